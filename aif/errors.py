@@ -1,0 +1,69 @@
+"""What can go wrong, as a tree. Each leaf has an exit code of its own.
+
+    AifError                     something a person can mend; shown as one line, never as a traceback
+      BadInput              2    a pipeline file, a rubric, a source, an argument
+        Unavailable         2    a key of the contract whose effect is not built yet
+      StoreLocked           6    another run holds the store
+      StoreDamaged          7    store or journal can't be read as they are
+      ProviderRefused       5    a provider said no for good: key, quota, model
+      Interrupted         130    Ctrl-C or SIGTERM, after what was in flight was kept
+
+Exit codes that are no errors: 0 done, 3 done with failures. 4 is kept for "budget reached".
+Errors of a single call are `aif.chat.base.CallError`: rows in the store, never the end of a run.
+"""
+
+from enum import IntEnum
+
+
+class Exit(IntEnum):
+    """The exit codes of the `aif` command."""
+
+    DONE = 0
+    BUG = 1
+    BAD_INPUT = 2
+    FAILURES = 3
+    BUDGET = 4
+    REFUSED = 5
+    LOCKED = 6
+    DAMAGED = 7
+    INTERRUPTED = 130
+
+
+class AifError(Exception):
+    """Base of all errors that are told to a person: what happened, where, what to do."""
+
+    exit = Exit.BUG
+
+
+class BadInput(AifError):
+    """What the user gave can't be used; the message names the place and the mend."""
+
+    exit = Exit.BAD_INPUT
+
+
+class Unavailable(BadInput):
+    """A key or value of the contract whose effect is not built yet: refused by name, never ignored."""
+
+
+class StoreLocked(AifError):
+    """Another process writes to this store; the message names it."""
+
+    exit = Exit.LOCKED
+
+
+class StoreDamaged(AifError):
+    """The store or the journal can't be read; the message says how to rebuild."""
+
+    exit = Exit.DAMAGED
+
+
+class ProviderRefused(AifError):
+    """A provider refuses every call until something is mended (key, quota, model name)."""
+
+    exit = Exit.REFUSED
+
+
+class Interrupted(AifError):
+    """The run was asked to stop and did so in order."""
+
+    exit = Exit.INTERRUPTED

@@ -1,0 +1,119 @@
+"""The values that pass between the rooms, and how each gets its id. Frozen; no I/O.
+
+Identity is content: an id is the sha256 of canonical JSON, so the same thing asked twice has the same key on any
+machine. What can't change an answer (host, timeouts, concurrency, prices, weights, policies) is in no id.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import orjson
+
+Role = Literal["system", "user", "assistant"]
+Stage = Literal["completion", "judgement"]
+
+KEY_LENGTH = 32  # hex digits of a key: 128 bits, no two of 10^9 keys meet by chance
+
+
+def digest(value: Any) -> str:
+    """sha256 (64 hex digits) of a value's canonical JSON: UTF-8, keys sorted, no spaces."""
+    return hashlib.sha256(orjson.dumps(value, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+def fraction(*parts: str | int) -> float:
+    """A number in [0, 1) that only depends on the parts: what every seeded choice is drawn from."""
+    head = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()[:7]
+    return (int.from_bytes(head, "big") >> 3) / 2**53
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Role
+    content: str
+
+
+def as_dicts(messages: Sequence[Message]) -> list[dict[str, str]]:
+    """Messages as JSON and Arrow take them."""
+    return [{"role": m.role, "content": m.content} for m in messages]
+
+
+def as_messages(rows: Sequence[Mapping[str, Any]]) -> tuple[Message, ...]:
+    """The inverse of `as_dicts`."""
+    return tuple(Message(row["role"], row["content"]) for row in rows)
+
+
+def prompt_id(messages: Sequence[Message]) -> str:
+    """sha256 of the text for a single user turn (the convention of ultrafeedback_binarized), else of the messages."""
+    if len(messages) == 1 and messages[0].role == "user":
+        return hashlib.sha256(messages[0].content.encode()).hexdigest()
+    return digest(as_dicts(messages))
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What the pool is asked: turns that end with the user's, the name of its source, and what the row held besides."""
+
+    prompt_id: str
+    messages: tuple[Message, ...]
+    source: str
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Principle:
+    """A system prompt that steers a completion: its pool (honesty, …) and its text."""
+
+    pool: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How a model is sampled. None is not sent, so that the server's own default holds."""
+
+    max_tokens: int
+    temperature: float | None = None
+    top_p: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One completion to be had: which model answers which prompt, steered and sampled how."""
+
+    key: str
+    prompt_id: str
+    slot: int
+    model: str
+    identity: str
+    sample: int
+    seed: int
+    principle: Principle | None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one call as the server counted them; `cached` is the part of `input` read from a prefix cache."""
+
+    input: int
+    output: int
+    cached: int = 0
+    reasoning: int = 0
+
+
+RatingState = Literal["rated", "not_applicable"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rating:
+    """What a judge said of one completion in one aspect. `score` is None exactly when the state is not_applicable."""
+
+    completion: str
+    aspect: str
+    state: RatingState
+    score: float | None
+    rationale: str
+    types: tuple[int, ...] = ()
