@@ -1,0 +1,200 @@
+"""A judge's reply -> ratings, or the reason why not. Pure, and fed with hostile text.
+
+A reply is read whole or not at all: every completion by its number exactly once, every aspect, every rating one of the
+words the aspect's scale has. Nothing is guessed, rounded, clipped or filled in.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from aif.records import Rating
+from aif.rubric import NOT_APPLICABLE, Aspect, Form, Rubric
+
+READER = 1  # raised when the same reply reads otherwise; `aif reparse` then reads the kept replies again
+
+
+class Unreadable(Exception):
+    """Why a reply gives no ratings, in words a person can act on."""
+
+
+def read(rubric: Rubric, request: str, completions: Sequence[str], text: str, form: Form) -> tuple[Rating, ...]:
+    """The ratings in a reply about `completions` (keys, in the order shown), by completion and aspect.
+
+    Raises Unreadable.
+    """
+    names = rubric.sheet.requests[request].aspects
+    aspects = {name: rubric.sheet.aspects[name] for name in names}
+    read_form = _read_json if form == "schema" else _read_text
+    fields = read_form(text, len(completions), tuple(aspects))
+    return tuple(
+        _rating(key, name, aspect, fields[number, name], f"completion {number}, {name}")
+        for number, key in enumerate(completions, 1)
+        for name, aspect in aspects.items()
+    )
+
+
+_OUT_OF = re.compile(r"(\d{1,4})\s*/\s*(\d{1,4})\Z", re.ASCII)
+
+# (number, aspect) -> what the reply says: rating, rationale, types
+Fields = Mapping[tuple[int, str], Mapping[str, Any]]
+
+_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON may escape half a character; neither journal nor store can hold it
+
+
+def _rating(completion: str, name: str, aspect: Aspect, said: Mapping[str, Any], where: str) -> Rating:
+    word, rationale = said.get("rating"), said.get("rationale")
+    if isinstance(word, int) and not isinstance(word, bool):
+        word = str(word)
+    if not isinstance(word, str):
+        raise Unreadable(f"{where}: no rating")
+    word = word.strip()
+    if word.upper() in {"N/A", "NA"}:
+        word = NOT_APPLICABLE
+    # "4/5" on a scale to 5; "9/10" on it stays refused
+    if (share := _OUT_OF.match(word)) and int(share[2]) == aspect.scale[1]:
+        word = share[1]
+    if word not in aspect.ratings:
+        raise Unreadable(f"{where}: rating {word[:40]!r} is none of {', '.join(aspect.ratings)}")
+    if not isinstance(rationale, str):
+        raise Unreadable(f"{where}: no rationale")
+    rationale = _SURROGATE.sub("\ufffd", rationale.strip())
+    types = _types(said.get("types"), aspect, where)
+    if word == NOT_APPLICABLE:
+        return Rating(completion, name, "not_applicable", None, rationale, types)
+    return Rating(completion, name, "rated", float(int(word)), rationale, types)
+
+
+def _types(said: Any, aspect: Aspect, where: str) -> tuple[int, ...]:
+    if not aspect.types:
+        return ()
+    if said is None:
+        raise Unreadable(f"{where}: no types")
+    if not isinstance(said, list) or any(type(number) is not int for number in said):
+        raise Unreadable(f"{where}: types is no list of numbers")
+    if unknown := [number for number in said if number not in aspect.types]:
+        raise Unreadable(f"{where}: there is no type {str(unknown[0])[:20]}")
+    return tuple(sorted(set(said)))
+
+
+# --- by schema -------------------------------------------------------------------------------------------------------
+
+_CODE_FENCE = re.compile(r"\A```(?:json)?[ \t\r]*\n(.*)\n[ \t]*```\Z", re.DOTALL)
+
+
+def _no_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise Unreadable(f"{key[:40]!r} stands twice in one object")
+        found[key] = value
+    return found
+
+
+def _no_constant(word: str) -> Any:
+    raise Unreadable(f"{word} is no rating")
+
+
+def _read_json(text: str, n: int, aspects: tuple[str, ...]) -> Fields:
+    """Strings may hold raw control characters: vLLM's structured output lets a tab through now and then."""
+    body = text.strip()
+    if fence := _CODE_FENCE.match(body):
+        body = fence[1]
+    try:
+        data = json.loads(body, strict=False, object_pairs_hook=_no_doubles, parse_constant=_no_constant)
+    except RecursionError:
+        raise Unreadable("nested too deep") from None
+    except ValueError as error:  # JSONDecodeError, and integers of more digits than Python reads
+        raise Unreadable(f"not JSON: {str(error)[:200]}") from error
+    numbered = _numbered(data, n)
+    fields: dict[tuple[int, str], Mapping[str, Any]] = {}
+    for number, said in numbered.items():
+        for name in aspects:
+            one = said if len(aspects) == 1 else said.get(name)
+            if not isinstance(one, dict):
+                raise Unreadable(f"completion {number}: no {name}")
+            fields[number, name] = one
+    return fields
+
+
+def _numbered(data: Any, n: int) -> dict[int, dict[str, Any]]:
+    if not isinstance(data, dict):
+        raise Unreadable(f"expected an object with the completions' numbers as keys, got {type(data).__name__}")
+    expected = {str(i) for i in range(1, n + 1)}
+    if missing := sorted(expected - set(data), key=int):
+        raise Unreadable(f"completion {missing[0]} is missing")
+    if extra := sorted(set(data) - expected):
+        raise Unreadable(f"{extra[0][:40]!r} is no number of a completion")
+    for number, said in data.items():
+        if not isinstance(said, dict):
+            raise Unreadable(f"completion {number}: expected an object")
+    return {int(number): said for number, said in data.items()}
+
+
+# --- as text ---------------------------------------------------------------------------------------------------------
+
+# Emphasis and heading marks around a label are how chat models write; \Z-anchored so that prose never counts as one.
+# Possessive, since a line of blanks takes time by its square or worse otherwise (20,000 of them took 0.3 s).
+_HEADING = re.compile(r"[#*\s]*completion\s+#?(\d{1,4})[\s:.*]*\Z", re.IGNORECASE | re.ASCII)
+_LABEL = re.compile(
+    r"[-#*\s]*+(rationale|types?|rating)\s*+(?:\(([\w -]{1,80})\))?+[\s*]*+:[\s*]*+(.*)\Z",
+    re.IGNORECASE | re.ASCII | re.DOTALL,
+)
+
+
+def _read_text(text: str, n: int, aspects: tuple[str, ...]) -> Fields:
+    """Blocks headed `Completion N`, in them lines `Label: …` or `Label (aspect): …`. A rationale may run over lines."""
+    fields: dict[tuple[int, str], dict[str, list[str]]] = {}  # a field's lines
+    number: int | None = None
+    running: list[str] | None = None
+    for line in text.splitlines():
+        if heading := _HEADING.match(line):
+            number, running = int(heading[1]), None
+            if not 1 <= number <= n:
+                raise Unreadable(f"there is no completion {number}")
+            if (number, aspects[0]) in fields:
+                raise Unreadable(f"completion {number} stands twice")
+            fields.update({(number, name): {} for name in aspects})
+        elif label := _LABEL.match(line):
+            if number is None:
+                raise Unreadable(f"{label[1]!r} stands before the first `Completion <number>`")
+            name = _aspect(label[2], aspects, number)
+            word = "types" if label[1].lower().startswith("type") else label[1].lower()
+            said = fields[number, name]
+            if word in said:
+                raise Unreadable(f"completion {number}, {name}: {word} stands twice")
+            said[word] = [label[3]]
+            running = said[word] if word == "rationale" else None
+        elif running:
+            running.append(line)
+    if missing := [i for i in range(1, n + 1) if (i, aspects[0]) not in fields]:
+        raise Unreadable(f"completion {missing[0]} is missing")
+    return {place: _plain(said, f"completion {place[0]}, {place[1]}") for place, said in fields.items()}
+
+
+def _aspect(name: str | None, aspects: tuple[str, ...], number: int) -> str:
+    if name is None:
+        if len(aspects) == 1:
+            return aspects[0]
+        raise Unreadable(f"completion {number}: a label without its aspect")
+    asked = name.strip().lower().replace(" ", "_").replace("-", "_")
+    if asked not in aspects:
+        raise Unreadable(f"completion {number}: {name[:40]!r} was not asked")
+    return asked
+
+
+def _plain(said: Mapping[str, Sequence[str]], where: str) -> dict[str, Any]:
+    """Text fields as the JSON form has them: a list of numbers, a rating's bare word."""
+    plain: dict[str, Any] = {word: "\n".join(lines).strip() for word, lines in said.items()}
+    if (types := plain.get("types")) is not None:
+        words = [word.strip() for word in types.strip(" []*.").split(",")]
+        if len(words) == 1 and words[0].lower() in {"none", ""}:
+            plain["types"] = []
+        elif all(re.fullmatch(r"\d{1,4}", word, re.ASCII) for word in words):
+            plain["types"] = [int(word) for word in words]
+        else:
+            raise Unreadable(f"{where}: types {types[:40]!r} is no list of numbers")
+    if (rating := plain.get("rating")) is not None:
+        plain["rating"] = rating.removesuffix(".").strip(" *`[]").removesuffix(".")
+    return plain
