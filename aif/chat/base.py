@@ -1,0 +1,104 @@
+"""The seam between the engine and every provider: a request, a reply, and the kinds of failure.
+
+A client (vllm.py, openai.py, …) translates and classifies, once, without retrying: retry.py decides what a kind of
+failure means for the item and for the provider.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Literal, Protocol
+
+from aif.records import Message, Usage
+
+Finish = Literal["stop", "length", "refusal"]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is asked of a model, free of any provider's dialect.
+
+    `shared` counts the leading characters of the last message that the other requests of the same prompt share:
+    where a provider takes explicit cache breakpoints, one goes there. `schema` is a JSON Schema the reply must follow.
+    None (temperature, top_p, seed, schema) is not sent.
+    """
+
+    messages: tuple[Message, ...]
+    max_tokens: int
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    schema: Mapping[str, Any] | None = None
+    shared: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a model said. `reasoning` is kept apart from `text`; `sent` holds the settings as they went over the wire
+    (messages and schema left out); `served` what the server says of itself (model, fingerprint, request id)."""
+
+    text: str
+    finish: Finish
+    usage: Usage | None
+    reasoning: str | None = None
+    sent: Mapping[str, Any] = field(default_factory=dict)
+    served: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Kind(StrEnum):
+    """Why a call gave no usable reply."""
+
+    # asked again within the run, then on the next run
+    RATE_LIMITED = "rate_limited"
+    SERVER_ERROR = "server_error"
+    TIMEOUT = "timeout"
+    CONNECTION = "connection"
+    BAD_REPLY = "bad_reply"  # HTML, broken JSON, no choices: what came was no chat completion
+    # asked again a few times, then failed for good
+    EMPTY = "empty"
+    UNREADABLE = "unreadable"  # the judge's words could not be read as ratings
+    TRUNCATED = "truncated"  # a judgement cut at its limit
+    # this item's failure for good, never the provider's
+    CONTEXT_OVERFLOW = "context_overflow"
+    BLOCKED = "blocked"  # the provider's filter or stop reason
+    BAD_REQUEST = "bad_request"
+    # the provider's: no further call until something is mended
+    UNAUTHORIZED = "unauthorized"
+    QUOTA_EXHAUSTED = "quota_exhausted"
+    UNKNOWN_MODEL = "unknown_model"
+
+
+TRANSIENT = frozenset({Kind.RATE_LIMITED, Kind.SERVER_ERROR, Kind.TIMEOUT, Kind.CONNECTION, Kind.BAD_REPLY})
+REASKED = frozenset({Kind.EMPTY, Kind.UNREADABLE, Kind.TRUNCATED})
+PROVIDER = frozenset({Kind.UNAUTHORIZED, Kind.QUOTA_EXHAUSTED, Kind.UNKNOWN_MODEL})
+
+
+class CallError(Exception):
+    """A call that gave no usable reply.
+
+    `retry_after` is in seconds, as the server asked. `reply` is what was paid for and received nonetheless (an
+    unreadable judgement, an empty completion); `raw` the body of an answer that was no reply at all, cut to 2,000
+    characters. The message never holds a key.
+    """
+
+    def __init__(
+        self, kind: Kind, message: str, *, retry_after: float | None = None, reply: Reply | None = None, raw: str = ""
+    ) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.message = message
+        self.retry_after = retry_after
+        self.reply = reply
+        self.raw = raw[:2000]
+
+
+class ChatModel(Protocol):
+    """A client bound to one model of one provider. Safe for concurrent use within one event loop."""
+
+    async def ask(self, request: Request) -> Reply:
+        """One attempt, no retries. Raises CallError, and nothing else, for whatever goes wrong outside this process."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close connections."""
+        ...

@@ -1,0 +1,144 @@
+"""vLLM servers, or any that speak like them, over aiohttp: one session, several servers balanced."""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+import aiohttp
+import orjson
+
+from aif.chat import wire
+from aif.chat.base import CallError, Kind, Reply, Request
+from aif.errors import BadInput
+
+CONNECT_S = 10.0  # to a host that is up a connection takes milliseconds; one that is gone shouldn't cost a whole call
+KEEPALIVE_S = 4.0  # below the 5 s after which vLLM's server closes: a request sent just then is lost, and paid for
+LONGEST_REST_S = 30.0
+
+
+class VllmChat:
+    """A model served at one or several URLs.
+
+    `urls` with or without a trailing slash; `/v1` is added where there is no path. `timeout_s` is for the whole call,
+    from connecting to the last byte. `limit` is how many calls may be open at once over all servers, 0 for any number.
+    `clock` in seconds, the event loop's if left out.
+    """
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        model: str,
+        *,
+        api_key: str | None,
+        timeout_s: float,
+        limit: int,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        self._model = model
+        self._api_key = api_key
+        self._timeout_s = timeout_s
+        self._limit = limit
+        self._clock = clock
+        self._session: aiohttp.ClientSession | None = None
+        self._servers: list[_Server] = []
+        self.set_urls(urls)
+
+    def set_urls(self, urls: Sequence[str]) -> None:
+        """Swap the servers. Calls in flight end where they are; a server that stays keeps what is known of it."""
+        known = {server.url: server for server in self._servers}
+        wanted = dict.fromkeys(map(normalised, urls))
+        self._servers = [known.get(url) or _Server(url) for url in wanted]
+
+    async def ask(self, request: Request) -> Reply:
+        """One attempt at the server with the fewest calls in flight. Raises CallError."""
+        body = wire.body(request, self._model, dialect="compatible")
+        server = self._pick()
+        server.in_flight += 1
+        try:
+            status, headers, content = await self._post(server.url, orjson.dumps(body))
+            reply = wire.receive(status, headers, content, sent=wire.sent(body), key=self._api_key)
+        except CallError as error:
+            if error.kind in (Kind.CONNECTION, Kind.TIMEOUT, Kind.SERVER_ERROR):
+                server.rest(self._now())
+            raise
+        finally:
+            server.in_flight -= 1
+        server.failures = 0
+        return reply
+
+    async def aclose(self) -> None:
+        """Close connections."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def _post(self, url: str, body: bytes) -> tuple[int, Mapping[str, str], bytes]:
+        """Status, headers and body of the answer, all within `timeout_s`: aiohttp's own limits are per read, so that a
+        server sending a byte now and then would never meet them."""
+        try:
+            async with (
+                asyncio.timeout(self._timeout_s),
+                self._connected().post(f"{url}/chat/completions", data=body, allow_redirects=False) as answer,
+            ):
+                return answer.status, answer.headers, await answer.read()
+        except aiohttp.ClientError as error:  # before TimeoutError: aiohttp's own is of connecting, and is both
+            raise CallError(Kind.CONNECTION, f"{_host(url)}: {str(error) or type(error).__name__}") from error
+        except TimeoutError:
+            raise CallError(Kind.TIMEOUT, f"No whole answer within {self._timeout_s:g} s.") from None
+        except OSError as error:
+            raise CallError(Kind.CONNECTION, f"{_host(url)}: {error}") from error
+
+    def _connected(self) -> aiohttp.ClientSession:
+        """The session, made at the first call since it belongs to the loop that runs then."""
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=self._limit, keepalive_timeout=KEEPALIVE_S),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
+                headers={"Content-Type": "application/json"}
+                | ({"Authorization": f"Bearer {self._api_key}"} if self._api_key else {}),
+                cookie_jar=aiohttp.DummyCookieJar(),
+            )
+        return self._session
+
+    def _pick(self) -> "_Server":
+        """Fewest in flight among those not resting; if all rest, the one that rests least. Ties go round."""
+        if not self._servers:
+            raise CallError(Kind.CONNECTION, f"No server of {self._model} is up.")
+        now = self._now()
+        server = min(self._servers, key=lambda s: (max(0.0, s.rests_until - now), s.in_flight))
+        self._servers.remove(server)
+        self._servers.append(server)
+        return server
+
+    def _now(self) -> float:
+        return self._clock() if self._clock is not None else asyncio.get_running_loop().time()
+
+
+@dataclass(slots=True, eq=False)
+class _Server:
+    """One server and what is known of it."""
+
+    url: str
+    in_flight: int = 0
+    failures: int = 0
+    rests_until: float = float("-inf")
+
+    def rest(self, now: float) -> None:
+        """Leave the server alone for 1, 2, 4, … 30 s. What fails while it rests was sent before and tells no more."""
+        if now >= self.rests_until:
+            self.rests_until = now + min(LONGEST_REST_S, 2.0**self.failures)
+            self.failures += 1
+
+
+def normalised(url: str) -> str:
+    """A server's base URL without a trailing slash, with `/v1` where it has no path. Raises BadInput."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise BadInput(f"base_url {url!r} is no http:// or https:// URL.")
+    path = parts.path.rstrip("/")
+    return f"{parts.scheme}://{parts.netloc}{path or '/v1'}"
+
+
+def _host(url: str) -> str:
+    return urlsplit(url).netloc.rpartition("@")[2]

@@ -1,0 +1,334 @@
+"""The chat completions format that vLLM, OpenAI and many others speak: bodies out, replies and errors in. Pure.
+
+Every server that speaks it errs in its own way, so a reply is read strictly and an error by its status first, its
+codes next, and its words only where there is nothing better.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
+from typing import Any, Literal, NamedTuple
+
+import orjson
+
+from aif.chat.base import CallError, Finish, Kind, Reply, Request
+from aif.records import Usage, as_dicts
+
+Dialect = Literal["openai", "compatible"]
+
+SAID_LENGTH = 300  # characters of a server's own words in a message
+
+# Bounds that OpenAI's strict mode refuses for some or all of its models; the reader of the reply checks them itself.
+_BOUNDS = frozenset(
+    {
+        "minLength",
+        "maxLength",
+        "pattern",
+        "format",
+        "minimum",
+        "maximum",
+        "exclusiveMinimum",
+        "exclusiveMaximum",
+        "multipleOf",
+        "minItems",
+        "maxItems",
+        "uniqueItems",
+        "contains",
+        "minContains",
+        "maxContains",
+        "unevaluatedItems",
+        "minProperties",
+        "maxProperties",
+        "patternProperties",
+        "propertyNames",
+        "unevaluatedProperties",
+    }
+)
+_NAMED = frozenset({"properties", "$defs", "definitions"})  # here the keys are names, not keywords
+_LITERAL = frozenset({"enum", "const", "default", "examples"})
+
+_FINISH: Mapping[str, Finish] = {"stop": "stop", "length": "length", "content_filter": "refusal"}
+
+# By code or type only: some servers say "exceeded your current quota, check your billing" for a per-minute limit.
+_QUOTA = re.compile(r"insufficient_(quota|balance|funds|credits)|billing|credit_balance")
+_FILTERED = re.compile(r"content_filter|content_policy|responsibleaipolicy|content management policy|input was flagged")
+_OVERFLOW = re.compile(
+    r"context_length_exceeded|context[ _-](length|window|size)|max_model_len|maximum (model|input|prompt) length"
+    r"|(prompt|input|request|max_tokens'?) (is|are|was) too (long|large)|prompt_too_long|string_above_max_length"
+    r"|reduce the length"
+)
+_TAG = re.compile(r"<[^>]*>")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_THINK = re.compile(r"\s*<think>(.*?)(</think>\s*|\Z)", re.DOTALL)
+# Some chat templates open the block in the prompt, so that only its end is in the text, on a line of its own.
+_THOUGHT = re.compile(r"((?:(?!<think>).)*?)\n</think>\s*?\n\s*", re.DOTALL)
+
+
+def body(request: Request, model: str, *, dialect: Dialect) -> dict[str, Any]:
+    """The JSON body of a request. None is not sent.
+
+    OpenAI's own endpoint ("openai") gets `max_completion_tokens`, which all of its models take, and a schema without
+    bounds; every other server ("compatible") gets `max_tokens`, which all of them take, and the schema as it is.
+    """
+    limit = "max_completion_tokens" if dialect == "openai" else "max_tokens"
+    sent: dict[str, Any] = {"model": model, "messages": as_dicts(request.messages), limit: request.max_tokens}
+    for name in ("temperature", "top_p", "seed"):
+        if (value := getattr(request, name)) is not None:
+            sent[name] = value
+    if request.schema is not None:
+        schema = _unbounded(request.schema) if dialect == "openai" else request.schema
+        sent["response_format"] = {
+            "type": "json_schema",
+            "json_schema": {"name": "reply", "strict": True, "schema": schema},
+        }
+    return sent
+
+
+def sent(body: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a body as they went out: messages and schema left out, the kind of response format kept."""
+    settings = {name: value for name, value in body.items() if name not in ("messages", "response_format")}
+    if "response_format" in body:
+        settings["response_format"] = body["response_format"]["type"]
+    return settings
+
+
+def receive(
+    status: int, headers: Mapping[str, str], content: bytes, *, sent: Mapping[str, Any], key: str | None
+) -> Reply:
+    """The reply in an HTTP response.
+
+    Raises CallError: of `classify` for a status other than 200, of `read_reply` otherwise. Whatever of the body goes
+    into the error is free of the key.
+    """
+    if status != 200:
+        raise classify(status, headers, content.decode("utf-8", "replace"), key=key)
+    try:
+        data = parse(content)
+    except (ValueError, RecursionError):
+        said = _cut(redact(content.decode("utf-8", "replace"), key))
+        raise _bad(f"The answer is not JSON: {said}", content, key) from None
+    try:
+        return read_reply(data, sent)
+    except CallError as error:
+        if error.kind is not Kind.BAD_REPLY:
+            raise
+        raise _bad(_cut(redact(error.message, key)), content, key) from None
+
+
+def parse(content: bytes) -> Any:
+    """A JSON body, also one with raw control characters, lone surrogates or a byte order mark, as servers send them.
+
+    Raises ValueError or RecursionError for what is not JSON.
+    """
+    try:
+        return orjson.loads(content)
+    except orjson.JSONDecodeError:
+        return json.loads(content, strict=False)
+
+
+def read_reply(data: Any, sent: Mapping[str, Any]) -> Reply:
+    """A parsed chat completion as a Reply.
+
+    The text is what the model said, unchanged but for reasoning taken out and lone surrogates replaced by U+FFFD.
+    Raises CallError: BAD_REPLY for what is no chat completion, BLOCKED for a filter's or the provider's refusal, EMPTY
+    for nothing but white space; the last two with the reply, since it was paid for.
+    """
+    choice, message = _choice(data)
+    refusal = message.get("refusal")
+    content = message.get("content")
+    if not isinstance(content, str | None):
+        raise CallError(Kind.BAD_REPLY, f"The message's content is {type(content).__name__}, not a text.")
+    finish: Finish = "refusal" if refusal else _finish(choice.get("finish_reason"))
+    text, reasoning = _apart(content or "", message.get("reasoning_content") or message.get("reasoning"))
+    if finish == "refusal" and not text and isinstance(refusal, str):
+        text = _encodable(refusal)
+    reply = Reply(
+        text=text,
+        finish=finish,
+        usage=_usage(data.get("usage")),
+        reasoning=reasoning,
+        sent=sent,
+        served={
+            name: _encodable(value)
+            for name in ("model", "system_fingerprint", "id")
+            if isinstance(value := data.get(name), str)
+        },
+    )
+    if finish == "refusal":
+        raise CallError(Kind.BLOCKED, f"The provider refused: {_cut(text) or 'its content filter'}", reply=reply)
+    if not text.strip():
+        where = " (all of it went into reasoning)" if reasoning else ""
+        raise CallError(Kind.EMPTY, f"The completion is empty{where}; it finished by {finish}.", reply=reply)
+    return reply
+
+
+def classify(status: int, headers: Mapping[str, str], text: str, *, key: str | None = None) -> CallError:
+    """What an HTTP error means. `text` is the body; `headers` may be spelt in any case."""
+    said = _said(text)
+    kind = _kind(status, said.codes.lower(), said.words.lower())
+    words = _cut(redact(said.words, key)) or "(no message)"
+    lowered = {name.lower(): value for name, value in headers.items()}
+    return CallError(
+        kind,
+        f"HTTP {status}: {words}{_MEND.get(kind, '')}",
+        retry_after=retry_after(lowered) if kind in (Kind.RATE_LIMITED, Kind.SERVER_ERROR) else None,
+        raw=redact(text, key),
+    )
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds a server asks to wait, never below 0; None if it doesn't say, or says it unreadably. Lower-case names.
+
+    A date is taken relative to the response's own Date, since the two clocks may differ; without one it says nothing.
+    """
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        try:
+            seconds = float(headers[name]) * unit
+        except (KeyError, ValueError):
+            continue
+        if math.isfinite(seconds):
+            return max(0.0, seconds)
+    try:
+        until, now = (parsedate_to_datetime(headers[name]) for name in ("retry-after", "date"))
+        return max(0.0, (until - now).total_seconds())
+    except (KeyError, ValueError, TypeError):  # TypeError: one date with and one without a time zone
+        return None
+
+
+def redact(text: str, key: str | None) -> str:
+    """The text without the key, and without anything else that looks like one: some servers echo what they got."""
+    if key and key != "none":
+        text = text.replace(key, "[key]")
+    return _KEYLIKE.sub(r"\1[key]", text)
+
+
+_KEYLIKE = re.compile(r"(\bBearer\s+)(?!\[key\])[^\s\"',;<>]+|(?<![\w-])sk-[\w*.-]{6,}", re.IGNORECASE)
+_MEND = {
+    Kind.UNAUTHORIZED: " (check the API key and what it may use)",
+    Kind.UNKNOWN_MODEL: " (check model and base_url)",
+    Kind.QUOTA_EXHAUSTED: " (check the account's quota and billing)",
+}
+
+
+class _Said(NamedTuple):
+    """A server's own words on an error, and its codes and types in one string."""
+
+    words: str
+    codes: str
+
+
+def _said(text: str) -> _Said:
+    try:
+        data = parse(text.encode("utf-8", "replace"))
+    except (ValueError, RecursionError):
+        return _Said(_encodable(_TAG.sub(" ", text)), "")
+    error = data.get("error") or data if isinstance(data, dict) else data
+    if not isinstance(error, dict):
+        return _Said(_encodable(error if isinstance(error, str) else text), "")
+    words = error.get("message") or error.get("detail") or error.get("error")
+    codes = " ".join(code for name in ("code", "type") if isinstance(code := error.get(name), str))
+    return _Said(_encodable(words if isinstance(words, str) else text), codes)
+
+
+def _kind(status: int, codes: str, words: str) -> Kind:
+    """The kind of failure; `codes` and `words` in lower case."""
+    if status == 408 or status == 409 or status >= 500:
+        return Kind.SERVER_ERROR
+    if status < 400:
+        return Kind.BAD_REPLY  # a redirect, an empty 204: no chat completion, and no fault of the request
+    if status == 402 or _QUOTA.search(codes):
+        return Kind.QUOTA_EXHAUSTED
+    if status == 429:
+        return Kind.RATE_LIMITED
+    if status == 404 or "model_not_found" in codes:
+        return Kind.UNKNOWN_MODEL
+    if _FILTERED.search(codes) or (status in (400, 403) and _FILTERED.search(words)):
+        return Kind.BLOCKED
+    if status in (401, 403):
+        return Kind.UNAUTHORIZED
+    if status in (400, 413, 422) and _OVERFLOW.search(f"{codes} {words}"):
+        return Kind.CONTEXT_OVERFLOW
+    return Kind.BAD_REQUEST
+
+
+def _choice(data: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The first choice and its message, or CallError(BAD_REPLY)."""
+    if not isinstance(data, dict):
+        raise CallError(Kind.BAD_REPLY, f"The answer is {type(data).__name__}, not a chat completion.")
+    choices = data.get("choices")
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+        error = data.get("error")
+        words = error.get("message") if isinstance(error, dict) else error
+        why = f": {_encodable(words)}" if isinstance(words, str) else "."
+        raise CallError(Kind.BAD_REPLY, f"The answer has no choices{why}")
+    message = choices[0].get("message")
+    if not isinstance(message, dict):
+        raise CallError(Kind.BAD_REPLY, "The answer's choice has no message.")
+    return choices[0], message
+
+
+def _finish(reason: Any) -> Finish:
+    """Why the model stopped. An unknown reason (abort, error, none at all) leaves open whether the text is whole."""
+    if not isinstance(reason, str) or reason not in _FINISH:
+        named = _encodable(reason) if isinstance(reason, str) else "no reason"
+        raise CallError(Kind.BAD_REPLY, f"The completion finished by {named}, so it may not be whole.")
+    return _FINISH[reason]
+
+
+def _apart(content: str, field: Any) -> tuple[str, str | None]:
+    """Text and reasoning, told apart. A block that is never closed has no text after it."""
+    said = [_encodable(field)] if isinstance(field, str) else []
+    content = _encodable(content)
+    if "think>" in content and (block := _THINK.match(content) or _THOUGHT.match(content)):
+        said.append(block[1].strip())
+        content = content[block.end() :]
+    return content, "\n".join(filter(None, said)) or None
+
+
+def _usage(data: Any) -> Usage | None:
+    """Tokens as the server counted them; None when it didn't, or in no way that can be read."""
+    if not isinstance(data, dict):
+        return None
+    input_, output = _count(data, "prompt_tokens"), _count(data, "completion_tokens")
+    if input_ is None or output is None:
+        return None
+    cached = _count(data.get("prompt_tokens_details"), "cached_tokens")
+    reasoning = _count(data.get("completion_tokens_details"), "reasoning_tokens")
+    return Usage(input=input_, output=output, cached=cached or 0, reasoning=reasoning or 0)
+
+
+def _count(data: Any, name: str) -> int | None:
+    value = data.get(name) if isinstance(data, dict) else None
+    return value if type(value) is int and 0 <= value < 2**31 else None
+
+
+def _unbounded(schema: Any) -> Any:
+    """A JSON Schema without its bounds. Properties that happen to be named like a bound stay."""
+    if isinstance(schema, list):
+        return [_unbounded(part) for part in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    kept: dict[str, Any] = {}
+    for keyword, value in schema.items():
+        if keyword in _NAMED:
+            kept[keyword] = {name: _unbounded(part) for name, part in value.items()}
+        elif keyword not in _BOUNDS:
+            kept[keyword] = value if keyword in _LITERAL else _unbounded(value)
+    return kept
+
+
+def _encodable(text: str) -> str:
+    """The text with lone surrogates replaced, so that it can be written as UTF-8."""
+    return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
+
+
+def _cut(text: str) -> str:
+    """A server's words on one line, cut to SAID_LENGTH characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= SAID_LENGTH else line[: SAID_LENGTH - 1] + "…"
+
+
+def _bad(message: str, content: bytes, key: str | None) -> CallError:
+    return CallError(Kind.BAD_REPLY, message, raw=redact(content.decode("utf-8", "replace"), key))

@@ -1,0 +1,118 @@
+"""aif/chat/openai.py against loopback servers."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from aif.chat.base import CallError, Kind, Request
+from aif.chat.openai import OpenAIChat
+from aif.records import Usage
+from tests.chat.loopback import KEY, Answering, Failure, completion, drip, hang, says, unused_url
+
+
+def client(url: str, **more: Any) -> OpenAIChat:
+    settings: dict[str, Any] = {"api_key": KEY, "timeout_s": 0.2, "limit": 8}
+    return OpenAIChat("tiny", base_url=f"{url}/v1", **settings | more)
+
+
+async def test_a_reply(answering: Answering, request_: Request) -> None:
+    server = await answering(says(completion() | {"system_fingerprint": "fp"}))
+    chat = client(server.url)
+    reply = await chat.ask(request_)
+    await chat.aclose()
+
+    assert reply.text == "Four."
+    assert reply.usage == Usage(input=12, output=5)
+    assert reply.served == {"model": "tiny-2024", "system_fingerprint": "fp", "id": "chatcmpl-1"}
+    assert reply.sent == {"model": "tiny", "max_tokens": 64, "temperature": 0.5, "seed": 7}
+    assert server.paths == ["/v1/chat/completions"]
+    assert server.bodies == [{**reply.sent, "messages": [{"role": "user", "content": "What is 2 + 2?"}]}]
+
+
+async def test_failure(answering: Answering, request_: Request, failure: Failure) -> None:
+    server = await answering(failure.answer)
+    chat = client(server.url)
+    with pytest.raises(CallError) as caught:
+        await chat.ask(request_)
+    await chat.aclose()
+
+    failure.check(caught.value)
+    assert len(server.bodies) == 1  # the client retries nothing by itself
+
+
+async def test_refused_connection(request_: Request) -> None:
+    url = unused_url()
+    chat = client(url)
+    with pytest.raises(CallError) as caught:
+        await chat.ask(request_)
+    await chat.aclose()
+
+    assert caught.value.kind is Kind.CONNECTION
+    assert url.removeprefix("http://") in caught.value.message
+
+
+async def test_cancellation_passes_through(answering: Answering, request_: Request) -> None:
+    server = await answering(hang)
+    chat = client(server.url, timeout_s=60.0)
+    call = asyncio.create_task(chat.ask(request_))
+    await server.asked.wait()
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    await chat.aclose()
+
+
+async def test_a_call_that_timed_out_gives_its_place_back(answering: Answering, request_: Request) -> None:
+    server = await answering(drip, says(completion()))
+    chat = client(server.url, limit=1)
+    with pytest.raises(CallError):
+        await chat.ask(request_)
+    reply = await chat.ask(request_)
+    await chat.aclose()
+
+    assert reply.text == "Four."
+
+
+async def test_nothing_but_what_was_given_is_sent(
+    answering: Answering, request_: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The environment of another project must not reach a server: neither its key nor its organisation."""
+    monkeypatch.setenv("OPENAI_API_KEY", "key-of-another")
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://another.invalid/v1")
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-of-another")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "project-of-another")
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "Authorization: Bearer key-of-another\nX-Extra: 1")
+    monkeypatch.setenv("HTTP_PROXY", "http://proxy.invalid:3128")
+    server = await answering(says(completion()))
+    chat = client(server.url)
+    await chat.ask(request_)
+    await chat.aclose()
+
+    (headers,) = server.headers
+    assert headers["authorization"] == f"Bearer {KEY}"
+    assert headers["content-type"] == "application/json"
+    assert headers.keys() <= {
+        "accept",
+        "accept-encoding",
+        "authorization",
+        "connection",
+        "content-length",
+        "content-type",
+        "host",
+        "user-agent",
+    }
+
+
+async def test_openai_s_own_endpoint_is_the_default(monkeypatch: pytest.MonkeyPatch, request_: Request) -> None:
+    """Over a proxy that refuses, so that the test sees where the call would have gone, and that nothing is sent."""
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://another.invalid/v1")
+    monkeypatch.setenv("HTTPS_PROXY", unused_url())
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    chat = OpenAIChat("tiny", base_url=None, api_key=KEY, timeout_s=1.0, limit=1)
+    with pytest.raises(CallError, match=r"api\.openai\.com") as caught:
+        await chat.ask(request_)
+    await chat.aclose()
+
+    assert caught.value.kind is Kind.CONNECTION

@@ -1,0 +1,163 @@
+"""aif/chat/retry.py, with a sleep and a clock that only count."""
+
+import asyncio
+
+import pytest
+
+from aif.chat.base import PROVIDER, REASKED, TRANSIENT, CallError, Kind
+from aif.chat.retry import Attempt, Policy, Verdict, persist
+
+
+class Rehearsal:
+    """One item whose calls fail as listed and then succeed; remembers everything in the order it happened."""
+
+    def __init__(
+        self, *failures: CallError | Kind, policy: Policy | None = None, jitter: float = 1.0, stop_at: int = 10**9
+    ) -> None:
+        self.failures = [CallError(f, "failed") if isinstance(f, Kind) else f for f in failures]
+        self.policy = policy or Policy()
+        self.jitter = jitter
+        self.stop_at = stop_at
+        self.now = 0.0
+        self.waits: list[float] = []
+        self.events: list[str] = []
+
+    async def call(self, n: int) -> str:
+        self.events.append(f"call {n}")
+        self.now += 0.5
+        if n <= len(self.failures):
+            raise self.failures[n - 1]
+        return "answer"
+
+    async def report(self, attempt: Attempt[str]) -> None:
+        self.events.append(f"{attempt.verdict} {attempt.n}")
+
+    async def sleep(self, seconds: float) -> bool:
+        self.events.append("sleep")
+        self.waits.append(seconds)
+        self.now += seconds
+        return len(self.waits) < self.stop_at
+
+    async def run(self) -> Attempt[str]:
+        return await persist(
+            self.call, self.policy, self.report, self.sleep, lambda: self.now, jitter=lambda: self.jitter
+        )
+
+
+async def test_an_answer_at_once() -> None:
+    item = Rehearsal()
+
+    assert await item.run() == Attempt(n=1, verdict="answered", seconds=0.5, result="answer", error=None)
+    assert item.events == ["call 1", "answered 1"]
+
+
+async def test_every_attempt_is_reported_before_the_wait() -> None:
+    item = Rehearsal(Kind.SERVER_ERROR, Kind.EMPTY)
+    last = await item.run()
+
+    assert item.events == [
+        "call 1", "again 1", "sleep",
+        "call 2", "again 2", "sleep",
+        "call 3", "answered 3",
+    ]  # fmt: skip
+    assert (last.n, last.seconds, last.result) == (3, 0.5, "answer")
+
+
+@pytest.mark.parametrize(
+    ("kinds", "calls", "verdict"),
+    [(TRANSIENT - {Kind.RATE_LIMITED}, 6, "later"), (REASKED, 3, "failed"), (PROVIDER, 1, "refused")]
+    + [({kind}, 1, "failed") for kind in (Kind.CONTEXT_OVERFLOW, Kind.BLOCKED, Kind.BAD_REQUEST)]
+    + [({Kind.RATE_LIMITED}, 30, "later")],
+)
+async def test_verdicts(kinds: frozenset[Kind], calls: int, verdict: Verdict) -> None:
+    for kind in kinds:
+        item = Rehearsal(*[kind] * 99)
+        last = await item.run()
+
+        assert (last.n, last.verdict) == (calls, verdict)
+        assert last.error is item.failures[calls - 1]
+        assert item.events.count(f"{verdict} {calls}") == 1
+
+
+async def test_every_kind_has_a_verdict() -> None:
+    for kind in Kind:
+        assert (await Rehearsal(*[kind] * 99).run()).verdict in ("later", "failed", "refused")
+
+
+async def test_each_sort_of_failure_has_its_own_count() -> None:
+    item = Rehearsal(*[Kind.TIMEOUT] * 5, *[Kind.RATE_LIMITED] * 29, Kind.UNREADABLE, Kind.RATE_LIMITED, Kind.EMPTY)
+    last = await item.run()
+
+    assert (last.n, last.verdict) == (38, "answered")
+
+
+async def test_waits_double_up_to_the_longest() -> None:
+    item = Rehearsal(*[Kind.RATE_LIMITED] * 9)
+    await item.run()
+
+    assert item.waits == [1, 2, 4, 8, 16, 32, 60, 60, 60]
+
+
+async def test_half_of_a_wait_is_by_chance() -> None:
+    item = Rehearsal(*[Kind.SERVER_ERROR] * 3, jitter=0.0)
+    await item.run()
+
+    assert item.waits == [0.5, 1, 2]
+
+
+async def test_what_another_sample_may_mend_is_asked_at_once() -> None:
+    item = Rehearsal(Kind.TIMEOUT, Kind.TRUNCATED, Kind.UNREADABLE)
+    await item.run()
+
+    assert item.waits == [1, 0, 0]
+
+
+@pytest.mark.parametrize(("asked", "waited"), [(7.5, 7.5), (60.0, 60.0), (86400.0, 60.0), (0.25, 1.0), (0.0, 1.0)])
+async def test_a_server_s_wish_is_obeyed_up_to_the_longest_wait(asked: float, waited: float) -> None:
+    for kind in (Kind.RATE_LIMITED, Kind.SERVER_ERROR):
+        item = Rehearsal(CallError(kind, "busy", retry_after=asked))
+        await item.run()
+
+        assert item.waits == [waited]
+
+
+async def test_a_run_that_stops_leaves_the_item_for_later() -> None:
+    item = Rehearsal(*[Kind.EMPTY] * 2, Kind.TIMEOUT, stop_at=2)
+    last = await item.run()
+
+    assert (last.n, last.verdict) == (2, "later")
+    assert last.error is item.failures[1]
+    assert item.events == ["call 1", "again 1", "sleep", "call 2", "again 2", "sleep"]
+
+
+async def test_the_policy_s_numbers() -> None:
+    policy = Policy(attempts=2, reasks=1, rate_limits=3, first_wait_s=0.1, longest_wait_s=0.15)
+
+    assert (await Rehearsal(*[Kind.TIMEOUT] * 9, policy=policy).run()).n == 2
+    assert (await Rehearsal(*[Kind.EMPTY] * 9, policy=policy).run()).n == 1
+    item = Rehearsal(*[Kind.RATE_LIMITED] * 9, policy=policy)
+    assert (await item.run()).n == 3
+    assert item.waits == [0.1, 0.15]
+
+
+@pytest.mark.parametrize("raised", [asyncio.CancelledError(), ValueError("a bug"), KeyboardInterrupt()])
+async def test_what_is_no_call_error_passes_through(raised: BaseException) -> None:
+    async def call(n: int) -> str:
+        raise raised
+
+    item = Rehearsal()
+    with pytest.raises(type(raised)):
+        await persist(call, item.policy, item.report, item.sleep, lambda: 0.0)
+
+    assert item.events == []
+
+
+async def test_an_error_of_the_report_ends_the_item() -> None:
+    async def report(_: Attempt[str]) -> None:
+        raise OSError("disk full")
+
+    item = Rehearsal(Kind.TIMEOUT)
+    with pytest.raises(OSError, match="disk full"):
+        await persist(item.call, item.policy, report, item.sleep, lambda: 0.0)
+
+    assert item.events == ["call 1"]

@@ -1,0 +1,322 @@
+"""aif/chat/wire.py, with values alone."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aif.chat import wire
+from aif.chat.base import CallError, Kind, Request
+from aif.records import Message, Usage
+from tests.chat.loopback import KEY, completion
+
+SCHEMA = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["format", "ratings"],
+    "properties": {
+        "format": {"type": "string", "maxLength": 9, "minLength": 1, "pattern": "^a"},
+        "ratings": {"type": "array", "minItems": 4, "maxItems": 4, "items": {"$ref": "#/$defs/maximum"}},
+    },
+    "$defs": {"maximum": {"enum": ["1", {"maxLength": 1}], "minimum": 1}},
+}
+
+
+def read(data: Any) -> Any:
+    return wire.read_reply(data, {})
+
+
+def with_usage(usage: Any) -> dict[str, Any]:
+    return completion() | {"usage": usage}
+
+
+def test_a_body_for_openai_s_own_endpoint() -> None:
+    request = Request((Message("system", "Be brief."), Message("user", "Hi")), max_tokens=9, top_p=0.9, schema=SCHEMA)
+    body = wire.body(request, "gpt", dialect="openai")
+
+    assert body == {
+        "model": "gpt",
+        "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}],
+        "max_completion_tokens": 9,
+        "top_p": 0.9,
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {
+                "name": "reply",
+                "strict": True,
+                "schema": {
+                    "type": "object",
+                    "additionalProperties": False,
+                    "required": ["format", "ratings"],
+                    "properties": {
+                        "format": {"type": "string"},
+                        "ratings": {"type": "array", "items": {"$ref": "#/$defs/maximum"}},
+                    },
+                    "$defs": {"maximum": {"enum": ["1", {"maxLength": 1}]}},
+                },
+            },
+        },
+    }
+    assert wire.sent(body) == {
+        "model": "gpt",
+        "max_completion_tokens": 9,
+        "top_p": 0.9,
+        "response_format": "json_schema",
+    }
+
+
+def test_a_body_for_any_other_server_keeps_the_bounds() -> None:
+    body = wire.body(
+        Request((Message("user", "Hi"),), max_tokens=9, temperature=0.0, schema=SCHEMA), "m", dialect="compatible"
+    )
+
+    assert body["max_tokens"] == 9
+    assert body["temperature"] == 0.0
+    assert body["response_format"]["json_schema"]["schema"] == SCHEMA
+    assert "max_completion_tokens" not in body
+
+
+def test_what_is_none_is_not_sent() -> None:
+    body = wire.body(Request((Message("user", "Hi"),), max_tokens=9), "m", dialect="compatible")
+
+    assert body.keys() == {"model", "messages", "max_tokens"}
+    assert wire.sent(body) == {"model": "m", "max_tokens": 9}
+
+
+@pytest.mark.parametrize("text", [" Four. \n", "a\n\n<think>b</think>", "\x00\x01", "```</think>```", "</think>"])
+def test_a_text_is_not_altered(text: str) -> None:
+    reply = read(completion(text))
+
+    assert reply.text == text
+    assert reply.reasoning is None
+
+
+@pytest.mark.parametrize(
+    ("content", "field", "text", "reasoning"),
+    [
+        ("<think>\n2 + 2\n</think>\n\nFour. ", None, "Four. ", "2 + 2"),
+        ("\n<think></think>\nFour.", None, "Four.", None),
+        ("<think>a</think>b</think>c", None, "b</think>c", "a"),
+        ("I see.\nSo:\n</think>\n\nFour.", None, "Four.", "I see.\nSo:"),
+        ("Four.", "2 + 2", "Four.", "2 + 2"),
+        ("<think>a</think>Four.", "2 + 2", "Four.", "2 + 2\na"),
+    ],
+)
+def test_reasoning_is_told_apart(content: str, field: str | None, text: str, reasoning: str | None) -> None:
+    for name in ("reasoning_content", "reasoning"):
+        said: dict[str, Any] = {name: field}
+        reply = read(completion(content, **said))
+
+        assert (reply.text, reply.reasoning) == (text, reasoning)
+
+
+def test_a_thought_without_end_leaves_no_text() -> None:
+    with pytest.raises(CallError) as caught:
+        read(completion("<think>2 + 2 is", "length"))
+
+    assert caught.value.kind is Kind.EMPTY
+    assert caught.value.reply is not None
+    assert caught.value.reply.finish == "length"
+    assert caught.value.reply.reasoning == "2 + 2 is"
+    assert caught.value.reply.usage == Usage(input=12, output=5)
+
+
+def test_a_completion_cut_at_its_limit_is_a_reply() -> None:
+    assert read(completion("Fo", "length")).finish == "length"
+
+
+def test_a_refusal_is_kept() -> None:
+    with pytest.raises(CallError) as caught:
+        read(completion(None, refusal="I can't help with that."))
+
+    assert caught.value.kind is Kind.BLOCKED
+    assert caught.value.reply is not None
+    assert (caught.value.reply.text, caught.value.reply.finish) == ("I can't help with that.", "refusal")
+
+
+@pytest.mark.parametrize("content", [["a"], 4, {"text": "a"}])
+def test_a_content_that_is_no_text(content: Any) -> None:
+    with pytest.raises(CallError) as caught:
+        read(completion(content))
+
+    assert caught.value.kind is Kind.BAD_REPLY
+
+
+@pytest.mark.parametrize(
+    ("usage", "read_as"),
+    [
+        (
+            {
+                "prompt_tokens": 9,
+                "completion_tokens": 8,
+                "prompt_tokens_details": {"cached_tokens": 7},
+                "completion_tokens_details": {"reasoning_tokens": 6},
+            },
+            Usage(input=9, output=8, cached=7, reasoning=6),
+        ),
+        (
+            {"prompt_tokens": 9, "completion_tokens": 0, "prompt_tokens_details": None},
+            Usage(input=9, output=0),
+        ),
+        (
+            {"prompt_tokens": 9, "completion_tokens": 8, "prompt_tokens_details": {"cached_tokens": None}},
+            Usage(input=9, output=8),
+        ),
+        ({"prompt_tokens": 9}, None),
+        ({"prompt_tokens": "9", "completion_tokens": 8}, None),
+        ({"prompt_tokens": True, "completion_tokens": 8}, None),
+        ({"prompt_tokens": -1, "completion_tokens": 8}, None),
+        ({"prompt_tokens": 9.0, "completion_tokens": 8}, None),
+        ({"prompt_tokens": 10**30, "completion_tokens": 8}, None),
+        (None, None),
+        ([9, 8], None),
+    ],
+)
+def test_usage(usage: Any, read_as: Usage | None) -> None:
+    assert read(with_usage(usage)).usage == read_as
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (b'"a\tb"', "a\tb"),  # a raw tab, as vLLM sends now and then
+        (b'"\\ud83d\\ude00 \\ud83d"', "\U0001f600 \ufffd"),
+        (b'"\xed\xa0\x80"', "\ufffd"),
+        ('"\u00e9\u4e2d"'.encode(), "\u00e9\u4e2d"),
+    ],
+)
+def test_bodies_that_a_strict_parser_refuses(content: bytes, text: str) -> None:
+    whole = b'\xef\xbb\xbf{"choices": [{"message": {"content": ' + content + b'}, "finish_reason": "stop"}]}'
+    reply = wire.receive(200, {}, whole, sent={}, key=None)
+
+    assert reply.text == text
+    assert reply.text.encode()
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.just("stop"),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(
+                st.sampled_from(["choices", "message", "content", "finish_reason", "usage", "refusal", "error", "id"]),
+                inner,
+                max_size=4,
+            )
+        ),
+    )
+)
+def test_any_json_is_a_reply_or_a_call_error(data: Any) -> None:
+    for answer in (data, {"choices": [data]}, {"choices": [{"message": data, "finish_reason": "stop"}]}):
+        try:
+            reply = read(answer)
+        except CallError as refused:
+            outcome = refused.kind in (Kind.BAD_REPLY, Kind.EMPTY, Kind.BLOCKED)
+        else:
+            outcome = bool(reply.text.strip())
+        assert outcome
+
+
+def test_deep_nesting_is_no_bug() -> None:
+    deep = "[" * 990 + "]" * 990
+    for answer in (
+        deep,
+        f'{{"error": {deep}}}',
+        f'{{"error": {{"code": {deep}, "message": {deep}}}}}',
+        f'{{"choices": [{{"message": {{"content": "a"}}, "finish_reason": {deep}}}]}}',
+        f'{{"choices": [{{"message": {{"content": {deep}}}, "finish_reason": "stop"}}]}}',
+    ):
+        for status, kind in ((200, Kind.BAD_REPLY), (400, Kind.BAD_REQUEST)):
+            with pytest.raises(CallError) as caught:
+                wire.receive(status, {}, answer.encode(), sent={}, key=None)
+
+            assert caught.value.kind is kind
+
+
+@given(st.integers(100, 599), st.text(), st.dictionaries(st.sampled_from(["Retry-After", "Date"]), st.text()))
+def test_any_http_error_is_classified(status: int, text: str, headers: dict[str, str]) -> None:
+    error = wire.classify(status, headers, text, key=KEY)
+
+    assert error.message.startswith(f"HTTP {status}: ")
+    assert error.message.encode()
+    assert error.retry_after is None or error.retry_after >= 0.0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "This model's maximum context length is 8 tokens. However, you requested 9 tokens (4 in the messages, 5 in the "
+        "completion). Please reduce the length of the messages or completion.",
+        "'max_tokens' or 'max_completion_tokens' is too large: 9. This model's maximum context length is 8 tokens and "
+        "your request has 2 input tokens.",
+        "You passed 9 input tokens and requested 10 output tokens. However, the model's context length is only 8.",
+        "The decoder prompt (length 9) is longer than the maximum model length of 8. Make sure that `max_model_len` is "
+        "no smaller than the number of text tokens.",
+        "max_tokens=9 cannot be greater than max_model_len=8.",
+        "the request exceeds the available context size",
+        "This model's maximum prompt length is 8 but the request contains 9 tokens.",
+        "prompt is too long: 9 tokens > 8 maximum",
+    ],
+)
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_wordings_of_an_overflow(words: str, status: int) -> None:
+    assert wire.classify(status, {}, words).kind is Kind.CONTEXT_OVERFLOW
+    assert wire.classify(429, {}, words).kind is Kind.RATE_LIMITED
+
+
+def test_a_per_minute_limit_that_speaks_of_quota_is_waited_for() -> None:
+    text = '{"error": {"code": 429, "message": "You exceeded your current quota, please check your billing details."}}'
+
+    assert wire.classify(429, {}, text).kind is Kind.RATE_LIMITED
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"retry-after": "0"}, 0.0),
+        ({"retry-after": "-5"}, 0.0),
+        ({"retry-after": "inf"}, None),
+        ({"retry-after": "Fri, 20 Nov 2026 10:00:30 GMT"}, None),  # no Date to compare it with
+        ({"retry-after": "Fri, 20 Nov 2026 10:00:30 GMT", "date": "Fri, 20 Nov 2026 10:00:00 -0000"}, None),
+        ({"retry-after": "Fri, 20 Nov 2026 11:00:30 +0100", "date": "Fri, 20 Nov 2026 10:00:00 GMT"}, 30.0),
+        ({"retry-after-ms": "soon", "retry-after": "2"}, 2.0),
+        ({}, None),
+    ],
+)
+def test_retry_after(headers: dict[str, str], seconds: float | None) -> None:
+    assert wire.retry_after(headers) == seconds
+
+
+@pytest.mark.parametrize(
+    ("text", "redacted"),
+    [
+        (f"got {KEY}, thanks", "got [key], thanks"),
+        (f"Authorization: Bearer {KEY}", "Authorization: Bearer [key]"),
+        ("Authorization: bearer other-key-123", "Authorization: bearer [key]"),
+        ("Incorrect API key provided: sk-proj-ab*******yz.", "Incorrect API key provided: [key]"),
+        ("a risk-averse task-oriented model", "a risk-averse task-oriented model"),
+        ("None of the bearers, none", "None of the bearers, none"),
+    ],
+)
+def test_redact(text: str, redacted: str) -> None:
+    assert wire.redact(text, KEY) == redacted
+    assert wire.redact("none is left", "none") == "none is left"
+
+
+def test_a_long_message_is_cut_and_a_key_at_the_cut_is_gone() -> None:
+    error = wire.classify(401, {}, "x" * (wire.SAID_LENGTH - 5) + KEY + "y" * 5000, key=KEY)
+
+    assert len(error.message) < 400
+    assert KEY[:6] not in error.message + error.raw
+
+
+@pytest.mark.parametrize("before", range(wire.SAID_LENGTH - 60, wire.SAID_LENGTH + 5))
+def test_no_part_of_a_key_is_left_in_what_is_no_reply(before: int) -> None:
+    said = "x" * before + KEY
+    for content in (said, f'{{"error": "{said}"}}', f'{{"choices": [{{"message": {{}}, "finish_reason": "{said}"}}]}}'):
+        with pytest.raises(CallError) as caught:
+            wire.receive(200, {}, content.encode(), sent={}, key=KEY)
+
+        assert caught.value.kind is Kind.BAD_REPLY
+        assert KEY[:5] not in caught.value.message + caught.value.raw
