@@ -1,0 +1,181 @@
+"""What both the author and the critic read from a text: its tokens, its sentences, what a prompt is about.
+
+Cheap readings by regular expressions; the two share them as a writer and a reader share a language, and nothing else.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Literal
+
+Kind = Literal["question", "list", "writing", "code"]
+
+_TOKEN = re.compile(r"\w{1,6}|[^\w\s]")
+_WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
+_WORD_OR_BREAK = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*|[.!?\n:;,()\"\[\]{}]")
+_SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
+
+_STOP_WORDS = """
+about above after again against all almost also although always among and another any anyone anything are around
+because been before being below between both but can cannot could did does doing done down during each either else
+every for from further gave get gets getting give given gives giving goes going gone got had has have having her
+here hers him his how however into its itself just know let lets like likely made make makes making many may maybe
+might more most much must need needs neither never none nor not now off often once one ones only onto other others
+our ours out over own per please put really said same say says see seem seems shall she should show since some
+someone something such take takes taking tell than that the their theirs them then there these they thing things
+this those though through thus too toward towards under until upon use used user uses using very via want wants was
+way ways were what whatever when where whether which while who whole whom whose why will with within without would
+yet you your yours yourself are aren't can't couldn't didn't doesn't don't hadn't hasn't haven't isn't it's let's
+shouldn't that's there's they're wasn't we're weren't what's won't wouldn't you're i'm i've i'd
+answer answers compose create describe discuss draft explain explaining find following generate help ideas identify
+implement include including list name names outline provide rewrite short start started suggest summarise summarize
+tips write writing written good better best few several different example examples sentence sentences word words
+well able back work works even ever first last new old two three four five six seven eight nine ten
+"""
+_STOP = frozenset(_STOP_WORDS.split())
+
+_CODE = re.compile(
+    r"\b(python|javascript|typescript|sql|html|css|regex|regexp|bash|shell script|rust|golang|c\+\+|implement|algorithm"
+    r"|source code|write code|function (that|to|which|for)|program (that|to|which)|script (that|to|which)"
+    r"|method (that|to|which))",
+    re.IGNORECASE,
+)
+_WRITING = re.compile(
+    r"\b(write|compose|draft|rewrite)\b.*\b(poem|story|essay|e-?mail|letter|blog|post|speech|song|haiku|scene|review"
+    r"|article|paragraph|toast|description|dialogue|monologue|advert\w*|slogan)\b|\b(poem|haiku|short story)\b",
+    re.IGNORECASE | re.DOTALL,
+)
+_LIST = re.compile(
+    r"\b(list|names of|ideas for|some ideas|suggest\w*|recommend\w*|steps|tips|ways (to|of|in)|what are some|top \d+"
+    r"|(two|three|four|five|six|seven|eight|ten|\d+) (\w+ )?(\w+s))\b",
+    re.IGNORECASE,
+)
+_HARM = re.compile(
+    r"\b(bombs?|explosives?|ransomware|malware|phishing|meth|methamphetamine|counterfeit|launder\w*|blackmail|stalk\w*"
+    r"|nerve agent|fake id|shoplift\w*|steal|break into|hack into|poison (someone|a person|my)|credit card numbers"
+    r"|untraceable|hurt (someone|my|a person))\b",
+    re.IGNORECASE,
+)
+_WANTED = re.compile(
+    r"\b(how (do|to|can|could|would)|write|make|give|build|create|teach|help|tell|steps?|explain)\b", re.IGNORECASE
+)
+
+PHRASES = 10  # key phrases read from a prompt at most
+_HEAD, _TAIL = 1200, 600  # characters read of a long turn: what is asked stands at its start or its end
+
+
+def count_tokens(text: str) -> int:
+    """Tokens of a text as the simulator counts them: a mark of punctuation, or up to six letters of a word."""
+    return len(_TOKEN.findall(text))
+
+
+def cut(text: str, limit: int) -> tuple[str, int, bool]:
+    """A text held to `limit` tokens: what is left of it, its tokens, and whether it had to be cut."""
+    ends = [match.end() for match in _TOKEN.finditer(text)]
+    if len(ends) <= limit:
+        return text, len(ends), False
+    return text[: ends[limit - 1]] if limit else "", limit, True
+
+
+def words(text: str) -> list[str]:
+    """The words of a text in lower case, in order."""
+    return _WORD.findall(text.lower())
+
+
+def sentences(text: str) -> list[str]:
+    """A text's sentences and lines of a list, in order, without those of one word or less."""
+    return [part for part in _SENTENCE.split(text) if part.count(" ")]
+
+
+@lru_cache(maxsize=1 << 15)
+def stem(word: str) -> str:
+    """A word in lower case without the plural's ending."""
+    low = word.lower()
+    if len(low) > 4 and low.endswith("ies"):
+        return low[:-3] + "y"
+    return low[:-1] if len(low) > 3 and low.endswith("s") and not low.endswith("ss") else low
+
+
+def key_phrases(turns: Sequence[str]) -> tuple[str, ...]:
+    """What a conversation's user asks about: up to ten phrases of one to three words, in order of appearance.
+
+    Read from the last turn; from earlier ones too while there are fewer than three. Words that are hardly a subject
+    (the verb that opens an instruction, participles, adverbs) count only where little else is said. Empty only where
+    there are no words at all.
+    """
+    found: dict[str, str] = {}
+    for plain in (True, False):
+        for turn in reversed(turns):
+            if len(found) < 3:
+                found.update((phrase.lower(), phrase) for phrase in _phrases(turn, plain))
+    if not found and turns:
+        found = {word: word for word in words(turns[-1])}
+    return tuple(found.values())[:PHRASES]
+
+
+def key_terms(phrases: Sequence[str]) -> frozenset[str]:
+    """The stems of the phrases' words."""
+    return frozenset(stem(word) for phrase in phrases for word in _WORD.findall(phrase))
+
+
+def kind(text: str) -> Kind:
+    """What form of answer a user's turn asks for."""
+    text = _ends(text)
+    if _CODE.search(text):
+        return "code"
+    if _WRITING.search(text):
+        return "writing"
+    return "list" if _LIST.search(text) else "question"
+
+
+def harmful(text: str) -> bool:
+    """Whether a user's turn asks for something that should be declined, by a few plain cues."""
+    text = _ends(text)
+    return bool(_HARM.search(text) and _WANTED.search(text))
+
+
+def _ends(text: str) -> str:
+    return text if len(text) <= _HEAD + _TAIL else f"{text[:_HEAD]}\n{text[-_TAIL:]}"
+
+
+def _phrases(turn: str, plain: bool) -> list[str]:
+    """The most frequent runs of content words of one turn, in order of appearance; plain: of likely subjects only."""
+    counts: Counter[str] = Counter()
+    written: dict[str, str] = {}
+    for run in _runs(_ends(turn), plain):
+        for start in range(0, len(run), 3):
+            phrase = " ".join(run[start : start + 3])
+            counts[phrase.lower()] += 1
+            written.setdefault(phrase.lower(), phrase)
+    kept = {low for low, _ in counts.most_common(PHRASES)}
+    return [phrase for low, phrase in written.items() if low in kept]
+
+
+def _runs(text: str, plain: bool) -> list[list[str]]:
+    """Content words that stand next to each other with no stop word or mark between them."""
+    runs: list[list[str]] = [[]]
+    before = "."  # the last word, or the mark of a sentence's end
+    for match in _WORD_OR_BREAK.finditer(text):
+        piece = match.group()
+        if not piece[0].isalnum():
+            runs.append([])
+            before = "." if piece in ".!?\n" else before
+            continue
+        opens = before == "."
+        if not _is_content(piece) or (plain and _is_aside(piece, before)):
+            runs.append([])
+        else:
+            runs[-1].append(piece.lower() if opens and piece.istitle() else piece)
+        before = piece.lower()
+    return [run for run in runs if run]
+
+
+def _is_content(piece: str) -> bool:
+    if piece.lower() in _STOP or len(piece) > 40:
+        return False
+    return len(piece) > 2 or piece[0].isdigit() or not piece.isascii() or (len(piece) == 2 and piece.isupper())
+
+
+def _is_aside(piece: str, before: str) -> bool:
+    return before in (".", "to", "please", "you", "i") or (len(piece) > 4 and piece.endswith(("ed", "ly")))
