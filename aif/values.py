@@ -1,0 +1,94 @@
+"""What a single value of a pipeline file may be: types with their checks, each refusal with its mend."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator
+
+from aif.complaints import shown
+
+NOT_BUILT = "not built yet: "
+
+
+def _name(value: str) -> str:
+    if not value.strip() or value != value.strip() or not value.isprintable():
+        raise ValueError("a name needs visible characters, none of them a control character, no space at its ends")
+    return value
+
+
+def _run_name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
+        raise ValueError(
+            f"{shown(value)} can't name a folder under runs/; use letters, digits, '.', '_' and '-', "
+            "beginning with a letter or digit"
+        )
+    return value
+
+
+def _variable(value: str) -> str:
+    # the value may be a key pasted into the wrong place: it is not repeated, and small letters would let hf_… pass
+    if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", value):
+        raise ValueError("expected the name of an environment variable in capitals, such as MY_API_KEY, never the key")
+    return value
+
+
+def _url(value: str) -> str:
+    try:
+        parts = urlsplit(value)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and value.isprintable()
+    except ValueError:
+        usable = False
+    if "@" in value or "?" in value or "#" in value:
+        raise ValueError("an address without user, password, '?' and '#' is needed; keys come from the environment")
+    if not usable or " " in value:
+        raise ValueError(f"expected an address such as http://localhost:8000/v1, got {shown(value)}")
+    return value.rstrip("/")
+
+
+def _listed(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+def _test_size(value: Any) -> int | float:
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    if isinstance(value, float) and 0 < value < 1:
+        return value
+    raise ValueError(f"expected a count such as 2000 or a share between 0 and 1 such as 0.05, got {shown(value)}")
+
+
+def _as_path(value: Any) -> Any:
+    if value == "":
+        raise ValueError("empty; write something, or take the key out")
+    return Path(value) if isinstance(value, str) else value
+
+
+def _not_built(*values: str) -> BeforeValidator:
+    def refuse(value: Any) -> Any:
+        if isinstance(value, str) and value in values:
+            raise ValueError(f"{NOT_BUILT}{value}; leave it out or take another")
+        return value
+
+    return BeforeValidator(refuse)
+
+
+Count = Annotated[int, Field(ge=1)]
+Several = Annotated[int, Field(ge=2)]
+Share = Annotated[float, Field(ge=0, le=1)]
+NotNegative = Annotated[float, Field(ge=0)]
+Seconds = Annotated[float, Field(gt=0)]
+Temperature = Annotated[float, Field(ge=0, le=2)]
+TopP = Annotated[float, Field(gt=0, le=1)]
+Filled = Annotated[str, Field(min_length=1)]
+Name = Annotated[str, AfterValidator(_name)]
+RunName = Annotated[str, AfterValidator(_run_name)]
+Variable = Annotated[str, AfterValidator(_variable)]
+PathText = Annotated[Path, BeforeValidator(_as_path)]
+Urls = Annotated[
+    tuple[Annotated[str, AfterValidator(_url)], ...], BeforeValidator(_listed), Field(strict=False, min_length=1)
+]
+Provider = Annotated[Literal["vllm", "openai", "simulator"], _not_built("anthropic")]
+Format = Annotated[Literal["trl", "h4"], _not_built("ultrafeedback", "kto", "reward", "sft")]
+TestSize = Annotated[int | float, PlainValidator(_test_size)]

@@ -1,0 +1,687 @@
+"""Pipeline files: what a sound one gives, and what is said of everything that can be wrong with one."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aif.config import Model, Pipeline, api_key, load, parse
+from aif.errors import BadInput, Unavailable
+from aif.records import Sampling, Usage
+
+PATH = Path("p.yaml")
+
+SOUND = """\
+name: zephyr-7b
+seed: 42
+prompts:
+  - hub: HuggingFaceH4/ultrachat_200k
+    split: train_sft
+    limit: 64000
+  - file: more/own prompts.jsonl
+principles: ultrafeedback
+models:
+  llama-2-7b-chat:
+    provider: vllm
+    base_url: http://gpu-2:8000/v1/
+    model: meta-llama/Llama-2-7b-chat-hf
+    revision: 08751db
+    concurrency: 256
+  small-openai: {provider: openai, model: gpt-4.1-mini, price: {input: 0.40, cached_input: 0.10, output: 1.60}}
+  rehearsal: {provider: simulator, quality: 0.6}
+  served: {provider: vllm, base_url: [http://a:1/v1, http://b:1/v1]}
+judges:
+  gpt-4.1: {provider: openai, model: gpt-4.1-2025-04-14, price: {input: 2, output: 8}}
+export: {formats: [trl], test_size: 0.05, license: mit}
+"""
+
+
+def sound(*sets: str) -> Pipeline:
+    return parse(SOUND, PATH, sets)
+
+
+def complaints(text: str, *sets: str) -> list[str]:
+    with pytest.raises(BadInput) as raised:
+        parse(text, PATH, sets)
+    return str(raised.value).splitlines()
+
+
+# what a sound file gives
+
+
+def test_every_key_has_its_place() -> None:
+    pipeline = sound()
+    assert (pipeline.name, pipeline.seed, pipeline.principles, pipeline.rubric) == (
+        "zephyr-7b",
+        42,
+        "ultrafeedback",
+        "unified",
+    )
+    assert pipeline.store == Path("runs/zephyr-7b/feedback.duckdb")
+    assert [(s.source, s.split, s.limit, s.field) for s in pipeline.prompts] == [
+        ("ultrachat_200k", "train_sft", 64000, "prompt"),
+        ("own prompts", "train", None, "prompt"),
+    ]
+    assert list(pipeline.models) == ["llama-2-7b-chat", "small-openai", "rehearsal", "served"]
+    assert [m.name for m in pipeline.models.values()] == list(pipeline.models)
+    assert pipeline.judge.name == "gpt-4.1"
+    assert pipeline.export.test_size == 0.05
+    assert pipeline.path == PATH
+
+
+def test_defaults_that_depend_on_the_provider() -> None:
+    models = sound().models
+    assert [m.concurrency for m in models.values()] == [256, 16, 32, 64]
+    assert [m.timeout_s for m in models.values()] == [300] * 4
+    assert sound().judge.timeout_s == 120
+
+
+def test_addresses_are_a_tuple_whether_one_or_several() -> None:
+    models = sound().models
+    assert models["llama-2-7b-chat"].base_url == ("http://gpu-2:8000/v1",)
+    assert models["served"].base_url == ("http://a:1/v1", "http://b:1/v1")
+    assert models["small-openai"].base_url == ()
+
+
+def test_identity_is_the_declared_model_and_revision_never_the_host() -> None:
+    assert [m.identity for m in sound().models.values()] == [
+        "meta-llama/Llama-2-7b-chat-hf@08751db",
+        "gpt-4.1-mini",
+        "simulator/rehearsal?quality=0.6",
+        "served",
+    ]
+    elsewhere = sound("models.llama-2-7b-chat.base_url=http://other:1/v1")
+    assert [m.identity for m in elsewhere.models.values()] == [m.identity for m in sound().models.values()]
+    judge = sound("judges={j: {provider: simulator, noise: 0.2}}").judge
+    assert judge.identity == "simulator/j?noise=0.2"
+
+
+def test_sampling_merges_overrides_and_null_is_not_sent() -> None:
+    pipeline = sound(
+        "models.rehearsal.temperature=null", "models.served={provider: simulator, top_p: 0.5, max_tokens: 9}"
+    )
+    assert pipeline.sampling(pipeline.models["small-openai"]) == Sampling(1024, 1.0, 1.0)
+    assert pipeline.sampling(pipeline.models["rehearsal"]) == Sampling(1024, None, 1.0)
+    assert pipeline.sampling(pipeline.models["served"]) == Sampling(9, 1.0, 0.5)
+    assert pipeline.judge.sampling == Sampling(2048, 0.0, None)
+    assert sound("judges.gpt-4.1.temperature=null").judge.sampling == Sampling(2048, None, None)
+
+
+def test_an_unknown_price_is_none_and_never_zero() -> None:
+    usage = Usage(input=1_000_000, output=500_000, cached=400_000)
+    models = sound().models
+    assert models["small-openai"].cost(usage) == pytest.approx(0.6 * 0.4 + 0.4 * 0.1 + 0.5 * 1.6)
+    assert sound().judge.cost(usage) == pytest.approx(2 + 4), "without a price for cached tokens they cost the full one"
+    assert sound("models.small-openai.price=null").models["small-openai"].cost(usage) is None
+    assert models["rehearsal"].cost(usage) == models["served"].cost(usage) == 0
+    assert sound("models.served.price={input: 1, output: 0}").models["served"].cost(usage) == 1
+
+
+def test_a_pipeline_is_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        sound().completions.per_prompt = 3
+
+
+def test_raw_is_the_file_after_set() -> None:
+    pipeline = sound("completions.per_prompt=2")
+    again = parse(pipeline.raw, PATH)
+    assert again.completions.per_prompt == 2
+    assert again.model_dump() == pipeline.model_dump()
+
+
+def test_yaml_as_people_mean_it() -> None:
+    pipeline = parse(
+        SOUND.replace("08751db", "2024-05-01") + "pairs: {min_margin: 1e-3}\n",
+        PATH,
+    )
+    assert pipeline.pairs.min_margin == 0.001
+    assert pipeline.models["llama-2-7b-chat"].revision == "2024-05-01"
+
+
+def test_names_are_text_whatever_they_look_like() -> None:
+    pipeline = sound("judges={4.1: {provider: openai}}")
+    assert pipeline.judge.served_name == "4.1"
+
+
+def test_anchors_and_merges() -> None:
+    text = """\
+name: a
+prompts: [{file: a.jsonl}]
+completions: {per_prompt: 2}
+models:
+  one: &one {provider: simulator, quality: 0.2}
+  two: {<<: *one, quality: 0.8}
+  three: {<<: *one, quality: 0.9}
+  four: {<<: *one, qualty: 1}
+judges: {j: {provider: simulator}}
+"""
+    assert complaints(text) == ["p.yaml:8: models.four.qualty: unknown key 'qualty'; did you mean 'quality'?"]
+    pipeline = parse(text.replace("qualty", "quality"), PATH)
+    assert [m.quality for m in pipeline.models.values()] == [0.2, 0.8, 0.9, 1]
+
+
+# --set
+
+
+@pytest.mark.parametrize(
+    ("assignment", "look", "value"),
+    [
+        ("judges.gpt-4.1.base_url=http://x:1/v1", lambda p: p.judge.base_url, ("http://x:1/v1",)),
+        ("models.*.samples=2", lambda p: [m.samples for m in p.models.values()], [2, 2, 2, 2]),
+        ("prompts.*.limit=5", lambda p: [s.limit for s in p.prompts], [5, 5]),
+        ("prompts.0.limit=5", lambda p: [s.limit for s in p.prompts], [5, None]),
+        ("completions.temperature=0.7", lambda p: p.completions.temperature, 0.7),
+        ("principles=", lambda p: p.principles, None),
+        ("principles=a=b", lambda p: p.principles, "a=b"),
+        ("pairs={policy: best_vs_worst}", lambda p: p.pairs.policy, "best_vs_worst"),
+        ("export.license=null", lambda p: p.export.license, None),
+    ],
+)
+def test_set(assignment: str, look, value: object) -> None:  # type: ignore[no-untyped-def]
+    assert look(sound(assignment)) == value
+
+
+def test_set_takes_the_longest_name_that_fits() -> None:
+    text = SOUND.replace("served:", "gpt-4:").replace("rehearsal:", "gpt-4.1:")
+    pipeline = parse(text, PATH, ["models.gpt-4.1.quality=0.9", "models.gpt-4.concurrency=3"])
+    assert pipeline.models["gpt-4.1"].quality == 0.9
+    assert pipeline.models["gpt-4"].concurrency == 3
+
+
+def test_later_sets_see_earlier_ones() -> None:
+    assert sound("pairs={policy: best_vs_worst}", "pairs.min_margin=1").pairs.min_margin == 1
+    assert sound("models.*.price={input: 1, output: 1}", "models.served.price.input=2").models["rehearsal"].price == (
+        sound("models.rehearsal.price={input: 1, output: 1}").models["rehearsal"].price
+    )
+
+
+@pytest.mark.parametrize(
+    ("assignment", "said"),
+    [
+        ("seed", "--set takes KEY=VALUE, such as --set completions.temperature=0.7"),
+        ("=1", "--set takes KEY=VALUE, such as --set completions.temperature=0.7"),
+        ("models..x=1", "--set takes KEY=VALUE, such as --set completions.temperature=0.7"),
+        ("prompts.7.limit=1", "--set prompts.7.limit: prompts has 2 entries, counted from 0; name one of them"),
+        ("prompts.first.limit=1", "--set prompts.first.limit: prompts has 2 entries, counted from 0; name one of them"),
+        ("name.x=1", "--set name.x: name is a single value with no keys below it; leave 'x' out"),
+        ("pairs.*.x=1", "--set pairs.*.x: pairs does not exist, so '*' stands for nothing; name an entry"),
+        ("name.*=1", "--set name.*: name has no entries for '*' to stand for; name one"),
+        ("seed.*=1", "--set seed.*: seed has no entries for '*' to stand for; name one"),
+        ("nme=1", "--set nme: nme: unknown key 'nme'; did you mean 'name'?"),
+        (
+            "models.served.temprature=1",
+            "--set models.served.temprature: models.served.temprature: unknown key 'temprature'; "
+            "did you mean 'temperature'?",
+        ),
+        ("seed=x", "--set seed: seed: expected a whole number, got 'x'"),
+        ("pairs={policy: a, policy: b}", "--set pairs: policy: given twice, in lines 1 and 1; keep one"),
+        (
+            "export=[1",
+            "--set export: can't be read as YAML: expected ',' or ']', but got '<stream end>'; "
+            "check indentation, colons and quotes",
+        ),
+    ],
+)
+def test_set_that_does_not_fit(assignment: str, said: str) -> None:
+    assert complaints(SOUND, assignment) == [said]
+
+
+def test_set_on_a_file_that_holds_nothing() -> None:
+    said = complaints("", "name=a")
+    assert "p.yaml:1: prompts: missing; this key is needed, add it" in said
+    said = complaints("completions:\n", "completions.per_prompt=x")
+    assert "--set completions.per_prompt: completions.per_prompt: expected a whole number, got 'x'" in said
+
+
+# what is said of what is wrong: (what stands in SOUND, what stands there instead, what is said)
+
+WRONG = [
+    ("seed: 42", "sed: 42", "p.yaml:2: sed: unknown key 'sed'; did you mean 'seed'?"),
+    (
+        "seed: 42",
+        "zzz: 42",
+        "p.yaml:2: zzz: unknown key 'zzz'; keys known here: name, seed, store, prompts, principles, completions, "
+        "models, judges, rubric, pairs, export",
+    ),
+    ("seed: 42", "seed: 42\nseed: 43", "p.yaml:3: seed: given twice, in lines 2 and 3; keep one"),
+    ("seed: 42", "? [a, b]\n: 42", "p.yaml:1: line 2 has a list or mapping where a name belongs; write a name"),
+    ("seed: 42", "seed: '42'", "p.yaml:2: seed: expected a whole number, got '42'; take the quotes away"),
+    ("seed: 42", "seed: 4.2", "p.yaml:2: seed: expected a whole number, got 4.2"),
+    ("seed: 42", "seed: true", "p.yaml:2: seed: expected a whole number, got true"),
+    ("seed: 42", "seed:", "p.yaml:2: seed: expected a whole number, got nothing; fill it in, or take the key out"),
+    ("seed: 42", "seed: !!int abc", "p.yaml:2: seed: 'abc' can't be read; correct it or put it in quotes"),
+    ("seed: 42", "store: ''", "p.yaml:2: store: empty; write something, or take the key out"),
+    ("seed: 42", "store: 3", "p.yaml:2: store: expected a text, got 3; put it in quotes"),
+    ("name: zephyr-7b\n", "", "p.yaml:1: name: missing; this key is needed, add it"),
+    ("name: zephyr-7b", "name: 0123", "p.yaml:1: name: expected a text, got 0123; put it in quotes"),
+    (
+        "name: zephyr-7b",
+        "name: a/b",
+        "p.yaml:1: name: 'a/b' can't name a folder under runs/; use letters, digits, '.', '_' and '-', "
+        "beginning with a letter or digit",
+    ),
+    (
+        "revision: 08751db",
+        "revision: 12e4567",
+        "p.yaml:14: models.llama-2-7b-chat.revision: expected a text, got 12e4567; put it in quotes",
+    ),
+    # prompts
+    ("limit: 64000", "limit: 0", "p.yaml:6: prompts.0.limit: must be at least 1, got 0"),
+    (
+        "  - file: more/own prompts.jsonl",
+        "  - {file: a.jsonl, hub: a/b}",
+        "p.yaml:7: prompts.1: both file and hub are given; give one: file: prompts.jsonl, or hub: ORG/NAME",
+    ),
+    (
+        "  - file: more/own prompts.jsonl",
+        "  - limit: 3",
+        "p.yaml:7: prompts.1: neither file nor hub is given; give one: file: prompts.jsonl, or hub: ORG/NAME",
+    ),
+    ("  - file: more/own prompts.jsonl", "  - a.jsonl", "p.yaml:7: prompts.1: expected keys and values, got 'a.jsonl'"),
+    (
+        "more/own prompts.jsonl",
+        "a.txt",
+        "p.yaml:7: prompts.1.file: expected a .jsonl file, got 'a.txt'; write the rows as .jsonl, "
+        "one JSON object a line",
+    ),
+    (
+        "more/own prompts.jsonl",
+        "a.jsonl\n    split: train",
+        "p.yaml:8: prompts.1.split: only for hub datasets; take it out, or give hub: instead of file:",
+    ),
+    (
+        "more/own prompts.jsonl",
+        "a.jsonl\n    token: hf_abc",
+        "p.yaml:8: prompts.1.token: a key has no place in the file; put the key into the environment variable "
+        "OPENAI_API_KEY or HF_TOKEN, or into one that api_key_env: names",
+    ),
+    ("more/own prompts.jsonl", '""', "p.yaml:7: prompts.1.file: empty; write something, or take the key out"),
+    # completions
+    (
+        "principles: ultrafeedback",
+        "completions: {min_completions: 5}",
+        "p.yaml:8: completions.min_completions: 5 is more than per_prompt (4); lower it to 4 or less",
+    ),
+    (
+        "principles: ultrafeedback",
+        "completions: {min_completions: 1}",
+        "p.yaml:8: completions.min_completions: must be at least 2, got 1",
+    ),
+    (
+        "principles: ultrafeedback",
+        "completions: {per_prompt: 5}",
+        "p.yaml:9: models: completions.per_prompt is 5, but the pool can give 4 (llama-2-7b-chat 1, small-openai 1, "
+        "rehearsal 1, served 1); add models, raise their samples, or lower per_prompt",
+    ),
+    (
+        "principles: ultrafeedback",
+        "completions: {temperature: .nan}",
+        "p.yaml:8: completions.temperature: expected a finite number, got .nan",
+    ),
+    (
+        "principles: ultrafeedback",
+        "completions: {temperature: 3}",
+        "p.yaml:8: completions.temperature: must be at most 2, got 3",
+    ),
+    ("principles: ultrafeedback", "completions: {top_p: 0}", "p.yaml:8: completions.top_p: must be more than 0, got 0"),
+    (
+        "principles: ultrafeedback",
+        "completions:",
+        "p.yaml:8: completions: expected keys and values, got nothing; fill it in, or take the key out",
+    ),
+    ("principles: ultrafeedback", "principles: [a]", "p.yaml:8: principles: expected a text, got a list"),
+    # models
+    (
+        "provider: simulator",
+        "provider: simulater",
+        "p.yaml:17: models.rehearsal.provider: expected vllm | openai | simulator, got 'simulater'; "
+        "did you mean 'simulator'?",
+    ),
+    (
+        "provider: simulator",
+        "provider: 7",
+        "p.yaml:17: models.rehearsal.provider: expected vllm | openai | simulator, got 7",
+    ),
+    (
+        "{provider: simulator, quality: 0.6}",
+        "{}",
+        "p.yaml:17: models.rehearsal.provider: missing; this key is needed, add it",
+    ),
+    (
+        "{provider: simulator, quality: 0.6}",
+        "",
+        "p.yaml:17: models.rehearsal: expected keys and values, got nothing; fill it in, or take the key out",
+    ),
+    (
+        "rehearsal:",
+        '"a\\tb":',
+        "p.yaml:17: models.a\tb: a name needs visible characters, none of them a control character, "
+        "no space at its ends",
+    ),
+    (
+        "rehearsal:",
+        '"":',
+        "p.yaml:17: models.: a name needs visible characters, none of them a control character, no space at its ends",
+    ),
+    ("quality: 0.6", "quality: 1.5", "p.yaml:17: models.rehearsal.quality: must be at most 1, got 1.5"),
+    (
+        "quality: 0.6",
+        "base_url: http://a:1/v1",
+        "p.yaml:17: models.rehearsal.base_url: provider simulator has a server of its own and takes no such key; "
+        "take it out",
+    ),
+    (
+        "quality: 0.6",
+        "model: served",
+        "p.yaml:17: models.rehearsal.model: provider simulator has a server of its own and takes no such key; "
+        "take it out",
+    ),
+    (
+        "concurrency: 256",
+        "quality: 0.3",
+        "p.yaml:15: models.llama-2-7b-chat.quality: only for provider simulator, not vllm; take it out",
+    ),
+    (
+        "concurrency: 256",
+        "max_tokens:",
+        "p.yaml:15: models.llama-2-7b-chat.max_tokens: expected a whole number, got nothing; "
+        "give a number or take the key out",
+    ),
+    ("concurrency: 256", "timeout_s: 0", "p.yaml:15: models.llama-2-7b-chat.timeout_s: must be more than 0, got 0"),
+    (
+        "    base_url: http://gpu-2:8000/v1/\n",
+        "",
+        "p.yaml:10: models.llama-2-7b-chat.base_url: provider vllm needs the address of a running server; "
+        "add base_url: http://localhost:8000/v1",
+    ),
+    (
+        "http://gpu-2:8000/v1/",
+        "gpu-2:8000",
+        "p.yaml:12: models.llama-2-7b-chat.base_url.0: expected an address such as http://localhost:8000/v1, "
+        "got 'gpu-2:8000'",
+    ),
+    (
+        "http://gpu-2:8000/v1/",
+        "http://gpu-2:99999/v1",
+        "p.yaml:12: models.llama-2-7b-chat.base_url.0: expected an address such as http://localhost:8000/v1, "
+        "got 'http://gpu-2:99999/v1'",
+    ),
+    (
+        "http://gpu-2:8000/v1/",
+        "http://me:hunter2@gpu-2/v1",
+        "p.yaml:12: models.llama-2-7b-chat.base_url.0: an address without user, password, '?' and '#' is needed; "
+        "keys come from the environment",
+    ),
+    (
+        "http://gpu-2:8000/v1/",
+        "[]",
+        "p.yaml:12: models.llama-2-7b-chat.base_url: empty; give at least one entry, or take the key out",
+    ),
+    (
+        "served: {provider: vllm, base_url: [http://a:1/v1, http://b:1/v1]}",
+        "served: {provider: openai, model: gpt-4.1-mini, samples: 2}",
+        "p.yaml:18: models.served: same model and settings as models.small-openai, so both would give the same "
+        "completions; keep one, with samples: 3",
+    ),
+    (
+        "input: 0.40",
+        "input: '0.40'",
+        "p.yaml:16: models.small-openai.price.input: expected a number, got '0.40'; take the quotes away",
+    ),
+    (", output: 1.60", "", "p.yaml:16: models.small-openai.price.output: missing; this key is needed, add it"),
+    (
+        ", output: 1.60",
+        ", outptu: 1, output: 1",
+        "p.yaml:16: models.small-openai.price.outptu: unknown key 'outptu'; did you mean 'output'?",
+    ),
+    # judges
+    (
+        "gpt-4.1: {",
+        "gpt-4.1: {api_key: sk-123, ",
+        "p.yaml:20: judges.gpt-4.1.api_key: a key has no place in the file; put the key into the environment variable "
+        "OPENAI_API_KEY or HF_TOKEN, or into one that api_key_env: names",
+    ),
+    (
+        "gpt-4.1: {",
+        "gpt-4.1: {api_key_env: hf_abcdef, ",
+        "p.yaml:20: judges.gpt-4.1.api_key_env: expected the name of an environment variable in capitals, such as "
+        "MY_API_KEY, never the key",
+    ),
+    (
+        "gpt-4.1: {",
+        "gpt-4.1: {noise: 0.1, ",
+        "p.yaml:20: judges.gpt-4.1.noise: only for provider simulator, not openai; take it out",
+    ),
+    (
+        "gpt-4.1: {",
+        "gpt-4.1: {samples: 2, ",
+        "p.yaml:20: judges.gpt-4.1.samples: unknown key 'samples'; keys known here: provider, model, revision, "
+        "base_url, api_key_env, concurrency, requests_per_minute, tokens_per_minute, price, reply, temperature, top_p, "
+        "max_tokens, timeout_s, noise",
+    ),
+    ("gpt-4.1: {", "gpt-4.1: {reply: xml, ", "p.yaml:20: judges.gpt-4.1.reply: expected schema | text, got 'xml'"),
+    # export
+    ("formats: [trl]", "formats: trl", "p.yaml:21: export.formats: expected a list, got 'trl'"),
+    ("formats: [trl]", "formats: []", "p.yaml:21: export.formats: empty; give at least one entry, or take the key out"),
+    ("formats: [trl]", "formats: [trl, trl]", "p.yaml:21: export.formats: a format is named twice; name each once"),
+    *(
+        (
+            "test_size: 0.05",
+            f"test_size: {size}",
+            "p.yaml:21: export.test_size: expected a count such as 2000 or a share between 0 and 1 such as 0.05, "
+            f"got {got}",
+        )
+        for size, got in [("-1", "-1"), ("1.0", "1.0"), ("true", "true"), ("'2'", "'2'"), ("{}", "keys and values")]
+    ),
+]
+
+
+@pytest.mark.parametrize(("there", "instead", "said"), WRONG)
+def test_what_is_said(there: str, instead: str, said: str) -> None:
+    assert there in SOUND
+    assert complaints(SOUND.replace(there, instead, 1)) == [said]
+
+
+NOT_BUILT = [
+    ("seed: 42", "budget_usd: 250", "p.yaml:2: budget_usd: not built yet: budget_usd; "),
+    ("more/own prompts.jsonl", "a.parquet", "p.yaml:7: prompts.1.file: not built yet: .parquet files; "),
+    ("more/own prompts.jsonl", "a.CSV", "p.yaml:7: prompts.1.file: not built yet: .csv files; "),
+    ("concurrency: 256", "launch: {gpus: 1}", "p.yaml:15: models.llama-2-7b-chat.launch: not built yet: launch; "),
+    ("gpt-4.1: {", "gpt-4.1: {launch: {}, ", "p.yaml:20: judges.gpt-4.1.launch: not built yet: launch; "),
+    (
+        "{provider: openai, model: gpt-4.1-2",
+        "{provider: anthropic, model: gpt-4.1-2",
+        "p.yaml:20: judges.gpt-4.1.provider: not built yet: anthropic; ",
+    ),
+    (
+        "judges:",
+        "judges:\n  b: {provider: simulator}",
+        "p.yaml:19: judges: not built yet: several judges (b, gpt-4.1); ",
+    ),
+    *(
+        ("formats: [trl]", f"formats: [trl, {name}]", f"p.yaml:21: export.formats.1: not built yet: {name}; ")
+        for name in ("ultrafeedback", "kto", "reward", "sft")
+    ),
+]
+
+
+@pytest.mark.parametrize(("there", "instead", "said"), NOT_BUILT)
+def test_what_is_not_built_is_refused_by_name(there: str, instead: str, said: str) -> None:
+    text = SOUND.replace(there, instead, 1)
+    assert text != SOUND
+    with pytest.raises(Unavailable) as raised:
+        parse(text, PATH)
+    assert str(raised.value).startswith(said)
+    assert "\n" not in str(raised.value)
+
+
+def test_all_that_is_wrong_is_said_at_once() -> None:
+    text = (
+        SOUND.replace("seed", "sed")
+        .replace("0.6", "6")
+        .replace("best", "")
+        .replace("trl", "kto")
+        .replace("64000", "-1")
+    )
+    with pytest.raises(BadInput) as raised:
+        parse(text, PATH)
+    assert not isinstance(raised.value, Unavailable), "a typo among them"
+    assert [line.split(": ")[1] for line in str(raised.value).splitlines()] == [
+        "prompts.0.limit",
+        "models.rehearsal.quality",
+        "export.formats.0",
+        "sed",
+    ]
+
+
+@pytest.mark.parametrize(
+    "text", ["a: [sk-secret", "a: b: c", "a:\n\t- b", "a: *nowhere", "--- 1\n--- 2", "a: !!python/none x"]
+)
+def test_what_is_no_yaml(text: str) -> None:
+    (said,) = complaints(text)
+    assert said.startswith("p.yaml:")
+    assert "can't be read as YAML" in said
+
+
+def test_yaml_that_names_itself_or_holds_control_characters() -> None:
+    assert "nested without end" in complaints("a: &a [*a]")[0]
+    assert complaints("name: a\nseed: \x00")[0].startswith("p.yaml:2: can't be read as YAML: it holds the character")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "p.yaml:1: the file is empty; it needs name, prompts, models and judges"),
+        ("# nothing\n", "p.yaml:1: the file is empty; it needs name, prompts, models and judges"),
+        ("- a\n", "p.yaml:1: expected keys and values, got a list"),
+        ("prompts", "p.yaml:1: expected keys and values, got 'prompts'"),
+    ],
+)
+def test_what_is_no_pipeline_at_all(text: str, said: str) -> None:
+    assert complaints(text) == [said]
+
+
+@pytest.mark.parametrize("key", ["prompts", "models", "judges"])
+def test_empty_lists_and_mappings(key: str) -> None:
+    empty = "[]" if key == "prompts" else "{}"
+    lines = complaints(SOUND, f"{key}={empty}")
+    assert lines == [f"--set {key}: {key}: empty; give at least one entry, or take the key out"]
+
+
+@pytest.mark.parametrize("key", ["api_key", "token", "API-KEY", "openai_api_key", "password", "hf_token"])
+def test_a_secret_is_never_repeated(key: str) -> None:
+    said = complaints(SOUND, f"judges.gpt-4.1.{key}=sk-very-secret")
+    assert "a key has no place in the file" in said[0]
+    assert "very-secret" not in said[0]
+
+
+@pytest.mark.parametrize("where", ["api_key_env=sk-very-secret", "base_url=http://me:very-secret@x/v1"])
+def test_a_secret_in_another_key_is_never_repeated(where: str) -> None:
+    (said,) = complaints(SOUND, f"judges.gpt-4.1.{where}")
+    assert "very-secret" not in said
+
+
+@given(st.text(max_size=80))
+def test_no_text_crashes_it(text: str) -> None:
+    with pytest.raises(BadInput):
+        parse(text, PATH)
+
+
+SCALARS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.just([]), st.just({}))
+KEYS = [
+    "seed",
+    "name",
+    "prompts",
+    "prompts.0",
+    "prompts.0.field",
+    "models",
+    "models.served",
+    "models.served.price",
+    "models.*.base_url",
+    "judges.gpt-4.1.temperature",
+    "export",
+    "export.test_size",
+    "export.formats",
+    "pairs.score",
+]
+
+
+@given(st.sampled_from(KEYS), SCALARS)
+def test_no_value_crashes_it(key: str, value: object) -> None:
+    said = ""
+    try:
+        pipeline = sound(f"{key}={yaml.safe_dump(value, allow_unicode=True)}")
+        assert parse(pipeline.raw, PATH).model_dump() == pipeline.model_dump()
+    except BadInput as error:
+        said = str(error)
+    assert "pydantic" not in said
+    assert "Input should" not in said
+    assert all(line.startswith(("--set ", "p.yaml:")) for line in said.split("\n") if line)
+
+
+# files
+
+
+def test_load_finds_the_file_and_names_it_as_it_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own").mkdir()
+    Path("own/p.yaml").write_text("\ufeff" + SOUND, encoding="utf-8")
+    pipeline = load(Path("own/p.yaml"), ["seed=1"])
+    assert pipeline.seed == 1
+    assert pipeline.beside == tmp_path / "own"
+    with pytest.raises(BadInput, match=r"^own/p\.yaml:2: seed: given twice|^--set sed: "):
+        load(Path("own/p.yaml"), ["sed=1"])
+    Path("own/p.yaml").write_text(SOUND.replace("seed:", "sed:"))
+    with pytest.raises(BadInput, match=r"^own/p\.yaml:2: sed: unknown key 'sed'"):
+        load(Path("own/p.yaml"))
+
+
+def test_files_that_cannot_be_loaded(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"pipeline file .* not found; looked for .*none\.yaml"):
+        load(tmp_path / "none.yaml")
+    with pytest.raises(BadInput, match="can't be read"):
+        load(tmp_path)
+    (tmp_path / "latin.yaml").write_bytes(b"name: caf\xe9\n")
+    with pytest.raises(BadInput, match=r"latin\.yaml: not UTF-8 \(byte 9\); save it as UTF-8"):
+        load(tmp_path / "latin.yaml")
+
+
+# keys from the environment
+
+
+def endpoint(settings: str) -> Model:
+    return sound(f"models.served={{provider: {settings}}}").models["served"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "environ", "key"),
+    [
+        ("simulator", {"OPENAI_API_KEY": "sk-1"}, None),
+        ("vllm, base_url: http://a/v1", {"OPENAI_API_KEY": "sk-1"}, None),
+        ("vllm, base_url: http://a/v1, api_key_env: MINE", {"MINE": "k"}, "k"),
+        ("openai", {"OPENAI_API_KEY": " sk-1\n"}, "sk-1"),
+        ("openai, api_key_env: MINE", {"OPENAI_API_KEY": "sk-1", "MINE": "k"}, "k"),
+        ("openai, base_url: http://a/v1", {}, None),
+        ("openai, base_url: http://a/v1", {"OPENAI_API_KEY": "sk-1"}, None),
+    ],
+)
+def test_api_key(settings: str, environ: dict[str, str], key: str | None) -> None:
+    assert api_key(endpoint(settings), environ) == key
+
+
+@pytest.mark.parametrize(
+    ("settings", "variable"),
+    [
+        ("openai", "OPENAI_API_KEY"),
+        ("openai, api_key_env: MINE", "MINE"),
+        ("openai, api_key_env: MINE, base_url: http://a/v1", "MINE"),
+        ("vllm, api_key_env: MINE, base_url: http://a/v1", "MINE"),
+    ],
+)
+@pytest.mark.parametrize("value", [None, "", "  ", "sk-\N{BULLET}\N{BULLET}", "sk-a\nb"])
+def test_a_missing_or_unusable_key_names_its_variable(settings: str, variable: str, value: str | None) -> None:
+    with pytest.raises(BadInput, match=rf"served: .*environment variable {variable}") as raised:
+        api_key(endpoint(settings), {} if value is None else {variable: value})
+    assert not value or not value.strip() or value not in str(raised.value)

@@ -1,0 +1,101 @@
+"""Finding files: the order of places, and what aif ships in a checkout and in an installed wheel."""
+
+import importlib.util
+import shutil
+from pathlib import Path
+
+import pytest
+
+from aif import resources
+from aif.errors import BadInput
+
+
+@pytest.fixture
+def cwd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "cwd"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_shipped_in_a_checkout() -> None:
+    root = Path(resources.__file__).parent.parent
+    for folder in resources.FOLDERS:
+        assert resources.shipped(folder) == root / folder
+        assert resources.shipped(folder).is_dir()
+
+
+def test_shipped_in_an_installed_wheel(tmp_path: Path, cwd: Path) -> None:
+    package = tmp_path / "site-packages" / "aif"
+    rubric = package / "_resources" / "prompts" / "rubrics" / "unified"
+    rubric.mkdir(parents=True)
+    shutil.copy(resources.__file__, package)
+    spec = importlib.util.spec_from_file_location("installed_resources", package / "resources.py")
+    assert spec
+    assert spec.loader
+    installed = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(installed)
+
+    assert installed.shipped("prompts", "rubrics", "unified") == rubric
+    assert installed.find("unified", cwd, "prompts/rubrics", "rubric") == rubric
+    assert installed.find("prompts/rubrics/unified", cwd, "", "rubric") == rubric
+
+
+def test_beside_comes_before_cwd_before_shipped(tmp_path: Path, cwd: Path) -> None:
+    beside = tmp_path / "beside"
+    beside.mkdir()
+    name = "prompts/rubrics"
+
+    assert resources.find(name, beside, "", "folder") == resources.shipped("prompts", "rubrics")
+    (cwd / name).mkdir(parents=True)
+    assert resources.find(name, beside, "", "folder") == cwd / name
+    (beside / name).mkdir(parents=True)
+    assert resources.find(name, beside, "", "folder") == beside / name
+    assert resources.find(name, None, "", "folder") == cwd / name
+
+
+def test_an_absolute_path_is_looked_at_alone(tmp_path: Path, cwd: Path) -> None:
+    (tmp_path / "a.jsonl").touch()
+    assert resources.find(str(tmp_path / "a.jsonl"), cwd, "", "prompt file") == tmp_path / "a.jsonl"
+    with pytest.raises(BadInput) as raised:
+        resources.find(str(tmp_path / "b.jsonl"), cwd, "", "prompt file")
+    assert str(cwd) not in str(raised.value)
+
+
+def test_tilde_is_the_home_folder(tmp_path: Path, cwd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.yaml").touch()
+    assert resources.find("~/a.yaml", cwd, None, "file") == tmp_path / "a.yaml"
+
+
+def test_the_home_folder_of_nobody(cwd: Path) -> None:
+    with pytest.raises(BadInput, match="names nobody's home folder; write the path in full"):
+        resources.find("~no-such-person-here/a.yaml", cwd, None, "file")
+
+
+def test_not_found_names_every_place(tmp_path: Path, cwd: Path) -> None:
+    with pytest.raises(BadInput) as raised:
+        resources.find("gentle", tmp_path, "prompts/rubrics", "rubric")
+    text = str(raised.value)
+    assert text.startswith("rubric 'gentle' not found")
+    for place in (tmp_path / "gentle", cwd / "gentle", resources.shipped("prompts", "rubrics", "gentle")):
+        assert str(place) in text
+
+
+def test_only_what_is_shipped_is_found_beside_the_package(cwd: Path) -> None:
+    """The root of a checkout holds more than an installed wheel does; none of that may be found by name."""
+    with pytest.raises(BadInput):
+        resources.find("tests/test_resources.py", cwd, "", "file")
+    with pytest.raises(BadInput):
+        resources.find("prompts", cwd, None, "file")
+
+
+@pytest.mark.parametrize("name", ["", "a\0b"])
+def test_a_name_that_is_no_path(name: str, cwd: Path) -> None:
+    with pytest.raises(BadInput, match="is no path"):
+        resources.find(name, cwd, "", "file")
+
+
+def test_a_name_too_long_to_look_for(cwd: Path) -> None:
+    with pytest.raises(BadInput, match="can't be looked at"):
+        resources.find("x" * 5000, cwd, None, "file")
