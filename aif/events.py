@@ -1,0 +1,117 @@
+"""The journal's record types: what is kept for good, one JSON object a line.
+
+Every record has `t`, its type, and `v`, that type's version. These shapes are a promise: later versions read them.
+
+    prompt     a prompt as it came in: prompt_id, messages, meta
+    page       some of the prompts the sources hold now, in order: start (position of the first),
+               rows [[prompt_id, source]]
+    selected   the end of the pages: fingerprint of the sources, counts [[source, reason, rows]]
+    text       a text that others name by digest: kind (principle, rubric), content
+    call       one call to an endpoint, whatever came of it
+    retry      from here on, failures for good are pending again (`--retry-failed`)
+    split      the threshold that a test size was turned into: asked, threshold
+
+A call holds: id, stage, key, prompt_id, endpoint, identity, n, started, seconds, verdict, kind, message, raw, usage,
+usd, sent, served, text, reasoning, finish; and in `item` what its stage needs besides:
+    completion: sample, seed, principle (digest), system
+    judgement:  pass, request, rubric (digest), spec, form, completions (keys in the order shown)
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+from aif.chat.base import CallError, Reply
+from aif.records import Prompt, Stage, as_dicts
+
+Record = dict[str, Any]
+
+
+def prompt(one: Prompt) -> Record:
+    return {
+        "t": "prompt",
+        "v": 1,
+        "prompt_id": one.prompt_id,
+        "messages": as_dicts(one.messages),
+        "meta": dict(one.meta),
+    }
+
+
+def page(start: int, rows: Iterable[tuple[str, str]]) -> Record:
+    return {"t": "page", "v": 1, "start": start, "rows": [list(row) for row in rows]}
+
+
+def selected(fingerprint: str, counts: Mapping[tuple[str, str], int]) -> Record:
+    rows = [[source, reason, n] for (source, reason), n in counts.items()]
+    return {"t": "selected", "v": 1, "fingerprint": fingerprint, "counts": rows}
+
+
+def text(digest: str, kind: str, content: Any) -> Record:
+    return {"t": "text", "v": 1, "digest": digest, "kind": kind, "content": content}
+
+
+def retry(started: datetime) -> Record:
+    return {"t": "retry", "v": 1, "started": started.isoformat()}
+
+
+def split(asked: float, threshold: float) -> Record:
+    return {"t": "split", "v": 1, "asked": asked, "threshold": threshold}
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """What a call is for: its place in the journal's terms."""
+
+    stage: Stage
+    key: str
+    prompt_id: str
+    endpoint: str
+    identity: str
+    details: Mapping[str, Any]
+
+
+def call(
+    item: Item,
+    *,
+    id: str,
+    n: int,
+    started: datetime,
+    seconds: float,
+    verdict: str,
+    reply: Reply | None,
+    error: CallError | None,
+    usd: float | None,
+) -> Record:
+    """The record of one call. A reply that could not be used is kept whole, as one that could."""
+    had = reply or (error.reply if error else None)
+    return {
+        "t": "call",
+        "v": 1,
+        "id": id,
+        "stage": item.stage,
+        "key": item.key,
+        "prompt_id": item.prompt_id,
+        "endpoint": item.endpoint,
+        "identity": item.identity,
+        "item": dict(item.details),
+        "n": n,
+        "started": started.isoformat(),
+        "seconds": round(seconds, 4),
+        "verdict": verdict,
+        "kind": error.kind if error else None,
+        "message": error.message if error else None,
+        "raw": error.raw or None if error else None,
+        "usage": asdict(had.usage) if had and had.usage else None,
+        "usd": usd,
+        "sent": dict(had.sent) if had else {},
+        "served": dict(had.served) if had else {},
+        "text": had.text if had else None,
+        "reasoning": had.reasoning if had else None,
+        "finish": had.finish if had else None,
+    }
+
+
+def of_type(records: Sequence[Record], kind: str) -> list[Record]:
+    """Those of the records that have this type."""
+    return [record for record in records if record["t"] == kind]

@@ -1,0 +1,165 @@
+"""The append-only journal of everything paid for: JSON lines in segments, each line with its checksum.
+
+A record counts as kept once `append` has returned: it is synced to disk. The journal is enough by itself; the store is
+derived from it. Its record types (events.py) are the only format that later versions must go on reading.
+
+    feedback.journal/000001.jsonl     8 hex digits of the line's CRC-32, a space, a JSON object, a newline
+"""
+
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import orjson
+
+from aif.errors import StoreDamaged
+
+SEGMENT_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Position:
+    """A place between two records: the segment's number (from 1) and the byte in it."""
+
+    segment: int
+    offset: int
+
+
+START = Position(1, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """A line that can't be trusted: what it held is lost, and is asked again."""
+
+    path: Path
+    offset: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: byte {self.offset}: {self.reason}"
+
+
+def _segment(folder: Path, number: int) -> Path:
+    return folder / f"{number:06d}.jsonl"
+
+
+def segments(folder: Path) -> list[int]:
+    """The numbers of the segments there are, in order."""
+    return sorted(int(path.stem) for path in folder.glob("[0-9]*.jsonl") if path.stem.isdigit())
+
+
+def encode(record: dict[str, Any]) -> bytes:
+    """A record as its line."""
+    body = orjson.dumps(record)
+    return b"%08x %b\n" % (zlib.crc32(body), body)
+
+
+def decode(line: bytes) -> dict[str, Any] | str:
+    """A line's record, or the reason why it has none."""
+    if not line.endswith(b"\n"):
+        return "the line is torn"
+    body = line[9:-1]
+    if line[8:9] != b" " or line[:8] != b"%08x" % zlib.crc32(body):
+        return "the checksum does not match"
+    record: dict[str, Any] = orjson.loads(body)
+    return record
+
+
+def replay(folder: Path, start: Position = START) -> Iterator[tuple[Position, dict[str, Any] | Damage]]:
+    """Every record from `start` on, each with the position behind it; damaged lines come as Damage."""
+    for number in segments(folder):
+        if number < start.segment:
+            continue
+        path = _segment(folder, number)
+        offset = start.offset if number == start.segment else 0
+        with path.open("rb") as file:
+            file.seek(offset)
+            for line in file:
+                found = decode(line)
+                record = Damage(path, offset, found) if isinstance(found, str) else found
+                offset += len(line)
+                yield Position(number, offset), record
+
+
+class Journal:
+    """The writing end. One process writes (the store's lock sees to that); one thread calls `append`."""
+
+    def __init__(self, folder: Path, position: Position, segment_bytes: int) -> None:
+        self.folder = folder
+        self.position = position
+        self._segment_bytes = segment_bytes
+        self._file = os.open(_segment(folder, position.segment), os.O_WRONLY | os.O_CREAT, 0o644)
+        self._sync_folder()
+
+    @classmethod
+    def open(cls, folder: Path, segment_bytes: int = SEGMENT_BYTES) -> tuple[Self, Damage | None]:
+        """Opens for writing behind the last whole line. What a crash left torn behind it is cut off and told."""
+        folder.mkdir(parents=True, exist_ok=True)
+        numbers = segments(folder)
+        if numbers != list(range(1, len(numbers) + 1)):
+            raise StoreDamaged(f"{folder}: segments are missing (found {numbers}); put them back from a copy")
+        last = numbers[-1] if numbers else 1
+        path = _segment(folder, last)
+        size = path.stat().st_size if path.exists() else 0
+        whole = _whole_lines(path) if size else 0
+        torn = None
+        if whole < size:
+            os.truncate(path, whole)
+            torn = Damage(path, whole, f"a torn last line of {size - whole} bytes was cut off")
+        return cls(folder, Position(last, whole), segment_bytes), torn
+
+    def append(self, records: Sequence[dict[str, Any]]) -> Position:
+        """Writes the records and syncs them. Returns the position behind the last one.
+
+        On an error (disk full) the file is cut back to the last synced record, so that none of these is kept and no
+        torn line stays inside.
+        """
+        data = memoryview(b"".join(map(encode, records)))
+        if self.position.offset >= self._segment_bytes:
+            self._next_segment()
+        before = self.position
+        try:
+            written = 0
+            while written < len(data):
+                written += os.pwrite(self._file, data[written:], before.offset + written)
+            os.fsync(self._file)
+            self.position = Position(before.segment, before.offset + written)
+        except BaseException:  # an interrupt, too: what it leaves behind was never acknowledged
+            os.ftruncate(self._file, before.offset)
+            self.position = before
+            raise
+        return self.position
+
+    def close(self) -> None:
+        os.close(self._file)
+
+    def _next_segment(self) -> None:
+        position = Position(self.position.segment + 1, 0)
+        file = os.open(_segment(self.folder, position.segment), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        os.close(self._file)
+        self._file, self.position = file, position
+        self._sync_folder()
+
+    def _sync_folder(self) -> None:
+        handle = os.open(self.folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _whole_lines(path: Path, block: int = 1 << 16) -> int:
+    """The length of a file up to and with its last newline."""
+    with path.open("rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        while end > 0:
+            start = max(0, end - block)
+            file.seek(start)
+            if (at := file.read(end - start).rfind(b"\n")) >= 0:
+                return start + at + 1
+            end = start
+    return 0

@@ -1,0 +1,240 @@
+"""Journal and store as one: what is kept goes into the journal first, and the store follows.
+
+Opening takes the lock, cuts off what a crash left torn, and lets the store catch up; a store that is lost, damaged, of
+another version, or ahead of its journal is made anew from the journal.
+"""
+
+import fcntl
+import json
+import os
+import socket
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from aif import journal as journals
+from aif.errors import StoreDamaged, StoreLocked
+from aif.events import Record
+from aif.journal import START, Damage, Journal, Position
+from aif.queries import Reader
+from aif.reading import Unreadable, read
+from aif.rubric import Rubric
+from aif.store import Entry, Store, set_aside
+
+BATCH = 2000  # records a transaction when the store follows the journal
+
+Told = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """The files of a store, all beside it."""
+
+    store: Path
+
+    @property
+    def journal(self) -> Path:
+        return self.store.with_suffix(".journal")
+
+    @property
+    def lock(self) -> Path:
+        return self.store.with_suffix(".lock")
+
+    @property
+    def progress(self) -> Path:
+        return self.store.with_suffix(".progress.json")
+
+
+class Lock:
+    """Held by the one process that writes to a store. The system lets go of it however the process ends."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._file)
+            raise StoreLocked(f"{path.with_suffix('.duckdb')}: {holder(path)}") from None
+        note = {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "since": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        }
+        os.ftruncate(self._file, 0)
+        os.pwrite(self._file, json.dumps(note).encode(), 0)
+
+    def release(self) -> None:
+        os.ftruncate(self._file, 0)
+        os.close(self._file)
+
+
+def holder(lock: Path) -> str:
+    """Who holds a lock, in words."""
+    try:
+        note = json.loads(lock.read_text())
+        return (
+            f"held by another run: process {note['pid']} on {note['host']} since {note['since']} ({note['command']}); "
+            f"wait for it or stop it, `aif status` shows how far it is"
+        )
+    except (OSError, ValueError, KeyError):
+        return "held by another run; wait for it or stop it"
+
+
+def is_held(path: Path) -> bool:
+    """Whether a run holds the store now."""
+    if not path.exists():
+        return False
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+@dataclass
+class Rubrics:
+    """Rubrics by digest, made when first needed from the files that were journalled."""
+
+    files: dict[str, dict[str, str]] = field(default_factory=dict)
+    made: dict[str, Rubric] = field(default_factory=dict)
+
+    def get(self, digest: str) -> Rubric:
+        if digest not in self.made:
+            if digest not in self.files:
+                raise StoreDamaged(f"the journal holds judgements by rubric {digest[:12]}, but not that rubric")
+            self.made[digest] = Rubric.of(self.files[digest], f"rubric {digest[:12]}")
+        return self.made[digest]
+
+
+def entry_of(record: Record, rubrics: Rubrics) -> Entry:
+    """A journalled record with what the store needs besides: a judgement's reply is read by today's reader."""
+    if record["t"] == "text" and record["kind"] == "rubric":
+        rubrics.files[record["digest"]] = record["content"]
+    if record["t"] != "call" or record["stage"] != "judgement" or record["text"] is None:
+        return Entry(record)
+    if record["kind"] not in (None, "unreadable"):  # truncated, blocked: read or not, it is no judgement
+        return Entry(record)
+    item = record["item"]
+    try:
+        return Entry(
+            record,
+            read(rubrics.get(item["rubric"]), item["request"], item["completions"], record["text"], item["form"]),
+        )
+    except Unreadable:
+        return Entry(record)
+
+
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """What following the journal took in."""
+
+    records: int
+    damaged: tuple[Damage, ...]
+
+
+class Ledger:
+    """An open store with its journal, for one writing process."""
+
+    def __init__(self, places: Places, lock: Lock, journal: Journal, store: Store, rubrics: Rubrics) -> None:
+        self.places = places
+        self.journal = journal
+        self.store = store
+        self.rubrics = rubrics
+        self._lock = lock
+
+    @classmethod
+    def open(cls, path: Path, tell: Told, anew: bool = False) -> Self:
+        """Opens for writing. `tell` gets a line for each thing that was not as it should be."""
+        places = Places(path)
+        lock = Lock(places.lock)
+        try:
+            journal, torn = Journal.open(places.journal)
+            if torn:
+                tell(f"{torn}; what it held is asked again")
+            rubrics = Rubrics()
+            store = _sound_store(places, journal, tell, anew)
+            with Reader.of(store) as reader:
+                rubrics.files.update(reader.texts("rubric"))
+            followed = follow(store, places.journal, rubrics)
+            for damage in followed.damaged:
+                tell(f"{damage}; what it held is lost and asked again")
+        except BaseException:
+            lock.release()
+            raise
+        return cls(places, lock, journal, store, rubrics)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.store.close()
+        self.journal.close()
+        self._lock.release()
+
+    def keep(self, records: Sequence[Record]) -> None:
+        """Journal, then store, at once: for what is kept outside the flow of a run."""
+        position = self.journal.append(records)
+        self.store.apply([entry_of(record, self.rubrics) for record in records], position)
+
+
+def _sound_store(places: Places, journal: Journal, tell: Told, anew: bool) -> Store:
+    """The store there is, or an empty one that will follow the journal from its start."""
+    had = places.store.exists() and places.store.stat().st_size > 0
+    if anew:
+        set_aside(places.store)
+        return Store.open(places.store)
+    if not had and journal.position != START:
+        tell(f"{places.store}: the store is gone; it is made again from the journal")
+    try:
+        store = Store.open(places.store)
+        if store.position <= journal.position:
+            return store
+        store.close()
+        tell(
+            f"{places.store}: the store knows more than its journal, which has been cut; "
+            "it is made again from the journal"
+        )
+    except StoreDamaged as error:
+        tell(f"{error}; it is made again from the journal")
+    set_aside(places.store)
+    return Store.open(places.store)
+
+
+def follow(store: Store, folder: Path, rubrics: Rubrics) -> Followed:
+    """Lets the store take in what the journal holds beyond it."""
+    taken, damaged = 0, []
+    for position, records, broken in _batches(journals.replay(folder, store.position)):
+        store.apply([entry_of(record, rubrics) for record in records], position, len(broken))
+        taken += len(records)
+        damaged += broken
+    return Followed(taken, tuple(damaged))
+
+
+def _batches(
+    replayed: Iterator[tuple[Position, Record | Damage]],
+) -> Iterator[tuple[Position, list[Record], list[Damage]]]:
+    records: list[Record] = []
+    broken: list[Damage] = []
+    position = None
+    for position, found in replayed:
+        if isinstance(found, Damage):
+            broken.append(found)
+        else:
+            records.append(found)
+        if len(records) + len(broken) >= BATCH:
+            yield position, records, broken
+            records, broken = [], []
+    if position and (records or broken):
+        yield position, records, broken

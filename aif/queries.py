@@ -1,0 +1,382 @@
+"""What is asked of the store: typed answers, never SQL, for the rest of the house."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import duckdb
+import numpy as np
+import orjson
+import pyarrow as pa
+
+from aif.errors import BadInput
+from aif.pairs import Scores
+from aif.records import Message, Prompt, Slot, as_messages
+from aif.store import Store, connect, noticing
+
+
+@dataclass(frozen=True, slots=True)
+class Todo:
+    """A slot without an answer. `principle` is the text it was drawn with; `slot` carries no principle of its own."""
+
+    seq: int
+    position: int
+    slot: Slot
+    prompt: Prompt
+    principle: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """A judgement to be had: which request, about which completions (sorted keys)."""
+
+    judge: str
+    identity: str
+    judge_pass: int
+    request: str
+    spec: str
+    answers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A prompt that can be judged: its completions' texts by key, and what is still to be asked about them."""
+
+    seq: int
+    prompt: Prompt
+    texts: dict[str, str]
+    needs: tuple[Need, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """How the items of one model or judge stand. They sum to `wanted`."""
+
+    wanted: int
+    answered: int
+    failed: int
+    later: int
+
+    @property
+    def pending(self) -> int:
+        """Not asked yet, or to be asked again."""
+        return self.wanted - self.answered - self.failed
+
+
+@dataclass(frozen=True, slots=True)
+class Books:
+    """Where every prompt is: rows read = selected + each reason left out; selected = the sum of outcomes."""
+
+    intake: dict[str, int]
+    outcomes: dict[str, int]
+
+    @property
+    def selected(self) -> int:
+        return sum(self.outcomes.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A prompt with the texts of its chosen and rejected completions, the models' names and the scores."""
+
+    prompt_id: str
+    source: str
+    messages: tuple[Message, ...]
+    chosen: str
+    rejected: str
+    chosen_model: str
+    rejected_model: str
+    score_chosen: float
+    score_rejected: float
+
+
+class Reader:
+    """The asking end of the store. One thread uses one reader."""
+
+    def __init__(self, db: duckdb.DuckDBPyConnection, path: Path) -> None:
+        self._db = db
+        self._path = path
+
+    @classmethod
+    def of(cls, store: Store) -> Self:
+        """Reads beside the writer, in the same process. Call it from the thread that owns the store."""
+        return cls(store.cursor(), store.path)
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Reads a store that no run holds."""
+        if not path.exists():
+            raise BadInput(f"{path}: no store here yet; `aif run` makes it")
+        return cls(connect(path, read_only=True), path)
+
+    def close(self) -> None:
+        self._db.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def sql(self, query: str, parameters: Sequence[Any] = ()) -> list[dict[str, Any]]:
+        """Rows as dicts, for what is only shown."""
+        return self.arrow(query, parameters).to_pylist()  # type: ignore[no-any-return]
+
+    def arrow(self, query: str, parameters: Sequence[Any] = ()) -> pa.Table:
+        """Rows as an Arrow table."""
+        with noticing(self._path):
+            table = self._db.sql(query, params=list(parameters)).to_arrow_table()
+        assert table is not None
+        return table
+
+    def _rows(self, query: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        with noticing(self._path):
+            return self._db.execute(query, list(parameters)).fetchall()
+
+    def known(self, ids: Sequence[str]) -> tuple[set[str], set[str]]:
+        """Which of these prompts the store holds, and which the selection in the making has already."""
+        held = self._rows("SELECT prompt_id FROM prompts WHERE prompt_id IN (SELECT unnest(?))", [list(ids)])
+        taken = self._rows("SELECT prompt_id FROM incoming WHERE prompt_id IN (SELECT unnest(?))", [list(ids)])
+        return {row[0] for row in held}, {row[0] for row in taken}
+
+    # --- work ---------------------------------------------------------------------------------------------------------
+
+    def selection(self, batch: int = 2000) -> Iterator[list[tuple[int, Prompt]]]:
+        """The selected prompts with their positions, in order.
+
+        A page is a range of positions: to sort 30,000 prompts of 19 KB at once ends in an out-of-memory error, since
+        DuckDB's sort doesn't spill lists of structs.
+        """
+        count = self._rows("SELECT count(*) FROM selection")[0][0]
+        for start in range(0, count, batch):
+            rows = self._rows(
+                "SELECT e.position, p.prompt_id, p.messages, e.source "
+                "FROM selection e JOIN prompts p ON e.prompt_id = p.prompt_id "
+                "WHERE e.position >= ? AND e.position < ? ORDER BY e.position",
+                [start, start + batch],
+            )
+            yield [(position, Prompt(id, as_messages(messages), source)) for position, id, messages, source in rows]
+
+    def todo(self, model: str, after: int, limit: int) -> list[Todo]:
+        """The next slots of a model without an answer when the run began."""
+        rows = self._rows(
+            "SELECT t.seq, s.position, s.slot, s.key, s.identity, s.sample, s.seed, s.prompt_id, p.messages, e.source, "
+            "x.content "
+            "FROM todo t JOIN slots s ON t.position = s.position AND t.slot = s.slot "
+            "JOIN prompts p ON s.prompt_id = p.prompt_id JOIN selection e ON e.position = s.position "
+            "LEFT JOIN texts x ON x.digest = s.principle "
+            "WHERE t.model = ? AND t.seq > ? AND t.seq <= ? ORDER BY t.seq",
+            [model, after, after + limit],
+        )
+        return [
+            Todo(
+                seq,
+                position,
+                Slot(key, prompt_id, slot, model, identity, sample, seed, None),
+                Prompt(prompt_id, as_messages(messages), source),
+                orjson.loads(principle) if principle else None,
+            )
+            for seq, position, slot, key, identity, sample, seed, prompt_id, messages, source, principle in rows
+        ]
+
+    def ready(self, after: int, limit: int) -> list[Ready]:
+        """The next prompts that can be judged, with what is missing of each."""
+        places = self._rows(
+            "SELECT seq, position FROM ready WHERE seq > ? AND seq <= ? ORDER BY seq", [after, after + limit]
+        )
+        if not places:
+            return []
+        positions = [position for _, position in places]
+        prompts = self._prompts_at(positions)
+        texts = self._texts_at(positions)
+        needs = self._needs_at(positions)
+        return [Ready(seq, prompts[at], texts.get(at, {}), tuple(needs.get(at, ()))) for seq, at in places]
+
+    def _prompts_at(self, positions: list[int]) -> dict[int, Prompt]:
+        rows = self._rows(
+            "SELECT e.position, p.prompt_id, p.messages, e.source FROM selection e JOIN prompts p USING (prompt_id) "
+            "WHERE e.position IN (SELECT unnest(?))",
+            [positions],
+        )
+        return {at: Prompt(id, as_messages(messages), source) for at, id, messages, source in rows}
+
+    def _texts_at(self, positions: list[int]) -> dict[int, dict[str, str]]:
+        texts: dict[int, dict[str, str]] = {}
+        for at, key, text in self._rows(
+            "SELECT s.position, c.key, c.text FROM slots s JOIN completions c ON s.key = c.key "
+            "WHERE s.position IN (SELECT unnest(?))",
+            [positions],
+        ):
+            texts.setdefault(at, {})[key] = text
+        return texts
+
+    def _needs_at(self, positions: list[int]) -> dict[int, list[Need]]:
+        needs: dict[int, list[Need]] = {}
+        for at, judge, identity, judge_pass, request, spec, answers in self._rows(
+            "SELECT position, judge, identity, pass, request, spec, answers FROM needed "
+            "WHERE position IN (SELECT unnest(?)) AND state IN ('pending', 'later') "
+            "ORDER BY position, request, answers",
+            [positions],
+        ):
+            needs.setdefault(at, []).append(Need(judge, identity, judge_pass, request, spec, tuple(answers)))
+        return needs
+
+    def texts(self, kind: str) -> dict[str, Any]:
+        """Texts of one kind by digest."""
+        return {
+            digest: orjson.loads(text)
+            for digest, text in self._rows("SELECT digest, content FROM texts WHERE kind = ?", [kind])
+        }
+
+    # --- how things stand ---------------------------------------------------------------------------------------------
+
+    def tallies(self, limit: int | None = None) -> dict[tuple[str, str], Tally]:
+        """By (stage, endpoint). What a judge will be asked about prompts still in the making is not counted yet."""
+        within = f"position < {limit}" if limit is not None else "true"
+        rows = self._rows(
+            f"SELECT stage, endpoint, count(*), count(*) FILTER (state = 'answered'), "
+            f"count(*) FILTER (state = 'failed'), "
+            f"count(*) FILTER (state = 'later') FROM ("
+            f"SELECT 'completion' AS stage, model AS endpoint, state FROM slot_states WHERE {within} UNION ALL "
+            f"SELECT 'judgement', judge, state FROM needed WHERE {within}) GROUP BY ALL ORDER BY ALL"
+        )
+        return {(stage, endpoint): Tally(*counts) for stage, endpoint, *counts in rows}
+
+    def planned(self, limit: int | None = None) -> dict[str, int]:
+        """Slots by model."""
+        within = f"position < {limit}" if limit is not None else "true"
+        return dict(self._rows(f"SELECT model, count(*) FROM slots WHERE {within} GROUP BY model ORDER BY model"))
+
+    def books(self) -> Books:
+        """Every prompt once, by what became of it. Prompts that have no outcome yet are pending."""
+        intake = dict(self._rows("SELECT reason, sum(rows)::BIGINT FROM intake GROUP BY reason ORDER BY reason"))
+        outcomes = dict(
+            self._rows(
+                "SELECT coalesce(o.outcome, 'pending') AS outcome, count(*) FROM selection e "
+                "LEFT JOIN outcomes o ON e.prompt_id = o.prompt_id GROUP BY 1 ORDER BY 2 DESC, 1"
+            )
+        )
+        return Books(intake, outcomes)
+
+    def unpaired(self) -> pa.Table:
+        """Prompts that can't go to pairs, with the reason: pending, too_few_completions or judgement_failed."""
+        return self.arrow(
+            """
+            WITH judged AS (
+                SELECT position, bool_or(state IN ('pending', 'later')) AS pending,
+                       bool_or(state = 'answered') AS any_answered
+                FROM needed GROUP BY position
+            ), slotted AS (
+                SELECT position, bool_or(state IN ('pending', 'later')) AS pending FROM slot_states GROUP BY position
+            )
+            SELECT e.prompt_id, CASE
+                WHEN s.position IS NULL OR s.pending OR j.pending THEN 'pending'
+                WHEN j.position IS NULL THEN 'too_few_completions'
+                ELSE 'judgement_failed' END AS outcome
+            FROM selection e
+            LEFT JOIN slotted s ON e.position = s.position LEFT JOIN judged j ON e.position = j.position
+            WHERE s.position IS NULL OR s.pending OR j.position IS NULL OR j.pending OR NOT j.any_answered
+            ORDER BY e.position
+            """
+        )
+
+    def scores(self, aspects: Sequence[str], weights: Sequence[float]) -> Scores:
+        """The ratings of every prompt whose judging is complete, one row per completion, aspects as columns.
+
+        A prompt with a judgement that failed for good is there with what was rated; one with a pending one is not.
+        Ratings of several judges or passes are averaged; an aspect that one of them found not applicable is missing.
+        """
+        columns = ", ".join(f'avg(score) FILTER (aspect = {_quoted(a)}) AS "{i}"' for i, a in enumerate(aspects))
+        absent = ", ".join(
+            f"bool_or(aspect = {_quoted(a)} AND state = 'not_applicable') AS \"na{i}\"" for i, a in enumerate(aspects)
+        )
+        table = self.arrow(
+            f"""
+            WITH done AS (
+                SELECT position FROM needed GROUP BY position
+                HAVING NOT bool_or(state IN ('pending', 'later')) AND bool_or(state = 'answered')
+            ), rated AS (
+                SELECT r.completion, r.aspect, r.state, r.score
+                FROM needed d JOIN judgements j ON d.judgement = j.key, unnest(j.ratings) AS u(r)
+            ), wide AS (SELECT completion, {columns}, {absent} FROM rated GROUP BY completion)
+            SELECT s.prompt_id, s.key, s.model, c.finish = 'length' AS truncated, sha256(c.text) AS text_id, w.*
+            FROM slots s JOIN done USING (position) JOIN completions c ON s.key = c.key
+            LEFT JOIN wide w ON w.completion = s.key
+            ORDER BY s.position, s.slot
+            """
+        )
+        values = np.full((table.num_rows, len(aspects)), np.nan)
+        for i in range(len(aspects)):
+            column = table.column(str(i)).to_numpy(zero_copy_only=False).astype(float)
+            gone = table.column(f"na{i}").fill_null(False).to_numpy(zero_copy_only=False)
+            values[:, i] = np.where(gone, np.nan, column)
+        return Scores(
+            prompt_ids=table.column("prompt_id"),
+            completions=table.column("key"),
+            models=table.column("model"),
+            text_ids=table.column("text_id"),
+            truncated=table.column("truncated").to_numpy(zero_copy_only=False).astype(bool),
+            scores=values,
+            aspects=tuple(aspects),
+            weights=tuple(weights),
+        )
+
+    # --- pairs --------------------------------------------------------------------------------------------------------
+
+    def paired(self) -> pa.Table:
+        """Every pair without its texts, by prompt_id: prompt_id, source, chosen and rejected (keys), the models' names
+        and the scores."""
+        return self.arrow(
+            "SELECT prompt_id, source, chosen, rejected, chosen_model, rejected_model, score_chosen, score_rejected "
+            "FROM pairs ORDER BY prompt_id"
+        )
+
+    def pairs(self, paired: pa.Table, batch: int) -> Iterator[list[Pair]]:
+        """Rows of `paired` with their texts, so many at a time, in the table's order.
+
+        Texts are fetched by key, batch by batch: to sort 64,000 rows of 10 KB ends in an out-of-memory error (see
+        `selection`), and a scan for 4,000 keys takes 0.1 s in a store of that size.
+        """
+        for start in range(0, paired.num_rows, batch):
+            rows = paired.slice(start, batch).to_pylist()
+            messages = self._by_key("SELECT prompt_id, messages FROM prompts WHERE prompt_id", rows, "prompt_id")
+            texts = self._by_key("SELECT key, text FROM completions WHERE key", rows, "chosen", "rejected")
+            yield [
+                Pair(
+                    **row
+                    | {
+                        "messages": as_messages(messages[row["prompt_id"]]),
+                        "chosen": texts[row["chosen"]],
+                        "rejected": texts[row["rejected"]],
+                    }
+                )
+                for row in rows
+            ]
+
+    def _by_key(self, select: str, rows: Sequence[dict[str, Any]], *columns: str) -> dict[str, Any]:
+        keys = [row[column] for row in rows for column in columns]
+        return dict(self._rows(f"{select} IN (SELECT unnest(?))", [keys]))
+
+    def threshold(self, asked: int) -> float | None:
+        """The share of prompt hashes that was fixed as the test split when so many prompts were first asked for."""
+        rows = self._rows("SELECT threshold FROM splits WHERE asked = ? ORDER BY rowid LIMIT 1", [asked])
+        return float(rows[0][0]) if rows else None
+
+    # --- one prompt ---------------------------------------------------------------------------------------------------
+
+    def find(self, prefix: str) -> str:
+        """The id of the one prompt whose id begins so."""
+        rows = self._rows("SELECT prompt_id FROM prompts WHERE starts_with(prompt_id, ?) LIMIT 3", [prefix])
+        if not rows:
+            raise BadInput(f"no prompt {prefix!r} in the store; `prompt_id` of an exported row is what is looked for")
+        if len(rows) > 1:
+            raise BadInput(f"several prompts begin with {prefix!r}; give more of the id")
+        return str(rows[0][0])
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"

@@ -1,0 +1,443 @@
+"""The only room that knows DuckDB: what the journal holds, as tables and views anyone can ask in SQL.
+
+`Store` writes, with one connection that only one thread uses at a time; `Reader` (queries.py) asks, with its own.
+DuckDB 2.0 raises when a connection is shared between threads, and fails at commit when two insert the same key.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import duckdb
+import orjson
+import pyarrow as pa
+
+from aif.errors import StoreDamaged
+from aif.events import Record
+from aif.journal import Position
+from aif.records import Rating, Slot
+from aif.resources import shipped
+
+SCHEMA_VERSION = 1
+
+# 2.0 files can't be read by 1.x unless made so, and 1.5 is what most people have. The memory limit is DuckDB's share of
+# a run's footprint; beyond it sorts and joins spill beside the store.
+SETTINGS: dict[str, str | bool | int | float | list[str]] = {
+    "storage_compatibility_version": "v1.5.0",
+    "memory_limit": "512MB",
+}
+
+TIME = pa.timestamp("us", tz="UTC")
+RATINGS = pa.list_(
+    pa.struct(
+        [
+            ("completion", pa.string()),
+            ("aspect", pa.string()),
+            ("state", pa.string()),
+            ("score", pa.float64()),
+            ("rationale", pa.string()),
+            ("types", pa.list_(pa.int32())),
+        ]
+    )
+)
+MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+
+
+def _columns(strings: str, **others: pa.DataType) -> pa.Schema:
+    return pa.schema([*((name, pa.string()) for name in strings.split()), *others.items()])
+
+
+COLUMNS = {
+    "prompts": _columns("prompt_id meta", messages=MESSAGES),
+    "texts": _columns("digest kind content"),
+    "incoming": _columns("prompt_id source", position=pa.int64()),
+    "intake": _columns("source reason", rows=pa.int64()),
+    "slots": _columns(
+        "prompt_id key model identity principle",
+        position=pa.int64(), slot=pa.uint8(), sample=pa.uint16(), seed=pa.int64(),
+    ),
+    "completions": _columns(
+        "key prompt_id identity principle system text reasoning finish call_id",
+        sample=pa.uint16(), seed=pa.int64(), output_tokens=pa.int64(),
+    ),
+    "judgements": _columns(
+        "key prompt_id judge identity request rubric spec form text call_id",
+        completions=pa.list_(pa.string()), answers=pa.list_(pa.string()), ratings=RATINGS, **{"pass": pa.uint16()},
+    ),
+    "calls": _columns(
+        "id stage key prompt_id endpoint verdict kind message raw sent served",
+        n=pa.uint16(), started=pa.string(), seconds=pa.float64(), usd=pa.float64(),
+        input_tokens=pa.int64(), cached_tokens=pa.int64(), output_tokens=pa.int64(), reasoning_tokens=pa.int64(),
+    ),
+    "failed": _columns(
+        "key stage prompt_id endpoint verdict kind message raw started identity request spec",
+        answers=pa.list_(pa.string()), **{"pass": pa.uint16()},
+    ),
+    "settled": _columns("", position=pa.int64(), slot=pa.uint8(), answered=pa.bool_()),
+    "specs": _columns(
+        "judge identity request spec",
+        listwise=pa.bool_(), n=pa.uint8(), least=pa.uint8(), **{"pass": pa.uint16()},
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A journal record with what the store needs besides: the ratings read from a judgement's reply (None: not
+    readable), and the place (position, slot) of a completion that belongs to the run that goes on."""
+
+    record: Record
+    ratings: tuple[Rating, ...] | None = None
+    place: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """One request the present rubric makes of a judge about n completions at once, of prompts that have at `least` so
+    many; `spec` is the digest of what of it reaches the wire."""
+
+    judge: str
+    identity: str
+    judge_pass: int
+    request: str
+    listwise: bool
+    n: int
+    least: int
+    spec: str
+
+
+def connect(path: Path, read_only: bool = False) -> duckdb.DuckDBPyConnection:
+    """Opens the file. Raises StoreDamaged where DuckDB can't read it."""
+    settings = {**SETTINGS, "temp_directory": str(path.with_suffix(".spill"))}
+    if read_only:
+        del settings["storage_compatibility_version"]
+    try:
+        return duckdb.connect(str(path), read_only=read_only, config=settings)
+    except duckdb.Error as error:
+        raise StoreDamaged(f"{path}: DuckDB can't open this store: {str(error).splitlines()[0]}") from error
+
+
+# What DuckDB raises when the file under it is not what it wrote. A flipped byte shows when its block is read.
+DAMAGE = (duckdb.IOException, duckdb.InternalException, duckdb.FatalException, duckdb.SerializationException)
+
+
+@contextmanager
+def noticing(path: Path) -> Iterator[None]:
+    """Turns DuckDB's words for a damaged file into ours."""
+    try:
+        yield
+    except DAMAGE as error:
+        why = str(error).splitlines()[0]
+        raise StoreDamaged(f"{path}: the store is damaged ({why}); `aif rebuild` makes it from the journal") from error
+
+
+class Store:
+    """The writing end of the store."""
+
+    def __init__(self, path: Path, connection: duckdb.DuckDBPyConnection) -> None:
+        self.path = path
+        self._db = connection
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Opens or makes the store. Raises StoreDamaged when it is unreadable or of another version."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = not path.exists() or path.stat().st_size == 0
+        if fresh and path.exists():
+            path.unlink()
+        db = connect(path)
+        try:
+            if fresh:
+                with db.cursor() as cursor:
+                    cursor.begin()
+                    cursor.execute(shipped("data", "schemas", "store.sql").read_text(encoding="utf-8"))
+                    cursor.execute("INSERT INTO about VALUES (?, 1, 0, 0)", [SCHEMA_VERSION])
+                    cursor.commit()
+            version = db.execute("SELECT schema_version FROM about").fetchone()
+            size = db.execute("SELECT total_blocks * block_size FROM pragma_database_size()").fetchone()
+        except duckdb.Error as error:
+            db.close()
+            raise StoreDamaged(f"{path}: this is no store of aif's, or a damaged one: {error}") from error
+        if version != (SCHEMA_VERSION,):
+            db.close()
+            raise StoreDamaged(f"{path}: made by another version of aif (schema {version}, now {SCHEMA_VERSION})")
+        if size is None or size[0] > path.stat().st_size:
+            db.close()
+            raise StoreDamaged(f"{path}: the store has been cut short")
+        return cls(path, db)
+
+    def cursor(self) -> duckdb.DuckDBPyConnection:
+        """A connection of its own for another thread. Call it from the thread that owns the store."""
+        return self._db.cursor()
+
+    def close(self) -> None:
+        self._db.close()
+
+    @property
+    def position(self) -> Position:
+        """How far into the journal the store has come."""
+        row = self._db.execute('SELECT segment, "offset" FROM about').fetchone()
+        assert row is not None
+        return Position(*row)
+
+    def apply(self, entries: Sequence[Entry], position: Position, damaged: int = 0) -> None:
+        """Takes in journal records up to `position`, all or none. A key that is there already keeps what it has."""
+        self._db.begin()
+        try:
+            with noticing(self.path):
+                self._apply(entries, position, damaged)
+        except BaseException:
+            self._db.rollback()
+            raise
+
+    def _apply(self, entries: Sequence[Entry], position: Position, damaged: int) -> None:
+        rows = _Rows()
+        for entry in entries:
+            match entry.record["t"]:
+                case "call":
+                    rows.call(entry)
+                case "prompt" | "text":
+                    rows.kept(entry.record)
+                case _:  # these depend on what came before them
+                    self._insert(rows)
+                    rows = _Rows()
+                    self._turn(entry.record)
+        self._insert(rows)
+        self._db.execute(
+            'UPDATE about SET segment = ?, "offset" = ?, damaged = damaged + ?',
+            [position.segment, position.offset, damaged],
+        )
+        self._db.commit()
+
+    def _insert(self, rows: "_Rows") -> None:
+        if answered := [row["key"] for row in (*rows.tables["completions"], *rows.tables["judgements"])]:
+            self._db.execute("DELETE FROM failed WHERE key IN (SELECT unnest(?))", [answered])
+        rows.tables["failed"] = list(rows.failed.values())
+        for table, columns in COLUMNS.items():
+            if batch := rows.tables[table]:
+                verb = "INSERT OR REPLACE" if table == "failed" else "INSERT OR IGNORE"
+                if table == "settled":
+                    verb = "INSERT"
+                self.insert(table, pa.Table.from_pylist(batch, schema=columns), verb)
+
+    def insert(self, table: str, batch: pa.Table, verb: str = "INSERT") -> None:
+        """Appends an Arrow batch to a table, by column name."""
+        self._db.register("batch", batch)
+        self._db.execute(f"{verb} INTO {table} BY NAME SELECT * FROM batch")
+        self._db.unregister("batch")
+
+    def _turn(self, record: Record) -> None:
+        match record["t"]:
+            case "page":
+                if record["start"] == 0:
+                    self._db.execute("DELETE FROM incoming")
+                start = record["start"]
+                rows = [
+                    {"position": start + i, "prompt_id": r[0], "source": r[1]} for i, r in enumerate(record["rows"])
+                ]
+                self.insert("incoming", pa.Table.from_pylist(rows, schema=COLUMNS["incoming"]), "INSERT OR IGNORE")
+            case "selected":
+                self._select(record)
+            case "retry":
+                self._db.execute("DELETE FROM failed")
+            case "split":
+                self._db.execute("INSERT INTO splits VALUES (?, ?)", [record["asked"], record["threshold"]])
+            case kind:
+                raise StoreDamaged(
+                    f"the journal holds a record of type {kind!r}; it was written by a later version of aif"
+                )
+
+    def _select(self, record: Record) -> None:
+        self._db.execute("DELETE FROM selection")
+        self._db.execute(
+            "INSERT INTO selection SELECT row_number() OVER (ORDER BY position) - 1, prompt_id, source FROM incoming"
+        )
+        self._db.execute("DELETE FROM incoming")
+        self._db.execute("DELETE FROM intake")
+        self._db.execute("DELETE FROM slots")  # planned over other positions: until the new plan all are pending
+        self._db.execute("DELETE FROM marks WHERE name = 'plan'")
+        rows = [{"source": s, "reason": r, "rows": n} for s, r, n in record["counts"]]
+        self.insert("intake", pa.Table.from_pylist(rows, schema=COLUMNS["intake"]))
+        self.mark("sources", record["fingerprint"])
+
+    # --- the plan, and the run that goes on ---------------------------------------------------------------------------
+
+    def mark(self, name: str, value: str) -> None:
+        """Remembers a value that tells whether something derived still holds."""
+        self._db.execute("INSERT OR REPLACE INTO marks VALUES (?, ?)", [name, value])
+
+    def marked(self, name: str) -> str | None:
+        row = self._db.execute("SELECT value FROM marks WHERE name = ?", [name]).fetchone()
+        return row[0] if row else None
+
+    def replan(self, batches: Iterable[Sequence[tuple[int, Slot, str | None]]], mark: str) -> None:
+        """Puts other slots in the place of the present ones; rows are (position, slot, digest of its principle)."""
+        self._db.begin()
+        try:
+            self._db.execute("DELETE FROM slots")
+            for batch in batches:
+                rows = [
+                    {
+                        "position": position, "prompt_id": s.prompt_id, "slot": s.slot, "key": s.key, "model": s.model,
+                        "identity": s.identity, "sample": s.sample, "seed": s.seed, "principle": principle,
+                    }
+                    for position, s, principle in batch
+                ]  # fmt: skip
+                self.insert("slots", pa.Table.from_pylist(rows, schema=COLUMNS["slots"]))
+            self.mark("plan", mark)
+            self._db.commit()
+        except BaseException:
+            self._db.rollback()
+            raise
+
+    def judged_by(self, specs: Sequence[Spec]) -> None:
+        """Says which requests the present rubric makes of the present judges."""
+        rows = [
+            {
+                "judge": s.judge, "identity": s.identity, "pass": s.judge_pass, "request": s.request,
+                "listwise": s.listwise, "n": s.n, "least": s.least, "spec": s.spec,
+            }
+            for s in specs
+        ]  # fmt: skip
+        self._db.begin()
+        self._db.execute("DELETE FROM specs")
+        self.insert("specs", pa.Table.from_pylist(rows, schema=COLUMNS["specs"]))
+        self._db.commit()
+
+    def begin(self, limit: int | None) -> None:
+        """Lists what a run has to do: slots without an answer, and prompts that are ready to be judged."""
+        within = f"position < {limit}" if limit is not None else "true"
+        self._db.begin()
+        self._db.execute("DELETE FROM settled; DELETE FROM todo; DELETE FROM ready")
+        self._db.execute(
+            f"INSERT INTO settled SELECT position, slot, state = 'answered' FROM slot_states "
+            f"WHERE state IN ('answered', 'failed') AND {within}"
+        )
+        self._db.execute(
+            "INSERT INTO todo "
+            "SELECT row_number() OVER (PARTITION BY model ORDER BY position, slot), model, position, slot "
+            f"FROM slot_states WHERE state IN ('pending', 'later') AND {within}"
+        )
+        self._db.execute(
+            f"INSERT INTO ready SELECT row_number() OVER (ORDER BY position), position "
+            f"FROM (SELECT DISTINCT position FROM needed WHERE state IN ('pending', 'later') AND {within})"
+        )
+        self._db.commit()
+
+    def notice_ready(self, positions: Sequence[int], per_prompt: int, min_completions: int) -> None:
+        """Of the prompts at these positions, lists those whose slots are now all terminal as ready."""
+        self._db.register("touched", pa.table({"position": pa.array(positions, pa.int64())}))
+        self._db.execute(
+            "INSERT INTO ready "
+            "SELECT (SELECT coalesce(max(seq), 0) FROM ready) + row_number() OVER (ORDER BY position), position "
+            "FROM settled WHERE position IN (SELECT position FROM touched) AND position BETWEEN ? AND ? "
+            "GROUP BY position HAVING count(*) = ? AND count(*) FILTER (answered) >= ?",
+            [min(positions), max(positions), per_prompt, min_completions],
+        )
+        self._db.unregister("touched")
+
+    def keep_outcomes(self, outcomes: pa.Table, scores: pa.Table) -> None:
+        """Puts down what became of each prompt, in the place of what was there. Of two writers the later one stands."""
+        self._db.begin()
+        self._db.execute("DELETE FROM outcomes; DELETE FROM scores")
+        self.insert("outcomes", outcomes)
+        self.insert("scores", scores)
+        self._db.commit()
+
+
+class _Rows:
+    """Records turned into rows by table, in order. Of what failed, the last word on a key stands."""
+
+    def __init__(self) -> None:
+        self.tables: dict[str, list[dict[str, Any]]] = {name: [] for name in COLUMNS}
+        self.failed: dict[str, dict[str, Any]] = {}
+
+    def kept(self, r: Record) -> None:
+        if r["t"] == "prompt":
+            row = {"prompt_id": r["prompt_id"], "messages": r["messages"], "meta": _json(r["meta"])}
+            self.tables["prompts"].append(row)
+        else:
+            self.tables["texts"].append({"digest": r["digest"], "kind": r["kind"], "content": _json(r["content"])})
+
+    def call(self, entry: Entry) -> None:
+        r, usage = entry.record, entry.record["usage"] or {}
+        answered = r["verdict"] == "answered" if r["stage"] == "completion" else entry.ratings is not None
+        given_up = not answered and r["verdict"] in ("later", "failed", "answered")
+        self.tables["calls"].append(
+            {
+                **{name: r[name] for name in _CALL},
+                "raw": (r["raw"] or (r["text"] if not answered else None)),
+                "sent": _json(r["sent"]),
+                "served": _json(r["served"]),
+                **{f"{part}_tokens": usage.get(part) for part in ("input", "cached", "output", "reasoning")},
+            }
+        )
+        if answered:
+            self.failed.pop(r["key"], None)
+            (self._completion if r["stage"] == "completion" else self._judgement)(entry, usage)
+        elif given_up:
+            self._failed(r)
+        if entry.place and (answered or r["verdict"] == "failed"):
+            position, slot = entry.place
+            self.tables["settled"].append({"position": position, "slot": slot, "answered": answered})
+
+    def _completion(self, entry: Entry, usage: dict[str, Any]) -> None:
+        r = entry.record
+        self.tables["completions"].append(
+            {
+                **{name: r[name] for name in ("key", "prompt_id", "identity", "text", "reasoning", "finish")},
+                **{name: r["item"][name] for name in ("sample", "seed", "principle", "system")},
+                "output_tokens": usage.get("output"),
+                "call_id": r["id"],
+            }
+        )
+
+    def _judgement(self, entry: Entry, _: dict[str, Any]) -> None:
+        r, item = entry.record, entry.record["item"]
+        assert entry.ratings is not None
+        self.tables["judgements"].append(
+            {
+                **{name: r[name] for name in ("key", "prompt_id", "identity", "text")},
+                **{name: item[name] for name in ("pass", "request", "rubric", "spec", "form", "completions")},
+                "judge": r["endpoint"],
+                "answers": sorted(item["completions"]),
+                "ratings": [
+                    {
+                        "completion": x.completion, "aspect": x.aspect, "state": x.state, "score": x.score,
+                        "rationale": x.rationale, "types": list(x.types),
+                    }
+                    for x in entry.ratings
+                ],
+                "call_id": r["id"],
+            }
+        )  # fmt: skip
+
+    def _failed(self, r: Record) -> None:
+        item = r["item"]
+        row = {
+            name: r[name]
+            for name in ("key", "stage", "prompt_id", "endpoint", "kind", "message", "started", "identity")
+        }
+        row["verdict"] = "later" if r["verdict"] == "answered" else r["verdict"]  # read once, and not by today's reader
+        row["kind"] = r["kind"] or "unreadable"
+        row["raw"] = r["raw"] or r["text"]
+        if r["stage"] == "judgement":
+            row |= {name: item[name] for name in ("pass", "request", "spec")}
+            row["answers"] = sorted(item["completions"])
+        self.failed[r["key"]] = row
+
+
+_CALL = ("id", "stage", "key", "prompt_id", "endpoint", "n", "started", "seconds", "verdict", "kind", "message", "usd")
+
+
+def _json(value: Any) -> str:
+    return orjson.dumps(value).decode()
+
+
+def set_aside(path: Path) -> None:
+    """Takes a store that can't be read out of the way, its write-ahead log too, under names that say so."""
+    for name in (path, path.with_name(path.name + ".wal")):
+        if name.exists():
+            name.replace(name.with_name(name.name + ".damaged"))

@@ -1,0 +1,231 @@
+-- The store: one DuckDB file, derived from the journal, open to anyone's SQL.
+-- A store of another version is rebuilt from the journal; there are no migrations.
+
+CREATE TABLE about (schema_version INTEGER, segment BIGINT, "offset" BIGINT, damaged BIGINT);
+
+-- ---------------------------------------------------------------------------------------------------------------------
+-- What came in
+
+-- Every prompt ever read, as it came in. Insert-only.
+CREATE TABLE prompts (
+    prompt_id VARCHAR PRIMARY KEY,          -- sha256 of the text (single user turn) or of the canonical messages
+    messages  STRUCT(role VARCHAR, content VARCHAR)[],
+    meta      JSON                          -- the row's other columns
+);
+
+-- The prompts of the pipeline as its sources stand now, each once, in file order.
+CREATE TABLE selection (position BIGINT, prompt_id VARCHAR, source VARCHAR);
+
+-- How many rows of each source were kept, and why others were not.
+CREATE TABLE intake (source VARCHAR, reason VARCHAR, rows BIGINT);
+
+-- Texts by digest: principles (text) and rubrics (the folder's files).
+CREATE TABLE texts (digest VARCHAR PRIMARY KEY, kind VARCHAR, content JSON);
+
+-- ---------------------------------------------------------------------------------------------------------------------
+-- What was asked and answered
+
+-- The completions the present plan wants: which model answers which prompt, steered and sampled how.
+CREATE TABLE slots (
+    position  BIGINT,
+    prompt_id VARCHAR,
+    slot      UTINYINT,
+    key       VARCHAR,
+    model     VARCHAR,                      -- its name in the pool
+    identity  VARCHAR,                      -- declared model and revision
+    sample    USMALLINT,
+    seed      BIGINT,
+    principle VARCHAR                       -- digest of its text, in texts
+);
+
+-- One row per completion had. Insert-only; those of former plans stay.
+CREATE TABLE completions (
+    key           VARCHAR PRIMARY KEY,
+    prompt_id     VARCHAR,
+    identity      VARCHAR,
+    sample        USMALLINT,
+    seed          BIGINT,
+    principle     VARCHAR,
+    system        VARCHAR,                  -- role, fold_into_user or none: how a system turn was sent
+    text          VARCHAR,
+    reasoning     VARCHAR,                  -- kept apart: never judged, never exported
+    finish        VARCHAR,                  -- stop or length
+    output_tokens BIGINT,
+    call_id       VARCHAR                   -- in calls
+);
+
+-- One row per judgement read. `completions` are keys in the order the judge saw them.
+CREATE TABLE judgements (
+    key         VARCHAR PRIMARY KEY,
+    prompt_id   VARCHAR,
+    judge       VARCHAR,
+    identity    VARCHAR,
+    pass        USMALLINT,
+    request     VARCHAR,                    -- which request of the rubric
+    rubric      VARCHAR,                    -- digest of its files, in texts
+    spec        VARCHAR,                    -- digest of what reached the wire besides prompt and completions
+    form        VARCHAR,                    -- schema or text
+    completions VARCHAR[],
+    answers     VARCHAR[],                  -- the same keys, sorted
+    text        VARCHAR,                    -- the judge's raw words
+    ratings     STRUCT(completion VARCHAR, aspect VARCHAR, state VARCHAR, score DOUBLE, rationale VARCHAR, types INTEGER[])[],
+    call_id     VARCHAR
+);
+
+-- Every call made, answered or not, with what it used: the bill. Insert-only.
+CREATE TABLE calls (
+    id               VARCHAR PRIMARY KEY,
+    stage            VARCHAR,               -- completion or judgement
+    key              VARCHAR,
+    prompt_id        VARCHAR,
+    endpoint         VARCHAR,               -- the model's or judge's name in the pipeline
+    n                USMALLINT,             -- which attempt at this item in its run
+    started          TIMESTAMPTZ,
+    seconds          DOUBLE,
+    verdict          VARCHAR,               -- answered, again, later, failed, refused
+    kind             VARCHAR,               -- why it gave no usable reply
+    message          VARCHAR,
+    raw              VARCHAR,               -- what was received and could not be used
+    input_tokens     BIGINT,
+    cached_tokens    BIGINT,
+    output_tokens    BIGINT,
+    reasoning_tokens BIGINT,
+    usd              DOUBLE,                -- at the price declared then; NULL: not known
+    sent             JSON,                  -- the settings as they went over the wire
+    served           JSON                   -- what the server said of itself
+);
+
+-- Items without an answer now: `later` (pending again on the next run) or `failed` (waits for --retry-failed).
+CREATE TABLE failed (
+    key       VARCHAR PRIMARY KEY,
+    stage     VARCHAR,
+    prompt_id VARCHAR,
+    endpoint  VARCHAR,
+    verdict   VARCHAR,
+    kind      VARCHAR,
+    message   VARCHAR,
+    raw       VARCHAR,
+    started   TIMESTAMPTZ,
+    identity  VARCHAR,
+    pass      USMALLINT,                    -- from here on: of a judgement
+    request   VARCHAR,
+    spec      VARCHAR,
+    answers   VARCHAR[]
+);
+
+-- ---------------------------------------------------------------------------------------------------------------------
+-- What came out
+
+-- What became of each prompt when pairs were last made: `paired`, or why not.
+CREATE TABLE outcomes (
+    prompt_id      VARCHAR,
+    outcome        VARCHAR,
+    chosen         VARCHAR,                 -- completion keys
+    rejected       VARCHAR,
+    score_chosen   DOUBLE,
+    score_rejected DOUBLE,
+    aspects        VARCHAR[]                -- that entered the score
+);
+
+-- The score by which pairs were last made, of every completion that has one.
+CREATE TABLE scores (completion VARCHAR, score DOUBLE);
+
+-- The share of prompt hashes that goes to the test split, fixed at the first export that asked for so many.
+CREATE TABLE splits (asked DOUBLE, threshold DOUBLE);
+
+-- ---------------------------------------------------------------------------------------------------------------------
+-- Of the run that goes on: made anew at its start
+
+CREATE TABLE settled (position BIGINT, slot UTINYINT, answered BOOLEAN);
+CREATE TABLE todo (seq BIGINT, model VARCHAR, position BIGINT, slot UTINYINT);
+CREATE TABLE ready (seq BIGINT, position BIGINT);
+CREATE TABLE incoming (position BIGINT, prompt_id VARCHAR PRIMARY KEY, source VARCHAR);
+CREATE TABLE specs (
+    judge VARCHAR, identity VARCHAR, pass USMALLINT, request VARCHAR, listwise BOOLEAN, n UTINYINT, least UTINYINT, spec VARCHAR
+);
+CREATE TABLE marks (name VARCHAR PRIMARY KEY, value VARCHAR);
+
+-- ---------------------------------------------------------------------------------------------------------------------
+-- Views: what a person asks for
+
+-- Each slot of the present plan and how it stands: answered, failed, later or pending.
+CREATE VIEW slot_states AS
+SELECT s.*, CASE WHEN c.key IS NOT NULL THEN 'answered' WHEN f.key IS NULL THEN 'pending' ELSE f.verdict END AS state
+FROM slots s LEFT JOIN completions c ON s.key = c.key LEFT JOIN failed f ON s.key = f.key;
+
+-- Each judgement the present rubric wants of the present completions, and how it stands. A prompt has some as soon as
+-- all its slots are terminal and enough of them are answered.
+CREATE VIEW needed AS
+WITH terminal AS (
+    SELECT position, prompt_id, list(key ORDER BY key) FILTER (state = 'answered') AS answers
+    FROM slot_states GROUP BY position, prompt_id HAVING bool_and(state IN ('answered', 'failed'))
+), wanted AS (
+    SELECT t.position, t.prompt_id, p.judge, p.identity, p.pass, p.request, p.spec, t.answers
+    FROM terminal t JOIN specs p ON p.listwise AND p.n = len(t.answers)
+    UNION ALL
+    SELECT t.position, t.prompt_id, p.judge, p.identity, p.pass, p.request, p.spec, [u.answer]
+    FROM terminal t JOIN specs p ON NOT p.listwise AND len(t.answers) >= p.least, unnest(t.answers) AS u(answer)
+)
+SELECT w.*, j.key AS judgement,
+       CASE WHEN j.key IS NOT NULL THEN 'answered' WHEN f.key IS NULL THEN 'pending' ELSE f.verdict END AS state
+FROM wanted w
+LEFT JOIN judgements j ON w.prompt_id = j.prompt_id AND w.spec = j.spec AND w.identity = j.identity AND w.pass = j.pass
+    AND w.answers = j.answers
+LEFT JOIN failed f ON w.prompt_id = f.prompt_id AND w.spec = f.spec AND w.identity = f.identity AND w.pass = f.pass
+    AND w.answers = f.answers;
+
+-- Each rating of the present plan's completions, with who wrote and who judged.
+CREATE VIEW ratings AS
+SELECT j.prompt_id, s.model, r.completion, r.aspect, r.state, r.score, r.rationale, r.types, j.judge, j.pass, j.request,
+       list_position(j.completions, r.completion) AS shown_as, j.key AS judgement
+FROM needed d JOIN judgements j ON d.judgement = j.key, unnest(j.ratings) AS u(r)
+JOIN slots s ON s.key = r.completion;
+
+-- The pool, best first: mean score, mean rating by aspect, and how often a model is on each side of a pair.
+CREATE VIEW leaderboard AS
+WITH rated AS (
+    SELECT model, aspect, avg(score) AS mean FROM ratings WHERE state = 'rated' GROUP BY ALL
+), sides AS (
+    SELECT s.model,
+           count(*) FILTER (s.key = o.chosen) AS chosen,
+           count(*) FILTER (s.key = o.rejected) AS rejected
+    FROM slots s JOIN outcomes o ON s.prompt_id = o.prompt_id GROUP BY ALL
+), answered AS (
+    SELECT s.model, count(*) AS completions, count(*) FILTER (c.finish = 'length') AS truncated,
+           avg(c.output_tokens) AS mean_tokens
+    FROM slots s JOIN completions c ON s.key = c.key GROUP BY ALL
+), by_aspect AS (
+    SELECT model, map_from_entries(list((aspect, mean) ORDER BY aspect)) AS aspects FROM rated GROUP BY model
+), scored AS (
+    SELECT s.model, avg(x.score) AS mean FROM slots s JOIN scores x ON s.key = x.completion GROUP BY ALL
+)
+SELECT a.model, a.completions, a.truncated, a.mean_tokens, x.mean AS mean_score, c.aspects, d.chosen, d.rejected
+FROM answered a LEFT JOIN scored x ON a.model = x.model
+LEFT JOIN by_aspect c ON a.model = c.model LEFT JOIN sides d ON a.model = d.model
+ORDER BY mean_score DESC NULLS LAST, a.model;
+
+-- Calls, tokens and dollars by model and judge. `unpriced` counts calls whose price is not known.
+CREATE VIEW spend AS
+SELECT stage, endpoint, count(*) AS calls, count(*) FILTER (verdict = 'answered') AS answered,
+       sum(input_tokens)::BIGINT AS input_tokens, sum(cached_tokens)::BIGINT AS cached_tokens,
+       sum(output_tokens)::BIGINT AS output_tokens,
+       sum(usd) AS usd, count(*) FILTER (usd IS NULL) AS unpriced, sum(seconds) AS seconds
+FROM calls GROUP BY ALL ORDER BY stage, endpoint;
+
+-- What has no answer now, by kind, with an example.
+CREATE VIEW failures AS
+SELECT stage, endpoint, kind, verdict, count(*) AS items, any_value(message) AS example, any_value(prompt_id) AS prompt_id
+FROM failed GROUP BY ALL ORDER BY items DESC;
+
+-- Pairs with their texts.
+CREATE VIEW pairs AS
+SELECT o.prompt_id, p.messages, o.chosen, o.rejected, c.text AS chosen_text, r.text AS rejected_text,
+       sc.model AS chosen_model, sr.model AS rejected_model, o.score_chosen, o.score_rejected, o.aspects, e.source
+FROM outcomes o
+JOIN selection e ON o.prompt_id = e.prompt_id
+JOIN prompts p ON o.prompt_id = p.prompt_id
+JOIN completions c ON o.chosen = c.key
+JOIN completions r ON o.rejected = r.key
+JOIN slots sc ON o.chosen = sc.key
+JOIN slots sr ON o.rejected = sr.key
+WHERE o.outcome = 'paired';
