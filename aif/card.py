@@ -1,0 +1,240 @@
+"""The dataset card: what a dataset holds, how it was made and what it cost, as README.md for the Hub. Pure.
+
+Everything but one marked section depends on the store and the pipeline alone. No host, path or key gets in: endpoints
+are shown by name and declared identity, and what was declared as a path by its last part.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+import orjson
+import yaml
+from jinja2 import StrictUndefined
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from aif.config import Endpoint, Pipeline
+from aif.formats import file_of
+from aif.pairs import Floats
+from aif.queries import Books
+from aif.resources import shipped
+from aif.rubric import Rubric
+from aif.summary import OUTCOMES
+
+TAGS = ("rlaif", "preference", "dpo", "synthetic", "trl", "aif")
+SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
+SOURCES = 20  # named in the card; a column of sources may hold thousands
+BAR = 30  # characters
+MARKS = ("<!-- run:begin -->", "<!-- run:end -->")
+
+
+@dataclass(frozen=True, slots=True)
+class CardFacts:
+    """What a card is made of. `rows` are by config and split; `sources` are (name, prompts, pairs), most first;
+    `chosen` and `rejected` the scores of each pair; `leaderboard` and `spend` rows of the views of these names;
+    `sample` a row of the default config; `calls` the times of the first and the last call."""
+
+    pipeline: Pipeline
+    rubric: Rubric
+    rows: Mapping[str, Mapping[str, int]]
+    books: Books
+    sources: Sequence[tuple[str, int, int]]
+    chosen: Floats
+    rejected: Floats
+    leaderboard: Sequence[Mapping[str, Any]]
+    spend: Sequence[Mapping[str, Any]]
+    sample: Mapping[str, Any]
+    version: str
+    made: datetime
+    calls: tuple[datetime, datetime] | None
+
+
+def render(facts: CardFacts) -> str:
+    """The whole README.md: metadata in YAML, then the body."""
+    template = _templates().from_string(shipped("data", "card.md.j2").read_text(encoding="utf-8"))
+    leaderboard = [{**row, "aspects": dict(row["aspects"] or [])} for row in facts.leaderboard]
+    body = template.render(
+        facts=facts,
+        pipeline=facts.pipeline,
+        judge=facts.pipeline.judge,
+        sheet=facts.rubric.sheet,
+        pairs=facts.books.outcomes.get("paired", 0),
+        prompts=facts.books.selected,
+        default=default_config(facts.rows),
+        simulated=[cell(name) for name, one in _endpoints(facts.pipeline) if one.provider == "simulator"],
+        books=_books(facts.books),
+        sources=_sources(facts.sources),
+        histogram=_histogram(facts.chosen, facts.rejected, _scale(facts)),
+        margins=_margins(facts.chosen - facts.rejected),
+        aspects=[name for name in facts.rubric.sheet.aspects if any(name in row["aspects"] for row in leaderboard)],
+        leaderboard=leaderboard,
+        spent=_total(facts.spend),
+        sample=_json(facts.sample),
+        marks=MARKS,
+    )
+    return f"---\n{_metadata(facts)}---\n\n{body}"
+
+
+def _endpoints(pipeline: Pipeline) -> list[tuple[str, Endpoint]]:
+    return [*pipeline.models.items(), *pipeline.judges.items()]
+
+
+def default_config(rows: Mapping[str, Mapping[str, int]]) -> str:
+    """The config that is loaded when none is named."""
+    return "trl" if "trl" in rows else next(iter(rows))
+
+
+def _metadata(facts: CardFacts) -> str:
+    default = default_config(facts.rows)
+    said = {
+        **({"license": facts.pipeline.export.license} if facts.pipeline.export.license else {}),
+        "pretty_name": facts.pipeline.name,
+        "tags": list(TAGS if "trl" in facts.rows else [tag for tag in TAGS if tag != "trl"]),
+        "task_categories": ["text-generation"],
+        "size_categories": [_size(len(facts.chosen))],
+        "configs": [
+            {
+                "config_name": config,
+                **({"default": True} if config == default else {}),
+                "data_files": [{"split": split, "path": file_of(config, split)} for split in splits],
+            }
+            for config, splits in facts.rows.items()
+        ],
+    }
+    return yaml.safe_dump(said, sort_keys=False, allow_unicode=True)
+
+
+def _size(rows: int) -> str:
+    return next((name for limit, name in SIZES if rows < limit), "n>10M")
+
+
+def _templates() -> ImmutableSandboxedEnvironment:
+    made = ImmutableSandboxedEnvironment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    filters: dict[str, Callable[..., str]] = {
+        "cell": cell,
+        "fenced": fenced,
+        "public": public,
+        "number": _number,
+        "count": lambda value: f"{int(value or 0):,}",
+        "setting": lambda value: "server's default" if value is None else f"{value:g}",
+        "stem": lambda name: PurePosixPath(name.replace("\\", "/")).stem,
+        "usd": _usd,
+    }
+    made.filters.update(filters)
+    return made
+
+
+# --- text that comes from elsewhere ----------------------------------------------------------------------------------
+
+
+def cell(text: object) -> str:
+    """Any text as one cell of a Markdown table: nothing in it is markup, and it is short."""
+    line = " ".join(str(text).split())
+    if len(line) > 80:
+        line = line[:79] + "…"
+    return re.sub(r"([\\`*\[\]|~])", r"\\\1", line.replace("&", "&amp;").replace("<", "&lt;"))
+
+
+def fenced(text: str, language: str = "") -> str:
+    """A code block that nothing in the text can end."""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
+def public(name: str) -> str:
+    """What was declared as a file's path, by its last part; anything else as it is."""
+    return PurePosixPath(name.replace("\\", "/")).name if re.match(r"[/~.\\]|[A-Za-z]:[\\/]", name) else name
+
+
+def _json(row: Mapping[str, Any]) -> str:
+    """A row as JSON in which nothing passes for an HTML comment, such as the marks of the run's section."""
+    text = orjson.dumps(row, option=orjson.OPT_INDENT_2).decode()
+    return text.replace("<!--", "\\u003c!--")
+
+
+# --- numbers ---------------------------------------------------------------------------------------------------------
+
+
+def _number(value: Any, digits: int = 2) -> str:
+    return "–" if value is None else f"{value:,.{digits}f}"
+
+
+def _usd(row: Mapping[str, Any]) -> str:
+    if row["usd"] is None:
+        return "not known"
+    return f"{row['usd']:,.4f}" + (f" and {row['unpriced']:,} calls not known" if row["unpriced"] else "")
+
+
+def _books(books: Books) -> list[tuple[str, str]]:
+    """Lines that add up: rows read to prompts, prompts to pairs."""
+    left_out = [(f"− {rows:,}", reason) for reason, rows in books.intake.items() if reason != "selected" and rows]
+    dropped = [
+        (f"− {books.outcomes[outcome]:,}", words)
+        for outcome, words in OUTCOMES.items()
+        if outcome != "paired" and books.outcomes.get(outcome)
+    ]
+    return [
+        (f"{sum(books.intake.values()):,}", "rows read"),
+        *((amount, reason.replace("_", " ")) for amount, reason in left_out),
+        (f"= {books.selected:,}", "prompts"),
+        *dropped,
+        (f"= {books.outcomes.get('paired', 0):,}", "pairs"),
+    ]
+
+
+def _sources(sources: Sequence[tuple[str, int, int]]) -> list[tuple[str, int, int]]:
+    rest = sources[SOURCES:]
+    shown = list(sources[:SOURCES])
+    if rest:
+        shown.append((f"{len(rest):,} more", sum(n for _, n, _ in rest), sum(n for _, _, n in rest)))
+    return shown
+
+
+def _scale(facts: CardFacts) -> tuple[float, float]:
+    """Lowest and highest score there can be."""
+    aspects = facts.rubric.sheet.aspects
+    entering = [a for a in aspects.values() if a.weight > 0]
+    if facts.pipeline.pairs.score == "overall":
+        entering = [aspects["overall"]]
+    return min(a.scale[0] for a in entering), max(a.scale[1] for a in entering)
+
+
+def _histogram(chosen: Floats, rejected: Floats, scale: tuple[float, float]) -> str:
+    """Two bars a line; each bin holds its lower edge, the last one its upper edge too."""
+    low, high = scale
+    step = 0.5 if high - low <= 5 else 1.0
+    edges = np.append(np.arange(low, high, step), high)
+    # a mean of ratings may lie a rounding error below the edge it stands for
+    sides = [np.histogram(np.clip(scores + 1e-9, low, high), edges)[0] for scores in (chosen, rejected)]
+    most = max(int(counts.max()) for counts in sides)
+    width = len(f"{most:,}")
+    lines = [f"{'score':>11}  {'chosen':<{BAR + width + 1}}  rejected"]
+    for i in range(len(edges) - 1):
+        bars = [f"{counts[i]:>{width},} {_bar(int(counts[i]), most):<{BAR}}" for counts in sides]
+        label = f"{edges[i]:g}–{edges[i + 1]:g}"
+        lines.append(f"{label:>11}  {'  '.join(bars)}".rstrip())
+    return "\n".join(lines)
+
+
+def _bar(n: int, most: int) -> str:
+    """A bar in eighths of a character; what is not zero is seen."""
+    eighths = max(round(8 * BAR * n / most), 1) if n else 0
+    return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
+
+
+def _margins(margins: Floats) -> dict[str, float]:
+    names = ("least", "quarter", "median", "three quarters", "most")
+    at = np.quantile(margins, (0, 0.25, 0.5, 0.75, 1)).tolist()
+    return {"mean": float(margins.mean()), **dict(zip(names, at, strict=True))}
+
+
+def _total(spend: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The bill over all endpoints; `usd` is None where no price is known at all."""
+    priced = [row["usd"] for row in spend if row["usd"] is not None]
+    names = ("calls", "answered", "input_tokens", "cached_tokens", "output_tokens", "unpriced")
+    return {name: sum(row[name] or 0 for row in spend) for name in names} | {"usd": sum(priced) if priced else None}
