@@ -1,0 +1,5 @@
+"""`python -m aif` is `aif`."""
+
+from aif.cli import main
+
+main()

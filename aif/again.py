@@ -1,0 +1,62 @@
+"""The store made anew from the journal, every judge's reply read by today's reader, and what reads otherwise."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from aif.config import Pipeline
+from aif.errors import BadInput, StoreDamaged
+from aif.intake import prepare, rubric_of
+from aif.ledger import Ledger, Places
+from aif.pairing import make_pairs
+from aif.queries import Reader
+from aif.records import digest
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """Calls taken in, and judgements by how they read now against before."""
+
+    calls: int
+    seconds: float
+    alike: int
+    changed: int
+    gained: int
+    lost: int
+
+
+def again(pipeline: Pipeline, tell: Callable[[str], None]) -> Again:
+    """Sets the store aside and makes it from the journal. Pairs are made again by the pipeline's policy."""
+    began = time.monotonic()
+    places = Places(pipeline.store)
+    if not places.journal.exists():
+        raise BadInput(f"{places.journal}: there is no journal to make a store from")
+    rubric = rubric_of(pipeline)
+    before = _readings(places, tell)
+    with Ledger.open(pipeline.store, tell, anew=True) as ledger:
+        prepare(pipeline, ledger, rubric, tell)
+        make_pairs(pipeline, rubric, ledger.store)
+        with Reader.of(ledger.store) as reader:
+            calls = reader.sql("SELECT count(*) AS n FROM calls")[0]["n"]
+            after = _read(reader)
+    both = before.keys() & after.keys()
+    alike = sum(before[key] == after[key] for key in both)
+    return Again(
+        calls, time.monotonic() - began, alike, len(both) - alike, len(after.keys() - both), len(before.keys() - both)
+    )
+
+
+def _readings(places: Places, tell: Callable[[str], None]) -> dict[str, str]:
+    if not places.store.exists():
+        return {}
+    try:
+        with Reader.open(places.store) as reader:
+            return _read(reader)
+    except StoreDamaged as error:
+        tell(f"{error}; what it held can't be compared")
+        return {}
+
+
+def _read(reader: Reader) -> dict[str, str]:
+    """A digest of the ratings by judgement."""
+    return {row["key"]: digest(row["ratings"]) for row in reader.sql("SELECT key, ratings FROM judgements")}

@@ -1,0 +1,334 @@
+"""The `aif` command: arguments -> one call -> what to print. What is heavy is imported where it is used."""
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+from rich.console import Console
+
+from aif.errors import AifError, BadInput, Exit, ProviderRefused
+
+if TYPE_CHECKING:
+    from aif.config import Pipeline
+    from aif.feedback import Ended
+    from aif.rubric import Rubric
+
+app = typer.Typer(
+    name="aif",
+    help="Prompts in, a preference dataset that trains out: completions, ratings by a judge, chosen and rejected.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+rubric_app = typer.Typer(help="What the judge is asked.", no_args_is_help=True)
+app.add_typer(rubric_app, name="rubric")
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+File = Annotated[Path, typer.Argument(metavar="PIPELINE", help="The pipeline file.")]
+Sets = Annotated[
+    Optional[list[str]],  # noqa: UP045 - typer reads this annotation at run time
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the pipeline, such as models.a.concurrency=8."),
+]
+
+
+def _load(file: Path, sets: list[str] | None) -> "Pipeline":
+    from aif.config import load
+
+    return load(file, sets or [])
+
+
+@app.command()
+def run(
+    pipeline: File,
+    limit: Annotated[int | None, typer.Option(min=1, help="Work on the first so many prompts only.")] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Ask again what failed for good.")] = False,
+    sets: Sets = None,
+) -> None:
+    """Complete, judge and pair what is pending. The same command goes on after any stop."""
+    from aif.feedback import feedback
+    from aif.queries import Reader
+    from aif.summary import tell_places, tell_summary
+
+    one = _load(pipeline, sets)
+    ended = feedback(one, err, limit=limit, retry_failed=retry_failed)
+    with Reader.open(one.store) as reader:
+        tell_summary(out, reader, ended.seconds)
+    tell_places(out, one.store, None)
+    _tell_next(pipeline, one, ended)
+    _leave(pipeline, ended)
+
+
+def _tell_next(file: Path, pipeline: "Pipeline", ended: "Ended") -> None:
+    out.print("\n[bold]Next[/bold]")
+    if ended.incomplete:
+        out.print(f"  aif run {file}                goes on with what is pending", soft_wrap=True)
+    out.print(f"  aif export {file}             pairs and a dataset with its card; no model is called", soft_wrap=True)
+    out.print(f"  aif show {file} PROMPT_ID     how a pair came to be", soft_wrap=True)
+
+
+def _leave(file: Path, ended: "Ended") -> None:
+    """The exit code of a run, said with its reason."""
+    if ended.refused:
+        lines = "\n".join(f"  {name}: {why}" for name, why in ended.refused.items())
+        raise ProviderRefused(f"refused until something is mended:\n{lines}\nthen `aif run {file}` goes on")
+    if ended.stopped:
+        err.print(f"stopped; everything answered is kept. `aif run {file}` goes on", soft_wrap=True)
+        raise typer.Exit(Exit.INTERRUPTED)
+    if ended.incomplete:
+        err.print(f"done, but not all was answered: `aif failures {file}` says why", soft_wrap=True)
+        raise typer.Exit(Exit.FAILURES)
+
+
+@app.command()
+def status(pipeline: File, sets: Sets = None) -> None:
+    """How far a run is, also while it goes on."""
+    from aif import ledger, progress
+
+    one = _load(pipeline, sets)
+    places = ledger.Places(one.store)
+    if ledger.is_held(places.lock):
+        out.print(ledger.holder(places.lock), soft_wrap=True)
+        if snapshot := progress.read(places.progress):
+            out.print(progress.table(snapshot))
+        return
+    from aif.queries import Reader
+    from aif.summary import tell_summary, tell_tallies
+
+    with Reader.open(one.store) as reader:
+        tell_tallies(out, reader.tallies())
+        tell_summary(out, reader)
+
+
+@app.command()
+def failures(pipeline: File, sets: Sets = None) -> None:
+    """What has no answer, by kind, with an example and what to do."""
+    from aif.queries import Reader
+    from aif.summary import tell_failures
+
+    with Reader.open(_load(pipeline, sets).store) as reader:
+        if not tell_failures(out, reader):
+            out.print("nothing failed")
+
+
+@app.command()
+def doctor(pipeline: File, sets: Sets = None) -> None:
+    """One real request to every model and judge: key, access, template, schema, disk, each with the way to mend it."""
+    from aif.doctor import examine
+
+    one = _load(pipeline, sets)
+
+    async def tell() -> bool:
+        fine = True
+        async for finding in examine(one):
+            fine &= finding.fine
+            mark = "[green]ok[/green]  " if finding.fine else "[red]mend[/red]"
+            out.print(f"{mark} {finding.what}: ", end="")
+            out.print(finding.words, markup=False, soft_wrap=True)
+        return fine
+
+    if not asyncio.run(tell()):
+        raise typer.Exit(Exit.BAD_INPUT)
+
+
+@app.command()
+def show(
+    pipeline: File,
+    prompt_id: Annotated[str, typer.Argument(help="The id of a prompt, or its first digits.")],
+    sets: Sets = None,
+) -> None:
+    """From a published row back to everything: messages, order, raw replies, ratings, why these two."""
+    from aif.queries import Reader
+    from aif.story import tell_story
+
+    one = _load(pipeline, sets)
+    with Reader.open(one.store) as reader:
+        tell_story(out, reader, one, prompt_id)
+
+
+@app.command()
+def export(
+    pipeline: File,
+    to: Annotated[Path | None, typer.Option("--out", help="The folder to make; beside the store if left out.")] = None,
+    sets: Sets = None,
+) -> None:
+    """Pairs by the pipeline's policy, as a dataset with its card. No model is called."""
+    from aif.export import export as write
+    from aif.export import tell_exported
+    from aif.intake import rubric_of
+    from aif.ledger import Ledger
+
+    one = _load(pipeline, sets)
+    if not one.store.exists():
+        raise BadInput(f"{one.store}: no store here yet; `aif run {pipeline}` makes it")
+    rubric = rubric_of(one)
+    with Ledger.open(one.store, _tell) as ledger:
+        exported = write(one, rubric, ledger, to or one.store.parent / "dataset", _tell)
+    tell_exported(out, exported, pipeline)
+
+
+@app.command()
+def rebuild(pipeline: File, sets: Sets = None) -> None:
+    """Make the store again from the journal. The old one is set aside."""
+    _anew(_load(pipeline, sets), "made again")
+
+
+@app.command()
+def reparse(pipeline: File, sets: Sets = None) -> None:
+    """Read every kept reply again with today's reader. No model is called."""
+    _anew(_load(pipeline, sets), "read again")
+
+
+def _anew(pipeline: "Pipeline", done: str) -> None:
+    from aif.again import again
+
+    told = again(pipeline, _tell)
+    out.print(f"{told.calls:,} kept calls {done} in {told.seconds:.1f} s")
+    out.print(
+        f"judgements: {told.alike:,} read as before, {told.changed:,} otherwise, "
+        f"{told.gained:,} only now, {told.lost:,} no longer"
+    )
+
+
+@app.command()
+def simulate(
+    model: Annotated[Optional[list[str]], typer.Option(metavar="NAME=QUALITY", help="A model, quality 0 to 1.")] = None,  # noqa: UP045
+    judge: Annotated[Optional[list[str]], typer.Option(metavar="NAME=NOISE", help="A judge, noise from 0.")] = None,  # noqa: UP045
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8000,
+    latency: Annotated[float, typer.Option(min=0, help="Seconds before each answer.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Other seeds write other texts.")] = 0,
+) -> None:
+    """Serve models of declared quality, judges of declared noise, as vLLM and OpenAI do; any name, if none is given."""
+    from aif.simulator import Cast, Simulator
+
+    cast = Cast(_pairs(model, "--model"), _pairs(judge, "--judge"), seed, open=not (model or judge))
+
+    async def serve() -> None:
+        async with Simulator(cast, host=host, port=port, latency_s=latency) as simulator:
+            out.print(f"serving at {simulator.base_url} (Ctrl-C ends it)")
+            await asyncio.Event().wait()
+
+    asyncio.run(serve())
+
+
+def _pairs(values: list[str] | None, option: str) -> dict[str, float]:
+    found = {}
+    for value in values or []:
+        name, _, number = value.rpartition("=")
+        try:
+            found[name] = float(number)
+        except ValueError:
+            name = ""
+        if not name:
+            raise BadInput(f"{option} {value}: expected NAME=NUMBER")
+    return found
+
+
+@app.command()
+def init(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")]) -> None:
+    """A folder to start from: a pipeline with every choice explained, and a few prompts."""
+    from shutil import copytree
+
+    from aif.resources import shipped
+
+    if folder.exists() and any(folder.iterdir()):
+        raise BadInput(f"{folder} is not empty; name a new folder")
+    copytree(shipped("data", "starter"), folder, dirs_exist_ok=True)
+    out.print(
+        f"{folder}/pipeline.yaml and {folder}/prompts.jsonl are there. Next: aif run {folder}/pipeline.yaml",
+        soft_wrap=True,
+    )
+
+
+@rubric_app.command("list")
+def rubric_list() -> None:
+    """The rubrics that aif ships."""
+    from aif.resources import shipped
+    from aif.rubric import load
+
+    for folder in sorted(shipped("prompts", "rubrics").iterdir()):
+        rubric = load(folder)
+        out.print(f"[bold]{rubric.sheet.name}[/bold]  {rubric.sheet.description}", soft_wrap=True)
+
+
+Name = Annotated[str, typer.Argument(metavar="RUBRIC", help="A shipped rubric's name, or a folder.")]
+
+
+@rubric_app.command("show")
+def rubric_show(name: Name) -> None:
+    """A rubric's aspects, scales, weights and requests."""
+    from aif.rubric_view import tell_rubric
+
+    tell_rubric(out, _rubric(name))
+
+
+@rubric_app.command("render")
+def rubric_render(
+    name: Name,
+    form: Annotated[str, typer.Option(help="How the reply is asked for: schema or text.")] = "schema",
+    pipeline: Annotated[
+        Path | None, typer.Option(help="Take the prompt and its completions from this pipeline's store.")
+    ] = None,
+    prompt_id: Annotated[str | None, typer.Option(help="With --pipeline: which prompt.")] = None,
+) -> None:
+    """Exactly what a judge sees, for every request of a rubric."""
+    from aif.rubric_view import tell_rendered
+
+    if form not in ("schema", "text"):
+        raise BadInput(f"--form {form}: expected schema or text")
+    if (pipeline is None) != (prompt_id is None):
+        raise BadInput("--pipeline and --prompt-id go together")
+    tell_rendered(
+        out,
+        _rubric(name),
+        "text" if form == "text" else "schema",
+        _load(pipeline, None).store if pipeline else None,
+        prompt_id,
+    )
+
+
+def _rubric(name: str) -> "Rubric":
+    from aif.resources import find
+    from aif.rubric import load
+
+    return load(find(name, None, "prompts/rubrics", "rubric"))
+
+
+def _tell(words: str) -> None:
+    err.print(words, soft_wrap=True)
+
+
+def _leaf(error: BaseException) -> BaseException:
+    """The first error inside a group of them."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def main() -> None:
+    """The entry point: every error a person can mend is one line and an exit code."""
+    try:
+        app()
+    except Exception as raised:
+        sys.exit(_code(_leaf(raised)))
+    except asyncio.CancelledError:
+        err.print("aif: left at once; what was answered is kept, and the same command goes on", soft_wrap=True)
+        sys.exit(Exit.INTERRUPTED)
+
+
+def _code(error: BaseException) -> int:
+    if isinstance(error, AifError):
+        err.print(f"aif: {error}", markup=False, soft_wrap=True)
+        return int(error.exit)
+    if isinstance(error, OSError) and error.filename:
+        err.print(f"aif: {error.filename}: {error.strerror}", markup=False, soft_wrap=True)
+        return int(Exit.BUG)
+    raise error
+
+
+if __name__ == "__main__":
+    main()

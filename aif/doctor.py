@@ -1,0 +1,141 @@
+"""One real request to each model and judge before anything is spent, each finding with the way to mend it."""
+
+import asyncio
+import os
+import shutil
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from aif.chat.base import CallError, Kind, Request
+from aif.config import Judge, Model, Pipeline, api_key
+from aif.endpoints import Endpoint, opened
+from aif.errors import BadInput
+from aif.intake import principles_of, rubric_of
+from aif.plan import sent_messages
+from aif.reading import Unreadable, read
+from aif.records import Message, Principle, Prompt, prompt_id
+from aif.rubric import Rubric, render
+
+DISK_BYTES = 2 * 2**30  # a run of 64,000 prompts leaves about 1.5 GB of journal and store
+
+_MENDS = {
+    Kind.UNAUTHORIZED: "set the key's environment variable to a key that may use this model",
+    Kind.QUOTA_EXHAUSTED: "the account has no money left: add some, or use another key",
+    Kind.UNKNOWN_MODEL: "the server has no such model: see `model` and `base_url`",
+    Kind.CONNECTION: "nothing answers there: is the server up, is base_url right?",
+    Kind.TIMEOUT: "no answer in time: is the server still loading? else raise timeout_s",
+    Kind.BAD_REPLY: "what answers there is no chat completions API: see base_url (it ends with /v1)",
+    Kind.RATE_LIMITED: "the provider's limit is used up now: lower concurrency, or set requests_per_minute",
+    Kind.CONTEXT_OVERFLOW: "max_tokens and the prompt don't fit the model's context: lower max_tokens",
+    Kind.BAD_REQUEST: "the provider refuses a setting: `temperature: null` and `top_p: null` take them out; "
+    "a chat template that refuses a system turn wants `system: fold_into_user`; `reply: text` asks without a schema",
+}
+
+_TURNS = (Message("user", "Name one use of a paper clip besides holding paper."),)
+_PROMPT = Prompt(prompt_id(_TURNS), _TURNS, "doctor")
+_COMPLETIONS = ("It can press the reset button of a small device.", "Paper clips are made of wire.")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing looked at: fine, or what is wrong and how to mend it."""
+
+    what: str
+    fine: bool
+    words: str
+
+
+async def examine(pipeline: Pipeline) -> AsyncIterator[Finding]:
+    """Findings in the order of the pipeline file, as they are made."""
+    rubric = rubric_of(pipeline)
+    yield Finding(
+        "pipeline", True, f"{pipeline.path} is sound; rubric {rubric.sheet.name}, {len(pipeline.models)} models"
+    )
+    yield _disk(pipeline)
+    missing = False
+    for one in (*pipeline.models.values(), *pipeline.judges.values()):
+        try:
+            api_key(one, os.environ)
+        except BadInput as error:
+            missing = True
+            yield Finding(one.name, False, str(error))
+    if missing:
+        return
+    async with opened(pipeline) as endpoints:
+        tests = [asyncio.create_task(_test(pipeline, rubric, endpoint)) for endpoint in endpoints]
+        for test in tests:
+            for finding in await test:
+                yield finding
+
+
+def _disk(pipeline: Pipeline) -> Finding:
+    folder = pipeline.store.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    if not os.access(folder, os.W_OK):
+        return Finding("disk", False, f"{folder} can't be written to; choose another `store`")
+    free = shutil.disk_usage(folder).free
+    words = f"{free / 2**30:.1f} GiB free at {folder}"
+    return Finding(
+        "disk", free >= DISK_BYTES, words if free >= DISK_BYTES else f"only {words}; a large run needs about 2 GiB"
+    )
+
+
+async def _test(pipeline: Pipeline, rubric: Rubric, endpoint: Endpoint) -> list[Finding]:
+    one = pipeline.models[endpoint.name] if endpoint.stage == "completion" else pipeline.judges[endpoint.name]
+    try:
+        if isinstance(one, Model):
+            words = await _complete(pipeline, one, endpoint)
+        else:
+            words = await _judge(rubric, one, endpoint)
+    except CallError as error:
+        mend = _MENDS.get(error.kind, "")
+        return [Finding(endpoint.name, False, f"{error.kind}: {error.message}{f' → {mend}' if mend else ''}")]
+    except Unreadable as why:
+        return [
+            Finding(
+                endpoint.name, False, f"answers, but its ratings can't be read: {why} → try `reply: schema`, or `text`"
+            )
+        ]
+    findings = [Finding(endpoint.name, True, words)]
+    if one.provider == "openai" and one.price is None:
+        findings.append(Finding(endpoint.name, True, "its price is not known, so spend can't be told; set `price`"))
+    return findings
+
+
+async def _complete(pipeline: Pipeline, model: Model, endpoint: Endpoint) -> str:
+    principles = principles_of(pipeline)
+    texts = [text for pool in principles.pools.values() for text in pool] if principles else []
+    principle = Principle("", max(texts, key=len)) if texts and model.system != "none" else None
+    sampling = pipeline.sampling(model)
+    reply = await endpoint.client.ask(
+        Request(
+            sent_messages(_PROMPT, principle, model.system),
+            sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            seed=1,
+        )
+    )
+    served = reply.served.get("model") or "?"
+    used = f"{reply.usage.input} + {reply.usage.output} tokens" if reply.usage else "the server counts no tokens"
+    return f"answers as {served} ({used}{', with a principle' if principle else ''})"
+
+
+async def _judge(rubric: Rubric, judge: Judge, endpoint: Endpoint) -> str:
+    request = next(iter(rubric.sheet.requests))
+    shown = _COMPLETIONS if rubric.sheet.requests[request].mode == "listwise" else _COMPLETIONS[:1]
+    seen = render(rubric, request, _PROMPT, shown, judge.reply)
+    reply = await endpoint.client.ask(
+        Request(
+            seen.messages,
+            judge.max_tokens,
+            temperature=judge.temperature,
+            top_p=judge.top_p,
+            seed=1,
+            schema=rubric.schema(request, len(shown)) if judge.reply == "schema" else None,
+            shared=seen.shared,
+        )
+    )
+    ratings = read(rubric, request, [str(i) for i, _ in enumerate(shown)], reply.text, judge.reply)
+    return f"rates by {judge.reply}: {len(ratings)} ratings of {len(shown)} completions read"

@@ -1,0 +1,109 @@
+"""The models and judges of a pipeline as what they are during a run: clients with their limits, price and state."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+
+from aif.chat.base import CallError, ChatModel, Kind
+from aif.chat.limits import Pace
+from aif.config import Judge, Model, Pipeline, api_key
+from aif.records import Stage, Usage
+
+# A setting the provider does not take is refused with every request: this many are enough to tell, before any answer.
+BAD_REQUESTS = 5
+
+
+@dataclass
+class Endpoint:
+    """A model or judge that is called. `refused` says why it takes no more calls; `halt` is set then, or on a stop."""
+
+    name: str
+    stage: Stage
+    identity: str
+    client: ChatModel
+    concurrency: int
+    cost: Callable[[Usage], float | None]
+    pace: Pace
+    halt: asyncio.Event = field(default_factory=asyncio.Event)
+    refused: str | None = None
+    answered: int = 0
+    bad_requests: int = 0
+    in_flight: int = 0
+
+    def note(self, error: CallError | None) -> None:
+        """Takes in how a call ended."""
+        if error is None:
+            self.answered += 1
+        elif error.kind == Kind.BAD_REQUEST:
+            self.bad_requests += 1
+            if self.bad_requests >= BAD_REQUESTS and not self.answered:
+                self.refuse(f"the first {self.bad_requests} requests were all refused: {error.message}")
+
+    def refuse(self, why: str) -> None:
+        self.refused = self.refused or why
+        self.halt.set()
+
+    async def sleep(self, seconds: float) -> bool:
+        """Waits; False as soon as the endpoint is halted."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self.halt.wait()
+        except TimeoutError:
+            return True
+        return False
+
+
+@asynccontextmanager
+async def opened(pipeline: Pipeline, environ: Mapping[str, str] = os.environ) -> AsyncIterator[list[Endpoint]]:
+    """Every model and judge of a pipeline, connected to lazily; the simulator is started where one is declared."""
+    async with AsyncExitStack() as stack:
+        simulator = await _simulator(pipeline, stack)
+        endpoints: list[Endpoint] = []
+        declared: list[tuple[Stage, Model | Judge]] = [
+            *(("completion", model) for model in pipeline.models.values()),
+            *(("judgement", judge) for judge in pipeline.judges.values()),
+        ]
+        for stage, one in declared:
+            client = _client(one, stage, simulator, api_key(one, environ))
+            stack.push_async_callback(client.aclose)
+            endpoints.append(_endpoint(one, stage, client))
+        yield endpoints
+
+
+def _endpoint(one: Model | Judge, stage: Stage, client: ChatModel) -> Endpoint:
+    async def sleep(seconds: float) -> bool:
+        return await endpoint.sleep(seconds)
+
+    pace = Pace(one.requests_per_minute, one.tokens_per_minute, clock=asyncio.get_running_loop().time, sleep=sleep)
+    endpoint = Endpoint(one.name, stage, one.identity, client, one.concurrency, one.cost, pace)
+    return endpoint
+
+
+def _client(one: Model | Judge, stage: Stage, simulator: str | None, key: str | None) -> ChatModel:
+    urls = one.base_url or ((simulator,) if one.provider == "simulator" and simulator else ())
+    if one.provider == "openai" or (one.provider == "simulator" and stage == "judgement"):
+        from aif.chat.openai import OpenAIChat
+
+        return OpenAIChat(
+            one.served_name,
+            base_url=urls[0] if urls else None,
+            api_key=key or "none",
+            timeout_s=one.timeout_s,
+            limit=one.concurrency,
+        )
+    from aif.chat.vllm import VllmChat
+
+    return VllmChat(urls, one.served_name, api_key=key, timeout_s=one.timeout_s, limit=one.concurrency)
+
+
+async def _simulator(pipeline: Pipeline, stack: AsyncExitStack) -> str | None:
+    models = {m.served_name: m.quality for m in pipeline.models.values() if m.provider == "simulator"}
+    judges = {j.served_name: j.noise for j in pipeline.judges.values() if j.provider == "simulator"}
+    if not models and not judges:
+        return None
+    from aif.simulator import Cast, Simulator
+
+    simulator = await stack.enter_async_context(Simulator(Cast(models, judges, pipeline.seed)))
+    return simulator.base_url

@@ -1,0 +1,394 @@
+"""The orchestrator: generation and judging side by side over journal and store.
+
+Each model and judge has a pager that brings its pending work out of the store into a bounded queue, and as many workers
+as calls may be in flight. A worker keeps its place while it backs off: waiting is the back-pressure. Every attempt goes
+to the one writer, which also notices the prompts that have become ready to be judged. An item's error is a row; a
+programming error ends the run.
+"""
+
+import asyncio
+import os
+import secrets
+import signal
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any, Protocol, TypeVar
+
+from rich.console import Console
+
+from aif import events
+from aif.chat.base import CallError, Kind, Reply, Request
+from aif.chat.retry import Attempt, Policy, persist
+from aif.config import Judge, Pipeline, api_key
+from aif.endpoints import Endpoint, opened
+from aif.intake import prepare, rubric_of
+from aif.ledger import Ledger
+from aif.pairing import make_pairs
+from aif.plan import sent_messages
+from aif.progress import Board, show
+from aif.queries import Need, Reader, Ready, Tally, Todo
+from aif.reading import Unreadable, read
+from aif.records import Principle, Prompt, Rating, digest
+from aif.rubric import Rubric, judgement_key, order, render
+from aif.store import Entry
+from aif.writer import Writer
+
+PAGE = 512
+ROOM = 4  # a judgement cut at its limit gets twice the room each time, up to so many times the declared limit
+
+T = TypeVar("T")
+
+
+class Observer(Protocol):
+    """Who watches a run."""
+
+    def kept(self, entries: Sequence[Entry]) -> None:
+        """These are synced to disk."""
+        ...
+
+    def refused(self, endpoint: str, why: str) -> None:
+        """An endpoint takes no further call."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One item of work: what it is, how to ask for it the n-th time, and how to read the reply."""
+
+    item: events.Item
+    request: Callable[[int, CallError | None], Request]
+    read: Callable[[Reply], tuple[Rating, ...] | None]
+    place: tuple[int, int] | None = None
+
+
+@dataclass
+class Run:
+    """One run of a pipeline. `stop()` asks it to finish what is in flight and end."""
+
+    pipeline: Pipeline
+    ledger: Ledger
+    rubric: Rubric
+    endpoints: list[Endpoint]
+    observer: Observer
+    policy: Policy = field(default_factory=Policy)
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        self.stopping = False
+        self._id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+        self._calls = 0
+        self._more_ready = asyncio.Event()
+        self._generated = False
+        self._systems = {name: model.system for name, model in self.pipeline.models.items()}
+
+    def stop(self) -> None:
+        """No new call is made from here on."""
+        self.stopping = True
+        for endpoint in self.endpoints:
+            endpoint.halt.set()
+        self._more_ready.set()
+
+    async def execute(self) -> None:
+        """Does everything that is pending, once. What could not be done is in the store's `failures`."""
+        self.ledger.store.begin(self.limit)
+        least = self.pipeline.completions
+        self._writer = Writer(
+            self.ledger, least.per_prompt, least.min_completions, self.observer.kept, self._more_ready.set
+        )
+        with ThreadPoolExecutor(1, "reader") as thread, Reader.of(self.ledger.store) as reader:
+            self._reader, self._thread = reader, thread
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._writer.run())
+                models = [e for e in self.endpoints if e.stage == "completion"]
+                judges = [e for e in self.endpoints if e.stage == "judgement"]
+                judging = [group.create_task(self._serve(e, self._judgements)) for e in judges]
+                generating = [group.create_task(self._serve(e, self._completions)) for e in models]
+                await asyncio.wait(generating)
+                await self._writer.flush()
+                self._generated = True
+                self._more_ready.set()
+                await asyncio.wait(judging)
+                await self._writer.close()
+
+    # --- one endpoint -------------------------------------------------------------------------------------------------
+
+    async def _serve(
+        self, endpoint: Endpoint, page: Callable[[Endpoint, asyncio.Queue[Job | None]], Awaitable[None]]
+    ) -> None:
+        """A pager and its workers, until there is no more work for the endpoint or it is halted."""
+        queue: asyncio.Queue[Job | None] = asyncio.Queue(2 * endpoint.concurrency)
+        async with asyncio.TaskGroup() as group:
+            for _ in range(endpoint.concurrency):
+                group.create_task(self._work(endpoint, queue))
+            await page(endpoint, queue)
+            for _ in range(endpoint.concurrency):
+                await queue.put(None)
+
+    async def _work(self, endpoint: Endpoint, queue: asyncio.Queue[Job | None]) -> None:
+        while (job := await queue.get()) is not None:
+            if not endpoint.halt.is_set():  # else the queue is emptied, so that its pager can end
+                await self._do(endpoint, job)
+
+    async def _do(self, endpoint: Endpoint, job: Job) -> None:
+        started = datetime.now(UTC)
+        failure: CallError | None = None
+
+        async def attempt(n: int) -> tuple[Reply, tuple[Rating, ...] | None]:
+            nonlocal started
+            request = job.request(n, failure)
+            await endpoint.pace.turn(_tokens(request))
+            if endpoint.halt.is_set():
+                raise _Halted
+            started = datetime.now(UTC)
+            endpoint.in_flight += 1
+            try:
+                reply = await endpoint.client.ask(request)
+            finally:
+                endpoint.in_flight -= 1
+            return reply, job.read(reply)
+
+        async def note(tried: Attempt[tuple[Reply, tuple[Rating, ...] | None]]) -> None:
+            nonlocal failure
+            failure = tried.error
+            endpoint.note(tried.error)
+            await self._keep(endpoint, job, started, tried)
+
+        try:
+            last = await persist(attempt, self.policy, note, endpoint.sleep, asyncio.get_running_loop().time)
+        except _Halted:
+            return
+        if last.verdict == "refused" and last.error:
+            endpoint.refuse(last.error.message)
+        if endpoint.refused:
+            self.observer.refused(endpoint.name, endpoint.refused)
+
+    async def _keep(
+        self, endpoint: Endpoint, job: Job, started: datetime, tried: Attempt[tuple[Reply, tuple[Rating, ...] | None]]
+    ) -> None:
+        reply, ratings = tried.result or (None, None)
+        had = reply or (tried.error.reply if tried.error else None)
+        self._calls += 1
+        record = events.call(
+            job.item,
+            id=f"{self._id}-{self._calls}",
+            n=tried.n,
+            started=started,
+            seconds=tried.seconds,
+            verdict=tried.verdict,
+            reply=reply,
+            error=tried.error,
+            usd=endpoint.cost(had.usage) if had and had.usage else None,
+        )
+        await self._writer.keep(Entry(record, ratings, job.place))
+
+    async def _ask(self, question: Callable[..., T], *args: Any) -> T:
+        """Asks the store, in the reader's thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, question, *args)
+
+    # --- completions --------------------------------------------------------------------------------------------------
+
+    async def _completions(self, endpoint: Endpoint, queue: asyncio.Queue[Job | None]) -> None:
+        after = 0
+        while not endpoint.halt.is_set() and (rows := await self._ask(self._reader.todo, endpoint.name, after, PAGE)):
+            after = rows[-1].seq
+            for todo in rows:
+                await queue.put(self._completion(todo))
+
+    def _completion(self, todo: Todo) -> Job:
+        slot = todo.slot
+        sampling = self.pipeline.sampling(self.pipeline.models[slot.model])
+        system = self._systems[slot.model]
+        principle = Principle("", todo.principle) if todo.principle else None
+        request = Request(
+            sent_messages(todo.prompt, principle, system),
+            sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            seed=slot.seed,
+        )
+        details = {
+            "sample": slot.sample,
+            "seed": slot.seed,
+            "principle": digest(todo.principle) if todo.principle else None,
+            "system": system,
+        }
+        item = events.Item("completion", slot.key, slot.prompt_id, slot.model, slot.identity, details)
+        return Job(item, lambda n, failure: request, lambda reply: None, (todo.position, slot.slot))
+
+    # --- judgements ---------------------------------------------------------------------------------------------------
+
+    async def _judgements(self, endpoint: Endpoint, queue: asyncio.Queue[Job | None]) -> None:
+        after = 0
+        while not endpoint.halt.is_set():
+            self._more_ready.clear()
+            done = self._generated  # read before asking: what comes to be ready later sets the event again
+            rows = await self._ask(self._reader.ready, after, PAGE)
+            if rows:
+                after = rows[-1].seq
+                for ready in rows:
+                    for need in ready.needs:
+                        if need.judge == endpoint.name:
+                            await queue.put(self._judgement(ready, need))
+            elif done:
+                return
+            else:
+                await self._more_ready.wait()
+
+    def _judgement(self, ready: Ready, need: Need) -> Job:
+        judge = self.pipeline.judges[need.judge]
+        shown = order(ready.prompt.prompt_id, need.answers, need.judge_pass)
+        key = judgement_key(shown, need.identity, need.judge_pass, need.spec)
+        request = _judging_request(self.rubric, need, ready.prompt, [ready.texts[k] for k in shown], judge, key)
+        details = {
+            "pass": need.judge_pass,
+            "request": need.request,
+            "rubric": self.rubric.digest,
+            "spec": need.spec,
+            "form": judge.reply,
+            "completions": list(shown),
+        }
+        item = events.Item("judgement", key, ready.prompt.prompt_id, need.judge, need.identity, details)
+
+        def once_more(n: int, failure: CallError | None) -> Request:
+            room = min(ROOM, 2 ** (n - 1)) if failure and failure.kind == Kind.TRUNCATED else 1
+            seed = None if request.seed is None else (request.seed + n - 1) % 2**31
+            return replace(request, seed=seed, max_tokens=request.max_tokens * room)
+
+        def ratings(reply: Reply) -> tuple[Rating, ...]:
+            if reply.finish == "length":
+                raise CallError(Kind.TRUNCATED, "the judgement was cut at its limit", reply=reply)
+            try:
+                return read(self.rubric, need.request, shown, reply.text, judge.reply)
+            except Unreadable as why:
+                raise CallError(Kind.UNREADABLE, str(why), reply=reply) from why
+
+        return Job(item, once_more, ratings)
+
+
+class _Halted(Exception):
+    """The endpoint takes no further call; the item stays pending."""
+
+
+def _judging_request(
+    rubric: Rubric, need: Need, prompt: Prompt, texts: Sequence[str], judge: Judge, key: str
+) -> Request:
+    seen = render(rubric, need.request, prompt, texts, judge.reply)
+    return Request(
+        seen.messages,
+        judge.max_tokens,
+        temperature=judge.temperature,
+        top_p=judge.top_p,
+        seed=int(key[:8], 16) % 2**31,
+        schema=rubric.schema(need.request, len(texts)) if judge.reply == "schema" else None,
+        shared=seen.shared,
+    )
+
+
+def _tokens(request: Request) -> int:
+    """What a request may come to, as providers reckon it beforehand: 4 characters a token, and all it may write."""
+    return sum(len(message.content) for message in request.messages) // 4 + request.max_tokens
+
+
+# --- the whole of `aif run` -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a run ended. `refused` names the endpoints that take no call, with the reason."""
+
+    stopped: bool
+    refused: dict[str, str]
+    outcomes: dict[str, int]
+    tallies: dict[tuple[str, str], Tally]
+    seconds: float
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether something wanted has no answer."""
+        return any(tally.answered < tally.wanted for tally in self.tallies.values())
+
+
+def feedback(
+    pipeline: Pipeline,
+    console: Console,
+    *,
+    limit: int | None = None,
+    retry_failed: bool = False,
+    policy: Policy | None = None,
+) -> Ended:
+    """Prompts in, ratings and pairs in the store: does what is pending, and tells how it ended.
+
+    Raises AifError where the pipeline, its sources or its store can't be used.
+    """
+    began = time.monotonic()
+
+    def tell(words: str) -> None:
+        console.print(words, highlight=False, soft_wrap=True)
+
+    rubric = rubric_of(pipeline)
+    for one in (*pipeline.models.values(), *pipeline.judges.values()):
+        api_key(one, os.environ)  # a missing key is told before anything is read
+    with Ledger.open(pipeline.store, tell) as ledger:
+        if retry_failed:
+            ledger.keep([events.retry(datetime.now(UTC))])
+        prepare(pipeline, ledger, rubric, tell)
+        stopped, refused = asyncio.run(_flow(pipeline, ledger, rubric, console, limit, policy or Policy()))
+        outcomes = make_pairs(pipeline, rubric, ledger.store)
+        with Reader.of(ledger.store) as reader:
+            tallies = reader.tallies(limit)
+    return Ended(stopped, refused, outcomes, tallies, time.monotonic() - began)
+
+
+async def _flow(
+    pipeline: Pipeline, ledger: Ledger, rubric: Rubric, console: Console, limit: int | None, policy: Policy
+) -> tuple[bool, dict[str, str]]:
+    async with opened(pipeline) as endpoints:
+        with Reader.of(ledger.store) as reader:
+            board = Board(endpoints, reader.tallies(limit), _expected(pipeline, rubric, reader.planned(limit)))
+        run = Run(pipeline, ledger, rubric, endpoints, board, policy, limit)
+        ended = asyncio.Event()
+        screen = asyncio.create_task(show(board, console, ledger.places.progress, ended))
+        try:
+            with _signals(run, console):
+                await run.execute()
+        finally:
+            ended.set()
+            await screen
+        return run.stopping, {e.name: e.refused for e in endpoints if e.refused}
+
+
+def _expected(pipeline: Pipeline, rubric: Rubric, planned: dict[str, int]) -> dict[tuple[str, str], int]:
+    """Items by endpoint if everything comes through: slots by model, and what the rubric asks about every prompt."""
+    per_prompt = pipeline.completions.per_prompt
+    prompts = sum(planned.values()) // per_prompt
+    asked = sum(1 if ask.mode == "listwise" else per_prompt for ask in rubric.sheet.requests.values())
+    slots: dict[tuple[str, str], int] = {("completion", name): planned.get(name, 0) for name in pipeline.models}
+    return slots | {("judgement", name): prompts * asked for name in pipeline.judges}
+
+
+@contextmanager
+def _signals(run: Run, console: Console) -> Iterator[None]:
+    """Ctrl-C or SIGTERM once: finish what is in flight. Twice: leave now; what is in flight is asked again."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+
+    def asked() -> None:
+        if run.stopping:
+            task.cancel()
+        else:
+            flying = sum(endpoint.in_flight for endpoint in run.endpoints)
+            console.print(f"stopping: waiting for {flying} calls in flight (again to leave at once)", highlight=False)
+            run.stop()
+
+    signals = (signal.SIGINT, signal.SIGTERM)
+    for one in signals:
+        loop.add_signal_handler(one, asked)
+    try:
+        yield
+    finally:
+        for one in signals:
+            loop.remove_signal_handler(one)

@@ -1,0 +1,246 @@
+"""What a person sees while a run goes on: a live table in a terminal, a line now and then elsewhere, and a small file
+beside the store from which `aif status` answers, since no second process can open a store that a run holds."""
+
+import asyncio
+import json
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from aif.endpoints import Endpoint
+from aif.queries import Tally
+from aif.store import Entry
+
+WINDOW_S = 30.0  # rates are of the last so many seconds
+LINE_EVERY_S = 10.0
+FILE_EVERY_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """How one model or judge stands. `wanted` of a judge counts prompts still in the making as if all came through."""
+
+    name: str
+    stage: str
+    wanted: int
+    answered: int
+    failed: int
+    later: int
+    in_flight: int
+    rate: float
+    input_tokens: int
+    output_tokens: int
+    usd: float | None
+    refused: str | None
+
+    @property
+    def left(self) -> int:
+        return max(0, self.wanted - self.answered - self.failed - self.later)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All that `aif status` says of a run that goes on. Seconds; `eta_s` is None while there is no rate."""
+
+    pid: int
+    started: str
+    updated: str
+    elapsed_s: float
+    eta_s: float | None
+    lines: tuple[Line, ...]
+
+
+class Board:
+    """Counts what a run keeps, by endpoint. An Observer of the run."""
+
+    def __init__(
+        self,
+        endpoints: Sequence[Endpoint],
+        tallies: Mapping[tuple[str, str], Tally],
+        expected: Mapping[tuple[str, str], int],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._endpoints = endpoints
+        self._clock = clock
+        self._began = clock()
+        self._started = datetime.now(UTC).isoformat(timespec="seconds")
+        self._rows = {(e.stage, e.name): _Row(expected.get((e.stage, e.name), 0)) for e in endpoints}
+        for place, tally in tallies.items():
+            if place in self._rows:
+                self._rows[place].answered, self._rows[place].failed = tally.answered, tally.failed
+
+    def kept(self, entries: Sequence[Entry]) -> None:
+        now = self._clock()
+        for entry in entries:
+            record = entry.record
+            row = self._rows[record["stage"], record["endpoint"]]
+            row.note(record, now)
+
+    def refused(self, endpoint: str, why: str) -> None:
+        """The endpoint itself says so in its line."""
+
+    def snapshot(self) -> Snapshot:
+        now = self._clock()
+        lines = tuple(self._line(endpoint, now) for endpoint in self._endpoints)
+        etas = [line.left / line.rate if line.rate else None for line in lines if line.left and not line.refused]
+        known = [eta for eta in etas if eta is not None]
+        return Snapshot(
+            os.getpid(),
+            self._started,
+            datetime.now(UTC).isoformat(timespec="seconds"),
+            now - self._began,
+            max(known) if known and len(known) == len(etas) else None,
+            lines,
+        )
+
+    def _line(self, endpoint: Endpoint, now: float) -> Line:
+        row = self._rows[endpoint.stage, endpoint.name]
+        return Line(
+            endpoint.name, endpoint.stage, row.wanted, row.answered, row.failed, len(row.later), endpoint.in_flight,
+            row.rate(now, self._began), row.input, row.output, row.usd, endpoint.refused,
+        )  # fmt: skip
+
+
+class _Row:
+    def __init__(self, wanted: int) -> None:
+        self.wanted = wanted
+        self.answered = self.failed = self.input = self.output = 0
+        self.usd: float | None = 0.0
+        self.later: set[str] = set()
+        self._recent: deque[tuple[float, int]] = deque()
+
+    def note(self, record: Mapping[str, object], now: float) -> None:
+        match record["verdict"]:
+            case "answered":
+                self.answered += 1
+            case "failed":
+                self.failed += 1
+            case "later":
+                self.later.add(str(record["key"]))
+        usage = record["usage"]
+        if isinstance(usage, dict):
+            self.input += usage["input"]
+            self.output += usage["output"]
+            usd = record["usd"]
+            self.usd = self.usd + usd if self.usd is not None and isinstance(usd, (int, float)) else None
+        if record["verdict"] != "again":
+            if self._recent and now - self._recent[-1][0] < 0.25:
+                self._recent[-1] = (self._recent[-1][0], self._recent[-1][1] + 1)
+            else:
+                self._recent.append((now, 1))
+
+    def rate(self, now: float, began: float) -> float:
+        """Items ended a second."""
+        while self._recent and now - self._recent[0][0] > WINDOW_S:
+            self._recent.popleft()
+        return sum(n for _, n in self._recent) / max(0.5, min(WINDOW_S, now - began))
+
+
+async def show(board: Board, console: Console, file: Path, ended: asyncio.Event) -> None:
+    """Keeps the screen and the file up to date until `ended` is set."""
+    if console.is_terminal:
+        with Live(table(board.snapshot()), console=console, refresh_per_second=4, transient=True) as live:
+            await _tick(lambda: live.update(table(board.snapshot())), 0.25, board, file, ended)
+    else:
+        await _tick(lambda: console.print(line(board.snapshot()), soft_wrap=True), LINE_EVERY_S, board, file, ended)
+    file.unlink(missing_ok=True)
+
+
+async def _tick(draw: Callable[[], None], every_s: float, board: Board, file: Path, ended: asyncio.Event) -> None:
+    loop = asyncio.get_running_loop()
+    drawn = written = loop.time()
+    _write(file, board.snapshot())
+    while not ended.is_set():
+        try:
+            async with asyncio.timeout(min(every_s, FILE_EVERY_S)):
+                await ended.wait()
+        except TimeoutError:
+            if loop.time() - drawn >= every_s:
+                drawn = loop.time()
+                draw()
+            if loop.time() - written >= FILE_EVERY_S:
+                written = loop.time()
+                _write(file, board.snapshot())
+
+
+def _write(file: Path, snapshot: Snapshot) -> None:
+    aside = file.with_suffix(".tmp")
+    aside.write_text(json.dumps(asdict(snapshot)))
+    aside.replace(file)
+
+
+def read(file: Path) -> Snapshot | None:
+    """The snapshot a run last left, or None."""
+    try:
+        data = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return None
+    return Snapshot(**{**data, "lines": tuple(Line(**one) for one in data["lines"])})
+
+
+def line(snapshot: Snapshot) -> str:
+    """A snapshot in one line, for logs."""
+    parts = []
+    for stage, word in (("completion", "completions"), ("judgement", "judgements")):
+        lines = [one for one in snapshot.lines if one.stage == stage]
+        done, wanted = sum(one.answered for one in lines), sum(one.wanted for one in lines)
+        failed = sum(one.failed + one.later for one in lines)
+        rate = sum(one.rate for one in lines)
+        parts.append(f"{word} {done:,}/{wanted:,} ({rate:.1f}/s{f', {failed:,} failed' if failed else ''})")
+    refused = "".join(f" · {one.name} refused" for one in snapshot.lines if one.refused)
+    state = " · ".join([*parts, dollars(_usd(snapshot)), f"ETA {clock(snapshot.eta_s)}"])
+    return f"{clock(snapshot.elapsed_s)} {state}{refused}"
+
+
+def table(snapshot: Snapshot) -> Table:
+    """A snapshot as a table, for eyes."""
+    grid = Table(box=None, padding=(0, 1), title_justify="left", title_style="bold")
+    grid.title = f"{clock(snapshot.elapsed_s)} gone, {clock(snapshot.eta_s)} to go, {dollars(_usd(snapshot))} spent"
+    for name, side in (("", "left"), ("", "left"), ("done", "right"), ("per s", "right"), ("in flight", "right"),
+                       ("failed", "right"), ("tokens in", "right"), ("out", "right"), ("USD", "right")):  # fmt: skip
+        grid.add_column(name, justify=side, no_wrap=True)  # type: ignore[arg-type]
+    for one in snapshot.lines:
+        failed = one.failed + one.later
+        grid.add_row(
+            Text(one.name, style="cyan" if one.stage == "completion" else "magenta"),
+            ProgressBar(total=max(1, one.wanted), completed=one.answered + one.failed + one.later, width=24),
+            f"{one.answered:,}/{one.wanted:,}",
+            f"{one.rate:.1f}",
+            str(one.in_flight),
+            Text(f"{failed:,}", style="red" if failed else "dim"),
+            f"{one.input_tokens:,}",
+            f"{one.output_tokens:,}",
+            dollars(one.usd),
+        )
+        if one.refused:
+            grid.add_row("", Text(f"refused: {one.refused}", style="red", overflow="ellipsis"))
+    return grid
+
+
+def _usd(snapshot: Snapshot) -> float | None:
+    known = [one.usd for one in snapshot.lines]
+    return None if None in known else sum(usd for usd in known if usd is not None)
+
+
+def dollars(usd: float | None) -> str:
+    """An amount as people read it; what is not known is said."""
+    return "unknown" if usd is None else f"${usd:,.2f}" if usd >= 1 or usd == 0 else f"${usd:.4f}"
+
+
+def clock(seconds: float | None) -> str:
+    """A duration as 1:02:03 or 2:03."""
+    if seconds is None:
+        return "?"
+    minutes, left = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{left:02}" if hours else f"{minutes}:{left:02}"

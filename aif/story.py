@@ -1,0 +1,158 @@
+"""One prompt from a published row back to everything: what was sent, what came back, how it was read, why it paired."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import orjson
+from rich.console import Console
+from rich.markup import escape
+from rich.rule import Rule
+
+from aif.config import Pipeline
+from aif.ledger import Rubrics
+from aif.plan import sent_messages
+from aif.queries import Reader
+from aif.records import Message, Principle, Prompt, as_messages
+from aif.rubric import render
+from aif.summary import OUTCOMES
+
+
+def tell_story(console: Console, reader: Reader, pipeline: Pipeline, prefix: str) -> None:
+    """Prints the story of the prompt whose id begins with `prefix`. Raises BadInput where there is none."""
+    prompt_id = reader.find(prefix)
+    row = reader.sql(
+        "SELECT p.messages, p.meta, e.source FROM prompts p LEFT JOIN selection e ON p.prompt_id = e.prompt_id "
+        "WHERE p.prompt_id = ?",
+        [prompt_id],
+    )[0]
+    prompt = Prompt(prompt_id, as_messages(row["messages"]), row["source"] or "")
+    console.print(Rule(f"[bold]prompt {prompt_id}"))
+    console.print(
+        f"source {row['source'] or '(no longer selected)'}   meta {escape(str(row['meta']))}", highlight=False
+    )
+    _tell_messages(console, prompt.messages)
+    _tell_outcome(console, reader, pipeline, prompt_id)
+    principles = reader.texts("principle")
+    names = _tell_completions(console, reader, prompt, principles)
+    _tell_judgements(console, reader, prompt, names)
+
+
+def _tell_messages(console: Console, messages: tuple[Message, ...]) -> None:
+    for message in messages:
+        console.print(f"\n[bold]{message.role}[/bold]")
+        console.print(message.content, markup=False, highlight=False, soft_wrap=True)
+
+
+def _tell_outcome(console: Console, reader: Reader, pipeline: Pipeline, prompt_id: str) -> None:
+    console.print(Rule("[bold]outcome"))
+    found = reader.sql("SELECT * FROM outcomes WHERE prompt_id = ?", [prompt_id])
+    if not found:
+        console.print("no pair was made of it yet; `aif run` or `aif export` makes them")
+        return
+    outcome, policy = found[0], pipeline.pairs
+    against = "a seeded draw from" if policy.policy == "best_vs_random" else "the lowest of"
+    if outcome["outcome"] != "paired":
+        console.print(f"no pair: {OUTCOMES[outcome['outcome']]} ({outcome['outcome']})", highlight=False)
+        return
+    console.print(
+        f"chosen   {outcome['chosen']}  score {outcome['score_chosen']:.3f}\n"
+        f"rejected {outcome['rejected']}  score {outcome['score_rejected']:.3f}\n"
+        f"because  {policy.policy} by {policy.score} over {', '.join(outcome['aspects'])}: the best score "
+        f"of those not cut at max_tokens, against {against} those lower by at least {policy.min_margin:g}",
+        highlight=False,
+    )
+
+
+_SLOTS = """
+SELECT s.*, f.kind, f.message, f.raw, c.text, c.reasoning, c.finish, c.system, x.score,
+       k.sent, k.served, k.seconds, k.n, k.input_tokens, k.output_tokens, k.usd
+FROM slot_states s LEFT JOIN completions c ON s.key = c.key LEFT JOIN failed f ON s.key = f.key
+LEFT JOIN calls k ON c.call_id = k.id LEFT JOIN scores x ON s.key = x.completion
+WHERE s.prompt_id = ? ORDER BY s.slot
+"""
+
+
+def _tell_completions(
+    console: Console, reader: Reader, prompt: Prompt, principles: Mapping[str, str]
+) -> dict[str, str]:
+    names: dict[str, str] = {}
+    for slot in reader.sql(_SLOTS, [prompt.prompt_id]):
+        names[slot["key"]] = slot["model"]
+        score = f"  score {slot['score']:.3f}" if slot["score"] is not None else ""
+        console.print(Rule(f"[bold]completion {slot['key']} by {escape(slot['model'])}: {slot['state']}{score}"))
+        console.print(
+            f"model {slot['identity']}, sample {slot['sample']}, seed {slot['seed']}", highlight=False, markup=False
+        )
+        if slot["text"] is None:
+            if slot["kind"]:
+                console.print(f"{slot['kind']}: {slot['message']}", markup=False)
+            if slot["raw"]:
+                console.print(f"received: {slot['raw']}", markup=False, highlight=False)
+            continue
+        principle = Principle("", principles[slot["principle"]]) if slot["principle"] else None
+        sent = sent_messages(prompt, principle, slot["system"])
+        head = sent[0].content if sent[0].role == "system" else None
+        if head:
+            console.print(f"sent with the system turn: {head}", markup=False, highlight=False, style="dim")
+        elif sent != prompt.messages:
+            console.print(f"sent with the first turn as: {sent[0].content}", markup=False, highlight=False, style="dim")
+        _tell_call(console, slot)
+        if slot["reasoning"]:
+            console.print("[bold]reasoning[/bold] (never judged, never exported)")
+            console.print(slot["reasoning"], markup=False, highlight=False, style="dim")
+        console.print(f"\n{slot['text']}", markup=False, highlight=False, soft_wrap=True)
+    return names
+
+
+def _tell_call(console: Console, row: Mapping[str, Any]) -> None:
+    usd = "price unknown" if row["usd"] is None else f"${row['usd']:.6f}"
+    console.print(
+        f"settings {row['sent']}  served {row['served']}\n"
+        f"{row['input_tokens']} tokens in, {row['output_tokens']} out, {row['seconds']} s, attempt {row['n']}, {usd}",
+        markup=False, highlight=False, style="dim", soft_wrap=True,
+    )  # fmt: skip
+
+
+_JUDGEMENTS = """
+SELECT j.*, k.sent, k.served, k.seconds, k.n, k.input_tokens, k.output_tokens, k.usd, t.content AS files
+FROM judgements j JOIN calls k ON j.call_id = k.id JOIN texts t ON j.rubric = t.digest
+WHERE j.prompt_id = ? AND j.key IN (SELECT judgement FROM needed WHERE prompt_id = j.prompt_id)
+ORDER BY j.judge, j.pass, j.request, j.key
+"""
+
+
+def _tell_judgements(console: Console, reader: Reader, prompt: Prompt, names: Mapping[str, str]) -> None:
+    texts = dict(_texts(reader, prompt.prompt_id))
+    rubrics = Rubrics()
+    for row in reader.sql(_JUDGEMENTS, [prompt.prompt_id]):
+        rubrics.files[row["rubric"]] = orjson.loads(row["files"])
+        rubric = rubrics.get(row["rubric"])
+        console.print(Rule(f"[bold]judgement {row['key']} by {escape(row['judge'])}: {row['request']}"))
+        shown = row["completions"]
+        order = ", ".join(f"{i} = {names.get(key, 'a former model')}" for i, key in enumerate(shown, 1))
+        console.print(
+            f"rubric {rubric.sheet.name} {row['rubric'][:12]}, order shown: {order}", highlight=False, markup=False
+        )
+        _tell_call(console, row)
+        seen = render(rubric, row["request"], prompt, [texts[key] for key in shown], row["form"])
+        _tell_messages(console, seen.messages)
+        console.print("\n[bold]the judge's reply[/bold]")
+        console.print(row["text"], markup=False, highlight=False, soft_wrap=True)
+        console.print("\n[bold]read as[/bold]")
+        for rating in row["ratings"]:
+            said = "N/A" if rating["score"] is None else f"{rating['score']:g}"
+            types = f" types {rating['types']}" if rating["types"] else ""
+            name = names.get(rating["completion"], "")
+            console.print(
+                f"{name}, {rating['aspect']}: {said}{types}: {rating['rationale']}", markup=False, highlight=False
+            )
+    for failure in reader.sql("SELECT * FROM failed WHERE prompt_id = ? AND stage = 'judgement'", [prompt.prompt_id]):
+        console.print(Rule(f"[bold]judgement without a rating: {failure['request']}, {failure['verdict']}"))
+        console.print(f"{failure['kind']}: {failure['message']}", markup=False)
+        if failure["raw"]:
+            console.print(failure["raw"], markup=False, highlight=False)
+
+
+def _texts(reader: Reader, prompt_id: str) -> Iterator[tuple[str, str]]:
+    for row in reader.sql("SELECT key, text FROM completions WHERE prompt_id = ?", [prompt_id]):
+        yield row["key"], row["text"]

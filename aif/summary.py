@@ -1,0 +1,161 @@
+"""What a person reads when a run has ended, and when they ask how it stands."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from aif.progress import dollars
+from aif.queries import Books, Reader, Tally
+
+WIDE = 110  # columns of a terminal that hold the leaderboard's full heads
+
+# What became of a prompt, in words. The keys are pairs.REASONS and those queries.unpaired adds.
+OUTCOMES = {
+    "paired": "pairs",
+    "tie": "tied: no completion is lower than the best",
+    "margin": "lower ones, but none by min_margin",
+    "identical": "the lower one has the same text",
+    "best_truncated": "only a completion cut at max_tokens is higher than the rest",
+    "all_truncated": "every completion was cut at max_tokens",
+    "no_common_aspect": "no aspect is rated for every completion",
+    "missing_aspect": "an aspect is missing for one completion",
+    "too_few": "fewer than two completions",
+    "too_few_completions": "fewer completions than min_completions",
+    "judgement_failed": "the judge gave no readable rating",
+    "pending": "pending",
+}
+
+
+def tell_summary(console: Console, reader: Reader, seconds: float | None = None) -> None:
+    """Books, models, tokens and spend, failures."""
+    books = reader.books()
+    pairs = books.outcomes.get("paired", 0)
+    took = f" in {seconds:.1f} s" if seconds is not None else ""
+    console.print(f"\n[bold]{books.selected:,} prompts, {pairs:,} pairs[/bold]{took}\n")
+    console.print(_books(books))
+    leaderboard = reader.sql("SELECT * FROM leaderboard")
+    if leaderboard:
+        console.print(_leaderboard(leaderboard, console.width >= WIDE))
+    spend = reader.sql("SELECT * FROM spend")
+    if spend:
+        console.print(_spend(spend))
+    tell_failures(console, reader)
+
+
+def _grid(title: str) -> Table:
+    return Table(box=None, padding=(0, 2, 0, 0), title=title, title_justify="left", title_style="bold", show_edge=False)
+
+
+def _books(books: Books) -> Table:
+    grid = _grid("Books")
+    for side in ("right", "left"):
+        grid.add_column(justify=side, no_wrap=side == "right")
+    grid.show_header = False
+    grid.add_row(f"{sum(books.intake.values()):,}", "rows read")
+    for reason, rows in books.intake.items():
+        if reason != "selected":
+            grid.add_row(f"- {rows:,}", reason.replace("_", " "), style="dim")
+    grid.add_row(f"= {books.selected:,}", "prompts")
+    for outcome, words in OUTCOMES.items():
+        if outcome != "paired" and (n := books.outcomes.get(outcome, 0)):
+            grid.add_row(f"- {n:,}", words, style="dim")
+    grid.add_row(f"= {books.outcomes.get('paired', 0):,}", "pairs", style="bold")
+    return grid
+
+
+def _leaderboard(rows: list[dict[str, Any]], wide: bool) -> Table:
+    """In a narrow terminal aspects are cut to their first letters rather than by the terminal."""
+    grid = _grid("\nModels, best first")
+    grid.padding = (0, 2 if wide else 1, 0, 0)
+    aspects = sorted({name for row in rows for name, _ in row["aspects"] or []})
+    heads = [aspect.replace("_", " ") if wide else f"{aspect[:5]}." for aspect in aspects]
+    grid.add_column("model", style="cyan", overflow="fold")
+    for name in ("answers", "score", *heads, "chosen", "rejected", "tokens"):
+        grid.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        means = dict(row["aspects"] or [])
+        cut = f" ({row['truncated']:,} cut)" if row["truncated"] else ""
+        grid.add_row(
+            row["model"], f"{row['completions']:,}{cut}", _number(row["mean_score"]),
+            *(_number(means.get(aspect)) for aspect in aspects),
+            f"{row['chosen'] or 0:,}", f"{row['rejected'] or 0:,}", _number(row["mean_tokens"], 0),
+        )  # fmt: skip
+    return grid
+
+
+def _number(value: object, digits: int = 2) -> str:
+    return f"{value:.{digits}f}" if isinstance(value, (int, float)) else "–"
+
+
+def _spend(rows: list[dict[str, Any]]) -> Table:
+    grid = _grid("\nTokens and spend")
+    grid.add_column("", style="cyan")
+    for name in ("calls", "tokens in", "cached", "out", "USD"):
+        grid.add_column(name, justify="right")
+    for row in rows:
+        unpriced = f" + {row['unpriced']:,} calls unknown" if row["unpriced"] else ""
+        usd = "unknown" if row["usd"] is None else dollars(row["usd"]) + unpriced
+        grid.add_row(
+            row["endpoint"], f"{row['calls']:,}",
+            *(f"{row[name] or 0:,}" for name in ("input_tokens", "cached_tokens", "output_tokens")), usd,
+        )  # fmt: skip
+    return grid
+
+
+MENDS = {
+    "context_overflow": "raise the model's context length, or lower max_tokens",
+    "blocked": "the provider's filter refused it; another model may answer",
+    "bad_request": "see the message; `aif doctor` shows which setting the provider refuses",
+    "empty": "the model says nothing; if it reasons, raise max_tokens",
+    "truncated": "raise the judge's max_tokens",
+    "unreadable": "see `raw` in the view `failures`' table `failed`; try `reply: schema`, or another judge",
+    "rate_limited": "lower concurrency, or set requests_per_minute; the same command asks again",
+    "server_error": "the same command asks again",
+    "timeout": "raise timeout_s, or lower concurrency; the same command asks again",
+    "connection": "is the server up? the same command asks again",
+    "bad_reply": "base_url may point at something else; the same command asks again",
+}
+
+
+def tell_failures(console: Console, reader: Reader) -> bool:
+    """What has no answer now, by kind, with an example and what to do. Whether there was anything to tell."""
+    rows = reader.sql("SELECT * FROM failures")
+    if not rows:
+        return False
+    grid = _grid("\nWithout an answer")
+    for name in ("", "kind", "items", "then", "example"):
+        grid.add_column(name, justify="right" if name == "items" else "left", overflow="fold")
+    for row in rows:
+        then = "asked again on the next run" if row["verdict"] == "later" else "waits for --retry-failed"
+        mend = MENDS.get(row["kind"], "")
+        grid.add_row(row["endpoint"], row["kind"], f"{row['items']:,}", then, f"{row['example']}")
+        if mend:
+            grid.add_row("", "", "", "", f"→ {mend}", style="dim")
+    console.print(grid)
+    return True
+
+
+def tell_tallies(console: Console, tallies: Mapping[tuple[str, str], Tally]) -> None:
+    """Items by model and judge: wanted = answered + failed + pending."""
+    grid = _grid("Items")
+    for name in ("", "", "wanted", "answered", "failed", "pending"):
+        grid.add_column(name, justify="right" if name else "left")
+    for (stage, name), one in tallies.items():
+        grid.add_row(name, f"{stage}s", *(f"{n:,}" for n in (one.wanted, one.answered, one.failed, one.pending)))
+    console.print(grid)
+
+
+def tell_places(console: Console, store: Path, dataset: Path | None) -> None:
+    """Where everything lies."""
+    grid = _grid("\nWhere it lies")
+    grid.show_header = False
+    for _ in range(2):
+        grid.add_column(overflow="fold")
+    grid.add_row("store", f"{store}  (SQL: views leaderboard, ratings, pairs, spend, failures)")
+    grid.add_row("journal", f"{store.with_suffix('.journal')}  (everything paid for; the store can be made from it)")
+    if dataset:
+        grid.add_row("dataset", f"{dataset}  (its card: README.md)")
+    console.print(grid)

@@ -1,0 +1,104 @@
+"""The one writer of a run: every record goes to the journal, then in comfortable batches to the store.
+
+Two steps run side by side, a thread each: the journal's sync must not wait for a commit. Both queues are bounded, so a
+slow disk slows the workers down instead of filling memory.
+"""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from aif.journal import Position
+from aif.ledger import Ledger
+from aif.store import Entry
+
+SYNC_EVERY_S = 0.05  # what is lost to a crash was in flight or younger than this
+COMMIT_EVERY_S = 0.25
+QUEUED = 4096
+
+Batch = tuple[list[Entry], Position]
+
+
+class Writer:
+    """Keeps entries in the order they come. `on_kept` gets those synced; `on_ready` is called as prompts get ready."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        per_prompt: int,
+        min_completions: int,
+        on_kept: Callable[[list[Entry]], None],
+        on_ready: Callable[[], None],
+    ) -> None:
+        self._ledger = ledger
+        self._enough = (per_prompt, min_completions)
+        self._on_kept = on_kept
+        self._on_ready = on_ready
+        self._incoming: asyncio.Queue[Entry | None] = asyncio.Queue(QUEUED)
+        self._synced: asyncio.Queue[Batch | None] = asyncio.Queue(64)
+
+    async def keep(self, entry: Entry) -> None:
+        """Hands an entry over; waits while the disk is behind."""
+        await self._incoming.put(entry)
+
+    async def flush(self) -> None:
+        """Returns when everything handed over so far is in the store."""
+        await self._incoming.join()
+        await self._synced.join()
+
+    async def close(self) -> None:
+        """Ends `run` when everything handed over is in the store."""
+        await self._incoming.put(None)
+
+    async def run(self) -> None:
+        with ThreadPoolExecutor(1, "journal") as journal, ThreadPoolExecutor(1, "store") as store:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._sync(journal))
+                group.create_task(self._commit(store))
+
+    async def _sync(self, thread: ThreadPoolExecutor) -> None:
+        loop, open_ = asyncio.get_running_loop(), True
+        while open_:
+            batch = await _gather(self._incoming, SYNC_EVERY_S)
+            entries = [entry for entry in batch if entry is not None]
+            open_ = len(entries) == len(batch)
+            if entries:
+                records = [entry.record for entry in entries]
+                position = await loop.run_in_executor(thread, self._ledger.journal.append, records)
+                self._on_kept(entries)
+                await self._synced.put((entries, position))
+            for _ in batch:
+                self._incoming.task_done()
+        await self._synced.put(None)
+
+    async def _commit(self, thread: ThreadPoolExecutor) -> None:
+        loop, open_ = asyncio.get_running_loop(), True
+        while open_:
+            batches = await _gather(self._synced, COMMIT_EVERY_S)
+            full = [batch for batch in batches if batch is not None]
+            open_ = len(full) == len(batches)
+            if full:
+                entries = [entry for batch, _ in full for entry in batch]
+                if await loop.run_in_executor(thread, self._store, entries, full[-1][1]):
+                    self._on_ready()
+            for _ in batches:
+                self._synced.task_done()
+
+    def _store(self, entries: list[Entry], position: Position) -> bool:
+        """Applies entries; true where prompts may have become ready to be judged by it."""
+        self._ledger.store.apply(entries, position)
+        places = sorted({entry.place[0] for entry in entries if entry.place})
+        if places:
+            self._ledger.store.notice_ready(places, *self._enough)
+        return bool(places)
+
+
+async def _gather(queue: asyncio.Queue[Any], within_s: float) -> list[Any]:
+    """The next element, and what else comes within a moment: one sync or commit serves them all."""
+    batch = [await queue.get()]
+    if batch[-1] is not None:
+        await asyncio.sleep(within_s)
+    while not queue.empty() and batch[-1] is not None:
+        batch.append(queue.get_nowait())
+    return batch
