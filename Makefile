@@ -1,0 +1,48 @@
+# Everything that is done with this project. `make help` lists it.
+
+PYTHON ?= python3
+PIPELINE ?= pipelines/quickstart.yaml
+VENV := .venv
+BIN := $(VENV)/bin
+REAL := .venv-real
+
+.DEFAULT_GOAL := help
+.PHONY: help install feedback test test-real lint format typecheck docs clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+$(VENV)/installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "aif needs Python 3.11 or later: make PYTHON=python3.12 install"; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+install: $(VENV)/installed  ## make .venv with the aif command in it
+
+feedback: $(VENV)/installed  ## run PIPELINE (the quickstart if none is given) and export its dataset
+	@$(BIN)/aif run $(PIPELINE) $(ARGS); ran=$$?; \
+	if [ $$ran -ne 0 ] && [ $$ran -ne 3 ]; then exit $$ran; fi; \
+	$(BIN)/aif export $(PIPELINE) && exit $$ran
+
+test: $(VENV)/installed  ## the fast suite
+	$(BIN)/python -m pytest -q -n auto
+
+test-real:  ## the suite with a real vLLM (CPU build) and TRL; Linux x86-64
+	scripts/real-env.sh $(REAL)
+	$(REAL)/bin/python -m pytest -q tests/real
+
+lint: $(VENV)/installed  ## ruff, formatting too
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/installed  ## mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+typecheck: $(VENV)/installed  ## mypy, strict
+	$(BIN)/mypy
+
+clean:  ## remove what was installed and built (never runs/)
+	rm -rf $(VENV) $(REAL) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
