@@ -206,20 +206,20 @@ def table(snapshot: Snapshot) -> Table:
     """A snapshot as a table, for eyes."""
     grid = Table(box=None, padding=(0, 1), title_justify="left", title_style="bold")
     grid.title = f"{clock(snapshot.elapsed_s)} gone, {clock(snapshot.eta_s)} to go, {dollars(_usd(snapshot))} spent"
-    for name, side in (("", "left"), ("", "left"), ("done", "right"), ("per s", "right"), ("in flight", "right"),
-                       ("failed", "right"), ("tokens in", "right"), ("out", "right"), ("USD", "right")):  # fmt: skip
-        grid.add_column(name, justify=side, no_wrap=True)  # type: ignore[arg-type]
+    heads = ("", "", "done", "per s", "in flight", "failed", "in", "out", "USD")
+    for n, head in enumerate(heads):
+        grid.add_column(head, justify="left" if n < 2 else "right", no_wrap=True)
     for one in snapshot.lines:
         failed = one.failed + one.later
         grid.add_row(
             Text(one.name, style="cyan" if one.stage == "completion" else "magenta"),
-            ProgressBar(total=max(1, one.wanted), completed=one.answered + one.failed + one.later, width=24),
+            ProgressBar(total=max(1, one.wanted), completed=one.answered + one.failed + one.later, width=16),
             f"{one.answered:,}/{one.wanted:,}",
             f"{one.rate:.1f}",
             str(one.in_flight),
             Text(f"{failed:,}", style="red" if failed else "dim"),
-            f"{one.input_tokens:,}",
-            f"{one.output_tokens:,}",
+            compact(one.input_tokens),
+            compact(one.output_tokens),
             dollars(one.usd),
         )
         if one.refused:
@@ -235,6 +235,14 @@ def _usd(snapshot: Snapshot) -> float | None:
 def dollars(usd: float | None) -> str:
     """An amount as people read it; what is not known is said."""
     return "unknown" if usd is None else f"${usd:,.2f}" if usd >= 1 or usd == 0 else f"${usd:.4f}"
+
+
+def compact(number: int) -> str:
+    """A count of tokens in few letters: 950, 12.3k, 4.5M."""
+    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if number >= size:
+            return f"{number / size:.1f}{unit}"
+    return str(number)
 
 
 def clock(seconds: float | None) -> str:
