@@ -1,0 +1,196 @@
+"""A store with prompts, completions and judgements, made through the ledger as a run makes it, without a server."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from aif import events
+from aif.chat.base import CallError, Kind, Reply
+from aif.config import Pipeline, parse
+from aif.events import Record
+from aif.intake import prepare, rubric_of
+from aif.ledger import Ledger
+from aif.queries import Need, Reader, Ready, Todo
+from aif.records import Usage, digest
+from aif.rubric import Aspect, Rubric, judgement_key, order
+
+STARTED = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+PIPELINE = """
+name: built
+seed: 7
+store: store/feedback.duckdb
+prompts: [{file: prompts.jsonl, source_field: source}]
+principles: ultrafeedback
+completions: {per_prompt: 4, max_tokens: 512}
+models:
+  able: {provider: simulator, quality: 0.9}
+  fair: {provider: simulator, quality: 0.6}
+  plain: {provider: simulator, quality: 0.4}
+  poor: {provider: simulator, quality: 0.1}
+judges:
+  strict: {provider: simulator}
+rubric: unified
+"""
+
+
+class Fate(Enum):
+    """What becomes of an item that gets no answer."""
+
+    PENDING = "pending"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A completion that ends at max_tokens."""
+
+    text: str
+
+
+Complete = Callable[[int, str], str | Cut | Fate]
+Rate = Callable[[int, str, str], int | str | Fate]
+Column = str | Sequence[dict[str, str]]
+
+
+def ask(number: int) -> Column:
+    """Every third prompt brings a system turn and earlier turns."""
+    if number % 3 < 2:
+        return f"What is {number} and one?"
+    return [
+        {"role": "system", "content": f"You count for customer {number}."},
+        {"role": "user", "content": f"Start at {number}."},
+        {"role": "assistant", "content": f"{number}."},
+        {"role": "user", "content": "Go on."},
+    ]
+
+
+def complete(number: int, model: str) -> str:
+    return f"{model} says {number + 1} to prompt {number}."
+
+
+def rate(number: int, model: str, aspect: str) -> int:
+    """The better the model, the higher, and never two alike."""
+    return {"able": 5, "fair": 4, "plain": 2, "poor": 1}[model]
+
+
+def build(
+    folder: Path,
+    n_prompts: int = 12,
+    *,
+    sets: Sequence[str] = (),
+    ask: Callable[[int], Column] = ask,
+    complete: Complete = complete,
+    rate: Rate = rate,
+) -> tuple[Pipeline, Rubric, Ledger]:
+    """A pipeline, its rubric and its open ledger: `n_prompts` prompts, four completions each, judged.
+
+    `sets` are `--set` arguments. What the hooks return decides each prompt (by its number), each completion (by
+    prompt and model) and each rating (by prompt, model and aspect; "N/A" is one). A judgement of which one rating is a
+    Fate has that fate. Building again in the same folder goes on with what is there, as a second run does.
+    """
+    rows = [{"prompt": ask(number), "source": f"s{number % 2}"} for number in range(n_prompts)]
+    (folder / "prompts.jsonl").write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
+    pipeline = parse(PIPELINE, folder / "pipeline.yaml", [f"store={folder}/store/feedback.duckdb", *sets])
+    rubric = rubric_of(pipeline)
+    ledger = Ledger.open(pipeline.store, _silent)
+    prepare(pipeline, ledger, rubric, _silent)
+    _keep(ledger, _completions(pipeline, ledger, complete))
+    _keep(ledger, _judgements(pipeline, rubric, ledger, rate))
+    return pipeline, rubric, ledger
+
+
+def _silent(words: str) -> None:
+    pass
+
+
+def _keep(ledger: Ledger, records: list[Record]) -> None:
+    for start in range(0, len(records), 2000):
+        ledger.keep(records[start : start + 2000])
+
+
+def _completions(pipeline: Pipeline, ledger: Ledger, complete: Complete) -> list[Record]:
+    ledger.store.begin(None)
+    with Reader.of(ledger.store) as reader:
+        todos = [todo for name in pipeline.models for todo in reader.todo(name, 0, 10**9)]
+    found = [(todo, complete(todo.position, todo.slot.model)) for todo in todos]
+    return [_completion(pipeline, todo, said) for todo, said in found if said is not Fate.PENDING]
+
+
+def _completion(pipeline: Pipeline, todo: Todo, said: str | Cut | Fate) -> Record:
+    slot = todo.slot
+    details = {
+        "sample": slot.sample,
+        "seed": slot.seed,
+        "principle": digest(todo.principle) if todo.principle else None,
+        "system": pipeline.models[slot.model].system,
+    }
+    item = events.Item("completion", slot.key, slot.prompt_id, slot.model, slot.identity, details)
+    if isinstance(said, Fate):
+        return _call(item, todo.position, None, CallError(Kind.BLOCKED, "the provider's filter refused it"))
+    text = said.text if isinstance(said, Cut) else said
+    finish: Any = "length" if isinstance(said, Cut) else "stop"
+    return _call(item, todo.position, Reply(text, finish, Usage(20, len(text) // 4)), None)
+
+
+def _judgements(pipeline: Pipeline, rubric: Rubric, ledger: Ledger, rate: Rate) -> list[Record]:
+    ledger.store.begin(None)
+    with Reader.of(ledger.store) as reader:
+        prompts = reader.ready(0, 10**9)
+        places = {row["key"]: row for row in reader.sql("SELECT key, model, position FROM slots")}
+    records = [_judgement(pipeline, rubric, ready, need, places, rate) for ready in prompts for need in ready.needs]
+    return [record for record in records if record]
+
+
+def _judgement(
+    pipeline: Pipeline, rubric: Rubric, ready: Ready, need: Need, places: dict[str, dict[str, Any]], rate: Rate
+) -> Record | None:
+    shown = order(ready.prompt.prompt_id, need.answers, need.judge_pass)
+    key = judgement_key(shown, need.identity, need.judge_pass, need.spec)
+    judge = pipeline.judges[need.judge]
+    details = {
+        "pass": need.judge_pass,
+        "request": need.request,
+        "rubric": rubric.digest,
+        "spec": need.spec,
+        "form": judge.reply,
+        "completions": list(shown),
+    }
+    item = events.Item("judgement", key, ready.prompt.prompt_id, need.judge, need.identity, details)
+    aspects = rubric.sheet.requests[need.request].aspects
+    said = {c: {a: rate(places[c]["position"], places[c]["model"], a) for a in aspects} for c in shown}
+    fates = {value for ratings in said.values() for value in ratings.values() if isinstance(value, Fate)}
+    if Fate.PENDING in fates:
+        return None
+    number = int(places[shown[0]]["position"])
+    if fates:
+        return _call(item, number, None, CallError(Kind.BLOCKED, "the provider's filter refused it"))
+    leaves = {c: {a: _leaf(rubric.sheet.aspects[a], a, r) for a, r in said[c].items()} for c in shown}
+    text = orjson.dumps(
+        {str(i): leaves[c] if len(aspects) > 1 else leaves[c][aspects[0]] for i, c in enumerate(shown, 1)}
+    ).decode()
+    return _call(item, number, Reply(text, "stop", Usage(900, 120, cached=400)), None)
+
+
+def _leaf(aspect: Aspect, name: str, rating: int | str | Fate) -> dict[str, Any]:
+    types: dict[str, Any] = {"types": []} if aspect.types else {}
+    return types | {"rationale": f"{name} was weighed.", "rating": str(rating)}
+
+
+def _call(item: events.Item, number: int, reply: Reply | None, error: CallError | None) -> Record:
+    return events.call(
+        item,
+        id=f"built-{item.key}",
+        n=1,
+        started=STARTED + timedelta(seconds=number),
+        seconds=0.5,
+        verdict="failed" if error else "answered",
+        reply=reply,
+        error=error,
+        usd=0.001 if reply else None,
+    )

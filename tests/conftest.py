@@ -1,0 +1,29 @@
+"""Fixtures for every room: no key in the environment, and a simulator to talk to."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from tests.serving import Served, serving
+
+
+@pytest.fixture(autouse=True)
+def _no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that needs a key sets one."""
+    for name in [name for name in os.environ if name.endswith(("_API_KEY", "_TOKEN"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Served]]:
+    """Starts simulators, each in a thread of its own, and stops them at the end."""
+    with ExitStack() as stack:
+
+        def start(**options: Any) -> Served:
+            return stack.enter_context(serving(**options))
+
+        yield start

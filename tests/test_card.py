@@ -1,0 +1,275 @@
+"""The dataset card as a value: metadata by the Hub's convention, books that add up, nothing that breaks or betrays."""
+
+import re
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from huggingface_hub import DatasetCard
+
+from aif.card import CardFacts, cell, fenced, public, render
+from aif.config import parse
+from aif.intake import rubric_of
+from aif.queries import Books
+from tests.building import PIPELINE
+
+MADE = datetime(2026, 4, 2, 8, 15, tzinfo=UTC)
+
+SECRETIVE = """
+name: guarded
+prompts: [{file: /home/someone/secret-prompts.jsonl, source: asked}]
+principles: ultrafeedback
+completions: {per_prompt: 2}
+models:
+  local: {provider: vllm, model: /models/private/llama-7b, base_url: "http://gpu-2.internal.example:8000/v1"}
+  hosted: {provider: openai, model: gpt-small, api_key_env: POOL_KEY, temperature: null}
+judges:
+  wise: {provider: openai, model: gpt-large, base_url: "https://judge.internal.example/v1", api_key_env: JUDGE_KEY}
+rubric: ultrafeedback
+pairs: {score: overall, min_margin: 1.5, policy: best_vs_worst, missing: drop}
+export: {formats: [trl, h4], license: mit}
+"""
+
+SAMPLE: dict[str, Any] = {
+    "prompt": [{"role": "user", "content": "Why is the sky blue?"}],
+    "chosen": [{"role": "assistant", "content": "Short waves scatter more."}],
+    "rejected": [{"role": "assistant", "content": "It mirrors the sea."}],
+}
+
+
+def facts(text: str = PIPELINE, *sets: str, **changes: Any) -> CardFacts:
+    pipeline = parse(text, Path("pipeline.yaml"), sets)
+    rubric = rubric_of(pipeline)
+    row = {"completions": 30, "truncated": 2, "mean_tokens": 81.4, "aspects": [("honesty", 3.25), ("helpfulness", 4.0)]}
+    made = CardFacts(
+        pipeline=pipeline,
+        rubric=rubric,
+        rows={"trl": {"train": 20, "test": 3}, "h4": {"train_prefs": 20, "test_prefs": 3}},
+        books=Books({"selected": 30, "duplicate": 4, "too_long": 1}, {"paired": 23, "tie": 5, "pending": 2}),
+        sources=[("first", 20, 15), ("second", 10, 8)],
+        chosen=np.array([5.0, 4.75, 4.5] + [4.0] * 20),
+        rejected=np.array([1.0, 2.0, 1.5] + [3.0] * 20),
+        leaderboard=[
+            {"model": "able", "mean_score": 4.31, "chosen": 20, "rejected": 3, **row},
+            {"model": "poor", "mean_score": None, "chosen": None, "rejected": None, **row, "aspects": None},
+        ],
+        spend=[
+            {
+                "stage": "judgement", "endpoint": "strict", "calls": 1234, "answered": 1200, "input_tokens": 5_000_000,
+                "cached_tokens": None, "output_tokens": 70_000, "usd": 12.5, "unpriced": 3, "seconds": 9.0,
+            },
+            {
+                "stage": "completion", "endpoint": "able", "calls": 10, "answered": 10, "input_tokens": 100,
+                "cached_tokens": 0, "output_tokens": 50, "usd": None, "unpriced": 10, "seconds": 9.0,
+            },
+        ],
+        sample=SAMPLE,
+        version="9.9",
+        made=MADE,
+        calls=(MADE, MADE),
+    )  # fmt: skip
+    return replace(made, **changes)
+
+
+def metadata(card: str) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load(card.split("---\n")[1])
+    return found
+
+
+def section(card: str, title: str) -> str:
+    return card.split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+def test_metadata_is_what_the_hub_expects() -> None:
+    card = render(facts(PIPELINE, "export.license=cc-by-4.0"))
+    assert metadata(card) == {
+        "license": "cc-by-4.0",
+        "pretty_name": "built",
+        "tags": ["rlaif", "preference", "dpo", "synthetic", "trl", "aif"],
+        "task_categories": ["text-generation"],
+        "size_categories": ["n<1K"],
+        "configs": [
+            {
+                "config_name": "trl",
+                "default": True,
+                "data_files": [
+                    {"split": "train", "path": "trl/train-00000-of-00001.parquet"},
+                    {"split": "test", "path": "trl/test-00000-of-00001.parquet"},
+                ],
+            },
+            {
+                "config_name": "h4",
+                "data_files": [
+                    {"split": "train_prefs", "path": "h4/train_prefs-00000-of-00001.parquet"},
+                    {"split": "test_prefs", "path": "h4/test_prefs-00000-of-00001.parquet"},
+                ],
+            },
+        ],
+    }
+    read = vars(DatasetCard(card).data)  # as the Hub's own client reads it
+    assert (read["license"], read["pretty_name"]) == ("cc-by-4.0", "built")
+    assert read["configs"] == metadata(card)["configs"]
+
+
+def test_without_a_licence_none_is_made_up() -> None:
+    card = render(facts())
+    assert "license" not in metadata(card)
+    assert "No licence was set (`export.license`" in section(card, "Licence")
+
+
+@pytest.mark.parametrize(
+    ("rows", "bucket"),
+    [(999, "n<1K"), (1000, "1K<n<10K"), (9999, "1K<n<10K"), (10_000, "10K<n<100K"), (2_000_000, "1M<n<10M")],
+)
+def test_the_size_bucket_is_that_of_the_pairs(rows: int, bucket: str) -> None:
+    card = render(facts(chosen=np.full(rows, 4.0), rejected=np.full(rows, 2.0)))
+    assert metadata(card)["size_categories"] == [bucket]
+
+
+def test_with_h4_alone_it_is_the_default_and_nothing_speaks_of_trl() -> None:
+    card = render(facts(rows={"h4": {"train_prefs": 20}}))
+    assert [(c["config_name"], c.get("default")) for c in metadata(card)["configs"]] == [("h4", True)]
+    assert "trl" not in metadata(card)["tags"]
+    assert 'load_dataset("REPOSITORY_OR_FOLDER", "h4", split="train_prefs")' in card
+    assert "**`trl`**" not in card
+    assert "There is no test split" in card
+
+
+def test_the_books_add_up() -> None:
+    lines = re.findall(r"^\| ([−=]? ?[\d,]+) \| (.*) \|$", section(render(facts()), "Books"), re.MULTILINE)
+    amounts = [int(amount.replace("−", "-").replace("=", "").replace(" ", "").replace(",", "")) for amount, _ in lines]
+    assert lines[0] == ("35", "rows read")
+    assert sum(amounts[:3]) == amounts[3] == 30
+    assert sum(amounts[3:6]) == amounts[6] == 23
+    assert [words for _, words in lines[1:4]] == ["duplicate", "too long", "prompts"]
+
+
+def test_every_score_is_in_one_bar_and_the_highest_in_the_last() -> None:
+    bins = re.findall(r"^ *([\d.]+)–([\d.]+) +(\d+) *[█▏▎▍▌▋▊▉]* +(\d+)", render(facts()), re.MULTILINE)
+    assert [edge for edge, *_ in bins] == ["1", "1.5", "2", "2.5", "3", "3.5", "4", "4.5"]
+    assert [int(n) for *_, n, _ in bins] == [0, 0, 0, 0, 0, 0, 20, 3]
+    assert [int(n) for *_, n in bins] == [1, 1, 1, 0, 20, 0, 0, 0]
+
+
+def test_the_scale_of_an_overall_score_is_its_own() -> None:
+    card = render(facts(SECRETIVE, chosen=np.array([10.0, 9.0]), rejected=np.array([1.0, 8.999999999999999])))
+    bins = re.findall(r"^ *(\d+)–(\d+) +(\d+) *[█▏▎▍▌▋▊▉]* +(\d+)", card, re.MULTILINE)
+    assert [(low, int(chosen), int(rejected)) for low, _, chosen, rejected in bins if chosen != rejected] == [
+        ("1", 0, 1),
+        ("9", 2, 1),
+    ]
+    assert bins[-1][:2] == ("9", "10")
+
+
+def test_margins_are_told() -> None:
+    assert "mean 1.29, median 1.00, the middle half from 1.00 to 1.00, least 1.00, most 4.00" in render(facts())
+
+
+def test_the_pool_is_listed_best_first_with_gaps_where_nothing_is_known() -> None:
+    table = section(render(facts()), "Models").strip().splitlines()
+    assert table[0].startswith("| model | completions | score | honesty | helpfulness | chosen")
+    assert table[2] == "| able | 30 | 4.31 | 3.25 | 4.00 | 20 | 3 | 81 | 2 |"
+    assert table[3] == "| poor | 30 | – | – | – | 0 | 0 | 81 | 2 |"
+    assert len({line.count("|") for line in table[:4]}) == 1
+
+
+def test_neither_hosts_nor_paths_nor_keys_are_in_it() -> None:
+    card = render(facts(SECRETIVE))
+    for word in ("internal", "example", "http", "/models", "private", "/home", "someone", "secret", "_KEY", "8000"):
+        assert word not in card
+    made = section(card, "How it was made")
+    assert "| local | llama-7b |" in made
+    assert "| hosted | gpt-small | up to 1 | server's default | 1 | 1024 | role |" in made
+    assert "wise (gpt-large)" in made
+
+
+def test_how_it_was_made_says_what_the_pipeline_says() -> None:
+    made = section(render(facts(SECRETIVE)), "How it was made")
+    assert "`best_vs_worst` by the overall score" in made
+    assert "the lowest by at least 1.5" in made
+    assert "makes no pair" in made.split("Ties make no pair")[1]
+    assert "*ultrafeedback*, digest `" in made
+    assert "Overall (1–10, weight 0)" in made
+    assert "none; the models were asked without" in section(
+        render(facts(PIPELINE.replace("principles: ultrafeedback\n", ""))), "How it was made"
+    )
+
+
+def test_simulated_texts_are_called_so() -> None:
+    assert "A rehearsal, not training data**: able, fair, plain, poor, strict are simulated" in render(facts())
+    assert "rehearsal" not in render(facts(SECRETIVE))
+
+
+def test_no_text_of_a_prompt_ends_its_block_or_passes_for_the_run_section() -> None:
+    text = "```\n# Heading\n````markdown\n<!-- run:begin -->\n| a |\n---\n"
+    card = render(facts(sample={"prompt": [{"role": "user", "content": text}]}))
+    block = section(card, "A row")
+    fence = re.search(r"^(`+)json\n", block, re.MULTILINE)
+    assert fence is not None
+    assert len(fence[1]) == 5
+    assert len(re.findall(rf"^{fence[1]}", block, re.MULTILINE)) == 2
+    assert card.count("<!-- run:begin -->") == card.count("<!-- run:end -->") == 1
+    shown = block.split(f"{fence[1]}json\n")[1].split(f"\n{fence[1]}")[0]
+    assert yaml.safe_load(shown)["prompt"][0]["content"] == text
+
+
+def test_time_and_spend_stand_in_the_marked_section_alone() -> None:
+    one = facts()
+    other = replace(one, made=datetime(2027, 1, 1, tzinfo=UTC), calls=None, spend=one.spend[:1], version="10.0")
+    cut = re.compile("<!-- run:begin -->.*<!-- run:end -->", re.DOTALL)
+    assert render(one) != render(other)
+    assert cut.sub("", render(one)) == cut.sub("", render(other))
+
+
+def test_the_bill_tells_what_it_does_not_know() -> None:
+    run = section(render(facts()), "The run")
+    assert "| judgement | strict | 1,234 | 1,200 | 5,000,000 | 0 | 70,000 | 12.5000 and 3 calls not known |" in run
+    assert "| completion | able | 10 | 10 | 100 | 0 | 50 | not known |" in run
+    assert "| **all** | | 1,244 | 1,210 | 5,000,100 | 0 | 70,050 | 12.5000 and 13 calls not known |" in run
+    assert "Made 2026-04-02 08:15 UTC by aif 9.9" in run
+
+
+def test_of_many_sources_the_rest_is_summed() -> None:
+    card = render(facts(sources=[(f"s{n}", 100 - n, 10) for n in range(25)]))
+    table = section(card, "Books")
+    assert "| s19 | 81 | 10 |" in table
+    assert "| s20 |" not in table
+    assert f"| 5 more | {80 + 79 + 78 + 77 + 76} | 50 |" in table
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a|b", r"a\|b"),
+        ("two\nlines", "two lines"),
+        ("<b>bold</b>", "&lt;b>bold&lt;/b>"),
+        ("`*[x](y)~", r"\`\*\[x\](y)\~"),
+        ("x" * 100, "x" * 79 + "…"),
+        ("&lt;", "&amp;lt;"),
+    ],
+)
+def test_a_cell_holds_no_markup(text: str, shown: str) -> None:
+    assert cell(text) == shown
+
+
+def test_a_fence_is_longer_than_any_run_inside() -> None:
+    assert fenced("plain", "text") == "```text\nplain\n```"
+    assert fenced("a ``` b ````` c").startswith("``````\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("org/name@main", "org/name@main"),
+        ("/models/x/llama", "llama"),
+        ("./llama", "llama"),
+        ("~/m/llama@v1", "llama@v1"),
+        (r"C:\models\llama", "llama"),
+    ],
+)
+def test_of_a_path_its_last_part_is_public(name: str, shown: str) -> None:
+    assert public(name) == shown

@@ -1,0 +1,206 @@
+"""What a person types and reads: bad input gets a clear line and its exit code, never a traceback."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from aif import cli
+from aif.config import load
+from aif.errors import Exit
+from aif.ledger import Ledger
+from tests.serving import Served
+from tests.test_feedback import write
+
+Typed = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Typed:
+    """Types a command; gives exit code, what was printed, and what was said beside it."""
+
+    def enter(*words: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["aif", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        said = capsys.readouterr()
+        return int(ended.value.code or 0), said.out, said.err
+
+    return enter
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"principels": "x"}, "pipeline.yaml:[0-9]+: principels.*did you mean 'principles'"),
+        ({"models": None}, "models"),
+        ({"rubric": "ultrafeedbak"}, "rubric 'ultrafeedbak' not found"),
+        ({"principles": "nope"}, "principles 'nope.yaml' not found"),
+        ({"prompts": [{"file": "gone.jsonl"}]}, "gone.jsonl"),
+        ({"pairs": {"score": "overall"}}, "rubric unified gives no 'overall' score"),
+        ({"budget_usd": 5}, "not built yet"),
+        ({"completions": {"per_prompt": 9}}, "per_prompt is 9, but the pool can give 4"),
+        ({"judges": {"j": {"provider": "openai"}}}, "OPENAI_API_KEY"),
+    ],
+)
+def test_bad_input_is_named_with_its_place(
+    typed: Typed, tmp_path: Path, serve: Callable[..., Served], change: dict[str, Any], said: str
+) -> None:
+    code, out, err = typed("run", write(tmp_path, serve(), **change))
+
+    assert code == Exit.BAD_INPUT
+    assert re.search(said, err), err
+    assert "Traceback" not in err + out
+
+
+@pytest.mark.parametrize("row", ['{"prompt": "fine"', '{"text": "no prompt here"}', '["a list"]', '{"prompt": 7}'])
+def test_a_bad_row_is_named_before_anything_is_asked(
+    typed: Typed, tmp_path: Path, serve: Callable[..., Served], row: str
+) -> None:
+    served = serve()
+    path = write(tmp_path, served)
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "fine"}\n' + row + "\n")
+    code, _, err = typed("run", path)
+
+    assert code == Exit.BAD_INPUT
+    assert "prompts.jsonl:2" in err
+    assert served.stats()["calls"] == 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run", "gone.yaml"],
+        ["status", "gone.yaml"],
+        ["rubric", "show", "gone"],
+        ["rubric", "render", "unified", "--form", "verse"],
+        ["simulate", "--model", "large=much"],
+        ["frobnicate"],
+        ["run"],
+    ],
+)
+def test_wrong_words_are_refused(typed: Typed, words: list[str]) -> None:
+    code, out, err = typed(*words)
+
+    assert code == Exit.BAD_INPUT
+    assert "Traceback" not in err + out
+
+
+def test_a_run_is_told_and_its_prompts_can_be_shown(typed: Typed, tmp_path: Path, serve: Callable[..., Served]) -> None:
+    path = write(tmp_path, serve(), count=6)
+    code, out, _ = typed("run", path)
+    assert code == Exit.DONE
+    assert re.search(r"6 +rows read", out)
+    for model in ("large", "medium", "small", "tiny"):
+        assert model in out
+
+    code, out, _ = typed("export", path)
+    assert code == Exit.DONE, out
+    dataset = tmp_path / "dataset"
+    assert (dataset / "README.md").exists()
+
+    code, out, _ = typed("status", path)
+    assert code == Exit.DONE
+    assert re.search(r"judge +judgements +6 +6 +0 +0", out)
+
+    code, out, _ = typed("failures", path)
+    assert (code, out) == (Exit.DONE, "nothing failed\n")
+
+    prompt_id = _first_id(path)
+    code, out, _ = typed("show", path, prompt_id[:12])
+    assert code == Exit.DONE
+    assert "because" in out
+    assert "order shown: 1 =" in out
+    assert "the judge's reply" in out
+    assert out.count("completion 1]]") >= 1
+
+    code, _, err = typed("show", path, "zzz")
+    assert code == Exit.BAD_INPUT
+    assert "no prompt 'zzz'" in err
+
+
+def _first_id(path: Path) -> str:
+    from aif.queries import Reader
+
+    with Reader.open(load(path).store) as reader:
+        return str(reader.sql("SELECT prompt_id FROM outcomes WHERE outcome = 'paired'")[0]["prompt_id"])
+
+
+def test_rebuild_and_reparse_give_the_same_store(typed: Typed, tmp_path: Path, serve: Callable[..., Served]) -> None:
+    served = serve()
+    path = write(tmp_path, served, count=6)
+    typed("run", path)
+    for command in ("rebuild", "reparse"):
+        code, out, _ = typed(command, path)
+        assert code == Exit.DONE
+        assert "6 read as before, 0 otherwise, 0 only now, 0 no longer" in out
+    assert typed("run", path)[0] == Exit.DONE
+    assert served.stats()["calls"] == 30
+
+
+def test_status_answers_while_a_run_holds_the_store(typed: Typed, tmp_path: Path, serve: Callable[..., Served]) -> None:
+    path = write(tmp_path, serve())
+    with Ledger.open(load(path).store, print):
+        code, out, _ = typed("status", path)
+        assert code == Exit.DONE
+        assert "held by another run: process" in out
+        assert typed("run", path)[0] == Exit.LOCKED
+        assert typed("export", path)[0] == Exit.LOCKED
+
+
+def test_doctor_finds_what_is_wrong_and_says_how_to_mend_it(
+    typed: Typed, tmp_path: Path, serve: Callable[..., Served]
+) -> None:
+    path = write(tmp_path, serve())
+    code, out, _ = typed("doctor", path)
+    assert code == Exit.DONE, out
+    assert "judge: rates by schema: 8 ratings of 2 completions read" in out
+
+    code, out, _ = typed("doctor", path, "--set", "models.tiny.model=huge", "--set", "judges.judge.api_key_env=GONE")
+    assert code == Exit.BAD_INPUT
+    assert "GONE" in out
+    code, out, _ = typed("doctor", path, "--set", "models.tiny.model=huge")
+    assert "tiny: unknown_model" in out
+
+
+def test_what_init_makes_runs(typed: Typed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert typed("init", "demo")[0] == Exit.DONE
+    code, _, err = typed("run", "demo/pipeline.yaml")
+    assert code == Exit.DONE, err
+    assert typed("init", "demo")[0] == Exit.BAD_INPUT
+    assert yaml.safe_load(Path("demo/pipeline.yaml").read_text())["name"] == "demo"
+
+
+def test_rubrics_can_be_looked_at(typed: Typed) -> None:
+    assert "unified" in typed("rubric", "list")[1]
+    assert "truthfulness" in typed("rubric", "show", "unified")[1]
+    code, out, _ = typed("rubric", "render", "ultrafeedback")
+    assert code == Exit.DONE
+    assert out.count("completion 2]]") == 4  # four listwise requests; the critique sees one completion
+
+
+@pytest.mark.parametrize("name", ["vllm", "openai"])
+def test_shipped_pipelines_run_whole_with_nothing_changed_but_where_models_are(
+    typed: Typed, tmp_path: Path, serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    from aif.simulator import Cast
+
+    served = serve(cast=Cast({}, {}, open=True))
+    monkeypatch.setenv("OPENAI_API_KEY", "a-key-that-goes-nowhere")
+    sets = [f"{part}.*.base_url={served.base_url}" for part in ("models", "judges")]
+    words = [word for value in (*sets, f"store={tmp_path}/{name}.duckdb") for word in ("--set", value)]
+    code, _, err = typed("run", f"pipelines/{name}.yaml", *words, "--limit", "3")
+    assert code == Exit.DONE, err
+    assert typed("export", f"pipelines/{name}.yaml", *words)[0] == Exit.DONE
+
+
+def test_help_names_every_command() -> None:
+    told = subprocess.run([sys.executable, "-m", "aif", "--help"], capture_output=True, text=True, check=True).stdout
+    for command in ("run", "status", "failures", "doctor", "show", "export", "rebuild", "reparse", "simulate", "init"):
+        assert command in told

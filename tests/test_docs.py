@@ -1,0 +1,83 @@
+"""What is documented is what there is: commands, exit codes, pipeline keys and defaults, schema and recipes."""
+
+import re
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from aif.config import Pipeline
+from aif.errors import Exit
+from aif.queries import Reader
+from aif.store import Store
+from scripts import write_docs
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.mark.parametrize("page", write_docs.PAGES)
+def test_pages_printed_by_the_program_are_up_to_date(page: str) -> None:
+    assert (ROOT / "docs" / page).read_text() == write_docs.PAGES[page](), "run `make docs`"
+
+
+def test_every_exit_code_is_documented() -> None:
+    assert set(write_docs.EXITS) == set(Exit)
+
+
+def _parts(annotation: object) -> Iterator[type[BaseModel]]:
+    """The models inside an annotation: X, X | None, list[X], dict[str, X], Annotated[…]."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    elif typing.get_origin(annotation) or isinstance(annotation, types.UnionType):
+        for inner in typing.get_args(annotation):
+            yield from _parts(inner)
+
+
+def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    for name, info in model.model_fields.items():
+        yield f"{prefix}{name}", info
+        for part in _parts(info.annotation):
+            yield from _keys(part, f"{prefix}{name}.")
+
+
+def _documented() -> dict[str, str]:
+    rows = re.findall(r"^\| `([\w.]+)` \|\s*([^|]*?)\s*\|", (ROOT / "docs" / "pipeline.md").read_text(), re.MULTILINE)
+    assert len(rows) == len(dict(rows)), "a key stands twice"
+    return dict(rows)
+
+
+def test_every_pipeline_key_is_documented_and_no_other() -> None:
+    keys = {key for key, info in _keys(Pipeline) if not key.endswith(".price")}
+    assert set(_documented()) == keys
+
+
+def test_documented_defaults_are_the_defaults() -> None:
+    documented = _documented()
+    for key, info in _keys(Pipeline):
+        said = documented.get(key, "").strip()
+        if re.fullmatch(r"`[^`]*`", said) and not callable(info.default_factory):
+            shown = {None: "null"}.get(info.default, str(info.default))
+            assert said == f"`{shown}`", key
+        if said == "required":
+            assert info.is_required(), key
+
+
+def test_the_recipes_run(tmp_path: Path) -> None:
+    Store.open(tmp_path / "s.duckdb").close()
+    recipes = re.findall(
+        r"```sql\n(.*?)```", (ROOT / "docs" / "store.md").read_text().partition("<!-- schema -->")[0], re.DOTALL
+    )
+    with Reader.open(tmp_path / "s.duckdb") as reader:
+        assert len(recipes) >= 4
+        for recipe in recipes:
+            assert reader.sql(recipe) == []
+
+
+def test_the_readme_tree_names_every_room() -> None:
+    tree = (ROOT / "README.md").read_text().partition("## The tree")[2]
+    rooms = [path.name for path in (ROOT / "aif").glob("*.py") if not path.name.startswith("__")]
+    assert [room for room in rooms if room not in tree] == []

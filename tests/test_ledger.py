@@ -1,0 +1,177 @@
+"""Journal and store together: whatever happens to either, what was kept is there or is said to be lost."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aif import journal as journals
+from aif.config import load
+from aif.errors import StoreDamaged, StoreLocked
+from aif.ledger import Ledger, Places, entry_of, is_held
+from aif.queries import Reader
+from tests.serving import Served
+from tests.test_feedback import ask, run, write
+
+TABLES = ("prompts", "selection", "intake", "texts", "completions", "judgements", "calls", "failed", "splits")
+
+
+class Kept:
+    """A finished run, its files, and all the store holds of what the journal knows."""
+
+    def __init__(self, path: Path, served: Served) -> None:
+        self.path, self.served = path, served
+        self.pipeline, _ = run(path)
+        self.places = Places(self.pipeline.store)
+        self.rows = self.read()
+
+    def read(self) -> dict[str, list[dict[str, Any]]]:
+        with Reader.open(self.places.store) as reader:
+            return {table: reader.sql(f"SELECT * FROM {table} ORDER BY ALL") for table in TABLES}
+
+    def reopened(self) -> list[str]:
+        """What is told when the ledger is opened for writing and closed again."""
+        told: list[str] = []
+        Ledger.open(self.places.store, told.append).close()
+        return told
+
+
+@pytest.fixture
+def kept(tmp_path: Path, serve: Callable[..., Served]) -> Kept:
+    served = serve()
+    return Kept(write(tmp_path, served, count=4), served)
+
+
+def _flip(path: Path, at: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(at)
+        byte = file.read(1)[0]
+        file.seek(at)
+        file.write(bytes([byte ^ 0x20]))
+
+
+def _delete(path: Path) -> None:
+    path.unlink()
+
+
+def _truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 3)
+
+
+def _empty(path: Path) -> None:
+    os.truncate(path, 0)
+
+
+def _garble(path: Path) -> None:
+    _flip(path, 4200)
+
+
+def _replace(path: Path) -> None:
+    path.write_text("this is no database")
+
+
+@pytest.mark.parametrize("harm", [_delete, _truncate, _empty, _garble, _replace])
+def test_a_store_that_is_lost_or_damaged_is_made_again_from_the_journal(
+    kept: Kept, harm: Callable[[Path], None]
+) -> None:
+    harm(kept.places.store)
+    told = kept.reopened()
+
+    assert len(told) == 1
+    assert "made again from the journal" in told[0]
+    assert kept.read() == kept.rows
+    run(kept.path)
+    assert kept.served.stats()["calls"] == 20
+
+
+def test_a_store_without_its_write_ahead_log_catches_up(kept: Kept) -> None:
+    """DuckDB opens a store whose log was deleted without a word, at an older state."""
+    ledger = Ledger.open(kept.places.store, print)
+    older = ledger.store.position
+    records = [r for _, r in journals.replay(kept.places.journal) if isinstance(r, dict)]
+    ledger.close()
+    kept.places.store.unlink()
+    half = Ledger.open(kept.places.store, lambda _: None)
+    half.store._db.execute('UPDATE about SET segment = 1, "offset" = 0')
+    half.close()
+
+    assert kept.reopened() == []
+    assert kept.read() == kept.rows, "what was applied twice is there once"
+    assert Ledger.open(kept.places.store, print).store.position == older
+    assert records
+
+
+def test_a_replayed_segment_changes_nothing(kept: Kept) -> None:
+    segment = kept.places.journal / "000001.jsonl"
+    lines = segment.read_bytes().splitlines(keepends=True)
+    with segment.open("ab") as file:
+        file.writelines(line for line in lines if b'"t":"call"' in line)
+
+    assert kept.reopened() == []
+    assert kept.read() == kept.rows
+
+
+def test_a_torn_last_line_is_cut_off_told_and_asked_again(kept: Kept) -> None:
+    segment = kept.places.journal / "000001.jsonl"
+    os.truncate(segment, segment.stat().st_size - 10)
+    told = kept.reopened()
+
+    assert any("torn last line" in line for line in told)
+    run(kept.path)
+    assert kept.served.stats()["calls"] == 21
+    assert len(kept.read()["judgements"]) == 4
+
+
+def test_a_flipped_byte_in_the_journal_loses_exactly_that_reply(kept: Kept) -> None:
+    segment = kept.places.journal / "000001.jsonl"
+    lines = segment.read_bytes().splitlines(keepends=True)
+    calls = [n for n, line in enumerate(lines) if b'"t":"call"' in line and b'"stage":"completion"' in line]
+    _flip(segment, sum(map(len, lines[: calls[3]])) + 50)
+    kept.places.store.unlink()
+    told = kept.reopened()
+
+    assert [line for line in told if "checksum" in line and "lost and asked again" in line]
+    assert len(kept.read()["completions"]) == 15
+    _, ended = run(kept.path)
+    assert not ended.incomplete
+    assert kept.served.stats()["calls"] == 21, "the judgement still holds: the same completion came back"
+
+
+def test_a_journal_of_a_later_version_is_refused(kept: Kept) -> None:
+    segment = kept.places.journal / "000001.jsonl"
+    with segment.open("ab") as file:
+        file.write(journals.encode({"t": "hologram", "v": 1}))
+
+    with pytest.raises(StoreDamaged, match=r"hologram.*later version"):
+        kept.reopened()
+    assert not is_held(kept.places.lock)
+
+
+def test_the_lock_names_its_holder_and_is_let_go(kept: Kept) -> None:
+    with Ledger.open(kept.places.store, print):
+        assert is_held(kept.places.lock)
+        with pytest.raises(StoreLocked, match=f"process {os.getpid()}"):
+            Ledger.open(kept.places.store, print)
+    assert not is_held(kept.places.lock)
+
+
+def test_an_unreadable_reply_is_kept_and_a_mended_reader_reads_it(kept: Kept) -> None:
+    """A reply that was kept as unreadable becomes a judgement when today's reader can read it."""
+    record = next(
+        r for _, r in journals.replay(kept.places.journal) if isinstance(r, dict) and r.get("stage") == "judgement"
+    )
+    rubrics = Ledger.open(kept.places.store, print)
+    refused = {**record, "verdict": "failed", "kind": "unreadable", "message": "an older reader could not read it"}
+    assert len(entry_of(refused, rubrics.rubrics).ratings or ()) == 16
+    assert entry_of({**refused, "text": record["text"][:-5]}, rubrics.rubrics).ratings is None
+    assert entry_of({**refused, "kind": "truncated"}, rubrics.rubrics).ratings is None
+    rubrics.close()
+
+
+def test_the_store_is_readable_by_duckdb_1_5(kept: Kept) -> None:
+    """By the storage version in its header: 64 to 67 are 1.x, 69 is 2.0."""
+    assert ask(load(kept.path), "SELECT tags['storage_version'] AS v FROM duckdb_databases() WHERE NOT internal")[0][
+        "v"
+    ].startswith("v1.5")

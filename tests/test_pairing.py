@@ -1,0 +1,200 @@
+"""Outcomes in the store: every selected prompt exactly once, whatever became of its completions and judgements."""
+
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aif import events
+from aif.config import Pipeline, parse
+from aif.ledger import Ledger
+from aif.pairing import OUTCOMES, make_pairs
+from aif.queries import Reader
+from aif.rubric import Rubric
+from aif.summary import OUTCOMES as WORDS
+from tests.building import PIPELINE, Cut, Fate, build
+from tests.building import rate as rate_by_quality
+
+MODELS = ("able", "fair", "plain", "poor")
+
+
+def with_sets(pipeline: Pipeline, *sets: str) -> Pipeline:
+    """The same pipeline over the same store, with other keys."""
+    return parse(PIPELINE, pipeline.path, [f"store={pipeline.store}", *sets])
+
+
+def outcomes(ledger: Ledger) -> dict[int, str]:
+    """By position in the selection; fails if a prompt has none or several."""
+    with Reader.of(ledger.store) as reader:
+        rows = reader.sql("SELECT e.position, o.outcome FROM selection e LEFT JOIN outcomes o USING (prompt_id)")
+        strays = reader.sql("SELECT * FROM outcomes WHERE prompt_id NOT IN (SELECT prompt_id FROM selection)")
+    assert strays == []
+    assert max(Counter(row["position"] for row in rows).values()) == 1
+    return {row["position"]: row["outcome"] for row in rows}
+
+
+def outcome_at(ledger: Ledger, position: int) -> dict[str, Any]:
+    with Reader.of(ledger.store) as reader:
+        (row,) = reader.sql(
+            "SELECT o.* FROM outcomes o JOIN selection e USING (prompt_id) WHERE e.position = ?", [position]
+        )
+    return row
+
+
+def make(built: tuple[Pipeline, Rubric, Ledger]) -> tuple[dict[str, int], dict[int, str]]:
+    """Counts as returned, and outcomes as kept."""
+    pipeline, rubric, ledger = built
+    counts = make_pairs(pipeline, rubric, ledger.store)
+    return counts, outcomes(ledger)
+
+
+def test_each_reason_is_told_from_the_others(tmp_path: Path) -> None:
+    said = {
+        1: "too_few_completions", 2: "pending", 3: "judgement_failed", 4: "pending", 5: "tie", 6: "all_truncated",
+        7: "best_truncated", 8: "identical",
+    }  # fmt: skip
+
+    def complete(number: int, model: str) -> str | Cut | Fate:
+        text = f"{model} on {number}"
+        if number == 1 and model != "able":
+            return Fate.FAILED
+        if number == 2 and model == "poor":
+            return Fate.PENDING
+        if number == 6 or (number == 7 and model == "able"):
+            return Cut(text)
+        return "the same words" if number == 8 else text
+
+    def rate(number: int, model: str, aspect: str) -> int | str | Fate:
+        if number == 3:
+            return Fate.FAILED
+        if number == 4:
+            return Fate.PENDING
+        if number == 5 or (number == 7 and model != "able"):
+            return 3
+        return rate_by_quality(number, model, aspect)
+
+    built = build(tmp_path, 9, complete=complete, rate=rate)
+    with built[2]:
+        counts, kept = make(built)
+    assert kept == {0: "paired"} | said
+    assert counts == {name: list(kept.values()).count(name) for name in OUTCOMES}
+    assert sum(counts.values()) == 9
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_pairs_gets_and_what_it_does_not_get_are_all_prompts_once(tmp_path: Path, seed: int) -> None:
+    draw = random.Random(seed)
+    fates = [None, None, Fate.FAILED]
+    completion = {(n, m): draw.choice([*fates * 4, Fate.PENDING]) for n in range(60) for m in MODELS}
+    judgement = [draw.choice([*fates * 2, Fate.PENDING]) for _ in range(60)]
+    built = build(
+        tmp_path,
+        60,
+        complete=lambda number, model: completion[number, model] or f"{model} on {number}",
+        rate=lambda number, model, aspect: judgement[number] or draw.randint(1, 5),
+    )
+    _, rubric, ledger = built
+    with ledger:
+        counts, kept = make(built)
+        with Reader.of(ledger.store) as reader:
+            aspects = rubric.sheet.aspects
+            compared = set(reader.scores(tuple(aspects), (1.0,) * len(aspects)).prompt_ids.to_pylist())
+            not_compared = reader.unpaired().column("prompt_id").to_pylist()
+            selected = [prompt.prompt_id for page in reader.selection() for _, prompt in page]
+    assert sorted([*compared, *not_compared]) == sorted(selected)
+    assert sum(counts.values()) == 60
+
+    for number in range(60):
+        of = [completion[number, model] for model in MODELS]
+        if Fate.PENDING in of:
+            assert kept[number] == "pending"
+        elif of.count(Fate.FAILED) > 2:
+            assert kept[number] == "too_few_completions"
+        elif judgement[number] is Fate.PENDING:
+            assert kept[number] == "pending"
+        elif judgement[number] is Fate.FAILED:
+            assert kept[number] == "judgement_failed"
+        else:
+            assert kept[number] in {"paired", "tie"}
+    assert {"pending", "too_few_completions", "judgement_failed", "paired"} <= set(kept.values())  # all were met
+
+
+def test_with_nothing_answered_all_is_pending(tmp_path: Path) -> None:
+    built = build(tmp_path, 3, complete=lambda number, model: Fate.PENDING)
+    with built[2]:
+        counts, kept = make(built)
+    assert set(kept.values()) == {"pending"}
+    assert counts["pending"] == sum(counts.values()) == 3
+
+
+def test_an_aspect_that_is_not_applicable_to_one_completion_is_left_out_for_all(tmp_path: Path) -> None:
+    def rate(number: int, model: str, aspect: str) -> int | str:
+        return "N/A" if (aspect, model) == ("honesty", "fair") else rate_by_quality(number, model, aspect)
+
+    pipeline, rubric, ledger = build(tmp_path, 2, rate=rate)
+    with ledger:
+        make_pairs(pipeline, rubric, ledger.store)
+        row = outcome_at(ledger, 0)
+        assert row["outcome"] == "paired"
+        assert row["aspects"] == ["instruction_following", "truthfulness", "helpfulness"]
+        counts = make_pairs(with_sets(pipeline, "pairs.missing=drop"), rubric, ledger.store)
+    assert counts["missing_aspect"] == 2
+
+
+def test_one_of_several_requests_that_failed_is_a_missing_aspect_and_one_pending_holds_the_prompt(
+    tmp_path: Path,
+) -> None:
+    def rate(number: int, model: str, aspect: str) -> int | Fate:
+        if aspect == "truthfulness" and number < 2:
+            return (Fate.FAILED, Fate.PENDING)[number]
+        return rate_by_quality(number, model, aspect)
+
+    built = build(tmp_path, 3, sets=["rubric=ultrafeedback"], rate=rate)
+    with built[2] as ledger:
+        _, kept = make(built)
+        assert kept == {0: "paired", 1: "pending", 2: "paired"}
+        assert "truthfulness" not in outcome_at(ledger, 0)["aspects"]
+        assert "truthfulness" in outcome_at(ledger, 2)["aspects"]
+
+
+def test_another_policy_over_the_same_ratings_takes_the_place_of_the_first(tmp_path: Path) -> None:
+    pipeline, rubric, ledger = build(tmp_path, 6)
+    with ledger, Reader.of(ledger.store) as reader:
+        assert make_pairs(pipeline, rubric, ledger.store)["paired"] == 6
+        assert make_pairs(with_sets(pipeline, "pairs.min_margin=4.5"), rubric, ledger.store)["margin"] == 6
+        assert make_pairs(with_sets(pipeline, "pairs.policy=best_vs_worst"), rubric, ledger.store)["paired"] == 6
+        sides = reader.sql("SELECT DISTINCT chosen_model, rejected_model, score_chosen, score_rejected FROM pairs")
+        assert sides == [{"chosen_model": "able", "rejected_model": "poor", "score_chosen": 5.0, "score_rejected": 1.0}]
+        scores = reader.sql(
+            "SELECT model, count(*) AS n, any_value(score) AS score FROM scores x JOIN slots s ON s.key = x.completion "
+            "GROUP BY model ORDER BY model"
+        )
+    assert scores == [
+        {"model": model, "n": 6, "score": float(rate_by_quality(0, model, "honesty"))} for model in MODELS
+    ]
+
+
+def test_ratings_by_other_settings_of_the_judge_do_not_count(tmp_path: Path) -> None:
+    pipeline, rubric, ledger = build(tmp_path, 4)
+    with ledger:
+        other = with_sets(pipeline, "judges.strict.max_tokens=77")
+        assert make_pairs(other, rubric, ledger.store)["pending"] == 4
+        assert make_pairs(pipeline, rubric, ledger.store)["paired"] == 4
+
+
+def test_prompts_that_were_read_anew_are_pending_until_they_are_planned(tmp_path: Path) -> None:
+    pipeline, rubric, ledger = build(tmp_path, 5)
+    with ledger:
+        with Reader.of(ledger.store) as reader:
+            rows = [(prompt.prompt_id, prompt.source) for page in reader.selection() for _, prompt in page]
+        turned = [rows[4], *rows[:4]]
+        ledger.keep([events.page(0, turned), events.selected("another fingerprint", {("s0", "selected"): 5})])
+        counts = make_pairs(pipeline, rubric, ledger.store)
+        assert set(outcomes(ledger).values()) == {"pending"}
+    assert counts["pending"] == sum(counts.values()) == 5
+
+
+def test_every_outcome_has_its_words() -> None:
+    assert set(WORDS) == set(OUTCOMES)

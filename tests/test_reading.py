@@ -1,0 +1,584 @@
+"""The reader against hostile replies: all ratings exactly as said, or Unreadable, and never anything else."""
+
+import json
+import re
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from random import Random
+from typing import Any, get_args
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aif.reading import Unreadable, read
+from aif.records import Rating
+from aif.resources import shipped
+from aif.rubric import Form, Rubric, load
+
+UNIFIED = load(shipped("prompts", "rubrics", "unified"))
+ULTRAFEEDBACK = load(shipped("prompts", "rubrics", "ultrafeedback"))
+ASPECTS = UNIFIED.sheet.requests["ratings"].aspects
+TWO = ("a", "b")
+
+Place = tuple[str, str]  # completion, aspect
+
+
+def schema(text: str, request: str = "instruction_following", completions: Sequence[str] = TWO) -> dict[Place, Rating]:
+    return places(read(ULTRAFEEDBACK, request, completions, text, "schema"))
+
+
+def plain(text: str, request: str = "instruction_following", completions: Sequence[str] = TWO) -> dict[Place, Rating]:
+    return places(read(ULTRAFEEDBACK, request, completions, text, "text"))
+
+
+def places(ratings: Sequence[Rating]) -> dict[Place, Rating]:
+    return {(rating.completion, rating.aspect): rating for rating in ratings}
+
+
+def scores(ratings: Mapping[Place, Rating]) -> list[float | None]:
+    return [rating.score for rating in ratings.values()]
+
+
+def leaf(rating: Any = "4", rationale: Any = "Why.", **more: Any) -> dict[str, Any]:
+    return {"rationale": rationale, "rating": rating, **more}
+
+
+def both(**changes: Any) -> str:
+    """A reply about two completions, the first changed."""
+    return json.dumps({"1": leaf(**changes), "2": leaf("2")})
+
+
+def lines(first: str, second: str = "Rationale: Why.\nRating: 2") -> str:
+    """A reply as text about two completions."""
+    return f"Completion 1\n{first}\nCompletion 2\n{second}"
+
+
+# --- what reads ------------------------------------------------------------------------------------------------------
+
+
+def test_a_rating_is_what_the_judge_said_of_a_completion_in_an_aspect() -> None:
+    reply = json.dumps(
+        {
+            "2": {"types": [3, 1], "rationale": " Two. ", "rating": "1"},
+            "1": {"types": [], "rationale": "One.", "rating": "5"},
+        }
+    )
+    assert read(ULTRAFEEDBACK, "truthfulness", TWO, reply, "schema") == (
+        Rating("a", "truthfulness", "rated", 5.0, "One.", ()),
+        Rating("b", "truthfulness", "rated", 1.0, "Two.", (1, 3)),
+    )
+
+
+def test_not_applicable_is_a_state_without_a_score() -> None:
+    for word in ("N/A", "n/a", "NA", " N/A "):
+        rating = schema(both(rating=word), "honesty")["a", "honesty"]
+        assert (rating.state, rating.score, rating.rationale) == ("not_applicable", None, "Why.")
+    assert scores(plain(lines("Rationale: Why.\nRating: N/A"), "honesty")) == [None, 2]
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        both(),
+        both(rating=4),
+        both(rating=" 4 "),
+        both(rating="4/5"),
+        both(rating="4 / 5"),
+        both(confidence=0.9),
+        both(types=[99]),  # this aspect has no types
+        f"\n```json\n{both()}\n```\n",
+        f"```\r\n{both()}\r\n```",
+        f"   {both()}\n",
+        both().replace("Why.", "Tab\there,\x01 and\na line"),  # raw control characters
+        both().replace("Why.", "```json\\n```"),
+        both(rationale=""),
+        both(rationale='Rating: 5\n{"1": {"rating": "5"}}'),
+    ],
+)
+def test_replies_by_schema_that_read(reply: str) -> None:
+    assert scores(schema(reply)) == [4, 2]
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "Rationale: Why.\nRating: 4",
+        "Rating: 4\nRationale: Why.",
+        "rationale: Why.\nRATING: 4/5",
+        "**Rationale:** Why.\n**Rating:** 4",
+        "- **Rationale**: Why.\n- **Rating**: **4**.",
+        "### Rationale: Why.\n\n### Rating: `4`\n",
+        "Rationale (instruction following): Why.\nRating (Instruction_Following): 4",
+        "Rationale:\n\nWhy.\n\nThere is more to it.\n\nRating: [4]",
+        "Rationale: Why.\tAnd\x00 so.\nRating:\xa04",
+        "Rationale: The text says that Rating: 5 is due, and Completion 2 is worse.\nRating: 4",
+        "Rationale: Why.\nRating: 4\nThis was the first.",
+    ],
+)
+def test_replies_as_text_that_read(first: str) -> None:
+    assert scores(plain(lines(first))) == [4, 2]
+    assert scores(plain(lines(first).replace("\n", "\r\n"))) == [4, 2]
+
+
+@pytest.mark.parametrize(
+    "heading",
+    ["Completion 1", "completion 1:", "## Completion 1", "**Completion 1:**", "Completion #1.", "COMPLETION  1 "],
+)
+def test_headings_that_read(heading: str) -> None:
+    reply = lines("Rationale: Why.\nRating: 4").replace("Completion 1", heading)
+    assert scores(plain(reply)) == scores(plain(f"Here are my ratings.\n\n{reply}")) == [4, 2]
+
+
+def test_a_rationale_may_run_over_blank_lines() -> None:
+    ratings = plain(lines("Rationale: First.\n\n- Second\n  third\n\nRating: 4"))
+    assert ratings["a", "instruction_following"].rationale == "First.\n\n- Second\n  third"
+    odd = "Why.\nRatıng: 3\nRating\xa0: 3"  # a dotless i, a space that isn't ASCII: prose, no labels
+    assert plain(lines(f"Rationale: {odd}\nRating: 4"))["a", "instruction_following"].rationale == odd
+
+
+@pytest.mark.parametrize(
+    ("types", "read_as"), [("1, 3", (1, 3)), ("[3,1,3]", (1, 3)), ("none", ()), ("None.", ()), ("", ()), ("2", (2,))]
+)
+def test_types_as_text(types: str, read_as: tuple[int, ...]) -> None:
+    block = f"Rationale: Why.\nTypes: {types}\nRating: 4"
+    assert plain(lines(block, block), "truthfulness")["a", "truthfulness"].types == read_as
+
+
+def test_half_characters_are_replaced_since_they_can_be_kept_nowhere() -> None:
+    assert schema(both(rationale="\ud83d \ude00 \U0001f600"))["a", "instruction_following"].rationale == (
+        "\ufffd \ufffd \U0001f600"
+    )
+    assert plain(lines("Rationale: \udc00\nRating: 4"))["a", "instruction_following"].rationale == "\ufffd"
+
+
+# --- what does not read ----------------------------------------------------------------------------------------------
+
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [
+        ("", "not JSON"),
+        ("Completion 1\nRationale: Why.\nRating: 4", "not JSON"),
+        (both()[:-1], "not JSON"),
+        (both() + both(), "not JSON"),
+        (f"Sure!\n{both()}", "not JSON"),
+        ("\ufeff" + both(), "not JSON"),
+        ("\x00", "not JSON"),
+        ("\ud800", "not JSON"),
+        (DEEP, "nested too deep"),
+        (DEEP + "]" * 100_000, "nested too deep"),
+        ('{"1": {"rationale": ' * 100_000, "nested too deep"),
+        ("null", "expected an object with the completions' numbers as keys, got NoneType"),
+        ("[]", "got list"),
+        ('"4"', "got str"),
+        ("{}", "completion 1 is missing"),
+        (json.dumps({"1": leaf()}), "completion 2 is missing"),
+        (json.dumps({"1": leaf(), "2": leaf(), "3": leaf()}), "'3' is no number of a completion"),
+        (json.dumps({"1": leaf(), "2": leaf(), "note": "x"}), "'note' is no number of a completion"),
+        (json.dumps({"01": leaf(), "2": leaf()}), "completion 1 is missing"),
+        (json.dumps({"1": leaf(), "2": leaf(), "\ud800": 1}), r"'\\ud800' is no number"),
+        (json.dumps({"1": leaf(), "2": [leaf()]}), "completion 2: expected an object"),
+        (both().replace('"2": {', '"1": {'), "'1' stands twice in one object"),
+        (both().replace('"rationale"', '"rating": "5", "rationale"'), "'rating' stands twice in one object"),
+        (json.dumps({"1": {"rationale": "Why."}, "2": leaf()}), "completion 1, instruction_following: no rating"),
+        (json.dumps({"1": {"instruction_following": leaf()}, "2": leaf()}), "no rating"),
+        (both(rating=None), "no rating"),
+        (both(rating=True), "no rating"),
+        (both(rating=4.0), "no rating"),
+        (both(rating=4.5), "no rating"),
+        (both(rating=1e300), "no rating"),
+        (both(rating=["4"]), "no rating"),
+        (both(rating={"value": 4}), "no rating"),
+        (both(rating=float("nan")), "NaN is no rating"),
+        (both(rating=float("inf")), "Infinity is no rating"),
+        (both(rating=float("-inf")), "-Infinity is no rating"),
+        (both(rating=0), "rating '0' is none of 1, 2, 3, 4, 5"),
+        (both(rating=6), "rating '6' is none of"),
+        (both(rating=-4), "rating '-4' is none of"),
+        (both(rating="+4"), "none of"),
+        (both(rating="04"), "none of"),
+        (both(rating="4.5"), "none of"),
+        (both(rating="4.0"), "none of"),
+        (both(rating="9/10"), "rating '9/10' is none of"),
+        (both(rating="4/10"), "none of"),
+        (both(rating="8/5"), "none of"),
+        (both(rating="4/5/5"), "none of"),
+        (both(rating="4-5"), "none of"),
+        (both(rating="4 or 5"), "none of"),
+        (both(rating="four"), "none of"),
+        (both(rating=""), "none of"),
+        (both(rating="４"), "none of"),
+        (both(rating="٣"), "none of"),
+        (both(rating="④"), "none of"),
+        (both(rating="4/５"), "none of"),
+        (both(rating="4\u200b"), "none of"),
+        (both(rating="\ud800"), "none of"),
+        (both(rating="N/A"), "rating 'N/A' is none of"),
+        (both(rating="4").replace('"4"', "1" + "0" * 5000), "not JSON"),
+        (both(rating="4").replace('"4"', "1" + "0" * 4000), "none of"),
+        (both(rating="4" + "0" * 5000), "none of"),
+        (both(rating="4" + " " * 250_000 + "/"), "none of"),
+        (both(rationale=None), "no rationale"),
+        (both(rationale=["Why."]), "no rationale"),
+        (json.dumps({"1": {"rating": "4"}, "2": leaf()}), "completion 1, instruction_following: no rationale"),
+    ],
+    ids=lambda value: repr(value)[:50],
+)
+def test_replies_by_schema_that_do_not_read(reply: str, reason: str) -> None:
+    with pytest.raises(Unreadable, match=reason):
+        schema(reply)
+
+
+@pytest.mark.parametrize(
+    ("types", "reason"),
+    [
+        ("", "no types"),
+        (', "types": null', "no types"),
+        (', "types": "1"', "types is no list of numbers"),
+        (', "types": 1', "types is no list of numbers"),
+        (', "types": {"1": true}', "types is no list of numbers"),
+        (', "types": ["1"]', "types is no list of numbers"),
+        (', "types": [true]', "types is no list of numbers"),
+        (', "types": [1.0]', "types is no list of numbers"),
+        (', "types": [[1]]', "types is no list of numbers"),
+        (', "types": [1, 4]', "there is no type 4"),
+        (', "types": [-1]', "there is no type -1"),
+        (f', "types": [{"9" * 4000}]', "there is no type 99999999999999999999$"),
+    ],
+    ids=lambda value: value[:40],
+)
+def test_types_by_schema_that_do_not_read(types: str, reason: str) -> None:
+    one = '{"rationale": "Why.", "rating": "4"%s}'
+    good = one % ', "types": [1]'
+    with pytest.raises(Unreadable, match=reason):
+        schema('{"1": %s, "2": %s}' % (good, one % types), "truthfulness")  # noqa: UP031 - braces all around
+    assert scores(schema('{"1": %s, "2": %s}' % (good, good), "truthfulness")) == [4, 4]  # noqa: UP031
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"honesty": None}, "completion 1: no honesty"),
+        ({"honesty": "4"}, "completion 1: no honesty"),
+        ({"honesty": leaf("N/A"), "helpfulness": leaf("N/A")}, "completion 1, helpfulness: rating 'N/A' is none of"),
+        ({"truthfulness": leaf("6")}, "completion 1, truthfulness: rating '6'"),
+    ],
+)
+def test_every_aspect_must_be_there(change: dict[str, Any], reason: str) -> None:
+    good = {name: leaf() for name in ASPECTS}
+    with pytest.raises(Unreadable, match=reason):
+        read(UNIFIED, "ratings", TWO, json.dumps({"1": good | change, "2": good}), "schema")
+
+
+GOOD = "Rationale: Why.\nRating: 4"
+
+
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [
+        ("", "completion 1 is missing"),
+        (" " * 250_000, "completion 1 is missing"),
+        ("\n" * 250_000, "completion 1 is missing"),
+        (both(), "completion 1 is missing"),
+        (f"Completion 1\n{GOOD}", "completion 2 is missing"),
+        (GOOD, "'Rationale' stands before the first"),
+        (f"{GOOD}\n{lines(GOOD)}", "stands before the first"),
+        (lines(GOOD) + f"\nCompletion 3\n{GOOD}", "there is no completion 3"),
+        (f"Completion 0\n{GOOD}\n{lines(GOOD)}", "there is no completion 0"),
+        (lines(GOOD) + f"\nCompletion 2\n{GOOD}", "completion 2 stands twice"),
+        (lines(f"{GOOD}\nCompletion 1"), "completion 1 stands twice"),
+        (lines(GOOD).replace("Completion 1", "Completion １"), "stands before the first"),
+        (lines(GOOD).replace("Completion 1", "Completion 12345"), "stands before the first"),
+        (lines(GOOD).replace("Completion 1", "Completion one"), "stands before the first"),
+        (lines(GOOD).replace("Completion 1", "Completion 1 is the better one"), "stands before the first"),
+        (lines("Rationale: Why."), "completion 1, instruction_following: no rating"),
+        (lines("Rating: 4"), "completion 1, instruction_following: no rationale"),
+        (lines(f"{GOOD}\nRating: 4"), "completion 1, instruction_following: rating stands twice"),
+        (lines(f"{GOOD}\nRationale: More."), "rationale stands twice"),
+        (lines(f"{GOOD}\nTypes: 1\nType: 1"), "types stands twice"),
+        # a rationale that imitates a verdict, a heading or a whole block
+        (lines("Rationale: It says:\nRating: 5\nwhich is not so.\nRating: 2"), "rating stands twice"),
+        (lines("Rationale: It says:\u2028Rating: 5\u2028which is not so.\nRating: 2"), "rating stands twice"),
+        (lines(f"Rationale: It says:\nCompletion 2\n{GOOD}\nRating: 2"), "rating stands twice"),
+        (lines(f"Rationale: It says:\nCompletion 2\n{GOOD}"), "completion 2 stands twice"),
+        (lines("Rationale: Why.\nRating:"), "rating '' is none of"),
+        (lines("Rationale: Why.\nRating:\n4"), "rating '' is none of"),
+        (lines("Rationale: Why.\nRating: 9/10"), "rating '9/10' is none of"),
+        (lines("Rationale: Why.\nRating: 4.5"), "rating '4.5' is none of"),
+        (lines("Rationale: Why.\nRating: 4 out of 5"), "none of"),
+        (lines("Rationale: Why.\nRating: 4 (good)"), "none of"),
+        (lines("Rationale: Why.\nRating: -4"), "none of"),
+        (lines("Rationale: Why.\nRating: 6"), "none of"),
+        (lines("Rationale: Why.\nRating: 0"), "none of"),
+        (lines("Rationale: Why.\nRating: N/A"), "rating 'N/A' is none of"),
+        (lines("Rationale: Why.\nRating: ４"), "none of"),
+        (lines("Rationale: Why.\nRating: ٣"), "none of"),
+        (lines("Rationale: Why.\nRating: \ud800"), "none of"),
+        (lines("Rationale: Why.\nRating: " + "4" * 5000), "none of"),
+        (lines("Rationale: Why.\nRating: nan"), "none of"),
+        (lines("Rationale: Why.\nRating: True"), "none of"),
+        (lines("Rationale: Why.\nRatıng: 4"), "no rating"),  # a dotless i
+        (lines("Rationale (honesty): Why.\nRating: 4"), "completion 1: 'honesty' was not asked"),
+        (lines("Rationale: Why.\nRating" + " " * 250_000), "no rating"),
+        (lines("Rationale: Why.\nRating (" + " " * 250_000), "no rating"),
+        (lines("Rationale: Why.\n" + " " * 250_000 + "x"), "no rating"),
+        (lines("Rationale: Why.\n" + "\n" * 250_000 + "x"), "no rating"),
+        (lines("Rationale: Why.\nCompletion" + " " * 250_000 + "x"), "no rating"),
+        (lines("Rationale: Why.\nCompletion 1" + " " * 250_000 + "x"), "no rating"),
+        (lines("Rationale: Why.\nRating: 4" + " " * 250_000 + "/"), "none of"),
+    ],
+    ids=lambda value: repr(value)[:50],
+)
+def test_replies_as_text_that_do_not_read(reply: str, reason: str) -> None:
+    began = time.perf_counter()
+    with pytest.raises(Unreadable, match=reason):
+        plain(reply)
+    assert time.perf_counter() - began < 5  # not by the square of its length: that would be a minute
+
+
+@pytest.mark.parametrize("types", ["1 and 2", "1;2", "1,,2", "all", "٣", "true", "1.5", "-1", "12345"])
+def test_types_as_text_that_do_not_read(types: str) -> None:
+    block = f"Rationale: Why.\nTypes: {types}\nRating: 4"
+    with pytest.raises(Unreadable, match=r"types .* is no list of numbers"):
+        plain(lines(block, block), "truthfulness")
+
+
+def test_types_as_text_must_be_there_and_known() -> None:
+    with pytest.raises(Unreadable, match="completion 1, truthfulness: no types"):
+        plain(lines(GOOD), "truthfulness")
+    block = "Rationale: Why.\nTypes: 4\nRating: 4"
+    with pytest.raises(Unreadable, match="there is no type 4"):
+        plain(lines(block, block), "truthfulness")
+
+
+def test_as_text_every_label_of_several_aspects_names_its_own() -> None:
+    block = "\n".join(f"Rationale ({name}): Why.\nRating ({name}): 4" for name in ASPECTS)
+    reply = f"Completion 1\n{block}"
+    assert [rating.score for rating in read(UNIFIED, "ratings", ["a"], reply, "text")] == [4] * 4
+    for change, reason in (
+        (("Rating (honesty)", "Rating"), "completion 1: a label without its aspect"),
+        (("Rating (honesty)", "Rating (truthfulness)"), "completion 1, truthfulness: rating stands twice"),
+        (("Rating (honesty)", "Rating (overall)"), "completion 1: 'overall' was not asked"),
+        (("Rating (honesty): 4\n", ""), "completion 1, honesty: no rating"),
+    ):
+        with pytest.raises(Unreadable) as raised:
+            read(UNIFIED, "ratings", ["a"], reply.replace(*change), "text")
+        assert str(raised.value) == reason
+
+
+def test_a_scale_to_10_takes_its_own_shares() -> None:
+    def overall(rating: str) -> list[float | None]:
+        return scores(schema(json.dumps({"1": leaf(rating)}), "critique", ["a"]))
+
+    assert [overall(word) for word in ("10", "9/10", "1")] == [[10], [9], [1]]
+    for word in ("4/5", "11", "0", "11/10"):
+        with pytest.raises(Unreadable):
+            overall(word)
+
+
+def test_a_reason_is_short_and_can_be_kept() -> None:
+    for reply in (
+        both(rating="\ud800" * 9999),
+        both(rating="x" * 9999),
+        json.dumps({"\ud800" * 9999: 1, "1": 1, "2": 2}),
+    ):
+        with pytest.raises(Unreadable) as raised:
+            schema(reply)
+        assert len(str(raised.value).encode()) < 500
+
+
+# --- any text whatsoever ---------------------------------------------------------------------------------------------
+
+REQUESTS: list[tuple[Rubric, str]] = [(UNIFIED, "ratings"), *((ULTRAFEEDBACK, r) for r in ULTRAFEEDBACK.sheet.requests)]
+FORMS: tuple[Form, ...] = get_args(Form)
+WORDS = [
+    "says",
+    "4/5",
+    "Rating:",
+    "5",
+    "Completion 2",
+    "Ünïcode",
+    "日本",
+    "\U0001f600",
+    '"quoted"',
+    "a\\b",
+    "{",
+    "#",
+    "N/A",
+]
+KEYS = ("k1", "k2", "k3", "k4")
+
+
+def known_ratings(rng: Random) -> tuple[Rubric, str, tuple[Rating, ...]]:
+    """A request and ratings that a judge may give in it."""
+    rubric, request = rng.choice(REQUESTS)
+    ratings = []
+    for key in KEYS[: rng.randint(1, 4)]:
+        for name in rubric.sheet.requests[request].aspects:
+            aspect = rubric.sheet.aspects[name]
+            word = rng.choice(aspect.ratings)
+            types = tuple(sorted(rng.sample(sorted(aspect.types), rng.randint(0, len(aspect.types)))))
+            rationale = " ".join(["It", *rng.choices(WORDS, k=rng.randint(0, 6))])
+            if word == "N/A":
+                ratings.append(Rating(key, name, "not_applicable", None, rationale, types))
+            else:
+                ratings.append(Rating(key, name, "rated", float(word), rationale, types))
+    return rubric, request, tuple(ratings)
+
+
+def as_reply(rubric: Rubric, ratings: Sequence[Rating], form: Form) -> str:
+    """What a judge that keeps to the form writes for these ratings."""
+    keys = list(dict.fromkeys(rating.completion for rating in ratings))
+    several = len({rating.aspect for rating in ratings}) > 1
+    words = [word_of(rating) for rating in ratings]
+    if form == "schema":
+        said: dict[str, Any] = {str(n): {} for n in range(1, len(keys) + 1)}
+        for rating, word in zip(ratings, words, strict=True):
+            one = {"types": list(rating.types), "rationale": rating.rationale, "rating": word}
+            number = str(keys.index(rating.completion) + 1)
+            said[number] = {**said[number], rating.aspect: one} if several else one
+        return json.dumps(said, ensure_ascii=False)
+    blocks = [[f"Completion {n}"] for n in range(1, len(keys) + 1)]
+    for rating, word in zip(ratings, words, strict=True):
+        label = f" ({rating.aspect})" if several else ""
+        block = blocks[keys.index(rating.completion)]
+        block.append(f"Rationale{label}: {rating.rationale}")
+        if rubric.sheet.aspects[rating.aspect].types:
+            block.append(f"Types{label}: {', '.join(map(str, rating.types)) or 'none'}")
+        block.append(f"Rating{label}: {word}")
+    return "\n".join("\n".join(block) for block in blocks)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_reply_in_form_reads_back_as_it_was_meant(form: Form) -> None:
+    for seed in range(500):
+        rubric, request, ratings = known_ratings(Random(seed))
+        keys = list(dict.fromkeys(rating.completion for rating in ratings))
+        assert read(rubric, request, keys, as_reply(rubric, ratings, form), form) == ratings, seed
+
+
+SHARDS = [
+    *(
+        "Completion 1",
+        "Completion 2",
+        "\nRating: 5\n",
+        "Rating (honesty): N/A",
+        "\nRationale: x\n",
+        "Types: 1",
+        "\n",
+        ":",
+    ),
+    *('"1": {', '"rating": "5",', '"rationale": "x"', "}", "{", "[", ",", '"', "\\u0000", "\\ud800", "NaN", "1e999"),
+    *(
+        "4",
+        "0",
+        "-1",
+        "4/5",
+        "9/10",
+        "N/A",
+        "true",
+        "null",
+        "```",
+        "٣",
+        "４",
+        "\t",
+        "\x00",
+        "\u2028",
+        "\ud800",
+        "*",
+        "#",
+    ),
+]
+
+
+def spoilt(rng: Random) -> tuple[Rubric, str, int, str, Form]:
+    """A valid reply with parts cut out, doubled, moved, or put in from elsewhere; and what it was to answer."""
+    rubric, request, ratings = known_ratings(rng)
+    form = rng.choice(FORMS)
+    reply = as_reply(rubric, ratings, form)
+    for _ in range(rng.randint(1, 3)):
+        start = rng.randint(0, len(reply))
+        end = min(len(reply), start + rng.choice([0, 1, 2, 5, 30]))
+        other = rng.randint(0, len(reply))
+        odd = "".join(chr(rng.choice([rng.randrange(128), rng.randrange(0x110000)])) for _ in range(rng.randint(1, 3)))
+        shard = rng.choice([rng.choice(SHARDS), odd, "", reply[start:end] * 2, reply[other : other + 60]])
+        reply = reply[:start] + shard + reply[end:]
+    return rubric, request, len({rating.completion for rating in ratings}), reply, form
+
+
+# what stands before a rating's word, found without the reader
+RATING_WORD: Mapping[Form, str] = {"schema": r'"rating"\s*:\s*"?\s*', "text": r"rating[^:]*:[\s*`\[]*"}
+
+
+def check(rubric: Rubric, request: str, n: int, reply: str, form: Form) -> bool:
+    """Holds what must hold of any reply; True where it reads."""
+    try:
+        ratings = read(rubric, request, KEYS[:n], reply, form)
+    except Unreadable as why:
+        str(why).encode()
+        return False
+    asked = rubric.sheet.requests[request].aspects
+    assert [(r.completion, r.aspect) for r in ratings] == [(key, name) for key in KEYS[:n] for name in asked]
+    for rating in ratings:
+        aspect = rubric.sheet.aspects[rating.aspect]
+        assert word_of(rating) in aspect.ratings
+        assert (rating.state == "rated") == (rating.score is not None)
+        assert set(rating.types) <= set(aspect.types)
+        rating.rationale.encode()
+    for word, times in Counter(map(word_of, ratings)).items():
+        said = RATING_WORD[form] + ("n/?a" if word == "N/A" else word) + r"\b"
+        assert len(re.findall(said, reply, re.IGNORECASE)) >= times, word
+    return True
+
+
+def word_of(rating: Rating) -> str:
+    return "N/A" if rating.score is None else str(int(rating.score))
+
+
+def test_a_spoilt_reply_reads_whole_or_not_at_all() -> None:
+    """Both must come about, or the replies are spoilt too little or too much to tell anything."""
+    readable = sum(check(*spoilt(Random(seed))) for seed in range(4000))
+    assert 400 < readable < 3600
+
+
+@settings(deadline=None, max_examples=1000)
+@given(
+    st.text()
+    | st.lists(st.sampled_from(SHARDS), max_size=30).map("".join)
+    | st.lists(st.sampled_from(SHARDS)).map("\n".join),
+    st.sampled_from(REQUESTS),
+    st.sampled_from(["schema", "text"]),
+    st.integers(1, 4),
+)
+def test_any_text_reads_whole_or_not_at_all(reply: str, asked: tuple[Rubric, str], form: Form, n: int) -> None:
+    check(*asked, n, reply, form)
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["4", "N/A", "Why.", "\ud800"]),
+    lambda below: (
+        st.lists(below, max_size=3)
+        | st.dictionaries(st.sampled_from(["1", "2", "rating", "rationale", "types", *ASPECTS, "x"]), below, max_size=5)
+    ),
+    max_leaves=20,
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(JSON_VALUES, st.sampled_from(REQUESTS), st.integers(1, 4))
+def test_any_json_reads_whole_or_not_at_all(value: Any, asked: tuple[Rubric, str], n: int) -> None:
+    check(*asked, n, json.dumps(value), "schema")
+
+
+def test_the_order_shown_is_what_ties_a_number_to_a_completion() -> None:
+    reply = json.dumps({"1": leaf("5"), "2": leaf("1")})
+    forwards = schema(reply, completions=("a", "b"))
+    backwards = schema(reply, completions=("b", "a"))
+    place = ("a", "instruction_following")
+    assert (forwards[place].score, backwards[place].score) == (5, 1)
+    assert replace(forwards[place], completion="b") == backwards["b", "instruction_following"]

@@ -1,0 +1,60 @@
+"""Ids and seeded choices: pinned, since a change of theirs would ask for everything again."""
+
+import hashlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aif.records import Message, as_dicts, as_messages, digest, fraction, prompt_id
+
+
+def test_a_single_user_turn_is_known_by_the_hash_of_its_text() -> None:
+    text = "Why is the sky blue? ☀"
+    assert prompt_id([Message("user", text)]) == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_other_prompts_are_known_by_the_hash_of_all_their_messages() -> None:
+    user = Message("user", "Why?")
+    conversations = [
+        [user],
+        [Message("system", "Why?")],
+        [Message("system", "Be brief."), user],
+        [Message("system", "Be brief"), user],
+        [user, Message("assistant", "Because."), user],
+        [user, user],
+    ]
+    assert len({prompt_id(turns) for turns in conversations}) == len(conversations)
+    assert prompt_id([Message("system", "Be brief."), user]) == (
+        hashlib.sha256(b'[{"content":"Be brief.","role":"system"},{"content":"Why?","role":"user"}]').hexdigest()
+    )
+
+
+def test_a_digest_is_that_of_canonical_json() -> None:
+    value = {"b": [1, 2.5, None], "a": "ü"}
+    assert digest(value) == hashlib.sha256('{"a":"ü","b":[1,2.5,null]}'.encode()).hexdigest()
+    assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
+    assert digest(["a", "b"]) != digest(["b", "a"])
+
+
+def test_fractions_are_pinned() -> None:
+    assert fraction(42, "p", "m", 0, "rank") == 0.7673524045393493
+    assert fraction("42", "p", "m", "0", "rank") == fraction(42, "p", "m", 0, "rank")
+
+
+@given(st.lists(st.text(st.characters(codec="utf-8")) | st.integers(), max_size=4))
+def test_a_fraction_is_at_least_0_and_less_than_1(parts: list[str | int]) -> None:
+    assert 0 <= fraction(*parts) < 1
+
+
+def test_fractions_are_spread_evenly() -> None:
+    """10,000 draws over 10 bins; 30 is the standard deviation of a bin."""
+    bins = [0] * 10
+    for n in range(10_000):
+        bins[int(fraction("spread", n) * 10)] += 1
+    assert max(abs(size - 1000) for size in bins) < 120
+
+
+@pytest.mark.parametrize("turns", [(), (Message("user", "a"),), (Message("system", "s"), Message("user", ""))])
+def test_messages_survive_the_way_to_dicts_and_back(turns: tuple[Message, ...]) -> None:
+    assert as_messages(as_dicts(turns)) == turns
