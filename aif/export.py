@@ -65,22 +65,23 @@ def export(
     out = out.resolve()
     _check_place(out)
     make_pairs(pipeline, rubric, ledger.store)
-    with Reader.of(ledger.store) as reader, _writable(out):
+    with Reader.of(ledger.store) as reader:
         books = reader.books()
         paired = reader.paired()
         if not paired.num_rows:
             became = ", ".join(f"{outcome} {n:,}" for outcome, n in books.outcomes.items())
             raise BadInput(f"{pipeline.path}: there are no pairs to export; of {books.selected:,} prompts: {became}")
         parts = _parts(pipeline, ledger, reader, paired, tell)
-        partial = _beside(out, "partial")
-        if partial.exists():
-            shutil.rmtree(partial)
-        partial.mkdir(parents=True)
-        rows = _write(pipeline.export.formats, reader, parts, partial)
-        _check(partial, rows)
-        _describe(pipeline, rubric, reader, partial, rows, books, paired, now())
-        _sync(partial)
-        _put(partial, out)
+        with _writable(out):
+            partial = _beside(out, "partial")
+            if partial.exists():
+                shutil.rmtree(partial)
+            partial.mkdir(parents=True)
+            rows = _write(pipeline.export.formats, reader, parts, partial)
+            _check(partial, rows)
+            _describe(pipeline, rubric, reader, partial, rows, books, paired, now())
+            _sync(partial)
+            _put(partial, out)
     return Exported(out, rows, books)
 
 

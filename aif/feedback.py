@@ -16,12 +16,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from rich.console import Console
 
 from aif import events
-from aif.chat.base import CallError, Kind, Reply, Request
+from aif.chat.base import REASKED, CallError, Kind, Reply, Request
 from aif.chat.retry import Attempt, Policy, persist
 from aif.config import Judge, Pipeline, api_key
 from aif.endpoints import Endpoint, opened
@@ -217,7 +218,7 @@ class Run:
             "system": system,
         }
         item = events.Item("completion", slot.key, slot.prompt_id, slot.model, slot.identity, details)
-        return Job(item, lambda n, failure: request, lambda reply: None, (todo.position, slot.slot))
+        return Job(item, partial(_once_more, request), lambda reply: None, (todo.position, slot.slot))
 
     # --- judgements ---------------------------------------------------------------------------------------------------
 
@@ -253,11 +254,6 @@ class Run:
         }
         item = events.Item("judgement", key, ready.prompt.prompt_id, need.judge, need.identity, details)
 
-        def once_more(n: int, failure: CallError | None) -> Request:
-            room = min(ROOM, 2 ** (n - 1)) if failure and failure.kind == Kind.TRUNCATED else 1
-            seed = None if request.seed is None else (request.seed + n - 1) % 2**31
-            return replace(request, seed=seed, max_tokens=request.max_tokens * room)
-
         def ratings(reply: Reply) -> tuple[Rating, ...]:
             if reply.finish == "length":
                 raise CallError(Kind.TRUNCATED, "the judgement was cut at its limit", reply=reply)
@@ -266,11 +262,20 @@ class Run:
             except Unreadable as why:
                 raise CallError(Kind.UNREADABLE, str(why), reply=reply) from why
 
-        return Job(item, once_more, ratings)
+        return Job(item, partial(_once_more, request), ratings)
 
 
 class _Halted(Exception):
     """The endpoint takes no further call; the item stays pending."""
+
+
+def _once_more(request: Request, n: int, failure: CallError | None) -> Request:
+    """The n-th time a request is made. Where only another sample can mend what came before, the seed moves on."""
+    if failure is None or failure.kind not in REASKED:
+        return request
+    room = min(ROOM, 2 ** (n - 1)) if failure.kind == Kind.TRUNCATED else 1
+    seed = None if request.seed is None else (request.seed + n - 1) % 2**31
+    return replace(request, seed=seed, max_tokens=request.max_tokens * room)
 
 
 def _judging_request(

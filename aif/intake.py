@@ -5,9 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import TypeVar
 
-import yaml
-
-from aif import events, sources
+from aif import events, sources, yamltext
 from aif.config import Pipeline
 from aif.errors import BadInput
 from aif.events import Record
@@ -43,9 +41,10 @@ def principles_of(pipeline: Pipeline) -> Principles | None:
         f"{pipeline.principles.removesuffix('.yaml')}.yaml", pipeline.beside, "prompts/principles", "principles"
     )
     try:
-        return Principles.of(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BadInput(f"{path}: can't be read as YAML: {error}") from error
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: can't be read as UTF-8 text: {error}") from error
+    return Principles.of(yamltext.read(text, lambda line: f"{path}:{line}").data, str(path))
 
 
 def pool_of(pipeline: Pipeline) -> list[PoolModel]:

@@ -61,8 +61,8 @@ class Principles:
         point, bounds = fraction(*parts, "pool"), accumulate(share for _, share in shares)
         # the last bound may be a rounding below 1, and the point above it
         pool = next((pool for (pool, _), bound in zip(shares, bounds, strict=True) if point < bound), shares[-1][0])
-        texts = self.pools[pool]
-        return Principle(pool, texts[int(fraction(*parts, "text") * len(texts))])
+        # ranked by hash, as models are: a text added to a pool of n takes one in n + 1 of its draws and moves no other
+        return Principle(pool, max(self.pools[pool], key=lambda text: fraction(*parts, "text", text)))
 
 
 _FILE_KEYS = ("name", "description", "pools", "sources", "default")

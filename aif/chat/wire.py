@@ -248,6 +248,8 @@ def _kind(status: int, codes: str, words: str) -> Kind:
         return Kind.BLOCKED
     if status in (401, 403):
         return Kind.UNAUTHORIZED
+    if "max_tokens" in words and "cannot be greater than max_model_len" in words:
+        return Kind.BAD_REQUEST  # a setting no prompt will ever fit: vLLM refuses it with every request
     if status in (400, 413, 422) and _OVERFLOW.search(f"{codes} {words}"):
         return Kind.CONTEXT_OVERFLOW
     return Kind.BAD_REQUEST

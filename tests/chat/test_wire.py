@@ -243,6 +243,13 @@ def test_any_http_error_is_classified(status: int, text: str, headers: dict[str,
     assert error.retry_after is None or error.retry_after >= 0.0
 
 
+def test_a_limit_no_prompt_fits_is_a_setting_and_no_overflow() -> None:
+    """vLLM says this to every request, so it is not the item's failure."""
+    text = '{"error": {"message": "max_tokens=9 cannot be greater than max_model_len=8.", "code": 400}}'
+
+    assert wire.classify(400, {}, text).kind == Kind.BAD_REQUEST
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -253,7 +260,6 @@ def test_any_http_error_is_classified(status: int, text: str, headers: dict[str,
         "You passed 9 input tokens and requested 10 output tokens. However, the model's context length is only 8.",
         "The decoder prompt (length 9) is longer than the maximum model length of 8. Make sure that `max_model_len` is "
         "no smaller than the number of text tokens.",
-        "max_tokens=9 cannot be greater than max_model_len=8.",
         "the request exceeds the available context size",
         "This model's maximum prompt length is 8 but the request contains 9 tokens.",
         "prompt is too long: 9 tokens > 8 maximum",
