@@ -292,6 +292,22 @@ class Pipeline(Part):
         return self._raw
 
     @property
+    def public(self) -> str:
+        """`raw` as it may be published: without where things are (hosts, keys' variables, folders)."""
+        told = yaml.safe_load(self._raw)
+        told.pop("store", None)
+        for one in (*told["models"].values(), *told["judges"].values()):
+            one.pop("base_url", None)
+            one.pop("api_key_env", None)
+        for source in told["prompts"]:
+            if "file" in source:
+                source["file"] = PurePosixPath(source["file"]).name
+        for key in ("rubric", "principles"):
+            if isinstance(told.get(key), str):
+                told[key] = PurePosixPath(told[key]).name
+        return yaml.safe_dump(told, sort_keys=False, allow_unicode=True)
+
+    @property
     def judge(self) -> Judge:
         """The one judge."""
         return next(iter(self.judges.values()))

@@ -235,10 +235,10 @@ def _describe(
         "calls": [moment.isoformat(timespec="seconds") for moment in calls or ()],
         "spend": spend,
         "rubric": rubric.digest,
-        "pipeline_yaml": pipeline.raw,
+        "pipeline_yaml": pipeline.public,
     }
     (folder / "README.md").write_text(render(facts), encoding="utf-8")
-    (folder / "pipeline.yaml").write_text(pipeline.raw, encoding="utf-8")
+    (folder / "pipeline.yaml").write_text(pipeline.public, encoding="utf-8")
     (folder / "run.json").write_bytes(orjson.dumps(run, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
 
 

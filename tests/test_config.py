@@ -685,3 +685,17 @@ def test_a_missing_or_unusable_key_names_its_variable(settings: str, variable: s
     with pytest.raises(BadInput, match=rf"served: .*environment variable {variable}") as raised:
         api_key(endpoint(settings), {} if value is None else {variable: value})
     assert not value or not value.strip() or value not in str(raised.value)
+
+
+def test_what_is_published_says_nothing_of_hosts_and_folders(tmp_path: Path) -> None:
+    path = tmp_path / "pipeline.yaml"
+    path.write_text(
+        "name: p\nstore: /data/secret-project/f.duckdb\nprompts: [{file: /home/someone/prompts.jsonl}]\n"
+        "completions: {per_prompt: 2}\nrubric: /home/someone/rubrics/strict\n"
+        "models:\n  a: {provider: vllm, base_url: 'http://gpu-7.internal:8000/v1', samples: 2, model: org/a}\n"
+        "judges: {j: {provider: openai, base_url: 'http://proxy.internal/v1', api_key_env: TEAM_KEY}}\n"
+    )
+    public = load(path).public
+
+    assert not [word for word in ("internal", "someone", "secret", "TEAM_KEY") if word in public]
+    assert [word for word in ("prompts.jsonl", "strict", "org/a") if word not in public] == []

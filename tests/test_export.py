@@ -166,7 +166,7 @@ def test_run_json_holds_books_spend_and_pipeline(tmp_path: Path) -> None:
     assert sum(row["calls"] for row in run["spend"]) == 8 * 5
     assert sum(row["usd"] for row in run["spend"]) == pytest.approx(0.04)
     assert run["calls"] == ["2026-03-01T12:00:00+00:00", "2026-03-01T12:00:07+00:00"]
-    assert run["pipeline_yaml"] == pipeline.raw == (tmp_path / "out" / "pipeline.yaml").read_text()
+    assert run["pipeline_yaml"] == pipeline.public == (tmp_path / "out" / "pipeline.yaml").read_text()
 
 
 # --- splits -----------------------------------------------------------------------------------------------------------
