@@ -18,7 +18,6 @@ from jinja2 import StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from aif.config import Endpoint, Pipeline
-from aif.formats import file_of
 from aif.pairs import Floats
 from aif.queries import Books
 from aif.resources import shipped
@@ -34,13 +33,14 @@ MARKS = ("<!-- run:begin -->", "<!-- run:end -->")
 
 @dataclass(frozen=True, slots=True)
 class CardFacts:
-    """What a card is made of. `rows` are by config and split; `sources` are (name, prompts, pairs), most first;
+    """What a card is made of. `rows` and `files` are by config and split; `sources` are (name, prompts, pairs), most first;
     `chosen` and `rejected` the scores of each pair; `leaderboard` and `spend` rows of the views of these names;
     `sample` a row of the default config; `calls` the times of the first and the last call."""
 
     pipeline: Pipeline
     rubric: Rubric
     rows: Mapping[str, Mapping[str, int]]
+    files: Mapping[str, Mapping[str, str]]
     books: Books
     sources: Sequence[tuple[str, int, int]]
     chosen: Floats
@@ -83,7 +83,7 @@ def _endpoints(pipeline: Pipeline) -> list[tuple[str, Endpoint]]:
     return [*pipeline.models.items(), *pipeline.judges.items()]
 
 
-def default_config(rows: Mapping[str, Mapping[str, int]]) -> str:
+def default_config(rows: Mapping[str, object]) -> str:
     """The config that is loaded when none is named."""
     return "trl" if "trl" in rows else next(iter(rows))
 
@@ -100,9 +100,9 @@ def _metadata(facts: CardFacts) -> str:
             {
                 "config_name": config,
                 **({"default": True} if config == default else {}),
-                "data_files": [{"split": split, "path": file_of(config, split)} for split in splits],
+                "data_files": [{"split": split, "path": path} for split, path in splits.items()],
             }
-            for config, splits in facts.rows.items()
+            for config, splits in facts.files.items()
         ],
     }
     return yaml.safe_dump(said, sort_keys=False, allow_unicode=True)

@@ -5,6 +5,7 @@ it, synced, and moved there. Data files depend on the store and the pipeline alo
 in run.json and in one section of the card.
 """
 
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -79,7 +80,8 @@ def export(
             partial.mkdir(parents=True)
             rows = _write(pipeline.export.formats, reader, parts, partial)
             _check(partial, rows)
-            _describe(pipeline, rubric, reader, partial, rows, books, paired, now())
+            files = _name_by_content(partial, rows)
+            _describe(pipeline, rubric, reader, partial, rows, files, books, paired, now())
             _sync(partial)
             _put(partial, out)
     return Exported(out, rows, books)
@@ -188,6 +190,23 @@ def _check(folder: Path, rows: Mapping[str, Mapping[str, int]]) -> None:
             raise AifError(f"{folder / name}: {n:,} rows were written, not {wanted:,}; this is a bug in aif")
 
 
+def _name_by_content(folder: Path, rows: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, str]]:
+    """Gives every file the digest of its content as part of its name. Returns paths by config and split.
+
+    `datasets.load_dataset` on a folder caches by the folder's last name and by what the card says, not by what is in
+    the files (seen in 5.2): with names that stay the same it goes on giving the former export, or another run's.
+    """
+    named: dict[str, dict[str, str]] = {}
+    for config, splits in rows.items():
+        for split in splits:
+            plain = folder / file_of(config, split)
+            with plain.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+            named.setdefault(config, {})[split] = file_of(config, split, digest)
+            plain.rename(folder / named[config][split])
+    return named
+
+
 def _read(path: Path) -> Iterator[dict[str, Any]]:
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(batch_size=500):
@@ -203,6 +222,7 @@ def _describe(
     reader: Reader,
     folder: Path,
     rows: dict[str, dict[str, int]],
+    files: dict[str, dict[str, str]],
     books: Books,
     paired: pa.Table,
     made: datetime,
@@ -213,13 +233,14 @@ def _describe(
         pipeline,
         rubric,
         rows,
+        files,
         books,
         [(row["source"], row["prompts"], row["pairs"]) for row in reader.sql(_SOURCES)],
         paired.column("score_chosen").to_numpy(),
         paired.column("score_rejected").to_numpy(),
         reader.sql("SELECT * FROM leaderboard"),
         spend,
-        _sample(folder, rows),
+        _sample(folder, files),
         __version__,
         made,
         calls,
@@ -256,9 +277,8 @@ def _calls(reader: Reader) -> tuple[datetime, datetime] | None:
     return datetime.fromtimestamp(found["first"], UTC), datetime.fromtimestamp(found["last"], UTC)
 
 
-def _sample(folder: Path, rows: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
-    config = default_config(rows)
-    found = _read(folder / file_of(config, next(iter(rows[config]))))
+def _sample(folder: Path, files: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+    found = _read(folder / next(iter(files[default_config(files)].values())))
     first = [row for row, _ in zip(found, range(SAMPLED), strict=False)]
     return min(first, key=lambda row: len(orjson.dumps(row)))
 

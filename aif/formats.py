@@ -137,6 +137,6 @@ FORMATS: Mapping[str, Mapping[str, tuple[Part, Layout]]] = {
 }
 
 
-def file_of(config: str, split: str) -> str:
-    """The path of a split's one file within the dataset, named as the Hub finds it."""
-    return f"{config}/{split}-00000-of-00001.parquet"
+def file_of(config: str, split: str, digest: str = "") -> str:
+    """The path of a split's one file within the dataset, named as the Hub finds it, with a digest of its content."""
+    return f"{config}/{split}-00000-of-00001{digest and '-'}{digest}.parquet"

@@ -29,7 +29,6 @@ SETTINGS: dict[str, str | bool | int | float | list[str]] = {
     "memory_limit": "512MB",
 }
 
-TIME = pa.timestamp("us", tz="UTC")
 RATINGS = pa.list_(
     pa.struct(
         [

@@ -6,8 +6,13 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from tests.serving import Served, serving
+
+# A machine that is busy is no failure.
+settings.register_profile("aif", deadline=None)
+settings.load_profile("aif")
 
 
 @pytest.fixture(autouse=True)

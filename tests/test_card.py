@@ -49,6 +49,10 @@ def facts(text: str = PIPELINE, *sets: str, **changes: Any) -> CardFacts:
         pipeline=pipeline,
         rubric=rubric,
         rows={"trl": {"train": 20, "test": 3}, "h4": {"train_prefs": 20, "test_prefs": 3}},
+        files={
+            config: {split: f"{config}/{split}-00000-of-00001-0a1b.parquet" for split in splits}
+            for config, splits in {"trl": ["train", "test"], "h4": ["train_prefs", "test_prefs"]}.items()
+        },
         books=Books({"selected": 30, "duplicate": 4, "too_long": 1}, {"paired": 23, "tie": 5, "pending": 2}),
         sources=[("first", 20, 15), ("second", 10, 8)],
         chosen=np.array([5.0, 4.75, 4.5] + [4.0] * 20),
@@ -97,15 +101,15 @@ def test_metadata_is_what_the_hub_expects() -> None:
                 "config_name": "trl",
                 "default": True,
                 "data_files": [
-                    {"split": "train", "path": "trl/train-00000-of-00001.parquet"},
-                    {"split": "test", "path": "trl/test-00000-of-00001.parquet"},
+                    {"split": "train", "path": "trl/train-00000-of-00001-0a1b.parquet"},
+                    {"split": "test", "path": "trl/test-00000-of-00001-0a1b.parquet"},
                 ],
             },
             {
                 "config_name": "h4",
                 "data_files": [
-                    {"split": "train_prefs", "path": "h4/train_prefs-00000-of-00001.parquet"},
-                    {"split": "test_prefs", "path": "h4/test_prefs-00000-of-00001.parquet"},
+                    {"split": "train_prefs", "path": "h4/train_prefs-00000-of-00001-0a1b.parquet"},
+                    {"split": "test_prefs", "path": "h4/test_prefs-00000-of-00001-0a1b.parquet"},
                 ],
             },
         ],
@@ -131,7 +135,7 @@ def test_the_size_bucket_is_that_of_the_pairs(rows: int, bucket: str) -> None:
 
 
 def test_with_h4_alone_it_is_the_default_and_nothing_speaks_of_trl() -> None:
-    card = render(facts(rows={"h4": {"train_prefs": 20}}))
+    card = render(facts(rows={"h4": {"train_prefs": 20}}, files={"h4": {"train_prefs": "h4/p.parquet"}}))
     assert [(c["config_name"], c.get("default")) for c in metadata(card)["configs"]] == [("h4", True)]
     assert "trl" not in metadata(card)["tags"]
     assert 'load_dataset("REPOSITORY_OR_FOLDER", "h4", split="train_prefs")' in card

@@ -45,7 +45,7 @@ def load(out: Path, config: str | None, cache: Path) -> datasets.DatasetDict:
 
 
 def ids(out: Path, split: str, config: str = "trl") -> list[str]:
-    path = out / config / f"{split}-00000-of-00001.parquet"
+    (path,) = (out / config).glob(f"{split}-00000-of-00001-*.parquet")
     found: list[str] = pq.read_table(path, columns=["prompt_id"]).column("prompt_id").to_pylist()
     return found
 
@@ -448,3 +448,18 @@ def test_what_was_written_is_told(tmp_path: Path, built: Built) -> None:
     assert "6 pairs of 6 prompts" in text
     assert str(tmp_path / "out") in text
     assert "train 6" in text
+
+
+def test_what_is_loaded_is_what_was_last_exported_of_whichever_run(tmp_path: Path) -> None:
+    """load_dataset caches by the folder's last name: a second export must not give the first once more."""
+    cache, out = tmp_path / "cache", tmp_path / "dataset"
+    loaded = []
+    for policy in ("best_vs_random", "best_vs_worst"):
+        pipeline, rubric, ledger = build(tmp_path, 8, sets=[f"pairs.policy={policy}"])
+        with ledger:
+            export(pipeline, rubric, ledger, out, silent)
+        loaded.append(load(out, "trl", cache)["train"]["score_rejected"][:])
+        (path,) = (out / "trl").glob("train-*.parquet")
+        assert loaded[-1] == pq.read_table(path).column("score_rejected").to_pylist()
+
+    assert loaded[0] != loaded[1]

@@ -80,7 +80,7 @@ CREATE TABLE calls (
     prompt_id        VARCHAR,
     endpoint         VARCHAR,               -- the model's or judge's name in the pipeline
     n                USMALLINT,             -- which attempt at this item in its run
-    started          TIMESTAMPTZ,
+    started          TIMESTAMP,             -- UTC
     seconds          DOUBLE,
     verdict          VARCHAR,               -- answered, again, later, failed, refused
     kind             VARCHAR,               -- why it gave no usable reply
@@ -105,7 +105,7 @@ CREATE TABLE failed (
     kind      VARCHAR,
     message   VARCHAR,
     raw       VARCHAR,
-    started   TIMESTAMPTZ,
+    started   TIMESTAMP,                    -- UTC
     identity  VARCHAR,
     pass      USMALLINT,                    -- from here on: of a judgement
     request   VARCHAR,

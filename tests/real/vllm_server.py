@@ -114,6 +114,7 @@ def vllm(
     environment = os.environ | {
         "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
         "VLLM_CACHE_ROOT": str(log.parent / "vllm-cache"),
+        "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "60",  # 5 s by default: on busy cores it closes connections that are in use
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
     }
