@@ -3,6 +3,7 @@
 import asyncio
 import sys
 from pathlib import Path
+from shutil import which
 from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
@@ -57,17 +58,27 @@ def run(
     ended = feedback(one, err, limit=limit, retry_failed=retry_failed)
     with Reader.open(one.store) as reader:
         tell_summary(out, reader, ended.seconds)
-    tell_places(out, one.store, None)
-    _tell_next(pipeline, one, ended)
+        example = reader.example()
+    tell_places(out, one.store)
+    _tell_next(pipeline, ended, example)
     _leave(pipeline, ended)
 
 
-def _tell_next(file: Path, pipeline: "Pipeline", ended: "Ended") -> None:
-    out.print("\n[bold]Next[/bold]")
+def _tell_next(file: Path, ended: "Ended", example: str) -> None:
+    steps = [("export", f"{file}", "pairs and a dataset with its card; no model is called")]
+    steps += [("show", f"{file} {example}", "how a pair came to be")] if example else []
     if ended.incomplete:
-        out.print(f"  aif run {file}                goes on with what is pending", soft_wrap=True)
-    out.print(f"  aif export {file}             pairs and a dataset with its card; no model is called", soft_wrap=True)
-    out.print(f"  aif show {file} PROMPT_ID     how a pair came to be", soft_wrap=True)
+        steps.insert(0, ("run", f"{file}", "goes on with what is pending"))
+    out.print("\n[bold]Next[/bold]")
+    for command, words, meaning in steps:
+        out.print(f"  {_me()} {command} {words}", soft_wrap=True, markup=False)
+        out.print(f"      {meaning}", style="dim")
+
+
+def _me() -> str:
+    """How this command was called, so that what is told can be typed."""
+    typed = Path(sys.argv[0])
+    return "aif" if which("aif") == str(typed.absolute()) or typed.name != "aif" else str(typed)
 
 
 def _leave(file: Path, ended: "Ended") -> None:

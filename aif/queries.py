@@ -368,6 +368,11 @@ class Reader:
 
     # --- one prompt ---------------------------------------------------------------------------------------------------
 
+    def example(self) -> str:
+        """The first digits of a paired prompt's id, or nothing."""
+        rows = self._rows("SELECT left(min(prompt_id), 12) FROM outcomes WHERE outcome = 'paired'")
+        return str(rows[0][0] or "")
+
     def find(self, prefix: str) -> str:
         """The id of the one prompt whose id begins so."""
         rows = self._rows("SELECT prompt_id FROM prompts WHERE starts_with(prompt_id, ?) LIMIT 3", [prefix])

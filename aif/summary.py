@@ -148,14 +148,12 @@ def tell_tallies(console: Console, tallies: Mapping[tuple[str, str], Tally]) -> 
     console.print(grid)
 
 
-def tell_places(console: Console, store: Path, dataset: Path | None) -> None:
+def tell_places(console: Console, store: Path) -> None:
     """Where everything lies."""
     grid = _grid("\nWhere it lies")
     grid.show_header = False
-    for _ in range(2):
+    for _ in range(3):
         grid.add_column(overflow="fold")
-    grid.add_row("store", f"{store}  (SQL: views leaderboard, ratings, pairs, spend, failures)")
-    grid.add_row("journal", f"{store.with_suffix('.journal')}  (everything paid for; the store can be made from it)")
-    if dataset:
-        grid.add_row("dataset", f"{dataset}  (its card: README.md)")
+    grid.add_row("store", str(store), "DuckDB: views leaderboard, ratings, pairs, spend, failures")
+    grid.add_row("journal", str(store.with_suffix(".journal")), "everything paid for; the store is made from it")
     console.print(grid)

@@ -99,7 +99,8 @@ def test_killed_in_mid_run_nothing_stored_is_asked_again(finished: dict[str, Any
     wanted = finished["prompts"] * CALLS
     attempts = _ask(
         finished["path"],
-        "SELECT count(*) AS n, count(*) FILTER (verdict = 'answered') AS good FROM calls WHERE output_tokens IS NOT NULL",
+        "SELECT count(*) AS n, count(*) FILTER (verdict = 'answered') AS good FROM calls "
+        "WHERE output_tokens IS NOT NULL",
     )[0]
     # Whatever the server answered and the store lacks was in flight at the kill, or answered just before it.
     repeated = finished["calls"] - attempts["n"]
