@@ -34,8 +34,8 @@ MARKS = ("<!-- run:begin -->", "<!-- run:end -->")
 @dataclass(frozen=True, slots=True)
 class CardFacts:
     """What a card is made of. `rows` and `files` are by config and split; `sources` are (name, prompts, pairs),
-    most first; `chosen` and `rejected` the scores of each pair; `leaderboard` and `spend` rows of the views of these names;
-    `sample` a row of the default config; `calls` the times of the first and the last call."""
+    most first; `chosen` and `rejected` the scores of each pair; `leaderboard` and `spend` rows of the views of these
+    names; `sample` a row of the default config; `calls` the times of the first and the last call."""
 
     pipeline: Pipeline
     rubric: Rubric

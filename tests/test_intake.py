@@ -1,0 +1,119 @@
+"""Before the first call: which prompts there are, each once, and what is planned for them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from aif import events
+from aif.config import Pipeline, parse
+from aif.errors import BadInput
+from aif.intake import prepare, rubric_of
+from aif.ledger import Ledger
+from aif.queries import Reader
+
+PIPELINE = """
+name: intake
+store: {folder}/s.duckdb
+prompts:
+  - {{file: {folder}/a.jsonl, source: first}}
+  - {{file: {folder}/b.jsonl, source: second, max_chars: 50}}
+principles: ultrafeedback
+completions: {{per_prompt: 2}}
+models: {{m: {{provider: simulator, samples: 2}}}}
+judges: {{j: {{provider: simulator}}}}
+"""
+
+
+def rows(path: Path, *prompts: str) -> None:
+    path.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path) -> Pipeline:
+    rows(tmp_path / "a.jsonl", "one", "two", "one", "  ")
+    rows(tmp_path / "b.jsonl", "two", "three", "x" * 51)
+    return parse(PIPELINE.format(folder=tmp_path), tmp_path / "p.yaml")
+
+
+def taken_in(pipeline: Pipeline) -> tuple[list[tuple[str, str]], dict[str, int], list[str], int]:
+    """Selected prompts with their source, rows by reason, what was told, and how many records the journal grew by."""
+    told: list[str] = []
+    with Ledger.open(pipeline.store, print) as ledger:
+        before = ledger.journal.position
+        prepare(pipeline, ledger, rubric_of(pipeline), told.append)
+        grown = ledger.journal.position.offset - before.offset
+        with Reader.of(ledger.store) as reader:
+            selected = [(p.messages[0].content, p.source) for page in reader.selection() for _, p in page]
+            return selected, reader.books().intake, told, grown
+
+
+def test_each_prompt_is_there_once_in_file_order_with_its_first_source(pipeline: Pipeline) -> None:
+    selected, intake, _, _ = taken_in(pipeline)
+
+    assert selected == [("one", "first"), ("two", "first"), ("three", "second")]
+    assert intake == {"selected": 3, "duplicate": 2, "empty": 1, "too_long": 1}
+
+
+def test_sources_that_have_not_changed_are_not_read_again(pipeline: Pipeline) -> None:
+    assert taken_in(pipeline)[2] == ["reading prompts"]
+    _, _, told, grown = taken_in(pipeline)
+
+    assert told == []
+    assert grown == 0
+
+
+def test_a_source_that_grows_or_shrinks_is_followed(pipeline: Pipeline, tmp_path: Path) -> None:
+    taken_in(pipeline)
+    rows(tmp_path / "a.jsonl", "one", "four")
+    selected, intake, _, _ = taken_in(pipeline)
+
+    assert [text for text, _ in selected] == ["one", "four", "two", "three"]
+    assert dict(selected)["two"] == "second"
+    assert intake["selected"] == 4
+
+
+def test_reading_that_was_interrupted_starts_anew(pipeline: Pipeline) -> None:
+    with Ledger.open(pipeline.store, print) as ledger:
+        ledger.keep([events.page(0, [("0" * 64, "gone")]), events.page(1, [("1" * 64, "gone")])])
+    selected, intake, _, _ = taken_in(pipeline)
+
+    assert [text for text, _ in selected] == ["one", "two", "three"]
+    assert intake["duplicate"] == 2
+
+
+def test_pages_join_without_losing_or_doubling_a_prompt(pipeline: Pipeline, tmp_path: Path) -> None:
+    """A page holds 500 rows; the same prompts come again pages later."""
+    texts = [f"prompt {n}" for n in range(1203)]
+    rows(tmp_path / "a.jsonl", *texts, *texts[::7])
+    rows(tmp_path / "b.jsonl", "three")
+    selected, intake, _, _ = taken_in(pipeline)
+
+    assert [text for text, _ in selected] == [*texts, "three"]
+    assert intake == {"selected": 1204, "duplicate": 172}
+
+
+def test_only_the_keys_of_changed_principles_change(pipeline: Pipeline, tmp_path: Path) -> None:
+    def keys() -> set[str]:
+        with Ledger.open(pipeline.store, print) as ledger:
+            prepare(pipeline, ledger, rubric_of(pipeline), lambda _: None)
+            with Reader.of(ledger.store) as reader:
+                return {row["key"] for row in reader.sql("SELECT key FROM slots")}
+
+    rows(tmp_path / "a.jsonl", *(f"prompt {n}" for n in range(200)))
+    own = {"pools": {"a": ["Be brief.", "Be kind."]}, "default": {"a": 1.0}}
+    (tmp_path / "own.yaml").write_text(json.dumps(own))
+    pipeline = parse(PIPELINE.format(folder=tmp_path).replace("ultrafeedback", f"{tmp_path}/own"), tmp_path / "p.yaml")
+    before = keys()
+    own["pools"]["a"].append("Be exact.")  # type: ignore[index]
+    (tmp_path / "own.yaml").write_text(json.dumps(own))
+    after = keys()
+
+    assert 0.2 < len(before - after) / len(before) < 0.47  # one in three is drawn anew
+
+
+def test_sources_without_rows_are_bad_input(pipeline: Pipeline, tmp_path: Path) -> None:
+    rows(tmp_path / "a.jsonl")
+    rows(tmp_path / "b.jsonl")
+    with pytest.raises(BadInput, match="the sources hold no rows"):
+        taken_in(pipeline)

@@ -1,0 +1,127 @@
+"""What is seen while a run goes on: counts, rates and what is left, by an injected clock."""
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from aif import progress
+from aif.chat.limits import Pace
+from aif.chat.vllm import VllmChat
+from aif.endpoints import Endpoint
+from aif.progress import Board
+from aif.queries import Tally
+from aif.store import Entry
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def endpoint(name: str, stage: Any) -> Endpoint:
+    async def sleep(_: float) -> bool:
+        return True
+
+    client = VllmChat((), name, api_key=None, timeout_s=1, limit=1)
+    return Endpoint(name, stage, name, client, 4, lambda usage: 0.0, Pace(None, None, clock=lambda: 0.0, sleep=sleep))
+
+
+def kept(endpoint: str, verdict: str, n: int = 1, usd: float | None = 0.01, **more: Any) -> list[Entry]:
+    stage = "judgement" if endpoint == "judge" else "completion"
+    usage = {"input": 100, "output": 20, "cached": 0, "reasoning": 0} if verdict == "answered" else None
+    record = {"stage": stage, "endpoint": endpoint, "verdict": verdict, "usage": usage, "usd": usd, "key": "k", **more}
+    return [Entry({**record, "key": f"k{i}"} if "key" not in more else record) for i in range(n)]
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def board(clock: Clock) -> Board:
+    endpoints = [endpoint("large", "completion"), endpoint("judge", "judgement")]
+    had = {("completion", "large"): Tally(wanted=100, answered=20, failed=0, later=5)}
+    return Board(endpoints, had, {("completion", "large"): 100, ("judgement", "judge"): 100}, clock)
+
+
+def test_what_was_there_before_counts_as_done_and_what_is_pending_does_not(board: Board) -> None:
+    large, judge = board.snapshot().lines
+
+    assert (large.answered, large.left, judge.answered, judge.left) == (20, 80, 0, 100)
+
+
+def test_rates_are_of_the_last_seconds_and_give_what_is_left(board: Board, clock: Clock) -> None:
+    for _ in range(20):
+        clock.now += 1
+        board.kept(kept("large", "answered", 2) + kept("judge", "answered"))
+    large, judge = board.snapshot().lines
+
+    assert large.rate == pytest.approx(2.0, rel=0.1)
+    assert judge.rate == pytest.approx(1.0, rel=0.1)
+    assert board.snapshot().eta_s == pytest.approx(80, rel=0.1)  # the judge, with 80 left, is the slower one
+    clock.now += 60
+    assert board.snapshot().lines[0].rate == 0
+    assert board.snapshot().eta_s is None
+
+
+def test_an_attempt_that_is_made_again_is_no_end_and_a_failure_is(board: Board) -> None:
+    board.kept(kept("large", "again", 3) + kept("large", "failed", 2) + kept("large", "later", 4))
+    large = board.snapshot().lines[0]
+
+    assert (large.answered, large.failed, large.later) == (20, 2, 4)
+    assert large.left == 74
+
+
+def test_spend_is_unknown_as_soon_as_one_price_is(board: Board) -> None:
+    board.kept(kept("large", "answered", 3))
+    assert board.snapshot().lines[0].usd == pytest.approx(0.03)
+    board.kept(kept("large", "answered", usd=None))
+    assert board.snapshot().lines[0].usd is None
+    assert "unknown" in progress.line(board.snapshot())
+
+
+def test_a_line_says_all_in_a_line(board: Board, clock: Clock) -> None:
+    clock.now += 3725
+    board.kept(kept("judge", "failed"))
+    said = progress.line(board.snapshot())
+
+    assert said.startswith("1:02:05 completions 20/100")
+    assert "judgements 0/100 (0.0/s, 1 failed)" in said
+
+
+def test_the_file_says_what_the_screen_says_and_goes_when_the_run_ends(board: Board, tmp_path: Path) -> None:
+    file = tmp_path / "p.json"
+
+    async def watch() -> None:
+        ended = asyncio.Event()
+        shown = asyncio.create_task(progress.show(board, Console(quiet=True), file, ended))
+        while not file.exists():
+            await asyncio.sleep(0)
+        found = progress.read(file)
+        assert found is not None
+        now = board.snapshot()
+        assert replace(found, updated=now.updated) == now
+        ended.set()
+        await shown
+
+    asyncio.run(watch())
+    assert not file.exists()
+    assert progress.read(file) is None
+
+
+def test_the_table_fits_80_columns(board: Board) -> None:
+    board.kept(kept("large", "answered", 50))
+    console = Console(width=80, record=True, quiet=False, file=Path("/dev/null").open("w"))  # noqa: SIM115
+    console.print(progress.table(board.snapshot()))
+    said = console.export_text()
+    console.file.close()
+
+    assert "70/100" in said
+    assert "…" not in said
