@@ -161,7 +161,9 @@ class Store:
             raise StoreDamaged(f"{path}: this is no store of aif's, or a damaged one: {error}") from error
         if version != (SCHEMA_VERSION,):
             db.close()
-            raise StoreDamaged(f"{path}: made by another version of aif (schema {version}, now {SCHEMA_VERSION})")
+            raise StoreDamaged(
+                f"{path}: made by another version of aif (schema {version and version[0]}, now {SCHEMA_VERSION})"
+            )
         if size is None or size[0] > path.stat().st_size:
             db.close()
             raise StoreDamaged(f"{path}: the store has been cut short")

@@ -1,0 +1,162 @@
+"""The store and what is asked of it: states of slots and judgements, work lists, views."""
+
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+
+from aif import events
+from aif.chat.base import CallError, Kind
+from aif.errors import StoreDamaged
+from aif.ledger import Ledger
+from aif.pairing import make_pairs
+from aif.queries import Reader
+from aif.store import Store
+from tests.building import STARTED, Cut, Fate, build
+
+
+def sql(ledger: Ledger, query: str) -> list[dict[str, Any]]:
+    with Reader.of(ledger.store) as reader:
+        return reader.sql(query)
+
+
+def states(ledger: Ledger, view: str) -> dict[str, int]:
+    return {row["state"]: row["n"] for row in sql(ledger, f"SELECT state, count(*) AS n FROM {view} GROUP BY state")}
+
+
+def fail(ledger: Ledger, slot: dict[str, Any], verdict: str, n: int = 1) -> None:
+    details = {"sample": 0, "seed": slot["seed"], "principle": slot["principle"], "system": "role"}
+    item = events.Item("completion", slot["key"], slot["prompt_id"], slot["model"], slot["identity"], details)
+    error = CallError(Kind.TIMEOUT, "no answer")
+    ledger.keep(
+        [
+            events.call(
+                item, id=f"{slot['key']}-{n}", n=n, started=STARTED, seconds=1, verdict=verdict, reply=None,
+                error=error, usd=None,
+            )
+        ]
+    )  # fmt: skip
+
+
+def test_a_prompt_is_judged_when_all_its_slots_are_terminal_and_enough_are_answered(tmp_path: Path) -> None:
+    """Prompt 0: one slot pending. 1: one failed for good. 2: three failed, so too few are left. 3: whole."""
+
+    def complete(number: int, model: str) -> str | Cut | Fate:
+        if number == 0 and model == "poor":
+            return Fate.PENDING
+        if (number == 1 and model == "poor") or (number == 2 and model != "able"):
+            return Fate.FAILED
+        return f"{model} on {number}"
+
+    _, _, ledger = build(tmp_path, 4, complete=complete, rate=lambda n, model, aspect: Fate.PENDING)
+    with ledger:
+        assert states(ledger, "slot_states") == {"answered": 11, "pending": 1, "failed": 4}
+        needed = sql(ledger, "SELECT position, len(answers) AS n, state FROM needed ORDER BY position")
+        assert needed == [{"position": 1, "n": 3, "state": "pending"}, {"position": 3, "n": 4, "state": "pending"}]
+
+
+def test_single_requests_are_needed_for_each_completion_and_listwise_ones_once(tmp_path: Path) -> None:
+    _, _, ledger = build(tmp_path, 2, sets=["rubric=ultrafeedback"], rate=lambda n, m, a: Fate.PENDING)
+    with ledger:
+        found = sql(ledger, "SELECT request, count(*) AS n FROM needed GROUP BY request ORDER BY request")
+        assert {row["request"]: row["n"] for row in found} == {
+            "critique": 8, "helpfulness": 2, "honesty": 2, "instruction_following": 2, "truthfulness": 2,
+        }  # fmt: skip
+
+
+def test_later_is_pending_again_and_failed_waits_until_retry(tmp_path: Path) -> None:
+    _, _, ledger = build(tmp_path, 1, complete=lambda n, m: Fate.PENDING)
+    with ledger:
+        first, second = sql(ledger, "SELECT * FROM slots ORDER BY slot")[:2]
+        fail(ledger, first, "later")
+        fail(ledger, second, "failed")
+        assert states(ledger, "slot_states") == {"pending": 2, "later": 1, "failed": 1}
+        ledger.store.begin(None)
+        assert len(sql(ledger, "FROM todo")) == 3
+        assert len(sql(ledger, "FROM settled")) == 1
+        ledger.keep([events.retry(STARTED)])
+        assert states(ledger, "slot_states") == {"pending": 4}
+
+
+def test_an_answer_ends_a_failure_and_the_bill_keeps_both(tmp_path: Path) -> None:
+    _, _, ledger = build(tmp_path, 1, complete=lambda n, m: Fate.PENDING)
+    with ledger:
+        for n, slot in enumerate(sql(ledger, "SELECT * FROM slots")):
+            fail(ledger, slot, "later", n)
+        assert sql(ledger, "SELECT kind, items, verdict FROM failures LIMIT 1")[0]["kind"] == "timeout"
+    _, _, ledger = build(tmp_path, 1)
+    with ledger:
+        assert sql(ledger, "FROM failures") == []
+        assert sql(ledger, "SELECT count(*) AS n FROM calls")[0]["n"] == 4 + 4 + 1
+
+
+def test_prompts_become_ready_once(tmp_path: Path) -> None:
+    _, _, ledger = build(tmp_path, 6, rate=lambda n, m, a: Fate.PENDING)
+    with ledger:
+        ledger.store.begin(None)
+        before = sql(ledger, "SELECT position FROM ready ORDER BY seq")
+        assert [row["position"] for row in before] == list(range(6))
+        with Reader.of(ledger.store) as reader:
+            first, rest = reader.ready(0, 4), reader.ready(4, 4)
+        assert [len(page) for page in (first, rest)] == [4, 2]
+        assert all(len(ready.needs) == 1 and len(ready.texts) == 4 for ready in first + rest)
+
+
+def test_another_rubric_asks_all_and_going_back_asks_nothing(tmp_path: Path) -> None:
+    for sets, asked in ((["rubric=unified"], 0), (["rubric=ultrafeedback"], 16), (["rubric=unified"], 0)):
+        _, _, ledger = build(tmp_path, 2, sets=sets, rate=lambda n, m, a, asked=asked: Fate.PENDING if asked else 3)
+        with ledger:
+            assert states(ledger, "needed").get("pending", 0) == asked
+
+
+def test_the_leaderboard_counts_sides_and_means(tmp_path: Path) -> None:
+    pipeline, rubric, ledger = build(tmp_path, 12)
+    with ledger:
+        make_pairs(pipeline, rubric, ledger.store)
+        board = {row["model"]: row for row in sql(ledger, "FROM leaderboard")}
+        assert list(board) == ["able", "fair", "plain", "poor"]
+        assert board["able"]["chosen"] == 12
+        assert sum(row["rejected"] for row in board.values()) == 12
+        assert {name: row["mean_score"] for name, row in board.items()} == {"able": 5, "fair": 4, "plain": 2, "poor": 1}
+        assert dict(board["poor"]["aspects"])["honesty"] == 1
+
+
+def test_what_was_applied_once_changes_nothing_when_it_comes_again(tmp_path: Path) -> None:
+    _, _, ledger = build(tmp_path, 3)
+    with ledger:
+        tables = ("prompts", "completions", "judgements", "calls", "selection", "texts")
+        before = {table: sql(ledger, f"FROM {table} ORDER BY ALL") for table in tables}
+        ledger.store._db.execute('UPDATE about SET segment = 1, "offset" = 0')
+    Ledger.open(ledger.places.store, print).close()
+    again = Ledger.open(ledger.places.store, print)
+    with again:
+        assert {table: sql(again, f"FROM {table} ORDER BY ALL") for table in tables} == before
+
+
+def test_a_transaction_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
+    _, _, ledger = build(tmp_path, 2)
+    with ledger:
+        position, calls = ledger.store.position, sql(ledger, "SELECT count(*) AS n FROM calls")
+        with pytest.raises(StoreDamaged, match="later version"):
+            ledger.keep([events.retry(STARTED), {"t": "unheard_of"}])
+        assert ledger.store.position == position
+        assert sql(ledger, "SELECT count(*) AS n FROM calls") == calls
+
+
+@pytest.mark.parametrize("version", [0, 99])
+def test_a_store_of_another_version_is_not_opened(tmp_path: Path, version: int) -> None:
+    path = tmp_path / "s.duckdb"
+    Store.open(path).close()
+    with duckdb.connect(str(path)) as db:
+        db.execute("UPDATE about SET schema_version = ?", [version])
+    with pytest.raises(StoreDamaged, match=f"schema {version}"):
+        Store.open(path)
+
+
+def test_times_can_be_read_without_another_package(tmp_path: Path) -> None:
+    """A TIMESTAMPTZ column would make DuckDB's Python client ask for pytz."""
+    _, _, ledger = build(tmp_path, 1)
+    with ledger:
+        cursor = ledger.store.cursor()
+        assert cursor.execute("SELECT min(started) FROM calls").fetchone() == (STARTED.replace(tzinfo=None),)
