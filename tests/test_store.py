@@ -49,7 +49,7 @@ def test_a_prompt_is_judged_when_all_its_slots_are_terminal_and_enough_are_answe
             return Fate.FAILED
         return f"{model} on {number}"
 
-    _, _, ledger = build(tmp_path, 4, complete=complete, rate=lambda n, model, aspect: Fate.PENDING)
+    _, _, ledger = build(tmp_path, 4, complete=complete, rate=pending)
     with ledger:
         assert states(ledger, "slot_states") == {"answered": 11, "pending": 1, "failed": 4}
         needed = sql(ledger, "SELECT position, len(answers) AS n, state FROM needed ORDER BY position")
@@ -57,7 +57,7 @@ def test_a_prompt_is_judged_when_all_its_slots_are_terminal_and_enough_are_answe
 
 
 def test_single_requests_are_needed_for_each_completion_and_listwise_ones_once(tmp_path: Path) -> None:
-    _, _, ledger = build(tmp_path, 2, sets=["rubric=ultrafeedback"], rate=lambda n, m, a: Fate.PENDING)
+    _, _, ledger = build(tmp_path, 2, sets=["rubric=ultrafeedback"], rate=pending)
     with ledger:
         found = sql(ledger, "SELECT request, count(*) AS n FROM needed GROUP BY request ORDER BY request")
         assert {row["request"]: row["n"] for row in found} == {
@@ -92,7 +92,7 @@ def test_an_answer_ends_a_failure_and_the_bill_keeps_both(tmp_path: Path) -> Non
 
 
 def test_prompts_become_ready_once(tmp_path: Path) -> None:
-    _, _, ledger = build(tmp_path, 6, rate=lambda n, m, a: Fate.PENDING)
+    _, _, ledger = build(tmp_path, 6, rate=pending)
     with ledger:
         ledger.store.begin(None)
         before = sql(ledger, "SELECT position FROM ready ORDER BY seq")
@@ -103,9 +103,17 @@ def test_prompts_become_ready_once(tmp_path: Path) -> None:
         assert all(len(ready.needs) == 1 and len(ready.texts) == 4 for ready in first + rest)
 
 
+def pending(number: int, model: str, aspect: str) -> Fate:
+    return Fate.PENDING
+
+
+def alike(number: int, model: str, aspect: str) -> int:
+    return 3
+
+
 def test_another_rubric_asks_all_and_going_back_asks_nothing(tmp_path: Path) -> None:
     for sets, asked in ((["rubric=unified"], 0), (["rubric=ultrafeedback"], 16), (["rubric=unified"], 0)):
-        _, _, ledger = build(tmp_path, 2, sets=sets, rate=lambda n, m, a, asked=asked: Fate.PENDING if asked else 3)
+        _, _, ledger = build(tmp_path, 2, sets=sets, rate=pending if asked else alike)
         with ledger:
             assert states(ledger, "needed").get("pending", 0) == asked
 
