@@ -441,4 +441,4 @@ def set_aside(path: Path) -> None:
     """Takes a store that can't be read out of the way, its write-ahead log too, under names that say so."""
     for name in (path, path.with_name(path.name + ".wal")):
         if name.exists():
-            name.replace(name.with_name(name.name + ".damaged"))
+            name.replace(name.with_name(name.name + ".aside"))
