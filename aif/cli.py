@@ -335,8 +335,9 @@ def _code(error: BaseException) -> int:
     if isinstance(error, AifError):
         err.print(f"aif: {error}", markup=False, soft_wrap=True)
         return int(error.exit)
-    if isinstance(error, OSError) and error.filename:
-        err.print(f"aif: {error.filename}: {error.strerror}", markup=False, soft_wrap=True)
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        err.print(f"aif: {where}{error.strerror}; what was answered before is kept", markup=False, soft_wrap=True)
         return int(Exit.BUG)
     raise error
 

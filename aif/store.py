@@ -4,6 +4,8 @@
 DuckDB 2.0 raises when a connection is shared between threads, and fails at commit when two insert the same key.
 """
 
+import errno
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -129,6 +131,8 @@ def noticing(path: Path) -> Iterator[None]:
         yield
     except DAMAGE as error:
         why = str(error).splitlines()[0]
+        if os.strerror(errno.ENOSPC) in why:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         raise StoreDamaged(f"{path}: the store is damaged ({why}); `aif rebuild` makes it from the journal") from error
 
 
