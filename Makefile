@@ -44,5 +44,8 @@ format: $(VENV)/installed  ## mend what ruff can mend
 typecheck: $(VENV)/installed  ## mypy, strict
 	$(BIN)/mypy
 
+docs: $(VENV)/installed  ## write the pages of docs/ that the program prints itself
+	$(BIN)/python -m scripts.write_docs
+
 clean:  ## remove what was installed and built (never runs/)
 	rm -rf $(VENV) $(REAL) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -11,6 +11,7 @@ from aif.ledger import Ledger, Places
 from aif.pairing import make_pairs
 from aif.queries import Reader
 from aif.records import digest
+from aif.store import drop_aside
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ def again(pipeline: Pipeline, tell: Callable[[str], None]) -> Again:
         with Reader.of(ledger.store) as reader:
             calls = reader.sql("SELECT count(*) AS n FROM calls")[0]["n"]
             after = _read(reader)
+    drop_aside(pipeline.store)
     both = before.keys() & after.keys()
     alike = sum(before[key] == after[key] for key in both)
     return Again(

@@ -1,6 +1,7 @@
 """The `aif` command: arguments -> one call -> what to print. What is heavy is imported where it is used."""
 
 import asyncio
+import re
 import sys
 from pathlib import Path
 from shutil import which
@@ -42,6 +43,23 @@ def _load(file: Path, sets: list[str] | None) -> "Pipeline":
     return load(file, sets or [])
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        from aif import __version__
+
+        out.print(f"aif {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Tell the version.")
+    ] = False,
+) -> None:
+    """Prompts in, a preference dataset that trains out: completions, ratings by a judge, chosen and rejected."""
+
+
 @app.command()
 def run(
     pipeline: File,
@@ -65,11 +83,14 @@ def run(
 
 
 def _tell_next(file: Path, ended: "Ended", example: str) -> None:
-    steps = [("export", f"{file}", "pairs and a dataset with its card; no model is called")]
-    steps += [("show", f"{file} {example}", "how a pair came to be")] if example else []
+    steps = []
+    if example:
+        steps.append(("export", f"{file}", "pairs and a dataset with its card; no model is called"))
+        steps.append(("show", f"{file} {example}", "how a pair came to be"))
     if ended.incomplete:
         steps.insert(0, ("run", f"{file}", "goes on with what is pending"))
-    out.print("\n[bold]Next[/bold]")
+    if steps:
+        out.print("\n[bold]Next[/bold]")
     for command, words, meaning in steps:
         out.print(f"  {_me()} {command} {words}", soft_wrap=True, markup=False)
         out.print(f"      {meaning}", style="dim")
@@ -104,7 +125,7 @@ def status(pipeline: File, sets: Sets = None) -> None:
     if ledger.is_held(places.lock):
         out.print(ledger.holder(places.lock), soft_wrap=True)
         if snapshot := progress.read(places.progress):
-            out.print(progress.table(snapshot))
+            out.print(progress.table(snapshot, wide=out.width >= progress.WIDE))
         return
     from aif.queries import Reader
     from aif.summary import tell_summary, tell_tallies
@@ -223,7 +244,12 @@ def simulate(
             out.print(f"serving at {simulator.base_url} (Ctrl-C ends it)")
             await asyncio.Event().wait()
 
-    asyncio.run(serve())
+    try:
+        asyncio.run(serve())
+    except OSError as error:
+        raise BadInput(
+            f"{host}:{port}: can't be listened on: {error.strerror}; name another --port or --host"
+        ) from error
 
 
 def _pairs(values: list[str] | None, option: str) -> dict[str, float]:
@@ -249,10 +275,10 @@ def init(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folde
     if folder.exists() and any(folder.iterdir()):
         raise BadInput(f"{folder} is not empty; name a new folder")
     copytree(shipped("data", "starter"), folder, dirs_exist_ok=True)
-    out.print(
-        f"{folder}/pipeline.yaml and {folder}/prompts.jsonl are there. Next: aif run {folder}/pipeline.yaml",
-        soft_wrap=True,
-    )
+    file = folder / "pipeline.yaml"
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name).strip("-.") or "demo"
+    file.write_text(file.read_text(encoding="utf-8").replace("name: demo", f"name: {name}", 1), encoding="utf-8")
+    out.print(f"{file} and {folder / 'prompts.jsonl'} are there. Next:\n  {_me()} run {file}", soft_wrap=True)
 
 
 @rubric_app.command("list")

@@ -162,11 +162,11 @@ class Endpoint(Part):
         """What tells this model from every other, on whichever host it runs: part of the keys of what it says."""
         return f"{self.served_name}@{self.revision}" if self.revision else self.served_name
 
-    def cost(self, usage: Usage) -> float | None:
-        """USD for one call. None where the price isn't known; 0 for models of one's own without a price."""
-        if self.price is not None:
-            return self.price.cost(usage)
-        return None if self.provider == "openai" else 0.0
+    def cost(self, usage: Usage | None) -> float | None:
+        """USD for one call. None where price or usage isn't known; 0 for models of one's own without a price."""
+        if self.price is None:
+            return None if self.provider == "openai" else 0.0
+        return self.price.cost(usage) if usage else None
 
     def clashes(self) -> Iterator[Problem]:
         if self.provider == "vllm" and "base_url" not in self.model_fields_set:

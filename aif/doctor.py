@@ -6,7 +6,7 @@ import shutil
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from aif.chat.base import CallError, Kind, Request
+from aif.chat.base import CallError, Request
 from aif.config import Judge, Model, Pipeline, api_key
 from aif.endpoints import Endpoint, opened
 from aif.errors import BadInput
@@ -15,21 +15,9 @@ from aif.plan import sent_messages
 from aif.reading import Unreadable, read
 from aif.records import Message, Principle, Prompt, prompt_id
 from aif.rubric import Rubric, render
+from aif.summary import MENDS
 
 DISK_BYTES = 2 * 2**30  # a run of 64,000 prompts leaves about 1.5 GB of journal and store
-
-_MENDS = {
-    Kind.UNAUTHORIZED: "set the key's environment variable to a key that may use this model",
-    Kind.QUOTA_EXHAUSTED: "the account has no money left: add some, or use another key",
-    Kind.UNKNOWN_MODEL: "the server has no such model: see `model` and `base_url`",
-    Kind.CONNECTION: "nothing answers there: is the server up, is base_url right?",
-    Kind.TIMEOUT: "no answer in time: is the server still loading? else raise timeout_s",
-    Kind.BAD_REPLY: "what answers there is no chat completions API: see base_url (it ends with /v1)",
-    Kind.RATE_LIMITED: "the provider's limit is used up now: lower concurrency, or set requests_per_minute",
-    Kind.CONTEXT_OVERFLOW: "max_tokens and the prompt don't fit the model's context: lower max_tokens",
-    Kind.BAD_REQUEST: "the provider refuses a setting: `temperature: null` and `top_p: null` take them out; "
-    "a chat template that refuses a system turn wants `system: fold_into_user`; `reply: text` asks without a schema",
-}
 
 _TURNS = (Message("user", "Name one use of a paper clip besides holding paper."),)
 _PROMPT = Prompt(prompt_id(_TURNS), _TURNS, "doctor")
@@ -89,7 +77,7 @@ async def _test(pipeline: Pipeline, rubric: Rubric, endpoint: Endpoint) -> list[
         else:
             words = await _judge(rubric, one, endpoint)
     except CallError as error:
-        mend = _MENDS.get(error.kind, "")
+        mend = MENDS.get(error.kind, "")
         return [Finding(endpoint.name, False, f"{error.kind}: {error.message}{f' → {mend}' if mend else ''}")]
     except Unreadable as why:
         return [

@@ -24,7 +24,7 @@ class Endpoint:
     identity: str
     client: ChatModel
     concurrency: int
-    cost: Callable[[Usage], float | None]
+    cost: Callable[[Usage | None], float | None]
     pace: Pace
     halt: asyncio.Event = field(default_factory=asyncio.Event)
     refused: str | None = None

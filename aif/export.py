@@ -111,24 +111,26 @@ def _parts(pipeline: Pipeline, ledger: Ledger, reader: Reader, paired: pa.Table,
 def _test_share(pipeline: Pipeline, ledger: Ledger, reader: Reader, drawn: list[float], tell: Told) -> float:
     """The share of prompt hashes that is held out.
 
-    A count is turned into one that gives exactly so many of the present pairs, once and for all: a prompt that was
-    held out once stays so as the store grows.
+    A count is turned into one that gives exactly so many of the present pairs and of the prompts that may yet become
+    pairs, once and for all: a prompt that was held out once stays so as the store grows.
     """
     asked = pipeline.export.test_size
     if isinstance(asked, float) or asked == 0:
         return float(asked)
     if (fixed := reader.threshold(asked)) is not None:
         return fixed
-    if asked >= len(drawn):
+    to_come = [fraction("split", prompt_id) for prompt_id in reader.pending()]
+    if asked >= len(drawn) + len(to_come):
         raise BadInput(
             f"{pipeline.path}: export.test_size: {asked:,} can't be held out of {len(drawn):,} pairs; "
             "lower it, or give a share such as 0.05"
         )
-    threshold = sorted(drawn)[asked]
+    threshold = sorted(drawn + to_come)[asked]
     ledger.keep([events.split(asked, threshold)])
+    of = f"{len(drawn):,} pairs" + (f" and {len(to_come):,} prompts that are pending" if to_come else "")
     tell(
-        f"test split: fixed at {threshold:.2%} of all prompts, which is {asked:,} of the {len(drawn):,} pairs there "
-        "are now; it grows as they do, and no prompt of it ever moves into train"
+        f"test split: fixed at {threshold:.2%} of all prompts, which is {asked:,} of {of}; it grows as they do, and no "
+        "prompt of it ever moves into train"
     )
     return threshold
 

@@ -22,7 +22,7 @@ from typing import Any, Protocol, TypeVar
 from rich.console import Console
 
 from aif import events
-from aif.chat.base import REASKED, CallError, Kind, Reply, Request
+from aif.chat.base import REASKED, UNBILLED, CallError, Kind, Reply, Request
 from aif.chat.retry import Attempt, Policy, persist
 from aif.config import Judge, Pipeline, api_key
 from aif.endpoints import Endpoint, opened
@@ -172,6 +172,7 @@ class Run:
     ) -> None:
         reply, ratings = tried.result or (None, None)
         had = reply or (tried.error.reply if tried.error else None)
+        unbilled = tried.error is not None and tried.error.kind in UNBILLED
         self._calls += 1
         record = events.call(
             job.item,
@@ -182,7 +183,7 @@ class Run:
             verdict=tried.verdict,
             reply=reply,
             error=tried.error,
-            usd=endpoint.cost(had.usage) if had and had.usage else None,
+            usd=0.0 if unbilled else endpoint.cost(had.usage if had else None),
         )
         await self._writer.keep(Entry(record, ratings, job.place))
 

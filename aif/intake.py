@@ -19,6 +19,7 @@ from aif.sources import Skipped
 from aif.store import Spec
 
 PAGE = 500
+TOLD = 5  # rows that can't be used are named, up to so many
 
 T = TypeVar("T")
 
@@ -113,7 +114,7 @@ def _read_sources(pipeline: Pipeline, ledger: Ledger, tell: Callable[[str], None
         return fingerprint
     tell("reading prompts")
     counts: Counter[tuple[str, str]] = Counter()
-    for records in _pages(_rows(pipeline), counts, ledger):
+    for records in _pages(_rows(pipeline), counts, ledger, tell):
         ledger.keep(records)
     if not counts:
         raise BadInput(f"{pipeline.path}: prompts: the sources hold no rows")
@@ -128,13 +129,18 @@ def _rows(pipeline: Pipeline) -> Iterator[tuple[str, Prompt | Skipped]]:
 
 
 def _pages(
-    rows: Iterable[tuple[str, Prompt | Skipped]], counts: Counter[tuple[str, str]], ledger: Ledger
+    rows: Iterable[tuple[str, Prompt | Skipped]],
+    counts: Counter[tuple[str, str]],
+    ledger: Ledger,
+    tell: Callable[[str], None],
 ) -> Iterator[list[Record]]:
     """Journal records, a page of prompts at a time. A prompt met again counts as a duplicate of its first source."""
-    start = 0
+    start = told = 0
     for chunk in _chunks(rows, PAGE):
         prompts = [(name, found) for name, found in chunk if isinstance(found, Prompt)]
-        counts.update((name, found.reason) for name, found in chunk if isinstance(found, Skipped))
+        left_out = [(name, found) for name, found in chunk if isinstance(found, Skipped)]
+        counts.update((name, found.reason) for name, found in left_out)
+        told += _tell_bad_rows([found for _, found in left_out if found.reason == "bad_row"], tell, TOLD - told)
         with Reader.of(ledger.store) as reader:
             stored, taken = reader.known([prompt.prompt_id for _, prompt in prompts])
         if start == 0:
@@ -149,6 +155,13 @@ def _pages(
         page = events.page(start, [(prompt.prompt_id, prompt.source) for prompt in fresh])
         yield [*(events.prompt(prompt) for prompt in fresh if prompt.prompt_id not in stored), page]
         start += len(fresh) or 1
+
+
+def _tell_bad_rows(rows: Sequence[Skipped], tell: Callable[[str], None], most: int) -> int:
+    """Names the first rows that can't be used; all are counted. Returns how many were named."""
+    for row in rows[:most]:
+        tell(f"{row.where}: left out: {row.detail}")
+    return min(len(rows), most)
 
 
 def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:

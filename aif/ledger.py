@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Self
 
 from aif import journal as journals
-from aif.errors import StoreDamaged, StoreLocked
+from aif.errors import BadInput, StoreDamaged, StoreLocked
 from aif.events import Record
 from aif.journal import START, Damage, Journal, Position
 from aif.queries import Reader
@@ -59,7 +59,8 @@ class Lock:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(self._file)
-            raise StoreLocked(f"{path.with_suffix('.duckdb')}: {holder(path)}") from None
+            held = f"{path.with_suffix('.duckdb')}: {holder(path)}"
+            raise StoreLocked(f"{held}; wait for it or stop it, `aif status` shows how far it is") from None
         note = {
             "pid": os.getpid(),
             "host": socket.gethostname(),
@@ -78,12 +79,9 @@ def holder(lock: Path) -> str:
     """Who holds a lock, in words."""
     try:
         note = json.loads(lock.read_text())
-        return (
-            f"held by another run: process {note['pid']} on {note['host']} since {note['since']} ({note['command']}); "
-            f"wait for it or stop it, `aif status` shows how far it is"
-        )
+        return f"held by process {note['pid']} on {note['host']} since {note['since']} ({note['command']})"
     except (OSError, ValueError, KeyError):
-        return "held by another run; wait for it or stop it"
+        return "held by another process"
 
 
 def is_held(path: Path) -> bool:
@@ -190,26 +188,33 @@ class Ledger:
 
 
 def _sound_store(places: Places, journal: Journal, tell: Told, anew: bool) -> Store:
-    """The store there is, or an empty one that will follow the journal from its start."""
-    had = places.store.exists() and places.store.stat().st_size > 0
-    if anew:
-        set_aside(places.store)
-        return Store.open(places.store)
-    if not had and journal.position != START:
-        tell(f"{places.store}: the store is gone; it is made again from the journal")
+    """The store there is, or an empty one that will follow the journal from its start.
+
+    Only what the journal can make again is ever set aside: without one, whatever stands there is somebody else's.
+    """
+    path, empty = places.store, journal.position == START
+    if path.is_dir():
+        raise BadInput(f"{path}: is a folder; name a file that ends with .duckdb as `store`")
+    gone = not path.exists() or path.stat().st_size == 0
+    if gone and not empty and not anew:
+        tell(f"{path}: the store is gone; it is made again from the journal")
     try:
-        store = Store.open(places.store)
-        if store.position <= journal.position:
+        store = Store.open(path)
+    except StoreDamaged as error:
+        if empty:
+            raise BadInput(f"{error}; there is no journal beside it to make it from: name another `store`") from error
+        tell(f"{error}; it is made again from the journal")
+    else:
+        if empty and store.position != START:
+            store.close()
+            raise StoreDamaged(f"{places.journal}: the journal is gone, the store is not; put it back from a copy")
+        if store.position <= journal.position and not anew:
             return store
         store.close()
-        tell(
-            f"{places.store}: the store knows more than its journal, which has been cut; "
-            "it is made again from the journal"
-        )
-    except StoreDamaged as error:
-        tell(f"{error}; it is made again from the journal")
-    set_aside(places.store)
-    return Store.open(places.store)
+        if not anew:
+            tell(f"{path}: the store knows more than its journal, which was cut; it is made again from the journal")
+    set_aside(path)
+    return Store.open(path)
 
 
 def follow(store: Store, folder: Path, rubrics: Rubrics) -> Followed:

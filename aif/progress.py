@@ -23,6 +23,7 @@ from aif.store import Entry
 
 WINDOW_S = 30.0  # rates are of the last so many seconds
 LINE_EVERY_S = 10.0
+WIDE = 100  # columns
 FILE_EVERY_S = 1.0
 
 
@@ -149,8 +150,12 @@ class _Row:
 async def show(board: Board, console: Console, file: Path, ended: asyncio.Event) -> None:
     """Keeps the screen and the file up to date until `ended` is set."""
     if console.is_terminal:
-        with Live(table(board.snapshot()), console=console, refresh_per_second=4, transient=True) as live:
-            await _tick(lambda: live.update(table(board.snapshot())), 0.25, board, file, ended)
+
+        def drawn() -> Table:
+            return table(board.snapshot(), wide=console.width >= WIDE)
+
+        with Live(drawn(), console=console, refresh_per_second=4, transient=True) as live:
+            await _tick(lambda: live.update(drawn()), 0.25, board, file, ended)
     else:
         await _tick(lambda: console.print(line(board.snapshot()), soft_wrap=True), LINE_EVERY_S, board, file, ended)
     file.unlink(missing_ok=True)
@@ -202,18 +207,18 @@ def line(snapshot: Snapshot) -> str:
     return f"{clock(snapshot.elapsed_s)} {state}{refused}"
 
 
-def table(snapshot: Snapshot) -> Table:
-    """A snapshot as a table, for eyes."""
+def table(snapshot: Snapshot, wide: bool) -> Table:
+    """A snapshot as a table, for eyes; with bars where the terminal is wide."""
     grid = Table(box=None, padding=(0, 1), title_justify="left", title_style="bold")
     grid.title = f"{clock(snapshot.elapsed_s)} gone, {clock(snapshot.eta_s)} to go, {dollars(_usd(snapshot))} spent"
-    heads = ("", "", "done", "per s", "in flight", "failed", "in", "out", "USD")
+    heads = ("", "", "done", "per s", "open", "failed", "in", "out", "USD")
     for n, head in enumerate(heads):
         grid.add_column(head, justify="left" if n < 2 else "right", no_wrap=True)
     for one in snapshot.lines:
         failed = one.failed + one.later
         grid.add_row(
             Text(one.name, style="cyan" if one.stage == "completion" else "magenta"),
-            ProgressBar(total=max(1, one.wanted), completed=one.answered + one.failed + one.later, width=16),
+            bar(one.answered + one.failed + one.later, one.wanted) if wide else "",
             f"{one.answered:,}/{one.wanted:,}",
             f"{one.rate:.1f}",
             str(one.in_flight),
@@ -225,6 +230,10 @@ def table(snapshot: Snapshot) -> Table:
         if one.refused:
             grid.add_row("", Text(f"refused: {one.refused}", style="red", overflow="ellipsis"))
     return grid
+
+
+def bar(done: int, wanted: int) -> ProgressBar:
+    return ProgressBar(total=max(1, wanted), completed=done, width=16)
 
 
 def _usd(snapshot: Snapshot) -> float | None:

@@ -11,10 +11,10 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
-from aif.errors import BadInput
+from aif.errors import BadInput, StoreDamaged
 from aif.pairs import Scores
 from aif.records import Message, Prompt, Slot, as_messages
-from aif.store import Store, connect, noticing
+from aif.store import Store, check_version, connect, noticing
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,13 @@ class Reader:
         """Reads a store that no run holds."""
         if not path.exists():
             raise BadInput(f"{path}: no store here yet; `aif run` makes it")
-        return cls(connect(path, read_only=True), path)
+        db = connect(path, read_only=True)
+        try:
+            check_version(db, path)
+        except StoreDamaged:
+            db.close()
+            raise
+        return cls(db, path)
 
     def close(self) -> None:
         self._db.close()
@@ -372,6 +378,10 @@ class Reader:
         """The first digits of a paired prompt's id, or nothing."""
         rows = self._rows("SELECT left(min(prompt_id), 12) FROM outcomes WHERE outcome = 'paired'")
         return str(rows[0][0] or "")
+
+    def pending(self) -> list[str]:
+        """Ids of the prompts that are not done with."""
+        return [row[0] for row in self._rows("SELECT prompt_id FROM outcomes WHERE outcome = 'pending'")]
 
     def find(self, prefix: str) -> str:
         """The id of the one prompt whose id begins so."""

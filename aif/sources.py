@@ -258,10 +258,13 @@ def _commit(name: str, revision: str | None) -> str:
 
 @contextmanager
 def _reachable(called: str) -> Iterator[None]:
-    # what datasets, huggingface_hub and pyarrow raise for names, networks, rights and broken files
+    # what datasets, huggingface_hub, httpx2 and pyarrow raise for names, networks, rights and broken files has no
+    # common base; their words go on in ours
     try:
         yield
-    except (OSError, ValueError, RuntimeError) as error:
+    except BadInput:
+        raise
+    except Exception as error:
         said = " ".join(str(error).split())[:300]
         raise BadInput(
             f"hub dataset {called}: can't be read: {said}; check hub:, config:, split: and revision:, the network and "

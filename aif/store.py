@@ -16,7 +16,7 @@ import duckdb
 import orjson
 import pyarrow as pa
 
-from aif.errors import StoreDamaged
+from aif.errors import StoreDamaged, StoreLocked
 from aif.events import Record
 from aif.journal import Position
 from aif.records import Rating, Slot
@@ -117,6 +117,8 @@ def connect(path: Path, read_only: bool = False) -> duckdb.DuckDBPyConnection:
     try:
         return duckdb.connect(str(path), read_only=read_only, config=settings)
     except duckdb.Error as error:
+        if "Could not set lock" in str(error):
+            raise StoreLocked(f"{path}: another process has it open; `aif status` shows how far a run is") from error
         raise StoreDamaged(f"{path}: DuckDB can't open this store: {str(error).splitlines()[0]}") from error
 
 
@@ -136,6 +138,18 @@ def noticing(path: Path) -> Iterator[None]:
         raise StoreDamaged(f"{path}: the store is damaged ({why}); `aif rebuild` makes it from the journal") from error
 
 
+def check_version(db: duckdb.DuckDBPyConnection, path: Path) -> None:
+    """Raises StoreDamaged where this is no store of ours, or one of another version."""
+    try:
+        row = db.execute("SELECT schema_version FROM about").fetchone()
+    except duckdb.Error as error:
+        why = str(error).splitlines()[0]
+        raise StoreDamaged(f"{path}: this is no store of aif's, or a damaged one ({why})") from error
+    if row != (SCHEMA_VERSION,):
+        made = row[0] if row else "?"
+        raise StoreDamaged(f"{path}: made by another version of aif (schema {made}, now {SCHEMA_VERSION})")
+
+
 class Store:
     """The writing end of the store."""
 
@@ -150,6 +164,7 @@ class Store:
         fresh = not path.exists() or path.stat().st_size == 0
         if fresh and path.exists():
             path.unlink()
+        replayed = path.with_name(path.name + ".wal").exists()  # then blocks may be missing that the log still holds
         db = connect(path)
         try:
             if fresh:
@@ -158,17 +173,15 @@ class Store:
                     cursor.execute(shipped("data", "schemas", "store.sql").read_text(encoding="utf-8"))
                     cursor.execute("INSERT INTO about VALUES (?, 1, 0, 0)", [SCHEMA_VERSION])
                     cursor.commit()
-            version = db.execute("SELECT schema_version FROM about").fetchone()
+            check_version(db, path)
             size = db.execute("SELECT total_blocks * block_size FROM pragma_database_size()").fetchone()
+        except StoreDamaged:
+            db.close()
+            raise
         except duckdb.Error as error:
             db.close()
-            raise StoreDamaged(f"{path}: this is no store of aif's, or a damaged one: {error}") from error
-        if version != (SCHEMA_VERSION,):
-            db.close()
-            raise StoreDamaged(
-                f"{path}: made by another version of aif (schema {version and version[0]}, now {SCHEMA_VERSION})"
-            )
-        if size is None or size[0] > path.stat().st_size:
+            raise StoreDamaged(f"{path}: can't be read: {str(error).splitlines()[0]}") from error
+        if not replayed and (size is None or size[0] > path.stat().st_size):
             db.close()
             raise StoreDamaged(f"{path}: the store has been cut short")
         return cls(path, db)
@@ -441,8 +454,18 @@ def _json(value: Any) -> str:
     return orjson.dumps(value).decode()
 
 
+def _files(path: Path) -> tuple[Path, Path]:
+    return path, path.with_name(path.name + ".wal")
+
+
 def set_aside(path: Path) -> None:
-    """Takes a store that can't be read out of the way, its write-ahead log too, under names that say so."""
-    for name in (path, path.with_name(path.name + ".wal")):
+    """Takes a store that is to be made again out of the way, its write-ahead log too."""
+    for name in _files(path):
         if name.exists():
             name.replace(name.with_name(name.name + ".aside"))
+
+
+def drop_aside(path: Path) -> None:
+    """Deletes what was set aside, once another stands in its place."""
+    for name in _files(path):
+        name.with_name(name.name + ".aside").unlink(missing_ok=True)

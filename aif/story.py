@@ -50,16 +50,21 @@ def _tell_outcome(console: Console, reader: Reader, pipeline: Pipeline, prompt_i
         console.print("no pair was made of it yet; `aif run` or `aif export` makes them")
         return
     outcome, policy = found[0], pipeline.pairs
-    against = "a seeded draw from" if policy.policy == "best_vs_random" else "the lowest of"
     if outcome["outcome"] != "paired":
         console.print(f"no pair: {OUTCOMES[outcome['outcome']]} ({outcome['outcome']})", highlight=False)
         return
+    models = {r["key"]: r["model"] for r in reader.sql("SELECT key, model FROM slots WHERE prompt_id = ?", [prompt_id])}
+    for side in ("chosen", "rejected"):
+        key = outcome[side]
+        said = f"{side:<8} {models.get(key, 'a former model')}, score {outcome[f'score_{side}']:.3f} ({key})"
+        console.print(said, highlight=False, markup=False)
+    against = "a seeded draw from" if policy.policy == "best_vs_random" else "the lowest of"
+    by = f" by at least {policy.min_margin:g}" if policy.min_margin else ""
     console.print(
-        f"chosen   {outcome['chosen']}  score {outcome['score_chosen']:.3f}\n"
-        f"rejected {outcome['rejected']}  score {outcome['score_rejected']:.3f}\n"
-        f"because  {policy.policy} by {policy.score} over {', '.join(outcome['aspects'])}: the best score "
-        f"of those not cut at max_tokens, against {against} those lower by at least {policy.min_margin:g}",
+        f"because  {policy.policy} by {policy.score} over {', '.join(outcome['aspects'])}: the best score of those not "
+        f"cut at max_tokens, against {against} those that are lower{by}",
         highlight=False,
+        soft_wrap=True,
     )
 
 

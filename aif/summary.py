@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from aif.chat.base import Kind
 from aif.progress import dollars
 from aif.queries import Books, Reader, Tally
 
@@ -50,7 +51,7 @@ def _grid(title: str) -> Table:
 
 
 def _books(books: Books) -> Table:
-    grid = _grid("Books")
+    grid = _grid("Prompts")
     for side in ("right", "left"):
         grid.add_column(justify=side, no_wrap=side == "right")
     grid.show_header = False
@@ -106,17 +107,27 @@ def _spend(rows: list[dict[str, Any]]) -> Table:
 
 
 MENDS = {
-    "context_overflow": "raise the model's context length, or lower max_tokens",
-    "blocked": "the provider's filter refused it; another model may answer",
-    "bad_request": "see the message; `aif doctor` shows which setting the provider refuses",
-    "empty": "the model says nothing; if it reasons, raise max_tokens",
-    "truncated": "raise the judge's max_tokens",
-    "unreadable": "see `raw` in the view `failures`' table `failed`; try `reply: schema`, or another judge",
-    "rate_limited": "lower concurrency, or set requests_per_minute; the same command asks again",
-    "server_error": "the same command asks again",
-    "timeout": "raise timeout_s, or lower concurrency; the same command asks again",
-    "connection": "is the server up? the same command asks again",
-    "bad_reply": "base_url may point at something else; the same command asks again",
+    Kind.CONTEXT_OVERFLOW: "prompt and max_tokens don't fit the model's context: lower max_tokens",
+    Kind.BLOCKED: "the provider's filter refused it; another model may answer",
+    Kind.BAD_REQUEST: "a setting is refused: `temperature: null` and `top_p: null` take them out; a chat template that "
+    "refuses a system turn wants `system: fold_into_user`; `reply: text` asks without a schema",
+    Kind.EMPTY: "the model says nothing; if it reasons, raise max_tokens",
+    Kind.TRUNCATED: "raise the judge's max_tokens",
+    Kind.UNREADABLE: "see `raw` in the table `failed`; try `reply: schema` or `text`, or another judge",
+    Kind.RATE_LIMITED: "lower concurrency, or set requests_per_minute",
+    Kind.SERVER_ERROR: "the server is ill; see its log",
+    Kind.TIMEOUT: "is the server still loading? else raise timeout_s, or lower concurrency",
+    Kind.CONNECTION: "nothing answers there: is the server up, is base_url right?",
+    Kind.BAD_REPLY: "what answers there is no chat completions API: see base_url (it ends with /v1)",
+    Kind.UNAUTHORIZED: "set the key's environment variable to a key that may use this model",
+    Kind.QUOTA_EXHAUSTED: "the account has no money left: add some, or use another key",
+    Kind.UNKNOWN_MODEL: "the server has no such model: see `model` and `base_url`",
+}
+
+THEN = {
+    "later": "asked again by the next run",
+    "failed": "waits for --retry-failed",
+    "refused": "takes no call until it is mended",
 }
 
 
@@ -125,16 +136,15 @@ def tell_failures(console: Console, reader: Reader) -> bool:
     rows = reader.sql("SELECT * FROM failures")
     if not rows:
         return False
-    grid = _grid("\nWithout an answer")
-    for name in ("", "kind", "items", "then", "example"):
-        grid.add_column(name, justify="right" if name == "items" else "left", overflow="fold")
+    console.print("\n[bold]Without an answer[/bold]")
     for row in rows:
-        then = "asked again on the next run" if row["verdict"] == "later" else "waits for --retry-failed"
-        mend = MENDS.get(row["kind"], "")
-        grid.add_row(row["endpoint"], row["kind"], f"{row['items']:,}", then, f"{row['example']}")
-        if mend:
-            grid.add_row("", "", "", "", f"→ {mend}", style="dim")
-    console.print(grid)
+        items = "calls" if row["verdict"] == "refused" else "items"
+        console.print(
+            f"{row['endpoint']}: {row['kind']}, {row['items']:,} {items}, {THEN[row['verdict']]}", markup=False
+        )
+        console.print(f"    {row['example']}", markup=False)
+        if mend := MENDS.get(row["kind"]):
+            console.print(f"    → {mend}", style="dim", markup=False)
     return True
 
 

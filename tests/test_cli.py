@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 import yaml
 
@@ -148,9 +149,58 @@ def test_status_answers_while_a_run_holds_the_store(typed: Typed, tmp_path: Path
     with Ledger.open(load(path).store, print):
         code, out, _ = typed("status", path)
         assert code == Exit.DONE
-        assert "held by another run: process" in out
+        assert "held by process" in out
         assert typed("run", path)[0] == Exit.LOCKED
         assert typed("export", path)[0] == Exit.LOCKED
+
+
+@pytest.mark.parametrize(
+    "name", ["thesis.csv", "prompts.jsonl", "folder", "folder.duckdb", "text.duckdb", "own.duckdb"]
+)
+@pytest.mark.parametrize("command", ["run", "export", "rebuild", "status", "failures"])
+def test_what_is_no_store_of_ours_is_left_alone(
+    typed: Typed, tmp_path: Path, serve: Callable[..., Served], name: str, command: str
+) -> None:
+    served = serve()
+    path = write(tmp_path, served, count=3)
+    foreign = tmp_path / name
+    if name.startswith("folder"):
+        foreign.mkdir()
+        (foreign / "precious").write_text("all I have")
+    elif name == "own.duckdb":
+        with duckdb.connect(str(foreign)) as db:
+            db.execute("CREATE TABLE mine AS SELECT 42 AS answer")
+    elif name != "prompts.jsonl":
+        foreign.write_text("all I have")
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    code, out, err = typed(command, path, "--set", f"store={foreign}")
+
+    assert code in (Exit.BAD_INPUT, Exit.DAMAGED), err
+    assert "Traceback" not in out + err
+    assert {file: file.read_bytes() for file in before} == before
+    assert served.stats()["calls"] == 0
+
+
+def test_a_refusal_is_told_by_failures_with_its_mend(
+    typed: Typed, tmp_path: Path, serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = serve(require_key="sesame")
+    models = {name: {"provider": "vllm", "base_url": served.base_url} for name in ("large", "medium", "small", "tiny")}
+    path = write(tmp_path, served, count=3, models=models)
+    code, _, err = typed("run", path)
+    assert code == Exit.REFUSED
+    assert "refused until something is mended" in err
+    _, out, _ = typed("failures", path)
+    assert "tiny: unauthorized" in out
+    assert "takes no call until it is mended" in out
+
+
+def test_a_port_that_is_taken_is_told_in_a_line(typed: Typed, serve: Callable[..., Served]) -> None:
+    port = serve().base_url.rpartition(":")[2].partition("/")[0]
+    code, _, err = typed("simulate", "--port", port)
+
+    assert code == Exit.BAD_INPUT
+    assert f"127.0.0.1:{port}: can't be listened on" in err
 
 
 def test_doctor_finds_what_is_wrong_and_says_how_to_mend_it(

@@ -463,3 +463,18 @@ def test_what_is_loaded_is_what_was_last_exported_of_whichever_run(tmp_path: Pat
         assert loaded[-1] == pq.read_table(path).column("score_rejected").to_pylist()
 
     assert loaded[0] != loaded[1]
+
+
+def test_a_count_is_of_pending_prompts_too_so_that_an_early_export_fixes_no_large_share(tmp_path: Path) -> None:
+    def rated(number: int, model: str, aspect: str) -> int | Fate:
+        return rate(number, model, aspect) if number < 10 else Fate.PENDING
+
+    pipeline, rubric, ledger = build(tmp_path, 60, sets=["export.test_size=6"], rate=rated)
+    with ledger:
+        early = export(pipeline, rubric, ledger, tmp_path / "out", silent).rows["trl"]
+    pipeline, rubric, ledger = build(tmp_path, 60, sets=["export.test_size=6"])
+    with ledger:
+        late = export(pipeline, rubric, ledger, tmp_path / "out", silent).rows["trl"]
+
+    assert sum(early.values()) == 10
+    assert late == {"train": 54, "test": 6}

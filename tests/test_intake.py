@@ -112,6 +112,17 @@ def test_only_the_keys_of_changed_principles_change(pipeline: Pipeline, tmp_path
     assert 0.2 < len(before - after) / len(before) < 0.47  # one in three is drawn anew
 
 
+def test_rows_that_cannot_be_used_are_named_up_to_a_few_and_counted(pipeline: Pipeline, tmp_path: Path) -> None:
+    bad = [{"prompt": [{"role": "robot", "content": "hi"}]}] * 7
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [{"prompt": "one"}, *bad]))
+    _, intake, told, _ = taken_in(pipeline)
+
+    assert intake["bad_row"] == 7
+    named = [line for line in told if "left out" in line]
+    assert len(named) == 5
+    assert "a.jsonl:2: left out" in named[0]
+
+
 def test_sources_without_rows_are_bad_input(pipeline: Pipeline, tmp_path: Path) -> None:
     rows(tmp_path / "a.jsonl")
     rows(tmp_path / "b.jsonl")

@@ -139,6 +139,16 @@ def test_a_flipped_byte_in_the_journal_loses_exactly_that_reply(kept: Kept) -> N
     assert kept.served.stats()["calls"] == 21, "the judgement still holds: the same completion came back"
 
 
+def test_a_store_without_its_journal_is_not_thrown_away(kept: Kept) -> None:
+    for segment in kept.places.journal.iterdir():
+        segment.unlink()
+    before = kept.places.store.read_bytes()
+    with pytest.raises(StoreDamaged, match="the journal is gone, the store is not"):
+        kept.reopened()
+
+    assert kept.places.store.read_bytes() == before
+
+
 def test_a_journal_of_a_later_version_is_refused(kept: Kept) -> None:
     segment = kept.places.journal / "000001.jsonl"
     with segment.open("ab") as file:

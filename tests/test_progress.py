@@ -118,7 +118,7 @@ def test_the_file_says_what_the_screen_says_and_goes_when_the_run_ends(board: Bo
 def test_the_table_fits_80_columns(board: Board) -> None:
     board.kept(kept("large", "answered", 50))
     console = Console(width=80, record=True, quiet=False, file=Path("/dev/null").open("w"))  # noqa: SIM115
-    console.print(progress.table(board.snapshot()))
+    console.print(progress.table(board.snapshot(), wide=False))
     said = console.export_text()
     console.file.close()
 

@@ -212,10 +212,17 @@ SELECT stage, endpoint, count(*) AS calls, count(*) FILTER (verdict = 'answered'
        sum(usd) AS usd, count(*) FILTER (usd IS NULL) AS unpriced, sum(seconds) AS seconds
 FROM calls GROUP BY ALL ORDER BY stage, endpoint;
 
--- What has no answer now, by kind, with an example.
+-- What has no answer now, by kind, with an example; and providers whose last word was that they take no call.
 CREATE VIEW failures AS
-SELECT stage, endpoint, kind, verdict, count(*) AS items, any_value(message) AS example, any_value(prompt_id) AS prompt_id
-FROM failed GROUP BY ALL ORDER BY items DESC;
+SELECT stage, endpoint, kind, verdict, count(*) AS items, min(message) AS example, min(prompt_id) AS prompt_id
+FROM failed GROUP BY ALL
+UNION ALL
+SELECT stage, endpoint, kind, 'refused', count(*), max_by(message, started), min(prompt_id)
+FROM calls c
+WHERE verdict = 'refused'
+  AND started > coalesce((SELECT max(started) FROM calls a WHERE a.endpoint = c.endpoint AND a.verdict = 'answered'), '-infinity')
+GROUP BY ALL
+ORDER BY items DESC, endpoint, kind;
 
 -- Pairs with their texts.
 CREATE VIEW pairs AS
