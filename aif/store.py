@@ -141,12 +141,12 @@ def noticing(path: Path) -> Iterator[None]:
 def check_version(db: duckdb.DuckDBPyConnection, path: Path) -> None:
     """Raises StoreDamaged where this is no store of ours, or one of another version."""
     try:
-        row = db.execute("SELECT schema_version FROM about").fetchone()
+        rows = db.execute("SELECT schema_version FROM about").fetchall()
     except duckdb.Error as error:
         why = str(error).splitlines()[0]
         raise StoreDamaged(f"{path}: this is no store of aif's, or a damaged one ({why})") from error
-    if row != (SCHEMA_VERSION,):
-        made = row[0] if row else "?"
+    if rows != [(SCHEMA_VERSION,)]:
+        made = rows[0][0] if rows else "?"
         raise StoreDamaged(f"{path}: made by another version of aif (schema {made}, now {SCHEMA_VERSION})")
 
 
@@ -174,14 +174,14 @@ class Store:
                     cursor.execute("INSERT INTO about VALUES (?, 1, 0, 0)", [SCHEMA_VERSION])
                     cursor.commit()
             check_version(db, path)
-            size = db.execute("SELECT total_blocks * block_size FROM pragma_database_size()").fetchone()
+            sizes = db.execute("SELECT total_blocks * block_size FROM pragma_database_size()").fetchall()
         except StoreDamaged:
             db.close()
             raise
         except duckdb.Error as error:
             db.close()
             raise StoreDamaged(f"{path}: can't be read: {str(error).splitlines()[0]}") from error
-        if not replayed and (size is None or size[0] > path.stat().st_size):
+        if not replayed and any(size > path.stat().st_size for (size,) in sizes):
             db.close()
             raise StoreDamaged(f"{path}: the store has been cut short")
         return cls(path, db)
@@ -196,8 +196,7 @@ class Store:
     @property
     def position(self) -> Position:
         """How far into the journal the store has come."""
-        row = self._db.execute('SELECT segment, "offset" FROM about').fetchone()
-        assert row is not None
+        (row,) = self._db.execute('SELECT segment, "offset" FROM about').fetchall()
         return Position(*row)
 
     def apply(self, entries: Sequence[Entry], position: Position, damaged: int = 0) -> None:
@@ -287,8 +286,8 @@ class Store:
         self._db.execute("INSERT OR REPLACE INTO marks VALUES (?, ?)", [name, value])
 
     def marked(self, name: str) -> str | None:
-        row = self._db.execute("SELECT value FROM marks WHERE name = ?", [name]).fetchone()
-        return row[0] if row else None
+        rows = self._db.execute("SELECT value FROM marks WHERE name = ?", [name]).fetchall()
+        return rows[0][0] if rows else None
 
     def replan(self, batches: Iterable[Sequence[tuple[int, Slot, str | None]]], mark: str) -> None:
         """Puts other slots in the place of the present ones; rows are (position, slot, digest of its principle)."""
