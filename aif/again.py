@@ -10,7 +10,6 @@ from aif.intake import prepare, rubric_of
 from aif.ledger import Ledger, Places
 from aif.pairing import make_pairs
 from aif.queries import Reader
-from aif.records import digest
 from aif.store import drop_aside
 
 
@@ -34,8 +33,8 @@ def again(pipeline: Pipeline, tell: Callable[[str], None]) -> Again:
         raise BadInput(f"{places.journal}: there is no journal to make a store from")
     rubric = rubric_of(pipeline)
     before = _readings(places, tell)
-    with Ledger.open(pipeline.store, tell, anew=True) as ledger:
-        prepare(pipeline, ledger, rubric, tell)
+    with Ledger.open(pipeline.store, tell, rubric, anew=True) as ledger:
+        prepare(pipeline, ledger, rubric, tell, reread=False)
         make_pairs(pipeline, rubric, ledger.store)
         with Reader.of(ledger.store) as reader:
             calls = reader.sql("SELECT count(*) AS n FROM calls")[0]["n"]
@@ -61,4 +60,5 @@ def _readings(places: Places, tell: Callable[[str], None]) -> dict[str, str]:
 
 def _read(reader: Reader) -> dict[str, str]:
     """A digest of the ratings by judgement."""
-    return {row["key"]: digest(row["ratings"]) for row in reader.sql("SELECT key, ratings FROM judgements")}
+    rows = reader.sql("SELECT key, sha256(to_json(ratings)::VARCHAR) AS said FROM judgements")
+    return {row["key"]: row["said"] for row in rows}

@@ -178,7 +178,7 @@ def show(
 
     one = _load(pipeline, sets)
     with Reader.open(one.store) as reader:
-        tell_story(out, reader, one, prompt_id)
+        tell_story(out, reader, prompt_id)
 
 
 @app.command()
@@ -190,14 +190,15 @@ def export(
     """Pairs by the pipeline's policy, as a dataset with its card. No model is called."""
     from aif.export import export as write
     from aif.export import tell_exported
-    from aif.intake import rubric_of
+    from aif.intake import prepare, rubric_of
     from aif.ledger import Ledger
 
     one = _load(pipeline, sets)
     if not one.store.exists():
         raise BadInput(f"{one.store}: no store here yet; `aif run {pipeline}` makes it")
     rubric = rubric_of(one)
-    with Ledger.open(one.store, _tell) as ledger:
+    with Ledger.open(one.store, _tell, rubric) as ledger:
+        prepare(one, ledger, rubric, _tell, reread=False)
         exported = write(one, rubric, ledger, to or one.store.parent / "dataset", _tell)
     tell_exported(out, exported, pipeline)
 

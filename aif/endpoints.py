@@ -28,18 +28,21 @@ class Endpoint:
     pace: Pace
     halt: asyncio.Event = field(default_factory=asyncio.Event)
     refused: str | None = None
-    answered: int = 0
+    answered: int = 0  # ever, as the store knows
     bad_requests: int = 0
     in_flight: int = 0
 
-    def note(self, error: CallError | None) -> None:
-        """Takes in how a call ended."""
+    def note(self, error: CallError | None) -> bool:
+        """Takes in how a call ended. True where a refused request says nothing of its item yet: as long as nothing at
+        all was ever answered, it may be a setting that is refused."""
         if error is None:
             self.answered += 1
-        elif error.kind == Kind.BAD_REQUEST:
-            self.bad_requests += 1
-            if self.bad_requests >= BAD_REQUESTS and not self.answered:
-                self.refuse(f"the first {self.bad_requests} requests were all refused: {error.message}")
+        if error is None or error.kind != Kind.BAD_REQUEST or self.answered:
+            return False
+        self.bad_requests += 1
+        if self.bad_requests >= BAD_REQUESTS:
+            self.refuse(f"the first {self.bad_requests} requests were all refused: {error.message}")
+        return True
 
     def refuse(self, why: str) -> None:
         self.refused = self.refused or why

@@ -43,6 +43,8 @@ ROOM = 4  # a judgement cut at its limit gets twice the room each time, up to so
 
 T = TypeVar("T")
 
+Answer = tuple[Reply, tuple[Rating, ...] | None]
+
 
 class Observer(Protocol):
     """Who watches a run."""
@@ -58,7 +60,7 @@ class Observer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One item of work: what it is, how to ask for it the n-th time, and how to read the reply."""
+    """One item of work: what it is, how to ask for it after so many replies of no use, and how to read the reply."""
 
     item: events.Item
     request: Callable[[int, CallError | None], Request]
@@ -82,7 +84,7 @@ class Run:
         self.stopping = False
         self._id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
         self._calls = 0
-        self._more_ready = asyncio.Event()
+        self._more_ready = {e.name: asyncio.Event() for e in self.endpoints if e.stage == "judgement"}
         self._generated = False
         self._systems = {name: model.system for name, model in self.pipeline.models.items()}
 
@@ -91,17 +93,24 @@ class Run:
         self.stopping = True
         for endpoint in self.endpoints:
             endpoint.halt.set()
-        self._more_ready.set()
+        self._wake_judges()
+
+    def _wake_judges(self) -> None:
+        for event in self._more_ready.values():
+            event.set()
 
     async def execute(self) -> None:
         """Does everything that is pending, once. What could not be done is in the store's `failures`."""
         self.ledger.store.begin(self.limit)
         least = self.pipeline.completions
         self._writer = Writer(
-            self.ledger, least.per_prompt, least.min_completions, self.observer.kept, self._more_ready.set
+            self.ledger, least.per_prompt, least.min_completions, self.observer.kept, self._wake_judges
         )
-        with ThreadPoolExecutor(1, "reader") as thread, Reader.of(self.ledger.store) as reader:
+        # the thread ends first: a reader must not be closed while it is asked
+        with Reader.of(self.ledger.store) as reader, ThreadPoolExecutor(1, "reader") as thread:
             self._reader, self._thread = reader, thread
+            for endpoint, tally in self._answered(reader):
+                endpoint.answered = tally.answered
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._writer.run())
                 models = [e for e in self.endpoints if e.stage == "completion"]
@@ -111,9 +120,13 @@ class Run:
                 await asyncio.wait(generating)
                 await self._writer.flush()
                 self._generated = True
-                self._more_ready.set()
+                self._wake_judges()
                 await asyncio.wait(judging)
                 await self._writer.close()
+
+    def _answered(self, reader: Reader) -> list[tuple[Endpoint, Tally]]:
+        tallies = reader.tallies()
+        return [(e, tallies[e.stage, e.name]) for e in self.endpoints if (e.stage, e.name) in tallies]
 
     # --- one endpoint -------------------------------------------------------------------------------------------------
 
@@ -135,31 +148,32 @@ class Run:
                 await self._do(endpoint, job)
 
     async def _do(self, endpoint: Endpoint, job: Job) -> None:
-        started = datetime.now(UTC)
-        failure: CallError | None = None
+        clock = asyncio.get_running_loop().time
+        call = _Call()
 
-        async def attempt(n: int) -> tuple[Reply, tuple[Rating, ...] | None]:
-            nonlocal started
-            request = job.request(n, failure)
+        async def attempt(_: int) -> Answer:
+            request = job.request(call.reasks, call.unmended)
             await endpoint.pace.turn(_tokens(request))
             if endpoint.halt.is_set():
                 raise _Halted
-            started = datetime.now(UTC)
+            call.started, began = datetime.now(UTC), clock()
             endpoint.in_flight += 1
             try:
                 reply = await endpoint.client.ask(request)
             finally:
                 endpoint.in_flight -= 1
+                call.seconds = clock() - began
             return reply, job.read(reply)
 
-        async def note(tried: Attempt[tuple[Reply, tuple[Rating, ...] | None]]) -> None:
-            nonlocal failure
-            failure = tried.error
-            endpoint.note(tried.error)
-            await self._keep(endpoint, job, started, tried)
+        async def note(tried: Attempt[Answer]) -> None:
+            if tried.error and tried.error.kind in REASKED:
+                call.unmended, call.reasks = tried.error, call.reasks + 1
+            if endpoint.note(tried.error):
+                tried = replace(tried, verdict="later")
+            await self._keep(endpoint, job, call, tried)
 
         try:
-            last = await persist(attempt, self.policy, note, endpoint.sleep, asyncio.get_running_loop().time)
+            last = await persist(attempt, self.policy, note, endpoint.sleep, clock)
         except _Halted:
             return
         if last.verdict == "refused" and last.error:
@@ -167,9 +181,7 @@ class Run:
         if endpoint.refused:
             self.observer.refused(endpoint.name, endpoint.refused)
 
-    async def _keep(
-        self, endpoint: Endpoint, job: Job, started: datetime, tried: Attempt[tuple[Reply, tuple[Rating, ...] | None]]
-    ) -> None:
+    async def _keep(self, endpoint: Endpoint, job: Job, call: "_Call", tried: Attempt[Answer]) -> None:
         reply, ratings = tried.result or (None, None)
         had = reply or (tried.error.reply if tried.error else None)
         unbilled = tried.error is not None and tried.error.kind in UNBILLED
@@ -178,8 +190,8 @@ class Run:
             job.item,
             id=f"{self._id}-{self._calls}",
             n=tried.n,
-            started=started,
-            seconds=tried.seconds,
+            started=call.started,
+            seconds=call.seconds,
             verdict=tried.verdict,
             reply=reply,
             error=tried.error,
@@ -224,9 +236,9 @@ class Run:
     # --- judgements ---------------------------------------------------------------------------------------------------
 
     async def _judgements(self, endpoint: Endpoint, queue: asyncio.Queue[Job | None]) -> None:
-        after = 0
+        after, more = 0, self._more_ready[endpoint.name]
         while not endpoint.halt.is_set():
-            self._more_ready.clear()
+            more.clear()
             done = self._generated  # read before asking: what comes to be ready later sets the event again
             rows = await self._ask(self._reader.ready, after, PAGE)
             if rows:
@@ -238,7 +250,7 @@ class Run:
             elif done:
                 return
             else:
-                await self._more_ready.wait()
+                await more.wait()
 
     def _judgement(self, ready: Ready, need: Need) -> Job:
         judge = self.pipeline.judges[need.judge]
@@ -266,16 +278,27 @@ class Run:
         return Job(item, partial(_once_more, request), ratings)
 
 
+@dataclass
+class _Call:
+    """An item's call as it goes: when and how long it was last made, and what another sample is asked to mend."""
+
+    started: datetime = field(default_factory=lambda: datetime.now(UTC))
+    seconds: float = 0.0
+    unmended: CallError | None = None
+    reasks: int = 0
+
+
 class _Halted(Exception):
     """The endpoint takes no further call; the item stays pending."""
 
 
-def _once_more(request: Request, n: int, failure: CallError | None) -> Request:
-    """The n-th time a request is made. Where only another sample can mend what came before, the seed moves on."""
-    if failure is None or failure.kind not in REASKED:
+def _once_more(request: Request, reasks: int, failure: CallError | None) -> Request:
+    """A request after so many replies that only another sample can mend: the seed moves on, and a judgement that was
+    cut gets more room. What may pass by itself (a 429, a timeout) is asked for as it was."""
+    if failure is None:
         return request
-    room = min(ROOM, 2 ** (n - 1)) if failure.kind == Kind.TRUNCATED else 1
-    seed = None if request.seed is None else (request.seed + n - 1) % 2**31
+    room = min(ROOM, 2**reasks) if failure.kind == Kind.TRUNCATED else 1
+    seed = None if request.seed is None else (request.seed + reasks) % 2**31
     return replace(request, seed=seed, max_tokens=request.max_tokens * room)
 
 
@@ -333,12 +356,12 @@ def feedback(
     began = time.monotonic()
 
     def tell(words: str) -> None:
-        console.print(words, highlight=False, soft_wrap=True)
+        console.print(words, highlight=False, markup=False, soft_wrap=True)
 
     rubric = rubric_of(pipeline)
     for one in (*pipeline.models.values(), *pipeline.judges.values()):
         api_key(one, os.environ)  # a missing key is told before anything is read
-    with Ledger.open(pipeline.store, tell) as ledger:
+    with Ledger.open(pipeline.store, tell, rubric) as ledger:
         if retry_failed:
             ledger.keep([events.retry(datetime.now(UTC))])
         prepare(pipeline, ledger, rubric, tell)

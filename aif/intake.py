@@ -69,10 +69,15 @@ def specs_of(pipeline: Pipeline, rubric: Rubric) -> list[Spec]:
     return found
 
 
-def prepare(pipeline: Pipeline, ledger: Ledger, rubric: Rubric, tell: Callable[[str], None]) -> None:
-    """Brings store and journal to what the pipeline file and its sources say now. Calls no model."""
+def prepare(
+    pipeline: Pipeline, ledger: Ledger, rubric: Rubric, tell: Callable[[str], None], reread: bool = True
+) -> None:
+    """Brings store and journal to what the pipeline file and its sources say now. Calls no model.
+
+    Without `reread` the prompts are those the journal has, wherever their sources are now.
+    """
     principles = principles_of(pipeline)
-    fingerprint = _read_sources(pipeline, ledger, tell)
+    fingerprint = _read_sources(pipeline, ledger, tell, reread)
     _keep_texts(ledger, rubric, principles)
     mark = digest(
         [fingerprint, plan_digest(pool_of(pipeline), pipeline.completions.per_prompt, principles, pipeline.seed)]
@@ -107,10 +112,24 @@ def _planned(
         ]
 
 
-def _read_sources(pipeline: Pipeline, ledger: Ledger, tell: Callable[[str], None]) -> str:
-    """Reads the sources where they have changed since they were last read whole. Returns their fingerprint."""
-    fingerprint = digest([sources.fingerprint(entry, beside=pipeline.beside) for entry in pipeline.prompts])
-    if ledger.store.marked("sources") == fingerprint:
+def _read_sources(pipeline: Pipeline, ledger: Ledger, tell: Callable[[str], None], reread: bool) -> str:
+    """Reads the sources where they have changed since they were last read whole. Returns their fingerprint.
+
+    Sources that can't be reached now, but were read whole as declared, are as they were: the journal has their prompts.
+    """
+    marked = ledger.store.marked("sources")
+    if marked and not reread:
+        return marked
+    declared = digest([entry.model_dump(mode="json") for entry in pipeline.prompts])
+    try:
+        found = [sources.fingerprint(entry, beside=pipeline.beside) for entry in pipeline.prompts]
+    except BadInput as error:
+        if marked is None or not marked.startswith(declared):
+            raise
+        tell(f"{error}; going on with the prompts that were read before")
+        return marked
+    fingerprint = f"{declared}:{digest(found)}"
+    if marked == fingerprint:
         return fingerprint
     tell("reading prompts")
     counts: Counter[tuple[str, str]] = Counter()

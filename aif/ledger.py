@@ -102,11 +102,14 @@ class Rubrics:
 
     files: dict[str, dict[str, str]] = field(default_factory=dict)
     made: dict[str, Rubric] = field(default_factory=dict)
+    lost: set[str] = field(default_factory=set)
 
-    def get(self, digest: str) -> Rubric:
+    def get(self, digest: str) -> Rubric | None:
+        """The rubric, or None where its record was damaged: `lost` then names it."""
         if digest not in self.made:
             if digest not in self.files:
-                raise StoreDamaged(f"the journal holds judgements by rubric {digest[:12]}, but not that rubric")
+                self.lost.add(digest)
+                return None
             self.made[digest] = Rubric.of(self.files[digest], f"rubric {digest[:12]}")
         return self.made[digest]
 
@@ -120,11 +123,10 @@ def entry_of(record: Record, rubrics: Rubrics) -> Entry:
     if record["kind"] not in (None, "unreadable"):  # truncated, blocked: read or not, it is no judgement
         return Entry(record)
     item = record["item"]
+    if (rubric := rubrics.get(item["rubric"])) is None:
+        return Entry(record)
     try:
-        return Entry(
-            record,
-            read(rubrics.get(item["rubric"]), item["request"], item["completions"], record["text"], item["form"]),
-        )
+        return Entry(record, read(rubric, item["request"], item["completions"], record["text"], item["form"]))
     except Unreadable:
         return Entry(record)
 
@@ -148,8 +150,9 @@ class Ledger:
         self._lock = lock
 
     @classmethod
-    def open(cls, path: Path, tell: Told, anew: bool = False) -> Self:
-        """Opens for writing. `tell` gets a line for each thing that was not as it should be."""
+    def open(cls, path: Path, tell: Told, rubric: Rubric | None = None, anew: bool = False) -> Self:
+        """Opens for writing. `tell` gets a line for each thing that was not as it should be. `rubric` is today's: it
+        stands in where the journal has lost it."""
         places = Places(path)
         lock = Lock(places.lock)
         try:
@@ -160,9 +163,13 @@ class Ledger:
             store = _sound_store(places, journal, tell, anew)
             with Reader.of(store) as reader:
                 rubrics.files.update(reader.texts("rubric"))
+            if rubric:
+                rubrics.files.setdefault(rubric.digest, dict(rubric.files))
             followed = follow(store, places.journal, rubrics)
             for damage in followed.damaged:
                 tell(f"{damage}; what it held is lost and asked again")
+            for digest in sorted(rubrics.lost):
+                tell(f"{places.journal}: rubric {digest[:12]} is lost; what was rated by it is asked again if wanted")
         except BaseException:
             lock.release()
             raise

@@ -1,8 +1,10 @@
 """Ratings in the store -> what became of every selected prompt, in the store. Calls no model."""
 
 from collections import Counter
+from dataclasses import asdict
 
 import numpy as np
+import orjson
 import pyarrow as pa
 
 from aif.config import Pipeline
@@ -32,7 +34,7 @@ def make_pairs(pipeline: Pipeline, rubric: Rubric, store: Store) -> dict[str, in
         unpaired = reader.unpaired()
     paired = pair(scores, policy_of(pipeline))
     outcomes = pa.concat_tables([paired.to_arrow(), unpaired], promote_options="default")
-    store.keep_outcomes(outcomes, _scored(scores, paired))
+    store.keep_outcomes(outcomes, _scored(scores, paired), orjson.dumps(asdict(policy_of(pipeline))).decode())
     found = Counter(outcomes.column("outcome").to_pylist())
     return {outcome: found[outcome] for outcome in OUTCOMES}
 

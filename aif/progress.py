@@ -149,6 +149,14 @@ class _Row:
 
 async def show(board: Board, console: Console, file: Path, ended: asyncio.Event) -> None:
     """Keeps the screen and the file up to date until `ended` is set."""
+    try:
+        await _show(board, console, file, ended)
+    except (OSError, SystemExit):  # nobody reads on (`| head`): rich ends the program for that, the run goes on
+        await ended.wait()
+    file.unlink(missing_ok=True)
+
+
+async def _show(board: Board, console: Console, file: Path, ended: asyncio.Event) -> None:
     if console.is_terminal:
 
         def drawn() -> Table:
@@ -157,8 +165,13 @@ async def show(board: Board, console: Console, file: Path, ended: asyncio.Event)
         with Live(drawn(), console=console, refresh_per_second=4, transient=True) as live:
             await _tick(lambda: live.update(drawn()), 0.25, board, file, ended)
     else:
-        await _tick(lambda: console.print(line(board.snapshot()), soft_wrap=True), LINE_EVERY_S, board, file, ended)
-    file.unlink(missing_ok=True)
+        await _tick(
+            lambda: console.print(line(board.snapshot()), soft_wrap=True, markup=False),
+            LINE_EVERY_S,
+            board,
+            file,
+            ended,
+        )
 
 
 async def _tick(draw: Callable[[], None], every_s: float, board: Board, file: Path, ended: asyncio.Event) -> None:

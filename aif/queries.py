@@ -12,7 +12,7 @@ import orjson
 import pyarrow as pa
 
 from aif.errors import BadInput, StoreDamaged
-from aif.pairs import Scores
+from aif.pairs import Policy, Scores
 from aif.records import Message, Prompt, Slot, as_messages
 from aif.store import Store, check_version, connect, noticing
 
@@ -382,6 +382,11 @@ class Reader:
     def pending(self) -> list[str]:
         """Ids of the prompts that are not done with."""
         return [row[0] for row in self._rows("SELECT prompt_id FROM outcomes WHERE outcome = 'pending'")]
+
+    def paired_by(self) -> Policy | None:
+        """The policy that pairs were last made by."""
+        rows = self._rows("SELECT value FROM marks WHERE name = 'pairs'")
+        return Policy(**orjson.loads(rows[0][0])) if rows else None
 
     def find(self, prefix: str) -> str:
         """The id of the one prompt whose id begins so."""

@@ -330,6 +330,8 @@ def spec_digest(rubric: Rubric, request: str, n: int, form: Form, settings: Mapp
     return digest(
         {
             "layout": LAYOUT,
+            "request": request,  # with the aspects: what the reply is read as
+            "aspects": list(rubric.sheet.requests[request].aspects),
             "mode": rubric.sheet.requests[request].mode,
             "role": rubric.role,
             "own": rubric.own_text(request, n, form),

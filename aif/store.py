@@ -7,7 +7,7 @@ DuckDB 2.0 raises when a connection is shared between threads, and fails at comm
 import errno
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -122,20 +122,29 @@ def connect(path: Path, read_only: bool = False) -> duckdb.DuckDBPyConnection:
         raise StoreDamaged(f"{path}: DuckDB can't open this store: {str(error).splitlines()[0]}") from error
 
 
-# What DuckDB raises when the file under it is not what it wrote. A flipped byte shows when its block is read.
+# What DuckDB raises when the file under it is not what it wrote. A flipped byte shows when its block is read, as the
+# base class itself (2.0).
 DAMAGE = (duckdb.IOException, duckdb.InternalException, duckdb.FatalException, duckdb.SerializationException)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
 def noticing(path: Path) -> Iterator[None]:
-    """Turns DuckDB's words for a damaged file into ours."""
+    """Turns DuckDB's words for a damaged file, a full disk and Ctrl-C into ours."""
     try:
         yield
-    except DAMAGE as error:
+    except duckdb.Error as error:
+        if not isinstance(error, DAMAGE) and type(error) is not duckdb.Error:
+            raise
         why = str(error).splitlines()[0]
-        if os.strerror(errno.ENOSPC) in why:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        for code in FULL:
+            if os.strerror(code) in why:
+                raise OSError(code, os.strerror(code), str(path)) from error
         raise StoreDamaged(f"{path}: the store is damaged ({why}); `aif rebuild` makes it from the journal") from error
+    except RuntimeError as error:
+        if "interrupted" in str(error).lower():
+            raise KeyboardInterrupt from error
+        raise
 
 
 def check_version(db: duckdb.DuckDBPyConnection, path: Path) -> None:
@@ -199,15 +208,23 @@ class Store:
         (row,) = self._db.execute('SELECT segment, "offset" FROM about').fetchall()
         return Position(*row)
 
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """All of the block, or none of it."""
+        with noticing(self.path):
+            self._db.begin()
+            try:
+                yield
+                self._db.commit()
+            except BaseException:
+                with suppress(duckdb.Error):  # a commit that failed has ended the transaction itself
+                    self._db.rollback()
+                raise
+
     def apply(self, entries: Sequence[Entry], position: Position, damaged: int = 0) -> None:
         """Takes in journal records up to `position`, all or none. A key that is there already keeps what it has."""
-        self._db.begin()
-        try:
-            with noticing(self.path):
-                self._apply(entries, position, damaged)
-        except BaseException:
-            self._db.rollback()
-            raise
+        with self._transaction():
+            self._apply(entries, position, damaged)
 
     def _apply(self, entries: Sequence[Entry], position: Position, damaged: int) -> None:
         rows = _Rows()
@@ -226,7 +243,8 @@ class Store:
             'UPDATE about SET segment = ?, "offset" = ?, damaged = damaged + ?',
             [position.segment, position.offset, damaged],
         )
-        self._db.commit()
+        if damaged:  # a prompt or a page may be among what was lost: the sources are read again
+            self._db.execute("DELETE FROM marks WHERE name = 'sources'")
 
     def _insert(self, rows: "_Rows") -> None:
         if answered := [row["key"] for row in (*rows.tables["completions"], *rows.tables["judgements"])]:
@@ -286,13 +304,13 @@ class Store:
         self._db.execute("INSERT OR REPLACE INTO marks VALUES (?, ?)", [name, value])
 
     def marked(self, name: str) -> str | None:
-        rows = self._db.execute("SELECT value FROM marks WHERE name = ?", [name]).fetchall()
+        with noticing(self.path):
+            rows = self._db.execute("SELECT value FROM marks WHERE name = ?", [name]).fetchall()
         return rows[0][0] if rows else None
 
     def replan(self, batches: Iterable[Sequence[tuple[int, Slot, str | None]]], mark: str) -> None:
         """Puts other slots in the place of the present ones; rows are (position, slot, digest of its principle)."""
-        self._db.begin()
-        try:
+        with self._transaction():
             self._db.execute("DELETE FROM slots")
             for batch in batches:
                 rows = [
@@ -304,10 +322,6 @@ class Store:
                 ]  # fmt: skip
                 self.insert("slots", pa.Table.from_pylist(rows, schema=COLUMNS["slots"]))
             self.mark("plan", mark)
-            self._db.commit()
-        except BaseException:
-            self._db.rollback()
-            raise
 
     def judged_by(self, specs: Sequence[Spec]) -> None:
         """Says which requests the present rubric makes of the present judges."""
@@ -318,33 +332,35 @@ class Store:
             }
             for s in specs
         ]  # fmt: skip
-        self._db.begin()
-        self._db.execute("DELETE FROM specs")
-        self.insert("specs", pa.Table.from_pylist(rows, schema=COLUMNS["specs"]))
-        self._db.commit()
+        with self._transaction():
+            self._db.execute("DELETE FROM specs")
+            self.insert("specs", pa.Table.from_pylist(rows, schema=COLUMNS["specs"]))
 
     def begin(self, limit: int | None) -> None:
         """Lists what a run has to do: slots without an answer, and prompts that are ready to be judged."""
         within = f"position < {limit}" if limit is not None else "true"
-        self._db.begin()
-        self._db.execute("DELETE FROM settled; DELETE FROM todo; DELETE FROM ready")
-        self._db.execute(
-            f"INSERT INTO settled SELECT position, slot, state = 'answered' FROM slot_states "
-            f"WHERE state IN ('answered', 'failed') AND {within}"
-        )
-        self._db.execute(
-            "INSERT INTO todo "
-            "SELECT row_number() OVER (PARTITION BY model ORDER BY position, slot), model, position, slot "
-            f"FROM slot_states WHERE state IN ('pending', 'later') AND {within}"
-        )
-        self._db.execute(
-            f"INSERT INTO ready SELECT row_number() OVER (ORDER BY position), position "
-            f"FROM (SELECT DISTINCT position FROM needed WHERE state IN ('pending', 'later') AND {within})"
-        )
-        self._db.commit()
+        with self._transaction():
+            self._db.execute("DELETE FROM settled; DELETE FROM todo; DELETE FROM ready")
+            self._db.execute(
+                f"INSERT INTO settled SELECT position, slot, state = 'answered' FROM slot_states "
+                f"WHERE state IN ('answered', 'failed') AND {within}"
+            )
+            self._db.execute(
+                "INSERT INTO todo "
+                "SELECT row_number() OVER (PARTITION BY model ORDER BY position, slot), model, position, slot "
+                f"FROM slot_states WHERE state IN ('pending', 'later') AND {within}"
+            )
+            self._db.execute(
+                f"INSERT INTO ready SELECT row_number() OVER (ORDER BY position), position "
+                f"FROM (SELECT DISTINCT position FROM needed WHERE state IN ('pending', 'later') AND {within})"
+            )
 
     def notice_ready(self, positions: Sequence[int], per_prompt: int, min_completions: int) -> None:
         """Of the prompts at these positions, lists those whose slots are now all terminal as ready."""
+        with noticing(self.path):
+            self._notice_ready(positions, per_prompt, min_completions)
+
+    def _notice_ready(self, positions: Sequence[int], per_prompt: int, min_completions: int) -> None:
         self._db.register("touched", pa.table({"position": pa.array(positions, pa.int64())}))
         self._db.execute(
             "INSERT INTO ready "
@@ -355,13 +371,13 @@ class Store:
         )
         self._db.unregister("touched")
 
-    def keep_outcomes(self, outcomes: pa.Table, scores: pa.Table) -> None:
-        """Puts down what became of each prompt, in the place of what was there. Of two writers the later one stands."""
-        self._db.begin()
-        self._db.execute("DELETE FROM outcomes; DELETE FROM scores")
-        self.insert("outcomes", outcomes)
-        self.insert("scores", scores)
-        self._db.commit()
+    def keep_outcomes(self, outcomes: pa.Table, scores: pa.Table, policy: str) -> None:
+        """Puts down what became of each prompt, and by which policy (JSON), in the place of what was there."""
+        with self._transaction():
+            self._db.execute("DELETE FROM outcomes; DELETE FROM scores")
+            self.insert("outcomes", outcomes)
+            self.insert("scores", scores)
+            self.mark("pairs", policy)
 
 
 class _Rows:

@@ -8,7 +8,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.rule import Rule
 
-from aif.config import Pipeline
 from aif.ledger import Rubrics
 from aif.plan import sent_messages
 from aif.queries import Reader
@@ -17,7 +16,7 @@ from aif.rubric import render
 from aif.summary import OUTCOMES
 
 
-def tell_story(console: Console, reader: Reader, pipeline: Pipeline, prefix: str) -> None:
+def tell_story(console: Console, reader: Reader, prefix: str) -> None:
     """Prints the story of the prompt whose id begins with `prefix`. Raises BadInput where there is none."""
     prompt_id = reader.find(prefix)
     row = reader.sql(
@@ -31,7 +30,7 @@ def tell_story(console: Console, reader: Reader, pipeline: Pipeline, prefix: str
         f"source {row['source'] or '(no longer selected)'}   meta {escape(str(row['meta']))}", highlight=False
     )
     _tell_messages(console, prompt.messages)
-    _tell_outcome(console, reader, pipeline, prompt_id)
+    _tell_outcome(console, reader, prompt_id)
     principles = reader.texts("principle")
     names = _tell_completions(console, reader, prompt, principles)
     _tell_judgements(console, reader, prompt, names)
@@ -43,14 +42,14 @@ def _tell_messages(console: Console, messages: tuple[Message, ...]) -> None:
         console.print(message.content, markup=False, highlight=False, soft_wrap=True)
 
 
-def _tell_outcome(console: Console, reader: Reader, pipeline: Pipeline, prompt_id: str) -> None:
+def _tell_outcome(console: Console, reader: Reader, prompt_id: str) -> None:
     console.print(Rule("[bold]outcome"))
     found = reader.sql("SELECT * FROM outcomes WHERE prompt_id = ?", [prompt_id])
     if not found:
         console.print("no pair was made of it yet; `aif run` or `aif export` makes them")
         return
-    outcome, policy = found[0], pipeline.pairs
-    if outcome["outcome"] != "paired":
+    outcome, policy = found[0], reader.paired_by()
+    if policy is None or outcome["outcome"] != "paired":
         console.print(f"no pair: {OUTCOMES[outcome['outcome']]} ({outcome['outcome']})", highlight=False)
         return
     models = {r["key"]: r["model"] for r in reader.sql("SELECT key, model FROM slots WHERE prompt_id = ?", [prompt_id])}
@@ -58,10 +57,10 @@ def _tell_outcome(console: Console, reader: Reader, pipeline: Pipeline, prompt_i
         key = outcome[side]
         said = f"{side:<8} {models.get(key, 'a former model')}, score {outcome[f'score_{side}']:.3f} ({key})"
         console.print(said, highlight=False, markup=False)
-    against = "a seeded draw from" if policy.policy == "best_vs_random" else "the lowest of"
+    against = "a seeded draw from" if policy.name == "best_vs_random" else "the lowest of"
     by = f" by at least {policy.min_margin:g}" if policy.min_margin else ""
     console.print(
-        f"because  {policy.policy} by {policy.score} over {', '.join(outcome['aspects'])}: the best score of those not "
+        f"because  {policy.name} by {policy.score} over {', '.join(outcome['aspects'])}: the best score of those not "
         f"cut at max_tokens, against {against} those that are lower{by}",
         highlight=False,
         soft_wrap=True,
@@ -132,6 +131,7 @@ def _tell_judgements(console: Console, reader: Reader, prompt: Prompt, names: Ma
     for row in reader.sql(_JUDGEMENTS, [prompt.prompt_id]):
         rubrics.files[row["rubric"]] = orjson.loads(row["files"])
         rubric = rubrics.get(row["rubric"])
+        assert rubric is not None
         console.print(Rule(f"[bold]judgement {row['key']} by {escape(row['judge'])}: {row['request']}"))
         shown = row["completions"]
         order = ", ".join(f"{i} = {names.get(key, 'a former model')}" for i, key in enumerate(shown, 1))
@@ -151,7 +151,10 @@ def _tell_judgements(console: Console, reader: Reader, prompt: Prompt, names: Ma
             console.print(
                 f"{name}, {rating['aspect']}: {said}{types}: {rating['rationale']}", markup=False, highlight=False
             )
-    for failure in reader.sql("SELECT * FROM failed WHERE prompt_id = ? AND stage = 'judgement'", [prompt.prompt_id]):
+    for failure in reader.sql(
+        "SELECT f.* FROM failed f JOIN needed d USING (prompt_id, spec, identity, pass, answers) WHERE f.prompt_id = ?",
+        [prompt.prompt_id],
+    ):
         console.print(Rule(f"[bold]judgement without a rating: {failure['request']}, {failure['verdict']}"))
         console.print(f"{failure['kind']}: {failure['message']}", markup=False)
         if failure["raw"]:

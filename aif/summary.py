@@ -111,8 +111,8 @@ MENDS = {
     Kind.BLOCKED: "the provider's filter refused it; another model may answer",
     Kind.BAD_REQUEST: "a setting is refused: `temperature: null` and `top_p: null` take them out; a chat template that "
     "refuses a system turn wants `system: fold_into_user`; `reply: text` asks without a schema",
-    Kind.EMPTY: "the model says nothing; if it reasons, raise max_tokens",
-    Kind.TRUNCATED: "raise the judge's max_tokens",
+    Kind.EMPTY: "the model says nothing; if it reasons, raise max_tokens (which asks all its completions again)",
+    Kind.TRUNCATED: "raise the judge's max_tokens (which asks all judgements again)",
     Kind.UNREADABLE: "see `raw` in the table `failed`; try `reply: schema` or `text`, or another judge",
     Kind.RATE_LIMITED: "lower concurrency, or set requests_per_minute",
     Kind.SERVER_ERROR: "the server is ill; see its log",

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 
 from aif import journal as journals
+from aif.again import again
 from aif.config import load
 from aif.errors import StoreDamaged, StoreLocked
 from aif.ledger import Ledger, Places, entry_of, is_held
 from aif.queries import Reader
+from aif.records import fraction
 from tests.serving import Served
 from tests.test_feedback import ask, run, write
 
@@ -185,3 +187,49 @@ def test_the_store_is_readable_by_duckdb_1_5(kept: Kept) -> None:
     assert ask(load(kept.path), "SELECT tags['storage_version'] AS v FROM duckdb_databases() WHERE NOT internal")[0][
         "v"
     ].startswith("v1.5")
+
+
+@pytest.mark.parametrize("kind", [b'"t":"prompt"', b'"t":"page"', b'"kind":"rubric"', b'"kind":"principle"'])
+def test_a_damaged_line_of_any_kind_is_made_good_by_the_next_run(kept: Kept, kind: bytes) -> None:
+    segment = kept.places.journal / "000001.jsonl"
+    lines = segment.read_bytes().splitlines(keepends=True)
+    (first, *_) = (n for n, line in enumerate(lines) if kind in line)
+    _flip(segment, sum(map(len, lines[:first])) + 60)
+    kept.places.store.unlink()
+    calls = kept.served.stats()["calls"]
+    _, ended = run(kept.path)
+    after = kept.read()
+
+    assert not ended.incomplete
+    assert kept.served.stats()["calls"] == calls
+    assert after["prompts"] == kept.rows["prompts"]
+    assert after["selection"] == kept.rows["selection"]
+    assert after["judgements"] == kept.rows["judgements"]
+
+
+def test_with_its_source_gone_a_store_can_be_made_again_and_a_run_goes_on(kept: Kept) -> None:
+    before = ask(kept.pipeline, "FROM pairs ORDER BY prompt_id")
+    (kept.path.parent / "prompts.jsonl").unlink()
+    told: list[str] = []
+    again(kept.pipeline, told.append)
+    assert ask(kept.pipeline, "FROM pairs ORDER BY prompt_id") == before
+
+    _, ended = run(kept.path)
+    assert not ended.incomplete
+    assert ask(kept.pipeline, "FROM pairs ORDER BY prompt_id") == before
+
+
+def test_random_flips_in_the_store_are_told_and_mended_by_a_rebuild(kept: Kept) -> None:
+    """Whatever block they hit: either nothing read it, or it is damage, and never another number."""
+    size = kept.places.store.stat().st_size
+    whole = kept.places.store.read_bytes()
+    for n in range(12):
+        kept.places.store.write_bytes(whole)
+        _flip(kept.places.store, int(fraction("flip", n) * size))
+        try:
+            seen = kept.read()
+        except StoreDamaged:
+            again(kept.pipeline, lambda _: None)
+            seen = kept.read()
+            whole = kept.places.store.read_bytes()
+        assert seen == kept.rows

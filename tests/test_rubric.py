@@ -552,4 +552,4 @@ def test_the_shipped_texts_hold_all_they_should(rubric: Rubric, form: Form) -> N
 
 
 JUDGEMENT_KEY = "cc0d2376a036e4e6a46df6a0dbb80619"
-SPEC = {"schema": "b18fd04efcc856c78a33002359fd8dd9", "text": "06e18ef9593452b9f90df958544d8f04"}
+SPEC = {"schema": "088748a4ea321669f5a21f852ead3f4b", "text": "b7e58c792a459411c55b20748276242e"}

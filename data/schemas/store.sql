@@ -212,15 +212,24 @@ SELECT stage, endpoint, count(*) AS calls, count(*) FILTER (verdict = 'answered'
        sum(usd) AS usd, count(*) FILTER (usd IS NULL) AS unpriced, sum(seconds) AS seconds
 FROM calls GROUP BY ALL ORDER BY stage, endpoint;
 
--- What has no answer now, by kind, with an example; and providers whose last word was that they take no call.
+-- What the present pipeline wants and has no answer now, by kind, with an example; and its providers whose last word was
+-- that they take no call.
 CREATE VIEW failures AS
+WITH wanted AS (
+    SELECT f.* FROM failed f SEMI JOIN slots s ON f.key = s.key
+    UNION ALL
+    SELECT f.* FROM failed f SEMI JOIN needed d ON f.prompt_id = d.prompt_id AND f.spec = d.spec
+        AND f.identity = d.identity AND f.pass = d.pass AND f.answers = d.answers
+), spoken AS (
+    SELECT stage, endpoint, max(started) FILTER (verdict = 'answered') AS answered FROM calls GROUP BY ALL
+)
 SELECT stage, endpoint, kind, verdict, count(*) AS items, min(message) AS example, min(prompt_id) AS prompt_id
-FROM failed GROUP BY ALL
+FROM wanted GROUP BY ALL
 UNION ALL
-SELECT stage, endpoint, kind, 'refused', count(*), max_by(message, started), min(prompt_id)
-FROM calls c
-WHERE verdict = 'refused'
-  AND started > coalesce((SELECT max(started) FROM calls a WHERE a.endpoint = c.endpoint AND a.verdict = 'answered'), '-infinity')
+SELECT c.stage, c.endpoint, c.kind, c.verdict, count(*), max_by(c.message, c.started), min(c.prompt_id)
+FROM calls c JOIN spoken a ON c.stage = a.stage AND c.endpoint = a.endpoint
+WHERE c.verdict = 'refused' AND (a.answered IS NULL OR c.started > a.answered)
+  AND (c.endpoint IN (SELECT model FROM slots) OR c.endpoint IN (SELECT judge FROM specs))
 GROUP BY ALL
 ORDER BY items DESC, endpoint, kind;
 

@@ -12,7 +12,7 @@ from tests.chat.loopback import KEY, Answering, Failure, completion, drip, hang,
 
 
 def client(url: str, **more: Any) -> OpenAIChat:
-    settings: dict[str, Any] = {"api_key": KEY, "timeout_s": 0.2, "limit": 8}
+    settings: dict[str, Any] = {"api_key": KEY, "timeout_s": 10.0, "limit": 8}
     return OpenAIChat("tiny", base_url=f"{url}/v1", **settings | more)
 
 
@@ -32,7 +32,7 @@ async def test_a_reply(answering: Answering, request_: Request) -> None:
 
 async def test_failure(answering: Answering, request_: Request, failure: Failure) -> None:
     server = await answering(failure.answer)
-    chat = client(server.url)
+    chat = client(server.url, timeout_s=0.2 if failure.kind is Kind.TIMEOUT else 10.0)
     with pytest.raises(CallError) as caught:
         await chat.ask(request_)
     await chat.aclose()
@@ -65,7 +65,7 @@ async def test_cancellation_passes_through(answering: Answering, request_: Reque
 
 async def test_a_call_that_timed_out_gives_its_place_back(answering: Answering, request_: Request) -> None:
     server = await answering(drip, says(completion()))
-    chat = client(server.url, limit=1)
+    chat = client(server.url, limit=1, timeout_s=0.2)
     with pytest.raises(CallError):
         await chat.ask(request_)
     reply = await chat.ask(request_)

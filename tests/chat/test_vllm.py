@@ -15,7 +15,7 @@ from tests.chat.loopback import KEY, Answering, Failure, body, completion, drip,
 
 
 def client(*urls: str, key: str | None = None, **more: Any) -> VllmChat:
-    return VllmChat(urls, "tiny", api_key=key, **{"timeout_s": 0.2, "limit": 8} | more)
+    return VllmChat(urls, "tiny", api_key=key, **{"timeout_s": 10.0, "limit": 8} | more)
 
 
 async def ask_all(chat: VllmChat, requests: Sequence[Request]) -> list[Any]:
@@ -50,7 +50,7 @@ async def test_without_a_key_none_is_sent(answering: Answering, request_: Reques
 
 async def test_failure(answering: Answering, request_: Request, failure: Failure) -> None:
     server = await answering(failure.answer)
-    chat = client(server.url, key=KEY)
+    chat = client(server.url, key=KEY, timeout_s=0.2 if failure.kind is Kind.TIMEOUT else 10.0)
     with pytest.raises(CallError) as caught:
         await chat.ask(request_)
     await chat.aclose()
@@ -82,7 +82,7 @@ async def test_cancellation_passes_through(answering: Answering, request_: Reque
 
 async def test_a_call_that_timed_out_gives_its_place_back(answering: Answering, request_: Request) -> None:
     server = await answering(drip, says(completion()))
-    chat = client(server.url, limit=1)
+    chat = client(server.url, limit=1, timeout_s=0.2)
     with pytest.raises(CallError):
         await chat.ask(request_)
     reply = await chat.ask(request_)

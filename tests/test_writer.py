@@ -1,0 +1,90 @@
+"""The one writer: nothing handed over is lost, however a run is left."""
+
+import asyncio
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aif import events
+from aif import journal as journals
+from aif.chat.base import Reply
+from aif.ledger import Ledger
+from aif.records import Usage
+from aif.store import Entry
+from aif.writer import Writer
+from tests.building import STARTED, Fate, build
+
+
+def entries(ledger: Ledger, n: int) -> list[Entry]:
+    item = events.Item(
+        "completion", "k", "p", "able", "able", {"sample": 0, "seed": 1, "principle": None, "system": "role"}
+    )
+    reply = Reply("words", "stop", Usage(1, 1))
+    return [
+        Entry(
+            events.call(
+                events.Item("completion", f"key{i}", item.prompt_id, item.endpoint, item.identity, item.details),
+                id=f"call{i}", n=1, started=STARTED, seconds=1, verdict="answered", reply=reply, error=None, usd=0.0,
+            )
+        )
+        for i in range(n)
+    ]  # fmt: skip
+
+
+def kept(folder: Path) -> set[str]:
+    return {r["id"] for _, r in journals.replay(folder) if isinstance(r, dict) and r["t"] == "call"}
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Any:
+    _, _, opened = build(tmp_path, 1, complete=lambda n, m: Fate.PENDING)
+    yield opened
+    with suppress(OSError):  # a test may have closed it
+        opened.close()
+
+
+async def test_everything_is_synced_and_stored_in_order(ledger: Ledger) -> None:
+    seen: list[str] = []
+    writer = Writer(ledger, 4, 2, lambda synced: seen.extend(e.record["id"] for e in synced), lambda: None)
+    running = asyncio.create_task(writer.run())
+    for entry in entries(ledger, 500):
+        await writer.keep(entry)
+    await writer.flush()
+
+    assert seen == [f"call{i}" for i in range(500)]
+    assert ledger.store.position == ledger.journal.position
+    await writer.close()
+    await running
+
+
+@pytest.mark.parametrize("turns", [0, 1, 5, 50])
+async def test_a_run_that_is_left_at_once_keeps_what_was_handed_over(ledger: Ledger, turns: int) -> None:
+    writer = Writer(ledger, 4, 2, lambda synced: None, lambda: None)
+    running = asyncio.create_task(writer.run())
+    await asyncio.sleep(0)
+    for entry in entries(ledger, 300):
+        await writer.keep(entry)
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+    assert kept(ledger.journal.folder) == {f"call{i}" for i in range(300)}
+    ledger.close()
+    with Ledger.open(ledger.places.store, print) as again:
+        (row,) = again.store.cursor().execute("SELECT count(*), count(DISTINCT id) FROM calls").fetchall()
+        assert row == (300, 300)
+
+
+async def test_a_store_that_fails_loses_nothing_of_the_journal(ledger: Ledger) -> None:
+    writer = Writer(ledger, 4, 2, lambda synced: None, lambda: None)
+    ledger.store.close()  # what a failing disk looks like to the committing thread
+    running = asyncio.create_task(writer.run())
+    for entry in entries(ledger, 300):
+        await writer.keep(entry)
+    with pytest.raises(BaseExceptionGroup):
+        await running
+
+    assert kept(ledger.journal.folder) == {f"call{i}" for i in range(300)}
