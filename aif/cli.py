@@ -14,8 +14,8 @@ from aif.errors import AifError, BadInput, Exit, ProviderRefused
 
 if TYPE_CHECKING:
     from aif.config import Pipeline
-    from aif.feedback import Ended
     from aif.rubric import Rubric
+    from aif.run import Ended
 
 app = typer.Typer(
     name="aif",
@@ -68,8 +68,8 @@ def run(
     sets: Sets = None,
 ) -> None:
     """Complete, judge and pair what is pending. The same command goes on after any stop."""
-    from aif.feedback import feedback
     from aif.queries import Reader
+    from aif.run import feedback
     from aif.summary import tell_places, tell_summary
 
     one = _load(pipeline, sets)

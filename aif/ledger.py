@@ -22,8 +22,9 @@ from aif.events import Record
 from aif.journal import START, Damage, Journal, Position
 from aif.queries import Reader
 from aif.reading import Unreadable, read
+from aif.rows import Entry
 from aif.rubric import Rubric
-from aif.store import Entry, Store, set_aside
+from aif.store import Store, set_aside
 
 BATCH = 2000  # records a transaction when the store follows the journal
 

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from aif.endpoints import Endpoint
 from aif.queries import Tally
-from aif.store import Entry
+from aif.rows import Entry
 
 WINDOW_S = 30.0  # rates are of the last so many seconds
 LINE_EVERY_S = 10.0

@@ -10,17 +10,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import duckdb
-import orjson
 import pyarrow as pa
 
 from aif.errors import StoreDamaged, StoreLocked
 from aif.events import Record
 from aif.journal import Position
-from aif.records import Rating, Slot
+from aif.records import Slot
 from aif.resources import shipped
+from aif.rows import COLUMNS, Entry, Rows
 
 SCHEMA_VERSION = 1
 
@@ -30,68 +30,6 @@ SETTINGS: dict[str, str | bool | int | float | list[str]] = {
     "storage_compatibility_version": "v1.5.0",
     "memory_limit": "512MB",
 }
-
-RATINGS = pa.list_(
-    pa.struct(
-        [
-            ("completion", pa.string()),
-            ("aspect", pa.string()),
-            ("state", pa.string()),
-            ("score", pa.float64()),
-            ("rationale", pa.string()),
-            ("types", pa.list_(pa.int32())),
-        ]
-    )
-)
-MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-
-
-def _columns(strings: str, **others: pa.DataType) -> pa.Schema:
-    return pa.schema([*((name, pa.string()) for name in strings.split()), *others.items()])
-
-
-COLUMNS = {
-    "prompts": _columns("prompt_id meta", messages=MESSAGES),
-    "texts": _columns("digest kind content"),
-    "incoming": _columns("prompt_id source", position=pa.int64()),
-    "intake": _columns("source reason", rows=pa.int64()),
-    "slots": _columns(
-        "prompt_id key model identity principle",
-        position=pa.int64(), slot=pa.uint8(), sample=pa.uint16(), seed=pa.int64(),
-    ),
-    "completions": _columns(
-        "key prompt_id identity principle system text reasoning finish call_id",
-        sample=pa.uint16(), seed=pa.int64(), output_tokens=pa.int64(),
-    ),
-    "judgements": _columns(
-        "key prompt_id judge identity request rubric spec form text call_id",
-        completions=pa.list_(pa.string()), answers=pa.list_(pa.string()), ratings=RATINGS, **{"pass": pa.uint16()},
-    ),
-    "calls": _columns(
-        "id stage key prompt_id endpoint verdict kind message raw sent served",
-        n=pa.uint16(), started=pa.string(), seconds=pa.float64(), usd=pa.float64(),
-        input_tokens=pa.int64(), cached_tokens=pa.int64(), output_tokens=pa.int64(), reasoning_tokens=pa.int64(),
-    ),
-    "failed": _columns(
-        "key stage prompt_id endpoint verdict kind message raw started identity request spec",
-        answers=pa.list_(pa.string()), **{"pass": pa.uint16()},
-    ),
-    "settled": _columns("", position=pa.int64(), slot=pa.uint8(), answered=pa.bool_()),
-    "specs": _columns(
-        "judge identity request spec",
-        listwise=pa.bool_(), n=pa.uint8(), least=pa.uint8(), **{"pass": pa.uint16()},
-    ),
-}  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A journal record with what the store needs besides: the ratings read from a judgement's reply (None: not
-    readable), and the place (position, slot) of a completion that belongs to the run that goes on."""
-
-    record: Record
-    ratings: tuple[Rating, ...] | None = None
-    place: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +165,7 @@ class Store:
             self._apply(entries, position, damaged)
 
     def _apply(self, entries: Sequence[Entry], position: Position, damaged: int) -> None:
-        rows = _Rows()
+        rows = Rows()
         for entry in entries:
             match entry.record["t"]:
                 case "call":
@@ -236,7 +174,7 @@ class Store:
                     rows.kept(entry.record)
                 case _:  # these depend on what came before them
                     self._insert(rows)
-                    rows = _Rows()
+                    rows = Rows()
                     self._turn(entry.record)
         self._insert(rows)
         self._db.execute(
@@ -246,7 +184,7 @@ class Store:
         if damaged:  # a prompt or a page may be among what was lost: the sources are read again
             self._db.execute("DELETE FROM marks WHERE name = 'sources'")
 
-    def _insert(self, rows: "_Rows") -> None:
+    def _insert(self, rows: "Rows") -> None:
         if answered := [row["key"] for row in (*rows.tables["completions"], *rows.tables["judgements"])]:
             self._db.execute("DELETE FROM failed WHERE key IN (SELECT unnest(?))", [answered])
         rows.tables["failed"] = list(rows.failed.values())
@@ -378,95 +316,6 @@ class Store:
             self.insert("outcomes", outcomes)
             self.insert("scores", scores)
             self.mark("pairs", policy)
-
-
-class _Rows:
-    """Records turned into rows by table, in order. Of what failed, the last word on a key stands."""
-
-    def __init__(self) -> None:
-        self.tables: dict[str, list[dict[str, Any]]] = {name: [] for name in COLUMNS}
-        self.failed: dict[str, dict[str, Any]] = {}
-
-    def kept(self, r: Record) -> None:
-        if r["t"] == "prompt":
-            row = {"prompt_id": r["prompt_id"], "messages": r["messages"], "meta": _json(r["meta"])}
-            self.tables["prompts"].append(row)
-        else:
-            self.tables["texts"].append({"digest": r["digest"], "kind": r["kind"], "content": _json(r["content"])})
-
-    def call(self, entry: Entry) -> None:
-        r, usage = entry.record, entry.record["usage"] or {}
-        answered = r["verdict"] == "answered" if r["stage"] == "completion" else entry.ratings is not None
-        given_up = not answered and r["verdict"] in ("later", "failed", "answered")
-        self.tables["calls"].append(
-            {
-                **{name: r[name] for name in _CALL},
-                "raw": (r["raw"] or (r["text"] if not answered else None)),
-                "sent": _json(r["sent"]),
-                "served": _json(r["served"]),
-                **{f"{part}_tokens": usage.get(part) for part in ("input", "cached", "output", "reasoning")},
-            }
-        )
-        if answered:
-            self.failed.pop(r["key"], None)
-            (self._completion if r["stage"] == "completion" else self._judgement)(entry, usage)
-        elif given_up:
-            self._failed(r)
-        if entry.place and (answered or r["verdict"] == "failed"):
-            position, slot = entry.place
-            self.tables["settled"].append({"position": position, "slot": slot, "answered": answered})
-
-    def _completion(self, entry: Entry, usage: dict[str, Any]) -> None:
-        r = entry.record
-        self.tables["completions"].append(
-            {
-                **{name: r[name] for name in ("key", "prompt_id", "identity", "text", "reasoning", "finish")},
-                **{name: r["item"][name] for name in ("sample", "seed", "principle", "system")},
-                "output_tokens": usage.get("output"),
-                "call_id": r["id"],
-            }
-        )
-
-    def _judgement(self, entry: Entry, _: dict[str, Any]) -> None:
-        r, item = entry.record, entry.record["item"]
-        assert entry.ratings is not None
-        self.tables["judgements"].append(
-            {
-                **{name: r[name] for name in ("key", "prompt_id", "identity", "text")},
-                **{name: item[name] for name in ("pass", "request", "rubric", "spec", "form", "completions")},
-                "judge": r["endpoint"],
-                "answers": sorted(item["completions"]),
-                "ratings": [
-                    {
-                        "completion": x.completion, "aspect": x.aspect, "state": x.state, "score": x.score,
-                        "rationale": x.rationale, "types": list(x.types),
-                    }
-                    for x in entry.ratings
-                ],
-                "call_id": r["id"],
-            }
-        )  # fmt: skip
-
-    def _failed(self, r: Record) -> None:
-        item = r["item"]
-        row = {
-            name: r[name]
-            for name in ("key", "stage", "prompt_id", "endpoint", "kind", "message", "started", "identity")
-        }
-        row["verdict"] = "later" if r["verdict"] == "answered" else r["verdict"]  # read once, and not by today's reader
-        row["kind"] = r["kind"] or "unreadable"
-        row["raw"] = r["raw"] or r["text"]
-        if r["stage"] == "judgement":
-            row |= {name: item[name] for name in ("pass", "request", "spec")}
-            row["answers"] = sorted(item["completions"])
-        self.failed[r["key"]] = row
-
-
-_CALL = ("id", "stage", "key", "prompt_id", "endpoint", "n", "started", "seconds", "verdict", "kind", "message", "usd")
-
-
-def _json(value: Any) -> str:
-    return orjson.dumps(value).decode()
 
 
 def _files(path: Path) -> tuple[Path, Path]:

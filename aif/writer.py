@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from aif.journal import Position
 from aif.ledger import Ledger
-from aif.store import Entry
+from aif.rows import Entry
 
 # What a crash loses was in flight, or younger than this and a sync; on two busy cores the slowest took 1 s (p99).
 SYNC_EVERY_S = 0.05

@@ -17,9 +17,9 @@ from rich.console import Console
 from aif.chat.retry import Policy
 from aif.config import Pipeline, load
 from aif.errors import Exit, StoreLocked
-from aif.feedback import Ended, feedback
 from aif.ledger import Ledger
 from aif.queries import Reader
+from aif.run import Ended, feedback
 from aif.simulator import Cast
 from tests.serving import POOL, Served
 
@@ -279,7 +279,10 @@ def test_kill_9_in_mid_run_loses_and_repeats_only_what_was_in_flight(tmp_path: P
     assert ask(pipeline, "SELECT count(*) AS n FROM judgements") == [{"n": 60}]
 
 
-def test_ctrl_c_finishes_what_is_in_flight_and_the_same_command_goes_on(tmp_path: Path, serve: Serve) -> None:
+@pytest.mark.parametrize("asked", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_finishes_what_is_in_flight_and_the_same_command_goes_on(
+    tmp_path: Path, serve: Serve, asked: signal.Signals
+) -> None:
     served = serve(latency_s=0.2)
     path = write(tmp_path, served, count=40)
     sets = [f"--set=models.{name}.concurrency=4" for name in POOL]
@@ -287,7 +290,7 @@ def test_ctrl_c_finishes_what_is_in_flight_and_the_same_command_goes_on(tmp_path
     deadline = time.monotonic() + 30
     while served.stats()["calls"] < 30 and time.monotonic() < deadline:
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(asked)
     _, told = process.communicate(timeout=30)
     answered = served.stats()["calls"]
 

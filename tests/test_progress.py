@@ -14,7 +14,7 @@ from aif.chat.vllm import VllmChat
 from aif.endpoints import Endpoint
 from aif.progress import Board
 from aif.queries import Tally
-from aif.store import Entry
+from aif.rows import Entry
 
 
 class Clock:

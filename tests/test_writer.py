@@ -12,7 +12,7 @@ from aif import journal as journals
 from aif.chat.base import Reply
 from aif.ledger import Ledger
 from aif.records import Usage
-from aif.store import Entry
+from aif.rows import Entry
 from aif.writer import Writer
 from tests.building import STARTED, Fate, build
 

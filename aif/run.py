@@ -1,0 +1,122 @@
+"""The whole of `aif run`: from a pipeline to ratings and pairs in its store, watched by a person who may stop it."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from rich.console import Console
+
+from aif import events
+from aif.chat.retry import Policy
+from aif.config import Pipeline, api_key
+from aif.endpoints import opened
+from aif.feedback import Run
+from aif.intake import prepare, rubric_of
+from aif.ledger import Ledger
+from aif.pairing import make_pairs
+from aif.progress import Board, show
+from aif.queries import Reader, Tally
+from aif.rubric import Rubric
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a run ended. `refused` names the endpoints that take no call, with the reason."""
+
+    stopped: bool
+    refused: dict[str, str]
+    outcomes: dict[str, int]
+    tallies: dict[tuple[str, str], Tally]
+    seconds: float
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether something wanted has no answer."""
+        return any(tally.answered < tally.wanted for tally in self.tallies.values())
+
+
+def feedback(
+    pipeline: Pipeline,
+    console: Console,
+    *,
+    limit: int | None = None,
+    retry_failed: bool = False,
+    policy: Policy | None = None,
+) -> Ended:
+    """Prompts in, ratings and pairs in the store: does what is pending, and tells how it ended.
+
+    Raises AifError where the pipeline, its sources or its store can't be used.
+    """
+    began = time.monotonic()
+
+    def tell(words: str) -> None:
+        console.print(words, highlight=False, markup=False, soft_wrap=True)
+
+    rubric = rubric_of(pipeline)
+    for one in (*pipeline.models.values(), *pipeline.judges.values()):
+        api_key(one, os.environ)  # a missing key is told before anything is read
+    with Ledger.open(pipeline.store, tell, rubric) as ledger:
+        if retry_failed:
+            ledger.keep([events.retry(datetime.now(UTC))])
+        prepare(pipeline, ledger, rubric, tell)
+        stopped, refused = asyncio.run(_flow(pipeline, ledger, rubric, console, limit, policy or Policy()))
+        outcomes = make_pairs(pipeline, rubric, ledger.store)
+        with Reader.of(ledger.store) as reader:
+            tallies = reader.tallies(limit)
+    return Ended(stopped, refused, outcomes, tallies, time.monotonic() - began)
+
+
+async def _flow(
+    pipeline: Pipeline, ledger: Ledger, rubric: Rubric, console: Console, limit: int | None, policy: Policy
+) -> tuple[bool, dict[str, str]]:
+    async with opened(pipeline) as endpoints:
+        with Reader.of(ledger.store) as reader:
+            board = Board(endpoints, reader.tallies(limit), _expected(pipeline, rubric, reader.planned(limit)))
+        run = Run(pipeline, ledger, rubric, endpoints, board, policy, limit)
+        ended = asyncio.Event()
+        screen = asyncio.create_task(show(board, console, ledger.places.progress, ended))
+        try:
+            with _signals(run, console):
+                await run.execute()
+        finally:
+            ended.set()
+            await screen
+        return run.stopping, {e.name: e.refused for e in endpoints if e.refused}
+
+
+def _expected(pipeline: Pipeline, rubric: Rubric, planned: dict[str, int]) -> dict[tuple[str, str], int]:
+    """Items by endpoint if everything comes through: slots by model, and what the rubric asks about every prompt."""
+    per_prompt = pipeline.completions.per_prompt
+    prompts = sum(planned.values()) // per_prompt
+    asked = sum(1 if ask.mode == "listwise" else per_prompt for ask in rubric.sheet.requests.values())
+    slots: dict[tuple[str, str], int] = {("completion", name): planned.get(name, 0) for name in pipeline.models}
+    return slots | {("judgement", name): prompts * asked for name in pipeline.judges}
+
+
+@contextmanager
+def _signals(run: Run, console: Console) -> Iterator[None]:
+    """Ctrl-C or SIGTERM once: finish what is in flight. Twice: leave now; what is in flight is asked again."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+
+    def asked() -> None:
+        if run.stopping:
+            task.cancel()
+        else:
+            flying = sum(endpoint.in_flight for endpoint in run.endpoints)
+            console.print(f"stopping: waiting for {flying} calls in flight (again to leave at once)", highlight=False)
+            run.stop()
+
+    signals = (signal.SIGINT, signal.SIGTERM)
+    for one in signals:
+        loop.add_signal_handler(one, asked)
+    try:
+        yield
+    finally:
+        for one in signals:
+            loop.remove_signal_handler(one)
