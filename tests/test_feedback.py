@@ -299,3 +299,15 @@ def test_a_stop_finishes_what_is_in_flight_and_the_same_command_goes_on(
     assert len(ask(load(path), "SELECT 1 FROM calls")) == answered, "all that was in flight was kept"
     assert aif("run", path, *sets).returncode == Exit.DONE
     assert served.stats()["calls"] == 40 * 5, "nothing was asked twice"
+
+
+def test_prompts_are_judged_while_others_are_still_being_completed(tmp_path: Path, serve: Serve) -> None:
+    path = write(tmp_path, serve(latency_s=0.05), count=60)
+    pipeline, _ = run(path, *[f"models.{name}.concurrency=2" for name in POOL])
+    (row,) = ask(
+        pipeline,
+        "SELECT count(*) FILTER (stage = 'judgement' AND started < (SELECT max(started) FROM calls "
+        "WHERE stage = 'completion')) AS early FROM calls",
+    )
+
+    assert row["early"] >= 30
