@@ -6,15 +6,15 @@ import shutil
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from aif.chat.base import CallError, Request
+from aif.asking import completion_request, judging_request
+from aif.chat.base import CallError
 from aif.config import Judge, Model, Pipeline, api_key
 from aif.endpoints import Endpoint, opened
 from aif.errors import BadInput
 from aif.intake import principles_of, rubric_of
-from aif.plan import sent_messages
 from aif.reading import Unreadable, read
 from aif.records import Message, Principle, Prompt, prompt_id
-from aif.rubric import Rubric, render
+from aif.rubric import Rubric
 from aif.summary import MENDS
 
 DISK_BYTES = 2 * 2**30  # a run of 64,000 prompts leaves about 1.5 GB of journal and store
@@ -95,15 +95,8 @@ async def _complete(pipeline: Pipeline, model: Model, endpoint: Endpoint) -> str
     principles = principles_of(pipeline)
     texts = [text for pool in principles.pools.values() for text in pool] if principles else []
     principle = Principle("", max(texts, key=len)) if texts and model.system != "none" else None
-    sampling = pipeline.sampling(model)
     reply = await endpoint.client.ask(
-        Request(
-            sent_messages(_PROMPT, principle, model.system),
-            sampling.max_tokens,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            seed=1,
-        )
+        completion_request(_PROMPT, principle, model.system, pipeline.sampling(model), seed=1)
     )
     served = reply.served.get("model") or "?"
     used = f"{reply.usage.input} + {reply.usage.output} tokens" if reply.usage else "the server counts no tokens"
@@ -113,17 +106,6 @@ async def _complete(pipeline: Pipeline, model: Model, endpoint: Endpoint) -> str
 async def _judge(rubric: Rubric, judge: Judge, endpoint: Endpoint) -> str:
     request = next(iter(rubric.sheet.requests))
     shown = _COMPLETIONS if rubric.sheet.requests[request].mode == "listwise" else _COMPLETIONS[:1]
-    seen = render(rubric, request, _PROMPT, shown, judge.reply)
-    reply = await endpoint.client.ask(
-        Request(
-            seen.messages,
-            judge.max_tokens,
-            temperature=judge.temperature,
-            top_p=judge.top_p,
-            seed=1,
-            schema=rubric.schema(request, len(shown)) if judge.reply == "schema" else None,
-            shared=seen.shared,
-        )
-    )
+    reply = await endpoint.client.ask(judging_request(rubric, request, _PROMPT, shown, judge, seed=1))
     ratings = read(rubric, request, [str(i) for i, _ in enumerate(shown)], reply.text, judge.reply)
     return f"rates by {judge.reply}: {len(ratings)} ratings of {len(shown)} completions read"

@@ -6,9 +6,8 @@
       StoreLocked           6    another run holds the store
       StoreDamaged          7    store or journal can't be read as they are
       ProviderRefused       5    a provider said no for good: key, quota, model
-      Interrupted         130    Ctrl-C or SIGTERM, after what was in flight was kept
 
-Exit codes that are no errors: 0 done, 3 done with failures. 4 is kept for "budget reached".
+Exit codes that are no errors: 0 done, 3 done with failures, 130 interrupted in order. 4 is kept for "budget reached".
 Errors of a single call are `aif.chat.base.CallError`: rows in the store, never the end of a run.
 """
 
@@ -61,9 +60,3 @@ class ProviderRefused(AifError):
     """A provider refuses every call until something is mended (key, quota, model name)."""
 
     exit = Exit.REFUSED
-
-
-class Interrupted(AifError):
-    """The run was asked to stop and did so in order."""
-
-    exit = Exit.INTERRUPTED

@@ -17,7 +17,7 @@ usd, sent, served, text, reasoning, finish; and in `item` what its stage needs b
     judgement:  pass, request, rubric (digest), spec, form, completions (keys in the order shown)
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
@@ -110,8 +110,3 @@ def call(
         "reasoning": had.reasoning if had else None,
         "finish": had.finish if had else None,
     }
-
-
-def of_type(records: Sequence[Record], kind: str) -> list[Record]:
-    """Those of the records that have this type."""
-    return [record for record in records if record["t"] == kind]

@@ -16,21 +16,20 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from aif import events
+from aif.asking import completion_request, judging_request, once_more, tokens
 from aif.chat.base import REASKED, UNBILLED, CallError, Kind, Reply, Request
 from aif.chat.retry import Attempt, Policy, persist
-from aif.config import Judge, Pipeline
+from aif.config import Pipeline
 from aif.endpoints import Endpoint
 from aif.ledger import Ledger
-from aif.plan import sent_messages
-from aif.queries import Need, Reader, Ready, Tally, Todo
+from aif.queries import Need, Reader, Ready, Todo
 from aif.reading import Unreadable, read
-from aif.records import Principle, Prompt, Rating, digest
+from aif.records import Principle, Rating, digest
 from aif.rows import Entry
-from aif.rubric import Rubric, judgement_key, order, render
+from aif.rubric import Rubric, judgement_key, order
 from aif.writer import Writer
 
 PAGE = 512
-ROOM = 4  # a judgement cut at its limit gets twice the room each time, up to so many times the declared limit
 
 T = TypeVar("T")
 
@@ -42,10 +41,6 @@ class Observer(Protocol):
 
     def kept(self, entries: Sequence[Entry]) -> None:
         """These are synced to disk."""
-        ...
-
-    def refused(self, endpoint: str, why: str) -> None:
-        """An endpoint takes no further call."""
         ...
 
 
@@ -77,7 +72,6 @@ class Run:
         self._calls = 0
         self._more_ready = {e.name: asyncio.Event() for e in self.endpoints if e.stage == "judgement"}
         self._generated = False
-        self._systems = {name: model.system for name, model in self.pipeline.models.items()}
 
     def stop(self) -> None:
         """No new call is made from here on."""
@@ -100,8 +94,6 @@ class Run:
         # the thread ends first: a reader must not be closed while it is asked
         with Reader.of(self.ledger.store) as reader, ThreadPoolExecutor(1, "reader") as thread:
             self._reader, self._thread = reader, thread
-            for endpoint, tally in self._answered(reader):
-                endpoint.answered = tally.answered
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._writer.run())
                 models = [e for e in self.endpoints if e.stage == "completion"]
@@ -114,10 +106,6 @@ class Run:
                 self._wake_judges()
                 await asyncio.wait(judging)
                 await self._writer.close()
-
-    def _answered(self, reader: Reader) -> list[tuple[Endpoint, Tally]]:
-        tallies = reader.tallies()
-        return [(e, tallies[e.stage, e.name]) for e in self.endpoints if (e.stage, e.name) in tallies]
 
     # --- one endpoint -------------------------------------------------------------------------------------------------
 
@@ -144,7 +132,7 @@ class Run:
 
         async def attempt(_: int) -> Answer:
             request = job.request(call.reasks, call.unmended)
-            await endpoint.pace.turn(_tokens(request))
+            await endpoint.pace.turn(tokens(request))
             if endpoint.halt.is_set():
                 raise _Halted
             call.started, began = datetime.now(UTC), clock()
@@ -169,8 +157,6 @@ class Run:
             return
         if last.verdict == "refused" and last.error:
             endpoint.refuse(last.error.message)
-        if endpoint.refused:
-            self.observer.refused(endpoint.name, endpoint.refused)
 
     async def _keep(self, endpoint: Endpoint, job: Job, call: "_Call", tried: Attempt[Answer]) -> None:
         reply, ratings = tried.result or (None, None)
@@ -205,24 +191,18 @@ class Run:
 
     def _completion(self, todo: Todo) -> Job:
         slot = todo.slot
-        sampling = self.pipeline.sampling(self.pipeline.models[slot.model])
-        system = self._systems[slot.model]
+        model = self.pipeline.models[slot.model]
         principle = Principle("", todo.principle) if todo.principle else None
-        request = Request(
-            sent_messages(todo.prompt, principle, system),
-            sampling.max_tokens,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            seed=slot.seed,
-        )
+        sampling = self.pipeline.sampling(model)
+        request = completion_request(todo.prompt, principle, model.system, sampling, slot.seed)
         details = {
             "sample": slot.sample,
             "seed": slot.seed,
             "principle": digest(todo.principle) if todo.principle else None,
-            "system": system,
+            "system": model.system,
         }
         item = events.Item("completion", slot.key, slot.prompt_id, slot.model, slot.identity, details)
-        return Job(item, partial(_once_more, request), lambda reply: None, (todo.position, slot.slot))
+        return Job(item, partial(once_more, request), lambda reply: None, (todo.position, slot.slot))
 
     # --- judgements ---------------------------------------------------------------------------------------------------
 
@@ -247,7 +227,8 @@ class Run:
         judge = self.pipeline.judges[need.judge]
         shown = order(ready.prompt.prompt_id, need.answers, need.judge_pass)
         key = judgement_key(shown, need.identity, need.judge_pass, need.spec)
-        request = _judging_request(self.rubric, need, ready.prompt, [ready.texts[k] for k in shown], judge, key)
+        texts, seed = [ready.texts[k] for k in shown], int(key[:8], 16) % 2**31
+        request = judging_request(self.rubric, need.request, ready.prompt, texts, judge, seed)
         details = {
             "pass": need.judge_pass,
             "request": need.request,
@@ -266,7 +247,7 @@ class Run:
             except Unreadable as why:
                 raise CallError(Kind.UNREADABLE, str(why), reply=reply) from why
 
-        return Job(item, partial(_once_more, request), ratings)
+        return Job(item, partial(once_more, request), ratings)
 
 
 @dataclass
@@ -281,33 +262,3 @@ class _Call:
 
 class _Halted(Exception):
     """The endpoint takes no further call; the item stays pending."""
-
-
-def _once_more(request: Request, reasks: int, failure: CallError | None) -> Request:
-    """A request after so many replies that only another sample can mend: the seed moves on, and a judgement that was
-    cut gets more room. What may pass by itself (a 429, a timeout) is asked for as it was."""
-    if failure is None:
-        return request
-    room = min(ROOM, 2**reasks) if failure.kind == Kind.TRUNCATED else 1
-    seed = None if request.seed is None else (request.seed + reasks) % 2**31
-    return replace(request, seed=seed, max_tokens=request.max_tokens * room)
-
-
-def _judging_request(
-    rubric: Rubric, need: Need, prompt: Prompt, texts: Sequence[str], judge: Judge, key: str
-) -> Request:
-    seen = render(rubric, need.request, prompt, texts, judge.reply)
-    return Request(
-        seen.messages,
-        judge.max_tokens,
-        temperature=judge.temperature,
-        top_p=judge.top_p,
-        seed=int(key[:8], 16) % 2**31,
-        schema=rubric.schema(need.request, len(texts)) if judge.reply == "schema" else None,
-        shared=seen.shared,
-    )
-
-
-def _tokens(request: Request) -> int:
-    """What a request may come to, as providers reckon it beforehand: 4 characters a token, and all it may write."""
-    return sum(len(message.content) for message in request.messages) // 4 + request.max_tokens

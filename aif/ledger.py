@@ -132,14 +132,6 @@ def entry_of(record: Record, rubrics: Rubrics) -> Entry:
         return Entry(record)
 
 
-@dataclass(frozen=True, slots=True)
-class Followed:
-    """What following the journal took in."""
-
-    records: int
-    damaged: tuple[Damage, ...]
-
-
 class Ledger:
     """An open store with its journal, for one writing process."""
 
@@ -166,8 +158,7 @@ class Ledger:
                 rubrics.files.update(reader.texts("rubric"))
             if rubric:
                 rubrics.files.setdefault(rubric.digest, dict(rubric.files))
-            followed = follow(store, places.journal, rubrics)
-            for damage in followed.damaged:
+            for damage in follow(store, places.journal, rubrics):
                 tell(f"{damage}; what it held is lost and asked again")
             for digest in sorted(rubrics.lost):
                 tell(f"{places.journal}: rubric {digest[:12]} is lost; what was rated by it is asked again if wanted")
@@ -225,14 +216,13 @@ def _sound_store(places: Places, journal: Journal, tell: Told, anew: bool) -> St
     return Store.open(path)
 
 
-def follow(store: Store, folder: Path, rubrics: Rubrics) -> Followed:
-    """Lets the store take in what the journal holds beyond it."""
-    taken, damaged = 0, []
+def follow(store: Store, folder: Path, rubrics: Rubrics) -> list[Damage]:
+    """Lets the store take in what the journal holds beyond it. Returns what was damaged there."""
+    damaged: list[Damage] = []
     for position, records, broken in _batches(journals.replay(folder, store.position)):
         store.apply([entry_of(record, rubrics) for record in records], position, len(broken))
-        taken += len(records)
         damaged += broken
-    return Followed(taken, tuple(damaged))
+    return damaged
 
 
 def _batches(

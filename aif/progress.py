@@ -87,9 +87,6 @@ class Board:
             row = self._rows[record["stage"], record["endpoint"]]
             row.note(record, now)
 
-    def refused(self, endpoint: str, why: str) -> None:
-        """The endpoint itself says so in its line."""
-
     def snapshot(self) -> Snapshot:
         now = self._clock()
         lines = tuple(self._line(endpoint, now) for endpoint in self._endpoints)

@@ -12,8 +12,6 @@ from typing import Any
 from aif.records import Rating
 from aif.rubric import NOT_APPLICABLE, Aspect, Form, Rubric
 
-READER = 1  # raised when the same reply reads otherwise; `aif reparse` then reads the kept replies again
-
 
 class Unreadable(Exception):
     """Why a reply gives no ratings, in words a person can act on."""

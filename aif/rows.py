@@ -101,15 +101,17 @@ class Rows:
         )
         if answered:
             self.failed.pop(r["key"], None)
-            (self._completion if r["stage"] == "completion" else self._judgement)(entry, usage)
+            if entry.ratings is None:
+                self._completion(r, usage)
+            else:
+                self._judgement(r, entry.ratings)
         elif given_up:
             self._failed(r)
         if entry.place and (answered or r["verdict"] == "failed"):
             position, slot = entry.place
             self.tables["settled"].append({"position": position, "slot": slot, "answered": answered})
 
-    def _completion(self, entry: Entry, usage: dict[str, Any]) -> None:
-        r = entry.record
+    def _completion(self, r: Record, usage: dict[str, Any]) -> None:
         self.tables["completions"].append(
             {
                 **{name: r[name] for name in ("key", "prompt_id", "identity", "text", "reasoning", "finish")},
@@ -119,9 +121,8 @@ class Rows:
             }
         )
 
-    def _judgement(self, entry: Entry, _: dict[str, Any]) -> None:
-        r, item = entry.record, entry.record["item"]
-        assert entry.ratings is not None
+    def _judgement(self, r: Record, ratings: tuple[Rating, ...]) -> None:
+        item = r["item"]
         self.tables["judgements"].append(
             {
                 **{name: r[name] for name in ("key", "prompt_id", "identity", "text")},
@@ -133,7 +134,7 @@ class Rows:
                         "completion": x.completion, "aspect": x.aspect, "state": x.state, "score": x.score,
                         "rationale": x.rationale, "types": list(x.types),
                     }
-                    for x in entry.ratings
+                    for x in ratings
                 ],
                 "call_id": r["id"],
             }

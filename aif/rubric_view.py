@@ -1,6 +1,7 @@
 """A rubric as a person looks at it: its aspects, and exactly what a judge sees."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -36,6 +37,13 @@ def tell_rubric(console: Console, rubric: Rubric) -> None:
     console.print(f"\nscores for pairs: {', '.join(rubric.scores())}")
 
 
+def tell_messages(console: Console, messages: Sequence[Message]) -> None:
+    """Turns word for word, each under its role."""
+    for message in messages:
+        console.print(f"\n[bold]{message.role}[/bold]")
+        console.print(message.content, markup=False, highlight=False, soft_wrap=True)
+
+
 def tell_rendered(console: Console, rubric: Rubric, form: Form, store: Path | None, prefix: str | None) -> None:
     """Every request's messages and schema, for a stored prompt or an example."""
     prompt, texts = _stored(store, prefix) if store and prefix else (_EXAMPLE, list(_COMPLETIONS))
@@ -43,9 +51,7 @@ def tell_rendered(console: Console, rubric: Rubric, form: Form, store: Path | No
         shown = texts if ask.mode == "listwise" else texts[:1]
         seen = render(rubric, request, prompt, shown, form)
         console.print(Rule(f"[bold]request {request} ({ask.mode}, {len(shown)} of {len(texts)} completions)"))
-        for message in seen.messages:
-            console.print(f"\n[bold]{message.role}[/bold]")
-            console.print(message.content, markup=False, soft_wrap=True)
+        tell_messages(console, seen.messages)
         console.print(f"\n[bold]shared[/bold] the first {seen.shared:,} characters of the user message")
         if form == "schema":
             console.print("\n[bold]schema[/bold]")

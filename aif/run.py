@@ -76,7 +76,12 @@ async def _flow(
 ) -> tuple[bool, dict[str, str]]:
     async with opened(pipeline) as endpoints:
         with Reader.of(ledger.store) as reader:
-            board = Board(endpoints, reader.tallies(limit), _expected(pipeline, rubric, reader.planned(limit)))
+            whole = reader.tallies()
+            within = whole if limit is None else reader.tallies(limit)
+            board = Board(endpoints, within, _expected(pipeline, rubric, reader.planned(limit)))
+        for endpoint in endpoints:
+            if tally := whole.get((endpoint.stage, endpoint.name)):
+                endpoint.answered = tally.answered
         run = Run(pipeline, ledger, rubric, endpoints, board, policy, limit)
         ended = asyncio.Event()
         screen = asyncio.create_task(show(board, console, ledger.places.progress, ended))

@@ -184,7 +184,7 @@ class Store:
         if damaged:  # a prompt or a page may be among what was lost: the sources are read again
             self._db.execute("DELETE FROM marks WHERE name = 'sources'")
 
-    def _insert(self, rows: "Rows") -> None:
+    def _insert(self, rows: Rows) -> None:
         if answered := [row["key"] for row in (*rows.tables["completions"], *rows.tables["judgements"])]:
             self._db.execute("DELETE FROM failed WHERE key IN (SELECT unnest(?))", [answered])
         rows.tables["failed"] = list(rows.failed.values())
@@ -296,18 +296,15 @@ class Store:
     def notice_ready(self, positions: Sequence[int], per_prompt: int, min_completions: int) -> None:
         """Of the prompts at these positions, lists those whose slots are now all terminal as ready."""
         with noticing(self.path):
-            self._notice_ready(positions, per_prompt, min_completions)
-
-    def _notice_ready(self, positions: Sequence[int], per_prompt: int, min_completions: int) -> None:
-        self._db.register("touched", pa.table({"position": pa.array(positions, pa.int64())}))
-        self._db.execute(
-            "INSERT INTO ready "
-            "SELECT (SELECT coalesce(max(seq), 0) FROM ready) + row_number() OVER (ORDER BY position), position "
-            "FROM settled WHERE position IN (SELECT position FROM touched) AND position BETWEEN ? AND ? "
-            "GROUP BY position HAVING count(*) = ? AND count(*) FILTER (answered) >= ?",
-            [min(positions), max(positions), per_prompt, min_completions],
-        )
-        self._db.unregister("touched")
+            self._db.register("touched", pa.table({"position": pa.array(positions, pa.int64())}))
+            self._db.execute(
+                "INSERT INTO ready "
+                "SELECT (SELECT coalesce(max(seq), 0) FROM ready) + row_number() OVER (ORDER BY position), position "
+                "FROM settled WHERE position IN (SELECT position FROM touched) AND position BETWEEN ? AND ? "
+                "GROUP BY position HAVING count(*) = ? AND count(*) FILTER (answered) >= ?",
+                [min(positions), max(positions), per_prompt, min_completions],
+            )
+            self._db.unregister("touched")
 
     def keep_outcomes(self, outcomes: pa.Table, scores: pa.Table, policy: str) -> None:
         """Puts down what became of each prompt, and by which policy (JSON), in the place of what was there."""

@@ -11,8 +11,9 @@ from rich.rule import Rule
 from aif.ledger import Rubrics
 from aif.plan import sent_messages
 from aif.queries import Reader
-from aif.records import Message, Principle, Prompt, as_messages
+from aif.records import Principle, Prompt, as_messages
 from aif.rubric import render
+from aif.rubric_view import tell_messages
 from aif.summary import OUTCOMES
 
 
@@ -29,17 +30,11 @@ def tell_story(console: Console, reader: Reader, prefix: str) -> None:
     console.print(
         f"source {row['source'] or '(no longer selected)'}   meta {escape(str(row['meta']))}", highlight=False
     )
-    _tell_messages(console, prompt.messages)
+    tell_messages(console, prompt.messages)
     _tell_outcome(console, reader, prompt_id)
     principles = reader.texts("principle")
     names = _tell_completions(console, reader, prompt, principles)
     _tell_judgements(console, reader, prompt, names)
-
-
-def _tell_messages(console: Console, messages: tuple[Message, ...]) -> None:
-    for message in messages:
-        console.print(f"\n[bold]{message.role}[/bold]")
-        console.print(message.content, markup=False, highlight=False, soft_wrap=True)
 
 
 def _tell_outcome(console: Console, reader: Reader, prompt_id: str) -> None:
@@ -140,7 +135,7 @@ def _tell_judgements(console: Console, reader: Reader, prompt: Prompt, names: Ma
         )
         _tell_call(console, row)
         seen = render(rubric, row["request"], prompt, [texts[key] for key in shown], row["form"])
-        _tell_messages(console, seen.messages)
+        tell_messages(console, seen.messages)
         console.print("\n[bold]the judge's reply[/bold]")
         console.print(row["text"], markup=False, highlight=False, soft_wrap=True)
         console.print("\n[bold]read as[/bold]")

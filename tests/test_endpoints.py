@@ -1,8 +1,8 @@
 """Models and judges during a run: when one takes no further call, and what a request is made into when made again."""
 
+from aif.asking import once_more
 from aif.chat.base import CallError, Kind, Request
 from aif.endpoints import BAD_REQUESTS, Endpoint
-from aif.feedback import _once_more
 from aif.records import Message
 from tests.test_progress import endpoint
 
@@ -40,7 +40,7 @@ def test_a_request_is_changed_only_by_what_another_sample_can_mend() -> None:
     request = Request((Message("user", "hi"),), 100, seed=7)
     cut, unread = CallError(Kind.TRUNCATED, "cut"), CallError(Kind.UNREADABLE, "what?")
     made = [
-        _once_more(request, reasks, failure)
+        once_more(request, reasks, failure)
         for reasks, failure in ((0, None), (1, cut), (2, cut), (3, cut), (1, unread))
     ]
 

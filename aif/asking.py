@@ -1,0 +1,57 @@
+"""What a model or a judge is asked: the request for a completion and for a judgement, and the one after a reply of no
+use. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from aif.chat.base import CallError, Kind, Request
+from aif.config import Judge
+from aif.plan import System, sent_messages
+from aif.records import Principle, Prompt, Sampling
+from aif.rubric import Rubric, render
+
+ROOM = 4  # a judgement cut at its limit gets twice the room each time, up to so many times the declared limit
+
+
+def completion_request(
+    prompt: Prompt, principle: Principle | None, system: System, sampling: Sampling, seed: int
+) -> Request:
+    """What a model of the pool is sent for a slot."""
+    return Request(
+        sent_messages(prompt, principle, system),
+        sampling.max_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        seed=seed,
+    )
+
+
+def judging_request(
+    rubric: Rubric, request: str, prompt: Prompt, texts: Sequence[str], judge: Judge, seed: int
+) -> Request:
+    """What a judge is sent for one request of a rubric, about completions' texts in the order shown."""
+    seen = render(rubric, request, prompt, texts, judge.reply)
+    return Request(
+        seen.messages,
+        judge.max_tokens,
+        temperature=judge.temperature,
+        top_p=judge.top_p,
+        seed=seed,
+        schema=rubric.schema(request, len(texts)) if judge.reply == "schema" else None,
+        shared=seen.shared,
+    )
+
+
+def once_more(request: Request, reasks: int, failure: CallError | None) -> Request:
+    """A request after so many replies that only another sample can mend: the seed moves on, and a judgement that was
+    cut gets more room. What may pass by itself (a 429, a timeout) is asked for as it was."""
+    if failure is None:
+        return request
+    room = min(ROOM, 2**reasks) if failure.kind == Kind.TRUNCATED else 1
+    seed = None if request.seed is None else (request.seed + reasks) % 2**31
+    return replace(request, seed=seed, max_tokens=request.max_tokens * room)
+
+
+def tokens(request: Request) -> int:
+    """What a request may come to, as providers reckon it beforehand: 4 characters a token, and all it may write."""
+    return sum(len(message.content) for message in request.messages) // 4 + request.max_tokens
