@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from aif.chat.base import CallError, Kind, Request
-from aif.config import Judge
+from aif.entries import Judge
 from aif.plan import System, sent_messages
 from aif.records import Principle, Prompt, Sampling
 from aif.rubric import Rubric, render
@@ -23,6 +23,7 @@ def completion_request(
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         seed=seed,
+        reasoning_effort=sampling.reasoning_effort,
     )
 
 
@@ -31,12 +32,14 @@ def judging_request(
 ) -> Request:
     """What a judge is sent for one request of a rubric, about completions' texts in the order shown."""
     seen = render(rubric, request, prompt, texts, judge.reply)
+    sampling = judge.sampling
     return Request(
         seen.messages,
-        judge.max_tokens,
-        temperature=judge.temperature,
-        top_p=judge.top_p,
+        sampling.max_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
         seed=seed,
+        reasoning_effort=sampling.reasoning_effort,
         schema=rubric.schema(request, len(texts)) if judge.reply == "schema" else None,
         shared=seen.shared,
     )

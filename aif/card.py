@@ -17,7 +17,8 @@ import yaml
 from jinja2 import StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from aif.config import Endpoint, Pipeline
+from aif.config import Pipeline
+from aif.entries import Endpoint
 from aif.pairs import Floats
 from aif.queries import Books
 from aif.resources import shipped
@@ -60,7 +61,7 @@ def render(facts: CardFacts) -> str:
     body = template.render(
         facts=facts,
         pipeline=facts.pipeline,
-        judge=facts.pipeline.judge,
+        judges=facts.pipeline.judges,
         sheet=facts.rubric.sheet,
         pairs=facts.books.outcomes.get("paired", 0),
         prompts=facts.books.selected,

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from aif.asking import completion_request, judging_request
 from aif.chat.base import CallError
-from aif.config import Judge, Model, Pipeline, api_key
+from aif.config import Pipeline, api_key
 from aif.endpoints import Endpoint, opened
+from aif.entries import Judge, Model
 from aif.errors import BadInput
 from aif.intake import principles_of, rubric_of
 from aif.reading import Unreadable, read

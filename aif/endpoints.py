@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 from aif.chat.base import CallError, ChatModel, Kind
 from aif.chat.limits import Pace
-from aif.config import Judge, Model, Pipeline, api_key
+from aif.config import Pipeline, api_key
+from aif.entries import Judge, Model
 from aif.records import Stage, Usage
 
 # A setting the provider does not take is refused with every request: this many are enough to tell, before any answer.

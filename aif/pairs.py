@@ -44,7 +44,7 @@ class Policy:
     `used` are about these aspects only. `min_margin` is in points of that score, at least 0.
     """
 
-    name: Literal["best_vs_random", "best_vs_worst"]
+    name: Literal["best_vs_random", "best_vs_worst", "all", "on_policy"]
     score: Literal["mean", "overall"]
     min_margin: float
     missing: Literal["leave_out", "drop"]

@@ -54,13 +54,27 @@ def prompt_id(messages: Sequence[Message]) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Carried:
+    """A completion that came with its prompt: who wrote it, its text, and the score it came with, if any."""
+
+    model: str
+    text: str
+    score: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
-    """What the pool is asked: turns that end with the user's, the name of its source, and what the row held besides."""
+    """What the pool is asked: turns that end with the user's, the name of its source, and what the row held besides.
+
+    `material` is what a judge is shown beside the conversation, by the rubric's slot (a reference answer, …).
+    """
 
     prompt_id: str
     messages: tuple[Message, ...]
     source: str
     meta: Mapping[str, Any] = field(default_factory=dict)
+    material: Mapping[str, str] = field(default_factory=dict)
+    carried: tuple[Carried, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +92,7 @@ class Sampling:
     max_tokens: int
     temperature: float | None = None
     top_p: float | None = None
+    reasoning_effort: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +111,14 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of one call as the server counted them; `cached` is the part of `input` read from a prefix cache."""
+    """Tokens of one call as the server counted them. `cached` is the part of `input` that was read from a prefix cache,
+    `written` the part that was written to one at a price of its own."""
 
     input: int
     output: int
     cached: int = 0
     reasoning: int = 0
+    written: int = 0
 
 
 RatingState = Literal["rated", "not_applicable"]

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import orjson
 
 from aif import resources
-from aif.config import Source
+from aif.entries import Source
 from aif.errors import BadInput
 from aif.records import Message, Prompt, Role, digest, prompt_id
 

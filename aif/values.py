@@ -69,30 +69,36 @@ def _as_path(value: Any) -> Any:
     return Path(value) if isinstance(value, str) else value
 
 
-def _not_built(*values: str) -> BeforeValidator:
-    def refuse(value: Any) -> Any:
-        if isinstance(value, str) and value in values:
-            raise ValueError(f"{NOT_BUILT}{value}; leave it out or take another")
-        return value
+def _slot(value: str) -> str:
+    if not re.fullmatch(r"[a-z][a-z0-9_]{0,39}", value):
+        raise ValueError(f"{shown(value)} is no name of a slot; use up to 40 lower-case letters, digits and _")
+    return value
 
-    return BeforeValidator(refuse)
+
+def _written(value: Any) -> Any:
+    # YAML reads VAR: 1 as a number; an environment holds texts
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 Count = Annotated[int, Field(ge=1)]
 Several = Annotated[int, Field(ge=2)]
 Share = Annotated[float, Field(ge=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Ratio = Annotated[float, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
 Temperature = Annotated[float, Field(ge=0, le=2)]
 TopP = Annotated[float, Field(gt=0, le=1)]
 Filled = Annotated[str, Field(min_length=1)]
 Name = Annotated[str, AfterValidator(_name)]
 RunName = Annotated[str, AfterValidator(_run_name)]
+Slot = Annotated[str, AfterValidator(_slot)]
+Assignment = Annotated[str, BeforeValidator(_written)]
 Variable = Annotated[str, AfterValidator(_variable)]
 PathText = Annotated[Path, BeforeValidator(_as_path)]
 Urls = Annotated[
     tuple[Annotated[str, AfterValidator(_url)], ...], BeforeValidator(_listed), Field(strict=False, min_length=1)
 ]
-Provider = Annotated[Literal["vllm", "openai", "simulator"], _not_built("anthropic")]
-Format = Annotated[Literal["trl", "h4"], _not_built("ultrafeedback", "kto", "reward", "sft")]
+Provider = Literal["vllm", "openai", "anthropic", "simulator"]
+Format = Literal["trl", "h4", "ultrafeedback", "kto", "reward", "sft"]
 TestSize = Annotated[int | float, PlainValidator(_test_size)]

@@ -7,7 +7,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aif.config import Model, Pipeline, api_key, load, parse
+from aif.config import Pipeline, api_key, load, parse
+from aif.entries import Model
 from aif.errors import BadInput, Unavailable
 from aif.records import Sampling, Usage
 
@@ -66,7 +67,7 @@ def test_every_key_has_its_place() -> None:
     ]
     assert list(pipeline.models) == ["llama-2-7b-chat", "small-openai", "rehearsal", "served"]
     assert [m.name for m in pipeline.models.values()] == list(pipeline.models)
-    assert pipeline.judge.name == "gpt-4.1"
+    assert next(iter(pipeline.judges.values())).name == "gpt-4.1"
     assert pipeline.export.test_size == 0.05
     assert pipeline.path == PATH
 
@@ -75,7 +76,7 @@ def test_defaults_that_depend_on_the_provider() -> None:
     models = sound().models
     assert [m.concurrency for m in models.values()] == [256, 16, 32, 64]
     assert [m.timeout_s for m in models.values()] == [300] * 4
-    assert sound().judge.timeout_s == 120
+    assert next(iter(sound().judges.values())).timeout_s == 120
 
 
 def test_addresses_are_a_tuple_whether_one_or_several() -> None:
@@ -94,7 +95,7 @@ def test_identity_is_the_declared_model_and_revision_never_the_host() -> None:
     ]
     elsewhere = sound("models.llama-2-7b-chat.base_url=http://other:1/v1")
     assert [m.identity for m in elsewhere.models.values()] == [m.identity for m in sound().models.values()]
-    judge = sound("judges={j: {provider: simulator, noise: 0.2}}").judge
+    judge = next(iter(sound("judges={j: {provider: simulator, noise: 0.2}}").judges.values()))
     assert judge.identity == "simulator/j?noise=0.2"
 
 
@@ -105,15 +106,17 @@ def test_sampling_merges_overrides_and_null_is_not_sent() -> None:
     assert pipeline.sampling(pipeline.models["small-openai"]) == Sampling(1024, 1.0, 1.0)
     assert pipeline.sampling(pipeline.models["rehearsal"]) == Sampling(1024, None, 1.0)
     assert pipeline.sampling(pipeline.models["served"]) == Sampling(9, 1.0, 0.5)
-    assert pipeline.judge.sampling == Sampling(2048, 0.0, None)
-    assert sound("judges.gpt-4.1.temperature=null").judge.sampling == Sampling(2048, None, None)
+    assert next(iter(pipeline.judges.values())).sampling == Sampling(2048, 0.0, None)
+    assert next(iter(sound("judges.gpt-4.1.temperature=null").judges.values())).sampling == Sampling(2048, None, None)
 
 
 def test_an_unknown_price_is_none_and_never_zero() -> None:
     usage = Usage(input=1_000_000, output=500_000, cached=400_000)
     models = sound().models
     assert models["small-openai"].cost(usage) == pytest.approx(0.6 * 0.4 + 0.4 * 0.1 + 0.5 * 1.6)
-    assert sound().judge.cost(usage) == pytest.approx(2 + 4), "without a price for cached tokens they cost the full one"
+    assert next(iter(sound().judges.values())).cost(usage) == pytest.approx(2 + 4), (
+        "without a price for cached tokens they cost the full one"
+    )
     assert sound("models.small-openai.price=null").models["small-openai"].cost(usage) is None
     assert models["rehearsal"].cost(usage) == models["served"].cost(usage) == 0
     assert sound("models.served.price={input: 1, output: 0}").models["served"].cost(usage) == 1
@@ -142,7 +145,7 @@ def test_yaml_as_people_mean_it() -> None:
 
 def test_names_are_text_whatever_they_look_like() -> None:
     pipeline = sound("judges={4.1: {provider: openai}}")
-    assert pipeline.judge.served_name == "4.1"
+    assert next(iter(pipeline.judges.values())).served_name == "4.1"
 
 
 def test_anchors_and_merges() -> None:
@@ -168,7 +171,7 @@ judges: {j: {provider: simulator}}
 @pytest.mark.parametrize(
     ("assignment", "look", "value"),
     [
-        ("judges.gpt-4.1.base_url=http://x:1/v1", lambda p: p.judge.base_url, ("http://x:1/v1",)),
+        ("judges.gpt-4.1.base_url=http://x:1/v1", lambda p: next(iter(p.judges.values())).base_url, ("http://x:1/v1",)),
         ("models.*.samples=2", lambda p: [m.samples for m in p.models.values()], [2, 2, 2, 2]),
         ("prompts.*.limit=5", lambda p: [s.limit for s in p.prompts], [5, 5]),
         ("prompts.0.limit=5", lambda p: [s.limit for s in p.prompts], [5, None]),

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aif.config import Source
+from aif.entries import Source
 from aif.errors import BadInput
 from aif.records import Message, Prompt, prompt_id
 from aif.sources import META_BYTES, Skipped, fingerprint, read, read_row
@@ -361,7 +361,7 @@ def hub() -> Iterator[str]:
 
 
 ASK_THE_HUB = """
-from aif.config import Source
+from aif.entries import Source
 from aif.errors import BadInput
 from aif.sources import fingerprint, read
 print(fingerprint(Source(hub="org/there"), beside=None))

@@ -20,7 +20,7 @@ class Request:
 
     `shared` counts the leading characters of the last message that the other requests of the same prompt share:
     where a provider takes explicit cache breakpoints, one goes there. `schema` is a JSON Schema the reply must follow.
-    None (temperature, top_p, seed, schema) is not sent.
+    None (temperature, top_p, seed, reasoning_effort, schema) is not sent.
     """
 
     messages: tuple[Message, ...]
@@ -28,6 +28,7 @@ class Request:
     temperature: float | None = None
     top_p: float | None = None
     seed: int | None = None
+    reasoning_effort: str | None = None
     schema: Mapping[str, Any] | None = None
     shared: int = 0
 

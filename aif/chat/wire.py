@@ -74,7 +74,7 @@ def body(request: Request, model: str, *, dialect: Dialect) -> dict[str, Any]:
     """
     limit = "max_completion_tokens" if dialect == "openai" else "max_tokens"
     sent: dict[str, Any] = {"model": model, "messages": as_dicts(request.messages), limit: request.max_tokens}
-    for name in ("temperature", "top_p", "seed"):
+    for name in ("temperature", "top_p", "seed", "reasoning_effort"):
         if (value := getattr(request, name)) is not None:
             sent[name] = value
     if request.schema is not None:

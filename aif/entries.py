@@ -1,0 +1,352 @@
+"""The entries of a pipeline file: sources, models, judges, how pairs are made, what is exported. Each checks itself."""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import PurePosixPath
+from typing import Annotated, ClassVar, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+
+from aif.complaints import ClashError, shown
+from aif.records import Sampling, Usage
+from aif.values import (
+    Assignment,
+    Count,
+    Filled,
+    Format,
+    Name,
+    NotNegative,
+    Positive,
+    Provider,
+    Ratio,
+    Seconds,
+    Several,
+    Share,
+    Slot,
+    Temperature,
+    TestSize,
+    TopP,
+    Urls,
+    Variable,
+)
+from aif.yamltext import Problem
+
+_CONCURRENCY: Mapping[str, int] = {"vllm": 64, "openai": 16, "anthropic": 16, "simulator": 32}
+_PAID = ("openai", "anthropic")
+# OpenAI's reasoning models answer 400 to a temperature; their chat variants take one.
+_REASONING = re.compile(r"(o[1-9]|gpt-5(?!.*chat))")
+_FILES = (".jsonl", ".parquet", ".csv")
+
+
+class Part(BaseModel):
+    """A mapping of the pipeline file. `LATER` names keys of the contract that aif doesn't have yet, and what to do."""
+
+    LATER: ClassVar[Mapping[str, str]] = {}
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    def clashes(self) -> Iterator[Problem]:
+        """What is wrong between keys that are each sound; keys counted from this mapping."""
+        yield from ()
+
+    @model_validator(mode="after")
+    def _no_clashes(self) -> Self:
+        if found := list(self.clashes()):
+            raise ClashError(found)
+        return self
+
+
+class Carried(Part):
+    """Completions that come with the rows (`prompts.completions`), and where their parts stand.
+
+    `field` is a column: a list of objects (then `text`, `model` and `score` are keys of each), a list of texts (then
+    `model` and `score` are columns with lists of the same length), or one text (then they are columns; rows with the
+    same prompt are gathered). `score` makes judging needless.
+    """
+
+    field: Filled
+    text: Filled = "text"
+    model: Filled = "model"
+    score: Filled | None = None
+
+
+class Source(Part):
+    """One entry of `prompts`: a file or a Hub dataset (or a local folder of one), and how its rows are read.
+
+    `material` names, by the rubric's slot, the column that holds what the judge is shown beside the conversation.
+    """
+
+    file: Filled | None = None
+    hub: Filled | None = None
+    config: Filled | None = None
+    split: Filled = "train"
+    revision: Filled | None = None
+    field: Filled = "prompt"
+    source: Name = Field(default_factory=lambda given: _source_name(given.get("file"), given.get("hub")))
+    source_field: Filled | None = None
+    limit: Count | None = None
+    max_chars: Count = 100_000
+    material: dict[Slot, Filled] = Field(default_factory=dict)
+    completions: Carried | None = None
+
+    def clashes(self) -> Iterator[Problem]:
+        if (self.file is None) == (self.hub is None):
+            count = "both file and hub are given" if self.file else "neither file nor hub is given"
+            yield Problem((), f"{count}; give one: file: prompts.jsonl, or hub: ORG/NAME")
+        elif self.file is not None:
+            yield from self._file_clashes(self.file)
+
+    def _file_clashes(self, file: str) -> Iterator[Problem]:
+        if PurePosixPath(file).suffix.lower() not in _FILES:
+            yield Problem(
+                ("file",),
+                f"expected a .jsonl, .parquet or .csv file, got {shown(file)}; write the rows as .jsonl, one JSON "
+                "object a line",
+            )
+        for key in ("config", "split", "revision"):
+            if key in self.model_fields_set:
+                yield Problem((key,), "only for hub datasets; take it out, or give hub: instead of file:")
+
+
+def _source_name(file: str | None, hub: str | None) -> str:
+    return PurePosixPath(file).stem if file else PurePosixPath(hub or "").name
+
+
+class Completions(Part):
+    """How many completions a prompt gets, and how they are sampled unless a model says otherwise."""
+
+    per_prompt: Several = 4
+    min_completions: Several = 2
+    temperature: Temperature | None = 1.0
+    top_p: TopP | None = 1.0
+    max_tokens: Count = 1024
+
+    def clashes(self) -> Iterator[Problem]:
+        if self.min_completions > self.per_prompt:
+            yield Problem(
+                ("min_completions",),
+                f"{self.min_completions} is more than per_prompt ({self.per_prompt}); "
+                f"lower it to {self.per_prompt} or less",
+            )
+
+
+class Price(Part):
+    """USD per million tokens. Without `cached_input` and `cache_write`, tokens read from a provider's cache and written
+    to it cost what the others do."""
+
+    input: NotNegative
+    output: NotNegative
+    cached_input: NotNegative | None = None
+    cache_write: NotNegative | None = None
+
+    def cost(self, usage: Usage) -> float:
+        """USD for one call."""
+        read = self.input if self.cached_input is None else self.cached_input
+        write = self.input if self.cache_write is None else self.cache_write
+        plain = usage.input - usage.cached - usage.written
+        return (plain * self.input + usage.cached * read + usage.written * write + usage.output * self.output) / 1e6
+
+
+class Launch(Part):
+    """A vLLM server that aif starts, watches and stops: `gpus` of them (or one CPU) for each of `replicas` servers.
+
+    Without `replicas`, GPUs left idle get further servers of the models that run. `python` is an interpreter that has
+    vLLM, aif's own if left out; `args` go to vLLM as they are; `env` is added to the server's environment. `ready_s`
+    counts from when the model's files are there.
+    """
+
+    model: Filled
+    gpus: Count = 1
+    replicas: Count | None = None
+    max_model_len: Count | None = None
+    python: Filled | None = None
+    args: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    env: dict[Variable, Assignment] = Field(default_factory=dict)
+    ready_s: Seconds = 900.0
+
+
+class Endpoint(Part):
+    """A model that is called: in the pool (`Model`) or as a judge (`Judge`).
+
+    `base_url` is a text or a list in the file and a tuple here; empty for the provider's own address. `terms` names the
+    licence or the terms its output comes under, for the card.
+    """
+
+    provider: Provider
+    model: Filled | None = None
+    revision: Filled | None = None
+    base_url: Urls = ()
+    launch: Launch | None = None
+    api_key_env: Variable | None = None
+    concurrency: Count = Field(default_factory=lambda given: _CONCURRENCY[given["provider"]])
+    requests_per_minute: Count | None = None
+    tokens_per_minute: Count | None = None
+    price: Price | None = None
+    reasoning_effort: Filled | None = None
+    terms: Filled | None = None
+
+    _name: str = PrivateAttr(default="")
+
+    @property
+    def name(self) -> str:
+        """The key of this entry in the pipeline file."""
+        return self._name
+
+    @property
+    def served_name(self) -> str:
+        """What the server calls the model: `model`, else what is launched, else the entry's key."""
+        return self.model or (self.launch.model if self.launch else self._name)
+
+    @property
+    def identity(self) -> str:
+        """What tells this model from every other, on whichever host it runs: part of the keys of what it says."""
+        return f"{self.served_name}@{self.revision}" if self.revision else self.served_name
+
+    @property
+    def takes_temperature(self) -> bool:
+        """Whether `completions.temperature` and `top_p` hold for it: reasoning models and Anthropic refuse them."""
+        if self.provider == "openai":
+            return self.reasoning_effort is None and not _REASONING.match(self.served_name)
+        return self.provider != "anthropic"
+
+    def cost(self, usage: Usage | None) -> float | None:
+        """USD for one call. None where price or usage isn't known; 0 for models of one's own without a price."""
+        if self.price is None:
+            return None if self.provider in _PAID else 0.0
+        return self.price.cost(usage) if usage else None
+
+    def clashes(self) -> Iterator[Problem]:
+        yield from self._server_clashes()
+        if self.provider == "simulator":
+            for key in ("model", "revision", "base_url", "api_key_env"):
+                if key in self.model_fields_set:
+                    yield Problem(
+                        (key,), "provider simulator has a server of its own and takes no such key; take it out"
+                    )
+        if self.reasoning_effort and self.provider not in _PAID:
+            yield Problem(("reasoning_effort",), "only for providers openai and anthropic; take it out")
+        if self.provider == "anthropic":
+            for key in ("temperature", "top_p"):
+                if getattr(self, key, None) is not None and key in self.model_fields_set:
+                    yield Problem((key,), "Anthropic's API takes none since 2026-10; take it out")
+
+    def _server_clashes(self) -> Iterator[Problem]:
+        if self.launch and self.provider != "vllm":
+            yield Problem(("launch",), f"only for provider vllm, not {self.provider}; take it out")
+        elif self.launch and self.base_url:
+            yield Problem(("base_url",), "a launched server gets its address from aif; take out base_url or launch")
+        elif self.provider == "vllm" and not self.launch and not self.base_url:
+            yield Problem(
+                ("base_url",),
+                "provider vllm needs the address of a running server (base_url: http://localhost:8000/v1), or launch: "
+                "{model: ...} to have aif start one",
+            )
+
+    def _only_simulated(self, key: str) -> Iterator[Problem]:
+        if self.provider != "simulator" and key in self.model_fields_set:
+            yield Problem((key,), f"only for provider simulator, not {self.provider}; take it out")
+
+
+class Model(Endpoint):
+    """A model of the pool. Sampling settings given here go before those of `completions`; null is not sent."""
+
+    system: Literal["role", "fold_into_user", "none"] = "role"
+    samples: Count = 1
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    max_tokens: Count | None = None
+    timeout_s: Seconds = 300.0
+    quality: Share = 0.5  # of provider simulator
+
+    @property
+    def identity(self) -> str:
+        return f"simulator/{self.name}?quality={self.quality}" if self.provider == "simulator" else super().identity
+
+    def clashes(self) -> Iterator[Problem]:
+        yield from super().clashes()
+        yield from self._only_simulated("quality")
+        if "max_tokens" in self.model_fields_set and self.max_tokens is None:
+            yield Problem(("max_tokens",), "expected a whole number, got nothing; give a number or take the key out")
+
+
+class Judge(Endpoint):
+    """A model that rates. `reply` says how ratings are asked for: by JSON schema, or as text that is read; `weight` is
+    its part in a score that several judges give."""
+
+    reply: Literal["schema", "text"] = "schema"
+    temperature: Temperature | None = 0.0
+    top_p: TopP | None = None
+    max_tokens: Count = 2048
+    timeout_s: Seconds = 120.0
+    weight: Positive = 1.0
+    noise: NotNegative = 0.1  # of provider simulator
+
+    @property
+    def identity(self) -> str:
+        return f"simulator/{self.name}?noise={self.noise}" if self.provider == "simulator" else super().identity
+
+    @property
+    def sampling(self) -> Sampling:
+        """The settings a judgement is asked for with."""
+        said = self.takes_temperature or "temperature" in self.model_fields_set
+        return Sampling(self.max_tokens, self.temperature if said else None, self.top_p, self.reasoning_effort)
+
+    def clashes(self) -> Iterator[Problem]:
+        yield from super().clashes()
+        yield from self._only_simulated("noise")
+
+
+AnyEndpoint = TypeVar("AnyEndpoint", Model, Judge)
+
+
+class Pairs(Part):
+    """How ratings become chosen and rejected. `model` is the one `on_policy` has on one side of every pair."""
+
+    policy: Literal["best_vs_random", "best_vs_worst", "all", "on_policy"] = "best_vs_random"
+    model: Name | None = None
+    score: Literal["mean", "overall"] = "mean"
+    min_margin: NotNegative = 0.0
+    missing: Literal["leave_out", "drop"] = "leave_out"
+    max_pairs_per_prompt: Count | None = None
+    max_length_ratio: Ratio | None = None
+    max_per_model: Count | None = None
+
+    def clashes(self) -> Iterator[Problem]:
+        if self.policy == "on_policy" and self.model is None:
+            yield Problem(("model",), "policy on_policy needs the model that is on one side of every pair; name it")
+        if self.policy != "on_policy" and self.model is not None:
+            yield Problem(("model",), f"only for policy on_policy, not {self.policy}; take it out")
+        if self.policy != "all" and self.max_pairs_per_prompt is not None:
+            yield Problem(("max_pairs_per_prompt",), f"only for policy all, not {self.policy}; take it out")
+
+
+class Labels(Part):
+    """What makes a completion desirable or not in the `kto` format: the side of its pair, or its score."""
+
+    rule: Literal["pairs", "scores"] = "pairs"
+    desirable: float | None = None
+    undesirable: float | None = None
+
+    def clashes(self) -> Iterator[Problem]:
+        for key in ("desirable", "undesirable"):
+            if self.rule == "scores" and getattr(self, key) is None:
+                yield Problem(
+                    (key,), "rule scores needs the score from (desirable) and up to (undesirable) which; add it"
+                )
+            if self.rule == "pairs" and key in self.model_fields_set:
+                yield Problem((key,), "only for rule scores; take it out")
+        if self.desirable is not None and self.undesirable is not None and self.desirable <= self.undesirable:
+            yield Problem(("desirable",), f"must be more than undesirable ({self.undesirable:g}); raise it")
+
+
+class Export(Part):
+    """What is written: `test_size` is a count of prompts (int) or a share of them (float)."""
+
+    formats: Annotated[tuple[Format, ...], Field(strict=False, min_length=1)] = ("trl", "h4")
+    test_size: TestSize = 0
+    license: Filled | None = None
+    kto: Labels = Labels()
+
+    def clashes(self) -> Iterator[Problem]:
+        if len(set(self.formats)) < len(self.formats):
+            yield Problem(("formats",), "a format is named twice; name each once")
