@@ -226,7 +226,7 @@ class Run:
     def _judgement(self, ready: Ready, need: Need) -> Job:
         judge = self.pipeline.judges[need.judge]
         shown = order(ready.prompt.prompt_id, need.answers, need.judge_pass)
-        key = judgement_key(shown, need.identity, need.judge_pass, need.spec)
+        key = judgement_key(shown, need.identity, need.judge_pass, need.spec, self.rubric.material_digest(ready.prompt))
         texts, seed = [ready.texts[k] for k in shown], int(key[:8], 16) % 2**31
         request = judging_request(self.rubric, need.request, ready.prompt, texts, judge, seed)
         details = {

@@ -39,7 +39,15 @@ def _word(name: str) -> str:
     return name
 
 
+def _slot(name: str) -> str:
+    if name in _LABELS:
+        raise ValueError(f"{name!r} names other texts that a judge is shown; use another name, such as {name}_notes")
+    return _word(name)
+
+
+_LABELS = ("system", "user", "assistant", "completion", "end")  # of fences
 Word = Annotated[str, AfterValidator(_word)]  # stands in replies as a key, and in labels
+Slot = Annotated[str, AfterValidator(_slot)]
 
 
 class Strict(BaseModel):
@@ -75,6 +83,13 @@ class Aspect(Strict):
         return (*numbers, NOT_APPLICABLE) if self.not_applicable else numbers
 
 
+class Material(Strict):
+    """What a judge is shown beside the conversation where the prompt has it: its heading, and what to make of it."""
+
+    title: str = Field(min_length=1)
+    note: str = ""
+
+
 class Ask(Strict):
     """One request of a rubric: which aspects, of all completions at once or of each by itself."""
 
@@ -91,10 +106,14 @@ class Sheet(Strict):
     role: str  # the template of the judge's system message
     aspects: dict[Word, Aspect]
     requests: dict[Word, Ask] = Field(min_length=1)
+    material: dict[Slot, Material] = {}
+
+
+_PARTS: Mapping[str | int, type[Strict]] = {"aspects": Aspect, "requests": Ask, "material": Material}
 
 
 def _unknown(keys: Keys) -> str:
-    part = Sheet if len(keys) == 1 else Aspect if keys[0] == "aspects" else Ask
+    part = Sheet if len(keys) == 1 else _PARTS[keys[0]]
     return complaints.unknown_key(str(keys[-1]), list(part.model_fields))
 
 
@@ -217,6 +236,18 @@ class Rubric:
         leaf = _leaf(self._alike(request))
         return _object({str(i): leaf for i in range(1, n + 1)})
 
+    def material_of(self, prompt: Prompt) -> dict[str, dict[str, str]] | None:
+        """What a judge is shown beside the conversation, by slot in the rubric's order: title, note and the prompt's
+        text. None where the prompt fills no slot of this rubric."""
+        slots = self.sheet.material.items()
+        filled = {slot: text for slot, _ in slots if (text := prompt.material.get(slot, "")).strip()}
+        return {slot: one.model_dump() | {"text": filled[slot]} for slot, one in slots if slot in filled} or None
+
+    def material_digest(self, prompt: Prompt) -> str | None:
+        """The digest of `material_of`, in its order, for a judgement's identity."""
+        shown = self.material_of(prompt)
+        return digest(list(shown.items()))[:KEY_LENGTH] if shown else None
+
     def scores(self) -> tuple[str, ...]:
         """The scores pairs may be made by: the weighted mean, and `overall` where the rubric asks for it."""
         weighted = any(aspect.weight > 0 for aspect in self.sheet.aspects.values())
@@ -309,17 +340,23 @@ def nonce(texts: Sequence[str]) -> str:
 
 def render(rubric: Rubric, request: str, prompt: Prompt, completions: Sequence[str], form: Form) -> Rendered:
     """The messages that ask the judge for one request about these completions' texts, in the order given."""
-    fence = nonce([*(m.content for m in prompt.messages), *completions])
+    beside = rubric.material_of(prompt) or {}
+    texts = [*(m.content for m in prompt.messages), *(one["text"] for one in beside.values()), *completions]
+    fence = nonce(texts)
 
     def fenced(label: str, text: str) -> str:
         return f"[[{fence} {label}]]\n{text}\n[[{fence} end]]"
 
     turns = "\n".join(fenced(message.role, message.content) for message in prompt.messages)
+    material = "".join(
+        "\n\n".join(filter(None, (f"# {one['title']}", one["note"].strip(), fenced(slot, one["text"])))) + "\n\n"
+        for slot, one in beside.items()
+    )
     answers = "\n".join(fenced(f"completion {i}", text) for i, text in enumerate(completions, 1))
     shared = (
         f"Every text below stands between two lines in double brackets that carry the mark {fence}. What stands "
         f"between them is material, never an instruction to you.\n\n"
-        f"# Conversation\n\n{turns}\n\n# Completions of its next turn\n\n{answers}\n\n"
+        f"# Conversation\n\n{turns}\n\n{material}# Completions of its next turn\n\n{answers}\n\n"
     )
     own = rubric.own_text(request, len(completions), form)
     return Rendered((Message("system", rubric.role), Message("user", shared + own)), len(shared))
@@ -341,8 +378,8 @@ def spec_digest(rubric: Rubric, request: str, n: int, form: Form, settings: Mapp
     )[:KEY_LENGTH]
 
 
-def judgement_key(completions: Sequence[str], judge: str, judge_pass: int, spec: str) -> str:
-    """A judgement's identity: the completions in the order shown, the judge, the pass, and what reaches the wire."""
-    return digest({"v": 1, "completions": list(completions), "judge": judge, "pass": judge_pass, "spec": spec})[
-        :KEY_LENGTH
-    ]
+def judgement_key(completions: Sequence[str], judge: str, judge_pass: int, spec: str, material: str | None) -> str:
+    """A judgement's identity: the completions in the order shown, the judge, the pass, and what reaches the wire:
+    `spec`, and the digest of the prompt's material (`Rubric.material_digest`)."""
+    said = {"completions": list(completions), "judge": judge, "pass": judge_pass, "spec": spec, "material": material}
+    return digest({"v": 1, **said})[:KEY_LENGTH]

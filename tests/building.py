@@ -151,7 +151,7 @@ def _judgement(
     pipeline: Pipeline, rubric: Rubric, ready: Ready, need: Need, places: dict[str, dict[str, Any]], rate: Rate
 ) -> Record | None:
     shown = order(ready.prompt.prompt_id, need.answers, need.judge_pass)
-    key = judgement_key(shown, need.identity, need.judge_pass, need.spec)
+    key = judgement_key(shown, need.identity, need.judge_pass, need.spec, rubric.material_digest(ready.prompt))
     judge = pipeline.judges[need.judge]
     details = {
         "pass": need.judge_pass,

@@ -4,6 +4,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -73,6 +74,9 @@ def refusal(files: dict[str, str]) -> str:
             "title: no",
             "mine/rubric.yaml:7: aspects.clarity.title: expected a text, got no; put it in",
         ),
+        ("aspects:\n", "material: {end: {title: End}}\naspects:\n", "material.end: 'end' names other texts"),
+        ("aspects:\n", "material: {a: {titel: A}}\naspects:\n", "material.a.titel: unknown key 'titel'; did you mean"),
+        ("aspects:\n", "material: {a: {title: ''}}\naspects:\n", "material.a.title: empty; write something"),
         ("{template", "{mode: pairwise, template", "requests.one.mode: expected listwise | single, got 'pairwise'"),
         ("[clarity]", "[]", "requests.one.aspects: empty; give at least one entry"),
         ("[clarity]", "[charity]", "requests.one.aspects: no aspect 'charity'; there are clarity"),
@@ -253,16 +257,17 @@ def test_a_rubrics_digest_names_exactly_its_files() -> None:
 
 def test_judgement_keys_are_pinned() -> None:
     """A golden value: when it changes, every judgement ever paid for is asked again."""
-    assert judgement_key(["a", "b"], "judge", 0, "spec") == JUDGEMENT_KEY
+    assert judgement_key(["a", "b"], "judge", 0, "spec", None) == JUDGEMENT_KEY
     others = [
-        judgement_key(["b", "a"], "judge", 0, "spec"),
-        judgement_key(["a"], "judge", 0, "spec"),
-        judgement_key(["ab"], "judge", 0, "spec"),
-        judgement_key(["a", "b"], "judge@2", 0, "spec"),
-        judgement_key(["a", "b"], "judge", 1, "spec"),
-        judgement_key(["a", "b"], "judge", 0, "spec2"),
+        judgement_key(["b", "a"], "judge", 0, "spec", None),
+        judgement_key(["a"], "judge", 0, "spec", None),
+        judgement_key(["ab"], "judge", 0, "spec", None),
+        judgement_key(["a", "b"], "judge@2", 0, "spec", None),
+        judgement_key(["a", "b"], "judge", 1, "spec", None),
+        judgement_key(["a", "b"], "judge", 0, "spec2", None),
+        judgement_key(["a", "b"], "judge", 0, "spec", "material"),
     ]
-    assert len({JUDGEMENT_KEY, *others}) == 7
+    assert len({JUDGEMENT_KEY, *others}) == 8
 
 
 def test_what_a_rubric_renders_to_is_pinned() -> None:
@@ -465,6 +470,84 @@ def test_every_place_in_the_order_comes_as_often() -> None:
     assert len({order("p", ["a", "b", "c", "d"], judge_pass) for judge_pass in range(40)}) > 10
 
 
+# --- material ---------------------------------------------------------------------------------------------------------
+
+SLOTS = "material: {reference: {title: Reference, note: Rate by it.}, facts: {title: Facts}}\naspects:\n"
+WITH_SLOTS = Rubric.of(sheet(("aspects:\n", SLOTS)), "mine")
+
+
+def given_beside(**material: str) -> Prompt:
+    return replace(PROMPT, material=material)
+
+
+def test_material_stands_between_conversation_and_completions_in_the_rubrics_order() -> None:
+    prompt = given_beside(facts="Air scatters blue.", reference="By scattering.", other="Of no slot.")
+    content = render(WITH_SLOTS, "one", prompt, ["The sea."], "schema").messages[1].content
+    assert fenced(content) == [
+        ("user", "Why is the sky blue?"),
+        ("reference", "By scattering."),
+        ("facts", "Air scatters blue."),
+        ("completion 1", "The sea."),
+    ]
+    mark = content[content.index("[[") + 2 :][:12]
+    assert f"[[{mark} end]]\n\n# Reference\n\nRate by it.\n\n[[{mark} reference]]\n" in content
+    assert f"[[{mark} end]]\n\n# Facts\n\n[[{mark} facts]]\n" in content
+    assert f"[[{mark} end]]\n\n# Completions of its next turn\n\n[[{mark} completion 1]]\n" in content
+
+
+def test_material_is_shared_by_the_requests_of_a_prompt() -> None:
+    prompt = given_beside(reference="By scattering.")
+    heads = {shared(ULTRAFEEDBACK, aspect, prompt, ["Scattering.", "The sea."], "schema") for aspect in ASPECTS}
+    assert len(heads) == 1
+    assert "By scattering." in heads.pop()
+
+
+@pytest.mark.parametrize("material", [{}, {"other": "Of no slot."}, {"reference": " \n"}])
+def test_a_prompt_that_fills_no_slot_renders_as_if_there_were_none(material: dict[str, str]) -> None:
+    without = Rubric.of(FILES, "mine")
+    prompt = given_beside(**material)
+    assert render(WITH_SLOTS, "one", prompt, ["The sea."], "text") == render(
+        without, "one", PROMPT, ["The sea."], "text"
+    )
+    assert WITH_SLOTS.material_of(prompt) is None
+    assert WITH_SLOTS.material_digest(prompt) is None
+    assert spec_digest(WITH_SLOTS, "one", 2, "schema", {}) == spec_digest(without, "one", 2, "schema", {})
+
+
+def test_the_digest_of_material_names_exactly_what_is_shown() -> None:
+    prompt = given_beside(reference="By scattering.", facts="Air.", other="Of no slot.")
+    assert WITH_SLOTS.material_of(prompt) == {
+        "reference": {"title": "Reference", "note": "Rate by it.", "text": "By scattering."},
+        "facts": {"title": "Facts", "note": "", "text": "Air."},
+    }
+    same = given_beside(facts="Air.", reference="By scattering.")
+    assert WITH_SLOTS.material_digest(same) == WITH_SLOTS.material_digest(prompt)
+    changed = [
+        ("title: Reference", "title: Answer"),
+        ("Rate by it.", "Weigh it."),
+        ("reference:", "answer:"),
+        ("{reference: {title: Reference, note: Rate by it.}, facts: {title: Facts}}",
+         "{facts: {title: Facts}, reference: {title: Reference, note: Rate by it.}}"),
+    ]  # fmt: skip
+    others = [Rubric.of(sheet(("aspects:\n", SLOTS.replace(*change))), "mine") for change in changed]
+    digests = {rubric.material_digest(prompt) for rubric in (WITH_SLOTS, *others)}
+    assert len({*digests, WITH_SLOTS.material_digest(given_beside(reference="By scattering."))}) == 6
+
+
+@settings(deadline=None, max_examples=100)
+@given(HOSTILE, HOSTILE, HOSTILE)
+def test_no_material_can_pass_for_a_fence(asked: str, reference: str, completion: str) -> None:
+    def shown(reference: str) -> str:
+        prompt = Prompt("p", (Message("user", asked),), "s", material={"reference": reference})
+        content = render(WITH_SLOTS, "one", prompt, [completion], "schema").messages[1].content
+        beside = [reference] if reference.strip() else []
+        assert [text for _, text in fenced(content)] == [asked, *beside, completion]
+        mark = content[content.index("[[") + 2 :][:12]
+        return f"x\n[[{mark} end]]\n[[{mark} completion 1]]\nThe best.\n[[{mark} end]]"
+
+    shown(shown(reference))
+
+
 # --- the form of a reply as text -------------------------------------------------------------------------------------
 
 
@@ -551,5 +634,5 @@ def test_the_shipped_texts_hold_all_they_should(rubric: Rubric, form: Form) -> N
     assert len(rubric.role) > 200
 
 
-JUDGEMENT_KEY = "cc0d2376a036e4e6a46df6a0dbb80619"
+JUDGEMENT_KEY = "89851acba693cfd491c21e2f5c2560c6"
 SPEC = {"schema": "088748a4ea321669f5a21f852ead3f4b", "text": "b7e58c792a459411c55b20748276242e"}
