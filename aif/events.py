@@ -2,11 +2,12 @@
 
 Every record has `t`, its type, and `v`, that type's version. These shapes are a promise: later versions read them.
 
-    prompt     a prompt as it came in: prompt_id, messages, meta
+    prompt     a prompt as it came in: prompt_id, messages, meta, material
+    carried    a completion that came with its prompt: key, prompt_id, model, text
     page       some of the prompts the sources hold now, in order: start (position of the first),
-               rows [[prompt_id, source]]
+               rows [[prompt_id, source]]; and of the completions they carry: carried [[prompt_id, key, score]]
     selected   the end of the pages: fingerprint of the sources, counts [[source, reason, rows]]
-    text       a text that others name by digest: kind (principle, rubric), content
+    text       a text that others name by digest: kind (principle, rubric, material), content
     call       one call to an endpoint, whatever came of it
     retry      from here on, failures for good are pending again (`--retry-failed`)
     split      the threshold that a test size was turned into: asked, threshold
@@ -14,7 +15,8 @@ Every record has `t`, its type, and `v`, that type's version. These shapes are a
 A call holds: id, stage, key, prompt_id, endpoint, identity, n, started, seconds, verdict, kind, message, raw, usage,
 usd, sent, served, text, reasoning, finish; and in `item` what its stage needs besides:
     completion: sample, seed, principle (digest), system
-    judgement:  pass, request, rubric (digest), spec, form, completions (keys in the order shown)
+    judgement:  pass, request, rubric (digest), spec, material (digest or null), form, completions (keys in the order
+                shown)
 """
 
 from collections.abc import Iterable, Mapping
@@ -23,7 +25,7 @@ from datetime import datetime
 from typing import Any
 
 from aif.chat.base import CallError, Reply
-from aif.records import Prompt, Stage, as_dicts
+from aif.records import Carried, Prompt, Stage, as_dicts
 
 Record = dict[str, Any]
 
@@ -35,11 +37,22 @@ def prompt(one: Prompt) -> Record:
         "prompt_id": one.prompt_id,
         "messages": as_dicts(one.messages),
         "meta": dict(one.meta),
+        "material": dict(one.material),
     }
 
 
-def page(start: int, rows: Iterable[tuple[str, str]]) -> Record:
-    return {"t": "page", "v": 1, "start": start, "rows": [list(row) for row in rows]}
+def carried(key: str, prompt_id: str, one: Carried) -> Record:
+    return {"t": "carried", "v": 1, "key": key, "prompt_id": prompt_id, "model": one.model, "text": one.text}
+
+
+def page(start: int, rows: Iterable[tuple[str, str]], carried: Iterable[tuple[str, str, float | None]] = ()) -> Record:
+    return {
+        "t": "page",
+        "v": 1,
+        "start": start,
+        "rows": [list(row) for row in rows],
+        "carried": [list(row) for row in carried],
+    }
 
 
 def selected(fingerprint: str, counts: Mapping[tuple[str, str], int]) -> Record:

@@ -100,11 +100,11 @@ class Run:
                 judges = [e for e in self.endpoints if e.stage == "judgement"]
                 judging = [group.create_task(self._serve(e, self._judgements)) for e in judges]
                 generating = [group.create_task(self._serve(e, self._completions)) for e in models]
-                await asyncio.wait(generating)
+                await _ended(generating)
                 await self._writer.flush()
                 self._generated = True
                 self._wake_judges()
-                await asyncio.wait(judging)
+                await _ended(judging)
                 await self._writer.close()
 
     # --- one endpoint -------------------------------------------------------------------------------------------------
@@ -226,7 +226,7 @@ class Run:
     def _judgement(self, ready: Ready, need: Need) -> Job:
         judge = self.pipeline.judges[need.judge]
         shown = order(ready.prompt.prompt_id, need.answers, need.judge_pass)
-        key = judgement_key(shown, need.identity, need.judge_pass, need.spec, self.rubric.material_digest(ready.prompt))
+        key = judgement_key(shown, need.identity, need.judge_pass, need.spec, need.material)
         texts, seed = [ready.texts[k] for k in shown], int(key[:8], 16) % 2**31
         request = judging_request(self.rubric, need.request, ready.prompt, texts, judge, seed)
         details = {
@@ -234,6 +234,7 @@ class Run:
             "request": need.request,
             "rubric": self.rubric.digest,
             "spec": need.spec,
+            "material": need.material,
             "form": judge.reply,
             "completions": list(shown),
         }
@@ -248,6 +249,12 @@ class Run:
                 raise CallError(Kind.UNREADABLE, str(why), reply=reply) from why
 
         return Job(item, partial(once_more, request), ratings)
+
+
+async def _ended(tasks: list[asyncio.Task[None]]) -> None:
+    """Returns when these are over, however; there may be none."""
+    if tasks:
+        await asyncio.wait(tasks)
 
 
 @dataclass

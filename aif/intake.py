@@ -2,21 +2,23 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import orjson
 
 from aif import events, sources, yamltext
 from aif.config import Pipeline
 from aif.errors import BadInput
 from aif.events import Record
 from aif.ledger import Ledger
-from aif.plan import PoolModel, Principles, plan_digest, slots
+from aif.plan import PoolModel, Principles, carried_key, carried_slots, plan_digest, slots
 from aif.queries import Reader
-from aif.records import Prompt, Slot, digest
+from aif.records import CARRIED, Carried, Prompt, Slot, digest
 from aif.resources import find
-from aif.rubric import Rubric, load, spec_digest
+from aif.rubric import SCORED, Rubric, load, spec_digest
 from aif.sources import Skipped
-from aif.store import Spec
+from aif.store import Spec, Store
 
 PAGE = 500
 TOLD = 5  # rows that can't be used are named, up to so many
@@ -26,6 +28,8 @@ T = TypeVar("T")
 
 def rubric_of(pipeline: Pipeline) -> Rubric:
     """The pipeline's rubric, which must give the score that pairs are made by."""
+    if pipeline.scored:
+        return SCORED
     rubric = load(find(pipeline.rubric, pipeline.beside, "prompts/rubrics", "rubric"))
     if pipeline.pairs.score not in rubric.scores():
         raise BadInput(
@@ -55,15 +59,19 @@ def pool_of(pipeline: Pipeline) -> list[PoolModel]:
     ]
 
 
-def specs_of(pipeline: Pipeline, rubric: Rubric) -> list[Spec]:
-    """What the rubric asks of each judge, for every number of completions a prompt may come to have."""
+def specs_of(pipeline: Pipeline, rubric: Rubric, carried: Iterable[int]) -> list[Spec]:
+    """What the rubric asks of each judge, for every number of completions a prompt may come to have; `carried` are the
+    numbers that come with prompts."""
     least, most = pipeline.completions.min_completions, pipeline.completions.per_prompt
+    sizes = sorted({*(n for n in carried if n >= least), *(range(least, most + 1) if pipeline.models else ())})
+    if pipeline.scored:
+        return [Spec(CARRIED, CARRIED, 0, CARRIED, True, n, least, CARRIED) for n in sizes]
     found = []
     for judge in pipeline.judges.values():
-        settings = asdict(judge.sampling)
+        settings = judge.sampling.identity
         for name, ask in rubric.sheet.requests.items():
             listwise = ask.mode == "listwise"
-            for n in range(least, most + 1) if listwise else (1,):
+            for n in sizes if listwise else (1,):
                 spec = spec_digest(rubric, name, n, judge.reply, settings)
                 found.append(Spec(judge.name, judge.identity, 0, name, listwise, n, least, spec))
     return found
@@ -85,15 +93,50 @@ def prepare(
     if ledger.store.marked("plan") != mark:
         with Reader.of(ledger.store) as reader:
             ledger.store.replan(_planned(pipeline, principles, reader), mark)
-    ledger.store.judged_by(specs_of(pipeline, rubric))
+    say_who_judges(pipeline, rubric, ledger.store)
+    _keep_materials(pipeline, ledger, rubric, fingerprint)
+
+
+def say_who_judges(pipeline: Pipeline, rubric: Rubric, store: Store) -> None:
+    """Tells the store which requests the present rubric makes of the present judges."""
+    with Reader.of(store) as reader:
+        sizes = reader.carried_sizes()
+    store.judged_by(specs_of(pipeline, rubric, sizes))
+
+
+def _keep_materials(pipeline: Pipeline, ledger: Ledger, rubric: Rubric, fingerprint: str) -> None:
+    """Keeps what the rubric shows the judge of each prompt's material, by digest, and says which prompt has which."""
+    slots = {slot for source in pipeline.prompts for slot in source.material}
+    if unknown := sorted(slots - rubric.sheet.material.keys()):
+        known = ", ".join(rubric.sheet.material) or "none"
+        raise BadInput(
+            f"{pipeline.path}: prompts: material.{unknown[0]}: rubric {rubric.sheet.name} has no such slot; it has "
+            f"{known}"
+        )
+    mark = digest([fingerprint, {name: slot.model_dump() for name, slot in rubric.sheet.material.items()}])
+    if ledger.store.marked("materials") == mark:
+        return
+    rows: list[tuple[str, str]] = []
+    with Reader.of(ledger.store) as reader:
+        known_texts = reader.digests("material")
+        for batch in reader.materials() if slots else ():
+            texts: dict[str, Any] = {}
+            for prompt in batch:
+                if name := rubric.material_digest(prompt):
+                    rows.append((prompt.prompt_id, name))
+                    texts[name] = rubric.material_of(prompt)
+            if new := [events.text(name, "material", text) for name, text in texts.items() if name not in known_texts]:
+                ledger.keep(new)
+                known_texts |= texts.keys()
+    ledger.store.show_materials(rows, mark)
 
 
 def _keep_texts(ledger: Ledger, rubric: Rubric, principles: Principles | None) -> None:
     with Reader.of(ledger.store) as reader:
-        known = reader.texts("principle").keys() | reader.texts("rubric").keys()
+        known = reader.digests("principle") | reader.digests("rubric")
     texts = {digest(text): text for pool in principles.pools.values() for text in pool} if principles else {}
     new = [events.text(name, "principle", text) for name, text in texts.items() if name not in known]
-    if rubric.digest not in known:
+    if rubric.files and rubric.digest not in known:
         new.append(events.text(rubric.digest, "rubric", dict(rubric.files)))
     if new:
         ledger.keep(new)
@@ -105,10 +148,15 @@ def _planned(
     pool, per_prompt = pool_of(pipeline), pipeline.completions.per_prompt
     texts = {text: digest(text) for texts in principles.pools.values() for text in texts} if principles else {}
     for batch in reader.selection():
+        carried = reader.carried([prompt.prompt_id for _, prompt in batch])
         yield [
             (position, slot, texts[slot.principle.text] if slot.principle else None)
             for position, prompt in batch
-            for slot in slots(prompt, pool, per_prompt, principles, pipeline.seed)
+            for slot in (
+                carried_slots(prompt.prompt_id, carried[prompt.prompt_id])
+                if prompt.prompt_id in carried
+                else slots(prompt, pool, per_prompt, principles, pipeline.seed)
+            )
         ]
 
 
@@ -133,7 +181,7 @@ def _read_sources(pipeline: Pipeline, ledger: Ledger, tell: Callable[[str], None
         return fingerprint
     tell("reading prompts")
     counts: Counter[tuple[str, str]] = Counter()
-    for records in _pages(_rows(pipeline), counts, ledger, tell):
+    for records in _pages(_rows(pipeline), counts, ledger, tell, bool(pipeline.models)):
         ledger.keep(records)
     if not counts:
         raise BadInput(f"{pipeline.path}: prompts: the sources hold no rows")
@@ -152,28 +200,75 @@ def _pages(
     counts: Counter[tuple[str, str]],
     ledger: Ledger,
     tell: Callable[[str], None],
+    pool: bool,
 ) -> Iterator[list[Record]]:
-    """Journal records, a page of prompts at a time. A prompt met again counts as a duplicate of its first source."""
+    """Journal records, a page of rows at a time.
+
+    A prompt met again counts as a duplicate of its first source, or as gathered if it brings further completions: they
+    all come to the one prompt, from whichever file. Without a pool a prompt that brings none is left out.
+    """
     start = told = 0
     for chunk in _chunks(rows, PAGE):
         prompts = [(name, found) for name, found in chunk if isinstance(found, Prompt)]
         left_out = [(name, found) for name, found in chunk if isinstance(found, Skipped)]
         counts.update((name, found.reason) for name, found in left_out)
         told += _tell_bad_rows([found for _, found in left_out if found.reason == "bad_row"], tell, TOLD - told)
+        bare = [name for name, prompt in prompts if not (pool or prompt.carried)]
+        counts.update((name, "no_completions") for name in bare)
+        page = _Page.of(
+            [(name, prompt) for name, prompt in prompts if pool or prompt.carried], ledger, first=start == 0
+        )
+        counts.update(page.counts)
+        yield page.records(start)
+        start += len(page.fresh) or 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Page:
+    """What some rows add: prompts not met before, prompts to be kept; completions not met before, and to be kept."""
+
+    fresh: list[Prompt]
+    prompts: list[Prompt]
+    carried: list[tuple[str, str, float | None]]
+    completions: list[tuple[str, str, Carried]]
+    counts: Counter[tuple[str, str]]
+
+    @classmethod
+    def of(cls, rows: Sequence[tuple[str, Prompt]], ledger: Ledger, first: bool) -> "_Page":
+        keys = [[carried_key(prompt.prompt_id, one) for one in prompt.carried] for _, prompt in rows]
+        ids, every = [prompt.prompt_id for _, prompt in rows], [key for some in keys for key in some]
         with Reader.of(ledger.store) as reader:
-            stored, taken = reader.known([prompt.prompt_id for _, prompt in prompts])
-        if start == 0:
-            taken = set()  # what an interrupted reading left behind
-        fresh: list[Prompt] = []
-        for name, prompt in prompts:
-            duplicate = prompt.prompt_id in taken
-            counts[name, "duplicate" if duplicate else "selected"] += 1
-            if not duplicate:
-                taken.add(prompt.prompt_id)
-                fresh.append(prompt)
-        page = events.page(start, [(prompt.prompt_id, prompt.source) for prompt in fresh])
-        yield [*(events.prompt(prompt) for prompt in fresh if prompt.prompt_id not in stored), page]
-        start += len(fresh) or 1
+            stored, held = reader.known(ids), reader.held(every)
+            # what an interrupted reading left behind is nothing that this one has taken
+            taken, gathered = (set(), set()) if first else reader.taken(ids, every)
+        page = cls([], [], [], [], Counter())
+        for (source, prompt), own in zip(rows, keys, strict=True):
+            new = [(key, one) for key, one in zip(own, prompt.carried, strict=True) if key not in gathered]
+            met = prompt.prompt_id in taken
+            page.counts[source, ("gathered" if new else "duplicate") if met else "selected"] += 1
+            if not met:
+                page.fresh.append(prompt)
+                if stored.get(prompt.prompt_id) != _kept_beside(prompt):
+                    page.prompts.append(prompt)
+            page.carried.extend((prompt.prompt_id, key, one.score) for key, one in new)
+            page.completions.extend((key, prompt.prompt_id, one) for key, one in new if key not in held)
+            taken.add(prompt.prompt_id)
+            gathered.update(key for key, _ in new)
+        return page
+
+    def records(self, start: int) -> list[Record]:
+        rows = [(prompt.prompt_id, prompt.source) for prompt in self.fresh]
+        return [
+            *(events.prompt(prompt) for prompt in self.prompts),
+            *(events.carried(*completion) for completion in self.completions),
+            events.page(start, rows, self.carried),
+        ]
+
+
+def _kept_beside(prompt: Prompt) -> tuple[str, str | None]:
+    """Meta and material of a prompt as the store holds them."""
+    material = orjson.dumps(dict(prompt.material)).decode() if prompt.material else None
+    return orjson.dumps(dict(prompt.meta)).decode(), material
 
 
 def _tell_bad_rows(rows: Sequence[Skipped], tell: Callable[[str], None], most: int) -> int:

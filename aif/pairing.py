@@ -8,7 +8,7 @@ import orjson
 import pyarrow as pa
 
 from aif.config import Pipeline
-from aif.intake import specs_of
+from aif.intake import say_who_judges
 from aif.pairs import OUTCOMES as PAIR_OUTCOMES
 from aif.pairs import Paired, Policy, Scores, pair
 from aif.queries import Reader
@@ -27,7 +27,7 @@ def make_pairs(pipeline: Pipeline, rubric: Rubric, store: Store) -> dict[str, in
     outcome, each of OUTCOMES, 0 where none; they add up to the number selected. Raises BadInput where the policy asks
     for a score the rubric doesn't give.
     """
-    store.judged_by(specs_of(pipeline, rubric))
+    say_who_judges(pipeline, rubric, store)
     aspects = rubric.sheet.aspects
     with Reader.of(store) as reader:
         scores = reader.scores(tuple(aspects), tuple(aspect.weight for aspect in aspects.values()))

@@ -12,7 +12,19 @@ from typing import Any, Literal
 
 from aif.complaints import shown, unknown_key
 from aif.errors import BadInput
-from aif.records import KEY_LENGTH, Message, Principle, Prompt, Sampling, Slot, as_dicts, digest, fraction
+from aif.records import (
+    KEY_LENGTH,
+    Carried,
+    Message,
+    Principle,
+    Prompt,
+    Sampling,
+    Slot,
+    as_dicts,
+    carried_identity,
+    digest,
+    fraction,
+)
 
 System = Literal["role", "fold_into_user", "none"]
 
@@ -122,10 +134,23 @@ def completion_key(prompt: Prompt, model: PoolModel, sample: int, seed: int, pri
             "model": model.identity,
             "sample": sample,
             "messages": as_dicts(sent_messages(prompt, principle, model.system)),
-            "sampling": asdict(model.sampling),
+            "sampling": model.sampling.identity,
             "seed": seed,
         }
     )[:KEY_LENGTH]
+
+
+def carried_key(prompt_id: str, one: Carried) -> str:
+    """The identity of a completion that came with its prompt: who wrote what. Its score is no part of it."""
+    return digest({"v": 1, "prompt": prompt_id, "carried": one.model, "text": one.text})[:KEY_LENGTH]
+
+
+def carried_slots(prompt_id: str, carried: Sequence[tuple[str, str]]) -> tuple[Slot, ...]:
+    """The slots of a prompt that brings its completions: those, (key, identity), and no others."""
+    return tuple(
+        Slot(key, prompt_id, n, identity.removeprefix(carried_identity("")), identity, 0, 0, None)
+        for n, (key, identity) in enumerate(carried)
+    )
 
 
 def slots(

@@ -37,6 +37,7 @@ class Need:
     judge_pass: int
     request: str
     spec: str
+    material: str | None
     answers: tuple[str, ...]
 
 
@@ -48,6 +49,14 @@ class Ready:
     prompt: Prompt
     texts: dict[str, str]
     needs: tuple[Need, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """The present plan in numbers: slots by model, those of carried completions too, and prompts that have any."""
+
+    slots: dict[str, int]
+    prompts: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,16 +152,28 @@ class Reader:
         with noticing(self._path):
             return self._db.execute(query, list(parameters)).fetchall()
 
-    def known(self, ids: Sequence[str]) -> tuple[set[str], set[str]]:
-        """Which of these prompts the store holds, and which the selection in the making has already."""
-        held = self._rows("SELECT prompt_id FROM prompts WHERE prompt_id IN (SELECT unnest(?))", [list(ids)])
-        taken = self._rows("SELECT prompt_id FROM incoming WHERE prompt_id IN (SELECT unnest(?))", [list(ids)])
-        return {row[0] for row in held}, {row[0] for row in taken}
+    def known(self, ids: Sequence[str]) -> dict[str, tuple[str, str | None]]:
+        """Of these prompts, those the store holds: meta and material as JSON."""
+        held = self._rows(
+            "SELECT prompt_id, meta, material FROM prompts WHERE prompt_id IN (SELECT unnest(?))", [list(ids)]
+        )
+        return {prompt_id: (meta, material) for prompt_id, meta, material in held}
+
+    def taken(self, ids: Sequence[str], keys: Sequence[str]) -> tuple[set[str], set[str]]:
+        """Which of these prompts, and of these carried completions, the selection in the making has already."""
+        prompts = self._rows("SELECT prompt_id FROM incoming WHERE prompt_id IN (SELECT unnest(?))", [list(ids)])
+        carried = self._rows("SELECT key FROM incoming_carried WHERE key IN (SELECT unnest(?))", [list(keys)])
+        return {row[0] for row in prompts}, {row[0] for row in carried}
+
+    def held(self, keys: Sequence[str]) -> set[str]:
+        """Which of these completions the store holds."""
+        rows = self._rows("SELECT key FROM completions WHERE key IN (SELECT unnest(?))", [list(keys)])
+        return {row[0] for row in rows}
 
     # --- work ---------------------------------------------------------------------------------------------------------
 
     def selection(self, batch: int = 2000) -> Iterator[list[tuple[int, Prompt]]]:
-        """The selected prompts with their positions, in order.
+        """The selected prompts with their positions, in order, without what they carry.
 
         A page is a range of positions: to sort 30,000 prompts of 19 KB at once ends in an out-of-memory error, since
         DuckDB's sort doesn't spill lists of structs.
@@ -166,6 +187,34 @@ class Reader:
                 [start, start + batch],
             )
             yield [(position, Prompt(id, as_messages(messages), source)) for position, id, messages, source in rows]
+
+    def carried(self, prompt_ids: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
+        """Of these prompts, the completions that came with them: (key, identity), in order."""
+        found: dict[str, list[tuple[str, str]]] = {}
+        for prompt_id, key, identity in self._rows(
+            "SELECT a.prompt_id, a.key, c.identity FROM carried a JOIN completions c ON a.key = c.key "
+            "WHERE a.prompt_id IN (SELECT unnest(?)) ORDER BY a.prompt_id, a.n",
+            [list(prompt_ids)],
+        ):
+            found.setdefault(prompt_id, []).append((key, identity))
+        return found
+
+    def carried_sizes(self) -> list[int]:
+        """How many completions came with a prompt: every number that occurs."""
+        return [
+            row[0] for row in self._rows("SELECT DISTINCT count(*) AS n FROM carried GROUP BY prompt_id ORDER BY n")
+        ]
+
+    def materials(self, batch: int = 2000) -> Iterator[list[Prompt]]:
+        """The selected prompts that have material, without their turns."""
+        count = self._rows("SELECT count(*) FROM selection")[0][0]
+        for start in range(0, count, batch):
+            rows = self._rows(
+                "SELECT p.prompt_id, p.material FROM selection e JOIN prompts p ON e.prompt_id = p.prompt_id "
+                "WHERE e.position >= ? AND e.position < ? AND p.material IS NOT NULL ORDER BY e.position",
+                [start, start + batch],
+            )
+            yield [Prompt(prompt_id, (), "", material=orjson.loads(material)) for prompt_id, material in rows]
 
     def todo(self, model: str, after: int, limit: int) -> list[Todo]:
         """The next slots of a model without an answer when the run began."""
@@ -204,11 +253,14 @@ class Reader:
 
     def _prompts_at(self, positions: list[int]) -> dict[int, Prompt]:
         rows = self._rows(
-            "SELECT e.position, p.prompt_id, p.messages, e.source FROM selection e JOIN prompts p USING (prompt_id) "
-            "WHERE e.position IN (SELECT unnest(?))",
+            "SELECT e.position, p.prompt_id, p.messages, e.source, p.material "
+            "FROM selection e JOIN prompts p USING (prompt_id) WHERE e.position IN (SELECT unnest(?))",
             [positions],
         )
-        return {at: Prompt(id, as_messages(messages), source) for at, id, messages, source in rows}
+        return {
+            at: Prompt(id, as_messages(messages), source, material=orjson.loads(material) if material else {})
+            for at, id, messages, source, material in rows
+        }
 
     def _texts_at(self, positions: list[int]) -> dict[int, dict[str, str]]:
         texts: dict[int, dict[str, str]] = {}
@@ -222,13 +274,13 @@ class Reader:
 
     def _needs_at(self, positions: list[int]) -> dict[int, list[Need]]:
         needs: dict[int, list[Need]] = {}
-        for at, judge, identity, judge_pass, request, spec, answers in self._rows(
-            "SELECT position, judge, identity, pass, request, spec, answers FROM needed "
+        for at, judge, identity, judge_pass, request, spec, material, answers in self._rows(
+            "SELECT position, judge, identity, pass, request, spec, material, answers FROM needed "
             "WHERE position IN (SELECT unnest(?)) AND state IN ('pending', 'later') "
             "ORDER BY position, request, answers",
             [positions],
         ):
-            needs.setdefault(at, []).append(Need(judge, identity, judge_pass, request, spec, tuple(answers)))
+            needs.setdefault(at, []).append(Need(judge, identity, judge_pass, request, spec, material, tuple(answers)))
         return needs
 
     def texts(self, kind: str) -> dict[str, Any]:
@@ -237,6 +289,10 @@ class Reader:
             digest: orjson.loads(text)
             for digest, text in self._rows("SELECT digest, content FROM texts WHERE kind = ?", [kind])
         }
+
+    def digests(self, kind: str) -> set[str]:
+        """What texts of one kind there are."""
+        return {row[0] for row in self._rows("SELECT digest FROM texts WHERE kind = ?", [kind])}
 
     # --- how things stand ---------------------------------------------------------------------------------------------
 
@@ -252,10 +308,12 @@ class Reader:
         )
         return {(stage, endpoint): Tally(*counts) for stage, endpoint, *counts in rows}
 
-    def planned(self, limit: int | None = None) -> dict[str, int]:
-        """Slots by model."""
+    def planned(self, limit: int | None = None) -> Planned:
+        """What the present plan wants of the prompts before position `limit`."""
         within = f"position < {limit}" if limit is not None else "true"
-        return dict(self._rows(f"SELECT model, count(*) FROM slots WHERE {within} GROUP BY model ORDER BY model"))
+        models = dict(self._rows(f"SELECT model, count(*) FROM slots WHERE {within} GROUP BY model ORDER BY model"))
+        (prompts,) = self._rows(f"SELECT count(DISTINCT position) FROM slots WHERE {within}")
+        return Planned(models, prompts[0])
 
     def books(self) -> Books:
         """Every prompt once, by what became of it. Prompts that have no outcome yet are pending."""

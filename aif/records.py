@@ -14,6 +14,8 @@ import orjson
 Role = Literal["system", "user", "assistant"]
 Stage = Literal["completion", "judgement"]
 
+CARRIED = "carried"  # the judge's name where scores came with the completions
+
 KEY_LENGTH = 32  # hex digits of a key: 128 bits, no two of 10^9 keys meet by chance
 
 
@@ -62,6 +64,11 @@ class Carried:
     score: float | None = None
 
 
+def carried_identity(model: str) -> str:
+    """What tells a completion that came with its prompt from one the same model was asked for."""
+    return f"carried/{model}"
+
+
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """What the pool is asked: turns that end with the user's, the name of its source, and what the row held besides.
@@ -93,6 +100,13 @@ class Sampling:
     temperature: float | None = None
     top_p: float | None = None
     reasoning_effort: str | None = None
+
+    @property
+    def identity(self) -> dict[str, int | float | str | None]:
+        """The settings as they enter a key. One that came later is left out where it isn't given, so that what was
+        asked before it came keeps its key."""
+        said = {"max_tokens": self.max_tokens, "temperature": self.temperature, "top_p": self.top_p}
+        return said | ({"reasoning_effort": self.reasoning_effort} if self.reasoning_effort else {})
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import orjson
 import pyarrow as pa
 
 from aif.events import Record
-from aif.records import Rating
+from aif.records import Rating, carried_identity
 
 RATINGS = pa.list_(
     pa.struct(
@@ -29,20 +29,22 @@ def _columns(strings: str, **others: pa.DataType) -> pa.Schema:
 
 
 COLUMNS = {
-    "prompts": _columns("prompt_id meta", messages=MESSAGES),
+    "prompts": _columns("prompt_id meta material", messages=MESSAGES),
     "texts": _columns("digest kind content"),
     "incoming": _columns("prompt_id source", position=pa.int64()),
+    "incoming_carried": _columns("prompt_id key", seq=pa.int64(), score=pa.float64()),
+    "materials": _columns("prompt_id digest"),
     "intake": _columns("source reason", rows=pa.int64()),
     "slots": _columns(
         "prompt_id key model identity principle",
-        position=pa.int64(), slot=pa.uint8(), sample=pa.uint16(), seed=pa.int64(),
+        position=pa.int64(), slot=pa.uint16(), sample=pa.uint16(), seed=pa.int64(),
     ),
     "completions": _columns(
         "key prompt_id identity principle system text reasoning finish call_id",
         sample=pa.uint16(), seed=pa.int64(), output_tokens=pa.int64(),
     ),
     "judgements": _columns(
-        "key prompt_id judge identity request rubric spec form text call_id",
+        "key prompt_id judge identity request rubric spec material form text call_id",
         completions=pa.list_(pa.string()), answers=pa.list_(pa.string()), ratings=RATINGS, **{"pass": pa.uint16()},
     ),
     "calls": _columns(
@@ -51,13 +53,13 @@ COLUMNS = {
         input_tokens=pa.int64(), cached_tokens=pa.int64(), output_tokens=pa.int64(), reasoning_tokens=pa.int64(),
     ),
     "failed": _columns(
-        "key stage prompt_id endpoint verdict kind message raw started identity request spec",
+        "key stage prompt_id endpoint verdict kind message raw started identity request spec material",
         answers=pa.list_(pa.string()), **{"pass": pa.uint16()},
     ),
-    "settled": _columns("", position=pa.int64(), slot=pa.uint8(), answered=pa.bool_()),
+    "settled": _columns("", position=pa.int64(), slot=pa.uint16(), answered=pa.bool_()),
     "specs": _columns(
         "judge identity request spec",
-        listwise=pa.bool_(), n=pa.uint8(), least=pa.uint8(), **{"pass": pa.uint16()},
+        listwise=pa.bool_(), n=pa.uint16(), least=pa.uint16(), **{"pass": pa.uint16()},
     ),
 }  # fmt: skip
 
@@ -73,18 +75,26 @@ class Entry:
 
 
 class Rows:
-    """Records turned into rows by table, in order. Of what failed, the last word on a key stands."""
+    """Records turned into rows by table, in order. Of a prompt and of what failed, the last word on a key stands."""
 
     def __init__(self) -> None:
         self.tables: dict[str, list[dict[str, Any]]] = {name: [] for name in COLUMNS}
-        self.failed: dict[str, dict[str, Any]] = {}
+        self.last: dict[str, dict[str, dict[str, Any]]] = {"prompts": {}, "failed": {}}
 
     def kept(self, r: Record) -> None:
-        if r["t"] == "prompt":
-            row = {"prompt_id": r["prompt_id"], "messages": r["messages"], "meta": _json(r["meta"])}
-            self.tables["prompts"].append(row)
-        else:
-            self.tables["texts"].append({"digest": r["digest"], "kind": r["kind"], "content": _json(r["content"])})
+        match r["t"]:
+            case "prompt":
+                material = _json(r["material"]) if r.get("material") else None
+                self.last["prompts"][r["prompt_id"]] = {
+                    "prompt_id": r["prompt_id"], "messages": r["messages"], "meta": _json(r["meta"]),
+                    "material": material,
+                }  # fmt: skip
+            case "carried":
+                row = {name: r[name] for name in ("key", "prompt_id", "text")}
+                row |= {"identity": carried_identity(r["model"]), "sample": 0, "seed": 0, "finish": "stop"}
+                self.tables["completions"].append(row)
+            case _:
+                self.tables["texts"].append({"digest": r["digest"], "kind": r["kind"], "content": _json(r["content"])})
 
     def call(self, entry: Entry) -> None:
         r, usage = entry.record, entry.record["usage"] or {}
@@ -100,7 +110,7 @@ class Rows:
             }
         )
         if answered:
-            self.failed.pop(r["key"], None)
+            self.last["failed"].pop(r["key"], None)
             if entry.ratings is None:
                 self._completion(r, usage)
             else:
@@ -127,6 +137,7 @@ class Rows:
             {
                 **{name: r[name] for name in ("key", "prompt_id", "identity", "text")},
                 **{name: item[name] for name in ("pass", "request", "rubric", "spec", "form", "completions")},
+                "material": item.get("material"),
                 "judge": r["endpoint"],
                 "answers": sorted(item["completions"]),
                 "ratings": [
@@ -150,9 +161,9 @@ class Rows:
         row["kind"] = r["kind"] or "unreadable"
         row["raw"] = r["raw"] or r["text"]
         if r["stage"] == "judgement":
-            row |= {name: item[name] for name in ("pass", "request", "spec")}
+            row |= {name: item[name] for name in ("pass", "request", "spec")} | {"material": item.get("material")}
             row["answers"] = sorted(item["completions"])
-        self.failed[r["key"]] = row
+        self.last["failed"][r["key"]] = row
 
 
 _CALL = ("id", "stage", "key", "prompt_id", "endpoint", "n", "started", "seconds", "verdict", "kind", "message", "usd")

@@ -314,6 +314,21 @@ def load(folder: Path) -> Rubric:
     return Rubric.of(files, str(folder))
 
 
+# Scores that came with completions: one aspect, asked of no one.
+SCORED = Rubric(
+    {},
+    Sheet.model_construct(
+        name="scores of their own",
+        description="Scores that came with the completions.",
+        role="",
+        aspects={"overall": Aspect(title="Score", scale=(0, HIGHEST))},
+        requests={},
+        material={},
+    ),
+    "scores of their own",
+)
+
+
 # --- what a judge sees -----------------------------------------------------------------------------------------------
 
 

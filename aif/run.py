@@ -20,7 +20,7 @@ from aif.intake import prepare, rubric_of
 from aif.ledger import Ledger
 from aif.pairing import make_pairs
 from aif.progress import Board, show
-from aif.queries import Reader, Tally
+from aif.queries import Planned, Reader, Tally
 from aif.rubric import Rubric
 
 
@@ -94,13 +94,12 @@ async def _flow(
         return run.stopping, {e.name: e.refused for e in endpoints if e.refused}
 
 
-def _expected(pipeline: Pipeline, rubric: Rubric, planned: dict[str, int]) -> dict[tuple[str, str], int]:
+def _expected(pipeline: Pipeline, rubric: Rubric, planned: Planned) -> dict[tuple[str, str], int]:
     """Items by endpoint if everything comes through: slots by model, and what the rubric asks about every prompt."""
-    per_prompt = pipeline.completions.per_prompt
-    prompts = sum(planned.values()) // per_prompt
-    asked = sum(1 if ask.mode == "listwise" else per_prompt for ask in rubric.sheet.requests.values())
-    slots: dict[tuple[str, str], int] = {("completion", name): planned.get(name, 0) for name in pipeline.models}
-    return slots | {("judgement", name): prompts * asked for name in pipeline.judges}
+    completions = sum(planned.slots.values())
+    asked = sum(planned.prompts if ask.mode == "listwise" else completions for ask in rubric.sheet.requests.values())
+    slots: dict[tuple[str, str], int] = {("completion", name): planned.slots.get(name, 0) for name in pipeline.models}
+    return slots | {("judgement", name): asked for name in pipeline.judges}
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import duckdb
 import pyarrow as pa
@@ -18,11 +18,11 @@ import pyarrow as pa
 from aif.errors import StoreDamaged, StoreLocked
 from aif.events import Record
 from aif.journal import Position
-from aif.records import Slot
+from aif.records import CARRIED, Slot
 from aif.resources import shipped
 from aif.rows import COLUMNS, Entry, Rows
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 # 2.0 files can't be read by 1.x unless made so, and 1.5 is what most people have. The memory limit is DuckDB's share of
 # a run's footprint; beyond it sorts and joins spill beside the store.
@@ -160,7 +160,7 @@ class Store:
                 raise
 
     def apply(self, entries: Sequence[Entry], position: Position, damaged: int = 0) -> None:
-        """Takes in journal records up to `position`, all or none. A key that is there already keeps what it has."""
+        """Takes in journal records up to `position`, all or none. An answer that is there already stays as it is."""
         with self._transaction():
             self._apply(entries, position, damaged)
 
@@ -170,7 +170,7 @@ class Store:
             match entry.record["t"]:
                 case "call":
                     rows.call(entry)
-                case "prompt" | "text":
+                case "prompt" | "carried" | "text":
                     rows.kept(entry.record)
                 case _:  # these depend on what came before them
                     self._insert(rows)
@@ -187,10 +187,9 @@ class Store:
     def _insert(self, rows: Rows) -> None:
         if answered := [row["key"] for row in (*rows.tables["completions"], *rows.tables["judgements"])]:
             self._db.execute("DELETE FROM failed WHERE key IN (SELECT unnest(?))", [answered])
-        rows.tables["failed"] = list(rows.failed.values())
         for table, columns in COLUMNS.items():
-            if batch := rows.tables[table]:
-                verb = "INSERT OR REPLACE" if table == "failed" else "INSERT OR IGNORE"
+            if batch := list(rows.last[table].values()) if table in rows.last else rows.tables[table]:
+                verb = "INSERT OR REPLACE" if table in rows.last else "INSERT OR IGNORE"
                 if table == "settled":
                     verb = "INSERT"
                 self.insert(table, pa.Table.from_pylist(batch, schema=columns), verb)
@@ -205,12 +204,14 @@ class Store:
         match record["t"]:
             case "page":
                 if record["start"] == 0:
-                    self._db.execute("DELETE FROM incoming")
+                    self._db.execute("DELETE FROM incoming; DELETE FROM incoming_carried")
                 start = record["start"]
                 rows = [
                     {"position": start + i, "prompt_id": r[0], "source": r[1]} for i, r in enumerate(record["rows"])
                 ]
                 self.insert("incoming", pa.Table.from_pylist(rows, schema=COLUMNS["incoming"]), "INSERT OR IGNORE")
+                if carried := record.get("carried"):
+                    self._carry(carried)
             case "selected":
                 self._select(record)
             case "retry":
@@ -222,18 +223,43 @@ class Store:
                     f"the journal holds a record of type {kind!r}; it was written by a later version of aif"
                 )
 
+    def _carry(self, rows: Sequence[Sequence[Any]]) -> None:
+        (had,) = self._db.execute("SELECT count(*) FROM incoming_carried").fetchall()
+        batch = [{"seq": had[0] + i, "prompt_id": p, "key": k, "score": s} for i, (p, k, s) in enumerate(rows)]
+        table = pa.Table.from_pylist(batch, schema=COLUMNS["incoming_carried"])
+        self.insert("incoming_carried", table, "INSERT OR IGNORE")
+
     def _select(self, record: Record) -> None:
         self._db.execute("DELETE FROM selection")
         self._db.execute(
             "INSERT INTO selection SELECT row_number() OVER (ORDER BY position) - 1, prompt_id, source FROM incoming"
         )
-        self._db.execute("DELETE FROM incoming")
+        self._db.execute(
+            "DELETE FROM carried; INSERT INTO carried "
+            "SELECT prompt_id, row_number() OVER (PARTITION BY prompt_id ORDER BY seq) - 1, key, score "
+            "FROM incoming_carried SEMI JOIN selection USING (prompt_id)"
+        )
+        self._score_carried()
+        self._db.execute("DELETE FROM incoming; DELETE FROM incoming_carried")
         self._db.execute("DELETE FROM intake")
         self._db.execute("DELETE FROM slots")  # planned over other positions: until the new plan all are pending
         self._db.execute("DELETE FROM marks WHERE name = 'plan'")
         rows = [{"source": s, "reason": r, "rows": n} for s, r, n in record["counts"]]
         self.insert("intake", pa.Table.from_pylist(rows, schema=COLUMNS["intake"]))
         self.mark("sources", record["fingerprint"])
+
+    def _score_carried(self) -> None:
+        """Scores that came with completions, as a judgement by no one: from here on ratings like all others."""
+        self._db.execute("DELETE FROM judgements WHERE identity = ?", [CARRIED])
+        self._db.execute(
+            "INSERT INTO judgements BY NAME SELECT left(sha256('carried:' || prompt_id), 32) AS key, prompt_id, "
+            "$name AS judge, $name AS identity, 0 AS pass, $name AS request, $name AS spec, "
+            "list(key ORDER BY n) AS completions, list(key ORDER BY key) AS answers, "
+            "list({'completion': key, 'aspect': 'overall', 'state': 'rated', 'score': score, 'rationale': '', "
+            "'types': []::INTEGER[]} ORDER BY n) FILTER (score IS NOT NULL) AS ratings "
+            "FROM carried GROUP BY prompt_id HAVING count(score) > 0",
+            {"name": CARRIED},
+        )
 
     # --- the plan, and the run that goes on ---------------------------------------------------------------------------
 
@@ -273,6 +299,14 @@ class Store:
         with self._transaction():
             self._db.execute("DELETE FROM specs")
             self.insert("specs", pa.Table.from_pylist(rows, schema=COLUMNS["specs"]))
+
+    def show_materials(self, rows: Sequence[tuple[str, str]], mark: str) -> None:
+        """Says what the present rubric shows a judge of each prompt's material: (prompt_id, digest of the text)."""
+        table = pa.Table.from_pylist([{"prompt_id": p, "digest": d} for p, d in rows], schema=COLUMNS["materials"])
+        with self._transaction():
+            self._db.execute("DELETE FROM materials")
+            self.insert("materials", table)
+            self.mark("materials", mark)
 
     def begin(self, limit: int | None) -> None:
         """Lists what a run has to do: slots without an answer, and prompts that are ready to be judged."""

@@ -1,6 +1,7 @@
 """One prompt from a published row back to everything: what was sent, what came back, how it was read, why it paired."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -11,7 +12,7 @@ from rich.rule import Rule
 from aif.ledger import Rubrics
 from aif.plan import sent_messages
 from aif.queries import Reader
-from aif.records import Principle, Prompt, as_messages
+from aif.records import CARRIED, Principle, Prompt, as_messages, carried_identity
 from aif.rubric import render
 from aif.rubric_view import tell_messages
 from aif.summary import OUTCOMES
@@ -79,6 +80,10 @@ def _tell_completions(
         names[slot["key"]] = slot["model"]
         score = f"  score {slot['score']:.3f}" if slot["score"] is not None else ""
         console.print(Rule(f"[bold]completion {slot['key']} by {escape(slot['model'])}: {slot['state']}{score}"))
+        if slot["identity"] == carried_identity(slot["model"]):
+            console.print("it came with the prompt; nobody was asked for it", highlight=False)
+            console.print(f"\n{slot['text']}", markup=False, highlight=False, soft_wrap=True)
+            continue
         console.print(
             f"model {slot['identity']}, sample {slot['sample']}, seed {slot['seed']}", highlight=False, markup=False
         )
@@ -113,8 +118,10 @@ def _tell_call(console: Console, row: Mapping[str, Any]) -> None:
 
 
 _JUDGEMENTS = """
-SELECT j.*, k.sent, k.served, k.seconds, k.n, k.input_tokens, k.output_tokens, k.usd, t.content AS files
-FROM judgements j JOIN calls k ON j.call_id = k.id JOIN texts t ON j.rubric = t.digest
+SELECT j.*, k.sent, k.served, k.seconds, k.n, k.input_tokens, k.output_tokens, k.usd, t.content AS files,
+       m.content AS shown_material
+FROM judgements j LEFT JOIN calls k ON j.call_id = k.id LEFT JOIN texts t ON j.rubric = t.digest
+LEFT JOIN texts m ON j.material = m.digest
 WHERE j.prompt_id = ? AND j.key IN (SELECT judgement FROM needed WHERE prompt_id = j.prompt_id)
 ORDER BY j.judge, j.pass, j.request, j.key
 """
@@ -124,6 +131,9 @@ def _tell_judgements(console: Console, reader: Reader, prompt: Prompt, names: Ma
     texts = dict(_texts(reader, prompt.prompt_id))
     rubrics = Rubrics()
     for row in reader.sql(_JUDGEMENTS, [prompt.prompt_id]):
+        if row["identity"] == CARRIED:
+            _tell_carried_scores(console, row, names)
+            continue
         rubrics.files[row["rubric"]] = orjson.loads(row["files"])
         rubric = rubrics.get(row["rubric"])
         assert rubric is not None
@@ -134,7 +144,9 @@ def _tell_judgements(console: Console, reader: Reader, prompt: Prompt, names: Ma
             f"rubric {rubric.sheet.name} {row['rubric'][:12]}, order shown: {order}", highlight=False, markup=False
         )
         _tell_call(console, row)
-        seen = render(rubric, row["request"], prompt, [texts[key] for key in shown], row["form"])
+        material = orjson.loads(row["shown_material"]) if row["shown_material"] else {}
+        asked = replace(prompt, material={slot: one["text"] for slot, one in material.items()})
+        seen = render(rubric, row["request"], asked, [texts[key] for key in shown], row["form"])
         tell_messages(console, seen.messages)
         console.print("\n[bold]the judge's reply[/bold]")
         console.print(row["text"], markup=False, highlight=False, soft_wrap=True)
@@ -154,6 +166,12 @@ def _tell_judgements(console: Console, reader: Reader, prompt: Prompt, names: Ma
         console.print(f"{failure['kind']}: {failure['message']}", markup=False)
         if failure["raw"]:
             console.print(failure["raw"], markup=False, highlight=False)
+
+
+def _tell_carried_scores(console: Console, row: Mapping[str, Any], names: Mapping[str, str]) -> None:
+    console.print(Rule("[bold]scores that came with the completions"))
+    for rating in row["ratings"]:
+        console.print(f"{names.get(rating['completion'], '')}: {rating['score']:g}", markup=False, highlight=False)
 
 
 def _texts(reader: Reader, prompt_id: str) -> Iterator[tuple[str, str]]:

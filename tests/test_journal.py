@@ -25,7 +25,7 @@ from aif import events
 from aif.chat.base import CallError, Kind, Reply
 from aif.errors import StoreDamaged
 from aif.journal import START, Damage, Journal, Position, decode, encode, replay, segments
-from aif.records import Message, Prompt, Usage
+from aif.records import Carried, Message, Prompt, Usage
 
 Record = dict[str, Any]
 RECORDS: list[Record] = [{"n": n, "text": f"Zeile {n}: ä\n\u2028" * n} for n in range(6)]
@@ -399,8 +399,23 @@ def test_the_records_shapes_are_pinned() -> None:
         "prompt_id": "p",
         "messages": [{"role": "user", "content": "Why?"}],
         "meta": {"row": 7},
+        "material": {},
     }
-    assert events.page(500, [("p", "facts")]) == {"t": "page", "v": 1, "start": 500, "rows": [["p", "facts"]]}
+    assert events.page(500, [("p", "facts")], [("p", "k", 0.5)]) == {
+        "t": "page",
+        "v": 1,
+        "start": 500,
+        "rows": [["p", "facts"]],
+        "carried": [["p", "k", 0.5]],
+    }
+    assert events.carried("k", "p", Carried("gpt", "Because.", 0.5)) == {
+        "t": "carried",
+        "v": 1,
+        "key": "k",
+        "prompt_id": "p",
+        "model": "gpt",
+        "text": "Because.",
+    }
     assert events.selected("f", {("facts", "empty"): 3}) == {
         "t": "selected",
         "v": 1,
@@ -433,7 +448,7 @@ def test_the_records_shapes_are_pinned() -> None:
         "kind": None,
         "message": None,
         "raw": None,
-        "usage": {"input": 10, "output": 2, "cached": 4, "reasoning": 0},
+        "usage": {"input": 10, "output": 2, "cached": 4, "reasoning": 0, "written": 0},
         "usd": 0.5,
         "sent": {"seed": 1},
         "served": {"model": "gpt-1"},

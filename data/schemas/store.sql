@@ -6,20 +6,29 @@ CREATE TABLE about (schema_version INTEGER, segment BIGINT, "offset" BIGINT, dam
 -- ---------------------------------------------------------------------------------------------------------------------
 -- What came in
 
--- Every prompt ever read, as it came in. Insert-only.
+-- Every prompt ever read, as it last came in.
 CREATE TABLE prompts (
     prompt_id VARCHAR PRIMARY KEY,          -- sha256 of the text (single user turn) or of the canonical messages
     messages  STRUCT(role VARCHAR, content VARCHAR)[],
-    meta      JSON                          -- the row's other columns
+    meta      JSON,                         -- the row's other columns
+    material  JSON                          -- by the rubric's slot: what a judge is shown beside the conversation
 );
 
 -- The prompts of the pipeline as its sources stand now, each once, in file order.
 CREATE TABLE selection (position BIGINT, prompt_id VARCHAR, source VARCHAR);
 
+-- The completions that came with the selected prompts, which then get none from the pool.
+CREATE TABLE carried (
+    prompt_id VARCHAR,
+    n         USMALLINT,
+    key       VARCHAR,                      -- in completions
+    score     DOUBLE                        -- as it came, if any
+);
+
 -- How many rows of each source were kept, and why others were not.
 CREATE TABLE intake (source VARCHAR, reason VARCHAR, rows BIGINT);
 
--- Texts by digest: principles (text) and rubrics (the folder's files).
+-- Texts by digest: principles (text), rubrics (the folder's files) and material (what a judge was shown of a prompt's).
 CREATE TABLE texts (digest VARCHAR PRIMARY KEY, kind VARCHAR, content JSON);
 
 -- ---------------------------------------------------------------------------------------------------------------------
@@ -29,7 +38,7 @@ CREATE TABLE texts (digest VARCHAR PRIMARY KEY, kind VARCHAR, content JSON);
 CREATE TABLE slots (
     position  BIGINT,
     prompt_id VARCHAR,
-    slot      UTINYINT,
+    slot      USMALLINT,
     key       VARCHAR,
     model     VARCHAR,                      -- its name in the pool
     identity  VARCHAR,                      -- declared model and revision
@@ -38,7 +47,7 @@ CREATE TABLE slots (
     principle VARCHAR                       -- digest of its text, in texts
 );
 
--- One row per completion had. Insert-only; those of former plans stay.
+-- One row per completion had. Insert-only; those of former plans stay. One that came with its prompt has no call.
 CREATE TABLE completions (
     key           VARCHAR PRIMARY KEY,
     prompt_id     VARCHAR,
@@ -64,6 +73,7 @@ CREATE TABLE judgements (
     request     VARCHAR,                    -- which request of the rubric
     rubric      VARCHAR,                    -- digest of its files, in texts
     spec        VARCHAR,                    -- digest of what reached the wire besides prompt and completions
+    material    VARCHAR,                    -- digest of what was shown beside the conversation, in texts
     form        VARCHAR,                    -- schema or text
     completions VARCHAR[],
     answers     VARCHAR[],                  -- the same keys, sorted
@@ -110,6 +120,7 @@ CREATE TABLE failed (
     pass      USMALLINT,                    -- from here on: of a judgement
     request   VARCHAR,
     spec      VARCHAR,
+    material  VARCHAR,
     answers   VARCHAR[]
 );
 
@@ -136,13 +147,16 @@ CREATE TABLE splits (asked DOUBLE, threshold DOUBLE);
 -- ---------------------------------------------------------------------------------------------------------------------
 -- Of the run that goes on: made anew at its start
 
-CREATE TABLE settled (position BIGINT, slot UTINYINT, answered BOOLEAN);
-CREATE TABLE todo (seq BIGINT, model VARCHAR, position BIGINT, slot UTINYINT);
+CREATE TABLE settled (position BIGINT, slot USMALLINT, answered BOOLEAN);
+CREATE TABLE todo (seq BIGINT, model VARCHAR, position BIGINT, slot USMALLINT);
 CREATE TABLE ready (seq BIGINT, position BIGINT);
 CREATE TABLE incoming (position BIGINT, prompt_id VARCHAR PRIMARY KEY, source VARCHAR);
+CREATE TABLE incoming_carried (seq BIGINT, prompt_id VARCHAR, key VARCHAR PRIMARY KEY, score DOUBLE);
 CREATE TABLE specs (
-    judge VARCHAR, identity VARCHAR, pass USMALLINT, request VARCHAR, listwise BOOLEAN, n UTINYINT, least UTINYINT, spec VARCHAR
+    judge VARCHAR, identity VARCHAR, pass USMALLINT, request VARCHAR, listwise BOOLEAN, n USMALLINT, least USMALLINT,
+    spec VARCHAR
 );
+CREATE TABLE materials (prompt_id VARCHAR PRIMARY KEY, digest VARCHAR);  -- what the present rubric shows, in texts
 CREATE TABLE marks (name VARCHAR PRIMARY KEY, value VARCHAR);
 
 -- ---------------------------------------------------------------------------------------------------------------------
@@ -166,13 +180,13 @@ WITH terminal AS (
     SELECT t.position, t.prompt_id, p.judge, p.identity, p.pass, p.request, p.spec, [u.answer]
     FROM terminal t JOIN specs p ON NOT p.listwise AND len(t.answers) >= p.least, unnest(t.answers) AS u(answer)
 )
-SELECT w.*, j.key AS judgement,
+SELECT w.*, m.digest AS material, j.key AS judgement,
        CASE WHEN j.key IS NOT NULL THEN 'answered' WHEN f.key IS NULL THEN 'pending' ELSE f.verdict END AS state
-FROM wanted w
+FROM wanted w LEFT JOIN materials m ON w.prompt_id = m.prompt_id
 LEFT JOIN judgements j ON w.prompt_id = j.prompt_id AND w.spec = j.spec AND w.identity = j.identity AND w.pass = j.pass
-    AND w.answers = j.answers
+    AND w.answers = j.answers AND j.material IS NOT DISTINCT FROM m.digest
 LEFT JOIN failed f ON w.prompt_id = f.prompt_id AND w.spec = f.spec AND w.identity = f.identity AND w.pass = f.pass
-    AND w.answers = f.answers;
+    AND w.answers = f.answers AND f.material IS NOT DISTINCT FROM m.digest;
 
 -- Each rating of the present plan's completions, with who wrote and who judged.
 CREATE VIEW ratings AS
@@ -220,6 +234,7 @@ WITH wanted AS (
     UNION ALL
     SELECT f.* FROM failed f SEMI JOIN needed d ON f.prompt_id = d.prompt_id AND f.spec = d.spec
         AND f.identity = d.identity AND f.pass = d.pass AND f.answers = d.answers
+        AND f.material IS NOT DISTINCT FROM d.material
 ), spoken AS (
     SELECT stage, endpoint, max(started) FILTER (verdict = 'answered') AS answered FROM calls GROUP BY ALL
 )
