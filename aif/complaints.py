@@ -56,8 +56,8 @@ def unknown_key(key: str, known: Sequence[str]) -> str:
     plain = key.lower().replace("-", "_")
     if plain in _SECRETS or plain.endswith("api_key"):
         return (
-            "a key has no place in the file; put the key into the environment variable OPENAI_API_KEY or HF_TOKEN, "
-            "or into one that api_key_env: names"
+            "a key has no place in the file; put the key into the environment variable OPENAI_API_KEY, "
+            "ANTHROPIC_API_KEY or HF_TOKEN, or into one that api_key_env: names"
         )
     if near := difflib.get_close_matches(key, known, n=1):
         return f"unknown key {key!r}; did you mean {near[0]!r}?"

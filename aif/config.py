@@ -77,12 +77,15 @@ class Pipeline(Part):
             for key in ("base_url", "api_key_env"):
                 one.pop(key, None)
             if launch := one.get("launch"):
-                one["launch"] = {key: launch[key] for key in ("gpus", "max_model_len") if key in launch} | {
-                    "model": _last_part(launch["model"])
-                }
+                one["launch"] = {key: launch[key] for key in ("model", "gpus", "max_model_len") if key in launch}
+            for part in (one, one.get("launch") or {}):
+                if part.get("model"):
+                    part["model"] = _last_part(part["model"])
         for source in told["prompts"]:
-            if "file" in source:
+            if source.get("file"):
                 source["file"] = PurePosixPath(source["file"]).name
+            if source.get("hub"):
+                source["hub"] = _last_part(source["hub"])
         for key in ("rubric", "principles"):
             if isinstance(told.get(key), str):
                 told[key] = PurePosixPath(told[key]).name
@@ -115,7 +118,8 @@ class Pipeline(Part):
         yield from self._nobody()
         if self.models and self.pairs.model and self.pairs.model not in self.models and not self._carries():
             names = ", ".join(self.models)
-            yield Problem(("pairs", "model"), f"there is no model {self.pairs.model!r} in the pool; there are {names}")
+            yield Problem(("pairs", "model"), f"the pool has no model {self.pairs.model!r}; name one of it: {names}")
+        yield from self._scores_in_part()
         yield from self._too_few()
         yield from self._same_twice()
 
@@ -127,14 +131,26 @@ class Pipeline(Part):
         if not self.models and not all(source.completions for source in self.prompts):
             yield Problem(
                 ("models",),
-                "missing; name at least one, or give every source `completions` that its rows carry already",
-            )
-        if self.judges and self.scored:
-            yield Problem(
-                ("judges",), "the completions come with scores of their own; take out judges, or completions.score"
+                "missing; name at least one, or point the completions: of every source at those its rows carry",
             )
         if not self.judges and not self.scored:
             yield Problem(("judges",), "missing; name at least one")
+        for key in ("models", "judges"):
+            if getattr(self, key) and self.scored:
+                yield Problem(
+                    (key,),
+                    "not needed: the rows' completions come with scores, and none is made or rated; take it out, or "
+                    "the sources' completions.score",
+                )
+
+    def _scores_in_part(self) -> Iterator[Problem]:
+        """Scores that come with some sources only would stand beside a judge's, on another scale."""
+        for n, source in enumerate(self.prompts):
+            if source.completions and source.completions.score and not self.scored:
+                yield Problem(
+                    ("prompts", n, "completions", "score"),
+                    "not every source has scores, so a judge rates them all; take it out, or give each source one",
+                )
 
     def _too_few(self) -> Iterator[Problem]:
         wanted, had = self.completions.per_prompt, sum(model.samples for model in self.models.values())
@@ -165,7 +181,7 @@ class Pipeline(Part):
 
 
 def _last_part(name: str) -> str:
-    """A local path by its last part; the name of a model on the Hub as it is."""
+    """A local path by its last part; a name on the Hub as it is."""
     return PurePosixPath(name).name if name.startswith(("/", ".", "~")) else name
 
 
@@ -211,24 +227,26 @@ def _line(where: str, problem: Problem) -> str:
     return ": ".join(part for part in (where, dotted(problem.keys), problem.text) if part)
 
 
-_PARTS: Mapping[str | int, type[Part]] = {
-    "prompts": Source,
+_PARTS: Mapping[str, type[Part]] = {
+    "": Pipeline,
+    "prompts.*": Source,
+    "prompts.*.completions": Carried,
     "completions": Completions,
-    "models": Model,
-    "judges": Judge,
+    "models.*": Model,
+    "models.*.launch": Launch,
+    "models.*.price": Price,
+    "judges.*": Judge,
+    "judges.*.launch": Launch,
+    "judges.*.price": Price,
     "pairs": Pairs,
     "export": Export,
+    "export.kto": Labels,
 }
 
 
-_BELOW: Mapping[str | int, type[Part]] = {"price": Price, "launch": Launch, "completions": Carried, "kto": Labels}
-
-
 def _unknown(keys: Keys) -> str:
-    part: type[Part] = Pipeline
-    if len(keys) > 1:
-        inner = [_BELOW[key] for key in keys[1:-1] if key in _BELOW]
-        part = inner[-1] if inner else _PARTS[keys[0]]
+    named = keys[0] in ("prompts", "models", "judges")
+    part = _PARTS[dotted(tuple("*" if named and n == 1 else key for n, key in enumerate(keys[:-1])))]
     key = str(keys[-1])
     if key in part.LATER:
         return f"{NOT_BUILT}{key}; {part.LATER[key]}"

@@ -36,6 +36,9 @@ _PAID = ("openai", "anthropic")
 # OpenAI's reasoning models answer 400 to a temperature; their chat variants take one.
 _REASONING = re.compile(r"(o[1-9]|gpt-5(?!.*chat))")
 _FILES = (".jsonl", ".parquet", ".csv")
+_NO_KEY = "a key has no place in the file"
+_SECRET = re.compile(r"(^|_)(KEY|TOKEN|SECRET|PASSWORD)$")
+_KEY_ARGS = ("--api-key", "--hf-token")
 
 
 class Part(BaseModel):
@@ -164,6 +167,16 @@ class Launch(Part):
     env: dict[Variable, Assignment] = Field(default_factory=dict)
     ready_s: Seconds = 900.0
 
+    def clashes(self) -> Iterator[Problem]:
+        for name in self.env:
+            if _SECRET.search(name):
+                yield Problem(
+                    ("env", name), f"{_NO_KEY}; set {name} where aif is started, the server gets it from there"
+                )
+        for n, given in enumerate(self.args):
+            if given.partition("=")[0] in _KEY_ARGS:
+                yield Problem(("args", n), f"{_NO_KEY}; take it out, the server listens to this machine alone")
+
 
 class Endpoint(Part):
     """A model that is called: in the pool (`Model`) or as a judge (`Judge`).
@@ -228,7 +241,7 @@ class Endpoint(Part):
         if self.provider == "anthropic":
             for key in ("temperature", "top_p"):
                 if getattr(self, key, None) is not None and key in self.model_fields_set:
-                    yield Problem((key,), "Anthropic's API takes none since 2026-10; take it out")
+                    yield Problem((key,), "Anthropic's API refuses it since version 2026-10-21; take it out")
 
     def _server_clashes(self) -> Iterator[Problem]:
         if self.launch and self.provider != "vllm":
@@ -313,7 +326,7 @@ class Pairs(Part):
 
     def clashes(self) -> Iterator[Problem]:
         if self.policy == "on_policy" and self.model is None:
-            yield Problem(("model",), "policy on_policy needs the model that is on one side of every pair; name it")
+            yield Problem(("model",), "missing; policy on_policy needs the model that is on one side of every pair")
         if self.policy != "on_policy" and self.model is not None:
             yield Problem(("model",), f"only for policy on_policy, not {self.policy}; take it out")
         if self.policy != "all" and self.max_pairs_per_prompt is not None:
@@ -330,13 +343,14 @@ class Labels(Part):
     def clashes(self) -> Iterator[Problem]:
         for key in ("desirable", "undesirable"):
             if self.rule == "scores" and getattr(self, key) is None:
-                yield Problem(
-                    (key,), "rule scores needs the score from (desirable) and up to (undesirable) which; add it"
-                )
+                bound = "from" if key == "desirable" else "up to"
+                yield Problem((key,), f"missing; rule scores needs the score {bound} which a completion is {key}")
             if self.rule == "pairs" and key in self.model_fields_set:
                 yield Problem((key,), "only for rule scores; take it out")
         if self.desirable is not None and self.undesirable is not None and self.desirable <= self.undesirable:
-            yield Problem(("desirable",), f"must be more than undesirable ({self.undesirable:g}); raise it")
+            yield Problem(
+                ("desirable",), f"must be more than undesirable ({self.undesirable:g}), got {self.desirable:g}"
+            )
 
 
 class Export(Part):
