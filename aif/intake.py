@@ -15,7 +15,7 @@ from aif.ledger import Ledger
 from aif.plan import PoolModel, Principles, carried_key, carried_slots, plan_digest, slots
 from aif.queries import Reader
 from aif.records import CARRIED, Carried, Prompt, Slot, digest
-from aif.resources import find
+from aif.resources import find, shipped
 from aif.rubric import SCORED, Rubric, load, spec_digest
 from aif.sources import Skipped
 from aif.store import Spec, Store
@@ -42,9 +42,11 @@ def rubric_of(pipeline: Pipeline) -> Rubric:
 def principles_of(pipeline: Pipeline) -> Principles | None:
     if pipeline.principles is None:
         return None
-    path = find(
-        f"{pipeline.principles.removesuffix('.yaml')}.yaml", pipeline.beside, "prompts/principles", "principles"
-    )
+    # a name is a shipped one first: a file beside the pipeline that happens to be called so may be anything
+    said, shelf = pipeline.principles, shipped("prompts", "principles")
+    path = shelf / f"{said}.yaml"
+    if "/" in said or said.endswith(".yaml") or not path.exists():
+        path = find(f"{said.removesuffix('.yaml')}.yaml", pipeline.beside, "prompts/principles", "principles")
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

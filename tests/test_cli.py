@@ -235,21 +235,6 @@ def test_rubrics_can_be_looked_at(typed: Typed) -> None:
     assert out.count("completion 2]]") == 4  # four listwise requests; the critique sees one completion
 
 
-@pytest.mark.parametrize("name", ["vllm", "openai"])
-def test_shipped_pipelines_run_whole_with_nothing_changed_but_where_models_are(
-    typed: Typed, tmp_path: Path, serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    from aif.simulator import Cast
-
-    served = serve(cast=Cast({}, {}, open=True))
-    monkeypatch.setenv("OPENAI_API_KEY", "a-key-that-goes-nowhere")
-    sets = [f"{part}.*.base_url={served.base_url}" for part in ("models", "judges")]
-    words = [word for value in (*sets, f"store={tmp_path}/{name}.duckdb") for word in ("--set", value)]
-    code, _, err = typed("run", f"pipelines/{name}.yaml", *words, "--limit", "3")
-    assert code == Exit.DONE, err
-    assert typed("export", f"pipelines/{name}.yaml", *words)[0] == Exit.DONE
-
-
 def test_help_names_every_command() -> None:
     told = subprocess.run([sys.executable, "-m", "aif", "--help"], capture_output=True, text=True, check=True).stdout
     for command in ("run", "status", "failures", "doctor", "show", "export", "rebuild", "reparse", "simulate", "init"):

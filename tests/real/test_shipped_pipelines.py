@@ -1,4 +1,4 @@
-"""The pipelines for real providers, whole and unchanged but for where their models are: a simulator on loopback."""
+"""The pipelines that aif ships, whole: over all their (bundled) prompts, by the command, against a simulator."""
 
 import os
 import subprocess
@@ -9,24 +9,28 @@ import pytest
 from datasets import load_dataset
 
 from aif.errors import Exit
-from aif.resources import shipped
 from aif.simulator import Cast
 from tests.serving import serving
+from tests.shipped import KEYS, PIPELINES, moved
 
 
-@pytest.mark.parametrize(("name", "prompts"), [("vllm", 48), ("openai", 20)])
-def test_it_runs_whole_and_exports(name: str, prompts: int, tmp_path: Path) -> None:
-    """`openai` takes about two minutes: it keeps the tokens a minute of a first-tier account."""
+@pytest.mark.parametrize("path", PIPELINES, ids=[path.stem for path in PIPELINES])
+def test_it_runs_whole_and_exports(path: Path, tmp_path: Path) -> None:
     with serving(Cast({}, {}, open=True)) as served:
-        sets = [f"models.*.base_url={served.base_url}", f"judges.*.base_url={served.base_url}"]
-        words = [word for value in sets for word in ("--set", value)]
-        for command in (["run"], ["export"]):
+        words = [*moved(path, served.base_url), "--set", "export.test_size=0.1"]
+        for command in ("run", "export"):
             done = subprocess.run(
-                [sys.executable, "-m", "aif", *command, str(shipped("pipelines", f"{name}.yaml")), *words],
-                cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False,
-                env={**os.environ, "OPENAI_API_KEY": "a-key-that-goes-nowhere"},
+                [sys.executable, "-m", "aif", command, str(path), *words],
+                cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False, env={**os.environ, **KEYS},
             )  # fmt: skip
             assert done.returncode == Exit.DONE, done.stderr
-        assert served.stats()["calls"] == prompts * 5
-    rows = load_dataset(str(tmp_path / "runs" / name / "dataset"), "trl")
-    assert sum(map(len, rows.values())) >= 0.8 * prompts
+        again = served.stats()["calls"]
+        subprocess.run(
+            [sys.executable, "-m", "aif", "run", str(path), *words],
+            cwd=tmp_path,
+            check=True,
+            env={**os.environ, **KEYS},
+        )
+        assert served.stats()["calls"] == again, "a finished run asks nothing"
+    rows = load_dataset(str(tmp_path / "runs" / path.stem / "dataset"), "trl")
+    assert sum(map(len, rows.values())) >= 16
