@@ -13,11 +13,11 @@ from aif.errors import BadInput
 from aif.events import Record
 from aif.ledger import Ledger
 from aif.plan import PoolModel, Principles, carried_key, carried_slots, plan_digest, slots
+from aif.prompt_row import Skipped
 from aif.queries import Reader
 from aif.records import CARRIED, Carried, Prompt, Slot, digest
 from aif.resources import find, shipped
 from aif.rubric import SCORED, Rubric, load, spec_digest
-from aif.sources import Skipped
 from aif.store import Spec, Store
 
 PAGE = 500

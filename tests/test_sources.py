@@ -1,5 +1,6 @@
-"""Prompts in: rows as they come, what is left out and why, what is refused, and when a source counts as unchanged."""
+"""Prompts in: the rows of a source in their order, up to its limit, and when it counts as unchanged."""
 
+import csv
 import json
 import os
 import subprocess
@@ -13,23 +14,18 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
+from aif.config import parse
 from aif.entries import Source
 from aif.errors import BadInput
-from aif.records import Message, Prompt, prompt_id
-from aif.sources import META_BYTES, Skipped, fingerprint, read, read_row
+from aif.prompt_row import Skipped
+from aif.records import Carried, Message, Prompt
+from aif.sources import fingerprint, read
 
 ROW = Source(file="p.jsonl")
 
-SYSTEM = {"role": "system", "content": "Be brief."}
 USER = {"role": "user", "content": "Why is the sky blue?"}
 ASSISTANT = {"role": "assistant", "content": "Rayleigh scattering."}
-
-
-def turns(*rows: dict[str, Any]) -> Prompt | Skipped:
-    return read_row({"prompt": list(rows)}, ROW, "here")
 
 
 def as_prompt(item: Prompt | Skipped) -> Prompt:
@@ -37,8 +33,8 @@ def as_prompt(item: Prompt | Skipped) -> Prompt:
     return item
 
 
-def roles(item: Prompt | Skipped) -> list[str]:
-    return [message.role for message in as_prompt(item).messages]
+def text(item: Prompt | Skipped) -> str:
+    return as_prompt(item).messages[0].content
 
 
 def write(path: Path, *rows: Any) -> Path:
@@ -48,153 +44,6 @@ def write(path: Path, *rows: Any) -> Path:
 
 def items(folder: Path, **settings: Any) -> list[Prompt | Skipped]:
     return list(read(Source(**{"file": "p.jsonl", **settings}), beside=folder))
-
-
-# rows
-
-
-def test_a_text_is_a_single_user_turn() -> None:
-    prompt = as_prompt(read_row({"prompt": " Why? ", "n": 1}, ROW, "here"))
-    assert prompt.messages == (Message("user", " Why? "),), "the text stays as it is"
-    assert prompt.prompt_id == prompt_id(prompt.messages)
-    assert prompt.source == "p"
-    assert prompt.meta == {"n": 1}
-
-
-def test_trailing_assistant_turns_are_cut_off_and_no_others() -> None:
-    assert roles(turns(SYSTEM, USER, ASSISTANT, USER, ASSISTANT, ASSISTANT)) == ["system", "user", "assistant", "user"]
-    assert turns(USER, ASSISTANT) == turns(USER)
-    assert as_prompt(turns(USER)).prompt_id == as_prompt(read_row({"prompt": USER["content"]}, ROW, "x")).prompt_id
-
-
-def test_sharegpt_names_are_understood() -> None:
-    shared = turns({"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}, {"from": "human", "value": "c"})
-    assert shared == turns(
-        {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}
-    )
-    filled = {"role": None, "content": None, "from": "human", "value": "a"}  # two layouts in one table
-    assert as_prompt(turns(filled)).messages == (Message("user", "a"),)
-
-
-@pytest.mark.parametrize(
-    ("value", "reason", "detail"),
-    [
-        (None, "empty", "'prompt' is null"),
-        ("", "empty", "nothing but white space"),
-        (" \n\t", "empty", "nothing but white space"),
-        ([], "empty", "0 turns"),
-        ([USER, {"role": "user", "content": " "}], "empty", "nothing but white space"),
-        ("x" * 100_001, "too_long", "100001 characters, max_chars is 100000"),
-        ([SYSTEM | {"content": "x" * 99_999}, USER], "too_long", "100019 characters"),
-        ([ASSISTANT], "no_user_turn", "1 turns, none to be answered"),
-        ([SYSTEM], "no_user_turn", "the last turn is of role system"),
-        ([SYSTEM, ASSISTANT], "no_user_turn", "the last turn is of role system"),
-        ([USER, SYSTEM, USER], "bad_row", "a system turn that is not the first"),
-        ([SYSTEM, SYSTEM, USER], "bad_row", "a system turn that is not the first"),
-        ([{"role": "tool", "content": "x"}, USER], "bad_row", "turn 0: role 'tool' is none of system, user"),
-        ([{"content": "x"}], "bad_row", "turn 0: role 'None'"),
-        ([USER, {"role": "user", "content": None}], "bad_row", "turn 1: content is null, not a text"),
-        ([{"role": "user", "content": [{"type": "text"}]}], "bad_row", "turn 0: content is a list, not a text"),
-        (["a"], "bad_row", "turn 0: a text, not {role, content}"),
-    ],
-)
-def test_rows_left_out(value: Any, reason: str, detail: str) -> None:
-    item = read_row({"prompt": value}, ROW, "p.jsonl:3")
-    assert isinstance(item, Skipped)
-    assert (item.reason, item.where) == (reason, "p.jsonl:3")
-    assert item.detail.startswith(detail)
-
-
-def test_a_prompt_of_just_max_chars_is_taken() -> None:
-    as_prompt(read_row({"prompt": "x" * 10}, Source(file="p.jsonl", max_chars=10), "here"))
-
-
-@pytest.mark.parametrize(
-    ("row", "settings", "said"),
-    [
-        ([1], {}, 'p:1: expected an object of columns, got a list; write {"prompt": "..."}'),
-        ("a", {}, "p:1: expected an object of columns, got a text"),
-        (
-            {"text": "a", "n": 1},
-            {},
-            "p:1: no column 'prompt' (columns: text, n); correct the row, or field: in the pipeline file",
-        ),
-        ({}, {"field": "text"}, "p:1: no column 'text' (columns: none)"),
-        ({"prompt": 7}, {}, "p:1: 'prompt' holds a number, not a text or a list of {role, content}; correct the row"),
-        ({"prompt": {"role": "user"}}, {}, "p:1: 'prompt' holds an object"),
-        (
-            {"prompt": "a"},
-            {"source_field": "origin"},
-            "p:1: no column 'origin' (columns: prompt); correct the row, or source_field:",
-        ),
-        ({"prompt": "a", "o": None}, {"source_field": "o"}, "p:1: 'o' holds no name of a source; fill it in"),
-        ({"prompt": "a", "o": " "}, {"source_field": "o"}, "p:1: 'o' holds no name of a source"),
-    ],
-)
-def test_rows_refused(row: Any, settings: dict[str, Any], said: str) -> None:
-    with pytest.raises(BadInput) as raised:
-        read_row(row, Source(file="p.jsonl", **settings), "p:1")
-    assert str(raised.value).startswith(said)
-
-
-def test_source_field_names_the_source_of_each_row() -> None:
-    prompt = as_prompt(read_row({"prompt": "a", "origin": "flan"}, Source(hub="a/b", source_field="origin"), "x"))
-    assert prompt.source == "flan"
-
-
-def test_meta_holds_the_other_columns_that_json_can_and_that_are_short() -> None:
-    row = {
-        "prompt": "a",
-        "answers": ["x"],
-        "image": b"\x89PNG",
-        "long": "x" * META_BYTES,
-        "fits": "x" * (META_BYTES - 2),
-    }
-    assert as_prompt(read_row(row, ROW, "x")).meta == {"answers": ["x"], "fits": "x" * (META_BYTES - 2)}
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
-    max_leaves=8,
-)
-TURN = st.fixed_dictionaries(
-    {},
-    optional={
-        "role": st.sampled_from(["system", "user", "assistant", "human", "gpt", "tool"]) | JSON,
-        "content": st.text(max_size=8) | JSON,
-        "from": JSON,
-        "value": JSON,
-    },
-)
-
-
-@given(JSON | st.fixed_dictionaries({"prompt": JSON | st.lists(TURN | JSON, max_size=5)}, optional={"meta": JSON}))
-def test_whatever_a_row_holds_it_is_a_prompt_or_left_out_or_refused(row: Any) -> None:
-    said = item = None
-    try:
-        item = read_row(row, ROW, "here")
-    except BadInput as error:
-        said = str(error)
-    if item is None:
-        assert said is not None
-        assert said.startswith("here: ")
-    elif isinstance(item, Prompt):
-        assert item.messages[-1].role == "user"
-        assert item.messages[-1].content.strip()
-        assert all(message.role != "system" for message in item.messages[1:])
-        assert item.prompt_id == prompt_id(item.messages)
-        json.dumps(dict(item.meta), allow_nan=False)
-    else:
-        assert item.detail
-
-
-@given(st.lists(TURN, max_size=5))
-def test_reading_what_was_read_changes_nothing(rows: list[dict[str, Any]]) -> None:
-    first = turns(*rows)
-    if isinstance(first, Prompt):
-        again = as_prompt(turns(*({"role": m.role, "content": m.content} for m in first.messages)))
-        assert again.prompt_id == first.prompt_id
 
 
 # files
@@ -221,43 +70,79 @@ def test_limit_counts_prompts(tmp_path: Path) -> None:
     assert kinds == [Skipped, Prompt, Skipped, Prompt]
 
 
-def test_byte_order_mark_blank_lines_and_windows_line_ends(tmp_path: Path) -> None:
-    (tmp_path / "p.jsonl").write_bytes(b'\xef\xbb\xbf{"prompt": "a"}\r\n\r\n  \n{"prompt": "b"}')
-    assert [as_prompt(item).messages[0].content for item in items(tmp_path)] == ["a", "b"]
+def test_rows_of_one_prompt_that_follow_each_other_count_once(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": p, "model": "m", "text": t} for p, t in [("a", "1"), ("a", "2"), ("b", "3"), ("b", " "), ("c", "4")]
+    ]
+    write(tmp_path / "p.jsonl", *rows, {"no": "prompt, but never read"})
+    carried = items(tmp_path, limit=2, completions={"field": "text"})
+    assert [text(item) if isinstance(item, Prompt) else item.reason for item in carried] == [
+        "a",
+        "a",
+        "b",
+        "empty_completion",
+        "b",
+    ]
+    assert [text(item) for item in items(tmp_path, limit=3)] == ["a", "a", "b", "b", "c"]
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        b"{",
-        b"{'prompt': 'a'}",
-        b"prompt",
-        b'{"prompt": "\xff"}',
-        b'{"prompt": "\\ud800"}',
-        b'{"prompt": NaN}',
-        b"[" * 5000,
-    ],
-)
-def test_a_line_that_is_no_json_is_refused_with_its_number(tmp_path: Path, line: bytes) -> None:
-    path = write(tmp_path / "p.jsonl", {"prompt": "a"}, {"prompt": "b"})
-    path.write_bytes(path.read_bytes() + b"\n" + line + b"\n")
-    with pytest.raises(BadInput) as raised:
-        items(tmp_path)
-    assert str(raised.value).startswith(f"{path}:4: not JSON (")
-    assert "each line is one JSON object in UTF-8" in str(raised.value)
+def test_sources_have_names_and_limits_of_their_own_and_keep_their_order(tmp_path: Path) -> None:
+    write(tmp_path / "first.jsonl", {"prompt": "a"}, {"prompt": "b"})
+    (tmp_path / "second.csv").write_text("prompt\nb\nc\nd\n")
+    pq.write_table(pa.table({"prompt": ["e", "a"]}), tmp_path / "third.parquet")
+    pipeline = parse(
+        "name: p\nprompts: [{file: first.jsonl}, {file: second.csv, limit: 2}, {file: third.parquet, source: own}]\n"
+        "completions: {per_prompt: 2}\nmodels: {m: {provider: simulator, samples: 2}}\n"
+        "judges: {j: {provider: simulator}}\n",
+        tmp_path / "p.yaml",
+    )
+    found = [item for entry in pipeline.prompts for item in read(entry, beside=pipeline.beside)]
+    assert [(text(item), as_prompt(item).source) for item in found] == [
+        ("a", "first"),
+        ("b", "first"),
+        ("b", "second"),
+        ("c", "second"),
+        ("e", "own"),
+        ("a", "own"),
+    ]
 
 
-@given(st.binary(max_size=60))
-def test_whatever_a_file_holds(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
-    path = tmp_path_factory.getbasetemp() / "any.jsonl"
-    path.write_bytes(content)
-    said, found = None, []
-    try:
-        found = list(read(Source(file=str(path)), beside=None))
-    except BadInput as error:
-        said = str(error)
-    assert found == []
-    assert said is None or said.startswith(f"{path}:")
+def test_the_same_rows_are_the_same_prompts_whatever_the_file(tmp_path: Path) -> None:
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": f"Why {n}?\n"}],
+            "answers": [
+                {"model": "a", "text": f'"So", {n}', "points": n / 2},
+                {"model": "b", "text": "No", "points": None},
+            ],
+            "gold": f"gold {n}",
+            "id": f"row {n}",
+        }
+        for n in range(3)
+    ]
+    write(tmp_path / "p.jsonl", *rows)
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "p.parquet")
+    with (tmp_path / "p.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(row | {key: json.dumps(row[key]) for key in ("prompt", "answers")} for row in rows)
+    settings = {"completions": {"field": "answers", "score": "points"}, "material": {"reference": "gold"}}
+    jsonl, parquet, cells = (items(tmp_path, file=f"p.{kind}", **settings) for kind in ("jsonl", "parquet", "csv"))
+    assert jsonl == parquet == cells
+    assert as_prompt(jsonl[1]).carried == (Carried("a", '"So", 1', 0.5), Carried("b", "No", None))
+    assert as_prompt(jsonl[1]).material == {"reference": "gold 1"}
+    assert as_prompt(jsonl[1]).meta == {"id": "row 1"}
+
+
+def test_a_bad_row_of_any_file_is_named_by_its_place(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text('prompt,gold\n"two\nlines",x\n,y\n')
+    pq.write_table(pa.table({"prompt": ["a", None]}), tmp_path / "p.parquet")
+    assert items(tmp_path, file="p.csv")[1] == Skipped("empty", f"{tmp_path}/p.csv:4", "nothing but white space")
+    assert items(tmp_path, file="p.parquet")[1] == Skipped("empty", f"{tmp_path}/p.parquet row 1", "'prompt' is null")
+    with pytest.raises(BadInput, match=r"p\.csv:2: no column 'text' \(columns: prompt, gold\)"):
+        items(tmp_path, file="p.csv", field="text")
+    with pytest.raises(BadInput, match=r"p\.parquet row 0: no column 'text' \(columns: prompt\)"):
+        items(tmp_path, file="p.parquet", field="text")
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
@@ -407,10 +292,25 @@ def test_a_fingerprint_follows_content_and_settings_but_not_the_place(tmp_path: 
     assert first == fingerprint(ROW, beside=tmp_path / "moved")
     assert len(first) == 64
     others = [
-        fingerprint(Source(file="p.jsonl", **more), beside=tmp_path) for more in ({"limit": 3}, {"field": "text"})
+        fingerprint(Source(file="p.jsonl", **more), beside=tmp_path)
+        for more in (
+            {"limit": 3},
+            {"field": "text"},
+            {"material": {"reference": "gold"}},
+            {"completions": {"field": "answer"}},
+            {"completions": {"field": "answer", "score": "points"}},
+        )
     ]
     write(tmp_path / "p.jsonl", {"prompt": "b"})
-    assert len({first, *others, fingerprint(ROW, beside=tmp_path)}) == 4
+    assert len({first, *others, fingerprint(ROW, beside=tmp_path)}) == 7
+
+
+@pytest.mark.parametrize("name", ["p.csv", "p.parquet"])
+def test_tables_have_fingerprints_too(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"one")
+    first = fingerprint(Source(file=name), beside=tmp_path)
+    (tmp_path / name).write_bytes(b"two")
+    assert first != fingerprint(Source(file=name), beside=tmp_path)
 
 
 def test_a_folder_s_fingerprint_follows_its_data_files(folder: Path) -> None:

@@ -1,0 +1,151 @@
+"""The rows of a data file: JSONL, Parquet or CSV, streamed, each with the place where it stands.
+
+A file that can't be read as what its name says ends the reading with a line that names the place.
+"""
+
+import csv
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from aif.errors import BadInput
+
+BATCH = 256  # Parquet rows in memory at a time, as long conversations may be 100 kB each
+
+_BOM = b"\xef\xbb\xbf"
+_CELL = 2**31 - 1
+
+csv.field_size_limit(_CELL)  # of the whole process; the default of 131,072 characters is less than a long conversation
+
+
+def rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """Where each row of a file stands, and its columns. Raises BadInput.
+
+    The place is `file:line`; of Parquet, which has no lines, `file row N` from 0. A row of JSONL may be any JSON value.
+    A cell of CSV is a text, and the first line names the columns.
+    """
+    with readable(path), path.open("rb") as file:
+        yield from _READERS[path.suffix.lower()](path, file)
+
+
+def sha256(path: Path) -> str:
+    """Of a file's bytes. Raises BadInput."""
+    with readable(path), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turns what the system says of a file into BadInput."""
+    try:
+        yield
+    except OSError as error:
+        raise BadInput(f"{path}: can't be read: {error.strerror or error}; check the file and its rights") from error
+
+
+def _jsonl(path: Path, file: BinaryIO) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(file, start=1):
+        if text := (line.removeprefix(_BOM) if number == 1 else line).strip():
+            yield f"{path}:{number}", _json(text, f"{path}:{number}")
+
+
+def _json(text: bytes, where: str) -> Any:
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise BadInput(f"{where}: not JSON ({error}); each line is one JSON object in UTF-8: correct it") from error
+
+
+# CSV
+
+
+def _csv(path: Path, file: BinaryIO) -> Iterator[tuple[str, dict[str, str]]]:
+    records = _records(path, file)
+    first, header = next(records, (None, []))
+    if first is None:
+        raise BadInput(f"{path}: empty; the first line of a .csv file names its columns")
+    if twice := sorted({name for name in header if header.count(name) > 1}):
+        raise BadInput(f"{first}: column {twice[0]!r} is named twice; name each once")
+    for where, cells in records:
+        if len(cells) != len(header):
+            raise BadInput(
+                f"{where}: cells: {len(cells)}, columns: {len(header)}; correct the row, and put quotes around cells "
+                "that hold commas or line breaks"
+            )
+        yield where, dict(zip(header, cells, strict=True))
+
+
+def _records(path: Path, lines: Iterable[bytes]) -> Iterator[tuple[str, Sequence[str]]]:
+    """Where each record begins, and its cells. Blank lines are none."""
+    reader = csv.reader(_decoded(path, lines), strict=True)
+    while True:
+        where = f"{path}:{reader.line_num + 1}"
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            said = str(error).partition(" - ")[0]  # what follows is advice on Python's open()
+            raise BadInput(
+                f"{where}: not CSV ({said}); put quotes around cells that hold commas, quotes or line breaks, and "
+                "write a quote in them twice"
+            ) from error
+        if cells is None:
+            return
+        if cells:
+            yield where, cells
+
+
+def _decoded(path: Path, lines: Iterable[bytes]) -> Iterator[str]:
+    for number, line in enumerate(lines, start=1):
+        try:
+            yield (line.removeprefix(_BOM) if number == 1 else line).decode()
+        except UnicodeDecodeError as error:
+            raise BadInput(
+                f"{path}:{number}: not UTF-8 (byte 0x{line[error.start]:02x}); save the file as UTF-8"
+            ) from error
+
+
+# Parquet
+
+
+def _parquet(path: Path, file: BinaryIO) -> Iterator[tuple[str, dict[str, Any]]]:
+    with _sound(str(path)):
+        table = pq.ParquetFile(file)
+        names = table.schema_arrow.names
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise BadInput(f"{path}: column {twice[0]!r} is there twice; name each once")
+    batches, read = table.iter_batches(batch_size=BATCH), 0
+    while True:
+        with _sound(f"{path} row {read}"):
+            batch = next(batches, None)
+        if batch is None:
+            break
+        for n in range(batch.num_rows):
+            where = f"{path} row {read + n}"
+            with _sound(where):
+                (row,) = batch.slice(n, 1).to_pylist()  # by itself, so that an error has its row
+            yield where, row
+        read += batch.num_rows
+    if read != table.metadata.num_rows:
+        raise BadInput(f"{path}: says it has {table.metadata.num_rows} rows, but {read} can be read; write it anew")
+
+
+@contextmanager
+def _sound(where: str) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, ValueError, OverflowError, OSError) as error:  # damage has many names
+        said = " ".join(str(error).split())[:300]
+        raise BadInput(f"{where}: can't be read as Parquet: {said}; check the file, or write it anew") from error
+
+
+_READERS: Mapping[str, Callable[[Path, BinaryIO], Iterator[tuple[str, Any]]]] = {
+    ".jsonl": _jsonl,
+    ".csv": _csv,
+    ".parquet": _parquet,
+}

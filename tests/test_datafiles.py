@@ -1,0 +1,229 @@
+"""Rows of data files: where each stands, what a file may hold, and what is said of one that can't be read."""
+
+import csv
+import random
+from collections.abc import Callable
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aif.datafiles import BATCH, rows, sha256
+from aif.errors import BadInput
+
+CSV = b"prompt,n\na,1\n"
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(BadInput) as raised:
+        list(rows(path))
+    return str(raised.value).removeprefix(str(path))
+
+
+def wrote(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+# JSONL
+
+
+def test_jsonl_with_byte_order_mark_blank_lines_and_windows_line_ends(tmp_path: Path) -> None:
+    path = wrote(tmp_path / "p.jsonl", b'\xef\xbb\xbf{"prompt": "a"}\r\n\r\n  \n["b"]')
+    assert list(rows(path)) == [(f"{path}:1", {"prompt": "a"}), (f"{path}:4", ["b"])]
+    assert list(rows(wrote(tmp_path / "empty.jsonl", b""))) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"{",
+        b"{'prompt': 'a'}",
+        b"prompt",
+        b'{"prompt": "\xff"}',
+        b'{"prompt": "\\ud800"}',
+        b'{"prompt": NaN}',
+        b"[" * 5000,
+    ],
+)
+def test_a_line_that_is_no_json_is_refused_with_its_number(tmp_path: Path, line: bytes) -> None:
+    said = refused(wrote(tmp_path / "p.jsonl", b'{"prompt": "a"}\n\n\n' + line + b"\n"))
+    assert said.startswith(":4: not JSON (")
+    assert "each line is one JSON object in UTF-8" in said
+
+
+# CSV
+
+
+def test_csv_as_it_is_written(tmp_path: Path) -> None:
+    """Byte order mark, line ends of Windows, blank lines, line breaks and quotes in cells, and no type but text."""
+    path = wrote(
+        tmp_path / "p.CSV",
+        b'\xef\xbb\xbfprompt,n\r\n"one, ""two""\r\nthree",7\r\n\r\n,  \r\n\xc3\xbc\xe2\x80\xa8,1e3',
+    )
+    assert list(rows(path)) == [
+        (f"{path}:2", {"prompt": 'one, "two"\r\nthree', "n": "7"}),
+        (f"{path}:5", {"prompt": "", "n": "  "}),
+        (f"{path}:6", {"prompt": "\u00fc\u2028", "n": "1e3"}),
+    ]
+    assert list(rows(wrote(path, b"prompt,n\n"))) == []
+
+
+def test_a_cell_may_be_long(tmp_path: Path) -> None:
+    path = wrote(tmp_path / "p.csv", b"prompt\n" + b"x" * 500_000)
+    assert [len(row["prompt"]) for _, row in rows(path)] == [500_000]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", ": empty; the first line of a .csv file names its columns"),
+        (b"\n\n", ": empty; the first line of a .csv file names its columns"),
+        (b"a,b,a\n", ":1: column 'a' is named twice; name each once"),
+        (
+            CSV + b"b\n",
+            ":3: cells: 1, columns: 2; correct the row, and put quotes around cells that hold commas or line",
+        ),
+        (CSV + b'"b\n",2\nc,3,4\n', ":5: cells: 3, columns: 2; "),
+        (CSV + b"caf\xe9,2\n", ":3: not UTF-8 (byte 0xe9); save the file as UTF-8"),
+        ("prompt,n\n".encode("utf-16"), ":1: not UTF-8 (byte 0xff); save the file as UTF-8"),
+        (
+            CSV + b'"b" c,2\n',
+            ":3: not CSV (',' expected after '\"'); put quotes around cells that hold commas, quotes or",
+        ),
+        (CSV + b'\n"b\nc,3\nd,4\n', ":4: not CSV (unexpected end of data); put quotes"),
+        (b"prompt,n\ra,1\r", ":1: not CSV (new-line character seen in unquoted field); put quotes"),
+    ],
+)
+def test_csv_that_cannot_be_read(tmp_path: Path, content: bytes, said: str) -> None:
+    assert refused(wrote(tmp_path / "p.csv", content)).startswith(said)
+
+
+# Parquet
+
+
+def table(**columns: Any) -> pa.Table:
+    return pa.table(columns or {"prompt": ["a", "b"]})
+
+
+def test_parquet_row_by_row(tmp_path: Path) -> None:
+    path = tmp_path / "p.parquet"
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": None}]
+    pq.write_table(table(prompt=["a", None], turns=[turns, None], texts=[["x", None], []], n=[1, 2]), path)
+    assert list(rows(path)) == [
+        (f"{path} row 0", {"prompt": "a", "turns": turns, "texts": ["x", None], "n": 1}),
+        (f"{path} row 1", {"prompt": None, "turns": None, "texts": [], "n": 2}),
+    ]
+    pq.write_table(table(prompt=pa.array([], pa.string())), path)
+    assert list(rows(path)) == []
+
+
+def test_parquet_is_streamed_in_order(tmp_path: Path) -> None:
+    path, many = tmp_path / "p.parquet", 2 * BATCH + 7
+    pq.write_table(table(n=range(many)), path, row_group_size=BATCH - 3)
+    assert list(rows(path)) == [(f"{path} row {n}", {"n": n}) for n in range(many)]
+
+
+def test_parquet_columns_of_other_types_do_not_hinder(tmp_path: Path) -> None:
+    path = tmp_path / "p.parquet"
+    columns = {
+        "image": [b"\x89PNG"],
+        "at": [datetime(2026, 1, 1, tzinfo=UTC)],
+        "day": [date(2026, 1, 1)],
+        "fine": pa.array([1], pa.timestamp("ns")),
+        "cost": [Decimal("1.5")],
+        "kind": pa.array(["x"]).dictionary_encode(),
+    }
+    pq.write_table(table(prompt=["a"], **columns), path)
+    ((_, row),) = rows(path)
+    assert (row["prompt"], row["image"], row["cost"], row["kind"]) == ("a", b"\x89PNG", Decimal("1.5"), "x")
+
+
+def _twice(path: Path) -> None:
+    pq.write_table(pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], ["prompt", "prompt"]), path)
+
+
+def _not_utf8(path: Path) -> None:
+    good = pa.array([b"a", b"\xff"], pa.binary())
+    pq.write_table(table(prompt=pa.Array.from_buffers(pa.string(), 2, good.buffers())), path)
+
+
+def _far_away(path: Path) -> None:
+    pq.write_table(table(prompt=["a", "b"], day=pa.array([0, 2**40], pa.int64()).cast(pa.timestamp("s"))), path)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda path: path.write_bytes(b""), ": can't be read as Parquet: Parquet file size is 0 bytes"),
+        (lambda path: path.write_bytes(CSV), ": can't be read as Parquet: Parquet magic bytes not found in footer"),
+        (_twice, ": column 'prompt' is there twice; name each once"),
+        (_not_utf8, " row 1: can't be read as Parquet: 'utf-8' codec can't decode byte 0xff"),
+        (_far_away, " row 1: can't be read as Parquet: "),
+    ],
+)
+def test_parquet_that_cannot_be_read(tmp_path: Path, make: Callable[[Path], object], said: str) -> None:
+    path = tmp_path / "p.parquet"
+    make(path)
+    found = refused(path)
+    assert found.startswith(said)
+    assert found.endswith(("check the file, or write it anew", "name each once"))
+
+
+def test_parquet_cut_short_or_damaged_is_read_whole_or_refused(tmp_path: Path) -> None:
+    path, chance = tmp_path / "p.parquet", random.Random(1)
+    pq.write_table(table(prompt=[f"text {n}" for n in range(50)], turns=[[{"role": "user"}]] * 50), path)
+    good, refusals = path.read_bytes(), list[str]()
+    for _ in range(300):
+        broken = bytearray(good)
+        for _ in range(chance.choice([1, 5])):
+            broken[chance.randrange(len(good))] = chance.randrange(256)
+        path.write_bytes(broken if chance.random() < 0.8 else broken[: chance.randrange(len(good))])
+        try:
+            assert len(list(rows(path))) == 50
+        except BadInput as error:
+            refusals.append(str(error))
+    assert len(refusals) > 100
+    assert all(said.startswith(str(path)) for said in refusals)
+
+
+# any
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+@given(content=st.binary(max_size=60) | st.text(alphabet='ab",\n\r \ufeff[{', max_size=30).map(str.encode))
+def test_whatever_a_file_holds(tmp_path_factory: pytest.TempPathFactory, kind: str, content: bytes) -> None:
+    path = wrote(tmp_path_factory.getbasetemp() / f"any.{kind}", content)
+    places = []
+    try:
+        places += [where for where, _ in rows(path)]
+    except BadInput as error:
+        places.append(str(error))
+    assert all(place.startswith(str(path)) for place in places)
+
+
+@given(st.lists(st.tuples(st.text(), st.text()), max_size=4))
+def test_csv_gives_back_what_was_written(
+    tmp_path_factory: pytest.TempPathFactory, cells: list[tuple[str, str]]
+) -> None:
+
+    path = tmp_path_factory.getbasetemp() / "written.csv"
+    with path.open("w", newline="", encoding="utf-8", errors="replace") as file:
+        csv.writer(file, quoting=csv.QUOTE_ALL).writerows([("a", "b"), *cells])
+    clean = [tuple(text.encode("utf-8", "replace").decode() for text in pair) for pair in cells]
+    assert [(row["a"], row["b"]) for _, row in rows(path)] == clean
+
+
+def test_files_that_the_system_does_not_give(tmp_path: Path) -> None:
+    for kind in ("jsonl", "csv", "parquet"):
+        path = tmp_path / f"p.{kind}"
+        path.mkdir()
+        assert refused(path) == ": can't be read: Is a directory; check the file and its rights"
+    with pytest.raises(BadInput, match="can't be read: No such file"):
+        sha256(tmp_path / "none.csv")
