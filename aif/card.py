@@ -185,6 +185,7 @@ def _books(books: Books) -> list[tuple[str, str]]:
         (f"= {books.selected:,}", "prompts"),
         *dropped,
         (f"= {books.outcomes.get('paired', 0):,}", "pairs"),
+        *([(f"{books.empty:,}", "completions left out, having no text")] if books.empty else []),
     ]
 
 

@@ -76,10 +76,14 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Books:
-    """Where every prompt is: rows read = selected + each reason left out; selected = the sum of outcomes."""
+    """Where every prompt is: rows read = selected + each reason left out; selected = the sum of outcomes.
+
+    `empty` counts completions that rows carried without a text: they were left out, not their rows.
+    """
 
     intake: dict[str, int]
     outcomes: dict[str, int]
+    empty: int = 0
 
     @property
     def selected(self) -> int:
@@ -318,13 +322,14 @@ class Reader:
     def books(self) -> Books:
         """Every prompt once, by what became of it. Prompts that have no outcome yet are pending."""
         intake = dict(self._rows("SELECT reason, sum(rows)::BIGINT FROM intake GROUP BY reason ORDER BY reason"))
+        empty = intake.pop("empty_completion", 0)
         outcomes = dict(
             self._rows(
                 "SELECT coalesce(o.outcome, 'pending') AS outcome, count(*) FROM selection e "
                 "LEFT JOIN outcomes o ON e.prompt_id = o.prompt_id GROUP BY 1 ORDER BY 2 DESC, 1"
             )
         )
-        return Books(intake, outcomes)
+        return Books(intake, outcomes, empty)
 
     def unpaired(self) -> pa.Table:
         """Prompts that can't go to pairs, with the reason: pending, too_few_completions or judgement_failed."""

@@ -64,6 +64,8 @@ def _books(books: Books) -> Table:
         if outcome != "paired" and (n := books.outcomes.get(outcome, 0)):
             grid.add_row(f"- {n:,}", words, style="dim")
     grid.add_row(f"= {books.outcomes.get('paired', 0):,}", "pairs", style="bold")
+    if books.empty:
+        grid.add_row(f"{books.empty:,}", "completions left out, having no text", style="dim")
     return grid
 
 

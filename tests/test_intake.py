@@ -123,6 +123,18 @@ def test_rows_that_cannot_be_used_are_named_up_to_a_few_and_counted(pipeline: Pi
     assert "a.jsonl:2: left out" in named[0]
 
 
+def test_a_completion_without_a_text_is_counted_but_is_no_row(pipeline: Pipeline, tmp_path: Path) -> None:
+    answers = [{"text": "So.", "model": "m"}, {"text": " ", "model": "n"}, {"text": None, "model": "o"}]
+    (tmp_path / "a.jsonl").write_text(json.dumps({"prompt": "one", "answers": answers}) + "\n")
+    text = PIPELINE.format(folder=tmp_path).replace("source: first", "completions: {field: answers}, source: first")
+    pipeline = parse(text, tmp_path / "p.yaml")
+    _, intake, _, _ = taken_in(pipeline)
+
+    assert intake == {"selected": 3, "too_long": 1}
+    with Reader.open(pipeline.store) as reader:
+        assert reader.books().empty == 2
+
+
 def test_sources_without_rows_are_bad_input(pipeline: Pipeline, tmp_path: Path) -> None:
     rows(tmp_path / "a.jsonl")
     rows(tmp_path / "b.jsonl")
