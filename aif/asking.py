@@ -41,7 +41,7 @@ def judging_request(
         seed=seed,
         reasoning_effort=sampling.reasoning_effort,
         schema=rubric.schema(request, len(texts)) if judge.reply == "schema" else None,
-        shared=seen.shared,
+        shared=seen.shared if rubric.shares(request) else 0,  # nobody else would read it from a cache
     )
 
 

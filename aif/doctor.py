@@ -14,7 +14,7 @@ from aif.entries import Judge, Model
 from aif.errors import BadInput
 from aif.intake import principles_of, rubric_of
 from aif.reading import Unreadable, read
-from aif.records import Message, Principle, Prompt, prompt_id
+from aif.records import Message, Principle, Prompt, Usage, prompt_id
 from aif.rubric import Rubric
 from aif.summary import MENDS
 
@@ -87,7 +87,7 @@ async def _test(pipeline: Pipeline, rubric: Rubric, endpoint: Endpoint) -> list[
             )
         ]
     findings = [Finding(endpoint.name, True, words)]
-    if one.provider == "openai" and one.price is None:
+    if one.cost(Usage(0, 0)) is None:
         findings.append(Finding(endpoint.name, True, "its price is not known, so spend can't be told; set `price`"))
     return findings
 

@@ -87,19 +87,21 @@ def _endpoint(one: Model | Judge, stage: Stage, client: ChatModel) -> Endpoint:
 
 def _client(one: Model | Judge, stage: Stage, simulator: str | None, key: str | None) -> ChatModel:
     urls = one.base_url or ((simulator,) if one.provider == "simulator" and simulator else ())
-    if one.provider == "openai" or (one.provider == "simulator" and stage == "judgement"):
-        from aif.chat.openai import OpenAIChat
+    provider = one.provider
+    if provider == "simulator":  # each API has its rehearsal: the pool's as vLLM serves it, the judges' as OpenAI does
+        provider = "vllm" if stage == "completion" else "openai"
+    if provider == "vllm":
+        from aif.chat.vllm import VllmChat
 
-        return OpenAIChat(
-            one.served_name,
-            base_url=urls[0] if urls else None,
-            api_key=key or "none",
-            timeout_s=one.timeout_s,
-            limit=one.concurrency,
-        )
-    from aif.chat.vllm import VllmChat
+        return VllmChat(urls, one.served_name, api_key=key, timeout_s=one.timeout_s, limit=one.concurrency)
+    model, url, key = one.served_name, urls[0] if urls else None, key or "none"
+    if provider == "anthropic":
+        from aif.chat.anthropic import AnthropicChat
 
-    return VllmChat(urls, one.served_name, api_key=key, timeout_s=one.timeout_s, limit=one.concurrency)
+        return AnthropicChat(model, base_url=url, api_key=key, timeout_s=one.timeout_s, limit=one.concurrency)
+    from aif.chat.openai import OpenAIChat
+
+    return OpenAIChat(model, base_url=url, api_key=key, timeout_s=one.timeout_s, limit=one.concurrency)
 
 
 async def _simulator(pipeline: Pipeline, stack: AsyncExitStack) -> str | None:

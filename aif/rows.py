@@ -50,7 +50,8 @@ COLUMNS = {
     "calls": _columns(
         "id stage key prompt_id endpoint verdict kind message raw sent served",
         n=pa.uint16(), started=pa.string(), seconds=pa.float64(), usd=pa.float64(),
-        input_tokens=pa.int64(), cached_tokens=pa.int64(), output_tokens=pa.int64(), reasoning_tokens=pa.int64(),
+        input_tokens=pa.int64(), cached_tokens=pa.int64(), cache_write_tokens=pa.int64(), output_tokens=pa.int64(),
+        reasoning_tokens=pa.int64(),
     ),
     "failed": _columns(
         "key stage prompt_id endpoint verdict kind message raw started identity request spec material",
@@ -107,6 +108,7 @@ class Rows:
                 "sent": _json(r["sent"]),
                 "served": _json(r["served"]),
                 **{f"{part}_tokens": usage.get(part) for part in ("input", "cached", "output", "reasoning")},
+                "cache_write_tokens": usage.get("written"),
             }
         )
         if answered:

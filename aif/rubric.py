@@ -248,6 +248,10 @@ class Rubric:
         shown = self.material_of(prompt)
         return digest(list(shown.items()))[:KEY_LENGTH] if shown else None
 
+    def shares(self, request: str) -> bool:
+        """Whether another request of a prompt begins as this one does: the same completions behind the same schema."""
+        return len(self.sheet.requests[request].aspects) == 1 and len(self._alike(request)) > 1
+
     def scores(self) -> tuple[str, ...]:
         """The scores pairs may be made by: the weighted mean, and `overall` where the rubric asks for it."""
         weighted = any(aspect.weight > 0 for aspect in self.sheet.aspects.values())

@@ -24,7 +24,7 @@ def moved(path: Path, url: str) -> list[str]:
             if one["provider"] == "simulator":
                 continue
             place = f"{part}.{name}"
-            sets.append(f"{place}.base_url={url.removesuffix('/v1') if one['provider'] == 'anthropic' else url}")
+            sets.append(f"{place}.base_url={url}")
             sets.extend(
                 f"{place}.{key}=null" for key in ("launch", "requests_per_minute", "tokens_per_minute") if key in one
             )

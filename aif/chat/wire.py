@@ -1,13 +1,14 @@
 """The chat completions format that vLLM, OpenAI and many others speak: bodies out, replies and errors in. Pure.
 
 Every server that speaks it errs in its own way, so a reply is read strictly and an error by its status first, its
-codes next, and its words only where there is nothing better.
+codes next, and its words only where there is nothing better. The errors of every other format are read here, too:
+they differ by server rather than by format.
 """
 
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal, NamedTuple
 
@@ -20,7 +21,8 @@ Dialect = Literal["openai", "compatible"]
 
 SAID_LENGTH = 300  # characters of a server's own words in a message
 
-# Bounds that OpenAI's strict mode refuses for some or all of its models; the reader of the reply checks them itself.
+# Bounds that OpenAI's strict mode refuses for some or all of its models, and Anthropic's for all; the reader of the
+# reply checks them itself.
 _BOUNDS = frozenset(
     {
         "minLength",
@@ -52,12 +54,16 @@ _LITERAL = frozenset({"enum", "const", "default", "examples"})
 _FINISH: Mapping[str, Finish] = {"stop": "stop", "length": "length", "content_filter": "refusal"}
 
 # By code or type only: some servers say "exceeded your current quota, check your billing" for a per-minute limit.
-_QUOTA = re.compile(r"insufficient_(quota|balance|funds|credits)|billing|credit_balance")
-_FILTERED = re.compile(r"content_filter|content_policy|responsibleaipolicy|content management policy|input was flagged")
+_QUOTA = re.compile(r"insufficient_(quota|balance|funds|credits)|billing|credit_balance|spend_limit")
+# With status 400 and a type that says no more than that.
+_UNPAID = re.compile(r"credit balance is too low|reached your specified api usage limits")
+_FILTERED = re.compile(
+    r"content_filter|content_policy|responsibleaipolicy|content (management|filtering) policy|input was flagged"
+)
 _OVERFLOW = re.compile(
-    r"context_length_exceeded|context[ _-](length|window|size)|max_model_len|maximum (model|input|prompt) length"
+    r"context_length_exceeded|context[ _-](length|window|size|limit)|max_model_len|maximum (model|input|prompt) length"
     r"|(prompt|input|request|max_tokens'?) (is|are|was) too (long|large)|prompt_too_long|string_above_max_length"
-    r"|reduce the length"
+    r"|reduce the length|request_too_large"
 )
 _TAG = re.compile(r"<[^>]*>")
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -78,7 +84,7 @@ def body(request: Request, model: str, *, dialect: Dialect) -> dict[str, Any]:
         if (value := getattr(request, name)) is not None:
             sent[name] = value
     if request.schema is not None:
-        schema = _unbounded(request.schema) if dialect == "openai" else request.schema
+        schema = unbounded(request.schema) if dialect == "openai" else request.schema
         sent["response_format"] = {
             "type": "json_schema",
             "json_schema": {"name": "reply", "strict": True, "schema": schema},
@@ -92,29 +98,6 @@ def sent(body: Mapping[str, Any]) -> dict[str, Any]:
     if "response_format" in body:
         settings["response_format"] = body["response_format"]["type"]
     return settings
-
-
-def receive(
-    status: int, headers: Mapping[str, str], content: bytes, *, sent: Mapping[str, Any], key: str | None
-) -> Reply:
-    """The reply in an HTTP response.
-
-    Raises CallError: of `classify` for a status other than 200, of `read_reply` otherwise. Whatever of the body goes
-    into the error is free of the key.
-    """
-    if status != 200:
-        raise classify(status, headers, content.decode("utf-8", "replace"), key=key)
-    try:
-        data = parse(content)
-    except (ValueError, RecursionError):
-        said = _cut(redact(content.decode("utf-8", "replace"), key))
-        raise _bad(f"The answer is not JSON: {said}", content, key) from None
-    try:
-        return read_reply(data, sent)
-    except CallError as error:
-        if error.kind is not Kind.BAD_REPLY:
-            raise
-        raise _bad(_cut(redact(error.message, key)), content, key) from None
 
 
 def parse(content: bytes) -> Any:
@@ -132,18 +115,17 @@ def read_reply(data: Any, sent: Mapping[str, Any]) -> Reply:
     """A parsed chat completion as a Reply.
 
     The text is what the model said, unchanged but for reasoning taken out and lone surrogates replaced by U+FFFD.
-    Raises CallError: BAD_REPLY for what is no chat completion, BLOCKED for a filter's or the provider's refusal, EMPTY
-    for nothing but white space; the last two with the reply, since it was paid for.
+    Raises CallError: BAD_REPLY for what is no chat completion, and those of `usable`.
     """
     choice, message = _choice(data)
     refusal = message.get("refusal")
     content = message.get("content")
     if not isinstance(content, str | None):
         raise CallError(Kind.BAD_REPLY, f"The message's content is {type(content).__name__}, not a text.")
-    finish: Finish = "refusal" if refusal else _finish(choice.get("finish_reason"))
-    text, reasoning = _apart(content or "", message.get("reasoning_content") or message.get("reasoning"))
+    finish: Finish = "refusal" if refusal else finished(choice.get("finish_reason"))
+    text, reasoning = apart(content or "", message.get("reasoning_content") or message.get("reasoning"))
     if finish == "refusal" and not text and isinstance(refusal, str):
-        text = _encodable(refusal)
+        text = encodable(refusal)
     reply = Reply(
         text=text,
         finish=finish,
@@ -151,24 +133,63 @@ def read_reply(data: Any, sent: Mapping[str, Any]) -> Reply:
         reasoning=reasoning,
         sent=sent,
         served={
-            name: _encodable(value)
+            name: encodable(value)
             for name in ("model", "system_fingerprint", "id")
             if isinstance(value := data.get(name), str)
         },
     )
-    if finish == "refusal":
-        raise CallError(Kind.BLOCKED, f"The provider refused: {_cut(text) or 'its content filter'}", reply=reply)
-    if not text.strip():
-        where = " (all of it went into reasoning)" if reasoning else ""
-        raise CallError(Kind.EMPTY, f"The completion is empty{where}; it finished by {finish}.", reply=reply)
+    return usable(reply)
+
+
+def usable(reply: Reply, why: str = "") -> Reply:
+    """The reply, if it is one that can be used.
+
+    Raises CallError, with the reply, since it was paid for: BLOCKED for a refusal (`why` is what the provider says of
+    it beside the text), EMPTY for nothing but white space.
+    """
+    if reply.finish == "refusal":
+        said = cut(why or reply.text) or "its content filter"
+        raise CallError(Kind.BLOCKED, f"The provider refused: {said}", reply=reply)
+    if not reply.text.strip():
+        where = " (all of it went into reasoning)" if reply.reasoning else ""
+        raise CallError(Kind.EMPTY, f"The completion is empty{where}; it finished by {reply.finish}.", reply=reply)
     return reply
+
+
+def receive(
+    status: int,
+    headers: Mapping[str, str],
+    content: bytes,
+    *,
+    sent: Mapping[str, Any],
+    key: str | None,
+    read: Callable[[Any, Mapping[str, Any]], Reply] = read_reply,
+) -> Reply:
+    """The reply in an HTTP response, as `read` finds it in the parsed body.
+
+    Raises CallError: of `classify` for a status other than 200, of `read` otherwise. Whatever of the body goes into the
+    error is free of the key.
+    """
+    if status != 200:
+        raise classify(status, headers, content.decode("utf-8", "replace"), key=key)
+    try:
+        data = parse(content)
+    except (ValueError, RecursionError):
+        said = cut(redact(content.decode("utf-8", "replace"), key))
+        raise _bad(f"The answer is not JSON: {said}", content, key) from None
+    try:
+        return read(data, sent)
+    except CallError as error:
+        if error.kind is not Kind.BAD_REPLY:
+            raise
+        raise _bad(cut(redact(error.message, key)), content, key) from None
 
 
 def classify(status: int, headers: Mapping[str, str], text: str, *, key: str | None = None) -> CallError:
     """What an HTTP error means. `text` is the body; `headers` may be spelt in any case."""
     said = _said(text)
     kind = _kind(status, said.codes.lower(), said.words.lower())
-    words = _cut(redact(said.words, key)) or "(no message)"
+    words = cut(redact(said.words, key)) or "(no message)"
     lowered = {name.lower(): value for name, value in headers.items()}
     return CallError(
         kind,
@@ -223,13 +244,15 @@ def _said(text: str) -> _Said:
     try:
         data = parse(text.encode("utf-8", "replace"))
     except (ValueError, RecursionError):
-        return _Said(_encodable(_TAG.sub(" ", text)), "")
+        return _Said(encodable(_TAG.sub(" ", text)), "")
     error = data.get("error") or data if isinstance(data, dict) else data
     if not isinstance(error, dict):
-        return _Said(_encodable(error if isinstance(error, str) else text), "")
+        return _Said(encodable(error if isinstance(error, str) else text), "")
     words = error.get("message") or error.get("detail") or error.get("error")
-    codes = " ".join(code for name in ("code", "type") if isinstance(code := error.get(name), str))
-    return _Said(_encodable(words if isinstance(words, str) else text), codes)
+    details = error.get("details")
+    named = [error.get("code"), error.get("type"), details.get("error_code") if isinstance(details, dict) else None]
+    codes = " ".join(code for code in named if isinstance(code, str))
+    return _Said(encodable(words if isinstance(words, str) else text), codes)
 
 
 def _kind(status: int, codes: str, words: str) -> Kind:
@@ -238,7 +261,7 @@ def _kind(status: int, codes: str, words: str) -> Kind:
         return Kind.SERVER_ERROR
     if status < 400:
         return Kind.BAD_REPLY  # a redirect, an empty 204: no chat completion, and no fault of the request
-    if status == 402 or _QUOTA.search(codes):
+    if status == 402 or _QUOTA.search(codes) or (status == 400 and _UNPAID.search(words)):
         return Kind.QUOTA_EXHAUSTED
     if status == 429:
         return Kind.RATE_LIMITED
@@ -246,7 +269,7 @@ def _kind(status: int, codes: str, words: str) -> Kind:
         return Kind.UNKNOWN_MODEL
     if _FILTERED.search(codes) or (status in (400, 403) and _FILTERED.search(words)):
         return Kind.BLOCKED
-    if status in (401, 403):
+    if status in (401, 403) or "organization_on_hold" in codes:
         return Kind.UNAUTHORIZED
     if "max_tokens" in words and "cannot be greater than max_model_len" in words:
         return Kind.BAD_REQUEST  # a setting no prompt will ever fit: vLLM refuses it with every request
@@ -261,28 +284,32 @@ def _choice(data: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         raise CallError(Kind.BAD_REPLY, f"The answer is {type(data).__name__}, not a chat completion.")
     choices = data.get("choices")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        error = data.get("error")
-        words = error.get("message") if isinstance(error, dict) else error
-        why = f": {_encodable(words)}" if isinstance(words, str) else "."
-        raise CallError(Kind.BAD_REPLY, f"The answer has no choices{why}")
+        raise CallError(Kind.BAD_REPLY, f"The answer has no choices{reported(data)}")
     message = choices[0].get("message")
     if not isinstance(message, dict):
         raise CallError(Kind.BAD_REPLY, "The answer's choice has no message.")
     return choices[0], message
 
 
-def _finish(reason: Any) -> Finish:
+def reported(data: Mapping[str, Any]) -> str:
+    """The error in a body that came with status 200, as the end of a sentence."""
+    error = data.get("error")
+    words = error.get("message") if isinstance(error, dict) else error
+    return f": {encodable(words)}" if isinstance(words, str) else "."
+
+
+def finished(reason: Any, known: Mapping[str, Finish] = _FINISH) -> Finish:
     """Why the model stopped. An unknown reason (abort, error, none at all) leaves open whether the text is whole."""
-    if not isinstance(reason, str) or reason not in _FINISH:
-        named = _encodable(reason) if isinstance(reason, str) else "no reason"
+    if not isinstance(reason, str) or reason not in known:
+        named = encodable(reason) if isinstance(reason, str) else "no reason"
         raise CallError(Kind.BAD_REPLY, f"The completion finished by {named}, so it may not be whole.")
-    return _FINISH[reason]
+    return known[reason]
 
 
-def _apart(content: str, field: Any) -> tuple[str, str | None]:
+def apart(content: str, field: Any) -> tuple[str, str | None]:
     """Text and reasoning, told apart. A block that is never closed has no text after it."""
-    said = [_encodable(field)] if isinstance(field, str) else []
-    content = _encodable(content)
+    said = [encodable(field)] if isinstance(field, str) else []
+    content = encodable(content)
     if "think>" in content and (block := _THINK.match(content) or _THOUGHT.match(content)):
         said.append(block[1].strip())
         content = content[block.end() :]
@@ -293,40 +320,41 @@ def _usage(data: Any) -> Usage | None:
     """Tokens as the server counted them; None when it didn't, or in no way that can be read."""
     if not isinstance(data, dict):
         return None
-    input_, output = _count(data, "prompt_tokens"), _count(data, "completion_tokens")
+    input_, output = count(data, "prompt_tokens"), count(data, "completion_tokens")
     if input_ is None or output is None:
         return None
-    cached = _count(data.get("prompt_tokens_details"), "cached_tokens")
-    reasoning = _count(data.get("completion_tokens_details"), "reasoning_tokens")
+    cached = count(data.get("prompt_tokens_details"), "cached_tokens")
+    reasoning = count(data.get("completion_tokens_details"), "reasoning_tokens")
     return Usage(input=input_, output=output, cached=cached or 0, reasoning=reasoning or 0)
 
 
-def _count(data: Any, name: str) -> int | None:
+def count(data: Any, name: str) -> int | None:
+    """A number of tokens in a mapping, or None for what is none."""
     value = data.get(name) if isinstance(data, dict) else None
     return value if type(value) is int and 0 <= value < 2**31 else None
 
 
-def _unbounded(schema: Any) -> Any:
+def unbounded(schema: Any) -> Any:
     """A JSON Schema without its bounds. Properties that happen to be named like a bound stay."""
     if isinstance(schema, list):
-        return [_unbounded(part) for part in schema]
+        return [unbounded(part) for part in schema]
     if not isinstance(schema, Mapping):
         return schema
     kept: dict[str, Any] = {}
     for keyword, value in schema.items():
         if keyword in _NAMED:
-            kept[keyword] = {name: _unbounded(part) for name, part in value.items()}
+            kept[keyword] = {name: unbounded(part) for name, part in value.items()}
         elif keyword not in _BOUNDS:
-            kept[keyword] = value if keyword in _LITERAL else _unbounded(value)
+            kept[keyword] = value if keyword in _LITERAL else unbounded(value)
     return kept
 
 
-def _encodable(text: str) -> str:
+def encodable(text: str) -> str:
     """The text with lone surrogates replaced, so that it can be written as UTF-8."""
     return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
 
 
-def _cut(text: str) -> str:
+def cut(text: str) -> str:
     """A server's words on one line, cut to SAID_LENGTH characters."""
     line = " ".join(text.split())
     return line if len(line) <= SAID_LENGTH else line[: SAID_LENGTH - 1] + "…"

@@ -97,7 +97,8 @@ CREATE TABLE calls (
     message          VARCHAR,
     raw              VARCHAR,               -- what was received and could not be used
     input_tokens     BIGINT,
-    cached_tokens    BIGINT,
+    cached_tokens    BIGINT,                -- of these: read from a prefix cache
+    cache_write_tokens BIGINT,              -- and written to one at a price of its own
     output_tokens    BIGINT,
     reasoning_tokens BIGINT,
     usd              DOUBLE,                -- at the price declared then; NULL: not known
@@ -222,7 +223,7 @@ ORDER BY mean_score DESC NULLS LAST, a.model;
 CREATE VIEW spend AS
 SELECT stage, endpoint, count(*) AS calls, count(*) FILTER (verdict = 'answered') AS answered,
        sum(input_tokens)::BIGINT AS input_tokens, sum(cached_tokens)::BIGINT AS cached_tokens,
-       sum(output_tokens)::BIGINT AS output_tokens,
+       sum(cache_write_tokens)::BIGINT AS cache_write_tokens, sum(output_tokens)::BIGINT AS output_tokens,
        sum(usd) AS usd, count(*) FILTER (usd IS NULL) AS unpriced, sum(seconds) AS seconds
 FROM calls GROUP BY ALL ORDER BY stage, endpoint;
 

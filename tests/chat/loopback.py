@@ -29,6 +29,21 @@ def completion(text: str | None = "Four.", finish: str = "stop", **message: Any)
     }
 
 
+def message(*texts: str, stop: str | None = "end_turn", **more: Any) -> dict[str, Any]:
+    """A message as Anthropic's API sends it."""
+    return {
+        "id": "msg_1",
+        "type": "message",
+        "role": "assistant",
+        "model": "claude-tiny-2026",
+        "content": [{"type": "text", "text": text} for text in texts],
+        "stop_reason": stop,
+        "stop_sequence": None,
+        "usage": {"input_tokens": 12, "output_tokens": 5},
+        **more,
+    }
+
+
 def says(data: Any, status: int = 200, headers: dict[str, str] | None = None) -> Answer:
     """Answer with JSON."""
     return body(json.dumps(data).encode(), status, "application/json", headers)
@@ -221,4 +236,78 @@ FAILURES = {
     "502 html": Failure(body(b"<html><h1>502 Bad Gateway</h1></html>", 502), Kind.SERVER_ERROR, "502 Bad Gateway"),
     "503": Failure(_error(503, "loading", {"Retry-After": "3"}), Kind.SERVER_ERROR, retry_after=3.0),
     "key in html": Failure(body(f"<p>got Authorization: Bearer {KEY}".encode()), Kind.BAD_REPLY, "[key]"),
+}
+
+
+def _refused(status: int, type: str, message: str, headers: dict[str, str] | None = None, **more: Any) -> Answer:
+    return says({"type": "error", "error": {"type": type, "message": message, **more}}, status, headers)
+
+
+_INVALID = "invalid_request_error"
+_NO_CHAT = "choices", "message missing", "aborted", "empty", "null", "white space", "only", "filtered", "refusal"
+
+# What fails below a format fails alike by every client; the rest is Anthropic's own.
+MESSAGE_FAILURES = {name: failure for name, failure in FAILURES.items() if not name.startswith(_NO_CHAT)} | {
+    "content null": Failure(says(message(content=None)), Kind.BAD_REPLY, "content"),
+    "content a text": Failure(says(message(content="Four.")), Kind.BAD_REPLY, "content"),
+    "block a text": Failure(says(message(content=["Four."])), Kind.BAD_REPLY, "content"),
+    "text a number": Failure(says(message(content=[{"type": "text", "text": 4}])), Kind.BAD_REPLY, "type text"),
+    "no stop reason": Failure(says(message("Fo", stop=None)), Kind.BAD_REPLY, "no reason"),
+    "paused": Failure(says(message("Fo", stop="pause_turn")), Kind.BAD_REPLY, "pause_turn"),
+    "a tool": Failure(says(message("Fo", stop="tool_use")), Kind.BAD_REPLY, "tool_use"),
+    "no content": Failure(says(message()), Kind.EMPTY, paid=True),
+    "white space": Failure(says(message(" \n", "\t")), Kind.EMPTY, paid=True),
+    "only thought": Failure(
+        says(message(stop="max_tokens", content=[{"type": "thinking", "thinking": "2 + 2"}])),
+        Kind.EMPTY,
+        "reasoning",
+        paid=True,
+    ),
+    "refusal": Failure(says(message("I can't.", stop="refusal")), Kind.BLOCKED, "I can't.", paid=True),
+    "refusal with its reason": Failure(
+        says(message(stop="refusal", stop_details={"type": "refusal", "category": "bio", "explanation": "No."})),
+        Kind.BLOCKED,
+        "bio: No.",
+        paid=True,
+    ),
+    "error with status 200, Anthropic": Failure(_refused(200, "api_error", "boom"), Kind.BAD_REPLY, "boom"),
+    "400 temperature": Failure(_refused(400, _INVALID, "temperature: not supported"), Kind.BAD_REQUEST, "temperature"),
+    "400 too many tokens": Failure(
+        _refused(400, _INVALID, "max_tokens: 9 > 8, which is the maximum allowed number of output tokens for tiny"),
+        Kind.BAD_REQUEST,
+    ),
+    "400 overflow, prompt": Failure(
+        _refused(400, _INVALID, "prompt is too long: 9 tokens > 8 maximum"), Kind.CONTEXT_OVERFLOW
+    ),
+    "400 overflow, both": Failure(
+        _refused(400, _INVALID, "input length and `max_tokens` exceed context limit: 5 + 4 > 8, decrease either"),
+        Kind.CONTEXT_OVERFLOW,
+    ),
+    "400 credit": Failure(
+        _refused(400, _INVALID, "Your credit balance is too low to access the Anthropic API."), Kind.QUOTA_EXHAUSTED
+    ),
+    "400 limit of one's own": Failure(
+        _refused(400, _INVALID, "You have reached your specified API usage limits. You will regain access on …"),
+        Kind.QUOTA_EXHAUSTED,
+    ),
+    "400 filter, Anthropic": Failure(
+        _refused(400, _INVALID, "Output blocked by content filtering policy"), Kind.BLOCKED, "filtering"
+    ),
+    "400 on hold": Failure(
+        _refused(400, _INVALID, "disabled", details={"error_code": "organization_on_hold"}), Kind.UNAUTHORIZED
+    ),
+    "401 Anthropic": Failure(_refused(401, "authentication_error", f"invalid key {KEY}"), Kind.UNAUTHORIZED, "[key]"),
+    "402 Anthropic": Failure(_refused(402, "billing_error", "pay"), Kind.QUOTA_EXHAUSTED),
+    "403 Anthropic": Failure(_refused(403, "permission_error", "no access"), Kind.UNAUTHORIZED),
+    "404 Anthropic": Failure(_refused(404, "not_found_error", "model: claude-0"), Kind.UNKNOWN_MODEL, "claude-0"),
+    "413 Anthropic": Failure(_refused(413, "request_too_large", "more than 32 MB"), Kind.CONTEXT_OVERFLOW),
+    "429 Anthropic": Failure(
+        _refused(429, "rate_limit_error", "slow down", {"retry-after": "7"}), Kind.RATE_LIMITED, retry_after=7.0
+    ),
+    "429 spend limit": Failure(
+        _refused(429, "rate_limit_error", "reached", details={"error_code": "enforced_spend_limit_reached"}),
+        Kind.QUOTA_EXHAUSTED,
+    ),
+    "504 Anthropic": Failure(_refused(504, "timeout_error", "slow"), Kind.SERVER_ERROR),
+    "529": Failure(_refused(529, "overloaded_error", "Overloaded"), Kind.SERVER_ERROR, "Overloaded"),
 }

@@ -1,0 +1,62 @@
+"""Anthropic's API, and any server that speaks it, through Anthropic's own client."""
+
+import anthropic
+import httpx2
+import orjson
+
+from aif.chat import messages, wire
+from aif.chat.base import Reply, Request
+from aif.chat.transport import TIMEOUT, connections, deadline
+
+BASE_URL = "https://api.anthropic.com"
+# As the client sends it. Another version is another API, which an upgrade of the client shouldn't bring.
+API_VERSION = "2026-10-21"
+
+
+class AnthropicChat:
+    """A model of Anthropic's (`base_url` None), or of a server that speaks its API (its URL with or without `/v1`).
+
+    A server that wants no key gets "none" as `api_key`. `timeout_s` is for the whole call, from connecting to the last
+    byte. `limit` is how many calls may be open at once, 0 for any number.
+    """
+
+    def __init__(self, model: str, *, base_url: str | None, api_key: str, timeout_s: float, limit: int) -> None:
+        self._model = model
+        self._api_key = api_key
+        self._timeout_s = timeout_s
+        self._url = (base_url or BASE_URL).rstrip("/").removesuffix("/v1")
+        # The client sends a key as a bearer since its version 2, and ANTHROPIC_CUSTOM_HEADERS beside it.
+        headers = {"Authorization": f"Bearer {api_key}", "anthropic-version": API_VERSION}
+        self._client = anthropic.AsyncAnthropic(
+            api_key=api_key,  # given, so that none is looked for in the environment or in a profile on disk
+            base_url=self._url,
+            max_retries=0,
+            timeout=TIMEOUT,
+            open_telemetry=False,
+            http_client=connections(anthropic.DefaultAioHttpClient, self._url, limit=limit, headers=headers),
+        )
+
+    async def ask(self, request: Request) -> Reply:
+        """One attempt. Raises CallError."""
+        body = messages.body(request, self._model)
+        answer = await self._post(orjson.dumps(body))
+        return wire.receive(
+            answer.status_code,
+            answer.headers,
+            answer.content,
+            sent=messages.sent(body),
+            key=self._api_key,
+            read=messages.read_reply,
+        )
+
+    async def aclose(self) -> None:
+        """Close connections."""
+        await self._client.close()
+
+    async def _post(self, body: bytes) -> httpx2.Response:
+        """The answer with its body, whatever its status: bytes in and out, for the reasons of openai.py."""
+        try:
+            async with deadline(self._timeout_s, self._url, anthropic.APIConnectionError):
+                return await self._client.post("/v1/messages", content=body, cast_to=httpx2.Response)
+        except anthropic.APIStatusError as error:
+            return error.response

@@ -1,0 +1,137 @@
+"""aif/chat/anthropic.py against loopback servers."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aif.chat.anthropic import AnthropicChat
+from aif.chat.base import CallError, Kind, Request
+from aif.records import Message, Usage
+from tests.chat.loopback import KEY, MESSAGE_FAILURES, Answering, Failure, drip, hang, message, says, unused_url
+
+
+def client(url: str, **more: Any) -> AnthropicChat:
+    settings: dict[str, Any] = {"api_key": KEY, "timeout_s": 10.0, "limit": 8}
+    return AnthropicChat("claude-tiny", base_url=url, **settings | more)
+
+
+@pytest.mark.parametrize("path", ["", "/", "/v1", "/v1/"])
+async def test_a_reply(answering: Answering, request_: Request, path: str) -> None:
+    server = await answering(says(message("Four.")))
+    chat = client(server.url + path)
+    reply = await chat.ask(request_)
+    await chat.aclose()
+
+    assert reply.text == "Four."
+    assert reply.usage == Usage(input=12, output=5)
+    assert reply.served == {"model": "claude-tiny-2026", "id": "msg_1"}
+    assert reply.sent == {"model": "claude-tiny", "max_tokens": 64}
+    assert server.paths == ["/v1/messages"]
+    assert server.bodies == [{**reply.sent, "messages": [{"role": "user", "content": "What is 2 + 2?"}]}]
+
+
+@pytest.mark.parametrize("failure", MESSAGE_FAILURES.values(), ids=list(MESSAGE_FAILURES))
+async def test_failure(answering: Answering, request_: Request, failure: Failure) -> None:
+    server = await answering(failure.answer)
+    chat = client(server.url, timeout_s=0.2 if failure.kind is Kind.TIMEOUT else 10.0)
+    with pytest.raises(CallError) as caught:
+        await chat.ask(request_)
+    await chat.aclose()
+
+    failure.check(caught.value)
+    assert len(server.bodies) == 1  # the client retries nothing by itself
+
+
+async def test_a_long_reply_is_asked_for_as_any(answering: Answering) -> None:
+    """The client's own method refuses such a max_tokens unless the reply is streamed."""
+    server = await answering(says(message("Four.")))
+    chat = client(server.url)
+    await chat.ask(Request((Message("user", "Hi"),), max_tokens=64_000))
+    await chat.aclose()
+
+    assert server.bodies[0]["max_tokens"] == 64_000
+
+
+async def test_refused_connection(request_: Request) -> None:
+    url = unused_url()
+    chat = client(url)
+    with pytest.raises(CallError) as caught:
+        await chat.ask(request_)
+    await chat.aclose()
+
+    assert caught.value.kind is Kind.CONNECTION
+    assert url.removeprefix("http://") in caught.value.message
+
+
+async def test_cancellation_passes_through(answering: Answering, request_: Request) -> None:
+    server = await answering(hang)
+    chat = client(server.url, timeout_s=60.0)
+    call = asyncio.create_task(chat.ask(request_))
+    await server.asked.wait()
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    await chat.aclose()
+
+
+async def test_a_call_that_timed_out_gives_its_place_back(answering: Answering, request_: Request) -> None:
+    server = await answering(drip, says(message("Four.")))
+    chat = client(server.url, limit=1, timeout_s=0.2)
+    with pytest.raises(CallError):
+        await chat.ask(request_)
+    reply = await chat.ask(request_)
+    await chat.aclose()
+
+    assert reply.text == "Four."
+
+
+async def test_nothing_but_what_was_given_is_sent(
+    answering: Answering, request_: Request, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The environment of another project must not reach a server: neither its key nor its version of the API."""
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "key-of-another")
+    monkeypatch.setenv("ANTHROPIC_AUTH_TOKEN", "token-of-another")
+    monkeypatch.setenv("ANTHROPIC_BASE_URL", "http://another.invalid")
+    monkeypatch.setenv("ANTHROPIC_PROFILE", "another")
+    monkeypatch.setenv("ANTHROPIC_CONFIG_DIR", str(tmp_path))
+    monkeypatch.setenv(
+        "ANTHROPIC_CUSTOM_HEADERS",
+        "X-Api-Key: key-of-another\nanthropic-version: 2023-06-01\nanthropic-beta: x\nX-A: 1",
+    )
+    monkeypatch.setenv("HTTP_PROXY", "http://proxy.invalid:3128")
+    server = await answering(says(message("Four.")))
+    chat = client(server.url)
+    await chat.ask(request_)
+    await chat.aclose()
+
+    (headers,) = server.headers
+    assert headers["authorization"] == f"Bearer {KEY}"
+    assert headers["anthropic-version"] == "2026-10-21"
+    assert headers["content-type"] == "application/json"
+    assert headers.keys() <= {
+        "accept",
+        "accept-encoding",
+        "anthropic-version",
+        "authorization",
+        "connection",
+        "content-length",
+        "content-type",
+        "host",
+        "user-agent",
+    }
+
+
+async def test_anthropic_s_own_endpoint_is_the_default(monkeypatch: pytest.MonkeyPatch, request_: Request) -> None:
+    """Over a proxy that refuses, so that the test sees where the call would have gone, and that nothing is sent."""
+    monkeypatch.setenv("ANTHROPIC_BASE_URL", "http://another.invalid")
+    monkeypatch.setenv("HTTPS_PROXY", unused_url())
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    chat = AnthropicChat("claude-tiny", base_url=None, api_key=KEY, timeout_s=1.0, limit=1)
+    with pytest.raises(CallError, match=r"api\.anthropic\.com") as caught:
+        await chat.ask(request_)
+    await chat.aclose()
+
+    assert caught.value.kind is Kind.CONNECTION
