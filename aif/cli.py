@@ -235,7 +235,7 @@ def simulate(
     latency: Annotated[float, typer.Option(min=0, help="Seconds before each answer.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Other seeds write other texts.")] = 0,
 ) -> None:
-    """Serve models of declared quality, judges of declared noise, as vLLM and OpenAI do; any name, if none is given."""
+    """Serve models of declared quality, judges of declared noise, as providers do; any name, if none is given."""
     from aif.simulator import Cast, Simulator
 
     cast = Cast(_pairs(model, "--model"), _pairs(judge, "--judge"), seed, open=not (model or judge))

@@ -34,7 +34,7 @@ from aif.yamltext import Problem
 _CONCURRENCY: Mapping[str, int] = {"vllm": 64, "openai": 16, "anthropic": 16, "simulator": 32}
 _PAID = ("openai", "anthropic")
 # OpenAI's reasoning models answer 400 to a temperature; their chat variants take one.
-_REASONING = re.compile(r"(o[1-9]|gpt-5(?!.*chat))")
+REASONING = re.compile(r"(o[1-9]|gpt-5(?!.*chat))")
 _FILES = (".jsonl", ".parquet", ".csv")
 _NO_KEY = "a key has no place in the file"
 _SECRET = re.compile(r"(^|_)(KEY|TOKEN|SECRET|PASSWORD)$")
@@ -218,8 +218,8 @@ class Endpoint(Part):
     @property
     def takes_temperature(self) -> bool:
         """Whether `completions.temperature` and `top_p` hold for it: reasoning models and Anthropic refuse them."""
-        if self.provider == "openai":
-            return self.reasoning_effort is None and not _REASONING.match(self.served_name)
+        if self.provider in ("openai", "simulator"):
+            return self.reasoning_effort is None and not REASONING.match(self.served_name)
         return self.provider != "anthropic"
 
     def cost(self, usage: Usage | None) -> float | None:

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from aif.errors import BadInput
 from aif.records import Message
 from aif.simulator import Cast, Simulator, author, critic
-from aif.simulator.server import RefusedError, answer
+from aif.simulator.cast import RefusedError
+from aif.simulator.completions import answer, error
 from aif.simulator.words import count_tokens, cut, harmful, key_phrases, kind
 
 CAST = Cast(models={"weak": 0.2, "strong": 0.9}, judges={"judge": 0.1}, seed=7)
@@ -362,6 +363,7 @@ def test_a_cast_out_of_range_is_bad_input() -> None:
         ({"temperature": 3}, 400, "temperature"),
         ({"temperature": "hot"}, 400, "temperature"),
         ({"seed": 1.5}, 400, "seed"),
+        ({"reasoning_effort": 3}, 400, "reasoning_effort"),
         ({"max_tokens": 0}, 400, "max_tokens"),
         ({"response_format": {"type": "json_object"}}, 400, "response_format"),
     ],
@@ -371,7 +373,20 @@ def test_what_cannot_be_answered_is_refused_by_name(change: dict[str, Any], stat
         answer(CAST, {**chat("strong", "Hello"), **change})
     assert refused.value.status == status
     assert word in str(refused.value)
-    assert refused.value.body["error"]["type"] == "invalid_request_error"
+    assert error(refused.value)["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("model", ["o3", "o4-mini-2025", "gpt-5", "gpt-5.1-mini"])
+def test_openai_s_reasoning_models_take_no_sampling_settings(model: str) -> None:
+    cast = Cast(models={}, judges={}, open=True)
+    for name in ("temperature", "top_p"):
+        with pytest.raises(RefusedError, match=f"'{name}' does not support 0.5 with this model") as refused:
+            answer(cast, chat(model, "Hello", **{name: 0.5}))
+        assert refused.value.status == 400
+        assert error(refused.value)["error"]["code"] == "unsupported_value"
+        assert said(answer(cast, chat(model, "Hello", **{name: 1})))
+    assert said(answer(cast, chat(model, "Hello", reasoning_effort="low", max_completion_tokens=50)))
+    assert said(answer(cast, chat("gpt-5-chat-latest", "Hello", temperature=0.5)))
 
 
 def test_context_overflow_by_prompt_or_by_reply() -> None:
@@ -380,7 +395,7 @@ def test_context_overflow_by_prompt_or_by_reply() -> None:
         with pytest.raises(RefusedError, match="maximum context length is 100 tokens") as refused:
             answer(CAST, body, max_model_len=100)
         assert refused.value.status == 400
-        assert refused.value.body["error"]["code"] == "context_length_exceeded"
+        assert error(refused.value)["error"]["code"] == "context_length_exceeded"
     reply = answer(CAST, chat("strong", "Hello"), max_model_len=30)
     assert reply["usage"]["total_tokens"] == 30
     assert reply["choices"][0]["finish_reason"] == "length"
