@@ -8,7 +8,7 @@ programming error ends the run.
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -52,6 +52,9 @@ class Job:
     request: Callable[[int, CallError | None], Request]
     read: Callable[[Reply], tuple[Rating, ...] | None]
     place: tuple[int, int] | None = None
+
+
+Jobs = asyncio.Queue[Sequence[Job] | None]  # each is done by one worker, in turn
 
 
 @dataclass
@@ -109,11 +112,9 @@ class Run:
 
     # --- one endpoint -------------------------------------------------------------------------------------------------
 
-    async def _serve(
-        self, endpoint: Endpoint, page: Callable[[Endpoint, asyncio.Queue[Job | None]], Awaitable[None]]
-    ) -> None:
+    async def _serve(self, endpoint: Endpoint, page: Callable[[Endpoint, Jobs], Awaitable[None]]) -> None:
         """A pager and its workers, until there is no more work for the endpoint or it is halted."""
-        queue: asyncio.Queue[Job | None] = asyncio.Queue(2 * endpoint.concurrency)
+        queue: Jobs = asyncio.Queue(2 * endpoint.concurrency)
         async with asyncio.TaskGroup() as group:
             for _ in range(endpoint.concurrency):
                 group.create_task(self._work(endpoint, queue))
@@ -121,10 +122,11 @@ class Run:
             for _ in range(endpoint.concurrency):
                 await queue.put(None)
 
-    async def _work(self, endpoint: Endpoint, queue: asyncio.Queue[Job | None]) -> None:
-        while (job := await queue.get()) is not None:
-            if not endpoint.halt.is_set():  # else the queue is emptied, so that its pager can end
-                await self._do(endpoint, job)
+    async def _work(self, endpoint: Endpoint, queue: Jobs) -> None:
+        while (jobs := await queue.get()) is not None:
+            for job in jobs:
+                if not endpoint.halt.is_set():  # else the queue is emptied, so that its pager can end
+                    await self._do(endpoint, job)
 
     async def _do(self, endpoint: Endpoint, job: Job) -> None:
         clock = asyncio.get_running_loop().time
@@ -182,12 +184,12 @@ class Run:
 
     # --- completions --------------------------------------------------------------------------------------------------
 
-    async def _completions(self, endpoint: Endpoint, queue: asyncio.Queue[Job | None]) -> None:
+    async def _completions(self, endpoint: Endpoint, queue: Jobs) -> None:
         after = 0
         while not endpoint.halt.is_set() and (rows := await self._ask(self._reader.todo, endpoint.name, after, PAGE)):
             after = rows[-1].seq
             for todo in rows:
-                await queue.put(self._completion(todo))
+                await queue.put([self._completion(todo)])
 
     def _completion(self, todo: Todo) -> Job:
         slot = todo.slot
@@ -206,7 +208,7 @@ class Run:
 
     # --- judgements ---------------------------------------------------------------------------------------------------
 
-    async def _judgements(self, endpoint: Endpoint, queue: asyncio.Queue[Job | None]) -> None:
+    async def _judgements(self, endpoint: Endpoint, queue: Jobs) -> None:
         after, more = 0, self._more_ready[endpoint.name]
         while not endpoint.halt.is_set():
             more.clear()
@@ -215,13 +217,21 @@ class Run:
             if rows:
                 after = rows[-1].seq
                 for ready in rows:
-                    for need in ready.needs:
-                        if need.judge == endpoint.name:
-                            await queue.put(self._judgement(ready, need))
+                    for needs in self._in_turn(need for need in ready.needs if need.judge == endpoint.name):
+                        await queue.put([self._judgement(ready, need) for need in needs])
             elif done:
                 return
             else:
                 await more.wait()
+
+    def _in_turn(self, needs: Iterable[Need]) -> Iterable[list[Need]]:
+        """Judgements by those that begin alike: a prefix is in a provider's cache once the first reply has begun, so
+        asked together each would pay for all of it, and at Anthropic's for writing it, too."""
+        alike: dict[Any, list[Need]] = {}
+        for need in needs:
+            one = need.judge_pass, self.rubric.sheet.requests[need.request].mode, need.answers
+            alike.setdefault(one if self.rubric.shares(need.request) else need, []).append(need)
+        return alike.values()
 
     def _judgement(self, ready: Ready, need: Need) -> Job:
         judge = self.pipeline.judges[need.judge]
