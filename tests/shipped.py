@@ -11,7 +11,7 @@ KEYS = {"OPENAI_API_KEY": "a-key-that-goes-nowhere", "ANTHROPIC_API_KEY": "anoth
 
 
 def moved(path: Path, url: str) -> list[str]:
-    """The `--set` words that have a simulator at `url` (…/v1) answer for every model, and bundled prompts for the Hub's.
+    """The `--set` words that have a simulator at `url` (…/v1) answer for every model, of bundled prompts.
 
     Limits of a minute are lifted: they are kept, and a test would wait for them.
     """
