@@ -19,11 +19,12 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from aif.config import Pipeline
 from aif.entries import Endpoint
-from aif.pairs import Floats
+from aif.pairing import policy_of
 from aif.queries import Books
 from aif.resources import shipped
 from aif.rubric import Rubric
-from aif.summary import OUTCOMES
+from aif.scoring import Floats
+from aif.summary import OUTCOMES, rule_of
 
 TAGS = ("rlaif", "preference", "dpo", "synthetic", "trl", "aif")
 SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
@@ -35,8 +36,9 @@ MARKS = ("<!-- run:begin -->", "<!-- run:end -->")
 @dataclass(frozen=True, slots=True)
 class CardFacts:
     """What a card is made of. `rows` and `files` are by config and split; `sources` are (name, prompts, pairs),
-    most first; `chosen` and `rejected` the scores of each pair; `leaderboard` and `spend` rows of the views of these
-    names; `sample` a row of the default config; `calls` the times of the first and the last call."""
+    most first; `chosen` and `rejected` the scores of each pair; `leaderboard`, `agreement` (of the judges' own scores)
+    and `spend` rows of the views of these names; `disputed` the pairs that some judge has the other way round; `sample`
+    a row of the default config; `calls` the times of the first and the last call."""
 
     pipeline: Pipeline
     rubric: Rubric
@@ -47,6 +49,8 @@ class CardFacts:
     chosen: Floats
     rejected: Floats
     leaderboard: Sequence[Mapping[str, Any]]
+    agreement: Sequence[Mapping[str, Any]]
+    disputed: int
     spend: Sequence[Mapping[str, Any]]
     sample: Mapping[str, Any]
     version: str
@@ -63,7 +67,8 @@ def render(facts: CardFacts) -> str:
         pipeline=facts.pipeline,
         judges=facts.pipeline.judges,
         sheet=facts.rubric.sheet,
-        pairs=facts.books.outcomes.get("paired", 0),
+        pairs=facts.books.pairs,
+        rule=_sentence(rule_of(policy_of(facts.pipeline))),
         prompts=facts.books.selected,
         default=default_config(facts.rows),
         simulated=[cell(name) for name, one in _endpoints(facts.pipeline) if one.provider == "simulator"],
@@ -137,7 +142,16 @@ def cell(text: object) -> str:
     line = " ".join(str(text).split())
     if len(line) > 80:
         line = line[:79] + "…"
-    return re.sub(r"([\\`*\[\]|~])", r"\\\1", line.replace("&", "&amp;").replace("<", "&lt;"))
+    return _plain(line)
+
+
+def _sentence(words: str) -> str:
+    """Words as a sentence of Markdown, of whatever length."""
+    return _plain(words[:1].upper() + words[1:])
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"([\\`*\[\]|~])", r"\\\1", text.replace("&", "&amp;").replace("<", "&lt;"))
 
 
 def fenced(text: str, language: str = "") -> str:
@@ -179,12 +193,15 @@ def _books(books: Books) -> list[tuple[str, str]]:
         for outcome, words in OUTCOMES.items()
         if outcome != "paired" and books.outcomes.get(outcome)
     ]
+    paired = books.outcomes.get("paired", 0)
+    several = books.pairs != paired
     return [
         (f"{sum(books.intake.values()):,}", "rows read"),
         *((amount, reason.replace("_", " ")) for amount, reason in left_out),
         (f"= {books.selected:,}", "prompts"),
         *dropped,
-        (f"= {books.outcomes.get('paired', 0):,}", "pairs"),
+        (f"= {paired:,}", "prompts with pairs" if several else "pairs"),
+        *([(f"{books.pairs:,}", "pairs of these")] if several else []),
         *([(f"{books.empty:,}", "completions left out, having no text")] if books.empty else []),
     ]
 

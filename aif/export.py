@@ -15,7 +15,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -91,28 +90,30 @@ def export(
 
 
 def _parts(pipeline: Pipeline, ledger: Ledger, reader: Reader, paired: pa.Table, tell: Told) -> dict[Part, pa.Table]:
-    """The pairs of each part that has any."""
-    drawn = [fraction("split", prompt_id) for prompt_id in paired.column("prompt_id").to_pylist()]
-    share = _test_share(pipeline, ledger, reader, drawn, tell)
-    held_out = pa.array(np.array(drawn) < share)
+    """The pairs of each part that has any. All pairs of a prompt are in one part."""
+    ids = paired.column("prompt_id").to_pylist()
+    drawn = {prompt_id: fraction("split", prompt_id) for prompt_id in ids}
+    share = _test_share(pipeline, ledger, reader, list(drawn.values()), tell)
+    held_out = pa.array([drawn[prompt_id] < share for prompt_id in ids], pa.bool_())
     parts: dict[Part, pa.Table] = {"train": paired.filter(pc.invert(held_out)), "test": paired.filter(held_out)}
-    asked, test = pipeline.export.test_size, parts["test"].num_rows
+    asked, test = pipeline.export.test_size, sum(at < share for at in drawn.values())
     if not parts["train"].num_rows:
         raise BadInput(
-            f"{pipeline.path}: export.test_size: all {test:,} pairs fall into the test split; ask for fewer, or for 0"
+            f"{pipeline.path}: export.test_size: all {test:,} prompts with pairs fall into the test split; ask for "
+            "fewer, or for 0"
         )
     if asked and not test:
-        tell(f"no test split: of {len(drawn):,} pairs none falls into it by export.test_size {asked}")
+        tell(f"no test split: of {len(drawn):,} prompts with pairs none falls into it by export.test_size {asked}")
     elif isinstance(asked, int) and test != asked:
-        tell(f"the test split holds {test:,} pairs, not {asked:,}: its bound was fixed when there were other pairs")
+        tell(f"the test split holds {test:,} prompts, not {asked:,}: its bound was fixed when other prompts had pairs")
     return {part: rows for part, rows in parts.items() if rows.num_rows}
 
 
 def _test_share(pipeline: Pipeline, ledger: Ledger, reader: Reader, drawn: list[float], tell: Told) -> float:
     """The share of prompt hashes that is held out.
 
-    A count is turned into one that gives exactly so many of the present pairs and of the prompts that may yet become
-    pairs, once and for all: a prompt that was held out once stays so as the store grows.
+    A count is turned into one that gives exactly so many of the prompts that have pairs and of those that may yet have
+    some, once and for all: a prompt that was held out once stays so as the store grows.
     """
     asked = pipeline.export.test_size
     if isinstance(asked, float) or asked == 0:
@@ -122,12 +123,12 @@ def _test_share(pipeline: Pipeline, ledger: Ledger, reader: Reader, drawn: list[
     to_come = [fraction("split", prompt_id) for prompt_id in reader.pending()]
     if asked >= len(drawn) + len(to_come):
         raise BadInput(
-            f"{pipeline.path}: export.test_size: {asked:,} can't be held out of {len(drawn):,} pairs; "
+            f"{pipeline.path}: export.test_size: {asked:,} can't be held out of {len(drawn):,} prompts with pairs; "
             "lower it, or give a share such as 0.05"
         )
     threshold = sorted(drawn + to_come)[asked]
     ledger.keep([events.split(asked, threshold)])
-    of = f"{len(drawn):,} pairs" + (f" and {len(to_come):,} prompts that are pending" if to_come else "")
+    of = f"{len(drawn):,} prompts with pairs" + (f" and {len(to_come):,} prompts that are pending" if to_come else "")
     tell(
         f"test split: fixed at {threshold:.2%} of all prompts, which is {asked:,} of {of}; it grows as they do, and no "
         "prompt of it ever moves into train"
@@ -241,6 +242,8 @@ def _describe(
         paired.column("score_chosen").to_numpy(),
         paired.column("score_rejected").to_numpy(),
         reader.sql("SELECT * FROM leaderboard"),
+        reader.sql("SELECT * FROM agreement WHERE aspect IS NULL"),
+        reader.disputed(),
         spend,
         _sample(folder, files),
         __version__,
@@ -266,8 +269,8 @@ def _describe(
 
 
 _SOURCES = """
-SELECT e.source, count(*) AS prompts, count(*) FILTER (o.outcome = 'paired') AS pairs
-FROM selection e LEFT JOIN outcomes o ON e.prompt_id = o.prompt_id GROUP BY e.source ORDER BY prompts DESC, e.source
+SELECT e.source, count(DISTINCT e.prompt_id) AS prompts, count(p.prompt_id) AS pairs
+FROM selection e LEFT JOIN preferences p ON e.prompt_id = p.prompt_id GROUP BY e.source ORDER BY prompts DESC, e.source
 """
 
 
@@ -350,12 +353,12 @@ def _sync_one(path: Path) -> None:
 
 def tell_exported(console: Console, exported: Exported, file: Path) -> None:
     """What was written, and what to do with it."""
-    pairs = exported.books.outcomes.get("paired", 0)
-    console.print(f"\n[bold]{pairs:,} pairs of {exported.books.selected:,} prompts[/bold]\n")
+    books = exported.books
+    console.print(f"\n[bold]{books.pairs:,} pairs of {books.selected:,} prompts[/bold]\n")
     for config, splits in exported.rows.items():
         counts = ", ".join(f"{split} {rows:,}" for split, rows in splits.items())
         console.print(f"  {config:<5} {counts}", soft_wrap=True)
-    if pending := exported.books.outcomes.get("pending", 0):
+    if pending := books.outcomes.get("pending", 0):
         console.print(f"\n{pending:,} prompts are pending: `aif run {file}` goes on with them", soft_wrap=True)
     console.print(f"\ndataset  {exported.path}", soft_wrap=True, markup=False)
     console.print(f"card     {exported.path / 'README.md'}", soft_wrap=True, markup=False)

@@ -1,6 +1,6 @@
 """What is asked of the store: typed answers, never SQL, for the rest of the house."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -10,10 +10,12 @@ import duckdb
 import numpy as np
 import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from aif.errors import BadInput, StoreDamaged
-from aif.pairs import Policy, Scores
+from aif.pairs import Policy
 from aif.records import Message, Prompt, Slot, as_messages
+from aif.scoring import Floats, Ints, Scores
 from aif.store import Store, check_version, connect, noticing
 
 
@@ -78,11 +80,13 @@ class Tally:
 class Books:
     """Where every prompt is: rows read = selected + each reason left out; selected = the sum of outcomes.
 
-    `empty` counts completions that rows carried without a text: they were left out, not their rows.
+    `pairs` are those of the prompts that are paired, one each or several. `empty` counts completions that rows carried
+    without a text: they were left out, not their rows.
     """
 
     intake: dict[str, int]
     outcomes: dict[str, int]
+    pairs: int
     empty: int = 0
 
     @property
@@ -92,7 +96,8 @@ class Books:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A prompt with the texts of its chosen and rejected completions, the models' names and the scores."""
+    """A prompt with the texts of its chosen and rejected completions, the models' names and the scores. `n` tells the
+    pairs of a prompt apart."""
 
     prompt_id: str
     source: str
@@ -103,6 +108,7 @@ class Pair:
     rejected_model: str
     score_chosen: float
     score_rejected: float
+    n: int = 0
 
 
 class Reader:
@@ -329,7 +335,8 @@ class Reader:
                 "LEFT JOIN outcomes o ON e.prompt_id = o.prompt_id GROUP BY 1 ORDER BY 2 DESC, 1"
             )
         )
-        return Books(intake, outcomes, empty)
+        pairs = self._rows("SELECT count(*) FROM preferences SEMI JOIN selection USING (prompt_id)")[0][0]
+        return Books(intake, outcomes, pairs, empty)
 
     def unpaired(self) -> pa.Table:
         """Prompts that can't go to pairs, with the reason: pending, too_few_completions or judgement_failed."""
@@ -353,55 +360,64 @@ class Reader:
             """
         )
 
-    def scores(self, aspects: Sequence[str], weights: Sequence[float]) -> Scores:
-        """The ratings of every prompt whose judging is complete, one row per completion, aspects as columns.
+    def scores(self, aspects: Mapping[str, float], judges: Mapping[str, float]) -> Scores:
+        """The ratings of every prompt whose judging is complete, one row per completion, a column per judge and aspect;
+        both by name with their weights.
 
         A prompt with a judgement that failed for good is there with what was rated; one with a pending one is not.
-        Ratings of several judges or passes are averaged; an aspect that one of them found not applicable is missing.
+        Ratings of several passes of a judge are averaged; what one of them found not applicable is missing.
         """
-        columns = ", ".join(f'avg(score) FILTER (aspect = {_quoted(a)}) AS "{i}"' for i, a in enumerate(aspects))
-        absent = ", ".join(
-            f"bool_or(aspect = {_quoted(a)} AND state = 'not_applicable') AS \"na{i}\"" for i, a in enumerate(aspects)
-        )
-        table = self.arrow(
-            f"""
+        rows = self.arrow(
+            """
             WITH done AS (
                 SELECT position FROM needed GROUP BY position
                 HAVING NOT bool_or(state IN ('pending', 'later')) AND bool_or(state = 'answered')
-            ), rated AS (
-                SELECT r.completion, r.aspect, r.state, r.score
-                FROM needed d JOIN judgements j ON d.judgement = j.key, unnest(j.ratings) AS u(r)
-            ), wide AS (SELECT completion, {columns}, {absent} FROM rated GROUP BY completion)
-            SELECT s.prompt_id, s.key, s.model, c.finish = 'length' AS truncated, sha256(c.text) AS text_id, w.*
+            )
+            SELECT s.prompt_id, s.key, s.model, c.finish = 'length' AS truncated, sha256(c.text) AS text_id,
+                   length(c.text) AS length
             FROM slots s JOIN done USING (position) JOIN completions c ON s.key = c.key
-            LEFT JOIN wide w ON w.completion = s.key
             ORDER BY s.position, s.slot
             """
         )
-        values = np.full((table.num_rows, len(aspects)), np.nan)
-        for i in range(len(aspects)):
-            column = table.column(str(i)).to_numpy(zero_copy_only=False).astype(float)
-            gone = table.column(f"na{i}").fill_null(False).to_numpy(zero_copy_only=False)
-            values[:, i] = np.where(gone, np.nan, column)
+        columns = [(judge, aspect) for judge in judges for aspect in aspects]
         return Scores(
-            prompt_ids=table.column("prompt_id"),
-            completions=table.column("key"),
-            models=table.column("model"),
-            text_ids=table.column("text_id"),
-            truncated=table.column("truncated").to_numpy(zero_copy_only=False).astype(bool),
-            scores=values,
-            aspects=tuple(aspects),
-            weights=tuple(weights),
+            prompt_ids=rows.column("prompt_id"),
+            completions=rows.column("key"),
+            models=rows.column("model"),
+            text_ids=rows.column("text_id"),
+            lengths=rows.column("length").to_numpy().astype(np.int64),
+            truncated=rows.column("truncated").to_numpy(zero_copy_only=False).astype(bool),
+            scores=self._rated(rows.column("key"), tuple(aspects), tuple(judges)),
+            aspects=tuple(aspect for _, aspect in columns),
+            judges=tuple(judge for judge, _ in columns),
+            weights=tuple(aspects[aspect] for _, aspect in columns),
+            judge_weights=tuple(judges[judge] for judge, _ in columns),
         )
+
+    def _rated(self, completions: pa.ChunkedArray, aspects: tuple[str, ...], judges: tuple[str, ...]) -> Floats:
+        """A row per completion, a column per judge and aspect; NaN where there is no rating, or it is N/A."""
+        said = self.arrow(
+            """
+            SELECT r.completion, d.judge, r.aspect, CASE WHEN bool_and(r.state = 'rated') THEN avg(r.score) END AS score
+            FROM needed d JOIN judgements j ON d.judgement = j.key, unnest(j.ratings) AS u(r) GROUP BY ALL
+            """
+        )
+        row = _places(said.column("completion"), completions.combine_chunks())
+        judge, aspect = _places(said.column("judge"), judges), _places(said.column("aspect"), aspects)
+        wanted = (row >= 0) & (judge >= 0) & (aspect >= 0)
+        ratings = np.full((len(completions), len(judges) * len(aspects)), np.nan)
+        scores = said.column("score").to_numpy().astype(float)
+        ratings[row[wanted], (judge * len(aspects) + aspect)[wanted]] = scores[wanted]
+        return ratings
 
     # --- pairs --------------------------------------------------------------------------------------------------------
 
     def paired(self) -> pa.Table:
-        """Every pair without its texts, by prompt_id: prompt_id, source, chosen and rejected (keys), the models' names
-        and the scores."""
+        """Every pair without its texts, by prompt_id and n: prompt_id, n, source, chosen and rejected (keys), the
+        models' names and the scores."""
         return self.arrow(
-            "SELECT prompt_id, source, chosen, rejected, chosen_model, rejected_model, score_chosen, score_rejected "
-            "FROM pairs ORDER BY prompt_id"
+            "SELECT prompt_id, n, source, chosen, rejected, chosen_model, rejected_model, score_chosen, score_rejected "
+            "FROM pairs ORDER BY prompt_id, n"
         )
 
     def pairs(self, paired: pa.Table, batch: int) -> Iterator[list[Pair]]:
@@ -451,6 +467,10 @@ class Reader:
         rows = self._rows("SELECT value FROM marks WHERE name = 'pairs'")
         return Policy(**orjson.loads(rows[0][0])) if rows else None
 
+    def disputed(self) -> int:
+        """Pairs of which some judge rates the rejected completion above the chosen one."""
+        return int(self._rows("SELECT count(DISTINCT (prompt_id, n)) FROM dissent")[0][0])
+
     def find(self, prefix: str) -> str:
         """The id of the one prompt whose id begins so."""
         rows = self._rows("SELECT prompt_id FROM prompts WHERE starts_with(prompt_id, ?) LIMIT 3", [prefix])
@@ -461,5 +481,8 @@ class Reader:
         return str(rows[0][0])
 
 
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
+def _places(column: pa.ChunkedArray, names: Any) -> Ints:
+    """The place of each value among the names, -1 where it is none of them."""
+    found = pc.index_in(column, value_set=pa.array(names, pa.string()))
+    places: Ints = found.fill_null(-1).to_numpy().astype(np.int64)
+    return places

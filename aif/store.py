@@ -6,7 +6,7 @@ DuckDB 2.0 raises when a connection is shared between threads, and fails at comm
 
 import errno
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -340,12 +340,12 @@ class Store:
             )
             self._db.unregister("touched")
 
-    def keep_outcomes(self, outcomes: pa.Table, scores: pa.Table, policy: str) -> None:
-        """Puts down what became of each prompt, and by which policy (JSON), in the place of what was there."""
+    def keep_outcomes(self, tables: Mapping[str, pa.Table], policy: str) -> None:
+        """Puts down what became of each prompt, and by which policy (JSON), in the place of what the tables held."""
         with self._transaction():
-            self._db.execute("DELETE FROM outcomes; DELETE FROM scores")
-            self.insert("outcomes", outcomes)
-            self.insert("scores", scores)
+            for name, rows in tables.items():
+                self._db.execute(f"DELETE FROM {name}")
+                self.insert(name, rows)
             self.mark("pairs", policy)
 
 

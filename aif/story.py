@@ -15,7 +15,7 @@ from aif.queries import Reader
 from aif.records import CARRIED, Principle, Prompt, as_messages, carried_identity
 from aif.rubric import render
 from aif.rubric_view import tell_messages
-from aif.summary import OUTCOMES
+from aif.summary import OUTCOMES, rule_of
 
 
 def tell_story(console: Console, reader: Reader, prefix: str) -> None:
@@ -49,22 +49,29 @@ def _tell_outcome(console: Console, reader: Reader, prompt_id: str) -> None:
         console.print(f"no pair: {OUTCOMES[outcome['outcome']]} ({outcome['outcome']})", highlight=False)
         return
     models = {r["key"]: r["model"] for r in reader.sql("SELECT key, model FROM slots WHERE prompt_id = ?", [prompt_id])}
-    for side in ("chosen", "rejected"):
-        key = outcome[side]
-        said = f"{side:<8} {models.get(key, 'a former model')}, score {outcome[f'score_{side}']:.3f} ({key})"
-        console.print(said, highlight=False, markup=False)
-    against = "a seeded draw from" if policy.name == "best_vs_random" else "the lowest of"
-    by = f" by at least {policy.min_margin:g}" if policy.min_margin else ""
+    pairs = reader.sql("SELECT * FROM preferences WHERE prompt_id = ? ORDER BY n", [prompt_id])
+    for pair in pairs:
+        if len(pairs) > 1:
+            console.print(f"[bold]pair {pair['n'] + 1} of {len(pairs)}")
+        for side in ("chosen", "rejected"):
+            key = pair[side]
+            said = f"{side:<8} {models.get(key, 'a former model')}, score {pair[f'score_{side}']:.3f} ({key})"
+            console.print(said, highlight=False, markup=False)
+        for one in reader.sql("SELECT * FROM dissent WHERE prompt_id = ? AND n = ?", [prompt_id, pair["n"]]):
+            said = (
+                f"but      {one['judge']} has it the other way: {one['score_chosen']:.3f}, {one['score_rejected']:.3f}"
+            )
+            console.print(said, highlight=False, markup=False)
     console.print(
-        f"because  {policy.name} by {policy.score} over {', '.join(outcome['aspects'])}: the best score of those not "
-        f"cut at max_tokens, against {against} those that are lower{by}",
-        highlight=False,
-        soft_wrap=True,
-    )
+        f"because  {policy.name} by {policy.score} over {', '.join(outcome['aspects'])}: {rule_of(policy)}",
+        highlight=False, markup=False, soft_wrap=True,
+    )  # fmt: skip
 
 
 _SLOTS = """
-SELECT s.*, f.kind, f.message, f.raw, c.text, c.reasoning, c.finish, c.system, x.score,
+SELECT s.*, f.kind, f.message, f.raw, c.text, c.reasoning, c.finish, c.system, x.score, x.spread,
+       (SELECT string_agg(format('{} {:.3f}', y.judge, y.score), ', ' ORDER BY y.judge)
+        FROM judge_scores y WHERE y.completion = s.key) AS by_judge,
        k.sent, k.served, k.seconds, k.n, k.input_tokens, k.output_tokens, k.usd
 FROM slot_states s LEFT JOIN completions c ON s.key = c.key LEFT JOIN failed f ON s.key = f.key
 LEFT JOIN calls k ON c.call_id = k.id LEFT JOIN scores x ON s.key = x.completion
@@ -80,6 +87,8 @@ def _tell_completions(
         names[slot["key"]] = slot["model"]
         score = f"  score {slot['score']:.3f}" if slot["score"] is not None else ""
         console.print(Rule(f"[bold]completion {slot['key']} by {escape(slot['model'])}: {slot['state']}{score}"))
+        if slot["spread"] is not None:
+            console.print(f"by judge {slot['by_judge']}; spread {slot['spread']:.3f}", highlight=False, markup=False)
         if slot["identity"] == carried_identity(slot["model"]):
             console.print("it came with the prompt; nobody was asked for it", highlight=False)
             console.print(f"\n{slot['text']}", markup=False, highlight=False, soft_wrap=True)
@@ -118,12 +127,12 @@ def _tell_call(console: Console, row: Mapping[str, Any]) -> None:
 
 
 _JUDGEMENTS = """
-SELECT j.*, k.sent, k.served, k.seconds, k.n, k.input_tokens, k.output_tokens, k.usd, t.content AS files,
-       m.content AS shown_material
-FROM judgements j LEFT JOIN calls k ON j.call_id = k.id LEFT JOIN texts t ON j.rubric = t.digest
-LEFT JOIN texts m ON j.material = m.digest
-WHERE j.prompt_id = ? AND j.key IN (SELECT judgement FROM needed WHERE prompt_id = j.prompt_id)
-ORDER BY j.judge, j.pass, j.request, j.key
+SELECT j.* REPLACE (d.judge AS judge), k.sent, k.served, k.seconds, k.n, k.input_tokens, k.output_tokens, k.usd,
+       t.content AS files, m.content AS shown_material
+FROM needed d JOIN judgements j ON d.judgement = j.key LEFT JOIN calls k ON j.call_id = k.id
+LEFT JOIN texts t ON j.rubric = t.digest LEFT JOIN texts m ON j.material = m.digest
+WHERE d.prompt_id = ?
+ORDER BY d.judge, j.pass, j.request, j.key
 """
 
 
@@ -159,10 +168,12 @@ def _tell_judgements(console: Console, reader: Reader, prompt: Prompt, names: Ma
                 f"{name}, {rating['aspect']}: {said}{types}: {rating['rationale']}", markup=False, highlight=False
             )
     for failure in reader.sql(
-        "SELECT f.* FROM failed f JOIN needed d USING (prompt_id, spec, identity, pass, answers) WHERE f.prompt_id = ?",
+        "SELECT f.*, d.judge FROM failed f JOIN needed d USING (prompt_id, spec, identity, pass, answers) "
+        "WHERE f.prompt_id = ?",
         [prompt.prompt_id],
     ):
-        console.print(Rule(f"[bold]judgement without a rating: {failure['request']}, {failure['verdict']}"))
+        judge = escape(failure["judge"])
+        console.print(Rule(f"[bold]judgement by {judge} without a rating: {failure['request']}, {failure['verdict']}"))
         console.print(f"{failure['kind']}: {failure['message']}", markup=False)
         if failure["raw"]:
             console.print(failure["raw"], markup=False, highlight=False)

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from aif.chat.base import Kind
+from aif.pairs import Policy
 from aif.progress import dollars
 from aif.queries import Books, Reader, Tally
 
@@ -19,27 +20,52 @@ OUTCOMES = {
     "tie": "tied: no completion is lower than the best",
     "margin": "lower ones, but none by min_margin",
     "identical": "the lower one has the same text",
+    "length_ratio": "the lower one's length is beyond max_length_ratio",
+    "model_cap": "its models are on their sides max_per_model times",
+    "no_such_model": "no completion is by the model of on_policy",
     "best_truncated": "only a completion cut at max_tokens is higher than the rest",
     "all_truncated": "every completion was cut at max_tokens",
     "no_common_aspect": "no aspect is rated for every completion",
     "missing_aspect": "an aspect is missing for one completion",
     "too_few": "fewer than two completions",
     "too_few_completions": "fewer completions than min_completions",
-    "judgement_failed": "the judge gave no readable rating",
+    "judgement_failed": "no judge gave a readable rating",
     "pending": "pending",
 }
 
 
+def rule_of(policy: Policy) -> str:
+    """How a policy picks, in words."""
+    lower = f"lower by at least {policy.min_margin:g}" if policy.min_margin else "lower"
+    if policy.max_length_ratio is not None:
+        lower += f" and at most {policy.max_length_ratio:g} times as long or as short"
+    if policy.name == "all":
+        said = f"every completion that was not cut at its limit is chosen over every one that is {lower}"
+        if policy.max_pairs_per_prompt is not None:
+            said += f"; of a prompt's pairs the widest {policy.max_pairs_per_prompt} stay"
+    else:
+        said = "chosen is the best completion that was not cut at its limit"
+        if policy.name == "on_policy":
+            said += f", of the pairs with {policy.model} on one side"
+        said += f"; rejected is {'the lowest' if policy.name == 'best_vs_worst' else 'drawn from all'} that is {lower}"
+    if policy.max_per_model is not None:
+        said += f"; no model is on a side more than {policy.max_per_model:,} times"
+    return said
+
+
 def tell_summary(console: Console, reader: Reader, seconds: float | None = None) -> None:
-    """Books, models, tokens and spend, failures."""
+    """Books, models, how judges agree, tokens and spend, failures."""
     books = reader.books()
-    pairs = books.outcomes.get("paired", 0)
     took = f" in {seconds:.1f} s" if seconds is not None else ""
-    console.print(f"\n[bold]{books.selected:,} prompts, {pairs:,} pairs[/bold]{took}\n")
+    console.print(f"\n[bold]{books.selected:,} prompts, {books.pairs:,} pairs[/bold]{took}\n")
     console.print(_books(books))
     leaderboard = reader.sql("SELECT * FROM leaderboard")
     if leaderboard:
         console.print(_leaderboard(leaderboard, console.width >= WIDE))
+    agreement = reader.sql("SELECT * FROM agreement WHERE aspect IS NULL")
+    if agreement:
+        console.print(_agreement(agreement))
+        console.print(f"of {books.pairs:,} pairs {reader.disputed():,} are the other way round for some judge")
     spend = reader.sql("SELECT * FROM spend")
     if spend:
         console.print(_spend(spend))
@@ -63,7 +89,10 @@ def _books(books: Books) -> Table:
     for outcome, words in OUTCOMES.items():
         if outcome != "paired" and (n := books.outcomes.get(outcome, 0)):
             grid.add_row(f"- {n:,}", words, style="dim")
-    grid.add_row(f"= {books.outcomes.get('paired', 0):,}", "pairs", style="bold")
+    paired = books.outcomes.get("paired", 0)
+    grid.add_row(f"= {paired:,}", "pairs" if books.pairs == paired else "prompts with pairs", style="bold")
+    if books.pairs != paired:
+        grid.add_row(f"{books.pairs:,}", "pairs of these")
     if books.empty:
         grid.add_row(f"{books.empty:,}", "completions left out, having no text", style="dim")
     return grid
@@ -85,6 +114,19 @@ def _leaderboard(rows: list[dict[str, Any]], wide: bool) -> Table:
             row["model"], f"{row['completions']:,}{cut}", _number(row["mean_score"]),
             *(_number(means.get(aspect)) for aspect in aspects),
             f"{row['chosen'] or 0:,}", f"{row['rejected'] or 0:,}", _number(row["mean_tokens"], 0),
+        )  # fmt: skip
+    return grid
+
+
+def _agreement(rows: list[dict[str, Any]]) -> Table:
+    grid = _grid("\nJudges, by their own scores")
+    grid.add_column("", style="cyan", overflow="fold")
+    for name in ("completions", "mean difference", "correlation"):
+        grid.add_column(name, justify="right")
+    for row in rows:
+        grid.add_row(
+            f"{row['judge']}, {row['other']}", f"{row['completions']:,}",
+            _number(row["difference"]), _number(row["correlation"]),
         )  # fmt: skip
     return grid
 

@@ -53,7 +53,7 @@ def facts(text: str = PIPELINE, *sets: str, **changes: Any) -> CardFacts:
             config: {split: f"{config}/{split}-00000-of-00001-0a1b.parquet" for split in splits}
             for config, splits in {"trl": ["train", "test"], "h4": ["train_prefs", "test_prefs"]}.items()
         },
-        books=Books({"selected": 30, "duplicate": 4, "too_long": 1}, {"paired": 23, "tie": 5, "pending": 2}),
+        books=Books({"selected": 30, "duplicate": 4, "too_long": 1}, {"paired": 23, "tie": 5, "pending": 2}, 23),
         sources=[("first", 20, 15), ("second", 10, 8)],
         chosen=np.array([5.0, 4.75, 4.5] + [4.0] * 20),
         rejected=np.array([1.0, 2.0, 1.5] + [3.0] * 20),
@@ -61,6 +61,8 @@ def facts(text: str = PIPELINE, *sets: str, **changes: Any) -> CardFacts:
             {"model": "able", "mean_score": 4.31, "chosen": 20, "rejected": 3, **row},
             {"model": "poor", "mean_score": None, "chosen": None, "rejected": None, **row, "aspects": None},
         ],
+        agreement=[],
+        disputed=0,
         spend=[
             {
                 "stage": "judgement", "endpoint": "strict", "calls": 1234, "answered": 1200, "input_tokens": 5_000_000,
@@ -194,7 +196,8 @@ def test_neither_hosts_nor_paths_nor_keys_are_in_it() -> None:
 def test_how_it_was_made_says_what_the_pipeline_says() -> None:
     made = section(render(facts(SECRETIVE)), "How it was made")
     assert "`best_vs_worst` by the overall score" in made
-    assert "the lowest by at least 1.5" in made
+    assert "Chosen is the best completion that was not cut at its limit" in made
+    assert "rejected is the lowest that is lower by at least 1.5. Ties" in made
     assert "makes no pair" in made.split("Ties make no pair")[1]
     assert "*ultrafeedback*, digest `" in made
     assert "Overall (1–10, weight 0)" in made

@@ -161,7 +161,7 @@ def test_run_json_holds_books_spend_and_pipeline(tmp_path: Path) -> None:
     run = json.loads((tmp_path / "out" / "run.json").read_text())
     assert run["made_by"] == "aif"
     assert run["made"] == "2026-05-01T09:30:00+00:00"
-    assert run["books"] == {"intake": {"selected": 8}, "outcomes": {"paired": 7, "tie": 1}}
+    assert run["books"] == {"intake": {"selected": 8}, "outcomes": {"paired": 7, "tie": 1}, "pairs": 7}
     assert run["rows"]["trl"] == {"train": 7}
     assert sum(row["calls"] for row in run["spend"]) == 8 * 5
     assert sum(row["usd"] for row in run["spend"]) == pytest.approx(0.04)
@@ -185,7 +185,7 @@ def test_a_count_gives_exactly_so_many_and_growth_moves_no_test_prompt_into_trai
     assert set(ids(tmp_path / "small", "test")) <= set(ids(tmp_path / "grown", "test"))
     assert set(ids(tmp_path / "small", "train")) <= set(ids(tmp_path / "grown", "train"))
     assert grown.rows["trl"]["test"] > 3
-    assert f"holds {grown.rows['trl']['test']} pairs, not 3" in told[-1]
+    assert f"holds {grown.rows['trl']['test']} prompts, not 3" in told[-1]
 
 
 def test_the_fixed_bound_is_in_the_journal(tmp_path: Path) -> None:
@@ -226,7 +226,8 @@ def test_a_share_that_no_pair_falls_into_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "words"), [("4", "4 can't be held out of 4 pairs"), ("0.9999", "all 4 pairs fall into")]
+    ("size", "words"),
+    [("4", "4 can't be held out of 4 prompts with pairs"), ("0.9999", "all 4 prompts with pairs fall into")],
 )
 def test_nothing_left_to_train_on_is_refused(tmp_path: Path, size: str, words: str) -> None:
     pipeline, rubric, ledger = build(tmp_path, 4, sets=[f"export.test_size={size}"])

@@ -139,6 +139,36 @@ def test_a_new_model_pays_for_the_prompts_whose_set_changes(tmp_path: Path, serv
     assert not ended.incomplete
 
 
+def test_a_second_judge_pays_for_itself_only_and_both_are_read(tmp_path: Path, serve: Serve) -> None:
+    """The second is asked for labelled lines instead of JSON; its ratings stand beside those of the first."""
+    served = serve(cast=Cast(POOL, {"judge": 0.1, "second": 0.6}))
+    path = write(tmp_path, served)
+    run(path)
+    before = served.stats()["by_model"]
+    judge = {"provider": "openai", "base_url": served.base_url}
+    two = {"judge": judge, "second": {**judge, "reply": "text", "weight": 2.0}}
+    pipeline, ended = run(write(tmp_path, served, judges=two))
+
+    assert not ended.incomplete
+    assert served.stats()["by_model"] == before | {"second": 12}
+    assert ask(pipeline, "SELECT judge, count(*) AS n FROM ratings GROUP BY judge ORDER BY judge") == [
+        {"judge": "judge", "n": 192},
+        {"judge": "second", "n": 192},
+    ]
+    assert {row["form"] for row in ask(pipeline, "SELECT form FROM judgements")} == {"schema", "text"}
+    assert ask(pipeline, "SELECT count(*) AS n FROM agreement WHERE completions = 48") == [{"n": 5}]
+    wrong = (
+        "SELECT count(*) AS n FROM scores x JOIN judge_scores a ON a.completion = x.completion AND a.judge = 'judge' "
+        "JOIN judge_scores b ON b.completion = x.completion AND b.judge = 'second' "
+        "WHERE abs(x.score - (a.score + 2 * b.score) / 3) > 1e-9 OR abs(x.spread - abs(a.score - b.score)) > 1e-9"
+    )
+    assert ask(pipeline, wrong) == [{"n": 0}]
+
+    _, ended = run(path)
+    assert served.stats()["calls"] == 60 + 12, "and to leave it out again calls nobody"
+    assert not ended.incomplete
+
+
 def test_another_policy_calls_nobody(tmp_path: Path, serve: Serve) -> None:
     served = serve()
     path = write(tmp_path, served)

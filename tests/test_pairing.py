@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from aif import events
 from aif.config import Pipeline, parse
 from aif.ledger import Ledger
-from aif.pairing import OUTCOMES, make_pairs
+from aif.pairing import OUTCOMES, make_pairs, scores_of
 from aif.queries import Reader
 from aif.rubric import Rubric
 from aif.summary import OUTCOMES as WORDS
@@ -99,8 +100,7 @@ def test_what_pairs_gets_and_what_it_does_not_get_are_all_prompts_once(tmp_path:
     with ledger:
         counts, kept = make(built)
         with Reader.of(ledger.store) as reader:
-            aspects = rubric.sheet.aspects
-            compared = set(reader.scores(tuple(aspects), (1.0,) * len(aspects)).prompt_ids.to_pylist())
+            compared = set(scores_of(built[0], rubric, reader).prompt_ids.to_pylist())
             not_compared = reader.unpaired().column("prompt_id").to_pylist()
             selected = [prompt.prompt_id for page in reader.selection() for _, prompt in page]
     assert sorted([*compared, *not_compared]) == sorted(selected)
@@ -194,6 +194,133 @@ def test_prompts_that_were_read_anew_are_pending_until_they_are_planned(tmp_path
         counts = make_pairs(pipeline, rubric, ledger.store)
         assert set(outcomes(ledger).values()) == {"pending"}
     assert counts["pending"] == sum(counts.values()) == 5
+
+
+# --- several pairs of a prompt ----------------------------------------------------------------------------------------
+
+
+def test_all_pairs_of_a_prompt_are_kept_in_their_order(tmp_path: Path) -> None:
+    pipeline, rubric, ledger = build(tmp_path, 5, sets=["pairs.policy=all"])
+    with ledger, Reader.of(ledger.store) as reader:
+        assert make_pairs(pipeline, rubric, ledger.store)["paired"] == 5
+        assert (reader.books().pairs, reader.books().outcomes) == (30, {"paired": 5})
+        table = reader.paired()
+        keys = list(zip(table["prompt_id"].to_pylist(), table["n"].to_pylist(), strict=True))
+        assert keys == sorted(keys)
+        assert [n for _, n in keys] == [*range(6)] * 5
+        first = [(pair.chosen_model, pair.rejected_model, pair.n) for pair in next(reader.pairs(table, 6))]
+        assert first[0] == ("able", "poor", 0)
+        assert {(chosen, rejected) for chosen, rejected, _ in first} == set(combinations(MODELS, 2))
+        board = {row["model"]: (row["chosen"], row["rejected"]) for row in reader.sql("FROM leaderboard")}
+        assert board == {"able": (15, 0), "fair": (10, 5), "plain": (5, 10), "poor": (0, 15)}
+
+        make_pairs(with_sets(pipeline, "pairs.policy=all", "pairs.max_pairs_per_prompt=2"), rubric, ledger.store)
+        assert reader.books().pairs == 10
+        make_pairs(with_sets(pipeline, "pairs.policy=on_policy", "pairs.model=plain"), rubric, ledger.store)
+        assert {row["chosen_model"] for row in reader.sql("FROM pairs")} == {"able"}
+        assert {row["rejected_model"] for row in reader.sql("FROM pairs")} == {"plain"}
+
+
+def test_lengths_are_characters_and_what_a_cap_leaves_out_is_counted(tmp_path: Path) -> None:
+    def complete(number: int, model: str) -> str:
+        return "é" * (30 if model == "able" else 15 if model == "fair" else 14) + model[0] + str(number)
+
+    pipeline, rubric, ledger = build(tmp_path, 9, complete=complete)
+    ratio = "pairs.max_length_ratio=1.9"
+    with ledger, Reader.of(ledger.store) as reader:
+        assert make_pairs(with_sets(pipeline, ratio), rubric, ledger.store)["paired"] == 9
+        assert {row["rejected_model"] for row in reader.sql("FROM pairs")} == {"fair"}
+        counts = make_pairs(with_sets(pipeline, ratio, "pairs.max_per_model=4"), rubric, ledger.store)
+        assert (counts["paired"], counts["model_cap"]) == (4, 5)
+        assert make_pairs(with_sets(pipeline, "pairs.max_length_ratio=1.0"), rubric, ledger.store)["length_ratio"] == 9
+
+
+# --- several judges ---------------------------------------------------------------------------------------------------
+
+ONE = "judges={first: {provider: openai, model: m1, weight: 3}}"
+TWO = "judges={first: {provider: openai, model: m1, weight: 3}, second: {provider: openai, model: m2}}"
+
+
+def rate_otherwise(number: int, model: str, aspect: str) -> int | str | Fate:
+    """As if the poor were best and the able worst; one aspect not applicable to one, one prompt never rated."""
+    if number == 1:
+        return Fate.FAILED
+    if (number, model, aspect) == (2, "fair", "honesty"):
+        return "N/A"
+    return 6 - rate_by_quality(number, model, aspect)
+
+
+def two_judges(folder: Path, *sets: str) -> tuple[Pipeline, Rubric, Ledger]:
+    build(folder, 4, sets=[ONE, *sets])[2].close()
+    return build(folder, 4, sets=[TWO, *sets], rate=rate_otherwise)
+
+
+def test_the_score_is_the_judges_mean_by_weight_over_what_each_rated_for_all(tmp_path: Path) -> None:
+    pipeline, rubric, ledger = two_judges(tmp_path)
+    with ledger, Reader.of(ledger.store) as reader:
+        assert make_pairs(pipeline, rubric, ledger.store)["paired"] == 4
+        whole, failed, lacking = (outcome_at(ledger, position)["aspects"] for position in (0, 1, 2))
+        assert len(whole) == 8
+        assert failed == [f"first/{aspect}" for aspect in rubric.sheet.aspects]
+        assert set(whole) - set(lacking) == {"second/honesty"}
+        rows = reader.sql(
+            "SELECT s.position, s.model, x.score, x.spread FROM scores x JOIN slots s ON s.key = x.completion "
+            "WHERE s.model IN ('able', 'fair') ORDER BY s.position, s.model"
+        )
+    found = [(row["position"], row["model"], row["score"], row["spread"]) for row in rows]
+    assert found[:4] == [(0, "able", 4.0, 4.0), (0, "fair", 3.5, 2.0), (1, "able", 5.0, None), (1, "fair", 4.0, None)]
+    honesty, others = 4.0, 3.5  # of prompt 2, fair: the first judge's word alone, and both judges'
+    assert found[5] == (2, "fair", pytest.approx((honesty + 3 * others) / 4), 2.0)
+
+
+def test_what_judges_disagree_on_is_kept(tmp_path: Path) -> None:
+    pipeline, rubric, ledger = two_judges(tmp_path)
+    with ledger, Reader.of(ledger.store) as reader:
+        make_pairs(pipeline, rubric, ledger.store)
+        assert reader.disputed() == 3
+        assert {
+            (row["judge"], row["score_chosen"], row["score_rejected"] > 1) for row in reader.sql("FROM dissent")
+        } == {("second", 1.0, True)}
+        rows = {row["aspect"]: row for row in reader.sql("FROM agreement")}
+        assert {(row["judge"], row["other"]) for row in rows.values()} == {("first", "second")}
+        assert rows.keys() == {None, *rubric.sheet.aspects}
+        assert (rows[None]["completions"], rows["honesty"]["completions"], rows["helpfulness"]["completions"]) == (
+            12, 11, 12,
+        )  # fmt: skip
+        assert rows["helpfulness"]["correlation"] == pytest.approx(-1)
+        assert rows["helpfulness"]["difference"] == pytest.approx(3.0)
+
+
+def test_another_name_for_a_judge_is_the_same_judge(tmp_path: Path) -> None:
+    pipeline, rubric, ledger = build(tmp_path, 3, sets=[ONE])
+    with ledger, Reader.of(ledger.store) as reader:
+        renamed = with_sets(pipeline, "judges={other: {provider: openai, model: m1}}")
+        assert make_pairs(renamed, rubric, ledger.store)["paired"] == 3
+        assert reader.sql("SELECT DISTINCT judge FROM ratings") == [{"judge": "other"}]
+        assert reader.sql("SELECT DISTINCT judge FROM judge_scores") == [{"judge": "other"}]
+
+
+def test_of_requests_for_each_completion_those_of_different_judges_are_never_averaged(tmp_path: Path) -> None:
+    """The second judge failed on one completion of prompt 0: its word on the others must not lift or lower them."""
+
+    def rate(number: int, model: str, aspect: str) -> int | Fate:
+        if aspect != "overall":
+            return rate_by_quality(number, model, aspect)
+        return Fate.FAILED if (number, model) == (0, "able") else 1
+
+    sets = ["rubric=ultrafeedback", "pairs.score=overall"]
+    build(tmp_path, 2, sets=[ONE, *sets])[2].close()
+    pipeline, rubric, ledger = build(tmp_path, 2, sets=[TWO, *sets], rate=rate)
+    with ledger, Reader.of(ledger.store) as reader:
+        make_pairs(pipeline, rubric, ledger.store)
+        assert outcome_at(ledger, 0)["aspects"] == ["first/overall"]
+        assert outcome_at(ledger, 1)["aspects"] == ["first/overall", "second/overall"]
+        rows = reader.sql(
+            "SELECT s.position, s.model, x.score FROM scores x JOIN slots s ON s.key = x.completion ORDER BY ALL"
+        )
+        assert [row["score"] for row in rows] == [5, 4, 2, 1, 4, 3.25, 1.75, 1]
+        dropping = with_sets(pipeline, TWO, *sets, "pairs.missing=drop")
+        assert make_pairs(dropping, rubric, ledger.store)["missing_aspect"] == 1
 
 
 def test_every_outcome_has_its_words() -> None:

@@ -4,6 +4,7 @@ import random
 from collections import Counter
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import permutations, product
 from typing import Any, Literal
 
 import numpy as np
@@ -13,8 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aif.errors import BadInput
-from aif.pairs import OUTCOMES, Paired, Policy, Scores, counts, pair
+from aif.pairs import OUTCOMES, Paired, Policy, counts, pair
 from aif.records import fraction
+from aif.scoring import Scores
 
 ASPECTS = ("honesty", "helpfulness", "truthfulness", "overall")
 WEIGHTS = (Fraction(1), Fraction(1), Fraction(1), Fraction(0))
@@ -25,12 +27,14 @@ Points = tuple[Fraction | None, ...]
 
 @dataclass(frozen=True)
 class Row:
-    """A completion as the oracle sees it."""
+    """A completion as the oracle sees it: a point for each column."""
 
     key: str
     points: Points
     truncated: bool = False
     text: str = ""  # the key, if empty: a text of its own
+    model: str = "m"
+    length: int = 10
 
     @property
     def text_id(self) -> str:
@@ -40,116 +44,237 @@ class Row:
 Prompts = dict[str, list[Row]]
 
 
-def row(key: str, *points: float | str | None, truncated: bool = False, text: str = "") -> Row:
-    return Row(key, tuple(None if p is None else Fraction(p) for p in points), truncated, text)
+@dataclass(frozen=True)
+class Sheet:
+    """What the columns are: every aspect by every judge, judge by judge, with the weights of both."""
+
+    aspects: dict[str, Fraction]
+    judges: dict[str, Fraction]
+
+    @property
+    def columns(self) -> list[tuple[str, str]]:
+        return list(product(self.judges, self.aspects))
 
 
-def columns(prompts: Prompts, aspects: tuple[str, ...] = ASPECTS, weights: Any = WEIGHTS) -> Scores:
+def row(key: str, *points: float | str | None, **given: Any) -> Row:
+    return Row(key, tuple(None if p is None else Fraction(p) for p in points), **given)
+
+
+def sheet(aspects: tuple[str, ...] = ASPECTS, weights: Any = WEIGHTS, judges: dict[str, Any] | None = None) -> Sheet:
+    named = {name: Fraction(weight) for name, weight in (judges or {"j": 1}).items()}
+    return Sheet({a: Fraction(w) for a, w in zip(aspects, weights, strict=True)}, named)
+
+
+def columns(prompts: Prompts, of: Sheet | None = None) -> Scores:
+    of = of or sheet()
     flat = [(prompt, r) for prompt, rows in prompts.items() for r in rows]
     points = [[np.nan if p is None else float(p) for p in r.points] for _, r in flat]
     return Scores(
         prompt_ids=[prompt for prompt, _ in flat],
         completions=pa.array([r.key for _, r in flat], pa.string()),
-        models=pa.array(["m"] * len(flat), pa.string()),
+        models=pa.array([r.model for _, r in flat], pa.string()),
         text_ids=pa.array([r.text_id for _, r in flat], pa.string()),
+        lengths=np.array([r.length for _, r in flat], dtype=np.int64),
         truncated=np.array([r.truncated for _, r in flat], dtype=bool),
-        scores=np.array(points, dtype=float).reshape(len(flat), len(aspects)),
-        aspects=aspects,
-        weights=tuple(float(w) for w in weights),
+        scores=np.array(points, dtype=float).reshape(len(flat), len(of.columns)),
+        aspects=tuple(aspect for _, aspect in of.columns),
+        judges=tuple(judge for judge, _ in of.columns),
+        weights=tuple(float(of.aspects[aspect]) for _, aspect in of.columns),
+        judge_weights=tuple(float(of.judges[judge]) for judge, _ in of.columns),
     )
+
+
+Two = tuple[str, str, float, float]  # chosen, rejected, their scores
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What becomes of one prompt."""
+    """What becomes of one prompt, and its pairs by n."""
 
     outcome: str
-    chosen: str | None = None
-    rejected: str | None = None
-    scores: tuple[float, float] | None = None
+    pairs: tuple[Two, ...] = ()
+
+    @property
+    def chosen(self) -> str:
+        return self.pairs[0][0]
+
+    @property
+    def rejected(self) -> str:
+        return self.pairs[0][1]
+
+
+def made(*pairs: Two) -> Verdict:
+    return Verdict("paired", pairs)
 
 
 def verdicts(paired: Paired) -> dict[str, Verdict]:
-    table = paired.to_arrow().to_pylist()
-    return {
-        r["prompt_id"]: Verdict(
-            r["outcome"],
-            r["chosen"],
-            r["rejected"],
-            None if r["score_chosen"] is None else (r["score_chosen"], r["score_rejected"]),
-        )
-        for r in table
-    }
+    pairs: dict[str, list[Two]] = {}
+    for r in paired.preferences().to_pylist():
+        of = pairs.setdefault(r["prompt_id"], [])
+        assert r["n"] == len(of)
+        of.append((r["chosen"], r["rejected"], r["score_chosen"], r["score_rejected"]))
+    outcomes = paired.outcomes().to_pylist()
+    assert pairs.keys() == {r["prompt_id"] for r in outcomes if r["outcome"] == "paired"}
+    return {r["prompt_id"]: Verdict(r["outcome"], tuple(pairs.get(r["prompt_id"], ()))) for r in outcomes}
 
 
 def one(*rows: Row, aspects: tuple[str, ...] = ("a",), weights: Any = (1,), **policy: Any) -> Verdict:
     """The verdict on a single prompt, by best_vs_worst over one aspect unless told otherwise."""
-    paired = pair(columns({"p": list(rows)}, aspects, weights), replace(POLICY, **policy))
+    paired = pair(columns({"p": list(rows)}, sheet(aspects, weights)), replace(POLICY, **policy))
     return verdicts(paired)["p"]
 
 
 # --- the oracle: one prompt at a time, exact numbers, in the words of the rules ---------------------------------------
 
 
-def used_aspects(rows: list[Row], policy: Policy, aspects: tuple[str, ...], weights: tuple[Fraction, ...]) -> list[int]:
-    """The aspects of the score that every completion has."""
-    if policy.score == "overall":
-        wanted = [aspects.index("overall")]
-    else:
-        wanted = [i for i, weight in enumerate(weights) if weight > 0]
-    return [i for i in wanted if all(r.points[i] is not None for r in rows)]
+def wanted_columns(policy: Policy, of: Sheet) -> list[int]:
+    """The columns of the score."""
+    return [
+        i
+        for i, (_, aspect) in enumerate(of.columns)
+        if (aspect == "overall" if policy.score == "overall" else of.aspects[aspect] > 0)
+    ]
 
 
-def score(r: Row, used: list[int], policy: Policy, weights: tuple[Fraction, ...]) -> Fraction:
-    """The one score, or the weighted mean."""
-    points = {i: p for i, p in enumerate(r.points) if i in used and p is not None}
-    if policy.score == "overall":
-        (only,) = points.values()
-        return only
-    return sum((weights[i] * p for i, p in points.items()), Fraction(0)) / sum(weights[i] for i in used)
+def used_columns(rows: list[Row], policy: Policy, of: Sheet) -> list[int]:
+    """The columns of the score that every completion has, none where one lacks any and that drops the prompt."""
+    wanted = wanted_columns(policy, of)
+    used = [i for i in wanted if all(r.points[i] is not None for r in rows)]
+    return used if policy.missing == "leave_out" or used == wanted else []
 
 
-def expected(
-    prompt: str,
-    rows: list[Row],
-    policy: Policy,
-    margin: Fraction,
-    aspects: tuple[str, ...],
-    weights: tuple[Fraction, ...],
-) -> Verdict:
-    """What the rules say of one prompt."""
+def weighted(points: list[tuple[Fraction, Fraction]]) -> Fraction:
+    return sum((weight * point for weight, point in points), Fraction(0)) / sum(weight for weight, _ in points)
+
+
+def weight(aspect: str, policy: Policy, of: Sheet) -> Fraction:
+    return Fraction(1) if policy.score == "overall" else of.aspects[aspect]
+
+
+def points_of(r: Row, used: list[int], of: Sheet) -> list[tuple[str, str, Fraction]]:
+    """Judge, aspect and point of what is used."""
+    found = [(*of.columns[i], r.points[i]) for i in used]
+    return [(judge, aspect, point) for judge, aspect, point in found if point is not None]
+
+
+def score(r: Row, used: list[int], policy: Policy, of: Sheet) -> Fraction:
+    """The mean over aspects of the mean over judges."""
+    by_aspect: dict[str, list[tuple[Fraction, Fraction]]] = {}
+    for judge, aspect, point in points_of(r, used, of):
+        by_aspect.setdefault(aspect, []).append((of.judges[judge], point))
+    return weighted([(weight(aspect, policy, of), weighted(points)) for aspect, points in by_aspect.items()])
+
+
+def own(r: Row, used: list[int], policy: Policy, of: Sheet) -> dict[str, Fraction]:
+    """Each judge's own mean over its aspects."""
+    by_judge: dict[str, list[tuple[Fraction, Fraction]]] = {}
+    for judge, aspect, point in points_of(r, used, of):
+        by_judge.setdefault(judge, []).append((weight(aspect, policy, of), point))
+    return {judge: weighted(points) for judge, points in by_judge.items()}
+
+
+@dataclass(frozen=True)
+class Case:
+    prompts: Prompts
+    policy: Policy
+    margin: Fraction
+    ratio: Fraction | None
+    of: Sheet
+
+    @property
+    def scores(self) -> Scores:
+        return columns(self.prompts, self.of)
+
+
+Found = tuple[str, list[tuple[Row, Row]]]
+
+
+def comparable(rows: list[Row], case: Case) -> str | None:
+    """Why a prompt's completions can't be compared at all."""
+    used = used_columns(rows, case.policy, case.of)
     if len(rows) < 2:
-        return Verdict("too_few")
-    wanted = 1 if policy.score == "overall" else sum(weight > 0 for weight in weights)
-    used = used_aspects(rows, policy, aspects, weights)
-    if policy.missing == "drop" and len(used) < wanted:
-        return Verdict("missing_aspect")
+        return "too_few"
+    if case.policy.missing == "drop" and used != wanted_columns(case.policy, case.of):
+        return "missing_aspect"
     if not used:
-        return Verdict("no_common_aspect")
-    complete = [r for r in rows if not r.truncated]
-    if not complete:
-        return Verdict("all_truncated")
+        return "no_common_aspect"
+    if case.policy.name == "on_policy" and all(r.model != case.policy.model for r in rows):
+        return "no_such_model"
+    return "all_truncated" if all(r.truncated for r in rows) else None
 
-    scores = {r.key: score(r, used, policy, weights) for r in rows}
-    top = max(scores[r.key] for r in complete)
-    best = [r for r in complete if scores[r.key] == top]
-    chosen = min(best, key=lambda r: fraction(policy.seed, "chosen", prompt, r.key))
 
-    lower = [r for r in rows if scores[r.key] < top]
-    if not lower:
-        return Verdict("best_truncated" if max(scores.values()) > top else "tie")
-    wide = [r for r in lower if top - scores[r.key] >= margin]
-    if not wide:
-        return Verdict("margin")
-    rivals = [r for r in wide if r.text_id != chosen.text_id]
-    if not rivals:
-        return Verdict("identical")
-    if policy.name == "best_vs_worst":
-        bottom = min(scores[r.key] for r in rivals)
-        rivals = [r for r in rivals if scores[r.key] == bottom]
-    rejected = min(rivals, key=lambda r: fraction(policy.seed, "rejected", prompt, r.key))
-    pair_scores = float(scores[chosen.key]), float(scores[rejected.key])
-    return Verdict("paired", chosen.key, rejected.key, pair_scores)
+def expected(prompt: str, rows: list[Row], case: Case) -> Found:
+    """What the rules say of one prompt, before any cap over all of them."""
+    if why := comparable(rows, case):
+        return why, []
+    policy = case.policy
+    used = used_columns(rows, policy, case.of)
+    scores = {r.key: score(r, used, policy, case.of) for r in rows}
+    pairs = [(a, b) for a, b in permutations(rows, 2) if scores[a.key] > scores[b.key]]
+    if policy.name == "on_policy":
+        pairs = [(a, b) for a, b in pairs if policy.model in (a.model, b.model)]
+    if not any(not a.truncated for a, _ in pairs):
+        return "best_truncated" if pairs else "tie", []
+    pairs = [(a, b) for a, b in pairs if not a.truncated]
+    pairs = [(a, b) for a, b in pairs if scores[a.key] - scores[b.key] >= case.margin]
+    if not pairs:
+        return "margin", []
+    if policy.name.startswith("best"):
+        best = drawn(prompt, [r for r in rows if not r.truncated], scores, policy, "chosen")
+        pairs = [(a, b) for a, b in pairs if a == best]
+    pairs = [(a, b) for a, b in pairs if a.text_id != b.text_id]
+    if not pairs:
+        return "identical", []
+    if (ratio := case.ratio) is not None:
+        pairs = [(a, b) for a, b in pairs if max(a.length, b.length) <= ratio * min(a.length, b.length)]
+    if not pairs:
+        return "length_ratio", []
+    return "paired", picked(prompt, pairs, scores, policy)
+
+
+def drawn(prompt: str, rows: list[Row], scores: dict[str, Fraction], policy: Policy, role: str) -> Row:
+    """The best, drawn among equals."""
+    top = max(scores[r.key] for r in rows)
+    return min((r for r in rows if scores[r.key] == top), key=lambda r: fraction(policy.seed, role, prompt, r.key))
+
+
+def picked(
+    prompt: str, pairs: list[tuple[Row, Row]], scores: dict[str, Fraction], policy: Policy
+) -> list[tuple[Row, Row]]:
+    if policy.name == "all":
+        pairs = sorted(
+            pairs,
+            key=lambda two: (
+                scores[two[1].key] - scores[two[0].key],
+                fraction(policy.seed, "pair", prompt, two[0].key, two[1].key),
+            ),
+        )
+        return pairs[: policy.max_pairs_per_prompt]
+    chosen = drawn(prompt, [a for a, _ in pairs], scores, policy, "chosen")
+    rivals = [b for a, b in pairs if a == chosen]
+    alike = {r.key: -scores[r.key] if policy.name == "best_vs_worst" else Fraction(0) for r in rivals}
+    return [(chosen, drawn(prompt, rivals, alike, policy, "rejected"))]
+
+
+def capped(found: dict[str, Found], policy: Policy) -> dict[str, Found]:
+    """What max_per_model leaves."""
+    if policy.max_per_model is None:
+        return found
+    wins, losses = Counter[str](), Counter[str]()
+    left: dict[str, list[tuple[int, Row, Row]]] = {prompt: [] for prompt in found}
+    pairs = [(prompt, n, a, b) for prompt, (_, of) in found.items() for n, (a, b) in enumerate(of)]
+    for prompt, n, a, b in sorted(pairs, key=lambda x: fraction(policy.seed, "cap", x[0], x[1])):
+        if max(wins[a.model], losses[b.model]) < policy.max_per_model:
+            wins[a.model] += 1
+            losses[b.model] += 1
+            left[prompt].append((n, a, b))
+    return {
+        prompt: (
+            "model_cap" if outcome == "paired" and not left[prompt] else outcome,
+            [(a, b) for _, a, b in sorted(left[prompt], key=lambda x: x[0])],
+        )
+        for prompt, (outcome, _) in found.items()
+    }
 
 
 # --- random inputs ----------------------------------------------------------------------------------------------------
@@ -158,50 +283,59 @@ def expected(
 POINTS = [Fraction(n, d) for n, d in ((5, 1), (4, 1), (2, 1), (1, 1), (1, 10), (2, 10), (3, 10), (1, 3), (2, 3))]
 DECLARED = [Fraction(0), Fraction(1), Fraction(2), Fraction(1, 10), Fraction(3, 10), Fraction(1, 3)]
 MARGINS = [Fraction(0), Fraction(1, 10), Fraction(2, 10), Fraction(1, 3), Fraction(2, 3), Fraction(1), Fraction(2)]
+RATIOS = [None, Fraction(1), Fraction(11, 10), Fraction(2), Fraction(3)]
+LENGTHS = [0, 10, 11, 20, 31]
 
 
-@dataclass(frozen=True)
-class Case:
-    prompts: Prompts
-    policy: Policy
-    margin: Fraction
-    aspects: tuple[str, ...]
-    weights: tuple[Fraction, ...]
+@st.composite
+def sheets(draw: st.DrawFn) -> Sheet:
+    aspects = ("overall", *[f"a{i}" for i in range(draw(st.integers(0, 2)))])
+    judges = [f"j{i}" for i in range(draw(st.sampled_from([1, 1, 2, 3])))]
+    weights = draw(st.tuples(*[st.sampled_from(DECLARED)] * len(aspects)).filter(any))
+    trust = draw(st.tuples(*[st.sampled_from(DECLARED[1:])] * len(judges)))
+    return Sheet(dict(zip(aspects, weights, strict=True)), dict(zip(judges, trust, strict=True)))
 
-    @property
-    def scores(self) -> Scores:
-        return columns(self.prompts, self.aspects, self.weights)
+
+@st.composite
+def policies(draw: st.DrawFn, margin: Fraction, ratio: Fraction | None) -> Policy:
+    name: Any = draw(st.sampled_from(["best_vs_random", "best_vs_worst", "all", "on_policy"]))
+    return Policy(
+        name=name,
+        score=draw(st.sampled_from(["mean", "overall"])),
+        min_margin=float(margin),
+        missing=draw(st.sampled_from(["leave_out", "drop"])),
+        seed=draw(st.integers(0, 5)),
+        model=draw(st.sampled_from("mno")) if name == "on_policy" else None,
+        max_pairs_per_prompt=draw(st.sampled_from([None, 1, 2, 3])) if name == "all" else None,
+        max_length_ratio=None if ratio is None else float(ratio),
+        max_per_model=draw(st.sampled_from([None, None, 1, 2, 4])),
+    )
 
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
-    aspects = ("overall", *[f"a{i}" for i in range(draw(st.integers(0, 3)))])
-    weights = draw(st.tuples(*[st.sampled_from(DECLARED)] * len(aspects)).filter(any))
+    of = draw(sheets())
     few = draw(st.lists(st.sampled_from(POINTS), min_size=2, max_size=4, unique=True))  # few: many ties
     holes = draw(st.sampled_from([0, 1, 8]))  # chances in 10 that a point is missing
     point = st.sampled_from([None] * holes + few * 10) if holes < 8 else st.sampled_from([None, *few])
     cut = st.booleans() if draw(st.booleans()) else st.just(False)
+    length = st.sampled_from(LENGTHS) if draw(st.booleans()) else st.just(10)
     prompts: Prompts = {}
     for number in range(draw(st.integers(0, 4))):
         rows = [
             Row(
                 f"{number}.{i}",
-                draw(st.tuples(*[point] * len(aspects))),
+                draw(st.tuples(*[point] * len(of.columns))),
                 draw(cut),
                 draw(st.sampled_from("xy") | st.just("")),
+                draw(st.sampled_from("mn")),
+                draw(length),
             )
             for i in range(draw(st.sampled_from([2, 3, 4, 5, 1])))
         ]
         prompts[f"p{number}"] = rows
-    margin = draw(st.sampled_from(MARGINS))
-    policy = Policy(
-        name=draw(st.sampled_from(["best_vs_random", "best_vs_worst"])),
-        score=draw(st.sampled_from(["mean", "overall"])),
-        min_margin=float(margin),
-        missing=draw(st.sampled_from(["leave_out", "drop"])),
-        seed=draw(st.integers(0, 5)),
-    )
-    return Case(prompts, policy, margin, aspects, weights)
+    margin, ratio = draw(st.sampled_from(MARGINS)), draw(st.sampled_from(RATIOS))
+    return Case(prompts, draw(policies(margin, ratio)), margin, ratio, of)
 
 
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -210,31 +344,39 @@ def test_every_prompt_ends_as_the_rules_say(case: Case) -> None:
     paired = pair(case.scores, case.policy)
     found = verdicts(paired)
     assert list(found) == list(case.prompts)
-    means = iter(paired.means)
-    for number, (prompt, rows) in enumerate(case.prompts.items()):
-        want = expected(prompt, rows, case.policy, case.margin, case.aspects, case.weights)
-        got = found[prompt]
-        assert (got.outcome, got.chosen, got.rejected) == (want.outcome, want.chosen, want.rejected)
-        if want.scores is None:
-            assert got.scores is None
-        else:
-            assert got.scores == pytest.approx(want.scores, abs=1e-12)
-
-        used = used_aspects(rows, case.policy, case.aspects, case.weights)
-        if want.outcome == "missing_aspect":
-            used = []
-        elif want.outcome == "too_few" and case.policy.missing == "drop":
-            wanted = 1 if case.policy.score == "overall" else sum(weight > 0 for weight in case.weights)
-            used = used if len(used) == wanted else []
-        assert list(np.flatnonzero(paired.used[number])) == used
-        for r in rows:
-            mean = next(means)
-            if used:
-                assert mean == pytest.approx(float(score(r, used, case.policy, case.weights)), abs=1e-12)
-            else:
-                assert np.isnan(mean)
-    assert sum(counts(paired).values()) == len(case.prompts)
+    want = capped({prompt: expected(prompt, rows, case) for prompt, rows in case.prompts.items()}, case.policy)
+    for prompt, (outcome, pairs) in want.items():
+        assert found[prompt].outcome == outcome
+        assert [(a, b) for a, b, _, _ in found[prompt].pairs] == [(a.key, b.key) for a, b in pairs]
+        used = used_columns(case.prompts[prompt], case.policy, case.of)
+        for (_, _, *scores), two in zip(found[prompt].pairs, pairs, strict=True):
+            assert scores == pytest.approx([float(score(r, used, case.policy, case.of)) for r in two], abs=1e-12)
     assert counts(paired) == {o: sum(v.outcome == o for v in found.values()) for o in OUTCOMES}
+    assert sum(counts(paired).values()) == len(case.prompts)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(cases())
+def test_every_completion_is_scored_over_what_all_of_its_prompt_have(case: Case) -> None:
+    paired = pair(case.scores, case.policy)
+    scores = {r["completion"]: r for r in paired.scores().to_pylist()}
+    judged: dict[str, dict[str, float]] = {}
+    for r in paired.judge_scores().to_pylist():
+        judged.setdefault(r["completion"], {})[r["judge"]] = r["score"]
+    several = len(case.of.judges) > 1
+    for number, rows in enumerate(case.prompts.values()):
+        used = used_columns(rows, case.policy, case.of)
+        assert list(np.flatnonzero(paired.scored.used[number])) == used
+        names = ["/".join(case.of.columns[i]) if several else case.of.columns[i][1] for i in used]
+        assert paired.outcomes().column("aspects")[number].as_py() == names
+        for r in rows:
+            assert (r.key in scores) == (r.key in judged) == bool(used)
+            if used:
+                assert scores[r.key]["score"] == pytest.approx(float(score(r, used, case.policy, case.of)), abs=1e-12)
+                each = {judge: float(mean) for judge, mean in own(r, used, case.policy, case.of).items()}
+                assert judged[r.key] == pytest.approx(each, abs=1e-12)
+                spread = pytest.approx(max(each.values()) - min(each.values()), abs=1e-12) if len(each) > 1 else None
+                assert scores[r.key]["spread"] == spread
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -243,19 +385,20 @@ def test_neither_the_order_of_rows_nor_of_prompts_matters(case: Case, rng: rando
     shuffled = {prompt: rng.sample(rows, len(rows)) for prompt, rows in case.prompts.items()}
     shuffled = dict(rng.sample(list(shuffled.items()), len(shuffled)))
     before = pair(case.scores, case.policy)
-    after = pair(columns(shuffled, case.aspects, case.weights), case.policy)
+    after = pair(columns(shuffled, case.of), case.policy)
     assert verdicts(after) == verdicts(before)
-    assert {r["prompt_id"]: r["aspects"] for r in after.to_arrow().to_pylist()} == {
-        r["prompt_id"]: r["aspects"] for r in before.to_arrow().to_pylist()
+    assert {r["prompt_id"]: r["aspects"] for r in after.outcomes().to_pylist()} == {
+        r["prompt_id"]: r["aspects"] for r in before.outcomes().to_pylist()
     }
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(cases())
-def test_a_prompt_alone_ends_as_it_does_among_others(case: Case) -> None:
-    together = verdicts(pair(case.scores, case.policy))
+def test_a_prompt_alone_ends_as_it_does_among_others_unless_models_are_capped(case: Case) -> None:
+    policy = replace(case.policy, max_per_model=None)
+    together = verdicts(pair(case.scores, policy))
     for prompt, rows in case.prompts.items():
-        alone = pair(columns({prompt: rows}, case.aspects, case.weights), case.policy)
+        alone = pair(columns({prompt: rows}, case.of), policy)
         assert verdicts(alone) == {prompt: together[prompt]}
 
 
@@ -263,28 +406,28 @@ def test_a_prompt_alone_ends_as_it_does_among_others(case: Case) -> None:
 
 
 def test_best_against_worst() -> None:
-    assert one(row("a", 3), row("b", 5), row("c", 1)) == Verdict("paired", "b", "c", (5.0, 1.0))
+    assert one(row("a", 3), row("b", 5), row("c", 1)) == made(("b", "c", 5.0, 1.0))
 
 
 def test_the_mean_is_weighted_and_an_aspect_of_weight_0_stays_out() -> None:
     rows = row("a", 4, 1, 10), row("b", 2, 4, 1)
     got = one(*rows, aspects=("x", "y", "overall"), weights=(3, 1, 0))
-    assert got == Verdict("paired", "a", "b", (3.25, 2.5))
+    assert got == made(("a", "b", 3.25, 2.5))
 
 
 def test_overall_is_taken_as_it_is_whatever_its_weight() -> None:
     rows = row("a", 1, 7), row("b", 5, 6)
     for weight in (0.0, 0.3, 1.0):
         got = one(*rows, aspects=("x", "overall"), weights=(1, weight), score="overall")
-        assert got == Verdict("paired", "a", "b", (7.0, 6.0))
+        assert got == made(("a", "b", 7.0, 6.0))
 
 
 def test_an_aspect_one_completion_lacks_is_left_out_for_all() -> None:
     # over all that each has, a would win by 5 to 4.5; over what both have, b wins by 4 to 3
-    paired = pair(columns({"p": [row("a", 3, 7), row("b", 4, None)]}, ("x", "y"), (1, 1)), POLICY)
-    assert verdicts(paired)["p"] == Verdict("paired", "b", "a", (4.0, 3.0))
-    assert paired.to_arrow()["aspects"].to_pylist() == [["x"]]
-    assert paired.means.tolist() == [3.0, 4.0]
+    paired = pair(columns({"p": [row("a", 3, 7), row("b", 4, None)]}, sheet(("x", "y"), (1, 1))), POLICY)
+    assert verdicts(paired)["p"] == made(("b", "a", 4.0, 3.0))
+    assert paired.outcomes()["aspects"].to_pylist() == [["x"]]
+    assert paired.scored.means.tolist() == [3.0, 4.0]
 
 
 def test_an_aspect_lacking_drops_the_prompt_if_so_declared() -> None:
@@ -295,16 +438,16 @@ def test_an_aspect_lacking_drops_the_prompt_if_so_declared() -> None:
 
 def test_without_a_common_aspect_nothing_is_compared() -> None:
     rows = row("a", 5, None), row("b", None, 1)
-    paired = pair(columns({"p": list(rows)}, ("x", "y"), (1, 1)), POLICY)
+    paired = pair(columns({"p": list(rows)}, sheet(("x", "y"), (1, 1))), POLICY)
     assert verdicts(paired)["p"] == Verdict("no_common_aspect")
-    assert np.isnan(paired.means).all()
-    assert paired.to_arrow()["aspects"].to_pylist() == [[]]
+    assert np.isnan(paired.scored.means).all()
+    assert paired.outcomes()["aspects"].to_pylist() == [[]]
 
 
 def test_a_truncated_completion_is_never_chosen_but_may_be_rejected() -> None:
     cut = row("b", 5, truncated=True)
-    assert one(row("a", 3), cut, row("c", 2)) == Verdict("paired", "a", "c", (3.0, 2.0))
-    assert one(row("a", 3), row("b", 1, truncated=True)) == Verdict("paired", "a", "b", (3.0, 1.0))
+    assert one(row("a", 3), cut, row("c", 2)) == made(("a", "c", 3.0, 2.0))
+    assert one(row("a", 3), row("b", 1, truncated=True)) == made(("a", "b", 3.0, 1.0))
     assert one(row("a", 3), cut) == Verdict("best_truncated")
     assert one(row("a", 3), row("b", 3, truncated=True)) == Verdict("tie")
     assert one(cut, row("c", 1, truncated=True)) == Verdict("all_truncated")
@@ -320,7 +463,7 @@ def test_the_best_may_share_its_score_as_long_as_one_is_lower() -> None:
 
 def test_the_margin_counts_from_the_best() -> None:
     rows = row("a", 4), row("b", 3), row("c", 1)
-    assert one(*rows, min_margin=3.0) == Verdict("paired", "a", "c", (4.0, 1.0))
+    assert one(*rows, min_margin=3.0) == made(("a", "c", 4.0, 1.0))
     assert one(*rows, min_margin=3.5) == Verdict("margin")
     assert one(row("a", 4), row("b", 4), min_margin=3.5) == Verdict("tie")
     drawn = {one(*rows, name="best_vs_random", min_margin=2.0, seed=seed).rejected for seed in range(30)}
@@ -342,7 +485,7 @@ def test_float_error_makes_neither_a_difference_nor_a_miss() -> None:
 def test_a_text_is_never_rejected_against_itself() -> None:
     assert one(row("a", 5, text="yes"), row("b", 2, text="yes")) == Verdict("identical")
     rows = row("a", 5, text="yes"), row("b", 1, text="yes"), row("c", 2, text="no")
-    assert one(*rows) == Verdict("paired", "a", "c", (5.0, 2.0))
+    assert one(*rows) == made(("a", "c", 5.0, 2.0))
     assert one(*rows, min_margin=3.5) == Verdict("identical")
 
 
@@ -354,12 +497,10 @@ def test_one_completion_makes_no_pair() -> None:
 def test_each_seed_draws_its_own_and_draws_evenly() -> None:
     prompts = {f"p{n}": [row(f"{n}.{k}", k) for k in (4, 3, 2, 1)] for n in range(3000)}
     prompts |= {f"q{n}": [row(f"q{n}.{k}", 5) for k in (3, 2, 1)] + [row(f"q{n}.0", 1)] for n in range(3000)}
-    scores = columns(prompts, ("a",), (1,))
+    scores = columns(prompts, sheet(("a",), (1,)))
     random_rejected = verdicts(pair(scores, replace(POLICY, name="best_vs_random")))
     chosen, rejected = Counter[str](), Counter[str]()
     for prompt, verdict in random_rejected.items():
-        assert verdict.chosen is not None
-        assert verdict.rejected is not None
         if prompt.startswith("p"):
             assert verdict.chosen.endswith(".4")
             rejected[verdict.rejected[-1]] += 1
@@ -373,6 +514,102 @@ def test_each_seed_draws_its_own_and_draws_evenly() -> None:
     assert 1600 < sum(other[p].rejected != random_rejected[p].rejected for p in prompts if p[0] == "p") < 2400
 
 
+# --- several pairs, several models ------------------------------------------------------------------------------------
+
+
+def test_all_makes_every_pair_widest_first() -> None:
+    rows = row("a", 5), row("b", 3), row("c", 2, truncated=True), row("d", 2)
+    assert [pair[2:] for pair in one(*rows, name="all", min_margin=2.0).pairs] == [(5, 2), (5, 2), (5, 3)]
+    every = one(*rows, name="all").pairs
+    assert {(a, b) for a, b, *_ in every} == {("a", "b"), ("a", "c"), ("a", "d"), ("b", "c"), ("b", "d")}
+    assert one(*rows, name="all", max_pairs_per_prompt=2).pairs == every[:2]
+    assert {one(*rows, name="all", seed=seed).rejected for seed in range(20)} == {"c", "d"}
+
+
+def test_all_takes_a_pair_below_the_best_where_the_best_has_none() -> None:
+    rows = row("a", 5, text="yes"), row("b", 4, text="yes"), row("c", 4.5, text="yes"), row("d", 4.2, text="no")
+    assert one(*rows[:3], name="all") == Verdict("identical")
+    assert [(a, b) for a, b, *_ in one(*rows, name="all").pairs] == [("a", "d"), ("c", "d"), ("d", "b")]
+
+
+def test_a_length_beyond_the_ratio_is_no_rival() -> None:
+    rows = row("a", 5, length=100), row("b", 2, length=49), row("c", 3, length=200)
+    assert one(*rows, max_length_ratio=2.0) == made(("a", "c", 5, 3))
+    assert one(*rows[:2], max_length_ratio=2.0) == Verdict("length_ratio")
+    assert one(*rows[:2], max_length_ratio=2.0, min_margin=4.0) == Verdict("margin")
+    assert one(row("a", 5, length=115), row("b", 1, length=100), max_length_ratio=1.15).outcome == "paired"
+    assert one(row("a", 5, length=3), row("b", 1, length=0), max_length_ratio=9.0) == Verdict("length_ratio")
+
+
+def test_on_policy_has_its_model_on_one_side_of_every_pair() -> None:
+    on: dict[str, Any] = {"name": "on_policy", "model": "mine"}
+    rows = row("a", 5, model="x"), row("b", 4, model="mine"), row("c", 2, model="y"), row("d", 1, model="y")
+    assert one(*rows, **on) == made(("a", "b", 5, 4))
+    assert one(replace(rows[0], truncated=True), *rows[1:], **on).chosen == "b"
+    assert {one(replace(rows[0], truncated=True), *rows[1:], **on, seed=s).rejected for s in range(20)} == {"c", "d"}
+    assert one(rows[0], *rows[2:], **on) == Verdict("no_such_model")
+    assert one(row("a", 5, model="x"), row("b", 4, model="mine"), **on, min_margin=2.0) == Verdict("margin")
+    assert one(row("a", 3, model="x"), row("b", 3, model="mine"), **on) == Verdict("tie")
+    cut = row("b", 5, model="mine", truncated=True)
+    assert one(cut, *rows[2:], **on) == Verdict("best_truncated")
+    assert one(cut, replace(rows[2], truncated=True), **on) == Verdict("all_truncated")
+    assert one(row("a", 3, model="mine"), row("b", 2, model="mine"), **on) == made(("a", "b", 3, 2))
+
+
+def test_no_model_is_on_a_side_more_often_than_the_cap() -> None:
+    prompts = {f"p{n}": [row(f"{n}.{m}", k, model=m) for k, m in enumerate("wxyz")] for n in range(300)}
+    scores = columns(prompts, sheet(("a",), (1,)))
+    for name in ("best_vs_random", "all"):
+        policy = replace(POLICY, name=name, max_per_model=40)
+        paired = pair(scores, policy)
+        table = paired.preferences()
+        chosen, rejected = (
+            Counter(key.partition(".")[2] for key in table[side].to_pylist()) for side in ("chosen", "rejected")
+        )
+        assert max(*chosen.values(), *rejected.values()) == 40
+        assert counts(paired)["paired"] + counts(paired)["model_cap"] == 300
+        assert pair(scores, replace(policy, max_per_model=10**6)).n.size > table.num_rows
+
+
+# --- several judges ---------------------------------------------------------------------------------------------------
+
+
+def judged(*rows: Row, aspects: tuple[str, ...] = ("x", "y"), judges: dict[str, Any], **policy: Any) -> Paired:
+    of = sheet(aspects, (1,) * len(aspects), judges)
+    return pair(columns({"p": list(rows)}, of), replace(POLICY, **policy))
+
+
+def test_judges_count_by_their_weight() -> None:
+    rows = row("a", 5, 1), row("b", 1, 4)  # one aspect, two judges
+    assert verdicts(judged(*rows, aspects=("x",), judges={"k": 1, "l": 1}))["p"] == made(("a", "b", 3.0, 2.5))
+    assert verdicts(judged(*rows, aspects=("x",), judges={"k": 1, "l": 3}))["p"] == made(("b", "a", 3.25, 2.0))
+
+
+def test_a_judge_alone_counts_whatever_its_weight() -> None:
+    paired = judged(row("a", 3, 5), row("b", 1, 1), judges={"k": 0.5})
+    assert verdicts(paired)["p"] == made(("a", "b", 4.0, 1.0))
+    assert paired.spread.tolist() == pytest.approx([np.nan] * 2, nan_ok=True)
+    assert paired.outcomes()["aspects"].to_pylist() == [["x", "y"]]
+
+
+def test_what_a_judge_did_not_rate_for_all_is_left_out_of_that_judge_alone() -> None:
+    # k: x and y; l lacks y for b, so y is k's word alone
+    paired = judged(row("a", 5, 2, 3, 5), row("b", 3, 4, 1, None), judges={"k": 1, "l": 1})
+    assert paired.outcomes()["aspects"].to_pylist() == [["k/x", "k/y", "l/x"]]
+    assert paired.scored.means.tolist() == [(4 + 2) / 2, (2 + 4) / 2]
+    assert paired.scored.own.tolist() == [[3.5, 3.0], [3.5, 1.0]]
+    assert paired.spread.tolist() == [0.5, 2.5]
+    assert verdicts(judged(row("a", 5, 2, 3, 5), row("b", 3, 4, 1, None), judges={"k": 1, "l": 1}, missing="drop")) == {
+        "p": Verdict("missing_aspect")
+    }
+
+
+def test_aspects_weigh_the_same_however_many_judges_rated_them() -> None:
+    # x by two judges, y by one: the mean of the aspects is not the mean of the three ratings
+    paired = judged(row("a", 5, 1, 5, None), row("b", 1, 4, 1, 2), judges={"k": 1, "l": 1})
+    assert paired.scored.means.tolist() == [3.0, 2.5]
+
+
 # --- columns in and out -----------------------------------------------------------------------------------------------
 
 EXAMPLE: Prompts = {
@@ -381,35 +618,26 @@ EXAMPLE: Prompts = {
 }
 
 
-def test_the_table_has_a_row_per_prompt_in_the_order_of_the_input() -> None:
-    table = pair(columns(EXAMPLE), POLICY).to_arrow()
-    assert table.to_pylist() == [
-        {
-            "prompt_id": "q",
-            "outcome": "paired",
-            "chosen": "2",
-            "rejected": "1",
-            "score_chosen": 4.0,
-            "score_rejected": 3.0,
-            "aspects": ["honesty", "helpfulness", "truthfulness"],
-        },
-        {
-            "prompt_id": "p",
-            "outcome": "tie",
-            "chosen": None,
-            "rejected": None,
-            "score_chosen": None,
-            "score_rejected": None,
-            "aspects": ["honesty", "helpfulness"],
-        },
+def test_outcomes_have_a_row_per_prompt_in_the_order_of_the_input_and_preferences_one_per_pair() -> None:
+    paired = pair(columns(EXAMPLE), POLICY)
+    assert paired.outcomes().to_pylist() == [
+        {"prompt_id": "q", "outcome": "paired", "aspects": ["honesty", "helpfulness", "truthfulness"]},
+        {"prompt_id": "p", "outcome": "tie", "aspects": ["honesty", "helpfulness"]},
     ]
+    assert paired.preferences().to_pylist() == [
+        {"prompt_id": "q", "n": 0, "chosen": "2", "rejected": "1", "score_chosen": 4.0, "score_rejected": 3.0}
+    ]
+    assert paired.margins.tolist() == [1.0]
 
 
 def test_without_prompts_there_are_no_pairs() -> None:
-    paired = pair(columns({}), POLICY)
-    assert paired.to_arrow().num_rows == 0
-    assert paired.to_arrow().schema == pair(columns(EXAMPLE), POLICY).to_arrow().schema
-    assert counts(paired) == dict.fromkeys(OUTCOMES, 0)
+    for name in ("best_vs_random", "best_vs_worst", "all", "on_policy"):
+        policy = replace(POLICY, name=name, max_per_model=1, max_length_ratio=2.0, model="m")
+        paired, other = pair(columns({}), policy), pair(columns(EXAMPLE), policy)
+        for table in ("outcomes", "preferences", "scores", "judge_scores"):
+            assert getattr(paired, table)().num_rows == 0
+            assert getattr(paired, table)().schema == getattr(other, table)().schema
+        assert counts(paired) == dict.fromkeys(OUTCOMES, 0)
 
 
 def test_counts_names_every_outcome() -> None:
@@ -436,7 +664,8 @@ def test_columns_come_as_lists_or_arrow_of_any_string_type(
 
     names = ("prompt_ids", "completions", "models", "text_ids")
     other = replace(scores, **{name: as_kind(getattr(scores, name)) for name in names})
-    assert pair(other, POLICY).to_arrow() == pair(scores, POLICY).to_arrow()
+    for table in ("outcomes", "preferences", "scores"):
+        assert getattr(pair(other, POLICY), table)() == getattr(pair(scores, POLICY), table)()
 
 
 @pytest.mark.parametrize(
@@ -448,7 +677,12 @@ def test_columns_come_as_lists_or_arrow_of_any_string_type(
         ({"truncated": np.zeros(3, dtype=bool)}, "don't fit"),
         ({"truncated": np.zeros(4, dtype=int)}, "booleans"),
         ({"scores": np.ones((4, 3))}, "don't fit"),
+        ({"lengths": np.zeros(3, dtype=np.int64)}, "don't fit"),
         ({"weights": (1.0, 1.0)}, "weights"),
+        ({"judge_weights": (1.0, 1.0, 1.0, 2.0)}, "judge_weights"),
+        ({"judge_weights": (0.0, 0.0, 0.0, 0.0)}, "judge_weights"),
+        ({"judges": ("j", "j", "j")}, "judge_weights"),
+        ({"aspects": ("honesty", "honesty", "truthfulness", "overall")}, "differ in aspect or judge"),
         ({"weights": (1.0, 1.0, -1.0, 0.0)}, "weights"),
         ({"weights": (1.0, 1.0, float("nan"), 0.0)}, "weights"),
     ],
@@ -465,7 +699,7 @@ def test_a_margin_below_0_is_refused(margin: float) -> None:
 
 
 def test_a_score_the_rubric_does_not_give_is_bad_input() -> None:
-    scores = columns({"p": [row("a", 1), row("b", 2)]}, ("honesty",), (0,))
+    scores = columns({"p": [row("a", 1), row("b", 2)]}, sheet(("honesty",), (0,)))
     with pytest.raises(BadInput, match=r"overall.*honesty"):
         pair(scores, replace(POLICY, score="overall"))
     with pytest.raises(BadInput, match=r"mean.*honesty"):

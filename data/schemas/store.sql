@@ -130,17 +130,27 @@ CREATE TABLE failed (
 
 -- What became of each prompt when pairs were last made: `paired`, or why not.
 CREATE TABLE outcomes (
+    prompt_id VARCHAR,
+    outcome   VARCHAR,
+    aspects   VARCHAR[]                     -- that entered the score; as judge/aspect where there are several judges
+);
+
+-- The pairs as they were last made, one row each.
+CREATE TABLE preferences (
     prompt_id      VARCHAR,
-    outcome        VARCHAR,
+    n              USMALLINT,               -- from 0 within the prompt
     chosen         VARCHAR,                 -- completion keys
     rejected       VARCHAR,
     score_chosen   DOUBLE,
-    score_rejected DOUBLE,
-    aspects        VARCHAR[]                -- that entered the score
+    score_rejected DOUBLE
 );
 
--- The score by which pairs were last made, of every completion that has one.
-CREATE TABLE scores (completion VARCHAR, score DOUBLE);
+-- The score by which pairs were last made, of every completion that has one. `spread` is the highest of the judges' own
+-- scores of it less the lowest; NULL where fewer than two judges have one.
+CREATE TABLE scores (completion VARCHAR, score DOUBLE, spread DOUBLE);
+
+-- Each judge's own score of a completion: its mean over the aspects that entered from it.
+CREATE TABLE judge_scores (completion VARCHAR, judge VARCHAR, score DOUBLE);
 
 -- The share of prompt hashes that goes to the test split, fixed at the first export that asked for so many.
 CREATE TABLE splits (asked DOUBLE, threshold DOUBLE);
@@ -189,9 +199,9 @@ LEFT JOIN judgements j ON w.prompt_id = j.prompt_id AND w.spec = j.spec AND w.id
 LEFT JOIN failed f ON w.prompt_id = f.prompt_id AND w.spec = f.spec AND w.identity = f.identity AND w.pass = f.pass
     AND w.answers = f.answers AND f.material IS NOT DISTINCT FROM m.digest;
 
--- Each rating of the present plan's completions, with who wrote and who judged.
+-- Each rating of the present plan's completions, with who wrote and who judged, by the names they have now.
 CREATE VIEW ratings AS
-SELECT j.prompt_id, s.model, r.completion, r.aspect, r.state, r.score, r.rationale, r.types, j.judge, j.pass, j.request,
+SELECT j.prompt_id, s.model, r.completion, r.aspect, r.state, r.score, r.rationale, r.types, d.judge, j.pass, j.request,
        list_position(j.completions, r.completion) AS shown_as, j.key AS judgement
 FROM needed d JOIN judgements j ON d.judgement = j.key, unnest(j.ratings) AS u(r)
 JOIN slots s ON s.key = r.completion;
@@ -204,7 +214,7 @@ WITH rated AS (
     SELECT s.model,
            count(*) FILTER (s.key = o.chosen) AS chosen,
            count(*) FILTER (s.key = o.rejected) AS rejected
-    FROM slots s JOIN outcomes o ON s.prompt_id = o.prompt_id GROUP BY ALL
+    FROM slots s JOIN preferences o ON s.prompt_id = o.prompt_id GROUP BY ALL
 ), answered AS (
     SELECT s.model, count(*) AS completions, count(*) FILTER (c.finish = 'length') AS truncated,
            avg(c.output_tokens) AS mean_tokens
@@ -251,13 +261,33 @@ ORDER BY items DESC, endpoint, kind;
 
 -- Pairs with their texts.
 CREATE VIEW pairs AS
-SELECT o.prompt_id, p.messages, o.chosen, o.rejected, c.text AS chosen_text, r.text AS rejected_text,
-       sc.model AS chosen_model, sr.model AS rejected_model, o.score_chosen, o.score_rejected, o.aspects, e.source
-FROM outcomes o
+SELECT o.prompt_id, o.n, p.messages, o.chosen, o.rejected, c.text AS chosen_text, r.text AS rejected_text,
+       sc.model AS chosen_model, sr.model AS rejected_model, o.score_chosen, o.score_rejected, e.source
+FROM preferences o
 JOIN selection e ON o.prompt_id = e.prompt_id
 JOIN prompts p ON o.prompt_id = p.prompt_id
 JOIN completions c ON o.chosen = c.key
 JOIN completions r ON o.rejected = r.key
 JOIN slots sc ON o.chosen = sc.key
-JOIN slots sr ON o.rejected = sr.key
-WHERE o.outcome = 'paired';
+JOIN slots sr ON o.rejected = sr.key;
+
+-- How far judges agree: of every two, over the completions that both rated for an aspect, the mean absolute difference
+-- and the correlation. Where `aspect` is NULL it is about their own scores, by which pairs were last made.
+CREATE VIEW agreement AS
+WITH said AS (
+    SELECT completion, aspect, judge, avg(score) AS score FROM ratings WHERE state = 'rated' GROUP BY ALL
+    UNION ALL
+    SELECT completion, NULL, judge, score FROM judge_scores
+)
+SELECT a.judge, b.judge AS other, a.aspect, count(*) AS completions, avg(abs(a.score - b.score)) AS difference,
+       CASE WHEN stddev_pop(a.score) > 0 AND stddev_pop(b.score) > 0 THEN corr(a.score, b.score) END AS correlation
+FROM said a JOIN said b ON a.completion = b.completion AND a.aspect IS NOT DISTINCT FROM b.aspect AND a.judge < b.judge
+GROUP BY ALL ORDER BY a.judge, other, a.aspect NULLS FIRST;
+
+-- The judges who rate a pair's rejected completion above its chosen one, with their own scores of the two.
+CREATE VIEW dissent AS
+SELECT p.prompt_id, p.n, c.judge, c.score AS score_chosen, r.score AS score_rejected
+FROM preferences p
+JOIN judge_scores c ON p.chosen = c.completion
+JOIN judge_scores r ON p.rejected = r.completion AND c.judge = r.judge
+WHERE r.score > c.score + 1e-9;

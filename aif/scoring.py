@@ -1,0 +1,217 @@
+"""Columns of ratings in; the score of each completion out, and each judge's own. Pure: no text, no I/O, no model.
+
+A prompt's completions are scored over the same ratings of the same judges or not at all: what one judge said of one
+aspect enters a prompt only if that judge rated that aspect for all of its completions.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from aif.errors import BadInput
+from aif.records import fraction
+
+Bools = NDArray[np.bool_]
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+TOLERANCE = 1e-9  # scores closer than this are equal: means of the same ratings differ by about 1e-15
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """One row per completion of every prompt that is fully judged; the rows of a prompt stand together.
+
+    `prompt_ids`, `completions` (keys, each once), `models` (names in the pool) and `text_ids` (a digest of the text)
+    are strings per row, without nulls: Arrow arrays, chunked or not, or lists. `lengths` (rows) are characters of the
+    text; `truncated` (rows) marks what was cut at max_tokens.
+
+    `scores` (rows x columns) is NaN where a rating is not_applicable or missing. A column is what one judge said of one
+    aspect: `aspects` and `judges` name the two, `weights` and `judge_weights` say how much each counts. A weight is at
+    least 0, a judge's more than 0; an aspect of weight 0 is not in the mean.
+    """
+
+    prompt_ids: Any
+    completions: Any
+    models: Any
+    text_ids: Any
+    lengths: Ints
+    truncated: Bools
+    scores: Floats
+    aspects: tuple[str, ...]
+    judges: tuple[str, ...]
+    weights: tuple[float, ...]
+    judge_weights: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The rows of `Scores` by prompt: `prompt` (rows) numbers each row's prompt, `starts` and `sizes` (prompts) say
+    where it lies, `text` and `model` (rows) number texts and models."""
+
+    prompt_ids: pa.Array
+    completions: pa.Array
+    models: pa.Array
+    prompt: Ints
+    text: Ints
+    model: Ints
+    starts: Ints
+    sizes: Ints
+
+    @classmethod
+    def of(cls, scores: Scores) -> "Rows":
+        """Raises ValueError where columns differ in length, hold nulls, or rows of a prompt stand apart."""
+        prompts, completions, models, texts = map(
+            _strings, (scores.prompt_ids, scores.completions, scores.models, scores.text_ids)
+        )
+        shapes = {(len(column),) for column in (prompts, completions, models, texts)}
+        shapes |= {scores.truncated.shape, scores.lengths.shape}
+        if shapes != {scores.scores.shape[:1]} or scores.scores.shape[1:] != (len(scores.aspects),):
+            fit = f"scores {scores.scores.shape} for aspects {scores.aspects}, other columns {sorted(shapes)}"
+            raise ValueError(f"columns don't fit: {fit}")
+        if scores.truncated.dtype != np.bool_:  # ~1 is -2: true
+            raise ValueError(f"truncated must be booleans, not {scores.truncated.dtype}")
+        if pc.count_distinct(completions).as_py() != len(completions):
+            raise ValueError("a completion key stands in more than one row")
+        ids, prompt = _numbered(prompts)  # in order of appearance: sorted exactly if none stand apart
+        if np.any(np.diff(prompt) < 0):
+            raise ValueError("the rows of a prompt must stand together")
+        starts = np.flatnonzero(np.diff(prompt, prepend=-1))
+        sizes = np.diff(starts, append=len(prompt))
+        names, model = _numbered(models)
+        return cls(ids, completions, names, prompt, _numbered(texts)[1], model, starts, sizes)
+
+    def any(self, rows: Bools) -> Bools:
+        """Per prompt whether any of its rows is true, column by column if there are several."""
+        found: Bools = np.logical_or.reduceat(rows, self.starts, axis=0)
+        return found
+
+    def best(self, rows: Bools, means: Floats) -> Bools:
+        """Those of these rows that no other of them in their prompt is above."""
+        top = np.maximum.reduceat(np.where(rows, means, -np.inf), self.starts)
+        return rows & (means >= top[self.prompt] - TOLERANCE)
+
+    def pick(self, candidates: Bools, seed: int, role: str) -> Ints:
+        """Per prompt one of its candidate rows, drawn by hash where there are several; -1 where there is none."""
+        rows = np.flatnonzero(candidates)
+        prompt = self.prompt[rows]
+        several = np.bincount(prompt, minlength=len(self.starts))[prompt] > 1
+        drawn = np.zeros(len(rows))
+        drawn[several] = self.draw(seed, role, rows[several])
+        order = np.lexsort((drawn, prompt))
+        owners, first = np.unique(prompt[order], return_index=True)
+        picked = np.full(len(self.starts), -1)
+        picked[owners] = rows[order][first]
+        return picked
+
+    def draw(self, seed: int, role: str, *sides: Ints) -> list[float]:
+        """A number for each of these rows, or for each pair of rows of one prompt."""
+        prompts = self.prompt_ids.take(pa.array(self.prompt[sides[0]])).to_pylist()
+        keys = [self.completions.take(pa.array(side)).to_pylist() for side in sides]
+        return [fraction(seed, role, prompt, *of) for prompt, *of in zip(prompts, *keys, strict=True)]
+
+
+def _strings(column: Any) -> pa.Array:
+    """One Arrow array of strings, whatever the column came as."""
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+    array = pc.cast(column, pa.string()) if isinstance(column, pa.Array) else pa.array(column, pa.string())
+    if array.null_count:
+        raise ValueError("a column of names holds nulls")
+    return array
+
+
+def _numbered(names: pa.Array) -> tuple[pa.Array, Ints]:
+    """The distinct names in order of appearance, and the place of each row's among them."""
+    encoded = names.dictionary_encode()
+    return encoded.dictionary, encoded.indices.to_numpy().astype(np.int64)
+
+
+# --- the score --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """The score of every row, `means`, and each judge's own, `own` (rows x `judges`); NaN without any rating that
+    entered. `used` (prompts x columns) marks what entered; `incomplete` (prompts) where `missing` is "drop" and
+    something is."""
+
+    used: Bools
+    incomplete: Bools
+    means: Floats
+    own: Floats
+    judges: tuple[str, ...]
+
+
+def score(scores: Scores, rows: Rows, by: Literal["mean", "overall"], missing: Literal["leave_out", "drop"]) -> Scored:
+    """The weighted mean over the aspects of positive weight, or the aspect `overall` alone; of each aspect the weighted
+    mean over the judges whose ratings of it entered. `missing` is about these aspects only.
+
+    Raises BadInput where these aspects don't give the score asked for, ValueError where columns and weights don't fit.
+    """
+    weights = _weights(scores, by)
+    lacking = rows.any(np.isnan(scores.scores)) & (weights > 0)
+    incomplete: Bools = np.logical_and(lacking.any(axis=1), missing == "drop")
+    used: Bools = (weights > 0) & ~lacking & ~incomplete[:, None]
+    entered = np.where(used[rows.prompt], scores.scores, np.nan)
+    trust = np.array(scores.judge_weights)
+
+    def mean(columns: Sequence[int], weights: Floats) -> Floats:
+        return _mean(len(entered), ((entered[:, column], weights[column]) for column in columns))
+
+    aspects = _columns_of(scores.aspects)
+    of_aspects = ((mean(columns, trust), weights[columns[0]]) for columns in aspects.values())
+    judges = _columns_of(scores.judges)
+    own = np.empty((len(entered), len(judges)))
+    for place, columns in enumerate(judges.values()):
+        own[:, place] = mean(columns, weights)
+    return Scored(used, incomplete, _mean(len(entered), of_aspects), own, tuple(judges))
+
+
+def _columns_of(names: Sequence[str]) -> dict[str, list[int]]:
+    columns: dict[str, list[int]] = {}
+    for column, name in enumerate(names):
+        columns.setdefault(name, []).append(column)
+    return columns
+
+
+def _mean(rows: int, columns: Iterable[tuple[Floats, float]]) -> Floats:
+    """Per row the weighted mean of the columns that are not NaN there, NaN without any. Added up column by column, so
+    that equal ratings give equal bits wherever the row stands."""
+    total, share = np.zeros(rows), np.zeros(rows)
+    for column, weight in columns:
+        there = ~np.isnan(column)
+        total += np.where(there, weight * column, 0.0)
+        share += np.where(there, weight, 0.0)
+    means: Floats = np.divide(total, share, out=np.full(rows, np.nan), where=share > 0)
+    return means
+
+
+def _weights(scores: Scores, by: Literal["mean", "overall"]) -> Floats:
+    """The weight of each column's aspect in the score, 0 where it has no part in it."""
+    _check(scores.aspects, scores.weights, "weights", all(0 <= weight < np.inf for weight in scores.weights))
+    _check(scores.judges, scores.judge_weights, "judge_weights", all(0 < w < np.inf for w in scores.judge_weights))
+    if len(set(zip(scores.aspects, scores.judges, strict=True))) != len(scores.aspects):
+        raise ValueError(f"columns must differ in aspect or judge: {scores.aspects}, {scores.judges}")
+    rated = ", ".join(dict.fromkeys(scores.aspects)) or "none"
+    if by == "overall":
+        if "overall" not in scores.aspects:
+            raise BadInput(f"pairs.score is overall, but the rubric has no such aspect ({rated}): set it to mean")
+        return np.array([float(aspect == "overall") for aspect in scores.aspects])
+    if not any(scores.weights):
+        raise BadInput(f"pairs.score is mean, but no aspect of the rubric ({rated}) has a positive weight: give one")
+    return np.array(scores.weights, dtype=float)
+
+
+def _check(names: Sequence[str], weights: Sequence[float], called: str, sound: bool) -> None:
+    """Raises ValueError where not every name has one weight, and a `sound` one."""
+    fit = len(weights) == len(names) and len(set(zip(names, weights, strict=True))) == len(set(names))
+    if not fit or not sound:
+        raise ValueError(
+            f"{called} must be one positive number for each name (0: an aspect left out), not {weights} for {names}"
+        )
