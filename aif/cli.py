@@ -182,6 +182,27 @@ def show(
 
 
 @app.command()
+def pairs(
+    pipeline: File,
+    sets: Sets = None,
+    versus: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--versus", metavar="KEY=VALUE", help="Compare with this key of `pairs` changed, too."),
+    ] = None,
+) -> None:
+    """What a policy makes of the ratings there are, beside another. Nothing is written, no model is called."""
+    from aif.pairs_view import outlook, tell_outlook
+    from aif.queries import Reader
+
+    one = _load(pipeline, sets)
+    other = _load(pipeline, [*(sets or []), *versus]) if versus else None
+    with Reader.open(one.store) as reader:
+        seen = outlook(one, reader)
+        beside = outlook(other, reader) if other else None
+    tell_outlook(out, seen, beside, versus or [])
+
+
+@app.command()
 def export(
     pipeline: File,
     to: Annotated[Path | None, typer.Option("--out", help="The folder to make; beside the store if left out.")] = None,

@@ -89,9 +89,7 @@ def prepare(
     principles = principles_of(pipeline)
     fingerprint = _read_sources(pipeline, ledger, tell, reread)
     _keep_texts(ledger, rubric, principles)
-    mark = digest(
-        [fingerprint, plan_digest(pool_of(pipeline), pipeline.completions.per_prompt, principles, pipeline.seed)]
-    )
+    mark = _plan_mark(pipeline, principles, fingerprint)
     if ledger.store.marked("plan") != mark:
         with Reader.of(ledger.store) as reader:
             ledger.store.replan(_planned(pipeline, principles, reader), mark)
@@ -131,6 +129,17 @@ def _keep_materials(pipeline: Pipeline, ledger: Ledger, rubric: Rubric, fingerpr
                 ledger.keep(new)
                 known_texts |= texts.keys()
     ledger.store.show_materials(rows, mark)
+
+
+def is_prepared(pipeline: Pipeline, rubric: Rubric, reader: Reader) -> bool:
+    """Whether the store has the plan and the judging that the pipeline wants, over the prompts it has."""
+    mark = _plan_mark(pipeline, principles_of(pipeline), reader.marked("sources") or "")
+    return reader.marked("plan") == mark and reader.specs() == set(specs_of(pipeline, rubric))
+
+
+def _plan_mark(pipeline: Pipeline, principles: Principles | None, fingerprint: str) -> str:
+    plan = plan_digest(pool_of(pipeline), pipeline.completions.per_prompt, principles, pipeline.seed)
+    return digest([fingerprint, plan])
 
 
 def _keep_texts(ledger: Ledger, rubric: Rubric, principles: Principles | None) -> None:

@@ -16,7 +16,7 @@ from aif.errors import BadInput, StoreDamaged
 from aif.pairs import Policy
 from aif.records import Message, Prompt, Slot, as_messages
 from aif.scoring import Floats, Ints, Scores
-from aif.store import Store, check_version, connect, noticing
+from aif.store import Spec, Store, check_version, connect, noticing
 
 
 @dataclass(frozen=True, slots=True)
@@ -464,8 +464,18 @@ class Reader:
 
     def paired_by(self) -> Policy | None:
         """The policy that pairs were last made by."""
-        rows = self._rows("SELECT value FROM marks WHERE name = 'pairs'")
-        return Policy(**orjson.loads(rows[0][0])) if rows else None
+        said = self.marked("pairs")
+        return Policy(**orjson.loads(said)) if said else None
+
+    def marked(self, name: str) -> str | None:
+        """What was remembered under this name (see `Store.mark`)."""
+        rows = self._rows("SELECT value FROM marks WHERE name = ?", [name])
+        return str(rows[0][0]) if rows else None
+
+    def specs(self) -> set[Spec]:
+        """The requests that are made of judges, as the store was last told."""
+        rows = self._rows("SELECT judge, identity, pass, request, listwise, n, least, spec FROM specs")
+        return {Spec(*row) for row in rows}
 
     def disputed(self) -> int:
         """Pairs of which some judge rates the rejected completion above the chosen one."""

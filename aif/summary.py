@@ -40,14 +40,14 @@ def rule_of(policy: Policy) -> str:
     if policy.max_length_ratio is not None:
         lower += f" and at most {policy.max_length_ratio:g} times as long or as short"
     if policy.name == "all":
-        said = f"every completion that was not cut at its limit is chosen over every one that is {lower}"
+        said = f"every completion that was not cut at its limit is chosen over every one {lower}"
         if policy.max_pairs_per_prompt is not None:
             said += f"; of a prompt's pairs the widest {policy.max_pairs_per_prompt} stay"
     else:
         said = "chosen is the best completion that was not cut at its limit"
         if policy.name == "on_policy":
             said += f", of the pairs with {policy.model} on one side"
-        said += f"; rejected is {'the lowest' if policy.name == 'best_vs_worst' else 'drawn from all'} that is {lower}"
+        said += f"; rejected is {'the lowest of' if policy.name == 'best_vs_worst' else 'drawn from'} those {lower}"
     if policy.max_per_model is not None:
         said += f"; no model is on a side more than {policy.max_per_model:,} times"
     return said

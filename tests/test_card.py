@@ -197,13 +197,47 @@ def test_how_it_was_made_says_what_the_pipeline_says() -> None:
     made = section(render(facts(SECRETIVE)), "How it was made")
     assert "`best_vs_worst` by the overall score" in made
     assert "Chosen is the best completion that was not cut at its limit" in made
-    assert "rejected is the lowest that is lower by at least 1.5. Ties" in made
+    assert "rejected is the lowest of those lower by at least 1.5. Ties" in made
     assert "makes no pair" in made.split("Ties make no pair")[1]
     assert "*ultrafeedback*, digest `" in made
     assert "Overall (1–10, weight 0)" in made
     assert "none; the models were asked without" in section(
         render(facts(PIPELINE.replace("principles: ultrafeedback\n", ""))), "How it was made"
     )
+
+
+def test_several_judges_are_named_with_how_far_they_agree() -> None:
+    two = "judges={wise: {provider: openai, weight: 2}, mild: {provider: openai, reply: text}}"
+    rows = [{"judge": "mild", "other": "wise", "aspect": None, "completions": 1200, "difference": 0.5,
+             "correlation": None}]  # fmt: skip
+    card = render(facts(PIPELINE, two, agreement=rows, disputed=3))
+    assert "rated by wise and mild against" in card
+    assert "- **Judge**: wise (wise), temperature 0, replies bound by a JSON schema, weight 2.\n" in card
+    assert "- **Judge**: mild (mild), temperature 0, replies as text.\n" in card
+    assert "| mild, wise | 1,200 | 0.50 | – |" in section(card, "Models")
+    assert "Of the pairs 3 are the other way round for some judge." in card
+    assert "of each aspect the weighted mean of its judges" in card
+    assert "agree" not in render(facts())
+
+
+@pytest.mark.parametrize(
+    ("sets", "words"),
+    [
+        (("pairs.policy=all",), "Every completion that was not cut at its limit is chosen over every one lower. "),
+        (
+            ("pairs.policy=all", "pairs.max_pairs_per_prompt=3", "pairs.max_length_ratio=2.0"),
+            "over every one lower and at most 2 times as long or as short; of a prompt's pairs the widest 3 stay. ",
+        ),
+        (
+            ("pairs.policy=on_policy", "pairs.model=poor", "pairs.max_per_model=1000"),
+            "not cut at its limit, of the pairs with poor on one side; rejected is drawn from those lower; no model is "
+            "on a side more than 1,000 times. ",
+        ),
+        (("pairs.min_margin=0.5",), "rejected is drawn from those lower by at least 0.5. "),
+    ],
+)
+def test_the_rule_of_pairing_is_told(sets: tuple[str, ...], words: str) -> None:
+    assert words in section(render(facts(PIPELINE, *sets)), "How it was made")
 
 
 def test_simulated_texts_are_called_so() -> None:

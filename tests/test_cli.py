@@ -15,7 +15,9 @@ from aif import cli
 from aif.config import load
 from aif.errors import Exit
 from aif.ledger import Ledger
-from tests.serving import Served
+from aif.queries import Reader
+from aif.simulator import Cast
+from tests.serving import POOL, Served
 from tests.test_feedback import write
 
 Typed = Callable[..., tuple[int, str, str]]
@@ -125,9 +127,56 @@ def test_a_run_is_told_and_its_prompts_can_be_shown(typed: Typed, tmp_path: Path
     assert "no prompt 'zzz'" in err
 
 
-def _first_id(path: Path) -> str:
-    from aif.queries import Reader
+def test_policies_are_compared_over_the_ratings_there_are(
+    typed: Typed, tmp_path: Path, serve: Callable[..., Served]
+) -> None:
+    served = serve()
+    path = write(tmp_path, served, count=6)
+    assert typed("pairs", path)[0] == Exit.BAD_INPUT
+    typed("run", path)
+    calls = served.stats()["calls"]
+    code, out, _ = typed("pairs", path, "--versus", "pairs.policy=all", "--versus", "pairs.max_pairs_per_prompt=2")
+    assert code == Exit.DONE
+    assert re.search(r"^pairs +6 +12 *$", out, re.MULTILINE)
+    assert "the same chosen, another rejected" in out
+    code, _, err = typed("pairs", path, "--versus", "pairs.polcy=all")
+    assert code == Exit.BAD_INPUT
+    assert "did you mean 'policy'" in err
+    code, _, err = typed("pairs", path, "--versus", "seed=3")
+    assert code == Exit.BAD_INPUT
+    assert "last brought to" in err
+    assert served.stats()["calls"] == calls
 
+
+def test_several_pairs_and_judges_are_told(typed: Typed, tmp_path: Path, serve: Callable[..., Served]) -> None:
+    served = serve(cast=Cast(POOL, {"judge": 0.0, "wild": 0.9}))
+    judge = {"provider": "openai", "base_url": served.base_url}
+    path = write(tmp_path, served, count=8, judges={"judge": judge, "wild": judge}, pairs={"policy": "all"})
+    code, out, _ = typed("run", path)
+    assert code == Exit.DONE
+    pairs = int(re.search(r"8 prompts, (\d+) pairs", out)[1])  # type: ignore[index]
+    assert pairs > 8
+    assert re.search(rf"{pairs} +pairs of these", out)
+    assert re.search(r"judge, wild +32 +\d\.\d\d +-?\d\.\d\d", out)
+    disputed = int(re.search(rf"of {pairs} pairs (\d+) are the other way round for some judge", out)[1])  # type: ignore[index]
+    assert disputed > 0
+
+    with Reader.open(load(path).store) as reader:
+        (one,) = reader.sql("SELECT * FROM dissent ORDER BY prompt_id, n LIMIT 1")
+    _, out, _ = typed("show", path, one["prompt_id"])
+    assert re.search(r"pair 1 of [2-6]", out)
+    assert f"{one['judge']} has it the other way: {one['score_chosen']:.3f}, {one['score_rejected']:.3f}" in out
+    assert len(re.findall(r"by judge judge \d\.\d{3}, wild \d\.\d{3}; spread", out)) == 4
+    assert out.count("judgement") >= 2
+
+    code, out, _ = typed("export", path)
+    assert f"{pairs} pairs of 8 prompts" in out
+    card = (tmp_path / "dataset" / "README.md").read_text()
+    assert f"| {pairs} | pairs of these |" in card
+    assert f"Of the pairs {disputed} are the other way round for some judge." in card
+
+
+def _first_id(path: Path) -> str:
     with Reader.open(load(path).store) as reader:
         return str(reader.sql("SELECT prompt_id FROM outcomes WHERE outcome = 'paired'")[0]["prompt_id"])
 
@@ -237,5 +286,17 @@ def test_rubrics_can_be_looked_at(typed: Typed) -> None:
 
 def test_help_names_every_command() -> None:
     told = subprocess.run([sys.executable, "-m", "aif", "--help"], capture_output=True, text=True, check=True).stdout
-    for command in ("run", "status", "failures", "doctor", "show", "export", "rebuild", "reparse", "simulate", "init"):
+    for command in (
+        "run",
+        "status",
+        "failures",
+        "doctor",
+        "show",
+        "pairs",
+        "export",
+        "rebuild",
+        "reparse",
+        "simulate",
+        "init",
+    ):
         assert command in told

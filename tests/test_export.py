@@ -161,7 +161,7 @@ def test_run_json_holds_books_spend_and_pipeline(tmp_path: Path) -> None:
     run = json.loads((tmp_path / "out" / "run.json").read_text())
     assert run["made_by"] == "aif"
     assert run["made"] == "2026-05-01T09:30:00+00:00"
-    assert run["books"] == {"intake": {"selected": 8}, "outcomes": {"paired": 7, "tie": 1}, "pairs": 7}
+    assert run["books"] == {"intake": {"selected": 8}, "outcomes": {"paired": 7, "tie": 1}, "pairs": 7, "empty": 0}
     assert run["rows"]["trl"] == {"train": 7}
     assert sum(row["calls"] for row in run["spend"]) == 8 * 5
     assert sum(row["usd"] for row in run["spend"]) == pytest.approx(0.04)
@@ -240,6 +240,25 @@ def test_no_pairs_is_refused_and_says_what_became_of_the_prompts(tmp_path: Path)
     pipeline, rubric, ledger = build(tmp_path, 3, complete=lambda number, model: Fate.PENDING)
     with ledger, pytest.raises(BadInput, match="of 3 prompts: pending 3"):
         export(pipeline, rubric, ledger, tmp_path / "out", silent)
+
+
+def test_all_pairs_of_a_prompt_are_on_one_side_and_a_count_is_of_prompts(tmp_path: Path) -> None:
+    told: list[str] = []
+    pipeline, rubric, ledger = build(tmp_path, 20, sets=["pairs.policy=all", "export.test_size=5"])
+    with ledger:
+        exported = export(pipeline, rubric, ledger, tmp_path / "out", told.append)
+        again = export(pipeline, rubric, ledger, tmp_path / "again", told.append)
+    assert exported.rows["trl"] == again.rows["trl"] == {"train": 90, "test": 30}
+    assert (exported.books.pairs, exported.books.outcomes) == (120, {"paired": 20})
+    train, test = ids(tmp_path / "out", "train"), ids(tmp_path / "out", "test")
+    assert set(train).isdisjoint(test)
+    assert len(set(test)) == 5
+    assert (train, test) == (sorted(train), sorted(test))
+    assert "5 of 20 prompts with pairs" in told[0]
+    assert len(told) == 1
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| = 20 | prompts with pairs |\n| 120 | pairs of these |" in card
+    assert "| s0 | 10 | 60 |" in card
 
 
 # --- the same bytes ---------------------------------------------------------------------------------------------------
