@@ -134,7 +134,7 @@ def _keep_materials(pipeline: Pipeline, ledger: Ledger, rubric: Rubric, fingerpr
 def is_prepared(pipeline: Pipeline, rubric: Rubric, reader: Reader) -> bool:
     """Whether the store has the plan and the judging that the pipeline wants, over the prompts it has."""
     mark = _plan_mark(pipeline, principles_of(pipeline), reader.marked("sources") or "")
-    return reader.marked("plan") == mark and reader.specs() == set(specs_of(pipeline, rubric))
+    return reader.marked("plan") == mark and reader.specs() == set(specs_of(pipeline, rubric, reader.carried_sizes()))
 
 
 def _plan_mark(pipeline: Pipeline, principles: Principles | None, fingerprint: str) -> str:
