@@ -5,7 +5,7 @@ are shown by name and declared identity, and what was declared as a path by its 
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import PurePosixPath
@@ -20,16 +20,35 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from aif.config import Pipeline
 from aif.entries import Endpoint
 from aif.pairing import policy_of
+from aif.picks import LabelCounts, balancing
 from aif.queries import Books
 from aif.resources import shipped
 from aif.rubric import Rubric
 from aif.scoring import Floats
 from aif.summary import OUTCOMES, rule_of
 
-TAGS = ("rlaif", "preference", "dpo", "synthetic", "trl", "aif")
+# The tag, and the configs that give it; None: every dataset has it.
+TAGS: Mapping[str, Collection[str] | None] = {
+    "rlaif": None,
+    "preference": None,
+    "dpo": ("trl", "h4"),
+    "kto": ("kto",),
+    "reward-model": ("reward",),
+    "sft": ("sft",),
+    "ultrafeedback": ("ultrafeedback",),
+    "synthetic": None,
+    "trl": ("trl", "kto", "reward", "sft"),
+    "aif": None,
+}
 SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
 SOURCES = 20  # named in the card; a column of sources may hold thousands
 BAR = 30  # characters
+UNLABELLED = {
+    "in_no_pair": "in no pair",
+    "between": "between the two scores",
+    "truncated": "desirable but cut at the limit",
+    "both_ways": "desirable in one place and undesirable in another",
+}
 MARKS = ("<!-- run:begin -->", "<!-- run:end -->")
 
 
@@ -38,7 +57,8 @@ class CardFacts:
     """What a card is made of. `rows` and `files` are by config and split; `sources` are (name, prompts, pairs),
     most first; `chosen` and `rejected` the scores of each pair; `leaderboard`, `agreement` (of the judges' own scores)
     and `spend` rows of the views of these names; `disputed` the pairs that some judge has the other way round; `sample`
-    a row of the default config; `calls` the times of the first and the last call."""
+    a row of the default config; `calls` the times of the first and the last call; `labels` what config
+    `kto` holds, if it is there."""
 
     pipeline: Pipeline
     rubric: Rubric
@@ -56,6 +76,7 @@ class CardFacts:
     version: str
     made: datetime
     calls: tuple[datetime, datetime] | None
+    labels: LabelCounts | None = None
 
 
 def render(facts: CardFacts) -> str:
@@ -74,22 +95,28 @@ def render(facts: CardFacts) -> str:
         simulated=[cell(name) for name, one in _endpoints(facts.pipeline) if one.provider == "simulator"],
         books=_books(facts.books),
         sources=_sources(facts.sources),
-        histogram=_histogram(facts.chosen, facts.rejected, _scale(facts)),
-        margins=_margins(facts.chosen - facts.rejected),
+        histogram=_histogram(facts.chosen, facts.rejected, _scale(facts)) if len(facts.chosen) else None,
+        margins=_margins(facts.chosen - facts.rejected) if len(facts.chosen) else None,
+        weight=_weight(facts.labels),
         aspects=[name for name in facts.rubric.sheet.aspects if any(name in row["aspects"] for row in leaderboard)],
         leaderboard=leaderboard,
         spent=_total(facts.spend),
         sample=_json(facts.sample),
+        reasons=UNLABELLED,
         marks=MARKS,
     )
     return f"---\n{_metadata(facts)}---\n\n{body}"
+
+
+def _weight(labels: LabelCounts | None) -> tuple[str, float, float] | None:
+    return balancing(**labels.labels["train"]) if labels else None
 
 
 def _endpoints(pipeline: Pipeline) -> list[tuple[str, Endpoint]]:
     return [*pipeline.models.items(), *pipeline.judges.items()]
 
 
-def default_config(rows: Mapping[str, object]) -> str:
+def default_config(rows: Collection[str]) -> str:
     """The config that is loaded when none is named."""
     return "trl" if "trl" in rows else next(iter(rows))
 
@@ -99,9 +126,9 @@ def _metadata(facts: CardFacts) -> str:
     said = {
         **({"license": facts.pipeline.export.license} if facts.pipeline.export.license else {}),
         "pretty_name": facts.pipeline.name,
-        "tags": list(TAGS if "trl" in facts.rows else [tag for tag in TAGS if tag != "trl"]),
+        "tags": [tag for tag, of in TAGS.items() if of is None or any(config in facts.rows for config in of)],
         "task_categories": ["text-generation"],
-        "size_categories": [_size(len(facts.chosen))],
+        "size_categories": [_size(sum(facts.rows[default].values()))],
         "configs": [
             {
                 "config_name": config,

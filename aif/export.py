@@ -1,15 +1,10 @@
-"""Pairs as a Hugging Face dataset: Parquet files in the trainers' formats, splits, a card. No model is called.
+"""A Hugging Face dataset: Parquet files in the trainers' formats, splits, a card. No model is called.
 
-A dataset stands under its name whole or not at all: it is written beside it, checked row by row as a reader will see
-it, synced, and moved there. Data files depend on the store and the pipeline alone, byte for byte; time and spend stand
-in run.json and in one section of the card.
+A dataset stands under its name whole or not at all, and every row is checked as a reader will see it. Data files depend
+on the store and the pipeline alone, byte for byte; time and spend stand in run.json and in one section of the card.
 """
 
-import hashlib
-import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,24 +13,28 @@ from typing import Any
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from rich.console import Console
 
-from aif import __version__, events
+from aif import __version__, events, files
 from aif.card import CardFacts, default_config, render
 from aif.config import Pipeline
-from aif.errors import AifError, BadInput
-from aif.formats import FORMATS, Layout, Part, file_of
+from aif.entries import Labels
+from aif.errors import BadInput
+from aif.files import Parts, Rows
+from aif.formats import Part, made_of
+from aif.intake import principles_of
+from aif.layout import Of
 from aif.ledger import Ledger
 from aif.pairing import make_pairs
+from aif.picks import LabelCounts, best, labelled
+from aif.placing import MARKER, check_place, replacing
 from aif.queries import Books, Reader
-from aif.records import fraction
+from aif.records import Principle, digest, fraction
 from aif.rubric import Rubric
+from aif.ultrafeedback import Annotated
 
-ROW_GROUP = 2000  # rows; of 10 KB each 20 MB, which the Hub's viewer still reads at once
+WHOLE_GROUP = 500  # of prompts with all that is known of them: about 40 KB each
 SAMPLED = 200  # of so many first rows the shortest stands in the card
-
-MARKER = ("made_by", "aif")  # in run.json: the folder is an export and may be replaced by one
 
 Told = Callable[[str], None]
 
@@ -57,163 +56,161 @@ def export(
     tell: Told,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> Exported:
-    """Makes pairs and writes them to the folder `out`, in the place of an older export.
+    """Makes pairs and writes the pipeline's formats to the folder `out`, in the place of an older export.
 
-    Raises BadInput where there is nothing to export, `out` holds something else, or `test_size` asks for too many.
-    What an export that failed has written stays beside `out` as `<out>.partial` until the next one.
+    A format of which there is no row is left out, and told. Raises BadInput where no row is left, `out` holds something
+    else, or `test_size` asks for too many. What an export that failed has written stays beside `out` as `<out>.partial`
+    until the next one.
     """
     out = out.resolve()
-    _check_place(out)
+    check_place(out)
     make_pairs(pipeline, rubric, ledger.store)
     with Reader.of(ledger.store) as reader:
         books = reader.books()
         paired = reader.paired()
-        if not paired.num_rows:
-            became = ", ".join(f"{outcome} {n:,}" for outcome, n in books.outcomes.items())
-            raise BadInput(f"{pipeline.path}: there are no pairs to export; of {books.selected:,} prompts: {became}")
-        parts = _parts(pipeline, ledger, reader, paired, tell)
-        with _writable(out):
-            partial = _beside(out, "partial")
-            if partial.exists():
-                shutil.rmtree(partial)
-            partial.mkdir(parents=True)
-            rows = _write(pipeline.export.formats, reader, parts, partial)
-            _check(partial, rows)
-            files = _name_by_content(partial, rows)
-            _describe(pipeline, rubric, reader, partial, rows, files, books, paired, now())
-            _sync(partial)
-            _put(partial, out)
+        found = _rows(pipeline, rubric, reader, paired)
+        formats = _with_rows(pipeline, found, books, tell)
+        parts = _parts(pipeline, ledger, reader, formats, found, tell)
+        labels = _label_counts(parts["labels"], found["labels"].left_out, tell) if "kto" in formats else None
+        with replacing(out) as partial:
+            rows = files.write(formats, found, parts, partial)
+            files.check(partial, rows)
+            names = files.name_by_content(partial, rows)
+            _describe(pipeline, rubric, reader, partial, rows, names, books, paired, labels, now())
     return Exported(out, rows, books)
+
+
+# --- what rows are made of --------------------------------------------------------------------------------------------
+
+
+def _rows(pipeline: Pipeline, rubric: Rubric, reader: Reader, paired: pa.Table) -> dict[Of, Rows]:
+    """What the pipeline's formats are made of."""
+    wanted = {made_of(config) for config in pipeline.export.formats}
+    found: dict[Of, Rows] = {"pairs": Rows(paired, reader.pairs)}
+    if "prompts" in wanted:
+        found["prompts"] = Rows(reader.selected(), _annotating(pipeline, rubric, reader), WHOLE_GROUP)
+    if wanted & {"best", "labels"}:
+        scored = reader.scored()
+        labels = labelled(scored, paired, pipeline.export.kto)
+        found["best"] = Rows(best(scored, paired, pipeline.seed), reader.completed)
+        found["labels"] = Rows(labels.rows, reader.completed, left_out=labels.left_out)
+    return found
+
+
+def _annotating(
+    pipeline: Pipeline, rubric: Rubric, reader: Reader
+) -> Callable[[pa.Table, int], Iterator[list[Annotated]]]:
+    drawn = principles_of(pipeline)
+    pools = drawn.pools.items() if drawn else ()
+    principles = {digest(text): Principle(pool, text) for pool, texts in pools for text in texts}
+    aspects = {name: request.aspects for name, request in rubric.sheet.requests.items()}
+
+    def fetch(selected: pa.Table, batch: int) -> Iterator[list[Annotated]]:
+        for found in reader.whole(selected, batch):
+            yield [Annotated(whole, aspects, principles) for whole in found]
+
+    return fetch
+
+
+def _with_rows(pipeline: Pipeline, found: Mapping[Of, Rows], books: Books, tell: Told) -> tuple[str, ...]:
+    """The formats of which there are rows. Raises BadInput where there is none."""
+    formats = tuple(config for config in pipeline.export.formats if found[made_of(config)].index.num_rows)
+    became = ", ".join(f"{outcome} {n:,}" for outcome, n in books.outcomes.items())
+    why: dict[Of, str] = {
+        "pairs": f"there are no pairs; of {books.selected:,} prompts: {became}",
+        "best": "there is no completion with a score that was not cut at max_tokens",
+        "labels": f"no completion has a label by export.kto ({_rule(pipeline.export.kto)})",
+        "prompts": "no prompt is selected",
+    }
+    empty = [config for config in pipeline.export.formats if config not in formats]
+    if not formats:
+        whys = "; ".join(dict.fromkeys(why[made_of(config)] for config in empty))
+        raise BadInput(f"{pipeline.path}: there is nothing to export: {whys}")
+    for config in empty:
+        tell(f"{config} is left out: {why[made_of(config)]}")
+    return formats
+
+
+def _rule(labels: Labels) -> str:
+    if labels.rule == "pairs":
+        return "the sides of the pairs"
+    return f"scores from {labels.desirable:g}, and up to {labels.undesirable:g}"
+
+
+def _label_counts(parts: Mapping[Part, pa.Table], left_out: Mapping[str, int], tell: Told) -> LabelCounts:
+    counts: dict[str, dict[str, int]] = {}
+    for part, table in parts.items():
+        labels = table.column("label").to_pylist()
+        counts[part] = {"desirable": sum(labels), "undesirable": len(labels) - sum(labels)}
+    for label, n in counts["train"].items():
+        if not n:
+            tell(f"kto: no completion to train on is {label}; KTO needs both, so see export.kto")
+    return LabelCounts(counts, left_out)
 
 
 # --- splits -----------------------------------------------------------------------------------------------------------
 
 
-def _parts(pipeline: Pipeline, ledger: Ledger, reader: Reader, paired: pa.Table, tell: Told) -> dict[Part, pa.Table]:
-    """The pairs of each part that has any. All pairs of a prompt are in one part."""
-    ids = paired.column("prompt_id").to_pylist()
-    drawn = {prompt_id: fraction("split", prompt_id) for prompt_id in ids}
-    share = _test_share(pipeline, ledger, reader, list(drawn.values()), tell)
-    held_out = pa.array([drawn[prompt_id] < share for prompt_id in ids], pa.bool_())
-    parts: dict[Part, pa.Table] = {"train": paired.filter(pc.invert(held_out)), "test": paired.filter(held_out)}
-    asked, test = pipeline.export.test_size, sum(at < share for at in drawn.values())
-    if not parts["train"].num_rows:
-        raise BadInput(
-            f"{pipeline.path}: export.test_size: all {test:,} prompts with pairs fall into the test split; ask for "
-            "fewer, or for 0"
-        )
+def _parts(
+    pipeline: Pipeline, ledger: Ledger, reader: Reader, formats: Sequence[str], found: Mapping[Of, Rows], tell: Told
+) -> Parts:
+    """The rows of each part that has any. A prompt is in the same part in every format."""
+    drawn = _drawn(found[made_of(default_config(formats))].index)
+    share = _test_share(pipeline, ledger, reader, drawn, tell)
+    parts: dict[Of, dict[Part, pa.Table]] = {}
+    for config in formats:
+        of, index = made_of(config), found[made_of(config)].index
+        draws = _drawn(index)
+        held_out = pa.array([draws[prompt_id] < share for prompt_id in index.column("prompt_id").to_pylist()])
+        split: dict[Part, pa.Table] = {"train": index.filter(pc.invert(held_out)), "test": index.filter(held_out)}
+        if not split["train"].num_rows:
+            raise BadInput(
+                f"{pipeline.path}: export.test_size: all {len(draws):,} prompts of {config} fall into the test split; "
+                "ask for fewer, or for 0"
+            )
+        parts[of] = {part: rows for part, rows in split.items() if rows.num_rows}
+    _tell_test(pipeline, sum(one < share for one in drawn.values()), len(drawn), tell)
+    return parts
+
+
+def _drawn(index: pa.Table) -> dict[str, float]:
+    """The number of each prompt by which it is held out or not."""
+    return {prompt_id: fraction("split", prompt_id) for prompt_id in pc.unique(index.column("prompt_id")).to_pylist()}
+
+
+def _tell_test(pipeline: Pipeline, test: int, prompts: int, tell: Told) -> None:
+    asked = pipeline.export.test_size
     if asked and not test:
-        tell(f"no test split: of {len(drawn):,} prompts with pairs none falls into it by export.test_size {asked}")
+        tell(f"no test split: of {prompts:,} prompts none falls into it by export.test_size {asked}")
     elif isinstance(asked, int) and test != asked:
-        tell(f"the test split holds {test:,} prompts, not {asked:,}: its bound was fixed when other prompts had pairs")
-    return {part: rows for part, rows in parts.items() if rows.num_rows}
+        tell(f"the test split holds {test:,} prompts, not {asked:,}: its bound was fixed when there were other prompts")
 
 
-def _test_share(pipeline: Pipeline, ledger: Ledger, reader: Reader, drawn: list[float], tell: Told) -> float:
+def _test_share(pipeline: Pipeline, ledger: Ledger, reader: Reader, drawn: Mapping[str, float], tell: Told) -> float:
     """The share of prompt hashes that is held out.
 
-    A count is turned into one that gives exactly so many of the prompts that have pairs and of those that may yet have
-    some, once and for all: a prompt that was held out once stays so as the store grows.
+    A count is turned into one that gives exactly so many of the prompts in the default config and of those that may yet
+    come into it, once and for all: a prompt that was held out once stays so as the store grows.
     """
     asked = pipeline.export.test_size
     if isinstance(asked, float) or asked == 0:
         return float(asked)
     if (fixed := reader.threshold(asked)) is not None:
         return fixed
-    to_come = [fraction("split", prompt_id) for prompt_id in reader.pending()]
+    to_come = [fraction("split", prompt_id) for prompt_id in reader.pending() if prompt_id not in drawn]
     if asked >= len(drawn) + len(to_come):
         raise BadInput(
-            f"{pipeline.path}: export.test_size: {asked:,} can't be held out of {len(drawn):,} prompts with pairs; "
+            f"{pipeline.path}: export.test_size: {asked:,} can't be held out of {len(drawn):,} prompts; "
             "lower it, or give a share such as 0.05"
         )
-    threshold = sorted(drawn + to_come)[asked]
+    threshold = sorted([*drawn.values(), *to_come])[asked]
     ledger.keep([events.split(asked, threshold)])
-    of = f"{len(drawn):,} prompts with pairs" + (f" and {len(to_come):,} prompts that are pending" if to_come else "")
+    of = f"{len(drawn):,} prompts" + (f" and {len(to_come):,} that are pending" if to_come else "")
     tell(
         f"test split: fixed at {threshold:.2%} of all prompts, which is {asked:,} of {of}; it grows as they do, and no "
         "prompt of it ever moves into train"
     )
     return threshold
-
-
-# --- files ------------------------------------------------------------------------------------------------------------
-
-
-def _write(
-    formats: tuple[str, ...], reader: Reader, parts: Mapping[Part, pa.Table], folder: Path
-) -> dict[str, dict[str, int]]:
-    """Every file of the formats. Returns rows by config and split.
-
-    Rows stand in the order of prompt_id: a hash, so that sources are mixed for whoever reads in order, and a pair that
-    is added moves no other.
-    """
-    rows = {
-        config: {split: parts[part].num_rows for split, (part, _) in FORMATS[config].items() if part in parts}
-        for config in formats
-    }
-    for part, pairs in parts.items():
-        with ExitStack() as stack:
-            writers = [
-                (layout, stack.enter_context(_writer(folder / file_of(config, split), layout)))
-                for config in formats
-                for split, (of, layout) in FORMATS[config].items()
-                if of == part
-            ]
-            layouts = {layout.name: layout for layout, _ in writers}
-            for batch in reader.pairs(pairs, ROW_GROUP):
-                made = {
-                    name: pa.Table.from_pylist([layout.row(pair) for pair in batch], schema=layout.schema)
-                    for name, layout in layouts.items()
-                }
-                for layout, writer in writers:
-                    writer.write_table(made[layout.name], row_group_size=ROW_GROUP)
-    return rows
-
-
-def _writer(path: Path, layout: Layout) -> pq.ParquetWriter:
-    path.parent.mkdir(exist_ok=True)
-    return pq.ParquetWriter(path, layout.schema, compression="zstd", write_page_index=True)
-
-
-def _files(rows: Mapping[str, Mapping[str, int]]) -> Iterator[tuple[str, Layout, int]]:
-    for config, splits in rows.items():
-        for split, n in splits.items():
-            yield file_of(config, split), FORMATS[config][split][1], n
-
-
-def _check(folder: Path, rows: Mapping[str, Mapping[str, int]]) -> None:
-    """Reads every file back as written. A row that is not as its schema says is a bug, and no dataset is made of it."""
-    for name, layout, wanted in _files(rows):
-        n = 0
-        for row in _read(folder / name):
-            if fault := layout.check(row):
-                raise AifError(f"{folder / name}: row {n} ({row['prompt_id']}): {fault}; this is a bug in aif")
-            n += 1
-        if n != wanted:
-            raise AifError(f"{folder / name}: {n:,} rows were written, not {wanted:,}; this is a bug in aif")
-
-
-def _name_by_content(folder: Path, rows: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, str]]:
-    """Gives every file the digest of its content as part of its name. Returns paths by config and split.
-
-    `datasets.load_dataset` on a folder caches by the folder's last name and by what the card says, not by what is in
-    the files (seen in 5.2): with names that stay the same it goes on giving the former export, or another run's.
-    """
-    named: dict[str, dict[str, str]] = {}
-    for config, splits in rows.items():
-        for split in splits:
-            plain = folder / file_of(config, split)
-            with plain.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
-            named.setdefault(config, {})[split] = file_of(config, split, digest)
-            plain.rename(folder / named[config][split])
-    return named
-
-
-def _read(path: Path) -> Iterator[dict[str, Any]]:
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=500):
-            yield from batch.to_pylist()
 
 
 # --- card and run.json ------------------------------------------------------------------------------------------------
@@ -225,9 +222,10 @@ def _describe(
     reader: Reader,
     folder: Path,
     rows: dict[str, dict[str, int]],
-    files: dict[str, dict[str, str]],
+    names: dict[str, dict[str, str]],
     books: Books,
     paired: pa.Table,
+    labels: LabelCounts | None,
     made: datetime,
 ) -> None:
     spend = reader.sql("SELECT * FROM spend")
@@ -236,7 +234,7 @@ def _describe(
         pipeline,
         rubric,
         rows,
-        files,
+        names,
         books,
         [(row["source"], row["prompts"], row["pairs"]) for row in reader.sql(_SOURCES)],
         paired.column("score_chosen").to_numpy(),
@@ -245,10 +243,11 @@ def _describe(
         reader.sql("SELECT * FROM agreement WHERE aspect IS NULL"),
         reader.disputed(),
         spend,
-        _sample(folder, files),
+        _sample(folder, names),
         __version__,
         made,
         calls,
+        labels,
     )
     run = {
         MARKER[0]: MARKER[1],
@@ -260,6 +259,7 @@ def _describe(
         "books": asdict(books),
         "calls": [moment.isoformat(timespec="seconds") for moment in calls or ()],
         "spend": spend,
+        **({"kto": pipeline.export.kto.model_dump(exclude_none=True) | asdict(labels)} if labels else {}),
         "rubric": rubric.digest,
         "pipeline_yaml": pipeline.public,
     }
@@ -282,70 +282,10 @@ def _calls(reader: Reader) -> tuple[datetime, datetime] | None:
     return datetime.fromtimestamp(found["first"], UTC), datetime.fromtimestamp(found["last"], UTC)
 
 
-def _sample(folder: Path, files: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
-    found = _read(folder / next(iter(files[default_config(files)].values())))
+def _sample(folder: Path, names: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+    found = files.read(folder / next(iter(names[default_config(names)].values())))
     first = [row for row, _ in zip(found, range(SAMPLED), strict=False)]
     return min(first, key=lambda row: len(orjson.dumps(row)))
-
-
-# --- putting it in its place ------------------------------------------------------------------------------------------
-
-
-def _beside(out: Path, word: str) -> Path:
-    return out.with_name(f"{out.name}.{word}")
-
-
-def _check_place(out: Path) -> None:
-    """Raises BadInput where something stands that is no export of ours."""
-    if not out.exists():
-        if (replaced := _beside(out, "replaced")).exists():  # the process ended between the two moves of `_put`
-            replaced.rename(out)
-        return
-    if not out.is_dir() or (any(out.iterdir()) and not _is_export(out)):
-        raise BadInput(f"{out}: holds something that is no export of aif's; name another folder, or empty this one")
-
-
-@contextmanager
-def _writable(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        why = error.strerror or error
-        raise BadInput(f"{out}: can't be written: {why}; check rights and space, or name another folder") from error
-
-
-def _is_export(folder: Path) -> bool:
-    try:
-        found = orjson.loads((folder / "run.json").read_bytes())
-    except (OSError, orjson.JSONDecodeError):
-        return False
-    return isinstance(found, dict) and found.get(MARKER[0]) == MARKER[1]
-
-
-def _put(partial: Path, out: Path) -> None:
-    """Moves the new dataset to its name. Between the two moves none stands there; the next export puts the old back."""
-    replaced = _beside(out, "replaced")
-    if replaced.exists():
-        shutil.rmtree(replaced)
-    if out.exists():
-        out.rename(replaced)
-    partial.rename(out)
-    _sync_one(out.parent)
-    if replaced.exists():
-        shutil.rmtree(replaced)
-
-
-def _sync(folder: Path) -> None:
-    for path in (*folder.rglob("*"), folder):
-        _sync_one(path)
-
-
-def _sync_one(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 # --- told to a person -------------------------------------------------------------------------------------------------
@@ -355,9 +295,10 @@ def tell_exported(console: Console, exported: Exported, file: Path) -> None:
     """What was written, and what to do with it."""
     books = exported.books
     console.print(f"\n[bold]{books.pairs:,} pairs of {books.selected:,} prompts[/bold]\n")
+    width = max(5, *map(len, exported.rows))
     for config, splits in exported.rows.items():
         counts = ", ".join(f"{split} {rows:,}" for split, rows in splits.items())
-        console.print(f"  {config:<5} {counts}", soft_wrap=True)
+        console.print(f"  {config:<{width}} {counts}", soft_wrap=True)
     if pending := books.outcomes.get("pending", 0):
         console.print(f"\n{pending:,} prompts are pending: `aif run {file}` goes on with them", soft_wrap=True)
     console.print(f"\ndataset  {exported.path}", soft_wrap=True, markup=False)

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from aif.errors import BadInput, StoreDamaged
 from aif.pairs import Policy
-from aif.records import Message, Prompt, Slot, as_messages
+from aif.records import Message, Prompt, Rating, Slot, as_messages
 from aif.scoring import Floats, Ints, Scores
 from aif.store import Spec, Store, check_version, connect, noticing
 
@@ -109,6 +109,63 @@ class Pair:
     score_chosen: float
     score_rejected: float
     n: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """A prompt with the text of one of its completions, the model's name and the score; `label` where it has one."""
+
+    prompt_id: str
+    source: str
+    messages: tuple[Message, ...]
+    completion: str
+    model: str
+    score: float
+    label: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A slot and what came of it. Without an answer `text` and `finish` are None, and `kind` says why if it was asked.
+    `principle` is the digest of its text."""
+
+    key: str
+    model: str
+    principle: str | None
+    state: str
+    kind: str | None
+    text: str | None
+    finish: str | None
+    score: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A judgement that is wanted of some completions (sorted keys), and what came of it. `key` is None if it was never
+    asked; `text` the judge's words, also where they could not be read; `shown` the keys in the order the judge saw."""
+
+    key: str | None
+    judge: str
+    judge_pass: int
+    request: str
+    answers: tuple[str, ...]
+    state: str
+    kind: str | None
+    text: str | None
+    shown: tuple[str, ...]
+    ratings: tuple[Rating, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """All that is known of a prompt: what its row held besides, every slot and every judgement that is wanted."""
+
+    prompt_id: str
+    source: str
+    messages: tuple[Message, ...]
+    meta: Mapping[str, Any]
+    answers: tuple[Answer, ...]
+    verdicts: tuple[Verdict, ...]
 
 
 class Reader:
@@ -446,6 +503,63 @@ class Reader:
         keys = [row[column] for row in rows for column in columns]
         return dict(self._rows(f"{select} IN (SELECT unnest(?))", [keys]))
 
+    def scored(self) -> pa.Table:
+        """Every completion that has a score, by prompt_id and slot: prompt_id, source, completion (key), text_id (a
+        digest of the text), model, score, truncated."""
+        return self.arrow(
+            "SELECT s.prompt_id, e.source, s.key AS completion, sha256(c.text) AS text_id, s.model, x.score, "
+            "c.finish IS NOT DISTINCT FROM 'length' AS truncated "
+            "FROM scores x JOIN slots s ON x.completion = s.key JOIN completions c ON x.completion = c.key "
+            "JOIN selection e ON s.prompt_id = e.prompt_id ORDER BY s.prompt_id, s.slot"
+        )
+
+    def completed(self, scored: pa.Table, batch: int) -> Iterator[list[Completed]]:
+        """Rows of `scored`, with or without a label, with their texts, so many at a time, in the table's order."""
+        wanted = [name for name in scored.column_names if name not in ("text_id", "truncated")]
+        for start in range(0, scored.num_rows, batch):
+            rows = scored.select(wanted).slice(start, batch).to_pylist()
+            messages = self._by_key("SELECT prompt_id, messages FROM prompts WHERE prompt_id", rows, "prompt_id")
+            texts = self._by_key("SELECT key, text FROM completions WHERE key", rows, "completion")
+            yield [
+                Completed(
+                    **row
+                    | {"messages": as_messages(messages[row["prompt_id"]]), "completion": texts[row["completion"]]}
+                )
+                for row in rows
+            ]
+
+    def selected(self) -> pa.Table:
+        """Every selected prompt by prompt_id: prompt_id and source."""
+        return self.arrow("SELECT prompt_id, source FROM selection ORDER BY prompt_id")
+
+    def whole(self, selected: pa.Table, batch: int) -> Iterator[list[Whole]]:
+        """Rows of `selected` with all that is known of each prompt, so many at a time, in the table's order."""
+        for start in range(0, selected.num_rows, batch):
+            rows = selected.slice(start, batch).to_pylist()
+            ids = [row["prompt_id"] for row in rows]
+            prompts = {
+                row["prompt_id"]: row
+                for row in self.sql("SELECT * FROM prompts WHERE prompt_id IN (SELECT unnest(?))", [ids])
+            }
+            answers, verdicts = self._grouped(_ANSWERS, ids), self._grouped(_VERDICTS, ids)
+            yield [
+                Whole(
+                    one["prompt_id"],
+                    one["source"],
+                    as_messages(prompts[one["prompt_id"]]["messages"]),
+                    orjson.loads(prompts[one["prompt_id"]]["meta"]),
+                    tuple(Answer(**row) for row in answers.get(one["prompt_id"], ())),
+                    tuple(map(_verdict, verdicts.get(one["prompt_id"], ()))),
+                )
+                for one in rows
+            ]
+
+    def _grouped(self, query: str, ids: list[str]) -> dict[str, list[dict[str, Any]]]:
+        grouped: dict[str, list[dict[str, Any]]] = {}
+        for row in self.sql(query, [ids]):
+            grouped.setdefault(row.pop("prompt_id"), []).append(row)
+        return grouped
+
     def threshold(self, asked: int) -> float | None:
         """The share of prompt hashes that was fixed as the test split when so many prompts were first asked for."""
         rows = self._rows("SELECT threshold FROM splits WHERE asked = ? ORDER BY rowid LIMIT 1", [asked])
@@ -496,3 +610,35 @@ def _places(column: pa.ChunkedArray, names: Any) -> Ints:
     found = pc.index_in(column, value_set=pa.array(names, pa.string()))
     places: Ints = found.fill_null(-1).to_numpy().astype(np.int64)
     return places
+
+
+_ANSWERS = """
+SELECT s.prompt_id, s.key, s.model, s.principle, s.state, f.kind, c.text, c.finish, x.score
+FROM slot_states s LEFT JOIN completions c ON s.key = c.key LEFT JOIN failed f ON s.key = f.key
+LEFT JOIN scores x ON s.key = x.completion
+WHERE s.prompt_id IN (SELECT unnest(?)) ORDER BY s.prompt_id, s.slot
+"""
+
+# What was received and could not be used is the judge's words only for these kinds; else it may be an error page.
+_VERDICTS = """
+SELECT d.prompt_id, coalesce(d.judgement, f.key) AS key, d.judge, d.pass AS judge_pass, d.request, d.answers, d.state,
+       f.kind, coalesce(j.text, f.raw) AS text, j.completions AS shown, j.ratings
+FROM needed d LEFT JOIN judgements j ON d.judgement = j.key
+LEFT JOIN (SELECT * REPLACE (CASE WHEN kind IN ('unreadable', 'truncated') THEN raw END AS raw) FROM failed) f
+    ON d.judgement IS NULL AND d.prompt_id = f.prompt_id AND d.spec = f.spec AND d.identity = f.identity
+    AND d.pass = f.pass AND d.answers = f.answers AND d.material IS NOT DISTINCT FROM f.material
+WHERE d.prompt_id IN (SELECT unnest(?)) ORDER BY d.prompt_id, d.judge, d.pass, d.request, d.answers
+"""
+
+
+def _verdict(row: Mapping[str, Any]) -> Verdict:
+    return Verdict(
+        **{
+            **row,
+            "answers": tuple(row["answers"]),
+            "shown": tuple(row["shown"] or ()),
+            "ratings": tuple(
+                Rating(**{**rating, "types": tuple(rating["types"] or ())}) for rating in row["ratings"] or ()
+            ),
+        }
+    )

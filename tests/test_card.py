@@ -131,8 +131,8 @@ def test_without_a_licence_none_is_made_up() -> None:
     ("rows", "bucket"),
     [(999, "n<1K"), (1000, "1K<n<10K"), (9999, "1K<n<10K"), (10_000, "10K<n<100K"), (2_000_000, "1M<n<10M")],
 )
-def test_the_size_bucket_is_that_of_the_pairs(rows: int, bucket: str) -> None:
-    card = render(facts(chosen=np.full(rows, 4.0), rejected=np.full(rows, 2.0)))
+def test_the_size_bucket_is_that_of_the_config_that_loads_unasked(rows: int, bucket: str) -> None:
+    card = render(facts(rows={"trl": {"train": rows - 9, "test": 9}, "h4": {"train_prefs": rows}}))
     assert metadata(card)["size_categories"] == [bucket]
 
 

@@ -6,11 +6,14 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
@@ -18,12 +21,14 @@ from rich.console import Console
 from aif.config import Pipeline, parse
 from aif.errors import AifError, BadInput
 from aif.export import Exported, export, tell_exported
-from aif.formats import FORMATS, H4, H4_GEN, TRL, Layout
+from aif.formats import FORMATS, H4, H4_GEN, KTO, REWARD, SFT, TRL
+from aif.layout import Layout, Of
 from aif.ledger import Ledger
-from aif.queries import Pair, Reader
-from aif.records import Message
+from aif.queries import Answer, Completed, Pair, Reader, Verdict, Whole
+from aif.records import Message, Principle, Rating
 from aif.rubric import Rubric
-from tests.building import PIPELINE, Fate, build, complete, rate
+from aif.ultrafeedback import ULTRAFEEDBACK, Annotated
+from tests.building import PIPELINE, Cut, Fate, build, complete, rate
 
 Built = tuple[Pipeline, Rubric, Ledger]
 
@@ -169,6 +174,299 @@ def test_run_json_holds_books_spend_and_pipeline(tmp_path: Path) -> None:
     assert run["pipeline_yaml"] == pipeline.public == (tmp_path / "out" / "pipeline.yaml").read_text()
 
 
+# --- the other formats ------------------------------------------------------------------------------------------------
+
+ALL = "export.formats=[trl, h4, ultrafeedback, kto, reward, sft]"
+
+
+def rows_of(out: Path, config: str, cache: Path) -> list[dict[str, Any]]:
+    return [row for split in load(out, config, cache).values() for row in split]
+
+
+def test_every_format_loads_with_the_columns_of_its_layout_and_one_prompt_is_in_one_part_everywhere(
+    tmp_path: Path,
+) -> None:
+    pipeline, rubric, ledger = build(tmp_path, 30, sets=[ALL, "export.test_size=5"])
+    with ledger:
+        exported = export(pipeline, rubric, ledger, tmp_path / "out", silent)
+    assert exported.rows == {
+        "trl": {"train": 25, "test": 5},
+        "h4": {f"{part}_{kind}": n for kind in ("prefs", "sft", "gen") for part, n in (("train", 25), ("test", 5))},
+        "ultrafeedback": {"train": 25, "test": 5},
+        "kto": {"train": 50, "test": 10},
+        "reward": {"train": 25, "test": 5},
+        "sft": {"train": 25, "test": 5},
+    }
+    held_out = set(ids(tmp_path / "out", "test"))
+    for config in ("ultrafeedback", "kto", "reward", "sft"):
+        found = load(tmp_path / "out", config, tmp_path / "cache")
+        _, layout = FORMATS[config]["train"]
+        for rows in found.values():
+            assert rows.features.arrow_schema.equals(layout.schema, check_metadata=False)
+        assert set(found["test"]["prompt_id"]) == held_out
+        assert held_out.isdisjoint(found["train"]["prompt_id"])
+
+
+def test_no_prompt_of_any_format_holds_a_principle(tmp_path: Path) -> None:
+    pipeline, rubric, ledger = build(tmp_path, 12, sets=[ALL])
+    with ledger:
+        export(pipeline, rubric, ledger, tmp_path / "out", silent)
+        with Reader.of(ledger.store) as reader:
+            principles = set(reader.texts("principle").values())
+    steered = 0
+    for config in ("trl", "h4", "kto", "reward", "sft", "ultrafeedback"):
+        for row in rows_of(tmp_path / "out", config, tmp_path / "cache"):
+            for completion in row.pop("completions", []):
+                steered += completion["custom_system_prompt"] in principles
+            text = json.dumps(row)
+            assert not any(json.dumps(principle)[1:-1] in text for principle in principles)
+    assert steered == 12 * 4  # and there they were
+
+
+def test_reward_is_the_pairs_whole_with_how_far_they_are_apart(tmp_path: Path) -> None:
+    pipeline, rubric, ledger = build(tmp_path, 9, sets=[ALL])
+    with ledger:
+        export(pipeline, rubric, ledger, tmp_path / "out", silent)
+    trl = {row["prompt_id"]: row for row in rows_of(tmp_path / "out", "trl", tmp_path / "cache")}
+    for row in rows_of(tmp_path / "out", "reward", tmp_path / "cache"):
+        pair = trl[row["prompt_id"]]
+        assert row["chosen"] == pair["prompt"] + pair["chosen"]
+        assert row["rejected"] == pair["prompt"] + pair["rejected"]
+        assert row["margin"] == pair["score_chosen"] - pair["score_rejected"] > 0
+
+
+def test_sft_has_the_chosen_one_of_every_pair_and_of_a_tie_one_of_the_best(tmp_path: Path) -> None:
+    pipeline, rubric, ledger = build(
+        tmp_path, 12, sets=[ALL], rate=lambda n, model, aspect: 3 if n % 4 == 0 else rate(n, model, aspect)
+    )
+    with ledger:
+        export(pipeline, rubric, ledger, tmp_path / "out", silent)
+    trl = {row["prompt_id"]: row for row in rows_of(tmp_path / "out", "trl", tmp_path / "cache")}
+    rows = rows_of(tmp_path / "out", "sft", tmp_path / "cache")
+    assert (len(trl), len(rows)) == (9, 12)
+    tied = [row for row in rows if row["prompt_id"] not in trl]
+    assert {row["score"] for row in tied} == {3.0}
+    for row in rows:
+        if pair := trl.get(row["prompt_id"]):
+            assert row["messages"] == pair["prompt"] + pair["chosen"]
+            assert (row["model"], row["score"]) == (pair["chosen_model"], pair["score_chosen"])
+
+
+def test_what_was_cut_is_neither_sft_nor_desirable(tmp_path: Path) -> None:
+    pipeline, rubric, ledger = build(
+        tmp_path, 12, sets=[ALL, "export.kto={rule: scores, desirable: 4, undesirable: 2}"],
+        complete=lambda n, model: Cut(complete(n, model)) if model == "able" else complete(n, model),
+    )  # fmt: skip
+    with ledger:
+        export(pipeline, rubric, ledger, tmp_path / "out", silent)
+    assert {row["model"] for row in rows_of(tmp_path / "out", "sft", tmp_path / "cache")} == {"fair"}
+    kto = rows_of(tmp_path / "out", "kto", tmp_path / "cache")
+    assert {(row["model"], row["label"]) for row in kto} == {("fair", True), ("plain", False), ("poor", False)}
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert run["kto"] == {
+        "rule": "scores", "desirable": 4.0, "undesirable": 2.0,
+        "labels": {"train": {"desirable": 12, "undesirable": 24}}, "left_out": {"truncated": 12},
+    }  # fmt: skip
+
+
+def test_kto_labels_the_sides_of_the_pairs_and_says_so(tmp_path: Path) -> None:
+    pipeline, rubric, ledger = build(tmp_path, 12, sets=[ALL, "export.test_size=3"])
+    with ledger:
+        export(pipeline, rubric, ledger, tmp_path / "out", silent)
+    trl = {row["prompt_id"]: row for row in rows_of(tmp_path / "out", "trl", tmp_path / "cache")}
+    kto = rows_of(tmp_path / "out", "kto", tmp_path / "cache")
+    assert len(kto) == 24
+    for row in kto:
+        side = "chosen" if row["label"] else "rejected"
+        pair = trl[row["prompt_id"]]
+        assert (row["prompt"], row["completion"], row["model"]) == (pair["prompt"], pair[side], pair[f"{side}_model"])
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert run["kto"] == {
+        "rule": "pairs", "left_out": {"in_no_pair": 24},
+        "labels": {"train": {"desirable": 9, "undesirable": 9}, "test": {"desirable": 3, "undesirable": 3}},
+    }  # fmt: skip
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "the chosen side of a pair is, the rejected side is not" in card
+    assert "| train | 9 | 9 |" in card
+    assert "Without a label: 24 in no pair." in card
+    assert "not balanced" not in card
+
+
+def test_the_neighbours_of_kto_are_of_different_prompts(tmp_path: Path) -> None:
+    """TRL makes its mismatched pairs, for the KL term, of neighbours."""
+    pipeline, rubric, ledger = build(tmp_path, 60, sets=[ALL])
+    with ledger:
+        export(pipeline, rubric, ledger, tmp_path / "out", silent)
+    prompts = ids(tmp_path / "out", "train", "kto")
+    assert len(prompts) == 120
+    assert sum(one == other for one, other in pairwise(prompts)) <= 6
+
+
+def test_a_card_advises_the_weight_where_labels_are_out_of_balance(tmp_path: Path) -> None:
+    pipeline, rubric, ledger = build(
+        tmp_path, 12, sets=["export={formats: [kto], kto: {rule: scores, desirable: 5, undesirable: 4}}"]
+    )
+    with ledger:
+        export(pipeline, rubric, ledger, tmp_path / "out", silent)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "`desirable_weight` from 3.00 to 4.00" in card
+    assert 'KTOConfig(output_dir="kto-model", desirable_weight=3.50)' in card
+    assert 'load_dataset("REPOSITORY_OR_FOLDER", "kto", split="train")' in card
+
+
+def test_a_label_that_none_has_is_told(tmp_path: Path) -> None:
+    told: list[str] = []
+    pipeline, rubric, ledger = build(
+        tmp_path, 4, sets=["export={formats: [kto], kto: {rule: scores, desirable: 1, undesirable: 0}}"]
+    )
+    with ledger:
+        exported = export(pipeline, rubric, ledger, tmp_path / "out", told.append)
+    assert exported.rows == {"kto": {"train": 16}}
+    assert told == ["kto: no completion to train on is undesirable; KTO needs both, so see export.kto"]
+
+
+def test_without_pairs_what_needs_none_is_exported_and_the_rest_is_told(tmp_path: Path) -> None:
+    told: list[str] = []
+    pipeline, rubric, ledger = build(
+        tmp_path, 6, sets=[ALL, "export.kto={rule: scores, desirable: 5, undesirable: 1}"], rate=lambda *_: 3
+    )
+    with ledger:
+        exported = export(pipeline, rubric, ledger, tmp_path / "out", told.append)
+    assert exported.rows == {"ultrafeedback": {"train": 6}, "sft": {"train": 6}}
+    assert told == [
+        *(f"{config} is left out: there are no pairs; of 6 prompts: tie 6" for config in ("trl", "h4")),
+        "kto is left out: no completion has a label by export.kto (scores from 5, and up to 1)",
+        "reward is left out: there are no pairs; of 6 prompts: tie 6",
+    ]
+    assert len(load(tmp_path / "out", None, tmp_path / "cache")["train"]) == 6
+    assert "## Scores" not in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_nothing_at_all_says_of_each_format_why(tmp_path: Path) -> None:
+    pipeline, rubric, ledger = build(
+        tmp_path, 3, sets=["export.formats=[sft, kto, reward]"], complete=lambda n, model: Fate.PENDING
+    )
+    with (
+        ledger,
+        pytest.raises(BadInput, match=r"nothing to export: there is no .* score.*; no .* label .*; .* no pairs"),
+    ):
+        export(pipeline, rubric, ledger, tmp_path / "out", silent)
+
+
+# --- ultrafeedback ----------------------------------------------------------------------------------------------------
+
+
+def test_ultrafeedback_says_of_everything_how_it_stands(tmp_path: Path) -> None:
+    def answered(number: int, model: str) -> str | Cut | Fate:
+        if (number, model) == (0, "poor"):
+            return Fate.FAILED
+        if (number, model) == (1, "poor"):
+            return Fate.PENDING
+        return Cut("Endless") if (number, model) == (2, "poor") else complete(number, model)
+
+    def rated(number: int, model: str, aspect: str) -> int | str | Fate:
+        if (number, aspect) == (3, "honesty"):
+            return "N/A"
+        if (number, aspect) == (4, "truthfulness"):
+            return Fate.FAILED
+        if (number, aspect) == (5, "truthfulness"):
+            return Fate.PENDING
+        return rate(number, model, aspect)
+
+    pipeline, rubric, ledger = build(
+        tmp_path, 8, sets=["export.formats=[ultrafeedback]", "rubric=ultrafeedback"], complete=answered, rate=rated
+    )
+    with ledger:
+        export(pipeline, rubric, ledger, tmp_path / "out", silent)
+        with Reader.of(ledger.store) as reader:
+            places = {prompt.prompt_id: n for page in reader.selection() for n, prompt in page}
+    rows = {places[row["prompt_id"]]: row for row in rows_of(tmp_path / "out", "ultrafeedback", tmp_path / "cache")}
+    assert sorted(rows) == list(range(8))
+
+    def of(number: int, model: str = "poor") -> dict[str, Any]:
+        (found,) = [one for one in rows[number]["completions"] if one["model"] == model]
+        return dict(found)
+
+    def states(completion: dict[str, Any]) -> dict[str, tuple[str, Any, str | None]]:
+        return {one["aspect"]: (one["state"], one["Rating"], one["reason"]) for one in completion["annotations"]}
+
+    fields = ("state", "reason", "finish", "response")
+    assert [of(0)[name] for name in fields] == ["failed", "blocked", None, None]
+    assert [of(1)[name] for name in fields] == ["pending", "not_asked", None, None]
+    assert of(1)["annotations"] == of(1, "able")["annotations"] == []  # nothing is judged before all are answered
+    assert [of(2)[name] for name in fields] == ["answered", None, "length", "Endless"]
+    assert states(of(3))["honesty"] == ("not_applicable", None, None)
+    assert states(of(4))["truthfulness"] == ("missing", None, "blocked")
+    assert states(of(5))["truthfulness"] == ("missing", None, "not_asked")
+    assert states(of(6)) == dict.fromkeys(
+        ("helpfulness", "honesty", "instruction_following", "truthfulness", "overall"), ("rated", 1.0, None)
+    )
+    assert (of(6)["critique"], of(6)["overall_score"], of(6)["fine-grained_score"]) == (
+        "overall was weighed.",
+        1.0,
+        1.0,
+    )
+    assert of(6, "able")["score"] == 5.0
+    assert of(5)["score"] is None  # the prompt is not judged whole
+    assert of(3)["fine-grained_score"] == 1.0
+    assert rows[2]["messages"][-1]["content"] == rows[2]["instruction"] == "Go on."
+    assert rows[6]["models"] == [one["model"] for one in rows[6]["completions"]]
+
+    judgements = {one["id"]: one for one in rows[6]["judgements"]}
+    assert len(judgements) == 4 + 4
+    for completion in rows[6]["completions"]:
+        for one in completion["annotations"]:
+            judgement = judgements[one["judgement"]]
+            assert completion["completion_id"] in judgement["shown"]
+            assert one["Rationale"] in judgement["text"]
+    assert "the provider's filter refused it" not in json.dumps(list(rows.values()))  # a message may name a host
+
+
+def test_of_what_failed_the_judge_s_words_are_kept_and_a_server_s_are_not(tmp_path: Path) -> None:
+    pipeline, rubric, ledger = build(
+        tmp_path, 2, sets=["export.formats=[ultrafeedback]"],
+        rate=lambda n, model, aspect: Fate.FAILED,
+    )  # fmt: skip
+    with ledger:
+        cursor = ledger.store.cursor()
+        prompts = [row[0] for row in cursor.execute("SELECT prompt_id FROM selection ORDER BY position").fetchall()]
+        for prompt_id, kind, raw in zip(
+            prompts, ("unreadable", "bad_request"), ("Mostly 4s.", "host.internal"), strict=True
+        ):
+            cursor.execute("UPDATE failed SET kind = ?, raw = ? WHERE prompt_id = ?", [kind, raw, prompt_id])
+        export(pipeline, rubric, ledger, tmp_path / "out", silent)
+    rows = {row["prompt_id"]: row for row in rows_of(tmp_path / "out", "ultrafeedback", tmp_path / "cache")}
+    said = [
+        (one["state"], one["reason"], one["text"]) for prompt_id in prompts for one in rows[prompt_id]["judgements"]
+    ]
+    assert said == [("failed", "unreadable", "Mostly 4s."), ("failed", "bad_request", None)]
+
+
+def test_answers_that_came_with_a_prompt_are_texts_whatever_they_came_as() -> None:
+    def answers(meta: dict[str, Any]) -> tuple[Any, Any]:
+        row = ULTRAFEEDBACK.row(replace(WHOLE, whole=replace(WHOLE.whole, meta=meta)))
+        assert ULTRAFEEDBACK.check(row) is None
+        return row["correct_answers"], row["incorrect_answers"]
+
+    assert answers({"correct_answers": ["a", "b"], "incorrect_answers": "c"}) == (["a", "b"], ["c"])
+    assert answers({"correct_answers": ["None"], "incorrect_answers": None}) == ([], [])
+    assert answers({"correct_answers": {"a": 1}, "incorrect_answers": [1, None, "d"]}) == ([], ["d"])
+    assert answers({}) == ([], [])
+
+
+def test_several_judges_stand_side_by_side_and_are_averaged_by_aspect() -> None:
+    row = ULTRAFEEDBACK.row(WHOLE)
+    first, second, third = row["completions"]
+    assert [(one["judge"], one["aspect"], one["state"]) for one in first["annotations"]] == [
+        ("judge", "honesty", "rated"), ("judge", "overall", "missing"), ("other", "overall", "rated"),
+    ]  # fmt: skip
+    assert (first["critique"], first["overall_score"], first["fine-grained_score"]) == ("Well done.", 9.0, 4.0)
+    assert (second["annotations"], second["principle"]) == ([], None)
+    assert (third["critique"], third["overall_score"], third["fine-grained_score"]) == (None, None, None)
+    assert (first["principle"], first["custom_system_prompt"]) == ("honesty", "Say only what you know.")
+    assert [one["id"] for one in row["judgements"]] == ["a" * 32, "b" * 32, "c" * 32]
+
+
 # --- splits -----------------------------------------------------------------------------------------------------------
 
 
@@ -226,8 +524,7 @@ def test_a_share_that_no_pair_falls_into_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "words"),
-    [("4", "4 can't be held out of 4 prompts with pairs"), ("0.9999", "all 4 prompts with pairs fall into")],
+    ("size", "words"), [("4", "4 can't be held out of 4 prompts"), ("0.9999", "all 4 prompts of trl fall into")]
 )
 def test_nothing_left_to_train_on_is_refused(tmp_path: Path, size: str, words: str) -> None:
     pipeline, rubric, ledger = build(tmp_path, 4, sets=[f"export.test_size={size}"])
@@ -254,7 +551,7 @@ def test_all_pairs_of_a_prompt_are_on_one_side_and_a_count_is_of_prompts(tmp_pat
     assert set(train).isdisjoint(test)
     assert len(set(test)) == 5
     assert (train, test) == (sorted(train), sorted(test))
-    assert "5 of 20 prompts with pairs" in told[0]
+    assert "5 of 20 prompts" in told[0]
     assert len(told) == 1
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| = 20 | prompts with pairs |\n| 120 | pairs of these |" in card
@@ -265,16 +562,16 @@ def test_all_pairs_of_a_prompt_are_on_one_side_and_a_count_is_of_prompts(tmp_pat
 
 
 def test_data_files_are_the_same_for_any_number_of_threads_and_in_a_store_made_again(tmp_path: Path) -> None:
-    pipeline, rubric, ledger = build(tmp_path, 60, sets=["export.test_size=10"])
+    pipeline, rubric, ledger = build(tmp_path, 60, sets=[ALL, "export.test_size=10"])
     with ledger:
         ledger.store.cursor().execute("SET threads = 1")
         export(pipeline, rubric, ledger, tmp_path / "one", silent)
         ledger.store.cursor().execute("SET threads = 8")
         export(pipeline, rubric, ledger, tmp_path / "eight", silent, now=lambda: LATER)
     pipeline.store.unlink()
-    with build(tmp_path, 60, sets=["export.test_size=10"])[2] as again:
+    with build(tmp_path, 60, sets=[ALL, "export.test_size=10"])[2] as again:
         export(pipeline, rubric, again, tmp_path / "again", silent)
-    assert len(digests(tmp_path / "one")) == 8
+    assert len(digests(tmp_path / "one")) == 16
     assert digests(tmp_path / "one") == digests(tmp_path / "eight") == digests(tmp_path / "again")
 
 
@@ -393,11 +690,54 @@ def test_an_export_cut_off_between_the_two_moves_is_put_back(tmp_path: Path, bui
 PAIR = Pair(
     "ab" * 32, "s", (Message("system", "Be brief."), Message("user", "Why?")), "Because.", "No.", "m", "n", 4.5, 2.0
 )
+ONE = Completed("ab" * 32, "s", PAIR.messages, "Because.", "m", 4.5, True)
+WHOLE = Annotated(
+    Whole(
+        "ab" * 32, "s", PAIR.messages, {"correct_answers": ["Because."], "incorrect_answers": "No."},
+        (
+            Answer("1" * 32, "m", "steer", "answered", None, "Because.", "stop", 4.5),
+            Answer("2" * 32, "n", None, "failed", "blocked", None, None, None),
+            Answer("3" * 32, "o", None, "answered", None, "Hm.", "length", None),
+        ),
+        (
+            Verdict(
+                "a" * 32, "judge", 0, "aspects", ("1" * 32, "3" * 32), "answered", None, "{}", ("3" * 32, "1" * 32),
+                (
+                    Rating("3" * 32, "honesty", "not_applicable", None, "A poem."),
+                    Rating("1" * 32, "honesty", "rated", 4.0, "Sound.", (1, 3)),
+                ),
+            ),
+            Verdict(None, "judge", 0, "critique", ("1" * 32,), "pending", None, None, (), ()),
+            Verdict("b" * 32, "judge", 0, "critique", ("3" * 32,), "failed", "unreadable", "Hm?", (), ()),
+            Verdict(
+                "c" * 32, "other", 0, "critique", ("1" * 32,), "answered", None, "{}", ("1" * 32,),
+                (Rating("1" * 32, "overall", "rated", 9.0, "Well done."),),
+            ),
+        ),
+    ),
+    {"aspects": ("honesty",), "critique": ("overall",)},
+    {"steer": Principle("honesty", "Say only what you know.")},
+)  # fmt: skip
+SAMPLES: dict[Of, Any] = {"pairs": PAIR, "best": ONE, "labels": ONE, "prompts": WHOLE}
+LAYOUTS = [TRL, H4, H4_GEN, REWARD, KTO, SFT, ULTRAFEEDBACK]
 
 
-@pytest.mark.parametrize("layout", [TRL, H4, H4_GEN], ids=lambda layout: layout.name)
+def sound(layout: Layout) -> dict[str, Any]:
+    """A row as it is read back from its file."""
+    table = pa.Table.from_pylist([layout.row(SAMPLES[layout.of])], schema=layout.schema)
+    row: dict[str, Any] = table.to_pylist()[0]
+    return row
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
 def test_a_sound_row_passes(layout: Layout) -> None:
-    assert layout.check(layout.row(PAIR)) is None
+    assert layout.check(sound(layout)) is None
+
+
+def test_every_layout_of_every_format_is_among_them() -> None:
+    assert {layout.name for splits in FORMATS.values() for _, layout in splits.values()} == {
+        layout.name for layout in LAYOUTS
+    }
 
 
 def put(**columns: Any) -> Callable[[dict[str, Any]], None]:
@@ -429,12 +769,35 @@ SYSTEM_LATE = [{"role": "user", "content": "Why?"}, {"role": "system", "content"
         (H4, lambda row: row.update(rejected=row["chosen"]), "same text"),
         (H4, lambda row: row["chosen"][0].update(role="tool"), "chosen"),
         (H4_GEN, lambda row: row.update(messages=row["chosen"]), "not those of chosen"),
+        (REWARD, put(margin=2.0), "margin is not"),
+        (REWARD, put(score_chosen=2.0, margin=0.0), "margin|not rated higher"),
+        (REWARD, lambda row: row["rejected"].pop(0), "different turns"),
+        (REWARD, put(prompt=[]), "additional|must not contain"),
+        (KTO, put(label=None), "label"),
+        (KTO, put(label=1), "label"),
+        (KTO, lambda row: row["completion"][0].update(content=""), "at least 1 char|longer than or equal to 1"),
+        (KTO, lambda row: row["prompt"].append({"role": "assistant", "content": "Hm."}), "not the user's"),
+        (SFT, lambda row: row["messages"].pop(), "don't end with an answer"),
+        (SFT, lambda row: row["messages"][-1].update(content=""), "don't end with an answer"),
+        (SFT, lambda row: row["messages"].insert(2, row["messages"][-1]), "not the user's"),
+        (SFT, put(score=None), "score"),
+        (ULTRAFEEDBACK, put(instruction="Be brief."), "not the last turn"),
+        (ULTRAFEEDBACK, lambda row: row["models"].reverse(), "models are not"),
+        (ULTRAFEEDBACK, lambda row: row["completions"][1].update(response="x"), "is failed, but"),
+        (ULTRAFEEDBACK, lambda row: row["completions"][1].update(reason=None), "is failed, but"),
+        (ULTRAFEEDBACK, lambda row: row["completions"][0].update(state="lost"), "state"),
+        (ULTRAFEEDBACK, lambda row: row["completions"][0].update(overall_score="N/A"), "overall_score"),
+        (ULTRAFEEDBACK, lambda row: row["completions"][2]["annotations"][0].update(Rating=1.0), "not_applicable, but"),
+        (ULTRAFEEDBACK, lambda row: row["completions"][0]["annotations"][0].update(Rating=None), "rated, but"),
+        (ULTRAFEEDBACK, lambda row: row["completions"][0]["annotations"][0].update(reason="x"), "rated, but"),
+        (ULTRAFEEDBACK, lambda row: row["completions"][0]["annotations"][1].update(reason=None), "missing, but"),
+        (ULTRAFEEDBACK, lambda row: row["judgements"].pop(0), "not there"),
     ],
 )
 def test_a_row_that_is_not_as_declared_is_found(
     layout: Layout, spoil: Callable[[dict[str, Any]], None], words: str
 ) -> None:
-    row = json.loads(json.dumps(layout.row(PAIR)))
+    row = sound(layout)
     spoil(row)
     fault = layout.check(row)
     assert fault is not None
@@ -452,10 +815,11 @@ def test_a_bad_row_stops_the_export_and_names_file_and_row(tmp_path: Path) -> No
     assert not (tmp_path / "out").exists()
 
 
-def test_every_layout_has_its_columns_in_its_schema() -> None:
-    for splits in FORMATS.values():
-        for _, layout in splits.values():
-            assert set(layout.schema.names) == set(layout.row(PAIR))
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
+def test_every_layout_fills_its_columns_and_no_other(layout: Layout) -> None:
+    row = layout.row(SAMPLES[layout.of])
+    assert set(layout.schema.names) == set(row)
+    assert sound(layout) == row
 
 
 def test_what_was_written_is_told(tmp_path: Path, built: Built) -> None:

@@ -1,0 +1,83 @@
+"""A folder that stands under its name whole or not at all: made beside it, synced, and moved there.
+
+What was there before is replaced only if it is an export of ours, which its run.json tells.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import orjson
+
+from aif.errors import BadInput
+
+MARKER = ("made_by", "aif")  # in run.json: the folder is an export and may be replaced by one
+
+
+def check_place(out: Path) -> None:
+    """Raises BadInput where something stands that is no export of ours."""
+    if not out.exists():
+        if (replaced := _beside(out, "replaced")).exists():  # the process ended between the two moves of `_put`
+            replaced.rename(out)
+        return
+    if not out.is_dir() or (any(out.iterdir()) and not _is_export(out)):
+        raise BadInput(f"{out}: holds something that is no export of aif's; name another folder, or empty this one")
+
+
+@contextmanager
+def replacing(out: Path) -> Iterator[Path]:
+    """An empty folder `<out>.partial` to write to; it takes the place of `out` when the block ends, not if it fails.
+
+    Raises BadInput where the system refuses to write.
+    """
+    partial = _beside(out, "partial")
+    try:
+        if partial.exists():
+            shutil.rmtree(partial)
+        partial.mkdir(parents=True)
+        yield partial
+        _sync(partial)
+        _put(partial, out)
+    except OSError as error:
+        why = error.strerror or error
+        raise BadInput(f"{out}: can't be written: {why}; check rights and space, or name another folder") from error
+
+
+def _beside(out: Path, word: str) -> Path:
+    return out.with_name(f"{out.name}.{word}")
+
+
+def _is_export(folder: Path) -> bool:
+    try:
+        found = orjson.loads((folder / "run.json").read_bytes())
+    except (OSError, orjson.JSONDecodeError):
+        return False
+    return isinstance(found, dict) and found.get(MARKER[0]) == MARKER[1]
+
+
+def _put(partial: Path, out: Path) -> None:
+    """Moves the new folder to its name. Between the two moves none stands there; the next export puts the old back."""
+    replaced = _beside(out, "replaced")
+    if replaced.exists():
+        shutil.rmtree(replaced)
+    if out.exists():
+        out.rename(replaced)
+    partial.rename(out)
+    _sync_one(out.parent)
+    if replaced.exists():
+        shutil.rmtree(replaced)
+
+
+def _sync(folder: Path) -> None:
+    for path in (*folder.rglob("*"), folder):
+        _sync_one(path)
+
+
+def _sync_one(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
