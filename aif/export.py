@@ -33,7 +33,7 @@ from aif.records import Principle, digest, fraction
 from aif.rubric import Rubric
 from aif.ultrafeedback import Annotated
 
-WHOLE_GROUP = 500  # of prompts with all that is known of them: about 40 KB each
+WHOLE_GROUP = 500  # prompts with all that is known of each: about 40 KB; 0.5 s to fetch, of 4,000 prompts as of 16,000
 SAMPLED = 200  # of so many first rows the shortest stands in the card
 
 Told = Callable[[str], None]

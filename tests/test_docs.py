@@ -6,12 +6,15 @@ import typing
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from aif.config import Pipeline
 from aif.errors import Exit
+from aif.formats import FORMATS
+from aif.layout import TURNS
 from aif.queries import Reader
 from aif.store import Store
 from scripts import write_docs
@@ -75,6 +78,28 @@ def test_the_recipes_run(tmp_path: Path) -> None:
         assert len(recipes) >= 4
         for recipe in recipes:
             assert reader.sql(recipe) == []
+
+
+def _columns(fields: pa.Schema | pa.StructType, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Columns by their path, structs within lists below them, with types as docs/formats.md names them."""
+    for field in fields:
+        inner = field.type.value_type if pa.types.is_list(field.type) else None
+        if field.type == TURNS:
+            yield f"{prefix}{field.name}", "messages"
+        elif inner is not None and pa.types.is_struct(inner):
+            yield f"{prefix}{field.name}", "list"
+            yield from _columns(inner, f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}", str(field.type) if inner is None else f"list of {inner}"
+
+
+@pytest.mark.parametrize("config", FORMATS)
+def test_every_column_of_every_format_is_documented_with_its_type(config: str) -> None:
+    page = (ROOT / "docs" / "formats.md").read_text()
+    section = page.partition(f"\n## `{config}`\n")[2].partition("\n## ")[0]
+    documented = re.findall(r"^\| `([\w.-]+)` \| ([\w ]+) \|", section, re.MULTILINE)
+    for _, layout in FORMATS[config].values():
+        assert documented == list(_columns(layout.schema))
 
 
 def test_the_readme_tree_names_every_room() -> None:

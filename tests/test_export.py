@@ -353,6 +353,26 @@ def test_nothing_at_all_says_of_each_format_why(tmp_path: Path) -> None:
         export(pipeline, rubric, ledger, tmp_path / "out", silent)
 
 
+def test_what_docs_convert_for_other_trainers_is_what_they_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline, rubric, ledger = build(tmp_path, 4, sets=[ALL])
+    with ledger:
+        export(pipeline, rubric, ledger, tmp_path / "out", silent)
+    page = (Path(__file__).parents[1] / "docs" / "formats.md").read_text()
+    code = page.partition("### LLaMA-Factory")[2].partition("```python\n")[2].partition("```")[0]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "data").mkdir()
+    exec(code.replace("DATASET", "out"), {})
+
+    pairs = [json.loads(line) for line in (tmp_path / "data" / "aif_pairs.jsonl").read_text().splitlines()]
+    assert {side["role"] for row in pairs for side in (row["chosen"], row["rejected"])} == {"assistant"}
+    assert {row["prompt"][-1]["role"] for row in pairs} == {"user"}
+    kto = [json.loads(line) for line in (tmp_path / "data" / "aif_kto.jsonl").read_text().splitlines()]
+    assert {(row["messages"][-1]["role"], type(row["label"])) for row in kto} == {("assistant", bool)}
+
+
 # --- ultrafeedback ----------------------------------------------------------------------------------------------------
 
 
