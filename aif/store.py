@@ -121,7 +121,8 @@ class Store:
                     cursor.execute("INSERT INTO about VALUES (?, 1, 0, 0)", [SCHEMA_VERSION])
                     cursor.commit()
             check_version(db, path)
-            sizes = db.execute("SELECT total_blocks * block_size FROM pragma_database_size()").fetchall()
+            # DuckDB gives the file's free end back to the system, and goes on counting it among all blocks
+            sizes = db.execute("SELECT used_blocks * block_size FROM pragma_database_size()").fetchall()
         except StoreDamaged:
             db.close()
             raise

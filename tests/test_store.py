@@ -9,6 +9,7 @@ import pytest
 from aif import events
 from aif.chat.base import CallError, Kind
 from aif.errors import StoreDamaged
+from aif.intake import prepare
 from aif.ledger import Ledger
 from aif.pairing import make_pairs
 from aif.queries import Reader
@@ -168,3 +169,14 @@ def test_times_can_be_read_without_another_package(tmp_path: Path) -> None:
     with ledger:
         cursor = ledger.store.cursor()
         assert cursor.execute("SELECT min(started) FROM calls").fetchone() == (STARTED.replace(tzinfo=None),)
+
+
+def test_a_store_is_not_made_again_because_its_file_has_shrunk(tmp_path: Path) -> None:
+    """DuckDB cuts free blocks off the end of the file when it closes; the third opening took that for damage."""
+    pipeline, rubric, ledger = build(tmp_path, 20)
+    ledger.close()
+    said: list[str] = []
+    for _ in range(6):
+        with Ledger.open(pipeline.store, said.append) as ledger:
+            prepare(pipeline, ledger, rubric, said.append)
+    assert said == []
