@@ -13,6 +13,8 @@ from aif.endpoints import Endpoint, opened
 from aif.entries import Judge, Model
 from aif.errors import BadInput
 from aif.intake import principles_of, rubric_of
+from aif.launch import environment, gpus, lacks_vllm, launched, secrets, unreachable
+from aif.placement import described, shifts
 from aif.reading import Unreadable, read
 from aif.records import Message, Principle, Prompt, Usage, prompt_id
 from aif.rubric import Rubric
@@ -50,11 +52,35 @@ async def examine(pipeline: Pipeline) -> AsyncIterator[Finding]:
             yield Finding(one.name, False, str(error))
     if missing:
         return
+    async for finding in _servers(pipeline):
+        yield finding
     async with opened(pipeline) as endpoints:
-        tests = [asyncio.create_task(_test(pipeline, rubric, endpoint)) for endpoint in endpoints]
+        up = [endpoint for endpoint in endpoints if endpoint.up.is_set()]
+        tests = [asyncio.create_task(_test(pipeline, rubric, endpoint)) for endpoint in up]
         for test in tests:
             for finding in await test:
                 yield finding
+
+
+async def _servers(pipeline: Pipeline) -> AsyncIterator[Finding]:
+    """What aif would launch is not launched: that takes minutes, and a download of tens of GB, for each model. Told is
+    whether it could be; `aif run --limit 1` is the trial of it."""
+    try:
+        every = [
+            *(("completion", name) for name in pipeline.models),
+            *(("judgement", name) for name in pipeline.judges),
+        ]
+        found = launched(pipeline, every)
+        planned = shifts([one.wish for one in found], gpus(os.environ)) if found else ()
+    except BadInput as error:
+        yield Finding("servers", False, str(error))
+        return
+    for one in found:
+        environ = environment(one, os.environ, secrets(pipeline))
+        why = await lacks_vllm(one, environ) or await unreachable(one, environ)
+        yield Finding(one.one.name, not why, why or f"can be launched: vLLM and {one.model} are there")
+    for number, shift in enumerate(planned, 1):
+        yield Finding("servers", True, f"{number} of {len(planned)}, launched by `aif run`: {described(shift)}")
 
 
 def _disk(pipeline: Pipeline) -> Finding:

@@ -16,9 +16,19 @@ from aif.records import Stage, Usage
 BAD_REQUESTS = 5
 
 
+def _set() -> asyncio.Event:
+    event = asyncio.Event()
+    event.set()
+    return event
+
+
 @dataclass
 class Endpoint:
-    """A model or judge that is called. `refused` says why it takes no more calls; `halt` is set then, or on a stop."""
+    """A model or judge that is called. `refused` says why it takes no more calls; `halt` is set then, or on a stop.
+
+    A launched one is not `up` until a server of its own answers, and while none does; `wanted` says that a call waits
+    for it or has been made, `done` that none will come any more, `doing` what its servers do instead of answering.
+    """
 
     name: str
     stage: Stage
@@ -28,6 +38,10 @@ class Endpoint:
     cost: Callable[[Usage | None], float | None]
     pace: Pace
     halt: asyncio.Event = field(default_factory=asyncio.Event)
+    up: asyncio.Event = field(default_factory=_set)
+    wanted: asyncio.Event = field(default_factory=asyncio.Event)
+    done: asyncio.Event = field(default_factory=asyncio.Event)
+    doing: str | None = None
     refused: str | None = None
     answered: int = 0  # ever, as the store knows
     bad_requests: int = 0
@@ -47,7 +61,19 @@ class Endpoint:
 
     def refuse(self, why: str) -> None:
         self.refused = self.refused or why
+        self.stop()
+
+    def stop(self) -> None:
+        """No further call is made, and nobody waits for a server."""
         self.halt.set()
+        self.up.set()
+
+    async def ready(self) -> bool:
+        """Waits for a server that is up; False where no further call is to be made."""
+        self.wanted.set()
+        if not self.halt.is_set():
+            await self.up.wait()
+        return not self.halt.is_set()
 
     async def sleep(self, seconds: float) -> bool:
         """Waits; False as soon as the endpoint is halted."""
@@ -61,7 +87,8 @@ class Endpoint:
 
 @asynccontextmanager
 async def opened(pipeline: Pipeline, environ: Mapping[str, str] = os.environ) -> AsyncIterator[list[Endpoint]]:
-    """Every model and judge of a pipeline, connected to lazily; the simulator is started where one is declared."""
+    """Every model and judge of a pipeline, connected to lazily; the simulator is started where one is declared. Those
+    with `launch` have no server yet (see fleet.py)."""
     async with AsyncExitStack() as stack:
         simulator = await _simulator(pipeline, stack)
         endpoints: list[Endpoint] = []
@@ -82,6 +109,8 @@ def _endpoint(one: Model | Judge, stage: Stage, client: ChatModel) -> Endpoint:
 
     pace = Pace(one.requests_per_minute, one.tokens_per_minute, clock=asyncio.get_running_loop().time, sleep=sleep)
     endpoint = Endpoint(one.name, stage, one.identity, client, one.concurrency, one.cost, pace)
+    if one.launch:
+        endpoint.up.clear()
     return endpoint
 
 
@@ -93,7 +122,8 @@ def _client(one: Model | Judge, stage: Stage, simulator: str | None, key: str | 
     if provider == "vllm":
         from aif.chat.vllm import VllmChat
 
-        return VllmChat(urls, one.served_name, api_key=key, timeout_s=one.timeout_s, limit=one.concurrency)
+        limit = 0 if one.launch else one.concurrency  # how many servers there will be is not known yet
+        return VllmChat(urls, one.served_name, api_key=key, timeout_s=one.timeout_s, limit=limit)
     model, url, key = one.served_name, urls[0] if urls else None, key or "none"
     if provider == "anthropic":
         from aif.chat.anthropic import AnthropicChat

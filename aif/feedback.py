@@ -80,7 +80,7 @@ class Run:
         """No new call is made from here on."""
         self.stopping = True
         for endpoint in self.endpoints:
-            endpoint.halt.set()
+            endpoint.stop()
         self._wake_judges()
 
     def _wake_judges(self) -> None:
@@ -113,7 +113,8 @@ class Run:
     # --- one endpoint -------------------------------------------------------------------------------------------------
 
     async def _serve(self, endpoint: Endpoint, page: Callable[[Endpoint, Jobs], Awaitable[None]]) -> None:
-        """A pager and its workers, until there is no more work for the endpoint or it is halted."""
+        """A pager and its workers, until there is no more work for the endpoint or it is halted. Where its servers are
+        not up yet, the workers wait with what they have."""
         queue: Jobs = asyncio.Queue(2 * endpoint.concurrency)
         async with asyncio.TaskGroup() as group:
             for _ in range(endpoint.concurrency):
@@ -121,6 +122,7 @@ class Run:
             await page(endpoint, queue)
             for _ in range(endpoint.concurrency):
                 await queue.put(None)
+        endpoint.done.set()
 
     async def _work(self, endpoint: Endpoint, queue: Jobs) -> None:
         while (jobs := await queue.get()) is not None:
@@ -135,7 +137,7 @@ class Run:
         async def attempt(_: int) -> Answer:
             request = job.request(call.reasks, call.unmended)
             await endpoint.pace.turn(tokens(request))
-            if endpoint.halt.is_set():
+            if not await endpoint.ready():
                 raise _Halted
             call.started, began = datetime.now(UTC), clock()
             endpoint.in_flight += 1

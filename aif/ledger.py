@@ -49,6 +49,10 @@ class Places:
     def progress(self) -> Path:
         return self.store.with_suffix(".progress.json")
 
+    @property
+    def logs(self) -> Path:
+        return self.store.with_suffix(".logs")
+
 
 class Lock:
     """Held by the one process that writes to a store. The system lets go of it however the process ends."""

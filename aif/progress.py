@@ -43,6 +43,7 @@ class Line:
     output_tokens: int
     usd: float | None
     refused: str | None
+    doing: str | None  # what its servers do instead of answering
 
     @property
     def left(self) -> int:
@@ -105,7 +106,7 @@ class Board:
         row = self._rows[endpoint.stage, endpoint.name]
         return Line(
             endpoint.name, endpoint.stage, row.wanted, row.answered, row.failed, len(row.later), endpoint.in_flight,
-            row.rate(now, self._began), row.input, row.output, row.usd, endpoint.refused,
+            row.rate(now, self._began), row.input, row.output, row.usd, endpoint.refused, endpoint.doing,
         )  # fmt: skip
 
 
@@ -213,8 +214,13 @@ def line(snapshot: Snapshot) -> str:
         rate = sum(one.rate for one in lines)
         parts.append(f"{word} {done:,}/{wanted:,} ({rate:.1f}/s{f', {failed:,} failed' if failed else ''})")
     refused = "".join(f" · {one.name} refused" for one in snapshot.lines if one.refused)
+    busy: dict[str, list[str]] = {}
+    for one in snapshot.lines:
+        if one.doing and not one.refused:
+            busy.setdefault(one.doing, []).append(one.name)
+    doing = "".join(f" · {what} {', '.join(names)}" for what, names in busy.items())
     state = " · ".join([*parts, dollars(_usd(snapshot)), f"ETA {clock(snapshot.eta_s)}"])
-    return f"{clock(snapshot.elapsed_s)} {state}{refused}"
+    return f"{clock(snapshot.elapsed_s)} {state}{doing}{refused}"
 
 
 def table(snapshot: Snapshot, wide: bool) -> Table:
@@ -239,6 +245,8 @@ def table(snapshot: Snapshot, wide: bool) -> Table:
         )
         if one.refused:
             grid.add_row("", Text(f"refused: {one.refused}", style="red", overflow="ellipsis"))
+        elif one.doing:
+            grid.add_row("", Text(one.doing, style="yellow"))
     return grid
 
 

@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,9 +16,11 @@ from aif.chat.retry import Policy
 from aif.config import Pipeline, api_key
 from aif.endpoints import opened
 from aif.feedback import Run
+from aif.fleet import Fleet
 from aif.intake import prepare, rubric_of
 from aif.ledger import Ledger
 from aif.pairing import make_pairs
+from aif.placement import Key
 from aif.progress import Board, show
 from aif.queries import Planned, Reader, Tally
 from aif.rubric import Rubric
@@ -64,7 +66,7 @@ def feedback(
         if retry_failed:
             ledger.keep([events.retry(datetime.now(UTC))])
         prepare(pipeline, ledger, rubric, tell)
-        stopped, refused = asyncio.run(_flow(pipeline, ledger, rubric, console, limit, policy or Policy()))
+        stopped, refused = asyncio.run(_flow(pipeline, ledger, rubric, console, tell, limit, policy or Policy()))
         outcomes = make_pairs(pipeline, rubric, ledger.store)
         with Reader.of(ledger.store) as reader:
             tallies = reader.tallies(limit)
@@ -72,7 +74,13 @@ def feedback(
 
 
 async def _flow(
-    pipeline: Pipeline, ledger: Ledger, rubric: Rubric, console: Console, limit: int | None, policy: Policy
+    pipeline: Pipeline,
+    ledger: Ledger,
+    rubric: Rubric,
+    console: Console,
+    tell: Callable[[str], None],
+    limit: int | None,
+    policy: Policy,
 ) -> tuple[bool, dict[str, str]]:
     async with opened(pipeline) as endpoints:
         with Reader.of(ledger.store) as reader:
@@ -82,16 +90,26 @@ async def _flow(
         for endpoint in endpoints:
             if tally := whole.get((endpoint.stage, endpoint.name)):
                 endpoint.answered = tally.answered
+        fleet = await Fleet.of(pipeline, endpoints, _pending(pipeline, within), ledger.places.logs, tell)
         run = Run(pipeline, ledger, rubric, endpoints, board, policy, limit)
         ended = asyncio.Event()
         screen = asyncio.create_task(show(board, console, ledger.places.progress, ended))
         try:
             with _signals(run, console):
-                await run.execute()
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(fleet.attend())
+                    await run.execute()
         finally:
             ended.set()
             await screen
         return run.stopping, {e.name: e.refused for e in endpoints if e.refused}
+
+
+def _pending(pipeline: Pipeline, tallies: dict[Key, Tally]) -> set[Key]:
+    """Who has work: whoever has items without an answer, and while there are completions to come, every judge."""
+    found = {key for key, tally in tallies.items() if tally.pending}
+    coming = any(stage == "completion" for stage, _ in found)
+    return found | {("judgement", name) for name in pipeline.judges if coming}
 
 
 def _expected(pipeline: Pipeline, rubric: Rubric, planned: Planned) -> dict[tuple[str, str], int]:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from tests.hub import serving_hub
 from tests.serving import Served, serving
 
 # A machine that is busy is no failure.
@@ -21,6 +22,13 @@ def _no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.endswith(("_API_KEY", "_TOKEN"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture
+def hub() -> Iterator[str]:
+    """The address of a Hub with a few small repositories."""
+    with serving_hub() as address:
+        yield address
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """What is seen while a run goes on: counts, rates and what is left, by an injected clock."""
 
 import asyncio
+import io
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,20 @@ def test_a_line_says_all_in_a_line(board: Board, clock: Clock) -> None:
 
     assert said.startswith("1:02:05 completions 20/100")
     assert "judgements 0/100 (0.0/s, 1 failed)" in said
+
+
+def test_what_servers_do_instead_of_answering_is_said(board: Board) -> None:
+    large, judge = board._endpoints
+    large.doing, judge.doing = "starting", "waiting"
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(progress.table(board.snapshot(), wide=False))
+
+    assert progress.line(board.snapshot()).endswith(" · starting large · waiting judge")
+    assert "starting" in console.export_text()
+    judge.doing = "starting"
+    assert progress.line(board.snapshot()).endswith(" · starting large, judge")
+    large.refuse("no room")
+    assert progress.line(board.snapshot()).endswith(" · starting judge · large refused")
 
 
 def test_the_file_says_what_the_screen_says_and_goes_when_the_run_ends(board: Board, tmp_path: Path) -> None:

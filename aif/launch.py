@@ -1,0 +1,180 @@
+"""What a vLLM server is started with: its command, its environment, the GPUs there are; and what would keep it from
+starting, told before it is tried."""
+
+import asyncio
+import shutil
+import subprocess
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from aif.config import Pipeline
+from aif.entries import Judge, Launch, Model
+from aif.errors import BadInput
+from aif.placement import CPU, Key, Wish
+from aif.records import Stage
+
+# aif sets these, and would not find a server that has others
+OURS = ("--model", "--served-model-name", "--host", "--port", "--uds", "--api-key", "--root-path")
+# a namespace, as any folder called vllm would be, has no origin
+_HAS_VLLM = "import sys, importlib.util as u; s = u.find_spec('vllm'); sys.exit(s is None or s.origin is None)"
+_SECRET = ("OPENAI_", "ANTHROPIC_")
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """A model or judge with `launch`, and where its model is: a folder's path, or a name on the Hub."""
+
+    stage: Stage
+    one: Model | Judge
+    launch: Launch
+    model: str
+    python: str
+
+    @property
+    def key(self) -> Key:
+        return self.stage, self.one.name
+
+    @property
+    def wish(self) -> Wish:
+        return Wish(self.stage, self.one.name, self.launch.gpus, self.launch.replicas)
+
+    @property
+    def is_folder(self) -> bool:
+        return Path(self.model).is_absolute()
+
+
+def launched(pipeline: Pipeline, keys: Collection[Key]) -> list[Launched]:
+    """The models and judges among `keys` that aif launches. Raises BadInput for what can't be meant."""
+    declared: list[tuple[Stage, Model | Judge]] = [
+        *(("completion", model) for model in pipeline.models.values()),
+        *(("judgement", judge) for judge in pipeline.judges.values()),
+    ]
+    return [
+        Launched(stage, one, one.launch, _model(one, one.launch, pipeline), _python(one.launch, pipeline))
+        for stage, one in declared
+        if one.launch and (stage, one.name) in keys
+    ]
+
+
+def _model(one: Model | Judge, launch: Launch, pipeline: Pipeline) -> str:
+    for word in launch.args:
+        if word.partition("=")[0] in OURS:
+            raise BadInput(f"{one.name}: launch.args: {word.partition('=')[0]} is set by aif; take it out")
+    for base in (pipeline.beside, Path()):
+        folder = (base / Path(launch.model).expanduser()).absolute()
+        if folder.is_dir():
+            return str(folder)
+    if launch.model.startswith(("/", ".", "~")):
+        raise BadInput(f"{one.name}: launch.model: there is no folder {launch.model}")
+    return launch.model
+
+
+def _python(launch: Launch, pipeline: Pipeline) -> str:
+    if launch.python is None:
+        return sys.executable
+    path = Path(launch.python).expanduser()
+    if path.name == launch.python:
+        return launch.python  # a bare name is looked for in PATH
+    beside = (pipeline.beside / path).absolute()
+    return str(beside if beside.exists() else path.absolute())
+
+
+def command(one: Launched, port: int) -> list[str]:
+    """What starts one server of `one`, as a list for exec."""
+    launch, revision = one.launch, one.one.revision
+    words = [one.python, "-m", "vllm.entrypoints.openai.api_server", "--model", one.model]
+    words += ["--served-model-name", one.one.served_name, "--host", "127.0.0.1", "--port", str(port)]
+    words += ["--generation-config", "vllm"]  # else a repository's own sampling defaults slip in
+    if launch.gpus > 1:
+        words += ["--tensor-parallel-size", str(launch.gpus)]
+    if launch.max_model_len:
+        words += ["--max-model-len", str(launch.max_model_len)]
+    if revision and not one.is_folder:
+        words += ["--revision", revision]
+    return [*words, *launch.args]
+
+
+def environment(
+    one: Launched, environ: Mapping[str, str], secrets: Collection[str], gpus: Sequence[str] = CPU
+) -> dict[str, str]:
+    """The caller's environment without API keys (`secrets` names more of them), with the server's GPUs.
+
+    What belongs to the Hub stays, HF_TOKEN too: gated models need it.
+    """
+    kept = {name: value for name, value in environ.items() if name.startswith("HF_") or not _is_key(name, secrets)}
+    kept["VLLM_HTTP_TIMEOUT_KEEP_ALIVE"] = "60"  # by default 5 s: on busy cores it closes connections that are in use
+    if tuple(gpus) != CPU:
+        if "CUDA_VISIBLE_DEVICES" not in environ:
+            kept["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # nvidia-smi's order, whose numbers these are
+        kept["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+    return kept | one.launch.env
+
+
+def _is_key(name: str, secrets: Collection[str]) -> bool:
+    return name.endswith("_API_KEY") or name.startswith(_SECRET) or name in secrets
+
+
+def secrets(pipeline: Pipeline) -> set[str]:
+    """The variables that the pipeline names for keys."""
+    return {one.api_key_env for one in (*pipeline.models.values(), *pipeline.judges.values()) if one.api_key_env}
+
+
+def gpus(environ: Mapping[str, str]) -> tuple[str, ...]:
+    """The GPUs that may be used, as CUDA_VISIBLE_DEVICES names them: those it names, else all that nvidia-smi tells;
+    `CPU` where there is none. Raises BadInput where nvidia-smi is there and fails."""
+    if (named := environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        found = [word.strip() for word in named.split(",")]
+        usable = found[: next((n for n, word in enumerate(found) if word in ("", "-1")), len(found))]
+        return tuple(dict.fromkeys(usable)) or CPU
+    smi = shutil.which("nvidia-smi", path=environ.get("PATH"))
+    if smi is None:
+        return CPU
+    asked = [smi, "--query-gpu=index", "--format=csv,noheader"]
+    try:
+        told = subprocess.run(  # noqa: S603
+            asked, env=dict(environ), capture_output=True, text=True, timeout=60, check=True
+        ).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        words = getattr(error, "stdout", None) or getattr(error, "stderr", None) or str(error)
+        raise BadInput(
+            f"nvidia-smi can't tell which GPUs there are ({_last(words)}); mend the driver, or set "
+            "CUDA_VISIBLE_DEVICES (empty for none)"
+        ) from error
+    return tuple(line.strip() for line in told.splitlines() if line.strip()) or CPU
+
+
+async def lacks_vllm(one: Launched, environ: Mapping[str, str]) -> str | None:
+    """What to do where the Python of a server has no vLLM. Told without importing it, which takes tens of seconds."""
+    ask = [one.python, "-c", _HAS_VLLM]
+    try:
+        told = await asyncio.to_thread(subprocess.run, ask, env=dict(environ), capture_output=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        why = getattr(error, "strerror", None) or error
+        return f"launch.python: {one.python} can't be run: {why}"
+    if told.returncode == 0:
+        return None
+    return (
+        f"{one.python} has no vLLM; pip install 'aif[vllm]', or name with launch.python the python "
+        "of an environment that has it"
+    )
+
+
+async def unreachable(one: Launched, environ: Mapping[str, str]) -> str | None:
+    """Why the files of a model can't be had, found out by asking for the smallest of them."""
+    if one.is_folder:
+        return None
+    ask = fetching(one, "--check")
+    told = await asyncio.to_thread(subprocess.run, ask, env=dict(environ), capture_output=True, text=True)
+    return None if told.returncode == 0 else _last(told.stdout) or f"{one.model}: {_last(told.stderr)}"
+
+
+def fetching(one: Launched, *options: str) -> list[str]:
+    """The command that brings a model's files into the Hub's cache, or with `--check` asks whether it could."""
+    program = str(Path(__file__).with_name("fetch.py"))
+    return [sys.executable, "-P", program, *options, one.model, one.one.revision or ""]
+
+
+def _last(words: str) -> str:
+    return words.strip().rpartition("\n")[2]

@@ -1,0 +1,75 @@
+"""A model's files, from a Hub on loopback: brought once, without duplicates, and told in plain words where they can't
+be had."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from aif import fetch
+from tests.hub import COMMIT
+
+
+def fetched(folder: Path, hub: str, *words: str, offline: bool = False) -> tuple[int, str]:
+    environ = {**os.environ, "HF_ENDPOINT": hub, "HF_HOME": str(folder), "HF_HUB_OFFLINE": "1" if offline else "0"}
+    told = subprocess.run(
+        [sys.executable, "-P", str(fetch.__file__), *words], env=environ, capture_output=True, text=True, timeout=60
+    )
+    return told.returncode, told.stdout
+
+
+def names(folder: Path) -> set[str]:
+    root = folder.glob(f"hub/*/snapshots/{COMMIT}/**/*")
+    return {file.name for file in root if file.is_file()}
+
+
+def test_files_are_brought_once_without_their_duplicates(tmp_path: Path, hub: str) -> None:
+    assert fetched(tmp_path, hub, "org/small", "") == (0, "downloading org/small, 0.0 GB\n")
+    assert names(tmp_path) == {"config.json", "model.safetensors"}
+    assert fetched(tmp_path, hub, "org/small", "") == (0, "")
+    assert fetched(tmp_path, hub, "org/small", "", offline=True) == (0, "")
+
+
+def test_weights_in_the_old_format_are_brought_where_there_are_no_others(tmp_path: Path, hub: str) -> None:
+    assert fetched(tmp_path, hub, "org/old", COMMIT)[0] == 0
+    assert names(tmp_path) == {"config.json", "pytorch_model.bin"}
+
+
+@pytest.mark.parametrize("option", [[], ["--check"]])
+@pytest.mark.parametrize(
+    ("model", "revision", "said"),
+    [
+        (
+            "org/gated",
+            "",
+            "org/gated is gated: accept its licence at https://huggingface.co/org/gated, and set HF_TOKEN",
+        ),
+        ("org/none", "", "org/none is no folder here and no model on the Hub, or a private one"),
+        ("no/model/at/all", "", "no/model/at/all is no folder here and no model on the Hub"),
+        ("org/small", "v9", "org/small has no revision 'v9' on the Hub"),
+    ],
+)
+def test_what_can_not_be_had_is_told_with_the_mend(
+    tmp_path: Path, hub: str, option: list[str], model: str, revision: str, said: str
+) -> None:
+    code, told = fetched(tmp_path, hub, *option, model, revision)
+
+    assert code == 1
+    assert told.startswith(said)
+    assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize("model", ["org/small", "org/mistral"])
+def test_a_check_brings_no_weights(tmp_path: Path, hub: str, model: str) -> None:
+    assert fetched(tmp_path, hub, "--check", model, "") == (0, "")
+    assert names(tmp_path) <= {"config.json"}
+
+
+@pytest.mark.parametrize("option", [[], ["--check"]])
+def test_without_the_hub_and_the_files_that_is_told(tmp_path: Path, hub: str, option: list[str]) -> None:
+    code, told = fetched(tmp_path, hub, *option, "org/small", "", offline=True)
+
+    assert code == 1
+    assert told.startswith("org/small is not whole in the Hub's cache, and the Hub can't be asked")

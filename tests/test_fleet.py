@@ -1,0 +1,375 @@
+"""Servers of their own processes: started, awaited, watched, swapped and stopped, and none of them left, however aif
+ends. What they run is tests/fakes/vllm, found by PYTHONPATH in the place of vLLM."""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aif.chat.base import Request
+from aif.config import load
+from aif.endpoints import opened
+from aif.errors import BadInput, Exit
+from aif.fleet import Fleet, Patience, telling
+from aif.ledger import Places
+from aif.records import Message
+from tests.fakes.vllm.entrypoints.openai.api_server import TRACEBACK
+from tests.processes import alive, until
+from tests.serving import Served
+from tests.test_feedback import ask, run, write
+
+ROOT = Path(__file__).resolve().parent.parent
+QUICK = Patience(poll_s=0.02, again_s=(0.01, 0.01))
+
+
+@pytest.fixture(autouse=True)
+def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator["Fakes"]:
+    """Fake vLLM for every server, on a machine that seems to have no GPU; nothing of it left afterwards."""
+    made = Fakes(tmp_path / "started", tmp_path / "some-model")
+    made.folder.mkdir()
+    made.model.mkdir()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-do-not-tell")
+    monkeypatch.setenv("HF_TOKEN", "hf_for-gated-models")
+    yield made
+    until(lambda: not made.alive(), "the servers' end")
+
+
+class Fakes:
+    """The servers that were started, as they told of themselves."""
+
+    def __init__(self, folder: Path, model: Path) -> None:
+        self.folder = folder
+        self.model = model
+
+    def launch(self, launch: dict[str, Any] | None = None, **env: str) -> dict[str, Any]:
+        """An entry's `provider` and `launch`."""
+        paths = {"PYTHONPATH": f"{ROOT / 'tests' / 'fakes'}:{ROOT}", "FAKE_FOLDER": str(self.folder)}
+        return {"provider": "vllm", "launch": {"model": str(self.model), **(launch or {}), "env": paths | env}}
+
+    def started(self) -> list[dict[str, Any]]:
+        records = [json.loads(file.read_text()) for file in self.folder.glob("*.json")]
+        return sorted(records, key=lambda record: record["started"])
+
+    def alive(self) -> list[int]:
+        return [pid for record in self.started() for pid in (record["pid"], record["engine"]) if alive(pid)]
+
+
+NOWHERE = Served("http://127.0.0.1:9/v1")
+
+
+def pipeline(folder: Path, pool: dict[str, Any], judge: dict[str, Any], count: int = 6) -> Path:
+    # two of each prompt's slots are one model's: a pool of two is enough
+    models = {name: {"model": name, "samples": 4 // len(pool), **entry} for name, entry in pool.items()}
+    return write(folder, NOWHERE, count, models=models, judges={"judge": {"model": "judge", **judge}})
+
+
+def words(record: dict[str, Any], flag: str) -> str:
+    return str(record["words"][record["words"].index(flag) + 1])
+
+
+def aif(*arguments: str | Path, **options: Any) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "aif", *map(str, arguments)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **options)
+
+
+def test_with_gpus_enough_all_run_together_each_on_its_own(
+    tmp_path: Path, fakes: Fakes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-5f,7,8")
+    monkeypatch.setenv("JUDGE_PASS", "also-a-key")
+    judge = fakes.launch({"max_model_len": 4096, "args": ["--swap", "secret"], "replicas": 1}, EXTRA="1")
+    path = pipeline(
+        tmp_path, {"a": fakes.launch(), "b": fakes.launch({"gpus": 2})}, {**judge, "api_key_env": "JUDGE_PASS"}
+    )
+    made, ended = run(path)
+    started = {words(record, "--served-model-name"): record for record in fakes.started()}
+
+    assert not ended.incomplete
+    assert not fakes.alive()
+    assert {name: record["environ"]["CUDA_VISIBLE_DEVICES"] for name, record in started.items()} == {
+        "a": "3", "b": "GPU-5f,7", "judge": "8",
+    }  # fmt: skip
+    for record in started.values():
+        assert not {"OPENAI_API_KEY", "JUDGE_PASS"} & record["environ"].keys()
+        assert record["environ"]["HF_TOKEN"] == "hf_for-gated-models"
+        assert record["environ"]["VLLM_HTTP_TIMEOUT_KEEP_ALIVE"] == "60"
+        assert words(record, "--generation-config") == "vllm"
+        assert words(record, "--host") == "127.0.0.1"
+    assert len({words(record, "--port") for record in started.values()}) == 3
+    assert words(started["b"], "--tensor-parallel-size") == "2"
+    assert "--tensor-parallel-size" not in started["a"]["words"]
+    assert words(started["judge"], "--max-model-len") == "4096"
+    assert started["judge"]["environ"]["EXTRA"] == "1"
+    logs = {log.name: log.read_text() for log in Places(made.store).logs.iterdir()}
+    assert set(logs) == {"a-1.log", "b-1.log", "judge-1.log"}
+    assert "judge is served" in logs["judge-1.log"]
+    assert "--swap" in logs["judge-1.log"]
+    assert "secret" not in logs["judge-1.log"]
+
+
+def test_where_one_has_room_they_follow_one_another_and_a_finished_run_starts_none(
+    tmp_path: Path, fakes: Fakes
+) -> None:
+    path = pipeline(tmp_path, {"a": fakes.launch(), "b": fakes.launch()}, fakes.launch())
+    made, ended = run(path)
+
+    assert not ended.incomplete
+    assert [words(record, "--served-model-name") for record in fakes.started()] == ["a", "b", "judge"]
+    assert [record["beside"] for record in fakes.started()] == [[], [], []]
+    assert ask(made, "SELECT count(*) AS n FROM calls WHERE verdict != 'answered'") == [{"n": 0}]
+
+    _, ended = run(path)
+    assert not ended.incomplete
+    assert len(fakes.started()) == 3
+
+    # a prompt more, of which only one model and the judge have to say something
+    run(write(tmp_path, NOWHERE, 7, models=_entries(path, "models"), judges=_entries(path, "judges")))
+    assert len(fakes.started()) == 6
+
+
+def _entries(path: Path, key: str) -> dict[str, Any]:
+    import yaml
+
+    entries: dict[str, Any] = yaml.safe_load(path.read_text())[key]
+    return entries
+
+
+def test_a_launched_judge_sees_what_models_elsewhere_say(tmp_path: Path, fakes: Fakes, serve: Any) -> None:
+    served = serve()
+    path = write(tmp_path, served, 6, judges={"judge": fakes.launch()})
+    _, ended = run(path)
+
+    assert not ended.incomplete
+    assert len(fakes.started()) == 1
+
+
+def test_no_server_is_started_for_a_judge_who_gets_nothing_to_see(tmp_path: Path, fakes: Fakes) -> None:
+    _, ended = run(write(tmp_path, NOWHERE, 3, judges={"judge": fakes.launch()}))
+
+    assert ended.incomplete
+    assert fakes.started() == []
+
+
+def test_one_that_ends_before_it_is_ready_is_refused_with_the_reason_and_the_others_go_on(
+    tmp_path: Path, fakes: Fakes
+) -> None:
+    path = pipeline(tmp_path, {"a": fakes.launch(FAKE_ENDS="1"), "b": fakes.launch()}, fakes.launch())
+    made, ended = run(path)
+
+    assert list(ended.refused) == ["a"]
+    assert ended.refused["a"].startswith("its server ended before it was ready: exit code 3; its log ")
+    assert ended.refused["a"].endswith("a-1.log ends with: ValueError: No room for the weights")
+    answered = ask(made, "SELECT identity, count(*) AS n FROM completions GROUP BY identity")
+    assert answered == [{"identity": "b", "n": 12}]
+    assert [words(record, "--served-model-name") for record in fakes.started()] == ["a", "b"], "nothing to be judged"
+
+
+def test_one_that_is_not_ready_in_time_is_refused(tmp_path: Path, fakes: Fakes) -> None:
+    path = pipeline(tmp_path, {"a": fakes.launch({"ready_s": 0.3}, FAKE_STALLS="1")}, fakes.launch())
+    _, ended = run(path)
+
+    assert ended.refused["a"].startswith("its server was not ready within launch.ready_s (0.3 s)")
+
+
+def test_a_model_that_can_not_be_had_is_refused_and_one_that_can_is_fetched_first(
+    tmp_path: Path, fakes: Fakes, hub: str
+) -> None:
+    there = {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+    pool = {name: fakes.launch({"model": f"org/{name}", "ready_s": 60}, **there) for name in ("gated", "small")}
+    _, ended = run(pipeline(tmp_path, pool, fakes.launch(), 3))
+
+    assert list(ended.refused) == ["gated"]
+    assert "accept its licence" in ended.refused["gated"]
+    assert [words(record, "--model") for record in fakes.started()] == ["org/small"]
+    assert list((tmp_path / "home").rglob("model.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("launch", "said"),
+    [
+        ({"gpus": 2}, "a: launch.gpus is 2, but no GPU is found here"),
+        ({"model": "./gone"}, "a: launch.model: there is no folder ./gone"),
+        ({"args": ["--port=1"]}, "a: launch.args: --port is set by aif; take it out"),
+        ({"python": "/no/such/python"}, "a: launch.python: /no/such/python can't be run: No such file or directory"),
+    ],
+)
+def test_what_can_not_be_started_is_told_before_anything_is(
+    tmp_path: Path, fakes: Fakes, launch: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(BadInput, match=said):
+        run(pipeline(tmp_path, {"a": fakes.launch(launch), "b": fakes.launch()}, fakes.launch()))
+    assert fakes.started() == []
+
+
+def test_a_python_without_vllm_is_told(tmp_path: Path, fakes: Fakes) -> None:
+    path = pipeline(tmp_path, {"a": fakes.launch(PYTHONPATH=str(tmp_path))}, fakes.launch())
+    (tmp_path / "vllm").mkdir()  # a folder of that name is no vLLM
+    with pytest.raises(BadInput, match=r"a: .* has no vLLM; pip install 'aif\[vllm\]'"):
+        run(path)
+
+
+# --- a server that dies -----------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def attended(path: Path, told: list[str]) -> AsyncIterator[Any]:
+    """The endpoints of a pipeline with a fleet that serves them, without a run."""
+    made = load(path)
+    async with opened(made) as endpoints, asyncio.TaskGroup() as group:
+        keys = {(e.stage, e.name) for e in endpoints if e.name == "a"}
+        fleet = await Fleet.of(made, endpoints, keys, Places(made.store).logs, told.append)
+        fleet.patience = QUICK
+        group.create_task(fleet.attend())
+        endpoint = next(e for e in endpoints if e.name == "a")
+        endpoint.wanted.set()
+        yield endpoint
+        for endpoint in endpoints:
+            endpoint.done.set()
+
+
+REQUEST = Request((Message("user", "Name a use of rain."),), 32)
+
+
+async def _answered(endpoint: Any) -> str:
+    """An answer once a server is up."""
+    assert await endpoint.ready()
+    return str((await endpoint.client.ask(REQUEST)).text)
+
+
+async def test_one_that_dies_is_started_again_and_its_engine_is_gone_before(tmp_path: Path, fakes: Fakes) -> None:
+    told: list[str] = []
+    async with attended(pipeline(tmp_path, {"a": fakes.launch()}, fakes.launch()), told) as endpoint:
+        await _answered(endpoint)
+        (first,) = fakes.started()
+        os.kill(first["pid"], signal.SIGKILL)
+        await _until(lambda: not endpoint.up.is_set())
+        assert not alive(first["engine"])
+        assert await _answered(endpoint)
+        assert len(fakes.started()) == 2
+
+    assert "a: its server ended: killed by signal 9, by the system if memory ran out" in told[1]
+    assert told[1].endswith("ends with: a is served; starting it again in 0.01 s (1 of 2)")
+
+
+async def test_one_that_keeps_dying_is_given_up(tmp_path: Path, fakes: Fakes) -> None:
+    told: list[str] = []
+    async with attended(pipeline(tmp_path, {"a": fakes.launch()}, fakes.launch()), told) as endpoint:
+        while await endpoint.ready():
+            os.kill(fakes.started()[-1]["pid"], signal.SIGKILL)
+            await _until(lambda: not endpoint.up.is_set() or endpoint.refused)
+
+    assert endpoint.refused.startswith("its server ended: killed by signal 9")
+    assert len(fakes.started()) == 3
+
+
+async def test_while_one_is_down_the_other_answers(
+    tmp_path: Path, fakes: Fakes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    async with attended(pipeline(tmp_path, {"a": fakes.launch()}, fakes.launch()), []) as endpoint:
+        assert endpoint.concurrency == 2 * 64, "for each of two servers, since nothing else is said"
+        await _until(lambda: len(endpoint.client._servers) == 2)
+        os.kill(fakes.started()[0]["pid"], signal.SIGKILL)
+        await _until(lambda: len(endpoint.client._servers) == 1)
+        assert endpoint.up.is_set()
+        assert await _answered(endpoint)
+
+
+async def _until(condition: Callable[[], object]) -> None:
+    await asyncio.to_thread(until, condition)
+
+
+def test_a_run_goes_on_when_a_server_is_killed_under_it(tmp_path: Path, fakes: Fakes) -> None:
+    path = pipeline(tmp_path, {"a": fakes.launch(FAKE_LATENCY="0.1")}, fakes.launch(), 10)
+    process = aif("run", path, "--set", "models.a.concurrency=8")
+    until(lambda: _answers(tmp_path) >= 8, "the first answers")
+    os.kill(fakes.started()[0]["pid"], signal.SIGKILL)
+    _, err = process.communicate(timeout=60)
+
+    assert process.returncode == Exit.DONE, err
+    assert "starting it again" in err
+    assert [words(record, "--served-model-name") for record in fakes.started()] == ["a", "a", "judge"]
+
+
+def _answers(folder: Path) -> int:
+    return sum(file.read_text().count('"t":"call"') for file in folder.glob("feedback.journal/*"))
+
+
+# --- aif that ends ----------------------------------------------------------------------------------------------------
+
+
+def test_when_aif_is_killed_no_process_is_left(tmp_path: Path, fakes: Fakes) -> None:
+    path = pipeline(tmp_path, {"a": fakes.launch(FAKE_LATENCY="0.1")}, fakes.launch(), 40)
+    process = aif("run", path, "--set", "models.a.concurrency=2")
+    until(lambda: _answers(tmp_path) >= 4, "the first answers")
+    assert len(fakes.alive()) == 2
+    process.kill()
+    process.communicate()
+
+    until(lambda: not fakes.alive(), "the servers' end")
+
+
+def test_a_stop_finishes_what_is_in_flight_and_stops_the_servers(tmp_path: Path, fakes: Fakes) -> None:
+    path = pipeline(tmp_path, {"a": fakes.launch(FAKE_LATENCY="0.1")}, fakes.launch(), 40)
+    process = aif("run", path, "--set", "models.a.concurrency=4", start_new_session=True)
+    until(lambda: _answers(tmp_path) >= 4, "the first answers")
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does it: the whole group hears it, the servers don't
+    _, err = process.communicate(timeout=60)
+
+    assert process.returncode == Exit.INTERRUPTED, err
+    assert "goes on" in err
+    assert not fakes.alive()
+    assert {row["verdict"] for row in ask(load(path), "SELECT verdict FROM calls")} == {"answered"}
+
+
+@pytest.mark.parametrize("asked", [[signal.SIGTERM], [signal.SIGINT, signal.SIGINT]])
+def test_a_stop_while_servers_start_does_not_wait_for_them(
+    tmp_path: Path, fakes: Fakes, asked: list[signal.Signals]
+) -> None:
+    process = aif("run", pipeline(tmp_path, {"a": fakes.launch(FAKE_STALLS="1")}, fakes.launch()))
+    until(fakes.started, "the server's start")
+    for one in asked:
+        process.send_signal(one)
+    _, err = process.communicate(timeout=60)
+
+    assert process.returncode == Exit.INTERRUPTED, err
+    assert "Traceback" not in err
+    assert not fakes.alive()
+
+
+# --- what is told -----------------------------------------------------------------------------------------------------
+
+
+def test_the_telling_line_of_a_log_is_the_cause_not_what_follows_from_it() -> None:
+    assert telling(TRACEBACK.splitlines()) == "ValueError: No room for the weights"
+    assert telling(["loading", "error: no such option --frob", "bye"]) == "error: no such option --frob"
+    assert telling(["loading", "Killed", ""]) == "Killed"
+    assert telling([]) == ""
+
+
+def test_doctor_tells_what_would_be_launched_without_launching_it(
+    tmp_path: Path, fakes: Fakes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = pipeline(
+        tmp_path, {"a": fakes.launch({"model": "org/gone"}), "b": fakes.launch(PYTHONPATH="")}, fakes.launch()
+    )
+    out, _ = aif("doctor", path).communicate(timeout=60)
+
+    assert "a: org/gone is not whole in the Hub's cache" in out
+    assert re.search(r"mend b: \S+ has no vLLM", out)
+    assert f"judge: can be launched: vLLM and {fakes.model} are there" in out
+    assert "servers: 2 of 3, launched by `aif run`: b on the CPU" in out
+    assert fakes.started() == []
+
+    out, _ = aif("doctor", path, "--set", "models.b.launch.gpus=2").communicate(timeout=60)
+    assert "mend servers: b: launch.gpus is 2, but no GPU is found here" in out

@@ -1,0 +1,128 @@
+"""What a server is started with: which GPUs there are, which variables it sees, which command."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aif.config import parse
+from aif.errors import BadInput
+from aif.launch import Launched, command, environment, gpus, launched
+from aif.placement import CPU
+
+
+def entry(folder: Path, launch: str, more: str = "") -> Launched:
+    text = f"""
+name: t
+prompts: [{{file: p.jsonl}}]
+completions: {{per_prompt: 2}}
+models: {{a: {{provider: vllm, samples: 2, launch: {launch}{more}}}}}
+judges: {{j: {{provider: simulator}}}}
+"""
+    (one,) = launched(parse(text, folder / "pipeline.yaml"), [("completion", "a")])
+    return one
+
+
+@pytest.fixture
+def smi(tmp_path: Path) -> Mapping[str, str]:
+    """An environment whose nvidia-smi tells of three GPUs, or fails."""
+    program = tmp_path / "nvidia-smi"
+    program.write_text(
+        '#!/bin/sh\n[ -z "$BROKEN" ] || { echo "Driver/library version mismatch"; exit 18; }\necho 0; echo 1; echo 2\n'
+    )
+    program.chmod(0o755)
+    return {"PATH": str(tmp_path)}
+
+
+@pytest.mark.parametrize(
+    ("named", "found"),
+    [
+        ("0,1", ("0", "1")),
+        (" 2 , GPU-5f3a,MIG-11 ", ("2", "GPU-5f3a", "MIG-11")),
+        ("", CPU),
+        ("-1", CPU),
+        ("3,-1,4", ("3",)),  # CUDA stops at the first that is none
+        ("NoDevFiles", ("NoDevFiles",)),
+        ("1,1", ("1",)),
+    ],
+)
+def test_gpus_are_those_that_the_environment_names(smi: Mapping[str, str], named: str, found: tuple[str, ...]) -> None:
+    assert gpus({**smi, "CUDA_VISIBLE_DEVICES": named}) == found
+
+
+def test_gpus_are_else_those_that_nvidia_smi_tells(smi: Mapping[str, str], tmp_path: Path) -> None:
+    assert gpus(smi) == ("0", "1", "2")
+    assert gpus({"PATH": str(tmp_path / "nothing")}) == CPU
+    with pytest.raises(BadInput, match=r"which GPUs there are \(Driver/library version mismatch\); mend the driver"):
+        gpus({**smi, "BROKEN": "1"})
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["OPENAI_API_KEY", "OPENAI_ORG", "ANTHROPIC_X", "X_API_KEY", "VLLM_API_KEY", "MY_PASS"]),
+        st.just("secret"),
+        min_size=1,
+    )
+)
+def test_no_key_reaches_a_server(keys: dict[str, str]) -> None:
+    one = entry(Path(), "{model: org/m}")
+    kept = environment(one, {**keys, "HF_TOKEN": "t", "HF_HOME": "h", "PATH": "p"}, {"MY_PASS", "HF_TOKEN"}, ("0",))
+
+    assert "secret" not in kept.values()
+    assert {"HF_TOKEN": "t", "HF_HOME": "h", "PATH": "p"}.items() <= kept.items()
+
+
+def test_what_launch_env_says_goes_before(tmp_path: Path) -> None:
+    one = entry(tmp_path, "{model: org/m, env: {VLLM_LOGGING_LEVEL: DEBUG, OPENAI_API_KEY: meant}}")
+    kept = environment(one, {"VLLM_LOGGING_LEVEL": "INFO", "OPENAI_API_KEY": "no"}, ())
+
+    assert kept["VLLM_LOGGING_LEVEL"] == "DEBUG"
+    assert kept["OPENAI_API_KEY"] == "meant"
+
+
+def test_numbers_from_nvidia_smi_are_told_in_its_order_and_those_named_are_left_in_theirs(tmp_path: Path) -> None:
+    one = entry(tmp_path, "{model: org/m}")
+
+    assert environment(one, {}, (), ("1", "2"))["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    assert "CUDA_DEVICE_ORDER" not in environment(one, {"CUDA_VISIBLE_DEVICES": "1,2"}, (), ("1",))
+    assert "CUDA_VISIBLE_DEVICES" not in environment(one, {}, (), CPU)
+
+
+def test_the_command_says_what_the_pipeline_does(tmp_path: Path) -> None:
+    one = entry(tmp_path, "{model: org/m, gpus: 2, max_model_len: 512, args: [--dtype, half]}", ", revision: v1")
+
+    assert command(one, 8100)[1:] == [
+        "-m", "vllm.entrypoints.openai.api_server", "--model", "org/m", "--served-model-name", "org/m", "--host",
+        "127.0.0.1", "--port", "8100", "--generation-config", "vllm", "--tensor-parallel-size", "2", "--max-model-len",
+        "512", "--revision", "v1", "--dtype", "half",
+    ]  # fmt: skip
+
+
+def test_a_folder_beside_the_pipeline_file_is_meant_before_the_hub(tmp_path: Path) -> None:
+    (tmp_path / "org" / "m").mkdir(parents=True)
+    one = entry(tmp_path, "{model: org/m, python: env/bin/python}", ", revision: v1, model: short")
+
+    assert one.model == str(tmp_path / "org" / "m")
+    assert "--revision" not in command(one, 1)
+    assert command(one, 1)[6] == "short"
+    assert entry(tmp_path, "{model: org/n}").model == "org/n"
+
+
+@pytest.mark.parametrize(("python", "meant"), [("python3.12", "python3.12"), ("env/bin/python", "{}/env/bin/python")])
+def test_a_python_is_looked_for_beside_the_file_or_in_the_path(tmp_path: Path, python: str, meant: str) -> None:
+    (tmp_path / "env" / "bin").mkdir(parents=True)
+    (tmp_path / "env" / "bin" / "python").touch()
+
+    assert entry(tmp_path, f"{{model: org/m, python: {python}}}").python == meant.format(tmp_path)
+
+
+def test_only_those_with_work_are_launched(tmp_path: Path) -> None:
+    made: Any = parse(
+        "{name: t, prompts: [{file: p.jsonl}], completions: {per_prompt: 2}, judges: {j: {provider: simulator}}, "
+        "models: {a: {provider: vllm, samples: 2, launch: {model: ./gone}}}}",
+        tmp_path / "pipeline.yaml",
+    )
+    assert launched(made, []) == []
