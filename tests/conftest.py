@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from tests.hub import serving_hub
+from tests.model_hub import serving_hub
 from tests.serving import Served, serving
 
 # A machine that is busy is no failure.

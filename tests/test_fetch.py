@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from aif import fetch
-from tests.hub import COMMIT
+from tests.model_hub import COMMIT
 
 
 def fetched(folder: Path, hub: str, *words: str, offline: bool = False) -> tuple[int, str]:

@@ -1,4 +1,4 @@
-"""A Hub on loopback: as much of it as a download asks for."""
+"""A Hub on loopback for models: as much of it as a download asks for."""
 
 import hashlib
 import json
