@@ -92,7 +92,9 @@ def render(facts: CardFacts) -> str:
         rule=_sentence(rule_of(policy_of(facts.pipeline))),
         prompts=facts.books.selected,
         default=default_config(facts.rows),
-        simulated=[cell(name) for name, one in _endpoints(facts.pipeline) if one.provider == "simulator"],
+        simulated=[cell(name) for name in simulated(facts.pipeline)],
+        terms=[(name, one.terms) for name, one in _endpoints(facts.pipeline) if one.terms],
+        without_terms=[cell(name) for name in without_terms(facts.pipeline)],
         books=_books(facts.books),
         sources=_sources(facts.sources),
         histogram=_histogram(facts.chosen, facts.rejected, _scale(facts)) if len(facts.chosen) else None,
@@ -114,6 +116,16 @@ def _weight(labels: LabelCounts | None) -> tuple[str, float, float] | None:
 
 def _endpoints(pipeline: Pipeline) -> list[tuple[str, Endpoint]]:
     return [*pipeline.models.items(), *pipeline.judges.items()]
+
+
+def simulated(pipeline: Pipeline) -> list[str]:
+    """The models and judges that are none."""
+    return [name for name, one in _endpoints(pipeline) if one.provider == "simulator"]
+
+
+def without_terms(pipeline: Pipeline) -> list[str]:
+    """The real models and judges of which nobody has said what terms their output comes under."""
+    return [name for name, one in _endpoints(pipeline) if one.provider != "simulator" and not one.terms]
 
 
 def default_config(rows: Collection[str]) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import shlex
 import sys
 from pathlib import Path
 from shutil import which
@@ -222,6 +223,55 @@ def export(
         prepare(one, ledger, rubric, _tell, reread=False)
         exported = write(one, rubric, ledger, to or one.store.parent / "dataset", _tell)
     tell_exported(out, exported, pipeline)
+
+
+@app.command()
+def publish(
+    pipeline: File,
+    repo: Annotated[str, typer.Option(metavar="ORG/NAME", help="The dataset on the Hub; made if it isn't there.")],
+    public: Annotated[bool, typer.Option("--public", help="For everyone to see; private if left out.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Send without asking.")] = False,
+    folder: Annotated[
+        Path | None, typer.Option("--out", help="The folder that was exported; beside the store if left out.")
+    ] = None,
+    sets: Sets = None,
+) -> None:
+    """The exported dataset to the Hub, in one commit, after showing what will be sent. Safe to repeat."""
+    from aif.intake import prepare, rubric_of
+    from aif.ledger import Ledger
+    from aif.publish import exported, question, send, survey, tell_plan, tell_published
+
+    one = _load(pipeline, sets)
+    if not one.store.exists():
+        raise BadInput(f"{one.store}: no store here yet; `aif run {pipeline}` makes it")
+    rubric = rubric_of(one)
+    place = folder or one.store.parent / "dataset"
+    mend = shlex.join(
+        ["aif", "export", str(pipeline), *(["--out", str(folder)] if folder else []), *_repeated("--set", sets)]
+    )
+    with Ledger.open(one.store, _tell, rubric) as ledger:
+        prepare(one, ledger, rubric, _tell, reread=False)
+        run = exported(one, rubric, ledger, place, mend)
+    plan = survey(one, place, run, repo, public)
+    tell_plan(out, plan)
+    if plan.head and not plan.sent and not plan.removed:
+        out.print("\nnothing to send: this is what stands there")
+        tell_published(out, plan, plan.head)
+        return
+    if not yes and not _agreed(question(plan)):
+        err.print("nothing was sent")
+        raise typer.Exit(Exit.INTERRUPTED)
+    tell_published(out, plan, send(plan, err))
+
+
+def _agreed(question: str) -> bool:
+    if not sys.stdin.isatty():
+        raise BadInput("nothing was sent: there is no terminal to ask at; --yes sends it unasked")
+    return typer.confirm(f"\n{question}")
+
+
+def _repeated(option: str, values: list[str] | None) -> list[str]:
+    return [word for value in values or [] for word in (option, value)]
 
 
 @app.command()

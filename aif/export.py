@@ -27,10 +27,11 @@ from aif.layout import Of
 from aif.ledger import Ledger
 from aif.pairing import make_pairs
 from aif.picks import LabelCounts, best, labelled
-from aif.placing import MARKER, check_place, replacing
+from aif.placing import check_place, replacing
 from aif.queries import Books, Reader
 from aif.records import Principle, digest, fraction
 from aif.rubric import Rubric
+from aif.runfile import MARKER, NAME, state_of
 from aif.ultrafeedback import Annotated
 
 WHOLE_GROUP = 500  # prompts with all that is known of each: about 40 KB; 0.5 s to fetch, of 4,000 prompts as of 16,000
@@ -255,6 +256,8 @@ def _describe(
         "pipeline": pipeline.name,
         "made": made.isoformat(timespec="seconds"),
         "rows": rows,
+        "files": names,
+        "state": state_of(reader, books, paired),
         "test_size": pipeline.export.test_size,
         "books": asdict(books),
         "calls": [moment.isoformat(timespec="seconds") for moment in calls or ()],
@@ -265,7 +268,7 @@ def _describe(
     }
     (folder / "README.md").write_text(render(facts), encoding="utf-8")
     (folder / "pipeline.yaml").write_text(pipeline.public, encoding="utf-8")
-    (folder / "run.json").write_bytes(orjson.dumps(run, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+    (folder / NAME).write_bytes(orjson.dumps(run, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
 
 
 _SOURCES = """

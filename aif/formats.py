@@ -6,6 +6,7 @@ own. `ultrafeedback` (in ultrafeedback.py) has all completions. Principles are i
 ones.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Literal
 
@@ -194,3 +195,12 @@ def made_of(config: str) -> Of:
 def file_of(config: str, split: str, digest: str = "") -> str:
     """The path of a split's one file within the dataset, named as the Hub finds it, with a digest of its content."""
     return f"{config}/{split}-00000-of-00001{digest and '-'}{digest}.parquet"
+
+
+_DATA_FILE = re.compile(r"[a-z0-9_]+/[a-z0-9_]+-00000-of-00001-([0-9a-f]{16})\.parquet")
+
+
+def digest_of(path: str) -> str | None:
+    """The digest a data file is named with; None for a path that `file_of` doesn't make."""
+    found = _DATA_FILE.fullmatch(path)
+    return found[1] if found else None

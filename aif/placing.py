@@ -9,11 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import orjson
-
 from aif.errors import BadInput
-
-MARKER = ("made_by", "aif")  # in run.json: the folder is an export and may be replaced by one
+from aif.runfile import is_export
 
 
 def check_place(out: Path) -> None:
@@ -22,7 +19,7 @@ def check_place(out: Path) -> None:
         if (replaced := _beside(out, "replaced")).exists():  # the process ended between the two moves of `_put`
             replaced.rename(out)
         return
-    if not out.is_dir() or (any(out.iterdir()) and not _is_export(out)):
+    if not out.is_dir() or (any(out.iterdir()) and not is_export(out)):
         raise BadInput(f"{out}: holds something that is no export of aif's; name another folder, or empty this one")
 
 
@@ -47,14 +44,6 @@ def replacing(out: Path) -> Iterator[Path]:
 
 def _beside(out: Path, word: str) -> Path:
     return out.with_name(f"{out.name}.{word}")
-
-
-def _is_export(folder: Path) -> bool:
-    try:
-        found = orjson.loads((folder / "run.json").read_bytes())
-    except (OSError, orjson.JSONDecodeError):
-        return False
-    return isinstance(found, dict) and found.get(MARKER[0]) == MARKER[1]
 
 
 def _put(partial: Path, out: Path) -> None:

@@ -127,6 +127,16 @@ def test_without_a_licence_none_is_made_up() -> None:
     assert "No licence was set (`export.license`" in section(card, "Licence")
 
 
+def test_terms_that_are_told_are_listed_and_those_that_are_not_are_missed() -> None:
+    told = section(render(facts(SECRETIVE, "models.local.terms=Llama 2 | licence")), "Licence")
+    assert "| local | Llama 2 \\| licence |" in told
+    assert "nobody has said what the output of hosted, wise comes under" in told
+    whole = section(render(facts(SECRETIVE, "models.*.terms=mit", "judges.*.terms=OpenAI's")), "Licence")
+    assert "| wise | OpenAI's |" in whole
+    assert "Terms not told" not in whole
+    assert "Terms not told" not in render(facts())  # what is simulated comes under none
+
+
 @pytest.mark.parametrize(
     ("rows", "bucket"),
     [(999, "n<1K"), (1000, "1K<n<10K"), (9999, "1K<n<10K"), (10_000, "10K<n<100K"), (2_000_000, "1M<n<10M")],

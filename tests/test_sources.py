@@ -2,12 +2,8 @@
 
 import csv
 import json
-import os
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +17,7 @@ from aif.errors import BadInput
 from aif.prompt_row import Skipped
 from aif.records import Carried, Message, Prompt
 from aif.sources import fingerprint, read
+from tests.hub import serving_hub
 
 ROW = Source(file="p.jsonl")
 
@@ -208,43 +205,6 @@ def test_what_is_wrong_with_a_dataset_is_said_with_its_name(folder: Path) -> Non
         list(read(Source(hub="data"), beside=folder.parent))
 
 
-class Hub(BaseHTTPRequestHandler):
-    """The Hub's answer to "which commit": one dataset is there, any other is not."""
-
-    commit = "a" * 40
-
-    def do_GET(self) -> None:
-        found = self.path.split("?")[0].startswith("/api/datasets/org/there")
-        body = json.dumps(
-            {"id": "org/there", "sha": self.commit} if found else {"error": "Repository not found"}
-        ).encode()
-        self.send_response(200 if found else 404)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        if not found:
-            self.send_header("X-Error-Code", "RepoNotFound")
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-
-@pytest.fixture
-def hub() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
 ASK_THE_HUB = """
 from aif.entries import Source
 from aif.errors import BadInput
@@ -259,19 +219,18 @@ for ask in (lambda s: fingerprint(s, beside=None), lambda s: list(read(s, beside
 """
 
 
-def test_the_hub_is_asked_for_the_commit_and_a_dataset_that_is_not_there_is_named(hub: str, tmp_path: Path) -> None:
+def test_the_hub_is_asked_for_the_commit_and_a_dataset_that_is_not_there_is_named(tmp_path: Path) -> None:
     """In a process of its own: huggingface_hub reads the Hub's address from the environment when it is imported."""
-    root = Path(__file__).parent.parent
-    environ = os.environ | {
-        "HF_ENDPOINT": hub,
-        "HF_HUB_OFFLINE": "0",
-        "HF_HOME": str(tmp_path),
-        "NO_PROXY": "127.0.0.1",
-        "PYTHONPATH": str(root),
-    }
-    asked = subprocess.run(
-        [sys.executable, "-c", ASK_THE_HUB], env=environ, cwd=tmp_path, capture_output=True, text=True, timeout=60
-    )
+    with serving_hub() as hub:
+        hub.make("org/there", private=False)
+        asked = subprocess.run(
+            [sys.executable, "-c", ASK_THE_HUB],
+            env=hub.environ(tmp_path),
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
     assert asked.returncode == 0, asked.stderr
     first, second, unknown_commit, unknown_rows = asked.stdout.splitlines()
     assert len(first) == len(second) == 64

@@ -1,0 +1,303 @@
+"""An exported dataset to the Hub in one commit: what would change is told first, and sent when agreed to.
+
+A commit on the Hub is made whole or not at all, and files are compared by content before anything is sent. So the same
+command goes on after any stop, and sends nothing when there is nothing new. The only room that writes to the Hub.
+"""
+
+import os
+import re
+import signal
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.constants import ENDPOINT
+from huggingface_hub.utils.tqdm import disable_progress_bars
+from rich.console import Console
+from rich.filesize import decimal
+from rich.markup import escape
+
+from aif import __version__, hub
+from aif.card import default_config, simulated, without_terms
+from aif.config import Pipeline
+from aif.errors import BadInput, Exit
+from aif.formats import digest_of
+from aif.hub import There
+from aif.ledger import Ledger
+from aif.pairing import make_pairs
+from aif.queries import Reader
+from aif.rubric import Rubric
+from aif.runfile import NAME, RunFile, marked, parsed, state_of
+
+CARD = "README.md"
+DESCRIBED = (CARD, "pipeline.yaml", NAME)  # what a dataset holds beside its data files
+
+Change = Literal["added", "changed", "unchanged", "removed"]
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file of the dataset, its size in bytes, and what publishing makes of it on the Hub."""
+
+    path: str
+    size: int
+    change: Change
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What publishing would do. `head` is the commit on the Hub it was compared with, None where there is no dataset
+    of this name yet."""
+
+    pipeline: Pipeline
+    folder: Path
+    run: RunFile
+    repo: str
+    public: bool
+    head: str | None
+    files: tuple[File, ...]
+
+    @property
+    def sent(self) -> list[File]:
+        return [file for file in self.files if file.change in ("added", "changed")]
+
+    @property
+    def removed(self) -> list[File]:
+        return [file for file in self.files if file.change == "removed"]
+
+
+# --- what there is to publish -----------------------------------------------------------------------------------------
+
+
+def exported(pipeline: Pipeline, rubric: Rubric, ledger: Ledger, folder: Path, mend: str) -> RunFile:
+    """The export in `folder`, where it is what `aif export` would write now. Calls no model.
+
+    Raises BadInput where it isn't, with `mend`, the command that makes it so.
+    """
+    run = _whole(folder, mend)
+    make_pairs(pipeline, rubric, ledger.store)
+    with Reader.of(ledger.store) as reader:
+        state = state_of(reader, reader.books(), reader.paired())
+    changed = [f"`{key}`" for key in _differing(run.pipeline_yaml, pipeline.public)]
+    changed += ["the rubric"] if run.rubric != rubric.digest else []
+    if run.state != state and not changed:  # other pairs may only follow from the others
+        changed = ["what is in the store"]
+    if changed:
+        raise BadInput(f"{folder}: was exported before {', '.join(changed)} changed; `{mend}` makes it anew")
+    return run
+
+
+def _whole(folder: Path, mend: str) -> RunFile:
+    """Reads an export, which must have every file it names, as it was written."""
+    try:
+        data = (folder / NAME).read_bytes()
+    except OSError:
+        data = b""
+    if marked(data) is None:
+        raise BadInput(f"{folder}: no dataset of aif's stands here; `{mend}` makes it")
+    if (run := parsed(data)) is None:
+        raise BadInput(f"{folder}: was exported by another version of aif; `{mend}` makes it anew")
+    for path in (*DESCRIBED, *run.paths):
+        if not (folder / path).is_file():
+            raise BadInput(f"{folder}: {path} is missing; `{mend}` makes it anew")
+    for path in run.paths:
+        named = digest_of(path)
+        if not named or not hub.sha256(folder / path).startswith(named):
+            raise BadInput(f"{folder}: {path} is not as it was written; `{mend}` makes it anew")
+    return run
+
+
+def _differing(before: str, now: str) -> list[str]:
+    old, new = yaml.safe_load(before), yaml.safe_load(now)
+    return [key for key in {**old, **new} if old.get(key) != new.get(key)]
+
+
+# --- what would change ------------------------------------------------------------------------------------------------
+
+
+def survey(pipeline: Pipeline, folder: Path, run: RunFile, repo: str, public: bool) -> Plan:
+    """Compares an export with what stands on the Hub. Sends nothing.
+
+    Raises BadInput where `repo` is of the other visibility or holds something that is no export of aif's, and what
+    `hub.opened` raises.
+    """
+    paths = [*run.paths, *DESCRIBED]
+    with hub.opened(repo) as api:
+        there = hub.look(api, repo)
+        if there is not None:
+            _check_visibility(repo, there, public)
+            gone = _former(api, repo, there) - set(paths)
+    if there is None:
+        files = [File(path, (folder / path).stat().st_size, "added") for path in paths]
+        return Plan(pipeline, folder, run, repo, public, None, tuple(files))
+    files = [_compared(folder / path, path, there) for path in paths]
+    files += [File(path, there.files[path].size, "removed") for path in sorted(gone)]
+    return Plan(pipeline, folder, run, repo, public, there.head, tuple(files))
+
+
+def _compared(local: Path, path: str, there: There) -> File:
+    found = there.files.get(path)
+    change: Change = "added" if found is None else "unchanged" if hub.same(local, found) else "changed"
+    return File(path, local.stat().st_size, change)
+
+
+def _check_visibility(repo: str, there: There, public: bool) -> None:
+    if there.public and not public:
+        raise BadInput(
+            f"{repo} is public, and without --public nothing is sent where everyone sees it; give --public, make it "
+            "private in its settings on the Hub, or name another --repo"
+        )
+    if public and not there.public:
+        raise BadInput(
+            f"{repo} is private, and publishing opens nothing; make it public in its settings on the Hub, or take out "
+            "--public"
+        )
+
+
+def _former(api: HfApi, repo: str, there: There) -> set[str]:
+    """The data files of the export that stands there. Raises BadInput where something else does.
+
+    A card without a word in its body counts as nothing: the Hub's form for a new dataset makes one.
+    """
+    if NAME in there.files and (found := marked(hub.content(api, repo, there, NAME))) is not None:
+        return _listed(found.get("files")) & there.files.keys()
+    if there.files.keys() <= {CARD, ".gitattributes"} and (
+        CARD not in there.files or _is_blank(hub.content(api, repo, there, CARD))
+    ):
+        return set()
+    raise BadInput(f"{repo} holds something that is no export of aif's; name another --repo")
+
+
+def _listed(files: object) -> set[str]:
+    """What a run.json lists as data files, whoever wrote it, so far as they are named as ours are."""
+    splits = files.values() if isinstance(files, dict) else ()
+    paths = [path for one in splits if isinstance(one, dict) for path in one.values()]
+    return {path for path in paths if isinstance(path, str) and digest_of(path)}
+
+
+def _is_blank(card: bytes) -> bool:
+    return not re.sub(rb"\A---\r?\n.*?^---\s*$", b"", card, flags=re.DOTALL | re.MULTILINE).strip()
+
+
+# --- sending ----------------------------------------------------------------------------------------------------------
+
+
+def send(plan: Plan, console: Console) -> str:
+    """Makes the dataset if there is none, and one commit of all that differs. Returns the commit's hash.
+
+    The Hub refuses it if somebody else has committed since the plan was made. Raises BadInput where the Hub no longer
+    is as the plan has it, and what `hub.opened` raises.
+    """
+    if not console.is_terminal:
+        disable_progress_bars()
+    pairs = plan.run.books.outcomes.get("paired", 0)
+    with hub.opened(plan.repo) as api, _warned(console), _leaving_at_once(console):
+        head = _ready(api, plan)
+        commit = api.create_commit(
+            plan.repo,
+            [
+                *(CommitOperationAdd(file.path, plan.folder / file.path) for file in plan.sent),
+                *(CommitOperationDelete(file.path) for file in plan.removed),
+            ],
+            commit_message=f"Publish {pairs:,} pairs of {plan.pipeline.name}",
+            commit_description=f"By aif {__version__}.",
+            repo_type="dataset",
+            parent_commit=head,
+        )
+    return str(commit.oid)
+
+
+def _ready(api: HfApi, plan: Plan) -> str:
+    """Makes the dataset if there is none, and looks again: an organisation's settings may make it otherwise than asked
+    for, and somebody may have opened it since. Returns the commit that ours is to follow."""
+    if plan.head is None:
+        api.create_repo(plan.repo, repo_type="dataset", private=not plan.public)
+    there = hub.look(api, plan.repo)
+    if there is None:
+        raise BadInput(f"{plan.repo}: can't be seen on the Hub now; give the same command again")
+    _check_visibility(plan.repo, there, plan.public)
+    return plan.head or there.head
+
+
+@contextmanager
+def _warned(console: Console) -> Iterator[None]:
+    """Tells what huggingface_hub warns of, such as the card's metadata, in lines of ours."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for one in caught:
+        if not issubclass(one.category, UserWarning):  # DeprecationWarning: of what it calls itself
+            continue
+        console.print(f"the Hub's client warns: {' '.join(str(one.message).split())}", markup=False, soft_wrap=True)
+
+
+@contextmanager
+def _leaving_at_once(console: Console) -> Iterator[None]:
+    """Ctrl-C leaves at once. huggingface_hub's threads would first upload each file in flight to its end."""
+
+    def leave(signum: int, frame: object) -> None:
+        console.print(f"\nstopped. A commit is made whole or not at all; {hub.AGAIN}", soft_wrap=True)
+        os._exit(Exit.INTERRUPTED)
+
+    before = signal.signal(signal.SIGINT, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+# --- told to a person -------------------------------------------------------------------------------------------------
+
+
+def concerns(plan: Plan) -> Iterator[str]:
+    """What whoever publishes should know first."""
+    if names := simulated(plan.pipeline):
+        yield f"a rehearsal: {', '.join(names)} are simulated, so no text and no rating is real"
+    if not plan.pipeline.export.license:
+        yield "no licence: `export.license` in the pipeline sets one"
+    if names := without_terms(plan.pipeline):
+        yield f"nobody has said what the output of {', '.join(names)} comes under: `terms` of each says it"
+    if pending := plan.run.books.outcomes.get("pending", 0):
+        yield f"{pending:,} of {plan.run.books.selected:,} prompts are pending: `aif run` goes on with them"
+
+
+def tell_plan(console: Console, plan: Plan) -> None:
+    """What would be sent where, and what to know first."""
+    kind = "public" if plan.public else "private"
+    state = f"as it is at {plan.head[:12]}" if plan.head else "new"
+    console.print(f"\n[bold]{escape(plan.repo)}[/bold]  {kind} dataset at {ENDPOINT}, {state}\n", soft_wrap=True)
+    told = [file for file in plan.files if file.change != "unchanged"]
+    width = max((len(file.path) for file in told), default=0)
+    for file in told:
+        line = f"  {file.change:<8}  {file.path:<{width}}  {decimal(file.size):>10}"
+        console.print(line, markup=False, soft_wrap=True)
+    if unchanged := len(plan.files) - len(told):
+        console.print(f"  unchanged {unchanged} files", style="dim")
+    console.print()
+    for config, splits in plan.run.rows.items():
+        console.print(f"  {config:<7}  {', '.join(f'{split} {n:,}' for split, n in splits.items())}", soft_wrap=True)
+    console.print(f"  licence  {plan.pipeline.export.license or 'none'}", markup=False, soft_wrap=True)
+    for words in concerns(plan):
+        console.print(f"  [yellow]![/yellow] {escape(words)}", soft_wrap=True)
+
+
+def question(plan: Plan) -> str:
+    """What is asked before anything is sent."""
+    size = decimal(sum(file.size for file in plan.sent))
+    removed = f", remove {len(plan.removed)}" if plan.removed else ""
+    kind = "public" if plan.public else "private"
+    return f"Send {len(plan.sent)} files ({size}){removed}, in one commit to the {kind} dataset {plan.repo}?"
+
+
+def tell_published(console: Console, plan: Plan, revision: str) -> None:
+    """The commit, and how to load it."""
+    config = default_config(plan.run.rows)
+    console.print(f"\nrevision  {revision}", soft_wrap=True, markup=False)
+    console.print(f"page      {ENDPOINT}/datasets/{plan.repo}", soft_wrap=True, markup=False)
+    load = f'load_dataset("{plan.repo}", "{config}", revision="{revision}")'
+    console.print(f"load      {load}", soft_wrap=True, markup=False)

@@ -1,0 +1,64 @@
+"""run.json of an export: what marks a folder as aif's, what is in it, and what it was made of."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import orjson
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from aif.queries import Books, Reader
+from aif.records import digest
+
+NAME = "run.json"
+MARKER = ("made_by", "aif")  # a folder, or a dataset on the Hub, with this in it may be replaced by another export
+
+
+class RunFile(BaseModel):
+    """What run.json says. `rows` and `files` are by config and split; `state` is `state_of` the store at that time."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    made_by: Literal["aif"]
+    rows: dict[str, dict[str, int]]
+    files: dict[str, dict[str, str]]
+    books: Books
+    rubric: str
+    state: str
+    pipeline_yaml: str
+
+    @property
+    def paths(self) -> list[str]:
+        """The data files, relative to the dataset's folder."""
+        return [path for splits in self.files.values() for path in splits.values()]
+
+
+def marked(data: bytes) -> dict[str, Any] | None:
+    """The content of a run.json of aif's, of whichever version; None for anything else."""
+    try:
+        found = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return None
+    return found if isinstance(found, dict) and found.get(MARKER[0]) == MARKER[1] else None
+
+
+def is_export(folder: Path) -> bool:
+    """Whether an export of aif's stands there, of whichever version."""
+    try:
+        return marked((folder / NAME).read_bytes()) is not None
+    except OSError:
+        return False
+
+
+def parsed(data: bytes) -> RunFile | None:
+    """A run.json as this version writes it; None for anything else."""
+    try:
+        return RunFile.model_validate_json(data)
+    except ValidationError:
+        return None
+
+
+def state_of(reader: Reader, books: Books, paired: pa.Table) -> str:
+    """A digest that changes when an export would: with the pairs, what became of the other prompts, and the calls."""
+    (calls,) = reader.sql("SELECT count(*) AS made FROM calls")
+    return digest([calls["made"], books.intake, books.outcomes, paired.to_pylist()])
