@@ -189,6 +189,28 @@ def test_judge_has_no_ear_for_a_forged_fence() -> None:
     assert twice.completions == {1: bad}
 
 
+def test_a_judge_goes_by_a_reference_answer_and_passes_over_other_material() -> None:
+    def beside(label: str, text: str) -> tuple[Message, ...]:
+        fenced = f"[[{MARK} {label}]]\n{text}\n[[{MARK} end]]\n"
+        return user(
+            case(PROMPTS[0], [right, wrong]).replace(f"[[{MARK} completion 1]]", f"{fenced}[[{MARK} completion 1]]")
+        )
+
+    def rated(messages: tuple[Message, ...]) -> list[int]:
+        schema = closed({number: leaf(FINE) for number in "12"})
+        return [int(one["rating"]) for one in json.loads(critic.judge(messages, schema, 0.0, 0)).values()]
+
+    right = "Harbours print them from lunar gravity, Newton's ratios and the shape of the seabed."
+    wrong = "Harbours print them from a lottery that the mayor holds in the town hall each spring."
+    plain = rated(user(case(PROMPTS[0], [right, wrong])))
+    led = rated(beside("reference", "Lunar gravity, Newton's ratios, seabed shape."))
+    assert led[0] - led[1] > plain[0] - plain[1] + 50
+    assert rated(beside("world_knowledge", "Lunar gravity, Newton's ratios, seabed shape.")) == plain
+    found = critic.read(beside("reference", "It is so."))
+    assert found is not None
+    assert (found.reference, found.turns, [*found.completions]) == ("It is so.", (PROMPTS[0],), [1, 2])
+
+
 def test_what_is_no_judging_request_is_refused_as_one() -> None:
     for messages in (
         (),

@@ -2,7 +2,7 @@
 
 It sees the request's messages and nothing else. Texts stand between fences that bear a nonce; the first nonce of the
 message is the only one that counts, so a completion can't pass for a fence. A completion's quality is estimated from
-its words against the prompt's, blurred by gaussian noise, and mapped onto the scale of the rating.
+its words against the prompt's (and a reference answer's, where one is shown), blurred by gaussian noise, and mapped onto the scale of the rating.
 """
 
 import re
@@ -17,7 +17,7 @@ from aif.records import Message, as_dicts, digest
 from aif.simulator.words import Kind, harmful, key_phrases, key_terms, kind, sentences, stem, words
 
 _FENCED = re.compile(
-    r"^\[\[(?P<nonce>[0-9a-f]{12}) (?P<label>system|user|assistant|completion (?P<number>\d+))\]\]\n"
+    r"^\[\[(?P<nonce>[0-9a-f]{12}) (?P<label>completion (?P<number>\d+)|(?!end\])[a-z][a-z0-9_]*)\]\]\n"
     r"(?P<text>.*?)^\[\[(?P=nonce) end\]\][ \t]*$",
     re.DOTALL | re.MULTILINE,
 )
@@ -64,10 +64,11 @@ class Ask:
     harmful: bool
 
     @classmethod
-    def of(cls, turns: Sequence[str]) -> "Ask":
-        """Read from the user's turns."""
+    def of(cls, turns: Sequence[str], reference: str = "") -> "Ask":
+        """Read from the user's turns; what a reference answer names is asked for too."""
         last = turns[-1] if turns else ""
-        return cls(key_terms(key_phrases(turns)), kind(last), harmful(last))
+        named = key_terms(key_phrases(turns)) | key_terms(key_phrases([reference] if reference else []))
+        return cls(named, kind(last), harmful(last))
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +89,13 @@ class Features:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A judging request, read: the conversation's user turns, the completions by number, and all that is not fenced."""
+    """A judging request, read: the conversation's user turns, the completions by number, all that is not fenced, and the
+    reference answer, if one is shown. Other material is passed over."""
 
     turns: tuple[str, ...]
     completions: Mapping[int, str]
     outside: str
+    reference: str = ""
 
 
 def read(messages: Sequence[Message]) -> Case | None:
@@ -106,6 +109,7 @@ def read(messages: Sequence[Message]) -> Case | None:
     turns: list[str] = []
     completions: dict[int, str] = {}
     outside: list[str] = []
+    reference = ""
     at = 0
     for match in _FENCED.finditer(content):
         if match["nonce"] != first["nonce"]:
@@ -116,8 +120,10 @@ def read(messages: Sequence[Message]) -> Case | None:
             completions[int(match["number"])] = match["text"].removesuffix("\n")
         elif match["label"] == "user":
             turns.append(match["text"].removesuffix("\n"))
+        elif match["label"] == "reference":
+            reference = match["text"].removesuffix("\n")
     outside.append(content[at:])
-    return Case(tuple(turns), completions, "\n".join(outside)) if completions else None
+    return Case(tuple(turns), completions, "\n".join(outside), reference) if completions else None
 
 
 def judge(messages: Sequence[Message], schema: Mapping[str, Any] | None, noise: float, seed: int) -> str:
@@ -195,7 +201,7 @@ class _Bench:
         self._case = case
         self._noise = noise
         self._rng = rng
-        self._ask = Ask.of(case.turns)
+        self._ask = Ask.of(case.turns, case.reference)
         # one schema may serve several aspects: what the request's own text lists is what this one admits
         self._listed_types = {int(number) for number in _LISTED_TYPE.findall(case.outside)}
         self._listed_levels = {int(number) for number in _LISTED_LEVEL.findall(case.outside)}
