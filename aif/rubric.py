@@ -8,20 +8,21 @@ no completion: text that is judged never passes through Jinja. Reading a folder 
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from jinja2 import DictLoader, StrictUndefined
+from jinja2 import FunctionLoader, StrictUndefined, TemplateSyntaxError, UndefinedError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from aif import complaints, yamltext
 from aif.errors import BadInput
 from aif.records import KEY_LENGTH, Message, Prompt, digest, fraction
-from aif.yamltext import Keys, dotted
+from aif.yamltext import Keys, Problem, Text, dotted
 
 Form = Literal["schema", "text"]
 Mode = Literal["listwise", "single"]
@@ -117,6 +118,8 @@ def _unknown(keys: Keys) -> str:
     return complaints.unknown_key(str(keys[-1]), list(part.model_fields))
 
 
+_BEFORE = " (conversation, material and completions stand before a request's own text by themselves)"
+
 _OBJECT = re.compile(r"<[^<>]{1,200} at 0x[0-9a-fA-F]+>")  # how Jinja prints what is no text: another address each run
 
 
@@ -143,36 +146,51 @@ class Rubric:
             for problem in complaints.problems(error, found, _unknown):
                 wrong.setdefault(problem.keys, problem)
         if wrong:
-            lines = ([found.place(keys).where, dotted(keys), problem.text] for keys, problem in wrong.items())
-            raise BadInput("\n".join(": ".join(filter(None, line)) for line in lines))
+            raise BadInput("\n".join(said(found, problem) for problem in wrong.values()))
         rubric = cls(dict(files), sheet, where)
-        rubric._check()
+        if clashes := list(rubric._clashes()):
+            raise BadInput("\n".join(said(found, problem) for problem in clashes))
+        if failed := list(rubric.unrendered({2})):
+            raise BadInput("\n".join(failed))
         return rubric
 
-    def _check(self) -> None:
-        asked: set[str] = set()
-        where = self.where
+    def _clashes(self) -> Iterator[Problem]:
+        """What does not fit together: aspects with requests, names of templates with files."""
+        known, asked = ", ".join(self.sheet.aspects), set[str]()
         for name, ask in self.sheet.requests.items():
+            at: Keys = ("requests", name, "aspects")
             for aspect in ask.aspects:
                 if aspect not in self.sheet.aspects:
-                    known = ", ".join(self.sheet.aspects)
-                    raise BadInput(
-                        f"{where}/rubric.yaml: requests.{name}.aspects: no aspect {aspect!r}; there are {known}"
-                    )
-                if aspect in asked:
-                    raise BadInput(f"{where}/rubric.yaml: requests.{name}.aspects: {aspect} is asked twice")
+                    yield Problem(at, f"no aspect {aspect!r}; there are {known}")
+                elif aspect in asked:
+                    yield Problem(at, f"{aspect} is asked twice; name it once, in one request")
                 asked.add(aspect)
-        if unasked := sorted(set(self.sheet.aspects) - asked):
-            raise BadInput(f"{where}/rubric.yaml: aspects.{unasked[0]} is in no request")
-        for name in [self.sheet.role, *(ask.template for ask in self.sheet.requests.values())]:
+        for aspect in self.sheet.aspects:
+            if aspect not in asked:
+                yield Problem(("aspects", aspect), "is in no request; name it in `aspects` of one, or take it out")
+        templates: list[tuple[Keys, str]] = [(("role",), self.sheet.role)]
+        templates += [(("requests", name, "template"), ask.template) for name, ask in self.sheet.requests.items()]
+        for keys, name in templates:
             if name not in self.files:
-                raise BadInput(
-                    f"{where}: rubric.yaml names {name}, but the folder holds {', '.join(sorted(self.files))}"
-                )
-        _ = self.role
+                held = ", ".join(sorted(self.files))
+                yield Problem(keys, f"names {name}, but the folder holds {held}; correct the name, or add the file")
+
+    def unrendered(self, counts: Iterable[int]) -> Iterator[str]:
+        """Why templates can't be rendered about so many completions, each reason once."""
+        told: set[str] = set()
+        for render in (lambda: self.role, *self._own_texts(counts)):
+            try:
+                render()
+            except BadInput as error:
+                if str(error) not in told:
+                    told.add(str(error))
+                    yield str(error)
+
+    def _own_texts(self, counts: Iterable[int]) -> Iterator[Callable[[], str]]:
         for name, ask in self.sheet.requests.items():
-            for form in ("schema", "text"):
-                self.own_text(name, 2 if ask.mode == "listwise" else 1, form)
+            for n in counts if ask.mode == "listwise" else (1,):
+                for form in get_args(Form):
+                    yield partial(self.own_text, name, n, form)
 
     @cached_property
     def digest(self) -> str:
@@ -180,8 +198,12 @@ class Rubric:
 
     @cached_property
     def _templates(self) -> ImmutableSandboxedEnvironment:
+        files = dict(self.files)
         templates = ImmutableSandboxedEnvironment(
-            loader=DictLoader(dict(self.files)), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+            loader=FunctionLoader(lambda name: (files[name], name, None) if name in files else None),
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
         )
         del templates.globals["lipsum"], templates.filters["random"]  # what is rendered is part of a judgement's key
         return templates
@@ -192,10 +214,23 @@ class Rubric:
             text = self._templates.get_template(name).render(given).strip()
             text.encode()
         except Exception as error:  # a template is its author's program: whatever it raises is the file's fault
-            raise BadInput(f"{self.where}/{name}: can't be rendered: {type(error).__name__}: {error}") from error
+            why = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            if isinstance(error, UndefinedError):
+                why += f"; a template is given {', '.join(given) or 'nothing'} here" + _BEFORE
+            raise BadInput(f"{self._line(error, name)}: can't be rendered: {why}") from error
         if printed := _OBJECT.search(text):
             raise BadInput(f"{self.where}/{name}: prints {printed[0]}; is `| join` missing, or the () of a call?")
         return text
+
+    def _line(self, error: Exception, name: str) -> str:
+        """Where in a template an error arose, as far as the error knows."""
+        lines = [
+            (at.filename, at.lineno) for at in traceback.extract_tb(error.__traceback__) if at.filename in self.files
+        ]
+        if isinstance(error, TemplateSyntaxError):
+            lines.append((error.name or name, error.lineno))
+        file, line = lines[-1] if lines else (name, None)
+        return f"{self.where}/{file}" + (f":{line}" if line else "")
 
     @cached_property
     def role(self) -> str:
@@ -205,14 +240,14 @@ class Rubric:
     def own_text(self, request: str, n: int, form: Form) -> str:
         """A request's own text for `n` completions: all of the message behind what the requests of a prompt share."""
         if (text := self._texts.get((request, n, form))) is None:
-            ask = self.sheet.requests[request]
-            text = self._texts[request, n, form] = self._rendered(
-                ask.template,
-                aspects={name: self.sheet.aspects[name].model_dump() for name in ask.aspects},
-                n=n,
-                reply=reply_form(self, request, n, form),
-            )
+            text = self._texts[request, n, form] = self.worded(request, n, reply_form(self, request, n, form))
         return text
+
+    def worded(self, request: str, n: int, reply: str) -> str:
+        """`own_text` with any words where its template says how to reply."""
+        ask = self.sheet.requests[request]
+        aspects = {name: self.sheet.aspects[name].model_dump() for name in ask.aspects}
+        return self._rendered(ask.template, aspects=aspects, n=n, reply=reply)
 
     def _alike(self, request: str) -> list[Aspect]:
         """The aspects whose replies share the shape of this request's."""
@@ -305,17 +340,31 @@ def reply_form(rubric: Rubric, request: str, n: int, form: Form) -> str:
 
 
 def load(folder: Path) -> Rubric:
-    """The rubric in a folder: every .yaml, .md and .j2 file directly in it."""
+    """The rubric in a folder."""
+    return Rubric.of(files_in(folder), str(folder))
+
+
+def files_in(folder: Path) -> dict[str, str]:
+    """The files of a rubric: every .yaml, .md and .j2 file directly in its folder. Raises BadInput, naming each that is
+    no UTF-8."""
     if not folder.is_dir():
-        raise BadInput(f"{folder}: no such rubric folder")
+        raise BadInput(f"{folder}: no such rubric folder; give a shipped rubric's name, or a folder with a rubric.yaml")
     files: dict[str, str] = {}
+    bad: list[str] = []
     for path in sorted(folder.iterdir()):
         if path.suffix in {".yaml", ".md", ".j2"}:
             try:
                 files[path.name] = path.read_text(encoding="utf-8-sig")
             except (OSError, UnicodeDecodeError) as error:
-                raise BadInput(f"{path}: can't be read as UTF-8 text: {error}; save it as such") from error
-    return Rubric.of(files, str(folder))
+                bad.append(f"{path}: can't be read as UTF-8 text: {error}; save it as such")
+    if bad:
+        raise BadInput("\n".join(bad))
+    return files
+
+
+def said(found: Text, problem: Problem) -> str:
+    """A problem of rubric.yaml with its file, line and keys."""
+    return ": ".join(filter(None, (found.place(problem.keys).where, dotted(problem.keys), problem.text)))
 
 
 # Scores that came with completions: one aspect, asked of no one.

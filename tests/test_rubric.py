@@ -86,11 +86,19 @@ def refusal(files: dict[str, str]) -> str:
             "aspects: [clarity]}\n  two: {template: ask.md, aspects: [clarity]}",
             "two.aspects: clar",
         ),
-        ("aspects:\n", "aspects:\n  tone: {title: Tone}\n", "mine/rubric.yaml: aspects.tone is in no request"),
+        ("aspects:\n", "aspects:\n  tone: {title: Tone}\n", "mine/rubric.yaml:6: aspects.tone: is in no request"),
         ("aspects:\n", "aspects:\n  My Tone: {title: Tone}\n", "aspects.My Tone: 'My Tone' is no name; use up to 40"),
         ("  one:", "  One:", "requests.One: 'One' is no name; use up to 40 lower-case letters, digits and _"),
-        ("ask.md", "asks.md", "mine: rubric.yaml names asks.md, but the folder holds ask.md, role.md, rubric.yaml"),
-        ("role.md", "judge.md", "mine: rubric.yaml names judge.md, but the folder holds ask.md, role.md, rubric.yaml"),
+        (
+            "ask.md",
+            "asks.md",
+            "mine/rubric.yaml:4: requests.one.template: names asks.md, but the folder holds ask.md, role.md, rubric",
+        ),
+        (
+            "role.md",
+            "judge.md",
+            "mine/rubric.yaml:2: role: names judge.md, but the folder holds ask.md, role.md, rubric.yaml",
+        ),
         ("levels:", "scale: [5, 1]\n    levels:", "aspects.clarity: scale must be [low, high] with 0 <= low < high"),
         ("levels:", "scale: [1, 1]\n    levels:", "aspects.clarity: scale must be"),
         ("levels:", "scale: [-1, 5]\n    levels:", "aspects.clarity: scale must be"),
@@ -122,7 +130,7 @@ def test_a_folder_without_a_sheet_is_refused() -> None:
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        ("{{ reply", "mine/ask.md: can't be rendered: "),
+        ("\n{{ reply", "mine/ask.md:2: can't be rendered: "),
         ("{{ missing }}", "'missing' is undefined"),
         ("{{ aspects.clarity.missing }}", "has no attribute 'missing'"),
         ("{% for %}", "can't be rendered"),
@@ -142,13 +150,13 @@ def test_a_folder_without_a_sheet_is_refused() -> None:
 )
 def test_a_template_that_cannot_be_rendered_is_refused(template: str, message: str) -> None:
     said = refusal({**FILES, "ask.md": template})
-    assert said.startswith("mine/ask.md: ")
+    assert said.startswith("mine/ask.md:")
     assert message in said
 
 
 def test_a_template_that_fails_for_another_number_of_completions_says_where() -> None:
     rubric = Rubric.of({**FILES, "ask.md": "{{ 1 / (n - 3) }}"}, "mine")
-    with pytest.raises(BadInput, match=r"mine/ask\.md: can't be rendered: ZeroDivisionError: division by zero"):
+    with pytest.raises(BadInput, match=r"mine/ask\.md:1: can't be rendered: ZeroDivisionError: division by zero"):
         rubric.own_text("one", 3, "schema")
 
 

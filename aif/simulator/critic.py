@@ -2,7 +2,8 @@
 
 It sees the request's messages and nothing else. Texts stand between fences that bear a nonce; the first nonce of the
 message is the only one that counts, so a completion can't pass for a fence. A completion's quality is estimated from
-its words against the prompt's (and a reference answer's, where one is shown), blurred by gaussian noise, and mapped onto the scale of the rating.
+its words against the prompt's (and a reference answer's, where one is shown), blurred by gaussian noise, and mapped
+onto the scale of the rating.
 """
 
 import re
@@ -89,8 +90,8 @@ class Features:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A judging request, read: the conversation's user turns, the completions by number, all that is not fenced, and the
-    reference answer, if one is shown. Other material is passed over."""
+    """A judging request, read: the conversation's user turns, the completions by number, all that is not fenced, and
+    the reference answer, if one is shown. Other material is passed over."""
 
     turns: tuple[str, ...]
     completions: Mapping[int, str]
