@@ -344,13 +344,18 @@ def init(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folde
 
     from aif.resources import shipped
 
-    if folder.exists() and any(folder.iterdir()):
-        raise BadInput(f"{folder} is not empty; name a new folder")
+    name = _new(folder)
     copytree(shipped("data", "starter"), folder, dirs_exist_ok=True)
     file = folder / "pipeline.yaml"
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name).strip("-.") or "demo"
     file.write_text(file.read_text(encoding="utf-8").replace("name: demo", f"name: {name}", 1), encoding="utf-8")
     out.print(f"{file} and {folder / 'prompts.jsonl'} are there. Next:\n  {_me()} run {file}", soft_wrap=True)
+
+
+def _new(folder: Path) -> str:
+    """A name made of a new folder's. Raises BadInput where something stands there."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise BadInput(f"{folder} is not empty; name a new folder")
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name).strip("-.") or "demo"
 
 
 @rubric_app.command("list")
@@ -400,11 +405,89 @@ def rubric_render(
     )
 
 
+@rubric_app.command("copy")
+def rubric_copy(name: Name, folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")]) -> None:
+    """A rubric of your own, as a copy of another: a folder to edit."""
+    rubric, called = _rubric(name), _new(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, text in rubric.files.items():
+        if file == "rubric.yaml":
+            text = re.sub(r"(?m)^name:.*$", f"name: {called}", text, count=1)
+        (folder / file).write_text(text, encoding="utf-8")
+    out.print(
+        f"{folder} is a copy of {rubric.sheet.name}, called {called}. Next:\n"
+        f"  edit {folder / 'rubric.yaml'} and the templates it names\n"
+        f"  {_me()} rubric lint {folder}    what is wrong or unwise\n"
+        f"  {_me()} rubric render {folder}  what the judge sees\n"
+        f"  {_me()} rubric try {folder} PIPELINE  rates completions you have, beside the ratings you have\n"
+        f"then write `rubric: {folder}` into the pipeline file",
+        soft_wrap=True, markup=False,
+    )  # fmt: skip
+
+
+@rubric_app.command("lint")
+def rubric_lint(name: Name) -> None:
+    """All that is wrong with a rubric, what is legal but unwise, and what its requests cost."""
+    from aif.rubric_lint import lint, tell_lint
+
+    findings, rubric = lint(_rubric_folder(name))
+    tell_lint(out, findings, rubric)
+    if rubric is None:
+        raise typer.Exit(Exit.BAD_INPUT)
+
+
+@rubric_app.command("try")
+def rubric_try(
+    name: Name,
+    pipeline: File,
+    limit: Annotated[int, typer.Option(min=1, help="On the first so many prompts that are completed.")] = 20,
+    judge: Annotated[
+        str | None, typer.Option(metavar="NAME", help="One of the pipeline's judges; all if left out.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Don't ask before spending.")] = False,
+    sets: Sets = None,
+) -> None:
+    """Rate completions that a pipeline has by another rubric, beside the ratings it has. What is asked is kept."""
+    from aif.rubric_trial import Bill, attempt, tell_trial, told
+
+    def agreed(bill: Bill) -> bool:
+        err.print(told(bill), soft_wrap=True)
+        if yes:
+            return True
+        if not sys.stdin.isatty():
+            raise BadInput("nobody can be asked whether to spend that; --yes goes on unasked")
+        try:
+            return typer.confirm("Ask?", err=True)
+        except typer.Abort:
+            return False
+
+    tried = attempt(_load(pipeline, sets), _rubric(name), err, agreed, limit=limit, judge=judge)
+    if tried is None:
+        err.print("nothing was asked")
+        return
+    tell_trial(out, tried)
+    if tried.refused:
+        lines = "\n".join(f"  {name}: {why}" for name, why in tried.refused.items())
+        raise ProviderRefused(f"refused until something is mended:\n{lines}\nthen the same command goes on")
+    if tried.stopped:
+        err.print("stopped; everything answered is kept, and the same command goes on", soft_wrap=True)
+        raise typer.Exit(Exit.INTERRUPTED)
+    if tried.failures:
+        raise typer.Exit(Exit.FAILURES)
+    next_ = f"to rate by it from now on: `rubric: {name}` in {pipeline}; what was asked here is not asked again"
+    out.print(next_, soft_wrap=True, markup=False)
+
+
 def _rubric(name: str) -> "Rubric":
-    from aif.resources import find
     from aif.rubric import load
 
-    return load(find(name, None, "prompts/rubrics", "rubric"))
+    return load(_rubric_folder(name))
+
+
+def _rubric_folder(name: str) -> Path:
+    from aif.resources import find
+
+    return find(name, None, "prompts/rubrics", "rubric")
 
 
 def _tell(words: str) -> None:

@@ -382,6 +382,11 @@ class Reader:
         (prompts,) = self._rows(f"SELECT count(DISTINCT position) FROM slots WHERE {within}")
         return Planned(models, prompts[0])
 
+    def reach(self, prompts: int) -> int:
+        """The position behind the first so many prompts that can be judged; 0 where there is none."""
+        first = "SELECT DISTINCT position FROM needed ORDER BY position LIMIT ?"
+        return int(self._rows(f"SELECT coalesce(max(position) + 1, 0) FROM ({first})", [prompts])[0][0])
+
     def books(self) -> Books:
         """Every prompt once, by what became of it. Prompts that have no outcome yet are pending."""
         intake = dict(self._rows("SELECT reason, sum(rows)::BIGINT FROM intake GROUP BY reason ORDER BY reason"))

@@ -26,6 +26,7 @@ from aif.yamltext import Keys, Problem, Text, dotted
 
 Form = Literal["schema", "text"]
 Mode = Literal["listwise", "single"]
+Score = Literal["mean", "overall"]
 
 LAYOUT = 1  # raised when the same rubric renders to other messages
 NOT_APPLICABLE = "N/A"
@@ -287,10 +288,11 @@ class Rubric:
         """Whether another request of a prompt begins as this one does: the same completions behind the same schema."""
         return len(self.sheet.requests[request].aspects) == 1 and len(self._alike(request)) > 1
 
-    def scores(self) -> tuple[str, ...]:
+    def scores(self) -> tuple[Score, ...]:
         """The scores pairs may be made by: the weighted mean, and `overall` where the rubric asks for it."""
-        weighted = any(aspect.weight > 0 for aspect in self.sheet.aspects.values())
-        return (*(["mean"] if weighted else []), *(["overall"] if "overall" in self.sheet.aspects else []))
+        aspects = self.sheet.aspects
+        mean: tuple[Score, ...] = ("mean",) if any(aspect.weight > 0 for aspect in aspects.values()) else ()
+        return (*mean, "overall") if "overall" in aspects else mean
 
 
 def _object(properties: dict[str, Any]) -> dict[str, Any]:

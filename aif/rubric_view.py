@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import orjson
 from rich.console import Console
 from rich.rule import Rule
 from rich.table import Table
@@ -34,7 +35,9 @@ def tell_rubric(console: Console, rubric: Rubric) -> None:
         mode = sheet.requests[request].mode
         grid.add_row(name, scale, f"{aspect.weight:g}", f"{request} ({mode})", aspect.question)
     console.print(grid)
-    console.print(f"\nscores for pairs: {', '.join(rubric.scores())}")
+    for slot, one in sheet.material.items():
+        console.print(f"\nmaterial {slot}: {one.title}. {one.note}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"\nscores for pairs: {', '.join(rubric.scores()) or 'none'}")
 
 
 def tell_messages(console: Console, messages: Sequence[Message]) -> None:
@@ -56,16 +59,22 @@ def tell_rendered(console: Console, rubric: Rubric, form: Form, store: Path | No
         if form == "schema":
             console.print("\n[bold]schema[/bold]")
             console.print(json.dumps(rubric.schema(request, len(shown)), indent=1), markup=False)
+    if empty := [slot for slot in rubric.sheet.material if slot not in (rubric.material_of(prompt) or {})]:
+        console.print(
+            f"\nthis prompt has no {', '.join(empty)}; a prompt that has would show it before the completions"
+        )
 
 
 def _stored(store: Path, prefix: str) -> tuple[Prompt, list[str]]:
     with Reader.open(store) as reader:
         name = reader.find(prefix)
-        row = reader.sql("SELECT messages FROM prompts WHERE prompt_id = ?", [name])[0]
+        row = reader.sql("SELECT messages, material FROM prompts WHERE prompt_id = ?", [name])[0]
         rows = reader.sql(
             "SELECT c.key, c.text FROM slots s JOIN completions c ON s.key = c.key WHERE s.prompt_id = ?", [name]
         )
     if not rows:
         raise BadInput(f"{store}: prompt {name[:12]} has no completions yet")
     texts = {row["key"]: row["text"] for row in rows}
-    return Prompt(name, as_messages(row["messages"]), ""), [texts[key] for key in order(name, list(texts), 0)]
+    material = orjson.loads(row["material"]) if row["material"] else {}
+    prompt = Prompt(name, as_messages(row["messages"]), "", material=material)
+    return prompt, [texts[key] for key in order(name, list(texts), 0)]

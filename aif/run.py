@@ -66,14 +66,14 @@ def feedback(
         if retry_failed:
             ledger.keep([events.retry(datetime.now(UTC))])
         prepare(pipeline, ledger, rubric, tell)
-        stopped, refused = asyncio.run(_flow(pipeline, ledger, rubric, console, tell, limit, policy or Policy()))
+        stopped, refused = asyncio.run(flow(pipeline, ledger, rubric, console, tell, limit, policy or Policy()))
         outcomes = make_pairs(pipeline, rubric, ledger.store)
         with Reader.of(ledger.store) as reader:
             tallies = reader.tallies(limit)
     return Ended(stopped, refused, outcomes, tallies, time.monotonic() - began)
 
 
-async def _flow(
+async def flow(
     pipeline: Pipeline,
     ledger: Ledger,
     rubric: Rubric,
@@ -82,6 +82,8 @@ async def _flow(
     limit: int | None,
     policy: Policy,
 ) -> tuple[bool, dict[str, str]]:
+    """Does what the store says is pending, shown to the person who may stop it. Returns whether they did, and the
+    endpoints that take no call, with the reason."""
     async with opened(pipeline) as endpoints:
         with Reader.of(ledger.store) as reader:
             whole = reader.tallies()

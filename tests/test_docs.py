@@ -1,5 +1,6 @@
 """What is documented is what there is: commands, exit codes, pipeline keys and defaults, schema and recipes."""
 
+import json
 import re
 import types
 import typing
@@ -16,6 +17,9 @@ from aif.errors import Exit
 from aif.formats import FORMATS
 from aif.layout import TURNS
 from aif.queries import Reader
+from aif.resources import shipped
+from aif.rubric import Sheet, load
+from aif.rubric_lint import sizes
 from aif.store import Store
 from scripts import write_docs
 
@@ -47,26 +51,52 @@ def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Field
             yield from _keys(part, f"{prefix}{name}.")
 
 
-def _documented() -> dict[str, str]:
-    rows = re.findall(r"^\| `([\w.]+)` \|\s*([^|]*?)\s*\|", (ROOT / "docs" / "pipeline.md").read_text(), re.MULTILINE)
+FILES: dict[str, type[BaseModel]] = {"pipeline.md": Pipeline, "rubrics.md": Sheet}
+
+
+def _documented(page: str) -> dict[str, str]:
+    """Keys with their defaults, from the tables whose head says so."""
+    tables = re.findall(
+        r"^\| key \| default \|.*\n\|[-|]+\|\n((?:\|.*\n)+)", (ROOT / "docs" / page).read_text(), re.MULTILINE
+    )
+    rows = re.findall(r"^\| `([\w.]+)` \|\s*([^|]*?)\s*\|", "".join(tables), re.MULTILINE)
     assert len(rows) == len(dict(rows)), "a key stands twice"
     return dict(rows)
 
 
-def test_every_pipeline_key_is_documented_and_no_other() -> None:
-    keys = {key for key, info in _keys(Pipeline) if not key.endswith(".price")}
-    assert set(_documented()) == keys
+@pytest.mark.parametrize(("page", "model"), FILES.items())
+def test_every_key_is_documented_and_no_other(page: str, model: type[BaseModel]) -> None:
+    keys = {key for key, info in _keys(model) if not key.endswith(".price")}
+    assert set(_documented(page)) == keys
 
 
-def test_documented_defaults_are_the_defaults() -> None:
-    documented = _documented()
-    for key, info in _keys(Pipeline):
+@pytest.mark.parametrize(("page", "model"), FILES.items())
+def test_documented_defaults_are_the_defaults(page: str, model: type[BaseModel]) -> None:
+    documented = _documented(page)
+    for key, info in _keys(model):
         said = documented.get(key, "").strip()
         if re.fullmatch(r"`[^`]*`", said) and not callable(info.default_factory):
-            shown = {None: "null"}.get(info.default, str(info.default))
-            assert said == f"`{shown}`", key
+            assert said == f"`{_written(info.default)}`", key
         if said == "required":
             assert info.is_required(), key
+
+
+def _written(default: object) -> str:
+    return default if isinstance(default, str) and default else json.dumps(default)
+
+
+def test_what_a_shipped_rubric_costs_is_what_is_documented() -> None:
+    said = dict(
+        re.findall(
+            r"^\| `([\w-]+)` \|.*\| ([\d,]+ \| [\d,]+) \|$", (ROOT / "docs" / "rubrics.md").read_text(), re.MULTILINE
+        )
+    )
+    for folder in shipped("prompts", "rubrics").iterdir():
+        found = sizes(load(folder))
+        tokens = (sum(one.calls * one.fixed for one in found), sum(one.calls * one.reply for one in found))
+        for number, told in zip(tokens, said.pop(folder.name).split(" | "), strict=True):
+            assert abs(number - int(told.replace(",", ""))) <= 10, (folder.name, tokens)
+    assert not said
 
 
 def test_the_recipes_run(tmp_path: Path) -> None:

@@ -1,0 +1,308 @@
+"""A rubric tried on completions that are there already: a run of judges alone, then old and new ratings side by side.
+
+The judgements are kept as those of any run, by what was asked, so that a pipeline which takes the rubric up finds them
+and pays nothing again. What the store holds of the pipeline itself (what is asked, pairs) is as before afterwards.
+"""
+
+import asyncio
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import isnan, nan, sqrt
+
+from rich.console import Console
+from rich.table import Table
+
+from aif.asking import judging_request
+from aif.chat.base import Request
+from aif.chat.retry import Policy
+from aif.config import Pipeline, api_key
+from aif.errors import BadInput
+from aif.feedback import PAGE
+from aif.intake import prepare, rubric_of
+from aif.ledger import Ledger
+from aif.pairing import policy_of, scores_of
+from aif.pairs import pair
+from aif.progress import dollars
+from aif.queries import Reader
+from aif.records import Usage
+from aif.rubric import Rubric, Score, order
+from aif.rubric_lint import longest_reply
+from aif.run import flow
+from aif.scoring import TOLERANCE
+from aif.store import Store
+
+SHOWN = 20  # prompts told one by one
+
+
+@dataclass(frozen=True, slots=True)
+class Bill:
+    """What is to be asked, before it is: tokens at four characters each, replies at their longest, no cache counted."""
+
+    requests: int
+    input_tokens: int
+    output_tokens: int
+    usd: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Rated:
+    """A completion as a rubric's judges rate it; NaN where they don't."""
+
+    model: str
+    score: float
+    aspects: Mapping[str, float]
+
+
+Ratings = Mapping[str, Mapping[str, Rated]]  # by prompt and completion
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """How a trial ended: ratings by the pipeline's rubric and by the one tried, and what has no rating, by endpoint,
+    kind and an example."""
+
+    names: tuple[str, str]
+    before: Ratings
+    after: Ratings
+    failures: Sequence[Mapping[str, object]]
+    stopped: bool
+    refused: Mapping[str, str]
+
+
+def attempt(
+    pipeline: Pipeline,
+    rubric: Rubric,
+    console: Console,
+    agreed: Callable[[Bill], bool],
+    *,
+    limit: int,
+    judge: str | None = None,
+    policy: Policy | None = None,
+) -> Tried | None:
+    """Asks the pipeline's judges (or the one named) for what `rubric` wants of the first `limit` prompts whose
+    completions are all there, if `agreed` says so of its cost. None where it doesn't.
+
+    Raises AifError where pipeline, store or rubric can't be used.
+    """
+
+    def tell(words: str) -> None:
+        console.print(words, highlight=False, markup=False, soft_wrap=True)
+
+    present, asked = rubric_of(pipeline), _asking(pipeline, judge)
+    _score(pipeline, rubric)
+    if not pipeline.store.exists():
+        raise BadInput(f"{pipeline.store}: no store here yet; `aif run {pipeline.path}` makes it")
+    with Ledger.open(pipeline.store, tell, present) as ledger:
+        try:
+            prepare(asked, ledger, present, tell, reread=False)
+            with Reader.of(ledger.store) as reader:
+                reach = reader.reach(limit)
+            if not reach:
+                raise BadInput(f"{pipeline.store}: no prompt has all its completions yet; `aif run` goes on with them")
+            before = _ratings(asked, present, ledger.store, reach)
+            prepare(asked, ledger, rubric, tell, reread=False)
+            bill = _bill(asked, rubric, ledger.store, reach)
+            if bill.requests and not agreed(bill):
+                return None
+            judging = asked.model_copy(update={"models": {}})
+            stopped, refused = asyncio.run(flow(judging, ledger, rubric, console, tell, reach, policy or Policy()))
+            after = _ratings(asked, rubric, ledger.store, reach)
+            with Reader.of(ledger.store) as reader:
+                failures = reader.sql("SELECT * FROM failures WHERE stage = 'judgement'")
+        finally:
+            prepare(pipeline, ledger, present, tell, reread=False)
+    return Tried((present.sheet.name, rubric.sheet.name), before, after, failures, stopped, refused)
+
+
+def _asking(pipeline: Pipeline, judge: str | None) -> Pipeline:
+    """The pipeline with the judges that are asked, whose keys are there."""
+    names = ", ".join(pipeline.judges)
+    if not names:
+        raise BadInput(f"{pipeline.path}: the pipeline has no judge to ask; name one under judges")
+    if judge is not None and judge not in pipeline.judges:
+        raise BadInput(f"--judge {judge}: {pipeline.path} has no such judge; it has {names}")
+    judges = {name: one for name, one in pipeline.judges.items() if judge in (None, name)}
+    for one in judges.values():
+        api_key(one, os.environ)
+    return pipeline.model_copy(update={"judges": judges})
+
+
+def _score(pipeline: Pipeline, rubric: Rubric) -> Score:
+    """The score that completions are compared by: the pipeline's, where the rubric gives it."""
+    if not (given := rubric.scores()):
+        raise BadInput(f"{rubric.where}: gives no score; give an aspect a weight above 0, or name one `overall`")
+    return pipeline.pairs.score if pipeline.pairs.score in given else given[0]
+
+
+def _bill(pipeline: Pipeline, rubric: Rubric, store: Store, reach: int) -> Bill:
+    store.begin(reach)
+    requests = input_tokens = output_tokens = 0
+    usd: float | None = 0.0
+    with Reader.of(store) as reader:
+        after = 0
+        while rows := reader.ready(after, PAGE):
+            after = rows[-1].seq
+            for ready in rows:
+                for need in ready.needs:
+                    judge = pipeline.judges[need.judge]
+                    shown = order(ready.prompt.prompt_id, need.answers, need.judge_pass)
+                    texts = [ready.texts[key] for key in shown]
+                    request = judging_request(rubric, need.request, ready.prompt, texts, judge, seed=0)
+                    reply = min(judge.max_tokens, longest_reply(rubric, need.request, len(shown)))
+                    usage = Usage(_sent(request), reply)
+                    cost = judge.cost(usage)
+                    requests += 1
+                    input_tokens, output_tokens = input_tokens + usage.input, output_tokens + usage.output
+                    usd = None if usd is None or cost is None else usd + cost
+    return Bill(requests, input_tokens, output_tokens, usd)
+
+
+def _sent(request: Request) -> int:
+    schema = len(str(request.schema)) if request.schema else 0
+    return (sum(len(message.content) for message in request.messages) + schema) // 4
+
+
+def _ratings(pipeline: Pipeline, rubric: Rubric, store: Store, reach: int) -> Ratings:
+    """What the pipeline's judges said by a rubric of the completions of the first prompts, where all is said."""
+    with Reader.of(store) as reader:
+        scores = scores_of(pipeline, rubric, reader)
+        within = [row["prompt_id"] for row in reader.sql("SELECT prompt_id FROM selection WHERE position < ?", [reach])]
+    means = pair(scores, replace(policy_of(pipeline), score=_score(pipeline, rubric))).scored.means
+    found: dict[str, dict[str, Rated]] = {prompt_id: {} for prompt_id in within}
+    rows = zip(*(column.to_pylist() for column in (scores.prompt_ids, scores.completions, scores.models)), strict=True)
+    for (prompt_id, key, model), score, ratings in zip(rows, means, scores.scores, strict=True):
+        if prompt_id in found:
+            said: dict[str, list[float]] = {}
+            for aspect, rating in zip(scores.aspects, map(float, ratings), strict=True):
+                said.setdefault(aspect, []).append(rating)
+            by_aspect = {aspect: sum(each) / len(each) for aspect, each in said.items()}  # over judges
+            found[prompt_id][key] = Rated(model, float(score), by_aspect)
+    return {prompt_id: rated for prompt_id, rated in found.items() if rated}
+
+
+# --- old and new -----------------------------------------------------------------------------------------------------
+
+Both = Sequence[tuple[float, float]]  # a prompt's completions: old and new score
+
+
+def kendall(prompts: Iterable[Both]) -> float | None:
+    """Kendall's tau-b over all pairs of completions of a same prompt: 1 where both order them alike, -1 where the other
+    way round, 0 where one says nothing of the other. None where one of both finds no two that differ."""
+    agreed = first = second = 0
+    for both in prompts:
+        for i, (old, new) in enumerate(both):
+            for older, newer in both[:i]:
+                a, b = _sign(old - older), _sign(new - newer)
+                agreed, first, second = agreed + a * b, first + a * a, second + b * b
+    return agreed / sqrt(first * second) if first and second else None
+
+
+def _sign(difference: float) -> int:
+    return 0 if abs(difference) <= TOLERANCE else 1 if difference > 0 else -1
+
+
+def another_best(prompts: Iterable[Both]) -> int:
+    """Of how many prompts none of the best by the old score is among the best by the new one."""
+    return sum(not _best([old for old, _ in both]) & _best([new for _, new in both]) for both in prompts)
+
+
+def _best(scores: Sequence[float]) -> set[int]:
+    return {i for i, score in enumerate(scores) if rank(score, scores) == 1}
+
+
+def rank(score: float, scores: Iterable[float]) -> int:
+    """1 for the highest; equal scores share a rank."""
+    return 1 + sum(other > score + TOLERANCE for other in scores)
+
+
+def tell_trial(console: Console, tried: Tried) -> None:
+    """Old and new ratings side by side: by model, by prompt, and how far they agree."""
+    old, new = tried.names
+    rated, kept = len(tried.after), [prompt_id for prompt_id in tried.after if prompt_id in tried.before]
+    console.print(f"\n[bold]{rated:,} prompts rated by {new}, {len(kept):,} of them by {old} too[/bold]")
+    console.print(f"\n[bold]Means by model, {old} → {new}[/bold]")
+    console.print(_by_model(tried, kept or list(tried.after)))  # means over other prompts say nothing
+    if kept:
+        console.print(f"\n[bold]Scores by prompt, {old} → {new}[/bold]")
+        console.print(_by_prompt(tried, kept))
+        if len(kept) > SHOWN:
+            console.print(f"and {len(kept) - SHOWN:,} prompts more", style="dim")
+        both = [_both(tried, prompt_id) for prompt_id in kept]
+        console.print(f"\nanother completion is the best in {another_best(both):,} of {len(kept):,} prompts")
+        tau = kendall(both)
+        said = "none, one of both finds no difference" if tau is None else f"{tau:.2f}"
+        console.print(f"agreement on the order of a prompt's completions (Kendall's tau-b, 1 is the same): {said}")
+    for row in tried.failures:
+        console.print(
+            f"{row['endpoint']}: {row['kind']}, {row['items']} without a rating: {row['example']}", markup=False
+        )
+
+
+def _both(tried: Tried, prompt_id: str) -> list[tuple[float, float]]:
+    """The scores of the completions that have both."""
+    before, after = tried.before[prompt_id], tried.after[prompt_id]
+    found = [(before[key].score, after[key].score) for key in after if key in before]
+    return [(old, new) for old, new in found if not isnan(old) and not isnan(new)]
+
+
+def _by_model(tried: Tried, among: Sequence[str]) -> Table:
+    """Means by model, of the score and of the aspects that both rubrics have; best by the new score first."""
+    means = [_means(ratings, among) for ratings in (tried.before, tried.after)]
+    shared = [name for name in _aspects(tried.after) if name in _aspects(tried.before)]
+    grid = Table(box=None, padding=(0, 2, 0, 0))
+    grid.add_column("model", style="cyan", overflow="fold")
+    for head in ("score", *(name if len(name) < 13 else f"{name[:11]}." for name in shared)):
+        grid.add_column(head, justify="right", no_wrap=True)
+    for model in sorted(means[1], key=lambda name: -means[1][name][""]):
+        old, new = (found.get(model, {}) for found in means)
+        cells = (f"{_number(old.get(part, nan))} → {_number(new.get(part, nan))}" for part in ("", *shared))
+        grid.add_row(model, *cells)
+    return grid
+
+
+def _aspects(ratings: Ratings) -> tuple[str, ...]:
+    return next((tuple(one.aspects) for rated in ratings.values() for one in rated.values()), ())
+
+
+def _means(ratings: Ratings, among: Sequence[str]) -> dict[str, dict[str, float]]:
+    """By model: the mean score under "", and the mean rating of each aspect."""
+    values: dict[str, dict[str, list[float]]] = {}
+    for prompt_id in among:
+        for one in ratings.get(prompt_id, {}).values():
+            for part, value in {"": one.score, **one.aspects}.items():
+                found = values.setdefault(one.model, {}).setdefault(part, [])
+                if not isnan(value):
+                    found.append(value)
+    return {
+        model: {part: sum(found) / len(found) if found else nan for part, found in parts.items()}
+        for model, parts in values.items()
+    }
+
+
+def _by_prompt(tried: Tried, kept: Sequence[str]) -> Table:
+    grid = Table(box=None, padding=(0, 2, 0, 0))
+    for head in ("prompt", "model", "score", "rank"):
+        grid.add_column(head, justify="right" if head in ("score", "rank") else "left", no_wrap=True)
+    for prompt_id in kept[:SHOWN]:
+        before, after = tried.before[prompt_id], tried.after[prompt_id]
+        olds, news = ([one.score for one in rated.values()] for rated in (before, after))
+        name = prompt_id[:12]
+        for key in sorted((key for key in after if key in before), key=lambda key: -after[key].score):
+            old, new = before[key].score, after[key].score
+            was, now = rank(old, olds), rank(new, news)
+            moved = str(now) if was == now else f"[bold]{was} → {now}[/bold]"
+            grid.add_row(name, after[key].model, f"{_number(old)} → {_number(new)}", moved)
+            name = ""
+    return grid
+
+
+def _number(value: float) -> str:
+    return "–" if isnan(value) else f"{value:.2f}"
+
+
+def told(bill: Bill) -> str:
+    """A bill in a line."""
+    usd = "price unknown" if bill.usd is None else f"at most {dollars(bill.usd)}"
+    tokens = f"about {bill.input_tokens:,} tokens in and at most {bill.output_tokens:,} out"
+    return f"{bill.requests:,} requests to judge, {tokens}: {usd}"

@@ -1,0 +1,323 @@
+"""A rubric tried: what is asked and kept, what is left as it was, and how old and new ratings are compared."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from io import StringIO
+from math import nan
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from aif.chat.retry import Policy
+from aif.config import load as load_pipeline
+from aif.errors import BadInput, Exit
+from aif.queries import Reader
+from aif.resources import shipped
+from aif.rubric import Rubric, load
+from aif.rubric_trial import Bill, Rated, Tried, another_best, attempt, kendall, rank, tell_trial, told
+from tests.serving import Served
+from tests.test_cli import Typed, typed
+from tests.test_feedback import ask, run, write
+
+__all__ = ["typed"]  # a fixture
+
+Serve = Callable[..., Served]
+
+MT_BENCH = load(shipped("prompts", "rubrics", "mt-bench"))
+ULTRAFEEDBACK = load(shipped("prompts", "rubrics", "ultrafeedback"))
+QUICK = Policy(attempts=2, first_wait_s=0.01, longest_wait_s=0.02)
+STATE = ("specs", "outcomes", "scores", "slots", "marks", "selection")
+
+
+def tried(path: Path, rubric: Rubric = MT_BENCH, *sets: str, limit: int = 20, **options: Any) -> Tried | None:
+    options = {"agreed": lambda bill: True, **options}
+    return attempt(load_pipeline(path, sets), rubric, Console(quiet=True), limit=limit, policy=QUICK, **options)
+
+
+def state(path: Path) -> dict[str, list[dict[str, Any]]]:
+    with Reader.open(load_pipeline(path).store) as reader:
+        return {table: sorted(reader.sql(f"SELECT * FROM {table}"), key=str) for table in STATE}
+
+
+# --- what is asked, kept and left ------------------------------------------------------------------------------------
+
+
+def test_a_trial_rates_what_is_there_and_leaves_the_pipeline_as_it_was(tmp_path: Path, serve: Serve) -> None:
+    served = serve()
+    path = write(tmp_path, served)
+    run(path)
+    before, calls = state(path), served.stats()["calls"]
+    found = tried(path, limit=5)
+
+    assert found is not None
+    assert state(path) == before
+    assert served.stats()["calls"] == calls + 5 * 4
+    assert found.names == ("unified", "mt-bench")
+    assert len(found.before) == len(found.after) == 5
+    assert [*found.before] == [*found.after]
+    for prompt_id, rated in found.after.items():
+        assert rated.keys() == found.before[prompt_id].keys()
+        assert all(one.aspects == {"overall": one.score} and 1 <= one.score <= 10 for one in rated.values())
+    assert (found.failures, found.stopped, found.refused) == ([], False, {})
+    tau = kendall([(found.before[p][k].score, one.score) for k, one in found.after[p].items()] for p in found.after)
+    assert tau is not None
+    assert tau > 0.3  # the same completions, judged by a judge that is noisy by 0.1
+
+
+def test_what_a_trial_asked_is_never_asked_again(tmp_path: Path, serve: Serve) -> None:
+    served = serve()
+    path = write(tmp_path, served)
+    run(path)
+    calls = served.stats()["calls"]
+    tried(path, limit=5)
+    bills: list[Bill] = []
+    again = tried(path, limit=5, agreed=bills.append)
+    assert again is not None
+    assert not bills  # nothing to agree to
+    assert served.stats()["calls"] == calls + 5 * 4
+
+    pipeline, ended = run(path, "rubric=mt-bench", "pairs.score=overall")
+    assert served.stats()["calls"] == calls + 12 * 4
+    assert not ended.incomplete
+    kept = ask(pipeline, "SELECT prompt_id, completion, score FROM ratings ORDER BY ALL")
+    assert {(row["prompt_id"], row["completion"], row["score"]) for row in kept} >= {
+        (prompt_id, key, one.score) for prompt_id, rated in again.after.items() for key, one in rated.items()
+    }
+
+
+def test_what_a_trial_asked_is_made_again_from_the_journal(typed: Typed, tmp_path: Path, serve: Serve) -> None:
+    path = write(tmp_path, serve(), count=4)
+    run(path)
+    first = tried(path)
+    code, out, _ = typed("rebuild", path)
+    assert code == Exit.DONE
+    assert "20 read as before, 0 otherwise, 0 only now, 0 no longer" in out
+    assert tried(path, agreed=lambda bill: pytest.fail("asked again")) == first
+
+
+def test_nothing_is_asked_where_it_is_not_agreed_to(tmp_path: Path, serve: Serve) -> None:
+    served = serve()
+    path = write(tmp_path, served)
+    run(path)
+    before, calls = state(path), served.stats()["calls"]
+
+    def refuse(bill: Bill) -> bool:
+        raise BadInput("no")
+
+    assert tried(path, agreed=lambda bill: False) is None
+    with pytest.raises(BadInput, match=r"^no$"):
+        tried(path, agreed=refuse)
+    assert served.stats()["calls"] == calls
+    assert state(path) == before
+
+
+def test_only_prompts_whose_completions_are_all_there_are_tried(tmp_path: Path, serve: Serve) -> None:
+    served = serve()
+    path = write(tmp_path, served)
+    run(path, limit=3)
+    calls = served.stats()["calls"]
+    found = tried(path)
+    assert found is not None
+    assert len(found.after) == 3
+    assert served.stats()["calls"] == calls + 3 * 4
+
+
+def test_a_rubric_of_one_s_own_is_tried_by_the_score_it_gives(tmp_path: Path, serve: Serve) -> None:
+    path = write(tmp_path, serve(), count=4)
+    run(path)
+    sheet = MT_BENCH.files["rubric.yaml"].replace("scale: [1, 10]", "scale: [1, 10]\n    weight: 0")
+    overall = Rubric.of({**MT_BENCH.files, "rubric.yaml": sheet}, "mine")
+    assert overall.scores() == ("overall",)  # and the pipeline's is the mean
+    found = tried(path, overall)
+    assert found is not None
+    assert all(one.score == one.aspects["overall"] for rated in found.after.values() for one in rated.values())
+
+
+def test_the_bill_is_told_beforehand(tmp_path: Path, serve: Serve) -> None:
+    path = write(tmp_path, serve(), count=4)
+    run(path)
+    bills: list[Bill] = []
+
+    def decline(bill: Bill) -> bool:
+        bills.append(bill)
+        return False
+
+    tried(path, ULTRAFEEDBACK, limit=3, agreed=decline)
+    priced = "judges.judge.price={input: 2, output: 8}"
+    tried(path, ULTRAFEEDBACK, priced, limit=3, agreed=decline)
+
+    unknown, known = bills
+    assert unknown.requests == known.requests == 3 * 8
+    assert unknown.usd is None
+    assert known.usd == pytest.approx((2 * known.input_tokens + 8 * known.output_tokens) / 1e6)
+    assert told(unknown).endswith("out: price unknown")
+    assert told(replace(known, usd=1.5)).endswith("out: at most $1.50")
+
+    found = tried(path, ULTRAFEEDBACK, limit=3)
+    assert found is not None
+    (spent,) = ask(
+        load_pipeline(path), "SELECT sum(output_tokens) AS used FROM calls WHERE endpoint = 'judge' AND n = 1"
+    )
+    assert 0 < spent["used"] < 6 * known.output_tokens
+
+
+def test_what_gets_no_rating_is_told_with_its_reason(tmp_path: Path, serve: Serve) -> None:
+    path = write(tmp_path, serve(), count=3)
+    run(path)
+    found = tried(path, MT_BENCH, "judges.judge.base_url=http://127.0.0.1:9/v1")
+    assert found is not None
+    assert found.after == {}
+    assert [(row["endpoint"], row["kind"], row["items"]) for row in found.failures] == [("judge", "connection", 12)]
+
+
+def test_a_judge_that_refuses_is_told(tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path, serve(), count=3)
+    run(path)
+    before = state(path)
+    monkeypatch.setenv("WRONG", "wrong")
+    locked = serve(require_key="sesame")
+    found = tried(path, MT_BENCH, f"judges.judge.base_url={locked.base_url}", "judges.judge.api_key_env=WRONG")
+    assert found is not None
+    assert "judge" in found.refused
+    assert state(path) == before
+
+
+def test_one_of_several_judges_can_be_asked(tmp_path: Path, serve: Serve) -> None:
+    served = serve()
+    judges = {
+        name: {"provider": "openai", "model": "judge", "base_url": served.base_url, "temperature": warmth}
+        for name, warmth in (("cold", 0.0), ("warm", 0.5))
+    }
+    path = write(tmp_path, served, count=3, judges=judges)
+    run(path)
+    before, calls = state(path), served.stats()["calls"]
+    assert tried(path, judge="warm") is not None
+    assert served.stats()["calls"] == calls + 3 * 4
+    assert state(path) == before
+    assert tried(path) is not None
+    assert served.stats()["calls"] == calls + 2 * 3 * 4
+    with pytest.raises(BadInput, match=r"--judge tepid: .* has no such judge; it has cold, warm"):
+        tried(path, judge="tepid")
+
+
+def test_what_cannot_be_tried_is_refused_before_anything_is_asked(
+    tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = serve()
+    path = write(tmp_path, served, count=3)
+    with pytest.raises(BadInput, match=r"no store here yet; `aif run .*pipeline\.yaml` makes it"):
+        tried(path)
+    run(path, "models.*.base_url=http://127.0.0.1:9/v1")
+    with pytest.raises(BadInput, match=r"no prompt has all its completions yet"):
+        tried(path)
+    run(path)
+    with pytest.raises(BadInput, match="GONE"):
+        tried(path, MT_BENCH, "judges.judge.api_key_env=GONE")
+    weightless = MT_BENCH.files["rubric.yaml"].replace("overall", "quality").replace("scale:", "weight: 0\n    scale:")
+    with pytest.raises(BadInput, match="mine: gives no score; give an aspect a weight above 0, or name one `overall`"):
+        tried(path, Rubric.of({**MT_BENCH.files, "rubric.yaml": weightless}, "mine"))
+
+
+# --- old and new -----------------------------------------------------------------------------------------------------
+
+
+def test_kendalls_tau_is_that_of_the_books() -> None:
+    """The value of scipy.stats.kendalltau for these, variant b."""
+    both = list(zip([12, 2, 1, 12, 2], [1, 4, 7, 1, 0], strict=True))
+    assert kendall([both]) == pytest.approx(-0.4714045207910316)
+    assert kendall([[(1, 10), (2, 20)], [(5, 1), (9, 2)]]) == 1
+    assert kendall([[(1, 2), (2, 1)]]) == -1
+    assert kendall([[(1, 2), (2, 1)], [(1, 1), (2, 2)]]) == 0  # completions of one prompt only are compared
+    assert kendall([[(1, 1), (1, 2)]]) is None
+    assert kendall([]) is None
+
+
+SCORES = st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5)), min_size=1, max_size=5)
+
+
+@given(st.lists(SCORES, max_size=6))
+def test_agreement_is_bounded_and_whole_with_oneself(prompts: list[list[tuple[int, int]]]) -> None:
+    tau = kendall(prompts)
+    assert tau is None or -1 - 1e-9 <= tau <= 1 + 1e-9
+    assert kendall([[(a, a) for a, _ in both] for both in prompts]) in (None, 1)
+    assert another_best([[(a, a) for a, _ in both] for both in prompts]) == 0
+    assert 0 <= another_best(prompts) <= len(prompts)
+
+
+def test_ranks_are_shared_and_a_best_among_equals_is_the_same_best() -> None:
+    assert [rank(score, [3, 4, 3, 1]) for score in (4, 3, 1)] == [1, 2, 4]
+    assert another_best([[(5, 5), (5, 4), (1, 1)]]) == 0
+    assert another_best([[(5, 4), (4, 5)]]) == 1
+
+
+def test_means_are_over_the_prompts_that_both_rated() -> None:
+    """b is rated anew, and by the old rubric not at all: its 1 is in no mean."""
+    old = {"a": {"1": Rated("x", 4.0, {"tone": 4.0}), "2": Rated("y", 2.0, {"tone": nan})}}
+    new = {
+        "a": {"1": Rated("x", 5.0, {"tone": 3.0}), "2": Rated("y", 6.0, {"tone": 1.0})},
+        "b": {"3": Rated("x", 1.0, {"tone": 1.0})},
+    }
+    console = Console(file=StringIO(), record=True, width=100)
+    tell_trial(console, Tried(("old", "new"), old, new, [], False, {}))
+    lines = [" ".join(line.split()) for line in console.export_text().splitlines()]
+    assert "2 prompts rated by new, 1 of them by old too" in lines
+    assert "y 2.00 → 6.00 – → 1.00" in lines
+    assert "x 4.00 → 5.00 4.00 → 3.00" in lines
+    assert "a y 2.00 → 6.00 2 → 1" in lines
+    assert "another completion is the best in 1 of 1 prompts" in lines
+
+
+# --- as it is typed --------------------------------------------------------------------------------------------------
+
+
+def test_a_trial_is_told_and_asks_before_it_spends(typed: Typed, tmp_path: Path, serve: Serve) -> None:
+    served = serve()
+    path = write(tmp_path, served, count=3)
+    run(path)
+    calls = served.stats()["calls"]
+    code, _, err = typed("rubric", "try", "mt-bench", path)
+    assert code == Exit.BAD_INPUT
+    assert "12 requests to judge, about" in err
+    assert "--yes goes on unasked" in err
+    assert served.stats()["calls"] == calls
+
+    code, out, _ = typed("rubric", "try", "mt-bench", path, "--yes", "--limit", "2")
+    assert code == Exit.DONE
+    assert "2 prompts rated by mt-bench, 2 of them by unified too" in out
+    assert "`rubric: mt-bench`" in out
+    cramped = ("--set", "judges.judge.max_tokens=2")
+    code, out, _ = typed("rubric", "try", "mt-bench", path, "--yes", *cramped)
+    assert code == Exit.FAILURES
+    assert "judge: truncated, 12 without a rating: " in out
+    code, _, err = typed("rubric", "try", "mt-bench", path, "--yes", "--set", "judges.judge.model=nobody")
+    assert code == Exit.REFUSED
+    assert "then the same command goes on" in err
+    assert typed("rubric", "try", "nowhere", path)[0] == Exit.BAD_INPUT
+
+
+def test_a_copy_is_sound_named_and_rates_as_its_original(typed: Typed, tmp_path: Path, serve: Serve) -> None:
+    served = serve()
+    path = write(tmp_path, served, count=3)
+    run(path)
+    calls = served.stats()["calls"]
+    mine = tmp_path / "My own!"
+    code, out, _ = typed("rubric", "copy", "unified", mine)
+    assert code == Exit.DONE
+    assert f"rubric lint {mine}" in out
+    assert load(mine).sheet.name == "My-own"
+    assert typed("rubric", "lint", mine)[0] == Exit.DONE
+    assert typed("rubric", "copy", "unified", mine)[0] == Exit.BAD_INPUT
+    code, out, _ = typed("rubric", "try", mine, path)
+    assert code == Exit.DONE  # nothing to be asked: it reaches the judge as `unified` does
+    assert "Kendall's tau-b, 1 is the same): 1.00" in " ".join(out.split())
+    assert served.stats()["calls"] == calls
+
+    (mine / "role.md").write_text("{{ nobody }}")
+    code, out, _ = typed("rubric", "lint", mine)
+    assert code == Exit.BAD_INPUT
+    assert "role.md:1: can't be rendered" in out
+    assert typed("rubric", "try", mine, path)[0] == Exit.BAD_INPUT
