@@ -1,0 +1,246 @@
+"""What rows bring besides their prompt: completions that go straight to the judge, scores, material for the judge."""
+
+import json
+from collections.abc import Callable
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from aif.again import again
+from aif.config import Pipeline, load
+from aif.errors import BadInput
+from aif.export import export
+from aif.intake import rubric_of
+from aif.ledger import Ledger
+from aif.queries import Reader
+from aif.story import tell_story
+from tests.serving import Served
+from tests.test_feedback import ask, run, write
+
+Serve = Callable[..., Served]
+Row = dict[str, Any]
+
+WRITERS = ("ann", "ben", "cat")
+
+
+def rows(folder: Path, name: str, *found: Row) -> None:
+    (folder / name).write_text("".join(json.dumps(row) + "\n" for row in found))
+
+
+def answered(number: int, *scores: float | None) -> Row:
+    """A row with three completions, and their scores where there are any."""
+    given = [
+        {"model": writer, "text": f"{writer} on lighthouse {number}: " + "because it is lit, " * (n + 1)}
+        for n, writer in enumerate(WRITERS)
+    ]
+    for one, score in zip(given, scores, strict=False):
+        one["rating"] = score  # type: ignore[assignment]
+    return {"prompt": f"Why is lighthouse {number} lit?", "answers": given}
+
+
+def bring(folder: Path, served: Served, *found: Row, **changes: Any) -> Path:
+    """A pipeline without a pool over rows that carry their completions."""
+    source = {"file": "prompts.jsonl", "completions": {"field": "answers"}}
+    path = write(folder, served, models={}, prompts=[source], **changes)
+    rows(folder, "prompts.jsonl", *found)
+    return path
+
+
+def slots(pipeline: Pipeline) -> dict[str, list[str]]:
+    found = ask(pipeline, "SELECT prompt_id, list(model ORDER BY slot) AS models FROM slots GROUP BY prompt_id")
+    return {row["prompt_id"]: row["models"] for row in found}
+
+
+def export_of(pipeline: Pipeline, out: Path) -> dict[str, bytes]:
+    """The data files of an export, by name."""
+    with Ledger.open(pipeline.store, print) as ledger:
+        export(pipeline, rubric_of(pipeline), ledger, out, lambda words: None)
+    return {path.name: path.read_bytes() for path in out.rglob("*.parquet")}
+
+
+def told_by(console: Console) -> str:
+    assert isinstance(console.file, StringIO)
+    return console.file.getvalue()
+
+
+def test_completions_that_come_with_prompts_go_straight_to_the_judge(tmp_path: Path, serve: Serve) -> None:
+    served = serve()
+    path = bring(tmp_path, served, *(answered(n) for n in range(6)))
+    pipeline, ended = run(path)
+
+    assert not ended.incomplete
+    assert served.stats()["by_model"] == {"judge": 6}
+    assert list(slots(pipeline).values()) == [list(WRITERS)] * 6
+    assert ask(pipeline, "SELECT count(*) AS n FROM ratings") == [{"n": 6 * 3 * 4}]
+    assert sum(ended.outcomes.values()) == 6
+    run(path)
+    assert served.stats()["by_model"] == {"judge": 6}
+
+
+def test_one_completion_a_row_is_gathered_over_rows_and_files(tmp_path: Path, serve: Serve) -> None:
+    """A file for each model is how many benchmarks keep their answers."""
+    prompts = ["Why?", "How?"]
+    for writer in WRITERS:
+        rows(tmp_path, f"{writer}.jsonl", *({"prompt": p, "said": f"{writer}: {p}", "by": writer} for p in prompts))
+    one = {"completions": {"field": "said", "model": "by"}}
+    path = write(tmp_path, serve(), models={}, prompts=[{"file": f"{writer}.jsonl", **one} for writer in WRITERS])
+    pipeline, ended = run(path)
+
+    assert list(slots(pipeline).values()) == [list(WRITERS)] * 2
+    assert not ended.incomplete
+    with Reader.open(pipeline.store) as reader:
+        assert reader.books().intake == {"selected": 2, "gathered": 4}
+
+
+def test_a_pool_answers_the_prompts_that_bring_nothing(tmp_path: Path, serve: Serve) -> None:
+    served = serve()
+    path = write(
+        tmp_path,
+        served,
+        prompts=[{"file": "brought.jsonl", "completions": {"field": "answers"}}, {"file": "prompts.jsonl"}],
+    )
+    rows(tmp_path, "brought.jsonl", answered(0), answered(1) | {"answers": []})
+    pipeline, ended = run(path, "prompts.1.limit=3")
+
+    assert not ended.incomplete
+    assert sorted(map(len, slots(pipeline).values())) == [3, 4, 4, 4, 4]
+    assert served.stats()["by_model"]["judge"] == 5
+
+
+def test_without_a_pool_a_prompt_that_brings_nothing_is_counted(tmp_path: Path, serve: Serve) -> None:
+    pipeline, _ = run(bring(tmp_path, serve(), answered(0), answered(1) | {"answers": []}))
+    with Reader.open(pipeline.store) as reader:
+        assert reader.books().intake == {"selected": 1, "no_completions": 1}
+
+
+def test_too_few_completions_are_not_judged(tmp_path: Path, serve: Serve) -> None:
+    served = serve()
+    _, ended = run(bring(tmp_path, served, {"prompt": "Why?", "answers": [{"model": "ann", "text": "So."}]}))
+
+    assert ended.outcomes["too_few_completions"] == 1
+    assert served.stats()["calls"] == 0
+
+
+def test_a_completion_that_is_added_asks_the_judge_of_that_prompt_alone(tmp_path: Path, serve: Serve) -> None:
+    served = serve()
+    path = bring(tmp_path, served, *(answered(n) for n in range(4)))
+    run(path)
+    more = answered(3)
+    more["answers"].append({"model": "dan", "text": "dan keeps it lit"})
+    rows(tmp_path, "prompts.jsonl", *(answered(n) for n in range(3)), more)
+    pipeline, ended = run(path)
+
+    assert served.stats()["calls"] == 5
+    assert not ended.incomplete
+    assert sorted(map(len, slots(pipeline).values())) == [3, 3, 3, 4]
+
+
+# --- scores of their own ----------------------------------------------------------------------------------------------
+
+
+def scored(folder: Path, *found: Row, **changes: Any) -> Path:
+    source = {"file": "prompts.jsonl", "completions": {"field": "answers", "score": "rating"}}
+    path = write(folder, Served("http://127.0.0.1:9/v1"), models={}, judges={}, prompts=[source], **changes)
+    rows(folder, "prompts.jsonl", *found)
+    return path
+
+
+def test_scores_that_come_with_completions_go_straight_to_pairs(tmp_path: Path) -> None:
+    path = scored(
+        tmp_path, answered(0, 3, 9, 1), answered(1, 2, 2, 2), answered(2, 5, None, 1), pairs={"policy": "best_vs_worst"}
+    )
+    pipeline, ended = run(path)
+
+    assert not ended.incomplete
+    assert {name: n for name, n in ended.outcomes.items() if n} == {"paired": 1, "tie": 1, "no_common_aspect": 1}
+    assert ask(pipeline, "SELECT chosen_model, rejected_model, score_chosen, score_rejected FROM pairs") == [
+        {"chosen_model": "ben", "rejected_model": "cat", "score_chosen": 9.0, "score_rejected": 1.0}
+    ]
+    assert ask(pipeline, "SELECT count(*) AS n FROM calls") == [{"n": 0}]
+    assert export_of(pipeline, tmp_path / "out")
+
+
+def test_a_score_that_changes_changes_the_pair_and_calls_no_one(tmp_path: Path) -> None:
+    path = scored(tmp_path, answered(0, 3, 9, 1), pairs={"policy": "best_vs_worst"})
+    run(path)
+    rows(tmp_path, "prompts.jsonl", answered(0, 3, 0.5, 1))
+    pipeline, _ = run(path)
+
+    assert ask(pipeline, "SELECT chosen_model, rejected_model FROM pairs") == [
+        {"chosen_model": "ann", "rejected_model": "ben"}
+    ]
+
+
+def test_the_journal_makes_it_all_again(tmp_path: Path) -> None:
+    pipeline, _ = run(scored(tmp_path, *(answered(n, n % 3, 2, 1) for n in range(9))))
+    before = export_of(pipeline, tmp_path / "before")
+    tables = ("completions", "carried", "judgements", "selection", "slots")
+    held = [ask(pipeline, f"SELECT * FROM {table} ORDER BY ALL") for table in tables]
+    again(pipeline, lambda words: None)
+
+    assert [ask(pipeline, f"SELECT * FROM {table} ORDER BY ALL") for table in tables] == held
+    assert export_of(pipeline, tmp_path / "after") == before
+
+
+def test_the_story_tells_where_completions_and_scores_come_from(tmp_path: Path) -> None:
+    pipeline, _ = run(scored(tmp_path, answered(0, 3, 9, 1)))
+    console = Console(width=100, file=StringIO())
+    with Reader.open(pipeline.store) as reader:
+        tell_story(console, reader, reader.example())
+    told = told_by(console)
+
+    assert told.count("it came with the prompt; nobody was asked for it") == 3
+    assert "scores that came with the completions" in told
+    assert "ben: 9" in told
+
+
+# --- material ---------------------------------------------------------------------------------------------------------
+
+
+def shown(folder: Path, served: Served, *references: str | None, **changes: Any) -> Path:
+    """A pipeline whose rows bring a reference answer each, or none."""
+    source = {"file": "prompts.jsonl", "material": {"reference": "answer"}}
+    path = write(folder, served, prompts=[source], **changes)
+    rows(folder, "prompts.jsonl", *({"prompt": f"Why {n}?", "answer": one} for n, one in enumerate(references)))
+    return path
+
+
+def test_the_judge_is_shown_what_a_prompt_brings_for_it(tmp_path: Path, serve: Serve) -> None:
+    pipeline, ended = run(shown(tmp_path, serve(), "It is dark at sea.", None))
+    assert not ended.incomplete
+    (kept,) = ask(pipeline, "SELECT digest, content FROM texts WHERE kind = 'material'")
+    assert json.loads(kept["content"])["reference"]["text"] == "It is dark at sea."
+    judged = ask(pipeline, "SELECT j.material FROM judgements j JOIN selection e USING (prompt_id) ORDER BY e.position")
+    assert [row["material"] for row in judged] == [kept["digest"], None]
+
+    console = Console(width=100, file=StringIO())
+    with Reader.open(pipeline.store) as reader:
+        first = reader.sql("SELECT prompt_id FROM selection ORDER BY position LIMIT 1")[0]["prompt_id"]
+        tell_story(console, reader, first)
+    assert "It is dark at sea." in told_by(console)
+
+
+def test_a_reference_that_changes_asks_the_judge_of_that_prompt_alone(tmp_path: Path, serve: Serve) -> None:
+    served = serve()
+    path = shown(tmp_path, served, "It is dark.", "It is old.", None)
+    run(path)
+    before = served.stats()["by_model"]
+    shown(tmp_path, served, "It is dark.", "It is new.", None)
+    pipeline, ended = run(path)
+
+    assert not ended.incomplete
+    assert served.stats()["by_model"] == before | {"judge": before["judge"] + 1}
+    shown(tmp_path, served, "It is dark.", "It is old.", None)
+    run(path)
+    assert served.stats()["by_model"]["judge"] == before["judge"] + 1, "going back is free"
+    assert ask(pipeline, "SELECT count(*) AS n FROM needed WHERE state <> 'answered'") == [{"n": 0}]
+
+
+def test_a_slot_that_the_rubric_lacks_is_bad_input(tmp_path: Path, serve: Serve) -> None:
+    path = shown(tmp_path, serve(), "It is dark.")
+    with pytest.raises(BadInput, match=r"material\.hearsay: rubric unified has no such slot; it has"):
+        run(path, "prompts.0.material={hearsay: answer}")
+    assert load(path).prompts[0].material == {"reference": "answer"}
