@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequen
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import takewhile
 from pathlib import Path
 from typing import IO, Self
 
@@ -29,7 +30,7 @@ from aif.errors import BadInput
 from aif.launch import Launched, command, environment, fetching, gpus, lacks_vllm, launched, secrets
 from aif.placement import CPU, Key, Place, Shift, described, shifts
 
-GRACE_S = 10.0  # vLLM 0.32 ends within 2 s of SIGTERM; with many workers it takes longer
+GRACE_S = 10.0  # vLLM 0.32 on a CPU ends within 1 s of SIGTERM
 GUARD = [sys.executable, "-I", "-S", str(Path(__file__).with_name("guard.py"))]
 # Ports go by blocks below those that systems give out by themselves (from 32768 or 49152), so that no connection takes
 # one in the 20 s between choosing and listening. vLLM's own processes talk over ports of the same block (VLLM_PORT).
@@ -38,6 +39,7 @@ FIRST_PORT, LAST_PORT, BLOCK = 17_000, 32_000, 40
 LOG_END = 2**16  # bytes of a log that are looked at for what went wrong; each call is a line there
 
 _ERROR = re.compile(r"\b\w*(?:Error|Exception)\b|\berror\b")
+_NAMED = re.compile(r"[\w.]*(?:Error|Exception)\b:? ")
 _PREFIX = re.compile(r"^(?:\([^)]* pid=\d+\) )?(?:(?:ERROR|CRITICAL) [\d-]+ [\d:]+ \[[^]]*\] ?)?")
 _POINTLESS = ("Engine core initialization failed", "See root cause above")  # the cause stands before
 
@@ -293,12 +295,18 @@ class _Server:
 
 
 def telling(lines: Sequence[str]) -> str:
-    """The line of a log that says what went wrong: the last one that speaks of an error, else the last one."""
-    bare = [text for line in lines if (text := _PREFIX.sub("", line).strip())]
-    errors = [line for line in bare if _ERROR.search(line) and not any(words in line for words in _POINTLESS)]
-    # a source line that a traceback quotes tells less than the error's own, which has its words after a colon
-    named = [line for line in errors if re.match(r"[\w.]*(?:Error|Exception)\b:? ", line)]
-    return (named or errors or bare or [""])[-1][:400]
+    """What a log says of what went wrong: the last line that speaks of an error, with the indented ones that go on with
+    it; else the last line."""
+    bare = [text for line in lines if (text := _PREFIX.sub("", line).rstrip())]
+    errors = [
+        n for n, line in enumerate(bare) if _ERROR.search(line) and not any(words in line for words in _POINTLESS)
+    ]
+    # a source line that a traceback quotes tells less than the error's own, which begins with its name
+    named = [n for n in errors if _NAMED.match(bare[n])]
+    if not (found := named or errors):
+        return bare[-1].strip() if bare else ""
+    more = takewhile(lambda line: line.startswith(" "), bare[found[-1] + 1 :])
+    return " ".join([bare[found[-1]].strip(), *(line.strip() for line in more)])[:500]
 
 
 @asynccontextmanager

@@ -352,6 +352,8 @@ def test_a_stop_while_servers_start_does_not_wait_for_them(
 
 def test_the_telling_line_of_a_log_is_the_cause_not_what_follows_from_it() -> None:
     assert telling(TRACEBACK.splitlines()) == "ValueError: No room for the weights"
+    said = "pydantic_core._pydantic_core.ValidationError: 1 error for ModelConfig\n  max_model_len is too long\nbye"
+    assert telling(said.splitlines()).endswith("ValidationError: 1 error for ModelConfig max_model_len is too long")
     assert telling(["loading", "error: no such option --frob", "bye"]) == "error: no such option --frob"
     assert telling(["loading", "Killed", ""]) == "Killed"
     assert telling([]) == ""
