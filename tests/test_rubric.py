@@ -362,6 +362,11 @@ def test_all_listwise_requests_of_a_prompt_share_everything_but_their_own_text(f
     assert len(owns) == 4
 
 
+def test_requests_share_where_another_begins_alike() -> None:
+    assert [ULTRAFEEDBACK.shares(request) for request in (*ASPECTS, "critique")] == [True] * 4 + [False]
+    assert not UNIFIED.shares("ratings")
+
+
 def test_the_whole_conversation_is_shown_in_order() -> None:
     turns = (
         Message("system", "Answer in French."),
