@@ -7,7 +7,7 @@ and pays nothing again. What the store holds of the pipeline itself (what is ask
 import asyncio
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import isnan, nan, sqrt
 
 from rich.console import Console
@@ -21,15 +21,14 @@ from aif.errors import BadInput
 from aif.feedback import PAGE
 from aif.intake import prepare, rubric_of
 from aif.ledger import Ledger
-from aif.pairing import policy_of, scores_of
-from aif.pairs import pair
+from aif.pairing import scores_of
 from aif.progress import dollars
 from aif.queries import Reader
 from aif.records import Usage
 from aif.rubric import Rubric, Score, order
 from aif.rubric_lint import longest_reply
 from aif.run import flow
-from aif.scoring import TOLERANCE
+from aif.scoring import TOLERANCE, Rows, score
 from aif.store import Store
 
 SHOWN = 20  # prompts told one by one
@@ -164,21 +163,28 @@ def _sent(request: Request) -> int:
 
 
 def _ratings(pipeline: Pipeline, rubric: Rubric, store: Store, reach: int) -> Ratings:
-    """What the pipeline's judges said by a rubric of the completions of the first prompts, where all is said."""
+    """What the pipeline's judges said by a rubric of the completions of the first prompts, where all is said. Of an
+    aspect that several judges rated, the mean."""
     with Reader.of(store) as reader:
         scores = scores_of(pipeline, rubric, reader)
         within = [row["prompt_id"] for row in reader.sql("SELECT prompt_id FROM selection WHERE position < ?", [reach])]
-    means = pair(scores, replace(policy_of(pipeline), score=_score(pipeline, rubric))).scored.means
+    means = score(scores, Rows.of(scores), _score(pipeline, rubric), pipeline.pairs.missing).means
     found: dict[str, dict[str, Rated]] = {prompt_id: {} for prompt_id in within}
     rows = zip(*(column.to_pylist() for column in (scores.prompt_ids, scores.completions, scores.models)), strict=True)
-    for (prompt_id, key, model), score, ratings in zip(rows, means, scores.scores, strict=True):
+    for (prompt_id, key, model), mean, ratings in zip(rows, means, scores.scores, strict=True):
         if prompt_id in found:
-            said: dict[str, list[float]] = {}
-            for aspect, rating in zip(scores.aspects, map(float, ratings), strict=True):
-                said.setdefault(aspect, []).append(rating)
-            by_aspect = {aspect: sum(each) / len(each) for aspect, each in said.items()}  # over judges
-            found[prompt_id][key] = Rated(model, float(score), by_aspect)
+            said = list(zip(scores.aspects, map(float, ratings), strict=True))
+            aspects = {
+                name: _mean(rating for aspect, rating in said if aspect == name) for name in rubric.sheet.aspects
+            }
+            found[prompt_id][key] = Rated(model, float(mean), aspects)
     return {prompt_id: rated for prompt_id, rated in found.items() if rated}
+
+
+def _mean(values: Iterable[float]) -> float:
+    """The mean of those that are numbers, NaN where none is."""
+    known = [value for value in values if not isnan(value)]
+    return sum(known) / len(known) if known else nan
 
 
 # --- old and new -----------------------------------------------------------------------------------------------------
@@ -232,10 +238,13 @@ def tell_trial(console: Console, tried: Tried) -> None:
         console.print(f"\nanother completion is the best in {another_best(both):,} of {len(kept):,} prompts")
         tau = kendall(both)
         said = "none, one of both finds no difference" if tau is None else f"{tau:.2f}"
-        console.print(f"agreement on the order of a prompt's completions (Kendall's tau-b, 1 is the same): {said}")
+        agreed = f"agreement on the order of a prompt's completions (Kendall's tau-b, 1 is the same): {said}"
+        console.print(agreed, soft_wrap=True)
     for row in tried.failures:
         console.print(
-            f"{row['endpoint']}: {row['kind']}, {row['items']} without a rating: {row['example']}", markup=False
+            f"{row['endpoint']}: {row['kind']}, {row['items']} without a rating: {row['example']}",
+            markup=False,
+            soft_wrap=True,
         )
 
 
@@ -271,13 +280,8 @@ def _means(ratings: Ratings, among: Sequence[str]) -> dict[str, dict[str, float]
     for prompt_id in among:
         for one in ratings.get(prompt_id, {}).values():
             for part, value in {"": one.score, **one.aspects}.items():
-                found = values.setdefault(one.model, {}).setdefault(part, [])
-                if not isnan(value):
-                    found.append(value)
-    return {
-        model: {part: sum(found) / len(found) if found else nan for part, found in parts.items()}
-        for model, parts in values.items()
-    }
+                values.setdefault(one.model, {}).setdefault(part, []).append(value)
+    return {model: {part: _mean(found) for part, found in parts.items()} for model, parts in values.items()}
 
 
 def _by_prompt(tried: Tried, kept: Sequence[str]) -> Table:

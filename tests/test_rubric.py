@@ -37,6 +37,7 @@ TURNS = (Message("user", "Why is the sky blue?"),)
 PROMPT = Prompt(prompt_id(TURNS), TURNS, "facts")
 UNIFIED = load(shipped("prompts", "rubrics", "unified"))
 ULTRAFEEDBACK = load(shipped("prompts", "rubrics", "ultrafeedback"))
+MT_BENCH = load(shipped("prompts", "rubrics", "mt-bench"))
 ASPECTS = ("instruction_following", "honesty", "truthfulness", "helpfulness")
 
 
@@ -628,12 +629,28 @@ def test_ultrafeedback_asks_each_aspect_and_a_critique() -> None:
     assert ULTRAFEEDBACK.scores() == ("mean", "overall")
 
 
+def test_mt_bench_asks_for_one_grade_of_each_completion() -> None:
+    assert {name: (ask.mode, ask.aspects) for name, ask in MT_BENCH.sheet.requests.items()} == {
+        "grade": ("single", ("overall",))
+    }
+    assert MT_BENCH.sheet.aspects["overall"].scale == (1, 10)
+    assert MT_BENCH.scores() == ("mean", "overall")
+    own = MT_BENCH.own_text("grade", 1, "schema").casefold()
+    for criterion in ("correctness", "helpfulness", "relevance", "accuracy", "depth", "creativity", "level of detail"):
+        assert criterion in own
+
+
+def test_the_shipped_rubrics_show_references_and_what_is_known() -> None:
+    assert [*UNIFIED.sheet.material] == [*ULTRAFEEDBACK.sheet.material] == ["reference", "world_knowledge"]
+    assert [*MT_BENCH.sheet.material] == ["reference"]
+
+
 def test_a_rubric_without_weights_gives_no_mean() -> None:
     assert Rubric.of(sheet(("levels:", "weight: 0\n    levels:")), "mine").scores() == ()
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("rubric", [UNIFIED, ULTRAFEEDBACK], ids=lambda rubric: str(rubric.sheet.name))
+@pytest.mark.parametrize("rubric", [UNIFIED, ULTRAFEEDBACK, MT_BENCH], ids=lambda rubric: str(rubric.sheet.name))
 def test_the_shipped_texts_hold_all_they_should(rubric: Rubric, form: Form) -> None:
     words: Callable[[str], str] = lambda text: " ".join(text.split())  # noqa: E731
     for name, ask in rubric.sheet.requests.items():

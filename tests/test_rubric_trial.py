@@ -1,5 +1,6 @@
 """A rubric tried: what is asked and kept, what is left as it was, and how old and new ratings are compared."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from io import StringIO
@@ -220,6 +221,44 @@ def test_what_cannot_be_tried_is_refused_before_anything_is_asked(
     weightless = MT_BENCH.files["rubric.yaml"].replace("overall", "quality").replace("scale:", "weight: 0\n    scale:")
     with pytest.raises(BadInput, match="mine: gives no score; give an aspect a weight above 0, or name one `overall`"):
         tried(path, Rubric.of({**MT_BENCH.files, "rubric.yaml": weightless}, "mine"))
+
+
+def test_a_trial_shows_the_judge_what_prompts_bring(typed: Typed, tmp_path: Path, serve: Serve) -> None:
+    path = write(tmp_path, serve(), count=3, prompts=[{"file": "known.jsonl", "material": {"reference": "gold"}}])
+    rows = [{"prompt": f"Name the moon number {n}.", "gold": f"It is moon {n}, by age."} for n in range(3)]
+    (tmp_path / "known.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pipeline, _ = run(path)
+    before = state(path)
+    found = tried(path)
+    assert found is not None
+    assert len(found.after) == 3
+    assert state(path) == before
+    (kept,) = ask(
+        pipeline,
+        "SELECT count(DISTINCT material) AS materials FROM judgements WHERE request = 'grade' AND material <> ''",
+    )
+    assert kept["materials"] == 3
+
+    prompt_id = ask(pipeline, "SELECT min(prompt_id) AS id FROM prompts")[0]["id"]
+    code, out, _ = typed("rubric", "render", "mt-bench", "--pipeline", path, "--prompt-id", prompt_id)
+    assert code == Exit.DONE
+    assert (
+        out.index("# Conversation")
+        < out.index("# Reference answer")
+        < out.index("by age.")
+        < out.index("completion 1]]")
+    )
+    _, out, _ = typed("rubric", "render", "mt-bench")
+    assert "this prompt has no reference; a prompt that has" in out
+    assert "material reference: Reference answer" in typed("rubric", "show", "mt-bench")[1]
+
+
+def test_pairs_by_mt_bench_are_the_same_by_either_score(tmp_path: Path, serve: Serve) -> None:
+    path = write(tmp_path, serve(), count=6, rubric="mt-bench")
+    pairs = "SELECT prompt_id, chosen, rejected, score_chosen, score_rejected FROM pairs ORDER BY ALL"
+    by_mean = ask(run(path)[0], pairs)
+    assert by_mean
+    assert ask(run(path, "pairs.score=overall")[0], pairs) == by_mean
 
 
 # --- old and new -----------------------------------------------------------------------------------------------------
