@@ -412,7 +412,7 @@ def rubric_copy(name: Name, folder: Annotated[Path, typer.Argument(metavar="DIR"
     folder.mkdir(parents=True, exist_ok=True)
     for file, text in rubric.files.items():
         if file == "rubric.yaml":
-            text = re.sub(r"(?m)^name:.*$", f"name: {called}", text, count=1)
+            text = re.sub(r"(?m)^name:.*$", f'name: "{called}"', text, count=1)
         (folder / file).write_text(text, encoding="utf-8")
     out.print(
         f"{folder} is a copy of {rubric.sheet.name}, called {called}. Next:\n"

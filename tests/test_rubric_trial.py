@@ -348,6 +348,8 @@ def test_a_copy_is_sound_named_and_rates_as_its_original(typed: Typed, tmp_path:
     assert code == Exit.DONE
     assert f"rubric lint {mine}" in out
     assert load(mine).sheet.name == "My-own"
+    typed("rubric", "copy", "mt-bench", tmp_path / "2024")
+    assert load(tmp_path / "2024").sheet.name == "2024"  # a text, not a number
     assert typed("rubric", "lint", mine)[0] == Exit.DONE
     assert typed("rubric", "copy", "unified", mine)[0] == Exit.BAD_INPUT
     code, out, _ = typed("rubric", "try", mine, path)
