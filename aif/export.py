@@ -29,10 +29,10 @@ from aif.pairing import make_pairs
 from aif.picks import LabelCounts, best, labelled
 from aif.placing import check_place, replacing
 from aif.queries import Books, Reader
-from aif.records import Principle, digest, fraction
+from aif.records import CARRIED, Principle, digest, fraction
 from aif.rubric import Rubric
 from aif.runfile import MARKER, NAME, state_of
-from aif.ultrafeedback import Annotated
+from aif.ultrafeedback import OVERALL, Annotated
 
 WHOLE_GROUP = 500  # prompts with all that is known of each: about 40 KB; 0.5 s to fetch, of 4,000 prompts as of 16,000
 SAMPLED = 200  # of so many first rows the shortest stands in the card
@@ -104,7 +104,7 @@ def _annotating(
     drawn = principles_of(pipeline)
     pools = drawn.pools.items() if drawn else ()
     principles = {digest(text): Principle(pool, text) for pool, texts in pools for text in texts}
-    aspects = {name: request.aspects for name, request in rubric.sheet.requests.items()}
+    aspects = {name: request.aspects for name, request in rubric.sheet.requests.items()} | {CARRIED: (OVERALL,)}
 
     def fetch(selected: pa.Table, batch: int) -> Iterator[list[Annotated]]:
         for found in reader.whole(selected, batch):

@@ -158,12 +158,14 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """All that is known of a prompt: what its row held besides, every slot and every judgement that is wanted."""
+    """All that is known of a prompt: what its row held besides, the judge's material, every slot of the plan, and every
+    judgement that is wanted."""
 
     prompt_id: str
     source: str
     messages: tuple[Message, ...]
     meta: Mapping[str, Any]
+    material: Mapping[str, str]
     answers: tuple[Answer, ...]
     verdicts: tuple[Verdict, ...]
 
@@ -553,6 +555,7 @@ class Reader:
                     one["source"],
                     as_messages(prompts[one["prompt_id"]]["messages"]),
                     orjson.loads(prompts[one["prompt_id"]]["meta"]),
+                    orjson.loads(prompts[one["prompt_id"]]["material"] or "{}"),
                     tuple(Answer(**row) for row in answers.get(one["prompt_id"], ())),
                     tuple(map(_verdict, verdicts.get(one["prompt_id"], ()))),
                 )

@@ -44,6 +44,7 @@ def _row(one: Annotated) -> Row:
         ],
         "correct_answers": _texts(whole.meta.get("correct_answers")),
         "incorrect_answers": _texts(whole.meta.get("incorrect_answers")),
+        "material": [{"slot": slot, "text": text} for slot, text in whole.material.items()],
         "judgements": [_judgement(verdict) for verdict in whole.verdicts if verdict.key],
         "prompt_id": whole.prompt_id,
     }
@@ -60,7 +61,7 @@ def _completion(answer: Answer, principle: Principle | None, annotations: list[R
         "reason": None if answer.state == "answered" else (answer.kind or NOT_ASKED),
         "finish": answer.finish,
         "annotations": annotations,
-        "critique": overall[0]["Rationale"] if overall else None,
+        "critique": overall[0]["Rationale"] or None if overall else None,  # a score that a row carried has none
         "overall_score": _mean([one["Rating"] for one in overall]),
         "fine-grained_score": _fine_grained(annotations),
         "score": answer.score,
@@ -174,7 +175,8 @@ _JUDGEMENT = columns(
 _COLUMNS = columns(
     source=pa.string(), instruction=pa.string(), messages=TURNS, models=pa.list_(pa.string()),
     completions=pa.list_(pa.struct(_COMPLETION)), correct_answers=pa.list_(pa.string()),
-    incorrect_answers=pa.list_(pa.string()), judgements=pa.list_(pa.struct(_JUDGEMENT)), prompt_id=pa.string(),
+    incorrect_answers=pa.list_(pa.string()), material=pa.list_(pa.struct(columns(slot=pa.string(), text=pa.string()))),
+    judgements=pa.list_(pa.struct(_JUDGEMENT)), prompt_id=pa.string(),
 )  # fmt: skip
 
 ULTRAFEEDBACK = Layout("ultrafeedback", "prompts", _COLUMNS, _row, _faults)

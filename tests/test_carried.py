@@ -6,6 +6,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
@@ -244,3 +245,45 @@ def test_a_slot_that_the_rubric_lacks_is_bad_input(tmp_path: Path, serve: Serve)
     with pytest.raises(BadInput, match=r"material\.hearsay: rubric unified has no such slot; it has"):
         run(path, "prompts.0.material={hearsay: answer}")
     assert load(path).prompts[0].material == {"reference": "answer"}
+
+
+def test_scores_that_came_with_completions_are_in_every_export_format(tmp_path: Path) -> None:
+    """In `ultrafeedback` as ratings without a rationale, by a judge called carried; one that lacks is told."""
+    path = scored(tmp_path, answered(0, 9, 2, 7), answered(1, 5, 5, None))
+    run(path)
+    kto = "export.kto={rule: scores, desirable: 7, undesirable: 2}"
+    export_of(load(path, ["export.formats=[trl, ultrafeedback, kto, reward, sft]", kto]), tmp_path / "out")
+
+    def rows_of(config: str) -> list[Row]:
+        (file,) = (tmp_path / "out" / config).glob("*.parquet")
+        found: list[Row] = pq.read_table(file).to_pylist()
+        return found
+
+    assert {config: len(rows_of(config)) for config in ("trl", "kto", "reward", "sft")} == {
+        "trl": 1, "kto": 3, "reward": 1, "sft": 1,
+    }  # fmt: skip
+    ratings = {
+        (one["judge"], one["aspect"], one["state"], one["Rating"], one["reason"])
+        for row in rows_of("ultrafeedback")
+        for completion in row["completions"]
+        for one in completion["annotations"]
+    }
+    assert ratings == {("carried", "overall", "rated", float(score), None) for score in (9, 2, 7, 5)} | {
+        ("carried", "overall", "missing", None, "not_asked")
+    }
+
+
+def test_material_is_in_the_export_of_everything(tmp_path: Path, serve: Serve) -> None:
+    source = {"file": "prompts.jsonl", "material": {"reference": "answer"}}
+    path = write(tmp_path, serve(), prompts=[source], export={"formats": ["ultrafeedback"]})
+    rows(
+        tmp_path,
+        "prompts.jsonl",
+        {"prompt": "Two and two?", "answer": "Four."},
+        {"prompt": "And three?", "answer": None},
+    )
+    pipeline, _ = run(path)
+    export_of(pipeline, tmp_path / "out")
+    (file,) = (tmp_path / "out" / "ultrafeedback").glob("*.parquet")
+    found = {row["instruction"]: row["material"] for row in pq.read_table(file).to_pylist()}
+    assert found == {"Two and two?": [{"slot": "reference", "text": "Four."}], "And three?": []}

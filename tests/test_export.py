@@ -714,6 +714,7 @@ ONE = Completed("ab" * 32, "s", PAIR.messages, "Because.", "m", 4.5, True)
 WHOLE = Annotated(
     Whole(
         "ab" * 32, "s", PAIR.messages, {"correct_answers": ["Because."], "incorrect_answers": "No."},
+        {"reference": "Because it is so."},
         (
             Answer("1" * 32, "m", "steer", "answered", None, "Because.", "stop", 4.5),
             Answer("2" * 32, "n", None, "failed", "blocked", None, None, None),
