@@ -24,7 +24,7 @@ from aif.picks import LabelCounts, balancing
 from aif.queries import Books
 from aif.resources import shipped
 from aif.rubric import Rubric
-from aif.scoring import Floats
+from aif.scoring import TOLERANCE, Floats
 from aif.summary import OUTCOMES, rule_of
 
 # The tag, and the configs that give it; None: every dataset has it.
@@ -43,6 +43,7 @@ TAGS: Mapping[str, Collection[str] | None] = {
 SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
 SOURCES = 20  # named in the card; a column of sources may hold thousands
 BAR = 30  # characters
+BINS = 8  # of the histogram, at least
 UNLABELLED = {
     "in_no_pair": "in no pair",
     "between": "between the two scores",
@@ -87,6 +88,7 @@ def render(facts: CardFacts) -> str:
         facts=facts,
         pipeline=facts.pipeline,
         judges=facts.pipeline.judges,
+        carried=any(source.completions for source in facts.pipeline.prompts),
         sheet=facts.rubric.sheet,
         pairs=facts.books.pairs,
         rule=_sentence(rule_of(policy_of(facts.pipeline))),
@@ -254,7 +256,9 @@ def _sources(sources: Sequence[tuple[str, int, int]]) -> list[tuple[str, int, in
 
 
 def _scale(facts: CardFacts) -> tuple[float, float]:
-    """Lowest and highest score there can be."""
+    """Lowest and highest score there can be; of scores that came with completions, those there are."""
+    if facts.pipeline.scored:
+        return float(facts.rejected.min()), float(facts.chosen.max())
     aspects = facts.rubric.sheet.aspects
     entering = [a for a in aspects.values() if a.weight > 0]
     if facts.pipeline.pairs.score == "overall":
@@ -265,8 +269,8 @@ def _scale(facts: CardFacts) -> tuple[float, float]:
 def _histogram(chosen: Floats, rejected: Floats, scale: tuple[float, float]) -> str:
     """Two bars a line; each bin holds its lower edge, the last one its upper edge too."""
     low, high = scale
-    step = 0.5 if high - low <= 5 else 1.0
-    edges = np.append(np.arange(low, high, step), high)
+    step = _step(high - low)
+    edges = np.append(np.arange(low, high - TOLERANCE, step), high)
     # a mean of ratings may lie a rounding error below the edge it stands for
     sides = [np.histogram(np.clip(scores + 1e-9, low, high), edges)[0] for scores in (chosen, rejected)]
     most = max(int(counts.max()) for counts in sides)
@@ -277,6 +281,12 @@ def _histogram(chosen: Floats, rejected: Floats, scale: tuple[float, float]) -> 
         label = f"{edges[i]:g}–{edges[i + 1]:g}"
         lines.append(f"{label:>11}  {'  '.join(bars)}".rstrip())
     return "\n".join(lines)
+
+
+def _step(span: float) -> float:
+    """The widest of 1, 2 and 5 times a power of ten that makes at least eight bins: 0.5 for 1–5, 1 for 1–10."""
+    power: float = 10.0 ** np.floor(np.log10(span / BINS))
+    return max(step for step in (power, 2 * power, 5 * power) if span / step >= BINS - TOLERANCE)
 
 
 def _bar(n: int, most: int) -> str:

@@ -347,7 +347,7 @@ def init(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folde
     name = _new(folder)
     copytree(shipped("data", "starter"), folder, dirs_exist_ok=True)
     file = folder / "pipeline.yaml"
-    file.write_text(file.read_text(encoding="utf-8").replace("name: demo", f"name: {name}", 1), encoding="utf-8")
+    file.write_text(file.read_text(encoding="utf-8").replace("name: demo", f'name: "{name}"', 1), encoding="utf-8")
     out.print(f"{file} and {folder / 'prompts.jsonl'} are there. Next:\n  {_me()} run {file}", soft_wrap=True)
 
 

@@ -25,6 +25,7 @@ Serve = Callable[..., Served]
 Row = dict[str, Any]
 
 WRITERS = ("ann", "ben", "cat")
+WORST = {"pairs": {"policy": "best_vs_worst"}}
 
 
 def rows(folder: Path, name: str, *found: Row) -> None:
@@ -150,9 +151,7 @@ def scored(folder: Path, *found: Row, **changes: Any) -> Path:
 
 
 def test_scores_that_come_with_completions_go_straight_to_pairs(tmp_path: Path) -> None:
-    path = scored(
-        tmp_path, answered(0, 3, 9, 1), answered(1, 2, 2, 2), answered(2, 5, None, 1), pairs={"policy": "best_vs_worst"}
-    )
+    path = scored(tmp_path, answered(0, 3, 9, 1), answered(1, 2, 2, 2), answered(2, 5, None, 1), **WORST)
     pipeline, ended = run(path)
 
     assert not ended.incomplete
@@ -165,7 +164,7 @@ def test_scores_that_come_with_completions_go_straight_to_pairs(tmp_path: Path) 
 
 
 def test_a_score_that_changes_changes_the_pair_and_calls_no_one(tmp_path: Path) -> None:
-    path = scored(tmp_path, answered(0, 3, 9, 1), pairs={"policy": "best_vs_worst"})
+    path = scored(tmp_path, answered(0, 3, 9, 1), **WORST)
     run(path)
     rows(tmp_path, "prompts.jsonl", answered(0, 3, 0.5, 1))
     pipeline, _ = run(path)
@@ -287,3 +286,15 @@ def test_material_is_in_the_export_of_everything(tmp_path: Path, serve: Serve) -
     (file,) = (tmp_path / "out" / "ultrafeedback").glob("*.parquet")
     found = {row["instruction"]: row["material"] for row in pq.read_table(file).to_pylist()}
     assert found == {"Two and two?": [{"slot": "reference", "text": "Four."}], "And three?": []}
+
+
+def test_the_card_says_that_no_one_was_asked(tmp_path: Path) -> None:
+    pipeline, _ = run(scored(tmp_path, answered(0, 0.25, 1.0, 0.0), **WORST, export={"formats": ["trl", "kto"]}))
+    export_of(pipeline, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+
+    assert "Each of 1 prompts came with its completions, and with scores of theirs" in card
+    assert "No judge was asked" in card
+    assert "`best_vs_worst` by the weighted mean of the aspects. Chosen is" in card
+    assert "0–0.1" in card
+    assert "not known" not in card
