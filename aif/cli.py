@@ -4,6 +4,7 @@ import asyncio
 import re
 import shlex
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from shutil import which
 from typing import TYPE_CHECKING, Annotated, Optional
@@ -14,7 +15,10 @@ from rich.console import Console
 from aif.errors import AifError, BadInput, Exit, ProviderRefused
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from aif.config import Pipeline
+    from aif.ledger import Ledger
     from aif.rubric import Rubric
     from aif.run import Ended
 
@@ -36,6 +40,7 @@ Sets = Annotated[
     Optional[list[str]],  # noqa: UP045 - typer reads this annotation at run time
     typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the pipeline, such as models.a.concurrency=8."),
 ]
+Yes = Annotated[bool, typer.Option("--yes", help="Spend without asking first.")]
 
 
 def _load(file: Path, sets: list[str] | None) -> "Pipeline":
@@ -66,6 +71,7 @@ def run(
     pipeline: File,
     limit: Annotated[int | None, typer.Option(min=1, help="Work on the first so many prompts only.")] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Ask again what failed for good.")] = False,
+    yes: Yes = False,
     sets: Sets = None,
 ) -> None:
     """Complete, judge and pair what is pending. The same command goes on after any stop."""
@@ -74,13 +80,65 @@ def run(
     from aif.summary import tell_places, tell_summary
 
     one = _load(pipeline, sets)
-    ended = feedback(one, err, limit=limit, retry_failed=retry_failed)
+    consent = _consent(one, limit, retry_failed, yes)
+    ended = feedback(one, err, limit=limit, retry_failed=retry_failed, consent=consent)
     with Reader.open(one.store) as reader:
         tell_summary(out, reader, ended.seconds)
         example = reader.example()
     tell_places(out, one.store)
     _tell_next(pipeline, ended, example)
     _leave(pipeline, ended)
+
+
+def _consent(
+    pipeline: "Pipeline", limit: int | None, retry_failed: bool, yes: bool
+) -> "Callable[[Ledger, Rubric], None]":
+    """Tells and asks about what a run is going to spend, where anything can be spent."""
+
+    def consent(ledger: "Ledger", rubric: "Rubric") -> None:
+        if all(one.free for one in (*pipeline.models.values(), *pipeline.judges.values())):
+            return
+        from aif.estimate_view import ask
+        from aif.outlook import Outlook
+        from aif.workload import estimated
+
+        with Outlook.of(ledger.store) as outlook, outlook.retried() if retry_failed else nullcontext():
+            estimate = estimated(pipeline, rubric, outlook, limit)
+        if estimate.calls:
+            ask(err, estimate, pipeline.confirm_usd, yes=yes)
+
+    return consent
+
+
+@app.command()
+def estimate(
+    pipeline: File,
+    limit: Annotated[int | None, typer.Option(min=1, help="Estimate the first so many prompts only.")] = None,
+    probe: Annotated[
+        int | None, typer.Option(min=1, help="Ask about the first so many prompts for real, to measure; all is kept.")
+    ] = None,
+    yes: Yes = False,
+    sets: Sets = None,
+) -> None:
+    """What a run would ask and what that comes to: calls, tokens, dollars, time. No model is called without --probe."""
+    from aif.estimate_view import ask_for_probe, tell_estimate
+    from aif.workload import foresee
+
+    one = _load(pipeline, sets)
+    if probe is not None:
+        from aif.run import feedback
+
+        first = min(probe, limit or probe)
+        told = foresee(one, first, _tell)
+        err.print(f"the probe, the first {first:,} prompts: ", end="")
+        if told.calls:
+            ask_for_probe(err, told, yes=yes)
+            ended = feedback(one, err, limit=first)
+            if ended.stopped or ended.refused:
+                _leave(pipeline, ended)
+        else:
+            err.print("nothing to ask")
+    tell_estimate(out, foresee(one, limit, _tell))
 
 
 def _tell_next(file: Path, ended: "Ended", example: str) -> None:

@@ -222,6 +222,18 @@ class Endpoint(Part):
             return self.reasoning_effort is None and not REASONING.match(self.served_name)
         return self.provider != "anthropic"
 
+    @property
+    def reasons(self) -> bool:
+        """Whether it is known to think before it answers: unseen, and billed as output."""
+        if self.reasoning_effort is not None:
+            return self.reasoning_effort != "none"
+        return self.provider in ("openai", "simulator") and bool(REASONING.match(self.served_name))
+
+    @property
+    def free(self) -> bool:
+        """Whether calls cost nothing: models of one's own without a price."""
+        return self.price is None and self.provider not in _PAID
+
     def cost(self, usage: Usage | None) -> float | None:
         """USD for one call. None where price or usage isn't known; 0 for models of one's own without a price."""
         if self.price is None:

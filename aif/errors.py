@@ -3,6 +3,7 @@
     AifError                     something a person can mend; shown as one line, never as a traceback
       BadInput              2    a pipeline file, a rubric, a source, an argument
         Unavailable         2    a key of the contract whose effect is not built yet
+      NotStarted            2    asked whether to spend so much, a person said no
       StoreLocked           6    another run holds the store
       StoreDamaged          7    store or journal can't be read as they are
       ProviderRefused       5    a provider said no for good: key, quota, model
@@ -42,6 +43,12 @@ class BadInput(AifError):
 
 class Unavailable(BadInput):
     """A key or value of the contract whose effect is not built yet: refused by name, never ignored."""
+
+
+class NotStarted(AifError):
+    """A person was asked whether to go on and said no. Not 0, so that `aif run … && aif export …` ends there."""
+
+    exit = Exit.BAD_INPUT
 
 
 class StoreLocked(AifError):

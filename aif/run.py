@@ -49,10 +49,12 @@ def feedback(
     limit: int | None = None,
     retry_failed: bool = False,
     policy: Policy | None = None,
+    consent: Callable[[Ledger, Rubric], None] | None = None,
 ) -> Ended:
     """Prompts in, ratings and pairs in the store: does what is pending, and tells how it ended.
 
-    Raises AifError where the pipeline, its sources or its store can't be used.
+    `consent` is called when all is prepared and nothing is asked yet; what it raises ends the run there. Raises
+    AifError where the pipeline, its sources or its store can't be used.
     """
     began = time.monotonic()
 
@@ -63,9 +65,11 @@ def feedback(
     for one in (*pipeline.models.values(), *pipeline.judges.values()):
         api_key(one, os.environ)  # a missing key is told before anything is read
     with Ledger.open(pipeline.store, tell, rubric) as ledger:
+        prepare(pipeline, ledger, rubric, tell)
+        if consent is not None:
+            consent(ledger, rubric)
         if retry_failed:
             ledger.keep([events.retry(datetime.now(UTC))])
-        prepare(pipeline, ledger, rubric, tell)
         stopped, refused = asyncio.run(flow(pipeline, ledger, rubric, console, tell, limit, policy or Policy()))
         outcomes = make_pairs(pipeline, rubric, ledger.store)
         with Reader.of(ledger.store) as reader:

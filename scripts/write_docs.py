@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 EXITS = {
     Exit.DONE: "done",
     Exit.BUG: "a bug of aif's, or the system refused (a file, the disk)",
-    Exit.BAD_INPUT: "bad input: the pipeline file, a source, an argument",
+    Exit.BAD_INPUT: "bad input: the pipeline file, a source, an argument; or not started, since the answer was no",
     Exit.FAILURES: "done, but not all was answered: `aif failures` says why",
     Exit.BUDGET: "kept for: the budget is reached",
     Exit.REFUSED: "a provider refuses for good: key, quota, model; mend it and run again",

@@ -178,18 +178,19 @@ CREATE VIEW slot_states AS
 SELECT s.*, CASE WHEN c.key IS NOT NULL THEN 'answered' WHEN f.key IS NULL THEN 'pending' ELSE f.verdict END AS state
 FROM slots s LEFT JOIN completions c ON s.key = c.key LEFT JOIN failed f ON s.key = f.key;
 
--- Each judgement the present rubric wants of the present completions, and how it stands. A prompt has some as soon as
--- all its slots are terminal and enough of them are answered.
-CREATE VIEW needed AS
-WITH terminal AS (
-    SELECT position, prompt_id, list(key ORDER BY key) FILTER (state = 'answered') AS answers
-    FROM slot_states GROUP BY position, prompt_id HAVING bool_and(state IN ('answered', 'failed'))
+-- Each judgement the present rubric wants, as if every completion came through that is still pending, and how it stands.
+-- `whole`: all the prompt's slots are terminal, so that it can be asked for.
+CREATE VIEW foreseen AS
+WITH coming AS (
+    SELECT position, prompt_id, bool_and(state IN ('answered', 'failed')) AS whole,
+           list(key ORDER BY key) FILTER (state <> 'failed') AS answers
+    FROM slot_states GROUP BY position, prompt_id
 ), wanted AS (
-    SELECT t.position, t.prompt_id, p.judge, p.identity, p.pass, p.request, p.spec, t.answers
-    FROM terminal t JOIN specs p ON p.listwise AND p.n = len(t.answers)
+    SELECT c.position, c.prompt_id, c.whole, p.judge, p.identity, p.pass, p.request, p.spec, c.answers
+    FROM coming c JOIN specs p ON p.listwise AND p.n = len(c.answers)
     UNION ALL
-    SELECT t.position, t.prompt_id, p.judge, p.identity, p.pass, p.request, p.spec, [u.answer]
-    FROM terminal t JOIN specs p ON NOT p.listwise AND len(t.answers) >= p.least, unnest(t.answers) AS u(answer)
+    SELECT c.position, c.prompt_id, c.whole, p.judge, p.identity, p.pass, p.request, p.spec, [u.answer]
+    FROM coming c JOIN specs p ON NOT p.listwise AND len(c.answers) >= p.least, unnest(c.answers) AS u(answer)
 )
 SELECT w.*, m.digest AS material, j.key AS judgement,
        CASE WHEN j.key IS NOT NULL THEN 'answered' WHEN f.key IS NULL THEN 'pending' ELSE f.verdict END AS state
@@ -198,6 +199,11 @@ LEFT JOIN judgements j ON w.prompt_id = j.prompt_id AND w.spec = j.spec AND w.id
     AND w.answers = j.answers AND j.material IS NOT DISTINCT FROM m.digest
 LEFT JOIN failed f ON w.prompt_id = f.prompt_id AND w.spec = f.spec AND w.identity = f.identity AND w.pass = f.pass
     AND w.answers = f.answers AND f.material IS NOT DISTINCT FROM m.digest;
+
+-- Each judgement wanted of the present completions. A prompt has some as soon as all its slots are terminal and enough of
+-- them are answered. (No state is NULL: what can't be known before the joins keeps DuckDB 2.0 from filtering before them,
+-- which takes 60 ms of 10,000 prompts instead of 37.)
+CREATE VIEW needed AS SELECT * EXCLUDE (whole) FROM foreseen WHERE whole OR state IS NULL;
 
 -- Each rating of the present plan's completions, with who wrote and who judged, by the names they have now.
 CREATE VIEW ratings AS

@@ -1,0 +1,141 @@
+"""An estimate as a person reads it, and the question whether to spend so much."""
+
+import sys
+from collections.abc import Callable
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from aif import progress
+from aif.errors import BadInput, NotStarted
+from aif.estimate import Estimate, Line, Span
+from aif.progress import dollars
+
+WIDE = 100  # columns
+
+
+def compact(tokens: float) -> str:
+    return progress.compact(round(tokens))
+
+
+def tell_estimate(console: Console, estimate: Estimate) -> None:
+    """What is to be asked of each model and judge, what it comes to, and how each figure was made."""
+    if not estimate.calls:
+        console.print(f"nothing to ask: all {estimate.kept:,} answers are there{_failed(estimate)}", soft_wrap=True)
+        return
+
+    def say(words: str, style: str = "") -> None:
+        console.print(words, style=style, markup=False, soft_wrap=True)
+
+    spent = f"{'at least ' if estimate.spent_unpriced else ''}{dollars(estimate.spent)} spent so far"
+    console.print(_table(estimate, console.width >= WIDE))
+    say(f"\n{_sentence(estimate)}")
+    say(f"{estimate.kept:,} answers are there already; {spent}{_failed(estimate)}")
+    say("\nHow it was reckoned", "bold")
+    for basis in dict.fromkeys(line.basis for line in estimate.lines if line.calls):
+        names = ", ".join(line.name for line in estimate.lines if line.basis == basis)
+        say(f"{names}: {'; '.join(basis)}")
+    say("at most: every reply as long as its max_tokens allows; a judgement cut there is asked again, on top", "dim")
+    if any(line.at_least for line in estimate.lines):
+        say("`aif estimate --probe N` measures what is assumed on N prompts asked for real; all of it is kept", "dim")
+
+
+def tell_short(console: Console, estimate: Estimate) -> None:
+    """The same in a line, for logs."""
+    console.print(_sentence(estimate), markup=False, soft_wrap=True)
+
+
+def ask(console: Console, estimate: Estimate, above_usd: float, *, yes: bool) -> None:
+    """Tells what a run comes to. By hand, when that is more than `above_usd` or not known, asks whether to go on.
+
+    Without a terminal to ask at it goes on, as batch jobs must. Raises NotStarted where the answer is no.
+    """
+    dear = bool(estimate.unpriced) or estimate.usd.expected > above_usd
+    if yes or not dear or not by_hand():
+        tell_short(console, estimate)
+        return
+    tell_estimate(console, estimate)
+    _question(console)
+
+
+def ask_for_probe(console: Console, estimate: Estimate, *, yes: bool) -> None:
+    """Tells what a probe comes to, and asks for it unless it costs nothing. Raises BadInput without a terminal."""
+    tell_short(console, estimate)
+    if yes or not (estimate.unpriced or estimate.usd.most):
+        return
+    if not by_hand():
+        raise BadInput("--probe spends money, and there is no terminal to ask at; add --yes")
+    _question(console)
+
+
+def by_hand() -> bool:
+    """Whether somebody sits there who can be asked."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def _question(console: Console) -> None:
+    """Raises NotStarted unless the answer is yes; at Ctrl-C KeyboardInterrupt, in a line of its own."""
+    try:
+        said = console.input("Go on? [y/N] ", markup=False)
+    except EOFError:
+        said = ""
+    except KeyboardInterrupt:
+        console.print("\nnot started; nothing was asked")
+        raise
+    if said.strip().lower() not in ("y", "yes"):
+        raise NotStarted("not started; nothing was asked. --yes goes on unasked, --limit N asks about fewer prompts")
+
+
+def _sentence(estimate: Estimate) -> str:
+    usd = estimate.usd
+    money = f"{dollars(usd.expected)}, at most {dollars(usd.most)}" if usd.most else dollars(0)
+    if estimate.unpriced:
+        known = f"{money}, and more: " if usd.most else ""
+        money = f"{known}dollars unknown for {', '.join(estimate.unpriced)}, set `price`"
+    tokens = f"{compact(estimate.input.expected)} tokens in, {compact(estimate.output.expected)} out"
+    return f"to ask: {estimate.calls:,} calls, {tokens}; {money}; time {_time(estimate.seconds, estimate.at_least)}"
+
+
+def _table(estimate: Estimate, wide: bool) -> Table:
+    """In a narrow terminal tokens are told as expected, without what they are at most."""
+    grid = Table(box=None, padding=(0, 2, 0, 0), show_edge=False)
+    grid.add_column("to ask", style="cyan", overflow="fold")
+    for name in ("calls", "kept", "tokens in", "out", "USD", "time"):
+        grid.add_column(name, justify="right", no_wrap=True)
+
+    def told(one: Line | Estimate, usd: str, at_least: bool) -> tuple[str, ...]:
+        tokens = [
+            _range(compact, span if wide else Span(span.expected, span.expected)) for span in (one.input, one.output)
+        ]
+        return (*tokens, usd, _time(one.seconds, at_least))
+
+    for line in estimate.lines:
+        figures = told(line, _dollars(line.usd), line.at_least) if line.calls else ()
+        grid.add_row(Text(line.name), f"{line.calls:,}", f"{line.kept:,}", *figures)
+    usd = f"{'≥ ' if estimate.unpriced else ''}{_dollars(estimate.usd)}"
+    figures = told(estimate, usd, estimate.at_least)
+    grid.add_row("all", f"{estimate.calls:,}", f"{estimate.kept:,}", *figures, style="bold")
+    return grid
+
+
+def _dollars(usd: Span | None) -> str:
+    return "unknown" if usd is None else _range(dollars, usd)
+
+
+def _range(told: Callable[[float], str], span: Span) -> str:
+    expected, most = told(span.expected), told(span.most)
+    return expected if expected == most else f"{expected} – {most}"
+
+
+def _time(seconds: float | None, at_least: bool) -> str:
+    if seconds is None:
+        return "unknown"
+    count, unit = (seconds, "s") if seconds < 90 else (seconds / 60, "min") if seconds < 5400 else (seconds / 3600, "h")
+    return f"{'≥ ' if at_least else ''}{count:.{1 if unit == 'h' or count < 10 else 0}f} {unit}"
+
+
+def _failed(estimate: Estimate) -> str:
+    if not estimate.failed:
+        return ""
+    return f"; {estimate.failed:,} failed for good and are not counted (`aif run --retry-failed` asks them again)"

@@ -1,0 +1,181 @@
+"""What there is to ask, and what is known of asking it: a store's facts for estimate.py. No model is called."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from aif.asking import completion_request, judging_request, tokens
+from aif.chat.base import Request
+from aif.config import Pipeline
+from aif.entries import Endpoint, Judge, Model
+from aif.estimate import (
+    UNMEASURED,
+    Estimate,
+    Length,
+    Rate,
+    Span,
+    Work,
+    completion_length,
+    estimate,
+    judgement_length,
+)
+from aif.intake import prepare, rubric_of
+from aif.ledger import Ledger
+from aif.outlook import Outlook, Replies, SlotCall
+from aif.queries import Tally
+from aif.records import Message, Principle, Stage
+from aif.rubric import Rubric, render
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+SAMPLE = 1000  # calls whose requests are made to see how large they are: the mean of 64,000 within about 3 %
+MEASURED = 200  # answered calls whose bytes are set against their tokens; requests that are tokenized
+FRAME = 4  # tokens that a chat template puts around each message
+
+Messages = Sequence[Message]
+
+
+def foresee(pipeline: Pipeline, limit: int | None, tell: Callable[[str], None]) -> Estimate:
+    """Takes in what is new of the sources, plans, and estimates what a run would come to."""
+    rubric = rubric_of(pipeline)
+    with Ledger.open(pipeline.store, tell, rubric) as ledger:
+        prepare(pipeline, ledger, rubric, tell)
+        with Outlook.of(ledger.store) as reader:
+            return estimated(pipeline, rubric, reader, limit)
+
+
+def estimated(pipeline: Pipeline, rubric: Rubric, reader: Outlook, limit: int | None) -> Estimate:
+    """What a run would come to, by a store that is prepared for it."""
+    tallies = reader.foreseen(limit)
+    endpoints: dict[tuple[Stage, str], Endpoint] = {
+        **{("completion", name): model for name, model in pipeline.models.items()},
+        **{("judgement", name): judge for name, judge in pipeline.judges.items()},
+    }
+    works = []
+    for (stage, name), one in endpoints.items():
+        tally = tallies.get((stage, name), Tally(0, 0, 0, 0))
+        if not tally.pending:
+            works.append(_work(stage, name, tally, [], [], UNMEASURED, Length(Span(0, 0), Span(0, 0), ""), []))
+        elif isinstance(one, Model):
+            works.append(_model_work(pipeline, one, tally, reader, limit))
+        elif isinstance(one, Judge):
+            works.append(_judge_work(rubric, one, tally, reader, limit))
+    spent, unpriced = reader.spent()
+    return replace(estimate(works, endpoints), spent=spent, spent_unpriced=unpriced)
+
+
+def _model_work(pipeline: Pipeline, model: Model, tally: Tally, reader: Outlook, limit: int | None) -> Work:
+    sampling = pipeline.sampling(model)
+
+    def request(call: SlotCall) -> Request:
+        principle = Principle("", call.principle) if call.principle else None
+        return completion_request(call.prompt, principle, call.system or model.system, sampling, seed=0)
+
+    requests = [request(call) for call in reader.slots_to_ask(model.name, limit, SAMPLE)]
+    had = [(request(call).messages, call.tokens or 0) for call in reader.slots_asked(model.identity, MEASURED)]
+    used = reader.completing(model.identity, sampling.max_tokens)
+    length = completion_length(model, sampling.max_tokens, used)
+    return _work("completion", model.name, tally, requests, [], _rate(model, had, requests), length, [used])
+
+
+def _judge_work(rubric: Rubric, judge: Judge, tally: Tally, reader: Outlook, limit: int | None) -> Work:
+    waiting = reader.judgements_to_ask(judge.name, limit, SAMPLE)
+    # what is still to come is shown as nothing: its length is reckoned in tokens
+    requests = [
+        judging_request(rubric, call.request, call.prompt, [*call.texts, *("" for _ in call.awaited)], judge, seed=0)
+        for call in waiting
+    ]
+    rate = _rate(judge, _judged(rubric, reader, judge), requests)
+    used = reader.judging(judge.name)
+    asked = [(call.request, len(call.texts) + len(call.awaited)) for call in waiting]
+    length = judgement_length(rubric, judge, asked, used)
+    awaited = [model for call in waiting for model in call.awaited]
+    return _work("judgement", judge.name, tally, requests, awaited, rate, length, list(used.values()))
+
+
+def _judged(rubric: Rubric, reader: Outlook, judge: Judge) -> list[tuple[Messages, int]]:
+    """Judgements that were asked for, as they were sent by the rubric of then."""
+    calls = reader.judgements_asked(judge.identity, MEASURED)
+    rubrics = {rubric.digest: rubric}
+    if any(call.rubric not in rubrics for call in calls):
+        rubrics = {name: Rubric.of(files, f"rubric {name[:12]}") for name, files in reader.texts("rubric").items()}
+    return [
+        (render(rubrics[call.rubric], call.request, call.prompt, call.texts, call.form).messages, call.tokens)
+        for call in calls
+        if call.rubric in rubrics
+    ]
+
+
+def _work(
+    stage: Stage,
+    name: str,
+    tally: Tally,
+    requests: Sequence[Request],
+    awaited: Sequence[str],
+    rate: Rate,
+    length: Length,
+    used: Sequence[Replies],
+) -> Work:
+    items, calls = sum(one.items for one in used), sum(one.calls for one in used)
+    sent = sum(one.input for one in used)
+    return Work(
+        stage,
+        name,
+        tally,
+        sent=fmean(_bytes(request.messages) for request in requests) if requests else 0.0,
+        awaited={model: n / len(requests) for model, n in Counter(awaited).items()},
+        rate=rate,
+        reply=length,
+        reckoned=fmean(tokens(request) for request in requests) if requests else 0.0,
+        tries=calls / items if items else 1.0,
+        cached=sum(one.cached for one in used) / sent if sent else 0.0,
+        written=sum(one.written for one in used) / sent if sent else 0.0,
+        seconds=sum(one.seconds for one in used) / calls if calls else None,
+    )
+
+
+# --- tokens of what is sent -------------------------------------------------------------------------------------------
+
+
+def _rate(one: Endpoint, had: Sequence[tuple[Messages, int]], requests: Sequence[Request]) -> Rate:
+    """By this store's own calls; else by the model's tokenizer, where it is at hand; else assumed."""
+    if had:
+        return _by(sum(n for _, n in had), (messages for messages, _ in had), f"measured on {len(had):,} calls")
+    if requests and (tokenizer := _tokenizer(one)):
+        some = [request.messages for request in requests[:: (len(requests) - 1) // MEASURED + 1]]
+        texts = [message.content for messages in some for message in messages]
+        counted = sum(FRAME + len(each.ids) for each in tokenizer.encode_batch_fast(texts, add_special_tokens=False))
+        return _by(counted, some, "by the model's tokenizer")
+    return UNMEASURED
+
+
+def _by(counted: int, sent: Iterable[Messages], basis: str) -> Rate:
+    rate = counted / sum(map(_bytes, sent))
+    return Rate(Span(rate, rate), basis)
+
+
+def _bytes(messages: Messages) -> int:
+    return sum(len(message.content.encode()) for message in messages)
+
+
+def _tokenizer(one: Endpoint) -> "Tokenizer | None":
+    """The tokenizer of a model that vLLM serves, from its local folder or the Hub's cache; nothing is downloaded."""
+    if one.provider != "vllm":
+        return None
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+    from tokenizers import Tokenizer
+
+    file: object = Path(one.served_name).expanduser() / "tokenizer.json"
+    if not Path(one.served_name).expanduser().is_dir():
+        try:
+            file = try_to_load_from_cache(one.served_name, "tokenizer.json", revision=one.revision)
+        except HFValidationError:  # a name of the server's own, and no repository's
+            return None
+    if not isinstance(file, str | Path) or not Path(file).is_file():
+        return None
+    return Tokenizer.from_file(str(file))
