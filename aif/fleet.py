@@ -39,6 +39,7 @@ FIRST_PORT, LAST_PORT, BLOCK = 17_000, 32_000, 40
 LOG_END = 2**16  # bytes of a log that are looked at for what went wrong; each call is a line there
 
 _ERROR = re.compile(r"\b\w*(?:Error|Exception)\b|\berror\b")
+_CALM = re.compile(r"(?:DEBUG|INFO|WARNING)\b")  # a warning may name an error that could come
 _NAMED = re.compile(r"[\w.]*(?:Error|Exception)\b:? ")
 _PREFIX = re.compile(r"^(?:\([^)]* pid=\d+\) )?(?:(?:ERROR|CRITICAL) [\d-]+ [\d:]+ \[[^]]*\] ?)?")
 _POINTLESS = ("Engine core initialization failed", "See root cause above")  # the cause stands before
@@ -298,15 +299,17 @@ def telling(lines: Sequence[str]) -> str:
     """What a log says of what went wrong: the last line that speaks of an error, with the indented ones that go on with
     it; else the last line."""
     bare = [text for line in lines if (text := _PREFIX.sub("", line).rstrip())]
-    errors = [
-        n for n, line in enumerate(bare) if _ERROR.search(line) and not any(words in line for words in _POINTLESS)
-    ]
+    errors = [n for n, line in enumerate(bare) if _is_error(line)]
     # a source line that a traceback quotes tells less than the error's own, which begins with its name
     named = [n for n in errors if _NAMED.match(bare[n])]
     if not (found := named or errors):
         return bare[-1].strip() if bare else ""
     more = takewhile(lambda line: line.startswith(" "), bare[found[-1] + 1 :])
     return " ".join([bare[found[-1]].strip(), *(line.strip() for line in more)])[:500]
+
+
+def _is_error(line: str) -> bool:
+    return bool(_ERROR.search(line)) and not _CALM.match(line) and not any(words in line for words in _POINTLESS)
 
 
 @asynccontextmanager

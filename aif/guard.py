@@ -21,6 +21,7 @@ import sys
 import time
 from contextlib import suppress
 
+ALONE_S = 2.0  # what a server leaves behind that has ended by itself has nothing more to finish
 LAST_S = 20.0  # after SIGKILL; a process that hangs in a driver can't be waited for without end
 STEP_S = 0.05
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
@@ -46,7 +47,7 @@ def main(grace_s: float, command: list[str]) -> int:
         if 0 in select.select([0, wake], [], [])[0]:
             break  # aif writes nothing: the pipe has closed
         os.read(wake, 4096)
-    _end(group, witness, ended, grace_s)
+    _end(group, witness, ended, min(grace_s, ALONE_S) if group in ended else grace_s)
     return _shell_code(ended.get(group))
 
 

@@ -355,6 +355,8 @@ def test_the_telling_line_of_a_log_is_the_cause_not_what_follows_from_it() -> No
     said = "pydantic_core._pydantic_core.ValidationError: 1 error for ModelConfig\n  max_model_len is too long\nbye"
     assert telling(said.splitlines()).endswith("ValidationError: 1 error for ModelConfig max_model_len is too long")
     assert telling(["loading", "error: no such option --frob", "bye"]) == "error: no such option --frob"
+    calm = "(APIServer pid=6) WARNING 11-21 13:16:11 [a.py:255] too few files, which can cause an OSError: [Errno 24]"
+    assert telling([calm, "INFO: 127.0.0.1 POST 200 OK"]) == "INFO: 127.0.0.1 POST 200 OK"
     assert telling(["loading", "Killed", ""]) == "Killed"
     assert telling([]) == ""
 
