@@ -241,7 +241,7 @@ def _describe(
         paired.column("score_chosen").to_numpy(),
         paired.column("score_rejected").to_numpy(),
         reader.sql("SELECT * FROM leaderboard"),
-        reader.sql("SELECT * FROM agreement WHERE aspect IS NULL"),
+        reader.sql("SELECT * FROM score_agreement"),
         reader.disputed(),
         spend,
         _sample(folder, names),

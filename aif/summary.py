@@ -62,7 +62,7 @@ def tell_summary(console: Console, reader: Reader, seconds: float | None = None)
     leaderboard = reader.sql("SELECT * FROM leaderboard")
     if leaderboard:
         console.print(_leaderboard(leaderboard, console.width >= WIDE))
-    agreement = reader.sql("SELECT * FROM agreement WHERE aspect IS NULL")
+    agreement = reader.sql("SELECT * FROM score_agreement")
     if agreement:
         console.print(_agreement(agreement))
         console.print(f"of {books.pairs:,} pairs {reader.disputed():,} are the other way round for some judge")

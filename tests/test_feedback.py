@@ -156,7 +156,7 @@ def test_a_second_judge_pays_for_itself_only_and_both_are_read(tmp_path: Path, s
         {"judge": "second", "n": 192},
     ]
     assert {row["form"] for row in ask(pipeline, "SELECT form FROM judgements")} == {"schema", "text"}
-    assert ask(pipeline, "SELECT count(*) AS n FROM agreement WHERE completions = 48") == [{"n": 5}]
+    assert ask(pipeline, "SELECT count(*) AS n FROM agreement WHERE completions = 48") == [{"n": 4}]
     wrong = (
         "SELECT count(*) AS n FROM scores x JOIN judge_scores a ON a.completion = x.completion AND a.judge = 'judge' "
         "JOIN judge_scores b ON b.completion = x.completion AND b.judge = 'second' "

@@ -283,10 +283,11 @@ def test_what_judges_disagree_on_is_kept(tmp_path: Path) -> None:
         } == {("second", 1.0, True)}
         rows = {row["aspect"]: row for row in reader.sql("FROM agreement")}
         assert {(row["judge"], row["other"]) for row in rows.values()} == {("first", "second")}
-        assert rows.keys() == {None, *rubric.sheet.aspects}
-        assert (rows[None]["completions"], rows["honesty"]["completions"], rows["helpfulness"]["completions"]) == (
-            12, 11, 12,
-        )  # fmt: skip
+        assert rows.keys() == set(rubric.sheet.aspects)
+        assert (rows["honesty"]["completions"], rows["helpfulness"]["completions"]) == (11, 12)
+        (scores,) = reader.sql("FROM score_agreement")
+        assert (scores["judge"], scores["other"], scores["completions"]) == ("first", "second", 12)
+        assert scores["correlation"] == pytest.approx(-1, abs=0.02)
         assert rows["helpfulness"]["correlation"] == pytest.approx(-1)
         assert rows["helpfulness"]["difference"] == pytest.approx(3.0)
 

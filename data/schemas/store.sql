@@ -277,18 +277,23 @@ JOIN completions r ON o.rejected = r.key
 JOIN slots sc ON o.chosen = sc.key
 JOIN slots sr ON o.rejected = sr.key;
 
--- How far judges agree: of every two, over the completions that both rated for an aspect, the mean absolute difference
--- and the correlation. Where `aspect` is NULL it is about their own scores, by which pairs were last made.
+-- How far judges agree on an aspect: of every two, over the completions that both rated for it, the mean absolute
+-- difference and the correlation (NULL where one of them always says the same).
 CREATE VIEW agreement AS
 WITH said AS (
     SELECT completion, aspect, judge, avg(score) AS score FROM ratings WHERE state = 'rated' GROUP BY ALL
-    UNION ALL
-    SELECT completion, NULL, judge, score FROM judge_scores
 )
 SELECT a.judge, b.judge AS other, a.aspect, count(*) AS completions, avg(abs(a.score - b.score)) AS difference,
        CASE WHEN stddev_pop(a.score) > 0 AND stddev_pop(b.score) > 0 THEN corr(a.score, b.score) END AS correlation
-FROM said a JOIN said b ON a.completion = b.completion AND a.aspect IS NOT DISTINCT FROM b.aspect AND a.judge < b.judge
-GROUP BY ALL ORDER BY a.judge, other, a.aspect NULLS FIRST;
+FROM said a JOIN said b ON a.completion = b.completion AND a.aspect = b.aspect AND a.judge < b.judge
+GROUP BY ALL ORDER BY a.judge, other, a.aspect;
+
+-- The same of the judges' own scores, by which pairs were last made.
+CREATE VIEW score_agreement AS
+SELECT a.judge, b.judge AS other, count(*) AS completions, avg(abs(a.score - b.score)) AS difference,
+       CASE WHEN stddev_pop(a.score) > 0 AND stddev_pop(b.score) > 0 THEN corr(a.score, b.score) END AS correlation
+FROM judge_scores a JOIN judge_scores b ON a.completion = b.completion AND a.judge < b.judge
+GROUP BY ALL ORDER BY a.judge, other;
 
 -- The judges who rate a pair's rejected completion above its chosen one, with their own scores of the two.
 CREATE VIEW dissent AS
