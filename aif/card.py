@@ -56,10 +56,10 @@ MARKS = ("<!-- run:begin -->", "<!-- run:end -->")
 @dataclass(frozen=True, slots=True)
 class CardFacts:
     """What a card is made of. `rows` and `files` are by config and split; `sources` are (name, prompts, pairs),
-    most first; `chosen` and `rejected` the scores of each pair; `leaderboard`, `agreement` and `spend` rows of the views
-    leaderboard, score_agreement and spend; `disputed` the pairs that some judge has the other way round; `sample` a row
-    of the default config; `calls` the times of the first and the last call; `labels` what config `kto`
-    holds, if it is there."""
+    most first; `chosen` and `rejected` the scores of each pair; `leaderboard`, `agreement` and `spend` rows of the
+    views leaderboard, score_agreement and spend; `disputed` the pairs that some judge has the other way round; `sample`
+    a row of the default config; `calls` the times of the first and the last call; `labels` what config `kto` holds, if
+    it is there."""
 
     pipeline: Pipeline
     rubric: Rubric
