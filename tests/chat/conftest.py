@@ -1,4 +1,4 @@
-"""Fixtures of the tests of aif/chat: servers on this machine, a request, and every failure there is."""
+"""Fixtures of the tests of aif/chat: servers on this machine, and a request."""
 
 from collections.abc import AsyncIterator
 
@@ -8,7 +8,7 @@ from aiohttp import web
 
 from aif.chat.base import Request
 from aif.records import Message
-from tests.chat.loopback import FAILURES, Answer, Answering, Failure, Served
+from tests.chat.loopback import Answer, Answering, Served
 
 
 @pytest_asyncio.fixture
@@ -36,9 +36,3 @@ async def answering() -> AsyncIterator[Answering]:
 @pytest.fixture
 def request_() -> Request:
     return Request((Message("user", "What is 2 + 2?"),), max_tokens=64, temperature=0.5, seed=7)
-
-
-@pytest.fixture(params=FAILURES.values(), ids=list(FAILURES))
-def failure(request: pytest.FixtureRequest) -> Failure:
-    chosen: Failure = request.param
-    return chosen

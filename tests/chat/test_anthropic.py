@@ -1,6 +1,5 @@
 """aif/chat/anthropic.py against loopback servers."""
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import pytest
 from aif.chat.anthropic import AnthropicChat
 from aif.chat.base import CallError, Kind, Request
 from aif.records import Message, Usage
-from tests.chat.loopback import KEY, MESSAGE_FAILURES, Answering, Failure, drip, hang, message, says, unused_url
+from tests.chat.loopback import KEY, Answering, message, says, unused_url
 
 
 def client(url: str, **more: Any) -> AnthropicChat:
@@ -32,18 +31,6 @@ async def test_a_reply(answering: Answering, request_: Request, path: str) -> No
     assert server.bodies == [{**reply.sent, "messages": [{"role": "user", "content": "What is 2 + 2?"}]}]
 
 
-@pytest.mark.parametrize("failure", MESSAGE_FAILURES.values(), ids=list(MESSAGE_FAILURES))
-async def test_failure(answering: Answering, request_: Request, failure: Failure) -> None:
-    server = await answering(failure.answer)
-    chat = client(server.url, timeout_s=0.2 if failure.kind is Kind.TIMEOUT else 10.0)
-    with pytest.raises(CallError) as caught:
-        await chat.ask(request_)
-    await chat.aclose()
-
-    failure.check(caught.value)
-    assert len(server.bodies) == 1  # the client retries nothing by itself
-
-
 async def test_a_long_reply_is_asked_for_as_any(answering: Answering) -> None:
     """The client's own method refuses such a max_tokens unless the reply is streamed."""
     server = await answering(says(message("Four.")))
@@ -52,39 +39,6 @@ async def test_a_long_reply_is_asked_for_as_any(answering: Answering) -> None:
     await chat.aclose()
 
     assert server.bodies[0]["max_tokens"] == 64_000
-
-
-async def test_refused_connection(request_: Request) -> None:
-    url = unused_url()
-    chat = client(url)
-    with pytest.raises(CallError) as caught:
-        await chat.ask(request_)
-    await chat.aclose()
-
-    assert caught.value.kind is Kind.CONNECTION
-    assert url.removeprefix("http://") in caught.value.message
-
-
-async def test_cancellation_passes_through(answering: Answering, request_: Request) -> None:
-    server = await answering(hang)
-    chat = client(server.url, timeout_s=60.0)
-    call = asyncio.create_task(chat.ask(request_))
-    await server.asked.wait()
-    call.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await call
-    await chat.aclose()
-
-
-async def test_a_call_that_timed_out_gives_its_place_back(answering: Answering, request_: Request) -> None:
-    server = await answering(drip, says(message("Four.")))
-    chat = client(server.url, limit=1, timeout_s=0.2)
-    with pytest.raises(CallError):
-        await chat.ask(request_)
-    reply = await chat.ask(request_)
-    await chat.aclose()
-
-    assert reply.text == "Four."
 
 
 async def test_nothing_but_what_was_given_is_sent(

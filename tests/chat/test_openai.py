@@ -1,6 +1,5 @@
 """aif/chat/openai.py against loopback servers."""
 
-import asyncio
 from typing import Any
 
 import pytest
@@ -8,7 +7,7 @@ import pytest
 from aif.chat.base import CallError, Kind, Request
 from aif.chat.openai import OpenAIChat
 from aif.records import Usage
-from tests.chat.loopback import KEY, Answering, Failure, completion, drip, hang, says, unused_url
+from tests.chat.loopback import KEY, Answering, completion, says, unused_url
 
 
 def client(url: str, **more: Any) -> OpenAIChat:
@@ -28,50 +27,6 @@ async def test_a_reply(answering: Answering, request_: Request) -> None:
     assert reply.sent == {"model": "tiny", "max_tokens": 64, "temperature": 0.5, "seed": 7}
     assert server.paths == ["/v1/chat/completions"]
     assert server.bodies == [{**reply.sent, "messages": [{"role": "user", "content": "What is 2 + 2?"}]}]
-
-
-async def test_failure(answering: Answering, request_: Request, failure: Failure) -> None:
-    server = await answering(failure.answer)
-    chat = client(server.url, timeout_s=0.2 if failure.kind is Kind.TIMEOUT else 10.0)
-    with pytest.raises(CallError) as caught:
-        await chat.ask(request_)
-    await chat.aclose()
-
-    failure.check(caught.value)
-    assert len(server.bodies) == 1  # the client retries nothing by itself
-
-
-async def test_refused_connection(request_: Request) -> None:
-    url = unused_url()
-    chat = client(url)
-    with pytest.raises(CallError) as caught:
-        await chat.ask(request_)
-    await chat.aclose()
-
-    assert caught.value.kind is Kind.CONNECTION
-    assert url.removeprefix("http://") in caught.value.message
-
-
-async def test_cancellation_passes_through(answering: Answering, request_: Request) -> None:
-    server = await answering(hang)
-    chat = client(server.url, timeout_s=60.0)
-    call = asyncio.create_task(chat.ask(request_))
-    await server.asked.wait()
-    call.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await call
-    await chat.aclose()
-
-
-async def test_a_call_that_timed_out_gives_its_place_back(answering: Answering, request_: Request) -> None:
-    server = await answering(drip, says(completion()))
-    chat = client(server.url, limit=1, timeout_s=0.2)
-    with pytest.raises(CallError):
-        await chat.ask(request_)
-    reply = await chat.ask(request_)
-    await chat.aclose()
-
-    assert reply.text == "Four."
 
 
 async def test_nothing_but_what_was_given_is_sent(

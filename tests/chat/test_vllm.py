@@ -11,7 +11,7 @@ from aif.chat.base import CallError, Kind, Request
 from aif.chat.vllm import VllmChat, normalised
 from aif.errors import BadInput
 from aif.records import Usage
-from tests.chat.loopback import KEY, Answering, Failure, body, completion, drip, hang, says, unused_url
+from tests.chat.loopback import KEY, Answering, body, completion, hang, says
 
 
 def client(*urls: str, key: str | None = None, **more: Any) -> VllmChat:
@@ -46,49 +46,6 @@ async def test_without_a_key_none_is_sent(answering: Answering, request_: Reques
     await chat.aclose()
 
     assert "authorization" not in server.headers[0]
-
-
-async def test_failure(answering: Answering, request_: Request, failure: Failure) -> None:
-    server = await answering(failure.answer)
-    chat = client(server.url, key=KEY, timeout_s=0.2 if failure.kind is Kind.TIMEOUT else 10.0)
-    with pytest.raises(CallError) as caught:
-        await chat.ask(request_)
-    await chat.aclose()
-
-    failure.check(caught.value)
-
-
-async def test_refused_connection(request_: Request) -> None:
-    url = unused_url()
-    chat = client(url)
-    with pytest.raises(CallError) as caught:
-        await chat.ask(request_)
-    await chat.aclose()
-
-    assert caught.value.kind is Kind.CONNECTION
-    assert url.removeprefix("http://") in caught.value.message
-
-
-async def test_cancellation_passes_through(answering: Answering, request_: Request) -> None:
-    server = await answering(hang)
-    chat = client(server.url, timeout_s=60.0)
-    call = asyncio.create_task(chat.ask(request_))
-    await server.asked.wait()
-    call.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await call
-    await chat.aclose()
-
-
-async def test_a_call_that_timed_out_gives_its_place_back(answering: Answering, request_: Request) -> None:
-    server = await answering(drip, says(completion()))
-    chat = client(server.url, limit=1, timeout_s=0.2)
-    with pytest.raises(CallError):
-        await chat.ask(request_)
-    reply = await chat.ask(request_)
-    await chat.aclose()
-
-    assert reply.text == "Four."
 
 
 async def test_calls_go_where_the_fewest_are_in_flight(answering: Answering, request_: Request) -> None:
