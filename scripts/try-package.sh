@@ -8,8 +8,10 @@ python=${PYTHON:-$root/.venv/bin/python}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-# from a copy: what is built must not depend on what else lies in the checkout, nor leave anything there
-(cd "$root" && git ls-files -z --cached --others --exclude-standard | tar --null -cf - -T -) | tar -xf - -C "$(mkdir -p "$work/src" && echo "$work/src")"
+# from a copy of what belongs to it: what is built must not depend on what else lies in the checkout
+mkdir "$work/src"
+tar -C "$root" --exclude=__pycache__ -cf - aif prompts pipelines data tests docs examples scripts \
+    README.md CHANGELOG.md LICENSE Makefile pyproject.toml | tar -C "$work/src" -xf -
 (cd "$work/src" && "$python" -m hatchling build -t wheel -t sdist -d "$work/dist" >/dev/null)
 ls -l "$work/dist"
 
