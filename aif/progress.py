@@ -7,6 +7,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +26,7 @@ WINDOW_S = 30.0  # rates are of the last so many seconds
 LINE_EVERY_S = 10.0
 WIDE = 100  # columns
 FILE_EVERY_S = 1.0
+GONE = (OSError, SystemExit)  # of a screen that nobody reads on (`| head`): for a broken pipe rich ends the program
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,11 +147,19 @@ class _Row:
         return sum(n for _, n in self._recent) / max(0.5, min(WINDOW_S, now - began))
 
 
+def say(console: Console, words: str) -> None:
+    """A line to a person. Where nobody reads it any more, what goes on goes on."""
+    with suppress(*GONE):
+        console.print(words, highlight=False, markup=False, soft_wrap=True)
+
+
 async def show(board: Board, console: Console, file: Path, ended: asyncio.Event) -> None:
-    """Keeps the screen and the file up to date until `ended` is set."""
+    """Keeps the screen and the file up to date until `ended` is set; the file alone where the screen is gone."""
     try:
         await _show(board, console, file, ended)
-    except (OSError, SystemExit):  # nobody reads on (`| head`): rich ends the program for that, the run goes on
+    except GONE:
+        with suppress(OSError):  # the disk is full
+            await _tick(lambda: None, FILE_EVERY_S, board, file, ended)
         await ended.wait()
     file.unlink(missing_ok=True)
 

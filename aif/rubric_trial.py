@@ -8,6 +8,7 @@ import asyncio
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import isnan, nan, sqrt
 
 from rich.console import Console
@@ -22,7 +23,7 @@ from aif.feedback import PAGE
 from aif.intake import prepare, rubric_of
 from aif.ledger import Ledger
 from aif.pairing import scores_of
-from aif.progress import dollars
+from aif.progress import dollars, say
 from aif.queries import Reader
 from aif.records import Usage
 from aif.rubric import Rubric, Score, order
@@ -85,9 +86,7 @@ def attempt(
     Raises AifError where pipeline, store or rubric can't be used.
     """
 
-    def tell(words: str) -> None:
-        console.print(words, highlight=False, markup=False, soft_wrap=True)
-
+    tell = partial(say, console)
     present, asked = rubric_of(pipeline), _asking(pipeline, judge)
     _score(pipeline, rubric)
     if not pipeline.store.exists():

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 
 from rich.console import Console
 
@@ -21,7 +22,7 @@ from aif.intake import prepare, rubric_of
 from aif.ledger import Ledger
 from aif.pairing import make_pairs
 from aif.placement import Key
-from aif.progress import Board, show
+from aif.progress import Board, say, show
 from aif.queries import Planned, Reader, Tally
 from aif.rubric import Rubric
 
@@ -58,9 +59,7 @@ def feedback(
     """
     began = time.monotonic()
 
-    def tell(words: str) -> None:
-        console.print(words, highlight=False, markup=False, soft_wrap=True)
-
+    tell = partial(say, console)
     rubric = rubric_of(pipeline)
     for one in (*pipeline.models.values(), *pipeline.judges.values()):
         api_key(one, os.environ)  # a missing key is told before anything is read
@@ -128,7 +127,8 @@ def _expected(pipeline: Pipeline, rubric: Rubric, planned: Planned) -> dict[tupl
 
 @contextmanager
 def _signals(run: Run, console: Console) -> Iterator[None]:
-    """Ctrl-C or SIGTERM once: finish what is in flight. Twice: leave now; what is in flight is asked again."""
+    """Ctrl-C or SIGTERM once: finish what is in flight. Twice: leave now; what is in flight is asked again. A terminal
+    that closes (SIGHUP, which comes from the shell and from the system) is once, however often."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
 
@@ -136,13 +136,15 @@ def _signals(run: Run, console: Console) -> Iterator[None]:
         if run.stopping:
             task.cancel()
         else:
-            flying = sum(endpoint.in_flight for endpoint in run.endpoints)
-            console.print(f"stopping: waiting for {flying} calls in flight (again to leave at once)", highlight=False)
             run.stop()
+            flying = sum(endpoint.in_flight for endpoint in run.endpoints)
+            say(console, f"stopping: waiting for {flying} calls in flight (again to leave at once)")
 
-    signals = (signal.SIGINT, signal.SIGTERM)
-    for one in signals:
-        loop.add_signal_handler(one, asked)
+    signals = {signal.SIGINT: asked, signal.SIGTERM: asked, signal.SIGHUP: run.stop}
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # by nohup
+        del signals[signal.SIGHUP]
+    for one, then in signals.items():
+        loop.add_signal_handler(one, then)
     try:
         yield
     finally:

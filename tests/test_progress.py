@@ -1,6 +1,7 @@
 """What is seen while a run goes on: counts, rates and what is left, by an injected clock."""
 
 import asyncio
+import errno
 import io
 from dataclasses import replace
 from pathlib import Path
@@ -128,6 +129,29 @@ def test_the_file_says_what_the_screen_says_and_goes_when_the_run_ends(board: Bo
     asyncio.run(watch())
     assert not file.exists()
     assert progress.read(file) is None
+
+
+class Gone(io.StringIO):
+    """A terminal that was closed."""
+
+    def write(self, _: str) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+
+def test_where_nobody_reads_on_the_file_does_and_a_line_ends_nothing(board: Board, tmp_path: Path) -> None:
+    file, console = tmp_path / "p.json", Console(file=Gone(), force_terminal=True)
+    progress.say(console, "starting it again")
+
+    async def watch() -> None:
+        ended = asyncio.Event()
+        shown = asyncio.create_task(progress.show(board, console, file, ended))
+        await asyncio.sleep(0)
+        assert progress.read(file) is not None
+        ended.set()
+        await shown
+
+    asyncio.run(watch())
+    assert not file.exists()
 
 
 def test_the_table_fits_80_columns(board: Board) -> None:
