@@ -98,9 +98,17 @@ def prepare(
 
 
 def say_who_judges(pipeline: Pipeline, rubric: Rubric, store: Store) -> None:
-    """Tells the store which requests the present rubric makes of the present judges."""
+    """Tells the store which requests the present rubric makes of the present judges.
+
+    Raises BadInput where scores are to take the judges' place, and there are none.
+    """
     with Reader.of(store) as reader:
         sizes = reader.carried_sizes()
+        if pipeline.scored and not reader.any_score():
+            raise BadInput(
+                f"{pipeline.path}: prompts: completions.score: no completion of any row has a score; correct the rows, "
+                "or take the key out and name judges"
+            )
     store.judged_by(specs_of(pipeline, rubric, sizes))
 
 
@@ -174,21 +182,23 @@ def _planned(
 def _read_sources(pipeline: Pipeline, ledger: Ledger, tell: Callable[[str], None], reread: bool) -> str:
     """Reads the sources where they have changed since they were last read whole. Returns their fingerprint.
 
-    Sources that can't be reached now, but were read whole as declared, are as they were: the journal has their prompts.
+    They are read again, too, where the journal has lost a line to damage: it may have held some of them. Sources that
+    can't be reached now, but were read whole as declared, are as they were: the journal has their prompts.
     """
-    marked = ledger.store.marked("sources")
-    if marked and not reread:
+    marked, lost = ledger.store.marked("sources"), ledger.store.damaged
+    if marked and not reread and not lost:
         return marked
-    declared = digest([entry.model_dump(mode="json") for entry in pipeline.prompts])
+    # what is left out for want of a pool is another thing with one
+    declared = digest([bool(pipeline.models), *(entry.model_dump(mode="json") for entry in pipeline.prompts)])
     try:
         found = [sources.fingerprint(entry, beside=pipeline.beside) for entry in pipeline.prompts]
     except BadInput as error:
-        if marked is None or not marked.startswith(declared):
+        if marked is None or (reread and not marked.startswith(declared)):
             raise
         tell(f"{error}; going on with the prompts that were read before")
         return marked
     fingerprint = f"{declared}:{digest(found)}"
-    if marked == fingerprint:
+    if marked == fingerprint and not lost:
         return fingerprint
     tell("reading prompts")
     counts: Counter[tuple[str, str]] = Counter()
@@ -197,6 +207,7 @@ def _read_sources(pipeline: Pipeline, ledger: Ledger, tell: Callable[[str], None
     if not counts:
         raise BadInput(f"{pipeline.path}: prompts: the sources hold no rows")
     ledger.keep([events.selected(fingerprint, counts)])
+    ledger.store.made_good()
     return fingerprint
 
 

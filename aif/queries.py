@@ -274,6 +274,10 @@ class Reader:
             row[0] for row in self._rows("SELECT DISTINCT count(*) AS n FROM carried GROUP BY prompt_id ORDER BY n")
         ]
 
+    def any_score(self) -> bool:
+        """Whether any completion came with a score, or none came at all."""
+        return bool(self._rows("SELECT count(score) > 0 OR count(*) = 0 FROM carried")[0][0])
+
     def materials(self, batch: int = 2000) -> Iterator[list[Prompt]]:
         """The selected prompts that have material, without their turns."""
         count = self._rows("SELECT count(*) FROM selection")[0][0]
@@ -536,8 +540,10 @@ class Reader:
             ]
 
     def selected(self) -> pa.Table:
-        """Every selected prompt by prompt_id: prompt_id and source."""
-        return self.arrow("SELECT prompt_id, source FROM selection ORDER BY prompt_id")
+        """Every selected prompt that the journal has not lost, by prompt_id: prompt_id and source."""
+        return self.arrow(
+            "SELECT prompt_id, source FROM selection SEMI JOIN prompts USING (prompt_id) ORDER BY prompt_id"
+        )
 
     def whole(self, selected: pa.Table, batch: int) -> Iterator[list[Whole]]:
         """Rows of `selected` with all that is known of each prompt, so many at a time, in the table's order."""

@@ -147,6 +147,18 @@ class Store:
         (row,) = self._db.execute('SELECT segment, "offset" FROM about').fetchall()
         return Position(*row)
 
+    @property
+    def damaged(self) -> int:
+        """Journal lines that were lost since the sources were last read whole: a prompt, a page or a completion that
+        came with a prompt may have been among them."""
+        (row,) = self._db.execute("SELECT damaged FROM about").fetchall()
+        return int(row[0])
+
+    def made_good(self) -> None:
+        """Remembers that what came in is all there again."""
+        with noticing(self.path):
+            self._db.execute("UPDATE about SET damaged = 0")
+
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         """All of the block, or none of it."""
@@ -182,8 +194,6 @@ class Store:
             'UPDATE about SET segment = ?, "offset" = ?, damaged = damaged + ?',
             [position.segment, position.offset, damaged],
         )
-        if damaged:  # a prompt or a page may be among what was lost: the sources are read again
-            self._db.execute("DELETE FROM marks WHERE name = 'sources'")
 
     def _insert(self, rows: Rows) -> None:
         if answered := [row["key"] for row in (*rows.tables["completions"], *rows.tables["judgements"])]:
@@ -250,15 +260,16 @@ class Store:
         self.mark("sources", record["fingerprint"])
 
     def _score_carried(self) -> None:
-        """Scores that came with completions, as a judgement by no one: from here on ratings like all others."""
+        """Scores that came with completions, as a judgement by no one: from here on ratings like all others. Where some
+        prompts have scores, one without any has a judgement without ratings: nobody is going to give it some."""
         self._db.execute("DELETE FROM judgements WHERE identity = ?", [CARRIED])
         self._db.execute(
             "INSERT INTO judgements BY NAME SELECT left(sha256('carried:' || prompt_id), 32) AS key, prompt_id, "
             "$name AS judge, $name AS identity, 0 AS pass, $name AS request, $name AS spec, "
             "list(key ORDER BY n) AS completions, list(key ORDER BY key) AS answers, "
-            "list({'completion': key, 'aspect': 'overall', 'state': 'rated', 'score': score, 'rationale': '', "
-            "'types': []::INTEGER[]} ORDER BY n) FILTER (score IS NOT NULL) AS ratings "
-            "FROM carried GROUP BY prompt_id HAVING count(score) > 0",
+            "coalesce(list({'completion': key, 'aspect': 'overall', 'state': 'rated', 'score': score, 'rationale': '', "
+            "'types': []::INTEGER[]} ORDER BY n) FILTER (score IS NOT NULL), []) AS ratings "
+            "FROM carried WHERE (SELECT count(score) FROM carried) > 0 GROUP BY prompt_id",
             {"name": CARRIED},
         )
 

@@ -118,6 +118,21 @@ def test_without_a_pool_a_prompt_that_brings_nothing_is_counted(tmp_path: Path, 
         assert reader.books().intake == {"selected": 1, "no_completions": 1}
 
 
+def test_a_pool_that_comes_or_goes_changes_which_prompts_are_taken(tmp_path: Path, serve: Serve) -> None:
+    served = serve()
+    path = bring(tmp_path, served, answered(0), answered(1) | {"answers": []})
+    run(path)
+    pool = f"models={{large: {{provider: vllm, base_url: '{served.base_url}', samples: 4}}}}"
+    pipeline, ended = run(path, pool)
+    assert not ended.incomplete
+    assert sorted(map(len, slots(pipeline).values())) == [3, 4]
+
+    pipeline, ended = run(path)
+    assert list(map(len, slots(pipeline).values())) == [3]
+    with Reader.open(pipeline.store) as reader:
+        assert reader.books().intake == {"selected": 1, "no_completions": 1}
+
+
 def test_too_few_completions_are_not_judged(tmp_path: Path, serve: Serve) -> None:
     served = serve()
     _, ended = run(bring(tmp_path, served, {"prompt": "Why?", "answers": [{"model": "ann", "text": "So."}]}))
@@ -161,6 +176,19 @@ def test_scores_that_come_with_completions_go_straight_to_pairs(tmp_path: Path) 
     ]
     assert ask(pipeline, "SELECT count(*) AS n FROM calls") == [{"n": 0}]
     assert export_of(pipeline, tmp_path / "out")
+
+
+def test_a_prompt_without_scores_beside_others_waits_for_no_one(tmp_path: Path) -> None:
+    _, ended = run(scored(tmp_path, answered(0, 3, 9, 1), answered(1, None, None, None), **WORST))
+    assert not ended.incomplete
+    assert {name: n for name, n in ended.outcomes.items() if n} == {"paired": 1, "no_common_aspect": 1}
+
+
+def test_scores_that_no_row_has_are_bad_input(tmp_path: Path) -> None:
+    path = scored(tmp_path, answered(0, None, None, None))
+    for _ in range(2):
+        with pytest.raises(BadInput, match=r"prompts: completions\.score: no completion of any row has a score"):
+            run(path)
 
 
 def test_a_score_that_changes_changes_the_pair_and_calls_no_one(tmp_path: Path) -> None:

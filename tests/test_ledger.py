@@ -11,10 +11,11 @@ from aif import journal as journals
 from aif.again import again
 from aif.config import load
 from aif.errors import StoreDamaged, StoreLocked
-from aif.ledger import Ledger, Places, entry_of, is_held
+from aif.ledger import BATCH, Ledger, Places, entry_of, is_held
 from aif.queries import Reader
 from aif.records import fraction
 from tests.serving import Served
+from tests.test_carried import answered, scored
 from tests.test_feedback import ask, run, write
 
 TABLES = ("prompts", "selection", "intake", "texts", "completions", "judgements", "calls", "failed", "splits")
@@ -217,6 +218,46 @@ def test_with_its_source_gone_a_store_can_be_made_again_and_a_run_goes_on(kept: 
     _, ended = run(kept.path)
     assert not ended.incomplete
     assert ask(kept.pipeline, "FROM pairs ORDER BY prompt_id") == before
+
+
+@pytest.mark.parametrize("kind", [b'"t":"prompt"', b'"t":"carried"', b'"t":"page"'])
+def test_what_is_lost_far_before_the_end_of_a_reading_is_read_again(tmp_path: Path, kind: bytes) -> None:
+    """The store takes the journal in by the batch: the reading's end comes in a later one than the lost line."""
+    path = scored(tmp_path, *(answered(n, n % 3, 2, 1) for n in range(BATCH // 4 + 1)))
+    pipeline, _ = run(path)
+    tables = ("prompts", "selection", "carried", "outcomes")
+    held = [ask(pipeline, f"SELECT * FROM {table} ORDER BY ALL") for table in tables]
+    segment = Places(pipeline.store).journal / "000001.jsonl"
+    lines = segment.read_bytes().splitlines(keepends=True)
+    first = next(n for n, line in enumerate(lines) if kind in line[:40])
+    _flip(segment, sum(map(len, lines[:first])) + 60)
+
+    for _ in range(2):
+        again(pipeline, lambda _: None)
+        assert [ask(pipeline, f"SELECT * FROM {table} ORDER BY ALL") for table in tables] == held
+    told = Ledger.open(pipeline.store, pytest.fail)
+    assert not told.store.damaged
+    told.close()
+
+
+def test_with_its_source_gone_a_damaged_journal_still_makes_a_store(kept: Kept) -> None:
+    """The prompt that was lost is pending, since it can't be read again; all others are as they were."""
+    segment = kept.places.journal / "000001.jsonl"
+    _flip(segment, segment.read_bytes().index(b'"t":"prompt"') + 60)
+    source = kept.path.parent / "prompts.jsonl"
+    rows = source.read_bytes()
+    source.unlink()
+    told: list[str] = []
+    again(kept.pipeline, told.append)
+    assert "going on with the prompts that were read before" in told[-1]
+    with Ledger.open(kept.places.store, pytest.fail) as ledger, Reader.of(ledger.store) as reader:
+        assert reader.books().outcomes["pending"] == 1
+        assert reader.selected().num_rows == 3
+
+    source.write_bytes(rows)
+    _, ended = run(kept.path)
+    assert not ended.incomplete
+    assert kept.read()["selection"] == kept.rows["selection"]
 
 
 def test_random_flips_in_the_store_are_told_and_mended_by_a_rebuild(kept: Kept) -> None:
