@@ -22,7 +22,8 @@ def compact(tokens: float) -> str:
 def tell_estimate(console: Console, estimate: Estimate) -> None:
     """What is to be asked of each model and judge, what it comes to, and how each figure was made."""
     if not estimate.calls:
-        console.print(f"nothing to ask: all {estimate.kept:,} answers are there{_failed(estimate)}", soft_wrap=True)
+        there = f": all {estimate.kept:,} answers are there" if estimate.kept else ""
+        console.print(f"nothing to ask{there}{_failed(estimate)}", soft_wrap=True)
         return
 
     def say(words: str, style: str = "") -> None:

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import orjson
 
@@ -121,28 +121,37 @@ def _keep_materials(pipeline: Pipeline, ledger: Ledger, rubric: Rubric, fingerpr
             f"{pipeline.path}: prompts: material.{unknown[0]}: rubric {rubric.sheet.name} has no such slot; it has "
             f"{known}"
         )
-    mark = digest([fingerprint, {name: slot.model_dump() for name, slot in rubric.sheet.material.items()}])
+    mark = _materials_mark(rubric, fingerprint)
     if ledger.store.marked("materials") == mark:
         return
-    rows: list[tuple[str, str]] = []
     with Reader.of(ledger.store) as reader:
-        known_texts = reader.digests("material")
         for batch in reader.materials() if slots else ():
-            texts: dict[str, Any] = {}
-            for prompt in batch:
-                if name := rubric.material_digest(prompt):
-                    rows.append((prompt.prompt_id, name))
-                    texts[name] = rubric.material_of(prompt)
-            if new := [events.text(name, "material", text) for name, text in texts.items() if name not in known_texts]:
-                ledger.keep(new)
-                known_texts |= texts.keys()
-    ledger.store.show_materials(rows, mark)
+            shown = {name: prompt for prompt in batch if (name := rubric.material_digest(prompt))}
+            held = reader.digests("material", list(shown))
+            if new := [(name, prompt) for name, prompt in shown.items() if name not in held]:
+                ledger.keep([events.text(name, "material", rubric.material_of(prompt)) for name, prompt in new])
+        ledger.store.show_materials(_shown(rubric, reader) if slots else (), mark)
+
+
+def _shown(rubric: Rubric, reader: Reader) -> Iterator[list[tuple[str, str]]]:
+    for batch in reader.materials():
+        yield [(prompt.prompt_id, name) for prompt in batch if (name := rubric.material_digest(prompt))]
+
+
+def _materials_mark(rubric: Rubric, fingerprint: str) -> str:
+    return digest([fingerprint, {name: slot.model_dump() for name, slot in rubric.sheet.material.items()}])
 
 
 def is_prepared(pipeline: Pipeline, rubric: Rubric, reader: Reader) -> bool:
     """Whether the store has the plan and the judging that the pipeline wants, over the prompts it has."""
-    mark = _plan_mark(pipeline, principles_of(pipeline), reader.marked("sources") or "")
-    return reader.marked("plan") == mark and reader.specs() == set(specs_of(pipeline, rubric, reader.carried_sizes()))
+    fingerprint = reader.marked("sources") or ""
+    marks = {
+        "plan": _plan_mark(pipeline, principles_of(pipeline), fingerprint),
+        "materials": _materials_mark(rubric, fingerprint),
+    }
+    return all(reader.marked(name) == mark for name, mark in marks.items()) and (
+        reader.specs() == set(specs_of(pipeline, rubric, reader.carried_sizes()))
+    )
 
 
 def _plan_mark(pipeline: Pipeline, principles: Principles | None, fingerprint: str) -> str:
@@ -151,9 +160,9 @@ def _plan_mark(pipeline: Pipeline, principles: Principles | None, fingerprint: s
 
 
 def _keep_texts(ledger: Ledger, rubric: Rubric, principles: Principles | None) -> None:
-    with Reader.of(ledger.store) as reader:
-        known = reader.digests("principle") | reader.digests("rubric")
     texts = {digest(text): text for pool in principles.pools.values() for text in pool} if principles else {}
+    with Reader.of(ledger.store) as reader:
+        known = reader.digests("principle", list(texts)) | reader.digests("rubric", [rubric.digest])
     new = [events.text(name, "principle", text) for name, text in texts.items() if name not in known]
     if rubric.files and rubric.digest not in known:
         new.append(events.text(rubric.digest, "rubric", dict(rubric.files)))

@@ -106,17 +106,19 @@ class Rubrics:
     """Rubrics by digest, made when first needed from the files that were journalled."""
 
     files: dict[str, dict[str, str]] = field(default_factory=dict)
-    made: dict[str, Rubric] = field(default_factory=dict)
+    made: dict[str, Rubric | None] = field(default_factory=dict)
     lost: set[str] = field(default_factory=set)
 
     def get(self, digest: str) -> Rubric | None:
-        """The rubric, or None where its record was damaged: `lost` then names it."""
-        if digest not in self.made:
-            if digest not in self.files:
-                self.lost.add(digest)
-                return None
-            self.made[digest] = Rubric.of(self.files[digest], f"rubric {digest[:12]}")
-        return self.made[digest]
+        """The rubric, or None where its record was damaged, or is no rubric to this version: `lost` then names it."""
+        if digest not in self.made and digest in self.files:
+            try:
+                self.made[digest] = Rubric.of(self.files[digest], f"rubric {digest[:12]}")
+            except BadInput:
+                self.made[digest] = None
+        if (rubric := self.made.get(digest)) is None:
+            self.lost.add(digest)
+        return rubric
 
 
 def entry_of(record: Record, rubrics: Rubrics) -> Entry:
@@ -165,7 +167,10 @@ class Ledger:
             for damage in follow(store, places.journal, rubrics):
                 tell(f"{damage}; what it held is lost and asked again")
             for digest in sorted(rubrics.lost):
-                tell(f"{places.journal}: rubric {digest[:12]} is lost; what was rated by it is asked again if wanted")
+                tell(
+                    f"{places.journal}: rubric {digest[:12]} is lost, or this version can't use it; what was rated by "
+                    "it is asked again if wanted"
+                )
         except BaseException:
             lock.release()
             raise

@@ -363,9 +363,10 @@ class Reader:
             for digest, text in self._rows("SELECT digest, content FROM texts WHERE kind = ?", [kind])
         }
 
-    def digests(self, kind: str) -> set[str]:
-        """What texts of one kind there are."""
-        return {row[0] for row in self._rows("SELECT digest FROM texts WHERE kind = ?", [kind])}
+    def digests(self, kind: str, among: Sequence[str]) -> set[str]:
+        """Which of these texts of one kind there are."""
+        held = "SELECT digest FROM texts WHERE kind = ? AND digest IN (SELECT unnest(?))"
+        return {row[0] for row in self._rows(held, [kind, list(among)])}
 
     # --- how things stand ---------------------------------------------------------------------------------------------
 

@@ -312,12 +312,13 @@ class Store:
             self._db.execute("DELETE FROM specs")
             self.insert("specs", pa.Table.from_pylist(rows, schema=COLUMNS["specs"]))
 
-    def show_materials(self, rows: Sequence[tuple[str, str]], mark: str) -> None:
+    def show_materials(self, batches: Iterable[Sequence[tuple[str, str]]], mark: str) -> None:
         """Says what the present rubric shows a judge of each prompt's material: (prompt_id, digest of the text)."""
-        table = pa.Table.from_pylist([{"prompt_id": p, "digest": d} for p, d in rows], schema=COLUMNS["materials"])
         with self._transaction():
             self._db.execute("DELETE FROM materials")
-            self.insert("materials", table)
+            for batch in batches:
+                rows = [{"prompt_id": prompt_id, "digest": digest} for prompt_id, digest in batch]
+                self.insert("materials", pa.Table.from_pylist(rows, schema=COLUMNS["materials"]))
             self.mark("materials", mark)
 
     def begin(self, limit: int | None) -> None:

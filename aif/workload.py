@@ -23,7 +23,7 @@ from aif.estimate import (
     judgement_length,
 )
 from aif.intake import prepare, rubric_of
-from aif.ledger import Ledger
+from aif.ledger import Ledger, Rubrics
 from aif.outlook import Outlook, Replies, SlotCall
 from aif.queries import Tally
 from aif.records import Message, Principle, Stage
@@ -100,13 +100,13 @@ def _judge_work(rubric: Rubric, judge: Judge, tally: Tally, reader: Outlook, lim
 def _judged(rubric: Rubric, reader: Outlook, judge: Judge) -> list[tuple[Messages, int]]:
     """Judgements that were asked for, as they were sent by the rubric of then."""
     calls = reader.judgements_asked(judge.identity, MEASURED)
-    rubrics = {rubric.digest: rubric}
-    if any(call.rubric not in rubrics for call in calls):
-        rubrics = {name: Rubric.of(files, f"rubric {name[:12]}") for name, files in reader.texts("rubric").items()}
+    rubrics = Rubrics(made={rubric.digest: rubric})
+    if any(call.rubric != rubric.digest for call in calls):
+        rubrics.files.update(reader.texts("rubric"))
     return [
-        (render(rubrics[call.rubric], call.request, call.prompt, call.texts, call.form).messages, call.tokens)
+        (render(then, call.request, call.prompt, call.texts, call.form).messages, call.tokens)
         for call in calls
-        if call.rubric in rubrics
+        if (then := rubrics.get(call.rubric))
     ]
 
 

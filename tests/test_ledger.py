@@ -208,6 +208,19 @@ def test_a_damaged_line_of_any_kind_is_made_good_by_the_next_run(kept: Kept, kin
     assert after["judgements"] == kept.rows["judgements"]
 
 
+def test_a_rubric_that_this_version_refuses_keeps_nothing_else_from_the_store(kept: Kept) -> None:
+    record = {"t": "text", "v": 1, "digest": "f" * 64, "kind": "rubric", "content": {"rubric.yaml": "name: former"}}
+    calls = [r for _, r in journals.replay(kept.places.journal) if isinstance(r, dict) and r["t"] == "call"]
+    call = next(call for call in calls if call["stage"] == "judgement")
+    other = call | {"id": "former", "key": "0" * 32, "item": call["item"] | {"rubric": "f" * 64, "spec": "0" * 32}}
+    with Ledger.open(kept.places.store, pytest.fail) as ledger:
+        ledger.journal.append([record, other])
+    told = kept.reopened()
+    assert len(told) == 1
+    assert "rubric ffffffffffff is lost, or this version can't use it" in told[0]
+    assert kept.read()["judgements"] == kept.rows["judgements"]
+
+
 def test_with_its_source_gone_a_store_can_be_made_again_and_a_run_goes_on(kept: Kept) -> None:
     before = ask(kept.pipeline, "FROM pairs ORDER BY prompt_id")
     (kept.path.parent / "prompts.jsonl").unlink()
