@@ -93,7 +93,7 @@ def _rows(pipeline: Pipeline, rubric: Rubric, reader: Reader, paired: pa.Table) 
     if wanted & {"best", "labels"}:
         scored = reader.scored()
         labels = labelled(scored, paired, pipeline.export.kto)
-        found["best"] = Rows(best(scored, paired, pipeline.seed), reader.completed)
+        found["best"] = Rows(best(scored, pipeline.seed), reader.completed)
         found["labels"] = Rows(labels.rows, reader.completed, left_out=labels.left_out)
     return found
 

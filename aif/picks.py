@@ -2,7 +2,7 @@
 
 Columns in, columns out, as in pairs.py: no text, no I/O. `scored` is a row per completion that has a score, the rows of
 a prompt together: prompt_id, source, completion (key), text_id (a digest of the text), model, score, truncated.
-`paired` is a row per pair, the first pair of a prompt before its others: prompt_id, chosen, rejected (keys).
+`paired` is a row per pair: prompt_id, chosen, rejected (keys).
 """
 
 from collections import Counter
@@ -48,26 +48,23 @@ class LabelCounts:
     left_out: Mapping[str, int]
 
 
-def best(scored: pa.Table, paired: pa.Table, seed: int) -> pa.Table:
-    """The row of each prompt's best completion that was not cut; none of a prompt of which all were.
+def best(scored: pa.Table, seed: int) -> pa.Table:
+    """The row of each prompt's best completion that was not cut, drawn as pairs draw theirs where several are; none of a
+    prompt of which all were cut.
 
-    It is the chosen one of the prompt's first pair; without a pair, that of the highest score, drawn as pairs draw
-    theirs where several are.
+    Not every chosen one is the best: `on_policy`, caps and length ratios pass over it.
     """
-    chosen: dict[str, str] = {}
-    for prompt_id, key in zip(*(paired.column(name).to_pylist() for name in ("prompt_id", "chosen")), strict=True):
-        chosen.setdefault(prompt_id, key)
     picked = [
-        _pick(rows, chosen.get(prompt_id), seed)
-        for prompt_id, group in groupby(_rows(scored), key=lambda row: row["prompt_id"])
+        _pick(rows, seed)
+        for _, group in groupby(_rows(scored), key=lambda row: row["prompt_id"])
         if (rows := [row for row in group if not row["truncated"]])
     ]
     return scored.take(pa.array(picked, pa.int64()))
 
 
-def _pick(rows: Sequence[Mapping[str, Any]], chosen: str | None, seed: int) -> int:
+def _pick(rows: Sequence[Mapping[str, Any]], seed: int) -> int:
     top = max(row["score"] for row in rows)
-    ahead = [row for row in rows if (row["completion"] == chosen if chosen else row["score"] >= top - TOLERANCE)]
+    ahead = [row for row in rows if row["score"] >= top - TOLERANCE]
     first = min(ahead, key=lambda row: fraction(seed, "chosen", row["prompt_id"], row["completion"]))
     return int(first["n"])
 

@@ -883,3 +883,18 @@ def test_a_count_is_of_pending_prompts_too_so_that_an_early_export_fixes_no_larg
 
     assert sum(early.values()) == 10
     assert late == {"train": 54, "test": 6}
+
+
+@pytest.mark.parametrize("policy", ["on_policy, model: plain", "all, max_length_ratio: 1.3"])
+def test_what_sft_calls_the_best_is_the_best_whichever_pairs_a_policy_makes(tmp_path: Path, policy: str) -> None:
+    """Of `able` no pair can be made: it is beyond the length ratio, or has no part in what is on policy."""
+
+    def said(number: int, model: str) -> str:
+        return complete(number, model) + (" And so on." * 9 if model == "able" else "")
+
+    sets = [f"pairs={{policy: {policy}, min_margin: 2.0}}", "export.formats=[trl, sft]"]
+    rated = {"able": 5, "fair": 4, "plain": 4 if "on_policy" in policy else 2, "poor": 1}
+    pipeline, rubric, ledger = build(tmp_path, 6, sets=sets, complete=said, rate=lambda n, model, aspect: rated[model])
+    with ledger:
+        export(pipeline, rubric, ledger, tmp_path / "out", silent)
+    assert set(load(tmp_path / "out", "sft", tmp_path / "cache")["train"]["model"]) == {"able"}

@@ -76,7 +76,7 @@ def test_the_best_is_drawn_as_pairs_draw_theirs(rows: list[tuple[str, str, float
         ),
         Policy("best_vs_random", "overall", 0.0, "drop", seed),
     )
-    found = best(table, NO_PAIRS, seed)
+    found = best(table, seed)
     by_prompt = dict(zip(found.column("prompt_id").to_pylist(), keys(found), strict=True))
     for pair_made in made.preferences().to_pylist():
         assert by_prompt[pair_made["prompt_id"]] == pair_made["chosen"]
@@ -84,15 +84,9 @@ def test_the_best_is_drawn_as_pairs_draw_theirs(rows: list[tuple[str, str, float
     assert dict(zip(found.column("prompt_id").to_pylist(), found.column("score").to_pylist(), strict=True)) == whole
 
 
-def test_where_a_prompt_has_pairs_it_is_the_chosen_one_of_the_first() -> None:
-    table = scored(("p", "a", 5.0, False), ("p", "b", 4.0, False), ("p", "c", 1.0, False), ("q", "d", 3.0, False))
-    found = best(table, paired(("p", "b", "c"), ("p", "a", "c")), seed=0)
-    assert keys(found) == ["b", "d"]
-
-
 def test_of_a_prompt_of_which_all_were_cut_there_is_none() -> None:
     table = scored(("p", "a", 5.0, True), ("p", "b", 4.0, True), ("q", "c", 5.0, True), ("q", "d", 1.0, False))
-    assert keys(best(table, NO_PAIRS, seed=0)) == ["d"]
+    assert keys(best(table, seed=0)) == ["d"]
 
 
 # --- labels -----------------------------------------------------------------------------------------------------------
