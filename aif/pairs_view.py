@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from aif.config import Pipeline
 from aif.errors import BadInput
@@ -69,9 +70,9 @@ def _tell(console: Console, title: str, heads: Sequence[str], rows: Rows) -> Non
     grid.show_header = any(heads)
     grid.add_column("", style="cyan", overflow="fold")
     for head in heads:
-        grid.add_column(head, justify="right")
+        grid.add_column(Text(head), justify="right")
     for words, cells in rows:
-        grid.add_row(words, *cells)
+        grid.add_row(Text(words), *cells)
     console.print(grid)
 
 

@@ -49,8 +49,8 @@ class LabelCounts:
 
 
 def best(scored: pa.Table, seed: int) -> pa.Table:
-    """The row of each prompt's best completion that was not cut, drawn as pairs draw theirs where several are; none of a
-    prompt of which all were cut.
+    """The row of each prompt's best completion that was not cut; none of a prompt of which all were cut. Where several
+    are the best, one is drawn as pairs draw theirs.
 
     Not every chosen one is the best: `on_policy`, caps and length ratios pass over it.
     """

@@ -1,13 +1,14 @@
 """One prompt from a published row back to everything: what was sent, what came back, how it was read, why it paired."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import orjson
 from rich.console import Console
-from rich.markup import escape
 from rich.rule import Rule
+from rich.text import Text
 
 from aif.ledger import Rubrics
 from aif.plan import sent_messages
@@ -27,22 +28,28 @@ def tell_story(console: Console, reader: Reader, prefix: str) -> None:
         [prompt_id],
     )[0]
     prompt = Prompt(prompt_id, as_messages(row["messages"]), row["source"] or "")
-    console.print(Rule(f"[bold]prompt {prompt_id}"))
-    console.print(
-        f"source {row['source'] or '(no longer selected)'}   meta {escape(str(row['meta']))}", highlight=False
-    )
+    console.print(_head(f"prompt {prompt_id}"))
+    said = f"source {row['source'] or '(no longer selected)'}   meta {row['meta']}"
+    console.print(said, highlight=False, markup=False)
     tell_messages(console, prompt.messages)
-    _tell_outcome(console, reader, prompt_id)
+    _tell_outcome(console, reader, prompt_id, selected=row["source"] is not None)
     principles = reader.texts("principle")
     names = _tell_completions(console, reader, prompt, principles)
     _tell_judgements(console, reader, prompt, names)
 
 
-def _tell_outcome(console: Console, reader: Reader, prompt_id: str) -> None:
-    console.print(Rule("[bold]outcome"))
+def _head(words: str) -> Rule:
+    return Rule(Text(words, style="bold"))
+
+
+def _tell_outcome(console: Console, reader: Reader, prompt_id: str, selected: bool) -> None:
+    console.print(_head("outcome"))
     found = reader.sql("SELECT * FROM outcomes WHERE prompt_id = ?", [prompt_id])
     if not found:
-        console.print("no pair was made of it yet; `aif run` or `aif export` makes them")
+        console.print(
+            "no pair was made of it yet; `aif run` or `aif export` makes them" if selected else
+            "none: the pipeline's sources no longer hold it, or its limits leave it out"
+        )  # fmt: skip
         return
     outcome, policy = found[0], reader.paired_by()
     if policy is None or outcome["outcome"] != "paired":
@@ -82,11 +89,18 @@ WHERE s.prompt_id = ? ORDER BY s.slot
 def _tell_completions(
     console: Console, reader: Reader, prompt: Prompt, principles: Mapping[str, str]
 ) -> dict[str, str]:
-    names: dict[str, str] = {}
-    for slot in reader.sql(_SLOTS, [prompt.prompt_id]):
-        names[slot["key"]] = slot["model"]
+    """Returns what each is called from here on: by its model, and by its key too where the model wrote several."""
+    slots = reader.sql(_SLOTS, [prompt.prompt_id])
+    written = Counter(slot["model"] for slot in slots)
+    names = {
+        slot["key"]: slot["model"] if written[slot["model"]] == 1 else f"{slot['model']} ({slot['key'][:8]})"
+        for slot in slots
+    }
+    for slot in slots:
         score = f"  score {slot['score']:.3f}" if slot["score"] is not None else ""
-        console.print(Rule(f"[bold]completion {slot['key']} by {escape(slot['model'])}: {slot['state']}{score}"))
+        console.print(_head(f"completion {slot['key']} by {slot['model']}: {slot['state']}{score}"))
+        if slot["finish"] == "length":
+            console.print("cut at max_tokens, so it may be rejected but never chosen")
         if slot["spread"] is not None:
             console.print(f"by judge {slot['by_judge']}; spread {slot['spread']:.3f}", highlight=False, markup=False)
         if slot["identity"] == carried_identity(slot["model"]):
@@ -146,7 +160,7 @@ def _tell_judgements(console: Console, reader: Reader, prompt: Prompt, names: Ma
         rubrics.files[row["rubric"]] = orjson.loads(row["files"])
         rubric = rubrics.get(row["rubric"])
         assert rubric is not None
-        console.print(Rule(f"[bold]judgement {row['key']} by {escape(row['judge'])}: {row['request']}"))
+        console.print(_head(f"judgement {row['key']} by {row['judge']}: {row['request']}"))
         shown = row["completions"]
         order = ", ".join(f"{i} = {names.get(key, 'a former model')}" for i, key in enumerate(shown, 1))
         console.print(
@@ -169,18 +183,18 @@ def _tell_judgements(console: Console, reader: Reader, prompt: Prompt, names: Ma
             )
     for failure in reader.sql(
         "SELECT f.*, d.judge FROM failed f JOIN needed d USING (prompt_id, spec, identity, pass, answers) "
-        "WHERE f.prompt_id = ?",
+        "WHERE f.prompt_id = ? AND f.material IS NOT DISTINCT FROM d.material",
         [prompt.prompt_id],
     ):
-        judge = escape(failure["judge"])
-        console.print(Rule(f"[bold]judgement by {judge} without a rating: {failure['request']}, {failure['verdict']}"))
+        said = f"judgement by {failure['judge']} without a rating: {failure['request']}, {failure['verdict']}"
+        console.print(_head(said))
         console.print(f"{failure['kind']}: {failure['message']}", markup=False)
         if failure["raw"]:
             console.print(failure["raw"], markup=False, highlight=False)
 
 
 def _tell_carried_scores(console: Console, row: Mapping[str, Any], names: Mapping[str, str]) -> None:
-    console.print(Rule("[bold]scores that came with the completions"))
+    console.print(_head("scores that came with the completions"))
     for rating in row["ratings"]:
         console.print(f"{names.get(rating['completion'], '')}: {rating['score']:g}", markup=False, highlight=False)
 

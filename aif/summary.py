@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from aif.chat.base import Kind
 from aif.pairs import Policy
@@ -111,7 +112,7 @@ def _leaderboard(rows: list[dict[str, Any]], wide: bool) -> Table:
         means = dict(row["aspects"] or [])
         cut = f" ({row['truncated']:,} cut)" if row["truncated"] else ""
         grid.add_row(
-            row["model"], f"{row['completions']:,}{cut}", _number(row["mean_score"]),
+            Text(row["model"]), f"{row['completions']:,}{cut}", _number(row["mean_score"]),
             *(_number(means.get(aspect)) for aspect in aspects),
             f"{row['chosen'] or 0:,}", f"{row['rejected'] or 0:,}", _number(row["mean_tokens"], 0),
         )  # fmt: skip
@@ -198,7 +199,7 @@ def tell_tallies(console: Console, tallies: Mapping[tuple[str, str], Tally]) -> 
     for name in ("", "", "wanted", "answered", "failed", "pending"):
         grid.add_column(name, justify="right" if name else "left")
     for (stage, name), one in tallies.items():
-        grid.add_row(name, f"{stage}s", *(f"{n:,}" for n in (one.wanted, one.answered, one.failed, one.pending)))
+        grid.add_row(Text(name), f"{stage}s", *(f"{n:,}" for n in (one.wanted, one.answered, one.failed, one.pending)))
     console.print(grid)
 
 
