@@ -195,7 +195,6 @@ def send(plan: Plan, console: Console) -> str:
     """
     if not console.is_terminal:
         disable_progress_bars()
-    pairs = plan.run.books.outcomes.get("paired", 0)
     with hub.opened(plan.repo) as api, _warned(console), _leaving_at_once(console):
         head = _ready(api, plan)
         commit = api.create_commit(
@@ -204,7 +203,7 @@ def send(plan: Plan, console: Console) -> str:
                 *(CommitOperationAdd(file.path, plan.folder / file.path) for file in plan.sent),
                 *(CommitOperationDelete(file.path) for file in plan.removed),
             ],
-            commit_message=f"Publish {pairs:,} pairs of {plan.pipeline.name}",
+            commit_message=f"Publish {plan.run.books.pairs:,} pairs of {plan.pipeline.name}",
             commit_description=f"By aif {__version__}.",
             repo_type="dataset",
             parent_commit=head,

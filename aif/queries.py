@@ -591,6 +591,13 @@ class Reader:
         """Ids of the prompts that are not done with."""
         return [row[0] for row in self._rows("SELECT prompt_id FROM outcomes WHERE outcome = 'pending'")]
 
+    def read(self) -> tuple[int, int, int]:
+        """How many calls were made, how many judgements read, and a hash of all that was read in them."""
+        (row,) = self._rows(
+            "SELECT (SELECT count(*) FROM calls), count(*), coalesce(bit_xor(hash(key, ratings)), 0) FROM judgements"
+        )
+        return row[0], row[1], row[2]
+
     def paired_by(self) -> Policy | None:
         """The policy that pairs were last made by."""
         said = self.marked("pairs")

@@ -59,6 +59,6 @@ def parsed(data: bytes) -> RunFile | None:
 
 
 def state_of(reader: Reader, books: Books, paired: pa.Table) -> str:
-    """A digest that changes when an export would: with the pairs, what became of the other prompts, and the calls."""
-    (calls,) = reader.sql("SELECT count(*) AS made FROM calls")
-    return digest([calls["made"], books.intake, books.outcomes, paired.to_pylist()])
+    """A digest that changes when an export would: with the sources and what they brought, the plan, what was asked and
+    how it was read, the pairs, what became of the other prompts."""
+    return digest([reader.marked("plan"), *reader.read(), books.intake, books.outcomes, paired.to_pylist()])

@@ -21,14 +21,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aif.again import again
 from aif.errors import Exit
 from aif.export import export
 from aif.formats import FORMATS, digest_of, file_of
+from aif.intake import rubric_of
+from aif.ledger import Ledger
 from aif.publish import File, Plan, _is_blank, _listed, concerns, question
 from aif.queries import Books
 from aif.runfile import RunFile
 from tests.building import PIPELINE, Fate, build, complete
 from tests.hub import Commit, Hub, User, serving_hub
+from tests.test_carried import Row, answered, rows, scored
+from tests.test_feedback import run
 
 TOKEN = "hf_alicealicealice"
 
@@ -320,6 +325,39 @@ def test_an_export_that_is_not_what_the_pipeline_says_is_never_published(desk: D
     assert code == Exit.BAD_INPUT
     assert "was exported before what is in the store changed; `aif export" in said
     assert desk.hub.requests == []
+
+
+def test_what_is_outside_of_pairs_counts_too(tmp_path: Path) -> None:
+    """A score, a reference, a source's name: no call is made, and every pair stays as it is."""
+
+    def row(score: int, known: str) -> Row:
+        return answered(0, 5, score, 1) | {"correct_answers": known}
+
+    def state() -> str:
+        with Ledger.open(pipeline.store, print) as ledger:
+            made = export(pipeline, rubric_of(pipeline), ledger, tmp_path / "out", lambda words: None)
+        assert made.books.pairs == 1
+        found: str = json.loads((tmp_path / "out" / "run.json").read_text())["state"]
+        return found
+
+    path = scored(tmp_path, row(3, "So."), pairs={"policy": "best_vs_worst"}, export={"formats": ["ultrafeedback"]})
+    states = []
+    for changed in (row(3, "So."), row(4, "So."), row(4, "Thus."), row(3, "So.")):
+        rows(tmp_path, "prompts.jsonl", changed)
+        pipeline, _ = run(path)
+        states.append(state())
+    assert len(set(states)) == 3
+    assert states[0] == states[-1]
+    again(pipeline, print)
+    run(path)
+    assert state() == states[-1], "a store that is made again is the same"
+
+
+def test_every_pair_is_counted_in_the_commit(desk: Desk) -> None:
+    desk.export(3, "pairs.policy=all")
+    code, _, said = desk.one("team/pairs", "--yes")
+    assert code == Exit.DONE, said
+    assert desk.head("team/pairs").summary == "Publish 18 pairs of built"
 
 
 def test_an_export_that_was_damaged_is_never_published(desk: Desk) -> None:
