@@ -84,6 +84,8 @@ def render(facts: CardFacts) -> str:
     """The whole README.md: metadata in YAML, then the body."""
     template = _templates().from_string(shipped("data", "card.md.j2").read_text(encoding="utf-8"))
     leaderboard = [{**row, "aspects": dict(row["aspects"] or [])} for row in facts.leaderboard]
+    asked = facts.rubric.sheet.requests
+    by_mode = {mode: [cell(name) for name in asked if asked[name].mode == mode] for mode in ("listwise", "single")}
     body = template.render(
         facts=facts,
         pipeline=facts.pipeline,
@@ -94,6 +96,11 @@ def render(facts: CardFacts) -> str:
         rule=_sentence(rule_of(policy_of(facts.pipeline))),
         prompts=facts.books.selected,
         default=default_config(facts.rows),
+        tested=any(split.startswith("test") for splits in facts.rows.values() for split in splits),
+        unsteered=[cell(name) for name, model in facts.pipeline.models.items() if model.system == "none"],
+        by_mode=by_mode,
+        modes=[mode for mode, names in by_mode.items() if names],
+        material=sorted({cell(slot) for source in facts.pipeline.prompts for slot in source.material}),
         simulated=[cell(name) for name in simulated(facts.pipeline)],
         terms=[(name, one.terms) for name, one in _endpoints(facts.pipeline) if one.terms],
         without_terms=[cell(name) for name in without_terms(facts.pipeline)],

@@ -155,6 +155,50 @@ def test_with_h4_alone_it_is_the_default_and_nothing_speaks_of_trl() -> None:
     assert "There is no test split" in card
 
 
+def test_a_test_split_is_spoken_of_where_there_is_one() -> None:
+    """h4 has three train splits; another config may hold out a prompt where the default one holds out none."""
+    both, asked, none = (
+        "Train and test share no prompt",
+        "no prompt falls into it by `export.test_size` 0.01",
+        "asks for",
+    )
+    plain: dict[str, dict[str, int]] = {"h4": {"train_prefs": 20, "train_sft": 20, "train_gen": 20}}
+
+    def said(rows: dict[str, dict[str, int]], *sets: str) -> list[bool]:
+        files = {config: {split: f"{config}/{split}.parquet" for split in splits} for config, splits in rows.items()}
+        use = section(render(facts(PIPELINE, *sets, rows=rows, files=files)), "Use")
+        return [words in use for words in (both, asked, none)]
+
+    assert said(plain) == [False, False, True]
+    assert said(plain, "export.test_size=0.01") == [False, True, False]
+    assert said({"trl": {"train": 20}, "ultrafeedback": {"train": 28, "test": 2}}) == [True, False, False]
+
+
+def test_what_was_meant_is_not_told_as_what_became_of_it() -> None:
+    """Some completions fail, some are pending: the books say so, and no sentence may say otherwise."""
+    card = render(facts())
+    assert "30 prompts went to a pool of 4 models for 4 completions each, the completions went to strict to be" in card
+    for words in ("every completion was rated", "was answered 4 times"):
+        assert words not in card
+
+
+def test_what_the_judge_saw_is_told_with_what_came_for_it_and_how_many_at_a_time() -> None:
+    def saw(*sets: str) -> str:
+        made = section(render(facts(PIPELINE, *sets)), "How it was made")
+        return next(line for line in made.splitlines() if "**What the judge saw**" in line)
+
+    material = "prompts=[{file: p.jsonl, material: {reference: answer}}]"
+    assert "every turn of the prompt, and its completions, numbered in an order drawn by hash, never" in saw()
+    assert "the prompt, what came with it for the judge (reference), and its completions" in saw(material)
+    assert "the prompt, and one completion at a time, never which model" in saw("rubric=mt-bench")
+    assert "truthfulness, helpfulness) or one at a time (critique), never" in saw("rubric=ultrafeedback")
+
+
+def test_who_was_not_steered_is_named() -> None:
+    assert "one drawn for each but those of plain. They" in render(facts(PIPELINE, "models.plain.system=none"))
+    assert "one drawn for each. They" in render(facts())
+
+
 def test_the_books_add_up() -> None:
     lines = re.findall(r"^\| ([−=]? ?[\d,]+) \| (.*) \|$", section(render(facts()), "Books"), re.MULTILINE)
     amounts = [int(amount.replace("−", "-").replace("=", "").replace(" ", "").replace(",", "")) for amount, _ in lines]
@@ -221,7 +265,7 @@ def test_several_judges_are_named_with_how_far_they_agree() -> None:
     rows = [{"judge": "mild", "other": "wise", "aspect": None, "completions": 1200, "difference": 0.5,
              "correlation": None}]  # fmt: skip
     card = render(facts(PIPELINE, two, agreement=rows, disputed=3))
-    assert "rated by wise and mild against" in card
+    assert "went to wise and mild to be rated against" in card
     assert "- **Judge**: wise (wise), temperature 0, replies bound by a JSON schema, weight 2.\n" in card
     assert "- **Judge**: mild (mild), temperature 0, replies as text.\n" in card
     assert "| mild, wise | 1,200 | 0.50 | – |" in section(card, "Models")
