@@ -18,7 +18,7 @@ from jinja2 import StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from aif.config import Pipeline
-from aif.entries import Endpoint
+from aif.entries import Endpoint, public
 from aif.pairing import policy_of
 from aif.picks import LabelCounts, balancing
 from aif.queries import Books
@@ -171,7 +171,7 @@ def _templates() -> ImmutableSandboxedEnvironment:
     filters: dict[str, Callable[..., str]] = {
         "cell": cell,
         "fenced": fenced,
-        "public": public,
+        "identity": identity,
         "number": _number,
         "count": lambda value: f"{int(value or 0):,}",
         "setting": lambda value: "server's default" if value is None else f"{value:g}",
@@ -209,9 +209,10 @@ def fenced(text: str, language: str = "") -> str:
     return f"{fence}{language}\n{text}\n{fence}"
 
 
-def public(name: str) -> str:
-    """What was declared as a file's path, by its last part; anything else as it is."""
-    return PurePosixPath(name.replace("\\", "/")).name if re.match(r"[/~.\\]|[A-Za-z]:[\\/]", name) else name
+def identity(one: Endpoint) -> str:
+    """Who a model is, without where it lies on some machine."""
+    launched = one.model is None and one.launch is not None
+    return one.identity.replace(one.served_name, public(one.served_name, hub=launched), 1)
 
 
 def _json(row: Mapping[str, Any]) -> str:

@@ -25,6 +25,7 @@ from aif.entries import (
     Part,
     Price,
     Source,
+    public,
 )
 from aif.errors import BadInput, Unavailable
 from aif.records import Sampling
@@ -78,14 +79,15 @@ class Pipeline(Part):
                 one.pop(key, None)
             if launch := one.get("launch"):
                 one["launch"] = {key: launch[key] for key in ("model", "gpus", "max_model_len") if key in launch}
-            for part in (one, one.get("launch") or {}):
-                if part.get("model"):
-                    part["model"] = _last_part(part["model"])
+            if one.get("model"):
+                one["model"] = public(one["model"])
+            if launch:
+                one["launch"]["model"] = public(launch["model"], hub=True)
         for source in told["prompts"]:
             if source.get("file"):
                 source["file"] = PurePosixPath(source["file"]).name
             if source.get("hub"):
-                source["hub"] = _last_part(source["hub"])
+                source["hub"] = public(source["hub"], hub=True)
         for key in ("rubric", "principles"):
             if isinstance(told.get(key), str):
                 told[key] = PurePosixPath(told[key]).name
@@ -178,11 +180,6 @@ class Pipeline(Part):
                 yield Problem((kind, one.name), f"{same} completions; keep one, with samples: {samples}")
             else:
                 yield Problem((kind, one.name), f"{same} ratings; keep one")
-
-
-def _last_part(name: str) -> str:
-    """A local path by its last part; a name on the Hub as it is."""
-    return PurePosixPath(name).name if name.startswith(("/", ".", "~")) else name
 
 
 def load(path: Path, sets: Sequence[str] = ()) -> Pipeline:

@@ -41,6 +41,20 @@ _SECRET = re.compile(r"(^|_)(KEY|TOKEN|SECRET|PASSWORD)$")
 _KEY_ARGS = ("--api-key", "--hf-token")
 
 
+_FOLDER = re.compile(r"[/~.\\]|[A-Za-z]:[\\/]")
+_DEEP = re.compile(r"[^/]*/[^/]*/")
+
+
+def public(name: str, hub: bool = False) -> str:
+    """What was declared as a path by its last part; anything else as it is.
+
+    `hub` names are of the Hub or folders, and none of the Hub's has two slashes. What a server calls its model may.
+    """
+    if _FOLDER.match(name) or (hub and _DEEP.match(name)):
+        return PurePosixPath(name.replace("\\", "/")).name
+    return name
+
+
 class Part(BaseModel):
     """A mapping of the pipeline file. `LATER` names keys of the contract that aif doesn't have yet, and what to do."""
 

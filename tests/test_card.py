@@ -11,8 +11,9 @@ import pytest
 import yaml
 from huggingface_hub import DatasetCard
 
-from aif.card import CardFacts, cell, fenced, public, render
+from aif.card import CardFacts, cell, fenced, render
 from aif.config import parse
+from aif.entries import public
 from aif.intake import rubric_of
 from aif.queries import Books
 from tests.building import PIPELINE
@@ -368,3 +369,14 @@ def test_a_fence_is_longer_than_any_run_inside() -> None:
 )
 def test_of_a_path_its_last_part_is_public(name: str, shown: str) -> None:
     assert public(name) == shown
+
+
+def test_what_lies_in_a_folder_below_this_one_betrays_it_neither() -> None:
+    """A name on the Hub has one slash; a server may call its model whatever it likes."""
+    launched = "models.local={provider: vllm, launch: {model: someone/models/llama-7b}, revision: refs/pr/1}"
+    one = facts(SECRETIVE, launched, "models.hosted.model=accounts/fast/models/llama")
+    assert "| local | llama-7b@refs/pr/1 |" in render(one)
+    assert "| hosted | accounts/fast/models/llama |" in render(one)
+    assert "someone" not in render(one) + one.pipeline.public
+    below = parse(SECRETIVE, Path("p.yaml"), ["prompts=[{hub: someone/data/mine}, {hub: org/mine}]"]).public
+    assert [source["hub"] for source in yaml.safe_load(below)["prompts"]] == ["mine", "org/mine"]
