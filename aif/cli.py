@@ -549,7 +549,7 @@ def _rubric_folder(name: str) -> Path:
 
 
 def _tell(words: str) -> None:
-    err.print(words, soft_wrap=True)
+    err.print(words, markup=False, soft_wrap=True)
 
 
 def _leaf(error: BaseException) -> BaseException:

@@ -25,7 +25,7 @@ def check_place(out: Path) -> None:
 
 @contextmanager
 def replacing(out: Path) -> Iterator[Path]:
-    """An empty folder `<out>.partial` to write to; it takes the place of `out` when the block ends, not if it fails.
+    """An empty folder `.<out>.aif-partial` to write to; it takes the place of `out` when the block ends, not if it fails.
 
     Raises BadInput where the system refuses to write.
     """
@@ -43,7 +43,8 @@ def replacing(out: Path) -> Iterator[Path]:
 
 
 def _beside(out: Path, word: str) -> Path:
-    return out.with_name(f"{out.name}.{word}")
+    # no name that somebody else would give a folder: what stands there is taken away unasked
+    return out.with_name(f".{out.name}.aif-{word}")
 
 
 def _put(partial: Path, out: Path) -> None:

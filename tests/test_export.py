@@ -688,15 +688,15 @@ def test_an_export_that_fails_on_the_way_leaves_the_older_one(tmp_path: Path, bu
         assert not (tmp_path / "first").exists()
         export(pipeline, rubric, ledger, tmp_path / "first", silent)
     assert len(ids(tmp_path / "first", "train")) == 6
-    assert not (tmp_path / "first.partial").exists()
+    assert not (tmp_path / ".first.aif-partial").exists()
 
 
 def test_an_export_cut_off_between_the_two_moves_is_put_back(tmp_path: Path, built: Built) -> None:
     pipeline, rubric, ledger = built
     with ledger:
         export(pipeline, rubric, ledger, tmp_path / "out", silent)
-        shutil.copytree(tmp_path / "out", tmp_path / "out.partial")
-        (tmp_path / "out").rename(tmp_path / "out.replaced")
+        shutil.copytree(tmp_path / "out", tmp_path / ".out.aif-partial")
+        (tmp_path / "out").rename(tmp_path / ".out.aif-replaced")
         refused = with_sets(pipeline, "export.test_size=99")
         with pytest.raises(BadInput):
             export(refused, rubric, ledger, tmp_path / "out", silent)
