@@ -60,8 +60,8 @@ def export(
     """Makes pairs and writes the pipeline's formats to the folder `out`, in the place of an older export.
 
     A format of which there is no row is left out, and told. Raises BadInput where no row is left, `out` holds something
-    else, or `test_size` asks for too many. What an export that failed has written stays beside `out` as `.<out>.aif-partial`
-    until the next one.
+    else, or `test_size` asks for too many. What an export that failed has written stays beside `out` until the
+    next one, as `.<out>.aif-partial`.
     """
     out = out.resolve()
     check_place(out)

@@ -25,7 +25,8 @@ def check_place(out: Path) -> None:
 
 @contextmanager
 def replacing(out: Path) -> Iterator[Path]:
-    """An empty folder `.<out>.aif-partial` to write to; it takes the place of `out` when the block ends, not if it fails.
+    """An empty folder `.<out>.aif-partial` to write to. It takes the place of `out` when the block ends, not if it
+    fails.
 
     Raises BadInput where the system refuses to write.
     """
