@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from aif.config import Pipeline
     from aif.ledger import Ledger
+    from aif.queries import Reader
     from aif.rubric import Rubric
     from aif.run import Ended
 
@@ -190,8 +191,25 @@ def status(pipeline: File, sets: Sets = None) -> None:
     from aif.summary import tell_summary, tell_tallies
 
     with Reader.open(one.store) as reader:
+        _tell_if_another(one, reader)
         tell_tallies(out, reader.tallies())
         tell_summary(out, reader)
+
+
+def _tell_if_another(one: "Pipeline", reader: "Reader") -> None:
+    """Says so where what a store tells is of another pipeline: this one edited since, or a trial that was killed."""
+    from aif.intake import is_prepared, rubric_of
+
+    try:
+        prepared = is_prepared(one, rubric_of(one), reader)
+    except BadInput:  # its rubric or principles can't be read now: then they are not what the store has, either
+        prepared = False
+    if not prepared:
+        err.print(
+            f"the store is as another state of {one.path} left it, or an `aif rubric try` that was killed; "
+            f"`aif export {one.path}` brings it to what the file says now and calls no model",
+            soft_wrap=True, markup=False, highlight=False,
+        )  # fmt: skip
 
 
 @app.command()
@@ -200,7 +218,9 @@ def failures(pipeline: File, sets: Sets = None) -> None:
     from aif.queries import Reader
     from aif.summary import tell_failures
 
-    with Reader.open(_load(pipeline, sets).store) as reader:
+    one = _load(pipeline, sets)
+    with Reader.open(one.store) as reader:
+        _tell_if_another(one, reader)
         if not tell_failures(out, reader):
             out.print("nothing failed")
 
@@ -217,8 +237,8 @@ def doctor(pipeline: File, sets: Sets = None) -> None:
         async for finding in examine(one):
             fine &= finding.fine
             mark = "[green]ok[/green]  " if finding.fine else "[red]mend[/red]"
-            out.print(f"{mark} {finding.what}: ", end="")
-            out.print(finding.words, markup=False, soft_wrap=True)
+            out.print(mark, end=" ")
+            out.print(f"{finding.what}: {finding.words}", markup=False, soft_wrap=True)
         return fine
 
     if not asyncio.run(tell()):
@@ -237,6 +257,7 @@ def show(
 
     one = _load(pipeline, sets)
     with Reader.open(one.store) as reader:
+        _tell_if_another(one, reader)
         tell_story(out, reader, prompt_id)
 
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from aif.asking import completion_request, judging_request
-from aif.chat.base import CallError
+from aif.chat.base import CallError, Kind
 from aif.config import Pipeline, api_key
 from aif.endpoints import Endpoint, opened
 from aif.entries import Judge, Model
@@ -134,5 +134,7 @@ async def _judge(rubric: Rubric, judge: Judge, endpoint: Endpoint) -> str:
     request = next(iter(rubric.sheet.requests))
     shown = _COMPLETIONS if rubric.sheet.requests[request].mode == "listwise" else _COMPLETIONS[:1]
     reply = await endpoint.client.ask(judging_request(rubric, request, _PROMPT, shown, judge, seed=1))
+    if reply.finish == "length":
+        raise CallError(Kind.TRUNCATED, f"the judgement was cut at max_tokens, {judge.max_tokens}")
     ratings = read(rubric, request, [str(i) for i, _ in enumerate(shown)], reply.text, judge.reply)
     return f"rates by {judge.reply}: {len(ratings)} ratings of {len(shown)} completions read"

@@ -53,11 +53,13 @@ def main(grace_s: float, command: list[str]) -> int:
 
 def _start(command: list[str]) -> int:
     """The command's pid, which is its group's number."""
-    pid = os.fork()
+    guard, pid = os.getpid(), os.fork()
     if not pid:
         os.setpgid(0, 0)
         if LINUX:
             _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != guard:  # which was killed before it could take the command along
+                os._exit(127)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         try:
             os.execvp(command[0], command)  # noqa: S606 - no shell is wanted

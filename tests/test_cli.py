@@ -267,6 +267,14 @@ def test_doctor_finds_what_is_wrong_and_says_how_to_mend_it(
     assert "tiny: unknown_model" in out
 
 
+def test_doctor_tells_names_as_they_are(typed: Typed, tmp_path: Path, serve: Callable[..., Served]) -> None:
+    served = serve()
+    models = {f"{name} [red]": {"provider": "vllm", "base_url": served.base_url, "model": name} for name in POOL}
+    _, out, _ = typed("doctor", write(tmp_path, served, models=models))
+
+    assert "tiny [red]: answers as tiny" in out
+
+
 def test_what_init_makes_runs(typed: Typed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert typed("init", "demo")[0] == Exit.DONE

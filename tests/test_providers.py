@@ -113,6 +113,14 @@ async def test_doctor_asks_anthropic_too(tmp_path: Path, serve: Serve) -> None:
     assert findings["judge"].words == "rates by schema: 2 ratings of 2 completions read"
 
 
+async def test_doctor_says_that_a_judgement_is_cut(tmp_path: Path, serve: Serve) -> None:
+    pipeline = load(write(tmp_path, serve()), ["judges.judge.max_tokens=16"])
+    (found,) = [finding async for finding in examine(pipeline) if not finding.fine]
+
+    assert found.what == "judge"
+    assert found.words.startswith("truncated: the judgement was cut at max_tokens, 16 → raise the judge's max_tokens")
+
+
 async def test_doctor_says_that_a_price_is_missing(tmp_path: Path, serve: Serve) -> None:
     served = serve()
     judge = {"provider": "anthropic", "base_url": served.base_url}

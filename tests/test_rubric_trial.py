@@ -1,6 +1,8 @@
 """A rubric tried: what is asked and kept, what is left as it was, and how old and new ratings are compared."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from io import StringIO
@@ -20,6 +22,7 @@ from aif.queries import Reader
 from aif.resources import shipped
 from aif.rubric import Rubric, load
 from aif.rubric_trial import Bill, Rated, Tried, another_best, attempt, kendall, rank, tell_trial, told
+from tests.processes import until
 from tests.serving import Served
 from tests.test_cli import Typed, typed
 from tests.test_feedback import ask, run, write
@@ -185,6 +188,30 @@ def test_a_judge_that_refuses_is_told(tmp_path: Path, serve: Serve, monkeypatch:
     assert found is not None
     assert "judge" in found.refused
     assert state(path) == before
+
+
+def test_after_a_trial_that_was_killed_what_the_store_tells_is_not_taken_for_the_pipeline_s(
+    typed: Typed, tmp_path: Path, serve: Serve
+) -> None:
+    served = serve(latency_s=0.1)
+    path = write(tmp_path, served, count=3)
+    run(path)
+    before, calls = state(path), served.stats()["calls"]
+    assert typed("status", path)[2] == ""
+    command = [sys.executable, "-m", "aif", "rubric", "try", "mt-bench", path, "--yes"]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        until(lambda: served.stats()["calls"] > calls, "the trial's first call")
+        process.kill()
+
+    for words in (["status", path], ["failures", path], ["show", path, ask(load_pipeline(path), FIRST)[0]["id"]]):
+        assert "or an `aif rubric try` that was killed" in typed(*words)[2]
+    _, ended = run(path)
+    assert not ended.incomplete
+    assert state(path) == before
+    assert typed("status", path)[2] == ""
+
+
+FIRST = "SELECT min(prompt_id) AS id FROM prompts"
 
 
 def test_one_of_several_judges_can_be_asked(tmp_path: Path, serve: Serve) -> None:
