@@ -198,7 +198,7 @@ def test_after_a_trial_that_was_killed_what_the_store_tells_is_not_taken_for_the
     run(path)
     before, calls = state(path), served.stats()["calls"]
     assert typed("status", path)[2] == ""
-    command = [sys.executable, "-m", "aif", "rubric", "try", "mt-bench", path, "--yes"]
+    command = [sys.executable, "-m", "aif", "rubric", "try", "mt-bench", str(path), "--yes"]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
         until(lambda: served.stats()["calls"] > calls, "the trial's first call")
         process.kill()

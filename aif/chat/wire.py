@@ -58,7 +58,8 @@ _QUOTA = re.compile(r"insufficient_(quota|balance|funds|credits)|billing|credit_
 # With status 400 and a type that says no more than that.
 _UNPAID = re.compile(r"credit balance is too low|reached your specified api usage limits")
 _FILTERED = re.compile(
-    r"content_filter|content_policy|responsibleaipolicy|content (management|filtering) policy|input was flagged"
+    r"content_filter|content_policy|responsibleaipolicy|content (management|filtering) policy"
+    r"|(input|prompt) was flagged"
 )
 _OVERFLOW = re.compile(
     r"context_length_exceeded|context[ _-](length|window|size|limit)|max_model_len|maximum (model|input|prompt) length"

@@ -196,6 +196,12 @@ FAILURES = {
     ),
     "403": Failure(_error(403, "Country not supported"), Kind.UNAUTHORIZED, "Country"),
     "403 moderation": Failure(_error(403, "Your input was flagged for violence"), Kind.BLOCKED),
+    "400 usage policy": Failure(
+        _error(
+            400, "Invalid prompt: your prompt was flagged as potentially violating our policy.", code="invalid_prompt"
+        ),
+        Kind.BLOCKED,
+    ),
     "403 model": Failure(_error(403, "no access", code="model_not_found"), Kind.UNKNOWN_MODEL),
     "402": Failure(_error(402, "Insufficient Balance"), Kind.QUOTA_EXHAUSTED),
     "404 vLLM": Failure(_error(404, "The model `tiny` does not exist.", type="NotFoundError"), Kind.UNKNOWN_MODEL),
