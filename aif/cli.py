@@ -272,11 +272,11 @@ def pairs(
 ) -> None:
     """What a policy makes of the ratings there are, beside another. Nothing is written, no model is called."""
     from aif.pairs_view import outlook, tell_outlook
-    from aif.queries import Reader
+    from aif.results import Results
 
     one = _load(pipeline, sets)
     other = _load(pipeline, [*(sets or []), *versus]) if versus else None
-    with Reader.open(one.store) as reader:
+    with Results.open(one.store) as reader:
         seen = outlook(one, reader)
         beside = outlook(other, reader) if other else None
     tell_outlook(out, seen, beside, versus or [])

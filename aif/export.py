@@ -28,8 +28,9 @@ from aif.ledger import Ledger
 from aif.pairing import make_pairs
 from aif.picks import LabelCounts, best, labelled
 from aif.placing import check_place, replacing
-from aif.queries import Books, Reader
+from aif.queries import Books
 from aif.records import CARRIED, Principle, digest, fraction
+from aif.results import Results
 from aif.rubric import Rubric
 from aif.runfile import MARKER, NAME, state_of
 from aif.ultrafeedback import OVERALL, Annotated
@@ -66,7 +67,7 @@ def export(
     out = out.resolve()
     check_place(out)
     make_pairs(pipeline, rubric, ledger.store)
-    with Reader.of(ledger.store) as reader:
+    with Results.of(ledger.store) as reader:
         books = reader.books()
         paired = reader.paired()
         found = _rows(pipeline, rubric, reader, paired)
@@ -84,7 +85,7 @@ def export(
 # --- what rows are made of --------------------------------------------------------------------------------------------
 
 
-def _rows(pipeline: Pipeline, rubric: Rubric, reader: Reader, paired: pa.Table) -> dict[Of, Rows]:
+def _rows(pipeline: Pipeline, rubric: Rubric, reader: Results, paired: pa.Table) -> dict[Of, Rows]:
     """What the pipeline's formats are made of."""
     wanted = {made_of(config) for config in pipeline.export.formats}
     found: dict[Of, Rows] = {"pairs": Rows(paired, reader.pairs)}
@@ -99,7 +100,7 @@ def _rows(pipeline: Pipeline, rubric: Rubric, reader: Reader, paired: pa.Table) 
 
 
 def _annotating(
-    pipeline: Pipeline, rubric: Rubric, reader: Reader
+    pipeline: Pipeline, rubric: Rubric, reader: Results
 ) -> Callable[[pa.Table, int], Iterator[list[Annotated]]]:
     drawn = principles_of(pipeline)
     pools = drawn.pools.items() if drawn else ()
@@ -153,7 +154,7 @@ def _label_counts(parts: Mapping[Part, pa.Table], left_out: Mapping[str, int], t
 
 
 def _parts(
-    pipeline: Pipeline, ledger: Ledger, reader: Reader, formats: Sequence[str], found: Mapping[Of, Rows], tell: Told
+    pipeline: Pipeline, ledger: Ledger, reader: Results, formats: Sequence[str], found: Mapping[Of, Rows], tell: Told
 ) -> Parts:
     """The rows of each part that has any. A prompt is in the same part in every format."""
     drawn = _drawn(found[made_of(default_config(formats))].index)
@@ -187,7 +188,7 @@ def _tell_test(pipeline: Pipeline, test: int, prompts: int, tell: Told) -> None:
         tell(f"the test split holds {test:,} prompts, not {asked:,}: its bound was fixed when there were other prompts")
 
 
-def _test_share(pipeline: Pipeline, ledger: Ledger, reader: Reader, drawn: Mapping[str, float], tell: Told) -> float:
+def _test_share(pipeline: Pipeline, ledger: Ledger, reader: Results, drawn: Mapping[str, float], tell: Told) -> float:
     """The share of prompt hashes that is held out.
 
     A count is turned into one that gives exactly so many of the prompts in the default config and of those that may yet
@@ -220,7 +221,7 @@ def _test_share(pipeline: Pipeline, ledger: Ledger, reader: Reader, drawn: Mappi
 def _describe(
     pipeline: Pipeline,
     rubric: Rubric,
-    reader: Reader,
+    reader: Results,
     folder: Path,
     rows: dict[str, dict[str, int]],
     names: dict[str, dict[str, str]],
@@ -277,7 +278,7 @@ FROM selection e LEFT JOIN preferences p ON e.prompt_id = p.prompt_id GROUP BY e
 """
 
 
-def _calls(reader: Reader) -> tuple[datetime, datetime] | None:
+def _calls(reader: Results) -> tuple[datetime, datetime] | None:
     """When the first and the last call were made."""
     (found,) = reader.sql("SELECT epoch(min(started)) AS first, epoch(max(started)) AS last FROM calls")
     if found["first"] is None:

@@ -13,8 +13,8 @@ from typing import Literal
 import pyarrow as pa
 
 from aif.layout import TURNS, Layout, Of, Row, Turns, assistant, columns, unanswered
-from aif.queries import Completed, Pair
 from aif.records import as_dicts
+from aif.results import Completed, Pair
 from aif.ultrafeedback import ULTRAFEEDBACK
 
 Part = Literal["train", "test"]

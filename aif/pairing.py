@@ -10,8 +10,8 @@ from aif.config import Pipeline
 from aif.intake import say_who_judges
 from aif.pairs import OUTCOMES as PAIR_OUTCOMES
 from aif.pairs import Policy, pair
-from aif.queries import Reader
 from aif.records import CARRIED
+from aif.results import Results
 from aif.rubric import Rubric
 from aif.scoring import Scores
 from aif.store import Store
@@ -29,7 +29,7 @@ def make_pairs(pipeline: Pipeline, rubric: Rubric, store: Store) -> dict[str, in
     for a score the rubric doesn't give.
     """
     say_who_judges(pipeline, rubric, store)
-    with Reader.of(store) as reader:
+    with Results.of(store) as reader:
         scores = scores_of(pipeline, rubric, reader)
         unpaired = reader.unpaired()
     paired = pair(scores, policy_of(pipeline))
@@ -47,7 +47,7 @@ def make_pairs(pipeline: Pipeline, rubric: Rubric, store: Store) -> dict[str, in
     return {outcome: found[outcome] for outcome in OUTCOMES}
 
 
-def scores_of(pipeline: Pipeline, rubric: Rubric, reader: Reader) -> Scores:
+def scores_of(pipeline: Pipeline, rubric: Rubric, reader: Results) -> Scores:
     """The ratings in the store, with the weights that rubric and pipeline give aspects and judges."""
     aspects = {name: aspect.weight for name, aspect in rubric.sheet.aspects.items()}
     judges = {name: judge.weight for name, judge in pipeline.judges.items()}

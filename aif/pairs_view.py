@@ -14,7 +14,7 @@ from aif.errors import BadInput
 from aif.intake import is_prepared, rubric_of
 from aif.pairing import policy_of, scores_of
 from aif.pairs import Paired, Policy, pair
-from aif.queries import Reader
+from aif.results import Results
 from aif.scoring import Floats, Ints
 from aif.summary import OUTCOMES, rule_of
 
@@ -29,7 +29,7 @@ class Outlook:
     lengths: Ints
 
 
-def outlook(pipeline: Pipeline, reader: Reader) -> Outlook:
+def outlook(pipeline: Pipeline, reader: Results) -> Outlook:
     """Pairs by the pipeline's policy, from the store as it is. Writes nothing.
 
     Raises BadInput where the store was last planned or judged for a pipeline that differs in more than `pairs`.

@@ -30,7 +30,7 @@ from aif.formats import digest_of
 from aif.hub import There
 from aif.ledger import Ledger
 from aif.pairing import make_pairs
-from aif.queries import Reader
+from aif.results import Results
 from aif.rubric import Rubric
 from aif.runfile import NAME, RunFile, marked, parsed, state_of
 
@@ -81,7 +81,7 @@ def exported(pipeline: Pipeline, rubric: Rubric, ledger: Ledger, folder: Path, m
     """
     run = _whole(folder, mend)
     make_pairs(pipeline, rubric, ledger.store)
-    with Reader.of(ledger.store) as reader:
+    with Results.of(ledger.store) as reader:
         state = state_of(reader, reader.books(), reader.paired())
     changed = [f"`{key}`" for key in _differing(run.pipeline_yaml, pipeline.public)]
     changed += ["the rubric"] if run.rubric != rubric.digest else []

@@ -26,6 +26,7 @@ from aif.pairing import scores_of
 from aif.progress import dollars, say
 from aif.queries import Reader
 from aif.records import Usage
+from aif.results import Results
 from aif.rubric import Rubric, Score, order
 from aif.rubric_lint import longest_reply
 from aif.run import flow
@@ -164,7 +165,7 @@ def _sent(request: Request) -> int:
 def _ratings(pipeline: Pipeline, rubric: Rubric, store: Store, reach: int) -> Ratings:
     """What the pipeline's judges said by a rubric of the completions of the first prompts, where all is said. Of an
     aspect that several judges rated, the mean."""
-    with Reader.of(store) as reader:
+    with Results.of(store) as reader:
         scores = scores_of(pipeline, rubric, reader)
         within = [row["prompt_id"] for row in reader.sql("SELECT prompt_id FROM selection WHERE position < ?", [reach])]
     means = score(scores, Rows.of(scores), _score(pipeline, rubric), pipeline.pairs.missing).means

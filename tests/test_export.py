@@ -24,8 +24,8 @@ from aif.export import Exported, export, tell_exported
 from aif.formats import FORMATS, H4, H4_GEN, KTO, REWARD, SFT, TRL
 from aif.layout import Layout, Of
 from aif.ledger import Ledger
-from aif.queries import Answer, Completed, Pair, Reader, Verdict, Whole
 from aif.records import Message, Principle, Rating
+from aif.results import Answer, Completed, Pair, Results, Verdict, Whole
 from aif.rubric import Rubric
 from aif.ultrafeedback import ULTRAFEEDBACK, Annotated
 from tests.building import PIPELINE, Cut, Fate, build, complete, rate
@@ -69,7 +69,7 @@ def test_trl_loads_with_its_features_and_holds_what_was_asked_and_answered(tmp_p
     pipeline, rubric, ledger = build(tmp_path, sets=["export.test_size=3", "pairs.policy=best_vs_worst"])
     with ledger:
         exported = export(pipeline, rubric, ledger, tmp_path / "out", silent)
-        with Reader.of(ledger.store) as reader:
+        with Results.of(ledger.store) as reader:
             asked = {prompt.prompt_id: (n, prompt) for page in reader.selection() for n, prompt in page}
     assert exported == Exported(
         tmp_path / "out",
@@ -211,7 +211,7 @@ def test_no_prompt_of_any_format_holds_a_principle(tmp_path: Path) -> None:
     pipeline, rubric, ledger = build(tmp_path, 12, sets=[ALL])
     with ledger:
         export(pipeline, rubric, ledger, tmp_path / "out", silent)
-        with Reader.of(ledger.store) as reader:
+        with Results.of(ledger.store) as reader:
             principles = set(reader.texts("principle").values())
     steered = 0
     for config in ("trl", "h4", "kto", "reward", "sft", "ultrafeedback"):
@@ -398,7 +398,7 @@ def test_ultrafeedback_says_of_everything_how_it_stands(tmp_path: Path) -> None:
     )
     with ledger:
         export(pipeline, rubric, ledger, tmp_path / "out", silent)
-        with Reader.of(ledger.store) as reader:
+        with Results.of(ledger.store) as reader:
             places = {prompt.prompt_id: n for page in reader.selection() for n, prompt in page}
     rows = {places[row["prompt_id"]]: row for row in rows_of(tmp_path / "out", "ultrafeedback", tmp_path / "cache")}
     assert sorted(rows) == list(range(8))
@@ -510,10 +510,10 @@ def test_the_fixed_bound_is_in_the_journal(tmp_path: Path) -> None:
     pipeline, rubric, ledger = build(tmp_path, 12, sets=["export.test_size=3"])
     with ledger:
         export(pipeline, rubric, ledger, tmp_path / "before", silent)
-        with Reader.of(ledger.store) as reader:
+        with Results.of(ledger.store) as reader:
             bound = reader.threshold(3)
     assert bound is not None
-    with Ledger.open(pipeline.store, silent, anew=True) as anew, Reader.of(anew.store) as reader:
+    with Ledger.open(pipeline.store, silent, anew=True) as anew, Results.of(anew.store) as reader:
         assert reader.threshold(3) == bound
         assert reader.threshold(4) is None
 

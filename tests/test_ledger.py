@@ -14,6 +14,7 @@ from aif.errors import StoreDamaged, StoreLocked
 from aif.ledger import BATCH, Ledger, Places, entry_of, is_held
 from aif.queries import Reader
 from aif.records import fraction
+from aif.results import Results
 from tests.serving import Served
 from tests.test_carried import answered, scored
 from tests.test_feedback import ask, run, write
@@ -263,7 +264,7 @@ def test_with_its_source_gone_a_damaged_journal_still_makes_a_store(kept: Kept) 
     told: list[str] = []
     again(kept.pipeline, told.append)
     assert "going on with the prompts that were read before" in told[-1]
-    with Ledger.open(kept.places.store, pytest.fail) as ledger, Reader.of(ledger.store) as reader:
+    with Ledger.open(kept.places.store, pytest.fail) as ledger, Results.of(ledger.store) as reader:
         assert reader.books().outcomes["pending"] == 1
         assert reader.selected().num_rows == 3
 

@@ -12,7 +12,7 @@ from aif import events
 from aif.config import Pipeline, parse
 from aif.ledger import Ledger
 from aif.pairing import OUTCOMES, make_pairs, scores_of
-from aif.queries import Reader
+from aif.results import Results
 from aif.rubric import Rubric
 from aif.summary import OUTCOMES as WORDS
 from tests.building import PIPELINE, Cut, Fate, build
@@ -28,7 +28,7 @@ def with_sets(pipeline: Pipeline, *sets: str) -> Pipeline:
 
 def outcomes(ledger: Ledger) -> dict[int, str]:
     """By position in the selection; fails if a prompt has none or several."""
-    with Reader.of(ledger.store) as reader:
+    with Results.of(ledger.store) as reader:
         rows = reader.sql("SELECT e.position, o.outcome FROM selection e LEFT JOIN outcomes o USING (prompt_id)")
         strays = reader.sql("SELECT * FROM outcomes WHERE prompt_id NOT IN (SELECT prompt_id FROM selection)")
     assert strays == []
@@ -37,7 +37,7 @@ def outcomes(ledger: Ledger) -> dict[int, str]:
 
 
 def outcome_at(ledger: Ledger, position: int) -> dict[str, Any]:
-    with Reader.of(ledger.store) as reader:
+    with Results.of(ledger.store) as reader:
         (row,) = reader.sql(
             "SELECT o.* FROM outcomes o JOIN selection e USING (prompt_id) WHERE e.position = ?", [position]
         )
@@ -99,7 +99,7 @@ def test_what_pairs_gets_and_what_it_does_not_get_are_all_prompts_once(tmp_path:
     _, rubric, ledger = built
     with ledger:
         counts, kept = make(built)
-        with Reader.of(ledger.store) as reader:
+        with Results.of(ledger.store) as reader:
             compared = set(scores_of(built[0], rubric, reader).prompt_ids.to_pylist())
             not_compared = reader.unpaired().column("prompt_id").to_pylist()
             selected = [prompt.prompt_id for page in reader.selection() for _, prompt in page]
@@ -161,7 +161,7 @@ def test_one_of_several_requests_that_failed_is_a_missing_aspect_and_one_pending
 
 def test_another_policy_over_the_same_ratings_takes_the_place_of_the_first(tmp_path: Path) -> None:
     pipeline, rubric, ledger = build(tmp_path, 6)
-    with ledger, Reader.of(ledger.store) as reader:
+    with ledger, Results.of(ledger.store) as reader:
         assert make_pairs(pipeline, rubric, ledger.store)["paired"] == 6
         assert make_pairs(with_sets(pipeline, "pairs.min_margin=4.5"), rubric, ledger.store)["margin"] == 6
         assert make_pairs(with_sets(pipeline, "pairs.policy=best_vs_worst"), rubric, ledger.store)["paired"] == 6
@@ -187,7 +187,7 @@ def test_ratings_by_other_settings_of_the_judge_do_not_count(tmp_path: Path) -> 
 def test_prompts_that_were_read_anew_are_pending_until_they_are_planned(tmp_path: Path) -> None:
     pipeline, rubric, ledger = build(tmp_path, 5)
     with ledger:
-        with Reader.of(ledger.store) as reader:
+        with Results.of(ledger.store) as reader:
             rows = [(prompt.prompt_id, prompt.source) for page in reader.selection() for _, prompt in page]
         turned = [rows[4], *rows[:4]]
         ledger.keep([events.page(0, turned), events.selected("another fingerprint", {("s0", "selected"): 5})])
@@ -201,7 +201,7 @@ def test_prompts_that_were_read_anew_are_pending_until_they_are_planned(tmp_path
 
 def test_all_pairs_of_a_prompt_are_kept_in_their_order(tmp_path: Path) -> None:
     pipeline, rubric, ledger = build(tmp_path, 5, sets=["pairs.policy=all"])
-    with ledger, Reader.of(ledger.store) as reader:
+    with ledger, Results.of(ledger.store) as reader:
         assert make_pairs(pipeline, rubric, ledger.store)["paired"] == 5
         assert (reader.books().pairs, reader.books().outcomes) == (30, {"paired": 5})
         table = reader.paired()
@@ -227,7 +227,7 @@ def test_lengths_are_characters_and_what_a_cap_leaves_out_is_counted(tmp_path: P
 
     pipeline, rubric, ledger = build(tmp_path, 9, complete=complete)
     ratio = "pairs.max_length_ratio=1.9"
-    with ledger, Reader.of(ledger.store) as reader:
+    with ledger, Results.of(ledger.store) as reader:
         assert make_pairs(with_sets(pipeline, ratio), rubric, ledger.store)["paired"] == 9
         assert {row["rejected_model"] for row in reader.sql("FROM pairs")} == {"fair"}
         counts = make_pairs(with_sets(pipeline, ratio, "pairs.max_per_model=4"), rubric, ledger.store)
@@ -257,7 +257,7 @@ def two_judges(folder: Path, *sets: str) -> tuple[Pipeline, Rubric, Ledger]:
 
 def test_the_score_is_the_judges_mean_by_weight_over_what_each_rated_for_all(tmp_path: Path) -> None:
     pipeline, rubric, ledger = two_judges(tmp_path)
-    with ledger, Reader.of(ledger.store) as reader:
+    with ledger, Results.of(ledger.store) as reader:
         assert make_pairs(pipeline, rubric, ledger.store)["paired"] == 4
         whole, failed, lacking = (outcome_at(ledger, position)["aspects"] for position in (0, 1, 2))
         assert len(whole) == 8
@@ -275,7 +275,7 @@ def test_the_score_is_the_judges_mean_by_weight_over_what_each_rated_for_all(tmp
 
 def test_what_judges_disagree_on_is_kept(tmp_path: Path) -> None:
     pipeline, rubric, ledger = two_judges(tmp_path)
-    with ledger, Reader.of(ledger.store) as reader:
+    with ledger, Results.of(ledger.store) as reader:
         make_pairs(pipeline, rubric, ledger.store)
         assert reader.disputed() == 3
         assert {
@@ -294,7 +294,7 @@ def test_what_judges_disagree_on_is_kept(tmp_path: Path) -> None:
 
 def test_another_name_for_a_judge_is_the_same_judge(tmp_path: Path) -> None:
     pipeline, rubric, ledger = build(tmp_path, 3, sets=[ONE])
-    with ledger, Reader.of(ledger.store) as reader:
+    with ledger, Results.of(ledger.store) as reader:
         renamed = with_sets(pipeline, "judges={other: {provider: openai, model: m1}}")
         assert make_pairs(renamed, rubric, ledger.store)["paired"] == 3
         assert reader.sql("SELECT DISTINCT judge FROM ratings") == [{"judge": "other"}]
@@ -312,7 +312,7 @@ def test_of_requests_for_each_completion_those_of_different_judges_are_never_ave
     sets = ["rubric=ultrafeedback", "pairs.score=overall"]
     build(tmp_path, 2, sets=[ONE, *sets])[2].close()
     pipeline, rubric, ledger = build(tmp_path, 2, sets=[TWO, *sets], rate=rate)
-    with ledger, Reader.of(ledger.store) as reader:
+    with ledger, Results.of(ledger.store) as reader:
         make_pairs(pipeline, rubric, ledger.store)
         assert outcome_at(ledger, 0)["aspects"] == ["first/overall"]
         assert outcome_at(ledger, 1)["aspects"] == ["first/overall", "second/overall"]

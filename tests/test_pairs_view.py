@@ -11,7 +11,7 @@ from aif.config import Pipeline, parse
 from aif.errors import BadInput
 from aif.pairing import make_pairs
 from aif.pairs_view import Outlook, differing, outlook, tell_outlook
-from aif.queries import Reader
+from aif.results import Results
 from tests.building import PIPELINE, Fate, build
 from tests.building import rate as rate_by_quality
 
@@ -42,7 +42,7 @@ def with_sets(pipeline: Pipeline, *sets: str) -> Pipeline:
 
 
 def seen(pipeline: Pipeline, *sets: str) -> Outlook:
-    with Reader.open(pipeline.store) as reader:
+    with Results.open(pipeline.store) as reader:
         return outlook(with_sets(pipeline, *sets), reader)
 
 

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from aif.pairing import make_pairs
 from aif.pairs_view import outlook, tell_outlook
-from aif.queries import Reader
+from aif.results import Results
 from aif.story import tell_story
 from aif.summary import tell_summary, tell_tallies
 from tests.building import Cut, Fate, build, complete, rate
@@ -34,7 +34,7 @@ def test_names_from_outside_are_told_as_they_are(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump(declared))
     rows(tmp_path, "prompts.jsonl", row)
     pipeline, ended = run(path)
-    with Reader.open(pipeline.store) as reader:
+    with Results.open(pipeline.store) as reader:
         story = told(lambda console: tell_story(console, reader, reader.example()))
         summary = told(lambda console: tell_summary(console, reader))
         pairs = told(lambda console: tell_outlook(console, outlook(pipeline, reader), None, []))
@@ -51,7 +51,7 @@ def test_what_was_cut_is_said_since_it_is_never_chosen(tmp_path: Path) -> None:
     )
     with ledger:
         make_pairs(pipeline, rubric, ledger.store)
-        with Reader.of(ledger.store) as reader:
+        with Results.of(ledger.store) as reader:
             story = told(lambda console: tell_story(console, reader, reader.example()))
     assert "chosen   fair, score 4.000" in story
     (able,) = [part for part in story.split(" completion ")[1:] if " by able: " in part.splitlines()[0]]
@@ -64,7 +64,7 @@ def test_two_completions_of_one_model_are_told_apart(tmp_path: Path) -> None:
     pipeline, rubric, ledger = build(tmp_path, 1, sets=[pool])
     with ledger:
         make_pairs(pipeline, rubric, ledger.store)
-        with Reader.of(ledger.store) as reader:
+        with Results.of(ledger.store) as reader:
             story = told(lambda console: tell_story(console, reader, reader.example()))
             keys = [row["key"] for row in reader.sql("SELECT key FROM slots WHERE model = 'able'")]
     assert all(f"= able ({key[:8]})" in story and f"able ({key[:8]}), honesty: 5" in story for key in keys)
@@ -77,7 +77,7 @@ def test_a_prompt_that_is_no_longer_selected_is_not_promised_a_pair(tmp_path: Pa
     pipeline, rubric, ledger = build(tmp_path, 2)
     with ledger:
         make_pairs(pipeline, rubric, ledger.store)
-        with Reader.of(ledger.store) as reader:
+        with Results.of(ledger.store) as reader:
             (gone,) = reader.sql("SELECT prompt_id FROM prompts ANTI JOIN selection USING (prompt_id)")
             story = told(lambda console: tell_story(console, reader, gone["prompt_id"]))
     assert "no longer hold it" in story
@@ -89,7 +89,7 @@ def test_a_judgement_that_failed_is_told(tmp_path: Path) -> None:
     )
     with ledger:
         make_pairs(pipeline, rubric, ledger.store)
-        with Reader.of(ledger.store) as reader:
+        with Results.of(ledger.store) as reader:
             (one,) = reader.sql("SELECT prompt_id FROM selection")
             story = told(lambda console: tell_story(console, reader, one["prompt_id"]))
     assert "no pair: no judge gave a readable rating (judgement_failed)" in story

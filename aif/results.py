@@ -1,0 +1,306 @@
+"""What came out, as the store holds it: ratings for scoring, pairs and completions with their texts, whole prompts."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from aif.queries import Reader
+from aif.records import Message, Rating, as_messages
+from aif.scoring import Floats, Ints, Scores
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A prompt with the texts of its chosen and rejected completions, the models' names and the scores. `n` tells the
+    pairs of a prompt apart."""
+
+    prompt_id: str
+    source: str
+    messages: tuple[Message, ...]
+    chosen: str
+    rejected: str
+    chosen_model: str
+    rejected_model: str
+    score_chosen: float
+    score_rejected: float
+    n: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """A prompt with the text of one of its completions, the model's name and the score; `label` where it has one."""
+
+    prompt_id: str
+    source: str
+    messages: tuple[Message, ...]
+    completion: str
+    model: str
+    score: float
+    label: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A slot and what came of it. Without an answer `text` and `finish` are None, and `kind` says why if it was asked.
+    `principle` is the digest of its text."""
+
+    key: str
+    model: str
+    principle: str | None
+    state: str
+    kind: str | None
+    text: str | None
+    finish: str | None
+    score: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A judgement that is wanted of some completions (sorted keys), and what came of it. `key` is None if it was never
+    asked; `text` the judge's words, also where they could not be read; `shown` the keys in the order the judge saw."""
+
+    key: str | None
+    judge: str
+    judge_pass: int
+    request: str
+    answers: tuple[str, ...]
+    state: str
+    kind: str | None
+    text: str | None
+    shown: tuple[str, ...]
+    ratings: tuple[Rating, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """All that is known of a prompt: what its row held besides, the judge's material, every slot of the plan, and every
+    judgement that is wanted."""
+
+    prompt_id: str
+    source: str
+    messages: tuple[Message, ...]
+    meta: Mapping[str, Any]
+    material: Mapping[str, str]
+    answers: tuple[Answer, ...]
+    verdicts: tuple[Verdict, ...]
+
+
+class Results(Reader):
+    """A reader of what came out."""
+
+    def unpaired(self) -> pa.Table:
+        """Prompts that can't go to pairs, with the reason: pending, too_few_completions or judgement_failed."""
+        return self.arrow(
+            """
+            WITH judged AS (
+                SELECT position, bool_or(state IN ('pending', 'later')) AS pending,
+                       bool_or(state = 'answered') AS any_answered
+                FROM needed GROUP BY position
+            ), slotted AS (
+                SELECT position, bool_or(state IN ('pending', 'later')) AS pending FROM slot_states GROUP BY position
+            )
+            SELECT e.prompt_id, CASE
+                WHEN s.position IS NULL OR s.pending OR j.pending THEN 'pending'
+                WHEN j.position IS NULL THEN 'too_few_completions'
+                ELSE 'judgement_failed' END AS outcome
+            FROM selection e
+            LEFT JOIN slotted s ON e.position = s.position LEFT JOIN judged j ON e.position = j.position
+            WHERE s.position IS NULL OR s.pending OR j.position IS NULL OR j.pending OR NOT j.any_answered
+            ORDER BY e.position
+            """
+        )
+
+    def scores(self, aspects: Mapping[str, float], judges: Mapping[str, float]) -> Scores:
+        """The ratings of every prompt whose judging is complete, one row per completion, a column per judge and aspect;
+        both by name with their weights.
+
+        A prompt with a judgement that failed for good is there with what was rated; one with a pending one is not.
+        Ratings of several passes of a judge are averaged; what one of them found not applicable is missing.
+        """
+        rows = self.arrow(
+            """
+            WITH done AS (
+                SELECT position FROM needed GROUP BY position
+                HAVING NOT bool_or(state IN ('pending', 'later')) AND bool_or(state = 'answered')
+            )
+            SELECT s.prompt_id, s.key, s.model, c.finish = 'length' AS truncated, sha256(c.text) AS text_id,
+                   length(c.text) AS length
+            FROM slots s JOIN done USING (position) JOIN completions c ON s.key = c.key
+            ORDER BY s.position, s.slot
+            """
+        )
+        columns = [(judge, aspect) for judge in judges for aspect in aspects]
+        return Scores(
+            prompt_ids=rows.column("prompt_id"),
+            completions=rows.column("key"),
+            models=rows.column("model"),
+            text_ids=rows.column("text_id"),
+            lengths=rows.column("length").to_numpy().astype(np.int64),
+            truncated=rows.column("truncated").to_numpy(zero_copy_only=False).astype(bool),
+            scores=self._rated(rows.column("key"), tuple(aspects), tuple(judges)),
+            aspects=tuple(aspect for _, aspect in columns),
+            judges=tuple(judge for judge, _ in columns),
+            weights=tuple(aspects[aspect] for _, aspect in columns),
+            judge_weights=tuple(judges[judge] for judge, _ in columns),
+        )
+
+    def _rated(self, completions: pa.ChunkedArray, aspects: tuple[str, ...], judges: tuple[str, ...]) -> Floats:
+        """A row per completion, a column per judge and aspect; NaN where there is no rating, or it is N/A."""
+        said = self.arrow(
+            """
+            SELECT r.completion, d.judge, r.aspect, CASE WHEN bool_and(r.state = 'rated') THEN avg(r.score) END AS score
+            FROM needed d JOIN judgements j ON d.judgement = j.key, unnest(j.ratings) AS u(r) GROUP BY ALL
+            """
+        )
+        row = _places(said.column("completion"), completions.combine_chunks())
+        judge, aspect = _places(said.column("judge"), judges), _places(said.column("aspect"), aspects)
+        wanted = (row >= 0) & (judge >= 0) & (aspect >= 0)
+        ratings = np.full((len(completions), len(judges) * len(aspects)), np.nan)
+        scores = said.column("score").to_numpy().astype(float)
+        ratings[row[wanted], (judge * len(aspects) + aspect)[wanted]] = scores[wanted]
+        return ratings
+
+    # --- pairs --------------------------------------------------------------------------------------------------------
+
+    def paired(self) -> pa.Table:
+        """Every pair without its texts, by prompt_id and n: prompt_id, n, source, chosen and rejected (keys), the
+        models' names and the scores."""
+        return self.arrow(
+            "SELECT prompt_id, n, source, chosen, rejected, chosen_model, rejected_model, score_chosen, score_rejected "
+            "FROM pairs ORDER BY prompt_id, n"
+        )
+
+    def pairs(self, paired: pa.Table, batch: int) -> Iterator[list[Pair]]:
+        """Rows of `paired` with their texts, so many at a time, in the table's order.
+
+        Texts are fetched by key, batch by batch: to sort 64,000 rows of 10 KB ends in an out-of-memory error (see
+        `selection`), and a scan for 4,000 keys takes 0.1 s in a store of that size.
+        """
+        for start in range(0, paired.num_rows, batch):
+            rows = paired.slice(start, batch).to_pylist()
+            messages = self._by_key("SELECT prompt_id, messages FROM prompts WHERE prompt_id", rows, "prompt_id")
+            texts = self._by_key("SELECT key, text FROM completions WHERE key", rows, "chosen", "rejected")
+            yield [
+                Pair(
+                    **row
+                    | {
+                        "messages": as_messages(messages[row["prompt_id"]]),
+                        "chosen": texts[row["chosen"]],
+                        "rejected": texts[row["rejected"]],
+                    }
+                )
+                for row in rows
+            ]
+
+    def scored(self) -> pa.Table:
+        """Every completion that has a score, by prompt_id and slot: prompt_id, source, completion (key), text_id (a
+        digest of the text), model, score, truncated."""
+        return self.arrow(
+            "SELECT s.prompt_id, e.source, s.key AS completion, sha256(c.text) AS text_id, s.model, x.score, "
+            "c.finish IS NOT DISTINCT FROM 'length' AS truncated "
+            "FROM scores x JOIN slots s ON x.completion = s.key JOIN completions c ON x.completion = c.key "
+            "JOIN selection e ON s.prompt_id = e.prompt_id ORDER BY s.prompt_id, s.slot"
+        )
+
+    def completed(self, scored: pa.Table, batch: int) -> Iterator[list[Completed]]:
+        """Rows of `scored`, with or without a label, with their texts, so many at a time, in the table's order."""
+        wanted = [name for name in scored.column_names if name not in ("text_id", "truncated")]
+        for start in range(0, scored.num_rows, batch):
+            rows = scored.select(wanted).slice(start, batch).to_pylist()
+            messages = self._by_key("SELECT prompt_id, messages FROM prompts WHERE prompt_id", rows, "prompt_id")
+            texts = self._by_key("SELECT key, text FROM completions WHERE key", rows, "completion")
+            yield [
+                Completed(
+                    **row
+                    | {"messages": as_messages(messages[row["prompt_id"]]), "completion": texts[row["completion"]]}
+                )
+                for row in rows
+            ]
+
+    def selected(self) -> pa.Table:
+        """Every selected prompt that the journal has not lost, by prompt_id: prompt_id and source."""
+        return self.arrow(
+            "SELECT prompt_id, source FROM selection SEMI JOIN prompts USING (prompt_id) ORDER BY prompt_id"
+        )
+
+    def whole(self, selected: pa.Table, batch: int) -> Iterator[list[Whole]]:
+        """Rows of `selected` with all that is known of each prompt, so many at a time, in the table's order."""
+        for start in range(0, selected.num_rows, batch):
+            rows = selected.slice(start, batch).to_pylist()
+            ids = [row["prompt_id"] for row in rows]
+            prompts = {
+                row["prompt_id"]: row
+                for row in self.sql("SELECT * FROM prompts WHERE prompt_id IN (SELECT unnest(?))", [ids])
+            }
+            answers, verdicts = self._grouped(_ANSWERS, ids), self._grouped(_VERDICTS, ids)
+            yield [
+                Whole(
+                    one["prompt_id"],
+                    one["source"],
+                    as_messages(prompts[one["prompt_id"]]["messages"]),
+                    orjson.loads(prompts[one["prompt_id"]]["meta"]),
+                    orjson.loads(prompts[one["prompt_id"]]["material"] or "{}"),
+                    tuple(Answer(**row) for row in answers.get(one["prompt_id"], ())),
+                    tuple(map(_verdict, verdicts.get(one["prompt_id"], ()))),
+                )
+                for one in rows
+            ]
+
+    def _grouped(self, query: str, ids: list[str]) -> dict[str, list[dict[str, Any]]]:
+        grouped: dict[str, list[dict[str, Any]]] = {}
+        for row in self.sql(query, [ids]):
+            grouped.setdefault(row.pop("prompt_id"), []).append(row)
+        return grouped
+
+    def threshold(self, asked: int) -> float | None:
+        """The share of prompt hashes that was fixed as the test split when so many prompts were first asked for."""
+        rows = self._rows("SELECT threshold FROM splits WHERE asked = ? ORDER BY rowid LIMIT 1", [asked])
+        return float(rows[0][0]) if rows else None
+
+    def pending(self) -> list[str]:
+        """Ids of the prompts that are not done with."""
+        return [row[0] for row in self._rows("SELECT prompt_id FROM outcomes WHERE outcome = 'pending'")]
+
+
+def _places(column: pa.ChunkedArray, names: Any) -> Ints:
+    """The place of each value among the names, -1 where it is none of them."""
+    found = pc.index_in(column, value_set=pa.array(names, pa.string()))
+    places: Ints = found.fill_null(-1).to_numpy().astype(np.int64)
+    return places
+
+
+_ANSWERS = """
+SELECT s.prompt_id, s.key, s.model, s.principle, s.state, f.kind, c.text, c.finish, x.score
+FROM slot_states s LEFT JOIN completions c ON s.key = c.key LEFT JOIN failed f ON s.key = f.key
+LEFT JOIN scores x ON s.key = x.completion
+WHERE s.prompt_id IN (SELECT unnest(?)) ORDER BY s.prompt_id, s.slot
+"""
+
+# What was received and could not be used is the judge's words only for these kinds; else it may be an error page.
+_VERDICTS = """
+SELECT d.prompt_id, coalesce(d.judgement, f.key) AS key, d.judge, d.pass AS judge_pass, d.request, d.answers, d.state,
+       f.kind, coalesce(j.text, f.raw) AS text, j.completions AS shown, j.ratings
+FROM needed d LEFT JOIN judgements j ON d.judgement = j.key
+LEFT JOIN (SELECT * REPLACE (CASE WHEN kind IN ('unreadable', 'truncated') THEN raw END AS raw) FROM failed) f
+    ON d.judgement IS NULL AND d.prompt_id = f.prompt_id AND d.spec = f.spec AND d.identity = f.identity
+    AND d.pass = f.pass AND d.answers = f.answers AND d.material IS NOT DISTINCT FROM f.material
+WHERE d.prompt_id IN (SELECT unnest(?)) ORDER BY d.prompt_id, d.judge, d.pass, d.request, d.answers
+"""
+
+
+def _verdict(row: Mapping[str, Any]) -> Verdict:
+    return Verdict(
+        **{
+            **row,
+            "answers": tuple(row["answers"]),
+            "shown": tuple(row["shown"] or ()),
+            "ratings": tuple(
+                Rating(**{**rating, "types": tuple(rating["types"] or ())}) for rating in row["ratings"] or ()
+            ),
+        }
+    )
