@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -167,7 +167,7 @@ async def show(board: Board, console: Console, file: Path, ended: asyncio.Event)
 async def _show(board: Board, console: Console, file: Path, ended: asyncio.Event) -> None:
     if console.is_terminal:
 
-        def drawn() -> Table:
+        def drawn() -> Group:
             return table(board.snapshot(), wide=console.width >= WIDE)
 
         with Live(drawn(), console=console, refresh_per_second=4, transient=True) as live:
@@ -233,17 +233,20 @@ def line(snapshot: Snapshot) -> str:
     return f"{clock(snapshot.elapsed_s)} {state}{doing}{refused}"
 
 
-def table(snapshot: Snapshot, wide: bool) -> Table:
-    """A snapshot as a table, for eyes; with bars where the terminal is wide."""
+def table(snapshot: Snapshot, wide: bool) -> Group:
+    """A snapshot as a table, for eyes; with bars where the terminal is wide. What endpoints do instead of answering
+    stands below it, so that no message, however long, takes the room of the figures."""
     grid = Table(box=None, padding=(0, 1), title_justify="left", title_style="bold")
     grid.title = f"{clock(snapshot.elapsed_s)} gone, {clock(snapshot.eta_s)} to go, {dollars(_usd(snapshot))} spent"
     heads = ("", "", "done", "per s", "open", "failed", "in", "out", "USD")
     for n, head in enumerate(heads):
-        grid.add_column(head, justify="left" if n < 2 else "right", no_wrap=True)
+        # only a column that may wrap is narrowed where the room is short: the name's
+        grid.add_column(head, justify="left" if n < 2 else "right", no_wrap=n > 0)
+    notes: list[Text] = []
     for one in snapshot.lines:
         failed = one.failed + one.later
         grid.add_row(
-            Text(one.name, style="cyan" if one.stage == "completion" else "magenta"),
+            Text(one.name, "cyan" if one.stage == "completion" else "magenta", no_wrap=True, overflow="ellipsis"),
             bar(one.answered + one.failed + one.later, one.wanted) if wide else "",
             f"{one.answered:,}/{one.wanted:,}",
             f"{one.rate:.1f}",
@@ -254,10 +257,10 @@ def table(snapshot: Snapshot, wide: bool) -> Table:
             dollars(one.usd),
         )
         if one.refused:
-            grid.add_row("", Text(f"refused: {one.refused}", style="red", overflow="ellipsis"))
+            notes.append(Text(f" {one.name} refused: {one.refused}", "red", no_wrap=True, overflow="ellipsis"))
         elif one.doing:
-            grid.add_row("", Text(one.doing, style="yellow"))
-    return grid
+            notes.append(Text(f" {one.name} {one.doing}", "yellow", no_wrap=True, overflow="ellipsis"))
+    return Group(grid, *notes)
 
 
 def bar(done: int, wanted: int) -> ProgressBar:

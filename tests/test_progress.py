@@ -163,3 +163,19 @@ def test_the_table_fits_80_columns(board: Board) -> None:
 
     assert "70/100" in said
     assert "…" not in said
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_no_name_and_no_message_takes_the_room_of_the_figures(clock: Clock, width: int) -> None:
+    name = "a-model-of-a-very-long-name-" + 3 * "and-more-of-it-"
+    first, second = endpoint(name, "completion"), endpoint("judge", "judgement")
+    board = Board([first, second], {}, {("completion", name): 64_000, ("judgement", "judge"): 64_000}, clock)
+    second.refuse("HTTP 401: " + 20 * "what the provider had to say of it, ")
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(progress.table(board.snapshot(), wide=width >= progress.WIDE))
+    lines = console.export_text().splitlines()
+
+    assert all(head in lines[1] for head in ("done", "per s", "open", "failed", "in", "out", "USD"))
+    assert sum("0/64,000" in line for line in lines) == 2
+    assert lines[-1].startswith(" judge refused: HTTP 401: what the provider")
+    assert all(len(line) <= width for line in lines)
