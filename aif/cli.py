@@ -381,7 +381,7 @@ def simulate(
     model: Annotated[Optional[list[str]], typer.Option(metavar="NAME=QUALITY", help="A model, quality 0 to 1.")] = None,  # noqa: UP045
     judge: Annotated[Optional[list[str]], typer.Option(metavar="NAME=NOISE", help="A judge, noise from 0.")] = None,  # noqa: UP045
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     latency: Annotated[float, typer.Option(min=0, help="Seconds before each answer.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Other seeds write other texts.")] = 0,
 ) -> None:

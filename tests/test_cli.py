@@ -83,6 +83,7 @@ def test_a_bad_row_is_named_before_anything_is_asked(
         ["rubric", "show", "gone"],
         ["rubric", "render", "unified", "--form", "verse"],
         ["simulate", "--model", "large=much"],
+        ["simulate", "--port", "65536"],
         ["frobnicate"],
         ["run"],
     ],
