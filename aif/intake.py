@@ -215,6 +215,14 @@ def _read_sources(pipeline: Pipeline, ledger: Ledger, tell: Callable[[str], None
         ledger.keep(records)
     if not counts:
         raise BadInput(f"{pipeline.path}: prompts: the sources hold no rows")
+    reasons: Counter[str] = Counter()
+    for (_, reason), rows in counts.items():
+        reasons[reason] += rows
+    if not reasons["selected"]:
+        why = ", ".join(f"{reason.replace('_', ' ')} {rows:,}" for reason, rows in sorted(reasons.items()) if rows)
+        raise BadInput(
+            f"{pipeline.path}: prompts: every row was left out ({why}); correct the rows, or field: of the sources"
+        )
     ledger.keep([events.selected(fingerprint, counts)])
     ledger.store.made_good()
     return fingerprint

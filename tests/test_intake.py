@@ -25,7 +25,7 @@ judges: {{j: {{provider: simulator}}}}
 """
 
 
-def rows(path: Path, *prompts: str) -> None:
+def rows(path: Path, *prompts: str | list[str]) -> None:
     path.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
 
 
@@ -139,4 +139,11 @@ def test_sources_without_rows_are_bad_input(pipeline: Pipeline, tmp_path: Path) 
     rows(tmp_path / "a.jsonl")
     rows(tmp_path / "b.jsonl")
     with pytest.raises(BadInput, match="the sources hold no rows"):
+        taken_in(pipeline)
+
+
+def test_sources_of_which_every_row_is_left_out_are_bad_input(pipeline: Pipeline, tmp_path: Path) -> None:
+    rows(tmp_path / "a.jsonl", " ", ["one", "two"])
+    rows(tmp_path / "b.jsonl", "")
+    with pytest.raises(BadInput, match=r"every row was left out \(bad row 1, empty 2\)"):
         taken_in(pipeline)
