@@ -156,7 +156,7 @@ async def lacks_vllm(one: Launched, environ: Mapping[str, str]) -> str | None:
     if told.returncode == 0:
         return None
     return (
-        f"{one.python} has no vLLM; pip install 'aif[vllm]', or name with launch.python the python "
+        f"{one.python} has no vLLM; `pip install vllm` into its environment, or name with launch.python the python "
         "of an environment that has it"
     )
 

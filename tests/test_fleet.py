@@ -214,7 +214,7 @@ def test_what_can_not_be_started_is_told_before_anything_is(
 def test_a_python_without_vllm_is_told(tmp_path: Path, fakes: Fakes) -> None:
     path = pipeline(tmp_path, {"a": fakes.launch(PYTHONPATH=str(tmp_path))}, fakes.launch())
     (tmp_path / "vllm").mkdir()  # a folder of that name is no vLLM
-    with pytest.raises(BadInput, match=r"a: .* has no vLLM; pip install 'aif\[vllm\]'"):
+    with pytest.raises(BadInput, match=r"a: .* has no vLLM; `pip install vllm`"):
         run(path)
 
 
