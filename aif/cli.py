@@ -144,11 +144,12 @@ def estimate(
 
 def _tell_next(file: Path, ended: "Ended", example: str) -> None:
     steps = []
+    typed = shlex.quote(str(file))
     if example:
-        steps.append(("export", f"{file}", "pairs and a dataset with its card; no model is called"))
-        steps.append(("show", f"{file} {example}", "how a pair came to be"))
+        steps.append(("export", typed, "pairs and a dataset with its card; no model is called"))
+        steps.append(("show", f"{typed} {example}", "how a pair came to be"))
     if ended.incomplete:
-        steps.insert(0, ("run", f"{file}", "goes on with what is pending"))
+        steps.insert(0, ("run", typed, "goes on with what is pending"))
     if steps:
         out.print("\n[bold]Next[/bold]")
     for command, words, meaning in steps:
@@ -267,7 +268,7 @@ def pairs(
     sets: Sets = None,
     versus: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option("--versus", metavar="KEY=VALUE", help="Compare with this key of `pairs` changed, too."),
+        typer.Option("--versus", metavar="KEY=VALUE", help="Compare with this key changed, such as pairs.policy=all."),
     ] = None,
 ) -> None:
     """What a policy makes of the ratings there are, beside another. Nothing is written, no model is called."""
@@ -355,21 +356,21 @@ def _repeated(option: str, values: list[str] | None) -> list[str]:
 
 @app.command()
 def rebuild(pipeline: File, sets: Sets = None) -> None:
-    """Make the store again from the journal. The old one is set aside."""
-    _anew(_load(pipeline, sets), "made again")
+    """Make the store again from the journal. The old one goes once the new one is whole."""
+    _anew(_load(pipeline, sets), "made again from")
 
 
 @app.command()
 def reparse(pipeline: File, sets: Sets = None) -> None:
     """Read every kept reply again with today's reader. No model is called."""
-    _anew(_load(pipeline, sets), "read again")
+    _anew(_load(pipeline, sets), "made again by today's reader from")
 
 
 def _anew(pipeline: "Pipeline", done: str) -> None:
     from aif.again import again
 
     told = again(pipeline, _tell)
-    out.print(f"{told.calls:,} kept calls {done} in {told.seconds:.1f} s")
+    out.print(f"the store is {done} {told.calls:,} kept calls in {told.seconds:.1f} s; no model was called")
     out.print(
         f"judgements: {told.alike:,} read as before, {told.changed:,} otherwise, "
         f"{told.gained:,} only now, {told.lost:,} no longer"
@@ -427,7 +428,8 @@ def init(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folde
     copytree(shipped("data", "starter"), folder, dirs_exist_ok=True)
     file = folder / "pipeline.yaml"
     file.write_text(file.read_text(encoding="utf-8").replace("name: demo", f'name: "{name}"', 1), encoding="utf-8")
-    out.print(f"{file} and {folder / 'prompts.jsonl'} are there. Next:\n  {_me()} run {file}", soft_wrap=True)
+    out.print(f"{file} and {folder / 'prompts.jsonl'} are there. Next:", soft_wrap=True)
+    out.print(f"  {_me()} run {shlex.quote(str(file))}", soft_wrap=True, markup=False)
 
 
 def _new(folder: Path) -> str:

@@ -282,6 +282,7 @@ def test_what_init_makes_runs(typed: Typed, tmp_path: Path, monkeypatch: pytest.
     code, _, err = typed("run", "demo/pipeline.yaml")
     assert code == Exit.DONE, err
     assert typed("init", "demo")[0] == Exit.BAD_INPUT
+    assert "run 'two words/pipeline.yaml'" in typed("init", "two words")[1]
     assert yaml.safe_load(Path("demo/pipeline.yaml").read_text())["name"] == "demo"
 
 
