@@ -10,6 +10,7 @@ from aif.asking import completion_request, judging_request
 from aif.chat.base import CallError, Kind
 from aif.config import Pipeline, api_key
 from aif.endpoints import Endpoint, opened
+from aif.entries import Endpoint as Declared
 from aif.entries import Judge, Model
 from aif.errors import BadInput
 from aif.intake import principles_of, rubric_of
@@ -43,23 +44,35 @@ async def examine(pipeline: Pipeline) -> AsyncIterator[Finding]:
         "pipeline", True, f"{pipeline.path} is sound; rubric {rubric.sheet.name}, {len(pipeline.models)} models"
     )
     yield _disk(pipeline)
-    missing = False
     for one in (*pipeline.models.values(), *pipeline.judges.values()):
-        try:
-            api_key(one, os.environ)
-        except BadInput as error:
-            missing = True
-            yield Finding(one.name, False, str(error))
-    if missing:
-        return
+        if why := _no_key(one):
+            yield Finding(one.name, False, why.removeprefix(f"{one.name}: "))
     async for finding in _servers(pipeline):
         yield finding
-    async with opened(pipeline) as endpoints:
+    async with opened(_with_keys(pipeline)) as endpoints:
         up = [endpoint for endpoint in endpoints if endpoint.up.is_set()]
         tests = [asyncio.create_task(_test(pipeline, rubric, endpoint)) for endpoint in up]
         for test in tests:
             for finding in await test:
                 yield finding
+
+
+def _no_key(one: Declared) -> str | None:
+    try:
+        api_key(one, os.environ)
+    except BadInput as error:
+        return str(error)
+    return None
+
+
+def _with_keys(pipeline: Pipeline) -> Pipeline:
+    """The pipeline with those of its models and judges only that can be asked."""
+    return pipeline.model_copy(
+        update={
+            "models": {name: one for name, one in pipeline.models.items() if not _no_key(one)},
+            "judges": {name: one for name, one in pipeline.judges.items() if not _no_key(one)},
+        }
+    )
 
 
 async def _servers(pipeline: Pipeline) -> AsyncIterator[Finding]:
