@@ -87,8 +87,9 @@ def run(
         tell_summary(out, reader, ended.seconds)
         example = reader.example()
     tell_places(out, one.store)
-    _tell_next(pipeline, ended, example)
-    _leave(pipeline, ended)
+    typed = _typed(pipeline, sets)
+    _tell_next(typed, ended, example)
+    _leave(typed, ended)
 
 
 def _consent(
@@ -136,15 +137,20 @@ def estimate(
             ask_for_probe(err, told, yes=yes)
             ended = feedback(one, err, limit=first)
             if ended.stopped or ended.refused:
-                _leave(pipeline, ended)
+                _leave(_typed(pipeline, sets), ended)
         else:
             err.print("nothing to ask")
     tell_estimate(out, foresee(one, limit, _tell))
 
 
-def _tell_next(file: Path, ended: "Ended", example: str) -> None:
+def _typed(file: Path, sets: list[str] | None) -> str:
+    """A pipeline file and what was set, as another command takes them."""
+    return shlex.join([str(file), *(word for value in sets or [] for word in ("--set", value))])
+
+
+def _tell_next(typed: str, ended: "Ended", example: str) -> None:
+    """What to do next. `typed` is the pipeline file and what was set, as the other commands take them."""
     steps = []
-    typed = shlex.quote(str(file))
     if example:
         steps.append(("export", typed, "pairs and a dataset with its card; no model is called"))
         steps.append(("show", f"{typed} {example}", "how a pair came to be"))
@@ -163,16 +169,16 @@ def _me() -> str:
     return "aif" if which("aif") == str(typed.absolute()) or typed.name != "aif" else str(typed)
 
 
-def _leave(file: Path, ended: "Ended") -> None:
+def _leave(typed: str, ended: "Ended") -> None:
     """The exit code of a run, said with its reason."""
     if ended.refused:
         lines = "\n".join(f"  {name}: {why}" for name, why in ended.refused.items())
-        raise ProviderRefused(f"refused until something is mended:\n{lines}\nthen `aif run {file}` goes on")
+        raise ProviderRefused(f"refused until something is mended:\n{lines}\nthen `aif run {typed}` goes on")
     if ended.stopped:
-        err.print(f"stopped; everything answered is kept. `aif run {file}` goes on", soft_wrap=True)
+        _tell(f"stopped; everything answered is kept. `aif run {typed}` goes on")
         raise typer.Exit(Exit.INTERRUPTED)
     if ended.incomplete:
-        err.print(f"done, but not all was answered: `aif failures {file}` says why", soft_wrap=True)
+        _tell(f"done, but not all was answered: `aif failures {typed}` says why")
         raise typer.Exit(Exit.FAILURES)
 
 
@@ -533,7 +539,7 @@ def rubric_try(
 
     def agreed(bill: Bill) -> bool:
         err.print(told(bill), soft_wrap=True)
-        if yes:
+        if yes or bill.usd == 0:
             return True
         if not sys.stdin.isatty():
             raise BadInput("nobody can be asked whether to spend that; --yes goes on unasked")

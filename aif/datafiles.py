@@ -59,6 +59,11 @@ def _json(text: bytes, where: str) -> Any:
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError as error:
+        try:
+            text.decode()
+        except UnicodeDecodeError as wrong:
+            byte = text[wrong.start]
+            raise BadInput(f"{where}: not UTF-8 (byte {byte:#04x}); save the file as UTF-8") from error
         raise BadInput(f"{where}: not JSON ({error}); each line is one JSON object in UTF-8: correct it") from error
 
 

@@ -6,16 +6,18 @@ import shutil
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
+from aif import sources
 from aif.asking import completion_request, judging_request
 from aif.chat.base import CallError, Kind
 from aif.config import Pipeline, api_key
 from aif.endpoints import Endpoint, opened
 from aif.entries import Endpoint as Declared
-from aif.entries import Judge, Model
+from aif.entries import Judge, Model, Source
 from aif.errors import BadInput
 from aif.intake import principles_of, rubric_of
 from aif.launch import environment, gpus, lacks_vllm, launched, secrets, unreachable
 from aif.placement import described, shifts
+from aif.prompt_row import Skipped
 from aif.reading import Unreadable, read
 from aif.records import Message, Principle, Prompt, Usage, prompt_id
 from aif.rubric import Rubric
@@ -44,6 +46,8 @@ async def examine(pipeline: Pipeline) -> AsyncIterator[Finding]:
         "pipeline", True, f"{pipeline.path} is sound; rubric {rubric.sheet.name}, {len(pipeline.models)} models"
     )
     yield _disk(pipeline)
+    for source in pipeline.prompts:
+        yield _source(source, pipeline)
     for one in (*pipeline.models.values(), *pipeline.judges.values()):
         if why := _no_key(one):
             yield Finding(one.name, False, why.removeprefix(f"{one.name}: "))
@@ -55,6 +59,21 @@ async def examine(pipeline: Pipeline) -> AsyncIterator[Finding]:
         for test in tests:
             for finding in await test:
                 yield finding
+
+
+def _source(source: Source, pipeline: Pipeline) -> Finding:
+    """Whether a source can be read, by its first row."""
+    what = f"prompts {source.source}"
+    try:
+        first = next(sources.read(source, beside=pipeline.beside), None)
+    except BadInput as error:
+        return Finding(what, False, str(error))
+    if first is None:
+        return Finding(what, False, "holds no rows; see file: or hub: and split:")
+    if isinstance(first, Skipped):
+        return Finding(what, True, f"{first.where}: its first row will be left out: {first.detail}")
+    brought = f" with {len(first.carried)} completions of its own" if first.carried else ""
+    return Finding(what, True, f"its first row is a prompt of {len(first.messages)} turns{brought}")
 
 
 def _no_key(one: Declared) -> str | None:

@@ -147,10 +147,21 @@ class _Row:
         return sum(n for _, n in self._recent) / max(0.5, min(WINDOW_S, now - began))
 
 
-def say(console: Console, words: str) -> None:
-    """A line to a person. Where nobody reads it any more, what goes on goes on."""
+def say(console: Console, words: str, style: str | None = None) -> None:
+    """Words to a person, as they are, whoever wrote them. Where nobody reads them any more, what goes on goes on."""
     with suppress(*GONE):
-        console.print(words, highlight=False, markup=False, soft_wrap=True)
+        console.print(visible(words), highlight=False, markup=False, soft_wrap=True, style=style)
+
+
+def visible(text: str) -> str:
+    """The text with its control characters as signs (␛ for escape), but for line breaks and tabs: what a model wrote
+    must not move the cursor of whoever reads it."""
+    return text.translate(_SIGNS)
+
+
+# C0 and DEL have pictures of their own; C1, which some terminals obey too, has none
+_SIGNS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
+_SIGNS |= dict.fromkeys(range(128, 160), 0xFFFD)
 
 
 async def show(board: Board, console: Console, file: Path, ended: asyncio.Event) -> None:

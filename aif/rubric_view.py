@@ -10,6 +10,7 @@ from rich.rule import Rule
 from rich.table import Table
 
 from aif.errors import BadInput
+from aif.progress import say
 from aif.queries import Reader
 from aif.records import Message, Prompt, as_messages, prompt_id
 from aif.rubric import Form, Rubric, order, render
@@ -44,7 +45,7 @@ def tell_messages(console: Console, messages: Sequence[Message]) -> None:
     """Turns word for word, each under its role."""
     for message in messages:
         console.print(f"\n[bold]{message.role}[/bold]")
-        console.print(message.content, markup=False, highlight=False, soft_wrap=True)
+        say(console, message.content)
 
 
 def tell_rendered(console: Console, rubric: Rubric, form: Form, store: Path | None, prefix: str | None) -> None:

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from aif.ledger import Rubrics
 from aif.plan import sent_messages
+from aif.progress import say
 from aif.queries import Reader
 from aif.records import CARRIED, Principle, Prompt, as_messages, carried_identity
 from aif.rubric import render
@@ -30,7 +31,7 @@ def tell_story(console: Console, reader: Reader, prefix: str) -> None:
     prompt = Prompt(prompt_id, as_messages(row["messages"]), row["source"] or "")
     console.print(_head(f"prompt {prompt_id}"))
     said = f"source {row['source'] or '(no longer selected)'}   meta {row['meta']}"
-    console.print(said, highlight=False, markup=False)
+    say(console, said)
     tell_messages(console, prompt.messages)
     _tell_outcome(console, reader, prompt_id, selected=row["source"] is not None)
     principles = reader.texts("principle")
@@ -97,37 +98,38 @@ def _tell_completions(
         for slot in slots
     }
     for slot in slots:
-        score = f"  score {slot['score']:.3f}" if slot["score"] is not None else ""
-        console.print(_head(f"completion {slot['key']} by {slot['model']}: {slot['state']}{score}"))
+        score = f", score {slot['score']:.3f}" if slot["score"] is not None else ""
+        console.print(_head(f"completion {slot['key']}"))
+        say(console, f"by {slot['model']}: {slot['state']}{score}", "bold")
         if slot["finish"] == "length":
             console.print("cut at max_tokens, so it may be rejected but never chosen")
         if slot["spread"] is not None:
             console.print(f"by judge {slot['by_judge']}; spread {slot['spread']:.3f}", highlight=False, markup=False)
         if slot["identity"] == carried_identity(slot["model"]):
             console.print("it came with the prompt; nobody was asked for it", highlight=False)
-            console.print(f"\n{slot['text']}", markup=False, highlight=False, soft_wrap=True)
+            say(console, f"\n{slot['text']}")
             continue
         console.print(
             f"model {slot['identity']}, sample {slot['sample']}, seed {slot['seed']}", highlight=False, markup=False
         )
         if slot["text"] is None:
             if slot["kind"]:
-                console.print(f"{slot['kind']}: {slot['message']}", markup=False)
+                say(console, f"{slot['kind']}: {slot['message']}")
             if slot["raw"]:
-                console.print(f"received: {slot['raw']}", markup=False, highlight=False)
+                say(console, f"received: {slot['raw']}")
             continue
         principle = Principle("", principles[slot["principle"]]) if slot["principle"] else None
         sent = sent_messages(prompt, principle, slot["system"])
         head = sent[0].content if sent[0].role == "system" else None
         if head:
-            console.print(f"sent with the system turn: {head}", markup=False, highlight=False, style="dim")
+            say(console, f"sent with the system turn: {head}", "dim")
         elif sent != prompt.messages:
-            console.print(f"sent with the first turn as: {sent[0].content}", markup=False, highlight=False, style="dim")
+            say(console, f"sent with the first turn as: {sent[0].content}", "dim")
         _tell_call(console, slot)
         if slot["reasoning"]:
             console.print("[bold]reasoning[/bold] (never judged, never exported)")
-            console.print(slot["reasoning"], markup=False, highlight=False, style="dim")
-        console.print(f"\n{slot['text']}", markup=False, highlight=False, soft_wrap=True)
+            say(console, slot["reasoning"], "dim")
+        say(console, f"\n{slot['text']}")
     return names
 
 
@@ -172,15 +174,13 @@ def _tell_judgements(console: Console, reader: Reader, prompt: Prompt, names: Ma
         seen = render(rubric, row["request"], asked, [texts[key] for key in shown], row["form"])
         tell_messages(console, seen.messages)
         console.print("\n[bold]the judge's reply[/bold]")
-        console.print(row["text"], markup=False, highlight=False, soft_wrap=True)
+        say(console, row["text"])
         console.print("\n[bold]read as[/bold]")
         for rating in row["ratings"]:
             said = "N/A" if rating["score"] is None else f"{rating['score']:g}"
             types = f" types {rating['types']}" if rating["types"] else ""
             name = names.get(rating["completion"], "")
-            console.print(
-                f"{name}, {rating['aspect']}: {said}{types}: {rating['rationale']}", markup=False, highlight=False
-            )
+            say(console, f"{name}, {rating['aspect']}: {said}{types}: {rating['rationale']}")
     for failure in reader.sql(
         "SELECT f.*, d.judge FROM failed f JOIN needed d USING (prompt_id, spec, identity, pass, answers) "
         "WHERE f.prompt_id = ? AND f.material IS NOT DISTINCT FROM d.material",
@@ -188,9 +188,9 @@ def _tell_judgements(console: Console, reader: Reader, prompt: Prompt, names: Ma
     ):
         said = f"judgement by {failure['judge']} without a rating: {failure['request']}, {failure['verdict']}"
         console.print(_head(said))
-        console.print(f"{failure['kind']}: {failure['message']}", markup=False)
+        say(console, f"{failure['kind']}: {failure['message']}")
         if failure["raw"]:
-            console.print(failure["raw"], markup=False, highlight=False)
+            say(console, failure["raw"])
 
 
 def _tell_carried_scores(console: Console, row: Mapping[str, Any], names: Mapping[str, str]) -> None:

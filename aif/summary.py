@@ -10,7 +10,7 @@ from rich.text import Text
 
 from aif.chat.base import Kind
 from aif.pairs import Policy
-from aif.progress import dollars
+from aif.progress import dollars, say
 from aif.queries import Books, Reader, Tally
 
 WIDE = 110  # columns of a terminal that hold the leaderboard's full heads
@@ -187,7 +187,7 @@ def tell_failures(console: Console, reader: Reader) -> bool:
         console.print(
             f"{row['endpoint']}: {row['kind']}, {row['items']:,} {items}, {THEN[row['verdict']]}", markup=False
         )
-        console.print(f"    {row['example']}", markup=False)
+        say(console, f"    {row['example']}")
         if mend := MENDS.get(row["kind"]):
             console.print(f"    → {mend}", style="dim", markup=False)
     return True

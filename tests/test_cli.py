@@ -100,6 +100,8 @@ def test_a_run_is_told_and_its_prompts_can_be_shown(typed: Typed, tmp_path: Path
     code, out, _ = typed("run", path)
     assert code == Exit.DONE
     assert re.search(r"6 +rows read", out)
+    assert f"export {path}" in out
+    assert f"export {path} --set pairs.policy=all" in typed("run", path, "--set", "pairs.policy=all")[1]
     for model in ("large", "medium", "small", "tiny"):
         assert model in out
 
@@ -266,6 +268,11 @@ def test_doctor_finds_what_is_wrong_and_says_how_to_mend_it(
     assert "mend judge: no API key; set the environment variable GONE" in out
     assert "tiny: unknown_model" in out  # one missing key hides nothing else
     assert "large: answers as large" in out
+    assert "prompts prompts: its first row is a prompt of 1 turns" in out
+
+    code, out, _ = typed("doctor", path, "--set", "prompts=[{file: gone.jsonl}]")
+    assert code == Exit.BAD_INPUT
+    assert "mend prompts gone: prompt file 'gone.jsonl' not found" in out
 
 
 def test_doctor_tells_names_as_they_are(typed: Typed, tmp_path: Path, serve: Callable[..., Served]) -> None:

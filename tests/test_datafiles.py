@@ -80,6 +80,11 @@ def test_a_cell_may_be_long(tmp_path: Path) -> None:
     assert [len(row["prompt"]) for _, row in rows(path)] == [500_000]
 
 
+def test_jsonl_in_another_encoding_is_told_as_that(tmp_path: Path) -> None:
+    latin = wrote(tmp_path / "p.jsonl", b'{"prompt": "a"}\n{"prompt": "caf\xe9"}\n')
+    assert refused(latin).startswith(":2: not UTF-8 (byte 0xe9); save the file as UTF-8")
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [

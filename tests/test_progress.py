@@ -179,3 +179,10 @@ def test_no_name_and_no_message_takes_the_room_of_the_figures(clock: Clock, widt
     assert sum("0/64,000" in line for line in lines) == 2
     assert lines[-1].startswith(" judge refused: HTTP 401: what the provider")
     assert all(len(line) <= width for line in lines)
+
+
+def test_what_others_wrote_moves_no_cursor() -> None:
+    console = Console(file=io.StringIO(), width=80)
+    progress.say(console, "red\x1b[31m [bold]as it is[/bold]\x07\x9b2J\n\ttabs and lines stay")
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue() == "red␛[31m [bold]as it is[/bold]␇�2J\n        tabs and lines stay\n"
