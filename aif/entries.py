@@ -184,9 +184,7 @@ class Launch(Part):
     def clashes(self) -> Iterator[Problem]:
         for name in self.env:
             if _SECRET.search(name):
-                yield Problem(
-                    ("env", name), f"{_NO_KEY}; set {name} where aif is started, the server gets it from there"
-                )
+                yield Problem(("env", name), f"{_NO_KEY}; take it out: the server gets aif's HF_TOKEN, and no API key")
         for n, given in enumerate(self.args):
             if given.partition("=")[0] in _KEY_ARGS:
                 yield Problem(("args", n), f"{_NO_KEY}; take it out, the server listens to this machine alone")

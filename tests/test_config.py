@@ -604,8 +604,8 @@ WRONG = [
             ),
             (
                 "{model: a, env: {HF_TOKEN: hf_1}}",
-                ".env.HF_TOKEN: a key has no place in the file; set HF_TOKEN where aif is started, the server gets it "
-                "from there",
+                ".env.HF_TOKEN: a key has no place in the file; take it out: the server gets aif's HF_TOKEN, and no "
+                "API key",
             ),
         ]
     ),
