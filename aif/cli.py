@@ -1,18 +1,17 @@
 """The `aif` command: arguments -> one call -> what to print. What is heavy is imported where it is used."""
 
 import asyncio
-import re
 import shlex
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from shutil import which
 from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
-from rich.console import Console
 
+from aif import cli_rubric
 from aif.errors import AifError, BadInput, Exit, ProviderRefused
+from aif.typed import File, Sets, Yes, err, load, me, new_name, out, tell
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,24 +29,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-rubric_app = typer.Typer(help="What the judge is asked.", no_args_is_help=True)
-app.add_typer(rubric_app, name="rubric")
-
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
-
-File = Annotated[Path, typer.Argument(metavar="PIPELINE", help="The pipeline file.")]
-Sets = Annotated[
-    Optional[list[str]],  # noqa: UP045 - typer reads this annotation at run time
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the pipeline, such as models.a.concurrency=8."),
-]
-Yes = Annotated[bool, typer.Option("--yes", help="Spend without asking first.")]
-
-
-def _load(file: Path, sets: list[str] | None) -> "Pipeline":
-    from aif.config import load
-
-    return load(file, sets or [])
+app.add_typer(cli_rubric.app, name="rubric")
 
 
 def _version(asked: bool) -> None:
@@ -80,7 +62,7 @@ def run(
     from aif.run import feedback
     from aif.summary import tell_places, tell_summary
 
-    one = _load(pipeline, sets)
+    one = load(pipeline, sets)
     consent = _consent(one, limit, retry_failed, yes)
     ended = feedback(one, err, limit=limit, retry_failed=retry_failed, consent=consent)
     with Reader.open(one.store) as reader:
@@ -126,12 +108,12 @@ def estimate(
     from aif.estimate_view import ask_for_probe, tell_estimate
     from aif.workload import foresee
 
-    one = _load(pipeline, sets)
+    one = load(pipeline, sets)
     if probe is not None:
         from aif.run import feedback
 
         first = min(probe, limit or probe)
-        told = foresee(one, first, _tell)
+        told = foresee(one, first, tell)
         err.print(f"the probe, the first {first:,} prompts: ", end="")
         if told.calls:
             ask_for_probe(err, told, yes=yes)
@@ -140,7 +122,7 @@ def estimate(
                 _leave(_typed(pipeline, sets), ended)
         else:
             err.print("nothing to ask")
-    tell_estimate(out, foresee(one, limit, _tell))
+    tell_estimate(out, foresee(one, limit, tell))
 
 
 def _typed(file: Path, sets: list[str] | None) -> str:
@@ -159,14 +141,8 @@ def _tell_next(typed: str, ended: "Ended", example: str) -> None:
     if steps:
         out.print("\n[bold]Next[/bold]")
     for command, words, meaning in steps:
-        out.print(f"  {_me()} {command} {words}", soft_wrap=True, markup=False)
+        out.print(f"  {me()} {command} {words}", soft_wrap=True, markup=False)
         out.print(f"      {meaning}", style="dim")
-
-
-def _me() -> str:
-    """How this command was called, so that what is told can be typed."""
-    typed = Path(sys.argv[0])
-    return "aif" if which("aif") == str(typed.absolute()) or typed.name != "aif" else str(typed)
 
 
 def _leave(typed: str, ended: "Ended") -> None:
@@ -175,10 +151,10 @@ def _leave(typed: str, ended: "Ended") -> None:
         lines = "\n".join(f"  {name}: {why}" for name, why in ended.refused.items())
         raise ProviderRefused(f"refused until something is mended:\n{lines}\nthen `aif run {typed}` goes on")
     if ended.stopped:
-        _tell(f"stopped; everything answered is kept. `aif run {typed}` goes on")
+        tell(f"stopped; everything answered is kept. `aif run {typed}` goes on")
         raise typer.Exit(Exit.INTERRUPTED)
     if ended.incomplete:
-        _tell(f"done, but not all was answered: `aif failures {typed}` says why")
+        tell(f"done, but not all was answered: `aif failures {typed}` says why")
         raise typer.Exit(Exit.FAILURES)
 
 
@@ -187,7 +163,7 @@ def status(pipeline: File, sets: Sets = None) -> None:
     """How far a run is, also while it goes on."""
     from aif import ledger, progress
 
-    one = _load(pipeline, sets)
+    one = load(pipeline, sets)
     places = ledger.Places(one.store)
     if ledger.is_held(places.lock):
         out.print(ledger.holder(places.lock), soft_wrap=True)
@@ -225,7 +201,7 @@ def failures(pipeline: File, sets: Sets = None) -> None:
     from aif.queries import Reader
     from aif.summary import tell_failures
 
-    one = _load(pipeline, sets)
+    one = load(pipeline, sets)
     with Reader.open(one.store) as reader:
         _tell_if_another(one, reader)
         if not tell_failures(out, reader):
@@ -237,7 +213,7 @@ def doctor(pipeline: File, sets: Sets = None) -> None:
     """One real request to every model and judge: key, access, template, schema, disk, each with the way to mend it."""
     from aif.doctor import examine
 
-    one = _load(pipeline, sets)
+    one = load(pipeline, sets)
 
     async def tell() -> bool:
         fine = True
@@ -262,7 +238,7 @@ def show(
     from aif.queries import Reader
     from aif.story import tell_story
 
-    one = _load(pipeline, sets)
+    one = load(pipeline, sets)
     with Reader.open(one.store) as reader:
         _tell_if_another(one, reader)
         tell_story(out, reader, prompt_id)
@@ -281,8 +257,8 @@ def pairs(
     from aif.pairs_view import outlook, tell_outlook
     from aif.results import Results
 
-    one = _load(pipeline, sets)
-    other = _load(pipeline, [*(sets or []), *versus]) if versus else None
+    one = load(pipeline, sets)
+    other = load(pipeline, [*(sets or []), *versus]) if versus else None
     with Results.open(one.store) as reader:
         seen = outlook(one, reader)
         beside = outlook(other, reader) if other else None
@@ -301,13 +277,13 @@ def export(
     from aif.intake import prepare, rubric_of
     from aif.ledger import Ledger
 
-    one = _load(pipeline, sets)
+    one = load(pipeline, sets)
     if not one.store.exists():
         raise BadInput(f"{one.store}: no store here yet; `aif run {pipeline}` makes it")
     rubric = rubric_of(one)
-    with Ledger.open(one.store, _tell, rubric) as ledger:
-        prepare(one, ledger, rubric, _tell, reread=False)
-        exported = write(one, rubric, ledger, to or one.store.parent / "dataset", _tell)
+    with Ledger.open(one.store, tell, rubric) as ledger:
+        prepare(one, ledger, rubric, tell, reread=False)
+        exported = write(one, rubric, ledger, to or one.store.parent / "dataset", tell)
     tell_exported(out, exported, pipeline)
 
 
@@ -327,7 +303,7 @@ def publish(
     from aif.ledger import Ledger
     from aif.publish import exported, question, send, survey, tell_plan, tell_published
 
-    one = _load(pipeline, sets)
+    one = load(pipeline, sets)
     if not one.store.exists():
         raise BadInput(f"{one.store}: no store here yet; `aif run {pipeline}` makes it")
     rubric = rubric_of(one)
@@ -335,8 +311,8 @@ def publish(
     mend = shlex.join(
         ["aif", "export", str(pipeline), *(["--out", str(folder)] if folder else []), *_repeated("--set", sets)]
     )
-    with Ledger.open(one.store, _tell, rubric) as ledger:
-        prepare(one, ledger, rubric, _tell, reread=False)
+    with Ledger.open(one.store, tell, rubric) as ledger:
+        prepare(one, ledger, rubric, tell, reread=False)
         run = exported(one, rubric, ledger, place, mend)
     plan = survey(one, place, run, repo, public)
     tell_plan(out, plan)
@@ -363,19 +339,19 @@ def _repeated(option: str, values: list[str] | None) -> list[str]:
 @app.command()
 def rebuild(pipeline: File, sets: Sets = None) -> None:
     """Make the store again from the journal. The old one goes once the new one is whole."""
-    _anew(_load(pipeline, sets), "made again from")
+    _anew(load(pipeline, sets), "made again from")
 
 
 @app.command()
 def reparse(pipeline: File, sets: Sets = None) -> None:
     """Read every kept reply again with today's reader. No model is called."""
-    _anew(_load(pipeline, sets), "made again by today's reader from")
+    _anew(load(pipeline, sets), "made again by today's reader from")
 
 
 def _anew(pipeline: "Pipeline", done: str) -> None:
     from aif.again import again
 
-    told = again(pipeline, _tell)
+    told = again(pipeline, tell)
     out.print(f"the store is {done} {told.calls:,} kept calls in {told.seconds:.1f} s; no model was called")
     out.print(
         f"judgements: {told.alike:,} read as before, {told.changed:,} otherwise, "
@@ -430,155 +406,12 @@ def init(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folde
 
     from aif.resources import shipped
 
-    name = _new(folder)
+    name = new_name(folder)
     copytree(shipped("data", "starter"), folder, dirs_exist_ok=True)
     file = folder / "pipeline.yaml"
     file.write_text(file.read_text(encoding="utf-8").replace("name: demo", f'name: "{name}"', 1), encoding="utf-8")
     out.print(f"{file} and {folder / 'prompts.jsonl'} are there. Next:", soft_wrap=True)
-    out.print(f"  {_me()} run {shlex.quote(str(file))}", soft_wrap=True, markup=False)
-
-
-def _new(folder: Path) -> str:
-    """A name made of a new folder's. Raises BadInput where something stands there."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise BadInput(f"{folder} is not empty; name a new folder")
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name).strip("-.") or "demo"
-
-
-@rubric_app.command("list")
-def rubric_list() -> None:
-    """The rubrics that aif ships."""
-    from aif.resources import shipped
-    from aif.rubric import load
-
-    for folder in sorted(shipped("prompts", "rubrics").iterdir()):
-        rubric = load(folder)
-        out.print(f"[bold]{rubric.sheet.name}[/bold]  {rubric.sheet.description}", soft_wrap=True)
-
-
-Name = Annotated[str, typer.Argument(metavar="RUBRIC", help="A shipped rubric's name, or a folder.")]
-
-
-@rubric_app.command("show")
-def rubric_show(name: Name) -> None:
-    """A rubric's aspects, scales, weights and requests."""
-    from aif.rubric_view import tell_rubric
-
-    tell_rubric(out, _rubric(name))
-
-
-@rubric_app.command("render")
-def rubric_render(
-    name: Name,
-    form: Annotated[str, typer.Option(help="How the reply is asked for: schema or text.")] = "schema",
-    pipeline: Annotated[
-        Path | None, typer.Option(help="Take the prompt and its completions from this pipeline's store.")
-    ] = None,
-    prompt_id: Annotated[str | None, typer.Option(help="With --pipeline: which prompt.")] = None,
-) -> None:
-    """Exactly what a judge sees, for every request of a rubric."""
-    from aif.rubric_view import tell_rendered
-
-    if form not in ("schema", "text"):
-        raise BadInput(f"--form {form}: expected schema or text")
-    if (pipeline is None) != (prompt_id is None):
-        raise BadInput("--pipeline and --prompt-id go together")
-    tell_rendered(
-        out,
-        _rubric(name),
-        "text" if form == "text" else "schema",
-        _load(pipeline, None).store if pipeline else None,
-        prompt_id,
-    )
-
-
-@rubric_app.command("copy")
-def rubric_copy(name: Name, folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")]) -> None:
-    """A rubric of your own, as a copy of another: a folder to edit."""
-    rubric, called = _rubric(name), _new(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for file, text in rubric.files.items():
-        if file == "rubric.yaml":
-            text = re.sub(r"(?m)^name:.*$", f'name: "{called}"', text, count=1)
-        (folder / file).write_text(text, encoding="utf-8")
-    out.print(
-        f"{folder} is a copy of {rubric.sheet.name}, called {called}. Next:\n"
-        f"  edit {folder / 'rubric.yaml'} and the templates it names\n"
-        f"  {_me()} rubric lint {folder}    what is wrong or unwise\n"
-        f"  {_me()} rubric render {folder}  what the judge sees\n"
-        f"  {_me()} rubric try {folder} PIPELINE  rates completions you have, beside the ratings you have\n"
-        f"then write `rubric: {folder}` into the pipeline file",
-        soft_wrap=True, markup=False,
-    )  # fmt: skip
-
-
-@rubric_app.command("lint")
-def rubric_lint(name: Name) -> None:
-    """All that is wrong with a rubric, what is legal but unwise, and what its requests cost."""
-    from aif.rubric_lint import lint, tell_lint
-
-    findings, rubric = lint(_rubric_folder(name))
-    tell_lint(out, findings, rubric)
-    if rubric is None:
-        raise typer.Exit(Exit.BAD_INPUT)
-
-
-@rubric_app.command("try")
-def rubric_try(
-    name: Name,
-    pipeline: File,
-    limit: Annotated[int, typer.Option(min=1, help="On the first so many prompts that are completed.")] = 20,
-    judge: Annotated[
-        str | None, typer.Option(metavar="NAME", help="One of the pipeline's judges; all if left out.")
-    ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Don't ask before spending.")] = False,
-    sets: Sets = None,
-) -> None:
-    """Rate completions that a pipeline has by another rubric, beside the ratings it has. What is asked is kept."""
-    from aif.rubric_trial import Bill, attempt, tell_trial, told
-
-    def agreed(bill: Bill) -> bool:
-        err.print(told(bill), soft_wrap=True)
-        if yes or bill.usd == 0:
-            return True
-        if not sys.stdin.isatty():
-            raise BadInput("nobody can be asked whether to spend that; --yes goes on unasked")
-        try:
-            return typer.confirm("Ask?", err=True)
-        except typer.Abort:
-            return False
-
-    tried = attempt(_load(pipeline, sets), _rubric(name), err, agreed, limit=limit, judge=judge)
-    if tried is None:
-        err.print("nothing was asked")
-        return
-    tell_trial(out, tried)
-    if tried.refused:
-        lines = "\n".join(f"  {name}: {why}" for name, why in tried.refused.items())
-        raise ProviderRefused(f"refused until something is mended:\n{lines}\nthen the same command goes on")
-    if tried.stopped:
-        err.print("stopped; everything answered is kept, and the same command goes on", soft_wrap=True)
-        raise typer.Exit(Exit.INTERRUPTED)
-    if tried.failures:
-        raise typer.Exit(Exit.FAILURES)
-    next_ = f"to rate by it from now on: `rubric: {name}` in {pipeline}; what was asked here is not asked again"
-    out.print(next_, soft_wrap=True, markup=False)
-
-
-def _rubric(name: str) -> "Rubric":
-    from aif.rubric import load
-
-    return load(_rubric_folder(name))
-
-
-def _rubric_folder(name: str) -> Path:
-    from aif.resources import find
-
-    return find(name, None, "prompts/rubrics", "rubric")
-
-
-def _tell(words: str) -> None:
-    err.print(words, markup=False, soft_wrap=True)
+    out.print(f"  {me()} run {shlex.quote(str(file))}", soft_wrap=True, markup=False)
 
 
 def _leaf(error: BaseException) -> BaseException:

@@ -1,0 +1,50 @@
+"""What the commands share: where they print, the arguments they take alike, and how they call themselves."""
+
+import re
+import sys
+from pathlib import Path
+from shutil import which
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+from rich.console import Console
+
+from aif.errors import BadInput
+
+if TYPE_CHECKING:
+    from aif.config import Pipeline
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+File = Annotated[Path, typer.Argument(metavar="PIPELINE", help="The pipeline file.")]
+Sets = Annotated[
+    Optional[list[str]],  # noqa: UP045 - typer reads this annotation at run time
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the pipeline, such as models.a.concurrency=8."),
+]
+Yes = Annotated[bool, typer.Option("--yes", help="Spend without asking first.")]
+
+
+def load(file: Path, sets: list[str] | None) -> "Pipeline":
+    """The pipeline in a file, with what was set."""
+    from aif import config
+
+    return config.load(file, sets or [])
+
+
+def tell(words: str) -> None:
+    """A line beside the output."""
+    err.print(words, markup=False, soft_wrap=True)
+
+
+def me() -> str:
+    """How this command was called, so that what is told can be typed."""
+    typed = Path(sys.argv[0])
+    return "aif" if which("aif") == str(typed.absolute()) or typed.name != "aif" else str(typed)
+
+
+def new_name(folder: Path) -> str:
+    """A name made of a new folder's. Raises BadInput where something stands there."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise BadInput(f"{folder} is not empty; name a new folder")
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name).strip("-.") or "demo"
