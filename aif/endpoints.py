@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
-from aif.chat.base import CallError, ChatModel, Kind
+from aif.chat.base import TRANSIENT, CallError, ChatModel, Kind
 from aif.chat.limits import Pace
 from aif.config import Pipeline, api_key
 from aif.entries import Judge, Model
@@ -14,6 +14,10 @@ from aif.records import Stage, Usage
 
 # A setting the provider does not take is refused with every request: this many are enough to tell, before any answer.
 BAD_REQUESTS = 5
+# From an address where nobody answers, 64,000 prompts would be 7 hours of calls tried six times each. So many that
+# brought nothing over so many seconds, and none that brought anything in this run, are enough to tell.
+SILENT_CALLS, SILENT_S = 20, 60.0
+_SILENT = TRANSIENT - {Kind.RATE_LIMITED}
 
 
 def _set() -> asyncio.Event:
@@ -45,11 +49,15 @@ class Endpoint:
     refused: str | None = None
     answered: int = 0  # ever, as the store knows
     bad_requests: int = 0
+    heard: bool = False  # in this run, whatever the server said
+    silent: int = 0
+    silent_since: float = 0.0
     in_flight: int = 0
 
-    def note(self, error: CallError | None) -> bool:
-        """Takes in how a call ended. True where a refused request says nothing of its item yet: as long as nothing at
-        all was ever answered, it may be a setting that is refused."""
+    def note(self, error: CallError | None, now: float) -> bool:
+        """Takes in how a call ended, at a time in seconds of any clock. True where a refused request says nothing of
+        its item yet: as long as nothing at all was ever answered, it may be a setting that is refused."""
+        self._listen(error, now)
         if error is None:
             self.answered += 1
         if error is None or error.kind != Kind.BAD_REQUEST or self.answered:
@@ -58,6 +66,18 @@ class Endpoint:
         if self.bad_requests >= BAD_REQUESTS:
             self.refuse(f"the first {self.bad_requests} requests were all refused: {error.message}")
         return True
+
+    def _listen(self, error: CallError | None, now: float) -> None:
+        """Stops asking where nobody is."""
+        if error is None or error.kind not in _SILENT:
+            self.heard = True
+        if self.heard or error is None:
+            return
+        self.silent += 1
+        self.silent_since = self.silent_since if self.silent > 1 else now
+        if self.silent >= SILENT_CALLS and now - self.silent_since >= SILENT_S:
+            took = f"{self.silent} calls in {now - self.silent_since:.0f} s"
+            self.refuse(f"nothing came back from {took}; the last: {error.kind}: {error.message}")
 
     def refuse(self, why: str) -> None:
         self.refused = self.refused or why

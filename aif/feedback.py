@@ -151,7 +151,7 @@ class Run:
         async def note(tried: Attempt[Answer]) -> None:
             if tried.error and tried.error.kind in REASKED:
                 call.unmended, call.reasks = tried.error, call.reasks + 1
-            if endpoint.note(tried.error):
+            if endpoint.note(tried.error, clock()):
                 tried = replace(tried, verdict="later")
             await self._keep(endpoint, job, call, tried)
 
