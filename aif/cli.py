@@ -3,7 +3,7 @@
 import asyncio
 import shlex
 import sys
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -14,7 +14,7 @@ from aif.errors import AifError, BadInput, Exit, ProviderRefused
 from aif.typed import File, Sets, Yes, err, load, me, new_name, out, tell
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from aif.config import Pipeline
     from aif.ledger import Ledger
@@ -127,7 +127,7 @@ def estimate(
 
 def _typed(file: Path, sets: list[str] | None) -> str:
     """A pipeline file and what was set, as another command takes them."""
-    return shlex.join([str(file), *(word for value in sets or [] for word in ("--set", value))])
+    return shlex.join([str(file), *_repeated("--set", sets)])
 
 
 def _tell_next(typed: str, ended: "Ended", example: str) -> None:
@@ -265,6 +265,20 @@ def pairs(
     tell_outlook(out, seen, beside, versus or [])
 
 
+@contextmanager
+def _made(one: "Pipeline", file: Path) -> "Iterator[tuple[Rubric, Ledger]]":
+    """A store that a run has made, brought to what the pipeline says now; its prompts are those it has."""
+    from aif.intake import prepare, rubric_of
+    from aif.ledger import Ledger
+
+    if not one.store.exists():
+        raise BadInput(f"{one.store}: no store here yet; `aif run {file}` makes it")
+    rubric = rubric_of(one)
+    with Ledger.open(one.store, tell, rubric) as ledger:
+        prepare(one, ledger, rubric, tell, reread=False)
+        yield rubric, ledger
+
+
 @app.command()
 def export(
     pipeline: File,
@@ -274,15 +288,9 @@ def export(
     """Pairs by the pipeline's policy, as a dataset with its card. No model is called."""
     from aif.export import export as write
     from aif.export import tell_exported
-    from aif.intake import prepare, rubric_of
-    from aif.ledger import Ledger
 
     one = load(pipeline, sets)
-    if not one.store.exists():
-        raise BadInput(f"{one.store}: no store here yet; `aif run {pipeline}` makes it")
-    rubric = rubric_of(one)
-    with Ledger.open(one.store, tell, rubric) as ledger:
-        prepare(one, ledger, rubric, tell, reread=False)
+    with _made(one, pipeline) as (rubric, ledger):
         exported = write(one, rubric, ledger, to or one.store.parent / "dataset", tell)
     tell_exported(out, exported, pipeline)
 
@@ -299,20 +307,14 @@ def publish(
     sets: Sets = None,
 ) -> None:
     """The exported dataset to the Hub, in one commit, after showing what will be sent. Safe to repeat."""
-    from aif.intake import prepare, rubric_of
-    from aif.ledger import Ledger
     from aif.publish import exported, question, send, survey, tell_plan, tell_published
 
     one = load(pipeline, sets)
-    if not one.store.exists():
-        raise BadInput(f"{one.store}: no store here yet; `aif run {pipeline}` makes it")
-    rubric = rubric_of(one)
     place = folder or one.store.parent / "dataset"
     mend = shlex.join(
         ["aif", "export", str(pipeline), *(["--out", str(folder)] if folder else []), *_repeated("--set", sets)]
     )
-    with Ledger.open(one.store, tell, rubric) as ledger:
-        prepare(one, ledger, rubric, tell, reread=False)
+    with _made(one, pipeline) as (rubric, ledger):
         run = exported(one, rubric, ledger, place, mend)
     plan = survey(one, place, run, repo, public)
     tell_plan(out, plan)

@@ -24,11 +24,9 @@ PARTS: tuple[Part, ...] = ("train", "test")
 # --- pairs ------------------------------------------------------------------------------------------------------------
 
 
-def _trl(pair: Pair) -> Row:
+def _sides(pair: Pair) -> Row:
+    """The columns of `_SIDES`."""
     return {
-        "prompt": as_dicts(pair.messages),
-        "chosen": [assistant(pair.chosen)],
-        "rejected": [assistant(pair.rejected)],
         "prompt_id": pair.prompt_id,
         "source": pair.source,
         "score_chosen": pair.score_chosen,
@@ -38,18 +36,22 @@ def _trl(pair: Pair) -> Row:
     }
 
 
+def _trl(pair: Pair) -> Row:
+    return {
+        "prompt": as_dicts(pair.messages),
+        "chosen": [assistant(pair.chosen)],
+        "rejected": [assistant(pair.rejected)],
+        **_sides(pair),
+    }
+
+
 def _reward(pair: Pair) -> Row:
     turns = as_dicts(pair.messages)
     return {
         "chosen": [*turns, assistant(pair.chosen)],
         "rejected": [*turns, assistant(pair.rejected)],
         "margin": pair.score_chosen - pair.score_rejected,
-        "prompt_id": pair.prompt_id,
-        "source": pair.source,
-        "score_chosen": pair.score_chosen,
-        "score_rejected": pair.score_rejected,
-        "chosen_model": pair.chosen_model,
-        "rejected_model": pair.rejected_model,
+        **_sides(pair),
     }
 
 
@@ -111,26 +113,22 @@ def _h4_gen_faults(row: Row) -> Iterator[str]:
 # --- completions ------------------------------------------------------------------------------------------------------
 
 
+def _one(one: Completed) -> Row:
+    """The columns of `_ONE`."""
+    return {"prompt_id": one.prompt_id, "source": one.source, "model": one.model, "score": one.score}
+
+
 def _kto(one: Completed) -> Row:
     return {
         "prompt": as_dicts(one.messages),
         "completion": [assistant(one.completion)],
         "label": one.label,
-        "prompt_id": one.prompt_id,
-        "source": one.source,
-        "model": one.model,
-        "score": one.score,
+        **_one(one),
     }
 
 
 def _sft(one: Completed) -> Row:
-    return {
-        "messages": [*as_dicts(one.messages), assistant(one.completion)],
-        "prompt_id": one.prompt_id,
-        "source": one.source,
-        "model": one.model,
-        "score": one.score,
-    }
+    return {"messages": [*as_dicts(one.messages), assistant(one.completion)], **_one(one)}
 
 
 def _kto_faults(row: Row) -> Iterator[str]:

@@ -11,6 +11,7 @@ from aif.plan import System
 from aif.queries import Reader, Tally
 from aif.records import Prompt
 from aif.rubric import Form
+from aif.store import within
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,20 +85,13 @@ class Outlook(Reader):
 
     def foreseen(self, limit: int | None) -> dict[tuple[str, str], Tally]:
         """As `tallies`, and judgements counted as if every completion came through that is still pending."""
-        within = _within(limit)
-        rows = self._rows(
-            f"SELECT stage, endpoint, count(*), count(*) FILTER (state = 'answered'), "
-            f"count(*) FILTER (state = 'failed'), count(*) FILTER (state = 'later') FROM ("
-            f"SELECT 'completion' AS stage, model AS endpoint, state FROM slot_states WHERE {within} UNION ALL "
-            f"SELECT 'judgement', judge, state FROM foreseen WHERE {within}) GROUP BY ALL"
-        )
-        return {(stage, endpoint): Tally(*counts) for stage, endpoint, *counts in rows}
+        return self._tallied("foreseen", limit)
 
     def slots_to_ask(self, model: str, limit: int | None, most: int) -> list[SlotCall]:
         """At most so many of a model's slots that are pending, spread evenly."""
         rows = self._rows(
             f"SELECT s.position, x.content, NULL, NULL FROM (SELECT * FROM slot_states "
-            f"WHERE model = ? AND state IN ('pending', 'later') AND {_within(limit)} {_spread('position, slot')}) s "
+            f"WHERE model = ? AND state IN ('pending', 'later') AND {within(limit)} {_spread('position, slot')}) s "
             f"LEFT JOIN texts x ON x.digest = s.principle",
             [model, most],
         )
@@ -126,7 +120,7 @@ class Outlook(Reader):
         """At most so many of a judge's judgements that are pending, spread evenly over requests and prompts."""
         rows = self._rows(
             f"SELECT position, request, answers FROM foreseen WHERE judge = ? AND state IN ('pending', 'later') "
-            f"AND {_within(limit)} {_spread('request, position, answers')}",
+            f"AND {within(limit)} {_spread('request, position, answers')}",
             [judge, most],
         )
         positions = list({at for at, *_ in rows})
@@ -191,7 +185,3 @@ class Outlook(Reader):
 def _spread(order: str) -> str:
     """Of the rows, at most as many as the next parameter says, one out of every so many."""
     return f"QUALIFY (row_number() OVER (ORDER BY {order}) - 1) % ((count(*) OVER () - 1) // ? + 1) = 0"
-
-
-def _within(limit: int | None) -> str:
-    return "true" if limit is None else f"position < {limit}"

@@ -13,7 +13,7 @@ import pyarrow as pa
 from aif.errors import BadInput, StoreDamaged
 from aif.pairs import Policy
 from aif.records import Prompt, Slot, as_messages
-from aif.store import Spec, Store, check_version, connect, noticing
+from aif.store import Spec, Store, check_version, connect, noticing, within
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,21 +297,25 @@ class Reader:
 
     def tallies(self, limit: int | None = None) -> dict[tuple[str, str], Tally]:
         """By (stage, endpoint). What a judge will be asked about prompts still in the making is not counted yet."""
-        within = f"position < {limit}" if limit is not None else "true"
+        return self._tallied("needed", limit)
+
+    def _tallied(self, judgements: str, limit: int | None) -> dict[tuple[str, str], Tally]:
+        """By (stage, endpoint), judgements as the view of this name has them."""
+        reached = within(limit)
         rows = self._rows(
             f"SELECT stage, endpoint, count(*), count(*) FILTER (state = 'answered'), "
             f"count(*) FILTER (state = 'failed'), "
             f"count(*) FILTER (state = 'later') FROM ("
-            f"SELECT 'completion' AS stage, model AS endpoint, state FROM slot_states WHERE {within} UNION ALL "
-            f"SELECT 'judgement', judge, state FROM needed WHERE {within}) GROUP BY ALL ORDER BY ALL"
+            f"SELECT 'completion' AS stage, model AS endpoint, state FROM slot_states WHERE {reached} UNION ALL "
+            f"SELECT 'judgement', judge, state FROM {judgements} WHERE {reached}) GROUP BY ALL ORDER BY ALL"
         )
         return {(stage, endpoint): Tally(*counts) for stage, endpoint, *counts in rows}
 
     def planned(self, limit: int | None = None) -> Planned:
         """What the present plan wants of the prompts before position `limit`."""
-        within = f"position < {limit}" if limit is not None else "true"
-        models = dict(self._rows(f"SELECT model, count(*) FROM slots WHERE {within} GROUP BY model ORDER BY model"))
-        (prompts,) = self._rows(f"SELECT count(DISTINCT position) FROM slots WHERE {within}")
+        reached = within(limit)
+        models = dict(self._rows(f"SELECT model, count(*) FROM slots WHERE {reached} GROUP BY model ORDER BY model"))
+        (prompts,) = self._rows(f"SELECT count(DISTINCT position) FROM slots WHERE {reached}")
         return Planned(models, prompts[0])
 
     def reach(self, prompts: int) -> int:

@@ -97,6 +97,11 @@ def check_version(db: duckdb.DuckDBPyConnection, path: Path) -> None:
         raise StoreDamaged(f"{path}: made by another version of aif (schema {made}, now {SCHEMA_VERSION})")
 
 
+def within(limit: int | None) -> str:
+    """The condition, in SQL, that a row's prompt is among the first `limit`."""
+    return "true" if limit is None else f"position < {limit}"
+
+
 class Store:
     """The writing end of the store."""
 
@@ -323,21 +328,21 @@ class Store:
 
     def begin(self, limit: int | None) -> None:
         """Lists what a run has to do: slots without an answer, and prompts that are ready to be judged."""
-        within = f"position < {limit}" if limit is not None else "true"
+        reached = within(limit)
         with self._transaction():
             self._db.execute("DELETE FROM settled; DELETE FROM todo; DELETE FROM ready")
             self._db.execute(
                 f"INSERT INTO settled SELECT position, slot, state = 'answered' FROM slot_states "
-                f"WHERE state IN ('answered', 'failed') AND {within}"
+                f"WHERE state IN ('answered', 'failed') AND {reached}"
             )
             self._db.execute(
                 "INSERT INTO todo "
                 "SELECT row_number() OVER (PARTITION BY model ORDER BY position, slot), model, position, slot "
-                f"FROM slot_states WHERE state IN ('pending', 'later') AND {within}"
+                f"FROM slot_states WHERE state IN ('pending', 'later') AND {reached}"
             )
             self._db.execute(
                 f"INSERT INTO ready SELECT row_number() OVER (ORDER BY position), position "
-                f"FROM (SELECT DISTINCT position FROM needed WHERE state IN ('pending', 'later') AND {within})"
+                f"FROM (SELECT DISTINCT position FROM needed WHERE state IN ('pending', 'later') AND {reached})"
             )
 
     def notice_ready(self, positions: Sequence[int], per_prompt: int, min_completions: int) -> None:
