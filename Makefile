@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 REAL := .venv-real
 
 .DEFAULT_GOAL := help
-.PHONY: help install feedback test test-real package lint format typecheck docs clean
+.PHONY: help install feedback test test-real chaos package lint format typecheck docs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -32,6 +32,9 @@ test: $(VENV)/installed  ## the fast suite
 test-real:  ## the suite with a real vLLM (CPU build) and TRL; Linux x86-64
 	scripts/real-env.sh $(REAL)
 	$(REAL)/bin/python -m pytest -q tests/real
+
+chaos: $(VENV)/installed  ## try every promise at full length (TRIALS="2 12": some) and write docs/reliability.md; two hours
+	$(BIN)/python -m chaos $(TRIALS)
 
 package: $(VENV)/installed  ## build wheel and sdist, and try each in a bare environment
 	scripts/try-package.sh

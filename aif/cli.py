@@ -5,7 +5,7 @@ import shlex
 import sys
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
@@ -369,14 +369,25 @@ def simulate(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     latency: Annotated[float, typer.Option(min=0, help="Seconds before each answer.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Other seeds write other texts.")] = 0,
+    fault: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=SHARE", help="What befalls a share of the calls, such as rate_limited=0.05."),
+    ] = None,
+    requests_per_minute: Annotated[Optional[int], typer.Option(min=1, help="What each model takes.")] = None,  # noqa: UP045
+    tokens_per_minute: Annotated[Optional[int], typer.Option(min=1, help="What each model takes.")] = None,  # noqa: UP045
 ) -> None:
     """Serve models of declared quality, judges of declared noise, as providers do; any name, if none is given."""
-    from aif.simulator import Cast, Simulator
+    from aif.simulator import Cast, Fault, Faults, Simulator
 
     cast = Cast(_pairs(model, "--model"), _pairs(judge, "--judge"), seed, open=not (model or judge))
+    shares = _pairs(fault, "--fault")
+    if unknown := shares.keys() - set(Fault):
+        raise BadInput(f"--fault {sorted(unknown)[0]}: no such fault; there are {', '.join(sorted(Fault))}")
+    faults = Faults({Fault(name): share for name, share in shares.items()}, seed)
+    limits: dict[str, Any] = {"requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute}
 
     async def serve() -> None:
-        async with Simulator(cast, host=host, port=port, latency_s=latency) as simulator:
+        async with Simulator(cast, host=host, port=port, latency_s=latency, faults=faults, **limits) as simulator:
             out.print(f"serving at {simulator.base_url} (Ctrl-C ends it)")
             await asyncio.Event().wait()
 

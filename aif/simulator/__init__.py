@@ -4,6 +4,7 @@ benchmarks talk to it.
 """
 
 from aif.simulator.cast import Cast
-from aif.simulator.server import Simulator
+from aif.simulator.faults import Arrival, Fault, Faults, Mishap
+from aif.simulator.server import Call, Simulator
 
-__all__ = ["Cast", "Simulator"]
+__all__ = ["Arrival", "Call", "Cast", "Fault", "Faults", "Mishap", "Simulator"]

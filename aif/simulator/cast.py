@@ -48,11 +48,20 @@ class Cast:
 class RefusedError(Exception):
     """A request that is answered with an error, which each API shapes in its own way."""
 
-    def __init__(self, status: int, message: str, *, code: str | None = None, param: str | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
         self.param = param
+        self.headers = headers or {}
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,10 @@
 """Chat completions as vLLM and OpenAI answer them. Pure: one body is answered with the same bytes, on any machine, in
 any order."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from aif.chat.base import Finish
 from aif.entries import REASONING
 from aif.records import Message, Role, digest
 from aif.simulator.cast import Ask, Cast, RefusedError, number, say, text_of
@@ -49,6 +50,16 @@ def error(refused: RefusedError) -> dict[str, Any]:
     """The body of an error."""
     sort = "server_error" if refused.status >= 500 else "invalid_request_error"
     return {"error": {"message": str(refused), "type": sort, "param": refused.param, "code": refused.code}}
+
+
+def reworded(reply: Mapping[str, Any], words: Callable[[str], str], finish: Finish | None = None) -> dict[str, Any]:
+    """The reply with other words in the place of its text, and another finish."""
+    (choice,) = reply["choices"]
+    message = choice["message"] | {"content": words(choice["message"]["content"])}
+    if finish == "refusal":
+        message["refusal"] = "I can't help with that."
+    reason = {"refusal": "content_filter", None: choice["finish_reason"]}.get(finish, finish)
+    return {**reply, "choices": [choice | {"message": message, "finish_reason": reason}]}
 
 
 def _room(prompt_tokens: int, max_tokens: int | None, max_model_len: int) -> int:

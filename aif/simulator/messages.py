@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from aif.chat.base import Finish
 from aif.chat.wire import unbounded
 from aif.records import Message, Role, digest
 from aif.simulator.cast import FRAME, Ask, Cast, RefusedError, number, say, text_of
@@ -23,6 +24,10 @@ _TYPES = {
     429: "rate_limit_error",
     529: "overloaded_error",
 }
+
+
+# There is no 429 for an empty account: it is a bad request like others, told by its words alone.
+QUOTA = (400, "Your credit balance is too low to access the Anthropic API. Please go to Plans & Billing.")
 
 
 def error(refused: RefusedError) -> dict[str, Any]:
@@ -90,6 +95,13 @@ def answer(cast: Cast, ask: Ask, id: str, max_model_len: int) -> dict[str, Any]:
         "stop_sequence": None,
         "usage": {"input_tokens": ask.tokens, "output_tokens": tokens},
     }
+
+
+def reworded(reply: Mapping[str, Any], words: Callable[[str], str], finish: Finish | None = None) -> dict[str, Any]:
+    """The reply with other words in the place of its text, and another finish."""
+    text = words("".join(block["text"] for block in reply["content"]))
+    reason = {"stop": "end_turn", "length": "max_tokens", None: reply["stop_reason"]}.get(finish, finish)
+    return {**reply, "content": [{"type": "text", "text": text}] if text else [], "stop_reason": reason}
 
 
 def _read(body: Any) -> tuple[Ask, list[Prefix]]:
