@@ -4,18 +4,19 @@ from pathlib import Path
 
 import pytest
 
-from chaos import Trial, page, trials
+from chaos import RELIABILITY
+from measured import Trial
 
 
-@pytest.mark.parametrize("one", trials(), ids=lambda one: str(one.__name__.rpartition(".")[2]))
+@pytest.mark.parametrize("one", RELIABILITY.trials(), ids=lambda one: str(one.__name__.rpartition(".")[2]))
 def test_the_promise_is_kept(one: Trial, tmp_path: Path) -> None:
     assert one.broken(one.trial(tmp_path, full=False)) == []
 
 
 def test_each_promise_is_tried_once() -> None:
-    numbers = [one.NUMBER for one in trials()]
+    numbers = [one.NUMBER for one in RELIABILITY.trials()]
     assert len(numbers) == len(set(numbers))
 
 
 def test_the_page_says_what_was_measured() -> None:
-    assert page.PAGE.read_text() == page.rendered(), "run `python -m chaos.page`"
+    assert RELIABILITY.path.read_text() == RELIABILITY.rendered(), "run `python -m chaos page`"
