@@ -1,23 +1,29 @@
 """The models and judges of a pipeline as what they are during a run: clients with their limits, price and state."""
 
 import asyncio
+import math
 import os
+import random
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 
-from aif.chat.base import TRANSIENT, CallError, ChatModel, Kind
-from aif.chat.limits import Pace
+from aif.chat.base import PROVIDER, CallError, ChatModel, Kind, Reply, Request
+from aif.chat.gate import Caller, Gate, Pass
+from aif.chat.limits import Cost, Pace
+from aif.chat.retry import Policy
 from aif.config import Pipeline, api_key
 from aif.entries import Judge, Model
 from aif.records import Stage, Usage
 
 # A setting the provider does not take is refused with every request: this many are enough to tell, before any answer.
 BAD_REQUESTS = 5
-# From an address where nobody answers, 64,000 prompts would be 7 hours of calls tried six times each. So many that
-# brought nothing over so many seconds, and none that brought anything in this run, are enough to tell.
-SILENT_CALLS, SILENT_S = 20, 60.0
-_SILENT = TRANSIENT - {Kind.RATE_LIMITED}
+
+
+class Halted(Exception):
+    """The endpoint takes no further call; the item stays pending."""
 
 
 def _set() -> asyncio.Event:
@@ -41,6 +47,9 @@ class Endpoint:
     concurrency: int
     cost: Callable[[Usage | None], float | None]
     pace: Pace
+    policy: Policy = field(default_factory=Policy)
+    clock: Callable[[], float] = time.monotonic
+    jitter: Callable[[], float] = random.random
     halt: asyncio.Event = field(default_factory=asyncio.Event)
     up: asyncio.Event = field(default_factory=_set)
     wanted: asyncio.Event = field(default_factory=asyncio.Event)
@@ -49,35 +58,85 @@ class Endpoint:
     refused: str | None = None
     answered: int = 0  # ever, as the store knows
     bad_requests: int = 0
-    heard: bool = False  # in this run, whatever the server said
-    silent: int = 0
-    silent_since: float = 0.0
-    in_flight: int = 0
 
-    def note(self, error: CallError | None, now: float) -> bool:
-        """Takes in how a call ended, at a time in seconds of any clock. True where a refused request says nothing of
-        its item yet: as long as nothing at all was ever answered, it may be a setting that is refused."""
-        self._listen(error, now)
-        if error is None:
-            self.answered += 1
-        if error is None or error.kind != Kind.BAD_REQUEST or self.answered:
-            return False
-        self.bad_requests += 1
-        if self.bad_requests >= BAD_REQUESTS:
-            self.refuse(f"the first {self.bad_requests} requests were all refused: {error.message}")
-        return True
+    def __post_init__(self) -> None:
+        self._line = asyncio.Lock()  # who waits for a turn, in the order they came
+        self._stirred = asyncio.Event()  # the first of them looks again
 
-    def _listen(self, error: CallError | None, now: float) -> None:
-        """Stops asking where nobody is."""
-        if error is None or error.kind not in _SILENT:
-            self.heard = True
-        if self.heard or error is None:
-            return
-        self.silent += 1
-        self.silent_since = self.silent_since if self.silent > 1 else now
-        if self.silent >= SILENT_CALLS and now - self.silent_since >= SILENT_S:
-            took = f"{self.silent} calls in {now - self.silent_since:.0f} s"
-            self.refuse(f"nothing came back from {took}; the last: {error.kind}: {error.message}")
+    @cached_property
+    def gate(self) -> Gate:
+        """Made at the first call: until then, servers that are launched may add to `concurrency`."""
+        return Gate(self.concurrency, self.policy, self.jitter)
+
+    @property
+    def in_flight(self) -> int:
+        return self.gate.in_flight
+
+    def instead(self) -> str | None:
+        """What the endpoint, or its servers, do instead of answering."""
+        return self.doing or self.gate.instead(self.clock())
+
+    @asynccontextmanager
+    async def turn(self, request: Request, caller: Caller) -> AsyncIterator["Turn"]:
+        """A place for one call, as soon as a server is up, the gate has one and the limits allow it; then for as long
+        as the call takes. How it ended is taken in, and whose doing that was told to the caller. Raises Halted."""
+        cost = self.pace.cost(sum(len(message.content) for message in request.messages), request.max_tokens)
+        turn = Turn(self.client, request)
+        place = await self._admitted(caller, cost)
+        try:
+            yield turn
+        except CallError as error:
+            self.gate.ended(place, error, self.clock())
+            self._failed(error, caller)
+            raise
+        else:
+            if turn.reply is not None:
+                self.gate.ended(place, None, self.clock())
+                self._replied(turn.reply, cost)
+        finally:
+            self.gate.leave(place)
+            self._stirred.set()
+
+    async def _admitted(self, caller: Caller, cost: Cost) -> Pass:
+        self.wanted.set()
+        async with self._line:
+            while not self.halt.is_set():
+                self._stirred.clear()
+                if not self.up.is_set():
+                    await self.up.wait()
+                    self.gate.renew()
+                    continue
+                now = self.clock()
+                wait_s = max(self.gate.wait(now), self.pace.wait(cost, now))
+                if not wait_s:
+                    self.pace.take(cost, now)
+                    return self.gate.enter(caller)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(wait_s if wait_s < math.inf else None):
+                        await self._stirred.wait()
+        raise Halted
+
+    def _replied(self, reply: Reply, cost: Cost) -> None:
+        self.answered += 1
+        self.pace.learn(reply.quotas)
+        if reply.usage is not None:
+            self.pace.counted(cost, reply.usage.input, self.clock())
+
+    def _failed(self, error: CallError, caller: Caller) -> None:
+        """Stops asking what will not answer."""
+        self.pace.learn(error.quotas)
+        if error.kind is Kind.RATE_LIMITED:
+            self.pace.limited(self.clock())
+        if error.kind in PROVIDER:
+            self.refuse(error.message)
+        elif self.gate.given_up:
+            self.refuse(self.gate.given_up)
+        elif error.kind is Kind.BAD_REQUEST and not self.answered:
+            # says nothing of its item yet: as long as nothing at all was ever answered, it may be a setting
+            caller.blame = "unknown"
+            self.bad_requests += 1
+            if self.bad_requests >= BAD_REQUESTS:
+                self.refuse(f"the first {self.bad_requests} requests were all refused: {error.message}")
 
     def refuse(self, why: str) -> None:
         self.refused = self.refused or why
@@ -87,13 +146,7 @@ class Endpoint:
         """No further call is made, and nobody waits for a server."""
         self.halt.set()
         self.up.set()
-
-    async def ready(self) -> bool:
-        """Waits for a server that is up; False where no further call is to be made."""
-        self.wanted.set()
-        if not self.halt.is_set():
-            await self.up.wait()
-        return not self.halt.is_set()
+        self._stirred.set()
 
     async def sleep(self, seconds: float) -> bool:
         """Waits; False as soon as the endpoint is halted."""
@@ -105,8 +158,24 @@ class Endpoint:
         return False
 
 
+@dataclass(slots=True)
+class Turn:
+    """The place of one call."""
+
+    client: ChatModel
+    request: Request
+    reply: Reply | None = None
+
+    async def ask(self) -> Reply:
+        """Makes the call. Raises CallError."""
+        self.reply = await self.client.ask(self.request)
+        return self.reply
+
+
 @asynccontextmanager
-async def opened(pipeline: Pipeline, environ: Mapping[str, str] = os.environ) -> AsyncIterator[list[Endpoint]]:
+async def opened(
+    pipeline: Pipeline, environ: Mapping[str, str] = os.environ, policy: Policy | None = None
+) -> AsyncIterator[list[Endpoint]]:
     """Every model and judge of a pipeline, connected to lazily; the simulator is started where one is declared. Those
     with `launch` have no server yet (see fleet.py)."""
     async with AsyncExitStack() as stack:
@@ -119,16 +188,14 @@ async def opened(pipeline: Pipeline, environ: Mapping[str, str] = os.environ) ->
         for stage, one in declared:
             client = _client(one, stage, simulator, api_key(one, environ))
             stack.push_async_callback(client.aclose)
-            endpoints.append(_endpoint(one, stage, client))
+            endpoints.append(_endpoint(one, stage, client, policy or Policy()))
         yield endpoints
 
 
-def _endpoint(one: Model | Judge, stage: Stage, client: ChatModel) -> Endpoint:
-    async def sleep(seconds: float) -> bool:
-        return await endpoint.sleep(seconds)
-
-    pace = Pace(one.requests_per_minute, one.tokens_per_minute, clock=asyncio.get_running_loop().time, sleep=sleep)
-    endpoint = Endpoint(one.name, stage, one.identity, client, one.concurrency, one.cost, pace)
+def _endpoint(one: Model | Judge, stage: Stage, client: ChatModel, policy: Policy) -> Endpoint:
+    pace = Pace(one.requests_per_minute, one.tokens_per_minute)
+    clock = asyncio.get_running_loop().time
+    endpoint = Endpoint(one.name, stage, one.identity, client, one.concurrency, one.cost, pace, policy, clock)
     if one.launch:
         endpoint.up.clear()
     return endpoint

@@ -10,17 +10,19 @@ import asyncio
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from aif import events
-from aif.asking import completion_request, judging_request, once_more, tokens
+from aif.asking import completion_request, judging_request, once_more
 from aif.chat.base import REASKED, UNBILLED, CallError, Kind, Reply, Request
+from aif.chat.gate import Caller
 from aif.chat.retry import Attempt, Policy, persist
 from aif.config import Pipeline
-from aif.endpoints import Endpoint
+from aif.endpoints import Endpoint, Halted
 from aif.ledger import Ledger
 from aif.queries import Need, Reader, Ready, Todo
 from aif.reading import Unreadable, read
@@ -135,32 +137,21 @@ class Run:
         call = _Call()
 
         async def attempt(_: int) -> Answer:
-            request = job.request(call.reasks, call.unmended)
-            await endpoint.pace.turn(tokens(request))
-            if not await endpoint.ready():
-                raise _Halted
-            call.started, began = datetime.now(UTC), clock()
-            endpoint.in_flight += 1
-            try:
-                reply = await endpoint.client.ask(request)
-            finally:
-                endpoint.in_flight -= 1
-                call.seconds = clock() - began
+            async with endpoint.turn(job.request(call.reasks, call.unmended), call.caller) as turn:
+                call.started, began = datetime.now(UTC), clock()
+                try:
+                    reply = await turn.ask()
+                finally:
+                    call.seconds = clock() - began
             return reply, job.read(reply)
 
         async def note(tried: Attempt[Answer]) -> None:
             if tried.error and tried.error.kind in REASKED:
                 call.unmended, call.reasks = tried.error, call.reasks + 1
-            if endpoint.note(tried.error, clock()):
-                tried = replace(tried, verdict="later")
             await self._keep(endpoint, job, call, tried)
 
-        try:
-            last = await persist(attempt, self.policy, note, endpoint.sleep, clock)
-        except _Halted:
-            return
-        if last.verdict == "refused" and last.error:
-            endpoint.refuse(last.error.message)
+        with suppress(Halted):
+            await persist(attempt, self.policy, note, endpoint.sleep, clock, blame=lambda: call.caller.blame)
 
     async def _keep(self, endpoint: Endpoint, job: Job, call: "_Call", tried: Attempt[Answer]) -> None:
         reply, ratings = tried.result or (None, None)
@@ -277,7 +268,4 @@ class _Call:
     seconds: float = 0.0
     unmended: CallError | None = None
     reasks: int = 0
-
-
-class _Halted(Exception):
-    """The endpoint takes no further call; the item stays pending."""
+    caller: Caller = field(default_factory=Caller)

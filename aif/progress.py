@@ -45,7 +45,7 @@ class Line:
     output_tokens: int
     usd: float | None
     refused: str | None
-    doing: str | None  # what its servers do instead of answering
+    doing: str | None  # instead of answering: starting, or resting for a limit
 
     @property
     def left(self) -> int:
@@ -108,7 +108,7 @@ class Board:
         row = self._rows[endpoint.stage, endpoint.name]
         return Line(
             endpoint.name, endpoint.stage, row.wanted, row.answered, row.failed, len(row.later), endpoint.in_flight,
-            row.rate(now, self._began), row.input, row.output, row.usd, endpoint.refused, endpoint.doing,
+            row.rate(now, self._began), row.input, row.output, row.usd, endpoint.refused, endpoint.instead(),
         )  # fmt: skip
 
 

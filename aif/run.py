@@ -87,7 +87,7 @@ async def flow(
 ) -> tuple[bool, dict[str, str]]:
     """Does what the store says is pending, shown to the person who may stop it. Returns whether they did, and the
     endpoints that take no call, with the reason."""
-    async with opened(pipeline) as endpoints:
+    async with opened(pipeline, policy=policy) as endpoints:
         with Reader.of(ledger.store) as reader:
             whole = reader.tallies()
             within = whole if limit is None else reader.tallies(limit)

@@ -1,70 +1,269 @@
-"""Models and judges during a run: when one takes no further call, and what a request is made into when made again."""
+"""Models and judges during a run: when a call may go, when one takes no further call, and what a request is made into
+when made again."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import pytest
 
 from aif.asking import once_more
-from aif.chat.base import CallError, Kind, Request
-from aif.endpoints import BAD_REQUESTS, SILENT_CALLS, SILENT_S, Endpoint
-from aif.records import Message
-from tests.test_progress import endpoint
+from aif.chat.base import CallError, Kind, Quota, Reply, Request
+from aif.chat.gate import Caller
+from aif.chat.limits import Pace
+from aif.endpoints import BAD_REQUESTS, Endpoint, Halted
+from aif.records import Message, Usage
+from tests.virtual import run
 
+REQUEST = Request((Message("user", "x" * 400),), 100)
 BAD = CallError(Kind.BAD_REQUEST, "temperature is not supported")
+LIMITED = CallError(Kind.RATE_LIMITED, "slow down")
+GONE = CallError(Kind.CONNECTION, "nobody there")
+
+Server = Callable[[float], CallError | Reply | None]  # what it says at a time, from 0
 
 
-def noted(one: Endpoint, *errors: CallError | None) -> list[bool]:
-    return [one.note(error, now=0.0) for error in errors]
+@dataclass
+class Client:
+    """Answers after `takes_s` as the server says when the call comes; remembers when calls came."""
+
+    server: Server
+    takes_s: float = 0.5
+    came: list[float] = field(default_factory=list)
+
+    async def ask(self, request: Request) -> Reply:
+        self.came.append(asyncio.get_running_loop().time() - 1000.0)
+        said = self.server(self.came[-1])
+        await asyncio.sleep(self.takes_s)
+        if isinstance(said, CallError):
+            raise said
+        return said or Reply("yes", "stop", None)
+
+    async def aclose(self) -> None:
+        pass
+
+
+def endpoint(server: Server, most: int = 8, rpm: float | None = None, tpm: float | None = None) -> Endpoint:
+    clock = asyncio.get_running_loop().time
+    one = Endpoint("m", "completion", "m", Client(server), most, lambda usage: 0.0, Pace(rpm, tpm), clock=clock)
+    one.jitter = lambda: 1.0
+    return one
+
+
+async def asked(one: Endpoint, calls: int) -> list[Kind | None]:
+    """So many calls by as many workers as may be in flight, and how each ended; halted ones are left out."""
+    ended: list[Kind | None] = []
+    left = calls
+
+    async def work() -> None:
+        nonlocal left
+        while left > 0:
+            left -= 1
+            try:
+                async with one.turn(REQUEST, Caller()) as turn:
+                    await turn.ask()
+                ended.append(None)
+            except CallError as error:
+                ended.append(error.kind)
+            except Halted:
+                return
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(one.concurrency):
+            group.create_task(work())
+    return ended
+
+
+def came(one: Endpoint) -> list[float]:
+    assert isinstance(one.client, Client)
+    return one.client.came
+
+
+def test_after_a_429_everybody_waits_and_one_call_asks_whether_it_is_over() -> None:
+    async def main() -> None:
+        told = CallError(Kind.RATE_LIMITED, "slow down", retry_after=20.0)
+        one = endpoint(lambda now: told if 0.5 <= now < 75 else None)
+        await asked(one, 100)
+        during = [at for at in came(one) if 1.0 < at < 75]
+
+        assert during == [21.0, 41.5, 62.0]
+        assert one.refused is None
+        assert came(one)[-1] < 90
+
+    run(main())
+
+
+def test_limits_that_are_given_are_kept_and_used() -> None:
+    async def main() -> None:
+        one = endpoint(lambda now: None, most=8, rpm=600)
+        await asked(one, 1200)
+        times = came(one)
+
+        assert all(len([at for at in times if begin <= at <= begin + 60]) <= 600 for begin in times)
+        assert len([at for at in times if at < 60]) >= 570
+        assert await asked(endpoint(lambda now: None, most=8), 10) == [None] * 10
+
+    run(main())
+
+
+def test_tokens_count_as_the_provider_counted_them() -> None:
+    """100 by characters, 400 by the provider's count, and 100 to write: 500 of 30,000 make 60 a minute."""
+
+    async def main() -> None:
+        reply = Reply("yes", "stop", Usage(400, 1))
+        one = endpoint(lambda now: reply, most=8, tpm=30_000)
+        await asked(one, 180)
+        assert 58 <= len([at for at in came(one) if 60 <= at < 120]) <= 60
+
+    run(main())
+
+
+def test_what_headers_say_is_learned_from_answers_and_refusals() -> None:
+    async def main() -> None:
+        quotas = (Quota("requests", 60, 0, 60.0),)
+        told = CallError(Kind.RATE_LIMITED, "slow down", retry_after=1.0, quotas=quotas)
+        one = endpoint(lambda now: told if now < 0.5 else Reply("yes", "stop", None, quotas=quotas), most=8)
+        await asked(one, 100)
+        assert 58 <= len([at for at in came(one) if 10 <= at < 70]) <= 61
+
+    run(main())
+
+
+@pytest.mark.parametrize("kind", [Kind.UNAUTHORIZED, Kind.QUOTA_EXHAUSTED, Kind.UNKNOWN_MODEL])
+def test_what_only_a_person_can_mend_stops_the_endpoint_at_once_also_in_the_middle(kind: Kind) -> None:
+    async def main() -> None:
+        refusal = CallError(kind, "HTTP 401: mend it")
+        one = endpoint(lambda now: refusal if now >= 100 else None, most=8)
+        await asked(one, 10_000)
+
+        assert one.refused == "HTTP 401: mend it"
+        assert len([at for at in came(one) if at >= 100]) <= 8
+
+    run(main())
 
 
 def test_requests_refused_from_the_start_say_nothing_of_their_items_and_stop_the_endpoint() -> None:
-    one = endpoint("judge", "judgement")
+    async def main() -> None:
+        one = endpoint(lambda now: BAD, most=1)
+        callers = [Caller() for _ in range(BAD_REQUESTS)]
+        for caller in callers:
+            with pytest.raises(CallError):
+                async with one.turn(REQUEST, caller) as turn:
+                    await turn.ask()
 
-    assert noted(one, *[BAD] * BAD_REQUESTS) == [True] * BAD_REQUESTS
-    assert one.refused == "the first 5 requests were all refused: temperature is not supported"
-    assert one.halt.is_set()
+        assert {caller.blame for caller in callers} == {"unknown"}
+        assert one.refused == "the first 5 requests were all refused: temperature is not supported"
+        assert await asked(one, 9) == []
 
-
-def test_once_anything_was_answered_a_refused_request_is_its_item_s_failure() -> None:
-    one = endpoint("judge", "judgement")
-
-    assert noted(one, BAD, None, *[BAD] * 9) == [True, False, *[False] * 9]
-    assert one.refused is None
-
-
-def test_what_was_answered_in_former_runs_counts() -> None:
-    one = endpoint("judge", "judgement")
-    one.answered = 7
-
-    assert noted(one, *[BAD] * 9) == [False] * 9
+    run(main())
 
 
-GONE = CallError(Kind.CONNECTION, "nobody there")
+@pytest.mark.parametrize("former", [0, 7])
+def test_once_anything_was_answered_a_refused_request_is_its_item_s_failure(former: int) -> None:
+    async def main() -> None:
+        one = endpoint(lambda now: BAD if former or now > 1 else None, most=1)
+        one.answered = former
+        assert len(await asked(one, 50)) == 50
+        caller = Caller()
+        with pytest.raises(CallError):
+            async with one.turn(REQUEST, caller) as turn:
+                await turn.ask()
 
+        assert (caller.blame, one.refused) == ("item", None)
 
-def after(one: Endpoint, seconds: float, *errors: CallError | None) -> str | None:
-    """Why it is refused when so many calls ended, spread evenly over so many seconds."""
-    for n, error in enumerate(errors):
-        one.note(error, now=1000.0 + seconds * n / max(1, len(errors) - 1))
-    return one.refused
+    run(main())
 
 
 def test_where_nobody_ever_answers_is_not_asked_for_ever() -> None:
-    assert after(endpoint("m", "completion"), SILENT_S, *[GONE] * SILENT_CALLS) == (
-        "nothing came back from 20 calls in 60 s; the last: connection: nobody there"
-    )
+    async def main() -> None:
+        one = endpoint(lambda now: GONE)
+        await asked(one, 500)
+
+        assert one.refused is not None
+        assert one.refused.endswith("the last: connection: nobody there")
+        assert len(came(one)) < 20
+        assert 60 <= came(one)[-1] < 90
+
+    run(main())
 
 
-@pytest.mark.parametrize(
-    ("seconds", "errors"),
-    [
-        (SILENT_S - 1, [GONE] * 500),  # a server may be about to come up
-        (9 * SILENT_S, [GONE] * (SILENT_CALLS - 1)),
-        (SILENT_S, [None, *[GONE] * 500]),  # an outage in the middle is waited for
-        (SILENT_S, [CallError(Kind.EMPTY, "said nothing"), *[GONE] * 500]),
-        (SILENT_S, [CallError(Kind.RATE_LIMITED, "slow down"), *[GONE] * 500]),
-    ],
-)
-def test_a_server_that_may_be_there_is_waited_for(seconds: float, errors: list[CallError | None]) -> None:
-    assert after(endpoint("m", "completion"), seconds, *errors) is None
+def test_an_outage_is_waited_for_and_half_an_hour_of_it_ends_the_endpoint() -> None:
+    async def main() -> None:
+        for outage, error in ((1200, GONE), (1200, LIMITED), (7200, GONE), (7200, LIMITED)):
+            began = asyncio.get_running_loop().time() - 1000
+            one = endpoint(lambda now, e=error, at=began, s=outage: e if 10 < now - at < s else None)  # type: ignore[misc]
+            await asked(one, 400)
+
+            during = [at for at in came(one) if 12 < at - began < min(outage, 1800)]
+            assert len(during) <= 45, "one call a minute or less"
+            assert (one.refused is None) == (outage < 1800)
+
+    run(main())
+
+
+def test_a_halt_frees_everybody_who_waits() -> None:
+    async def main() -> None:
+        one = endpoint(lambda now: CallError(Kind.RATE_LIMITED, "slow down", retry_after=60.0))
+        asyncio.get_running_loop().call_later(10, one.stop)
+        await asked(one, 100)
+
+        assert asyncio.get_running_loop().time() == 1010
+        assert one.in_flight == 0
+
+    run(main())
+
+
+def test_a_call_waits_for_a_server_and_what_befell_the_former_one_is_forgotten() -> None:
+    async def main() -> None:
+        one = endpoint(lambda now: GONE if now < 100 else None)
+        loop = asyncio.get_running_loop()
+        loop.call_later(20, one.up.clear)  # the server is known to be gone
+        loop.call_later(100, one.up.set)
+        await asked(one, 40)
+
+        assert [at for at in came(one) if 20 < at < 100] == []
+        assert len([at for at in came(one) if at == 100]) == 8
+
+    run(main())
+
+
+def test_a_call_that_is_cancelled_gives_its_place_back() -> None:
+    async def main() -> None:
+        one = endpoint(lambda now: None, most=1)
+        first = asyncio.create_task(asked(one, 1))
+        await asyncio.sleep(0.1)
+        assert one.in_flight == 1
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        assert one.in_flight == 0
+        assert await asked(one, 3) == [None] * 3
+
+    run(main())
+
+
+def test_servers_that_are_launched_add_places_before_the_first_call() -> None:
+    async def main() -> None:
+        one = endpoint(lambda now: None, most=8)
+        one.concurrency *= 2
+        await asked(one, 20)
+        assert len([at for at in came(one) if at == 0]) == 16
+
+    run(main())
+
+
+def test_what_it_does_instead_of_answering_is_said() -> None:
+    async def main() -> None:
+        one = endpoint(lambda now: CallError(Kind.RATE_LIMITED, "slow down", retry_after=42.0))
+        assert one.instead() is None
+        waiting = asyncio.create_task(asked(one, 100))
+        await asyncio.sleep(10.5)
+        assert one.instead() == "rate limited, asks again in 32 s"
+        one.doing = "starting"
+        assert one.instead() == "starting"
+        one.stop()
+        await waiting
+
+    run(main())
 
 
 def test_a_request_is_changed_only_by_what_another_sample_can_mend() -> None:

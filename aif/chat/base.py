@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 from aif.records import Message, Usage
 
 Finish = Literal["stop", "length", "refusal"]
+Measure = Literal["requests", "tokens", "input", "output"]  # the last two: tokens read, and tokens written
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +35,26 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
+class Quota:
+    """What a response's headers say of one limit: all of it, what is left, seconds until it is whole again. A hint."""
+
+    measure: Measure
+    limit: float
+    left: float
+    whole_s: float
+
+    @property
+    def per_second(self) -> float:
+        """What may go in a second of the next minute: what is left, and what comes back meanwhile."""
+        used = self.limit - self.left
+        return self.left / 60.0 + (used / self.whole_s if used and self.whole_s else self.limit / 60.0)
+
+
+@dataclass(frozen=True, slots=True)
 class Reply:
     """What a model said. `reasoning` is kept apart from `text`; `sent` holds the settings as they went over the wire
-    (messages and schema left out); `served` what the server says of itself (model, fingerprint, request id)."""
+    (messages and schema left out); `served` what the server says of itself (model, fingerprint, request id); `quotas`
+    what it says of its limits."""
 
     text: str
     finish: Finish
@@ -44,6 +62,7 @@ class Reply:
     reasoning: str | None = None
     sent: Mapping[str, Any] = field(default_factory=dict)
     served: Mapping[str, Any] = field(default_factory=dict)
+    quotas: tuple[Quota, ...] = ()
 
 
 class Kind(StrEnum):
@@ -88,13 +107,20 @@ PROVIDER = frozenset({Kind.UNAUTHORIZED, Kind.QUOTA_EXHAUSTED, Kind.UNKNOWN_MODE
 class CallError(Exception):
     """A call that gave no usable reply.
 
-    `retry_after` is in seconds, as the server asked. `reply` is what was paid for and received nonetheless (an
-    unreadable judgement, an empty completion); `raw` the body of an answer that was no reply at all, cut to 2,000
-    characters. The message never holds a key.
+    `retry_after` is in seconds, as the server asked; `quotas` what it said of its limits. `reply` is what was paid for
+    and received nonetheless (an unreadable judgement, an empty completion); `raw` the body of an answer that was no
+    reply at all, cut to 2,000 characters. The message never holds a key.
     """
 
     def __init__(
-        self, kind: Kind, message: str, *, retry_after: float | None = None, reply: Reply | None = None, raw: str = ""
+        self,
+        kind: Kind,
+        message: str,
+        *,
+        retry_after: float | None = None,
+        reply: Reply | None = None,
+        raw: str = "",
+        quotas: tuple[Quota, ...] = (),
     ) -> None:
         super().__init__(message)
         self.kind = kind
@@ -102,6 +128,7 @@ class CallError(Exception):
         self.retry_after = retry_after
         self.reply = reply
         self.raw = raw[:2000]
+        self.quotas = quotas
 
 
 class ChatModel(Protocol):

@@ -2,11 +2,16 @@
 
 The policy: what may pass (server errors, timeouts, broken connections and answers) is asked up to 6 times with waits
 of 1 s doubling to 60 s, half of each by chance, never shorter than the server asked unless it asked for more than 60 s;
-rate limits wait by the same rule but do not count, up to 30 in a row; what another sample may mend (empty, unreadable
-or truncated) is asked up to 3 times, at once; and everything else once.
+what is the endpoint's doing (a rate limit, an outage: see gate.py) does not count and has no wait of its own; what
+another sample may mend (empty, unreadable or truncated) is asked up to 3 times, at once; and everything else once.
+
+An item whose six attempts got the same answer at least three times, while its endpoint answered others, has failed
+for good: it would get that answer for ever. Where it was the only one asked, nobody can tell, and it stays pending.
 """
 
 import random
+import re
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Generic, Literal, TypeVar
@@ -20,16 +25,33 @@ T = TypeVar("T")
 Verdict = Literal["answered", "again", "later", "failed", "refused"]
 """again: asked again now; later: pending on the next run; failed: for good; refused: the provider's, item pending."""
 
+Blame = Literal["item", "endpoint", "unknown"]
+"""Whose doing a failure was: the item's, or at least its endpoint answers others; the endpoint's; not known yet."""
+
+_NUMBERED = re.compile(r"\S*\d\S*")  # request ids, times, counts
+
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How often and how patiently. Counts are attempts in all, waits in seconds."""
+    """How often and how patiently. Counts are attempts in all, waits in seconds.
+
+    `same` is how many of an item's attempts get the same answer when it fails for good. An endpoint that answered, or
+    said that it will not now, is given up after `outage_s` without an answer; one never heard in this run after
+    `silent_s`.
+    """
 
     attempts: int = 6
     reasks: int = 3
-    rate_limits: int = 30
+    same: int = 3
     first_wait_s: float = 1.0
     longest_wait_s: float = 60.0
+    silent_s: float = 60.0
+    outage_s: float = 1800.0
+
+    def backoff(self, failures: int, jitter: float) -> float:
+        """Seconds to wait after so many failures in a row; `jitter` in [0, 1) draws half of them."""
+        doubled = min(self.longest_wait_s, self.first_wait_s * 2.0 ** min(failures - 1, 60))
+        return doubled * (0.5 + 0.5 * jitter)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +72,14 @@ async def persist(
     sleep: Callable[[float], Awaitable[bool]],
     clock: Callable[[], float],
     jitter: Callable[[], float] = random.random,
+    blame: Callable[[], Blame] = lambda: "item",
 ) -> Attempt[T]:
     """Call until there is an answer or the policy says to stop, and return the last attempt.
 
     Every attempt goes to `on_attempt` before any wait. `sleep` returns False when the run is being stopped: then the
-    last attempt is returned with the verdict "later", though it was reported as "again". `jitter` draws from [0, 1).
-    Anything but CallError raised by `attempt_once` (a cancellation, a bug) passes through unreported.
+    last attempt is returned with the verdict "later", though it was reported as "again". `jitter` draws from [0, 1);
+    `blame` says whose doing the last failure was. Anything but CallError raised by `attempt_once` (a cancellation, a
+    bug) passes through unreported.
     """
     course = _Course(policy, jitter)
     last: Attempt[T]
@@ -67,7 +91,7 @@ async def persist(
         try:
             result = await attempt_once(course.n)
         except CallError as error:
-            last = Attempt(course.n, course.verdict(error), clock() - began, None, error)
+            last = Attempt(course.n, course.verdict(error, blame()), clock() - began, None, error)
         else:
             last = Attempt(course.n, "answered", clock() - began, result, None)
         await on_attempt(last)
@@ -97,31 +121,32 @@ class _Course:
     def __init__(self, policy: Policy, jitter: Callable[[], float]) -> None:
         self.policy = policy
         self.jitter = jitter
-        self.n = self.transient = self.reasked = self.limited = 0
+        self.n = self.transient = self.reasked = 0
+        self.said: Counter[tuple[Kind, str]] = Counter()  # answers that would come again, digits apart
         self.next_wait_s = 0.0
 
-    def verdict(self, error: CallError) -> Verdict:
+    def verdict(self, error: CallError, blame: Blame) -> Verdict:
         """What one more failure means for the item; sets the wait that goes with "again"."""
-        self.limited = self.limited + 1 if error.kind is Kind.RATE_LIMITED else 0
-        if error.kind is Kind.RATE_LIMITED:
-            self.next_wait_s = self.backoff(self.limited, error.retry_after)
-            return "again" if self.limited < self.policy.rate_limits else "later"
+        self.next_wait_s = 0.0
+        if error.kind in PROVIDER:
+            return "refused"
         if error.kind in TRANSIENT:
-            self.transient += 1
-            self.next_wait_s = self.backoff(self.transient, error.retry_after)
-            return "again" if self.transient < self.policy.attempts else "later"
+            return "again" if blame == "endpoint" else self._passing(error, blame)
         if error.kind in REASKED:
             self.reasked += 1
-            self.next_wait_s = 0.0
             return "again" if self.reasked < self.policy.reasks else "failed"
-        return "refused" if error.kind in PROVIDER else "failed"
+        return "failed" if blame == "item" else "later"
 
-    def backoff(self, failures: int, asked_s: float | None) -> float:
-        """Seconds to wait after so many failures. Also where the server asks for none, the doubling holds: servers
-        that send `Retry-After: 0` to everybody would be asked 30 times within milliseconds."""
-        longest = self.policy.longest_wait_s
-        doubled = min(longest, self.policy.first_wait_s * 2.0 ** (failures - 1))
-        return max(doubled * (0.5 + 0.5 * self.jitter()), min(asked_s or 0.0, longest))
+    def _passing(self, error: CallError, blame: Blame) -> Verdict:
+        self.transient += 1
+        if error.kind in (Kind.SERVER_ERROR, Kind.BAD_REPLY):
+            self.said[error.kind, _NUMBERED.sub("", error.message)] += 1
+        if self.transient < self.policy.attempts:
+            backoff = self.policy.backoff(self.transient, self.jitter())
+            self.next_wait_s = max(backoff, min(error.retry_after or 0.0, self.policy.longest_wait_s))
+            return "again"
+        same = max(self.said.values(), default=0) >= min(self.policy.same, self.policy.attempts)
+        return "failed" if same and blame == "item" else "later"
 
     def wait(self, _: RetryCallState) -> float:
         return self.next_wait_s

@@ -6,18 +6,19 @@ they differ by server rather than by format.
 """
 
 import json
-import math
 import re
 from collections.abc import Callable, Mapping
-from email.utils import parsedate_to_datetime
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import orjson
 
 from aif.chat.base import CallError, Finish, Kind, Reply, Request
+from aif.chat.headers import quotas, retry_after
 from aif.records import Usage, as_dicts
 
 Dialect = Literal["openai", "compatible"]
+Read = Callable[[Any, Mapping[str, Any]], Reply]  # a parsed body and the settings sent -> the reply in it
 
 SAID_LENGTH = 300  # characters of a server's own words in a message
 
@@ -61,11 +62,15 @@ _FILTERED = re.compile(
     r"content_filter|content_policy|responsibleaipolicy|content (management|filtering) policy"
     r"|(input|prompt) was flagged"
 )
+# A name such as context_size alone is none: a server that doesn't know a setting refuses it with every request.
 _OVERFLOW = re.compile(
-    r"context_length_exceeded|context[ _-](length|window|size|limit)|max_model_len|maximum (model|input|prompt) length"
+    r"context_length_exceeded|context[ _-]window[ _-]exceeded|maximum (context|model|input|prompt) length"
+    r"|context (length|window|size) (is|of|was) |exceed\S*\b.{0,40}\bcontext[ _-](length|window|size|limit)"
     r"|(prompt|input|request|max_tokens'?) (is|are|was) too (long|large)|prompt_too_long|string_above_max_length"
     r"|reduce the length|request_too_large"
 )
+# OpenAI's 429 for what no minute holds: "Request too large for … on tokens per min: Limit 30000, Requested 40000".
+_TOO_LARGE = re.compile(r"request too large\b(?:.*\blimit:? (\d+), (?:used \d+, )?requested:? (\d+))?", re.DOTALL)
 _TAG = re.compile(r"<[^>]*>")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _THINK = re.compile(r"\s*<think>(.*?)(</think>\s*|\Z)", re.DOTALL)
@@ -164,15 +169,20 @@ def receive(
     *,
     sent: Mapping[str, Any],
     key: str | None,
-    read: Callable[[Any, Mapping[str, Any]], Reply] = read_reply,
+    read: Read = read_reply,
 ) -> Reply:
-    """The reply in an HTTP response, as `read` finds it in the parsed body.
+    """The reply in an HTTP response, as `read` finds it in the parsed body, with what the headers say of limits.
 
     Raises CallError: of `classify` for a status other than 200, of `read` otherwise. Whatever of the body goes into the
     error is free of the key.
     """
+    headers = {name.lower(): value for name, value in headers.items()}
     if status != 200:
         raise classify(status, headers, content.decode("utf-8", "replace"), key=key)
+    return replace(_read(content, sent, key, read), quotas=quotas(headers))
+
+
+def _read(content: bytes, sent: Mapping[str, Any], key: str | None, read: Read) -> Reply:
     try:
         data = parse(content)
     except (ValueError, RecursionError):
@@ -197,26 +207,8 @@ def classify(status: int, headers: Mapping[str, str], text: str, *, key: str | N
         f"HTTP {status}: {words}{_MEND.get(kind, '')}",
         retry_after=retry_after(lowered) if kind in (Kind.RATE_LIMITED, Kind.SERVER_ERROR) else None,
         raw=redact(text, key),
+        quotas=quotas(lowered),
     )
-
-
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds a server asks to wait, never below 0; None if it doesn't say, or says it unreadably. Lower-case names.
-
-    A date is taken relative to the response's own Date, since the two clocks may differ; without one it says nothing.
-    """
-    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        try:
-            seconds = float(headers[name]) * unit
-        except (KeyError, ValueError):
-            continue
-        if math.isfinite(seconds):
-            return max(0.0, seconds)
-    try:
-        until, now = (parsedate_to_datetime(headers[name]) for name in ("retry-after", "date"))
-        return max(0.0, (until - now).total_seconds())
-    except (KeyError, ValueError, TypeError):  # TypeError: one date with and one without a time zone
-        return None
 
 
 def redact(text: str, key: str | None) -> str:
@@ -265,7 +257,7 @@ def _kind(status: int, codes: str, words: str) -> Kind:
     if status == 402 or _QUOTA.search(codes) or (status == 400 and _UNPAID.search(words)):
         return Kind.QUOTA_EXHAUSTED
     if status == 429:
-        return Kind.RATE_LIMITED
+        return Kind.CONTEXT_OVERFLOW if _never_fits(words) else Kind.RATE_LIMITED
     if status == 404 or "model_not_found" in codes:
         return Kind.UNKNOWN_MODEL
     if _FILTERED.search(codes) or (status in (400, 403) and _FILTERED.search(words)):
@@ -277,6 +269,12 @@ def _kind(status: int, codes: str, words: str) -> Kind:
     if status in (400, 413, 422) and _OVERFLOW.search(f"{codes} {words}"):
         return Kind.CONTEXT_OVERFLOW
     return Kind.BAD_REQUEST
+
+
+def _never_fits(words: str) -> bool:
+    """Whether a request is larger than its limit, and not only than what is left of it now."""
+    said = _TOO_LARGE.search(words)
+    return said is not None and (said[1] is None or float(said[2]) > float(said[1]))
 
 
 def _choice(data: Any) -> tuple[dict[str, Any], dict[str, Any]]:

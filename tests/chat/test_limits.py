@@ -1,110 +1,62 @@
-"""aif/chat/limits.py under a clock that only moves when somebody sleeps."""
+"""aif/chat/limits.py, with times that are given."""
 
-import asyncio
-import heapq
 from collections.abc import Sequence
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aif.chat.limits import BURST_S, Pace
+from aif.chat.base import Quota
+from aif.chat.limits import BELIEVED_S, BURST_S, MINUTE_S, Cost, Pace
+
+START = 1000.0
 
 
-class Time:
-    """A clock whose sleepers wake in order; `oversleep` is how much later than asked they do."""
-
-    def __init__(self, oversleep: float = 0.0) -> None:
-        self.now = 1000.0
-        self.oversleep = oversleep
-        self.sleepers: list[tuple[float, int, asyncio.Event]] = []
-        self.naps = 0
-
-    def clock(self) -> float:
-        return self.now
-
-    async def sleep(self, seconds: float) -> None:
-        self.naps += 1
-        woken = asyncio.Event()
-        heapq.heappush(self.sleepers, (self.now + seconds + self.oversleep, self.naps, woken))
-        await woken.wait()
-
-    async def run(self, tasks: Sequence[asyncio.Task[None]]) -> None:
-        """Move the clock from sleeper to sleeper until the tasks are done."""
-        while not all(task.done() for task in tasks):
-            for _ in range(5):
-                await asyncio.sleep(0)
-            if self.sleepers:
-                self.now, _, woken = heapq.heappop(self.sleepers)
-                woken.set()
+def cost(tokens: int) -> Cost:
+    return Cost(0, 0, tokens)
 
 
-async def sent_at(
-    arrivals: Sequence[tuple[float, int]], rpm: float | None, tpm: float | None, oversleep: float = 0.0
+def sent_at(
+    arrivals: Sequence[tuple[float, int]], rpm: float | None, tpm: float | None, late: float = 0.0
 ) -> list[tuple[float, int]]:
-    """When each request of (seconds since the one before, tokens) was sent, in the order of sending."""
-    time = Time(oversleep)
-    pace = Pace(rpm, tpm, clock=time.clock, sleep=time.sleep)
+    """When each request of (seconds since the one before, tokens) was sent, each as soon as it could after those before
+    it; `late` is how much longer than asked the waits were."""
+    pace, at, now = Pace(rpm, tpm), START, START
     sent: list[tuple[float, int]] = []
-
-    async def one(after: float, tokens: int) -> None:
-        if after:
-            await time.sleep(after)
-        await pace.turn(tokens)
-        sent.append((time.now, tokens))
-
-    at, tasks = 0.0, []
     for gap, tokens in arrivals:
         at += gap
-        tasks.append(asyncio.create_task(one(at, tokens)))
-    await time.run(tasks)
+        now = max(now, at)
+        while wait := pace.wait(cost(tokens), now):
+            now += wait + late
+        pace.take(cost(tokens), now)
+        sent.append((now, tokens))
     return sent
 
 
-async def test_no_limit_no_wait() -> None:
-    time = Time()
-    pace = Pace(None, None, clock=time.clock, sleep=time.sleep)
-    for _ in range(100):
-        await pace.turn(10**9)
-
-    assert time.naps == 0
+def seconds(sent: list[tuple[float, int]]) -> list[float]:
+    return [round(at - START, 6) for at, _ in sent]
 
 
-async def test_requests_go_evenly_after_a_second_s_worth() -> None:
-    sent = await sent_at([(0.0, 1)] * 20, 600, None)
-
-    assert [round(at - 1000.0, 6) for at, _ in sent] == [0.0] * 10 + [round(0.1 * n, 6) for n in range(1, 11)]
+def test_no_limit_no_wait() -> None:
+    assert seconds(sent_at([(0.0, 10**9)] * 100, None, None)) == [0.0] * 100
 
 
-async def test_a_low_limit_lets_the_first_go_at_once() -> None:
-    sent = await sent_at([(0.0, 1)] * 3, 2, None)
+def test_requests_go_evenly_after_a_second_s_worth() -> None:
+    share = MINUTE_S / 600
 
-    assert [at - 1000.0 for at, _ in sent] == [0.0, 30.0, 60.0]
-
-
-async def test_a_request_larger_than_a_minute_waits_its_time() -> None:
-    sent = await sent_at([(0.0, 1200), (0.0, 600)], None, 600)
-
-    assert [at - 1000.0 for at, _ in sent] == [119.0, 179.0]
+    assert seconds(sent_at([(0.0, 1)] * 20, 600, None)) == [0.0] * 10 + [
+        round(share * n - BURST_S, 6) for n in range(10, 20)
+    ]
 
 
-async def test_first_come_first_served() -> None:
-    sent = await sent_at([(0.0, 100), (0.0, 1), (0.0, 50), (0.0, 2)], 6000, 600)
-
-    assert [tokens for _, tokens in sent] == [100, 1, 50, 2]
+def test_a_low_limit_lets_the_first_go_at_once() -> None:
+    assert seconds(sent_at([(0.0, 1)] * 4, 2, None)) == [0.0, 29.5, 61.0, 90.5]
 
 
-async def test_one_that_is_cancelled_has_taken_nothing() -> None:
-    time = Time()
-    pace = Pace(None, 60, clock=time.clock, sleep=time.sleep)
-    tasks = [asyncio.create_task(pace.turn(tokens)) for tokens in (1, 10_000, 2)]
-    for _ in range(5):
-        await asyncio.sleep(0)
-    tasks[1].cancel()
-    time.sleepers.clear()
-    await time.run(tasks)
+def test_a_request_larger_than_a_minute_goes_alone_and_its_time_is_waited_after_it() -> None:
+    sent = sent_at([(0.0, 1200), (0.0, 600), (0.0, 1)], None, 600)
 
-    assert tasks[1].cancelled()
-    assert time.now == 1002.0
+    assert seconds(sent) == [0.0, 2 * MINUTE_S - BURST_S, 3 * MINUTE_S - BURST_S]
 
 
 rates = st.floats(1.0, 5000.0)
@@ -115,17 +67,110 @@ arrivals = st.lists(
 )
 
 
-@given(arrivals, rates, st.floats(10.0, 50_000.0), st.just(0.0) | st.floats(0.0, 0.05))
-def test_never_more_than_the_rate_in_any_window(
-    arrivals: list[tuple[float, int]], rpm: float, tpm: float, oversleep: float
-) -> None:
-    sent = asyncio.run(sent_at(arrivals, rpm, tpm, oversleep))
+def most(sent: list[tuple[float, int]], within_s: float = 60.0) -> tuple[int, int]:
+    """The most requests, and the most tokens of requests that go together, within so many seconds."""
+    windows = [[one for one in sent[first:] if one[0] - begin <= within_s] for first, (begin, _) in enumerate(sent)]
+    tokens = [sum(n for _, n in window) for window in windows if len(window) > 1]
+    return max(map(len, windows)), max(tokens, default=0)
 
-    assert len(sent) == len(arrivals)
-    for first, (begin, _) in enumerate(sent):
-        for last in range(first, len(sent)):
-            span = sent[last][0] - begin + oversleep + 1e-6
-            window = sent[first : last + 1]
-            assert len(window) <= rpm / 60 * (span + max(BURST_S, 60 / rpm))
-            tokens = sum(tokens for _, tokens in window)
-            assert tokens <= tpm / 60 * (span + max(BURST_S, window[0][1] * 60 / tpm))
+
+@given(arrivals, rates, st.floats(10.0, 50_000.0), st.just(0.0) | st.floats(0.0, 0.05))
+def test_never_more_than_the_limit_in_any_minute(
+    arrivals: list[tuple[float, int]], rpm: float, tpm: float, late: float
+) -> None:
+    sent = sent_at(arrivals, rpm, tpm, late)
+    requests, tokens = most(sent)
+
+    assert requests <= rpm
+    assert tokens <= tpm
+
+
+@given(st.integers(60, 6000), st.floats(0.0, 0.002))
+def test_where_there_is_work_nearly_all_of_a_limit_is_used(rpm: int, late: float) -> None:
+    sent = sent_at([(0.0, 1)] * rpm * 3, rpm, None, late)
+
+    assert len([at for at, _ in sent if at < START + 120]) >= 0.95 * 2 * rpm
+
+
+@given(st.lists(st.integers(100, 1000), min_size=400, max_size=400))
+def test_nearly_all_of_a_limit_of_tokens_is_used(sizes: list[int]) -> None:
+    sent = sent_at([(0.0, size) for size in sizes], None, 30_000)
+    took = sent[-1][0] - START
+
+    assert sum(sizes) >= 0.95 * 500 * (took - BURST_S)
+
+
+def test_tokens_are_learned_from_what_providers_count() -> None:
+    """A language of one token a character: the first prompts are charged afterwards, later ones beforehand."""
+    pace = Pace(None, 60_000)
+    first = pace.cost(8000, 100)
+    assert (first.prompt, first.of("tokens")) == (2000, 2100)
+    pace.take(first, START)
+    assert pace.wait(cost(1), START + 1.2) == 0
+    pace.counted(first, 8000, START + 1.2)
+    assert pace.wait(cost(1), START + 1.2) == pytest.approx(8100 * MINUTE_S / 60_000 - 2.2)
+
+    assert pace.cost(8000, 100).prompt > 3700
+
+
+def learned(*quotas: Quota, at: float = START, given: float | None = None) -> Pace:
+    """A pace that met with a 429 after it was told of these."""
+    pace = Pace(given, None)
+    pace.learn(quotas)
+    pace.limited(at)
+    return pace
+
+
+def per_minute(pace: Pace, tokens: int = 10, now: float = START) -> int:
+    """Requests that go within a minute, if the headers stay as they are."""
+    end, n = now + 60, 0
+    while (now := now + pace.wait(cost(tokens), now)) < end:
+        pace.take(cost(tokens), now)
+        n += 1
+    return n
+
+
+def test_what_headers_say_is_obeyed_once_a_429_confirms_it_and_for_ten_minutes() -> None:
+    quota = Quota("requests", 600, 0, 60.0)
+    pace = Pace(None, None)
+    pace.learn([quota])
+    assert pace.wait(cost(10), START) == 0
+    for _ in range(1000):
+        pace.take(cost(10), START)
+    assert pace.wait(cost(10), START) == 0, "as long as all are answered there is no limit"
+
+    pace.limited(START)
+    assert 600 <= per_minute(pace) <= 611
+    assert pace.wait(cost(10), START + BELIEVED_S) == 0
+
+
+@pytest.mark.parametrize(
+    ("quota", "requests"),
+    [
+        (Quota("requests", 600, 0, 60.0), 600),  # a minute's bucket, empty
+        (Quota("requests", 600, 300, 30.0), 900),  # half full: what is left, and what comes back
+        (Quota("requests", 10, 0, 1.0), 600),  # a second's limit by the same name
+        (Quota("requests", 86_400, 43_200, 43_200.0), 43_260),  # a day's
+        (Quota("tokens", 6000, 0, 60.0), 600),
+        (Quota("output", 6000, 0, 60.0), 600),
+        (Quota("requests", 1, 0, 86_400.0), 60),  # hints slow a run down to a request a second, and no further
+        (Quota("tokens", 1, 1, 0.0), 60),
+    ],
+)
+def test_what_is_left_and_what_comes_back_may_be_used(quota: Quota, requests: int) -> None:
+    found = per_minute(learned(quota))
+
+    assert requests <= found <= requests * 1.02 + 2
+
+
+def test_the_scarcest_quota_counts_and_the_newest_of_each() -> None:
+    pace = learned(Quota("requests", 6000, 0, 60.0), Quota("tokens", 3000, 0, 60.0))
+    assert 300 <= per_minute(pace) <= 307
+    pace.learn([Quota("tokens", 60_000, 60_000, 0.0)])
+    assert 6000 <= per_minute(pace, now=START + 60) <= 6150
+
+
+def test_what_is_given_is_not_learned() -> None:
+    pace = learned(Quota("requests", 60, 0, 60.0), given=6000)
+
+    assert per_minute(pace) >= 5900

@@ -5,19 +5,25 @@ import asyncio
 import pytest
 
 from aif.chat.base import PROVIDER, REASKED, TRANSIENT, CallError, Kind
-from aif.chat.retry import Attempt, Policy, Verdict, persist
+from aif.chat.retry import Attempt, Blame, Policy, Verdict, persist
 
 
 class Rehearsal:
     """One item whose calls fail as listed and then succeed; remembers everything in the order it happened."""
 
     def __init__(
-        self, *failures: CallError | Kind, policy: Policy | None = None, jitter: float = 1.0, stop_at: int = 10**9
+        self,
+        *failures: CallError | Kind,
+        policy: Policy | None = None,
+        jitter: float = 1.0,
+        stop_at: int = 10**9,
+        blame: Blame = "item",
     ) -> None:
         self.failures = [CallError(f, "failed") if isinstance(f, Kind) else f for f in failures]
         self.policy = policy or Policy()
         self.jitter = jitter
         self.stop_at = stop_at
+        self.blame = blame
         self.now = 0.0
         self.waits: list[float] = []
         self.events: list[str] = []
@@ -40,7 +46,7 @@ class Rehearsal:
 
     async def run(self) -> Attempt[str]:
         return await persist(
-            self.call, self.policy, self.report, self.sleep, lambda: self.now, jitter=lambda: self.jitter
+            self.call, self.policy, self.report, self.sleep, lambda: self.now, lambda: self.jitter, lambda: self.blame
         )
 
 
@@ -65,9 +71,9 @@ async def test_every_attempt_is_reported_before_the_wait() -> None:
 
 @pytest.mark.parametrize(
     ("kinds", "calls", "verdict"),
-    [(TRANSIENT - {Kind.RATE_LIMITED}, 6, "later"), (REASKED, 3, "failed"), (PROVIDER, 1, "refused")]
+    [({Kind.TIMEOUT, Kind.CONNECTION}, 6, "later"), (REASKED, 3, "failed"), (PROVIDER, 1, "refused")]
     + [({kind}, 1, "failed") for kind in (Kind.CONTEXT_OVERFLOW, Kind.BLOCKED, Kind.BAD_REQUEST)]
-    + [({Kind.RATE_LIMITED}, 30, "later")],
+    + [({Kind.SERVER_ERROR, Kind.BAD_REPLY}, 6, "failed")],
 )
 async def test_verdicts(kinds: frozenset[Kind], calls: int, verdict: Verdict) -> None:
     for kind in kinds:
@@ -85,14 +91,42 @@ async def test_every_kind_has_a_verdict() -> None:
 
 
 async def test_each_sort_of_failure_has_its_own_count() -> None:
-    item = Rehearsal(*[Kind.TIMEOUT] * 5, *[Kind.RATE_LIMITED] * 29, Kind.UNREADABLE, Kind.RATE_LIMITED, Kind.EMPTY)
+    item = Rehearsal(*[Kind.TIMEOUT] * 5, Kind.UNREADABLE, Kind.EMPTY)
     last = await item.run()
 
-    assert (last.n, last.verdict) == (38, "answered")
+    assert (last.n, last.verdict) == (8, "answered")
+
+
+async def test_what_is_the_endpoint_s_doing_counts_for_nothing_and_waits_at_its_gate() -> None:
+    kinds = sorted(TRANSIENT) * 20
+    item = Rehearsal(*kinds, blame="endpoint")
+    last = await item.run()
+
+    assert (last.n, last.verdict) == (len(kinds) + 1, "answered")
+    assert set(item.waits) == {0}
+
+
+async def test_the_same_answer_again_and_again_is_the_item_s_failure_and_others_may_pass() -> None:
+    def failures(*words: str) -> list[CallError]:
+        return [CallError(Kind.SERVER_ERROR, word) for word in words]
+
+    same = failures(*[f"HTTP 500: no rule for token {n} (req-{n:x}f{n})" for n in range(11, 17)])
+    mixed = failures("a", "b", "a", "b", "c", "d")
+
+    assert (await Rehearsal(*same).run()).verdict == "failed"
+    assert (await Rehearsal(*mixed).run()).verdict == "later"
+    assert (await Rehearsal(*same, blame="unknown").run()).verdict == "later", "nobody else was answered"
+    timeouts = [CallError(Kind.TIMEOUT, "no whole answer")] * 3
+    assert (await Rehearsal(*timeouts, *same[:2], *timeouts).run()).verdict == "later"
+    assert (await Rehearsal(*timeouts, *same[:3]).run()).verdict == "failed"
+
+
+async def test_a_request_refused_before_anything_was_answered_waits_for_another_run() -> None:
+    assert (await Rehearsal(Kind.BAD_REQUEST, blame="unknown").run()).verdict == "later"
 
 
 async def test_waits_double_up_to_the_longest() -> None:
-    item = Rehearsal(*[Kind.RATE_LIMITED] * 9)
+    item = Rehearsal(*[Kind.TIMEOUT] * 9, policy=Policy(attempts=10))
     await item.run()
 
     assert item.waits == [1, 2, 4, 8, 16, 32, 60, 60, 60]
@@ -114,11 +148,10 @@ async def test_what_another_sample_may_mend_is_asked_at_once() -> None:
 
 @pytest.mark.parametrize(("asked", "waited"), [(7.5, 7.5), (60.0, 60.0), (86400.0, 60.0), (0.25, 1.0), (0.0, 1.0)])
 async def test_a_server_s_wish_is_obeyed_up_to_the_longest_wait(asked: float, waited: float) -> None:
-    for kind in (Kind.RATE_LIMITED, Kind.SERVER_ERROR):
-        item = Rehearsal(CallError(kind, "busy", retry_after=asked))
-        await item.run()
+    item = Rehearsal(CallError(Kind.SERVER_ERROR, "busy", retry_after=asked))
+    await item.run()
 
-        assert item.waits == [waited]
+    assert item.waits == [waited]
 
 
 async def test_a_run_that_stops_leaves_the_item_for_later() -> None:
@@ -131,13 +164,12 @@ async def test_a_run_that_stops_leaves_the_item_for_later() -> None:
 
 
 async def test_the_policy_s_numbers() -> None:
-    policy = Policy(attempts=2, reasks=1, rate_limits=3, first_wait_s=0.1, longest_wait_s=0.15)
+    policy = Policy(attempts=4, reasks=1, first_wait_s=0.1, longest_wait_s=0.15)
 
-    assert (await Rehearsal(*[Kind.TIMEOUT] * 9, policy=policy).run()).n == 2
     assert (await Rehearsal(*[Kind.EMPTY] * 9, policy=policy).run()).n == 1
-    item = Rehearsal(*[Kind.RATE_LIMITED] * 9, policy=policy)
-    assert (await item.run()).n == 3
-    assert item.waits == [0.1, 0.15]
+    item = Rehearsal(*[Kind.TIMEOUT] * 9, policy=policy)
+    assert (await item.run()).n == 4
+    assert item.waits == [0.1, 0.15, 0.15]
 
 
 @pytest.mark.parametrize("raised", [asyncio.CancelledError(), ValueError("a bug"), KeyboardInterrupt()])

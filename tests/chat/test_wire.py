@@ -1,5 +1,6 @@
 """aif/chat/wire.py, with values alone."""
 
+import json
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aif.chat import wire
-from aif.chat.base import CallError, Kind, Request
+from aif.chat.base import CallError, Kind, Quota, Request
 from aif.records import Message, Usage
 from tests.chat.loopback import KEY, completion
 
@@ -277,21 +278,44 @@ def test_a_per_minute_limit_that_speaks_of_quota_is_waited_for() -> None:
     assert wire.classify(429, {}, text).kind is Kind.RATE_LIMITED
 
 
+TOO_LARGE = "Request too large for gpt-9 in organization org-1 on tokens per min (TPM): Limit 30000, {}Requested 40000."
+
+
+def test_what_no_minute_holds_is_the_item_s_failure() -> None:
+    for used in ("", "Used 29000, "):
+        assert wire.classify(429, {}, TOO_LARGE.format(used)).kind is Kind.CONTEXT_OVERFLOW
+    fits = TOO_LARGE.format("Used 25000, ").replace("40000", "9000")
+    assert wire.classify(429, {}, fits).kind is Kind.RATE_LIMITED
+    reached = "Rate limit reached for gpt-9 on tokens per min (TPM): Limit 30000, Used 29000, Requested 9000."
+    assert wire.classify(429, {}, reached).kind is Kind.RATE_LIMITED
+
+
 @pytest.mark.parametrize(
-    ("headers", "seconds"),
+    "words",
     [
-        ({"retry-after": "0"}, 0.0),
-        ({"retry-after": "-5"}, 0.0),
-        ({"retry-after": "inf"}, None),
-        ({"retry-after": "Fri, 20 Nov 2026 10:00:30 GMT"}, None),  # no Date to compare it with
-        ({"retry-after": "Fri, 20 Nov 2026 10:00:30 GMT", "date": "Fri, 20 Nov 2026 10:00:00 -0000"}, None),
-        ({"retry-after": "Fri, 20 Nov 2026 11:00:30 +0100", "date": "Fri, 20 Nov 2026 10:00:00 GMT"}, 30.0),
-        ({"retry-after-ms": "soon", "retry-after": "2"}, 2.0),
-        ({}, None),
+        "Unrecognized request argument supplied: context_size",
+        "context_length: extra fields are not permitted",
+        "Invalid value for 'context window': expected an integer",
+        "unknown field max_model_len",
     ],
 )
-def test_retry_after(headers: dict[str, str], seconds: float | None) -> None:
-    assert wire.retry_after(headers) == seconds
+def test_a_setting_that_speaks_of_the_context_is_no_overflow(words: str) -> None:
+    """A server refuses it with every request: taken for an overflow, every item would have failed for good."""
+    assert wire.classify(400, {}, words).kind is Kind.BAD_REQUEST
+
+
+def test_what_the_headers_say_of_limits_comes_with_replies_and_errors() -> None:
+    said = {
+        "X-RateLimit-Limit-Requests": "60",
+        "x-ratelimit-remaining-requests": "9",
+        "x-ratelimit-reset-requests": "1m",
+    }
+    quota = (Quota("requests", 60, 9, 60.0),)
+
+    assert wire.receive(200, said, json.dumps(completion()).encode(), sent={}, key=None).quotas == quota
+    with pytest.raises(CallError) as caught:
+        wire.receive(429, said, b"", sent={}, key=None)
+    assert caught.value.quotas == quota
 
 
 @pytest.mark.parametrize(

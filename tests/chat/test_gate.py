@@ -1,0 +1,293 @@
+"""aif/chat/gate.py, with times that are given."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aif.chat.base import TRANSIENT, CallError, Kind
+from aif.chat.gate import OUTAGE_ITEMS, TOLD_S, Caller, Gate, Pass
+from aif.chat.retry import Policy
+
+GONE = CallError(Kind.CONNECTION, "nobody there")
+BROKEN = CallError(Kind.SERVER_ERROR, "HTTP 500: boom")
+
+
+def limited(after: float | None = None) -> CallError:
+    return CallError(Kind.RATE_LIMITED, "HTTP 429: slow down", retry_after=after)
+
+
+class Ground:
+    """A gate and the calls that went through it. Each item is its own unless it is named."""
+
+    def __init__(self, most: int = 16, jitter: float = 1.0) -> None:
+        self.gate = Gate(most, Policy(), lambda: jitter)
+        self.now = 0.0
+        self.out: list[Pass] = []
+
+    def fill(self) -> int:
+        """Sends what may go at once; how many calls that are."""
+        n = 0
+        while self.gate.wait(self.now) == 0:
+            self.go()
+            n += 1
+        return n
+
+    def go(self, caller: Caller | None = None) -> Pass:
+        assert self.gate.wait(self.now) == 0
+        self.out.append(self.gate.enter(caller or Caller()))
+        return self.out[-1]
+
+    def end(self, error: CallError | None = None, one: Pass | None = None) -> Caller:
+        """The oldest call, or this, ends so."""
+        one = one or self.out[0]
+        self.out.remove(one)
+        self.gate.ended(one, error, self.now)
+        self.gate.leave(one)
+        return one.caller
+
+    def end_all(self, error: CallError | None = None) -> None:
+        while self.out:
+            self.end(error)
+
+    def rest(self) -> float:
+        """Waits for the gate to let a call go; how long."""
+        waited = self.gate.wait(self.now)
+        assert waited < math.inf
+        self.now += waited
+        return waited
+
+    def probe(self, error: CallError | None = None) -> float:
+        """Waits, sends the probe, and ends it; how long the wait was."""
+        waited = self.rest()
+        assert self.fill() == 1
+        self.end(error)
+        return waited
+
+
+def test_as_many_calls_as_are_declared_go_at_once() -> None:
+    ground = Ground(16)
+
+    assert ground.fill() == 16
+    ground.end()
+    assert ground.fill() == 1
+
+
+def test_a_429_shuts_the_gate_for_as_long_as_it_says_and_then_one_call_goes() -> None:
+    ground = Ground()
+    ground.fill()
+    assert ground.end(limited(7.0)).blame == "endpoint"
+    assert ground.gate.instead(ground.now) == "rate limited, asks again in 7 s"
+    assert ground.rest() == 7
+    assert ground.fill() == 1, "the probe"
+    assert ground.gate.wait(ground.now) == math.inf
+    assert ground.gate.instead(ground.now) == "rate limited, asks again now"
+
+
+def test_what_was_sent_before_the_429_shrinks_nothing_more_and_opens_nothing() -> None:
+    ground = Ground(16)
+    ground.fill()
+    ground.end(limited(5.0))
+    for _ in range(10):
+        assert ground.end(limited(5.0)).blame == "endpoint"
+    ground.end()  # one was let through
+    ground.end(limited(30.0))  # and one waits longer
+    ground.end_all()
+    assert ground.probe() == 30
+    reached = [ground.gate.window]
+    while len(reached) < 8:
+        ground.fill()
+        ground.end_all()
+        reached.append(ground.gate.window)
+
+    assert reached[:4] == [3, 6, 12, 14], "a quarter of four fifths of 16, then twice as many a round, then slowly"
+    assert max(reached) == 16, "never above what is declared"
+
+
+@pytest.mark.parametrize(
+    ("asked", "first", "tenth"),
+    [(1.0, 1, TOLD_S), (0.0, 1, 60), (None, 1, 60), (121.0, 60, 60), (86_400.0, 60, 60), (20.0, 20, 20)],
+)
+def test_rests_in_a_row_grow_up_to_a_minute_with_a_call_each(asked: float | None, first: float, tenth: float) -> None:
+    ground = Ground()
+    ground.fill()
+    ground.end_all(limited(asked))
+    rests = [ground.probe(limited(asked)) for _ in range(10)]
+
+    assert (rests[0], rests[-1]) == (first, tenth)
+    ground.probe()
+    assert ground.fill() == 3
+
+
+def test_a_server_that_takes_four_calls_at_a_time_is_found_out() -> None:
+    """It refuses the fifth. Soon nearly nothing is refused."""
+    ground = Ground(64)
+    refused = sent = 0
+    for _ in range(60):
+        n = ground.fill()
+        sent, refused = sent + n, refused + max(0, n - 4)
+        for place in range(n):
+            ground.end(limited() if place >= 4 else None)
+        ground.now += 1
+        ground.rest()
+
+    assert refused < 64 + 40
+    assert 1 <= ground.gate.window <= 6
+
+
+def test_server_errors_pause_growth_and_take_nothing() -> None:
+    ground = Ground(16)
+    ground.fill()
+    ground.end_all(limited())
+    ground.probe()
+    grown = []
+    for error in (None, BROKEN, None, None):
+        ground.fill()
+        ground.end(error)
+        ground.end_all()
+        grown.append(ground.gate.window)
+
+    assert grown == [6, 6, 11, 13], "one failure holds up a round"
+
+
+def test_failures_of_several_items_in_a_row_are_the_endpoint_s_and_one_item_s_own_are_not() -> None:
+    ground = Ground()
+    one = Caller()
+    for _ in range(20):  # the same item, whose endpoint answers nobody: it is asked as often as its attempts allow
+        ground.end(BROKEN, ground.go(one))
+        assert one.blame == "unknown"
+    blames = [ground.end(BROKEN, ground.go()).blame for _ in range(OUTAGE_ITEMS - 1)]
+
+    assert blames == ["unknown"] * (OUTAGE_ITEMS - 2) + ["endpoint"]
+    assert ground.gate.instead(ground.now) == "gets no answer, asks again in 1 s"
+    assert ground.probe(BROKEN) == 1
+    assert ground.rest() == 2
+
+
+def test_an_answer_between_is_no_outage() -> None:
+    ground = Ground()
+    for _ in range(50):
+        for _ in range(OUTAGE_ITEMS - 1):
+            ground.end(GONE, ground.go())
+        ground.end(None, ground.go())
+
+    assert ground.gate.instead(ground.now) is None
+    assert ground.fill() == 16
+
+
+def test_items_that_fail_while_others_are_answered_are_no_outage_however_many() -> None:
+    """At the end of a run nothing else may be left."""
+    ground = Ground(16)
+    hopeless = [Caller() for _ in range(12)]
+    for one in hopeless:
+        ground.end(BROKEN, ground.go(one))
+        ground.end(None, ground.go())
+    for _ in range(5):
+        for one in hopeless:
+            ground.end(BROKEN, ground.go(one))
+            assert one.blame == "item"
+
+    assert ground.gate.instead(ground.now) is None
+
+
+def test_an_answer_to_what_was_sent_before_an_outage_ends_it() -> None:
+    ground = Ground(16)
+    ground.fill()
+    for _ in range(OUTAGE_ITEMS):
+        ground.end(GONE)
+    assert ground.end(GONE).blame == "endpoint", "sent before, and failed after"
+    assert ground.gate.instead(ground.now) is not None
+    ground.end(None)
+    assert ground.gate.instead(ground.now) is None
+
+
+def test_two_calls_at_a_time_are_enough_to_tell_an_outage() -> None:
+    ground = Ground(2)
+    ground.fill()
+    ground.end_all(GONE)
+    assert ground.gate.instead(ground.now) is not None
+
+
+def lasting(ground: Ground, error: CallError) -> float:
+    """Seconds of nothing but this until the gate is given up."""
+    ground.fill()
+    began = ground.now
+    ground.end_all(error)
+    while not ground.gate.given_up:
+        ground.probe(error)
+    return ground.now - began
+
+
+def test_an_address_never_heard_is_given_up_after_a_minute() -> None:
+    ground = Ground()
+    assert 60 <= lasting(ground, GONE) <= 120
+    assert ground.gate.given_up == "no call was answered for 63 s; the last: connection: nobody there"
+
+
+@pytest.mark.parametrize("error", [GONE, BROKEN, limited(1.0), limited(86_400.0), limited()])
+def test_one_that_was_heard_is_waited_for_half_an_hour(error: CallError) -> None:
+    ground = Ground()
+    ground.fill()
+    ground.end(None)
+    assert 1800 <= lasting(ground, error) <= 1860
+
+
+def test_a_429_is_an_answer_of_a_kind() -> None:
+    ground = Ground()
+    ground.fill()
+    ground.end(limited())
+    assert lasting(ground, GONE) >= 1800
+
+
+def test_a_minute_of_answers_now_and_then_is_never_given_up() -> None:
+    ground = Ground()
+    for _ in range(200):
+        ground.fill()
+        ground.end_all(limited(60.0))
+        ground.probe(limited(60.0))
+        ground.probe(None)
+
+    assert ground.gate.given_up is None
+
+
+def test_a_probe_that_was_never_sent_lets_another_go() -> None:
+    ground = Ground()
+    ground.fill()
+    ground.end_all(limited())
+    ground.rest()
+    ground.gate.leave(ground.go())
+    assert ground.gate.wait(ground.now) == 0
+
+
+def test_a_server_that_comes_up_anew_has_no_past() -> None:
+    ground = Ground()
+    ground.fill()
+    for _ in range(9):
+        ground.end(GONE)
+    ground.now += 3600
+    ground.gate.renew()
+    assert ground.gate.instead(ground.now) is None
+    assert ground.end(GONE).blame == "endpoint", "sent to the former one"
+    assert ground.gate.given_up is None
+
+
+kinds = st.none() | st.sampled_from(sorted(TRANSIENT | {Kind.EMPTY, Kind.CONTEXT_OVERFLOW}))
+
+
+@given(st.integers(1, 40), st.lists(st.tuples(kinds, st.integers(0, 50), st.floats(0, 90)), max_size=200))
+def test_whatever_happens_calls_stay_within_bounds_and_one_may_go_in_the_end(
+    most: int, course: list[tuple[Kind | None, int, float]]
+) -> None:
+    ground = Ground(most)
+    for kind, which, later in course:
+        ground.fill()
+        assert 1 <= len(ground.out) == ground.gate.in_flight <= most
+        one = ground.out[which % len(ground.out)]
+        ground.end(CallError(kind, "said", retry_after=later) if kind else None, one)
+        ground.now += later
+        if not ground.out:
+            ground.rest()
+    ground.end_all()
+    ground.rest()
+    assert ground.fill() >= 1
