@@ -239,7 +239,7 @@ def line(snapshot: Snapshot) -> str:
     for one in snapshot.lines:
         if one.doing and not one.refused:
             busy.setdefault(one.doing, []).append(one.name)
-    doing = "".join(f" · {what} {', '.join(names)}" for what, names in busy.items())
+    doing = "".join(f" · {', '.join(names)} {what}" for what, names in busy.items())
     state = " · ".join([*parts, dollars(_usd(snapshot)), f"ETA {clock(snapshot.eta_s)}"])
     return f"{clock(snapshot.elapsed_s)} {state}{doing}{refused}"
 

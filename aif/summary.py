@@ -152,7 +152,7 @@ def _spend(rows: list[dict[str, Any]]) -> Table:
 
 
 MENDS = {
-    Kind.CONTEXT_OVERFLOW: "prompt and max_tokens don't fit the model's context: lower max_tokens",
+    Kind.CONTEXT_OVERFLOW: "prompt and max_tokens don't fit the model's context, or a minute's limit: lower max_tokens",
     Kind.BLOCKED: "the provider's filter refused it; another model may answer",
     Kind.BAD_REQUEST: "a setting is refused: `temperature: null` and `top_p: null` take them out; a chat template that "
     "refuses a system turn wants `system: fold_into_user`; `reply: text` asks without a schema",
@@ -160,7 +160,7 @@ MENDS = {
     Kind.TRUNCATED: "raise the judge's max_tokens (which asks all judgements again)",
     Kind.UNREADABLE: "see `raw` in the table `failed`; try `reply: schema` or `text`, or another judge",
     Kind.RATE_LIMITED: "lower concurrency, or set requests_per_minute",
-    Kind.SERVER_ERROR: "the server is ill; see its log",
+    Kind.SERVER_ERROR: "the server is ill, or this request makes it so; see its log",
     Kind.TIMEOUT: "is the server still loading? else raise timeout_s, or lower concurrency",
     Kind.CONNECTION: "nothing answers there: is the server up, is base_url right?",
     Kind.BAD_REPLY: "what answers there is no chat completions API: see base_url (it ends with /v1)",

@@ -101,12 +101,12 @@ def test_what_servers_do_instead_of_answering_is_said(board: Board) -> None:
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(progress.table(board.snapshot(), wide=False))
 
-    assert progress.line(board.snapshot()).endswith(" · starting large · waiting judge")
+    assert progress.line(board.snapshot()).endswith(" · large starting · judge waiting")
     assert "starting" in console.export_text()
     judge.doing = "starting"
-    assert progress.line(board.snapshot()).endswith(" · starting large, judge")
+    assert progress.line(board.snapshot()).endswith(" · large, judge starting")
     large.refuse("no room")
-    assert progress.line(board.snapshot()).endswith(" · starting judge · large refused")
+    assert progress.line(board.snapshot()).endswith(" · judge starting · large refused")
 
 
 def test_the_file_says_what_the_screen_says_and_goes_when_the_run_ends(board: Board, tmp_path: Path) -> None:

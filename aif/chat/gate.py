@@ -4,8 +4,8 @@ A gate is open, with a window of calls that may be in flight, or shut for a rest
 so many items in a row that it is the endpoint that fails and not they. After the rest one call goes, the probe: if it
 is answered the gate opens, else it rests longer.
 
-The window is TCP's: a 429 takes a fifth of what was in flight, once for all the calls sent before it; after a rest it
-begins at a quarter and grows by a call an answer until where it was, then by a twentieth a round. Server errors and
+The window is TCP's: a 429 leaves four fifths of what was in flight, once for all the calls sent before it; after a rest
+it begins at a quarter and grows by a call an answer until where it was, then by a twentieth a round. Server errors and
 timeouts pause its growth for a round and take nothing: fewer calls would not mend them.
 """
 
@@ -62,6 +62,7 @@ class Gate:
         self._answers = 0
         self._heard = False
         self._episode = 0
+        self._outage = 0  # the episode that the last one began
         self._shut: Cause | None = None
         self._probing = False
         self._rests = 0  # in a row
@@ -114,6 +115,8 @@ class Gate:
         """The endpoint is another now: its server has come up. What was sent before says nothing of it."""
         self._failing_since = None
         self._episode += 1
+        self._outage = self._episode
+        self._rests = 0
         self._open()
         self._window = self._reach = float(self._most)
 
@@ -130,8 +133,10 @@ class Gate:
         self._failing_since = None
         self._troubled.clear()
         if self._shut is None:
+            self._rests = 0
             self._grow()
         elif one.probe or self._shut != "rate limited":  # what was sent before a 429 may be answered in spite of it
+            self._rests = 0
             self._open()
 
     def _grow(self) -> None:
@@ -148,26 +153,34 @@ class Gate:
                 self._rests_until = max(self._rests_until, now + asked_s)
             return
         if self._shut is None:
-            self._reach = max(1.0, SHRINK * min(self._window, self.in_flight))
+            self._reach = max(1.0, SHRINK * min(self._window, max(self._window / 2, self.in_flight)))
         self._rest("rate limited", asked_s, now)
 
     def _failed(self, one: Pass, now: float) -> Blame:
-        """Whose doing a failure was that may pass."""
+        """Whose doing a failure was that may pass. An item that fails while others are answered is no sign of an
+        outage, nor excused by one: else one that hangs for ever might be asked for ever."""
         caller = one.caller
-        if one.episode != self._episode:
-            return "endpoint"
-        if self._shut is not None:
+        its_own = caller.met is not None and self._answers > caller.met
+        if one.episode < self._outage:
+            caller.met = self._answers if caller.met is None else caller.met
+            return "item" if its_own else "endpoint"
+        if self._shut == "gets no answer":
             self._rest(self._shut, 0.0, now)
-            return "endpoint"
+            return "item" if its_own else "endpoint"
+        if one.probe and one.episode == self._episode:  # whatever it is, it is no 429
+            self._open()
         self._pause = self._window
-        caller.met = self._answers if caller.met is None else caller.met
-        if self._answers > caller.met:  # others were answered meanwhile: it may be the item that fails
+        if its_own:
             return "item"
+        caller.met = self._answers
         self._troubled.add(caller)
         if len(self._troubled) < max(2, min(OUTAGE_ITEMS, self._most)):
             return "unknown"
+        for one_of_many in self._troubled:
+            one_of_many.met = None
         self._reach = self._window
         self._rest("gets no answer", 0.0, now)
+        self._outage = self._episode
         return "endpoint"
 
     def _rest(self, cause: Cause, asked_s: float, now: float) -> None:
@@ -184,6 +197,5 @@ class Gate:
             self._window = min(self._reach, max(2.0, REOPEN * self._reach))
         self._shut = None
         self._probing = False
-        self._rests = 0
         self._pause = 0.0
         self._troubled.clear()

@@ -62,7 +62,7 @@ class Ground:
         """Waits, sends the probe, and ends it; how long the wait was."""
         waited = self.rest()
         assert self.fill() == 1
-        self.end(error)
+        self.end(error, self.out[-1])
         return waited
 
 
@@ -207,6 +207,46 @@ def test_two_calls_at_a_time_are_enough_to_tell_an_outage() -> None:
     ground.fill()
     ground.end_all(GONE)
     assert ground.gate.instead(ground.now) is not None
+
+
+def test_an_item_that_hangs_for_ever_is_charged_for_it_whatever_happens_meanwhile() -> None:
+    """Its call takes longer than the endpoint goes without a 429, or without an outage."""
+    for trouble in (limited(1.0), GONE):
+        ground = Ground(16)
+        hanging = Caller()
+        blames = []
+        for _ in range(9):
+            for _ in range(50):
+                ground.end(None, ground.go())
+            one = ground.go(hanging)
+            for _ in range(OUTAGE_ITEMS):
+                if ground.gate.wait(ground.now) == 0:
+                    ground.end(trouble, ground.go())
+            ground.probe()
+            ground.end(CallError(Kind.TIMEOUT, "no whole answer"), one)
+            blames.append(hanging.blame)
+
+        assert blames[2:] == ["item"] * 7
+
+
+def test_a_probe_that_fails_otherwise_than_by_a_429_is_charged_and_opens_the_gate() -> None:
+    ground = Ground(16)
+    ground.fill()
+    ground.end_all(limited())
+    ground.rest()
+    assert ground.end(BROKEN, ground.go()).blame == "unknown"
+    assert ground.fill() == 3
+    ground.end_all(limited())
+    assert ground.rest() == 2, "nothing was answered yet"
+
+
+def test_what_an_outage_did_to_items_is_not_held_against_them_later() -> None:
+    ground = Ground(16)
+    items = [Caller() for _ in range(OUTAGE_ITEMS)]
+    for item in items:
+        ground.end(GONE, ground.go(item))
+    ground.probe(None)
+    assert [ground.end(GONE, ground.go(item)).blame for item in items[:3]] == ["unknown"] * 3
 
 
 def lasting(ground: Ground, error: CallError) -> float:

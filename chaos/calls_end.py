@@ -1,0 +1,113 @@
+"""Promise 5: every call ends, and so does asking for what never comes."""
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from aif.chat.retry import Policy
+from aif.config import load
+from aif.queries import Reader
+from aif.records import fraction
+from aif.simulator import Call, Cast, Mishap, Simulator
+from aif.simulator.faults import Arrival, Fault
+from chaos import Figures, _inside, clock, house
+
+NUMBER = 5
+PROMISE = "Every call ends within its deadline, a hopeless item after six attempts, with its cause; the rest goes on."
+
+TIMEOUT_S = 20.0
+ATTEMPTS = Policy().attempts
+STALLS = frozenset({Fault.HANG, Fault.DRIP})
+# Shares of the bodies that fare so however often they are asked, of completions and of judgements.
+HOPELESS = {Fault.SERVER_ERROR: 0.05, Fault.HTML: 0.03, Fault.HANG: 0.02, Fault.DRIP: 0.02}
+# And of the calls that do so once.
+PASSING = {Fault.RATE_LIMITED: 0.05, Fault.SERVER_ERROR: 0.03, Fault.HANG: 0.01, Fault.CUT: 0.01}
+SPEED = {True: 12.0, False: 25.0}
+
+
+def trial(folder: Path, full: bool) -> Figures:
+    calls: list[Call] = []
+    hopeless: dict[str, Fault] = {}
+    began: list[int] = []
+
+    def befall(call: Arrival) -> Mishap | None:
+        fault = _drawn(HOPELESS, call.key)
+        if fault:
+            hopeless[call.key] = fault
+        else:
+            fault = _drawn(PASSING, call.key, call.nth)
+        return Mishap(fault, "1", seconds=3600 if fault is Fault.HANG else 1.0) if fault else None
+
+    async def main() -> tuple[dict[str, str], dict[str, int]]:
+        cast = Cast(house.POOL, {house.JUDGE: 0.1}, 7)
+        async with Simulator(cast, latency_s=0.5, faults=befall, on_call=calls.append) as simulator:
+            each = {"timeout_s": TIMEOUT_S}
+            path = house.pipeline(folder, simulator.base_url, 60 if full else 8, models=each, judges=each)
+            refused, tallies = await _inside.run(path)
+            began.append(len(calls))
+            await _inside.run(path)
+        return refused, dict(sum((Counter(answered=t.answered, wanted=t.wanted) for t in tallies.values()), Counter()))
+
+    refused, items = clock.run(main(), SPEED[full])
+    _, said = house.aif("failures", folder / "pipeline.yaml")
+    return {
+        "refused": list(refused),
+        "hopeless items": dict(Counter(map(str, hopeless.values()))),
+        **items,
+        "verdicts": _verdicts(folder / "pipeline.yaml"),
+        "longest call": round(max(call.ended - call.began for call in calls), 1),
+        "most attempts": _most(calls[: began[0]]),
+        "most attempts in the next run": _most(calls[began[0] :]),
+        "failed ones in the next run": _most(calls[began[0] :], {k for k, f in hopeless.items() if f not in STALLS}),
+        "told": all(word in said for word in ("server_error", "bad_reply", "timeout", "→", "--retry-failed")),
+    }
+
+
+def broken(figures: Figures) -> list[str]:
+    wrong = []
+    if figures["refused"]:
+        wrong.append(f"refused: {figures['refused']}")
+    if figures["longest call"] > 1.5 * TIMEOUT_S:
+        wrong.append(f"a call took {figures['longest call']} s")
+    if max(figures["most attempts"], figures["most attempts in the next run"]) > ATTEMPTS:
+        wrong.append(f"a body was asked {figures['most attempts']} times")
+    if figures["failed ones in the next run"]:
+        wrong.append("what failed for good was asked again")
+    hopeless = sum(figures["hopeless items"].values())
+    if sum(figures["verdicts"].values()) != hopeless:
+        wrong.append(f"{hopeless} hopeless items, failures told: {figures['verdicts']}")
+    if not figures["told"]:
+        wrong.append("`aif failures` does not tell each kind with what to do")
+    return wrong
+
+
+def told(figures: Figures) -> str:
+    hopeless = ", ".join(f"{n} {fault}" for fault, n in sorted(figures["hopeless items"].items()))
+    return (
+        f"{figures['wanted']:,} items, of them hopeless: {hopeless}. Longest call {figures['longest call']:g} s of "
+        f"{TIMEOUT_S:g} allowed; at most {figures['most attempts']} attempts; {figures['answered']:,} answered, the "
+        "others told with their cause; in the next run what failed for good was asked "
+        f"{figures['failed ones in the next run']} times."
+    )
+
+
+def _drawn(rates: dict[Fault, float], *which: Any) -> Fault | None:
+    draw = fraction("ends", *which)
+    for fault, rate in rates.items():
+        draw -= rate
+        if draw < 0:
+            return fault
+    return None
+
+
+def _most(calls: Iterable[Call], keys: set[str] | None = None) -> int:
+    """The most calls with one body (of these), those refused by a rate limit aside."""
+    counted = [call.key for call in calls if call.status != 429 and (keys is None or call.key in keys)]
+    return max(Counter(counted).values(), default=0)
+
+
+def _verdicts(path: Path) -> dict[str, int]:
+    with Reader.open(load(path).store) as reader:
+        rows = reader.sql("SELECT kind || ' ' || verdict AS what, count(*) AS n FROM failed GROUP BY ALL ORDER BY what")
+    return {row["what"]: row["n"] for row in rows}
