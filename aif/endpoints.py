@@ -32,6 +32,7 @@ class Endpoint:
 
     A launched one is not `up` until a server of its own answers, and while none does; `wanted` says that a call waits
     for it or has been made, `done` that none will come any more, `doing` what its servers do instead of answering.
+    `cost` and `bound` are the entry's: USD of what was used, and at most of so many tokens.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Endpoint:
     client: ChatModel
     concurrency: int
     cost: Callable[[Usage | None], float | None]
+    bound: Callable[[int, int], float | None]
     pace: Pace
     halt: asyncio.Event = field(default_factory=asyncio.Event)
     up: asyncio.Event = field(default_factory=_set)
@@ -53,6 +55,12 @@ class Endpoint:
     silent: int = 0
     silent_since: float = 0.0
     in_flight: int = 0
+    uncovered: int = 0  # calls in a row that the budget did not cover
+
+    @property
+    def paid(self) -> bool:
+        """Whether its calls count against a budget."""
+        return bool(self.bound(1, 1))
 
     def note(self, error: CallError | None, now: float) -> bool:
         """Takes in how a call ended, at a time in seconds of any clock. True where a refused request says nothing of
@@ -128,7 +136,7 @@ def _endpoint(one: Model | Judge, stage: Stage, client: ChatModel) -> Endpoint:
         return await endpoint.sleep(seconds)
 
     pace = Pace(one.requests_per_minute, one.tokens_per_minute, clock=asyncio.get_running_loop().time, sleep=sleep)
-    endpoint = Endpoint(one.name, stage, one.identity, client, one.concurrency, one.cost, pace)
+    endpoint = Endpoint(one.name, stage, one.identity, client, one.concurrency, one.cost, one.bound, pace)
     if one.launch:
         endpoint.up.clear()
     return endpoint

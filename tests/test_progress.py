@@ -31,7 +31,8 @@ def endpoint(name: str, stage: Any) -> Endpoint:
         return True
 
     client = VllmChat((), name, api_key=None, timeout_s=1, limit=1)
-    return Endpoint(name, stage, name, client, 4, lambda usage: 0.0, Pace(None, None, clock=lambda: 0.0, sleep=sleep))
+    pace = Pace(None, None, clock=lambda: 0.0, sleep=sleep)
+    return Endpoint(name, stage, name, client, 4, lambda usage: 0.0, lambda sent, said: 0.0, pace)
 
 
 def kept(endpoint: str, verdict: str, n: int = 1, usd: float | None = 0.01, **more: Any) -> list[Entry]:
