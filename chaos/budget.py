@@ -13,6 +13,7 @@ from aif.config import load
 from aif.queries import Reader
 from aif.run import feedback
 from aif.simulator.faults import Arrival, Fault, Faults, Mishap
+from chaos import Figures
 from chaos.house import Record, pipeline, served, start
 
 NUMBER = 12
@@ -28,7 +29,7 @@ TIMEOUT_S = 1.5
 QUICK = Policy(first_wait_s=0.05, longest_wait_s=0.2)
 
 
-def trial(folder: Path, full: bool) -> Mapping[str, Any]:
+def trial(folder: Path, full: bool) -> Figures:
     """Fifty stores with up to two kills each and three without, at 0.5 dollars (60 prompts; 40 bounds of the dearest
     calls); in short one of each, at a fifth of that."""
     budget, flying = (0.5, 8) if full else (0.1, 2)
@@ -38,7 +39,7 @@ def trial(folder: Path, full: bool) -> Mapping[str, Any]:
     return {"budget": budget, "killed": killed, "calm": calm}
 
 
-def broken(figures: Mapping[str, Any]) -> list[str]:
+def broken(figures: Figures) -> list[str]:
     wrong = []
     for n, one in enumerate([*figures["killed"], *figures["calm"]]):
         wrong += [] if one["reached"] else [f"store {n}: the budget did not end it"]
@@ -51,7 +52,7 @@ def broken(figures: Mapping[str, Any]) -> list[str]:
     return wrong
 
 
-def told(figures: Mapping[str, Any]) -> str:
+def told(figures: Figures) -> str:
     killed, calm = figures["killed"], figures["calm"]
     kills = sum(one["kills"] for one in killed)
     bills, counted = ([one[name] / figures["budget"] for one in killed] for name in ("bill", "counted"))
@@ -67,7 +68,7 @@ def _range(shares: Sequence[float]) -> str:
     return least if least == most else f"{least} to {most}"
 
 
-def _killed(folder: Path, budget: float, flying: int, draw: random.Random, most: int) -> Mapping[str, Any]:
+def _killed(folder: Path, budget: float, flying: int, draw: random.Random, most: int) -> Figures:
     """A store of which a run or two are killed with calls in flight, and the next is left to its end."""
 
     def befall(arrival: Arrival) -> Mishap:
@@ -88,7 +89,7 @@ def _killed(folder: Path, budget: float, flying: int, draw: random.Random, most:
     return {"kills": kills, "reached": reached} | _books(path, record)
 
 
-def _calm(folder: Path, budget: float, flying: int) -> Mapping[str, Any]:
+def _calm(folder: Path, budget: float, flying: int) -> Figures:
     """A store that nothing happens to."""
     record = Record()
     with served(record) as one:
