@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeVar
 from aif import events
 from aif.asking import completion_request, judging_request, most_input, once_more, tokens
 from aif.budget import UNSPENT, Budget, Short, Spent
-from aif.chat.base import REASKED, UNBILLED, CallError, Kind, Reply, Request
+from aif.chat.base import REASKED, CallError, Kind, Reply, Request
 from aif.chat.retry import Attempt, Policy, persist
 from aif.config import Pipeline
 from aif.endpoints import Endpoint
@@ -204,8 +204,7 @@ class Run:
     async def _keep(self, endpoint: Endpoint, job: Job, call: "_Call", tried: Attempt[Answer]) -> None:
         reply, ratings = tried.result or (None, None)
         had = reply or (tried.error.reply if tried.error else None)
-        unbilled = tried.error is not None and tried.error.kind in UNBILLED
-        usd = 0.0 if unbilled else endpoint.cost(had.usage if had else None)
+        usd = 0.0 if tried.error and tried.error.unbilled else endpoint.cost(had.usage if had else None)
         await self._budget.settle(call.bound or 0.0, usd)
         self._calls += 1
         record = events.call(

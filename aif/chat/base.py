@@ -90,11 +90,18 @@ class CallError(Exception):
 
     `retry_after` is in seconds, as the server asked. `reply` is what was paid for and received nonetheless (an
     unreadable judgement, an empty completion); `raw` the body of an answer that was no reply at all, cut to 2,000
-    characters. The message never holds a key.
+    characters; `unsent` says that there was no connection to send anything over. The message never holds a key.
     """
 
     def __init__(
-        self, kind: Kind, message: str, *, retry_after: float | None = None, reply: Reply | None = None, raw: str = ""
+        self,
+        kind: Kind,
+        message: str,
+        *,
+        retry_after: float | None = None,
+        reply: Reply | None = None,
+        raw: str = "",
+        unsent: bool = False,
     ) -> None:
         super().__init__(message)
         self.kind = kind
@@ -102,6 +109,12 @@ class CallError(Exception):
         self.retry_after = retry_after
         self.reply = reply
         self.raw = raw[:2000]
+        self.unsent = unsent
+
+    @property
+    def unbilled(self) -> bool:
+        """Whether nobody charges for the call."""
+        return self.unsent or self.kind in UNBILLED
 
 
 class ChatModel(Protocol):
