@@ -17,6 +17,7 @@ from aif.asking import most_input
 from aif.budget import UNSPENT, Account, Budget, Spent
 from aif.chat.base import Request
 from aif.errors import Exit
+from aif.feedback import UNCOVERED
 from aif.ledger import Ledger
 from aif.queries import Reader
 from aif.records import Message
@@ -24,7 +25,7 @@ from aif.simulator import Call
 from aif.simulator.faults import Fault, Faults
 from aif.store import Store
 from tests.building import Fate, build
-from tests.serving import Served
+from tests.serving import POOL, Served
 from tests.test_feedback import aif, ask, run, write
 
 Serve = Callable[..., Served]
@@ -349,6 +350,20 @@ def test_a_budget_below_one_call_is_said_plainly(tmp_path: Path, serve: Serve) -
     assert ended.returncode == Exit.BUDGET
     assert "the budget of $0.0010 does not cover one call, which may cost $0.01" in ended.stderr
     assert bill.calls == 0
+
+
+def test_where_nothing_that_costs_can_go_on_the_free_stop_too(tmp_path: Path, serve: Serve) -> None:
+    """And before: each judgement is tried by itself, since one of another size may fit."""
+    bill = Bill()
+    served = serve(on_call=bill)
+    two = {"per_prompt": 2, "max_tokens": 64}
+    slow = {name: {"provider": "vllm", "base_url": served.base_url, "concurrency": 1} for name in POOL}
+    path = priced(tmp_path, served, count=UNCOVERED + 250, budget_usd=0.001, completions=two, models=slow)
+    _, ended = run(path)
+
+    assert ended.short
+    assert bill.calls == 0
+    assert 2 * UNCOVERED <= served.stats()["calls"] < 2 * (UNCOVERED + 250)
 
 
 def test_what_nothing_tells_counts_at_its_bound_and_is_shown_as_unknown(tmp_path: Path, serve: Serve) -> None:
