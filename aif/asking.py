@@ -4,12 +4,17 @@ use. Pure."""
 from collections.abc import Sequence
 from dataclasses import replace
 
+import orjson
+
 from aif.chat.base import CallError, Kind, Request
 from aif.entries import Judge
 from aif.plan import System, sent_messages
 from aif.records import Principle, Prompt, Sampling
 from aif.rubric import Rubric, render
 
+# What a provider puts around what it is sent: the turns' marks and roles (OpenAI's 4 tokens, ChatML's 5), and once what
+# a template or a schema's instructions say beside them (346 tokens where Anthropic's tells of tools, the most known).
+FRAME, TEMPLATE = 16, 512
 ROOM = 4  # a judgement cut at its limit gets twice the room each time, up to so many times the declared limit
 
 
@@ -58,3 +63,9 @@ def once_more(request: Request, reasks: int, failure: CallError | None) -> Reque
 def tokens(request: Request) -> int:
     """What a request may come to, as providers reckon it beforehand: 4 characters a token, and all it may write."""
     return sum(len(message.content) for message in request.messages) // 4 + request.max_tokens
+
+
+def most_input(request: Request) -> int:
+    """More tokens than what is sent can come to: no tokenizer makes more than one of a byte."""
+    texts = sum(FRAME + len(message.content.encode()) for message in request.messages)
+    return TEMPLATE + texts + (len(orjson.dumps(request.schema)) if request.schema else 0)

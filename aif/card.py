@@ -231,7 +231,8 @@ def _number(value: Any, digits: int = 2) -> str:
 def _usd(row: Mapping[str, Any]) -> str:
     if row["usd"] is None:
         return "not known"
-    return f"{row['usd']:,.4f}" + (f" and {row['unpriced']:,} calls not known" if row["unpriced"] else "")
+    unknown = f" and up to {row['unknown']:,.4f} more" if row.get("unknown") else ""
+    return f"{row['usd']:,.4f}{unknown}" + (f" and {row['unpriced']:,} calls not known" if row["unpriced"] else "")
 
 
 def _books(books: Books) -> list[tuple[str, str]]:
@@ -312,5 +313,5 @@ def _margins(margins: Floats) -> dict[str, float]:
 def _total(spend: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The bill over all endpoints; `usd` is None where no price is known at all."""
     priced = [row["usd"] for row in spend if row["usd"] is not None]
-    names = ("calls", "answered", "input_tokens", "cached_tokens", "output_tokens", "unpriced")
-    return {name: sum(row[name] or 0 for row in spend) for name in names} | {"usd": sum(priced) if priced else None}
+    names = ("calls", "answered", "input_tokens", "cached_tokens", "output_tokens", "unknown", "unpriced")
+    return {name: sum(row.get(name) or 0 for row in spend) for name in names} | {"usd": sum(priced) if priced else None}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from aif import cli_rubric
-from aif.errors import AifError, BadInput, Exit, ProviderRefused
+from aif.errors import AifError, BadInput, BudgetReached, Exit, ProviderRefused
 from aif.typed import File, Sets, Yes, err, load, me, new_name, out, tell
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def run(
     consent = _consent(one, limit, retry_failed, yes)
     ended = feedback(one, err, limit=limit, retry_failed=retry_failed, consent=consent)
     with Reader.open(one.store) as reader:
-        tell_summary(out, reader, ended.seconds)
+        tell_summary(out, reader, ended.seconds, one.budget_usd)
         example = reader.example()
     tell_places(out, one.store)
     typed = _typed(pipeline, sets)
@@ -118,7 +118,7 @@ def estimate(
         if told.calls:
             ask_for_probe(err, told, yes=yes)
             ended = feedback(one, err, limit=first)
-            if ended.stopped or ended.refused:
+            if ended.stopped or ended.refused or ended.short:
                 _leave(_typed(pipeline, sets), ended)
         else:
             err.print("nothing to ask")
@@ -147,6 +147,12 @@ def _tell_next(typed: str, ended: "Ended", example: str) -> None:
 
 def _leave(typed: str, ended: "Ended") -> None:
     """The exit code of a run, said with its reason."""
+    from aif.summary import reached
+
+    if ended.short and not ended.refused:
+        raise BudgetReached(reached(ended.short, f"aif run {typed}"))
+    if ended.short:
+        tell(reached(ended.short, f"aif run {typed}"))
     if ended.refused:
         lines = "\n".join(f"  {name}: {why}" for name, why in ended.refused.items())
         raise ProviderRefused(f"refused until something is mended:\n{lines}\nthen `aif run {typed}` goes on")
@@ -176,7 +182,7 @@ def status(pipeline: File, sets: Sets = None) -> None:
     with Reader.open(one.store) as reader:
         _tell_if_another(one, reader)
         tell_tallies(out, reader.tallies())
-        tell_summary(out, reader)
+        tell_summary(out, reader, budget=one.budget_usd)
 
 
 def _tell_if_another(one: "Pipeline", reader: "Reader") -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aif.errors import BadInput, Exit, ProviderRefused
+from aif.errors import BadInput, BudgetReached, Exit, ProviderRefused
 from aif.typed import File, Sets, err, load, me, new_name, out
 
 if TYPE_CHECKING:
@@ -107,6 +107,7 @@ def try_(
 ) -> None:
     """Rate completions that a pipeline has by another rubric, beside the ratings it has. What is asked is kept."""
     from aif.rubric_trial import Bill, attempt, tell_trial, told
+    from aif.summary import reached
 
     def agreed(bill: Bill) -> bool:
         err.print(told(bill), soft_wrap=True)
@@ -127,6 +128,8 @@ def try_(
     if tried.refused:
         lines = "\n".join(f"  {name}: {why}" for name, why in tried.refused.items())
         raise ProviderRefused(f"refused until something is mended:\n{lines}\nthen the same command goes on")
+    if tried.short:
+        raise BudgetReached(reached(tried.short, "the same command"))
     if tried.stopped:
         err.print("stopped; everything answered is kept, and the same command goes on", soft_wrap=True)
         raise typer.Exit(Exit.INTERRUPTED)

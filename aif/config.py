@@ -5,7 +5,7 @@ All that is wrong with a file is said at once, a line each: `file:line: key.path
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import yaml
 from pydantic import Field, PrivateAttr, ValidationError, field_validator
@@ -27,16 +27,14 @@ from aif.entries import (
     Source,
     public,
 )
-from aif.errors import BadInput, Unavailable
+from aif.errors import BadInput
 from aif.records import Sampling
-from aif.values import NOT_BUILT, Filled, Name, NotNegative, PathText, RunName
+from aif.values import Filled, Name, NotNegative, PathText, Positive, RunName
 from aif.yamltext import Keys, Problem, dotted
 
 
 class Pipeline(Part):
     """A pipeline file, checked. Relative paths in it are not resolved here (`resources.find`, `beside`)."""
-
-    LATER: ClassVar[Mapping[str, str]] = {"budget_usd": "take it out; nothing stops a run at a budget yet"}
 
     name: RunName
     seed: int = 0
@@ -48,6 +46,7 @@ class Pipeline(Part):
     judges: dict[Name, Judge] = Field(default_factory=dict)
     rubric: Filled = "unified"
     pairs: Pairs = Pairs()
+    budget_usd: Positive | None = None
     confirm_usd: NotNegative = 1.0
     export: Export = Export()
 
@@ -122,6 +121,7 @@ class Pipeline(Part):
             names = ", ".join(self.models)
             yield Problem(("pairs", "model"), f"the pool has no model {self.pairs.model!r}; name one of it: {names}")
         yield from self._scores_in_part()
+        yield from self._unpriced()
         yield from self._too_few()
         yield from self._same_twice()
 
@@ -153,6 +153,19 @@ class Pipeline(Part):
                     ("prompts", n, "completions", "score"),
                     "not every source has scores, so a judge rates them all; take it out, or give each source one",
                 )
+
+    def _unpriced(self) -> Iterator[Problem]:
+        """What costs nobody knows how much can't be kept within a budget."""
+        if self.budget_usd is None:
+            return
+        for kind, entries in (("models", self.models), ("judges", self.judges)):
+            for name, one in entries.items():
+                if one.price is None and not one.free:
+                    yield Problem(
+                        (kind, name),
+                        f"budget_usd needs to know what a call to {one.provider} costs; add price: "
+                        "{input: …, output: …}, in USD per million tokens, or take out budget_usd",
+                    )
 
     def _too_few(self) -> Iterator[Problem]:
         wanted, had = self.completions.per_prompt, sum(model.samples for model in self.models.values())
@@ -186,7 +199,7 @@ def load(path: Path, sets: Sequence[str] = ()) -> Pipeline:
     """The pipeline in a file, after `--set KEY=VALUE` arguments (see `yamltext.Text.put`).
 
     A relative path is looked for in the working directory, then among what aif ships. Raises BadInput, saying all
-    that is wrong; Unavailable where all of it is keys or values that aif doesn't have yet.
+    that is wrong.
     """
     file = resources.find(str(path), None, "", "pipeline file")
     try:
@@ -213,8 +226,7 @@ def parse(text: str, path: Path, sets: Sequence[str] = ()) -> Pipeline:
     except ValidationError as error:
         wrong += [said for said in complaints.problems(error, found, _unknown) if said.keys not in misread]
     if wrong:
-        kind = Unavailable if all(problem.text.startswith(NOT_BUILT) for problem in wrong) else BadInput
-        raise kind("\n".join(_line(found.place(problem.keys).where, problem) for problem in wrong))
+        raise BadInput("\n".join(_line(found.place(problem.keys).where, problem) for problem in wrong))
     pipeline._path = path
     pipeline._raw = yaml.safe_dump(found.data, sort_keys=False, allow_unicode=True)
     return pipeline
@@ -244,10 +256,7 @@ _PARTS: Mapping[str, type[Part]] = {
 def _unknown(keys: Keys) -> str:
     named = keys[0] in ("prompts", "models", "judges")
     part = _PARTS[dotted(tuple("*" if named and n == 1 else key for n, key in enumerate(keys[:-1])))]
-    key = str(keys[-1])
-    if key in part.LATER:
-        return f"{NOT_BUILT}{key}; {part.LATER[key]}"
-    return complaints.unknown_key(key, list(part.model_fields))
+    return complaints.unknown_key(str(keys[-1]), list(part.model_fields))
 
 
 def api_key(endpoint: Endpoint, environ: Mapping[str, str]) -> str | None:

@@ -38,6 +38,7 @@ class Endpoint:
 
     A launched one is not `up` until a server of its own answers, and while none does; `wanted` says that a call waits
     for it or has been made, `done` that none will come any more, `doing` what its servers do instead of answering.
+    `cost` and `bound` are the entry's: USD of what was used, and at most of so many tokens.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Endpoint:
     client: ChatModel
     concurrency: int
     cost: Callable[[Usage | None], float | None]
+    bound: Callable[[int, int], float | None]
     pace: Pace
     policy: Policy = field(default_factory=Policy)
     clock: Callable[[], float] = time.monotonic
@@ -58,6 +60,12 @@ class Endpoint:
     refused: str | None = None
     answered: int = 0  # ever, as the store knows
     bad_requests: int = 0
+    uncovered: int = 0  # calls in a row that the budget did not cover
+
+    @property
+    def paid(self) -> bool:
+        """Whether its calls count against a budget."""
+        return bool(self.bound(1, 1))
 
     def __post_init__(self) -> None:
         self._line = asyncio.Lock()  # who waits for a turn, in the order they came
@@ -195,7 +203,9 @@ async def opened(
 def _endpoint(one: Model | Judge, stage: Stage, client: ChatModel, policy: Policy) -> Endpoint:
     pace = Pace(one.requests_per_minute, one.tokens_per_minute)
     clock = asyncio.get_running_loop().time
-    endpoint = Endpoint(one.name, stage, one.identity, client, one.concurrency, one.cost, pace, policy, clock)
+    endpoint = Endpoint(
+        one.name, stage, one.identity, client, one.concurrency, one.cost, one.bound, pace, policy, clock
+    )
     if one.launch:
         endpoint.up.clear()
     return endpoint

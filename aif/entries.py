@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
-from typing import Annotated, ClassVar, Literal, Self, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
@@ -56,9 +56,7 @@ def public(name: str, hub: bool = False) -> str:
 
 
 class Part(BaseModel):
-    """A mapping of the pipeline file. `LATER` names keys of the contract that aif doesn't have yet, and what to do."""
-
-    LATER: ClassVar[Mapping[str, str]] = {}
+    """A mapping of the pipeline file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -163,6 +161,11 @@ class Price(Part):
         plain = usage.input - usage.cached - usage.written
         return (plain * self.input + usage.cached * read + usage.written * write + usage.output * self.output) / 1e6
 
+    def bound(self, input: int, output: int) -> float:
+        """The most, in USD, that a call of at most so many tokens can cost."""
+        dearest = max(self.input, self.cached_input or 0.0, self.cache_write or 0.0)
+        return (input * dearest + output * self.output) / 1e6
+
 
 class Launch(Part):
     """A vLLM server that aif starts, watches and stops: `gpus` of them (or one CPU) for each of `replicas` servers.
@@ -251,6 +254,12 @@ class Endpoint(Part):
         if self.price is None:
             return None if self.provider in _PAID else 0.0
         return self.price.cost(usage) if usage else None
+
+    def bound(self, input: int, output: int) -> float | None:
+        """USD that a call of at most so many tokens costs at most. None where the price isn't known."""
+        if self.price is None:
+            return None if self.provider in _PAID else 0.0
+        return self.price.bound(input, output)
 
     def clashes(self) -> Iterator[Problem]:
         yield from self._server_clashes()

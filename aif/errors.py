@@ -2,13 +2,13 @@
 
     AifError                     something a person can mend; shown as one line, never as a traceback
       BadInput              2    a pipeline file, a rubric, a source, an argument
-        Unavailable         2    a key of the contract whose effect is not built yet
       NotStarted            2    asked whether to spend so much, a person said no
       StoreLocked           6    another run holds the store
       StoreDamaged          7    store or journal can't be read as they are
       ProviderRefused       5    a provider said no for good: key, quota, model
+      BudgetReached         4    the budget covers no further call
 
-Exit codes that are no errors: 0 done, 3 done with failures, 130 interrupted in order. 4 is kept for "budget reached".
+Exit codes that are no errors: 0 done, 3 done with failures, 130 interrupted in order.
 Errors of a single call are `aif.chat.base.CallError`: rows in the store, never the end of a run.
 """
 
@@ -41,10 +41,6 @@ class BadInput(AifError):
     exit = Exit.BAD_INPUT
 
 
-class Unavailable(BadInput):
-    """A key or value of the contract whose effect is not built yet: refused by name, never ignored."""
-
-
 class NotStarted(AifError):
     """A person was asked whether to go on and said no. Not 0, so that `aif run … && aif export …` ends there."""
 
@@ -67,3 +63,9 @@ class ProviderRefused(AifError):
     """A provider refuses every call until something is mended (key, quota, model name)."""
 
     exit = Exit.REFUSED
+
+
+class BudgetReached(AifError):
+    """The budget covers no further call; the message says what was counted as spent."""
+
+    exit = Exit.BUDGET

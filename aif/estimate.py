@@ -6,6 +6,7 @@ Every figure is two: what is expected, and what it is at most, if every reply is
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from aif.budget import UNSPENT, Spent
 from aif.entries import Endpoint, Judge, Model
 from aif.outlook import Replies
 from aif.queries import Tally
@@ -99,11 +100,11 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a run would come to, by model and judge, and the dollars spent before, besides calls without a price."""
+    """What a run would come to, by model and judge; what was spent before, and the budget (USD) for both."""
 
     lines: tuple[Line, ...]
-    spent: float = 0.0
-    spent_unpriced: int = 0
+    spent: Spent = UNSPENT
+    budget: float | None = None
 
     @property
     def calls(self) -> int:

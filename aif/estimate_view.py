@@ -10,7 +10,7 @@ from rich.text import Text
 from aif import progress
 from aif.errors import BadInput, NotStarted
 from aif.estimate import Estimate, Line, Span
-from aif.progress import dollars
+from aif.progress import dollars, spending
 
 WIDE = 100  # columns
 
@@ -29,7 +29,8 @@ def tell_estimate(console: Console, estimate: Estimate) -> None:
     def say(words: str, style: str = "") -> None:
         console.print(words, style=style, markup=False, soft_wrap=True)
 
-    spent = f"{'at least ' if estimate.spent_unpriced else ''}{dollars(estimate.spent)} spent so far"
+    spent = spending(estimate.spent, estimate.budget) or f"{dollars(estimate.spent.counted)} spent so far"
+    spent = f"{'at least ' if estimate.spent.unpriced else ''}{spent}"
     console.print(_table(estimate, console.width >= WIDE))
     say(f"\n{_sentence(estimate)}")
     say(f"{estimate.kept:,} answers are there already; {spent}{_failed(estimate)}")
@@ -95,7 +96,16 @@ def _sentence(estimate: Estimate) -> str:
         known = f"{money}, and more: " if usd.most else ""
         money = f"{known}dollars unknown for {', '.join(estimate.unpriced)}, set `price`"
     tokens = f"{compact(estimate.input.expected)} tokens in, {compact(estimate.output.expected)} out"
-    return f"to ask: {estimate.calls:,} calls, {tokens}; {money}; time {_time(estimate.seconds, estimate.at_least)}"
+    time = _time(estimate.seconds, estimate.at_least)
+    return f"to ask: {estimate.calls:,} calls, {tokens}; {money}; time {time}{_beyond(estimate)}"
+
+
+def _beyond(estimate: Estimate) -> str:
+    """Says so where what is to be asked is more than the budget has left."""
+    if estimate.budget is None or estimate.usd.most <= (left := estimate.spent.left(estimate.budget)):
+        return ""
+    sure = "is" if estimate.usd.expected > left else "may be"
+    return f"; that {sure} more than the {dollars(left)} left of budget_usd, where the run would stop"
 
 
 def _table(estimate: Estimate, wide: bool) -> Table:

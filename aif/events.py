@@ -9,11 +9,14 @@ Every record has `t`, its type, and `v`, that type's version. These shapes are a
     selected   the end of the pages: fingerprint of the sources, counts [[source, reason, rows]]
     text       a text that others name by digest: kind (principle, rubric, material), content
     call       one call to an endpoint, whatever came of it
+    reserve    a ceiling that the counted spend of a run stays below from here on: run, n (from 1: the highest of a run
+               holds), usd. Lowered to what was counted where the run ends in order; of one that crashed it counts
     retry      from here on, failures for good are pending again (`--retry-failed`)
     split      the threshold that a test size was turned into: asked, threshold
 
 A call holds: id, stage, key, prompt_id, endpoint, identity, n, started, seconds, verdict, kind, message, raw, usage,
-usd, sent, served, text, reasoning, finish; and in `item` what its stage needs besides:
+usd, sent, served, text, reasoning, finish; where usd is not known, but what it can be at most is, that as bound. Its id
+is its run's, a hyphen, and a number. In `item` stands what its stage needs besides:
     completion: sample, seed, principle (digest), system
     judgement:  pass, request, rubric (digest), spec, material (digest or null), form, completions (keys in the order
                 shown)
@@ -64,6 +67,10 @@ def text(digest: str, kind: str, content: Any) -> Record:
     return {"t": "text", "v": 1, "digest": digest, "kind": kind, "content": content}
 
 
+def reserve(run: str, n: int, usd: float) -> Record:
+    return {"t": "reserve", "v": 1, "run": run, "n": n, "usd": usd}
+
+
 def retry(started: datetime) -> Record:
     return {"t": "retry", "v": 1, "started": started.isoformat()}
 
@@ -95,8 +102,10 @@ def call(
     reply: Reply | None,
     error: CallError | None,
     usd: float | None,
+    bound: float | None = None,
 ) -> Record:
-    """The record of one call. A reply that could not be used is kept whole, as one that could."""
+    """The record of one call. A reply that could not be used is kept whole, as one that could. `bound` is the most it
+    can have cost."""
     had = reply or (error.reply if error else None)
     return {
         "t": "call",
@@ -117,6 +126,7 @@ def call(
         "raw": error.raw or None if error else None,
         "usage": asdict(had.usage) if had and had.usage else None,
         "usd": usd,
+        **({"bound": bound} if usd is None and bound is not None else {}),
         "sent": dict(had.sent) if had else {},
         "served": dict(had.served) if had else {},
         "text": had.text if had else None,

@@ -17,8 +17,9 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from aif import events
-from aif.asking import completion_request, judging_request, once_more
-from aif.chat.base import REASKED, UNBILLED, CallError, Kind, Reply, Request
+from aif.asking import completion_request, judging_request, most_input, once_more
+from aif.budget import UNSPENT, Budget, Short, Spent
+from aif.chat.base import REASKED, CallError, Kind, Reply, Request
 from aif.chat.gate import Caller
 from aif.chat.retry import Attempt, Policy, persist
 from aif.config import Pipeline
@@ -32,6 +33,9 @@ from aif.rubric import Rubric, judgement_key, order
 from aif.writer import Writer
 
 PAGE = 512
+# So many calls of an endpoint in a row that the budget did not cover, and it is asked no more. The first says little:
+# requests differ in size, and a smaller one may still fit.
+UNCOVERED = 200
 
 T = TypeVar("T")
 
@@ -61,13 +65,15 @@ Jobs = asyncio.Queue[Sequence[Job] | None]  # each is done by one worker, in tur
 
 @dataclass
 class Run:
-    """One run of a pipeline. `stop()` asks it to finish what is in flight and end."""
+    """One run of a pipeline. `stop()` asks it to finish what is in flight and end. `spent` is what the store's calls
+    cost before; `short` tells afterwards whether the budget left something unasked."""
 
     pipeline: Pipeline
     ledger: Ledger
     rubric: Rubric
     endpoints: list[Endpoint]
     observer: Observer
+    spent: Spent = UNSPENT
     policy: Policy = field(default_factory=Policy)
     limit: int | None = None
 
@@ -75,6 +81,7 @@ class Run:
         self.stopping = False
         self._id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
         self._calls = 0
+        self._budget = Budget(self.pipeline.budget_usd, self.spent, self._reserve)
         self._more_ready = {e.name: asyncio.Event() for e in self.endpoints if e.stage == "judgement"}
         self._generated = False
 
@@ -83,7 +90,12 @@ class Run:
         self.stopping = True
         for endpoint in self.endpoints:
             endpoint.stop()
+        self._budget.stop()
         self._wake_judges()
+
+    @property
+    def short(self) -> Short | None:
+        return self._budget.short
 
     def _wake_judges(self) -> None:
         for event in self._more_ready.values():
@@ -93,9 +105,7 @@ class Run:
         """Does everything that is pending, once. What could not be done is in the store's `failures`."""
         self.ledger.store.begin(self.limit)
         least = self.pipeline.completions
-        self._writer = Writer(
-            self.ledger, least.per_prompt, least.min_completions, self.observer.kept, self._wake_judges
-        )
+        self._writer = Writer(self.ledger, least.per_prompt, least.min_completions, self._kept, self._wake_judges)
         # the thread ends first: a reader must not be closed while it is asked
         with Reader.of(self.ledger.store) as reader, ThreadPoolExecutor(1, "reader") as thread:
             self._reader, self._thread = reader, thread
@@ -110,6 +120,7 @@ class Run:
                 self._generated = True
                 self._wake_judges()
                 await _ended(judging)
+                await self._budget.close()
                 await self._writer.close()
 
     # --- one endpoint -------------------------------------------------------------------------------------------------
@@ -137,7 +148,10 @@ class Run:
         call = _Call()
 
         async def attempt(_: int) -> Answer:
-            async with endpoint.turn(job.request(call.reasks, call.unmended), call.caller) as turn:
+            request = job.request(call.reasks, call.unmended)
+            async with endpoint.turn(request, call.caller) as turn:
+                call.bound = endpoint.bound(most_input(request), request.max_tokens)
+                await self._afford(endpoint, call.bound or 0.0)
                 call.started, began = datetime.now(UTC), clock()
                 try:
                     reply = await turn.ask()
@@ -153,10 +167,37 @@ class Run:
         with suppress(Halted):
             await persist(attempt, self.policy, note, endpoint.sleep, clock, blame=lambda: call.caller.blame)
 
+    async def _afford(self, endpoint: Endpoint, bound: float) -> None:
+        """Returns when a call is reserved. Raises Halted where it is not to be made; once the budget covers no call of
+        any endpoint that costs something, the run stops."""
+        reserved = await self._budget.reserve(bound)
+        if reserved and not endpoint.halt.is_set():
+            endpoint.uncovered = 0
+            return
+        if reserved:
+            await self._budget.settle(bound, 0.0)
+        elif not endpoint.halt.is_set():
+            endpoint.uncovered += 1
+            if endpoint.uncovered >= UNCOVERED:
+                endpoint.stop()
+            if all(one.halt.is_set() or one.done.is_set() for one in self.endpoints if one.paid):
+                self.stop()
+        raise Halted
+
+    async def _reserve(self, n: int, usd: float) -> None:
+        await self._writer.keep(Entry(events.reserve(self._id, n, usd)))
+
+    def _kept(self, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            if entry.record["t"] == "reserve":
+                self._budget.synced(entry.record["usd"])
+        self.observer.kept([entry for entry in entries if entry.record["t"] == "call"])
+
     async def _keep(self, endpoint: Endpoint, job: Job, call: "_Call", tried: Attempt[Answer]) -> None:
         reply, ratings = tried.result or (None, None)
         had = reply or (tried.error.reply if tried.error else None)
-        unbilled = tried.error is not None and tried.error.kind in UNBILLED
+        usd = 0.0 if tried.error and tried.error.unbilled else endpoint.cost(had.usage if had else None)
+        await self._budget.settle(call.bound or 0.0, usd)
         self._calls += 1
         record = events.call(
             job.item,
@@ -167,7 +208,8 @@ class Run:
             verdict=tried.verdict,
             reply=reply,
             error=tried.error,
-            usd=0.0 if unbilled else endpoint.cost(had.usage if had else None),
+            usd=usd,
+            bound=call.bound,
         )
         await self._writer.keep(Entry(record, ratings, job.place))
 
@@ -262,10 +304,12 @@ async def _ended(tasks: list[asyncio.Task[None]]) -> None:
 
 @dataclass
 class _Call:
-    """An item's call as it goes: when and how long it was last made, and what another sample is asked to mend."""
+    """An item's call as it goes: when and how long it was last made, the most it can have cost (USD; None without a
+    price), and what another sample is asked to mend."""
 
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
     seconds: float = 0.0
+    bound: float | None = None
     unmended: CallError | None = None
     reasks: int = 0
     caller: Caller = field(default_factory=Caller)

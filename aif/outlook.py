@@ -176,11 +176,6 @@ class Outlook(Reader):
         )
         return {request: Replies(*used) for request, *used in rows}
 
-    def spent(self) -> tuple[float, int]:
-        """Dollars of all calls whose price was known, and how many others there were."""
-        (row,) = self._rows("SELECT coalesce(sum(usd), 0), count(*) FILTER (usd IS NULL) FROM calls")
-        return float(row[0]), int(row[1])
-
 
 def _spread(order: str) -> str:
     """Of the rows, at most as many as the next parameter says, one out of every so many."""

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from aif.budget import UNSPENT, Spent
 from aif.endpoints import Endpoint
 from aif.queries import Tally
 from aif.rows import Entry
@@ -54,18 +55,21 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All that `aif status` says of a run that goes on. Seconds; `eta_s` is None while there is no rate."""
+    """All that `aif status` says of a run that goes on. Seconds; `eta_s` is None while there is no rate. `spent` is by
+    the store, ever; `budget` in USD."""
 
     pid: int
     started: str
     updated: str
     elapsed_s: float
     eta_s: float | None
+    spent: Spent
+    budget: float | None
     lines: tuple[Line, ...]
 
 
 class Board:
-    """Counts what a run keeps, by endpoint. An Observer of the run."""
+    """Counts what a run keeps, by endpoint, and what the store has `spent`. An Observer of the run."""
 
     def __init__(
         self,
@@ -73,7 +77,10 @@ class Board:
         tallies: Mapping[tuple[str, str], Tally],
         expected: Mapping[tuple[str, str], int],
         clock: Callable[[], float] = time.monotonic,
+        spent: Spent = UNSPENT,
+        budget: float | None = None,
     ) -> None:
+        self._spent, self._budget = spent, budget
         self._endpoints = endpoints
         self._clock = clock
         self._began = clock()
@@ -89,6 +96,8 @@ class Board:
             record = entry.record
             row = self._rows[record["stage"], record["endpoint"]]
             row.note(record, now)
+            known, unknown = record["usd"] or 0.0, record.get("bound") or 0.0
+            self._spent = replace(self._spent, known=self._spent.known + known, unknown=self._spent.unknown + unknown)
 
     def snapshot(self) -> Snapshot:
         now = self._clock()
@@ -101,6 +110,8 @@ class Board:
             datetime.now(UTC).isoformat(timespec="seconds"),
             now - self._began,
             max(known) if known and len(known) == len(etas) else None,
+            self._spent,
+            self._budget,
             lines,
         )
 
@@ -222,7 +233,8 @@ def read(file: Path) -> Snapshot | None:
         data = json.loads(file.read_text())
     except (OSError, ValueError):
         return None
-    return Snapshot(**{**data, "lines": tuple(Line(**one) for one in data["lines"])})
+    lines = tuple(Line(**one) for one in data["lines"])
+    return Snapshot(**{**data, "spent": Spent(**data["spent"]), "lines": lines})
 
 
 def line(snapshot: Snapshot) -> str:
@@ -241,7 +253,8 @@ def line(snapshot: Snapshot) -> str:
             busy.setdefault(one.doing, []).append(one.name)
     doing = "".join(f" · {', '.join(names)} {what}" for what, names in busy.items())
     state = " · ".join([*parts, dollars(_usd(snapshot)), f"ETA {clock(snapshot.eta_s)}"])
-    return f"{clock(snapshot.elapsed_s)} {state}{doing}{refused}"
+    said = f" · {told}" if (told := spending(snapshot.spent, snapshot.budget)) else ""
+    return f"{clock(snapshot.elapsed_s)} {state}{said}{doing}{refused}"
 
 
 def table(snapshot: Snapshot, wide: bool) -> Group:
@@ -253,7 +266,8 @@ def table(snapshot: Snapshot, wide: bool) -> Group:
     for n, head in enumerate(heads):
         # only a column that may wrap is narrowed where the room is short: the name's
         grid.add_column(head, justify="left" if n < 2 else "right", no_wrap=n > 0)
-    notes: list[Text] = []
+    told = spending(snapshot.spent, snapshot.budget)
+    notes = [Text(f" {told}", "dim")] if told else []
     for one in snapshot.lines:
         failed = one.failed + one.later
         grid.add_row(
@@ -286,6 +300,15 @@ def _usd(snapshot: Snapshot) -> float | None:
 def dollars(usd: float | None) -> str:
     """An amount as people read it; what is not known is said."""
     return "unknown" if usd is None else f"${usd:,.2f}" if usd >= 1 or usd == 0 else f"${usd:.4f}"
+
+
+def spending(spent: Spent, budget: float | None) -> str:
+    """What a store has spent and what is left of the budget, where there is a budget, or not all is known."""
+    if budget is None and not spent.unknown:
+        return ""
+    unknown = f", of which up to {dollars(spent.unknown)} unknown" if spent.unknown else ""
+    left = f"; {dollars(spent.left(budget))} of the budget of {dollars(budget)} left" if budget is not None else ""
+    return f"{dollars(spent.counted)} spent in all{unknown}{left}"
 
 
 def compact(number: int) -> str:

@@ -10,6 +10,7 @@ import duckdb
 import orjson
 import pyarrow as pa
 
+from aif.budget import Spent
 from aif.errors import BadInput, StoreDamaged
 from aif.pairs import Policy
 from aif.records import Prompt, Slot, as_messages
@@ -322,6 +323,11 @@ class Reader:
         """The position behind the first so many prompts that can be judged; 0 where there is none."""
         first = "SELECT DISTINCT position FROM needed ORDER BY position LIMIT ?"
         return int(self._rows(f"SELECT coalesce(max(position) + 1, 0) FROM ({first})", [prompts])[0][0])
+
+    def spent(self) -> Spent:
+        """What all calls ever made cost, and runs that crashed may have cost besides."""
+        (row,) = self._rows("SELECT known, unknown, unpriced FROM spent")
+        return Spent(*row)
 
     def books(self) -> Books:
         """Every prompt once, by what became of it. Prompts that have no outcome yet are pending."""

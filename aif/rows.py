@@ -48,11 +48,12 @@ COLUMNS = {
         completions=pa.list_(pa.string()), answers=pa.list_(pa.string()), ratings=RATINGS, **{"pass": pa.uint16()},
     ),
     "calls": _columns(
-        "id stage key prompt_id endpoint verdict kind message raw sent served",
-        n=pa.uint16(), started=pa.string(), seconds=pa.float64(), usd=pa.float64(),
+        "id run stage key prompt_id endpoint verdict kind message raw sent served",
+        n=pa.uint16(), started=pa.string(), seconds=pa.float64(), usd=pa.float64(), bound=pa.float64(),
         input_tokens=pa.int64(), cached_tokens=pa.int64(), cache_write_tokens=pa.int64(), output_tokens=pa.int64(),
         reasoning_tokens=pa.int64(),
     ),
+    "reserved": _columns("run", n=pa.int64(), usd=pa.float64()),
     "failed": _columns(
         "key stage prompt_id endpoint verdict kind message raw started identity request spec material",
         answers=pa.list_(pa.string()), **{"pass": pa.uint16()},
@@ -94,6 +95,8 @@ class Rows:
                 row = {name: r[name] for name in ("key", "prompt_id", "text")}
                 row |= {"identity": carried_identity(r["model"]), "sample": 0, "seed": 0, "finish": "stop"}
                 self.tables["completions"].append(row)
+            case "reserve":
+                self.tables["reserved"].append({name: r[name] for name in ("run", "n", "usd")})
             case _:
                 self.tables["texts"].append({"digest": r["digest"], "kind": r["kind"], "content": _json(r["content"])})
 
@@ -104,6 +107,8 @@ class Rows:
         self.tables["calls"].append(
             {
                 **{name: r[name] for name in _CALL},
+                "run": r["id"].rpartition("-")[0],
+                "bound": r.get("bound"),
                 "raw": (r["raw"] or (r["text"] if not answered else None)),
                 "sent": _json(r["sent"]),
                 "served": _json(r["served"]),

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from aif.asking import judging_request
+from aif.budget import Short
 from aif.chat.base import Request
 from aif.chat.retry import Policy
 from aif.config import Pipeline, api_key
@@ -38,12 +39,14 @@ SHOWN = 20  # prompts told one by one
 
 @dataclass(frozen=True, slots=True)
 class Bill:
-    """What is to be asked, before it is: tokens at four characters each, replies at their longest, no cache counted."""
+    """What is to be asked, before it is: tokens at four characters each, replies at their longest, no cache counted.
+    `left` is what is left of the budget (USD)."""
 
     requests: int
     input_tokens: int
     output_tokens: int
     usd: float | None
+    left: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,7 @@ class Tried:
     failures: Sequence[Mapping[str, object]]
     stopped: bool
     refused: Mapping[str, str]
+    short: Short | None
 
 
 def attempt(
@@ -105,13 +109,13 @@ def attempt(
             if bill.requests and not agreed(bill):
                 return None
             judging = asked.model_copy(update={"models": {}})
-            stopped, refused = asyncio.run(flow(judging, ledger, rubric, console, tell, reach, policy or Policy()))
+            flowed = asyncio.run(flow(judging, ledger, rubric, console, tell, reach, policy or Policy()))
             after = _ratings(asked, rubric, ledger.store, reach)
             with Reader.of(ledger.store) as reader:
                 failures = reader.sql("SELECT * FROM failures WHERE stage = 'judgement'")
         finally:
             prepare(pipeline, ledger, present, tell, reread=False)
-    return Tried((present.sheet.name, rubric.sheet.name), before, after, failures, stopped, refused)
+    return Tried((present.sheet.name, rubric.sheet.name), before, after, failures, *flowed)
 
 
 def _asking(pipeline: Pipeline, judge: str | None) -> Pipeline:
@@ -154,7 +158,8 @@ def _bill(pipeline: Pipeline, rubric: Rubric, store: Store, reach: int) -> Bill:
                     requests += 1
                     input_tokens, output_tokens = input_tokens + usage.input, output_tokens + usage.output
                     usd = None if usd is None or cost is None else usd + cost
-    return Bill(requests, input_tokens, output_tokens, usd)
+        left = None if pipeline.budget_usd is None else reader.spent().left(pipeline.budget_usd)
+    return Bill(requests, input_tokens, output_tokens, usd, left)
 
 
 def _sent(request: Request) -> int:
@@ -309,4 +314,6 @@ def told(bill: Bill) -> str:
     """A bill in a line."""
     usd = "price unknown" if bill.usd is None else f"at most {dollars(bill.usd)}"
     tokens = f"about {bill.input_tokens:,} tokens in and at most {bill.output_tokens:,} out"
-    return f"{bill.requests:,} requests to judge, {tokens}: {usd}"
+    short = bill.left is not None and (bill.usd or 0.0) > bill.left
+    left = f", but {dollars(bill.left)} of the budget left" if short else ""
+    return f"{bill.requests:,} requests to judge, {tokens}: {usd}{left}"

@@ -13,6 +13,7 @@ from functools import partial
 from rich.console import Console
 
 from aif import events
+from aif.budget import Short
 from aif.chat.retry import Policy
 from aif.config import Pipeline, api_key
 from aif.endpoints import opened
@@ -29,10 +30,12 @@ from aif.rubric import Rubric
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a run ended. `refused` names the endpoints that take no call, with the reason."""
+    """How a run ended. `refused` names the endpoints that take no call, with the reason; `short` is set where the
+    budget left something unasked."""
 
     stopped: bool
     refused: dict[str, str]
+    short: Short | None
     outcomes: dict[str, int]
     tallies: dict[tuple[str, str], Tally]
     seconds: float
@@ -69,11 +72,11 @@ def feedback(
             consent(ledger, rubric)
         if retry_failed:
             ledger.keep([events.retry(datetime.now(UTC))])
-        stopped, refused = asyncio.run(flow(pipeline, ledger, rubric, console, tell, limit, policy or Policy()))
+        stopped, refused, short = asyncio.run(flow(pipeline, ledger, rubric, console, tell, limit, policy or Policy()))
         outcomes = make_pairs(pipeline, rubric, ledger.store)
         with Reader.of(ledger.store) as reader:
             tallies = reader.tallies(limit)
-    return Ended(stopped, refused, outcomes, tallies, time.monotonic() - began)
+    return Ended(stopped, refused, short, outcomes, tallies, time.monotonic() - began)
 
 
 async def flow(
@@ -84,19 +87,20 @@ async def flow(
     tell: Callable[[str], None],
     limit: int | None,
     policy: Policy,
-) -> tuple[bool, dict[str, str]]:
-    """Does what the store says is pending, shown to the person who may stop it. Returns whether they did, and the
-    endpoints that take no call, with the reason."""
+) -> tuple[bool, dict[str, str], Short | None]:
+    """Does what the store says is pending, shown to the person who may stop it. Returns whether it was stopped, the
+    endpoints that take no call, with the reason, and whether the budget was short."""
     async with opened(pipeline, policy=policy) as endpoints:
         with Reader.of(ledger.store) as reader:
             whole = reader.tallies()
             within = whole if limit is None else reader.tallies(limit)
-            board = Board(endpoints, within, _expected(pipeline, rubric, reader.planned(limit)))
+            expected, spent = _expected(pipeline, rubric, reader.planned(limit)), reader.spent()
+            board = Board(endpoints, within, expected, spent=spent, budget=pipeline.budget_usd)
         for endpoint in endpoints:
             if tally := whole.get((endpoint.stage, endpoint.name)):
                 endpoint.answered = tally.answered
         fleet = await Fleet.of(pipeline, endpoints, _pending(pipeline, within), ledger.places.logs, tell)
-        run = Run(pipeline, ledger, rubric, endpoints, board, policy, limit)
+        run = Run(pipeline, ledger, rubric, endpoints, board, spent, policy, limit)
         ended = asyncio.Event()
         screen = asyncio.create_task(show(board, console, ledger.places.progress, ended))
         try:
@@ -107,7 +111,7 @@ async def flow(
         finally:
             ended.set()
             await screen
-        return run.stopping, {e.name: e.refused for e in endpoints if e.refused}
+        return run.stopping, {e.name: e.refused for e in endpoints if e.refused}, run.short
 
 
 def _pending(pipeline: Pipeline, tallies: dict[Key, Tally]) -> set[Key]:

@@ -8,9 +8,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from aif.budget import Short
 from aif.chat.base import Kind
 from aif.pairs import Policy
-from aif.progress import dollars, say
+from aif.progress import dollars, say, spending
 from aif.queries import Books, Reader, Tally
 
 WIDE = 110  # columns of a terminal that hold the leaderboard's full heads
@@ -54,8 +55,8 @@ def rule_of(policy: Policy) -> str:
     return said
 
 
-def tell_summary(console: Console, reader: Reader, seconds: float | None = None) -> None:
-    """Books, models, how judges agree, tokens and spend, failures."""
+def tell_summary(console: Console, reader: Reader, seconds: float | None = None, budget: float | None = None) -> None:
+    """Books, models, how judges agree, tokens and spend (USD, of which budget), failures."""
     books = reader.books()
     took = f" in {seconds:.1f} s" if seconds is not None else ""
     console.print(f"\n[bold]{books.selected:,} prompts, {books.pairs:,} pairs[/bold]{took}\n")
@@ -70,6 +71,8 @@ def tell_summary(console: Console, reader: Reader, seconds: float | None = None)
     spend = reader.sql("SELECT * FROM spend")
     if spend:
         console.print(_spend(spend))
+    if told := spending(reader.spent(), budget):
+        say(console, told)
     tell_failures(console, reader)
 
 
@@ -142,8 +145,10 @@ def _spend(rows: list[dict[str, Any]]) -> Table:
     for name in ("calls", "tokens in", "cached", "out", "USD"):
         grid.add_column(name, justify="right")
     for row in rows:
-        unpriced = f" + {row['unpriced']:,} calls unknown" if row["unpriced"] else ""
-        usd = "unknown" if row["usd"] is None else dollars(row["usd"]) + unpriced
+        parts = [dollars(row["usd"])] if row["usd"] is not None else []
+        parts += [f"up to {dollars(row['unknown'])}"] if row["unknown"] else []
+        parts += [f"{row['unpriced']:,} calls unknown"] if row["unpriced"] and parts else []
+        usd = " + ".join(parts) or "unknown"
         grid.add_row(
             row["endpoint"], f"{row['calls']:,}",
             *(f"{row[name] or 0:,}" for name in ("input_tokens", "cached_tokens", "output_tokens")), usd,
@@ -191,6 +196,18 @@ def tell_failures(console: Console, reader: Reader) -> bool:
         if mend := MENDS.get(row["kind"]):
             console.print(f"    → {mend}", style="dim", markup=False)
     return True
+
+
+def reached(short: Short, command: str) -> str:
+    """That the budget is reached, and what to do."""
+    goes_on = f"raise budget_usd, and `{command}` goes on"
+    if short.bound > short.budget:
+        return (
+            f"the budget of {dollars(short.budget)} does not cover one call, which may cost {dollars(short.bound)} (a "
+            f"token for each byte sent, and max_tokens received); {goes_on}, or lower max_tokens"
+        )
+    spent = spending(short.spent, short.budget)
+    return f"budget reached: {spent}, and the next call may cost {dollars(short.bound)}; {goes_on}"
 
 
 def tell_tallies(console: Console, tallies: Mapping[tuple[str, str], Tally]) -> None:

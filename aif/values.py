@@ -9,8 +9,6 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator
 
 from aif.complaints import shown
 
-NOT_BUILT = "not built yet: "
-
 
 def _name(value: str) -> str:
     if not value.strip() or value != value.strip() or not value.isprintable():

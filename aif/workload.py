@@ -64,8 +64,7 @@ def estimated(pipeline: Pipeline, rubric: Rubric, reader: Outlook, limit: int | 
             works.append(_model_work(pipeline, one, tally, reader, limit))
         elif isinstance(one, Judge):
             works.append(_judge_work(rubric, one, tally, reader, limit))
-    spent, unpriced = reader.spent()
-    return replace(estimate(works, endpoints), spent=spent, spent_unpriced=unpriced)
+    return replace(estimate(works, endpoints), spent=reader.spent(), budget=pipeline.budget_usd)
 
 
 def _model_work(pipeline: Pipeline, model: Model, tally: Tally, reader: Outlook, limit: int | None) -> Work:

@@ -24,6 +24,6 @@ async def run(path: Path) -> tuple[dict[str, str], dict[Key, Tally]]:
     rubric = rubric_of(pipeline)
     with Ledger.open(pipeline.store, _silent, rubric) as ledger:
         prepare(pipeline, ledger, rubric, _silent)
-        _, refused = await flow(pipeline, ledger, rubric, Console(quiet=True), _silent, None, Policy())
+        _, refused, _ = await flow(pipeline, ledger, rubric, Console(quiet=True), _silent, None, Policy())
         with Reader.of(ledger.store) as reader:
             return refused, reader.tallies()

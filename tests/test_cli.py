@@ -46,7 +46,7 @@ def typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
         ({"principles": "nope"}, "principles 'nope.yaml' not found"),
         ({"prompts": [{"file": "gone.jsonl"}]}, "gone.jsonl"),
         ({"pairs": {"score": "overall"}}, "rubric unified gives no 'overall' score"),
-        ({"budget_usd": 5}, "not built yet"),
+        ({"budget_usd": 0}, "budget_usd: must be more than 0, got 0"),
         ({"completions": {"per_prompt": 9}}, "per_prompt is 9, but the pool can give 4"),
         ({"judges": {"j": {"provider": "openai"}}}, "OPENAI_API_KEY"),
     ],

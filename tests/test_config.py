@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from aif.config import Pipeline, api_key, load, parse
 from aif.entries import Model
-from aif.errors import BadInput, Unavailable
+from aif.errors import BadInput
 from aif.records import Sampling, Usage
 
 PATH = Path("p.yaml")
@@ -390,7 +390,7 @@ WRONG = [
         "seed: 42",
         "zzz: 42",
         "p.yaml:2: zzz: unknown key 'zzz'; keys known here: name, seed, store, prompts, principles, completions, "
-        "models, judges, rubric, pairs, confirm_usd, export",
+        "models, judges, rubric, pairs, budget_usd, confirm_usd, export",
     ),
     ("seed: 42", "seed: 42\nseed: 43", "p.yaml:3: seed: given twice, in lines 2 and 3; keep one"),
     ("seed: 42", "? [a, b]\n: 42", "p.yaml:1: line 2 has a list or mapping where a name belongs; write a name"),
@@ -799,23 +799,39 @@ def test_what_is_said(there: str, instead: str, said: str) -> None:
     assert complaints(SOUND.replace(there, instead, 1)) == [said]
 
 
-def test_what_is_not_built_is_refused_by_name() -> None:
-    with pytest.raises(Unavailable) as raised:
-        sound("budget_usd=250")
-    assert str(raised.value).startswith("--set budget_usd: budget_usd: not built yet: budget_usd; ")
-    assert "\n" not in str(raised.value)
+def test_a_budget_needs_the_price_of_whatever_is_paid_for() -> None:
+    assert sound("budget_usd=250").budget_usd == 250
+    said = complaints(SOUND.replace(", price: {input: 2, output: 8}", ""), "budget_usd=250")
+    assert said == [
+        "p.yaml:20: judges.gpt-4.1: budget_usd needs to know what a call to openai costs; add price: "
+        "{input: …, output: …}, in USD per million tokens, or take out budget_usd"
+    ]
+    for value, why in [
+        ("0", "more than 0, got 0"),
+        ("-3", "more than 0, got -3"),
+        (".inf", "expected a finite number"),
+    ]:
+        (line,) = complaints(SOUND, f"budget_usd={value}")
+        assert line.startswith("--set budget_usd: budget_usd: ")
+        assert why in line
+
+
+def test_the_most_a_call_can_cost_is_at_the_dearest_price_of_what_is_sent() -> None:
+    written = "judges.gpt-4.1.price={input: 2, cached_input: 0.5, cache_write: 2.5, output: 8}"
+    assert sound(written).judges["gpt-4.1"].bound(1_000, 500) == pytest.approx((1_000 * 2.5 + 500 * 8) / 1e6)
+    assert sound("judges.gpt-4.1.price=null").judges["gpt-4.1"].bound(1_000, 500) is None
+    assert sound().models["served"].bound(1_000, 500) == 0
 
 
 def test_all_that_is_wrong_is_said_at_once() -> None:
-    text = SOUND.replace("0.6", "6").replace("trl", "kt").replace("64000", "-1") + "budget_usd: 1\n"
+    text = SOUND.replace("0.6", "6").replace("trl", "kt").replace("64000", "-1") + "budget: 1\n"
     with pytest.raises(BadInput) as raised:
         parse(text, PATH)
-    assert not isinstance(raised.value, Unavailable), "a typo among them"
     assert [line.split(": ")[1] for line in str(raised.value).splitlines()] == [
         "prompts.0.limit",
         "models.rehearsal.quality",
         "export.formats.0",
-        "budget_usd",
+        "budget",
     ]
 
 

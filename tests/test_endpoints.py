@@ -45,7 +45,8 @@ class Client:
 
 def endpoint(server: Server, most: int = 8, rpm: float | None = None, tpm: float | None = None) -> Endpoint:
     clock = asyncio.get_running_loop().time
-    one = Endpoint("m", "completion", "m", Client(server), most, lambda usage: 0.0, Pace(rpm, tpm), clock=clock)
+    pace, free = Pace(rpm, tpm), lambda *usage: 0.0
+    one = Endpoint("m", "completion", "m", Client(server), most, free, free, pace, clock=clock)
     one.jitter = lambda: 1.0
     return one
 

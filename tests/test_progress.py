@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from aif import progress
+from aif.budget import Spent
 from aif.chat.limits import Pace
 from aif.chat.vllm import VllmChat
 from aif.endpoints import Endpoint
@@ -28,7 +29,7 @@ class Clock:
 
 def endpoint(name: str, stage: Any) -> Endpoint:
     client = VllmChat((), name, api_key=None, timeout_s=1, limit=1)
-    return Endpoint(name, stage, name, client, 4, lambda usage: 0.0, Pace(None, None))
+    return Endpoint(name, stage, name, client, 4, lambda usage: 0.0, lambda sent, said: 0.0, Pace(None, None))
 
 
 def kept(endpoint: str, verdict: str, n: int = 1, usd: float | None = 0.01, **more: Any) -> list[Entry]:
@@ -183,3 +184,19 @@ def test_what_others_wrote_moves_no_cursor() -> None:
     progress.say(console, "red\x1b[31m [bold]as it is[/bold]\x07\x9b2J\n\ttabs and lines stay")
     assert isinstance(console.file, io.StringIO)
     assert console.file.getvalue() == "red␛[31m [bold]as it is[/bold]␇�2J\n        tabs and lines stay\n"
+
+
+def test_what_the_store_has_spent_is_told_where_there_is_a_budget_or_not_all_is_known(
+    clock: Clock, tmp_path: Path
+) -> None:
+    board = Board([endpoint("large", "completion")], {}, {}, clock, Spent(1.0, 0.5), budget=5.0)
+    board.kept(kept("large", "answered", 2, usd=0.25) + kept("large", "again", usd=None, bound=0.125))
+    snapshot = board.snapshot()
+    progress._write(tmp_path / "progress.json", snapshot)
+
+    assert progress.read(tmp_path / "progress.json") == snapshot
+    told = "$2.12 spent in all, of which up to $0.6250 unknown; $2.88 of the budget of $5.00 left"
+    assert told in progress.line(snapshot)
+    assert progress.spending(Spent(1.0), None) == ""
+    assert progress.spending(Spent(1.0), 0.5) == "$1.00 spent in all; $0.00 of the budget of $0.5000 left"
+    assert progress.spending(Spent(1.0, 2.0), None) == "$3.00 spent in all, of which up to $2.00 unknown"

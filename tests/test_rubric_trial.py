@@ -328,7 +328,7 @@ def test_means_are_over_the_prompts_that_both_rated() -> None:
         "b": {"3": Rated("x", 1.0, {"tone": 1.0})},
     }
     console = Console(file=StringIO(), record=True, width=100)
-    tell_trial(console, Tried(("old", "new"), old, new, [], False, {}))
+    tell_trial(console, Tried(("old", "new"), old, new, [], False, {}, None))
     lines = [" ".join(line.split()) for line in console.export_text().splitlines()]
     assert "2 prompts rated by new, 1 of them by old too" in lines
     assert "y 2.00 → 6.00 – → 1.00" in lines

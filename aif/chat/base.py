@@ -109,7 +109,8 @@ class CallError(Exception):
 
     `retry_after` is in seconds, as the server asked; `quotas` what it said of its limits. `reply` is what was paid for
     and received nonetheless (an unreadable judgement, an empty completion); `raw` the body of an answer that was no
-    reply at all, cut to 2,000 characters. The message never holds a key.
+    reply at all, cut to 2,000 characters; `unsent` says that there was no connection to send anything over. The message
+    never holds a key.
     """
 
     def __init__(
@@ -121,6 +122,7 @@ class CallError(Exception):
         reply: Reply | None = None,
         raw: str = "",
         quotas: tuple[Quota, ...] = (),
+        unsent: bool = False,
     ) -> None:
         super().__init__(message)
         self.kind = kind
@@ -129,6 +131,12 @@ class CallError(Exception):
         self.reply = reply
         self.raw = raw[:2000]
         self.quotas = quotas
+        self.unsent = unsent
+
+    @property
+    def unbilled(self) -> bool:
+        """Whether nobody charges for the call."""
+        return self.unsent or self.kind in UNBILLED
 
 
 class ChatModel(Protocol):

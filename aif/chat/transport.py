@@ -1,7 +1,7 @@
 """The HTTP beneath the SDKs' clients: connections kept, only the headers a call needs, one deadline for all of it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
 
@@ -52,9 +52,10 @@ async def deadline(seconds: float, url: str, unconnected: type[Exception]) -> As
         raise CallError(Kind.TIMEOUT, f"No whole answer within {seconds:g} s.") from None
     except (unconnected, httpx2.HTTPError, aiohttp.ClientError, OSError) as error:
         # A refused connection arrives here as the SDK's timeout: only the cause tells what happened.
-        cause = _root(error)
+        *_, cause = causes = list(_causes(error))
         host = urlsplit(url).netloc.rpartition("@")[2]
-        raise CallError(Kind.CONNECTION, f"{host}: {str(cause) or type(cause).__name__}") from error
+        unsent = any(isinstance(one, aiohttp.ClientConnectorError) for one in causes)
+        raise CallError(Kind.CONNECTION, f"{host}: {str(cause) or type(cause).__name__}", unsent=unsent) from error
 
 
 def _loopback(url: str) -> bool:
@@ -62,7 +63,8 @@ def _loopback(url: str) -> bool:
     return host in ("localhost", "::1") or host.startswith("127.")
 
 
-def _root(error: BaseException) -> BaseException:
-    while error.__cause__ is not None:
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, its cause, the cause of that, …"""
+    while error is not None:
+        yield error
         error = error.__cause__
-    return error

@@ -83,7 +83,9 @@ class VllmChat:
             ):
                 return answer.status, answer.headers, await answer.read()
         except aiohttp.ClientError as error:  # before TimeoutError: aiohttp's own is of connecting, and is both
-            raise CallError(Kind.CONNECTION, f"{_host(url)}: {str(error) or type(error).__name__}") from error
+            unsent = isinstance(error, aiohttp.ClientConnectorError)
+            said = f"{_host(url)}: {str(error) or type(error).__name__}"
+            raise CallError(Kind.CONNECTION, said, unsent=unsent) from error
         except TimeoutError:
             raise CallError(Kind.TIMEOUT, f"No whole answer within {self._timeout_s:g} s.") from None
         except OSError as error:
@@ -104,7 +106,7 @@ class VllmChat:
     def _pick(self) -> "_Server":
         """Fewest in flight among those not resting; if all rest, the one that rests least. Ties go round."""
         if not self._servers:
-            raise CallError(Kind.CONNECTION, f"No server of {self._model} is up.")
+            raise CallError(Kind.CONNECTION, f"No server of {self._model} is up.", unsent=True)
         now = self._now()
         server = min(self._servers, key=lambda s: (max(0.0, s.rests_until - now), s.in_flight))
         self._servers.remove(server)

@@ -85,6 +85,7 @@ CREATE TABLE judgements (
 -- Every call made, answered or not, with what it used: the bill. Insert-only.
 CREATE TABLE calls (
     id               VARCHAR PRIMARY KEY,
+    run              VARCHAR,
     stage            VARCHAR,               -- completion or judgement
     key              VARCHAR,
     prompt_id        VARCHAR,
@@ -102,9 +103,14 @@ CREATE TABLE calls (
     output_tokens    BIGINT,
     reasoning_tokens BIGINT,
     usd              DOUBLE,                -- at the price declared then; NULL: not known
+    bound            DOUBLE,                -- what it is at most, where it is not known; NULL: no price either
     sent             JSON,                  -- the settings as they went over the wire
     served           JSON                   -- what the server said of itself
 );
+
+-- What each run's spend stays below, by its own word: the last (highest n) holds. Lowered to what was counted where it
+-- ended in order. Insert-only.
+CREATE TABLE reserved (run VARCHAR, n BIGINT, usd DOUBLE, PRIMARY KEY (run, n));
 
 -- Items without an answer now: `later` (pending again on the next run) or `failed` (waits for --retry-failed).
 CREATE TABLE failed (
@@ -235,13 +241,32 @@ FROM answered a LEFT JOIN scored x ON a.model = x.model
 LEFT JOIN by_aspect c ON a.model = c.model LEFT JOIN sides d ON a.model = d.model
 ORDER BY mean_score DESC NULLS LAST, a.model;
 
--- Calls, tokens and dollars by model and judge. `unpriced` counts calls whose price is not known.
+-- Calls, tokens and dollars by model and judge. `usd` is what is known; `unknown` is how much more it may be at most, of
+-- calls whose cost nothing tells (a timeout, a broken reply); `unpriced` counts those that had no price, in neither.
 CREATE VIEW spend AS
 SELECT stage, endpoint, count(*) AS calls, count(*) FILTER (verdict = 'answered') AS answered,
        sum(input_tokens)::BIGINT AS input_tokens, sum(cached_tokens)::BIGINT AS cached_tokens,
        sum(cache_write_tokens)::BIGINT AS cache_write_tokens, sum(output_tokens)::BIGINT AS output_tokens,
-       sum(usd) AS usd, count(*) FILTER (usd IS NULL) AS unpriced, sum(seconds) AS seconds
+       sum(usd) AS usd, sum(bound) AS unknown, count(*) FILTER (usd IS NULL AND bound IS NULL) AS unpriced,
+       sum(seconds) AS seconds
 FROM calls GROUP BY ALL ORDER BY stage, endpoint;
+
+-- The same of all calls, which is what counts against a budget: known + unknown. Here `unknown` holds besides what runs
+-- that crashed had reserved and no call accounts for.
+CREATE VIEW spent AS
+WITH runs AS (
+    SELECT run, sum(usd) AS usd, sum(bound) AS bound, count(*) FILTER (usd IS NULL AND bound IS NULL) AS unpriced
+    FROM calls GROUP BY run
+), ceilings AS (
+    SELECT run, max_by(usd, n) AS usd FROM reserved GROUP BY run
+), rest AS (
+    SELECT greatest(0, round(c.usd - coalesce(r.usd, 0) - coalesce(r.bound, 0), 9)) AS usd  -- 1e-9: sums in other orders
+    FROM ceilings c LEFT JOIN runs r ON c.run = r.run
+)
+SELECT coalesce(sum(usd), 0)::DOUBLE AS known,
+       (coalesce(sum(bound), 0) + (SELECT coalesce(sum(usd), 0) FROM rest))::DOUBLE AS unknown,
+       coalesce(sum(unpriced), 0)::BIGINT AS unpriced
+FROM runs;
 
 -- What the present pipeline wants and has no answer now, by kind, with an example; and its providers whose last word was
 -- that they take no call.

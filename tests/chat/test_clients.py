@@ -80,6 +80,7 @@ async def test_failure(answering: Answering, request_: Request, client: Client, 
     await asked.aclose()
 
     failure.check(caught.value)
+    assert not caught.value.unsent, "it may have been billed"
     assert len(server.bodies) == 1  # no client retries anything by itself
 
 
@@ -92,6 +93,7 @@ async def test_refused_connection(request_: Request, client: Client) -> None:
 
     assert caught.value.kind is Kind.CONNECTION
     assert url.removeprefix("http://") in caught.value.message
+    assert caught.value.unbilled, "nothing was sent"
 
 
 async def test_cancellation_passes_through(answering: Answering, request_: Request, client: Client) -> None:
