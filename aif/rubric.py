@@ -247,7 +247,8 @@ class Rubric:
     def worded(self, request: str, n: int, reply: str) -> str:
         """`own_text` with any words where its template says how to reply."""
         ask = self.sheet.requests[request]
-        aspects = {name: self.sheet.aspects[name].model_dump() for name in ask.aspects}
+        # a weight is in no identity, so no template may show it to a judge
+        aspects = {name: self.sheet.aspects[name].model_dump(exclude={"weight"}) for name in ask.aspects}
         return self._rendered(ask.template, aspects=aspects, n=n, reply=reply)
 
     def _alike(self, request: str) -> list[Aspect]:
