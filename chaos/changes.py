@@ -37,15 +37,26 @@ ONLY_A = {"a": A, **_judges(TOGETHER + N)}
 class Change:
     """A key set to another value, and how many calls of each model and judge it asks for.
 
-    `given` is changed before, and the run finished as it is then. `rubric` and `principles` change those files.
+    `named` is the key; where several together ask nothing, the first of them, and the others without the part that they
+    begin with alike. `given` is changed before, and the run finished as it is then. `rubric` and `principles` change
+    those files.
     """
 
-    key: str
+    named: str
     to: Patch = field(default_factory=dict)
     asks: Mapping[str, int] = field(default_factory=dict)
     given: Patch = field(default_factory=dict)
     rubric: Patch = field(default_factory=dict)
     principles: Patch = field(default_factory=dict)
+
+    @property
+    def keys(self) -> list[str]:
+        first, *others = self.named.split()
+        return [first, *(f"{first.rpartition('.')[0]}.{other}" for other in others)]
+
+
+def _each(where: str, values: Patch) -> dict[str, Any]:
+    return {f"{where}.{key}": value for key, value in values.items()}
 
 
 _LAUNCHED: Patch = {"models.a.base_url": OUT, "models.a.launch": {"model": "org/a"}}
@@ -67,7 +78,7 @@ _SCORED: Patch = {**_CARRIED, "judges": {}, "prompts.0.material": {}, "prompts.0
 _HUB: Patch = {"prompts.0.file": OUT, "prompts.0.hub": "hub", "prompts.0.config": "one"}
 _KTO: Patch = {"export.kto": {"rule": "scores", "desirable": 4.0, "undesirable": 2.0}}
 
-_FOLDERS = (
+_RUN = (
     Change("name", {"name": "another"}),
     Change("store", {"store": "elsewhere/feedback.duckdb"}, ALL),  # another store starts empty
     Change("confirm_usd", {"confirm_usd": 9.0}),
@@ -119,25 +130,43 @@ _MODELS = (
         ONLY_A,
         given=_LAUNCHED,
     ),
-    Change("models.launch.gpus", {"models.a.launch.gpus": 2}, given=_LAUNCHED),
-    Change("models.launch.replicas", {"models.a.launch.replicas": 2}, given=_LAUNCHED),
-    Change("models.launch.max_model_len", {"models.a.launch.max_model_len": 512}, given=_LAUNCHED),
-    Change("models.launch.python", {"models.a.launch.python": "python3"}, given=_LAUNCHED),
-    Change("models.launch.args", {"models.a.launch.args": ["--dtype", "half"]}, given=_LAUNCHED),
-    Change("models.launch.env", {"models.a.launch.env": {"X": "1"}}, given=_LAUNCHED),
-    Change("models.launch.ready_s", {"models.a.launch.ready_s": 9.0}, given=_LAUNCHED),
-    Change("models.api_key_env", {"models.a.api_key_env": "AIF_CHAOS_KEY"}),
-    Change("models.concurrency", {"models.a.concurrency": 3}),
-    Change("models.requests_per_minute", {"models.a.requests_per_minute": 60000}),
-    Change("models.tokens_per_minute", {"models.a.tokens_per_minute": 9000000}),
+    Change(
+        "models.launch.gpus replicas max_model_len python args env ready_s",
+        {
+            "models.a.launch": {
+                "model": "org/a",
+                "gpus": 2,
+                "replicas": 2,
+                "max_model_len": 512,
+                "python": "python3",
+                "args": ["--dtype", "half"],
+                "env": {"X": "1"},
+                "ready_s": 9.0,
+            },
+        },
+        given=_LAUNCHED,
+    ),
+    Change(
+        "models.api_key_env concurrency requests_per_minute tokens_per_minute terms timeout_s",
+        _each(
+            "models.a",
+            {
+                "api_key_env": "AIF_CHAOS_KEY",
+                "concurrency": 3,
+                "requests_per_minute": 60000,
+                "tokens_per_minute": 9000000,
+                "terms": "apache-2.0",
+                "timeout_s": 9.0,
+            },
+        ),
+    ),
     Change("models.price", _PRICED),
-    Change("models.price.input", {"models.a.price.input": 3.0}, given=_PRICED),
-    Change("models.price.output", {"models.a.price.output": 3.0}, given=_PRICED),
-    Change("models.price.cached_input", {"models.a.price.cached_input": 3.0}, given=_PRICED),
-    Change("models.price.cache_write", {"models.a.price.cache_write": 3.0}, given=_PRICED),
+    Change(
+        "models.price.input output cached_input cache_write",
+        _each("models.a.price", {"input": 3.0, "output": 3.0, "cached_input": 3.0, "cache_write": 3.0}),
+        given=_PRICED,
+    ),
     Change("models.reasoning_effort", {"models.a.reasoning_effort": "low"}, ONLY_A, given=_OPENAI),
-    Change("models.terms", {"models.a.terms": "apache-2.0"}),
-    Change("models.timeout_s", {"models.a.timeout_s": 9.0}),
     Change("models.system", {"models.a.system": "fold_into_user"}, ONLY_A),
     Change("models.samples", {"models.a.samples": 2, "models.b.samples": 1}, ONLY_A),
     Change("models.temperature", {"models.a.temperature": 0.6}, ONLY_A),
@@ -159,25 +188,43 @@ _RATED = (
         STRICT,
         given=_JUDGE_LAUNCHED,
     ),
-    Change("judges.launch.gpus", {"judges.strict.launch.gpus": 2}, given=_JUDGE_LAUNCHED),
-    Change("judges.launch.replicas", {"judges.strict.launch.replicas": 2}, given=_JUDGE_LAUNCHED),
-    Change("judges.launch.max_model_len", {"judges.strict.launch.max_model_len": 512}, given=_JUDGE_LAUNCHED),
-    Change("judges.launch.python", {"judges.strict.launch.python": "python3"}, given=_JUDGE_LAUNCHED),
-    Change("judges.launch.args", {"judges.strict.launch.args": ["--dtype", "half"]}, given=_JUDGE_LAUNCHED),
-    Change("judges.launch.env", {"judges.strict.launch.env": {"X": "1"}}, given=_JUDGE_LAUNCHED),
-    Change("judges.launch.ready_s", {"judges.strict.launch.ready_s": 9.0}, given=_JUDGE_LAUNCHED),
-    Change("judges.api_key_env", {"judges.strict.api_key_env": "AIF_CHAOS_KEY"}),
-    Change("judges.concurrency", {"judges.strict.concurrency": 3}),
-    Change("judges.requests_per_minute", {"judges.strict.requests_per_minute": 60000}),
-    Change("judges.tokens_per_minute", {"judges.strict.tokens_per_minute": 9000000}),
+    Change(
+        "judges.launch.gpus replicas max_model_len python args env ready_s",
+        {
+            "judges.strict.launch": {
+                "model": "org/strict",
+                "gpus": 2,
+                "replicas": 2,
+                "max_model_len": 512,
+                "python": "python3",
+                "args": ["--dtype", "half"],
+                "env": {"X": "1"},
+                "ready_s": 9.0,
+            },
+        },
+        given=_JUDGE_LAUNCHED,
+    ),
+    Change(
+        "judges.api_key_env concurrency requests_per_minute tokens_per_minute terms timeout_s",
+        _each(
+            "judges.strict",
+            {
+                "api_key_env": "AIF_CHAOS_KEY",
+                "concurrency": 3,
+                "requests_per_minute": 60000,
+                "tokens_per_minute": 9000000,
+                "terms": "apache-2.0",
+                "timeout_s": 9.0,
+            },
+        ),
+    ),
     Change("judges.price", _JUDGE_PRICED),
-    Change("judges.price.input", {"judges.strict.price.input": 3.0}, given=_JUDGE_PRICED),
-    Change("judges.price.output", {"judges.strict.price.output": 3.0}, given=_JUDGE_PRICED),
-    Change("judges.price.cached_input", {"judges.strict.price.cached_input": 3.0}, given=_JUDGE_PRICED),
-    Change("judges.price.cache_write", {"judges.strict.price.cache_write": 3.0}, given=_JUDGE_PRICED),
+    Change(
+        "judges.price.input output cached_input cache_write",
+        _each("judges.strict.price", {"input": 3.0, "output": 3.0, "cached_input": 3.0, "cache_write": 3.0}),
+        given=_JUDGE_PRICED,
+    ),
     Change("judges.reasoning_effort", {"judges.strict.reasoning_effort": "low"}, STRICT),
-    Change("judges.terms", {"judges.strict.terms": "apache-2.0"}),
-    Change("judges.timeout_s", {"judges.strict.timeout_s": 9.0}),
     Change("judges.reply", {"judges.strict.reply": "text"}, STRICT),
     Change("judges.temperature", {"judges.strict.temperature": 0.6}, STRICT),
     Change("judges.top_p", {"judges.strict.top_p": 0.6}, STRICT),
@@ -203,8 +250,9 @@ _RUBRIC = (
     ),
     Change("rubric.aspects.types", rubric={"rubric.yaml:aspects.style.types": {"1": "Odd."}}, asks=_judges(ALONE)),
     Change("rubric.aspects.weight", rubric={"rubric.yaml:aspects.style.weight": 2.0}),
-    Change("rubric.aspects.rationale_chars", rubric={"rubric.yaml:aspects.style.rationale_chars": 100},
-           asks=_judges(ALONE)),
+    Change(
+        "rubric.aspects.rationale_chars", rubric={"rubric.yaml:aspects.style.rationale_chars": 100}, asks=_judges(ALONE)
+    ),
     Change("rubric.requests.mode", rubric={"rubric.yaml:requests.alone.mode": "listwise"}, asks=_judges(N)),
     Change("rubric.requests.template", rubric={"alone.md": "Say {{ reply }}"}, asks=_judges(ALONE)),
     Change(
@@ -217,23 +265,30 @@ _RUBRIC = (
 )
 
 _PAIRED = (
-    Change("pairs.policy", {"pairs.policy": "all"}),
-    Change("pairs.model", {"pairs": {"policy": "on_policy", "model": "a"}}),
-    Change("pairs.score", {"pairs.score": "overall"}),
-    Change("pairs.min_margin", {"pairs.min_margin": 1.0}),
-    Change("pairs.missing", {"pairs.missing": "drop"}),
-    Change("pairs.max_pairs_per_prompt", {"pairs": {"policy": "all", "max_pairs_per_prompt": 2}}),
-    Change("pairs.max_length_ratio", {"pairs.max_length_ratio": 2.0}),
-    Change("pairs.max_per_model", {"pairs.max_per_model": 2}),
-    Change("export.formats", {"export.formats": ["sft"]}),
-    Change("export.test_size", {"export.test_size": 0.5}),
-    Change("export.license", {"export.license": "mit"}),
-    Change("export.kto.rule", _KTO),
-    Change("export.kto.desirable", {"export.kto.desirable": 4.5}, given=_KTO),
-    Change("export.kto.undesirable", {"export.kto.undesirable": 1.5}, given=_KTO),
+    Change(
+        "pairs.policy score min_margin missing max_pairs_per_prompt max_length_ratio max_per_model",
+        _each(
+            "pairs",
+            {
+                "policy": "all",
+                "score": "overall",
+                "min_margin": 1.0,
+                "missing": "drop",
+                "max_pairs_per_prompt": 2,
+                "max_length_ratio": 2.0,
+                "max_per_model": 2,
+            },
+        ),
+    ),
+    Change("pairs.policy model", {"pairs": {"policy": "on_policy", "model": "a"}}),
+    Change(
+        "export.formats test_size license kto.rule kto.desirable kto.undesirable",
+        {**_each("export", {"formats": ["sft"], "test_size": 0.5, "license": "mit"}), **_KTO},
+    ),
 )
 
-CHANGES = (*_FOLDERS, *_PROMPTS, *_COMPLETIONS, *_MODELS, *_RATED, *_RUBRIC, *_PAIRED)
+CHANGES = (*_RUN, *_PROMPTS, *_COMPLETIONS, *_MODELS, *_RATED, *_RUBRIC, *_PAIRED)
+CHANGED = frozenset(key for change in CHANGES for key in change.keys)
 
 
 # --- the run that is changed ------------------------------------------------------------------------------------------
@@ -252,16 +307,14 @@ def base(url: str) -> dict[str, Any]:
             "a": {"provider": "vllm", "base_url": url, "model": "org/a"},
             "b": {"provider": "vllm", "base_url": url, "model": "org/b", "samples": 2},
         },
-        "judges": {
-            name: {"provider": "openai", "base_url": url, "model": f"org/{name}"} for name in ("strict", "lax")
-        },
+        "judges": {name: {"provider": "openai", "base_url": url, "model": f"org/{name}"} for name in ("strict", "lax")},
         "rubric": "rubric",
     }
 
 
 _PRINCIPLES = {
-    "pools": {"plain": ["Be plain."], "ornate": ["Be ornate."]},
-    "sources": {"books": {"ornate": 1.0}},
+    "pools": {"plain": ["Be plain."], "ornate": ["Be ornate."], "sung": ["Sing."]},
+    "sources": {"books": {"ornate": 1.0}, "songs": {"sung": 1.0}},
     "default": {"plain": 1.0},
 }
 _SHEET = {
@@ -305,7 +358,7 @@ def write(folder: Path) -> None:
 def _row(n: int) -> dict[str, Any]:
     long = "Take your time. " * 20 if n % 10 == 0 else ""
     return {
-        "prompt": f"{long}What follows from {n}?", "other": f"What comes before {n}?", "from": "books",
+        "prompt": f"{long}What follows from {n}?", "other": f"What comes before {n}?", "from": "songs",
         "answer": f"{n + 1} does.", "better": f"It is {n + 1}.",
     }  # fmt: skip
 
@@ -363,10 +416,9 @@ def patched(data: Mapping[str, Any], patch: Patch) -> dict[str, Any]:
 
 def lacking(keys: Sequence[str]) -> list[str]:
     """Keys that no change here is of. One that only holds others needs none of its own."""
-    known = {change.key for change in CHANGES}
-    return [key for key in keys if key not in known and not any(other.startswith(f"{key}.") for other in keys)]
+    return [key for key in keys if key not in CHANGED and not any(other.startswith(f"{key}.") for other in keys)]
 
 
 def unknown(keys: Sequence[str]) -> list[str]:
     """Changes of keys that there are none of."""
-    return sorted({change.key for change in CHANGES} - set(keys))
+    return sorted(CHANGED - set(keys))

@@ -1,15 +1,13 @@
 """Every key of the pipeline file changed after a finished run, and what the store's plan says is to be asked then; at
 full length asked for real, too, and counted at the server."""
 
+import json
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from io import StringIO
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 
 from aif.config import Pipeline, parse
@@ -20,7 +18,7 @@ from aif.rubric import Sheet
 from aif.run import feedback
 from aif.simulator import Cast
 from chaos import Figures, changes
-from chaos.changes import CHANGES, Change, Patch
+from chaos.changes import CHANGED, CHANGES, Change, Patch
 from chaos.house import Record
 from tests.keys import keys
 from tests.serving import serving
@@ -41,13 +39,14 @@ def trial(folder: Path, full: bool) -> Figures:
     record = Record()
     with serving(Cast({}, {}, 7, open=True), on_call=record) as one:
         house = _House(folder, one.base_url)
-        rows = [row for _, alike in groupby(sorted(CHANGES, key=_given), key=_given) for row in house.rows(alike)]
+        house.finish()
+        rows = house.rows()
         for row in rows if full else ():
-            row.calls = house.asked_for_real(row, record)
+            row.calls = _asked_for_real(row.pipeline, record)
     every = [*(key for key, _ in keys(Pipeline)), *(f"rubric.{key}" for key, _ in keys(Sheet))]
     return {
         "changes": len(rows),
-        "keys": len({change.key for change in CHANGES}),
+        "keys": len(CHANGED),
         "asking": sum(1 for row in rows if row.change.asks),
         "asked_for_real": sum(row.calls is not None for row in rows),
         "calls": sum(row.calls or 0 for row in rows),
@@ -72,10 +71,6 @@ def told(figures: Figures) -> str:
     )
 
 
-def _given(change: Change) -> str:
-    return repr(sorted(change.given.items(), key=lambda item: item[0]))
-
-
 @dataclass
 class _Row:
     """A change, and what it asked: by the store's plan, and at full length in calls at the server."""
@@ -94,7 +89,7 @@ class _Row:
         change = self.change
         to = {**change.to, **change.rubric, **change.principles}
         calls = f", in {self.calls} calls" if self.calls is not None else ""
-        return f"{change.key} by {to}: is to ask {change.asks or 'nothing'}, asks {self.pending or 'nothing'}{calls}"
+        return f"{change.named} by {to}: is to ask {change.asks or 'nothing'}, asks {self.pending or 'nothing'}{calls}"
 
 
 class _House:
@@ -106,30 +101,28 @@ class _House:
         self._other = url.replace("127.0.0.1", "localhost")
         self._made = 0
 
-    def rows(self, alike: Iterable[Change]) -> list[_Row]:
-        """Changes to the same state: it is finished as it is given, then changed in each way."""
-        made = [(change, self._changed(change)) for change in alike]
-        given = self._pipeline(made[0][0].given)
-        with _opened(given) as ledger:
-            unfinished = _pending(given, ledger)
-        if unfinished:
-            _run(given)
-        with _opened(given) as ledger:
-            here = [(change, one, ledger) for change, one in made if one.store == given.store]
-            rows = [_Row(change, one, _pending(one, ledger)) for change, one, ledger in here]
-        for change, one in made:
-            if one.store != given.store:
-                with _opened(one) as ledger:
-                    rows.append(_Row(change, one, _pending(one, ledger)))
-        return rows
+    def finish(self) -> None:
+        """The run done as it stands, and then as each change takes it to be."""
+        base = self._pipeline({})
+        _run(base)
+        states = {repr(change.given): change.given for change in CHANGES}
+        with _opened(base) as ledger:
+            unfinished = [one for one in map(self._pipeline, states.values()) if _pending(one, ledger)]
+        for one in unfinished:
+            _run(one)
 
-    def asked_for_real(self, row: _Row, record: Record) -> int | None:
-        """A run as it is changed, by its calls at the server. What aif launches, or simulates itself, has none there."""
-        if not all(one.base_url for one in (*row.pipeline.models.values(), *row.pipeline.judges.values())):
-            return None
-        before = len(record.calls)
-        _run(row.pipeline)
-        return len(record.calls) - before
+    def rows(self) -> list[_Row]:
+        """Every change by itself, those of the same sources together."""
+        made = [(change, self._changed(change)) for change in sorted(CHANGES, key=lambda change: repr(change.given))]
+        rows = []
+        with _opened(self._pipeline({})) as ledger:
+            for change, one in made:
+                if one.store == ledger.places.store:
+                    rows.append(_Row(change, one, _pending(one, ledger)))
+                else:
+                    with _opened(one) as other:
+                        rows.append(_Row(change, one, _pending(one, other)))
+        return rows
 
     def _changed(self, change: Change) -> Pipeline:
         """The pipeline with the change in it; rubric and principles are written otherwise, and named."""
@@ -146,7 +139,7 @@ class _House:
     def _pipeline(self, patch: Patch) -> Pipeline:
         data = changes.patched(self._base, patch)
         data["store"] = str(self._folder / data["store"])
-        text = yaml.safe_dump(data, sort_keys=False).replace("'{other}'", self._other)
+        text = json.dumps(data).replace("{other}", self._other)  # YAML, too
         return parse(text, self._folder / "pipeline.yaml")
 
 
@@ -159,6 +152,15 @@ def _pending(pipeline: Pipeline, ledger: Ledger) -> dict[str, int]:
     prepare(pipeline, ledger, rubric_of(pipeline), _unheard)
     with Reader.of(ledger.store) as reader:
         return {row["endpoint"]: row["n"] for row in reader.sql(_PENDING)}
+
+
+def _asked_for_real(pipeline: Pipeline, record: Record) -> int | None:
+    """Calls of a run at the server; what aif launches, or simulates itself, has none there."""
+    if not all(one.base_url for one in (*pipeline.models.values(), *pipeline.judges.values())):
+        return None
+    before = len(record.calls)
+    _run(pipeline)
+    return len(record.calls) - before
 
 
 def _run(pipeline: Pipeline) -> None:
