@@ -349,13 +349,17 @@ def load(folder: Path) -> Rubric:
 
 def files_in(folder: Path) -> dict[str, str]:
     """The files of a rubric: every .yaml, .md and .j2 file directly in its folder. Raises BadInput, naming each that is
-    no UTF-8."""
+    no UTF-8, and each that is a link to elsewhere: what it names would be sent to a judge, and a folder may come from
+    anyone."""
     if not folder.is_dir():
         raise BadInput(f"{folder}: no such rubric folder; give a shipped rubric's name, or a folder with a rubric.yaml")
     files: dict[str, str] = {}
     bad: list[str] = []
     for path in sorted(folder.iterdir()):
         if path.suffix in {".yaml", ".md", ".j2"}:
+            if not path.resolve().is_relative_to(folder.resolve()):
+                bad.append(f"{path}: is a link that leads out of the rubric's folder; put the file itself there")
+                continue
             try:
                 files[path.name] = path.read_text(encoding="utf-8-sig")
             except (OSError, UnicodeDecodeError) as error:
