@@ -125,7 +125,8 @@ class _Builder:
     def build(self, node: yaml.Node, keys: Keys) -> Any:
         self._built += 1
         if self._built > MOST:
-            raise BadInput(f"{self._place(1)}: holds more than {MOST:,} values once its aliases are written out")
+            where = self._place(1)
+            raise BadInput(f"{where}: holds more than {MOST:,} values once its aliases are written out; use fewer")
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, keys)
         if isinstance(node, yaml.SequenceNode):
