@@ -55,6 +55,11 @@ def public(name: str, hub: bool = False) -> str:
     return name
 
 
+def flag(word: str) -> str:
+    """The option that an argument of vLLM's names, which takes `--api_key` and `--api-key` for one."""
+    return word.partition("=")[0].replace("_", "-")
+
+
 class Part(BaseModel):
     """A mapping of the pipeline file."""
 
@@ -189,7 +194,7 @@ class Launch(Part):
             if _SECRET.search(name):
                 yield Problem(("env", name), f"{_NO_KEY}; take it out: the server gets aif's HF_TOKEN, and no API key")
         for n, given in enumerate(self.args):
-            if given.partition("=")[0] in _KEY_ARGS:
+            if flag(given) in _KEY_ARGS:
                 yield Problem(("args", n), f"{_NO_KEY}; take it out, the server listens to this machine alone")
 
 

@@ -11,7 +11,7 @@ or in the last line why the files can't be had. Exit code 0 or 1.
 
 import sys
 
-from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub import get_token, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     DryRunError,
     EntryNotFoundError,
@@ -85,7 +85,7 @@ def main(words: list[str]) -> int:
     try:
         (check if checking else fetch)(model, revision)
     except Exception as error:  # whatever it is, it is told: the line is all that aif sees of this process
-        say(reason(error, model, revision))
+        say(reason(error, model, revision).replace(get_token() or "\0", "[token]"))
         return 1
     return 0
 

@@ -16,6 +16,7 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.sha import git_hash
 
 from aif import __version__
+from aif.chat.redaction import redact
 from aif.errors import AifError, BadInput, ProviderRefused
 
 WAIT_S = 30.0  # for the answer to what stands there; huggingface_hub itself would wait for ever
@@ -132,4 +133,4 @@ def _whose(api: HfApi) -> str:
 
 def _line(error: object, api: HfApi | None = None) -> str:
     text = " ".join(str(error).split())
-    return (text.replace(str(api.token), "***") if api else text)[:400]
+    return (redact(text, str(api.token)) if api else text)[:400]

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aif.config import Pipeline
-from aif.entries import Judge, Launch, Model
+from aif.entries import Judge, Launch, Model, flag
 from aif.errors import BadInput
 from aif.placement import CPU, Key, Wish
 from aif.records import Stage
 
 # aif sets these, and would not find a server that has others
 OURS = ("--model", "--served-model-name", "--host", "--port", "--uds", "--api-key", "--root-path")
+UNTRACKED = ("DO_NOT_TRACK", "VLLM_NO_USAGE_STATS", "HF_HUB_DISABLE_TELEMETRY")
 # a namespace, as any folder called vllm would be, has no origin
 _HAS_VLLM = "import sys, importlib.util as u; s = u.find_spec('vllm'); sys.exit(s is None or s.origin is None)"
 _SECRET = ("OPENAI_", "ANTHROPIC_")
@@ -60,8 +61,8 @@ def launched(pipeline: Pipeline, keys: Collection[Key]) -> list[Launched]:
 
 def _model(one: Model | Judge, launch: Launch, pipeline: Pipeline) -> str:
     for word in launch.args:
-        if word.partition("=")[0] in OURS:
-            raise BadInput(f"{one.name}: launch.args: {word.partition('=')[0]} is set by aif; take it out")
+        if flag(word) in OURS:
+            raise BadInput(f"{one.name}: launch.args: {flag(word)} is set by aif; take it out")
     for base in (pipeline.beside, Path()):
         folder = (base / Path(launch.model).expanduser()).absolute()
         if folder.is_dir():
@@ -101,10 +102,12 @@ def environment(
 ) -> dict[str, str]:
     """The caller's environment without API keys (`secrets` names more of them), with the server's GPUs.
 
-    What belongs to the Hub stays, HF_TOKEN too: gated models need it.
+    What belongs to the Hub stays, HF_TOKEN too: gated models need it. vLLM would tell its makers of the model and the
+    machine at every start; only who asks for that in `launch.env` has it so.
     """
     kept = {name: value for name, value in environ.items() if name.startswith("HF_") or not _is_key(name, secrets)}
     kept["VLLM_HTTP_TIMEOUT_KEEP_ALIVE"] = "60"  # by default 5 s: on busy cores it closes connections that are in use
+    kept |= dict.fromkeys(UNTRACKED, "1")
     if tuple(gpus) != CPU:
         if "CUDA_VISIBLE_DEVICES" not in environ:
             kept["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # nvidia-smi's order, whose numbers these are

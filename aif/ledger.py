@@ -7,6 +7,7 @@ another version, or ahead of its journal is made anew from the journal.
 import fcntl
 import json
 import os
+import re
 import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -70,14 +71,19 @@ class Lock:
             "pid": os.getpid(),
             "host": socket.gethostname(),
             "since": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "command": typed(sys.argv),
         }
         os.ftruncate(self._file, 0)
-        os.pwrite(self._file, json.dumps(note).encode(), 0)
+        os.pwrite(self._file, json.dumps(note, ensure_ascii=False).encode(), 0)
 
     def release(self) -> None:
         os.ftruncate(self._file, 0)
         os.close(self._file)
+
+
+def typed(words: Sequence[str]) -> str:
+    """A command as it may be shown to others: without the values it sets, since one may be a key in the wrong place."""
+    return " ".join([Path(words[0]).name, *(re.sub("=.*", "=…", word, flags=re.DOTALL) for word in words[1:])])
 
 
 def holder(lock: Path) -> str:

@@ -247,7 +247,8 @@ class Rubric:
     def worded(self, request: str, n: int, reply: str) -> str:
         """`own_text` with any words where its template says how to reply."""
         ask = self.sheet.requests[request]
-        aspects = {name: self.sheet.aspects[name].model_dump() for name in ask.aspects}
+        # a weight is in no identity, so no template may show it to a judge
+        aspects = {name: self.sheet.aspects[name].model_dump(exclude={"weight"}) for name in ask.aspects}
         return self._rendered(ask.template, aspects=aspects, n=n, reply=reply)
 
     def _alike(self, request: str) -> list[Aspect]:
@@ -348,13 +349,17 @@ def load(folder: Path) -> Rubric:
 
 def files_in(folder: Path) -> dict[str, str]:
     """The files of a rubric: every .yaml, .md and .j2 file directly in its folder. Raises BadInput, naming each that is
-    no UTF-8."""
+    no UTF-8, and each that is a link to elsewhere: what it names would be sent to a judge, and a folder may come from
+    anyone."""
     if not folder.is_dir():
         raise BadInput(f"{folder}: no such rubric folder; give a shipped rubric's name, or a folder with a rubric.yaml")
     files: dict[str, str] = {}
     bad: list[str] = []
     for path in sorted(folder.iterdir()):
         if path.suffix in {".yaml", ".md", ".j2"}:
+            if not path.resolve().is_relative_to(folder.resolve()):
+                bad.append(f"{path}: is a link that leads out of the rubric's folder; put the file itself there")
+                continue
             try:
                 files[path.name] = path.read_text(encoding="utf-8-sig")
             except (OSError, UnicodeDecodeError) as error:

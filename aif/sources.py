@@ -4,11 +4,12 @@ The same prompt twice is the caller's to notice.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from aif import datafiles, resources
+from aif.chat.redaction import redact
 from aif.entries import Source
 from aif.errors import BadInput
 from aif.prompt_row import Skipped, read_row
@@ -101,6 +102,15 @@ def _commit(name: str, revision: str | None) -> str:
         return str(HfApi().dataset_info(name, revision=revision).sha)
 
 
+def _token() -> str | None:
+    """The token that the Hub was sent, so that no message holds it."""
+    from huggingface_hub import get_token
+
+    with suppress(Exception):  # a login that can't be read or renewed: then none was sent
+        return get_token()
+    return None
+
+
 @contextmanager
 def _reachable(called: str) -> Iterator[None]:
     # what datasets, huggingface_hub, httpx2 and pyarrow raise for names, networks, rights and broken files has no
@@ -110,7 +120,7 @@ def _reachable(called: str) -> Iterator[None]:
     except BadInput:
         raise
     except Exception as error:
-        said = " ".join(str(error).split())[:300]
+        said = redact(" ".join(str(error).split()), _token())[:300]
         raise BadInput(
             f"hub dataset {called}: can't be read: {said}; check hub:, config:, split: and revision:, the network and "
             "HF_TOKEN, or give a folder with its files as hub:"

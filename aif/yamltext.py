@@ -13,6 +13,8 @@ import yaml
 
 from aif.errors import BadInput
 
+MOST = 100_000  # values; a few lines of aliases to aliases would come to billions
+
 Keys = tuple[str | int, ...]
 
 
@@ -118,8 +120,13 @@ class _Builder:
         self._place = place
         self._found = found
         self._checked: set[int] = set()
+        self._built = 0
 
     def build(self, node: yaml.Node, keys: Keys) -> Any:
+        self._built += 1
+        if self._built > MOST:
+            where = self._place(1)
+            raise BadInput(f"{where}: holds more than {MOST:,} values once its aliases are written out; use fewer")
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, keys)
         if isinstance(node, yaml.SequenceNode):

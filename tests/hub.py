@@ -375,3 +375,42 @@ ROUTES: list[tuple[str, str, Callable[..., None]]] = [
     ("PUT", "/objects/([0-9a-f]{64})", _Answers.upload),
     ("GET", f"/datasets/{NAME}/resolve/([^/]+)/(.+)", _Answers.resolve),
 ]
+
+
+@contextmanager
+def echoing(status: int = 403, location: str | None = None) -> Iterator[tuple[str, list[str]]]:
+    """A server that refuses every request with the Authorization header it came with, or sends it on to `location`:
+    its address, and the headers that it has seen."""
+    seen: list[str] = []
+
+    class Echo(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            sent = self.headers.get("Authorization", "")
+            seen.append(sent)
+            said = json.dumps({"error": f"You sent {sent}"}).encode()
+            self.send_response(status)
+            for name, value in {
+                "Location": location,
+                "Content-Length": str(len(said)),
+                "X-Error-Message": sent,
+            }.items():
+                if value:
+                    self.send_header(name, value + self.path if name == "Location" else value)
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(said)
+
+        do_HEAD = do_POST = do_GET  # noqa: N815
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Echo)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", seen
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

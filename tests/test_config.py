@@ -846,6 +846,8 @@ def test_what_is_no_yaml(text: str) -> None:
 
 def test_yaml_that_names_itself_or_holds_control_characters() -> None:
     assert "nested without end" in complaints("a: &a [*a]")[0]
+    tens = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 12))
+    assert "more than 100,000 values" in complaints(f"a0: &a0 [x]\n{tens}")[0]
     assert complaints("name: a\nseed: \x00")[0].startswith("p.yaml:2: can't be read as YAML: it holds the character")
 
 

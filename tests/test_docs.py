@@ -2,15 +2,12 @@
 
 import json
 import re
-import types
-import typing
 from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 
 from aif.config import Pipeline
 from aif.errors import Exit
@@ -22,6 +19,7 @@ from aif.rubric import Sheet, load
 from aif.rubric_lint import sizes
 from aif.store import Store
 from scripts import write_docs
+from tests.keys import keys
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -33,22 +31,6 @@ def test_pages_printed_by_the_program_are_up_to_date(page: str) -> None:
 
 def test_every_exit_code_is_documented() -> None:
     assert set(write_docs.EXITS) == set(Exit)
-
-
-def _parts(annotation: object) -> Iterator[type[BaseModel]]:
-    """The models inside an annotation: X, X | None, list[X], dict[str, X], Annotated[…]."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    elif typing.get_origin(annotation) or isinstance(annotation, types.UnionType):
-        for inner in typing.get_args(annotation):
-            yield from _parts(inner)
-
-
-def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    for name, info in model.model_fields.items():
-        yield f"{prefix}{name}", info
-        for part in _parts(info.annotation):
-            yield from _keys(part, f"{prefix}{name}.")
 
 
 FILES: dict[str, type[BaseModel]] = {"pipeline.md": Pipeline, "rubrics.md": Sheet}
@@ -66,14 +48,13 @@ def _documented(page: str) -> dict[str, str]:
 
 @pytest.mark.parametrize(("page", "model"), FILES.items())
 def test_every_key_is_documented_and_no_other(page: str, model: type[BaseModel]) -> None:
-    keys = {key for key, info in _keys(model) if not key.endswith(".price")}
-    assert set(_documented(page)) == keys
+    assert set(_documented(page)) == {key for key, info in keys(model) if not key.endswith(".price")}
 
 
 @pytest.mark.parametrize(("page", "model"), FILES.items())
 def test_documented_defaults_are_the_defaults(page: str, model: type[BaseModel]) -> None:
     documented = _documented(page)
-    for key, info in _keys(model):
+    for key, info in keys(model):
         said = documented.get(key, "").strip()
         if re.fullmatch(r"`[^`]*`", said) and not callable(info.default_factory):
             assert said == f"`{_written(info.default)}`", key

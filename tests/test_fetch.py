@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from aif import fetch
+from tests.hub import echoing
 from tests.model_hub import COMMIT
 
 
@@ -73,3 +74,16 @@ def test_without_the_hub_and_the_files_that_is_told(tmp_path: Path, hub: str, op
 
     assert code == 1
     assert told.startswith("org/small is not whole in the Hub's cache, and the Hub can't be asked")
+
+
+@pytest.mark.parametrize("option", [[], ["--check"]])
+def test_a_hub_that_says_the_token_back_gets_it_into_no_line(
+    tmp_path: Path, option: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_f3a9c51d2e8b7064")
+    with echoing() as (address, seen):
+        code, told = fetched(tmp_path, address, *option, "org/small", "")
+
+    assert code == 1
+    assert "Bearer hf_f3a9c51d2e8b7064" in seen
+    assert "hf_f3a9" not in told

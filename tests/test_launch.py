@@ -124,3 +124,23 @@ def test_only_those_with_work_are_launched(tmp_path: Path) -> None:
         tmp_path / "pipeline.yaml",
     )
     assert launched(made, []) == []
+
+
+@pytest.mark.parametrize("word", ["--host", "--host=0.0.0.0", "--served_model_name=x", "--root_path=/x"])
+def test_what_aif_sets_itself_is_refused_however_it_is_spelt(tmp_path: Path, word: str) -> None:
+    with pytest.raises(BadInput, match="is set by aif"):
+        entry(tmp_path, f"{{model: org/m, args: ['{word}']}}")
+
+
+@pytest.mark.parametrize("word", ["--api-key", "--api_key=k", "--hf_token=k"])
+def test_no_key_is_taken_as_an_argument(tmp_path: Path, word: str) -> None:
+    with pytest.raises(BadInput, match="a key has no place in the file") as caught:
+        entry(tmp_path, f"{{model: org/m, args: ['{word}']}}")
+    assert "=k" not in str(caught.value)
+
+
+def test_a_server_tells_nobody_of_its_use_unless_the_pipeline_says_so(tmp_path: Path) -> None:
+    kept = environment(entry(tmp_path, "{model: org/m}"), {}, ())
+
+    assert [kept[name] for name in ("DO_NOT_TRACK", "VLLM_NO_USAGE_STATS", "HF_HUB_DISABLE_TELEMETRY")] == ["1"] * 3
+    assert environment(entry(tmp_path, "{model: org/m, env: {DO_NOT_TRACK: 0}}"), {}, ())["DO_NOT_TRACK"] == "0"

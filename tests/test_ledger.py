@@ -11,7 +11,7 @@ from aif import journal as journals
 from aif.again import again
 from aif.config import load
 from aif.errors import StoreDamaged, StoreLocked
-from aif.ledger import BATCH, Ledger, Places, entry_of, is_held
+from aif.ledger import BATCH, Ledger, Lock, Places, entry_of, holder, is_held
 from aif.queries import Reader
 from aif.records import fraction
 from aif.results import Results
@@ -288,3 +288,18 @@ def test_random_flips_in_the_store_are_told_and_mended_by_a_rebuild(kept: Kept) 
             seen = kept.read()
             whole = kept.places.store.read_bytes()
         assert seen == kept.rows
+
+
+def test_the_lock_shows_what_was_typed_without_the_values_that_were_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "sys.argv", ["/bin/aif", "run", "p.yaml", "--set", "models.a.terms=sk-in-the\nwrong-place", "--yes"]
+    )
+    lock = Lock(tmp_path / "feedback.lock")
+    said = holder(tmp_path / "feedback.lock")
+    lock.release()
+
+    assert "(aif run p.yaml --set models.a.terms=… --yes)" in said
+    assert "sk-in" not in said
+    assert "wrong" not in said

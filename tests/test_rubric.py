@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -666,3 +667,32 @@ def test_the_shipped_texts_hold_all_they_should(rubric: Rubric, form: Form) -> N
 
 JUDGEMENT_KEY = "89851acba693cfd491c21e2f5c2560c6"
 SPEC = {"schema": "088748a4ea321669f5a21f852ead3f4b", "text": "b7e58c792a459411c55b20748276242e"}
+
+
+def test_a_weight_is_shown_to_no_judge(tmp_path: Path) -> None:
+    """It is in no identity, so a template that printed it would ask otherwise under the same key."""
+    folder = shutil.copytree(shipped("prompts", "rubrics", "unified"), tmp_path / "own")
+    (folder / "ratings.md").write_text("{% for one in aspects.values() %}{{ one }}{% endfor %} {{ reply }}")
+    before = load(folder).own_text("ratings", 2, "schema")
+    sheet = (folder / "rubric.yaml").read_text()
+    (folder / "rubric.yaml").write_text(sheet.replace("    title: Honesty", "    weight: 3.0\n    title: Honesty"))
+
+    assert load(folder).sheet.aspects["honesty"].weight == 3.0
+    assert load(folder).own_text("ratings", 2, "schema") == before
+
+
+@pytest.mark.parametrize("name", ["role.md", "notes.md"])
+def test_no_file_from_elsewhere_is_read_as_part_of_a_rubric(tmp_path: Path, name: str) -> None:
+    folder = shutil.copytree(shipped("prompts", "rubrics", "unified"), tmp_path / "own")
+    (tmp_path / "private").write_text("what no judge is to see")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(tmp_path / "private")
+    with pytest.raises(BadInput, match=f"{name}: is a link that leads out of the rubric's folder"):
+        load(folder)
+    (folder / "text").write_text("You are a judge.")
+    (folder / name).unlink()
+    (folder / name).symlink_to("text")
+
+    assert load(folder).files[name] == "You are a judge."
+    (tmp_path / "linked").symlink_to(folder)
+    assert load(tmp_path / "linked").files == load(folder).files

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from aif.errors import BadInput
 from aif.prompt_row import Skipped
 from aif.records import Carried, Message, Prompt
 from aif.sources import fingerprint, read
-from tests.hub import serving_hub
+from tests.hub import echoing, serving_hub
 
 ROW = Source(file="p.jsonl")
 
@@ -286,3 +287,52 @@ def test_a_folder_s_fingerprint_follows_its_data_files(folder: Path) -> None:
     renamed = now()
     (folder / "more.parquet").write_bytes((folder / "test.parquet").read_bytes())
     assert len({first, renamed, now()}) == 3
+
+
+ASK_FOR_ALL = """
+from pathlib import Path
+from aif import hub
+from aif.entries import Source
+from aif.errors import AifError
+from aif.sources import fingerprint, read
+
+def opened():
+    with hub.opened("org/there") as api:
+        hub.look(api, "org/there")
+
+source = Source(hub="org/there")
+for ask in (lambda: fingerprint(source, beside=None), lambda: list(read(source, beside=None)), opened):
+    try:
+        ask()
+    except AifError as error:
+        print(error)
+"""
+TOKEN = "hf_f3a9c51d2e8b7064"
+
+
+def hub_asked(folder: Path, address: str) -> list[str]:
+    environ = os.environ | {
+        "HF_ENDPOINT": address, "HF_TOKEN": TOKEN, "HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "0",
+    }  # fmt: skip
+    words = [sys.executable, "-c", ASK_FOR_ALL]
+    asked = subprocess.run(words, env=environ, cwd=folder, capture_output=True, text=True, timeout=60)
+    assert asked.returncode == 0, asked.stderr
+    return asked.stdout.splitlines()
+
+
+def test_a_hub_that_says_the_token_back_gets_it_into_no_message(tmp_path: Path) -> None:
+    with echoing() as (address, seen):
+        told = hub_asked(tmp_path, address)
+
+    assert f"Bearer {TOKEN}" in seen
+    assert len(told) == 3
+    assert [line for line in told if TOKEN in line] == []
+    assert any("Bearer [key]" in line for line in told)
+
+
+def test_a_hub_that_sends_elsewhere_sends_no_token_there(tmp_path: Path) -> None:
+    with echoing() as (elsewhere, seen), echoing(307, elsewhere.replace("127.0.0.1", "localhost")) as (address, first):
+        hub_asked(tmp_path, address)
+
+    assert f"Bearer {TOKEN}" in first
+    assert not any(TOKEN in sent for sent in seen)

@@ -1,5 +1,6 @@
 """The store and what is asked of it: states of slots and judgements, work lists, views."""
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -7,12 +8,13 @@ import duckdb
 import pytest
 
 from aif import events
-from aif.chat.base import CallError, Kind
+from aif.chat.base import CallError, Kind, Reply
 from aif.errors import StoreDamaged
 from aif.intake import prepare
 from aif.ledger import Ledger
 from aif.pairing import make_pairs
 from aif.queries import Reader
+from aif.records import Usage
 from aif.store import Store
 from tests.building import STARTED, Cut, Fate, build
 
@@ -90,6 +92,30 @@ def test_an_answer_ends_a_failure_and_the_bill_keeps_both(tmp_path: Path) -> Non
     with ledger:
         assert sql(ledger, "FROM failures") == []
         assert sql(ledger, "SELECT count(*) AS n FROM calls")[0]["n"] == 4 + 4 + 1
+
+
+@pytest.mark.parametrize("step", [timedelta(hours=1), timedelta(0), timedelta(hours=-1), timedelta(days=-400)])
+def test_the_last_word_of_a_provider_is_the_one_that_came_last_whatever_the_clock_says(
+    tmp_path: Path, step: timedelta
+) -> None:
+    """Refused after an answer it stands among the failures, answering again it does not; the clock is put `step` on
+    before each call."""
+    _, _, ledger = build(tmp_path, 1, complete=lambda n, m: Fate.PENDING)
+    with ledger:
+        (slot,) = sql(ledger, "SELECT * FROM slots WHERE model = 'able'")
+        at = STARTED
+        for n, verdict in enumerate(["refused", "answered", "refused", "answered"]):
+            at += step
+            error = CallError(Kind.UNAUTHORIZED, f"no such key, {n}") if verdict == "refused" else None
+            reply = None if error else Reply("Four.", "stop", Usage(1, 1))
+            details = {"sample": 0, "seed": slot["seed"], "principle": slot["principle"], "system": "role"}
+            item = events.Item("completion", slot["key"], slot["prompt_id"], slot["model"], slot["identity"], details)
+            call = events.call(
+                item, id=f"call-{n}", n=1, started=at, seconds=1, verdict=verdict, reply=reply, error=error, usd=0.0
+            )
+            ledger.keep([call])
+            told = sql(ledger, "SELECT verdict, example FROM failures")
+            assert told == ([{"verdict": "refused", "example": f"no such key, {n}"}] if error else [])
 
 
 def test_prompts_become_ready_once(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ class AnthropicChat:
     async def _post(self, body: bytes) -> httpx2.Response:
         """The answer with its body, whatever its status: bytes in and out, for the reasons of openai.py."""
         try:
-            async with deadline(self._timeout_s, self._url, anthropic.APIConnectionError):
+            async with deadline(self._timeout_s, self._url, self._api_key, anthropic.APIConnectionError):
                 return await self._client.post("/v1/messages", content=body, cast_to=httpx2.Response)
         except anthropic.APIStatusError as error:
             return error.response

@@ -53,7 +53,7 @@ class OpenAIChat:
         were a reply, and raise no error of its own for broken JSON.
         """
         try:
-            async with deadline(self._timeout_s, self._url, openai.APIConnectionError):
+            async with deadline(self._timeout_s, self._url, self._api_key, openai.APIConnectionError):
                 return await self._client.post("/chat/completions", content=body, cast_to=httpx2.Response)
         except openai.APIStatusError as error:
             return error.response

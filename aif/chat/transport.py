@@ -9,6 +9,7 @@ import aiohttp
 import httpx2
 
 from aif.chat.base import CallError, Kind
+from aif.chat.redaction import redact
 
 # Connecting to a host that is up takes milliseconds; one that is gone shouldn't cost a whole call. There is no limit
 # for a read, since `deadline` has one for the whole: a server that sends a byte now and then would meet every read's.
@@ -40,10 +41,11 @@ def connections(
 
 
 @asynccontextmanager
-async def deadline(seconds: float, url: str, unconnected: type[Exception]) -> AsyncIterator[None]:
+async def deadline(seconds: float, url: str, key: str, unconnected: type[Exception]) -> AsyncIterator[None]:
     """A call to a server within so many seconds, from connecting to the last byte.
 
-    Raises CallError of kind TIMEOUT or CONNECTION; `unconnected` is the SDK's own error for the latter.
+    Raises CallError of kind TIMEOUT or CONNECTION; `unconnected` is the SDK's own error for the latter. It tells of its
+    cause without the key and has no chain: of an answer that is no HTTP, the client quotes whatever the server sent.
     """
     try:
         async with asyncio.timeout(seconds):
@@ -55,7 +57,8 @@ async def deadline(seconds: float, url: str, unconnected: type[Exception]) -> As
         *_, cause = causes = list(_causes(error))
         host = urlsplit(url).netloc.rpartition("@")[2]
         unsent = any(isinstance(one, aiohttp.ClientConnectorError) for one in causes)
-        raise CallError(Kind.CONNECTION, f"{host}: {str(cause) or type(cause).__name__}", unsent=unsent) from error
+        said = redact(f"{host}: {str(cause) or type(cause).__name__}", key)
+        raise CallError(Kind.CONNECTION, said, unsent=unsent) from None
 
 
 def _loopback(url: str) -> bool:

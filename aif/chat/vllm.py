@@ -10,6 +10,7 @@ import orjson
 
 from aif.chat import wire
 from aif.chat.base import CallError, Kind, Reply, Request
+from aif.chat.redaction import redact
 from aif.errors import BadInput
 
 CONNECT_S = 10.0  # to a host that is up a connection takes milliseconds; one that is gone shouldn't cost a whole call
@@ -83,13 +84,17 @@ class VllmChat:
             ):
                 return answer.status, answer.headers, await answer.read()
         except aiohttp.ClientError as error:  # before TimeoutError: aiohttp's own is of connecting, and is both
-            unsent = isinstance(error, aiohttp.ClientConnectorError)
-            said = f"{_host(url)}: {str(error) or type(error).__name__}"
-            raise CallError(Kind.CONNECTION, said, unsent=unsent) from error
+            raise self._lost(url, error) from None
         except TimeoutError:
             raise CallError(Kind.TIMEOUT, f"No whole answer within {self._timeout_s:g} s.") from None
         except OSError as error:
-            raise CallError(Kind.CONNECTION, f"{_host(url)}: {error}") from error
+            raise self._lost(url, error) from None
+
+    def _lost(self, url: str, error: Exception) -> CallError:
+        """No connection, or none that held. Without the key, which aiohttp quotes where a server sends it back in an
+        answer that is no HTTP; without a chain for the same reason."""
+        said = redact(f"{_host(url)}: {str(error) or type(error).__name__}", self._api_key)
+        return CallError(Kind.CONNECTION, said, unsent=isinstance(error, aiohttp.ClientConnectorError))
 
     def _connected(self) -> aiohttp.ClientSession:
         """The session, made at the first call since it belongs to the loop that runs then."""

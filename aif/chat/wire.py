@@ -15,6 +15,7 @@ import orjson
 
 from aif.chat.base import CallError, Finish, Kind, Reply, Request
 from aif.chat.headers import quotas, retry_after
+from aif.chat.redaction import redact, without
 from aif.records import Usage, as_dicts
 
 Dialect = Literal["openai", "compatible"]
@@ -173,10 +174,11 @@ def receive(
 ) -> Reply:
     """The reply in an HTTP response, as `read` finds it in the parsed body, with what the headers say of limits.
 
-    Raises CallError: of `classify` for a status other than 200, of `read` otherwise. Whatever of the body goes into the
-    error is free of the key.
+    Raises CallError: of `classify` for a status other than 200, of `read` otherwise. Nothing of the body goes past here
+    with the key in it, be it a reply or an error.
     """
     headers = {name.lower(): value for name, value in headers.items()}
+    content = without(content, key)
     if status != 200:
         raise classify(status, headers, content.decode("utf-8", "replace"), key=key)
     return replace(_read(content, sent, key, read), quotas=quotas(headers))
@@ -211,14 +213,6 @@ def classify(status: int, headers: Mapping[str, str], text: str, *, key: str | N
     )
 
 
-def redact(text: str, key: str | None) -> str:
-    """The text without the key, and without anything else that looks like one: some servers echo what they got."""
-    if key and key != "none":
-        text = text.replace(key, "[key]")
-    return _KEYLIKE.sub(r"\1[key]", text)
-
-
-_KEYLIKE = re.compile(r"(\bBearer\s+)(?!\[key\])[^\s\"',;<>]+|(?<![\w-])sk-[\w*.-]{6,}", re.IGNORECASE)
 _MEND = {
     Kind.UNAUTHORIZED: " (check the API key and what it may use)",
     Kind.UNKNOWN_MODEL: " (check model and base_url)",

@@ -269,7 +269,8 @@ SELECT coalesce(sum(usd), 0)::DOUBLE AS known,
 FROM runs;
 
 -- What the present pipeline wants and has no answer now, by kind, with an example; and its providers whose last word was
--- that they take no call.
+-- that they take no call. (Calls stand in the order in which they ended. Their `started` is a clock's, which may be put
+-- back in between.)
 CREATE VIEW failures AS
 WITH wanted AS (
     SELECT f.* FROM failed f SEMI JOIN slots s ON f.key = s.key
@@ -278,14 +279,14 @@ WITH wanted AS (
         AND f.identity = d.identity AND f.pass = d.pass AND f.answers = d.answers
         AND f.material IS NOT DISTINCT FROM d.material
 ), spoken AS (
-    SELECT stage, endpoint, max(started) FILTER (verdict = 'answered') AS answered FROM calls GROUP BY ALL
+    SELECT stage, endpoint, max(rowid) FILTER (verdict = 'answered') AS answered FROM calls GROUP BY ALL
 )
 SELECT stage, endpoint, kind, verdict, count(*) AS items, min(message) AS example, min(prompt_id) AS prompt_id
 FROM wanted GROUP BY ALL
 UNION ALL
-SELECT c.stage, c.endpoint, c.kind, c.verdict, count(*), max_by(c.message, c.started), min(c.prompt_id)
+SELECT c.stage, c.endpoint, c.kind, c.verdict, count(*), max_by(c.message, c.rowid), min(c.prompt_id)
 FROM calls c JOIN spoken a ON c.stage = a.stage AND c.endpoint = a.endpoint
-WHERE c.verdict = 'refused' AND (a.answered IS NULL OR c.started > a.answered)
+WHERE c.verdict = 'refused' AND (a.answered IS NULL OR c.rowid > a.answered)
   AND (c.endpoint IN (SELECT model FROM slots) OR c.endpoint IN (SELECT judge FROM specs))
 GROUP BY ALL
 ORDER BY items DESC, endpoint, kind;

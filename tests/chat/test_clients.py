@@ -1,10 +1,15 @@
 """What every client does alike, each against loopback servers that answer in its API."""
 
 import asyncio
+import re
+import ssl
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 from aif.chat.anthropic import AnthropicChat
@@ -18,6 +23,7 @@ from tests.chat.loopback import (
     Answer,
     Answering,
     Failure,
+    body,
     completion,
     drip,
     hang,
@@ -118,3 +124,66 @@ async def test_a_call_that_timed_out_gives_its_place_back(
     await asked.aclose()
 
     assert reply.text == "Four."
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_a_redirect_is_not_followed(answering: Answering, request_: Request, client: Client, status: int) -> None:
+    """A key goes to the host that the pipeline names, and to no other that this one names."""
+    elsewhere = await answering(client.four)
+    server = await answering(body(b"", status, headers={"Location": f"{elsewhere.url}/v1/chat/completions"}))
+    asked = chat(client, server.url)
+    with pytest.raises(CallError, match=str(status)) as caught:
+        await asked.ask(request_)
+    await asked.aclose()
+
+    assert caught.value.kind is Kind.BAD_REPLY
+    assert elsewhere.paths == []
+
+
+async def test_a_certificate_that_nobody_signed_is_refused(
+    answering: Answering, request_: Request, client: Client, self_signed: ssl.SSLContext
+) -> None:
+    server = await answering(client.four, ssl_context=self_signed)
+    asked = chat(client, server.url)
+    with pytest.raises(CallError, match=r"(?i)certificate") as caught:
+        await asked.ask(request_)
+    await asked.aclose()
+
+    assert caught.value.kind is Kind.CONNECTION
+    assert server.paths == []
+    async with aiohttp.ClientSession() as careless, careless.post(server.url, json={}, ssl=False) as answer:
+        assert answer.status == 200  # nothing but its certificate is wrong with that server
+
+
+async def test_what_the_environment_says_of_a_host_changes_no_key(
+    answering: Answering, request_: Request, client: Client, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password key-of-another\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("HTTP_PROXY", unused_url())
+    server = await answering(client.four)
+    asked = chat(client, server.url)
+    await asked.ask(request_)
+    await asked.aclose()
+
+    (headers,) = server.headers
+    assert headers["authorization"] == f"Bearer {KEY}"
+
+
+async def test_an_answer_that_is_no_http_shows_no_key(request_: Request, client: Client) -> None:
+    """aiohttp quotes what it can't read: here the header line that carries the key, sent back."""
+
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\n \x00" + re.sub(rb"\r\n", b" ", head) + b"\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(echo, "127.0.0.1", 0) as server:
+        asked = chat(client, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        with pytest.raises(CallError) as caught:
+            await asked.ask(request_)
+        await asked.aclose()
+
+    assert caught.value.kind is Kind.CONNECTION
+    assert "[key]" in caught.value.message
+    assert KEY not in "".join(traceback.format_exception(caught.value))

@@ -318,22 +318,6 @@ def test_what_the_headers_say_of_limits_comes_with_replies_and_errors() -> None:
     assert caught.value.quotas == quota
 
 
-@pytest.mark.parametrize(
-    ("text", "redacted"),
-    [
-        (f"got {KEY}, thanks", "got [key], thanks"),
-        (f"Authorization: Bearer {KEY}", "Authorization: Bearer [key]"),
-        ("Authorization: bearer other-key-123", "Authorization: bearer [key]"),
-        ("Incorrect API key provided: sk-proj-ab*******yz.", "Incorrect API key provided: [key]"),
-        ("a risk-averse task-oriented model", "a risk-averse task-oriented model"),
-        ("None of the bearers, none", "None of the bearers, none"),
-    ],
-)
-def test_redact(text: str, redacted: str) -> None:
-    assert wire.redact(text, KEY) == redacted
-    assert wire.redact("none is left", "none") == "none is left"
-
-
 def test_a_long_message_is_cut_and_a_key_at_the_cut_is_gone() -> None:
     error = wire.classify(401, {}, "x" * (wire.SAID_LENGTH - 5) + KEY + "y" * 5000, key=KEY)
 
