@@ -5,16 +5,18 @@ import shlex
 import sys
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional, TypeVar
 
 import typer
 
 from aif import cli_rubric
-from aif.errors import AifError, BadInput, Exit, ProviderRefused
+from aif.errors import AifError, BadInput, Exit, ProviderRefused, StoreDamaged, StoreLocked
 from aif.typed import File, Sets, Yes, err, load, me, new_name, out, tell
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from rich.console import Console
 
     from aif.config import Pipeline
     from aif.ledger import Ledger
@@ -158,25 +160,56 @@ def _leave(typed: str, ended: "Ended") -> None:
         raise typer.Exit(Exit.FAILURES)
 
 
-@app.command()
-def status(pipeline: File, sets: Sets = None) -> None:
-    """How far a run is, also while it goes on."""
-    from aif import ledger, progress
+Asked = TypeVar("Asked", bound="Reader")
 
-    one = load(pipeline, sets)
-    places = ledger.Places(one.store)
-    if ledger.is_held(places.lock):
-        out.print(ledger.holder(places.lock), soft_wrap=True)
-        if snapshot := progress.read(places.progress):
-            out.print(progress.table(snapshot, wide=out.width >= progress.WIDE))
+
+def _open(of: "type[Asked]", one: "Pipeline", file: Path, sets: list[str] | None) -> "Asked":
+    """The store of a pipeline, where no run holds it. What to do is said where it is broken."""
+    try:
+        return of.open(one.store)
+    except StoreDamaged as error:
+        typed = _typed(file, sets)
+        if one.store.with_suffix(".journal").exists():
+            mend = f"`aif rebuild {typed}` makes it again from the journal beside it, and so does the next `aif run`"
+        else:
+            mend = "there is no journal beside it to make it from: name another `store`"
+        raise StoreDamaged(f"{error}; {mend}") from error
+
+
+@contextmanager
+def _reading(
+    one: "Pipeline", file: Path, sets: list[str] | None, held: "Callable[[Console, Path], bool]"
+) -> "Iterator[Reader | None]":
+    """The store of a pipeline; None where a run holds it, of which `held` has told."""
+    if held(out, one.store):
+        yield None
         return
     from aif.queries import Reader
-    from aif.summary import tell_summary, tell_tallies
 
-    with Reader.open(one.store) as reader:
+    try:
+        reader = _open(Reader, one, file, sets)
+    except StoreLocked:  # a run has begun this moment
+        if not held(out, one.store):
+            raise
+        yield None
+        return
+    with reader:
         _tell_if_another(one, reader)
-        tell_tallies(out, reader.tallies())
-        tell_summary(out, reader)
+        yield reader
+
+
+@app.command()
+def status(pipeline: File, sets: Sets = None) -> None:
+    """How far a run is, also while it goes on: done, failed and pending, how fast, what it cost, what is wrong."""
+    from aif.underway import tell_left_behind, tell_progress
+
+    one = load(pipeline, sets)
+    with _reading(one, pipeline, sets, tell_progress) as reader:
+        if reader:
+            from aif.summary import tell_status
+
+            tell_left_behind(err, one.store)
+            tell_status(out, reader)
 
 
 def _tell_if_another(one: "Pipeline", reader: "Reader") -> None:
@@ -197,15 +230,17 @@ def _tell_if_another(one: "Pipeline", reader: "Reader") -> None:
 
 @app.command()
 def failures(pipeline: File, sets: Sets = None) -> None:
-    """What has no answer, by kind, with an example and what to do."""
-    from aif.queries import Reader
-    from aif.summary import tell_failures
+    """What has no answer, by kind, with an example and what to do; also while a run goes on."""
+    from aif.failing import tell_failures
+    from aif.underway import tell_failures_so_far
 
     one = load(pipeline, sets)
-    with Reader.open(one.store) as reader:
-        _tell_if_another(one, reader)
-        if not tell_failures(out, reader):
-            out.print("nothing failed")
+    with _reading(one, pipeline, sets, tell_failures_so_far) as reader:
+        if reader:
+            found = reader.failures()
+            tell_failures(out, found)
+            if not found:
+                out.print("nothing failed")
 
 
 @app.command()
@@ -239,7 +274,7 @@ def show(
     from aif.story import tell_story
 
     one = load(pipeline, sets)
-    with Reader.open(one.store) as reader:
+    with _open(Reader, one, pipeline, sets) as reader:
         _tell_if_another(one, reader)
         tell_story(out, reader, prompt_id)
 
@@ -259,7 +294,7 @@ def pairs(
 
     one = load(pipeline, sets)
     other = load(pipeline, [*(sets or []), *versus]) if versus else None
-    with Results.open(one.store) as reader:
+    with _open(Results, one, pipeline, sets) as reader:
         seen = outlook(one, reader)
         beside = outlook(other, reader) if other else None
     tell_outlook(out, seen, beside, versus or [])

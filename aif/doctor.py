@@ -14,6 +14,7 @@ from aif.endpoints import Endpoint, opened
 from aif.entries import Endpoint as Declared
 from aif.entries import Judge, Model, Source
 from aif.errors import BadInput
+from aif.failing import MENDS
 from aif.intake import principles_of, rubric_of
 from aif.launch import environment, gpus, lacks_vllm, launched, secrets, unreachable
 from aif.placement import described, shifts
@@ -21,7 +22,6 @@ from aif.prompt_row import Skipped
 from aif.reading import Unreadable, read
 from aif.records import Message, Principle, Prompt, Usage, prompt_id
 from aif.rubric import Rubric
-from aif.summary import MENDS
 
 DISK_BYTES = 2 * 2**30  # a run of 64,000 prompts leaves about 1.5 GB of journal and store
 

@@ -4,13 +4,15 @@ beside the store from which `aif status` answers, since no second process can op
 import asyncio
 import json
 import os
+import socket
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -18,14 +20,18 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from aif.endpoints import Endpoint
-from aif.queries import Tally
-from aif.rows import Entry
+from aif.records import Failing
+
+if TYPE_CHECKING:  # `aif status` reads the file of a run without DuckDB and the providers' SDKs: 0.3 s instead of 0.6
+    from aif.endpoints import Endpoint
+    from aif.queries import Tally
+    from aif.rows import Entry
 
 WINDOW_S = 30.0  # rates are of the last so many seconds
 LINE_EVERY_S = 10.0
 WIDE = 100  # columns
 FILE_EVERY_S = 1.0
+EXAMPLE = 500  # characters of a failure's message that are kept in the file
 GONE = (OSError, SystemExit)  # of a screen that nobody reads on (`| head`): for a broken pipe rich ends the program
 
 
@@ -54,14 +60,17 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All that `aif status` says of a run that goes on. Seconds; `eta_s` is None while there is no rate."""
+    """All that is said of a run that goes on. Seconds; `eta_s` is None while there is no rate. `failures` are those of
+    this run, and what had failed for good before it."""
 
     pid: int
+    host: str
     started: str
     updated: str
     elapsed_s: float
     eta_s: float | None
     lines: tuple[Line, ...]
+    failures: tuple[Failing, ...]
 
 
 class Board:
@@ -69,26 +78,37 @@ class Board:
 
     def __init__(
         self,
-        endpoints: Sequence[Endpoint],
-        tallies: Mapping[tuple[str, str], Tally],
-        expected: Mapping[tuple[str, str], int],
+        endpoints: "Sequence[Endpoint]",
+        tallies: "Mapping[tuple[str, str], Tally]",
+        failures: Sequence[Failing] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._endpoints = endpoints
         self._clock = clock
         self._began = clock()
         self._started = datetime.now(UTC).isoformat(timespec="seconds")
-        self._rows = {(e.stage, e.name): _Row(expected.get((e.stage, e.name), 0)) for e in endpoints}
+        self._rows = {(e.stage, e.name): _Row() for e in endpoints}
         for place, tally in tallies.items():
             if place in self._rows:
-                self._rows[place].answered, self._rows[place].failed = tally.answered, tally.failed
+                row = self._rows[place]
+                row.wanted, row.answered, row.failed = tally.wanted, tally.answered, tally.failed
+        # what waits for --retry-failed is not asked by this run; all else that had no answer is
+        self._failures = {_place(one): one for one in failures if one.verdict == "failed"}
 
-    def kept(self, entries: Sequence[Entry]) -> None:
+    def kept(self, entries: "Sequence[Entry]") -> None:
         now = self._clock()
         for entry in entries:
             record = entry.record
             row = self._rows[record["stage"], record["endpoint"]]
             row.note(record, now)
+            if record["verdict"] in ("later", "failed", "refused"):
+                self._fail(record)
+
+    def _fail(self, record: Mapping[str, Any]) -> None:
+        said = {name: record[name] for name in ("stage", "endpoint", "kind", "verdict", "prompt_id")}
+        one = Failing(**said, items=1, example=(record["message"] or "")[:EXAMPLE])
+        had = self._failures.get(_place(one))
+        self._failures[_place(one)] = replace(had, items=had.items + 1) if had else one
 
     def snapshot(self) -> Snapshot:
         now = self._clock()
@@ -97,14 +117,16 @@ class Board:
         known = [eta for eta in etas if eta is not None]
         return Snapshot(
             os.getpid(),
+            socket.gethostname(),
             self._started,
             datetime.now(UTC).isoformat(timespec="seconds"),
             now - self._began,
             max(known) if known and len(known) == len(etas) else None,
             lines,
+            tuple(sorted(self._failures.values(), key=lambda one: (-one.items, one.endpoint, one.kind))),
         )
 
-    def _line(self, endpoint: Endpoint, now: float) -> Line:
+    def _line(self, endpoint: "Endpoint", now: float) -> Line:
         row = self._rows[endpoint.stage, endpoint.name]
         return Line(
             endpoint.name, endpoint.stage, row.wanted, row.answered, row.failed, len(row.later), endpoint.in_flight,
@@ -112,10 +134,13 @@ class Board:
         )  # fmt: skip
 
 
+def _place(one: Failing) -> tuple[str, str, str, str]:
+    return one.stage, one.endpoint, one.kind, one.verdict
+
+
 class _Row:
-    def __init__(self, wanted: int) -> None:
-        self.wanted = wanted
-        self.answered = self.failed = self.input = self.output = 0
+    def __init__(self) -> None:
+        self.wanted = self.answered = self.failed = self.input = self.output = 0
         self.usd: float | None = 0.0
         self.later: set[str] = set()
         self._recent: deque[tuple[float, int]] = deque()
@@ -212,17 +237,21 @@ async def _tick(draw: Callable[[], None], every_s: float, board: Board, file: Pa
 
 def _write(file: Path, snapshot: Snapshot) -> None:
     aside = file.with_suffix(".tmp")
-    aside.write_text(json.dumps(asdict(snapshot)))
+    aside.write_text(json.dumps(asdict(snapshot)), encoding="utf-8")
     aside.replace(file)
 
 
 def read(file: Path) -> Snapshot | None:
-    """The snapshot a run last left, or None."""
+    """The snapshot a run last left; None where there is none, or one that was torn or is another version's."""
     try:
-        data = json.loads(file.read_text())
-    except (OSError, ValueError):
+        data = json.loads(file.read_text(encoding="utf-8"))
+        lines, failures = (tuple(of(**one) for one in data.pop(name)) for name, of in _PARTS.items())
+        return Snapshot(**data, lines=lines, failures=failures)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return Snapshot(**{**data, "lines": tuple(Line(**one) for one in data["lines"])})
+
+
+_PARTS: dict[str, Callable[..., Any]] = {"lines": Line, "failures": Failing}
 
 
 def line(snapshot: Snapshot) -> str:
@@ -286,6 +315,11 @@ def _usd(snapshot: Snapshot) -> float | None:
 def dollars(usd: float | None) -> str:
     """An amount as people read it; what is not known is said."""
     return "unknown" if usd is None else f"${usd:,.2f}" if usd >= 1 or usd == 0 else f"${usd:.4f}"
+
+
+def counted(number: int, noun: str) -> str:
+    """So many of something: 1 prompt, 2,000 prompts."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def compact(number: int) -> str:

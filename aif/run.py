@@ -23,7 +23,7 @@ from aif.ledger import Ledger
 from aif.pairing import make_pairs
 from aif.placement import Key
 from aif.progress import Board, say, show
-from aif.queries import Planned, Reader, Tally
+from aif.queries import Reader, Tally
 from aif.rubric import Rubric
 
 
@@ -91,7 +91,7 @@ async def flow(
         with Reader.of(ledger.store) as reader:
             whole = reader.tallies()
             within = whole if limit is None else reader.tallies(limit)
-            board = Board(endpoints, within, _expected(pipeline, rubric, reader.planned(limit)))
+            board = Board(endpoints, within, reader.failures())
         for endpoint in endpoints:
             if tally := whole.get((endpoint.stage, endpoint.name)):
                 endpoint.answered = tally.answered
@@ -115,14 +115,6 @@ def _pending(pipeline: Pipeline, tallies: dict[Key, Tally]) -> set[Key]:
     found = {key for key, tally in tallies.items() if tally.pending}
     coming = any(stage == "completion" for stage, _ in found)
     return found | {("judgement", name) for name in pipeline.judges if coming}
-
-
-def _expected(pipeline: Pipeline, rubric: Rubric, planned: Planned) -> dict[tuple[str, str], int]:
-    """Items by endpoint if everything comes through: slots by model, and what the rubric asks about every prompt."""
-    completions = sum(planned.slots.values())
-    asked = sum(planned.prompts if ask.mode == "listwise" else completions for ask in rubric.sheet.requests.values())
-    slots: dict[tuple[str, str], int] = {("completion", name): planned.slots.get(name, 0) for name in pipeline.models}
-    return slots | {("judgement", name): asked for name in pipeline.judges}
 
 
 @contextmanager

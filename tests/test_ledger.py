@@ -11,7 +11,8 @@ from aif import journal as journals
 from aif.again import again
 from aif.config import load
 from aif.errors import StoreDamaged, StoreLocked
-from aif.ledger import BATCH, Ledger, Places, entry_of, is_held
+from aif.ledger import BATCH, Ledger, entry_of
+from aif.lock import Places, is_held
 from aif.queries import Reader
 from aif.records import fraction
 from aif.results import Results
