@@ -21,11 +21,11 @@ from aif.config import Pipeline
 from aif.entries import Endpoint, public
 from aif.pairing import policy_of
 from aif.picks import LabelCounts, balancing
-from aif.queries import Books
+from aif.queries import Balance, Books
 from aif.resources import shipped
 from aif.rubric import Rubric
 from aif.scoring import TOLERANCE, Floats
-from aif.summary import OUTCOMES, rule_of
+from aif.summary import OUTCOMES, STAGES, balanced, counts, rule_of
 
 # The tag, and the configs that give it; None: every dataset has it.
 TAGS: Mapping[str, Collection[str] | None] = {
@@ -55,17 +55,18 @@ MARKS = ("<!-- run:begin -->", "<!-- run:end -->")
 
 @dataclass(frozen=True, slots=True)
 class CardFacts:
-    """What a card is made of. `rows` and `files` are by config and split; `sources` are (name, prompts, pairs),
-    most first; `chosen` and `rejected` the scores of each pair; `leaderboard`, `agreement` and `spend` rows of the
-    views leaderboard, score_agreement and spend; `disputed` the pairs that some judge has the other way round; `sample`
-    a row of the default config; `calls` the times of the first and the last call; `labels` what config `kto` holds, if
-    it is there."""
+    """What a card is made of. `rows` and `files` are by config and split; `balance` is all that is wanted, and how it
+    stands; `sources` are (name, prompts, pairs), most first; `chosen` and `rejected` the scores of each pair;
+    `leaderboard`, `agreement` and `spend` rows of the views leaderboard, score_agreement and spend; `disputed` the
+    pairs that some judge has the other way round; `sample` a row of the default config; `calls` the times of the first
+    and the last call; `labels` what config `kto` holds, if it is there."""
 
     pipeline: Pipeline
     rubric: Rubric
     rows: Mapping[str, Mapping[str, int]]
     files: Mapping[str, Mapping[str, str]]
     books: Books
+    balance: Balance
     sources: Sequence[tuple[str, int, int]]
     chosen: Floats
     rejected: Floats
@@ -105,6 +106,9 @@ def render(facts: CardFacts) -> str:
         terms=[(name, one.terms) for name, one in _endpoints(facts.pipeline) if one.terms],
         without_terms=[cell(name) for name in without_terms(facts.pipeline)],
         books=_books(facts.books),
+        items=[(cell(name), STAGES[stage], *counts(one)) for (stage, name), one in facts.balance.tallies.items()],
+        balanced=[_plain(line) for line in balanced(facts.balance)],
+        missing=[one for one in facts.balance.missing if one.why],
         sources=_sources(facts.sources),
         histogram=_histogram(facts.chosen, facts.rejected, _scale(facts)) if len(facts.chosen) else None,
         margins=_margins(facts.chosen - facts.rejected) if len(facts.chosen) else None,

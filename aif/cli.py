@@ -327,7 +327,7 @@ def export(
     one = load(pipeline, sets)
     with _made(one, pipeline) as (rubric, ledger):
         exported = write(one, rubric, ledger, to or one.store.parent / "dataset", tell)
-    tell_exported(out, exported, pipeline)
+    tell_exported(out, exported)
 
 
 @app.command()

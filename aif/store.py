@@ -24,7 +24,7 @@ from aif.records import CARRIED, Slot
 from aif.resources import shipped
 from aif.rows import COLUMNS, Entry, Rows
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 # 2.0 files can't be read by 1.x unless made so, and 1.5 is what most people have. The memory limit is DuckDB's share of
 # a run's footprint; beyond it sorts and joins spill beside the store.

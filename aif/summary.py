@@ -81,7 +81,7 @@ def _tell(console: Console, reader: Reader, balance: Balance, leaderboard: list[
     for said in balanced(balance):
         say(console, said)
     if leaderboard:
-        _tell_leaderboard(console, leaderboard)
+        tell_leaderboard(console, leaderboard)
     agreement = reader.sql("SELECT * FROM score_agreement")
     if agreement:
         console.print(_agreement(agreement))
@@ -117,7 +117,7 @@ def _books(books: Books) -> Table:
     return grid
 
 
-def _tell_leaderboard(console: Console, rows: list[dict[str, Any]]) -> None:
+def tell_leaderboard(console: Console, rows: list[dict[str, Any]]) -> None:
     """One table where there is room for it, with the aspects' first letters if need be; else names, which may be long,
     stand whole in two."""
     aspects = sorted({name for row in rows for name, _ in row.get("aspects") or []})
@@ -190,6 +190,7 @@ def _spend(rows: list[dict[str, Any]]) -> Table:
     return grid
 
 
+EXAMPLE = 160  # characters of what was last said of something missing
 STAGES = {"carried": "carried", "completion": "completions", "judgement": "judgements"}
 
 
@@ -219,6 +220,29 @@ def balanced(balance: Balance) -> list[str]:
     if unplanned := balance.prompts - sum(balance.slots.values()):
         said.append(f"{counted(unplanned, 'prompt')} not planned yet: the next run begins with that")
     return [*said, whole(balance)]
+
+
+def shortfall(balance: Balance, least: float, typed: str) -> list[str]:
+    """What is missing, line by line, where less than a share of the prompts has all that is wanted of it, and what gets
+    it; `typed` is the pipeline file as a command takes it."""
+    if balance.completeness >= least:
+        return []
+    said = [f"{whole(balance)}; export.completeness is {least:.4g}. Missing:"]
+    for one in balance.missing:
+        items = counted(one.items, one.stage)
+        if one.state == "pending":
+            said.append(f"  {one.endpoint}: {items} not asked yet")
+        else:
+            again = "failed for good" if one.state == "failed" else "to be asked again"
+            said.append(f"  {one.endpoint}: {items} {again}: {one.why}, as in: {(one.example or '')[:EXAMPLE]}")
+    states = {one.state for one in balance.missing}
+    if states - {"failed"} or not states:
+        said.append(f"`aif run {typed}` asks for what is pending")
+    if "failed" in states:
+        said.append(
+            f"`aif failures {typed}` says what to do about what failed, `aif run {typed} --retry-failed` asks again"
+        )
+    return said
 
 
 def whole(balance: Balance) -> str:
