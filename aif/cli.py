@@ -60,11 +60,11 @@ def run(
     sets: Sets = None,
 ) -> None:
     """Complete, judge and pair what is pending. The same command goes on after any stop."""
+    one = _to_write(pipeline, sets)
     from aif.queries import Reader
     from aif.run import feedback
     from aif.summary import tell_places, tell_summary
 
-    one = load(pipeline, sets)
     consent = _consent(one, limit, retry_failed, yes)
     ended = feedback(one, err, limit=limit, retry_failed=retry_failed, consent=consent)
     with Reader.open(one.store) as reader:
@@ -74,6 +74,17 @@ def run(
     typed = _typed(pipeline, sets)
     _tell_next(typed, ended, example)
     _leave(typed, ended)
+
+
+def _to_write(file: Path, sets: list[str] | None) -> "Pipeline":
+    """The pipeline, where no other process holds its store: told at once, before anything heavy is loaded."""
+    from aif.lock import Places, busy, holder, is_held
+
+    one = load(file, sets)
+    lock = Places(one.store).lock
+    if is_held(lock):
+        raise StoreLocked(busy(one.store, holder(lock)))
+    return one
 
 
 def _consent(
@@ -107,16 +118,17 @@ def estimate(
     sets: Sets = None,
 ) -> None:
     """What a run would ask and what that comes to: calls, tokens, dollars, time. No model is called without --probe."""
+    one = _to_write(pipeline, sets)
     from aif.estimate_view import ask_for_probe, tell_estimate
     from aif.workload import foresee
 
-    one = load(pipeline, sets)
     if probe is not None:
+        from aif.progress import counted
         from aif.run import feedback
 
         first = min(probe, limit or probe)
         told = foresee(one, first, tell)
-        err.print(f"the probe, the first {first:,} prompts: ", end="")
+        err.print(f"the probe, the first {counted(first, 'prompt')}: ", end="")
         if told.calls:
             ask_for_probe(err, told, yes=yes)
             ended = feedback(one, err, limit=first)
@@ -321,10 +333,10 @@ def export(
     sets: Sets = None,
 ) -> None:
     """Pairs by the pipeline's policy, as a dataset with its card. No model is called."""
+    one = _to_write(pipeline, sets)
     from aif.export import export as write
     from aif.export import tell_exported
 
-    one = load(pipeline, sets)
     with _made(one, pipeline) as (rubric, ledger):
         exported = write(one, rubric, ledger, to or one.store.parent / "dataset", tell)
     tell_exported(out, exported)
@@ -342,9 +354,9 @@ def publish(
     sets: Sets = None,
 ) -> None:
     """The exported dataset to the Hub, in one commit, after showing what will be sent. Safe to repeat."""
+    one = _to_write(pipeline, sets)
     from aif.publish import exported, question, send, survey, tell_plan, tell_published
 
-    one = load(pipeline, sets)
     place = folder or one.store.parent / "dataset"
     mend = shlex.join(
         ["aif", "export", str(pipeline), *(["--out", str(folder)] if folder else []), *_repeated("--set", sets)]
@@ -376,13 +388,13 @@ def _repeated(option: str, values: list[str] | None) -> list[str]:
 @app.command()
 def rebuild(pipeline: File, sets: Sets = None) -> None:
     """Make the store again from the journal. The old one goes once the new one is whole."""
-    _anew(load(pipeline, sets), "made again from")
+    _anew(_to_write(pipeline, sets), "made again from")
 
 
 @app.command()
 def reparse(pipeline: File, sets: Sets = None) -> None:
     """Read every kept reply again with today's reader. No model is called."""
-    _anew(load(pipeline, sets), "made again by today's reader from")
+    _anew(_to_write(pipeline, sets), "made again by today's reader from")
 
 
 def _anew(pipeline: "Pipeline", done: str) -> None:

@@ -127,7 +127,7 @@ def _with_rows(pipeline: Pipeline, found: Mapping[Of, Rows], books: Books, tell:
     formats = tuple(config for config in pipeline.export.formats if found[made_of(config)].index.num_rows)
     became = ", ".join(f"{outcome} {n:,}" for outcome, n in books.outcomes.items())
     why: dict[Of, str] = {
-        "pairs": f"there are no pairs; of {books.selected:,} prompts: {became}",
+        "pairs": f"there are no pairs; of {counted(books.selected, 'prompt')}: {became}",
         "best": "there is no completion with a score that was not cut at max_tokens",
         "labels": f"no completion has a label by export.kto ({_rule(pipeline.export.kto)})",
         "prompts": "no prompt is selected",
@@ -191,9 +191,9 @@ def _drawn(index: pa.Table) -> dict[str, float]:
 def _tell_test(pipeline: Pipeline, test: int, prompts: int, tell: Told) -> None:
     asked = pipeline.export.test_size
     if asked and not test:
-        tell(f"no test split: of {prompts:,} prompts none falls into it by export.test_size {asked}")
+        tell(f"no test split: of {counted(prompts, 'prompt')} none falls into it by export.test_size {asked}")
     elif isinstance(asked, int) and test != asked:
-        tell(f"the test split holds {test:,} prompts, not {asked:,}: its bound was fixed when there were other prompts")
+        tell(f"the test split holds {counted(test, 'prompt')}, not {asked:,}: its bound was fixed for others")
 
 
 def _test_share(pipeline: Pipeline, ledger: Ledger, reader: Results, drawn: Mapping[str, float], tell: Told) -> float:
@@ -210,12 +210,12 @@ def _test_share(pipeline: Pipeline, ledger: Ledger, reader: Results, drawn: Mapp
     to_come = [fraction("split", prompt_id) for prompt_id in reader.pending() if prompt_id not in drawn]
     if asked >= len(drawn) + len(to_come):
         raise BadInput(
-            f"{pipeline.path}: export.test_size: {asked:,} can't be held out of {len(drawn):,} prompts; "
+            f"{pipeline.path}: export.test_size: {asked:,} can't be held out of {counted(len(drawn), 'prompt')}; "
             "lower it, or give a share such as 0.05"
         )
     threshold = sorted([*drawn.values(), *to_come])[asked]
     ledger.keep([events.split(asked, threshold)])
-    of = f"{len(drawn):,} prompts" + (f" and {len(to_come):,} that are pending" if to_come else "")
+    of = counted(len(drawn), "prompt") + (f" and {len(to_come):,} that are pending" if to_come else "")
     tell(
         f"test split: fixed at {threshold:.2%} of all prompts, which is {asked:,} of {of}; it grows as they do, and no "
         "prompt of it ever moves into train"

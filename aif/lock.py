@@ -50,6 +50,10 @@ class Note:
     command: str
 
     @property
+    def mine(self) -> bool:
+        return (self.pid, self.host) == (os.getpid(), socket.gethostname())
+
+    @property
     def stale(self) -> bool:
         """Whether its writer is known to be gone, so that somebody else holds the lock. Of other hosts it isn't."""
         if self.host != socket.gethostname():

@@ -22,7 +22,7 @@ from aif.intake import prepare, rubric_of
 from aif.ledger import Ledger
 from aif.pairing import make_pairs
 from aif.placement import Key
-from aif.progress import Board, say, show
+from aif.progress import Board, counted, say, show
 from aif.queries import Reader, Tally
 from aif.rubric import Rubric
 
@@ -130,7 +130,7 @@ def _signals(run: Run, console: Console) -> Iterator[None]:
         else:
             run.stop()
             flying = sum(endpoint.in_flight for endpoint in run.endpoints)
-            say(console, f"stopping: waiting for {flying} calls in flight (again to leave at once)")
+            say(console, f"stopping: waiting for {counted(flying, 'call')} in flight (again to leave at once)")
 
     signals = {signal.SIGINT: asked, signal.SIGTERM: asked, signal.SIGHUP: run.stop}
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # by nohup

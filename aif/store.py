@@ -19,7 +19,7 @@ import pyarrow as pa
 from aif.errors import StoreDamaged, StoreLocked
 from aif.events import Record
 from aif.journal import Position
-from aif.lock import Places, busy, holder, is_held
+from aif.lock import Places, busy, holder, is_held, note_in
 from aif.records import CARRIED, Slot
 from aif.resources import shipped
 from aif.rows import COLUMNS, Entry, Rows
@@ -65,7 +65,7 @@ def connect(path: Path, read_only: bool = False) -> duckdb.DuckDBPyConnection:
 def _open_elsewhere(path: Path, why: str) -> str:
     """Who has the file open: whoever writes to it, or a program that reads it, by DuckDB's own words."""
     lock = Places(path).lock
-    if is_held(lock):
+    if is_held(lock) and not ((note := note_in(lock)) and note.mine):
         return busy(path, holder(lock))
     found = re.search(r"held in (.+) \(PID (\d+)\)", why)
     program = f"process {found[2]} ({Path(found[1]).name})" if found else "another program"

@@ -1,5 +1,6 @@
 """A run that goes on as others see it, who can't open the store it holds: by its lock and the file it keeps."""
 
+import socket
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -44,16 +45,23 @@ def tell_failures_so_far(console: Console, store: Path) -> bool:
 
 
 def tell_left_behind(console: Console, store: Path) -> None:
-    """That the last run was killed, where it was: nobody holds the store, and what the run kept is still there."""
+    """What became of the last run, where nobody holds the store and its file is still there: it was killed, unless it
+    ran on another machine, whose lock need not be seen here."""
     if (left := read(Places(store).progress)) is None:
         return
     done = sum(line.answered for line in left.lines)
-    say(
-        console,
+    heard = (
         f"the run that began {left.started} (process {left.pid} on {left.host}) was last heard of {left.updated} with "
-        f"{done:,} answers, and holds the store no more: it was killed. What it had answered is kept; the next "
-        "`aif run` takes in what of it the store does not have yet, and goes on",
+        f"{done:,} answers"
     )
+    if left.host == socket.gethostname():
+        then = (
+            "and holds the store no more: it was killed. What was answered is kept; the next `aif run` takes in what "
+            "of it the store does not have yet, and goes on"
+        )
+    else:
+        then = "and may still go on there: locks of a shared folder need not be seen from here"
+    say(console, f"{heard}, {then}")
 
 
 def _of_holder(places: Places) -> Snapshot | None:
