@@ -193,7 +193,9 @@ def _tell_test(pipeline: Pipeline, test: int, prompts: int, tell: Told) -> None:
     if asked and not test:
         tell(f"no test split: of {counted(prompts, 'prompt')} none falls into it by export.test_size {asked}")
     elif isinstance(asked, int) and test != asked:
-        tell(f"the test split holds {counted(test, 'prompt')}, not {asked:,}: its bound was fixed for others")
+        tell(
+            f"the test split holds {counted(test, 'prompt')}, not {asked:,}: its bound was fixed when there were others"
+        )
 
 
 def _test_share(pipeline: Pipeline, ledger: Ledger, reader: Results, drawn: Mapping[str, float], tell: Told) -> float:
