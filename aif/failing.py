@@ -30,6 +30,7 @@ THEN = {
     "later": "asked again by the next run",
     "failed": "waits for --retry-failed",
     "refused": "takes no call until it is mended",
+    "again": "made again in this run",
 }
 
 
@@ -38,7 +39,7 @@ def tell_failures(console: Console, failures: Sequence[Failing]) -> None:
     if failures:
         console.print("\n[bold]Without an answer[/bold]")
     for one in failures:
-        items = counted(one.items, "call" if one.verdict == "refused" else "item")
+        items = counted(one.items, "call" if one.verdict in ("refused", "again") else "item")
         say(console, f"{one.endpoint}: {one.kind}, {items}, {THEN[one.verdict]}")
         say(console, f"    {one.example}")
         if mend := MENDS.get(one.kind):

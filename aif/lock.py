@@ -77,7 +77,8 @@ class Lock:
             os.close(self._file)
             raise StoreLocked(busy(path.with_suffix(".duckdb"), holder(path)))
         os.ftruncate(self._file, 0)
-        command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        program = Path(sys.argv[0]).name.replace("__main__.py", "aif")  # of `python -m aif`
+        command = shlex.join([program, *sys.argv[1:]])
         note = Note(os.getpid(), socket.gethostname(), datetime.now(UTC).isoformat(timespec="seconds"), command)
         os.pwrite(self._file, json.dumps(asdict(note)).encode(), 0)
 

@@ -61,7 +61,7 @@ class Line:
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """All that is said of a run that goes on. Seconds; `eta_s` is None while there is no rate. `failures` are those of
-    this run, and what had failed for good before it."""
+    this run, also of calls that were then made again, and what had failed for good before it."""
 
     pid: int
     host: str
@@ -101,7 +101,7 @@ class Board:
             record = entry.record
             row = self._rows[record["stage"], record["endpoint"]]
             row.note(record, now)
-            if record["verdict"] in ("later", "failed", "refused"):
+            if record["verdict"] != "answered":
                 self._fail(record)
 
     def _fail(self, record: Mapping[str, Any]) -> None:
@@ -123,7 +123,7 @@ class Board:
             now - self._began,
             max(known) if known and len(known) == len(etas) else None,
             lines,
-            tuple(sorted(self._failures.values(), key=lambda one: (-one.items, one.endpoint, one.kind))),
+            tuple(sorted(self._failures.values(), key=lambda one: (one.verdict == "again", -one.items, one.endpoint))),
         )
 
     def _line(self, endpoint: "Endpoint", now: float) -> Line:

@@ -56,8 +56,8 @@ def tell_left_behind(console: Console, store: Path) -> None:
     )
     if left.host == socket.gethostname():
         then = (
-            "and holds the store no more: it was killed. What was answered is kept; the next `aif run` takes in what "
-            "of it the store does not have yet, and goes on"
+            "and holds the store no more: it was killed or crashed. What was answered is kept; the next `aif run` "
+            "takes in what of it the store does not have yet, and goes on"
         )
     else:
         then = "and may still go on there: locks of a shared folder need not be seen from here"
