@@ -21,6 +21,7 @@ from aif.config import Pipeline
 from aif.entries import Endpoint, public
 from aif.pairing import policy_of
 from aif.picks import LabelCounts, balancing
+from aif.progress import of
 from aif.queries import Balance, Books
 from aif.resources import shipped
 from aif.rubric import Rubric
@@ -249,11 +250,11 @@ def _books(books: Books) -> list[tuple[str, str]]:
     paired = books.outcomes.get("paired", 0)
     several = books.pairs != paired
     return [
-        (f"{sum(books.intake.values()):,}", "rows read"),
+        (f"{sum(books.intake.values()):,}", f"{of(sum(books.intake.values()), 'row')} read"),
         *((amount, reason.replace("_", " ")) for amount, reason in left_out),
-        (f"= {books.selected:,}", "prompts"),
+        (f"= {books.selected:,}", of(books.selected, "prompt")),
         *dropped,
-        (f"= {paired:,}", "prompts with pairs" if several else "pairs"),
+        (f"= {paired:,}", "prompts with pairs" if several else of(paired, "pair")),
         *([(f"{books.pairs:,}", "pairs of these")] if several else []),
         *([(f"{books.empty:,}", "completions left out, having no text")] if books.empty else []),
     ]

@@ -319,7 +319,12 @@ def dollars(usd: float | None) -> str:
 
 def counted(number: int, noun: str) -> str:
     """So many of something: 1 prompt, 2,000 prompts."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    return f"{number:,} {of(number, noun)}"
+
+
+def of(number: int, noun: str) -> str:
+    """The noun for so many."""
+    return noun if number == 1 else f"{noun}s"
 
 
 def compact(number: int) -> str:

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from aif.failing import tell_failures
 from aif.pairs import Policy
-from aif.progress import counted, dollars, say, visible
+from aif.progress import counted, dollars, of, say, visible
 from aif.queries import Balance, Books, Reader, Tally
 from aif.records import Failing
 
@@ -100,16 +100,16 @@ def _books(books: Books) -> Table:
     for side in ("right", "left"):
         grid.add_column(justify=side, no_wrap=side == "right")
     grid.show_header = False
-    grid.add_row(f"{sum(books.intake.values()):,}", "rows read")
+    grid.add_row(f"{sum(books.intake.values()):,}", f"{of(sum(books.intake.values()), 'row')} read")
     for reason, rows in books.intake.items():
         if reason != "selected":
             grid.add_row(f"- {rows:,}", reason.replace("_", " "), style="dim")
-    grid.add_row(f"= {books.selected:,}", "prompts")
+    grid.add_row(f"= {books.selected:,}", of(books.selected, "prompt"))
     for outcome, words in OUTCOMES.items():
         if outcome != "paired" and (n := books.outcomes.get(outcome, 0)):
             grid.add_row(f"- {n:,}", words, style="dim")
     paired = books.outcomes.get("paired", 0)
-    grid.add_row(f"= {paired:,}", "pairs" if books.pairs == paired else "prompts with pairs", style="bold")
+    grid.add_row(f"= {paired:,}", of(paired, "pair") if books.pairs == paired else "prompts with pairs", style="bold")
     if books.pairs != paired:
         grid.add_row(f"{books.pairs:,}", "pairs of these")
     if books.empty:

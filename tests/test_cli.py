@@ -298,7 +298,7 @@ def test_doctor_finds_what_is_wrong_and_says_how_to_mend_it(
     assert "mend judge: no API key; set the environment variable GONE" in out
     assert "tiny: unknown_model" in out  # one missing key hides nothing else
     assert "large: answers as large" in out
-    assert "prompts prompts: its first row is a prompt of 1 turns" in out
+    assert "prompts prompts: its first row is a prompt of 1 turn\n" in out
 
     code, out, _ = typed("doctor", path, "--set", "prompts=[{file: gone.jsonl}]")
     assert code == Exit.BAD_INPUT

@@ -200,7 +200,10 @@ def test_one_is_told_as_one(tmp_path: Path) -> None:
         pipeline = parse(PIPELINE, tmp_path / "pipeline.yaml", [f"store={ledger.store.path}"])
         make_pairs(pipeline, rubric_of(pipeline), ledger.store)
         with Reader.of(ledger.store) as reader:
-            assert "1 prompt, 1 pair in 2.0 s" in told(lambda console: tell_summary(console, reader, 2.0))
+            said = told(lambda console: tell_summary(console, reader, 2.0))
+    assert "1 prompt, 1 pair in 2.0 s" in said
+    for words in ("1 +row read", "= 1 +prompt", "= 1 +pair"):
+        assert re.search(rf"{words} *$", said, re.MULTILINE)
 
 
 # --- what is missing --------------------------------------------------------------------------------------------------
