@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from aif.config import Pipeline
 from aif.errors import BadInput, StoreDamaged
 from aif.intake import prepare, rubric_of
-from aif.ledger import Ledger, Places
+from aif.ledger import Ledger
+from aif.lock import Places
 from aif.pairing import make_pairs
 from aif.queries import Reader
 from aif.store import drop_aside

@@ -21,11 +21,12 @@ from aif.config import Pipeline
 from aif.entries import Endpoint, public
 from aif.pairing import policy_of
 from aif.picks import LabelCounts, balancing
-from aif.queries import Books
+from aif.progress import of
+from aif.queries import Balance, Books
 from aif.resources import shipped
 from aif.rubric import Rubric
 from aif.scoring import TOLERANCE, Floats
-from aif.summary import OUTCOMES, rule_of
+from aif.summary import OUTCOMES, STAGES, balanced, counts, rule_of
 
 # The tag, and the configs that give it; None: every dataset has it.
 TAGS: Mapping[str, Collection[str] | None] = {
@@ -55,17 +56,18 @@ MARKS = ("<!-- run:begin -->", "<!-- run:end -->")
 
 @dataclass(frozen=True, slots=True)
 class CardFacts:
-    """What a card is made of. `rows` and `files` are by config and split; `sources` are (name, prompts, pairs),
-    most first; `chosen` and `rejected` the scores of each pair; `leaderboard`, `agreement` and `spend` rows of the
-    views leaderboard, score_agreement and spend; `disputed` the pairs that some judge has the other way round; `sample`
-    a row of the default config; `calls` the times of the first and the last call; `labels` what config `kto` holds, if
-    it is there."""
+    """What a card is made of. `rows` and `files` are by config and split; `balance` is all that is wanted, and how it
+    stands; `sources` are (name, prompts, pairs), most first; `chosen` and `rejected` the scores of each pair;
+    `leaderboard`, `agreement` and `spend` rows of the views leaderboard, score_agreement and spend; `disputed` the
+    pairs that some judge has the other way round; `sample` a row of the default config; `calls` the times of the first
+    and the last call; `labels` what config `kto` holds, if it is there."""
 
     pipeline: Pipeline
     rubric: Rubric
     rows: Mapping[str, Mapping[str, int]]
     files: Mapping[str, Mapping[str, str]]
     books: Books
+    balance: Balance
     sources: Sequence[tuple[str, int, int]]
     chosen: Floats
     rejected: Floats
@@ -105,6 +107,9 @@ def render(facts: CardFacts) -> str:
         terms=[(name, one.terms) for name, one in _endpoints(facts.pipeline) if one.terms],
         without_terms=[cell(name) for name in without_terms(facts.pipeline)],
         books=_books(facts.books),
+        items=[(cell(name), STAGES[stage], *counts(one)) for (stage, name), one in facts.balance.tallies.items()],
+        balanced=[_plain(line) for line in balanced(facts.balance)],
+        missing=[one for one in facts.balance.missing if one.why],
         sources=_sources(facts.sources),
         histogram=_histogram(facts.chosen, facts.rejected, _scale(facts)) if len(facts.chosen) else None,
         margins=_margins(facts.chosen - facts.rejected) if len(facts.chosen) else None,
@@ -246,11 +251,11 @@ def _books(books: Books) -> list[tuple[str, str]]:
     paired = books.outcomes.get("paired", 0)
     several = books.pairs != paired
     return [
-        (f"{sum(books.intake.values()):,}", "rows read"),
+        (f"{sum(books.intake.values()):,}", f"{of(sum(books.intake.values()), 'row')} read"),
         *((amount, reason.replace("_", " ")) for amount, reason in left_out),
-        (f"= {books.selected:,}", "prompts"),
+        (f"= {books.selected:,}", of(books.selected, "prompt")),
         *dropped,
-        (f"= {paired:,}", "prompts with pairs" if several else "pairs"),
+        (f"= {paired:,}", "prompts with pairs" if several else of(paired, "pair")),
         *([(f"{books.pairs:,}", "pairs of these")] if several else []),
         *([(f"{books.empty:,}", "completions left out, having no text")] if books.empty else []),
     ]

@@ -5,16 +5,18 @@ import shlex
 import sys
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional, TypeVar
 
 import typer
 
 from aif import cli_rubric
-from aif.errors import AifError, BadInput, BudgetReached, Exit, ProviderRefused
+from aif.errors import AifError, BadInput, BudgetReached, Exit, ProviderRefused, StoreDamaged, StoreLocked
 from aif.typed import File, Sets, Yes, err, load, me, new_name, out, tell
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from rich.console import Console
 
     from aif.config import Pipeline
     from aif.ledger import Ledger
@@ -58,11 +60,11 @@ def run(
     sets: Sets = None,
 ) -> None:
     """Complete, judge and pair what is pending. The same command goes on after any stop."""
+    one = _to_write(pipeline, sets)
     from aif.queries import Reader
     from aif.run import feedback
     from aif.summary import tell_places, tell_summary
 
-    one = load(pipeline, sets)
     consent = _consent(one, limit, retry_failed, yes)
     ended = feedback(one, err, limit=limit, retry_failed=retry_failed, consent=consent)
     with Reader.open(one.store) as reader:
@@ -72,6 +74,17 @@ def run(
     typed = _typed(pipeline, sets)
     _tell_next(typed, ended, example)
     _leave(typed, ended)
+
+
+def _to_write(file: Path, sets: list[str] | None) -> "Pipeline":
+    """The pipeline, where no other process holds its store: told at once, before anything heavy is loaded."""
+    from aif.lock import Places, busy, holder, is_held
+
+    one = load(file, sets)
+    lock = Places(one.store).lock
+    if is_held(lock):
+        raise StoreLocked(busy(one.store, holder(lock)))
+    return one
 
 
 def _consent(
@@ -105,16 +118,17 @@ def estimate(
     sets: Sets = None,
 ) -> None:
     """What a run would ask and what that comes to: calls, tokens, dollars, time. No model is called without --probe."""
+    one = _to_write(pipeline, sets)
     from aif.estimate_view import ask_for_probe, tell_estimate
     from aif.workload import foresee
 
-    one = load(pipeline, sets)
     if probe is not None:
+        from aif.progress import counted
         from aif.run import feedback
 
         first = min(probe, limit or probe)
         told = foresee(one, first, tell)
-        err.print(f"the probe, the first {first:,} prompts: ", end="")
+        err.print(f"the probe, the first {counted(first, 'prompt')}: ", end="")
         if told.calls:
             ask_for_probe(err, told, yes=yes)
             ended = feedback(one, err, limit=first)
@@ -164,25 +178,56 @@ def _leave(typed: str, ended: "Ended") -> None:
         raise typer.Exit(Exit.FAILURES)
 
 
-@app.command()
-def status(pipeline: File, sets: Sets = None) -> None:
-    """How far a run is, also while it goes on."""
-    from aif import ledger, progress
+Asked = TypeVar("Asked", bound="Reader")
 
-    one = load(pipeline, sets)
-    places = ledger.Places(one.store)
-    if ledger.is_held(places.lock):
-        out.print(ledger.holder(places.lock), soft_wrap=True)
-        if snapshot := progress.read(places.progress):
-            out.print(progress.table(snapshot, wide=out.width >= progress.WIDE))
+
+def _open(of: "type[Asked]", one: "Pipeline", file: Path, sets: list[str] | None) -> "Asked":
+    """The store of a pipeline, where no run holds it. What to do is said where it is broken."""
+    try:
+        return of.open(one.store)
+    except StoreDamaged as error:
+        typed = _typed(file, sets)
+        if one.store.with_suffix(".journal").exists():
+            mend = f"`aif rebuild {typed}` makes it again from the journal beside it, and so does the next `aif run`"
+        else:
+            mend = "there is no journal beside it to make it from: name another `store`"
+        raise StoreDamaged(f"{error}; {mend}") from error
+
+
+@contextmanager
+def _reading(
+    one: "Pipeline", file: Path, sets: list[str] | None, held: "Callable[[Console, Path], bool]"
+) -> "Iterator[Reader | None]":
+    """The store of a pipeline; None where a run holds it, of which `held` has told."""
+    if held(out, one.store):
+        yield None
         return
     from aif.queries import Reader
-    from aif.summary import tell_summary, tell_tallies
 
-    with Reader.open(one.store) as reader:
+    try:
+        reader = _open(Reader, one, file, sets)
+    except StoreLocked:  # a run has begun this moment
+        if not held(out, one.store):
+            raise
+        yield None
+        return
+    with reader:
         _tell_if_another(one, reader)
-        tell_tallies(out, reader.tallies())
-        tell_summary(out, reader, budget=one.budget_usd)
+        yield reader
+
+
+@app.command()
+def status(pipeline: File, sets: Sets = None) -> None:
+    """How far a run is, also while it goes on: done, failed and pending, how fast, what it cost, what is wrong."""
+    from aif.underway import tell_left_behind, tell_progress
+
+    one = load(pipeline, sets)
+    with _reading(one, pipeline, sets, tell_progress) as reader:
+        if reader:
+            from aif.summary import tell_status
+
+            tell_left_behind(err, one.store)
+            tell_status(out, reader, one.budget_usd)
 
 
 def _tell_if_another(one: "Pipeline", reader: "Reader") -> None:
@@ -203,15 +248,17 @@ def _tell_if_another(one: "Pipeline", reader: "Reader") -> None:
 
 @app.command()
 def failures(pipeline: File, sets: Sets = None) -> None:
-    """What has no answer, by kind, with an example and what to do."""
-    from aif.queries import Reader
-    from aif.summary import tell_failures
+    """What has no answer, by kind, with an example and what to do; also while a run goes on."""
+    from aif.failing import tell_failures
+    from aif.underway import tell_failures_so_far
 
     one = load(pipeline, sets)
-    with Reader.open(one.store) as reader:
-        _tell_if_another(one, reader)
-        if not tell_failures(out, reader):
-            out.print("nothing failed")
+    with _reading(one, pipeline, sets, tell_failures_so_far) as reader:
+        if reader:
+            found = reader.failures()
+            tell_failures(out, found)
+            if not found:
+                out.print("nothing failed")
 
 
 @app.command()
@@ -245,7 +292,7 @@ def show(
     from aif.story import tell_story
 
     one = load(pipeline, sets)
-    with Reader.open(one.store) as reader:
+    with _open(Reader, one, pipeline, sets) as reader:
         _tell_if_another(one, reader)
         tell_story(out, reader, prompt_id)
 
@@ -265,7 +312,7 @@ def pairs(
 
     one = load(pipeline, sets)
     other = load(pipeline, [*(sets or []), *versus]) if versus else None
-    with Results.open(one.store) as reader:
+    with _open(Results, one, pipeline, sets) as reader:
         seen = outlook(one, reader)
         beside = outlook(other, reader) if other else None
     tell_outlook(out, seen, beside, versus or [])
@@ -292,13 +339,13 @@ def export(
     sets: Sets = None,
 ) -> None:
     """Pairs by the pipeline's policy, as a dataset with its card. No model is called."""
+    one = _to_write(pipeline, sets)
     from aif.export import export as write
     from aif.export import tell_exported
 
-    one = load(pipeline, sets)
     with _made(one, pipeline) as (rubric, ledger):
         exported = write(one, rubric, ledger, to or one.store.parent / "dataset", tell)
-    tell_exported(out, exported, pipeline)
+    tell_exported(out, exported)
 
 
 @app.command()
@@ -313,9 +360,9 @@ def publish(
     sets: Sets = None,
 ) -> None:
     """The exported dataset to the Hub, in one commit, after showing what will be sent. Safe to repeat."""
+    one = _to_write(pipeline, sets)
     from aif.publish import exported, question, send, survey, tell_plan, tell_published
 
-    one = load(pipeline, sets)
     place = folder or one.store.parent / "dataset"
     mend = shlex.join(
         ["aif", "export", str(pipeline), *(["--out", str(folder)] if folder else []), *_repeated("--set", sets)]
@@ -347,13 +394,13 @@ def _repeated(option: str, values: list[str] | None) -> list[str]:
 @app.command()
 def rebuild(pipeline: File, sets: Sets = None) -> None:
     """Make the store again from the journal. The old one goes once the new one is whole."""
-    _anew(load(pipeline, sets), "made again from")
+    _anew(_to_write(pipeline, sets), "made again from")
 
 
 @app.command()
 def reparse(pipeline: File, sets: Sets = None) -> None:
     """Read every kept reply again with today's reader. No model is called."""
-    _anew(load(pipeline, sets), "made again by today's reader from")
+    _anew(_to_write(pipeline, sets), "made again by today's reader from")
 
 
 def _anew(pipeline: "Pipeline", done: str) -> None:

@@ -14,14 +14,15 @@ from aif.endpoints import Endpoint, opened
 from aif.entries import Endpoint as Declared
 from aif.entries import Judge, Model, Source
 from aif.errors import BadInput
+from aif.failing import MENDS
 from aif.intake import principles_of, rubric_of
 from aif.launch import environment, gpus, lacks_vllm, launched, secrets, unreachable
 from aif.placement import described, shifts
+from aif.progress import counted
 from aif.prompt_row import Skipped
 from aif.reading import Unreadable, read
 from aif.records import Message, Principle, Prompt, Usage, prompt_id
 from aif.rubric import Rubric
-from aif.summary import MENDS
 
 DISK_BYTES = 2 * 2**30  # a run of 64,000 prompts leaves about 1.5 GB of journal and store
 
@@ -72,8 +73,8 @@ def _source(source: Source, pipeline: Pipeline) -> Finding:
         return Finding(what, False, "holds no rows; see file: or hub: and split:")
     if isinstance(first, Skipped):
         return Finding(what, True, f"{first.where}: its first row will be left out: {first.detail}")
-    brought = f" with {len(first.carried)} completions of its own" if first.carried else ""
-    return Finding(what, True, f"its first row is a prompt of {len(first.messages)} turns{brought}")
+    brought = f" with {counted(len(first.carried), 'completion')} of its own" if first.carried else ""
+    return Finding(what, True, f"its first row is a prompt of {counted(len(first.messages), 'turn')}{brought}")
 
 
 def _no_key(one: Declared) -> str | None:

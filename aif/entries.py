@@ -392,11 +392,14 @@ class Labels(Part):
 
 
 class Export(Part):
-    """What is written: `test_size` is a count of prompts (int) or a share of them (float)."""
+    """What is written: `test_size` is a count of prompts (int) or a share of them (float). `completeness` is the share
+    of the prompts below which `incomplete` says what is done."""
 
     formats: Annotated[tuple[Format, ...], Field(strict=False, min_length=1)] = ("trl", "h4")
     test_size: TestSize = 0
     license: Filled | None = None
+    completeness: Share = 1.0
+    incomplete: Literal["warn", "refuse"] = "warn"
     kto: Labels = Labels()
 
     def clashes(self) -> Iterator[Problem]:

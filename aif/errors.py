@@ -3,6 +3,7 @@
     AifError                     something a person can mend; shown as one line, never as a traceback
       BadInput              2    a pipeline file, a rubric, a source, an argument
       NotStarted            2    asked whether to spend so much, a person said no
+      Incomplete            3    an export that is to be more complete than it can be now
       StoreLocked           6    another run holds the store
       StoreDamaged          7    store or journal can't be read as they are
       ProviderRefused       5    a provider said no for good: key, quota, model
@@ -45,6 +46,12 @@ class NotStarted(AifError):
     """A person was asked whether to go on and said no. Not 0, so that `aif run … && aif export …` ends there."""
 
     exit = Exit.BAD_INPUT
+
+
+class Incomplete(AifError):
+    """A dataset would be less complete than was asked for; the message names what is missing, and what gets it."""
+
+    exit = Exit.FAILURES
 
 
 class StoreLocked(AifError):

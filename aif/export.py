@@ -4,6 +4,7 @@ A dataset stands under its name whole or not at all, and every row is checked as
 on the store and the pipeline alone, byte for byte; time and spend stand in run.json and in one section of the card.
 """
 
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -19,7 +20,7 @@ from aif import __version__, events, files
 from aif.card import CardFacts, default_config, render
 from aif.config import Pipeline
 from aif.entries import Labels
-from aif.errors import BadInput
+from aif.errors import BadInput, Incomplete
 from aif.files import Parts, Rows
 from aif.formats import Part, made_of
 from aif.intake import principles_of
@@ -28,11 +29,13 @@ from aif.ledger import Ledger
 from aif.pairing import make_pairs
 from aif.picks import LabelCounts, best, labelled
 from aif.placing import check_place, replacing
-from aif.queries import Books
+from aif.progress import counted, say
+from aif.queries import Balance, Books
 from aif.records import CARRIED, Principle, digest, fraction
 from aif.results import Results
 from aif.rubric import Rubric
 from aif.runfile import MARKER, NAME, state_of
+from aif.summary import shortfall
 from aif.ultrafeedback import OVERALL, Annotated
 
 WHOLE_GROUP = 500  # prompts with all that is known of each: about 40 KB; 0.5 s to fetch, of 4,000 prompts as of 16,000
@@ -43,11 +46,13 @@ Told = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """A dataset as it was written: its folder, rows by config and split, and what became of every prompt."""
+    """A dataset as it was written: its folder, rows by config and split, what became of every prompt, and what is
+    missing, in words, where it is less complete than `export.completeness`."""
 
     path: Path
     rows: dict[str, dict[str, int]]
     books: Books
+    shortfall: Sequence[str]
 
 
 def export(
@@ -60,15 +65,18 @@ def export(
 ) -> Exported:
     """Makes pairs and writes the pipeline's formats to the folder `out`, in the place of an older export.
 
-    A format of which there is no row is left out, and told. Raises BadInput where no row is left, `out` holds something
-    else, or `test_size` asks for too many. What an export that failed has written stays beside `out` until the
-    next one, as `.<out>.aif-partial`.
+    A format of which there is no row is left out, and told. Raises Incomplete where too much is missing and the
+    pipeline refuses that, BadInput where no row is left, `out` holds something else, or `test_size` asks for too many.
+    What an export that failed has written stays beside `out` until the next one, as `.<out>.aif-partial`.
     """
     out = out.resolve()
     check_place(out)
     make_pairs(pipeline, rubric, ledger.store)
     with Results.of(ledger.store) as reader:
-        books = reader.books()
+        books, balance = reader.books(), reader.balance()
+        short = shortfall(balance, pipeline.export.completeness, shlex.quote(str(pipeline.path)))
+        if short and pipeline.export.incomplete == "refuse":
+            raise Incomplete("\n".join([f"nothing was exported: {short[0]}", *short[1:]]))
         paired = reader.paired()
         found = _rows(pipeline, rubric, reader, paired)
         formats = _with_rows(pipeline, found, books, tell)
@@ -78,8 +86,8 @@ def export(
             rows = files.write(formats, found, parts, partial)
             files.check(partial, rows)
             names = files.name_by_content(partial, rows)
-            _describe(pipeline, rubric, reader, partial, rows, names, books, paired, labels, now())
-    return Exported(out, rows, books)
+            _describe(pipeline, rubric, reader, partial, rows, names, books, balance, paired, labels, now())
+    return Exported(out, rows, books, short)
 
 
 # --- what rows are made of --------------------------------------------------------------------------------------------
@@ -119,7 +127,7 @@ def _with_rows(pipeline: Pipeline, found: Mapping[Of, Rows], books: Books, tell:
     formats = tuple(config for config in pipeline.export.formats if found[made_of(config)].index.num_rows)
     became = ", ".join(f"{outcome} {n:,}" for outcome, n in books.outcomes.items())
     why: dict[Of, str] = {
-        "pairs": f"there are no pairs; of {books.selected:,} prompts: {became}",
+        "pairs": f"there are no pairs; of {counted(books.selected, 'prompt')}: {became}",
         "best": "there is no completion with a score that was not cut at max_tokens",
         "labels": f"no completion has a label by export.kto ({_rule(pipeline.export.kto)})",
         "prompts": "no prompt is selected",
@@ -183,9 +191,11 @@ def _drawn(index: pa.Table) -> dict[str, float]:
 def _tell_test(pipeline: Pipeline, test: int, prompts: int, tell: Told) -> None:
     asked = pipeline.export.test_size
     if asked and not test:
-        tell(f"no test split: of {prompts:,} prompts none falls into it by export.test_size {asked}")
+        tell(f"no test split: of {counted(prompts, 'prompt')} none falls into it by export.test_size {asked}")
     elif isinstance(asked, int) and test != asked:
-        tell(f"the test split holds {test:,} prompts, not {asked:,}: its bound was fixed when there were other prompts")
+        tell(
+            f"the test split holds {counted(test, 'prompt')}, not {asked:,}: its bound was fixed when there were others"
+        )
 
 
 def _test_share(pipeline: Pipeline, ledger: Ledger, reader: Results, drawn: Mapping[str, float], tell: Told) -> float:
@@ -202,12 +212,12 @@ def _test_share(pipeline: Pipeline, ledger: Ledger, reader: Results, drawn: Mapp
     to_come = [fraction("split", prompt_id) for prompt_id in reader.pending() if prompt_id not in drawn]
     if asked >= len(drawn) + len(to_come):
         raise BadInput(
-            f"{pipeline.path}: export.test_size: {asked:,} can't be held out of {len(drawn):,} prompts; "
+            f"{pipeline.path}: export.test_size: {asked:,} can't be held out of {counted(len(drawn), 'prompt')}; "
             "lower it, or give a share such as 0.05"
         )
     threshold = sorted([*drawn.values(), *to_come])[asked]
     ledger.keep([events.split(asked, threshold)])
-    of = f"{len(drawn):,} prompts" + (f" and {len(to_come):,} that are pending" if to_come else "")
+    of = counted(len(drawn), "prompt") + (f" and {len(to_come):,} that are pending" if to_come else "")
     tell(
         f"test split: fixed at {threshold:.2%} of all prompts, which is {asked:,} of {of}; it grows as they do, and no "
         "prompt of it ever moves into train"
@@ -226,6 +236,7 @@ def _describe(
     rows: dict[str, dict[str, int]],
     names: dict[str, dict[str, str]],
     books: Books,
+    balance: Balance,
     paired: pa.Table,
     labels: LabelCounts | None,
     made: datetime,
@@ -238,6 +249,7 @@ def _describe(
         rows,
         names,
         books,
+        balance,
         [(row["source"], row["prompts"], row["pairs"]) for row in reader.sql(_SOURCES)],
         paired.column("score_chosen").to_numpy(),
         paired.column("score_rejected").to_numpy(),
@@ -261,6 +273,7 @@ def _describe(
         "state": state_of(reader, books, paired),
         "test_size": pipeline.export.test_size,
         "books": asdict(books),
+        "complete": {"prompts": balance.prompts, "whole": balance.whole},
         "calls": [moment.isoformat(timespec="seconds") for moment in calls or ()],
         "spend": spend,
         **({"kto": pipeline.export.kto.model_dump(exclude_none=True) | asdict(labels)} if labels else {}),
@@ -295,16 +308,16 @@ def _sample(folder: Path, names: Mapping[str, Mapping[str, str]]) -> dict[str, A
 # --- told to a person -------------------------------------------------------------------------------------------------
 
 
-def tell_exported(console: Console, exported: Exported, file: Path) -> None:
+def tell_exported(console: Console, exported: Exported) -> None:
     """What was written, and what to do with it."""
     books = exported.books
-    console.print(f"\n[bold]{books.pairs:,} pairs of {books.selected:,} prompts[/bold]\n")
+    console.print(f"\n[bold]{counted(books.pairs, 'pair')} of {counted(books.selected, 'prompt')}[/bold]\n")
     width = max(5, *map(len, exported.rows))
     for config, splits in exported.rows.items():
         counts = ", ".join(f"{split} {rows:,}" for split, rows in splits.items())
         console.print(f"  {config:<{width}} {counts}", soft_wrap=True)
-    if pending := books.outcomes.get("pending", 0):
-        console.print(f"\n{pending:,} prompts are pending: `aif run {file}` goes on with them", soft_wrap=True)
+    if exported.shortfall:
+        say(console, "\n" + "\n".join(exported.shortfall))
     console.print(f"\ndataset  {exported.path}", soft_wrap=True, markup=False)
     console.print(f"card     {exported.path / 'README.md'}", soft_wrap=True, markup=False)
     config = default_config(exported.rows)

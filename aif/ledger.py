@@ -4,15 +4,9 @@ Opening takes the lock, cuts off what a crash left torn, and lets the store catc
 another version, or ahead of its journal is made anew from the journal.
 """
 
-import fcntl
-import json
-import os
-import re
-import socket
-import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -21,6 +15,7 @@ from aif import journal as journals
 from aif.errors import BadInput, StoreDamaged, StoreLocked
 from aif.events import Record
 from aif.journal import START, Damage, Journal, Position
+from aif.lock import Lock, Places
 from aif.queries import Reader
 from aif.reading import Unreadable, read
 from aif.rows import Entry
@@ -28,83 +23,9 @@ from aif.rubric import Rubric
 from aif.store import Store, set_aside
 
 BATCH = 2000  # records a transaction when the store follows the journal
+PATIENT_S = 5  # for readers of the store
 
 Told = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Places:
-    """The files of a store, all beside it."""
-
-    store: Path
-
-    @property
-    def journal(self) -> Path:
-        return self.store.with_suffix(".journal")
-
-    @property
-    def lock(self) -> Path:
-        return self.store.with_suffix(".lock")
-
-    @property
-    def progress(self) -> Path:
-        return self.store.with_suffix(".progress.json")
-
-    @property
-    def logs(self) -> Path:
-        return self.store.with_suffix(".logs")
-
-
-class Lock:
-    """Held by the one process that writes to a store. The system lets go of it however the process ends."""
-
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._file)
-            held = f"{path.with_suffix('.duckdb')}: {holder(path)}"
-            raise StoreLocked(f"{held}; wait for it or stop it, `aif status` shows how far it is") from None
-        note = {
-            "pid": os.getpid(),
-            "host": socket.gethostname(),
-            "since": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": typed(sys.argv),
-        }
-        os.ftruncate(self._file, 0)
-        os.pwrite(self._file, json.dumps(note, ensure_ascii=False).encode(), 0)
-
-    def release(self) -> None:
-        os.ftruncate(self._file, 0)
-        os.close(self._file)
-
-
-def typed(words: Sequence[str]) -> str:
-    """A command as it may be shown to others: without the values it sets, since one may be a key in the wrong place."""
-    return " ".join([Path(words[0]).name, *(re.sub("=.*", "=…", word, flags=re.DOTALL) for word in words[1:])])
-
-
-def holder(lock: Path) -> str:
-    """Who holds a lock, in words."""
-    try:
-        note = json.loads(lock.read_text())
-        return f"held by process {note['pid']} on {note['host']} since {note['since']} ({note['command']})"
-    except (OSError, ValueError, KeyError):
-        return "held by another process"
-
-
-def is_held(path: Path) -> bool:
-    """Whether a run holds the store now."""
-    if not path.exists():
-        return False
-    with path.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
 
 
 @dataclass
@@ -161,6 +82,7 @@ class Ledger:
         places = Places(path)
         lock = Lock(places.lock)
         try:
+            places.progress.unlink(missing_ok=True)  # of a run that was killed: from here on it is this process's
             journal, torn = Journal.open(places.journal)
             if torn:
                 tell(f"{torn}; what it held is asked again")
@@ -213,7 +135,7 @@ def _sound_store(places: Places, journal: Journal, tell: Told, anew: bool) -> St
     if gone and not empty and not anew:
         tell(f"{path}: the store is gone; it is made again from the journal")
     try:
-        store = Store.open(path)
+        store = _opened(path, tell)
     except StoreDamaged as error:
         if empty:
             raise BadInput(f"{error}; there is no journal beside it to make it from: name another `store`") from error
@@ -228,6 +150,18 @@ def _sound_store(places: Places, journal: Journal, tell: Told, anew: bool) -> St
         if not anew:
             tell(f"{path}: the store knows more than its journal, which was cut; it is made again from the journal")
     set_aside(path)
+    return Store.open(path)
+
+
+def _opened(path: Path, tell: Told) -> Store:
+    """The store, once whoever reads it has left: that may be an `aif status` of this very moment."""
+    for tried in range(PATIENT_S * 10):
+        try:
+            return Store.open(path)
+        except StoreLocked as error:
+            if not tried:
+                tell(f"{error}; waiting up to {PATIENT_S} s for it")
+            time.sleep(0.1)
     return Store.open(path)
 
 

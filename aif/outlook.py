@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from aif.plan import System
-from aif.queries import Reader, Tally
+from aif.queries import Reader
 from aif.records import Prompt
 from aif.rubric import Form
 from aif.store import within
@@ -82,10 +82,6 @@ class Outlook(Reader):
             yield
         finally:
             self._db.rollback()
-
-    def foreseen(self, limit: int | None) -> dict[tuple[str, str], Tally]:
-        """As `tallies`, and judgements counted as if every completion came through that is still pending."""
-        return self._tallied("foreseen", limit)
 
     def slots_to_ask(self, model: str, limit: int | None, most: int) -> list[SlotCall]:
         """At most so many of a model's slots that are pending, spread evenly."""

@@ -4,6 +4,7 @@ beside the store from which `aif status` answers, since no second process can op
 import asyncio
 import json
 import os
+import socket
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +12,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -19,14 +21,18 @@ from rich.table import Table
 from rich.text import Text
 
 from aif.budget import UNSPENT, Spent
-from aif.endpoints import Endpoint
-from aif.queries import Tally
-from aif.rows import Entry
+from aif.records import Failing
+
+if TYPE_CHECKING:  # `aif status` reads the file of a run without DuckDB and the providers' SDKs: 0.3 s instead of 0.6
+    from aif.endpoints import Endpoint
+    from aif.queries import Tally
+    from aif.rows import Entry
 
 WINDOW_S = 30.0  # rates are of the last so many seconds
 LINE_EVERY_S = 10.0
 WIDE = 100  # columns
 FILE_EVERY_S = 1.0
+EXAMPLE = 500  # characters of a failure's message that are kept in the file
 GONE = (OSError, SystemExit)  # of a screen that nobody reads on (`| head`): for a broken pipe rich ends the program
 
 
@@ -55,10 +61,12 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All that `aif status` says of a run that goes on. Seconds; `eta_s` is None while there is no rate. `spent` is by
-    the store, ever; `budget` in USD."""
+    """All that is said of a run that goes on. Seconds; `eta_s` is None while there is no rate. `spent` is by the store,
+    ever; `budget` in USD. `failures` are those of this run, also of calls that were then made again, and what had
+    failed for good before it."""
 
     pid: int
+    host: str
     started: str
     updated: str
     elapsed_s: float
@@ -66,6 +74,7 @@ class Snapshot:
     spent: Spent
     budget: float | None
     lines: tuple[Line, ...]
+    failures: tuple[Failing, ...]
 
 
 class Board:
@@ -73,9 +82,9 @@ class Board:
 
     def __init__(
         self,
-        endpoints: Sequence[Endpoint],
-        tallies: Mapping[tuple[str, str], Tally],
-        expected: Mapping[tuple[str, str], int],
+        endpoints: "Sequence[Endpoint]",
+        tallies: "Mapping[tuple[str, str], Tally]",
+        failures: Sequence[Failing] = (),
         clock: Callable[[], float] = time.monotonic,
         spent: Spent = UNSPENT,
         budget: float | None = None,
@@ -85,12 +94,15 @@ class Board:
         self._clock = clock
         self._began = clock()
         self._started = datetime.now(UTC).isoformat(timespec="seconds")
-        self._rows = {(e.stage, e.name): _Row(expected.get((e.stage, e.name), 0)) for e in endpoints}
+        self._rows = {(e.stage, e.name): _Row() for e in endpoints}
         for place, tally in tallies.items():
             if place in self._rows:
-                self._rows[place].answered, self._rows[place].failed = tally.answered, tally.failed
+                row = self._rows[place]
+                row.wanted, row.answered, row.failed = tally.wanted, tally.answered, tally.failed
+        # what waits for --retry-failed is not asked by this run; all else that had no answer is
+        self._failures = {_place(one): one for one in failures if one.verdict == "failed"}
 
-    def kept(self, entries: Sequence[Entry]) -> None:
+    def kept(self, entries: "Sequence[Entry]") -> None:
         now = self._clock()
         for entry in entries:
             record = entry.record
@@ -98,6 +110,14 @@ class Board:
             row.note(record, now)
             known, unknown = record["usd"] or 0.0, record.get("bound") or 0.0
             self._spent = replace(self._spent, known=self._spent.known + known, unknown=self._spent.unknown + unknown)
+            if record["verdict"] != "answered":
+                self._fail(record)
+
+    def _fail(self, record: Mapping[str, Any]) -> None:
+        said = {name: record[name] for name in ("stage", "endpoint", "kind", "verdict", "prompt_id")}
+        one = Failing(**said, items=1, example=(record["message"] or "")[:EXAMPLE])
+        had = self._failures.get(_place(one))
+        self._failures[_place(one)] = replace(had, items=had.items + 1) if had else one
 
     def snapshot(self) -> Snapshot:
         now = self._clock()
@@ -106,6 +126,7 @@ class Board:
         known = [eta for eta in etas if eta is not None]
         return Snapshot(
             os.getpid(),
+            socket.gethostname(),
             self._started,
             datetime.now(UTC).isoformat(timespec="seconds"),
             now - self._began,
@@ -113,9 +134,10 @@ class Board:
             self._spent,
             self._budget,
             lines,
+            tuple(sorted(self._failures.values(), key=lambda one: (one.verdict == "again", -one.items, one.endpoint))),
         )
 
-    def _line(self, endpoint: Endpoint, now: float) -> Line:
+    def _line(self, endpoint: "Endpoint", now: float) -> Line:
         row = self._rows[endpoint.stage, endpoint.name]
         return Line(
             endpoint.name, endpoint.stage, row.wanted, row.answered, row.failed, len(row.later), endpoint.in_flight,
@@ -123,10 +145,13 @@ class Board:
         )  # fmt: skip
 
 
+def _place(one: Failing) -> tuple[str, str, str, str]:
+    return one.stage, one.endpoint, one.kind, one.verdict
+
+
 class _Row:
-    def __init__(self, wanted: int) -> None:
-        self.wanted = wanted
-        self.answered = self.failed = self.input = self.output = 0
+    def __init__(self) -> None:
+        self.wanted = self.answered = self.failed = self.input = self.output = 0
         self.usd: float | None = 0.0
         self.later: set[str] = set()
         self._recent: deque[tuple[float, int]] = deque()
@@ -223,18 +248,22 @@ async def _tick(draw: Callable[[], None], every_s: float, board: Board, file: Pa
 
 def _write(file: Path, snapshot: Snapshot) -> None:
     aside = file.with_suffix(".tmp")
-    aside.write_text(json.dumps(asdict(snapshot)))
+    aside.write_text(json.dumps(asdict(snapshot)), encoding="utf-8")
     aside.replace(file)
 
 
 def read(file: Path) -> Snapshot | None:
-    """The snapshot a run last left, or None."""
+    """The snapshot a run last left; None where there is none, or one that was torn or is another version's."""
     try:
-        data = json.loads(file.read_text())
-    except (OSError, ValueError):
+        data = json.loads(file.read_text(encoding="utf-8"))
+        lines, failures = (tuple(of(**one) for one in data.pop(name)) for name, of in _PARTS.items())
+        spent = Spent(**data.pop("spent"))
+        return Snapshot(**data, spent=spent, lines=lines, failures=failures)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    lines = tuple(Line(**one) for one in data["lines"])
-    return Snapshot(**{**data, "spent": Spent(**data["spent"]), "lines": lines})
+
+
+_PARTS: dict[str, Callable[..., Any]] = {"lines": Line, "failures": Failing}
 
 
 def line(snapshot: Snapshot) -> str:
@@ -309,6 +338,16 @@ def spending(spent: Spent, budget: float | None) -> str:
     unknown = f", of which up to {dollars(spent.unknown)} unknown" if spent.unknown else ""
     left = f"; {dollars(spent.left(budget))} of the budget of {dollars(budget)} left" if budget is not None else ""
     return f"{dollars(spent.counted)} spent in all{unknown}{left}"
+
+
+def counted(number: int, noun: str) -> str:
+    """So many of something: 1 prompt, 2,000 prompts."""
+    return f"{number:,} {of(number, noun)}"
+
+
+def of(number: int, noun: str) -> str:
+    """The noun for so many."""
+    return noun if number == 1 else f"{noun}s"
 
 
 def compact(number: int) -> str:

@@ -1,5 +1,6 @@
 """What is asked of the store: typed answers, never SQL, for the rest of the house."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import pyarrow as pa
 from aif.budget import Spent
 from aif.errors import BadInput, StoreDamaged
 from aif.pairs import Policy
-from aif.records import Prompt, Slot, as_messages
+from aif.records import Failing, Prompt, Slot, as_messages
 from aif.store import Spec, Store, check_version, connect, noticing, within
 
 
@@ -52,14 +53,6 @@ class Ready:
 
 
 @dataclass(frozen=True, slots=True)
-class Planned:
-    """The present plan in numbers: slots by model, those of carried completions too, and prompts that have any."""
-
-    slots: dict[str, int]
-    prompts: int
-
-
-@dataclass(frozen=True, slots=True)
 class Tally:
     """How the items of one model or judge stand. They sum to `wanted`."""
 
@@ -72,6 +65,44 @@ class Tally:
     def pending(self) -> int:
         """Not asked yet, or to be asked again."""
         return self.wanted - self.answered - self.failed
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """Items of one model or judge that have no answer: never asked, or `why` (with `example`, what was last said)."""
+
+    stage: str
+    endpoint: str
+    state: str
+    items: int
+    why: str | None
+    example: str | None
+    prompt_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """All that the present pipeline wants, and how it stands: answered + failed + pending. Judgements are counted as if
+    every completion came through that is still pending.
+
+    `slots` has the prompts by how many completions each is to have; `whole` counts those of which nothing is missing.
+    """
+
+    prompts: int
+    whole: int
+    slots: dict[int, int]
+    tallies: dict[tuple[str, str], Tally]
+    missing: tuple[Missing, ...]
+
+    @property
+    def completeness(self) -> float:
+        """The share of the selected prompts of which every completion planned and every judgement wanted is there."""
+        return self.whole / self.prompts if self.prompts else 1.0
+
+    def total(self, *stages: str) -> Tally:
+        found = [tally for (stage, _), tally in self.tallies.items() if stage in stages]
+        names = ("wanted", "answered", "failed", "later")
+        return Tally(*(sum(getattr(one, name) for one in found) for name in names))
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,27 +328,48 @@ class Reader:
     # --- how things stand ---------------------------------------------------------------------------------------------
 
     def tallies(self, limit: int | None = None) -> dict[tuple[str, str], Tally]:
-        """By (stage, endpoint). What a judge will be asked about prompts still in the making is not counted yet."""
-        return self._tallied("needed", limit)
-
-    def _tallied(self, judgements: str, limit: int | None) -> dict[tuple[str, str], Tally]:
-        """By (stage, endpoint), judgements as the view of this name has them."""
-        reached = within(limit)
+        """By (stage, endpoint), of the prompts before position `limit`. Stage `carried` has completions that came with
+        their prompts, by who wrote them; what a judge will be asked about completions still to come is counted."""
         rows = self._rows(
             f"SELECT stage, endpoint, count(*), count(*) FILTER (state = 'answered'), "
-            f"count(*) FILTER (state = 'failed'), "
-            f"count(*) FILTER (state = 'later') FROM ("
-            f"SELECT 'completion' AS stage, model AS endpoint, state FROM slot_states WHERE {reached} UNION ALL "
-            f"SELECT 'judgement', judge, state FROM {judgements} WHERE {reached}) GROUP BY ALL ORDER BY ALL"
+            f"count(*) FILTER (state = 'failed'), count(*) FILTER (state = 'later') "
+            f"FROM items WHERE {within(limit)} GROUP BY ALL ORDER BY ALL"
         )
         return {(stage, endpoint): Tally(*counts) for stage, endpoint, *counts in rows}
 
-    def planned(self, limit: int | None = None) -> Planned:
-        """What the present plan wants of the prompts before position `limit`."""
-        reached = within(limit)
-        models = dict(self._rows(f"SELECT model, count(*) FROM slots WHERE {reached} GROUP BY model ORDER BY model"))
-        (prompts,) = self._rows(f"SELECT count(DISTINCT position) FROM slots WHERE {reached}")
-        return Planned(models, prompts[0])
+    def balance(self) -> Balance:
+        """How all that is wanted stands, in one look at the items: 0.25 s of CPU for 64,000 prompts."""
+        prompts = self._rows("SELECT count(*) FROM selection")[0][0]
+        slots = dict(
+            self._rows(
+                "SELECT n, count(*) FROM (SELECT count(*) AS n FROM slots GROUP BY position) GROUP BY n ORDER BY n DESC"
+            )
+        )
+        rows = self._rows(
+            "WITH i AS MATERIALIZED (FROM items) "
+            "SELECT stage, endpoint, state, count(*), kind, min(message), min(prompt_id) FROM i GROUP BY ALL "
+            "UNION ALL SELECT NULL, NULL, NULL, count(DISTINCT position), NULL, NULL, NULL FROM i "
+            "WHERE state <> 'answered' ORDER BY ALL"
+        )
+        counts: dict[tuple[str, str], Counter[str]] = {}
+        for stage, endpoint, state, items, *_ in rows:
+            if stage:
+                counts.setdefault((stage, endpoint), Counter())[state] += items
+        return Balance(
+            prompts,
+            sum(slots.values()) - next(items for stage, _, _, items, *_ in rows if stage is None),
+            slots,
+            {place: Tally(n.total(), n["answered"], n["failed"], n["later"]) for place, n in counts.items()},
+            tuple(Missing(*row) for row in rows if row[0] and row[2] != "answered"),
+        )
+
+    def failures(self) -> list[Failing]:
+        """What was asked for and has no answer now, by kind, most first; and who takes no call."""
+        return [Failing(**row) for row in self.sql("FROM failures")]
+
+    def refusals(self) -> list[Failing]:
+        """Who takes no call."""
+        return [Failing(**row) for row in self.sql("FROM refusals")]
 
     def reach(self, prompts: int) -> int:
         """The position behind the first so many prompts that can be judged; 0 where there is none."""

@@ -148,3 +148,17 @@ class Rating:
     score: float | None
     rationale: str
     types: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Failing:
+    """Items without an answer, or calls that were refused, of one model or judge and for one kind of reason (see
+    chat.base.Kind), with an example. `verdict`: later, failed or refused; during a run also again, of calls."""
+
+    stage: str
+    endpoint: str
+    kind: str
+    verdict: str
+    items: int
+    example: str
+    prompt_id: str

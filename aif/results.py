@@ -275,8 +275,8 @@ def _places(column: pa.ChunkedArray, names: Any) -> Ints:
 
 
 _ANSWERS = """
-SELECT s.prompt_id, s.key, s.model, s.principle, s.state, f.kind, c.text, c.finish, x.score
-FROM slot_states s LEFT JOIN completions c ON s.key = c.key LEFT JOIN failed f ON s.key = f.key
+SELECT s.prompt_id, s.key, s.model, s.principle, s.state, s.kind, c.text, c.finish, x.score
+FROM slot_states s LEFT JOIN completions c ON s.key = c.key
 LEFT JOIN scores x ON s.key = x.completion
 WHERE s.prompt_id IN (SELECT unnest(?)) ORDER BY s.prompt_id, s.slot
 """

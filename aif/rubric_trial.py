@@ -24,7 +24,7 @@ from aif.feedback import PAGE
 from aif.intake import prepare, rubric_of
 from aif.ledger import Ledger
 from aif.pairing import scores_of
-from aif.progress import dollars, say
+from aif.progress import counted, dollars, say
 from aif.queries import Reader
 from aif.records import Usage
 from aif.results import Results
@@ -231,7 +231,7 @@ def tell_trial(console: Console, tried: Tried) -> None:
     """Old and new ratings side by side: by model, by prompt, and how far they agree."""
     old, new = tried.names
     rated, kept = len(tried.after), [prompt_id for prompt_id in tried.after if prompt_id in tried.before]
-    console.print(f"\n[bold]{rated:,} prompts rated by {new}, {len(kept):,} of them by {old} too[/bold]")
+    console.print(f"\n[bold]{counted(rated, 'prompt')} rated by {new}, {len(kept):,} of them by {old} too[/bold]")
     console.print(f"\n[bold]Means by model, {old} → {new}[/bold]")
     console.print(_by_model(tried, kept or list(tried.after)))  # means over other prompts say nothing
     if kept:
@@ -316,4 +316,4 @@ def told(bill: Bill) -> str:
     tokens = f"about {bill.input_tokens:,} tokens in and at most {bill.output_tokens:,} out"
     short = bill.left is not None and (bill.usd or 0.0) > bill.left
     left = f", but {dollars(bill.left)} of the budget left" if short else ""
-    return f"{bill.requests:,} requests to judge, {tokens}: {usd}{left}"
+    return f"{counted(bill.requests, 'request')} to judge, {tokens}: {usd}{left}"

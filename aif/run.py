@@ -23,8 +23,8 @@ from aif.intake import prepare, rubric_of
 from aif.ledger import Ledger
 from aif.pairing import make_pairs
 from aif.placement import Key
-from aif.progress import Board, say, show
-from aif.queries import Planned, Reader, Tally
+from aif.progress import Board, counted, say, show
+from aif.queries import Reader, Tally
 from aif.rubric import Rubric
 
 
@@ -94,8 +94,8 @@ async def flow(
         with Reader.of(ledger.store) as reader:
             whole = reader.tallies()
             within = whole if limit is None else reader.tallies(limit)
-            expected, spent = _expected(pipeline, rubric, reader.planned(limit)), reader.spent()
-            board = Board(endpoints, within, expected, spent=spent, budget=pipeline.budget_usd)
+            spent, budget = reader.spent(), pipeline.budget_usd
+            board = Board(endpoints, within, reader.failures(), spent=spent, budget=budget)
         for endpoint in endpoints:
             if tally := whole.get((endpoint.stage, endpoint.name)):
                 endpoint.answered = tally.answered
@@ -121,14 +121,6 @@ def _pending(pipeline: Pipeline, tallies: dict[Key, Tally]) -> set[Key]:
     return found | {("judgement", name) for name in pipeline.judges if coming}
 
 
-def _expected(pipeline: Pipeline, rubric: Rubric, planned: Planned) -> dict[tuple[str, str], int]:
-    """Items by endpoint if everything comes through: slots by model, and what the rubric asks about every prompt."""
-    completions = sum(planned.slots.values())
-    asked = sum(planned.prompts if ask.mode == "listwise" else completions for ask in rubric.sheet.requests.values())
-    slots: dict[tuple[str, str], int] = {("completion", name): planned.slots.get(name, 0) for name in pipeline.models}
-    return slots | {("judgement", name): asked for name in pipeline.judges}
-
-
 @contextmanager
 def _signals(run: Run, console: Console) -> Iterator[None]:
     """Ctrl-C or SIGTERM once: finish what is in flight. Twice: leave now; what is in flight is asked again. A terminal
@@ -142,7 +134,7 @@ def _signals(run: Run, console: Console) -> Iterator[None]:
         else:
             run.stop()
             flying = sum(endpoint.in_flight for endpoint in run.endpoints)
-            say(console, f"stopping: waiting for {flying} calls in flight (again to leave at once)")
+            say(console, f"stopping: waiting for {counted(flying, 'call')} in flight (again to leave at once)")
 
     signals = {signal.SIGINT: asked, signal.SIGTERM: asked, signal.SIGHUP: run.stop}
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # by nohup

@@ -6,6 +6,7 @@ DuckDB 2.0 raises when a connection is shared between threads, and fails at comm
 
 import errno
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import pyarrow as pa
 from aif.errors import StoreDamaged, StoreLocked
 from aif.events import Record
 from aif.journal import Position
+from aif.lock import Places, busy, holder, is_held, note_in
 from aif.records import CARRIED, Slot
 from aif.resources import shipped
 from aif.rows import COLUMNS, Entry, Rows
@@ -56,8 +58,18 @@ def connect(path: Path, read_only: bool = False) -> duckdb.DuckDBPyConnection:
         return duckdb.connect(str(path), read_only=read_only, config=settings)
     except duckdb.Error as error:
         if "Could not set lock" in str(error):
-            raise StoreLocked(f"{path}: another process has it open; `aif status` shows how far a run is") from error
+            raise StoreLocked(_open_elsewhere(path, str(error))) from error
         raise StoreDamaged(f"{path}: DuckDB can't open this store: {str(error).splitlines()[0]}") from error
+
+
+def _open_elsewhere(path: Path, why: str) -> str:
+    """Who has the file open: whoever writes to it, or a program that reads it, by DuckDB's own words."""
+    lock = Places(path).lock
+    if is_held(lock) and not ((note := note_in(lock)) and note.mine):
+        return busy(path, holder(lock))
+    found = re.search(r"held in (.+) \(PID (\d+)\)", why)
+    program = f"process {found[2]} ({Path(found[1]).name})" if found else "another program"
+    return f"{path}: {program} has it open"
 
 
 # What DuckDB raises when the file under it is not what it wrote. A flipped byte shows when its block is read, as the

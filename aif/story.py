@@ -77,7 +77,7 @@ def _tell_outcome(console: Console, reader: Reader, prompt_id: str, selected: bo
 
 
 _SLOTS = """
-SELECT s.*, f.kind, f.message, f.raw, c.text, c.reasoning, c.finish, c.system, x.score, x.spread,
+SELECT s.*, f.raw, c.text, c.reasoning, c.finish, c.system, x.score, x.spread,
        (SELECT string_agg(format('{} {:.3f}', y.judge, y.score), ', ' ORDER BY y.judge)
         FROM judge_scores y WHERE y.completion = s.key) AS by_judge,
        k.sent, k.served, k.seconds, k.n, k.input_tokens, k.output_tokens, k.usd

@@ -1,6 +1,5 @@
 """What a person reads when a run has ended, and when they ask how it stands."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +8,11 @@ from rich.table import Table
 from rich.text import Text
 
 from aif.budget import Short
-from aif.chat.base import Kind
+from aif.failing import tell_failures
 from aif.pairs import Policy
-from aif.progress import dollars, say, spending
-from aif.queries import Books, Reader, Tally
-
-WIDE = 110  # columns of a terminal that hold the leaderboard's full heads
+from aif.progress import counted, dollars, of, say, spending, visible
+from aif.queries import Balance, Books, Reader, Tally
+from aif.records import Failing
 
 # What became of a prompt, in words. The keys are pairs.REASONS and those queries.unpaired adds.
 OUTCOMES = {
@@ -55,25 +53,52 @@ def rule_of(policy: Policy) -> str:
     return said
 
 
-def tell_summary(console: Console, reader: Reader, seconds: float | None = None, budget: float | None = None) -> None:
-    """Books, models, how judges agree, tokens and spend (USD, of which budget), failures."""
+def tell_status(console: Console, reader: Reader, budget: float | None = None) -> None:
+    """How a store stands that no run holds: as the summary, by model and judge, and without what takes reading every
+    rating (the means by aspect: 2 s of CPU for 64,000 prompts)."""
+    balance = reader.balance()
+    tell_items(console, balance)
+    _tell(console, reader, balance, reader.sql("FROM standings"), "", budget)
+    asked = [
+        Failing(m.stage, m.endpoint, m.why, m.state, m.items, m.example or "", m.prompt_id)
+        for m in balance.missing
+        if m.why
+    ]
+    tell_failures(console, [*asked, *reader.refusals()])
+
+
+def tell_summary(console: Console, reader: Reader, seconds: float, budget: float | None = None) -> None:
+    """How a run ended: books, models, how judges agree, tokens and spend (USD, of which budget), failures."""
+    _tell(console, reader, reader.balance(), reader.sql("FROM leaderboard"), f" in {seconds:.1f} s", budget)
+    tell_failures(console, reader.failures())
+
+
+def _tell(
+    console: Console,
+    reader: Reader,
+    balance: Balance,
+    leaderboard: list[dict[str, Any]],
+    took: str,
+    budget: float | None,
+) -> None:
     books = reader.books()
-    took = f" in {seconds:.1f} s" if seconds is not None else ""
-    console.print(f"\n[bold]{books.selected:,} prompts, {books.pairs:,} pairs[/bold]{took}\n")
+    pairs = f"{counted(books.selected, 'prompt')}, {counted(books.pairs, 'pair')}"
+    console.print(f"\n[bold]{pairs}[/bold]{took}\n")
     console.print(_books(books))
-    leaderboard = reader.sql("SELECT * FROM leaderboard")
+    console.print()
+    for said in balanced(balance):
+        say(console, said)
     if leaderboard:
-        console.print(_leaderboard(leaderboard, console.width >= WIDE))
+        tell_leaderboard(console, leaderboard)
     agreement = reader.sql("SELECT * FROM score_agreement")
     if agreement:
         console.print(_agreement(agreement))
-        console.print(f"of {books.pairs:,} pairs {reader.disputed():,} are the other way round for some judge")
+        console.print(f"of {counted(books.pairs, 'pair')} {reader.disputed():,} are the other way round for some judge")
     spend = reader.sql("SELECT * FROM spend")
     if spend:
         console.print(_spend(spend))
     if told := spending(reader.spent(), budget):
         say(console, told)
-    tell_failures(console, reader)
 
 
 def _grid(title: str) -> Table:
@@ -85,16 +110,16 @@ def _books(books: Books) -> Table:
     for side in ("right", "left"):
         grid.add_column(justify=side, no_wrap=side == "right")
     grid.show_header = False
-    grid.add_row(f"{sum(books.intake.values()):,}", "rows read")
+    grid.add_row(f"{sum(books.intake.values()):,}", f"{of(sum(books.intake.values()), 'row')} read")
     for reason, rows in books.intake.items():
         if reason != "selected":
             grid.add_row(f"- {rows:,}", reason.replace("_", " "), style="dim")
-    grid.add_row(f"= {books.selected:,}", "prompts")
+    grid.add_row(f"= {books.selected:,}", of(books.selected, "prompt"))
     for outcome, words in OUTCOMES.items():
         if outcome != "paired" and (n := books.outcomes.get(outcome, 0)):
             grid.add_row(f"- {n:,}", words, style="dim")
     paired = books.outcomes.get("paired", 0)
-    grid.add_row(f"= {paired:,}", "pairs" if books.pairs == paired else "prompts with pairs", style="bold")
+    grid.add_row(f"= {paired:,}", of(paired, "pair") if books.pairs == paired else "prompts with pairs", style="bold")
     if books.pairs != paired:
         grid.add_row(f"{books.pairs:,}", "pairs of these")
     if books.empty:
@@ -102,34 +127,55 @@ def _books(books: Books) -> Table:
     return grid
 
 
-def _leaderboard(rows: list[dict[str, Any]], wide: bool) -> Table:
-    """In a narrow terminal aspects are cut to their first letters rather than by the terminal."""
-    grid = _grid("\nModels, best first")
+def tell_leaderboard(console: Console, rows: list[dict[str, Any]]) -> None:
+    """One table where there is room for it, with the aspects' first letters if need be; else names, which may be long,
+    stand whole in two."""
+    aspects = sorted({name for row in rows for name, _ in row.get("aspects") or []})
+    for wide in (True, False):
+        grid = _leaderboard(rows, aspects, wide, sides=True)
+        if console.measure(grid, options=console.options.update(max_width=1000)).maximum <= console.width:
+            console.print(grid)
+            return
+    console.print(_leaderboard(rows, [], False, sides=True))
+    if aspects:
+        console.print(_leaderboard(rows, aspects, False, sides=False))
+
+
+def _leaderboard(rows: list[dict[str, Any]], aspects: list[str], wide: bool, sides: bool) -> Table:
+    grid = _grid("\nModels, best first" if sides else "\nTheir ratings by aspect")
     grid.padding = (0, 2 if wide else 1, 0, 0)
-    aspects = sorted({name for row in rows for name, _ in row["aspects"] or []})
     heads = [aspect.replace("_", " ") if wide else f"{aspect[:5]}." for aspect in aspects]
-    grid.add_column("model", style="cyan", overflow="fold")
-    for name in ("answers", "score", *heads, "chosen", "rejected", "tokens"):
+    grid.add_column("model")
+    for name in ("answers", "score", *heads, "chosen", "rejected", "tokens") if sides else heads:
         grid.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        means = dict(row["aspects"] or [])
+        means = dict(row.get("aspects") or [])
         cut = f" ({row['truncated']:,} cut)" if row["truncated"] else ""
+        name = f"{row['model']} (carried)" if row["carried"] else row["model"]
+        rated = (_number(means.get(aspect)) for aspect in aspects)
+        if not sides:
+            grid.add_row(_named(name), *rated)
+            continue
         grid.add_row(
-            Text(row["model"]), f"{row['completions']:,}{cut}", _number(row["mean_score"]),
-            *(_number(means.get(aspect)) for aspect in aspects),
+            _named(name), f"{row['completions']:,}{cut}", _number(row["mean_score"]), *rated,
             f"{row['chosen'] or 0:,}", f"{row['rejected'] or 0:,}", _number(row["mean_tokens"], 0),
         )  # fmt: skip
     return grid
 
 
+def _named(name: str) -> Text:
+    """A name in a column that may be narrowed: cut there, never folded letter by letter."""
+    return Text(visible(name), "cyan", no_wrap=True, overflow="ellipsis")
+
+
 def _agreement(rows: list[dict[str, Any]]) -> Table:
     grid = _grid("\nJudges, by their own scores")
-    grid.add_column("", style="cyan", overflow="fold")
+    grid.add_column("")
     for name in ("completions", "mean difference", "correlation"):
-        grid.add_column(name, justify="right")
+        grid.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         grid.add_row(
-            f"{row['judge']}, {row['other']}", f"{row['completions']:,}",
+            _named(f"{row['judge']}, {row['other']}"), f"{row['completions']:,}",
             _number(row["difference"]), _number(row["correlation"]),
         )  # fmt: skip
     return grid
@@ -141,61 +187,19 @@ def _number(value: object, digits: int = 2) -> str:
 
 def _spend(rows: list[dict[str, Any]]) -> Table:
     grid = _grid("\nTokens and spend")
-    grid.add_column("", style="cyan")
+    grid.add_column("")
     for name in ("calls", "tokens in", "cached", "out", "USD"):
-        grid.add_column(name, justify="right")
+        grid.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         parts = [dollars(row["usd"])] if row["usd"] is not None else []
         parts += [f"up to {dollars(row['unknown'])}"] if row["unknown"] else []
         parts += [f"{row['unpriced']:,} calls unknown"] if row["unpriced"] and parts else []
         usd = " + ".join(parts) or "unknown"
         grid.add_row(
-            row["endpoint"], f"{row['calls']:,}",
+            _named(row["endpoint"]), f"{row['calls']:,}",
             *(f"{row[name] or 0:,}" for name in ("input_tokens", "cached_tokens", "output_tokens")), usd,
         )  # fmt: skip
     return grid
-
-
-MENDS = {
-    Kind.CONTEXT_OVERFLOW: "prompt and max_tokens don't fit the model's context, or a minute's limit: lower max_tokens",
-    Kind.BLOCKED: "the provider's filter refused it; another model may answer",
-    Kind.BAD_REQUEST: "a setting is refused: `temperature: null` and `top_p: null` take them out; a chat template that "
-    "refuses a system turn wants `system: fold_into_user`; `reply: text` asks without a schema",
-    Kind.EMPTY: "the model says nothing; if it reasons, raise max_tokens (which asks all its completions again)",
-    Kind.TRUNCATED: "raise the judge's max_tokens (which asks all judgements again)",
-    Kind.UNREADABLE: "see `raw` in the table `failed`; try `reply: schema` or `text`, or another judge",
-    Kind.RATE_LIMITED: "lower concurrency, or set requests_per_minute",
-    Kind.SERVER_ERROR: "the server is ill, or this request makes it so; see its log",
-    Kind.TIMEOUT: "is the server still loading? else raise timeout_s, or lower concurrency",
-    Kind.CONNECTION: "nothing answers there: is the server up, is base_url right?",
-    Kind.BAD_REPLY: "what answers there is no chat completions API: see base_url (it ends with /v1)",
-    Kind.UNAUTHORIZED: "set the key's environment variable to a key that may use this model",
-    Kind.QUOTA_EXHAUSTED: "the account has no money left: add some, or use another key",
-    Kind.UNKNOWN_MODEL: "the server has no such model: see `model` and `base_url`",
-}
-
-THEN = {
-    "later": "asked again by the next run",
-    "failed": "waits for --retry-failed",
-    "refused": "takes no call until it is mended",
-}
-
-
-def tell_failures(console: Console, reader: Reader) -> bool:
-    """What has no answer now, by kind, with an example and what to do. Whether there was anything to tell."""
-    rows = reader.sql("SELECT * FROM failures")
-    if not rows:
-        return False
-    console.print("\n[bold]Without an answer[/bold]")
-    for row in rows:
-        items = "calls" if row["verdict"] == "refused" else "items"
-        console.print(
-            f"{row['endpoint']}: {row['kind']}, {row['items']:,} {items}, {THEN[row['verdict']]}", markup=False
-        )
-        say(console, f"    {row['example']}")
-        if mend := MENDS.get(row["kind"]):
-            console.print(f"    → {mend}", style="dim", markup=False)
-    return True
 
 
 def reached(short: Short, command: str) -> str:
@@ -210,14 +214,67 @@ def reached(short: Short, command: str) -> str:
     return f"budget reached: {spent}, and the next call may cost {dollars(short.bound)}; {goes_on}"
 
 
-def tell_tallies(console: Console, tallies: Mapping[tuple[str, str], Tally]) -> None:
-    """Items by model and judge: wanted = answered + failed + pending."""
+EXAMPLE = 160  # characters of what was last said of something missing
+STAGES = {"carried": "carried", "completion": "completions", "judgement": "judgements"}
+
+
+def tell_items(console: Console, balance: Balance) -> None:
+    """What is wanted of each model and judge, and how it stands."""
     grid = _grid("Items")
     for name in ("", "", "wanted", "answered", "failed", "pending"):
         grid.add_column(name, justify="right" if name else "left")
-    for (stage, name), one in tallies.items():
-        grid.add_row(Text(name), f"{stage}s", *(f"{n:,}" for n in (one.wanted, one.answered, one.failed, one.pending)))
+    for (stage, name), one in balance.tallies.items():
+        grid.add_row(_named(name), STAGES[stage], *(f"{n:,}" for n in counts(one)))
     console.print(grid)
+
+
+def counts(tally: Tally) -> tuple[int, int, int, int]:
+    """What is wanted, and what that is the sum of."""
+    return tally.wanted, tally.answered, tally.failed, tally.pending
+
+
+def balanced(balance: Balance) -> list[str]:
+    """The same in words, over all models and over all judges: prompts × slots = answered + failed + pending."""
+    times = " + ".join(f"{counted(prompts, 'prompt')} × {n:,}" for n, prompts in balance.slots.items())
+    said = []
+    for noun, stages in (("completion", ("carried", "completion")), ("judgement", ("judgement",))):
+        wanted, answered, failed, pending = counts(balance.total(*stages))
+        of = f"{times} = " if noun == "completion" and times else ""
+        said.append(f"{of}{counted(wanted, noun)} = {answered:,} answered + {failed:,} failed + {pending:,} pending")
+    if unplanned := balance.prompts - sum(balance.slots.values()):
+        said.append(f"{counted(unplanned, 'prompt')} not planned yet: the next run begins with that")
+    return [*said, whole(balance)]
+
+
+def shortfall(balance: Balance, least: float, typed: str) -> list[str]:
+    """What is missing, line by line, where less than a share of the prompts has all that is wanted of it, and what gets
+    it; `typed` is the pipeline file as a command takes it."""
+    if balance.completeness >= least:
+        return []
+    said = [f"{whole(balance)}; export.completeness is {least:.4g}. Missing:"]
+    for one in balance.missing:
+        items = counted(one.items, one.stage)
+        if one.state == "pending":
+            said.append(f"  {one.endpoint}: {items} not asked yet")
+        else:
+            again = "failed for good" if one.state == "failed" else "to be asked again"
+            said.append(f"  {one.endpoint}: {items} {again}: {one.why}, as in: {(one.example or '')[:EXAMPLE]}")
+    states = {one.state for one in balance.missing}
+    if states - {"failed"} or not states:
+        said.append(f"`aif run {typed}` asks for what is pending")
+    if "failed" in states:
+        said.append(
+            f"`aif failures {typed}` says what to do about what failed, `aif run {typed} --retry-failed` asks again"
+        )
+    return said
+
+
+def whole(balance: Balance) -> str:
+    """How complete the dataset is that can be made now."""
+    share = f"{balance.completeness:.1%}"
+    if share == "100.0%" and balance.whole < balance.prompts:
+        share = "almost 100%"
+    return f"{balance.whole:,} of {counted(balance.prompts, 'prompt')} have all that is wanted of them ({share})"
 
 
 def tell_places(console: Console, store: Path) -> None:

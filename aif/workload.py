@@ -50,7 +50,7 @@ def foresee(pipeline: Pipeline, limit: int | None, tell: Callable[[str], None]) 
 
 def estimated(pipeline: Pipeline, rubric: Rubric, reader: Outlook, limit: int | None) -> Estimate:
     """What a run would come to, by a store that is prepared for it."""
-    tallies = reader.foreseen(limit)
+    tallies = reader.tallies(limit)
     endpoints: dict[tuple[Stage, str], Endpoint] = {
         **{("completion", name): model for name, model in pipeline.models.items()},
         **{("judgement", name): judge for name, judge in pipeline.judges.items()},

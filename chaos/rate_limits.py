@@ -80,7 +80,8 @@ def told(figures: Figures) -> str:
     used = " and ".join(f"{share:.1%} of the {name}" for name, share in given["used"].items())
     return (
         f"{figures['minutes of 429s']:g} minutes of 429s to five models: {figures['unanswered']} items without an "
-        f"answer; calls in the worst minute by Retry-After: {most}; full rate at most {back:.0f} s after the first answer. "
+        f"answer; calls in the worst minute by Retry-After: {most}; "
+        f"full rate {back:.0f} s after the first answer at most. "
         f"Limits given: {given['refused']} of {given['calls']:,} calls refused, {used} used; learned from headers: "
         f"{learned['refused']} of {learned['calls']:,} refused."
     )

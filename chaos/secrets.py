@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from aif.config import load
-from aif.ledger import Places
+from aif.lock import Places
 from aif.queries import Reader
 from aif.records import fraction
 from aif.simulator import Cast

@@ -17,7 +17,7 @@ EXITS = {
     Exit.DONE: "done",
     Exit.BUG: "a bug of aif's, or the system refused (a file, the disk)",
     Exit.BAD_INPUT: "bad input: the pipeline file, a source, an argument; or not started, since the answer was no",
-    Exit.FAILURES: "done, but not all was answered: `aif failures` says why",
+    Exit.FAILURES: "not all was answered (`aif failures` says why): `aif run` is done, or an export is refused",
     Exit.BUDGET: "the budget is reached: raise `budget_usd`, and the same command goes on",
     Exit.REFUSED: "a provider refuses for good: key, quota, model; mend it and run again",
     Exit.LOCKED: "another run holds the store",

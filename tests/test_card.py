@@ -15,9 +15,25 @@ from aif.card import CardFacts, cell, fenced, render
 from aif.config import parse
 from aif.entries import public
 from aif.intake import rubric_of
-from aif.queries import Books
+from aif.queries import Balance, Books, Missing, Tally
 from tests.building import PIPELINE
 
+BALANCE = Balance(
+    prompts=30,
+    whole=27,
+    slots={4: 30},
+    tallies={
+        ("completion", "able"): Tally(60, 58, 1, 1),
+        ("completion", "poor"): Tally(60, 60, 0, 0),
+        ("judgement", "strict"): Tally(29, 27, 1, 0),
+    },
+    missing=(
+        Missing("completion", "able", "failed", 1, "blocked", "key sk-123 at http://gpu-2.internal.example", "p1"),
+        Missing("completion", "able", "later", 1, "timeout", "no answer", "p2"),
+        Missing("judgement", "strict", "failed", 1, "unreadable", "no rating", "p3"),
+        Missing("judgement", "strict", "pending", 1, None, None, "p4"),
+    ),
+)
 MADE = datetime(2026, 4, 2, 8, 15, tzinfo=UTC)
 
 SECRETIVE = """
@@ -45,7 +61,8 @@ SAMPLE: dict[str, Any] = {
 def facts(text: str = PIPELINE, *sets: str, **changes: Any) -> CardFacts:
     pipeline = parse(text, Path("pipeline.yaml"), sets)
     rubric = rubric_of(pipeline)
-    row = {"completions": 30, "truncated": 2, "mean_tokens": 81.4, "aspects": [("honesty", 3.25), ("helpfulness", 4.0)]}
+    row: dict[str, Any] = {"carried": False, "completions": 30, "truncated": 2, "mean_tokens": 81.4}
+    row["aspects"] = [("honesty", 3.25), ("helpfulness", 4.0)]
     made = CardFacts(
         pipeline=pipeline,
         rubric=rubric,
@@ -55,6 +72,7 @@ def facts(text: str = PIPELINE, *sets: str, **changes: Any) -> CardFacts:
             for config, splits in {"trl": ["train", "test"], "h4": ["train_prefs", "test_prefs"]}.items()
         },
         books=Books({"selected": 30, "duplicate": 4, "too_long": 1}, {"paired": 23, "tie": 5, "pending": 2}, 23),
+        balance=BALANCE,
         sources=[("first", 20, 15), ("second", 10, 8)],
         chosen=np.array([5.0, 4.75, 4.5] + [4.0] * 20),
         rejected=np.array([1.0, 2.0, 1.5] + [3.0] * 20),
@@ -198,6 +216,25 @@ def test_what_the_judge_saw_is_told_with_what_came_for_it_and_how_many_at_a_time
 def test_who_was_not_steered_is_named() -> None:
     assert "one drawn for each but those of plain. They" in render(facts(PIPELINE, "models.plain.system=none"))
     assert "one drawn for each. They" in render(facts())
+
+
+def test_it_says_how_complete_it_is_and_what_is_missing_but_no_message() -> None:
+    """A server's words may hold anything."""
+    card = section(render(facts()), "Books")
+    assert "- 30 prompts × 4 = 120 completions = 118 answered + 1 failed + 1 pending" in card
+    assert "- 29 judgements = 27 answered + 1 failed + 1 pending" in card
+    assert "- 27 of 30 prompts have all that is wanted of them (90.0%)" in card
+    assert "| able | completions | 60 | 58 | 1 | 1 |" in card
+    assert "Asked for and not there: 1 of able (blocked), 1 of able (timeout), 1 of strict (unreadable)." in card
+    assert "sk-123" not in card
+    assert "internal.example" not in card
+
+
+def test_a_name_that_came_with_prompts_is_apart_from_the_model_of_that_name() -> None:
+    rows = facts().leaderboard
+    card = section(render(facts(leaderboard=[rows[0], {**rows[0], "carried": True}])), "Models")
+    assert re.search(r"^\| able \| 30 ", card, re.MULTILINE)
+    assert re.search(r"^\| able \(carried\) \| 30 ", card, re.MULTILINE)
 
 
 def test_the_books_add_up() -> None:

@@ -1,6 +1,9 @@
 """What a person types and reads: bad input gets a clear line and its exit code, never a traceback."""
 
+import os
 import re
+import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -196,14 +199,41 @@ def test_rebuild_and_reparse_give_the_same_store(typed: Typed, tmp_path: Path, s
     assert served.stats()["calls"] == 30
 
 
-def test_status_answers_while_a_run_holds_the_store(typed: Typed, tmp_path: Path, serve: Callable[..., Served]) -> None:
-    path = write(tmp_path, serve())
+def test_who_holds_the_store_is_told_to_whoever_wants_it(
+    typed: Typed, tmp_path: Path, serve: Callable[..., Served]
+) -> None:
+    served = serve()
+    path = write(tmp_path, served, count=2)
+    typed("run", path)
+    calls = served.stats()["calls"]
     with Ledger.open(load(path).store, print):
-        code, out, _ = typed("status", path)
-        assert code == Exit.DONE
-        assert "held by process" in out
-        assert typed("run", path)[0] == Exit.LOCKED
-        assert typed("export", path)[0] == Exit.LOCKED
+        for command in ("status", "failures"):
+            code, out, _ = typed(command, path)
+            assert code == Exit.DONE
+            assert f"held by process {os.getpid()} on {socket.gethostname()}" in out
+            assert "it asks no model now" in out
+        for command in ("run", "export", "rebuild", "reparse", "estimate"):
+            code, out, err = typed(command, path)
+            assert (code, out) == (Exit.LOCKED, "")
+            assert f"held by process {os.getpid()} on {socket.gethostname()}" in err
+            assert "`aif status` and `aif failures` answer meanwhile" in err
+    assert served.stats()["calls"] == calls
+
+
+@pytest.mark.parametrize("command", ["status", "failures", "pairs", "show"])
+def test_of_a_broken_store_is_said_what_to_do(
+    typed: Typed, tmp_path: Path, serve: Callable[..., Served], command: str
+) -> None:
+    path = write(tmp_path, serve(), count=2)
+    typed("run", path)
+    store = load(path).store
+    store.write_bytes(store.read_bytes()[:4096])
+    words = [command, path, "0"] if command == "show" else [command, path]
+    code, _, err = typed(*words)
+    assert code == Exit.DAMAGED
+    assert f"`aif rebuild {path}` makes it again from the journal" in err
+    shutil.rmtree(store.with_suffix(".journal"))
+    assert "there is no journal beside it to make it from: name another `store`" in typed(*words)[2]
 
 
 @pytest.mark.parametrize(
@@ -268,7 +298,7 @@ def test_doctor_finds_what_is_wrong_and_says_how_to_mend_it(
     assert "mend judge: no API key; set the environment variable GONE" in out
     assert "tiny: unknown_model" in out  # one missing key hides nothing else
     assert "large: answers as large" in out
-    assert "prompts prompts: its first row is a prompt of 1 turns" in out
+    assert "prompts prompts: its first row is a prompt of 1 turn\n" in out
 
     code, out, _ = typed("doctor", path, "--set", "prompts=[{file: gone.jsonl}]")
     assert code == Exit.BAD_INPUT

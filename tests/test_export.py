@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+from aif import events
 from aif.config import Pipeline, parse
-from aif.errors import AifError, BadInput
+from aif.errors import AifError, BadInput, Exit, Incomplete
 from aif.export import Exported, export, tell_exported
 from aif.formats import FORMATS, H4, H4_GEN, KTO, REWARD, SFT, TRL
 from aif.layout import Layout, Of
@@ -27,6 +28,7 @@ from aif.ledger import Ledger
 from aif.records import Message, Principle, Rating
 from aif.results import Answer, Completed, Pair, Results, Verdict, Whole
 from aif.rubric import Rubric
+from aif.runfile import NAME
 from aif.ultrafeedback import ULTRAFEEDBACK, Annotated
 from tests.building import PIPELINE, Cut, Fate, build, complete, rate
 
@@ -80,6 +82,7 @@ def test_trl_loads_with_its_features_and_holds_what_was_asked_and_answered(tmp_p
             },
         },
         exported.books,
+        [],
     )  # fmt: skip
     assert exported.books.selected == 12
 
@@ -848,11 +851,57 @@ def test_what_was_written_is_told(tmp_path: Path, built: Built) -> None:
     with ledger:
         exported = export(pipeline, rubric, ledger, tmp_path / "out", silent)
     screen = io.StringIO()
-    tell_exported(Console(width=200, file=screen), exported, Path("p.yaml"))
+    tell_exported(Console(width=200, file=screen), exported)
     text = screen.getvalue()
     assert "6 pairs of 6 prompts" in text
     assert str(tmp_path / "out") in text
     assert "train 6" in text
+
+
+def partly(number: int, model: str) -> str | Fate:
+    """Of eight prompts 2 has a completion that failed, 5 one that is pending: 75 % are whole."""
+    fates = {(2, "fair"): Fate.FAILED, (5, "poor"): Fate.PENDING}
+    return fates.get((number, model)) or complete(number, model)
+
+
+@pytest.mark.parametrize(("least", "told"), [("1.0", True), ("0.76", True), ("0.75", False), ("0", False)])
+def test_below_the_completeness_that_was_asked_for_what_is_missing_is_told(
+    tmp_path: Path, least: str, told: bool
+) -> None:
+    pipeline, rubric, ledger = build(tmp_path, 8, complete=partly, sets=[f"export.completeness={least}"])
+    with ledger:
+        exported = export(pipeline, rubric, ledger, tmp_path / "out", silent)
+    screen = io.StringIO()
+    tell_exported(Console(width=300, file=screen), exported)
+    said, path = screen.getvalue(), pipeline.path
+    assert ("6 of 8 prompts have all that is wanted of them (75.0%); export.completeness is" in said) is told
+    assert ("  fair: 1 completion failed for good: blocked, as in: the provider's filter refused it\n" in said) is told
+    assert ("  poor: 1 completion not asked yet\n" in said) is told
+    assert ("  strict: 1 judgement not asked yet\n" in said) is told
+    assert (f"`aif run {path}` asks for what is pending" in said) is told
+    assert (f"`aif run {path} --retry-failed` asks again" in said) is told
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "6 of 8 prompts have all that is wanted of them (75.0%)" in card
+    assert json.loads((tmp_path / "out" / NAME).read_text())["complete"] == {"prompts": 8, "whole": 6}
+
+
+def test_a_refused_export_leaves_the_older_one_as_it_is(tmp_path: Path) -> None:
+    out, refusing = tmp_path / "out", ["export.incomplete=refuse", "export.completeness=0.8"]
+    pipeline, rubric, ledger = build(tmp_path, 8, complete=partly)
+    with ledger:
+        export(pipeline, rubric, ledger, out, silent)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    pipeline, rubric, ledger = build(tmp_path, 8, complete=partly, sets=refusing)
+    with ledger:
+        ledger.keep([events.retry(LATER)])  # what had failed is pending now, and still missing
+        with pytest.raises(Incomplete, match="nothing was exported: 6 of 8 prompts") as refused:
+            export(pipeline, rubric, ledger, out, silent)
+    assert "fair: 1 completion not asked yet" in str(refused.value)
+    assert refused.value.exit == Exit.FAILURES
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    pipeline, rubric, ledger = build(tmp_path, 8, sets=refusing)
+    with ledger:
+        assert export(pipeline, rubric, ledger, out, silent).shortfall == []
 
 
 def test_what_is_loaded_is_what_was_last_exported_of_whichever_run(tmp_path: Path) -> None:

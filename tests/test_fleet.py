@@ -20,7 +20,7 @@ from aif.config import load
 from aif.endpoints import opened
 from aif.errors import BadInput, Exit
 from aif.fleet import Fleet, Patience, telling
-from aif.ledger import Places
+from aif.lock import Places
 from aif.records import Message
 from tests.fakes.vllm.entrypoints.openai.api_server import TRACEBACK
 from tests.processes import alive, until

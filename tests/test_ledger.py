@@ -1,6 +1,8 @@
 """Journal and store together: whatever happens to either, what was kept is there or is said to be lost."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,8 @@ from aif import journal as journals
 from aif.again import again
 from aif.config import load
 from aif.errors import StoreDamaged, StoreLocked
-from aif.ledger import BATCH, Ledger, Lock, Places, entry_of, holder, is_held
+from aif.ledger import BATCH, Ledger, entry_of
+from aif.lock import Lock, Places, holder, is_held
 from aif.queries import Reader
 from aif.records import fraction
 from aif.results import Results
@@ -161,6 +164,32 @@ def test_a_journal_of_a_later_version_is_refused(kept: Kept) -> None:
     with pytest.raises(StoreDamaged, match=r"hologram.*later version"):
         kept.reopened()
     assert not is_held(kept.places.lock)
+
+
+def test_a_run_waits_for_whoever_only_reads_the_store(kept: Kept) -> None:
+    """An `aif status` of this very moment, or somebody's own DuckDB, which is named."""
+    store = kept.places.store
+    program = "import duckdb, sys; db = duckdb.connect(sys.argv[1], read_only=True); print('open', flush=True); input()"
+    words = [sys.executable, "-c", program, str(store)]
+    reading = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert reading.stdout is not None
+    reading.stdout.readline()
+    told: list[str] = []
+
+    def leave(words: str) -> None:
+        told.append(words)
+        reading.communicate(b"\n")
+
+    Ledger.open(store, leave).close()
+    (said,) = told
+    assert said.startswith(f"{store}: process {reading.pid} (python")
+    assert "has it open; waiting up to 5 s" in said
+
+
+def test_what_a_killed_run_left_of_its_progress_goes_with_the_next_lock(kept: Kept) -> None:
+    kept.places.progress.write_text("of a run that was killed")
+    with Ledger.open(kept.places.store, print):
+        assert not kept.places.progress.exists()
 
 
 def test_the_lock_names_its_holder_and_is_let_go(kept: Kept) -> None:

@@ -17,6 +17,7 @@ from aif.chat.vllm import VllmChat
 from aif.endpoints import Endpoint
 from aif.progress import Board
 from aif.queries import Tally
+from aif.records import Failing
 from aif.rows import Entry
 
 
@@ -35,8 +36,16 @@ def endpoint(name: str, stage: Any) -> Endpoint:
 def kept(endpoint: str, verdict: str, n: int = 1, usd: float | None = 0.01, **more: Any) -> list[Entry]:
     stage = "judgement" if endpoint == "judge" else "completion"
     usage = {"input": 100, "output": 20, "cached": 0, "reasoning": 0} if verdict == "answered" else None
-    record = {"stage": stage, "endpoint": endpoint, "verdict": verdict, "usage": usage, "usd": usd, "key": "k", **more}
+    record = {"stage": stage, "endpoint": endpoint, "verdict": verdict, "usage": usage, "usd": usd, "key": "k"}
+    record |= {"kind": "empty", "message": "it said nothing", "prompt_id": "p"} | more
     return [Entry({**record, "key": f"k{i}"} if "key" not in more else record) for i in range(n)]
+
+
+FAILED_BEFORE = [
+    Failing("completion", "large", "blocked", "failed", 3, "its filter", "p"),
+    Failing("completion", "large", "timeout", "later", 5, "too long", "p"),
+    Failing("judgement", "judge", "unauthorized", "refused", 2, "no key", "p"),
+]
 
 
 @pytest.fixture
@@ -47,8 +56,11 @@ def clock() -> Clock:
 @pytest.fixture
 def board(clock: Clock) -> Board:
     endpoints = [endpoint("large", "completion"), endpoint("judge", "judgement")]
-    had = {("completion", "large"): Tally(wanted=100, answered=20, failed=0, later=5)}
-    return Board(endpoints, had, {("completion", "large"): 100, ("judgement", "judge"): 100}, clock)
+    had = {
+        ("completion", "large"): Tally(wanted=100, answered=20, failed=0, later=5),
+        ("judgement", "judge"): Tally(wanted=100, answered=0, failed=0, later=0),
+    }
+    return Board(endpoints, had, FAILED_BEFORE, clock)
 
 
 def test_what_was_there_before_counts_as_done_and_what_is_pending_does_not(board: Board) -> None:
@@ -85,6 +97,18 @@ def test_spend_is_unknown_as_soon_as_one_price_is(board: Board) -> None:
     board.kept(kept("large", "answered", usd=None))
     assert board.snapshot().lines[0].usd is None
     assert "unknown" in progress.line(board.snapshot())
+
+
+def test_what_failed_is_counted_by_kind_with_what_had_failed_for_good(board: Board) -> None:
+    """What was only pending, or refused, is asked again by this run, and so is nothing yet."""
+    board.kept(kept("large", "failed", 2, kind="blocked", message="filtered"))
+    board.kept(kept("judge", "later", 4, kind="server_error", message="x" * 9000) + kept("judge", "again", 7))
+    first, second, third = board.snapshot().failures
+
+    assert (first.kind, first.verdict, first.items, first.example) == ("blocked", "failed", 5, "its filter")
+    assert (third.verdict, third.items) == ("again", 7)  # why it is slow; not what has no answer
+    assert (second.endpoint, second.kind, second.items) == ("judge", "server_error", 4)
+    assert len(second.example) == progress.EXAMPLE
 
 
 def test_a_line_says_all_in_a_line(board: Board, clock: Clock) -> None:
@@ -129,6 +153,13 @@ def test_the_file_says_what_the_screen_says_and_goes_when_the_run_ends(board: Bo
     assert progress.read(file) is None
 
 
+@pytest.mark.parametrize("torn", ["", "{", "[]", "7", '{"pid": 4}', '{"lines": [], "failures": [{}]}', '{"lines": 3}'])
+def test_a_torn_file_tells_nothing(tmp_path: Path, torn: str) -> None:
+    file = tmp_path / "p.json"
+    file.write_text(torn)
+    assert progress.read(file) is None
+
+
 class Gone(io.StringIO):
     """A terminal that was closed."""
 
@@ -167,7 +198,8 @@ def test_the_table_fits_80_columns(board: Board) -> None:
 def test_no_name_and_no_message_takes_the_room_of_the_figures(clock: Clock, width: int) -> None:
     name = "a-model-of-a-very-long-name-" + 3 * "and-more-of-it-"
     first, second = endpoint(name, "completion"), endpoint("judge", "judgement")
-    board = Board([first, second], {}, {("completion", name): 64_000, ("judgement", "judge"): 64_000}, clock)
+    all_of_it = Tally(64_000, 0, 0, 0)
+    board = Board([first, second], {("completion", name): all_of_it, ("judgement", "judge"): all_of_it}, clock=clock)
     second.refuse("HTTP 401: " + 20 * "what the provider had to say of it, ")
     console = Console(width=width, record=True, file=io.StringIO())
     console.print(progress.table(board.snapshot(), wide=width >= progress.WIDE))
@@ -189,7 +221,7 @@ def test_what_others_wrote_moves_no_cursor() -> None:
 def test_what_the_store_has_spent_is_told_where_there_is_a_budget_or_not_all_is_known(
     clock: Clock, tmp_path: Path
 ) -> None:
-    board = Board([endpoint("large", "completion")], {}, {}, clock, Spent(1.0, 0.5), budget=5.0)
+    board = Board([endpoint("large", "completion")], {}, (), clock, Spent(1.0, 0.5), budget=5.0)
     board.kept(kept("large", "answered", 2, usd=0.25) + kept("large", "again", usd=None, bound=0.125))
     snapshot = board.snapshot()
     progress._write(tmp_path / "progress.json", snapshot)

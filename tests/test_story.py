@@ -11,7 +11,7 @@ from aif.pairing import make_pairs
 from aif.pairs_view import outlook, tell_outlook
 from aif.results import Results
 from aif.story import tell_story
-from aif.summary import tell_summary, tell_tallies
+from aif.summary import tell_items, tell_status, tell_summary
 from tests.building import Cut, Fate, build, complete, rate
 from tests.test_carried import answered, rows, scored
 from tests.test_feedback import run
@@ -33,15 +33,16 @@ def test_names_from_outside_are_told_as_they_are(tmp_path: Path) -> None:
     declared["prompts"][0]["source_field"] = "from"
     path.write_text(yaml.safe_dump(declared))
     rows(tmp_path, "prompts.jsonl", row)
-    pipeline, ended = run(path)
+    pipeline, _ = run(path)
     with Results.open(pipeline.store) as reader:
         story = told(lambda console: tell_story(console, reader, reader.example()))
-        summary = told(lambda console: tell_summary(console, reader))
+        summary = told(lambda console: tell_summary(console, reader, 1.0))
+        status = told(lambda console: tell_status(console, reader))
+        items = told(lambda console: tell_items(console, reader.balance()))
         pairs = told(lambda console: tell_outlook(console, outlook(pipeline, reader), None, []))
-    tallies = told(lambda console: tell_tallies(console, ended.tallies))
     assert "source [/red] hearsay" in story
     assert "by cat\\: answered" in story
-    for text in (story, summary, pairs, tallies):
+    for text in (story, summary, status, items, pairs):
         assert all(name in text for name in ("[/b] ann", "[red]ben[/red]", "cat\\"))
 
 

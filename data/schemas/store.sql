@@ -179,10 +179,13 @@ CREATE TABLE marks (name VARCHAR PRIMARY KEY, value VARCHAR);
 -- ---------------------------------------------------------------------------------------------------------------------
 -- Views: what a person asks for
 
--- Each slot of the present plan and how it stands: answered, failed, later or pending.
+-- Each slot of the present plan and how it stands: answered, failed, later or pending; `kind` and `message` of the last
+-- word on it where it is failed or later. `carried`: the completion came with its prompt.
 CREATE VIEW slot_states AS
-SELECT s.*, CASE WHEN c.key IS NOT NULL THEN 'answered' WHEN f.key IS NULL THEN 'pending' ELSE f.verdict END AS state
-FROM slots s LEFT JOIN completions c ON s.key = c.key LEFT JOIN failed f ON s.key = f.key;
+SELECT s.*, a.key IS NOT NULL AS carried, f.kind, f.message,
+       CASE WHEN c.key IS NOT NULL THEN 'answered' WHEN f.key IS NULL THEN 'pending' ELSE f.verdict END AS state
+FROM slots s LEFT JOIN completions c ON s.key = c.key LEFT JOIN failed f ON s.key = f.key
+LEFT JOIN carried a ON s.key = a.key;
 
 -- Each judgement the present rubric wants, as if every completion came through that is still pending, and how it stands.
 -- `whole`: all the prompt's slots are terminal, so that it can be asked for.
@@ -198,7 +201,7 @@ WITH coming AS (
     SELECT c.position, c.prompt_id, c.whole, p.judge, p.identity, p.pass, p.request, p.spec, [u.answer]
     FROM coming c JOIN specs p ON NOT p.listwise AND len(c.answers) >= p.least, unnest(c.answers) AS u(answer)
 )
-SELECT w.*, m.digest AS material, j.key AS judgement,
+SELECT w.*, m.digest AS material, j.key AS judgement, f.kind, f.message,
        CASE WHEN j.key IS NOT NULL THEN 'answered' WHEN f.key IS NULL THEN 'pending' ELSE f.verdict END AS state
 FROM wanted w LEFT JOIN materials m ON w.prompt_id = m.prompt_id
 LEFT JOIN judgements j ON w.prompt_id = j.prompt_id AND w.spec = j.spec AND w.identity = j.identity AND w.pass = j.pass
@@ -214,32 +217,46 @@ CREATE VIEW needed AS SELECT * EXCLUDE (whole) FROM foreseen WHERE whole OR stat
 -- Each rating of the present plan's completions, with who wrote and who judged, by the names they have now.
 CREATE VIEW ratings AS
 SELECT j.prompt_id, s.model, r.completion, r.aspect, r.state, r.score, r.rationale, r.types, d.judge, j.pass, j.request,
-       list_position(j.completions, r.completion) AS shown_as, j.key AS judgement
+       list_position(j.completions, r.completion) AS shown_as, j.key AS judgement, a.key IS NOT NULL AS carried
 FROM needed d JOIN judgements j ON d.judgement = j.key, unnest(j.ratings) AS u(r)
-JOIN slots s ON s.key = r.completion;
+JOIN slots s ON s.key = r.completion LEFT JOIN carried a ON s.key = a.key;
 
--- The pool, best first: mean score, mean rating by aspect, and how often a model is on each side of a pair.
+-- All that is wanted, and how it stands: completions that came with their prompts (stage `carried`), those asked of
+-- models, judgements asked of judges as if every completion came through that is still pending. Whatever is counted as
+-- done, failed or pending is counted here.
+CREATE VIEW items AS
+SELECT CASE WHEN carried THEN 'carried' ELSE 'completion' END AS stage, model AS endpoint, position, prompt_id, state,
+       kind, message
+FROM slot_states
+UNION ALL
+SELECT 'judgement', judge, position, prompt_id, state, kind, message FROM foreseen;
+
+-- Who wrote what, best first: completions, and as pairs were last made the mean score, and how often a name is on each
+-- side of a pair. Completions that came with their prompts (`carried`) are apart from those asked of a model of that name.
+CREATE VIEW standings AS
+WITH own AS (
+    SELECT s.prompt_id, s.key, s.model, a.key IS NOT NULL AS carried FROM slots s LEFT JOIN carried a ON s.key = a.key
+), sides AS (
+    SELECT model, carried, count(*) FILTER (s.key = o.chosen) AS chosen, count(*) FILTER (s.key = o.rejected) AS rejected
+    FROM own s JOIN preferences o ON s.prompt_id = o.prompt_id GROUP BY ALL
+), answered AS (
+    SELECT model, carried, count(*) AS completions, count(*) FILTER (c.finish = 'length') AS truncated,
+           avg(c.output_tokens) AS mean_tokens
+    FROM own s JOIN completions c ON s.key = c.key GROUP BY ALL
+), scored AS (
+    SELECT model, carried, avg(x.score) AS mean_score FROM own s JOIN scores x ON s.key = x.completion GROUP BY ALL
+)
+SELECT * FROM answered LEFT JOIN scored USING (model, carried) LEFT JOIN sides USING (model, carried)
+ORDER BY mean_score DESC NULLS LAST, model, carried;
+
+-- The same with the mean rating by aspect, which takes reading every rating.
 CREATE VIEW leaderboard AS
 WITH rated AS (
-    SELECT model, aspect, avg(score) AS mean FROM ratings WHERE state = 'rated' GROUP BY ALL
-), sides AS (
-    SELECT s.model,
-           count(*) FILTER (s.key = o.chosen) AS chosen,
-           count(*) FILTER (s.key = o.rejected) AS rejected
-    FROM slots s JOIN preferences o ON s.prompt_id = o.prompt_id GROUP BY ALL
-), answered AS (
-    SELECT s.model, count(*) AS completions, count(*) FILTER (c.finish = 'length') AS truncated,
-           avg(c.output_tokens) AS mean_tokens
-    FROM slots s JOIN completions c ON s.key = c.key GROUP BY ALL
+    SELECT model, carried, aspect, avg(score) AS mean FROM ratings WHERE state = 'rated' GROUP BY ALL
 ), by_aspect AS (
-    SELECT model, map_from_entries(list((aspect, mean) ORDER BY aspect)) AS aspects FROM rated GROUP BY model
-), scored AS (
-    SELECT s.model, avg(x.score) AS mean FROM slots s JOIN scores x ON s.key = x.completion GROUP BY ALL
+    SELECT model, carried, map_from_entries(list((aspect, mean) ORDER BY aspect)) AS aspects FROM rated GROUP BY ALL
 )
-SELECT a.model, a.completions, a.truncated, a.mean_tokens, x.mean AS mean_score, c.aspects, d.chosen, d.rejected
-FROM answered a LEFT JOIN scored x ON a.model = x.model
-LEFT JOIN by_aspect c ON a.model = c.model LEFT JOIN sides d ON a.model = d.model
-ORDER BY mean_score DESC NULLS LAST, a.model;
+SELECT * FROM standings LEFT JOIN by_aspect USING (model, carried) ORDER BY mean_score DESC NULLS LAST, model, carried;
 
 -- Calls, tokens and dollars by model and judge. `usd` is what is known; `unknown` is how much more it may be at most, of
 -- calls whose cost nothing tells (a timeout, a broken reply); `unpriced` counts those that had no price, in neither.
@@ -268,27 +285,24 @@ SELECT coalesce(sum(usd), 0)::DOUBLE AS known,
        coalesce(sum(unpriced), 0)::BIGINT AS unpriced
 FROM runs;
 
--- What the present pipeline wants and has no answer now, by kind, with an example; and its providers whose last word was
--- that they take no call. (Calls stand in the order in which they ended. Their `started` is a clock's, which may be put
--- back in between.)
-CREATE VIEW failures AS
-WITH wanted AS (
-    SELECT f.* FROM failed f SEMI JOIN slots s ON f.key = s.key
-    UNION ALL
-    SELECT f.* FROM failed f SEMI JOIN needed d ON f.prompt_id = d.prompt_id AND f.spec = d.spec
-        AND f.identity = d.identity AND f.pass = d.pass AND f.answers = d.answers
-        AND f.material IS NOT DISTINCT FROM d.material
-), spoken AS (
+-- The present pipeline's providers whose last word was that they take no call, by kind, with an example. (Calls
+-- stand in the order in which they ended. Their `started` is a clock's, which may be put back in between.)
+CREATE VIEW refusals AS
+WITH spoken AS (
     SELECT stage, endpoint, max(rowid) FILTER (verdict = 'answered') AS answered FROM calls GROUP BY ALL
 )
-SELECT stage, endpoint, kind, verdict, count(*) AS items, min(message) AS example, min(prompt_id) AS prompt_id
-FROM wanted GROUP BY ALL
-UNION ALL
-SELECT c.stage, c.endpoint, c.kind, c.verdict, count(*), max_by(c.message, c.rowid), min(c.prompt_id)
+SELECT c.stage, c.endpoint, c.kind, c.verdict, count(*) AS items, max_by(c.message, c.rowid) AS example,
+       min(c.prompt_id) AS prompt_id
 FROM calls c JOIN spoken a ON c.stage = a.stage AND c.endpoint = a.endpoint
 WHERE c.verdict = 'refused' AND (a.answered IS NULL OR c.rowid > a.answered)
   AND (c.endpoint IN (SELECT model FROM slots) OR c.endpoint IN (SELECT judge FROM specs))
-GROUP BY ALL
+GROUP BY ALL;
+
+-- What was asked for and has no answer now, by kind, with an example; and refusals.
+CREATE VIEW failures AS
+SELECT stage, endpoint, kind, state AS verdict, count(*) AS items, min(message) AS example, min(prompt_id) AS prompt_id
+FROM items WHERE state IN ('later', 'failed') GROUP BY ALL
+UNION ALL FROM refusals
 ORDER BY items DESC, endpoint, kind;
 
 -- Pairs with their texts.

@@ -12,7 +12,7 @@ import yaml
 
 from aif.config import load
 from aif.errors import Exit
-from aif.ledger import Places
+from aif.lock import Places
 from aif.queries import Reader
 from aif.resources import shipped
 from tests.real.tiny_model import build

@@ -1,0 +1,46 @@
+"""What has no answer, as it is told: by kind, with an example and what to do."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from aif.chat.base import Kind
+from aif.progress import counted, say
+from aif.records import Failing
+
+MENDS: dict[str, str] = {
+    Kind.CONTEXT_OVERFLOW: "prompt and max_tokens don't fit the model's context, or a minute's limit: lower max_tokens",
+    Kind.BLOCKED: "the provider's filter refused it; another model may answer",
+    Kind.BAD_REQUEST: "a setting is refused: `temperature: null` and `top_p: null` take them out; a chat template that "
+    "refuses a system turn wants `system: fold_into_user`; `reply: text` asks without a schema",
+    Kind.EMPTY: "the model says nothing; if it reasons, raise max_tokens (which asks all its completions again)",
+    Kind.TRUNCATED: "raise the judge's max_tokens (which asks all judgements again)",
+    Kind.UNREADABLE: "see `raw` in the table `failed`; try `reply: schema` or `text`, or another judge",
+    Kind.RATE_LIMITED: "lower concurrency, or set requests_per_minute",
+    Kind.SERVER_ERROR: "the server is ill, or this request makes it so; see its log",
+    Kind.TIMEOUT: "is the server still loading? else raise timeout_s, or lower concurrency",
+    Kind.CONNECTION: "nothing answers there: is the server up, is base_url right?",
+    Kind.BAD_REPLY: "what answers there is no chat completions API: see base_url (it ends with /v1)",
+    Kind.UNAUTHORIZED: "set the key's environment variable to a key that may use this model",
+    Kind.QUOTA_EXHAUSTED: "the account has no money left: add some, or use another key",
+    Kind.UNKNOWN_MODEL: "the server has no such model: see `model` and `base_url`",
+}
+
+THEN = {
+    "later": "asked again by the next run",
+    "failed": "waits for --retry-failed",
+    "refused": "takes no call until it is mended",
+    "again": "made again in this run",
+}
+
+
+def tell_failures(console: Console, failures: Sequence[Failing]) -> None:
+    """Each kind in a line, with an example and what to do; nothing where there is none."""
+    if failures:
+        console.print("\n[bold]Without an answer[/bold]")
+    for one in failures:
+        items = counted(one.items, "call" if one.verdict in ("refused", "again") else "item")
+        say(console, f"{one.endpoint}: {one.kind}, {items}, {THEN[one.verdict]}")
+        say(console, f"    {one.example}")
+        if mend := MENDS.get(one.kind):
+            say(console, f"    → {mend}", "dim")

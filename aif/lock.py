@@ -1,0 +1,143 @@
+"""The files of a store, and who writes to it: one process, by a lock that the system lets go of however it ends."""
+
+import fcntl
+import json
+import os
+import re
+import shlex
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from aif.errors import StoreLocked
+
+# Whoever looks whether a lock is held takes it for some 10 µs, and whoever takes it writes its note some 50 µs later.
+AGAIN_S = (0.0, 0.01, 0.03, 0.06)
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """The files of a store, all beside it."""
+
+    store: Path
+
+    @property
+    def journal(self) -> Path:
+        return self.store.with_suffix(".journal")
+
+    @property
+    def lock(self) -> Path:
+        return self.store.with_suffix(".lock")
+
+    @property
+    def progress(self) -> Path:
+        return self.store.with_suffix(".progress.json")
+
+    @property
+    def logs(self) -> Path:
+        return self.store.with_suffix(".logs")
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Who holds a lock: what the holder writes into the file."""
+
+    pid: int
+    host: str
+    since: str
+    command: str
+
+    @property
+    def mine(self) -> bool:
+        return (self.pid, self.host) == (os.getpid(), socket.gethostname())
+
+    @property
+    def stale(self) -> bool:
+        """Whether its writer is known to be gone, so that somebody else holds the lock. Of other hosts it isn't."""
+        if self.host != socket.gethostname():
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:  # somebody else's process
+            return False
+        return False
+
+
+class Lock:
+    """Held by the one process that writes to a store. Raises StoreLocked, naming the holder, where there is one."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        if not any(_taken(self._file, wait_s) for wait_s in AGAIN_S):
+            os.close(self._file)
+            raise StoreLocked(busy(path.with_suffix(".duckdb"), holder(path)))
+        os.ftruncate(self._file, 0)
+        program = Path(sys.argv[0]).name.replace("__main__.py", "aif")  # of `python -m aif`
+        command = typed([program, *sys.argv[1:]])
+        note = Note(os.getpid(), socket.gethostname(), datetime.now(UTC).isoformat(timespec="seconds"), command)
+        os.pwrite(self._file, json.dumps(asdict(note), ensure_ascii=False).encode(), 0)
+
+    def release(self) -> None:
+        os.ftruncate(self._file, 0)
+        os.close(self._file)
+
+
+def _taken(file: int, wait_s: float) -> bool:
+    time.sleep(wait_s)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def typed(words: Sequence[str]) -> str:
+    """A command as it may be shown to others: without the values it sets, since one may be a key in the wrong place."""
+    return " ".join(re.sub("=.*", "=…", shlex.quote(word), flags=re.DOTALL) for word in words)
+
+
+def is_held(path: Path) -> bool:
+    """Whether somebody writes to the store now. On a folder shared between machines that is known of this one only,
+    unless its file system takes locks across."""
+    if not path.exists():
+        return False
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def note_in(path: Path) -> Note | None:
+    """What the holder of a lock says of itself; None where it says nothing that can be true: the file is empty or torn,
+    or was left by a process that is gone."""
+    for wait_s in AGAIN_S:
+        time.sleep(wait_s)
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            note = Note(int(found["pid"]), str(found["host"]), str(found["since"]), str(found["command"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if not note.stale:
+            return note
+    return None
+
+
+def holder(path: Path) -> str:
+    """Who holds a lock, in words."""
+    if note := note_in(path):
+        return f"held by process {note.pid} on {note.host} since {note.since} ({note.command})"
+    return "held by another process, which left no word of who it is"
+
+
+def busy(store: Path, who: str) -> str:
+    """What is told to whoever wants a store that another process writes to."""
+    return f"{store}: {who}; wait for it or stop it; `aif status` and `aif failures` answer meanwhile"

@@ -1,0 +1,117 @@
+"""One writer: who holds a store is told truly or not at all, and whoever only looks keeps nobody out."""
+
+import fcntl
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from aif.errors import StoreLocked
+from aif.lock import Lock, Note, busy, holder, is_held, note_in
+
+ME = Note(os.getpid(), socket.gethostname(), "2026-03-01T12:00:00+00:00", "aif run p.yaml")
+
+
+@pytest.fixture(scope="module")
+def gone() -> int:
+    """The id of a process that has ended."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    return ended.pid
+
+
+@contextmanager
+def taken(path: Path, how: int = fcntl.LOCK_EX) -> Iterator[None]:
+    """A lock that is held by somebody who has written nothing into it."""
+    with path.open("a+b") as file:
+        fcntl.flock(file, how | fcntl.LOCK_NB)
+        yield
+
+
+def test_the_holder_is_named_by_process_host_time_and_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/somewhere/bin/aif", "run", "two words.yaml"])
+    path = tmp_path / "feedback.lock"
+    lock = Lock(path)
+    note = note_in(path)
+    assert note is not None
+    assert (note.pid, note.host, note.command) == (os.getpid(), socket.gethostname(), "aif run 'two words.yaml'")
+    with pytest.raises(StoreLocked) as refused:
+        Lock(path)
+    said = str(refused.value)
+    assert f"held by process {os.getpid()} on {socket.gethostname()} since {note.since} (aif run" in said
+    assert str(tmp_path / "feedback.duckdb") in said
+    lock.release()
+    assert not is_held(path)
+    Lock(path).release()
+
+
+@pytest.mark.parametrize("torn", ["", '{"pid": 4', "null", "7", '{"pid": "four"}', '{"pid": 4, "host": "here"}'])
+def test_a_torn_note_names_nobody(tmp_path: Path, torn: str) -> None:
+    path = tmp_path / "feedback.lock"
+    path.write_text(torn)
+    with taken(path):
+        assert is_held(path)
+        assert holder(path) == "held by another process, which left no word of who it is"
+        with pytest.raises(StoreLocked, match="left no word"):
+            Lock(path)
+
+
+def test_what_a_process_that_is_gone_has_left_is_not_said_of_the_holder(tmp_path: Path, gone: int) -> None:
+    path = tmp_path / "feedback.lock"
+    path.write_text(json.dumps(asdict(ME) | {"pid": gone}))
+    with taken(path):
+        assert "left no word" in holder(path)
+
+
+def test_of_another_host_the_note_is_believed_since_its_processes_are_not_known_here(tmp_path: Path, gone: int) -> None:
+    path = tmp_path / "feedback.lock"
+    path.write_text(json.dumps(asdict(ME) | {"pid": gone, "host": "elsewhere"}))
+    with taken(path):
+        assert f"held by process {gone} on elsewhere since" in holder(path)
+
+
+def test_a_killed_holder_leaves_no_lock_behind(tmp_path: Path) -> None:
+    path = tmp_path / "feedback.lock"
+    program = "import os, pathlib, sys, aif.lock as l; l.Lock(pathlib.Path(sys.argv[1])); os.kill(os.getpid(), 9)"
+    assert subprocess.run([sys.executable, "-c", program, path]).returncode == -9
+    assert path.read_text()
+    assert not is_held(path)
+    Lock(path).release()
+
+
+def test_whoever_looks_keeps_no_run_out(tmp_path: Path) -> None:
+    """`aif status` takes the lock for a moment to see whether it is free."""
+    path = tmp_path / "feedback.lock"
+    look, seen = taken(path, fcntl.LOCK_SH), threading.Event()
+
+    def leave() -> None:
+        seen.wait()
+        look.__exit__(None, None, None)
+
+    path.touch()
+    look.__enter__()
+    leaving = threading.Thread(target=leave)
+    leaving.start()
+    threading.Timer(0.02, seen.set).start()
+    Lock(path).release()
+    leaving.join()
+
+
+def test_two_that_look_see_no_holder_in_each_other(tmp_path: Path) -> None:
+    path = tmp_path / "feedback.lock"
+    path.touch()
+    with taken(path, fcntl.LOCK_SH):
+        assert not is_held(path)
+    assert not is_held(tmp_path / "none.lock")
+
+
+def test_what_answers_meanwhile_is_said(tmp_path: Path) -> None:
+    assert "`aif status` and `aif failures` answer meanwhile" in busy(tmp_path / "feedback.duckdb", "held")

@@ -1,0 +1,122 @@
+"""What is told of a run by others: what its holder keeps, how old that is, and never a dead run's figures as live."""
+
+import io
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from aif.budget import Spent
+from aif.lock import Lock, Places
+from aif.progress import Line, Snapshot
+from aif.records import Failing
+from aif.underway import tell_failures_so_far, tell_left_behind, tell_progress
+
+NOW = datetime.now(UTC)
+SNAPSHOT = Snapshot(
+    os.getpid(),
+    socket.gethostname(),
+    NOW.isoformat(timespec="seconds"),
+    NOW.isoformat(timespec="seconds"),
+    61.0,
+    125.0,
+    Spent(1.75),
+    None,
+    (
+        Line("able", "completion", 100, 40, 1, 0, 8, 2.5, 1000, 900, 0.25, None, None),
+        Line("strict", "judgement", 100, 30, 0, 2, 4, 1.5, 9000, 800, 1.5, None, None),
+    ),
+    (
+        Failing("completion", "able", "blocked", "failed", 1, "the filter refused it", "p"),
+        Failing("judgement", "strict", "timeout", "later", 2, "nothing in 120 s", "p"),
+    ),
+)
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> Places:
+    return Places(tmp_path / "feedback.duckdb")
+
+
+@pytest.fixture
+def held(places: Places) -> Iterator[Places]:
+    lock = Lock(places.lock)
+    yield places
+    lock.release()
+
+
+def keep(places: Places, snapshot: Snapshot) -> None:
+    places.progress.write_text(json.dumps(asdict(snapshot)))
+
+
+def told(tell: Callable[[Console, Path], object], places: Places) -> str:
+    screen = io.StringIO()
+    tell(Console(width=100, file=screen), places.store)
+    return screen.getvalue()
+
+
+def test_a_run_is_told_with_progress_rate_spend_eta_and_what_failed(held: Places) -> None:
+    keep(held, SNAPSHOT)
+    said = told(tell_progress, held)
+    assert f"held by process {os.getpid()} on {socket.gethostname()} since" in said
+    assert "1:01 gone, 2:05 to go, $1.75 spent" in said
+    for part in ("40/100", "2.5", "30/100", "$0.2500", "$1.50"):
+        assert part in said
+    assert "able: blocked, 1 item, waits for --retry-failed\n    the filter refused it\n    → " in said
+    assert "strict: timeout, 2 items, asked again by the next run\n    nothing in 120 s\n    → " in said
+    failures = told(tell_failures_so_far, held)
+    assert "able: blocked, 1 item" in failures
+    assert "40/100" not in failures
+    assert "last heard" not in said + failures
+    keep(held, replace(SNAPSHOT, failures=()))
+    assert "nothing failed so far" in told(tell_failures_so_far, held)
+
+
+@pytest.mark.parametrize("torn", [None, "", '{"pid": 1', "{}"])
+def test_a_holder_that_keeps_nothing_readable_is_named_and_no_more(held: Places, torn: str | None) -> None:
+    if torn is not None:
+        held.progress.write_text(torn)
+    said = told(tell_progress, held)
+    assert "held by process" in said
+    assert "it asks no model now" in said
+    assert "it asks no model now" in told(tell_failures_so_far, held)
+
+
+@pytest.mark.parametrize("change", [{"pid": 1}, {"host": "elsewhere"}])
+def test_what_another_process_kept_is_not_told_of_the_holder(held: Places, change: dict[str, object]) -> None:
+    keep(held, replace(SNAPSHOT, **change))  # type: ignore[arg-type]
+    assert "40/100" not in told(tell_progress, held)
+    assert "blocked" not in told(tell_failures_so_far, held)
+
+
+@pytest.mark.parametrize(("ago_s", "said"), [(0, False), (5, False), (90, True), (-3600, False)])
+def test_figures_that_are_old_are_said_to_be(held: Places, ago_s: int, said: bool) -> None:
+    """A clock that was set back says nothing."""
+    keep(held, replace(SNAPSHOT, updated=(datetime.now(UTC) - timedelta(seconds=ago_s)).isoformat(timespec="seconds")))
+    assert ("last heard of 1:3" in told(tell_progress, held)) is said
+    assert ("these are the figures of then" in told(tell_failures_so_far, held)) is said
+
+
+def test_of_a_run_that_was_killed_is_said_just_that(places: Places) -> None:
+    assert told(tell_left_behind, places) == ""
+    keep(places, SNAPSHOT)
+    assert told(tell_progress, places) == told(tell_failures_so_far, places) == ""
+    said = told(tell_left_behind, places)
+    assert f"(process {os.getpid()} on {socket.gethostname()}) was last heard of" in said
+    assert "with 70 answers" in said
+    assert "it was killed" in said
+
+
+def test_of_a_run_on_another_host_it_is_not_known_whether_it_goes_on(places: Places) -> None:
+    """A folder that is shared need not take locks across."""
+    keep(places, replace(SNAPSHOT, host="elsewhere"))
+    said = told(tell_left_behind, places)
+    assert "on elsewhere) was last heard of" in said
+    assert "it was killed" not in said
+    assert "may still go on there" in said
