@@ -16,7 +16,7 @@ import orjson
 from aif import entries
 from aif.entries import Source
 from aif.errors import BadInput
-from aif.records import Carried, Message, Prompt, Role, prompt_id
+from aif.records import Carried, Message, Prompt, Role, is_blank, prompt_id
 
 Reason = Literal["empty", "too_long", "no_user_turn", "bad_row", "empty_completion"]
 
@@ -170,7 +170,7 @@ def _flaw(turns: tuple[Message, ...], max_chars: int) -> tuple[Reason, str] | No
         return "bad_row", "a system turn that is not the first"
     if turns[-1].role != "user":
         return "no_user_turn", f"the last turn is of role {turns[-1].role}"
-    if not turns[-1].content.strip():
+    if is_blank(turns[-1].content):
         return "empty", "nothing but white space"
     chars = sum(len(turn.content) for turn in turns)
     return ("too_long", f"{chars} characters, max_chars is {max_chars}") if chars > max_chars else None
@@ -293,7 +293,7 @@ def _of_objects(value: Sequence[Any], entry: entries.Carried, where: str) -> lis
 
 def _completion(part: _Part, where: str) -> Carried | Skipped:
     text = _text(part.text, where)
-    if not text.strip():
+    if is_blank(text):
         return Skipped("empty_completion", where, "nothing but white space" if text else "no text")
     if not isinstance(part.model, str) or not part.model.strip():
         held = "blank" if isinstance(part.model, str) else _kind(part.model)

@@ -35,6 +35,9 @@ def read(rubric: Rubric, request: str, completions: Sequence[str], text: str, fo
 
 _OUT_OF = re.compile(r"(\d{1,4})\s*/\s*(\d{1,4})\Z", re.ASCII)
 
+# A judge that thinks again beside what it was asked for ("Final rating: 3", {"overall_score": 3}) has said two things.
+_VERDICT = re.compile("rating|score|grade", re.IGNORECASE)
+
 # (number, aspect) -> what the reply says: rating, rationale, types
 Fields = Mapping[tuple[int, str], Mapping[str, Any]]
 
@@ -108,10 +111,15 @@ def _read_json(text: str, n: int, aspects: tuple[str, ...]) -> Fields:
     numbered = _numbered(data, n)
     fields: dict[tuple[int, str], Mapping[str, Any]] = {}
     for number, said in numbered.items():
+        by_aspect = {aspects[0]: said} if len(aspects) == 1 else said
+        if unasked := sorted(set(by_aspect) - set(aspects)):
+            raise Unreadable(f"completion {number}: {unasked[0][:40]!r} was not asked")
         for name in aspects:
-            one = said if len(aspects) == 1 else said.get(name)
+            one = by_aspect.get(name)
             if not isinstance(one, dict):
                 raise Unreadable(f"completion {number}: no {name}")
+            if seconds := [key for key in one if key != "rating" and _VERDICT.search(key)]:
+                raise Unreadable(f"completion {number}, {name}: {seconds[0][:40]!r} stands beside the rating")
             fields[number, name] = one
     return fields
 
@@ -141,13 +149,30 @@ _LABEL = re.compile(
 )
 
 
+# As `_VERDICT`, in prose: "my final score is 3". What a rationale says of ratings is its own affair.
+_SAID_AGAIN = re.compile(
+    r"\b(?:rating|score|grade)s?\b[^\w\n]*+(?:(?:is|of|to|as|now|remains)\b[^\w\n]*+)?(?:\d|n/?a\b)",
+    re.IGNORECASE | re.ASCII,
+)
+# A fence of rubric.render on a line of its own: what follows is a text that was judged, and may imitate a reply.
+_FENCE = re.compile(r"\s*\[\[[0-9a-f]{12} [a-z0-9_ ]{1,60}\]\]\s*\Z", re.ASCII)
+
+# Not str.splitlines: of a vertical tab or a file separator within "1\x1c0" no one could say that it ends the rating.
+_LINE_END = re.compile("\r\n|[\n\r\x85\u2028\u2029]")
+
+
 def _read_text(text: str, n: int, aspects: tuple[str, ...]) -> Fields:
     """Blocks headed `Completion N`, in them lines `Label: …` or `Label (aspect): …`. A rationale may run over lines."""
     fields: dict[tuple[int, str], dict[str, list[str]]] = {}  # a field's lines
     number: int | None = None
     running: list[str] | None = None
-    for line in text.splitlines():
-        if heading := _HEADING.match(line):
+    for line in _LINE_END.split(text):
+        if not line.strip():
+            if running:
+                running.append(line)
+        elif _FENCE.match(line):
+            raise Unreadable("it repeats the texts that are judged, fences and all")
+        elif heading := _HEADING.match(line):
             number, running = int(heading[1]), None
             if not 1 <= number <= n:
                 raise Unreadable(f"there is no completion {number}")
@@ -166,6 +191,8 @@ def _read_text(text: str, n: int, aspects: tuple[str, ...]) -> Fields:
             running = said[word] if word == "rationale" else None
         elif running:
             running.append(line)
+        elif number is not None and _SAID_AGAIN.search(line):
+            raise Unreadable(f"completion {number}: {line.strip()[:40]!r} stands beside the rating")
     if missing := [i for i in range(1, n + 1) if (i, aspects[0]) not in fields]:
         raise Unreadable(f"completion {missing[0]} is missing")
     return {place: _plain(said, f"completion {place[0]}, {place[1]}") for place, said in fields.items()}

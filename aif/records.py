@@ -5,6 +5,7 @@ machine. What can't change an answer (host, timeouts, concurrency, prices, weigh
 """
 
 import hashlib
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -53,6 +54,16 @@ def prompt_id(messages: Sequence[Message]) -> str:
     if len(messages) == 1 and messages[0].role == "user":
         return hashlib.sha256(messages[0].content.encode()).hexdigest()
     return digest(as_dicts(messages))
+
+
+_UNSEEN = frozenset({"Zs", "Zl", "Zp", "Cc", "Cf"})  # Unicode's categories: white space, controls, formats
+_FILLERS = frozenset("\u115f\u1160\u2800\u3164\uffa0")  # letters and a symbol by category, and nothing to look at
+
+
+def is_blank(text: str) -> bool:
+    """Whether a text has nothing in it that could be seen: white space, controls, zero-width and direction marks. For
+    `str.strip` a zero-width space is a text; trained on, it is an empty answer."""
+    return all(unicodedata.category(char) in _UNSEEN or char in _FILLERS for char in text.strip())
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,6 +67,7 @@ def test_sharegpt_names_are_understood() -> None:
         (None, "empty", "'prompt' is null"),
         ("", "empty", "nothing but white space"),
         (" \n\t", "empty", "nothing but white space"),
+        ("\u200b\u2060", "empty", "nothing but white space"),
         ([], "empty", "0 turns"),
         ([USER, {"role": "user", "content": " "}], "empty", "nothing but white space"),
         ("x" * 100_001, "too_long", "100001 characters, max_chars is 100000"),
@@ -305,12 +306,14 @@ def test_objects_that_look_like_turns_but_name_their_model_are_completions() -> 
 
 def test_a_completion_without_a_text_is_left_out_and_the_others_stay() -> None:
     answers = [
-        {"said": text, "by": "m", "points": 1} for text in (None, "A", " \n", {"role": "assistant", "content": None})
+        {"said": text, "by": "m", "points": 1}
+        for text in (None, "A", " \n", {"role": "assistant", "content": None}, "\u200b\ufeff")
     ]
     assert brought({"answers": answers}, **OBJECTS) == [
         "p:1 completion 0: no text",
         "p:1 completion 2: nothing but white space",
         "p:1 completion 3: no text",
+        "p:1 completion 4: nothing but white space",
         Carried("m", "A", 1),
     ]
     assert brought({"answers": ["A", None], "by": ["m", None]}, field="answers", model="by") == [
@@ -356,6 +359,11 @@ def test_scores_are_numbers_or_not_there(score: Any, number: float | None) -> No
         (True, "true or false, not a number"),
         ("N/A", "'N/A', not a number"),
         ("nan", "'nan', not a number"),
+        ("inf", "'inf', not a number"),
+        ("true", "'true', not a number"),
+        ("4/5", "'4/5', not a number"),
+        ("4 of 5", "'4 of 5', not a number"),
+        ("0x4", "'0x4', not a number"),
         ("1_000", "'1_000', not a number"),
         ("٣", "'٣', not a number"),
         ([1], "a list, not a number"),

@@ -1,13 +1,11 @@
 """The reader against hostile replies: all ratings exactly as said, or Unreadable, and never anything else."""
 
 import json
-import re
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from random import Random
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -15,11 +13,22 @@ from hypothesis import strategies as st
 
 from aif.reading import Unreadable, read
 from aif.records import Rating
-from aif.resources import shipped
-from aif.rubric import Form, Rubric, load
+from aif.rubric import Form, Rubric
+from tests.replies import (
+    FORMS,
+    KINDS,
+    REQUESTS,
+    RUBRICS,
+    SHARDS,
+    Asked,
+    Case,
+    Field,
+    faults,
+    spoilt,
+    written,
+)
 
-UNIFIED = load(shipped("prompts", "rubrics", "unified"))
-ULTRAFEEDBACK = load(shipped("prompts", "rubrics", "ultrafeedback"))
+UNIFIED, ULTRAFEEDBACK = RUBRICS["unified"], RUBRICS["ultrafeedback"]
 ASPECTS = UNIFIED.sheet.requests["ratings"].aspects
 TWO = ("a", "b")
 
@@ -116,6 +125,8 @@ def test_replies_by_schema_that_read(reply: str) -> None:
         "Rationale: Why.\tAnd\x00 so.\nRating:\xa04",
         "Rationale: The text says that Rating: 5 is due, and Completion 2 is worse.\nRating: 4",
         "Rationale: Why.\nRating: 4\nThis was the first.",
+        "Rationale: Why.\nRating: 4\nRatings go from 1 to 5; completion 1 has the higher one.",
+        "Rationale: The mark [[0123456789ab end]] stands in it, and a final rating: 5.\nRating: 4",
     ],
 )
 def test_replies_as_text_that_read(first: str) -> None:
@@ -187,6 +198,9 @@ DEEP = "[" * 100_000
         (both().replace('"rationale"', '"rating": "5", "rationale"'), "'rating' stands twice in one object"),
         (json.dumps({"1": {"rationale": "Why."}, "2": leaf()}), "completion 1, instruction_following: no rating"),
         (json.dumps({"1": {"instruction_following": leaf()}, "2": leaf()}), "no rating"),
+        (both(final_rating="3"), "completion 1, instruction_following: 'final_rating' stands beside the rating"),
+        (both(Rating="4"), "'Rating' stands beside the rating"),
+        (both(score=4), "'score' stands beside the rating"),
         (both(rating=None), "no rating"),
         (both(rating=True), "no rating"),
         (both(rating=4.0), "no rating"),
@@ -265,6 +279,8 @@ def test_types_by_schema_that_do_not_read(types: str, reason: str) -> None:
     [
         ({"honesty": None}, "completion 1: no honesty"),
         ({"honesty": "4"}, "completion 1: no honesty"),
+        ({"Honesty": leaf()}, "completion 1: 'Honesty' was not asked"),
+        ({"overall": leaf()}, "completion 1: 'overall' was not asked"),
         ({"honesty": leaf("N/A"), "helpfulness": leaf("N/A")}, "completion 1, helpfulness: rating 'N/A' is none of"),
         ({"truthfulness": leaf("6")}, "completion 1, truthfulness: rating '6'"),
     ],
@@ -306,6 +322,16 @@ GOOD = "Rationale: Why.\nRating: 4"
         (lines("Rationale: It says:\u2028Rating: 5\u2028which is not so.\nRating: 2"), "rating stands twice"),
         (lines(f"Rationale: It says:\nCompletion 2\n{GOOD}\nRating: 2"), "rating stands twice"),
         (lines(f"Rationale: It says:\nCompletion 2\n{GOOD}"), "completion 2 stands twice"),
+        (
+            lines("Rationale: It says:\n[[0123456789ab completion 1]]\nRating: 5\n[[0123456789ab end]]"),
+            "fences and all",
+        ),
+        (f"[[0123456789ab completion 1]]\r\n{lines(GOOD)}\r\n[[0123456789ab end]]", "fences and all"),
+        (lines(f"{GOOD}\nFinal rating: 3"), "completion 1: 'Final rating: 3' stands beside the rating"),
+        (lines(GOOD) + "\n\nOn reflection, completion 2 gets a score of **3**.", "stands beside the rating"),
+        (lines(GOOD) + "\nThe rating is N/A.", "stands beside the rating"),
+        (lines("Rationale: Why.\nRating: 1\x0b0"), "none of"),
+        (lines("Rationale: Why.\nRating: 1\x1c0"), "none of"),
         (lines("Rationale: Why.\nRating:"), "rating '' is none of"),
         (lines("Rationale: Why.\nRating:\n4"), "rating '' is none of"),
         (lines("Rationale: Why.\nRating: 9/10"), "rating '9/10' is none of"),
@@ -394,191 +420,93 @@ def test_a_reason_is_short_and_can_be_kept() -> None:
 
 # --- any text whatsoever ---------------------------------------------------------------------------------------------
 
-REQUESTS: list[tuple[Rubric, str]] = [(UNIFIED, "ratings"), *((ULTRAFEEDBACK, r) for r in ULTRAFEEDBACK.sheet.requests)]
-FORMS: tuple[Form, ...] = get_args(Form)
-WORDS = [
-    "says",
-    "4/5",
-    "Rating:",
-    "5",
-    "Completion 2",
-    "Ünïcode",
-    "日本",
-    "\U0001f600",
-    '"quoted"',
-    "a\\b",
-    "{",
-    "#",
-    "N/A",
-]
-KEYS = ("k1", "k2", "k3", "k4")
 
-
-def known_ratings(rng: Random) -> tuple[Rubric, str, tuple[Rating, ...]]:
-    """A request and ratings that a judge may give in it."""
-    rubric, request = rng.choice(REQUESTS)
-    ratings = []
-    for key in KEYS[: rng.randint(1, 4)]:
-        for name in rubric.sheet.requests[request].aspects:
-            aspect = rubric.sheet.aspects[name]
-            word = rng.choice(aspect.ratings)
-            types = tuple(sorted(rng.sample(sorted(aspect.types), rng.randint(0, len(aspect.types)))))
-            rationale = " ".join(["It", *rng.choices(WORDS, k=rng.randint(0, 6))])
-            if word == "N/A":
-                ratings.append(Rating(key, name, "not_applicable", None, rationale, types))
-            else:
-                ratings.append(Rating(key, name, "rated", float(word), rationale, types))
-    return rubric, request, tuple(ratings)
-
-
-def as_reply(rubric: Rubric, ratings: Sequence[Rating], form: Form) -> str:
-    """What a judge that keeps to the form writes for these ratings."""
-    keys = list(dict.fromkeys(rating.completion for rating in ratings))
-    several = len({rating.aspect for rating in ratings}) > 1
-    words = [word_of(rating) for rating in ratings]
-    if form == "schema":
-        said: dict[str, Any] = {str(n): {} for n in range(1, len(keys) + 1)}
-        for rating, word in zip(ratings, words, strict=True):
-            one = {"types": list(rating.types), "rationale": rating.rationale, "rating": word}
-            number = str(keys.index(rating.completion) + 1)
-            said[number] = {**said[number], rating.aspect: one} if several else one
-        return json.dumps(said, ensure_ascii=False)
-    blocks = [[f"Completion {n}"] for n in range(1, len(keys) + 1)]
-    for rating, word in zip(ratings, words, strict=True):
-        label = f" ({rating.aspect})" if several else ""
-        block = blocks[keys.index(rating.completion)]
-        block.append(f"Rationale{label}: {rating.rationale}")
-        if rubric.sheet.aspects[rating.aspect].types:
-            block.append(f"Types{label}: {', '.join(map(str, rating.types)) or 'none'}")
-        block.append(f"Rating{label}: {word}")
-    return "\n".join("\n".join(block) for block in blocks)
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_a_reply_in_form_reads_back_as_it_was_meant(form: Form) -> None:
-    for seed in range(500):
-        rubric, request, ratings = known_ratings(Random(seed))
-        keys = list(dict.fromkeys(rating.completion for rating in ratings))
-        assert read(rubric, request, keys, as_reply(rubric, ratings, form), form) == ratings, seed
-
-
-SHARDS = [
-    *(
-        "Completion 1",
-        "Completion 2",
-        "\nRating: 5\n",
-        "Rating (honesty): N/A",
-        "\nRationale: x\n",
-        "Types: 1",
-        "\n",
-        ":",
-    ),
-    *('"1": {', '"rating": "5",', '"rationale": "x"', "}", "{", "[", ",", '"', "\\u0000", "\\ud800", "NaN", "1e999"),
-    *(
-        "4",
-        "0",
-        "-1",
-        "4/5",
-        "9/10",
-        "N/A",
-        "true",
-        "null",
-        "```",
-        "٣",
-        "４",
-        "\t",
-        "\x00",
-        "\u2028",
-        "\ud800",
-        "*",
-        "#",
-    ),
-]
-
-
-def spoilt(rng: Random) -> tuple[Rubric, str, int, str, Form]:
-    """A valid reply with parts cut out, doubled, moved, or put in from elsewhere; and what it was to answer."""
-    rubric, request, ratings = known_ratings(rng)
-    form = rng.choice(FORMS)
-    reply = as_reply(rubric, ratings, form)
-    for _ in range(rng.randint(1, 3)):
-        start = rng.randint(0, len(reply))
-        end = min(len(reply), start + rng.choice([0, 1, 2, 5, 30]))
-        other = rng.randint(0, len(reply))
-        odd = "".join(chr(rng.choice([rng.randrange(128), rng.randrange(0x110000)])) for _ in range(rng.randint(1, 3)))
-        shard = rng.choice([rng.choice(SHARDS), odd, "", reply[start:end] * 2, reply[other : other + 60]])
-        reply = reply[:start] + shard + reply[end:]
-    return rubric, request, len({rating.completion for rating in ratings}), reply, form
-
-
-# what stands before a rating's word, found without the reader
-RATING_WORD: Mapping[Form, str] = {"schema": r'"rating"\s*:\s*"?\s*', "text": r"rating[^:]*:[\s*`\[]*"}
-
-
-def check(rubric: Rubric, request: str, n: int, reply: str, form: Form) -> bool:
+def tried(case: Case) -> bool:
     """Holds what must hold of any reply; True where it reads."""
+    asked = case.asked
     try:
-        ratings = read(rubric, request, KEYS[:n], reply, form)
+        ratings = read(asked.rubric, asked.request, asked.keys, case.reply, asked.form)
     except Unreadable as why:
         str(why).encode()
+        assert faults(case, None) == []
         return False
-    asked = rubric.sheet.requests[request].aspects
-    assert [(r.completion, r.aspect) for r in ratings] == [(key, name) for key in KEYS[:n] for name in asked]
     for rating in ratings:
-        aspect = rubric.sheet.aspects[rating.aspect]
-        assert word_of(rating) in aspect.ratings
-        assert (rating.state == "rated") == (rating.score is not None)
-        assert set(rating.types) <= set(aspect.types)
         rating.rationale.encode()
-    for word, times in Counter(map(word_of, ratings)).items():
-        said = RATING_WORD[form] + ("n/?a" if word == "N/A" else word) + r"\b"
-        assert len(re.findall(said, reply, re.IGNORECASE)) >= times, word
+    assert faults(case, ratings) == []
     return True
 
 
-def word_of(rating: Rating) -> str:
-    return "N/A" if rating.score is None else str(int(rating.score))
+@pytest.mark.parametrize("kind", KINDS)
+def test_replies_of_each_kind(kind: str) -> None:
+    """60 of each; chaos/nothing_invalid.py tries a quarter of a million."""
+    for seed in range(60):
+        tried(spoilt(seed, kind))
 
 
-def test_a_spoilt_reply_reads_whole_or_not_at_all() -> None:
+def test_a_damaged_reply_reads_whole_or_not_at_all() -> None:
     """Both must come about, or the replies are spoilt too little or too much to tell anything."""
-    readable = sum(check(*spoilt(Random(seed))) for seed in range(4000))
+    readable = sum(tried(spoilt(seed, "damaged")) for seed in range(4000))
     assert 400 < readable < 3600
 
 
-@settings(deadline=None, max_examples=1000)
+@settings(deadline=None, max_examples=700)
 @given(
     st.text()
     | st.lists(st.sampled_from(SHARDS), max_size=30).map("".join)
     | st.lists(st.sampled_from(SHARDS)).map("\n".join),
     st.sampled_from(REQUESTS),
-    st.sampled_from(["schema", "text"]),
+    st.sampled_from(FORMS),
     st.integers(1, 4),
 )
 def test_any_text_reads_whole_or_not_at_all(reply: str, asked: tuple[Rubric, str], form: Form, n: int) -> None:
-    check(*asked, n, reply, form)
+    tried(Case("any", "either", Asked(*asked, n, form), reply, None))
 
 
-JSON_VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["4", "N/A", "Why.", "\ud800"]),
-    lambda below: (
-        st.lists(below, max_size=3)
-        | st.dictionaries(st.sampled_from(["1", "2", "rating", "rationale", "types", *ASPECTS, "x"]), below, max_size=5)
-    ),
-    max_leaves=20,
+@settings(deadline=None, max_examples=500)
+@given(
+    st.integers(0, 2**32),
+    st.lists(st.tuples(st.integers(0, 4000), st.integers(0, 40), st.text(max_size=6)), max_size=3),
 )
+def test_any_edit_of_a_reply_reads_whole_or_not_at_all(seed: int, edits: list[tuple[int, int, str]]) -> None:
+    """An edit puts a text in the place of so many characters from somewhere on."""
+    case = spoilt(seed, "in form")
+    reply = case.reply
+    for start, length, put in edits:
+        start %= len(reply) + 1
+        reply = reply[:start] + put + reply[start + length :]
+    tried(replace(case, must="either", meant=None, reply=reply))
 
 
-@settings(deadline=None, max_examples=300)
-@given(JSON_VALUES, st.sampled_from(REQUESTS), st.integers(1, 4))
-def test_any_json_reads_whole_or_not_at_all(value: Any, asked: tuple[Rubric, str], n: int) -> None:
-    check(*asked, n, json.dumps(value), "schema")
-
-
-def test_the_order_shown_is_what_ties_a_number_to_a_completion() -> None:
-    reply = json.dumps({"1": leaf("5"), "2": leaf("1")})
-    forwards = schema(reply, completions=("a", "b"))
-    backwards = schema(reply, completions=("b", "a"))
-    place = ("a", "instruction_following")
-    assert (forwards[place].score, backwards[place].score) == (5, 1)
-    assert replace(forwards[place], completion="b") == backwards["b", "instruction_following"]
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "filling",
+    [
+        " ",
+        "\n",
+        "1",
+        "{",
+        "[",
+        "\\",
+        '"',
+        "*",
+        "#",
+        "-",
+        "Rating ",
+        "Rating: ",
+        "Rating (",
+        "Completion ",
+        "```\n",
+        "\x85",
+        "\u200b",
+    ],
+)
+def test_a_megabyte_is_read_in_its_length(filling: str, form: Form) -> None:
+    """By the square of the length, or by every way to split it, it would take minutes."""
+    million = filling * (1_000_000 // len(filling))
+    asked = Asked(ULTRAFEEDBACK, "honesty", 1, form)
+    said = [Field("1", "honesty", "4", million, None)]
+    for reply in (million, written(asked, said), f"Completion 1\nRationale: x\n{million}: 4"):
+        began = time.perf_counter()
+        with suppress(Unreadable):
+            read(asked.rubric, asked.request, asked.keys, reply, form)
+        assert time.perf_counter() - began < 10

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aif.records import Message, as_dicts, as_messages, digest, fraction, prompt_id
+from aif.records import Message, as_dicts, as_messages, digest, fraction, is_blank, prompt_id
 
 
 def test_a_single_user_turn_is_known_by_the_hash_of_its_text() -> None:
@@ -58,3 +58,29 @@ def test_fractions_are_spread_evenly() -> None:
 @pytest.mark.parametrize("turns", [(), (Message("user", "a"),), (Message("system", "s"), Message("user", ""))])
 def test_messages_survive_the_way_to_dicts_and_back(turns: tuple[Message, ...]) -> None:
     assert as_messages(as_dicts(turns)) == turns
+
+
+@pytest.mark.parametrize(
+    ("text", "blank"),
+    [
+        ("", True),
+        (" \n\t\u00a0\u3000", True),
+        ("\u200b", True),  # zero-width space: no white space to str.strip
+        ("\ufeff\u2060\u200d\u00ad", True),
+        ("\u202e \u200f\u2066", True),  # direction marks
+        ("\x00\x01\x7f\x85", True),
+        ("\u3164\u2800\u115f", True),  # fillers
+        ("\U000e0041\U000e0042", True),  # tags
+        (" " * 250_000, True),
+        (" " * 1000 + ".", False),
+        ("\u200b4\u200b", False),
+        ("\ufffd", False),
+        ("\U0001f600", False),
+        ("\u0301", False),
+        ("\ue000", False),  # of private use: a font may have it
+        ("\U0001fae9", False),  # newer than the Unicode of Python 3.11
+    ],
+    ids=lambda value: ascii(value)[:30],
+)
+def test_what_nobody_can_see_is_blank(text: str, blank: bool) -> None:
+    assert is_blank(text) == blank

@@ -54,10 +54,11 @@ class Quota:
 class Reply:
     """What a model said. `reasoning` is kept apart from `text`; `sent` holds the settings as they went over the wire
     (messages and schema left out); `served` what the server says of itself (model, fingerprint, request id); `quotas`
-    what it says of its limits."""
+    what it says of its limits. `finish` is None only in a CallError, where a body did not say it in a way that can be
+    read."""
 
     text: str
-    finish: Finish
+    finish: Finish | None
     usage: Usage | None
     reasoning: str | None = None
     sent: Mapping[str, Any] = field(default_factory=dict)
@@ -108,9 +109,9 @@ class CallError(Exception):
     """A call that gave no usable reply.
 
     `retry_after` is in seconds, as the server asked; `quotas` what it said of its limits. `reply` is what was paid for
-    and received nonetheless (an unreadable judgement, an empty completion); `raw` the body of an answer that was no
-    reply at all, cut to 2,000 characters; `unsent` says that there was no connection to send anything over. The message
-    never holds a key.
+    and received nonetheless (an unreadable judgement, an empty completion; of a body that is no reply, what it says it
+    used); `raw` the body of an answer that was no reply at all, cut to 2,000 characters; `unsent` says that there was
+    no connection to send anything over. The message never holds a key.
     """
 
     def __init__(

@@ -4,10 +4,11 @@ https://platform.claude.com/docs/en/api/messages, of the API version that anthro
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from aif.chat import wire
-from aif.chat.base import CallError, Finish, Kind, Reply, Request
+from aif.chat.base import Finish, Reply, Request
 from aif.records import Message, Usage, as_dicts
 
 # tool_use and pause_turn end no reply to what is asked here. The model's window cuts a reply as its limit does; vLLM
@@ -58,24 +59,19 @@ def sent(body: Mapping[str, Any]) -> dict[str, Any]:
 def read_reply(data: Any, sent: Mapping[str, Any]) -> Reply:
     """A parsed message as a Reply: its texts joined, and thoughts apart from them.
 
-    Raises CallError: BAD_REPLY for what is no message, and those of `wire.usable`.
+    Raises CallError: BAD_REPLY for what is no message, with what it used, and those of `wire.usable`.
     """
     if not isinstance(data, dict):
-        raise CallError(Kind.BAD_REPLY, f"The answer is {type(data).__name__}, not a message.")
+        raise wire.bad(f"The answer is {type(data).__name__}, not a message.")
+    heard = Reply("", None, _usage(data.get("usage")), sent=sent, served=wire.served(data, "model", "id"))
     blocks = data.get("content")
     if not isinstance(blocks, list) or not all(isinstance(block, dict) for block in blocks):
-        raise CallError(Kind.BAD_REPLY, f"The answer has no content{wire.reported(data)}")
-    finish = wire.finished(data.get("stop_reason"), _FINISH)
-    text, reasoning = wire.apart(_joined(blocks, "text", ""), _joined(blocks, "thinking", "\n"))
-    reply = Reply(
-        text=text,
-        finish=finish,
-        usage=_usage(data.get("usage")),
-        reasoning=reasoning,
-        sent=sent,
-        served={name: wire.encodable(value) for name in ("model", "id") if isinstance(value := data.get(name), str)},
-    )
-    return wire.usable(reply, _why(data.get("stop_details")))
+        raise wire.bad(f"The answer has no content{wire.reported(data)}", heard)
+    said, thought = _joined(blocks, "text", "", heard), _joined(blocks, "thinking", "\n", heard)
+    text, reasoning = wire.apart(said, thought)
+    heard = replace(heard, text=text, reasoning=reasoning)
+    finish = wire.finished(data.get("stop_reason"), heard, _FINISH)
+    return wire.usable(replace(heard, finish=finish), _why(data.get("stop_details")))
 
 
 def _content(message: Message, shared: int) -> str | list[dict[str, Any]]:
@@ -87,12 +83,12 @@ def _content(message: Message, shared: int) -> str | list[dict[str, Any]]:
     return [marked, {"type": "text", "text": tail}] if tail else [marked]  # the API refuses an empty block
 
 
-def _joined(blocks: list[dict[str, Any]], kind: str, between: str) -> str:
+def _joined(blocks: list[dict[str, Any]], kind: str, between: str, heard: Reply) -> str:
     """What the blocks of one kind say. Those of another kind (redacted_thinking, …) say nothing that can be read."""
     of_kind = [block for block in blocks if block.get("type") == kind]
     said = [part for block in of_kind if isinstance(part := block.get(kind), str)]
     if len(said) < len(of_kind):
-        raise CallError(Kind.BAD_REPLY, f"A block of type {kind} holds no text.")
+        raise wire.bad(f"A block of type {kind} holds no text.", heard)
     return between.join(said)
 
 

@@ -16,7 +16,7 @@ import orjson
 from aif.chat.base import CallError, Finish, Kind, Reply, Request
 from aif.chat.headers import quotas, retry_after
 from aif.chat.redaction import redact, without
-from aif.records import Usage, as_dicts
+from aif.records import Usage, as_dicts, is_blank
 
 Dialect = Literal["openai", "compatible"]
 Read = Callable[[Any, Mapping[str, Any]], Reply]  # a parsed body and the settings sent -> the reply in it
@@ -118,46 +118,60 @@ def parse(content: bytes) -> Any:
         return json.loads(content, strict=False)
 
 
+def _parse_once(content: bytes) -> Any:
+    """`parse`, of a body that names nothing twice, since of two contents nobody could say which is the reply.
+
+    json alone tells (15 µs of 8 kB, orjson 3). Raises CallError(BAD_REPLY).
+    """
+    try:
+        return json.loads(content, strict=False, object_pairs_hook=_once)
+    except (ValueError, RecursionError):
+        raise bad(f"The answer is not JSON: {content.decode('utf-8', 'replace')}") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise bad(f"The answer names {encodable(name)!r} twice in one object.")
+        found[name] = value
+    return found
+
+
 def read_reply(data: Any, sent: Mapping[str, Any]) -> Reply:
     """A parsed chat completion as a Reply.
 
     The text is what the model said, unchanged but for reasoning taken out and lone surrogates replaced by U+FFFD.
-    Raises CallError: BAD_REPLY for what is no chat completion, and those of `usable`.
+    Raises CallError: BAD_REPLY for what is no chat completion, with what it used, and those of `usable`.
     """
-    choice, message = _choice(data)
+    if not isinstance(data, dict):
+        raise CallError(Kind.BAD_REPLY, f"The answer is {type(data).__name__}, not a chat completion.")
+    heard = Reply(
+        "", None, _usage(data.get("usage")), sent=sent, served=served(data, "model", "system_fingerprint", "id")
+    )
+    choice, message = _choice(data, heard)
     refusal = message.get("refusal")
     content = message.get("content")
     if not isinstance(content, str | None):
-        raise CallError(Kind.BAD_REPLY, f"The message's content is {type(content).__name__}, not a text.")
-    finish: Finish = "refusal" if refusal else finished(choice.get("finish_reason"))
+        raise bad(f"The message's content is {type(content).__name__}, not a text.", heard)
     text, reasoning = apart(content or "", message.get("reasoning_content") or message.get("reasoning"))
+    heard = replace(heard, text=text, reasoning=reasoning)
+    finish: Finish = "refusal" if refusal else finished(choice.get("finish_reason"), heard)
     if finish == "refusal" and not text and isinstance(refusal, str):
-        text = encodable(refusal)
-    reply = Reply(
-        text=text,
-        finish=finish,
-        usage=_usage(data.get("usage")),
-        reasoning=reasoning,
-        sent=sent,
-        served={
-            name: encodable(value)
-            for name in ("model", "system_fingerprint", "id")
-            if isinstance(value := data.get(name), str)
-        },
-    )
-    return usable(reply)
+        heard = replace(heard, text=encodable(refusal))
+    return usable(replace(heard, finish=finish))
 
 
 def usable(reply: Reply, why: str = "") -> Reply:
     """The reply, if it is one that can be used.
 
     Raises CallError, with the reply, since it was paid for: BLOCKED for a refusal (`why` is what the provider says of
-    it beside the text), EMPTY for nothing but white space.
+    it beside the text), EMPTY for nothing that could be seen.
     """
     if reply.finish == "refusal":
         said = cut(why or reply.text) or "its content filter"
         raise CallError(Kind.BLOCKED, f"The provider refused: {said}", reply=reply)
-    if not reply.text.strip():
+    if is_blank(reply.text):
         where = " (all of it went into reasoning)" if reply.reasoning else ""
         raise CallError(Kind.EMPTY, f"The completion is empty{where}; it finished by {reply.finish}.", reply=reply)
     return reply
@@ -186,16 +200,12 @@ def receive(
 
 def _read(content: bytes, sent: Mapping[str, Any], key: str | None, read: Read) -> Reply:
     try:
-        data = parse(content)
-    except (ValueError, RecursionError):
-        said = cut(redact(content.decode("utf-8", "replace"), key))
-        raise _bad(f"The answer is not JSON: {said}", content, key) from None
-    try:
-        return read(data, sent)
+        return read(_parse_once(content), sent)
     except CallError as error:
         if error.kind is not Kind.BAD_REPLY:
             raise
-        raise _bad(cut(redact(error.message, key)), content, key) from None
+        raw = redact(content.decode("utf-8", "replace"), key)
+        raise CallError(Kind.BAD_REPLY, cut(redact(error.message, key)), reply=error.reply, raw=raw) from None
 
 
 def classify(status: int, headers: Mapping[str, str], text: str, *, key: str | None = None) -> CallError:
@@ -271,16 +281,26 @@ def _never_fits(words: str) -> bool:
     return said is not None and (said[1] is None or float(said[2]) > float(said[1]))
 
 
-def _choice(data: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The first choice and its message, or CallError(BAD_REPLY)."""
-    if not isinstance(data, dict):
-        raise CallError(Kind.BAD_REPLY, f"The answer is {type(data).__name__}, not a chat completion.")
+def bad(why: str, heard: Reply | None = None) -> CallError:
+    """What is no reply, with what is known of it."""
+    return CallError(Kind.BAD_REPLY, why, reply=heard)
+
+
+def served(data: Mapping[str, Any], *names: str) -> dict[str, str]:
+    """What a server says of itself under these names, where it is a text."""
+    return {name: encodable(value) for name in names if isinstance(value := data.get(name), str)}
+
+
+def _choice(data: Mapping[str, Any], heard: Reply) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The one choice and its message, or CallError(BAD_REPLY)."""
     choices = data.get("choices")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        raise CallError(Kind.BAD_REPLY, f"The answer has no choices{reported(data)}")
+        raise bad(f"The answer has no choices{reported(data)}", heard)
+    if len(choices) > 1:
+        raise bad(f"The answer has {len(choices)} choices, where one was asked for.", heard)
     message = choices[0].get("message")
     if not isinstance(message, dict):
-        raise CallError(Kind.BAD_REPLY, "The answer's choice has no message.")
+        raise bad("The answer's choice has no message.", heard)
     return choices[0], message
 
 
@@ -291,11 +311,11 @@ def reported(data: Mapping[str, Any]) -> str:
     return f": {encodable(words)}" if isinstance(words, str) else "."
 
 
-def finished(reason: Any, known: Mapping[str, Finish] = _FINISH) -> Finish:
+def finished(reason: Any, heard: Reply, known: Mapping[str, Finish] = _FINISH) -> Finish:
     """Why the model stopped. An unknown reason (abort, error, none at all) leaves open whether the text is whole."""
     if not isinstance(reason, str) or reason not in known:
         named = encodable(reason) if isinstance(reason, str) else "no reason"
-        raise CallError(Kind.BAD_REPLY, f"The completion finished by {named}, so it may not be whole.")
+        raise bad(f"The completion finished by {named}, so it may not be whole.", heard)
     return known[reason]
 
 
@@ -351,7 +371,3 @@ def cut(text: str) -> str:
     """A server's words on one line, cut to SAID_LENGTH characters."""
     line = " ".join(text.split())
     return line if len(line) <= SAID_LENGTH else line[: SAID_LENGTH - 1] + "…"
-
-
-def _bad(message: str, content: bytes, key: str | None) -> CallError:
-    return CallError(Kind.BAD_REPLY, message, raw=redact(content.decode("utf-8", "replace"), key))

@@ -144,6 +144,10 @@ def _error(status: int, message: str, headers: dict[str, str] | None = None, **m
     return says({"error": {"message": message, **more}}, status, headers)
 
 
+def _content(content: Any) -> dict[str, Any]:
+    return {"choices": [{"message": {"role": "assistant", "content": content}, "finish_reason": "stop"}]}
+
+
 FAILURES = {
     "hang": Failure(hang, Kind.TIMEOUT, "0.2 s"),
     "drip": Failure(drip, Kind.TIMEOUT, "0.2 s"),
@@ -155,14 +159,32 @@ FAILURES = {
     "no body": Failure(body(b""), Kind.BAD_REPLY, "not JSON"),
     "redirect": Failure(body(b"", 302, headers={"Location": "/elsewhere"}), Kind.BAD_REPLY, "302"),
     "a string": Failure(says("OK"), Kind.BAD_REPLY, "str"),
-    "choices null": Failure(says(completion() | {"choices": None}), Kind.BAD_REPLY, "choices"),
-    "choices empty": Failure(says(completion() | {"choices": []}), Kind.BAD_REPLY, "choices"),
+    "nested without end": Failure(body(b'{"choices": ' * 10_000), Kind.BAD_REPLY, "not JSON"),
+    "cut within a character": Failure(body(b'{"choices": "\xe2\x82"}'), Kind.BAD_REPLY, "not JSON"),
+    "null bytes": Failure(body(b"\0" * 1000), Kind.BAD_REPLY, "not JSON"),
+    "250,000 blanks for a body": Failure(body(b" " * 250_000), Kind.BAD_REPLY, "not JSON"),
+    "content twice": Failure(
+        body(b'{"choices": [{"message": {"content": "4", "content": "5"}, "finish_reason": "stop"}]}'),
+        Kind.BAD_REPLY,
+        "'content' twice",
+    ),
+    "choices twice": Failure(
+        body(json.dumps(completion("Four.")).encode()[:-1] + b', "choices": []}'), Kind.BAD_REPLY, "'choices' twice"
+    ),
+    "two choices": Failure(
+        says(completion() | {"choices": completion()["choices"] * 2}), Kind.BAD_REPLY, "2 choices", paid=True
+    ),
+    "content a number": Failure(says(completion() | _content(float("nan"))), Kind.BAD_REPLY, "float", paid=True),
+    "choices null": Failure(says(completion() | {"choices": None}), Kind.BAD_REPLY, "choices", paid=True),
+    "choices empty": Failure(says(completion() | {"choices": []}), Kind.BAD_REPLY, "choices", paid=True),
     "message missing": Failure(says({"choices": [{"finish_reason": "stop"}]}), Kind.BAD_REPLY, "message"),
     "error with status 200": Failure(says({"error": {"message": "upstream is down"}}), Kind.BAD_REPLY, "upstream"),
-    "aborted": Failure(says(completion("Fo", "abort")), Kind.BAD_REPLY, "abort"),
+    "aborted": Failure(says(completion("Fo", "abort")), Kind.BAD_REPLY, "abort", paid=True),
     "empty": Failure(says(completion("")), Kind.EMPTY, paid=True),
     "null": Failure(says(completion(None)), Kind.EMPTY, paid=True),
     "white space": Failure(says(completion(" \n\t ")), Kind.EMPTY, paid=True),
+    "250,000 blanks": Failure(says(completion(" " * 250_000)), Kind.EMPTY, paid=True),
+    "zero-width": Failure(says(completion("\u200b\ufeff\u2060\u202e\u3164 \0")), Kind.EMPTY, paid=True),
     "only thought": Failure(says(completion("<think>2 + 2", "length")), Kind.EMPTY, "reasoning", paid=True),
     "filtered": Failure(says(completion("Fo", "content_filter")), Kind.BLOCKED, "Fo", paid=True),
     "refusal": Failure(says(completion(None, refusal="I can't.")), Kind.BLOCKED, "I can't.", paid=True),
@@ -250,17 +272,42 @@ def _refused(status: int, type: str, message: str, headers: dict[str, str] | Non
 
 
 _INVALID = "invalid_request_error"
-_NO_CHAT = "choices", "message missing", "aborted", "empty", "null", "white space", "only", "filtered", "refusal"
+_NO_CHAT = (
+    "choices",
+    "two",
+    "content",
+    "message missing",
+    "aborted",
+    "250,000 blanks",
+    "zero-width",
+    "empty",
+    "null",
+    "white space",
+    "only",
+    "filtered",
+    "refusal",
+)
 
 # What fails below a format fails alike by every client; the rest is Anthropic's own.
 MESSAGE_FAILURES = {name: failure for name, failure in FAILURES.items() if not name.startswith(_NO_CHAT)} | {
-    "content null": Failure(says(message(content=None)), Kind.BAD_REPLY, "content"),
-    "content a text": Failure(says(message(content="Four.")), Kind.BAD_REPLY, "content"),
-    "block a text": Failure(says(message(content=["Four."])), Kind.BAD_REPLY, "content"),
-    "text a number": Failure(says(message(content=[{"type": "text", "text": 4}])), Kind.BAD_REPLY, "type text"),
-    "no stop reason": Failure(says(message("Fo", stop=None)), Kind.BAD_REPLY, "no reason"),
-    "paused": Failure(says(message("Fo", stop="pause_turn")), Kind.BAD_REPLY, "pause_turn"),
-    "a tool": Failure(says(message("Fo", stop="tool_use")), Kind.BAD_REPLY, "tool_use"),
+    "content null": Failure(says(message(content=None)), Kind.BAD_REPLY, "content", paid=True),
+    "content a text": Failure(says(message(content="Four.")), Kind.BAD_REPLY, "content", paid=True),
+    "content named twice": Failure(
+        body(json.dumps(message("4")).encode()[:-1] + b', "content": []}'), Kind.BAD_REPLY, "'content' twice"
+    ),
+    "block a text": Failure(says(message(content=["Four."])), Kind.BAD_REPLY, "content", paid=True),
+    "text a number": Failure(
+        says(message(content=[{"type": "text", "text": 4}])), Kind.BAD_REPLY, "type text", paid=True
+    ),
+    "text named twice": Failure(
+        body(b'{"content": [{"type": "text", "text": "4", "text": "5"}], "stop_reason": "end_turn"}'),
+        Kind.BAD_REPLY,
+        "'text' twice",
+    ),
+    "no stop reason": Failure(says(message("Fo", stop=None)), Kind.BAD_REPLY, "no reason", paid=True),
+    "paused": Failure(says(message("Fo", stop="pause_turn")), Kind.BAD_REPLY, "pause_turn", paid=True),
+    "a tool": Failure(says(message("Fo", stop="tool_use")), Kind.BAD_REPLY, "tool_use", paid=True),
+    "zero-width, Anthropic": Failure(says(message("\u200b", "\u200f\n")), Kind.EMPTY, paid=True),
     "no content": Failure(says(message()), Kind.EMPTY, paid=True),
     "white space": Failure(says(message(" \n", "\t")), Kind.EMPTY, paid=True),
     "only thought": Failure(

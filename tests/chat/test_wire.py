@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aif.chat import wire
-from aif.chat.base import CallError, Kind, Quota, Request
-from aif.records import Message, Usage
+from aif.chat.base import CallError, Kind, Quota, Reply, Request
+from aif.records import Message, Usage, is_blank
 from tests.chat.loopback import KEY, completion
 
 SCHEMA = {
@@ -85,7 +85,9 @@ def test_what_is_none_is_not_sent() -> None:
     assert wire.sent(body) == {"model": "m", "max_tokens": 9}
 
 
-@pytest.mark.parametrize("text", [" Four. \n", "a\n\n<think>b</think>", "\x00\x01", "```</think>```", "</think>"])
+@pytest.mark.parametrize(
+    "text", [" Four. \n", "a\n\n<think>b</think>", "\x00\x01a\u200b", "```</think>```", "</think>"]
+)
 def test_a_text_is_not_altered(text: str) -> None:
     reply = read(completion(text))
 
@@ -121,6 +123,48 @@ def test_a_thought_without_end_leaves_no_text() -> None:
     assert caught.value.reply.finish == "length"
     assert caught.value.reply.reasoning == "2 + 2 is"
     assert caught.value.reply.usage == Usage(input=12, output=5)
+
+
+def test_what_is_no_reply_is_kept_with_what_it_used() -> None:
+    """The provider bills it, and the text that was cut short may tell why."""
+    for data, text in (
+        (completion("Fo", "abort"), "Fo"),
+        (completion() | {"choices": None}, ""),
+        (completion() | {"choices": completion()["choices"] * 2}, ""),
+    ):
+        with pytest.raises(CallError) as caught:
+            wire.receive(200, {}, json.dumps(data).encode(), sent={"model": "m"}, key=None)
+        kept = caught.value.reply
+
+        assert caught.value.kind is Kind.BAD_REPLY
+        assert kept is not None
+        assert (kept.text, kept.finish, kept.usage) == (text, None, Usage(input=12, output=5))
+        assert (kept.sent, kept.served["model"]) == ({"model": "m"}, "tiny-2024")
+        assert json.loads(caught.value.raw) == data
+
+
+def test_a_body_that_names_something_twice_is_no_reply() -> None:
+    """JSON leaves open which of two contents holds, and parsers take the last; an escape hides that it is the same."""
+    for content in ('"content": "4", "content": "5"', '"content": "4", "c\\u006fntent": "5"'):
+        whole = f'{{"choices": [{{"message": {{{content}}}, "finish_reason": "stop"}}]}}'
+        with pytest.raises(CallError, match="names 'content' twice") as caught:
+            wire.receive(200, {}, whole.encode(), sent={}, key=None)
+
+        assert caught.value.kind is Kind.BAD_REPLY
+        assert caught.value.raw == whole
+
+
+@given(st.text())
+def test_a_text_is_said_in_its_body_or_is_none(text: str) -> None:
+    """The model's words less its thoughts, and never anything besides."""
+    said = json.dumps(completion(text)).encode()
+    try:
+        reply, kind = wire.receive(200, {}, said, sent={}, key=None), None
+    except CallError as error:
+        reply, kind = error.reply or Reply("", None, None), error.kind
+    assert reply.text in text
+    assert reply.usage == Usage(input=12, output=5)
+    assert kind == (Kind.EMPTY if is_blank(reply.text) else None)
 
 
 def test_a_completion_cut_at_its_limit_is_a_reply() -> None:
@@ -215,7 +259,7 @@ def test_any_json_is_a_reply_or_a_call_error(data: Any) -> None:
         except CallError as refused:
             outcome = refused.kind in (Kind.BAD_REPLY, Kind.EMPTY, Kind.BLOCKED)
         else:
-            outcome = bool(reply.text.strip())
+            outcome = not is_blank(reply.text)
         assert outcome
 
 
