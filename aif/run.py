@@ -143,10 +143,12 @@ def _signals(run: Run, console: Console) -> Iterator[None]:
     signals = {signal.SIGINT: asked, signal.SIGTERM: asked, signal.SIGHUP: run.stop}
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # by nohup
         del signals[signal.SIGHUP]
+    before = {one: signal.getsignal(one) for one in signals}
     for one, then in signals.items():
         loop.add_signal_handler(one, then)
     try:
         yield
     finally:
-        for one in signals:
+        for one, then_again in before.items():
             loop.remove_signal_handler(one)
+            signal.signal(one, then_again)
