@@ -2,9 +2,10 @@
 
 import asyncio
 import os
+import resource
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,7 +16,7 @@ from rich.console import Console
 from aif import events
 from aif.chat.retry import Policy
 from aif.config import Pipeline, api_key
-from aif.endpoints import opened
+from aif.endpoints import Endpoint, opened
 from aif.feedback import Run
 from aif.fleet import Fleet
 from aif.intake import prepare, rubric_of
@@ -25,6 +26,8 @@ from aif.placement import Key
 from aif.progress import Board, say, show
 from aif.queries import Planned, Reader, Tally
 from aif.rubric import Rubric
+
+OTHER_FILES = 256  # open ones besides calls' connections: store, journal, logs, libraries
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +99,7 @@ async def flow(
             if tally := whole.get((endpoint.stage, endpoint.name)):
                 endpoint.answered = tally.answered
         fleet = await Fleet.of(pipeline, endpoints, _pending(pipeline, within), ledger.places.logs, tell)
+        _make_room(endpoints, tell)
         run = Run(pipeline, ledger, rubric, endpoints, board, policy, limit)
         ended = asyncio.Event()
         screen = asyncio.create_task(show(board, console, ledger.places.progress, ended))
@@ -108,6 +112,18 @@ async def flow(
             ended.set()
             await screen
         return run.stopping, {e.name: e.refused for e in endpoints if e.refused}
+
+
+def _make_room(endpoints: Sequence[Endpoint], tell: Callable[[str], None]) -> None:
+    """Lets this process have a connection open for every call: many systems give 256 or 1,024 files unless asked."""
+    wanted = sum(endpoint.concurrency for endpoint in endpoints) + OTHER_FILES
+    given, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if given == resource.RLIM_INFINITY or given >= wanted:
+        return
+    had = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (had, most))
+    if had < wanted:
+        tell(f"only {had} files may be open here (ulimit -n), and {wanted} would be; lower `concurrency`")
 
 
 def _pending(pipeline: Pipeline, tallies: dict[Key, Tally]) -> set[Key]:

@@ -98,3 +98,23 @@ def test_a_terminal_that_closes_stops_it_in_order(tmp_path: Path, serve: Serve) 
 
     assert process.wait(60) == Exit.INTERRUPTED
     finished(path, served)
+
+
+def test_every_call_has_its_connection_where_few_files_are_given(tmp_path: Path, serve: Serve) -> None:
+    path = write(tmp_path, serve(latency_s=0.3), 40)
+    command = [sys.executable, "-m", "aif", "run", str(path)]
+    few = subprocess.run(
+        ["sh", "-c", 'ulimit -S -n 80; exec "$@"', "sh", *command], capture_output=True, text=True, timeout=60
+    )
+
+    assert few.returncode == Exit.DONE, few.stderr
+    assert ask(load(path), "SELECT count(*) AS n FROM calls WHERE kind IS NOT NULL") == [{"n": 0}]
+
+
+def test_where_the_system_allows_no_more_it_is_said(tmp_path: Path, serve: Serve) -> None:
+    path = write(tmp_path, serve(), 1)
+    command = [sys.executable, "-m", "aif", "run", str(path)]
+    few = subprocess.run(["sh", "-c", 'ulimit -n 300; exec "$@"', "sh", *command], capture_output=True, text=True)
+
+    assert few.returncode == Exit.DONE, few.stderr
+    assert "only 300 files may be open here (ulimit -n), and " in few.stderr
