@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -371,6 +372,25 @@ def test_a_stop_while_servers_start_does_not_wait_for_them(
     assert process.returncode == Exit.INTERRUPTED, err
     assert "Traceback" not in err
     assert not fakes.alive()
+
+
+def test_a_stop_while_a_model_is_fetched_does_not_wait_for_it(tmp_path: Path, fakes: Fakes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, and never says a word
+        there = {
+            "HF_ENDPOINT": f"http://127.0.0.1:{silent.getsockname()[1]}",
+            "HF_HOME": str(tmp_path / "home"),
+            "HF_HUB_OFFLINE": "0",
+        }
+        process = aif("run", pipeline(tmp_path, {"a": fakes.launch({"model": "org/slow"}, **there)}, fakes.launch()))
+        asked, _ = silent.accept()
+        with asked:
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=30)
+
+    assert process.returncode == Exit.INTERRUPTED, err
+    assert "goes on" in err
+    assert "Traceback" not in err
+    assert fakes.started() == []
 
 
 # --- what is told -----------------------------------------------------------------------------------------------------
