@@ -1,5 +1,9 @@
 """`python -m chaos._sampled FILE SECONDS …` is `aif …` with a thread beside it that writes, every so many seconds, what
-the process holds: a JSON object a line."""
+the process holds: a JSON object a line.
+
+DuckDB keeps in memory what it has written, up to its `memory_limit`, which is more than an hour writes. Here it is
+given less, so that this cache is full early, and what grows then would grow without end.
+"""
 
 import asyncio
 import json
@@ -9,8 +13,10 @@ import threading
 import time
 from pathlib import Path
 
+from aif import store
 from aif.cli import main
 
+CACHE = "64MB"
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -46,6 +52,7 @@ def watch(policy: Noticing, file: Path, every_s: float) -> None:
 
 
 if __name__ == "__main__":
+    store.SETTINGS["memory_limit"] = CACHE
     policy = Noticing()
     asyncio.set_event_loop_policy(policy)
     threading.Thread(target=watch, args=(policy, Path(sys.argv[1]), float(sys.argv[2])), daemon=True).start()

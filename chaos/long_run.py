@@ -17,6 +17,7 @@ from typing import Any
 from aif.errors import Exit
 from aif.simulator import Call, Fault, Faults
 from chaos import Figures
+from chaos._sampled import CACHE
 from chaos.house import ROOT, pipeline, served
 
 NUMBER = 16
@@ -103,10 +104,10 @@ def broken(figures: Figures) -> list[str]:
 
 def told(figures: Figures) -> str:
     befell = sum(figures["faults"].values())
-    files, tasks = figures["files"], figures["tasks"]
+    files, tasks, mb = figures["files"], figures["tasks"], figures["mb"]
     return (
         f"{figures['calls']:,} calls in {figures['seconds'] / 60:.0f} min, {befell:,} of them with one of "
-        f"{len(figures['faults'])} faults: memory {figures['mb'][0]:.0f} to {figures['mb'][1]:.0f} MB "
+        f"{len(figures['faults'])} faults: memory (DuckDB's cache held to {CACHE}) {mb[0]:.0f} to {mb[1]:.0f} MB "
         f"({figures['grew_mb_per_hour']:+.1f} MB an hour), open files {files[0]:.0f} to {files[2]:.0f}, tasks "
         f"{tasks[0]:.0f} to {tasks[2]:.0f}; {figures['first_per_s']} replies a second at first, "
         f"{figures['last_per_s']} at last."

@@ -56,7 +56,7 @@ def trial(folder: Path, full: bool) -> Figures:
         "killed": killed,
         "hung": _hung(folder / "hung") if full else None,
         "dies_always": _dies_always(folder / "dies") if full else None,
-        "real": _real(folder / "real") if full and os.environ.get(REAL) else None,
+        "real": killed_for_real(folder / "real", os.environ[REAL]) if full and os.environ.get(REAL) else None,
     }
 
 
@@ -416,9 +416,9 @@ def _without_answer(path: Path) -> int:
 # --- the real one -----------------------------------------------------------------------------------------------------
 
 
-def _real(folder: Path) -> dict[str, Any]:
-    """vLLM's own server on the CPU, killed in the middle of a run."""
-    python, mark = os.environ[REAL], "AIF_CHAOS_REAL"
+def killed_for_real(folder: Path, python: str) -> dict[str, Any]:
+    """vLLM's own server on the CPU, of the environment of a Python, killed in the middle of a run."""
+    mark = "AIF_CHAOS_REAL"
     folder.mkdir()
     model = folder / "tiny"
     build = f"from pathlib import Path; from tests.real.tiny_model import build; build(Path({str(model)!r}), 1)"
