@@ -18,6 +18,7 @@ import orjson
 
 from aif.config import load
 from aif.errors import Exit
+from aif.journal import replay
 from aif.queries import Reader
 from chaos import Figures
 from chaos.house import ROOT, pipeline, served, start
@@ -39,7 +40,8 @@ def trial(folder: Path, full: bool) -> Figures:
     draw = random.Random(13)
     times, prompts = (25, PROMPTS) if full else (1, FEW)
     died = [_killed_under_a_run(folder / f"died-{n}", draw, prompts) for n in range(times)]
-    ways = list(STOPS) if full else []
+    # started under nohup, a run takes no notice of SIGHUP
+    ways = [way for way in STOPS if signal.getsignal(STOPS[way][0]) is not signal.SIG_IGN] if full else []
     stopped = {way: _stopped(folder / f"stopped-{n}", STOPS[way]) for n, way in enumerate(ways)}
     ends = list(KILLS) if full else []
     killed = {who: _killed(folder / f"killed-{n}", KILLS[who]) for n, who in enumerate(ends)}
@@ -211,8 +213,7 @@ def _stopped(folder: Path, signals: Sequence[signal.Signals]) -> dict[str, Any]:
         took_s = time.monotonic() - began
         left = len(fakes.processes())
         answered = sum(call["answered"] for call in fakes.calls())
-        with Reader.open(load(path).store) as reader:
-            kept = sum(tally.answered for (stage, _), tally in reader.tallies().items() if stage == "completion")
+        kept = sum(one["stage"] == "completion" and one["verdict"] == "answered" for one in _journalled(folder))
         # left at once, what was in flight may be answered and not be kept
         flying = 4 if len(signals) > 1 else 0
         return {
@@ -461,7 +462,13 @@ def until_long(condition: Any) -> None:
 
 
 def _kept(folder: Path) -> int:
-    return sum(file.read_bytes().count(b'"t":"call"') for file in folder.glob("store/feedback.journal/*"))
+    return len(_journalled(folder))
+
+
+def _journalled(folder: Path) -> list[dict[str, Any]]:
+    """The calls in the journal of a pipeline of `chaos.house`."""
+    records = (record for _, record in replay(folder / "store" / "feedback.journal") if isinstance(record, dict))
+    return [record for record in records if record["t"] == "call"]
 
 
 def _words(pid: int) -> bytes:
