@@ -2,12 +2,14 @@
 
 import asyncio
 import shlex
+import signal
 import sys
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional, TypeVar
 
 import typer
+from typer.core import TyperGroup
 
 from aif import cli_rubric
 from aif.errors import AifError, BadInput, BudgetReached, Exit, ProviderRefused, StoreDamaged, StoreLocked
@@ -24,7 +26,20 @@ if TYPE_CHECKING:
     from aif.rubric import Rubric
     from aif.run import Ended
 
+
+class _Commands(TyperGroup):
+    """Tells of Ctrl-C, SIGTERM and SIGHUP wherever no command has an answer of its own to them."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            err.print("\naif: stopped; what was there before is kept, and the same command goes on", soft_wrap=True)
+            raise typer.Exit(Exit.INTERRUPTED) from None
+
+
 app = typer.Typer(
+    cls=_Commands,
     name="aif",
     help="Prompts in, a preference dataset that trains out: completions, ratings by a judge, chosen and rejected.",
     no_args_is_help=True,
@@ -489,6 +504,9 @@ def _leaf(error: BaseException) -> BaseException:
 
 def main() -> None:
     """The entry point: every error a person can mend is one line and an exit code."""
+    for one in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(one) is signal.SIG_DFL:  # else by nohup
+            signal.signal(one, signal.default_int_handler)
     try:
         app()
     except Exception as raised:

@@ -47,10 +47,13 @@ _POINTLESS = ("Engine core initialization failed", "See root cause above")  # th
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """Seconds: between looks at a server that starts, and before each time one that died is started again. One that
-    has served for `steady_s` has all of those before it again."""
+    """Seconds: between looks at a server that starts, and at one that serves, which is ended when none of them finds it
+    well for `hung_s`; and before each time one that died is started again. One that has served for `steady_s` has all
+    of those before it again."""
 
     poll_s: float = 0.5
+    look_s: float = 10.0
+    hung_s: float = 120.0  # busy cores make a server slow to say that it is well
     again_s: tuple[float, ...] = (1.0, 10.0, 30.0)
     steady_s: float = 1800.0
 
@@ -193,7 +196,7 @@ class _Crew:
                     up = clock()
                     self._set([*self._urls, server.url])
                     try:
-                        why = await server.ended()
+                        why = await self._watched(server)
                     finally:
                         self._set([url for url in self._urls if url != server.url])
             except NotReady as error:
@@ -207,6 +210,20 @@ class _Crew:
             times = f"{len(patience.again_s) - len(left)} of {len(patience.again_s)}"
             self._tell(f"{why}; starting it again in {wait_s:g} s ({times})")
             await asyncio.sleep(wait_s)
+
+    async def _watched(self, server: "_Server") -> str:
+        """Returns why a server serves no more: it ended, or it hangs and is to be ended."""
+        clock, patience = asyncio.get_running_loop().time, self._fleet.patience
+        well = clock()
+        async with aiohttp.ClientSession() as session:
+            while not await server.ended_within(patience.look_s):
+                if self._client.hangs(server.url):
+                    return server.hung("it answered no call within timeout_s")
+                if await server.healthy(session):
+                    well = clock()
+                elif clock() - well >= patience.hung_s:
+                    return server.hung(f"/health was not well for {patience.hung_s:g} s")
+        return server.ended()
 
     def _set(self, urls: list[str]) -> None:
         """The client's servers; while there is none, calls wait."""
@@ -255,18 +272,15 @@ class _Server:
 
     async def ready(self, limit_s: float, poll_s: float) -> None:
         """Waits until the server is healthy. Raises NotReady."""
-        ending = asyncio.create_task(self.process.wait())
         try:
             async with asyncio.timeout(limit_s), aiohttp.ClientSession() as session:
-                while not await self._healthy(session):
-                    if (await asyncio.wait({ending}, timeout=poll_s))[0]:
+                while not await self.healthy(session):
+                    if await self.ended_within(poll_s):
                         raise NotReady(f"its server ended before it was ready: {self._why()}")
         except TimeoutError:
             raise NotReady(f"its server was not ready within launch.ready_s ({limit_s:g} s): {self._last()}") from None
-        finally:
-            ending.cancel()
 
-    async def _healthy(self, session: aiohttp.ClientSession) -> bool:
+    async def healthy(self, session: aiohttp.ClientSession) -> bool:
         try:
             async with session.get(
                 f"http://127.0.0.1:{self.port}/health", timeout=aiohttp.ClientTimeout(total=10)
@@ -275,10 +289,19 @@ class _Server:
         except (aiohttp.ClientError, TimeoutError, OSError):
             return False
 
-    async def ended(self) -> str:
-        """Waits for the server's end, and says why."""
-        await self.process.wait()
+    async def ended_within(self, seconds: float) -> bool:
+        """Waits for the server's end."""
+        ending = asyncio.create_task(self.process.wait())
+        try:
+            return bool((await asyncio.wait({ending}, timeout=seconds))[0])
+        finally:
+            ending.cancel()
+
+    def ended(self) -> str:
         return f"its server ended: {self._why()}"
+
+    def hung(self, how: str) -> str:
+        return f"its server hangs, {how}: {self._last()}"
 
     def _why(self) -> str:
         code = self.process.returncode or 0
@@ -289,9 +312,12 @@ class _Server:
         return f"{how}; {self._last()}"
 
     def _last(self) -> str:
-        with self.log.open("rb") as file:
-            file.seek(max(self.began, self.log.stat().st_size - LOG_END))
-            said = telling(file.read().decode(errors="replace").splitlines())
+        try:
+            with self.log.open("rb") as file:
+                file.seek(max(self.began, self.log.stat().st_size - LOG_END))
+                said = telling(file.read().decode(errors="replace").splitlines())
+        except OSError as error:
+            return f"its log {self.log} can't be read: {error.strerror}"
         return f"its log {self.log} ends with: {said}" if said else f"its log is {self.log}"
 
 

@@ -9,7 +9,8 @@ vLLM needs this: its engine and workers live on when the server they belong to i
 - the command's process group, which vLLM's processes stay in;
 - on Linux the guard is their subreaper: what leaves the group and loses its parent becomes the guard's own child, so
   that /proc shows all that is left. Elsewhere the group has to do;
-- a witness, a fork of the guard, kills the group should the guard itself be killed;
+- a witness, a fork of the guard, kills the group should the guard itself be killed; another takes its place should it
+  be killed first;
 - and on Linux the command has a parent-death signal, for the moment before there is a witness.
 """
 
@@ -44,6 +45,9 @@ def main(grace_s: float, command: list[str]) -> int:
         signal.signal(one, lambda number, _: asked.append(number))
     ended: dict[int, int] = {}
     while group not in _reaped(ended) and not asked:
+        if ended.pop(witness[0], None) is not None:
+            os.close(witness[1])
+            witness = _witness(group)
         if 0 in select.select([0, wake], [], [])[0]:
             break  # aif writes nothing: the pipe has closed
         os.read(wake, 4096)
@@ -98,7 +102,8 @@ def _end(group: int, witness: tuple[int, int], ended: dict[int, int], grace_s: f
             _signal_group(group, signal.SIGKILL)
             for one in _descendants() - {pid}:
                 _kill(one)
-    os.write(tell, b".")
+    with suppress(BrokenPipeError):  # killed a moment ago
+        os.write(tell, b".")
 
 
 def _gone(group: int, witness: int, ended: dict[int, int], deadline: float) -> bool:

@@ -140,7 +140,7 @@ class Board:
     def _line(self, endpoint: "Endpoint", now: float) -> Line:
         row = self._rows[endpoint.stage, endpoint.name]
         return Line(
-            endpoint.name, endpoint.stage, row.wanted, row.answered, row.failed, len(row.later), endpoint.in_flight,
+            endpoint.name, endpoint.stage, row.wanted, row.answered, row.failed, row.later, endpoint.in_flight,
             row.rate(now, self._began), row.input, row.output, row.usd, endpoint.refused, endpoint.instead(),
         )  # fmt: skip
 
@@ -151,9 +151,8 @@ def _place(one: Failing) -> tuple[str, str, str, str]:
 
 class _Row:
     def __init__(self) -> None:
-        self.wanted = self.answered = self.failed = self.input = self.output = 0
+        self.wanted = self.answered = self.failed = self.later = self.input = self.output = 0
         self.usd: float | None = 0.0
-        self.later: set[str] = set()
         self._recent: deque[tuple[float, int]] = deque()
 
     def note(self, record: Mapping[str, object], now: float) -> None:
@@ -163,7 +162,7 @@ class _Row:
             case "failed":
                 self.failed += 1
             case "later":
-                self.later.add(str(record["key"]))
+                self.later += 1  # an item's last word in a run
         usage = record["usage"]
         if isinstance(usage, dict):
             self.input += usage["input"]

@@ -2,9 +2,10 @@
 
 import asyncio
 import os
+import resource
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,7 +17,7 @@ from aif import events
 from aif.budget import Short
 from aif.chat.retry import Policy
 from aif.config import Pipeline, api_key
-from aif.endpoints import opened
+from aif.endpoints import Endpoint, opened
 from aif.feedback import Run
 from aif.fleet import Fleet
 from aif.intake import prepare, rubric_of
@@ -26,6 +27,8 @@ from aif.placement import Key
 from aif.progress import Board, counted, say, show
 from aif.queries import Reader, Tally
 from aif.rubric import Rubric
+
+OTHER_FILES = 256  # open ones besides calls' connections: store, journal, logs, libraries
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +103,7 @@ async def flow(
             if tally := whole.get((endpoint.stage, endpoint.name)):
                 endpoint.answered = tally.answered
         fleet = await Fleet.of(pipeline, endpoints, _pending(pipeline, within), ledger.places.logs, tell)
+        _make_room(endpoints, tell)
         run = Run(pipeline, ledger, rubric, endpoints, board, spent, policy, limit)
         ended = asyncio.Event()
         screen = asyncio.create_task(show(board, console, ledger.places.progress, ended))
@@ -112,6 +116,18 @@ async def flow(
             ended.set()
             await screen
         return run.stopping, {e.name: e.refused for e in endpoints if e.refused}, run.short
+
+
+def _make_room(endpoints: Sequence[Endpoint], tell: Callable[[str], None]) -> None:
+    """Lets this process have a connection open for every call: many systems give 256 or 1,024 files unless asked."""
+    wanted = sum(endpoint.concurrency for endpoint in endpoints) + OTHER_FILES
+    given, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if given == resource.RLIM_INFINITY or given >= wanted:
+        return
+    had = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (had, most))
+    if had < wanted:
+        tell(f"only {had} files may be open here (ulimit -n), and {wanted} would be; lower `concurrency`")
 
 
 def _pending(pipeline: Pipeline, tallies: dict[Key, Tally]) -> set[Key]:
@@ -139,10 +155,12 @@ def _signals(run: Run, console: Console) -> Iterator[None]:
     signals = {signal.SIGINT: asked, signal.SIGTERM: asked, signal.SIGHUP: run.stop}
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # by nohup
         del signals[signal.SIGHUP]
+    before = {one: signal.getsignal(one) for one in signals}
     for one, then in signals.items():
         loop.add_signal_handler(one, then)
     try:
         yield
     finally:
-        for one in signals:
+        for one, then_again in before.items():
             loop.remove_signal_handler(one)
+            signal.signal(one, then_again)

@@ -1,5 +1,7 @@
 """What the commands share: where they print, the arguments they take alike, and how they call themselves."""
 
+import errno
+import os
 import re
 import sys
 from pathlib import Path
@@ -14,8 +16,29 @@ from aif.errors import BadInput
 if TYPE_CHECKING:
     from aif.config import Pipeline
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+
+class Screen(Console):
+    """Where a person reads. Once nobody does (the terminal was closed; Ctrl-C ended the `tee` behind it as well) what
+    is said goes nowhere, so that whatever goes on comes to its own end and exit code. rich would end the program at a
+    broken pipe, and knows nothing of a terminal that was closed."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.file.fileno())  # Python flushes what is left at its end
+        os.close(nowhere)
+
+    def _check_buffer(self) -> None:
+        try:
+            super()._check_buffer()
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            self.on_broken_pipe()
+
+
+out = Screen(highlight=False)
+err = Screen(stderr=True, highlight=False)
 
 File = Annotated[Path, typer.Argument(metavar="PIPELINE", help="The pipeline file.")]
 Sets = Annotated[

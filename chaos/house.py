@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
@@ -45,7 +45,7 @@ class Record:
 
 
 @contextmanager
-def served(record: Record | None = None, **options: Any) -> Iterator[Served]:
+def served(record: Callable[[Call], None] | None = None, **options: Any) -> Iterator[Served]:
     """A simulator of the pool and the judge, in a thread of this process."""
     with serving(Cast(POOL, {JUDGE: 0.1}, 7), on_call=record, **options) as one:
         yield one

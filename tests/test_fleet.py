@@ -6,10 +6,12 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -222,13 +224,13 @@ def test_a_python_without_vllm_is_told(tmp_path: Path, fakes: Fakes) -> None:
 
 
 @asynccontextmanager
-async def attended(path: Path, told: list[str]) -> AsyncIterator[Any]:
+async def attended(path: Path, told: list[str], patience: Patience = QUICK) -> AsyncIterator[Any]:
     """The endpoints of a pipeline with a fleet that serves them, without a run."""
     made = load(path)
     async with opened(made) as endpoints, asyncio.TaskGroup() as group:
         keys = {(e.stage, e.name) for e in endpoints if e.name == "a"}
         fleet = await Fleet.of(made, endpoints, keys, Places(made.store).logs, told.append)
-        fleet.patience = QUICK
+        fleet.patience = patience
         group.create_task(fleet.attend())
         endpoint = next(e for e in endpoints if e.name == "a")
         endpoint.wanted.set()
@@ -283,6 +285,31 @@ async def test_while_one_is_down_the_other_answers(
         await _until(lambda: len(endpoint.client._servers) == 1)
         assert endpoint.up.is_set()
         assert await _answered(endpoint)
+
+
+async def test_one_that_hangs_is_ended_and_started_again(tmp_path: Path, fakes: Fakes) -> None:
+    told: list[str] = []
+    patience = replace(QUICK, look_s=0.02, hung_s=0.1)
+    async with attended(pipeline(tmp_path, {"a": fakes.launch()}, fakes.launch()), told, patience) as endpoint:
+        await _answered(endpoint)
+        (first,) = fakes.started()
+        os.kill(first["pid"], signal.SIGSTOP)
+        await _until(lambda: not endpoint.up.is_set())
+        assert await _answered(endpoint)
+
+    assert told[1].startswith("a: its server hangs, /health was not well for 0.1 s: its log ")
+    assert not alive(first["engine"])
+
+
+async def test_one_that_is_well_and_answers_no_call_is_ended_and_started_again(tmp_path: Path, fakes: Fakes) -> None:
+    told: list[str] = []
+    path = pipeline(tmp_path, {"a": {**fakes.launch(FAKE_LATENCY="60"), "timeout_s": 0.1}}, fakes.launch())
+    async with attended(path, told, replace(QUICK, look_s=0.02)) as endpoint:
+        assert await endpoint.ready()
+        await asyncio.gather(*(endpoint.client.ask(REQUEST) for _ in range(3)), return_exceptions=True)
+        await _until(lambda: len(fakes.started()) == 2)
+
+    assert told[1].startswith("a: its server hangs, it answered no call within timeout_s: its log ")
 
 
 async def _until(condition: Callable[[], object]) -> None:
@@ -345,6 +372,25 @@ def test_a_stop_while_servers_start_does_not_wait_for_them(
     assert process.returncode == Exit.INTERRUPTED, err
     assert "Traceback" not in err
     assert not fakes.alive()
+
+
+def test_a_stop_while_a_model_is_fetched_does_not_wait_for_it(tmp_path: Path, fakes: Fakes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, and never says a word
+        there = {
+            "HF_ENDPOINT": f"http://127.0.0.1:{silent.getsockname()[1]}",
+            "HF_HOME": str(tmp_path / "home"),
+            "HF_HUB_OFFLINE": "0",
+        }
+        process = aif("run", pipeline(tmp_path, {"a": fakes.launch({"model": "org/slow"}, **there)}, fakes.launch()))
+        asked, _ = silent.accept()
+        with asked:
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=30)
+
+    assert process.returncode == Exit.INTERRUPTED, err
+    assert "goes on" in err
+    assert "Traceback" not in err
+    assert fakes.started() == []
 
 
 # --- what is told -----------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Nothing of a guarded command is left, whoever ends first and however."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -107,6 +108,23 @@ def test_when_the_guard_is_killed_all_are_killed(tmp_path: Path, ended: list[Gua
     one.guard.kill()
 
     until(lambda: not any(alive(pid) for pid in pids), "their end")
+
+
+@LINUX
+def test_when_the_witness_is_killed_another_takes_its_place(tmp_path: Path, ended: list[Guarded]) -> None:
+    one = Guarded(tmp_path, "trap '' TERM; sleep 600 & echo $!; echo $$; wait")
+    ended.append(one)
+    pids = one.pids(2)
+    (witness,) = children(one.guard.pid) - set(pids)
+    os.kill(witness, signal.SIGKILL)
+    until(lambda: len(children(one.guard.pid) - {witness, *pids}) == 1, "another witness")
+    one.guard.kill()
+
+    until(lambda: not any(alive(pid) for pid in pids), "their end")
+
+
+def children(pid: int) -> set[int]:
+    return {int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
 
 
 def test_sigterm_to_the_guard_ends_all(tmp_path: Path, ended: list[Guarded]) -> None:

@@ -9,13 +9,14 @@ import aiohttp
 import orjson
 
 from aif.chat import wire
-from aif.chat.base import CallError, Kind, Reply, Request
+from aif.chat.base import TRANSIENT, CallError, Kind, Reply, Request
 from aif.chat.redaction import redact
 from aif.errors import BadInput
 
 CONNECT_S = 10.0  # to a host that is up a connection takes milliseconds; one that is gone shouldn't cost a whole call
 KEEPALIVE_S = 4.0  # below the 5 s after which vLLM's server closes: a request sent just then is lost, and paid for
 LONGEST_REST_S = 30.0
+HUNG_CALLS = 3
 
 
 class VllmChat:
@@ -51,6 +52,13 @@ class VllmChat:
         wanted = dict.fromkeys(map(normalised, urls))
         self._servers = [known.get(url) or _Server(url) for url in wanted]
 
+    def hangs(self, url: str) -> bool:
+        """Whether a server takes calls and answers none: several timed out one after another, and for as long as one
+        may take nothing else came."""
+        return any(
+            server.hangs(self._now(), self._timeout_s) for server in self._servers if server.url == normalised(url)
+        )
+
     async def ask(self, request: Request) -> Reply:
         """One attempt at the server with the fewest calls in flight. Raises CallError."""
         body = wire.body(request, self._model, dialect="compatible")
@@ -60,12 +68,11 @@ class VllmChat:
             status, headers, content = await self._post(server.url, orjson.dumps(body))
             reply = wire.receive(status, headers, content, sent=wire.sent(body), key=self._api_key)
         except CallError as error:
-            if error.kind in (Kind.CONNECTION, Kind.TIMEOUT, Kind.SERVER_ERROR):
-                server.rest(self._now())
+            server.note(error.kind, self._now())
             raise
         finally:
             server.in_flight -= 1
-        server.failures = 0
+        server.note(None, self._now())
         return reply
 
     async def aclose(self) -> None:
@@ -109,11 +116,15 @@ class VllmChat:
         return self._session
 
     def _pick(self) -> "_Server":
-        """Fewest in flight among those not resting; if all rest, the one that rests least. Ties go round."""
+        """Fewest in flight among those not resting; if all rest, the one that rests least. Ties go round.
+
+        One that has rested gets one call, and others once that is answered: a server that hangs would else be given as
+        many as the rest, each to be waited for to its end.
+        """
         if not self._servers:
             raise CallError(Kind.CONNECTION, f"No server of {self._model} is up.", unsent=True)
         now = self._now()
-        server = min(self._servers, key=lambda s: (max(0.0, s.rests_until - now), s.in_flight))
+        server = min(self._servers, key=lambda s: (max(0.0, s.rests_until - now), s.is_tried, s.in_flight))
         self._servers.remove(server)
         self._servers.append(server)
         return server
@@ -129,13 +140,30 @@ class _Server:
     url: str
     in_flight: int = 0
     failures: int = 0
+    timeouts: int = 0  # since it was last heard
+    heard: float = float("-inf")
     rests_until: float = float("-inf")
 
-    def rest(self, now: float) -> None:
-        """Leave the server alone for 1, 2, 4, … 30 s. What fails while it rests was sent before and tells no more."""
-        if now >= self.rests_until:
+    @property
+    def is_tried(self) -> bool:
+        """Whether a call is to show if it is well again."""
+        return self.failures > 0 and self.in_flight > 0
+
+    def note(self, failed: Kind | None, now: float) -> None:
+        """Takes in how a call ended. After what may pass it is left alone for 1, 2, 4, … 30 s. What fails while it
+        rests was sent before and tells no more."""
+        if failed is Kind.TIMEOUT:
+            self.timeouts += 1
+        elif failed is not Kind.CONNECTION:
+            self.timeouts, self.heard = 0, now
+        if failed is None:
+            self.failures = 0
+        elif failed in TRANSIENT and failed is not Kind.RATE_LIMITED and now >= self.rests_until:
             self.rests_until = now + min(LONGEST_REST_S, 2.0**self.failures)
             self.failures += 1
+
+    def hangs(self, now: float, timeout_s: float) -> bool:
+        return self.timeouts >= HUNG_CALLS and now - self.heard >= timeout_s
 
 
 def normalised(url: str) -> str:

@@ -8,7 +8,7 @@ import pytest
 from aiohttp import web
 
 from aif.chat.base import CallError, Kind, Request
-from aif.chat.vllm import VllmChat, normalised
+from aif.chat.vllm import VllmChat, _Server, normalised
 from aif.errors import BadInput
 from aif.records import Usage
 from tests.chat.loopback import KEY, Answering, body, completion, hang, says
@@ -89,10 +89,55 @@ async def test_a_failing_server_rests_and_comes_back(answering: Answering, reque
     now += 1.9
     seen.append(await asked(4))
     now += 0.1
-    seen.append(await asked(4))
+    seen += [await asked(4), await asked(4)]  # one call shows that it is well
     await chat.aclose()
 
-    assert seen == [1, 0, 1, 0, 0, 2]
+    assert seen == [1, 0, 1, 0, 0, 1, 2]
+
+
+async def test_one_that_hangs_gets_one_call_after_its_rest_until_one_is_answered(
+    answering: Answering, request_: Request
+) -> None:
+    stuck, good = await answering(hang), await answering(says(completion()))
+    now = 100.0
+    chat = client(stuck.url, good.url, timeout_s=0.2, clock=lambda: now)
+    ended = await ask_all(chat, [request_] * 8)
+    assert sum(isinstance(one, CallError) and one.kind is Kind.TIMEOUT for one in ended) == 4
+    now += 1.0
+    await ask_all(chat, [request_] * 8)
+    await chat.aclose()
+
+    assert len(stuck.bodies) == 5
+
+
+@pytest.mark.parametrize(
+    ("ends", "hangs"),
+    [
+        ([Kind.TIMEOUT] * 3, True),
+        ([Kind.TIMEOUT] * 2, False),
+        ([Kind.CONNECTION] * 9, False),
+        ([Kind.TIMEOUT, Kind.TIMEOUT, None, Kind.TIMEOUT], False),
+        ([Kind.TIMEOUT, Kind.TIMEOUT, Kind.SERVER_ERROR, Kind.TIMEOUT], False),
+        ([Kind.TIMEOUT, Kind.CONNECTION, Kind.TIMEOUT, Kind.TIMEOUT], True),
+    ],
+)
+def test_one_hangs_if_calls_time_out_and_nothing_else_comes(ends: list[Kind | None], hangs: bool) -> None:
+    server = _Server("http://one/v1")
+    server.note(None, 0.0)
+    for end in ends:
+        server.note(end, 60.0)
+
+    assert server.hangs(60.0, 60.0) is hangs
+    assert not server.hangs(59.0, 60.0), "it spoke less than a call's time ago"
+
+
+async def test_a_server_of_the_client_can_be_asked_about_by_its_url(answering: Answering, request_: Request) -> None:
+    stuck, good = await answering(hang), await answering(says(completion()))
+    chat = client(stuck.url, good.url, timeout_s=0.05)
+    await ask_all(chat, [request_] * 6)
+    await chat.aclose()
+
+    assert (chat.hangs(stuck.url), chat.hangs(good.url), chat.hangs("http://gone/v1")) == (True, False, False)
 
 
 async def test_calls_that_fail_together_count_as_one_failure(answering: Answering, request_: Request) -> None:

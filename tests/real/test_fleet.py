@@ -15,6 +15,7 @@ from aif.errors import Exit
 from aif.lock import Places
 from aif.queries import Reader
 from aif.resources import shipped
+from chaos.server_dies import killed_for_real
 from tests.real.tiny_model import build
 
 MARK = "AIF_REAL_FLEET"  # in the environment of every process that a server consists of
@@ -150,3 +151,12 @@ def test_what_vllm_can_not_start_is_told_by_its_own_error(finished: dict[str, An
     assert "one: its server ended before it was ready" in done.stderr
     assert "max_model_len" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_one_that_is_killed_is_started_again_and_all_is_answered(tmp_path: Path) -> None:
+    killed = killed_for_real(tmp_path / "killed", sys.executable)
+
+    assert killed["code"] in (Exit.DONE, Exit.FAILURES)
+    assert killed["restarts"] == 1
+    assert killed["without_answer"] == 0
+    assert killed["left"] == 0

@@ -1,8 +1,9 @@
 """What `python -m vllm.entrypoints.openai.api_server` starts where tests/fakes is on PYTHONPATH: a process with vLLM's
 command line, the simulator's answers, and an engine that lives on when the server is killed, as vLLM's does.
 
-FAKE_FOLDER is where each start leaves a record of itself. FAKE_ENDS writes a traceback as vLLM does, and ends.
-FAKE_STALLS is never healthy. FAKE_LATENCY is in seconds.
+FAKE_FOLDER is where each start leaves a record of itself, and calls.jsonl a line for each call that a server is through
+with: its model, its body's digest, and whether all of a reply was sent. FAKE_ENDS writes a traceback as vLLM does, and
+ends. FAKE_STALLS is never healthy. FAKE_LATENCY is in seconds.
 """
 
 import argparse
@@ -48,12 +49,23 @@ def leave_record(folder: Path, words: list[str]) -> None:
 
 
 async def serve(name: str, host: str, port: int) -> None:
-    from aif.simulator import Cast, Simulator
+    from aif.simulator import Call, Cast, Simulator
 
-    async with Simulator(Cast({}, {}, open=True), host, port, float(os.environ.get("FAKE_LATENCY", "0"))):
-        sys.stdout.write(f"{name} is served\n")
-        sys.stdout.flush()
-        await asyncio.Event().wait()
+    with (Path(os.environ["FAKE_FOLDER"]) / "calls.jsonl").open("ab", buffering=0) as calls:
+
+        def leave(call: Call) -> None:
+            told = {"model": call.model, "key": call.key, "answered": call.sent and call.usage is not None}
+            calls.write(json.dumps(told).encode() + b"\n")
+
+        latency_s = float(os.environ.get("FAKE_LATENCY", "0"))
+        async with Simulator(Cast({}, {}, open=True), host, port, latency_s, on_call=leave):
+            say(f"{name} is served")
+            await asyncio.Event().wait()
+
+
+def say(words: str) -> None:
+    sys.stdout.write(f"{words}\n")
+    sys.stdout.flush()
 
 
 def main() -> None:

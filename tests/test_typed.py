@@ -1,0 +1,36 @@
+"""What is said to nobody ends nothing."""
+
+import io
+import os
+import pty
+
+from aif.typed import Screen
+
+
+def test_a_terminal_that_was_closed_hears_nothing_more() -> None:
+    mine, theirs = pty.openpty()
+    with open(theirs, "w") as file:  # noqa: PTH123 - a handle has no path
+        screen = Screen(file=file)
+        screen.print("Is anybody there?")
+        assert os.read(mine, 64) == b"Is anybody there?\r\n"
+        os.close(mine)
+        screen.print("And now?")
+        assert screen.quiet
+
+
+def test_a_pipe_that_nobody_reads_hears_nothing_more() -> None:
+    read, write = os.pipe()
+    with open(write, "w") as file:  # noqa: PTH123
+        screen = Screen(file=file)
+        os.close(read)
+        screen.print("Is anybody there?")
+        assert screen.quiet
+
+
+def test_others_hear_all() -> None:
+    heard = io.StringIO()
+    screen = Screen(file=heard)
+    screen.print("one")
+    screen.print("two")
+
+    assert heard.getvalue() == "one\ntwo\n"
