@@ -72,13 +72,14 @@ def broken(figures: Figures) -> list[str]:
 def told(figures: Figures) -> str:
     by, given, learned = figures["by Retry-After"], figures["given"], figures["learned"]
     most = ", ".join(f"{of['calls a minute']} ({says})" for says, of in by.items())
+    lost = sum(figures["unanswered"].values())
     back = max(of["until full rate"] for of in by.values())
     used = " and ".join(f"{share:.1%} of the {name}" for name, share in given["used"].items())
     return (
-        f"{figures['minutes of 429s']:g} minutes of 429s to five models: {sum(figures['unanswered'].values())} items "
-        f"without an answer; calls in the worst minute by Retry-After: {most}; full rate at most {back:.0f} s after the "
-        f"first answer. Limits given: {given['refused']} of {given['calls']:,} calls refused, {used} used; learned from "
-        f"headers: {learned['refused']} of {learned['calls']:,} refused."
+        f"{figures['minutes of 429s']:g} minutes of 429s to five models: {lost} items without an answer; calls in the "
+        f"worst minute by Retry-After: {most}; full rate at most {back:.0f} s after the first answer. Limits given: "
+        f"{given['refused']} of {given['calls']:,} calls refused, {used} used; learned from headers: "
+        f"{learned['refused']} of {learned['calls']:,} refused."
     )
 
 
