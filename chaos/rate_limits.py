@@ -55,7 +55,7 @@ def broken(figures: Figures) -> list[str]:
     for says, of in figures["by Retry-After"].items():
         if of["calls a minute"] > 12:
             wrong.append(f"Retry-After {says}: {of['calls a minute']} calls in a minute of 429s")
-        if of["until an answer"] > 65 + LATENCY_S:
+        if of["until an answer"] is None or of["until an answer"] > 65 + LATENCY_S:
             wrong.append(f"Retry-After {says}: asked again only after {of['until an answer']} s")
         if of["until full rate"] is None or of["until full rate"] > 30:
             wrong.append(f"Retry-After {says}: full rate {of['until full rate']} s after the first answer")
@@ -135,7 +135,7 @@ def _recovery(calls: list[Call], end: float, size: Size) -> dict[str, Any]:
     full = next((at for at in answers if sum(at <= one < at + span for one in answers) >= 0.9 * before), None)
     return {
         "calls a minute": max((sum(at <= one < at + 60 for one in refused) for at in refused), default=0),
-        "until an answer": round(answers[0] - end, 1),
+        "until an answer": round(answers[0] - end, 1) if answers else None,
         "until full rate": None if full is None else round(full - answers[0], 1),
     }
 
