@@ -27,3 +27,11 @@ async def run(path: Path) -> tuple[dict[str, str], dict[Key, Tally]]:
         _, refused, _ = await flow(pipeline, ledger, rubric, Console(quiet=True), _silent, None, Policy())
         with Reader.of(ledger.store) as reader:
             return refused, reader.tallies()
+
+
+def unanswered(path: Path) -> dict[str, int]:
+    """What has no answer after a run: how many items, by kind and verdict."""
+    with Reader.open(load(path).store) as reader:
+        rows = reader.sql("SELECT kind || ' ' || verdict AS what, count(*) AS n FROM failed GROUP BY ALL ORDER BY what")
+        pending = sum(tally.pending for tally in reader.tallies().values())
+    return {row["what"]: row["n"] for row in rows} | ({"pending": pending} if pending else {})

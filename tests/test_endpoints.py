@@ -13,7 +13,7 @@ from aif.chat.gate import Caller
 from aif.chat.limits import Pace
 from aif.endpoints import BAD_REQUESTS, Endpoint, Halted
 from aif.records import Message, Usage
-from tests.virtual import run
+from chaos.clock import leap as run
 
 REQUEST = Request((Message("user", "x" * 400),), 100)
 BAD = CallError(Kind.BAD_REQUEST, "temperature is not supported")
