@@ -3,24 +3,26 @@
 import asyncio
 import shlex
 import sys
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional, TypeVar
 
 import typer
 
 from aif import cli_rubric
-from aif.errors import AifError, BadInput, Exit, ProviderRefused
+from aif.errors import FULL, AifError, BadInput, Exit, ProviderRefused, StoreDamaged
 from aif.typed import File, Sets, Yes, err, load, me, new_name, out, tell
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from aif.config import Pipeline
     from aif.ledger import Ledger
     from aif.queries import Reader
     from aif.rubric import Rubric
     from aif.run import Ended
+
+T = TypeVar("T")
 
 app = typer.Typer(
     name="aif",
@@ -265,18 +267,21 @@ def pairs(
     tell_outlook(out, seen, beside, versus or [])
 
 
-@contextmanager
-def _made(one: "Pipeline", file: Path) -> "Iterator[tuple[Rubric, Ledger]]":
-    """A store that a run has made, brought to what the pipeline says now; its prompts are those it has."""
+def _made(one: "Pipeline", file: Path, work: "Callable[[Rubric, Ledger], T]") -> "T":
+    """What `work` makes of a store that a run has made, brought to what the pipeline says now; its prompts are those it
+    has."""
     from aif.intake import prepare, rubric_of
-    from aif.ledger import Ledger
+    from aif.ledger import Ledger, Places
 
-    if not one.store.exists():
+    if not Places(one.store).any:
         raise BadInput(f"{one.store}: no store here yet; `aif run {file}` makes it")
     rubric = rubric_of(one)
-    with Ledger.open(one.store, tell, rubric) as ledger:
+
+    def prepared(ledger: Ledger) -> "T":
         prepare(one, ledger, rubric, tell, reread=False)
-        yield rubric, ledger
+        return work(rubric, ledger)
+
+    return Ledger.use(one.store, tell, rubric, prepared)
 
 
 @app.command()
@@ -290,8 +295,8 @@ def export(
     from aif.export import tell_exported
 
     one = load(pipeline, sets)
-    with _made(one, pipeline) as (rubric, ledger):
-        exported = write(one, rubric, ledger, to or one.store.parent / "dataset", tell)
+    place = to or one.store.parent / "dataset"
+    exported = _made(one, pipeline, lambda rubric, ledger: write(one, rubric, ledger, place, tell))
     tell_exported(out, exported, pipeline)
 
 
@@ -314,8 +319,7 @@ def publish(
     mend = shlex.join(
         ["aif", "export", str(pipeline), *(["--out", str(folder)] if folder else []), *_repeated("--set", sets)]
     )
-    with _made(one, pipeline) as (rubric, ledger):
-        run = exported(one, rubric, ledger, place, mend)
+    run = _made(one, pipeline, lambda rubric, ledger: exported(one, rubric, ledger, place, mend))
     plan = survey(one, place, run, repo, public)
     tell_plan(out, plan)
     if plan.head and not plan.sent and not plan.removed:
@@ -447,12 +451,15 @@ def main() -> None:
 
 def _code(error: BaseException) -> int:
     if isinstance(error, AifError):
-        err.print(f"aif: {error}", markup=False, soft_wrap=True)
+        mend = "; `aif rebuild` makes it again from the journal" if isinstance(error, StoreDamaged) else ""
+        err.print(f"aif: {error}{mend}", markup=False, soft_wrap=True)
         return int(error.exit)
     if isinstance(error, OSError) and error.strerror:
+        full = error.errno in FULL
+        then = "; make room, and the same command goes on" if full else ""
         where = f"{error.filename}: " if error.filename else ""
-        err.print(f"aif: {where}{error.strerror}; what was answered before is kept", markup=False, soft_wrap=True)
-        return int(Exit.BUG)
+        err.print(f"aif: {where}{error.strerror}; what was answered before is kept{then}", markup=False, soft_wrap=True)
+        return int(Exit.DISK if full else Exit.BUG)
     raise error
 
 

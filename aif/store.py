@@ -4,7 +4,6 @@
 DuckDB 2.0 raises when a connection is shared between threads, and fails at commit when two insert the same key.
 """
 
-import errno
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -15,7 +14,7 @@ from typing import Any, Self
 import duckdb
 import pyarrow as pa
 
-from aif.errors import StoreDamaged, StoreLocked
+from aif.errors import FULL, JournalDamaged, StoreDamaged, StoreLocked
 from aif.events import Record
 from aif.journal import Position
 from aif.records import CARRIED, Slot
@@ -57,13 +56,22 @@ def connect(path: Path, read_only: bool = False) -> duckdb.DuckDBPyConnection:
     except duckdb.Error as error:
         if "Could not set lock" in str(error):
             raise StoreLocked(f"{path}: another process has it open; `aif status` shows how far a run is") from error
-        raise StoreDamaged(f"{path}: DuckDB can't open this store: {str(error).splitlines()[0]}") from error
+        raise _full(error, path) or StoreDamaged(f"{path}: DuckDB can't open it: {_first_line(error)}") from error
 
 
 # What DuckDB raises when the file under it is not what it wrote. A flipped byte shows when its block is read, as the
 # base class itself (2.0).
 DAMAGE = (duckdb.IOException, duckdb.InternalException, duckdb.FatalException, duckdb.SerializationException)
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def _full(error: duckdb.Error, path: Path) -> OSError | None:
+    """What a full disk is to the rest of the house. DuckDB tells of one in words only: in a commit by a
+    TransactionException, in a checkpoint by a FatalException."""
+    return next((OSError(n, os.strerror(n), str(path)) for n in FULL if os.strerror(n) in str(error)), None)
+
+
+def _first_line(error: duckdb.Error) -> str:
+    return str(error).splitlines()[0]
 
 
 @contextmanager
@@ -72,13 +80,11 @@ def noticing(path: Path) -> Iterator[None]:
     try:
         yield
     except duckdb.Error as error:
+        if full := _full(error, path):
+            raise full from error
         if not isinstance(error, DAMAGE) and type(error) is not duckdb.Error:
             raise
-        why = str(error).splitlines()[0]
-        for code in FULL:
-            if os.strerror(code) in why:
-                raise OSError(code, os.strerror(code), str(path)) from error
-        raise StoreDamaged(f"{path}: the store is damaged ({why}); `aif rebuild` makes it from the journal") from error
+        raise StoreDamaged(f"{path}: the store is damaged ({_first_line(error)})") from error
     except RuntimeError as error:
         if "interrupted" in str(error).lower():
             raise KeyboardInterrupt from error
@@ -90,8 +96,8 @@ def check_version(db: duckdb.DuckDBPyConnection, path: Path) -> None:
     try:
         rows = db.execute("SELECT schema_version FROM about").fetchall()
     except duckdb.Error as error:
-        why = str(error).splitlines()[0]
-        raise StoreDamaged(f"{path}: this is no store of aif's, or a damaged one ({why})") from error
+        why = f"{path}: this is no store of aif's, or a damaged one ({_first_line(error)})"
+        raise _full(error, path) or StoreDamaged(why) from error
     if rows != [(SCHEMA_VERSION,)]:
         made = rows[0][0] if rows else "?"
         raise StoreDamaged(f"{path}: made by another version of aif (schema {made}, now {SCHEMA_VERSION})")
@@ -128,12 +134,12 @@ class Store:
             check_version(db, path)
             # DuckDB gives the file's free end back to the system, and goes on counting it among all blocks
             sizes = db.execute("SELECT used_blocks * block_size FROM pragma_database_size()").fetchall()
-        except StoreDamaged:
-            db.close()
-            raise
         except duckdb.Error as error:
             db.close()
-            raise StoreDamaged(f"{path}: can't be read: {str(error).splitlines()[0]}") from error
+            raise _full(error, path) or StoreDamaged(f"{path}: can't be read: {_first_line(error)}") from error
+        except BaseException:
+            db.close()
+            raise
         if not replayed and any(size > path.stat().st_size for (size,) in sizes):
             db.close()
             raise StoreDamaged(f"{path}: the store has been cut short")
@@ -149,14 +155,16 @@ class Store:
     @property
     def position(self) -> Position:
         """How far into the journal the store has come."""
-        (row,) = self._db.execute('SELECT segment, "offset" FROM about').fetchall()
+        with noticing(self.path):
+            (row,) = self._db.execute('SELECT segment, "offset" FROM about').fetchall()
         return Position(*row)
 
     @property
     def damaged(self) -> int:
         """Journal lines that were lost since the sources were last read whole: a prompt, a page or a completion that
         came with a prompt may have been among them."""
-        (row,) = self._db.execute("SELECT damaged FROM about").fetchall()
+        with noticing(self.path):
+            (row,) = self._db.execute("SELECT damaged FROM about").fetchall()
         return int(row[0])
 
     def made_good(self) -> None:
@@ -209,6 +217,12 @@ class Store:
                 if table == "settled":
                     verb = "INSERT"
                 self.insert(table, pa.Table.from_pylist(batch, schema=columns), verb)
+        if rows.last["failed"]:  # a reply that was late, or a record out of its order: what is answered has not failed
+            self._db.execute(
+                "DELETE FROM failed WHERE key IN (SELECT unnest(?)) AND (key IN (SELECT key FROM completions) "
+                "OR key IN (SELECT key FROM judgements))",
+                [list(rows.last["failed"])],
+            )
 
     def insert(self, table: str, batch: pa.Table, verb: str = "INSERT") -> None:
         """Appends an Arrow batch to a table, by column name."""
@@ -235,7 +249,7 @@ class Store:
             case "split":
                 self._db.execute("INSERT INTO splits VALUES (?, ?)", [record["asked"], record["threshold"]])
             case kind:
-                raise StoreDamaged(
+                raise JournalDamaged(
                     f"the journal holds a record of type {kind!r}; it was written by a later version of aif"
                 )
 

@@ -10,7 +10,7 @@ import pytest
 from aif import journal as journals
 from aif.again import again
 from aif.config import load
-from aif.errors import StoreDamaged, StoreLocked
+from aif.errors import JournalDamaged, StoreDamaged, StoreLocked
 from aif.ledger import BATCH, Ledger, Places, entry_of, is_held
 from aif.queries import Reader
 from aif.records import fraction
@@ -101,7 +101,8 @@ def test_a_store_without_its_write_ahead_log_catches_up(kept: Kept) -> None:
     half.store._db.execute('UPDATE about SET segment = 1, "offset" = 0')
     half.close()
 
-    assert kept.reopened() == []
+    (told,) = kept.reopened()
+    assert "was behind its journal" in told
     assert kept.read() == kept.rows, "what was applied twice is there once"
     assert Ledger.open(kept.places.store, print).store.position == older
     assert records
@@ -147,7 +148,7 @@ def test_a_store_without_its_journal_is_not_thrown_away(kept: Kept) -> None:
     for segment in kept.places.journal.iterdir():
         segment.unlink()
     before = kept.places.store.read_bytes()
-    with pytest.raises(StoreDamaged, match="the journal is gone, the store is not"):
+    with pytest.raises(JournalDamaged, match="the journal is gone, the store is not"):
         kept.reopened()
 
     assert kept.places.store.read_bytes() == before
@@ -158,7 +159,7 @@ def test_a_journal_of_a_later_version_is_refused(kept: Kept) -> None:
     with segment.open("ab") as file:
         file.write(journals.encode({"t": "hologram", "v": 1}))
 
-    with pytest.raises(StoreDamaged, match=r"hologram.*later version"):
+    with pytest.raises(JournalDamaged, match=r"hologram.*later version"):
         kept.reopened()
     assert not is_held(kept.places.lock)
 
@@ -217,8 +218,9 @@ def test_a_rubric_that_this_version_refuses_keeps_nothing_else_from_the_store(ke
     with Ledger.open(kept.places.store, pytest.fail) as ledger:
         ledger.journal.append([record, other])
     told = kept.reopened()
-    assert len(told) == 1
-    assert "rubric ffffffffffff is lost, or this version can't use it" in told[0]
+    assert len(told) == 2
+    assert "was behind its journal, and has taken in what it lacked (2 records)" in told[0]
+    assert "rubric ffffffffffff is lost, or this version can't use it" in told[1]
     assert kept.read()["judgements"] == kept.rows["judgements"]
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from aif import events
 from aif.chat.base import CallError, Kind
-from aif.errors import StoreDamaged
+from aif.errors import JournalDamaged, StoreDamaged
 from aif.intake import prepare
 from aif.ledger import Ledger
 from aif.pairing import make_pairs
@@ -143,11 +143,24 @@ def test_what_was_applied_once_changes_nothing_when_it_comes_again(tmp_path: Pat
         assert {table: sql(again, f"FROM {table} ORDER BY ALL") for table in tables} == before
 
 
+def test_a_failure_that_comes_behind_the_answer_changes_nothing(tmp_path: Path) -> None:
+    """Out of order: an attempt that was given up is told of after the one that was answered."""
+    _, _, ledger = build(tmp_path, 2)
+    with ledger:
+        before = {table: sql(ledger, f"FROM {table} ORDER BY ALL") for table in ("completions", "failed", "slot_states")}
+        slot = sql(ledger, "SELECT * FROM slots LIMIT 1")[0]
+        fail(ledger, slot, "later", n=1)
+        fail(ledger, slot, "failed", n=2)
+        assert {table: sql(ledger, f"FROM {table} ORDER BY ALL") for table in before} == before
+        assert sql(ledger, "FROM failures") == []
+        assert sql(ledger, "SELECT count(*) AS n FROM calls") == [{"n": 2 * 4 + 2 + 2}], "the bill has them"
+
+
 def test_a_transaction_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
     _, _, ledger = build(tmp_path, 2)
     with ledger:
         position, calls = ledger.store.position, sql(ledger, "SELECT count(*) AS n FROM calls")
-        with pytest.raises(StoreDamaged, match="later version"):
+        with pytest.raises(JournalDamaged, match="later version"):
             ledger.keep([events.retry(STARTED), {"t": "unheard_of"}])
         assert ledger.store.position == position
         assert sql(ledger, "SELECT count(*) AS n FROM calls") == calls
