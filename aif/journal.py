@@ -5,8 +5,8 @@ derived from it. Its record types (events.py) are the only format that later ver
 
     feedback.journal/000001.jsonl     8 hex digits of the line's CRC-32, a space, a JSON object, a newline
 
-Each object says under `at` where its line begins: [segment, byte]. So a line that stands elsewhere, and just so where it
-says, is known for a copy (a segment restored behind another, lines doubled), and nothing is taken in twice.
+Each object says under `at` where its line begins: [segment, byte]. So a line that stands elsewhere, and just so where
+it says, is known for a copy (a segment restored behind another, lines doubled), and nothing is taken in twice.
 """
 
 import os
@@ -152,9 +152,11 @@ class Journal:
                 written += os.pwrite(self._file, data[written:], before.offset + written)
             os.fsync(self._file)
             self.position = Position(before.segment, before.offset + written)
-        except BaseException:  # an interrupt, too: what it leaves behind was never acknowledged
+        except BaseException as error:  # an interrupt, too: what it leaves behind was never acknowledged
             os.ftruncate(self._file, before.offset)
             self.position = before
+            if isinstance(error, OSError):
+                error.filename = str(_segment(self.folder, before.segment))
             raise
         return self.position
 

@@ -204,9 +204,9 @@ class Ledger:
     def use(cls, path: Path, tell: Told, rubric: Rubric | None, work: Callable[[Self], T]) -> T:
         """What `work` makes of a ledger that is open meanwhile.
 
-        A store may show only on the way, in whichever thread, that it is damaged: a block that had not been read before.
-        Then it is set aside and made again from the journal, and `work` is done once more, so it goes by what the ledger
-        says. What is damaged again is raised.
+        A store may show only on the way, in whichever thread, that it is damaged: a block is checked when it is read.
+        Then it is set aside and made again from the journal, and `work` is done once more: it goes by what the ledger
+        holds. What is damaged again is raised.
         """
         try:
             with cls.open(path, tell, rubric) as ledger:
@@ -276,8 +276,8 @@ def _sound_store(places: Places, journal: Journal, tell: Told, anew: bool) -> tu
 
 
 def follow(store: Store, folder: Path, rubrics: Rubrics) -> tuple[int, list[Damage]]:
-    """Lets the store take in what the journal holds beyond it. Returns how many records these were, and what was damaged
-    there."""
+    """Lets the store take in what the journal holds beyond it. Returns how many records these were, and what was
+    damaged there."""
     taken_in, damaged = 0, list[Damage]()
     for position, records, broken in _batches(journals.replay(folder, store.position)):
         store.apply([entry_of(record, rubrics) for record in records], position, len(broken))

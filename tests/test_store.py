@@ -147,7 +147,9 @@ def test_a_failure_that_comes_behind_the_answer_changes_nothing(tmp_path: Path) 
     """Out of order: an attempt that was given up is told of after the one that was answered."""
     _, _, ledger = build(tmp_path, 2)
     with ledger:
-        before = {table: sql(ledger, f"FROM {table} ORDER BY ALL") for table in ("completions", "failed", "slot_states")}
+        before = {
+            table: sql(ledger, f"FROM {table} ORDER BY ALL") for table in ("completions", "failed", "slot_states")
+        }
         slot = sql(ledger, "SELECT * FROM slots LIMIT 1")[0]
         fail(ledger, slot, "later", n=1)
         fail(ledger, slot, "failed", n=2)
