@@ -5,8 +5,9 @@ derived from it. Its record types (events.py) are the only format that later ver
 
     feedback.journal/000001.jsonl     8 hex digits of the line's CRC-32, a space, a JSON object, a newline
 
-Each object says under `at` where its line begins: [segment, byte]. So a line that stands elsewhere, and just so where
-it says, is known for a copy (a segment restored behind another, lines doubled), and nothing is taken in twice.
+Each object says under `at` where its line begins: [segment, byte]. So a line that stands elsewhere is known for a copy
+where it also stands there, or has been met before (a segment restored behind another, lines doubled), and nothing is
+taken in twice.
 """
 
 import os
@@ -80,7 +81,8 @@ def _lines(records: Sequence[dict[str, Any]], begin: Position) -> bytes:
 
 
 def replay(folder: Path, start: Position = START) -> Iterator[tuple[Position, dict[str, Any] | Damage]]:
-    """Every record from `start` on, each with the position behind it; damaged lines come as Damage."""
+    """Every record from `start` on, once, each with the position behind it; damaged lines come as Damage."""
+    moved: set[tuple[Position, bytes]] = set()
     for number in segments(folder):
         if number < start.segment:
             continue
@@ -93,19 +95,22 @@ def replay(folder: Path, start: Position = START) -> Iterator[tuple[Position, di
                 offset += len(line)
                 if isinstance(found, str):
                     yield Position(number, offset), Damage(path, at.offset, found)
-                elif not _is_copy(folder, line, found.pop("at", None), at):
-                    yield Position(number, offset), found
+                    continue
+                written = Position(*found.pop("at", (number, at.offset)))
+                if written != at:
+                    if (written, line[:8]) in moved or _stands(folder, written, line):
+                        continue
+                    moved.add((written, line[:8]))
+                yield Position(number, offset), found
 
 
-def _is_copy(folder: Path, line: bytes, written: Sequence[int] | None, at: Position) -> bool:
-    """Whether a line was written elsewhere, and still stands there."""
-    if written is None or Position(*written) == at:
-        return False
-    path = _segment(folder, written[0])
+def _stands(folder: Path, at: Position, line: bytes) -> bool:
+    """Whether this very line stands there."""
+    path = _segment(folder, at.segment)
     if not path.exists():
         return False
     with path.open("rb") as file:
-        file.seek(written[1])
+        file.seek(at.offset)
         return file.read(len(line)) == line
 
 

@@ -273,6 +273,14 @@ def test_lines_that_are_there_again_are_read_once(again: list[int]) -> None:
         assert kept(folder) == [*RECORDS, {"n": 99}]
 
 
+def test_lines_that_are_all_doubled_are_read_once(tmp_path: Path) -> None:
+    """Each behind itself, so that none but the first stands where it was written."""
+    written(tmp_path)
+    path = tmp_path / "000001.jsonl"
+    path.write_bytes(b"".join(line * 2 for line in path.read_bytes().splitlines(keepends=True)))
+    assert kept(tmp_path) == RECORDS
+
+
 def test_a_record_that_comes_again_is_no_copy(tmp_path: Path) -> None:
     """Sources that went back to what they were make the same records as before."""
     written(tmp_path, [RECORDS[1], RECORDS[2], RECORDS[1]])
