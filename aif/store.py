@@ -119,18 +119,11 @@ class Store:
     def open(cls, path: Path) -> Self:
         """Opens or makes the store. Raises StoreDamaged when it is unreadable or of another version."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = not path.exists() or path.stat().st_size == 0
-        if fresh and path.exists():
-            path.unlink()
+        if not path.exists() or path.stat().st_size == 0:
+            _make(path)
         replayed = path.with_name(path.name + ".wal").exists()  # then blocks may be missing that the log still holds
         db = connect(path)
         try:
-            if fresh:
-                with db.cursor() as cursor:
-                    cursor.begin()
-                    cursor.execute(shipped("data", "schemas", "store.sql").read_text(encoding="utf-8"))
-                    cursor.execute("INSERT INTO about VALUES (?, 1, 0, 0)", [SCHEMA_VERSION])
-                    cursor.commit()
             check_version(db, path)
             # DuckDB gives the file's free end back to the system, and goes on counting it among all blocks
             sizes = db.execute("SELECT used_blocks * block_size FROM pragma_database_size()").fetchall()
@@ -379,6 +372,25 @@ class Store:
                 self._db.execute(f"DELETE FROM {name}")
                 self.insert(name, rows)
             self.mark("pairs", policy)
+
+
+def _make(path: Path) -> None:
+    """An empty store, under its name once it is whole: one that a kill or a full disk left half made, with no journal
+    yet, would be taken for somebody else's file."""
+    aside = path.with_name(path.name + ".new")
+    for name in (*_files(aside), *_files(path)):
+        name.unlink(missing_ok=True)
+    with noticing(path):
+        db = connect(aside)
+        try:
+            db.begin()
+            db.execute(shipped("data", "schemas", "store.sql").read_text(encoding="utf-8"))
+            db.execute("INSERT INTO about VALUES (?, 1, 0, 0)", [SCHEMA_VERSION])
+            db.commit()
+            db.execute("CHECKPOINT")
+        finally:
+            db.close()
+    aside.rename(path)
 
 
 def _files(path: Path) -> tuple[Path, Path]:
