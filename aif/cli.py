@@ -4,7 +4,7 @@ import asyncio
 import shlex
 import signal
 import sys
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional, TypeVar
 
@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from aif import cli_rubric
-from aif.errors import AifError, BadInput, BudgetReached, Exit, ProviderRefused, StoreDamaged, StoreLocked
+from aif.errors import FULL, AifError, BadInput, BudgetReached, Exit, ProviderRefused, StoreDamaged, StoreLocked
 from aif.typed import File, Sets, Yes, err, load, me, new_name, out, tell
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from aif.queries import Reader
     from aif.rubric import Rubric
     from aif.run import Ended
+
+T = TypeVar("T")
 
 
 class _Commands(TyperGroup):
@@ -196,10 +198,12 @@ def _leave(typed: str, ended: "Ended") -> None:
 Asked = TypeVar("Asked", bound="Reader")
 
 
-def _open(of: "type[Asked]", one: "Pipeline", file: Path, sets: list[str] | None) -> "Asked":
+@contextmanager
+def _open(of: "type[Asked]", one: "Pipeline", file: Path, sets: list[str] | None) -> "Iterator[Asked]":
     """The store of a pipeline, where no run holds it. What to do is said where it is broken."""
     try:
-        return of.open(one.store)
+        with of.open(one.store) as reader:
+            yield reader
     except StoreDamaged as error:
         typed = _typed(file, sets)
         if one.store.with_suffix(".journal").exists():
@@ -219,14 +223,14 @@ def _reading(
         return
     from aif.queries import Reader
 
-    try:
-        reader = _open(Reader, one, file, sets)
-    except StoreLocked:  # a run has begun this moment
-        if not held(out, one.store):
-            raise
-        yield None
-        return
-    with reader:
+    with ExitStack() as stack:
+        try:
+            reader = stack.enter_context(_open(Reader, one, file, sets))
+        except StoreLocked:  # a run has begun this moment
+            if not held(out, one.store):
+                raise
+            yield None
+            return
         _tell_if_another(one, reader)
         yield reader
 
@@ -333,18 +337,22 @@ def pairs(
     tell_outlook(out, seen, beside, versus or [])
 
 
-@contextmanager
-def _made(one: "Pipeline", file: Path) -> "Iterator[tuple[Rubric, Ledger]]":
-    """A store that a run has made, brought to what the pipeline says now; its prompts are those it has."""
+def _made(one: "Pipeline", file: Path, work: "Callable[[Rubric, Ledger], T]") -> "T":
+    """What `work` makes of a store that a run has made, brought to what the pipeline says now; its prompts are those it
+    has."""
     from aif.intake import prepare, rubric_of
     from aif.ledger import Ledger
+    from aif.lock import Places
 
-    if not one.store.exists():
+    if not Places(one.store).any:
         raise BadInput(f"{one.store}: no store here yet; `aif run {file}` makes it")
     rubric = rubric_of(one)
-    with Ledger.open(one.store, tell, rubric) as ledger:
+
+    def prepared(ledger: Ledger) -> "T":
         prepare(one, ledger, rubric, tell, reread=False)
-        yield rubric, ledger
+        return work(rubric, ledger)
+
+    return Ledger.use(one.store, tell, rubric, prepared)
 
 
 @app.command()
@@ -358,8 +366,8 @@ def export(
     from aif.export import export as write
     from aif.export import tell_exported
 
-    with _made(one, pipeline) as (rubric, ledger):
-        exported = write(one, rubric, ledger, to or one.store.parent / "dataset", tell)
+    place = to or one.store.parent / "dataset"
+    exported = _made(one, pipeline, lambda rubric, ledger: write(one, rubric, ledger, place, tell))
     tell_exported(out, exported)
 
 
@@ -382,8 +390,7 @@ def publish(
     mend = shlex.join(
         ["aif", "export", str(pipeline), *(["--out", str(folder)] if folder else []), *_repeated("--set", sets)]
     )
-    with _made(one, pipeline) as (rubric, ledger):
-        run = exported(one, rubric, ledger, place, mend)
+    run = _made(one, pipeline, lambda rubric, ledger: exported(one, rubric, ledger, place, mend))
     plan = survey(one, place, run, repo, public)
     tell_plan(out, plan)
     if plan.head and not plan.sent and not plan.removed:
@@ -521,9 +528,11 @@ def _code(error: BaseException) -> int:
         err.print(f"aif: {error}", markup=False, soft_wrap=True)
         return int(error.exit)
     if isinstance(error, OSError) and error.strerror:
+        full = error.errno in FULL
+        then = "; make room, and the same command goes on" if full else ""
         where = f"{error.filename}: " if error.filename else ""
-        err.print(f"aif: {where}{error.strerror}; what was answered before is kept", markup=False, soft_wrap=True)
-        return int(Exit.BUG)
+        err.print(f"aif: {where}{error.strerror}; what was answered before is kept{then}", markup=False, soft_wrap=True)
+        return int(Exit.DISK if full else Exit.BUG)
     raise error
 
 

@@ -5,14 +5,17 @@
       NotStarted            2    asked whether to spend so much, a person said no
       Incomplete            3    an export that is to be more complete than it can be now
       StoreLocked           6    another run holds the store
-      StoreDamaged          7    store or journal can't be read as they are
+      StoreDamaged          7    the store can't be read as it is; it can be made again from the journal
+      JournalDamaged        7    the journal can't, and it is the truth
       ProviderRefused       5    a provider said no for good: key, quota, model
       BudgetReached         4    the budget covers no further call
 
 Exit codes that are no errors: 0 done, 3 done with failures, 130 interrupted in order.
+8 is the system's own error, an OSError that says that the disk is full.
 Errors of a single call are `aif.chat.base.CallError`: rows in the store, never the end of a run.
 """
 
+import errno
 from enum import IntEnum
 
 
@@ -27,7 +30,11 @@ class Exit(IntEnum):
     REFUSED = 5
     LOCKED = 6
     DAMAGED = 7
+    DISK = 8
     INTERRUPTED = 130
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of an OSError: there is no room
 
 
 class AifError(Exception):
@@ -61,7 +68,13 @@ class StoreLocked(AifError):
 
 
 class StoreDamaged(AifError):
-    """The store or the journal can't be read; the message says how to rebuild."""
+    """The store can't be read. It is derived: `Ledger.use` makes it again from the journal."""
+
+    exit = Exit.DAMAGED
+
+
+class JournalDamaged(AifError):
+    """The journal can't be read, or is gone: the message says what to put back."""
 
     exit = Exit.DAMAGED
 

@@ -24,6 +24,7 @@ from aif.chat.gate import Caller
 from aif.chat.retry import Attempt, Policy, persist
 from aif.config import Pipeline
 from aif.endpoints import Endpoint, Halted
+from aif.errors import StoreDamaged
 from aif.ledger import Ledger
 from aif.queries import Need, Reader, Ready, Todo
 from aif.reading import Unreadable, read
@@ -105,7 +106,9 @@ class Run:
         """Does everything that is pending, once. What could not be done is in the store's `failures`."""
         self.ledger.store.begin(self.limit)
         least = self.pipeline.completions
-        self._writer = Writer(self.ledger, least.per_prompt, least.min_completions, self._kept, self._wake_judges)
+        self._writer = Writer(
+            self.ledger, least.per_prompt, least.min_completions, self._kept, self._wake_judges, self.stop
+        )
         # the thread ends first: a reader must not be closed while it is asked
         with Reader.of(self.ledger.store) as reader, ThreadPoolExecutor(1, "reader") as thread:
             self._reader, self._thread = reader, thread
@@ -132,7 +135,10 @@ class Run:
         async with asyncio.TaskGroup() as group:
             for _ in range(endpoint.concurrency):
                 group.create_task(self._work(endpoint, queue))
-            await page(endpoint, queue)
+            try:
+                await page(endpoint, queue)
+            except (StoreDamaged, OSError) as trouble:  # the workers finish what they have
+                self._writer.give_up(trouble)
             for _ in range(endpoint.concurrency):
                 await queue.put(None)
         endpoint.done.set()

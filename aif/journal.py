@@ -4,6 +4,10 @@ A record counts as kept once `append` has returned: it is synced to disk. The jo
 derived from it. Its record types (events.py) are the only format that later versions must go on reading.
 
     feedback.journal/000001.jsonl     8 hex digits of the line's CRC-32, a space, a JSON object, a newline
+
+Each object says under `at` where its line begins: [segment, byte]. So a line that stands elsewhere is known for a copy
+where it also stands there, or has been met before (a segment restored behind another, lines doubled), and nothing is
+taken in twice.
 """
 
 import os
@@ -15,7 +19,7 @@ from typing import Any, Self
 
 import orjson
 
-from aif.errors import StoreDamaged
+from aif.errors import JournalDamaged
 
 SEGMENT_BYTES = 256 * 2**20
 
@@ -69,8 +73,16 @@ def decode(line: bytes) -> dict[str, Any] | str:
     return record
 
 
+def _lines(records: Sequence[dict[str, Any]], begin: Position) -> bytes:
+    data = bytearray()
+    for record in records:
+        data += encode({**record, "at": [begin.segment, begin.offset + len(data)]})
+    return bytes(data)
+
+
 def replay(folder: Path, start: Position = START) -> Iterator[tuple[Position, dict[str, Any] | Damage]]:
-    """Every record from `start` on, each with the position behind it; damaged lines come as Damage."""
+    """Every record from `start` on, once, each with the position behind it; damaged lines come as Damage."""
+    moved: set[tuple[Position, bytes]] = set()
     for number in segments(folder):
         if number < start.segment:
             continue
@@ -79,10 +91,27 @@ def replay(folder: Path, start: Position = START) -> Iterator[tuple[Position, di
         with path.open("rb") as file:
             file.seek(offset)
             for line in file:
-                found = decode(line)
-                record = Damage(path, offset, found) if isinstance(found, str) else found
+                found, at = decode(line), Position(number, offset)
                 offset += len(line)
-                yield Position(number, offset), record
+                if isinstance(found, str):
+                    yield Position(number, offset), Damage(path, at.offset, found)
+                    continue
+                written = Position(*found.pop("at", (number, at.offset)))
+                if written != at:
+                    if (written, line[:8]) in moved or _stands(folder, written, line):
+                        continue
+                    moved.add((written, line[:8]))
+                yield Position(number, offset), found
+
+
+def _stands(folder: Path, at: Position, line: bytes) -> bool:
+    """Whether this very line stands there."""
+    path = _segment(folder, at.segment)
+    if not path.exists():
+        return False
+    with path.open("rb") as file:
+        file.seek(at.offset)
+        return file.read(len(line)) == line
 
 
 class Journal:
@@ -101,7 +130,7 @@ class Journal:
         folder.mkdir(parents=True, exist_ok=True)
         numbers = segments(folder)
         if numbers != list(range(1, len(numbers) + 1)):
-            raise StoreDamaged(f"{folder}: segments are missing (found {numbers}); put them back from a copy")
+            raise JournalDamaged(f"{folder}: segments are missing (found {numbers}); put them back from a copy")
         last = numbers[-1] if numbers else 1
         path = _segment(folder, last)
         size = path.stat().st_size if path.exists() else 0
@@ -118,19 +147,21 @@ class Journal:
         On an error (disk full) the file is cut back to the last synced record, so that none of these is kept and no
         torn line stays inside.
         """
-        data = memoryview(b"".join(map(encode, records)))
         if self.position.offset >= self._segment_bytes:
             self._next_segment()
         before = self.position
+        data = memoryview(_lines(records, before))
         try:
             written = 0
             while written < len(data):
                 written += os.pwrite(self._file, data[written:], before.offset + written)
             os.fsync(self._file)
             self.position = Position(before.segment, before.offset + written)
-        except BaseException:  # an interrupt, too: what it leaves behind was never acknowledged
+        except BaseException as error:  # an interrupt, too: what it leaves behind was never acknowledged
             os.ftruncate(self._file, before.offset)
             self.position = before
+            if isinstance(error, OSError):
+                error.filename = str(_segment(self.folder, before.segment))
             raise
         return self.position
 

@@ -6,13 +6,14 @@ another version, or ahead of its journal is made anew from the journal.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from aif import journal as journals
-from aif.errors import BadInput, StoreDamaged, StoreLocked
+from aif.errors import BadInput, JournalDamaged, StoreDamaged, StoreLocked
 from aif.events import Record
 from aif.journal import START, Damage, Journal, Position
 from aif.lock import Lock, Places
@@ -24,6 +25,8 @@ from aif.store import Store, set_aside
 
 BATCH = 2000  # records a transaction when the store follows the journal
 PATIENT_S = 5  # for readers of the store
+
+T = TypeVar("T")
 
 Told = Callable[[str], None]
 
@@ -68,41 +71,61 @@ def entry_of(record: Record, rubrics: Rubrics) -> Entry:
 class Ledger:
     """An open store with its journal, for one writing process."""
 
-    def __init__(self, places: Places, lock: Lock, journal: Journal, store: Store, rubrics: Rubrics) -> None:
+    def __init__(self, places: Places, journal: Journal, store: Store, rubrics: Rubrics, held: ExitStack) -> None:
         self.places = places
         self.journal = journal
         self.store = store
         self.rubrics = rubrics
-        self._lock = lock
+        self._held = held
 
     @classmethod
     def open(cls, path: Path, tell: Told, rubric: Rubric | None = None, anew: bool = False) -> Self:
         """Opens for writing. `tell` gets a line for each thing that was not as it should be. `rubric` is today's: it
         stands in where the journal has lost it."""
         places = Places(path)
-        lock = Lock(places.lock)
-        try:
+        with ExitStack() as held:
+            held.callback(Lock(places.lock).release)
             places.progress.unlink(missing_ok=True)  # of a run that was killed: from here on it is this process's
             journal, torn = Journal.open(places.journal)
+            held.callback(journal.close)
             if torn:
                 tell(f"{torn}; what it held is asked again")
             rubrics = Rubrics()
-            store = _sound_store(places, journal, tell, anew)
+            store, known = _sound_store(places, journal, tell, anew)
+            held.callback(store.close)
             with Reader.of(store) as reader:
                 rubrics.files.update(reader.texts("rubric"))
             if rubric:
                 rubrics.files.setdefault(rubric.digest, dict(rubric.files))
-            for damage in follow(store, places.journal, rubrics):
+            taken_in, damaged = follow(store, places.journal, rubrics)
+            if known and taken_in:
+                tell(f"{path}: was behind its journal, and has taken in what it lacked ({taken_in:,} records)")
+            for damage in damaged:
                 tell(f"{damage}; what it held is lost and asked again")
             for digest in sorted(rubrics.lost):
                 tell(
                     f"{places.journal}: rubric {digest[:12]} is lost, or this version can't use it; what was rated by "
                     "it is asked again if wanted"
                 )
-        except BaseException:
-            lock.release()
-            raise
-        return cls(places, lock, journal, store, rubrics)
+            return cls(places, journal, store, rubrics, held.pop_all())
+
+    @classmethod
+    def use(cls, path: Path, tell: Told, rubric: Rubric | None, work: Callable[[Self], T]) -> T:
+        """What `work` makes of a ledger that is open meanwhile.
+
+        A store may show only on the way, in whichever thread, that it is damaged: a block is checked when it is read.
+        Then it is set aside and made again from the journal, and `work` is done once more: it goes by what the ledger
+        holds. What is damaged again is raised.
+        """
+        try:
+            with cls.open(path, tell, rubric) as ledger:
+                return work(ledger)
+        except (StoreDamaged, BaseExceptionGroup) as error:
+            if (damage := _damage(error)) is None:
+                raise
+            tell(f"{damage}; it is made again from the journal")
+        with cls.open(path, tell, rubric, anew=True) as ledger:
+            return work(ledger)
 
     def __enter__(self) -> Self:
         return self
@@ -113,9 +136,7 @@ class Ledger:
         self.close()
 
     def close(self) -> None:
-        self.store.close()
-        self.journal.close()
-        self._lock.release()
+        self._held.close()
 
     def keep(self, records: Sequence[Record]) -> None:
         """Journal, then store, at once: for what is kept outside the flow of a run."""
@@ -123,8 +144,17 @@ class Ledger:
         self.store.apply([entry_of(record, self.rubrics) for record in records], position)
 
 
-def _sound_store(places: Places, journal: Journal, tell: Told, anew: bool) -> Store:
-    """The store there is, or an empty one that will follow the journal from its start.
+def _damage(error: BaseException) -> StoreDamaged | None:
+    """What is wrong with the store, where nothing else went wrong."""
+    while isinstance(error, BaseExceptionGroup):
+        if error.split(StoreDamaged)[1] is not None:
+            return None
+        error = error.exceptions[0]
+    return error if isinstance(error, StoreDamaged) else None
+
+
+def _sound_store(places: Places, journal: Journal, tell: Told, anew: bool) -> tuple[Store, bool]:
+    """The store there is, or an empty one that will follow the journal from its start; and whether it is the former.
 
     Only what the journal can make again is ever set aside: without one, whatever stands there is somebody else's.
     """
@@ -139,18 +169,19 @@ def _sound_store(places: Places, journal: Journal, tell: Told, anew: bool) -> St
     except StoreDamaged as error:
         if empty:
             raise BadInput(f"{error}; there is no journal beside it to make it from: name another `store`") from error
-        tell(f"{error}; it is made again from the journal")
+        if not anew:
+            tell(f"{error}; it is made again from the journal")
     else:
         if empty and store.position != START:
             store.close()
-            raise StoreDamaged(f"{places.journal}: the journal is gone, the store is not; put it back from a copy")
+            raise JournalDamaged(f"{places.journal}: the journal is gone, the store is not; put it back from a copy")
         if store.position <= journal.position and not anew:
-            return store
+            return store, not gone
         store.close()
         if not anew:
             tell(f"{path}: the store knows more than its journal, which was cut; it is made again from the journal")
     set_aside(path)
-    return Store.open(path)
+    return Store.open(path), False
 
 
 def _opened(path: Path, tell: Told) -> Store:
@@ -165,13 +196,15 @@ def _opened(path: Path, tell: Told) -> Store:
     return Store.open(path)
 
 
-def follow(store: Store, folder: Path, rubrics: Rubrics) -> list[Damage]:
-    """Lets the store take in what the journal holds beyond it. Returns what was damaged there."""
-    damaged: list[Damage] = []
+def follow(store: Store, folder: Path, rubrics: Rubrics) -> tuple[int, list[Damage]]:
+    """Lets the store take in what the journal holds beyond it. Returns how many records these were, and what was
+    damaged there."""
+    taken_in, damaged = 0, list[Damage]()
     for position, records, broken in _batches(journals.replay(folder, store.position)):
         store.apply([entry_of(record, rubrics) for record in records], position, len(broken))
+        taken_in += len(records)
         damaged += broken
-    return damaged
+    return taken_in, damaged
 
 
 def _batches(

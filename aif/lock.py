@@ -30,6 +30,11 @@ class Places:
         return self.store.with_suffix(".journal")
 
     @property
+    def any(self) -> bool:
+        """Whether a run was ever here: the store may be lost, and then is made again from the journal."""
+        return self.store.exists() or self.journal.exists()
+
+    @property
     def lock(self) -> Path:
         return self.store.with_suffix(".lock")
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from aif.errors import BadInput
+from aif.errors import FULL, BadInput
 from aif.runfile import is_export
 
 
@@ -28,7 +28,8 @@ def replacing(out: Path) -> Iterator[Path]:
     """An empty folder `.<out>.aif-partial` to write to. It takes the place of `out` when the block ends, not if it
     fails.
 
-    Raises BadInput where the system refuses to write.
+    Raises BadInput where the system refuses to write, but OSError where the disk is full; what was written goes then,
+    since it is in the way of everything else.
     """
     partial = _beside(out, "partial")
     try:
@@ -39,6 +40,9 @@ def replacing(out: Path) -> Iterator[Path]:
         _sync(partial)
         _put(partial, out)
     except OSError as error:
+        if error.errno in FULL:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise OSError(error.errno, os.strerror(error.errno), str(out)) from error
         why = error.strerror or error
         raise BadInput(f"{out}: can't be written: {why}; check rights and space, or name another folder") from error
 

@@ -204,8 +204,7 @@ async def show(board: Board, console: Console, file: Path, ended: asyncio.Event)
     try:
         await _show(board, console, file, ended)
     except GONE:
-        with suppress(OSError):  # the disk is full
-            await _tick(lambda: None, FILE_EVERY_S, board, file, ended)
+        await _tick(lambda: None, FILE_EVERY_S, board, file, ended)
         await ended.wait()
     file.unlink(missing_ok=True)
 
@@ -247,8 +246,11 @@ async def _tick(draw: Callable[[], None], every_s: float, board: Board, file: Pa
 
 def _write(file: Path, snapshot: Snapshot) -> None:
     aside = file.with_suffix(".tmp")
-    aside.write_text(json.dumps(asdict(snapshot)), encoding="utf-8")
-    aside.replace(file)
+    try:
+        aside.write_text(json.dumps(asdict(snapshot)), encoding="utf-8")
+        aside.replace(file)
+    except OSError:  # the disk is full: the run ends for that, not for this
+        aside.unlink(missing_ok=True)
 
 
 def read(file: Path) -> Snapshot | None:

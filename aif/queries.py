@@ -138,6 +138,8 @@ class Reader:
     @classmethod
     def open(cls, path: Path) -> Self:
         """Reads a store that no run holds."""
+        if not path.exists() and path.with_suffix(".journal").exists():
+            raise StoreDamaged(f"{path}: the store is gone")
         if not path.exists():
             raise BadInput(f"{path}: no store here yet; `aif run` makes it")
         db = connect(path, read_only=True)

@@ -23,6 +23,7 @@ from aif.errors import BadInput
 from aif.feedback import PAGE
 from aif.intake import prepare, rubric_of
 from aif.ledger import Ledger
+from aif.lock import Places
 from aif.pairing import scores_of
 from aif.progress import counted, dollars, say
 from aif.queries import Reader
@@ -94,9 +95,12 @@ def attempt(
     tell = partial(say, console)
     present, asked = rubric_of(pipeline), _asking(pipeline, judge)
     _score(pipeline, rubric)
-    if not pipeline.store.exists():
+    if not Places(pipeline.store).any:
         raise BadInput(f"{pipeline.store}: no store here yet; `aif run {pipeline.path}` makes it")
-    with Ledger.open(pipeline.store, tell, present) as ledger:
+    consented = False  # and so it is where the store is made again in mid-run
+
+    def whole(ledger: Ledger) -> Tried | None:
+        nonlocal consented
         try:
             prepare(asked, ledger, present, tell, reread=False)
             with Reader.of(ledger.store) as reader:
@@ -106,8 +110,9 @@ def attempt(
             before = _ratings(asked, present, ledger.store, reach)
             prepare(asked, ledger, rubric, tell, reread=False)
             bill = _bill(asked, rubric, ledger.store, reach)
-            if bill.requests and not agreed(bill):
+            if bill.requests and not consented and not agreed(bill):
                 return None
+            consented = True
             judging = asked.model_copy(update={"models": {}})
             flowed = asyncio.run(flow(judging, ledger, rubric, console, tell, reach, policy or Policy()))
             after = _ratings(asked, rubric, ledger.store, reach)
@@ -115,7 +120,9 @@ def attempt(
                 failures = reader.sql("SELECT * FROM failures WHERE stage = 'judgement'")
         finally:
             prepare(pipeline, ledger, present, tell, reread=False)
-    return Tried((present.sheet.name, rubric.sheet.name), before, after, failures, *flowed)
+        return Tried((present.sheet.name, rubric.sheet.name), before, after, failures, *flowed)
+
+    return Ledger.use(pipeline.store, tell, present, whole)
 
 
 def _asking(pipeline: Pipeline, judge: str | None) -> Pipeline:

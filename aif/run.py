@@ -69,17 +69,23 @@ def feedback(
     rubric = rubric_of(pipeline)
     for one in (*pipeline.models.values(), *pipeline.judges.values()):
         api_key(one, os.environ)  # a missing key is told before anything is read
-    with Ledger.open(pipeline.store, tell, rubric) as ledger:
+    agreed = False  # and so it is where the store is made again in mid-run
+
+    def whole(ledger: Ledger) -> Ended:
+        nonlocal agreed
         prepare(pipeline, ledger, rubric, tell)
-        if consent is not None:
+        if consent is not None and not agreed:
             consent(ledger, rubric)
-        if retry_failed:
+        if retry_failed and not agreed:
             ledger.keep([events.retry(datetime.now(UTC))])
+        agreed = True
         stopped, refused, short = asyncio.run(flow(pipeline, ledger, rubric, console, tell, limit, policy or Policy()))
         outcomes = make_pairs(pipeline, rubric, ledger.store)
         with Reader.of(ledger.store) as reader:
             tallies = reader.tallies(limit)
-    return Ended(stopped, refused, short, outcomes, tallies, time.monotonic() - began)
+        return Ended(stopped, refused, short, outcomes, tallies, time.monotonic() - began)
+
+    return Ledger.use(pipeline.store, tell, rubric, whole)
 
 
 async def flow(

@@ -4,7 +4,6 @@
 DuckDB 2.0 raises when a connection is shared between threads, and fails at commit when two insert the same key.
 """
 
-import errno
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from typing import Any, Self
 import duckdb
 import pyarrow as pa
 
-from aif.errors import StoreDamaged, StoreLocked
+from aif.errors import FULL, JournalDamaged, StoreDamaged, StoreLocked
 from aif.events import Record
 from aif.journal import Position
 from aif.lock import Places, busy, holder, is_held, note_in
@@ -59,7 +58,7 @@ def connect(path: Path, read_only: bool = False) -> duckdb.DuckDBPyConnection:
     except duckdb.Error as error:
         if "Could not set lock" in str(error):
             raise StoreLocked(_open_elsewhere(path, str(error))) from error
-        raise StoreDamaged(f"{path}: DuckDB can't open this store: {str(error).splitlines()[0]}") from error
+        raise _full(error, path) or StoreDamaged(f"{path}: DuckDB can't open it: {_first_line(error)}") from error
 
 
 def _open_elsewhere(path: Path, why: str) -> str:
@@ -75,7 +74,16 @@ def _open_elsewhere(path: Path, why: str) -> str:
 # What DuckDB raises when the file under it is not what it wrote. A flipped byte shows when its block is read, as the
 # base class itself (2.0).
 DAMAGE = (duckdb.IOException, duckdb.InternalException, duckdb.FatalException, duckdb.SerializationException)
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def _full(error: duckdb.Error, path: Path) -> OSError | None:
+    """What a full disk is to the rest of the house. DuckDB tells of one in words only: in a commit by a
+    TransactionException, in a checkpoint by a FatalException."""
+    return next((OSError(n, os.strerror(n), str(path)) for n in FULL if os.strerror(n) in str(error)), None)
+
+
+def _first_line(error: duckdb.Error) -> str:
+    return str(error).splitlines()[0]
 
 
 @contextmanager
@@ -84,13 +92,11 @@ def noticing(path: Path) -> Iterator[None]:
     try:
         yield
     except duckdb.Error as error:
+        if full := _full(error, path):
+            raise full from error
         if not isinstance(error, DAMAGE) and type(error) is not duckdb.Error:
             raise
-        why = str(error).splitlines()[0]
-        for code in FULL:
-            if os.strerror(code) in why:
-                raise OSError(code, os.strerror(code), str(path)) from error
-        raise StoreDamaged(f"{path}: the store is damaged ({why}); `aif rebuild` makes it from the journal") from error
+        raise StoreDamaged(f"{path}: the store is damaged ({_first_line(error)})") from error
     except RuntimeError as error:
         if "interrupted" in str(error).lower():
             raise KeyboardInterrupt from error
@@ -102,8 +108,8 @@ def check_version(db: duckdb.DuckDBPyConnection, path: Path) -> None:
     try:
         rows = db.execute("SELECT schema_version FROM about").fetchall()
     except duckdb.Error as error:
-        why = str(error).splitlines()[0]
-        raise StoreDamaged(f"{path}: this is no store of aif's, or a damaged one ({why})") from error
+        why = f"{path}: this is no store of aif's, or a damaged one ({_first_line(error)})"
+        raise _full(error, path) or StoreDamaged(why) from error
     if rows != [(SCHEMA_VERSION,)]:
         made = rows[0][0] if rows else "?"
         raise StoreDamaged(f"{path}: made by another version of aif (schema {made}, now {SCHEMA_VERSION})")
@@ -125,27 +131,20 @@ class Store:
     def open(cls, path: Path) -> Self:
         """Opens or makes the store. Raises StoreDamaged when it is unreadable or of another version."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = not path.exists() or path.stat().st_size == 0
-        if fresh and path.exists():
-            path.unlink()
+        if not path.exists() or path.stat().st_size == 0:
+            _make(path)
         replayed = path.with_name(path.name + ".wal").exists()  # then blocks may be missing that the log still holds
         db = connect(path)
         try:
-            if fresh:
-                with db.cursor() as cursor:
-                    cursor.begin()
-                    cursor.execute(shipped("data", "schemas", "store.sql").read_text(encoding="utf-8"))
-                    cursor.execute("INSERT INTO about VALUES (?, 1, 0, 0)", [SCHEMA_VERSION])
-                    cursor.commit()
             check_version(db, path)
             # DuckDB gives the file's free end back to the system, and goes on counting it among all blocks
             sizes = db.execute("SELECT used_blocks * block_size FROM pragma_database_size()").fetchall()
-        except StoreDamaged:
-            db.close()
-            raise
         except duckdb.Error as error:
             db.close()
-            raise StoreDamaged(f"{path}: can't be read: {str(error).splitlines()[0]}") from error
+            raise _full(error, path) or StoreDamaged(f"{path}: can't be read: {_first_line(error)}") from error
+        except BaseException:
+            db.close()
+            raise
         if not replayed and any(size > path.stat().st_size for (size,) in sizes):
             db.close()
             raise StoreDamaged(f"{path}: the store has been cut short")
@@ -161,14 +160,16 @@ class Store:
     @property
     def position(self) -> Position:
         """How far into the journal the store has come."""
-        (row,) = self._db.execute('SELECT segment, "offset" FROM about').fetchall()
+        with noticing(self.path):
+            (row,) = self._db.execute('SELECT segment, "offset" FROM about').fetchall()
         return Position(*row)
 
     @property
     def damaged(self) -> int:
         """Journal lines that were lost since the sources were last read whole: a prompt, a page or a completion that
         came with a prompt may have been among them."""
-        (row,) = self._db.execute("SELECT damaged FROM about").fetchall()
+        with noticing(self.path):
+            (row,) = self._db.execute("SELECT damaged FROM about").fetchall()
         return int(row[0])
 
     def made_good(self) -> None:
@@ -221,6 +222,12 @@ class Store:
                 if table == "settled":
                     verb = "INSERT"
                 self.insert(table, pa.Table.from_pylist(batch, schema=columns), verb)
+        if rows.last["failed"]:  # a reply that was late, or a record out of its order: what is answered has not failed
+            self._db.execute(
+                "DELETE FROM failed WHERE key IN (SELECT unnest(?)) AND (key IN (SELECT key FROM completions) "
+                "OR key IN (SELECT key FROM judgements))",
+                [list(rows.last["failed"])],
+            )
 
     def insert(self, table: str, batch: pa.Table, verb: str = "INSERT") -> None:
         """Appends an Arrow batch to a table, by column name."""
@@ -247,7 +254,7 @@ class Store:
             case "split":
                 self._db.execute("INSERT INTO splits VALUES (?, ?)", [record["asked"], record["threshold"]])
             case kind:
-                raise StoreDamaged(
+                raise JournalDamaged(
                     f"the journal holds a record of type {kind!r}; it was written by a later version of aif"
                 )
 
@@ -377,6 +384,25 @@ class Store:
                 self._db.execute(f"DELETE FROM {name}")
                 self.insert(name, rows)
             self.mark("pairs", policy)
+
+
+def _make(path: Path) -> None:
+    """An empty store, under its name once it is whole: one that a kill or a full disk left half made, with no journal
+    yet, would be taken for somebody else's file."""
+    aside = path.with_name(path.name + ".new")
+    for name in (*_files(aside), *_files(path)):
+        name.unlink(missing_ok=True)
+    with noticing(path):
+        db = connect(aside)
+        try:
+            db.begin()
+            db.execute(shipped("data", "schemas", "store.sql").read_text(encoding="utf-8"))
+            db.execute("INSERT INTO about VALUES (?, 1, 0, 0)", [SCHEMA_VERSION])
+            db.commit()
+            db.execute("CHECKPOINT")
+        finally:
+            db.close()
+    aside.rename(path)
 
 
 def _files(path: Path) -> tuple[Path, Path]:

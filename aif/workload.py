@@ -42,10 +42,13 @@ Messages = Sequence[Message]
 def foresee(pipeline: Pipeline, limit: int | None, tell: Callable[[str], None]) -> Estimate:
     """Takes in what is new of the sources, plans, and estimates what a run would come to."""
     rubric = rubric_of(pipeline)
-    with Ledger.open(pipeline.store, tell, rubric) as ledger:
+
+    def whole(ledger: Ledger) -> Estimate:
         prepare(pipeline, ledger, rubric, tell)
         with Outlook.of(ledger.store) as reader:
             return estimated(pipeline, rubric, reader, limit)
+
+    return Ledger.use(pipeline.store, tell, rubric, whole)
 
 
 def estimated(pipeline: Pipeline, rubric: Rubric, reader: Outlook, limit: int | None) -> Estimate:

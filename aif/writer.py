@@ -7,8 +7,10 @@ slow disk slows the workers down instead of filling memory.
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TypeVar
 
+from aif.errors import StoreDamaged
 from aif.journal import Position
 from aif.ledger import Ledger
 from aif.rows import Entry
@@ -25,7 +27,8 @@ Batch = tuple[list[Entry], Position]
 
 
 class Writer:
-    """Keeps entries in the order they come. `on_kept` gets those synced; `on_ready` is called as prompts get ready."""
+    """Keeps entries in the order they come. `on_kept` gets those synced; `on_ready` is called as prompts get ready, and
+    `on_trouble` where the disk is full or the store damaged: nothing new is to be asked then."""
 
     def __init__(
         self,
@@ -34,14 +37,18 @@ class Writer:
         min_completions: int,
         on_kept: Callable[[list[Entry]], None],
         on_ready: Callable[[], None],
+        on_trouble: Callable[[], None],
     ) -> None:
         self._ledger = ledger
         self._enough = (per_prompt, min_completions)
         self._on_kept = on_kept
         self._on_ready = on_ready
+        self._on_trouble = on_trouble
         self._incoming: asyncio.Queue[Entry | None] = asyncio.Queue(QUEUED)
         self._synced: asyncio.Queue[Batch | None] = asyncio.Queue(64)
         self._taken: list[Entry | None] = []  # out of the queue, and not known to be synced
+        self._unkept: list[Entry] = []  # for which there was no room; tried again at the end
+        self._trouble: Exception | None = None
 
     async def keep(self, entry: Entry) -> None:
         """Hands an entry over; waits while the disk is behind."""
@@ -56,6 +63,11 @@ class Writer:
         """Ends `run` when everything handed over is in the store."""
         await self._incoming.put(None)
 
+    def give_up(self, trouble: Exception) -> None:
+        """The store or the disk is of no more use: what is in flight is still journalled, then `run` raises this."""
+        self._trouble = self._trouble or trouble
+        self._on_trouble()
+
     async def run(self) -> None:
         try:
             with ThreadPoolExecutor(1, "journal") as journal, ThreadPoolExecutor(1, "store") as store:
@@ -64,20 +76,25 @@ class Writer:
                     group.create_task(self._commit(store))
         finally:
             self._keep_rest()
+        if self._trouble:
+            raise self._trouble
 
     def _keep_rest(self) -> None:
         """However a run is left, what was handed over goes into the journal; the store follows when it is next opened.
 
-        What may be there already is there twice then, and taken in once. On a full disk, as much as fits.
+        What may be there already is there twice then, and taken in once. On a full disk, as much as fits; what does not
+        is lost as if it had still been in flight.
         """
-        rest = [entry.record for entry in (*self._taken, *_drain(self._incoming)) if entry is not None]
+        rest = [entry.record for entry in (*self._unkept, *self._taken, *_drain(self._incoming)) if entry is not None]
         if not rest:
             return
         try:
             self._ledger.journal.append(rest)
-        except OSError:
+        except OSError as full:
+            self._trouble = self._trouble or full
             for record in rest:
-                self._ledger.journal.append([record])
+                with suppress(OSError):
+                    self._ledger.journal.append([record])
 
     async def _sync(self, thread: ThreadPoolExecutor) -> None:
         loop, open_ = asyncio.get_running_loop(), True
@@ -88,10 +105,15 @@ class Writer:
             open_ = len(entries) == len(batch)
             if entries:
                 records = [entry.record for entry in entries]
-                position = await loop.run_in_executor(thread, self._ledger.journal.append, records)
+                try:
+                    position = await loop.run_in_executor(thread, self._ledger.journal.append, records)
+                except OSError as full:
+                    self._unkept += entries
+                    self.give_up(full)
+                else:
+                    self._on_kept(entries)
+                    await self._synced.put((entries, position))
                 self._taken = []
-                self._on_kept(entries)
-                await self._synced.put((entries, position))
             for _ in batch:
                 self._incoming.task_done()
         await self._synced.put(None)
@@ -103,10 +125,13 @@ class Writer:
             await _gather(self._synced, COMMIT_EVERY_S, batches)
             full = [batch for batch in batches if batch is not None]
             open_ = len(full) == len(batches)
-            if full:
+            if full and not self._trouble:
                 entries = [entry for batch, _ in full for entry in batch]
-                if await loop.run_in_executor(thread, self._store, entries, full[-1][1]):
-                    self._on_ready()
+                try:
+                    if await loop.run_in_executor(thread, self._store, entries, full[-1][1]):
+                        self._on_ready()
+                except (StoreDamaged, OSError) as trouble:
+                    self.give_up(trouble)
             for _ in batches:
                 self._synced.task_done()
 

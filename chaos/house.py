@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
@@ -76,9 +76,11 @@ def pipeline(folder: Path, base_url: str, prompts: int, **changes: Any) -> Path:
     return path
 
 
-def start(*arguments: object, environ: Mapping[str, str] | None = None, **options: Any) -> subprocess.Popen[str]:
-    """`aif` as a process of its own, in a session of its own, its output read as text."""
-    command = [sys.executable, "-m", "aif", *map(str, arguments)]
+def start(
+    *arguments: object, under: Sequence[str] = (), environ: Mapping[str, str] | None = None, **options: Any
+) -> subprocess.Popen[str]:
+    """`aif` as a process of its own, in a session of its own, its output read as text; `under` another command."""
+    command = [*under, sys.executable, "-m", "aif", *map(str, arguments)]
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     given = {**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1", **(environ or {})}
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True} | options

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
+from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import Any
 
@@ -23,7 +24,7 @@ from hypothesis import strategies as st
 
 from aif import events
 from aif.chat.base import CallError, Kind, Reply
-from aif.errors import StoreDamaged
+from aif.errors import JournalDamaged
 from aif.journal import START, Damage, Journal, Position, decode, encode, replay, segments
 from aif.records import Carried, Message, Prompt, Usage
 
@@ -71,11 +72,11 @@ def test_what_was_appended_is_replayed_in_order(tmp_path: Path) -> None:
 def test_a_line_is_a_checksum_and_a_json_object(tmp_path: Path) -> None:
     """The format is a promise: pinned."""
     written(tmp_path, [{"t": "prompt", "v": 1}])
-    body = b'{"t":"prompt","v":1}'
+    body = b'{"t":"prompt","v":1,"at":[1,0]}'
     assert (
         (tmp_path / "000001.jsonl").read_bytes()
         == b"%08x %s\n" % (zlib.crc32(body), body)
-        == b"53337547 " + body + b"\n"
+        == b"00a30b37 " + body + b"\n"
     )
 
 
@@ -104,14 +105,14 @@ def test_replay_goes_on_from_any_position(tmp_path: Path) -> None:
 
 
 def test_a_full_segment_is_followed_by_another(tmp_path: Path) -> None:
-    line = len(encode({"n": 0}))
+    line = len(encode({"n": 0, "at": [1, 0]}))
     with writing(tmp_path, segment_bytes=2 * line) as journal:
         positions = [journal.append([{"n": n}]) for n in range(5)]
     assert positions == [
         Position(1, line),
-        Position(1, 2 * line),
+        Position(1, 2 * line + 1),  # where it stands has a digit more
         Position(2, line),
-        Position(2, 2 * line),
+        Position(2, 2 * line + 1),
         Position(3, line),
     ]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["000001.jsonl", "000002.jsonl", "000003.jsonl"]
@@ -231,7 +232,7 @@ def test_a_missing_segment_is_refused(tmp_path: Path, gone: int) -> None:
     (tmp_path / f"{gone:06d}.jsonl").unlink()
     left = [n for n in range(1, 7) if n != gone]
     with pytest.raises(
-        StoreDamaged, match=re.escape(f"segments are missing (found {left}); put them back from a copy")
+        JournalDamaged, match=re.escape(f"segments are missing (found {left}); put them back from a copy")
     ):
         Journal.open(tmp_path)
 
@@ -242,6 +243,56 @@ def test_other_files_in_the_folder_are_no_segments(tmp_path: Path) -> None:
         (tmp_path / name).write_text("?")
     assert segments(tmp_path) == [1]
     assert kept(tmp_path) == RECORDS
+
+
+# --- copies ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_segment_that_is_there_twice_is_read_once(tmp_path: Path) -> None:
+    """Copied behind the others, as by a restore; what is written behind the copy is read."""
+    written(tmp_path, segment_bytes=120)
+    last = segments(tmp_path)[-1]
+    (tmp_path / f"{last + 1:06d}.jsonl").write_bytes((tmp_path / "000001.jsonl").read_bytes())
+    assert kept(tmp_path) == RECORDS
+    written(tmp_path, [{"n": 99}])
+    assert kept(tmp_path) == [*RECORDS, {"n": 99}]
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, len(RECORDS) - 1), max_size=12))
+def test_lines_that_are_there_again_are_read_once(again: list[int]) -> None:
+    """Whichever, in any order: what they stand behind stays as it is, and what comes behind them is read."""
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        written(folder)
+        path = folder / "000001.jsonl"
+        lines = path.read_bytes().splitlines(keepends=True)
+        with path.open("ab") as file:
+            file.writelines(lines[n] for n in again)
+        written(folder, [{"n": 99}])
+        assert kept(folder) == [*RECORDS, {"n": 99}]
+
+
+def test_lines_that_are_all_doubled_are_read_once(tmp_path: Path) -> None:
+    """Each behind itself, so that none but the first stands where it was written."""
+    written(tmp_path)
+    path = tmp_path / "000001.jsonl"
+    path.write_bytes(b"".join(line * 2 for line in path.read_bytes().splitlines(keepends=True)))
+    assert kept(tmp_path) == RECORDS
+
+
+def test_a_record_that_comes_again_is_no_copy(tmp_path: Path) -> None:
+    """Sources that went back to what they were make the same records as before."""
+    written(tmp_path, [RECORDS[1], RECORDS[2], RECORDS[1]])
+    assert kept(tmp_path) == [RECORDS[1], RECORDS[2], RECORDS[1]]
+
+
+def test_lines_that_were_moved_are_no_copies(tmp_path: Path) -> None:
+    """Somebody took a line out by hand: all behind it stand elsewhere than they say, and nowhere else."""
+    positions = written(tmp_path)
+    path = tmp_path / "000001.jsonl"
+    path.write_bytes(path.read_bytes()[positions[0].offset :])
+    assert kept(tmp_path) == RECORDS[1:]
 
 
 # --- failure while writing -------------------------------------------------------------------------------------------
@@ -299,7 +350,7 @@ journal.close()
 @pytest.mark.parametrize("room", [0, 1, 30, 60, 4000])
 def test_a_disk_that_is_full_leaves_no_torn_line_and_is_no_end(tmp_path: Path, room: int) -> None:
     """The write stops part of the way (a limit on the file's size), is undone, and goes on when there is room again."""
-    limit = len(encode({"n": 0})) + room
+    limit = len(encode({"n": 0, "at": [1, 0]})) + room
     ran = subprocess.run(
         [sys.executable, "-c", FULL_DISK, str(tmp_path), str(limit)], capture_output=True, text=True, timeout=60
     )

@@ -3,21 +3,28 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from io import StringIO
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from aif import journal as journals
 from aif.again import again
 from aif.config import load
-from aif.errors import StoreDamaged, StoreLocked
+from aif.errors import JournalDamaged, StoreDamaged, StoreLocked
+from aif.journal import Position
 from aif.ledger import BATCH, Ledger, entry_of
 from aif.lock import Lock, Places, holder, is_held
 from aif.queries import Reader
 from aif.records import fraction
 from aif.results import Results
+from aif.rows import Entry
+from aif.run import feedback
+from aif.store import Store
 from tests.serving import Served
 from tests.test_carried import answered, scored
 from tests.test_feedback import ask, run, write
@@ -104,7 +111,8 @@ def test_a_store_without_its_write_ahead_log_catches_up(kept: Kept) -> None:
     half.store._db.execute('UPDATE about SET segment = 1, "offset" = 0')
     half.close()
 
-    assert kept.reopened() == []
+    (told,) = kept.reopened()
+    assert "was behind its journal" in told
     assert kept.read() == kept.rows, "what was applied twice is there once"
     assert Ledger.open(kept.places.store, print).store.position == older
     assert records
@@ -150,7 +158,7 @@ def test_a_store_without_its_journal_is_not_thrown_away(kept: Kept) -> None:
     for segment in kept.places.journal.iterdir():
         segment.unlink()
     before = kept.places.store.read_bytes()
-    with pytest.raises(StoreDamaged, match="the journal is gone, the store is not"):
+    with pytest.raises(JournalDamaged, match="the journal is gone, the store is not"):
         kept.reopened()
 
     assert kept.places.store.read_bytes() == before
@@ -161,7 +169,7 @@ def test_a_journal_of_a_later_version_is_refused(kept: Kept) -> None:
     with segment.open("ab") as file:
         file.write(journals.encode({"t": "hologram", "v": 1}))
 
-    with pytest.raises(StoreDamaged, match=r"hologram.*later version"):
+    with pytest.raises(JournalDamaged, match=r"hologram.*later version"):
         kept.reopened()
     assert not is_held(kept.places.lock)
 
@@ -198,6 +206,101 @@ def test_the_lock_names_its_holder_and_is_let_go(kept: Kept) -> None:
         with pytest.raises(StoreLocked, match=f"process {os.getpid()}"):
             Ledger.open(kept.places.store, print)
     assert not is_held(kept.places.lock)
+
+
+def test_looking_at_a_lock_turns_no_run_away(kept: Kept) -> None:
+    """`aif status` looks at it just when a run starts."""
+    looking = Thread(target=lambda: [is_held(kept.places.lock) for _ in range(3000)])
+    looking.start()
+    while looking.is_alive():
+        Ledger.open(kept.places.store, pytest.fail).close()
+    looking.join()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="open files are counted in /proc")
+def test_an_opening_that_fails_leaves_nothing_open(kept: Kept) -> None:
+    segment = kept.places.journal / "000001.jsonl"
+    whole = segment.read_bytes()
+    segment.write_bytes(whole + journals.encode({"t": "hologram", "v": 1}))
+    before = set(Path("/proc/self/fd").iterdir())
+    with pytest.raises(JournalDamaged):
+        kept.reopened()
+    assert set(Path("/proc/self/fd").iterdir()) == before
+    segment.write_bytes(whole)
+    assert kept.reopened() == []
+
+
+# --- damage that shows only on the way --------------------------------------------------------------------------------
+
+
+def test_a_store_that_shows_damage_under_the_work_is_made_again_and_worked_on_once_more(kept: Kept) -> None:
+    told: list[str] = []
+    tries: list[int] = []
+
+    def work(ledger: Ledger) -> str:
+        tries.append(len(tries))
+        if len(tries) == 1:
+            raise BaseExceptionGroup("two threads met it", [StoreDamaged("s: block 3"), StoreDamaged("s: block 4")])
+        return "done"
+
+    assert Ledger.use(kept.places.store, told.append, None, work) == "done"
+    assert told == ["s: block 3; it is made again from the journal"]
+    assert kept.read() == kept.rows
+
+
+def test_damage_that_shows_again_is_raised(kept: Kept) -> None:
+    told: list[str] = []
+
+    def work(ledger: Ledger) -> None:
+        raise StoreDamaged("s: block 3")
+
+    with pytest.raises(StoreDamaged, match="block 3"):
+        Ledger.use(kept.places.store, told.append, None, work)
+    assert len(told) == 1
+
+
+@pytest.mark.parametrize("other", [ValueError("a bug"), KeyboardInterrupt()])
+def test_what_else_went_wrong_is_not_taken_for_damage(kept: Kept, other: BaseException) -> None:
+    def work(ledger: Ledger) -> None:
+        raise BaseExceptionGroup("", [StoreDamaged("s: block 3"), other])
+
+    with pytest.raises(BaseExceptionGroup):
+        Ledger.use(kept.places.store, pytest.fail, None, work)
+
+
+def test_a_run_whose_store_fails_it_loses_no_reply_and_goes_on(
+    tmp_path: Path, serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A commit fails with calls in flight, as on a bad disk, which can't be had to order: so the method is replaced."""
+    served = serve(latency_s=0.05)
+    path = write(tmp_path, served, count=8)
+    sound, commits, said = Store.apply, [0], StringIO()
+
+    def apply(store: Store, entries: Sequence[Entry], position: Position, damaged: int = 0) -> None:
+        commits[0] += any(entry.record["t"] == "call" for entry in entries)
+        if commits[0] == 1:
+            commits[0] += 1
+            raise StoreDamaged(f"{store.path}: block 7")
+        sound(store, entries, position, damaged)
+
+    monkeypatch.setattr(Store, "apply", apply)
+    ended = feedback(load(path), Console(file=said, width=200))
+    assert not ended.incomplete
+    assert served.stats()["calls"] == 40
+    assert said.getvalue().count("made again") == 1
+
+
+def test_a_flipped_byte_never_ends_a_run(kept: Kept) -> None:
+    """Wherever it is: a run meets it and mends it, or it lies where nothing was read."""
+    whole, mended = kept.places.store.read_bytes(), 0
+    for n in range(10):
+        kept.places.store.write_bytes(whole)
+        _flip(kept.places.store, int(fraction("flip", n) * len(whole)))
+        said = StringIO()
+        feedback(kept.pipeline, Console(file=said, width=300))
+        mended += said.getvalue().count("it is made again from the journal")
+    assert mended
+    assert kept.served.stats()["calls"] == 20
 
 
 def test_an_unreadable_reply_is_kept_and_a_mended_reader_reads_it(kept: Kept) -> None:
@@ -246,8 +349,9 @@ def test_a_rubric_that_this_version_refuses_keeps_nothing_else_from_the_store(ke
     with Ledger.open(kept.places.store, pytest.fail) as ledger:
         ledger.journal.append([record, other])
     told = kept.reopened()
-    assert len(told) == 1
-    assert "rubric ffffffffffff is lost, or this version can't use it" in told[0]
+    assert len(told) == 2
+    assert "was behind its journal, and has taken in what it lacked (2 records)" in told[0]
+    assert "rubric ffffffffffff is lost, or this version can't use it" in told[1]
     assert kept.read()["judgements"] == kept.rows["judgements"]
 
 

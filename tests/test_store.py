@@ -9,7 +9,7 @@ import pytest
 
 from aif import events
 from aif.chat.base import CallError, Kind, Reply
-from aif.errors import StoreDamaged
+from aif.errors import JournalDamaged, StoreDamaged
 from aif.intake import prepare
 from aif.ledger import Ledger
 from aif.pairing import make_pairs
@@ -169,14 +169,39 @@ def test_what_was_applied_once_changes_nothing_when_it_comes_again(tmp_path: Pat
         assert {table: sql(again, f"FROM {table} ORDER BY ALL") for table in tables} == before
 
 
+def test_a_failure_that_comes_behind_the_answer_changes_nothing(tmp_path: Path) -> None:
+    """Out of order: an attempt that was given up is told of after the one that was answered."""
+    _, _, ledger = build(tmp_path, 2)
+    with ledger:
+        before = {
+            table: sql(ledger, f"FROM {table} ORDER BY ALL") for table in ("completions", "failed", "slot_states")
+        }
+        slot = sql(ledger, "SELECT * FROM slots LIMIT 1")[0]
+        fail(ledger, slot, "later", n=1)
+        fail(ledger, slot, "failed", n=2)
+        assert {table: sql(ledger, f"FROM {table} ORDER BY ALL") for table in before} == before
+        assert sql(ledger, "FROM failures") == []
+        assert sql(ledger, "SELECT count(*) AS n FROM calls") == [{"n": 2 * 4 + 2 + 2}], "the bill has them"
+
+
 def test_a_transaction_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
     _, _, ledger = build(tmp_path, 2)
     with ledger:
         position, calls = ledger.store.position, sql(ledger, "SELECT count(*) AS n FROM calls")
-        with pytest.raises(StoreDamaged, match="later version"):
+        with pytest.raises(JournalDamaged, match="later version"):
             ledger.keep([events.retry(STARTED), {"t": "unheard_of"}])
         assert ledger.store.position == position
         assert sql(ledger, "SELECT count(*) AS n FROM calls") == calls
+
+
+def test_what_a_kill_left_half_made_is_made_anew(tmp_path: Path) -> None:
+    """The file under its working name, and the log of a store that somebody deleted."""
+    path = tmp_path / "s.duckdb"
+    for name in ("s.duckdb.new", "s.duckdb.new.wal", "s.duckdb.wal"):
+        (tmp_path / name).write_bytes(b"half")
+    Store.open(path).close()
+    Store.open(path).close()
+    assert [one.name for one in tmp_path.iterdir()] == ["s.duckdb"]
 
 
 @pytest.mark.parametrize("version", [0, 99])

@@ -1,6 +1,9 @@
 """The one writer: nothing handed over is lost, however a run is left."""
 
 import asyncio
+import errno
+import os
+import resource
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ import pytest
 from aif import events
 from aif import journal as journals
 from aif.chat.base import Reply
+from aif.errors import StoreDamaged
 from aif.ledger import Ledger
 from aif.records import Usage
 from aif.rows import Entry
@@ -47,7 +51,9 @@ def ledger(tmp_path: Path) -> Any:
 
 async def test_everything_is_synced_and_stored_in_order(ledger: Ledger) -> None:
     seen: list[str] = []
-    writer = Writer(ledger, 4, 2, lambda synced: seen.extend(e.record["id"] for e in synced), lambda: None)
+    writer = Writer(
+        ledger, 4, 2, lambda synced: seen.extend(e.record["id"] for e in synced), lambda: None, lambda: None
+    )
     running = asyncio.create_task(writer.run())
     for entry in entries(ledger, 500):
         await writer.keep(entry)
@@ -61,7 +67,7 @@ async def test_everything_is_synced_and_stored_in_order(ledger: Ledger) -> None:
 
 @pytest.mark.parametrize("turns", [0, 1, 5, 50])
 async def test_a_run_that_is_left_at_once_keeps_what_was_handed_over(ledger: Ledger, turns: int) -> None:
-    writer = Writer(ledger, 4, 2, lambda synced: None, lambda: None)
+    writer = Writer(ledger, 4, 2, lambda synced: None, lambda: None, lambda: None)
     running = asyncio.create_task(writer.run())
     await asyncio.sleep(0)
     for entry in entries(ledger, 300):
@@ -79,7 +85,7 @@ async def test_a_run_that_is_left_at_once_keeps_what_was_handed_over(ledger: Led
 
 
 async def test_a_store_that_fails_loses_nothing_of_the_journal(ledger: Ledger) -> None:
-    writer = Writer(ledger, 4, 2, lambda synced: None, lambda: None)
+    writer = Writer(ledger, 4, 2, lambda synced: None, lambda: None, lambda: None)
     ledger.store.close()  # what a failing disk looks like to the committing thread
     running = asyncio.create_task(writer.run())
     for entry in entries(ledger, 300):
@@ -88,3 +94,50 @@ async def test_a_store_that_fails_loses_nothing_of_the_journal(ledger: Ledger) -
         await running
 
     assert kept(ledger.journal.folder) == {f"call{i}" for i in range(300)}
+
+
+async def test_where_asking_meets_damage_what_is_in_flight_is_still_kept(ledger: Ledger) -> None:
+    stopped: list[bool] = []
+    writer = Writer(ledger, 4, 2, lambda synced: None, lambda: None, lambda: stopped.append(True))
+    running = asyncio.create_task(writer.run())
+    for n, entry in enumerate(entries(ledger, 300)):
+        if n == 100:
+            writer.give_up(StoreDamaged("block 7"))
+        await writer.keep(entry)
+    await writer.flush()
+    await writer.close()
+    with pytest.raises(StoreDamaged, match="block 7"):
+        await running
+    assert stopped == [True]
+    assert kept(ledger.journal.folder) == {f"call{i}" for i in range(300)}
+
+
+@pytest.mark.skipif(
+    resource.getrlimit(resource.RLIMIT_FSIZE)[1] != resource.RLIM_INFINITY, reason="files are limited here already"
+)
+@pytest.mark.parametrize("room", [False, True])
+async def test_on_a_full_disk_what_fits_is_kept_and_the_rest_once_there_is_room(ledger: Ledger, room: bool) -> None:
+    """The disk is full by a limit on the files' size; where room is made before the end, nothing is lost."""
+    stopped: list[bool] = []
+    writer = Writer(ledger, 4, 2, lambda synced: None, lambda: None, lambda: stopped.append(True))
+    first, *rest = entries(ledger, 40)
+    ledger.journal.append([first.record])
+    had = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (ledger.journal.position.offset + 3000, had[1]))
+    try:
+        running = asyncio.create_task(writer.run())
+        for entry in rest:
+            await writer.keep(entry)
+        await writer.flush()
+        if room:
+            resource.setrlimit(resource.RLIMIT_FSIZE, had)
+        await writer.close()
+        with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
+            await running
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, had)
+
+    assert stopped
+    found = kept(ledger.journal.folder)
+    assert found == {f"call{i}" for i in range(40)} if room else 1 < len(found) < 40
+    assert not [one for _, one in journals.replay(ledger.journal.folder) if isinstance(one, journals.Damage)]

@@ -1,0 +1,40 @@
+"""The folder of a dataset: there whole or not at all."""
+
+import errno
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from aif.errors import BadInput
+from aif.placing import replacing
+
+
+@contextmanager
+def files_up_to(size: int) -> Iterator[None]:
+    """What a full disk is to whoever writes: no file may become larger."""
+    had = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, had[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, had)
+
+
+def test_on_a_full_disk_what_was_written_goes_and_the_older_folder_stays(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with replacing(out) as partial:
+        (partial / "data").write_bytes(b"older")
+    with pytest.raises(OSError, match=os.strerror(errno.EFBIG)), files_up_to(1000), replacing(out) as partial:
+        (partial / "data").write_bytes(b"x" * 5000)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (out / "data").read_bytes() == b"older"
+
+
+def test_where_nothing_may_be_written_it_is_bad_input(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadInput, match="can't be written"), replacing(tmp_path / "file" / "out"):
+        pass
