@@ -6,6 +6,7 @@ import orjson
 
 from aif.chat import messages, wire
 from aif.chat.base import Reply, Request
+from aif.chat.given import Given
 from aif.chat.transport import TIMEOUT, connections, deadline
 
 BASE_URL = "https://api.anthropic.com"
@@ -26,21 +27,29 @@ class AnthropicChat:
         self._timeout_s = timeout_s
         self._url = (base_url or BASE_URL).rstrip("/").removesuffix("/v1")
         # The client sends a key as a bearer since its version 2, and ANTHROPIC_CUSTOM_HEADERS beside it.
-        headers = {"Authorization": f"Bearer {api_key}", "anthropic-version": API_VERSION}
-        self._client = anthropic.AsyncAnthropic(
-            api_key=api_key,  # given, so that none is looked for in the environment or in a profile on disk
+        self._headers = {"Authorization": f"Bearer {api_key}", "anthropic-version": API_VERSION}
+        self._limit = limit
+        self._given = Given()
+        self._client = self._connected()
+
+    def _connected(self) -> anthropic.AsyncAnthropic:
+        return anthropic.AsyncAnthropic(
+            api_key=self._api_key,  # given, so that none is looked for in the environment or in a profile on disk
             base_url=self._url,
             max_retries=0,
             timeout=TIMEOUT,
             open_telemetry=False,
-            http_client=connections(anthropic.DefaultAioHttpClient, self._url, limit=limit, headers=headers),
+            http_client=connections(
+                anthropic.DefaultAioHttpClient, self._url, limit=self._limit, headers=self._headers
+            ),
         )
 
     async def ask(self, request: Request) -> Reply:
         """One attempt. Raises CallError."""
         body = messages.body(request, self._model)
-        answer = await self._post(orjson.dumps(body))
-        return wire.receive(
+        asked = orjson.dumps(body)
+        answer = await self._post(asked)
+        reply = wire.receive(
             answer.status_code,
             answer.headers,
             answer.content,
@@ -48,6 +57,14 @@ class AnthropicChat:
             key=self._api_key,
             read=messages.read_reply,
         )
+        if self._given.to_another(asked, reply.served.get("id"), answer.content):
+            await self._start_over()
+            raise wire.misdelivered()
+        return reply
+
+    async def _start_over(self) -> None:
+        client, self._client = self._client, self._connected()
+        await client.close()
 
     async def aclose(self) -> None:
         """Close connections."""

@@ -10,6 +10,7 @@ import orjson
 
 from aif.chat import wire
 from aif.chat.base import TRANSIENT, CallError, Kind, Reply, Request
+from aif.chat.given import Given
 from aif.chat.redaction import redact
 from aif.errors import BadInput
 
@@ -43,6 +44,7 @@ class VllmChat:
         self._limit = limit
         self._clock = clock
         self._session: aiohttp.ClientSession | None = None
+        self._given = Given()
         self._servers: list[_Server] = []
         self.set_urls(urls)
 
@@ -65,8 +67,12 @@ class VllmChat:
         server = self._pick()
         server.in_flight += 1
         try:
-            status, headers, content = await self._post(server.url, orjson.dumps(body))
+            asked = orjson.dumps(body)
+            status, headers, content = await self._post(server.url, asked)
             reply = wire.receive(status, headers, content, sent=wire.sent(body), key=self._api_key)
+            if self._given.to_another(asked, reply.served.get("id"), content):
+                await self.aclose()
+                raise wire.misdelivered()
         except CallError as error:
             server.note(error.kind, self._now())
             raise
@@ -76,10 +82,10 @@ class VllmChat:
         return reply
 
     async def aclose(self) -> None:
-        """Close connections."""
+        """Close connections. A call after that makes new ones."""
         if self._session is not None:
-            await self._session.close()
-            self._session = None
+            session, self._session = self._session, None
+            await session.close()
 
     async def _post(self, url: str, body: bytes) -> tuple[int, Mapping[str, str], bytes]:
         """Status, headers and body of the answer, all within `timeout_s`: aiohttp's own limits are per read, so that a

@@ -286,6 +286,14 @@ def bad(why: str, heard: Reply | None = None) -> CallError:
     return CallError(Kind.BAD_REPLY, why, reply=heard)
 
 
+def misdelivered() -> CallError:
+    """That a reply is another request's (see given.py): nothing more is read from connections that were open then, or
+    each would go on being one answer behind."""
+    return CallError(
+        Kind.CONNECTION, "The answer to another request came a second time; all connections are made anew."
+    )
+
+
 def served(data: Mapping[str, Any], *names: str) -> dict[str, str]:
     """What a server says of itself under these names, where it is a text."""
     return {name: encodable(value) for name in names if isinstance(value := data.get(name), str)}

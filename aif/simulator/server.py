@@ -227,7 +227,7 @@ class Simulator:
     def _befalls(self, arrival: Arrival) -> Mishap | None:
         mishap = self.faults(arrival) if self.faults else None
         if mishap:
-            self._stats.faults[mishap.fault] += 1
+            self._stats.faults[str(mishap.fault)] += 1
         return mishap
 
     def _admit(self, model: str, body: Any, api: ModuleType, now: float) -> dict[str, str]:

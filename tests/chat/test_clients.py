@@ -5,7 +5,8 @@ import re
 import ssl
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from aif.chat.anthropic import AnthropicChat
 from aif.chat.base import CallError, ChatModel, Kind, Request
 from aif.chat.openai import OpenAIChat
 from aif.chat.vllm import VllmChat
+from aif.simulator import Call, Cast, Fault, Mishap, Simulator
 from tests.chat.loopback import (
     FAILURES,
     KEY,
@@ -58,6 +60,8 @@ CLIENTS = {
     "openai": Client(_openai, says(completion("Four."))),
     "anthropic": Client(_anthropic, says(message("Four."))),
 }
+
+CLIENT_BODIES = {_vllm: completion("Four."), _openai: completion("Four."), _anthropic: message("Four.")}
 
 EVERY_FAILURE = {
     f"{name}: {failure}": (CLIENTS[name], found)
@@ -124,6 +128,57 @@ async def test_a_call_that_timed_out_gives_its_place_back(
     await asked.aclose()
 
     assert reply.text == "Four."
+
+
+async def test_a_reply_that_was_given_to_another_request_is_no_reply(
+    answering: Answering, request_: Request, client: Client
+) -> None:
+    one, two = (replace(request_, seed=None, max_tokens=n) for n in (10, 11))
+    first, second = (says({**CLIENT_BODIES[client.make], "id": id}) for id in ("id-1", "id-2"))
+    server = await answering(first, second, first, second)
+    asked = chat(client, server.url)
+    await asked.ask(one)
+    await asked.ask(two)
+    await asked.ask(one)  # a request's own answer may well come again: it was asked again
+    with pytest.raises(CallError) as caught:
+        await asked.ask(one)
+    await asked.aclose()
+
+    assert caught.value.kind is Kind.CONNECTION
+    assert "another request" in caught.value.message
+
+
+async def test_servers_whose_ids_are_all_the_same_are_believed(
+    answering: Answering, request_: Request, client: Client
+) -> None:
+    server = await answering(client.four, client.four, client.four)
+    asked = chat(client, server.url)
+    replies = [await asked.ask(replace(request_, max_tokens=n)) for n in (10, 11, 12)]
+    await asked.aclose()
+
+    assert [reply.text for reply in replies] == ["Four."] * 3
+
+
+async def test_no_response_that_comes_twice_is_taken_for_another(request_: Request, client: Client) -> None:
+    calls: dict[int, Call] = {}
+    doubled = lambda arrival: Mishap(Fault.DUPLICATE) if arrival.number % 3 == 0 else None  # noqa: E731
+    async with Simulator(
+        Cast({"tiny": 0.5}, {}), faults=doubled, on_call=lambda call: calls.update({call.number: call})
+    ) as simulator:
+        asked = chat(client, simulator.base_url.removesuffix("/v1"))
+        ids: list[str] = []
+
+        async def ask(n: int) -> None:
+            with suppress(CallError):
+                reply = await asked.ask(replace(request_, max_tokens=10 + n, temperature=None, top_p=None))
+                ids.append(str(reply.served["id"]))
+
+        for batch in range(0, 120, 8):
+            await asyncio.gather(*(ask(batch + n) for n in range(8)))
+        await asked.aclose()
+
+    assert len(ids) == len(set(ids)), "a reply was taken for two requests"
+    assert len(ids) > 60
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
