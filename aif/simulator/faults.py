@@ -33,7 +33,7 @@ class Fault(StrEnum):
     LATE = "late"  # it comes after so many seconds more
     DRIP = "drip"  # a byte every so many seconds
     CUT = "cut"  # the connection ends within the body
-    DUPLICATE = "duplicate"  # the whole response comes twice on its connection
+    DUPLICATE = "duplicate"  # the whole response comes on its connection again, so many seconds later
     HTML = "html"  # a page, with status 200
     BROKEN_JSON = "broken_json"
     CONTROL = "control"  # raw control characters inside the JSON
@@ -48,7 +48,8 @@ class Fault(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Mishap:
     """One fault with what it needs: `retry_after` is the header as it goes out ("date:120" is the HTTP date in 120 s,
-    None leaves it out), `seconds` the wait of HANG, LATE and DRIP, `text` what SAYS puts in the reply's place."""
+    None leaves it out), `seconds` the wait of HANG, LATE, DRIP and DUPLICATE, `text` what SAYS puts in the reply's
+    place."""
 
     fault: Fault
     retry_after: str | None = None
@@ -81,7 +82,7 @@ class Faults:
     lasting: bool = False
     retry_after: tuple[str | None, ...] = ("1",)
     seconds: Mapping[Fault, float] = field(
-        default_factory=lambda: {Fault.HANG: 3600.0, Fault.LATE: 1.0, Fault.DRIP: 0.5}
+        default_factory=lambda: {Fault.HANG: 3600.0, Fault.LATE: 1.0, Fault.DRIP: 0.5, Fault.DUPLICATE: 0.05}
     )
 
     def __post_init__(self) -> None:
@@ -101,14 +102,14 @@ class Faults:
 
 @dataclass(frozen=True, slots=True)
 class Sending:
-    """A response as it goes out: cut in the middle, twice, or byte by byte where that is its fate."""
+    """A response as it goes out: cut in the middle, sent again, or byte by byte where that is its fate."""
 
     body: bytes
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
     content_type: str = "application/json"
     cut: bool = False
-    twice: bool = False
+    again_s: float | None = None
     drip_s: float = 0.0
 
 
@@ -169,8 +170,8 @@ def sending(reply: dict[str, Any], mishap: Mishap | None, echo: str, api: Module
             return replace(sent, body=sent.body[: 2 * len(sent.body) // 3])
         case Fault.CUT:
             return replace(sent, cut=True)
-        case Fault.DUPLICATE:
-            return replace(sent, twice=True)
+        case Fault.DUPLICATE if mishap:
+            return replace(sent, again_s=mishap.seconds)
         case Fault.DRIP if mishap:
             return replace(sent, drip_s=mishap.seconds)
     return sent

@@ -264,9 +264,9 @@ class Simulator:
             request.transport.close()
         else:
             await response.write_eof()
-        if sending.twice and request.transport:
+        if (again_s := sending.again_s) is not None and (transport := request.transport):
             head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(sending.body)}\r\n\r\n"
-            request.transport.write(head.encode() + sending.body)
+            asyncio.get_running_loop().call_later(again_s, _write, transport, head.encode() + sending.body)
         return response
 
     def _tell(self, call: Call) -> None:
@@ -324,6 +324,11 @@ def _asked_tokens(body: Any) -> int:
     texts = [text for turn in turns if (text := text_of(turn.get("content")))]
     room = body.get("max_completion_tokens") or body.get("max_tokens")
     return sum(FRAME + count_tokens(text) for text in texts) + (room if isinstance(room, int) else 0)
+
+
+def _write(transport: asyncio.Transport, data: bytes) -> None:
+    if not transport.is_closing():
+        transport.write(data)
 
 
 def _loads(raw: bytes) -> Any:
