@@ -108,12 +108,8 @@ class Endpoint:
     async def _admitted(self, caller: Caller, cost: Cost) -> Pass:
         self.wanted.set()
         async with self._line:
-            while not self.halt.is_set():
+            while await self.ready():
                 self._stirred.clear()
-                if not self.up.is_set():
-                    await self.up.wait()
-                    self.gate.renew()
-                    continue
                 now = self.clock()
                 wait_s = max(self.gate.wait(now), self.pace.wait(cost, now))
                 if not wait_s:
@@ -155,6 +151,14 @@ class Endpoint:
         self.halt.set()
         self.up.set()
         self._stirred.set()
+
+    async def ready(self) -> bool:
+        """Waits for a server that is up; False where no further call is to be made."""
+        self.wanted.set()
+        if not self.up.is_set() and not self.halt.is_set():
+            await self.up.wait()
+            self.gate.renew()
+        return not self.halt.is_set()
 
     async def sleep(self, seconds: float) -> bool:
         """Waits; False as soon as the endpoint is halted."""
