@@ -36,6 +36,7 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is closed; Python at its end would die of another
             err.print("\naif: stopped; what was there before is kept, and the same command goes on", soft_wrap=True)
             raise typer.Exit(Exit.INTERRUPTED) from None
 

@@ -213,7 +213,7 @@ def _stopped(folder: Path, signals: Sequence[signal.Signals]) -> dict[str, Any]:
         took_s = time.monotonic() - began
         left = len(fakes.processes())
         answered = sum(call["answered"] for call in fakes.calls())
-        kept = sum(one["stage"] == "completion" and one["verdict"] == "answered" for one in _journalled(folder))
+        kept = _kept(folder)
         # left at once, what was in flight may be answered and not be kept
         flying = 4 if len(signals) > 1 else 0
         return {
@@ -439,7 +439,7 @@ def killed_for_real(folder: Path, python: str) -> dict[str, Any]:
         (server,) = [pid for pid in _marked(mark, str(folder)) if b"api_server" in _words(pid) and not _guards(pid)]
         os.kill(server, signal.SIGKILL)
         began, had = time.monotonic(), _kept(folder)
-        until_long(lambda: _kept(folder) > had + 8)
+        until_long(lambda: _kept(folder) > had + 8)  # more than were in flight
         away_s = time.monotonic() - began
         said, _ = process.communicate(timeout=600)
         return {
@@ -462,13 +462,10 @@ def until_long(condition: Any) -> None:
 
 
 def _kept(folder: Path) -> int:
-    return len(_journalled(folder))
-
-
-def _journalled(folder: Path) -> list[dict[str, Any]]:
-    """The calls in the journal of a pipeline of `chaos.house`."""
+    """The completions in the journal of a pipeline of `chaos.house`."""
     records = (record for _, record in replay(folder / "store" / "feedback.journal") if isinstance(record, dict))
-    return [record for record in records if record["t"] == "call"]
+    calls = (record for record in records if record["t"] == "call")
+    return sum(call["stage"] == "completion" and call["verdict"] == "answered" for call in calls)
 
 
 def _words(pid: int) -> bytes:
