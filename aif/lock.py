@@ -105,7 +105,7 @@ def _taken(file: int, wait_s: float) -> bool:
 
 def typed(words: Sequence[str]) -> str:
     """A command as it may be shown to others: without the values it sets, since one may be a key in the wrong place."""
-    return " ".join(re.sub("=.*", "=…", shlex.quote(word), flags=re.DOTALL) for word in words)
+    return " ".join(re.sub("=.*", "=…", word, flags=re.DOTALL) if "=" in word else shlex.quote(word) for word in words)
 
 
 def is_held(path: Path) -> bool:

@@ -82,6 +82,9 @@ _RUN = (
     Change("name", {"name": "another"}),
     Change("store", {"store": "elsewhere/feedback.duckdb"}, ALL),  # another store starts empty
     Change("confirm_usd", {"confirm_usd": 9.0}),
+    Change(
+        "budget_usd", {"budget_usd": 900.0, **_JUDGE_PRICED, "judges.lax.price": _JUDGE_PRICED["judges.strict.price"]}
+    ),
     Change("seed", {"seed": 8}, ALL),
 )
 
@@ -282,8 +285,9 @@ _PAIRED = (
     ),
     Change("pairs.policy model", {"pairs": {"policy": "on_policy", "model": "a"}}),
     Change(
-        "export.formats test_size license kto.rule kto.desirable kto.undesirable",
-        {**_each("export", {"formats": ["sft"], "test_size": 0.5, "license": "mit"}), **_KTO},
+        "export.formats test_size license completeness incomplete kto.rule kto.desirable kto.undesirable",
+        {**_each("export", {"formats": ["sft"], "test_size": 0.5, "license": "mit"}), **_KTO}
+        | _each("export", {"completeness": 0.5, "incomplete": "refuse"}),
     ),
 )
 

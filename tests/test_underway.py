@@ -39,6 +39,11 @@ SNAPSHOT = Snapshot(
 )
 
 
+def _now() -> Snapshot:
+    """As a run that goes on has just written it."""
+    return replace(SNAPSHOT, updated=datetime.now(UTC).isoformat(timespec="seconds"))
+
+
 @pytest.fixture
 def places(tmp_path: Path) -> Places:
     return Places(tmp_path / "feedback.duckdb")
@@ -62,7 +67,7 @@ def told(tell: Callable[[Console, Path], object], places: Places) -> str:
 
 
 def test_a_run_is_told_with_progress_rate_spend_eta_and_what_failed(held: Places) -> None:
-    keep(held, SNAPSHOT)
+    keep(held, _now())
     said = told(tell_progress, held)
     assert f"held by process {os.getpid()} on {socket.gethostname()} since" in said
     assert "1:01 gone, 2:05 to go, $1.75 spent" in said
@@ -74,7 +79,7 @@ def test_a_run_is_told_with_progress_rate_spend_eta_and_what_failed(held: Places
     assert "able: blocked, 1 item" in failures
     assert "40/100" not in failures
     assert "last heard" not in said + failures
-    keep(held, replace(SNAPSHOT, failures=()))
+    keep(held, replace(_now(), failures=()))
     assert "nothing failed so far" in told(tell_failures_so_far, held)
 
 
@@ -90,7 +95,7 @@ def test_a_holder_that_keeps_nothing_readable_is_named_and_no_more(held: Places,
 
 @pytest.mark.parametrize("change", [{"pid": 1}, {"host": "elsewhere"}])
 def test_what_another_process_kept_is_not_told_of_the_holder(held: Places, change: dict[str, object]) -> None:
-    keep(held, replace(SNAPSHOT, **change))  # type: ignore[arg-type]
+    keep(held, replace(_now(), **change))  # type: ignore[arg-type]
     assert "40/100" not in told(tell_progress, held)
     assert "blocked" not in told(tell_failures_so_far, held)
 
@@ -105,7 +110,7 @@ def test_figures_that_are_old_are_said_to_be(held: Places, ago_s: int, said: boo
 
 def test_of_a_run_that_was_killed_is_said_just_that(places: Places) -> None:
     assert told(tell_left_behind, places) == ""
-    keep(places, SNAPSHOT)
+    keep(places, _now())
     assert told(tell_progress, places) == told(tell_failures_so_far, places) == ""
     said = told(tell_left_behind, places)
     assert f"(process {os.getpid()} on {socket.gethostname()}) was last heard of" in said
@@ -115,7 +120,7 @@ def test_of_a_run_that_was_killed_is_said_just_that(places: Places) -> None:
 
 def test_of_a_run_on_another_host_it_is_not_known_whether_it_goes_on(places: Places) -> None:
     """A folder that is shared need not take locks across."""
-    keep(places, replace(SNAPSHOT, host="elsewhere"))
+    keep(places, replace(_now(), host="elsewhere"))
     said = told(tell_left_behind, places)
     assert "on elsewhere) was last heard of" in said
     assert "it was killed" not in said
