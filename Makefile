@@ -34,7 +34,7 @@ test-real:  ## the suite with a real vLLM (CPU build) and TRL; Linux x86-64
 	$(REAL)/bin/python -m pytest -q tests/real
 
 chaos: $(VENV)/installed  ## try every promise at full length (TRIALS="2 12": some) and write docs/reliability.md; two hours
-	$(BIN)/python -m chaos $(TRIALS)
+	AIF_REAL_PYTHON=$$(test -x $(REAL)/bin/python && echo $(CURDIR)/$(REAL)/bin/python) $(BIN)/python -m chaos $(TRIALS)
 
 package: $(VENV)/installed  ## build wheel and sdist, and try each in a bare environment
 	scripts/try-package.sh
