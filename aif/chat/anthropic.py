@@ -1,12 +1,14 @@
 """Anthropic's API, and any server that speaks it, through Anthropic's own client."""
 
+from functools import partial
+
 import anthropic
 import httpx2
 import orjson
 
 from aif.chat import messages, wire
 from aif.chat.base import Reply, Request
-from aif.chat.given import Given
+from aif.chat.given import Given, Misdelivered
 from aif.chat.transport import TIMEOUT, connections, deadline
 
 BASE_URL = "https://api.anthropic.com"
@@ -49,18 +51,19 @@ class AnthropicChat:
         body = messages.body(request, self._model)
         asked = orjson.dumps(body)
         answer = await self._post(asked)
-        reply = wire.receive(
-            answer.status_code,
-            answer.headers,
-            answer.content,
-            sent=messages.sent(body),
-            key=self._api_key,
-            read=messages.read_reply,
-        )
-        if self._given.to_another(asked, reply.served.get("id"), answer.content):
+        try:
+            return wire.receive(
+                answer.status_code,
+                answer.headers,
+                answer.content,
+                sent=messages.sent(body),
+                key=self._api_key,
+                read=messages.read_reply,
+                take=partial(self._given.take, asked),
+            )
+        except Misdelivered:
             await self._start_over()
-            raise wire.misdelivered()
-        return reply
+            raise
 
     async def _start_over(self) -> None:
         client, self._client = self._client, self._connected()

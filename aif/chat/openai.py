@@ -1,12 +1,14 @@
 """OpenAI's API, and any server that speaks it, through OpenAI's own client."""
 
+from functools import partial
+
 import httpx2
 import openai
 import orjson
 
 from aif.chat import wire
 from aif.chat.base import Reply, Request
-from aif.chat.given import Given
+from aif.chat.given import Given, Misdelivered
 from aif.chat.transport import TIMEOUT, connections, deadline
 
 BASE_URL = "https://api.openai.com/v1"
@@ -47,12 +49,18 @@ class OpenAIChat:
         body = wire.body(request, self._model, dialect=self._dialect)
         asked = orjson.dumps(body)
         answer = await self._post(asked)
-        content = answer.content
-        reply = wire.receive(answer.status_code, answer.headers, content, sent=wire.sent(body), key=self._api_key)
-        if self._given.to_another(asked, reply.served.get("id"), content):
+        try:
+            return wire.receive(
+                answer.status_code,
+                answer.headers,
+                answer.content,
+                sent=wire.sent(body),
+                key=self._api_key,
+                take=partial(self._given.take, asked),
+            )
+        except Misdelivered:
             await self._start_over()
-            raise wire.misdelivered()
-        return reply
+            raise
 
     async def _start_over(self) -> None:
         client, self._client = self._client, self._connected()

@@ -1,4 +1,4 @@
-"""The HTTP beneath the SDKs' clients: connections kept, only the headers a call needs, one deadline for all of it."""
+"""The HTTP beneath every client: connections kept, only the headers a call needs, one deadline for all of it."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -11,10 +11,11 @@ import httpx2
 from aif.chat.base import CallError, Kind
 from aif.chat.redaction import redact
 
-# Connecting to a host that is up takes milliseconds; one that is gone shouldn't cost a whole call. There is no limit
-# for a read, since `deadline` has one for the whole: a server that sends a byte now and then would meet every read's.
-TIMEOUT = httpx2.Timeout(None, connect=10.0)
+CONNECT_S = 10.0  # to a host that is up it takes milliseconds; one that is gone shouldn't cost a whole call
+TIMEOUT = httpx2.Timeout(None, connect=CONNECT_S)  # none for a read, since `deadline` has one for the whole
 KEEPALIVE_S = 4.0  # below the 5 s after which many servers close: a request sent just then is lost, and paid for
+# Nothing was sent: there was no connection yet.
+_UNSENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 _NEEDED = frozenset({"accept", "accept-encoding", "connection", "content-length", "content-type", "host", "user-agent"})
 
 
@@ -41,24 +42,42 @@ def connections(
 
 
 @asynccontextmanager
-async def deadline(seconds: float, url: str, key: str, unconnected: type[Exception]) -> AsyncIterator[None]:
-    """A call to a server within so many seconds, from connecting to the last byte.
+async def deadline(
+    seconds: float, url: str, key: str | None, unconnected: type[Exception] = aiohttp.ClientError
+) -> AsyncIterator[None]:
+    """A call to a server within so many seconds, from connecting to the last byte: a server that sends a byte now and
+    then would meet every limit that aiohttp and the SDKs have, since theirs are per read.
 
-    Raises CallError of kind TIMEOUT or CONNECTION; `unconnected` is the SDK's own error for the latter. It tells of its
-    cause without the key and has no chain: of an answer that is no HTTP, the client quotes whatever the server sent.
+    Raises CallError of kind TIMEOUT or CONNECTION; `unconnected` is the client's own error for the latter. It tells of
+    its cause without the key and has no chain: of an answer that is no HTTP, clients quote whatever the server sent.
     """
     try:
         async with asyncio.timeout(seconds):
             yield
-    except TimeoutError:
+    except (unconnected, httpx2.HTTPError, aiohttp.ClientError) as error:
+        raise _lost(error, url, key) from None
+    except TimeoutError:  # behind aiohttp's own, which is of connecting
         raise CallError(Kind.TIMEOUT, f"No whole answer within {seconds:g} s.") from None
-    except (unconnected, httpx2.HTTPError, aiohttp.ClientError, OSError) as error:
-        # A refused connection arrives here as the SDK's timeout: only the cause tells what happened.
-        *_, cause = causes = list(_causes(error))
-        host = urlsplit(url).netloc.rpartition("@")[2]
-        unsent = any(isinstance(one, aiohttp.ClientConnectorError) for one in causes)
-        said = redact(f"{host}: {str(cause) or type(cause).__name__}", key)
-        raise CallError(Kind.CONNECTION, said, unsent=unsent) from None
+    except OSError as error:
+        raise _lost(error, url, key) from None
+    except asyncio.CancelledError:
+        # aiohttp cancels those who wait for a connection when its session is closed: the task itself goes on
+        if (task := asyncio.current_task()) is None or task.cancelling():
+            raise
+        raise CallError(Kind.CONNECTION, f"{_host(url)}: closed before it was connected", unsent=True) from None
+
+
+def _lost(error: Exception, url: str, key: str | None) -> CallError:
+    """No connection, or none that held. A refused one arrives as an SDK's timeout: only the last cause that has words
+    tells what happened."""
+    causes = list(_causes(error))
+    why = [words for one in causes if (words := str(one))] or [type(error).__name__]
+    said = redact(f"{_host(url)}: {why[-1]}", key)
+    return CallError(Kind.CONNECTION, said, unsent=any(isinstance(one, _UNSENT) for one in causes))
+
+
+def _host(url: str) -> str:
+    return urlsplit(url).netloc.rpartition("@")[2]
 
 
 def _loopback(url: str) -> bool:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -10,12 +11,10 @@ import orjson
 
 from aif.chat import wire
 from aif.chat.base import TRANSIENT, CallError, Kind, Reply, Request
-from aif.chat.given import Given
-from aif.chat.redaction import redact
+from aif.chat.given import Given, Misdelivered
+from aif.chat.transport import CONNECT_S, KEEPALIVE_S, deadline
 from aif.errors import BadInput
 
-CONNECT_S = 10.0  # to a host that is up a connection takes milliseconds; one that is gone shouldn't cost a whole call
-KEEPALIVE_S = 4.0  # below the 5 s after which vLLM's server closes: a request sent just then is lost, and paid for
 LONGEST_REST_S = 30.0
 HUNG_CALLS = 3
 
@@ -69,11 +68,11 @@ class VllmChat:
         try:
             asked = orjson.dumps(body)
             status, headers, content = await self._post(server.url, asked)
-            reply = wire.receive(status, headers, content, sent=wire.sent(body), key=self._api_key)
-            if self._given.to_another(asked, reply.served.get("id"), content):
-                await self.aclose()
-                raise wire.misdelivered()
+            take = partial(self._given.take, asked)
+            reply = wire.receive(status, headers, content, sent=wire.sent(body), key=self._api_key, take=take)
         except CallError as error:
+            if isinstance(error, Misdelivered):
+                await self.aclose()
             server.note(error.kind, self._now())
             raise
         finally:
@@ -88,26 +87,12 @@ class VllmChat:
             await session.close()
 
     async def _post(self, url: str, body: bytes) -> tuple[int, Mapping[str, str], bytes]:
-        """Status, headers and body of the answer, all within `timeout_s`: aiohttp's own limits are per read, so that a
-        server sending a byte now and then would never meet them."""
-        try:
-            async with (
-                asyncio.timeout(self._timeout_s),
-                self._connected().post(f"{url}/chat/completions", data=body, allow_redirects=False) as answer,
-            ):
-                return answer.status, answer.headers, await answer.read()
-        except aiohttp.ClientError as error:  # before TimeoutError: aiohttp's own is of connecting, and is both
-            raise self._lost(url, error) from None
-        except TimeoutError:
-            raise CallError(Kind.TIMEOUT, f"No whole answer within {self._timeout_s:g} s.") from None
-        except OSError as error:
-            raise self._lost(url, error) from None
-
-    def _lost(self, url: str, error: Exception) -> CallError:
-        """No connection, or none that held. Without the key, which aiohttp quotes where a server sends it back in an
-        answer that is no HTTP; without a chain for the same reason."""
-        said = redact(f"{_host(url)}: {str(error) or type(error).__name__}", self._api_key)
-        return CallError(Kind.CONNECTION, said, unsent=isinstance(error, aiohttp.ClientConnectorError))
+        """Status, headers and body of the answer."""
+        async with (
+            deadline(self._timeout_s, url, self._api_key),
+            self._connected().post(f"{url}/chat/completions", data=body, allow_redirects=False) as answer,
+        ):
+            return answer.status, answer.headers, await answer.read()
 
     def _connected(self) -> aiohttp.ClientSession:
         """The session, made at the first call since it belongs to the loop that runs then."""
@@ -179,7 +164,3 @@ def normalised(url: str) -> str:
         raise BadInput(f"base_url {url!r} is no http:// or https:// URL.")
     path = parts.path.rstrip("/")
     return f"{parts.scheme}://{parts.netloc}{path or '/v1'}"
-
-
-def _host(url: str) -> str:
-    return urlsplit(url).netloc.rpartition("@")[2]

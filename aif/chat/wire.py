@@ -20,6 +20,7 @@ from aif.records import Usage, as_dicts, is_blank
 
 Dialect = Literal["openai", "compatible"]
 Read = Callable[[Any, Mapping[str, Any]], Reply]  # a parsed body and the settings sent -> the reply in it
+Take = Callable[[Any, bytes], None]  # a parsed body and its bytes, once, whatever becomes of it
 
 SAID_LENGTH = 300  # characters of a server's own words in a message
 
@@ -185,22 +186,25 @@ def receive(
     sent: Mapping[str, Any],
     key: str | None,
     read: Read = read_reply,
+    take: Take = lambda data, content: None,
 ) -> Reply:
     """The reply in an HTTP response, as `read` finds it in the parsed body, with what the headers say of limits.
 
-    Raises CallError: of `classify` for a status other than 200, of `read` otherwise. Nothing of the body goes past here
-    with the key in it, be it a reply or an error.
+    Raises CallError: of `classify` for a status other than 200, else of `take`, which gets the parsed body and its
+    bytes first, and of `read`. Nothing of the body goes past here with the key in it, be it a reply or an error.
     """
     headers = {name.lower(): value for name, value in headers.items()}
     content = without(content, key)
     if status != 200:
         raise classify(status, headers, content.decode("utf-8", "replace"), key=key)
-    return replace(_read(content, sent, key, read), quotas=quotas(headers))
+    return replace(_read(content, sent, key, read, take), quotas=quotas(headers))
 
 
-def _read(content: bytes, sent: Mapping[str, Any], key: str | None, read: Read) -> Reply:
+def _read(content: bytes, sent: Mapping[str, Any], key: str | None, read: Read, take: Take) -> Reply:
     try:
-        return read(_parse_once(content), sent)
+        data = _parse_once(content)
+        take(data, content)
+        return read(data, sent)
     except CallError as error:
         if error.kind is not Kind.BAD_REPLY:
             raise
@@ -284,14 +288,6 @@ def _never_fits(words: str) -> bool:
 def bad(why: str, heard: Reply | None = None) -> CallError:
     """What is no reply, with what is known of it."""
     return CallError(Kind.BAD_REPLY, why, reply=heard)
-
-
-def misdelivered() -> CallError:
-    """That a reply is another request's (see given.py): nothing more is read from connections that were open then, or
-    each would go on being one answer behind."""
-    return CallError(
-        Kind.CONNECTION, "The answer to another request came a second time; all connections are made anew."
-    )
 
 
 def served(data: Mapping[str, Any], *names: str) -> dict[str, str]:

@@ -148,6 +148,42 @@ async def test_a_reply_that_was_given_to_another_request_is_no_reply(
     assert "another request" in caught.value.message
 
 
+async def test_nor_is_one_that_could_not_be_used(answering: Answering, request_: Request, client: Client) -> None:
+    """Else the answer behind it on its connection would be taken for the next request's."""
+    one, two = (replace(request_, seed=None, max_tokens=n) for n in (10, 11))
+    first, empty = ({**CLIENT_BODIES[client.make], "id": id} for id in ("id-1", "id-2"))
+    empty |= {"content": []} if "content" in empty else {"choices": completion("")["choices"]}
+    server = await answering(says(first), says(empty))
+    asked = chat(client, server.url)
+    await asked.ask(one)
+    kinds = []
+    for request in (one, two):
+        with pytest.raises(CallError) as caught:
+            await asked.ask(request)
+        kinds.append(caught.value.kind)
+    await asked.aclose()
+
+    assert kinds == [Kind.EMPTY, Kind.CONNECTION]
+
+
+async def test_connections_closed_under_a_call_that_waits_for_one_cancel_nobody(
+    answering: Answering, request_: Request, client: Client
+) -> None:
+    """aiohttp cancels those who wait for a connection; a worker that ended by it would be missed by nobody."""
+    server = await answering(hang)
+    asked = chat(client, server.url, limit=1)
+    sent = asyncio.create_task(asked.ask(request_))
+    await server.asked.wait()
+    waiting = asyncio.create_task(asked.ask(request_))
+    for _ in range(100):  # turns of the loop, until it waits
+        await asyncio.sleep(0)
+    await asked.aclose()
+    ended = await asyncio.gather(sent, waiting, return_exceptions=True)
+
+    assert [type(one) for one in ended] == [CallError, CallError]
+    assert [one.unsent for one in ended if isinstance(one, CallError)] == [False, True]
+
+
 async def test_servers_whose_ids_are_all_the_same_are_believed(
     answering: Answering, request_: Request, client: Client
 ) -> None:
