@@ -66,6 +66,8 @@ def measured(folder: Path, length: Length) -> Figures:
             judges={"timeout_s": TIMEOUT_S, "concurrency": 4, "price": {"input": 0, "output": 0}},
         )
         code = _run_for(length.all_s, path, folder / "samples", length.every_s, finished)
+    if len((folder / "samples").read_text().splitlines()) * length.every_s < length.settled_s:
+        raise RuntimeError(f"the run ended early, with exit code {code}: {(folder / 'said').read_text()[-2000:]}")
     samples = [json.loads(line) for line in (folder / "samples").read_text().splitlines()]
     since, until = finished.began + length.settled_s, finished.began + length.all_s
     settled = [one for one in samples if since <= one["at"] <= until]
