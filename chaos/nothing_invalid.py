@@ -170,12 +170,15 @@ def _run(folder: Path, rubric: str, form: Form, provider: str, prompts: int) -> 
 
 
 def _hostile(rubric: str, form: Form) -> Iterator[str]:
-    """Replies of every kind that must not be read, about four completions and each request of a rubric."""
+    """Replies of every kind that must not be read, about four completions and each request of a rubric. They come to
+    any of its requests; where some other aspect may be N/A, a reply with one that may not is a fair answer there."""
+    fair = {"completion missing"}  # where a slot failed, it is right that one is
+    fair |= {"N/A unasked"} if len(RUBRICS[rubric].sheet.requests) > 1 else set()
     for seed in range(0, 400, 100):
         for request, ask in RUBRICS[rubric].sheet.requests.items():
             asked = Asked(RUBRICS[rubric], request, 4 if ask.mode == "listwise" else 1, form)
             for number, (kind, (must, spoil)) in enumerate(KINDS.items()):
-                if must == "not read" and kind != "completion missing":  # where a slot failed, it is right that one is
+                if must == "not read" and kind not in fair:
                     rng = Random(seed + number)
                     yield spoil(rng, asked, fields(rng, asked))
 
