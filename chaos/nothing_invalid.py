@@ -171,9 +171,9 @@ def _run(folder: Path, rubric: str, form: Form, provider: str, prompts: int) -> 
 
 def _hostile(rubric: str, form: Form) -> Iterator[str]:
     """Replies of every kind that must not be read, about four completions and each request of a rubric. They come to
-    any of its requests; where some other aspect may be N/A, a reply with one that may not is a fair answer there."""
+    any of its requests: what is one N/A or one completion too many here may be a fair answer there."""
     fair = {"completion missing"}  # where a slot failed, it is right that one is
-    fair |= {"N/A unasked"} if len(RUBRICS[rubric].sheet.requests) > 1 else set()
+    fair |= {"N/A unasked", "completion too many"} if len(RUBRICS[rubric].sheet.requests) > 1 else set()
     for seed in range(0, 400, 100):
         for request, ask in RUBRICS[rubric].sheet.requests.items():
             asked = Asked(RUBRICS[rubric], request, 4 if ask.mode == "listwise" else 1, form)
