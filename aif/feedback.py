@@ -171,7 +171,7 @@ class Run:
             await self._keep(endpoint, job, call, tried)
 
         with suppress(Halted):
-            await persist(attempt, self.policy, note, endpoint.sleep, clock, blame=lambda: call.caller.blame)
+            await persist(attempt, self.policy, note, endpoint.sleep, blame=lambda: call.caller.blame)
 
     async def _afford(self, endpoint: Endpoint, bound: float) -> None:
         """Returns when a call is reserved. Raises Halted where it is not to be made; once the budget covers no call of

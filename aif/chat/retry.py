@@ -16,8 +16,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Generic, Literal, TypeVar
 
-from tenacity import AsyncRetrying, RetryCallState, retry_if_result
-
 from aif.chat.base import PROVIDER, REASKED, TRANSIENT, CallError, Kind
 
 T = TypeVar("T")
@@ -56,11 +54,10 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Attempt(Generic[T]):
-    """One call: its number from 1, what becomes of the item, how long it took, and its result or its error."""
+    """One call: its number from 1, what becomes of the item, and its result or its error."""
 
     n: int
     verdict: Verdict
-    seconds: float
     result: T | None
     error: CallError | None
 
@@ -70,7 +67,6 @@ async def persist(
     policy: Policy,
     on_attempt: Callable[[Attempt[T]], Awaitable[None]],
     sleep: Callable[[float], Awaitable[bool]],
-    clock: Callable[[], float],
     jitter: Callable[[], float] = random.random,
     blame: Callable[[], Blame] = lambda: "item",
 ) -> Attempt[T]:
@@ -82,37 +78,18 @@ async def persist(
     bug) passes through unreported.
     """
     course = _Course(policy, jitter)
-    last: Attempt[T]
-
-    async def once() -> Attempt[T]:
-        nonlocal last
-        course.n += 1
-        began = clock()
+    n = 0
+    while True:
+        n += 1
         try:
-            result = await attempt_once(course.n)
+            last: Attempt[T] = Attempt(n, "answered", await attempt_once(n), None)
         except CallError as error:
-            last = Attempt(course.n, course.verdict(error, blame()), clock() - began, None, error)
-        else:
-            last = Attempt(course.n, "answered", clock() - began, result, None)
+            last = Attempt(n, course.verdict(error, blame()), None, error)
         await on_attempt(last)
-        return last
-
-    async def pause(seconds: float) -> None:
-        if not await sleep(seconds):
-            raise _Stopped
-
-    try:
-        return await AsyncRetrying(sleep=pause, wait=course.wait, retry=retry_if_result(_again))(once)
-    except _Stopped:
-        return replace(last, verdict="later")
-
-
-class _Stopped(Exception):
-    """The run is being stopped."""
-
-
-def _again(attempt: Attempt[object]) -> bool:
-    return attempt.verdict == "again"
+        if last.verdict != "again":
+            return last
+        if not await sleep(course.wait_s):
+            return replace(last, verdict="later")
 
 
 class _Course:
@@ -121,13 +98,13 @@ class _Course:
     def __init__(self, policy: Policy, jitter: Callable[[], float]) -> None:
         self.policy = policy
         self.jitter = jitter
-        self.n = self.transient = self.reasked = 0
+        self.transient = self.reasked = 0
         self.said: Counter[tuple[Kind, str]] = Counter()  # answers that would come again, digits apart
-        self.next_wait_s = 0.0
+        self.wait_s = 0.0
 
     def verdict(self, error: CallError, blame: Blame) -> Verdict:
         """What one more failure means for the item; sets the wait that goes with "again"."""
-        self.next_wait_s = 0.0
+        self.wait_s = 0.0
         if error.kind in PROVIDER:
             return "refused"
         if error.kind in TRANSIENT:
@@ -143,10 +120,7 @@ class _Course:
             self.said[error.kind, _NUMBERED.sub("", error.message)] += 1
         if self.transient < self.policy.attempts:
             backoff = self.policy.backoff(self.transient, self.jitter())
-            self.next_wait_s = max(backoff, min(error.retry_after or 0.0, self.policy.longest_wait_s))
+            self.wait_s = max(backoff, min(error.retry_after or 0.0, self.policy.longest_wait_s))
             return "again"
         same = max(self.said.values(), default=0) >= min(self.policy.same, self.policy.attempts)
         return "failed" if same and blame == "item" else "later"
-
-    def wait(self, _: RetryCallState) -> float:
-        return self.next_wait_s

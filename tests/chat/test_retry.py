@@ -1,4 +1,4 @@
-"""aif/chat/retry.py, with a sleep and a clock that only count."""
+"""aif/chat/retry.py, with a sleep that only counts."""
 
 import asyncio
 
@@ -24,13 +24,11 @@ class Rehearsal:
         self.jitter = jitter
         self.stop_at = stop_at
         self.blame = blame
-        self.now = 0.0
         self.waits: list[float] = []
         self.events: list[str] = []
 
     async def call(self, n: int) -> str:
         self.events.append(f"call {n}")
-        self.now += 0.5
         if n <= len(self.failures):
             raise self.failures[n - 1]
         return "answer"
@@ -41,19 +39,16 @@ class Rehearsal:
     async def sleep(self, seconds: float) -> bool:
         self.events.append("sleep")
         self.waits.append(seconds)
-        self.now += seconds
         return len(self.waits) < self.stop_at
 
     async def run(self) -> Attempt[str]:
-        return await persist(
-            self.call, self.policy, self.report, self.sleep, lambda: self.now, lambda: self.jitter, lambda: self.blame
-        )
+        return await persist(self.call, self.policy, self.report, self.sleep, lambda: self.jitter, lambda: self.blame)
 
 
 async def test_an_answer_at_once() -> None:
     item = Rehearsal()
 
-    assert await item.run() == Attempt(n=1, verdict="answered", seconds=0.5, result="answer", error=None)
+    assert await item.run() == Attempt(n=1, verdict="answered", result="answer", error=None)
     assert item.events == ["call 1", "answered 1"]
 
 
@@ -66,7 +61,7 @@ async def test_every_attempt_is_reported_before_the_wait() -> None:
         "call 2", "again 2", "sleep",
         "call 3", "answered 3",
     ]  # fmt: skip
-    assert (last.n, last.seconds, last.result) == (3, 0.5, "answer")
+    assert (last.n, last.result) == (3, "answer")
 
 
 @pytest.mark.parametrize(
@@ -179,7 +174,7 @@ async def test_what_is_no_call_error_passes_through(raised: BaseException) -> No
 
     item = Rehearsal()
     with pytest.raises(type(raised)):
-        await persist(call, item.policy, item.report, item.sleep, lambda: 0.0)
+        await persist(call, item.policy, item.report, item.sleep)
 
     assert item.events == []
 
@@ -190,6 +185,6 @@ async def test_an_error_of_the_report_ends_the_item() -> None:
 
     item = Rehearsal(Kind.TIMEOUT)
     with pytest.raises(OSError, match="disk full"):
-        await persist(item.call, item.policy, report, item.sleep, lambda: 0.0)
+        await persist(item.call, item.policy, report, item.sleep)
 
     assert item.events == ["call 1"]
