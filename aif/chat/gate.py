@@ -99,15 +99,16 @@ class Gate:
             self._answered(one)
             one.caller.blame = "item"
             return
-        self._failing_since = now if self._failing_since is None else self._failing_since
         if error.kind is Kind.RATE_LIMITED:
             self._heard = True
             one.caller.blame = "endpoint"
             self._limited(one, error.retry_after, now)
         else:
             one.caller.blame = self._failed(one, now)
-        patience = self._policy.outage_s if self._heard else self._policy.silent_s
-        if self._shut and now - self._failing_since >= patience:
+        if self._shut is None:  # else what failed before a time without work would count it as an outage
+            return
+        self._failing_since = now if self._failing_since is None else self._failing_since
+        if now - self._failing_since >= (self._policy.outage_s if self._heard else self._policy.silent_s):
             took = f"{now - self._failing_since:,.0f} s"
             self.given_up = f"no call was answered for {took}; the last: {error.kind}: {error.message}"
 

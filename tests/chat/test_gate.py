@@ -331,3 +331,20 @@ def test_whatever_happens_calls_stay_within_bounds_and_one_may_go_in_the_end(
     ground.end_all()
     ground.rest()
     assert ground.fill() >= 1
+
+
+def test_time_in_which_nothing_was_asked_counts_for_no_outage() -> None:
+    """A judge that has no work for an hour is not given up by the first trouble after it."""
+    ground = Ground()
+    ground.go()
+    ground.end()
+    ground.go()
+    ground.end(BROKEN)
+    ground.now += 3600.0
+    ground.fill()
+    ground.end_all(GONE)
+    assert ground.gate.given_up is None
+
+    while ground.gate.given_up is None:
+        ground.probe(GONE)
+    assert 3600.0 + Policy().outage_s <= ground.now <= 3600.0 + Policy().outage_s + 120.0
