@@ -145,28 +145,32 @@ def _pending(pipeline: Pipeline, tallies: dict[Key, Tally]) -> set[Key]:
 
 @contextmanager
 def _signals(run: Run, console: Console) -> Iterator[None]:
-    """Ctrl-C or SIGTERM once: finish what is in flight. Twice: leave now; what is in flight is asked again. A terminal
-    that closes (SIGHUP, which comes from the shell and from the system) is once, however often."""
+    """Ctrl-C or SIGTERM once: finish what is in flight. Twice: leave now; what is in flight is asked again. A run that
+    stops by itself (its budget, a full disk) or since its terminal closes (SIGHUP, which comes from the shell and from
+    the system) was not asked to: the first Ctrl-C loses nothing that is in flight then, either."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
+    before = False
 
     def asked() -> None:
-        if run.stopping:
+        nonlocal before
+        if before:
             task.cancel()
-        else:
-            run.stop()
-            flying = sum(endpoint.in_flight for endpoint in run.endpoints)
-            say(console, f"stopping: waiting for {counted(flying, 'call')} in flight (again to leave at once)")
+            return
+        before = True
+        run.stop()
+        flying = sum(endpoint.in_flight for endpoint in run.endpoints)
+        say(console, f"stopping: waiting for {counted(flying, 'call')} in flight (again to leave at once)")
 
     signals = {signal.SIGINT: asked, signal.SIGTERM: asked, signal.SIGHUP: run.stop}
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # by nohup
         del signals[signal.SIGHUP]
-    before = {one: signal.getsignal(one) for one in signals}
+    handlers = {one: signal.getsignal(one) for one in signals}
     for one, then in signals.items():
         loop.add_signal_handler(one, then)
     try:
         yield
     finally:
-        for one, then_again in before.items():
+        for one, then_again in handlers.items():
             loop.remove_signal_handler(one)
             signal.signal(one, then_again)

@@ -316,6 +316,7 @@ def test_kill_9_in_mid_run_loses_and_repeats_only_what_was_in_flight(tmp_path: P
         ([signal.SIGTERM], True),
         ([signal.SIGINT], False),
         ([signal.SIGHUP, signal.SIGHUP], False),
+        ([signal.SIGHUP, signal.SIGINT], True),  # the first that was asked, whatever else stopped the run before
     ],
 )
 def test_a_stop_finishes_what_is_in_flight_and_the_same_command_goes_on(
