@@ -161,7 +161,10 @@ class _Crew:
 
     async def _keep_all(self) -> None:
         """Returns when no server can be had any more; the endpoint is refused then."""
-        why = await self._fetched()
+        try:
+            why = await self._fetched()
+        except OSError as error:
+            why = f"its model's files can't be fetched: {error}"
         if why is None:
             async with asyncio.TaskGroup() as group:
                 keepers = [group.create_task(self._keep(place, log)) for place, log in self._places]
@@ -201,6 +204,8 @@ class _Crew:
                         self._set([url for url in self._urls if url != server.url])
             except NotReady as error:
                 why = str(error)
+            except OSError as error:  # no room for its log, no memory or file for its process
+                why = f"its server can't be started: {error}"
             if up is not None and (left is None or clock() - up >= patience.steady_s):
                 left = list(patience.again_s)
             if not left:

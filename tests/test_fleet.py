@@ -176,6 +176,16 @@ def test_one_that_ends_before_it_is_ready_is_refused_with_the_reason_and_the_oth
     assert [words(record, "--served-model-name") for record in fakes.started()] == ["a", "b"], "nothing to be judged"
 
 
+def test_one_that_the_system_can_not_start_is_refused_and_the_others_go_on(tmp_path: Path, fakes: Fakes) -> None:
+    path = pipeline(tmp_path, {"a": fakes.launch(), "b": fakes.launch()}, fakes.launch())
+    (Places(load(path).store).logs / "a-1.log").mkdir(parents=True)
+    made, ended = run(path)
+
+    assert list(ended.refused) == ["a"]
+    assert ended.refused["a"].startswith("its server can't be started: [Errno 21] Is a directory")
+    assert ask(made, "SELECT count(*) AS n FROM completions WHERE identity = 'b'") == [{"n": 12}]
+
+
 def test_one_that_is_not_ready_in_time_is_refused(tmp_path: Path, fakes: Fakes) -> None:
     path = pipeline(tmp_path, {"a": fakes.launch({"ready_s": 0.3}, FAKE_STALLS="1")}, fakes.launch())
     _, ended = run(path)
