@@ -25,6 +25,8 @@ _SPAN = re.compile(
     r"(?:(?P<d>\d+)d)?(?:(?P<h>\d+)h)?(?:(?P<m>\d+)m)?(?:(?P<s>\d+(?:\.\d+)?)s)?(?:(?P<ms>\d+(?:\.\d+)?)ms)?"
 )
 _UNITS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
+# One date with and one without a time zone (TypeError), or one of as many hours as no int of C's holds.
+_NO_DATE = (ValueError, TypeError, OverflowError)
 _LONGEST_S = 32 * 86400.0  # what is longer is no span but some date
 
 
@@ -43,7 +45,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     try:
         until, now = (parsedate_to_datetime(headers[name]) for name in ("retry-after", "date"))
         return max(0.0, (until - now).total_seconds())
-    except (KeyError, ValueError, TypeError):  # TypeError: one date with and one without a time zone
+    except (KeyError, *_NO_DATE):
         return None
 
 
@@ -55,7 +57,7 @@ def quotas(headers: Mapping[str, str]) -> tuple[Quota, ...]:
         if said[0] is None or said[1] is None or said[2] is None:
             continue
         limit, left, whole_s = _number(said[0]), _number(said[1]), _until(said[2], headers.get("date"))
-        if limit is not None and left is not None and whole_s is not None and 0 <= left <= limit and limit > 0:
+        if limit is not None and left is not None and whole_s is not None and 0 <= left <= limit and limit >= 1:
             found.append(Quota(measure, limit, left, whole_s))
     return tuple(found)
 
@@ -76,6 +78,6 @@ def _until(text: str, date: str | None) -> float | None:
     if seconds is None:
         try:
             seconds = (datetime.fromisoformat(text) - parsedate_to_datetime(date or "")).total_seconds()
-        except (ValueError, TypeError):  # TypeError: one date with and one without a time zone
+        except _NO_DATE:
             return None
     return max(0.0, seconds) if seconds <= _LONGEST_S else None

@@ -84,6 +84,7 @@ def test_anthropic_s_quotas_by_the_response_s_own_date() -> None:
         ("60", "59", "2026-11-20T10:00:06"),
         ("inf", "59", "1s"),
         ("60", "59", "9" * 400 + "s"),
+        ("1e-320", "0", "1d"),  # so little a second that it is none
     ],
 )
 def test_what_can_not_be_is_no_quota(said: tuple[str, str, str]) -> None:
@@ -94,6 +95,14 @@ def test_half_of_a_quota_is_none() -> None:
     headers = openai("60", "59", "1s")
     for name in headers:
         assert quotas({key: value for key, value in headers.items() if key != name}) == ()
+
+
+@pytest.mark.parametrize("zone", ["+9959", "+9999999999999", "-" + "9" * 30])
+def test_a_zone_that_is_none_is_no_date(zone: str) -> None:
+    date = f"Fri, 20 Nov 2026 10:00:00 {zone}"
+
+    assert retry_after({"retry-after": date, "date": DATE}) is None
+    assert quotas({**openai("60", "59", "2026-11-20T10:00:06Z"), "date": date}) == ()
 
 
 words = st.text(max_size=12) | st.integers().map(str) | st.floats().map(str) | st.just("6m0s") | st.just(DATE)

@@ -87,6 +87,14 @@ def test_no_reply_holds_the_key(form: Form) -> None:
         assert "[key]" in str(text)
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32"])
+def test_no_reply_is_read_in_an_encoding_that_no_key_was_looked_for_in(encoding: str) -> None:
+    with pytest.raises(CallError) as caught:
+        wire.receive(200, {}, json.dumps(completion(f"You sent {KEY}.")).encode(encoding), sent={}, key=KEY)
+
+    assert caught.value.kind is Kind.BAD_REPLY
+
+
 @pytest.mark.parametrize("more", [{"refusal": f"I saw {KEY}."}, {"content": f"I saw {KEY}."}])
 def test_no_refusal_holds_the_key(more: dict[str, str]) -> None:
     raw = json.dumps(completion(None, "content_filter", **more))
