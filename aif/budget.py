@@ -152,7 +152,8 @@ class Budget:
             await self._raise_ceiling()
 
     def synced(self, ceiling: float) -> None:
-        self.account.ceiling = ceiling
+        """The highest holds: where the disk is behind, a later one may come first."""
+        self.account.ceiling = max(self.account.ceiling, ceiling)
         self._let_go()
 
     def stop(self) -> None:

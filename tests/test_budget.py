@@ -210,6 +210,27 @@ async def test_a_call_waits_for_its_ceiling_to_be_synced() -> None:
     assert await budget.reserve(0.0), "what costs nothing waits for nothing"
 
 
+async def test_a_ceiling_that_was_passed_by_a_higher_one_holds_nobody_up() -> None:
+    """Whoever waits for room in a full queue can be passed by."""
+    written: list[float] = []
+
+    async def write(n: int, ceiling: float) -> None:
+        written.append(ceiling)
+
+    budget = Budget(1.0, UNSPENT, write)
+    tasks = []
+    for bound in (0.1, 0.3):
+        tasks.append(asyncio.create_task(budget.reserve(bound)))
+        await asyncio.sleep(0)
+    assert len(written) == 2
+    for ceiling in reversed(written):
+        budget.synced(ceiling)
+    assert await asyncio.gather(*tasks) == [True, True]
+    second = asyncio.create_task(budget.reserve(0.05))
+    await asyncio.sleep(0)
+    assert second.done(), "within the ceiling that is synced"
+
+
 async def test_a_dear_call_is_not_passed_by_for_ever_by_cheap_ones() -> None:
     async def write(n: int, ceiling: float) -> None:
         budget.synced(ceiling)
