@@ -16,6 +16,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Generic, Literal, TypeVar
 
+from tenacity import AsyncRetrying, RetryCallState, retry_if_result
+
 from aif.chat.base import PROVIDER, REASKED, TRANSIENT, CallError, Kind
 
 T = TypeVar("T")
@@ -78,18 +80,37 @@ async def persist(
     bug) passes through unreported.
     """
     course = _Course(policy, jitter)
-    n = 0
-    while True:
-        n += 1
+    last: Attempt[T]
+
+    async def once() -> Attempt[T]:
+        nonlocal last
+        course.n += 1
         try:
-            last: Attempt[T] = Attempt(n, "answered", await attempt_once(n), None)
+            last = Attempt(course.n, "answered", await attempt_once(course.n), None)
         except CallError as error:
-            last = Attempt(n, course.verdict(error, blame()), None, error)
+            last = Attempt(course.n, course.verdict(error, blame()), None, error)
         await on_attempt(last)
-        if last.verdict != "again":
-            return last
-        if not await sleep(course.wait_s):
-            return replace(last, verdict="later")
+        return last
+
+    async def pause(seconds: float) -> None:
+        if not await sleep(seconds):
+            raise _Stopped
+
+    try:
+        if (await once()).verdict == "again":  # of most calls the first: tenacity's hooks would take 50 µs of each
+            await pause(course.wait_s)
+            await AsyncRetrying(sleep=pause, wait=course.wait, retry=retry_if_result(_again))(once)
+    except _Stopped:
+        return replace(last, verdict="later")
+    return last
+
+
+class _Stopped(Exception):
+    """The run is being stopped."""
+
+
+def _again(attempt: Attempt[object]) -> bool:
+    return attempt.verdict == "again"
 
 
 class _Course:
@@ -98,7 +119,7 @@ class _Course:
     def __init__(self, policy: Policy, jitter: Callable[[], float]) -> None:
         self.policy = policy
         self.jitter = jitter
-        self.transient = self.reasked = 0
+        self.n = self.transient = self.reasked = 0
         self.said: Counter[tuple[Kind, str]] = Counter()  # answers that would come again, digits apart
         self.wait_s = 0.0
 
@@ -124,3 +145,6 @@ class _Course:
             return "again"
         same = max(self.said.values(), default=0) >= min(self.policy.same, self.policy.attempts)
         return "failed" if same and blame == "item" else "later"
+
+    def wait(self, _: RetryCallState) -> float:
+        return self.wait_s
