@@ -106,7 +106,6 @@ class Endpoint:
             self._stirred.set()
 
     async def _admitted(self, caller: Caller, cost: Cost) -> Pass:
-        self.wanted.set()
         async with self._line:
             while await self.ready():
                 self._stirred.clear()
