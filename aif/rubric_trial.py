@@ -31,7 +31,7 @@ from aif.records import Usage
 from aif.results import Results
 from aif.rubric import Rubric, Score, order
 from aif.rubric_lint import longest_reply
-from aif.run import flow
+from aif.run import Person, flow
 from aif.scoring import TOLERANCE, Rows, score
 from aif.store import Store
 
@@ -97,7 +97,7 @@ def attempt(
     _score(pipeline, rubric)
     if not Places(pipeline.store).any:
         raise BadInput(f"{pipeline.store}: no store here yet; `aif run {pipeline.path}` makes it")
-    consented = False  # and so it is where the store is made again in mid-run
+    consented, person = False, Person()  # both hold where the store is made again in mid-run
 
     def whole(ledger: Ledger) -> Tried | None:
         nonlocal consented
@@ -114,7 +114,7 @@ def attempt(
                 return None
             consented = True
             judging = asked.model_copy(update={"models": {}})
-            flowed = asyncio.run(flow(judging, ledger, rubric, console, tell, reach, policy or Policy()))
+            flowed = asyncio.run(flow(judging, ledger, rubric, console, tell, reach, policy or Policy(), person))
             after = _ratings(asked, rubric, ledger.store, reach)
             with Reader.of(ledger.store) as reader:
                 failures = reader.sql("SELECT * FROM failures WHERE stage = 'judgement'")

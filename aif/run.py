@@ -49,6 +49,14 @@ class Ended:
         return any(tally.answered < tally.wanted for tally in self.tallies.values())
 
 
+@dataclass
+class Person:
+    """Who watches a run and may stop it. What was asked for holds, too, where the run is begun once more on a store
+    that was made again."""
+
+    stopped: bool = False
+
+
 def feedback(
     pipeline: Pipeline,
     console: Console,
@@ -69,7 +77,7 @@ def feedback(
     rubric = rubric_of(pipeline)
     for one in (*pipeline.models.values(), *pipeline.judges.values()):
         api_key(one, os.environ)  # a missing key is told before anything is read
-    agreed = False  # and so it is where the store is made again in mid-run
+    agreed, person = False, Person()  # both hold where the store is made again in mid-run
 
     def whole(ledger: Ledger) -> Ended:
         nonlocal agreed
@@ -79,7 +87,8 @@ def feedback(
         if retry_failed and not agreed:
             ledger.keep([events.retry(datetime.now(UTC))])
         agreed = True
-        stopped, refused, short = asyncio.run(flow(pipeline, ledger, rubric, console, tell, limit, policy or Policy()))
+        flowing = flow(pipeline, ledger, rubric, console, tell, limit, policy or Policy(), person)
+        stopped, refused, short = asyncio.run(flowing)
         outcomes = make_pairs(pipeline, rubric, ledger.store)
         with Reader.of(ledger.store) as reader:
             tallies = reader.tallies(limit)
@@ -96,6 +105,7 @@ async def flow(
     tell: Callable[[str], None],
     limit: int | None,
     policy: Policy,
+    person: Person,
 ) -> tuple[bool, dict[str, str], Short | None]:
     """Does what the store says is pending, shown to the person who may stop it. Returns whether it was stopped, the
     endpoints that take no call, with the reason, and whether the budget was short."""
@@ -111,10 +121,12 @@ async def flow(
         fleet = await Fleet.of(pipeline, endpoints, _pending(pipeline, within), ledger.places.logs, tell)
         _make_room(endpoints, tell)
         run = Run(pipeline, ledger, rubric, endpoints, board, spent, policy, limit)
+        if person.stopped:
+            run.stop()
         ended = asyncio.Event()
         screen = asyncio.create_task(show(board, console, ledger.places.progress, ended))
         try:
-            with _signals(run, console):
+            with _signals(run, console, person):
                 async with asyncio.TaskGroup() as group:
                     group.create_task(fleet.attend())
                     await run.execute()
@@ -144,7 +156,7 @@ def _pending(pipeline: Pipeline, tallies: dict[Key, Tally]) -> set[Key]:
 
 
 @contextmanager
-def _signals(run: Run, console: Console) -> Iterator[None]:
+def _signals(run: Run, console: Console, person: Person) -> Iterator[None]:
     """Ctrl-C or SIGTERM once: finish what is in flight. Twice: leave now; what is in flight is asked again. A run that
     stops by itself (its budget, a full disk) or since its terminal closes (SIGHUP, which comes from the shell and from
     the system) was not asked to: the first Ctrl-C loses nothing that is in flight then, either."""
@@ -152,17 +164,21 @@ def _signals(run: Run, console: Console) -> Iterator[None]:
     assert task is not None
     before = False
 
+    def stop() -> None:
+        person.stopped = True
+        run.stop()
+
     def asked() -> None:
         nonlocal before
         if before:
             task.cancel()
             return
         before = True
-        run.stop()
+        stop()
         flying = sum(endpoint.in_flight for endpoint in run.endpoints)
         say(console, f"stopping: waiting for {counted(flying, 'call')} in flight (again to leave at once)")
 
-    signals = {signal.SIGINT: asked, signal.SIGTERM: asked, signal.SIGHUP: run.stop}
+    signals = {signal.SIGINT: asked, signal.SIGTERM: asked, signal.SIGHUP: stop}
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # by nohup
         del signals[signal.SIGHUP]
     handlers = {one: signal.getsignal(one) for one in signals}

@@ -9,7 +9,7 @@ from aif.config import load
 from aif.intake import prepare, rubric_of
 from aif.ledger import Ledger
 from aif.queries import Reader, Tally
-from aif.run import flow
+from aif.run import Person, flow
 
 Key = tuple[str, str]  # stage and name of a model or judge
 
@@ -24,7 +24,7 @@ async def run(path: Path) -> tuple[dict[str, str], dict[Key, Tally]]:
     rubric = rubric_of(pipeline)
     with Ledger.open(pipeline.store, _silent, rubric) as ledger:
         prepare(pipeline, ledger, rubric, _silent)
-        _, refused, _ = await flow(pipeline, ledger, rubric, Console(quiet=True), _silent, None, Policy())
+        _, refused, _ = await flow(pipeline, ledger, rubric, Console(quiet=True), _silent, None, Policy(), Person())
         with Reader.of(ledger.store) as reader:
             return refused, reader.tallies()
 

@@ -1,6 +1,7 @@
 """Journal and store together: whatever happens to either, what was kept is there or is said to be lost."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -14,15 +15,18 @@ from rich.console import Console
 
 from aif import journal as journals
 from aif.again import again
-from aif.config import load
+from aif.config import Pipeline, load
 from aif.errors import JournalDamaged, StoreDamaged, StoreLocked
+from aif.feedback import Run
 from aif.journal import Position
 from aif.ledger import BATCH, Ledger, entry_of
 from aif.lock import Lock, Places, holder, is_held
+from aif.pairing import make_pairs
 from aif.queries import Reader
 from aif.records import fraction
 from aif.results import Results
 from aif.rows import Entry
+from aif.rubric import Rubric
 from aif.run import feedback
 from aif.store import Store
 from tests.serving import Served
@@ -288,6 +292,61 @@ def test_a_run_whose_store_fails_it_loses_no_reply_and_goes_on(
     assert not ended.incomplete
     assert served.stats()["calls"] == 40
     assert said.getvalue().count("made again") == 1
+
+
+def test_a_run_that_was_told_to_stop_stays_stopped_on_a_store_made_again(
+    tmp_path: Path, serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C, and then the store shows damage when pairs are made of it."""
+    served = serve(latency_s=0.05)
+    path = write(tmp_path, served, count=8)
+    sound, pairs, asked, stopped = Store.apply, make_pairs, [0], [0]
+
+    def apply(store: Store, entries: Sequence[Entry], position: Position, damaged: int = 0) -> None:
+        sound(store, entries, position, damaged)
+        if not stopped[0] and any(entry.record["t"] == "call" for entry in entries):
+            stopped[0] = os.getpid()
+            os.kill(stopped[0], signal.SIGINT)
+
+    def damaged_pairs(pipeline: Pipeline, rubric: Rubric, store: Store) -> dict[str, int]:
+        if not asked[0]:
+            asked[0] = served.stats()["calls"]
+            raise StoreDamaged(f"{store.path}: block 7")
+        return pairs(pipeline, rubric, store)
+
+    monkeypatch.setattr(Store, "apply", apply)
+    monkeypatch.setattr("aif.run.make_pairs", damaged_pairs)
+    ended = feedback(load(path), Console(file=StringIO(), width=200))
+    assert ended.stopped
+    assert 0 < asked[0] < 40
+    assert served.stats()["calls"] == asked[0]
+
+
+def test_ctrl_c_behind_a_run_that_stops_by_itself_still_waits_for_what_is_in_flight(
+    tmp_path: Path, serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = serve(latency_s=0.05)
+    path = write(tmp_path, served, count=8)
+    sound, stop, times = Store.apply, Run.stop, [0, 0]
+
+    def apply(store: Store, entries: Sequence[Entry], position: Position, damaged: int = 0) -> None:
+        times[0] += any(entry.record["t"] == "call" for entry in entries)
+        if times[0] == 1:
+            times[0] += 1
+            raise StoreDamaged(f"{store.path}: block 7")
+        sound(store, entries, position, damaged)
+
+    def stopping(run: Run) -> None:
+        stop(run)
+        times[1] += 1
+        if times[1] == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Store, "apply", apply)
+    monkeypatch.setattr(Run, "stop", stopping)
+    ended = feedback(load(path), Console(file=StringIO(), width=200))
+    assert ended.stopped
+    assert ask(load(path), "SELECT count(*) AS n FROM calls") == [{"n": served.stats()["calls"]}]
 
 
 def test_a_flipped_byte_never_ends_a_run(kept: Kept) -> None:
