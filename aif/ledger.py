@@ -139,9 +139,10 @@ class Ledger:
         self._held.close()
 
     def keep(self, records: Sequence[Record]) -> None:
-        """Journal, then store, at once: for what is kept outside the flow of a run."""
-        position = self.journal.append(records)
-        self.store.apply([entry_of(record, self.rubrics) for record in records], position)
+        """Journal, then store, at once: for what is kept outside the flow of a run. The store takes in besides what it
+        lacks: a run that was left at once, or an interrupt between the two, puts the journal ahead of it."""
+        self.journal.append(records)
+        follow(self.store, self.places.journal, self.rubrics)
 
 
 def _damage(error: BaseException) -> StoreDamaged | None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from aif import events
 from aif import journal as journals
 from aif.again import again
 from aif.config import Pipeline, load
@@ -23,7 +24,7 @@ from aif.ledger import BATCH, Ledger, entry_of
 from aif.lock import Lock, Places, holder, is_held
 from aif.pairing import make_pairs
 from aif.queries import Reader
-from aif.records import fraction
+from aif.records import digest, fraction
 from aif.results import Results
 from aif.rows import Entry
 from aif.rubric import Rubric
@@ -130,6 +131,17 @@ def test_a_replayed_segment_changes_nothing(kept: Kept) -> None:
 
     assert kept.reopened() == []
     assert kept.read() == kept.rows
+
+
+def test_what_the_store_lacks_of_the_journal_is_not_passed_over(tmp_path: Path) -> None:
+    """As a run leaves it that was left at once, before what is kept next."""
+    texts = [events.text(digest(word), "principle", word) for word in ("one", "two", "three")]
+    with Ledger.open(tmp_path / "s.duckdb", pytest.fail) as ledger:
+        ledger.keep(texts[:1])
+        ledger.journal.append(texts[1:2])
+        ledger.keep(texts[2:])
+        with Reader.of(ledger.store) as reader:
+            assert sorted(reader.texts("principle").values()) == ["one", "three", "two"]
 
 
 def test_a_torn_last_line_is_cut_off_told_and_asked_again(kept: Kept) -> None:
