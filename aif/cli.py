@@ -202,12 +202,14 @@ Asked = TypeVar("Asked", bound="Reader")
 @contextmanager
 def _open(of: "type[Asked]", one: "Pipeline", file: Path, sets: list[str] | None) -> "Iterator[Asked]":
     """The store of a pipeline, where no run holds it. What to do is said where it is broken."""
+    from aif.lock import Places
+
     try:
         with of.open(one.store) as reader:
             yield reader
     except StoreDamaged as error:
         typed = _typed(file, sets)
-        if one.store.with_suffix(".journal").exists():
+        if Places(one.store).journal.exists():
             mend = f"`aif rebuild {typed}` makes it again from the journal beside it, and so does the next `aif run`"
         else:
             mend = "there is no journal beside it to make it from: name another `store`"
@@ -232,7 +234,7 @@ def _reading(
                 raise
             yield None
             return
-        _tell_if_another(one, reader)
+        _tell_if_another(one, reader, _typed(file, sets))
         yield reader
 
 
@@ -250,7 +252,7 @@ def status(pipeline: File, sets: Sets = None) -> None:
             tell_status(out, reader, one.budget_usd)
 
 
-def _tell_if_another(one: "Pipeline", reader: "Reader") -> None:
+def _tell_if_another(one: "Pipeline", reader: "Reader", typed: str) -> None:
     """Says so where what a store tells is of another pipeline: this one edited since, or a trial that was killed."""
     from aif.intake import is_prepared, rubric_of
 
@@ -261,7 +263,7 @@ def _tell_if_another(one: "Pipeline", reader: "Reader") -> None:
     if not prepared:
         err.print(
             f"the store is as another state of {one.path} left it, or an `aif rubric try` that was killed; "
-            f"`aif export {one.path}` brings it to what the file says now and calls no model",
+            f"`aif export {typed}` brings it to what the file says now and calls no model",
             soft_wrap=True, markup=False, highlight=False,
         )  # fmt: skip
 
@@ -313,7 +315,7 @@ def show(
 
     one = load(pipeline, sets)
     with _open(Reader, one, pipeline, sets) as reader:
-        _tell_if_another(one, reader)
+        _tell_if_another(one, reader, _typed(pipeline, sets))
         tell_story(out, reader, prompt_id)
 
 
@@ -338,7 +340,7 @@ def pairs(
     tell_outlook(out, seen, beside, versus or [])
 
 
-def _made(one: "Pipeline", file: Path, work: "Callable[[Rubric, Ledger], T]") -> "T":
+def _made(one: "Pipeline", typed: str, work: "Callable[[Rubric, Ledger], T]") -> "T":
     """What `work` makes of a store that a run has made, brought to what the pipeline says now; its prompts are those it
     has."""
     from aif.intake import prepare, rubric_of
@@ -346,7 +348,7 @@ def _made(one: "Pipeline", file: Path, work: "Callable[[Rubric, Ledger], T]") ->
     from aif.lock import Places
 
     if not Places(one.store).any:
-        raise BadInput(f"{one.store}: no store here yet; `aif run {file}` makes it")
+        raise BadInput(f"{one.store}: no store here yet; `aif run {typed}` makes it")
     rubric = rubric_of(one)
 
     def prepared(ledger: Ledger) -> "T":
@@ -368,7 +370,7 @@ def export(
     from aif.export import tell_exported
 
     place = to or one.store.parent / "dataset"
-    exported = _made(one, pipeline, lambda rubric, ledger: write(one, rubric, ledger, place, tell))
+    exported = _made(one, _typed(pipeline, sets), lambda rubric, ledger: write(one, rubric, ledger, place, tell))
     tell_exported(out, exported)
 
 
@@ -391,7 +393,7 @@ def publish(
     mend = shlex.join(
         ["aif", "export", str(pipeline), *(["--out", str(folder)] if folder else []), *_repeated("--set", sets)]
     )
-    run = _made(one, pipeline, lambda rubric, ledger: exported(one, rubric, ledger, place, mend))
+    run = _made(one, _typed(pipeline, sets), lambda rubric, ledger: exported(one, rubric, ledger, place, mend))
     plan = survey(one, place, run, repo, public)
     tell_plan(out, plan)
     if plan.head and not plan.sent and not plan.removed:

@@ -13,6 +13,7 @@ taken in twice.
 import os
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -166,7 +167,12 @@ class Journal:
         return self.position
 
     def close(self) -> None:
+        """A journal that holds nothing leaves nothing: a folder would be taken for one to make a store from."""
         os.close(self._file)
+        if self.position == START:
+            _segment(self.folder, START.segment).unlink()
+            with suppress(OSError):  # something else is in it
+                self.folder.rmdir()
 
     def _next_segment(self) -> None:
         position = Position(self.position.segment + 1, 0)

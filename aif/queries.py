@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from aif.budget import Spent
 from aif.errors import BadInput, StoreDamaged
+from aif.lock import Places
 from aif.pairs import Policy
 from aif.records import Failing, Prompt, Slot, as_messages
 from aif.store import Spec, Store, check_version, connect, noticing, within
@@ -138,7 +139,7 @@ class Reader:
     @classmethod
     def open(cls, path: Path) -> Self:
         """Reads a store that no run holds."""
-        if not path.exists() and path.with_suffix(".journal").exists():
+        if not path.exists() and Places(path).journal.exists():
             raise StoreDamaged(f"{path}: the store is gone")
         if not path.exists():
             raise BadInput(f"{path}: no store here yet; `aif run` makes it")

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from aif.budget import Short
 from aif.failing import tell_failures
+from aif.lock import Places
 from aif.pairs import Policy
 from aif.progress import counted, dollars, of, say, spending, visible
 from aif.queries import Balance, Books, Reader, Tally
@@ -284,5 +285,5 @@ def tell_places(console: Console, store: Path) -> None:
     for _ in range(3):
         grid.add_column(overflow="fold")
     grid.add_row("store", str(store), "DuckDB: views leaderboard, ratings, pairs, spend, failures")
-    grid.add_row("journal", str(store.with_suffix(".journal")), "everything paid for; the store is made from it")
+    grid.add_row("journal", str(Places(store).journal), "everything paid for; the store is made from it")
     console.print(grid)

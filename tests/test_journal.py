@@ -163,9 +163,9 @@ def test_a_segment_that_holds_nothing_whole_is_emptied(tmp_path: Path) -> None:
     """Longer than the block that is looked through at a time."""
     (tmp_path / "000001.jsonl").write_bytes(b"x" * 200_000)
     journal, torn = Journal.open(tmp_path)
-    journal.close()
     assert torn == Damage(tmp_path / "000001.jsonl", 0, "a torn last line of 200000 bytes was cut off")
     assert (tmp_path / "000001.jsonl").read_bytes() == b""
+    journal.close()
 
 
 def test_a_torn_line_longer_than_a_block_is_cut_off(tmp_path: Path) -> None:

@@ -178,6 +178,7 @@ def test_a_store_without_its_journal_is_not_thrown_away(kept: Kept) -> None:
         kept.reopened()
 
     assert kept.places.store.read_bytes() == before
+    assert not kept.places.journal.exists()  # nothing is in the way of the copy that is put back
 
 
 def test_a_journal_of_a_later_version_is_refused(kept: Kept) -> None:
