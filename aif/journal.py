@@ -11,6 +11,7 @@ taken in twice.
 """
 
 import os
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -95,14 +96,27 @@ def replay(folder: Path, start: Position = START) -> Iterator[tuple[Position, di
                 found, at = decode(line), Position(number, offset)
                 offset += len(line)
                 if isinstance(found, str):
-                    yield Position(number, offset), Damage(path, at.offset, found)
-                    continue
+                    behind = _behind(line, at)
+                    yield behind[0] if behind else Position(number, offset), Damage(path, at.offset, found)
+                    if behind is None:
+                        continue
+                    at, found = behind
                 written = Position(*found.pop("at", (number, at.offset)))
                 if written != at:
                     if (written, line[:8]) in moved or _stands(folder, written, line):
                         continue
                     moved.add((written, line[:8]))
                 yield Position(number, offset), found
+
+
+def _behind(line: bytes, at: Position) -> tuple[Position, dict[str, Any]] | None:
+    """A record that stands whole behind damage, in its place: where the newline between the two is what was damaged."""
+    for begin in re.finditer(rb"[0-9a-f]{8} \{", line):
+        there = Position(at.segment, at.offset + begin.start())
+        found = decode(line[begin.start() :])
+        if not isinstance(found, str) and found.get("at") == [there.segment, there.offset]:
+            return there, found
+    return None
 
 
 def _stands(folder: Path, at: Position, line: bytes) -> bool:
