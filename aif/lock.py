@@ -87,7 +87,12 @@ class Lock:
         program = Path(sys.argv[0]).name.replace("__main__.py", "aif")  # of `python -m aif`
         command = typed([program, *sys.argv[1:]])
         note = Note(os.getpid(), socket.gethostname(), datetime.now(UTC).isoformat(timespec="seconds"), command)
-        os.pwrite(self._file, json.dumps(asdict(note), ensure_ascii=False).encode(), 0)
+        try:
+            os.pwrite(self._file, json.dumps(asdict(note), ensure_ascii=False).encode(), 0)
+        except OSError as full:
+            os.close(self._file)
+            full.filename = str(path)
+            raise
 
     def release(self) -> None:
         os.ftruncate(self._file, 0)

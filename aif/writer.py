@@ -70,14 +70,22 @@ class Writer:
 
     async def run(self) -> None:
         try:
+            await self._keep_all()
+        except asyncio.CancelledError:
+            if isinstance(self._trouble, OSError):  # not all was kept, as being left at once would say
+                raise self._trouble from None
+            raise
+        if self._trouble:
+            raise self._trouble
+
+    async def _keep_all(self) -> None:
+        try:
             with ThreadPoolExecutor(1, "journal") as journal, ThreadPoolExecutor(1, "store") as store:
                 async with asyncio.TaskGroup() as group:
                     group.create_task(self._sync(journal))
                     group.create_task(self._commit(store))
         finally:
             self._keep_rest()
-        if self._trouble:
-            raise self._trouble
 
     def _keep_rest(self) -> None:
         """However a run is left, what was handed over goes into the journal; the store follows when it is next opened.

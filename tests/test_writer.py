@@ -115,9 +115,13 @@ async def test_where_asking_meets_damage_what_is_in_flight_is_still_kept(ledger:
 @pytest.mark.skipif(
     resource.getrlimit(resource.RLIMIT_FSIZE)[1] != resource.RLIM_INFINITY, reason="files are limited here already"
 )
+@pytest.mark.parametrize("left", [False, True])
 @pytest.mark.parametrize("room", [False, True])
-async def test_on_a_full_disk_what_fits_is_kept_and_the_rest_once_there_is_room(ledger: Ledger, room: bool) -> None:
-    """The disk is full by a limit on the files' size; where room is made before the end, nothing is lost."""
+async def test_on_a_full_disk_what_fits_is_kept_and_the_rest_once_there_is_room(
+    ledger: Ledger, room: bool, left: bool
+) -> None:
+    """The disk is full by a limit on the files' size; where room is made before the end, nothing is lost. Where the run
+    is left at once it is said, too."""
     stopped: list[bool] = []
     writer = Writer(ledger, 4, 2, lambda synced: None, lambda: None, lambda: stopped.append(True))
     first, *rest = entries(ledger, 40)
@@ -131,7 +135,10 @@ async def test_on_a_full_disk_what_fits_is_kept_and_the_rest_once_there_is_room(
         await writer.flush()
         if room:
             resource.setrlimit(resource.RLIMIT_FSIZE, had)
-        await writer.close()
+        if left:
+            running.cancel()
+        else:
+            await writer.close()
         with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
             await running
     finally:
