@@ -256,6 +256,9 @@ def _tell_if_another(one: "Pipeline", reader: "Reader", typed: str) -> None:
     """Says so where what a store tells is of another pipeline: this one edited since, or a trial that was killed."""
     from aif.intake import is_prepared, rubric_of
 
+    if reader.marked("sources") is None:
+        tell(f"the store holds no prompts yet: `aif run {typed}` begins with reading them")
+        return
     try:
         prepared = is_prepared(one, rubric_of(one), reader)
     except BadInput:  # its rubric or principles can't be read now: then they are not what the store has, either

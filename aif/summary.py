@@ -272,6 +272,8 @@ def shortfall(balance: Balance, least: float, typed: str) -> list[str]:
 
 def whole(balance: Balance) -> str:
     """How complete the dataset is that can be made now."""
+    if not balance.prompts:
+        return "no prompt is selected"
     share = f"{balance.completeness:.1%}"
     if share == "100.0%" and balance.whole < balance.prompts:
         share = "almost 100%"

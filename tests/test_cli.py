@@ -347,3 +347,14 @@ def test_help_names_every_command() -> None:
         "init",
     ):
         assert command in told
+
+
+def test_a_store_that_no_prompt_has_reached_says_so(typed: Typed, tmp_path: Path, serve: Callable[..., Served]) -> None:
+    path = write(tmp_path, serve())
+    (tmp_path / "prompts.jsonl").unlink()
+    assert typed("run", path)[0] == Exit.BAD_INPUT
+    code, out, err = typed("status", path)
+    assert code == 0
+    assert f"the store holds no prompts yet: `aif run {path}` begins with reading them" in err
+    assert "no prompt is selected" in out
+    assert "100" not in out

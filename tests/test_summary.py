@@ -131,7 +131,7 @@ def test_what_was_read_anew_and_not_planned_yet_is_said(tmp_path: Path) -> None:
     with made(tmp_path, {}, {}) as ledger:
         ledger.keep([events.page(0, [], []), events.selected("other", {})])
         with Reader.of(ledger.store) as reader:
-            assert balanced(reader.balance())[-1] == "0 of 0 prompts have all that is wanted of them (100.0%)"
+            assert balanced(reader.balance())[-1] == "no prompt is selected"
         (one,) = {row["prompt_id"] for row in _ask(ledger, "SELECT min(prompt_id) AS prompt_id FROM prompts")}
         ledger.keep([events.page(0, [(one, "s")], []), events.selected("third", {})])
         with Reader.of(ledger.store) as reader:
