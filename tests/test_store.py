@@ -9,6 +9,7 @@ import pytest
 
 from aif import events
 from aif.chat.base import CallError, Kind, Reply
+from aif.chat.retry import Verdict
 from aif.errors import JournalDamaged, StoreDamaged
 from aif.intake import prepare
 from aif.ledger import Ledger
@@ -95,27 +96,30 @@ def test_an_answer_ends_a_failure_and_the_bill_keeps_both(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("step", [timedelta(hours=1), timedelta(0), timedelta(hours=-1), timedelta(days=-400)])
-def test_the_last_word_of_a_provider_is_the_one_that_came_last_whatever_the_clock_says(
+def test_a_provider_takes_no_call_until_a_later_run_is_answered_whatever_the_clock_says(
     tmp_path: Path, step: timedelta
 ) -> None:
-    """Refused after an answer it stands among the failures, answering again it does not; the clock is put `step` on
-    before each call."""
+    """Refused after an answer it stands among the failures, also when what was in flight is answered after that;
+    answering in another run it does not. The clock is put `step` on before each call."""
     _, _, ledger = build(tmp_path, 1, complete=lambda n, m: Fate.PENDING)
     with ledger:
         (slot,) = sql(ledger, "SELECT * FROM slots WHERE model = 'able'")
         at = STARTED
-        for n, verdict in enumerate(["refused", "answered", "refused", "answered"]):
+        calls = [("a", True), ("a", False), ("b", False), ("b", True), ("b", False), ("c", False)]
+        for n, (run, refused) in enumerate(calls):
             at += step
-            error = CallError(Kind.UNAUTHORIZED, f"no such key, {n}") if verdict == "refused" else None
+            error = CallError(Kind.UNAUTHORIZED, f"no such key, {run}") if refused else None
+            verdict: Verdict = "refused" if refused else "answered"
             reply = None if error else Reply("Four.", "stop", Usage(1, 1))
             details = {"sample": 0, "seed": slot["seed"], "principle": slot["principle"], "system": "role"}
             item = events.Item("completion", slot["key"], slot["prompt_id"], slot["model"], slot["identity"], details)
             call = events.call(
-                item, id=f"call-{n}", n=1, started=at, seconds=1, verdict=verdict, reply=reply, error=error, usd=0.0
+                item, id=f"{run}-{n}", n=1, started=at, seconds=1, verdict=verdict, reply=reply, error=error, usd=0.0
             )
             ledger.keep([call])
             told = sql(ledger, "SELECT verdict, example FROM failures")
-            assert told == ([{"verdict": "refused", "example": f"no such key, {n}"}] if error else [])
+            stands = n in (0, 1, 3, 4)
+            assert told == ([{"verdict": "refused", "example": f"no such key, {run}"}] if stands else [])
 
 
 def test_prompts_become_ready_once(tmp_path: Path) -> None:

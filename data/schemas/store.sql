@@ -285,16 +285,15 @@ SELECT coalesce(sum(usd), 0)::DOUBLE AS known,
        coalesce(sum(unpriced), 0)::BIGINT AS unpriced
 FROM runs;
 
--- The present pipeline's providers whose last word was that they take no call, by kind, with an example. (Calls
--- stand in the order in which they ended. Their `started` is a clock's, which may be put back in between.)
+-- The present pipeline's providers that took no more calls in the last run that asked them, by kind, with an example. In
+-- that run nothing is sent after a refusal: what is answered after it was in flight. (Calls stand in the order in which
+-- they ended. Their `started` is a clock's, which may be put back in between.)
 CREATE VIEW refusals AS
-WITH spoken AS (
-    SELECT stage, endpoint, max(rowid) FILTER (verdict = 'answered') AS answered FROM calls GROUP BY ALL
-)
+WITH last AS (SELECT stage, endpoint, max_by(run, rowid) AS run FROM calls GROUP BY ALL)
 SELECT c.stage, c.endpoint, c.kind, c.verdict, count(*) AS items, max_by(c.message, c.rowid) AS example,
        min(c.prompt_id) AS prompt_id
-FROM calls c JOIN spoken a ON c.stage = a.stage AND c.endpoint = a.endpoint
-WHERE c.verdict = 'refused' AND (a.answered IS NULL OR c.rowid > a.answered)
+FROM calls c JOIN last USING (stage, endpoint, run)
+WHERE c.verdict = 'refused'
   AND (c.endpoint IN (SELECT model FROM slots) OR c.endpoint IN (SELECT judge FROM specs))
 GROUP BY ALL;
 
