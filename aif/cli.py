@@ -1,6 +1,7 @@
 """The `aif` command: arguments -> one call -> what to print. What is heavy is imported where it is used."""
 
 import asyncio
+import re
 import shlex
 import signal
 import sys
@@ -165,11 +166,13 @@ def _typed(file: Path, sets: list[str] | None) -> str:
 def _tell_next(typed: str, ended: "Ended", example: str) -> None:
     """What to do next. `typed` is the pipeline file and what was set, as the other commands take them."""
     steps = []
+    if any(tally.pending for tally in ended.tallies.values()):
+        steps.append(("run", typed, "goes on with what is pending"))
+    if any(tally.failed for tally in ended.tallies.values()):
+        steps.append(("failures", typed, "what failed for good, why, and what to do"))
     if example:
         steps.append(("export", typed, "pairs and a dataset with its card; no model is called"))
         steps.append(("show", f"{typed} {example}", "how a pair came to be"))
-    if ended.incomplete:
-        steps.insert(0, ("run", typed, "goes on with what is pending"))
     if steps:
         out.print("\n[bold]Next[/bold]")
     for command, words, meaning in steps:
@@ -181,13 +184,14 @@ def _leave(typed: str, ended: "Ended") -> None:
     """The exit code of a run, said with its reason."""
     from aif.summary import reached
 
-    if ended.short and not ended.refused:
-        raise BudgetReached(reached(ended.short, f"aif run {typed}"))
     if ended.short:
-        tell(reached(ended.short, f"aif run {typed}"))
+        said = reached(ended.short, f"aif run {re.sub('budget_usd=[^ ]*', 'budget_usd=…', typed)}")
+        if not ended.refused:
+            raise BudgetReached(said)
+        tell(said)
     if ended.refused:
         lines = "\n".join(f"  {name}: {why}" for name, why in ended.refused.items())
-        raise ProviderRefused(f"refused until something is mended:\n{lines}\nthen `aif run {typed}` goes on")
+        raise ProviderRefused(f"given up until something is mended:\n{lines}\nthen `aif run {typed}` goes on")
     if ended.stopped:
         tell(f"stopped; everything answered is kept. `aif run {typed}` goes on")
         raise typer.Exit(Exit.INTERRUPTED)
@@ -436,6 +440,9 @@ def _anew(pipeline: "Pipeline", done: str) -> None:
 
     told = again(pipeline, tell)
     out.print(f"the store is {done} {told.calls:,} kept calls in {told.seconds:.1f} s; no model was called")
+    if not told.alike + told.changed + told.lost:
+        out.print(f"judgements: {told.gained:,} read; no earlier reading was there to compare them with")
+        return
     out.print(
         f"judgements: {told.alike:,} read as before, {told.changed:,} otherwise, "
         f"{told.gained:,} only now, {told.lost:,} no longer"
@@ -474,6 +481,9 @@ def simulate(
 
     try:
         asyncio.run(serve())
+    except KeyboardInterrupt:
+        tell("\nno longer serving")
+        raise typer.Exit(Exit.INTERRUPTED) from None
     except OSError as error:
         raise BadInput(
             f"{host}:{port}: can't be listened on: {error.strerror}; name another --port or --host"

@@ -127,7 +127,7 @@ def try_(
     tell_trial(out, tried)
     if tried.refused:
         lines = "\n".join(f"  {name}: {why}" for name, why in tried.refused.items())
-        raise ProviderRefused(f"refused until something is mended:\n{lines}\nthen the same command goes on")
+        raise ProviderRefused(f"given up until something is mended:\n{lines}\nthen the same command goes on")
     if tried.short:
         raise BudgetReached(reached(tried.short, "the same command"))
     if tried.stopped:

@@ -81,8 +81,8 @@ class Endpoint:
         return self.gate.in_flight
 
     def instead(self) -> str | None:
-        """What the endpoint, or its servers, do instead of answering."""
-        return self.doing or self.gate.instead(self.clock())
+        """What the endpoint, or its servers, do instead of answering. One that is halted waits for nothing."""
+        return self.doing or (None if self.halt.is_set() else self.gate.instead(self.clock()))
 
     @asynccontextmanager
     async def turn(self, request: Request, caller: Caller) -> AsyncIterator["Turn"]:

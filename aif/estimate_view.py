@@ -10,7 +10,7 @@ from rich.text import Text
 from aif import progress
 from aif.errors import BadInput, NotStarted
 from aif.estimate import Estimate, Line, Span
-from aif.progress import dollars, spending
+from aif.progress import counted, dollars, spending
 
 WIDE = 100  # columns
 
@@ -97,7 +97,7 @@ def _sentence(estimate: Estimate) -> str:
         money = f"{known}dollars unknown for {', '.join(estimate.unpriced)}, set `price`"
     tokens = f"{compact(estimate.input.expected)} tokens in, {compact(estimate.output.expected)} out"
     time = _time(estimate.seconds, estimate.at_least)
-    return f"to ask: {estimate.calls:,} calls, {tokens}; {money}; time {time}{_beyond(estimate)}"
+    return f"to ask: {counted(estimate.calls, 'call')}, {tokens}; {money}; time {time}{_beyond(estimate)}"
 
 
 def _beyond(estimate: Estimate) -> str:

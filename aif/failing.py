@@ -16,7 +16,7 @@ MENDS: dict[str, str] = {
     Kind.EMPTY: "the model says nothing; if it reasons, raise max_tokens (which asks all its completions again)",
     Kind.TRUNCATED: "raise the judge's max_tokens (which asks all judgements again)",
     Kind.UNREADABLE: "see `raw` in the table `failed`; try `reply: schema` or `text`, or another judge",
-    Kind.RATE_LIMITED: "lower concurrency, or set requests_per_minute",
+    Kind.RATE_LIMITED: "a run slows down by itself; requests_per_minute, if set, spares it the refusals",
     Kind.SERVER_ERROR: "the server is ill, or this request makes it so; see its log",
     Kind.TIMEOUT: "is the server still loading? else raise timeout_s, or lower concurrency",
     Kind.CONNECTION: "nothing answers there: is the server up, is base_url right?",
@@ -35,9 +35,16 @@ THEN = {
 
 
 def tell_failures(console: Console, failures: Sequence[Failing]) -> None:
-    """Each kind in a line, with an example and what to do; nothing where there is none."""
+    """Each kind in a line, with an example and what to do; nothing where there is none. Apart stand calls that were
+    made again: their items may be answered by now."""
+    again = [one for one in failures if one.verdict == "again"]
+    _tell(console, "Without an answer", [one for one in failures if one not in again])
+    _tell(console, "Calls that failed and were made again", again)
+
+
+def _tell(console: Console, title: str, failures: Sequence[Failing]) -> None:
     if failures:
-        console.print("\n[bold]Without an answer[/bold]")
+        console.print(f"\n[bold]{title}[/bold]")
     for one in failures:
         items = counted(one.items, "call" if one.verdict in ("refused", "again") else "item")
         say(console, f"{one.endpoint}: {one.kind}, {items}, {THEN[one.verdict]}")

@@ -122,7 +122,8 @@ class Board:
     def snapshot(self) -> Snapshot:
         now = self._clock()
         lines = tuple(self._line(endpoint, now) for endpoint in self._endpoints)
-        etas = [line.left / line.rate if line.rate else None for line in lines if line.left and not line.refused]
+        asked = [line for line, one in zip(lines, self._endpoints, strict=True) if line.left and not one.halt.is_set()]
+        etas = [line.left / line.rate if line.rate else None for line in asked]
         known = [eta for eta in etas if eta is not None]
         return Snapshot(
             os.getpid(),

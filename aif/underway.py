@@ -18,7 +18,7 @@ def tell_progress(console: Console, store: Path) -> bool:
     places = Places(store)
     if not is_held(places.lock):
         return False
-    say(console, holder(places.lock))
+    say(console, f"{store}: {holder(places.lock)}")
     if snapshot := _of_holder(places):
         console.print(table(snapshot, wide=console.width >= WIDE))
         _tell_silence(console, snapshot)
@@ -33,7 +33,7 @@ def tell_failures_so_far(console: Console, store: Path) -> bool:
     places = Places(store)
     if not is_held(places.lock):
         return False
-    say(console, holder(places.lock))
+    say(console, f"{store}: {holder(places.lock)}")
     if snapshot := _of_holder(places):
         _tell_silence(console, snapshot)
         tell_failures(console, snapshot.failures)

@@ -370,6 +370,7 @@ def test_a_budget_below_one_call_is_said_plainly(tmp_path: Path, serve: Serve) -
 
     assert ended.returncode == Exit.BUDGET
     assert "the budget of $0.0010 does not cover one call, which may cost $0.01" in ended.stderr
+    assert "--set budget_usd=… --set" in aif("run", path, "--set", "budget_usd=0.002", "--set", "seed=0").stderr
     assert bill.calls == 0
 
 

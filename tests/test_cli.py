@@ -271,7 +271,7 @@ def test_a_refusal_is_told_by_failures_with_its_mend(
     path = write(tmp_path, served, count=3, models=models)
     code, _, err = typed("run", path)
     assert code == Exit.REFUSED
-    assert "refused until something is mended" in err
+    assert "given up until something is mended" in err
     _, out, _ = typed("failures", path)
     assert "tiny: unauthorized" in out
     assert "takes no call until it is mended" in out

@@ -259,6 +259,9 @@ def test_what_it_does_instead_of_answering_is_said() -> None:
         waiting = asyncio.create_task(asked(one, 100))
         await asyncio.sleep(10.5)
         assert one.instead() == "rate limited, asks again in 32 s"
+        one.halt.set()
+        assert one.instead() is None, "it waits for nothing any more"
+        one.halt.clear()
         one.doing = "starting"
         assert one.instead() == "starting"
         one.stop()

@@ -79,6 +79,11 @@ def test_a_run_is_told_with_progress_rate_spend_eta_and_what_failed(held: Places
     assert "able: blocked, 1 item" in failures
     assert "40/100" not in failures
     assert "last heard" not in said + failures
+    made_again = Failing("completion", "able", "rate_limited", "again", 3, "slow down", "p")
+    keep(held, replace(_now(), failures=(made_again, *SNAPSHOT.failures)))
+    without, again = told(tell_failures_so_far, held).split("Calls that failed and were made again")
+    assert "slow down" not in without, "its item may be answered by now"
+    assert "able: rate_limited, 3 calls" in again
     keep(held, replace(_now(), failures=()))
     assert "nothing failed so far" in told(tell_failures_so_far, held)
 

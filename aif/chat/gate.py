@@ -68,6 +68,7 @@ class Gate:
         self._rests = 0  # in a row
         self._rests_until = 0.0
         self._failing_since: float | None = None
+        self._last: Kind | None = None  # of the failures that may pass
         self._troubled: set[Caller] = set()
 
     @property
@@ -99,6 +100,7 @@ class Gate:
             self._answered(one)
             one.caller.blame = "item"
             return
+        self._last = error.kind
         if error.kind is Kind.RATE_LIMITED:
             self._heard = True
             one.caller.blame = "endpoint"
@@ -126,7 +128,8 @@ class Gate:
         if self._shut is None:
             return None
         left = math.ceil(self._rests_until - now)
-        return f"{self._shut}, asks again {f'in {left} s' if left > 0 and not self._probing else 'now'}"
+        shut = f"gets no answer ({self._last})" if self._shut == "gets no answer" else self._shut
+        return f"{shut}, asks again {f'in {left} s' if left > 0 and not self._probing else 'now'}"
 
     def _answered(self, one: Pass) -> None:
         self._answers += 1

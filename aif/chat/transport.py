@@ -1,6 +1,7 @@
 """The HTTP beneath every client: connections kept, only the headers a call needs, one deadline for all of it."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
@@ -71,9 +72,16 @@ def _lost(error: Exception, url: str, key: str | None) -> CallError:
     """No connection, or none that held. A refused one arrives as an SDK's timeout: only the last cause that has words
     tells what happened."""
     causes = list(_causes(error))
-    why = [words for one in causes if (words := str(one))] or [type(error).__name__]
+    why = [words for one in causes if (words := _words(one))] or [type(error).__name__]
     said = redact(f"{_host(url)}: {why[-1]}", key)
     return CallError(Kind.CONNECTION, said, unsent=any(isinstance(one, _UNSENT) for one in causes))
+
+
+def _words(error: BaseException) -> str:
+    """Of a refused or broken connection the system's own words, for clients add what they were about to do
+    (`ssl:default`, where no TLS is used)."""
+    cause = getattr(error, "os_error", error)
+    return os.strerror(cause.errno) if isinstance(cause, ConnectionError) and cause.errno else str(error)
 
 
 def _host(url: str) -> str:

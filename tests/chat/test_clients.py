@@ -102,7 +102,7 @@ async def test_refused_connection(request_: Request, client: Client) -> None:
     await asked.aclose()
 
     assert caught.value.kind is Kind.CONNECTION
-    assert url.removeprefix("http://") in caught.value.message
+    assert caught.value.message == f"{url.removeprefix('http://')}: Connection refused"
     assert caught.value.unbilled, "nothing was sent"
 
 

@@ -160,7 +160,7 @@ def test_failures_of_several_items_in_a_row_are_the_endpoint_s_and_one_item_s_ow
     blames = [ground.end(BROKEN, ground.go()).blame for _ in range(OUTAGE_ITEMS - 1)]
 
     assert blames == ["unknown"] * (OUTAGE_ITEMS - 2) + ["endpoint"]
-    assert ground.gate.instead(ground.now) == "gets no answer, asks again in 1 s"
+    assert ground.gate.instead(ground.now) == "gets no answer (server_error), asks again in 1 s"
     assert ground.probe(BROKEN) == 1
     assert ground.rest() == 2
 
