@@ -253,7 +253,19 @@ def status(pipeline: File, sets: Sets = None) -> None:
             from aif.summary import tell_status
 
             tell_left_behind(err, one.store)
+            _tell_if_behind(one, reader)
             tell_status(out, reader, one.budget_usd)
+
+
+def _tell_if_behind(one: "Pipeline", reader: "Reader") -> None:
+    """Says so where the journal holds more than a store tells: a run was killed, or its disk was full."""
+    from aif.journal import Damage, Position, replay
+    from aif.lock import Places
+
+    (at,) = reader.sql('SELECT segment, "offset" FROM about')
+    beyond = replay(Places(one.store).journal, Position(at["segment"], at["offset"]))
+    if any(not isinstance(found, Damage) for _, found in beyond):
+        tell(f"{one.store}: is behind its journal, which has more answers; the next run or export takes them in")
 
 
 def _tell_if_another(one: "Pipeline", reader: "Reader", typed: str) -> None:

@@ -358,3 +358,17 @@ def test_a_store_that_no_prompt_has_reached_says_so(typed: Typed, tmp_path: Path
     assert f"the store holds no prompts yet: `aif run {path}` begins with reading them" in err
     assert "no prompt is selected" in out
     assert "100" not in out
+
+
+def test_a_store_that_is_behind_its_journal_says_so(typed: Typed, tmp_path: Path, serve: Callable[..., Served]) -> None:
+    path = write(tmp_path, serve(), count=3)
+    assert typed("run", path, "--limit", "1")[0] == Exit.DONE
+    assert "is behind its journal" not in typed("status", path)[2]
+    store = next(tmp_path.glob("*.duckdb"))
+    before = store.read_bytes()
+    assert typed("run", path)[0] == Exit.DONE
+    store.write_bytes(before)
+
+    assert "is behind its journal" in typed("status", path)[2]
+    assert typed("export", path)[0] == Exit.DONE
+    assert "is behind its journal" not in typed("status", path)[2]
