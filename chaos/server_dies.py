@@ -436,9 +436,15 @@ def killed_for_real(folder: Path, python: str) -> dict[str, Any]:
         path = _pipeline(folder, judge.base_url, {"real": launched}, prompts=100)
         process = stack.enter_context(_running(path))
         until_long(lambda: _kept(folder) >= 40)
-        (server,) = [pid for pid in _marked(mark, str(folder)) if b"api_server" in _words(pid) and not _guards(pid)]
+
+        def servers() -> list[int]:
+            return [pid for pid in _marked(mark, str(folder)) if b"api_server" in _words(pid) and not _guards(pid)]
+
+        (server,) = servers()
         os.kill(server, signal.SIGKILL)
-        began, had = time.monotonic(), _kept(folder)
+        began = time.monotonic()
+        until_long(lambda: any(pid != server for pid in servers()))
+        had = _kept(folder)  # by now, all that was answered before
         until_long(lambda: _kept(folder) > had + 8)  # more than were in flight
         away_s = time.monotonic() - began
         said, _ = process.communicate(timeout=600)
