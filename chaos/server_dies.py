@@ -475,7 +475,11 @@ def _kept(folder: Path) -> int:
 
 
 def _words(pid: int) -> bytes:
-    return Path(f"/proc/{pid}/cmdline").read_bytes()
+    """A process's command line; nothing of one that has just ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
 
 
 def _guards(pid: int) -> bool:
