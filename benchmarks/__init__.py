@@ -1,1 +1,12 @@
-"""Speed, memory and cost."""
+"""The promises of docs/performance.md: speed, memory and cost (`make bench`; `make bench-peers` beside others).
+
+See measured/ for what a trial is. One of these has besides
+
+    unsound(figures) -> list[str]     why the measurement can't be believed, on a machine however slow
+"""
+
+from measured import Figures, Page
+
+PERFORMANCE = Page("benchmarks", "performance", "reached")
+
+__all__ = ["PERFORMANCE", "Figures"]

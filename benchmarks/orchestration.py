@@ -48,7 +48,7 @@ def _once(folder: Path, base_url: str, prompts: int) -> dict[str, Any]:
     }
 
 
-def broken(figures: Figures) -> list[str]:
+def unsound(figures: Figures) -> list[str]:
     wanted = figures["prompts"] * len(MODELS), figures["prompts"]
     wrong = [
         f"the store holds {run['completions']:,} completions and {run['judgements']:,} judgements"
@@ -58,6 +58,11 @@ def broken(figures: Figures) -> list[str]:
     if figures["served"] != figures["calls"] * len(figures["runs"]):
         wrong.append(f"the server was asked {figures['served']:,} times")
     return wrong
+
+
+def broken(figures: Figures) -> list[str]:
+    times = min(run["flow_s"] for run in figures["runs"]) / figures["floor_s"]
+    return unsound(figures) + ([f"{times:.2f} of the floor"] if times > GOAL else [])
 
 
 def told(figures: Figures) -> str:

@@ -1,0 +1,90 @@
+"""A store that a finished run has left, made through the ledger without a server: of any size, in minutes."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from aif import events
+from aif.chat.base import Reply
+from aif.config import Pipeline, load
+from aif.events import Record
+from aif.intake import prepare, rubric_of
+from aif.ledger import Ledger
+from aif.queries import Need, Reader, Ready, Todo
+from aif.records import Usage, fraction
+from aif.rubric import Rubric, judgement_key, order
+from benchmarks.server import ANSWER, instance
+
+PAGE = 2000
+STARTED = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
+def fill(path: Path) -> None:
+    """Does what the pipeline wants, as if every endpoint had answered: completions of 300 tokens, ratings that differ
+    by prompt and place, rationales of some 35 tokens."""
+    pipeline = load(path)
+    rubric = rubric_of(pipeline)
+    with Ledger.open(pipeline.store, print) as ledger:
+        prepare(pipeline, ledger, rubric, print)
+        ledger.store.begin(None)
+        with Reader.of(ledger.store) as reader:
+            for model in pipeline.models:
+                for todos in _pages(lambda after, model=model: reader.todo(model, after, PAGE)):
+                    ledger.keep([_completion(pipeline, todo) for todo in todos])
+        ledger.store.begin(None)
+        with Reader.of(ledger.store) as reader:
+            for readies in _pages(lambda after: reader.ready(after, PAGE)):
+                ledger.keep([_judgement(pipeline, rubric, ready, need) for ready in readies for need in ready.needs])
+
+
+def _pages(page: Any) -> Iterator[Any]:
+    after = 0
+    while rows := page(after):
+        after = rows[-1].seq
+        yield rows
+
+
+def _completion(pipeline: Pipeline, todo: Todo) -> Record:
+    slot = todo.slot
+    details = {
+        "sample": slot.sample,
+        "seed": slot.seed,
+        "principle": None,
+        "system": pipeline.models[slot.model].system,
+    }
+    item = events.Item("completion", slot.key, slot.prompt_id, slot.model, slot.identity, details)
+    return _call(item, Reply(f"{slot.model}: {ANSWER}", "stop", Usage(50, 300)))
+
+
+def _judgement(pipeline: Pipeline, rubric: Rubric, ready: Ready, need: Need) -> Record:
+    shown = order(ready.prompt.prompt_id, need.answers, need.judge_pass)
+    key = judgement_key(shown, need.identity, need.judge_pass, need.spec, need.material)
+    details = {
+        "pass": need.judge_pass,
+        "request": need.request,
+        "rubric": rubric.digest,
+        "spec": need.spec,
+        "material": need.material,
+        "form": pipeline.judges[need.judge].reply,
+        "completions": list(shown),
+    }
+    item = events.Item("judgement", key, ready.prompt.prompt_id, need.judge, need.identity, details)
+    schema = rubric.schema(need.request, len(shown))
+    text = orjson.dumps(instance(schema, schema, int(5 * fraction(key)))).decode()
+    return _call(item, Reply(text, "stop", Usage(2000, 600, cached=1000)))
+
+
+_number = count()
+
+
+def _call(item: events.Item, reply: Reply) -> Record:
+    number = next(_number)
+    started = STARTED + timedelta(seconds=number / 100)
+    return events.call(
+        item, id=f"filled-{number}", n=1, started=started, seconds=1.0, verdict="answered", reply=reply, error=None,
+        usd=0.001,
+    )  # fmt: skip
