@@ -65,7 +65,8 @@ def _rows(store: Path, rows: Path) -> None:
             "COPY (SELECT p.prompt_id, any_value(p.messages[-1].content) AS prompt, "
             "list({'model': s.model, 'response': c.text, 'ratings': r.said} ORDER BY s.slot) AS completions "
             "FROM slots s JOIN prompts p USING (prompt_id) JOIN completions c ON c.key = s.key "
-            "JOIN (SELECT completion, list({'aspect': aspect, 'score': score}) AS said FROM ratings WHERE state = 'rated' GROUP BY ALL) r "
+            "JOIN (SELECT completion, list({'aspect': aspect, 'score': score}) AS said FROM ratings "
+            "WHERE state = 'rated' GROUP BY ALL) r "
             f"ON r.completion = s.key GROUP BY p.prompt_id ORDER BY p.prompt_id) TO '{rows}' (FORMAT parquet)"
         )
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from aif.chat.retry import Policy
 from aif.config import load
 from aif.endpoints import opened
 from aif.feedback import Run
@@ -69,7 +68,7 @@ async def _run(path: Path, watch: Watch) -> None:
         prepare(loaded, ledger, rubric, print)
         async with opened(loaded) as endpoints:
             looking = asyncio.create_task(watch.look())
-            await Run(loaded, ledger, rubric, endpoints, watch, Policy()).execute()
+            await Run(loaded, ledger, rubric, endpoints, watch).execute()
             looking.cancel()
 
 
@@ -94,7 +93,8 @@ def broken(figures: Figures) -> list[str]:
 def told(figures: Figures) -> str:
     acknowledged, held = figures["acknowledged_ms"], figures["held_ms"]
     return (
-        f"{figures['calls']:,} calls: acknowledged after {acknowledged['p50']} ms (p50), {acknowledged['p99']} ms (p99); "
+        f"{figures['calls']:,} calls: acknowledged after {acknowledged['p50']} ms (p50), {acknowledged['p99']} ms "
+        f"(p99); "
         f"loop held {held['p99']} ms (p99), {held['max']} ms at most; {figures['journal_bytes_a_call']:,} bytes a call "
         f"in the journal, {figures['store_bytes_a_call']:,} in the store"
     )

@@ -1,0 +1,17 @@
+"""`python -m benchmarks.heap PIPELINE LIMIT OUT`: `aif run` of the first LIMIT prompts; tells Python's peak heap."""
+
+import json
+import sys
+import tracemalloc
+from pathlib import Path
+
+from rich.console import Console
+
+from aif.config import load
+from aif.run import feedback
+
+if __name__ == "__main__":
+    path, limit, out = Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+    tracemalloc.start()  # what is imported by now is the same whatever there is to do
+    feedback(load(path), Console(quiet=True), limit=limit)
+    out.write_text(json.dumps({"peak": tracemalloc.get_traced_memory()[1]}))
