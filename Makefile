@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 REAL := .venv-real
 
 .DEFAULT_GOAL := help
-.PHONY: help install feedback test test-real chaos package lint format typecheck docs clean
+.PHONY: help install feedback test test-real chaos bench bench-peers package lint format typecheck docs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -36,6 +36,21 @@ test-real:  ## the suite with a real vLLM (CPU build) and TRL; Linux x86-64
 chaos: $(VENV)/installed  ## try every promise at full length (TRIALS="2 12": some) and write docs/reliability.md; two hours
 	AIF_REAL_PYTHON=$$(test -x $(REAL)/bin/python && echo $(CURDIR)/$(REAL)/bin/python) $(BIN)/python -m chaos $(TRIALS)
 
+# OpenAI's vocabularies lie in a wheel of another project, as its library keeps them.
+build/vocabularies:
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --dest build/wheels litellm
+	$(BIN)/python -m zipfile --extract build/wheels/litellm-*.whl build/litellm
+	mkdir -p $@ && cp build/litellm/litellm/litellm_core_utils/tokenizers/[0-9a-f]* $@/
+
+bench: $(VENV)/installed build/vocabularies  ## measure what needs no peer (TRIALS="1 2": some) and write docs/performance.md; an hour
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check tiktoken
+	TIKTOKEN_CACHE_DIR=$(CURDIR)/build/vocabularies $(BIN)/python -m benchmarks $(or $(TRIALS),1 2 4 5 6 7 8 9 10)
+
+bench-peers: $(VENV)/installed  ## measure beside distilabel and curator, each in an environment of its own
+	test -x .venv-distilabel/bin/python || { $(PYTHON) -m venv .venv-distilabel && .venv-distilabel/bin/pip install --quiet distilabel==1.5.3 openai requests; }
+	test -x .venv-curator/bin/python || { $(PYTHON) -m venv .venv-curator && .venv-curator/bin/pip install --quiet bespokelabs-curator==0.1.31; }
+	$(BIN)/python -m benchmarks 11
+
 package: $(VENV)/installed  ## build wheel and sdist, and try each in a bare environment
 	scripts/try-package.sh
 
@@ -54,4 +69,4 @@ docs: $(VENV)/installed  ## write the pages of docs/ that the program prints its
 	$(BIN)/python -m scripts.write_docs
 
 clean:  ## remove what was installed and built (never runs/)
-	rm -rf $(VENV) $(REAL) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(REAL) .venv-distilabel .venv-curator build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
