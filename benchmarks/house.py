@@ -44,12 +44,13 @@ def serving(generate_ms: float, judge_ms: float) -> Iterator[Served]:
     """The server in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.server", f"--generate-ms={generate_ms}", f"--judge-ms={judge_ms}"]
     process = subprocess.Popen(command, cwd=ROOT, env=environ(), stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        yield Served(process.stdout.readline().strip())
-    finally:
-        process.terminate()
-        process.wait()
+    assert process.stdout is not None
+    with process.stdout as pipe:
+        try:
+            yield Served(pipe.readline().strip())
+        finally:
+            process.terminate()
+            process.wait()
 
 
 def environ() -> dict[str, str]:
@@ -100,7 +101,8 @@ def cost(command: Sequence[object], **options: Any) -> Cost:
         list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
     )
     assert process.stdout is not None
-    said = process.stdout.read()
+    with process.stdout as pipe:
+        said = pipe.read()
     _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     wall = time.monotonic() - began

@@ -25,7 +25,7 @@ def trial(folder: Path, full: bool) -> Figures:
         took = {"aif": _beside(server, lambda: ours("run", path))}
         for peer in PEERS:
             python = os.environ.get(f"AIF_{peer.upper()}_PYTHON", str(ROOT / f".venv-{peer}" / "bin" / "python"))
-            command = [python, ROOT / "benchmarks" / f"peer_{peer}.py", server.base_url, path.parent / "prompts.jsonl"]
+            command = [python, ROOT / "benchmarks" / f"_{peer}.py", server.base_url, path.parent / "prompts.jsonl"]
             where = {"cwd": folder, "env": environ() | {"HOME": str(folder), "HF_DATASETS_OFFLINE": "1"}}
             took[peer] = _beside(server, lambda command=command, where=where: cost(command, **where))
     return {"prompts": prompts, "calls": prompts * 5, "in_flight": IN_FLIGHT, "took": took}

@@ -1,4 +1,4 @@
-"""The same work by curator, in its own environment: `python benchmarks/peer_curator.py BASE_URL PROMPTS.jsonl`.
+"""The same work by curator, in its own environment: `python benchmarks/_curator.py BASE_URL PROMPTS.jsonl`.
 
 Four models complete every prompt, one after another, as its API has it; then a judge is asked once about the four. Its
 cache and its telemetry are off. It counts tokens beforehand with a vocabulary from the network, which there is none of

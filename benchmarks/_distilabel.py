@@ -1,4 +1,4 @@
-"""The same work by distilabel, in its own environment: `python benchmarks/peer_distilabel.py BASE_URL PROMPTS.jsonl`.
+"""The same work by distilabel, in its own environment: `python benchmarks/_distilabel.py BASE_URL PROMPTS.jsonl`.
 
 Four models complete every prompt, a judge rates the four by one request in UltraFeedback's layout. Nothing is cached.
 """
