@@ -10,7 +10,7 @@ from typing import Any
 
 from aif.chat.base import CallError, Kind
 
-REMEMBERED = 4096  # replies: more than are in flight, since a second delivery comes close behind the first
+REMEMBERED = 1024  # replies: more than are in flight, since a second delivery comes close behind the first
 
 
 class Misdelivered(CallError):
