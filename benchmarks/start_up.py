@@ -28,7 +28,7 @@ def trial(folder: Path, full: bool) -> Figures:
 
 
 def unsound(figures: Figures) -> list[str]:
-    return [f"{name} takes nothing" for name in GOALS if not 0 < figures[name]["cpu_s"] <= figures[name]["wall_s"]]
+    return [f"{name} takes nothing" for name in GOALS if not min(figures[name].values()) > 0]
 
 
 def broken(figures: Figures) -> list[str]:
