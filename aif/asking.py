@@ -62,7 +62,7 @@ def once_more(request: Request, reasks: int, failure: CallError | None) -> Reque
 
 def tokens(request: Request) -> int:
     """What a request may come to, as providers reckon it beforehand: 4 characters a token, and all it may write."""
-    return sum(len(message.content) for message in request.messages) // 4 + request.max_tokens
+    return request.chars // 4 + request.max_tokens
 
 
 def most_input(request: Request) -> int:

@@ -117,6 +117,7 @@ class Budget:
     def __post_init__(self) -> None:
         self.account = Account(inf if self.cap is None else self.cap - self.before.counted)
         self._turns: deque[_Turn] = deque()
+        self._waiting = 0.0  # the sum of their bounds
         self._asked = 0.0
         self._blocks = 0
         self._least: float | None = None
@@ -140,6 +141,7 @@ class Budget:
             return not self._stopped
         turn = _Turn(bound, asyncio.get_running_loop().create_future())
         self._turns.append(turn)
+        self._waiting += bound
         self._let_go()
         await self._raise_ceiling()
         return await turn.sent
@@ -163,6 +165,7 @@ class Budget:
             if not turn.sent.done():
                 turn.sent.set_result(False)
         self._turns.clear()
+        self._waiting = 0.0
 
     async def close(self) -> None:
         """Nothing is in flight any more, and nothing will be: what was counted is all that was spent."""
@@ -182,9 +185,10 @@ class Budget:
                 else:
                     return
             self._turns.popleft()
+            self._waiting = self._waiting - turn.bound if self._turns else 0.0  # nothing is left of many roundings
 
     async def _raise_ceiling(self) -> None:
-        wanted = self.account.short_of(self._asked, sum(turn.bound for turn in self._turns))
+        wanted = self.account.short_of(self._asked, self._waiting)
         if wanted is not None:
             await self._write(wanted)
 

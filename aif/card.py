@@ -109,7 +109,7 @@ def render(facts: CardFacts) -> str:
         books=_books(facts.books),
         items=[(cell(name), STAGES[stage], *counts(one)) for (stage, name), one in facts.balance.tallies.items()],
         balanced=[_plain(line) for line in balanced(facts.balance)],
-        missing=[one for one in facts.balance.missing if one.why],
+        missing=[one for one in facts.balance.missing if one.kind],
         sources=_sources(facts.sources),
         histogram=_histogram(facts.chosen, facts.rejected, _scale(facts)) if len(facts.chosen) else None,
         margins=_margins(facts.chosen - facts.rejected) if len(facts.chosen) else None,

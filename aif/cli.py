@@ -151,7 +151,7 @@ def estimate(
         if told.calls:
             ask_for_probe(err, told, yes=yes)
             ended = feedback(one, err, limit=first)
-            if ended.stopped or ended.refused or ended.short:
+            if ended.asked.stopped or ended.asked.refused or ended.asked.short:
                 _leave(_typed(pipeline, sets), ended)
         else:
             err.print("nothing to ask")
@@ -184,15 +184,16 @@ def _leave(typed: str, ended: "Ended") -> None:
     """The exit code of a run, said with its reason."""
     from aif.summary import reached
 
-    if ended.short:
-        said = reached(ended.short, f"aif run {re.sub('budget_usd=[^ ]*', 'budget_usd=…', typed)}")
-        if not ended.refused:
+    asked = ended.asked
+    if asked.short:
+        said = reached(asked.short, f"aif run {re.sub('budget_usd=[^ ]*', 'budget_usd=…', typed)}")
+        if not asked.refused:
             raise BudgetReached(said)
         tell(said)
-    if ended.refused:
-        lines = "\n".join(f"  {name}: {why}" for name, why in ended.refused.items())
+    if asked.refused:
+        lines = "\n".join(f"  {name}: {why}" for name, why in asked.refused.items())
         raise ProviderRefused(f"given up until something is mended:\n{lines}\nthen `aif run {typed}` goes on")
-    if ended.stopped:
+    if asked.stopped:
         tell(f"stopped; everything answered is kept. `aif run {typed}` goes on")
         raise typer.Exit(Exit.INTERRUPTED)
     if ended.incomplete:

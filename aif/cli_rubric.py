@@ -125,12 +125,12 @@ def try_(
         err.print("nothing was asked")
         return
     tell_trial(out, tried)
-    if tried.refused:
-        lines = "\n".join(f"  {name}: {why}" for name, why in tried.refused.items())
+    if tried.asked.refused:
+        lines = "\n".join(f"  {name}: {why}" for name, why in tried.asked.refused.items())
         raise ProviderRefused(f"given up until something is mended:\n{lines}\nthen the same command goes on")
-    if tried.short:
-        raise BudgetReached(reached(tried.short, "the same command"))
-    if tried.stopped:
+    if tried.asked.short:
+        raise BudgetReached(reached(tried.asked.short, "the same command"))
+    if tried.asked.stopped:
         err.print("stopped; everything answered is kept, and the same command goes on", soft_wrap=True)
         raise typer.Exit(Exit.INTERRUPTED)
     if tried.failures:

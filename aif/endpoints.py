@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from aif.asking import most_input
 from aif.chat.base import PROVIDER, CallError, ChatModel, Kind, Reply, Request
 from aif.chat.gate import Caller, Gate, Pass
 from aif.chat.limits import Cost, Pace
@@ -38,7 +39,8 @@ class Endpoint:
 
     A launched one is not `up` until a server of its own answers, and while none does; `wanted` says that a call waits
     for it or has been made, `done` that none will come any more, `doing` what its servers do instead of answering.
-    `cost` and `bound` are the entry's: USD of what was used, and at most of so many tokens.
+    `cost` and `bound` are in USD: of what was used, and at most of a request (None without a price, 0 of one's own);
+    `paid` calls count against a budget.
     """
 
     name: str
@@ -47,8 +49,9 @@ class Endpoint:
     client: ChatModel
     concurrency: int
     cost: Callable[[Usage | None], float | None]
-    bound: Callable[[int, int], float | None]
+    bound: Callable[[Request], float | None]
     pace: Pace
+    paid: bool = False
     policy: Policy = field(default_factory=Policy)
     clock: Callable[[], float] = time.monotonic
     jitter: Callable[[], float] = random.random
@@ -61,11 +64,6 @@ class Endpoint:
     answered: int = 0  # ever, as the store knows
     bad_requests: int = 0
     uncovered: int = 0  # calls in a row that the budget did not cover
-
-    @property
-    def paid(self) -> bool:
-        """Whether its calls count against a budget."""
-        return bool(self.bound(1, 1))
 
     def __post_init__(self) -> None:
         self._line = asyncio.Lock()  # who waits for a turn, in the order they came
@@ -88,7 +86,7 @@ class Endpoint:
     async def turn(self, request: Request, caller: Caller) -> AsyncIterator["Turn"]:
         """A place for one call, as soon as a server is up, the gate has one and the limits allow it; then for as long
         as the call takes. How it ended is taken in, and whose doing that was told to the caller. Raises Halted."""
-        cost = self.pace.cost(sum(len(message.content) for message in request.messages), request.max_tokens)
+        cost = self.pace.cost(request.chars, request.max_tokens)
         turn = Turn(self.client, request)
         place = await self._admitted(caller, cost)
         try:
@@ -204,14 +202,30 @@ async def opened(
 
 
 def _endpoint(one: Model | Judge, stage: Stage, client: ChatModel, policy: Policy) -> Endpoint:
-    pace = Pace(one.requests_per_minute, one.tokens_per_minute)
-    clock = asyncio.get_running_loop().time
     endpoint = Endpoint(
-        one.name, stage, one.identity, client, one.concurrency, one.cost, one.bound, pace, policy, clock
+        one.name,
+        stage,
+        one.identity,
+        client,
+        one.concurrency,
+        one.cost,
+        _bound(one),
+        Pace(one.requests_per_minute, one.tokens_per_minute),
+        bool(one.bound(1, 1)),
+        policy,
+        asyncio.get_running_loop().time,
     )
     if one.launch:
         endpoint.up.clear()
     return endpoint
+
+
+def _bound(one: Model | Judge) -> Callable[[Request], float | None]:
+    """What a request costs at most. Without a price that is the same of all, and none is measured."""
+    if one.price is None:
+        flat = one.bound(0, 0)
+        return lambda request: flat
+    return lambda request: one.bound(most_input(request), request.max_tokens)
 
 
 def _client(one: Model | Judge, stage: Stage, simulator: str | None, key: str | None) -> ChatModel:

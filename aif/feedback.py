@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from aif import events
-from aif.asking import completion_request, judging_request, most_input, once_more
+from aif.asking import completion_request, judging_request, once_more
 from aif.budget import UNSPENT, Budget, Short, Spent
 from aif.chat.base import REASKED, CallError, Kind, Reply, Request
 from aif.chat.gate import Caller
@@ -156,7 +156,7 @@ class Run:
         async def attempt(_: int) -> Answer:
             request = job.request(call.reasks, call.unmended)
             async with endpoint.turn(request, call.caller) as turn:
-                call.bound = endpoint.bound(most_input(request), request.max_tokens)
+                call.bound = endpoint.bound(request)
                 await self._afford(endpoint, call.bound or 0.0)
                 call.started, began = datetime.now(UTC), clock()
                 try:

@@ -103,15 +103,16 @@ class Board:
         self._failures = {_place(one): one for one in failures if one.verdict == "failed"}
 
     def kept(self, entries: "Sequence[Entry]") -> None:
-        now = self._clock()
+        now, known, unknown = self._clock(), self._spent.known, self._spent.unknown
         for entry in entries:
             record = entry.record
             row = self._rows[record["stage"], record["endpoint"]]
             row.note(record, now)
-            known, unknown = record["usd"] or 0.0, record.get("bound") or 0.0
-            self._spent = replace(self._spent, known=self._spent.known + known, unknown=self._spent.unknown + unknown)
+            known += record["usd"] or 0.0
+            unknown += record.get("bound") or 0.0
             if record["verdict"] != "answered":
                 self._fail(record)
+        self._spent = replace(self._spent, known=known, unknown=unknown)
 
     def _fail(self, record: Mapping[str, Any]) -> None:
         said = {name: record[name] for name in ("stage", "endpoint", "kind", "verdict", "prompt_id")}

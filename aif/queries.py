@@ -69,19 +69,6 @@ class Tally:
 
 
 @dataclass(frozen=True, slots=True)
-class Missing:
-    """Items of one model or judge that have no answer: never asked, or `why` (with `example`, what was last said)."""
-
-    stage: str
-    endpoint: str
-    state: str
-    items: int
-    why: str | None
-    example: str | None
-    prompt_id: str
-
-
-@dataclass(frozen=True, slots=True)
 class Balance:
     """All that the present pipeline wants, and how it stands: answered + failed + pending. Judgements are counted as if
     every completion came through that is still pending.
@@ -93,7 +80,7 @@ class Balance:
     whole: int
     slots: dict[int, int]
     tallies: dict[tuple[str, str], Tally]
-    missing: tuple[Missing, ...]
+    missing: tuple[Failing, ...]
 
     @property
     def completeness(self) -> float:
@@ -350,20 +337,21 @@ class Reader:
         )
         rows = self._rows(
             "WITH i AS MATERIALIZED (FROM items) "
-            "SELECT stage, endpoint, state, count(*), kind, min(message), min(prompt_id) FROM i GROUP BY ALL "
-            "UNION ALL SELECT NULL, NULL, NULL, count(DISTINCT position), NULL, NULL, NULL FROM i "
-            "WHERE state <> 'answered' ORDER BY ALL"
+            "SELECT stage, endpoint, coalesce(kind, ''), state, count(*), coalesce(min(message), ''), min(prompt_id) "
+            "FROM i GROUP BY stage, endpoint, kind, state "
+            "UNION ALL SELECT NULL, NULL, NULL, NULL, count(DISTINCT position), NULL, NULL FROM i "
+            "WHERE state <> 'answered' ORDER BY 1, 2, 4, 5, 3"
         )
         counts: dict[tuple[str, str], Counter[str]] = {}
-        for stage, endpoint, state, items, *_ in rows:
+        for stage, endpoint, _, state, items, *_ in rows:
             if stage:
                 counts.setdefault((stage, endpoint), Counter())[state] += items
         return Balance(
             prompts,
-            sum(slots.values()) - next(items for stage, _, _, items, *_ in rows if stage is None),
+            sum(slots.values()) - next(items for stage, _, _, _, items, *_ in rows if stage is None),
             slots,
             {place: Tally(n.total(), n["answered"], n["failed"], n["later"]) for place, n in counts.items()},
-            tuple(Missing(*row) for row in rows if row[0] and row[2] != "answered"),
+            tuple(Failing(*row) for row in rows if row[0] and row[3] != "answered"),
         )
 
     def failures(self) -> list[Failing]:

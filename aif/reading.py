@@ -4,11 +4,11 @@ A reply is read whole or not at all: every completion by its number exactly once
 words the aspect's scale has. Nothing is guessed, rounded, clipped or filled in.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from aif.jsontext import loads
 from aif.records import Rating
 from aif.rubric import NOT_APPLICABLE, Aspect, Form, Rubric
 
@@ -84,13 +84,8 @@ def _types(said: Any, aspect: Aspect, where: str) -> tuple[int, ...]:
 _CODE_FENCE = re.compile(r"\A```(?:json)?[ \t\r]*\n(.*)\n[ \t]*```\Z", re.DOTALL)
 
 
-def _no_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise Unreadable(f"{key[:40]!r} stands twice in one object")
-        found[key] = value
-    return found
+def _twice(key: str) -> Unreadable:
+    return Unreadable(f"{key[:40]!r} stands twice in one object")
 
 
 def _no_constant(word: str) -> Any:
@@ -98,12 +93,11 @@ def _no_constant(word: str) -> Any:
 
 
 def _read_json(text: str, n: int, aspects: tuple[str, ...]) -> Fields:
-    """Strings may hold raw control characters: vLLM's structured output lets a tab through now and then."""
     body = text.strip()
     if fence := _CODE_FENCE.match(body):
         body = fence[1]
     try:
-        data = json.loads(body, strict=False, object_pairs_hook=_no_doubles, parse_constant=_no_constant)
+        data = loads(body, _twice, _no_constant)
     except RecursionError:
         raise Unreadable("nested too deep") from None
     except ValueError as error:  # JSONDecodeError, and integers of more digits than Python reads

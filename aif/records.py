@@ -164,7 +164,8 @@ class Rating:
 @dataclass(frozen=True, slots=True)
 class Failing:
     """Items without an answer, or calls that were refused, of one model or judge and for one kind of reason (see
-    chat.base.Kind), with an example. `verdict`: later, failed or refused; during a run also again, of calls."""
+    chat.base.Kind), with an example. `verdict`: later, failed or refused; during a run also again, of calls; of what is
+    missing also pending, of items that were never asked: these have no kind."""
 
     stage: str
     endpoint: str

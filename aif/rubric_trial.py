@@ -15,7 +15,6 @@ from rich.console import Console
 from rich.table import Table
 
 from aif.asking import judging_request
-from aif.budget import Short
 from aif.chat.base import Request
 from aif.chat.retry import Policy
 from aif.config import Pipeline, api_key
@@ -31,7 +30,7 @@ from aif.records import Usage
 from aif.results import Results
 from aif.rubric import Rubric, Score, order
 from aif.rubric_lint import longest_reply
-from aif.run import Person, flow
+from aif.run import Asked, Person, flow
 from aif.scoring import TOLERANCE, Rows, score
 from aif.store import Store
 
@@ -71,9 +70,7 @@ class Tried:
     before: Ratings
     after: Ratings
     failures: Sequence[Mapping[str, object]]
-    stopped: bool
-    refused: Mapping[str, str]
-    short: Short | None
+    asked: Asked
 
 
 def attempt(
@@ -120,7 +117,7 @@ def attempt(
                 failures = reader.sql("SELECT * FROM failures WHERE stage = 'judgement'")
         finally:
             prepare(pipeline, ledger, present, tell, reread=False)
-        return Tried((present.sheet.name, rubric.sheet.name), before, after, failures, *flowed)
+        return Tried((present.sheet.name, rubric.sheet.name), before, after, failures, flowed)
 
     return Ledger.use(pipeline.store, tell, present, whole)
 

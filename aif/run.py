@@ -32,13 +32,20 @@ OTHER_FILES = 256  # open ones besides calls' connections: store, journal, logs,
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
-    """How a run ended. `refused` names the endpoints that take no call, with the reason; `short` is set where the
-    budget left something unasked."""
+class Asked:
+    """How the asking ended: whether it was stopped, the endpoints that take no call, with the reason, and, where the
+    budget left something unasked, how short it was."""
 
     stopped: bool
     refused: dict[str, str]
     short: Short | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a run ended."""
+
+    asked: Asked
     outcomes: dict[str, int]
     tallies: dict[tuple[str, str], Tally]
     seconds: float
@@ -88,11 +95,11 @@ def feedback(
             ledger.keep([events.retry(datetime.now(UTC))])
         agreed = True
         flowing = flow(pipeline, ledger, rubric, console, tell, limit, policy or Policy(), person)
-        stopped, refused, short = asyncio.run(flowing)
+        asked = asyncio.run(flowing)
         outcomes = make_pairs(pipeline, rubric, ledger.store)
         with Reader.of(ledger.store) as reader:
             tallies = reader.tallies(limit)
-        return Ended(stopped, refused, short, outcomes, tallies, time.monotonic() - began)
+        return Ended(asked, outcomes, tallies, time.monotonic() - began)
 
     return Ledger.use(pipeline.store, tell, rubric, whole)
 
@@ -106,9 +113,8 @@ async def flow(
     limit: int | None,
     policy: Policy,
     person: Person,
-) -> tuple[bool, dict[str, str], Short | None]:
-    """Does what the store says is pending, shown to the person who may stop it. Returns whether it was stopped, the
-    endpoints that take no call, with the reason, and whether the budget was short."""
+) -> Asked:
+    """Does what the store says is pending, shown to the person who may stop it."""
     async with opened(pipeline, policy=policy) as endpoints:
         with Reader.of(ledger.store) as reader:
             whole = reader.tallies()
@@ -133,7 +139,7 @@ async def flow(
         finally:
             ended.set()
             await screen
-        return run.stopping, {e.name: e.refused for e in endpoints if e.refused}, run.short
+        return Asked(run.stopping, {e.name: e.refused for e in endpoints if e.refused}, run.short)
 
 
 def _make_room(endpoints: Sequence[Endpoint], tell: Callable[[str], None]) -> None:

@@ -13,7 +13,6 @@ from aif.lock import Places
 from aif.pairs import Policy
 from aif.progress import counted, dollars, of, say, spending, visible
 from aif.queries import Balance, Books, Reader, Tally
-from aif.records import Failing
 
 # What became of a prompt, in words. The keys are pairs.REASONS and those queries.unpaired adds.
 OUTCOMES = {
@@ -60,12 +59,7 @@ def tell_status(console: Console, reader: Reader, budget: float | None = None) -
     balance = reader.balance()
     tell_items(console, balance)
     _tell(console, reader, balance, reader.sql("FROM standings"), "", budget)
-    asked = [
-        Failing(m.stage, m.endpoint, m.why, m.state, m.items, m.example or "", m.prompt_id)
-        for m in balance.missing
-        if m.why
-    ]
-    tell_failures(console, [*asked, *reader.refusals()])
+    tell_failures(console, [*(one for one in balance.missing if one.kind), *reader.refusals()])
 
 
 def tell_summary(console: Console, reader: Reader, seconds: float, budget: float | None = None) -> None:
@@ -255,12 +249,12 @@ def shortfall(balance: Balance, least: float, typed: str) -> list[str]:
     said = [f"{whole(balance)}; export.completeness is {least:.4g}. Missing:"]
     for one in balance.missing:
         items = counted(one.items, one.stage)
-        if one.state == "pending":
+        if one.verdict == "pending":
             said.append(f"  {one.endpoint}: {items} not asked yet")
         else:
-            again = "failed for good" if one.state == "failed" else "to be asked again"
-            said.append(f"  {one.endpoint}: {items} {again}: {one.why}, as in: {(one.example or '')[:EXAMPLE]}")
-    states = {one.state for one in balance.missing}
+            again = "failed for good" if one.verdict == "failed" else "to be asked again"
+            said.append(f"  {one.endpoint}: {items} {again}: {one.kind}, as in: {one.example[:EXAMPLE]}")
+    states = {one.verdict for one in balance.missing}
     if states - {"failed"} or not states:
         said.append(f"`aif run {typed}` asks for what is pending")
     if "failed" in states:

@@ -24,9 +24,9 @@ async def run(path: Path) -> tuple[dict[str, str], dict[Key, Tally]]:
     rubric = rubric_of(pipeline)
     with Ledger.open(pipeline.store, _silent, rubric) as ledger:
         prepare(pipeline, ledger, rubric, _silent)
-        _, refused, _ = await flow(pipeline, ledger, rubric, Console(quiet=True), _silent, None, Policy(), Person())
+        asked = await flow(pipeline, ledger, rubric, Console(quiet=True), _silent, None, Policy(), Person())
         with Reader.of(ledger.store) as reader:
-            return refused, reader.tallies()
+            return asked.refused, reader.tallies()
 
 
 def unanswered(path: Path) -> dict[str, int]:

@@ -105,7 +105,7 @@ def _calm(folder: Path, budget: float, flying: int) -> Figures:
 
 def _ended(path: Path) -> bool:
     """A run to its end: whether that was the budget's."""
-    return feedback(load(path), Console(quiet=True), policy=QUICK).short is not None
+    return feedback(load(path), Console(quiet=True), policy=QUICK).asked.short is not None
 
 
 def _pipeline(folder: Path, base_url: str, budget: float, flying: int) -> Path:

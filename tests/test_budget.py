@@ -356,11 +356,11 @@ def test_a_run_stops_at_its_budget_and_goes_on_with_a_higher_one(tmp_path: Path,
 
     pipeline, higher = run(path, "budget_usd=1")
     assert not higher.incomplete
-    assert higher.short is None
+    assert higher.asked.short is None
     assert ask(pipeline, "SELECT round(known, 9) AS usd, unknown FROM spent") == [
         {"usd": round(bill.usd, 9), "unknown": 0.0}
     ]
-    assert not run(path)[1].short, "a finished run needs no budget, though it has spent more than there is"
+    assert not run(path)[1].asked.short, "a finished run needs no budget, though it has spent more than there is"
 
 
 def test_a_budget_below_one_call_is_said_plainly(tmp_path: Path, serve: Serve) -> None:
@@ -379,9 +379,9 @@ def test_where_nothing_that_costs_can_go_on_the_free_stop_too(tmp_path: Path, se
     served = serve(on_call=bill, latency_s=0.05)
     count, two = UNCOVERED + 250, {"per_prompt": 2, "max_tokens": 64}
     path = priced(tmp_path, served, count=count, budget_usd=0.001, completions=two)
-    assert run(path, limit=UNCOVERED)[1].short
+    assert run(path, limit=UNCOVERED)[1].asked.short
     assert served.stats()["calls"] == 2 * UNCOVERED, "the free went on: not so many in a row did not fit"
-    assert run(path, "models.*.concurrency=1")[1].short
+    assert run(path, "models.*.concurrency=1")[1].asked.short
 
     assert bill.calls == 0
     assert served.stats()["calls"] < 2 * count
@@ -399,7 +399,7 @@ def test_what_nothing_tells_counts_at_its_bound_and_is_shown_as_unknown(tmp_path
         row.values() for row in ask(pipeline, "SELECT count(*), sum(bound) FROM calls WHERE usd IS NULL")
     ]
 
-    assert ended.short
+    assert ended.asked.short
     assert unanswered > 0
     assert unknown == pytest.approx(bounds)
     assert known < bill.usd <= known + unknown <= 0.2

@@ -15,7 +15,8 @@ from aif.card import CardFacts, cell, fenced, render
 from aif.config import parse
 from aif.entries import public
 from aif.intake import rubric_of
-from aif.queries import Balance, Books, Missing, Tally
+from aif.queries import Balance, Books, Tally
+from aif.records import Failing
 from tests.building import PIPELINE
 
 BALANCE = Balance(
@@ -28,10 +29,10 @@ BALANCE = Balance(
         ("judgement", "strict"): Tally(29, 27, 1, 0),
     },
     missing=(
-        Missing("completion", "able", "failed", 1, "blocked", "key sk-123 at http://gpu-2.internal.example", "p1"),
-        Missing("completion", "able", "later", 1, "timeout", "no answer", "p2"),
-        Missing("judgement", "strict", "failed", 1, "unreadable", "no rating", "p3"),
-        Missing("judgement", "strict", "pending", 1, None, None, "p4"),
+        Failing("completion", "able", "blocked", "failed", 1, "key sk-123 at http://gpu-2.internal.example", "p1"),
+        Failing("completion", "able", "timeout", "later", 1, "no answer", "p2"),
+        Failing("judgement", "strict", "unreadable", "failed", 1, "no rating", "p3"),
+        Failing("judgement", "strict", "", "pending", 1, "", "p4"),
     ),
 )
 MADE = datetime(2026, 4, 2, 8, 15, tzinfo=UTC)

@@ -234,7 +234,7 @@ def test_a_refused_key_stops_that_provider_and_the_rest_goes_on(
     monkeypatch.setenv("JUDGE_KEY", "sesam-0pen")
     _, ended = run(path)
 
-    assert list(ended.refused) == ["judge"]
+    assert list(ended.asked.refused) == ["judge"]
     assert guarded.stats()["calls"] <= 4
     assert served.stats()["calls"] == 48
     assert ended.outcomes["pending"] == 12
@@ -242,7 +242,7 @@ def test_a_refused_key_stops_that_provider_and_the_rest_goes_on(
 
     monkeypatch.setenv("JUDGE_KEY", "sesame")
     _, ended = run(path)
-    assert not ended.refused
+    assert not ended.asked.refused
     assert not ended.incomplete
     assert served.stats()["calls"] == 48
 

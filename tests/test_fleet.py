@@ -168,9 +168,9 @@ def test_one_that_ends_before_it_is_ready_is_refused_with_the_reason_and_the_oth
     path = pipeline(tmp_path, {"a": fakes.launch(FAKE_ENDS="1"), "b": fakes.launch()}, fakes.launch())
     made, ended = run(path)
 
-    assert list(ended.refused) == ["a"]
-    assert ended.refused["a"].startswith("its server ended before it was ready: exit code 3; its log ")
-    assert ended.refused["a"].endswith("a-1.log ends with: ValueError: No room for the weights")
+    assert list(ended.asked.refused) == ["a"]
+    assert ended.asked.refused["a"].startswith("its server ended before it was ready: exit code 3; its log ")
+    assert ended.asked.refused["a"].endswith("a-1.log ends with: ValueError: No room for the weights")
     answered = ask(made, "SELECT identity, count(*) AS n FROM completions GROUP BY identity")
     assert answered == [{"identity": "b", "n": 12}]
     assert [words(record, "--served-model-name") for record in fakes.started()] == ["a", "b"], "nothing to be judged"
@@ -181,8 +181,8 @@ def test_one_that_the_system_can_not_start_is_refused_and_the_others_go_on(tmp_p
     (Places(load(path).store).logs / "a-1.log").mkdir(parents=True)
     made, ended = run(path)
 
-    assert list(ended.refused) == ["a"]
-    assert ended.refused["a"].startswith("its server can't be started: [Errno 21] Is a directory")
+    assert list(ended.asked.refused) == ["a"]
+    assert ended.asked.refused["a"].startswith("its server can't be started: [Errno 21] Is a directory")
     assert ask(made, "SELECT count(*) AS n FROM completions WHERE identity = 'b'") == [{"n": 12}]
 
 
@@ -190,7 +190,7 @@ def test_one_that_is_not_ready_in_time_is_refused(tmp_path: Path, fakes: Fakes) 
     path = pipeline(tmp_path, {"a": fakes.launch({"ready_s": 0.3}, FAKE_STALLS="1")}, fakes.launch())
     _, ended = run(path)
 
-    assert ended.refused["a"].startswith("its server was not ready within launch.ready_s (0.3 s)")
+    assert ended.asked.refused["a"].startswith("its server was not ready within launch.ready_s (0.3 s)")
 
 
 def test_a_model_that_can_not_be_had_is_refused_and_one_that_can_is_fetched_first(
@@ -200,8 +200,8 @@ def test_a_model_that_can_not_be_had_is_refused_and_one_that_can_is_fetched_firs
     pool = {name: fakes.launch({"model": f"org/{name}", "ready_s": 60}, **there) for name in ("gated", "small")}
     _, ended = run(pipeline(tmp_path, pool, fakes.launch(), 3))
 
-    assert list(ended.refused) == ["gated"]
-    assert "accept its licence" in ended.refused["gated"]
+    assert list(ended.asked.refused) == ["gated"]
+    assert "accept its licence" in ended.asked.refused["gated"]
     assert [words(record, "--model") for record in fakes.started()] == ["org/small"]
     assert list((tmp_path / "home").rglob("model.safetensors"))
 

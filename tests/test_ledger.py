@@ -330,7 +330,7 @@ def test_a_run_that_was_told_to_stop_stays_stopped_on_a_store_made_again(
     monkeypatch.setattr(Store, "apply", apply)
     monkeypatch.setattr("aif.run.make_pairs", damaged_pairs)
     ended = feedback(load(path), Console(file=StringIO(), width=200))
-    assert ended.stopped
+    assert ended.asked.stopped
     assert 0 < asked[0] < 40
     assert served.stats()["calls"] == asked[0]
 
@@ -358,7 +358,7 @@ def test_ctrl_c_behind_a_run_that_stops_by_itself_still_waits_for_what_is_in_fli
     monkeypatch.setattr(Store, "apply", apply)
     monkeypatch.setattr(Run, "stop", stopping)
     ended = feedback(load(path), Console(file=StringIO(), width=200))
-    assert ended.stopped
+    assert ended.asked.stopped
     assert ask(load(path), "SELECT count(*) AS n FROM calls") == [{"n": served.stats()["calls"]}]
 
 

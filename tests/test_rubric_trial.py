@@ -22,6 +22,7 @@ from aif.queries import Reader
 from aif.resources import shipped
 from aif.rubric import Rubric, load
 from aif.rubric_trial import Bill, Rated, Tried, another_best, attempt, kendall, rank, tell_trial, told
+from aif.run import Asked
 from tests.processes import until
 from tests.serving import Served
 from tests.test_cli import Typed, typed
@@ -66,7 +67,7 @@ def test_a_trial_rates_what_is_there_and_leaves_the_pipeline_as_it_was(tmp_path:
     for prompt_id, rated in found.after.items():
         assert rated.keys() == found.before[prompt_id].keys()
         assert all(one.aspects == {"overall": one.score} and 1 <= one.score <= 10 for one in rated.values())
-    assert (found.failures, found.stopped, found.refused) == ([], False, {})
+    assert (found.failures, found.asked.stopped, found.asked.refused) == ([], False, {})
     tau = kendall([(found.before[p][k].score, one.score) for k, one in found.after[p].items()] for p in found.after)
     assert tau is not None
     assert tau > 0.3  # the same completions, judged by a judge that is noisy by 0.1
@@ -180,7 +181,9 @@ def test_what_gets_no_rating_is_told_with_its_reason(tmp_path: Path, serve: Serv
     found = tried(path, MT_BENCH, "judges.judge.base_url=http://127.0.0.1:9/v1")
     assert found is not None
     assert found.after == {}
-    assert "connection: 127.0.0.1:9" in found.refused["judge"], "so many are the endpoint's failure, and not theirs"
+    assert "connection: 127.0.0.1:9" in found.asked.refused["judge"], (
+        "so many are the endpoint's failure, and not theirs"
+    )
 
 
 def test_a_judge_that_refuses_is_told(tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,7 +194,7 @@ def test_a_judge_that_refuses_is_told(tmp_path: Path, serve: Serve, monkeypatch:
     locked = serve(require_key="sesame")
     found = tried(path, MT_BENCH, f"judges.judge.base_url={locked.base_url}", "judges.judge.api_key_env=WRONG")
     assert found is not None
-    assert "judge" in found.refused
+    assert "judge" in found.asked.refused
     assert state(path) == before
 
 
@@ -333,7 +336,7 @@ def test_means_are_over_the_prompts_that_both_rated() -> None:
         "b": {"3": Rated("x", 1.0, {"tone": 1.0})},
     }
     console = Console(file=StringIO(), record=True, width=100)
-    tell_trial(console, Tried(("old", "new"), old, new, [], False, {}, None))
+    tell_trial(console, Tried(("old", "new"), old, new, [], Asked(False, {}, None)))
     lines = [" ".join(line.split()) for line in console.export_text().splitlines()]
     assert "2 prompts rated by new, 1 of them by old too" in lines
     assert "y 2.00 → 6.00 – → 1.00" in lines

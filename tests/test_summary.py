@@ -19,7 +19,8 @@ from aif.export import export
 from aif.intake import rubric_of
 from aif.ledger import Ledger
 from aif.pairing import make_pairs
-from aif.queries import Balance, Missing, Reader, Tally
+from aif.queries import Balance, Reader, Tally
+from aif.records import Failing
 from aif.summary import balanced, shortfall, tell_leaderboard, tell_status, tell_summary
 from tests.building import PIPELINE, Fate, build, complete, rate
 from tests.serving import Served
@@ -103,8 +104,8 @@ def _check(balance: Balance, prompts: int, per_prompt: int, whole: int) -> None:
     assert balance.total("completion").wanted == prompts * per_prompt
     for place, tally in balance.tallies.items():
         missing = [one for one in balance.missing if (one.stage, one.endpoint) == place]
-        assert sum(one.items for one in missing if one.state == "failed") == tally.failed
-        assert sum(one.items for one in missing if one.state != "failed") == tally.pending
+        assert sum(one.items for one in missing if one.verdict == "failed") == tally.failed
+        assert sum(one.items for one in missing if one.verdict != "failed") == tally.pending
         assert tally.answered + tally.failed + tally.pending == tally.wanted
 
 
@@ -211,9 +212,9 @@ def test_one_is_told_as_one(tmp_path: Path) -> None:
 
 def test_what_is_missing_is_named_with_what_gets_it() -> None:
     missing = (
-        Missing("completion", "able", "failed", 1, "blocked", "its filter " * 90, "p"),
-        Missing("judgement", "strict", "later", 2000, "timeout", "no answer", "p"),
-        Missing("judgement", "strict", "pending", 3, None, None, "p"),
+        Failing("completion", "able", "blocked", "failed", 1, "its filter " * 90, "p"),
+        Failing("judgement", "strict", "timeout", "later", 2000, "no answer", "p"),
+        Failing("judgement", "strict", "", "pending", 3, "", "p"),
     )
     balance = Balance(3000, 2999, {4: 3000}, {}, missing)
     said = shortfall(balance, 1.0, "p.yaml")

@@ -1,15 +1,12 @@
 """Anthropic's API, and any server that speaks it, through Anthropic's own client."""
 
-from functools import partial
-
 import anthropic
 import httpx2
-import orjson
 
-from aif.chat import messages, wire
+from aif.chat import messages
 from aif.chat.base import Reply, Request
-from aif.chat.given import Given, Misdelivered
-from aif.chat.transport import TIMEOUT, connections, deadline
+from aif.chat.given import Given
+from aif.chat.transport import TIMEOUT, Answer, connections, deadline, exchange
 
 BASE_URL = "https://api.anthropic.com"
 # As the client sends it. Another version is another API, which an upgrade of the client shouldn't bring.
@@ -49,21 +46,8 @@ class AnthropicChat:
     async def ask(self, request: Request) -> Reply:
         """One attempt. Raises CallError."""
         body = messages.body(request, self._model)
-        asked = orjson.dumps(body)
-        answer = await self._post(asked)
-        try:
-            return wire.receive(
-                answer.status_code,
-                answer.headers,
-                answer.content,
-                sent=messages.sent(body),
-                key=self._api_key,
-                read=messages.read_reply,
-                take=partial(self._given.take, asked),
-            )
-        except Misdelivered:
-            await self._start_over()
-            raise
+        sent, read = messages.sent(body), messages.read_reply
+        return await exchange(body, sent, self._post, self._given, self._start_over, key=self._api_key, read=read)
 
     async def _start_over(self) -> None:
         client, self._client = self._client, self._connected()
@@ -73,10 +57,11 @@ class AnthropicChat:
         """Close connections."""
         await self._client.close()
 
-    async def _post(self, body: bytes) -> httpx2.Response:
-        """The answer with its body, whatever its status: bytes in and out, for the reasons of openai.py."""
+    async def _post(self, body: bytes) -> Answer:
+        """Whatever its status: bytes in and out, for the reasons of openai.py."""
         try:
             async with deadline(self._timeout_s, self._url, self._api_key, anthropic.APIConnectionError):
-                return await self._client.post("/v1/messages", content=body, cast_to=httpx2.Response)
+                answer = await self._client.post("/v1/messages", content=body, cast_to=httpx2.Response)
         except anthropic.APIStatusError as error:
-            return error.response
+            answer = error.response
+        return answer.status_code, answer.headers, answer.content

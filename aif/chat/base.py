@@ -33,6 +33,11 @@ class Request:
     schema: Mapping[str, Any] | None = None
     shared: int = 0
 
+    @property
+    def chars(self) -> int:
+        """How long its texts are together."""
+        return sum(len(message.content) for message in self.messages)
+
 
 @dataclass(frozen=True, slots=True)
 class Quota:

@@ -1,15 +1,12 @@
 """OpenAI's API, and any server that speaks it, through OpenAI's own client."""
 
-from functools import partial
-
 import httpx2
 import openai
-import orjson
 
 from aif.chat import wire
 from aif.chat.base import Reply, Request
-from aif.chat.given import Given, Misdelivered
-from aif.chat.transport import TIMEOUT, connections, deadline
+from aif.chat.given import Given
+from aif.chat.transport import TIMEOUT, Answer, connections, deadline, exchange
 
 BASE_URL = "https://api.openai.com/v1"
 
@@ -47,20 +44,7 @@ class OpenAIChat:
     async def ask(self, request: Request) -> Reply:
         """One attempt. Raises CallError."""
         body = wire.body(request, self._model, dialect=self._dialect)
-        asked = orjson.dumps(body)
-        answer = await self._post(asked)
-        try:
-            return wire.receive(
-                answer.status_code,
-                answer.headers,
-                answer.content,
-                sent=wire.sent(body),
-                key=self._api_key,
-                take=partial(self._given.take, asked),
-            )
-        except Misdelivered:
-            await self._start_over()
-            raise
+        return await exchange(body, wire.sent(body), self._post, self._given, self._start_over, key=self._api_key)
 
     async def _start_over(self) -> None:
         client, self._client = self._client, self._connected()
@@ -70,14 +54,15 @@ class OpenAIChat:
         """Close connections."""
         await self._client.close()
 
-    async def _post(self, body: bytes) -> httpx2.Response:
-        """The answer with its body, whatever its status.
+    async def _post(self, body: bytes) -> Answer:
+        """Whatever its status.
 
         The body goes in as bytes and the answer comes out raw: parsing, the client would hand on an HTML page as if it
         were a reply, and raise no error of its own for broken JSON.
         """
         try:
             async with deadline(self._timeout_s, self._url, self._api_key, openai.APIConnectionError):
-                return await self._client.post("/chat/completions", content=body, cast_to=httpx2.Response)
+                answer = await self._client.post("/chat/completions", content=body, cast_to=httpx2.Response)
         except openai.APIStatusError as error:
-            return error.response
+            answer = error.response
+        return answer.status_code, answer.headers, answer.content

@@ -1,15 +1,21 @@
-"""The HTTP beneath every client: connections kept, only the headers a call needs, one deadline for all of it."""
+"""The HTTP beneath every client: connections kept, only the headers a call needs, one deadline for all of it, and a
+reply that is the request's own."""
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
 import httpx2
+import orjson
 
-from aif.chat.base import CallError, Kind
+from aif.chat import wire
+from aif.chat.base import CallError, Kind, Reply
+from aif.chat.given import Given, Misdelivered
 from aif.chat.redaction import redact
 
 CONNECT_S = 10.0  # to a host that is up it takes milliseconds; one that is gone shouldn't cost a whole call
@@ -40,6 +46,31 @@ def connections(
         follow_redirects=False,
         trust_env=not _loopback(url),  # a proxy named in the environment can't reach this machine
     )
+
+
+Answer = tuple[int, Mapping[str, str], bytes]
+"""Status, headers and body of a response."""
+
+
+async def exchange(
+    body: Mapping[str, Any],
+    sent: Mapping[str, Any],
+    post: Callable[[bytes], Awaitable[Answer]],
+    given: Given,
+    start_over: Callable[[], Awaitable[None]],
+    *,
+    key: str | None,
+    read: wire.Read = wire.read_reply,
+) -> Reply:
+    """A request's body posted and the reply read. Where that is another request's, the connections are made anew: what
+    is open now would go on being one answer behind. Raises CallError."""
+    asked = orjson.dumps(body)
+    status, headers, content = await post(asked)
+    try:
+        return wire.receive(status, headers, content, sent=sent, key=key, read=read, take=partial(given.take, asked))
+    except Misdelivered:
+        await start_over()
+        raise
 
 
 @asynccontextmanager

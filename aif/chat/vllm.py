@@ -1,18 +1,17 @@
 """vLLM servers, or any that speak like them, over aiohttp: one session, several servers balanced."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from urllib.parse import urlsplit
 
 import aiohttp
-import orjson
 
 from aif.chat import wire
 from aif.chat.base import TRANSIENT, CallError, Kind, Reply, Request
-from aif.chat.given import Given, Misdelivered
-from aif.chat.transport import CONNECT_S, KEEPALIVE_S, deadline
+from aif.chat.given import Given
+from aif.chat.transport import CONNECT_S, KEEPALIVE_S, Answer, deadline, exchange
 from aif.errors import BadInput
 
 LONGEST_REST_S = 30.0
@@ -66,13 +65,9 @@ class VllmChat:
         server = self._pick()
         server.in_flight += 1
         try:
-            asked = orjson.dumps(body)
-            status, headers, content = await self._post(server.url, asked)
-            take = partial(self._given.take, asked)
-            reply = wire.receive(status, headers, content, sent=wire.sent(body), key=self._api_key, take=take)
+            post = partial(self._post, server.url)
+            reply = await exchange(body, wire.sent(body), post, self._given, self.aclose, key=self._api_key)
         except CallError as error:
-            if isinstance(error, Misdelivered):
-                await self.aclose()
             server.note(error.kind, self._now())
             raise
         finally:
@@ -86,8 +81,7 @@ class VllmChat:
             session, self._session = self._session, None
             await session.close()
 
-    async def _post(self, url: str, body: bytes) -> tuple[int, Mapping[str, str], bytes]:
-        """Status, headers and body of the answer."""
+    async def _post(self, url: str, body: bytes) -> Answer:
         async with (
             deadline(self._timeout_s, url, self._api_key),
             self._connected().post(f"{url}/chat/completions", data=body, allow_redirects=False) as answer,

@@ -16,6 +16,7 @@ import orjson
 from aif.chat.base import CallError, Finish, Kind, Reply, Request
 from aif.chat.headers import quotas, retry_after
 from aif.chat.redaction import redact, without
+from aif.jsontext import loads
 from aif.records import Usage, as_dicts, is_blank
 
 Dialect = Literal["openai", "compatible"]
@@ -126,18 +127,13 @@ def _parse_once(content: bytes) -> Any:
     """
     try:
         # as UTF-8, as JSON is sent (RFC 8259): json would also read UTF-16, in which no key was looked for
-        return json.loads(content.decode("utf-8-sig", "surrogatepass"), strict=False, object_pairs_hook=_once)
+        return loads(content.decode("utf-8-sig", "surrogatepass"), _twice)
     except (ValueError, RecursionError):
         raise bad(f"The answer is not JSON: {content.decode('utf-8', 'replace')}") from None
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in found:
-            raise bad(f"The answer names {encodable(name)!r} twice in one object.")
-        found[name] = value
-    return found
+def _twice(name: str) -> CallError:
+    return bad(f"The answer names {encodable(name)!r} twice in one object.")
 
 
 def read_reply(data: Any, sent: Mapping[str, Any]) -> Reply:
@@ -147,7 +143,7 @@ def read_reply(data: Any, sent: Mapping[str, Any]) -> Reply:
     Raises CallError: BAD_REPLY for what is no chat completion, with what it used, and those of `usable`.
     """
     if not isinstance(data, dict):
-        raise CallError(Kind.BAD_REPLY, f"The answer is {type(data).__name__}, not a chat completion.")
+        raise bad(f"The answer is {type(data).__name__}, not a chat completion.")
     heard = Reply(
         "", None, _usage(data.get("usage")), sent=sent, served=served(data, "model", "system_fingerprint", "id")
     )
@@ -214,17 +210,16 @@ def _read(content: bytes, sent: Mapping[str, Any], key: str | None, read: Read, 
 
 
 def classify(status: int, headers: Mapping[str, str], text: str, *, key: str | None = None) -> CallError:
-    """What an HTTP error means. `text` is the body; `headers` may be spelt in any case."""
+    """What an HTTP error means. `text` is the body; `headers` have names in lower case."""
     said = _said(text)
     kind = _kind(status, said.codes.lower(), said.words.lower())
     words = cut(redact(said.words, key)) or "(no message)"
-    lowered = {name.lower(): value for name, value in headers.items()}
     return CallError(
         kind,
         f"HTTP {status}: {words}{_MEND.get(kind, '')}",
-        retry_after=retry_after(lowered) if kind in (Kind.RATE_LIMITED, Kind.SERVER_ERROR) else None,
+        retry_after=retry_after(headers) if kind in (Kind.RATE_LIMITED, Kind.SERVER_ERROR) else None,
         raw=redact(text, key),
-        quotas=quotas(lowered),
+        quotas=quotas(headers),
     )
 
 
