@@ -21,7 +21,8 @@ from aif.errors import Exit
 from aif.journal import replay
 from aif.queries import Reader
 from chaos import Figures
-from chaos.house import ROOT, pipeline, served, start
+from chaos.house import pipeline, served, start
+from measured import ROOT
 from tests.processes import until
 
 NUMBER = 13
