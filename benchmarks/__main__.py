@@ -5,7 +5,4 @@ import sys
 from benchmarks import PERFORMANCE
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["page"]:
-        PERFORMANCE.write()
-    else:
-        sys.exit(PERFORMANCE.run([int(number) for number in sys.argv[1:]]))
+    sys.exit(PERFORMANCE.main(sys.argv[1:]))

@@ -1,6 +1,5 @@
 """Pairs and export at UltraFeedback's size, beside the same by `datasets.map` in Python."""
 
-import hashlib
 import os
 import sys
 from pathlib import Path
@@ -9,8 +8,9 @@ from typing import Any
 import duckdb
 
 from benchmarks.filled import fill
-from benchmarks.house import Cost, aif, cost, environ, pipeline
+from benchmarks.house import Cost, aif, cost, pipeline
 from measured import ROOT, Figures
+from measured.house import digests, environ
 
 NUMBER = 7
 PROMISE = "Pairs of 63,967 prompts in 2 s, their export in 20 s and 10 times as fast as by `datasets.map`"
@@ -38,8 +38,8 @@ def trial(folder: Path, full: bool) -> Figures:
         "export": _told(first),
         "again": _told(one_thread),
         "by_map": _told(by_map),
-        "alike": _digests(folder / "one") == _digests(folder / "two"),
-        "files": len(_digests(folder / "one")),
+        "alike": digests(folder / "one") == digests(folder / "two"),
+        "files": len(digests(folder / "one")),
     }
 
 
@@ -51,11 +51,6 @@ def _one_core() -> None:
 
 def _told(one: Cost) -> dict[str, Any]:
     return {"wall_s": round(one.wall_s, 2), "cpu_s": round(one.cpu_s, 2), "rss_mb": round(one.rss_mb)}
-
-
-def _digests(dataset: Path) -> dict[str, str]:
-    files = sorted(dataset.rglob("*.parquet"))
-    return {str(file.relative_to(dataset)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 def _rows(store: Path, rows: Path) -> None:

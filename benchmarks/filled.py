@@ -1,7 +1,7 @@
 """A store that a finished run has left, made through the ledger without a server: of any size, in minutes."""
 
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,11 @@ from aif.intake import prepare, rubric_of
 from aif.ledger import Ledger
 from aif.queries import Need, Reader, Ready, Todo
 from aif.records import Usage, fraction
-from aif.rubric import Rubric, judgement_key, order
+from aif.rubric import Rubric
 from benchmarks.server import ANSWER, instance
+from tests.building import STARTED, completion_item, judgement_item
 
 PAGE = 2000
-STARTED = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
 def fill(path: Path) -> None:
@@ -49,32 +49,13 @@ def _pages(page: Any) -> Iterator[Any]:
 
 
 def _completion(pipeline: Pipeline, todo: Todo) -> Record:
-    slot = todo.slot
-    details = {
-        "sample": slot.sample,
-        "seed": slot.seed,
-        "principle": None,
-        "system": pipeline.models[slot.model].system,
-    }
-    item = events.Item("completion", slot.key, slot.prompt_id, slot.model, slot.identity, details)
-    return _call(item, Reply(f"{slot.model}: {ANSWER}", "stop", Usage(50, 300)))
+    return _call(completion_item(pipeline, todo), Reply(f"{todo.slot.model}: {ANSWER}", "stop", Usage(50, 300)))
 
 
 def _judgement(pipeline: Pipeline, rubric: Rubric, ready: Ready, need: Need) -> Record:
-    shown = order(ready.prompt.prompt_id, need.answers, need.judge_pass)
-    key = judgement_key(shown, need.identity, need.judge_pass, need.spec, need.material)
-    details = {
-        "pass": need.judge_pass,
-        "request": need.request,
-        "rubric": rubric.digest,
-        "spec": need.spec,
-        "material": need.material,
-        "form": pipeline.judges[need.judge].reply,
-        "completions": list(shown),
-    }
-    item = events.Item("judgement", key, ready.prompt.prompt_id, need.judge, need.identity, details)
-    schema = rubric.schema(need.request, len(shown))
-    text = orjson.dumps(instance(schema, schema, int(5 * fraction(key)))).decode()
+    item = judgement_item(pipeline, rubric, ready, need)
+    schema = rubric.schema(need.request, len(need.answers))
+    text = orjson.dumps(instance(schema, schema, int(5 * fraction(item.key)))).decode()
     return _call(item, Reply(text, "stop", Usage(2000, 600, cached=1000)))
 
 

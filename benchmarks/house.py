@@ -13,10 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
-import yaml
-
-from measured import ROOT
+from measured import ROOT, house
 
 MODELS = ("m1", "m2", "m3", "m4")
 
@@ -43,7 +40,7 @@ class Served:
 def serving(generate_ms: float, judge_ms: float) -> Iterator[Served]:
     """The server in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.server", f"--generate-ms={generate_ms}", f"--judge-ms={judge_ms}"]
-    process = subprocess.Popen(command, cwd=ROOT, env=environ(), stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, cwd=ROOT, env=house.environ(), stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     with process.stdout as pipe:
         try:
@@ -53,36 +50,18 @@ def serving(generate_ms: float, judge_ms: float) -> Iterator[Served]:
             process.wait()
 
 
-def environ() -> dict[str, str]:
-    """The environment of a process of ours: the checkout first on its path, no network but loopback."""
-    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return {**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"}
-
-
 def pipeline(folder: Path, base_url: str, prompts: int, in_flight: int, **changes: Any) -> Path:
-    """A pipeline file: four models over vLLM's client, a judge over OpenAI's, so many calls in flight to each side."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """A pipeline file: four models over vLLM's client, a judge over OpenAI's, so many calls in flight to each side.
+    `changes` are as in `measured.house`."""
     asked = "Question {}: please explain how number {} relates to the tides, in two paragraphs."
-    rows = [{"prompt": asked.format(n, n)} for n in range(prompts)]
-    (folder / "prompts.jsonl").write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
-    model, judge = changes.pop("models", {}), changes.pop("judges", {})
-    said: dict[str, Any] = {
+    model = {"provider": "vllm", "base_url": base_url, "concurrency": in_flight // len(MODELS)}
+    said = {
         "name": "benchmark",
-        "seed": 7,
-        "store": str(folder / "store" / "feedback.duckdb"),
-        "prompts": [{"file": str(folder / "prompts.jsonl")}],
         "completions": {"per_prompt": 4, "max_tokens": 512},
-        "models": {
-            name: {"provider": "vllm", "base_url": base_url, "concurrency": in_flight // len(MODELS), **model}
-            for name in MODELS
-        },
-        "judges": {"judge": {"provider": "openai", "base_url": base_url, "concurrency": in_flight, **judge}},
-        "rubric": "unified",
-        **changes,
+        "models": dict.fromkeys(MODELS, model),
+        "judges": {"judge": {"provider": "openai", "base_url": base_url, "concurrency": in_flight}},
     }
-    path = folder / "pipeline.yaml"
-    path.write_text(yaml.safe_dump(said, sort_keys=False))
-    return path
+    return house.pipeline(folder, (asked.format(n, n) for n in range(prompts)), said, changes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +92,7 @@ def cost(command: Sequence[object], **options: Any) -> Cost:
 
 def aif(*arguments: object) -> Cost:
     """`aif` with these arguments, to its end."""
-    return cost([sys.executable, "-m", "aif", *arguments], env=environ(), cwd=ROOT)
+    return cost([sys.executable, "-m", "aif", *arguments], env=house.environ(), cwd=ROOT)
 
 
 def _peak_mb(used: resource.struct_rusage) -> float:

@@ -5,8 +5,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.house import aif, cost, environ, pipeline, serving
+from benchmarks.house import aif, cost, pipeline, serving
 from measured import ROOT, Figures
+from measured.house import environ
 
 NUMBER = 5
 PROMISE = "Memory: at 200,000 prompts peak RSS at most 800 MB, and Python's heap no larger than at 5,000"

@@ -4,10 +4,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from benchmarks.house import Cost, Served, cost, environ, pipeline, serving
+from benchmarks.house import Cost, Served, cost, pipeline, serving
 from benchmarks.house import aif as ours
 from benchmarks.orchestration import GENERATE_MS, IN_FLIGHT, JUDGE_MS
 from measured import ROOT, Figures
+from measured.house import environ
 
 NUMBER = 11
 PROMISE = (

@@ -11,8 +11,9 @@ from typing import Any
 import orjson
 
 from benchmarks.filled import fill
-from benchmarks.house import MODELS, Served, aif, environ, pipeline, serving
+from benchmarks.house import MODELS, Served, aif, pipeline, serving
 from measured import ROOT, Figures
+from measured.house import environ
 
 NUMBER = 6
 PROMISE = (

@@ -5,7 +5,4 @@ import sys
 from chaos import RELIABILITY
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["page"]:
-        RELIABILITY.write()
-    else:
-        sys.exit(RELIABILITY.run([int(number) for number in sys.argv[1:]]))
+    sys.exit(RELIABILITY.main(sys.argv[1:]))

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from chaos.house import ROOT
+from measured import ROOT
 
 TRACED = "trace=fsync,fdatasync,pwrite64,write,ftruncate"
 SYNCS = ("fsync", "fdatasync")

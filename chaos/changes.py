@@ -59,12 +59,7 @@ def _each(where: str, values: Patch) -> dict[str, Any]:
     return {f"{where}.{key}": value for key, value in values.items()}
 
 
-_LAUNCHED: Patch = {"models.a.base_url": OUT, "models.a.launch": {"model": "org/a"}}
-_JUDGE_LAUNCHED: Patch = {
-    "judges.strict.provider": "vllm", "judges.strict.base_url": OUT, "judges.strict.launch": {"model": "org/strict"},
-}  # fmt: skip
-_PRICED: Patch = {"models.a.price": {"input": 1.0, "output": 2.0, "cached_input": 0.5, "cache_write": 1.5}}
-_JUDGE_PRICED: Patch = {"judges.strict.price": _PRICED["models.a.price"]}
+_PRICE: Patch = {"input": 1.0, "output": 2.0, "cached_input": 0.5, "cache_write": 1.5}
 _OPENAI: Patch = {"models.a.provider": "openai"}
 _SIMULATED: Patch = {
     **{f"models.{name}": {"provider": "simulator", "samples": n, "quality": 0.5} for name, n in (("a", 1), ("b", 2))},
@@ -82,9 +77,7 @@ _RUN = (
     Change("name", {"name": "another"}),
     Change("store", {"store": "elsewhere/feedback.duckdb"}, ALL),  # another store starts empty
     Change("confirm_usd", {"confirm_usd": 9.0}),
-    Change(
-        "budget_usd", {"budget_usd": 900.0, **_JUDGE_PRICED, "judges.lax.price": _JUDGE_PRICED["judges.strict.price"]}
-    ),
+    Change("budget_usd", {"budget_usd": 900.0, "judges.strict.price": _PRICE, "judges.lax.price": _PRICE}),
     Change("seed", {"seed": 8}, ALL),
 )
 
@@ -120,117 +113,54 @@ _COMPLETIONS = (
     Change("completions.max_tokens", {"completions.max_tokens": 65}, ALL),
 )
 
+_LAUNCH: Patch = {
+    "gpus": 2, "replicas": 2, "max_model_len": 512, "python": "python3", "args": ["--dtype", "half"], "env": {"X": "1"},
+    "ready_s": 9.0,
+}  # fmt: skip
+_CALLED: Patch = {
+    "api_key_env": "AIF_CHAOS_KEY", "concurrency": 3, "requests_per_minute": 60000, "tokens_per_minute": 9000000,
+    "terms": "apache-2.0", "timeout_s": 9.0,
+}  # fmt: skip
+
+
+def _endpoint(part: str, name: str, provider: str, asks: Mapping[str, int]) -> list[Change]:
+    """Changes of the keys that models and judges have alike, in one of them. `provider` is another than it has; `asks`
+    is asked again where its replies would be others, which they are not for another place, pace or price."""
+    at, model = f"{part}.{name}", f"org/{name}"
+    launched: Patch = {f"{at}.provider": "vllm", f"{at}.base_url": OUT, f"{at}.launch": {"model": model}}
+    priced: Patch = {f"{at}.price": _PRICE}
+    dearer: Patch = {f"{at}.price": dict.fromkeys(_PRICE, 3.0)}
+    return [
+        Change(f"{part}.provider", {f"{at}.provider": provider}),
+        Change(f"{part}.model", {f"{at}.model": f"{model}-2"}, asks),
+        Change(f"{part}.revision", {f"{at}.revision": "v2"}, asks),
+        Change(f"{part}.base_url", {f"{at}.base_url": "{other}"}),
+        Change(f"{part}.launch", launched),
+        # `model` says who it is
+        Change(f"{part}.launch.model", {f"{at}.launch.model": f"{model}-awq"}, given=launched),
+        Change(f"{part}.launch.model", {f"{at}.model": OUT, f"{at}.launch.model": f"{model}-3"}, asks, given=launched),
+        Change(f"{part}.launch.{' '.join(_LAUNCH)}", _each(f"{at}.launch", _LAUNCH), given=launched),
+        Change(f"{part}.{' '.join(_CALLED)}", _each(at, _CALLED)),
+        Change(f"{part}.price", priced),
+        Change(f"{part}.price.{' '.join(_PRICE)}", dearer, given=priced),
+        Change(f"{part}.temperature", {f"{at}.temperature": 0.6}, asks),
+        Change(f"{part}.top_p", {f"{at}.top_p": 0.6}, asks),
+    ]
+
+
 _MODELS = (
-    Change("models.provider", _OPENAI),
-    Change("models.model", {"models.a.model": "org/a-2"}, ONLY_A),
-    Change("models.revision", {"models.a.revision": "v2"}, ONLY_A),
-    Change("models.base_url", {"models.a.base_url": "{other}"}),
-    Change("models.launch", _LAUNCHED),
-    Change("models.launch.model", {"models.a.launch.model": "org/a-awq"}, given=_LAUNCHED),  # `model` says who it is
-    Change(
-        "models.launch.model",
-        {"models.a.model": OUT, "models.a.launch.model": "org/a-3"},
-        ONLY_A,
-        given=_LAUNCHED,
-    ),
-    Change(
-        "models.launch.gpus replicas max_model_len python args env ready_s",
-        {
-            "models.a.launch": {
-                "model": "org/a",
-                "gpus": 2,
-                "replicas": 2,
-                "max_model_len": 512,
-                "python": "python3",
-                "args": ["--dtype", "half"],
-                "env": {"X": "1"},
-                "ready_s": 9.0,
-            },
-        },
-        given=_LAUNCHED,
-    ),
-    Change(
-        "models.api_key_env concurrency requests_per_minute tokens_per_minute terms timeout_s",
-        _each(
-            "models.a",
-            {
-                "api_key_env": "AIF_CHAOS_KEY",
-                "concurrency": 3,
-                "requests_per_minute": 60000,
-                "tokens_per_minute": 9000000,
-                "terms": "apache-2.0",
-                "timeout_s": 9.0,
-            },
-        ),
-    ),
-    Change("models.price", _PRICED),
-    Change(
-        "models.price.input output cached_input cache_write",
-        _each("models.a.price", {"input": 3.0, "output": 3.0, "cached_input": 3.0, "cache_write": 3.0}),
-        given=_PRICED,
-    ),
+    *_endpoint("models", "a", "openai", ONLY_A),
     Change("models.reasoning_effort", {"models.a.reasoning_effort": "low"}, ONLY_A, given=_OPENAI),
     Change("models.system", {"models.a.system": "fold_into_user"}, ONLY_A),
     Change("models.samples", {"models.a.samples": 2, "models.b.samples": 1}, ONLY_A),
-    Change("models.temperature", {"models.a.temperature": 0.6}, ONLY_A),
-    Change("models.top_p", {"models.a.top_p": 0.6}, ONLY_A),
     Change("models.max_tokens", {"models.a.max_tokens": 66}, ONLY_A),
     Change("models.quality", {"models.a.quality": 0.6}, ONLY_A, given=_SIMULATED),
 )
 
 _RATED = (
-    Change("judges.provider", {"judges.strict.provider": "vllm"}),
-    Change("judges.model", {"judges.strict.model": "org/strict-2"}, STRICT),
-    Change("judges.revision", {"judges.strict.revision": "v2"}, STRICT),
-    Change("judges.base_url", {"judges.strict.base_url": "{other}"}),
-    Change("judges.launch", _JUDGE_LAUNCHED),
-    Change("judges.launch.model", {"judges.strict.launch.model": "org/s-awq"}, given=_JUDGE_LAUNCHED),
-    Change(
-        "judges.launch.model",
-        {"judges.strict.model": OUT, "judges.strict.launch.model": "org/s-3"},
-        STRICT,
-        given=_JUDGE_LAUNCHED,
-    ),
-    Change(
-        "judges.launch.gpus replicas max_model_len python args env ready_s",
-        {
-            "judges.strict.launch": {
-                "model": "org/strict",
-                "gpus": 2,
-                "replicas": 2,
-                "max_model_len": 512,
-                "python": "python3",
-                "args": ["--dtype", "half"],
-                "env": {"X": "1"},
-                "ready_s": 9.0,
-            },
-        },
-        given=_JUDGE_LAUNCHED,
-    ),
-    Change(
-        "judges.api_key_env concurrency requests_per_minute tokens_per_minute terms timeout_s",
-        _each(
-            "judges.strict",
-            {
-                "api_key_env": "AIF_CHAOS_KEY",
-                "concurrency": 3,
-                "requests_per_minute": 60000,
-                "tokens_per_minute": 9000000,
-                "terms": "apache-2.0",
-                "timeout_s": 9.0,
-            },
-        ),
-    ),
-    Change("judges.price", _JUDGE_PRICED),
-    Change(
-        "judges.price.input output cached_input cache_write",
-        _each("judges.strict.price", {"input": 3.0, "output": 3.0, "cached_input": 3.0, "cache_write": 3.0}),
-        given=_JUDGE_PRICED,
-    ),
+    *_endpoint("judges", "strict", "vllm", STRICT),
     Change("judges.reasoning_effort", {"judges.strict.reasoning_effort": "low"}, STRICT),
     Change("judges.reply", {"judges.strict.reply": "text"}, STRICT),
-    Change("judges.temperature", {"judges.strict.temperature": 0.6}, STRICT),
-    Change("judges.top_p", {"judges.strict.top_p": 0.6}, STRICT),
     Change("judges.max_tokens", {"judges.strict.max_tokens": 2000}, STRICT),
     Change("judges.weight", {"judges.strict.weight": 2.0}),
     Change("judges.noise", {"judges.strict.noise": 0.2}, STRICT, given=_SIMULATED),

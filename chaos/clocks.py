@@ -22,7 +22,8 @@ from aif.run import feedback
 from aif.simulator import Call
 from aif.simulator.faults import Arrival, Fault, Faults, Mishap
 from chaos import Figures
-from chaos.house import JUDGE, ROOT, Record, aif, exported, pipeline, served
+from chaos.house import JUDGE, Record, aif, exported, pipeline, served
+from measured.house import environ
 
 NUMBER = 9
 PROMISE = "Stepping the wall clock by an hour, a month, a year, forward and back, changes nothing"
@@ -165,11 +166,11 @@ def _undisturbed(path: Path, _: Sequence[int]) -> None:
 
 
 def _stepped(clock: Path) -> _Run:
-    paths = os.pathsep.join(filter(None, [str(clock), str(ROOT), os.environ.get("PYTHONPATH")]))
+    paths = os.pathsep.join([str(clock), environ()["PYTHONPATH"]])
 
     def run(path: Path, steps: Sequence[int]) -> None:
-        environ = {"PYTHONPATH": paths, "AIF_CHAOS_STEPS": json.dumps(steps)}
-        code, said = aif("run", path, "--yes", environ=environ, within_s=300.0)
+        stepping = {"PYTHONPATH": paths, "AIF_CHAOS_STEPS": json.dumps(steps)}
+        code, said = aif("run", path, "--yes", environ=stepping, within_s=300.0)
         assert code in (0, 5), (code, said)
 
     return run

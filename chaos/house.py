@@ -1,7 +1,5 @@
 """What trials share: a pipeline that talks to a simulator of ours, `aif` as a process, and what it leaves behind."""
 
-import hashlib
-import os
 import subprocess
 import sys
 from collections import Counter
@@ -11,13 +9,10 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-import orjson
-import yaml
-
 from aif.simulator import Call, Cast
+from measured import house
 from tests.serving import Served, serving
 
-ROOT = Path(__file__).resolve().parent.parent
 POOL = {"able": 0.9, "fair": 0.6, "plain": 0.4, "poor": 0.1}
 JUDGE = "strict"
 SAID_S = 60.0  # a command that takes longer than its trial allows for is ended, and the trial fails
@@ -53,27 +48,15 @@ def served(record: Callable[[Call], None] | None = None, **options: Any) -> Iter
 
 def pipeline(folder: Path, base_url: str, prompts: int, **changes: Any) -> Path:
     """A pipeline of the pool over vLLM's client and the judge over OpenAI's, with so many prompts, in a folder.
-
-    `changes` replace top-level keys; `models` and `judges` given as mappings are laid over every entry.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = [{"prompt": f"What follows from {n} when it is doubled?"} for n in range(prompts)]
-    (folder / "prompts.jsonl").write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
-    model, judge = changes.pop("models", {}), changes.pop("judges", {})
-    said: dict[str, Any] = {
+    `changes` are as in `measured.house`."""
+    pool = {"provider": "vllm", "base_url": base_url, "concurrency": 8}
+    said = {
         "name": "chaos",
-        "seed": 7,
-        "store": str(folder / "store" / "feedback.duckdb"),
-        "prompts": [{"file": str(folder / "prompts.jsonl")}],
         "completions": {"per_prompt": 4, "max_tokens": 256},
-        "models": {name: {"provider": "vllm", "base_url": base_url, "concurrency": 8, **model} for name in POOL},
-        "judges": {JUDGE: {"provider": "openai", "base_url": base_url, "concurrency": 8, **judge}},
-        "rubric": "unified",
-        **changes,
+        "models": dict.fromkeys(POOL, pool),
+        "judges": {JUDGE: {"provider": "openai", "base_url": base_url, "concurrency": 8}},
     }
-    path = folder / "pipeline.yaml"
-    path.write_text(yaml.safe_dump(said, sort_keys=False))
-    return path
+    return house.pipeline(folder, (f"What follows from {n} when it is doubled?" for n in range(prompts)), said, changes)
 
 
 def start(
@@ -81,8 +64,7 @@ def start(
 ) -> subprocess.Popen[str]:
     """`aif` as a process of its own, in a session of its own, its output read as text; `under` another command."""
     command = [*under, sys.executable, "-m", "aif", *map(str, arguments)]
-    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    given = {**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1", **(environ or {})}
+    given = {**house.environ(), **(environ or {})}
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True} | options
     return subprocess.Popen(command, env=given, start_new_session=True, **pipes)
 
@@ -103,10 +85,4 @@ def exported(pipeline: Path, out: Path) -> dict[str, str]:
     """The pipeline's dataset, written: its data files by name, with the digests of their bytes."""
     code, said = aif("export", pipeline, "--out", out)
     assert code == 0, said
-    return digests(out)
-
-
-def digests(dataset: Path) -> dict[str, str]:
-    """The data files of a dataset by name, with the digests of their bytes."""
-    files = sorted(path for path in dataset.rglob("*.parquet"))
-    return {str(path.relative_to(dataset)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return house.digests(out)

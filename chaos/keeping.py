@@ -22,7 +22,8 @@ from aif.ledger import Ledger
 from aif.lock import Places
 from aif.run import feedback
 from aif.simulator import Call
-from chaos.house import digests, pipeline
+from chaos.house import pipeline
+from measured.house import digests
 from tests.serving import Served
 
 SHOWN = 24  # digits of a body's digest that the simulator puts into its reply's id

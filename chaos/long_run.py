@@ -1,7 +1,6 @@
 """An hour of everything going wrong now and then: what the process holds, and how fast it is, at its begin and end."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -17,7 +16,8 @@ from typing import Any
 from aif.errors import Exit
 from aif.simulator import Call, Fault, Faults
 from chaos import Figures
-from chaos.house import ROOT, pipeline, served
+from chaos.house import pipeline, served
+from measured.house import environ
 
 NUMBER = 16
 PROMISE = (
@@ -149,10 +149,8 @@ class Finished:
 def _run_for(seconds: float, path: Path, samples: Path, every_s: float, finished: Finished) -> int:
     """`aif run`, stopped so many seconds after its first call."""
     command = [sys.executable, "-m", "chaos._sampled", str(samples), str(every_s), "run", str(path), "--yes"]
-    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    environ = {**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"}
     with (path.parent / "said").open("w") as said:
-        process = subprocess.Popen(command, env=environ, stdout=said, stderr=said, start_new_session=True)
+        process = subprocess.Popen(command, env=environ(), stdout=said, stderr=said, start_new_session=True)
         try:
             while process.poll() is None and not (finished.began and time.monotonic() - finished.began > seconds):
                 time.sleep(0.1)

@@ -19,8 +19,9 @@ from typing import Any
 from aif.lock import Places
 from chaos import Figures
 from chaos._trace import Trace
-from chaos.house import Record, digests, pipeline, served, start
+from chaos.house import Record, pipeline, served, start
 from chaos.keeping import FORMATS, finish, journalled, killed, sent, settle, shown, undisturbed, wait, written
+from measured.house import digests
 
 NUMBER = 2
 PROMISE = "No acknowledged result is lost, whatever is killed, cut off or damaged; what the journal loses is said"

@@ -21,7 +21,8 @@ from aif.errors import Exit
 from aif.journal import replay
 from aif.queries import Reader
 from chaos import Figures
-from chaos.house import ROOT, pipeline, served, start
+from chaos.house import pipeline, served, start
+from measured import ROOT
 from tests.processes import until
 
 NUMBER = 13
@@ -147,12 +148,7 @@ def _killed_under_a_run(folder: Path, draw: random.Random, prompts: int) -> dict
 
 def _hung(folder: Path) -> dict[str, Any]:
     """A server that is stopped: no connection breaks."""
-    with ExitStack() as stack:
-        judge = stack.enter_context(served())
-        fakes = Fakes(folder)
-        launched = {**fakes.launch(), "samples": 4, "concurrency": 4, "timeout_s": 3.0}
-        path = _pipeline(folder, judge.base_url, {"launched": launched}, prompts=16)
-        process = stack.enter_context(_running(path))
+    with _over_a_server(folder, prompts=16, timeout_s=3.0) as (path, process, fakes):
         until(lambda: len(fakes.calls()) >= 8, "the first answers")
         (server,) = fakes.alive("launched")
         os.kill(server, signal.SIGSTOP)
@@ -167,12 +163,7 @@ def _hung(folder: Path) -> dict[str, Any]:
 
 def _dies_always(folder: Path) -> dict[str, Any]:
     """A server that is killed whenever it is up: three times more it is started, then its model is refused."""
-    with ExitStack() as stack:
-        judge = stack.enter_context(served())
-        fakes = Fakes(folder)
-        launched = {**fakes.launch(), "samples": 4, "concurrency": 2}
-        path = _pipeline(folder, judge.base_url, {"launched": launched}, prompts=40)
-        process = stack.enter_context(_running(path))
+    with _over_a_server(folder, prompts=40, concurrency=2) as (_, process, fakes):
         for starts in range(1, 5):
             until(partial(fakes.has, starts, 2 * starts), "a start, and an answer")
             os.kill(fakes.alive("launched")[0], signal.SIGKILL)
@@ -197,12 +188,7 @@ STOPS: dict[str, Sequence[signal.Signals]] = {
 
 def _stopped(folder: Path, signals: Sequence[signal.Signals]) -> dict[str, Any]:
     """A run with a launched server, stopped in the middle."""
-    with ExitStack() as stack:
-        judge = stack.enter_context(served())
-        fakes = Fakes(folder)
-        launched = {**fakes.launch(), "samples": 4, "concurrency": 4}
-        path = _pipeline(folder, judge.base_url, {"launched": launched}, prompts=200)
-        process = stack.enter_context(_running(path))
+    with _over_a_server(folder, prompts=200) as (_, process, fakes):
         until(lambda: len(fakes.calls()) >= 8, "the first answers")
         began = time.monotonic()
         for n, one in enumerate(signals):
@@ -272,12 +258,7 @@ KILLS = {
 
 def _killed(folder: Path, kill: Any) -> int:
     """How many processes are left of a launched server when those over it are killed."""
-    with ExitStack() as stack:
-        judge = stack.enter_context(served())
-        fakes = Fakes(folder)
-        launched = {**fakes.launch(), "samples": 4, "concurrency": 4}
-        path = _pipeline(folder, judge.base_url, {"launched": launched}, prompts=200)
-        process = stack.enter_context(_running(path))
+    with _over_a_server(folder, prompts=200) as (_, process, fakes):
         until(lambda: len(fakes.calls()) >= 8, "the first answers")
         kill(process.pid, fakes)
         process.communicate(timeout=60)
@@ -396,6 +377,17 @@ def _running(path: Path) -> Iterator["subprocess.Popen[str]"]:
     finally:
         process.kill()
         process.communicate()
+
+
+@contextmanager
+def _over_a_server(folder: Path, prompts: int, **changes: Any) -> Iterator[tuple[Path, "subprocess.Popen[str]", Fakes]]:
+    """A run whose one model has a server that it launched itself: its pipeline file, its process, the servers."""
+    fakes = Fakes(folder)
+    launched = {**fakes.launch(), "samples": 4, "concurrency": 4, **changes}
+    with served() as judge:
+        path = _pipeline(folder, judge.base_url, {"launched": launched}, prompts)
+        with _running(path) as process:
+            yield path, process, fakes
 
 
 def _pipeline(folder: Path, judge_url: str, pool: dict[str, Any], prompts: int) -> Path:

@@ -16,7 +16,7 @@ import platform
 import subprocess
 import tempfile
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import import_module
@@ -71,6 +71,13 @@ class Page:
 
     def write(self) -> None:
         self.path.write_text(self.rendered(), encoding="utf-8")
+
+    def main(self, words: Sequence[str]) -> int:
+        """Of a command's words: `page` writes the page alone, numbers try those, and none tries all. The exit code."""
+        if list(words) == ["page"]:
+            self.write()
+            return 0
+        return self.run([int(number) for number in words])
 
     def run(self, numbers: Collection[int] = ()) -> int:
         """Tries all, or those of these numbers, at full length, and writes results and page. The exit code: 0 where

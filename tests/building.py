@@ -123,6 +123,15 @@ def _completions(pipeline: Pipeline, ledger: Ledger, complete: Complete) -> list
 
 
 def _completion(pipeline: Pipeline, todo: Todo, said: str | Cut | Fate) -> Record:
+    item = completion_item(pipeline, todo)
+    if isinstance(said, Fate):
+        return _call(item, todo.position, None, CallError(Kind.BLOCKED, "the provider's filter refused it"))
+    text = said.text if isinstance(said, Cut) else said
+    finish: Any = "length" if isinstance(said, Cut) else "stop"
+    return _call(item, todo.position, Reply(text, finish, Usage(20, len(text) // 4)), None)
+
+
+def completion_item(pipeline: Pipeline, todo: Todo) -> events.Item:
     slot = todo.slot
     details = {
         "sample": slot.sample,
@@ -130,12 +139,7 @@ def _completion(pipeline: Pipeline, todo: Todo, said: str | Cut | Fate) -> Recor
         "principle": digest(todo.principle) if todo.principle else None,
         "system": pipeline.models[slot.model].system,
     }
-    item = events.Item("completion", slot.key, slot.prompt_id, slot.model, slot.identity, details)
-    if isinstance(said, Fate):
-        return _call(item, todo.position, None, CallError(Kind.BLOCKED, "the provider's filter refused it"))
-    text = said.text if isinstance(said, Cut) else said
-    finish: Any = "length" if isinstance(said, Cut) else "stop"
-    return _call(item, todo.position, Reply(text, finish, Usage(20, len(text) // 4)), None)
+    return events.Item("completion", slot.key, slot.prompt_id, slot.model, slot.identity, details)
 
 
 def _judgements(pipeline: Pipeline, rubric: Rubric, ledger: Ledger, rate: Rate) -> list[Record]:
@@ -150,18 +154,8 @@ def _judgements(pipeline: Pipeline, rubric: Rubric, ledger: Ledger, rate: Rate) 
 def _judgement(
     pipeline: Pipeline, rubric: Rubric, ready: Ready, need: Need, places: dict[str, dict[str, Any]], rate: Rate
 ) -> Record | None:
-    shown = order(ready.prompt.prompt_id, need.answers, need.judge_pass)
-    key = judgement_key(shown, need.identity, need.judge_pass, need.spec, rubric.material_digest(ready.prompt))
-    judge = pipeline.judges[need.judge]
-    details = {
-        "pass": need.judge_pass,
-        "request": need.request,
-        "rubric": rubric.digest,
-        "spec": need.spec,
-        "form": judge.reply,
-        "completions": list(shown),
-    }
-    item = events.Item("judgement", key, ready.prompt.prompt_id, need.judge, need.identity, details)
+    item = judgement_item(pipeline, rubric, ready, need)
+    shown = item.details["completions"]
     aspects = rubric.sheet.requests[need.request].aspects
     said = {c: {a: rate(places[c]["position"], places[c]["model"], a) for a in aspects} for c in shown}
     fates = {value for ratings in said.values() for value in ratings.values() if isinstance(value, Fate)}
@@ -175,6 +169,21 @@ def _judgement(
         {str(i): leaves[c] if len(aspects) > 1 else leaves[c][aspects[0]] for i, c in enumerate(shown, 1)}
     ).decode()
     return _call(item, number, Reply(text, "stop", Usage(900, 120, cached=400)), None)
+
+
+def judgement_item(pipeline: Pipeline, rubric: Rubric, ready: Ready, need: Need) -> events.Item:
+    shown = order(ready.prompt.prompt_id, need.answers, need.judge_pass)
+    key = judgement_key(shown, need.identity, need.judge_pass, need.spec, need.material)
+    details = {
+        "pass": need.judge_pass,
+        "request": need.request,
+        "rubric": rubric.digest,
+        "spec": need.spec,
+        "material": need.material,
+        "form": pipeline.judges[need.judge].reply,
+        "completions": list(shown),
+    }
+    return events.Item("judgement", key, ready.prompt.prompt_id, need.judge, need.identity, details)
 
 
 def _leaf(aspect: Aspect, name: str, rating: int | str | Fate) -> dict[str, Any]:

@@ -285,22 +285,26 @@ def test_what_else_went_wrong_is_not_taken_for_damage(kept: Kept, other: BaseExc
         Ledger.use(kept.places.store, pytest.fail, None, work)
 
 
-def test_a_run_whose_store_fails_it_loses_no_reply_and_goes_on(
-    tmp_path: Path, serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A commit fails with calls in flight, as on a bad disk, which can't be had to order: so the method is replaced."""
-    served = serve(latency_s=0.05)
-    path = write(tmp_path, served, count=8)
-    sound, commits, said = Store.apply, [0], StringIO()
+def _fail_a_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first commit of calls fails, with others in flight, as on a bad disk, which can't be had to order: so the
+    method is replaced."""
+    sound, failed = Store.apply, list[str]()
 
     def apply(store: Store, entries: Sequence[Entry], position: Position, damaged: int = 0) -> None:
-        commits[0] += any(entry.record["t"] == "call" for entry in entries)
-        if commits[0] == 1:
-            commits[0] += 1
-            raise StoreDamaged(f"{store.path}: block 7")
+        if not failed and any(entry.record["t"] == "call" for entry in entries):
+            failed.append(f"{store.path}: block 7")
+            raise StoreDamaged(failed[0])
         sound(store, entries, position, damaged)
 
     monkeypatch.setattr(Store, "apply", apply)
+
+
+def test_a_run_whose_store_fails_it_loses_no_reply_and_goes_on(
+    tmp_path: Path, serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served, said = serve(latency_s=0.05), StringIO()
+    path = write(tmp_path, served, count=8)
+    _fail_a_commit(monkeypatch)
     ended = feedback(load(path), Console(file=said, width=200))
     assert not ended.incomplete
     assert served.stats()["calls"] == 40
@@ -340,22 +344,15 @@ def test_ctrl_c_behind_a_run_that_stops_by_itself_still_waits_for_what_is_in_fli
 ) -> None:
     served = serve(latency_s=0.05)
     path = write(tmp_path, served, count=8)
-    sound, stop, times = Store.apply, Run.stop, [0, 0]
-
-    def apply(store: Store, entries: Sequence[Entry], position: Position, damaged: int = 0) -> None:
-        times[0] += any(entry.record["t"] == "call" for entry in entries)
-        if times[0] == 1:
-            times[0] += 1
-            raise StoreDamaged(f"{store.path}: block 7")
-        sound(store, entries, position, damaged)
+    stop, times = Run.stop, [0]
 
     def stopping(run: Run) -> None:
         stop(run)
-        times[1] += 1
-        if times[1] == 1:
+        times[0] += 1
+        if times[0] == 1:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(Store, "apply", apply)
+    _fail_a_commit(monkeypatch)
     monkeypatch.setattr(Run, "stop", stopping)
     ended = feedback(load(path), Console(file=StringIO(), width=200))
     assert ended.asked.stopped

@@ -12,6 +12,10 @@ from aiohttp import web
 from aif.chat.base import CallError, Kind
 
 KEY = "key-7f3a9c51d2e8"
+# what a call has to have, and no more of whoever makes it
+HEADERS = {
+    "accept", "accept-encoding", "authorization", "connection", "content-length", "content-type", "host", "user-agent",
+}  # fmt: skip
 
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

@@ -277,3 +277,27 @@ async def test_an_answer_that_is_no_http_shows_no_key(request_: Request, client:
     assert caught.value.kind is Kind.CONNECTION
     assert "[key]" in caught.value.message
     assert KEY not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("sdk", "host", "named"),
+    [(OpenAIChat, "api.openai.com", "OPENAI_BASE_URL"), (AnthropicChat, "api.anthropic.com", "ANTHROPIC_BASE_URL")],
+)
+async def test_the_provider_s_own_endpoint_is_the_default(
+    request_: Request,
+    monkeypatch: pytest.MonkeyPatch,
+    sdk: type[OpenAIChat | AnthropicChat],
+    host: str,
+    named: str,
+) -> None:
+    """Over a proxy that refuses, so that the test sees where the call would have gone, and that nothing is sent."""
+    monkeypatch.setenv(named, "http://another.invalid/v1")
+    monkeypatch.setenv("HTTPS_PROXY", unused_url())
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    asked = sdk("tiny", base_url=None, api_key=KEY, timeout_s=1.0, limit=1)
+    with pytest.raises(CallError, match=re.escape(host)) as caught:
+        await asked.ask(request_)
+    await asked.aclose()
+
+    assert caught.value.kind is Kind.CONNECTION
