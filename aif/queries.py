@@ -18,6 +18,13 @@ from aif.pairs import Policy
 from aif.records import Failing, Prompt, Slot, as_messages
 from aif.store import Spec, Store, check_version, connect, noticing, within
 
+# Prompts that are asked for together lie near each other: told between which, DuckDB passes over most of a table.
+_AMONG = "position IN (SELECT unnest($positions)) AND position BETWEEN $first AND $last"
+
+
+def _among(positions: Sequence[int]) -> dict[str, Any]:
+    return {"positions": list(positions), "first": min(positions), "last": max(positions)}
+
 
 @dataclass(frozen=True, slots=True)
 class Todo:
@@ -160,9 +167,9 @@ class Reader:
         assert table is not None
         return table
 
-    def _rows(self, query: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+    def _rows(self, query: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> list[tuple[Any, ...]]:
         with noticing(self._path):
-            return self._db.execute(query, list(parameters)).fetchall()
+            return self._db.execute(query, parameters).fetchall()
 
     def known(self, ids: Sequence[str]) -> dict[str, tuple[str, str | None]]:
         """Of these prompts, those the store holds: meta and material as JSON."""
@@ -270,8 +277,8 @@ class Reader:
     def _prompts_at(self, positions: list[int]) -> dict[int, Prompt]:
         rows = self._rows(
             "SELECT e.position, p.prompt_id, p.messages, e.source, p.material "
-            "FROM selection e JOIN prompts p USING (prompt_id) WHERE e.position IN (SELECT unnest(?))",
-            [positions],
+            f"FROM selection e JOIN prompts p USING (prompt_id) WHERE {_AMONG}",
+            _among(positions),
         )
         return {
             at: Prompt(id, as_messages(messages), source, material=orjson.loads(material) if material else {})
@@ -281,9 +288,7 @@ class Reader:
     def _texts_at(self, positions: list[int]) -> dict[int, dict[str, str]]:
         texts: dict[int, dict[str, str]] = {}
         for at, key, text in self._rows(
-            "SELECT s.position, c.key, c.text FROM slots s JOIN completions c ON s.key = c.key "
-            "WHERE s.position IN (SELECT unnest(?))",
-            [positions],
+            f"SELECT position, key, text FROM slots JOIN completions USING (key) WHERE {_AMONG}", _among(positions)
         ):
             texts.setdefault(at, {})[key] = text
         return texts
@@ -292,9 +297,8 @@ class Reader:
         needs: dict[int, list[Need]] = {}
         for at, judge, identity, judge_pass, request, spec, material, answers in self._rows(
             "SELECT position, judge, identity, pass, request, spec, material, answers FROM needed "
-            "WHERE position IN (SELECT unnest(?)) AND state IN ('pending', 'later') "
-            "ORDER BY position, request, answers",
-            [positions],
+            f"WHERE {_AMONG} AND state IN ('pending', 'later') ORDER BY position, request, answers",
+            _among(positions),
         ):
             needs.setdefault(at, []).append(Need(judge, identity, judge_pass, request, spec, material, tuple(answers)))
         return needs

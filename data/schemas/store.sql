@@ -188,18 +188,18 @@ FROM slots s LEFT JOIN completions c ON s.key = c.key LEFT JOIN failed f ON s.ke
 LEFT JOIN carried a ON s.key = a.key;
 
 -- Each judgement the present rubric wants, as if every completion came through that is still pending, and how it stands.
--- `whole`: all the prompt's slots are terminal, so that it can be asked for.
+-- `whole`: all the prompt's slots are terminal, so that it can be asked for. (One look at what is coming, not one for
+-- each kind of request: DuckDB 2.0 filters before it groups only where the groups are used once. Of 48,000 prompts, what
+-- two of them need takes 9 ms so, and 80 otherwise.)
 CREATE VIEW foreseen AS
 WITH coming AS (
     SELECT position, prompt_id, bool_and(state IN ('answered', 'failed')) AS whole,
            list(key ORDER BY key) FILTER (state <> 'failed') AS answers
     FROM slot_states GROUP BY position, prompt_id
 ), wanted AS (
-    SELECT c.position, c.prompt_id, c.whole, p.judge, p.identity, p.pass, p.request, p.spec, c.answers
-    FROM coming c JOIN specs p ON p.listwise AND p.n = len(c.answers)
-    UNION ALL
-    SELECT c.position, c.prompt_id, c.whole, p.judge, p.identity, p.pass, p.request, p.spec, [u.answer]
-    FROM coming c JOIN specs p ON NOT p.listwise AND len(c.answers) >= p.least, unnest(c.answers) AS u(answer)
+    SELECT c.position, c.prompt_id, c.whole, p.judge, p.identity, p.pass, p.request, p.spec,
+           unnest(CASE WHEN p.listwise THEN [c.answers] ELSE list_transform(c.answers, lambda key: [key]) END) AS answers
+    FROM coming c JOIN specs p ON CASE WHEN p.listwise THEN p.n = len(c.answers) ELSE len(c.answers) >= p.least END
 )
 SELECT w.*, m.digest AS material, j.key AS judgement, f.kind, f.message,
        CASE WHEN j.key IS NOT NULL THEN 'answered' WHEN f.key IS NULL THEN 'pending' ELSE f.verdict END AS state
