@@ -23,7 +23,7 @@ _AMONG = "position IN (SELECT unnest($positions)) AND position BETWEEN $first AN
 
 
 def _among(positions: Sequence[int]) -> dict[str, Any]:
-    return {"positions": list(positions), "first": min(positions), "last": max(positions)}
+    return {"positions": list(positions), "first": min(positions, default=0), "last": max(positions, default=0)}
 
 
 @dataclass(frozen=True, slots=True)
