@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import orjson
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from aif.errors import BadInput
 
@@ -115,10 +113,12 @@ def _decoded(path: Path, lines: Iterable[bytes]) -> Iterator[str]:
             ) from error
 
 
-# Parquet
+# Parquet (its library loads numpy, 0.2 s of CPU, which commands that read none can do without)
 
 
 def _parquet(path: Path, file: BinaryIO) -> Iterator[tuple[str, dict[str, Any]]]:
+    import pyarrow.parquet as pq
+
     with _sound(str(path)):
         # by default a row group is read whole: one of 600 MB took 700 MB of memory, and 125 MB like this
         table = pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
@@ -143,6 +143,8 @@ def _parquet(path: Path, file: BinaryIO) -> Iterator[tuple[str, dict[str, Any]]]
 
 @contextmanager
 def _sound(where: str) -> Iterator[None]:
+    import pyarrow as pa
+
     try:
         yield
     except (pa.ArrowException, ValueError, OverflowError, OSError) as error:  # damage has many names

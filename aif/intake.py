@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import orjson
 
@@ -11,14 +11,16 @@ from aif import events, sources, yamltext
 from aif.config import Pipeline
 from aif.errors import BadInput
 from aif.events import Record
-from aif.ledger import Ledger
 from aif.plan import PoolModel, Principles, carried_key, carried_slots, plan_digest, slots
 from aif.prompt_row import Skipped
 from aif.queries import Reader
-from aif.records import CARRIED, Carried, Prompt, Slot, digest
+from aif.records import CARRIED, Carried, Prompt, Slot, Spec, digest
 from aif.resources import find, shipped
 from aif.rubric import SCORED, Rubric, load, spec_digest
-from aif.store import Spec, Store
+
+if TYPE_CHECKING:  # who only asks has no use for them
+    from aif.ledger import Ledger
+    from aif.store import Store
 
 PAGE = 500
 TOLD = 5  # rows that can't be used are named, up to so many
@@ -80,7 +82,7 @@ def specs_of(pipeline: Pipeline, rubric: Rubric, carried: Iterable[int]) -> list
 
 
 def prepare(
-    pipeline: Pipeline, ledger: Ledger, rubric: Rubric, tell: Callable[[str], None], reread: bool = True
+    pipeline: Pipeline, ledger: "Ledger", rubric: Rubric, tell: Callable[[str], None], reread: bool = True
 ) -> None:
     """Brings store and journal to what the pipeline file and its sources say now. Calls no model.
 
@@ -97,7 +99,7 @@ def prepare(
     _keep_materials(pipeline, ledger, rubric, fingerprint)
 
 
-def say_who_judges(pipeline: Pipeline, rubric: Rubric, store: Store) -> None:
+def say_who_judges(pipeline: Pipeline, rubric: Rubric, store: "Store") -> None:
     """Tells the store which requests the present rubric makes of the present judges.
 
     Raises BadInput where scores are to take the judges' place, and there are none.
@@ -112,7 +114,7 @@ def say_who_judges(pipeline: Pipeline, rubric: Rubric, store: Store) -> None:
     store.judged_by(specs_of(pipeline, rubric, sizes))
 
 
-def _keep_materials(pipeline: Pipeline, ledger: Ledger, rubric: Rubric, fingerprint: str) -> None:
+def _keep_materials(pipeline: Pipeline, ledger: "Ledger", rubric: Rubric, fingerprint: str) -> None:
     """Keeps what the rubric shows the judge of each prompt's material, by digest, and says which prompt has which."""
     slots = {slot for source in pipeline.prompts for slot in source.material}
     if unknown := sorted(slots - rubric.sheet.material.keys()):
@@ -159,7 +161,7 @@ def _plan_mark(pipeline: Pipeline, principles: Principles | None, fingerprint: s
     return digest([fingerprint, plan])
 
 
-def _keep_texts(ledger: Ledger, rubric: Rubric, principles: Principles | None) -> None:
+def _keep_texts(ledger: "Ledger", rubric: Rubric, principles: Principles | None) -> None:
     texts = {digest(text): text for pool in principles.pools.values() for text in pool} if principles else {}
     with Reader.of(ledger.store) as reader:
         known = reader.digests("principle", list(texts)) | reader.digests("rubric", [rubric.digest])
@@ -188,7 +190,7 @@ def _planned(
         ]
 
 
-def _read_sources(pipeline: Pipeline, ledger: Ledger, tell: Callable[[str], None], reread: bool) -> str:
+def _read_sources(pipeline: Pipeline, ledger: "Ledger", tell: Callable[[str], None], reread: bool) -> str:
     """Reads the sources where they have changed since they were last read whole. Returns their fingerprint.
 
     They are read again, too, where the journal has lost a line to damage: it may have held some of them. Sources that
@@ -237,7 +239,7 @@ def _rows(pipeline: Pipeline) -> Iterator[tuple[str, Prompt | Skipped]]:
 def _pages(
     rows: Iterable[tuple[str, Prompt | Skipped]],
     counts: Counter[tuple[str, str]],
-    ledger: Ledger,
+    ledger: "Ledger",
     tell: Callable[[str], None],
     pool: bool,
 ) -> Iterator[list[Record]]:
@@ -273,7 +275,7 @@ class _Page:
     counts: Counter[tuple[str, str]]
 
     @classmethod
-    def of(cls, rows: Sequence[tuple[str, Prompt]], ledger: Ledger, first: bool) -> "_Page":
+    def of(cls, rows: Sequence[tuple[str, Prompt]], ledger: "Ledger", first: bool) -> "_Page":
         keys = [[carried_key(prompt.prompt_id, one) for one in prompt.carried] for _, prompt in rows]
         ids, every = [prompt.prompt_id for _, prompt in rows], [key for some in keys for key in some]
         with Reader.of(ledger.store) as reader:

@@ -7,11 +7,11 @@ from typing import Any
 
 import orjson
 
+from aif.database import within
 from aif.plan import System
 from aif.queries import Reader
 from aif.records import Prompt
 from aif.rubric import Form
-from aif.store import within
 
 
 @dataclass(frozen=True, slots=True)

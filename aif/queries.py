@@ -5,18 +5,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import duckdb
 import orjson
-import pyarrow as pa
 
 from aif.budget import Spent
+from aif.database import check_version, connect, noticing, within
 from aif.errors import BadInput, StoreDamaged
 from aif.lock import Places
-from aif.pairs import Policy
-from aif.records import Failing, Prompt, Slot, as_messages
-from aif.store import Spec, Store, check_version, connect, noticing, within
+from aif.records import Failing, Prompt, Slot, Spec, as_messages
+
+if TYPE_CHECKING:  # these load numpy, 0.2 s of CPU, which `aif status` can do without
+    import pyarrow as pa
+
+    from aif.pairs import Policy
+    from aif.store import Store
 
 # Prompts that are asked for together lie near each other: told between which, DuckDB passes over most of a table.
 _AMONG = "position IN (SELECT unnest($positions)) AND position BETWEEN $first AND $last"
@@ -126,7 +130,7 @@ class Reader:
         self._path = path
 
     @classmethod
-    def of(cls, store: Store) -> Self:
+    def of(cls, store: "Store") -> Self:
         """Reads beside the writer, in the same process. Call it from the thread that owns the store."""
         return cls(store.cursor(), store.path)
 
@@ -158,9 +162,12 @@ class Reader:
 
     def sql(self, query: str, parameters: Sequence[Any] = ()) -> list[dict[str, Any]]:
         """Rows as dicts, for what is only shown."""
-        return self.arrow(query, parameters).to_pylist()  # type: ignore[no-any-return]
+        with noticing(self._path):
+            rows = self._db.execute(query, parameters)
+            names = [name for name, *_ in rows.description]
+            return [dict(zip(names, row, strict=True)) for row in rows.fetchall()]
 
-    def arrow(self, query: str, parameters: Sequence[Any] = ()) -> pa.Table:
+    def arrow(self, query: str, parameters: Sequence[Any] = ()) -> "pa.Table":
         """Rows as an Arrow table."""
         with noticing(self._path):
             table = self._db.sql(query, params=list(parameters)).to_arrow_table()
@@ -403,10 +410,14 @@ class Reader:
         )
         return row[0], row[1], row[2]
 
-    def paired_by(self) -> Policy | None:
+    def paired_by(self) -> "Policy | None":
         """The policy that pairs were last made by."""
         said = self.marked("pairs")
-        return Policy(**orjson.loads(said)) if said else None
+        if not said:
+            return None
+        from aif.pairs import Policy
+
+        return Policy(**orjson.loads(said))
 
     def marked(self, name: str) -> str | None:
         """What was remembered under this name (see `Store.mark`)."""

@@ -174,3 +174,18 @@ class Failing:
     items: int
     example: str
     prompt_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """One request the present rubric makes of a judge about n completions at once, of prompts that have at `least` so
+    many; `spec` is the digest of what of it reaches the wire."""
+
+    judge: str
+    identity: str
+    judge_pass: int
+    request: str
+    listwise: bool
+    n: int
+    least: int
+    spec: str

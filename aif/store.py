@@ -1,123 +1,24 @@
-"""The only room that knows DuckDB: what the journal holds, as tables and views anyone can ask in SQL.
+"""The writing end of the store: what the journal holds, as tables and views anyone can ask in SQL.
 
 `Store` writes, with one connection that only one thread uses at a time; `Reader` (queries.py) asks, with its own.
 DuckDB 2.0 raises when a connection is shared between threads, and fails at commit when two insert the same key.
 """
 
-import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import duckdb
 import pyarrow as pa
 
-from aif.errors import FULL, JournalDamaged, StoreDamaged, StoreLocked
+from aif.database import SCHEMA_VERSION, check_version, connect, noticing, unreadable, within
+from aif.errors import JournalDamaged, StoreDamaged
 from aif.events import Record
 from aif.journal import Position
-from aif.lock import Places, busy, holder, is_held, note_in
-from aif.records import CARRIED, Slot
+from aif.records import CARRIED, Slot, Spec
 from aif.resources import shipped
 from aif.rows import COLUMNS, Entry, Rows
-
-SCHEMA_VERSION = 3
-
-# 2.0 files can't be read by 1.x unless made so, and 1.5 is what most people have. The memory limit is DuckDB's share of
-# a run's footprint; beyond it sorts and joins spill beside the store.
-SETTINGS: dict[str, str | bool | int | float | list[str]] = {
-    "storage_compatibility_version": "v1.5.0",
-    "memory_limit": "512MB",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Spec:
-    """One request the present rubric makes of a judge about n completions at once, of prompts that have at `least` so
-    many; `spec` is the digest of what of it reaches the wire."""
-
-    judge: str
-    identity: str
-    judge_pass: int
-    request: str
-    listwise: bool
-    n: int
-    least: int
-    spec: str
-
-
-def connect(path: Path, read_only: bool = False) -> duckdb.DuckDBPyConnection:
-    """Opens the file. Raises StoreDamaged where DuckDB can't read it."""
-    settings = {**SETTINGS, "temp_directory": str(path.with_suffix(".spill"))}
-    if read_only:
-        del settings["storage_compatibility_version"]
-    try:
-        return duckdb.connect(str(path), read_only=read_only, config=settings)
-    except duckdb.Error as error:
-        if "Could not set lock" in str(error):
-            raise StoreLocked(_open_elsewhere(path, str(error))) from error
-        raise _full(error, path) or StoreDamaged(f"{path}: DuckDB can't open it: {_first_line(error)}") from error
-
-
-def _open_elsewhere(path: Path, why: str) -> str:
-    """Who has the file open: whoever writes to it, or a program that reads it, by DuckDB's own words."""
-    lock = Places(path).lock
-    if is_held(lock) and not ((note := note_in(lock)) and note.mine):
-        return busy(path, holder(lock))
-    found = re.search(r"held in (.+) \(PID (\d+)\)", why)
-    program = f"process {found[2]} ({Path(found[1]).name})" if found else "another program"
-    return f"{path}: {program} has it open"
-
-
-# What DuckDB raises when the file under it is not what it wrote. A flipped byte shows when its block is read, as the
-# base class itself (2.0).
-DAMAGE = (duckdb.IOException, duckdb.InternalException, duckdb.FatalException, duckdb.SerializationException)
-
-
-def _full(error: duckdb.Error, path: Path) -> OSError | None:
-    """What a full disk is to the rest of the house. DuckDB tells of one in words only: in a commit by a
-    TransactionException, in a checkpoint by a FatalException."""
-    return next((OSError(n, os.strerror(n), str(path)) for n in FULL if os.strerror(n) in str(error)), None)
-
-
-def _first_line(error: duckdb.Error) -> str:
-    return str(error).splitlines()[0]
-
-
-@contextmanager
-def noticing(path: Path) -> Iterator[None]:
-    """Turns DuckDB's words for a damaged file, a full disk and Ctrl-C into ours."""
-    try:
-        yield
-    except duckdb.Error as error:
-        if full := _full(error, path):
-            raise full from error
-        if not isinstance(error, DAMAGE) and type(error) is not duckdb.Error:
-            raise
-        raise StoreDamaged(f"{path}: the store is damaged ({_first_line(error)})") from error
-    except RuntimeError as error:
-        if "interrupted" in str(error).lower():
-            raise KeyboardInterrupt from error
-        raise
-
-
-def check_version(db: duckdb.DuckDBPyConnection, path: Path) -> None:
-    """Raises StoreDamaged where this is no store of ours, or one of another version."""
-    try:
-        rows = db.execute("SELECT schema_version FROM about").fetchall()
-    except duckdb.Error as error:
-        why = f"{path}: this is no store of aif's, or a damaged one ({_first_line(error)})"
-        raise _full(error, path) or StoreDamaged(why) from error
-    if rows != [(SCHEMA_VERSION,)]:
-        made = rows[0][0] if rows else "?"
-        raise StoreDamaged(f"{path}: made by another version of aif (schema {made}, now {SCHEMA_VERSION})")
-
-
-def within(limit: int | None) -> str:
-    """The condition, in SQL, that a row's prompt is among the first `limit`."""
-    return "true" if limit is None else f"position < {limit}"
 
 
 class Store:
@@ -141,7 +42,7 @@ class Store:
             sizes = db.execute("SELECT used_blocks * block_size FROM pragma_database_size()").fetchall()
         except duckdb.Error as error:
             db.close()
-            raise _full(error, path) or StoreDamaged(f"{path}: can't be read: {_first_line(error)}") from error
+            raise unreadable(path, "can't be read", error) from error
         except BaseException:
             db.close()
             raise

@@ -1,7 +1,7 @@
 """What a person reads when a run has ended, and when they ask how it stands."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -10,9 +10,11 @@ from rich.text import Text
 from aif.budget import Short
 from aif.failing import tell_failures
 from aif.lock import Places
-from aif.pairs import Policy
 from aif.progress import counted, dollars, of, say, spending, visible
 from aif.queries import Balance, Books, Reader, Tally
+
+if TYPE_CHECKING:  # it loads numpy
+    from aif.pairs import Policy
 
 # What became of a prompt, in words. The keys are pairs.REASONS and those queries.unpaired adds.
 OUTCOMES = {
@@ -34,7 +36,7 @@ OUTCOMES = {
 }
 
 
-def rule_of(policy: Policy) -> str:
+def rule_of(policy: "Policy") -> str:
     """How a policy picks, in words."""
     lower = f"lower by at least {policy.min_margin:g}" if policy.min_margin else "lower"
     if policy.max_length_ratio is not None:

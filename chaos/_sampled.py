@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from aif import store
+from aif import database, store
 from aif.cli import main
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -56,7 +56,7 @@ class Known:
         with self._lock:
             if self._open is None:
                 return 0.0
-            with store.connect(self._open.path) as db:
+            with database.connect(self._open.path) as db:
                 ((held,),) = db.execute(
                     "SELECT sum(memory_usage_bytes) FROM duckdb_memory() "
                     "WHERE tag IN ('BASE_TABLE', 'ART_INDEX', 'METADATA', 'OVERFLOW_STRINGS')"

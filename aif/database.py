@@ -1,0 +1,91 @@
+"""The file of the store as DuckDB opens it, and what DuckDB says of a file that it can't read."""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import duckdb
+
+from aif.errors import FULL, StoreDamaged, StoreLocked
+from aif.lock import Places, busy, holder, is_held, note_in
+
+SCHEMA_VERSION = 3
+
+# 2.0 files can't be read by 1.x unless made so, and 1.5 is what most people have. The memory limit is DuckDB's share of
+# a run's footprint; beyond it sorts and joins spill beside the store.
+SETTINGS: dict[str, str | bool | int | float | list[str]] = {
+    "storage_compatibility_version": "v1.5.0",
+    "memory_limit": "512MB",
+}
+
+
+def connect(path: Path, read_only: bool = False) -> duckdb.DuckDBPyConnection:
+    """Opens the file. Raises StoreDamaged where DuckDB can't read it."""
+    settings = {**SETTINGS, "temp_directory": str(path.with_suffix(".spill"))}
+    if read_only:
+        del settings["storage_compatibility_version"]
+    try:
+        return duckdb.connect(str(path), read_only=read_only, config=settings)
+    except duckdb.Error as error:
+        if "Could not set lock" in str(error):
+            raise StoreLocked(_open_elsewhere(path, str(error))) from error
+        raise unreadable(path, "DuckDB can't open it", error) from error
+
+
+def _open_elsewhere(path: Path, why: str) -> str:
+    """Who has the file open: whoever writes to it, or a program that reads it, by DuckDB's own words."""
+    lock = Places(path).lock
+    if is_held(lock) and not ((note := note_in(lock)) and note.mine):
+        return busy(path, holder(lock))
+    found = re.search(r"held in (.+) \(PID (\d+)\)", why)
+    program = f"process {found[2]} ({Path(found[1]).name})" if found else "another program"
+    return f"{path}: {program} has it open"
+
+
+# What DuckDB raises when the file under it is not what it wrote. A flipped byte shows when its block is read, as the
+# base class itself (2.0).
+DAMAGE = (duckdb.IOException, duckdb.InternalException, duckdb.FatalException, duckdb.SerializationException)
+
+
+def _full(error: duckdb.Error, path: Path) -> OSError | None:
+    """What a full disk is to the rest of the house. DuckDB tells of one in words only: in a commit by a
+    TransactionException, in a checkpoint by a FatalException."""
+    return next((OSError(n, os.strerror(n), str(path)) for n in FULL if os.strerror(n) in str(error)), None)
+
+
+def unreadable(path: Path, what: str, error: duckdb.Error) -> Exception:
+    """What DuckDB's error about a file is to the rest of the house: a full disk, or a damaged store."""
+    return _full(error, path) or StoreDamaged(f"{path}: {what} ({str(error).splitlines()[0]})")
+
+
+@contextmanager
+def noticing(path: Path) -> Iterator[None]:
+    """Turns DuckDB's words for a damaged file, a full disk and Ctrl-C into ours."""
+    try:
+        yield
+    except duckdb.Error as error:
+        if not isinstance(error, DAMAGE) and type(error) is not duckdb.Error and not _full(error, path):
+            raise
+        raise unreadable(path, "the store is damaged", error) from error
+    except RuntimeError as error:
+        if "interrupted" in str(error).lower():
+            raise KeyboardInterrupt from error
+        raise
+
+
+def check_version(db: duckdb.DuckDBPyConnection, path: Path) -> None:
+    """Raises StoreDamaged where this is no store of ours, or one of another version."""
+    try:
+        rows = db.execute("SELECT schema_version FROM about").fetchall()
+    except duckdb.Error as error:
+        raise unreadable(path, "this is no store of aif's, or a damaged one", error) from error
+    if rows != [(SCHEMA_VERSION,)]:
+        made = rows[0][0] if rows else "?"
+        raise StoreDamaged(f"{path}: made by another version of aif (schema {made}, now {SCHEMA_VERSION})")
+
+
+def within(limit: int | None) -> str:
+    """The condition, in SQL, that a row's prompt is among the first `limit`."""
+    return "true" if limit is None else f"position < {limit}"
