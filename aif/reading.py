@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from aif.jsontext import loads
+from aif.jsontext import reader
 from aif.records import Rating
 from aif.rubric import NOT_APPLICABLE, Aspect, Form, Rubric
 
@@ -92,12 +92,15 @@ def _no_constant(word: str) -> Any:
     raise Unreadable(f"{word} is no rating")
 
 
+_read_once = reader(_twice, _no_constant)
+
+
 def _read_json(text: str, n: int, aspects: tuple[str, ...]) -> Fields:
     body = text.strip()
     if fence := _CODE_FENCE.match(body):
         body = fence[1]
     try:
-        data = loads(body, _twice, _no_constant)
+        data = _read_once(body)
     except RecursionError:
         raise Unreadable("nested too deep") from None
     except ValueError as error:  # JSONDecodeError, and integers of more digits than Python reads

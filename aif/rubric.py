@@ -78,7 +78,7 @@ class Aspect(Strict):
             raise ValueError(f"levels: {beyond[0]} is not on the scale, which goes from {low} to {high}")
         return self
 
-    @property
+    @cached_property
     def ratings(self) -> tuple[str, ...]:
         """The words a rating may be, lowest first."""
         numbers = tuple(str(n) for n in range(self.scale[0], self.scale[1] + 1))
@@ -133,6 +133,7 @@ class Rubric:
     sheet: Sheet
     where: str = field(compare=False)
     _texts: dict[tuple[str, int, Form], str] = field(default_factory=dict, compare=False, repr=False)
+    _schemas: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def of(cls, files: Mapping[str, str], where: str) -> "Rubric":
@@ -266,12 +267,14 @@ class Rubric:
         messages, where a differing one breaks the shared prefix: it admits what any of them may say, and `read` checks
         the aspect's own bounds. A request for several aspects nests a reply for each under its name.
         """
-        ask = self.sheet.requests[request]
-        if len(ask.aspects) > 1:
-            leaves = {name: _leaf([self.sheet.aspects[name]]) for name in ask.aspects}
-            return _object({str(i): _object(leaves) for i in range(1, n + 1)})
-        leaf = _leaf(self._alike(request))
-        return _object({str(i): leaf for i in range(1, n + 1)})
+        if (request, n) not in self._schemas:
+            names = self.sheet.requests[request].aspects
+            if len(names) > 1:
+                each = _object({name: _leaf([self.sheet.aspects[name]]) for name in names})
+            else:
+                each = _leaf(self._alike(request))
+            self._schemas[request, n] = _object({str(i): each for i in range(1, n + 1)})
+        return self._schemas[request, n]
 
     def material_of(self, prompt: Prompt) -> dict[str, dict[str, str]] | None:
         """What a judge is shown beside the conversation, by slot in the rubric's order: title, note and the prompt's

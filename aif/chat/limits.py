@@ -85,9 +85,7 @@ class Pace:
         self._believed_until = now + BELIEVED_S
 
     def _lanes(self, now: float) -> "Iterable[tuple[Measure, _Given | _Learned]]":
-        yield from self._given.items()
-        if now < self._believed_until:
-            yield from self._learned.items()
+        return (*self._given.items(), *self._learned.items()) if now < self._believed_until else self._given.items()
 
 
 class _Given:

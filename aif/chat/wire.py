@@ -16,7 +16,7 @@ import orjson
 from aif.chat.base import CallError, Finish, Kind, Reply, Request
 from aif.chat.headers import quotas, retry_after
 from aif.chat.redaction import redact, without
-from aif.jsontext import loads
+from aif.jsontext import reader
 from aif.records import Usage, as_dicts, is_blank
 
 Dialect = Literal["openai", "compatible"]
@@ -127,13 +127,16 @@ def _parse_once(content: bytes) -> Any:
     """
     try:
         # as UTF-8, as JSON is sent (RFC 8259): json would also read UTF-16, in which no key was looked for
-        return loads(content.decode("utf-8-sig", "surrogatepass"), _twice)
+        return _read_once(content.decode("utf-8", "surrogatepass").removeprefix("\ufeff"))
     except (ValueError, RecursionError):
         raise bad(f"The answer is not JSON: {content.decode('utf-8', 'replace')}") from None
 
 
 def _twice(name: str) -> CallError:
     return bad(f"The answer names {encodable(name)!r} twice in one object.")
+
+
+_read_once = reader(_twice)
 
 
 def read_reply(data: Any, sent: Mapping[str, Any]) -> Reply:

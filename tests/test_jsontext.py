@@ -1,0 +1,43 @@
+"""JSON that names nothing twice."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aif.jsontext import reader
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+class Twice(Exception):
+    pass
+
+
+read = reader(Twice)
+
+
+@given(VALUES)
+def test_what_names_nothing_twice_is_read_as_json_reads_it(value: object) -> None:
+    assert read(json.dumps(value)) == value
+
+
+@given(st.dictionaries(st.text(), st.integers(), min_size=1), st.data())
+def test_a_name_given_twice_is_told(found: dict[str, int], data: st.DataObject) -> None:
+    name = data.draw(st.sampled_from(sorted(found)))
+    pairs = [*found.items(), (name, data.draw(st.integers()))]
+    text = "{" + ", ".join(f"{json.dumps(key)}: {value}" for key, value in pairs) + "}"
+    with pytest.raises(Twice) as told:
+        read(f'[{{"deep": {text}}}]')
+    assert told.value.args == (name,)
+
+
+def test_a_tab_within_a_string_is_read_and_no_number_made_of_a_word() -> None:
+    assert read('{"a": "x\ty"}') == {"a": "x\ty"}
+    assert reader(Twice, lambda word: word)("[NaN, -Infinity]") == ["NaN", "-Infinity"]
+    with pytest.raises(ValueError, match="Expecting"):
+        read("{'a': 1}")
