@@ -85,7 +85,7 @@ class CardFacts:
 def render(facts: CardFacts) -> str:
     """The whole README.md: metadata in YAML, then the body."""
     template = _templates().from_string(shipped("data", "card.md.j2").read_text(encoding="utf-8"))
-    leaderboard = [{**row, "aspects": dict(row["aspects"] or [])} for row in facts.leaderboard]
+    leaderboard = [{**row, "aspects": row["aspects"] or {}} for row in facts.leaderboard]
     asked = facts.rubric.sheet.requests
     by_mode = {mode: [cell(name) for name in asked if asked[name].mode == mode] for mode in ("listwise", "single")}
     body = template.render(

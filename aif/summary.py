@@ -127,7 +127,7 @@ def _books(books: Books) -> Table:
 def tell_leaderboard(console: Console, rows: list[dict[str, Any]]) -> None:
     """One table where there is room for it, with the aspects' first letters if need be; else names, which may be long,
     stand whole in two."""
-    aspects = sorted({name for row in rows for name, _ in row.get("aspects") or []})
+    aspects = sorted({name for row in rows for name in row.get("aspects") or {}})
     for wide in (True, False):
         grid = _leaderboard(rows, aspects, wide, sides=True)
         if console.measure(grid, options=console.options.update(max_width=1000)).maximum <= console.width:
@@ -146,7 +146,7 @@ def _leaderboard(rows: list[dict[str, Any]], aspects: list[str], wide: bool, sid
     for name in ("answers", "score", *heads, "chosen", "rejected", "tokens") if sides else heads:
         grid.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        means = dict(row.get("aspects") or [])
+        means = row.get("aspects") or {}
         cut = f" ({row['truncated']:,} cut)" if row["truncated"] else ""
         name = f"{row['model']} (carried)" if row["carried"] else row["model"]
         rated = (_number(means.get(aspect)) for aspect in aspects)

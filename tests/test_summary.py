@@ -184,7 +184,7 @@ def test_names_stand_whole_and_no_line_is_too_long(tmp_path: Path, width: int) -
         {
             "model": name, "carried": False, "completions": 64_000, "truncated": 0, "mean_tokens": 143.0,
             "mean_score": 4.0, "chosen": 63_366, "rejected": 21_280,
-            "aspects": [("helpfulness", 4.0), ("honesty", 4.0), ("instruction_following", 4.0), ("truthfulness", 4.0)],
+            "aspects": {"helpfulness": 4.0, "honesty": 4.0, "instruction_following": 4.0, "truthfulness": 4.0},
         }
         for name in LONG
     ]  # fmt: skip
