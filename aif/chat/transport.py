@@ -23,7 +23,9 @@ TIMEOUT = httpx2.Timeout(None, connect=CONNECT_S)  # none for a read, since `dea
 KEEPALIVE_S = 4.0  # below the 5 s after which many servers close: a request sent just then is lost, and paid for
 # Nothing was sent: there was no connection yet.
 _UNSENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
-_NEEDED = frozenset({"accept", "accept-encoding", "connection", "content-length", "content-type", "host", "user-agent"})
+_NEEDED = frozenset(
+    {b"accept", b"accept-encoding", b"connection", b"content-length", b"content-type", b"host", b"user-agent"}
+)
 
 
 def connections(
@@ -35,10 +37,11 @@ def connections(
     from the environment.
     """
 
+    ours = httpx2.Headers(headers).raw
+
     async def strip(request: httpx2.Request) -> None:
-        for name in set(request.headers) - _NEEDED:
-            del request.headers[name]
-        request.headers.update(headers)
+        needed = [(name, value) for name, value in request.headers.raw if name.lower() in _NEEDED]
+        request.headers = httpx2.Headers([*needed, *ours])  # all at once: one by one they take 30 µs
 
     return client(
         limits=httpx2.Limits(max_connections=limit, keepalive_expiry=KEEPALIVE_S),
