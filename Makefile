@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 REAL := .venv-real
 
 .DEFAULT_GOAL := help
-.PHONY: help install feedback test test-real chaos bench bench-peers package lint format typecheck docs clean
+.PHONY: help install feedback test test-real chaos bench bench-vllm bench-peers package lint format typecheck docs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -45,6 +45,10 @@ build/vocabularies:
 bench: $(VENV)/installed build/vocabularies  ## measure what needs no peer (TRIALS="1 2": some) and write docs/performance.md; an hour
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check tiktoken
 	TIKTOKEN_CACHE_DIR=$(CURDIR)/build/vocabularies $(BIN)/python -m benchmarks $(or $(TRIALS),1 2 4 5 6 7 8 9 10)
+
+bench-vllm:  ## measure beside a bare loop on a real vLLM (CPU build); Linux x86-64
+	scripts/real-env.sh $(REAL)
+	$(REAL)/bin/python -m benchmarks 3
 
 bench-peers: $(VENV)/installed  ## measure beside distilabel and curator, each in an environment of its own
 	test -x .venv-distilabel/bin/python || { $(PYTHON) -m venv .venv-distilabel && .venv-distilabel/bin/pip install --quiet distilabel==1.5.3 openai requests; }

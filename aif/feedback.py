@@ -61,7 +61,8 @@ class Job:
     place: tuple[int, int] | None = None
 
 
-Jobs = asyncio.Queue[Sequence[Job] | None]  # each is done by one worker, in turn
+# Each is done by one worker, in turn, who also makes it: a page of rendered requests made at once holds up all calls.
+Jobs = asyncio.Queue[Sequence[Callable[[], Job]] | None]
 
 
 @dataclass
@@ -145,9 +146,9 @@ class Run:
 
     async def _work(self, endpoint: Endpoint, queue: Jobs) -> None:
         while (jobs := await queue.get()) is not None:
-            for job in jobs:
+            for made in jobs:
                 if not endpoint.halt.is_set():  # else the queue is emptied, so that its pager can end
-                    await self._do(endpoint, job)
+                    await self._do(endpoint, made())
 
     async def _do(self, endpoint: Endpoint, job: Job) -> None:
         clock = asyncio.get_running_loop().time
@@ -230,7 +231,7 @@ class Run:
         while not endpoint.halt.is_set() and (rows := await self._ask(self._reader.todo, endpoint.name, after, PAGE)):
             after = rows[-1].seq
             for todo in rows:
-                await queue.put([self._completion(todo)])
+                await queue.put([partial(self._completion, todo)])
 
     def _completion(self, todo: Todo) -> Job:
         slot = todo.slot
@@ -259,7 +260,7 @@ class Run:
                 after = rows[-1].seq
                 for ready in rows:
                     for needs in self._in_turn(need for need in ready.needs if need.judge == endpoint.name):
-                        await queue.put([self._judgement(ready, need) for need in needs])
+                        await queue.put([partial(self._judgement, ready, need) for need in needs])
             elif done:
                 return
             else:
