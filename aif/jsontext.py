@@ -1,6 +1,7 @@
 """JSON as models and servers write it, and of which nothing is guessed. Pure."""
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -19,3 +20,11 @@ def reader(twice: Callable[[str], Exception], constant: Callable[[str], Any] | N
         return found
 
     return json.JSONDecoder(strict=False, object_pairs_hook=once, parse_constant=constant).decode
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON may escape half a character; neither journal nor store can hold it
+
+
+def encodable(text: str) -> str:
+    """The text with lone surrogates replaced, so that it can be written as UTF-8."""
+    return text if text.isascii() else _SURROGATE.sub("\ufffd", text)

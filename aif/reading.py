@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from aif.jsontext import reader
+from aif.jsontext import encodable, reader
 from aif.records import Rating
 from aif.rubric import NOT_APPLICABLE, Aspect, Form, Rubric
 
@@ -26,11 +26,14 @@ def read(rubric: Rubric, request: str, completions: Sequence[str], text: str, fo
     aspects = {name: rubric.sheet.aspects[name] for name in names}
     read_form = _read_json if form == "schema" else _read_text
     fields = read_form(text, len(completions), tuple(aspects))
-    return tuple(
-        _rating(key, name, aspect, fields[number, name], f"completion {number}, {name}")
-        for number, key in enumerate(completions, 1)
-        for name, aspect in aspects.items()
-    )
+    ratings = []
+    for number, key in enumerate(completions, 1):
+        for name, aspect in aspects.items():
+            try:
+                ratings.append(_rating(key, name, aspect, fields[number, name]))
+            except Unreadable as why:
+                raise Unreadable(f"completion {number}, {name}: {why}") from None
+    return tuple(ratings)
 
 
 _OUT_OF = re.compile(r"(\d{1,4})\s*/\s*(\d{1,4})\Z", re.ASCII)
@@ -41,41 +44,39 @@ _VERDICT = re.compile("rating|score|grade", re.IGNORECASE)
 # (number, aspect) -> what the reply says: rating, rationale, types
 Fields = Mapping[tuple[int, str], Mapping[str, Any]]
 
-_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON may escape half a character; neither journal nor store can hold it
 
-
-def _rating(completion: str, name: str, aspect: Aspect, said: Mapping[str, Any], where: str) -> Rating:
+def _rating(completion: str, name: str, aspect: Aspect, said: Mapping[str, Any]) -> Rating:
     word, rationale = said.get("rating"), said.get("rationale")
     if isinstance(word, int) and not isinstance(word, bool):
         word = str(word)
     if not isinstance(word, str):
-        raise Unreadable(f"{where}: no rating")
+        raise Unreadable("no rating")
     word = word.strip()
     if word.upper() in {"N/A", "NA"}:
         word = NOT_APPLICABLE
     # "4/5" on a scale to 5; "9/10" on it stays refused
-    if (share := _OUT_OF.match(word)) and int(share[2]) == aspect.scale[1]:
+    if word not in aspect.ratings and (share := _OUT_OF.match(word)) and int(share[2]) == aspect.scale[1]:
         word = share[1]
     if word not in aspect.ratings:
-        raise Unreadable(f"{where}: rating {word[:40]!r} is none of {', '.join(aspect.ratings)}")
+        raise Unreadable(f"rating {word[:40]!r} is none of {', '.join(aspect.ratings)}")
     if not isinstance(rationale, str):
-        raise Unreadable(f"{where}: no rationale")
-    rationale = _SURROGATE.sub("\ufffd", rationale.strip())
-    types = _types(said.get("types"), aspect, where)
+        raise Unreadable("no rationale")
+    rationale = encodable(rationale.strip())
+    types = _types(said.get("types"), aspect)
     if word == NOT_APPLICABLE:
         return Rating(completion, name, "not_applicable", None, rationale, types)
     return Rating(completion, name, "rated", float(int(word)), rationale, types)
 
 
-def _types(said: Any, aspect: Aspect, where: str) -> tuple[int, ...]:
+def _types(said: Any, aspect: Aspect) -> tuple[int, ...]:
     if not aspect.types:
         return ()
     if said is None:
-        raise Unreadable(f"{where}: no types")
+        raise Unreadable("no types")
     if not isinstance(said, list) or any(type(number) is not int for number in said):
-        raise Unreadable(f"{where}: types is no list of numbers")
+        raise Unreadable("types is no list of numbers")
     if unknown := [number for number in said if number not in aspect.types]:
-        raise Unreadable(f"{where}: there is no type {str(unknown[0])[:20]}")
+        raise Unreadable(f"there is no type {str(unknown[0])[:20]}")
     return tuple(sorted(set(said)))
 
 

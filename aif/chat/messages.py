@@ -9,6 +9,7 @@ from typing import Any
 
 from aif.chat import wire
 from aif.chat.base import Finish, Reply, Request
+from aif.jsontext import encodable
 from aif.records import Message, Usage, as_dicts
 
 # tool_use and pause_turn end no reply to what is asked here. The model's window cuts a reply as its limit does; vLLM
@@ -97,7 +98,7 @@ def _why(details: Any) -> str:
     if not isinstance(details, dict):
         return ""
     said = (details.get("category"), details.get("explanation"))
-    return wire.encodable(": ".join(part for part in said if isinstance(part, str)))
+    return encodable(": ".join(part for part in said if isinstance(part, str)))
 
 
 def _usage(data: Any) -> Usage | None:

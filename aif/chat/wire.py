@@ -16,7 +16,7 @@ import orjson
 from aif.chat.base import CallError, Finish, Kind, Reply, Request
 from aif.chat.headers import quotas, retry_after
 from aif.chat.redaction import redact, without
-from aif.jsontext import reader
+from aif.jsontext import encodable, reader
 from aif.records import Usage, as_dicts, is_blank
 
 Dialect = Literal["openai", "compatible"]
@@ -75,7 +75,6 @@ _OVERFLOW = re.compile(
 # OpenAI's 429 for what no minute holds: "Request too large for … on tokens per min: Limit 30000, Requested 40000".
 _TOO_LARGE = re.compile(r"request too large\b(?:.*\blimit:? (\d+), (?:used \d+, )?requested:? (\d+))?", re.DOTALL)
 _TAG = re.compile(r"<[^>]*>")
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _THINK = re.compile(r"\s*<think>(.*?)(</think>\s*|\Z)", re.DOTALL)
 # Some chat templates open the block in the prompt, so that only its end is in the text, on a line of its own.
 _THOUGHT = re.compile(r"((?:(?!<think>).)*?)\n</think>\s*?\n\s*", re.DOTALL)
@@ -363,11 +362,6 @@ def unbounded(schema: Any) -> Any:
         elif keyword not in _BOUNDS:
             kept[keyword] = value if keyword in _LITERAL else unbounded(value)
     return kept
-
-
-def encodable(text: str) -> str:
-    """The text with lone surrogates replaced, so that it can be written as UTF-8."""
-    return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
 
 
 def cut(text: str) -> str:
