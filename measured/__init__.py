@@ -25,7 +25,7 @@ from pkgutil import iter_modules
 from typing import Any, Protocol, cast
 
 ROOT = Path(__file__).resolve().parent.parent
-MARK = "<!-- results -->"
+BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 # A commit is said to be changed where one of these is: what is measured, and by what.
 _MEASURED = ("aif", "benchmarks", "chaos", "data", "measured", "prompts", "tests")
 
@@ -65,9 +65,10 @@ class Page:
         return sorted(_trials(self.package), key=lambda one: one.NUMBER)
 
     def rendered(self) -> str:
-        """What is written by hand, then the table."""
-        prose = self.path.read_text(encoding="utf-8").partition(MARK)[0]
-        return f"{prose}{MARK}\n\n{self._table()}"
+        """What is written by hand, and in it the table."""
+        before, _, results = self.path.read_text(encoding="utf-8").partition(BEGIN)
+        after = results.partition(END)[2]
+        return f"{before}{BEGIN}\n\n{self._table()}\n{END}{after}"
 
     def write(self) -> None:
         self.path.write_text(self.rendered(), encoding="utf-8")
