@@ -1,13 +1,12 @@
 """The whole of `aif run`: from a pipeline to ratings and pairs in its store, watched by a person who may stop it."""
 
 import asyncio
-import gc
 import os
 import resource
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -116,7 +115,7 @@ async def flow(
     person: Person,
 ) -> Asked:
     """Does what the store says is pending, shown to the person who may stop it."""
-    async with opened(pipeline, policy=policy) as endpoints, _settled():
+    async with opened(pipeline, policy=policy) as endpoints:
         with Reader.of(ledger.store) as reader:
             whole = reader.tallies()
             within = whole if limit is None else reader.tallies(limit)
@@ -141,18 +140,6 @@ async def flow(
             ended.set()
             await screen
         return Asked(run.stopping, {e.name: e.refused for e in endpoints if e.refused}, run.short)
-
-
-@asynccontextmanager
-async def _settled() -> AsyncIterator[None]:
-    """What is there by now, half a million objects of libraries, came to stay: to look through them for cycles again
-    and again held up all calls for 0.1 s each time."""
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 def _make_room(endpoints: Sequence[Endpoint], tell: Callable[[str], None]) -> None:

@@ -1,11 +1,13 @@
 """How soon a reply is safe, what it takes on disk, and how long our code holds the event loop."""
 
 import asyncio
+import gc
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from aif.cli import SELDOM
 from aif.config import load
 from aif.endpoints import opened
 from aif.feedback import Run
@@ -47,6 +49,7 @@ def trial(folder: Path, full: bool) -> Figures:
     with serving(200, 400) as server:
         path = pipeline(folder, server.base_url, prompts, 256)
         watch = Watch()
+        gc.set_threshold(*SELDOM)  # as the command does
         asyncio.run(_run(path, watch))
     store = folder / "store"
     calls = prompts * (len(MODELS) + 1)
