@@ -167,10 +167,10 @@ class Reader:
             names = [name for name, *_ in rows.description]
             return [dict(zip(names, row, strict=True)) for row in rows.fetchall()]
 
-    def arrow(self, query: str, parameters: Sequence[Any] = ()) -> "pa.Table":
+    def arrow(self, query: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> "pa.Table":
         """Rows as an Arrow table."""
         with noticing(self._path):
-            table = self._db.sql(query, params=list(parameters)).to_arrow_table()
+            table = self._db.sql(query, params=parameters).to_arrow_table()
         assert table is not None
         return table
 

@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 import orjson
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from aif.queries import Reader
 from aif.records import Message, Rating, as_messages
-from aif.scoring import Floats, Ints, Scores
+from aif.scoring import Scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,19 +121,25 @@ class Results(Reader):
         A prompt with a judgement that failed for good is there with what was rated; one with a pending one is not.
         Ratings of several passes of a judge are averaged; what one of them found not applicable is missing.
         """
+        columns = [(judge, aspect) for judge in judges for aspect in aspects]
+        means = [_MEAN.format(n=n) for n in range(len(columns))]
         rows = self.arrow(
-            """
+            f"""
             WITH done AS (
                 SELECT position FROM needed GROUP BY position
                 HAVING NOT bool_or(state IN ('pending', 'later')) AND bool_or(state = 'answered')
+            ), said AS (
+                SELECT completion, {", ".join(means)} FROM ratings GROUP BY completion
             )
             SELECT s.prompt_id, s.key, s.model, c.finish = 'length' AS truncated, sha256(c.text) AS text_id,
-                   length(c.text) AS length
+                   length(c.text) AS length, said.* EXCLUDE (completion)
             FROM slots s JOIN done USING (position) JOIN completions c ON s.key = c.key
+            LEFT JOIN said ON s.key = said.completion
             ORDER BY s.position, s.slot
-            """
+            """,
+            {f"{what}{n}": name for n, column in enumerate(columns) for what, name in zip("ja", column, strict=True)},
         )
-        columns = [(judge, aspect) for judge in judges for aspect in aspects]
+        ratings = [rows.column(f"mean{n}").to_numpy().astype(float) for n in range(len(columns))]
         return Scores(
             prompt_ids=rows.column("prompt_id"),
             completions=rows.column("key"),
@@ -142,28 +147,12 @@ class Results(Reader):
             text_ids=rows.column("text_id"),
             lengths=rows.column("length").to_numpy().astype(np.int64),
             truncated=rows.column("truncated").to_numpy(zero_copy_only=False).astype(bool),
-            scores=self._rated(rows.column("key"), tuple(aspects), tuple(judges)),
+            scores=np.column_stack(ratings) if ratings else np.empty((rows.num_rows, 0)),
             aspects=tuple(aspect for _, aspect in columns),
             judges=tuple(judge for judge, _ in columns),
             weights=tuple(aspects[aspect] for _, aspect in columns),
             judge_weights=tuple(judges[judge] for judge, _ in columns),
         )
-
-    def _rated(self, completions: pa.ChunkedArray, aspects: tuple[str, ...], judges: tuple[str, ...]) -> Floats:
-        """A row per completion, a column per judge and aspect; NaN where there is no rating, or it is N/A."""
-        said = self.arrow(
-            """
-            SELECT r.completion, d.judge, r.aspect, CASE WHEN bool_and(r.state = 'rated') THEN avg(r.score) END AS score
-            FROM needed d JOIN judgements j ON d.judgement = j.key, unnest(j.ratings) AS u(r) GROUP BY ALL
-            """
-        )
-        row = _places(said.column("completion"), completions.combine_chunks())
-        judge, aspect = _places(said.column("judge"), judges), _places(said.column("aspect"), aspects)
-        wanted = (row >= 0) & (judge >= 0) & (aspect >= 0)
-        ratings = np.full((len(completions), len(judges) * len(aspects)), np.nan)
-        scores = said.column("score").to_numpy().astype(float)
-        ratings[row[wanted], (judge * len(aspects) + aspect)[wanted]] = scores[wanted]
-        return ratings
 
     # --- pairs --------------------------------------------------------------------------------------------------------
 
@@ -267,12 +256,11 @@ class Results(Reader):
         return [row[0] for row in self._rows("SELECT prompt_id FROM outcomes WHERE outcome = 'pending'")]
 
 
-def _places(column: pa.ChunkedArray, names: Any) -> Ints:
-    """The place of each value among the names, -1 where it is none of them."""
-    found = pc.index_in(column, value_set=pa.array(names, pa.string()))
-    places: Ints = found.fill_null(-1).to_numpy().astype(np.int64)
-    return places
-
+# What one judge said of one aspect of a completion, over all passes.
+_MEAN = """
+CASE WHEN bool_and(state = 'rated') FILTER (judge = $j{n} AND aspect = $a{n})
+     THEN avg(score) FILTER (judge = $j{n} AND aspect = $a{n}) END AS mean{n}
+"""
 
 _ANSWERS = """
 SELECT s.prompt_id, s.key, s.model, s.principle, s.state, s.kind, c.text, c.finish, x.score

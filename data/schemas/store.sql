@@ -214,12 +214,18 @@ LEFT JOIN failed f ON w.prompt_id = f.prompt_id AND w.spec = f.spec AND w.identi
 -- which takes 60 ms of 10,000 prompts instead of 37.)
 CREATE VIEW needed AS SELECT * EXCLUDE (whole) FROM foreseen WHERE whole OR state IS NULL;
 
--- Each rating of the present plan's completions, with who wrote and who judged, by the names they have now.
+-- Each rating of the present plan's completions, with who wrote and who judged, by the names they have now. (What is
+-- used of a rating is taken out of it before the join: of 1.6 million ratings, means by model and aspect take 0.8 s so,
+-- and 9 s and 300 MB more where whole ratings go through it.)
 CREATE VIEW ratings AS
-SELECT j.prompt_id, s.model, r.completion, r.aspect, r.state, r.score, r.rationale, r.types, d.judge, j.pass, j.request,
-       list_position(j.completions, r.completion) AS shown_as, j.key AS judgement, a.key IS NOT NULL AS carried
-FROM needed d JOIN judgements j ON d.judgement = j.key, unnest(j.ratings) AS u(r)
-JOIN slots s ON s.key = r.completion LEFT JOIN carried a ON s.key = a.key;
+WITH said AS (
+    SELECT key, prompt_id, completions, r.completion, r.aspect, r.state, r.score, r.rationale, r.types
+    FROM (SELECT key, prompt_id, completions, unnest(ratings) AS r FROM judgements)
+)
+SELECT j.prompt_id, s.model, j.completion, j.aspect, j.state, j.score, j.rationale, j.types, d.judge, d.pass, d.request,
+       list_position(j.completions, j.completion) AS shown_as, j.key AS judgement, a.key IS NOT NULL AS carried
+FROM said j JOIN needed d ON d.judgement = j.key
+JOIN slots s ON s.key = j.completion LEFT JOIN carried a ON s.key = a.key;
 
 -- All that is wanted, and how it stands: completions that came with their prompts (stage `carried`), those asked of
 -- models, judgements asked of judges as if every completion came through that is still pending. Whatever is counted as
