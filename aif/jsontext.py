@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -15,8 +16,8 @@ def reader(twice: Callable[[str], Exception], constant: Callable[[str], Any] | N
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
-            names = [name for name, _ in pairs]
-            raise twice(next(name for n, name in enumerate(names) if name in names[:n]))
+            names = Counter(name for name, _ in pairs)
+            raise twice(next(name for name, times in names.items() if times > 1))
         return found
 
     return json.JSONDecoder(strict=False, object_pairs_hook=once, parse_constant=constant).decode

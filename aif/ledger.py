@@ -6,7 +6,7 @@ another version, or ahead of its journal is made anew from the journal.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -200,19 +200,27 @@ def _opened(path: Path, tell: Told) -> Store:
 
 def follow(store: Store, folder: Path, rubrics: Rubrics) -> tuple[int, list[Damage]]:
     """Lets the store take in what the journal holds beyond it: a batch is read while the one before is committed.
-    Returns how many records these were, and what was damaged there."""
-    taken_in, damaged, begin = 0, list[Damage](), store.position
-    with ThreadPoolExecutor(1, "store") as thread:
-        applied: Future[None] | None = None
-        for position, records, broken in _batches(journals.replay(folder, begin)):
-            entries = [entry_of(record, rubrics) for record in records]
-            if applied is not None:
-                applied.result()
-            applied = thread.submit(store.apply, entries, position, len(broken))
-            taken_in += len(records)
+    Returns how many records these were, and what was damaged there.
+
+    It is the reading that has a thread: at a second Ctrl-C nobody waits for one, and a store can't be closed while it
+    is at work in another.
+    """
+    taken_in, damaged = 0, list[Damage]()
+    batches = _batches(journals.replay(folder, store.position))
+
+    def batch() -> tuple[Position, list[Entry], list[Damage]] | None:
+        for position, records, broken in batches:
+            return position, [entry_of(record, rubrics) for record in records], broken
+        return None
+
+    with ThreadPoolExecutor(1, "journal") as thread:
+        coming = thread.submit(batch)
+        while (found := coming.result()) is not None:
+            coming = thread.submit(batch)
+            position, entries, broken = found
+            store.apply(entries, position, len(broken))
+            taken_in += len(entries)
             damaged += broken
-        if applied is not None:
-            applied.result()
     return taken_in, damaged
 
 

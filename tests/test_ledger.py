@@ -7,8 +7,8 @@ import sys
 from collections.abc import Callable, Sequence
 from io import StringIO
 from pathlib import Path
-from threading import Thread
-from typing import Any
+from threading import Thread, get_ident
+from typing import Any, ClassVar
 
 import pytest
 from rich.console import Console
@@ -19,8 +19,8 @@ from aif.again import again
 from aif.config import Pipeline, load
 from aif.errors import JournalDamaged, StoreDamaged, StoreLocked
 from aif.feedback import Run
-from aif.journal import Position
-from aif.ledger import BATCH, Ledger, entry_of
+from aif.journal import Journal, Position
+from aif.ledger import BATCH, Ledger, Rubrics, entry_of, follow
 from aif.lock import Lock, Places, holder, is_held
 from aif.pairing import make_pairs
 from aif.queries import Reader
@@ -142,6 +142,33 @@ def test_what_the_store_lacks_of_the_journal_is_not_passed_over(tmp_path: Path) 
         ledger.keep(texts[2:])
         with Reader.of(ledger.store) as reader:
             assert sorted(reader.texts("principle").values()) == ["one", "three", "two"]
+
+
+class Watched(Store):
+    """Remembers in which threads it was at work."""
+
+    threads: ClassVar[set[int]] = set()
+
+    def apply(self, entries: Sequence[Entry], position: Position, damaged: int = 0) -> None:
+        self.threads.add(get_ident())
+        super().apply(entries, position, damaged)
+
+
+def test_a_store_that_follows_is_at_work_in_no_thread_but_its_owners(tmp_path: Path) -> None:
+    """In another, it would be when a second Ctrl-C closes it, which DuckDB refuses."""
+    places = Places(tmp_path / "s.duckdb")
+    journal, _ = Journal.open(places.journal)
+    journal.append([events.reserve("run", n, 1.0) for n in range(2 * BATCH + 1)])
+    journal.close()
+    store = Watched.open(places.store)
+
+    assert follow(store, places.journal, Rubrics()) == (2 * BATCH + 1, [])
+    store.close()
+    assert store.threads == {get_ident()}
+    with Reader.open(places.store) as reader:
+        assert reader.sql("SELECT count(*) AS n, max(n) AS last FROM reserved") == [
+            {"n": 2 * BATCH + 1, "last": 2 * BATCH}
+        ]
 
 
 def test_a_torn_last_line_is_cut_off_told_and_asked_again(kept: Kept) -> None:
