@@ -17,7 +17,7 @@ SCHEMA_VERSION = 3
 # a run's footprint; beyond it sorts and joins spill beside the store.
 SETTINGS: dict[str, str | bool | int | float | list[str]] = {
     "storage_compatibility_version": "v1.5.0",
-    "memory_limit": "512MB",
+    "memory_limit": "320MB",
 }
 
 

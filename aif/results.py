@@ -1,6 +1,6 @@
 """What came out, as the store holds it: ratings for scoring, pairs and completions with their texts, whole prompts."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,9 @@ import pyarrow as pa
 from aif.queries import Reader
 from aif.records import Message, Rating, as_messages
 from aif.scoring import Scores
+
+# Prompts whose ratings DuckDB brings together at a time: those of 200,000 with four completions find no room in 512 MB.
+AT_ONCE = 50_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,23 +125,9 @@ class Results(Reader):
         Ratings of several passes of a judge are averaged; what one of them found not applicable is missing.
         """
         columns = [(judge, aspect) for judge in judges for aspect in aspects]
-        means = [_MEAN.format(n=n) for n in range(len(columns))]
-        rows = self.arrow(
-            f"""
-            WITH done AS (
-                SELECT position FROM needed GROUP BY position
-                HAVING NOT bool_or(state IN ('pending', 'later')) AND bool_or(state = 'answered')
-            ), said AS (
-                SELECT completion, {", ".join(means)} FROM ratings GROUP BY completion
-            )
-            SELECT s.prompt_id, s.key, s.model, c.finish = 'length' AS truncated, sha256(c.text) AS text_id,
-                   length(c.text) AS length, said.* EXCLUDE (completion)
-            FROM slots s JOIN done USING (position) JOIN completions c ON s.key = c.key
-            LEFT JOIN said ON s.key = said.completion
-            ORDER BY s.position, s.slot
-            """,
-            {f"{what}{n}": name for n, column in enumerate(columns) for what, name in zip("ja", column, strict=True)},
-        )
+        ((prompts,),) = self._rows("SELECT count(*) FROM selection")
+        parts = [self._scores(columns, first, first + AT_ONCE - 1) for first in range(0, max(1, prompts), AT_ONCE)]
+        rows = pa.concat_tables(parts)
         ratings = [rows.column(f"mean{n}").to_numpy().astype(float) for n in range(len(columns))]
         return Scores(
             prompt_ids=rows.column("prompt_id"),
@@ -152,6 +141,34 @@ class Results(Reader):
             judges=tuple(judge for judge, _ in columns),
             weights=tuple(aspects[aspect] for _, aspect in columns),
             judge_weights=tuple(judges[judge] for judge, _ in columns),
+        )
+
+    def _scores(self, columns: Sequence[tuple[str, str]], first: int, last: int) -> pa.Table:
+        """The same of the prompts at these positions, a column `mean0`, `mean1`, … for each judge and aspect."""
+        means = [_MEAN.format(n=n) for n in range(len(columns))]
+        names = {f"{what}{n}": name for n, pair in enumerate(columns) for what, name in zip("ja", pair, strict=True)}
+        return self.arrow(
+            f"""
+            WITH wanted AS MATERIALIZED (
+                SELECT position, judge, state, judgement FROM needed WHERE position BETWEEN $first AND $last
+            ), done AS (
+                SELECT position FROM wanted GROUP BY position
+                HAVING NOT bool_or(state IN ('pending', 'later')) AND bool_or(state = 'answered')
+            ), said AS (
+                SELECT completion, {", ".join(means)}
+                FROM (
+                    SELECT key, r.completion, r.aspect, r.state, r.score
+                    FROM (SELECT key, unnest(ratings) AS r FROM judgements)
+                ) AS j JOIN wanted ON judgement = key GROUP BY completion
+            )
+            SELECT s.prompt_id, s.key, s.model, c.finish = 'length' AS truncated, sha256(c.text) AS text_id,
+                   length(c.text) AS length, said.* EXCLUDE (completion)
+            FROM slots s JOIN done USING (position) JOIN completions c ON s.key = c.key
+            LEFT JOIN said ON s.key = said.completion
+            WHERE s.position BETWEEN $first AND $last
+            ORDER BY s.position, s.slot
+            """,
+            {**names, "first": first, "last": last},
         )
 
     # --- pairs --------------------------------------------------------------------------------------------------------
@@ -258,7 +275,7 @@ class Results(Reader):
 
 # What one judge said of one aspect of a completion, over all passes.
 _MEAN = """
-CASE WHEN bool_and(state = 'rated') FILTER (judge = $j{n} AND aspect = $a{n})
+CASE WHEN bool_and(j.state = 'rated') FILTER (judge = $j{n} AND aspect = $a{n})
      THEN avg(score) FILTER (judge = $j{n} AND aspect = $a{n}) END AS mean{n}
 """
 

@@ -113,8 +113,8 @@ def told(figures: Figures) -> str:
     return (
         f"{figures['calls']:,} calls in {figures['seconds'] / 60:.0f} min, {befell:,} of them with one of "
         f"{len(figures['faults'])} faults: memory {own[0]:.0f} to {own[1]:.0f} MB "
-        f"({figures['grew_mb_per_hour']:+.1f} MB an hour), beside what DuckDB says it keeps of its tables within its "
-        f"limit of 512 ({duckdb[0]:.0f} to {duckdb[1]:.0f}); open files {files[0]:.0f} to {files[2]:.0f}, "
+        f"({figures['grew_mb_per_hour']:+.1f} MB an hour), beside what DuckDB says it keeps of its tables "
+        f"({duckdb[0]:.0f} to {duckdb[1]:.0f}); open files {files[0]:.0f} to {files[2]:.0f}, "
         f"tasks {tasks[0]:.0f} to {tasks[2]:.0f}; {figures['first_per_s']} replies a second at first, "
         f"{figures['last_per_s']} at last."
     )
