@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # who only asks has no use for them
     from aif.ledger import Ledger
     from aif.store import Store
 
-PAGE = 500
+PAGE = 2000
 TOLD = 5  # rows that can't be used are named, up to so many
 
 T = TypeVar("T")

@@ -23,19 +23,19 @@ from tests.building import STARTED, completion_item, judgement_item
 PAGE = 2000
 
 
-def fill(path: Path) -> None:
-    """Does what the pipeline wants, as if every endpoint had answered: completions of 300 tokens, ratings that differ
-    by prompt and place, rationales of some 35 tokens."""
+def fill(path: Path, limit: int | None = None) -> None:
+    """Does what the pipeline wants of its first `limit` prompts, as if every endpoint had answered: completions of 300
+    tokens, ratings that differ by prompt and place, rationales of some 35 tokens."""
     pipeline = load(path)
     rubric = rubric_of(pipeline)
     with Ledger.open(pipeline.store, print) as ledger:
         prepare(pipeline, ledger, rubric, print)
-        ledger.store.begin(None)
+        ledger.store.begin(limit)
         with Reader.of(ledger.store) as reader:
             for model in pipeline.models:
                 for todos in _pages(lambda after, model=model: reader.todo(model, after, PAGE)):
                     ledger.keep([_completion(pipeline, todo) for todo in todos])
-        ledger.store.begin(None)
+        ledger.store.begin(limit)
         with Reader.of(ledger.store) as reader:
             for readies in _pages(lambda after: reader.ready(after, PAGE)):
                 ledger.keep([_judgement(pipeline, rubric, ready, need) for ready in readies for need in ready.needs])

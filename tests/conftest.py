@@ -1,6 +1,7 @@
 """Fixtures for every room: no key in the environment, and a simulator to talk to."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -10,6 +11,9 @@ from hypothesis import settings
 
 from tests.model_hub import serving_hub
 from tests.serving import Served, serving
+
+# What a script puts into the background ignores Ctrl-C, and all that it starts does, too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A machine that is busy is no failure.
 settings.register_profile("aif", deadline=None)
