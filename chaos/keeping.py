@@ -87,11 +87,12 @@ def shown(call: Call) -> str:
 
 
 def killed(process: Popen[str], store: Path, traced: bool = False) -> float:
-    """Kills it (-9); where it is traced, the one within that holds the store. Returns when."""
-    pid = orjson.loads(Places(store).lock.read_bytes())["pid"] if traced else process.pid
+    """Kills it (-9); where it is traced, the one within that holds the store, if it still does. Returns when."""
+    note = Places(store).lock.read_bytes() if traced else b""
     at = monotonic()
-    with suppress(ProcessLookupError):
-        kill(pid, signal.SIGKILL)
+    if note or not traced:
+        with suppress(ProcessLookupError):
+            kill(orjson.loads(note)["pid"] if note else process.pid, signal.SIGKILL)
     process.communicate()
     return at
 

@@ -12,8 +12,10 @@ from hypothesis import settings
 from tests.model_hub import serving_hub
 from tests.serving import Served, serving
 
-# What a script puts into the background ignores Ctrl-C, and all that it starts does, too.
+# What a script puts into the background ignores Ctrl-C, what nohup starts a terminal that closes, and so does all that
+# these start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # A machine that is busy is no failure.
 settings.register_profile("aif", deadline=None)
