@@ -247,12 +247,10 @@ WITH own AS (
     FROM own s JOIN preferences o ON s.prompt_id = o.prompt_id GROUP BY ALL
 ), answered AS (
     SELECT model, carried, count(*) AS completions, count(*) FILTER (c.finish = 'length') AS truncated,
-           avg(c.output_tokens) AS mean_tokens
-    FROM own s JOIN completions c ON s.key = c.key GROUP BY ALL
-), scored AS (
-    SELECT model, carried, avg(x.score) AS mean_score FROM own s JOIN scores x ON s.key = x.completion GROUP BY ALL
+           avg(c.output_tokens) AS mean_tokens, avg(x.score) AS mean_score
+    FROM own s JOIN completions c ON s.key = c.key LEFT JOIN scores x ON s.key = x.completion GROUP BY ALL
 )
-SELECT * FROM answered LEFT JOIN scored USING (model, carried) LEFT JOIN sides USING (model, carried)
+SELECT * FROM answered LEFT JOIN sides USING (model, carried)
 ORDER BY mean_score DESC NULLS LAST, model, carried;
 
 -- The same with the mean rating by aspect, which takes reading every rating.
