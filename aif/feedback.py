@@ -237,9 +237,7 @@ class Run:
     def _completion(self, todo: Todo) -> Job:
         slot = todo.slot
         model = self.pipeline.models[slot.model]
-        principle = Principle("", todo.principle) if todo.principle else None
-        sampling = self.pipeline.sampling(model)
-        request = completion_request(todo.prompt, principle, model.system, sampling, slot.seed)
+        request = slot_request(self.pipeline, todo)
         details = {
             "sample": slot.sample,
             "seed": slot.seed,
@@ -302,6 +300,13 @@ class Run:
                 raise CallError(Kind.UNREADABLE, str(why), reply=reply) from why
 
         return Job(item, partial(once_more, request), ratings)
+
+
+def slot_request(pipeline: Pipeline, todo: Todo) -> Request:
+    """What the model of a slot is sent."""
+    model = pipeline.models[todo.slot.model]
+    principle = Principle("", todo.principle) if todo.principle else None
+    return completion_request(todo.prompt, principle, model.system, pipeline.sampling(model), todo.slot.seed)
 
 
 @contextmanager

@@ -19,9 +19,8 @@ PAIRS_S, EXPORT_S, TIMES = 2.0, 20.0, 10.0
 
 def trial(folder: Path, full: bool) -> Figures:
     prompts = 63_967 if full else 200
-    path = pipeline(folder, "http://127.0.0.1:9/v1", prompts, 256, export={"formats": ["trl", "h4"], "test_size": 2000})
-    if not full:
-        path = pipeline(folder, "http://127.0.0.1:9/v1", prompts, 256, export={"formats": ["trl", "h4"]})
+    export = {"formats": ["trl", "h4"], **({"test_size": 2000} if full else {})}
+    path = pipeline(folder, "http://127.0.0.1:9/v1", prompts, 256, export=export)
     fill(path)
     pairs = [aif("pairs", path) for _ in range(3)]
     first = aif("export", path, "--out", folder / "one")

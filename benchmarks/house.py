@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +62,16 @@ def pipeline(folder: Path, base_url: str, prompts: int, in_flight: int, **change
         "judges": {"judge": {"provider": "openai", "base_url": base_url, "concurrency": in_flight}},
     }
     return house.pipeline(folder, (asked.format(n, n) for n in range(prompts)), said, changes)
+
+
+def span_s(sides: Mapping[str, Any]) -> float:
+    """Seconds from the first call to the last reply, by the server's `stats`."""
+    first, last = (pick(float(one[when]) for one in sides.values()) for pick, when in ((min, "first"), (max, "last")))
+    return round(last - first, 2)
+
+
+# The same by a store's calls, in SQL.
+SPAN_S = "epoch(max(started::TIMESTAMP + to_seconds(seconds)) - min(started::TIMESTAMP))"
 
 
 @dataclass(frozen=True, slots=True)

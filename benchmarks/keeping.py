@@ -97,7 +97,7 @@ def told(figures: Figures) -> str:
     acknowledged, held = figures["acknowledged_ms"], figures["held_ms"]
     return (
         f"{figures['calls']:,} calls: acknowledged after {acknowledged['p50']} ms (p50), {acknowledged['p99']} ms "
-        f"(p99); "
-        f"loop held {held['p99']} ms (p99), {held['max']} ms at most; {figures['journal_bytes_a_call']:,} bytes a call "
-        f"in the journal, {figures['store_bytes_a_call']:,} in the store"
+        f"(p99); loop held {held['p99']} ms (p99), {held['max']} ms at most; "
+        f"{figures['journal_bytes_a_call']:,} bytes a call in the journal, "
+        f"{figures['store_bytes_a_call']:,} in the store"
     )

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from benchmarks.house import MODELS, aif, pipeline, serving
+from benchmarks.house import MODELS, aif, pipeline, serving, span_s
 from measured import Figures
 
 NUMBER = 4
@@ -20,7 +20,7 @@ def trial(folder: Path, full: bool) -> Figures:
     return {
         "prompts": prompts,
         "t_s": round(prompts * JUDGE_MS / 1000 / IN_FLIGHT, 2),
-        "took_s": round(max(one["last"] for one in sides.values()) - min(one["first"] for one in sides.values()), 2),
+        "took_s": span_s(sides),
         "peaks": {name: one["peak"] for name, one in sides.items()},
         "served": {name: one["calls"] for name, one in sides.items()},
     }

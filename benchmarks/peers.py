@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from benchmarks.house import Cost, Served, cost, pipeline, serving
+from benchmarks.house import Cost, Served, cost, pipeline, serving, span_s
 from benchmarks.house import aif as ours
 from benchmarks.orchestration import GENERATE_MS, IN_FLIGHT, JUDGE_MS
 from measured import ROOT, Figures
@@ -38,7 +38,7 @@ def _beside(server: Served, run: Any) -> dict[str, Any]:
     sides = server.stats()
     return {
         "wall_s": round(took.wall_s, 2),
-        "flow_s": round(max(one["last"] for one in sides.values()) - min(one["first"] for one in sides.values()), 2),
+        "flow_s": span_s(sides),
         "cpu_s": round(took.cpu_s, 2),
         "rss_mb": round(took.rss_mb),
         "peaks": {name: one["peak"] for name, one in sides.items()},

@@ -15,14 +15,13 @@ from typing import Any
 import aiohttp
 import orjson
 
-from aif.asking import completion_request
 from aif.chat import wire
 from aif.config import load
+from aif.feedback import slot_request
 from aif.intake import prepare, rubric_of
 from aif.ledger import Ledger
 from aif.queries import Reader
-from aif.records import Principle
-from benchmarks.house import aif, serving
+from benchmarks.house import SPAN_S, aif, serving
 from measured import Figures
 from measured.house import pipeline
 
@@ -67,23 +66,13 @@ def _pipeline(folder: Path, url: str, judge: str, prompts: int, tokens: int) -> 
 def _bodies(path: Path) -> list[bytes]:
     """What `aif run` is going to post, in the same order. (What is prepared stays in the store.)"""
     loaded = load(path)
-    model = loaded.models[MODEL]
     rubric = rubric_of(loaded)
     with Ledger.open(loaded.store, print, rubric) as ledger:
         prepare(loaded, ledger, rubric, print)
         ledger.store.begin(None)
         with Reader.of(ledger.store) as reader:
             todos = reader.todo(MODEL, 0, 100_000)
-    requests = [
-        completion_request(
-            todo.prompt,
-            Principle("", todo.principle) if todo.principle else None,
-            model.system,
-            loaded.sampling(model),
-            todo.slot.seed,
-        )
-        for todo in todos
-    ]
+    requests = (slot_request(loaded, todo) for todo in todos)
     return [orjson.dumps(wire.body(request, MODEL, dialect="compatible")) for request in requests]
 
 
@@ -114,8 +103,7 @@ def _ours(path: Path) -> tuple[int, int, float]:
     with Reader.open(load(path).store) as reader:
         found = reader.sql(
             "SELECT count(DISTINCT key) AS calls, sum(output_tokens)::BIGINT AS tokens, "
-            "epoch(max(started::TIMESTAMP + to_seconds(seconds)) - min(started::TIMESTAMP)) AS seconds "
-            "FROM calls WHERE stage = 'completion'"
+            f"{SPAN_S} AS seconds FROM calls WHERE stage = 'completion'"
         )[0]
     return found["calls"], found["tokens"], found["seconds"]
 

@@ -6,7 +6,7 @@ import httpx2
 from aif.chat import messages
 from aif.chat.base import Reply, Request
 from aif.chat.given import Given
-from aif.chat.transport import TIMEOUT, Answer, connections, deadline, exchange
+from aif.chat.transport import TIMEOUT, Response, connections, deadline, exchange
 
 BASE_URL = "https://api.anthropic.com"
 # As the client sends it. Another version is another API, which an upgrade of the client shouldn't bring.
@@ -57,7 +57,7 @@ class AnthropicChat:
         """Close connections."""
         await self._client.close()
 
-    async def _post(self, body: bytes) -> Answer:
+    async def _post(self, body: bytes) -> Response:
         """Whatever its status: bytes in and out, for the reasons of openai.py."""
         try:
             async with deadline(self._timeout_s, self._url, self._api_key, anthropic.APIConnectionError):

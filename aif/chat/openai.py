@@ -6,7 +6,7 @@ import openai
 from aif.chat import wire
 from aif.chat.base import Reply, Request
 from aif.chat.given import Given
-from aif.chat.transport import TIMEOUT, Answer, connections, deadline, exchange
+from aif.chat.transport import TIMEOUT, Response, connections, deadline, exchange
 
 BASE_URL = "https://api.openai.com/v1"
 
@@ -54,7 +54,7 @@ class OpenAIChat:
         """Close connections."""
         await self._client.close()
 
-    async def _post(self, body: bytes) -> Answer:
+    async def _post(self, body: bytes) -> Response:
         """Whatever its status.
 
         The body goes in as bytes and the answer comes out raw: parsing, the client would hand on an HTML page as if it

@@ -51,14 +51,14 @@ def connections(
     )
 
 
-Answer = tuple[int, Mapping[str, str], bytes]
+Response = tuple[int, Mapping[str, str], bytes]
 """Status, headers and body of a response."""
 
 
 async def exchange(
     body: Mapping[str, Any],
     sent: Mapping[str, Any],
-    post: Callable[[bytes], Awaitable[Answer]],
+    post: Callable[[bytes], Awaitable[Response]],
     given: Given,
     start_over: Callable[[], Awaitable[None]],
     *,

@@ -11,7 +11,7 @@ import aiohttp
 from aif.chat import wire
 from aif.chat.base import TRANSIENT, CallError, Kind, Reply, Request
 from aif.chat.given import Given
-from aif.chat.transport import CONNECT_S, KEEPALIVE_S, Answer, deadline, exchange
+from aif.chat.transport import CONNECT_S, KEEPALIVE_S, Response, deadline, exchange
 from aif.errors import BadInput
 
 LONGEST_REST_S = 30.0
@@ -81,7 +81,7 @@ class VllmChat:
             session, self._session = self._session, None
             await session.close()
 
-    async def _post(self, url: str, body: bytes) -> Answer:
+    async def _post(self, url: str, body: bytes) -> Response:
         async with (
             deadline(self._timeout_s, url, self._api_key),
             self._connected().post(f"{url}/chat/completions", data=body, allow_redirects=False) as answer,
