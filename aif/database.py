@@ -19,6 +19,7 @@ SCHEMA_VERSION = 3
 SETTINGS: dict[str, str | bool | int | float | list[str]] = {
     "storage_compatibility_version": "v1.5.0",
     "memory_limit": "320MB",
+    "wal_autocheckpoint": "128MB",
 }
 
 

@@ -20,7 +20,7 @@ from aif.journal import START, Damage, Journal, Position
 from aif.lock import Lock, Places
 from aif.queries import Reader
 from aif.reading import Unreadable, read
-from aif.rows import Entry
+from aif.rows import Entry, Step, steps
 from aif.rubric import Rubric
 from aif.store import Store, set_aside
 
@@ -208,18 +208,18 @@ def follow(store: Store, folder: Path, rubrics: Rubrics) -> tuple[int, list[Dama
     taken_in, damaged = 0, list[Damage]()
     batches = _batches(journals.replay(folder, store.position))
 
-    def batch() -> tuple[Position, list[Entry], list[Damage]] | None:
+    def batch() -> tuple[Position, int, list[Step], list[Damage]] | None:
         for position, records, broken in batches:
-            return position, [entry_of(record, rubrics) for record in records], broken
+            return position, len(records), steps(entry_of(record, rubrics) for record in records), broken
         return None
 
     with ThreadPoolExecutor(1, "journal") as thread:
         coming = thread.submit(batch)
         while (found := coming.result()) is not None:
             coming = thread.submit(batch)
-            position, entries, broken = found
-            store.apply(entries, position, len(broken))
-            taken_in += len(entries)
+            position, n, wanted, broken = found
+            store.apply(wanted, position, len(broken))
+            taken_in += n
             damaged += broken
     return taken_in, damaged
 

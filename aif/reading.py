@@ -40,6 +40,7 @@ _OUT_OF = re.compile(r"(\d{1,4})\s*/\s*(\d{1,4})\Z", re.ASCII)
 
 # A judge that thinks again beside what it was asked for ("Final rating: 3", {"overall_score": 3}) has said two things.
 _VERDICT = re.compile("rating|score|grade", re.IGNORECASE)
+_ASKED = {"rating", "rationale", "types"}
 
 # (number, aspect) -> what the reply says: rating, rationale, types
 Fields = Mapping[tuple[int, str], Mapping[str, Any]]
@@ -47,30 +48,35 @@ Fields = Mapping[tuple[int, str], Mapping[str, Any]]
 
 def _rating(completion: str, name: str, aspect: Aspect, said: Mapping[str, Any]) -> Rating:
     word, rationale = said.get("rating"), said.get("rationale")
-    if isinstance(word, int) and not isinstance(word, bool):
-        word = str(word)
-    if not isinstance(word, str):
+    if type(word) is not str or word not in aspect.ratings:
+        word = _word(word, aspect)
+    if not isinstance(rationale, str):
+        raise Unreadable("no rationale")
+    rationale = encodable(rationale.strip())
+    types = _types(said.get("types"), aspect) if aspect.types else ()
+    if word == NOT_APPLICABLE:
+        return Rating(completion, name, "not_applicable", None, rationale, types)
+    return Rating(completion, name, "rated", float(word), rationale, types)
+
+
+def _word(said: Any, aspect: Aspect) -> str:
+    """The word of the aspect's ratings that is meant by another: 4, " 4 ", "n/a"; "4/5" on a scale to 5, where "9/10"
+    stays refused."""
+    if isinstance(said, int) and not isinstance(said, bool):
+        said = str(said)
+    if not isinstance(said, str):
         raise Unreadable("no rating")
-    word = word.strip()
+    word = said.strip()
     if word.upper() in {"N/A", "NA"}:
         word = NOT_APPLICABLE
-    # "4/5" on a scale to 5; "9/10" on it stays refused
     if word not in aspect.ratings and (share := _OUT_OF.match(word)) and int(share[2]) == aspect.scale[1]:
         word = share[1]
     if word not in aspect.ratings:
         raise Unreadable(f"rating {word[:40]!r} is none of {', '.join(aspect.ratings)}")
-    if not isinstance(rationale, str):
-        raise Unreadable("no rationale")
-    rationale = encodable(rationale.strip())
-    types = _types(said.get("types"), aspect)
-    if word == NOT_APPLICABLE:
-        return Rating(completion, name, "not_applicable", None, rationale, types)
-    return Rating(completion, name, "rated", float(int(word)), rationale, types)
+    return word
 
 
 def _types(said: Any, aspect: Aspect) -> tuple[int, ...]:
-    if not aspect.types:
-        return ()
     if said is None:
         raise Unreadable("no types")
     if not isinstance(said, list) or any(type(number) is not int for number in said):
@@ -116,7 +122,7 @@ def _read_json(text: str, n: int, aspects: tuple[str, ...]) -> Fields:
             one = by_aspect.get(name)
             if not isinstance(one, dict):
                 raise Unreadable(f"completion {number}: no {name}")
-            if seconds := [key for key in one if key != "rating" and _VERDICT.search(key)]:
+            if seconds := [key for key in one if key not in _ASKED and _VERDICT.search(key)]:
                 raise Unreadable(f"completion {number}, {name}: {seconds[0][:40]!r} stands beside the rating")
             fields[number, name] = one
     return fields

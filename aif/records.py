@@ -8,7 +8,7 @@ import hashlib
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import orjson
 
@@ -149,9 +149,11 @@ class Usage:
 RatingState = Literal["rated", "not_applicable"]
 
 
-@dataclass(frozen=True, slots=True)
-class Rating:
-    """What a judge said of one completion in one aspect. `score` is None exactly when the state is not_applicable."""
+class Rating(NamedTuple):
+    """What a judge said of one completion in one aspect. `score` is None exactly when the state is not_applicable.
+
+    (A tuple, since there are 16 of them in a judgement of four completions: made in a third of the time.)
+    """
 
     completion: str
     aspect: str

@@ -1,6 +1,7 @@
 """Journal records as rows of the store's tables. Pure."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
@@ -9,17 +10,15 @@ import pyarrow as pa
 from aif.events import Record
 from aif.records import Rating, carried_identity
 
-RATINGS = pa.list_(
-    pa.struct(
-        [
-            ("completion", pa.string()),
-            ("aspect", pa.string()),
-            ("state", pa.string()),
-            ("score", pa.float64()),
-            ("rationale", pa.string()),
-            ("types", pa.list_(pa.int32())),
-        ]
-    )
+RATING = pa.struct(
+    [
+        ("completion", pa.string()),
+        ("aspect", pa.string()),
+        ("state", pa.string()),
+        ("score", pa.float64()),
+        ("rationale", pa.string()),
+        ("types", pa.list_(pa.int32())),
+    ]
 )
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 
@@ -45,7 +44,8 @@ COLUMNS = {
     ),
     "judgements": _columns(
         "key prompt_id judge identity request rubric spec material form text call_id",
-        completions=pa.list_(pa.string()), answers=pa.list_(pa.string()), ratings=RATINGS, **{"pass": pa.uint16()},
+        completions=pa.list_(pa.string()), answers=pa.list_(pa.string()), ratings=pa.list_(RATING),
+        **{"pass": pa.uint16()},
     ),
     "calls": _columns(
         "id run stage key prompt_id endpoint verdict kind message raw sent served",
@@ -76,12 +76,73 @@ class Entry:
     place: tuple[int, int] | None = None
 
 
-class Rows:
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows to take in, by table, and the keys of what was answered and of what has failed among them."""
+
+    tables: dict[str, pa.Table]
+    answered: list[str]
+    failed: list[str]
+
+
+Step = Batch | Record
+
+
+def steps(entries: Iterable[Entry]) -> list[Step]:
+    """What the store does with entries, in their order: rows to take in, and between them the records that depend on
+    what came before them."""
+    found: list[Step] = []
+    rows = _Rows()
+    for entry in entries:
+        match entry.record["t"]:
+            case "call":
+                rows.call(entry)
+            case "prompt" | "carried" | "text" | "reserve":
+                rows.kept(entry.record)
+            case _:
+                found += [rows.batch(), entry.record]
+                rows = _Rows()
+    return [*found, rows.batch()]
+
+
+def table(name: str, rows: Sequence[dict[str, Any]]) -> pa.Table:
+    """Rows of a table as Arrow has them; what a row leaves out is NULL."""
+    columns = COLUMNS[name]
+    if name != "judgements":
+        return pa.Table.from_pylist(rows, schema=columns)
+    arrays = [
+        _ratings([row["ratings"] for row in rows])
+        if column.name == "ratings"
+        else pa.array([row.get(column.name) for row in rows], column.type)
+        for column in columns
+    ]
+    return pa.Table.from_arrays(arrays, schema=columns)
+
+
+def _ratings(rows: Sequence[Sequence[Rating]]) -> pa.Array:
+    """Column by column: of a judgement with 16 ratings that takes 10 µs, and 55 as a dict each."""
+    ends, flat = [0], list[Rating]()
+    for ratings in rows:
+        flat += ratings
+        ends.append(len(flat))
+    columns = zip(*flat, strict=True) if flat else [()] * len(RATING)
+    arrays = [pa.array(column, part.type) for column, part in zip(columns, RATING, strict=True)]
+    return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pa.StructArray.from_arrays(arrays, fields=list(RATING)))
+
+
+@dataclass
+class _Rows:
     """Records turned into rows by table, in order. Of a prompt and of what failed, the last word on a key stands."""
 
-    def __init__(self) -> None:
-        self.tables: dict[str, list[dict[str, Any]]] = {name: [] for name in COLUMNS}
-        self.last: dict[str, dict[str, dict[str, Any]]] = {"prompts": {}, "failed": {}}
+    tables: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: {name: [] for name in COLUMNS})
+    last: dict[str, dict[str, dict[str, Any]]] = field(default_factory=lambda: {"prompts": {}, "failed": {}})
+
+    def batch(self) -> Batch:
+        rows = self.tables | {name: list(rows.values()) for name, rows in self.last.items()}
+        answered = [row["key"] for row in (*self.tables["completions"], *self.tables["judgements"])]
+        return Batch(
+            {name: table(name, rows[name]) for name in COLUMNS if rows[name]}, answered, list(self.last["failed"])
+        )
 
     def kept(self, r: Record) -> None:
         match r["t"]:
@@ -147,16 +208,10 @@ class Rows:
                 "material": item.get("material"),
                 "judge": r["endpoint"],
                 "answers": sorted(item["completions"]),
-                "ratings": [
-                    {
-                        "completion": x.completion, "aspect": x.aspect, "state": x.state, "score": x.score,
-                        "rationale": x.rationale, "types": list(x.types),
-                    }
-                    for x in ratings
-                ],
+                "ratings": ratings,
                 "call_id": r["id"],
             }
-        )  # fmt: skip
+        )
 
     def _failed(self, r: Record) -> None:
         item = r["item"]

@@ -18,7 +18,10 @@ from aif.events import Record
 from aif.journal import Position
 from aif.records import CARRIED, Slot, Spec
 from aif.resources import shipped
-from aif.rows import COLUMNS, Entry, Rows
+from aif.rows import Batch, Step, table
+
+# How rows get into a table that has them by key. Of a prompt and of what failed the last word stands.
+_VERBS = {"prompts": "INSERT OR REPLACE", "failed": "INSERT OR REPLACE", "settled": "INSERT"}
 
 
 class Store:
@@ -91,43 +94,30 @@ class Store:
                     self._db.rollback()
                 raise
 
-    def apply(self, entries: Sequence[Entry], position: Position, damaged: int = 0) -> None:
-        """Takes in journal records up to `position`, all or none. An answer that is there already stays as it is."""
+    def apply(self, steps: Sequence[Step], position: Position, damaged: int = 0) -> None:
+        """Takes in what the journal holds up to `position`, all or none. An answer that is there already stays as it
+        is."""
         with self._transaction():
-            self._apply(entries, position, damaged)
+            for step in steps:
+                if isinstance(step, Batch):
+                    self._take(step)
+                else:
+                    self._turn(step)
+            self._db.execute(
+                'UPDATE about SET segment = ?, "offset" = ?, damaged = damaged + ?',
+                [position.segment, position.offset, damaged],
+            )
 
-    def _apply(self, entries: Sequence[Entry], position: Position, damaged: int) -> None:
-        rows = Rows()
-        for entry in entries:
-            match entry.record["t"]:
-                case "call":
-                    rows.call(entry)
-                case "prompt" | "carried" | "text" | "reserve":
-                    rows.kept(entry.record)
-                case _:  # these depend on what came before them
-                    self._insert(rows)
-                    rows = Rows()
-                    self._turn(entry.record)
-        self._insert(rows)
-        self._db.execute(
-            'UPDATE about SET segment = ?, "offset" = ?, damaged = damaged + ?',
-            [position.segment, position.offset, damaged],
-        )
-
-    def _insert(self, rows: Rows) -> None:
-        if answered := [row["key"] for row in (*rows.tables["completions"], *rows.tables["judgements"])]:
-            self._db.execute("DELETE FROM failed WHERE key IN (SELECT unnest(?))", [answered])
-        for table, columns in COLUMNS.items():
-            if batch := list(rows.last[table].values()) if table in rows.last else rows.tables[table]:
-                verb = "INSERT OR REPLACE" if table in rows.last else "INSERT OR IGNORE"
-                if table == "settled":
-                    verb = "INSERT"
-                self.insert(table, pa.Table.from_pylist(batch, schema=columns), verb)
-        if rows.last["failed"]:  # a reply that was late, or a record out of its order: what is answered has not failed
+    def _take(self, batch: Batch) -> None:
+        if batch.answered:
+            self._db.execute("DELETE FROM failed WHERE key IN (SELECT unnest(?))", [batch.answered])
+        for name, rows in batch.tables.items():
+            self.insert(name, rows, _VERBS.get(name, "INSERT OR IGNORE"))
+        if batch.failed:  # a reply that was late, or a record out of its order: what is answered has not failed
             self._db.execute(
                 "DELETE FROM failed WHERE key IN (SELECT unnest(?)) AND (key IN (SELECT key FROM completions) "
                 "OR key IN (SELECT key FROM judgements))",
-                [list(rows.last["failed"])],
+                [batch.failed],
             )
 
     def insert(self, table: str, batch: pa.Table, verb: str = "INSERT") -> None:
@@ -145,7 +135,7 @@ class Store:
                 rows = [
                     {"position": start + i, "prompt_id": r[0], "source": r[1]} for i, r in enumerate(record["rows"])
                 ]
-                self.insert("incoming", pa.Table.from_pylist(rows, schema=COLUMNS["incoming"]), "INSERT OR IGNORE")
+                self.insert("incoming", table("incoming", rows), "INSERT OR IGNORE")
                 if carried := record.get("carried"):
                     self._carry(carried)
             case "selected":
@@ -162,8 +152,7 @@ class Store:
     def _carry(self, rows: Sequence[Sequence[Any]]) -> None:
         (had,) = self._db.execute("SELECT count(*) FROM incoming_carried").fetchall()
         batch = [{"seq": had[0] + i, "prompt_id": p, "key": k, "score": s} for i, (p, k, s) in enumerate(rows)]
-        table = pa.Table.from_pylist(batch, schema=COLUMNS["incoming_carried"])
-        self.insert("incoming_carried", table, "INSERT OR IGNORE")
+        self.insert("incoming_carried", table("incoming_carried", batch), "INSERT OR IGNORE")
 
     def _select(self, record: Record) -> None:
         self._db.execute("DELETE FROM selection")
@@ -181,7 +170,7 @@ class Store:
         self._db.execute("DELETE FROM slots")  # planned over other positions: until the new plan all are pending
         self._db.execute("DELETE FROM marks WHERE name = 'plan'")
         rows = [{"source": s, "reason": r, "rows": n} for s, r, n in record["counts"]]
-        self.insert("intake", pa.Table.from_pylist(rows, schema=COLUMNS["intake"]))
+        self.insert("intake", table("intake", rows))
         self.mark("sources", record["fingerprint"])
 
     def _score_carried(self) -> None:
@@ -221,7 +210,7 @@ class Store:
                     }
                     for position, s, principle in batch
                 ]  # fmt: skip
-                self.insert("slots", pa.Table.from_pylist(rows, schema=COLUMNS["slots"]))
+                self.insert("slots", table("slots", rows))
             self.mark("plan", mark)
 
     def judged_by(self, specs: Sequence[Spec]) -> None:
@@ -235,7 +224,7 @@ class Store:
         ]  # fmt: skip
         with self._transaction():
             self._db.execute("DELETE FROM specs")
-            self.insert("specs", pa.Table.from_pylist(rows, schema=COLUMNS["specs"]))
+            self.insert("specs", table("specs", rows))
 
     def show_materials(self, batches: Iterable[Sequence[tuple[str, str]]], mark: str) -> None:
         """Says what the present rubric shows a judge of each prompt's material: (prompt_id, digest of the text)."""
@@ -243,7 +232,7 @@ class Store:
             self._db.execute("DELETE FROM materials")
             for batch in batches:
                 rows = [{"prompt_id": prompt_id, "digest": digest} for prompt_id, digest in batch]
-                self.insert("materials", pa.Table.from_pylist(rows, schema=COLUMNS["materials"]))
+                self.insert("materials", table("materials", rows))
             self.mark("materials", mark)
 
     def begin(self, limit: int | None) -> None:

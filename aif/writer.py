@@ -13,7 +13,7 @@ from typing import TypeVar
 from aif.errors import StoreDamaged
 from aif.journal import Position
 from aif.ledger import Ledger
-from aif.rows import Entry
+from aif.rows import Entry, steps
 
 # What a crash loses was in flight, or younger than this and a sync; on two busy cores the slowest took 1 s (p99).
 SYNC_EVERY_S = 0.05
@@ -145,7 +145,7 @@ class Writer:
 
     def _store(self, entries: list[Entry], position: Position) -> bool:
         """Applies entries; true where prompts may have become ready to be judged by it."""
-        self._ledger.store.apply(entries, position)
+        self._ledger.store.apply(steps(entries), position)
         places = sorted({entry.place[0] for entry in entries if entry.place})
         if places:
             self._ledger.store.notice_ready(places, *self._enough)

@@ -26,7 +26,7 @@ from aif.pairing import make_pairs
 from aif.queries import Reader
 from aif.records import digest, fraction
 from aif.results import Results
-from aif.rows import Entry
+from aif.rows import Batch, Step
 from aif.rubric import Rubric
 from aif.run import feedback
 from aif.store import Store
@@ -149,9 +149,9 @@ class Watched(Store):
 
     threads: ClassVar[set[int]] = set()
 
-    def apply(self, entries: Sequence[Entry], position: Position, damaged: int = 0) -> None:
+    def apply(self, steps: Sequence[Step], position: Position, damaged: int = 0) -> None:
         self.threads.add(get_ident())
-        super().apply(entries, position, damaged)
+        super().apply(steps, position, damaged)
 
 
 def test_a_store_that_follows_is_at_work_in_no_thread_but_its_owners(tmp_path: Path) -> None:
@@ -312,16 +312,20 @@ def test_what_else_went_wrong_is_not_taken_for_damage(kept: Kept, other: BaseExc
         Ledger.use(kept.places.store, pytest.fail, None, work)
 
 
+def _has_calls(steps: Sequence[Step]) -> bool:
+    return any(isinstance(step, Batch) and "calls" in step.tables for step in steps)
+
+
 def _fail_a_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first commit of calls fails, with others in flight, as on a bad disk, which can't be had to order: so the
     method is replaced."""
     sound, failed = Store.apply, list[str]()
 
-    def apply(store: Store, entries: Sequence[Entry], position: Position, damaged: int = 0) -> None:
-        if not failed and any(entry.record["t"] == "call" for entry in entries):
+    def apply(store: Store, steps: Sequence[Step], position: Position, damaged: int = 0) -> None:
+        if not failed and _has_calls(steps):
             failed.append(f"{store.path}: block 7")
             raise StoreDamaged(failed[0])
-        sound(store, entries, position, damaged)
+        sound(store, steps, position, damaged)
 
     monkeypatch.setattr(Store, "apply", apply)
 
@@ -346,9 +350,9 @@ def test_a_run_that_was_told_to_stop_stays_stopped_on_a_store_made_again(
     path = write(tmp_path, served, count=8)
     sound, pairs, asked, stopped = Store.apply, make_pairs, [0], [0]
 
-    def apply(store: Store, entries: Sequence[Entry], position: Position, damaged: int = 0) -> None:
-        sound(store, entries, position, damaged)
-        if not stopped[0] and any(entry.record["t"] == "call" for entry in entries):
+    def apply(store: Store, steps: Sequence[Step], position: Position, damaged: int = 0) -> None:
+        sound(store, steps, position, damaged)
+        if not stopped[0] and _has_calls(steps):
             stopped[0] = os.getpid()
             os.kill(stopped[0], signal.SIGINT)
 
