@@ -58,6 +58,11 @@ def segments(folder: Path) -> list[int]:
     return sorted(int(path.stem) for path in folder.glob("[0-9]*.jsonl") if path.stem.isdigit())
 
 
+def ahead(folder: Path, start: Position) -> int:
+    """How many bytes of journal there are from `start` on."""
+    return sum(_segment(folder, n).stat().st_size for n in segments(folder) if n >= start.segment) - start.offset
+
+
 def encode(record: dict[str, Any]) -> bytes:
     """A record as its line."""
     body = orjson.dumps(record)

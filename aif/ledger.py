@@ -5,68 +5,27 @@ another version, or ahead of its journal is made anew from the journal.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
-from aif import journal as journals
 from aif.errors import BadInput, JournalDamaged, StoreDamaged, StoreLocked
 from aif.events import Record
-from aif.journal import START, Damage, Journal, Position
+from aif.following import follow
+from aif.journal import START, Journal
 from aif.lock import Lock, Places
+from aif.portions import Rubrics
 from aif.queries import Reader
-from aif.reading import Unreadable, read
-from aif.rows import Entry, Step, steps
 from aif.rubric import Rubric
 from aif.store import Store, set_aside
 
-BATCH = 2000  # records a transaction when the store follows the journal
 PATIENT_S = 5  # for readers of the store
 
 T = TypeVar("T")
 
 Told = Callable[[str], None]
-
-
-@dataclass
-class Rubrics:
-    """Rubrics by digest, made when first needed from the files that were journalled."""
-
-    files: dict[str, dict[str, str]] = field(default_factory=dict)
-    made: dict[str, Rubric | None] = field(default_factory=dict)
-    lost: set[str] = field(default_factory=set)
-
-    def get(self, digest: str) -> Rubric | None:
-        """The rubric, or None where its record was damaged, or is no rubric to this version: `lost` then names it."""
-        if digest not in self.made and digest in self.files:
-            try:
-                self.made[digest] = Rubric.of(self.files[digest], f"rubric {digest[:12]}")
-            except BadInput:
-                self.made[digest] = None
-        if (rubric := self.made.get(digest)) is None:
-            self.lost.add(digest)
-        return rubric
-
-
-def entry_of(record: Record, rubrics: Rubrics) -> Entry:
-    """A journalled record with what the store needs besides: a judgement's reply is read by today's reader."""
-    if record["t"] == "text" and record["kind"] == "rubric":
-        rubrics.files[record["digest"]] = record["content"]
-    if record["t"] != "call" or record["stage"] != "judgement" or record["text"] is None:
-        return Entry(record)
-    if record["kind"] not in (None, "unreadable"):  # truncated, blocked: read or not, it is no judgement
-        return Entry(record)
-    item = record["item"]
-    if (rubric := rubrics.get(item["rubric"])) is None:
-        return Entry(record)
-    try:
-        return Entry(record, read(rubric, item["request"], item["completions"], record["text"], item["form"]))
-    except Unreadable:
-        return Entry(record)
 
 
 class Ledger:
@@ -196,47 +155,3 @@ def _opened(path: Path, tell: Told) -> Store:
                 tell(f"{error}; waiting up to {PATIENT_S} s for it")
             time.sleep(0.1)
     return Store.open(path)
-
-
-def follow(store: Store, folder: Path, rubrics: Rubrics) -> tuple[int, list[Damage]]:
-    """Lets the store take in what the journal holds beyond it: a batch is read while the one before is committed.
-    Returns how many records these were, and what was damaged there.
-
-    It is the reading that has a thread: at a second Ctrl-C nobody waits for one, and a store can't be closed while it
-    is at work in another.
-    """
-    taken_in, damaged = 0, list[Damage]()
-    batches = _batches(journals.replay(folder, store.position))
-
-    def batch() -> tuple[Position, int, list[Step], list[Damage]] | None:
-        for position, records, broken in batches:
-            return position, len(records), steps(entry_of(record, rubrics) for record in records), broken
-        return None
-
-    with ThreadPoolExecutor(1, "journal") as thread:
-        coming = thread.submit(batch)
-        while (found := coming.result()) is not None:
-            coming = thread.submit(batch)
-            position, n, wanted, broken = found
-            store.apply(wanted, position, len(broken))
-            taken_in += n
-            damaged += broken
-    return taken_in, damaged
-
-
-def _batches(
-    replayed: Iterator[tuple[Position, Record | Damage]],
-) -> Iterator[tuple[Position, list[Record], list[Damage]]]:
-    records: list[Record] = []
-    broken: list[Damage] = []
-    position = None
-    for position, found in replayed:
-        if isinstance(found, Damage):
-            broken.append(found)
-        else:
-            records.append(found)
-        if len(records) + len(broken) >= BATCH:
-            yield position, records, broken
-            records, broken = [], []
-    if position and (records or broken):
-        yield position, records, broken

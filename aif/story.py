@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.rule import Rule
 from rich.text import Text
 
-from aif.ledger import Rubrics
 from aif.plan import sent_messages
+from aif.portions import Rubrics
 from aif.progress import say
 from aif.queries import Reader
 from aif.records import CARRIED, Principle, Prompt, as_messages, carried_identity

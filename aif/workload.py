@@ -23,8 +23,9 @@ from aif.estimate import (
     judgement_length,
 )
 from aif.intake import prepare, rubric_of
-from aif.ledger import Ledger, Rubrics
+from aif.ledger import Ledger
 from aif.outlook import Outlook, Replies, SlotCall
+from aif.portions import Rubrics
 from aif.queries import Tally
 from aif.records import Message, Principle, Stage
 from aif.rubric import Rubric, render

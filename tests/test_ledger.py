@@ -7,8 +7,8 @@ import sys
 from collections.abc import Callable, Sequence
 from io import StringIO
 from pathlib import Path
-from threading import Thread, get_ident
-from typing import Any, ClassVar
+from threading import Thread
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -19,10 +19,11 @@ from aif.again import again
 from aif.config import Pipeline, load
 from aif.errors import JournalDamaged, StoreDamaged, StoreLocked
 from aif.feedback import Run
-from aif.journal import Journal, Position
-from aif.ledger import BATCH, Ledger, Rubrics, entry_of, follow
+from aif.journal import Position
+from aif.ledger import Ledger
 from aif.lock import Lock, Places, holder, is_held
 from aif.pairing import make_pairs
+from aif.portions import RECORDS, entry_of
 from aif.queries import Reader
 from aif.records import digest, fraction
 from aif.results import Results
@@ -142,33 +143,6 @@ def test_what_the_store_lacks_of_the_journal_is_not_passed_over(tmp_path: Path) 
         ledger.keep(texts[2:])
         with Reader.of(ledger.store) as reader:
             assert sorted(reader.texts("principle").values()) == ["one", "three", "two"]
-
-
-class Watched(Store):
-    """Remembers in which threads it was at work."""
-
-    threads: ClassVar[set[int]] = set()
-
-    def apply(self, steps: Sequence[Step], position: Position, damaged: int = 0) -> None:
-        self.threads.add(get_ident())
-        super().apply(steps, position, damaged)
-
-
-def test_a_store_that_follows_is_at_work_in_no_thread_but_its_owners(tmp_path: Path) -> None:
-    """In another, it would be when a second Ctrl-C closes it, which DuckDB refuses."""
-    places = Places(tmp_path / "s.duckdb")
-    journal, _ = Journal.open(places.journal)
-    journal.append([events.reserve("run", n, 1.0) for n in range(2 * BATCH + 1)])
-    journal.close()
-    store = Watched.open(places.store)
-
-    assert follow(store, places.journal, Rubrics()) == (2 * BATCH + 1, [])
-    store.close()
-    assert store.threads == {get_ident()}
-    with Reader.open(places.store) as reader:
-        assert reader.sql("SELECT count(*) AS n, max(n) AS last FROM reserved") == [
-            {"n": 2 * BATCH + 1, "last": 2 * BATCH}
-        ]
 
 
 def test_a_torn_last_line_is_cut_off_told_and_asked_again(kept: Kept) -> None:
@@ -470,7 +444,7 @@ def test_with_its_source_gone_a_store_can_be_made_again_and_a_run_goes_on(kept: 
 @pytest.mark.parametrize("kind", [b'"t":"prompt"', b'"t":"carried"', b'"t":"page"'])
 def test_what_is_lost_far_before_the_end_of_a_reading_is_read_again(tmp_path: Path, kind: bytes) -> None:
     """The store takes the journal in by the batch: the reading's end comes in a later one than the lost line."""
-    path = scored(tmp_path, *(answered(n, n % 3, 2, 1) for n in range(BATCH // 4 + 1)))
+    path = scored(tmp_path, *(answered(n, n % 3, 2, 1) for n in range(RECORDS // 4 + 1)))
     pipeline, _ = run(path)
     tables = ("prompts", "selection", "carried", "outcomes")
     held = [ask(pipeline, f"SELECT * FROM {table} ORDER BY ALL") for table in tables]

@@ -1,0 +1,79 @@
+"""What a journal holds, in portions that a store takes in one after the other."""
+
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from aif import journal as journals
+from aif.errors import BadInput
+from aif.events import Record
+from aif.journal import Damage, Position
+from aif.reading import Unreadable, read
+from aif.rows import Entry, Step, steps
+from aif.rubric import Rubric
+
+RECORDS = 2000  # a portion, and a transaction
+
+
+@dataclass
+class Rubrics:
+    """Rubrics by digest, made when first needed from the files that were journalled."""
+
+    files: dict[str, dict[str, str]] = field(default_factory=dict)
+    made: dict[str, Rubric | None] = field(default_factory=dict)
+    lost: set[str] = field(default_factory=set)
+
+    def get(self, digest: str) -> Rubric | None:
+        """The rubric, or None where its record was damaged, or is no rubric to this version: `lost` then names it."""
+        if digest not in self.made and digest in self.files:
+            try:
+                self.made[digest] = Rubric.of(self.files[digest], f"rubric {digest[:12]}")
+            except BadInput:
+                self.made[digest] = None
+        if (rubric := self.made.get(digest)) is None:
+            self.lost.add(digest)
+        return rubric
+
+
+def entry_of(record: Record, rubrics: Rubrics) -> Entry:
+    """A journalled record with what the store needs besides: a judgement's reply is read by today's reader."""
+    if record["t"] == "text" and record["kind"] == "rubric":
+        rubrics.files[record["digest"]] = record["content"]
+    if record["t"] != "call" or record["stage"] != "judgement" or record["text"] is None:
+        return Entry(record)
+    if record["kind"] not in (None, "unreadable"):  # truncated, blocked: read or not, it is no judgement
+        return Entry(record)
+    item = record["item"]
+    if (rubric := rubrics.get(item["rubric"])) is None:
+        return Entry(record)
+    try:
+        return Entry(record, read(rubric, item["request"], item["completions"], record["text"], item["form"]))
+    except Unreadable:
+        return Entry(record)
+
+
+@dataclass(frozen=True, slots=True)
+class Portion:
+    """So many records as what the store does with them, the position behind them, and what was damaged among them."""
+
+    position: Position
+    records: int
+    steps: list[Step]
+    damaged: list[Damage]
+
+
+def portions(folder: Path, start: Position, rubrics: Rubrics) -> Generator[Portion]:
+    """The journal from `start` on. Rubrics that stand there are added to `rubrics`, and named there if lost."""
+    entries: list[Entry] = []
+    broken: list[Damage] = []
+    position = start
+    for position, found in journals.replay(folder, start):
+        if isinstance(found, Damage):
+            broken.append(found)
+        else:
+            entries.append(entry_of(found, rubrics))
+        if len(entries) + len(broken) >= RECORDS:
+            yield Portion(position, len(entries), steps(entries), broken)
+            entries, broken = [], []
+    if entries or broken:
+        yield Portion(position, len(entries), steps(entries), broken)

@@ -1,0 +1,186 @@
+"""A store that takes in what its journal holds beyond it: in this process, or read by another."""
+
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from threading import get_ident
+
+import pytest
+
+from aif import events
+from aif.errors import AifError
+from aif.following import FAR, follow
+from aif.journal import START, Journal, Position
+from aif.lock import Places
+from aif.portions import RECORDS, Rubrics
+from aif.queries import Reader
+from aif.rows import Step
+from aif.store import Store
+from tests.building import build
+from tests.processes import alive
+
+WAYS = pytest.mark.parametrize("far", [FAR, 0], ids=["here", "elsewhere"])
+TABLES = ("prompts", "selection", "intake", "texts", "completions", "judgements", "calls", "failed", "reserved")
+
+
+@contextmanager
+def anew(path: Path) -> Iterator[Store]:
+    store = Store.open(path)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def journal(folder: Path, records: int) -> Path:
+    journal, _ = Journal.open(folder)
+    journal.append([events.reserve("run", n, 1.0) for n in range(records)])
+    journal.close()
+    return folder
+
+
+def reserved(store: Store) -> int:
+    with Reader.of(store) as reader:
+        return int(reader.sql("SELECT count(*) AS n FROM reserved")[0]["n"])
+
+
+@WAYS
+def test_a_store_made_again_holds_what_the_first_held(tmp_path: Path, far: int) -> None:
+    pipeline, rubric, ledger = build(tmp_path)
+    places = Places(pipeline.store)
+    ledger.close()
+    held = _tables(places.store)
+    rubrics = Rubrics()
+    with anew(tmp_path / "again.duckdb") as store:
+        taken_in, damaged = follow(store, places.journal, rubrics, far)
+        assert follow(store, places.journal, rubrics, far) == (0, [])
+    assert _tables(tmp_path / "again.duckdb") == held
+    assert taken_in >= sum(len(held[name]) for name in ("calls", "prompts", "texts"))
+    assert not damaged
+    assert rubrics.get(rubric.digest) == rubric
+    assert not rubrics.lost
+
+
+def _tables(store: Path) -> dict[str, list[dict[str, object]]]:
+    with Reader.open(store) as reader:
+        return {table: reader.sql(f"SELECT * FROM {table} ORDER BY ALL") for table in TABLES}
+
+
+@WAYS
+def test_what_is_damaged_is_told_and_what_stands_behind_it_taken_in(tmp_path: Path, far: int) -> None:
+    folder = journal(tmp_path / "j", RECORDS + 10)
+    segment = folder / "000001.jsonl"
+    text = bytearray(segment.read_bytes())
+    text[text.index(b'"n":5,')] ^= 0x20
+    segment.write_bytes(text)
+    with anew(tmp_path / "s.duckdb") as store:
+        taken_in, damaged = follow(store, folder, Rubrics(), far)
+        assert (taken_in, store.damaged, reserved(store)) == (RECORDS + 9, 1, RECORDS + 9)
+    assert [one.reason for one in damaged] == ["the checksum does not match"]
+
+
+@WAYS
+def test_a_rubric_that_is_lost_is_named(tmp_path: Path, far: int) -> None:
+    pipeline, rubric, ledger = build(tmp_path, 2)
+    ledger.close()
+    places = Places(pipeline.store)
+    segment = places.journal / "000001.jsonl"
+    lines = segment.read_bytes().splitlines(keepends=True)
+    segment.write_bytes(b"".join(line for line in lines if b'"kind":"rubric"' not in line))
+    rubrics = Rubrics()
+    with anew(tmp_path / "again.duckdb") as store:
+        follow(store, places.journal, rubrics, far)
+    assert rubrics.lost == {rubric.digest}
+
+
+@WAYS
+def test_a_journal_that_cannot_be_read_is_an_error(tmp_path: Path, far: int) -> None:
+    folder = tmp_path / "j"
+    (folder / "000001.jsonl").mkdir(parents=True)
+    with anew(tmp_path / "s.duckdb") as store, pytest.raises(IsADirectoryError):
+        follow(store, folder, Rubrics(), far)
+
+
+class Watched(Store):
+    """Remembers in which threads it was at work, and which processes read for it; ends these if told to."""
+
+    threads: set[int]
+    readers: set[int]
+    ends_them: bool
+
+    @classmethod
+    def at(cls, path: Path, ends_them: bool = False) -> "Watched":
+        store = cls.open(path)
+        store.threads, store.readers, store.ends_them = set(), set(), ends_them
+        return store
+
+    def apply(self, steps: Sequence[Step], position: Position, damaged: int = 0) -> None:
+        self.threads.add(get_ident())
+        self.readers |= _readers()
+        super().apply(steps, position, damaged)
+        if self.ends_them:
+            for reader in _readers():
+                os.kill(reader, signal.SIGKILL)
+
+
+def _readers() -> set[int]:
+    """Processes that read a journal for this one."""
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            words, command = stat.read_text().rpartition(")")[2].split(), stat.with_name("cmdline").read_text()
+        except OSError:  # it has ended meanwhile
+            continue
+        if int(words[1]) == os.getpid() and "aif.following" in command:
+            found.add(int(stat.parent.name))
+    return found
+
+
+@WAYS
+def test_a_store_that_follows_is_at_work_in_no_thread_but_its_owners(tmp_path: Path, far: int) -> None:
+    """In another, it would be when a second Ctrl-C closes it, which DuckDB refuses."""
+    folder = journal(tmp_path / "j", 2 * RECORDS + 1)
+    store = Watched.at(tmp_path / "s.duckdb")
+    assert follow(store, folder, Rubrics(), far) == (2 * RECORDS + 1, [])
+    assert reserved(store) == 2 * RECORDS + 1
+    store.close()
+    assert store.threads == {get_ident()}
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are found in /proc")
+
+
+@needs_proc
+def test_a_reader_that_is_killed_is_told_and_what_it_read_is_kept(tmp_path: Path) -> None:
+    folder = journal(tmp_path / "j", 40 * RECORDS)
+    store = Watched.at(tmp_path / "s.duckdb", ends_them=True)
+    with pytest.raises(AifError, match=r"has ended \(exit code -9\).*try again"):
+        follow(store, folder, Rubrics(), 0)
+    assert len(store.readers) == 1
+    assert 0 < reserved(store) < 40 * RECORDS
+    store.ends_them = False
+    follow(store, folder, Rubrics(), 0)
+    assert reserved(store) == 40 * RECORDS
+    store.close()
+
+
+class Broken(Watched):
+    """Fails once it has taken in a portion."""
+
+    def apply(self, steps: Sequence[Step], position: Position, damaged: int = 0) -> None:
+        if self.position != START:
+            raise OSError(28, "No space left on device")
+        super().apply(steps, position, damaged)
+
+
+@needs_proc
+def test_a_reader_ends_with_who_it_reads_for(tmp_path: Path) -> None:
+    folder = journal(tmp_path / "j", 40 * RECORDS)
+    store = Broken.at(tmp_path / "s.duckdb")
+    with pytest.raises(OSError, match="No space left"):
+        follow(store, folder, Rubrics(), 0)
+    store.close()
+    assert store.readers
+    assert not any(map(alive, store.readers))
