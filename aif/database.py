@@ -22,6 +22,8 @@ SETTINGS: dict[str, str | bool | int | float | list[str]] = {
     "wal_autocheckpoint": "128MB",
 }
 
+ROOMY = "1GB"  # the memory limit while a store is made again
+
 
 def connect(path: Path, read_only: bool = False) -> duckdb.DuckDBPyConnection:
     """Opens the file. Raises StoreDamaged where DuckDB can't read it."""

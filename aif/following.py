@@ -27,8 +27,8 @@ def follow(store: Store, folder: Path, rubrics: Rubrics, far: int = FAR) -> tupl
     damaged there."""
     taken_in, damaged = 0, list[Damage]()
     start = store.position
-    read = _elsewhere if ahead(folder, start) >= far else portions
-    with closing(read(folder, start, rubrics)) as found:
+    is_far = ahead(folder, start) >= far
+    with closing((_elsewhere if is_far else portions)(folder, start, rubrics)) as found, store.roomy(is_far):
         for portion in found:
             store.apply(portion.steps, portion.position, len(portion.damaged))
             taken_in += portion.records

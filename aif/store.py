@@ -12,7 +12,7 @@ from typing import Any, Self
 import duckdb
 import pyarrow as pa
 
-from aif.database import SCHEMA_VERSION, check_version, connect, noticing, unreadable, within
+from aif.database import ROOMY, SCHEMA_VERSION, SETTINGS, check_version, connect, noticing, unreadable, within
 from aif.errors import JournalDamaged, StoreDamaged
 from aif.events import Record
 from aif.journal import Position
@@ -80,6 +80,17 @@ class Store:
         """Remembers that what came in is all there again."""
         with noticing(self.path):
             self._db.execute("UPDATE about SET damaged = 0")
+
+    @contextmanager
+    def roomy(self, wanted: bool) -> Iterator[None]:
+        """Gives DuckDB more memory, if that is wanted: while a store is made again, there is nothing else that needs
+        it, and 1,000,000 calls are taken in in 54 s in place of 66."""
+        with noticing(self.path):
+            if wanted:
+                self._db.execute(f"SET memory_limit = '{ROOMY}'")
+            yield
+            if wanted:
+                self._db.execute(f"SET memory_limit = '{SETTINGS['memory_limit']}'")
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
