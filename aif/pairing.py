@@ -1,6 +1,7 @@
 """Ratings in the store -> what became of every selected prompt, in the store. Calls no model."""
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict
 
 import orjson
@@ -9,7 +10,7 @@ import pyarrow as pa
 from aif.config import Pipeline
 from aif.intake import say_who_judges
 from aif.pairs import OUTCOMES as PAIR_OUTCOMES
-from aif.pairs import Policy, pair
+from aif.pairs import Paired, Policy, counts, pair
 from aif.records import CARRIED
 from aif.results import Results
 from aif.rubric import Rubric
@@ -29,29 +30,45 @@ def make_pairs(pipeline: Pipeline, rubric: Rubric, store: Store) -> dict[str, in
     for a score the rubric doesn't give.
     """
     say_who_judges(pipeline, rubric, store)
+    policy, found = policy_of(pipeline), Counter[str]()
     with Results.of(store) as reader:
-        scores = scores_of(pipeline, rubric, reader)
-        unpaired = reader.unpaired()
-    paired = pair(scores, policy_of(pipeline))
-    outcomes = pa.concat_tables([paired.outcomes(), unpaired], promote_options="default")
-    store.keep_outcomes(
-        {
-            "outcomes": outcomes,
-            "preferences": paired.preferences(),
-            "scores": paired.scores(),
-            "judge_scores": paired.judge_scores(),
-        },
-        orjson.dumps(asdict(policy_of(pipeline))).decode(),
-    )
-    found = Counter(outcomes.column("outcome").to_pylist())
+
+        def parts() -> Iterator[dict[str, pa.Table]]:
+            for paired in _paired(pipeline, rubric, reader):
+                found.update(counts(paired))
+                yield {
+                    "outcomes": paired.outcomes(),
+                    "preferences": paired.preferences(),
+                    "scores": paired.scores(),
+                    "judge_scores": paired.judge_scores(),
+                }
+            unpaired = reader.unpaired()
+            found.update(unpaired.column("outcome").to_pylist())
+            yield {"outcomes": unpaired}
+
+        store.keep_outcomes(parts(), orjson.dumps(asdict(policy)).decode())
     return {outcome: found[outcome] for outcome in OUTCOMES}
+
+
+def _paired(pipeline: Pipeline, rubric: Rubric, reader: Results) -> Iterator[Paired]:
+    """What became of the prompts, a part after the other: what a prompt is paired to depends on no other prompt, but
+    for a cap on models. (800,000 completions took 1,150 MB at once.)"""
+    policy = policy_of(pipeline)
+    weights = _weights(pipeline, rubric)
+    parts = reader.scores_by_part(*weights) if policy.max_per_model is None else [reader.scores(*weights)]
+    return (pair(part, policy) for part in parts)
 
 
 def scores_of(pipeline: Pipeline, rubric: Rubric, reader: Results) -> Scores:
     """The ratings in the store, with the weights that rubric and pipeline give aspects and judges."""
+    return reader.scores(*_weights(pipeline, rubric))
+
+
+def _weights(pipeline: Pipeline, rubric: Rubric) -> tuple[dict[str, float], dict[str, float]]:
+    """By aspect and by judge."""
     aspects = {name: aspect.weight for name, aspect in rubric.sheet.aspects.items()}
     judges = {name: judge.weight for name, judge in pipeline.judges.items()}
-    return reader.scores(aspects, judges or {CARRIED: 1.0})
+    return aspects, judges or {CARRIED: 1.0}
 
 
 def policy_of(pipeline: Pipeline) -> Policy:

@@ -278,12 +278,15 @@ class Store:
             )
             self._db.unregister("touched")
 
-    def keep_outcomes(self, tables: Mapping[str, pa.Table], policy: str) -> None:
+    def keep_outcomes(self, parts: Iterable[Mapping[str, pa.Table]], policy: str) -> None:
         """Puts down what became of each prompt, and by which policy (JSON), in the place of what the tables held."""
         with self._transaction():
-            for name, rows in tables.items():
-                self._db.execute(f"DELETE FROM {name}")
-                self.insert(name, rows)
+            self._db.execute(
+                "DELETE FROM outcomes; DELETE FROM preferences; DELETE FROM scores; DELETE FROM judge_scores"
+            )
+            for part in parts:
+                for name, rows in part.items():
+                    self.insert(name, rows)
             self.mark("pairs", policy)
 
 
