@@ -49,15 +49,18 @@ class Writer:
         self._taken: list[Entry | None] = []  # out of the queue, and not known to be synced
         self._unkept: list[Entry] = []  # for which there was no room; tried again at the end
         self._trouble: Exception | None = None
+        self._hurried = asyncio.Event()  # somebody waits until all is in the store
 
     async def keep(self, entry: Entry) -> None:
         """Hands an entry over; waits while the disk is behind."""
         await self._incoming.put(entry)
 
     async def flush(self) -> None:
-        """Returns when everything handed over so far is in the store."""
+        """Returns when everything handed over so far is in the store, without waiting for more to go with it."""
+        self._hurried.set()
         await self._incoming.join()
         await self._synced.join()
+        self._hurried.clear()
 
     async def close(self) -> None:
         """Ends `run` when everything handed over is in the store."""
@@ -106,9 +109,10 @@ class Writer:
 
     async def _sync(self, thread: ThreadPoolExecutor) -> None:
         loop, open_ = asyncio.get_running_loop(), True
+        due = loop.time()
         while open_:
             batch = self._taken = []
-            await _gather(self._incoming, SYNC_EVERY_S, batch)
+            await self._gather(self._incoming, due, batch)
             entries = [entry for entry in batch if entry is not None]
             open_ = len(entries) == len(batch)
             if entries:
@@ -124,13 +128,15 @@ class Writer:
                 self._taken = []
             for _ in batch:
                 self._incoming.task_done()
+            due = loop.time() + SYNC_EVERY_S
         await self._synced.put(None)
 
     async def _commit(self, thread: ThreadPoolExecutor) -> None:
         loop, open_ = asyncio.get_running_loop(), True
+        due = loop.time()
         while open_:
             batches: list[Batch | None] = []
-            await _gather(self._synced, COMMIT_EVERY_S, batches)
+            await self._gather(self._synced, due, batches)
             full = [batch for batch in batches if batch is not None]
             open_ = len(full) == len(batches)
             if full and not self._trouble:
@@ -142,6 +148,16 @@ class Writer:
                     self.give_up(trouble)
             for _ in batches:
                 self._synced.task_done()
+            due = loop.time() + COMMIT_EVERY_S
+
+    async def _gather(self, queue: asyncio.Queue[T | None], due: float, into: list[T | None]) -> None:
+        """The next element, and what else comes until the next sync or commit is due: one serves them all."""
+        into.append(await queue.get())
+        if into[-1] is not None and queue.qsize() < BUSY:
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(due):
+                    await self._hurried.wait()
+        into += _drain(queue) if into[-1] is not None else []
 
     def _store(self, entries: list[Entry], position: Position) -> bool:
         """Applies entries; true where prompts may have become ready to be judged by it."""
@@ -150,14 +166,6 @@ class Writer:
         if places:
             self._ledger.store.notice_ready(places, *self._enough)
         return bool(places)
-
-
-async def _gather(queue: asyncio.Queue[T | None], within_s: float, into: list[T | None]) -> None:
-    """The next element, and what else comes within a moment: one sync or commit serves them all."""
-    into.append(await queue.get())
-    if into[-1] is not None and queue.qsize() < BUSY:
-        await asyncio.sleep(within_s)
-    into += _drain(queue) if into[-1] is not None else []
 
 
 def _drain(queue: asyncio.Queue[T]) -> list[T]:
