@@ -4,6 +4,7 @@ Opening takes the lock, cuts off what a crash left torn, and lets the store catc
 another version, or ahead of its journal is made anew from the journal.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -102,7 +103,7 @@ class Ledger:
         """Journal, then store, at once: for what is kept outside the flow of a run. The store takes in besides what it
         lacks: a run that was left at once, or an interrupt between the two, puts the journal ahead of it."""
         self.journal.append(records)
-        follow(self.store, self.places.journal, self.rubrics)
+        follow(self.store, self.places.journal, self.rubrics, far=math.inf)
 
 
 def _damage(error: BaseException) -> StoreDamaged | None:

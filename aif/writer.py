@@ -25,7 +25,7 @@ BUSY = 200  # so many waiting are enough for a batch
 
 T = TypeVar("T")
 
-Batch = tuple[list[Entry], Position]
+Synced = tuple[list[Entry], Position]
 
 
 class Writer:
@@ -47,23 +47,29 @@ class Writer:
         self._on_ready = on_ready
         self._on_trouble = on_trouble
         self._incoming: asyncio.Queue[Entry | None] = asyncio.Queue(QUEUED)
-        self._synced: asyncio.Queue[Batch | None] = asyncio.Queue(64)
+        self._synced: asyncio.Queue[Synced | None] = asyncio.Queue(64)
         self._taken: list[Entry | None] = []  # out of the queue, and not known to be synced
         self._unkept: list[Entry] = []  # for which there was no room; tried again at the end
         self._trouble: Exception | None = None
-        self._unstored = 0  # of those synced
+        self._handed = self._settled = 0  # entries, ever: handed over, and of these in the store, or lost to it
+        self._moved = asyncio.Event()
         self._hurried = asyncio.Event()  # somebody waits until all is in the store
 
     async def keep(self, entry: Entry) -> None:
         """Hands an entry over; waits while the disk is behind."""
         await self._incoming.put(entry)
+        self._handed += 1
 
     async def flush(self) -> None:
-        """Returns when everything handed over so far is in the store, without waiting for more to go with it."""
+        """Returns when everything handed over so far is in the store. It waits for no more to go with that."""
+        wanted = self._handed
         self._hurried.set()
-        await self._incoming.join()
-        await self._synced.join()
-        self._hurried.clear()
+        try:
+            while self._settled < wanted:
+                self._moved.clear()
+                await self._moved.wait()
+        finally:
+            self._hurried.clear()
 
     async def close(self) -> None:
         """Ends `run` when everything handed over is in the store."""
@@ -127,14 +133,12 @@ class Writer:
                     position = await loop.run_in_executor(thread, self._ledger.journal.append, records)
                 except OSError as full:
                     self._unkept += entries
+                    self._settle(len(entries))
                     self.give_up(full)
                 else:
                     self._on_kept(entries)
-                    self._unstored += len(entries)
                     await self._synced.put((entries, position))
                 self._taken = []
-            for _ in batch:
-                self._incoming.task_done()
             due = loop.time() + SYNC_EVERY_S
         await self._synced.put(None)
 
@@ -145,22 +149,25 @@ class Writer:
             batches = [await self._synced.get()]
             if batches[0] is not None:
                 await self._until(due)
-                if self._unstored < FEW:
-                    await self._until(due + LATE_S)
-            batches += _drain(self._synced)
-            self._unstored = 0
+                batches += _drain(self._synced)
+            if None not in batches and sum(len(batch[0]) for batch in batches if batch) < FEW:
+                await self._until(due + LATE_S)
+                batches += _drain(self._synced)
             full = [batch for batch in batches if batch is not None]
             open_ = len(full) == len(batches)
-            if full and not self._trouble:
-                entries = [entry for batch, _ in full for entry in batch]
+            entries = [entry for batch, _ in full for entry in batch]
+            if entries and not self._trouble:
                 try:
                     if await loop.run_in_executor(thread, self._store, entries, full[-1][1]):
                         self._on_ready()
                 except (StoreDamaged, OSError) as trouble:
                     self.give_up(trouble)
-            for _ in batches:
-                self._synced.task_done()
+            self._settle(len(entries))
             due = loop.time() + COMMIT_EVERY_S
+
+    def _settle(self, entries: int) -> None:
+        self._settled += entries
+        self._moved.set()
 
     async def _until(self, due: float) -> None:
         """Waits for more, unless somebody waits for what is there."""

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -156,7 +157,7 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="pr
 def test_a_reader_that_is_killed_is_told_and_what_it_read_is_kept(tmp_path: Path) -> None:
     folder = journal(tmp_path / "j", 40 * RECORDS)
     store = Watched.at(tmp_path / "s.duckdb", ends_them=True)
-    with pytest.raises(AifError, match=r"has ended \(exit code -9\).*try again"):
+    with pytest.raises(AifError, match=r"was killed \(signal 9\).*try again"):
         follow(store, folder, Rubrics(), 0)
     assert len(store.readers) == 1
     assert 0 < reserved(store) < 40 * RECORDS
@@ -184,3 +185,48 @@ def test_a_reader_ends_with_who_it_reads_for(tmp_path: Path) -> None:
     store.close()
     assert store.readers
     assert not any(map(alive, store.readers))
+
+
+def test_the_reader_is_ours_wherever_it_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Someone's own files of the names of modules stand in the folder; what they print is no portion."""
+    folder = journal(tmp_path / "j", RECORDS + 1)
+    for name in ("random", "aif", "sitecustomize"):
+        (tmp_path / f"{name}.py").write_text("print('hello')\nraise SystemExit(3)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONUNBUFFERED", "1")
+    with anew(tmp_path / "s.duckdb") as store:
+        assert follow(store, folder, Rubrics(), 0) == (RECORDS + 1, [])
+
+
+def test_where_no_process_is_to_be_had_it_is_read_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = journal(tmp_path / "j", 3)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "none"))
+    with anew(tmp_path / "s.duckdb") as store:
+        assert follow(store, folder, Rubrics(), 0) == (3, [])
+
+
+def test_a_reader_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = journal(tmp_path / "j", 3)
+    (tmp_path / "aif.py").write_text("raise SystemExit(3)\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    with anew(tmp_path / "s.duckdb") as store, pytest.raises(AifError, match=r"failed \(exit code 3\).*try again"):
+        follow(store, folder, Rubrics(), 0)
+
+
+def _limit(store: Store) -> str:
+    return str(store.cursor().execute("SELECT current_setting('memory_limit')").fetchall()[0][0])
+
+
+def test_a_store_that_is_made_again_has_more_memory_only_meanwhile(tmp_path: Path) -> None:
+    with anew(tmp_path / "s.duckdb") as store:
+        before = _limit(store)
+        with pytest.raises(AifError), _stopped(store):
+            assert _limit(store) != before
+        assert _limit(store) == before
+
+
+@contextmanager
+def _stopped(store: Store) -> Iterator[None]:
+    with store.roomy(True):
+        yield
+        raise AifError("stopped")

@@ -15,6 +15,7 @@ from aif import journal as journals
 from aif.chat.base import Reply
 from aif.errors import StoreDamaged
 from aif.ledger import Ledger
+from aif.queries import Reader
 from aif.records import Usage
 from aif.rows import Entry
 from aif.writer import Writer
@@ -63,6 +64,30 @@ async def test_everything_is_synced_and_stored_in_order(ledger: Ledger) -> None:
     assert ledger.store.position == ledger.journal.position
     await writer.close()
     await running
+
+
+async def test_a_flush_waits_for_what_was_there_and_not_for_what_comes(ledger: Ledger) -> None:
+    """Judges go on when generation has ended: the moment at which nothing is outstanding may not come for an hour."""
+    writer = Writer(ledger, 4, 2, lambda synced: None, lambda: None, lambda: None)
+    running = asyncio.create_task(writer.run())
+    some = entries(ledger, 3000)
+    for entry in some[:200]:
+        await writer.keep(entry)
+
+    async def go_on() -> None:
+        for entry in some[200:]:
+            await writer.keep(entry)
+            await asyncio.sleep(0)
+
+    more = asyncio.create_task(go_on())
+    async with asyncio.timeout(30):
+        await writer.flush()
+    with Reader.of(ledger.store) as reader:
+        assert reader.sql("SELECT count(*) AS n FROM calls")[0]["n"] >= 200
+    await more
+    await writer.close()
+    await running
+    assert len(kept(ledger.journal.folder)) == len(some)
 
 
 @pytest.mark.parametrize("turns", [0, 1, 5, 50])
