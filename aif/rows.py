@@ -120,7 +120,7 @@ def table(name: str, rows: Sequence[dict[str, Any]]) -> pa.Table:
 
 
 def _ratings(rows: Sequence[Sequence[Rating]]) -> pa.Array:
-    """Column by column: of a judgement with 16 ratings that takes 10 µs, and 55 as a dict each."""
+    """Column by column: of a judgement with 16 ratings that takes 22 µs with all its columns, and 57 as a dict each."""
     ends, flat = [0], list[Rating]()
     for ratings in rows:
         flat += ratings
