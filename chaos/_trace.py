@@ -72,7 +72,7 @@ def synced(lines: Iterable[str]) -> dict[str, int]:
                 if "unfinished" not in rest:
                     safe[path] = begun.pop(thread)[1]
             elif name == "ftruncate":
-                length[path] = int(rest.split(",")[1].split(")")[0])
+                length[path] = int(re.findall(r"\d+", rest)[0])  # unfinished or not
             elif numbers := re.findall(r"\d+", rest):
                 size = int(numbers[0])
                 at = int(numbers[1]) if name == "pwrite64" else length.get(path, 0)

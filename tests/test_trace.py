@@ -21,3 +21,8 @@ def test_what_was_written_before_a_sync_began_is_synced() -> None:
 def test_a_file_that_was_cut_is_shorter() -> None:
     log = ['7 write(3</s/w>, ""..., 90) = 90', "7 ftruncate(3</s/w>, 0) = 0", "7 fdatasync(3</s/w>) = 0"]
     assert synced(log) == {"/s/w": 0}
+
+
+def test_a_cut_that_another_thread_came_between_counts() -> None:
+    log = ['7 write(3</s/w>, ""..., 90) = 90', "7 ftruncate(3</s/w>, 10 <unfinished ...>", "8 fsync(3</s/w>) = 0"]
+    assert synced([*log, "7 <... ftruncate resumed>) = 0", "7 fdatasync(3</s/w>) = 0"]) == {"/s/w": 10}
