@@ -29,11 +29,16 @@ FAR = 32 * 2**20  # bytes that are worth the 0.5 s until a process has started
 def follow(store: "Store", folder: Path, rubrics: Rubrics, far: float = FAR) -> tuple[int, list[Damage]]:
     """Lets the store take in what the journal holds beyond it; from so many bytes on, another process reads it. Returns
     how many records these were, and what was damaged there."""
-    taken_in, damaged = 0, list[Damage]()
     start = store.position
-    is_far = ahead(folder, start) >= far
-    read = _elsewhere if is_far else portions
-    with store.roomy(is_far), closing(read(folder, start, rubrics)) as found:
+    if ahead(folder, start) < far:
+        return _take_in(store, portions(folder, start, rubrics))
+    with store.roomy():
+        return _take_in(store, _elsewhere(folder, start, rubrics))
+
+
+def _take_in(store: "Store", found: Generator[Portion]) -> tuple[int, list[Damage]]:
+    taken_in, damaged = 0, list[Damage]()
+    with closing(found):
         for portion in found:
             store.apply(portion.steps, portion.position, len(portion.damaged))
             taken_in += portion.records

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -133,7 +134,7 @@ class Results(Reader):
         return (_scores(part, aspects, judges) for part in self._rated(aspects, judges))
 
     def _rated(self, aspects: Iterable[str], judges: Iterable[str]) -> Iterator[pa.Table]:
-        columns = [(judge, aspect) for judge in judges for aspect in aspects]
+        columns = _columns(aspects, judges)
         ((prompts,),) = self._rows("SELECT count(*) FROM selection")
         for first in range(0, max(1, prompts), AT_ONCE):
             yield self._rated_among(columns, first, first + AT_ONCE - 1)
@@ -306,8 +307,13 @@ def _verdict(row: Mapping[str, Any]) -> Verdict:
     )
 
 
+def _columns(aspects: Iterable[str], judges: Iterable[str]) -> list[tuple[str, str]]:
+    """The columns of Scores, as (judge, aspect)."""
+    return list(product(judges, aspects))
+
+
 def _scores(rows: pa.Table, aspects: Mapping[str, float], judges: Mapping[str, float]) -> Scores:
-    columns = [(judge, aspect) for judge in judges for aspect in aspects]
+    columns = _columns(aspects, judges)
     ratings = [rows.column(f"mean{n}").to_numpy().astype(float) for n in range(len(columns))]
     return Scores(
         prompt_ids=rows.column("prompt_id"),

@@ -20,6 +20,7 @@ RATING = pa.struct(
         ("types", pa.list_(pa.int32())),
     ]
 )
+RATINGS = pa.list_(RATING)
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 
 
@@ -44,8 +45,7 @@ COLUMNS = {
     ),
     "judgements": _columns(
         "key prompt_id judge identity request rubric spec material form text call_id",
-        completions=pa.list_(pa.string()), answers=pa.list_(pa.string()), ratings=pa.list_(RATING),
-        **{"pass": pa.uint16()},
+        completions=pa.list_(pa.string()), answers=pa.list_(pa.string()), ratings=RATINGS, **{"pass": pa.uint16()},
     ),
     "calls": _columns(
         "id run stage key prompt_id endpoint verdict kind message raw sent served",
@@ -108,15 +108,12 @@ def steps(entries: Iterable[Entry]) -> list[Step]:
 def table(name: str, rows: Sequence[dict[str, Any]]) -> pa.Table:
     """Rows of a table as Arrow has them; what a row leaves out is NULL."""
     columns = COLUMNS[name]
-    if name != "judgements":
-        return pa.Table.from_pylist(rows, schema=columns)
-    arrays = [
-        _ratings([row["ratings"] for row in rows])
-        if column.name == "ratings"
-        else pa.array([row.get(column.name) for row in rows], column.type)
-        for column in columns
-    ]
-    return pa.Table.from_arrays(arrays, schema=columns)
+    return pa.Table.from_arrays([_column(rows, column) for column in columns], schema=columns)
+
+
+def _column(rows: Sequence[dict[str, Any]], column: pa.Field) -> pa.Array:
+    values: list[Any] = [row.get(column.name) for row in rows]
+    return _ratings(values) if column.type == RATINGS else pa.array(values, column.type)
 
 
 def _ratings(rows: Sequence[Sequence[Rating]]) -> pa.Array:

@@ -122,7 +122,7 @@ class Writer:
         due = loop.time()
         while open_:
             batch = self._taken = [await self._incoming.get()]
-            if batch[0] is not None and self._incoming.qsize() < BUSY:
+            if self._incoming.qsize() < BUSY:
                 await self._until(due)
             batch += _drain(self._incoming)
             entries = [entry for entry in batch if entry is not None]
@@ -147,10 +147,9 @@ class Writer:
         due = loop.time()
         while open_:
             batches = [await self._synced.get()]
-            if batches[0] is not None:
-                await self._until(due)
-                batches += _drain(self._synced)
-            if None not in batches and sum(len(batch[0]) for batch in batches if batch) < FEW:
+            await self._until(due)
+            batches += _drain(self._synced)
+            if sum(len(batch[0]) for batch in batches if batch) < FEW:
                 await self._until(due + LATE_S)
                 batches += _drain(self._synced)
             full = [batch for batch in batches if batch is not None]

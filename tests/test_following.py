@@ -227,6 +227,6 @@ def test_a_store_that_is_made_again_has_more_memory_only_meanwhile(tmp_path: Pat
 
 @contextmanager
 def _stopped(store: Store) -> Iterator[None]:
-    with store.roomy(True):
+    with store.roomy():
         yield
         raise AifError("stopped")
