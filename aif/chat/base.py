@@ -84,18 +84,22 @@ class Kind(StrEnum):
     EMPTY = "empty"
     UNREADABLE = "unreadable"  # the judge's words could not be read as ratings
     TRUNCATED = "truncated"  # a judgement cut at its limit
+    CACHED = "cached"  # the reply to another request, from a gateway that keeps replies
     # this item's failure for good, never the provider's
-    CONTEXT_OVERFLOW = "context_overflow"
     BLOCKED = "blocked"  # the provider's filter or stop reason
+    # the item's where others are answered; else the request's shape: a setting, a length, a template
+    CONTEXT_OVERFLOW = "context_overflow"
     BAD_REQUEST = "bad_request"
-    # the provider's: no further call until something is mended
+    # the item's where others are answered (a firewall says 403, too); else the provider's, until something is mended
     UNAUTHORIZED = "unauthorized"
     QUOTA_EXHAUSTED = "quota_exhausted"
     UNKNOWN_MODEL = "unknown_model"
+    WRONG_URL = "wrong_url"  # a redirect, or a page where no API is
 
 
 TRANSIENT = frozenset({Kind.RATE_LIMITED, Kind.SERVER_ERROR, Kind.TIMEOUT, Kind.CONNECTION, Kind.BAD_REPLY})
-REASKED = frozenset({Kind.EMPTY, Kind.UNREADABLE, Kind.TRUNCATED})
+REASKED = frozenset({Kind.EMPTY, Kind.UNREADABLE, Kind.TRUNCATED, Kind.CACHED})
+SHAPE = frozenset({Kind.CONTEXT_OVERFLOW, Kind.BAD_REQUEST})
 # answered with an error before any token was read or written
 UNBILLED = frozenset(
     {
@@ -105,9 +109,10 @@ UNBILLED = frozenset(
         Kind.UNAUTHORIZED,
         Kind.QUOTA_EXHAUSTED,
         Kind.UNKNOWN_MODEL,
+        Kind.WRONG_URL,
     }
 )
-PROVIDER = frozenset({Kind.UNAUTHORIZED, Kind.QUOTA_EXHAUSTED, Kind.UNKNOWN_MODEL})
+PROVIDER = frozenset({Kind.UNAUTHORIZED, Kind.QUOTA_EXHAUSTED, Kind.UNKNOWN_MODEL, Kind.WRONG_URL})
 
 
 class CallError(Exception):
@@ -116,7 +121,9 @@ class CallError(Exception):
     `retry_after` is in seconds, as the server asked; `quotas` what it said of its limits. `reply` is what was paid for
     and received nonetheless (an unreadable judgement, an empty completion; of a body that is no reply, what it says it
     used); `raw` the body of an answer that was no reply at all, cut to 2,000 characters; `unsent` says that there was
-    no connection to send anything over. The message never holds a key.
+    no connection to send anything over. `told` says that the server's own words or codes name the kind, and not the
+    status alone; `busy` that they say it is loading, crashed or overloaded, so that it is there and may come back. The
+    message never holds a key.
     """
 
     def __init__(
@@ -129,6 +136,8 @@ class CallError(Exception):
         raw: str = "",
         quotas: tuple[Quota, ...] = (),
         unsent: bool = False,
+        told: bool = False,
+        busy: bool = False,
     ) -> None:
         super().__init__(message)
         self.kind = kind
@@ -138,6 +147,8 @@ class CallError(Exception):
         self.raw = raw[:2000]
         self.quotas = quotas
         self.unsent = unsent
+        self.told = told
+        self.busy = busy
 
     @property
     def unbilled(self) -> bool:
