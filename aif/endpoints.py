@@ -11,16 +11,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from aif.asking import most_input
-from aif.chat.base import PROVIDER, CallError, ChatModel, Kind, Reply, Request
-from aif.chat.gate import Caller, Gate, Pass
+from aif.chat.base import CallError, ChatModel, Kind, Reply, Request
+from aif.chat.gate import MANY, Caller, Gate, Others, Pass
 from aif.chat.limits import Cost, Pace
 from aif.chat.retry import Policy
 from aif.config import Pipeline, api_key
 from aif.entries import Judge, Model
 from aif.records import Stage, Usage
-
-# A setting the provider does not take is refused with every request: this many are enough to tell, before any answer.
-BAD_REQUESTS = 5
 
 
 class Halted(Exception):
@@ -40,7 +37,7 @@ class Endpoint:
     A launched one is not `up` until a server of its own answers, and while none does; `wanted` says that a call waits
     for it or has been made, `done` that none will come any more, `doing` what its servers do instead of answering.
     `cost` and `bound` are in USD: of what was used, and at most of a request (None without a price, 0 of one's own);
-    `paid` calls count against a budget.
+    `paid` calls count against a budget. `others` says who else could be asked, where that is known.
     """
 
     name: str
@@ -62,7 +59,7 @@ class Endpoint:
     doing: str | None = None
     refused: str | None = None
     answered: int = 0  # ever, as the store knows
-    bad_requests: int = 0
+    others: Callable[[CallError], Others] = lambda error: MANY
     uncovered: int = 0  # calls in a row that the budget did not cover
 
     def __post_init__(self) -> None:
@@ -72,7 +69,7 @@ class Endpoint:
     @cached_property
     def gate(self) -> Gate:
         """Made at the first call: until then, servers that are launched may add to `concurrency`."""
-        return Gate(self.concurrency, self.policy, self.jitter)
+        return Gate(self.concurrency, self.policy, self.jitter, usable=self.answered > 0)
 
     @property
     def in_flight(self) -> int:
@@ -92,8 +89,8 @@ class Endpoint:
         try:
             yield turn
         except CallError as error:
-            self.gate.ended(place, error, self.clock())
-            self._failed(error, caller)
+            self.gate.ended(place, error, self.clock(), self.others(error))
+            self._failed(error)
             raise
         else:
             if turn.reply is not None:
@@ -123,21 +120,13 @@ class Endpoint:
         if reply.usage is not None:
             self.pace.counted(cost, reply.usage.input, self.clock())
 
-    def _failed(self, error: CallError, caller: Caller) -> None:
+    def _failed(self, error: CallError) -> None:
         """Stops asking what will not answer."""
         self.pace.learn(error.quotas)
         if error.kind is Kind.RATE_LIMITED:
             self.pace.limited(self.clock())
-        if error.kind in PROVIDER:
-            self.refuse(error.message)
-        elif self.gate.given_up:
+        if self.gate.given_up:
             self.refuse(self.gate.given_up)
-        elif error.kind is Kind.BAD_REQUEST and not self.answered:
-            # says nothing of its item yet: as long as nothing at all was ever answered, it may be a setting
-            caller.blame = "unknown"
-            self.bad_requests += 1
-            if self.bad_requests >= BAD_REQUESTS:
-                self.refuse(f"the first {self.bad_requests} requests were all refused: {error.message}")
 
     def refuse(self, why: str) -> None:
         self.refused = self.refused or why

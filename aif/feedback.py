@@ -1,17 +1,17 @@
 """The orchestrator: generation and judging side by side over journal and store.
 
-Each model and judge has a pager that brings its pending work out of the store into a bounded queue, and as many workers
-as calls may be in flight. A worker keeps its place while it backs off: waiting is the back-pressure. Every attempt goes
-to the one writer, which also notices the prompts that have become ready to be judged. An item's error is a row; a
-programming error ends the run.
+Each model and judge has a pager that brings its pending work out of the store into a line (line.py), and as many
+workers as calls may be in flight. Every attempt goes to the one writer, which also notices the prompts that have become
+ready to be judged. An item's error is a row; a programming error ends the run.
 """
 
 import asyncio
 import gc
+import random
 import secrets
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -20,13 +20,13 @@ from typing import Any, Protocol, TypeVar
 from aif import events
 from aif.asking import completion_request, judging_request, once_more
 from aif.budget import UNSPENT, Budget, Short, Spent
-from aif.chat.base import REASKED, CallError, Kind, Reply, Request
-from aif.chat.gate import Caller
-from aif.chat.retry import Attempt, Policy, persist
+from aif.chat.base import CallError, Kind, Reply, Request
+from aif.chat.retry import Policy, Verdict
 from aif.config import Pipeline
 from aif.endpoints import Endpoint, Halted
 from aif.errors import StoreDamaged
 from aif.ledger import Ledger
+from aif.line import Item, Line, serve
 from aif.queries import Need, Reader, Ready, Todo
 from aif.reading import Unreadable, read
 from aif.records import Principle, Rating, digest
@@ -40,8 +40,6 @@ PAGE = 512
 UNCOVERED = 200
 
 T = TypeVar("T")
-
-Answer = tuple[Reply, tuple[Rating, ...] | None]
 
 
 class Observer(Protocol):
@@ -60,10 +58,6 @@ class Job:
     request: Callable[[int, CallError | None], Request]
     read: Callable[[Reply], tuple[Rating, ...] | None]
     place: tuple[int, int] | None = None
-
-
-# Each is done by one worker, in turn, who also makes it: a page of rendered requests made at once holds up all calls.
-Jobs = asyncio.Queue[Sequence[Callable[[], Job]] | None]
 
 
 @dataclass
@@ -85,8 +79,8 @@ class Run:
         self._id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
         self._calls = 0
         self._budget = Budget(self.pipeline.budget_usd, self.spent, self._reserve)
-        self._more_ready = {e.name: asyncio.Event() for e in self.endpoints if e.stage == "judgement"}
-        self._generated = False
+        self.more_ready = {e.name: asyncio.Event() for e in self.endpoints if e.stage == "judgement"}
+        self.generated = False
 
     def stop(self) -> None:
         """No new call is made from here on."""
@@ -101,7 +95,7 @@ class Run:
         return self._budget.short
 
     def _wake_judges(self) -> None:
-        for event in self._more_ready.values():
+        for event in self.more_ready.values():
             event.set()
 
     async def execute(self) -> None:
@@ -113,16 +107,16 @@ class Run:
         )
         # the thread ends first: a reader must not be closed while it is asked
         with Reader.of(self.ledger.store) as reader, ThreadPoolExecutor(1, "reader") as thread, _settled():
-            self._reader, self._thread = reader, thread
+            self.reader, self._thread = reader, thread
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._writer.run())
                 models = [e for e in self.endpoints if e.stage == "completion"]
                 judges = [e for e in self.endpoints if e.stage == "judgement"]
-                judging = [group.create_task(self._serve(e, self._judgements)) for e in judges]
-                generating = [group.create_task(self._serve(e, self._completions)) for e in models]
+                judging = [group.create_task(self._serve(e, _Judgements(self, e))) for e in judges]
+                generating = [group.create_task(self._serve(e, _Completions(self, e))) for e in models]
                 await _ended(generating)
                 await self._writer.flush()
-                self._generated = True
+                self.generated = True
                 self._wake_judges()
                 await _ended(judging)
                 await self._budget.close()
@@ -130,50 +124,43 @@ class Run:
 
     # --- one endpoint -------------------------------------------------------------------------------------------------
 
-    async def _serve(self, endpoint: Endpoint, page: Callable[[Endpoint, Jobs], Awaitable[None]]) -> None:
-        """A pager and its workers, until there is no more work for the endpoint or it is halted. Where its servers are
-        not up yet, the workers wait with what they have."""
-        queue: Jobs = asyncio.Queue(2 * endpoint.concurrency)
-        async with asyncio.TaskGroup() as group:
-            for _ in range(endpoint.concurrency):
-                group.create_task(self._work(endpoint, queue))
+    async def _serve(self, endpoint: Endpoint, pager: "_Pager") -> None:
+        line = Line(endpoint, pager.elsewhere)
+
+        async def page() -> None:
             try:
-                await page(endpoint, queue)
+                await pager.bring(line)
             except (StoreDamaged, OSError) as trouble:  # the workers finish what they have
                 self._writer.give_up(trouble)
-            for _ in range(endpoint.concurrency):
-                await queue.put(None)
-        endpoint.done.set()
 
-    async def _work(self, endpoint: Endpoint, queue: Jobs) -> None:
-        while (jobs := await queue.get()) is not None:
-            for made in jobs:
-                if not endpoint.halt.is_set():  # else the queue is emptied, so that its pager can end
-                    await self._do(endpoint, made())
+        await serve(endpoint, line, page, partial(self._once, endpoint))
 
-    async def _do(self, endpoint: Endpoint, job: Job) -> None:
+    async def _once(self, endpoint: Endpoint, item: Item[Job]) -> Verdict | None:
+        """One attempt, kept; what becomes of the item, or None where no call was to be made."""
         clock = asyncio.get_running_loop().time
-        call = _Call()
-
-        async def attempt(_: int) -> Answer:
-            request = job.request(call.reasks, call.unmended)
-            async with endpoint.turn(request, call.caller) as turn:
+        job, course = item.job, item.course
+        call, error = _Call(), None
+        request = job.request(course.reasked, course.unmended)
+        try:
+            async with endpoint.turn(request, item.caller) as turn:
                 call.bound = endpoint.bound(request)
                 await self._afford(endpoint, call.bound or 0.0)
+                course.n += 1
                 call.started, began = datetime.now(UTC), clock()
                 try:
-                    reply = await turn.ask()
+                    call.reply = await turn.ask()
                 finally:
                     call.seconds = clock() - began
-            return reply, job.read(reply)
-
-        async def note(tried: Attempt[Answer]) -> None:
-            if tried.error and tried.error.kind in REASKED:
-                call.unmended, call.reasks = tried.error, call.reasks + 1
-            await self._keep(endpoint, job, call, tried)
-
-        with suppress(Halted):
-            await persist(attempt, self.policy, note, endpoint.sleep, blame=lambda: call.caller.blame)
+                call.ratings = job.read(call.reply)
+        except Halted:
+            return None
+        except CallError as failure:
+            error, few = failure, endpoint.others(failure).few
+            verdict = course.verdict(error, item.caller.blame, self.policy, clock(), endpoint.jitter(), few)
+        else:
+            verdict = "answered"
+        await self._keep(endpoint, item, call, error, verdict)
+        return verdict
 
     async def _afford(self, endpoint: Endpoint, bound: float) -> None:
         """Returns when a call is reserved. Raises Halted where it is not to be made; once the budget covers no call of
@@ -201,40 +188,35 @@ class Run:
                 self._budget.synced(entry.record["usd"])
         self.observer.kept([entry for entry in entries if entry.record["t"] == "call"])
 
-    async def _keep(self, endpoint: Endpoint, job: Job, call: "_Call", tried: Attempt[Answer]) -> None:
-        reply, ratings = tried.result or (None, None)
-        had = reply or (tried.error.reply if tried.error else None)
-        usd = 0.0 if tried.error and tried.error.unbilled else endpoint.cost(had.usage if had else None)
+    async def _keep(
+        self, endpoint: Endpoint, item: Item[Job], call: "_Call", error: CallError | None, verdict: Verdict
+    ) -> None:
+        reply = None if error else call.reply
+        had = error.reply if error else reply
+        usd = 0.0 if error and error.unbilled else endpoint.cost(had.usage if had else None)
         await self._budget.settle(call.bound or 0.0, usd)
         self._calls += 1
         record = events.call(
-            job.item,
+            item.job.item,
             id=f"{self._id}-{self._calls}",
-            n=tried.n,
+            n=item.course.n,
             started=call.started,
             seconds=call.seconds,
-            verdict=tried.verdict,
+            verdict=verdict,
             reply=reply,
-            error=tried.error,
+            error=error,
             usd=usd,
             bound=call.bound,
         )
-        await self._writer.keep(Entry(record, ratings, job.place))
+        await self._writer.keep(Entry(record, call.ratings if not error else None, item.job.place))
 
-    async def _ask(self, question: Callable[..., T], *args: Any) -> T:
+    async def ask(self, question: Callable[..., T], *args: Any) -> T:
         """Asks the store, in the reader's thread."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, question, *args)
 
     # --- completions --------------------------------------------------------------------------------------------------
 
-    async def _completions(self, endpoint: Endpoint, queue: Jobs) -> None:
-        after = 0
-        while not endpoint.halt.is_set() and (rows := await self._ask(self._reader.todo, endpoint.name, after, PAGE)):
-            after = rows[-1].seq
-            for todo in rows:
-                await queue.put([partial(self._completion, todo)])
-
-    def _completion(self, todo: Todo) -> Job:
+    def completion(self, todo: Todo) -> Job:
         slot = todo.slot
         model = self.pipeline.models[slot.model]
         request = slot_request(self.pipeline, todo)
@@ -249,23 +231,7 @@ class Run:
 
     # --- judgements ---------------------------------------------------------------------------------------------------
 
-    async def _judgements(self, endpoint: Endpoint, queue: Jobs) -> None:
-        after, more = 0, self._more_ready[endpoint.name]
-        while not endpoint.halt.is_set():
-            more.clear()
-            done = self._generated  # read before asking: what comes to be ready later sets the event again
-            rows = await self._ask(self._reader.ready, after, PAGE)
-            if rows:
-                after = rows[-1].seq
-                for ready in rows:
-                    for needs in self._in_turn(need for need in ready.needs if need.judge == endpoint.name):
-                        await queue.put([partial(self._judgement, ready, need) for need in needs])
-            elif done:
-                return
-            else:
-                await more.wait()
-
-    def _in_turn(self, needs: Iterable[Need]) -> Iterable[list[Need]]:
+    def in_turn(self, needs: Iterable[Need]) -> Iterable[list[Need]]:
         """Judgements by those that begin alike: a prefix is in a provider's cache once the first reply has begun, so
         asked together each would pay for all of it, and at Anthropic's for writing it, too."""
         alike: dict[Any, list[Need]] = {}
@@ -274,7 +240,7 @@ class Run:
             alike.setdefault(one if self.rubric.shares(need.request) else need, []).append(need)
         return alike.values()
 
-    def _judgement(self, ready: Ready, need: Need) -> Job:
+    def judgement(self, ready: Ready, need: Need) -> Job:
         judge = self.pipeline.judges[need.judge]
         shown = order(ready.prompt.prompt_id, need.answers, need.judge_pass)
         key = judgement_key(shown, need.identity, need.judge_pass, need.spec, need.material)
@@ -329,12 +295,92 @@ async def _ended(tasks: list[asyncio.Task[None]]) -> None:
 
 @dataclass
 class _Call:
-    """An item's call as it goes: when and how long it was last made, the most it can have cost (USD; None without a
-    price), and what another sample is asked to mend."""
+    """One attempt: when and how long it was made, the most it can have cost (USD; None without a price), and what came
+    of it."""
 
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
     seconds: float = 0.0
     bound: float | None = None
-    unmended: CallError | None = None
-    reasks: int = 0
-    caller: Caller = field(default_factory=Caller)
+    reply: Reply | None = None
+    ratings: tuple[Rating, ...] | None = None
+
+
+class _Pager(Protocol):
+    """Brings the pending items of one endpoint into its line, in order, and one from elsewhere among those to come."""
+
+    async def bring(self, line: Line[Job]) -> None: ...
+
+    async def elsewhere(self) -> Item[Job] | None: ...
+
+
+class _Completions:
+    def __init__(self, run: Run, endpoint: Endpoint) -> None:
+        self._run = run
+        self._endpoint = endpoint
+        self._after = 0
+        self._taken: set[int] = set()
+
+    async def bring(self, line: Line[Job]) -> None:
+        while not self._endpoint.halt.is_set() and (rows := await self._page(self._after, PAGE)):
+            self._after = rows[-1].seq
+            line.bring(self._item(todo) for todo in rows if todo.seq not in self._taken)
+            await line.room()
+
+    async def elsewhere(self) -> Item[Job] | None:
+        last = await self._run.ask(self._run.reader.last_todo, self._endpoint.name)
+        if (seq := _between(self._after, last, self._taken)) is None:
+            return None
+        return self._item((await self._page(seq - 1, 1))[0])
+
+    async def _page(self, after: int, limit: int) -> list[Todo]:
+        return await self._run.ask(self._run.reader.todo, self._endpoint.name, after, limit)
+
+    def _item(self, todo: Todo) -> Item[Job]:
+        return Item(partial(self._run.completion, todo))
+
+
+class _Judgements:
+    def __init__(self, run: Run, endpoint: Endpoint) -> None:
+        self._run = run
+        self._endpoint = endpoint
+        self._after = 0
+        self._taken: set[int] = set()
+        self._line: Line[Job] | None = None
+
+    async def bring(self, line: Line[Job]) -> None:
+        self._line, more = line, self._run.more_ready[self._endpoint.name]
+        while not self._endpoint.halt.is_set():
+            more.clear()
+            done = self._run.generated  # read before asking: what comes to be ready later sets the event again
+            rows = await self._run.ask(self._run.reader.ready, self._after, PAGE)
+            if rows:
+                self._after = rows[-1].seq
+                for ready in rows:
+                    line.bring(self._items(ready) if ready.seq not in self._taken else ())
+                await line.room()
+            elif done:
+                return
+            else:
+                await more.wait()
+
+    async def elsewhere(self) -> Item[Job] | None:
+        last = await self._run.ask(self._run.reader.last_ready)
+        if self._line is None or (seq := _between(self._after, last, self._taken)) is None:
+            return None
+        items = self._items((await self._run.ask(self._run.reader.ready, seq - 1, 1))[0])
+        self._line.bring(items[1:])
+        return items[0] if items else None
+
+    def _items(self, ready: Ready) -> list[Item[Job]]:
+        needs = [need for need in ready.needs if need.judge == self._endpoint.name]
+        made = ([partial(self._run.judgement, ready, need) for need in alike] for alike in self._run.in_turn(needs))
+        return [Item(first, then) for first, *then in made]
+
+
+def _between(after: int, last: int, taken: set[int]) -> int | None:
+    """A number from behind `after` up to `last` that is not taken, and is from here on; None where none is found."""
+    for _ in range(8):
+        if last > after and (seq := random.randint(after + 1, last)) not in taken:
+            taken.add(seq)
+            return seq
+    return None

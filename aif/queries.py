@@ -268,6 +268,14 @@ class Reader:
             for seq, position, slot, key, identity, sample, seed, prompt_id, messages, source, principle in rows
         ]
 
+    def last_todo(self, model: str) -> int:
+        """The number of the last slot of a model that `todo` gives."""
+        return int(self._rows("SELECT coalesce(max(seq), 0) FROM todo WHERE model = ?", [model])[0][0])
+
+    def last_ready(self) -> int:
+        """The number of the last prompt that `ready` gives by now."""
+        return int(self._rows("SELECT coalesce(max(seq), 0) FROM ready")[0][0])
+
     def ready(self, after: int, limit: int) -> list[Ready]:
         """The next prompts that can be judged, with what is missing of each."""
         places = self._rows(

@@ -11,7 +11,7 @@ from aif.asking import once_more
 from aif.chat.base import CallError, Kind, Quota, Reply, Request
 from aif.chat.gate import Caller
 from aif.chat.limits import Pace
-from aif.endpoints import BAD_REQUESTS, Endpoint, Halted
+from aif.endpoints import Endpoint, Halted
 from aif.records import Message, Usage
 from chaos.clock import leap as run
 
@@ -133,7 +133,7 @@ def test_what_headers_say_is_learned_from_answers_and_refusals() -> None:
 @pytest.mark.parametrize("kind", [Kind.UNAUTHORIZED, Kind.QUOTA_EXHAUSTED, Kind.UNKNOWN_MODEL])
 def test_what_only_a_person_can_mend_stops_the_endpoint_at_once_also_in_the_middle(kind: Kind) -> None:
     async def main() -> None:
-        refusal = CallError(kind, "HTTP 401: mend it")
+        refusal = CallError(kind, "HTTP 401: mend it", told=True)
         one = endpoint(lambda now: refusal if now >= 100 else None, most=8)
         await asked(one, 10_000)
 
@@ -143,34 +143,18 @@ def test_what_only_a_person_can_mend_stops_the_endpoint_at_once_also_in_the_midd
     run(main())
 
 
-def test_requests_refused_from_the_start_say_nothing_of_their_items_and_stop_the_endpoint() -> None:
+def test_an_endpoint_that_refuses_a_shape_is_asked_no_more() -> None:
     async def main() -> None:
         one = endpoint(lambda now: BAD, most=1)
-        callers = [Caller() for _ in range(BAD_REQUESTS)]
+        callers = [Caller(), Caller(), Caller(spread=True)]
         for caller in callers:
             with pytest.raises(CallError):
                 async with one.turn(REQUEST, caller) as turn:
                     await turn.ask()
 
-        assert {caller.blame for caller in callers} == {"unknown"}
-        assert one.refused == "the first 5 requests were all refused: temperature is not supported"
+        assert [caller.blame for caller in callers] == ["unknown", "unknown", "endpoint"]
+        assert one.refused == "3 items were refused alike, and none was answered: temperature is not supported"
         assert await asked(one, 9) == []
-
-    run(main())
-
-
-@pytest.mark.parametrize("former", [0, 7])
-def test_once_anything_was_answered_a_refused_request_is_its_item_s_failure(former: int) -> None:
-    async def main() -> None:
-        one = endpoint(lambda now: BAD if former or now > 1 else None, most=1)
-        one.answered = former
-        assert len(await asked(one, 50)) == 50
-        caller = Caller()
-        with pytest.raises(CallError):
-            async with one.turn(REQUEST, caller) as turn:
-                await turn.ask()
-
-        assert (caller.blame, one.refused) == ("item", None)
 
     run(main())
 

@@ -1,8 +1,17 @@
-"""How many calls an endpoint takes at a time, and when it is left alone. Pure: the time is given.
+"""Whose fault a failure is, how many calls an endpoint takes at a time, and when it is left alone. Pure: the time is
+given.
 
-A gate is open, with a window of calls that may be in flight, or shut for a rest. A 429 shuts it, and so do failures of
-so many items in a row that it is the endpoint that fails and not they. After the rest one call goes, the probe: if it
-is answered the gate opens, else it rests longer.
+Whose fault it is is told by what other items get, never by a status alone:
+
+- another item was answered since this one first failed: it is the item's;
+- three different items (all there are, where these are fewer) fail alike and none is answered between: it is the
+  endpoint's. What may pass is waited for; a refusal ends the endpoint, and so does what no request of this shape gets
+  past. A page of a firewall looks like a refusal, and rows that are alike stand together: before a status without words
+  ends an endpoint, an item from elsewhere is asked, too;
+- else nobody knows yet.
+
+A gate is open, with a window of calls that may be in flight, or shut. After a rest one call goes, the probe: if it is
+answered the gate opens, else it rests longer.
 
 The window is TCP's: a 429 leaves four fifths of what was in flight, once for all the calls sent before it; after a rest
 it begins at a quarter and grows by a call an answer until where it was, then by a twentieth a round. Server errors and
@@ -11,55 +20,81 @@ timeouts pause its growth for a round and take nothing: fewer calls would not me
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from aif.chat.base import TRANSIENT, CallError, Kind
+from aif.chat.base import PROVIDER, REASKED, TRANSIENT, CallError, Kind
 from aif.chat.retry import Blame, Policy
 
 SHRINK, REOPEN, GROWTH = 0.8, 0.25, 0.05
-# Failures of so many items without an answer between are the endpoint's: by chance, a server that fails every tenth
-# call does so once in 100,000 calls.
-OUTAGE_ITEMS = 5
+ITEMS = 3  # so many different items that fail alike are enough to tell
 # A server that says how long to wait is taken at its word; one that says a second, for ten minutes, is asked less.
 TOLD_S = 8.0
+DOUBT = 5  # items from elsewhere that are asked at most before an endpoint is refused
+# Of a provider that limits, a sound item gets six 429s in a row once in 100,000 times where it is one call in ten.
+RARE, TRUST = 9, 2
 
-Cause = Literal["rate limited", "gets no answer"]
+Cause = Literal["rate limited", "gets no answer", "is in doubt"]
+Class = Literal["passing", "refusal", "shape"]
 
 
 @dataclass(slots=True, eq=False)
 class Caller:
-    """One item as a gate knows it: how many answers the endpoint had given when the item first met with trouble, and
-    whose doing its last failure was."""
+    """One item as a gate knows it: by class of failure, the how manieth call its first was (`met`), and whose doing the
+    last was. `spread`: it was taken from elsewhere than the items before it. `limited` has the
+    answers there had been, and the items with a 429 and itself, when the first call was sent that got one."""
 
-    met: int | None = None
+    met: dict[Class, int] = field(default_factory=dict)
     blame: Blame = "item"
+    spread: bool = False
+    limited: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Others:
+    """Who else could be asked: as many items as are enough to tell, whether there are too `few` of them, and whether
+    `more` come that were not asked yet."""
+
+    least: int = ITEMS
+    few: bool = False
+    more: bool = True
+
+
+MANY = Others()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pass:
-    """A place in flight: whose, in which episode it was given, and whether it is the probe."""
+    """A place in flight: whose, the how manieth, after how many answers and items with a 429, in which episode it was
+    given, and whether it is the probe."""
 
     caller: Caller
+    n: int
+    answers: int
+    limits: int
     episode: int
     probe: bool
 
 
 class Gate:
-    """The gate of one endpoint: at most `most` calls in flight, at least one. `jitter` draws from [0, 1).
+    """The gate of one endpoint: at most `most` calls in flight, at least one. `jitter` draws from [0, 1); `usable` says
+    that a reply of the endpoint was of use before.
 
     `in_flight` counts them; `given_up` says why no further call is worth making.
     """
 
-    def __init__(self, most: int, policy: Policy, jitter: Callable[[], float]) -> None:
+    def __init__(self, most: int, policy: Policy, jitter: Callable[[], float], usable: bool = False) -> None:
         self.in_flight = 0
         self.given_up: str | None = None
         self._most = most
         self._policy = policy
         self._jitter = jitter
+        self._usable = usable
         self._window = self._reach = float(most)  # the reach is where a window grows to quickly
         self._pause = 0.0  # answers until growth goes on
-        self._answers = 0
+        self._sent = self._answers = self._limits = 0  # the last: items that got a 429
+        self._newest = 0  # of the calls that were answered
+        self._trust = 0  # whether items are answered after a 429, or get another: then it is theirs
         self._heard = False
         self._episode = 0
         self._outage = 0  # the episode that the last one began
@@ -68,25 +103,40 @@ class Gate:
         self._rests = 0  # in a row
         self._rests_until = 0.0
         self._failing_since: float | None = None
-        self._last: Kind | None = None  # of the failures that may pass
-        self._troubled: set[Caller] = set()
+        self._last: Kind | None = None  # of the failures
+        self._doubts = 0  # refusals that an item from elsewhere has disproved
+        self._useless: set[Caller] = set()
+        self._troubled: dict[Class, set[Caller]] = {"passing": set(), "refusal": set(), "shape": set()}
 
     @property
     def window(self) -> int:
         """Calls that may be in flight while the gate is open."""
         return max(1, int(self._window))
 
+    @property
+    def probing(self) -> bool:
+        """Whether the next call is to show if the endpoint answers: one of an item that did not just fail."""
+        return self._shut is not None or bool(self._useless)
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether items fail alike, so that one from elsewhere may tell whose fault it is."""
+        return any(len(items) > 1 for items in (*self._troubled.values(), self._useless))
+
     def wait(self, now: float) -> float:
         """Seconds until a call may go; infinite where only the end of another can tell."""
         if self._shut is None:
             return 0.0 if self.in_flight < self.window else math.inf
-        return math.inf if self._probing else max(0.0, self._rests_until - now)
+        if self._probing or (self._shut == "is in doubt" and self.in_flight):
+            return math.inf
+        return max(0.0, self._rests_until - now)
 
     def enter(self, caller: Caller) -> Pass:
         """Lets a call go that need not wait."""
         self.in_flight += 1
         self._probing = self._shut is not None
-        return Pass(caller, self._episode, self._probing)
+        self._sent += 1
+        return Pass(caller, self._sent, self._answers, self._limits, self._episode, self._probing)
 
     def leave(self, one: Pass) -> None:
         """A call is over, or was not made."""
@@ -94,19 +144,21 @@ class Gate:
         if one.probe and one.episode == self._episode:  # it told nothing
             self._probing = False
 
-    def ended(self, one: Pass, error: CallError | None, now: float) -> None:
+    def ended(self, one: Pass, error: CallError | None, now: float, others: Others = MANY) -> None:
         """Takes in how a call ended, before it leaves, and tells its caller whose doing that was."""
-        if error is None or error.kind not in TRANSIENT:
-            self._answered(one)
-            one.caller.blame = "item"
+        if error is None or error.kind in REASKED or error.kind is Kind.BLOCKED:
+            one.caller.blame = self._replied(one, error, now, others)
             return
         self._last = error.kind
+        if error.kind not in TRANSIENT:
+            one.caller.blame = self._refused(one, error, now, others)
+            return
+        self._heard = self._heard or error.busy or error.retry_after is not None
+        asked_s = min(error.retry_after or 0.0, self._policy.longest_wait_s)
         if error.kind is Kind.RATE_LIMITED:
-            self._heard = True
-            one.caller.blame = "endpoint"
-            self._limited(one, error.retry_after, now)
+            one.caller.blame = self._limited(one, asked_s, now, others)
         else:
-            one.caller.blame = self._failed(one, now)
+            one.caller.blame = self._failed(one, asked_s, now, 1 if error.busy else others.least)
         if self._shut is None:  # else what failed before a time without work would count it as an outage
             return
         self._failing_since = now if self._failing_since is None else self._failing_since
@@ -128,20 +180,58 @@ class Gate:
         if self._shut is None:
             return None
         left = math.ceil(self._rests_until - now)
-        shut = f"gets no answer ({self._last})" if self._shut == "gets no answer" else self._shut
+        shut = self._shut if self._shut == "rate limited" else f"{self._shut} ({self._last})"
         return f"{shut}, asks again {f'in {left} s' if left > 0 and not self._probing else 'now'}"
 
-    def _answered(self, one: Pass) -> None:
+    # --- replies ------------------------------------------------------------------------------------------------------
+
+    def _replied(self, one: Pass, error: CallError | None, now: float, others: Others) -> Blame:
+        """A reply shows that the endpoint takes requests, be it of use or not."""
         self._answers += 1
+        self._newest = max(self._newest, one.n)
         self._heard = True
         self._failing_since = None
-        self._troubled.clear()
+        if one.caller.limited is not None:
+            self._trust, one.caller.limited = min(TRUST, self._trust + 1), None
+        for of, items in self._troubled.items():
+            items -= {item for item in items if self._newest > item.met[of]}
+        if error and error.kind in REASKED and not self._usable:
+            return self._of_no_use(one, error, now, others)
+        self._usable = self._usable or error is None
+        if self._usable:
+            self._useless.clear()
         if self._shut is None:
             self._rests = 0
             self._grow()
-        elif one.probe or self._shut != "rate limited":  # what was sent before a 429 may be answered in spite of it
+        elif one.probe or self._shut == "gets no answer":  # what was sent before may be answered in spite of a 429
+            self._doubts += self._shut == "is in doubt"
             self._rests = 0
             self._open()
+        return "item"
+
+    def _of_no_use(self, one: Pass, error: CallError, now: float, others: Others) -> Blame:
+        """An endpoint of which no reply was ever of use is not asked on for what each costs."""
+        self._last = error.kind
+        self._useless.add(one.caller)
+        if len(self._useless) < ITEMS or self._doubted(self._useless, others.more, now):
+            return "item" if others.least < ITEMS else "unknown"
+        said = f"{error.kind}: {error.message}"
+        self.given_up = f"none of its replies to {len(self._useless)} items could be used; the last: {said}"
+        return "endpoint"
+
+    def _doubted(self, alike: set[Caller], more: bool, now: float) -> bool:
+        """Whether an item from elsewhere has to tell first: those that failed may stand together. Until it is known,
+        calls go one at a time."""
+        wanted = min(DOUBT, 1 + self._usable + self._doubts) if more else 0
+        if sum(item.spread for item in alike) >= wanted:
+            return False
+        self._doubt(now)
+        return True
+
+    def _doubt(self, now: float) -> None:
+        if self._shut is None:
+            self._shut, self._rests_until = "is in doubt", now
+            self._episode += 1
 
     def _grow(self) -> None:
         if self._pause >= 1:
@@ -150,42 +240,58 @@ class Gate:
         more = 1.0 if self._window < self._reach else max(1.0 / self._window, GROWTH)
         self._window = min(float(self._most), self._window + more)
 
-    def _limited(self, one: Pass, asked_s: float | None, now: float) -> None:
-        asked_s = min(asked_s or 0.0, self._policy.longest_wait_s)
+    # --- what may pass ------------------------------------------------------------------------------------------------
+
+    def _limited(self, one: Pass, asked_s: float, now: float, others: Others) -> Blame:
+        """A 429. An item that gets another, while hardly any others got one and were answered, is asked for what no
+        limit ever allows: it holds up nobody else."""
+        caller, its_own = one.caller, self._its_own(one, "passing")
+        self._limits += caller.limited is None
+        caller.limited = answers, limits = caller.limited or (one.answers, one.limits + 1)
+        if its_own and (others.few or self._answers - answers > RARE * (self._limits - limits)):
+            self._trust = max(-TRUST, self._trust - 1)
+            return "item"
+        troubled = self._troubled["passing"]
+        troubled.add(caller)
+        alike = len(troubled) >= others.least
         if one.episode != self._episode:  # sent before the rest
             if self._shut:
                 self._rests_until = max(self._rests_until, now + asked_s)
-            return
-        if self._shut is None:
-            self._reach = max(1.0, SHRINK * min(self._window, max(self._window / 2, self.in_flight)))
-        self._rest("rate limited", asked_s, now)
+        elif alike or self._shut or self._trust >= 0:
+            if self._shut is None:
+                self._reach = max(1.0, SHRINK * min(self._window, max(self._window / 2, self.in_flight)))
+            self._rest("rate limited", asked_s, now)
+        else:
+            return "item" if its_own else "unknown"
+        return "unknown" if others.few and not alike else "endpoint"
 
-    def _failed(self, one: Pass, now: float) -> Blame:
+    def _failed(self, one: Pass, asked_s: float, now: float, least: int) -> Blame:
         """Whose doing a failure was that may pass. An item that fails while others are answered is no sign of an
         outage, nor excused by one: else one that hangs for ever might be asked for ever."""
-        caller = one.caller
-        its_own = caller.met is not None and self._answers > caller.met
+        its_own = self._its_own(one, "passing")
         if one.episode < self._outage:
-            caller.met = self._answers if caller.met is None else caller.met
             return "item" if its_own else "endpoint"
         if self._shut == "gets no answer":
-            self._rest(self._shut, 0.0, now)
+            self._rest(self._shut, asked_s, now)
             return "item" if its_own else "endpoint"
         if one.probe and one.episode == self._episode:  # whatever it is, it is no 429
             self._open()
         self._pause = self._window
         if its_own:
             return "item"
-        caller.met = self._answers
-        self._troubled.add(caller)
-        if len(self._troubled) < max(2, min(OUTAGE_ITEMS, self._most)):
+        troubled = self._troubled["passing"]
+        troubled.add(one.caller)
+        if len(troubled) < least:
             return "unknown"
-        for one_of_many in self._troubled:
-            one_of_many.met = None
         self._reach = self._window
-        self._rest("gets no answer", 0.0, now)
+        self._rest("gets no answer", asked_s, now)
         self._outage = self._episode
         return "endpoint"
+
+    def _its_own(self, one: Pass, of: Class) -> bool:
+        """Whether a call was answered that was sent after the one with which its item first failed: what was sent
+        before says nothing, since an endpoint may go on with that for long."""
+        return self._newest > one.caller.met.setdefault(of, one.n)
 
     def _rest(self, cause: Cause, asked_s: float, now: float) -> None:
         """Shuts the gate, or keeps it shut; what was sent before belongs to an episode gone by."""
@@ -197,9 +303,28 @@ class Gate:
         self._rests_until = now + max(asked_s, min(backoff, TOLD_S) if asked_s else backoff)
 
     def _open(self) -> None:
-        if self._shut is not None:
+        if self._shut not in (None, "is in doubt"):
             self._window = min(self._reach, max(2.0, REOPEN * self._reach))
         self._shut = None
         self._probing = False
         self._pause = 0.0
-        self._troubled.clear()
+        for items in (*self._troubled.values(), self._useless):
+            items.clear()
+
+    # --- what does not pass -------------------------------------------------------------------------------------------
+
+    def _refused(self, one: Pass, error: CallError, now: float, others: Others) -> Blame:
+        """A refusal, or a request of a shape that is not taken. Where the server names it and a key, an account or a
+        model is what it names, no item can be at fault."""
+        of: Class = "refusal" if error.kind in PROVIDER else "shape"
+        if self._its_own(one, of):
+            return "item"
+        alike, certain = self._troubled[of], of == "refusal" and error.told
+        alike.add(one.caller)
+        if certain:
+            self._doubt(now)
+        if len(alike) < others.least or (not certain and self._doubted(alike, others.more, now)):
+            return "unknown"
+        refused = f"{len(alike)} items were refused alike, and none was answered: "
+        self.given_up = error.message if of == "refusal" else refused + error.message
+        return "endpoint"

@@ -1,26 +1,23 @@
-"""When a call that failed is made again.
+"""When a call that failed is made again: what one more failure means for its item, once gate.py has said whose it is.
 
-The policy: what may pass (server errors, timeouts, broken connections and answers) is asked up to 6 times with waits
-of 1 s doubling to 60 s, half of each by chance, never shorter than the server asked unless it asked for more than 60 s;
-what is the endpoint's doing (a rate limit, an outage: see gate.py) does not count and has no wait of its own; what
-another sample may mend (empty, unreadable or truncated) is asked up to 3 times, at once; and everything else once.
+The endpoint's: it is asked again and not counted, since the gate has the waits. What the endpoint refuses is pending.
 
-An item whose six attempts got the same answer at least three times, while its endpoint answered others, has failed
-for good: it would get that answer for ever. Where it was the only one asked, nobody can tell, and it stays pending.
+The item's: up to 6 attempts, with waits of 1 s doubling to 60 s, half of each by chance, never shorter than the server
+asked unless that is more than 60 s. It has failed for good after six of which three are alike, and where the failure is
+none that passes, after three alike.
+
+Not known: the same, but it stays pending; where there are too few others to ever find out, within 60 s.
+
+What another sample may mend (empty, unreadable or truncated) is asked up to 3 times, at once. What the provider's
+filter takes out is asked once.
 """
 
-import random
 import re
 from collections import Counter
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
-from typing import Generic, Literal, TypeVar
+from dataclasses import dataclass, field
+from typing import Literal
 
-from tenacity import AsyncRetrying, RetryCallState, retry_if_result
-
-from aif.chat.base import PROVIDER, REASKED, TRANSIENT, CallError, Kind
-
-T = TypeVar("T")
+from aif.chat.base import REASKED, SHAPE, TRANSIENT, CallError, Kind
 
 Verdict = Literal["answered", "again", "later", "failed", "refused"]
 """again: asked again now; later: pending on the next run; failed: for good; refused: the provider's, item pending."""
@@ -54,97 +51,46 @@ class Policy:
         return doubled * (0.5 + 0.5 * jitter)
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt(Generic[T]):
-    """One call: its number from 1, what becomes of the item, and its result or its error."""
+@dataclass(slots=True)
+class Course:
+    """The failures of one item so far, counted by what they mean. `n` attempts were begun; `wait_s` goes with the last
+    verdict "again"."""
 
-    n: int
-    verdict: Verdict
-    result: T | None
-    error: CallError | None
+    n: int = 0
+    counted: int = 0
+    reasked: int = 0
+    since: float | None = None  # when it first failed
+    unmended: CallError | None = None  # the last that another sample is asked to mend
+    said: Counter[tuple[Kind, str]] = field(default_factory=Counter)  # digits apart
+    wait_s: float = 0.0
 
-
-async def persist(
-    attempt_once: Callable[[int], Awaitable[T]],
-    policy: Policy,
-    on_attempt: Callable[[Attempt[T]], Awaitable[None]],
-    sleep: Callable[[float], Awaitable[bool]],
-    jitter: Callable[[], float] = random.random,
-    blame: Callable[[], Blame] = lambda: "item",
-) -> Attempt[T]:
-    """Call until there is an answer or the policy says to stop, and return the last attempt.
-
-    Every attempt goes to `on_attempt` before any wait. `sleep` returns False when the run is being stopped: then the
-    last attempt is returned with the verdict "later", though it was reported as "again". `jitter` draws from [0, 1);
-    `blame` says whose doing the last failure was. Anything but CallError raised by `attempt_once` (a cancellation, a
-    bug) passes through unreported.
-    """
-    course = _Course(policy, jitter)
-    last: Attempt[T]
-
-    async def once() -> Attempt[T]:
-        nonlocal last
-        course.n += 1
-        try:
-            last = Attempt(course.n, "answered", await attempt_once(course.n), None)
-        except CallError as error:
-            last = Attempt(course.n, course.verdict(error, blame()), None, error)
-        await on_attempt(last)
-        return last
-
-    async def pause(seconds: float) -> None:
-        if not await sleep(seconds):
-            raise _Stopped
-
-    try:
-        if (await once()).verdict == "again":  # of most calls the first: tenacity's hooks would take 50 µs of each
-            await pause(course.wait_s)
-            await AsyncRetrying(sleep=pause, wait=course.wait, retry=retry_if_result(_again))(once)
-    except _Stopped:
-        return replace(last, verdict="later")
-    return last
-
-
-class _Stopped(Exception):
-    """The run is being stopped."""
-
-
-def _again(attempt: Attempt[object]) -> bool:
-    return attempt.verdict == "again"
-
-
-class _Course:
-    """The failures of one item so far, counted by what they mean."""
-
-    def __init__(self, policy: Policy, jitter: Callable[[], float]) -> None:
-        self.policy = policy
-        self.jitter = jitter
-        self.n = self.transient = self.reasked = 0
-        self.said: Counter[tuple[Kind, str]] = Counter()  # answers that would come again, digits apart
+    def verdict(
+        self, error: CallError, blame: Blame, policy: Policy, now: float, jitter: float, few: bool = False
+    ) -> Verdict:
+        """What one more failure means for the item; `few` says that there are not enough others to find out whose it
+        is, and none was answered since."""
         self.wait_s = 0.0
-
-    def verdict(self, error: CallError, blame: Blame) -> Verdict:
-        """What one more failure means for the item; sets the wait that goes with "again"."""
-        self.wait_s = 0.0
-        if error.kind in PROVIDER:
-            return "refused"
-        if error.kind in TRANSIENT:
-            return "again" if blame == "endpoint" else self._passing(error, blame)
+        self.since = now if self.since is None else self.since
+        if blame == "endpoint":
+            return "again" if error.kind in TRANSIENT else "refused"
+        if error.kind is Kind.BLOCKED:
+            return "failed"
         if error.kind in REASKED:
-            self.reasked += 1
-            return "again" if self.reasked < self.policy.reasks else "failed"
-        return "failed" if blame == "item" else "later"
+            self.reasked, self.unmended = self.reasked + 1, error
+            return "again" if self.reasked < policy.reasks else "failed" if blame == "item" else "later"
+        self.counted += 1
+        self.said[error.kind, _NUMBERED.sub("", error.message)] += 1
+        if self._for_good(error, blame, policy, few):
+            return "failed"
+        backoff = policy.backoff(self.counted, jitter)
+        self.wait_s = max(backoff, min(error.retry_after or 0.0, policy.longest_wait_s))
+        late = (
+            few and blame == "unknown" and now + max(backoff, error.retry_after or 0.0) > self.since + policy.silent_s
+        )
+        return "later" if self.counted >= policy.attempts or late else "again"
 
-    def _passing(self, error: CallError, blame: Blame) -> Verdict:
-        self.transient += 1
-        if error.kind in (Kind.SERVER_ERROR, Kind.BAD_REPLY):
-            self.said[error.kind, _NUMBERED.sub("", error.message)] += 1
-        if self.transient < self.policy.attempts:
-            backoff = self.policy.backoff(self.transient, self.jitter())
-            self.wait_s = max(backoff, min(error.retry_after or 0.0, self.policy.longest_wait_s))
-            return "again"
-        same = max(self.said.values(), default=0) >= min(self.policy.same, self.policy.attempts)
-        return "failed" if same and blame == "item" else "later"
-
-    def wait(self, _: RetryCallState) -> float:
-        return self.wait_s
+    def _for_good(self, error: CallError, blame: Blame, policy: Policy, few: bool) -> bool:
+        if error.kind in SHAPE and error.told:  # its own words say that it is this request's length, or its turns
+            return blame == "item" or few
+        alike = max(self.said.values()) >= min(policy.same, policy.attempts)
+        return blame == "item" and alike and (error.kind not in TRANSIENT or self.counted >= policy.attempts)

@@ -1,190 +1,127 @@
-"""aif/chat/retry.py, with a sleep that only counts."""
-
-import asyncio
+"""aif/chat/retry.py, with times that are given."""
 
 import pytest
 
-from aif.chat.base import PROVIDER, REASKED, TRANSIENT, CallError, Kind
-from aif.chat.retry import Attempt, Blame, Policy, Verdict, persist
+from aif.chat.base import PROVIDER, REASKED, SHAPE, TRANSIENT, CallError, Kind
+from aif.chat.retry import Blame, Course, Policy, Verdict
 
 
 class Rehearsal:
-    """One item whose calls fail as listed and then succeed; remembers everything in the order it happened."""
+    """One item whose every call fails; each takes no time."""
 
-    def __init__(
-        self,
-        *failures: CallError | Kind,
-        policy: Policy | None = None,
-        jitter: float = 1.0,
-        stop_at: int = 10**9,
-        blame: Blame = "item",
-    ) -> None:
-        self.failures = [CallError(f, "failed") if isinstance(f, Kind) else f for f in failures]
-        self.policy = policy or Policy()
-        self.jitter = jitter
-        self.stop_at = stop_at
-        self.blame = blame
+    def __init__(self, policy: Policy | None = None, jitter: float = 1.0) -> None:
+        self.policy, self.jitter, self.now = policy or Policy(), jitter, 1000.0
+        self.course = Course()
         self.waits: list[float] = []
-        self.events: list[str] = []
 
-    async def call(self, n: int) -> str:
-        self.events.append(f"call {n}")
-        if n <= len(self.failures):
-            raise self.failures[n - 1]
-        return "answer"
+    def fail(self, error: CallError | Kind, blame: Blame = "item", few: bool = False) -> Verdict:
+        error = CallError(error, "failed") if isinstance(error, Kind) else error
+        verdict = self.course.verdict(error, blame, self.policy, self.now, self.jitter, few)
+        if verdict == "again":
+            self.waits.append(self.course.wait_s)
+            self.now += self.course.wait_s
+        return verdict
 
-    async def report(self, attempt: Attempt[str]) -> None:
-        self.events.append(f"{attempt.verdict} {attempt.n}")
-
-    async def sleep(self, seconds: float) -> bool:
-        self.events.append("sleep")
-        self.waits.append(seconds)
-        return len(self.waits) < self.stop_at
-
-    async def run(self) -> Attempt[str]:
-        return await persist(self.call, self.policy, self.report, self.sleep, lambda: self.jitter, lambda: self.blame)
-
-
-async def test_an_answer_at_once() -> None:
-    item = Rehearsal()
-
-    assert await item.run() == Attempt(n=1, verdict="answered", result="answer", error=None)
-    assert item.events == ["call 1", "answered 1"]
-
-
-async def test_every_attempt_is_reported_before_the_wait() -> None:
-    item = Rehearsal(Kind.SERVER_ERROR, Kind.EMPTY)
-    last = await item.run()
-
-    assert item.events == [
-        "call 1", "again 1", "sleep",
-        "call 2", "again 2", "sleep",
-        "call 3", "answered 3",
-    ]  # fmt: skip
-    assert (last.n, last.result) == (3, "answer")
+    def last(self, error: CallError | Kind, blame: Blame = "item", few: bool = False) -> tuple[int, Verdict]:
+        """After how many failures it is not asked again, and the verdict."""
+        for n in range(1, 100):
+            if (verdict := self.fail(error, blame, few)) != "again":
+                return n, verdict
+        return 100, "again"
 
 
 @pytest.mark.parametrize(
     ("kinds", "calls", "verdict"),
-    [({Kind.TIMEOUT, Kind.CONNECTION}, 6, "later"), (REASKED, 3, "failed"), (PROVIDER, 1, "refused")]
-    + [({kind}, 1, "failed") for kind in (Kind.CONTEXT_OVERFLOW, Kind.BLOCKED, Kind.BAD_REQUEST)]
-    + [({Kind.SERVER_ERROR, Kind.BAD_REPLY}, 6, "failed")],
+    [(TRANSIENT, 6, "failed"), (REASKED | PROVIDER | SHAPE, 3, "failed"), ({Kind.BLOCKED}, 1, "failed")],
 )
-async def test_verdicts(kinds: frozenset[Kind], calls: int, verdict: Verdict) -> None:
+def test_an_item_at_fault_fails_for_good(kinds: frozenset[Kind], calls: int, verdict: Verdict) -> None:
     for kind in kinds:
-        item = Rehearsal(*[kind] * 99)
-        last = await item.run()
-
-        assert (last.n, last.verdict) == (calls, verdict)
-        assert last.error is item.failures[calls - 1]
-        assert item.events.count(f"{verdict} {calls}") == 1
+        assert Rehearsal().last(kind) == (calls, verdict), kind
 
 
-async def test_every_kind_has_a_verdict() -> None:
-    for kind in Kind:
-        assert (await Rehearsal(*[kind] * 99).run()).verdict in ("later", "failed", "refused")
+def test_a_shape_that_the_server_names_is_asked_no_more_once_another_was_answered() -> None:
+    long = CallError(Kind.CONTEXT_OVERFLOW, "5021 of 4096 tokens", told=True)
+    assert Rehearsal().last(long) == (1, "failed")
+    assert Rehearsal().last(long, "unknown", few=True) == (1, "failed"), "its own words are all there is to go by"
+    assert Rehearsal().fail(long, "unknown") == "again"
 
 
-async def test_each_sort_of_failure_has_its_own_count() -> None:
-    item = Rehearsal(*[Kind.TIMEOUT] * 5, Kind.UNREADABLE, Kind.EMPTY)
-    last = await item.run()
+def test_where_nobody_knows_it_stays_pending() -> None:
+    for kind in TRANSIENT | PROVIDER | SHAPE:
+        assert Rehearsal().last(kind, "unknown") == (6, "later")
+    for kind in REASKED:
+        assert Rehearsal().last(kind, "unknown") == (3, "later")
 
-    assert (last.n, last.verdict) == (8, "answered")
 
-
-async def test_what_is_the_endpoint_s_doing_counts_for_nothing_and_waits_at_its_gate() -> None:
-    kinds = sorted(TRANSIENT) * 20
-    item = Rehearsal(*kinds, blame="endpoint")
-    last = await item.run()
-
-    assert (last.n, last.verdict) == (len(kinds) + 1, "answered")
+def test_what_is_the_endpoint_s_doing_counts_for_nothing_and_waits_at_its_gate() -> None:
+    item = Rehearsal()
+    for kind in sorted(TRANSIENT) * 20:
+        assert item.fail(kind, "endpoint") == "again"
     assert set(item.waits) == {0}
+    for kind in PROVIDER | SHAPE | REASKED:
+        assert Rehearsal().fail(kind, "endpoint") == "refused"
 
 
-async def test_the_same_answer_again_and_again_is_the_item_s_failure_and_others_may_pass() -> None:
-    def failures(*words: str) -> list[CallError]:
-        return [CallError(Kind.SERVER_ERROR, word) for word in words]
-
-    same = failures(*[f"HTTP 500: no rule for token {n} (req-{n:x}f{n})" for n in range(11, 17)])
-    mixed = failures("a", "b", "a", "b", "c", "d")
-
-    assert (await Rehearsal(*same).run()).verdict == "failed"
-    assert (await Rehearsal(*mixed).run()).verdict == "later"
-    assert (await Rehearsal(*same, blame="unknown").run()).verdict == "later", "nobody else was answered"
-    timeouts = [CallError(Kind.TIMEOUT, "no whole answer")] * 3
-    assert (await Rehearsal(*timeouts, *same[:2], *timeouts).run()).verdict == "later"
-    assert (await Rehearsal(*timeouts, *same[:3]).run()).verdict == "failed"
+def test_every_kind_has_an_end() -> None:
+    for kind in Kind:
+        for blame in ("item", "unknown"):
+            assert Rehearsal().last(kind, blame)[0] <= 6
 
 
-async def test_a_request_refused_before_anything_was_answered_waits_for_another_run() -> None:
-    assert (await Rehearsal(Kind.BAD_REQUEST, blame="unknown").run()).verdict == "later"
+def test_six_answers_of_which_no_three_are_alike_may_pass() -> None:
+    item = Rehearsal()
+    said = [CallError(Kind.SERVER_ERROR, word) for word in ("a", "b", "a", "b", "c", "d")]
+    assert [item.fail(one) for one in said] == ["again"] * 5 + ["later"]
+    same = [CallError(Kind.SERVER_ERROR, f"HTTP 500: no rule for token {n} (req-{n:x}f{n})") for n in range(11, 17)]
+    item = Rehearsal()
+    assert [item.fail(one) for one in same][-1] == "failed", "digits apart"
 
 
-async def test_waits_double_up_to_the_longest() -> None:
-    item = Rehearsal(*[Kind.TIMEOUT] * 9, policy=Policy(attempts=10))
-    await item.run()
+def test_each_sort_of_failure_has_its_own_count() -> None:
+    item = Rehearsal()
+    kinds = [Kind.TIMEOUT] * 5 + [Kind.UNREADABLE, Kind.EMPTY]
+    assert {item.fail(kind) for kind in kinds} == {"again"}
+    assert (item.course.reasked, item.course.unmended and item.course.unmended.kind) == (2, Kind.EMPTY)
 
+
+def test_waits_double_up_to_the_longest() -> None:
+    item = Rehearsal(Policy(attempts=10))
+    item.last(Kind.TIMEOUT)
     assert item.waits == [1, 2, 4, 8, 16, 32, 60, 60, 60]
 
 
-async def test_half_of_a_wait_is_by_chance() -> None:
-    item = Rehearsal(*[Kind.SERVER_ERROR] * 3, jitter=0.0)
-    await item.run()
+def test_half_of_a_wait_is_by_chance() -> None:
+    item = Rehearsal(jitter=0.0)
+    item.last(Kind.SERVER_ERROR)
+    assert item.waits == [0.5, 1, 2, 4, 8]
 
-    assert item.waits == [0.5, 1, 2]
 
-
-async def test_what_another_sample_may_mend_is_asked_at_once() -> None:
-    item = Rehearsal(Kind.TIMEOUT, Kind.TRUNCATED, Kind.UNREADABLE)
-    await item.run()
-
+def test_what_another_sample_may_mend_is_asked_at_once() -> None:
+    item = Rehearsal()
+    for kind in (Kind.TIMEOUT, Kind.TRUNCATED, Kind.UNREADABLE):
+        item.fail(kind)
     assert item.waits == [1, 0, 0]
 
 
 @pytest.mark.parametrize(("asked", "waited"), [(7.5, 7.5), (60.0, 60.0), (86400.0, 60.0), (0.25, 1.0), (0.0, 1.0)])
-async def test_a_server_s_wish_is_obeyed_up_to_the_longest_wait(asked: float, waited: float) -> None:
-    item = Rehearsal(CallError(Kind.SERVER_ERROR, "busy", retry_after=asked))
-    await item.run()
-
+def test_a_server_s_wish_is_obeyed_up_to_the_longest_wait(asked: float, waited: float) -> None:
+    item = Rehearsal()
+    item.fail(CallError(Kind.SERVER_ERROR, "busy", retry_after=asked))
     assert item.waits == [waited]
 
 
-async def test_a_run_that_stops_leaves_the_item_for_later() -> None:
-    item = Rehearsal(*[Kind.EMPTY] * 2, Kind.TIMEOUT, stop_at=2)
-    last = await item.run()
-
-    assert (last.n, last.verdict) == (2, "later")
-    assert last.error is item.failures[1]
-    assert item.events == ["call 1", "again 1", "sleep", "call 2", "again 2", "sleep"]
-
-
-async def test_the_policy_s_numbers() -> None:
-    policy = Policy(attempts=4, reasks=1, first_wait_s=0.1, longest_wait_s=0.15)
-
-    assert (await Rehearsal(*[Kind.EMPTY] * 9, policy=policy).run()).n == 1
-    item = Rehearsal(*[Kind.TIMEOUT] * 9, policy=policy)
-    assert (await item.run()).n == 4
-    assert item.waits == [0.1, 0.15, 0.15]
-
-
-@pytest.mark.parametrize("raised", [asyncio.CancelledError(), ValueError("a bug"), KeyboardInterrupt()])
-async def test_what_is_no_call_error_passes_through(raised: BaseException) -> None:
-    async def call(n: int) -> str:
-        raise raised
-
+def test_the_last_items_are_asked_for_a_minute_and_no_longer() -> None:
+    slow = CallError(Kind.RATE_LIMITED, "slow down", retry_after=25.0)
     item = Rehearsal()
-    with pytest.raises(type(raised)):
-        await persist(call, item.policy, item.report, item.sleep)
+    assert item.last(slow, "unknown", few=True) == (3, "later")
+    assert item.now - 1000 <= 60
+    assert Rehearsal().last(CallError(Kind.RATE_LIMITED, "tomorrow", retry_after=3600.0), "unknown", few=True)[0] == 1
+    assert Rehearsal().last(slow, "unknown") == (6, "later"), "where others are still to come, they may tell"
 
-    assert item.events == []
 
-
-async def test_an_error_of_the_report_ends_the_item() -> None:
-    async def report(_: Attempt[str]) -> None:
-        raise OSError("disk full")
-
-    item = Rehearsal(Kind.TIMEOUT)
-    with pytest.raises(OSError, match="disk full"):
-        await persist(item.call, item.policy, report, item.sleep)
-
-    assert item.events == ["call 1"]
+def test_the_policy_s_numbers() -> None:
+    policy = Policy(attempts=4, reasks=1, first_wait_s=0.1, longest_wait_s=0.15)
+    assert Rehearsal(policy).last(Kind.EMPTY) == (1, "failed")
+    item = Rehearsal(policy)
+    assert item.last(Kind.TIMEOUT) == (4, "failed")
+    assert item.waits == [0.1, 0.15, 0.15]
