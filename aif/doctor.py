@@ -14,7 +14,7 @@ from aif.endpoints import Endpoint, opened
 from aif.entries import Endpoint as Declared
 from aif.entries import Judge, Model, Source
 from aif.errors import BadInput
-from aif.failing import MENDS
+from aif.failing import mend
 from aif.intake import principles_of, rubric_of
 from aif.launch import environment, gpus, lacks_vllm, launched, secrets, unreachable
 from aif.placement import described, shifts
@@ -137,8 +137,8 @@ async def _test(pipeline: Pipeline, rubric: Rubric, endpoint: Endpoint) -> list[
         else:
             words = await _judge(rubric, one, endpoint)
     except CallError as error:
-        mend = MENDS.get(error.kind, "")
-        return [Finding(endpoint.name, False, f"{error.kind}: {error.message}{f' → {mend}' if mend else ''}")]
+        what = mend(error.kind, error.message)
+        return [Finding(endpoint.name, False, f"{error.kind}: {error.message}{f' → {what}' if what else ''}")]
     except Unreadable as why:
         return [
             Finding(
@@ -167,7 +167,7 @@ async def _judge(rubric: Rubric, judge: Judge, endpoint: Endpoint) -> str:
     request = next(iter(rubric.sheet.requests))
     shown = _COMPLETIONS if rubric.sheet.requests[request].mode == "listwise" else _COMPLETIONS[:1]
     reply = await endpoint.client.ask(judging_request(rubric, request, _PROMPT, shown, judge, seed=1))
-    if reply.finish == "length":
+    if reply.cut:
         raise CallError(Kind.TRUNCATED, f"the judgement was cut at max_tokens, {judge.max_tokens}")
     ratings = read(rubric, request, [str(i) for i, _ in enumerate(shown)], reply.text, judge.reply)
     return f"rates by {judge.reply}: {len(ratings)} ratings of {len(shown)} completions read"

@@ -163,7 +163,7 @@ class Price(Part):
         """USD for one call."""
         read = self.input if self.cached_input is None else self.cached_input
         write = self.input if self.cache_write is None else self.cache_write
-        plain = usage.input - usage.cached - usage.written
+        plain = max(0, usage.input - usage.cached - usage.written)
         return (plain * self.input + usage.cached * read + usage.written * write + usage.output * self.output) / 1e6
 
     def bound(self, input: int, output: int) -> float:

@@ -1,5 +1,6 @@
 """What has no answer, as it is told: by kind, with an example and what to do."""
 
+import re
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -9,13 +10,13 @@ from aif.progress import counted, say
 from aif.records import Failing
 
 MENDS: dict[str, str] = {
-    Kind.CONTEXT_OVERFLOW: "prompt and max_tokens don't fit the model's context, or a minute's limit: lower max_tokens",
+    Kind.CONTEXT_OVERFLOW: "prompt and max_tokens don't fit the model's context: lower max_tokens, or max_chars",
     Kind.BLOCKED: "the provider's filter refused it; another model may answer",
-    Kind.BAD_REQUEST: "a setting is refused: `temperature: null` and `top_p: null` take them out; a chat template that "
-    "refuses a system turn wants `system: fold_into_user`; `reply: text` asks without a schema",
+    Kind.BAD_REQUEST: "it refuses what it is sent; its words say why",
     Kind.EMPTY: "the model says nothing; if it reasons, raise max_tokens (which asks all its completions again)",
     Kind.TRUNCATED: "raise the judge's max_tokens (which asks all judgements again)",
     Kind.UNREADABLE: "see `raw` in the table `failed`; try `reply: schema` or `text`, or another judge",
+    Kind.CACHED: "turn the gateway's cache off for these requests, or set `samples: 1`",
     Kind.RATE_LIMITED: "a run slows down by itself; requests_per_minute, if set, spares it the refusals",
     Kind.SERVER_ERROR: "the server is ill, or this request makes it so; see its log",
     Kind.TIMEOUT: "is the server still loading? else raise timeout_s, or lower concurrency",
@@ -24,7 +25,57 @@ MENDS: dict[str, str] = {
     Kind.UNAUTHORIZED: "set the key's environment variable to a key that may use this model",
     Kind.QUOTA_EXHAUSTED: "the account has no money left: add some, or use another key",
     Kind.UNKNOWN_MODEL: "the server has no such model: see `model` and `base_url`",
+    Kind.WRONG_URL: "set base_url to where the API is, up to and with /v1",
 }
+# The first that is in a failure's message comes before what its kind says.
+_BY_WORDS: tuple[tuple[str, str, str], ...] = (
+    (
+        Kind.CONTEXT_OVERFLOW,
+        r"per min|\btpm\b",
+        "a minute allows no request so large: lower max_tokens, or raise that limit",
+    ),
+    (
+        Kind.BAD_REQUEST,
+        "max_completion_tokens.{0,20}instead",
+        "max_tokens goes by that name to OpenAI's own address (`provider: openai`, no base_url); a gateway elsewhere "
+        "must rename it",
+    ),
+    (Kind.BAD_REQUEST, r"\bseed\b", "every request has a seed, which no setting takes out: a gateway must drop it"),
+    (Kind.BAD_REQUEST, "temperature|top_p", "`temperature: null` and `top_p: null` leave them out"),
+    (Kind.BAD_REQUEST, "reasoning.?effort", "take `reasoning_effort` out, or give a word that this model knows"),
+    (Kind.BAD_REQUEST, "alternat", "its template takes no system turn, or no two of a role: `system: fold_into_user`"),
+    (Kind.BAD_REQUEST, r"\bsystem\b|developer (instr|mess)", "it takes no system turn: `system: fold_into_user`"),
+    (Kind.BAD_REQUEST, "response.?format|schema|guided|grammar|structured", "`reply: text` asks without a schema"),
+    (
+        Kind.BAD_REQUEST,
+        "(entity|body|payload|content) (is )?too large",
+        "the body is too large for what stands before the model: raise its limit, or lower the source's max_chars",
+    ),
+    (Kind.BAD_REQUEST, "max_(new_)?tokens|output tokens", "max_tokens is more than this model writes: lower it"),
+    (Kind.BAD_REQUEST, "chat.?template|tokenizer", "serve the model with a chat template, or take an instruct model"),
+    (Kind.BAD_REQUEST, "[`'\"](n|best_of)[`'\"]", "aif asks for one choice: a gateway between must not add `n`"),
+    (
+        Kind.BAD_REQUEST,
+        r"(unknown|unrecognized|unsupported|unexpected|extra)\b.{0,30}(field|argument|parameter|input|key)",
+        "it doesn't know a field that it is sent: take out the setting of that name, or let a gateway drop it",
+    ),
+    (Kind.BAD_REPLY, "is larger than", "the reply doesn't end: see the server's log, or lower max_tokens"),
+    (Kind.BAD_REPLY, "finished by", "the server gave up in the midst of its reply: see its log"),
+    (
+        Kind.UNAUTHORIZED,
+        "a page, and no api",
+        "let the firewall pass this address; where it refuses one prompt alone, take that row out",
+    ),
+    (Kind.QUOTA_EXHAUSTED, "budget", "the key's budget is used up: raise it at the gateway, or use another key"),
+    (Kind.QUOTA_EXHAUSTED, "limit of more than a minute", "come back when it ends, or use another key or model"),
+)
+
+
+def mend(kind: str, message: str) -> str:
+    """What to do about a failure; nothing where there is nothing to say."""
+    told = (what for of, words, what in _BY_WORDS if of == kind and re.search(words, message, re.IGNORECASE))
+    return next(told, MENDS.get(kind, ""))
+
 
 THEN = {
     "later": "asked again by the next run",
@@ -49,5 +100,5 @@ def _tell(console: Console, title: str, failures: Sequence[Failing]) -> None:
         items = counted(one.items, "call" if one.verdict in ("refused", "again") else "item")
         say(console, f"{one.endpoint}: {one.kind}, {items}, {THEN[one.verdict]}")
         say(console, f"    {one.example}")
-        if mend := MENDS.get(one.kind):
-            say(console, f"    → {mend}", "dim")
+        if what := mend(one.kind, one.example):
+            say(console, f"    → {what}", "dim")

@@ -6,6 +6,19 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import orjson
+
+
+def parse(content: bytes) -> Any:
+    """A JSON body, also one with raw control characters, lone surrogates or a byte order mark, as servers send them.
+
+    Raises ValueError or RecursionError for what is not JSON.
+    """
+    try:
+        return orjson.loads(content)
+    except orjson.JSONDecodeError:
+        return json.loads(content, strict=False)
+
 
 def reader(twice: Callable[[str], Exception], constant: Callable[[str], Any] | None = None) -> Callable[[str], Any]:
     """Reads the value in a text. Strings may hold raw control characters: vLLM's structured output lets a tab through

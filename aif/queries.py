@@ -11,6 +11,7 @@ import duckdb
 import orjson
 
 from aif.budget import Spent
+from aif.chat.base import UNKNOWN_END
 from aif.database import check_version, connect, noticing, within
 from aif.errors import BadInput, StoreDamaged
 from aif.lock import Places
@@ -383,6 +384,15 @@ class Reader:
     def refusals(self) -> list[Failing]:
         """Who takes no call."""
         return [Failing(**row) for row in self.sql("FROM refusals ORDER BY items DESC, endpoint, kind")]
+
+    def endings(self) -> list[tuple[str, int, str]]:
+        """Replies that ended by a word that is not known, by endpoint and word; they are kept as if they were cut."""
+        word = f"json_extract_string(served, '$.{UNKNOWN_END}')"
+        return self._rows(
+            f"SELECT endpoint, count(*), {word} FROM calls WHERE verdict = 'answered' AND contains(served::VARCHAR, ?) "
+            "GROUP BY ALL ORDER BY ALL",
+            [f'"{UNKNOWN_END}":'],
+        )
 
     def reach(self, prompts: int) -> int:
         """The position behind the first so many prompts that can be judged; 0 where there is none."""

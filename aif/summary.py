@@ -68,6 +68,11 @@ def tell_summary(console: Console, reader: Reader, seconds: float, budget: float
     """How a run ended: books, models, how judges agree, tokens and spend (USD, of which budget), failures."""
     _tell(console, reader, reader.balance(), reader.sql("FROM leaderboard"), f" in {seconds:.1f} s", budget)
     tell_failures(console, reader.failures())
+    for endpoint, replies, word in reader.endings():
+        say(
+            console,
+            f"{endpoint}: {counted(replies, 'answer')} ended by {word!r}, which is no word known: kept as if cut",
+        )
 
 
 def _tell(

@@ -12,6 +12,8 @@ from typing import Any, Literal, Protocol
 from aif.records import Message, Usage
 
 Finish = Literal["stop", "length", "refusal"]
+UNKNOWN_END = "finish_reason"  # in `Reply.served`: the server's word for why it ended, where it is not known
+NO_WORD = "no word"
 Measure = Literal["requests", "tokens", "input", "output"]  # the last two: tokens read, and tokens written
 
 
@@ -60,7 +62,7 @@ class Reply:
     """What a model said. `reasoning` is kept apart from `text`; `sent` holds the settings as they went over the wire
     (messages and schema left out); `served` what the server says of itself (model, fingerprint, request id); `quotas`
     what it says of its limits. `finish` is None only in a CallError, where a body did not say it in a way that can be
-    read."""
+    read; it is length, too, where the server's word for it is not known, which then stands in `served`."""
 
     text: str
     finish: Finish | None
@@ -69,6 +71,11 @@ class Reply:
     sent: Mapping[str, Any] = field(default_factory=dict)
     served: Mapping[str, Any] = field(default_factory=dict)
     quotas: tuple[Quota, ...] = ()
+
+    @property
+    def cut(self) -> bool:
+        """Whether the server says that it is cut at a limit, and is not only kept as if it were."""
+        return self.finish == "length" and UNKNOWN_END not in self.served
 
 
 class Kind(StrEnum):

@@ -2,11 +2,12 @@
 
 A response that comes twice on a connection (a proxy that repeats itself) is read as the answer to whatever is asked
 over it next, and from then on every answer there is the one before. HTTP/1.1 has nothing to tell that by; the reply
-has: its id and all of its bytes are those of another's.
+has: its id and all of its bytes are those of another's. A gateway that keeps replies and takes requests for the same
+that differ in their seed gives the same again, over whatever connection.
 """
 
 from collections import OrderedDict
-from typing import Any
+from typing import Any, NamedTuple
 
 from aif.chat.base import CallError, Kind
 
@@ -22,25 +23,48 @@ class Misdelivered(CallError):
         super().__init__(Kind.CONNECTION, said)
 
 
+class _Once(NamedTuple):
+    """Digests of a request, of its messages alone, and of the response."""
+
+    request: int
+    messages: int
+    response: int
+
+
 class Given:
     """One client's. Servers whose ids are all the same tell nothing by them, and are believed."""
 
     def __init__(self) -> None:
-        self._given: OrderedDict[str, tuple[int, int]] = OrderedDict()  # by id: digests of request and response
+        self._given: OrderedDict[str, _Once] = OrderedDict()  # by id
+        self._suspect: OrderedDict[tuple[str, int], None] = OrderedDict()  # ids and the messages they were no reply to
         self._ids_vary = False
+        self._kept = False
 
-    def take(self, asked: bytes, data: Any, content: bytes) -> None:
-        """Remembers the reply to a request, parsed and as it came, whether or not it is one that can be used. Raises
-        Misdelivered where it was given to another request before."""
+    def take(self, asked: bytes, messages: bytes, data: Any, content: bytes) -> None:
+        """Remembers the reply to a request, parsed and as it came, whether or not it is one that can be used.
+
+        Raises Misdelivered where it was given to another request before, and CallError(CACHED) where these messages get
+        it again since then, or where a gateway that was seen to keep replies gives those of the same messages.
+        """
         id = data.get("id") if isinstance(data, dict) else None
         if not id or not isinstance(id, str):
             return
-        now = hash(asked), hash(content)
+        now = _Once(hash(asked), hash(messages), hash(content))
         before = self._given.get(id)
         self._ids_vary = self._ids_vary or bool(self._given and before is None)
         if before is None:
-            self._given[id] = now
-            if len(self._given) > REMEMBERED:
-                self._given.popitem(last=False)
-        if self._ids_vary and before is not None and before[0] != now[0] and before[1] == now[1]:
-            raise Misdelivered
+            _remember(self._given, id, now)
+        if not self._ids_vary or before is None or before.request == now.request or before.response != now.response:
+            return
+        if (id, now.messages) in self._suspect or (self._kept and before.messages == now.messages):
+            self._kept = True
+            said = "a gateway between keeps replies and ignores the seed: it gave the reply to another request"
+            raise CallError(Kind.CACHED, f"{said} ({id}) again, over new connections.")
+        _remember(self._suspect, (id, now.messages), None)
+        raise Misdelivered
+
+
+def _remember(kept: OrderedDict[Any, Any], name: Any, value: Any) -> None:
+    kept[name] = value
+    if len(kept) > REMEMBERED:
+        kept.popitem(last=False)

@@ -25,6 +25,8 @@ _SPAN = re.compile(
     r"(?:(?P<d>\d+)d)?(?:(?P<h>\d+)h)?(?:(?P<m>\d+)m)?(?:(?P<s>\d+(?:\.\d+)?)s)?(?:(?P<ms>\d+(?:\.\d+)?)ms)?"
 )
 _UNITS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
+_PART = r"(\d{1,9}(?:\.\d{1,9})?) ?(d|h|ms|m|s)(?:ays?|ours?|in(?:ute)?s?|ec(?:ond)?s?)?(?![a-z])"
+_WAIT = re.compile(rf"(?:retry|again|wait|reset)[^.\d]{{0,20}}((?:{_PART}[ ,]*)+)", re.ASCII)
 # One date with and one without a time zone (TypeError), or one of as many hours as no int of C's holds.
 _NO_DATE = (ValueError, TypeError, OverflowError)
 _LONGEST_S = 32 * 86400.0  # what is longer is no span but some date
@@ -47,6 +49,19 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         return max(0.0, (until - now).total_seconds())
     except (KeyError, *_NO_DATE):
         return None
+
+
+def spoken(words: str) -> float | None:
+    """Seconds that a server asks to wait in words: LiteLLM ("Try again in 60 seconds"), Google ("retry in 45.5s"),
+    OpenAI and Groq ("try again in 9m38.016s"). None where it doesn't."""
+    said = _WAIT.search(words.lower())
+    return sum(float(number) * _UNITS[unit] for number, unit in re.findall(_PART, said[1])) if said else None
+
+
+def in_words(seconds: float) -> str:
+    """A wait of minutes or hours, as 9 min or 3 h 20 min."""
+    minutes = math.ceil(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
 
 
 def quotas(headers: Mapping[str, str]) -> tuple[Quota, ...]:

@@ -1,4 +1,4 @@
-"""Anthropic's Messages format: bodies out, replies in. Pure. Its errors are read by wire.py.
+"""Anthropic's Messages format: bodies out, replies in. Pure. Its errors are read by refusals.py.
 
 https://platform.claude.com/docs/en/api/messages, of the API version that anthropic.py names.
 """
@@ -8,19 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 from aif.chat import wire
-from aif.chat.base import Finish, Reply, Request
+from aif.chat.base import Reply, Request
 from aif.jsontext import encodable
 from aif.records import Message, Usage, as_dicts
-
-# tool_use and pause_turn end no reply to what is asked here. The model's window cuts a reply as its limit does; vLLM
-# calls both by one name.
-_FINISH: Mapping[str, Finish] = {
-    "end_turn": "stop",
-    "stop_sequence": "stop",
-    "max_tokens": "length",
-    "model_context_window_exceeded": "length",
-    "refusal": "refusal",
-}
 
 
 def body(request: Request, model: str) -> dict[str, Any]:
@@ -60,19 +50,19 @@ def sent(body: Mapping[str, Any]) -> dict[str, Any]:
 def read_reply(data: Any, sent: Mapping[str, Any]) -> Reply:
     """A parsed message as a Reply: its texts joined, and thoughts apart from them.
 
-    Raises CallError: BAD_REPLY for what is no message, with what it used, and those of `wire.usable`.
+    Raises CallError, with what was used: what an error in the body means, BAD_REPLY for what is no message, and those
+    of `wire.usable`.
     """
     if not isinstance(data, dict):
-        raise wire.bad(f"The answer is {type(data).__name__}, not a message.")
-    heard = Reply("", None, _usage(data.get("usage")), sent=sent, served=wire.served(data, "model", "id"))
-    blocks = data.get("content")
-    if not isinstance(blocks, list) or not all(isinstance(block, dict) for block in blocks):
-        raise wire.bad(f"The answer has no content{wire.reported(data)}", heard)
-    said, thought = _joined(blocks, "text", "", heard), _joined(blocks, "thinking", "\n", heard)
-    text, reasoning = wire.apart(said, thought)
-    heard = replace(heard, text=text, reasoning=reasoning)
-    finish = wire.finished(data.get("stop_reason"), heard, _FINISH)
-    return wire.usable(replace(heard, finish=finish), _why(data.get("stop_details")))
+        raise wire.reported(data) or wire.bad(f"The answer is {type(data).__name__}, not a message.")
+    heard = Reply("", None, _usage(data.get("usage"), False), sent=sent, served=wire.served(data, "model", "id"))
+    content = data.get("content")
+    if content is None or data.get("error"):
+        raise wire.reported(data, heard) or wire.bad("The answer has no content.", heard)
+    said, thoughts = wire.parts(content, heard)
+    text, reasoning = wire.apart(said, thoughts)
+    heard = replace(heard, text=text, reasoning=reasoning, usage=_usage(data.get("usage"), bool(said or reasoning)))
+    return wire.usable(wire.finished(data.get("stop_reason"), heard), _why(data.get("stop_details")))
 
 
 def _content(message: Message, shared: int) -> str | list[dict[str, Any]]:
@@ -84,15 +74,6 @@ def _content(message: Message, shared: int) -> str | list[dict[str, Any]]:
     return [marked, {"type": "text", "text": tail}] if tail else [marked]  # the API refuses an empty block
 
 
-def _joined(blocks: list[dict[str, Any]], kind: str, between: str, heard: Reply) -> str:
-    """What the blocks of one kind say. Those of another kind (redacted_thinking, …) say nothing that can be read."""
-    of_kind = [block for block in blocks if block.get("type") == kind]
-    said = [part for block in of_kind if isinstance(part := block.get(kind), str)]
-    if len(said) < len(of_kind):
-        raise wire.bad(f"A block of type {kind} holds no text.", heard)
-    return between.join(said)
-
-
 def _why(details: Any) -> str:
     """What the provider says of a refusal: its category and its words."""
     if not isinstance(details, dict):
@@ -101,19 +82,17 @@ def _why(details: Any) -> str:
     return encodable(": ".join(part for part in said if isinstance(part, str)))
 
 
-def _usage(data: Any) -> Usage | None:
+def _usage(data: Any, said: bool) -> Usage | None:
     """Tokens as the server counted them. Its `input_tokens` are those neither read from a cache nor written to one."""
-    if not isinstance(data, dict):
-        return None
-    input_, output = wire.count(data, "input_tokens"), wire.count(data, "output_tokens")
-    if input_ is None or output is None:
+    if not isinstance(data, dict) or (plain := wire.count(data, "input_tokens")) is None:
         return None
     cached = wire.count(data, "cache_read_input_tokens") or 0
     written = wire.count(data, "cache_creation_input_tokens") or 0
-    return Usage(
-        input=input_ + cached + written,
-        output=output,
+    usage = Usage(
+        input=plain + cached + written,
+        output=wire.count(data, "output_tokens") or 0,
         cached=cached,
         reasoning=wire.count(data.get("output_tokens_details"), "thinking_tokens") or 0,
         written=written,
     )
+    return wire.sound(usage, said)

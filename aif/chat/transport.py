@@ -4,7 +4,7 @@ reply that is the request's own."""
 import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,6 +23,8 @@ TIMEOUT = httpx2.Timeout(None, connect=CONNECT_S)  # none for a read, since `dea
 KEEPALIVE_S = 4.0  # below the 5 s after which many servers close: a request sent just then is lost, and paid for
 # Nothing was sent: there was no connection yet.
 _UNSENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
+# Of a reply, decompressed: 64 for each of 131,072 tokens. 64 calls whose replies never end take half a gigabyte.
+MOST_BYTES = 8 * 2**20
 _NEEDED = frozenset(
     {b"accept", b"accept-encoding", b"connection", b"content-length", b"content-type", b"host", b"user-agent"}
 )
@@ -45,10 +47,28 @@ def connections(
 
     return client(
         limits=httpx2.Limits(max_connections=limit, keepalive_expiry=KEEPALIVE_S),
-        event_hooks={"request": [strip]},
+        event_hooks={"request": [strip], "response": [_read]},
         follow_redirects=False,
         trust_env=not _loopback(url),  # a proxy named in the environment can't reach this machine
     )
+
+
+async def whole(pieces: AsyncIterator[bytes]) -> bytes:
+    """A body that comes in pieces, decompressed. Raises CallError(BAD_REPLY) once it is larger than a reply can be."""
+    read: list[bytes] = []
+    size = 0
+    async for piece in pieces:
+        size += len(piece)
+        if size > MOST_BYTES:
+            raise wire.bad(f"The answer is larger than {MOST_BYTES / 2**20:.0f} MiB: it was not read to its end.")
+        read.append(piece)
+    return b"".join(read)
+
+
+async def _read(response: httpx2.Response) -> None:
+    """Reads a body before the client does, which would hold all of one that never ends."""
+    async with aclosing(response.aiter_bytes()) as pieces:
+        response._content = await whole(pieces)
 
 
 Response = tuple[int, Mapping[str, str], bytes]
@@ -69,8 +89,9 @@ async def exchange(
     is open now would go on being one answer behind. Raises CallError."""
     asked = orjson.dumps(body)
     status, headers, content = await post(asked)
+    take = partial(given.take, asked, orjson.dumps(body["messages"]))
     try:
-        return wire.receive(status, headers, content, sent=sent, key=key, read=read, take=partial(given.take, asked))
+        return wire.receive(status, headers, content, sent=sent, key=key, read=read, take=take)
     except Misdelivered:
         await start_over()
         raise
@@ -104,8 +125,10 @@ async def deadline(
 
 def _lost(error: Exception, url: str, key: str | None) -> CallError:
     """No connection, or none that held. A refused one arrives as an SDK's timeout: only the last cause that has words
-    tells what happened."""
+    tells what happened. A CallError of ours arrives as such an error's cause."""
     causes = list(_causes(error))
+    if ours := next((one for one in causes if isinstance(one, CallError)), None):
+        return ours
     why = [words for one in causes if (words := _words(one))] or [type(error).__name__]
     said = redact(f"{_host(url)}: {why[-1]}", key)
     return CallError(Kind.CONNECTION, said, unsent=any(isinstance(one, _UNSENT) for one in causes))

@@ -11,7 +11,7 @@ import aiohttp
 from aif.chat import wire
 from aif.chat.base import TRANSIENT, CallError, Kind, Reply, Request
 from aif.chat.given import Given
-from aif.chat.transport import CONNECT_S, KEEPALIVE_S, Response, deadline, exchange
+from aif.chat.transport import CONNECT_S, KEEPALIVE_S, Response, deadline, exchange, whole
 from aif.errors import BadInput
 
 LONGEST_REST_S = 30.0
@@ -86,7 +86,7 @@ class VllmChat:
             deadline(self._timeout_s, url, self._api_key),
             self._connected().post(f"{url}/chat/completions", data=body, allow_redirects=False) as answer,
         ):
-            return answer.status, answer.headers, await answer.read()
+            return answer.status, answer.headers, await whole(answer.content.iter_any())
 
     def _connected(self) -> aiohttp.ClientSession:
         """The session, made at the first call since it belongs to the loop that runs then."""

@@ -1,29 +1,24 @@
-"""The chat completions format that vLLM, OpenAI and many others speak: bodies out, replies and errors in. Pure.
+"""The chat completions format that vLLM, OpenAI and many others speak: bodies out, replies in. Pure. (What an error
+means, refusals.py says.)
 
-Every server that speaks it errs in its own way, so a reply is read strictly and an error by its status first, its
-codes next, and its words only where there is nothing better. The errors of every other format are read here, too:
-they differ by server rather than by format.
+Every server that speaks it does so in its own way: a reply that is whole is not thrown away for a word or a shape.
 """
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-import orjson
-
-from aif.chat.base import CallError, Finish, Kind, Reply, Request
+from aif.chat.base import NO_WORD, TRANSIENT, UNKNOWN_END, CallError, Finish, Kind, Reply, Request
 from aif.chat.headers import quotas, retry_after
 from aif.chat.redaction import redact, without
+from aif.chat.refusals import classify, cut, inside
 from aif.jsontext import encodable, reader
 from aif.records import Usage, as_dicts, is_blank
 
 Dialect = Literal["openai", "compatible"]
 Read = Callable[[Any, Mapping[str, Any]], Reply]  # a parsed body and the settings sent -> the reply in it
 Take = Callable[[Any, bytes], None]  # a parsed body and its bytes, once, whatever becomes of it
-
-SAID_LENGTH = 300  # characters of a server's own words in a message
 
 # Bounds that OpenAI's strict mode refuses for some or all of its models, and Anthropic's for all; the reader of the
 # reply checks them itself.
@@ -55,26 +50,27 @@ _BOUNDS = frozenset(
 _NAMED = frozenset({"properties", "$defs", "definitions"})  # here the keys are names, not keywords
 _LITERAL = frozenset({"enum", "const", "default", "examples"})
 
-_FINISH: Mapping[str, Finish] = {"stop": "stop", "length": "length", "content_filter": "refusal"}
+MOST_TOKENS = 2**31  # what is more is no count of tokens
 
-# By code or type only: some servers say "exceeded your current quota, check your billing" for a per-minute limit.
-_QUOTA = re.compile(r"insufficient_(quota|balance|funds|credits)|billing|credit_balance|spend_limit")
-# With status 400 and a type that says no more than that.
-_UNPAID = re.compile(r"credit balance is too low|reached your specified api usage limits")
-_FILTERED = re.compile(
-    r"content_filter|content_policy|responsibleaipolicy|content (management|filtering) policy"
-    r"|(input|prompt) was flagged"
+# Why a reply ended, in the field's words: in lower case, _ for any other sign, without "FinishReason." in front.
+_ENDS: tuple[tuple[Finish | Literal["error"], str], ...] = (
+    ("stop", "stop"),  # OpenAI, Gemini and most
+    ("stop", "eos eos_token stop_sequence"),  # Together, TGI; watsonx
+    ("stop", "end_turn end_of_turn stop_token complete"),  # Anthropic, Bedrock; AI21; Cohere
+    ("stop", "end completed finished finish done normal"),  # LM Studio, gateways
+    ("length", "length"),  # OpenAI and most
+    ("length", "max_tokens max_length max_output_tokens max_completion_tokens"),  # Gemini, Anthropic, Cohere; gateways
+    ("length", "model_length model_context_window_exceeded error_limit"),  # Mistral; Anthropic, vLLM; Cohere
+    ("length", "token_limit time_limit not_finished"),  # watsonx
+    ("refusal", "content_filter content_filtered refusal"),  # OpenAI, Azure; Bedrock; Anthropic
+    ("refusal", "safety recitation prohibited_content blocklist spii model_armor"),  # Gemini, Vertex
+    ("refusal", "sensitive guardrail_intervened error_toxic"),  # Zhipu, MiniMax; Bedrock; Cohere
+    ("error", "error abort aborted cancelled canceled user_cancel timeout"),  # OpenRouter, Mistral; vLLM; Cohere
+    ("error", "insufficient_system_resource network_error"),  # DeepSeek; Zhipu
+    ("error", "malformed_response malformed_function_call"),  # Gemini
 )
-# A name such as context_size alone is none: a server that doesn't know a setting refuses it with every request.
-_OVERFLOW = re.compile(
-    r"context_length_exceeded|context[ _-]window[ _-]exceeded|maximum (context|model|input|prompt) length"
-    r"|context (length|window|size) (is|of|was) |exceed\S*\b.{0,40}\bcontext[ _-](length|window|size|limit)"
-    r"|(prompt|input|request|max_tokens'?) (is|are|was) too (long|large)|prompt_too_long|string_above_max_length"
-    r"|reduce the length|request_too_large"
-)
-# OpenAI's 429 for what no minute holds: "Request too large for … on tokens per min: Limit 30000, Requested 40000".
-_TOO_LARGE = re.compile(r"request too large\b(?:.*\blimit:? (\d+), (?:used \d+, )?requested:? (\d+))?", re.DOTALL)
-_TAG = re.compile(r"<[^>]*>")
+_FINISH = {word: finish for finish, words in _ENDS for word in words.split()}
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking", "reasoning_details")  # what one server sends under several
 _THINK = re.compile(r"\s*<think>(.*?)(</think>\s*|\Z)", re.DOTALL)
 # Some chat templates open the block in the prompt, so that only its end is in the text, on a line of its own.
 _THOUGHT = re.compile(r"((?:(?!<think>).)*?)\n</think>\s*?\n\s*", re.DOTALL)
@@ -108,19 +104,8 @@ def sent(body: Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def parse(content: bytes) -> Any:
-    """A JSON body, also one with raw control characters, lone surrogates or a byte order mark, as servers send them.
-
-    Raises ValueError or RecursionError for what is not JSON.
-    """
-    try:
-        return orjson.loads(content)
-    except orjson.JSONDecodeError:
-        return json.loads(content, strict=False)
-
-
 def _parse_once(content: bytes) -> Any:
-    """`parse`, of a body that names nothing twice, since of two contents nobody could say which is the reply.
+    """The JSON of a body that names nothing twice, since of two contents nobody could say which is the reply.
 
     json alone tells (15 µs of 8 kB, orjson 3). Raises CallError(BAD_REPLY).
     """
@@ -142,24 +127,53 @@ def read_reply(data: Any, sent: Mapping[str, Any]) -> Reply:
     """A parsed chat completion as a Reply.
 
     The text is what the model said, unchanged but for reasoning taken out and lone surrogates replaced by U+FFFD.
-    Raises CallError: BAD_REPLY for what is no chat completion, with what it used, and those of `usable`.
+    Raises CallError, with what was used: what an error in the body means, BAD_REPLY for what is no chat completion, and
+    those of `usable`.
     """
     if not isinstance(data, dict):
-        raise bad(f"The answer is {type(data).__name__}, not a chat completion.")
-    heard = Reply(
-        "", None, _usage(data.get("usage")), sent=sent, served=served(data, "model", "system_fingerprint", "id")
-    )
+        raise reported(data) or bad(f"The answer is {type(data).__name__}, not a chat completion.")
+    about = served(data, "model", "system_fingerprint", "id")
+    heard = Reply("", None, _usage(data.get("usage"), said=False), sent=sent, served=about)
     choice, message = _choice(data, heard)
-    refusal = message.get("refusal")
-    content = message.get("content")
-    if not isinstance(content, str | None):
-        raise bad(f"The message's content is {type(content).__name__}, not a text.", heard)
-    text, reasoning = apart(content or "", message.get("reasoning_content") or message.get("reasoning"))
-    heard = replace(heard, text=text, reasoning=reasoning)
-    finish: Finish = "refusal" if refusal else finished(choice.get("finish_reason"), heard)
-    if finish == "refusal" and not text and isinstance(refusal, str):
-        heard = replace(heard, text=encodable(refusal))
-    return usable(replace(heard, finish=finish))
+    said, thoughts = parts(message.get("content"), heard)
+    thought = next((one for name in _THOUGHTS if (one := thinking(message.get(name)))), "")
+    text, reasoning = apart(said, "\n".join(filter(None, (thought, thoughts))))
+    usage = _usage(data.get("usage"), said=bool(said or reasoning))
+    heard = replace(heard, text=text, reasoning=reasoning, usage=usage)
+    if error := choice.get("error") or _failed(data.get("base_resp")) or (not text and data.get("error")):
+        raise reported({"error": error}, heard) or bad("The answer's choice is an error.", heard)
+    if refusal := message.get("refusal"):
+        return usable(replace(heard, finish="refusal", text=text or encodable(str(refusal))))
+    return usable(finished(choice.get("finish_reason"), heard))
+
+
+def parts(content: Any, heard: Reply) -> tuple[str, str]:
+    """The text and the thoughts of a content: a text, or parts of several kinds. Those that are no words (images, what
+    is redacted) say nothing. Raises CallError(BAD_REPLY) for what is none of these."""
+    if content is None or isinstance(content, str):
+        return content or "", ""
+    text, thoughts = [], []
+    for part in content if isinstance(content, list) else [content]:
+        if isinstance(part, str):
+            text.append(part)
+        elif not isinstance(part, dict):
+            raise bad(f"The content is {type(content).__name__} of {type(part).__name__}, not a text.", heard)
+        elif (kind := str(part.get("type", "text"))).startswith(("thinking", "reasoning")):
+            thoughts.append(thinking([part]))
+        elif kind in ("text", "output_text"):
+            if not isinstance(words := part.get("text"), str):
+                raise bad(f"A part of the content, of type {kind}, holds no text.", heard)
+            text.append(words)
+    return "".join(text), "\n".join(filter(None, thoughts))
+
+
+def thinking(said: Any) -> str:
+    """A thought: a text, or parts that hold texts under one name or another (Mistral, OpenRouter, Anthropic)."""
+    if isinstance(said, dict):
+        return next((one for name in ("thinking", "text", "summary") if (one := thinking(said.get(name)))), "")
+    if isinstance(said, list):
+        return "\n".join(filter(None, map(thinking, said)))
+    return said if isinstance(said, str) else ""
 
 
 def usable(reply: Reply, why: str = "") -> Reply:
@@ -173,7 +187,8 @@ def usable(reply: Reply, why: str = "") -> Reply:
         raise CallError(Kind.BLOCKED, f"The provider refused: {said}", reply=reply)
     if is_blank(reply.text):
         where = " (all of it went into reasoning)" if reply.reasoning else ""
-        raise CallError(Kind.EMPTY, f"The completion is empty{where}; it finished by {reply.finish}.", reply=reply)
+        ended = reply.served.get("finish_reason", reply.finish)
+        raise CallError(Kind.EMPTY, f"The completion is empty{where}; it finished by {ended}.", reply=reply)
     return reply
 
 
@@ -189,14 +204,20 @@ def receive(
 ) -> Reply:
     """The reply in an HTTP response, as `read` finds it in the parsed body, with what the headers say of limits.
 
-    Raises CallError: of `classify` for a status other than 200, else of `take`, which gets the parsed body and its
+    Raises CallError: of `classify` for a status other than 2xx, else of `take`, which gets the parsed body and its
     bytes first, and of `read`. Nothing of the body goes past here with the key in it, be it a reply or an error.
     """
     headers = {name.lower(): value for name, value in headers.items()}
     content = without(content, key)
-    if status != 200:
+    if not 200 <= status < 300:
         raise classify(status, headers, content.decode("utf-8", "replace"), key=key)
-    return replace(_read(content, sent, key, read, take), quotas=quotas(headers))
+    try:
+        return replace(_read(content, sent, key, read, take), quotas=quotas(headers))
+    except CallError as error:
+        if error.kind in TRANSIENT and error.retry_after is None:
+            error.retry_after = retry_after(headers)
+        error.quotas = quotas(headers)
+        raise
 
 
 def _read(content: bytes, sent: Mapping[str, Any], key: str | None, read: Read, take: Take) -> Reply:
@@ -205,82 +226,10 @@ def _read(content: bytes, sent: Mapping[str, Any], key: str | None, read: Read, 
         take(data, content)
         return read(data, sent)
     except CallError as error:
-        if error.kind is not Kind.BAD_REPLY:
-            raise
-        raw = redact(content.decode("utf-8", "replace"), key)
-        raise CallError(Kind.BAD_REPLY, cut(redact(error.message, key)), reply=error.reply, raw=raw) from None
-
-
-def classify(status: int, headers: Mapping[str, str], text: str, *, key: str | None = None) -> CallError:
-    """What an HTTP error means. `text` is the body; `headers` have names in lower case."""
-    said = _said(text)
-    kind = _kind(status, said.codes.lower(), said.words.lower())
-    words = cut(redact(said.words, key)) or "(no message)"
-    return CallError(
-        kind,
-        f"HTTP {status}: {words}{_MEND.get(kind, '')}",
-        retry_after=retry_after(headers) if kind in (Kind.RATE_LIMITED, Kind.SERVER_ERROR) else None,
-        raw=redact(text, key),
-        quotas=quotas(headers),
-    )
-
-
-_MEND = {
-    Kind.UNAUTHORIZED: " (check the API key and what it may use)",
-    Kind.UNKNOWN_MODEL: " (check model and base_url)",
-    Kind.QUOTA_EXHAUSTED: " (check the account's quota and billing)",
-}
-
-
-class _Said(NamedTuple):
-    """A server's own words on an error, and its codes and types in one string."""
-
-    words: str
-    codes: str
-
-
-def _said(text: str) -> _Said:
-    try:
-        data = parse(text.encode("utf-8", "replace"))
-    except (ValueError, RecursionError):
-        return _Said(encodable(_TAG.sub(" ", text)), "")
-    error = data.get("error") or data if isinstance(data, dict) else data
-    if not isinstance(error, dict):
-        return _Said(encodable(error if isinstance(error, str) else text), "")
-    words = error.get("message") or error.get("detail") or error.get("error")
-    details = error.get("details")
-    named = [error.get("code"), error.get("type"), details.get("error_code") if isinstance(details, dict) else None]
-    codes = " ".join(code for code in named if isinstance(code, str))
-    return _Said(encodable(words if isinstance(words, str) else text), codes)
-
-
-def _kind(status: int, codes: str, words: str) -> Kind:
-    """The kind of failure; `codes` and `words` in lower case."""
-    if status == 408 or status == 409 or status >= 500:
-        return Kind.SERVER_ERROR
-    if status < 400:
-        return Kind.BAD_REPLY  # a redirect, an empty 204: no chat completion, and no fault of the request
-    if status == 402 or _QUOTA.search(codes) or (status == 400 and _UNPAID.search(words)):
-        return Kind.QUOTA_EXHAUSTED
-    if status == 429:
-        return Kind.CONTEXT_OVERFLOW if _never_fits(words) else Kind.RATE_LIMITED
-    if status == 404 or "model_not_found" in codes:
-        return Kind.UNKNOWN_MODEL
-    if _FILTERED.search(codes) or (status in (400, 403) and _FILTERED.search(words)):
-        return Kind.BLOCKED
-    if status in (401, 403) or "organization_on_hold" in codes:
-        return Kind.UNAUTHORIZED
-    if "max_tokens" in words and "cannot be greater than max_model_len" in words:
-        return Kind.BAD_REQUEST  # a setting no prompt will ever fit: vLLM refuses it with every request
-    if status in (400, 413, 422) and _OVERFLOW.search(f"{codes} {words}"):
-        return Kind.CONTEXT_OVERFLOW
-    return Kind.BAD_REQUEST
-
-
-def _never_fits(words: str) -> bool:
-    """Whether a request is larger than its limit, and not only than what is left of it now."""
-    said = _TOO_LARGE.search(words)
-    return said is not None and (said[1] is None or float(said[2]) > float(said[1]))
+        if error.kind is Kind.BAD_REPLY or error.told:  # the server's words, and not the model's
+            error.message = cut(redact(error.message, key))
+            error.raw = redact(content.decode("utf-8", "replace"), key)[:2000]
+        raise error from None
 
 
 def bad(why: str, heard: Reply | None = None) -> CallError:
@@ -294,36 +243,47 @@ def served(data: Mapping[str, Any], *names: str) -> dict[str, str]:
 
 
 def _choice(data: Mapping[str, Any], heard: Reply) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The one choice and its message, or CallError(BAD_REPLY)."""
+    """The one choice and its message, or CallError."""
     choices = data.get("choices")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        raise bad(f"The answer has no choices{reported(data)}", heard)
+        raise reported(data, heard) or bad("The answer has no choices.", heard)
     if len(choices) > 1:
         raise bad(f"The answer has {len(choices)} choices, where one was asked for.", heard)
     message = choices[0].get("message")
     if not isinstance(message, dict):
-        raise bad("The answer's choice has no message.", heard)
+        raise reported(choices[0], heard) or bad("The answer's choice has no message.", heard)
     return choices[0], message
 
 
-def reported(data: Mapping[str, Any]) -> str:
-    """The error in a body that came with status 200, as the end of a sentence."""
-    error = data.get("error")
-    words = error.get("message") if isinstance(error, dict) else error
-    return f": {encodable(words)}" if isinstance(words, str) else "."
+def reported(data: Any, heard: Reply | None = None) -> CallError | None:
+    """The error that a body holds in the place of a reply, if it does, with what is known of it nonetheless."""
+    error = inside(data) if isinstance(data, dict | list) else None
+    if error is not None:
+        error.reply = heard
+    return error
 
 
-def finished(reason: Any, heard: Reply, known: Mapping[str, Finish] = _FINISH) -> Finish:
-    """Why the model stopped. An unknown reason (abort, error, none at all) leaves open whether the text is whole."""
-    if not isinstance(reason, str) or reason not in known:
-        named = encodable(reason) if isinstance(reason, str) else "no reason"
-        raise bad(f"The completion finished by {named}, so it may not be whole.", heard)
-    return known[reason]
+def _failed(base_resp: Any) -> Any:
+    """MiniMax's own status, where it is an error's."""
+    return {"base_resp": base_resp} if isinstance(base_resp, dict) and base_resp.get("status_code") else None
 
 
-def apart(content: str, field: Any) -> tuple[str, str | None]:
+def finished(reason: Any, heard: Reply) -> Reply:
+    """The reply with why the model stopped. One that ended in an error is asked for again. An unknown word, or none,
+    leaves open whether the text is whole: it is kept as if it were cut, with the word."""
+    said = encodable(reason).strip() if isinstance(reason, str) else ""
+    word = re.sub("[^a-z]+", "_", said.lower())
+    finish = _FINISH.get(re.sub("^finish_?reason_", "", word))
+    if finish == "error":
+        raise bad(f"The completion finished by {cut(said)}, so it may not be whole.", heard)
+    if finish is not None:
+        return replace(heard, finish=finish)
+    return replace(heard, finish="length", served={**heard.served, UNKNOWN_END: said[:60] or NO_WORD})
+
+
+def apart(content: str, thoughts: str) -> tuple[str, str | None]:
     """Text and reasoning, told apart. A block that is never closed has no text after it."""
-    said = [encodable(field)] if isinstance(field, str) else []
+    said = [encodable(thoughts)]
     content = encodable(content)
     if "think>" in content and (block := _THINK.match(content) or _THOUGHT.match(content)):
         said.append(block[1].strip())
@@ -331,22 +291,41 @@ def apart(content: str, field: Any) -> tuple[str, str | None]:
     return content, "\n".join(filter(None, said)) or None
 
 
-def _usage(data: Any) -> Usage | None:
-    """Tokens as the server counted them; None when it didn't, or in no way that can be read."""
+def _usage(data: Any, said: bool) -> Usage | None:
+    """Tokens as the server counted them, where something was `said`; None when it didn't, or in no way that adds up."""
     if not isinstance(data, dict):
         return None
-    input_, output = count(data, "prompt_tokens"), count(data, "completion_tokens")
-    if input_ is None or output is None:
+    details = data.get("prompt_tokens_details")
+    usage = Usage(
+        input=count(data, "prompt_tokens") or 0,
+        output=count(data, "completion_tokens") or 0,
+        cached=count(details, "cached_tokens") or 0,
+        reasoning=count(data.get("completion_tokens_details"), "reasoning_tokens") or 0,
+        written=count(details, "cache_write_tokens") or 0,  # OpenAI, OpenRouter
+    )
+    return sound(usage, said, count(data, "total_tokens"))
+
+
+def sound(usage: Usage, said: bool, total: int | None = None) -> Usage | None:
+    """Usage whose parts add up. Where servers count otherwise, the larger bill holds: what a cache gave beside the
+    input rather than within it; thoughts beside the output, or in the total alone (xAI, Gemini). None where something
+    was said that took no token to read or to write."""
+    input, output = usage.input, usage.output
+    if usage.cached + usage.written > input:
+        input += usage.cached + usage.written
+    if total is not None and total >= input + output:
+        output = total - input
+    elif usage.reasoning > output:
+        output += usage.reasoning
+    if not 0 < input < MOST_TOKENS or not bool(said) <= output < MOST_TOKENS:
         return None
-    cached = count(data.get("prompt_tokens_details"), "cached_tokens")
-    reasoning = count(data.get("completion_tokens_details"), "reasoning_tokens")
-    return Usage(input=input_, output=output, cached=cached or 0, reasoning=reasoning or 0)
+    return replace(usage, input=input, output=output, reasoning=min(usage.reasoning, output))
 
 
 def count(data: Any, name: str) -> int | None:
     """A number of tokens in a mapping, or None for what is none."""
     value = data.get(name) if isinstance(data, dict) else None
-    return value if type(value) is int and 0 <= value < 2**31 else None
+    return value if type(value) is int and 0 <= value < MOST_TOKENS else None
 
 
 def unbounded(schema: Any) -> Any:
@@ -362,9 +341,3 @@ def unbounded(schema: Any) -> Any:
         elif keyword not in _BOUNDS:
             kept[keyword] = value if keyword in _LITERAL else unbounded(value)
     return kept
-
-
-def cut(text: str) -> str:
-    """A server's words on one line, cut to SAID_LENGTH characters."""
-    line = " ".join(text.split())
-    return line if len(line) <= SAID_LENGTH else line[: SAID_LENGTH - 1] + "…"

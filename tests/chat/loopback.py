@@ -161,7 +161,7 @@ FAILURES = {
     "broken json": Failure(body(b'{"choices": [{', content_type="application/json"), Kind.BAD_REPLY, "not JSON"),
     "endless nesting": Failure(body(b"[" * 100_000), Kind.BAD_REPLY, "not JSON"),
     "no body": Failure(body(b""), Kind.BAD_REPLY, "not JSON"),
-    "redirect": Failure(body(b"", 302, headers={"Location": "/elsewhere"}), Kind.BAD_REPLY, "302"),
+    "redirect": Failure(body(b"", 302, headers={"Location": "/elsewhere"}), Kind.WRONG_URL, "302 to /elsewhere"),
     "a string": Failure(says("OK"), Kind.BAD_REPLY, "str"),
     "nested without end": Failure(body(b'{"choices": ' * 10_000), Kind.BAD_REPLY, "not JSON"),
     "cut within a character": Failure(body(b'{"choices": "\xe2\x82"}'), Kind.BAD_REPLY, "not JSON"),
@@ -232,7 +232,7 @@ FAILURES = {
     "402": Failure(_error(402, "Insufficient Balance"), Kind.QUOTA_EXHAUSTED),
     "404 vLLM": Failure(_error(404, "The model `tiny` does not exist.", type="NotFoundError"), Kind.UNKNOWN_MODEL),
     "404 OpenAI": Failure(_error(404, "no such model", code="model_not_found"), Kind.UNKNOWN_MODEL),
-    "404 path": Failure(says({"detail": "Not Found"}, 404), Kind.UNKNOWN_MODEL, "base_url"),
+    "404 path": Failure(says({"detail": "Not Found"}, 404), Kind.WRONG_URL, "base_url"),
     "408": Failure(_error(408, "slow"), Kind.SERVER_ERROR),
     "409": Failure(_error(409, "conflict"), Kind.SERVER_ERROR),
     "429": Failure(_error(429, "slow down"), Kind.RATE_LIMITED, "slow down"),
@@ -295,11 +295,10 @@ _NO_CHAT = (
 # What fails below a format fails alike by every client; the rest is Anthropic's own.
 MESSAGE_FAILURES = {name: failure for name, failure in FAILURES.items() if not name.startswith(_NO_CHAT)} | {
     "content null": Failure(says(message(content=None)), Kind.BAD_REPLY, "content", paid=True),
-    "content a text": Failure(says(message(content="Four.")), Kind.BAD_REPLY, "content", paid=True),
     "content named twice": Failure(
         body(json.dumps(message("4")).encode()[:-1] + b', "content": []}'), Kind.BAD_REPLY, "'content' twice"
     ),
-    "block a text": Failure(says(message(content=["Four."])), Kind.BAD_REPLY, "content", paid=True),
+    "block a number": Failure(says(message(content=[4])), Kind.BAD_REPLY, "content", paid=True),
     "text a number": Failure(
         says(message(content=[{"type": "text", "text": 4}])), Kind.BAD_REPLY, "type text", paid=True
     ),
@@ -308,9 +307,7 @@ MESSAGE_FAILURES = {name: failure for name, failure in FAILURES.items() if not n
         Kind.BAD_REPLY,
         "'text' twice",
     ),
-    "no stop reason": Failure(says(message("Fo", stop=None)), Kind.BAD_REPLY, "no reason", paid=True),
-    "paused": Failure(says(message("Fo", stop="pause_turn")), Kind.BAD_REPLY, "pause_turn", paid=True),
-    "a tool": Failure(says(message("Fo", stop="tool_use")), Kind.BAD_REPLY, "tool_use", paid=True),
+    "ended in an error": Failure(says(message("Fo", stop="error")), Kind.BAD_REPLY, "by error", paid=True),
     "zero-width, Anthropic": Failure(says(message("\u200b", "\u200f\n")), Kind.EMPTY, paid=True),
     "no content": Failure(says(message()), Kind.EMPTY, paid=True),
     "white space": Failure(says(message(" \n", "\t")), Kind.EMPTY, paid=True),

@@ -1,0 +1,357 @@
+"""What a server means by an error, wherever in a body it stands: by its own codes and words first, by its status last.
+Pure.
+
+A status alone misleads: an account without money is told with 400, 401, 403, 429 and 500, a crash with 400, and an
+error of any kind with 200. The errors of every API are read here, since they differ by server rather than by API.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from aif.chat.base import TRANSIENT, CallError, Kind
+from aif.chat.headers import in_words, quotas, retry_after, spoken
+from aif.chat.redaction import redact
+from aif.jsontext import encodable, parse
+
+SAID_LENGTH = 300  # characters of a server's own words in a message
+_READ = 8000  # characters that are looked at: the rest quotes what was sent
+_DEEPEST = 16
+
+# The keys under which servers put their words, their codes, and either of them further in.
+_WORDS = frozenset(
+    {"message", "msg", "status_msg", "detail", "details", "error", "errors", "error_msg", "error_message", "raw"}
+    | {"errormessage", "error_description", "description", "title"}
+)
+_CODES = frozenset(
+    {"code", "type", "status", "reason", "error_code", "error_type", "errorcode", "status_code", "http_code"}
+    | {"__type", "quotaid", "quota_limit"}
+)
+_INSIDE = frozenset({"metadata", "innererror", "inner_error", "base_resp", "violations"})
+
+_PATHS = ("/chat/completions", "/chat/completions/", "/v1/messages")
+_PASSING = frozenset({408, 409, 423, 424, 425, 498, 499})  # besides 5xx; 498 is Groq's, 499 nginx's
+
+
+class _Rule(NamedTuple):
+    """What is said, and what it means. `busy`: by a server that is there and may come back."""
+
+    kind: Kind
+    said: re.Pattern[str]
+    busy: bool = False
+
+
+def _rule(kind: Kind, *said: str, busy: bool = False) -> _Rule:
+    return _Rule(kind, re.compile("|".join(said)), busy)
+
+
+# The first that is found counts. A code stands there as "=code", in lower case and without its separators, before the
+# words, in lower case too.
+_RULES = (
+    _rule(
+        Kind.RATE_LIMITED,
+        r"=\S*throttl",  # DashScope, which speaks of quota and billing; Bedrock
+        r"=\S*perminute",  # Google's quotaId, whose words speak of quota and billing
+        r"\bper[ _-]?min(ute)?\b|\b[rt]pm\b|per_minute",  # Cerebras, by a code that names a quota; Vertex
+    ),
+    _rule(
+        Kind.QUOTA_EXHAUSTED,
+        r"=\S*insufficient\w*(quota|balance|funds|credits)",  # OpenAI, Azure, one-api, MiniMax, Venice
+        r"=\S*(billing|creditbalance|creditserror|spendlimit|paymentrequired)",  # OpenAI, Anthropic, opencode
+        r"=\S*(exceededcurrentquota|budgetexceeded|overdue|arrearage)",  # Moonshot, LiteLLM, Volcengine, DashScope
+        r"=\S*(freetieronly|tokenquotareached|preconsumetokenquota)",  # DashScope, watsonx, one-api
+        r"=1113\b|=baseresp1008\b",  # Zhipu, MiniMax
+        r"insufficient (account |user |available )?(balance|credit|fund|quota)",  # DeepSeek, OpenRouter, MiniMax by 500
+        r"credit balance is too low|specified api usage limits|usage limit (has been )?reached",  # Anthropic, Zhipu
+        r"budget has been exceeded|exceeded\s?\w*\s?budget|over budget|budget exceeded",  # LiteLLM
+        r"(credit|spend(ing)?) limit|all available credits|(out of|no|more) credits\b|included credits",  # xAI, HF
+        r"payment method|payment required|unpaid|past due|(recharge|top up) your|please recharge",  # DeepInfra
+        r"\baccount\b.{0,40}\bsuspended|free (tier|quota) .*exhausted|quota is not enough",  # Fireworks, DashScope
+        r"余额不足|额度不足|欠费|充值",  # Zhipu, one-api: no balance, in arrears, recharge
+    ),
+    _rule(
+        Kind.BLOCKED,
+        r"=\S*content(filter|policy|moderation|blocked)|=\S*responsibleaipolicy",  # OpenAI, Azure, xAI
+        r"=\S*(datainspection|sensitivecontent|prohibitedcontent|moderationblocked)",  # DashScope, Volcengine, Gemini
+        r"=1301\b|=baseresp102[67]\b",  # Zhipu, MiniMax
+        r"content (management|filtering|moderation) policy|content exists risk",  # Azure, Anthropic, DeepSeek
+        r"(input|prompt|content|message)s? (was|were|has been) (flagged|blocked|rejected)|considered high risk",  # Kimi
+        r"inappropriate content|violates? (\w+ )?(usage|content|safety) (guidelines|policy|policies)",  # DashScope, xAI
+        r"unsafe or sensitive|guardrail|不安全或敏感",  # Zhipu, Bedrock, LiteLLM
+    ),
+    _rule(
+        Kind.UNREADABLE,  # its own check of a structured output failed: another sample may pass
+        r"=\S*(jsonvalidatefailed|outputparsefailed|tooluseefailed)",  # Groq
+        r"failed to (generate|validate) json|model generated output that could not be parsed",  # Groq
+    ),
+    _rule(
+        Kind.SERVER_ERROR,
+        r"=\S*(overloaded|capacityexceeded|modelnotready|modelnotloaded|slowdown)",  # Anthropic, Groq flex, Bedrock
+        r"=\S*resourceunavailable|resource unavailable",  # OpenAI's flex tier, by 429
+        r"=1305\b",  # Zhipu
+        r"\bloading( the)? model|model \S* ?(is )?((currently|still) )?(loading|being loaded)\b",  # llama.cpp, TGI
+        r"no models? (is |are )?(currently )?loaded|model (was |has been |is )?(unloaded|not loaded)",  # LM Studio
+        r"(model|engine|server|process|worker|runner)\b.{0,20}\b(has |was |is )?(crashed|died|dead|terminated)\b",
+        r"unexpectedly stopped|enginedeaderror|warming up|cold start|starting up",  # Ollama, vLLM, serverless
+        r"overloaded|(over|at|no) capacity|(server|system|engine|service|model) (is )?(currently )?(too )?busy",
+        r"high (demand|load|traffic)|queue (is )?full|maximum queue size",  # xAI, Gemini, TGI
+        busy=True,
+    ),
+    _rule(
+        Kind.WRONG_URL,
+        r"invalid url|unexpected endpoint|cannot post\b|no route matched|unknown (path|endpoint|request url)",
+        # OpenAI, LM Studio by 200, Express, Kong
+    ),
+    _rule(
+        Kind.UNKNOWN_MODEL,
+        r"=\S*model(not(found|exist|supported|available)|doesnotexist)|=\S*(unknown|invalid)model",  # OpenAI, DashScope
+        r"=\S*deploymentnotfound|=1211\b",  # Azure, Zhipu
+        r"(model|deployment)\b.{0,120}? (does not|doesn't|do not) exist|model not (exist|found)",  # vLLM, DeepSeek
+        r"models?[ /]\S+ (is |was )?not found|no such model|not a valid model|(invalid|unknown) model (name|id)",
+        r"deployment for this resource does not exist|no healthy deployments for this model",  # Azure, LiteLLM
+        r"model\b.{0,90}? (has been|is) (decommissioned|deprecated|retired)|no endpoints found",  # Groq, OpenRouter
+        r"unable to access (the )?model|no allowed providers",  # Together, OpenRouter
+    ),
+    _rule(
+        Kind.UNAUTHORIZED,
+        r"=\S*(invalid|incorrect|expired|missing|no)(api)?(key|auth|token|credential)|=\S*(key|token)(invalid|expired)",
+        r"=\S*(authenticat|autherror|unauthori[sz]ed|permissiondenied|permissionerror)",  # Google, Anthropic
+        r"=\S*(deactivated|onhold|accessdenied|tokennotfound|unsupportedcountry)|=baseresp(1004|2049)\b",  # OpenAI
+        r"api[ _-]?key (is )?(not valid|invalid|expired|missing|not found|not allowed)|(no|missing) api[ _-]?key",
+        r"(invalid|incorrect|malformed|bad) (x-)?(api[ _-]?key|bearer|token|authentication|authorization|credential)",
+        r"authentication (fail|error)|unauthori[sz]ed|not authori[sz]ed|(token|key) (is |has )?expired",
+        r"(do not|don't|does not|doesn't) have (access|permission)|permission denied|身份验证|无效的令牌",  # Zhipu
+    ),
+    _rule(
+        Kind.RATE_LIMITED,
+        r"=\S*(ratelimit|toomanyrequests|resourceexhausted|limitrequests|burstrate)|=130[23]\b|=baseresp(1002|1039)\b",
+        r"too many requests|rate[ -]?limit(ed| exceeded| reached)|no deployments available|速率限制|并发",  # LiteLLM
+    ),
+)
+# Of a limit by the day, week or month. OpenRouter: free-models-per-day; GitHub: UserByModelByDay, per 86400s.
+_DAY = re.compile(
+    r"\bper[ _-]?(day|week|month)|perday|byday|/ ?(day|month)\b|\b[rt]pd\b|86400 ?s|try again tomorrow"
+    r"|(daily|weekly|monthly)\b.{0,40}(limit|quota|allocation|allowance|budget|requests|tokens|credits)"
+)
+_LIMIT = re.compile(r"limit|quota|exceed|exhaust|used up|too many")
+_MINUTE = re.compile(r"\bper[ _-]?min|\b[rt]pm\b|per[ _-]?second|per[ _-]?hour")
+# A max_tokens that no prompt would fit: vLLM, OpenAI, Groq, Anthropic, DeepSeek, DashScope.
+_ROOM = re.compile(
+    r"(?!.*\b(inputs?|prompt|messages)\b).*max_\w*tokens.*"
+    r"(must be|cannot be|too large|valid range|should be|maximum allowed number of output|at most \d+)",
+    re.DOTALL,
+)
+# A name such as context_size alone is none: a server that doesn't know a setting refuses it with every request.
+_OVERFLOW = re.compile(
+    r"context_?length_?exceeded|exceedcontextsize|=(prompttoolong|requesttoolarge|tokenslimitreached|1261)\b"
+    r"|=stringabovemaxlength|context[ _-]window[ _-]exceeded|maximum (context|model|input|prompt|sequence) length"
+    r"|context (length|window|size) (is|of|was) |exceed\S*\b.{0,40}\bcontext[ _-](length|window|size|limit)"
+    r"|(prompt|input|inputs|request|max_tokens'?) (is|are|was|were)? ?too (long|large)|prompt 超长"  # Ollama, Zhipu
+    r"|request body too large|reduce the length|\btokens\b.{0,40}longer than .{0,30}context"  # GitHub, SGLang
+    r"|`inputs` (tokens \+ `max_new_tokens` )?must |too large for model with|context the overflows"  # TGI, Mistral, LM
+    r"|exceeds? (the )?((max(imum)?|total) )?(number of |input )?tokens? (allowed|limit)|input tokens exceed"  # Gemini
+    r"|exceeded model token limit|exceeds the model limit|too many (input )?tokens\b"  # Moonshot, Bedrock, Cohere
+    r"|range of input length|cannot exceed the total tokens limit|context window exceeds limit"  # DashScope, watsonx
+)
+# "Request too large for … on tokens per minute: Limit 6000, Requested 6524": no minute holds it. OpenAI 429, Groq 413.
+_NUMBERS = re.compile(r"\blimit:? (\d{1,12}),? (?:used:? \d+, )?requested:? (\d{1,12})\b")
+_UNSEEN = re.compile(r"<(script|style)\b.*?(</\1>|\Z)|<[^<>]*>", re.IGNORECASE | re.DOTALL)
+_NOWHERE = re.compile(r"[\W\d_]*((404|405|page|path|resource|url|the|requested|method|not|found|allowed|detail)\W*)*\Z")
+
+
+class _Said(NamedTuple):
+    """A server's own words on an error, its codes, the HTTP status among these (0: none), and whether it is a page."""
+
+    words: str
+    codes: tuple[str, ...]
+    status: int = 0
+    page: bool = False
+
+
+def classify(status: int, headers: Mapping[str, str], text: str, *, key: str | None = None) -> CallError:
+    """What an HTTP error means. `text` is the body; `headers` have names in lower case."""
+    if 300 <= status < 400:
+        return _moved(status, redact(headers.get("location", ""), key), text)
+    return _refusal(status, headers, _said(text), text, key)
+
+
+def inside(data: Any) -> CallError | None:
+    """What a body means that came with status 200 and is no reply; None where it says nothing of an error.
+
+    It says so under any name, in a list, or in the choice: OpenRouter, MiniMax (`base_resp`), LM Studio, gateways.
+    """
+    said = _of(data, "")
+    error = _refusal(200, {}, said, "", None)
+    return error if said.words or said.status or error.told else None
+
+
+def cut(text: str) -> str:
+    """A server's words on one line, cut to SAID_LENGTH characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= SAID_LENGTH else line[: SAID_LENGTH - 1] + "…"
+
+
+def _refusal(status: int, headers: Mapping[str, str], said: _Said, text: str, key: str | None) -> CallError:
+    kind, told, busy = _kind(status, said)
+    wait_s = retry_after(headers)
+    if wait_s is None and kind in TRANSIENT | {Kind.QUOTA_EXHAUSTED}:
+        wait_s = spoken(said.words)
+    words = cut(redact(said.words, key)) or redact(", ".join(said.codes), key) or "(no message)"
+    at = f"HTTP {status}" + (f" with an error{f' {said.status}' if said.status else ''}" if 200 <= status < 300 else "")
+    return CallError(
+        kind,
+        f"{at}: {words}{_hint(kind, status, said, wait_s)}",
+        retry_after=wait_s if kind in TRANSIENT | {Kind.QUOTA_EXHAUSTED} else None,
+        raw=redact(text, key),
+        quotas=quotas(headers),
+        told=told,
+        busy=busy,
+    )
+
+
+def _hint(kind: Kind, status: int, said: _Said, wait_s: float | None) -> str:
+    if kind is Kind.UNAUTHORIZED and said.page:
+        return " (a page, and no API's answer: a firewall in front of the API refuses the request, or its address)"
+    if kind is Kind.QUOTA_EXHAUSTED and _daily(_flat(said)):
+        return f" (a limit of more than a minute; it ends {f'in {in_words(wait_s)}' if wait_s else 'later'})"
+    return {
+        Kind.UNAUTHORIZED: " (check the API key and what it may use)",
+        Kind.UNKNOWN_MODEL: " (check model and base_url)",
+        Kind.WRONG_URL: " (check base_url)",
+        Kind.QUOTA_EXHAUSTED: " (check the account's quota and billing)",
+    }.get(kind, "")
+
+
+def _moved(status: int, where: str, text: str) -> CallError:
+    """A redirect, which is not followed: a key goes to the host that the pipeline names."""
+    base = next((where.removesuffix(end) for end in _PATHS if where.endswith(end)), "")
+    mend = f"set base_url to {base}" if base else "no API is at base_url"
+    return CallError(Kind.WRONG_URL, f"HTTP {status} to {cut(where) or 'nowhere'}: {mend}", raw=text, told=True)
+
+
+def _is_page(text: str) -> bool:
+    return text.lstrip()[:1] == "<" and "<html" in text[:2000].lower()
+
+
+def _said(text: str) -> _Said:
+    try:
+        data = parse(text.encode("utf-8", "replace"))
+    except (ValueError, RecursionError):
+        return _Said(" ".join(encodable(_UNSEEN.sub(" ", text)).split()), (), page=_is_page(text))
+    return _of(data, text)
+
+
+def _of(data: Any, text: str) -> _Said:
+    """The words and codes of a parsed body; its text where it has no words of its own."""
+    found = list(_walk(data, 0, "error" if isinstance(data, str | list) else ""))
+    codes = tuple(dict.fromkeys(encodable(value) for is_code, value in found if is_code))
+    words = "; ".join(dict.fromkeys(encodable(value) for is_code, value in found if not is_code and value.strip()))
+    status = next((int(code) for code in codes if re.fullmatch("[45][0-9][0-9]", code)), 0)
+    return _Said(words or ("" if codes else encodable(text)), codes, status)
+
+
+def _walk(data: Any, depth: int, under: str) -> Iterator[tuple[bool, str]]:
+    """What a body says, outermost first, as (whether it is a code, value)."""
+    if depth > _DEEPEST:
+        return
+    if isinstance(data, str) and under in _WORDS:
+        inner = _json(data)
+        yield from _walk(inner, depth + 1, under) if inner is not None else [(False, data)]
+    elif isinstance(data, list):
+        for one in data[:20]:
+            yield from _walk(one, depth + 1, under)
+    elif isinstance(data, dict):
+        place = data.get("loc")  # of FastAPI's refusals
+        at = ".".join(map(str, place)) + ": " if isinstance(place, list) else ""
+        for name, value in data.items():
+            lower = str(name).lower()
+            if lower in _CODES and isinstance(value, str | int) and not isinstance(value, bool):
+                yield True, f"{'base_resp_' if under == 'base_resp' else ''}{value}"
+            elif lower == "retrydelay" and isinstance(value, str):  # Google
+                yield False, f"retry in {value}"
+            elif at and lower == "msg":
+                yield False, f"{at}{value}"
+            elif lower in _WORDS | _INSIDE:
+                yield from _walk(value, depth + 1, lower)
+
+
+def _json(text: str) -> Any:
+    """The JSON in a text, as gateways quote what was behind them."""
+    if text.lstrip()[:1] not in ("{", "["):
+        return None
+    try:
+        return parse(text.encode("utf-8", "replace"))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _flat(said: _Said) -> str:
+    """What the rules look at."""
+    codes = (f"={re.sub(r'[^a-z0-9]', '', code.lower())}" for code in said.codes)
+    return f"{' '.join(codes)}\n{' '.join(said.words.lower().split())}"[:_READ]
+
+
+def _kind(status: int, said: _Said) -> tuple[Kind, bool, bool]:
+    """The kind of failure, whether words or codes tell it, and whether they say that the server is busy."""
+    if said.page:
+        return _by_status(status, said), status in (401, 402), False
+    # the code in a body of 200 is its status; behind a 400, gateways hide another's
+    status = said.status if said.status and (status < 300 or status == 400) else 0 if status < 300 else status
+    flat = _flat(said)
+    if _too_large(flat):
+        return Kind.CONTEXT_OVERFLOW, True, False
+    if (status == 429 or (status in (0, 400, 402, 403) and _LIMIT.search(flat))) and _daily(flat):
+        return Kind.QUOTA_EXHAUSTED, True, False
+    for rule in _RULES:
+        if _may(rule.kind, status) and rule.said.search(flat):
+            limited = status == 429 and rule.busy
+            return (Kind.RATE_LIMITED if limited else rule.kind), True, rule.busy
+    if status in (0, 400, 413, 422) or status >= 500:
+        if _ROOM.match(flat) and status < 500:
+            return Kind.BAD_REQUEST, True, False
+        if _OVERFLOW.search(flat):
+            return Kind.CONTEXT_OVERFLOW, True, False
+    return _by_status(status, said), status in (401, 402), False
+
+
+def _may(kind: Kind, status: int) -> bool:
+    """Whether a status leaves it open that an error is of this kind."""
+    if kind is Kind.RATE_LIMITED:
+        return status not in (401, 402, 404, 413)
+    if kind in (Kind.UNAUTHORIZED, Kind.UNKNOWN_MODEL, Kind.WRONG_URL):
+        return status not in (402, 413, 429) and status < 500
+    return kind is not Kind.BLOCKED or status < 429
+
+
+def _daily(flat: str) -> bool:
+    """Whether a limit is by the day or longer: by a code, or by what the words name first."""
+    codes, _, words = flat.partition("\n")
+    if _DAY.search(codes):
+        return True
+    day, minute = _DAY.search(words), _MINUTE.search(words)
+    return day is not None and (minute is None or day.start() < minute.start())
+
+
+def _too_large(flat: str) -> bool:
+    """Whether a request is larger than its limit, and not only than what is left of it now."""
+    numbers = _NUMBERS.search(flat)
+    return int(numbers[2]) > int(numbers[1]) if numbers else "request too large for" in flat
+
+
+def _by_status(status: int, said: _Said) -> Kind:
+    if status < 300:
+        return Kind.BAD_REPLY  # an empty 204, or an error that says nothing of itself
+    if status in _PASSING or status >= 500:
+        return Kind.SERVER_ERROR
+    if status == 404 and not said.page and not _NOWHERE.match(said.words.lower()):
+        return Kind.UNKNOWN_MODEL
+    return {
+        401: Kind.UNAUTHORIZED,
+        402: Kind.QUOTA_EXHAUSTED,
+        403: Kind.UNAUTHORIZED,
+        404: Kind.WRONG_URL,
+        405: Kind.WRONG_URL,
+        407: Kind.UNAUTHORIZED,
+        410: Kind.WRONG_URL,
+        429: Kind.RATE_LIMITED,
+    }.get(status, Kind.BAD_REQUEST)

@@ -1,0 +1,415 @@
+"""aif/chat/refusals.py, with values alone."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aif.chat import wire
+from aif.chat.base import UNBILLED, CallError, Kind
+from aif.chat.refusals import SAID_LENGTH, classify
+from tests.chat.loopback import KEY
+
+OVERFLOW, RATE, QUOTA, MODEL = Kind.CONTEXT_OVERFLOW, Kind.RATE_LIMITED, Kind.QUOTA_EXHAUSTED, Kind.UNKNOWN_MODEL
+SERVER, KEYS, SHAPE, URL = Kind.SERVER_ERROR, Kind.UNAUTHORIZED, Kind.BAD_REQUEST, Kind.WRONG_URL
+
+
+def _error(message: str, **more: Any) -> dict[str, Any]:
+    return {"error": {"message": message, **more}}
+
+
+def _google(code: int, message: str, status: str, *details: dict[str, Any]) -> list[Any]:
+    return [_error(message, code=code, status=status, details=list(details))]
+
+
+def _violates(*quotas: str) -> dict[str, Any]:
+    return {"@type": "type.googleapis.com/google.rpc.QuotaFailure", "violations": [{"quotaId": one} for one in quotas]}
+
+
+def heard(status: int, said: Any, headers: dict[str, str] | None = None) -> CallError:
+    """What a response means; of status 200, too."""
+    content = said if isinstance(said, str) else json.dumps(said)
+    with pytest.raises(CallError) as caught:
+        wire.receive(status, headers or {}, content.encode(), sent={}, key=None)
+    return caught.value
+
+
+GOOGLE_SPENT = "You exceeded your current quota, please check your plan and billing details."
+# What servers say, by who says it: the status, the body, and the kind that its words or codes tell.
+TOLD: dict[str, tuple[int, Any, Kind]] = {
+    # money
+    "OpenAI's quota": (429, _error("You ran out.", type="insufficient_quota", code="insufficient_quota"), QUOTA),
+    "Moonshot": (429, _error("Account suspended, recharge", type="exceeded_current_quota_error"), QUOTA),
+    "LiteLLM's budget": (400, _error("Budget has been exceeded! Current cost: 2.5", code="400"), QUOTA),
+    "LiteLLM's budget, older": (401, _error("Authentication Error, ExceededTokenBudget", type="auth_error"), QUOTA),
+    "MiniMax by 500": (500, {"type": "error", "error": {"message": "insufficient balance (1008)"}}, QUOTA),
+    "opencode by 401": (401, {"message": "Insufficient balance.", "type": "CreditsError"}, QUOTA),
+    "a code by 403": (403, {"code": "INSUFFICIENT_BALANCE", "message": "no"}, QUOTA),
+    "Zhipu": (429, _error("您的账户已欠费", code="1113"), QUOTA),
+    "DashScope": (400, {"code": "Arrearage", "message": "Access denied."}, QUOTA),
+    "DashScope's free tier": (403, _error("The free tier is exhausted", code="AllocationQuota.FreeTierOnly"), QUOTA),
+    "xAI's credits": (403, {"code": "x", "error": "Your team has used all available credits."}, QUOTA),
+    "Fireworks": (412, _error("Account mine is suspended", code="PRECONDITION_FAILED"), QUOTA),
+    "Hugging Face": (402, {"error": "You have exceeded your monthly included credits."}, QUOTA),
+    "Anthropic's credit": (400, _error("Your credit balance is too low.", type="invalid_request_error"), QUOTA),
+    "watsonx": (403, {"errors": [{"code": "token_quota_reached", "message": "no more"}]}, QUOTA),
+    "one-api": (403, _error("用户额度不足", type="one_api_error", code="insufficient_user_quota"), QUOTA),
+    # a limit of a day, and of a minute that speaks of a quota
+    "Groq's day": (429, _error("Limit on tokens per day (TPD): Limit 9, Used 8, Requested 2. Try again in 2m"), QUOTA),
+    "OpenRouter's day": (429, _error("Rate limit exceeded: free-models-per-day. Add credits", code=429), QUOTA),
+    "OpenRouter's minute": (429, _error("Rate limit exceeded: free-models-per-min. 50 requests per day free"), RATE),
+    "GitHub's day": (429, _error("Rate limit of 8 per 86400s exceeded for UserByModelByDay.", code="RateLimit"), QUOTA),
+    "Bedrock's day": (429, {"__type": "ThrottlingException", "message": "Too many tokens per day, wait."}, QUOTA),
+    "Bedrock": (429, {"__type": "ThrottlingException", "message": "Too many requests, wait."}, RATE),
+    "Cerebras's minute": (429, {"message": "Requests per minute exceeded", "code": "request_quota_exceeded"}, RATE),
+    "Cerebras's day": (429, {"message": "Tokens per day limit exceeded", "code": "token_quota_exceeded"}, QUOTA),
+    "DashScope's throttle": (
+        429, _error(GOOGLE_SPENT, type="insufficient_quota", code="Throttling.AllocationQuota"), RATE
+    ),
+    "Google's minute": (
+        429, _google(429, GOOGLE_SPENT, "RESOURCE_EXHAUSTED", _violates("RequestsPerMinutePerProject")), RATE
+    ),
+    "Google's day": (
+        429, _google(429, GOOGLE_SPENT, "RESOURCE_EXHAUSTED", _violates("TokensPerMinute", "RequestsPerDay")), QUOTA
+    ),
+    "Google's": (429, _google(429, "Resource has been exhausted (e.g. check quota).", "RESOURCE_EXHAUSTED"), RATE),
+    "Zhipu's rate": (429, _error("您的账户已达到速率限制", code="1302"), RATE),
+    "LiteLLM's cooldown": (429, _error("No deployments available for selected model, Try again in 5 seconds."), RATE),
+    # keys
+    "Google's key": (
+        400, _google(400, "API key not valid.", "INVALID_ARGUMENT", {"reason": "API_KEY_INVALID"}), KEYS
+    ),
+    "Zhipu's key": (401, _error("身份验证失败", code="1000"), KEYS),
+    "DashScope's key": (400, {"code": "InvalidApiKey", "message": "Invalid API-key provided."}, KEYS),
+    "AWS's token": (400, {"__type": "ExpiredTokenException", "message": "The token included is expired"}, KEYS),
+    "OpenAI's countries": (403, _error("Not here", code="unsupported_country_region_territory"), KEYS),
+    "Anthropic's permission": (403, _error("Ask for it", type="permission_error"), KEYS),
+    # models and paths
+    "vLLM's model": (404, _error("The model `org/Tiny-0.5B` does not exist.", type="NotFoundError"), MODEL),
+    "Ollama's model": (404, _error("model 'tiny' not found, try pulling it first"), MODEL),
+    "DeepSeek's model": (400, _error("Model Not Exist", code="invalid_request_error"), MODEL),
+    "Azure's deployment": (404, _error("The API deployment does not exist.", code="DeploymentNotFound"), MODEL),
+    "LiteLLM's model": (400, _error("You passed in model=x. There are no healthy deployments for this model"), MODEL),
+    "OpenRouter's model": (400, _error("a/b is not a valid model ID", code=400), MODEL),
+    "Groq's model": (400, _error("The model `old` has been decommissioned.", code="model_decommissioned"), MODEL),
+    "OpenAI's path": (404, _error("Invalid URL (POST /v1/v1/chat/completions)"), URL),
+    "LM Studio's path": (200, {"error": "Unexpected endpoint or method. (POST /chat/completions)"}, URL),
+    # filters
+    "Azure's filter": (400, _error("no", code="x", innererror={"code": "ResponsibleAIPolicyViolation"}), Kind.BLOCKED),
+    "DashScope's": (400, _error("May contain inappropriate content.", code="data_inspection_failed"), Kind.BLOCKED),
+    "DeepSeek's": (400, _error("Content Exists Risk", code="invalid_request_error"), Kind.BLOCKED),
+    "Moonshot's": (400, _error("rejected: considered high risk", type="content_filter"), Kind.BLOCKED),
+    "xAI's": (403, {"code": "x", "error": "Content violates usage guidelines."}, Kind.BLOCKED),
+    # its own check of a sample
+    "Groq's JSON": (400, _error("Try again.", code="json_validate_failed", failed_generation="{"), Kind.UNREADABLE),
+    # no room
+    "SGLang": (400, {"message": "The input (21 tokens) is longer than the model's context length (8)."}, OVERFLOW),
+    "TGI": (422, {"error": "`inputs` tokens + `max_new_tokens` must be <= 8. Given: 21", "error_type": "v"}, OVERFLOW),
+    "TGI's prompt": (422, {"error": "`inputs` must have less than 8 tokens. Given: 21"}, OVERFLOW),
+    "Google's room": (
+        400, _google(400, "input token count (21) exceeds the maximum number of tokens allowed", "X"), OVERFLOW
+    ),
+    "Groq's": (413, _error("Request too large for model x on tokens per minute: Limit 8, Requested 21"), OVERFLOW),
+    "no minute holds it": (429, _error("Rate limit reached on TPM: Limit 8, Used 0, Requested 21."), OVERFLOW),
+    "LM Studio": (400, {"error": "the context the overflows: loaded with context length of only 8 tokens"}, OVERFLOW),
+    "llama.cpp": (400, _error("request (21 tokens) exceeds the available context size (8 tokens)"), OVERFLOW),
+    "llama.cpp's code": (400, _error("no", type="exceed_context_size_error"), OVERFLOW),
+    "Bedrock's limit": (400, {"message": "The maximum tokens you requested exceeds the model limit of 8."}, OVERFLOW),
+    "Bedrock's prompt": (400, {"message": "Input is too long for requested model."}, OVERFLOW),
+    "Mistral": (400, {"message": "Prompt of 21 tokens, too large for model with 8 maximum context length"}, OVERFLOW),
+    "Moonshot's room": (400, _error("Your request exceeded model token limit: 8"), OVERFLOW),
+    "DashScope's room": (400, _error("Range of input length should be [1, 8]"), OVERFLOW),
+    "Ollama's room, by 500": (500, {"error": "input length exceeds maximum context length"}, OVERFLOW),
+    "watsonx's room": (400, {"errors": [{"message": "tokens 21 cannot exceed the total tokens limit 8"}]}, OVERFLOW),
+    "GitHub's room": (413, _error("Max size: 8 tokens.", code="tokens_limit_reached"), OVERFLOW),
+    "MiniMax's room": (400, _error("invalid params, context window exceeds limit (2013)"), OVERFLOW),
+    # a setting that no prompt would fit
+    "OpenAI's max_tokens": (400, _error("max_tokens is too large: 9. This model supports at most 8"), SHAPE),
+    "Groq's max_tokens": (400, _error("`max_tokens` must be less than or equal to `8`, context_window"), SHAPE),
+    "DeepSeek's max_tokens": (400, _error("Invalid max_tokens value, the valid range is [1, 8]"), SHAPE),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("status", "said", "kind"), TOLD.values(), ids=list(TOLD))
+def test_words_and_codes_tell_the_kind(status: int, said: Any, kind: Kind) -> None:
+    error = heard(status, said)
+
+    assert (error.kind, error.told, error.busy) == (kind, True, False)
+    assert f"HTTP {status}" in error.message
+
+
+@pytest.mark.parametrize(("status", "said", "kind"), TOLD.values(), ids=list(TOLD))
+@pytest.mark.parametrize(
+    "around",
+    [
+        lambda status, said: said,
+        lambda status, said: [said],
+        lambda status, said: {"error": said if isinstance(said, dict) else said[0], "user_id": "me"},
+        lambda status, said: {"id": "x", "choices": None, "error": {"code": status, "message": json.dumps(said)}},
+        lambda status, said: {"error": {"message": "Upstream", "code": status, "metadata": {"raw": json.dumps(said)}}},
+        lambda status, said: {"choices": [{"message": {"content": None}, "error": said, "finish_reason": "error"}]},
+        lambda status, said: {"detail": said, "code": status},
+    ],
+)
+def test_they_tell_it_in_a_body_of_status_200_too(status: int, said: Any, kind: Kind, around: Any) -> None:
+    assert heard(200, around(status, said)).kind is kind
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "kind"),
+    [
+        (503, _error("Loading model", type="unavailable_error"), SERVER),  # llama.cpp
+        (503, {"error": "Model org/tiny is currently loading", "estimated_time": 20.0}, SERVER),
+        (400, {"error": "The model has crashed without additional information."}, SERVER),  # LM Studio
+        (404, _error("No models loaded. Please load one.", code="model_not_found"), SERVER),
+        (500, {"error": "llama runner process has terminated: exit status 2"}, SERVER),  # Ollama
+        (500, _error("EngineCore encountered an issue: EngineDeadError", type="InternalServerError"), SERVER),  # vLLM
+        (529, {"type": "error", "error": {"type": "overloaded_error", "message": "Sorry"}}, SERVER),  # Anthropic
+        (498, _error("no room", code="capacity_exceeded"), SERVER),  # Groq's flex tier
+        (200, _error("The model is overloaded.", code=503, status="UNAVAILABLE"), SERVER),  # Google
+        (429, _error("Resource Unavailable", code="resource_unavailable"), RATE),  # OpenAI's flex tier
+        (429, {"error": "Model is overloaded", "error_type": "overloaded"}, RATE),  # TGI
+        (429, _error("当前API请求过多", code="1305"), RATE),  # Zhipu
+        (503, {"detail": {"msg": "Server is busy; please try again later."}}, SERVER),  # KoboldCpp
+    ],
+)
+def test_a_server_that_is_there_and_may_come_back(status: int, said: Any, kind: Kind) -> None:
+    error = heard(status, said)
+
+    assert (error.kind, error.busy) == (kind, True)
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "kind"),
+    [
+        (403, "<!DOCTYPE html><html><title>Blocked</title><body>No phrase such as api key or quota.", KEYS),
+        (403, "error code: 1020", KEYS),
+        (403, {"message": "Forbidden"}, KEYS),
+        (404, {"detail": "Not Found"}, URL),
+        (404, "404 page not found", URL),
+        (404, "<html><h1>404</h1>", URL),
+        (404, "", URL),
+        (404, _error("Resource not found", code="404"), URL),
+        (405, {"detail": "Method Not Allowed"}, URL),
+        (404, _error("nothing of that name"), MODEL),
+        (502, "<html><h1>502 Bad Gateway</h1></html>", SERVER),
+        (503, {"error": "no healthy upstream"}, SERVER),
+        (503, "<html><h1>503 Service Temporarily Unavailable", SERVER),
+        (425, "", SERVER),
+        (413, "<html><title>413 Request Entity Too Large</title>", SHAPE),
+        (422, {"detail": [{"loc": ["body", "seed"], "msg": "Extra inputs are not permitted"}]}, SHAPE),
+        (400, _error("Conversation roles must alternate user/assistant"), SHAPE),
+        (400, _error("Unsupported parameter: 'max_tokens' is not supported with this model."), SHAPE),
+        (400, _error("Unsupported value: 'temperature' does not support 0.2 with this model."), SHAPE),
+        (200, _error("something is wrong"), Kind.BAD_REPLY),
+        (200, {"base_resp": {"status_code": 1013, "status_msg": "unknown"}}, Kind.BAD_REPLY),
+        (200, {"error": {"code": 502, "message": "Network connection lost."}}, SERVER),
+        (204, "", Kind.BAD_REPLY),
+    ],
+)
+def test_a_status_alone_tells_less(status: int, said: Any, kind: Kind) -> None:
+    error = heard(status, said)
+
+    assert (error.kind, error.told, error.busy) == (kind, False, False)
+
+
+@pytest.mark.parametrize(("status", "kind"), [(401, KEYS), (402, QUOTA)])
+def test_but_for_a_key_and_for_money_it_does(status: int, kind: Kind) -> None:
+    assert (heard(status, "").kind, heard(status, "").told) == (kind, True)
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"), [(1004, KEYS), (2049, KEYS), (1008, QUOTA), (1002, RATE), (1027, Kind.BLOCKED)]
+)
+def test_minimax_tells_its_own_status_beside_what_looks_like_a_reply(code: int, kind: Kind) -> None:
+    whole = {"choices": [{"message": {"content": "Yes."}, "finish_reason": "stop"}]}
+    error = heard(200, whole | {"base_resp": {"status_code": code, "status_msg": "no"}})
+
+    assert (error.kind, error.told) == (kind, True)
+    fine = json.dumps(whole | {"base_resp": {"status_code": 0, "status_msg": "success"}}).encode()
+    assert wire.receive(200, {}, fine, sent={}, key=None).text == "Yes."
+
+
+def test_the_server_s_words_are_shown_wherever_they_stand() -> None:
+    for said in (
+        {"error": {"message": "Provider returned error", "metadata": {"raw": '{"error": {"message": "its words"}}'}}},
+        [{"error": {"message": "its words"}}],
+        {"detail": "its words"},
+        {"detail": [{"loc": ["body", "n"], "msg": "its words", "input": {"message": "what was sent"}}]},
+        {"errors": ["its words"]},
+        {"error": "its words"},
+        {"code": 7, "msg": "its words"},
+        "its words",
+        "<html><style>p {}</style><script>var x</script><p>its <b>words</b></p></html>",
+    ):
+        error = heard(400, said)
+        assert "its words" in error.message
+        assert "sent" not in error.message
+        assert "var x" not in error.message
+        assert error.raw
+    assert "body.n: its words" in heard(400, {"detail": [{"loc": ["body", "n"], "msg": "its words"}]}).message
+    assert heard(429, {"error": {"message": "", "code": "billing_limit"}}).message.startswith("HTTP 429: billing_limit")
+
+
+def test_a_firewall_s_page_is_called_one() -> None:
+    assert "a page, and no API's answer" in heard(403, "<html><title>Attention Required!</title></html>").message
+
+
+def test_where_a_redirect_leads() -> None:
+    def moved(to: str) -> str:
+        return heard(308, "<html>", {"Location": to}).message
+
+    base = "https://models.example.org/v1"
+    assert moved(f"{base}/chat/completions") == f"HTTP 308 to {base}/chat/completions: set base_url to {base}"
+    assert moved(f"{base}/messages").endswith("set base_url to https://models.example.org")
+    assert moved("https://login.example.org/?to=x").endswith("no API is at base_url")
+    assert moved("").startswith("HTTP 308 to nowhere")
+    assert KEY not in classify(308, {"location": f"https://x/?key={KEY}"}, "", key=KEY).message
+
+
+def test_when_a_long_limit_ends() -> None:
+    words = "Limit on requests per day reached. "
+    assert "it ends in 10 min" in heard(429, words + "Please try again in 9m38.5s.").message
+    assert "it ends in 3 h 20 min" in heard(429, words, {"Retry-After": "12000"}).message
+    assert "it ends later" in heard(429, words).message
+    assert heard(429, "Slow down", {"Retry-After": "80000"}).kind is RATE, "a long wait alone is no day's limit"
+
+
+@pytest.mark.parametrize(
+    ("said", "seconds"),
+    [
+        ("Try again in 60 seconds. Passed model=x", 60.0),
+        ("Please retry in 45.5s.", 45.5),
+        ("Please try again in 9m38.016s. Need more?", 578.016),
+        ("wait 36123 seconds before retrying", 36123.0),
+        ("please try again in 2 hours, 5 minutes", 7500.0),
+        ("try again after 500ms", 0.5),
+        ("try again later", None),
+        ("wait 2 months", None),
+        ("will reset at 2026-09-01 18:00", None),
+    ],
+)
+def test_a_wait_in_words(said: str, seconds: float | None) -> None:
+    assert heard(429, said).retry_after == seconds
+    assert heard(429, said, {"Retry-After": "7"}).retry_after == 7.0
+
+
+@pytest.mark.parametrize("status", [200, 408, 409, 425, 429, 500, 503])
+def test_every_failure_that_may_pass_says_how_long_to_wait(status: int) -> None:
+    assert heard(status, _error("not now"), {"Retry-After": "7"}).retry_after == 7.0
+
+
+_ODD = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
+    | st.sampled_from(["per day", "quota", "Limit 1, Requested 2", "model x not found", '{"error": "a"}', "<html>"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
+        st.sampled_from(
+            "error errors message detail code type status base_resp status_code raw loc msg metadata choices content "
+            "retryDelay violations quotaId usage id".split()
+        ),
+        inner,
+        max_size=4,
+    ),
+    max_leaves=12,
+)  # fmt: skip
+
+
+@given(st.integers(200, 599), _ODD)
+def test_whatever_a_body_holds_it_has_a_meaning(status: int, said: Any) -> None:
+    error = heard(status, said)
+
+    assert error.message.encode()
+    assert len(error.message) < SAID_LENGTH + 160
+    assert error.retry_after is None or error.retry_after >= 0.0
+    assert error.kind in UNBILLED or error.kind in Kind
+
+
+@pytest.mark.parametrize(
+    "piece", ["<", "<a", "<script", "max_tokens ", "model ", "limit: 9 ", "{", '["', "\\", "not found "]
+)
+def test_a_long_body_takes_no_time(piece: str) -> None:
+    """Patterns that look back over what they have seen would take minutes of a page of 2 MB."""
+    for said in (piece * (2_000_000 // len(piece)), json.dumps({"error": piece * 100_000})):
+        assert heard(400, said).kind
+
+
+@given(
+    st.integers(100, 199) | st.integers(300, 599),
+    st.text(),
+    st.dictionaries(st.sampled_from(["Retry-After", "Date"]), st.text()),
+)
+def test_any_http_error_is_classified(status: int, text: str, headers: dict[str, str]) -> None:
+    error = classify(status, headers, text, key=KEY)
+
+    assert error.message.startswith(f"HTTP {status}")
+    assert error.message.encode()
+    assert error.retry_after is None or error.retry_after >= 0.0
+
+
+def test_a_limit_no_prompt_fits_is_a_setting_and_no_overflow() -> None:
+    """vLLM says this to every request, so it is not the item's failure."""
+    text = '{"error": {"message": "max_tokens=9 cannot be greater than max_model_len=8.", "code": 400}}'
+
+    assert classify(400, {}, text).kind == Kind.BAD_REQUEST
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "This model's maximum context length is 8 tokens. However, you requested 9 tokens (4 in the messages, 5 in the "
+        "completion). Please reduce the length of the messages or completion.",
+        "'max_tokens' or 'max_completion_tokens' is too large: 9. This model's maximum context length is 8 tokens and "
+        "your request has 2 input tokens.",
+        "You passed 9 input tokens and requested 10 output tokens. However, the model's context length is only 8.",
+        "The decoder prompt (length 9) is longer than the maximum model length of 8. Make sure that `max_model_len` is "
+        "no smaller than the number of text tokens.",
+        "the request exceeds the available context size",
+        "This model's maximum prompt length is 8 but the request contains 9 tokens.",
+        "prompt is too long: 9 tokens > 8 maximum",
+    ],
+)
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_wordings_of_an_overflow(words: str, status: int) -> None:
+    assert classify(status, {}, words).kind is Kind.CONTEXT_OVERFLOW
+    assert classify(429, {}, words).kind is Kind.RATE_LIMITED
+
+
+def test_a_per_minute_limit_that_speaks_of_quota_is_waited_for() -> None:
+    text = '{"error": {"code": 429, "message": "You exceeded your current quota, please check your billing details."}}'
+
+    assert classify(429, {}, text).kind is Kind.RATE_LIMITED
+
+
+TOO_LARGE = "Request too large for gpt-9 in organization org-1 on tokens per min (TPM): Limit 30000, {}Requested 40000."
+
+
+def test_what_no_minute_holds_is_the_item_s_failure() -> None:
+    for used in ("", "Used 29000, "):
+        assert classify(429, {}, TOO_LARGE.format(used)).kind is Kind.CONTEXT_OVERFLOW
+    fits = TOO_LARGE.format("Used 25000, ").replace("40000", "9000")
+    assert classify(429, {}, fits).kind is Kind.RATE_LIMITED
+    reached = "Rate limit reached for gpt-9 on tokens per min (TPM): Limit 30000, Used 29000, Requested 9000."
+    assert classify(429, {}, reached).kind is Kind.RATE_LIMITED
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "Unrecognized request argument supplied: context_size",
+        "context_length: extra fields are not permitted",
+        "Invalid value for 'context window': expected an integer",
+        "unknown field max_model_len",
+    ],
+)
+def test_a_setting_that_speaks_of_the_context_is_no_overflow(words: str) -> None:
+    """A server refuses it with every request: taken for an overflow, every item would have failed for good."""
+    assert classify(400, {}, words).kind is Kind.BAD_REQUEST
+
+
+def test_a_long_message_is_cut_and_a_key_at_the_cut_is_gone() -> None:
+    error = classify(401, {}, "x" * (SAID_LENGTH - 5) + KEY + "y" * 5000, key=KEY)
+
+    assert len(error.message) < 400
+    assert KEY[:6] not in error.message + error.raw
