@@ -187,6 +187,7 @@ def _tell_next(typed: str, ended: "Ended", example: str) -> None:
 
 def _leave(typed: str, ended: "Ended") -> None:
     """The exit code of a run, said with its reason."""
+    from aif.progress import clock
     from aif.summary import reached
 
     asked = ended.asked
@@ -202,7 +203,8 @@ def _leave(typed: str, ended: "Ended") -> None:
         tell(f"stopped; everything answered is kept. `aif run {typed}` goes on")
         raise typer.Exit(Exit.INTERRUPTED)
     if ended.incomplete:
-        tell(f"done, but not all was answered: `aif failures {typed}` says why")
+        waits = "".join(f"; {name} asks to be left alone for {clock(wait_s)}" for name, wait_s in asked.waits.items())
+        tell(f"done, but not all was answered: `aif failures {typed}` says why{waits}")
         raise typer.Exit(Exit.FAILURES)
 
 

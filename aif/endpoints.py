@@ -58,6 +58,8 @@ class Endpoint:
     done: asyncio.Event = field(default_factory=asyncio.Event)
     doing: str | None = None
     refused: str | None = None
+    refusal: Kind | None = None  # the failure that ended it
+    back_s: float = 0.0  # by the clock: before that, what is left pending need not be asked again
     answered: int = 0  # ever, as the store knows
     others: Callable[[CallError], Others] = lambda error: MANY
     uncovered: int = 0  # calls in a row that the budget did not cover
@@ -126,6 +128,7 @@ class Endpoint:
         if error.kind is Kind.RATE_LIMITED:
             self.pace.limited(self.clock())
         if self.gate.given_up:
+            self.refusal = self.refusal or error.kind
             self.refuse(self.gate.given_up)
 
     def refuse(self, why: str) -> None:

@@ -157,6 +157,8 @@ class Run:
         except CallError as failure:
             error, few = failure, endpoint.others(failure).few
             verdict = course.verdict(error, item.caller.blame, self.policy, clock(), endpoint.jitter(), few)
+            if verdict == "later" and error.retry_after:
+                endpoint.back_s = max(endpoint.back_s, clock() + error.retry_after)
         else:
             verdict = "answered"
         await self._keep(endpoint, item, call, error, verdict)
@@ -258,7 +260,7 @@ class Run:
         item = events.Item("judgement", key, ready.prompt.prompt_id, need.judge, need.identity, details)
 
         def ratings(reply: Reply) -> tuple[Rating, ...]:
-            if reply.finish == "length":
+            if reply.cut:
                 raise CallError(Kind.TRUNCATED, "the judgement was cut at its limit", reply=reply)
             try:
                 return read(self.rubric, need.request, shown, reply.text, judge.reply)

@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 
@@ -18,6 +18,7 @@ from aif.budget import Short
 from aif.chat.retry import Policy
 from aif.config import Pipeline, api_key
 from aif.endpoints import Endpoint, opened
+from aif.failing import mend
 from aif.feedback import Run
 from aif.fleet import Fleet
 from aif.intake import prepare, rubric_of
@@ -33,12 +34,14 @@ OTHER_FILES = 256  # open ones besides calls' connections: store, journal, logs,
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """How the asking ended: whether it was stopped, the endpoints that take no call, with the reason, and, where the
-    budget left something unasked, how short it was."""
+    """How the asking ended: whether it was stopped, the endpoints that take no call, with the reason and what to do,
+    where the budget left something unasked, how short it was, and the seconds for which endpoints that have something
+    pending asked to be left alone."""
 
     stopped: bool
     refused: dict[str, str]
     short: Short | None
+    waits: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +142,14 @@ async def flow(
         finally:
             ended.set()
             await screen
-        return Asked(run.stopping, {e.name: e.refused for e in endpoints if e.refused}, run.short)
+        waits = {e.name: wait_s for e in endpoints if (wait_s := e.back_s - e.clock()) > 0}
+        return Asked(run.stopping, {e.name: _why(e) for e in endpoints if e.refused}, run.short, waits)
+
+
+def _why(endpoint: Endpoint) -> str:
+    """Why an endpoint takes no call, and what to do."""
+    what = mend(endpoint.refusal, endpoint.refused or "") if endpoint.refusal else ""
+    return f"{endpoint.refused}" + (f"\n    → {what}" if what else "")
 
 
 def _make_room(endpoints: Sequence[Endpoint], tell: Callable[[str], None]) -> None:

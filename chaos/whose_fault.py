@@ -60,10 +60,11 @@ REFUSALS = [
     Said(Kind.UNKNOWN_MODEL, "HTTP 404: page not found"),
     Said(Kind.WRONG_URL, "HTTP 308", told=True),
 ]
+OVERFLOW = Said(Kind.CONTEXT_OVERFLOW, "HTTP 400: too long", told=True)
 SHAPES = [
     Said(Kind.BAD_REQUEST, "HTTP 400: roles must alternate", told=True),
     Said(Kind.BAD_REQUEST, "HTTP 400: no"),
-    Said(Kind.CONTEXT_OVERFLOW, "HTTP 400: too long", told=True),
+    OVERFLOW,
 ]
 UNUSABLE = [Said(Kind.EMPTY, "The completion is empty.", takes_s=0.5), Said(Kind.UNREADABLE, "no JSON", takes_s=0.5)]
 NAMED = [one for one in REFUSALS if one.told]  # what no single item can be at fault for
@@ -119,7 +120,8 @@ def drawn(seed: int) -> World:
     elif fate == "dies":
         world |= {"ill": draw.choice(PASSING), "since": since, "until": float("inf")}
     elif fate == "refuses":
-        world |= {"ill": draw.choice(REFUSALS + SHAPES), "since": since, "until": float("inf")}
+        ill = draw.choice(REFUSALS + SHAPES)
+        world |= {"ill": ill, "since": 0.0 if ill is OVERFLOW else since, "until": float("inf")}
     elif fate == "is of no use":
         world |= {"ill": draw.choice(UNUSABLE), "since": 0.0, "until": float("inf")}
     elif fate == "limits":

@@ -317,7 +317,8 @@ class Gate:
         """A refusal, or a request of a shape that is not taken. Where the server names it and a key, an account or a
         model is what it names, no item can be at fault."""
         of: Class = "refusal" if error.kind in PROVIDER else "shape"
-        if self._its_own(one, of):
+        long = error.kind is Kind.CONTEXT_OVERFLOW and error.told and self._usable
+        if self._its_own(one, of) or long:  # rows may be sorted by length: of an endpoint in use its words are enough
             return "item"
         alike, certain = self._troubled[of], of == "refusal" and error.told
         alike.add(one.caller)
