@@ -50,16 +50,16 @@ def _rule(kind: Kind, *said: str, busy: bool = False) -> _Rule:
 _RULES = (
     _rule(
         Kind.RATE_LIMITED,
-        r"=\S*throttl",  # DashScope, which speaks of quota and billing; Bedrock
-        r"=\S*perminute",  # Google's quotaId, whose words speak of quota and billing
+        r"=\w*throttl",  # DashScope, which speaks of quota and billing; Bedrock
+        r"=\w*perminute",  # Google's quotaId, whose words speak of quota and billing
         r"\bper[ _-]?min(ute)?\b|\b[rt]pm\b|per_minute",  # Cerebras, by a code that names a quota; Vertex
     ),
     _rule(
         Kind.QUOTA_EXHAUSTED,
-        r"=\S*insufficient\w*(quota|balance|funds|credits)",  # OpenAI, Azure, one-api, MiniMax, Venice
-        r"=\S*(billing|creditbalance|creditserror|spendlimit|paymentrequired)",  # OpenAI, Anthropic, opencode
-        r"=\S*(exceededcurrentquota|budgetexceeded|overdue|arrearage)",  # Moonshot, LiteLLM, Volcengine, DashScope
-        r"=\S*(freetieronly|tokenquotareached|preconsumetokenquota)",  # DashScope, watsonx, one-api
+        r"=\w*insufficient\w*(quota|balance|funds|credits)",  # OpenAI, Azure, one-api, MiniMax, Venice
+        r"=\w*(billing|creditbalance|creditserror|spendlimit|paymentrequired)",  # OpenAI, Anthropic, opencode
+        r"=\w*(exceededcurrentquota|budgetexceeded|overdue|arrearage)",  # Moonshot, LiteLLM, Volcengine, DashScope
+        r"=\w*(freetieronly|tokenquotareached|preconsumetokenquota)",  # DashScope, watsonx, one-api
         r"=1113\b|=baseresp1008\b",  # Zhipu, MiniMax
         r"insufficient (account |user |available )?(balance|credit|fund|quota)",  # DeepSeek, OpenRouter, MiniMax by 500
         r"credit balance is too low|specified api usage limits|usage limit (has been )?reached",  # Anthropic, Zhipu
@@ -71,8 +71,8 @@ _RULES = (
     ),
     _rule(
         Kind.BLOCKED,
-        r"=\S*content(filter|policy|moderation|blocked)|=\S*responsibleaipolicy",  # OpenAI, Azure, xAI
-        r"=\S*(datainspection|sensitivecontent|prohibitedcontent|moderationblocked)",  # DashScope, Volcengine, Gemini
+        r"=\w*content(filter|policy|moderation|blocked)|=\w*responsibleaipolicy",  # OpenAI, Azure, xAI
+        r"=\w*(datainspection|sensitivecontent|prohibitedcontent|moderationblocked)",  # DashScope, Volcengine, Gemini
         r"=1301\b|=baseresp102[67]\b",  # Zhipu, MiniMax
         r"content (management|filtering|moderation) policy|content exists risk",  # Azure, Anthropic, DeepSeek
         r"(input|prompt|content|message)s? (was|were|has been) (flagged|blocked|rejected)|considered high risk",  # Kimi
@@ -81,13 +81,13 @@ _RULES = (
     ),
     _rule(
         Kind.UNREADABLE,  # its own check of a structured output failed: another sample may pass
-        r"=\S*(jsonvalidatefailed|outputparsefailed|tooluseefailed)",  # Groq
+        r"=\w*(jsonvalidatefailed|outputparsefailed|tooluseefailed)",  # Groq
         r"failed to (generate|validate) json|model generated output that could not be parsed",  # Groq
     ),
     _rule(
         Kind.SERVER_ERROR,
-        r"=\S*(overloaded|capacityexceeded|modelnotready|modelnotloaded|slowdown)",  # Anthropic, Groq flex, Bedrock
-        r"=\S*resourceunavailable|resource unavailable",  # OpenAI's flex tier, by 429
+        r"=\w*(overloaded|capacityexceeded|modelnotready|modelnotloaded|slowdown)",  # Anthropic, Groq flex, Bedrock
+        r"=\w*resourceunavailable|resource unavailable",  # OpenAI's flex tier, by 429
         r"=1305\b",  # Zhipu
         r"\bloading( the)? model|model \S* ?(is )?((currently|still) )?(loading|being loaded)\b",  # llama.cpp, TGI
         r"no models? (is |are )?(currently )?loaded|model (was |has been |is )?(unloaded|not loaded)",  # LM Studio
@@ -104,8 +104,8 @@ _RULES = (
     ),
     _rule(
         Kind.UNKNOWN_MODEL,
-        r"=\S*model(not(found|exist|supported|available)|doesnotexist)|=\S*(unknown|invalid)model",  # OpenAI, DashScope
-        r"=\S*deploymentnotfound|=1211\b",  # Azure, Zhipu
+        r"=\w*model(not(found|exist|supported|available)|doesnotexist)|=\w*(unknown|invalid)model",  # OpenAI, DashScope
+        r"=\w*deploymentnotfound|=1211\b",  # Azure, Zhipu
         r"(model|deployment)\b.{0,120}? (does not|doesn't|do not) exist|model not (exist|found)",  # vLLM, DeepSeek
         r"models?[ /]\S+ (is |was )?not found|no such model|not a valid model|(invalid|unknown) model (name|id)",
         r"deployment for this resource does not exist|no healthy deployments for this model",  # Azure, LiteLLM
@@ -114,9 +114,9 @@ _RULES = (
     ),
     _rule(
         Kind.UNAUTHORIZED,
-        r"=\S*(invalid|incorrect|expired|missing|no)(api)?(key|auth|token|credential)|=\S*(key|token)(invalid|expired)",
-        r"=\S*(authenticat|autherror|unauthori[sz]ed|permissiondenied|permissionerror)",  # Google, Anthropic
-        r"=\S*(deactivated|onhold|accessdenied|tokennotfound|unsupportedcountry)|=baseresp(1004|2049)\b",  # OpenAI
+        r"=\w*(invalid|incorrect|expired|missing|no)(api)?(key|auth|token|credential)|=\w*(key|token)(invalid|expired)",
+        r"=\w*(authenticat|autherror|unauthori[sz]ed|permissiondenied|permissionerror)",  # Google, Anthropic
+        r"=\w*(deactivated|onhold|accessdenied|tokennotfound|unsupportedcountry)|=baseresp(1004|2049)\b",  # OpenAI
         r"api[ _-]?key (is )?(not valid|invalid|expired|missing|not found|not allowed)|(no|missing) api[ _-]?key",
         r"(invalid|incorrect|malformed|bad) (x-)?(api[ _-]?key|bearer|token|authentication|authorization|credential)",
         r"authentication (fail|error)|unauthori[sz]ed|not authori[sz]ed|(token|key) (is |has )?expired",
@@ -124,7 +124,7 @@ _RULES = (
     ),
     _rule(
         Kind.RATE_LIMITED,
-        r"=\S*(ratelimit|toomanyrequests|resourceexhausted|limitrequests|burstrate)|=130[23]\b|=baseresp(1002|1039)\b",
+        r"=\w*(ratelimit|toomanyrequests|resourceexhausted|limitrequests|burstrate)|=130[23]\b|=baseresp(1002|1039)\b",
         r"too many requests|rate[ -]?limit(ed| exceeded| reached)|no deployments available|速率限制|并发",  # LiteLLM
     ),
 )
@@ -288,7 +288,8 @@ def _json(text: str) -> Any:
 def _flat(said: _Said) -> str:
     """What the rules look at."""
     codes = (f"={re.sub(r'[^a-z0-9]', '', code.lower())}" for code in said.codes)
-    return f"{' '.join(codes)}\n{' '.join(said.words.lower().split())}"[:_READ]
+    words = " ".join(said.words[:_READ].lower().replace("=", "= ").split())
+    return f"{' '.join(codes)[:_READ]}\n{words}"
 
 
 def _kind(status: int, said: _Said) -> tuple[Kind, bool, bool]:

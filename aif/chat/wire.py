@@ -16,6 +16,9 @@ from aif.chat.refusals import classify, cut, inside
 from aif.jsontext import encodable, reader
 from aif.records import Usage, as_dicts, is_blank
 
+# Of these the message is the model's or ours; of others, or where it is `told`, the server's.
+_NOT_ITS_WORDS = frozenset({Kind.EMPTY, Kind.BLOCKED, Kind.CACHED, Kind.CONNECTION})
+
 Dialect = Literal["openai", "compatible"]
 Read = Callable[[Any, Mapping[str, Any]], Reply]  # a parsed body and the settings sent -> the reply in it
 Take = Callable[[Any, bytes], None]  # a parsed body and its bytes, once, whatever becomes of it
@@ -226,7 +229,7 @@ def _read(content: bytes, sent: Mapping[str, Any], key: str | None, read: Read, 
         take(data, content)
         return read(data, sent)
     except CallError as error:
-        if error.kind is Kind.BAD_REPLY or error.told:  # the server's words, and not the model's
+        if error.told or error.kind not in _NOT_ITS_WORDS:
             error.message = cut(redact(error.message, key))
             error.raw = redact(content.decode("utf-8", "replace"), key)[:2000]
         raise error from None

@@ -301,14 +301,15 @@ def test_every_failure_that_may_pass_says_how_long_to_wait(status: int) -> None:
     assert heard(status, _error("not now"), {"Retry-After": "7"}).retry_after == 7.0
 
 
+_KEYS = [
+    "error", "errors", "message", "detail", "code", "type", "status", "base_resp", "status_code", "raw", "loc", "msg",
+    "metadata", "choices", "content", "retryDelay", "violations", "quotaId", "usage", "id",
+]  # fmt: skip
 _ODD = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
     | st.sampled_from(["per day", "quota", "Limit 1, Requested 2", "model x not found", '{"error": "a"}', "<html>"]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
-        st.sampled_from(
-            "error errors message detail code type status base_resp status_code raw loc msg metadata choices content "
-            "retryDelay violations quotaId usage id".split()
-        ),
+        st.sampled_from(_KEYS),
         inner,
         max_size=4,
     ),
@@ -327,7 +328,7 @@ def test_whatever_a_body_holds_it_has_a_meaning(status: int, said: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "piece", ["<", "<a", "<script", "max_tokens ", "model ", "limit: 9 ", "{", '["', "\\", "not found "]
+    "piece", ["<", "<a", "<script", "max_tokens ", "model ", "limit: 9 ", "{", '["', "\\", "not found ", "=", "=a"]
 )
 def test_a_long_body_takes_no_time(piece: str) -> None:
     """Patterns that look back over what they have seen would take minutes of a page of 2 MB."""
