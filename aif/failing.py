@@ -43,7 +43,11 @@ _BY_WORDS: tuple[tuple[str, str, str], ...] = (
     (Kind.BAD_REQUEST, r"\bseed\b", "every request has a seed, which no setting takes out: a gateway must drop it"),
     (Kind.BAD_REQUEST, "temperature|top_p", "`temperature: null` and `top_p: null` leave them out"),
     (Kind.BAD_REQUEST, "reasoning.?effort", "take `reasoning_effort` out, or give a word that this model knows"),
-    (Kind.BAD_REQUEST, "alternat", "its template takes no system turn, or no two of a role: `system: fold_into_user`"),
+    (
+        Kind.BAD_REQUEST,
+        "alternat|roles are supported",
+        "its template takes no system turn, or no two of a role: `system: fold_into_user`",
+    ),
     (Kind.BAD_REQUEST, r"\bsystem\b|developer (instr|mess)", "it takes no system turn: `system: fold_into_user`"),
     (Kind.BAD_REQUEST, "response.?format|schema|guided|grammar|structured", "`reply: text` asks without a schema"),
     (

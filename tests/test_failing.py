@@ -25,6 +25,7 @@ SHAPE, QUOTA = Kind.BAD_REQUEST, Kind.QUOTA_EXHAUSTED
         (SHAPE, "System role not supported", "system: fold_into_user"),
         (SHAPE, "Developer instruction is not enabled for models/tiny", "system: fold_into_user"),
         (SHAPE, "Conversation roles must alternate user/assistant", "system: fold_into_user"),
+        (SHAPE, "Only user and assistant roles are supported!", "system: fold_into_user"),
         (SHAPE, "response_format value is json_schema, which is not supported", "reply: text"),
         (SHAPE, "Invalid schema for 'reply': 'maxItems' is not permitted", "reply: text"),
         (SHAPE, "413 Request Entity Too Large", "max_chars"),

@@ -81,7 +81,7 @@ _RULES = (
     ),
     _rule(
         Kind.UNREADABLE,  # its own check of a structured output failed: another sample may pass
-        r"=\w*(jsonvalidatefailed|outputparsefailed|tooluseefailed)",  # Groq
+        r"=\w*(jsonvalidatefailed|outputparsefailed|toolusefailed)",  # Groq
         r"failed to (generate|validate) json|model generated output that could not be parsed",  # Groq
     ),
     _rule(
@@ -125,12 +125,14 @@ _RULES = (
     _rule(
         Kind.RATE_LIMITED,
         r"=\w*(ratelimit|toomanyrequests|resourceexhausted|limitrequests|burstrate)|=130[23]\b|=baseresp(1002|1039)\b",
-        r"too many requests|rate[ -]?limit(ed| exceeded| reached)|no deployments available|速率限制|并发",  # LiteLLM
+        r"too many requests|rate[ -]?limit(ed|( is)? (exceeded|reached))|(exceeded|reached) (\S+ )?(\S+ )?rate limit",
+        r"no deployments available|速率限制|并发",  # LiteLLM, Zhipu
     ),
 )
+_MONEY = next(rule for rule in _RULES if rule.kind is Kind.QUOTA_EXHAUSTED)
 # Of a limit by the day, week or month. OpenRouter: free-models-per-day; GitHub: UserByModelByDay, per 86400s.
 _DAY = re.compile(
-    r"\bper[ _-]?(day|week|month)|perday|byday|/ ?(day|month)\b|\b[rt]pd\b|86400 ?s|try again tomorrow"
+    r"\bper[ _-]?(day|week|month|86400 ?s)|/ ?(day|month)\b|\b[rt]pd\b|try again tomorrow|=\w*(perday|byday|daily)"
     r"|(daily|weekly|monthly)\b.{0,40}(limit|quota|allocation|allowance|budget|requests|tokens|credits)"
 )
 _LIMIT = re.compile(r"limit|quota|exceed|exhaust|used up|too many")
@@ -144,8 +146,8 @@ _ROOM = re.compile(
 # A name such as context_size alone is none: a server that doesn't know a setting refuses it with every request.
 _OVERFLOW = re.compile(
     r"context_?length_?exceeded|exceedcontextsize|=(prompttoolong|requesttoolarge|tokenslimitreached|1261)\b"
-    r"|=stringabovemaxlength|context[ _-]window[ _-]exceeded|maximum (context|model|input|prompt|sequence) length"
-    r"|context (length|window|size) (is|of|was) |exceed\S*\b.{0,40}\bcontext[ _-](length|window|size|limit)"
+    r"|=stringabovemaxlength|context[ _-]?window[ _-]?exceeded|maximum (context|model|input|prompt|sequence) length"
+    r"|context (length|window|size) (is|of|was|has been) |exceed\S*\b.{0,40}\bcontext[ _-](length|window|size|limit)"
     r"|(prompt|input|inputs|request|max_tokens'?) (is|are|was|were)? ?too (long|large)|prompt 超长"  # Ollama, Zhipu
     r"|request body too large|reduce the length|\btokens\b.{0,40}longer than .{0,30}context"  # GitHub, SGLang
     r"|`inputs` (tokens \+ `max_new_tokens` )?must |too large for model with|context the overflows"  # TGI, Mistral, LM
@@ -212,7 +214,7 @@ def _refusal(status: int, headers: Mapping[str, str], said: _Said, text: str, ke
 def _hint(kind: Kind, status: int, said: _Said, wait_s: float | None) -> str:
     if kind is Kind.UNAUTHORIZED and said.page:
         return " (a page, and no API's answer: a firewall in front of the API refuses the request, or its address)"
-    if kind is Kind.QUOTA_EXHAUSTED and _daily(_flat(said)):
+    if kind is Kind.QUOTA_EXHAUSTED and _daily(_flat(said)) and not _MONEY.said.search(_flat(said)):
         return f" (a limit of more than a minute; it ends {f'in {in_words(wait_s)}' if wait_s else 'later'})"
     return {
         Kind.UNAUTHORIZED: " (check the API key and what it may use)",
@@ -320,7 +322,7 @@ def _may(kind: Kind, status: int) -> bool:
     if kind is Kind.RATE_LIMITED:
         return status not in (401, 402, 404, 413)
     if kind in (Kind.UNAUTHORIZED, Kind.UNKNOWN_MODEL, Kind.WRONG_URL):
-        return status not in (402, 413, 429) and status < 500
+        return status not in (402, 413, 429) and (status < 500 or kind is Kind.UNAUTHORIZED)
     return kind is not Kind.BLOCKED or status < 429
 
 

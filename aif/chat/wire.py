@@ -70,7 +70,7 @@ _ENDS: tuple[tuple[Finish | Literal["error"], str], ...] = (
     ("refusal", "sensitive guardrail_intervened error_toxic"),  # Zhipu, MiniMax; Bedrock; Cohere
     ("error", "error abort aborted cancelled canceled user_cancel timeout"),  # OpenRouter, Mistral; vLLM; Cohere
     ("error", "insufficient_system_resource network_error"),  # DeepSeek; Zhipu
-    ("error", "malformed_response malformed_function_call"),  # Gemini
+    ("error", "malformed_response malformed_function_call malformed_model_output"),  # Gemini; Bedrock
 )
 _FINISH = {word: finish for finish, words in _ENDS for word in words.split()}
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking", "reasoning_details")  # what one server sends under several

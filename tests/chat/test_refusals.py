@@ -76,6 +76,9 @@ TOLD: dict[str, tuple[int, Any, Kind]] = {
     ),
     "Google's": (429, _google(429, "Resource has been exhausted (e.g. check quota).", "RESOURCE_EXHAUSTED"), RATE),
     "Zhipu's rate": (429, _error("您的账户已达到速率限制", code="1302"), RATE),
+    "a gateway's code": (429, {"code": "rate_limit_daily", "message": "Error code: 429"}, QUOTA),
+    "Azure's": (429, _error("exceeded token rate limit of this tier. Please retry after 86400 seconds."), RATE),
+    "Azure's in another's": (400, _error('Status 429: {"error": {"message": "Rate limit is exceeded."}}'), RATE),
     "LiteLLM's cooldown": (429, _error("No deployments available for selected model, Try again in 5 seconds."), RATE),
     # keys
     "Google's key": (
@@ -84,6 +87,7 @@ TOLD: dict[str, tuple[int, Any, Kind]] = {
     "Zhipu's key": (401, _error("身份验证失败", code="1000"), KEYS),
     "DashScope's key": (400, {"code": "InvalidApiKey", "message": "Invalid API-key provided."}, KEYS),
     "AWS's token": (400, {"__type": "ExpiredTokenException", "message": "The token included is expired"}, KEYS),
+    "LiteLLM's key, by 500": (500, _error("AuthenticationError: Incorrect API key provided", code="500"), KEYS),
     "OpenAI's countries": (403, _error("Not here", code="unsupported_country_region_territory"), KEYS),
     "Anthropic's permission": (403, _error("Ask for it", type="permission_error"), KEYS),
     # models and paths
@@ -115,6 +119,7 @@ TOLD: dict[str, tuple[int, Any, Kind]] = {
     "no minute holds it": (429, _error("Rate limit reached on TPM: Limit 8, Used 0, Requested 21."), OVERFLOW),
     "LM Studio": (400, {"error": "the context the overflows: loaded with context length of only 8 tokens"}, OVERFLOW),
     "llama.cpp": (400, _error("request (21 tokens) exceeds the available context size (8 tokens)"), OVERFLOW),
+    "llama.cpp, by 500": (500, _error("Context size has been exceeded.", code=500, type="server_error"), OVERFLOW),
     "llama.cpp's code": (400, _error("no", type="exceed_context_size_error"), OVERFLOW),
     "Bedrock's limit": (400, {"message": "The maximum tokens you requested exceeds the model limit of 8."}, OVERFLOW),
     "Bedrock's prompt": (400, {"message": "Input is too long for requested model."}, OVERFLOW),
