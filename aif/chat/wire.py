@@ -25,31 +25,11 @@ Take = Callable[[Any, bytes], None]  # a parsed body and its bytes, once, whatev
 
 # Bounds that OpenAI's strict mode refuses for some or all of its models, and Anthropic's for all; the reader of the
 # reply checks them itself.
-_BOUNDS = frozenset(
-    {
-        "minLength",
-        "maxLength",
-        "pattern",
-        "format",
-        "minimum",
-        "maximum",
-        "exclusiveMinimum",
-        "exclusiveMaximum",
-        "multipleOf",
-        "minItems",
-        "maxItems",
-        "uniqueItems",
-        "contains",
-        "minContains",
-        "maxContains",
-        "unevaluatedItems",
-        "minProperties",
-        "maxProperties",
-        "patternProperties",
-        "propertyNames",
-        "unevaluatedProperties",
-    }
-)
+_BOUNDS = frozenset({
+    "minLength", "maxLength", "pattern", "format", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum",
+    "multipleOf", "minItems", "maxItems", "uniqueItems", "contains", "minContains", "maxContains", "unevaluatedItems",
+    "minProperties", "maxProperties", "patternProperties", "propertyNames", "unevaluatedProperties",
+})  # fmt: skip
 _NAMED = frozenset({"properties", "$defs", "definitions"})  # here the keys are names, not keywords
 _LITERAL = frozenset({"enum", "const", "default", "examples"})
 
@@ -73,6 +53,7 @@ _ENDS: tuple[tuple[Finish | Literal["error"], str], ...] = (
     ("error", "malformed_response malformed_function_call malformed_model_output"),  # Gemini; Bedrock
 )
 _FINISH = {word: finish for finish, words in _ENDS for word in words.split()}
+_PREFIX = re.compile("^finish_?reason_")
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking", "reasoning_details")  # what one server sends under several
 _THINK = re.compile(r"\s*<think>(.*?)(</think>\s*|\Z)", re.DOTALL)
 # Some chat templates open the block in the prompt, so that only its end is in the text, on a line of its own.
@@ -136,17 +117,15 @@ def read_reply(data: Any, sent: Mapping[str, Any]) -> Reply:
     if not isinstance(data, dict):
         raise reported(data) or bad(f"The answer is {type(data).__name__}, not a chat completion.")
     about = served(data, "model", "system_fingerprint", "id")
-    heard = Reply("", None, _usage(data.get("usage"), said=False), sent=sent, served=about)
+    heard = Reply("", None, _usage(data.get("usage")), sent=sent, served=about)
     choice, message = _choice(data, heard)
     said, thoughts = parts(message.get("content"), heard)
     thought = next((one for name in _THOUGHTS if (one := thinking(message.get(name)))), "")
-    text, reasoning = apart(said, "\n".join(filter(None, (thought, thoughts))))
-    usage = _usage(data.get("usage"), said=bool(said or reasoning))
-    heard = replace(heard, text=text, reasoning=reasoning, usage=usage)
-    if error := choice.get("error") or _failed(data.get("base_resp")) or (not text and data.get("error")):
+    heard = saying(heard, said, "\n".join(filter(None, (thought, thoughts))))
+    if error := choice.get("error") or _failed(data.get("base_resp")) or (not heard.text and data.get("error")):
         raise reported({"error": error}, heard) or bad("The answer's choice is an error.", heard)
     if refusal := message.get("refusal"):
-        return usable(replace(heard, finish="refusal", text=text or encodable(str(refusal))))
+        return usable(replace(heard, finish="refusal", text=heard.text or encodable(str(refusal))))
     return usable(finished(choice.get("finish_reason"), heard))
 
 
@@ -275,13 +254,19 @@ def finished(reason: Any, heard: Reply) -> Reply:
     """The reply with why the model stopped. One that ended in an error is asked for again. An unknown word, or none,
     leaves open whether the text is whole: it is kept as if it were cut, with the word."""
     said = encodable(reason).strip() if isinstance(reason, str) else ""
-    word = re.sub("[^a-z]+", "_", said.lower())
-    finish = _FINISH.get(re.sub("^finish_?reason_", "", word))
+    finish = _FINISH.get(said) or _FINISH.get(_PREFIX.sub("", re.sub("[^a-z]+", "_", said.lower())))
     if finish == "error":
         raise bad(f"The completion finished by {cut(said)}, so it may not be whole.", heard)
     if finish is not None:
         return replace(heard, finish=finish)
     return replace(heard, finish="length", served={**heard.served, UNKNOWN_END: said[:60] or NO_WORD})
+
+
+def saying(heard: Reply, content: str, thoughts: str) -> Reply:
+    """The reply with what the model said. Usage in which that took no token is none."""
+    text, reasoning = apart(content, thoughts)
+    free = (text or reasoning) and heard.usage is not None and not heard.usage.output
+    return replace(heard, text=text, reasoning=reasoning, usage=None if free else heard.usage)
 
 
 def apart(content: str, thoughts: str) -> tuple[str, str | None]:
@@ -294,8 +279,8 @@ def apart(content: str, thoughts: str) -> tuple[str, str | None]:
     return content, "\n".join(filter(None, said)) or None
 
 
-def _usage(data: Any, said: bool) -> Usage | None:
-    """Tokens as the server counted them, where something was `said`; None when it didn't, or in no way that adds up."""
+def _usage(data: Any) -> Usage | None:
+    """Tokens as the server counted them; None when it didn't, or in no way that adds up."""
     if not isinstance(data, dict):
         return None
     details = data.get("prompt_tokens_details")
@@ -306,13 +291,13 @@ def _usage(data: Any, said: bool) -> Usage | None:
         reasoning=count(data.get("completion_tokens_details"), "reasoning_tokens") or 0,
         written=count(details, "cache_write_tokens") or 0,  # OpenAI, OpenRouter
     )
-    return sound(usage, said, count(data, "total_tokens"))
+    return sound(usage, count(data, "total_tokens"))
 
 
-def sound(usage: Usage, said: bool, total: int | None = None) -> Usage | None:
+def sound(usage: Usage, total: int | None = None) -> Usage | None:
     """Usage whose parts add up. Where servers count otherwise, the larger bill holds: what a cache gave beside the
-    input rather than within it; thoughts beside the output, or in the total alone (xAI, Gemini). None where something
-    was said that took no token to read or to write."""
+    input rather than within it; thoughts beside the output, or in the total alone (xAI, Gemini). None where nothing was
+    read."""
     input, output = usage.input, usage.output
     if usage.cached + usage.written > input:
         input += usage.cached + usage.written
@@ -320,9 +305,9 @@ def sound(usage: Usage, said: bool, total: int | None = None) -> Usage | None:
         output = total - input
     elif usage.reasoning > output:
         output += usage.reasoning
-    if not 0 < input < MOST_TOKENS or not bool(said) <= output < MOST_TOKENS:
+    if not 0 < input < MOST_TOKENS or output >= MOST_TOKENS:
         return None
-    return replace(usage, input=input, output=output, reasoning=min(usage.reasoning, output))
+    return Usage(input, output, usage.cached, min(usage.reasoning, output), usage.written)
 
 
 def count(data: Any, name: str) -> int | None:
