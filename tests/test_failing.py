@@ -36,7 +36,7 @@ SHAPE, QUOTA = Kind.BAD_REQUEST, Kind.QUOTA_EXHAUSTED
         (SHAPE, "'n' must be 1", "one choice"),
         (SHAPE, "nobody knows", MENDS[SHAPE]),
         (Kind.CONTEXT_OVERFLOW, "maximum context length is 8", MENDS[Kind.CONTEXT_OVERFLOW]),
-        (Kind.CONTEXT_OVERFLOW, "too large on tokens per min (TPM): Limit 8, Requested 9", "a minute"),
+        (Kind.CONTEXT_OVERFLOW, "too large on tokens per min (TPM): Limit 8, Requested 9", "no minute"),
         (QUOTA, "Budget has been exceeded!", "budget"),
         (QUOTA, "requests per day (a limit of more than a minute; it ends in 9 min)", "come back"),
         (QUOTA, "Insufficient credits", "money"),

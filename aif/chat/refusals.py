@@ -21,7 +21,7 @@ _DEEPEST = 16
 # The keys under which servers put their words, their codes, and either of them further in.
 _WORDS = frozenset(
     {"message", "msg", "status_msg", "detail", "details", "error", "errors", "error_msg", "error_message", "raw"}
-    | {"errormessage", "error_description", "description", "title"}
+    | {"errormessage", "errmsg", "error_description", "description", "title", "fault", "faultstring", "cause"}
 )
 _CODES = frozenset(
     {"code", "type", "status", "reason", "error_code", "error_type", "errorcode", "status_code", "http_code"}
@@ -99,8 +99,8 @@ _RULES = (
     ),
     _rule(
         Kind.WRONG_URL,
-        r"invalid url|unexpected endpoint|cannot post\b|no route matched|unknown (path|endpoint|request url)",
-        # OpenAI, LM Studio by 200, Express, Kong
+        r"invalid url|unexpected endpoint|cannot post\b|no route matched|unknown (path|endpoint|request url)",  # Kong
+        r"http request to an https server",  # Go
     ),
     _rule(
         Kind.UNKNOWN_MODEL,
@@ -202,7 +202,7 @@ def _refusal(status: int, headers: Mapping[str, str], said: _Said, text: str, ke
     at = f"HTTP {status}" + (f" with an error{f' {said.status}' if said.status else ''}" if 200 <= status < 300 else "")
     return CallError(
         kind,
-        f"{at}: {words}{_hint(kind, status, said, wait_s)}",
+        f"{at}: {words}{_hint(kind, said, wait_s)}",
         retry_after=wait_s if kind in TRANSIENT | {Kind.QUOTA_EXHAUSTED} else None,
         raw=redact(text, key),
         quotas=quotas(headers),
@@ -211,7 +211,7 @@ def _refusal(status: int, headers: Mapping[str, str], said: _Said, text: str, ke
     )
 
 
-def _hint(kind: Kind, status: int, said: _Said, wait_s: float | None) -> str:
+def _hint(kind: Kind, said: _Said, wait_s: float | None) -> str:
     if kind is Kind.UNAUTHORIZED and said.page:
         return " (a page, and no API's answer: a firewall in front of the API refuses the request, or its address)"
     if kind is Kind.QUOTA_EXHAUSTED and _daily(_flat(said)) and not _MONEY.said.search(_flat(said)):
@@ -231,16 +231,11 @@ def _moved(status: int, where: str, text: str) -> CallError:
     return CallError(Kind.WRONG_URL, f"HTTP {status} to {cut(where) or 'nowhere'}: {mend}", raw=text, told=True)
 
 
-def _is_page(text: str) -> bool:
-    return text.lstrip()[:1] == "<" and "<html" in text[:2000].lower()
-
-
 def _said(text: str) -> _Said:
-    try:
-        data = parse(text.encode("utf-8", "replace"))
-    except (ValueError, RecursionError):
-        return _Said(" ".join(encodable(_UNSEEN.sub(" ", text)).split()), (), page=_is_page(text))
-    return _of(data, text)
+    if (data := _json(text)) is not None:
+        return _of(data, text)
+    page = text.lstrip()[:1] == "<" and "<html" in text[:2000].lower()
+    return _Said(" ".join(encodable(_UNSEEN.sub(" ", text)).split()), (), page=page)
 
 
 def _of(data: Any, text: str) -> _Said:
@@ -278,7 +273,7 @@ def _walk(data: Any, depth: int, under: str) -> Iterator[tuple[bool, str]]:
 
 
 def _json(text: str) -> Any:
-    """The JSON in a text, as gateways quote what was behind them."""
+    """The JSON that a text is, as gateways quote it of what is behind them, too; None where it is none."""
     if text.lstrip()[:1] not in ("{", "["):
         return None
     try:
@@ -296,11 +291,12 @@ def _flat(said: _Said) -> str:
 
 def _kind(status: int, said: _Said) -> tuple[Kind, bool, bool]:
     """The kind of failure, whether words or codes tell it, and whether they say that the server is busy."""
+    flat = _flat(said)
     if said.page:
-        return _by_status(status, said), status in (401, 402), False
+        tls = "http request was sent to https" in flat  # nginx
+        return (Kind.WRONG_URL if tls else _by_status(status, said)), tls or status in (401, 402), False
     # the code in a body of 200 is its status; behind a 400, gateways hide another's
     status = said.status if said.status and (status < 300 or status == 400) else 0 if status < 300 else status
-    flat = _flat(said)
     if _too_large(flat):
         return Kind.CONTEXT_OVERFLOW, True, False
     if (status == 429 or (status in (0, 400, 402, 403) and _LIMIT.search(flat))) and _daily(flat):

@@ -246,6 +246,8 @@ def test_the_server_s_words_are_shown_wherever_they_stand() -> None:
         {"errors": ["its words"]},
         {"error": "its words"},
         {"code": 7, "msg": "its words"},
+        {"error_code": 17, "error_msg": "its words"},
+        {"fault": {"faultstring": "its words"}},
         "its words",
         "<html><style>p {}</style><script>var x</script><p>its <b>words</b></p></html>",
     ):
@@ -260,6 +262,20 @@ def test_the_server_s_words_are_shown_wherever_they_stand() -> None:
 
 def test_a_firewall_s_page_is_called_one() -> None:
     assert "a page, and no API's answer" in heard(403, "<html><title>Attention Required!</title></html>").message
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "<html><h1>400</h1>The plain HTTP request was sent to HTTPS port</html>",  # nginx
+        "Client sent an HTTP request to an HTTPS server.\n",  # Go
+    ],
+)
+def test_a_url_that_wants_https(said: str) -> None:
+    error = heard(400, said)
+
+    assert (error.kind, error.told) == (URL, True)
+    assert "https" in error.message.lower()
 
 
 def test_where_a_redirect_leads() -> None:
