@@ -59,15 +59,17 @@ _RULES = (
         r"=\w*insufficient\w*(quota|balance|funds|credits)",  # OpenAI, Azure, one-api, MiniMax, Venice
         r"=\w*(billing|creditbalance|creditserror|spendlimit|paymentrequired)",  # OpenAI, Anthropic, opencode
         r"=\w*(exceededcurrentquota|budgetexceeded|overdue|arrearage)",  # Moonshot, LiteLLM, Volcengine, DashScope
-        r"=\w*(freetieronly|tokenquotareached|preconsumetokenquota)",  # DashScope, watsonx, one-api
+        r"=\w*(freetieronly|tokenquotareached|preconsumetokenquota|setlimitexceeded)",  # DashScope, watsonx, Ark
+        r"=\w*notenough(balance|credit|quota)|=\w*(freeresourcepack|chargeresource)exhausted",  # Novita, Tencent
         r"=1113\b|=baseresp1008\b",  # Zhipu, MiniMax
-        r"insufficient (account |user |available )?(balance|credit|fund|quota)",  # DeepSeek, OpenRouter, MiniMax by 500
+        r"(insufficient|not enough) (account |user |available )?(balance|credit|fund|quota)",  # DeepSeek, OpenRouter
+        r"(balance|credit|fund|quota)s? (is|are) (insufficient|not enough|exhausted|negative)",  # SiliconFlow, one-api
         r"credit balance is too low|specified api usage limits|usage limit (has been )?reached",  # Anthropic, Zhipu
         r"budget has been exceeded|exceeded\s?\w*\s?budget|over budget|budget exceeded",  # LiteLLM
-        r"(credit|spend(ing)?) limit|all available credits|(out of|no|more) credits\b|included credits",  # xAI, HF
-        r"payment method|payment required|unpaid|past due|(recharge|top up) your|please recharge",  # DeepInfra
-        r"\baccount\b.{0,40}\bsuspended|free (tier|quota) .*exhausted|quota is not enough",  # Fireworks, DashScope
-        r"余额不足|额度不足|欠费|充值",  # Zhipu, one-api: no balance, in arrears, recharge
+        r"(credit|spend(ing)?) limit|all available credits|(out of|no|any|requires more) credits\b|included credits",
+        r"(enter a|no|valid) payment method|payment required|unpaid|past due|(recharge|top up) your|please recharge",  # DeepInfra
+        r"\baccount\b.{0,40}\b(suspended|not active)|free tier .*exhausted|exhausted its .{0,20}quota",  # Fireworks
+        r"余额|额度|欠费|充值",  # Zhipu, one-api: balance, quota, in arrears, recharge
     ),
     _rule(
         Kind.BLOCKED,
@@ -86,11 +88,12 @@ _RULES = (
     ),
     _rule(
         Kind.SERVER_ERROR,
-        r"=\w*(overloaded|capacityexceeded|modelnotready|modelnotloaded|slowdown)",  # Anthropic, Groq flex, Bedrock
+        r"=\w*(overloaded|capacityexceeded|modelnotready|modelnotloaded|modelloading|slowdown)",  # Anthropic, Groq, Ark
         r"=\w*resourceunavailable|resource unavailable",  # OpenAI's flex tier, by 429
         r"=1305\b",  # Zhipu
         r"\bloading( the)? model|model \S* ?(is )?((currently|still) )?(loading|being loaded)\b",  # llama.cpp, TGI
-        r"no models? (is |are )?(currently )?loaded|model (was |has been |is )?(unloaded|not loaded)",  # LM Studio
+        r"no models? (is |are )?(currently )?loaded|model (is )?not loaded|\bunloaded\b|channel error",  # LM Studio
+        r"failed to load( the)? model|负载",  # LM Studio, new-api
         r"(model|engine|server|process|worker|runner)\b.{0,20}\b(has |was |is )?(crashed|died|dead|terminated)\b",
         r"unexpectedly stopped|enginedeaderror|warming up|cold start|starting up",  # Ollama, vLLM, serverless
         r"overloaded|(over|at|no) capacity|(server|system|engine|service|model) (is )?(currently )?(too )?busy",
@@ -108,6 +111,7 @@ _RULES = (
         r"=\w*deploymentnotfound|=1211\b",  # Azure, Zhipu
         r"(model|deployment)\b.{0,120}? (does not|doesn't|do not) exist|model not (exist|found)",  # vLLM, DeepSeek
         r"models?[ /]\S+ (is |was )?not found|no such model|not a valid model|(invalid|unknown) model (name|id)",
+        r"model (identifier|id|name)\b.{0,20} invalid|could not resolve the (foundation )?model",  # Bedrock
         r"deployment for this resource does not exist|no healthy deployments for this model",  # Azure, LiteLLM
         r"model\b.{0,90}? (has been|is) (decommissioned|deprecated|retired)|no endpoints found",  # Groq, OpenRouter
         r"unable to access (the )?model|no allowed providers",  # Together, OpenRouter
@@ -116,24 +120,27 @@ _RULES = (
         Kind.UNAUTHORIZED,
         r"=\w*(invalid|incorrect|expired|missing|no)(api)?(key|auth|token|credential)|=\w*(key|token)(invalid|expired)",
         r"=\w*(authenticat|autherror|unauthori[sz]ed|permissiondenied|permissionerror)",  # Google, Anthropic
-        r"=\w*(deactivated|onhold|accessdenied|tokennotfound|unsupportedcountry)|=baseresp(1004|2049)\b",  # OpenAI
+        r"=\w*(deactivated|onhold|restricted|accessdenied|tokennotfound|unsupportedcountry)|=baseresp(1004|2049)\b",
+        r"(organization|account|key|user) (has been|is|was) (disabled|deactivated|restricted|banned|revoked)",  # Groq
+        r"(location|country|region)\b.{0,40} not (supported|available)",  # Google, OpenAI
         r"api[ _-]?key (is )?(not valid|invalid|expired|missing|not found|not allowed)|(no|missing) api[ _-]?key",
         r"(invalid|incorrect|malformed|bad) (x-)?(api[ _-]?key|bearer|token|authentication|authorization|credential)",
         r"authentication (fail|error)|unauthori[sz]ed|not authori[sz]ed|(token|key) (is |has )?expired",
-        r"(do not|don't|does not|doesn't) have (access|permission)|permission denied|身份验证|无效的令牌",  # Zhipu
+        r"(do not|don't|does not|doesn't) have (access|permission)|no permission|permission denied",
+        r"身份验证|无效的令牌",  # Zhipu, one-api
     ),
     _rule(
         Kind.RATE_LIMITED,
         r"=\w*(ratelimit|toomanyrequests|resourceexhausted|limitrequests|burstrate)|=130[23]\b|=baseresp(1002|1039)\b",
         r"too many requests|rate[ -]?limit(ed|( is)? (exceeded|reached))|(exceeded|reached) (\S+ )?(\S+ )?rate limit",
-        r"no deployments available|速率限制|并发",  # LiteLLM, Zhipu
+        r"no deployments available|qps request limit|速率限制|并发",  # LiteLLM, Baidu, Zhipu
     ),
 )
 _MONEY = next(rule for rule in _RULES if rule.kind is Kind.QUOTA_EXHAUSTED)
 # Of a limit by the day, week or month. OpenRouter: free-models-per-day; GitHub: UserByModelByDay, per 86400s.
 _DAY = re.compile(
     r"\bper[ _-]?(day|week|month|86400 ?s)|/ ?(day|month)\b|\b[rt]pd\b|try again tomorrow|=\w*(perday|byday|daily)"
-    r"|(daily|weekly|monthly)\b.{0,40}(limit|quota|allocation|allowance|budget|requests|tokens|credits)"
+    r"|每日|当日|(daily|weekly|monthly)\b.{0,40}(limit|quota|allocation|allowance|budget|requests|tokens|credits)"
 )
 _LIMIT = re.compile(r"limit|quota|exceed|exhaust|used up|too many")
 _MINUTE = re.compile(r"\bper[ _-]?min|\b[rt]pm\b|per[ _-]?second|per[ _-]?hour")
@@ -149,10 +156,11 @@ _OVERFLOW = re.compile(
     r"|=stringabovemaxlength|context[ _-]?window[ _-]?exceeded|maximum (context|model|input|prompt|sequence) length"
     r"|context (length|window|size) (is|of|was|has been) |exceed\S*\b.{0,40}\bcontext[ _-](length|window|size|limit)"
     r"|(prompt|input|inputs|request|max_tokens'?) (is|are|was|were)? ?too (long|large)|prompt 超长"  # Ollama, Zhipu
-    r"|request body too large|reduce the length|\btokens\b.{0,40}longer than .{0,30}context"  # GitHub, SGLang
+    r"|request body too large|reduce the length"  # GitHub
     r"|`inputs` (tokens \+ `max_new_tokens` )?must |too large for model with|context the overflows"  # TGI, Mistral, LM
     r"|exceeds? (the )?((max(imum)?|total) )?(number of |input )?tokens? (allowed|limit)|input tokens exceed"  # Gemini
     r"|exceeded model token limit|exceeds the model limit|too many (input )?tokens\b"  # Moonshot, Bedrock, Cohere
+    r"|(prompt|input|sequence|tokens)\b.{0,60} (greater|longer|larger) than .{0,30}(\bmax|limit|context)"  # MLC, SGLang
     r"|range of input length|cannot exceed the total tokens limit|context window exceeds limit"  # DashScope, watsonx
 )
 # "Request too large for … on tokens per minute: Limit 6000, Requested 6524": no minute holds it. OpenAI 429, Groq 413.

@@ -56,9 +56,18 @@ TOLD: dict[str, tuple[int, Any, Kind]] = {
     "Anthropic's credit": (400, _error("Your credit balance is too low.", type="invalid_request_error"), QUOTA),
     "watsonx": (403, {"errors": [{"code": "token_quota_reached", "message": "no more"}]}, QUOTA),
     "one-api": (403, _error("用户额度不足", type="one_api_error", code="insufficient_user_quota"), QUOTA),
+    "Novita": (403, {"code": 403, "reason": "NOT_ENOUGH_BALANCE", "message": "no"}, QUOTA),
+    "SiliconFlow": (403, {"code": 30001, "message": "Sorry, your account balance is insufficient"}, QUOTA),
+    "new-api": (403, _error("该令牌额度已用尽", type="new_api_error"), QUOTA),
+    "Tencent": (400, _error("no", code="ResourceInsufficient.ChargeResourceExhausted"), QUOTA),
+    "Ark's free quota": (403, _error("Your account has exhausted its free trial quota", code="QuotaExceeded"), QUOTA),
+    "xAI's new team": (403, {"code": "x", "error": "Your newly created team doesn't have any credits yet."}, QUOTA),
+    "Mistral's subscription": (401, {"detail": "Inactive subscription or usage limit reached"}, QUOTA),
+    "DeepInfra": (403, {"detail": {"error": "inference prohibited, please enter a Payment Method"}}, QUOTA),
     # a limit of a day, and of a minute that speaks of a quota
     "Groq's day": (429, _error("Limit on tokens per day (TPD): Limit 9, Used 8, Requested 2. Try again in 2m"), QUOTA),
     "OpenRouter's day": (429, _error("Rate limit exceeded: free-models-per-day. Add credits", code=429), QUOTA),
+    "an upsell": (429, _error("Rate limit reached. Add a payment method, or more credits, to increase it."), RATE),
     "OpenRouter's minute": (429, _error("Rate limit exceeded: free-models-per-min. 50 requests per day free"), RATE),
     "GitHub's day": (429, _error("Rate limit of 8 per 86400s exceeded for UserByModelByDay.", code="RateLimit"), QUOTA),
     "Bedrock's day": (429, {"__type": "ThrottlingException", "message": "Too many tokens per day, wait."}, QUOTA),
@@ -75,6 +84,9 @@ TOLD: dict[str, tuple[int, Any, Kind]] = {
         429, _google(429, GOOGLE_SPENT, "RESOURCE_EXHAUSTED", _violates("TokensPerMinute", "RequestsPerDay")), QUOTA
     ),
     "Google's": (429, _google(429, "Resource has been exhausted (e.g. check quota).", "RESOURCE_EXHAUSTED"), RATE),
+    "Baidu's day": (200, {"error_code": 17, "error_msg": "Open api daily request limit reached"}, QUOTA),
+    "Baidu's rate": (200, {"error_code": 18, "error_msg": "Open api qps request limit reached"}, RATE),
+    "Cohere's month": (429, {"message": "You use a Trial key, which is limited to 9 API calls / month."}, QUOTA),
     "Zhipu's rate": (429, _error("您的账户已达到速率限制", code="1302"), RATE),
     "a gateway's code": (429, {"code": "rate_limit_daily", "message": "Error code: 429"}, QUOTA),
     "Azure's": (429, _error("exceeded token rate limit of this tier. Please retry after 86400 seconds."), RATE),
@@ -89,6 +101,9 @@ TOLD: dict[str, tuple[int, Any, Kind]] = {
     "AWS's token": (400, {"__type": "ExpiredTokenException", "message": "The token included is expired"}, KEYS),
     "LiteLLM's key, by 500": (500, _error("AuthenticationError: Incorrect API key provided", code="500"), KEYS),
     "OpenAI's countries": (403, _error("Not here", code="unsupported_country_region_territory"), KEYS),
+    "Anthropic's organization": (400, _error("This organization has been disabled."), KEYS),
+    "Groq's organization": (400, _error("Organization has been restricted.", code="organization_restricted"), KEYS),
+    "Google's countries": (400, _google(400, "User location is not supported for the API use.", "FAILED"), KEYS),
     "Anthropic's permission": (403, _error("Ask for it", type="permission_error"), KEYS),
     # models and paths
     "vLLM's model": (404, _error("The model `org/Tiny-0.5B` does not exist.", type="NotFoundError"), MODEL),
@@ -98,6 +113,7 @@ TOLD: dict[str, tuple[int, Any, Kind]] = {
     "LiteLLM's model": (400, _error("You passed in model=x. There are no healthy deployments for this model"), MODEL),
     "OpenRouter's model": (400, _error("a/b is not a valid model ID", code=400), MODEL),
     "Groq's model": (400, _error("The model `old` has been decommissioned.", code="model_decommissioned"), MODEL),
+    "Bedrock's model": (400, {"message": "The provided model identifier is invalid."}, MODEL),
     "OpenAI's path": (404, _error("Invalid URL (POST /v1/v1/chat/completions)"), URL),
     "LM Studio's path": (200, {"error": "Unexpected endpoint or method. (POST /chat/completions)"}, URL),
     # filters
@@ -124,6 +140,8 @@ TOLD: dict[str, tuple[int, Any, Kind]] = {
     "Bedrock's limit": (400, {"message": "The maximum tokens you requested exceeds the model limit of 8."}, OVERFLOW),
     "Bedrock's prompt": (400, {"message": "Input is too long for requested model."}, OVERFLOW),
     "Mistral": (400, {"message": "Prompt of 21 tokens, too large for model with 8 maximum context length"}, OVERFLOW),
+    "TabbyAPI": (400, {"detail": "Prompt length 21 is greater than max_seq_len 8"}, OVERFLOW),
+    "MLC": (400, {"message": "Request prompt has 21 tokens, larger than the model input length limit 8"}, OVERFLOW),
     "Moonshot's room": (400, _error("Your request exceeded model token limit: 8"), OVERFLOW),
     "DashScope's room": (400, _error("Range of input length should be [1, 8]"), OVERFLOW),
     "Ollama's room, by 500": (500, {"error": "input length exceeds maximum context length"}, OVERFLOW),
@@ -168,6 +186,11 @@ def test_they_tell_it_in_a_body_of_status_200_too(status: int, said: Any, kind: 
         (503, _error("Loading model", type="unavailable_error"), SERVER),  # llama.cpp
         (503, {"error": "Model org/tiny is currently loading", "estimated_time": 20.0}, SERVER),
         (400, {"error": "The model has crashed without additional information."}, SERVER),  # LM Studio
+        (400, {"error": "Model does not exist or was unloaded while request still in queue"}, SERVER),
+        (400, {"error": "Channel Error"}, SERVER),
+        (404, _error("Failed to load model 'tiny'. Error: insufficient system resources"), SERVER),
+        (503, _error("当前分组上游负载已饱和", type="new_api_error"), SERVER),
+        (429, _error("loading", code="ModelLoadingError"), RATE),  # Ark
         (404, _error("No models loaded. Please load one.", code="model_not_found"), SERVER),
         (500, {"error": "llama runner process has terminated: exit status 2"}, SERVER),  # Ollama
         (500, _error("EngineCore encountered an issue: EngineDeadError", type="InternalServerError"), SERVER),  # vLLM
