@@ -67,7 +67,7 @@ _RULES = (
         r"credit balance is too low|specified api usage limits|usage limit (has been )?reached",  # Anthropic, Zhipu
         r"budget has been exceeded|exceeded\s?\w*\s?budget|over budget|budget exceeded",  # LiteLLM
         r"(credit|spend(ing)?) limit|all available credits|(out of|no|any|requires more) credits\b|included credits",
-        r"(enter a|no|valid) payment method|payment required|unpaid|past due|(recharge|top up) your|please recharge",  # DeepInfra
+        r"(enter a|no|valid) payment method|payment required|unpaid|past due|(recharge|top up) your|please recharge",
         r"\baccount\b.{0,40}\b(suspended|not active)|free tier .*exhausted|exhausted its .{0,20}quota",  # Fireworks
         r"余额|额度|欠费|充值",  # Zhipu, one-api: balance, quota, in arrears, recharge
     ),
