@@ -125,7 +125,7 @@ _RULES = (
         r"(location|country|region)\b.{0,40} not (supported|available)",  # Google, OpenAI
         r"api[ _-]?key (is )?(not valid|invalid|expired|missing|not found|not allowed)|(no|missing) api[ _-]?key",
         r"(invalid|incorrect|malformed|bad) (x-)?(api[ _-]?key|bearer|token|authentication|authorization|credential)",
-        r"authentication (fail|error)|unauthori[sz]ed|not authori[sz]ed|(token|key) (is |has )?expired",
+        r"authentication (fail|error)|unauthori[sz]ed|not authori[sz]ed|(token|key) (((is|has) )?expired|may not)\b",
         r"(do not|don't|does not|doesn't) have (access|permission)|no permission|permission denied",
         r"身份验证|无效的令牌",  # Zhipu, one-api
     ),

@@ -11,7 +11,7 @@ from aif.chat.given import REMEMBERED, Given, Misdelivered
 
 def took(given: Given, asked: str, id: str, seed: int = 0, said: str = "") -> Kind | None:
     """What becomes of a reply to messages asked with a seed."""
-    body: dict[str, Any] = {"id": id, "said": said or id}
+    body: dict[str, Any] = {"id": id, "choices": [said or id]}
     messages = json.dumps([asked]).encode()
     try:
         given.take(messages + bytes([seed]), messages, body, json.dumps(body).encode())
@@ -30,7 +30,7 @@ def given() -> Given:
 
 def test_a_reply_to_another_request_is_taken_for_one_that_came_twice(given: Given) -> None:
     assert took(given, "a", "id-1") is None
-    body = {"id": "id-1", "said": "id-1"}
+    body = {"id": "id-1", "choices": ["id-1"]}
     with pytest.raises(Misdelivered):
         given.take(b"b", b"b", body, json.dumps(body).encode())
 
@@ -49,6 +49,11 @@ def test_a_cache_that_takes_other_words_for_the_same(given: Given) -> None:
     assert took(given, "a", "id-1") is None
     assert [took(given, "A", "id-1") for _ in range(3)] == [Kind.CONNECTION, Kind.CACHED, Kind.CACHED]
     assert took(given, "b", "id-1") is Kind.CONNECTION, "what is not asked the same may still be delivered twice"
+
+
+def test_errors_may_be_all_alike(given: Given) -> None:
+    for asked in (b"a", b"b"):
+        given.take(asked, asked, {"id": "error", "choices": None, "error": "busy"}, b"the same")
 
 
 def test_no_more_is_remembered_than_may_be_in_flight(given: Given) -> None:
