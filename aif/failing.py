@@ -41,6 +41,7 @@ _BY_WORDS: tuple[tuple[str, str, str], ...] = (
     (Kind.BAD_REQUEST, "response.?format|schema|guided|grammar|structured", "`reply: text` asks without a schema"),
     (Kind.BAD_REQUEST, "(entity|body|payload|content) (is )?too large",
      "the body is too large for what stands before the model: raise its limit, or lower the source's max_chars"),
+    (Kind.BAD_REQUEST, r"\bstream(ing)?\b", "it streams only, which aif doesn't: a gateway must gather its replies"),
     (Kind.BAD_REQUEST, "max_(new_)?tokens|output tokens", "max_tokens is more than this model writes: lower it"),
     (Kind.BAD_REQUEST, "chat.?template|tokenizer", "serve the model with a chat template, or take an instruct model"),
     (Kind.BAD_REQUEST, "[`'\"](n|best_of)[`'\"]", "aif asks for one choice: a gateway between must not add `n`"),

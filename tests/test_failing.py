@@ -34,6 +34,7 @@ SHAPE, QUOTA = Kind.BAD_REQUEST, Kind.QUOTA_EXHAUSTED
         (SHAPE, "As of transformers v4.44, default chat template is no longer allowed", "chat template"),
         (SHAPE, "Unrecognized request argument supplied: foo", "doesn't know a field"),
         (SHAPE, "'n' must be 1", "one choice"),
+        (SHAPE, "This model only supports stream mode", "gather"),
         (SHAPE, "nobody knows", MENDS[SHAPE]),
         (Kind.CONTEXT_OVERFLOW, "maximum context length is 8", MENDS[Kind.CONTEXT_OVERFLOW]),
         (Kind.CONTEXT_OVERFLOW, "too large on tokens per min (TPM): Limit 8, Requested 9", "no minute"),

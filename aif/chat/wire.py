@@ -231,7 +231,9 @@ def _choice(data: Mapping[str, Any], heard: Reply) -> tuple[dict[str, Any], dict
         raise reported(data, heard) or bad("The answer has no choices.", heard)
     if len(choices) > 1:
         raise bad(f"The answer has {len(choices)} choices, where one was asked for.", heard)
-    message = choices[0].get("message")
+    message = choices[0].get("message") or choices[0].get("delta")  # of a stream that was gathered into one
+    if message is None and isinstance(text := choices[0].get("text"), str):  # as of the older API
+        message = {"content": text}
     if not isinstance(message, dict):
         raise reported(choices[0], heard) or bad("The answer's choice has no message.", heard)
     return choices[0], message

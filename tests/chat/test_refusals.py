@@ -305,10 +305,10 @@ def test_where_a_redirect_leads() -> None:
     def moved(to: str) -> str:
         return heard(308, "<html>", {"Location": to}).message
 
-    base = "https://models.example.org/v1"
+    base = "https://gateway.example.net/v1"
     assert moved(f"{base}/chat/completions") == f"HTTP 308 to {base}/chat/completions: set base_url to {base}"
-    assert moved(f"{base}/messages").endswith("set base_url to https://models.example.org")
-    assert moved("https://login.example.org/?to=x").endswith("no API is at base_url")
+    assert moved(f"{base}/messages").endswith("set base_url to https://gateway.example.net")
+    assert moved("https://login.example.net/?to=x").endswith("no API is at base_url")
     assert moved("").startswith("HTTP 308 to nowhere")
     assert KEY not in classify(308, {"location": f"https://x/?key={KEY}"}, "", key=KEY).message
 

@@ -261,6 +261,11 @@ def test_content_and_thoughts_in_parts(message: dict[str, Any], text: str, reaso
     assert (reply.text, reply.reasoning, reply.usage) == (text, reasoning, None)
 
 
+@pytest.mark.parametrize("choice", [{"delta": {"content": "Four."}}, {"text": "Four."}])
+def test_a_choice_in_the_shape_of_another_api(choice: dict[str, Any]) -> None:
+    assert read({"choices": [choice | {"finish_reason": "stop"}]}).text == "Four."
+
+
 def test_no_content_beside_a_thought_is_empty_and_keeps_it() -> None:
     with pytest.raises(CallError, match="all of it went into reasoning") as caught:
         read(completion(None, "length", reasoning_content="2 + 2 is"))
