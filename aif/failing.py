@@ -29,46 +29,31 @@ MENDS: dict[str, str] = {
 }
 # The first that is in a failure's message comes before what its kind says.
 _BY_WORDS: tuple[tuple[str, str, str], ...] = (
-    (
-        Kind.CONTEXT_OVERFLOW,
-        r"per min|\btpm\b",
-        "a minute allows no request so large: lower max_tokens, or raise that limit",
-    ),
-    (
-        Kind.BAD_REQUEST,
-        "max_completion_tokens.{0,20}instead",
-        "max_tokens goes by that name to OpenAI's own address (`provider: openai`, no base_url); a gateway elsewhere "
-        "must rename it",
-    ),
+    (Kind.CONTEXT_OVERFLOW, r"per min|\btpm\b", "no minute allows so large a request: lower max_tokens, or raise it"),
+    (Kind.BAD_REQUEST, "max_completion_tokens.{0,20}instead", "max_tokens goes by that name to OpenAI's own address "
+     "(`provider: openai`, no base_url); a gateway elsewhere must rename it"),
     (Kind.BAD_REQUEST, r"\bseed\b", "every request has a seed, which no setting takes out: a gateway must drop it"),
     (Kind.BAD_REQUEST, "temperature|top_p", "`temperature: null` and `top_p: null` leave them out"),
     (Kind.BAD_REQUEST, "reasoning.?effort", "take `reasoning_effort` out, or give a word that this model knows"),
-    (Kind.BAD_REQUEST, "alternat", "its template takes no system turn, or no two of a role: `system: fold_into_user`"),
+    (Kind.BAD_REQUEST, "alternat|roles are supported",
+     "its template takes no system turn, or no two of a role: `system: fold_into_user`"),
     (Kind.BAD_REQUEST, r"\bsystem\b|developer (instr|mess)", "it takes no system turn: `system: fold_into_user`"),
     (Kind.BAD_REQUEST, "response.?format|schema|guided|grammar|structured", "`reply: text` asks without a schema"),
-    (
-        Kind.BAD_REQUEST,
-        "(entity|body|payload|content) (is )?too large",
-        "the body is too large for what stands before the model: raise its limit, or lower the source's max_chars",
-    ),
+    (Kind.BAD_REQUEST, "(entity|body|payload|content) (is )?too large",
+     "the body is too large for what stands before the model: raise its limit, or lower the source's max_chars"),
+    (Kind.BAD_REQUEST, r"\bstream(ing)?\b", "it streams only, which aif doesn't: a gateway must gather its replies"),
     (Kind.BAD_REQUEST, "max_(new_)?tokens|output tokens", "max_tokens is more than this model writes: lower it"),
     (Kind.BAD_REQUEST, "chat.?template|tokenizer", "serve the model with a chat template, or take an instruct model"),
     (Kind.BAD_REQUEST, "[`'\"](n|best_of)[`'\"]", "aif asks for one choice: a gateway between must not add `n`"),
-    (
-        Kind.BAD_REQUEST,
-        r"(unknown|unrecognized|unsupported|unexpected|extra)\b.{0,30}(field|argument|parameter|input|key)",
-        "it doesn't know a field that it is sent: take out the setting of that name, or let a gateway drop it",
-    ),
+    (Kind.BAD_REQUEST, r"(unknown|unrecognized|unsupported|unexpected|extra) .{0,30}(field|argument|param|input|key)",
+     "it doesn't know a field that it is sent: take out the setting of that name, or let a gateway drop it"),
     (Kind.BAD_REPLY, "is larger than", "the reply doesn't end: see the server's log, or lower max_tokens"),
     (Kind.BAD_REPLY, "finished by", "the server gave up in the midst of its reply: see its log"),
-    (
-        Kind.UNAUTHORIZED,
-        "a page, and no api",
-        "let the firewall pass this address; where it refuses one prompt alone, take that row out",
-    ),
+    (Kind.UNAUTHORIZED, "a page, and no api",
+     "let the firewall pass this address; where it refuses one prompt alone, take that row out"),
     (Kind.QUOTA_EXHAUSTED, "budget", "the key's budget is used up: raise it at the gateway, or use another key"),
     (Kind.QUOTA_EXHAUSTED, "limit of more than a minute", "come back when it ends, or use another key or model"),
-)
+)  # fmt: skip
 
 
 def mend(kind: str, message: str) -> str:

@@ -48,9 +48,10 @@ class Fate(Enum):
 
 @dataclass(frozen=True)
 class Cut:
-    """A completion that ends at max_tokens."""
+    """A completion that ends at max_tokens, or by a word that is not known."""
 
     text: str
+    word: str = ""
 
 
 Complete = Callable[[int, str], str | Cut | Fate]
@@ -128,7 +129,8 @@ def _completion(pipeline: Pipeline, todo: Todo, said: str | Cut | Fate) -> Recor
         return _call(item, todo.position, None, CallError(Kind.BLOCKED, "the provider's filter refused it"))
     text = said.text if isinstance(said, Cut) else said
     finish: Any = "length" if isinstance(said, Cut) else "stop"
-    return _call(item, todo.position, Reply(text, finish, Usage(20, len(text) // 4)), None)
+    served = {"finish_reason": said.word} if isinstance(said, Cut) and said.word else {}
+    return _call(item, todo.position, Reply(text, finish, Usage(20, len(text) // 4), served=served), None)
 
 
 def completion_item(pipeline: Pipeline, todo: Todo) -> events.Item:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aif.config import Pipeline, api_key, load, parse
-from aif.entries import Model
+from aif.entries import Model, Price
 from aif.errors import BadInput
 from aif.records import Sampling, Usage
 
@@ -120,6 +120,13 @@ def test_an_unknown_price_is_none_and_never_zero() -> None:
     assert sound("models.small-openai.price=null").models["small-openai"].cost(usage) is None
     assert models["rehearsal"].cost(usage) == models["served"].cost(usage) == 0
     assert sound("models.served.price={input: 1, output: 0}").models["served"].cost(usage) == 1
+
+
+def test_no_call_costs_less_than_nothing() -> None:
+    """A journal may hold what was once believed of a server that counts its cache beside the input."""
+    price = {"input": 10.0, "cached_input": 1.0, "output": 40.0}
+
+    assert Price(**price).cost(Usage(100, 20, cached=5000)) == pytest.approx((5000 * 1 + 20 * 40) / 1e6)
 
 
 def test_what_a_provider_writes_to_its_cache_has_a_price_of_its_own() -> None:

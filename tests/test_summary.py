@@ -22,7 +22,7 @@ from aif.pairing import make_pairs
 from aif.queries import Balance, Reader, Tally
 from aif.records import Failing
 from aif.summary import balanced, shortfall, tell_leaderboard, tell_status, tell_summary
-from tests.building import PIPELINE, Fate, build, complete, rate
+from tests.building import PIPELINE, Cut, Fate, build, complete, rate
 from tests.serving import Served
 from tests.test_carried import answered as bringing
 from tests.test_carried import rows
@@ -107,6 +107,25 @@ def _check(balance: Balance, prompts: int, per_prompt: int, whole: int) -> None:
         assert sum(one.items for one in missing if one.verdict == "failed") == tally.failed
         assert sum(one.items for one in missing if one.verdict != "failed") == tally.pending
         assert tally.answered + tally.failed + tally.pending == tally.wanted
+
+
+def test_replies_that_ended_by_an_unknown_word_are_counted_by_word(tmp_path: Path) -> None:
+    """They are kept as if they were cut: rated, never chosen."""
+
+    def said(n: int, model: str) -> str | Cut | Fate:
+        ends = {("fair", 0): "weird", ("fair", 1): "weird", ("fair", 2): "[b]odd", ("poor", 3): ""}
+        text = complete(n, model)
+        word = ends.get((model, n))
+        return text if word is None or not isinstance(text, str) else Cut(text, word)
+
+    _, _, ledger = build(tmp_path, 5, complete=said)
+    with ledger, Reader.of(ledger.store) as reader:
+        assert reader.endings() == [("fair", 1, "[b]odd"), ("fair", 2, "weird")]
+        summary = told(lambda console: tell_summary(console, reader, 2.0), width=120)
+    assert "fair: 1 answer ended by '[b]odd', which is no word known: kept as if cut" in summary
+    assert "fair: 2 answers ended by 'weird'" in summary
+    assert re.search(r"^fair .*5 \(3 cut\)", summary, re.MULTILINE)
+    assert re.search(r"^poor .*5 \(1 cut\)", summary, re.MULTILINE)
 
 
 def test_status_summary_and_card_say_the_same(tmp_path: Path) -> None:

@@ -107,19 +107,9 @@ class Kind(StrEnum):
 TRANSIENT = frozenset({Kind.RATE_LIMITED, Kind.SERVER_ERROR, Kind.TIMEOUT, Kind.CONNECTION, Kind.BAD_REPLY})
 REASKED = frozenset({Kind.EMPTY, Kind.UNREADABLE, Kind.TRUNCATED, Kind.CACHED})
 SHAPE = frozenset({Kind.CONTEXT_OVERFLOW, Kind.BAD_REQUEST})
-# answered with an error before any token was read or written
-UNBILLED = frozenset(
-    {
-        Kind.RATE_LIMITED,
-        Kind.CONTEXT_OVERFLOW,
-        Kind.BAD_REQUEST,
-        Kind.UNAUTHORIZED,
-        Kind.QUOTA_EXHAUSTED,
-        Kind.UNKNOWN_MODEL,
-        Kind.WRONG_URL,
-    }
-)
 PROVIDER = frozenset({Kind.UNAUTHORIZED, Kind.QUOTA_EXHAUSTED, Kind.UNKNOWN_MODEL, Kind.WRONG_URL})
+# answered with an error before any token was read or written
+UNBILLED = SHAPE | PROVIDER | {Kind.RATE_LIMITED}
 
 
 class CallError(Exception):

@@ -46,7 +46,7 @@ class Given:
         Raises Misdelivered where it was given to another request before, and CallError(CACHED) where these messages get
         it again since then, or where a gateway that was seen to keep replies gives those of the same messages.
         """
-        id = data.get("id") if isinstance(data, dict) else None
+        id = data.get("id") if isinstance(data, dict) and not data.get("error") else None  # errors may be all alike
         if not id or not isinstance(id, str):
             return
         now = _Once(hash(asked), hash(messages), hash(content))

@@ -4,7 +4,6 @@ https://platform.claude.com/docs/en/api/messages, of the API version that anthro
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from aif.chat import wire
@@ -55,13 +54,11 @@ def read_reply(data: Any, sent: Mapping[str, Any]) -> Reply:
     """
     if not isinstance(data, dict):
         raise wire.reported(data) or wire.bad(f"The answer is {type(data).__name__}, not a message.")
-    heard = Reply("", None, _usage(data.get("usage"), False), sent=sent, served=wire.served(data, "model", "id"))
+    heard = Reply("", None, _usage(data.get("usage")), sent=sent, served=wire.served(data, "model", "id"))
     content = data.get("content")
     if content is None or data.get("error"):
         raise wire.reported(data, heard) or wire.bad("The answer has no content.", heard)
-    said, thoughts = wire.parts(content, heard)
-    text, reasoning = wire.apart(said, thoughts)
-    heard = replace(heard, text=text, reasoning=reasoning, usage=_usage(data.get("usage"), bool(said or reasoning)))
+    heard = wire.saying(heard, *wire.parts(content, heard))
     return wire.usable(wire.finished(data.get("stop_reason"), heard), _why(data.get("stop_details")))
 
 
@@ -82,7 +79,7 @@ def _why(details: Any) -> str:
     return encodable(": ".join(part for part in said if isinstance(part, str)))
 
 
-def _usage(data: Any, said: bool) -> Usage | None:
+def _usage(data: Any) -> Usage | None:
     """Tokens as the server counted them. Its `input_tokens` are those neither read from a cache nor written to one."""
     if not isinstance(data, dict) or (plain := wire.count(data, "input_tokens")) is None:
         return None
@@ -95,4 +92,4 @@ def _usage(data: Any, said: bool) -> Usage | None:
         reasoning=wire.count(data.get("output_tokens_details"), "thinking_tokens") or 0,
         written=written,
     )
-    return wire.sound(usage, said)
+    return wire.sound(usage)

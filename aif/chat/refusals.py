@@ -21,7 +21,7 @@ _DEEPEST = 16
 # The keys under which servers put their words, their codes, and either of them further in.
 _WORDS = frozenset(
     {"message", "msg", "status_msg", "detail", "details", "error", "errors", "error_msg", "error_message", "raw"}
-    | {"errormessage", "error_description", "description", "title"}
+    | {"errormessage", "errmsg", "error_description", "description", "title", "fault", "faultstring", "cause"}
 )
 _CODES = frozenset(
     {"code", "type", "status", "reason", "error_code", "error_type", "errorcode", "status_code", "http_code"}
@@ -50,29 +50,31 @@ def _rule(kind: Kind, *said: str, busy: bool = False) -> _Rule:
 _RULES = (
     _rule(
         Kind.RATE_LIMITED,
-        r"=\S*throttl",  # DashScope, which speaks of quota and billing; Bedrock
-        r"=\S*perminute",  # Google's quotaId, whose words speak of quota and billing
+        r"=\w*throttl",  # DashScope, which speaks of quota and billing; Bedrock
+        r"=\w*perminute",  # Google's quotaId, whose words speak of quota and billing
         r"\bper[ _-]?min(ute)?\b|\b[rt]pm\b|per_minute",  # Cerebras, by a code that names a quota; Vertex
     ),
     _rule(
         Kind.QUOTA_EXHAUSTED,
-        r"=\S*insufficient\w*(quota|balance|funds|credits)",  # OpenAI, Azure, one-api, MiniMax, Venice
-        r"=\S*(billing|creditbalance|creditserror|spendlimit|paymentrequired)",  # OpenAI, Anthropic, opencode
-        r"=\S*(exceededcurrentquota|budgetexceeded|overdue|arrearage)",  # Moonshot, LiteLLM, Volcengine, DashScope
-        r"=\S*(freetieronly|tokenquotareached|preconsumetokenquota)",  # DashScope, watsonx, one-api
+        r"=\w*insufficient\w*(quota|balance|funds|credits)",  # OpenAI, Azure, one-api, MiniMax, Venice
+        r"=\w*(billing|creditbalance|creditserror|spendlimit|paymentrequired)",  # OpenAI, Anthropic, opencode
+        r"=\w*(exceededcurrentquota|budgetexceeded|overdue|arrearage)",  # Moonshot, LiteLLM, Volcengine, DashScope
+        r"=\w*(freetieronly|tokenquotareached|preconsumetokenquota|setlimitexceeded)",  # DashScope, watsonx, Ark
+        r"=\w*notenough(balance|credit|quota)|=\w*(freeresourcepack|chargeresource)exhausted",  # Novita, Tencent
         r"=1113\b|=baseresp1008\b",  # Zhipu, MiniMax
-        r"insufficient (account |user |available )?(balance|credit|fund|quota)",  # DeepSeek, OpenRouter, MiniMax by 500
+        r"(insufficient|not enough) (account |user |available )?(balance|credit|fund|quota)",  # DeepSeek, OpenRouter
+        r"(balance|credit|fund|quota)s? (is|are) (insufficient|not enough|exhausted|negative)",  # SiliconFlow, one-api
         r"credit balance is too low|specified api usage limits|usage limit (has been )?reached",  # Anthropic, Zhipu
         r"budget has been exceeded|exceeded\s?\w*\s?budget|over budget|budget exceeded",  # LiteLLM
-        r"(credit|spend(ing)?) limit|all available credits|(out of|no|more) credits\b|included credits",  # xAI, HF
-        r"payment method|payment required|unpaid|past due|(recharge|top up) your|please recharge",  # DeepInfra
-        r"\baccount\b.{0,40}\bsuspended|free (tier|quota) .*exhausted|quota is not enough",  # Fireworks, DashScope
-        r"余额不足|额度不足|欠费|充值",  # Zhipu, one-api: no balance, in arrears, recharge
+        r"(credit|spend(ing)?) limit|all available credits|(out of|no|any|requires more) credits\b|included credits",
+        r"(enter a|no|valid) payment method|payment required|unpaid|past due|(recharge|top up) your|please recharge",
+        r"\baccount\b.{0,40}\b(suspended|not active)|free tier .*exhausted|exhausted its .{0,20}quota",  # Fireworks
+        r"余额|额度|欠费|充值",  # Zhipu, one-api: balance, quota, in arrears, recharge
     ),
     _rule(
         Kind.BLOCKED,
-        r"=\S*content(filter|policy|moderation|blocked)|=\S*responsibleaipolicy",  # OpenAI, Azure, xAI
-        r"=\S*(datainspection|sensitivecontent|prohibitedcontent|moderationblocked)",  # DashScope, Volcengine, Gemini
+        r"=\w*content(filter|policy|moderation|blocked)|=\w*responsibleaipolicy",  # OpenAI, Azure, xAI
+        r"=\w*(datainspection|sensitivecontent|prohibitedcontent|moderationblocked)",  # DashScope, Volcengine, Gemini
         r"=1301\b|=baseresp102[67]\b",  # Zhipu, MiniMax
         r"content (management|filtering|moderation) policy|content exists risk",  # Azure, Anthropic, DeepSeek
         r"(input|prompt|content|message)s? (was|were|has been) (flagged|blocked|rejected)|considered high risk",  # Kimi
@@ -81,16 +83,17 @@ _RULES = (
     ),
     _rule(
         Kind.UNREADABLE,  # its own check of a structured output failed: another sample may pass
-        r"=\S*(jsonvalidatefailed|outputparsefailed|tooluseefailed)",  # Groq
+        r"=\w*(jsonvalidatefailed|outputparsefailed|toolusefailed)",  # Groq
         r"failed to (generate|validate) json|model generated output that could not be parsed",  # Groq
     ),
     _rule(
         Kind.SERVER_ERROR,
-        r"=\S*(overloaded|capacityexceeded|modelnotready|modelnotloaded|slowdown)",  # Anthropic, Groq flex, Bedrock
-        r"=\S*resourceunavailable|resource unavailable",  # OpenAI's flex tier, by 429
+        r"=\w*(overloaded|capacityexceeded|modelnotready|modelnotloaded|modelloading|slowdown)",  # Anthropic, Groq, Ark
+        r"=\w*resourceunavailable|resource unavailable",  # OpenAI's flex tier, by 429
         r"=1305\b",  # Zhipu
         r"\bloading( the)? model|model \S* ?(is )?((currently|still) )?(loading|being loaded)\b",  # llama.cpp, TGI
-        r"no models? (is |are )?(currently )?loaded|model (was |has been |is )?(unloaded|not loaded)",  # LM Studio
+        r"no models? (is |are )?(currently )?loaded|model (is )?not loaded|\bunloaded\b|channel error",  # LM Studio
+        r"failed to load( the)? model|负载",  # LM Studio, new-api
         r"(model|engine|server|process|worker|runner)\b.{0,20}\b(has |was |is )?(crashed|died|dead|terminated)\b",
         r"unexpectedly stopped|enginedeaderror|warming up|cold start|starting up",  # Ollama, vLLM, serverless
         r"overloaded|(over|at|no) capacity|(server|system|engine|service|model) (is )?(currently )?(too )?busy",
@@ -99,39 +102,45 @@ _RULES = (
     ),
     _rule(
         Kind.WRONG_URL,
-        r"invalid url|unexpected endpoint|cannot post\b|no route matched|unknown (path|endpoint|request url)",
-        # OpenAI, LM Studio by 200, Express, Kong
+        r"invalid url|unexpected endpoint|cannot post\b|no route matched|unknown (path|endpoint|request url)",  # Kong
+        r"http request to an https server",  # Go
     ),
     _rule(
         Kind.UNKNOWN_MODEL,
-        r"=\S*model(not(found|exist|supported|available)|doesnotexist)|=\S*(unknown|invalid)model",  # OpenAI, DashScope
-        r"=\S*deploymentnotfound|=1211\b",  # Azure, Zhipu
+        r"=\w*model(not(found|exist|supported|available)|doesnotexist)|=\w*(unknown|invalid)model",  # OpenAI, DashScope
+        r"=\w*deploymentnotfound|=1211\b",  # Azure, Zhipu
         r"(model|deployment)\b.{0,120}? (does not|doesn't|do not) exist|model not (exist|found)",  # vLLM, DeepSeek
         r"models?[ /]\S+ (is |was )?not found|no such model|not a valid model|(invalid|unknown) model (name|id)",
+        r"model (identifier|id|name)\b.{0,20} invalid|could not resolve the (foundation )?model",  # Bedrock
         r"deployment for this resource does not exist|no healthy deployments for this model",  # Azure, LiteLLM
         r"model\b.{0,90}? (has been|is) (decommissioned|deprecated|retired)|no endpoints found",  # Groq, OpenRouter
         r"unable to access (the )?model|no allowed providers",  # Together, OpenRouter
     ),
     _rule(
         Kind.UNAUTHORIZED,
-        r"=\S*(invalid|incorrect|expired|missing|no)(api)?(key|auth|token|credential)|=\S*(key|token)(invalid|expired)",
-        r"=\S*(authenticat|autherror|unauthori[sz]ed|permissiondenied|permissionerror)",  # Google, Anthropic
-        r"=\S*(deactivated|onhold|accessdenied|tokennotfound|unsupportedcountry)|=baseresp(1004|2049)\b",  # OpenAI
+        r"=\w*(invalid|incorrect|expired|missing|no)(api)?(key|auth|token|credential)|=\w*(key|token)(invalid|expired)",
+        r"=\w*(authenticat|autherror|unauthori[sz]ed|permissiondenied|permissionerror)",  # Google, Anthropic
+        r"=\w*(deactivated|onhold|restricted|accessdenied|tokennotfound|unsupportedcountry)|=baseresp(1004|2049)\b",
+        r"(organization|account|key|user) (has been|is|was) (disabled|deactivated|restricted|banned|revoked)",  # Groq
+        r"(location|country|region)\b.{0,40} not (supported|available)",  # Google, OpenAI
         r"api[ _-]?key (is )?(not valid|invalid|expired|missing|not found|not allowed)|(no|missing) api[ _-]?key",
         r"(invalid|incorrect|malformed|bad) (x-)?(api[ _-]?key|bearer|token|authentication|authorization|credential)",
-        r"authentication (fail|error)|unauthori[sz]ed|not authori[sz]ed|(token|key) (is |has )?expired",
-        r"(do not|don't|does not|doesn't) have (access|permission)|permission denied|身份验证|无效的令牌",  # Zhipu
+        r"authentication (fail|error)|unauthori[sz]ed|not authori[sz]ed|(token|key) (((is|has) )?expired|may not)\b",
+        r"(do not|don't|does not|doesn't) have (access|permission)|no permission|permission denied",
+        r"身份验证|无效的令牌",  # Zhipu, one-api
     ),
     _rule(
         Kind.RATE_LIMITED,
-        r"=\S*(ratelimit|toomanyrequests|resourceexhausted|limitrequests|burstrate)|=130[23]\b|=baseresp(1002|1039)\b",
-        r"too many requests|rate[ -]?limit(ed| exceeded| reached)|no deployments available|速率限制|并发",  # LiteLLM
+        r"=\w*(ratelimit|toomanyrequests|resourceexhausted|limitrequests|burstrate)|=130[23]\b|=baseresp(1002|1039)\b",
+        r"too many requests|rate[ -]?limit(ed|( is)? (exceeded|reached))|(exceeded|reached) (\S+ )?(\S+ )?rate limit",
+        r"no deployments available|qps request limit|速率限制|并发",  # LiteLLM, Baidu, Zhipu
     ),
 )
+_MONEY = next(rule for rule in _RULES if rule.kind is Kind.QUOTA_EXHAUSTED)
 # Of a limit by the day, week or month. OpenRouter: free-models-per-day; GitHub: UserByModelByDay, per 86400s.
 _DAY = re.compile(
-    r"\bper[ _-]?(day|week|month)|perday|byday|/ ?(day|month)\b|\b[rt]pd\b|86400 ?s|try again tomorrow"
-    r"|(daily|weekly|monthly)\b.{0,40}(limit|quota|allocation|allowance|budget|requests|tokens|credits)"
+    r"\bper[ _-]?(day|week|month|86400 ?s)|/ ?(day|month)\b|\b[rt]pd\b|try again tomorrow|=\w*(perday|byday|daily)"
+    r"|每日|当日|(daily|weekly|monthly)\b.{0,40}(limit|quota|allocation|allowance|budget|requests|tokens|credits)"
 )
 _LIMIT = re.compile(r"limit|quota|exceed|exhaust|used up|too many")
 _MINUTE = re.compile(r"\bper[ _-]?min|\b[rt]pm\b|per[ _-]?second|per[ _-]?hour")
@@ -144,13 +153,14 @@ _ROOM = re.compile(
 # A name such as context_size alone is none: a server that doesn't know a setting refuses it with every request.
 _OVERFLOW = re.compile(
     r"context_?length_?exceeded|exceedcontextsize|=(prompttoolong|requesttoolarge|tokenslimitreached|1261)\b"
-    r"|=stringabovemaxlength|context[ _-]window[ _-]exceeded|maximum (context|model|input|prompt|sequence) length"
-    r"|context (length|window|size) (is|of|was) |exceed\S*\b.{0,40}\bcontext[ _-](length|window|size|limit)"
+    r"|=stringabovemaxlength|context[ _-]?window[ _-]?exceeded|maximum (context|model|input|prompt|sequence) length"
+    r"|context (length|window|size) (is|of|was|has been) |exceed\S*\b.{0,40}\bcontext[ _-](length|window|size|limit)"
     r"|(prompt|input|inputs|request|max_tokens'?) (is|are|was|were)? ?too (long|large)|prompt 超长"  # Ollama, Zhipu
-    r"|request body too large|reduce the length|\btokens\b.{0,40}longer than .{0,30}context"  # GitHub, SGLang
+    r"|request body too large|reduce the length"  # GitHub
     r"|`inputs` (tokens \+ `max_new_tokens` )?must |too large for model with|context the overflows"  # TGI, Mistral, LM
     r"|exceeds? (the )?((max(imum)?|total) )?(number of |input )?tokens? (allowed|limit)|input tokens exceed"  # Gemini
     r"|exceeded model token limit|exceeds the model limit|too many (input )?tokens\b"  # Moonshot, Bedrock, Cohere
+    r"|(prompt|input|sequence|tokens)\b.{0,60} (greater|longer|larger) than .{0,30}(\bmax|limit|context)"  # MLC, SGLang
     r"|range of input length|cannot exceed the total tokens limit|context window exceeds limit"  # DashScope, watsonx
 )
 # "Request too large for … on tokens per minute: Limit 6000, Requested 6524": no minute holds it. OpenAI 429, Groq 413.
@@ -200,7 +210,7 @@ def _refusal(status: int, headers: Mapping[str, str], said: _Said, text: str, ke
     at = f"HTTP {status}" + (f" with an error{f' {said.status}' if said.status else ''}" if 200 <= status < 300 else "")
     return CallError(
         kind,
-        f"{at}: {words}{_hint(kind, status, said, wait_s)}",
+        f"{at}: {words}{_hint(kind, said, wait_s)}",
         retry_after=wait_s if kind in TRANSIENT | {Kind.QUOTA_EXHAUSTED} else None,
         raw=redact(text, key),
         quotas=quotas(headers),
@@ -209,10 +219,10 @@ def _refusal(status: int, headers: Mapping[str, str], said: _Said, text: str, ke
     )
 
 
-def _hint(kind: Kind, status: int, said: _Said, wait_s: float | None) -> str:
+def _hint(kind: Kind, said: _Said, wait_s: float | None) -> str:
     if kind is Kind.UNAUTHORIZED and said.page:
         return " (a page, and no API's answer: a firewall in front of the API refuses the request, or its address)"
-    if kind is Kind.QUOTA_EXHAUSTED and _daily(_flat(said)):
+    if kind is Kind.QUOTA_EXHAUSTED and _daily(_flat(said)) and not _MONEY.said.search(_flat(said)):
         return f" (a limit of more than a minute; it ends {f'in {in_words(wait_s)}' if wait_s else 'later'})"
     return {
         Kind.UNAUTHORIZED: " (check the API key and what it may use)",
@@ -229,16 +239,11 @@ def _moved(status: int, where: str, text: str) -> CallError:
     return CallError(Kind.WRONG_URL, f"HTTP {status} to {cut(where) or 'nowhere'}: {mend}", raw=text, told=True)
 
 
-def _is_page(text: str) -> bool:
-    return text.lstrip()[:1] == "<" and "<html" in text[:2000].lower()
-
-
 def _said(text: str) -> _Said:
-    try:
-        data = parse(text.encode("utf-8", "replace"))
-    except (ValueError, RecursionError):
-        return _Said(" ".join(encodable(_UNSEEN.sub(" ", text)).split()), (), page=_is_page(text))
-    return _of(data, text)
+    if (data := _json(text)) is not None:
+        return _of(data, text)
+    page = text.lstrip()[:1] == "<" and "<html" in text[:2000].lower()
+    return _Said(" ".join(encodable(_UNSEEN.sub(" ", text)).split()), (), page=page)
 
 
 def _of(data: Any, text: str) -> _Said:
@@ -276,7 +281,7 @@ def _walk(data: Any, depth: int, under: str) -> Iterator[tuple[bool, str]]:
 
 
 def _json(text: str) -> Any:
-    """The JSON in a text, as gateways quote what was behind them."""
+    """The JSON that a text is, as gateways quote it of what is behind them, too; None where it is none."""
     if text.lstrip()[:1] not in ("{", "["):
         return None
     try:
@@ -288,16 +293,18 @@ def _json(text: str) -> Any:
 def _flat(said: _Said) -> str:
     """What the rules look at."""
     codes = (f"={re.sub(r'[^a-z0-9]', '', code.lower())}" for code in said.codes)
-    return f"{' '.join(codes)}\n{' '.join(said.words.lower().split())}"[:_READ]
+    words = " ".join(said.words[:_READ].lower().replace("=", "= ").split())
+    return f"{' '.join(codes)[:_READ]}\n{words}"
 
 
 def _kind(status: int, said: _Said) -> tuple[Kind, bool, bool]:
     """The kind of failure, whether words or codes tell it, and whether they say that the server is busy."""
+    flat = _flat(said)
     if said.page:
-        return _by_status(status, said), status in (401, 402), False
+        tls = "http request was sent to https" in flat  # nginx
+        return (Kind.WRONG_URL if tls else _by_status(status, said)), tls or status in (401, 402), False
     # the code in a body of 200 is its status; behind a 400, gateways hide another's
     status = said.status if said.status and (status < 300 or status == 400) else 0 if status < 300 else status
-    flat = _flat(said)
     if _too_large(flat):
         return Kind.CONTEXT_OVERFLOW, True, False
     if (status == 429 or (status in (0, 400, 402, 403) and _LIMIT.search(flat))) and _daily(flat):
@@ -319,7 +326,7 @@ def _may(kind: Kind, status: int) -> bool:
     if kind is Kind.RATE_LIMITED:
         return status not in (401, 402, 404, 413)
     if kind in (Kind.UNAUTHORIZED, Kind.UNKNOWN_MODEL, Kind.WRONG_URL):
-        return status not in (402, 413, 429) and status < 500
+        return status not in (402, 413, 429) and (status < 500 or kind is Kind.UNAUTHORIZED)
     return kind is not Kind.BLOCKED or status < 429
 
 

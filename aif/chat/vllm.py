@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from aif.chat import wire
-from aif.chat.base import TRANSIENT, CallError, Kind, Reply, Request
+from aif.chat.base import PROVIDER, TRANSIENT, CallError, Kind, Reply, Request
 from aif.chat.given import Given
 from aif.chat.transport import CONNECT_S, KEEPALIVE_S, Response, deadline, exchange, whole
 from aif.errors import BadInput
@@ -135,15 +135,15 @@ class _Server:
         return self.failures > 0 and self.in_flight > 0
 
     def note(self, failed: Kind | None, now: float) -> None:
-        """Takes in how a call ended. After what may pass it is left alone for 1, 2, 4, … 30 s. What fails while it
-        rests was sent before and tells no more."""
+        """Takes in how a call ended. After what may pass, or where it refuses everybody (another may be sound), it is
+        left alone for 1, 2, 4, … 30 s. What fails while it rests was sent before and tells no more."""
         if failed is Kind.TIMEOUT:
             self.timeouts += 1
         elif failed is not Kind.CONNECTION:
             self.timeouts, self.heard = 0, now
         if failed is None:
             self.failures = 0
-        elif failed in TRANSIENT and failed is not Kind.RATE_LIMITED and now >= self.rests_until:
+        elif failed in (TRANSIENT | PROVIDER) - {Kind.RATE_LIMITED} and now >= self.rests_until:
             self.rests_until = now + min(LONGEST_REST_S, 2.0**self.failures)
             self.failures += 1
 

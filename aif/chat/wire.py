@@ -16,37 +16,20 @@ from aif.chat.refusals import classify, cut, inside
 from aif.jsontext import encodable, reader
 from aif.records import Usage, as_dicts, is_blank
 
+# Of these the message is the model's or ours; of others, or where it is `told`, the server's.
+_NOT_ITS_WORDS = frozenset({Kind.EMPTY, Kind.BLOCKED, Kind.CACHED, Kind.CONNECTION})
+
 Dialect = Literal["openai", "compatible"]
 Read = Callable[[Any, Mapping[str, Any]], Reply]  # a parsed body and the settings sent -> the reply in it
 Take = Callable[[Any, bytes], None]  # a parsed body and its bytes, once, whatever becomes of it
 
 # Bounds that OpenAI's strict mode refuses for some or all of its models, and Anthropic's for all; the reader of the
 # reply checks them itself.
-_BOUNDS = frozenset(
-    {
-        "minLength",
-        "maxLength",
-        "pattern",
-        "format",
-        "minimum",
-        "maximum",
-        "exclusiveMinimum",
-        "exclusiveMaximum",
-        "multipleOf",
-        "minItems",
-        "maxItems",
-        "uniqueItems",
-        "contains",
-        "minContains",
-        "maxContains",
-        "unevaluatedItems",
-        "minProperties",
-        "maxProperties",
-        "patternProperties",
-        "propertyNames",
-        "unevaluatedProperties",
-    }
-)
+_BOUNDS = frozenset({
+    "minLength", "maxLength", "pattern", "format", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum",
+    "multipleOf", "minItems", "maxItems", "uniqueItems", "contains", "minContains", "maxContains", "unevaluatedItems",
+    "minProperties", "maxProperties", "patternProperties", "propertyNames", "unevaluatedProperties",
+})  # fmt: skip
 _NAMED = frozenset({"properties", "$defs", "definitions"})  # here the keys are names, not keywords
 _LITERAL = frozenset({"enum", "const", "default", "examples"})
 
@@ -67,9 +50,10 @@ _ENDS: tuple[tuple[Finish | Literal["error"], str], ...] = (
     ("refusal", "sensitive guardrail_intervened error_toxic"),  # Zhipu, MiniMax; Bedrock; Cohere
     ("error", "error abort aborted cancelled canceled user_cancel timeout"),  # OpenRouter, Mistral; vLLM; Cohere
     ("error", "insufficient_system_resource network_error"),  # DeepSeek; Zhipu
-    ("error", "malformed_response malformed_function_call"),  # Gemini
+    ("error", "malformed_response malformed_function_call malformed_model_output"),  # Gemini; Bedrock
 )
 _FINISH = {word: finish for finish, words in _ENDS for word in words.split()}
+_PREFIX = re.compile("^finish_?reason_")
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking", "reasoning_details")  # what one server sends under several
 _THINK = re.compile(r"\s*<think>(.*?)(</think>\s*|\Z)", re.DOTALL)
 # Some chat templates open the block in the prompt, so that only its end is in the text, on a line of its own.
@@ -133,17 +117,15 @@ def read_reply(data: Any, sent: Mapping[str, Any]) -> Reply:
     if not isinstance(data, dict):
         raise reported(data) or bad(f"The answer is {type(data).__name__}, not a chat completion.")
     about = served(data, "model", "system_fingerprint", "id")
-    heard = Reply("", None, _usage(data.get("usage"), said=False), sent=sent, served=about)
+    heard = Reply("", None, _usage(data.get("usage")), sent=sent, served=about)
     choice, message = _choice(data, heard)
     said, thoughts = parts(message.get("content"), heard)
     thought = next((one for name in _THOUGHTS if (one := thinking(message.get(name)))), "")
-    text, reasoning = apart(said, "\n".join(filter(None, (thought, thoughts))))
-    usage = _usage(data.get("usage"), said=bool(said or reasoning))
-    heard = replace(heard, text=text, reasoning=reasoning, usage=usage)
-    if error := choice.get("error") or _failed(data.get("base_resp")) or (not text and data.get("error")):
+    heard = saying(heard, said, "\n".join(filter(None, (thought, thoughts))))
+    if error := choice.get("error") or _failed(data.get("base_resp")) or (not heard.text and data.get("error")):
         raise reported({"error": error}, heard) or bad("The answer's choice is an error.", heard)
     if refusal := message.get("refusal"):
-        return usable(replace(heard, finish="refusal", text=text or encodable(str(refusal))))
+        return usable(replace(heard, finish="refusal", text=heard.text or encodable(str(refusal))))
     return usable(finished(choice.get("finish_reason"), heard))
 
 
@@ -226,7 +208,7 @@ def _read(content: bytes, sent: Mapping[str, Any], key: str | None, read: Read, 
         take(data, content)
         return read(data, sent)
     except CallError as error:
-        if error.kind is Kind.BAD_REPLY or error.told:  # the server's words, and not the model's
+        if error.told or error.kind not in _NOT_ITS_WORDS:
             error.message = cut(redact(error.message, key))
             error.raw = redact(content.decode("utf-8", "replace"), key)[:2000]
         raise error from None
@@ -249,7 +231,9 @@ def _choice(data: Mapping[str, Any], heard: Reply) -> tuple[dict[str, Any], dict
         raise reported(data, heard) or bad("The answer has no choices.", heard)
     if len(choices) > 1:
         raise bad(f"The answer has {len(choices)} choices, where one was asked for.", heard)
-    message = choices[0].get("message")
+    message = choices[0].get("message") or choices[0].get("delta")  # of a stream that was gathered into one
+    if message is None and isinstance(text := choices[0].get("text"), str):  # as of the older API
+        message = {"content": text}
     if not isinstance(message, dict):
         raise reported(choices[0], heard) or bad("The answer's choice has no message.", heard)
     return choices[0], message
@@ -272,13 +256,19 @@ def finished(reason: Any, heard: Reply) -> Reply:
     """The reply with why the model stopped. One that ended in an error is asked for again. An unknown word, or none,
     leaves open whether the text is whole: it is kept as if it were cut, with the word."""
     said = encodable(reason).strip() if isinstance(reason, str) else ""
-    word = re.sub("[^a-z]+", "_", said.lower())
-    finish = _FINISH.get(re.sub("^finish_?reason_", "", word))
+    finish = _FINISH.get(said) or _FINISH.get(_PREFIX.sub("", re.sub("[^a-z]+", "_", said.lower())))
     if finish == "error":
         raise bad(f"The completion finished by {cut(said)}, so it may not be whole.", heard)
     if finish is not None:
         return replace(heard, finish=finish)
     return replace(heard, finish="length", served={**heard.served, UNKNOWN_END: said[:60] or NO_WORD})
+
+
+def saying(heard: Reply, content: str, thoughts: str) -> Reply:
+    """The reply with what the model said. Usage in which that took no token is none."""
+    text, reasoning = apart(content, thoughts)
+    free = (text or reasoning) and heard.usage is not None and not heard.usage.output
+    return replace(heard, text=text, reasoning=reasoning, usage=None if free else heard.usage)
 
 
 def apart(content: str, thoughts: str) -> tuple[str, str | None]:
@@ -291,8 +281,8 @@ def apart(content: str, thoughts: str) -> tuple[str, str | None]:
     return content, "\n".join(filter(None, said)) or None
 
 
-def _usage(data: Any, said: bool) -> Usage | None:
-    """Tokens as the server counted them, where something was `said`; None when it didn't, or in no way that adds up."""
+def _usage(data: Any) -> Usage | None:
+    """Tokens as the server counted them; None when it didn't, or in no way that adds up."""
     if not isinstance(data, dict):
         return None
     details = data.get("prompt_tokens_details")
@@ -303,13 +293,13 @@ def _usage(data: Any, said: bool) -> Usage | None:
         reasoning=count(data.get("completion_tokens_details"), "reasoning_tokens") or 0,
         written=count(details, "cache_write_tokens") or 0,  # OpenAI, OpenRouter
     )
-    return sound(usage, said, count(data, "total_tokens"))
+    return sound(usage, count(data, "total_tokens"))
 
 
-def sound(usage: Usage, said: bool, total: int | None = None) -> Usage | None:
+def sound(usage: Usage, total: int | None = None) -> Usage | None:
     """Usage whose parts add up. Where servers count otherwise, the larger bill holds: what a cache gave beside the
-    input rather than within it; thoughts beside the output, or in the total alone (xAI, Gemini). None where something
-    was said that took no token to read or to write."""
+    input rather than within it; thoughts beside the output, or in the total alone (xAI, Gemini). None where nothing was
+    read."""
     input, output = usage.input, usage.output
     if usage.cached + usage.written > input:
         input += usage.cached + usage.written
@@ -317,9 +307,9 @@ def sound(usage: Usage, said: bool, total: int | None = None) -> Usage | None:
         output = total - input
     elif usage.reasoning > output:
         output += usage.reasoning
-    if not 0 < input < MOST_TOKENS or not bool(said) <= output < MOST_TOKENS:
+    if not 0 < input < MOST_TOKENS or output >= MOST_TOKENS:
         return None
-    return replace(usage, input=input, output=output, reasoning=min(usage.reasoning, output))
+    return Usage(input, output, usage.cached, min(usage.reasoning, output), usage.written)
 
 
 def count(data: Any, name: str) -> int | None:

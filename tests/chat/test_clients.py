@@ -4,6 +4,7 @@ import asyncio
 import re
 import ssl
 import traceback
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -12,11 +13,13 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
 
 from aif.chat.anthropic import AnthropicChat
 from aif.chat.base import CallError, ChatModel, Kind, Request
 from aif.chat.openai import OpenAIChat
 from aif.chat.vllm import VllmChat
+from aif.records import Message
 from aif.simulator import Arrival, Cast, Fault, Mishap, Simulator
 from tests.chat.loopback import (
     FAILURES,
@@ -164,6 +167,66 @@ async def test_nor_is_one_that_could_not_be_used(answering: Answering, request_:
     await asked.aclose()
 
     assert kinds == [Kind.EMPTY, Kind.CONNECTION]
+
+
+async def test_a_gateway_that_keeps_replies_is_named(answering: Answering, request_: Request, client: Client) -> None:
+    one, two = (replace(request_, max_tokens=n) for n in (10, 11))  # asked with the same words
+    first, second = (says({**CLIENT_BODIES[client.make], "id": id}) for id in ("id-1", "id-2"))
+    server = await answering(first, second, first)
+    asked = chat(client, server.url)
+    await asked.ask(one)
+    await asked.ask(replace(one, messages=(Message("user", "Else?"),)))
+    errors = []
+    for _ in range(3):
+        with pytest.raises(CallError) as caught:
+            await asked.ask(two)
+        errors.append(caught.value)
+    await asked.aclose()
+
+    assert [error.kind for error in errors] == [Kind.CONNECTION, Kind.CACHED, Kind.CACHED]
+    assert "keeps replies and ignores the seed" in errors[-1].message
+
+
+@pytest.mark.parametrize("zipped", [False, True], ids=["plain", "compressed"])
+@pytest.mark.parametrize("status", [200, 500])
+async def test_a_reply_without_end_is_not_read_to_its_end(
+    answering: Answering, request_: Request, client: Client, zipped: bool, status: int
+) -> None:
+    """Held whole, 64 of them would take all memory within seconds."""
+    piece = b" " * 2**20
+    sent = 0
+
+    async def endless(request: web.Request) -> web.StreamResponse:
+        nonlocal sent
+        answer = web.StreamResponse(status=status, headers={"Content-Encoding": "gzip"} if zipped else {})
+        await answer.prepare(request)
+        packer = zlib.compressobj(wbits=31)
+        with suppress(ConnectionError):
+            for sent in range(200):  # noqa: B007
+                await answer.write(packer.compress(piece) + packer.flush(zlib.Z_FULL_FLUSH) if zipped else piece)
+                await asyncio.sleep(0)
+        return answer
+
+    server = await answering(endless, client.four)
+    asked = chat(client, server.url, limit=1)
+    with pytest.raises(CallError, match="larger than 8 MiB") as caught:
+        await asked.ask(request_)
+    reply = await asked.ask(request_)
+    await asked.aclose()
+
+    assert (caught.value.kind, caught.value.unsent, reply.text) == (Kind.BAD_REPLY, False, "Four.")
+    assert zipped or sent < 100
+
+
+async def test_a_long_reply_is_read(answering: Answering, request_: Request, client: Client) -> None:
+    text = "Four. " * 2**20
+    data = completion(text) if client.make is not _anthropic else message(text)
+    server = await answering(says(data))
+    asked = chat(client, server.url)
+    reply = await asked.ask(request_)
+    await asked.aclose()
+
+    assert reply.text == text
 
 
 async def test_connections_closed_under_a_call_that_waits_for_one_cancel_nobody(

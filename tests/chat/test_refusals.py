@@ -56,9 +56,18 @@ TOLD: dict[str, tuple[int, Any, Kind]] = {
     "Anthropic's credit": (400, _error("Your credit balance is too low.", type="invalid_request_error"), QUOTA),
     "watsonx": (403, {"errors": [{"code": "token_quota_reached", "message": "no more"}]}, QUOTA),
     "one-api": (403, _error("用户额度不足", type="one_api_error", code="insufficient_user_quota"), QUOTA),
+    "Novita": (403, {"code": 403, "reason": "NOT_ENOUGH_BALANCE", "message": "no"}, QUOTA),
+    "SiliconFlow": (403, {"code": 30001, "message": "Sorry, your account balance is insufficient"}, QUOTA),
+    "new-api": (403, _error("该令牌额度已用尽", type="new_api_error"), QUOTA),
+    "Tencent": (400, _error("no", code="ResourceInsufficient.ChargeResourceExhausted"), QUOTA),
+    "Ark's free quota": (403, _error("Your account has exhausted its free trial quota", code="QuotaExceeded"), QUOTA),
+    "xAI's new team": (403, {"code": "x", "error": "Your newly created team doesn't have any credits yet."}, QUOTA),
+    "Mistral's subscription": (401, {"detail": "Inactive subscription or usage limit reached"}, QUOTA),
+    "DeepInfra": (403, {"detail": {"error": "inference prohibited, please enter a Payment Method"}}, QUOTA),
     # a limit of a day, and of a minute that speaks of a quota
     "Groq's day": (429, _error("Limit on tokens per day (TPD): Limit 9, Used 8, Requested 2. Try again in 2m"), QUOTA),
     "OpenRouter's day": (429, _error("Rate limit exceeded: free-models-per-day. Add credits", code=429), QUOTA),
+    "an upsell": (429, _error("Rate limit reached. Add a payment method, or more credits, to increase it."), RATE),
     "OpenRouter's minute": (429, _error("Rate limit exceeded: free-models-per-min. 50 requests per day free"), RATE),
     "GitHub's day": (429, _error("Rate limit of 8 per 86400s exceeded for UserByModelByDay.", code="RateLimit"), QUOTA),
     "Bedrock's day": (429, {"__type": "ThrottlingException", "message": "Too many tokens per day, wait."}, QUOTA),
@@ -75,7 +84,13 @@ TOLD: dict[str, tuple[int, Any, Kind]] = {
         429, _google(429, GOOGLE_SPENT, "RESOURCE_EXHAUSTED", _violates("TokensPerMinute", "RequestsPerDay")), QUOTA
     ),
     "Google's": (429, _google(429, "Resource has been exhausted (e.g. check quota).", "RESOURCE_EXHAUSTED"), RATE),
+    "Baidu's day": (200, {"error_code": 17, "error_msg": "Open api daily request limit reached"}, QUOTA),
+    "Baidu's rate": (200, {"error_code": 18, "error_msg": "Open api qps request limit reached"}, RATE),
+    "Cohere's month": (429, {"message": "You use a Trial key, which is limited to 9 API calls / month."}, QUOTA),
     "Zhipu's rate": (429, _error("您的账户已达到速率限制", code="1302"), RATE),
+    "a gateway's code": (429, {"code": "rate_limit_daily", "message": "Error code: 429"}, QUOTA),
+    "Azure's": (429, _error("exceeded token rate limit of this tier. Please retry after 86400 seconds."), RATE),
+    "Azure's in another's": (400, _error('Status 429: {"error": {"message": "Rate limit is exceeded."}}'), RATE),
     "LiteLLM's cooldown": (429, _error("No deployments available for selected model, Try again in 5 seconds."), RATE),
     # keys
     "Google's key": (
@@ -84,7 +99,11 @@ TOLD: dict[str, tuple[int, Any, Kind]] = {
     "Zhipu's key": (401, _error("身份验证失败", code="1000"), KEYS),
     "DashScope's key": (400, {"code": "InvalidApiKey", "message": "Invalid API-key provided."}, KEYS),
     "AWS's token": (400, {"__type": "ExpiredTokenException", "message": "The token included is expired"}, KEYS),
+    "LiteLLM's key, by 500": (500, _error("AuthenticationError: Incorrect API key provided", code="500"), KEYS),
     "OpenAI's countries": (403, _error("Not here", code="unsupported_country_region_territory"), KEYS),
+    "Anthropic's organization": (400, _error("This organization has been disabled."), KEYS),
+    "Groq's organization": (400, _error("Organization has been restricted.", code="organization_restricted"), KEYS),
+    "Google's countries": (400, _google(400, "User location is not supported for the API use.", "FAILED"), KEYS),
     "Anthropic's permission": (403, _error("Ask for it", type="permission_error"), KEYS),
     # models and paths
     "vLLM's model": (404, _error("The model `org/Tiny-0.5B` does not exist.", type="NotFoundError"), MODEL),
@@ -94,6 +113,7 @@ TOLD: dict[str, tuple[int, Any, Kind]] = {
     "LiteLLM's model": (400, _error("You passed in model=x. There are no healthy deployments for this model"), MODEL),
     "OpenRouter's model": (400, _error("a/b is not a valid model ID", code=400), MODEL),
     "Groq's model": (400, _error("The model `old` has been decommissioned.", code="model_decommissioned"), MODEL),
+    "Bedrock's model": (400, {"message": "The provided model identifier is invalid."}, MODEL),
     "OpenAI's path": (404, _error("Invalid URL (POST /v1/v1/chat/completions)"), URL),
     "LM Studio's path": (200, {"error": "Unexpected endpoint or method. (POST /chat/completions)"}, URL),
     # filters
@@ -115,10 +135,13 @@ TOLD: dict[str, tuple[int, Any, Kind]] = {
     "no minute holds it": (429, _error("Rate limit reached on TPM: Limit 8, Used 0, Requested 21."), OVERFLOW),
     "LM Studio": (400, {"error": "the context the overflows: loaded with context length of only 8 tokens"}, OVERFLOW),
     "llama.cpp": (400, _error("request (21 tokens) exceeds the available context size (8 tokens)"), OVERFLOW),
+    "llama.cpp, by 500": (500, _error("Context size has been exceeded.", code=500, type="server_error"), OVERFLOW),
     "llama.cpp's code": (400, _error("no", type="exceed_context_size_error"), OVERFLOW),
     "Bedrock's limit": (400, {"message": "The maximum tokens you requested exceeds the model limit of 8."}, OVERFLOW),
     "Bedrock's prompt": (400, {"message": "Input is too long for requested model."}, OVERFLOW),
     "Mistral": (400, {"message": "Prompt of 21 tokens, too large for model with 8 maximum context length"}, OVERFLOW),
+    "TabbyAPI": (400, {"detail": "Prompt length 21 is greater than max_seq_len 8"}, OVERFLOW),
+    "MLC": (400, {"message": "Request prompt has 21 tokens, larger than the model input length limit 8"}, OVERFLOW),
     "Moonshot's room": (400, _error("Your request exceeded model token limit: 8"), OVERFLOW),
     "DashScope's room": (400, _error("Range of input length should be [1, 8]"), OVERFLOW),
     "Ollama's room, by 500": (500, {"error": "input length exceeds maximum context length"}, OVERFLOW),
@@ -163,6 +186,11 @@ def test_they_tell_it_in_a_body_of_status_200_too(status: int, said: Any, kind: 
         (503, _error("Loading model", type="unavailable_error"), SERVER),  # llama.cpp
         (503, {"error": "Model org/tiny is currently loading", "estimated_time": 20.0}, SERVER),
         (400, {"error": "The model has crashed without additional information."}, SERVER),  # LM Studio
+        (400, {"error": "Model does not exist or was unloaded while request still in queue"}, SERVER),
+        (400, {"error": "Channel Error"}, SERVER),
+        (404, _error("Failed to load model 'tiny'. Error: insufficient system resources"), SERVER),
+        (503, _error("当前分组上游负载已饱和", type="new_api_error"), SERVER),
+        (429, _error("loading", code="ModelLoadingError"), RATE),  # Ark
         (404, _error("No models loaded. Please load one.", code="model_not_found"), SERVER),
         (500, {"error": "llama runner process has terminated: exit status 2"}, SERVER),  # Ollama
         (500, _error("EngineCore encountered an issue: EngineDeadError", type="InternalServerError"), SERVER),  # vLLM
@@ -241,6 +269,8 @@ def test_the_server_s_words_are_shown_wherever_they_stand() -> None:
         {"errors": ["its words"]},
         {"error": "its words"},
         {"code": 7, "msg": "its words"},
+        {"error_code": 17, "error_msg": "its words"},
+        {"fault": {"faultstring": "its words"}},
         "its words",
         "<html><style>p {}</style><script>var x</script><p>its <b>words</b></p></html>",
     ):
@@ -257,14 +287,28 @@ def test_a_firewall_s_page_is_called_one() -> None:
     assert "a page, and no API's answer" in heard(403, "<html><title>Attention Required!</title></html>").message
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "<html><h1>400</h1>The plain HTTP request was sent to HTTPS port</html>",  # nginx
+        "Client sent an HTTP request to an HTTPS server.\n",  # Go
+    ],
+)
+def test_a_url_that_wants_https(said: str) -> None:
+    error = heard(400, said)
+
+    assert (error.kind, error.told) == (URL, True)
+    assert "https" in error.message.lower()
+
+
 def test_where_a_redirect_leads() -> None:
     def moved(to: str) -> str:
         return heard(308, "<html>", {"Location": to}).message
 
-    base = "https://models.example.org/v1"
+    base = "https://gateway.example.net/v1"
     assert moved(f"{base}/chat/completions") == f"HTTP 308 to {base}/chat/completions: set base_url to {base}"
-    assert moved(f"{base}/messages").endswith("set base_url to https://models.example.org")
-    assert moved("https://login.example.org/?to=x").endswith("no API is at base_url")
+    assert moved(f"{base}/messages").endswith("set base_url to https://gateway.example.net")
+    assert moved("https://login.example.net/?to=x").endswith("no API is at base_url")
     assert moved("").startswith("HTTP 308 to nowhere")
     assert KEY not in classify(308, {"location": f"https://x/?key={KEY}"}, "", key=KEY).message
 
@@ -301,14 +345,15 @@ def test_every_failure_that_may_pass_says_how_long_to_wait(status: int) -> None:
     assert heard(status, _error("not now"), {"Retry-After": "7"}).retry_after == 7.0
 
 
+_KEYS = [
+    "error", "errors", "message", "detail", "code", "type", "status", "base_resp", "status_code", "raw", "loc", "msg",
+    "metadata", "choices", "content", "retryDelay", "violations", "quotaId", "usage", "id",
+]  # fmt: skip
 _ODD = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
     | st.sampled_from(["per day", "quota", "Limit 1, Requested 2", "model x not found", '{"error": "a"}', "<html>"]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
-        st.sampled_from(
-            "error errors message detail code type status base_resp status_code raw loc msg metadata choices content "
-            "retryDelay violations quotaId usage id".split()
-        ),
+        st.sampled_from(_KEYS),
         inner,
         max_size=4,
     ),
@@ -327,7 +372,7 @@ def test_whatever_a_body_holds_it_has_a_meaning(status: int, said: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "piece", ["<", "<a", "<script", "max_tokens ", "model ", "limit: 9 ", "{", '["', "\\", "not found "]
+    "piece", ["<", "<a", "<script", "max_tokens ", "model ", "limit: 9 ", "{", '["', "\\", "not found ", "=", "=a"]
 )
 def test_a_long_body_takes_no_time(piece: str) -> None:
     """Patterns that look back over what they have seen would take minutes of a page of 2 MB."""

@@ -166,6 +166,20 @@ async def test_if_all_rest_the_one_that_rests_least_is_asked(answering: Answerin
     assert (len(first.bodies), len(second.bodies)) == (2, 1)
 
 
+@pytest.mark.parametrize("status", [401, 403, 404])
+async def test_one_that_refuses_everybody_is_left_alone_too(
+    answering: Answering, request_: Request, status: int
+) -> None:
+    """It fails at once, so that it would be given most of the calls."""
+    bad, good = await answering(body(b"", status)), await answering(says(completion()))
+    chat = client(bad.url, good.url, clock=lambda: 100.0)
+    for _ in range(6):
+        await ask_all(chat, [request_] * 2)
+    await chat.aclose()
+
+    assert (len(bad.bodies), len(good.bodies)) == (1, 11)
+
+
 async def test_an_item_s_own_error_lets_no_server_rest(answering: Answering, request_: Request) -> None:
     bad, good = await answering(body(b"", 400)), await answering(says(completion()))
     chat = client(bad.url, good.url)

@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aif.chat import wire
+from aif.chat import messages, wire
 from aif.chat.base import CallError, Kind, Quota, Reply, Request
 from aif.chat.refusals import SAID_LENGTH
+from aif.entries import Price
 from aif.records import Message, Usage, is_blank
-from tests.chat.loopback import KEY, completion
+from tests.chat.loopback import KEY, completion, message
 
 SCHEMA = {
     "type": "object",
@@ -172,6 +173,132 @@ def test_a_completion_cut_at_its_limit_is_a_reply() -> None:
     assert read(completion("Fo", "length")).finish == "length"
 
 
+@pytest.mark.parametrize(
+    ("word", "finish"),
+    [
+        ("eos", "stop"),
+        ("EOS_TOKEN", "stop"),
+        ("COMPLETE", "stop"),
+        (" Stop ", "stop"),
+        ("FinishReason.STOP", "stop"),
+        ("finish_reason_max_tokens", "length"),
+        ("MAX_TOKENS", "length"),
+        ("model-length", "length"),
+        ("ERROR_LIMIT", "length"),
+    ],
+)
+def test_the_field_s_words_for_an_end(word: str, finish: str) -> None:
+    reply = read(completion("Fo", word))
+
+    assert (reply.finish, reply.cut) == (finish, finish == "length")
+    assert "finish_reason" not in reply.served
+
+
+@pytest.mark.parametrize("word", ["SAFETY", "sensitive", "content_filtered", "PROHIBITED_CONTENT", "ERROR_TOXIC"])
+def test_its_words_for_a_filter(word: str) -> None:
+    with pytest.raises(CallError) as caught:
+        read(completion("Fo", word))
+
+    assert caught.value.kind is Kind.BLOCKED
+
+
+@pytest.mark.parametrize("word", ["error", "abort", "insufficient_system_resource", "network_error", "CANCELLED"])
+def test_its_words_for_a_failure(word: str) -> None:
+    with pytest.raises(CallError, match=f"finished by {word}") as caught:
+        read(completion("Fo", word))
+
+    assert (caught.value.kind, caught.value.told) == (Kind.BAD_REPLY, False)
+    assert caught.value.reply is not None
+    assert caught.value.reply.text == "Fo"
+
+
+@pytest.mark.parametrize(
+    ("word", "kept"),
+    [("tool_calls", "tool_calls"), ("Weird\ud83d", "Weird\ufffd"), (None, "no word"), (7, "no word"), ([], "no word")],
+)
+def test_a_reply_that_ended_by_another_word_is_kept_as_if_it_were_cut(word: Any, kept: str) -> None:
+    """It was paid for; a judgement in it may be whole."""
+    reply = read(completion("Fo", word))
+
+    assert (reply.text, reply.finish, reply.cut) == ("Fo", "length", False)
+    assert reply.served["finish_reason"] == kept
+
+
+@pytest.mark.parametrize(
+    ("message", "text", "reasoning"),
+    [
+        ({"content": [{"type": "text", "text": "Fo"}, {"type": "text", "text": "ur."}]}, "Four.", None),
+        ({"content": ["Fo", "ur."]}, "Four.", None),
+        ({"content": {"type": "output_text", "text": "Four."}}, "Four.", None),
+        (  # Mistral
+            {
+                "content": [
+                    {
+                        "type": "thinking",
+                        "thinking": [{"type": "text", "text": "2 + 2"}, {"type": "text", "text": "So."}],
+                    },
+                    {"type": "text", "text": "Four."},
+                ]
+            },
+            "Four.",
+            "2 + 2\nSo.",
+        ),
+        ({"content": [{"type": "image", "data": "x"}, {"type": "text", "text": "Four."}]}, "Four.", None),
+        ({"content": "Four.", "reasoning_details": [{"type": "reasoning.text", "text": "2 + 2"}]}, "Four.", "2 + 2"),
+        ({"content": "Four.", "reasoning_details": [{"type": "reasoning.encrypted", "data": "x"}]}, "Four.", None),
+        (  # OpenRouter says it twice
+            {"content": "Four.", "reasoning": "2 + 2", "reasoning_details": [{"summary": "2 + 2"}]},
+            "Four.",
+            "2 + 2",
+        ),
+        ({"content": "Four.", "reasoning_content": [{"thinking": "2 + 2"}]}, "Four.", "2 + 2"),
+        ({"content": "Four.", "reasoning": None, "reasoning_content": ""}, "Four.", None),
+    ],
+)
+def test_content_and_thoughts_in_parts(message: dict[str, Any], text: str, reasoning: str | None) -> None:
+    reply = read({"choices": [{"message": message, "finish_reason": "stop"}]})
+
+    assert (reply.text, reply.reasoning, reply.usage) == (text, reasoning, None)
+
+
+@pytest.mark.parametrize("choice", [{"delta": {"content": "Four."}}, {"text": "Four."}])
+def test_a_choice_in_the_shape_of_another_api(choice: dict[str, Any]) -> None:
+    assert read({"choices": [choice | {"finish_reason": "stop"}]}).text == "Four."
+
+
+def test_no_content_beside_a_thought_is_empty_and_keeps_it() -> None:
+    with pytest.raises(CallError, match="all of it went into reasoning") as caught:
+        read(completion(None, "length", reasoning_content="2 + 2 is"))
+
+    assert caught.value.kind is Kind.EMPTY
+    assert caught.value.reply is not None
+    assert caught.value.reply.reasoning == "2 + 2 is"
+
+
+def test_an_error_beside_a_part_of_a_reply_keeps_what_was_paid_for() -> None:
+    data = completion("Fo", "error")
+    data["choices"][0]["error"] = {"code": 502, "message": f"Provider went away, {KEY}"}
+    with pytest.raises(CallError) as caught:
+        wire.receive(200, {"retry-after": "3"}, json.dumps(data).encode(), sent={}, key=KEY)
+    error = caught.value
+
+    assert (error.kind, error.retry_after) == (Kind.SERVER_ERROR, 3.0)
+    assert error.reply is not None
+    assert (error.reply.text, error.reply.usage) == ("Fo", Usage(input=12, output=5))
+    assert KEY not in error.message + error.raw
+    assert "went away" in error.raw
+
+
+def test_an_error_that_is_null_is_none() -> None:
+    nothing: Any
+    for nothing in (None, "", {}, []):
+        assert read(completion("Four.") | {"error": nothing}).text == "Four."
+
+
+def test_a_reply_with_any_status_of_success() -> None:
+    assert wire.receive(201, {}, json.dumps(completion("Four.")).encode(), sent={}, key=None).text == "Four."
+
+
 def test_a_refusal_is_kept() -> None:
     with pytest.raises(CallError) as caught:
         read(completion(None, refusal="I can't help with that."))
@@ -209,6 +336,64 @@ def test_a_content_that_is_no_text(content: Any) -> None:
             {"prompt_tokens": 9, "completion_tokens": 8, "prompt_tokens_details": {"cached_tokens": None}},
             Usage(input=9, output=8),
         ),
+        # thoughts in the total alone: xAI, Gemini
+        (
+            {
+                "prompt_tokens": 20,
+                "completion_tokens": 8,
+                "total_tokens": 90,
+                "completion_tokens_details": {"reasoning_tokens": 62},
+            },
+            Usage(input=20, output=70, reasoning=62),
+        ),
+        # or beside the output, without a total
+        (
+            {"prompt_tokens": 20, "completion_tokens": 8, "completion_tokens_details": {"reasoning_tokens": 62}},
+            Usage(input=20, output=70, reasoning=62),
+        ),
+        # counted by another tokenizer, where the total says that they are within the output
+        (
+            {
+                "prompt_tokens": 20,
+                "completion_tokens": 60,
+                "total_tokens": 80,
+                "completion_tokens_details": {"reasoning_tokens": 62},
+            },
+            Usage(input=20, output=60, reasoning=60),
+        ),
+        # a cache beside the input
+        (
+            {"prompt_tokens": 9, "completion_tokens": 8, "prompt_tokens_details": {"cached_tokens": 70}},
+            Usage(input=79, output=8, cached=70),
+        ),
+        (
+            {
+                "prompt_tokens": 9,
+                "completion_tokens": 8,
+                "total_tokens": 87,
+                "prompt_tokens_details": {"cached_tokens": 70},
+            },
+            Usage(input=79, output=8, cached=70),
+        ),
+        (
+            {
+                "prompt_tokens": 9,
+                "completion_tokens": 8,
+                "prompt_tokens_details": {"cached_tokens": 2, "cache_write_tokens": 6},
+            },
+            Usage(input=9, output=8, cached=2, written=6),
+        ),
+        # a total that is less than its parts is no total
+        ({"prompt_tokens": 9, "completion_tokens": 8, "total_tokens": 3}, Usage(input=9, output=8)),
+        ({"prompt_tokens": 9, "total_tokens": 17}, Usage(input=9, output=8)),
+        ({"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}, None),
+        ({"prompt_tokens": 9, "completion_tokens": 0}, None),
+        ({"prompt_tokens": 0, "completion_tokens": 8}, None),
+        (
+            {"prompt_tokens": 2**31 - 1, "completion_tokens": 8, "prompt_tokens_details": {"cached_tokens": 2**31 - 1}},
+            Usage(input=2**31 - 1, output=8, cached=2**31 - 1),
+        ),
+        ({"prompt_tokens": 2**30, "completion_tokens": 8, "prompt_tokens_details": {"cached_tokens": 2**31 - 1}}, None),
         ({"prompt_tokens": 9}, None),
         ({"prompt_tokens": "9", "completion_tokens": 8}, None),
         ({"prompt_tokens": True, "completion_tokens": 8}, None),
@@ -262,6 +447,32 @@ def test_any_json_is_a_reply_or_a_call_error(data: Any) -> None:
         else:
             outcome = not is_blank(reply.text)
         assert outcome
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            name: st.integers(-5, 50) | st.sampled_from([0, 2**31 - 1, 2**40, None, "7", 1.5, True])
+            for name in ("prompt_tokens", "completion_tokens", "total_tokens", "input_tokens", "output_tokens")
+        }
+        | {
+            name: st.none()
+            | st.dictionaries(st.sampled_from(["cached_tokens", "cache_write_tokens", part]), st.integers(-5, 90))
+            for name, part in (("prompt_tokens_details", "x"), ("completion_tokens_details", "reasoning_tokens"))
+        }
+        | {name: st.integers(-5, 90) for name in ("cache_read_input_tokens", "cache_creation_input_tokens")},
+    )
+)
+def test_usage_adds_up_or_is_unknown_and_no_call_costs_less_than_nothing(usage: Any) -> None:
+    price = Price(input=3.0, cached_input=0.3, cache_write=3.75, output=15.0)
+    for reply in (read(with_usage(usage)), messages.read_reply(message("Four.", usage=usage), {})):
+        if (used := reply.usage) is None:
+            continue
+        assert 0 <= used.cached + used.written <= used.input
+        assert 0 <= used.reasoning <= used.output
+        assert min(used.input, used.output) > 0
+        assert price.cost(used) > 0
 
 
 def test_deep_nesting_is_no_bug() -> None:

@@ -1,0 +1,64 @@
+"""aif/failing.py: what is suggested names the cause."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from aif.chat.base import Kind
+from aif.failing import _BY_WORDS, MENDS, mend
+
+SHAPE, QUOTA = Kind.BAD_REQUEST, Kind.QUOTA_EXHAUSTED
+
+
+@pytest.mark.parametrize(
+    ("kind", "said", "suggested"),
+    [
+        (
+            SHAPE,
+            "'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead.",
+            "provider: openai",
+        ),
+        (SHAPE, "body.seed: Extra inputs are not permitted", "seed"),
+        (SHAPE, "Unsupported value: 'temperature' does not support 0.2", "temperature: null"),
+        (SHAPE, "`temperature` and `top_p` cannot both be specified", "top_p: null"),
+        (SHAPE, "System role not supported", "system: fold_into_user"),
+        (SHAPE, "Developer instruction is not enabled for models/tiny", "system: fold_into_user"),
+        (SHAPE, "Conversation roles must alternate user/assistant", "system: fold_into_user"),
+        (SHAPE, "Only user and assistant roles are supported!", "system: fold_into_user"),
+        (SHAPE, "response_format value is json_schema, which is not supported", "reply: text"),
+        (SHAPE, "Invalid schema for 'reply': 'maxItems' is not permitted", "reply: text"),
+        (SHAPE, "413 Request Entity Too Large", "max_chars"),
+        (SHAPE, "max_tokens is too large: 9. This model supports at most 8 completion tokens", "lower it"),
+        (SHAPE, "reasoning_effort 'lowest' is not valid", "reasoning_effort"),
+        (SHAPE, "As of transformers v4.44, default chat template is no longer allowed", "chat template"),
+        (SHAPE, "Unrecognized request argument supplied: foo", "doesn't know a field"),
+        (SHAPE, "'n' must be 1", "one choice"),
+        (SHAPE, "This model only supports stream mode", "gather"),
+        (SHAPE, "nobody knows", MENDS[SHAPE]),
+        (Kind.CONTEXT_OVERFLOW, "maximum context length is 8", MENDS[Kind.CONTEXT_OVERFLOW]),
+        (Kind.CONTEXT_OVERFLOW, "too large on tokens per min (TPM): Limit 8, Requested 9", "no minute"),
+        (QUOTA, "Budget has been exceeded!", "budget"),
+        (QUOTA, "requests per day (a limit of more than a minute; it ends in 9 min)", "come back"),
+        (QUOTA, "Insufficient credits", "money"),
+        (Kind.UNAUTHORIZED, "HTTP 403: Blocked (a page, and no API's answer: …)", "firewall"),
+        (Kind.UNAUTHORIZED, "Incorrect API key", "environment variable"),
+        (Kind.BAD_REPLY, "The answer is larger than 8 MiB", "doesn't end"),
+        (Kind.BAD_REPLY, "The completion finished by abort", "log"),
+        (Kind.CACHED, "", "samples: 1"),
+    ],
+)
+def test_what_is_suggested(kind: Kind, said: str, suggested: str) -> None:
+    assert suggested in mend(kind, said)
+
+
+def test_every_kind_has_a_mend_and_no_other_word_has_one() -> None:
+    assert MENDS.keys() == {kind.value for kind in Kind}
+    assert mend("pending", "") == ""
+
+
+def test_the_keys_that_are_named_are_in_the_documentation() -> None:
+    documented = Path("docs/pipeline.md").read_text()
+    for words in (*MENDS.values(), *(what for _, _, what in _BY_WORDS)):
+        for key in re.findall(r"`(\w+): ", words):
+            assert f".{key}`" in documented, key
