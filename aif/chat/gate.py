@@ -270,7 +270,7 @@ class Gate:
         outage, nor excused by one: else one that hangs for ever might be asked for ever."""
         its_own = self._its_own(one, "passing")
         if one.episode < self._outage:
-            return "item" if its_own else "endpoint"
+            return "item" if its_own else "unknown"
         if self._shut == "gets no answer":
             self._rest(self._shut, asked_s, now)
             return "item" if its_own else "endpoint"
@@ -286,7 +286,7 @@ class Gate:
         self._reach = self._window
         self._rest("gets no answer", asked_s, now)
         self._outage = self._episode
-        return "endpoint"
+        return "unknown"  # until a probe tells
 
     def _its_own(self, one: Pass, of: Class) -> bool:
         """Whether a call was answered that was sent after the one with which its item first failed: what was sent
