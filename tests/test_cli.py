@@ -64,6 +64,54 @@ def test_bad_input_is_named_with_its_place(
     assert "Traceback" not in err + out
 
 
+def test_a_file_that_is_named_from_another_folder_asks_nothing_again(
+    typed: Typed, tmp_path: Path, serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = serve()
+    path = write(tmp_path, served, count=2, store="mine/f.duckdb")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert typed("run", "pipeline.yaml")[0] == Exit.DONE
+    calls = served.stats()["calls"]
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert typed("run", path)[0] == typed("export", "../pipeline.yaml")[0] == Exit.DONE
+    assert served.stats()["calls"] == calls
+    assert (tmp_path / "mine/dataset/README.md").is_file()
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_no_command_passes_over_a_store_of_the_working_folder(
+    typed: Typed, tmp_path: Path, serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = serve()
+    path = write(tmp_path, served, count=2, store="runs/test/feedback.duckdb")
+    here = tmp_path / "where it was called"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    assert typed("run", path)[0] == Exit.DONE
+    calls = served.stats()["calls"]
+    shutil.move(tmp_path / "runs", here / "runs")
+    for command in ("run", "status", "failures", "estimate", "doctor", "pairs", "export", "rebuild", "reparse"):
+        code, _, err = typed(command, path)
+        assert code == Exit.BAD_INPUT, command
+        assert f"mv '{here}/runs/test'/* {tmp_path}/runs/test/" in err, command
+    for words in (["show", path, "1"], ["publish", path, "--repo", "a/b"], ["rubric", "try", "mt-bench", path]):
+        assert typed(*words)[0] == Exit.BAD_INPUT
+    subprocess.run(["sh", "-c", next(line for line in err.splitlines() if "mv" in line)], check=True)
+    assert typed("run", path)[0] == typed("status", path)[0] == Exit.DONE
+    assert served.stats()["calls"] == calls
+
+
+def test_a_store_that_cant_be_written_names_its_key(typed: Typed, tmp_path: Path, serve: Callable[..., Served]) -> None:
+    (tmp_path / "runs").write_text("no folder")
+    path = write(tmp_path, serve(), store="runs/test/feedback.duckdb")
+    code, _, err = typed("run", path)
+    assert code == Exit.BAD_INPUT
+    assert "runs/test: can't be written to: " in err
+    assert "name another place by `store:`" in err
+    assert "mend disk" in typed("doctor", path)[1]
+
+
 @pytest.mark.parametrize("row", ['{"prompt": "fine"', '{"text": "no prompt here"}', '["a list"]', '{"prompt": 7}'])
 def test_a_bad_row_is_named_before_anything_is_asked(
     typed: Typed, tmp_path: Path, serve: Callable[..., Served], row: str
@@ -321,6 +369,7 @@ def test_what_init_makes_runs(typed: Typed, tmp_path: Path, monkeypatch: pytest.
     assert typed("init", "demo")[0] == Exit.BAD_INPUT
     assert "run 'two words/pipeline.yaml'" in typed("init", "two words")[1]
     assert yaml.safe_load(Path("demo/pipeline.yaml").read_text())["name"] == "demo"
+    assert Path("demo/runs/demo/feedback.duckdb").is_file()
 
 
 def test_rubrics_can_be_looked_at(typed: Typed) -> None:

@@ -1,5 +1,6 @@
 """Pipeline files: what a sound one gives, and what is said of everything that can be wrong with one."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -1054,3 +1055,70 @@ def test_what_is_published_says_nothing_of_hosts_and_folders(tmp_path: Path) -> 
 
 def test_what_is_published_of_rows_that_carry_everything() -> None:
     assert yaml.safe_load(parse(CARRIED, PATH).public) == yaml.safe_load(CARRIED)
+
+
+# where the store is
+
+
+def named(file: Path, monkeypatch: pytest.MonkeyPatch, here: Path, text: str = SOUND) -> Path:
+    """The store of a pipeline file, as it is told in a folder."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if not file.exists():
+        file.write_text(text)
+    here.mkdir(exist_ok=True)
+    monkeypatch.chdir(here)
+    return load(file).store
+
+
+@pytest.mark.parametrize("folder", ["work", "it's a folder", "pipelines/of mine"])
+def test_a_file_has_its_store_beside_it_from_whatever_folder_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    file = tmp_path / folder / "p.yaml"
+    wanted = tmp_path / folder / "runs/zephyr-7b/feedback.duckdb"
+    assert named(file, monkeypatch, tmp_path / "elsewhere") == wanted
+    assert named(Path(os.path.relpath(file)), monkeypatch, tmp_path / "elsewhere").resolve() == wanted
+    monkeypatch.chdir(file.parent)
+    assert load(Path("p.yaml")).store == Path("runs/zephyr-7b/feedback.duckdb")
+
+
+def test_a_folder_called_pipelines_has_its_stores_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "project/pipelines/p.yaml"
+    wanted = tmp_path / "project/runs/zephyr-7b/feedback.duckdb"
+    assert named(file, monkeypatch, tmp_path / "elsewhere") == wanted
+    assert named(file, monkeypatch, file.parent) == wanted
+    monkeypatch.chdir(tmp_path / "project")
+    assert load(Path("pipelines/p.yaml")).store == Path("runs/zephyr-7b/feedback.duckdb")
+
+
+@pytest.mark.parametrize("given", ["kept/f.duckdb", "../kept/f.duckdb"])
+def test_a_store_that_is_given_begins_where_the_default_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    file, text = tmp_path / "project/pipelines/p.yaml", SOUND.replace("seed: 42", f"store: {given}")
+    assert named(file, monkeypatch, tmp_path / "elsewhere", text).resolve() == (tmp_path / "project" / given).resolve()
+    assert load(file, [f"store={tmp_path}/s.duckdb"]).store == tmp_path / "s.duckdb"
+    assert parse(text, file, [], tmp_path / "home").store.resolve() == (tmp_path / "home" / given).resolve()
+
+
+def test_a_link_to_a_file_or_a_folder_leads_to_the_same_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "project/pipelines/p.yaml"
+    wanted = named(file, monkeypatch, tmp_path / "elsewhere")
+    (tmp_path / "linked.yaml").symlink_to(file)
+    (tmp_path / "configs").symlink_to(file.parent)
+    assert load(tmp_path / "linked.yaml").store == wanted
+    assert load(tmp_path / "configs/p.yaml").store == wanted
+    assert load(tmp_path / "configs/../pipelines/p.yaml").store == wanted
+
+
+def test_what_is_shipped_and_what_is_no_file_has_its_store_in_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load(Path("pipelines/quickstart.yaml")).store == Path("runs/quickstart/feedback.duckdb")
+    assert Pipeline.model_validate(yaml.safe_load(SOUND)).store == Path("runs/zephyr-7b/feedback.duckdb")
+    reading, writing = os.pipe()
+    os.write(writing, SOUND.encode())
+    os.close(writing)
+    assert load(Path(f"/dev/fd/{reading}")).store == Path("runs/zephyr-7b/feedback.duckdb")
+    os.close(reading)
