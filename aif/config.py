@@ -29,13 +29,13 @@ from aif.entries import (
 )
 from aif.errors import BadInput
 from aif.records import Sampling
-from aif.values import Filled, Name, NotNegative, PathText, Positive, RunName
+from aif.values import Filled, Name, NotNegative, PathText, Positive, RunName, is_own
 from aif.yamltext import Keys, Problem, dotted
 
 
 class Pipeline(Part):
-    """A pipeline file, checked. Relative paths in it are not resolved here (`resources.find`, `beside`) but for `store`,
-    which `parse` places."""
+    """A pipeline file, checked. Of the relative paths in it only `store` is resolved here, by `parse`; the others are
+    looked for (`resources.find`, `beside`)."""
 
     name: RunName
     seed: int = 0
@@ -53,12 +53,12 @@ class Pipeline(Part):
 
     _path: Path = PrivateAttr(default=Path("pipeline.yaml"))
     _raw: str = PrivateAttr(default="")
-    _named: Path | None = PrivateAttr(default=None)
+    _given: Path | None = PrivateAttr(default=None)
 
     @property
     def named_store(self) -> Path:
         """The store as the file names it, or as it is called by default."""
-        return self._named or self.store
+        return self._given or self.store
 
     @property
     def path(self) -> Path:
@@ -167,11 +167,12 @@ class Pipeline(Part):
             return
         for kind, entries in (("models", self.models), ("judges", self.judges)):
             for name, one in entries.items():
-                if one.price is None and not one.free:
+                if one.unpriced:
+                    whom = next((url for url in one.base_url if not is_own(url)), one.provider)
                     yield Problem(
                         (kind, name),
-                        f"budget_usd needs to know what a call to {one.provider} costs; add price: "
-                        "{input: …, output: …}, in USD per million tokens, or take out budget_usd",
+                        f"budget_usd needs to know what a call to {whom} costs; add price: {{input: …, output: …}}, in "
+                        "USD per million tokens (0 where it is free), or take out budget_usd",
                     )
 
     def _too_few(self) -> Iterator[Problem]:
@@ -237,7 +238,7 @@ def parse(text: str, path: Path, sets: Sequence[str] = (), home: Path | None = N
         raise BadInput("\n".join(_line(found.place(problem.keys).where, problem) for problem in wrong))
     named = pipeline.store
     pipeline = pipeline.model_copy(update={"store": _placed(named, home or _home(path))})
-    pipeline._named = named
+    pipeline._given = named
     pipeline._path = path
     pipeline._raw = yaml.safe_dump(found.data, sort_keys=False, allow_unicode=True)
     return pipeline

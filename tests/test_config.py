@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aif.config import Pipeline, api_key, load, parse
-from aif.entries import Model
+from aif.entries import Model, Price
 from aif.errors import BadInput
 from aif.records import Sampling, Usage
 
@@ -800,12 +800,83 @@ def test_what_is_said(there: str, instead: str, said: str) -> None:
     assert complaints(SOUND.replace(there, instead, 1)) == [said]
 
 
+OWN = [
+    *(
+        "localhost",
+        "LOCALHOST.",
+        "vllm.localhost",
+        "gpu-1",
+        "gpu_2",
+        "127.0.0.1",
+        "127.9.9.9",
+        "0.0.0.0",
+        "[::1]",
+        "[::]",
+    ),
+    *("10.1.2.3", "172.16.0.1", "172.31.255.254", "192.168.7.7", "169.254.1.1", "100.64.0.1", "100.127.255.254"),
+    *("[fd12:3456::1]", "[fe80::1]", "[::ffff:10.0.0.1]", "127.1", "2130706433", "10.1"),
+    *("host.docker.internal", "box.local", "nas.lan", "gpu.home.arpa", "vllm.ml.svc.cluster.local"),
+]
+OTHERS = [
+    *(
+        "api.together.xyz",
+        "api.openai.com",
+        "openrouter.ai.",
+        "localhost.example.com",
+        "internal.example.com",
+        "my.host",
+    ),
+    *("8.8.8.8", "134744072", "0x08080808", "8.8", "172.32.0.1", "100.128.0.1", "192.169.0.1", "11.0.0.1", "192.0.2.1"),
+    *(
+        "[2606:4700::1111]",
+        "[::ffff:8.8.8.8]",
+        "[fec0::1]",
+        "api%2eopenai%2ecom",
+        "api\u3002openai\u3002com",
+        "a..local",
+    ),
+]
+
+
+def at(*hosts: str, price: Price | None = None) -> Model:
+    return Model(provider="vllm", base_url=tuple(f"http://{host}:8000/v1" for host in hosts), price=price)
+
+
+@pytest.mark.parametrize("host", OWN)
+def test_a_server_of_ones_own_is_free(host: str) -> None:
+    assert at(host).free
+    assert at(host, "localhost").cost(None) == 0
+    assert at(host).bound(10**6, 10**6) == 0
+
+
+@pytest.mark.parametrize("host", OTHERS)
+def test_what_a_server_at_any_other_address_costs_is_unknown_until_it_is_said(host: str) -> None:
+    for one in (at(host), at("localhost", host)):
+        assert one.unpriced
+        assert not one.free
+        assert one.cost(Usage(10, 10)) is None
+        assert one.bound(10, 10) is None
+    told = at(host, price=Price(input=0.0, output=0.0))
+    assert told.free
+    assert told.cost(Usage(10, 10)) == told.bound(10, 10) == 0
+    assert at("localhost", price=Price(input=1.0, output=0.0)).cost(Usage(10**6, 0)) == 1
+
+
+def test_a_budget_asks_for_the_price_of_an_address_that_is_not_ones_own() -> None:
+    there = SOUND.replace("http://b:1/v1", "https://api.a.com/v1")
+    assert complaints(there, "budget_usd=250") == [
+        "p.yaml:18: models.served: budget_usd needs to know what a call to https://api.a.com/v1 costs; add price: "
+        "{input: …, output: …}, in USD per million tokens (0 where it is free), or take out budget_usd"
+    ]
+    assert parse(there, PATH, ["budget_usd=250", "models.served.price={input: 0, output: 0}"]).budget_usd == 250
+
+
 def test_a_budget_needs_the_price_of_whatever_is_paid_for() -> None:
     assert sound("budget_usd=250").budget_usd == 250
     said = complaints(SOUND.replace(", price: {input: 2, output: 8}", ""), "budget_usd=250")
     assert said == [
         "p.yaml:20: judges.gpt-4.1: budget_usd needs to know what a call to openai costs; add price: "
-        "{input: …, output: …}, in USD per million tokens, or take out budget_usd"
+        "{input: …, output: …}, in USD per million tokens (0 where it is free), or take out budget_usd"
     ]
     for value, why in [
         ("0", "more than 0, got 0"),

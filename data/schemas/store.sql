@@ -262,14 +262,15 @@ WITH rated AS (
 )
 SELECT * FROM standings LEFT JOIN by_aspect USING (model, carried) ORDER BY mean_score DESC NULLS LAST, model, carried;
 
--- Calls, tokens and dollars by model and judge. `usd` is what is known; `unknown` is how much more it may be at most, of
--- calls whose cost nothing tells (a timeout, a broken reply); `unpriced` counts those that had no price, in neither.
+-- Calls, tokens and dollars by model and judge. `usd` is what is known (NULL where that is nothing and some had no price);
+-- `unknown` is how much more it may be at most, of calls whose cost nothing tells (a timeout, a broken reply); `unpriced`
+-- counts those that had no price, in neither.
 CREATE VIEW spend AS
 SELECT stage, endpoint, count(*) AS calls, count(*) FILTER (verdict = 'answered') AS answered,
        sum(input_tokens)::BIGINT AS input_tokens, sum(cached_tokens)::BIGINT AS cached_tokens,
        sum(cache_write_tokens)::BIGINT AS cache_write_tokens, sum(output_tokens)::BIGINT AS output_tokens,
-       sum(usd) AS usd, sum(bound) AS unknown, count(*) FILTER (usd IS NULL AND bound IS NULL) AS unpriced,
-       sum(seconds) AS seconds
+       count(*) FILTER (usd IS NULL AND bound IS NULL) AS unpriced,
+       CASE WHEN unpriced = 0 OR sum(usd) > 0 THEN sum(usd) END AS usd, sum(bound) AS unknown, sum(seconds) AS seconds
 FROM calls GROUP BY ALL ORDER BY stage, endpoint;
 
 -- The same of all calls, which is what counts against a budget: known + unknown. Here `unknown` holds besides what runs
