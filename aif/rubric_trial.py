@@ -39,7 +39,8 @@ SHOWN = 20  # prompts told one by one
 
 @dataclass(frozen=True, slots=True)
 class Bill:
-    """What is to be asked, before it is: tokens at four characters each, replies at their longest, no cache counted.
+    """What is to be asked, before it is: tokens at four characters each, replies at the rubric's longest, no cache counted
+    and nothing asked again.
     `left` is what is left of the budget (USD)."""
 
     requests: int
@@ -316,8 +317,8 @@ def _number(value: float) -> str:
 
 def told(bill: Bill) -> str:
     """A bill in a line."""
-    usd = "price unknown" if bill.usd is None else f"at most {dollars(bill.usd)}"
-    tokens = f"about {bill.input_tokens:,} tokens in and at most {bill.output_tokens:,} out"
+    usd = "price unknown" if bill.usd is None else f"about {dollars(bill.usd)}"
+    tokens = f"about {bill.input_tokens:,} tokens in and {bill.output_tokens:,} out"
     short = bill.left is not None and (bill.usd or 0.0) > bill.left
     left = f", but {dollars(bill.left)} of the budget left" if short else ""
     return f"{counted(bill.requests, 'request')} to judge, {tokens}: {usd}{left}"
