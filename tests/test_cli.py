@@ -14,12 +14,12 @@ import duckdb
 import pytest
 import yaml
 
-from aif import cli
+from aif import cli, events
 from aif.config import load
 from aif.errors import Exit
 from aif.ledger import Ledger
 from aif.queries import Reader
-from aif.simulator import Cast
+from aif.simulator import Arrival, Cast, Fault, Mishap
 from tests.serving import POOL, Served
 from tests.test_feedback import write
 
@@ -179,6 +179,60 @@ def test_a_run_is_told_and_its_prompts_can_be_shown(typed: Typed, tmp_path: Path
     code, _, err = typed("show", path, "zzz")
     assert code == Exit.BAD_INPUT
     assert "no prompt 'zzz'" in err
+
+
+def refusing(name: str, fault: Fault) -> Callable[[Arrival], Mishap | None]:
+    return lambda arrival: Mishap(fault) if arrival.model == name else None
+
+
+def test_after_a_run_everything_without_an_answer_is_told_with_its_last_cause(
+    typed: Typed, tmp_path: Path, serve: Callable[..., Served]
+) -> None:
+    """Of what was asked and of what was not, since its model had been given up by then."""
+    served = serve(faults=refusing("tiny", Fault.UNAUTHORIZED))
+    path = write(tmp_path, served, count=12)
+    code, summary, _ = typed("run", path, "--set", "models.tiny.concurrency=1")
+    assert code == Exit.REFUSED
+    with Reader.open(load(path).store) as reader:
+        assert reader.sql("SELECT count(*) AS n FROM calls WHERE endpoint = 'tiny'")[0]["n"] < 12
+    refused = r"tiny: unauthorized, 12 items, takes no call until it is mended\n +HTTP 401: .+\n +→ set the key"
+    for told in (summary, typed("failures", path)[1], typed("status", path)[1]):
+        assert re.search(refused, told), told
+        assert "judge: 12 items, waiting for completions that are pending\n" in told
+        assert "nothing failed" not in told
+    code, told, _ = typed("failures", path, "--set", "seed=5")
+    assert "nothing failed" not in told
+
+
+def test_what_was_not_reached_is_told_as_not_asked_yet(
+    typed: Typed, tmp_path: Path, serve: Callable[..., Served]
+) -> None:
+    path = write(tmp_path, serve(), count=6)
+    code, summary, _ = typed("run", path, "--limit", "2")
+    assert code == Exit.DONE
+    for told in (summary, typed("failures", path)[1]):
+        assert all(f"{name}: 4 items, not asked yet\n" in told for name in POOL)
+        assert "judge: 4 items, waiting for completions that are pending\n" in told
+        assert "nothing failed" not in told
+    assert typed("run", path)[0] == Exit.DONE
+    assert typed("failures", path)[1] == "nothing failed\n"
+
+
+def test_nothing_is_said_of_prompts_that_are_not_planned_yet_or_of_answers_the_store_lacks(
+    typed: Typed, tmp_path: Path, serve: Callable[..., Served]
+) -> None:
+    path = write(tmp_path, serve(), count=3)
+    assert typed("run", path)[0] == Exit.DONE
+    older = Path(shutil.copy(tmp_path / "feedback.duckdb", tmp_path / "older.duckdb"))
+    with Ledger.open(load(path).store, print) as ledger, Reader.of(ledger.store) as reader:
+        (one,) = reader.sql("SELECT min(prompt_id) AS id FROM prompts")
+        ledger.keep([events.page(0, [(one["id"], "s")], []), events.selected("other", {})])
+    _, told, _ = typed("failures", path)
+    assert told == "1 prompt not planned yet: the next run begins with that\n"
+    shutil.copy(older, tmp_path / "feedback.duckdb")
+    _, told, err = typed("failures", path)
+    assert told == ""
+    assert "is behind its journal" in err
 
 
 def test_policies_are_compared_over_the_ratings_there_are(
