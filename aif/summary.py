@@ -290,4 +290,4 @@ def tell_places(console: Console, store: Path) -> None:
         ("journal", Places(store).journal, "everything paid for; the store is made from it"),
     ):
         say(console, f"  {path}")
-        say(console, f"      the {name}. {what}", "dim")
+        say(console, f"      the {name}: {what}", "dim")
