@@ -7,9 +7,10 @@ from dataclasses import replace
 import orjson
 
 from aif.chat.base import CallError, Kind, Request
+from aif.chat.retry import Policy
 from aif.entries import Judge
 from aif.plan import System, sent_messages
-from aif.records import Principle, Prompt, Sampling
+from aif.records import Principle, Prompt, Sampling, Stage
 from aif.rubric import Rubric, render
 
 # What a provider puts around what it is sent: the turns' marks and roles (OpenAI's 4 tokens, ChatML's 5), and once what
@@ -55,9 +56,21 @@ def once_more(request: Request, reasks: int, failure: CallError | None) -> Reque
     cut gets more room. What may pass by itself (a 429, a timeout) is asked for as it was."""
     if failure is None:
         return request
-    room = min(ROOM, 2**reasks) if failure.kind == Kind.TRUNCATED else 1
+    room = _room(reasks) if failure.kind == Kind.TRUNCATED else 1
     seed = None if request.seed is None else (request.seed + reasks) % 2**31
     return replace(request, seed=seed, max_tokens=request.max_tokens * room)
+
+
+def _room(reasks: int) -> int:
+    """How many times its declared limit a judgement gets that was cut, after so many replies of no use."""
+    return min(ROOM, 1 << reasks)
+
+
+def replies_at_most(stage: Stage) -> tuple[int, int]:
+    """How many replies an item may be billed for, where none can be used, and how many times `max_tokens` they hold
+    together: a judgement may be cut each time. (What fails without a reply is not counted here.)"""
+    times = Policy().reasks
+    return times, sum(map(_room, range(times))) if stage == "judgement" else times
 
 
 def tokens(request: Request) -> int:

@@ -235,9 +235,9 @@ def _number(value: Any, digits: int = 2) -> str:
 
 def _usd(row: Mapping[str, Any]) -> str:
     if row["usd"] is None:
-        return "not known"
+        return "unknown"
     unknown = f" and up to {row['unknown']:,.4f} more" if row.get("unknown") else ""
-    return f"{row['usd']:,.4f}{unknown}" + (f" and {row['unpriced']:,} calls not known" if row["unpriced"] else "")
+    return f"{row['usd']:,.4f}{unknown}" + (f" and {row['unpriced']:,} calls unknown" if row["unpriced"] else "")
 
 
 def _books(books: Books) -> list[tuple[str, str]]:

@@ -173,8 +173,8 @@ def _tell_next(typed: str, ended: "Ended", example: str) -> None:
     steps = []
     if any(tally.pending for tally in ended.tallies.values()):
         steps.append(("run", typed, "goes on with what is pending"))
-    if any(tally.failed for tally in ended.tallies.values()):
-        steps.append(("failures", typed, "what failed for good, why, and what to do"))
+    if any(tally.failed or tally.pending for tally in ended.tallies.values()):
+        steps.append(("failures", typed, "what has no answer, why, and what to do"))
     if example:
         steps.append(("export", typed, "pairs and a dataset with its card; no model is called"))
         steps.append(("show", f"{typed} {example}", "how a pair came to be"))
@@ -265,15 +265,16 @@ def status(pipeline: File, sets: Sets = None) -> None:
             tell_status(out, reader, one.budget_usd)
 
 
-def _tell_if_behind(one: "Pipeline", reader: "Reader") -> None:
-    """Says so where the journal holds more than a store tells: a run was killed, or its disk was full."""
+def _tell_if_behind(one: "Pipeline", reader: "Reader") -> bool:
+    """Whether the journal holds more than a store tells, which is said: a run was killed, or its disk was full."""
     from aif.journal import Damage, Position, replay
     from aif.lock import Places
 
     (at,) = reader.sql('SELECT segment, "offset" FROM about')
     beyond = replay(Places(one.store).journal, Position(at["segment"], at["offset"]))
-    if any(not isinstance(found, Damage) for _, found in beyond):
+    if behind := any(not isinstance(found, Damage) for _, found in beyond):
         tell(f"{one.store}: is behind its journal, which has more answers; the next run or export takes them in")
+    return behind
 
 
 def _tell_if_another(one: "Pipeline", reader: "Reader", typed: str) -> None:
@@ -304,9 +305,13 @@ def failures(pipeline: File, sets: Sets = None) -> None:
     one = load(pipeline, sets)
     with _reading(one, pipeline, sets, tell_failures_so_far) as reader:
         if reader:
-            found = reader.failures()
-            tell_failures(out, found)
-            if not found:
+            from aif.summary import unplanned
+
+            balance, behind = reader.balance(), _tell_if_behind(one, reader)
+            tell_failures(out, balance.missing)
+            if balance.unplanned:
+                out.print(unplanned(balance))
+            elif balance.prompts and not balance.missing and not behind:
                 out.print("nothing failed")
 
 

@@ -29,12 +29,13 @@ from aif.entries import (
 )
 from aif.errors import BadInput
 from aif.records import Sampling
-from aif.values import Filled, Name, NotNegative, PathText, Positive, RunName
+from aif.values import Filled, Name, NotNegative, PathText, Positive, RunName, is_own
 from aif.yamltext import Keys, Problem, dotted
 
 
 class Pipeline(Part):
-    """A pipeline file, checked. Relative paths in it are not resolved here (`resources.find`, `beside`)."""
+    """A pipeline file, checked. Of the relative paths in it only `store` is resolved here, by `parse`; the others are
+    looked for (`resources.find`, `beside`)."""
 
     name: RunName
     seed: int = 0
@@ -52,6 +53,12 @@ class Pipeline(Part):
 
     _path: Path = PrivateAttr(default=Path("pipeline.yaml"))
     _raw: str = PrivateAttr(default="")
+    _given: Path | None = PrivateAttr(default=None)
+
+    @property
+    def named_store(self) -> Path:
+        """The store as the file names it, or as it is called by default."""
+        return self._given or self.store
 
     @property
     def path(self) -> Path:
@@ -160,11 +167,12 @@ class Pipeline(Part):
             return
         for kind, entries in (("models", self.models), ("judges", self.judges)):
             for name, one in entries.items():
-                if one.price is None and not one.free:
+                if one.unpriced:
+                    whom = next((url for url in one.base_url if not is_own(url)), one.provider)
                     yield Problem(
                         (kind, name),
-                        f"budget_usd needs to know what a call to {one.provider} costs; add price: "
-                        "{input: …, output: …}, in USD per million tokens, or take out budget_usd",
+                        f"budget_usd needs to know what a call to {whom} costs; add price: {{input: …, output: …}}, in "
+                        "USD per million tokens (0 where it is free), or take out budget_usd",
                     )
 
     def _too_few(self) -> Iterator[Problem]:
@@ -198,21 +206,22 @@ class Pipeline(Part):
 def load(path: Path, sets: Sequence[str] = ()) -> Pipeline:
     """The pipeline in a file, after `--set KEY=VALUE` arguments (see `yamltext.Text.put`).
 
-    A relative path is looked for in the working directory, then among what aif ships. Raises BadInput, saying all
-    that is wrong.
+    A relative path is looked for in the working directory, then among what aif ships. What is shipped and what is no
+    file (a pipe) has its store under the working directory. Raises BadInput, saying all that is wrong.
     """
     file = resources.find(str(path), None, "", "pipeline file")
+    homeless = resources.is_shipped(str(path), file) or not file.is_file()
     try:
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise BadInput(f"{path}: not UTF-8 (byte {error.start}); save it as UTF-8") from error
     except OSError as error:
         raise BadInput(f"{path}: can't be read: {error.strerror}; give the path of a pipeline file") from error
-    return parse(text, file, sets)
+    return parse(text, file, sets, Path.cwd() if homeless else None)
 
 
-def parse(text: str, path: Path, sets: Sequence[str] = ()) -> Pipeline:
-    """`load` for a text at hand; `path` is the file it stands for."""
+def parse(text: str, path: Path, sets: Sequence[str] = (), home: Path | None = None) -> Pipeline:
+    """`load` for a text at hand; `path` is the file it stands for, `home` where its relative `store` begins."""
     called = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
     found = yamltext.read(text, lambda line: f"{called}:{line}")
     for assignment in sets:
@@ -227,9 +236,25 @@ def parse(text: str, path: Path, sets: Sequence[str] = ()) -> Pipeline:
         wrong += [said for said in complaints.problems(error, found, _unknown) if said.keys not in misread]
     if wrong:
         raise BadInput("\n".join(_line(found.place(problem.keys).where, problem) for problem in wrong))
+    named = pipeline.store
+    pipeline = pipeline.model_copy(update={"store": _placed(named, home or _home(path))})
+    pipeline._given = named
     pipeline._path = path
     pipeline._raw = yaml.safe_dump(found.data, sort_keys=False, allow_unicode=True)
     return pipeline
+
+
+def _home(file: Path) -> Path:
+    """Where a file's relative `store` begins: its folder, or the one above where that is called `pipelines`. A link is
+    the file it leads to, and a folder goes by its own name: whichever way a file is named, it has one store."""
+    folder = file.resolve().parent
+    return folder.parent if folder.name == "pipelines" else folder
+
+
+def _placed(named: Path, home: Path) -> Path:
+    """A store's path, as short as it can be told."""
+    store, here = home / named, Path.cwd()
+    return store.relative_to(here) if not named.is_absolute() and store.is_relative_to(here) else store
 
 
 def _line(where: str, problem: Problem) -> str:

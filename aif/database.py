@@ -11,7 +11,7 @@ import duckdb
 from aif.errors import FULL, StoreDamaged, StoreLocked
 from aif.lock import Places, busy, holder, is_held, note_in
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 # 2.0 files can't be read by 1.x unless made so, and 1.5 is what most people have. The memory limit is DuckDB's share of
 # a run's footprint; beyond it sorts and joins spill beside the store. Over 200,000 prompts with two completions a run

@@ -120,7 +120,7 @@ def _disk(pipeline: Pipeline) -> Finding:
     folder = pipeline.store.absolute().parent
     while not folder.exists():
         folder = folder.parent
-    if not os.access(folder, os.W_OK):
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
         return Finding("disk", False, f"{folder} can't be written to; choose another `store`")
     free = shutil.disk_usage(folder).free
     words = f"{free / 2**30:.1f} GiB free at {folder}"

@@ -28,6 +28,7 @@ from aif.values import (
     TopP,
     Urls,
     Variable,
+    is_own,
 )
 from aif.yamltext import Problem
 
@@ -250,20 +251,26 @@ class Endpoint(Part):
         return self.provider in ("openai", "simulator") and bool(REASONING.match(self.served_name))
 
     @property
+    def unpriced(self) -> bool:
+        """Whether nobody knows what a call costs: it has no price, and a provider's address or one that is not one's
+        own."""
+        return self.price is None and (self.provider in _PAID or not all(map(is_own, self.base_url)))
+
+    @property
     def free(self) -> bool:
-        """Whether calls cost nothing: models of one's own without a price."""
-        return self.price is None and self.provider not in _PAID
+        """Whether calls are known to cost nothing: models of one's own without a price, and what has one of 0."""
+        return self.bound(1, 1) == 0
 
     def cost(self, usage: Usage | None) -> float | None:
         """USD for one call. None where price or usage isn't known; 0 for models of one's own without a price."""
         if self.price is None:
-            return None if self.provider in _PAID else 0.0
+            return None if self.unpriced else 0.0
         return self.price.cost(usage) if usage else None
 
     def bound(self, input: int, output: int) -> float | None:
         """USD that a call of at most so many tokens costs at most. None where the price isn't known."""
         if self.price is None:
-            return None if self.provider in _PAID else 0.0
+            return None if self.unpriced else 0.0
         return self.price.bound(input, output)
 
     def clashes(self) -> Iterator[Problem]:

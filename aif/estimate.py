@@ -1,11 +1,13 @@
 """What a run would ask and what that comes to: calls, tokens, dollars, time. Pure; workload.py brings the facts.
 
-Every figure is two: what is expected, and what it is at most, if every reply is as long as its limit allows.
+Every figure is two: what is expected, and what it is at most, if no reply can be used, so that each is asked for again,
+and each is as long as its limit allows.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from aif.asking import replies_at_most
 from aif.budget import UNSPENT, Spent
 from aif.entries import Endpoint, Judge, Model
 from aif.outlook import Replies
@@ -161,8 +163,10 @@ def estimate(works: Sequence[Work], endpoints: Mapping[tuple[Stage, str], Endpoi
 def _line(work: Work, one: Endpoint, replies: Mapping[str, Length]) -> Line:
     calls = work.tally.pending
     coming = _sum(replies[model].shown * count for model, count in work.awaited.items())
-    asked = calls * work.tries
-    sent, said = (work.rate.tokens * work.sent + coming) * asked, work.reply.tokens * asked
+    each, asked = work.rate.tokens * work.sent + coming, calls * work.tries
+    most, limits = (calls * max(work.tries, times) for times in replies_at_most(work.stage))
+    sent = Span(each.expected * asked, each.most * most)
+    said = Span(work.reply.tokens.expected * asked, work.reply.tokens.most * limits)
     seconds = _seconds(work, one, calls, coming.expected) if calls else 0.0
     basis = (f"tokens in: {work.rate.basis}", f"out: {work.reply.basis}") if calls else ()
     return Line(
@@ -172,10 +176,10 @@ def _line(work: Work, one: Endpoint, replies: Mapping[str, Length]) -> Line:
 
 
 def _usd(work: Work, one: Endpoint, sent: Span, said: Span) -> Span | None:
-    """Nothing is counted as read from a cache at most."""
+    """At most, all input costs what is dearest of it: nothing is read from a cache, and all may be written to one."""
     parts = {"cached": round(sent.expected * work.cached), "written": round(sent.expected * work.written)}
     usual = one.cost(Usage(round(sent.expected), round(said.expected), **parts))
-    most = one.cost(Usage(round(sent.most), round(said.most), written=round(sent.most * work.written)))
+    most = one.bound(round(sent.most), round(said.most))
     return None if usual is None or most is None else Span(usual, most)
 
 

@@ -13,6 +13,10 @@ from aif.estimate import Estimate, Line, Span
 from aif.progress import counted, dollars, spending
 
 WIDE = 100  # columns
+AT_MOST = (
+    "each is asked three times, since no reply can be used, and each is as long as its max_tokens allows; a judgement "
+    "cut there gets twice the room, then four times. What times out may be billed on top"
+)
 
 
 def compact(tokens: float) -> str:
@@ -38,7 +42,7 @@ def tell_estimate(console: Console, estimate: Estimate) -> None:
     for basis in dict.fromkeys(line.basis for line in estimate.lines if line.calls):
         names = ", ".join(line.name for line in estimate.lines if line.basis == basis)
         say(f"{names}: {'; '.join(basis)}")
-    say("at most: every reply as long as its max_tokens allows; a judgement cut there is asked again, on top", "dim")
+    say(f"at most: {AT_MOST}", "dim")
     if any(line.at_least for line in estimate.lines):
         say("`aif estimate --probe N` measures what is assumed on N prompts asked for real; all of it is kept", "dim")
 

@@ -66,6 +66,8 @@ THEN = {
     "later": "asked again by the next run",
     "failed": "waits for --retry-failed",
     "refused": "takes no call until it is mended",
+    "pending": "not asked yet",
+    "waiting": "waiting for completions that are pending",
     "again": "made again in this run",
 }
 
@@ -82,7 +84,10 @@ def _tell(console: Console, title: str, failures: Sequence[Failing]) -> None:
     if failures:
         console.print(f"\n[bold]{title}[/bold]")
     for one in failures:
-        items = counted(one.items, "call" if one.verdict in ("refused", "again") else "item")
+        items = counted(one.items, "call" if one.verdict == "again" else "item")
+        if not one.kind:
+            say(console, f"{one.endpoint}: {items}, {THEN[one.verdict]}")
+            continue
         say(console, f"{one.endpoint}: {one.kind}, {items}, {THEN[one.verdict]}")
         say(console, f"    {one.example}")
         if what := mend(one.kind, one.example):

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from aif.errors import StoreLocked
+from aif.errors import FULL, BadInput, StoreLocked
 
 # Whoever looks whether a lock is held takes it for some 10 µs, and whoever takes it writes its note some 50 µs later.
 AGAIN_S = (0.0, 0.01, 0.03, 0.06)
@@ -47,6 +47,45 @@ class Places:
         return self.store.with_suffix(".logs")
 
 
+def place_of(store: Path, named: Path) -> Places:
+    """The files of a store. Up to now a relative path began at the working directory: where it leads to a store from
+    there, and `store` is none yet, that one is not passed over, since everything in it would be paid for again.
+
+    Raises BadInput, with the command that adopts it; StoreLocked while somebody writes to it.
+    """
+    places, former = Places(store), Places(Path.cwd() / named)
+    try:
+        if places.any or named.is_absolute() or not former.any:
+            return places
+    except OSError as error:
+        raise _unusable(store.parent, error, "read") from error
+    if is_held(former.lock):
+        raise StoreLocked(busy(former.store, holder(former.lock)))
+    raise BadInput(_adopting(former.store, store.absolute()))
+
+
+def _adopting(former: Path, store: Path) -> str:
+    """How the files of a store come to another place: all of a folder that is called as one of ours."""
+    folder = shlex.quote(str(former.parent))
+    own = former.parent.parent.name == "runs" and former.stem == "feedback"
+    moved = [f"{folder}/*"] if own else [f"{folder}/{shlex.quote(former.stem)}.*"]
+    if not own and (former.parent / "dataset" / "run.json").exists():
+        moved.append(f"{folder}/dataset")
+    to = shlex.quote(str(store.parent))
+    return (
+        f"{store}: no store here yet, but {former} is one of that name. A relative `store` begins at the pipeline file "
+        f"now, not at the working directory. To keep what was paid for, move it there:\n"
+        f"  mkdir -p {to} && mv {' '.join(moved)} {to}/\n"
+        f"or, where that is another pipeline's, begin anew once with\n"
+        f"  --set {shlex.quote(f'store={store}')}"
+    )
+
+
+def _unusable(folder: Path, error: OSError, how: str) -> BadInput:
+    mend = "correct its rights, or name another place by `store:`"
+    return BadInput(f"{folder}: can't be {how}: {error.strerror}; {mend}")
+
+
 @dataclass(frozen=True, slots=True)
 class Note:
     """Who holds a lock: what the holder writes into the file."""
@@ -78,8 +117,13 @@ class Lock:
     """Held by the one process that writes to a store. Raises StoreLocked, naming the holder, where there is one."""
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            if error.errno in FULL:
+                raise
+            raise _unusable(path.parent, error, "written to") from error
         if not any(_taken(self._file, wait_s) for wait_s in AGAIN_S):
             os.close(self._file)
             raise StoreLocked(busy(path.with_suffix(".duckdb"), holder(path)))

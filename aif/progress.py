@@ -169,8 +169,11 @@ class _Row:
         if isinstance(usage, dict):
             self.input += usage["input"]
             self.output += usage["output"]
-            usd = record["usd"]
-            self.usd = self.usd + usd if self.usd is not None and isinstance(usd, (int, float)) else None
+        usd = record["usd"]
+        if usd is None and record.get("bound") is None:
+            self.usd = None  # no price
+        elif self.usd is not None and isinstance(usd, (int, float)):
+            self.usd += usd
         if record["verdict"] != "again":
             if self._recent and now - self._recent[-1][0] < 0.25:
                 self._recent[-1] = (self._recent[-1][0], self._recent[-1][1] + 1)

@@ -165,9 +165,9 @@ class Rating(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Failing:
-    """Items without an answer, or calls that were refused, of one model or judge and for one kind of reason (see
-    chat.base.Kind), with an example. `verdict`: later, failed or refused; during a run also again, of calls; of what is
-    missing also pending, of items that were never asked: these have no kind."""
+    """Items without an answer, of one model or judge and for one kind of reason (see chat.base.Kind), with an example.
+    `verdict`: failed, later or refused; pending, of items that were not asked yet, and waiting, of judgements whose
+    completions are pending: these have no kind. During a run also again, of calls."""
 
     stage: str
     endpoint: str

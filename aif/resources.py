@@ -18,6 +18,13 @@ def shipped(*parts: str) -> Path:
     return (inside if inside.is_dir() else _PACKAGE.parent).joinpath(*parts)
 
 
+def is_shipped(name: str, found: Path) -> bool:
+    """Whether `find` had a name from what aif ships, and not from a folder of the caller's. In a checkout these folders
+    are the caller's as well: there it goes by the name."""
+    by_name = not Path(name).is_absolute() and found == shipped() / name and found != Path.cwd() / name
+    return by_name or found.is_relative_to(_PACKAGE / "_resources")
+
+
 def find(name: str, beside: Path | None, shipped_under: str | None, what: str) -> Path:
     """The file or folder a pipeline file means by `name`.
 

@@ -161,7 +161,6 @@ class _Rows:
     def call(self, entry: Entry) -> None:
         r, usage = entry.record, entry.record["usage"] or {}
         answered = r["verdict"] == "answered" if r["stage"] == "completion" else entry.ratings is not None
-        given_up = not answered and r["verdict"] in ("later", "failed", "answered")
         self.tables["calls"].append(
             {
                 **{name: r[name] for name in _CALL},
@@ -180,7 +179,7 @@ class _Rows:
                 self._completion(r, usage)
             else:
                 self._judgement(r, entry.ratings)
-        elif given_up:
+        else:
             self._failed(r)
         if entry.place and (answered or r["verdict"] == "failed"):
             position, slot = entry.place
@@ -216,8 +215,10 @@ class _Rows:
             name: r[name]
             for name in ("key", "stage", "prompt_id", "endpoint", "kind", "message", "started", "identity")
         }
-        row["verdict"] = "later" if r["verdict"] == "answered" else r["verdict"]  # read once, and not by today's reader
+        # whatever else became of the call (answered: read once, and not by today's reader), its item is asked again
+        row["verdict"] = "failed" if r["verdict"] == "failed" else "later"
         row["kind"] = r["kind"] or "unreadable"
+        row["message"] = r["message"] or "the reply was read once, and can't be by this version's reader"
         row["raw"] = r["raw"] or r["text"]
         if r["stage"] == "judgement":
             row |= {name: item[name] for name in ("pass", "request", "spec")} | {"material": item.get("material")}

@@ -39,8 +39,8 @@ SHOWN = 20  # prompts told one by one
 
 @dataclass(frozen=True, slots=True)
 class Bill:
-    """What is to be asked, before it is: tokens at four characters each, replies at their longest, no cache counted.
-    `left` is what is left of the budget (USD)."""
+    """What is to be asked, before it is: tokens at four characters each, replies at the rubric's longest, no cache
+    counted, nothing asked again. `left` is what is left of the budget (USD)."""
 
     requests: int
     input_tokens: int
@@ -114,7 +114,13 @@ def attempt(
             flowed = asyncio.run(flow(judging, ledger, rubric, console, tell, reach, policy or Policy(), person))
             after = _ratings(asked, rubric, ledger.store, reach)
             with Reader.of(ledger.store) as reader:
-                failures = reader.sql("SELECT * FROM failures WHERE stage = 'judgement'")
+                failures = reader.sql(
+                    "SELECT endpoint, coalesce(kind, 'not asked') AS kind, count(*) AS items, "
+                    "coalesce(min(message), '') AS example FROM items "
+                    "WHERE stage = 'judgement' AND state <> 'answered' AND NOT waits AND position < ? "
+                    "GROUP BY ALL ORDER BY ALL",
+                    [reach],
+                )
         finally:
             prepare(pipeline, ledger, present, tell, reread=False)
         return Tried((present.sheet.name, rubric.sheet.name), before, after, failures, flowed)
@@ -316,8 +322,8 @@ def _number(value: float) -> str:
 
 def told(bill: Bill) -> str:
     """A bill in a line."""
-    usd = "price unknown" if bill.usd is None else f"at most {dollars(bill.usd)}"
-    tokens = f"about {bill.input_tokens:,} tokens in and at most {bill.output_tokens:,} out"
+    usd = "price unknown" if bill.usd is None else f"about {dollars(bill.usd)}"
+    tokens = f"about {bill.input_tokens:,} tokens in and {bill.output_tokens:,} out"
     short = bill.left is not None and (bill.usd or 0.0) > bill.left
     left = f", but {dollars(bill.left)} of the budget left" if short else ""
     return f"{counted(bill.requests, 'request')} to judge, {tokens}: {usd}{left}"

@@ -153,7 +153,7 @@ class Store:
             case "selected":
                 self._select(record)
             case "retry":
-                self._db.execute("DELETE FROM failed")
+                self._db.execute("UPDATE failed SET verdict = 'later'")
             case "split":
                 self._db.execute("INSERT INTO splits VALUES (?, ?)", [record["asked"], record["threshold"]])
             case kind:

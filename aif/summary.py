@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from aif.budget import Short
-from aif.failing import tell_failures
+from aif.failing import THEN, tell_failures
 from aif.lock import Places
 from aif.progress import counted, dollars, of, say, spending, visible
 from aif.queries import Balance, Books, Reader, Tally
@@ -61,18 +61,17 @@ def tell_status(console: Console, reader: Reader, budget: float | None = None) -
     balance = reader.balance()
     tell_items(console, balance)
     _tell(console, reader, balance, reader.sql("FROM standings"), "", budget)
-    tell_failures(console, [*(one for one in balance.missing if one.kind), *reader.refusals()])
+    tell_failures(console, balance.missing)
 
 
 def tell_summary(console: Console, reader: Reader, seconds: float, budget: float | None = None) -> None:
     """How a run ended: books, models, how judges agree, tokens and spend (USD, of which budget), failures."""
-    _tell(console, reader, reader.balance(), reader.sql("FROM leaderboard"), f" in {seconds:.1f} s", budget)
-    tell_failures(console, reader.failures())
+    balance = reader.balance()
+    _tell(console, reader, balance, reader.sql("FROM leaderboard"), f" in {seconds:.1f} s", budget)
+    tell_failures(console, balance.missing)
     for endpoint, replies, word in reader.endings():
-        say(
-            console,
-            f"{endpoint}: {counted(replies, 'answer')} ended by {word!r}, which is no word known: kept as if cut",
-        )
+        said = f"ended by {word!r}, which is no word known: kept as if cut"
+        say(console, f"{endpoint}: {counted(replies, 'answer')} {said}")
 
 
 def _tell(
@@ -243,9 +242,14 @@ def balanced(balance: Balance) -> list[str]:
         wanted, answered, failed, pending = counts(balance.total(*stages))
         of = f"{times} = " if noun == "completion" and times else ""
         said.append(f"{of}{counted(wanted, noun)} = {answered:,} answered + {failed:,} failed + {pending:,} pending")
-    if unplanned := balance.prompts - sum(balance.slots.values()):
-        said.append(f"{counted(unplanned, 'prompt')} not planned yet: the next run begins with that")
+    if balance.unplanned:
+        said.append(unplanned(balance))
     return [*said, whole(balance)]
+
+
+def unplanned(balance: Balance) -> str:
+    """That some prompts have no items yet, so that nothing is told of these."""
+    return f"{counted(balance.unplanned, 'prompt')} not planned yet: the next run begins with that"
 
 
 def shortfall(balance: Balance, least: float, typed: str) -> list[str]:
@@ -256,8 +260,8 @@ def shortfall(balance: Balance, least: float, typed: str) -> list[str]:
     said = [f"{whole(balance)}; export.completeness is {least:.4g}. Missing:"]
     for one in balance.missing:
         items = counted(one.items, one.stage)
-        if one.verdict == "pending":
-            said.append(f"  {one.endpoint}: {items} not asked yet")
+        if not one.kind:
+            said.append(f"  {one.endpoint}: {items} {THEN[one.verdict]}")
         else:
             again = "failed for good" if one.verdict == "failed" else "to be asked again"
             said.append(f"  {one.endpoint}: {items} {again}: {one.kind}, as in: {one.example[:EXAMPLE]}")
@@ -282,11 +286,11 @@ def whole(balance: Balance) -> str:
 
 
 def tell_places(console: Console, store: Path) -> None:
-    """Where everything lies."""
-    grid = _grid("\nWhere it lies")
-    grid.show_header = False
-    for _ in range(3):
-        grid.add_column(overflow="fold")
-    grid.add_row("store", str(store), "DuckDB: views leaderboard, ratings, pairs, spend, failures")
-    grid.add_row("journal", str(Places(store).journal), "everything paid for; the store is made from it")
-    console.print(grid)
+    """Where everything lies; paths are not broken, so that they can be copied."""
+    console.print("\n[bold]Where it lies[/bold]")
+    for name, path, what in (
+        ("store", store, "DuckDB: views leaderboard, ratings, pairs, spend, failures"),
+        ("journal", Places(store).journal, "everything paid for; the store is made from it"),
+    ):
+        say(console, f"  {path}")
+        say(console, f"      the {name}: {what}", "dim")

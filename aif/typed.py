@@ -49,10 +49,13 @@ Yes = Annotated[bool, typer.Option("--yes", help="Spend without asking first.")]
 
 
 def load(file: Path, sets: list[str] | None) -> "Pipeline":
-    """The pipeline in a file, with what was set."""
+    """The pipeline in a file, with what was set. Raises BadInput where its store lies elsewhere (see `place_of`)."""
     from aif import config
+    from aif.lock import place_of
 
-    return config.load(file, sets or [])
+    one = config.load(file, sets or [])
+    place_of(one.store, one.named_store)
+    return one
 
 
 def tell(words: str) -> None:

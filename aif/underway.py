@@ -8,7 +8,7 @@ from rich.console import Console
 
 from aif.failing import tell_failures
 from aif.lock import Places, holder, is_held, note_in
-from aif.progress import FILE_EVERY_S, WIDE, Snapshot, clock, read, say, table
+from aif.progress import FILE_EVERY_S, WIDE, Snapshot, clock, counted, read, say, table
 
 SILENT_S = 10 * FILE_EVERY_S  # so long without a word, and it is said
 
@@ -37,7 +37,11 @@ def tell_failures_so_far(console: Console, store: Path) -> bool:
     if snapshot := _of_holder(places):
         _tell_silence(console, snapshot)
         tell_failures(console, snapshot.failures)
-        if not snapshot.failures:
+        left = [line for line in snapshot.lines if line.left]
+        for line in left:
+            refused = f", and takes no more calls: {line.refused}" if line.refused else ""
+            say(console, f"{line.name}: {counted(line.left, 'item')} without an answer yet{refused}")
+        if not left and not snapshot.failures:
             say(console, "nothing failed so far")
     else:
         say(console, "it asks no model now; ask again when it has ended")

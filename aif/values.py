@@ -1,7 +1,9 @@
 """What a single value of a pipeline file may be: types with their checks, each refusal with its mend."""
 
 import re
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
+from socket import inet_aton
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -43,6 +45,44 @@ def _url(value: str) -> str:
     if not usable or " " in value:
         raise ValueError(f"expected an address such as http://localhost:8000/v1, got {shown(value)}")
     return value.rstrip("/")
+
+
+# What no packet of a stranger's reaches: this machine, private networks (RFC 1918, 4193; 6598, by which VPNs go too), a
+# link. `is_private` of Python's holds more, such as addresses that documentation is written with.
+_OWN_NETWORKS = [
+    ip_network(one)
+    for one in (
+        "127.0.0.0/8", "0.0.0.0/32", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16", "100.64.0.0/10",
+        "::1/128", "::/128", "fc00::/7", "fe80::/10",
+    )
+]  # fmt: skip
+# Names without a dot are of this machine or network. So are those below what nobody can register (RFC 6761, 6762, 8375,
+# ICANN's `.internal`; `.lan` is what routers hand out): host.docker.internal, gpu-1.local.
+_OWN_NAMES = re.compile(r"[a-z0-9_-]+|(?:[a-z0-9_-]+\.)+(?:localhost|local|internal|lan|home\.arpa)")
+
+
+def is_own(url: str) -> bool:
+    """Whether an address is of this machine or a private network, as far as it says itself; nothing is looked up. What
+    answers at any other may be somebody else's, who sends a bill."""
+    host = (urlsplit(url).hostname or "").removesuffix(".")
+    try:
+        address = _address(host)
+    except ValueError:
+        return bool(_OWN_NAMES.fullmatch(host))
+    return any(address in network for network in _OWN_NETWORKS)
+
+
+def _address(host: str) -> IPv4Address | IPv6Address:
+    """The address that a host is written as, in whichever way: 10.0.0.1, 10.1, 167772161. Raises ValueError."""
+    try:
+        address = ip_address(host)
+    except ValueError:
+        try:
+            return IPv4Address(inet_aton(host))
+        except OSError as error:
+            raise ValueError(f"{host} is a name") from error
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return mapped or address
 
 
 def _listed(value: Any) -> Any:

@@ -31,7 +31,7 @@ for built in "$work"/dist/*.whl "$work"/dist/*.tar.gz; do
         "$bare/aif" init demo >/dev/null
         "$bare/aif" run demo/pipeline.yaml >run.txt 2>&1 || { cat run.txt; exit 1; }
         "$bare/aif" export demo/pipeline.yaml >export.txt 2>&1 || { cat export.txt; exit 1; }
-        "$bare/python" -c 'import datasets; print(datasets.load_dataset("runs/demo/dataset", "trl"))'
+        "$bare/python" -c 'import datasets; print(datasets.load_dataset("demo/runs/demo/dataset", "trl"))'
         "$bare/aif" rubric list >/dev/null
     )
 done

@@ -361,9 +361,9 @@ def test_time_and_spend_stand_in_the_marked_section_alone() -> None:
 
 def test_the_bill_tells_what_it_does_not_know() -> None:
     run = section(render(facts()), "The run")
-    assert "| judgement | strict | 1,234 | 1,200 | 5,000,000 | 0 | 70,000 | 12.5000 and 3 calls not known |" in run
-    assert "| completion | able | 10 | 10 | 100 | 0 | 50 | not known |" in run
-    assert "| **all** | | 1,244 | 1,210 | 5,000,100 | 0 | 70,050 | 12.5000 and 13 calls not known |" in run
+    assert "| judgement | strict | 1,234 | 1,200 | 5,000,000 | 0 | 70,000 | 12.5000 and 3 calls unknown |" in run
+    assert "| completion | able | 10 | 10 | 100 | 0 | 50 | unknown |" in run
+    assert "| **all** | | 1,244 | 1,210 | 5,000,100 | 0 | 70,050 | 12.5000 and 13 calls unknown |" in run
     assert "Made 2026-04-02 08:15 UTC by aif 9.9" in run
 
 

@@ -14,12 +14,12 @@ import duckdb
 import pytest
 import yaml
 
-from aif import cli
+from aif import cli, events
 from aif.config import load
 from aif.errors import Exit
 from aif.ledger import Ledger
 from aif.queries import Reader
-from aif.simulator import Cast
+from aif.simulator import Arrival, Cast, Fault, Mishap
 from tests.serving import POOL, Served
 from tests.test_feedback import write
 
@@ -62,6 +62,54 @@ def test_bad_input_is_named_with_its_place(
     assert code == Exit.BAD_INPUT
     assert re.search(said, err), err
     assert "Traceback" not in err + out
+
+
+def test_a_file_that_is_named_from_another_folder_asks_nothing_again(
+    typed: Typed, tmp_path: Path, serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = serve()
+    path = write(tmp_path, served, count=2, store="mine/f.duckdb")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert typed("run", "pipeline.yaml")[0] == Exit.DONE
+    calls = served.stats()["calls"]
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert typed("run", path)[0] == typed("export", "../pipeline.yaml")[0] == Exit.DONE
+    assert served.stats()["calls"] == calls
+    assert (tmp_path / "mine/dataset/README.md").is_file()
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_no_command_passes_over_a_store_of_the_working_folder(
+    typed: Typed, tmp_path: Path, serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = serve()
+    path = write(tmp_path, served, count=2, store="runs/test/feedback.duckdb")
+    here = tmp_path / "where it was called"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    assert typed("run", path)[0] == Exit.DONE
+    calls = served.stats()["calls"]
+    shutil.move(tmp_path / "runs", here / "runs")
+    for command in ("run", "status", "failures", "estimate", "doctor", "pairs", "export", "rebuild", "reparse"):
+        code, _, err = typed(command, path)
+        assert code == Exit.BAD_INPUT, command
+        assert f"mv '{here}/runs/test'/* {tmp_path}/runs/test/" in err, command
+    for words in (["show", path, "1"], ["publish", path, "--repo", "a/b"], ["rubric", "try", "mt-bench", path]):
+        assert typed(*words)[0] == Exit.BAD_INPUT
+    subprocess.run(["sh", "-c", next(line for line in err.splitlines() if "mv" in line)], check=True)
+    assert typed("run", path)[0] == typed("status", path)[0] == Exit.DONE
+    assert served.stats()["calls"] == calls
+
+
+def test_a_store_that_cant_be_written_names_its_key(typed: Typed, tmp_path: Path, serve: Callable[..., Served]) -> None:
+    (tmp_path / "runs").write_text("no folder")
+    path = write(tmp_path, serve(), store="runs/test/feedback.duckdb")
+    code, _, err = typed("run", path)
+    assert code == Exit.BAD_INPUT
+    assert "runs/test: can't be written to: " in err
+    assert "name another place by `store:`" in err
+    assert "mend disk" in typed("doctor", path)[1]
 
 
 @pytest.mark.parametrize("row", ['{"prompt": "fine"', '{"text": "no prompt here"}', '["a list"]', '{"prompt": 7}'])
@@ -131,6 +179,60 @@ def test_a_run_is_told_and_its_prompts_can_be_shown(typed: Typed, tmp_path: Path
     code, _, err = typed("show", path, "zzz")
     assert code == Exit.BAD_INPUT
     assert "no prompt 'zzz'" in err
+
+
+def refusing(name: str, fault: Fault) -> Callable[[Arrival], Mishap | None]:
+    return lambda arrival: Mishap(fault) if arrival.model == name else None
+
+
+def test_after_a_run_everything_without_an_answer_is_told_with_its_last_cause(
+    typed: Typed, tmp_path: Path, serve: Callable[..., Served]
+) -> None:
+    """Of what was asked and of what was not, since its model had been given up by then."""
+    served = serve(faults=refusing("tiny", Fault.UNAUTHORIZED))
+    path = write(tmp_path, served, count=12)
+    code, summary, _ = typed("run", path, "--set", "models.tiny.concurrency=1")
+    assert code == Exit.REFUSED
+    with Reader.open(load(path).store) as reader:
+        assert reader.sql("SELECT count(*) AS n FROM calls WHERE endpoint = 'tiny'")[0]["n"] < 12
+    refused = r"tiny: unauthorized, 12 items, takes no call until it is mended\n +HTTP 401: .+\n +→ set the key"
+    for told in (summary, typed("failures", path)[1], typed("status", path)[1]):
+        assert re.search(refused, told), told
+        assert "judge: 12 items, waiting for completions that are pending\n" in told
+        assert "nothing failed" not in told
+    code, told, _ = typed("failures", path, "--set", "seed=5")
+    assert "nothing failed" not in told
+
+
+def test_what_was_not_reached_is_told_as_not_asked_yet(
+    typed: Typed, tmp_path: Path, serve: Callable[..., Served]
+) -> None:
+    path = write(tmp_path, serve(), count=6)
+    code, summary, _ = typed("run", path, "--limit", "2")
+    assert code == Exit.DONE
+    for told in (summary, typed("failures", path)[1]):
+        assert all(f"{name}: 4 items, not asked yet\n" in told for name in POOL)
+        assert "judge: 4 items, waiting for completions that are pending\n" in told
+        assert "nothing failed" not in told
+    assert typed("run", path)[0] == Exit.DONE
+    assert typed("failures", path)[1] == "nothing failed\n"
+
+
+def test_nothing_is_said_of_prompts_that_are_not_planned_yet_or_of_answers_the_store_lacks(
+    typed: Typed, tmp_path: Path, serve: Callable[..., Served]
+) -> None:
+    path = write(tmp_path, serve(), count=3)
+    assert typed("run", path)[0] == Exit.DONE
+    older = Path(shutil.copy(tmp_path / "feedback.duckdb", tmp_path / "older.duckdb"))
+    with Ledger.open(load(path).store, print) as ledger, Reader.of(ledger.store) as reader:
+        (one,) = reader.sql("SELECT min(prompt_id) AS id FROM prompts")
+        ledger.keep([events.page(0, [(one["id"], "s")], []), events.selected("other", {})])
+    _, told, _ = typed("failures", path)
+    assert told == "1 prompt not planned yet: the next run begins with that\n"
+    shutil.copy(older, tmp_path / "feedback.duckdb")
+    _, told, err = typed("failures", path)
+    assert told == ""
+    assert "is behind its journal" in err
 
 
 def test_policies_are_compared_over_the_ratings_there_are(
@@ -321,6 +423,7 @@ def test_what_init_makes_runs(typed: Typed, tmp_path: Path, monkeypatch: pytest.
     assert typed("init", "demo")[0] == Exit.BAD_INPUT
     assert "run 'two words/pipeline.yaml'" in typed("init", "two words")[1]
     assert yaml.safe_load(Path("demo/pipeline.yaml").read_text())["name"] == "demo"
+    assert Path("demo/runs/demo/feedback.duckdb").is_file()
 
 
 def test_rubrics_can_be_looked_at(typed: Typed) -> None:

@@ -1,5 +1,6 @@
 """Pipeline files: what a sound one gives, and what is said of everything that can be wrong with one."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -806,12 +807,83 @@ def test_what_is_said(there: str, instead: str, said: str) -> None:
     assert complaints(SOUND.replace(there, instead, 1)) == [said]
 
 
+OWN = [
+    *(
+        "localhost",
+        "LOCALHOST.",
+        "vllm.localhost",
+        "gpu-1",
+        "gpu_2",
+        "127.0.0.1",
+        "127.9.9.9",
+        "0.0.0.0",
+        "[::1]",
+        "[::]",
+    ),
+    *("10.1.2.3", "172.16.0.1", "172.31.255.254", "192.168.7.7", "169.254.1.1", "100.64.0.1", "100.127.255.254"),
+    *("[fd12:3456::1]", "[fe80::1]", "[::ffff:10.0.0.1]", "127.1", "2130706433", "10.1"),
+    *("host.docker.internal", "box.local", "nas.lan", "gpu.home.arpa", "vllm.ml.svc.cluster.local"),
+]
+OTHERS = [
+    *(
+        "api.together.xyz",
+        "api.openai.com",
+        "openrouter.ai.",
+        "localhost.example.com",
+        "internal.example.com",
+        "my.host",
+    ),
+    *("8.8.8.8", "134744072", "0x08080808", "8.8", "172.32.0.1", "100.128.0.1", "192.169.0.1", "11.0.0.1", "192.0.2.1"),
+    *(
+        "[2606:4700::1111]",
+        "[::ffff:8.8.8.8]",
+        "[fec0::1]",
+        "api%2eopenai%2ecom",
+        "api\u3002openai\u3002com",
+        "a..local",
+    ),
+]
+
+
+def at(*hosts: str, price: Price | None = None) -> Model:
+    return Model(provider="vllm", base_url=tuple(f"http://{host}:8000/v1" for host in hosts), price=price)
+
+
+@pytest.mark.parametrize("host", OWN)
+def test_a_server_of_ones_own_is_free(host: str) -> None:
+    assert at(host).free
+    assert at(host, "localhost").cost(None) == 0
+    assert at(host).bound(10**6, 10**6) == 0
+
+
+@pytest.mark.parametrize("host", OTHERS)
+def test_what_a_server_at_any_other_address_costs_is_unknown_until_it_is_said(host: str) -> None:
+    for one in (at(host), at("localhost", host)):
+        assert one.unpriced
+        assert not one.free
+        assert one.cost(Usage(10, 10)) is None
+        assert one.bound(10, 10) is None
+    told = at(host, price=Price(input=0.0, output=0.0))
+    assert told.free
+    assert told.cost(Usage(10, 10)) == told.bound(10, 10) == 0
+    assert at("localhost", price=Price(input=1.0, output=0.0)).cost(Usage(10**6, 0)) == 1
+
+
+def test_a_budget_asks_for_the_price_of_an_address_that_is_not_ones_own() -> None:
+    there = SOUND.replace("http://b:1/v1", "https://api.a.com/v1")
+    assert complaints(there, "budget_usd=250") == [
+        "p.yaml:18: models.served: budget_usd needs to know what a call to https://api.a.com/v1 costs; add price: "
+        "{input: …, output: …}, in USD per million tokens (0 where it is free), or take out budget_usd"
+    ]
+    assert parse(there, PATH, ["budget_usd=250", "models.served.price={input: 0, output: 0}"]).budget_usd == 250
+
+
 def test_a_budget_needs_the_price_of_whatever_is_paid_for() -> None:
     assert sound("budget_usd=250").budget_usd == 250
     said = complaints(SOUND.replace(", price: {input: 2, output: 8}", ""), "budget_usd=250")
     assert said == [
         "p.yaml:20: judges.gpt-4.1: budget_usd needs to know what a call to openai costs; add price: "
-        "{input: …, output: …}, in USD per million tokens, or take out budget_usd"
+        "{input: …, output: …}, in USD per million tokens (0 where it is free), or take out budget_usd"
     ]
     for value, why in [
         ("0", "more than 0, got 0"),
@@ -1061,3 +1133,70 @@ def test_what_is_published_says_nothing_of_hosts_and_folders(tmp_path: Path) -> 
 
 def test_what_is_published_of_rows_that_carry_everything() -> None:
     assert yaml.safe_load(parse(CARRIED, PATH).public) == yaml.safe_load(CARRIED)
+
+
+# where the store is
+
+
+def named(file: Path, monkeypatch: pytest.MonkeyPatch, here: Path, text: str = SOUND) -> Path:
+    """The store of a pipeline file, as it is told in a folder."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if not file.exists():
+        file.write_text(text)
+    here.mkdir(exist_ok=True)
+    monkeypatch.chdir(here)
+    return load(file).store
+
+
+@pytest.mark.parametrize("folder", ["work", "it's a folder", "pipelines/of mine"])
+def test_a_file_has_its_store_beside_it_from_whatever_folder_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    file = tmp_path / folder / "p.yaml"
+    wanted = tmp_path / folder / "runs/zephyr-7b/feedback.duckdb"
+    assert named(file, monkeypatch, tmp_path / "elsewhere") == wanted
+    assert named(Path(os.path.relpath(file)), monkeypatch, tmp_path / "elsewhere").resolve() == wanted
+    monkeypatch.chdir(file.parent)
+    assert load(Path("p.yaml")).store == Path("runs/zephyr-7b/feedback.duckdb")
+
+
+def test_a_folder_called_pipelines_has_its_stores_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "project/pipelines/p.yaml"
+    wanted = tmp_path / "project/runs/zephyr-7b/feedback.duckdb"
+    assert named(file, monkeypatch, tmp_path / "elsewhere") == wanted
+    assert named(file, monkeypatch, file.parent) == wanted
+    monkeypatch.chdir(tmp_path / "project")
+    assert load(Path("pipelines/p.yaml")).store == Path("runs/zephyr-7b/feedback.duckdb")
+
+
+@pytest.mark.parametrize("given", ["kept/f.duckdb", "../kept/f.duckdb"])
+def test_a_store_that_is_given_begins_where_the_default_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    file, text = tmp_path / "project/pipelines/p.yaml", SOUND.replace("seed: 42", f"store: {given}")
+    assert named(file, monkeypatch, tmp_path / "elsewhere", text).resolve() == (tmp_path / "project" / given).resolve()
+    assert load(file, [f"store={tmp_path}/s.duckdb"]).store == tmp_path / "s.duckdb"
+    assert parse(text, file, [], tmp_path / "home").store.resolve() == (tmp_path / "home" / given).resolve()
+
+
+def test_a_link_to_a_file_or_a_folder_leads_to_the_same_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "project/pipelines/p.yaml"
+    wanted = named(file, monkeypatch, tmp_path / "elsewhere")
+    (tmp_path / "linked.yaml").symlink_to(file)
+    (tmp_path / "configs").symlink_to(file.parent)
+    assert load(tmp_path / "linked.yaml").store == wanted
+    assert load(tmp_path / "configs/p.yaml").store == wanted
+    assert load(tmp_path / "configs/../pipelines/p.yaml").store == wanted
+
+
+def test_what_is_shipped_and_what_is_no_file_has_its_store_in_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load(Path("pipelines/quickstart.yaml")).store == Path("runs/quickstart/feedback.duckdb")
+    assert Pipeline.model_validate(yaml.safe_load(SOUND)).store == Path("runs/zephyr-7b/feedback.duckdb")
+    reading, writing = os.pipe()
+    os.write(writing, SOUND.encode())
+    os.close(writing)
+    assert load(Path(f"/dev/fd/{reading}")).store == Path("runs/zephyr-7b/feedback.duckdb")
+    os.close(reading)

@@ -31,11 +31,11 @@ from aif.records import Stage
 from aif.resources import shipped
 from aif.rubric import Rubric
 from aif.rubric import load as load_rubric
-from aif.simulator import Cast
+from aif.simulator import Arrival, Cast, Fault, Mishap
 from aif.workload import estimated, foresee
 from tests.building import Fate, build
 from tests.serving import POOL, Served
-from tests.test_feedback import run, write
+from tests.test_feedback import ask, run, write
 
 Serve = Callable[..., Served]
 
@@ -81,18 +81,25 @@ def test_tokens_and_dollars_are_calls_times_size_times_price() -> None:
     told = line()
 
     assert (told.calls, told.kept) == (10, 3)
-    assert (told.input, told.output) == (Span(1000, 2000), Span(500, 2000))
-    assert told.usd == Span((1000 * 1 + 500 * 10) / 1e6, (2000 * 1 + 2000 * 10) / 1e6)
+    assert (told.input, told.output) == (Span(1000, 3 * 2000), Span(500, 3 * 2000))
+    assert told.usd == Span((1000 * 1 + 500 * 10) / 1e6, 3 * (2000 * 1 + 2000 * 10) / 1e6)
+
+
+def test_a_judgement_may_be_cut_three_times_with_more_room_each_time() -> None:
+    told = line(stage="judgement", name="j")
+
+    assert (told.input.most, told.output.most) == (3 * 2000, (1 + 2 + 4) * 2000)
 
 
 def test_calls_that_had_to_be_made_again_are_counted_again() -> None:
-    assert line(tries=1.5).output == Span(750, 3000)
+    assert line(tries=1.5).output == Span(750, 3 * 2000)
+    assert line(tries=5.0).output == Span(2500, 5 * 2000)
 
 
 def test_a_cache_that_was_measured_is_expected_and_not_relied_on() -> None:
     told = line(name="b", cached=0.5, written=0.1)
 
-    assert told.usd == Span((400 * 2 + 500 * 1 + 100 * 3 + 500 * 8) / 1e6, (1800 * 2 + 200 * 3 + 2000 * 8) / 1e6)
+    assert told.usd == Span((400 * 2 + 500 * 1 + 100 * 3 + 500 * 8) / 1e6, 3 * (2000 * 3 + 2000 * 8) / 1e6)
 
 
 def test_completions_to_come_are_read_by_the_judge_at_the_length_their_models_write() -> None:
@@ -100,7 +107,7 @@ def test_completions_to_come_are_read_by_the_judge_at_the_length_their_models_wr
     other = Length(Span(500, 600), Span(100, 600), "told")
     told = whole([work(), work(name="b", reply=other), judging]).lines[2]
 
-    assert told.input == Span(10 * (100 + 40 + 2 * 100), 10 * (200 + 200 + 2 * 600))
+    assert told.input == Span(10 * (100 + 40 + 2 * 100), 3 * 10 * (200 + 200 + 2 * 600))
 
 
 def test_an_unknown_price_is_unknown_and_the_total_a_lower_bound() -> None:
@@ -119,6 +126,14 @@ def test_models_of_ones_own_cost_nothing() -> None:
     own = "models.a={provider: vllm, base_url: 'http://localhost:1/v1'}"
 
     assert line(own).usd == Span(0, 0)
+
+
+def test_what_answers_at_somebody_elses_address_is_not_free() -> None:
+    there = "models.a={provider: vllm, base_url: 'https://api.example.com/v1'}"
+
+    assert line(there).usd is None
+    assert whole([work(), work(name="b")], there).unpriced == ("a",)
+    assert whole([work()], there, "models.a.price={input: 0, output: 0}").usd == Span(0, 0)
 
 
 @pytest.mark.parametrize(
@@ -231,6 +246,27 @@ def test_before_anything_is_measured_the_run_stays_within_what_is_told(tmp_path:
     assert came["input"] <= told.input.most
     assert came["output"] <= told.output.most
     assert told.seconds is None
+
+
+@pytest.mark.parametrize(
+    ("fault", "of"),
+    [(Fault.EMPTY, "large"), (Fault.SAYS, "judge"), (Fault.TRUNCATED, "judge"), (Fault.BLANKS, "judge")],
+)
+def test_what_is_of_no_use_is_billed_within_what_was_told(tmp_path: Path, serve: Serve, fault: Fault, of: str) -> None:
+    def befall(arrival: Arrival) -> Mishap | None:
+        return Mishap(fault, text="I would rather talk about the weather. " * 9) if arrival.model == of else None
+
+    served = serve(faults=befall)
+    path = write(tmp_path, served, count=6)
+    price = ["models.*.price={input: 1, output: 10}", "judges.judge.price={input: 1, output: 10}"]
+    told = by_name(foreseen(path, *price))
+    pipeline, _ = run(path, *price)
+    billed = {row["endpoint"]: row for row in ask(pipeline, "FROM spend")}
+
+    assert billed[of]["calls"] == 3 * told[of].calls > 0
+    assert billed[of]["input_tokens"] <= told[of].input.most
+    assert billed[of]["output_tokens"] <= told[of].output.most
+    assert billed[of]["usd"] <= told[of].usd.most  # type: ignore[union-attr]
 
 
 def test_once_some_are_measured_the_rest_is_told_within_a_few_percent(tmp_path: Path, serve: Serve) -> None:
@@ -375,7 +411,8 @@ def test_a_tokenizer_at_hand_counts_what_is_sent(tmp_path: Path, serve: Serve) -
     told = by_name(foreseen(path, f"models.large.model={tmp_path / 'weights'}"))
 
     assert told["large"].basis[0] == "tokens in: by the model's tokenizer"
-    assert told["large"].input.expected == told["large"].input.most == pytest.approx(12 * (13 + 4))
+    assert told["large"].input.expected == pytest.approx(12 * (13 + 4))
+    assert told["large"].input.most == pytest.approx(3 * 12 * (13 + 4))
     assert told["tiny"].basis[0] == f"tokens in: {UNMEASURED.basis}"
 
 

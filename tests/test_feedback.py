@@ -253,7 +253,11 @@ def test_a_server_that_is_down_leaves_its_items_pending(tmp_path: Path, serve: S
     pipeline, ended = run(path, "models.tiny.base_url=http://127.0.0.1:9/v1")
 
     assert ended.outcomes["pending"] == 4
-    assert {row["verdict"] for row in ask(pipeline, "SELECT * FROM failures")} == {"later"}
+    told = ask(pipeline, "SELECT endpoint, kind, verdict, items FROM failures ORDER BY endpoint")
+    assert told == [
+        {"endpoint": "judge", "kind": None, "verdict": "waiting", "items": 4},
+        {"endpoint": "tiny", "kind": "connection", "verdict": "later", "items": 4},
+    ]
 
     _, ended = run(path)
     assert not ended.incomplete

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from aif.errors import StoreLocked
-from aif.lock import Lock, Note, busy, holder, is_held, note_in
+from aif.errors import BadInput, StoreLocked
+from aif.lock import Lock, Note, Places, busy, holder, is_held, note_in, place_of
 
 ME = Note(os.getpid(), socket.gethostname(), "2026-03-01T12:00:00+00:00", "aif run p.yaml")
 
@@ -115,3 +115,72 @@ def test_two_that_look_see_no_holder_in_each_other(tmp_path: Path) -> None:
 
 def test_what_answers_meanwhile_is_said(tmp_path: Path) -> None:
     assert "`aif status` and `aif failures` answer meanwhile" in busy(tmp_path / "feedback.duckdb", "held")
+
+
+# a store that lies where it was looked for up to now
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "it's here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def fill(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+
+
+@pytest.mark.parametrize(
+    ("named", "files", "left"),
+    [
+        ("runs/p/feedback.duckdb", ["feedback.journal/000001.jsonl", "dataset/run.json", "model/weights"], []),
+        ("runs/p/feedback.duckdb", ["feedback.duckdb"], []),
+        ("kept/my s.duckdb", ["my s.duckdb", "my s.journal/1", "dataset/run.json", "other.duckdb"], ["other.duckdb"]),
+        ("s.duckdb", ["s.duckdb", "s.logs/a-1.log", "dataset/of-mine", "p.yaml"], ["dataset", "p.yaml"]),
+    ],
+)
+def test_a_store_of_the_working_folder_is_named_with_the_command_that_adopts_it(
+    tmp_path: Path, here: Path, named: str, files: list[str], left: list[str]
+) -> None:
+    store, former = tmp_path / "the file's" / named, (here / named).parent
+    fill(former, *files)
+    with pytest.raises(BadInput) as told:
+        place_of(store, Path(named))
+    said = str(told.value)
+    assert str(former) in said
+    assert str(store) in said
+    command = next(line for line in said.splitlines() if line.startswith("  mkdir"))
+    subprocess.run(["sh", "-c", command], cwd="/", check=True)
+
+    assert place_of(store, Path(named)) == Places(store)
+    assert sorted(path.name for path in former.iterdir()) == left
+    assert all((store.parent / name).read_text() == name for name in files if name.split("/")[0] not in left)
+
+
+def test_where_both_have_one_or_an_absolute_place_is_given_nothing_is_adopted(tmp_path: Path, here: Path) -> None:
+    named, store = Path("runs/p/feedback.duckdb"), tmp_path / "p/runs/p/feedback.duckdb"
+    assert place_of(store, named) == Places(store)
+    fill(here, str(named))
+    assert place_of(store, store) == Places(store)
+    assert place_of(here / named, named) == Places(here / named)
+    fill(store.parent, "feedback.journal/000001.jsonl")
+    assert place_of(store, named) == Places(store)
+
+
+def test_a_store_that_somebody_writes_to_is_not_moved_under_them(tmp_path: Path, here: Path) -> None:
+    named = Path("runs/p/feedback.duckdb")
+    fill(here, str(named))
+    lock = Lock(Places(here / named).lock)
+    with pytest.raises(StoreLocked, match=f"held by process {os.getpid()}"):
+        place_of(tmp_path / "p" / named, named)
+    lock.release()
+
+
+def test_a_folder_that_cant_be_made_names_the_key(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("no folder")
+    with pytest.raises(BadInput, match=r"runs/p: can't be written to: .*; correct its rights, .* by `store:`"):
+        Lock(tmp_path / "runs/p/feedback.lock")

@@ -99,6 +99,13 @@ def test_spend_is_unknown_as_soon_as_one_price_is(board: Board) -> None:
     assert "unknown" in progress.line(board.snapshot())
 
 
+def test_spend_is_unknown_where_no_usage_was_told_either(board: Board) -> None:
+    board.kept(kept("large", "later", usd=None, bound=0.5))  # as much is told as unknown elsewhere
+    assert board.snapshot().lines[0].usd == 0
+    board.kept(kept("large", "answered", usd=None, usage=None))
+    assert board.snapshot().lines[0].usd is None
+
+
 def test_what_failed_is_counted_by_kind_with_what_had_failed_for_good(board: Board) -> None:
     """What was only pending, or refused, is asked again by this run, and so is nothing yet."""
     board.kept(kept("large", "failed", 2, kind="blocked", message="filtered"))

@@ -160,7 +160,7 @@ def test_the_bill_is_told_beforehand(tmp_path: Path, serve: Serve) -> None:
     assert unknown.usd is None
     assert known.usd == pytest.approx((2 * known.input_tokens + 8 * known.output_tokens) / 1e6)
     assert told(unknown).endswith("out: price unknown")
-    assert told(replace(known, usd=1.5)).endswith("out: at most $1.50")
+    assert told(replace(known, usd=1.5)).endswith("out: about $1.50")
 
     found = tried(path, ULTRAFEEDBACK, limit=3)
     assert found is not None

@@ -80,7 +80,9 @@ def test_later_is_pending_again_and_failed_waits_until_retry(tmp_path: Path) -> 
         assert len(sql(ledger, "FROM todo")) == 3
         assert len(sql(ledger, "FROM settled")) == 1
         ledger.keep([events.retry(STARTED)])
-        assert states(ledger, "slot_states") == {"pending": 4}
+        assert states(ledger, "slot_states") == {"pending": 2, "later": 2}  # with the last word on each
+        with Reader.of(ledger.store) as reader:
+            assert reader.failures() == []
 
 
 def test_an_answer_ends_a_failure_and_the_bill_keeps_both(tmp_path: Path) -> None:
@@ -99,11 +101,11 @@ def test_an_answer_ends_a_failure_and_the_bill_keeps_both(tmp_path: Path) -> Non
 def test_a_provider_takes_no_call_until_a_later_run_is_answered_whatever_the_clock_says(
     tmp_path: Path, step: timedelta
 ) -> None:
-    """Refused after an answer it stands among the failures, also when what was in flight is answered after that;
-    answering in another run it does not. The clock is put `step` on before each call."""
-    _, _, ledger = build(tmp_path, 1, complete=lambda n, m: Fate.PENDING)
+    """Refused after an answer, what it was not asked has its last word, also when what was in flight is answered after
+    that; answering in another run it has not. The clock is put `step` on before each call."""
+    _, _, ledger = build(tmp_path, 2, complete=lambda n, m: Fate.PENDING)
     with ledger:
-        (slot,) = sql(ledger, "SELECT * FROM slots WHERE model = 'able'")
+        slot, _ = sql(ledger, "SELECT * FROM slots WHERE model = 'able'")
         at = STARTED
         calls = [("a", True), ("a", False), ("b", False), ("b", True), ("b", False), ("c", False)]
         for n, (run, refused) in enumerate(calls):
@@ -117,9 +119,9 @@ def test_a_provider_takes_no_call_until_a_later_run_is_answered_whatever_the_clo
                 item, id=f"{run}-{n}", n=1, started=at, seconds=1, verdict=verdict, reply=reply, error=error, usd=0.0
             )
             ledger.keep([call])
-            told = sql(ledger, "SELECT verdict, example FROM failures")
-            stands = n in (0, 1, 3, 4)
-            assert told == ([{"verdict": "refused", "example": f"no such key, {run}"}] if stands else [])
+            told = sql(ledger, "SELECT verdict, example, items FROM failures WHERE endpoint = 'able'")
+            stands = {"verdict": "refused", "example": f"no such key, {run}", "items": 1 if n else 2}
+            assert told == [stands if n in (0, 1, 3, 4) else {"verdict": "pending", "example": None, "items": 1}]
 
 
 def test_prompts_become_ready_once(tmp_path: Path) -> None:

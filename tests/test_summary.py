@@ -147,6 +147,24 @@ def test_status_summary_and_card_say_the_same(tmp_path: Path) -> None:
     assert "able: blocked, 1 item, waits for --retry-failed" in status
 
 
+def test_what_has_no_price_is_told_as_unknown_never_as_nothing(tmp_path: Path) -> None:
+    with made(tmp_path, {}, {}) as ledger:
+        db = ledger.store.cursor()
+        db.execute("UPDATE calls SET usd = NULL WHERE endpoint IN ('able', 'fair')")
+        db.execute(
+            "UPDATE calls SET usd = 0 WHERE endpoint = 'able' AND prompt_id = (SELECT min(prompt_id) FROM calls)"
+        )
+        db.execute("UPDATE calls SET usd = 0 WHERE endpoint = 'poor'")
+        db.execute("UPDATE calls SET usd = NULL WHERE endpoint = 'plain' AND rowid % 2 = 0")
+        spend = {row["endpoint"]: row["usd"] for row in _ask(ledger, "FROM spend")}
+        with Reader.of(ledger.store) as reader:
+            said = told(lambda console: tell_summary(console, reader, 1.0))
+    assert (spend["able"], spend["fair"], spend["poor"]) == (None, None, 0)
+    assert [len(re.findall(rf"{name} .* unknown *\n", said)) for name in ("able", "fair", "plain")] == [1, 1, 1]
+    assert re.search(r"plain .* \$0\.00\d+ \+ \d+ calls unknown", said)
+    assert re.search(r"poor .* \$0\.00 *\n", said)
+
+
 def test_what_was_read_anew_and_not_planned_yet_is_said(tmp_path: Path) -> None:
     with made(tmp_path, {}, {}) as ledger:
         ledger.keep([events.page(0, [], []), events.selected("other", {})])

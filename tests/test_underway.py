@@ -84,7 +84,17 @@ def test_a_run_is_told_with_progress_rate_spend_eta_and_what_failed(held: Places
     without, again = told(tell_failures_so_far, held).split("Calls that failed and were made again")
     assert "slow down" not in without, "its item may be answered by now"
     assert "able: rate_limited, 3 calls" in again
-    keep(held, replace(_now(), failures=()))
+
+
+def test_nothing_failed_is_said_of_a_run_that_has_nothing_left_to_answer(held: Places) -> None:
+    able, strict = SNAPSHOT.lines
+    strict = replace(strict, refused="no such key")
+    keep(held, replace(_now(), lines=(able, strict), failures=()))
+    said = told(tell_failures_so_far, held)
+    assert "able: 59 items without an answer yet\n" in said
+    assert "strict: 68 items without an answer yet, and takes no more calls: no such key\n" in said
+    assert "nothing failed" not in said
+    keep(held, replace(_now(), lines=(replace(able, answered=99),), failures=()))
     assert "nothing failed so far" in told(tell_failures_so_far, held)
 
 

@@ -112,7 +112,8 @@ CREATE TABLE calls (
 -- ended in order. Insert-only.
 CREATE TABLE reserved (run VARCHAR, n BIGINT, usd DOUBLE, PRIMARY KEY (run, n));
 
--- Items without an answer now: `later` (pending again on the next run) or `failed` (waits for --retry-failed).
+-- Items without an answer now whose calls failed, by their last one: `later` (pending again on the next run, whether the
+-- item, its endpoint or the provider was at fault) or `failed` (waits for --retry-failed).
 CREATE TABLE failed (
     key       VARCHAR PRIMARY KEY,
     stage     VARCHAR,
@@ -229,13 +230,13 @@ JOIN slots s ON s.key = j.completion LEFT JOIN carried a ON s.key = a.key;
 
 -- All that is wanted, and how it stands: completions that came with their prompts (stage `carried`), those asked of
 -- models, judgements asked of judges as if every completion came through that is still pending. Whatever is counted as
--- done, failed or pending is counted here.
+-- done, failed or pending is counted here. `waits`: it can't be asked for yet, since completions of its prompt are pending.
 CREATE VIEW items AS
 SELECT CASE WHEN carried THEN 'carried' ELSE 'completion' END AS stage, model AS endpoint, position, prompt_id, state,
-       kind, message
+       kind, message, false AS waits
 FROM slot_states
 UNION ALL
-SELECT 'judgement', judge, position, prompt_id, state, kind, message FROM foreseen;
+SELECT 'judgement', judge, position, prompt_id, state, kind, message, state = 'pending' AND NOT whole FROM foreseen;
 
 -- Who wrote what, best first: completions, and as pairs were last made the mean score, and how often a name is on each
 -- side of a pair. Completions that came with their prompts (`carried`) are apart from those asked of a model of that name.
@@ -262,14 +263,15 @@ WITH rated AS (
 )
 SELECT * FROM standings LEFT JOIN by_aspect USING (model, carried) ORDER BY mean_score DESC NULLS LAST, model, carried;
 
--- Calls, tokens and dollars by model and judge. `usd` is what is known; `unknown` is how much more it may be at most, of
--- calls whose cost nothing tells (a timeout, a broken reply); `unpriced` counts those that had no price, in neither.
+-- Calls, tokens and dollars by model and judge. `usd` is what is known (NULL where that is nothing and some had no price);
+-- `unknown` is how much more it may be at most, of calls whose cost nothing tells (a timeout, a broken reply); `unpriced`
+-- counts those that had no price, in neither.
 CREATE VIEW spend AS
 SELECT stage, endpoint, count(*) AS calls, count(*) FILTER (verdict = 'answered') AS answered,
        sum(input_tokens)::BIGINT AS input_tokens, sum(cached_tokens)::BIGINT AS cached_tokens,
        sum(cache_write_tokens)::BIGINT AS cache_write_tokens, sum(output_tokens)::BIGINT AS output_tokens,
-       sum(usd) AS usd, sum(bound) AS unknown, count(*) FILTER (usd IS NULL AND bound IS NULL) AS unpriced,
-       sum(seconds) AS seconds
+       count(*) FILTER (usd IS NULL AND bound IS NULL) AS unpriced,
+       CASE WHEN unpriced = 0 OR sum(usd) > 0 THEN sum(usd) END AS usd, sum(bound) AS unknown, sum(seconds) AS seconds
 FROM calls GROUP BY ALL ORDER BY stage, endpoint;
 
 -- The same of all calls, which is what counts against a budget: known + unknown. Here `unknown` holds besides what runs
@@ -289,24 +291,34 @@ SELECT coalesce(sum(usd), 0)::DOUBLE AS known,
        coalesce(sum(unpriced), 0)::BIGINT AS unpriced
 FROM runs;
 
--- The present pipeline's providers that took no more calls in the last run that asked them, by kind, with an example. In
--- that run nothing is sent after a refusal: what is answered after it was in flight. (Calls stand in the order in which
--- they ended. Their `started` is a clock's, which may be put back in between.)
-CREATE VIEW refusals AS
-WITH last AS (SELECT stage, endpoint, max_by(run, rowid) AS run FROM calls GROUP BY ALL)
-SELECT c.stage, c.endpoint, c.kind, c.verdict, count(*) AS items, max_by(c.message, c.rowid) AS example,
-       min(c.prompt_id) AS prompt_id
+-- Why a model or judge was given up, if it was: its last refusal in the last run that asked it (what was in flight then
+-- may be answered after it), else its last call, if that is one the next run makes again. (Calls stand in the order in
+-- which they ended. Their `started` is a clock's, which may be put back in between.)
+CREATE VIEW troubles AS
+WITH last AS (SELECT stage, endpoint, max_by(run, rowid) AS run, max(rowid) AS at FROM calls GROUP BY ALL)
+SELECT c.stage, c.endpoint, bool_or(c.verdict = 'refused') AS refused,
+       max_by({'kind': c.kind, 'message': c.message}, (c.verdict = 'refused', c.rowid)) AS said
 FROM calls c JOIN last USING (stage, endpoint, run)
-WHERE c.verdict = 'refused'
-  AND (c.endpoint IN (SELECT model FROM slots) OR c.endpoint IN (SELECT judge FROM specs))
+WHERE c.verdict = 'refused' OR (c.rowid = last.at AND c.verdict IN ('again', 'later'))
 GROUP BY ALL;
 
--- What was asked for and has no answer now, by kind, with an example; and refusals.
+-- All that has no answer now, each item once, by the last word on it, with an example. `verdict`: failed (for good), later
+-- (the next run asks again), refused (its provider takes no call until something is mended), waiting (for completions),
+-- or pending (not asked yet). What was not asked since its model or judge was given up has that one's last word.
 CREATE VIEW failures AS
-SELECT stage, endpoint, kind, state AS verdict, count(*) AS items, min(message) AS example, min(prompt_id) AS prompt_id
-FROM items WHERE state IN ('later', 'failed') GROUP BY ALL
-UNION ALL FROM refusals
-ORDER BY items DESC, endpoint, kind;
+WITH missing AS (
+    SELECT stage, endpoint, state, waits, kind, count(*) AS items, min(message) AS message, min(prompt_id) AS prompt_id
+    FROM items WHERE state <> 'answered' GROUP BY ALL
+), told AS (
+    SELECT m.stage, m.endpoint, CASE WHEN state = 'pending' AND NOT waits THEN said.kind ELSE m.kind END AS kind,
+           CASE WHEN waits THEN 'waiting' WHEN state = 'failed' THEN 'failed'
+                WHEN refused AND (state = 'pending' OR m.kind = said.kind) THEN 'refused'
+                WHEN state = 'later' OR refused IS NOT NULL THEN 'later' ELSE 'pending' END AS verdict,
+           items, CASE WHEN state = 'pending' AND NOT waits THEN said.message ELSE m.message END AS message, prompt_id
+    FROM missing m LEFT JOIN troubles t ON m.stage = t.stage AND m.endpoint = t.endpoint
+)
+SELECT stage, endpoint, kind, verdict, sum(items)::BIGINT AS items, min(message) AS example, min(prompt_id) AS prompt_id
+FROM told GROUP BY ALL ORDER BY items DESC, endpoint, kind;
 
 -- Pairs with their texts.
 CREATE VIEW pairs AS

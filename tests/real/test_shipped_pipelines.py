@@ -20,13 +20,13 @@ def test_it_runs_whole_and_exports(path: Path, tmp_path: Path) -> None:
         words = [*moved(path, served.base_url), "--set", "export.test_size=0.1"]
         for command in ("run", "export"):
             done = subprocess.run(
-                [sys.executable, "-m", "aif", command, str(path), *words],
+                [sys.executable, "-m", "aif", command, f"pipelines/{path.name}", *words],
                 cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False, env={**os.environ, **KEYS},
             )  # fmt: skip
             assert done.returncode == Exit.DONE, done.stderr
         again = served.stats()["calls"]
         subprocess.run(
-            [sys.executable, "-m", "aif", "run", str(path), *words],
+            [sys.executable, "-m", "aif", "run", f"pipelines/{path.name}", *words],
             cwd=tmp_path,
             check=True,
             env={**os.environ, **KEYS},

@@ -1,0 +1,101 @@
+"""What is asked of the store: whatever has no answer is told once, with the last word on it."""
+
+from collections import Counter
+from collections.abc import Iterator
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from aif import events
+from aif.chat.base import CallError, Kind, Reply
+from aif.chat.retry import Verdict
+from aif.config import Pipeline
+from aif.ledger import Ledger
+from aif.queries import Reader
+from aif.records import Usage
+from aif.rubric import Rubric
+from tests.building import STARTED, Fate, build, completion_item, judgement_item
+
+ENDS: list[Verdict] = ["answered", "again", "later", "failed", "refused"]
+KINDS = {"again": Kind.SERVER_ERROR, "later": Kind.TIMEOUT, "failed": Kind.BLOCKED, "refused": Kind.QUOTA_EXHAUSTED}
+
+
+@pytest.fixture(scope="module")
+def unasked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Pipeline, Rubric, Ledger]]:
+    made = build(tmp_path_factory.mktemp("unasked"), 2, complete=lambda n, m: Fate.PENDING)
+    with made[2]:
+        yield made
+
+
+def come(item: events.Item, verdict: Verdict, at: int, text: str = "Four.") -> dict[str, Any]:
+    """A call as a run keeps it: each hundred calls are a run."""
+    error = None if verdict == "answered" else CallError(KINDS[verdict], f"{verdict} says the server")
+    reply = None if error else Reply(text, "stop", Usage(1, 1))
+    return events.call(
+        item, id=f"run{at // 100}-{at}", n=1, started=STARTED, seconds=1, verdict=verdict, reply=reply, error=error,
+        usd=0.0,
+    )  # fmt: skip
+
+
+Drawn = list[list[Verdict]]
+
+
+@settings(max_examples=25)
+@given(
+    slots=st.lists(st.lists(st.sampled_from(ENDS), max_size=3), min_size=8, max_size=8),
+    judged=st.lists(st.lists(st.sampled_from(ENDS), max_size=3), min_size=2, max_size=2),
+    turns=st.randoms(use_true_random=False),
+)
+@example(slots=[["answered"]] * 8, judged=[["answered"]] * 2, turns=Random(1))
+@example(slots=[["failed"]] * 8, judged=[[], []], turns=Random(1))
+@example(slots=[["refused"]] + [[]] * 7, judged=[[], []], turns=Random(1))
+@example(slots=[["answered"]] * 8, judged=[["again"], []], turns=Random(1))
+def test_each_item_without_an_answer_is_told_once_with_the_last_word_on_it(
+    unasked: tuple[Pipeline, Rubric, Ledger], slots: Drawn, judged: Drawn, turns: Random
+) -> None:
+    """Whatever became of each slot and judgement, in whichever order and over how many runs the calls came."""
+    pipeline, rubric, ledger = unasked
+    for name in ("calls", "failed", "completions", "judgements"):
+        ledger.store.cursor().execute(f"DELETE FROM {name}")
+    at = iter(range(0, 10**6, turns.choice([1, 40])))
+
+    def keep(asked: list[tuple[events.Item, list[Verdict], str]]) -> None:
+        left, calls = [(item, iter(verdicts), text) for item, verdicts, text in asked], []
+        while left:
+            one = turns.choice(left)
+            if verdict := next(one[1], None):
+                calls.append(come(one[0], verdict, next(at), one[2]))
+            else:
+                left.remove(one)
+        cut = turns.randint(0, len(calls))
+        for part in filter(None, (calls[:cut], calls[cut:])):
+            ledger.keep(part)
+
+    ledger.store.begin(None)
+    with Reader.of(ledger.store) as reader:
+        todos = [todo for name in pipeline.models for todo in reader.todo(name, 0, 100)]
+    keep([(completion_item(pipeline, todo), ends, "Four.") for todo, ends in zip(todos, slots, strict=True)])
+    ledger.store.begin(None)
+    with Reader.of(ledger.store) as reader:
+        ready = [(one, need) for one in reader.ready(0, 100) for need in one.needs]
+    keep(
+        [(judgement_item(pipeline, rubric, *one), ends, "no rating") for one, ends in zip(ready, judged, strict=False)]
+    )
+
+    with Reader.of(ledger.store) as reader:
+        balance = reader.balance()
+        rows = reader.sql("SELECT stage, endpoint, state, waits, kind FROM items WHERE state <> 'answered'")
+    told = Counter[tuple[str, str]]()
+    for one in balance.missing:
+        told[one.stage, one.endpoint] += one.items
+        assert (one.kind == "") == (one.example == "") == (one.verdict in ("pending", "waiting"))
+    missing = {place: tally.failed + tally.pending for place, tally in balance.tallies.items()}
+    assert told == {place: n for place, n in missing.items() if n}
+    for verdict, state in (("failed", "failed"), ("waiting", "pending")):
+        wanted = sum(row["state"] == state and row["waits"] == (verdict == "waiting") for row in rows)
+        assert sum(one.items for one in balance.missing if one.verdict == verdict) == wanted
+    words = {(one.stage, one.endpoint, one.kind) for one in balance.missing}
+    assert words >= {(row["stage"], row["endpoint"], row["kind"]) for row in rows if row["kind"]}
