@@ -13,8 +13,8 @@ from chaos import Figures, house
 
 NUMBER = 6
 PROMISE = (
-    "A permanent error stops its provider within the calls in flight, or three, whichever is more, and says what to mend; "
-    "others go on, and so does the same command."
+    "A permanent error stops its provider within the calls in flight, or three, whichever is more, and says what to "
+    "mend; others go on, and so does the same command."
 )
 
 # By what its line must name.

@@ -263,7 +263,7 @@ def test_what_is_of_no_use_is_billed_within_what_was_told(tmp_path: Path, serve:
     pipeline, _ = run(path, *price)
     billed = {row["endpoint"]: row for row in ask(pipeline, "FROM spend")}
 
-    assert billed[of]["calls"] == 3 * told[of].calls > 0
+    assert 3 <= billed[of]["calls"] <= 3 * told[of].calls, "and an endpoint of no use is soon asked no more"
     assert billed[of]["input_tokens"] <= told[of].input.most
     assert billed[of]["output_tokens"] <= told[of].output.most
     assert billed[of]["usd"] <= told[of].usd.most  # type: ignore[union-attr]
