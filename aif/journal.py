@@ -12,10 +12,12 @@ taken in twice.
 
 import os
 import re
+import shlex
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,6 +26,9 @@ import orjson
 from aif.errors import JournalDamaged
 
 SEGMENT_BYTES = 256 * 2**20
+LOOKED_AT = 2**20  # bytes before a position
+
+_MARK = b"\xef\xbb\xbf"  # of UTF-8, before the first character of a file
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -49,7 +54,7 @@ class Damage:
         return f"{self.path}: byte {self.offset}: {self.reason}"
 
 
-def _segment(folder: Path, number: int) -> Path:
+def segment(folder: Path, number: int) -> Path:
     return folder / f"{number:06d}.jsonl"
 
 
@@ -60,7 +65,7 @@ def segments(folder: Path) -> list[int]:
 
 def ahead(folder: Path, start: Position) -> int:
     """How many bytes of journal there are from `start` on."""
-    return sum(_segment(folder, n).stat().st_size for n in segments(folder) if n >= start.segment) - start.offset
+    return sum(segment(folder, n).stat().st_size for n in segments(folder) if n >= start.segment) - start.offset
 
 
 def encode(record: dict[str, Any]) -> bytes:
@@ -93,25 +98,66 @@ def replay(folder: Path, start: Position = START) -> Iterator[tuple[Position, di
     for number in segments(folder):
         if number < start.segment:
             continue
-        path = _segment(folder, number)
-        offset = start.offset if number == start.segment else 0
-        with path.open("rb") as file:
-            file.seek(offset)
-            for line in file:
-                found, at = decode(line), Position(number, offset)
-                offset += len(line)
-                if isinstance(found, str):
-                    behind = _behind(line, at)
-                    yield behind[0] if behind else Position(number, offset), Damage(path, at.offset, found)
-                    if behind is None:
-                        continue
-                    at, found = behind
-                written = Position(*found.pop("at", (number, at.offset)))
-                if written != at:
-                    if (written, line[:8]) in moved or _stands(folder, written, line):
-                        continue
-                    moved.add((written, line[:8]))
-                yield Position(number, offset), found
+        path = segment(folder, number)
+        for line, at, end in _lines_of(path, Position(number, start.offset if number == start.segment else 0)):
+            found, begin = decode(line), at
+            if isinstance(found, str):
+                behind = _behind(line, at)
+                yield behind[0] if behind else end, Damage(path, at.offset, found)
+                if behind is None:
+                    continue
+                begin, found = behind
+            written = Position(*found.pop("at", (number, begin.offset)))
+            if written != begin:
+                if (written, line[:8]) in moved or _stands(folder, written, line):
+                    continue
+                moved.add((written, line[:8]))
+            yield end, found
+
+
+def _lines_of(path: Path, start: Position) -> Iterator[tuple[bytes, Position, Position]]:
+    """Lines as they were written, each with its begin and end. A program that carries text from one system to another
+    may have put \\r\\n or \\r in the place of \\n, and a mark before the first: no record has these in it."""
+    at = start
+    with path.open("rb") as file:
+        file.seek(at.offset)
+        for line in file:
+            parts = [line]
+            if b"\r" in line or line.startswith(_MARK):
+                pieces = line.splitlines(keepends=True)
+                parts = pieces if any(isinstance(decode(_unconverted(one)), dict) for one in pieces) else parts
+            for part in parts:
+                end = Position(at.segment, at.offset + len(part))
+                yield part if part is line and b"\r" not in line else _unconverted(part), at, end
+                at = end
+
+
+def _unconverted(line: bytes) -> bytes:
+    return line.removeprefix(_MARK).rstrip(b"\r\n") + b"\n"
+
+
+def last_line(folder: Path, end: Position) -> bytes | None:
+    """The line that ends there; None where none does, so that whoever stopped there read another journal. Empty where
+    nothing is before it, or a line too long to look at."""
+    if not end.offset:
+        return b""
+    start = max(0, end.offset - LOOKED_AT)
+    try:
+        with segment(folder, end.segment).open("rb") as file:
+            file.seek(start)
+            data = file.read(end.offset - start)
+    except FileNotFoundError:
+        return None
+    if len(data) < end.offset - start or not data.endswith((b"\n", b"\r")):
+        return None
+    before, newline, line = _unconverted(data)[:-1].rpartition(b"\n")
+    return line + b"\n" if newline or not start else b""
+
+
+def gaps(folder: Path) -> list[int]:
+    """The numbers of segments that are missing before the last there is."""
+    numbers = segments(folder)
+    return sorted({*range(1, max(numbers, default=0))} - set(numbers))
 
 
 def _behind(line: bytes, at: Position) -> tuple[Position, dict[str, Any]] | None:
@@ -126,12 +172,20 @@ def _behind(line: bytes, at: Position) -> tuple[Position, dict[str, Any]] | None
 
 def _stands(folder: Path, at: Position, line: bytes) -> bool:
     """Whether this very line stands there."""
-    path = _segment(folder, at.segment)
+    path = segment(folder, at.segment)
     if not path.exists():
         return False
     with path.open("rb") as file:
         file.seek(at.offset)
         return file.read(len(line)) == line
+
+
+def said_missing(folder: Path) -> str:
+    empty = " ".join(shlex.quote(str(segment(folder, n))) for n in gaps(folder))
+    return (
+        f"{folder}: segments are missing (found {segments(folder)}); put them back from a copy. To go on without what "
+        f"they held, and ask and pay for it again: touch {empty}"
+    )
 
 
 class Journal:
@@ -141,24 +195,30 @@ class Journal:
         self.folder = folder
         self.position = position
         self._segment_bytes = segment_bytes
-        self._file = os.open(_segment(folder, position.segment), os.O_WRONLY | os.O_CREAT, 0o644)
+        self._file = os.open(segment(folder, position.segment), os.O_WRONLY | os.O_CREAT, 0o644)
         self._sync_folder()
 
     @classmethod
-    def open(cls, folder: Path, segment_bytes: int = SEGMENT_BYTES) -> tuple[Self, Damage | None]:
-        """Opens for writing behind the last whole line. What a crash left torn behind it is cut off and told."""
+    def open(
+        cls, folder: Path, segment_bytes: int = SEGMENT_BYTES, partly: bool = False
+    ) -> tuple[Self, Damage | None]:
+        """Opens for writing behind the last whole line. What a crash left torn behind it is cut off and told. Segments
+        may be missing only where it is to be had `partly`."""
         folder.mkdir(parents=True, exist_ok=True)
         numbers = segments(folder)
-        if numbers != list(range(1, len(numbers) + 1)):
-            raise JournalDamaged(f"{folder}: segments are missing (found {numbers}); put them back from a copy")
+        if gaps(folder) and not partly:
+            raise JournalDamaged(said_missing(folder))
         last = numbers[-1] if numbers else 1
-        path = _segment(folder, last)
+        path = segment(folder, last)
         size = path.stat().st_size if path.exists() else 0
         whole = _whole_lines(path) if size else 0
         torn = None
-        if whole < size:
+        if whole < size and _is_torn(path, whole):
             os.truncate(path, whole)
             torn = Damage(path, whole, f"a torn last line of {size - whole} bytes was cut off")
+        elif whole < size:
+            with path.open("ab") as file:
+                whole = size + file.write(b"\n")
         return cls(folder, Position(last, whole), segment_bytes), torn
 
     def append(self, records: Sequence[dict[str, Any]]) -> Position:
@@ -181,7 +241,7 @@ class Journal:
             os.ftruncate(self._file, before.offset)
             self.position = before
             if isinstance(error, OSError):
-                error.filename = str(_segment(self.folder, before.segment))
+                error.filename = str(segment(self.folder, before.segment))
             raise
         return self.position
 
@@ -189,13 +249,13 @@ class Journal:
         """A journal that holds nothing leaves nothing: a folder would be taken for one to make a store from."""
         os.close(self._file)
         if self.position == START:
-            _segment(self.folder, START.segment).unlink()
+            segment(self.folder, START.segment).unlink()
             with suppress(OSError):  # something else is in it
                 self.folder.rmdir()
 
     def _next_segment(self) -> None:
         position = Position(self.position.segment + 1, 0)
-        file = os.open(_segment(self.folder, position.segment), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        file = os.open(segment(self.folder, position.segment), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         os.close(self._file)
         self._file, self.position = file, position
         self._sync_folder()
@@ -208,6 +268,13 @@ class Journal:
             os.close(handle)
 
 
+def _is_torn(path: Path, at: int) -> bool:
+    """Whether what stands there is what a crash leaves: one line begun at most. Several are lines whose ends are gone."""
+    with path.open("rb") as file:
+        file.seek(at)
+        return sum(1 for _ in islice(re.finditer(rb'[0-9a-f]{8} \{"', file.read()), 2)) < 2
+
+
 def _whole_lines(path: Path, block: int = 1 << 16) -> int:
     """The length of a file up to and with its last newline."""
     with path.open("rb") as file:
@@ -215,7 +282,8 @@ def _whole_lines(path: Path, block: int = 1 << 16) -> int:
         while end > 0:
             start = max(0, end - block)
             file.seek(start)
-            if (at := file.read(end - start).rfind(b"\n")) >= 0:
+            data = file.read(end - start)
+            if (at := max(data.rfind(b"\n"), data.rfind(b"\r"))) >= 0:
                 return start + at + 1
             end = start
     return 0

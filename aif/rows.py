@@ -160,8 +160,9 @@ class _Rows:
 
     def call(self, entry: Entry) -> None:
         r, usage = entry.record, entry.record["usage"] or {}
-        answered = r["verdict"] == "answered" if r["stage"] == "completion" else entry.ratings is not None
-        given_up = not answered and r["verdict"] in ("later", "failed", "answered")
+        said = r["verdict"] == "answered" and r["text"] is not None
+        answered = said if r["stage"] == "completion" else entry.ratings is not None
+        given_up = not answered and r["verdict"] in ("later", "failed", "answered") and r["item"]
         self.tables["calls"].append(
             {
                 **{name: r[name] for name in _CALL},
