@@ -26,7 +26,8 @@ class Again:
 
 
 def again(pipeline: Pipeline, tell: Callable[[str], None]) -> Again:
-    """Sets the store aside and makes another from the journal, and from what only the former holds. Pairs are made again by the pipeline's policy."""
+    """Sets the store aside and makes another from the journal, and from what only the former holds. Pairs are made
+    again by the pipeline's policy."""
     began = time.monotonic()
     places = Places(pipeline.store)
     if not places.any:

@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,9 +26,9 @@ import orjson
 from aif.errors import JournalDamaged
 
 SEGMENT_BYTES = 256 * 2**20
-LOOKED_AT = 2**20  # bytes before a position
 
-_MARK = b"\xef\xbb\xbf"  # of UTF-8, before the first character of a file
+_BEGIN = rb'[0-9a-f]{8} \{"'  # of a line
+_NOTHING = b"\xef\xbb\xbf\r\n "  # what editors put before and behind lines
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -99,75 +99,46 @@ def replay(folder: Path, start: Position = START) -> Iterator[tuple[Position, di
         if number < start.segment:
             continue
         path = segment(folder, number)
-        for line, at, end in _lines_of(path, Position(number, start.offset if number == start.segment else 0)):
-            found, begin = decode(line), at
-            if isinstance(found, str):
-                behind = _behind(line, at)
-                yield behind[0] if behind else end, Damage(path, at.offset, found)
-                if behind is None:
-                    continue
-                begin, found = behind
-            written = Position(*found.pop("at", (number, begin.offset)))
-            if written != begin:
-                if (written, line[:8]) in moved or _stands(folder, written, line):
-                    continue
-                moved.add((written, line[:8]))
-            yield end, found
+        offset = start.offset if number == start.segment else 0
+        with path.open("rb") as file:
+            file.seek(offset)
+            for line in file:
+                for found, begin, end in _records(line, offset):
+                    behind = Position(number, end)
+                    if isinstance(found, str):
+                        yield behind, Damage(path, begin, found)
+                        continue
+                    written = Position(*found.pop("at", (number, begin)))
+                    if written != Position(number, begin):
+                        said = line[begin - offset : end - offset]
+                        if (written, said[:8]) in moved or _stands(folder, written, said):
+                            continue
+                        moved.add((written, said[:8]))
+                    yield behind, found
+                offset += len(line)
 
 
-def _lines_of(path: Path, start: Position) -> Iterator[tuple[bytes, Position, Position]]:
-    """Lines as they were written, each with its begin and end. A program that carries text from one system to another
-    may have put \\r\\n or \\r in the place of \\n, and a mark before the first: no record has these in it."""
-    at = start
-    with path.open("rb") as file:
-        file.seek(at.offset)
-        for line in file:
-            parts = [line]
-            if b"\r" in line or line.startswith(_MARK):
-                pieces = line.splitlines(keepends=True)
-                parts = pieces if any(isinstance(decode(_unconverted(one)), dict) for one in pieces) else parts
-            for part in parts:
-                end = Position(at.segment, at.offset + len(part))
-                yield part if part is line and b"\r" not in line else _unconverted(part), at, end
-                at = end
+def _records(line: bytes, offset: int) -> Iterator[tuple[dict[str, Any] | str, int, int]]:
+    """What a line holds: a record, or the reason why not; with its begin and end. There are several where the end of a
+    line is damaged, or of all, as by a program that puts \\r in the place of \\n. (No text within a record looks like
+    the begin of one: its quotes are escaped.)"""
+    if not isinstance(found := decode(line), str):
+        yield found, offset, offset + len(line)
+        return
+    begins = sorted({0, *(one.start() for one in re.finditer(_BEGIN, line))})
+    for begin, end in pairwise((*begins, len(line))):
+        part = line[begin:end]
+        if end < len(line) or line.endswith(b"\n"):
+            found = decode(part[: part.rfind(b"}") + 1] + b"\n")
+        if not isinstance(found, str) or part.strip(_NOTHING):
+            yield found, offset + begin, offset + end
 
 
-def _unconverted(line: bytes) -> bytes:
-    return line.removeprefix(_MARK).rstrip(b"\r\n") + b"\n"
-
-
-def last_line(folder: Path, end: Position) -> bytes | None:
-    """The line that ends there; None where none does, so that whoever stopped there read another journal. Empty where
-    nothing is before it, or a line too long to look at."""
-    if not end.offset:
-        return b""
-    start = max(0, end.offset - LOOKED_AT)
-    try:
-        with segment(folder, end.segment).open("rb") as file:
-            file.seek(start)
-            data = file.read(end.offset - start)
-    except FileNotFoundError:
-        return None
-    if len(data) < end.offset - start or not data.endswith((b"\n", b"\r")):
-        return None
-    before, newline, line = _unconverted(data)[:-1].rpartition(b"\n")
-    return line + b"\n" if newline or not start else b""
-
-
-def gaps(folder: Path) -> list[int]:
-    """The numbers of segments that are missing before the last there is."""
-    numbers = segments(folder)
-    return sorted({*range(1, max(numbers, default=0))} - set(numbers))
-
-
-def _behind(line: bytes, at: Position) -> tuple[Position, dict[str, Any]] | None:
-    """A record that stands whole behind damage, in its place: where the newline between the two is what was damaged."""
-    for begin in re.finditer(rb"[0-9a-f]{8} \{", line):
-        there = Position(at.segment, at.offset + begin.start())
-        found = decode(line[begin.start() :])
-        if not isinstance(found, str) and found.get("at") == [there.segment, there.offset]:
-            return there, found
-    return None
+def ends_at(folder: Path, end: Position) -> bool:
+    """Whether a line ends there: else whoever stopped there read another state of the journal."""
+    with segment(folder, end.segment).open("rb") as file:
+        file.seek(max(0, end.offset - 1))
+        return not end.offset or file.read(1) == b"\n"
 
 
 def _stands(folder: Path, at: Position, line: bytes) -> bool:
@@ -178,14 +149,6 @@ def _stands(folder: Path, at: Position, line: bytes) -> bool:
     with path.open("rb") as file:
         file.seek(at.offset)
         return file.read(len(line)) == line
-
-
-def said_missing(folder: Path) -> str:
-    empty = " ".join(shlex.quote(str(segment(folder, n))) for n in gaps(folder))
-    return (
-        f"{folder}: segments are missing (found {segments(folder)}); put them back from a copy. To go on without what "
-        f"they held, and ask and pay for it again: touch {empty}"
-    )
 
 
 class Journal:
@@ -199,15 +162,16 @@ class Journal:
         self._sync_folder()
 
     @classmethod
-    def open(
-        cls, folder: Path, segment_bytes: int = SEGMENT_BYTES, partly: bool = False
-    ) -> tuple[Self, Damage | None]:
-        """Opens for writing behind the last whole line. What a crash left torn behind it is cut off and told. Segments
-        may be missing only where it is to be had `partly`."""
+    def open(cls, folder: Path, segment_bytes: int = SEGMENT_BYTES) -> tuple[Self, Damage | None]:
+        """Opens for writing behind the last whole line. What a crash left torn behind it is cut off and told."""
         folder.mkdir(parents=True, exist_ok=True)
         numbers = segments(folder)
-        if gaps(folder) and not partly:
-            raise JournalDamaged(said_missing(folder))
+        if missing := sorted({*range(1, max(numbers, default=0))} - {*numbers}):
+            empty = " ".join(shlex.quote(str(segment(folder, n))) for n in missing)
+            raise JournalDamaged(
+                f"{folder}: segments are missing (found {numbers}); put them back from a copy. To go on without: touch "
+                f"{empty}; what the store has of theirs is put back, and the rest is asked and paid for again"
+            )
         last = numbers[-1] if numbers else 1
         path = segment(folder, last)
         size = path.stat().st_size if path.exists() else 0
@@ -269,10 +233,10 @@ class Journal:
 
 
 def _is_torn(path: Path, at: int) -> bool:
-    """Whether what stands there is what a crash leaves: one line begun at most. Several are lines whose ends are gone."""
+    """Whether what stands there is what a crash leaves: one line begun. Several are lines whose ends are gone."""
     with path.open("rb") as file:
         file.seek(at)
-        return sum(1 for _ in islice(re.finditer(rb'[0-9a-f]{8} \{"', file.read()), 2)) < 2
+        return sum(1 for _ in islice(re.finditer(_BEGIN, file.read()), 2)) < 2
 
 
 def _whole_lines(path: Path, block: int = 1 << 16) -> int:
@@ -282,8 +246,7 @@ def _whole_lines(path: Path, block: int = 1 << 16) -> int:
         while end > 0:
             start = max(0, end - block)
             file.seek(start)
-            data = file.read(end - start)
-            if (at := max(data.rfind(b"\n"), data.rfind(b"\r"))) >= 0:
+            if (at := file.read(end - start).rfind(b"\n")) >= 0:
                 return start + at + 1
             end = start
     return 0

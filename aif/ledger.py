@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
 import orjson
 
@@ -54,13 +54,12 @@ class Ledger:
         with ExitStack() as held:
             held.callback(Lock(places.lock).release)
             places.progress.unlink(missing_ok=True)  # of a run that was killed: from here on it is this process's
-            missing = journals.gaps(places.journal)
-            journal, torn = Journal.open(places.journal, partly=bool(missing) and _had_all(max(missing), path))
+            journal, torn = Journal.open(places.journal)
             held.callback(journal.close)
             if torn:
                 tell(f"{torn}; what it held is asked again, unless the store holds it")
             rubrics, end = Rubrics(), journal.position
-            store, known = _sound_store(places, journal, tell, anew or bool(missing))
+            store, known = _sound_store(places, journal, tell, anew)
             held.callback(store.close)
             formers = asides(path)
             with Reader.of(store) as reader:
@@ -73,15 +72,9 @@ class Ledger:
             if known and taken_in:
                 tell(f"{path}: was behind its journal, and has taken in what it lacked ({taken_in:,} records)")
             ledger = cls(places, journal, store, rubrics, held)
-            whole = [former for former in formers if ledger._put_back(former, end, damaged, tell)]
-            if missing and len(whole) < len(formers):
-                held.callback(drop_aside, path)  # it would be taken for one that had read them
-                raise JournalDamaged(journals.said_missing(places.journal))
-            for number in missing:
-                journals.segment(places.journal, number).touch()
-            for former in whole:
-                drop_aside(former)
-            ledger._tell_lost(damaged, bool(whole), tell)
+            for former in formers:
+                ledger._put_back(former, end, damaged, tell)
+            ledger._tell_lost(damaged, bool(formers), tell)
             ledger._held = held.pop_all()
             return ledger
 
@@ -114,41 +107,43 @@ class Ledger:
     def close(self) -> None:
         self._held.close()
 
-    def _put_back(self, aside: Path, end: Position, damaged: Sequence[Damage], tell: Told) -> bool:
-        """Keeps what a store that was set aside holds and the journal, up to its end, lacks. Whether nothing is left
-        then that only that store holds."""
+    def _put_back(self, aside: Path, end: Position, damaged: Sequence[Damage], tell: Told) -> None:
+        """Keeps what a store that was set aside holds and the journal, up to its end, lacks. Deletes that store when
+        nothing is left that only it holds."""
         kept = 0
         try:
             former = Former.open(aside)
         except StoreDamaged as error:
-            _tell_unread(aside, str(error), tell)
-            return False
+            tell(f"{error}; {_left(aside)}")
+            return
         with former, Reader.of(self.store) as reader:
             if calls := _of_others(former, reader, len(damaged)):
                 raise JournalDamaged(
                     f"{aside}: holds {calls:,} calls, and none of any run that {self.places.journal} knows: one of the "
                     "two is another pipeline's; move it to where it belongs"
                 )
-            for records in salvage.missing(former, reader):
+            for records in filter(None, salvage.missing(former, reader)):
                 self.keep(records)
                 kept += len(records)
             about = former.rows('SELECT segment, "offset" FROM about WHERE damaged = 0')
             reached = Position(*about[0].values()) if about and not former.torn else START
-            lost = self.store.damaged
-            if reached < max((_behind(one) for one in damaged), default=START):
-                lost = min(kept, lost - 1)
+            mended = self.store.damaged
+            if reached < max((Position(int(one.path.stem), one.offset + 1) for one in damaged), default=START):
+                mended = min(kept, mended - 1)
             elif reached < end:
-                lost -= 1  # what came in: the sources are read again for that
-            elif lost or former.marked("sources") != self.store.marked("sources"):
+                mended -= 1  # which prompts there are: the sources are read again for that
+            elif kept or mended:
                 for records in salvage.selection(former):
                     self.keep(records)
-            if lost > 0:
-                self.keep([events.mended(lost)])
+                mended -= former.torn
+            if mended > 0:
+                self.keep([events.mended(mended)])
         if kept:
             tell(f"{self.places.journal}: lacked {kept:,} records that the store holds; they are in it again")
         if former.torn:
-            _tell_unread(aside, "part of it can't be read", tell)
-        return not former.torn
+            tell(f"{aside}: part of it can't be read; {_left(aside)}")
+        else:
+            drop_aside(aside)
 
     def _tell_lost(self, damaged: Sequence[Damage], in_part: bool, tell: Told) -> None:
         """Tells of damaged lines. Raises JournalDamaged where they are many, and no store has what they held."""
@@ -162,11 +157,11 @@ class Ledger:
             )
         if (lost := self.store.damaged) > FEW:
             broken = sorted({one.path for _, one in journals.replay(self.places.journal) if isinstance(one, Damage)})
-            files = " ".join(shlex.quote(str(path)) for path in broken)
+            files = "; ".join("mv {0} {0}.damaged; touch {0}".format(shlex.quote(str(path))) for path in broken)
             raise JournalDamaged(
-                f"{self.places.journal}: {lost:,} lines are damaged, and what they held is nowhere else; put it back "
-                f"from a copy. To go on without, and ask and pay for it again, move {files} away: what else is in there "
-                "the store has, and puts back"
+                f"{self.places.journal}: {lost:,} lines are damaged, and what they held is nowhere else: put it back "
+                f"from a copy. To go on without, and ask and pay for that again: {files} (what else is in there the "
+                "store has, and puts back)"
             )
 
     def made_good(self) -> None:
@@ -190,43 +185,27 @@ def _damage(error: BaseException) -> StoreDamaged | None:
     return error if isinstance(error, StoreDamaged) else None
 
 
-def _had_all(number: int, path: Path) -> bool:
-    """Whether a store has read the journal's segments up to this one, when it had them."""
-    return any(row["segment"] > number for one in (path, *asides(path)) for row in _asked(one, "FROM about"))
-
-
 def _rubrics(aside: Path) -> dict[str, dict[str, str]]:
-    found = _asked(aside, "SELECT digest, content FROM texts WHERE kind = 'rubric'")
+    try:
+        with Former.open(aside) as former:
+            found = former.rows("SELECT digest, content FROM texts WHERE kind = 'rubric'")
+    except StoreDamaged:
+        return {}
     return {row["digest"]: orjson.loads(row["content"]) for row in found}
 
 
-def _asked(path: Path, query: str) -> list[dict[str, Any]]:
-    """What a store answers; nothing where it can't be read."""
-    try:
-        with Former.open(path) as former:
-            return former.rows(query)
-    except StoreDamaged:
-        return []
-
-
 def _of_others(former: Former, reader: Reader, damaged: int) -> int:
-    """How many calls a store holds, if they are of none of the runs that the other knows, and not since those lines
-    are damaged: what others paid would enter this one's bill."""
-    runs = "SELECT run FROM calls UNION SELECT run FROM reserved"
-    theirs, ours = ({row["run"] for row in rows} for rows in (former.rows(runs), reader.sql(runs)))
-    if not theirs or not ours or theirs & ours:
-        return 0
-    calls = sum(row["n"] for row in former.rows("SELECT count(*) AS n FROM calls"))
-    return calls if calls > damaged else 0
+    """How many calls a store holds, if they are of no run that the other knows, and not since those lines are damaged:
+    what others paid would enter this one's bill."""
+    runs = "SELECT run, count(*) AS n FROM calls GROUP BY run"
+    theirs, ours = ({row["run"]: row["n"] for row in rows} for rows in (former.rows(runs), reader.sql(runs)))
+    calls: int = sum(theirs.values())
+    return calls if ours and calls > damaged and not theirs.keys() & ours.keys() else 0
 
 
-def _behind(damage: Damage) -> Position:
-    return Position(int(damage.path.stem), damage.offset + 1)
-
-
-def _tell_unread(aside: Path, why: str, tell: Told) -> None:
+def _left(aside: Path) -> str:
     kept = set_aside(aside, ".unreadable")
-    tell(f"{aside}: {why}; whether it holds anything that the journal lacks can't be told, so it is kept as {kept}")
+    return f"whether it holds anything that the journal lacks can't be told, so it is kept as {kept}"
 
 
 def _sound_store(places: Places, journal: Journal, tell: Told, anew: bool) -> tuple[Store, bool]:
@@ -248,26 +227,17 @@ def _sound_store(places: Places, journal: Journal, tell: Told, anew: bool) -> tu
         if not anew:
             tell(f"{error}; it is made again from the journal")
     else:
-        reached, fits = store.position, _fits(store, journal)
+        reached = store.position
+        fits = reached <= journal.position and journals.ends_at(journal.folder, reached)
         if fits and not anew:
             return store, not gone
         store.close()
         if empty and reached != START:
             tell(f"{places.journal}: the journal is gone; it is written again from the store")
-        elif reached > journal.position and not anew:
-            tell(f"{path}: the store knows more than its journal, which was cut; it is made again from both")
-        elif not fits and not anew:
-            tell(f"{path}: the store read another state of its journal; it is made again from both")
+        elif not fits:
+            tell(f"{path}: the store knows another state of its journal, or a longer; it is made again from both")
     set_aside(path)
     return Store.open(path), False
-
-
-def _fits(store: Store, journal: Journal) -> bool:
-    """Whether the store has read this journal up to where it says, by the last line before."""
-    if store.position > journal.position or (line := journals.last_line(journal.folder, store.position)) is None:
-        return False
-    found = journals.decode(line)
-    return isinstance(found, str) or store.knows(found)
 
 
 def _opened(path: Path, tell: Told) -> Store:

@@ -228,8 +228,8 @@ class Reader:
         is not known who wrote it."""
         found: dict[str, list[tuple[str, str]]] = {}
         for prompt_id, key, identity in self._rows(
-            "SELECT a.prompt_id, a.key, coalesce(c.identity, ?) FROM carried a LEFT JOIN completions c ON a.key = c.key "
-            "WHERE a.prompt_id IN (SELECT unnest(?)) ORDER BY a.prompt_id, a.n",
+            "SELECT a.prompt_id, a.key, coalesce(c.identity, ?) "
+            "FROM carried a LEFT JOIN completions c ON a.key = c.key WHERE a.prompt_id IN (SELECT unnest(?)) ORDER BY a.prompt_id, a.n",
             [carried_identity(LOST), list(prompt_ids)],
         ):
             found.setdefault(prompt_id, []).append((key, identity))
@@ -489,7 +489,9 @@ class Former(Reader):
     def at(self, name: str, numbers: list[int]) -> list[dict[str, Any]]:
         """Whole rows of a table by their numbers, in order; of those that can't be read together, each that can."""
         first, last = min(numbers), max(numbers)
-        query = f"SELECT * FROM {name} WHERE rowid IN (SELECT unnest($n)) AND rowid BETWEEN $first AND $last ORDER BY rowid"
+        query = (
+            f"SELECT * FROM {name} WHERE rowid IN (SELECT unnest($n)) AND rowid BETWEEN $first AND $last ORDER BY rowid"
+        )
         found = self.said(query, {"n": numbers, "first": first, "last": last})
         if found is not None or len(numbers) == 1:
             return found.to_pylist() if found is not None else []

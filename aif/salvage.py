@@ -1,8 +1,7 @@
-"""What a store that was set aside holds and another lacks, as the journal's records: each store is a second copy of what
-was paid for.
+"""What a store that was set aside holds and another lacks, as the journal's records.
 
-Of a call it holds all that the journal does but for three things: how a judge reasoned and how it finished, the words of
-an answer that came when there was one already, and what a call was for that came to nothing.
+Of a call a store has all that the journal has, but for how a judge reasoned and finished, the words of an answer that
+came when there was one already, and what a call was for of which nothing came.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,15 +13,21 @@ import orjson
 from aif import events
 from aif.events import Record
 from aif.queries import Former, Reader
-from aif.records import CARRIED, carried_identity
+from aif.records import Carried, Prompt, as_messages, carried_identity
 
 AT_ONCE = 50  # rows: with the longest replies they still fit into memory
 PAGE = 2000  # prompts
 
 Row = dict[str, Any]
 
-_OF_CALL = ("id", "stage", "key", "prompt_id", "endpoint", "n", "seconds", "verdict", "kind", "message", "raw", "usd")
-_OF_ITEM = {
+_PLAIN: dict[str, tuple[str, Callable[[Row], Record]]] = {  # tables, by what tells their rows
+    "texts": ("digest", lambda row: events.text(row["digest"], row["kind"], orjson.loads(row["content"]))),
+    "prompts": ("prompt_id", lambda row: events.prompt(_prompt(row))),
+    "reserved": ("run, n", lambda row: events.reserve(**row)),
+    "splits": ("asked", lambda row: events.split(**row)),
+}
+_CALL = ("id", "stage", "key", "prompt_id", "endpoint", "n", "seconds", "verdict", "kind", "message", "raw", "usd")
+_ITEM = {
     "completion": ("sample", "seed", "principle", "system"),
     "judgement": ("pass", "request", "rubric", "spec", "material", "form", "completions"),
 }
@@ -30,129 +35,94 @@ _USAGE = {"input": "input", "output": "output", "cached": "cached", "reasoning":
 
 
 def missing(former: Former, reader: Reader) -> Iterator[list[Record]]:
-    """The records that the reader's store lacks. Each batch is to be kept before the next is asked for."""
-    tables: tuple[tuple[str, str, str, str, Callable[[Former, list[Row]], list[Record]]], ...] = (
-        ("texts", "digest", "texts", "digest", _texts),  # a judgement is read by its rubric: so these come first
-        ("prompts", "prompt_id", "prompts", "prompt_id", _prompts),
-        ("reserved", "run, n", "reserved", "run, n", _reserves),
-        ("splits", "asked", "splits", "asked", _splits),
-        ("calls", "id", "calls", "id", _calls),
-        ("completions", "key", "completions", "key", _completions),
-        # of calls whose own rows could not be read
-        ("judgements", f"coalesce(call_id, '{CARRIED}') AS id", "calls", "id", _judgements),
-    )
-    for theirs, columns, ours, keys, made in tables:
-        for rows in former.columns(theirs, columns):
-            lacking = reader.lacks(ours, keys, rows)
-            for n in range(0, len(lacking), AT_ONCE):
-                if records := made(former, former.at(theirs, lacking[n : n + AT_ONCE])):
-                    yield records
+    """The records that the reader's store lacks. Each batch is to be kept before the next is asked for: answers are
+    looked for once calls are there, of which some rows may be damaged."""
+    for name, (keys, made) in _PLAIN.items():
+        for rows in _lacking(former, reader, name, keys, name, keys):
+            yield [made(row) for row in rows]
+    for rows in _lacking(former, reader, "calls", "id", "calls", "id"):
+        yield _calls(former, rows)
+    for rows in _lacking(former, reader, "completions", "key", "completions", "key"):
+        yield [events.carried(row["key"], row["prompt_id"], _carried(row)) for row in rows if row["call_id"] is None]
+        yield _calls_of(former, "completion", [row for row in rows if row["call_id"] is not None])
+    for rows in _lacking(former, reader, "judgements", "call_id AS id", "calls", "id"):
+        yield _calls_of(former, "judgement", [row for row in rows if row["call_id"] is not None])
 
 
 def selection(former: Former) -> Iterator[list[Record]]:
     """Which prompts the sources held, as that store was last told."""
-    if (fingerprint := former.marked("sources")) is None:
-        return
-    start = 0
-    while rows := former.rows(
-        "SELECT prompt_id, source FROM selection WHERE position >= ? AND position < ? ORDER BY position",
-        [start, start + PAGE],
-    ):
-        carried = former.rows(
-            "SELECT prompt_id, key, score FROM carried WHERE prompt_id IN (SELECT unnest(?)) ORDER BY prompt_id, n",
-            [[row["prompt_id"] for row in rows]],
+    start, page = 0, "SELECT prompt_id, source FROM selection WHERE position >= ? AND position < ? ORDER BY position"
+    while rows := former.rows(page, [start, start + PAGE]):
+        carried = (
+            "SELECT prompt_id, key, score FROM carried WHERE prompt_id IN (SELECT unnest(?)) ORDER BY prompt_id, n"
         )
-        came = ((one["prompt_id"], one["key"], one["score"]) for one in carried)
-        yield [events.page(start, ((row["prompt_id"], row["source"]) for row in rows), came)]
+        came = former.rows(carried, [[row["prompt_id"] for row in rows]])
+        yield [events.page(start, (tuple(row.values()) for row in rows), (tuple(one.values()) for one in came))]
         start += len(rows)
     counts = {(row["source"], row["reason"]): row["rows"] for row in former.rows("FROM intake")}
-    yield [events.selected(fingerprint, counts)]
+    marks = former.rows("SELECT value FROM marks WHERE name = 'sources'")
+    if marks and not former.torn:
+        yield [events.selected(marks[0]["value"], counts)]
 
 
-def _texts(former: Former, rows: list[Row]) -> list[Record]:
-    return [events.text(row["digest"], row["kind"], orjson.loads(row["content"])) for row in rows]
+def _lacking(former: Former, reader: Reader, name: str, columns: str, ours: str, keys: str) -> Iterator[list[Row]]:
+    """Rows of a table by keys that the reader's store has not in its own."""
+    for rows in former.columns(name, columns):
+        lacking = reader.lacks(ours, keys, rows)
+        for n in range(0, len(lacking), AT_ONCE):
+            yield former.at(name, lacking[n : n + AT_ONCE])
 
 
-def _prompts(former: Former, rows: list[Row]) -> list[Record]:
-    return [
-        {
-            "t": "prompt", "v": 1, "prompt_id": row["prompt_id"], "messages": row["messages"],
-            "meta": orjson.loads(row["meta"]), "material": orjson.loads(row["material"] or "{}"),
-        }
-        for row in rows
-    ]  # fmt: skip
+def _prompt(row: Row) -> Prompt:
+    material = orjson.loads(row["material"] or "{}")
+    return Prompt(row["prompt_id"], as_messages(row["messages"]), "", orjson.loads(row["meta"]), material)
 
 
-def _reserves(former: Former, rows: list[Row]) -> list[Record]:
-    return [events.reserve(row["run"], row["n"], row["usd"]) for row in rows]
-
-
-def _splits(former: Former, rows: list[Row]) -> list[Record]:
-    return [events.split(row["asked"], row["threshold"]) for row in rows]
+def _carried(row: Row) -> Carried:
+    return Carried(row["identity"].removeprefix(carried_identity("")), row["text"])
 
 
 def _calls(former: Former, rows: list[Row]) -> list[Record]:
-    ids = [row["id"] for row in rows]
-    had = {row["call_id"]: row for row in _among(former, "completions", "call_id", ids)}
-    had |= {row["call_id"]: row for row in _among(former, "judgements", "call_id", ids)}
-    failed = {row["key"]: row for row in _among(former, "failed", "key", [row["key"] for row in rows])}
-    records = []
-    for row in rows:
-        fate = failed.get(row["key"], {})
-        records.append(_call(row, had.get(row["id"]) or (fate if fate.get("started") == row["started"] else {})))
-    return records
+    """The calls of these rows, with what came of them: an answer, or how the item stands since."""
+    ids, keys = [row["id"] for row in rows], [row["key"] for row in rows]
+    had = {
+        row["call_id"]: row for name in ("completions", "judgements") for row in _among(former, name, "call_id", ids)
+    }
+    failed = {(row["key"], row["started"]): row for row in _among(former, "failed", "key", keys)}
+    return [_call(row, had.get(row["id"]) or failed.get((row["key"], row["started"]), {})) for row in rows]
 
 
-def _completions(former: Former, rows: list[Row]) -> list[Record]:
-    own = carried_identity("")
-    came = [
-        {"t": "carried", "v": 1, "key": row["key"], "prompt_id": row["prompt_id"], "text": row["text"],
-         "model": row["identity"].removeprefix(own)}
-        for row in rows if row["call_id"] is None
-    ]  # fmt: skip
-    return came + _of_answers(former, "completion", [row for row in rows if row["call_id"] is not None])
-
-
-def _judgements(former: Former, rows: list[Row]) -> list[Record]:
-    return _of_answers(former, "judgement", [row for row in rows if row["call_id"] is not None])
-
-
-def _of_answers(former: Former, stage: str, rows: list[Row]) -> list[Record]:
-    """The calls of answers, made of these where their own rows can't be read: what they cost is not known then."""
-    calls = {row["id"]: row for row in _among(former, "calls", "id", [row["call_id"] for row in rows])}
+def _calls_of(former: Former, stage: str, answers: list[Row]) -> list[Record]:
+    """The calls of these answers, made of them alone where a call's row can't be read: its cost is not known then."""
+    calls = {row["id"]: row for row in _among(former, "calls", "id", [one["call_id"] for one in answers])}
     return [
         _call(
-            calls.get(row["call_id"])
-            or {
-                "id": row["call_id"], "stage": stage, "key": row["key"], "prompt_id": row["prompt_id"],
-                "endpoint": row.get("judge", row["identity"]), "verdict": "answered",
-            },
-            row,
+            calls.get(one["call_id"])
+            or one | {"id": one["call_id"], "stage": stage, "endpoint": one.get("judge"), "verdict": "answered"},
+            one,
         )
-        for row in rows
-    ]  # fmt: skip
+        for one in answers
+    ]
 
 
 def _among(former: Former, name: str, key: str, values: Sequence[str]) -> list[Row]:
-    return former.rows(f"SELECT * FROM {name} WHERE {key} IN (SELECT unnest(?))", [list(values)])
+    return former.rows(f"SELECT * FROM {name} WHERE {key} IN (SELECT unnest(?))", [list(values)]) if values else []
 
 
 def _call(row: Row, had: Row) -> Record:
-    """A call's record. `had`: the completion, the judgement or the failure that came of it, if one stands."""
-    item = {name: had.get(name) for name in _OF_ITEM[row["stage"]]} if had else {}
-    if had and row["stage"] == "judgement":
+    item = {name: had.get(name) for name in _ITEM[row["stage"]]} if had else {}
+    if "answers" in had:  # of a judgement that failed the order is not known
         item["completions"] = had.get("completions") or had["answers"]
     tokens = {name: row.get(f"{column}_tokens") for name, column in _USAGE.items()}
-    started = row.get("started")
     return {
         "t": "call",
         "v": 1,
-        **{name: row.get(name) for name in _OF_CALL},
+        **{name: row.get(name) for name in _CALL},
         "identity": had.get("identity"),
         "item": item,
-        "started": started.replace(tzinfo=UTC).isoformat() if started else None,
+        "started": row["started"].replace(tzinfo=UTC).isoformat() if row.get("started") else None,
         "usage": None if tokens["input"] is None else tokens,
-        **({} if row.get("bound") is None else {"bound": row["bound"]}),
+        **({"bound": row["bound"]} if row.get("bound") is not None else {}),
         "sent": orjson.loads(row.get("sent") or "{}"),
         "served": orjson.loads(row.get("served") or "{}"),
         **{name: had.get(name) for name in ("text", "reasoning", "finish")},

@@ -27,14 +27,6 @@ from aif.rows import Batch, Step, table
 # word stands; what is settled has no key.
 _VERBS = {"prompts": "INSERT OR REPLACE", "failed": "INSERT OR REPLACE", "settled": "INSERT"}
 
-# By what of a record it shows that it was taken in: table and key.
-_SHOWN = {
-    "call": ("calls", "id"),
-    "prompt": ("prompts", "prompt_id"),
-    "carried": ("completions", "key"),
-    "text": ("texts", "digest"),
-}
-
 
 class Store:
     """The writing end of the store."""
@@ -48,6 +40,10 @@ class Store:
         """Opens or makes the store. Raises StoreDamaged when it is unreadable or of another version."""
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists() or path.stat().st_size == 0:
+            if path.with_name(
+                path.name + ".wal"
+            ).exists():  # it may hold what nothing else does, and can't be read alone
+                set_aside(path, ".unreadable")
             _make(path)
         replayed = path.with_name(path.name + ".wal").exists()  # then blocks may be missing that the log still holds
         db = connect(path)
@@ -87,14 +83,6 @@ class Store:
         with noticing(self.path):
             (row,) = self._db.execute("SELECT damaged FROM about").fetchall()
         return int(row[0])
-
-    def knows(self, record: Record) -> bool:
-        """Whether it has taken in this record, where that shows."""
-        if record["t"] not in _SHOWN:
-            return True
-        table, key = _SHOWN[record["t"]]
-        with noticing(self.path):
-            return bool(self._db.execute(f"SELECT 1 FROM {table} WHERE {key} = ?", [record[key]]).fetchall())
 
     @contextmanager
     def roomy(self) -> Iterator[None]:
@@ -204,7 +192,8 @@ class Store:
     def _score_carried(self) -> None:
         """Scores that came with completions, as a judgement by no one: from here on ratings like all others. Where some
         prompts have scores, one without any has a judgement without ratings: nobody is going to give it some."""
-        self._db.execute("DELETE FROM judgements WHERE identity = ? AND call_id IS NULL", [CARRIED])  # a judge may be named so
+        # a judge may be called so, too: what it said has a call
+        self._db.execute("DELETE FROM judgements WHERE identity = ? AND call_id IS NULL", [CARRIED])
         self._db.execute(
             "INSERT INTO judgements BY NAME SELECT left(sha256('carried:' || prompt_id), 32) AS key, prompt_id, "
             "$name AS judge, $name AS identity, 0 AS pass, $name AS request, $name AS spec, "

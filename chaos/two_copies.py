@@ -53,7 +53,7 @@ COMMANDS = ("run", "rebuild", "export")  # `reparse` is `rebuild` by another nam
 
 @dataclass
 class Held:
-    """What is there: answers by key, each with the texts it has; what calls cost; the bodies whose replies these are."""
+    """What is there: answers by key, each with its texts; what calls cost; the bodies whose replies these are."""
 
     answers: dict[str, set[str]] = field(default_factory=dict)
     usd: dict[str, float] = field(default_factory=dict)
@@ -71,7 +71,7 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What was done, and what came of it: answers lost or asked again, dollars less, and whether the command refused."""
+    """What was done, and what came of it: answers lost or asked again, dollars less; whether the command refused."""
 
     command: str
     harms: list[str]
@@ -360,7 +360,7 @@ def told(figures: Figures) -> str:
     cases = figures["cases"]
     kinds = Counter(harm for one in cases for harm in one["harms"][1:])
     return (
-        f"{len(cases)} cases of {len(kinds)} kinds of harm to either, or both: {sum(one['lost'] for one in cases)} answers "
-        f"lost, {sum(one['again'] for one in cases)} asked for again; {sum(one['refused'] for one in cases)} commands "
+        f"{len(cases)} cases of {len(kinds)} kinds of harm to either, or both: {sum(one['lost'] for one in cases)} "
+        f"answers lost, {sum(one['again'] for one in cases)} asked for again; {sum(one['refused'] for one in cases)} commands "
         "refused, since what a damaged line held was nowhere else."
     )
