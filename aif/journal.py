@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
@@ -128,10 +128,14 @@ def _records(line: bytes, offset: int) -> Iterator[tuple[dict[str, Any] | str, i
     begins = sorted({0, *(one.start() for one in re.finditer(_BEGIN, line))})
     for begin, end in pairwise((*begins, len(line))):
         part = line[begin:end]
-        if end < len(line) or line.endswith(b"\n"):
-            found = decode(part[: part.rfind(b"}") + 1] + b"\n")
-        if not isinstance(found, str) or part.strip(_NOTHING):
-            yield found, offset + begin, offset + end
+        whole = _whole(part)
+        if not isinstance(whole, str) or part.strip(_NOTHING):
+            yield found if isinstance(whole, str) else whole, offset + begin, offset + end
+
+
+def _whole(line: bytes) -> dict[str, Any] | str:
+    """The record of a line, whatever stands at its end."""
+    return decode(line[: line.rfind(b"}") + 1] + b"\n")
 
 
 def ends_at(folder: Path, end: Position) -> bool:
@@ -233,10 +237,11 @@ class Journal:
 
 
 def _is_torn(path: Path, at: int) -> bool:
-    """Whether what stands there is what a crash leaves: one line begun. Several are lines whose ends are gone."""
+    """Whether what stands there is what a crash leaves: one line begun. Else the ends of lines are gone."""
     with path.open("rb") as file:
         file.seek(at)
-        return sum(1 for _ in islice(re.finditer(_BEGIN, file.read()), 2)) < 2
+        rest = file.read()
+    return isinstance(_whole(rest), str) and len(re.findall(_BEGIN, rest)) < 2
 
 
 def _whole_lines(path: Path, block: int = 1 << 16) -> int:

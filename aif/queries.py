@@ -229,7 +229,8 @@ class Reader:
         found: dict[str, list[tuple[str, str]]] = {}
         for prompt_id, key, identity in self._rows(
             "SELECT a.prompt_id, a.key, coalesce(c.identity, ?) "
-            "FROM carried a LEFT JOIN completions c ON a.key = c.key WHERE a.prompt_id IN (SELECT unnest(?)) ORDER BY a.prompt_id, a.n",
+            "FROM carried a LEFT JOIN completions c ON a.key = c.key "
+            "WHERE a.prompt_id IN (SELECT unnest(?)) ORDER BY a.prompt_id, a.n",
             [carried_identity(LOST), list(prompt_ids)],
         ):
             found.setdefault(prompt_id, []).append((key, identity))

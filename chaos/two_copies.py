@@ -238,7 +238,7 @@ HARMS: dict[str, Harm] = {
 def _by_journal(places: Places) -> Held:
     into = Held()
     for path in places.journal.glob("*.jsonl"):
-        for line in re.split(rb"[\r\n]+", path.read_bytes()):
+        for line in (one.strip() for one in re.split(rb'(?=[0-9a-f]{8} \{"t":)', path.read_bytes())):
             if line[8:9] == b" " and line[:8] == b"%08x" % zlib.crc32(line[9:]):
                 _in_record(orjson.loads(line[9:]), into)
     return into
@@ -359,8 +359,8 @@ def broken(figures: Figures) -> list[str]:
 def told(figures: Figures) -> str:
     cases = figures["cases"]
     kinds = Counter(harm for one in cases for harm in one["harms"][1:])
+    lost, asked, refused = (sum(one[name] for one in cases) for name in ("lost", "again", "refused"))
     return (
-        f"{len(cases)} cases of {len(kinds)} kinds of harm to either, or both: {sum(one['lost'] for one in cases)} "
-        f"answers lost, {sum(one['again'] for one in cases)} asked for again; {sum(one['refused'] for one in cases)} commands "
-        "refused, since what a damaged line held was nowhere else."
+        f"{len(cases)} cases of {len(kinds)} kinds of harm to either, or both: {lost} answers lost, {asked} asked for "
+        f"again; {refused} commands refused, since what damaged lines held was nowhere else."
     )
