@@ -128,14 +128,13 @@ class Ledger:
             about = former.rows('SELECT segment, "offset" FROM about WHERE damaged = 0')
             reached = Position(*about[0].values()) if about and not former.torn else START
             mended = self.store.damaged
-            if reached < max((Position(int(one.path.stem), one.offset + 1) for one in damaged), default=START):
-                mended = min(kept, mended - 1)
-            elif reached < end:
-                mended -= 1  # which prompts there are: the sources are read again for that
-            elif kept or mended:
+            if self.store.marked("sources") is None or (reached >= end and (kept or mended)):
                 for records in salvage.selection(former):
                     self.keep(records)
-                mended -= former.torn
+            if reached < max((Position(int(one.path.stem), one.offset + 1) for one in damaged), default=START):
+                mended = min(kept, mended - 1)
+            elif reached < end or former.torn:
+                mended -= 1  # which prompts there are: the sources are read again for that
             if mended > 0:
                 self.keep([events.mended(mended)])
         if kept:

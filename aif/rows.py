@@ -168,7 +168,7 @@ class _Rows:
                 **{name: r[name] for name in _CALL},
                 "run": r["id"].rpartition("-")[0],
                 "bound": r.get("bound"),
-                "raw": (r["raw"] or (r["text"] if not answered else None)),
+                "raw": r["text"] if r["raw"] is None and not answered else r["raw"],
                 "sent": _json(r["sent"]),
                 "served": _json(r["served"]),
                 **{f"{part}_tokens": usage.get(part) for part in ("input", "cached", "output", "reasoning")},
@@ -219,7 +219,7 @@ class _Rows:
         }
         row["verdict"] = "later" if r["verdict"] == "answered" else r["verdict"]  # read once, and not by today's reader
         row["kind"] = r["kind"] or "unreadable"
-        row["raw"] = r["raw"] or r["text"]
+        row["raw"] = r["text"] if r["raw"] is None else r["raw"]
         if r["stage"] == "judgement":
             row |= {name: item[name] for name in ("pass", "request", "spec")} | {"material": item.get("material")}
             row["answers"] = sorted(item["completions"])

@@ -121,7 +121,7 @@ def _call(row: Row, had: Row) -> Record:
         "identity": had.get("identity"),
         "item": item,
         "started": row["started"].replace(tzinfo=UTC).isoformat() if row.get("started") else None,
-        "usage": None if tokens["input"] is None else tokens,
+        "usage": tokens if set(tokens.values()) != {None} else None,
         **({"bound": row["bound"]} if row.get("bound") is not None else {}),
         "sent": orjson.loads(row.get("sent") or "{}"),
         "served": orjson.loads(row.get("served") or "{}"),

@@ -44,7 +44,7 @@ PROMISE = (
     "asked again, the bill grows no smaller"
 )
 
-CASES, FEW = 300, 24
+CASES, FEW = 300, 8
 STATES = (0.35, 0.7, 1.0)  # of the run's records
 SEGMENT_BYTES = 24_000
 PRICE = {"price": {"input": 1, "output": 2}}
@@ -85,7 +85,7 @@ def trial(folder: Path, full: bool) -> Figures:
     random, record = Random(18), Record()
     faults = Faults({Fault.SERVER_ERROR: 0.05, Fault.EMPTY: 0.05}, seed=18)
     with served(record, faults=faults) as server:
-        made = partial(_pipeline, base_url=server.base_url, prompts=8 if full else 4)
+        made = partial(_pipeline, base_url=server.base_url, prompts=8 if full else 3)
         states = _states(folder, made)
         found = [_case(folder / f"{n}", made, states, record, random, n) for n in range(CASES if full else FEW)]
     return {"cases": [{name: getattr(one, name) for name in Case.__slots__} for one in found]}
@@ -238,7 +238,8 @@ HARMS: dict[str, Harm] = {
 def _by_journal(places: Places) -> Held:
     into = Held()
     for path in places.journal.glob("*.jsonl"):
-        for line in (one.strip() for one in re.split(rb'(?=[0-9a-f]{8} \{"t":)', path.read_bytes())):
+        for part in re.split(rb'(?=[0-9a-f]{8} \{")', path.read_bytes()):
+            line = part[: part.rfind(b"}") + 1]
             if line[8:9] == b" " and line[:8] == b"%08x" % zlib.crc32(line[9:]):
                 _in_record(orjson.loads(line[9:]), into)
     return into
@@ -353,7 +354,7 @@ def broken(figures: Figures) -> list[str]:
         wrong += [f"{what} asked for {one['again']} again"] if one["again"] else []
         wrong += [f"{what} lost {one['less']} dollars of the bill"] if one["less"] > 1e-6 else []
     refused = sum(one["refused"] for one in figures["cases"])
-    return wrong + ([f"{refused} refused"] if 3 * refused > len(figures["cases"]) else [])
+    return wrong + ([f"{refused} refused"] if 2 * refused > len(figures["cases"]) else [])
 
 
 def told(figures: Figures) -> str:
