@@ -60,7 +60,7 @@ def segment(folder: Path, number: int) -> Path:
 
 def segments(folder: Path) -> list[int]:
     """The numbers of the segments there are, in order."""
-    return sorted(int(path.stem) for path in folder.glob("[0-9]*.jsonl") if path.stem.isdigit())
+    return sorted(int(path.stem) for path in folder.glob("[0-9]*.jsonl") if re.fullmatch("[0-9]{6,}", path.stem))
 
 
 def ahead(folder: Path, start: Position) -> int:
@@ -237,11 +237,13 @@ class Journal:
 
 
 def _is_torn(path: Path, at: int) -> bool:
-    """Whether what stands there is what a crash leaves: one line begun. Else the ends of lines are gone."""
+    """Whether what stands there is what a crash leaves: one line begun, or room that was never written. Else lines have
+    lost their ends, or it is nothing of ours: that stays, as damage."""
     with path.open("rb") as file:
         file.seek(at)
         rest = file.read()
-    return isinstance(_whole(rest), str) and len(re.findall(_BEGIN, rest)) < 2
+    begun = re.fullmatch(rb"[0-9a-f]{0,8}|[0-9a-f]{8} .*|\0*", rest, re.DOTALL)
+    return bool(begun) and isinstance(_whole(rest), str) and len(re.findall(_BEGIN, rest)) < 2
 
 
 def _whole_lines(path: Path, block: int = 1 << 16) -> int:

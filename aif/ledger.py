@@ -58,6 +58,11 @@ class Ledger:
             held.callback(journal.close)
             if torn:
                 tell(f"{torn}; what it held is asked again, unless the store holds it")
+                if journal.position == START and not places.store.exists() and not asides(path):
+                    raise JournalDamaged(
+                        f"{places.journal}: nothing whole was in it, and there is no store: put one of the two back "
+                        "from a copy; else the next command begins anew"
+                    )
             rubrics, end = Rubrics(), journal.position
             store, known = _sound_store(places, journal, tell, anew)
             held.callback(store.close)
@@ -114,7 +119,10 @@ class Ledger:
         try:
             former = Former.open(aside)
         except StoreDamaged as error:
-            tell(f"{error}; {_left(aside)}")
+            log = aside.with_name(aside.name + ".wal")
+            tell(f"{error}; {_left(log if log.exists() else aside)}")
+            if aside.exists():  # without its log it may be read, as it was at the last checkpoint
+                self._put_back(aside, end, damaged, tell)
             return
         with former, Reader.of(self.store) as reader:
             if calls := _of_others(former, reader, len(damaged)):

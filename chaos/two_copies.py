@@ -205,6 +205,13 @@ def _log_gone(random: Random, places: Places, states: list[Path]) -> None:
     places.store.with_name(places.store.name + ".wal").unlink(missing_ok=True)
 
 
+def _log_flipped(random: Random, places: Places, states: list[Path]) -> None:
+    log = places.store.with_name(places.store.name + ".wal")
+    content = bytearray(log.read_bytes())
+    content[random.randrange(len(content))] ^= 0x20
+    log.write_bytes(content)
+
+
 def _store_aside(random: Random, places: Places, states: list[Path]) -> None:
     """An earlier mending was killed: beside this store lies another."""
     shutil.copy(random.choice(states) / "feedback.duckdb", places.store.with_name("feedback.duckdb.aside"))
@@ -228,6 +235,7 @@ HARMS: dict[str, Harm] = {
     "store cut": _store_cut,
     "store flipped": _store_flipped,
     "log gone": _log_gone,
+    "log flipped": _log_flipped,
     "store set aside": _store_aside,
 }
 

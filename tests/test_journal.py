@@ -202,11 +202,24 @@ def test_no_text_is_taken_for_a_line(tmp_path: Path) -> None:
 
 def test_a_segment_that_holds_nothing_whole_is_emptied(tmp_path: Path) -> None:
     """Longer than the block that is looked through at a time."""
-    (tmp_path / "000001.jsonl").write_bytes(b"x" * 200_000)
+    (tmp_path / "000001.jsonl").write_bytes(b"\0" * 200_000)
     journal, torn = Journal.open(tmp_path)
     assert torn == Damage(tmp_path / "000001.jsonl", 0, "a torn last line of 200000 bytes was cut off")
     assert (tmp_path / "000001.jsonl").read_bytes() == b""
     journal.close()
+
+
+def test_what_no_crash_leaves_is_not_cut_off(tmp_path: Path) -> None:
+    """A file that was packed, or that is another's: who knows what is in it."""
+    path = tmp_path / "000001.jsonl"
+    path.write_bytes(b"\x1f\x8b" + b"x" * 200_000)
+    journal, torn = Journal.open(tmp_path)
+    journal.append([{"n": 1}])
+    journal.close()
+    assert torn is None
+    assert path.read_bytes().startswith(b"\x1f\x8b" + b"x" * 200_000)
+    assert kept(tmp_path) == [{"n": 1}]
+    assert len(damaged(tmp_path)) == 1
 
 
 def test_a_torn_line_longer_than_a_block_is_cut_off(tmp_path: Path) -> None:
@@ -280,7 +293,7 @@ def test_a_missing_segment_is_refused(tmp_path: Path, gone: int) -> None:
 
 def test_other_files_in_the_folder_are_no_segments(tmp_path: Path) -> None:
     written(tmp_path)
-    for name in ("notes.jsonl", "000002.jsonl.zst", "000002.json", "2 copy.jsonl"):
+    for name in ("notes.jsonl", "1.jsonl", "000002.jsonl.zst", "000002.json", "2 copy.jsonl"):
         (tmp_path / name).write_text("?")
     assert segments(tmp_path) == [1]
     assert kept(tmp_path) == RECORDS

@@ -186,6 +186,29 @@ def test_what_cannot_be_read_is_kept_and_told_once(kept: Kept) -> None:
     assert (store.parent / "feedback.duckdb.unreadable").read_bytes() == b"no database"
 
 
+def test_a_store_whose_log_cannot_be_read_gives_what_is_in_it_besides(kept: Kept) -> None:
+    whole, log = lines(kept), kept.places.store.with_name("feedback.duckdb.wal")
+    with Ledger.open(kept.places.store, pytest.fail) as ledger:
+        ledger.keep([events.mended(0)])
+        of_before = log.read_bytes()
+    segment(kept).write_bytes(b"".join(whole[:8]))
+    log.write_bytes(of_before)
+    told = kept.reopened()
+    assert any("feedback.duckdb.aside.wal.unreadable" in line for line in told)
+    assert kept.read() == kept.rows
+    assert former(kept) == ["feedback.duckdb.aside.wal.unreadable"]
+    asked_no_more(kept)
+
+
+def test_a_journal_of_nothing_whole_and_no_store_end_a_command(kept: Kept) -> None:
+    """As a disk leaves it that has lost all it held: a copy may be somewhere."""
+    segment(kept).write_bytes(b"\0" * segment(kept).stat().st_size)
+    kept.places.store.unlink()
+    with pytest.raises(JournalDamaged, match="nothing whole was in it"):
+        run(kept.path)
+    assert kept.served.stats()["calls"] == 20
+
+
 def test_a_store_of_another_journal_is_not_taken_in(kept: Kept, tmp_path: Path, serve: Serve) -> None:
     (tmp_path / "other").mkdir()
     other = Kept(write(tmp_path / "other", serve(), count=6), kept.served)
