@@ -246,7 +246,7 @@ HARMS: dict[str, Harm] = {
 def _by_journal(places: Places) -> Held:
     into = Held()
     for path in places.journal.glob("*.jsonl"):
-        for part in re.split(rb'(?=[0-9a-f]{8} \{")', path.read_bytes()):
+        for part in re.split(rb'[\r\n]+|(?=[0-9a-f]{8} \{")', path.read_bytes()):
             line = part[: part.rfind(b"}") + 1]
             if line[8:9] == b" " and line[:8] == b"%08x" % zlib.crc32(line[9:]):
                 _in_record(orjson.loads(line[9:]), into)
