@@ -11,7 +11,6 @@ from aif.ledger import Ledger
 from aif.lock import Places
 from aif.pairing import make_pairs
 from aif.queries import Reader
-from aif.store import drop_aside
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +26,11 @@ class Again:
 
 
 def again(pipeline: Pipeline, tell: Callable[[str], None]) -> Again:
-    """Sets the store aside and makes it from the journal. Pairs are made again by the pipeline's policy."""
+    """Sets the store aside and makes another from the journal, and from what only the former holds. Pairs are made
+    again by the pipeline's policy."""
     began = time.monotonic()
     places = Places(pipeline.store)
-    if not places.journal.exists():
+    if not places.any:
         raise BadInput(f"{places.journal}: there is no journal to make a store from")
     rubric = rubric_of(pipeline)
     before = _readings(places, tell)
@@ -40,7 +40,6 @@ def again(pipeline: Pipeline, tell: Callable[[str], None]) -> Again:
         with Reader.of(ledger.store) as reader:
             calls = reader.sql("SELECT count(*) AS n FROM calls")[0]["n"]
             after = _read(reader)
-    drop_aside(pipeline.store)
     both = before.keys() & after.keys()
     alike = sum(before[key] == after[key] for key in both)
     return Again(

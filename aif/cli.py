@@ -450,7 +450,7 @@ def _repeated(option: str, values: list[str] | None) -> list[str]:
 
 @app.command()
 def rebuild(pipeline: File, sets: Sets = None) -> None:
-    """Make the store again from the journal. The old one goes once the new one is whole."""
+    """Make the store again from the journal. The old one goes once nothing is left that only it holds."""
     _anew(_to_write(pipeline, sets), "made again from")
 
 

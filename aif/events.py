@@ -13,6 +13,7 @@ Every record has `t`, its type, and `v`, that type's version. These shapes are a
                holds), usd. Lowered to what was counted where the run ends in order; of one that crashed it counts
     retry      from here on, failures for good are pending again (`--retry-failed`)
     split      the threshold that a test size was turned into: asked, threshold
+    mended     so many of the damaged lines before it are made good: lines
 
 A call holds: id, stage, key, prompt_id, endpoint, identity, n, started, seconds, verdict, kind, message, raw, usage,
 usd, sent, served, text, reasoning, finish; where usd is not known, but what it can be at most is, that as bound. Its id
@@ -20,6 +21,7 @@ is its run's, a hyphen, and a number. In `item` stands what its stage needs besi
     completion: sample, seed, principle (digest), system
     judgement:  pass, request, rubric (digest), spec, material (digest or null), form, completions (keys in the order
                 shown)
+One that was put back from a store holds in it what the store knew: nothing where nothing came of the call in the end.
 """
 
 from collections.abc import Iterable, Mapping
@@ -77,6 +79,10 @@ def retry(started: datetime) -> Record:
 
 def split(asked: float, threshold: float) -> Record:
     return {"t": "split", "v": 1, "asked": asked, "threshold": threshold}
+
+
+def mended(lines: int) -> Record:
+    return {"t": "mended", "v": 1, "lines": lines}
 
 
 @dataclass(frozen=True, slots=True)

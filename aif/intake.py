@@ -226,7 +226,7 @@ def _read_sources(pipeline: Pipeline, ledger: "Ledger", tell: Callable[[str], No
             f"{pipeline.path}: prompts: every row was left out ({why}); correct the rows, or field: of the sources"
         )
     ledger.keep([events.selected(fingerprint, counts)])
-    ledger.store.made_good()
+    ledger.made_good()
     return fingerprint
 
 

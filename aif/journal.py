@@ -12,10 +12,12 @@ taken in twice.
 
 import os
 import re
+import shlex
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,6 +26,9 @@ import orjson
 from aif.errors import JournalDamaged
 
 SEGMENT_BYTES = 256 * 2**20
+
+_BEGIN = rb'[0-9a-f]{8} \{"'  # of a line
+_NOTHING = b"\xef\xbb\xbf\r\n "  # what editors put before and behind lines
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -49,18 +54,18 @@ class Damage:
         return f"{self.path}: byte {self.offset}: {self.reason}"
 
 
-def _segment(folder: Path, number: int) -> Path:
+def segment(folder: Path, number: int) -> Path:
     return folder / f"{number:06d}.jsonl"
 
 
 def segments(folder: Path) -> list[int]:
     """The numbers of the segments there are, in order."""
-    return sorted(int(path.stem) for path in folder.glob("[0-9]*.jsonl") if path.stem.isdigit())
+    return sorted(int(path.stem) for path in folder.glob("[0-9]*.jsonl") if re.fullmatch("[0-9]{6,}", path.stem))
 
 
 def ahead(folder: Path, start: Position) -> int:
     """How many bytes of journal there are from `start` on."""
-    return sum(_segment(folder, n).stat().st_size for n in segments(folder) if n >= start.segment) - start.offset
+    return sum(segment(folder, n).stat().st_size for n in segments(folder) if n >= start.segment) - start.offset
 
 
 def encode(record: dict[str, Any]) -> bytes:
@@ -93,40 +98,56 @@ def replay(folder: Path, start: Position = START) -> Iterator[tuple[Position, di
     for number in segments(folder):
         if number < start.segment:
             continue
-        path = _segment(folder, number)
+        path = segment(folder, number)
         offset = start.offset if number == start.segment else 0
         with path.open("rb") as file:
             file.seek(offset)
             for line in file:
-                found, at = decode(line), Position(number, offset)
+                for found, begin, end in _records(line, offset):
+                    behind = Position(number, end)
+                    if isinstance(found, str):
+                        yield behind, Damage(path, begin, found)
+                        continue
+                    written = Position(*found.pop("at", (number, begin)))
+                    if written != Position(number, begin):
+                        said = line[begin - offset : end - offset]
+                        if (written, said[:8]) in moved or _stands(folder, written, said):
+                            continue
+                        moved.add((written, said[:8]))
+                    yield behind, found
                 offset += len(line)
-                if isinstance(found, str):
-                    behind = _behind(line, at)
-                    yield behind[0] if behind else Position(number, offset), Damage(path, at.offset, found)
-                    if behind is None:
-                        continue
-                    at, found = behind
-                written = Position(*found.pop("at", (number, at.offset)))
-                if written != at:
-                    if (written, line[:8]) in moved or _stands(folder, written, line):
-                        continue
-                    moved.add((written, line[:8]))
-                yield Position(number, offset), found
 
 
-def _behind(line: bytes, at: Position) -> tuple[Position, dict[str, Any]] | None:
-    """A record that stands whole behind damage, in its place: where the newline between the two is what was damaged."""
-    for begin in re.finditer(rb"[0-9a-f]{8} \{", line):
-        there = Position(at.segment, at.offset + begin.start())
-        found = decode(line[begin.start() :])
-        if not isinstance(found, str) and found.get("at") == [there.segment, there.offset]:
-            return there, found
-    return None
+def _records(line: bytes, offset: int) -> Iterator[tuple[dict[str, Any] | str, int, int]]:
+    """What a line holds: a record, or the reason why not; with its begin and end. There are several where the end of a
+    line is damaged, or of all, as by a program that puts \\r in the place of \\n. (No text within a record looks like
+    the begin of one: its quotes are escaped.)"""
+    if not isinstance(found := decode(line), str):
+        yield found, offset, offset + len(line)
+        return
+    begins = sorted({0, *(one.start() for one in re.finditer(_BEGIN, line))})
+    for begin, end in pairwise((*begins, len(line))):
+        part = line[begin:end]
+        whole = _whole(part)
+        if not isinstance(whole, str) or part.strip(_NOTHING):
+            yield found if isinstance(whole, str) else whole, offset + begin, offset + end
+
+
+def _whole(line: bytes) -> dict[str, Any] | str:
+    """The record of a line, whatever stands at its end."""
+    return decode(line[: line.rfind(b"}") + 1] + b"\n")
+
+
+def ends_at(folder: Path, end: Position) -> bool:
+    """Whether a line ends there: else whoever stopped there read another state of the journal."""
+    with segment(folder, end.segment).open("rb") as file:
+        file.seek(max(0, end.offset - 1))
+        return not end.offset or file.read(1) == b"\n"
 
 
 def _stands(folder: Path, at: Position, line: bytes) -> bool:
     """Whether this very line stands there."""
-    path = _segment(folder, at.segment)
+    path = segment(folder, at.segment)
     if not path.exists():
         return False
     with path.open("rb") as file:
@@ -141,7 +162,7 @@ class Journal:
         self.folder = folder
         self.position = position
         self._segment_bytes = segment_bytes
-        self._file = os.open(_segment(folder, position.segment), os.O_WRONLY | os.O_CREAT, 0o644)
+        self._file = os.open(segment(folder, position.segment), os.O_WRONLY | os.O_CREAT, 0o644)
         self._sync_folder()
 
     @classmethod
@@ -149,16 +170,23 @@ class Journal:
         """Opens for writing behind the last whole line. What a crash left torn behind it is cut off and told."""
         folder.mkdir(parents=True, exist_ok=True)
         numbers = segments(folder)
-        if numbers != list(range(1, len(numbers) + 1)):
-            raise JournalDamaged(f"{folder}: segments are missing (found {numbers}); put them back from a copy")
+        if missing := sorted({*range(1, max(numbers, default=0))} - {*numbers}):
+            empty = " ".join(shlex.quote(str(segment(folder, n))) for n in missing)
+            raise JournalDamaged(
+                f"{folder}: segments are missing (found {numbers}); put them back from a copy. To go on without: touch "
+                f"{empty}; what the store has of theirs is put back, and the rest is asked and paid for again"
+            )
         last = numbers[-1] if numbers else 1
-        path = _segment(folder, last)
+        path = segment(folder, last)
         size = path.stat().st_size if path.exists() else 0
         whole = _whole_lines(path) if size else 0
         torn = None
-        if whole < size:
+        if whole < size and _is_torn(path, whole):
             os.truncate(path, whole)
             torn = Damage(path, whole, f"a torn last line of {size - whole} bytes was cut off")
+        elif whole < size:
+            with path.open("ab") as file:
+                whole = size + file.write(b"\n")
         return cls(folder, Position(last, whole), segment_bytes), torn
 
     def append(self, records: Sequence[dict[str, Any]]) -> Position:
@@ -181,7 +209,7 @@ class Journal:
             os.ftruncate(self._file, before.offset)
             self.position = before
             if isinstance(error, OSError):
-                error.filename = str(_segment(self.folder, before.segment))
+                error.filename = str(segment(self.folder, before.segment))
             raise
         return self.position
 
@@ -189,13 +217,13 @@ class Journal:
         """A journal that holds nothing leaves nothing: a folder would be taken for one to make a store from."""
         os.close(self._file)
         if self.position == START:
-            _segment(self.folder, START.segment).unlink()
+            segment(self.folder, START.segment).unlink()
             with suppress(OSError):  # something else is in it
                 self.folder.rmdir()
 
     def _next_segment(self) -> None:
         position = Position(self.position.segment + 1, 0)
-        file = os.open(_segment(self.folder, position.segment), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        file = os.open(segment(self.folder, position.segment), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         os.close(self._file)
         self._file, self.position = file, position
         self._sync_folder()
@@ -206,6 +234,16 @@ class Journal:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def _is_torn(path: Path, at: int) -> bool:
+    """Whether what stands there is what a crash leaves: one line begun, or room that was never written. Else lines have
+    lost their ends, or it is nothing of ours: that stays, as damage."""
+    with path.open("rb") as file:
+        file.seek(at)
+        rest = file.read()
+    begun = re.fullmatch(rb"[0-9a-f]{0,8}|[0-9a-f]{8} .*|\0*", rest, re.DOTALL)
+    return bool(begun) and isinstance(_whole(rest), str) and len(re.findall(_BEGIN, rest)) < 2
 
 
 def _whole_lines(path: Path, block: int = 1 << 16) -> int:

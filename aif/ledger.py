@@ -1,10 +1,12 @@
 """Journal and store as one: what is kept goes into the journal first, and the store follows.
 
-Opening takes the lock, cuts off what a crash left torn, and lets the store catch up; a store that is lost, damaged, of
-another version, or ahead of its journal is made anew from the journal.
+Opening takes the lock, cuts off what a crash left torn, and lets the store catch up. A store that is lost, damaged, of
+another version, or not what its journal makes is set aside, and another made from the journal. What only the former one
+holds goes back into the journal then; it is deleted when nothing is left that only it holds.
 """
 
 import math
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -12,17 +14,22 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
+import orjson
+
+from aif import events, salvage
+from aif import journal as journals
 from aif.errors import BadInput, JournalDamaged, StoreDamaged, StoreLocked
 from aif.events import Record
 from aif.following import follow
-from aif.journal import START, Journal
+from aif.journal import START, Damage, Journal, Position
 from aif.lock import Lock, Places
 from aif.portions import Rubrics
-from aif.queries import Reader
+from aif.queries import Former, Reader
 from aif.rubric import Rubric
-from aif.store import Store, set_aside
+from aif.store import Store, asides, drop_aside, set_aside
 
 PATIENT_S = 5  # for readers of the store
+FEW = 5  # damaged lines that are asked again without a question
 
 T = TypeVar("T")
 
@@ -50,25 +57,31 @@ class Ledger:
             journal, torn = Journal.open(places.journal)
             held.callback(journal.close)
             if torn:
-                tell(f"{torn}; what it held is asked again")
-            rubrics = Rubrics()
+                tell(f"{torn}; what it held is asked again, unless the store holds it")
+                if journal.position == START and not places.store.exists() and not asides(path):
+                    raise JournalDamaged(
+                        f"{places.journal}: nothing whole was in it, and there is no store: put one of the two back "
+                        "from a copy; else the next command begins anew"
+                    )
+            rubrics, end = Rubrics(), journal.position
             store, known = _sound_store(places, journal, tell, anew)
             held.callback(store.close)
+            formers = asides(path)
             with Reader.of(store) as reader:
                 rubrics.files.update(reader.texts("rubric"))
+            for former in formers:
+                rubrics.files |= _rubrics(former)
             if rubric:
                 rubrics.files.setdefault(rubric.digest, dict(rubric.files))
             taken_in, damaged = follow(store, places.journal, rubrics)
             if known and taken_in:
                 tell(f"{path}: was behind its journal, and has taken in what it lacked ({taken_in:,} records)")
-            for damage in damaged:
-                tell(f"{damage}; what it held is lost and asked again")
-            for digest in sorted(rubrics.lost):
-                tell(
-                    f"{places.journal}: rubric {digest[:12]} is lost, or this version can't use it; what was rated by "
-                    "it is asked again if wanted"
-                )
-            return cls(places, journal, store, rubrics, held.pop_all())
+            ledger = cls(places, journal, store, rubrics, held)
+            for former in formers:
+                ledger._put_back(former, end, damaged, tell)
+            ledger._tell_lost(damaged, bool(formers), tell)
+            ledger._held = held.pop_all()
+            return ledger
 
     @classmethod
     def use(cls, path: Path, tell: Told, rubric: Rubric | None, work: Callable[[Self], T]) -> T:
@@ -99,6 +112,70 @@ class Ledger:
     def close(self) -> None:
         self._held.close()
 
+    def _put_back(self, aside: Path, end: Position, damaged: Sequence[Damage], tell: Told) -> None:
+        """Keeps what a store that was set aside holds and the journal, up to its end, lacks. Deletes that store when
+        nothing is left that only it holds."""
+        kept = 0
+        try:
+            former = Former.open(aside)
+        except StoreDamaged as error:
+            log = aside.with_name(aside.name + ".wal")
+            tell(f"{error}; {_left(log if log.exists() else aside)}")
+            if aside.exists():  # without its log it may be read, as it was at the last checkpoint
+                self._put_back(aside, end, damaged, tell)
+            return
+        with former, Reader.of(self.store) as reader:
+            if calls := _of_others(former, reader, len(damaged)):
+                raise JournalDamaged(
+                    f"{aside}: holds {calls:,} calls, and none of any run that {self.places.journal} knows: one of the "
+                    "two is another pipeline's; move it to where it belongs"
+                )
+            for records in filter(None, salvage.missing(former, reader)):
+                self.keep(records)
+                kept += len(records)
+            about = former.rows('SELECT segment, "offset" FROM about WHERE damaged = 0')
+            reached = Position(*about[0].values()) if about and not former.torn else START
+            mended = self.store.damaged
+            if self.store.marked("sources") is None or (reached >= end and (kept or mended)):
+                for records in salvage.selection(former):
+                    self.keep(records)
+            if reached < max((Position(int(one.path.stem), one.offset + 1) for one in damaged), default=START):
+                mended = min(kept, mended - 1)
+            elif reached < end or former.torn:
+                mended -= 1  # which prompts there are: the sources are read again for that
+            if mended > 0:
+                self.keep([events.mended(mended)])
+        if kept:
+            tell(f"{self.places.journal}: lacked {kept:,} records that the store holds; they are in it again")
+        if former.torn:
+            tell(f"{aside}: part of it can't be read; {_left(aside)}")
+        else:
+            drop_aside(aside)
+
+    def _tell_lost(self, damaged: Sequence[Damage], in_part: bool, tell: Told) -> None:
+        """Tells of damaged lines. Raises JournalDamaged where they are many, and no store has what they held."""
+        then = "is there again, or asked again" if in_part else "is lost and asked again"
+        for damage in damaged[:FEW]:
+            tell(f"{damage}; what it held {then}")
+        for digest in sorted(self.rubrics.lost):
+            tell(
+                f"{self.places.journal}: rubric {digest[:12]} is lost, or this version can't use it; what was rated by "
+                "it is asked again if wanted"
+            )
+        if (lost := self.store.damaged) > FEW:
+            broken = sorted({one.path for _, one in journals.replay(self.places.journal) if isinstance(one, Damage)})
+            files = "; ".join("mv {0} {0}.damaged; touch {0}".format(shlex.quote(str(path))) for path in broken)
+            raise JournalDamaged(
+                f"{self.places.journal}: {lost:,} lines are damaged, and what they held is nowhere else: put it back "
+                f"from a copy. To go on without, and ask and pay for that again: {files} (what else is in there the "
+                "store has, and puts back)"
+            )
+
+    def made_good(self) -> None:
+        """Remembers that what came in is all there again."""
+        if lost := self.store.damaged:
+            self.keep([events.mended(lost)])
+
     def keep(self, records: Sequence[Record]) -> None:
         """Journal, then store, at once: for what is kept outside the flow of a run. The store takes in besides what it
         lacks: a run that was left at once, or an interrupt between the two, puts the journal ahead of it."""
@@ -115,10 +192,33 @@ def _damage(error: BaseException) -> StoreDamaged | None:
     return error if isinstance(error, StoreDamaged) else None
 
 
+def _rubrics(aside: Path) -> dict[str, dict[str, str]]:
+    try:
+        with Former.open(aside) as former:
+            found = former.rows("SELECT digest, content FROM texts WHERE kind = 'rubric'")
+    except StoreDamaged:
+        return {}
+    return {row["digest"]: orjson.loads(row["content"]) for row in found}
+
+
+def _of_others(former: Former, reader: Reader, damaged: int) -> int:
+    """How many calls a store holds, if they are of no run that the other knows, and not since those lines are damaged:
+    what others paid would enter this one's bill."""
+    runs = "SELECT run, count(*) AS n FROM calls GROUP BY run"
+    theirs, ours = ({row["run"]: row["n"] for row in rows} for rows in (former.rows(runs), reader.sql(runs)))
+    calls: int = sum(theirs.values())
+    return calls if ours and calls > damaged and not theirs.keys() & ours.keys() else 0
+
+
+def _left(aside: Path) -> str:
+    kept = set_aside(aside, ".unreadable")
+    return f"whether it holds anything that the journal lacks can't be told, so it is kept as {kept}"
+
+
 def _sound_store(places: Places, journal: Journal, tell: Told, anew: bool) -> tuple[Store, bool]:
     """The store there is, or an empty one that will follow the journal from its start; and whether it is the former.
 
-    Only what the journal can make again is ever set aside: without one, whatever stands there is somebody else's.
+    Only a store of ours is ever set aside: what can't be read, with no journal, may be somebody else's.
     """
     path, empty = places.store, journal.position == START
     if path.is_dir():
@@ -134,14 +234,15 @@ def _sound_store(places: Places, journal: Journal, tell: Told, anew: bool) -> tu
         if not anew:
             tell(f"{error}; it is made again from the journal")
     else:
-        if empty and store.position != START:
-            store.close()
-            raise JournalDamaged(f"{places.journal}: the journal is gone, the store is not; put it back from a copy")
-        if store.position <= journal.position and not anew:
+        reached = store.position
+        fits = reached <= journal.position and journals.ends_at(journal.folder, reached)
+        if fits and not anew:
             return store, not gone
         store.close()
-        if not anew:
-            tell(f"{path}: the store knows more than its journal, which was cut; it is made again from the journal")
+        if empty and reached != START:
+            tell(f"{places.journal}: the journal is gone; it is written again from the store")
+        elif not fits:
+            tell(f"{path}: the store knows another state of its journal, or a longer; it is made again from both")
     set_aside(path)
     return Store.open(path), False
 

@@ -15,13 +15,15 @@ from aif.chat.base import UNKNOWN_END
 from aif.database import check_version, connect, noticing, within
 from aif.errors import BadInput, StoreDamaged
 from aif.lock import Places
-from aif.records import Failing, Prompt, Slot, Spec, as_messages
+from aif.records import Failing, Prompt, Slot, Spec, as_messages, carried_identity
 
 if TYPE_CHECKING:  # these load numpy, 0.2 s of CPU, which `aif status` can do without
     import pyarrow as pa
 
     from aif.pairs import Policy
     from aif.store import Store
+
+LOST = "lost"  # who wrote a completion that is not there
 
 # Prompts that are asked for together lie near each other: told between which, DuckDB passes over most of a table.
 _AMONG = "position IN (SELECT unnest($positions)) AND position BETWEEN $first AND $last"
@@ -202,6 +204,13 @@ class Reader:
         rows = self._rows("SELECT key FROM completions WHERE key IN (SELECT unnest(?))", [list(keys)])
         return {row[0] for row in rows}
 
+    def lacks(self, name: str, keys: str, rows: "pa.Table") -> list[int]:
+        """Of these rows of another store's table, with their numbers (`row`) and keys, those that this one lacks."""
+        self._db.register("theirs", rows)
+        found = self._rows(f"SELECT row FROM theirs ANTI JOIN {name} USING ({keys}) ORDER BY row")
+        self._db.unregister("theirs")
+        return [row for (row,) in found]
+
     # --- work ---------------------------------------------------------------------------------------------------------
 
     def selection(self, batch: int = 2000) -> Iterator[list[tuple[int, Prompt]]]:
@@ -221,12 +230,14 @@ class Reader:
             yield [(position, Prompt(id, as_messages(messages), source)) for position, id, messages, source in rows]
 
     def carried(self, prompt_ids: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
-        """Of these prompts, the completions that came with them: (key, identity), in order."""
+        """Of these prompts, the completions that came with them: (key, identity), in order. Of one that damage took, it
+        is not known who wrote it."""
         found: dict[str, list[tuple[str, str]]] = {}
         for prompt_id, key, identity in self._rows(
-            "SELECT a.prompt_id, a.key, c.identity FROM carried a JOIN completions c ON a.key = c.key "
+            "SELECT a.prompt_id, a.key, coalesce(c.identity, ?) "
+            "FROM carried a LEFT JOIN completions c ON a.key = c.key "
             "WHERE a.prompt_id IN (SELECT unnest(?)) ORDER BY a.prompt_id, a.n",
-            [list(prompt_ids)],
+            [carried_identity(LOST), list(prompt_ids)],
         ):
             found.setdefault(prompt_id, []).append((key, identity))
         return found
@@ -470,3 +481,46 @@ class Reader:
         if len(rows) > 1:
             raise BadInput(f"several prompts begin with {prefix!r}; give more of the id")
         return str(rows[0][0])
+
+
+class Former(Reader):
+    """A store that was set aside: of whichever version, and however damaged. `torn`: some of it could not be read."""
+
+    torn = False
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        return cls(connect(path, read_only=True), path)
+
+    def said(self, query: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> "pa.Table | None":
+        """An answer, or None where the file can't give it."""
+        try:
+            return self.arrow(query, parameters)
+        except (StoreDamaged, duckdb.Error):
+            self.torn = True
+            return None
+
+    def rows(self, query: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> list[dict[str, Any]]:
+        """As much of an answer as the file gives: all of it or nothing."""
+        found = self.said(query, parameters)
+        return found.to_pylist() if found is not None else []
+
+    def columns(self, name: str, columns: str, page: int = 20_000) -> "Iterator[pa.Table]":
+        """Some columns of a table, with the numbers of its rows, by the page: where one can't be read, others can."""
+        for found in self.rows(f"SELECT max(rowid) AS last FROM {name}"):
+            for start in range(0, (found["last"] or 0) + 1, page):
+                query = f"SELECT rowid AS row, {columns} FROM {name} WHERE rowid >= ? AND rowid < ?"
+                if (rows := self.said(query, [start, start + page])) is not None:
+                    yield rows
+
+    def at(self, name: str, numbers: list[int]) -> list[dict[str, Any]]:
+        """Whole rows of a table by their numbers, in order; of those that can't be read together, each that can."""
+        first, last = min(numbers), max(numbers)
+        query = (
+            f"SELECT * FROM {name} WHERE rowid IN (SELECT unnest($n)) AND rowid BETWEEN $first AND $last ORDER BY rowid"
+        )
+        found = self.said(query, {"n": numbers, "first": first, "last": last})
+        if found is not None or len(numbers) == 1:
+            return found.to_pylist() if found is not None else []
+        half = len(numbers) // 2
+        return self.at(name, numbers[:half]) + self.at(name, numbers[half:])

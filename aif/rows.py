@@ -160,13 +160,14 @@ class _Rows:
 
     def call(self, entry: Entry) -> None:
         r, usage = entry.record, entry.record["usage"] or {}
-        answered = r["verdict"] == "answered" if r["stage"] == "completion" else entry.ratings is not None
+        said = r["verdict"] == "answered" and r["text"] is not None
+        answered = said if r["stage"] == "completion" else entry.ratings is not None
         self.tables["calls"].append(
             {
                 **{name: r[name] for name in _CALL},
                 "run": r["id"].rpartition("-")[0],
                 "bound": r.get("bound"),
-                "raw": (r["raw"] or (r["text"] if not answered else None)),
+                "raw": r["text"] if r["raw"] is None and not answered else r["raw"],
                 "sent": _json(r["sent"]),
                 "served": _json(r["served"]),
                 **{f"{part}_tokens": usage.get(part) for part in ("input", "cached", "output", "reasoning")},
@@ -179,7 +180,7 @@ class _Rows:
                 self._completion(r, usage)
             else:
                 self._judgement(r, entry.ratings)
-        else:
+        elif r["item"]:
             self._failed(r)
         if entry.place and (answered or r["verdict"] == "failed"):
             position, slot = entry.place
@@ -219,7 +220,7 @@ class _Rows:
         row["verdict"] = "failed" if r["verdict"] == "failed" else "later"
         row["kind"] = r["kind"] or "unreadable"
         row["message"] = r["message"] or "the reply was read once, and can't be by this version's reader"
-        row["raw"] = r["raw"] or r["text"]
+        row["raw"] = r["text"] if r["raw"] is None else r["raw"]
         if r["stage"] == "judgement":
             row |= {name: item[name] for name in ("pass", "request", "spec")} | {"material": item.get("material")}
             row["answers"] = sorted(item["completions"])

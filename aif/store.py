@@ -4,8 +4,11 @@
 DuckDB 2.0 raises when a connection is shared between threads, and fails at commit when two insert the same key.
 """
 
+import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, Self
 
@@ -37,6 +40,10 @@ class Store:
         """Opens or makes the store. Raises StoreDamaged when it is unreadable or of another version."""
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists() or path.stat().st_size == 0:
+            if path.with_name(
+                path.name + ".wal"
+            ).exists():  # it may hold what nothing else does, and can't be read alone
+                set_aside(path, ".unreadable")
             _make(path)
         replayed = path.with_name(path.name + ".wal").exists()  # then blocks may be missing that the log still holds
         db = connect(path)
@@ -77,11 +84,6 @@ class Store:
             (row,) = self._db.execute("SELECT damaged FROM about").fetchall()
         return int(row[0])
 
-    def made_good(self) -> None:
-        """Remembers that what came in is all there again."""
-        with noticing(self.path):
-            self._db.execute("UPDATE about SET damaged = 0")
-
     @contextmanager
     def roomy(self) -> Iterator[None]:
         """Gives DuckDB more memory: while a store is made again, there is nothing else that needs it, and 1,000,000
@@ -110,15 +112,15 @@ class Store:
         """Takes in what the journal holds up to `position`, all or none. An answer that is there already stays as it
         is."""
         with self._transaction():
+            self._db.execute(
+                'UPDATE about SET segment = ?, "offset" = ?, damaged = damaged + ?',
+                [position.segment, position.offset, damaged],
+            )
             for step in steps:
                 if isinstance(step, Batch):
                     self._take(step)
                 else:
                     self._turn(step)
-            self._db.execute(
-                'UPDATE about SET segment = ?, "offset" = ?, damaged = damaged + ?',
-                [position.segment, position.offset, damaged],
-            )
 
     def _take(self, batch: Batch) -> None:
         if batch.answered:
@@ -154,6 +156,8 @@ class Store:
                 self._select(record)
             case "retry":
                 self._db.execute("UPDATE failed SET verdict = 'later'")
+            case "mended":
+                self._db.execute("UPDATE about SET damaged = greatest(0, damaged - ?)", [record["lines"]])
             case "split":
                 self._db.execute("INSERT INTO splits VALUES (?, ?)", [record["asked"], record["threshold"]])
             case kind:
@@ -188,7 +192,8 @@ class Store:
     def _score_carried(self) -> None:
         """Scores that came with completions, as a judgement by no one: from here on ratings like all others. Where some
         prompts have scores, one without any has a judgement without ratings: nobody is going to give it some."""
-        self._db.execute("DELETE FROM judgements WHERE identity = ?", [CARRIED])
+        # a judge may be called so, too: what it said has a call
+        self._db.execute("DELETE FROM judgements WHERE identity = ? AND call_id IS NULL", [CARRIED])
         self._db.execute(
             "INSERT INTO judgements BY NAME SELECT left(sha256('carried:' || prompt_id), 32) AS key, prompt_id, "
             "$name AS judge, $name AS identity, 0 AS pass, $name AS request, $name AS spec, "
@@ -314,14 +319,28 @@ def _files(path: Path) -> tuple[Path, Path]:
     return path, path.with_name(path.name + ".wal")
 
 
-def set_aside(path: Path) -> None:
-    """Takes a store that is to be made again out of the way, its write-ahead log too."""
-    for name in _files(path):
-        if name.exists():
-            name.replace(name.with_name(name.name + ".aside"))
+def set_aside(path: Path, suffix: str = ".aside") -> Path:
+    """Takes a store out of the way, its write-ahead log too, under a name that nothing has: what is there may hold what
+    no other file does."""
+    name = re.sub(r"\.aside\d*$", "", path.name) + suffix
+    every = (path.with_name(f"{name}{n or ''}") for n in chain([0], count(2)))
+    to = next(one for one in every if not any(map(os.path.lexists, _files(one))))
+    for file, moved in zip(_files(path), _files(to), strict=True):
+        if os.path.lexists(file):
+            file.rename(moved)
+    return to
+
+
+def asides(path: Path) -> list[Path]:
+    """The stores that were set aside and are not known to hold nothing that the journal lacks."""
+    older = path.with_name(path.name + ".wal.aside")  # as former versions called the log of one
+    if older.exists():
+        older.rename(path.with_name(path.name + ".aside.wal"))
+    name = re.compile(re.escape(path.name) + r"\.aside\d*")
+    return sorted(one for one in path.parent.iterdir() if name.fullmatch(one.name))
 
 
 def drop_aside(path: Path) -> None:
-    """Deletes what was set aside, once another stands in its place."""
+    """Deletes one that was set aside, once all it holds is in the journal."""
     for name in _files(path):
-        name.with_name(name.name + ".aside").unlink(missing_ok=True)
+        name.unlink(missing_ok=True)

@@ -149,7 +149,7 @@ def test_a_last_line_torn_at_any_byte_is_cut_off_and_told(tmp_path: Path) -> Non
     *_, whole, end = written(tmp_path)
     path = tmp_path / "000001.jsonl"
     content = path.read_bytes()
-    for cut in range(whole.offset + 1, end.offset):
+    for cut in range(whole.offset + 1, end.offset - 1):
         path.write_bytes(content[:cut])
         journal, torn = Journal.open(tmp_path)
         assert str(torn) == (f"{path}: byte {whole.offset}: a torn last line of {cut - whole.offset} bytes was cut off")
@@ -159,13 +159,67 @@ def test_a_last_line_torn_at_any_byte_is_cut_off_and_told(tmp_path: Path) -> Non
         assert path.read_bytes() == content
 
 
+def test_a_last_line_that_lacks_its_end_alone_is_whole(tmp_path: Path) -> None:
+    end = written(tmp_path)[-1]
+    os.truncate(tmp_path / "000001.jsonl", end.offset - 1)
+    written(tmp_path, [{"n": 99}])
+    assert kept(tmp_path) == [*RECORDS, {"n": 99}]
+    assert damaged(tmp_path) == []
+
+
+@pytest.mark.parametrize("end", [b"\r\n", b"\r", b"", b"\0"])
+def test_lines_that_end_otherwise_are_read_and_written_behind(tmp_path: Path, end: bytes) -> None:
+    """As unix2dos, an editor or a transfer leaves them, with a mark before the first; some are there twice."""
+    written(tmp_path, segment_bytes=300)
+    for path in tmp_path.iterdir():
+        lines = path.read_bytes().splitlines()
+        path.write_bytes(b"\xef\xbb\xbf" + b"".join(line + end for line in [*lines, lines[0]]))
+    assert kept(tmp_path) == RECORDS
+    assert damaged(tmp_path) == []
+    written(tmp_path, [{"n": 99}], segment_bytes=300)
+    assert kept(tmp_path) == [*RECORDS, {"n": 99}]
+
+
+def test_lines_that_lost_their_ends_are_counted_one_by_one(tmp_path: Path) -> None:
+    written(tmp_path)
+    path = tmp_path / "000001.jsonl"
+    path.write_bytes(path.read_bytes().replace(b"\n", b"").replace(b'"n":', b'"m":'))
+    assert len(damaged(tmp_path)) == len(RECORDS)
+    Journal.open(tmp_path)[0].close()
+    assert len(damaged(tmp_path)) == len(RECORDS), "they are not taken for one line that a crash has torn"
+
+
+def test_no_text_is_taken_for_a_line(tmp_path: Path) -> None:
+    """Whatever a model writes: in a record its quotes are escaped."""
+    line = encode({"t": "call", "at": [1, 0]}).decode().strip()
+    (behind,) = written(tmp_path, [{"text": f"so: {line}\r\n{line}"}])
+    path = tmp_path / "000001.jsonl"
+    path.write_bytes(path.read_bytes()[:-10] + b"?" + path.read_bytes()[-9:])
+    assert kept(tmp_path) == []
+    assert [one.offset for one in damaged(tmp_path)] == [0]
+    assert behind.offset == path.stat().st_size
+
+
 def test_a_segment_that_holds_nothing_whole_is_emptied(tmp_path: Path) -> None:
     """Longer than the block that is looked through at a time."""
-    (tmp_path / "000001.jsonl").write_bytes(b"x" * 200_000)
+    (tmp_path / "000001.jsonl").write_bytes(b"\0" * 200_000)
     journal, torn = Journal.open(tmp_path)
     assert torn == Damage(tmp_path / "000001.jsonl", 0, "a torn last line of 200000 bytes was cut off")
     assert (tmp_path / "000001.jsonl").read_bytes() == b""
     journal.close()
+
+
+def test_what_no_crash_leaves_is_not_cut_off(tmp_path: Path) -> None:
+    """A file that was packed, or that is another's: who knows what is in it."""
+    path = tmp_path / "000001.jsonl"
+    path.write_bytes(b"\x1f\x8b" + b"x" * 200_000)
+    journal, torn = Journal.open(tmp_path)
+    journal.append([{"n": 1}])
+    journal.close()
+    assert torn is None
+    assert path.read_bytes().startswith(b"\x1f\x8b" + b"x" * 200_000)
+    assert kept(tmp_path) == [{"n": 1}]
+    assert len(damaged(tmp_path)) == 1
 
 
 def test_a_torn_line_longer_than_a_block_is_cut_off(tmp_path: Path) -> None:
@@ -181,24 +235,25 @@ def test_a_torn_line_longer_than_a_block_is_cut_off(tmp_path: Path) -> None:
 
 def test_a_torn_line_is_told_by_replay_too(tmp_path: Path) -> None:
     *_, whole, end = written(tmp_path)
-    os.truncate(tmp_path / "000001.jsonl", end.offset - 1)
+    os.truncate(tmp_path / "000001.jsonl", end.offset - 2)
     assert kept(tmp_path) == RECORDS[:-1]
     assert damaged(tmp_path) == [Damage(tmp_path / "000001.jsonl", whole.offset, "the line is torn")]
 
 
 @pytest.mark.parametrize("flip", [0x01, 0x20, 0x80, 0xFF])
 def test_a_flipped_byte_loses_its_record_and_no_other(tmp_path: Path, flip: int) -> None:
-    """Every byte of the file, also the end of a line, which is part of the next one then."""
+    """Every byte of the file. The end of a line holds nothing that could be lost."""
     positions = written(tmp_path)
     path = tmp_path / "000001.jsonl"
     content = path.read_bytes()
     for at in range(len(content)):
         path.write_bytes(content[:at] + bytes([content[at] ^ flip]) + content[at + 1 :])
         n = next(n for n, position in enumerate(positions) if at < position.offset)
-        assert kept(tmp_path) == [record for i, record in enumerate(RECORDS) if i != n], at
+        lost = set() if at + 1 in {position.offset for position in positions} else {n}
+        assert kept(tmp_path) == [record for i, record in enumerate(RECORDS) if i not in lost], at
         reasons = {damage.reason for damage in damaged(tmp_path)}
         assert reasons <= {"the checksum does not match", "the line is torn"}
-        assert reasons
+        assert len(damaged(tmp_path)) == len(lost)
 
 
 def test_damage_says_where(tmp_path: Path) -> None:
@@ -238,7 +293,7 @@ def test_a_missing_segment_is_refused(tmp_path: Path, gone: int) -> None:
 
 def test_other_files_in_the_folder_are_no_segments(tmp_path: Path) -> None:
     written(tmp_path)
-    for name in ("notes.jsonl", "000002.jsonl.zst", "000002.json", "2 copy.jsonl"):
+    for name in ("notes.jsonl", "1.jsonl", "000002.jsonl.zst", "000002.json", "2 copy.jsonl"):
         (tmp_path / name).write_text("?")
     assert segments(tmp_path) == [1]
     assert kept(tmp_path) == RECORDS

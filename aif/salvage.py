@@ -1,0 +1,129 @@
+"""What a store that was set aside holds and another lacks, as the journal's records.
+
+Of a call a store has all that the journal has, but for how a judge reasoned and finished, the words of an answer that
+came when there was one already, and what a call was for of which nothing came.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC
+from typing import Any
+
+import orjson
+
+from aif import events
+from aif.events import Record
+from aif.queries import Former, Reader
+from aif.records import Carried, Prompt, as_messages, carried_identity
+
+AT_ONCE = 200  # rows: of replies of 200 KB that is 40 MB, and 100,000 calls take 30 s of CPU
+PAGE = 2000  # prompts
+
+Row = dict[str, Any]
+
+_PLAIN: dict[str, tuple[str, Callable[[Row], Record]]] = {  # tables, by what tells their rows
+    "texts": ("digest", lambda row: events.text(row["digest"], row["kind"], orjson.loads(row["content"]))),
+    "prompts": ("prompt_id", lambda row: events.prompt(_prompt(row))),
+    "reserved": ("run, n", lambda row: events.reserve(**row)),
+    "splits": ("asked", lambda row: events.split(**row)),
+}
+_CALL = ("id", "stage", "key", "prompt_id", "endpoint", "n", "seconds", "verdict", "kind", "message", "raw", "usd")
+_ITEM = {
+    "completion": ("sample", "seed", "principle", "system"),
+    "judgement": ("pass", "request", "rubric", "spec", "material", "form", "completions"),
+}
+_USAGE = {"input": "input", "output": "output", "cached": "cached", "reasoning": "reasoning", "written": "cache_write"}
+
+
+def missing(former: Former, reader: Reader) -> Iterator[list[Record]]:
+    """The records that the reader's store lacks. Each batch is to be kept before the next is asked for: answers are
+    looked for once calls are there, of which some rows may be damaged."""
+    for name, (keys, made) in _PLAIN.items():
+        for rows in _lacking(former, reader, name, keys, name, keys):
+            yield [made(row) for row in rows]
+    for rows in _lacking(former, reader, "calls", "id", "calls", "id"):
+        yield _calls(former, rows)
+    for rows in _lacking(former, reader, "completions", "key", "completions", "key"):
+        yield [events.carried(row["key"], row["prompt_id"], _carried(row)) for row in rows if row["call_id"] is None]
+        yield _calls_of(former, "completion", [row for row in rows if row["call_id"] is not None])
+    for rows in _lacking(former, reader, "judgements", "call_id AS id", "calls", "id"):
+        yield _calls_of(former, "judgement", [row for row in rows if row["call_id"] is not None])
+
+
+def selection(former: Former) -> Iterator[list[Record]]:
+    """Which prompts the sources held, as that store was last told."""
+    start, page = 0, "SELECT prompt_id, source FROM selection WHERE position >= ? AND position < ? ORDER BY position"
+    while rows := former.rows(page, [start, start + PAGE]):
+        carried = (
+            "SELECT prompt_id, key, score FROM carried WHERE prompt_id IN (SELECT unnest(?)) ORDER BY prompt_id, n"
+        )
+        came = former.rows(carried, [[row["prompt_id"] for row in rows]])
+        yield [events.page(start, (tuple(row.values()) for row in rows), (tuple(one.values()) for one in came))]
+        start += len(rows)
+    counts = {(row["source"], row["reason"]): row["rows"] for row in former.rows("FROM intake")}
+    marks = former.rows("SELECT value FROM marks WHERE name = 'sources'")
+    if marks and not former.torn:
+        yield [events.selected(marks[0]["value"], counts)]
+
+
+def _lacking(former: Former, reader: Reader, name: str, columns: str, ours: str, keys: str) -> Iterator[list[Row]]:
+    """Rows of a table by keys that the reader's store has not in its own."""
+    for rows in former.columns(name, columns):
+        lacking = reader.lacks(ours, keys, rows)
+        for n in range(0, len(lacking), AT_ONCE):
+            yield former.at(name, lacking[n : n + AT_ONCE])
+
+
+def _prompt(row: Row) -> Prompt:
+    material = orjson.loads(row["material"] or "{}")
+    return Prompt(row["prompt_id"], as_messages(row["messages"]), "", orjson.loads(row["meta"]), material)
+
+
+def _carried(row: Row) -> Carried:
+    return Carried(row["identity"].removeprefix(carried_identity("")), row["text"])
+
+
+def _calls(former: Former, rows: list[Row]) -> list[Record]:
+    """The calls of these rows, with what came of them: an answer, or how the item stands since."""
+    ids, keys = [row["id"] for row in rows], [row["key"] for row in rows]
+    had = {
+        row["call_id"]: row for name in ("completions", "judgements") for row in _among(former, name, "call_id", ids)
+    }
+    failed = {(row["key"], row["started"]): row for row in _among(former, "failed", "key", keys)}
+    return [_call(row, had.get(row["id"]) or failed.get((row["key"], row["started"]), {})) for row in rows]
+
+
+def _calls_of(former: Former, stage: str, answers: list[Row]) -> list[Record]:
+    """The calls of these answers, made of them alone where a call's row can't be read: its cost is not known then."""
+    calls = {row["id"]: row for row in _among(former, "calls", "id", [one["call_id"] for one in answers])}
+    return [
+        _call(
+            calls.get(one["call_id"])
+            or one | {"id": one["call_id"], "stage": stage, "endpoint": one.get("judge"), "verdict": "answered"},
+            one,
+        )
+        for one in answers
+    ]
+
+
+def _among(former: Former, name: str, key: str, values: Sequence[str]) -> list[Row]:
+    return former.rows(f"SELECT * FROM {name} WHERE {key} IN (SELECT unnest(?))", [list(values)]) if values else []
+
+
+def _call(row: Row, had: Row) -> Record:
+    item = {name: had.get(name) for name in _ITEM[row["stage"]]} if had else {}
+    if "answers" in had:  # of a judgement that failed the order is not known
+        item["completions"] = had.get("completions") or had["answers"]
+    tokens = {name: row.get(f"{column}_tokens") for name, column in _USAGE.items()}
+    return {
+        "t": "call",
+        "v": 1,
+        **{name: row.get(name) for name in _CALL},
+        "identity": had.get("identity"),
+        "item": item,
+        "started": row["started"].replace(tzinfo=UTC).isoformat() if row.get("started") else None,
+        "usage": tokens if set(tokens.values()) != {None} else None,
+        **({"bound": row["bound"]} if row.get("bound") is not None else {}),
+        "sent": orjson.loads(row.get("sent") or "{}"),
+        "served": orjson.loads(row.get("served") or "{}"),
+        **{name: had.get(name) for name in ("text", "reasoning", "finish")},
+    }

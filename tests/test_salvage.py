@@ -1,0 +1,364 @@
+"""Two copies of what was paid for: what only the store holds goes back into the journal, or a command refuses."""
+
+import resource
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+from rich.console import Console
+
+from aif import events
+from aif import journal as journals
+from aif.again import again
+from aif.budget import Spent
+from aif.chat.retry import Policy
+from aif.config import load
+from aif.errors import BadInput, JournalDamaged
+from aif.journal import Damage, Journal
+from aif.ledger import FEW, Ledger
+from aif.lock import Places
+from aif.queries import Reader
+from aif.run import feedback
+from aif.simulator import Cast
+from aif.simulator.faults import Fault, Faults
+from tests.serving import POOL, Served
+from tests.test_carried import answered, bring, rows
+from tests.test_feedback import ask, run, write
+from tests.test_ledger import Kept
+
+Serve = Callable[..., Served]
+
+
+@pytest.fixture
+def kept(tmp_path: Path, serve: Serve) -> Kept:
+    served = serve()
+    return Kept(write(tmp_path, served, count=4), served)
+
+
+def unrun(path: Path, served: Served) -> Kept:
+    """As Kept, of a run that was."""
+    kept = Kept.__new__(Kept)
+    kept.path, kept.served, kept.pipeline = path, served, load(path)
+    kept.places = Places(kept.pipeline.store)
+    return kept
+
+
+def segment(kept: Kept) -> Path:
+    return kept.places.journal / "000001.jsonl"
+
+
+def lines(kept: Kept) -> list[bytes]:
+    return segment(kept).read_bytes().splitlines(keepends=True)
+
+
+def damage(kept: Kept, which: Callable[[int, bytes], bool]) -> None:
+    found = lines(kept)
+    segment(kept).write_bytes(b"".join(b"?" * 20 + one[20:] if which(n, one) else one for n, one in enumerate(found)))
+
+
+def records(kept: Kept) -> list[dict[str, Any]]:
+    return [found for _, found in journals.replay(kept.places.journal) if not isinstance(found, Damage)]
+
+
+def former(kept: Kept) -> list[str]:
+    return sorted(path.name for path in kept.places.store.parent.glob("feedback.duckdb?*"))
+
+
+def asked_no_more(kept: Kept) -> None:
+    run(kept.path)
+    assert kept.served.stats()["calls"] == 20
+
+
+# --- the journal is damaged -------------------------------------------------------------------------------------------
+
+
+def test_a_rebuild_over_a_journal_of_which_no_line_is_left_loses_nothing(kept: Kept) -> None:
+    damage(kept, lambda n, line: True)
+    told: list[str] = []
+    found = again(kept.pipeline, told.append)
+    assert (found.calls, found.alike, found.lost) == (20, 4, 0)
+    assert kept.read() == kept.rows
+    assert any("lacked" in line and "they are in it again" in line for line in told)
+    assert former(kept) == []
+
+    kept.places.store.unlink()
+    kept.reopened()
+    assert kept.read() == kept.rows, "the damage was made good: it is not asked about again"
+    asked_no_more(kept)
+
+
+def test_newlines_of_another_system_lose_nothing_even_without_a_store(kept: Kept) -> None:
+    segment(kept).write_bytes(segment(kept).read_bytes().replace(b"\n", b"\r\n"))
+    again(kept.pipeline, lambda words: None)
+    assert kept.read() == kept.rows
+    kept.places.store.unlink()
+    kept.reopened()
+    assert kept.read() == kept.rows
+    asked_no_more(kept)
+
+
+def test_a_journal_of_an_older_backup_gets_back_what_the_store_has(kept: Kept) -> None:
+    whole = lines(kept)
+    for share in (0.0, 0.3, 0.9):
+        segment(kept).write_bytes(b"".join(whole[: int(share * len(whole))]))
+        asked_no_more(kept)
+        assert kept.read() == kept.rows
+
+
+def test_what_is_damaged_in_one_place_here_and_another_there_is_whole_together(kept: Kept) -> None:
+    damage(kept, lambda n, line: n % 2 == 0 and b'"t":"call"' in line)
+    left = {one["id"] for one in records(kept) if one["t"] == "call"}
+    with duckdb.connect(str(kept.places.store)) as db:
+        for table, key in (("completions", "call_id"), ("judgements", "call_id"), ("calls", "id")):
+            db.execute(f"DELETE FROM {table} WHERE {key} IN (SELECT unnest(?))", [sorted(left)])
+        db.execute("UPDATE about SET segment = 9")
+    kept.reopened()
+    assert kept.read() == kept.rows
+    asked_no_more(kept)
+
+
+def test_many_lines_lost_end_a_command_before_anything_is_asked(kept: Kept) -> None:
+    """Whichever it is and however often, until the damaged file is moved away; what else was in there stays."""
+    calls = [n for n, line in enumerate(lines(kept)) if b'"t":"call"' in line]
+    damage(kept, lambda n, line: n in calls[: FEW + 1])
+    kept.places.store.unlink()
+    for command in (run, lambda path: again(load(path), lambda words: None), run):
+        with pytest.raises(JournalDamaged, match=f"{FEW + 1} lines are damaged") as told:
+            command(kept.path)
+        assert f"mv {segment(kept)} {segment(kept)}.damaged; touch {segment(kept)}" in str(told.value)
+    assert kept.served.stats()["calls"] == 20
+
+    segment(kept).rename(f"{segment(kept)}.damaged")
+    segment(kept).touch()
+    run(kept.path)
+    assert kept.served.stats()["calls"] == 20 + FEW + 1
+    assert {one["t"] for one in records(kept)} >= {"prompt", "call", "text", "page", "selected"}
+
+
+def test_a_missing_segment_is_refused_and_what_the_store_has_of_it_is_put_back(kept: Kept) -> None:
+    found = records(kept)
+    shutil.rmtree(kept.places.journal)
+    journal, _ = Journal.open(kept.places.journal, 4000)
+    for one in found:
+        journal.append([one])
+    journal.close()
+    kept.places.store.unlink()
+    kept.reopened()
+    gone = kept.places.journal / "000002.jsonl"
+    gone.unlink()
+    with pytest.raises(JournalDamaged, match=f"touch {gone}"):
+        run(kept.path)
+    gone.touch()
+    again(kept.pipeline, lambda words: None)
+    assert kept.read() == kept.rows
+    asked_no_more(kept)
+
+
+# --- stores that were set aside ---------------------------------------------------------------------------------------
+
+
+def test_a_store_set_aside_is_not_replaced_by_the_next_and_gives_what_it_has(kept: Kept) -> None:
+    """As a mending that was killed left it, twice; then the journal is cut, and the store made from what is left."""
+    store = kept.places.store
+    for name in (".aside", ".aside2"):
+        shutil.copy(store, f"{store}{name}")
+    segment(kept).write_bytes(b"".join(lines(kept)[:8]))
+    store.unlink()
+    kept.reopened()
+    assert kept.read() == kept.rows
+    assert former(kept) == []
+    asked_no_more(kept)
+
+
+def test_what_cannot_be_read_is_kept_and_told_once(kept: Kept) -> None:
+    store = kept.places.store
+    for _ in range(2):
+        store.write_bytes(b"no database")
+        told = kept.reopened()
+        assert "whether it holds anything that the journal lacks can't be told, so it is kept as" in told[1]
+        assert kept.reopened() == []
+    assert former(kept) == ["feedback.duckdb.unreadable", "feedback.duckdb.unreadable2"]
+    assert (store.parent / "feedback.duckdb.unreadable").read_bytes() == b"no database"
+
+
+def test_a_store_whose_log_cannot_be_read_gives_what_is_in_it_besides(kept: Kept) -> None:
+    whole, log = lines(kept), kept.places.store.with_name("feedback.duckdb.wal")
+    with Ledger.open(kept.places.store, pytest.fail) as ledger:
+        ledger.keep([events.mended(0)])
+        of_before = log.read_bytes()
+    segment(kept).write_bytes(b"".join(whole[:8]))
+    log.write_bytes(of_before)
+    told = kept.reopened()
+    assert any("feedback.duckdb.aside.wal.unreadable" in line for line in told)
+    assert kept.read() == kept.rows
+    assert former(kept) == ["feedback.duckdb.aside.wal.unreadable"]
+    asked_no_more(kept)
+
+
+def test_a_journal_of_nothing_whole_and_no_store_end_a_command(kept: Kept) -> None:
+    """As a disk leaves it that has lost all it held: a copy may be somewhere."""
+    segment(kept).write_bytes(b"\0" * segment(kept).stat().st_size)
+    kept.places.store.unlink()
+    with pytest.raises(JournalDamaged, match="nothing whole was in it"):
+        run(kept.path)
+    assert kept.served.stats()["calls"] == 20
+
+
+def test_a_store_of_another_journal_is_not_taken_in(kept: Kept, tmp_path: Path, serve: Serve) -> None:
+    (tmp_path / "other").mkdir()
+    other = Kept(write(tmp_path / "other", serve(), count=6), kept.served)
+    shutil.copy(other.places.store, kept.places.store)
+    for _ in range(2):
+        with pytest.raises(JournalDamaged, match=r"aside: holds 30 calls.*another pipeline's") as told:
+            kept.reopened()
+    assert len([one for one in records(kept) if one["t"] == "call"]) == 20
+
+    aside = Path(str(told.value).partition(": holds")[0])
+    aside.unlink()
+    kept.reopened()
+    assert kept.read() == kept.rows
+
+
+def test_a_mending_that_is_broken_off_is_gone_on_with(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    segment(kept).write_bytes(b"".join(lines(kept)[:3]))
+    keep, times = Ledger.keep, [0]
+
+    def broken_off(ledger: Ledger, kept: list[dict[str, Any]]) -> None:
+        times[0] += 1
+        if times[0] % 3 == 0:
+            raise KeyboardInterrupt
+        keep(ledger, kept)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Ledger, "keep", broken_off)
+        with pytest.raises(KeyboardInterrupt):
+            kept.reopened()
+        with pytest.raises(KeyboardInterrupt):
+            again(kept.pipeline, lambda words: None)
+    kept.reopened()
+    assert kept.read() == kept.rows
+    assert former(kept) == []
+
+
+@pytest.mark.skipif(
+    resource.getrlimit(resource.RLIMIT_FSIZE)[1] != resource.RLIM_INFINITY, reason="files are limited here already"
+)
+def test_a_disk_that_is_full_meanwhile_loses_nothing(kept: Kept) -> None:
+    segment(kept).write_bytes(b"".join(lines(kept)[:3]))
+    had = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for room in (20_000, 900_000, 2_000_000):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, had[1]))
+        try:
+            with suppress(OSError):
+                kept.reopened()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, had)
+    kept.reopened()
+    assert kept.read() == kept.rows
+
+
+def test_answers_of_which_the_calls_cannot_be_read_are_put_back(kept: Kept) -> None:
+    shutil.rmtree(kept.places.journal)
+    with duckdb.connect(str(kept.places.store)) as db:
+        db.execute("DELETE FROM calls")
+    kept.reopened()
+    now = kept.read()
+    assert [now[table] for table in ("completions", "judgements")] == [
+        kept.rows[table] for table in ("completions", "judgements")
+    ]
+    assert {row["usd"] for row in now["calls"]} == {None}, "what they cost is not known"
+    asked_no_more(kept)
+
+
+# --- what a store has of a journal ------------------------------------------------------------------------------------
+
+
+def test_a_journal_from_a_store_makes_the_same_store(tmp_path: Path, serve: Serve) -> None:
+    """Column by column: with calls that failed, for now or for good, some of which were tried again, completions that
+    came with prompts, prices, a split."""
+    faults = Faults({Fault.SERVER_ERROR: 0.2, Fault.REFUSAL: 0.4, Fault.SAYS: 0.1, Fault.CUT: 0.1}, seed=3)
+    priced = {"price": {"input": 1, "output": 2}}
+    served = serve(faults=faults)
+    path = write(
+        tmp_path,
+        served,
+        count=6,
+        models={name: {"provider": "vllm", "base_url": served.base_url, **priced} for name in ("large", "small")},
+        judges={"judge": {"provider": "openai", "base_url": served.base_url, **priced}},
+        completions={"max_tokens": 512, "per_prompt": 2},
+        prompts=[{"file": "prompts.jsonl"}, {"file": "brought.jsonl", "completions": {"field": "answers"}}],
+    )
+    rows(tmp_path, "brought.jsonl", answered(0), answered(1))
+    for retry in (False, True):
+        quick = Policy(attempts=2, first_wait_s=0.01, longest_wait_s=0.02)
+        feedback(load(path), Console(file=StringIO()), policy=quick, retry_failed=retry)
+    with Ledger.open(load(path).store, print) as ledger:
+        ledger.keep([events.split(0.1, 0.25)])
+    kept = unrun(path, served)
+    more = "SELECT * FROM reserved ORDER BY ALL", "FROM spent", "FROM carried ORDER BY ALL"
+    before = kept.read() | {query: ask(kept.pipeline, query) for query in more}
+    shutil.rmtree(kept.places.journal)
+    kept.reopened()
+    kept.places.store.unlink()
+    kept.reopened()
+    after = kept.read() | {query: ask(kept.pipeline, query) for query in more}
+    for name, rows_ in before.items():
+        assert after[name] == rows_, name
+    assert {row["verdict"] for row in before["calls"]} > {"answered", "again"}
+    assert before["failed"]
+
+
+def test_spend_is_counted_once(kept: Kept) -> None:
+    with Reader.open(kept.places.store) as reader:
+        before = reader.spent()
+    for _ in range(2):
+        damage(kept, lambda n, line: n % 3 == 0)
+        again(kept.pipeline, lambda words: None)
+    with Reader.open(kept.places.store) as reader:
+        assert reader.spent() == before != Spent(1)
+    assert kept.read() == kept.rows
+
+
+# --- completions that came with their prompts -------------------------------------------------------------------------
+
+
+def test_a_judge_whose_model_is_called_carried_keeps_what_it_said(tmp_path: Path, serve: Serve) -> None:
+    served = serve(cast=Cast(POOL, {"carried": 0.1}, 7))
+    judge = {"provider": "openai", "base_url": served.base_url, "model": "carried"}
+    path = bring(tmp_path, served, *(answered(n) for n in range(4)), judges={"judge": judge})
+    run(path)
+    calls = served.stats()["calls"]
+    rows(tmp_path, "prompts.jsonl", *(answered(n) for n in range(5)))
+    run(path)
+    assert calls == 4
+    assert served.stats()["calls"] == 5
+
+
+def test_a_prompt_of_which_a_completion_is_lost_is_not_whole(tmp_path: Path, serve: Serve) -> None:
+    """It came with the prompt, and its source is gone, too."""
+    served = serve()
+    path = bring(tmp_path, served, *(answered(n) for n in range(3)))
+    pipeline, _ = run(path)
+    kept = unrun(path, served)
+    first = next(n for n, line in enumerate(lines(kept)) if b'"t":"carried"' in line)
+    damage(kept, lambda n, line: n == first)
+    pipeline.store.unlink()
+    source = path.parent / "prompts.jsonl"
+    whole = source.read_bytes()
+    source.unlink()
+    again(pipeline, lambda words: None)
+    with Reader.open(pipeline.store) as reader:
+        balance = reader.balance()
+        assert (balance.prompts, balance.whole) == (3, 2)
+        assert balance.total("carried").pending == 1
+    with pytest.raises(BadInput):
+        run(path, "prompts.0.limit=2")
+
+    source.write_bytes(whole)
+    _, ended = run(path)
+    assert not ended.incomplete
