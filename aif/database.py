@@ -2,28 +2,37 @@
 
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 import duckdb
 
-from aif.errors import FULL, StoreDamaged, StoreLocked
+from aif.errors import FULL, StoreDamaged, StoreLocked, StoreStarved
 from aif.lock import Places, busy, holder, is_held, note_in
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
+
+T = TypeVar("T")
 
 # 2.0 files can't be read by 1.x unless made so, and 1.5 is what most people have. The memory limit is DuckDB's share of
 # a run's footprint; beyond it sorts and joins spill beside the store. Over 200,000 prompts with two completions a run
 # takes 740 MB at most with 320 MB; pairs take no longer than with 512. A checkpoint writes indexes anew: each 16 MB of
-# log, as DuckDB has it, 1,000,000 calls took 192 s of CPU, and each 128 MB they took 134.
+# log, as DuckDB has it, 1,000,000 calls took 192 s of CPU, and each 128 MB they took 134. Up to the threshold a column
+# is read of the rows alone whose keys a query names, else of all 2,048 that stand together: 400 MB of texts of 200 KB.
 SETTINGS: dict[str, str | bool | int | float | list[str]] = {
     "storage_compatibility_version": "v1.5.0",
     "memory_limit": "320MB",
     "wal_autocheckpoint": "128MB",
+    "dynamic_or_filter_threshold": 2048,
 }
 
-ROOMY = "1GB"  # the memory limit while a store is made again
+# By zstd, which DuckDB takes for texts above 4 KB, a row is read with all before it: 160 of 100 KB took 38 s, and take
+# 0.05 without. (Named at the opening, 2.0 passes over it.)
+_SCATTERED = "SET disabled_compression_methods = 'zstd'"
+
+ROOMY = "800MB"  # the memory limit while a store is made again, and where the other was too little
 
 
 def connect(path: Path, read_only: bool = False) -> duckdb.DuckDBPyConnection:
@@ -32,11 +41,18 @@ def connect(path: Path, read_only: bool = False) -> duckdb.DuckDBPyConnection:
     if read_only:
         del settings["storage_compatibility_version"]
     try:
-        return duckdb.connect(str(path), read_only=read_only, config=settings)
+        try:
+            db = duckdb.connect(str(path), read_only=read_only, config=settings)
+        except duckdb.OutOfMemoryException:  # its log is taken in while it is opened
+            db = duckdb.connect(str(path), read_only=read_only, config=settings | {"memory_limit": ROOMY})
+        db.execute(_SCATTERED)
+    except duckdb.OutOfMemoryException as error:
+        raise starved(path) from error
     except duckdb.Error as error:
         if "Could not set lock" in str(error):
             raise StoreLocked(_open_elsewhere(path, str(error))) from error
         raise unreadable(path, "DuckDB can't open it", error) from error
+    return db
 
 
 def _open_elsewhere(path: Path, why: str) -> str:
@@ -65,11 +81,20 @@ def unreadable(path: Path, what: str, error: duckdb.Error) -> Exception:
     return _full(error, path) or StoreDamaged(f"{path}: {what} ({str(error).splitlines()[0]})")
 
 
+def starved(path: Path) -> StoreStarved:
+    return StoreStarved(
+        f"{path}: {ROOMY} of memory is too little for what the store was asked; what was answered is kept. Lower "
+        "max_chars of the source that has the longest prompts, or its limit, and run the same command"
+    )
+
+
 @contextmanager
 def noticing(path: Path) -> Iterator[None]:
-    """Turns DuckDB's words for a damaged file, a full disk and Ctrl-C into ours."""
+    """Turns DuckDB's words for a damaged file, a full disk, want of memory and Ctrl-C into ours."""
     try:
         yield
+    except duckdb.OutOfMemoryException as error:
+        raise starved(path) from error
     except duckdb.Error as error:
         if not isinstance(error, DAMAGE) and type(error) is not duckdb.Error and not _full(error, path):
             raise
@@ -78,6 +103,18 @@ def noticing(path: Path) -> Iterator[None]:
         if "interrupted" in str(error).lower():
             raise KeyboardInterrupt from error
         raise
+
+
+def twice(db: duckdb.DuckDBPyConnection, path: Path, ask: Callable[[], T]) -> T:
+    """What is asked of DuckDB. Where it finds no room, it has more from then on, and is asked once more."""
+    with suppress(StoreStarved), noticing(path):
+        return ask()
+    with noticing(path):
+        try:
+            db.execute(f"SET memory_limit = '{ROOMY}'")
+            return ask()
+        except duckdb.TransactionException as error:  # one that was begun before has ended with the first try
+            raise _full(error, path) or starved(path) from error
 
 
 def check_version(db: duckdb.DuckDBPyConnection, path: Path) -> None:

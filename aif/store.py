@@ -12,7 +12,7 @@ from typing import Any, Self
 import duckdb
 import pyarrow as pa
 
-from aif.database import ROOMY, SCHEMA_VERSION, SETTINGS, check_version, connect, noticing, unreadable, within
+from aif.database import ROOMY, SCHEMA_VERSION, SETTINGS, check_version, connect, noticing, twice, unreadable, within
 from aif.errors import JournalDamaged, StoreDamaged
 from aif.events import Record
 from aif.journal import Position
@@ -109,16 +109,20 @@ class Store:
     def apply(self, steps: Sequence[Step], position: Position, damaged: int = 0) -> None:
         """Takes in what the journal holds up to `position`, all or none. An answer that is there already stays as it
         is."""
-        with self._transaction():
-            for step in steps:
-                if isinstance(step, Batch):
-                    self._take(step)
-                else:
-                    self._turn(step)
-            self._db.execute(
-                'UPDATE about SET segment = ?, "offset" = ?, damaged = damaged + ?',
-                [position.segment, position.offset, damaged],
-            )
+
+        def take() -> None:
+            with self._transaction():
+                for step in steps:
+                    if isinstance(step, Batch):
+                        self._take(step)
+                    else:
+                        self._turn(step)
+                self._db.execute(
+                    'UPDATE about SET segment = ?, "offset" = ?, damaged = damaged + ?',
+                    [position.segment, position.offset, damaged],
+                )
+
+        twice(self._db, self.path, take)
 
     def _take(self, batch: Batch) -> None:
         if batch.answered:
