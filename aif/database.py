@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -81,6 +81,19 @@ def unreadable(path: Path, what: str, error: duckdb.Error) -> Exception:
     return _full(error, path) or StoreDamaged(f"{path}: {what} ({str(error).splitlines()[0]})")
 
 
+_WANT = "Out of Memory Error"
+
+
+@contextmanager
+def roomier() -> Iterator[None]:
+    """Within it stores are opened with more memory."""
+    before, SETTINGS["memory_limit"] = SETTINGS["memory_limit"], ROOMY
+    try:
+        yield
+    finally:
+        SETTINGS["memory_limit"] = before
+
+
 def starved(path: Path) -> StoreStarved:
     return StoreStarved(
         f"{path}: {ROOMY} of memory is too little for what the store was asked; what was answered is kept. Lower "
@@ -93,9 +106,9 @@ def noticing(path: Path) -> Iterator[None]:
     """Turns DuckDB's words for a damaged file, a full disk, want of memory and Ctrl-C into ours."""
     try:
         yield
-    except duckdb.OutOfMemoryException as error:
-        raise starved(path) from error
     except duckdb.Error as error:
+        if _WANT in str(error):  # also of a rollback that finds no room, and of all that is asked after it
+            raise starved(path) from error
         if not isinstance(error, DAMAGE) and type(error) is not duckdb.Error and not _full(error, path):
             raise
         raise unreadable(path, "the store is damaged", error) from error
@@ -106,15 +119,18 @@ def noticing(path: Path) -> Iterator[None]:
 
 
 def twice(db: duckdb.DuckDBPyConnection, path: Path, ask: Callable[[], T]) -> T:
-    """What is asked of DuckDB. Where it finds no room, it has more from then on, and is asked once more."""
-    with suppress(StoreStarved), noticing(path):
-        return ask()
-    with noticing(path):
+    """What is asked of DuckDB. Where it finds no room, it has more from then on, and is asked once more, if it still
+    takes questions: with a transaction that was begun before it may not."""
+    try:
+        with noticing(path):
+            return ask()
+    except StoreStarved as starving:
         try:
             db.execute(f"SET memory_limit = '{ROOMY}'")
-            return ask()
-        except duckdb.TransactionException as error:  # one that was begun before has ended with the first try
-            raise _full(error, path) or starved(path) from error
+        except duckdb.Error:
+            raise starving from None
+    with noticing(path):
+        return ask()
 
 
 def check_version(db: duckdb.DuckDBPyConnection, path: Path) -> None:

@@ -28,6 +28,15 @@ if TYPE_CHECKING:  # these load numpy, 0.2 s of CPU, which `aif status` can do w
 _AMONG = "position IN (SELECT unnest($positions)) AND position BETWEEN $first AND $last"
 
 
+def _encoded(rows: "pa.Table") -> "pa.Table":
+    import pyarrow as pa
+
+    texts = {field.name for field in rows.schema if pa.types.is_string(field.type)}
+    return pa.table(
+        {name: rows[name].dictionary_encode() if name in texts else rows[name] for name in rows.column_names}
+    )
+
+
 _KEY = {"prompts": "prompt_id", "completions": "key", "texts": "digest"}
 
 
@@ -180,6 +189,16 @@ class Reader:
         table = twice(self._db, self._path, lambda: self._db.sql(query, params=parameters).to_arrow_table())
         assert table is not None
         return table
+
+    def numbered(self, query: str) -> "pa.Table":
+        """The same, each text once and by number: of 2,500,000 pairs that is 0.1 GB in place of 0.6."""
+        import pyarrow as pa
+
+        def ask() -> list[pa.Table]:
+            rows = self._db.sql(query).to_arrow_reader(100_000)
+            return [_encoded(rows.schema.empty_table()), *(_encoded(pa.Table.from_batches([one])) for one in rows)]
+
+        return pa.concat_tables(twice(self._db, self._path, ask)).unify_dictionaries()
 
     def _rows(self, query: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> list[tuple[Any, ...]]:
         return twice(self._db, self._path, lambda: self._db.execute(query, parameters).fetchall())

@@ -186,7 +186,7 @@ class Results(Reader):
     def paired(self) -> pa.Table:
         """Every pair without its texts, by prompt_id and n: prompt_id, n, source, chosen and rejected (keys), the
         models' names and the scores."""
-        return self.arrow(
+        return self.numbered(
             "SELECT prompt_id, n, source, chosen, rejected, chosen_model, rejected_model, score_chosen, score_rejected "
             "FROM pairs ORDER BY prompt_id, n"
         )

@@ -1,6 +1,7 @@
 """Pages: every row once, in order, within the bounds."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 from unittest.mock import patch
 
 from hypothesis import given
@@ -20,7 +21,7 @@ def test_rows_of_any_sizes_come_once_in_order_within_the_bounds_or_alone(sizes: 
     for page in found:
         assert 1 <= len(page) <= most
         assert len(page) == 1 or sum(size for _, size in page) <= 100
-    for page, behind in zip(found, found[1:], strict=False):  # and none is cut before it must be
+    for page, behind in pairwise(found):  # and none is cut before it must be
         assert len(page) == most or sum(size for _, size in page) + behind[0][1] > 100
 
 
