@@ -32,7 +32,8 @@ SETTINGS: dict[str, str | bool | int | float | list[str]] = {
 # 0.05 without. (Named at the opening, 2.0 passes over it.)
 _SCATTERED = "SET disabled_compression_methods = 'zstd'"
 
-ROOMY = "800MB"  # the memory limit while a store is made again, and where the other was too little
+ROOMY = "500MB"  # the memory limit while a store is made again: with 1GB that takes 1.3 GB in all
+AMPLE = "1GB"  # and where another was too little
 
 
 def connect(path: Path, read_only: bool = False) -> duckdb.DuckDBPyConnection:
@@ -44,7 +45,7 @@ def connect(path: Path, read_only: bool = False) -> duckdb.DuckDBPyConnection:
         try:
             db = duckdb.connect(str(path), read_only=read_only, config=settings)
         except duckdb.OutOfMemoryException:  # its log is taken in while it is opened
-            db = duckdb.connect(str(path), read_only=read_only, config=settings | {"memory_limit": ROOMY})
+            db = duckdb.connect(str(path), read_only=read_only, config=settings | {"memory_limit": AMPLE})
         db.execute(_SCATTERED)
     except duckdb.OutOfMemoryException as error:
         raise starved(path) from error
@@ -87,7 +88,7 @@ _WANT = "Out of Memory Error"
 @contextmanager
 def roomier() -> Iterator[None]:
     """Within it stores are opened with more memory."""
-    before, SETTINGS["memory_limit"] = SETTINGS["memory_limit"], ROOMY
+    before, SETTINGS["memory_limit"] = SETTINGS["memory_limit"], AMPLE
     try:
         yield
     finally:
@@ -96,7 +97,7 @@ def roomier() -> Iterator[None]:
 
 def starved(path: Path) -> StoreStarved:
     return StoreStarved(
-        f"{path}: {ROOMY} of memory is too little for what the store was asked; what was answered is kept. Lower "
+        f"{path}: {AMPLE} of memory is too little for what the store was asked; what was answered is kept. Lower "
         "max_chars of the source that has the longest prompts, or its limit, and run the same command"
     )
 
@@ -126,7 +127,7 @@ def twice(db: duckdb.DuckDBPyConnection, path: Path, ask: Callable[[], T]) -> T:
             return ask()
     except StoreStarved as starving:
         try:
-            db.execute(f"SET memory_limit = '{ROOMY}'")
+            db.execute(f"SET memory_limit = '{AMPLE}'")
         except duckdb.Error:
             raise starving from None
     with noticing(path):

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
-from aif.database import ROOMY, roomier
+from aif.database import AMPLE, roomier
 from aif.errors import BadInput, JournalDamaged, StoreDamaged, StoreLocked, StoreStarved
 from aif.events import Record
 from aif.following import follow
@@ -86,7 +86,7 @@ class Ledger:
             if (trouble := _trouble(error)) is None:
                 raise
         if isinstance(trouble, StoreStarved):
-            tell(f"{path}: the store asks for more memory than it has; it gets {ROOMY}")
+            tell(f"{path}: the store asks for more memory than it has; it gets {AMPLE}")
             with roomier(), cls.open(path, tell, rubric) as ledger:
                 return work(ledger)
         tell(f"{trouble}; it is made again from the journal")

@@ -306,53 +306,53 @@ class Reader:
         places = self._rows(
             "SELECT seq, position FROM ready WHERE seq > ? AND seq <= ? ORDER BY seq", [after, after + limit]
         )
-        prompts, keys = self._places([at for _, at in places])
-
-        def size(place: tuple[int, int]) -> int:
-            return int(prompts[place[1]][-1] + sum(bytes for _, bytes in keys.get(place[1], ())))
-
-        page = next(pages(places, size, limit), [])
-        positions = [position for _, position in page]
-        whole = self._prompts_at(positions)
-        texts = self._texts_at(positions)
-        needs = self._needs_at(positions)
+        positions = [position for _, position in places]
+        prompts, keys = self._prompt_rows(positions), self._completion_rows(positions)
+        bytes = Counter[int]()
+        for at, *_, held in (*prompts, *keys):
+            bytes[at] += held
+        page = next(pages(places, lambda place: bytes[place[1]], limit), [])
+        taken = {position for _, position in page}
+        whole = self._prompts_of([row for row in prompts if row[0] in taken])
+        texts = self._texts_of([row for row in keys if row[0] in taken])
+        needs = self._needs_at([position for _, position in page])
         return [Ready(seq, whole[at], texts.get(at, {}), tuple(needs.get(at, ()))) for seq, at in page]
 
-    def _places(
-        self, positions: Sequence[int]
-    ) -> tuple[dict[int, tuple[str, str, int]], dict[int, list[tuple[str, int]]]]:
-        """By position the prompt's id, source and bytes; and the keys of its completions, each with its bytes."""
-        prompts = self._rows(
+    def _prompts_at(self, positions: Sequence[int]) -> dict[int, Prompt]:
+        return self._prompts_of(self._prompt_rows(positions))
+
+    def _texts_at(self, positions: Sequence[int]) -> dict[int, dict[str, str]]:
+        return self._texts_of(self._completion_rows(positions))
+
+    def _prompt_rows(self, positions: Sequence[int]) -> list[tuple[Any, ...]]:
+        """Position, id, source and bytes of the prompts."""
+        return self._rows(
             f"SELECT position, prompt_id, source, bytes FROM selection JOIN prompts USING (prompt_id) WHERE {_AMONG}",
             _among(positions),
         )
-        keys: dict[int, list[tuple[str, int]]] = {}
-        for at, key, bytes in self._rows(
-            f"SELECT position, key, bytes FROM slots JOIN completions USING (key) WHERE {_AMONG}", _among(positions)
-        ):
-            keys.setdefault(at, []).append((key, bytes))
-        return {at: (id, source, bytes) for at, id, source, bytes in prompts}, keys
 
-    def _prompts_at(self, positions: Sequence[int]) -> dict[int, Prompt]:
-        prompts, _ = self._places(positions)
+    def _completion_rows(self, positions: Sequence[int]) -> list[tuple[Any, ...]]:
+        """Position, key and bytes of the completions there are."""
+        return self._rows(
+            f"SELECT position, key, bytes FROM slots JOIN completions USING (key) WHERE {_AMONG}", _among(positions)
+        )
+
+    def _prompts_of(self, rows: Sequence[tuple[Any, ...]]) -> dict[int, Prompt]:
         found: dict[int, Prompt] = {}
-        for page in pages(prompts.items(), lambda one: one[1][-1], KEYS):
-            messages, material = (
-                self._column("prompts", column, [id for _, (id, *_) in page]) for column in ("messages", "material")
-            )
-            for at, (id, source, _) in page:
+        for page in pages(rows, lambda row: row[-1], KEYS):
+            ids = [id for _, id, *_ in page]
+            messages, material = (self._column("prompts", column, ids) for column in ("messages", "material"))
+            for at, id, source, _ in page:
                 told = orjson.loads(material[id]) if material[id] else {}
                 found[at] = Prompt(id, as_messages(messages[id]), source, material=told)
         return found
 
-    def _texts_at(self, positions: Sequence[int]) -> dict[int, dict[str, str]]:
-        _, keys = self._places(positions)
-        found: dict[int, dict[str, str]] = {at: {} for at in keys}
-        sized = ((at, key, bytes) for at, some in keys.items() for key, bytes in some)
-        for page in pages(sized, lambda one: one[2], KEYS):
+    def _texts_of(self, rows: Sequence[tuple[Any, ...]]) -> dict[int, dict[str, str]]:
+        found: dict[int, dict[str, str]] = {}
+        for page in pages(rows, lambda row: row[-1], KEYS):
             texts = self._column("completions", "text", [key for _, key, _ in page])
             for at, key, _ in page:
-                found[at][key] = texts[key]
+                found.setdefault(at, {})[key] = texts[key]
         return found
 
     def _needs_at(self, positions: list[int]) -> dict[int, list[Need]]:

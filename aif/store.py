@@ -12,7 +12,18 @@ from typing import Any, Self
 import duckdb
 import pyarrow as pa
 
-from aif.database import ROOMY, SCHEMA_VERSION, SETTINGS, check_version, connect, noticing, twice, unreadable, within
+from aif.database import (
+    AMPLE,
+    ROOMY,
+    SCHEMA_VERSION,
+    SETTINGS,
+    check_version,
+    connect,
+    noticing,
+    twice,
+    unreadable,
+    within,
+)
 from aif.errors import JournalDamaged, StoreDamaged
 from aif.events import Record
 from aif.journal import Position
@@ -85,8 +96,9 @@ class Store:
     @contextmanager
     def roomy(self) -> Iterator[None]:
         """Gives DuckDB more memory: while a store is made again, there is nothing else that needs it, and 1,000,000
-        calls are taken in in 53 s in place of 66."""
-        self._db.execute(f"SET memory_limit = '{ROOMY}'")
+        calls are taken in in 53 s with 1 GB, in place of 66 with 320 MB."""
+        if SETTINGS["memory_limit"] != AMPLE:
+            self._db.execute(f"SET memory_limit = '{ROOMY}'")
         try:
             yield
         finally:

@@ -78,7 +78,7 @@ def trial(folder: Path, full: bool) -> Figures:
 
 def _measured(folder: Path, world: World) -> dict[str, float | str]:
     """Peak memory in MB by command; of one that failed, its last words."""
-    with served() as server:
+    with served(max_model_len=10**6) as server:
         path = _pipeline(folder, server.base_url, world)
         asked = [("run", path, "--yes", "--limit", ASKED), ("run", path, "--yes", "--limit", MORE)]
         commands = {

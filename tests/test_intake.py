@@ -196,7 +196,7 @@ def test_long_prompts_find_room_where_one_page_of_rows_would_not(
 ) -> None:
     """1,200 prompts of 50,000 characters are 60 MB: kept, planned and read in 48 MB of DuckDB's."""
     monkeypatch.setitem(SETTINGS, "memory_limit", "48MB")
-    monkeypatch.setattr(database, "ROOMY", "48MB")
+    monkeypatch.setattr(database, "AMPLE", "48MB")
     monkeypatch.setattr(paging, "PAGE_BYTES", 2**20)
     rows(tmp_path / "a.jsonl", *(f"{n} {'word ' * 10_000}" for n in range(1200)))
     rows(tmp_path / "b.jsonl")
