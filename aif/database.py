@@ -82,7 +82,7 @@ def unreadable(path: Path, what: str, error: duckdb.Error) -> Exception:
     return _full(error, path) or StoreDamaged(f"{path}: {what} ({str(error).splitlines()[0]})")
 
 
-_WANT = "Out of Memory Error"
+_WANT = ("Out of Memory Error", "bad allocation")  # the latter where the system gives none
 
 
 @contextmanager
@@ -108,7 +108,9 @@ def noticing(path: Path) -> Iterator[None]:
     try:
         yield
     except duckdb.Error as error:
-        if _WANT in str(error):  # also of a rollback that finds no room, and of all that is asked after it
+        if any(
+            words in str(error) for words in _WANT
+        ):  # also of a rollback that finds no room, and of all that is asked after it
             raise starved(path) from error
         if not isinstance(error, DAMAGE) and type(error) is not duckdb.Error and not _full(error, path):
             raise

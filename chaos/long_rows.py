@@ -1,7 +1,7 @@
 """Rows of any length: what a run, its resumption, an export and a rebuild take of memory, each a process of its own."""
 
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -21,7 +21,7 @@ PROMISE = (
 )
 MB = 1200
 ASKED, MORE = 5, 60  # prompts about which the first run asks, and the next
-FORMATS = ["trl", "h4", "ultrafeedback", "kto", "sft", "reward"]
+FORMATS = ("trl", "h4", "ultrafeedback", "kto", "sft", "reward")
 CHINESE = "".join(map(chr, range(0x4E00, 0x6E00)))
 ENGLISH = "The moon draws the sea, and the sea keeps what it is given. "
 
@@ -40,6 +40,7 @@ class World:
     completions: int = 0
     each: int = 0  # characters of a completion
     pairs: Mapping[str, Any] = field(default_factory=dict)
+    formats: Sequence[str] = FORMATS
 
     def rows(self) -> Iterator[Row]:
         random, much = Random(17), self.text * (2 * max(self.characters, self.each, 3800) // len(self.text) + 1)
@@ -66,7 +67,15 @@ FULL = (
     World("2,100 short ones with 20 columns of 3.8 kB", 2100, 50, columns=20),
     World("300 of 400,000", 300, 400_000),
     World("1,200 with 2 completions of 200 kB", 1200, 50, completions=2, each=200_000),
-    World("5,000 with all pairs of 32 completions", 5000, 50, completions=32, each=50, pairs={"policy": "all"}),
+    World(
+        "5,000 with all pairs of 32 completions",
+        5000,
+        50,
+        completions=32,
+        each=50,
+        pairs={"policy": "all"},
+        formats=["trl"],
+    ),
     World("one with 8,000 completions", 1, 50, completions=8000, each=50),
 )
 SHORT = (World("40 prompts of 40,000 with 2 completions of 40,000", 40, 40_000, completions=2, each=40_000),)
@@ -92,7 +101,9 @@ def _measured(folder: Path, world: World) -> dict[str, float | str]:
 
 def _pipeline(folder: Path, base_url: str, world: World) -> Path:
     sizes = {"per_prompt": 2, "max_tokens": 64}
-    path = pipeline(folder, base_url, 0, completions=sizes, export={"formats": FORMATS}, pairs=dict(world.pairs))
+    path = pipeline(
+        folder, base_url, 0, completions=sizes, export={"formats": list(world.formats)}, pairs=dict(world.pairs)
+    )
     said = yaml.safe_load(path.read_text())
     said["prompts"][0]["max_chars"] = 1_000_000
     if world.completions:  # nobody is asked, for completions or for ratings

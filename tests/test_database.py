@@ -43,6 +43,16 @@ def test_what_finds_no_room_twice_says_what_to_do(tmp_path: Path, monkeypatch: p
             twice(db, tmp_path, long_text(db, 50))
 
 
+def test_a_commit_that_the_system_gives_no_memory_is_told_as_that(tmp_path: Path) -> None:
+    """What DuckDB says under `ulimit -v`."""
+
+    def ask() -> None:
+        raise duckdb.TransactionException("Failed to commit: Failed to re-allocate block of 32 bytes (bad allocation)")
+
+    with connect(tmp_path / "s.duckdb") as db, pytest.raises(StoreStarved):
+        twice(db, tmp_path, ask)
+
+
 def test_what_is_no_want_of_memory_is_asked_once(tmp_path: Path) -> None:
     asked: list[int] = []
 
