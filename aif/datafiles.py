@@ -13,8 +13,9 @@ from typing import Any, BinaryIO
 import orjson
 
 from aif.errors import BadInput
+from aif.paging import PAGE_BYTES
 
-BATCH = 256  # Parquet rows in memory at a time, as long conversations may be 100 kB each
+BATCH = 256  # Parquet rows in memory at a time, and fewer where they are long
 
 _BOM = b"\xef\xbb\xbf"
 _CELL = 2**31 - 1
@@ -125,7 +126,9 @@ def _parquet(path: Path, file: BinaryIO) -> Iterator[tuple[str, dict[str, Any]]]
         names = table.schema_arrow.names
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise BadInput(f"{path}: column {twice[0]!r} is there twice; name each once")
-    batches, read = table.iter_batches(batch_size=BATCH), 0
+    groups = [table.metadata.row_group(n) for n in range(table.num_row_groups)]
+    longest = max((group.total_byte_size // max(1, group.num_rows) for group in groups), default=0)
+    batches, read = table.iter_batches(batch_size=max(1, min(BATCH, PAGE_BYTES // max(1, longest)))), 0
     while True:
         with _sound(f"{path} row {read}"):
             batch = next(batches, None)

@@ -5,13 +5,14 @@
       NotStarted            2    asked whether to spend so much, a person said no
       Incomplete            3    an export that is to be more complete than it can be now
       StoreLocked           6    another run holds the store
+      StoreStarved          8    the store asks for more memory than it may take
       StoreDamaged          7    the store can't be read as it is; it can be made again from the journal
       JournalDamaged        7    the journal can't, and it is the truth
       ProviderRefused       5    a provider said no for good: key, quota, model
       BudgetReached         4    the budget covers no further call
 
 Exit codes that are no errors: 0 done, 3 done with failures, 130 interrupted in order.
-8 is the system's own error, an OSError that says that the disk is full.
+8 is also the system's own error, an OSError that says that the disk is full.
 Errors of a single call are `aif.chat.base.CallError`: rows in the store, never the end of a run.
 """
 
@@ -71,6 +72,12 @@ class StoreDamaged(AifError):
     """The store can't be read. It is derived: `Ledger.use` makes it again from the journal."""
 
     exit = Exit.DAMAGED
+
+
+class StoreStarved(AifError):
+    """DuckDB finds no room in memory; the message says what makes what it holds smaller."""
+
+    exit = Exit.DISK
 
 
 class JournalDamaged(AifError):

@@ -171,7 +171,8 @@ def _parts(
     for config in formats:
         of, index = made_of(config), found[made_of(config)].index
         draws = _drawn(index)
-        held_out = pa.array([draws[prompt_id] < share for prompt_id in index.column("prompt_id").to_pylist()])
+        drawn_out = pa.array([prompt_id for prompt_id, draw in draws.items() if draw < share], pa.string())
+        held_out = pc.is_in(index.column("prompt_id"), value_set=drawn_out)
         split: dict[Part, pa.Table] = {"train": index.filter(pc.invert(held_out)), "test": index.filter(held_out)}
         if not split["train"].num_rows:
             raise BadInput(

@@ -14,7 +14,7 @@ from aif.errors import AifError
 from aif.formats import FORMATS, Part, file_of
 from aif.layout import Layout, Of
 
-ROW_GROUP = 2000  # rows; of 10 KB each 20 MB, which the Hub's viewer still reads at once
+ROW_GROUP = 2000  # rows at most, and a page of them (see paging.py): the Hub's viewer reads a row group at once
 
 Parts = Mapping[Of, Mapping[Part, pa.Table]]
 
@@ -61,12 +61,11 @@ def _fill(files: Sequence[tuple[Layout, Path]], batches: Iterator[list[Any]], ro
     with ExitStack() as stack:
         writers = [(layout.name, stack.enter_context(_writer(path, layout))) for layout, path in files]
         for batch in batches:
-            made = {
-                name: pa.Table.from_pylist([layout.row(one) for one in batch], schema=layout.schema)
-                for name, layout in layouts.items()
-            }
-            for name, writer in writers:
-                writer.write_table(made[name], row_group_size=row_group)
+            for name, layout in layouts.items():
+                made = pa.Table.from_pylist([layout.row(one) for one in batch], schema=layout.schema)
+                for of, writer in writers:
+                    if of == name:
+                        writer.write_table(made, row_group_size=row_group)
 
 
 def _writer(path: Path, layout: Layout) -> pq.ParquetWriter:
@@ -107,5 +106,6 @@ def name_by_content(folder: Path, rows: Mapping[str, Mapping[str, int]]) -> dict
 
 def read(path: Path) -> Iterator[dict[str, Any]]:
     with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=500):
-            yield from batch.to_pylist()
+        for group in range(file.num_row_groups):  # else a batch takes rows of several, each as long as a page allows
+            for batch in file.iter_batches(batch_size=500, row_groups=[group]):
+                yield from batch.to_pylist()

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import orjson
 
@@ -11,6 +11,7 @@ from aif import events, sources, yamltext
 from aif.config import Pipeline
 from aif.errors import BadInput
 from aif.events import Record
+from aif.paging import pages, utf8
 from aif.plan import PoolModel, Principles, carried_key, carried_slots, plan_digest, slots
 from aif.prompt_row import Skipped
 from aif.queries import Reader
@@ -22,10 +23,9 @@ if TYPE_CHECKING:  # who only asks has no use for them
     from aif.ledger import Ledger
     from aif.store import Store
 
-PAGE = 2000
+PAGE = 2000  # rows, at most
+CARRIED_MOST = 65_535  # completions that come with one prompt: the store numbers so many
 TOLD = 5  # rows that can't be used are named, up to so many
-
-T = TypeVar("T")
 
 
 def rubric_of(pipeline: Pipeline) -> Rubric:
@@ -249,7 +249,7 @@ def _pages(
     all come to the one prompt, from whichever file. Without a pool a prompt that brings none is left out.
     """
     start = told = 0
-    for chunk in _chunks(rows, PAGE):
+    for chunk in pages(rows, _held, PAGE):
         prompts = [(name, found) for name, found in chunk if isinstance(found, Prompt)]
         left_out = [(name, found) for name, found in chunk if isinstance(found, Skipped)]
         counts.update((name, found.reason) for name, found in left_out)
@@ -282,6 +282,7 @@ class _Page:
             stored, held = reader.known(ids), reader.held(every)
             # what an interrupted reading left behind is nothing that this one has taken
             taken, gathered = (set(), set()) if first else reader.taken(ids, every)
+            had = Counter[str]({} if first or not every else reader.gathered(ids))
         page = cls([], [], [], [], Counter())
         for (source, prompt), own in zip(rows, keys, strict=True):
             new = [(key, one) for key, one in zip(own, prompt.carried, strict=True) if key not in gathered]
@@ -291,6 +292,13 @@ class _Page:
                 page.fresh.append(prompt)
                 if stored.get(prompt.prompt_id) != _kept_beside(prompt):
                     page.prompts.append(prompt)
+            had[prompt.prompt_id] += len(new)
+            if had[prompt.prompt_id] > CARRIED_MOST:
+                raise BadInput(
+                    f"{prompt.where}: with this row {had[prompt.prompt_id]:,} completions come to one prompt "
+                    f"({prompt.messages[-1].content[:60]!r}), more than {CARRIED_MOST:,}; correct field: in the "
+                    "pipeline file, which names the column of the prompt: rows of one prompt are gathered"
+                )
             page.carried.extend((prompt.prompt_id, key, one.score) for key, one in new)
             page.completions.extend((key, prompt.prompt_id, one) for key, one in new if key not in held)
             taken.add(prompt.prompt_id)
@@ -319,12 +327,11 @@ def _tell_bad_rows(rows: Sequence[Skipped], tell: Callable[[str], None], most: i
     return min(len(rows), most)
 
 
-def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    chunk: list[T] = []
-    for item in items:
-        chunk.append(item)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
+def _held(row: tuple[str, Prompt | Skipped]) -> int:
+    """The bytes of what a row gives."""
+    prompt = row[1]
+    if isinstance(prompt, Skipped):
+        return 0
+    meta = len(orjson.dumps(dict(prompt.meta)))
+    texts = (*(turn.content for turn in prompt.messages), *prompt.material.values())
+    return meta + utf8(*texts, *(one.text for one in prompt.carried))

@@ -18,7 +18,8 @@ import orjson
 
 from aif import events, salvage
 from aif import journal as journals
-from aif.errors import BadInput, JournalDamaged, StoreDamaged, StoreLocked
+from aif.database import AMPLE, roomier
+from aif.errors import BadInput, JournalDamaged, StoreDamaged, StoreLocked, StoreStarved
 from aif.events import Record
 from aif.following import follow
 from aif.journal import START, Damage, Journal, Position
@@ -89,15 +90,19 @@ class Ledger:
 
         A store may show only on the way, in whichever thread, that it is damaged: a block is checked when it is read.
         Then it is set aside and made again from the journal, and `work` is done once more: it goes by what the ledger
-        holds. What is damaged again is raised.
+        holds. What is damaged again is raised. So it is, with more memory, where DuckDB finds no room.
         """
         try:
             with cls.open(path, tell, rubric) as ledger:
                 return work(ledger)
-        except (StoreDamaged, BaseExceptionGroup) as error:
-            if (damage := _damage(error)) is None:
+        except (StoreDamaged, StoreStarved, BaseExceptionGroup) as error:
+            if (trouble := _trouble(error)) is None:
                 raise
-            tell(f"{damage}; it is made again from the journal")
+        if isinstance(trouble, StoreStarved):
+            tell(f"{path}: the store asks for more memory than it has; it gets {AMPLE}")
+            with roomier(), cls.open(path, tell, rubric) as ledger:
+                return work(ledger)
+        tell(f"{trouble}; it is made again from the journal")
         with cls.open(path, tell, rubric, anew=True) as ledger:
             return work(ledger)
 
@@ -183,13 +188,13 @@ class Ledger:
         follow(self.store, self.places.journal, self.rubrics, far=math.inf)
 
 
-def _damage(error: BaseException) -> StoreDamaged | None:
+def _trouble(error: BaseException) -> StoreDamaged | StoreStarved | None:
     """What is wrong with the store, where nothing else went wrong."""
     while isinstance(error, BaseExceptionGroup):
-        if error.split(StoreDamaged)[1] is not None:
+        if error.split((StoreDamaged, StoreStarved))[1] is not None:
             return None
         error = error.exceptions[0]
-    return error if isinstance(error, StoreDamaged) else None
+    return error if isinstance(error, (StoreDamaged, StoreStarved)) else None
 
 
 def _rubrics(aside: Path) -> dict[str, dict[str, str]]:

@@ -141,8 +141,7 @@ class Outlook(Reader):
             [identity, most],
         )
         prompts = self._prompts_at(list({at for at, *_ in rows}))
-        shown = [{"key": key} for _, _, keys, *_ in rows for key in keys]
-        texts = self._by_key("SELECT key, text FROM completions WHERE key", shown, "key")
+        texts = self._column("completions", "text", [key for _, _, keys, *_ in rows for key in keys])
         return [
             Judged(prompts[at], request, tuple(texts[key] for key in keys), rubric, form, tokens)
             for at, request, keys, rubric, form, tokens in rows

@@ -54,7 +54,8 @@ def _paired(pipeline: Pipeline, rubric: Rubric, reader: Results, policy: Policy)
     """What became of the prompts, a part after the other: what a prompt is paired to depends on no other prompt, but
     for a cap on models. (800,000 completions took 1,255 MB at once, and take 747.)"""
     weights = _weights(pipeline, rubric)
-    parts = reader.scores_by_part(*weights) if policy.max_per_model is None else [reader.scores(*weights)]
+    all_pairs = policy.name in ("all", "on_policy")
+    parts = reader.scores_by_part(*weights, all_pairs) if policy.max_per_model is None else [reader.scores(*weights)]
     return (pair(part, policy) for part in parts)
 
 

@@ -7,6 +7,7 @@ the order of its rows nor on any other prompt, but for `max_per_model`, which is
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from aif.errors import BadInput
 from aif.records import fraction
 from aif.scoring import TOLERANCE, Bools, Floats, Ints, Rows, Scored, Scores, score
 
@@ -32,6 +34,8 @@ REASONS = (
     "model_cap",  # its pairs' models have been on their sides max_per_model times
 )
 OUTCOMES = ("paired", *REASONS)
+
+MOST_PAIRS = 4_000_000  # of a prompt's, each way: `all` of 2,000 completions, which take 0.6 GB
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,16 +182,19 @@ class _Pairs:
     of: int
 
     @classmethod
-    def all(cls, rows: Rows, means: Floats) -> "_Pairs":
-        """Every two rows of a prompt of which one is higher. By distance, so that no array is longer than the rows."""
-        highs, lows = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
-        for distance in range(1, int(rows.sizes.max(initial=0))):
-            near = np.flatnonzero(rows.prompt[distance:] == rows.prompt[:-distance])
-            for high, low in ((near, near + distance), (near + distance, near)):
-                above = means[high] > means[low] + TOLERANCE
-                highs.append(high[above])
-                lows.append(low[above])
-        return cls(np.concatenate(highs), np.concatenate(lows), rows.prompt, len(rows.starts))
+    def of_each(cls, ones: Ints, rows: Rows, means: Floats, above: bool = True) -> "_Pairs":
+        """Each of these rows with every row of its prompt that it is above, or below."""
+        sizes = rows.sizes[rows.prompt[ones]]
+        mine = np.repeat(ones, sizes)
+        starts = np.cumsum(sizes) - sizes
+        others = np.arange(len(mine)) - np.repeat(starts - rows.starts[rows.prompt[ones]], sizes)
+        high, low = (mine, others) if above else (others, mine)
+        kept = means[high] > means[low] + TOLERANCE
+        return cls(high[kept], low[kept], rows.prompt, len(rows.starts))
+
+    def also(self, others: "_Pairs") -> "_Pairs":
+        high, low = np.concatenate((self.high, others.high)), np.concatenate((self.low, others.low))
+        return _Pairs(high, low, self.owner, self.of)
 
     def only(self, kept: Bools | Ints) -> "_Pairs":
         """Some of them, by mask or by number."""
@@ -219,33 +226,68 @@ class _Ends:
 
 
 def _candidates(scores: Scores, rows: Rows, means: Floats, policy: Policy, ends: _Ends) -> _Pairs:
-    """The pairs the policy may pick from. Puts down why a prompt has none."""
-    found = _Pairs.all(rows, means)
+    """The pairs the policy may pick from. Puts down why a prompt has none.
+
+    Whether any two rows are far enough apart is known of the highest and the lowest: pairs are made of what may be
+    chosen alone, since of 8,000 completions all of them take 1.4 GB.
+    """
+    every = np.ones(len(means), dtype=bool)
+    own, whole = every, ~scores.truncated
+    if policy.name == "on_policy":
+        own = np.array([name == policy.model for name in rows.models.to_pylist()], dtype=bool)[rows.model]
+        ends.put("no_such_model", ~rows.any(own))
+    sides: list[tuple[Bools, Bools]] = [(own, every)] if own is every else [(own, every), (every, own)]
+    ends.put("all_truncated", ~rows.any(whole))
+    reach = _reach(rows, means, [(high & whole, low) for high, low in sides], 0.0)
+    ends.put("best_truncated", _reach(rows, means, sides, 0.0) & ~reach)
+    ends.put("tie", ~reach)
+    reach = _reach(rows, means, [(high & whole, low) for high, low in sides], policy.min_margin)
+    ends.put("margin", ~reach)
+    may = whole & ~np.isnan(means) & reach[rows.prompt]
+    if policy.name in ("best_vs_random", "best_vs_worst"):
+        # drawn only where a pair is in reach: 200,000 draws are half of the 0.5 s that 64,000 prompts of four take
+        best = rows.pick(rows.best(may, means), policy.seed, "chosen")
+        found = _Pairs.of_each(best[best >= 0], rows, means)
+    else:
+        found = _Pairs.of_each(_few(np.flatnonzero(may & own), rows), rows, means)
+        if own is not every:
+            others = _Pairs.of_each(_few(np.flatnonzero(own & reach[rows.prompt]), rows), rows, means, above=False)
+            found = found.also(others.only((may & ~own)[others.high]))
+    found = found.only(means[found.high] - means[found.low] >= policy.min_margin - TOLERANCE)
 
     def keep(kept: Bools, reason: str) -> None:
         nonlocal found
         found = found.only(kept)
         ends.put(reason, ~found.prompts())
 
-    if policy.name == "on_policy":
-        wanted = np.array([name == policy.model for name in rows.models.to_pylist()], dtype=bool)[rows.model]
-        ends.put("no_such_model", ~rows.any(wanted))
-        found = found.only(wanted[found.high] | wanted[found.low])
-    whole = ~scores.truncated
-    ends.put("all_truncated", ~rows.any(whole))
-    ends.put("best_truncated", found.prompts() & ~found.only(whole[found.high]).prompts())
-    keep(whole[found.high], "tie")
-    keep(means[found.high] - means[found.low] >= policy.min_margin - TOLERANCE, "margin")
-    if policy.name in ("best_vs_random", "best_vs_worst"):
-        # drawn only where a pair is in reach: 200,000 draws are half of the 0.5 s that 64,000 prompts of four take
-        best = rows.best(whole & ~np.isnan(means), means) & found.prompts()[rows.prompt]
-        found = found.only(found.high == rows.pick(best, policy.seed, "chosen")[found.prompt])
     keep(rows.text[found.high] != rows.text[found.low], "identical")
     if policy.max_length_ratio is not None:
-        sides = scores.lengths[found.high], scores.lengths[found.low]
-        longest = policy.max_length_ratio * np.minimum(*sides) + TOLERANCE
-        keep(np.maximum(*sides) <= longest, "length_ratio")
+        lengths = scores.lengths[found.high], scores.lengths[found.low]
+        longest = policy.max_length_ratio * np.minimum(*lengths) + TOLERANCE
+        keep(np.maximum(*lengths) <= longest, "length_ratio")
     return found
+
+
+def _reach(rows: Rows, means: Floats, sides: Sequence[tuple[Bools, Bools]], margin: float) -> Bools:
+    """Per prompt whether some row of one side is above some row of the other, by so much at least."""
+    found = np.zeros(len(rows.starts), dtype=bool)
+    for highs, lows in sides:
+        top: Floats = np.fmax.reduceat(np.where(highs, means, np.nan), rows.starts)
+        low: Floats = np.fmin.reduceat(np.where(lows, means, np.nan), rows.starts)
+        found |= (top > low + TOLERANCE) & (top - low >= margin - TOLERANCE)
+    return found
+
+
+def _few(ones: Ints, rows: Rows) -> Ints:
+    """These rows, none of which is in too many pairs for memory."""
+    pairs = np.bincount(rows.prompt[ones], minlength=len(rows.starts)) * rows.sizes
+    if (most := int(pairs.max(initial=0))) > MOST_PAIRS:
+        raise BadInput(
+            f"prompt {rows.prompt_ids[int(pairs.argmax())]}: {rows.sizes[pairs.argmax()]:,} completions are {most:,} "
+            f"pairs to look at, more than {MOST_PAIRS:,}; set pairs.policy to best_vs_random or best_vs_worst, or "
+            "correct completions.field and field: rows of one prompt are gathered"
+        )
+    return ones
 
 
 def _picked(found: _Pairs, rows: Rows, means: Floats, policy: Policy) -> _Pairs:

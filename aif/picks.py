@@ -107,7 +107,7 @@ _Said = tuple[set[bool], str]  # the labels of one completion, and why it has no
 def _by_pairs(scored: pa.Table, paired: pa.Table) -> Iterator[_Said]:
     sides: dict[str, set[bool]] = {}
     for column, label in (("chosen", True), ("rejected", False)):
-        for key in paired.column(column).to_pylist():
+        for key in paired.column(column).unique().to_pylist():
             sides.setdefault(key, set()).add(label)
     for key in scored.column("completion").to_pylist():
         yield sides.get(key, set()), "in_no_pair"

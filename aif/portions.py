@@ -1,6 +1,6 @@
 """What a journal holds, in portions that a store takes in one after the other."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -8,11 +8,12 @@ from aif import journal as journals
 from aif.errors import BadInput
 from aif.events import Record
 from aif.journal import Damage, Position
+from aif.paging import pages
 from aif.reading import Unreadable, read
 from aif.rows import Entry, Step, steps
 from aif.rubric import Rubric
 
-RECORDS = 2000  # a portion, and a transaction
+RECORDS = 2000  # a portion, and a transaction, at most
 
 
 @dataclass
@@ -64,16 +65,16 @@ class Portion:
 
 def portions(folder: Path, start: Position, rubrics: Rubrics) -> Generator[Portion]:
     """The journal from `start` on. Rubrics that stand there are added to `rubrics`, and named there if lost."""
-    entries: list[Entry] = []
-    broken: list[Damage] = []
-    position = start
+    for page in pages(_sized(folder, start), lambda line: line[2], RECORDS):
+        entries = [entry_of(found, rubrics) for _, found, _ in page if not isinstance(found, Damage)]
+        broken = [found for _, found, _ in page if isinstance(found, Damage)]
+        yield Portion(page[-1][0], len(entries), steps(entries), broken)
+
+
+def _sized(folder: Path, start: Position) -> Iterator[tuple[Position, Record | Damage, int]]:
+    """What stands there, with the position behind it and the bytes up to there."""
+    last = start
     for position, found in journals.replay(folder, start):
-        if isinstance(found, Damage):
-            broken.append(found)
-        else:
-            entries.append(entry_of(found, rubrics))
-        if len(entries) + len(broken) >= RECORDS:
-            yield Portion(position, len(entries), steps(entries), broken)
-            entries, broken = [], []
-    if entries or broken:
-        yield Portion(position, len(entries), steps(entries), broken)
+        begun = last.offset if last.segment == position.segment else 0
+        yield position, found, position.offset - begun
+        last = position

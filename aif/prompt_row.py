@@ -21,6 +21,7 @@ from aif.records import Carried, Message, Prompt, Role, is_blank, prompt_id
 Reason = Literal["empty", "too_long", "no_user_turn", "bad_row", "empty_completion"]
 
 META_BYTES = 4000  # of a column's JSON; what is longer is no note on the prompt but another text
+META_ROW_BYTES = 8 * META_BYTES  # of all of a row's
 
 _ROLES: Mapping[Any, Role] = {
     "system": "system",
@@ -67,7 +68,7 @@ def read_row(row: Any, source: Source, where: str) -> list[Prompt | Skipped]:
     if flaw := _flaw(turns, source.max_chars):
         return [Skipped(flaw[0], where, flaw[1])]
     meta = _meta(row, {source.field, *source.material.values(), *columns})
-    prompt = Prompt(prompt_id(turns), turns, name, meta, material, _each_once(completions))
+    prompt = Prompt(prompt_id(turns), turns, name, meta, material, _each_once(completions), where)
     return [*(one for one in completions if isinstance(one, Skipped)), prompt]
 
 
@@ -198,8 +199,9 @@ def _material(row: Mapping[str, Any], columns: Mapping[str, str], where: str) ->
 
 
 def _meta(row: Mapping[str, Any], used: set[str]) -> dict[str, Any]:
-    """The columns without a use, as JSON would give them back; what JSON can't hold or is long is left out."""
-    meta = {}
+    """The columns without a use, as JSON would give them back; what JSON can't hold or is long is left out, and so is
+    what is too much with the columns before it."""
+    meta, room = {}, META_ROW_BYTES
     for name, value in row.items():
         if name in used or not isinstance(name, str):
             continue
@@ -207,8 +209,9 @@ def _meta(row: Mapping[str, Any], used: set[str]) -> dict[str, Any]:
             text = orjson.dumps(value)
         except orjson.JSONEncodeError:  # an image, bytes: nothing a record could hold
             continue
-        if len(text) <= META_BYTES:
+        if len(text) <= min(META_BYTES, room):
             meta[name] = orjson.loads(text)
+            room -= len(text)
     return meta
 
 

@@ -1,8 +1,9 @@
 """What is asked of the store: typed answers, never SQL, for the rest of the house."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -12,9 +13,10 @@ import orjson
 
 from aif.budget import Spent
 from aif.chat.base import UNKNOWN_END
-from aif.database import check_version, connect, noticing, within
+from aif.database import check_version, connect, twice, within
 from aif.errors import BadInput, StoreDamaged
 from aif.lock import Places
+from aif.paging import KEYS, pages
 from aif.records import Failing, Prompt, Slot, Spec, as_messages, carried_identity
 
 if TYPE_CHECKING:  # these load numpy, 0.2 s of CPU, which `aif status` can do without
@@ -27,6 +29,18 @@ LOST = "lost"  # who wrote a completion that is not there
 
 # Prompts that are asked for together lie near each other: told between which, DuckDB passes over most of a table.
 _AMONG = "position IN (SELECT unnest($positions)) AND position BETWEEN $first AND $last"
+
+
+def _encoded(rows: "pa.Table") -> "pa.Table":
+    import pyarrow as pa
+
+    texts = {field.name for field in rows.schema if pa.types.is_string(field.type)}
+    return pa.table(
+        {name: rows[name].dictionary_encode() if name in texts else rows[name] for name in rows.column_names}
+    )
+
+
+_KEY = {"prompts": "prompt_id", "completions": "key", "texts": "digest"}
 
 
 def _among(positions: Sequence[int]) -> dict[str, Any]:
@@ -170,34 +184,50 @@ class Reader:
 
     def sql(self, query: str, parameters: Sequence[Any] = ()) -> list[dict[str, Any]]:
         """Rows as dicts, for what is only shown."""
-        with noticing(self._path):
+
+        def ask() -> list[dict[str, Any]]:
             rows = self._db.execute(query, parameters)
             names = [name for name, *_ in rows.description]
             return [dict(zip(names, row, strict=True)) for row in rows.fetchall()]
 
+        return twice(self._db, self._path, ask)
+
     def arrow(self, query: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> "pa.Table":
         """Rows as an Arrow table."""
-        with noticing(self._path):
-            table = self._db.sql(query, params=parameters).to_arrow_table()
+        table = twice(self._db, self._path, lambda: self._db.sql(query, params=parameters).to_arrow_table())
         assert table is not None
         return table
 
+    def numbered(self, query: str) -> "pa.Table":
+        """The same, each text once and by number: of 2,500,000 pairs that is 0.1 GB in place of 0.6."""
+        import pyarrow as pa
+
+        def ask() -> list[pa.Table]:
+            rows = self._db.sql(query).to_arrow_reader(100_000)
+            return [_encoded(rows.schema.empty_table()), *(_encoded(pa.Table.from_batches([one])) for one in rows)]
+
+        return pa.concat_tables(twice(self._db, self._path, ask)).unify_dictionaries()
+
     def _rows(self, query: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> list[tuple[Any, ...]]:
-        with noticing(self._path):
-            return self._db.execute(query, parameters).fetchall()
+        return twice(self._db, self._path, lambda: self._db.execute(query, parameters).fetchall())
 
     def known(self, ids: Sequence[str]) -> dict[str, tuple[str, str | None]]:
         """Of these prompts, those the store holds: meta and material as JSON."""
-        held = self._rows(
-            "SELECT prompt_id, meta, material FROM prompts WHERE prompt_id IN (SELECT unnest(?))", [list(ids)]
-        )
-        return {prompt_id: (meta, material) for prompt_id, meta, material in held}
+        meta, material = (self._column("prompts", column, ids) for column in ("meta", "material"))
+        return {prompt_id: (one, material[prompt_id]) for prompt_id, one in meta.items()}
 
     def taken(self, ids: Sequence[str], keys: Sequence[str]) -> tuple[set[str], set[str]]:
         """Which of these prompts, and of these carried completions, the selection in the making has already."""
         prompts = self._rows("SELECT prompt_id FROM incoming WHERE prompt_id IN (SELECT unnest(?))", [list(ids)])
         carried = self._rows("SELECT key FROM incoming_carried WHERE key IN (SELECT unnest(?))", [list(keys)])
         return {row[0] for row in prompts}, {row[0] for row in carried}
+
+    def gathered(self, ids: Sequence[str]) -> dict[str, int]:
+        """How many carried completions the selection in the making has of these prompts."""
+        held = (
+            "SELECT prompt_id, count(*) FROM incoming_carried WHERE prompt_id IN (SELECT unnest(?)) GROUP BY prompt_id"
+        )
+        return dict(self._rows(held, [list(ids)]))
 
     def held(self, keys: Sequence[str]) -> set[str]:
         """Which of these completions the store holds."""
@@ -216,18 +246,24 @@ class Reader:
     def selection(self, batch: int = 2000) -> Iterator[list[tuple[int, Prompt]]]:
         """The selected prompts with their positions, in order, without what they carry.
 
-        A page is a range of positions: to sort 30,000 prompts of 19 KB at once ends in an out-of-memory error, since
-        DuckDB's sort doesn't spill lists of structs.
+        Texts are fetched by key: to sort 30,000 prompts of 19 KB at once ends in an out-of-memory error, since DuckDB's
+        sort doesn't spill lists of structs.
         """
+        for page in self._selected(batch):
+            messages = self._column("prompts", "messages", [id for _, id, _, _ in page])
+            yield [(position, Prompt(id, as_messages(messages[id]), source)) for position, id, source, _ in page]
+
+    def _selected(self, batch: int, which: str = "true") -> Iterator[list[tuple[int, str, str, int]]]:
+        """Pages of the selected prompts: position, id, source, bytes."""
         count = self._rows("SELECT count(*) FROM selection")[0][0]
         for start in range(0, count, batch):
             rows = self._rows(
-                "SELECT e.position, p.prompt_id, p.messages, e.source "
+                "SELECT e.position, p.prompt_id, e.source, p.bytes "
                 "FROM selection e JOIN prompts p ON e.prompt_id = p.prompt_id "
-                "WHERE e.position >= ? AND e.position < ? ORDER BY e.position",
+                f"WHERE e.position >= ? AND e.position < ? AND {which} ORDER BY e.position",
                 [start, start + batch],
             )
-            yield [(position, Prompt(id, as_messages(messages), source)) for position, id, messages, source in rows]
+            yield from pages(rows, lambda row: row[3], batch)
 
     def carried(self, prompt_ids: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
         """Of these prompts, the completions that came with them: (key, identity), in order. Of one that damage took, it
@@ -254,35 +290,32 @@ class Reader:
 
     def materials(self, batch: int = 2000) -> Iterator[list[Prompt]]:
         """The selected prompts that have material, without their turns."""
-        count = self._rows("SELECT count(*) FROM selection")[0][0]
-        for start in range(0, count, batch):
-            rows = self._rows(
-                "SELECT p.prompt_id, p.material FROM selection e JOIN prompts p ON e.prompt_id = p.prompt_id "
-                "WHERE e.position >= ? AND e.position < ? AND p.material IS NOT NULL ORDER BY e.position",
-                [start, start + batch],
-            )
-            yield [Prompt(prompt_id, (), "", material=orjson.loads(material)) for prompt_id, material in rows]
+        for page in self._selected(batch, "p.material IS NOT NULL"):
+            material = self._column("prompts", "material", [id for _, id, _, _ in page])
+            yield [Prompt(id, (), "", material=orjson.loads(material[id])) for _, id, _, _ in page]
 
     def todo(self, model: str, after: int, limit: int) -> list[Todo]:
-        """The next slots of a model without an answer when the run began."""
+        """The next slots of a model without an answer when the run began: a page, empty only where there is none."""
         rows = self._rows(
-            "SELECT t.seq, s.position, s.slot, s.key, s.identity, s.sample, s.seed, s.prompt_id, p.messages, e.source, "
-            "x.content "
+            "SELECT t.seq, s.position, s.slot, s.key, s.identity, s.sample, s.seed, s.prompt_id, e.source, "
+            "s.principle, p.bytes "
             "FROM todo t JOIN slots s ON t.position = s.position AND t.slot = s.slot "
             "JOIN prompts p ON s.prompt_id = p.prompt_id JOIN selection e ON e.position = s.position "
-            "LEFT JOIN texts x ON x.digest = s.principle "
             "WHERE t.model = ? AND t.seq > ? AND t.seq <= ? ORDER BY t.seq",
             [model, after, after + limit],
         )
+        page = next(pages(rows, lambda row: row[-1], limit), [])
+        messages = self._column("prompts", "messages", [row[7] for row in page])
+        principles = self._column("texts", "content", [row[9] for row in page if row[9]])
         return [
             Todo(
                 seq,
                 position,
                 Slot(key, prompt_id, slot, model, identity, sample, seed, None),
-                Prompt(prompt_id, as_messages(messages), source),
-                orjson.loads(principle) if principle else None,
+                Prompt(prompt_id, as_messages(messages[prompt_id]), source),
+                orjson.loads(principles[principle]) if principle in principles else None,
             )
-            for seq, position, slot, key, identity, sample, seed, prompt_id, messages, source, principle in rows
+            for seq, position, slot, key, identity, sample, seed, prompt_id, source, principle, _ in page
         ]
 
     def last_todo(self, model: str) -> int:
@@ -294,36 +327,58 @@ class Reader:
         return int(self._rows("SELECT coalesce(max(seq), 0) FROM ready")[0][0])
 
     def ready(self, after: int, limit: int) -> list[Ready]:
-        """The next prompts that can be judged, with what is missing of each."""
+        """The next prompts that can be judged, with what is missing of each: a page, empty only where there is none."""
         places = self._rows(
             "SELECT seq, position FROM ready WHERE seq > ? AND seq <= ? ORDER BY seq", [after, after + limit]
         )
-        if not places:
-            return []
         positions = [position for _, position in places]
-        prompts = self._prompts_at(positions)
-        texts = self._texts_at(positions)
-        needs = self._needs_at(positions)
-        return [Ready(seq, prompts[at], texts.get(at, {}), tuple(needs.get(at, ()))) for seq, at in places]
+        prompts, keys = self._prompt_rows(positions), self._completion_rows(positions)
+        bytes = Counter[int]()
+        for at, *_, held in (*prompts, *keys):
+            bytes[at] += held
+        page = next(pages(places, lambda place: bytes[place[1]], limit), [])
+        taken = {position for _, position in page}
+        whole = self._prompts_of([row for row in prompts if row[0] in taken])
+        texts = self._texts_of([row for row in keys if row[0] in taken])
+        needs = self._needs_at([position for _, position in page])
+        return [Ready(seq, whole[at], texts.get(at, {}), tuple(needs.get(at, ()))) for seq, at in page]
 
-    def _prompts_at(self, positions: list[int]) -> dict[int, Prompt]:
-        rows = self._rows(
-            "SELECT e.position, p.prompt_id, p.messages, e.source, p.material "
-            f"FROM selection e JOIN prompts p USING (prompt_id) WHERE {_AMONG}",
+    def _prompts_at(self, positions: Sequence[int]) -> dict[int, Prompt]:
+        return self._prompts_of(self._prompt_rows(positions))
+
+    def _texts_at(self, positions: Sequence[int]) -> dict[int, dict[str, str]]:
+        return self._texts_of(self._completion_rows(positions))
+
+    def _prompt_rows(self, positions: Sequence[int]) -> list[tuple[Any, ...]]:
+        """Position, id, source and bytes of the prompts."""
+        return self._rows(
+            f"SELECT position, prompt_id, source, bytes FROM selection JOIN prompts USING (prompt_id) WHERE {_AMONG}",
             _among(positions),
         )
-        return {
-            at: Prompt(id, as_messages(messages), source, material=orjson.loads(material) if material else {})
-            for at, id, messages, source, material in rows
-        }
 
-    def _texts_at(self, positions: list[int]) -> dict[int, dict[str, str]]:
-        texts: dict[int, dict[str, str]] = {}
-        for at, key, text in self._rows(
-            f"SELECT position, key, text FROM slots JOIN completions USING (key) WHERE {_AMONG}", _among(positions)
-        ):
-            texts.setdefault(at, {})[key] = text
-        return texts
+    def _completion_rows(self, positions: Sequence[int]) -> list[tuple[Any, ...]]:
+        """Position, key and bytes of the completions there are."""
+        return self._rows(
+            f"SELECT position, key, bytes FROM slots JOIN completions USING (key) WHERE {_AMONG}", _among(positions)
+        )
+
+    def _prompts_of(self, rows: Sequence[tuple[Any, ...]]) -> dict[int, Prompt]:
+        found: dict[int, Prompt] = {}
+        for page in pages(rows, lambda row: row[-1], KEYS):
+            ids = [id for _, id, *_ in page]
+            messages, material = (self._column("prompts", column, ids) for column in ("messages", "material"))
+            for at, id, source, _ in page:
+                told = orjson.loads(material[id]) if material[id] else {}
+                found[at] = Prompt(id, as_messages(messages[id]), source, material=told)
+        return found
+
+    def _texts_of(self, rows: Sequence[tuple[Any, ...]]) -> dict[int, dict[str, str]]:
+        found: dict[int, dict[str, str]] = {}
+        for page in pages(rows, lambda row: row[-1], KEYS):
+            texts = self._column("completions", "text", [key for _, key, _ in page])
+            for at, key, _ in page:
+                found.setdefault(at, {})[key] = texts[key]
+        return found
 
     def _needs_at(self, positions: list[int]) -> dict[int, list[Need]]:
         needs: dict[int, list[Need]] = {}
@@ -335,9 +390,12 @@ class Reader:
             needs.setdefault(at, []).append(Need(judge, identity, judge_pass, request, spec, material, tuple(answers)))
         return needs
 
-    def _by_key(self, select: str, rows: Sequence[dict[str, Any]], *columns: str) -> dict[str, Any]:
-        keys = [row[column] for row in rows for column in columns]
-        return dict(self._rows(f"{select} IN (SELECT unnest(?))", [keys]))
+    def _column(self, table: str, column: str, keys: Iterable[str]) -> dict[str, Any]:
+        """A column by its table's key, of those of these keys that are there. No more is read of it than that."""
+        key, found, wanted = _KEY[table], dict[str, Any](), iter(dict.fromkeys(keys))
+        while some := list(islice(wanted, KEYS)):
+            found |= self._rows(f"SELECT {key}, {column} FROM {table} WHERE {key} IN (SELECT unnest(?))", [some])
+        return found
 
     def texts(self, kind: str) -> dict[str, Any]:
         """Texts of one kind by digest."""

@@ -84,7 +84,8 @@ def carried_identity(model: str) -> str:
 class Prompt:
     """What the pool is asked: turns that end with the user's, the name of its source, and what the row held besides.
 
-    `material` is what a judge is shown beside the conversation, by the rubric's slot (a reference answer, …).
+    `material` is what a judge is shown beside the conversation, by the rubric's slot (a reference answer, …); `where`
+    the place of the row it was read from.
     """
 
     prompt_id: str
@@ -93,6 +94,7 @@ class Prompt:
     meta: Mapping[str, Any] = field(default_factory=dict)
     material: Mapping[str, str] = field(default_factory=dict)
     carried: tuple[Carried, ...] = ()
+    where: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)

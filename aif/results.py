@@ -1,6 +1,6 @@
 """What came out, as the store holds it: ratings for scoring, pairs and completions with their texts, whole prompts."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -9,13 +9,16 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
+from aif.paging import pages
 from aif.queries import Reader
 from aif.records import Message, Rating, as_messages
 from aif.scoring import Scores
 
-# Prompts whose ratings are brought together and paired at a time. Those of 200,000 with four completions find no room
-# in 512 MB of DuckDB's; making pairs of them took 1,255 MB in one go, takes 825 by 50,000 and 747 by 25,000.
-AT_ONCE = 25_000
+# Completions whose ratings are brought together and paired at a time, and pairs of them that a policy looks at. Those
+# of 200,000 prompts with four find no room in 512 MB of DuckDB's; making pairs of them took 1,255 MB in one go, takes
+# 825 by 200,000 completions and 747 by 100,000.
+AT_ONCE = 100_000
+PAIRS_AT_ONCE = 500_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +97,9 @@ class Whole:
     verdicts: tuple[Verdict, ...]
 
 
+_Page = tuple[list[dict[str, Any]], dict[str, tuple[Message, ...]], dict[str, str]]
+
+
 class Results(Reader):
     """A reader of what came out."""
 
@@ -126,18 +132,26 @@ class Results(Reader):
         A prompt with a judgement that failed for good is there with what was rated; one with a pending one is not.
         Ratings of several passes of a judge are averaged; what one of them found not applicable is missing.
         """
-        parts = list(self._rated(aspects, judges))
+        parts = list(self._rated(aspects, judges, all_pairs=False))
         return _scores(pa.concat_tables(parts), aspects, judges)
 
-    def scores_by_part(self, aspects: Mapping[str, float], judges: Mapping[str, float]) -> Iterator[Scores]:
-        """The same, some 25,000 prompts at a time, in order."""
-        return (_scores(part, aspects, judges) for part in self._rated(aspects, judges))
+    def scores_by_part(
+        self, aspects: Mapping[str, float], judges: Mapping[str, float], all_pairs: bool
+    ) -> Iterator[Scores]:
+        """The same, so many prompts at a time as have some 100,000 completions, in order; or fewer where all their
+        pairs are looked at."""
+        return (_scores(part, aspects, judges) for part in self._rated(aspects, judges, all_pairs))
 
-    def _rated(self, aspects: Iterable[str], judges: Iterable[str]) -> Iterator[pa.Table]:
+    def _rated(self, aspects: Iterable[str], judges: Iterable[str], all_pairs: bool) -> Iterator[pa.Table]:
         columns = _columns(aspects, judges)
-        ((prompts,),) = self._rows("SELECT count(*) FROM selection")
-        for first in range(0, max(1, prompts), AT_ONCE):
-            yield self._rated_among(columns, first, first + AT_ONCE - 1)
+        sizes = self.arrow("SELECT position, count(*) AS n FROM slots GROUP BY position ORDER BY position")
+        positions, n = (sizes.column(name).to_numpy().astype(np.int64) for name in ("position", "n"))
+        part = np.cumsum(n) // AT_ONCE
+        if all_pairs:
+            part += np.cumsum(n * n) // PAIRS_AT_ONCE
+        starts = np.flatnonzero(np.diff(part, prepend=-1))
+        for some in np.split(positions, starts[1:]):
+            yield self._rated_among(columns, *((int(some[0]), int(some[-1])) if len(some) else (0, -1)))
 
     def _rated_among(self, columns: Sequence[tuple[str, str]], first: int, last: int) -> pa.Table:
         """What is said of the prompts at these positions, a column `mean0`, `mean1`, … for each judge and aspect."""
@@ -157,8 +171,8 @@ class Results(Reader):
                     FROM (SELECT key, unnest(ratings) AS r FROM judgements WHERE key IN (SELECT judgement FROM wanted))
                 ) AS j JOIN wanted ON judgement = key GROUP BY completion
             )
-            SELECT s.prompt_id, s.key, s.model, c.finish = 'length' AS truncated, sha256(c.text) AS text_id,
-                   length(c.text) AS length, said.* EXCLUDE (completion)
+            SELECT s.prompt_id, s.key, s.model, c.finish = 'length' AS truncated, c.text_id, c.chars AS length,
+                   said.* EXCLUDE (completion)
             FROM slots s JOIN done USING (position) JOIN completions c ON s.key = c.key
             LEFT JOIN said ON s.key = said.completion
             WHERE s.position BETWEEN $first AND $last
@@ -172,26 +186,23 @@ class Results(Reader):
     def paired(self) -> pa.Table:
         """Every pair without its texts, by prompt_id and n: prompt_id, n, source, chosen and rejected (keys), the
         models' names and the scores."""
-        return self.arrow(
+        return self.numbered(
             "SELECT prompt_id, n, source, chosen, rejected, chosen_model, rejected_model, score_chosen, score_rejected "
             "FROM pairs ORDER BY prompt_id, n"
         )
 
     def pairs(self, paired: pa.Table, batch: int) -> Iterator[list[Pair]]:
-        """Rows of `paired` with their texts, so many at a time, in the table's order.
+        """Rows of `paired` with their texts, at most so many at a time, in the table's order.
 
-        Texts are fetched by key, batch by batch: to sort 64,000 rows of 10 KB ends in an out-of-memory error (see
-        `selection`), and a scan for 4,000 keys takes 0.1 s in a store of that size.
+        Texts are fetched by key, page by page: to sort 64,000 rows of 10 KB ends in an out-of-memory error (see
+        `selection`).
         """
-        for start in range(0, paired.num_rows, batch):
-            rows = paired.slice(start, batch).to_pylist()
-            messages = self._by_key("SELECT prompt_id, messages FROM prompts WHERE prompt_id", rows, "prompt_id")
-            texts = self._by_key("SELECT key, text FROM completions WHERE key", rows, "chosen", "rejected")
+        for rows, messages, texts in self._with_texts(paired, batch, "chosen", "rejected"):
             yield [
                 Pair(
                     **row
                     | {
-                        "messages": as_messages(messages[row["prompt_id"]]),
+                        "messages": messages[row["prompt_id"]],
                         "chosen": texts[row["chosen"]],
                         "rejected": texts[row["rejected"]],
                     }
@@ -199,28 +210,38 @@ class Results(Reader):
                 for row in rows
             ]
 
+    def _with_texts(self, index: pa.Table, batch: int, *columns: str) -> Iterator[_Page]:
+        """Pages of rows, with the turns of their prompts by id, and the texts of the completions that these columns
+        name by key."""
+        for start in range(0, index.num_rows, batch):
+            for rows in self._cut(index.slice(start, batch).to_pylist(), columns):
+                messages = self._column("prompts", "messages", [row["prompt_id"] for row in rows])
+                texts = self._column("completions", "text", [row[column] for row in rows for column in columns])
+                yield rows, {id: as_messages(one) for id, one in messages.items()}, texts
+
+    def _cut(self, rows: list[dict[str, Any]], columns: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
+        """These rows, a page at a time."""
+        prompts = self._column("prompts", "bytes", [row["prompt_id"] for row in rows])
+        bytes = prompts | self._column("completions", "bytes", [row[column] for row in rows for column in columns])
+        return pages(rows, lambda row: sum(bytes[row[side]] for side in ("prompt_id", *columns)), len(rows))
+
     def scored(self) -> pa.Table:
         """Every completion that has a score, by prompt_id and slot: prompt_id, source, completion (key), text_id (a
         digest of the text), model, score, truncated."""
         return self.arrow(
-            "SELECT s.prompt_id, e.source, s.key AS completion, sha256(c.text) AS text_id, s.model, x.score, "
+            "SELECT s.prompt_id, e.source, s.key AS completion, c.text_id, s.model, x.score, "
             "c.finish IS NOT DISTINCT FROM 'length' AS truncated "
             "FROM scores x JOIN slots s ON x.completion = s.key JOIN completions c ON x.completion = c.key "
             "JOIN selection e ON s.prompt_id = e.prompt_id ORDER BY s.prompt_id, s.slot"
         )
 
     def completed(self, scored: pa.Table, batch: int) -> Iterator[list[Completed]]:
-        """Rows of `scored`, with or without a label, with their texts, so many at a time, in the table's order."""
+        """Rows of `scored`, with or without a label, with their texts, at most so many at a time, in the table's
+        order."""
         wanted = [name for name in scored.column_names if name not in ("text_id", "truncated")]
-        for start in range(0, scored.num_rows, batch):
-            rows = scored.select(wanted).slice(start, batch).to_pylist()
-            messages = self._by_key("SELECT prompt_id, messages FROM prompts WHERE prompt_id", rows, "prompt_id")
-            texts = self._by_key("SELECT key, text FROM completions WHERE key", rows, "completion")
+        for rows, messages, texts in self._with_texts(scored.select(wanted), batch, "completion"):
             yield [
-                Completed(
-                    **row
-                    | {"messages": as_messages(messages[row["prompt_id"]]), "completion": texts[row["completion"]]}
-                )
+                Completed(**row | {"messages": messages[row["prompt_id"]], "completion": texts[row["completion"]]})
                 for row in rows
             ]
 
@@ -231,27 +252,29 @@ class Results(Reader):
         )
 
     def whole(self, selected: pa.Table, batch: int) -> Iterator[list[Whole]]:
-        """Rows of `selected` with all that is known of each prompt, so many at a time, in the table's order."""
+        """Rows of `selected` with all that is known of each prompt, at most so many at a time, in the table's order."""
         for start in range(0, selected.num_rows, batch):
             rows = selected.slice(start, batch).to_pylist()
-            ids = [row["prompt_id"] for row in rows]
-            prompts = {
-                row["prompt_id"]: row
-                for row in self.sql("SELECT * FROM prompts WHERE prompt_id IN (SELECT unnest(?))", [ids])
-            }
-            answers, verdicts = self._grouped(_ANSWERS, ids), self._grouped(_VERDICTS, ids)
-            yield [
-                Whole(
-                    one["prompt_id"],
-                    one["source"],
-                    as_messages(prompts[one["prompt_id"]]["messages"]),
-                    orjson.loads(prompts[one["prompt_id"]]["meta"]),
-                    orjson.loads(prompts[one["prompt_id"]]["material"] or "{}"),
-                    tuple(Answer(**row) for row in answers.get(one["prompt_id"], ())),
-                    tuple(map(_verdict, verdicts.get(one["prompt_id"], ()))),
-                )
-                for one in rows
-            ]
+            bytes = dict(self._rows(_BYTES, [[row["prompt_id"] for row in rows]]))
+            yield from map(self._wholes, pages(rows, _of(bytes), batch))
+
+    def _wholes(self, rows: Sequence[Mapping[str, Any]]) -> list[Whole]:
+        ids = [row["prompt_id"] for row in rows]
+        messages, meta, material = (self._column("prompts", name, ids) for name in ("messages", "meta", "material"))
+        answers, verdicts = self._grouped(_ANSWERS, ids), self._grouped(_VERDICTS, ids)
+        texts = self._column("completions", "text", [row["key"] for some in answers.values() for row in some])
+        return [
+            Whole(
+                id,
+                row["source"],
+                as_messages(messages[id]),
+                orjson.loads(meta[id]),
+                orjson.loads(material[id] or "{}"),
+                tuple(Answer(**one, text=texts.get(one["key"])) for one in answers.get(id, ())),
+                tuple(map(_verdict, verdicts.get(id, ()))),
+            )
+            for id, row in zip(ids, rows, strict=True)
+        ]
 
     def _grouped(self, query: str, ids: list[str]) -> dict[str, list[dict[str, Any]]]:
         grouped: dict[str, list[dict[str, Any]]] = {}
@@ -275,8 +298,16 @@ CASE WHEN bool_and(j.state = 'rated') FILTER (judge = $j{n} AND aspect = $a{n})
      THEN avg(score) FILTER (judge = $j{n} AND aspect = $a{n}) END AS mean{n}
 """
 
+# What is held of a prompt, of former plans, too.
+_BYTES = """
+SELECT prompt_id, sum(bytes)::BIGINT FROM (
+    SELECT prompt_id, bytes FROM prompts UNION ALL SELECT prompt_id, bytes FROM completions
+    UNION ALL SELECT prompt_id, bytes FROM judgements
+) WHERE prompt_id IN (SELECT unnest(?)) GROUP BY prompt_id
+"""
+
 _ANSWERS = """
-SELECT s.prompt_id, s.key, s.model, s.principle, s.state, s.kind, c.text, c.finish, x.score
+SELECT s.prompt_id, s.key, s.model, s.principle, s.state, s.kind, c.finish, x.score
 FROM slot_states s LEFT JOIN completions c ON s.key = c.key
 LEFT JOIN scores x ON s.key = x.completion
 WHERE s.prompt_id IN (SELECT unnest(?)) ORDER BY s.prompt_id, s.slot
@@ -292,6 +323,10 @@ LEFT JOIN (SELECT * REPLACE (CASE WHEN kind IN ('unreadable', 'truncated') THEN 
     AND d.pass = f.pass AND d.answers = f.answers AND d.material IS NOT DISTINCT FROM f.material
 WHERE d.prompt_id IN (SELECT unnest(?)) ORDER BY d.prompt_id, d.judge, d.pass, d.request, d.answers
 """
+
+
+def _of(bytes: Mapping[str, int]) -> Callable[[Mapping[str, Any]], int]:
+    return lambda row: bytes[row["prompt_id"]]
 
 
 def _verdict(row: Mapping[str, Any]) -> Verdict:

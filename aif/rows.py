@@ -8,7 +8,8 @@ import orjson
 import pyarrow as pa
 
 from aif.events import Record
-from aif.records import Rating, carried_identity
+from aif.paging import utf8
+from aif.records import KEY_LENGTH, Rating, carried_identity, digest
 
 RATING = pa.struct(
     [
@@ -29,7 +30,7 @@ def _columns(strings: str, **others: pa.DataType) -> pa.Schema:
 
 
 COLUMNS = {
-    "prompts": _columns("prompt_id meta material", messages=MESSAGES),
+    "prompts": _columns("prompt_id meta material", messages=MESSAGES, bytes=pa.int64()),
     "texts": _columns("digest kind content"),
     "incoming": _columns("prompt_id source", position=pa.int64()),
     "incoming_carried": _columns("prompt_id key", seq=pa.int64(), score=pa.float64()),
@@ -40,12 +41,13 @@ COLUMNS = {
         position=pa.int64(), slot=pa.uint16(), sample=pa.uint16(), seed=pa.int64(),
     ),
     "completions": _columns(
-        "key prompt_id identity principle system text reasoning finish call_id",
-        sample=pa.uint16(), seed=pa.int64(), output_tokens=pa.int64(),
+        "key prompt_id identity principle system text reasoning finish call_id text_id",
+        sample=pa.uint16(), seed=pa.int64(), output_tokens=pa.int64(), chars=pa.int64(), bytes=pa.int64(),
     ),
     "judgements": _columns(
         "key prompt_id judge identity request rubric spec material form text call_id",
-        completions=pa.list_(pa.string()), answers=pa.list_(pa.string()), ratings=RATINGS, **{"pass": pa.uint16()},
+        completions=pa.list_(pa.string()), answers=pa.list_(pa.string()), ratings=RATINGS, bytes=pa.int64(),
+        **{"pass": pa.uint16()},
     ),
     "calls": _columns(
         "id run stage key prompt_id endpoint verdict kind message raw sent served",
@@ -74,6 +76,11 @@ class Entry:
     record: Record
     ratings: tuple[Rating, ...] | None = None
     place: tuple[int, int] | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Of the reply that a call's record holds."""
+        return utf8(*(self.record.get(name) for name in ("text", "reasoning", "raw")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,14 +151,15 @@ class _Rows:
     def kept(self, r: Record) -> None:
         match r["t"]:
             case "prompt":
-                material = _json(r["material"]) if r.get("material") else None
+                meta, material = _json(r["meta"]), _json(r["material"]) if r.get("material") else None
                 self.last["prompts"][r["prompt_id"]] = {
-                    "prompt_id": r["prompt_id"], "messages": r["messages"], "meta": _json(r["meta"]),
-                    "material": material,
+                    "prompt_id": r["prompt_id"], "messages": r["messages"], "meta": meta, "material": material,
+                    "bytes": utf8(*(turn["content"] for turn in r["messages"]), meta, material),
                 }  # fmt: skip
             case "carried":
                 row = {name: r[name] for name in ("key", "prompt_id", "text")}
                 row |= {"identity": carried_identity(r["model"]), "sample": 0, "seed": 0, "finish": "stop"}
+                row |= _measured(r["text"])
                 self.tables["completions"].append(row)
             case "reserve":
                 self.tables["reserved"].append({name: r[name] for name in ("run", "n", "usd")})
@@ -193,6 +201,7 @@ class _Rows:
                 **{name: r["item"][name] for name in ("sample", "seed", "principle", "system")},
                 "output_tokens": usage.get("output"),
                 "call_id": r["id"],
+                **_measured(r["text"], r["reasoning"]),
             }
         )
 
@@ -207,6 +216,7 @@ class _Rows:
                 "answers": sorted(item["completions"]),
                 "ratings": ratings,
                 "call_id": r["id"],
+                "bytes": utf8(r["text"], *(rating.rationale for rating in ratings)),
             }
         )
 
@@ -228,6 +238,11 @@ class _Rows:
 
 
 _CALL = ("id", "stage", "key", "prompt_id", "endpoint", "n", "started", "seconds", "verdict", "kind", "message", "usd")
+
+
+def _measured(text: str, reasoning: str | None = None) -> dict[str, Any]:
+    """What is asked of a completion so often that its text is not to be read for it."""
+    return {"text_id": digest(text)[:KEY_LENGTH], "chars": len(text), "bytes": utf8(text, reasoning)}
 
 
 def _json(value: Any) -> str:

@@ -20,6 +20,7 @@ Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
+DRAWN = 100_000
 TOLERANCE = 1e-9  # scores closer than this are equal: means of the same ratings differ by about 1e-15
 
 
@@ -110,10 +111,15 @@ class Rows:
         return picked
 
     def draw(self, seed: int, role: str, *sides: Ints) -> list[float]:
-        """A number for each of these rows, or for each pair of rows of one prompt."""
-        prompts = self.prompt_ids.take(pa.array(self.prompt[sides[0]])).to_pylist()
-        keys = [self.completions.take(pa.array(side)).to_pylist() for side in sides]
-        return [fraction(seed, role, prompt, *of) for prompt, *of in zip(prompts, *keys, strict=True)]
+        """A number for each of these rows, or for each pair of rows of one prompt. (In parts: the names of 2,000,000
+        pairs are 500 MB.)"""
+        found: list[float] = []
+        for start in range(0, len(sides[0]), DRAWN):
+            some = [side[start : start + DRAWN] for side in sides]
+            prompts = self.prompt_ids.take(pa.array(self.prompt[some[0]])).to_pylist()
+            keys = [self.completions.take(pa.array(side)).to_pylist() for side in some]
+            found += [fraction(seed, role, prompt, *of) for prompt, *of in zip(prompts, *keys, strict=True)]
+        return found
 
 
 def _strings(column: Any) -> pa.Array:

@@ -10,9 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TypeVar
 
-from aif.errors import StoreDamaged
+from aif.errors import StoreDamaged, StoreStarved
 from aif.journal import Position
 from aif.ledger import Ledger
+from aif.paging import PAGE_BYTES, pages
 from aif.rows import Entry, steps
 
 # What a crash loses was in flight, or younger than this and a sync; on two busy cores the slowest took 1 s (p99).
@@ -21,6 +22,7 @@ COMMIT_EVERY_S = 0.25
 # A commit takes 16 ms of CPU whatever is in it. Where it would hold fewer records than this, it waits for more.
 FEW, LATE_S = 32, 1.0
 QUEUED = 4096
+HELD_BYTES = 4 * PAGE_BYTES  # of replies on their way into the store: who has another waits
 BUSY = 200  # so many waiting are enough for a batch
 
 T = TypeVar("T")
@@ -52,11 +54,15 @@ class Writer:
         self._unkept: list[Entry] = []  # for which there was no room; tried again at the end
         self._trouble: Exception | None = None
         self._handed = self._settled = 0  # entries, ever: handed over, and of these in the store, or lost to it
+        self._bytes = 0  # of those that are not settled
         self._moved = asyncio.Event()
         self._hurried = asyncio.Event()  # somebody waits until all is in the store
 
     async def keep(self, entry: Entry) -> None:
         """Hands an entry over; waits while the disk is behind."""
+        while self._bytes > HELD_BYTES:
+            await self._move()
+        self._bytes += entry.bytes
         await self._incoming.put(entry)
         self._handed += 1
 
@@ -66,10 +72,14 @@ class Writer:
         self._hurried.set()
         try:
             while self._settled < wanted:
-                self._moved.clear()
-                await self._moved.wait()
+                await self._move()
         finally:
             self._hurried.clear()
+
+    async def _move(self) -> None:
+        """Returns when something more is settled."""
+        self._moved.clear()
+        await self._moved.wait()
 
     async def close(self) -> None:
         """Ends `run` when everything handed over is in the store."""
@@ -125,20 +135,20 @@ class Writer:
             if self._incoming.qsize() < BUSY:
                 await self._until(due)
             batch += _drain(self._incoming)
-            entries = [entry for entry in batch if entry is not None]
-            open_ = len(entries) == len(batch)
-            if entries:
+            whole = [entry for entry in batch if entry is not None]
+            open_ = len(whole) == len(batch)
+            for entries in pages(whole, lambda entry: entry.bytes, QUEUED):
                 records = [entry.record for entry in entries]
                 try:
                     position = await loop.run_in_executor(thread, self._ledger.journal.append, records)
                 except OSError as full:
                     self._unkept += entries
-                    self._settle(len(entries))
+                    self._settle(entries)
                     self.give_up(full)
                 else:
                     self._on_kept(entries)
                     await self._synced.put((entries, position))
-                self._taken = []
+                self._taken = self._taken[len(entries) :]
             due = loop.time() + SYNC_EVERY_S
         await self._synced.put(None)
 
@@ -152,20 +162,22 @@ class Writer:
             if sum(len(batch[0]) for batch in batches if batch) < FEW:
                 await self._until(due + LATE_S)
                 batches += _drain(self._synced)
-            full = [batch for batch in batches if batch is not None]
-            open_ = len(full) == len(batches)
-            entries = [entry for batch, _ in full for entry in batch]
-            if entries and not self._trouble:
-                try:
-                    if await loop.run_in_executor(thread, self._store, entries, full[-1][1]):
-                        self._on_ready()
-                except (StoreDamaged, OSError) as trouble:
-                    self.give_up(trouble)
-            self._settle(len(entries))
+            whole = [batch for batch in batches if batch is not None]
+            open_ = len(whole) == len(batches)
+            for full in pages(whole, _bytes, len(whole)):
+                entries = [entry for batch, _ in full for entry in batch]
+                if not self._trouble:
+                    try:
+                        if await loop.run_in_executor(thread, self._store, entries, full[-1][1]):
+                            self._on_ready()
+                    except (StoreDamaged, StoreStarved, OSError) as trouble:
+                        self.give_up(trouble)
+                self._settle(entries)
             due = loop.time() + COMMIT_EVERY_S
 
-    def _settle(self, entries: int) -> None:
-        self._settled += entries
+    def _settle(self, entries: list[Entry]) -> None:
+        self._settled += len(entries)
+        self._bytes -= sum(entry.bytes for entry in entries)
         self._moved.set()
 
     async def _until(self, due: float) -> None:
@@ -181,6 +193,10 @@ class Writer:
         if places:
             self._ledger.store.notice_ready(places, *self._enough)
         return bool(places)
+
+
+def _bytes(batch: Synced) -> int:
+    return sum(entry.bytes for entry in batch[0])
 
 
 def _drain(queue: asyncio.Queue[T]) -> list[T]:

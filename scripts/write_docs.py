@@ -22,7 +22,7 @@ EXITS = {
     Exit.REFUSED: "a provider refuses for good: key, quota, model; mend it and run again",
     Exit.LOCKED: "another run holds the store",
     Exit.DAMAGED: "store or journal can't be read",
-    Exit.DISK: "the disk is full; make room, and the same command goes on",
+    Exit.DISK: "the disk is full (make room, and the same command goes on), or memory (the message says what to lower)",
     Exit.INTERRUPTED: "interrupted; the same command goes on",
 }
 

@@ -231,3 +231,23 @@ def test_files_that_the_system_does_not_give(tmp_path: Path) -> None:
         assert refused(path) == ": can't be read: Is a directory; check the file and its rights"
     with pytest.raises(BadInput, match="can't be read: No such file"):
         sha256(tmp_path / "none.csv")
+
+
+def test_fewer_rows_of_parquet_are_in_memory_where_they_are_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    batches = pq.ParquetFile.iter_batches
+
+    def noted(self: pq.ParquetFile, batch_size: int) -> Any:
+        asked.append(batch_size)
+        return batches(self, batch_size)
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", noted)
+    for n, size in ((300, 10), (300, 100_000)):
+        pq.write_table(
+            table(prompt=[f"{i} {'x' * size}" for i in range(n)]), tmp_path / "p.parquet", use_dictionary=False
+        )
+        assert len(list(rows(tmp_path / "p.parquet"))) == n
+    assert asked[0] == BATCH
+    assert 100 < asked[1] < 200

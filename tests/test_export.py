@@ -18,17 +18,18 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from aif import events
+from aif import events, files, paging
 from aif.config import Pipeline, parse
 from aif.errors import AifError, BadInput, Exit, Incomplete
 from aif.export import Exported, export, tell_exported
 from aif.formats import FORMATS, H4, H4_GEN, KTO, REWARD, SFT, TRL
 from aif.layout import Layout, Of
 from aif.ledger import Ledger
-from aif.records import Message, Principle, Rating
+from aif.pairing import make_pairs
+from aif.records import Message, Principle, Rating, digest
 from aif.results import Answer, Completed, Pair, Results, Verdict, Whole
 from aif.rubric import Rubric
-from aif.runfile import NAME
+from aif.runfile import NAME, state_of
 from aif.ultrafeedback import ULTRAFEEDBACK, Annotated
 from tests.building import PIPELINE, Cut, Fate, build, complete, rate
 
@@ -947,3 +948,26 @@ def test_what_sft_calls_the_best_is_the_best_whichever_pairs_a_policy_makes(tmp_
     with ledger:
         export(pipeline, rubric, ledger, tmp_path / "out", silent)
     assert set(load(tmp_path / "out", "sft", tmp_path / "cache")["train"]["model"]) == {"able"}
+
+
+def test_row_groups_are_cut_by_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline, rubric, ledger = build(tmp_path, 6, complete=lambda n, model: f"{model} {n} " + "w" * 300)
+    monkeypatch.setattr(paging, "PAGE_BYTES", 1000)
+    with ledger:
+        done = export(pipeline, rubric, ledger, tmp_path / "out", print)
+    (file,) = (done.path / "trl").glob("*.parquet")
+
+    found = pq.ParquetFile(file)
+    assert found.num_row_groups == 6
+    assert len(list(files.read(file))) == 6
+
+
+def test_what_tells_an_export_from_the_store_is_the_digest_of_all_pairs_at_once(tmp_path: Path) -> None:
+    pipeline, rubric, ledger = build(tmp_path, 5, sets=["pairs.policy=all"])
+    with ledger:
+        make_pairs(pipeline, rubric, ledger.store)
+        with Results.of(ledger.store) as reader:
+            books, paired = reader.books(), reader.paired()
+            told = [reader.marked("plan"), *reader.read(), books.intake, books.outcomes]
+            assert state_of(reader, books, paired) == digest([*told, paired.to_pylist()])
+            assert state_of(reader, books, paired.slice(0, 0)) == digest([*told, []])

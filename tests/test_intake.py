@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from aif import events
+from aif import database, events, intake, paging
 from aif.config import Pipeline, parse
+from aif.database import SETTINGS
 from aif.errors import BadInput
 from aif.intake import prepare, rubric_of
+from aif.journal import replay
 from aif.ledger import Ledger
-from aif.queries import Reader
+from aif.queries import Reader, Todo
 
 PIPELINE = """
 name: intake
@@ -147,3 +149,85 @@ def test_sources_of_which_every_row_is_left_out_are_bad_input(pipeline: Pipeline
     rows(tmp_path / "b.jsonl", "")
     with pytest.raises(BadInput, match=r"every row was left out \(bad row 1, empty 2\)"):
         taken_in(pipeline)
+
+
+MIXED = [10, 900, 5, 5, 5, 3000, 20, 400, 400, 400, 1, 1]  # characters, where a page is 1,000 bytes
+
+
+def mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sizes: list[int] = MIXED) -> Pipeline:
+    monkeypatch.setattr(paging, "PAGE_BYTES", 1000)
+    rows(tmp_path / "a.jsonl", *(f"{n} {'x' * size}" for n, size in enumerate(sizes)))
+    rows(tmp_path / "b.jsonl")
+    return parse(PIPELINE.format(folder=tmp_path), tmp_path / "p.yaml")
+
+
+def sound(pages: list[list[int]]) -> bool:
+    """Whether each is within the bound, or alone; by the bytes of the rows."""
+    return all(page and (len(page) == 1 or sum(page) <= 1000) for page in pages)
+
+
+def test_pages_are_cut_by_bytes_wherever_prompts_are_read_or_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = mixed(tmp_path, monkeypatch)
+    wanted = [f"{n} {'x' * size}" for n, size in enumerate(MIXED)]
+
+    with Ledger.open(pipeline.store, print) as ledger:
+        prepare(pipeline, ledger, rubric_of(pipeline), print)
+        kept = [record["rows"] for _, record in replay(ledger.places.journal) if record["t"] == "page"]  # type: ignore[index]
+        sizes = dict(Reader.of(ledger.store)._rows("SELECT prompt_id, bytes FROM prompts"))
+        assert sound([[sizes[prompt_id] for prompt_id, _ in page] for page in kept])
+
+        with Reader.of(ledger.store) as reader:
+            selected = [[prompt for _, prompt in page] for page in reader.selection()]
+            ledger.store.begin(None)
+            asked: list[list[Todo]] = []
+            while page := reader.todo("m", asked[-1][-1].seq if asked else 0, 512):
+                asked.append(page)
+
+    assert [prompt.messages[0].content for page in selected for prompt in page] == wanted
+    assert sound([[sizes[prompt.prompt_id] for prompt in page] for page in selected])
+    assert [todo.seq for page in asked for todo in page] == list(range(1, 2 * len(MIXED) + 1))
+    assert sound([[sizes[todo.slot.prompt_id] for todo in page] for page in asked])
+
+
+def test_long_prompts_find_room_where_one_page_of_rows_would_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1,200 prompts of 50,000 characters are 60 MB: kept, planned and read in 48 MB of DuckDB's."""
+    monkeypatch.setitem(SETTINGS, "memory_limit", "48MB")
+    monkeypatch.setattr(database, "AMPLE", "48MB")
+    monkeypatch.setattr(paging, "PAGE_BYTES", 2**20)
+    rows(tmp_path / "a.jsonl", *(f"{n} {'word ' * 10_000}" for n in range(1200)))
+    rows(tmp_path / "b.jsonl")
+    pipeline = parse(PIPELINE.format(folder=tmp_path), tmp_path / "p.yaml")
+
+    with Ledger.open(pipeline.store, print) as ledger:
+        prepare(pipeline, ledger, rubric_of(pipeline), print)
+        ledger.store.begin(None)
+        with Reader.of(ledger.store) as reader:
+            assert sum(len(page) for page in reader.selection()) == 1200
+            assert len(reader.todo("m", 0, 512)) == 20
+
+
+def test_more_completions_of_one_prompt_than_can_be_numbered_are_bad_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A field that holds the same in every row gathers all of their completions."""
+    monkeypatch.setattr(intake, "CARRIED_MOST", 5)
+    monkeypatch.setattr(intake, "PAGE", 2)
+    (tmp_path / "a.jsonl").write_text(
+        "".join(json.dumps({"prompt": "Answer.", "text": f"t{n}", "model": "m"}) + "\n" for n in range(9))
+    )
+    pipeline = parse(CARRIED.format(folder=tmp_path), tmp_path / "p.yaml")
+
+    with pytest.raises(BadInput, match=r"a\.jsonl:6: with this row 6 completions .*'Answer\.'.* more than 5; correct"):
+        taken_in(pipeline)
+
+
+CARRIED = """
+name: carried
+store: {folder}/s.duckdb
+prompts: [{{file: {folder}/a.jsonl, completions: {{field: text}}}}]
+judges: {{j: {{provider: simulator}}}}
+"""

@@ -17,7 +17,7 @@ from aif import events
 from aif import journal as journals
 from aif.again import again
 from aif.config import Pipeline, load
-from aif.errors import JournalDamaged, StoreDamaged, StoreLocked
+from aif.errors import JournalDamaged, StoreDamaged, StoreLocked, StoreStarved
 from aif.feedback import Run
 from aif.journal import Position
 from aif.ledger import Ledger
@@ -517,3 +517,22 @@ def test_the_lock_shows_what_was_typed_without_the_values_that_were_set(
     assert "(aif run p.yaml --set models.a.terms=… --yes)" in said
     assert "sk-in" not in said
     assert "wrong" not in said
+
+
+def test_where_duckdb_finds_no_room_the_work_is_done_once_more_with_more(kept: Kept) -> None:
+    """A transaction that ends in want of memory may leave a connection that answers nothing."""
+    told: list[str] = []
+    limits: list[str] = []
+
+    def work(ledger: Ledger) -> str:
+        limits.append(str(ledger.store.cursor().execute("SELECT current_setting('memory_limit')").fetchall()[0][0]))
+        if len(limits) == 1:
+            raise ExceptionGroup("", [StoreStarved("no room")])
+        return "done"
+
+    assert Ledger.use(kept.places.store, told.append, None, work) == "done"
+    assert limits[0] != limits[1]
+    assert any("it gets" in words for words in told)
+    with Ledger.open(kept.places.store, print) as ledger:  # and who comes after has what is usual
+        work(ledger)
+    assert limits[2] == limits[0]

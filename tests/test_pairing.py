@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from aif import events
+from aif import events, results
 from aif.config import Pipeline, parse
 from aif.ledger import Ledger
 from aif.pairing import OUTCOMES, make_pairs, scores_of
@@ -326,3 +326,32 @@ def test_of_requests_for_each_completion_those_of_different_judges_are_never_ave
 
 def test_every_outcome_has_its_words() -> None:
     assert set(WORDS) == set(OUTCOMES)
+
+
+def test_pairs_are_the_same_however_many_are_looked_at_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A part of all pairs is cut by their number: of 32 completions each, 25,000 prompts have 12,000,000."""
+    pipeline, rubric, ledger = build(tmp_path, 12, sets=["pairs.policy=all"])
+    found: list[Any] = []
+    parts: list[int] = []
+    rated = Results._rated_among
+
+    def counted(self: Results, *arguments: Any) -> Any:
+        parts.append(1)
+        return rated(self, *arguments)
+
+    monkeypatch.setattr(Results, "_rated_among", counted)
+    with ledger:
+        for pairs, completions in ((10**9, 10**9), (33, 10**9), (10**9, 5), (1, 1)):
+            monkeypatch.setattr(results, "PAIRS_AT_ONCE", pairs)
+            monkeypatch.setattr(results, "AT_ONCE", completions)
+            parts.clear()
+            counts = make_pairs(pipeline, rubric, ledger.store)
+            with Results.of(ledger.store) as reader:
+                found.append((counts, reader.paired().to_pylist()))
+            found.append(len(parts))
+
+    assert found[1::2] == [1, 6, 10, 12]
+    assert all(one == found[0] for one in found[::2])
+    assert len(found[0][1]) == 12 * 6

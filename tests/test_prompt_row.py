@@ -4,13 +4,14 @@ import json
 from decimal import Decimal
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from aif.entries import Source
 from aif.errors import BadInput
-from aif.prompt_row import META_BYTES, Skipped, read_row
+from aif.prompt_row import META_BYTES, META_ROW_BYTES, Skipped, read_row
 from aif.records import Carried, Message, Prompt, prompt_id
 
 ROW = Source(file="p.jsonl")
@@ -547,3 +548,11 @@ def test_reading_what_was_read_changes_nothing(rows: list[dict[str, Any]]) -> No
     if isinstance(first, Prompt):
         again = as_prompt(turns(*({"role": m.role, "content": m.content} for m in first.messages)))
         assert again.prompt_id == first.prompt_id
+
+
+def test_columns_that_are_too_much_together_are_left_out_from_where_they_are() -> None:
+    row = {"prompt": "a"} | {f"c{n}": "x" * (META_BYTES - 100) for n in range(20)} | {"last": 1}
+    meta = as_prompt(only(row, ROW, "x")).meta
+
+    assert list(meta) == [*(f"c{n}" for n in range(8)), "last"]
+    assert sum(len(orjson.dumps(value)) for value in meta.values()) <= META_ROW_BYTES

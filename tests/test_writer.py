@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from aif import events
+from aif import events, paging
 from aif import journal as journals
+from aif import writer as writers
 from aif.chat.base import Reply
 from aif.errors import StoreDamaged
 from aif.ledger import Ledger
@@ -22,11 +23,11 @@ from aif.writer import Writer
 from tests.building import STARTED, Fate, build
 
 
-def entries(ledger: Ledger, n: int) -> list[Entry]:
+def entries(ledger: Ledger, n: int, text: str = "words") -> list[Entry]:
     item = events.Item(
         "completion", "k", "p", "able", "able", {"sample": 0, "seed": 1, "principle": None, "system": "role"}
     )
-    reply = Reply("words", "stop", Usage(1, 1))
+    reply = Reply(text, "stop", Usage(1, 1))
     return [
         Entry(
             events.call(
@@ -173,3 +174,36 @@ async def test_on_a_full_disk_what_fits_is_kept_and_the_rest_once_there_is_room(
     found = kept(ledger.journal.folder)
     assert found == {f"call{i}" for i in range(40)} if room else 1 < len(found) < 40
     assert not [one for _, one in journals.replay(ledger.journal.folder) if isinstance(one, journals.Damage)]
+
+
+async def test_what_is_on_its_way_into_the_store_is_bounded_by_bytes(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """4,096 replies of 200 KB would be 800 MB; and as one transaction more than DuckDB has."""
+    monkeypatch.setattr(paging, "PAGE_BYTES", 1000)
+    monkeypatch.setattr(writers, "HELD_BYTES", 4000)
+    applied: list[int] = []
+    apply = ledger.store.apply
+
+    def noted(steps: Any, *where: Any) -> None:
+        applied.append(sum(sum(step.tables["completions"]["bytes"].to_pylist()) for step in steps))
+        apply(steps, *where)
+
+    monkeypatch.setattr(ledger.store, "apply", noted)
+    seen: list[str] = []
+    writer = Writer(
+        ledger, 4, 2, lambda synced: seen.extend(e.record["id"] for e in synced), lambda: None, lambda: None
+    )
+    running = asyncio.create_task(writer.run())
+    some = entries(ledger, 300, "w" * 300)
+    some[7].record["text"] = "long" * 1000
+    for entry in some:
+        await writer.keep(entry)
+        assert writer._bytes <= 4000 + entry.bytes
+    await writer.close()
+    await running
+
+    assert seen == [f"call{i}" for i in range(300)]
+    assert sum(applied) == 299 * 300 + 4000
+    assert sorted(applied)[-2] <= 1000
+    assert ledger.store.position == ledger.journal.position

@@ -11,7 +11,8 @@ CREATE TABLE prompts (
     prompt_id VARCHAR PRIMARY KEY,          -- sha256 of the text (single user turn) or of the canonical messages
     messages  STRUCT(role VARCHAR, content VARCHAR)[],
     meta      JSON,                         -- the row's other columns
-    material  JSON                          -- by the rubric's slot: what a judge is shown beside the conversation
+    material  JSON,                         -- by the rubric's slot: what a judge is shown beside the conversation
+    bytes     BIGINT                        -- of all of these
 );
 
 -- The prompts of the pipeline as its sources stand now, each once, in file order.
@@ -60,7 +61,10 @@ CREATE TABLE completions (
     reasoning     VARCHAR,                  -- kept apart: never judged, never exported
     finish        VARCHAR,                  -- stop or length
     output_tokens BIGINT,
-    call_id       VARCHAR                   -- in calls
+    call_id       VARCHAR,                  -- in calls
+    text_id       VARCHAR,                  -- a digest of the text: equal where texts are
+    chars         BIGINT,                   -- of the text
+    bytes         BIGINT                    -- of text and reasoning
 );
 
 -- One row per judgement read. `completions` are keys in the order the judge saw them.
@@ -79,7 +83,8 @@ CREATE TABLE judgements (
     answers     VARCHAR[],                  -- the same keys, sorted
     text        VARCHAR,                    -- the judge's raw words
     ratings     STRUCT(completion VARCHAR, aspect VARCHAR, state VARCHAR, score DOUBLE, rationale VARCHAR, types INTEGER[])[],
-    call_id     VARCHAR
+    call_id     VARCHAR,
+    bytes       BIGINT                      -- of text and rationales
 );
 
 -- Every call made, answered or not, with what it used: the bill. Insert-only.
@@ -145,7 +150,7 @@ CREATE TABLE outcomes (
 -- The pairs as they were last made, one row each.
 CREATE TABLE preferences (
     prompt_id      VARCHAR,
-    n              USMALLINT,               -- from 0 within the prompt
+    n              UINTEGER,                -- from 0 within the prompt
     chosen         VARCHAR,                 -- completion keys
     rejected       VARCHAR,
     score_chosen   DOUBLE,
