@@ -316,8 +316,8 @@ def _case(
         process.communicate()
     refused = _refuses(command, path)
     asked = {shown(one) for one in record.calls[calls:]}
-    after = [_held(places) if refused else _by_store(places)]
-    if not _refuses("rebuild", path):  # of each by itself, that is
+    after = [_held(places)]  # a block that no command has read yet may still be damaged in one of the two
+    if not _refuses("rebuild", path):  # then each by itself has all
         after += [_by_journal(places), _by_store(places)]
     billed = sum(before.usd.values())
     return Case(
