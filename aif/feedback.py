@@ -24,7 +24,7 @@ from aif.chat.base import CallError, Kind, Reply, Request
 from aif.chat.retry import Policy, Verdict
 from aif.config import Pipeline
 from aif.endpoints import Endpoint, Halted
-from aif.errors import StoreDamaged
+from aif.errors import StoreDamaged, StoreStarved
 from aif.ledger import Ledger
 from aif.line import Item, Line, serve
 from aif.queries import Need, Reader, Ready, Todo
@@ -130,7 +130,7 @@ class Run:
         async def page() -> None:
             try:
                 await pager.bring(line)
-            except (StoreDamaged, OSError) as trouble:  # the workers finish what they have
+            except (StoreDamaged, StoreStarved, OSError) as trouble:  # the workers finish what they have
                 self._writer.give_up(trouble)
 
         await serve(endpoint, line, page, partial(self._once, endpoint))

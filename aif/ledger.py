@@ -7,7 +7,6 @@ holds goes back into the journal then; it is deleted when nothing is left that o
 
 import math
 import shlex
-import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,6 +14,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 import orjson
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from aif import events, salvage
 from aif import journal as journals
@@ -254,11 +254,16 @@ def _sound_store(places: Places, journal: Journal, tell: Told, anew: bool) -> tu
 
 def _opened(path: Path, tell: Told) -> Store:
     """The store, once whoever reads it has left: that may be an `aif status` of this very moment."""
-    for tried in range(PATIENT_S * 10):
-        try:
-            return Store.open(path)
-        except StoreLocked as error:
-            if not tried:
-                tell(f"{error}; waiting up to {PATIENT_S} s for it")
-            time.sleep(0.1)
-    return Store.open(path)
+
+    def told(tried: RetryCallState) -> None:
+        if tried.attempt_number == 1 and tried.outcome is not None:
+            tell(f"{tried.outcome.exception()}; waiting up to {PATIENT_S} s for it")
+
+    patient = Retrying(
+        retry=retry_if_exception_type(StoreLocked),
+        wait=wait_fixed(0.1),
+        stop=stop_after_delay(PATIENT_S),
+        before_sleep=told,
+        reraise=True,
+    )
+    return patient(Store.open, path)

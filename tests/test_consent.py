@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 from aif.errors import Exit
+from aif.simulator import Mishap
+from aif.simulator.faults import Fault
 from tests.serving import POOL, Served
 from tests.test_feedback import aif, run, write
 
@@ -115,8 +117,8 @@ def test_a_batch_job_is_told_in_a_line_and_goes_on(tmp_path: Path, serve: Serve)
 
 
 def test_failures_wait_where_they_were_when_the_answer_is_no(tmp_path: Path, serve: Serve) -> None:
-    served = serve(max_model_len=2000)
-    path = priced(tmp_path, served, completions={"max_tokens": 64})  # no judgement fits
+    served = serve(faults=lambda call: Mishap(Fault.REFUSAL) if call.model == "judge" else None)
+    path = priced(tmp_path, served, completions={"max_tokens": 64})
     run(path)
     before = aif("failures", path).stdout
     assert "--retry-failed" in before

@@ -49,7 +49,7 @@ def write(folder: Path, served: Served, count: int = 12, **changes: Any) -> Path
 
 def run(path: Path, *sets: str, **options: Any) -> tuple[Pipeline, Ended]:
     pipeline = load(path, sets)
-    quick = Policy(attempts=2, first_wait_s=0.01, longest_wait_s=0.02)
+    quick = Policy(attempts=2, first_wait_s=0.01, longest_wait_s=0.02, silent_s=0.2)
     return pipeline, feedback(pipeline, Console(quiet=True), policy=quick, **options)
 
 

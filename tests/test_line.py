@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import pytest
+
 from aif.chat.base import CallError, Kind, Reply, Request
 from aif.chat.gate import Others
 from aif.chat.limits import Pace
@@ -101,6 +103,30 @@ def test_bad_rows_at_the_top_stop_nothing_since_one_from_elsewhere_is_asked() ->
             assert house.endpoint.refused is None
             assert {n for n, end in house.ends.items() if end == "failed"} == set(range(8))
             assert {n for n, end in house.ends.items() if end == "answered"} >= set(range(8, 40))
+
+    run(main())
+
+
+def test_as_many_hopeless_items_as_may_be_in_flight_hold_up_nobody_for_long() -> None:
+    async def main() -> None:
+        house = House(lambda n: BROKEN if 20 <= n < 30 else None, 4, far=list(range(99, 60, -1)))
+        await house.serve(*map(item, range(60)))
+        assert house.endpoint.refused is None
+        assert {n for n, end in house.ends.items() if end == "failed"} == set(range(20, 30))
+        assert {n for n, end in house.ends.items() if end == "answered"} >= {*range(20), *range(30, 60)}
+        assert asyncio.get_running_loop().time() < 1000 + 180
+
+    run(main())
+
+
+@pytest.mark.parametrize("kind", [Kind.CONTEXT_OVERFLOW, Kind.BAD_REQUEST, Kind.EMPTY, Kind.UNREADABLE])
+def test_what_no_item_gets_past_ends_the_endpoint_and_leaves_them_pending(kind: Kind) -> None:
+    async def main() -> None:
+        house = House(lambda n: CallError(kind, "no", told=True), 4, far=[90, 80])
+        await house.serve(*map(item, range(60)))
+        assert house.endpoint.refused is not None
+        assert "failed" not in house.ends.values()
+        assert len(house.asked) <= 4 + 2
 
     run(main())
 

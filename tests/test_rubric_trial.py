@@ -365,7 +365,7 @@ def test_a_trial_is_told_and_asks_before_it_spends(typed: Typed, tmp_path: Path,
     assert "`rubric: mt-bench`" in out
     cramped = ("--set", "judges.judge.max_tokens=2")
     code, out, _ = typed("rubric", "try", "mt-bench", path, "--yes", *cramped)
-    assert code == Exit.FAILURES
+    assert code == Exit.REFUSED, "of so small a room no reply was ever of use"
     assert "judge: truncated, 12 without a rating: " in out
     code, _, err = typed("rubric", "try", "mt-bench", path, "--yes", "--set", "judges.judge.model=nobody")
     assert code == Exit.REFUSED

@@ -182,6 +182,8 @@ async def test_what_is_on_its_way_into_the_store_is_bounded_by_bytes(
     """4,096 replies of 200 KB would be 800 MB; and as one transaction more than DuckDB has."""
     monkeypatch.setattr(paging, "PAGE_BYTES", 1000)
     monkeypatch.setattr(writers, "HELD_BYTES", 4000)
+    monkeypatch.setattr(writers, "COMMIT_EVERY_S", 0.0)
+    monkeypatch.setattr(writers, "LATE_S", 0.0)
     applied: list[int] = []
     apply = ledger.store.apply
 
