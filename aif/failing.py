@@ -17,7 +17,8 @@ MENDS: dict[str, str] = {
     Kind.TRUNCATED: "raise the judge's max_tokens (which asks all judgements again)",
     Kind.UNREADABLE: "see `raw` in the table `failed`; try `reply: schema` or `text`, or another judge",
     Kind.CACHED: "turn the gateway's cache off for these requests, or set `samples: 1`",
-    Kind.RATE_LIMITED: "a run slows down by itself; requests_per_minute, if set, spares it the refusals",
+    Kind.RATE_LIMITED: "a run slows down by itself; what is refused while others are answered is more than a minute "
+    "allows: lower max_tokens",
     Kind.SERVER_ERROR: "the server is ill, or this request makes it so; see its log",
     Kind.TIMEOUT: "is the server still loading? else raise timeout_s, or lower concurrency",
     Kind.CONNECTION: "nothing answers there: is the server up, is base_url right?",
