@@ -87,6 +87,7 @@ class Endpoint:
         as the call takes. How it ended is taken in, and whose doing that was told to the caller. Raises Halted."""
         cost = self.pace.cost(request.chars, request.max_tokens)
         turn = Turn(self.client, request)
+        caller.size = request.chars
         place = await self._admitted(caller, cost)
         try:
             yield turn

@@ -9,7 +9,7 @@ import asyncio
 import gc
 import random
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -125,13 +125,17 @@ class Run:
     # --- one endpoint -------------------------------------------------------------------------------------------------
 
     async def _serve(self, endpoint: Endpoint, pager: "_Pager") -> None:
-        line = Line(endpoint, pager.elsewhere)
-
-        async def page() -> None:
+        async def guarded(paged: Awaitable[T]) -> T | None:
             try:
-                await pager.bring(line)
+                return await paged
             except (StoreDamaged, StoreStarved, OSError) as trouble:  # the workers finish what they have
                 self._writer.give_up(trouble)
+                return None
+
+        line = Line(endpoint, lambda: guarded(pager.elsewhere()))
+
+        async def page() -> None:
+            await guarded(pager.bring(line))
 
         await serve(endpoint, line, page, partial(self._once, endpoint))
 

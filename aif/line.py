@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from aif.chat.base import PROVIDER, CallError
+from aif.chat.base import PROVIDER, CallError, Kind
 from aif.chat.gate import ITEMS, MANY, Caller, Others
 from aif.chat.retry import Course, Verdict
 from aif.endpoints import Endpoint
@@ -33,6 +33,7 @@ class Item(Generic[T]):
     then: Sequence[Callable[[], T]] = ()
     caller: Caller = field(default_factory=Caller)
     course: Course = field(default_factory=Course)
+    far: bool = False  # from elsewhere, and not asked yet
     _made: T | None = None
 
     @property
@@ -86,7 +87,8 @@ class Line(asyncio.Queue["Item[T] | None"]):
             first, second = second, first
         item = (first or second).popleft()
         if self._owed and not item.course.n:
-            self._owed, item.caller.spread = False, True
+            self._owed = False
+            item.far = item.caller.spread = True
             self._far += 1
         self._notice_room()
         return item
@@ -131,12 +133,14 @@ class Line(asyncio.Queue["Item[T] | None"]):
         if error.kind in PROVIDER and error.told:
             return Others(min(ITEMS, self._open), more=more)
         if not self._endpoint.answered:
-            return Others(min(ITEMS, self._items), more=more)
+            limited = error.kind is Kind.RATE_LIMITED and self._items < ITEMS  # of one item's limit nobody can tell
+            return Others(min(ITEMS, self._items), few=limited, more=more)
         return Others(few=self._open < ITEMS, more=more)
 
     def asked(self, item: Item[T]) -> None:
         """An item has told what it can tell by being from elsewhere."""
-        if item.caller.spread and item.course.n == 1:
+        if item.far:
+            item.far = False
             self._far -= 1
 
     def done(self, item: Item[T]) -> Item[T] | None:
@@ -167,7 +171,7 @@ class Line(asyncio.Queue["Item[T] | None"]):
             self._far -= 1
             self._owed = True
         else:
-            item.caller.spread = True
+            item.far = item.caller.spread = True
         self._count(-1)
         return item
 

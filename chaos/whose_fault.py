@@ -23,6 +23,7 @@ PROMISE = (
     "that is ill is waited for, one that refuses stops with its items pending."
 )
 WORLDS, SHORT = 2000, 150
+SHORTER, LONG = 10, 99  # characters of what is asked
 POLICY = Policy()
 
 
@@ -121,7 +122,7 @@ def drawn(seed: int) -> World:
         world |= {"ill": draw.choice(PASSING), "since": since, "until": float("inf")}
     elif fate == "refuses":
         ill = draw.choice(REFUSALS + SHAPES)
-        world |= {"ill": ill, "since": 0.0 if ill is OVERFLOW else since, "until": float("inf")}
+        world |= {"ill": ill, "since": since, "until": float("inf")}
     elif fate == "is of no use":
         world |= {"ill": draw.choice(UNUSABLE), "since": 0.0, "until": float("inf")}
     elif fate == "limits":
@@ -218,7 +219,8 @@ async def gone(world: World) -> Course:
         began, n = loop.time() - 1000.0, item.job
         error: CallError | None = None
         try:
-            async with one.turn(Request((Message("user", str(n)),), 10), item.caller) as turn:
+            said = str(n).rjust(LONG if world.doomed.get(n) is OVERFLOW else SHORTER)
+            async with one.turn(Request((Message("user", said),), 10), item.caller) as turn:
                 item.course.n += 1
                 began = loop.time() - 1000.0
                 await turn.ask()

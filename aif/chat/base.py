@@ -149,8 +149,9 @@ class CallError(Exception):
 
     @property
     def unbilled(self) -> bool:
-        """Whether nobody charges for the call."""
-        return self.unsent or self.kind in UNBILLED
+        """Whether nobody charges for the call. A body that counts tokens beside its error is charged for."""
+        counted = self.reply is not None and self.reply.usage is not None
+        return self.unsent or (self.kind in UNBILLED and not counted)
 
 
 class ChatModel(Protocol):

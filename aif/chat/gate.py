@@ -28,6 +28,7 @@ from aif.chat.retry import Blame, Policy
 
 SHRINK, REOPEN, GROWTH = 0.8, 0.25, 0.05
 ITEMS = 3  # so many different items that fail alike are enough to tell
+MANY_ITEMS = 20  # of a judge that is unreadable every other time, so many in a row are one in a million
 # A server that says how long to wait is taken at its word; one that says a second, for ten minutes, is asked less.
 TOLD_S = 8.0
 DOUBT = 5  # items from elsewhere that are asked at most before an endpoint is refused
@@ -35,16 +36,18 @@ DOUBT = 5  # items from elsewhere that are asked at most before an endpoint is r
 RARE, TRUST = 9, 2
 
 Cause = Literal["rate limited", "gets no answer", "is in doubt"]
-Class = Literal["passing", "refusal", "shape"]
+Class = Literal["passing", "refusal", "shape", "no use"]
 
 
 @dataclass(slots=True, eq=False)
 class Caller:
-    """One item as a gate knows it: by class of failure, the how manieth call its first was (`met`), and whose doing the
-    last was. `spread`: it was taken from elsewhere than the items before it. `limited` has the
-    answers there had been, and the items with a 429 and itself, when the first call was sent that got one."""
+    """One item as a gate knows it: by class of failure, the how manieth call its first was (`met`), how long it
+    is (`size`), and whose doing the last failure was. `spread`: it was taken from elsewhere than the items before it.
+    `limited` has the answers there had been, and the items with a 429 and itself, when the first call was sent that got
+    one."""
 
     met: dict[Class, int] = field(default_factory=dict)
+    size: int = 0
     blame: Blame = "item"
     spread: bool = False
     limited: tuple[int, int] | None = None
@@ -105,8 +108,8 @@ class Gate:
         self._failing_since: float | None = None
         self._last: Kind | None = None  # of the failures
         self._doubts = 0  # refusals that an item from elsewhere has disproved
-        self._useless: set[Caller] = set()
-        self._troubled: dict[Class, set[Caller]] = {"passing": set(), "refusal": set(), "shape": set()}
+        self._longest = 0  # of what was answered
+        self._troubled: dict[Class, set[Caller]] = {"passing": set(), "refusal": set(), "shape": set(), "no use": set()}
 
     @property
     def window(self) -> int:
@@ -116,12 +119,12 @@ class Gate:
     @property
     def probing(self) -> bool:
         """Whether the next call is to show if the endpoint answers: one of an item that did not just fail."""
-        return self._shut is not None or bool(self._useless)
+        return self._shut is not None or (bool(self._troubled["no use"]) and not self._usable)
 
     @property
     def doubtful(self) -> bool:
         """Whether items fail alike, so that one from elsewhere may tell whose fault it is."""
-        return any(len(items) > 1 for items in (*self._troubled.values(), self._useless))
+        return any(len(items) > 1 for items in self._troubled.values())
 
     def wait(self, now: float) -> float:
         """Seconds until a call may go; infinite where only the end of another can tell."""
@@ -193,30 +196,39 @@ class Gate:
         self._failing_since = None
         if one.caller.limited is not None:
             self._trust, one.caller.limited = min(TRUST, self._trust + 1), None
+        if error is not None:
+            blame = self._of_no_use(one, error, now, others)
+        else:
+            self._usable, self._longest, blame = True, max(self._longest, one.caller.size), "item"
+            self._troubled["no use"].clear()
         for of, items in self._troubled.items():
-            items -= {item for item in items if self._newest > item.met[of]}
-        if error and error.kind in REASKED and not self._usable:
-            return self._of_no_use(one, error, now, others)
-        self._usable = self._usable or error is None
-        if self._usable:
-            self._useless.clear()
+            items -= {item for item in items if of != "no use" and self._newest > item.met[of]}
         if self._shut is None:
             self._rests = 0
             self._grow()
-        elif one.probe or self._shut == "gets no answer":  # what was sent before may be answered in spite of a 429
-            self._doubts += self._shut == "is in doubt"
+        elif self._told(one):
+            self._doubts += self._shut == "is in doubt" and one.probe
             self._rests = 0
             self._open()
-        return "item"
+        return blame
+
+    def _told(self, one: Pass) -> bool:
+        """Whether a reply opens the gate. What was sent before may be answered in spite of a 429."""
+        if self._shut == "is in doubt":
+            return not any(self._troubled.values())
+        return one.probe or self._shut == "gets no answer"
 
     def _of_no_use(self, one: Pass, error: CallError, now: float, others: Others) -> Blame:
-        """An endpoint of which no reply was ever of use is not asked on for what each costs."""
+        """A reply that is empty or can't be read, or a refusal by a filter, since another was of use. An endpoint of
+        which none ever was is not asked on for what each costs; of others, and of a filter, many are needed."""
+        alike, blocked = self._troubled["no use"], error.kind is Kind.BLOCKED
+        alike.add(one.caller)
+        many = self._usable or blocked
+        if len(alike) < (MANY_ITEMS if many else ITEMS) or (not many and self._doubted(alike, others.more, now)):
+            return "item" if self._usable or others.least < ITEMS else "unknown"
         self._last = error.kind
-        self._useless.add(one.caller)
-        if len(self._useless) < ITEMS or self._doubted(self._useless, others.more, now):
-            return "item" if others.least < ITEMS else "unknown"
         said = f"{error.kind}: {error.message}"
-        self.given_up = f"none of its replies to {len(self._useless)} items could be used; the last: {said}"
+        self.given_up = f"none of its replies to {len(alike)} items in a row could be used; the last: {said}"
         return "endpoint"
 
     def _doubted(self, alike: set[Caller], more: bool, now: float) -> bool:
@@ -283,7 +295,6 @@ class Gate:
         troubled.add(one.caller)
         if len(troubled) < least:
             return "unknown"
-        self._reach = self._window
         self._rest("gets no answer", asked_s, now)
         self._outage = self._episode
         return "unknown"  # until a probe tells
@@ -308,7 +319,7 @@ class Gate:
         self._shut = None
         self._probing = False
         self._pause = 0.0
-        for items in (*self._troubled.values(), self._useless):
+        for items in self._troubled.values():
             items.clear()
 
     # --- what does not pass -------------------------------------------------------------------------------------------
@@ -317,14 +328,16 @@ class Gate:
         """A refusal, or a request of a shape that is not taken. Where the server names it and a key, an account or a
         model is what it names, no item can be at fault."""
         of: Class = "refusal" if error.kind in PROVIDER else "shape"
-        long = error.kind is Kind.CONTEXT_OVERFLOW and error.told and self._usable
-        if self._its_own(one, of) or long:  # rows may be sorted by length: of an endpoint in use its words are enough
+        # rows may be sorted by length: what is longer than all that was answered is too long by its own words
+        long = error.kind is Kind.CONTEXT_OVERFLOW and error.told and 0 < self._longest < one.caller.size
+        if self._its_own(one, of) or long:
             return "item"
         alike, certain = self._troubled[of], of == "refusal" and error.told
         alike.add(one.caller)
         if certain:
             self._doubt(now)
-        if len(alike) < others.least or (not certain and self._doubted(alike, others.more, now)):
+        # what is in flight may still tell: a firewall answers in no time, and a model takes long
+        if len(alike) < others.least or (not certain and self._doubted(alike, others.more, now)) or self.in_flight > 1:
             return "unknown"
         refused = f"{len(alike)} items were refused alike, and none was answered: "
         self.given_up = error.message if of == "refusal" else refused + error.message

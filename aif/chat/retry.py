@@ -28,6 +28,9 @@ Blame = Literal["item", "endpoint", "unknown"]
 _NUMBERED = re.compile(r"\S*\d\S*")  # request ids, times, counts
 
 
+_NUMBERS = re.compile(r"\blimit:? (\d{1,12})\b.{0,40}\brequested:? (\d{1,12})\b", re.IGNORECASE)
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
     """How often and how patiently. Counts are attempts in all, waits in seconds.
@@ -91,6 +94,14 @@ class Course:
 
     def _for_good(self, error: CallError, blame: Blame, policy: Policy, few: bool) -> bool:
         if error.kind in SHAPE and error.told:  # its own words say that it is this request's length, or its turns
-            return blame == "item" or few
+            return blame == "item" or (few and error.kind is Kind.CONTEXT_OVERFLOW)
+        if error.kind is Kind.QUOTA_EXHAUSTED or _fits(error):  # a smaller one may be paid, or go, while this waits
+            return False
         alike = max(self.said.values()) >= min(policy.same, policy.attempts)
         return blame == "item" and alike and (error.kind not in TRANSIENT or self.counted >= policy.attempts)
+
+
+def _fits(error: CallError) -> bool:
+    """Whether a 429 says that the request is within its limit, only not now: "Limit 30000, … Requested 9000"."""
+    said = _NUMBERS.search(error.message) if error.kind is Kind.RATE_LIMITED else None
+    return said is not None and int(said[2]) <= int(said[1])

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aif.chat.base import CallError, Kind
-from aif.chat.gate import ITEMS, TOLD_S, Caller, Gate, Others, Pass
+from aif.chat.gate import ITEMS, MANY_ITEMS, TOLD_S, Caller, Gate, Others, Pass
 from aif.chat.retry import Policy
 
 GONE = CallError(Kind.CONNECTION, "nobody there")
@@ -368,12 +368,35 @@ def test_where_nothing_else_can_be_asked_the_items_there_are_tell() -> None:
 def test_while_it_is_in_doubt_calls_go_one_at_a_time_and_after_those_in_flight() -> None:
     ground = Ground(4)
     ground.fill()
-    ground.end(NO_KEY)
+    ground.end(NO_KEY, ground.out[-1])
     assert ground.gate.wait(ground.now) == math.inf
     ground.end_all(None)
-    assert ground.fill() == 1
+    assert ground.fill() == 1, "what was sent before says nothing"
     ground.end(None)
     assert ground.fill() == 4
+
+
+def test_what_is_in_flight_may_tell_that_a_refusal_was_the_item_s() -> None:
+    """A firewall answers in no time, and a model takes long."""
+    ground = Ground(8)
+    refused = [ground.go() for _ in range(3)]
+    ground.fill()
+    for one in refused:
+        ground.end(NO_KEY, one)
+    assert ground.gate.given_up is None
+    ground.end(None, ground.out[-1])
+    assert ground.gate.instead(ground.now) is None
+    assert ground.end(NO_KEY, ground.go(refused[0].caller)).blame == "item"
+
+
+def test_a_request_longer_than_all_that_were_answered_is_too_long_by_its_own_words() -> None:
+    long = CallError(Kind.CONTEXT_OVERFLOW, "HTTP 400: 5021 of 4096 tokens", told=True)
+    ground = Ground()
+    assert ground.end(long, ground.go(Caller(size=900))).blame == "unknown", "nothing was answered yet"
+    ground.end(None, ground.go(Caller(size=500)))
+    for _ in range(9):
+        assert ground.end(long, ground.go(Caller(size=900))).blame == "item"
+    assert ground.end(long, ground.go(Caller(size=400))).blame == "unknown", "the endpoint takes less than before"
 
 
 # --- replies of no use ------------------------------------------------------------------------------------------------
@@ -385,7 +408,7 @@ def test_an_endpoint_whose_every_reply_is_of_no_use_is_given_up() -> None:
     ground = Ground()
     blames = [ground.end(EMPTY, ground.go(one)).blame for one in (Caller(), Caller(spread=True), Caller())]
     assert blames == ["unknown", "unknown", "endpoint"]
-    assert ground.gate.given_up == "none of its replies to 3 items could be used; the last: empty: nothing"
+    assert ground.gate.given_up == "none of its replies to 3 items in a row could be used; the last: empty: nothing"
 
 
 def test_one_that_was_ever_of_use_goes_on() -> None:
@@ -396,6 +419,20 @@ def test_one_that_was_ever_of_use_goes_on() -> None:
     for one in (ground, used_before):
         assert [one.end(EMPTY, one.go()).blame for _ in range(9)] == ["item"] * 9
         assert one.gate.given_up is None
+
+
+def test_one_that_was_of_use_is_given_up_after_many_replies_of_none() -> None:
+    ground = Ground()
+    ground.end(None, ground.go())
+    calls = 0
+    while not ground.gate.given_up:
+        ground.end(EMPTY, ground.go())
+        calls += 1
+    assert calls == MANY_ITEMS
+    red_team = Ground()
+    for _ in range(MANY_ITEMS - 1):
+        red_team.end(CallError(Kind.BLOCKED, "no"), red_team.go())
+    assert red_team.gate.given_up is None, "a filter may take out most of a set"
 
 
 def lasting(ground: Ground, error: CallError) -> float:

@@ -32,7 +32,12 @@ class Rehearsal:
 
 @pytest.mark.parametrize(
     ("kinds", "calls", "verdict"),
-    [(TRANSIENT, 6, "failed"), (REASKED | PROVIDER | SHAPE, 3, "failed"), ({Kind.BLOCKED}, 1, "failed")],
+    [
+        (TRANSIENT, 6, "failed"),
+        (REASKED | PROVIDER - {Kind.QUOTA_EXHAUSTED} | SHAPE, 3, "failed"),
+        ({Kind.BLOCKED}, 1, "failed"),
+        ({Kind.QUOTA_EXHAUSTED}, 6, "later"),
+    ],
 )
 def test_an_item_at_fault_fails_for_good(kinds: frozenset[Kind], calls: int, verdict: Verdict) -> None:
     for kind in kinds:
@@ -44,6 +49,13 @@ def test_a_shape_that_the_server_names_is_asked_no_more_once_another_was_answere
     assert Rehearsal().last(long) == (1, "failed")
     assert Rehearsal().last(long, "unknown", few=True) == (1, "failed"), "its own words are all there is to go by"
     assert Rehearsal().fail(long, "unknown") == "again"
+
+
+def test_what_only_others_can_be_paid_or_let_through_now_stays_pending() -> None:
+    """The last cents pay for small requests, and a nearly empty minute has room for them."""
+    said = "HTTP 429: Rate limit reached on tokens per min (TPM): Limit 30000, Used 29000, Requested {}"
+    assert Rehearsal().last(CallError(Kind.RATE_LIMITED, said.format(9000))) == (6, "later")
+    assert Rehearsal().last(CallError(Kind.RATE_LIMITED, said.format(90000))) == (6, "failed")
 
 
 def test_where_nobody_knows_it_stays_pending() -> None:
