@@ -134,7 +134,7 @@ class Line(asyncio.Queue["Item[T] | None"]):
             return Others(min(ITEMS, self._open), more=more)
         if not self._endpoint.answered:
             limited = error.kind is Kind.RATE_LIMITED and self._items < ITEMS  # of one item's limit nobody can tell
-            return Others(min(ITEMS, self._items), few=limited, more=more)
+            return Others(ITEMS if limited else min(ITEMS, self._items), few=limited, more=more)
         return Others(few=self._open < ITEMS, more=more)
 
     def asked(self, item: Item[T]) -> None:

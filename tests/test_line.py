@@ -184,6 +184,8 @@ def test_who_else_could_be_asked() -> None:
         assert house.endpoint.others(BROKEN) == Others(3, few=False, more=True), "others may come"
         house.line.end()
         assert house.endpoint.others(BROKEN) == Others(2, few=False, more=True), "these are all there are"
+        limited = CallError(Kind.RATE_LIMITED, "slow down", retry_after=3600.0)
+        assert house.endpoint.others(limited) == Others(3, few=True, more=True), "and a limit may be of one alone"
         house.endpoint.answered = 5
         assert house.endpoint.others(BROKEN) == Others(3, few=True, more=True), "it answered others"
         assert house.endpoint.others(told) == Others(2, few=False, more=True)

@@ -59,7 +59,7 @@ class Given:
         if (id, now.messages) in self._suspect or (self._kept and before.messages == now.messages):
             self._kept = True
             said = "a gateway between keeps replies and ignores the seed: it gave the reply to another request"
-            raise CallError(Kind.CACHED, f"{said} ({id}) again, over new connections.")
+            raise CallError(Kind.CACHED, f"{said} ({id[:60]}) again, over new connections.")
         _remember(self._suspect, (id, now.messages), None)
         raise Misdelivered
 

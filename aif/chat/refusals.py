@@ -118,13 +118,15 @@ _RULES = (
     ),
     _rule(
         Kind.UNAUTHORIZED,
-        r"=\w*(invalid|incorrect|expired|missing|no)(api)?(key|auth|token|credential)|=\w*(key|token)(invalid|expired)",
+        r"=\w*(invalid|incorrect|expired|missing|no)(api|access)?(key|auth|token|credentials?)(exception|error)?\b",
+        r"=\w*(apikey|accesstoken|token)(invalid|expired)\b",  # Google
         r"=\w*(authenticat|autherror|unauthori[sz]ed|permissiondenied|permissionerror)",  # Google, Anthropic
         r"=\w*(deactivated|onhold|restricted|accessdenied|tokennotfound|unsupportedcountry)|=baseresp(1004|2049)\b",
         r"(organization|account|key|user) (has been|is|was) (disabled|deactivated|restricted|banned|revoked)",  # Groq
-        r"(location|country|region)\b.{0,40} not (supported|available)",  # Google, OpenAI
+        r"(location|country|region|territory)( \S+)? (is )?not (supported|available)",  # Google, OpenAI
         r"api[ _-]?key (is )?(not valid|invalid|expired|missing|not found|not allowed)|(no|missing) api[ _-]?key",
-        r"(invalid|incorrect|malformed|bad) (x-)?(api[ _-]?key|bearer|token|authentication|authorization|credential)",
+        r"(invalid|incorrect|malformed|bad) (x-)?(api[ _-]?key|bearer|access token|authentication|authorization)",
+        r"(invalid|incorrect) (credential|((access|auth|bearer) )?token (provided|supplied))",
         r"authentication (fail|error)|unauthori[sz]ed|not authori[sz]ed|(token|key) (((is|has) )?expired|may not)\b",
         r"(do not|don't|does not|doesn't) have (access|permission)|no permission|permission denied",
         r"身份验证|无效的令牌",  # Zhipu, one-api
@@ -143,13 +145,17 @@ _DAY = re.compile(
     r"|每日|当日|(daily|weekly|monthly)\b.{0,40}(limit|quota|allocation|allowance|budget|requests|tokens|credits)"
 )
 _LIMIT = re.compile(r"limit|quota|exceed|exhaust|used up|too many")
+_USED_UP = re.compile(r"exceed|exhaust|used up|too many|reached")
+_KEY = re.compile(r"api[ _-]?key|authenticat|credential")
+# What was sent, quoted (pydantic, FastAPI, gateways): words of a prompt are none of the server's.
+_QUOTED = re.compile(r"\binput_value ?=|['\"](input|messages|body)['\"] ?:|\breceived ?[:=]")
 _MINUTE = re.compile(r"\bper[ _-]?min|\b[rt]pm\b|per[ _-]?second|per[ _-]?hour")
 # A max_tokens that no prompt would fit: vLLM, OpenAI, Groq, Anthropic, DeepSeek, DashScope.
-_ROOM = re.compile(
-    r"(?!.*\b(inputs?|prompt|messages)\b).*max_\w*tokens.*"
-    r"(must be|cannot be|too large|valid range|should be|maximum allowed number of output|at most \d+)",
-    re.DOTALL,
+_ROOM = re.compile(r"max_[a-z_]{0,24}tokens\b")
+_TOO_MUCH = re.compile(
+    r"must be|cannot be|too large|valid range|should be|maximum allowed number of output|at most \d+"
 )
+_SENT = re.compile(r"\b(inputs?|prompt|messages)\b")
 # A name such as context_size alone is none: a server that doesn't know a setting refuses it with every request.
 _OVERFLOW = re.compile(
     r"context_?length_?exceeded|exceedcontextsize|=(prompttoolong|requesttoolarge|tokenslimitreached|1261)\b"
@@ -181,7 +187,7 @@ class _Said(NamedTuple):
 def classify(status: int, headers: Mapping[str, str], text: str, *, key: str | None = None) -> CallError:
     """What an HTTP error means. `text` is the body; `headers` have names in lower case."""
     if 300 <= status < 400:
-        return _moved(status, redact(headers.get("location", ""), key), text)
+        return _moved(status, redact(headers.get("location", ""), key), redact(text, key))
     return _refusal(status, headers, _said(text), text, key)
 
 
@@ -232,11 +238,11 @@ def _hint(kind: Kind, said: _Said, wait_s: float | None) -> str:
     }.get(kind, "")
 
 
-def _moved(status: int, where: str, text: str) -> CallError:
+def _moved(status: int, where: str, raw: str) -> CallError:
     """A redirect, which is not followed: a key goes to the host that the pipeline names."""
     base = next((where.removesuffix(end) for end in _PATHS if where.endswith(end)), "")
     mend = f"set base_url to {base}" if base else "no API is at base_url"
-    return CallError(Kind.WRONG_URL, f"HTTP {status} to {cut(where) or 'nowhere'}: {mend}", raw=text, told=True)
+    return CallError(Kind.WRONG_URL, f"HTTP {status} to {cut(where) or 'nowhere'}: {mend}", raw=raw, told=True)
 
 
 def _said(text: str) -> _Said:
@@ -293,7 +299,7 @@ def _json(text: str) -> Any:
 def _flat(said: _Said) -> str:
     """What the rules look at."""
     codes = (f"={re.sub(r'[^a-z0-9]', '', code.lower())}" for code in said.codes)
-    words = " ".join(said.words[:_READ].lower().replace("=", "= ").split())
+    words = " ".join(_QUOTED.split(said.words[:_READ].lower(), maxsplit=1)[0].replace("=", "= ").split())
     return f"{' '.join(codes)[:_READ]}\n{words}"
 
 
@@ -307,14 +313,15 @@ def _kind(status: int, said: _Said) -> tuple[Kind, bool, bool]:
     status = said.status if said.status and (status < 300 or status == 400) else 0 if status < 300 else status
     if _too_large(flat):
         return Kind.CONTEXT_OVERFLOW, True, False
-    if (status == 429 or (status in (0, 400, 402, 403) and _LIMIT.search(flat))) and _daily(flat):
+    limited = _LIMIT if status == 0 else _USED_UP
+    if (status == 429 or (status in (0, 400, 402, 403) and limited.search(flat))) and _daily(flat):
         return Kind.QUOTA_EXHAUSTED, True, False
     for rule in _RULES:
-        if _may(rule.kind, status) and rule.said.search(flat):
-            limited = status == 429 and rule.busy
-            return (Kind.RATE_LIMITED if limited else rule.kind), True, rule.busy
+        named = rule.kind is not Kind.UNAUTHORIZED or status < 500 or _KEY.search(flat)
+        if named and _may(rule.kind, status) and rule.said.search(flat):
+            return (Kind.RATE_LIMITED if status == 429 and rule.busy else rule.kind), True, rule.busy
     if status in (0, 400, 413, 422) or status >= 500:
-        if _ROOM.match(flat) and status < 500:
+        if _no_room(flat) and status < 500:
             return Kind.BAD_REQUEST, True, False
         if _OVERFLOW.search(flat):
             return Kind.CONTEXT_OVERFLOW, True, False
@@ -324,10 +331,10 @@ def _kind(status: int, said: _Said) -> tuple[Kind, bool, bool]:
 def _may(kind: Kind, status: int) -> bool:
     """Whether a status leaves it open that an error is of this kind."""
     if kind is Kind.RATE_LIMITED:
-        return status not in (401, 402, 404, 413)
+        return status not in (401, 402, 404, 413) and status < 500
     if kind in (Kind.UNAUTHORIZED, Kind.UNKNOWN_MODEL, Kind.WRONG_URL):
         return status not in (402, 413, 429) and (status < 500 or kind is Kind.UNAUTHORIZED)
-    return kind is not Kind.BLOCKED or status < 429
+    return kind is not Kind.BLOCKED or (status not in (401, 402) and status < 429)
 
 
 def _daily(flat: str) -> bool:
@@ -337,6 +344,13 @@ def _daily(flat: str) -> bool:
         return True
     day, minute = _DAY.search(words), _MINUTE.search(words)
     return day is not None and (minute is None or day.start() < minute.start())
+
+
+def _no_room(flat: str) -> bool:
+    """Whether max_tokens alone is refused."""
+    words = flat.partition("\n")[2]
+    name = _ROOM.search(words)
+    return name is not None and _TOO_MUCH.search(words, name.end()) is not None and not _SENT.search(words)
 
 
 def _too_large(flat: str) -> bool:

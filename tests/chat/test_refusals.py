@@ -1,6 +1,7 @@
 """aif/chat/refusals.py, with values alone."""
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -458,3 +459,33 @@ def test_a_long_message_is_cut_and_a_key_at_the_cut_is_gone() -> None:
 
     assert len(error.message) < 400
     assert KEY[:6] not in error.message + error.raw
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "kind"),
+    [
+        (400, "Failed to parse grammar: invalid token at 7", Kind.BAD_REQUEST),
+        (400, {"code": "invalid_token_count", "message": "no"}, Kind.BAD_REQUEST),
+        (500, "open /models/tiny: permission denied", Kind.SERVER_ERROR),
+        (400, "this region of the text is not supported", Kind.BAD_REQUEST),
+        (400, "it takes no system turn; for its quota per day see the docs", Kind.BAD_REQUEST),
+        (503, "overloaded, 60 requests per minute", Kind.SERVER_ERROR),
+        (400, "1 validation error: messages.0, input_value='an engine of 3000 rpm'", Kind.BAD_REQUEST),
+        (422, "wrong field; 'input': 'the world is overloaded, there is high demand'", Kind.BAD_REQUEST),
+        (401, {"code": "account_deactivated", "message": "its use violates our usage policies"}, Kind.UNAUTHORIZED),
+    ],
+)
+def test_harmless_words_are_taken_for_no_more_than_they_say(status: int, said: Any, kind: Kind) -> None:
+    error = classify(status, {}, json.dumps({"error": {"message": said} if isinstance(said, str) else said}))
+    assert error.kind is kind, error.message
+
+
+def test_a_redirect_s_body_keeps_no_key() -> None:
+    error = classify(302, {"location": "https://x.example/login"}, "Bearer k-9", key="k-9")
+    assert "k-9" not in error.raw
+
+
+def test_words_that_come_again_and_again_are_read_in_no_time() -> None:
+    began = time.process_time()
+    classify(400, {}, json.dumps({"message": "max_tokens" * 800 + " input prompt messages" * 300}))
+    assert time.process_time() - began < 1.0
