@@ -47,38 +47,42 @@ class Places:
         return self.store.with_suffix(".logs")
 
 
-def place_of(store: Path, named: Path) -> Places:
-    """The files of a store. Up to now a relative path began at the working directory: where it leads to a store from
-    there, and `store` is none yet, that one is not passed over, since everything in it would be paid for again.
+def place_of(store: Path, named: Path) -> None:
+    """Up to now a relative path began at the working directory: where it leads to a store from there, and `store` is
+    none yet, that one is not passed over, since everything in it would be paid for again.
 
     Raises BadInput, with the command that adopts it; StoreLocked while somebody writes to it.
     """
-    places, former = Places(store), Places(Path.cwd() / named)
+    former = Places(Path.cwd() / named)
     try:
-        if places.any or named.is_absolute() or not former.any:
-            return places
+        if Places(store).any or named.is_absolute() or not former.any:
+            return
     except OSError as error:
         raise _unusable(store.parent, error, "read") from error
     if is_held(former.lock):
         raise StoreLocked(busy(former.store, holder(former.lock)))
-    raise BadInput(_adopting(former.store, store.absolute()))
+    raise BadInput(_adopting(former, store.absolute()))
 
 
-def _adopting(former: Path, store: Path) -> str:
-    """How the files of a store come to another place: all of a folder that is called as one of ours."""
-    folder = shlex.quote(str(former.parent))
-    own = former.parent.parent.name == "runs" and former.stem == "feedback"
-    moved = [f"{folder}/*"] if own else [f"{folder}/{shlex.quote(former.stem)}.*"]
-    if not own and (former.parent / "dataset" / "run.json").exists():
-        moved.append(f"{folder}/dataset")
+def _adopting(former: Places, store: Path) -> str:
+    """How the files of a store come to another place, where some of the same names may be somebody's own."""
     to = shlex.quote(str(store.parent))
     return (
-        f"{store}: no store here yet, but {former} is one of that name. A relative `store` begins at the pipeline file "
-        f"now, not at the working directory. To keep what was paid for, move it there:\n"
-        f"  mkdir -p {to} && mv {' '.join(moved)} {to}/\n"
+        f"{store}: no store here yet, but {former.store} is one of that name. A relative `store` begins at the "
+        f"pipeline file now, not at the working directory. To keep what was paid for, move it there:\n"
+        f"  mkdir -p {to} && mv -n {' '.join(shlex.quote(str(path)) for path in _files(former))} {to}/\n"
         f"or, where that is another pipeline's, begin anew once with\n"
         f"  --set {shlex.quote(f'store={store}')}"
     )
+
+
+def _files(places: Places) -> list[Path]:
+    """What there is of a store, and what was exported beside it."""
+    folder, store = places.store.parent, places.store.name
+    own = re.compile(re.escape(store) + r"(\.wal|\.(aside|unreadable).*)?", re.DOTALL)
+    found = [path for path in folder.iterdir() if own.fullmatch(path.name)]
+    found += filter(Path.exists, (places.journal, places.lock, places.logs, places.progress))
+    return sorted(found) + [path.parent for path in [folder / "dataset" / "run.json"] if path.exists()]
 
 
 def _unusable(folder: Path, error: OSError, how: str) -> BadInput:

@@ -137,38 +137,53 @@ def fill(folder: Path, *names: str) -> None:
 @pytest.mark.parametrize(
     ("named", "files", "left"),
     [
-        ("runs/p/feedback.duckdb", ["feedback.journal/000001.jsonl", "dataset/run.json", "model/weights"], []),
+        ("runs/p/feedback.duckdb", ["feedback.journal/000001.jsonl", "dataset/run.json", "weights/1"], ["weights"]),
         ("runs/p/feedback.duckdb", ["feedback.duckdb"], []),
         ("kept/my s.duckdb", ["my s.duckdb", "my s.journal/1", "dataset/run.json", "other.duckdb"], ["other.duckdb"]),
         ("s.duckdb", ["s.duckdb", "s.logs/a-1.log", "dataset/of-mine", "p.yaml"], ["dataset", "p.yaml"]),
+        (
+            "s.duckdb",
+            [
+                *("s.duckdb.wal", "s.duckdb.aside2", "s.duckdb.aside.wal.unreadable", "s.lock", "s.journal/1"),
+                *("s.progress.json", "s.jsonl", "s.yaml", "s.duckdb.bak", "s"),
+            ],
+            ["s", "s.duckdb.bak", "s.jsonl", "s.yaml"],
+        ),
     ],
 )
 def test_a_store_of_the_working_folder_is_named_with_the_command_that_adopts_it(
     tmp_path: Path, here: Path, named: str, files: list[str], left: list[str]
 ) -> None:
+    """And nothing else that is called so; what is there already is not written over."""
     store, former = tmp_path / "the file's" / named, (here / named).parent
     fill(former, *files)
+    fill(store.parent, "s.yaml", "s.lock")
+    (store.parent / "s.lock").write_text("mine")
     with pytest.raises(BadInput) as told:
         place_of(store, Path(named))
     said = str(told.value)
     assert str(former) in said
     assert str(store) in said
     command = next(line for line in said.splitlines() if line.startswith("  mkdir"))
-    subprocess.run(["sh", "-c", command], cwd="/", check=True)
+    subprocess.run(["sh", "-c", command], cwd="/")
 
-    assert place_of(store, Path(named)) == Places(store)
-    assert sorted(path.name for path in former.iterdir()) == left
-    assert all((store.parent / name).read_text() == name for name in files if name.split("/")[0] not in left)
+    place_of(store, Path(named))
+    mine = {"s.lock"} & {*files}
+    assert sorted(path.name for path in former.iterdir()) == sorted({*left} | mine)
+    ours = [name for name in files if name.split("/")[0] not in {*left} | mine]
+    assert all((store.parent / name).read_text() == name for name in ours)
+    assert (store.parent / "s.lock").read_text() == "mine"
+    assert (store.parent / "s.yaml").read_text() == "s.yaml"
 
 
 def test_where_both_have_one_or_an_absolute_place_is_given_nothing_is_adopted(tmp_path: Path, here: Path) -> None:
     named, store = Path("runs/p/feedback.duckdb"), tmp_path / "p/runs/p/feedback.duckdb"
-    assert place_of(store, named) == Places(store)
+    place_of(store, named)
     fill(here, str(named))
-    assert place_of(store, store) == Places(store)
-    assert place_of(here / named, named) == Places(here / named)
+    place_of(store, store)
+    place_of(here / named, named)
     fill(store.parent, "feedback.journal/000001.jsonl")
-    assert place_of(store, named) == Places(store)
+    place_of(store, named)
 
 
 def test_a_store_that_somebody_writes_to_is_not_moved_under_them(tmp_path: Path, here: Path) -> None:
