@@ -2,6 +2,7 @@
 
 import resource
 import shutil
+import subprocess
 from collections.abc import Callable
 from contextlib import suppress
 from io import StringIO
@@ -140,7 +141,8 @@ def test_many_lines_lost_end_a_command_before_anything_is_asked(kept: Kept) -> N
     assert {one["t"] for one in records(kept)} >= {"prompt", "call", "text", "page", "selected"}
 
 
-def test_a_missing_segment_is_refused_and_what_the_store_has_of_it_is_put_back(kept: Kept) -> None:
+def in_segments(kept: Kept) -> list[Path]:
+    """The same journal over several segments, and its store."""
     found = records(kept)
     shutil.rmtree(kept.places.journal)
     journal, _ = Journal.open(kept.places.journal, 4000)
@@ -149,14 +151,45 @@ def test_a_missing_segment_is_refused_and_what_the_store_has_of_it_is_put_back(k
     journal.close()
     kept.places.store.unlink()
     kept.reopened()
-    gone = kept.places.journal / "000002.jsonl"
+    return sorted(kept.places.journal.iterdir())
+
+
+def said_to_do(error: pytest.ExceptionInfo[JournalDamaged]) -> None:
+    """What a refusal says would go on, done by a shell."""
+    commands = [line for line in str(error.value).splitlines() if line.startswith("  ")]
+    assert commands
+    for command in commands:
+        subprocess.run(command, shell=True, check=True)
+
+
+@pytest.mark.parametrize("command", [run, lambda path: again(load(path), lambda words: None)])
+def test_a_missing_segment_is_refused_and_what_the_store_has_of_it_is_put_back(
+    kept: Kept, command: Callable[[Path], object]
+) -> None:
+    gone = in_segments(kept)[1]
     gone.unlink()
-    with pytest.raises(JournalDamaged, match=f"touch {gone}"):
+    with pytest.raises(JournalDamaged, match=f"touch {gone}") as told:
         run(kept.path)
-    gone.touch()
-    again(kept.pipeline, lambda words: None)
+    said_to_do(told)
+    command(kept.path)
     assert kept.read() == kept.rows
+    kept.places.store.unlink()
     asked_no_more(kept)
+
+
+def test_what_a_refusal_says_goes_on_whichever_segment_is_damaged(kept: Kept) -> None:
+    middle = in_segments(kept)[1]
+    found = middle.read_bytes().splitlines(keepends=True)
+    middle.write_bytes(b"".join(b"?" * 20 + one[20:] for one in found))
+    assert len(found) > FEW
+    kept.places.store.unlink()
+    with pytest.raises(JournalDamaged, match="lines are damaged") as told:
+        run(kept.path)
+    said_to_do(told)
+    run(kept.path)
+    calls = kept.served.stats()["calls"]
+    run(kept.path)
+    assert kept.served.stats()["calls"] == calls
 
 
 # --- stores that were set aside ---------------------------------------------------------------------------------------
