@@ -173,8 +173,8 @@ class Journal:
         if missing := sorted({*range(1, max(numbers, default=0))} - {*numbers}):
             empty = " ".join(shlex.quote(str(segment(folder, n))) for n in missing)
             raise JournalDamaged(
-                f"{folder}: segments are missing (found {numbers}); put them back from a copy. To go on without: touch "
-                f"{empty}; what the store has of theirs is put back, and the rest is asked and paid for again"
+                f"{folder}: segments are missing (found {numbers}); put them back from a copy. To go on without:\n"
+                f"  touch {empty}\nWhat the store has of theirs is put back, and the rest is asked and paid for again."
             )
         last = numbers[-1] if numbers else 1
         path = segment(folder, last)
@@ -188,6 +188,17 @@ class Journal:
             with path.open("ab") as file:
                 whole = size + file.write(b"\n")
         return cls(folder, Position(last, whole), segment_bytes), torn
+
+    @property
+    def emptied(self) -> list[Path]:
+        """Segments before the last that hold nothing: what was in them was moved away, or is lost."""
+        paths = (segment(self.folder, n) for n in segments(self.folder) if n < self.position.segment)
+        return [path for path in paths if not path.stat().st_size]
+
+    def hold_place(self) -> None:
+        """Puts a line that is none into each of `emptied`, so that it counts as damage and is told of once."""
+        for path in self.emptied:
+            path.write_bytes(b"emptied\n")
 
     def append(self, records: Sequence[dict[str, Any]]) -> Position:
         """Writes the records and syncs them. Returns the position behind the last one.

@@ -67,6 +67,7 @@ class Ledger:
             rubrics, end = Rubrics(), journal.position
             store, known = _sound_store(places, journal, tell, anew)
             held.callback(store.close)
+            journal.hold_place()
             formers = asides(path)
             with Reader.of(store) as reader:
                 rubrics.files.update(reader.texts("rubric"))
@@ -168,12 +169,12 @@ class Ledger:
                 "it is asked again if wanted"
             )
         if (lost := self.store.damaged) > FEW:
-            broken = sorted({one.path for _, one in journals.replay(self.places.journal) if isinstance(one, Damage)})
-            files = "; ".join("mv {0} {0}.damaged; touch {0}".format(shlex.quote(str(path))) for path in broken)
+            broken = sorted({one.path for one in _damages(self.places.journal)})
+            files = "\n".join("  mv {0} {0}.damaged; touch {0}".format(shlex.quote(str(path))) for path in broken)
             raise JournalDamaged(
                 f"{self.places.journal}: {lost:,} lines are damaged, and what they held is nowhere else: put it back "
-                f"from a copy. To go on without, and ask and pay for that again: {files} (what else is in there the "
-                "store has, and puts back)"
+                f"from a copy. To go on without, and ask and pay for that again:\n{files}\nWhat else is in there the "
+                "store has, and puts back."
             )
 
     def made_good(self) -> None:
@@ -195,6 +196,10 @@ def _trouble(error: BaseException) -> StoreDamaged | StoreStarved | None:
             return None
         error = error.exceptions[0]
     return error if isinstance(error, (StoreDamaged, StoreStarved)) else None
+
+
+def _damages(folder: Path) -> list[Damage]:
+    return [one for _, one in journals.replay(folder) if isinstance(one, Damage)]
 
 
 def _rubrics(aside: Path) -> dict[str, dict[str, str]]:
@@ -241,10 +246,14 @@ def _sound_store(places: Places, journal: Journal, tell: Told, anew: bool) -> tu
     else:
         reached = store.position
         fits = reached <= journal.position and journals.ends_at(journal.folder, reached)
-        if fits and not anew:
+        fits = fits and (reached == START or not journal.emptied)  # what was in there the store may have
+        lacking = store.damaged > FEW  # a command refused; they may be back since, or moved away
+        if fits and not lacking and not anew:
             return store, not gone
         store.close()
-        if empty and reached != START:
+        if fits and lacking and not anew:
+            tell(f"{path}: lacks what damaged lines of its journal held; it is made again, to see whether it is back")
+        elif empty and reached != START:
             tell(f"{places.journal}: the journal is gone; it is written again from the store")
         elif not fits:
             tell(f"{path}: the store knows another state of its journal, or a longer; it is made again from both")

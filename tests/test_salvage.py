@@ -2,6 +2,7 @@
 
 import resource
 import shutil
+import subprocess
 from collections.abc import Callable
 from contextlib import suppress
 from io import StringIO
@@ -140,7 +141,8 @@ def test_many_lines_lost_end_a_command_before_anything_is_asked(kept: Kept) -> N
     assert {one["t"] for one in records(kept)} >= {"prompt", "call", "text", "page", "selected"}
 
 
-def test_a_missing_segment_is_refused_and_what_the_store_has_of_it_is_put_back(kept: Kept) -> None:
+def in_segments(kept: Kept) -> list[Path]:
+    """Writes the journal again, in several segments, and the store with it."""
     found = records(kept)
     shutil.rmtree(kept.places.journal)
     journal, _ = Journal.open(kept.places.journal, 4000)
@@ -149,14 +151,66 @@ def test_a_missing_segment_is_refused_and_what_the_store_has_of_it_is_put_back(k
     journal.close()
     kept.places.store.unlink()
     kept.reopened()
-    gone = kept.places.journal / "000002.jsonl"
+    return [journals.segment(kept.places.journal, n) for n in journals.segments(kept.places.journal)]
+
+
+def do_as_told(told: BaseException) -> None:
+    """Types the commands that a message holds, each a line."""
+    commands = [line for line in str(told).splitlines() if line.startswith("  ")]
+    assert commands
+    for command in commands:
+        subprocess.run(["sh", "-ec", command], check=True)
+
+
+def test_a_missing_segment_is_refused_and_what_the_store_has_of_it_is_put_back(kept: Kept) -> None:
+    """By a run, too; so that the journal is enough by itself again."""
+    gone = in_segments(kept)[1]
     gone.unlink()
-    with pytest.raises(JournalDamaged, match=f"touch {gone}"):
+    with pytest.raises(JournalDamaged, match=f"touch {gone}") as told:
         run(kept.path)
-    gone.touch()
-    again(kept.pipeline, lambda words: None)
-    assert kept.read() == kept.rows
+    do_as_told(told.value)
     asked_no_more(kept)
+    assert kept.read() == kept.rows
+    assert former(kept) == []
+    kept.places.store.unlink()
+    asked_no_more(kept)
+    assert kept.read() == kept.rows
+    assert kept.reopened() == [], "the store is compared once"
+
+
+@pytest.mark.parametrize("which", [1, 2, -1])
+def test_what_a_refusal_says_of_damaged_lines_leads_on(kept: Kept, which: int) -> None:
+    """Whichever segment they are in; what else was in there goes back from the store."""
+    found = [path for path in in_segments(kept) if path.read_bytes().count(b"\n") > FEW]
+    broken = found[which]
+    whole = broken.read_bytes()
+    split = whole.splitlines(keepends=True)
+    broken.write_bytes(b"".join(b"?" * 20 + one[20:] if n <= FEW else one for n, one in enumerate(split)))
+    kept.places.store.unlink()
+    for _ in range(2):
+        with pytest.raises(JournalDamaged, match=f"{FEW + 1} lines are damaged") as told:
+            run(kept.path)
+    do_as_told(told.value)
+    _, ended = run(kept.path)
+    assert not ended.incomplete
+    assert {one["id"] for one in kept.rows["calls"]} & {one["id"] for one in records(kept) if one["t"] == "call"} >= {
+        one["id"] for one in map(journals.decode, split[FEW + 1 :]) if not isinstance(one, str) and one["t"] == "call"
+    }
+    calls = kept.served.stats()["calls"]
+    assert calls <= 20 + FEW + 1
+    run(kept.path)
+    assert kept.served.stats()["calls"] == calls
+
+
+def test_lines_that_were_put_back_from_a_copy_are_read_again(kept: Kept) -> None:
+    whole = segment(kept).read_bytes()
+    damage(kept, lambda n, line: b'"t":"call"' in line)
+    kept.places.store.unlink()
+    with pytest.raises(JournalDamaged, match="put it back from a copy"):
+        run(kept.path)
+    segment(kept).write_bytes(whole)
+    asked_no_more(kept)
+    assert kept.read() == kept.rows
 
 
 # --- stores that were set aside ---------------------------------------------------------------------------------------
