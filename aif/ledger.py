@@ -76,6 +76,8 @@ class Ledger:
             if rubric:
                 rubrics.files.setdefault(rubric.digest, dict(rubric.files))
             taken_in, damaged = follow(store, places.journal, rubrics)
+            if formers and store.damaged > len(damaged):  # a mending was killed behind the reading of them
+                damaged = _damages(places.journal)
             if known and taken_in:
                 tell(f"{path}: was behind its journal, and has taken in what it lacked ({taken_in:,} records)")
             ledger = cls(places, journal, store, rubrics, held)

@@ -213,6 +213,36 @@ def test_lines_that_were_put_back_from_a_copy_are_read_again(kept: Kept) -> None
     assert kept.read() == kept.rows
 
 
+@pytest.mark.parametrize("number", [3, FEW + 1])
+def test_a_mending_killed_before_it_puts_back_makes_no_damage_good(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """The lines are in no store: that one is of before."""
+    store, whole = kept.places.store, lines(kept)
+    prompts = [n for n, line in enumerate(whole) if b'"t":"call"' in line][-number:]
+    segment(kept).write_bytes(b"".join(whole[: prompts[0]]))
+    store.unlink()
+    kept.reopened()
+    segment(kept).write_bytes(b"".join(whole))
+    damage(kept, lambda n, line: n in prompts)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Ledger, "_put_back", killed)
+        with pytest.raises(KeyboardInterrupt):
+            again(kept.pipeline, lambda words: None)
+    if number > FEW:
+        with pytest.raises(JournalDamaged, match=f"{number} lines are damaged"):
+            run(kept.path)
+    else:
+        Ledger.open(store, lambda words: None).close()
+        with Reader.open(store) as reader:
+            assert reader.sql("SELECT damaged FROM about") == [{"damaged": number}]
+    assert kept.served.stats()["calls"] == 20
+
+
 # --- stores that were set aside ---------------------------------------------------------------------------------------
 
 
