@@ -221,7 +221,8 @@ def test_a_prompt_too_long_for_the_model_fails_alone(tmp_path: Path, serve: Serv
     run(path)
     assert served.stats()["calls"] == before, "what failed for good waits for --retry-failed"
     run(path, retry_failed=True)
-    assert served.stats()["calls"] == before + 4
+    # a second time where it was not known yet that there is no other to tell whose fault it is
+    assert before + 4 <= served.stats()["calls"] <= before + 8
 
 
 def test_a_refused_key_stops_that_provider_and_the_rest_goes_on(

@@ -142,7 +142,7 @@ def test_many_lines_lost_end_a_command_before_anything_is_asked(kept: Kept) -> N
 
 
 def in_segments(kept: Kept) -> list[Path]:
-    """The same journal over several segments, and its store."""
+    """Writes the journal again, in several segments, and the store with it."""
     found = records(kept)
     shutil.rmtree(kept.places.journal)
     journal, _ = Journal.open(kept.places.journal, 4000)
@@ -151,45 +151,96 @@ def in_segments(kept: Kept) -> list[Path]:
     journal.close()
     kept.places.store.unlink()
     kept.reopened()
-    return sorted(kept.places.journal.iterdir())
+    return [journals.segment(kept.places.journal, n) for n in journals.segments(kept.places.journal)]
 
 
-def said_to_do(error: pytest.ExceptionInfo[JournalDamaged]) -> None:
-    """What a refusal says would go on, done by a shell."""
-    commands = [line for line in str(error.value).splitlines() if line.startswith("  ")]
+def do_as_told(told: BaseException) -> None:
+    """Types the commands that a message holds, each a line."""
+    commands = [line for line in str(told).splitlines() if line.startswith("  ")]
     assert commands
     for command in commands:
-        subprocess.run(command, shell=True, check=True)
+        subprocess.run(["sh", "-ec", command], check=True)
 
 
-@pytest.mark.parametrize("command", [run, lambda path: again(load(path), lambda words: None)])
-def test_a_missing_segment_is_refused_and_what_the_store_has_of_it_is_put_back(
-    kept: Kept, command: Callable[[Path], object]
-) -> None:
+def test_a_missing_segment_is_refused_and_what_the_store_has_of_it_is_put_back(kept: Kept) -> None:
+    """By a run, too; so that the journal is enough by itself again."""
     gone = in_segments(kept)[1]
     gone.unlink()
     with pytest.raises(JournalDamaged, match=f"touch {gone}") as told:
         run(kept.path)
-    said_to_do(told)
-    command(kept.path)
+    do_as_told(told.value)
+    asked_no_more(kept)
     assert kept.read() == kept.rows
+    assert former(kept) == []
     kept.places.store.unlink()
     asked_no_more(kept)
+    assert kept.read() == kept.rows
+    assert kept.reopened() == [], "the store is compared once"
 
 
-def test_what_a_refusal_says_goes_on_whichever_segment_is_damaged(kept: Kept) -> None:
-    middle = in_segments(kept)[1]
-    found = middle.read_bytes().splitlines(keepends=True)
-    middle.write_bytes(b"".join(b"?" * 20 + one[20:] for one in found))
-    assert len(found) > FEW
+@pytest.mark.parametrize("which", [1, 2, -1])
+def test_what_a_refusal_says_of_damaged_lines_leads_on(kept: Kept, which: int) -> None:
+    """Whichever segment they are in; what else was in there goes back from the store."""
+    found = [path for path in in_segments(kept) if path.read_bytes().count(b"\n") > FEW]
+    broken = found[which]
+    whole = broken.read_bytes()
+    split = whole.splitlines(keepends=True)
+    broken.write_bytes(b"".join(b"?" * 20 + one[20:] if n <= FEW else one for n, one in enumerate(split)))
     kept.places.store.unlink()
-    with pytest.raises(JournalDamaged, match="lines are damaged") as told:
-        run(kept.path)
-    said_to_do(told)
-    run(kept.path)
+    for _ in range(2):
+        with pytest.raises(JournalDamaged, match=f"{FEW + 1} lines are damaged") as told:
+            run(kept.path)
+    do_as_told(told.value)
+    _, ended = run(kept.path)
+    assert not ended.incomplete
+    assert {one["id"] for one in kept.rows["calls"]} & {one["id"] for one in records(kept) if one["t"] == "call"} >= {
+        one["id"] for one in map(journals.decode, split[FEW + 1 :]) if not isinstance(one, str) and one["t"] == "call"
+    }
     calls = kept.served.stats()["calls"]
+    assert calls <= 20 + FEW + 1
     run(kept.path)
     assert kept.served.stats()["calls"] == calls
+
+
+def test_lines_that_were_put_back_from_a_copy_are_read_again(kept: Kept) -> None:
+    whole = segment(kept).read_bytes()
+    damage(kept, lambda n, line: b'"t":"call"' in line)
+    kept.places.store.unlink()
+    with pytest.raises(JournalDamaged, match="put it back from a copy"):
+        run(kept.path)
+    segment(kept).write_bytes(whole)
+    asked_no_more(kept)
+    assert kept.read() == kept.rows
+
+
+@pytest.mark.parametrize("number", [3, FEW + 1])
+def test_a_mending_killed_before_it_puts_back_makes_no_damage_good(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """The lines are in no store: that one is of before."""
+    store, whole = kept.places.store, lines(kept)
+    prompts = [n for n, line in enumerate(whole) if b'"t":"call"' in line][-number:]
+    segment(kept).write_bytes(b"".join(whole[: prompts[0]]))
+    store.unlink()
+    kept.reopened()
+    segment(kept).write_bytes(b"".join(whole))
+    damage(kept, lambda n, line: n in prompts)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Ledger, "_put_back", killed)
+        with pytest.raises(KeyboardInterrupt):
+            again(kept.pipeline, lambda words: None)
+    if number > FEW:
+        with pytest.raises(JournalDamaged, match=f"{number} lines are damaged"):
+            run(kept.path)
+    else:
+        Ledger.open(store, lambda words: None).close()
+        with Reader.open(store) as reader:
+            assert reader.sql("SELECT damaged FROM about") == [{"damaged": number}]
+    assert kept.served.stats()["calls"] == 20
 
 
 # --- stores that were set aside ---------------------------------------------------------------------------------------
