@@ -14,7 +14,7 @@ from aif.asking import most_input
 from aif.chat.base import CallError, ChatModel, Kind, Reply, Request
 from aif.chat.gate import MANY, Caller, Gate, Others, Pass
 from aif.chat.limits import Cost, Pace
-from aif.chat.retry import Policy
+from aif.chat.retry import Course, Policy, Verdict
 from aif.config import Pipeline, api_key
 from aif.entries import Judge, Model
 from aif.records import Stage, Usage
@@ -92,13 +92,16 @@ class Endpoint:
         try:
             yield turn
         except CallError as error:
+            if turn.reply is not None:  # it came, and can't be used
+                self._learn(turn.reply, cost)
             self.gate.ended(place, error, self.clock(), self.others(error))
             self._failed(error)
             raise
         else:
             if turn.reply is not None:
                 self.gate.ended(place, None, self.clock())
-                self._replied(turn.reply, cost)
+                self.answered += 1
+                self._learn(turn.reply, cost)
         finally:
             self.gate.leave(place)
             self._stirred.set()
@@ -117,8 +120,16 @@ class Endpoint:
                         await self._stirred.wait()
         raise Halted
 
-    def _replied(self, reply: Reply, cost: Cost) -> None:
-        self.answered += 1
+    def verdict(self, error: CallError, caller: Caller, course: Course) -> Verdict:
+        """What becomes of an item whose call failed so, once its turn is over."""
+        now = self.clock()
+        few = self.others(error).few
+        verdict = course.verdict(error, caller.blame, self.policy, now, self.jitter(), few)
+        if verdict == "later" and error.retry_after:
+            self.back_s = max(self.back_s, now + error.retry_after)
+        return verdict
+
+    def _learn(self, reply: Reply, cost: Cost) -> None:
         self.pace.learn(reply.quotas)
         if reply.usage is not None:
             self.pace.counted(cost, reply.usage.input, self.clock())

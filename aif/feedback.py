@@ -21,7 +21,7 @@ from aif import events
 from aif.asking import completion_request, judging_request, once_more
 from aif.budget import UNSPENT, Budget, Short, Spent
 from aif.chat.base import CallError, Kind, Reply, Request
-from aif.chat.retry import Policy, Verdict
+from aif.chat.retry import Verdict
 from aif.config import Pipeline
 from aif.endpoints import Endpoint, Halted
 from aif.errors import StoreDamaged, StoreStarved
@@ -71,7 +71,6 @@ class Run:
     endpoints: list[Endpoint]
     observer: Observer
     spent: Spent = UNSPENT
-    policy: Policy = field(default_factory=Policy)
     limit: int | None = None
 
     def __post_init__(self) -> None:
@@ -159,10 +158,7 @@ class Run:
         except Halted:
             return None
         except CallError as failure:
-            error, few = failure, endpoint.others(failure).few
-            verdict = course.verdict(error, item.caller.blame, self.policy, clock(), endpoint.jitter(), few)
-            if verdict == "later" and error.retry_after:
-                endpoint.back_s = max(endpoint.back_s, clock() + error.retry_after)
+            error, verdict = failure, endpoint.verdict(failure, item.caller, course)
         else:
             verdict = "answered"
         await self._keep(endpoint, item, call, error, verdict)
@@ -311,21 +307,31 @@ class _Call:
     ratings: tuple[Rating, ...] | None = None
 
 
-class _Pager(Protocol):
+class _Pager:
     """Brings the pending items of one endpoint into its line, in order, and one from elsewhere among those to come."""
 
-    async def bring(self, line: Line[Job]) -> None: ...
-
-    async def elsewhere(self) -> Item[Job] | None: ...
-
-
-class _Completions:
     def __init__(self, run: Run, endpoint: Endpoint) -> None:
         self._run = run
         self._endpoint = endpoint
-        self._after = 0
-        self._taken: set[int] = set()
+        self._after = 0  # the number of the last that was brought in order
+        self._taken: set[int] = set()  # of those behind it
 
+    async def bring(self, line: Line[Job]) -> None:
+        raise NotImplementedError
+
+    async def elsewhere(self) -> Item[Job] | None:
+        raise NotImplementedError
+
+    def _between(self, last: int) -> int | None:
+        """A number of one to come, up to the last there is, which is taken from here on; None where none is found."""
+        for _ in range(8):
+            if last > self._after and (seq := random.randint(self._after + 1, last)) not in self._taken:
+                self._taken.add(seq)
+                return seq
+        return None
+
+
+class _Completions(_Pager):
     async def bring(self, line: Line[Job]) -> None:
         while not self._endpoint.halt.is_set() and (rows := await self._page(self._after, PAGE)):
             self._after = rows[-1].seq
@@ -333,10 +339,8 @@ class _Completions:
             await line.room()
 
     async def elsewhere(self) -> Item[Job] | None:
-        last = await self._run.ask(self._run.reader.last_todo, self._endpoint.name)
-        if (seq := _between(self._after, last, self._taken)) is None:
-            return None
-        return self._item((await self._page(seq - 1, 1))[0])
+        seq = self._between(await self._run.ask(self._run.reader.last_todo, self._endpoint.name))
+        return self._item((await self._page(seq - 1, 1))[0]) if seq is not None else None
 
     async def _page(self, after: int, limit: int) -> list[Todo]:
         return await self._run.ask(self._run.reader.todo, self._endpoint.name, after, limit)
@@ -345,21 +349,15 @@ class _Completions:
         return Item(partial(self._run.completion, todo))
 
 
-class _Judgements:
-    def __init__(self, run: Run, endpoint: Endpoint) -> None:
-        self._run = run
-        self._endpoint = endpoint
-        self._after = 0
-        self._taken: set[int] = set()
-        self._line: Line[Job] | None = None
+class _Judgements(_Pager):
+    _line: Line[Job] | None = None
 
     async def bring(self, line: Line[Job]) -> None:
         self._line, more = line, self._run.more_ready[self._endpoint.name]
         while not self._endpoint.halt.is_set():
             more.clear()
             done = self._run.generated  # read before asking: what comes to be ready later sets the event again
-            rows = await self._run.ask(self._run.reader.ready, self._after, PAGE)
-            if rows:
+            if rows := await self._page(self._after, PAGE):
                 self._after = rows[-1].seq
                 for ready in rows:
                     line.bring(self._items(ready) if ready.seq not in self._taken else ())
@@ -370,23 +368,17 @@ class _Judgements:
                 await more.wait()
 
     async def elsewhere(self) -> Item[Job] | None:
-        last = await self._run.ask(self._run.reader.last_ready)
-        if self._line is None or (seq := _between(self._after, last, self._taken)) is None:
+        seq = self._between(await self._run.ask(self._run.reader.last_ready))
+        if self._line is None or seq is None:
             return None
-        items = self._items((await self._run.ask(self._run.reader.ready, seq - 1, 1))[0])
+        items = self._items((await self._page(seq - 1, 1))[0])
         self._line.bring(items[1:])
         return items[0] if items else None
+
+    async def _page(self, after: int, limit: int) -> list[Ready]:
+        return await self._run.ask(self._run.reader.ready, after, limit)
 
     def _items(self, ready: Ready) -> list[Item[Job]]:
         needs = [need for need in ready.needs if need.judge == self._endpoint.name]
         made = ([partial(self._run.judgement, ready, need) for need in alike] for alike in self._run.in_turn(needs))
         return [Item(first, then) for first, *then in made]
-
-
-def _between(after: int, last: int, taken: set[int]) -> int | None:
-    """A number from behind `after` up to `last` that is not taken, and is from here on; None where none is found."""
-    for _ in range(8):
-        if last > after and (seq := random.randint(after + 1, last)) not in taken:
-            taken.add(seq)
-            return seq
-    return None

@@ -129,7 +129,7 @@ async def flow(
                 endpoint.answered = tally.answered
         fleet = await Fleet.of(pipeline, endpoints, _pending(pipeline, within), ledger.places.logs, tell)
         _make_room(endpoints, tell)
-        run = Run(pipeline, ledger, rubric, endpoints, board, spent, policy, limit)
+        run = Run(pipeline, ledger, rubric, endpoints, board, spent, limit)
         if person.stopped:
             run.stop()
         ended = asyncio.Event()

@@ -228,7 +228,7 @@ async def gone(world: World) -> Course:
             return None
         except CallError as failure:
             error, others = failure, one.others(failure)
-            verdict = item.course.verdict(error, item.caller.blame, POLICY, loop.time(), draw.random(), others.few)
+            verdict = one.verdict(error, item.caller, item.course)
             decided.add(_row(error, item.caller.blame, verdict, others))
         else:
             verdict = "answered"

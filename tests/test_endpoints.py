@@ -130,6 +130,23 @@ def test_what_headers_say_is_learned_from_answers_and_refusals() -> None:
     run(main())
 
 
+def test_a_reply_that_can_t_be_read_tells_of_limits_and_tokens_as_well() -> None:
+    async def main() -> None:
+        reply = Reply("what?", "stop", Usage(400, 1), quotas=(Quota("requests", 60, 0, 60.0),))
+        one = endpoint(lambda now: reply, most=1)
+        with pytest.raises(CallError):
+            async with one.turn(REQUEST, Caller()) as turn:
+                raise CallError(Kind.UNREADABLE, "no rating", reply=await turn.ask())
+
+        assert one.answered == 0
+        assert one.pace.cost(400, 100).prompt > 100, "400 characters were 400 tokens"
+        one.pace.limited(2000.0)
+        one.pace.take(one.pace.cost(400, 100), 2000.0)
+        assert one.pace.wait(one.pace.cost(400, 100), 2000.0) > 0
+
+    run(main())
+
+
 @pytest.mark.parametrize("kind", [Kind.UNAUTHORIZED, Kind.QUOTA_EXHAUSTED, Kind.UNKNOWN_MODEL])
 def test_what_only_a_person_can_mend_stops_the_endpoint_at_once_also_in_the_middle(kind: Kind) -> None:
     async def main() -> None:

@@ -9,7 +9,7 @@ import pytest
 from aif.chat.base import CallError, Kind, Reply, Request
 from aif.chat.gate import Others
 from aif.chat.limits import Pace
-from aif.chat.retry import Policy, Verdict
+from aif.chat.retry import Verdict
 from aif.endpoints import Endpoint, Halted
 from aif.line import AT_HAND, OPEN, Item, Line, serve
 from aif.records import Message
@@ -57,8 +57,7 @@ class House:
         except Halted:
             return None
         except CallError as error:
-            few = self.endpoint.others(error).few
-            verdict = one.course.verdict(error, one.caller.blame, Policy(), self.endpoint.clock(), 1.0, few)
+            verdict = self.endpoint.verdict(error, one.caller, one.course)
         self.ends[one.job] = verdict
         return verdict
 
