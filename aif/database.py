@@ -108,9 +108,8 @@ def noticing(path: Path) -> Iterator[None]:
     try:
         yield
     except duckdb.Error as error:
-        if any(
-            words in str(error) for words in _WANT
-        ):  # also of a rollback that finds no room, and of all that is asked after it
+        # also of a rollback that finds no room, and of all that is asked after it
+        if any(words in str(error) for words in _WANT):
             raise starved(path) from error
         if not isinstance(error, DAMAGE) and type(error) is not duckdb.Error and not _full(error, path):
             raise

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import orjson
@@ -68,7 +69,7 @@ COLUMNS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Entry:
     """A journal record with what the store needs besides: the ratings read from a judgement's reply (None: not
     readable), and the place (position, slot) of a completion that belongs to the run that goes on."""
@@ -77,9 +78,9 @@ class Entry:
     ratings: tuple[Rating, ...] | None = None
     place: tuple[int, int] | None = None
 
-    @property
+    @cached_property
     def bytes(self) -> int:
-        """Of the reply that a call's record holds."""
+        """Of the reply that a call's record holds: asked for four times on its way into the store."""
         return utf8(*(self.record.get(name) for name in ("text", "reasoning", "raw")))
 
 

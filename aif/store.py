@@ -50,13 +50,12 @@ class Store:
     def open(cls, path: Path) -> Self:
         """Opens or makes the store. Raises StoreDamaged when it is unreadable or of another version."""
         path.parent.mkdir(parents=True, exist_ok=True)
+        _, log = _files(path)
         if not path.exists() or path.stat().st_size == 0:
-            if path.with_name(
-                path.name + ".wal"
-            ).exists():  # it may hold what nothing else does, and can't be read alone
+            if log.exists():  # it may hold what nothing else does, and can't be read alone
                 set_aside(path, ".unreadable")
             _make(path)
-        replayed = path.with_name(path.name + ".wal").exists()  # then blocks may be missing that the log still holds
+        replayed = log.exists()  # then blocks may be missing that the log still holds
         db = connect(path)
         try:
             check_version(db, path)

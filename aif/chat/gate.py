@@ -206,13 +206,13 @@ class Gate:
         if self._shut is None:
             self._rests = 0
             self._grow()
-        elif self._told(one):
+        elif self._opens(one):
             self._doubts += self._shut == "is in doubt" and one.probe
             self._rests = 0
             self._open()
         return blame
 
-    def _told(self, one: Pass) -> bool:
+    def _opens(self, one: Pass) -> bool:
         """Whether a reply opens the gate. What was sent before may be answered in spite of a 429."""
         if self._shut == "is in doubt":
             return not any(self._troubled.values())

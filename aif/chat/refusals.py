@@ -317,8 +317,7 @@ def _kind(status: int, said: _Said) -> tuple[Kind, bool, bool]:
     if (status == 429 or (status in (0, 400, 402, 403) and limited.search(flat))) and _daily(flat):
         return Kind.QUOTA_EXHAUSTED, True, False
     for rule in _RULES:
-        named = rule.kind is not Kind.UNAUTHORIZED or status < 500 or _KEY.search(flat)
-        if named and _may(rule.kind, status) and rule.said.search(flat):
+        if _may(rule.kind, status, flat) and rule.said.search(flat):
             return (Kind.RATE_LIMITED if status == 429 and rule.busy else rule.kind), True, rule.busy
     if status in (0, 400, 413, 422) or status >= 500:
         if _no_room(flat) and status < 500:
@@ -328,12 +327,13 @@ def _kind(status: int, said: _Said) -> tuple[Kind, bool, bool]:
     return _by_status(status, said), status in (401, 402), False
 
 
-def _may(kind: Kind, status: int) -> bool:
+def _may(kind: Kind, status: int, flat: str) -> bool:
     """Whether a status leaves it open that an error is of this kind."""
     if kind is Kind.RATE_LIMITED:
         return status not in (401, 402, 404, 413) and status < 500
     if kind in (Kind.UNAUTHORIZED, Kind.UNKNOWN_MODEL, Kind.WRONG_URL):
-        return status not in (402, 413, 429) and (status < 500 or kind is Kind.UNAUTHORIZED)
+        keyed = kind is Kind.UNAUTHORIZED and _KEY.search(flat) is not None
+        return status not in (402, 413, 429) and (status < 500 or keyed)
     return kind is not Kind.BLOCKED or (status not in (401, 402) and status < 429)
 
 

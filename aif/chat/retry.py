@@ -26,8 +26,6 @@ Blame = Literal["item", "endpoint", "unknown"]
 """Whose doing a failure was: the item's, or at least its endpoint answers others; the endpoint's; not known yet."""
 
 _NUMBERED = re.compile(r"\S*\d\S*")  # request ids, times, counts
-
-
 _NUMBERS = re.compile(r"\blimit:? (\d{1,12})\b.{0,40}\brequested:? (\d{1,12})\b", re.IGNORECASE)
 
 
