@@ -96,7 +96,9 @@ def cost(command: Sequence[object], **options: Any) -> Cost:
     process.returncode = os.waitstatus_to_exitcode(status)
     wall = time.monotonic() - began
     if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, process.args, said)
+        error = subprocess.CalledProcessError(process.returncode, process.args, said)
+        error.add_note(said)
+        raise error
     return Cost(wall, used.ru_utime + used.ru_stime, _peak_mb(used))
 
 

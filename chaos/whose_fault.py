@@ -68,6 +68,7 @@ SHAPES = [
     OVERFLOW,
 ]
 UNUSABLE = [Said(Kind.EMPTY, "The completion is empty.", takes_s=0.5), Said(Kind.UNREADABLE, "no JSON", takes_s=0.5)]
+SLIP = Said(Kind.EMPTY, "The completion is empty; it finished by stop.")
 NAMED = [one for one in REFUSALS if one.told]  # what no single item can be at fault for
 ITS_OWN = [one for one in (*PASSING, *REFUSALS, *SHAPES, *UNUSABLE) if not one.busy and one not in NAMED]
 LIMITS = [one for one in PASSING if one.kind is Kind.RATE_LIMITED]
@@ -90,12 +91,14 @@ class World:
     since: float = 0.0
     until: float = 0.0
     serves: int = 0
+    slips: float = 0.0  # the share of replies that come at once and empty, and that another sample mends
     trickle_s: float = 0.0  # an item comes up to be asked each so many seconds; 0: all are there from the start
 
-    def says(self, item: int, now: float, in_flight: int) -> Said | None:
+    def says(self, item: int, n: int, now: float, in_flight: int) -> Said | None:
         if self.since <= now < self.until and self.ill and (not self.serves or in_flight > self.serves):
             return self.ill
-        return self.doomed.get(item)
+        slipped = n % 2 and random.Random(f"{self.seed} {item} {n}").random() < self.slips
+        return self.doomed.get(item, SLIP if slipped else None)
 
     @property
     def endless(self) -> bool:
@@ -114,6 +117,8 @@ def drawn(seed: int) -> World:
     if draw.random() < 0.6:
         world["doomed"] = _doomed(draw, items, "trickle_s" in world)
     work_s = max(items * takes_s / places, world.get("trickle_s", 0.0) * items)
+    if draw.random() < 0.15:
+        world["slips"] = draw.choice([0.05, 0.2])
     since = draw.choice([0.0, work_s * draw.random(), work_s * 0.95])
     fate = draw.choice(["well", "well", "ill", "ill", "dies", "refuses", "refuses", "limits", "is of no use"])
     if fate == "ill":
@@ -172,12 +177,15 @@ class Server:
         self.world = world
         self.in_flight = 0
         self.came: dict[int, Said | None] = {}
+        self.asked: Counter[int] = Counter()
 
     async def ask(self, request: Request) -> Reply:
         item = int(request.messages[0].content)
         self.in_flight += 1
+        self.asked[item] += 1
+        now, n = asyncio.get_running_loop().time() - 1000.0, self.asked[item]
         try:
-            said = self.came[item] = self.world.says(item, asyncio.get_running_loop().time() - 1000.0, self.in_flight)
+            said = self.came[item] = self.world.says(item, n, now, self.in_flight)
             await asyncio.sleep(said.takes_s if said else self.world.takes_s)
         finally:
             self.in_flight -= 1
@@ -325,7 +333,8 @@ def _unheard(world: World, course: Course) -> bool:
     it could answer."""
     never = not any(call.said is None or call.said.kind in (Kind.EMPTY, Kind.UNREADABLE) for call in course.calls)
     said = [call.said for call in course.calls if call.said]
-    if all(item in world.doomed for item in range(world.items) if course.ends.get(item) != "answered"):
+    left = [item in world.doomed for item in range(world.items) if course.ends.get(item) != "answered"]
+    if 2 * sum(left) > len(left) or not left:  # then three that fail alike are no wonder
         return bool(course.refused) or never
     silent = never and not any(one.busy or one.retry_after is not None for one in said)
     return (silent and world.until > POLICY.silent_s) or (never and len(world.doomed) == world.items)
@@ -381,7 +390,7 @@ def _endpoint(world: World, course: Course) -> list[str]:
 def _alone(world: World) -> bool:
     """Whether its doomed items are so few, and fail so fast, that they can hold up nobody."""
     quick = all(one in PASSING and one not in LIMITS and one.takes_s < 1 for one in world.doomed.values())
-    return quick and len(world.doomed) < ITEMS and not world.trickle_s
+    return quick and len(world.doomed) < ITEMS and not world.trickle_s and not world.slips
 
 
 def _patience(world: World, course: Course) -> float:
@@ -389,7 +398,8 @@ def _patience(world: World, course: Course) -> float:
     heard |= any(call.said.kind in (Kind.EMPTY, Kind.UNREADABLE) for call in course.calls if call.said)
     answered = [call for call in course.calls if call.said is None]
     few = answered and world.items - len(answered) < ITEMS and world.ill and not world.ill.busy
-    return (POLICY.outage_s if heard and not few else POLICY.silent_s) + 200.0
+    slack_s = 200.0 + POLICY.attempts * (world.ill.takes_s if world.ill else 0.0)
+    return (POLICY.outage_s if heard and not few else POLICY.silent_s) + slack_s
 
 
 def _longest(world: World) -> float:

@@ -119,7 +119,7 @@ class Gate:
     @property
     def probing(self) -> bool:
         """Whether the next call is to show if the endpoint answers: one of an item that did not just fail."""
-        return self._shut is not None or (bool(self._troubled["no use"]) and not self._usable)
+        return self._shut is not None
 
     @property
     def doubtful(self) -> bool:
@@ -224,7 +224,11 @@ class Gate:
         alike, blocked = self._troubled["no use"], error.kind is Kind.BLOCKED
         alike.add(one.caller)
         many = self._usable or blocked
-        if len(alike) < (MANY_ITEMS if many else ITEMS) or (not many and self._doubted(alike, others.more, now)):
+        enough = len(alike) >= (MANY_ITEMS if many else ITEMS)
+        if enough or not many:
+            self._doubt(now)
+        # the shortest come first: of 24 in flight, the three that are empty
+        if not enough or self.in_flight > 1 or (not many and self._doubted(alike, others.more, now)):
             return "item" if self._usable or others.least < ITEMS else "unknown"
         self._last = error.kind
         said = f"{error.kind}: {error.message}"
@@ -286,7 +290,7 @@ class Gate:
         if self._shut == "gets no answer":
             self._rest(self._shut, asked_s, now)
             return "item" if its_own else "endpoint"
-        if one.probe and one.episode == self._episode:  # whatever it is, it is no 429
+        if self._shut == "rate limited" and one.probe and one.episode == self._episode:  # it is no 429
             self._open()
         self._pause = self._window
         if its_own:

@@ -411,6 +411,34 @@ def test_an_endpoint_whose_every_reply_is_of_no_use_is_given_up() -> None:
     assert ground.gate.given_up == "none of its replies to 3 items in a row could be used; the last: empty: nothing"
 
 
+def test_the_shortest_replies_come_first_and_tell_nothing_while_others_are_in_flight() -> None:
+    ground = Ground()
+    ground.fill()
+    empty = [ground.end(EMPTY, others=Others(more=False)) for _ in range(ITEMS)]
+    assert ground.gate.given_up is None and [one.blame for one in empty] == ["unknown"] * ITEMS
+    assert ground.gate.wait(ground.now) == math.inf, "nothing more is paid for until one of them is of use"
+    ground.end(None)
+    assert ground.gate.wait(ground.now) == 0
+    assert ground.end(EMPTY, ground.go(empty[0])).blame == "item"
+    ground.end_all(EMPTY)
+    assert ground.gate.given_up is None
+
+
+def test_where_those_in_flight_are_of_no_use_either_it_is_given_up() -> None:
+    ground = Ground()
+    ground.fill()
+    ground.out[5].caller.spread = True
+    ground.end_all(EMPTY)
+    assert ground.gate.given_up is not None
+
+
+def test_a_timeout_does_not_clear_a_doubt() -> None:
+    ground = Ground()
+    for error in (EMPTY, EMPTY, EMPTY, CallError(Kind.TIMEOUT, "30 s")):
+        ground.end(error, ground.go())
+    assert ground.end(EMPTY, ground.go(Caller(spread=True))).blame == "endpoint"
+
+
 def test_one_that_was_ever_of_use_goes_on() -> None:
     ground = Ground()
     ground.end(None, ground.go())
