@@ -415,7 +415,8 @@ def test_the_shortest_replies_come_first_and_tell_nothing_while_others_are_in_fl
     ground = Ground()
     ground.fill()
     empty = [ground.end(EMPTY, others=Others(more=False)) for _ in range(ITEMS)]
-    assert ground.gate.given_up is None and [one.blame for one in empty] == ["unknown"] * ITEMS
+    assert ground.gate.given_up is None
+    assert [one.blame for one in empty] == ["unknown"] * ITEMS
     assert ground.gate.wait(ground.now) == math.inf, "nothing more is paid for until one of them is of use"
     ground.end(None)
     assert ground.gate.wait(ground.now) == 0
