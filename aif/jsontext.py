@@ -36,6 +36,22 @@ def reader(twice: Callable[[str], Exception], constant: Callable[[str], Any] | N
     return json.JSONDecoder(strict=False, object_pairs_hook=once, parse_constant=constant).decode
 
 
+_KINDS = {
+    dict: "an object",
+    list: "a list",
+    str: "a text",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    type(None): "null",
+}
+
+
+def shape_of(value: Any) -> str:
+    """What a value is in JSON's words; what JSON has not, by its type."""
+    return _KINDS.get(type(value), type(value).__name__)
+
+
 _SURROGATE = re.compile("[\ud800-\udfff]")  # JSON may escape half a character; neither journal nor store can hold it
 
 

@@ -16,6 +16,7 @@ import orjson
 from aif import entries
 from aif.entries import Source
 from aif.errors import BadInput
+from aif.jsontext import shape_of
 from aif.records import Carried, Message, Prompt, Role, is_blank, prompt_id
 
 Reason = Literal["empty", "too_long", "no_user_turn", "bad_row", "empty_completion"]
@@ -53,7 +54,9 @@ def read_row(row: Any, source: Source, where: str) -> list[Prompt | Skipped]:
     Raises BadInput where the row isn't what the entry says it is.
     """
     if not isinstance(row, dict):
-        raise BadInput(f'{where}: expected an object of columns, got {_kind(row)}; write {{"{source.field}": "..."}}')
+        raise BadInput(
+            f'{where}: expected an object of columns, got {shape_of(row)}; write {{"{source.field}": "..."}}'
+        )
     turns = _turns(_held(row, source.field, "field", where), source.field, where)
     name = _held(row, source.source_field, "source_field", where) if source.source_field else source.source
     if not isinstance(name, str) or not name.strip():
@@ -81,18 +84,6 @@ def _held(row: Mapping[str, Any], name: str, key: str, where: str, what: str = "
     return row[name]
 
 
-def _kind(value: Any) -> str:
-    names = {
-        dict: "an object",
-        list: "a list",
-        str: "a text",
-        bool: "true or false",
-        int: "a number",
-        float: "a number",
-    }
-    return "null" if value is None else names.get(type(value), type(value).__name__)
-
-
 def _json_list(value: Any) -> Any:
     """The list in a text that is JSON, since a cell of CSV holds no other list; anything else as it is."""
     if not isinstance(value, str) or not value.lstrip().startswith("["):
@@ -118,8 +109,8 @@ def _turns(value: Any, field: str, where: str) -> tuple[Message, ...] | Skipped:
         value = turns
     if not isinstance(value, list):
         raise BadInput(
-            f"{where}: {field!r} holds {_kind(value)}, not a text or a list of {{role, content}}; correct the row, or "
-            "field: in the pipeline file"
+            f"{where}: {field!r} holds {shape_of(value)}, not a text or a list of {{role, content}}; correct the row, "
+            "or field: in the pipeline file"
         )
     messages = []
     for n, turn in enumerate(value):
@@ -156,12 +147,12 @@ def _spelled(turn: Mapping[str, Any]) -> tuple[Any, Any]:
 def _message(turn: Any) -> Message | str:
     """A turn, or what is wrong with it."""
     if not isinstance(turn, dict):
-        return f"{_kind(turn)}, not {{role, content}}"
+        return f"{shape_of(turn)}, not {{role, content}}"
     role, content = _spelled(turn)
     if not isinstance(role, str) or role not in _ROLES:
         return f"role {str(role)[:60]!r} is none of {', '.join(_ROLES)}"
     if not isinstance(content, str):
-        return f"content is {_kind(content)}, not a text"
+        return f"content is {shape_of(content)}, not a text"
     return Message(_ROLES[role], content)
 
 
@@ -188,7 +179,7 @@ def _material(row: Mapping[str, Any], columns: Mapping[str, str], where: str) ->
         texts = value if isinstance(value, list) else [value]
         for text in texts:
             if text is not None and not isinstance(text, str):
-                kind = f"a list with {_kind(text)}" if isinstance(value, list) else _kind(value)
+                kind = f"a list with {shape_of(text)}" if isinstance(value, list) else shape_of(value)
                 raise BadInput(
                     f"{where}: {name!r} holds {kind}, not a text or a list of texts; correct the row, or "
                     f"material.{slot}: in the pipeline file"
@@ -269,7 +260,7 @@ def _is_text(value: Any) -> bool:
 def _as_many(held: Any, texts: Sequence[Any], name: str | None, field: str, where: str) -> list[Any]:
     found = _json_list(held)
     if not isinstance(found, list) or len(found) != len(texts):
-        amount = f"a list of {len(found)}" if isinstance(found, list) else _kind(found)
+        amount = f"a list of {len(found)}" if isinstance(found, list) else shape_of(found)
         raise BadInput(
             f"{where}: {field!r} holds a list of {len(texts)}, but {name!r} {amount}; correct the row: both are lists "
             "of one length"
@@ -284,7 +275,8 @@ def _of_objects(value: Sequence[Any], entry: entries.Carried, where: str) -> lis
         here = f"{where} completion {n}"
         if not isinstance(one, dict):
             raise BadInput(
-                f"{here}: expected an object with {entry.text!r} and {entry.model!r}, got {_kind(one)}; correct the row"
+                f"{here}: expected an object with {entry.text!r} and {entry.model!r}, got {shape_of(one)}; correct "
+                "the row"
             )
         text = _held(one, entry.text, "completions.text", here, "key")
         model = _held(one, entry.model, "completions.model", here, "key")
@@ -299,7 +291,7 @@ def _completion(part: _Part, where: str) -> Carried | Skipped:
     if is_blank(text):
         return Skipped("empty_completion", where, "nothing but white space" if text else "no text")
     if not isinstance(part.model, str) or not part.model.strip():
-        held = "blank" if isinstance(part.model, str) else _kind(part.model)
+        held = "blank" if isinstance(part.model, str) else shape_of(part.model)
         raise BadInput(f"{where}: the name of its model is {held}, not a text; fill it in")
     return Carried(part.model, text, _score(part.score, where))
 
@@ -313,7 +305,9 @@ def _text(value: Any, where: str) -> str:
         if role not in ("assistant", "gpt"):
             raise BadInput(f"{where}: its last turn is of role {str(role)[:60]!r}, not the assistant's; correct it")
     if value is not None and not isinstance(value, str):
-        raise BadInput(f"{where}: expected a text or the assistant's {{role, content}}, got {_kind(value)}; correct it")
+        raise BadInput(
+            f"{where}: expected a text or the assistant's {{role, content}}, got {shape_of(value)}; correct it"
+        )
     return value or ""
 
 
@@ -326,7 +320,7 @@ def _score(value: Any, where: str) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
-        shown = repr(value[:60]) if isinstance(value, str) else _kind(value)
+        shown = repr(value[:60]) if isinstance(value, str) else shape_of(value)
         raise BadInput(f"{where}: its score is {shown}, not a number; correct it, or make it null")
     try:
         number = float(value)

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from aif.jsontext import encodable, reader
+from aif.jsontext import encodable, reader, shape_of
 from aif.records import Rating
 from aif.rubric import NOT_APPLICABLE, Aspect, Form, Rubric
 
@@ -130,7 +130,7 @@ def _read_json(text: str, n: int, aspects: tuple[str, ...]) -> Fields:
 
 def _numbered(data: Any, n: int) -> dict[int, dict[str, Any]]:
     if not isinstance(data, dict):
-        raise Unreadable(f"expected an object with the completions' numbers as keys, got {type(data).__name__}")
+        raise Unreadable(f"expected an object with the completions' numbers as keys, got {shape_of(data)}")
     expected = {str(i) for i in range(1, n + 1)}
     if missing := sorted(expected - set(data), key=int):
         raise Unreadable(f"completion {missing[0]} is missing")

@@ -8,7 +8,7 @@ from typing import Any
 
 from aif.chat import wire
 from aif.chat.base import Reply, Request
-from aif.jsontext import encodable
+from aif.jsontext import encodable, shape_of
 from aif.records import Message, Usage, as_dicts
 
 
@@ -53,7 +53,7 @@ def read_reply(data: Any, sent: Mapping[str, Any]) -> Reply:
     of `wire.usable`.
     """
     if not isinstance(data, dict):
-        raise wire.reported(data) or wire.bad(f"The answer is {type(data).__name__}, not a message.")
+        raise wire.reported(data) or wire.bad(f"The answer is {shape_of(data)}, not a message.")
     heard = Reply("", None, _usage(data.get("usage")), sent=sent, served=wire.served(data, "model", "id"))
     content = data.get("content")
     if content is None or data.get("error"):

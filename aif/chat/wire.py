@@ -13,7 +13,7 @@ from aif.chat.base import NO_WORD, TRANSIENT, UNKNOWN_END, CallError, Finish, Ki
 from aif.chat.headers import quotas, retry_after
 from aif.chat.redaction import redact, without
 from aif.chat.refusals import classify, cut, inside
-from aif.jsontext import encodable, reader
+from aif.jsontext import encodable, reader, shape_of
 from aif.records import Usage, as_dicts, is_blank
 
 # Of these the message is the model's or ours; of others, or where it is `told`, the server's.
@@ -97,7 +97,8 @@ def _parse_once(content: bytes) -> Any:
         # as UTF-8, as JSON is sent (RFC 8259): json would also read UTF-16, in which no key was looked for
         return _read_once(content.decode("utf-8", "surrogatepass").removeprefix("\ufeff"))
     except (ValueError, RecursionError):
-        raise bad(f"The answer is not JSON: {content.decode('utf-8', 'replace')}") from None
+        said = content.decode("utf-8", "replace")
+        raise bad(f"The answer is not JSON: {said}" if said.strip() else "The answer is empty.") from None
 
 
 def _twice(name: str) -> CallError:
@@ -115,7 +116,7 @@ def read_reply(data: Any, sent: Mapping[str, Any]) -> Reply:
     those of `usable`.
     """
     if not isinstance(data, dict):
-        raise reported(data) or bad(f"The answer is {type(data).__name__}, not a chat completion.")
+        raise reported(data) or bad(f"The answer is {shape_of(data)}, not a chat completion.")
     about = served(data, "model", "system_fingerprint", "id")
     heard = Reply("", None, _usage(data.get("usage")), sent=sent, served=about)
     choice, message = _choice(data, heard)
@@ -139,7 +140,7 @@ def parts(content: Any, heard: Reply) -> tuple[str, str]:
         if isinstance(part, str):
             text.append(part)
         elif not isinstance(part, dict):
-            raise bad(f"The content is {type(content).__name__} of {type(part).__name__}, not a text.", heard)
+            raise bad(f"The content is {shape_of(content)} with {shape_of(part)} in it, not a text.", heard)
         elif (kind := str(part.get("type", "text"))).startswith(("thinking", "reasoning")):
             thoughts.append(thinking([part]))
         elif kind in ("text", "output_text"):

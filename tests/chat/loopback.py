@@ -160,13 +160,13 @@ FAILURES = {
     "html": Failure(body(b"<html><body>Welcome to <b>our</b> Wi-Fi"), Kind.BAD_REPLY, "Wi-Fi"),
     "broken json": Failure(body(b'{"choices": [{', content_type="application/json"), Kind.BAD_REPLY, "not JSON"),
     "endless nesting": Failure(body(b"[" * 100_000), Kind.BAD_REPLY, "not JSON"),
-    "no body": Failure(body(b""), Kind.BAD_REPLY, "not JSON"),
+    "no body": Failure(body(b""), Kind.BAD_REPLY, "The answer is empty."),
     "redirect": Failure(body(b"", 302, headers={"Location": "/elsewhere"}), Kind.WRONG_URL, "302 to /elsewhere"),
-    "a string": Failure(says("OK"), Kind.BAD_REPLY, "str"),
+    "a string": Failure(says("OK"), Kind.BAD_REPLY, "a text, not a"),
     "nested without end": Failure(body(b'{"choices": ' * 10_000), Kind.BAD_REPLY, "not JSON"),
     "cut within a character": Failure(body(b'{"choices": "\xe2\x82"}'), Kind.BAD_REPLY, "not JSON"),
     "null bytes": Failure(body(b"\0" * 1000), Kind.BAD_REPLY, "not JSON"),
-    "250,000 blanks for a body": Failure(body(b" " * 250_000), Kind.BAD_REPLY, "not JSON"),
+    "250,000 blanks for a body": Failure(body(b" " * 250_000), Kind.BAD_REPLY, "The answer is empty."),
     "content twice": Failure(
         body(b'{"choices": [{"message": {"content": "4", "content": "5"}, "finish_reason": "stop"}]}'),
         Kind.BAD_REPLY,
@@ -178,7 +178,7 @@ FAILURES = {
     "two choices": Failure(
         says(completion() | {"choices": completion()["choices"] * 2}), Kind.BAD_REPLY, "2 choices", paid=True
     ),
-    "content a number": Failure(says(completion() | _content(float("nan"))), Kind.BAD_REPLY, "float", paid=True),
+    "content a number": Failure(says(completion() | _content(float("nan"))), Kind.BAD_REPLY, "a number", paid=True),
     "choices null": Failure(says(completion() | {"choices": None}), Kind.BAD_REPLY, "choices", paid=True),
     "choices empty": Failure(says(completion() | {"choices": []}), Kind.BAD_REPLY, "choices", paid=True),
     "message missing": Failure(says({"choices": [{"finish_reason": "stop"}]}), Kind.BAD_REPLY, "message"),
