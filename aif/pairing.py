@@ -10,7 +10,7 @@ import pyarrow as pa
 from aif.config import Pipeline
 from aif.intake import say_who_judges
 from aif.pairs import OUTCOMES as PAIR_OUTCOMES
-from aif.pairs import Paired, Policy, counts, pair
+from aif.pairs import Paired, Policy, counts, pair_parts
 from aif.records import CARRIED
 from aif.results import Results
 from aif.rubric import Rubric
@@ -51,12 +51,9 @@ def make_pairs(pipeline: Pipeline, rubric: Rubric, store: Store) -> dict[str, in
 
 
 def _paired(pipeline: Pipeline, rubric: Rubric, reader: Results, policy: Policy) -> Iterator[Paired]:
-    """What became of the prompts, a part after the other: what a prompt is paired to depends on no other prompt, but
-    for a cap on models. (800,000 completions took 1,255 MB at once, and take 747.)"""
-    weights = _weights(pipeline, rubric)
+    """What became of the prompts, a part after the other. (800,000 completions took 1,255 MB at once, and take 747.)"""
     all_pairs = policy.name in ("all", "on_policy")
-    parts = reader.scores_by_part(*weights, all_pairs) if policy.max_per_model is None else [reader.scores(*weights)]
-    return (pair(part, policy) for part in parts)
+    return pair_parts(reader.scores_by_part(*_weights(pipeline, rubric), all_pairs), policy)
 
 
 def scores_of(pipeline: Pipeline, rubric: Rubric, reader: Results) -> Scores:

@@ -7,17 +7,18 @@ the order of its rows nor on any other prompt, but for `max_per_model`, which is
 """
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from aif.errors import BadInput
 from aif.records import fraction
-from aif.scoring import TOLERANCE, Bools, Floats, Ints, Rows, Scored, Scores, score
+from aif.scoring import DRAWN, TOLERANCE, Bools, Floats, Ints, Rows, Scored, Scores, score
 
 # A prompt that meets several reasons is counted under the first.
 REASONS = (
@@ -147,6 +148,19 @@ def pair(scores: Scores, policy: Policy) -> Paired:
 
     Raises BadInput where the policy asks for a score these aspects don't give, ValueError where columns don't fit.
     """
+    (paired,) = pair_parts([scores], policy)
+    return paired
+
+
+def pair_parts(parts: Iterable[Scores], policy: Policy) -> Iterator[Paired]:
+    """The same of prompts that come in parts: all pairs of one are in memory at a time, or what is left of all of them
+    where `max_per_model` is to choose among these."""
+    paired = (_paired(scores, policy) for scores in parts)
+    return paired if policy.max_per_model is None else _within_cap(list(paired), policy.max_per_model, policy.seed)
+
+
+def _paired(scores: Scores, policy: Policy) -> Paired:
+    """Without regard to `max_per_model`."""
     if not policy.min_margin >= 0:
         raise ValueError(f"min_margin must be at least 0, not {policy.min_margin}")
     rows = Rows.of(scores)
@@ -156,9 +170,6 @@ def pair(scores: Scores, policy: Policy) -> Paired:
     ends.put("missing_aspect", scored.incomplete)
     ends.put("no_common_aspect", np.logical_not(scored.used.any(axis=1)))
     found = _picked(_candidates(scores, rows, scored.means, policy, ends), rows, scored.means, policy)
-    if policy.max_per_model is not None:
-        found = found.only(_within_cap(found, rows, policy.max_per_model, policy.seed))
-        ends.put("model_cap", ~found.prompts())
     several = len(scored.judges) > 1
     names = zip(scores.judges, scores.aspects, strict=True)
     return Paired(
@@ -325,17 +336,40 @@ def _widest_first(found: _Pairs, rows: Rows, means: Floats, seed: int) -> Ints:
     return np.lexsort((drawn, rank))
 
 
-def _within_cap(found: _Pairs, rows: Rows, cap: int, seed: int) -> Bools:
-    """Which pairs stay when no model may be chosen, and none rejected, more than `cap` times."""
-    prompts = rows.prompt_ids.take(pa.array(found.prompt)).to_pylist()
-    drawn = [fraction(seed, "cap", prompt, n) for prompt, n in zip(prompts, found.places().tolist(), strict=True)]
-    sides = list(zip(rows.model[found.high].tolist(), rows.model[found.low].tolist(), strict=True))
+def _within_cap(parts: Sequence[Paired], cap: int, seed: int) -> Iterator[Paired]:
+    """The parts with the pairs that stay when no model may be chosen, and none rejected, more than `cap` times."""
+    drawn = np.concatenate([_cap_draws(part, seed) for part in parts])
+    numbers: dict[str, int] = {}
+    chosen, rejected = map(np.concatenate, zip(*(_models(part, numbers) for part in parts), strict=True))
     wins, losses = Counter[int](), Counter[int]()
-    kept = np.zeros(len(sides), dtype=bool)
-    for at in np.argsort(drawn).tolist():
-        chosen, rejected = sides[at]
-        if wins[chosen] < cap and losses[rejected] < cap:
-            wins[chosen] += 1
-            losses[rejected] += 1
-            kept[at] = True
-    return kept
+    kept = np.zeros(len(drawn), dtype=bool)
+    order = np.argsort(drawn)
+    for start in range(0, len(order), DRAWN):  # Python's numbers of 2,480,000 pairs are 400 MB
+        some = order[start : start + DRAWN]
+        for at, high, low in zip(some.tolist(), chosen[some].tolist(), rejected[some].tolist(), strict=True):
+            if wins[high] < cap and losses[low] < cap:
+                wins[high] += 1
+                losses[low] += 1
+                kept[at] = True
+    ends = np.cumsum([len(part.n) for part in parts])
+    return (_only(part, stay) for part, stay in zip(parts, np.split(kept, ends[:-1]), strict=True))
+
+
+def _cap_draws(part: Paired, seed: int) -> Floats:
+    prompts, of = part.rows.prompt_ids.to_pylist(), part.rows.prompt[part.chosen].tolist()
+    return np.array([fraction(seed, "cap", prompts[at], n) for at, n in zip(of, part.n.tolist(), strict=True)])
+
+
+def _models(part: Paired, numbers: dict[str, int]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """By pair the models of its sides, numbered as they come over all parts."""
+    names = [numbers.setdefault(name, len(numbers)) for name in part.rows.models.to_pylist()]
+    model = np.array(names, dtype=np.int32)[part.rows.model]
+    return model[part.chosen], model[part.rejected]
+
+
+def _only(part: Paired, kept: Bools) -> Paired:
+    """With some of its pairs."""
+    found = _Pairs(part.chosen, part.rejected, part.rows.prompt, len(part.rows.starts)).only(kept)
+    none = pc.and_(pc.equal(part.outcome, "paired"), pa.array(~found.prompts()))
+    outcome = pc.if_else(none, "model_cap", part.outcome)
+    return replace(part, outcome=outcome, n=found.places(), chosen=found.high, rejected=found.low)

@@ -34,10 +34,14 @@ _AMONG = "position IN (SELECT unnest($positions)) AND position BETWEEN $first AN
 def _encoded(rows: "pa.Table") -> "pa.Table":
     import pyarrow as pa
 
-    texts = {field.name for field in rows.schema if pa.types.is_string(field.type)}
-    return pa.table(
-        {name: rows[name].dictionary_encode() if name in texts else rows[name] for name in rows.column_names}
-    )
+    def encoded(column: "pa.ChunkedArray") -> "pa.ChunkedArray | pa.Array":
+        if pa.types.is_string(column.type):
+            return column.dictionary_encode()
+        return pa.array(
+            column.to_numpy().copy(), column.type
+        )  # or it keeps all that DuckDB gave with it, the texts too
+
+    return pa.table({name: encoded(rows[name]) for name in rows.column_names})
 
 
 _KEY = {"prompts": "prompt_id", "completions": "key", "texts": "digest"}
@@ -199,7 +203,8 @@ class Reader:
         return table
 
     def numbered(self, query: str) -> "pa.Table":
-        """The same, each text once and by number: of 2,500,000 pairs that is 0.1 GB in place of 0.6."""
+        """The same, each text once and by number, and no column with NULLs but texts: of 2,500,000 pairs that is 0.1 GB
+        in place of 0.6."""
         import pyarrow as pa
 
         def ask() -> list[pa.Table]:

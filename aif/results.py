@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from aif.paging import pages
 from aif.queries import Reader
@@ -185,11 +186,14 @@ class Results(Reader):
 
     def paired(self) -> pa.Table:
         """Every pair without its texts, by prompt_id and n: prompt_id, n, source, chosen and rejected (keys), the
-        models' names and the scores."""
-        return self.numbered(
+        models' names and the scores. (Sorted by number: of 2,480,000 pairs DuckDB's sort took 490 MB more.)"""
+        found = self.numbered(
             "SELECT prompt_id, n, source, chosen, rejected, chosen_model, rejected_model, score_chosen, score_rejected "
-            "FROM pairs ORDER BY prompt_id, n"
+            "FROM pairs"
         )
+        prompts = found.column("prompt_id").combine_chunks()
+        places = pc.rank(prompts.dictionary).to_numpy()[prompts.indices.to_numpy()]
+        return found.take(pa.array(np.lexsort((found.column("n").to_numpy(), places))))
 
     def pairs(self, paired: pa.Table, batch: int) -> Iterator[list[Pair]]:
         """Rows of `paired` with their texts, at most so many at a time, in the table's order.

@@ -1,5 +1,6 @@
 """Rows of any length: what a run, its resumption, an export and a rebuild take of memory, each a process of its own."""
 
+import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,14 +11,15 @@ from typing import Any
 import orjson
 import yaml
 
+from aif.lock import Places
 from benchmarks.house import aif
 from chaos import Figures
-from chaos.house import pipeline, served
+from chaos.house import Record, pipeline, served
 
 NUMBER = 17
 PROMISE = (
     "The length of a row costs no memory: with prompts, columns and completions of any size, and any number of pairs, "
-    "a run, its resumption, an export and a rebuild take 1.2 GB at most each."
+    "a run, its resumption, an export and a rebuild take 1.2 GB at most each, as does a run whose journal is gone."
 )
 MB = 1200
 ASKED, MORE = 5, 60  # prompts about which the first run asks, and the next
@@ -41,6 +43,7 @@ class World:
     each: int = 0  # characters of a completion
     pairs: Mapping[str, Any] = field(default_factory=dict)
     formats: Sequence[str] = FORMATS
+    loses: bool = False  # its journal, in the end
 
     def rows(self) -> Iterator[Row]:
         random, much = Random(17), self.text * (2 * max(self.characters, self.each, 3800) // len(self.text) + 1)
@@ -61,7 +64,7 @@ class World:
 
 
 FULL = (
-    World("2,000 prompts of 100,000 characters", 2000, 99_900),
+    World("2,000 prompts of 100,000 characters", 2000, 99_900, loses=True),
     World("4,000 prompts of 95,000", 4000, 95_000),
     World("2,100 Chinese prompts of 22,500", 2100, 22_500, CHINESE),
     World("2,100 short ones with 20 columns of 3.8 kB", 2100, 50, columns=20),
@@ -76,9 +79,21 @@ FULL = (
         pairs={"policy": "all"},
         formats=["trl"],
     ),
+    World(
+        "5,000 with a cap on the pairs of 32",
+        5000,
+        50,
+        completions=32,
+        each=50,
+        pairs={"policy": "all", "max_per_model": 1000},
+        formats=["trl"],
+    ),
     World("one with 8,000 completions", 1, 50, completions=8000, each=50),
 )
-SHORT = (World("40 prompts of 40,000 with 2 completions of 40,000", 40, 40_000, completions=2, each=40_000),)
+SHORT = (
+    World("40 prompts of 40,000 with 2 completions of 40,000", 40, 40_000, completions=2, each=40_000),
+    World("40 prompts of 40,000", 40, 40_000, formats=["trl"], loses=True),
+)
 
 
 def trial(folder: Path, full: bool) -> Figures:
@@ -87,7 +102,8 @@ def trial(folder: Path, full: bool) -> Figures:
 
 def _measured(folder: Path, world: World) -> dict[str, float | str]:
     """Peak memory in MB by command; of one that failed, its last words."""
-    with served(max_model_len=10**6) as server:
+    record = Record()
+    with served(record, max_model_len=10**6) as server:
         path = _pipeline(folder, server.base_url, world)
         asked = [("run", path, "--yes", "--limit", ASKED), ("run", path, "--yes", "--limit", MORE)]
         commands = {
@@ -96,7 +112,14 @@ def _measured(folder: Path, world: World) -> dict[str, float | str]:
             "rebuild": ("rebuild", path),
             "export again": ("export", path, "--out", folder / "two"),
         }
-        return {name: _peak(*words) for name, words in commands.items()}
+        peaks = {name: _peak(*words) for name, words in commands.items()}
+        if world.loses:
+            shutil.rmtree(Places(folder / "store" / "feedback.duckdb").journal)
+            before = len(record.calls)
+            peaks["journal gone"] = _peak(*asked[-1])
+            if more := len(record.calls) - before:
+                peaks["journal gone"] = f"{more:,} calls were made again"
+        return peaks
 
 
 def _pipeline(folder: Path, base_url: str, world: World) -> Path:

@@ -328,11 +328,12 @@ def test_every_outcome_has_its_words() -> None:
     assert set(WORDS) == set(OUTCOMES)
 
 
+@pytest.mark.parametrize(("cap", "pairs"), [("null", 12 * 6), (7, 16)])
 def test_pairs_are_the_same_however_many_are_looked_at_at_a_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap: object, pairs: int
 ) -> None:
     """A part of all pairs is cut by their number: of 32 completions each, 25,000 prompts have 12,000,000."""
-    pipeline, rubric, ledger = build(tmp_path, 12, sets=["pairs.policy=all"])
+    pipeline, rubric, ledger = build(tmp_path, 12, sets=[f"pairs={{policy: all, max_per_model: {cap}}}"])
     found: list[Any] = []
     parts: list[int] = []
     rated = Results._rated_among
@@ -343,8 +344,8 @@ def test_pairs_are_the_same_however_many_are_looked_at_at_a_time(
 
     monkeypatch.setattr(Results, "_rated_among", counted)
     with ledger:
-        for pairs, completions in ((10**9, 10**9), (33, 10**9), (10**9, 5), (1, 1)):
-            monkeypatch.setattr(results, "PAIRS_AT_ONCE", pairs)
+        for looked_at, completions in ((10**9, 10**9), (33, 10**9), (10**9, 5), (1, 1)):
+            monkeypatch.setattr(results, "PAIRS_AT_ONCE", looked_at)
             monkeypatch.setattr(results, "AT_ONCE", completions)
             parts.clear()
             counts = make_pairs(pipeline, rubric, ledger.store)
@@ -354,4 +355,4 @@ def test_pairs_are_the_same_however_many_are_looked_at_at_a_time(
 
     assert found[1::2] == [1, 6, 10, 12]
     assert all(one == found[0] for one in found[::2])
-    assert len(found[0][1]) == 12 * 6
+    assert len(found[0][1]) == pairs

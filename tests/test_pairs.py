@@ -5,17 +5,17 @@ import tracemalloc
 from collections import Counter
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from itertools import permutations, product
+from itertools import pairwise, permutations, product
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from aif.errors import BadInput
-from aif.pairs import OUTCOMES, Paired, Policy, counts, pair
+from aif.pairs import OUTCOMES, Paired, Policy, counts, pair, pair_parts
 from aif.records import fraction
 from aif.scoring import Scores
 
@@ -401,6 +401,17 @@ def test_a_prompt_alone_ends_as_it_does_among_others_unless_models_are_capped(ca
     for prompt, rows in case.prompts.items():
         alone = pair(columns({prompt: rows}, case.of), policy)
         assert verdicts(alone) == {prompt: together[prompt]}
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(cases(), st.randoms(use_true_random=False))
+def test_parts_end_as_the_whole_does(case: Case, random: random.Random) -> None:
+    """A cap on models, too, is about all of them."""
+    assume(case.prompts)
+    bounds = sorted({0, len(case.prompts), *(random.randint(0, len(case.prompts)) for _ in range(3))})
+    parts = [columns(dict([*case.prompts.items()][start:end]), case.of) for start, end in pairwise(bounds)]
+    found = [verdicts(part) for part in pair_parts(parts, case.policy)]
+    assert {prompt: end for part in found for prompt, end in part.items()} == verdicts(pair(case.scores, case.policy))
 
 
 # --- worked out by hand -----------------------------------------------------------------------------------------------

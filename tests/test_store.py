@@ -1,10 +1,12 @@
 """The store and what is asked of it: states of slots and judgements, work lists, views."""
 
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow as pa
 import pytest
 
 from aif import events
@@ -198,6 +200,24 @@ def test_a_transaction_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
             ledger.keep([events.retry(STARTED), {"t": "unheard_of"}])
         assert ledger.store.position == position
         assert sql(ledger, "SELECT count(*) AS n FROM calls") == calls
+
+
+def test_rows_of_a_transaction_do_not_stay_in_memory_until_its_end(tmp_path: Path) -> None:
+    held: list[int] = []
+
+    def parts() -> Iterator[dict[str, pa.Table]]:
+        for part in range(10):
+            held.append(pa.total_allocated_bytes())
+            ids = pa.array([f"{part}-{n:0100}" for n in range(10_000)])  # 1 MB
+            yield {"outcomes": pa.table({"outcome": pa.array(["paired"] * len(ids)), "prompt_id": ids})}
+
+    _, _, ledger = build(tmp_path, 1)
+    with ledger:
+        ledger.store.keep_outcomes(parts(), "{}")
+        assert sql(ledger, "SELECT count(*) AS n, min(outcome) AS least FROM outcomes") == [
+            {"n": 100_000, "least": "paired"}
+        ]
+    assert max(held) - held[0] < 4 * 2**20
 
 
 def test_what_a_kill_left_half_made_is_made_anew(tmp_path: Path) -> None:
