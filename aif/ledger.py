@@ -88,7 +88,7 @@ class Ledger:
             return ledger
 
     @classmethod
-    def use(cls, path: Path, tell: Told, rubric: Rubric | None, work: Callable[[Self], T]) -> T:
+    def use(cls, path: Path, tell: Told, rubric: Rubric | None, work: Callable[[Self], T], anew: bool = False) -> T:
         """What `work` makes of a ledger that is open meanwhile.
 
         A store may show only on the way, in whichever thread, that it is damaged: a block is checked when it is read.
@@ -96,14 +96,14 @@ class Ledger:
         holds. What is damaged again is raised. So it is, with more memory, where DuckDB finds no room.
         """
         try:
-            with cls.open(path, tell, rubric) as ledger:
+            with cls.open(path, tell, rubric, anew) as ledger:
                 return work(ledger)
         except (StoreDamaged, StoreStarved, BaseExceptionGroup) as error:
             if (trouble := _trouble(error)) is None:
                 raise
         if isinstance(trouble, StoreStarved):
             tell(f"{path}: the store asks for more memory than it has; it gets {AMPLE}")
-            with roomier(), cls.open(path, tell, rubric) as ledger:
+            with roomier(), cls.open(path, tell, rubric, anew) as ledger:
                 return work(ledger)
         tell(f"{trouble}; it is made again from the journal")
         with cls.open(path, tell, rubric, anew=True) as ledger:
