@@ -138,11 +138,14 @@ class Ledger:
                     f"{aside}: holds {calls:,} calls, and none of any run that {self.places.journal} knows: one of the "
                     "two is another pipeline's; move it to where it belongs"
                 )
-            for records in filter(None, salvage.missing(former, reader)):
+            about = former.rows('SELECT segment, "offset", damaged FROM about')
+            *place, lacking = about[0].values() if about else (1, 0, 1)
+            reached = Position(*place)
+            for records in filter(None, salvage.missing(former, reader, self._retried(reached))):
                 self.keep(records)
                 kept += len(records)
-            about = former.rows('SELECT segment, "offset" FROM about WHERE damaged = 0')
-            reached = Position(*about[0].values()) if about and not former.torn else START
+            if former.torn or lacking:
+                reached = START
             mended = self.store.damaged
             if self.store.marked("sources") is None or (reached >= end and (kept or mended)):
                 for records in salvage.selection(former):
@@ -159,6 +162,11 @@ class Ledger:
             tell(f"{aside}: part of it can't be read; {_left(aside)}")
         else:
             drop_aside(aside)
+
+    def _retried(self, since: Position) -> bool:
+        """Whether failures for good were told to be asked again, behind that place."""
+        found = journals.replay(self.journal.folder, since)
+        return any(isinstance(one, dict) and one["t"] == "retry" for _, one in found)
 
     def _tell_lost(self, damaged: Sequence[Damage], in_part: bool, tell: Told) -> None:
         """Tells of damaged lines. Raises JournalDamaged where they are many, and no store has what they held."""

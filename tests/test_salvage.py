@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import timedelta
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -17,18 +18,21 @@ from aif import events
 from aif import journal as journals
 from aif.again import again
 from aif.budget import Spent
+from aif.chat.base import CallError, Kind
 from aif.chat.retry import Policy
 from aif.config import load
 from aif.errors import BadInput, JournalDamaged
 from aif.journal import Damage, Journal
 from aif.ledger import FEW, Ledger
 from aif.lock import Places
-from aif.queries import Reader
+from aif.queries import Former, Reader
 from aif.run import feedback
 from aif.simulator import Cast
 from aif.simulator.faults import Fault, Faults
+from aif.store import set_aside
+from tests.building import STARTED, Fate, build
 from tests.serving import POOL, Served
-from tests.test_carried import answered, bring, rows
+from tests.test_carried import answered, bring, rows, scored
 from tests.test_feedback import ask, run, write
 from tests.test_ledger import Kept
 
@@ -406,6 +410,68 @@ def test_spend_is_counted_once(kept: Kept) -> None:
     with Reader.open(kept.places.store) as reader:
         assert reader.spent() == before != Spent(1)
     assert kept.read() == kept.rows
+
+
+# --- how an item stands -----------------------------------------------------------------------------------------------
+
+Words = list[str]
+
+
+def says(ledger: Ledger, word: str, n: int) -> None:
+    """The n-th word on an item: how a call ended, or `retry`."""
+    with Reader.of(ledger.store) as reader:
+        (slot,) = reader.sql("SELECT * FROM slots ORDER BY slot LIMIT 1")
+    details = {"sample": 0, "seed": slot["seed"], "principle": slot["principle"], "system": "role"}
+    item = events.Item("completion", slot["key"], slot["prompt_id"], slot["model"], slot["identity"], details)
+    if word == "retry":
+        ledger.keep([events.retry(STARTED)])
+        return
+    started, error = STARTED + timedelta(minutes=n), CallError(Kind.TIMEOUT, f"word {n}")
+    one = events.call(
+        item, id=f"run{n}-1", n=1, started=started, seconds=1, verdict=word, reply=None, error=error, usd=None
+    )
+    ledger.keep([one])
+
+
+@pytest.mark.parametrize(
+    ("words", "seen", "lost"),
+    [
+        (["failed"], 1, [0]),
+        (["failed", "retry"], 2, [0]),
+        (["failed", "retry"], 2, [0, 1]),
+        (["failed", "retry"], 1, [0]),
+        (["failed", "retry", "later"], 1, [0]),
+        (["failed", "retry", "failed"], 1, [0]),
+        (["later", "failed"], 1, [0]),
+        (["later", "failed"], 2, [1]),
+        (["failed", "retry", "later"], 3, [2]),
+        (["failed", "retry", "later"], 3, [1, 2]),
+        (["failed", "retry", "later"], 3, [0, 1, 2]),
+    ],
+)
+def test_an_item_stands_by_the_last_word_on_it(tmp_path: Path, words: Words, seen: int, lost: list[int]) -> None:
+    """The store that was set aside has seen so many of the words, and lines of the journal are lost: what is put back
+    comes after what stands there, and may be older."""
+    pipeline, _, ledger = build(tmp_path, 1, complete=lambda number, model: Fate.PENDING)
+    ledger.close()
+    store, stands = pipeline.store, "SELECT verdict, message, started FROM failed"
+    path = Places(store).journal / "000001.jsonl"
+    begun = path.read_bytes().count(b"\n")
+    for n, word in enumerate(words):
+        with Ledger.open(store, pytest.fail) as ledger:
+            says(ledger, word, n)
+        if n + 1 == seen:
+            shutil.copy(store, tmp_path / "former")
+    before = ask(pipeline, stands)
+    every = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(b"?" * 20 + one[20:] if n - begun in lost else one for n, one in enumerate(every)))
+    store.unlink()
+    (tmp_path / "former").rename(f"{store}.aside")
+    Ledger.open(store, lambda words: None).close()
+    assert ask(pipeline, stands) == before
+    store.unlink()
+    Ledger.open(store, lambda words: None).close()
+    assert ask(pipeline, stands) == before, "and by the journal alone"
 
 
 # --- completions that came with their prompts -------------------------------------------------------------------------
