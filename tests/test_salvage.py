@@ -263,6 +263,86 @@ def test_a_store_set_aside_is_not_replaced_by_the_next_and_gives_what_it_has(kep
     asked_no_more(kept)
 
 
+def renames(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """A kill after so many files have been renamed."""
+    rename, left = Path.rename, [number]
+
+    def killed(path: Path, to: Path) -> Path:
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", killed)
+
+
+@pytest.mark.parametrize("renamed", [0, 1, 2])
+@pytest.mark.parametrize("also", [(), (".aside",)])
+def test_a_kill_while_a_store_is_set_aside_loses_nothing_that_its_log_holds(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch, renamed: int, also: tuple[str, ...]
+) -> None:
+    """The log has all of it: the store was made and never closed. Another lies aside already, perhaps."""
+    store, folder = kept.places.store, kept.path.parent
+    store.unlink()
+    with Ledger.open(store, lambda words: None):
+        for path in folder.glob("feedback.duckdb*"):
+            shutil.copy(path, folder / f"left{path.suffix}")
+    for name in also:
+        shutil.copy(folder / "left.duckdb", f"{store}{name}")
+    shutil.move(folder / "left.duckdb", store)
+    shutil.move(folder / "left.wal", f"{store}.wal")
+    segment(kept).write_bytes(b"".join(lines(kept)[:3]))
+    with monkeypatch.context() as patched, suppress(KeyboardInterrupt):
+        renames(patched, renamed)
+        set_aside(store)
+    kept.reopened()
+    assert kept.read() == kept.rows
+    assert former(kept) == []
+    asked_no_more(kept)
+
+
+def test_a_kill_while_one_set_aside_is_dropped_leaves_no_log_for_another(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, unlink = kept.places.store, Path.unlink
+    with Ledger.open(store, pytest.fail) as ledger:
+        ledger.keep([events.mended(0)])
+        for path in kept.path.parent.glob("feedback.duckdb*"):
+            shutil.copy(path, path.with_name(path.name.replace(".duckdb", ".duckdb.aside")))
+
+    def killed(path: Path, missing_ok: bool = False) -> None:
+        had = path.exists()
+        unlink(path, missing_ok=missing_ok)
+        if had and ".aside" in path.name:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", killed)
+        with pytest.raises(KeyboardInterrupt):
+            kept.reopened()
+    assert len(former(kept)) == 1
+    assert kept.reopened() == []
+    assert former(kept) == []
+    assert kept.read()["calls"] == kept.rows["calls"]
+
+
+def test_a_log_whose_store_somebody_took_away_is_kept(kept: Kept) -> None:
+    """It is of another store than the one that is there."""
+    store = kept.places.store
+    other = kept.path.parent / "other"
+    other.mkdir()
+    with Ledger.open(other / "feedback.duckdb", lambda words: None) as ledger:
+        ledger.keep([events.mended(0)])
+        shutil.copy(other / "feedback.duckdb.wal", f"{store}.aside.wal")
+    log = Path(f"{store}.aside.wal").read_bytes()
+    for _ in range(2):
+        told = kept.reopened()
+        assert kept.read() == kept.rows
+    assert told == []
+    (left,) = former(kept)
+    assert (kept.path.parent / left).read_bytes() == log
+
+
 def test_what_cannot_be_read_is_kept_and_told_once(kept: Kept) -> None:
     store = kept.places.store
     for _ in range(2):
