@@ -47,7 +47,7 @@ def missing(former: Former, reader: Reader, retried: bool = False) -> Iterator[l
         yield [events.carried(row["key"], row["prompt_id"], _carried(row)) for row in rows if row["call_id"] is None]
         yield _calls_of(former, "completion", [row for row in rows if row["call_id"] is not None])
     for rows in _lacking(former, reader, "judgements", "call_id AS id", "calls", "id"):
-        yield _calls_of(former, "judgement", [row for row in rows if row["call_id"] is not None])
+        yield _calls_of(former, "judgement", rows)
 
 
 def selection(former: Former) -> Iterator[list[Record]]:

@@ -569,6 +569,24 @@ def test_a_judge_whose_model_is_called_carried_keeps_what_it_said(tmp_path: Path
     assert served.stats()["calls"] == 5
 
 
+def test_scores_that_came_with_prompts_are_not_looked_for_among_calls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are judgements by no one: whole rows of them, read for nothing."""
+    path = scored(tmp_path, *(answered(n, 3, 2, 1) for n in range(3)))
+    pipeline, _ = run(path)
+    asked, at = list[str](), Former.at
+
+    def noted(former: Former, name: str, numbers: list[int]) -> list[dict[str, Any]]:
+        asked.append(name)
+        return at(former, name, numbers)
+
+    monkeypatch.setattr(Former, "at", noted)
+    shutil.rmtree(Places(pipeline.store).journal)
+    Ledger.open(pipeline.store, lambda words: None).close()
+    assert set(asked) == {"texts", "prompts", "completions"}
+
+
 def test_a_prompt_of_which_a_completion_is_lost_is_not_whole(tmp_path: Path, serve: Serve) -> None:
     """It came with the prompt, and its source is gone, too."""
     served = serve()
