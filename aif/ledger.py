@@ -61,8 +61,9 @@ class Ledger:
                 tell(f"{torn}; what it held is asked again, unless the store holds it")
                 if journal.position == START and not places.store.exists() and not asides(path):
                     raise JournalDamaged(
-                        f"{places.journal}: nothing whole was in it, and there is no store: put one of the two back "
-                        "from a copy; else the next command begins anew"
+                        f"{places.journal}: nothing whole was in it, and there is no {path.name} beside it: put one of "
+                        "the two back from a copy. Without, the same command begins anew, and asks and pays for all of "
+                        "it again"
                     )
             rubrics, end = Rubrics(), journal.position
             store, known = _sound_store(places, journal, tell, anew)

@@ -368,13 +368,25 @@ def test_a_store_whose_log_cannot_be_read_gives_what_is_in_it_besides(kept: Kept
     asked_no_more(kept)
 
 
-def test_a_journal_of_nothing_whole_and_no_store_end_a_command(kept: Kept) -> None:
-    """As a disk leaves it that has lost all it held: a copy may be somewhere."""
+@pytest.mark.parametrize("back", ["feedback.journal", "feedback.duckdb", None])
+def test_a_journal_of_nothing_whole_and_no_store_end_a_command(kept: Kept, back: str | None) -> None:
+    """As a disk leaves it that has lost all it held: a copy may be somewhere. What is to be done leads on."""
+    folder = kept.path.parent
+    shutil.copytree(kept.places.journal, folder / "copies" / "feedback.journal")
+    shutil.move(kept.places.store, folder / "copies")
     segment(kept).write_bytes(b"\0" * segment(kept).stat().st_size)
-    kept.places.store.unlink()
-    with pytest.raises(JournalDamaged, match="nothing whole was in it"):
+    with pytest.raises(JournalDamaged, match="nothing whole was in it") as told:
         run(kept.path)
     assert kept.served.stats()["calls"] == 20
+    assert "feedback.duckdb" in str(told.value)
+    assert str(kept.places.journal) in str(told.value)
+    if back:
+        shutil.move(folder / "copies" / back, folder / back)
+        asked_no_more(kept)
+        assert kept.read() == kept.rows
+    else:
+        run(kept.path)
+        assert kept.served.stats()["calls"] == 40
 
 
 def test_a_store_of_another_journal_is_not_taken_in(kept: Kept, tmp_path: Path, serve: Serve) -> None:
