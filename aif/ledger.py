@@ -27,7 +27,7 @@ from aif.lock import Lock, Places
 from aif.portions import Rubrics
 from aif.queries import Former, Reader
 from aif.rubric import Rubric
-from aif.store import Store, asides, drop_aside, set_aside
+from aif.store import Store, asides, drop_aside, free, set_aside
 
 PATIENT_S = 5  # for readers of the store
 FEW = 5  # damaged lines that are asked again without a question
@@ -181,7 +181,8 @@ class Ledger:
             )
         if (lost := self.store.damaged) > FEW:
             broken = sorted({one.path for one in _damages(self.places.journal)})
-            files = "\n".join("  mv {0} {0}.damaged; touch {0}".format(shlex.quote(str(path))) for path in broken)
+            moves = [(shlex.quote(str(path)), shlex.quote(str(free(path, ".damaged")))) for path in broken]
+            files = "\n".join(f"  mv {path} {away}; touch {path}" for path, away in moves)
             raise JournalDamaged(
                 f"{self.places.journal}: {lost:,} lines are damaged, and what they held is nowhere else: put it back "
                 f"from a copy. To go on without, and ask and pay for that again:\n{files}\nWhat else is in there the "

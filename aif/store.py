@@ -335,12 +335,17 @@ def _files(path: Path) -> tuple[Path, Path]:
     return path, path.with_name(path.name + ".wal")
 
 
+def free(path: Path, suffix: str) -> Path:
+    """A name for what is moved out of the way that nothing has, with a log or without."""
+    name = re.sub(r"\.aside\d*$", "", path.name) + suffix
+    every = (path.with_name(f"{name}{n or ''}") for n in chain([0], count(2)))
+    return next(one for one in every if not any(map(os.path.lexists, _files(one))))
+
+
 def set_aside(path: Path, suffix: str = ".aside") -> Path:
     """Takes a store out of the way, its write-ahead log too, under a name that nothing has: what is there may hold what
     no other file does. The log goes first: by its name it is known whose it is, should a kill part the two."""
-    name = re.sub(r"\.aside\d*$", "", path.name) + suffix
-    every = (path.with_name(f"{name}{n or ''}") for n in chain([0], count(2)))
-    to = next(one for one in every if not any(map(os.path.lexists, _files(one))))
+    to = free(path, suffix)
     for file, moved in zip(reversed(_files(path)), reversed(_files(to)), strict=True):
         if os.path.lexists(file):
             file.rename(moved)

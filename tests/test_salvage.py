@@ -206,6 +206,21 @@ def test_what_a_refusal_says_of_damaged_lines_leads_on(kept: Kept, which: int) -
     assert kept.served.stats()["calls"] == calls
 
 
+def test_what_was_moved_away_is_not_written_over_by_what_is_next(kept: Kept) -> None:
+    """It may still be mended by hand. The segment that was emptied counts as damaged, and is moved as well."""
+    found = [path for path in in_segments(kept) if path.read_bytes().count(b"\n") > FEW]
+    for broken in found[:2]:
+        split = broken.read_bytes().splitlines(keepends=True)
+        broken.write_bytes(b"".join(b"?" * 20 + one[20:] if n <= FEW else one for n, one in enumerate(split)))
+        kept.places.store.unlink()
+        with pytest.raises(JournalDamaged) as told:
+            run(kept.path)
+        before = {path.read_bytes() for path in kept.places.journal.glob("*.damaged*")}
+        do_as_told(told.value)
+        assert before <= {path.read_bytes() for path in kept.places.journal.glob("*.damaged*")}
+        run(kept.path)
+
+
 def test_lines_that_were_put_back_from_a_copy_are_read_again(kept: Kept) -> None:
     whole = segment(kept).read_bytes()
     damage(kept, lambda n, line: b'"t":"call"' in line)
