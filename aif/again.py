@@ -34,12 +34,14 @@ def again(pipeline: Pipeline, tell: Callable[[str], None]) -> Again:
         raise BadInput(f"{places.journal}: there is no journal to make a store from")
     rubric = rubric_of(pipeline)
     before = _readings(places, tell)
-    with Ledger.open(pipeline.store, tell, rubric, anew=True) as ledger:
+
+    def whole(ledger: Ledger) -> tuple[int, dict[str, str]]:
         prepare(pipeline, ledger, rubric, tell, reread=False)
         make_pairs(pipeline, rubric, ledger.store)
         with Reader.of(ledger.store) as reader:
-            calls = reader.sql("SELECT count(*) AS n FROM calls")[0]["n"]
-            after = _read(reader)
+            return reader.sql("SELECT count(*) AS n FROM calls")[0]["n"], _read(reader)
+
+    calls, after = Ledger.use(pipeline.store, tell, rubric, whole, anew=True)
     both = before.keys() & after.keys()
     alike = sum(before[key] == after[key] for key in both)
     return Again(

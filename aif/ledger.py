@@ -27,7 +27,7 @@ from aif.lock import Lock, Places
 from aif.portions import Rubrics
 from aif.queries import Former, Reader
 from aif.rubric import Rubric
-from aif.store import Store, asides, drop_aside, set_aside
+from aif.store import Store, asides, drop_aside, free, set_aside
 
 PATIENT_S = 5  # for readers of the store
 FEW = 5  # damaged lines that are asked again without a question
@@ -61,8 +61,9 @@ class Ledger:
                 tell(f"{torn}; what it held is asked again, unless the store holds it")
                 if journal.position == START and not places.store.exists() and not asides(path):
                     raise JournalDamaged(
-                        f"{places.journal}: nothing whole was in it, and there is no store: put one of the two back "
-                        "from a copy; else the next command begins anew"
+                        f"{places.journal}: nothing whole was in it, and there is no {path.name} beside it: put one of "
+                        "the two back from a copy. Without, the same command begins anew, and asks and pays for all of "
+                        "it again"
                     )
             rubrics, end = Rubrics(), journal.position
             store, known = _sound_store(places, journal, tell, anew)
@@ -88,7 +89,7 @@ class Ledger:
             return ledger
 
     @classmethod
-    def use(cls, path: Path, tell: Told, rubric: Rubric | None, work: Callable[[Self], T]) -> T:
+    def use(cls, path: Path, tell: Told, rubric: Rubric | None, work: Callable[[Self], T], anew: bool = False) -> T:
         """What `work` makes of a ledger that is open meanwhile.
 
         A store may show only on the way, in whichever thread, that it is damaged: a block is checked when it is read.
@@ -96,14 +97,14 @@ class Ledger:
         holds. What is damaged again is raised. So it is, with more memory, where DuckDB finds no room.
         """
         try:
-            with cls.open(path, tell, rubric) as ledger:
+            with cls.open(path, tell, rubric, anew) as ledger:
                 return work(ledger)
         except (StoreDamaged, StoreStarved, BaseExceptionGroup) as error:
             if (trouble := _trouble(error)) is None:
                 raise
         if isinstance(trouble, StoreStarved):
             tell(f"{path}: the store asks for more memory than it has; it gets {AMPLE}")
-            with roomier(), cls.open(path, tell, rubric) as ledger:
+            with roomier(), cls.open(path, tell, rubric, anew) as ledger:
                 return work(ledger)
         tell(f"{trouble}; it is made again from the journal")
         with cls.open(path, tell, rubric, anew=True) as ledger:
@@ -138,11 +139,14 @@ class Ledger:
                     f"{aside}: holds {calls:,} calls, and none of any run that {self.places.journal} knows: one of the "
                     "two is another pipeline's; move it to where it belongs"
                 )
-            for records in filter(None, salvage.missing(former, reader)):
+            about = former.rows('SELECT segment, "offset", damaged FROM about')
+            *place, lacking = about[0].values() if about else (1, 0, 1)
+            reached = Position(*place)
+            for records in filter(None, salvage.missing(former, reader, self._retried(reached))):
                 self.keep(records)
                 kept += len(records)
-            about = former.rows('SELECT segment, "offset" FROM about WHERE damaged = 0')
-            reached = Position(*about[0].values()) if about and not former.torn else START
+            if former.torn or lacking:
+                reached = START
             mended = self.store.damaged
             if self.store.marked("sources") is None or (reached >= end and (kept or mended)):
                 for records in salvage.selection(former):
@@ -160,6 +164,11 @@ class Ledger:
         else:
             drop_aside(aside)
 
+    def _retried(self, since: Position) -> bool:
+        """Whether failures for good were told to be asked again, behind that place."""
+        found = journals.replay(self.journal.folder, since)
+        return any(isinstance(one, dict) and one["t"] == "retry" for _, one in found)
+
     def _tell_lost(self, damaged: Sequence[Damage], in_part: bool, tell: Told) -> None:
         """Tells of damaged lines. Raises JournalDamaged where they are many, and no store has what they held."""
         then = "is there again, or asked again" if in_part else "is lost and asked again"
@@ -172,7 +181,8 @@ class Ledger:
             )
         if (lost := self.store.damaged) > FEW:
             broken = sorted({one.path for one in _damages(self.places.journal)})
-            files = "\n".join("  mv {0} {0}.damaged; touch {0}".format(shlex.quote(str(path))) for path in broken)
+            moves = [(shlex.quote(str(path)), shlex.quote(str(free(path, ".damaged")))) for path in broken]
+            files = "\n".join(f"  mv {path} {away}; touch {path}" for path, away in moves)
             raise JournalDamaged(
                 f"{self.places.journal}: {lost:,} lines are damaged, and what they held is nowhere else: put it back "
                 f"from a copy. To go on without, and ask and pay for that again:\n{files}\nWhat else is in there the "

@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # these load numpy, 0.2 s of CPU, which `aif status` can do w
     from aif.store import Store
 
 LOST = "lost"  # who wrote a completion that is not there
+_TOGETHER = 2048  # rows of which DuckDB reads all or none; to ask further, row by row, took 24 s of one bad block
 
 # Prompts that are asked for together lie near each other: told between which, DuckDB passes over most of a table.
 _AMONG = "position IN (SELECT unnest($positions)) AND position BETWEEN $first AND $last"
@@ -240,9 +241,12 @@ class Reader:
         return {row[0] for row in rows}
 
     def lacks(self, name: str, keys: str, rows: "pa.Table") -> list[int]:
-        """Of these rows of another store's table, with their numbers (`row`) and keys, those that this one lacks."""
+        """Of these rows of another store's table, with their numbers (`row`) and keys, those that this one lacks. A key
+        that is NULL names nothing."""
         self._db.register("theirs", rows)
-        found = self._rows(f"SELECT row FROM theirs ANTI JOIN {name} USING ({keys}) ORDER BY row")
+        found = self._rows(
+            f"SELECT row FROM theirs ANTI JOIN {name} USING ({keys}) WHERE ({keys}) IS NOT NULL ORDER BY row"
+        )
         self._db.unregister("theirs")
         return [row for (row,) in found]
 
@@ -568,13 +572,21 @@ class Former(Reader):
         found = self.said(query, parameters)
         return found.to_pylist() if found is not None else []
 
-    def columns(self, name: str, columns: str, page: int = 20_000) -> "Iterator[pa.Table]":
-        """Some columns of a table, with the numbers of its rows, by the page: where one can't be read, others can."""
+    def columns(self, name: str, columns: str, page: int = 16_384) -> "Iterator[pa.Table]":
+        """Some columns of a table, with the numbers of its rows, by the page: where one can't be read, by the half of
+        it, down to the rows that DuckDB reads together."""
         for found in self.rows(f"SELECT max(rowid) AS last FROM {name}"):
             for start in range(0, (found["last"] or 0) + 1, page):
-                query = f"SELECT rowid AS row, {columns} FROM {name} WHERE rowid >= ? AND rowid < ?"
-                if (rows := self.said(query, [start, start + page])) is not None:
-                    yield rows
+                yield from self._between(name, columns, start, start + page)
+
+    def _between(self, name: str, columns: str, start: int, end: int) -> "Iterator[pa.Table]":
+        query = f"SELECT rowid AS row, {columns} FROM {name} WHERE rowid >= ? AND rowid < ?"
+        if (rows := self.said(query, [start, end])) is not None:
+            yield rows
+        elif end - start > _TOGETHER:
+            half = (start + end) // 2
+            yield from self._between(name, columns, start, half)
+            yield from self._between(name, columns, half, end)
 
     def at(self, name: str, numbers: list[int]) -> list[dict[str, Any]]:
         """Whole rows of a table by their numbers, in order; of those that can't be read together, each that can."""

@@ -4,8 +4,8 @@ Of a call a store has all that the journal has, but for how a judge reasoned and
 came when there was one already, and what a call was for of which nothing came.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import orjson
@@ -34,19 +34,20 @@ _ITEM = {
 _USAGE = {"input": "input", "output": "output", "cached": "cached", "reasoning": "reasoning", "written": "cache_write"}
 
 
-def missing(former: Former, reader: Reader) -> Iterator[list[Record]]:
+def missing(former: Former, reader: Reader, retried: bool = False) -> Iterator[list[Record]]:
     """The records that the reader's store lacks. Each batch is to be kept before the next is asked for: answers are
-    looked for once calls are there, of which some rows may be damaged."""
+    looked for once calls are there, of which some rows may be damaged. `retried`: since the former store was written
+    to, failures for good were told to be asked again."""
     for name, (keys, made) in _PLAIN.items():
         for rows in _lacking(former, reader, name, keys, name, keys):
             yield [made(row) for row in rows]
     for rows in _lacking(former, reader, "calls", "id", "calls", "id"):
-        yield _calls(former, rows)
+        yield _calls(former, reader, rows, retried)
     for rows in _lacking(former, reader, "completions", "key", "completions", "key"):
         yield [events.carried(row["key"], row["prompt_id"], _carried(row)) for row in rows if row["call_id"] is None]
         yield _calls_of(former, "completion", [row for row in rows if row["call_id"] is not None])
     for rows in _lacking(former, reader, "judgements", "call_id AS id", "calls", "id"):
-        yield _calls_of(former, "judgement", [row for row in rows if row["call_id"] is not None])
+        yield _calls_of(former, "judgement", rows)
 
 
 def selection(former: Former) -> Iterator[list[Record]]:
@@ -82,19 +83,32 @@ def _carried(row: Row) -> Carried:
     return Carried(row["identity"].removeprefix(carried_identity("")), row["text"])
 
 
-def _calls(former: Former, rows: list[Row]) -> list[Record]:
+def _calls(former: Former, reader: Reader, rows: list[Row], retried: bool) -> list[Record]:
     """The calls of these rows, with what came of them: an answer, or how the item stands since."""
     ids, keys = [row["id"] for row in rows], [row["key"] for row in rows]
     had = {
-        row["call_id"]: row for name in ("completions", "judgements") for row in _among(former, name, "call_id", ids)
+        row["call_id"]: row
+        for name in ("completions", "judgements")
+        for row in _among(former.rows, name, "call_id", ids)
     }
-    failed = {(row["key"], row["started"]): row for row in _among(former, "failed", "key", keys)}
-    return [_call(row, had.get(row["id"]) or failed.get((row["key"], row["started"]), {})) for row in rows]
+    stands = _stands(former, reader, keys, retried)
+    return [_call(row, had.get(row["id"]) or stands.get((row["key"], row["started"]), {})) for row in rows]
+
+
+def _stands(former: Former, reader: Reader, keys: list[str], retried: bool) -> dict[tuple[str, datetime], Row]:
+    """How these items stand by their last calls, where no answer came; but for those on which the reader's store has
+    the word of a call that the former never heard of: that one is later."""
+    words = {(row["key"], row["started"]) for row in _among(reader.sql, "failed", "key", keys)}
+    heard = {(row["key"], row["started"]) for row in _among(former.rows, "calls", "key", [key for key, _ in words])}
+    later = {key for key, _ in words - heard}
+    now = {"verdict": "later"} if retried else {}
+    rows = _among(former.rows, "failed", "key", keys)
+    return {(row["key"], row["started"]): row | now for row in rows if row["key"] not in later}
 
 
 def _calls_of(former: Former, stage: str, answers: list[Row]) -> list[Record]:
     """The calls of these answers, made of them alone where a call's row can't be read: its cost is not known then."""
-    calls = {row["id"]: row for row in _among(former, "calls", "id", [one["call_id"] for one in answers])}
+    calls = {row["id"]: row for row in _among(former.rows, "calls", "id", [one["call_id"] for one in answers])}
     return [
         _call(
             calls.get(one["call_id"])
@@ -105,8 +119,8 @@ def _calls_of(former: Former, stage: str, answers: list[Row]) -> list[Record]:
     ]
 
 
-def _among(former: Former, name: str, key: str, values: Sequence[str]) -> list[Row]:
-    return former.rows(f"SELECT * FROM {name} WHERE {key} IN (SELECT unnest(?))", [list(values)]) if values else []
+def _among(ask: Callable[[str, list[Any]], list[Row]], name: str, key: str, values: list[str]) -> list[Row]:
+    return ask(f"SELECT * FROM {name} WHERE {key} IN (SELECT unnest(?))", [values]) if values else []
 
 
 def _call(row: Row, had: Row) -> Record:
@@ -118,6 +132,7 @@ def _call(row: Row, had: Row) -> Record:
         "t": "call",
         "v": 1,
         **{name: row.get(name) for name in _CALL},
+        "verdict": had.get("verdict", "failed") if row["verdict"] == "failed" else row["verdict"],  # it may be retried
         "identity": had.get("identity"),
         "item": item,
         "started": row["started"].replace(tzinfo=UTC).isoformat() if row.get("started") else None,

@@ -51,6 +51,7 @@ class Store:
         """Opens or makes the store. Raises StoreDamaged when it is unreadable or of another version."""
         path.parent.mkdir(parents=True, exist_ok=True)
         _, log = _files(path)
+        _take_back_log(path)
         if not path.exists() or path.stat().st_size == 0:
             if log.exists():  # it may hold what nothing else does, and can't be read alone
                 set_aside(path, ".unreadable")
@@ -333,28 +334,39 @@ def _files(path: Path) -> tuple[Path, Path]:
     return path, path.with_name(path.name + ".wal")
 
 
-def set_aside(path: Path, suffix: str = ".aside") -> Path:
-    """Takes a store out of the way, its write-ahead log too, under a name that nothing has: what is there may hold what
-    no other file does."""
+def free(path: Path, suffix: str) -> Path:
+    """A name for what is moved out of the way that nothing has, with a log or without."""
     name = re.sub(r"\.aside\d*$", "", path.name) + suffix
     every = (path.with_name(f"{name}{n or ''}") for n in chain([0], count(2)))
-    to = next(one for one in every if not any(map(os.path.lexists, _files(one))))
-    for file, moved in zip(_files(path), _files(to), strict=True):
+    return next(one for one in every if not any(map(os.path.lexists, _files(one))))
+
+
+def set_aside(path: Path, suffix: str = ".aside") -> Path:
+    """Takes a store out of the way, its write-ahead log too, under a name that nothing has: what is there may hold what
+    no other file does. The log goes first: by its name it is known whose it is, should a kill part the two."""
+    to = free(path, suffix)
+    for file, moved in zip(reversed(_files(path)), reversed(_files(to)), strict=True):
         if os.path.lexists(file):
             file.rename(moved)
     return to
 
 
-def asides(path: Path) -> list[Path]:
+def _take_back_log(path: Path) -> None:
+    """Gives a store its log back, after a kill between the two renames of `set_aside`."""
+    _, log = _files(path)
+    alone = (one for one in asides(path, ".wal") if not one.with_suffix("").exists())
+    if path.exists() and not log.exists() and (moved := next(alone, None)):
+        moved.rename(log)
+
+
+def asides(path: Path, end: str = "") -> list[Path]:
     """The stores that were set aside and are not known to hold nothing that the journal lacks."""
-    older = path.with_name(path.name + ".wal.aside")  # as former versions called the log of one
-    if older.exists():
-        older.rename(path.with_name(path.name + ".aside.wal"))
-    name = re.compile(re.escape(path.name) + r"\.aside\d*")
+    name = re.compile(re.escape(path.name + ".aside") + r"\d*" + re.escape(end))
     return sorted(one for one in path.parent.iterdir() if name.fullmatch(one.name))
 
 
 def drop_aside(path: Path) -> None:
-    """Deletes one that was set aside, once all it holds is in the journal."""
-    for name in _files(path):
+    """Deletes one that was set aside, once all it holds is in the journal. The log goes first: alone it would be taken
+    for one of `_take_back_log`."""
+    for name in reversed(_files(path)):
         name.unlink(missing_ok=True)

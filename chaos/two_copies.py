@@ -1,13 +1,15 @@
 """18. Journal and store are two copies of what was paid for: what either holds after damage is lost by no command.
 
 One run is had in three states, as backups have it, each with a journal in several segments and a store, closed or left
-by a kill. A case takes a state of each of the two, does harm to them, and gives them to a command. What they hold then
-is read by the trial's own reading: lines by their checksum, rows by DuckDB.
+by a kill. A case takes a state of each of the two, does harm to them, and gives them to a command. Where that refuses,
+what it says is typed, and the command given again. What they hold then is read by the trial's own reading: lines by
+their checksum, rows by DuckDB.
 """
 
 import os
 import re
 import shutil
+import subprocess
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -48,6 +50,7 @@ CASES, FEW = 300, 8
 STATES = (0.35, 0.7, 1.0)  # of the run's records
 SEGMENT_BYTES = 24_000
 PRICE = {"price": {"input": 1, "output": 2}}
+OFTEN = 5  # a command may refuse, until it goes on by what it said
 COMMANDS = ("run", "rebuild", "export")  # `reparse` is `rebuild` by another name
 
 
@@ -71,14 +74,16 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What was done, and what came of it: answers lost or asked again, dollars less; whether the command refused."""
+    """What was done, and what came of it: answers lost or asked again, dollars less; how often what a refusal said was
+    typed, and how many answers were held where a command went on refusing."""
 
     command: str
     harms: list[str]
     lost: int
     again: int
     less: float
-    refused: bool
+    refused: int
+    stuck: int
 
 
 def trial(folder: Path, full: bool) -> Figures:
@@ -314,10 +319,11 @@ def _case(
         sleep(random.uniform(0.3, 1.5))
         process.kill()
         process.communicate()
-    refused = _refuses(command, path)
-    asked = {shown(one) for one in record.calls[calls:]}
+    given = [_given(command, path)]
     after = [_held(places)]  # a block that no command has read yet may still be damaged in one of the two
-    if not _refuses("rebuild", path):  # then each by itself has all
+    given += [_given(one, path) for one in ("rebuild", "run")]
+    asked = {shown(one) for one in record.calls[calls:]}
+    if goes_on := all(went for _, went in given):  # then each by itself has all
         after += [_by_journal(places), _by_store(places)]
     billed = sum(before.usd.values())
     return Case(
@@ -326,12 +332,27 @@ def _case(
         max(held.lost_by(before) for held in after),
         len(asked & before.bodies),
         round(max(0.0, *(billed - sum(held.usd.values()) for held in after)), 9),
-        refused,
+        sum(times for times, _ in given),
+        0 if goes_on else len(before.answers),
     )
 
 
-def _refuses(command: str, path: Path) -> bool:
-    """Whether the command ends with an error that says what is damaged, before it asks for anything."""
+def _given(command: str, path: Path) -> tuple[int, bool]:
+    """Gives a command, and types what it says where it refuses, until it goes on or says nothing to type. How often it
+    did, and whether it went on in the end."""
+    for times in range(OFTEN):
+        said = _refusal(command, path)
+        typed = [line for line in said.splitlines() if line.startswith("  ")]
+        for line in typed:
+            subprocess.run(["sh", "-ec", line], check=True)
+        if not typed:
+            return times, not said
+    return OFTEN, False
+
+
+def _refusal(command: str, path: Path) -> str:
+    """What a command says that ends, before it asks for anything, since something is damaged; nothing where it goes
+    on."""
     one, quick = load(path), Policy(first_wait_s=0.01, longest_wait_s=0.1)
     try:
         if command == "run":
@@ -340,11 +361,11 @@ def _refuses(command: str, path: Path) -> bool:
             again(one, _unheard)
         else:
             written(path, path.parent / "dataset")
-    except JournalDamaged:
-        return True
+    except JournalDamaged as error:
+        return str(error)
     except BadInput as error:  # a store that can't be read, with no journal; or nothing is there to export yet
-        return "nothing to export" not in str(error)
-    return False
+        return "" if "nothing to export" in str(error) else str(error)
+    return ""
 
 
 def _unheard(words: str) -> None:
@@ -361,7 +382,8 @@ def broken(figures: Figures) -> list[str]:
         wrong += [f"{what} lost {one['lost']} answers"] if one["lost"] else []
         wrong += [f"{what} asked for {one['again']} again"] if one["again"] else []
         wrong += [f"{what} lost {one['less']} dollars of the bill"] if one["less"] > 1e-6 else []
-    refused = sum(one["refused"] for one in figures["cases"])
+        wrong += [f"{what} went on refusing, with {one['stuck']} answers there"] if one["stuck"] else []
+    refused = sum(one["refused"] > 0 for one in figures["cases"])
     return wrong + ([f"{refused} refused"] if 2 * refused > len(figures["cases"]) else [])
 
 
@@ -371,5 +393,5 @@ def told(figures: Figures) -> str:
     lost, asked, refused = (sum(one[name] for one in cases) for name in ("lost", "again", "refused"))
     return (
         f"{len(cases)} cases of {len(kinds)} kinds of harm to either, or both: {lost} answers lost, {asked} asked for "
-        f"again; {refused} commands refused, since what damaged lines held was nowhere else."
+        f"again. {refused} times a command refused, since what was damaged is nowhere else, and went on as it said."
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import duckdb
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -17,9 +18,10 @@ from aif.chat.base import CallError, Kind, Reply
 from aif.chat.retry import Verdict
 from aif.config import Pipeline
 from aif.ledger import Ledger
-from aif.queries import Reader
+from aif.queries import Former, Reader
 from aif.records import Usage
 from aif.rubric import Rubric
+from aif.store import Store
 from tests.building import STARTED, Fate, build, completion_item, judgement_item
 
 ENDS: list[Verdict] = ["answered", "again", "later", "failed", "refused"]
@@ -119,3 +121,23 @@ def test_each_item_without_an_answer_is_told_once_with_the_last_word_on_it(
         assert sum(one.items for one in balance.missing if one.verdict == verdict) == wanted
     words = {(one.stage, one.endpoint, one.kind) for one in balance.missing}
     assert words >= {(row["stage"], row["endpoint"], row["kind"]) for row in rows if row["kind"]}
+
+
+def test_of_a_column_with_a_bad_block_all_is_read_but_what_is_in_it(tmp_path: Path) -> None:
+    """But for rows that DuckDB reads together with some of it: 2,048 at either end."""
+    path, block = tmp_path / "s.duckdb", 256 * 1024
+    Store.open(path).close()
+    with duckdb.connect(str(path)) as db:
+        keys = "SELECT md5(i::VARCHAR) || md5((i * 7)::VARCHAR) AS id, 'run' AS run FROM range(60_000) t(i)"
+        db.execute(f"INSERT INTO calls BY NAME {keys}")
+        db.execute("CHECKPOINT")
+        parts = "SELECT start, count, block_id FROM pragma_storage_info('calls') WHERE column_name = 'id'"
+        first, count, place = db.execute(f"{parts} AND segment_type = 'VARCHAR' ORDER BY start").fetchall()[2]
+    with path.open("r+b") as file:
+        file.seek(3 * 4096 + place * block + 5000)  # behind the headers
+        file.write(b"?!")
+    with Former.open(path) as former:
+        found = {row for rows in former.columns("calls", "id") for row in rows["row"].to_pylist()}
+        assert former.torn
+    assert found >= {*range(60_000)} - {*range(first - 2048, first + count + 2048)}
+    assert len(found) < 60_000

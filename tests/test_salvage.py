@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import timedelta
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -17,18 +18,21 @@ from aif import events
 from aif import journal as journals
 from aif.again import again
 from aif.budget import Spent
+from aif.chat.base import CallError, Kind
 from aif.chat.retry import Policy
 from aif.config import load
 from aif.errors import BadInput, JournalDamaged
 from aif.journal import Damage, Journal
 from aif.ledger import FEW, Ledger
 from aif.lock import Places
-from aif.queries import Reader
+from aif.queries import Former, Reader
 from aif.run import feedback
 from aif.simulator import Cast
 from aif.simulator.faults import Fault, Faults
+from aif.store import set_aside
+from tests.building import STARTED, Fate, build
 from tests.serving import POOL, Served
-from tests.test_carried import answered, bring, rows
+from tests.test_carried import answered, bring, rows, scored
 from tests.test_feedback import ask, run, write
 from tests.test_ledger import Kept
 
@@ -202,6 +206,21 @@ def test_what_a_refusal_says_of_damaged_lines_leads_on(kept: Kept, which: int) -
     assert kept.served.stats()["calls"] == calls
 
 
+def test_what_was_moved_away_is_not_written_over_by_what_is_next(kept: Kept) -> None:
+    """It may still be mended by hand. The segment that was emptied counts as damaged, and is moved as well."""
+    found = [path for path in in_segments(kept) if path.read_bytes().count(b"\n") > FEW]
+    for broken in found[:2]:
+        split = broken.read_bytes().splitlines(keepends=True)
+        broken.write_bytes(b"".join(b"?" * 20 + one[20:] if n <= FEW else one for n, one in enumerate(split)))
+        kept.places.store.unlink()
+        with pytest.raises(JournalDamaged) as told:
+            run(kept.path)
+        before = {path.read_bytes() for path in kept.places.journal.glob("*.damaged*")}
+        do_as_told(told.value)
+        assert before <= {path.read_bytes() for path in kept.places.journal.glob("*.damaged*")}
+        run(kept.path)
+
+
 def test_lines_that_were_put_back_from_a_copy_are_read_again(kept: Kept) -> None:
     whole = segment(kept).read_bytes()
     damage(kept, lambda n, line: b'"t":"call"' in line)
@@ -259,6 +278,86 @@ def test_a_store_set_aside_is_not_replaced_by_the_next_and_gives_what_it_has(kep
     asked_no_more(kept)
 
 
+def renames(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """A kill after so many files have been renamed."""
+    rename, left = Path.rename, [number]
+
+    def killed(path: Path, to: Path) -> Path:
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", killed)
+
+
+@pytest.mark.parametrize("renamed", [0, 1, 2])
+@pytest.mark.parametrize("also", [(), (".aside",)])
+def test_a_kill_while_a_store_is_set_aside_loses_nothing_that_its_log_holds(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch, renamed: int, also: tuple[str, ...]
+) -> None:
+    """The log has all of it: the store was made and never closed. Another lies aside already, perhaps."""
+    store, folder = kept.places.store, kept.path.parent
+    store.unlink()
+    with Ledger.open(store, lambda words: None):
+        for path in folder.glob("feedback.duckdb*"):
+            shutil.copy(path, folder / f"left{path.suffix}")
+    for name in also:
+        shutil.copy(folder / "left.duckdb", f"{store}{name}")
+    shutil.move(folder / "left.duckdb", store)
+    shutil.move(folder / "left.wal", f"{store}.wal")
+    segment(kept).write_bytes(b"".join(lines(kept)[:3]))
+    with monkeypatch.context() as patched, suppress(KeyboardInterrupt):
+        renames(patched, renamed)
+        set_aside(store)
+    kept.reopened()
+    assert kept.read() == kept.rows
+    assert former(kept) == []
+    asked_no_more(kept)
+
+
+def test_a_kill_while_one_set_aside_is_dropped_leaves_no_log_for_another(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, unlink = kept.places.store, Path.unlink
+    with Ledger.open(store, pytest.fail) as ledger:
+        ledger.keep([events.mended(0)])
+        for path in kept.path.parent.glob("feedback.duckdb*"):
+            shutil.copy(path, path.with_name(path.name.replace(".duckdb", ".duckdb.aside")))
+
+    def killed(path: Path, missing_ok: bool = False) -> None:
+        had = path.exists()
+        unlink(path, missing_ok=missing_ok)
+        if had and ".aside" in path.name:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", killed)
+        with pytest.raises(KeyboardInterrupt):
+            kept.reopened()
+    assert len(former(kept)) == 1
+    assert kept.reopened() == []
+    assert former(kept) == []
+    assert kept.read()["calls"] == kept.rows["calls"]
+
+
+def test_a_log_whose_store_somebody_took_away_is_kept(kept: Kept) -> None:
+    """It is of another store than the one that is there."""
+    store = kept.places.store
+    other = kept.path.parent / "other"
+    other.mkdir()
+    with Ledger.open(other / "feedback.duckdb", lambda words: None) as ledger:
+        ledger.keep([events.mended(0)])
+        shutil.copy(other / "feedback.duckdb.wal", f"{store}.aside.wal")
+    log = Path(f"{store}.aside.wal").read_bytes()
+    for _ in range(2):
+        told = kept.reopened()
+        assert kept.read() == kept.rows
+    assert told == []
+    (left,) = former(kept)
+    assert (kept.path.parent / left).read_bytes() == log
+
+
 def test_what_cannot_be_read_is_kept_and_told_once(kept: Kept) -> None:
     store = kept.places.store
     for _ in range(2):
@@ -284,13 +383,25 @@ def test_a_store_whose_log_cannot_be_read_gives_what_is_in_it_besides(kept: Kept
     asked_no_more(kept)
 
 
-def test_a_journal_of_nothing_whole_and_no_store_end_a_command(kept: Kept) -> None:
-    """As a disk leaves it that has lost all it held: a copy may be somewhere."""
+@pytest.mark.parametrize("back", ["feedback.journal", "feedback.duckdb", None])
+def test_a_journal_of_nothing_whole_and_no_store_end_a_command(kept: Kept, back: str | None) -> None:
+    """As a disk leaves it that has lost all it held: a copy may be somewhere. What is to be done leads on."""
+    folder = kept.path.parent
+    shutil.copytree(kept.places.journal, folder / "copies" / "feedback.journal")
+    shutil.move(kept.places.store, folder / "copies")
     segment(kept).write_bytes(b"\0" * segment(kept).stat().st_size)
-    kept.places.store.unlink()
-    with pytest.raises(JournalDamaged, match="nothing whole was in it"):
+    with pytest.raises(JournalDamaged, match="nothing whole was in it") as told:
         run(kept.path)
     assert kept.served.stats()["calls"] == 20
+    assert "feedback.duckdb" in str(told.value)
+    assert str(kept.places.journal) in str(told.value)
+    if back:
+        shutil.move(folder / "copies" / back, folder / back)
+        asked_no_more(kept)
+        assert kept.read() == kept.rows
+    else:
+        run(kept.path)
+        assert kept.served.stats()["calls"] == 40
 
 
 def test_a_store_of_another_journal_is_not_taken_in(kept: Kept, tmp_path: Path, serve: Serve) -> None:
@@ -408,6 +519,68 @@ def test_spend_is_counted_once(kept: Kept) -> None:
     assert kept.read() == kept.rows
 
 
+# --- how an item stands -----------------------------------------------------------------------------------------------
+
+Words = list[str]
+
+
+def says(ledger: Ledger, word: str, n: int) -> None:
+    """The n-th word on an item: how a call ended, or `retry`."""
+    with Reader.of(ledger.store) as reader:
+        (slot,) = reader.sql("SELECT * FROM slots ORDER BY slot LIMIT 1")
+    details = {"sample": 0, "seed": slot["seed"], "principle": slot["principle"], "system": "role"}
+    item = events.Item("completion", slot["key"], slot["prompt_id"], slot["model"], slot["identity"], details)
+    if word == "retry":
+        ledger.keep([events.retry(STARTED)])
+        return
+    started, error = STARTED + timedelta(minutes=n), CallError(Kind.TIMEOUT, f"word {n}")
+    one = events.call(
+        item, id=f"run{n}-1", n=1, started=started, seconds=1, verdict=word, reply=None, error=error, usd=None
+    )
+    ledger.keep([one])
+
+
+@pytest.mark.parametrize(
+    ("words", "seen", "lost"),
+    [
+        (["failed"], 1, [0]),
+        (["failed", "retry"], 2, [0]),
+        (["failed", "retry"], 2, [0, 1]),
+        (["failed", "retry"], 1, [0]),
+        (["failed", "retry", "later"], 1, [0]),
+        (["failed", "retry", "failed"], 1, [0]),
+        (["later", "failed"], 1, [0]),
+        (["later", "failed"], 2, [1]),
+        (["failed", "retry", "later"], 3, [2]),
+        (["failed", "retry", "later"], 3, [1, 2]),
+        (["failed", "retry", "later"], 3, [0, 1, 2]),
+    ],
+)
+def test_an_item_stands_by_the_last_word_on_it(tmp_path: Path, words: Words, seen: int, lost: list[int]) -> None:
+    """The store that was set aside has seen so many of the words, and lines of the journal are lost: what is put back
+    comes after what stands there, and may be older."""
+    pipeline, _, ledger = build(tmp_path, 1, complete=lambda number, model: Fate.PENDING)
+    ledger.close()
+    store, stands = pipeline.store, "SELECT verdict, message, started FROM failed"
+    path = Places(store).journal / "000001.jsonl"
+    begun = path.read_bytes().count(b"\n")
+    for n, word in enumerate(words):
+        with Ledger.open(store, pytest.fail) as ledger:
+            says(ledger, word, n)
+        if n + 1 == seen:
+            shutil.copy(store, tmp_path / "former")
+    before = ask(pipeline, stands)
+    every = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(b"?" * 20 + one[20:] if n - begun in lost else one for n, one in enumerate(every)))
+    store.unlink()
+    (tmp_path / "former").rename(f"{store}.aside")
+    Ledger.open(store, lambda words: None).close()
+    assert ask(pipeline, stands) == before
+    store.unlink()
+    Ledger.open(store, lambda words: None).close()
+    assert ask(pipeline, stands) == before, "and by the journal alone"
+
+
 # --- completions that came with their prompts -------------------------------------------------------------------------
 
 
@@ -421,6 +594,24 @@ def test_a_judge_whose_model_is_called_carried_keeps_what_it_said(tmp_path: Path
     run(path)
     assert calls == 4
     assert served.stats()["calls"] == 5
+
+
+def test_scores_that_came_with_prompts_are_not_looked_for_among_calls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are judgements by no one: whole rows of them, read for nothing."""
+    path = scored(tmp_path, *(answered(n, 3, 2, 1) for n in range(3)))
+    pipeline, _ = run(path)
+    asked, at = list[str](), Former.at
+
+    def noted(former: Former, name: str, numbers: list[int]) -> list[dict[str, Any]]:
+        asked.append(name)
+        return at(former, name, numbers)
+
+    monkeypatch.setattr(Former, "at", noted)
+    shutil.rmtree(Places(pipeline.store).journal)
+    Ledger.open(pipeline.store, lambda words: None).close()
+    assert set(asked) == {"texts", "prompts", "completions"}
 
 
 def test_a_prompt_of_which_a_completion_is_lost_is_not_whole(tmp_path: Path, serve: Serve) -> None:

@@ -1,0 +1,37 @@
+"""A store that is made anew by a command, whatever goes wrong on the way."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aif import again as module
+from aif.again import again
+from aif.errors import StoreDamaged, StoreStarved
+from aif.intake import prepare
+from tests.serving import Served
+from tests.test_feedback import write
+from tests.test_ledger import Kept
+
+
+@pytest.mark.parametrize(
+    ("trouble", "told"),
+    [(StoreStarved("no room"), "it gets"), (StoreDamaged("s: block 3"), "s: block 3; it is made again")],
+)
+def test_it_is_gone_on_with_as_every_command_does(
+    tmp_path: Path, serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch, trouble: Exception, told: str
+) -> None:
+    served, left, said = serve(), [trouble], list[str]()
+    kept = Kept(write(tmp_path, served, count=2), served)
+
+    def troubled(*given: Any, **options: Any) -> None:
+        if left:
+            raise left.pop()
+        prepare(*given, **options)
+
+    monkeypatch.setattr(module, "prepare", troubled)
+    found = again(kept.pipeline, said.append)
+    assert (found.calls, found.alike, found.changed, found.gained, found.lost) == (10, 2, 0, 0, 0)
+    assert kept.read() == kept.rows
+    assert any(told in words for words in said)
