@@ -172,7 +172,8 @@ def _parts(
         of, index = made_of(config), found[made_of(config)].index
         draws = _drawn(index)
         drawn_out = pa.array([prompt_id for prompt_id, draw in draws.items() if draw < share], pa.string())
-        held_out = pc.is_in(index.column("prompt_id"), value_set=drawn_out)
+        ids = index.column("prompt_id").dictionary_encode().combine_chunks()  # of each prompt, not of each pair
+        held_out = pc.is_in(ids.dictionary, value_set=drawn_out).take(ids.indices)
         test = index.filter(held_out)
         split: dict[Part, pa.Table] = {  # a copy only where there is need: of 2,480,000 pairs it is 100 MB
             "train": index.filter(pc.invert(held_out)) if test.num_rows else index,
