@@ -148,6 +148,12 @@ class CallError(Exception):
         self.busy = busy
 
     @property
+    def mendable(self) -> bool:
+        """Whether another sample may mend it: a reply was written and paid for, and is of no use."""
+        counted = self.reply is not None and self.reply.usage is not None and self.reply.usage.output > 0
+        return self.kind in REASKED or (self.kind is Kind.BAD_REPLY and counted and not self.busy)
+
+    @property
     def unbilled(self) -> bool:
         """Whether nobody charges for the call. A body that counts tokens beside its error is charged for."""
         counted = self.reply is not None and self.reply.usage is not None

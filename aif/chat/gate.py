@@ -23,7 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from aif.chat.base import PROVIDER, REASKED, TRANSIENT, CallError, Kind
+from aif.chat.base import PROVIDER, TRANSIENT, CallError, Kind
 from aif.chat.retry import Blame, Policy
 
 SHRINK, REOPEN, GROWTH = 0.8, 0.25, 0.05
@@ -149,7 +149,7 @@ class Gate:
 
     def ended(self, one: Pass, error: CallError | None, now: float, others: Others = MANY) -> None:
         """Takes in how a call ended, before it leaves, and tells its caller whose doing that was."""
-        if error is None or error.kind in REASKED or error.kind is Kind.BLOCKED:
+        if error is None or error.mendable or error.kind is Kind.BLOCKED:
             one.caller.blame = self._replied(one, error, now, others)
             return
         self._last = error.kind
@@ -174,7 +174,7 @@ class Gate:
         self._failing_since = None
         self._episode += 1
         self._outage = self._episode
-        self._rests = 0
+        self._rests = self._longest = 0
         self._open()
         self._window = self._reach = float(self._most)
 
@@ -343,6 +343,7 @@ class Gate:
         # what is in flight may still tell: a firewall answers in no time, and a model takes long
         if len(alike) < others.least or (not certain and self._doubted(alike, others.more, now)) or self.in_flight > 1:
             return "unknown"
-        refused = f"{len(alike)} items were refused alike, and none was answered: "
+        who = "1 item was" if len(alike) == 1 else f"{len(alike)} items were"
+        refused = f"{who} refused alike, and none was answered: "
         self.given_up = error.message if of == "refusal" else refused + error.message
         return "endpoint"

@@ -36,15 +36,15 @@ class Given:
 
     def __init__(self) -> None:
         self._given: OrderedDict[str, _Once] = OrderedDict()  # by id
-        self._suspect: OrderedDict[tuple[str, int], None] = OrderedDict()  # ids and the messages they were no reply to
+        self._suspect: OrderedDict[str, None] = OrderedDict()  # ids of replies that came a second time
         self._ids_vary = False
         self._kept = False
 
     def take(self, asked: bytes, messages: bytes, data: Any, content: bytes) -> None:
         """Remembers the reply to a request, parsed and as it came, whether or not it is one that can be used.
 
-        Raises Misdelivered where it was given to another request before, and CallError(CACHED) where these messages get
-        it again since then, or where a gateway that was seen to keep replies gives those of the same messages.
+        Raises Misdelivered where it was given to another request before, and CallError(CACHED) where it comes a third
+        time, over connections that were made anew, or a second from a gateway that was seen to keep replies.
         """
         id = data.get("id") if isinstance(data, dict) and not data.get("error") else None  # errors may be all alike
         if not id or not isinstance(id, str):
@@ -56,11 +56,11 @@ class Given:
             _remember(self._given, id, now)
         if not self._ids_vary or before is None or before.request == now.request or before.response != now.response:
             return
-        if (id, now.messages) in self._suspect or (self._kept and before.messages == now.messages):
+        if id in self._suspect or (self._kept and before.messages == now.messages):
             self._kept = True
             said = "a gateway between keeps replies and ignores the seed: it gave the reply to another request"
             raise CallError(Kind.CACHED, f"{said} ({id[:60]}) again, over new connections.")
-        _remember(self._suspect, (id, now.messages), None)
+        _remember(self._suspect, id, None)
         raise Misdelivered
 
 

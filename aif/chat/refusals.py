@@ -55,6 +55,19 @@ _RULES = (
         r"\bper[ _-]?min(ute)?\b|\b[rt]pm\b|per_minute",  # Cerebras, by a code that names a quota; Vertex
     ),
     _rule(
+        Kind.BLOCKED,
+        r"=\w*content(filter|policy|moderation|blocked)|=\w*responsibleaipolicy",  # OpenAI, Azure, xAI
+        r"=\w*(datainspection|sensitivecontent|prohibitedcontent|moderationblocked)",  # DashScope, Volcengine, Gemini
+        r"=1301\b|=baseresp102[67]\b",  # Zhipu, MiniMax
+        r"content (management|filtering|moderation) policy|content exists risk",  # Azure, Anthropic, DeepSeek
+        r"(input|prompt|content|message)s? (was|were|has been) (flagged|blocked|rejected)|considered high risk",  # Kimi
+        r"inappropriate content|violates? (\w+ )?(usage|content|safety) (guidelines|policy|policies)",  # DashScope, xAI
+        r"unsafe or sensitive|不安全或敏感",  # Zhipu
+        # Bedrock, LiteLLM; not of a guardrail that is unknown, nor of providers that none lets through (OpenRouter)
+        r"(blocked|flagged|violat\w+|rejected|stopped|intervened) .{0,30}guardrail",
+        r"guardrail.{0,40}(interven|violat|block|flag)",
+    ),
+    _rule(
         Kind.QUOTA_EXHAUSTED,
         r"=\w*insufficient\w*(quota|balance|funds|credits)",  # OpenAI, Azure, one-api, MiniMax, Venice
         r"=\w*(billing|creditbalance|creditserror|spendlimit|paymentrequired)",  # OpenAI, Anthropic, opencode
@@ -66,20 +79,12 @@ _RULES = (
         r"(balance|credit|fund|quota)s? (is|are) (insufficient|not enough|exhausted|negative)",  # SiliconFlow, one-api
         r"credit balance is too low|specified api usage limits|usage limit (has been )?reached",  # Anthropic, Zhipu
         r"budget has been exceeded|exceeded\s?\w*\s?budget|over budget|budget exceeded",  # LiteLLM
-        r"(credit|spend(ing)?) limit|all available credits|(out of|no|any|requires more) credits\b|included credits",
+        r"(credit|spend(ing)?) limit|all available credits|included credits",
+        r"(out of|no|any|requires more) credits\b(?! (were|was|have been) )",
         r"(enter a|no|valid) payment method|payment required|unpaid|past due|(recharge|top up) your|please recharge",
         r"\baccount\b.{0,40}\b(suspended|not active)|free tier .*exhausted|exhausted its .{0,20}quota",  # Fireworks
+        r"key limit exceeded|out of call volume quota|package has expired|=1309\b",  # OpenRouter, Azure APIM, Zhipu
         r"余额|额度|欠费|充值",  # Zhipu, one-api: balance, quota, in arrears, recharge
-    ),
-    _rule(
-        Kind.BLOCKED,
-        r"=\w*content(filter|policy|moderation|blocked)|=\w*responsibleaipolicy",  # OpenAI, Azure, xAI
-        r"=\w*(datainspection|sensitivecontent|prohibitedcontent|moderationblocked)",  # DashScope, Volcengine, Gemini
-        r"=1301\b|=baseresp102[67]\b",  # Zhipu, MiniMax
-        r"content (management|filtering|moderation) policy|content exists risk",  # Azure, Anthropic, DeepSeek
-        r"(input|prompt|content|message)s? (was|were|has been) (flagged|blocked|rejected)|considered high risk",  # Kimi
-        r"inappropriate content|violates? (\w+ )?(usage|content|safety) (guidelines|policy|policies)",  # DashScope, xAI
-        r"unsafe or sensitive|guardrail|不安全或敏感",  # Zhipu, Bedrock, LiteLLM
     ),
     _rule(
         Kind.UNREADABLE,  # its own check of a structured output failed: another sample may pass
@@ -98,6 +103,7 @@ _RULES = (
         r"unexpectedly stopped|enginedeaderror|warming up|cold start|starting up",  # Ollama, vLLM, serverless
         r"overloaded|(over|at|no) capacity|(server|system|engine|service|model) (is )?(currently )?(too )?busy",
         r"high (demand|load|traffic)|queue (is )?full|maximum queue size",  # xAI, Gemini, TGI
+        r"degraded function|scaled to zero|endpoint is paused",  # NVIDIA, Hugging Face
         busy=True,
     ),
     _rule(
@@ -113,7 +119,8 @@ _RULES = (
         r"models?[ /]\S+ (is |was )?not found|no such model|not a valid model|(invalid|unknown) model (name|id)",
         r"model (identifier|id|name)\b.{0,20} invalid|could not resolve the (foundation )?model",  # Bedrock
         r"deployment for this resource does not exist|no healthy deployments for this model",  # Azure, LiteLLM
-        r"model\b.{0,90}? (has been|is) (decommissioned|deprecated|retired)|no endpoints found",  # Groq, OpenRouter
+        r"model\b.{0,90}? (has been|is|has) (decommissioned|deprecated|retired|reached its end)",  # Groq, NVIDIA
+        r"no endpoints (found|available)|on-demand throughput isn.t supported",  # OpenRouter, Bedrock
         r"unable to access (the )?model|no allowed providers",  # Together, OpenRouter
     ),
     _rule(
@@ -127,8 +134,10 @@ _RULES = (
         r"api[ _-]?key (is )?(not valid|invalid|expired|missing|not found|not allowed)|(no|missing) api[ _-]?key",
         r"(invalid|incorrect|malformed|bad) (x-)?(api[ _-]?key|bearer|access token|authentication|authorization)",
         r"(invalid|incorrect) (credential|((access|auth|bearer) )?token (provided|supplied))",
-        r"authentication (fail|error)|unauthori[sz]ed|not authori[sz]ed|(token|key) (((is|has) )?expired|may not)\b",
+        r"authentication (fail|error)|unauthori[sz]ed|not (authori[sz]ed|authenticated)",
+        r"(token|key) (((is|has) )?expired|may not)\b",
         r"(do not|don't|does not|doesn't) have (access|permission)|no permission|permission denied",
+        r"security token .{0,30}(invalid|expired)",  # AWS
         r"身份验证|无效的令牌",  # Zhipu, one-api
     ),
     _rule(
@@ -142,10 +151,10 @@ _MONEY = next(rule for rule in _RULES if rule.kind is Kind.QUOTA_EXHAUSTED)
 # Of a limit by the day, week or month. OpenRouter: free-models-per-day; GitHub: UserByModelByDay, per 86400s.
 _DAY = re.compile(
     r"\bper[ _-]?(day|week|month|86400 ?s)|/ ?(day|month)\b|\b[rt]pd\b|try again tomorrow|=\w*(perday|byday|daily)"
-    r"|每日|当日|(daily|weekly|monthly)\b.{0,40}(limit|quota|allocation|allowance|budget|requests|tokens|credits)"
+    r"|每日|当日|今日|(daily|weekly|monthly)\b.{0,40}(limit|quota|allocation|allowance|budget|requests|tokens|credits)"
 )
-_LIMIT = re.compile(r"limit|quota|exceed|exhaust|used up|too many")
-_USED_UP = re.compile(r"exceed|exhaust|used up|too many|reached")
+_LIMIT = re.compile(r"limit|quota|exceed|exhaust|used up|too many|上限")
+_USED_UP = re.compile(r"exceed|exhaust|used up|too many|reached|上限")
 _KEY = re.compile(r"api[ _-]?key|authenticat|credential")
 # What was sent, quoted (pydantic, FastAPI, gateways): words of a prompt are none of the server's.
 _QUOTED = re.compile(r"\binput_value ?=|['\"](input|messages|body)['\"] ?:|\breceived ?[:=]")
@@ -167,8 +176,16 @@ _OVERFLOW = re.compile(
     r"|exceeds? (the )?((max(imum)?|total) )?(number of |input )?tokens? (allowed|limit)|input tokens exceed"  # Gemini
     r"|exceeded model token limit|exceeds the model limit|too many (input )?tokens\b"  # Moonshot, Bedrock, Cohere
     r"|(prompt|input|sequence|tokens)\b.{0,60} (greater|longer|larger) than .{0,30}(\bmax|limit|context)"  # MLC, SGLang
+    r"|exceeds max length \d|greater than max_seq_len|in the prompt cannot exceed|inputs must have less than \d"
+    r"|input length plus max_tokens exceeds|prompt_len \+ max_tokens"  # several
     r"|range of input length|cannot exceed the total tokens limit|context window exceeds limit"  # DashScope, watsonx
 )
+# What an error in a body of status 200 is that has no code: MiniMax's 2013, gateways.
+_SHAPE = re.compile(
+    r"=baseresp2013\b|=\w*(invalidrequest|invalidparam|badrequest)|invalid (param|argument|request|value)"
+    r"|(must be|should be) (in|one of|between|less|greater|at (most|least))|not permitted|unsupported (param|value)"
+)
+_ILL = re.compile(r"internal (server )?error|unknown error|try again later")
 # "Request too large for … on tokens per minute: Limit 6000, Requested 6524": no minute holds it. OpenAI 429, Groq 413.
 _NUMBERS = re.compile(r"\blimit:? (\d{1,12}),? (?:used:? \d+, )?requested:? (\d{1,12})\b")
 _UNSEEN = re.compile(r"<(script|style)\b.*?(</\1>|\Z)|<[^<>]*>", re.IGNORECASE | re.DOTALL)
@@ -324,6 +341,8 @@ def _kind(status: int, said: _Said) -> tuple[Kind, bool, bool]:
             return Kind.BAD_REQUEST, True, False
         if _OVERFLOW.search(flat):
             return Kind.CONTEXT_OVERFLOW, True, False
+    if status == 0 and (_SHAPE.search(flat) or _ILL.search(flat)):
+        return (Kind.BAD_REQUEST if _SHAPE.search(flat) else Kind.SERVER_ERROR), True, False
     return _by_status(status, said), status in (401, 402), False
 
 

@@ -17,7 +17,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal
 
-from aif.chat.base import REASKED, SHAPE, TRANSIENT, CallError, Kind
+from aif.chat.base import SHAPE, TRANSIENT, CallError, Kind
 
 Verdict = Literal["answered", "again", "later", "failed", "refused"]
 """again: asked again now; later: pending on the next run; failed: for good; refused: the provider's, item pending."""
@@ -76,7 +76,7 @@ class Course:
             return "again" if error.kind in TRANSIENT else "refused"
         if error.kind is Kind.BLOCKED:
             return "failed"
-        if error.kind in REASKED:
+        if error.mendable:
             self.reasked, self.unmended = self.reasked + 1, error
             return "again" if self.reasked < policy.reasks else "failed" if blame == "item" else "later"
         self.counted += 1

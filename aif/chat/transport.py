@@ -138,7 +138,8 @@ def _words(error: BaseException) -> str:
     """Of a refused or broken connection the system's own words, for clients add what they were about to do
     (`ssl:default`, where no TLS is used)."""
     cause = getattr(error, "os_error", error)
-    return os.strerror(cause.errno) if isinstance(cause, ConnectionError) and cause.errno else str(error)
+    words = os.strerror(cause.errno) if isinstance(cause, ConnectionError) and cause.errno else str(error)
+    return " ".join(words.split())
 
 
 def _host(url: str) -> str:

@@ -98,7 +98,33 @@ def _parse_once(content: bytes) -> Any:
         return _read_once(content.decode("utf-8", "surrogatepass").removeprefix("\ufeff"))
     except (ValueError, RecursionError):
         said = content.decode("utf-8", "replace")
+        if (gathered := _streamed(said)) is not None:
+            return gathered
         raise bad(f"The answer is not JSON: {said}" if said.strip() else "The answer is empty.") from None
+
+
+def _streamed(said: str) -> Any:
+    """What a server said by events though none were asked for: a whole reply, an error, or one put together from its
+    pieces; None where it is no stream, or one that was cut."""
+    events = [line.removeprefix("data:").strip() for line in said.splitlines() if line.strip()]
+    if len(events) < 2 or events.pop() != "[DONE]":
+        return None
+    try:
+        chunks = [_read_once(event) for event in events if event.startswith("{")]
+    except (ValueError, RecursionError):
+        return None
+    if error := next((chunk for chunk in chunks if chunk.get("error")), None):
+        return error
+    pieces = [chunk["choices"][0] for chunk in chunks if chunk.get("choices")]
+    if not all("delta" in piece for piece in pieces) or not pieces:
+        return chunks[-1] if chunks else None
+    whole = {name: value for chunk in chunks for name, value in chunk.items() if value is not None}
+    message: dict[str, str] = {}
+    for name, value in (part for piece in pieces for part in (piece["delta"] or {}).items()):
+        if isinstance(value, str) and name != "role":
+            message[name] = message.get(name, "") + value
+    ended = next((piece["finish_reason"] for piece in reversed(pieces) if piece.get("finish_reason")), None)
+    return whole | {"choices": [{"message": message, "finish_reason": ended}]}
 
 
 def _twice(name: str) -> CallError:
@@ -259,7 +285,9 @@ def finished(reason: Any, heard: Reply) -> Reply:
     said = encodable(reason).strip() if isinstance(reason, str) else ""
     finish = _FINISH.get(said) or _FINISH.get(_PREFIX.sub("", re.sub("[^a-z]+", "_", said.lower())))
     if finish == "error":
-        raise bad(f"The completion finished by {cut(said)}, so it may not be whole.", heard)
+        error = bad(f"The completion finished by {cut(said)}, so it may not be whole.", heard)
+        error.busy = True  # it gave up, as others may do now
+        raise error
     if finish is not None:
         return replace(heard, finish=finish)
     return replace(heard, finish="length", served={**heard.served, UNKNOWN_END: said[:60] or NO_WORD})

@@ -48,7 +48,13 @@ def test_the_same_request_that_gets_it_again_meets_a_cache(given: Given) -> None
 def test_a_cache_that_takes_other_words_for_the_same(given: Given) -> None:
     assert took(given, "a", "id-1") is None
     assert [took(given, "A", "id-1") for _ in range(3)] == [Kind.CONNECTION, Kind.CACHED, Kind.CACHED]
-    assert took(given, "b", "id-1") is Kind.CONNECTION, "what is not asked the same may still be delivered twice"
+    assert took(given, "b", "id-1") is Kind.CACHED, "a connection gives it a second time, and a cache a third"
+
+
+def test_a_cache_that_gives_everybody_the_same(given: Given) -> None:
+    assert took(given, "a", "id-1") is None
+    assert took(given, "b", "id-2") is None
+    assert [took(given, word, "id-2") for word in "cdef"] == [Kind.CONNECTION, Kind.CACHED, Kind.CACHED, Kind.CACHED]
 
 
 def test_errors_may_be_all_alike(given: Given) -> None:

@@ -51,6 +51,23 @@ TOLD: dict[str, tuple[int, Any, Kind]] = {
     "Zhipu": (429, _error("您的账户已欠费", code="1113"), QUOTA),
     "DashScope": (400, {"code": "Arrearage", "message": "Access denied."}, QUOTA),
     "DashScope's free tier": (403, _error("The free tier is exhausted", code="AllocationQuota.FreeTierOnly"), QUOTA),
+    "OpenRouter's key": (403, _error("Key limit exceeded (total limit). Manage it", code=403), QUOTA),
+    "Azure's gateway": (403, {"message": "Out of call volume quota. Replenished in 02:12:34."}, QUOTA),
+    "Zhipu's package": (429, _error("Your package has expired, use it after renewing", code="1309"), QUOTA),
+    "Zhipu's day": (429, _error("今日调用次数已达上限", code="1304"), QUOTA),
+    "OpenRouter's moderation": (
+        403, _error('Your input was flagged for "violence". No credits were charged.', code=403), Kind.BLOCKED
+    ),
+    "OpenRouter's guardrail": (
+        404, _error("No endpoints available matching your guardrail restrictions and data policy.", code=404), MODEL
+    ),
+    "Bedrock's guardrail": (400, {"message": "The input was blocked by the guardrail"}, Kind.BLOCKED),
+    "NVIDIA's model": (410, {"detail": "The model 'a/b' has reached its end of life on 2026-05-01"}, MODEL),
+    "Bedrock's on-demand": (400, {"message": "Model x with on-demand throughput isn't supported."}, MODEL),
+    "AWS": (400, {"message": "The security token included in the request is invalid"}, Kind.UNAUTHORIZED),
+    "MiniMax's shape": (200, {"base_resp": {"status_code": 2013, "status_msg": "invalid params"}}, Kind.BAD_REQUEST),
+    "no code at all": (200, {"detail": "Not authenticated"}, Kind.UNAUTHORIZED),
+    "nor here": (200, {"error": "unknown error, please try again later"}, Kind.SERVER_ERROR),
     "xAI's credits": (403, {"code": "x", "error": "Your team has used all available credits."}, QUOTA),
     "Fireworks": (412, _error("Account mine is suspended", code="PRECONDITION_FAILED"), QUOTA),
     "Hugging Face": (402, {"error": "You have exceeded your monthly included credits."}, QUOTA),
@@ -464,6 +481,8 @@ def test_a_long_message_is_cut_and_a_key_at_the_cut_is_gone() -> None:
 @pytest.mark.parametrize(
     ("status", "said", "kind"),
     [
+        (400, "guardrails: Extra inputs are not permitted", Kind.BAD_REQUEST),
+        (400, "Function id 'x': DEGRADED function cannot be invoked", Kind.SERVER_ERROR),
         (400, "Failed to parse grammar: invalid token at 7", Kind.BAD_REQUEST),
         (400, {"code": "invalid_token_count", "message": "no"}, Kind.BAD_REQUEST),
         (500, "open /models/tiny: permission denied", Kind.SERVER_ERROR),

@@ -514,3 +514,53 @@ def test_no_part_of_a_key_is_left_in_what_is_no_reply(before: int) -> None:
 
         assert caught.value.kind is Kind.BAD_REPLY
         assert KEY[:5] not in caught.value.message + caught.value.raw
+
+
+CHUNKS = [
+    {"id": "c1", "model": "m", "choices": [{"index": 0, "delta": {"role": "assistant", "reasoning_content": "hm"}}]},
+    *({"id": "c1", "choices": [{"index": 0, "delta": {"content": words}}]} for words in ("Paris ", "is nice.")),
+    {"id": "c1", "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]},
+    {"id": "c1", "choices": [], "usage": {"prompt_tokens": 20, "completion_tokens": 3, "total_tokens": 23}},
+]
+
+
+def _events(*data: Any, end: str = "data: [DONE]\n\n") -> bytes:
+    return "".join([": ping\n\n", *(f"event: x\ndata: {json.dumps(one)}\n\n" for one in data), end]).encode()
+
+
+def test_a_reply_that_comes_by_events_unasked_is_read() -> None:
+    reply = wire.receive(200, {}, _events(*CHUNKS), sent={}, key=None)
+    assert (reply.text, reply.finish, reply.reasoning) == ("Paris is nice.", "stop", "hm")
+    assert reply.usage == Usage(20, 3)
+    assert wire.receive(
+        200, {}, json.dumps(completion("Four.")).encode() + b"\n\ndata: [DONE]\n", sent={}, key=None
+    ).text
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (_events(*CHUNKS, end=""), Kind.BAD_REPLY),  # cut
+        (_events(*CHUNKS[:2], {"error": {"message": "Invalid API key", "code": 401}}), Kind.UNAUTHORIZED),
+        (_events(), Kind.BAD_REPLY),
+        (_events(1, [2], "3"), Kind.BAD_REPLY),
+        (_events({"choices": [{"delta": None}]}, {"choices": [{}]}), Kind.BAD_REPLY),
+        (b"data: {\ndata: [DONE]\n", Kind.BAD_REPLY),
+    ],
+)
+def test_a_stream_that_is_no_reply(content: bytes, kind: Kind) -> None:
+    with pytest.raises(CallError) as caught:
+        wire.receive(200, {}, content, sent={}, key=None)
+    assert caught.value.kind is kind, caught.value.message
+
+
+def test_a_reply_that_was_written_and_can_t_be_used_is_worth_another_sample() -> None:
+    for odd, mendable in ((completion("Four.")["choices"] * 2, True), ([], True)):
+        with pytest.raises(CallError) as caught:
+            read(completion("Four.") | {"choices": odd})
+        assert caught.value.mendable == mendable
+    unwritten: tuple[dict[str, Any], ...] = ({"choices": []}, completion("Four.", finish="abort"))
+    for said in unwritten:
+        with pytest.raises(CallError) as caught:
+            read(said)
+        assert not caught.value.mendable, "nothing was written, or the server gave up"
