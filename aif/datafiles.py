@@ -74,7 +74,7 @@ def _decoded(line: bytes, where: str) -> str:
 
 def _jsonl(path: Path, file: BinaryIO) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(_lines(path, file, cr=True), start=1):
-        if text := line.strip(" \t\r\n"):
+        if text := line.strip(" \t\r\n\ufeff"):  # files that were put together have several marks
             yield f"{path}:{number}", _json(text, f"{path}:{number}")
 
 

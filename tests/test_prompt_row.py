@@ -574,16 +574,19 @@ def test_a_row_left_out_takes_its_completions_with_it() -> None:
 
 # whatever a row holds
 
+TEXT = st.text(st.characters(), max_size=8) | st.sampled_from(
+    ["\n\nHuman: a", "\n\nHuman: a\n\nAssistant: b", "User: a\nAssistant:", '["a"]', "['a']", "\ud800", "[INST]"]
+)  # with halves of characters
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
     max_leaves=8,
 )
 TURN = st.fixed_dictionaries(
     {},
     optional={
         "role": st.sampled_from(["system", "user", "assistant", "human", "gpt", "tool"]) | JSON,
-        "content": st.text(max_size=8) | JSON,
+        "content": TEXT | JSON,
         "from": JSON,
         "value": JSON,
     },
@@ -593,12 +596,13 @@ TURN = st.fixed_dictionaries(
 COMPLETION = st.fixed_dictionaries(
     {}, optional={"text": st.text(max_size=8) | JSON | TURN, "model": st.sampled_from("mn") | JSON, "score": JSON}
 )
+LOST = st.builds(Unreadable, TEXT)
 COLUMNS = st.fixed_dictionaries(
-    {"prompt": JSON | st.lists(TURN | JSON, max_size=5)},
+    {"prompt": LOST | TEXT | JSON | st.lists(TURN | JSON, max_size=5)},
     optional={
-        "meta": JSON,
-        "gold": JSON,
-        "answers": JSON | st.lists(COMPLETION | TURN | JSON, max_size=4) | st.lists(COMPLETION).map(json.dumps),
+        "meta": LOST | JSON,
+        "gold": LOST | JSON,
+        "answers": LOST | JSON | st.lists(COMPLETION | TURN | JSON, max_size=4) | st.lists(COMPLETION).map(json.dumps),
         "model": st.sampled_from("mn") | JSON,
         "score": JSON,
     },
@@ -629,7 +633,8 @@ def test_whatever_a_row_holds_it_is_a_prompt_or_left_out_or_refused(row: Any, so
             assert item.messages[-1].content.strip()
             assert all(message.role != "system" for message in item.messages[1:])
             assert item.prompt_id == prompt_id(item.messages)
-            json.dumps(dict(item.meta), allow_nan=False)
+            json.dumps(dict(item.meta), allow_nan=False).encode()
+            orjson.dumps([dict(item.meta), item.source, dict(item.material), [[c.model, c.text] for c in item.carried]])
             assert all(text.strip() for text in item.material.values())
             assert all(one.model.strip() and one.text.strip() for one in item.carried)
             assert len({(one.model, one.text) for one in item.carried}) == len(item.carried)
