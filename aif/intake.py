@@ -218,11 +218,12 @@ def _read_sources(pipeline: Pipeline, ledger: "Ledger", tell: Callable[[str], No
         for records in _pages(_rows(pipeline), counts, ledger, tell, bool(pipeline.models)):
             ledger.keep(records)
     except _Collision as met:
-        prompts = (found for _, found in _rows(pipeline) if isinstance(found, Prompt))
-        first = next(one.where for one in prompts if one.prompt_id == met.prompt.prompt_id)
+        last, prompts = met.prompt, (found for _, found in _rows(pipeline) if isinstance(found, Prompt))
+        same = (one for one in prompts if one.prompt_id == last.prompt_id)
+        first = next(one.where for one in same if len(one.messages) != len(last.messages))
         raise BadInput(
-            f"{met.prompt.where}: one of this row and {first} is a text that is the other's turns as JSON, so both "
-            f"have the id {met.prompt.prompt_id}; take one out"
+            f"{last.where}: one of this row and {first} is a text that is the other's turns as JSON, so both have the "
+            f"id {last.prompt_id}; take one out"
         ) from met
     if not counts:
         raise BadInput(f"{pipeline.path}: prompts: the sources hold no rows")

@@ -85,13 +85,14 @@ def _hub_rows(source: Source, beside: Path | None) -> Iterator[tuple[str, Any]]:
     called = f"{folder or name} {source.split}"
     # datasets takes a path with these for a pattern: of `x*` it read the folder `x1` as well, of `x[1]` nothing
     is_pattern = any(sign in str(folder) for sign in ("*", "?", "[", "::"))
+    otherwise = "each of its files as file:" if folder else "a folder with its files as hub:"
     with ExitStack() as stack:
-        with _reachable(called):
+        with _reachable(called, otherwise):
             place = stack.enter_context(_linked(folder)) if folder and is_pattern else folder
             # as Arrow has them: no picture is decoded, and a date that Python can't hold ends nothing
             iterator = enumerate(_dataset(source, place, called).with_format("arrow"))
         while True:
-            with _reachable(called):
+            with _reachable(called, otherwise):
                 item = next(iterator, None)
             if item is None:
                 return
@@ -137,7 +138,7 @@ def _token() -> str | None:
 
 
 @contextmanager
-def _reachable(called: str) -> Iterator[None]:
+def _reachable(called: str, otherwise: str = "a folder with its files as hub:") -> Iterator[None]:
     # what datasets, huggingface_hub, httpx2 and pyarrow raise for names, networks, rights and broken files has no
     # common base; their words go on in ours
     try:
@@ -148,5 +149,5 @@ def _reachable(called: str) -> Iterator[None]:
         said = redact(" ".join(str(error).split()), _token())[:300]
         raise BadInput(
             f"hub dataset {called}: can't be read: {said}; check hub:, config:, split: and revision:, the network and "
-            "HF_TOKEN, or give a folder with its files as hub:"
+            f"HF_TOKEN, or give {otherwise}"
         ) from error

@@ -259,7 +259,7 @@ def test_what_is_wrong_with_a_dataset_is_said_with_its_name(folder: Path) -> Non
     with pytest.raises(BadInput, match=r"train row 0: no column 'text' \(columns: prompt, messages, origin\)"):
         list(read(Source(hub="data", field="text"), beside=folder.parent))
     with pytest.raises(
-        BadInput, match=r"data test: can't be read: .*test.*; check hub:, config:, split: and revision:"
+        BadInput, match=r"data test: can't be read: .*test.*; check hub:, config:, split: and revision:.* as file:$"
     ):
         list(read(Source(hub="data", split="test"), beside=folder.parent))
     with pytest.raises(BadInput, match=r"can't be read: BuilderConfig 'other' not found"):
