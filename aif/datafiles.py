@@ -7,13 +7,14 @@ import csv
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import orjson
-
+from aif import jsontext
 from aif.errors import BadInput
 from aif.paging import PAGE_BYTES
+from aif.records import Unreadable
 
 BATCH = 256  # Parquet rows in memory at a time, and fewer where they are long
 
@@ -27,7 +28,8 @@ def rows(path: Path) -> Iterator[tuple[str, Any]]:
     """Where each row of a file stands, and its columns. Raises BadInput.
 
     The place is `file:line`; of Parquet, which has no lines, `file row N` from 0. A row of JSONL may be any JSON value.
-    A cell of CSV is a text, and the first line names the columns.
+    A cell of CSV is a text, and the first line names the columns. What makes no sense by itself, but leaves the rest
+    readable, is `Unreadable`.
     """
     with readable(path), path.open("rb") as file:
         yield from _READERS[path.suffix.lower()](path, file)
@@ -48,21 +50,40 @@ def readable(path: Path) -> Iterator[None]:
         raise BadInput(f"{path}: can't be read: {error.strerror or error}; check the file and its rights") from error
 
 
+def _lines(path: Path, file: BinaryIO, cr: bool = False) -> Iterator[str]:
+    """A file's lines. A CR by itself ends one if it ends the first (old Macs), or if `cr`: elsewhere it may be text."""
+    number = 0
+    for n, line in enumerate(file):
+        if n == 0:
+            line = line.removeprefix(_BOM)
+            cr = cr or b"\r" in line.rstrip(b"\r\n")
+        for part in line.splitlines(keepends=True) if cr else (line,):
+            number += 1
+            yield _decoded(part, f"{path}:{number}")
+
+
+def _decoded(line: bytes, where: str) -> str:
+    try:
+        return line.decode("utf-8", "surrogatepass")  # half a character is the row's fault, not the file's
+    except UnicodeDecodeError as error:
+        if line.startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd")):
+            raise BadInput(f"{where}: compressed; unpack the file") from error
+        byte = line[error.start]
+        raise BadInput(f"{where}: not UTF-8 (byte {byte:#04x}); save the file as UTF-8") from error
+
+
 def _jsonl(path: Path, file: BinaryIO) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(file, start=1):
-        if text := (line.removeprefix(_BOM) if number == 1 else line).strip():
+    for number, line in enumerate(_lines(path, file, cr=True), start=1):
+        if text := line.strip(" \t\r\n\ufeff"):  # files that were put together have several marks
             yield f"{path}:{number}", _json(text, f"{path}:{number}")
 
 
-def _json(text: bytes, where: str) -> Any:
+def _json(text: str, where: str) -> Any:
     try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        try:
-            text.decode()
-        except UnicodeDecodeError as wrong:
-            byte = text[wrong.start]
-            raise BadInput(f"{where}: not UTF-8 (byte {byte:#04x}); save the file as UTF-8") from error
+        return jsontext.row(text)
+    except jsontext.Twice as error:
+        return Unreadable(str(error))
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"{where}: not JSON ({error}); each line is one JSON object in UTF-8: correct it") from error
 
 
@@ -70,7 +91,7 @@ def _json(text: bytes, where: str) -> Any:
 
 
 def _csv(path: Path, file: BinaryIO) -> Iterator[tuple[str, dict[str, str]]]:
-    records = _records(path, file)
+    records = _records(path, _lines(path, file))
     first, header = next(records, (None, []))
     if first is None:
         raise BadInput(f"{path}: empty; the first line of a .csv file names its columns")
@@ -85,9 +106,9 @@ def _csv(path: Path, file: BinaryIO) -> Iterator[tuple[str, dict[str, str]]]:
         yield where, dict(zip(header, cells, strict=True))
 
 
-def _records(path: Path, lines: Iterable[bytes]) -> Iterator[tuple[str, Sequence[str]]]:
+def _records(path: Path, lines: Iterable[str]) -> Iterator[tuple[str, Sequence[str]]]:
     """Where each record begins, and its cells. Blank lines are none."""
-    reader = csv.reader(_decoded(path, lines), strict=True)
+    reader = csv.reader(lines, strict=True)
     while True:
         where = f"{path}:{reader.line_num + 1}"
         try:
@@ -95,23 +116,13 @@ def _records(path: Path, lines: Iterable[bytes]) -> Iterator[tuple[str, Sequence
         except csv.Error as error:
             said = str(error).partition(" - ")[0]  # what follows is advice on Python's open()
             raise BadInput(
-                f"{where}: not CSV ({said}); put quotes around cells that hold commas, quotes or line breaks, and "
-                "write a quote in them twice"
+                f"{where}: not CSV ({said}); put quotes around cells that hold commas, quotes or line breaks, "
+                "write a quote in them twice, and end all lines alike"
             ) from error
         if cells is None:
             return
         if cells:
             yield where, cells
-
-
-def _decoded(path: Path, lines: Iterable[bytes]) -> Iterator[str]:
-    for number, line in enumerate(lines, start=1):
-        try:
-            yield (line.removeprefix(_BOM) if number == 1 else line).decode()
-        except UnicodeDecodeError as error:
-            raise BadInput(
-                f"{path}:{number}: not UTF-8 (byte 0x{line[error.start]:02x}); save the file as UTF-8"
-            ) from error
 
 
 # Parquet (its library loads numpy, 0.2 s of CPU, which commands that read none can do without)
@@ -135,13 +146,46 @@ def _parquet(path: Path, file: BinaryIO) -> Iterator[tuple[str, dict[str, Any]]]
         if batch is None:
             break
         for n in range(batch.num_rows):
-            where = f"{path} row {read + n}"
-            with _sound(where):
-                (row,) = batch.slice(n, 1).to_pylist()  # by itself, so that an error has its row
-            yield where, row
+            yield f"{path} row {read + n}", record(batch.slice(n, 1))
         read += batch.num_rows
     if read != table.metadata.num_rows:
         raise BadInput(f"{path}: says it has {table.metadata.num_rows} rows, but {read} can be read; write it anew")
+
+
+def record(row: Any) -> dict[str, Any]:
+    """The one row of an Arrow table. What Python can't hold (a date after 9999, a text that is not UTF-8) is
+    `Unreadable`, so that nothing is lost for a column without a use."""
+    return {name: _cell(column) for name, column in zip(row.schema.names, row.columns, strict=True)}
+
+
+def _cell(column: Any) -> Any:
+    import pyarrow as pa
+
+    try:
+        (value,) = column.to_pylist()
+        return _unpacked(value, column.type) if _has_json(column.type) else value
+    except (pa.ArrowException, ValueError, OverflowError, KeyError, RecursionError) as error:  # KeyError: a time zone
+        return Unreadable(" ".join(str(error).split())[:300])
+
+
+@cache
+def _has_json(type: Any) -> bool:
+    return "arrow.json" in str(type)
+
+
+def _unpacked(value: Any, type: Any) -> Any:
+    """A value with what is JSON in it read: the type in which `datasets` keeps lists of unlike objects."""
+    import pyarrow as pa
+
+    if value is None:
+        return None
+    if isinstance(type, pa.JsonType):
+        return jsontext.row(value)
+    if pa.types.is_struct(type):
+        return {part.name: _unpacked(value[part.name], part.type) for part in type}
+    if pa.types.is_list(type) or pa.types.is_large_list(type) or pa.types.is_fixed_size_list(type):
+        return [_unpacked(one, type.value_type) for one in value]
+    return value
 
 
 @contextmanager

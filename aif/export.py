@@ -4,6 +4,7 @@ A dataset stands under its name whole or not at all, and every row is checked as
 on the store and the pipeline alone, byte for byte; time and spend stand in run.json and in one section of the card.
 """
 
+import glob
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -327,4 +328,8 @@ def tell_exported(console: Console, exported: Exported) -> None:
     console.print(f"\ndataset  {exported.path}", soft_wrap=True, markup=False)
     console.print(f"card     {exported.path / 'README.md'}", soft_wrap=True, markup=False)
     config = default_config(exported.rows)
-    console.print(f'load     load_dataset("{exported.path}", "{config}")', soft_wrap=True, markup=False)
+    load, folder = f'"{exported.path}", "{config}"', str(exported.path / config)
+    if folder != glob.escape(folder):  # datasets takes the name of such a folder for a pattern
+        named = {split: f"{glob.escape(folder)}/{split}-*.parquet" for split in exported.rows[config]}
+        load = f'"parquet", data_files={named}'
+    console.print(f"load     load_dataset({load})", soft_wrap=True, markup=False)

@@ -1,5 +1,6 @@
 """Before the first call: prompts into the store, the plan over them, and what the rubric will ask."""
 
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -213,8 +214,17 @@ def _read_sources(pipeline: Pipeline, ledger: "Ledger", tell: Callable[[str], No
         return fingerprint
     tell("reading prompts")
     counts: Counter[tuple[str, str]] = Counter()
-    for records in _pages(_rows(pipeline), counts, ledger, tell, bool(pipeline.models)):
-        ledger.keep(records)
+    try:
+        for records in _pages(_rows(pipeline), counts, ledger, tell, bool(pipeline.models)):
+            ledger.keep(records)
+    except _Collision as met:
+        last, prompts = met.prompt, (found for _, found in _rows(pipeline) if isinstance(found, Prompt))
+        same = (one for one in prompts if one.prompt_id == last.prompt_id)
+        first = next(one.where for one in same if len(one.messages) != len(last.messages))
+        raise BadInput(
+            f"{last.where}: one of this row and {first} is a text that is the other's turns as JSON, so both have the "
+            f"id {last.prompt_id}; take one out"
+        ) from met
     if not counts:
         raise BadInput(f"{pipeline.path}: prompts: the sources hold no rows")
     reasons: Counter[str] = Counter()
@@ -228,6 +238,14 @@ def _read_sources(pipeline: Pipeline, ledger: "Ledger", tell: Callable[[str], No
     ledger.keep([events.selected(fingerprint, counts)])
     ledger.made_good()
     return fingerprint
+
+
+class _Collision(Exception):
+    """A prompt with the id of another one. An id is of a text, or of turns as JSON, which a text may be."""
+
+    def __init__(self, prompt: Prompt) -> None:
+        super().__init__(prompt.prompt_id)
+        self.prompt = prompt
 
 
 def _rows(pipeline: Pipeline) -> Iterator[tuple[str, Prompt | Skipped]]:
@@ -248,7 +266,8 @@ def _pages(
     A prompt met again counts as a duplicate of its first source, or as gathered if it brings further completions: they
     all come to the one prompt, from whichever file. Without a pool a prompt that brings none is left out.
     """
-    start = told = 0
+    start = told = alike = 0
+    seen = set[int]()
     for chunk in pages(rows, _held, PAGE):
         prompts = [(name, found) for name, found in chunk if isinstance(found, Prompt)]
         left_out = [(name, found) for name, found in chunk if isinstance(found, Skipped)]
@@ -260,8 +279,24 @@ def _pages(
             [(name, prompt) for name, prompt in prompts if pool or prompt.carried], ledger, first=start == 0
         )
         counts.update(page.counts)
+        for prompt in page.fresh:
+            if (text := _bare(prompt)) in seen:
+                alike += 1
+                if alike <= TOLD:
+                    tell(f"{prompt.where}: kept, though an earlier prompt differs only in {_FORM}")
+            seen.add(text)
         yield page.records(start)
         start += len(page.fresh) or 1
+    if alike > TOLD:
+        tell(f"{alike:,} prompts in all differ from an earlier one only in {_FORM}")
+
+
+_FORM = "blanks at its ends or the Unicode form of its characters"
+
+
+def _bare(prompt: Prompt) -> int:
+    """A number that prompts of one text have, however it is composed and whatever blanks it ends with."""
+    return hash(tuple((turn.role, unicodedata.normalize("NFC", turn.content).strip()) for turn in prompt.messages))
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,9 +319,12 @@ class _Page:
             taken, gathered = (set(), set()) if first else reader.taken(ids, every)
             had = Counter[str]({} if first or not every else reader.gathered(ids))
         page = cls([], [], [], [], Counter())
+        turns = {prompt_id: stored[prompt_id][2] for prompt_id in taken}
         for (source, prompt), own in zip(rows, keys, strict=True):
             new = [(key, one) for key, one in zip(own, prompt.carried, strict=True) if key not in gathered]
             met = prompt.prompt_id in taken
+            if turns.setdefault(prompt.prompt_id, len(prompt.messages)) != len(prompt.messages):
+                raise _Collision(prompt)
             page.counts[source, ("gathered" if new else "duplicate") if met else "selected"] += 1
             if not met:
                 page.fresh.append(prompt)
@@ -314,10 +352,10 @@ class _Page:
         ]
 
 
-def _kept_beside(prompt: Prompt) -> tuple[str, str | None]:
-    """Meta and material of a prompt as the store holds them."""
+def _kept_beside(prompt: Prompt) -> tuple[str, str | None, int]:
+    """Meta, material and number of turns of a prompt as the store holds them."""
     material = orjson.dumps(dict(prompt.material)).decode() if prompt.material else None
-    return orjson.dumps(dict(prompt.meta)).decode(), material
+    return orjson.dumps(dict(prompt.meta)).decode(), material, len(prompt.messages)
 
 
 def _tell_bad_rows(rows: Sequence[Skipped], tell: Callable[[str], None], most: int) -> int:

@@ -4,6 +4,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable
+from math import inf
 from typing import Any
 
 import orjson
@@ -34,6 +35,30 @@ def reader(twice: Callable[[str], Exception], constant: Callable[[str], Any] | N
         return found
 
     return json.JSONDecoder(strict=False, object_pairs_hook=once, parse_constant=constant).decode
+
+
+class Twice(ValueError):
+    """An object names a key twice."""
+
+
+_lenient = reader(
+    lambda name: Twice(f"an object names {encodable(name)!r} twice"),
+    {"NaN": None, "Infinity": inf, "-Infinity": -inf}.__getitem__,
+)
+
+
+def row(text: str) -> Any:
+    """The JSON of a row as programs write it, also with lone surrogates, or NaN, which is how tables say null.
+
+    Raises ValueError (`Twice` where a key is there twice) or RecursionError.
+    """
+    try:
+        found = orjson.loads(text)
+        # orjson gives the last of two keys alike, which then has fewer quotes; to look at each object took 34 µs a row
+        once = "\\u0022" not in text and text.count('"') == orjson.dumps(found).count(b'"')
+    except (orjson.JSONDecodeError, orjson.JSONEncodeError):
+        once = False
+    return found if once else _lenient(text)
 
 
 _KINDS = {

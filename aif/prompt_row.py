@@ -13,11 +13,11 @@ from typing import Any, Literal, TypeGuard
 
 import orjson
 
-from aif import entries
+from aif import entries, jsontext
 from aif.entries import Source
 from aif.errors import BadInput
-from aif.jsontext import shape_of
-from aif.records import Carried, Message, Prompt, Role, is_blank, prompt_id
+from aif.jsontext import encodable, shape_of
+from aif.records import Carried, Message, Prompt, Role, Unreadable, is_blank, prompt_id
 
 Reason = Literal["empty", "too_long", "no_user_turn", "bad_row", "empty_completion"]
 
@@ -33,8 +33,15 @@ _ROLES: Mapping[Any, Role] = {
     "gpt": "assistant",
 }
 _SPELLINGS = (("role", "from"), ("content", "value"))
-# what pandas' to_csv makes of a list of objects
+# what pandas' to_csv makes of a list of objects, and of one of texts (NumPy has no commas)
 _PYTHON = re.compile(r"\s*\[\s*\{\s*'(\w+)'\s*:.*\}\s*\]\s*", re.DOTALL)
+_QUOTED = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|None)"""
+_PYTHON_TEXTS = re.compile(rf"\s*\[\s*{_QUOTED}(?:[\s,]+{_QUOTED})*[\s,]*\]\s*", re.DOTALL)
+# a conversation in one text: Anthropic's HH, of which every turn has a blank line before it; whatever else has such
+# labels; and what a chat template makes
+_HH, _HUMAN = re.compile(r"\n\n(Human|Assistant):"), "\n\nHuman:"
+_LABEL = re.compile(r"(?:^|\n|###)[ \t]*(?i:(human|user)|assistant)[ \t]*:|\s(?:(HUMAN|USER)|ASSISTANT):")
+_TEMPLATED = re.compile(r"\s*(<s>\s*)?(\[INST\]|<\|[a-z_]+\|>|<start_of_turn>|<bos>|### Instruction:)")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
@@ -53,10 +60,21 @@ def read_row(row: Any, source: Source, where: str) -> list[Prompt | Skipped]:
 
     Raises BadInput where the row isn't what the entry says it is.
     """
+    if isinstance(row, Unreadable):
+        return [Skipped("bad_row", where, row.why)]
     if not isinstance(row, dict):
         raise BadInput(
             f'{where}: expected an object of columns, got {shape_of(row)}; write {{"{source.field}": "..."}}'
         )
+    try:
+        return _read(row, source, where)
+    except jsontext.Twice as error:
+        return [Skipped("bad_row", where, str(error))]
+
+
+def _read(row: Mapping[str, Any], source: Source, where: str) -> list[Prompt | Skipped]:
+    if lost := [(name, row[name].why) for name in _used(source) if isinstance(row.get(name), Unreadable)]:
+        return [Skipped("bad_row", where, f"{lost[0][0]!r} can't be read: {lost[0][1]}")]
     turns = _turns(_held(row, source.field, "field", where), source.field, where)
     name = _held(row, source.source_field, "source_field", where) if source.source_field else source.source
     if not isinstance(name, str) or not name.strip():
@@ -70,14 +88,25 @@ def read_row(row: Any, source: Source, where: str) -> list[Prompt | Skipped]:
         return [turns]
     if flaw := _flaw(turns, source.max_chars):
         return [Skipped(flaw[0], where, flaw[1])]
+    carried = _each_once(completions)
+    texts = [name, *(turn.content for turn in turns), *material.values()]
+    texts += [text for one in carried for text in (one.model, one.text)]
+    if any(text != encodable(text) for text in texts):
+        return [Skipped("bad_row", where, "a text with half a character (a lone surrogate)")]
     meta = _meta(row, {source.field, *source.material.values(), *columns})
-    prompt = Prompt(prompt_id(turns), turns, name, meta, material, _each_once(completions), where)
+    prompt = Prompt(prompt_id(turns), turns, name, meta, material, carried, where)
     return [*(one for one in completions if isinstance(one, Skipped)), prompt]
+
+
+def _used(source: Source) -> list[str]:
+    carried = source.completions
+    named = [carried.field, carried.model, carried.score] if carried else []
+    return [name for name in (source.field, source.source_field, *source.material.values(), *named) if name]
 
 
 def _held(row: Mapping[str, Any], name: str, key: str, where: str, what: str = "column") -> Any:
     if name not in row:
-        there = ", ".join(map(str, row)) or "none"
+        there = encodable(", ".join(map(str, row))) or "none"
         raise BadInput(
             f"{where}: no {what} {name!r} ({what}s: {there}); correct the row, or {key}: in the pipeline file"
         )
@@ -85,13 +114,17 @@ def _held(row: Mapping[str, Any], name: str, key: str, where: str, what: str = "
 
 
 def _json_list(value: Any) -> Any:
-    """The list in a text that is JSON, since a cell of CSV holds no other list; anything else as it is."""
-    if not isinstance(value, str) or not value.lstrip().startswith("["):
+    """The list in a text that is JSON, since a cell of CSV holds no other list, a turn by itself as a list of one;
+    anything else as it is. Raises Twice."""
+    if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
         return value
     try:
-        found = orjson.loads(value)
-    except orjson.JSONDecodeError:
+        found = jsontext.row(value)
+    except jsontext.Twice:
+        raise
+    except (ValueError, RecursionError):
         return value
+    found = [found] if isinstance(found, dict) and _is_turn(found) else found
     return found if isinstance(found, list) else value
 
 
@@ -102,9 +135,10 @@ def _turns(value: Any, field: str, where: str) -> tuple[Message, ...] | Skipped:
     if value is None:
         return Skipped("empty", where, f"{field!r} is null")
     if isinstance(value, str):
-        if not _are_turns(turns := _json_list(value)):
-            if (printed := _PYTHON.fullmatch(value)) and _is_spelling(printed[1]):
-                return Skipped("bad_row", where, f"{field!r} holds a list as Python prints it; write it as JSON")
+        turns = _transcript(value) if value.startswith(_HUMAN) else _json_list(value)
+        if isinstance(turns, str):
+            if found := _no_text(turns):
+                return Skipped("bad_row", where, f"{field!r} holds {found}")
             return (Message("user", value),)
         value = turns
     if not isinstance(value, list):
@@ -123,6 +157,30 @@ def _turns(value: Any, field: str, where: str) -> tuple[Message, ...] | Skipped:
     if not messages:
         return Skipped("no_user_turn" if value else "empty", where, f"{len(value)} turns, none to be answered")
     return tuple(messages)
+
+
+def _transcript(text: str) -> list[dict[str, str]] | str:
+    """The turns of a text as Anthropic's HH has it, where they alternate; else the text. An empty turn of the
+    assistant, with which it ends, is cut off as any other."""
+    _, *parts = _HH.split(text)
+    labels, said = parts[::2], parts[1::2]
+    if any(label != ("Human", "Assistant")[n % 2] for n, label in enumerate(labels)):
+        return text
+    return [{"role": ("user", "assistant")[n % 2], "content": one.strip()} for n, one in enumerate(said)]
+
+
+def _no_text(text: str) -> str | None:
+    """What a text is that nobody would ask as it stands."""
+    if _PYTHON_TEXTS.fullmatch(text) or ((printed := _PYTHON.fullmatch(text)) and _is_spelling(printed[1])):
+        return "a list as Python prints it; write it as JSON"
+    labels = list(_LABEL.finditer(text)) if "assistant" in text.lower() else []
+    speakers = {bool(label[1] or label[2]) for label in labels}
+    outermost = labels and not (text[: labels[0].start()].strip() and text[labels[-1].end() :].strip())
+    if text.startswith(_HUMAN) or (len(speakers) == 2 and outermost):
+        return "a conversation in one text; write it as a list of {role, content}"
+    if _TEMPLATED.match(text):
+        return "what a chat template makes; write it as a list of {role, content}"
+    return None
 
 
 def _are_turns(value: Any) -> TypeGuard[list[dict[str, Any]]]:
@@ -194,7 +252,7 @@ def _meta(row: Mapping[str, Any], used: set[str]) -> dict[str, Any]:
     what is too much with the columns before it."""
     meta, room = {}, META_ROW_BYTES
     for name, value in row.items():
-        if name in used or not isinstance(name, str):
+        if name in used or not isinstance(name, str) or isinstance(value, Unreadable) or name != encodable(name):
             continue
         try:
             text = orjson.dumps(value)
@@ -300,6 +358,8 @@ def _text(value: Any, where: str) -> str:
     """What was said, given as a text, as the assistant's turn, or as turns that end with it; empty where null."""
     if isinstance(value, dict):
         value = [value]
+    if isinstance(value, str) and value.startswith(_HUMAN):
+        value = _transcript(value)
     if _are_turns(value):
         role, value = _spelled(value[-1])
         if role not in ("assistant", "gpt"):

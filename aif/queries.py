@@ -217,10 +217,10 @@ class Reader:
     def _rows(self, query: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> list[tuple[Any, ...]]:
         return twice(self._db, self._path, lambda: self._db.execute(query, parameters).fetchall())
 
-    def known(self, ids: Sequence[str]) -> dict[str, tuple[str, str | None]]:
-        """Of these prompts, those the store holds: meta and material as JSON."""
-        meta, material = (self._column("prompts", column, ids) for column in ("meta", "material"))
-        return {prompt_id: (one, material[prompt_id]) for prompt_id, one in meta.items()}
+    def known(self, ids: Sequence[str]) -> dict[str, tuple[str, str | None, int]]:
+        """Of these prompts, those the store holds: meta and material as JSON, and how many turns."""
+        columns = [self._column("prompts", column, ids) for column in ("meta", "material", "len(messages)")]
+        return {prompt_id: tuple(column[prompt_id] for column in columns) for prompt_id in columns[0]}
 
     def taken(self, ids: Sequence[str], keys: Sequence[str]) -> tuple[set[str], set[str]]:
         """Which of these prompts, and of these carried completions, the selection in the making has already."""

@@ -81,6 +81,13 @@ def carried_identity(model: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A row of a source, or a cell of one, that nothing can be made of, and why."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """What the pool is asked: turns that end with the user's, the name of its source, and what the row held besides.
 

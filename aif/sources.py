@@ -3,9 +3,12 @@
 The same prompt twice is the caller's to notice.
 """
 
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from shutil import copytree
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from aif import datafiles, resources
@@ -77,22 +80,45 @@ def _hidden(path: Path) -> bool:
 
 
 def _hub_rows(source: Source, beside: Path | None) -> Iterator[tuple[str, Any]]:
-    import datasets  # takes a second or two
-
     name = source.hub or ""
     folder = _folder(name, beside)
     called = f"{folder or name} {source.split}"
-    with _reachable(called):
-        rows = datasets.load_dataset(
-            str(folder or name), name=source.config, split=source.split, revision=source.revision, streaming=True
+    # datasets takes a path with these for a pattern: of `x*` it read the folder `x1` as well, of `x[1]` nothing
+    is_pattern = any(sign in str(folder) for sign in ("*", "?", "[", "::"))
+    otherwise = "each of its files as file:" if folder else "a folder with its files as hub:"
+    with ExitStack() as stack:
+        with _reachable(called, otherwise):
+            place = stack.enter_context(_linked(folder)) if folder and is_pattern else folder
+            # as Arrow has them: no picture is decoded, and a date that Python can't hold ends nothing
+            iterator = enumerate(_dataset(source, place, called).with_format("arrow"))
+        while True:
+            with _reachable(called, otherwise):
+                item = next(iterator, None)
+            if item is None:
+                return
+            yield f"{called} row {item[0]}", datafiles.record(item[1])
+
+
+@contextmanager
+def _linked(folder: Path) -> Iterator[Path]:
+    """A folder of links to its files: datasets would see through a link to the folder."""
+    with TemporaryDirectory() as place:
+        yield Path(copytree(folder, Path(place) / "data", copy_function=os.symlink))
+
+
+def _dataset(source: Source, folder: Path | None, called: str) -> Any:
+    import datasets  # takes a second or two
+
+    if folder is None or not any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        name = str(folder or source.hub)
+        return datasets.load_dataset(
+            name, name=source.config, split=source.split, revision=source.revision, streaming=True
         )
-        iterator = enumerate(rows)
-    while True:
-        with _reachable(called):
-            item = next(iterator, None)
-        if item is None:
-            return
-        yield f"{called} row {item[0]}", item[1]
+    saved = datasets.load_from_disk(str(folder))  # by `save_to_disk`
+    splits = saved if isinstance(saved, dict) else {str(saved.split or source.split): saved}
+    if source.split not in splits:
+        raise BadInput(f"hub dataset {called}: no such split; it has {', '.join(splits)}: correct split:")
+    return splits[source.split]
 
 
 def _commit(name: str, revision: str | None) -> str:
@@ -112,7 +138,7 @@ def _token() -> str | None:
 
 
 @contextmanager
-def _reachable(called: str) -> Iterator[None]:
+def _reachable(called: str, otherwise: str = "a folder with its files as hub:") -> Iterator[None]:
     # what datasets, huggingface_hub, httpx2 and pyarrow raise for names, networks, rights and broken files has no
     # common base; their words go on in ours
     try:
@@ -123,5 +149,5 @@ def _reachable(called: str) -> Iterator[None]:
         said = redact(" ".join(str(error).split()), _token())[:300]
         raise BadInput(
             f"hub dataset {called}: can't be read: {said}; check hub:, config:, split: and revision:, the network and "
-            "HF_TOKEN, or give a folder with its files as hub:"
+            f"HF_TOKEN, or give {otherwise}"
         ) from error

@@ -111,6 +111,16 @@ def read(text: str, place: Callable[[int], str]) -> Text:
 class _Loader(yaml.SafeLoader):
     """The tags that decide what a plain scalar is, changed below."""
 
+    def compose_scalar_node(self, anchor: Any) -> yaml.ScalarNode:
+        """Two escapes for one character, as JSON writes what is beyond 16 bits, are that character."""
+        node = super().compose_scalar_node(anchor)
+        try:
+            node.value = node.value.encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeDecodeError as error:
+            mark = node.start_mark
+            raise yaml.MarkedYAMLError(problem="half a character (a lone surrogate)", problem_mark=mark) from error
+        return node
+
 
 class _Builder:
     """Makes data of nodes, noting places and problems in `found`."""

@@ -1,6 +1,7 @@
 """Rows of data files: where each stands, what a file may hold, and what is said of one that can't be read."""
 
 import csv
+import json
 import random
 from collections.abc import Callable
 from datetime import UTC, date, datetime
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 from aif.datafiles import BATCH, rows, sha256
 from aif.errors import BadInput
+from aif.records import Unreadable
 
 CSV = b"prompt,n\na,1\n"
 
@@ -46,8 +48,7 @@ def test_jsonl_with_byte_order_mark_blank_lines_and_windows_line_ends(tmp_path: 
         b"{",
         b"{'prompt': 'a'}",
         b"prompt",
-        b'{"prompt": "\\ud800"}',
-        b'{"prompt": NaN}',
+        b'{"prompt": nan}',
         b"[" * 5000,
     ],
 )
@@ -57,7 +58,29 @@ def test_a_line_that_is_no_json_is_refused_with_its_number(tmp_path: Path, line:
     assert "each line is one JSON object in UTF-8" in said
 
 
+def test_one_row_that_is_no_text_or_names_something_twice_ends_nothing(tmp_path: Path) -> None:
+    path = wrote(tmp_path / "p.jsonl", b'{"a": "\\ud800"}\n{"a": "\xed\xa0\x80"}\n{"a": 1, "a": 2}\n{"a": NaN}\n')
+    assert [row for _, row in rows(path)] == [
+        {"a": "\ud800"},
+        {"a": "\ud800"},
+        Unreadable("an object names 'a' twice"),
+        {"a": None},
+    ]
+
+
+@pytest.mark.parametrize("content", [b'{"a": 1}\r{"a": 2}\r', b'{"a": 1}\r\n{"a": 2}\r\r{"a": 3}\n'])
+def test_jsonl_whose_lines_end_in_cr(tmp_path: Path, content: bytes) -> None:
+    found = [row["a"] for _, row in rows(wrote(tmp_path / "p.jsonl", content))]
+    assert found == list(range(1, 1 + content.count(b"a")))
+
+
 # CSV
+
+
+@pytest.mark.parametrize("end", [b"\r", b"\r\n", b"\n"])
+def test_csv_of_any_system(tmp_path: Path, end: bytes) -> None:
+    path = wrote(tmp_path / "p.csv", b'\xef\xbb\xbfprompt,n\n"one\r\rmore",1\n\ntwo,2\n'.replace(b"\n", end))
+    assert [row for _, row in rows(path)] == [{"prompt": "one\r\rmore", "n": "1"}, {"prompt": "two", "n": "2"}]
 
 
 def test_csv_as_it_is_written(tmp_path: Path) -> None:
@@ -102,7 +125,8 @@ def test_jsonl_in_another_encoding_is_told_as_that(tmp_path: Path) -> None:
             ":3: not CSV (',' expected after '\"'); put quotes around cells that hold commas, quotes or",
         ),
         (CSV + b'\n"b\nc,3\nd,4\n', ":4: not CSV (unexpected end of data); put quotes"),
-        (b"prompt,n\ra,1\r", ":1: not CSV (new-line character seen in unquoted field); put quotes"),
+        (b"prompt\na\rb\n", ":2: not CSV (new-line character seen in unquoted field); put quotes"),
+        (b"\x1f\x8b\x08\x00", ":1: compressed; unpack the file"),
     ],
 )
 def test_csv_that_cannot_be_read(tmp_path: Path, content: bytes, said: str) -> None:
@@ -153,13 +177,41 @@ def _twice(path: Path) -> None:
     pq.write_table(pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], ["prompt", "prompt"]), path)
 
 
-def _not_utf8(path: Path) -> None:
-    good = pa.array([b"a", b"\xff"], pa.binary())
-    pq.write_table(table(prompt=pa.Array.from_buffers(pa.string(), 2, good.buffers())), path)
+NOT_UTF8 = pa.Array.from_buffers(pa.string(), 2, pa.array([b"a", b"\xff"], pa.binary()).buffers())
 
 
-def _far_away(path: Path) -> None:
-    pq.write_table(table(prompt=["a", "b"], day=pa.array([0, 2**40], pa.int64()).cast(pa.timestamp("s"))), path)
+@pytest.mark.parametrize(
+    "column",
+    [
+        NOT_UTF8,
+        pa.array([0, 2**40], pa.int64()).cast(pa.timestamp("s")),
+        pa.array([0, 2**31 - 1], pa.int32()).cast(pa.date32()),
+        pa.array([[0], [2**60]], pa.list_(pa.duration("s"))),
+        pa.array(["1", "{"]).cast(pa.json_()),
+    ],
+)
+def test_a_cell_of_parquet_that_cannot_be_read_ends_nothing(tmp_path: Path, column: pa.Array) -> None:
+    path = tmp_path / "p.parquet"
+    pq.write_table(table(prompt=["a", "b"], far=column), path)
+    (_, first), (_, second) = rows(path)
+    assert not isinstance(first["far"], Unreadable)
+    assert second["prompt"] == "b"
+    assert isinstance(second["far"], Unreadable)
+
+
+def test_json_in_parquet_is_read_as_what_it_holds(tmp_path: Path) -> None:
+    """As datasets writes lists of objects that have other keys each, since 4.7."""
+    path, turn = tmp_path / "p.parquet", {"role": "user", "content": "a"}
+    texts = pa.array([[json.dumps(turn), None], None, []], pa.list_(pa.string()))
+    inside = pa.array([{"x": "[1]"}, {"x": None}, None], pa.struct([("x", pa.string())]))
+    pq.write_table(
+        table(turns=texts.cast(pa.list_(pa.json_())), inside=inside.cast(pa.struct([("x", pa.json_())]))), path
+    )
+    assert [row for _, row in rows(path)] == [
+        {"turns": [turn, None], "inside": {"x": [1]}},
+        {"turns": None, "inside": {"x": None}},
+        {"turns": [], "inside": None},
+    ]
 
 
 @pytest.mark.parametrize(
@@ -168,8 +220,6 @@ def _far_away(path: Path) -> None:
         (lambda path: path.write_bytes(b""), ": can't be read as Parquet: Parquet file size is 0 bytes"),
         (lambda path: path.write_bytes(CSV), ": can't be read as Parquet: Parquet magic bytes not found in footer"),
         (_twice, ": column 'prompt' is there twice; name each once"),
-        (_not_utf8, " row 1: can't be read as Parquet: 'utf-8' codec can't decode byte 0xff"),
-        (_far_away, " row 1: can't be read as Parquet: "),
     ],
 )
 def test_parquet_that_cannot_be_read(tmp_path: Path, make: Callable[[Path], object], said: str) -> None:

@@ -859,6 +859,19 @@ def test_what_was_written_is_told(tmp_path: Path, built: Built) -> None:
     assert "train 6" in text
 
 
+def test_the_line_that_loads_a_dataset_works_where_its_folder_looks_like_a_pattern(
+    tmp_path: Path, built: Built
+) -> None:
+    pipeline, rubric, ledger = built
+    with ledger:
+        exported = export(pipeline, rubric, ledger, tmp_path / "out [v1]*", silent)
+    screen = io.StringIO()
+    tell_exported(Console(width=200, file=screen), exported)
+    (line,) = re.findall(r"^load +(.*)$", screen.getvalue(), re.MULTILINE)
+    loaded = eval(line, {"load_dataset": datasets.load_dataset})
+    assert {split: rows.num_rows for split, rows in loaded.items()} == {"train": 6}
+
+
 def partly(number: int, model: str) -> str | Fate:
     """Of eight prompts 2 has a completion that failed, 5 one that is pending: 75 % are whole."""
     fates = {(2, "fair"): Fate.FAILED, (5, "poor"): Fate.PENDING}

@@ -231,3 +231,51 @@ store: {folder}/s.duckdb
 prompts: [{{file: {folder}/a.jsonl, completions: {{field: text}}}}]
 judges: {{j: {{provider: simulator}}}}
 """
+
+
+@pytest.mark.parametrize("page", [1, 2000])
+@pytest.mark.parametrize("swap", [False, True])
+def test_a_text_that_is_the_turns_of_another_row_as_json_is_refused_with_both(
+    pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page: int, swap: bool
+) -> None:
+    """An id is of a text, or of turns as canonical JSON: these two have one."""
+    monkeypatch.setattr(intake, "PAGE", page)
+    turns = [{"content": "Be brief.", "role": "system"}, {"content": "Why?", "role": "user"}]
+    text = [{"role": "user", "content": json.dumps(turns, separators=(",", ":"))}]
+    first, second = (text, turns) if swap else (turns, text)
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in ("one", first, "two", first, second)))
+    with pytest.raises(BadInput) as raised:
+        taken_in(pipeline)
+    assert str(raised.value).startswith(f"{path}:5: one of this row and {path}:2 is a text that is the other's turns")
+    assert str(raised.value).endswith("; take one out")
+
+    path.write_text(json.dumps({"prompt": second}))
+    selected, _, _, _ = taken_in(pipeline)
+    assert selected[0][0] == second[0]["content"], "what the other row left in the store does not stand for this one"
+
+
+def test_prompts_that_differ_in_form_alone_are_kept_and_named(pipeline: Pipeline, tmp_path: Path) -> None:
+    rows(tmp_path / "a.jsonl", "caf\u00e9", "tea", "cafe\u0301", "tea\n", "Tea", "tea")
+    rows(tmp_path / "b.jsonl", *(" " * n + "tea" for n in range(1, 7)))
+    selected, intake, told, _ = taken_in(pipeline)
+
+    assert len(selected) == 11
+    assert intake == {"selected": 11, "duplicate": 1}
+    assert told[1].startswith(f"{tmp_path}/a.jsonl:3: kept, though an earlier prompt differs only in blanks")
+    assert len([line for line in told if "kept, though" in line]) == 5
+    form = "blanks at its ends or the Unicode form of its characters"
+    assert told[-1] == f"8 prompts in all differ from an earlier one only in {form}"
+
+
+@pytest.mark.parametrize("text", ["\U0001f600", "a\U0001f600b"])
+def test_principles_as_json_writes_them(pipeline: Pipeline, tmp_path: Path, text: str) -> None:
+    (tmp_path / "own.yaml").write_text(json.dumps({"pools": {text: [text]}, "default": {text: 1}}))
+    own = PIPELINE.format(folder=tmp_path).replace("ultrafeedback", f"{tmp_path}/own.yaml")
+    principles = intake.principles_of(parse(own, tmp_path / "p.yaml"))
+    assert principles is not None
+    assert principles.pools == {text: (text,)}
+    taken_in(parse(own, tmp_path / "p.yaml"))
+    (tmp_path / "own.yaml").write_text('default: {a: 1}\npools: {a: ["\\ud83d"]}')
+    with pytest.raises(BadInput, match=r"own\.yaml:2: can't be read as YAML: half a character \(a lone surrogate\)"):
+        intake.principles_of(parse(own, tmp_path / "p.yaml"))

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aif.jsontext import reader
+from aif.jsontext import Twice as NamedTwice
+from aif.jsontext import reader, row
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
@@ -51,3 +52,32 @@ def test_a_tab_within_a_string_is_read_and_no_number_made_of_a_word() -> None:
     assert reader(Twice, lambda word: word)("[NaN, -Infinity]") == ["NaN", "-Infinity"]
     with pytest.raises(ValueError, match="Expecting"):
         read("{'a': 1}")
+
+
+# rows
+
+
+@given(VALUES.map(lambda value: json.loads(json.dumps(value), parse_int=float)), st.booleans())
+def test_a_row_is_read_as_json_reads_it(value: object, ascii_only: bool) -> None:
+    assert row(json.dumps(value, ensure_ascii=ascii_only)) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        (r'"\ud83d\ude00"', "\U0001f600"),
+        (r'{"\ud800": "a\udc00"}', {"\ud800": "a\udc00"}),
+        ('"\ud800"', "\ud800"),
+        ('["a\tb", NaN, Infinity, -Infinity]', ["a\tb", None, float("inf"), -float("inf")]),
+        (r'{"a": "\u0022", "b": "\\"}', {"a": '"', "b": "\\"}),
+        ("[" * 300 + "]" * 300, json.loads("[" * 300 + "]" * 300)),
+    ],
+)
+def test_a_row_as_programs_write_it(text: str, value: object) -> None:
+    assert row(text) == value
+
+
+@pytest.mark.parametrize("text", ['{"a": 1, "a": 2}', r'[{"b": {"a": "\u0022", "\u0061": ""}}]', '{"a": NaN, "a": 1}'])
+def test_a_row_that_names_something_twice_is_told(text: str) -> None:
+    with pytest.raises(NamedTwice, match="an object names 'a' twice"):
+        row(text)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from aif.entries import Source
 from aif.errors import BadInput
 from aif.prompt_row import META_BYTES, META_ROW_BYTES, Skipped, read_row
-from aif.records import Carried, Message, Prompt, prompt_id
+from aif.records import Carried, Message, Prompt, Unreadable, prompt_id
 
 ROW = Source(file="p.jsonl")
 
@@ -159,20 +159,116 @@ def test_a_text_that_is_a_json_list_of_turns_is_read_as_turns(written: str) -> N
 
 
 @pytest.mark.parametrize(
-    "written",
+    ("written", "said"),
     [
-        "[]",
-        "[1, 2]",
-        '["a"]',
-        "[brackets]",
-        '[{"role": "user"}]',
-        '[{"role": "user", "content": "x"}, 1]',
-        "[" * 5000,
-        "{}",
+        ("[]", "0 turns, none to be answered"),
+        ("[1, 2]", "turn 0: a number, not {role, content}"),
+        ('["a"]', "turn 0: a text, not {role, content}"),
+        ('["a", null]', "turn 0: a text, not {role, content}"),
+        ('[{"role": "user"}]', "turn 0: content is null, not a text"),
+        ('[{"role": "user", "content": "x"}, 1]', "turn 1: a number, not {role, content}"),
+        ('[{"role": "user", "content": "x", "content": "y"}]', "an object names 'content' twice"),
+        ("['a', \"it's\"]", "'prompt' holds a list as Python prints it; write it as JSON"),
+        ("['a'\n 'b' None]", "'prompt' holds a list as Python prints it; write it as JSON"),
     ],
+)
+def test_a_text_that_is_a_list_is_taken_for_that_list(written: str, said: str) -> None:
+    item = only({"prompt": written})
+    assert isinstance(item, Skipped)
+    assert item.detail == said
+
+
+def test_a_text_that_is_one_turn_is_that_turn() -> None:
+    assert as_prompt(only({"prompt": json.dumps(USER)})).messages == (Message("user", USER["content"]),)
+    assert brought({"answers": json.dumps(ASSISTANT), "by": "m"}, field="answers", model="by") == [
+        Carried("m", ASSISTANT["content"])
+    ]
+
+
+@pytest.mark.parametrize(
+    "written", ["[brackets]", "[" * 5000, "{}", '{"role": "user"}', "['a'] is a list", "[link](x)"]
 )
 def test_any_other_text_is_what_is_asked(written: str) -> None:
     assert as_prompt(only({"prompt": written})).messages == (Message("user", written),)
+
+
+# transcripts
+
+
+def test_a_transcript_as_anthropic_writes_it_is_read_as_turns() -> None:
+    said = "\n\nHuman: What?\n\nAssistant: That.\n\nMore.\n\nHuman: Why?\n\nAssistant:"
+    asked = (Message("user", "What?"), Message("assistant", "That.\n\nMore."), Message("user", "Why?"))
+    assert as_prompt(only({"prompt": said})).messages == asked
+    assert as_prompt(only({"prompt": f"{said} So."})).messages == asked, "a trailing assistant turn is cut off"
+    assert brought({"answers": f"{said} So.", "by": "m"}, field="answers", model="by") == [Carried("m", "So.")]
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "\n\nHuman: a\n\nHuman: b",
+        "\n\nHuman: a\n\nAssistant: b\n\nAssistant: c",
+        "Human: a\n\nAssistant:",
+        "Be kind.\r\n\r\nHuman: a\r\n\r\nAssistant:",
+        "User: a\nAssistant: b\nUser: c",
+        "### Human: a### Assistant: b",
+        "A chat. USER: a ASSISTANT:",
+    ],
+)
+def test_other_transcripts_are_left_out(written: str) -> None:
+    said = "'prompt' holds a conversation in one text; write it as a list of {role, content}"
+    assert only({"prompt": written}) == Skipped("bad_row", "here", said)
+
+
+@pytest.mark.parametrize("written", ["<|im_start|>user\na", "<s>[INST] a [/INST]", "<start_of_turn>user\na"])
+def test_what_a_chat_template_made_is_left_out(written: str) -> None:
+    said = "'prompt' holds what a chat template makes; write it as a list of {role, content}"
+    assert only({"prompt": written}) == Skipped("bad_row", "here", said)
+
+
+@pytest.mark.parametrize(
+    "written", ["Human: a", "Why is it 'Human: a\nAssistant: b' in the docs?", "user: a\npassword: b", "Assistant: hi"]
+)
+def test_words_that_are_no_transcript_are_asked(written: str) -> None:
+    assert as_prompt(only({"prompt": written})).messages == (Message("user", written),)
+
+
+# what a file could not give
+
+
+@pytest.mark.parametrize(
+    ("row", "settings"),
+    [
+        ({"prompt": "a\ud800"}, {}),
+        ({"prompt": [USER, ASSISTANT, {"role": "user", "content": "\udc00"}]}, {}),
+        ({"prompt": '[{"role": "user", "content": "\\ud800"}]'}, {}),
+        ({"prompt": "a", "gold": "\ud800"}, {"material": {"reference": "gold"}}),
+        ({"prompt": "a", "o": "\ud800"}, {"source_field": "o"}),
+        ({"prompt": "a", "text": "\ud800", "model": "m"}, {"completions": {"field": "text"}}),
+        ({"prompt": "a", "text": "b", "model": "\ud800"}, {"completions": {"field": "text"}}),
+    ],
+)
+def test_a_row_with_half_a_character_is_left_out(row: dict[str, Any], settings: dict[str, Any]) -> None:
+    said = "a text with half a character (a lone surrogate)"
+    assert only(row, carrying(**settings)) == Skipped("bad_row", "here", said)
+
+
+def test_half_a_character_in_a_column_without_a_use_does_no_harm() -> None:
+    assert as_prompt(only({"prompt": "a", "x": "\ud800", "\ud800": 1, "n": 1})).meta == {"n": 1}
+    with pytest.raises(BadInput, match=r"no column 'prompt' \(columns: \ufffd\)"):
+        only({"\ud800": 1})
+
+
+def test_what_could_not_be_read_is_left_out_where_it_is_used() -> None:
+    lost = Unreadable("too far")
+    assert only(lost) == Skipped("bad_row", "here", "too far")
+    assert as_prompt(only({"prompt": "a", "at": lost, "n": 1})).meta == {"n": 1}
+    said = Skipped("bad_row", "here", "'gold' can't be read: too far")
+    assert only({"prompt": "a", "gold": lost}, carrying(material={"reference": "gold"})) == said
+    for name in ("text", "model", "score"):
+        row = {"prompt": "a", "text": "t", "model": "m", "score": 1} | {name: lost}
+        entry = {"completions": {"field": "text", "score": "score"}}
+        assert only(row, carrying(**entry)) == Skipped("bad_row", "here", f"{name!r} can't be read: too far")
 
 
 def test_a_list_as_python_prints_it_is_nobody_s_question() -> None:
@@ -478,16 +574,19 @@ def test_a_row_left_out_takes_its_completions_with_it() -> None:
 
 # whatever a row holds
 
+TEXT = st.text(st.characters(), max_size=8) | st.sampled_from(
+    ["\n\nHuman: a", "\n\nHuman: a\n\nAssistant: b", "User: a\nAssistant:", '["a"]', "['a']", "\ud800", "[INST]"]
+)  # with halves of characters
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
     max_leaves=8,
 )
 TURN = st.fixed_dictionaries(
     {},
     optional={
         "role": st.sampled_from(["system", "user", "assistant", "human", "gpt", "tool"]) | JSON,
-        "content": st.text(max_size=8) | JSON,
+        "content": TEXT | JSON,
         "from": JSON,
         "value": JSON,
     },
@@ -497,12 +596,13 @@ TURN = st.fixed_dictionaries(
 COMPLETION = st.fixed_dictionaries(
     {}, optional={"text": st.text(max_size=8) | JSON | TURN, "model": st.sampled_from("mn") | JSON, "score": JSON}
 )
+LOST = st.builds(Unreadable, TEXT)
 COLUMNS = st.fixed_dictionaries(
-    {"prompt": JSON | st.lists(TURN | JSON, max_size=5)},
+    {"prompt": LOST | TEXT | JSON | st.lists(TURN | JSON, max_size=5)},
     optional={
-        "meta": JSON,
-        "gold": JSON,
-        "answers": JSON | st.lists(COMPLETION | TURN | JSON, max_size=4) | st.lists(COMPLETION).map(json.dumps),
+        "meta": LOST | JSON,
+        "gold": LOST | JSON,
+        "answers": LOST | JSON | st.lists(COMPLETION | TURN | JSON, max_size=4) | st.lists(COMPLETION).map(json.dumps),
         "model": st.sampled_from("mn") | JSON,
         "score": JSON,
     },
@@ -533,7 +633,8 @@ def test_whatever_a_row_holds_it_is_a_prompt_or_left_out_or_refused(row: Any, so
             assert item.messages[-1].content.strip()
             assert all(message.role != "system" for message in item.messages[1:])
             assert item.prompt_id == prompt_id(item.messages)
-            json.dumps(dict(item.meta), allow_nan=False)
+            json.dumps(dict(item.meta), allow_nan=False).encode()
+            orjson.dumps([dict(item.meta), item.source, dict(item.material), [[c.model, c.text] for c in item.carried]])
             assert all(text.strip() for text in item.material.values())
             assert all(one.model.strip() and one.text.strip() for one in item.carried)
             assert len({(one.model, one.text) for one in item.carried}) == len(item.carried)

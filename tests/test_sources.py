@@ -3,11 +3,13 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -192,11 +194,72 @@ def test_a_local_folder_is_read_as_a_dataset(folder: Path) -> None:
     assert [as_prompt(item).messages for item in conversations] == [(Message("user", USER["content"]),)]
 
 
+FAR = pa.array([0, 2**40], pa.int64()).cast(pa.timestamp("s"))
+IMAGES = pa.array([{"bytes": b"no picture", "path": None}] * 2)
+
+
+def _saved(folder: Path, table: pa.Table) -> datasets.Dataset:
+    saved = datasets.Dataset(datasets.table.InMemoryTable(table))
+    saved.save_to_disk(folder, num_shards=2)
+    return saved
+
+
+def test_columns_without_a_use_are_not_decoded_and_end_nothing(tmp_path: Path) -> None:
+    features = datasets.Features(
+        prompt=datasets.Value("string"),
+        image=datasets.Image(),
+        sound=datasets.Audio(),
+        at=datasets.Value("timestamp[s]"),
+    )
+    columns = {"prompt": ["a", "b"], "image": IMAGES, "sound": IMAGES, "at": FAR}
+    table = pa.table(columns, schema=features.arrow_schema)
+    (tmp_path / "data").mkdir()
+    pq.write_table(table, tmp_path / "data" / "train.parquet")
+    _saved(tmp_path / "saved", table)
+    for name in ("data", "saved"):
+        found = [as_prompt(item) for item in read(Source(hub=name), beside=tmp_path)]
+        assert [(text(item), item.meta) for item in found] == [("a", {"at": "1970-01-01T00:00:00"}), ("b", {})]
+
+
+def test_a_dataset_that_was_saved_to_disk(tmp_path: Path) -> None:
+    train = _saved(tmp_path / "one", pa.table({"prompt": list("abcde")}))
+    datasets.DatasetDict(train=train, test=train.select([1])).save_to_disk(tmp_path / "several")
+    assert [text(item) for item in read(Source(hub="one"), beside=tmp_path)] == list("abcde")
+    assert [text(item) for item in read(Source(hub="several"), beside=tmp_path)] == list("abcde")
+    assert [text(item) for item in read(Source(hub="several", split="test"), beside=tmp_path)] == ["b"]
+    with pytest.raises(BadInput, match=r"several dev: no such split; it has train, test: correct split:"):
+        list(read(Source(hub="several", split="dev"), beside=tmp_path))
+
+
+def test_unlike_objects_are_read_from_a_file_as_from_its_folder(tmp_path: Path) -> None:
+    features = datasets.Features(messages=datasets.List(datasets.Json()))
+    rows = datasets.Dataset.from_dict({"messages": [[USER], [USER, ASSISTANT | {"tools": [1]}]]}, features=features)
+    (tmp_path / "data").mkdir()
+    rows.to_parquet(tmp_path / "data" / "train.parquet")
+    rows.save_to_disk(tmp_path / "saved")
+    file = Source(file="data/train.parquet", field="messages")
+    for source in (file, Source(hub="data", field="messages"), Source(hub="saved", field="messages")):
+        found = list(read(source, beside=tmp_path))
+        assert [as_prompt(item).messages for item in found] == [(Message("user", USER["content"]),)] * 2
+
+
+@pytest.mark.parametrize("name", ["x [v1]", "x*", "x?", "[x]", "a::b", "x{a}", ".x/y"])
+def test_a_name_with_signs_of_a_pattern_is_that_name(tmp_path: Path, name: str) -> None:
+    for folder in (name, "x1", "x v"):
+        (tmp_path / folder).mkdir(parents=True)
+        write(tmp_path / folder / "train [1].jsonl", {"prompt": folder})
+    for source in (Source(hub=name), Source(file=f"{name}/train [1].jsonl")):
+        assert [text(item) for item in read(source, beside=tmp_path)] == [name]
+    _saved(tmp_path / "plain", pa.table({"prompt": [name, "b"]}))
+    shutil.copytree(tmp_path / "plain", tmp_path / "saved" / name)
+    assert [text(item) for item in read(Source(hub=f"saved/{name}"), beside=tmp_path)] == [name, "b"]
+
+
 def test_what_is_wrong_with_a_dataset_is_said_with_its_name(folder: Path) -> None:
     with pytest.raises(BadInput, match=r"train row 0: no column 'text' \(columns: prompt, messages, origin\)"):
         list(read(Source(hub="data", field="text"), beside=folder.parent))
     with pytest.raises(
-        BadInput, match=r"data test: can't be read: .*test.*; check hub:, config:, split: and revision:"
+        BadInput, match=r"data test: can't be read: .*test.*; check hub:, config:, split: and revision:.* as file:$"
     ):
         list(read(Source(hub="data", split="test"), beside=folder.parent))
     with pytest.raises(BadInput, match=r"can't be read: BuilderConfig 'other' not found"):
