@@ -120,7 +120,7 @@ def _reachable(called: str) -> Iterator[None]:
     except BadInput:
         raise
     except Exception as error:
-        said = redact(" ".join(str(error).split()), _token())[:300]
+        said = redact(" ".join(str(error).split()), _token() or "")[:300]
         raise BadInput(
             f"hub dataset {called}: can't be read: {said}; check hub:, config:, split: and revision:, the network and "
             "HF_TOKEN, or give a folder with its files as hub:"

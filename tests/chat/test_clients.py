@@ -16,7 +16,7 @@ import pytest
 from aiohttp import web
 
 from aif.chat.anthropic import AnthropicChat
-from aif.chat.base import CallError, ChatModel, Kind, Request
+from aif.chat.base import CallError, ChatModel, Kind, Options, Request
 from aif.chat.openai import OpenAIChat
 from aif.chat.vllm import VllmChat
 from aif.records import Message
@@ -32,6 +32,7 @@ from tests.chat.loopback import (
     completion,
     drip,
     hang,
+    keyed,
     message,
     says,
     unused_url,
@@ -80,8 +81,27 @@ def client(request: pytest.FixtureRequest) -> Client:
 
 
 def chat(client: Client, url: str, **more: Any) -> ChatModel:
-    settings: dict[str, Any] = {"api_key": KEY, "timeout_s": 10.0, "limit": 8}
+    settings: dict[str, Any] = {"options": keyed(KEY), "timeout_s": 10.0, "limit": 8}
     return client.make(url, **settings | more)
+
+
+async def test_what_goes_with_every_request(answering: Answering, request_: Request, client: Client) -> None:
+    secret = "sesame-open-1234"
+    headers = {"api-key": secret, "User-Agent": "mine/1"}
+    options = Options(headers=headers, query={"api-version": "2025-04-01", "a b": "ü"}, secrets=(secret,))
+    server = await answering(client.four, says({"error": {"message": f"no {secret}"}}, 400))
+    asked = chat(client, server.url, options=options)
+    await asked.ask(request_)
+    with pytest.raises(CallError) as caught:
+        await asked.ask(request_)
+    await asked.aclose()
+
+    assert server.queries[0] == {"api-version": "2025-04-01", "a b": "ü"}
+    assert server.headers[0]["api-key"] == secret
+    assert server.headers[0]["user-agent"] == "mine/1"
+    assert "authorization" not in server.headers[0]
+    assert "no [key]" in caught.value.message
+    assert secret not in caught.value.message + (caught.value.raw or "")
 
 
 @pytest.mark.parametrize(("client", "failure"), EVERY_FAILURE.values(), ids=list(EVERY_FAILURE))
@@ -360,7 +380,7 @@ async def test_the_provider_s_own_endpoint_is_the_default(
     monkeypatch.setenv("HTTPS_PROXY", unused_url())
     monkeypatch.delenv("NO_PROXY", raising=False)
     monkeypatch.delenv("no_proxy", raising=False)
-    asked = sdk("tiny", base_url=None, api_key=KEY, timeout_s=1.0, limit=1)
+    asked = sdk("tiny", keyed(KEY), base_url=None, timeout_s=1.0, limit=1)
     with pytest.raises(CallError, match=re.escape(host)) as caught:
         await asked.ask(request_)
     await asked.aclose()
