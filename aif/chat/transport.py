@@ -8,6 +8,7 @@ from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
+from urllib.request import getproxies_environment, proxy_bypass
 
 import aiohttp
 import httpx2
@@ -131,7 +132,9 @@ def _lost(error: Exception, url: str, keys: Sequence[str]) -> CallError:
     if ours := next((one for one in causes if isinstance(one, CallError)), None):
         return ours
     why = [words for one in causes if (words := _words(one))] or [type(error).__name__]
-    said = redact(f"{_host(url)}: {why[-1]}", *keys)
+    proxy = proxy_of(url)
+    through = f" through the proxy {_host(proxy)}" if proxy else ""
+    said = redact(f"{_host(url)}{through}: {why[-1]}", *keys)
     return CallError(Kind.CONNECTION, said, unsent=any(isinstance(one, _UNSENT) for one in causes))
 
 
@@ -144,6 +147,15 @@ def _words(error: BaseException) -> str:
 
 def _host(url: str) -> str:
     return urlsplit(url).netloc.rpartition("@")[2]
+
+
+def proxy_of(url: str) -> str | None:
+    """The proxy that the environment names for a server (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY); none for this
+    machine."""
+    parts, named = urlsplit(url), getproxies_environment()
+    if _loopback(url) or proxy_bypass(parts.netloc):
+        return None
+    return named.get(parts.scheme) or named.get("all")
 
 
 def _loopback(url: str) -> bool:

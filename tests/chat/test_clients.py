@@ -345,6 +345,44 @@ async def test_what_the_environment_says_of_a_host_changes_no_key(
     assert headers["authorization"] == f"Bearer {KEY}"
 
 
+@pytest.mark.filterwarnings("ignore:.*(BasicAuth|proxy_auth).* deprecated")  # the SDKs' transport makes one
+@pytest.mark.parametrize("named", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
+async def test_a_proxy_of_the_environment_is_the_way_out(
+    answering: Answering, request_: Request, client: Client, monkeypatch: pytest.MonkeyPatch, named: str
+) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    proxy = await answering(client.four)
+    monkeypatch.setenv(named, proxy.url.replace("//", "//me:pass-word-1@"))
+    asked = chat(client, "http://models.invalid")
+    reply = await asked.ask(request_)
+    await asked.aclose()
+
+    assert reply.text == "Four."
+    assert proxy.headers[0]["host"] == "models.invalid"
+    monkeypatch.setenv("NO_PROXY", "models.invalid")
+    asked = chat(client, "http://models.invalid")
+    with pytest.raises(CallError, match=r"^models\.invalid: "):
+        await asked.ask(request_)
+    await asked.aclose()
+    assert len(proxy.headers) == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*(BasicAuth|proxy_auth).* deprecated")  # the SDKs' transport makes one
+async def test_a_proxy_that_is_gone_is_named_without_its_password(
+    request_: Request, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HTTP_PROXY", unused_url().replace("//", "//me:pass-word-1@"))
+    asked = chat(client, "http://models.invalid")
+    with pytest.raises(CallError, match=r"models\.invalid through the proxy 127\.0\.0\.1:") as caught:
+        await asked.ask(request_)
+    await asked.aclose()
+    assert caught.value.kind is Kind.CONNECTION
+    assert "pass-word" not in caught.value.message
+
+
 async def test_an_answer_that_is_no_http_shows_no_key(request_: Request, client: Client) -> None:
     """aiohttp quotes what it can't read: here the header line that carries the key, sent back."""
 
