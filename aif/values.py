@@ -110,6 +110,8 @@ def _test_size(value: Any) -> int | float:
 def _as_path(value: Any) -> Any:
     if value == "":
         raise ValueError("empty; write something, or take the key out")
+    if isinstance(value, str) and ("?" in value or re.match(r"[A-Za-z][\w+.-]*:", value)):
+        raise ValueError(f"{value!r}: DuckDB takes '?' and 'NAME:' for more than a path; choose another")
     if isinstance(value, str) and not value.endswith(".duckdb"):
         raise ValueError(
             f"{value!r} is no name of a store; end it with .duckdb, such as {value.rstrip('/')}/feedback.duckdb"
