@@ -63,8 +63,20 @@ def test_gpus_are_else_those_that_nvidia_smi_tells(smi: Mapping[str, str], tmp_p
 @given(
     st.dictionaries(
         st.sampled_from(
-            "OPENAI_API_KEY OPENAI_ORG ANTHROPIC_X X_API_KEY VLLM_API_KEY MY_PASS AWS_SECRET_ACCESS_KEY GITHUB_TOKEN "
-            "MISTRAL_KEY HF_SECRET DB_PASSWORD X_CREDENTIALS".split()
+            [
+                "OPENAI_API_KEY",
+                "OPENAI_ORG",
+                "ANTHROPIC_X",
+                "X_API_KEY",
+                "VLLM_API_KEY",
+                "MY_PASS",
+                "AWS_SECRET_ACCESS_KEY",
+                "GITHUB_TOKEN",
+                "MISTRAL_KEY",
+                "HF_SECRET",
+                "DB_PASSWORD",
+                "X_CREDENTIALS",
+            ]
         ),
         st.just("secret"),
         min_size=1,
