@@ -30,6 +30,7 @@ def completion_request(
         top_p=sampling.top_p,
         seed=seed,
         reasoning_effort=sampling.reasoning_effort,
+        extra=sampling.extra,
     )
 
 
@@ -46,6 +47,7 @@ def judging_request(
         top_p=sampling.top_p,
         seed=seed,
         reasoning_effort=sampling.reasoning_effort,
+        extra=sampling.extra,
         schema=rubric.schema(request, len(texts)) if judge.reply == "schema" else None,
         shared=seen.shared if rubric.shares(request) else 0,  # nobody else would read it from a cache
     )

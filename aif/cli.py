@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import io
 import re
 import shlex
 import signal
@@ -553,6 +554,9 @@ def _leaf(error: BaseException) -> BaseException:
 def main() -> None:
     """The entry point: every error a person can mend is one line and an exit code."""
     gc.set_threshold(*SELDOM)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what a terminal can't show is replaced
+            stream.reconfigure(errors="replace")
     for one in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(one) is signal.SIG_DFL:  # else by nohup
             signal.signal(one, signal.default_int_handler)

@@ -12,6 +12,35 @@ from aif.yamltext import Keys, Problem, Text
 _SECRETS = frozenset(("key", "apikey", "token", "hf_token", "auth_token", "access_token", "secret", "password"))
 
 
+_BODY = (
+    "stop top_k min_p typical_p repetition_penalty presence_penalty frequency_penalty length_penalty logit_bias "
+    "stop_token_ids chat_template_kwargs enable_thinking thinking thinking_budget guided_json logprobs safety_settings"
+)
+# What other tools call what an entry has, by the key that has it.
+_MEANT: Mapping[str, str] = {
+    word: key
+    for key, words in {
+        "base_url": "base_urls url urls api_base endpoint endpoints host server api_url",
+        "extra_headers": "headers header default_headers custom_headers",
+        "extra_query": "query params api_version default_query",
+        "extra_body": "extra extra_args model_kwargs generation_kwargs extra_params additional_params",
+        "samples": "n num_samples num_completions num_generations num_return_sequences",
+        "max_tokens": "max_new_tokens max_length max_output_tokens max_completion_tokens max_gen_len",
+        "timeout_s": "timeout request_timeout",
+        "concurrency": "max_concurrency max_workers workers parallel num_workers batch_size max_concurrent_requests",
+        "requests_per_minute": "rpm max_rpm rate_limit max_requests_per_minute",
+        "tokens_per_minute": "tpm max_tpm max_tokens_per_minute",
+        "reasoning_effort": "effort thinking_effort reasoning",
+        "service_tier": "tier",
+        "temperature": "temp",
+        "model": "model_name model_id checkpoint deployment engine",
+        "provider": "api backend type client",
+        "reply": "structured_output response_format",
+    }.items()
+    for word in words.split()
+}
+
+
 class ClashError(ValueError):
     """Several things wrong in one mapping, their keys counted from it: raised by a validator, told apart here."""
 
@@ -59,6 +88,12 @@ def unknown_key(key: str, known: Sequence[str]) -> str:
             "a key has no place in the file; put the key into the environment variable OPENAI_API_KEY, "
             "ANTHROPIC_API_KEY or HF_TOKEN, or into one that api_key_env: names"
         )
+    if "extra_body" in known and plain in _BODY.split():
+        return f"unknown key {key!r}; what only the provider knows goes into extra_body: {{{plain}: …}}"
+    if "extra_body" in known and plain.startswith(("system_", "instruct", "prompt")):
+        return f"unknown key {key!r}; a system prompt is a principle: see `principles` of the pipeline"
+    if (meant := _MEANT.get(plain)) in known:
+        return f"unknown key {key!r}; did you mean {meant!r}?"
     if near := difflib.get_close_matches(key, known, n=1):
         return f"unknown key {key!r}; did you mean {near[0]!r}?"
     return f"unknown key {key!r}; keys known here: {', '.join(known)}"
@@ -110,10 +145,32 @@ def _numeric(value: str) -> bool:
     return True
 
 
+# Where those are that people name as a provider.
+_SERVED = (
+    ("azure", "https://NAME.openai.azure.com/openai/v1"),
+    ("ollama", "http://localhost:11434/v1"),
+    ("lm", "http://localhost:1234/v1"),
+    ("llama", "http://localhost:8080/v1"),
+    ("sglang", "http://localhost:30000/v1"),
+    ("gemini", "https://generativelanguage.googleapis.com/v1beta/openai"),
+    ("google", "https://generativelanguage.googleapis.com/v1beta/openai"),
+    ("groq", "https://api.groq.com/openai/v1"),
+    ("openrouter", "https://openrouter.ai/api/v1"),
+    ("together", "https://api.together.xyz/v1"),
+    ("mistral", "https://api.mistral.ai/v1"),
+    ("deepseek", "https://api.deepseek.com/v1"),
+    ("fireworks", "https://api.fireworks.ai/inference/v1"),
+    ("xai", "https://api.x.ai/v1"),
+)
+
+
 def _no_choice(value: Any, expected: str, got: str) -> str:
     choices = expected.replace("'", "").replace(" or ", ", ").split(", ")
     text = f"expected {' | '.join(choices)}, got {got}"
     near = difflib.get_close_matches(value, choices, n=1) if isinstance(value, str) else []
+    if not near and "vllm" in choices and isinstance(value, str):
+        at = next((f" (base_url: {url})" for word, url in _SERVED if word in value.lower()), "")
+        return f"{text}; what speaks OpenAI's API is provider: openai with its base_url{at}, or vllm"
     return f"{text}; did you mean {near[0]!r}?" if near else text
 
 

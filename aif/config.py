@@ -11,6 +11,7 @@ import yaml
 from pydantic import Field, PrivateAttr, ValidationError, field_validator
 
 from aif import complaints, resources, yamltext
+from aif.chat.base import Options
 from aif.entries import (
     AnyEndpoint,
     Carried,
@@ -24,12 +25,13 @@ from aif.entries import (
     Pairs,
     Part,
     Price,
+    Rates,
     Source,
     public,
 )
 from aif.errors import BadInput
 from aif.records import Sampling
-from aif.values import Filled, Name, NotNegative, PathText, Positive, RunName, is_own
+from aif.values import Filled, Name, NotNegative, PathText, Positive, RunName, Secret, is_key_header, is_own
 from aif.yamltext import Keys, Problem, dotted
 
 
@@ -81,7 +83,7 @@ class Pipeline(Part):
         told = yaml.safe_load(self._raw)
         told.pop("store", None)
         for one in (*told.get("models", {}).values(), *told.get("judges", {}).values()):
-            for key in ("base_url", "api_key_env"):
+            for key in ("base_url", "api_key_env", "extra_headers", "extra_query"):
                 one.pop(key, None)
             if launch := one.get("launch"):
                 one["launch"] = {key: launch[key] for key in ("model", "gpus", "max_model_len") if key in launch}
@@ -113,6 +115,7 @@ class Pipeline(Part):
             temperature=model.temperature if "temperature" in given else usual.temperature if free else None,
             top_p=model.top_p if "top_p" in given else usual.top_p if free else None,
             reasoning_effort=model.reasoning_effort,
+            extra=model.extra,
         )
 
     @field_validator("models", "judges")
@@ -168,6 +171,12 @@ class Pipeline(Part):
         for kind, entries in (("models", self.models), ("judges", self.judges)):
             for name, one in entries.items():
                 if one.unpriced:
+                    if one.price is not None:
+                        said = f"budget_usd needs to know what a call by {one.service_tier} costs; add price.tiers"
+                        yield Problem(
+                            (kind, name, "service_tier"), f"{said}: {{{one.service_tier}: {{input: …, output: …}}}}"
+                        )
+                        continue
                     whom = next((url for url in one.base_url if not is_own(url)), one.provider)
                     yield Problem(
                         (kind, name),
@@ -269,9 +278,11 @@ _PARTS: Mapping[str, type[Part]] = {
     "models.*": Model,
     "models.*.launch": Launch,
     "models.*.price": Price,
+    "models.*.price.tiers.*": Rates,
     "judges.*": Judge,
     "judges.*.launch": Launch,
     "judges.*.price": Price,
+    "judges.*.price.tiers.*": Rates,
     "pairs": Pairs,
     "export": Export,
     "export.kto": Labels,
@@ -280,7 +291,7 @@ _PARTS: Mapping[str, type[Part]] = {
 
 def _unknown(keys: Keys) -> str:
     named = keys[0] in ("prompts", "models", "judges")
-    part = _PARTS[dotted(tuple("*" if named and n == 1 else key for n, key in enumerate(keys[:-1])))]
+    part = _PARTS[dotted(tuple("*" if named and n in (1, 4) else key for n, key in enumerate(keys[:-1])))]
     return complaints.unknown_key(str(keys[-1]), list(part.model_fields))
 
 
@@ -296,12 +307,35 @@ def api_key(endpoint: Endpoint, environ: Mapping[str, str]) -> str | None:
         if endpoint.provider not in _KEYS or endpoint.base_url:
             return None
         variable = _KEYS[endpoint.provider]
-    key = environ.get(variable, "").strip()
-    if not key:
-        raise BadInput(f"{endpoint.name}: no API key; set the environment variable {variable} (export {variable}=...)")
-    if not key.isascii() or not key.isprintable():
-        raise BadInput(f"{endpoint.name}: the environment variable {variable} holds no API key; set it again")
-    return key
+    return _held(endpoint, variable, "API key", environ)
+
+
+def options(endpoint: Endpoint, environ: Mapping[str, str]) -> Options:
+    """What goes with every request to an endpoint. Raises BadInput, naming the variable that is missing or unusable."""
+    key = api_key(endpoint, environ)
+    given = {
+        name: _held(endpoint, said.variable, name, environ) if isinstance(said, Secret) else said
+        for name, said in endpoint.extra_headers.items()
+    }
+    hidden = [given[name] for name, said in endpoint.extra_headers.items() if isinstance(said, Secret)]
+    bearer = key or ("none" if endpoint.provider in _KEYS and not any(map(is_key_header, given)) else None)
+    return Options(
+        endpoint.speaks,
+        frozenset(endpoint.omit),
+        endpoint.service_tier,
+        ({"Authorization": f"Bearer {bearer}"} if bearer else {}) | given,
+        endpoint.extra_query,
+        tuple([key] if key else []) + tuple(hidden),
+    )
+
+
+def _held(endpoint: Endpoint, variable: str, what: str, environ: Mapping[str, str]) -> str:
+    held = environ.get(variable, "").strip()
+    if not held:
+        raise BadInput(f"{endpoint.name}: no {what}; set the environment variable {variable} (export {variable}=...)")
+    if not held.isascii() or not held.isprintable():
+        raise BadInput(f"{endpoint.name}: the environment variable {variable} holds no {what}; set it again")
+    return held
 
 
 _KEYS = {"openai": "OPENAI_API_KEY", "anthropic": "ANTHROPIC_API_KEY"}

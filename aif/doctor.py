@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from aif import sources
 from aif.asking import completion_request, judging_request
 from aif.chat.base import CallError, Kind
-from aif.config import Pipeline, api_key
+from aif.config import Pipeline, options
 from aif.endpoints import Endpoint, opened
 from aif.entries import Endpoint as Declared
 from aif.entries import Judge, Model, Source
@@ -79,7 +79,7 @@ def _source(source: Source, pipeline: Pipeline) -> Finding:
 
 def _no_key(one: Declared) -> str | None:
     try:
-        api_key(one, os.environ)
+        options(one, os.environ)
     except BadInput as error:
         return str(error)
     return None

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from aif.asking import most_input
-from aif.chat.base import CallError, ChatModel, Kind, Reply, Request
+from aif.chat.base import CallError, ChatModel, Kind, Options, Reply, Request
 from aif.chat.gate import MANY, Caller, Gate, Others, Pass
 from aif.chat.limits import Cost, Pace
 from aif.chat.retry import Course, Policy, Verdict
-from aif.config import Pipeline, api_key
+from aif.config import Pipeline, options
 from aif.entries import Judge, Model
 from aif.records import Stage, Usage
 
@@ -36,7 +36,8 @@ class Endpoint:
 
     A launched one is not `up` until a server of its own answers, and while none does; `wanted` says that a call waits
     for it or has been made, `done` that none will come any more, `doing` what its servers do instead of answering.
-    `cost` and `bound` are in USD: of what was used, and at most of a request (None without a price, 0 of one's own);
+    `cost` and `bound` are in USD: of what was used, by the tier that served it, and at most of a request (None without
+    a price, 0 of one's own);
     `paid` calls count against a budget. `others` says who else could be asked, where that is known.
     """
 
@@ -45,7 +46,7 @@ class Endpoint:
     identity: str
     client: ChatModel
     concurrency: int
-    cost: Callable[[Usage | None], float | None]
+    cost: Callable[[Usage | None, str | None], float | None]
     bound: Callable[[Request], float | None]
     pace: Pace
     paid: bool = False
@@ -199,7 +200,7 @@ async def opened(
             *(("judgement", judge) for judge in pipeline.judges.values()),
         ]
         for stage, one in declared:
-            client = _client(one, stage, simulator, api_key(one, environ))
+            client = _client(one, stage, simulator, options(one, environ))
             stack.push_async_callback(client.aclose)
             endpoints.append(_endpoint(one, stage, client, policy or Policy()))
         yield endpoints
@@ -232,7 +233,7 @@ def _bound(one: Model | Judge) -> Callable[[Request], float | None]:
     return lambda request: one.bound(most_input(request), request.max_tokens)
 
 
-def _client(one: Model | Judge, stage: Stage, simulator: str | None, key: str | None) -> ChatModel:
+def _client(one: Model | Judge, stage: Stage, simulator: str | None, options: Options) -> ChatModel:
     urls = one.base_url or ((simulator,) if one.provider == "simulator" and simulator else ())
     provider = one.provider
     if provider == "simulator":  # each API has its rehearsal: the pool's as vLLM serves it, the judges' as OpenAI does
@@ -241,15 +242,15 @@ def _client(one: Model | Judge, stage: Stage, simulator: str | None, key: str | 
         from aif.chat.vllm import VllmChat
 
         limit = 0 if one.launch else one.concurrency  # how many servers there will be is not known yet
-        return VllmChat(urls, one.served_name, api_key=key, timeout_s=one.timeout_s, limit=limit)
-    model, url, key = one.served_name, urls[0] if urls else None, key or "none"
+        return VllmChat(urls, one.served_name, options, timeout_s=one.timeout_s, limit=limit)
+    model, url = one.served_name, urls[0] if urls else None
     if provider == "anthropic":
         from aif.chat.anthropic import AnthropicChat
 
-        return AnthropicChat(model, base_url=url, api_key=key, timeout_s=one.timeout_s, limit=one.concurrency)
+        return AnthropicChat(model, options, base_url=url, timeout_s=one.timeout_s, limit=one.concurrency)
     from aif.chat.openai import OpenAIChat
 
-    return OpenAIChat(model, base_url=url, api_key=key, timeout_s=one.timeout_s, limit=one.concurrency)
+    return OpenAIChat(model, options, base_url=url, timeout_s=one.timeout_s, limit=one.concurrency)
 
 
 async def _simulator(pipeline: Pipeline, stack: AsyncExitStack) -> str | None:

@@ -3,10 +3,12 @@
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
+import orjson
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
+from aif.chat.base import Dialect
 from aif.complaints import ClashError, shown
 from aif.records import Sampling, Usage
 from aif.values import (
@@ -14,10 +16,14 @@ from aif.values import (
     Count,
     Filled,
     Format,
+    Headers,
+    Json,
     Name,
     NotNegative,
+    Omitted,
     Positive,
     Provider,
+    Query,
     Ratio,
     Seconds,
     Several,
@@ -28,6 +34,7 @@ from aif.values import (
     TopP,
     Urls,
     Variable,
+    is_openai,
     is_own,
 )
 from aif.yamltext import Problem
@@ -36,6 +43,28 @@ _CONCURRENCY: Mapping[str, int] = {"vllm": 64, "openai": 16, "anthropic": 16, "s
 _PAID = ("openai", "anthropic")
 # OpenAI's reasoning models answer 400 to a temperature; their chat variants take one.
 REASONING = re.compile(r"(o[1-9]|gpt-5(?!.*chat))")
+_USUAL = (None, "auto", "default", "standard", "standard_only", "on_demand")  # tiers: OpenAI, Anthropic, Groq
+_FLEX_S = 900.0  # OpenAI: "we recommend 15 minutes"
+# What of a body has a key of its own, or no place at all.
+_ELSEWHERE: Mapping[str, str] = {
+    "model": "see `model`",
+    "messages": "see prompts and principles",
+    "system": "see principles and `system`",
+    "max_tokens": "see `max_tokens`",
+    "max_completion_tokens": "see `max_tokens`, and `dialect: openai` for this name of it",
+    "temperature": "see `temperature`",
+    "top_p": "see `top_p`",
+    "seed": "see `seed` of the pipeline; `omit: [seed]` leaves it out",
+    "n": "see `samples`",
+    "stream": "replies come whole; take it out",
+    "stream_options": "replies come whole; take it out",
+    "response_format": "see a judge's `reply`",
+    "output_config": "see `reasoning_effort` and a judge's `reply`",
+    "tools": "nothing could call them; take it out",
+    "tool_choice": "nothing could call them; take it out",
+    "reasoning_effort": "see `reasoning_effort`",
+    "service_tier": "see `service_tier`",
+}
 _FILES = (".jsonl", ".parquet", ".csv")
 _NO_KEY = "a key has no place in the file"
 _SECRET = re.compile(r"(^|_)(KEY|TOKEN|SECRET|PASSWORD)$")
@@ -151,7 +180,7 @@ class Completions(Part):
             )
 
 
-class Price(Part):
+class Rates(Part):
     """USD per million tokens. Without `cached_input` and `cache_write`, tokens read from a provider's cache and written
     to it cost what the others do."""
 
@@ -171,6 +200,16 @@ class Price(Part):
         """The most, in USD, that a call of at most so many tokens can cost."""
         dearest = max(self.input, self.cached_input or 0.0, self.cache_write or 0.0)
         return (input * dearest + output * self.output) / 1e6
+
+
+class Price(Rates):
+    """What a model costs; `tiers` holds what it costs by another `service_tier` than the usual."""
+
+    tiers: dict[Filled, Rates] = Field(default_factory=dict)
+
+    def of(self, tier: str | None) -> Rates | None:
+        """What a tier costs; None where that is not known."""
+        return self if tier in _USUAL else self.tiers.get(tier or "")
 
 
 class Launch(Part):
@@ -217,6 +256,12 @@ class Endpoint(Part):
     tokens_per_minute: Count | None = None
     price: Price | None = None
     reasoning_effort: Filled | None = None
+    extra_body: Json = Field(default_factory=dict)
+    service_tier: Filled | None = None
+    extra_headers: Headers = Field(default_factory=dict)
+    extra_query: Query = Field(default_factory=dict)
+    omit: Omitted = ()
+    dialect: Dialect | None = None
     terms: Filled | None = None
 
     _name: str = PrivateAttr(default="")
@@ -251,27 +296,48 @@ class Endpoint(Part):
         return self.provider in ("openai", "simulator") and bool(REASONING.match(self.served_name))
 
     @property
+    def extra(self) -> str:
+        """`extra_body` as JSON, its keys sorted."""
+        return orjson.dumps(self.extra_body, option=orjson.OPT_SORT_KEYS).decode() if self.extra_body else ""
+
+    @property
+    def speaks(self) -> Dialect:
+        """Whose names and schemas it knows: OpenAI's own where the host is OpenAI's or Azure's."""
+        if self.dialect or self.provider != "openai":
+            return self.dialect or "compatible"
+        return "openai" if all(map(is_openai, self.base_url)) else "compatible"
+
+    @property
     def unpriced(self) -> bool:
         """Whether nobody knows what a call costs: it has no price, and a provider's address or one that is not one's
-        own."""
-        return self.price is None and (self.provider in _PAID or not all(map(is_own, self.base_url)))
+        own, or none of its `service_tier`."""
+        if self.price is not None:
+            return self.price.of(self.service_tier) is None
+        return self.provider in _PAID or not all(map(is_own, self.base_url))
 
     @property
     def free(self) -> bool:
         """Whether calls are known to cost nothing: models of one's own without a price, and what has one of 0."""
         return self.bound(1, 1) == 0
 
-    def cost(self, usage: Usage | None) -> float | None:
-        """USD for one call. None where price or usage isn't known; 0 for models of one's own without a price."""
+    def cost(self, usage: Usage | None, served: str | None = None) -> float | None:
+        """USD for one call, by the tier that it was `served` by. None where price or usage isn't known; 0 for models of
+        one's own without a price."""
         if self.price is None:
             return None if self.unpriced else 0.0
-        return self.price.cost(usage) if usage else None
+        if self.service_tier is None:  # what others call the usual one is not known
+            rates: Rates | None = self.price.tiers.get(served or "", self.price)
+        else:
+            rates = self.price.of(served or self.service_tier)
+        return rates.cost(usage) if usage and rates else None
 
     def bound(self, input: int, output: int) -> float | None:
-        """USD that a call of at most so many tokens costs at most. None where the price isn't known."""
-        if self.price is None:
+        """USD that a call of at most so many tokens costs at most, by its tier or the usual one, by which a provider
+        may serve it instead. None where the price isn't known."""
+        if self.price is None or self.unpriced:
             return None if self.unpriced else 0.0
-        return self.price.bound(input, output)
+        rates = (self.price, self.price.of(self.service_tier) or self.price)
+        return max(one.bound(input, output) for one in rates)
 
     def clashes(self) -> Iterator[Problem]:
         yield from self._server_clashes()
@@ -281,9 +347,19 @@ class Endpoint(Part):
                     yield Problem(
                         (key,), "provider simulator has a server of its own and takes no such key; take it out"
                     )
-        if self.reasoning_effort and self.provider not in _PAID:
-            yield Problem(("reasoning_effort",), "only for providers openai and anthropic; take it out")
+        if self.reasoning_effort and self.provider == "simulator":
+            yield Problem(("reasoning_effort",), "a simulated model doesn't think; take it out")
+        if len(self.base_url) > 1 and self.provider in _PAID:
+            yield Problem(("base_url",), "several addresses are for provider vllm; give one, or an entry each")
+        if self.api_key_env and any(name.lower() == "authorization" for name in self.extra_headers):
+            yield Problem(("extra_headers",), "Authorization is what api_key_env is sent as; take one of them out")
+        for name in self.extra_body:
+            if mend := _ELSEWHERE.get(name):
+                yield Problem(("extra_body", name), f"aif sets it itself; {mend}")
         if self.provider == "anthropic":
+            for key in ("omit", "dialect"):
+                if getattr(self, key):
+                    yield Problem((key,), "Anthropic's API has one dialect, and gets no seed; take it out")
             for key in ("temperature", "top_p"):
                 if getattr(self, key, None) is not None and key in self.model_fields_set:
                     yield Problem((key,), "Anthropic's API refuses it since version 2026-10-21; take it out")
@@ -305,6 +381,10 @@ class Endpoint(Part):
             yield Problem((key,), f"only for provider simulator, not {self.provider}; take it out")
 
 
+def _timeout_s(given: Mapping[str, Any], usual: float) -> float:
+    return _FLEX_S if given.get("service_tier") == "flex" else usual
+
+
 class Model(Endpoint):
     """A model of the pool. Sampling settings given here go before those of `completions`; null is not sent."""
 
@@ -313,7 +393,7 @@ class Model(Endpoint):
     temperature: Temperature | None = None
     top_p: TopP | None = None
     max_tokens: Count | None = None
-    timeout_s: Seconds = 300.0
+    timeout_s: Seconds = Field(default_factory=lambda given: _timeout_s(given, 300.0))
     quality: Share = 0.5  # of provider simulator
 
     @property
@@ -335,7 +415,7 @@ class Judge(Endpoint):
     temperature: Temperature | None = 0.0
     top_p: TopP | None = None
     max_tokens: Count = 2048
-    timeout_s: Seconds = 120.0
+    timeout_s: Seconds = Field(default_factory=lambda given: _timeout_s(given, 120.0))
     weight: Positive = 1.0
     noise: NotNegative = 0.1  # of provider simulator
 
@@ -347,7 +427,8 @@ class Judge(Endpoint):
     def sampling(self) -> Sampling:
         """The settings a judgement is asked for with."""
         said = self.takes_temperature or "temperature" in self.model_fields_set
-        return Sampling(self.max_tokens, self.temperature if said else None, self.top_p, self.reasoning_effort)
+        temperature = self.temperature if said else None
+        return Sampling(self.max_tokens, temperature, self.top_p, self.reasoning_effort, self.extra)
 
     def clashes(self) -> Iterator[Problem]:
         yield from super().clashes()

@@ -195,7 +195,8 @@ class Run:
     ) -> None:
         reply = None if error else call.reply
         had = error.reply if error else reply
-        usd = 0.0 if error and error.unbilled else endpoint.cost(had.usage if had else None)
+        used, tier = (had.usage, had.served.get("service_tier")) if had else (None, None)
+        usd = 0.0 if error and error.unbilled else endpoint.cost(used, tier)
         await self._budget.settle(call.bound or 0.0, usd)
         self._calls += 1
         record = events.call(

@@ -2,6 +2,7 @@
 starting, told before it is tried."""
 
 import asyncio
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from aif.entries import Judge, Launch, Model, flag
 from aif.errors import BadInput
 from aif.placement import CPU, Key, Wish
 from aif.records import Stage
+from aif.values import Secret
 
 # aif sets these, and would not find a server that has others
 OURS = ("--model", "--served-model-name", "--host", "--port", "--uds", "--api-key", "--root-path")
@@ -21,6 +23,10 @@ UNTRACKED = ("DO_NOT_TRACK", "VLLM_NO_USAGE_STATS", "HF_HUB_DISABLE_TELEMETRY")
 # a namespace, as any folder called vllm would be, has no origin
 _HAS_VLLM = "import sys, importlib.util as u; s = u.find_spec('vllm'); sys.exit(s is None or s.origin is None)"
 _SECRET = ("OPENAI_", "ANTHROPIC_")
+_SECRET_WORD = re.compile(
+    r"(^|_)(API_?KEY|KEY|TOKEN|SECRET|PASS|PASSWORD|PASSWD|CREDENTIALS?|PAT)S?(_|$)", re.IGNORECASE
+)
+_HUBS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH")  # gated models need it
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +108,10 @@ def environment(
 ) -> dict[str, str]:
     """The caller's environment without API keys (`secrets` names more of them), with the server's GPUs.
 
-    What belongs to the Hub stays, HF_TOKEN too: gated models need it. vLLM would tell its makers of the model and the
+    HF_TOKEN alone of all secrets stays: gated models need it. vLLM would tell its makers of the model and the
     machine at every start; only who asks for that in `launch.env` has it so.
     """
-    kept = {name: value for name, value in environ.items() if name.startswith("HF_") or not _is_key(name, secrets)}
+    kept = {name: value for name, value in environ.items() if name in _HUBS or not _is_key(name, secrets)}
     kept["VLLM_HTTP_TIMEOUT_KEEP_ALIVE"] = "60"  # by default 5 s: on busy cores it closes connections that are in use
     kept |= dict.fromkeys(UNTRACKED, "1")
     if tuple(gpus) != CPU:
@@ -116,12 +122,16 @@ def environment(
 
 
 def _is_key(name: str, secrets: Collection[str]) -> bool:
-    return name.endswith("_API_KEY") or name.startswith(_SECRET) or name in secrets
+    return name in secrets or name.startswith(_SECRET) or _SECRET_WORD.search(name) is not None
 
 
 def secrets(pipeline: Pipeline) -> set[str]:
-    """The variables that the pipeline names for keys."""
-    return {one.api_key_env for one in (*pipeline.models.values(), *pipeline.judges.values()) if one.api_key_env}
+    """The variables that the pipeline names for keys and headers."""
+    every = (*pipeline.models.values(), *pipeline.judges.values())
+    headers = (said for one in every for said in one.extra_headers.values())
+    return {one.api_key_env for one in every if one.api_key_env} | {
+        said.variable for said in headers if isinstance(said, Secret)
+    }
 
 
 def gpus(environ: Mapping[str, str]) -> tuple[str, ...]:

@@ -128,7 +128,12 @@ class Lock:
             if error.errno in FULL:
                 raise
             raise _unusable(path.parent, error, "written to") from error
-        if not any(_taken(self._file, wait_s) for wait_s in AGAIN_S):
+        try:
+            taken = any(_taken(self._file, wait_s) for wait_s in AGAIN_S)
+        except OSError as error:
+            os.close(self._file)
+            raise _lockless(path, error) from error
+        if not taken:
             os.close(self._file)
             raise StoreLocked(busy(path.with_suffix(".duckdb"), holder(path)))
         os.ftruncate(self._file, 0)
@@ -149,11 +154,23 @@ class Lock:
 
 def _taken(file: int, wait_s: float) -> bool:
     time.sleep(wait_s)
+    return _locked(file, fcntl.LOCK_EX)
+
+
+def _locked(file: int, how: int) -> bool:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, how | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
+
+
+def _lockless(path: Path, error: OSError) -> BadInput:
+    """Lustre without `-o flock`, some NFS and FUSE: two runs would write to one store."""
+    return BadInput(
+        f"{path}: its file system takes no locks ({error.strerror}), so nothing would keep two runs apart; put the "
+        "store on a local disk: store: /a/local/disk/feedback.duckdb"
+    )
 
 
 def typed(words: Sequence[str]) -> str:
@@ -168,10 +185,9 @@ def is_held(path: Path) -> bool:
         return False
     with path.open("rb") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+            return not _locked(file.fileno(), fcntl.LOCK_SH)
+        except OSError as error:
+            raise _lockless(path, error) from error
 
 
 def note_in(path: Path) -> Note | None:

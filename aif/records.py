@@ -114,19 +114,22 @@ class Principle:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How a model is sampled. None is not sent, so that the server's own default holds."""
+    """How a model is sampled. None is not sent, so that the server's own default holds. `extra` is JSON, its keys
+    sorted: settings that only the provider knows."""
 
     max_tokens: int
     temperature: float | None = None
     top_p: float | None = None
     reasoning_effort: str | None = None
+    extra: str = ""
 
     @property
-    def identity(self) -> dict[str, int | float | str | None]:
+    def identity(self) -> dict[str, Any]:
         """The settings as they enter a key. One that came later is left out where it isn't given, so that what was
         asked before it came keeps its key."""
-        said = {"max_tokens": self.max_tokens, "temperature": self.temperature, "top_p": self.top_p}
-        return said | ({"reasoning_effort": self.reasoning_effort} if self.reasoning_effort else {})
+        said: dict[str, Any] = {"max_tokens": self.max_tokens, "temperature": self.temperature, "top_p": self.top_p}
+        later = {"reasoning_effort": self.reasoning_effort, "extra_body": orjson.loads(self.extra or "null")}
+        return said | {name: value for name, value in later.items() if value}
 
 
 @dataclass(frozen=True, slots=True)

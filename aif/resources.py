@@ -3,6 +3,7 @@
 In a checkout the three folders stand beside the package; an installed wheel carries them in `aif/_resources/`.
 """
 
+import re
 from pathlib import Path
 
 from aif.errors import BadInput
@@ -28,13 +29,19 @@ def is_shipped(name: str, found: Path) -> bool:
 def find(name: str, beside: Path | None, shipped_under: str | None, what: str) -> Path:
     """The file or folder a pipeline file means by `name`.
 
-    A relative name is looked for in `beside` (the pipeline file's folder), then in the working directory, then in
-    what aif ships: under the folder `shipped_under` ("prompts/rubrics"), under any of its folders when that is ""
-    (`name` then begins with one), nowhere when None. `what` says in the error what was wanted. Raises BadInput,
-    naming every place looked in.
+    A bare name is what aif ships under `shipped_under` ("prompts/rubrics"), where it ships one. Any other relative name
+    is looked for in `beside` (the pipeline file's folder), then in the working directory, then in what aif ships: under
+    `shipped_under`, under any of its folders when that is "" (`name` then begins with one), nowhere when None. `what`
+    says in the error what was wanted. Raises BadInput, naming every place looked in.
     """
     if not name or "\0" in name:
         raise BadInput(f"{what}: {name!r} is no path; give the name of a file or folder")
+    if (
+        shipped_under
+        and re.fullmatch(r"[\w-]+", name)
+        and (named := shipped(*Path(shipped_under).parts) / name).exists()
+    ):
+        return named  # a folder of the caller's that happens to be called so is `./NAME`
     places = _places(name, beside, shipped_under, what)
     for place in places:
         if _exists(place, what):

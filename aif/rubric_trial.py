@@ -17,7 +17,7 @@ from rich.table import Table
 from aif.asking import judging_request
 from aif.chat.base import Request
 from aif.chat.retry import Policy
-from aif.config import Pipeline, api_key
+from aif.config import Pipeline, options
 from aif.errors import BadInput
 from aif.feedback import PAGE
 from aif.intake import prepare, rubric_of
@@ -137,7 +137,7 @@ def _asking(pipeline: Pipeline, judge: str | None) -> Pipeline:
         raise BadInput(f"--judge {judge}: {pipeline.path} has no such judge; it has {names}")
     judges = {name: one for name, one in pipeline.judges.items() if judge in (None, name)}
     for one in judges.values():
-        api_key(one, os.environ)
+        options(one, os.environ)
     return pipeline.model_copy(update={"judges": judges})
 
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from aif import events
 from aif.budget import Short
 from aif.chat.retry import Policy
-from aif.config import Pipeline, api_key
+from aif.config import Pipeline, options
 from aif.endpoints import Endpoint, opened
 from aif.failing import mend
 from aif.feedback import Run
@@ -86,7 +86,7 @@ def feedback(
     tell = partial(say, console)
     rubric = rubric_of(pipeline)
     for one in (*pipeline.models.values(), *pipeline.judges.values()):
-        api_key(one, os.environ)  # a missing key is told before anything is read
+        options(one, os.environ)  # a missing key is told before anything is read
     agreed, person = False, Person()  # both hold where the store is made again in mid-run
 
     def whole(ledger: Ledger) -> Ended:

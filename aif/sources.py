@@ -146,7 +146,7 @@ def _reachable(called: str, otherwise: str = "a folder with its files as hub:") 
     except BadInput:
         raise
     except Exception as error:
-        said = redact(" ".join(str(error).split()), _token())[:300]
+        said = redact(" ".join(str(error).split()), _token() or "")[:300]
         raise BadInput(
             f"hub dataset {called}: can't be read: {said}; check hub:, config:, split: and revision:, the network and "
             f"HF_TOKEN, or give {otherwise}"

@@ -6,7 +6,7 @@ import re
 import sys
 from pathlib import Path
 from shutil import which
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 from rich.console import Console
@@ -20,7 +20,13 @@ if TYPE_CHECKING:
 class Screen(Console):
     """Where a person reads. Once nobody does (the terminal was closed; Ctrl-C ended the `tee` behind it as well) what
     is said goes nowhere, so that whatever goes on comes to its own end and exit code. rich would end the program at a
-    broken pipe, and knows nothing of a terminal that was closed."""
+    broken pipe, and knows nothing of a terminal that was closed. Of what a server or a file said, control characters
+    are shown, not obeyed."""
+
+    def print(self, *objects: Any, **how: Any) -> None:
+        from aif.progress import visible
+
+        super().print(*(visible(one) if isinstance(one, str) else one for one in objects), **how)
 
     def on_broken_pipe(self) -> None:
         self.quiet = True

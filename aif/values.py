@@ -1,6 +1,8 @@
 """What a single value of a pipeline file may be: types with their checks, each refusal with its mend."""
 
+import math
 import re
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
 from socket import inet_aton
@@ -72,6 +74,14 @@ def is_own(url: str) -> bool:
     return any(address in network for network in _OWN_NETWORKS)
 
 
+def is_openai(url: str) -> bool:
+    """Whether an address is OpenAI's, or Azure's for its models."""
+    host = urlsplit(url).hostname or ""
+    return bool(
+        re.search(r"(^|\.)(openai\.com|openai\.azure\.(com|us|cn)|(services\.ai|cognitiveservices)\.azure\.com)$", host)
+    )
+
+
 def _address(host: str) -> IPv4Address | IPv6Address:
     """The address that a host is written as, in whichever way: 10.0.0.1, 10.1, 167772161. Raises ValueError."""
     try:
@@ -100,11 +110,103 @@ def _test_size(value: Any) -> int | float:
 def _as_path(value: Any) -> Any:
     if value == "":
         raise ValueError("empty; write something, or take the key out")
+    if isinstance(value, str) and ("?" in value or re.match(r"[A-Za-z][\w+.-]*:", value)):
+        raise ValueError(f"{value!r}: DuckDB takes '?' and 'NAME:' for more than a path; choose another")
     if isinstance(value, str) and not value.endswith(".duckdb"):
         raise ValueError(
             f"{value!r} is no name of a store; end it with .duckdb, such as {value.rstrip('/')}/feedback.duckdb"
         )
     return Path(value) if isinstance(value, str) else value
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """What an environment variable holds."""
+
+    variable: str
+
+
+_KEY_HEADERS = ("authorization", "api-key", "x-api-key", "x-goog-api-key")
+# Of what HTTP itself needs, or a client says of itself.
+_OWN_HEADERS = frozenset(
+    {"host", "connection", "content-length", "content-type", "transfer-encoding", "accept-encoding", "te", "trailer"}
+)
+
+
+def is_key_header(name: str) -> bool:
+    """Whether a header says who asks."""
+    return name.lower() in _KEY_HEADERS
+
+
+def _headers(value: Any) -> dict[str, str | Secret]:
+    if not isinstance(value, dict) or not value:
+        raise ValueError(f"expected names and texts, such as {{X-Title: my run}}, got {shown(value)}")
+    return {_header_name(name): _header(name, said) for name, said in value.items()}
+
+
+def _header_name(name: Any) -> str:
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", name):
+        raise ValueError(f"{shown(name)} is no name of a header; use letters, digits and -")
+    if name.lower() in _OWN_HEADERS:
+        raise ValueError(f"{name} belongs to the connection; take it out")
+    return name
+
+
+def _header(name: str, said: Any) -> str | Secret:
+    if isinstance(said, dict) and set(said) == {"env"} and isinstance(said["env"], str):
+        return Secret(_variable(said["env"]))
+    said = _written(said)
+    if is_key_header(name):
+        raise ValueError(f"a key has no place in the file; write {name}: {{env: NAME}}")
+    if not isinstance(said, str) or not said.isascii() or not said.isprintable() or said != said.strip():
+        raise ValueError(f"{name}: expected a text on one line, or {{env: NAME}}, got {shown(said)}")
+    return said
+
+
+def _query(value: Any) -> dict[str, str]:
+    if not isinstance(value, dict) or not value:
+        raise ValueError(f"expected names and texts, such as {{api-version: 2025-04-01}}, got {shown(value)}")
+    found = {str(name): _written(said) for name, said in value.items()}
+    for name, said in found.items():
+        if re.search(r"(^|[_-])(key|token|sig|secret|password)$", name.lower()):
+            raise ValueError(f"{name}: a key has no place in the file; see extra_headers: {{NAME: {{env: VARIABLE}}}}")
+        if not isinstance(said, str):
+            raise ValueError(f"{name}: expected a text, got {shown(said)}; put it in quotes")
+    return found
+
+
+def _json(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict) or not value:
+        raise ValueError(f"expected names and values, such as {{top_k: 40}}, got {shown(value)}")
+    _check_json(value, "")
+    return value
+
+
+def _check_json(value: Any, at: str) -> None:
+    if isinstance(value, dict):
+        for name, one in value.items():
+            _check_json(one, f"{at}{name}: ")
+    elif isinstance(value, list):
+        for one in value:
+            _check_json(one, at)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{at}JSON has no {value}")
+    elif not isinstance(value, str | int | float | bool | None):
+        raise ValueError(f"{at}JSON has no {type(value).__name__}; put it in quotes")
+    elif isinstance(value, int) and abs(value) >= 2**63:
+        raise ValueError(f"{at}{value} is too large")
+
+
+def _omitted(value: Any) -> tuple[str, ...]:
+    listed = _listed(value)
+    if not isinstance(listed, list | tuple) or not listed:
+        raise ValueError(f"expected a list, such as [seed], got {shown(value)}")
+    for one in listed:
+        if one in ("temperature", "top_p", "reasoning_effort"):
+            raise ValueError(f"{one} is left out by `{one}: null`")
+        if one != "seed":
+            raise ValueError(f"only seed can be left out so, got {shown(one)}")
+    return ("seed",)
 
 
 def _slot(value: str) -> str:
@@ -133,6 +235,10 @@ RunName = Annotated[str, AfterValidator(_run_name)]
 Slot = Annotated[str, AfterValidator(_slot)]
 Assignment = Annotated[str, BeforeValidator(_written)]
 Variable = Annotated[str, AfterValidator(_variable)]
+Headers = Annotated[dict[str, str | Secret], PlainValidator(_headers)]
+Query = Annotated[dict[str, str], PlainValidator(_query)]
+Json = Annotated[dict[str, Any], PlainValidator(_json)]
+Omitted = Annotated[tuple[str, ...], PlainValidator(_omitted)]
 PathText = Annotated[Path, BeforeValidator(_as_path)]
 Urls = Annotated[
     tuple[Annotated[str, AfterValidator(_url)], ...], BeforeValidator(_listed), Field(strict=False, min_length=1)

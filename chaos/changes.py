@@ -119,7 +119,8 @@ _LAUNCH: Patch = {
 }  # fmt: skip
 _CALLED: Patch = {
     "api_key_env": "AIF_CHAOS_KEY", "concurrency": 3, "requests_per_minute": 60000, "tokens_per_minute": 9000000,
-    "terms": "apache-2.0", "timeout_s": 9.0,
+    "terms": "apache-2.0", "timeout_s": 9.0, "service_tier": "flex", "extra_headers": {"X-Who": "me"},
+    "extra_query": {"who": "me"}, "omit": ["seed"], "dialect": "openai",
 }  # fmt: skip
 
 
@@ -130,6 +131,7 @@ def _endpoint(part: str, name: str, provider: str, asks: Mapping[str, int]) -> l
     launched: Patch = {f"{at}.provider": "vllm", f"{at}.base_url": OUT, f"{at}.launch": {"model": model}}
     priced: Patch = {f"{at}.price": _PRICE}
     dearer: Patch = {f"{at}.price": dict.fromkeys(_PRICE, 3.0)}
+    tiered: Patch = {f"{at}.service_tier": "flex", f"{at}.price.tiers": {"flex": _PRICE}}
     return [
         Change(f"{part}.provider", {f"{at}.provider": provider}),
         Change(f"{part}.model", {f"{at}.model": f"{model}-2"}, asks),
@@ -143,6 +145,8 @@ def _endpoint(part: str, name: str, provider: str, asks: Mapping[str, int]) -> l
         Change(f"{part}.{' '.join(_CALLED)}", _each(at, _CALLED)),
         Change(f"{part}.price", priced),
         Change(f"{part}.price.{' '.join(_PRICE)}", dearer, given=priced),
+        Change(f"{part}.price.tiers.{' '.join(_PRICE)}", tiered, given=priced),
+        Change(f"{part}.extra_body", {f"{at}.extra_body": {"top_k": 40}}, asks),
         Change(f"{part}.temperature", {f"{at}.temperature": 0.6}, asks),
         Change(f"{part}.top_p", {f"{at}.top_p": 0.6}, asks),
     ]

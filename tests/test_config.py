@@ -8,7 +8,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aif.config import Pipeline, api_key, load, parse
+from aif.config import Pipeline, api_key, load, options, parse
 from aif.entries import Model, Price
 from aif.errors import BadInput
 from aif.records import Sampling, Usage
@@ -125,9 +125,9 @@ def test_an_unknown_price_is_none_and_never_zero() -> None:
 
 def test_no_call_costs_less_than_nothing() -> None:
     """A journal may hold what was once believed of a server that counts its cache beside the input."""
-    price = {"input": 10.0, "cached_input": 1.0, "output": 40.0}
+    price = Price(input=10.0, cached_input=1.0, output=40.0)
 
-    assert Price(**price).cost(Usage(100, 20, cached=5000)) == pytest.approx((5000 * 1 + 20 * 40) / 1e6)
+    assert price.cost(Usage(100, 20, cached=5000)) == pytest.approx((5000 * 1 + 20 * 40) / 1e6)
 
 
 def test_what_a_provider_writes_to_its_cache_has_a_price_of_its_own() -> None:
@@ -152,6 +152,77 @@ def test_a_launched_model_is_called_by_what_is_launched_unless_it_has_a_name() -
     assert named.identity == "mine"
     judge = sound("judges={j: {provider: vllm, launch: {model: org/j}}}").judges["j"]
     assert judge.identity == "org/j"
+
+
+@pytest.mark.parametrize(
+    ("settings", "dialect"),
+    [
+        ("provider: openai", "openai"),
+        ("provider: openai, base_url: https://eu.api.openai.com/v1", "openai"),
+        ("provider: openai, base_url: https://mine.openai.azure.com/openai/v1", "openai"),
+        ("provider: openai, base_url: https://mine.services.ai.azure.com/openai/v1", "openai"),
+        ("provider: openai, base_url: https://notopenai.com/v1", "compatible"),
+        ("provider: openai, base_url: http://gateway:4000/v1", "compatible"),
+        ("provider: openai, base_url: http://gateway:4000/v1, dialect: openai", "openai"),
+        ("provider: vllm, base_url: http://gateway:4000/v1, dialect: openai", "openai"),
+        ("provider: openai, dialect: compatible", "compatible"),
+        ("provider: simulator", "compatible"),
+    ],
+)
+def test_whose_names_and_schemas_an_endpoint_knows(settings: str, dialect: str) -> None:
+    assert sound(f"models.served={{{settings}}}").models["served"].speaks == dialect
+
+
+def test_what_only_the_provider_knows_is_part_of_the_sampling_settings() -> None:
+    plain, steered = sound(), sound("models.served.extra_body={top_k: 40, chat_template_kwargs: {b: 1, a: [x]}}")
+    one = steered.models["served"]
+    assert steered.sampling(one).identity == plain.sampling(plain.models["served"]).identity | {
+        "extra_body": {"chat_template_kwargs": {"a": ["x"], "b": 1}, "top_k": 40}
+    }
+    assert one.identity == plain.models["served"].identity
+    judge = sound("judges={j: {provider: openai, extra_body: {min_p: 0.1}}}").judges["j"]
+    assert judge.sampling.extra == '{"min_p":0.1}'
+
+
+def test_a_call_costs_what_the_tier_costs_that_served_it() -> None:
+    usage = Usage(input=1_000_000, output=0)
+    price = "price: {input: 2, output: 8, tiers: {flex: {input: 1, output: 4}}}"
+    flex = sound(f"models.served={{provider: openai, service_tier: flex, {price}}}").models["served"]
+    assert [flex.cost(usage, tier) for tier in (None, "flex", "default", "priority")] == [1, 1, 2, None]
+    assert flex.bound(1_000_000, 0) == 2, "it may be served by the usual one"
+    assert flex.timeout_s == 900
+    usual = sound(f"models.served={{provider: openai, {price}}}").models["served"]
+    assert [usual.cost(usage, tier) for tier in (None, "flex", "default", "scale")] == [2, 1, 2, 2]
+    unknown = sound("models.served={provider: openai, service_tier: priority, price: {input: 2, output: 8}}")
+    assert unknown.models["served"].unpriced
+    assert unknown.models["served"].bound(1, 1) is None
+    with pytest.raises(BadInput, match=r"what a call by priority costs; add price\.tiers: \{priority: "):
+        sound("models.served={provider: openai, service_tier: priority, price: {input: 2, output: 8}}", "budget_usd=5")
+
+
+def test_headers_and_query_come_from_file_and_environment_and_are_not_published() -> None:
+    pipeline = sound(
+        "models.served={provider: openai, base_url: 'https://a.openai.azure.com/openai/deployments/d', "
+        "extra_headers: {api-key: {env: AZURE_KEY}, X-Title: mine}, extra_query: {api-version: 2025-04-01}, omit: seed}"
+    )
+    one = pipeline.models["served"]
+    with pytest.raises(BadInput, match="served: no api-key; set the environment variable AZURE_KEY"):
+        options(one, {})
+    found = options(one, {"AZURE_KEY": "s3cret-value"})
+    assert found.headers == {"api-key": "s3cret-value", "X-Title": "mine"}, "and no bearer beside it"
+    assert found.secrets == ("s3cret-value",)
+    assert found.query == {"api-version": "2025-04-01"}
+    assert found.omit == {"seed"}
+    assert "AZURE" not in pipeline.public
+    assert "X-Title" not in pipeline.public
+    assert "api-version" not in pipeline.public
+    plain = sound("models.served={provider: openai, base_url: 'http://a/v1'}").models["served"]
+    assert options(plain, {}).headers == {"Authorization": "Bearer none"}
+
+
+def test_several_addresses_of_an_sdk_s_provider_are_refused() -> None:
+    with pytest.raises(BadInput, match="several addresses are for provider vllm"):
+        sound("models.served={provider: openai, base_url: [http://a/v1, http://b/v1]}")
 
 
 @pytest.mark.parametrize(
@@ -618,9 +689,51 @@ WRONG = [
         ]
     ),
     (
-        "concurrency: 256",
+        "quality: 0.6",
         "reasoning_effort: low",
-        "p.yaml:15: models.llama-2-7b-chat.reasoning_effort: only for providers openai and anthropic; take it out",
+        "p.yaml:17: models.rehearsal.reasoning_effort: a simulated model doesn't think; take it out",
+    ),
+    *(
+        ("concurrency: 256", typed, f"p.yaml:15: models.llama-2-7b-chat.{said}")
+        for typed, said in [
+            ("omit: [temperature]", "omit: temperature is left out by `temperature: null`"),
+            ("omit: [messages]", "omit: only seed can be left out so, got 'messages'"),
+            (
+                "extra_body: {seed: 1}",
+                "extra_body.seed: aif sets it itself; see `seed` of the pipeline; `omit: [seed]` leaves it out",
+            ),
+            ("extra_body: {n: 2}", "extra_body.n: aif sets it itself; see `samples`"),
+            ("extra_body: {top_k: .inf}", "extra_body: top_k: JSON has no inf"),
+            ("extra_body: []", "extra_body: expected names and values, such as {top_k: 40}, got a list"),
+            (
+                "extra_headers: {api-key: sk-1}",
+                "extra_headers: a key has no place in the file; write api-key: {env: NAME}",
+            ),
+            (
+                "extra_headers: {X-A: {env: small}}",
+                "extra_headers: expected the name of an environment variable in capitals, such as MY_API_KEY, never "
+                "the key",
+            ),
+            (
+                'extra_headers: {X-A: "a\\nb"}',
+                "extra_headers: X-A: expected a text on one line, or {env: NAME}, got 'a\\nb'",
+            ),
+            ("extra_headers: {Host: a}", "extra_headers: Host belongs to the connection; take it out"),
+            ("extra_headers: {a b: c}", "extra_headers: 'a b' is no name of a header; use letters, digits and -"),
+            (
+                "extra_query: {key: abc}",
+                "extra_query: key: a key has no place in the file; see extra_headers: {NAME: {env: VARIABLE}}",
+            ),
+            ("dialect: azure", "dialect: expected openai | compatible, got 'azure'"),
+            ("top_k: 40", "top_k: unknown key 'top_k'; what only the provider knows goes into extra_body: {top_k: …}"),
+            ("headers: {}", "headers: unknown key 'headers'; did you mean 'extra_headers'?"),
+            ("base_urls: []", "base_urls: unknown key 'base_urls'; did you mean 'base_url'?"),
+            (
+                "system_prompt: x",
+                "system_prompt: unknown key 'system_prompt'; a system prompt is a principle: see "
+                "`principles` of the pipeline",
+            ),
+        ]
     ),
     (
         "concurrency: 256",
@@ -641,7 +754,8 @@ WRONG = [
         "rehearsal: {",
         "price: {nois: 1, ",
         "p.yaml:17: models.price.nois: unknown key 'nois'; keys known here: provider, model, revision, base_url, "
-        "launch, api_key_env, concurrency, requests_per_minute, tokens_per_minute, price, reasoning_effort, terms, "
+        "launch, api_key_env, concurrency, requests_per_minute, tokens_per_minute, price, reasoning_effort, "
+        "extra_body, service_tier, extra_headers, extra_query, omit, dialect, terms, "
         "system, samples, temperature, top_p, max_tokens, timeout_s, quality",
     ),
     (
@@ -707,7 +821,8 @@ WRONG = [
         "gpt-4.1: {samples: 2, ",
         "p.yaml:20: judges.gpt-4.1.samples: unknown key 'samples'; keys known here: provider, model, revision, "
         "base_url, launch, api_key_env, concurrency, requests_per_minute, tokens_per_minute, price, reasoning_effort, "
-        "terms, reply, temperature, top_p, max_tokens, timeout_s, weight, noise",
+        "extra_body, service_tier, extra_headers, extra_query, omit, dialect, terms, "
+        "reply, temperature, top_p, max_tokens, timeout_s, weight, noise",
     ),
     ("gpt-4.1: {", "gpt-4.1: {weight: 0, ", "p.yaml:20: judges.gpt-4.1.weight: must be more than 0, got 0"),
     (

@@ -62,17 +62,34 @@ def test_gpus_are_else_those_that_nvidia_smi_tells(smi: Mapping[str, str], tmp_p
 
 @given(
     st.dictionaries(
-        st.sampled_from(["OPENAI_API_KEY", "OPENAI_ORG", "ANTHROPIC_X", "X_API_KEY", "VLLM_API_KEY", "MY_PASS"]),
+        st.sampled_from(
+            [
+                "OPENAI_API_KEY",
+                "OPENAI_ORG",
+                "ANTHROPIC_X",
+                "X_API_KEY",
+                "VLLM_API_KEY",
+                "MY_PASS",
+                "AWS_SECRET_ACCESS_KEY",
+                "GITHUB_TOKEN",
+                "MISTRAL_KEY",
+                "HF_SECRET",
+                "DB_PASSWORD",
+                "X_CREDENTIALS",
+            ]
+        ),
         st.just("secret"),
         min_size=1,
     )
 )
 def test_no_key_reaches_a_server(keys: dict[str, str]) -> None:
     one = entry(Path(), "{model: org/m}")
-    kept = environment(one, {**keys, "HF_TOKEN": "t", "HF_HOME": "h", "PATH": "p"}, {"MY_PASS", "HF_TOKEN"}, ("0",))
+    kept = environment(
+        one, {**keys, "HF_TOKEN": "t", "HF_HOME": "h", "PATH": "p", "TOKENIZERS_PARALLELISM": "1"}, {"MY_PASS"}, ("0",)
+    )
 
     assert "secret" not in kept.values()
-    assert {"HF_TOKEN": "t", "HF_HOME": "h", "PATH": "p"}.items() <= kept.items()
+    assert {"HF_TOKEN": "t", "HF_HOME": "h", "PATH": "p", "TOKENIZERS_PARALLELISM": "1"}.items() <= kept.items()
 
 
 def test_what_launch_env_says_goes_before(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """One writer: who holds a store is told truly or not at all, and whoever only looks keeps nobody out."""
 
+import errno
 import fcntl
 import json
 import os
@@ -34,6 +35,19 @@ def taken(path: Path, how: int = fcntl.LOCK_EX) -> Iterator[None]:
     with path.open("a+b") as file:
         fcntl.flock(file, how | fcntl.LOCK_NB)
         yield
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    path = tmp_path / "feedback.lock"
+    path.touch()
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    for asked in (Lock, is_held):
+        with pytest.raises(BadInput, match=r"feedback\.lock: its file system takes no locks .*local disk: store: "):
+            asked(path)
 
 
 def test_the_holder_is_named_by_process_host_time_and_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

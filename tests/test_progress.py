@@ -29,8 +29,8 @@ class Clock:
 
 
 def endpoint(name: str, stage: Any) -> Endpoint:
-    client = VllmChat((), name, api_key=None, timeout_s=1, limit=1)
-    return Endpoint(name, stage, name, client, 4, lambda usage: 0.0, lambda request: 0.0, Pace(None, None))
+    client = VllmChat((), name, timeout_s=1, limit=1)
+    return Endpoint(name, stage, name, client, 4, lambda *used: 0.0, lambda request: 0.0, Pace(None, None))
 
 
 def kept(endpoint: str, verdict: str, n: int = 1, usd: float | None = 0.01, **more: Any) -> list[Entry]:

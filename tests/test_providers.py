@@ -9,6 +9,7 @@ import pytest
 
 from aif.asking import completion_request, judging_request
 from aif.chat import wire
+from aif.chat.base import Options
 from aif.config import load
 from aif.doctor import examine
 from aif.intake import rubric_of
@@ -176,7 +177,7 @@ def test_openai_s_own_address_gets_what_its_reasoning_models_take(tmp_path: Path
     judged = judging_request(rubric_of(pipeline), "ratings", PROMPT, ["a", "b"], judge, seed=1)
 
     for request, more in ((written, {"max_completion_tokens": 512}), (judged, {"max_completion_tokens": 99})):
-        body = wire.body(request, "o3", dialect="openai")
+        body = wire.body(request, "o3", Options("openai"))
         assert body.items() >= more.items()
         assert not body.keys() & {"temperature", "top_p", "max_tokens"}
-    assert wire.body(judged, "o3", dialect="openai")["reasoning_effort"] == "low"
+    assert wire.body(judged, "o3", Options("openai"))["reasoning_effort"] == "low"

@@ -54,6 +54,16 @@ def test_beside_comes_before_cwd_before_shipped(tmp_path: Path, cwd: Path) -> No
     assert resources.find(name, None, "", "folder") == cwd / name
 
 
+def test_nothing_in_a_folder_of_the_caller_s_goes_before_a_name_that_is_shipped(tmp_path: Path, cwd: Path) -> None:
+    for folder in (tmp_path, cwd):
+        (folder / "unified").mkdir()
+
+    shelf = "prompts/rubrics"
+    assert resources.find("unified", tmp_path, shelf, "rubric") == resources.shipped("prompts", "rubrics", "unified")
+    assert resources.find("./unified", tmp_path, shelf, "rubric") == tmp_path / "unified"
+    assert resources.find("unified", tmp_path, None, "source") == tmp_path / "unified"
+
+
 def test_an_absolute_path_is_looked_at_alone(tmp_path: Path, cwd: Path) -> None:
     (tmp_path / "a.jsonl").touch()
     assert resources.find(str(tmp_path / "a.jsonl"), cwd, "", "prompt file") == tmp_path / "a.jsonl"

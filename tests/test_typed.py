@@ -3,6 +3,8 @@
 import io
 import os
 import pty
+import subprocess
+import sys
 
 from aif.typed import Screen
 
@@ -34,3 +36,19 @@ def test_others_hear_all() -> None:
     screen.print("two")
 
     assert heard.getvalue() == "one\ntwo\n"
+
+
+def test_what_a_server_says_moves_no_cursor() -> None:
+    heard = io.StringIO()
+    Screen(file=heard).print("\x1b]0;mine\x07 \x1b[2J", "fine")
+
+    assert heard.getvalue() == "␛]0;mine␇ ␛[2J fine\n"
+
+
+def test_what_a_terminal_can_t_show_is_replaced() -> None:
+    said = "from aif import cli; cli.app = lambda: cli.out.print('→ „é“'); cli.main()"
+    environ = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    ended = subprocess.run([sys.executable, "-c", said], env=environ, capture_output=True)
+
+    assert ended.stdout == "? ?é?\n".encode("latin-1")
+    assert not ended.stderr

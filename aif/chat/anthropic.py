@@ -4,7 +4,7 @@ import anthropic
 import httpx2
 
 from aif.chat import messages
-from aif.chat.base import Reply, Request
+from aif.chat.base import PLAIN, Options, Reply, Request
 from aif.chat.given import Given
 from aif.chat.transport import TIMEOUT, Response, connections, deadline, exchange
 
@@ -16,25 +16,28 @@ API_VERSION = "2026-10-21"
 class AnthropicChat:
     """A model of Anthropic's (`base_url` None), or of a server that speaks its API (its URL with or without `/v1`).
 
-    A server that wants no key gets "none" as `api_key`. `timeout_s` is for the whole call, from connecting to the last
+    The key is one of the headers in `options`. `timeout_s` is for the whole call, from connecting to the last
     byte. `limit` is how many calls may be open at once, 0 for any number.
     """
 
-    def __init__(self, model: str, *, base_url: str | None, api_key: str, timeout_s: float, limit: int) -> None:
+    def __init__(
+        self, model: str, options: Options = PLAIN, *, base_url: str | None, timeout_s: float, limit: int
+    ) -> None:
         self._model = model
-        self._api_key = api_key
+        self._options = options
         self._timeout_s = timeout_s
         self._url = (base_url or BASE_URL).rstrip("/").removesuffix("/v1")
         # The client sends a key as a bearer since its version 2, and ANTHROPIC_CUSTOM_HEADERS beside it.
-        self._headers = {"Authorization": f"Bearer {api_key}", "anthropic-version": API_VERSION}
+        self._headers = {"anthropic-version": API_VERSION, **options.headers}
         self._limit = limit
         self._given = Given()
         self._client = self._connected()
 
     def _connected(self) -> anthropic.AsyncAnthropic:
         return anthropic.AsyncAnthropic(
-            api_key=self._api_key,  # given, so that none is looked for in the environment or in a profile on disk
+            api_key="none",  # given, so that none is looked for in the environment or in a profile on disk
             base_url=self._url,
+            default_query=self._options.query,
             max_retries=0,
             timeout=TIMEOUT,
             open_telemetry=False,
@@ -45,9 +48,9 @@ class AnthropicChat:
 
     async def ask(self, request: Request) -> Reply:
         """One attempt. Raises CallError."""
-        body = messages.body(request, self._model)
+        body, secrets = messages.body(request, self._model, self._options), self._options.secrets
         sent, read = messages.sent(body), messages.read_reply
-        return await exchange(body, sent, self._post, self._given, self._start_over, key=self._api_key, read=read)
+        return await exchange(body, sent, self._post, self._given, self._start_over, keys=secrets, read=read)
 
     async def _start_over(self) -> None:
         client, self._client = self._client, self._connected()
@@ -60,7 +63,7 @@ class AnthropicChat:
     async def _post(self, body: bytes) -> Response:
         """Whatever its status: bytes in and out, for the reasons of openai.py."""
         try:
-            async with deadline(self._timeout_s, self._url, self._api_key, anthropic.APIConnectionError):
+            async with deadline(self._timeout_s, self._url, self._options.secrets, anthropic.APIConnectionError):
                 answer = await self._client.post("/v1/messages", content=body, cast_to=httpx2.Response)
         except anthropic.APIStatusError as error:
             answer = error.response

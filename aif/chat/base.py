@@ -14,6 +14,7 @@ from aif.records import Message, Usage
 Finish = Literal["stop", "length", "refusal"]
 UNKNOWN_END = "finish_reason"  # in `Reply.served`: the server's word for why it ended, where it is not known
 NO_WORD = "no word"
+Dialect = Literal["openai", "compatible"]
 Measure = Literal["requests", "tokens", "input", "output"]  # the last two: tokens read, and tokens written
 
 
@@ -22,7 +23,8 @@ class Request:
     """What is asked of a model, free of any provider's dialect.
 
     `shared` counts the leading characters of the last message that the other requests of the same prompt share:
-    where a provider takes explicit cache breakpoints, one goes there. `schema` is a JSON Schema the reply must follow.
+    where a provider takes explicit cache breakpoints, one goes there. `schema` is a JSON Schema the reply must follow,
+    `extra` the JSON of an object with settings that go along as they are.
     None (temperature, top_p, seed, reasoning_effort, schema) is not sent.
     """
 
@@ -32,6 +34,7 @@ class Request:
     top_p: float | None = None
     seed: int | None = None
     reasoning_effort: str | None = None
+    extra: str = ""
     schema: Mapping[str, Any] | None = None
     shared: int = 0
 
@@ -39,6 +42,25 @@ class Request:
     def chars(self) -> int:
         """How long its texts are together."""
         return sum(len(message.content) for message in self.messages)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What an endpoint wants of every request, whatever is asked; nothing of it tells one reply from another.
+
+    `dialect` is of names and schemas (see wire.body); `omit` names settings that are not sent. `headers` and `query`
+    are added; what nobody may see of them stands in `secrets`, too.
+    """
+
+    dialect: Dialect = "compatible"
+    omit: frozenset[str] = frozenset()
+    service_tier: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    query: Mapping[str, str] = field(default_factory=dict)
+    secrets: tuple[str, ...] = ()
+
+
+PLAIN = Options()
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,13 +6,15 @@ https://platform.claude.com/docs/en/api/messages, of the API version that anthro
 from collections.abc import Mapping
 from typing import Any
 
+import orjson
+
 from aif.chat import wire
-from aif.chat.base import Reply, Request
+from aif.chat.base import PLAIN, Options, Reply, Request
 from aif.jsontext import encodable, shape_of
 from aif.records import Message, Usage, as_dicts
 
 
-def body(request: Request, model: str) -> dict[str, Any]:
+def body(request: Request, model: str, options: Options = PLAIN) -> dict[str, Any]:
     """The JSON body of a request.
 
     Seed, temperature and top_p are not sent: the API refuses them. Turns go as they are, since it takes those of one
@@ -27,6 +29,10 @@ def body(request: Request, model: str) -> dict[str, Any]:
     }
     if system := "\n\n".join(message.content for message in request.messages if message.role == "system"):
         sent["system"] = system
+    if options.service_tier is not None:
+        sent["service_tier"] = options.service_tier
+    if request.extra:
+        sent |= orjson.loads(request.extra)
     if request.reasoning_effort is not None:
         sent["output_config"] = {"effort": request.reasoning_effort}
     if request.schema is not None:
@@ -54,7 +60,7 @@ def read_reply(data: Any, sent: Mapping[str, Any]) -> Reply:
     """
     if not isinstance(data, dict):
         raise wire.reported(data) or wire.bad(f"The answer is {shape_of(data)}, not a message.")
-    heard = Reply("", None, _usage(data.get("usage")), sent=sent, served=wire.served(data, "model", "id"))
+    heard = Reply("", None, _usage(data.get("usage")), sent=sent, served=_served(data))
     content = data.get("content")
     if content is None or data.get("error"):
         raise wire.reported(data, heard) or wire.bad("The answer has no content.", heard)
@@ -77,6 +83,11 @@ def _why(details: Any) -> str:
         return ""
     said = (details.get("category"), details.get("explanation"))
     return encodable(": ".join(part for part in said if isinstance(part, str)))
+
+
+def _served(data: Mapping[str, Any]) -> dict[str, str]:
+    usage = data.get("usage")  # which names the tier, too
+    return wire.served(data, "model", "id") | (wire.served(usage, "service_tier") if isinstance(usage, dict) else {})
 
 
 def _usage(data: Any) -> Usage | None:

@@ -4,7 +4,7 @@ import httpx2
 import openai
 
 from aif.chat import wire
-from aif.chat.base import Reply, Request
+from aif.chat.base import PLAIN, Options, Reply, Request
 from aif.chat.given import Given
 from aif.chat.transport import TIMEOUT, Response, connections, deadline, exchange
 
@@ -14,37 +14,40 @@ BASE_URL = "https://api.openai.com/v1"
 class OpenAIChat:
     """A model of OpenAI's (`base_url` None), or of a server that speaks its API (its URL up to and with `/v1`).
 
-    A server that wants no key gets "none" as `api_key`. `timeout_s` is for the whole call, from connecting to the last
+    The key is one of the headers in `options`. `timeout_s` is for the whole call, from connecting to the last
     byte. `limit` is how many calls may be open at once, 0 for any number.
     """
 
-    def __init__(self, model: str, *, base_url: str | None, api_key: str, timeout_s: float, limit: int) -> None:
+    def __init__(
+        self, model: str, options: Options = PLAIN, *, base_url: str | None, timeout_s: float, limit: int
+    ) -> None:
         self._model = model
-        self._api_key = api_key
+        self._options = options
         self._timeout_s = timeout_s
-        self._dialect: wire.Dialect = "openai" if base_url is None else "compatible"
         self._url = base_url or BASE_URL
-        # The environment's OPENAI_ORG_ID, OPENAI_PROJECT_ID and OPENAI_CUSTOM_HEADERS are headers of the client.
-        self._headers = {"Authorization": f"Bearer {api_key}"}
         self._limit = limit
         self._given = Given()
         self._client = self._connected()
 
     def _connected(self) -> openai.AsyncOpenAI:
         return openai.AsyncOpenAI(
-            api_key=self._api_key,
+            api_key="none",  # given, so that none is looked for in the environment
             base_url=self._url,
+            default_query=self._options.query,
             max_retries=0,
             timeout=TIMEOUT,
             # CPU of a call, 2 kB each way, on one core: 0.5 ms like this, 0.8 by with_raw_response, 0.9 with the reply
             # parsed by the client, 1.4 over httpx2's own transport.
-            http_client=connections(openai.DefaultAioHttpClient, self._url, limit=self._limit, headers=self._headers),
+            # The environment's OPENAI_ORG_ID, OPENAI_PROJECT_ID and OPENAI_CUSTOM_HEADERS are headers of the client.
+            http_client=connections(
+                openai.DefaultAioHttpClient, self._url, limit=self._limit, headers=self._options.headers
+            ),
         )
 
     async def ask(self, request: Request) -> Reply:
         """One attempt. Raises CallError."""
-        body = wire.body(request, self._model, dialect=self._dialect)
-        return await exchange(body, wire.sent(body), self._post, self._given, self._start_over, key=self._api_key)
+        body, secrets = wire.body(request, self._model, self._options), self._options.secrets
+        return await exchange(body, wire.sent(body), self._post, self._given, self._start_over, keys=secrets)
 
     async def _start_over(self) -> None:
         client, self._client = self._client, self._connected()
@@ -61,7 +64,7 @@ class OpenAIChat:
         were a reply, and raise no error of its own for broken JSON.
         """
         try:
-            async with deadline(self._timeout_s, self._url, self._api_key, openai.APIConnectionError):
+            async with deadline(self._timeout_s, self._url, self._options.secrets, openai.APIConnectionError):
                 answer = await self._client.post("/chat/completions", content=body, cast_to=httpx2.Response)
         except openai.APIStatusError as error:
             answer = error.response

@@ -12,21 +12,21 @@ SHORTEST = 8
 _KEYLIKE = re.compile(r"(\bBearer\s+)(?!\[key\])[^\s\"',;<>]+|(?<![\w-])sk-[\w*.-]{6,}", re.IGNORECASE)
 
 
-def without(content: bytes, key: str | None) -> bytes:
-    """A body without the key, as it is or encoded: escaped in JSON, a URL or HTML, in base64 or hex.
+def without(content: bytes, *keys: str) -> bytes:
+    """A body without the keys, as they are or encoded: escaped in JSON, a URL or HTML, in base64 or hex.
 
     A key of fewer than SHORTEST characters is no secret, and stays: the body may be a completion.
     """
-    if not key or len(key) < SHORTEST:
-        return content
-    for form in _forms(key)[1]:
+    for form in (form for key in keys if len(key) >= SHORTEST for form in _forms(key)[1]):
         content = form.sub(MARK.encode(), content)
     return content
 
 
-def redact(text: str, key: str | None) -> str:
-    """The words of an error without the key, in any of its forms, and without anything else that looks like one."""
-    if key and key != "none":
+def redact(text: str, *keys: str) -> str:
+    """The words of an error without the keys, in any of their forms, and without anything else that looks like one."""
+    for key in keys:
+        if key in ("", "none"):  # what servers without keys are given
+            continue
         for form in _forms(key)[0] if len(key) >= SHORTEST else (re.compile(re.escape(key)),):
             text = form.sub(MARK, text)
     return _KEYLIKE.sub(rf"\1{MARK}", text)

@@ -6,7 +6,7 @@ error of any kind with 200. The errors of every API are read here, since they di
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from aif.chat.base import TRANSIENT, CallError, Kind
@@ -201,11 +201,11 @@ class _Said(NamedTuple):
     page: bool = False
 
 
-def classify(status: int, headers: Mapping[str, str], text: str, *, key: str | None = None) -> CallError:
+def classify(status: int, headers: Mapping[str, str], text: str, *, keys: Sequence[str] = ()) -> CallError:
     """What an HTTP error means. `text` is the body; `headers` have names in lower case."""
     if 300 <= status < 400:
-        return _moved(status, redact(headers.get("location", ""), key), redact(text, key))
-    return _refusal(status, headers, _said(text), text, key)
+        return _moved(status, redact(headers.get("location", ""), *keys), redact(text, *keys))
+    return _refusal(status, headers, _said(text), text, keys)
 
 
 def inside(data: Any) -> CallError | None:
@@ -214,7 +214,7 @@ def inside(data: Any) -> CallError | None:
     It says so under any name, in a list, or in the choice: OpenRouter, MiniMax (`base_resp`), LM Studio, gateways.
     """
     said = _of(data, "")
-    error = _refusal(200, {}, said, "", None)
+    error = _refusal(200, {}, said, "", ())
     return error if said.words or said.status or error.told else None
 
 
@@ -224,18 +224,18 @@ def cut(text: str) -> str:
     return line if len(line) <= SAID_LENGTH else line[: SAID_LENGTH - 1] + "…"
 
 
-def _refusal(status: int, headers: Mapping[str, str], said: _Said, text: str, key: str | None) -> CallError:
+def _refusal(status: int, headers: Mapping[str, str], said: _Said, text: str, keys: Sequence[str]) -> CallError:
     kind, told, busy = _kind(status, said)
     wait_s = retry_after(headers)
     if wait_s is None and kind in TRANSIENT | {Kind.QUOTA_EXHAUSTED}:
         wait_s = spoken(said.words)
-    words = cut(redact(said.words, key)) or redact(", ".join(said.codes), key) or "(no message)"
+    words = cut(redact(said.words, *keys)) or redact(", ".join(said.codes), *keys) or "(no message)"
     at = f"HTTP {status}" + (f" with an error{f' {said.status}' if said.status else ''}" if 200 <= status < 300 else "")
     return CallError(
         kind,
         f"{at}: {words}{_hint(kind, said, wait_s)}",
         retry_after=wait_s if kind in TRANSIENT | {Kind.QUOTA_EXHAUSTED} else None,
-        raw=redact(text, key),
+        raw=redact(text, *keys),
         quotas=quotas(headers),
         told=told,
         busy=busy,

@@ -3,11 +3,12 @@ reply that is the request's own."""
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
+from urllib.request import getproxies_environment, proxy_bypass
 
 import aiohttp
 import httpx2
@@ -40,9 +41,10 @@ def connections(
     """
 
     ours = httpx2.Headers(headers).raw
+    needed_only = _NEEDED - {name.lower() for name, _ in ours}
 
     async def strip(request: httpx2.Request) -> None:
-        needed = [(name, value) for name, value in request.headers.raw if name.lower() in _NEEDED]
+        needed = [(name, value) for name, value in request.headers.raw if name.lower() in needed_only]
         request.headers = httpx2.Headers([*needed, *ours])  # all at once: one by one they take 30 µs
 
     return client(
@@ -82,7 +84,7 @@ async def exchange(
     given: Given,
     start_over: Callable[[], Awaitable[None]],
     *,
-    key: str | None,
+    keys: Sequence[str],
     read: wire.Read = wire.read_reply,
 ) -> Reply:
     """A request's body posted and the reply read. Where that is another request's, the connections are made anew: what
@@ -91,7 +93,7 @@ async def exchange(
     status, headers, content = await post(asked)
     take = partial(given.take, asked, orjson.dumps(body["messages"]))
     try:
-        return wire.receive(status, headers, content, sent=sent, key=key, read=read, take=take)
+        return wire.receive(status, headers, content, sent=sent, keys=keys, read=read, take=take)
     except Misdelivered:
         await start_over()
         raise
@@ -99,7 +101,7 @@ async def exchange(
 
 @asynccontextmanager
 async def deadline(
-    seconds: float, url: str, key: str | None, unconnected: type[Exception] = aiohttp.ClientError
+    seconds: float, url: str, keys: Sequence[str], unconnected: type[Exception] = aiohttp.ClientError
 ) -> AsyncIterator[None]:
     """A call to a server within so many seconds, from connecting to the last byte: a server that sends a byte now and
     then would meet every limit that aiohttp and the SDKs have, since theirs are per read.
@@ -111,11 +113,11 @@ async def deadline(
         async with asyncio.timeout(seconds):
             yield
     except (unconnected, httpx2.HTTPError, aiohttp.ClientError) as error:
-        raise _lost(error, url, key) from None
+        raise _lost(error, url, keys) from None
     except TimeoutError:  # behind aiohttp's own, which is of connecting
         raise CallError(Kind.TIMEOUT, f"No whole answer within {seconds:g} s.") from None
     except OSError as error:
-        raise _lost(error, url, key) from None
+        raise _lost(error, url, keys) from None
     except asyncio.CancelledError:
         # aiohttp cancels those who wait for a connection when its session is closed: the task itself goes on
         if (task := asyncio.current_task()) is None or task.cancelling():
@@ -123,14 +125,16 @@ async def deadline(
         raise CallError(Kind.CONNECTION, f"{_host(url)}: closed before it was connected", unsent=True) from None
 
 
-def _lost(error: Exception, url: str, key: str | None) -> CallError:
+def _lost(error: Exception, url: str, keys: Sequence[str]) -> CallError:
     """No connection, or none that held. A refused one arrives as an SDK's timeout: only the last cause that has words
     tells what happened. A CallError of ours arrives as such an error's cause."""
     causes = list(_causes(error))
     if ours := next((one for one in causes if isinstance(one, CallError)), None):
         return ours
     why = [words for one in causes if (words := _words(one))] or [type(error).__name__]
-    said = redact(f"{_host(url)}: {why[-1]}", key)
+    proxy = proxy_of(url)
+    through = f" through the proxy {_host(proxy)}" if proxy else ""
+    said = redact(f"{_host(url)}{through}: {why[-1]}", *keys)
     return CallError(Kind.CONNECTION, said, unsent=any(isinstance(one, _UNSENT) for one in causes))
 
 
@@ -144,6 +148,15 @@ def _words(error: BaseException) -> str:
 
 def _host(url: str) -> str:
     return urlsplit(url).netloc.rpartition("@")[2]
+
+
+def proxy_of(url: str) -> str | None:
+    """The proxy that the environment names for a server (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY); none for this
+    machine."""
+    parts, named = urlsplit(url), getproxies_environment()
+    if _loopback(url) or proxy_bypass(parts.netloc):
+        return None
+    return named.get(parts.scheme) or named.get("all")
 
 
 def _loopback(url: str) -> bool:

@@ -9,9 +9,9 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from aif.chat import wire
-from aif.chat.base import PROVIDER, TRANSIENT, CallError, Kind, Reply, Request
+from aif.chat.base import PLAIN, PROVIDER, TRANSIENT, CallError, Kind, Options, Reply, Request
 from aif.chat.given import Given
-from aif.chat.transport import CONNECT_S, KEEPALIVE_S, Response, deadline, exchange, whole
+from aif.chat.transport import CONNECT_S, KEEPALIVE_S, Response, deadline, exchange, proxy_of, whole
 from aif.errors import BadInput
 
 LONGEST_REST_S = 30.0
@@ -30,14 +30,14 @@ class VllmChat:
         self,
         urls: Sequence[str],
         model: str,
+        options: Options = PLAIN,
         *,
-        api_key: str | None,
         timeout_s: float,
         limit: int,
         clock: Callable[[], float] | None = None,
     ) -> None:
         self._model = model
-        self._api_key = api_key
+        self._options = options
         self._timeout_s = timeout_s
         self._limit = limit
         self._clock = clock
@@ -50,7 +50,7 @@ class VllmChat:
         """Swap the servers. Calls in flight end where they are; a server that stays keeps what is known of it."""
         known = {server.url: server for server in self._servers}
         wanted = dict.fromkeys(map(normalised, urls))
-        self._servers = [known.get(url) or _Server(url) for url in wanted]
+        self._servers = [known.get(url) or _Server(url, proxy_of(url)) for url in wanted]
 
     def hangs(self, url: str) -> bool:
         """Whether a server takes calls and answers none: several timed out one after another, and for as long as one
@@ -61,12 +61,12 @@ class VllmChat:
 
     async def ask(self, request: Request) -> Reply:
         """One attempt at the server with the fewest calls in flight. Raises CallError."""
-        body = wire.body(request, self._model, dialect="compatible")
+        body, secrets = wire.body(request, self._model, self._options), self._options.secrets
         server = self._pick()
         server.in_flight += 1
         try:
-            post = partial(self._post, server.url)
-            reply = await exchange(body, wire.sent(body), post, self._given, self.aclose, key=self._api_key)
+            post = partial(self._post, server.url, server.proxy)
+            reply = await exchange(body, wire.sent(body), post, self._given, self.aclose, keys=secrets)
         except CallError as error:
             server.note(error.kind, self._now())
             raise
@@ -81,10 +81,16 @@ class VllmChat:
             session, self._session = self._session, None
             await session.close()
 
-    async def _post(self, url: str, body: bytes) -> Response:
+    async def _post(self, url: str, proxy: str | None, body: bytes) -> Response:
         async with (
-            deadline(self._timeout_s, url, self._api_key),
-            self._connected().post(f"{url}/chat/completions", data=body, allow_redirects=False) as answer,
+            deadline(self._timeout_s, url, self._options.secrets),
+            self._connected().post(
+                f"{url}/chat/completions",
+                data=body,
+                params=self._options.query,
+                proxy=proxy,
+                allow_redirects=False,
+            ) as answer,
         ):
             return answer.status, answer.headers, await whole(answer.content.iter_any())
 
@@ -94,8 +100,7 @@ class VllmChat:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=self._limit, keepalive_timeout=KEEPALIVE_S),
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
-                headers={"Content-Type": "application/json"}
-                | ({"Authorization": f"Bearer {self._api_key}"} if self._api_key else {}),
+                headers={"Content-Type": "application/json", **self._options.headers},
                 cookie_jar=aiohttp.DummyCookieJar(),
             )
         return self._session
@@ -123,6 +128,7 @@ class _Server:
     """One server and what is known of it."""
 
     url: str
+    proxy: str | None = None
     in_flight: int = 0
     failures: int = 0
     timeouts: int = 0  # since it was last heard

@@ -5,11 +5,13 @@ Every server that speaks it does so in its own way: a reply that is whole is not
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from aif.chat.base import NO_WORD, TRANSIENT, UNKNOWN_END, CallError, Finish, Kind, Reply, Request
+import orjson
+
+from aif.chat.base import NO_WORD, PLAIN, TRANSIENT, UNKNOWN_END, CallError, Finish, Kind, Options, Reply, Request
 from aif.chat.headers import quotas, retry_after
 from aif.chat.redaction import redact, without
 from aif.chat.refusals import classify, cut, inside
@@ -19,7 +21,6 @@ from aif.records import Usage, as_dicts, is_blank
 # Of these the message is the model's or ours; of others, or where it is `told`, the server's.
 _NOT_ITS_WORDS = frozenset({Kind.EMPTY, Kind.BLOCKED, Kind.CACHED, Kind.CONNECTION})
 
-Dialect = Literal["openai", "compatible"]
 Read = Callable[[Any, Mapping[str, Any]], Reply]  # a parsed body and the settings sent -> the reply in it
 Take = Callable[[Any, bytes], None]  # a parsed body and its bytes, once, whatever becomes of it
 
@@ -60,19 +61,24 @@ _THINK = re.compile(r"\s*<think>(.*?)(</think>\s*|\Z)", re.DOTALL)
 _THOUGHT = re.compile(r"((?:(?!<think>).)*?)\n</think>\s*?\n\s*", re.DOTALL)
 
 
-def body(request: Request, model: str, *, dialect: Dialect) -> dict[str, Any]:
+def body(request: Request, model: str, options: Options = PLAIN) -> dict[str, Any]:
     """The JSON body of a request. None is not sent.
 
     OpenAI's own endpoint ("openai") gets `max_completion_tokens`, which all of its models take, and a schema without
     bounds; every other server ("compatible") gets `max_tokens`, which all of them take, and the schema as it is.
     """
-    limit = "max_completion_tokens" if dialect == "openai" else "max_tokens"
+    strict = options.dialect == "openai"
+    limit = "max_completion_tokens" if strict else "max_tokens"
     sent: dict[str, Any] = {"model": model, "messages": as_dicts(request.messages), limit: request.max_tokens}
     for name in ("temperature", "top_p", "seed", "reasoning_effort"):
-        if (value := getattr(request, name)) is not None:
+        if (value := getattr(request, name)) is not None and name not in options.omit:
             sent[name] = value
+    if options.service_tier is not None:
+        sent["service_tier"] = options.service_tier
+    if request.extra:
+        sent |= orjson.loads(request.extra)
     if request.schema is not None:
-        schema = unbounded(request.schema) if dialect == "openai" else request.schema
+        schema = unbounded(request.schema) if strict else request.schema
         sent["response_format"] = {
             "type": "json_schema",
             "json_schema": {"name": "reply", "strict": True, "schema": schema},
@@ -143,7 +149,7 @@ def read_reply(data: Any, sent: Mapping[str, Any]) -> Reply:
     """
     if not isinstance(data, dict):
         raise reported(data) or bad(f"The answer is {shape_of(data)}, not a chat completion.")
-    about = served(data, "model", "system_fingerprint", "id")
+    about = served(data, "model", "system_fingerprint", "id", "service_tier")
     heard = Reply("", None, _usage(data.get("usage")), sent=sent, served=about)
     choice, message = _choice(data, heard)
     said, thoughts = parts(message.get("content"), heard)
@@ -207,7 +213,7 @@ def receive(
     content: bytes,
     *,
     sent: Mapping[str, Any],
-    key: str | None,
+    keys: Sequence[str],
     read: Read = read_reply,
     take: Take = lambda data, content: None,
 ) -> Reply:
@@ -217,11 +223,11 @@ def receive(
     bytes first, and of `read`. Nothing of the body goes past here with the key in it, be it a reply or an error.
     """
     headers = {name.lower(): value for name, value in headers.items()}
-    content = without(content, key)
+    content = without(content, *keys)
     if not 200 <= status < 300:
-        raise classify(status, headers, content.decode("utf-8", "replace"), key=key)
+        raise classify(status, headers, content.decode("utf-8", "replace"), keys=keys)
     try:
-        return replace(_read(content, sent, key, read, take), quotas=quotas(headers))
+        return replace(_read(content, sent, keys, read, take), quotas=quotas(headers))
     except CallError as error:
         if error.kind in TRANSIENT and error.retry_after is None:
             error.retry_after = retry_after(headers)
@@ -229,15 +235,15 @@ def receive(
         raise
 
 
-def _read(content: bytes, sent: Mapping[str, Any], key: str | None, read: Read, take: Take) -> Reply:
+def _read(content: bytes, sent: Mapping[str, Any], keys: Sequence[str], read: Read, take: Take) -> Reply:
     try:
         data = _parse_once(content)
         take(data, content)
         return read(data, sent)
     except CallError as error:
         if error.told or error.kind not in _NOT_ITS_WORDS:
-            error.message = cut(redact(error.message, key))
-            error.raw = redact(content.decode("utf-8", "replace"), key)[:2000]
+            error.message = cut(redact(error.message, *keys))
+            error.raw = redact(content.decode("utf-8", "replace"), *keys)[:2000]
         raise error from None
 
 

@@ -9,9 +9,16 @@ from typing import Any
 
 from aiohttp import web
 
-from aif.chat.base import CallError, Kind
+from aif.chat.base import CallError, Kind, Options
 
 KEY = "key-7f3a9c51d2e8"
+
+
+def keyed(key: str | None) -> Options:
+    """The options of a client with a key."""
+    return Options(headers={"Authorization": f"Bearer {key}"}, secrets=(key,)) if key else Options()
+
+
 # what a call has to have, and no more of whoever makes it
 HEADERS = {
     "accept", "accept-encoding", "authorization", "connection", "content-length", "content-type", "host", "user-agent",
@@ -112,12 +119,14 @@ class Served:
     bodies: list[Any] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
+    queries: list[dict[str, str]] = field(default_factory=list)
     asked: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         self.bodies.append(json.loads(await request.read()))
         self.headers.append({name.lower(): value for name, value in request.headers.items()})
         self.paths.append(request.path)
+        self.queries.append(dict(request.query))
         self.asked.set()
         return await (self.answers.pop(0) if len(self.answers) > 1 else self.answers[0])(request)
 

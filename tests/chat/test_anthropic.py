@@ -8,11 +8,11 @@ import pytest
 from aif.chat.anthropic import AnthropicChat
 from aif.chat.base import Request
 from aif.records import Message, Usage
-from tests.chat.loopback import HEADERS, KEY, Answering, message, says
+from tests.chat.loopback import HEADERS, KEY, Answering, keyed, message, says
 
 
 def client(url: str, **more: Any) -> AnthropicChat:
-    settings: dict[str, Any] = {"api_key": KEY, "timeout_s": 10.0, "limit": 8}
+    settings: dict[str, Any] = {"options": keyed(KEY), "timeout_s": 10.0, "limit": 8}
     return AnthropicChat("claude-tiny", base_url=url, **settings | more)
 
 

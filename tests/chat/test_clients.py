@@ -16,7 +16,7 @@ import pytest
 from aiohttp import web
 
 from aif.chat.anthropic import AnthropicChat
-from aif.chat.base import CallError, ChatModel, Kind, Request
+from aif.chat.base import CallError, ChatModel, Kind, Options, Request
 from aif.chat.openai import OpenAIChat
 from aif.chat.vllm import VllmChat
 from aif.records import Message
@@ -32,6 +32,7 @@ from tests.chat.loopback import (
     completion,
     drip,
     hang,
+    keyed,
     message,
     says,
     unused_url,
@@ -80,8 +81,27 @@ def client(request: pytest.FixtureRequest) -> Client:
 
 
 def chat(client: Client, url: str, **more: Any) -> ChatModel:
-    settings: dict[str, Any] = {"api_key": KEY, "timeout_s": 10.0, "limit": 8}
+    settings: dict[str, Any] = {"options": keyed(KEY), "timeout_s": 10.0, "limit": 8}
     return client.make(url, **settings | more)
+
+
+async def test_what_goes_with_every_request(answering: Answering, request_: Request, client: Client) -> None:
+    secret = "sesame-open-1234"
+    headers = {"api-key": secret, "User-Agent": "mine/1"}
+    options = Options(headers=headers, query={"api-version": "2025-04-01", "a b": "ü"}, secrets=(secret,))
+    server = await answering(client.four, says({"error": {"message": f"no {secret}"}}, 400))
+    asked = chat(client, server.url, options=options)
+    await asked.ask(request_)
+    with pytest.raises(CallError) as caught:
+        await asked.ask(request_)
+    await asked.aclose()
+
+    assert server.queries[0] == {"api-version": "2025-04-01", "a b": "ü"}
+    assert server.headers[0]["api-key"] == secret
+    assert server.headers[0]["user-agent"] == "mine/1"
+    assert "authorization" not in server.headers[0]
+    assert "no [key]" in caught.value.message
+    assert secret not in caught.value.message + (caught.value.raw or "")
 
 
 @pytest.mark.parametrize(("client", "failure"), EVERY_FAILURE.values(), ids=list(EVERY_FAILURE))
@@ -325,6 +345,44 @@ async def test_what_the_environment_says_of_a_host_changes_no_key(
     assert headers["authorization"] == f"Bearer {KEY}"
 
 
+@pytest.mark.filterwarnings("ignore:.*(BasicAuth|proxy_auth).* deprecated")  # the SDKs' transport makes one
+@pytest.mark.parametrize("named", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
+async def test_a_proxy_of_the_environment_is_the_way_out(
+    answering: Answering, request_: Request, client: Client, monkeypatch: pytest.MonkeyPatch, named: str
+) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    proxy = await answering(client.four)
+    monkeypatch.setenv(named, proxy.url.replace("//", "//me:pass-word-1@"))
+    asked = chat(client, "http://models.invalid")
+    reply = await asked.ask(request_)
+    await asked.aclose()
+
+    assert reply.text == "Four."
+    assert proxy.headers[0]["host"] == "models.invalid"
+    monkeypatch.setenv("NO_PROXY", "models.invalid")
+    asked = chat(client, "http://models.invalid")
+    with pytest.raises(CallError, match=r"^models\.invalid: "):
+        await asked.ask(request_)
+    await asked.aclose()
+    assert len(proxy.headers) == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*(BasicAuth|proxy_auth).* deprecated")  # the SDKs' transport makes one
+async def test_a_proxy_that_is_gone_is_named_without_its_password(
+    request_: Request, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HTTP_PROXY", unused_url().replace("//", "//me:pass-word-1@"))
+    asked = chat(client, "http://models.invalid")
+    with pytest.raises(CallError, match=r"models\.invalid through the proxy 127\.0\.0\.1:") as caught:
+        await asked.ask(request_)
+    await asked.aclose()
+    assert caught.value.kind is Kind.CONNECTION
+    assert "pass-word" not in caught.value.message
+
+
 async def test_an_answer_that_is_no_http_shows_no_key(request_: Request, client: Client) -> None:
     """aiohttp quotes what it can't read: here the header line that carries the key, sent back."""
 
@@ -360,7 +418,7 @@ async def test_the_provider_s_own_endpoint_is_the_default(
     monkeypatch.setenv("HTTPS_PROXY", unused_url())
     monkeypatch.delenv("NO_PROXY", raising=False)
     monkeypatch.delenv("no_proxy", raising=False)
-    asked = sdk("tiny", base_url=None, api_key=KEY, timeout_s=1.0, limit=1)
+    asked = sdk("tiny", keyed(KEY), base_url=None, timeout_s=1.0, limit=1)
     with pytest.raises(CallError, match=re.escape(host)) as caught:
         await asked.ask(request_)
     await asked.aclose()

@@ -193,6 +193,6 @@ def test_deep_nesting_is_no_bug() -> None:
     deep = "[" * 990 + "]" * 990
     for answer in (deep, f'{{"error": {deep}}}', f'{{"content": {deep}}}', f'{{"content": [], "stop_reason": {deep}}}'):
         with pytest.raises(CallError) as caught:
-            wire.receive(200, {}, answer.encode(), sent={}, key=None, read=messages.read_reply)
+            wire.receive(200, {}, answer.encode(), sent={}, keys=(), read=messages.read_reply)
 
         assert caught.value.kind is Kind.BAD_REPLY

@@ -7,11 +7,11 @@ import pytest
 from aif.chat.base import Request
 from aif.chat.openai import OpenAIChat
 from aif.records import Usage
-from tests.chat.loopback import HEADERS, KEY, Answering, completion, says
+from tests.chat.loopback import HEADERS, KEY, Answering, completion, keyed, says
 
 
 def client(url: str, **more: Any) -> OpenAIChat:
-    settings: dict[str, Any] = {"api_key": KEY, "timeout_s": 10.0, "limit": 8}
+    settings: dict[str, Any] = {"options": keyed(KEY), "timeout_s": 10.0, "limit": 8}
     return OpenAIChat("tiny", base_url=f"{url}/v1", **settings | more)
 
 

@@ -33,7 +33,7 @@ def heard(status: int, said: Any, headers: dict[str, str] | None = None) -> Call
     """What a response means; of status 200, too."""
     content = said if isinstance(said, str) else json.dumps(said)
     with pytest.raises(CallError) as caught:
-        wire.receive(status, headers or {}, content.encode(), sent={}, key=None)
+        wire.receive(status, headers or {}, content.encode(), sent={}, keys=())
     return caught.value
 
 
@@ -275,7 +275,7 @@ def test_minimax_tells_its_own_status_beside_what_looks_like_a_reply(code: int, 
 
     assert (error.kind, error.told) == (kind, True)
     fine = json.dumps(whole | {"base_resp": {"status_code": 0, "status_msg": "success"}}).encode()
-    assert wire.receive(200, {}, fine, sent={}, key=None).text == "Yes."
+    assert wire.receive(200, {}, fine, sent={}, keys=()).text == "Yes."
 
 
 def test_the_server_s_words_are_shown_wherever_they_stand() -> None:
@@ -328,7 +328,7 @@ def test_where_a_redirect_leads() -> None:
     assert moved(f"{base}/messages").endswith("set base_url to https://gateway.example.net")
     assert moved("https://login.example.net/?to=x").endswith("no API is at base_url")
     assert moved("").startswith("HTTP 308 to nowhere")
-    assert KEY not in classify(308, {"location": f"https://x/?key={KEY}"}, "", key=KEY).message
+    assert KEY not in classify(308, {"location": f"https://x/?key={KEY}"}, "", keys=[KEY]).message
 
 
 def test_when_a_long_limit_ends() -> None:
@@ -404,7 +404,7 @@ def test_a_long_body_takes_no_time(piece: str) -> None:
     st.dictionaries(st.sampled_from(["Retry-After", "Date"]), st.text()),
 )
 def test_any_http_error_is_classified(status: int, text: str, headers: dict[str, str]) -> None:
-    error = classify(status, headers, text, key=KEY)
+    error = classify(status, headers, text, keys=[KEY])
 
     assert error.message.startswith(f"HTTP {status}")
     assert error.message.encode()
@@ -472,7 +472,7 @@ def test_a_setting_that_speaks_of_the_context_is_no_overflow(words: str) -> None
 
 
 def test_a_long_message_is_cut_and_a_key_at_the_cut_is_gone() -> None:
-    error = classify(401, {}, "x" * (SAID_LENGTH - 5) + KEY + "y" * 5000, key=KEY)
+    error = classify(401, {}, "x" * (SAID_LENGTH - 5) + KEY + "y" * 5000, keys=[KEY])
 
     assert len(error.message) < 400
     assert KEY[:6] not in error.message + error.raw
@@ -500,7 +500,7 @@ def test_harmless_words_are_taken_for_no_more_than_they_say(status: int, said: A
 
 
 def test_a_redirect_s_body_keeps_no_key() -> None:
-    error = classify(302, {"location": "https://x.example/login"}, "Bearer k-9", key="k-9")
+    error = classify(302, {"location": "https://x.example/login"}, "Bearer k-9", keys=["k-9"])
     assert "k-9" not in error.raw
 
 

@@ -13,7 +13,7 @@ URL = "http://somewhere:8000/v1"
 
 async def _fails(error: BaseException, seconds: float = 60.0) -> CallError:
     with pytest.raises(CallError) as caught:
-        async with deadline(seconds, URL, None):
+        async with deadline(seconds, URL, ()):
             raise error
     return caught.value
 
@@ -39,7 +39,7 @@ async def test_a_cancellation_of_somebody_else_is_a_lost_connection_and_ones_own
     assert (lost.kind, lost.unsent) == (Kind.CONNECTION, True)
 
     async def call() -> None:
-        async with deadline(60.0, URL, None):
+        async with deadline(60.0, URL, ()):
             await asyncio.Event().wait()
 
     task = asyncio.create_task(call())
@@ -51,7 +51,7 @@ async def test_a_cancellation_of_somebody_else_is_a_lost_connection_and_ones_own
 
 async def test_the_deadline_is_of_the_whole() -> None:
     with pytest.raises(CallError, match=r"within 0\.01 s") as caught:
-        async with deadline(0.01, URL, None):
+        async with deadline(0.01, URL, ()):
             await asyncio.Event().wait()
 
     assert caught.value.kind is Kind.TIMEOUT

@@ -11,11 +11,11 @@ from aif.chat.base import CallError, Kind, Request
 from aif.chat.vllm import VllmChat, _Server, normalised
 from aif.errors import BadInput
 from aif.records import Usage
-from tests.chat.loopback import KEY, Answering, body, completion, hang, says
+from tests.chat.loopback import KEY, Answering, body, completion, hang, keyed, says
 
 
 def client(*urls: str, key: str | None = None, **more: Any) -> VllmChat:
-    return VllmChat(urls, "tiny", api_key=key, **{"timeout_s": 10.0, "limit": 8} | more)
+    return VllmChat(urls, "tiny", keyed(key), **{"timeout_s": 10.0, "limit": 8} | more)
 
 
 async def ask_all(chat: VllmChat, requests: Sequence[Request]) -> list[Any]:
@@ -24,7 +24,7 @@ async def ask_all(chat: VllmChat, requests: Sequence[Request]) -> list[Any]:
 
 async def test_a_reply(answering: Answering, request_: Request) -> None:
     server = await answering(says(completion() | {"system_fingerprint": "fp"}))
-    chat = client(server.url, key=KEY)
+    chat = client(server.url, keys=[KEY])
     reply = await chat.ask(request_)
     await chat.aclose()
 

@@ -23,7 +23,7 @@ def ask(server: Server, *requests: Request, model: str = "tiny-a", timeout_s: fl
     """The replies to these requests, one after another."""
 
     async def all_of_them() -> list[Reply]:
-        chat = AnthropicChat(model, base_url=server.base_url, api_key="none", timeout_s=timeout_s, limit=4)
+        chat = AnthropicChat(model, base_url=server.base_url, timeout_s=timeout_s, limit=4)
         try:
             return [await chat.ask(request) for request in requests]
         finally:
