@@ -24,7 +24,7 @@ async def ask_all(chat: VllmChat, requests: Sequence[Request]) -> list[Any]:
 
 async def test_a_reply(answering: Answering, request_: Request) -> None:
     server = await answering(says(completion() | {"system_fingerprint": "fp"}))
-    chat = client(server.url, keys=[KEY])
+    chat = client(server.url, key=KEY)
     reply = await chat.ask(request_)
     await chat.aclose()
 
