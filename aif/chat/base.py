@@ -171,9 +171,10 @@ class CallError(Exception):
 
     @property
     def mendable(self) -> bool:
-        """Whether another sample may mend it: a reply was written and paid for, and is of no use."""
+        """Whether another sample may mend it: a reply was written and paid for, and is of no use. Where the server says
+        that it gave up (`told`), it may be in trouble."""
         counted = self.reply is not None and self.reply.usage is not None and self.reply.usage.output > 0
-        return self.kind in REASKED or (self.kind is Kind.BAD_REPLY and counted and not self.busy)
+        return self.kind in REASKED or (self.kind is Kind.BAD_REPLY and counted and not self.told)
 
     @property
     def unbilled(self) -> bool:

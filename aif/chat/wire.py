@@ -292,7 +292,7 @@ def finished(reason: Any, heard: Reply) -> Reply:
     finish = _FINISH.get(said) or _FINISH.get(_PREFIX.sub("", re.sub("[^a-z]+", "_", said.lower())))
     if finish == "error":
         error = bad(f"The completion finished by {cut(said)}, so it may not be whole.", heard)
-        error.busy = True  # it gave up, as others may do now
+        error.told = True
         raise error
     if finish is not None:
         return replace(heard, finish=finish)

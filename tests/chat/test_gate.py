@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aif.chat.base import CallError, Kind
+from aif.chat.base import CallError, Kind, Reply
 from aif.chat.gate import ITEMS, MANY_ITEMS, TOLD_S, Caller, Gate, Others, Pass
 from aif.chat.retry import Policy
+from aif.records import Usage
 
 GONE = CallError(Kind.CONNECTION, "nobody there")
 BROKEN = CallError(Kind.SERVER_ERROR, "HTTP 500: boom")
@@ -431,6 +432,18 @@ def test_where_those_in_flight_are_of_no_use_either_it_is_given_up() -> None:
     ground.out[5].caller.spread = True
     ground.end_all(EMPTY)
     assert ground.gate.given_up is not None
+
+
+def test_a_reply_that_the_server_gave_up_is_no_reply_of_no_use_and_rests_nobody_alone() -> None:
+    ground = Ground()
+    ground.fill()
+    gave_up = CallError(Kind.BAD_REPLY, "finished by abort", reply=Reply("a", None, Usage(1, 1)), told=True)
+    assert ground.end(gave_up).blame == "unknown"
+    assert ground.gate.instead(ground.now) is None
+    for _ in range(ITEMS):
+        ground.end(gave_up)
+    assert ground.gate.given_up is None
+    assert ground.gate.instead(ground.now) is not None, "it is waited for"
 
 
 def test_a_timeout_does_not_clear_a_doubt() -> None:
