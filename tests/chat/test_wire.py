@@ -222,7 +222,7 @@ def test_its_words_for_a_failure(word: str) -> None:
     with pytest.raises(CallError, match=f"finished by {word}") as caught:
         read(completion("Fo", word))
 
-    assert (caught.value.kind, caught.value.told) == (Kind.BAD_REPLY, False)
+    assert (caught.value.kind, caught.value.told, caught.value.mendable) == (Kind.BAD_REPLY, True, False)
     assert caught.value.reply is not None
     assert caught.value.reply.text == "Fo"
 
