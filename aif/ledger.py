@@ -27,7 +27,7 @@ from aif.lock import Lock, Places
 from aif.portions import Rubrics
 from aif.queries import Former, Reader
 from aif.rubric import Rubric
-from aif.store import Store, asides, drop_aside, free, set_aside
+from aif.store import Store, asides, drop_aside, free, moving, set_aside
 
 PATIENT_S = 5  # for readers of the store
 FEW = 5  # damaged lines that are asked again without a question
@@ -252,7 +252,14 @@ def _sound_store(places: Places, journal: Journal, tell: Told, anew: bool) -> tu
         store = _opened(path, tell)
     except StoreDamaged as error:
         if empty:
-            raise BadInput(f"{error}; there is no journal beside it to make it from: name another `store`") from error
+            moves = "\n".join(
+                f"  mv {shlex.quote(str(a))} {shlex.quote(str(b))}" for a, b in moving(path) if a.exists()
+            )
+            raise BadInput(
+                f"{error}; there is no journal beside it to make it from: name another `store`, or put the journal "
+                "back from a copy. Where it is this pipeline's, what can be read of it comes back, and the rest is "
+                f"asked and paid for again, after\n{moves}"
+            ) from error
         if not anew:
             tell(f"{error}; it is made again from the journal")
     else:

@@ -344,11 +344,16 @@ def free(path: Path, suffix: str) -> Path:
 def set_aside(path: Path, suffix: str = ".aside") -> Path:
     """Takes a store out of the way, its write-ahead log too, under a name that nothing has: what is there may hold what
     no other file does. The log goes first: by its name it is known whose it is, should a kill part the two."""
-    to = free(path, suffix)
-    for file, moved in zip(reversed(_files(path)), reversed(_files(to)), strict=True):
+    moves = moving(path, suffix)
+    for file, moved in moves:
         if os.path.lexists(file):
             file.rename(moved)
-    return to
+    return moves[-1][1]
+
+
+def moving(path: Path, suffix: str = ".aside") -> list[tuple[Path, Path]]:
+    """What `set_aside` renames, in order."""
+    return list(zip(reversed(_files(path)), reversed(_files(free(path, suffix))), strict=True))
 
 
 def _take_back_log(path: Path) -> None:

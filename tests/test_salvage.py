@@ -1,5 +1,6 @@
 """Two copies of what was paid for: what only the store holds goes back into the journal, or a command refuses."""
 
+import os
 import resource
 import shutil
 import subprocess
@@ -455,6 +456,19 @@ def test_a_disk_that_is_full_meanwhile_loses_nothing(kept: Kept) -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, had)
     kept.reopened()
     assert kept.read() == kept.rows
+
+
+def test_what_can_be_read_of_a_store_that_was_cut_comes_back_where_its_journal_is_gone(kept: Kept) -> None:
+    """It is refused at first, since it may be somebody else's."""
+    shutil.rmtree(kept.places.journal)
+    whole = kept.places.store.stat().st_size
+    os.truncate(kept.places.store, cut := whole - 300_000)
+    with pytest.raises(BadInput, match="put the journal back from a copy") as told:
+        run(kept.path)
+    assert kept.places.store.stat().st_size == cut, "it stays as it is"
+    do_as_told(told.value)
+    _, ended = run(kept.path)
+    assert not ended.incomplete
 
 
 def test_answers_of_which_the_calls_cannot_be_read_are_put_back(kept: Kept) -> None:
