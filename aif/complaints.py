@@ -149,7 +149,7 @@ def _numeric(value: str) -> bool:
 _SERVED = (
     ("azure", "https://NAME.openai.azure.com/openai/v1"),
     ("ollama", "http://localhost:11434/v1"),
-    ("lm", "http://localhost:1234/v1"),
+    ("studio", "http://localhost:1234/v1"),
     ("llama", "http://localhost:8080/v1"),
     ("sglang", "http://localhost:30000/v1"),
     ("gemini", "https://generativelanguage.googleapis.com/v1beta/openai"),

@@ -319,13 +319,14 @@ def options(endpoint: Endpoint, environ: Mapping[str, str]) -> Options:
     }
     hidden = [given[name] for name, said in endpoint.extra_headers.items() if isinstance(said, Secret)]
     bearer = key or ("none" if endpoint.provider in _KEYS and not any(map(is_key_header, given)) else None)
+    ours = bearer and "authorization" not in map(str.lower, given)  # a header that is there twice is nobody's
     return Options(
         endpoint.speaks,
         frozenset(endpoint.omit),
         endpoint.service_tier,
-        ({"Authorization": f"Bearer {bearer}"} if bearer else {}) | given,
+        ({"Authorization": f"Bearer {bearer}"} if ours else {}) | given,
         endpoint.extra_query,
-        tuple([key] if key else []) + tuple(hidden),
+        tuple(filter(None, [key, *hidden])),
     )
 
 

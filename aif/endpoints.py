@@ -37,8 +37,8 @@ class Endpoint:
     A launched one is not `up` until a server of its own answers, and while none does; `wanted` says that a call waits
     for it or has been made, `done` that none will come any more, `doing` what its servers do instead of answering.
     `cost` and `bound` are in USD: of what was used, by the tier that served it, and at most of a request (None without
-    a price, 0 of one's own);
-    `paid` calls count against a budget. `others` says who else could be asked, where that is known.
+    a price, 0 of one's own); `paid` calls count against a budget. `others` says who else could be asked, where that is
+    known.
     """
 
     name: str

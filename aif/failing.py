@@ -28,6 +28,7 @@ MENDS: dict[str, str] = {
     Kind.UNKNOWN_MODEL: "the server has no such model: see `model` and `base_url`",
     Kind.WRONG_URL: "set base_url to where the API is, up to and with /v1",
 }
+_TURNS = "its template takes no system turn, or no two of a role: `system: fold_into_user`"
 # The first that is in a failure's message comes before what its kind says.
 _BY_WORDS: tuple[tuple[str, str, str], ...] = (
     (Kind.CONTEXT_OVERFLOW, r"per min|\btpm\b", "no minute allows so large a request: lower max_tokens, or raise it"),
@@ -38,7 +39,7 @@ _BY_WORDS: tuple[tuple[str, str, str], ...] = (
     (Kind.BAD_REQUEST, "temperature|top_p", "`temperature: null` and `top_p: null` leave them out"),
     (Kind.BAD_REQUEST, "reasoning.?effort", "take `reasoning_effort` out, or give a word that this model knows"),
     (Kind.BAD_REQUEST, r"alternat|roles are supported|messages\.\d+\.role",
-     "its template takes no system turn, or no two of a role: `system: fold_into_user`"),
+     _TURNS),
     (Kind.BAD_REQUEST, r"\bsystem\b|developer (instr|mess)", "it takes no system turn: `system: fold_into_user`"),
     (Kind.BAD_REQUEST, r"\b(m(ax|in)(Items|Length|imum)|pattern)\b.{0,9} (is )?not (permitted|supported|allowed)",
      "`dialect: openai` leaves bounds out of the schema"),
@@ -57,9 +58,9 @@ _BY_WORDS: tuple[tuple[str, str, str], ...] = (
     (Kind.UNAUTHORIZED, "a page, and no api",
      "let the firewall pass this address; where it refuses one prompt alone, take that row out"),
     (Kind.SERVER_ERROR, "alternat|roles are supported",
-     "its template takes no system turn, or no two of a role: `system: fold_into_user`"),
-    (Kind.BAD_REPLY, "error", "the server says so instead of a reply: see its words, and its log"),
-    (Kind.CONNECTION, r"message:|decode|chunk|payload|transfer|HTTP", "something answers, but its HTTP can't be read: "
+     _TURNS),
+    (Kind.BAD_REPLY, "^HTTP 2|is an error", "the server says so instead of a reply: see its words, and its log"),
+    (Kind.CONNECTION, "message:|decode|chunk|payload|transfer", "something answers, but its HTTP can't be read: "
      "see what stands between, a proxy or gateway"),
     (Kind.QUOTA_EXHAUSTED, "key limit", "the key's own limit is reached: raise it where the key was made"),
     (Kind.QUOTA_EXHAUSTED, "will reset|regain|replenish", "come back when it ends, or use another key or model"),

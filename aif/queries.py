@@ -38,9 +38,8 @@ def _encoded(rows: "pa.Table") -> "pa.Table":
     def encoded(column: "pa.ChunkedArray") -> "pa.ChunkedArray | pa.Array":
         if pa.types.is_string(column.type):
             return column.dictionary_encode()
-        return pa.array(
-            column.to_numpy().copy(), column.type
-        )  # or it keeps all that DuckDB gave with it, the texts too
+        # copied, or it keeps all that DuckDB gave with it, the texts too
+        return pa.array(column.to_numpy().copy(), column.type)
 
     return pa.table({name: encoded(rows[name]) for name in rows.column_names})
 

@@ -216,6 +216,8 @@ def test_headers_and_query_come_from_file_and_environment_and_are_not_published(
     assert "AZURE" not in pipeline.public
     assert "X-Title" not in pipeline.public
     assert "api-version" not in pipeline.public
+    own = sound("models.served={provider: openai, extra_headers: {authorization: {env: MINE}}}").models["served"]
+    assert options(own, {"OPENAI_API_KEY": "k-12345678", "MINE": "Basic x"}).headers == {"authorization": "Basic x"}
     plain = sound("models.served={provider: openai, base_url: 'http://a/v1'}").models["served"]
     assert options(plain, {}).headers == {"Authorization": "Bearer none"}
 

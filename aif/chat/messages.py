@@ -6,8 +6,6 @@ https://platform.claude.com/docs/en/api/messages, of the API version that anthro
 from collections.abc import Mapping
 from typing import Any
 
-import orjson
-
 from aif.chat import wire
 from aif.chat.base import PLAIN, Options, Reply, Request
 from aif.jsontext import encodable, shape_of
@@ -29,10 +27,7 @@ def body(request: Request, model: str, options: Options = PLAIN) -> dict[str, An
     }
     if system := "\n\n".join(message.content for message in request.messages if message.role == "system"):
         sent["system"] = system
-    if options.service_tier is not None:
-        sent["service_tier"] = options.service_tier
-    if request.extra:
-        sent |= orjson.loads(request.extra)
+    sent |= wire.beside(request, options)
     if request.reasoning_effort is not None:
         sent["output_config"] = {"effort": request.reasoning_effort}
     if request.schema is not None:

@@ -341,8 +341,10 @@ def _kind(status: int, said: _Said) -> tuple[Kind, bool, bool]:
             return Kind.BAD_REQUEST, True, False
         if _OVERFLOW.search(flat):
             return Kind.CONTEXT_OVERFLOW, True, False
-    if status == 0 and (_SHAPE.search(flat) or _ILL.search(flat)):
-        return (Kind.BAD_REQUEST if _SHAPE.search(flat) else Kind.SERVER_ERROR), True, False
+    if status == 0 and _SHAPE.search(flat):
+        return Kind.BAD_REQUEST, True, False
+    if status == 0 and _ILL.search(flat):
+        return Kind.SERVER_ERROR, True, False
     return _by_status(status, said), status in (401, 402), False
 
 

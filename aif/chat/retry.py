@@ -8,8 +8,8 @@ none that passes, after three alike.
 
 Not known: the same, but it stays pending; where there are too few others to ever find out, within 60 s.
 
-What another sample may mend (empty, unreadable or truncated) is asked up to 3 times, at once. What the provider's
-filter takes out is asked once.
+What another sample may mend (empty, unreadable, truncated, or tokens were written and it is no reply) is asked up to 3
+times, at once. What the provider's filter takes out is asked once.
 """
 
 import re

@@ -73,10 +73,7 @@ def body(request: Request, model: str, options: Options = PLAIN) -> dict[str, An
     for name in ("temperature", "top_p", "seed", "reasoning_effort"):
         if (value := getattr(request, name)) is not None and name not in options.omit:
             sent[name] = value
-    if options.service_tier is not None:
-        sent["service_tier"] = options.service_tier
-    if request.extra:
-        sent |= orjson.loads(request.extra)
+    sent |= beside(request, options)
     if request.schema is not None:
         schema = unbounded(request.schema) if strict else request.schema
         sent["response_format"] = {
@@ -84,6 +81,12 @@ def body(request: Request, model: str, options: Options = PLAIN) -> dict[str, An
             "json_schema": {"name": "reply", "strict": True, "schema": schema},
         }
     return sent
+
+
+def beside(request: Request, options: Options) -> dict[str, Any]:
+    """What goes into a body of any API as it is said: the tier, and settings that only the provider knows."""
+    tier = {"service_tier": options.service_tier} if options.service_tier is not None else {}
+    return tier | (orjson.loads(request.extra) if request.extra else {})
 
 
 def sent(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -121,12 +124,12 @@ def _streamed(said: str) -> Any:
         return None
     if error := next((chunk for chunk in chunks if chunk.get("error")), None):
         return error
-    pieces = [chunk["choices"][0] for chunk in chunks if chunk.get("choices")]
-    if not all("delta" in piece for piece in pieces) or not pieces:
+    pieces = [choices[0] for chunk in chunks if isinstance(choices := chunk.get("choices"), list) and choices]
+    if not pieces or not all(isinstance(piece, dict) and isinstance(piece.get("delta"), dict) for piece in pieces):
         return chunks[-1] if chunks else None
     whole = {name: value for chunk in chunks for name, value in chunk.items() if value is not None}
     message: dict[str, str] = {}
-    for name, value in (part for piece in pieces for part in (piece["delta"] or {}).items()):
+    for name, value in (part for piece in pieces for part in piece["delta"].items()):
         if isinstance(value, str) and name != "role":
             message[name] = message.get(name, "") + value
     ended = next((piece["finish_reason"] for piece in reversed(pieces) if piece.get("finish_reason")), None)

@@ -1,6 +1,7 @@
 """aif/chat/wire.py, with values alone."""
 
 import json
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -559,6 +560,8 @@ def test_a_reply_that_comes_by_events_unasked_is_read() -> None:
         (_events(*CHUNKS[:2], {"error": {"message": "Invalid API key", "code": 401}}), Kind.UNAUTHORIZED),
         (_events(), Kind.BAD_REPLY),
         (_events(1, [2], "3"), Kind.BAD_REPLY),
+        (_events({"choices": [1]}, {"choices": {"a": 1}}), Kind.BAD_REPLY),
+        (_events({"choices": [{"delta": "Paris"}]}, {"choices": "x"}), Kind.BAD_REPLY),
         (_events({"choices": [{"delta": None}]}, {"choices": [{}]}), Kind.BAD_REPLY),
         (b"data: {\ndata: [DONE]\n", Kind.BAD_REPLY),
     ],
@@ -579,3 +582,19 @@ def test_a_reply_that_was_written_and_can_t_be_used_is_worth_another_sample() ->
         with pytest.raises(CallError) as caught:
             read(said)
         assert not caught.value.mendable, "nothing was written, or the server gave up"
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["choices", "delta", "content", "error", "usage", "finish_reason"]), inner)
+    ),
+    max_leaves=9,
+)
+
+
+@given(st.lists(st.dictionaries(st.sampled_from(["choices", "error", "usage", "id"]), JSON), max_size=3))
+def test_whatever_stands_in_a_stream_is_a_reply_or_an_error_of_a_call(chunks: list[Any]) -> None:
+    with suppress(CallError):
+        wire.receive(200, {}, _events(*chunks), sent={}, keys=())
