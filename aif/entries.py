@@ -55,7 +55,6 @@ _ELSEWHERE: Mapping[str, str] = {
     "temperature": "see `temperature`",
     "top_p": "see `top_p`",
     "seed": "see `seed` of the pipeline; `omit: [seed]` leaves it out",
-    "random_seed": "by the name `seed` alone; `omit: [seed]` sends none",
     "n": "see `samples`",
     "stream": "replies come whole; take it out",
     "stream_options": "replies come whole; take it out",

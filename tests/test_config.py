@@ -727,10 +727,6 @@ WRONG = [
                 "extra_query: key: a key has no place in the file; see extra_headers: {NAME: {env: VARIABLE}}",
             ),
             ("dialect: azure", "dialect: expected openai | compatible, got 'azure'"),
-            (
-                "extra_body: {random_seed: 1}",
-                "extra_body.random_seed: aif sets it itself; by the name `seed` alone; `omit: [seed]` sends none",
-            ),
             ("random_seed: 1", "random_seed: unknown key 'random_seed'; did you mean 'omit'?"),
             ("azure_endpoint: x", "azure_endpoint: unknown key 'azure_endpoint'; did you mean 'base_url'?"),
             (

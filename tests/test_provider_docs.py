@@ -5,6 +5,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ ADDRESSES = {
     "OpenAI": ("http://api.openai.com/v1", "OPENAI_API_KEY"),
     "Anthropic": ("http://api.anthropic.com", "ANTHROPIC_API_KEY"),
 }
-N = 3
+N = 2
 SIMULATED = {"provider": "simulator"}
 Case = tuple[str, str, dict[str, Any], str, str]
 
@@ -121,9 +122,11 @@ def refused(tmp_path_factory: pytest.TempPathFactory, proxy: str) -> dict[str, t
         for role in ("model", "judge")
     }
     sound = {"one": SIMULATED, "two": SIMULATED}
-    completed = run(tmp_path_factory.mktemp("models"), proxy, wrong["model"], {"judge": SIMULATED})
-    judged = run(tmp_path_factory.mktemp("judges"), proxy, sound, wrong["judge"])
-    return {"model": completed[:2], "judge": judged[:2]}
+    folders = [tmp_path_factory.mktemp(role) for role in wrong]
+    with ThreadPoolExecutor() as both:
+        completed = both.submit(run, folders[0], proxy, wrong["model"], {"judge": SIMULATED})
+        judged = both.submit(run, folders[1], proxy, sound, wrong["judge"])
+        return {"model": completed.result()[:2], "judge": judged.result()[:2]}
 
 
 def test_every_provider_of_the_table_has_an_entry_and_a_stub() -> None:
