@@ -77,6 +77,9 @@ _BY_WORDS: tuple[tuple[str, str, str], ...] = (
     (Kind.SERVER_ERROR, "alternat|roles are supported",
      _TURNS),
     (Kind.BAD_REPLY, "^HTTP 2|is an error", "the server says so instead of a reply: see its words, and its log"),
+    (Kind.CONNECTION, r"\(SOCKS,", "set HTTPS_PROXY and HTTP_PROXY to an HTTP proxy, or NO_PROXY to this host"),
+    (Kind.CONNECTION, "through the proxy",
+     "the proxy doesn't pass it on: see HTTPS_PROXY and HTTP_PROXY, or set NO_PROXY to this host"),
     (Kind.CONNECTION, "message:|decode|chunk|payload|transfer", "something answers, but its HTTP can't be read: "
      "see what stands between, a proxy or gateway"),
     (Kind.QUOTA_EXHAUSTED, "key limit", "the key's own limit is reached: raise it where the key was made"),

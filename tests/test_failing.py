@@ -61,6 +61,8 @@ SHAPE, QUOTA = Kind.BAD_REQUEST, Kind.QUOTA_EXHAUSTED
         (Kind.CONNECTION, "http-gateway.local: Connection refused", "is the server up"),
         (Kind.BAD_REPLY, "The answer is larger than 8 MiB", "doesn't end"),
         (Kind.BAD_REPLY, "The completion finished by abort", "log"),
+        (Kind.CONNECTION, "a.b through the proxy 127.0.0.1:9 (SOCKS, which aif doesn't speak): reset", "an HTTP proxy"),
+        (Kind.CONNECTION, "a.b through the proxy 127.0.0.1:9: Connection refused", "NO_PROXY"),
         (SHAPE, "Model doubao-seed-1.6 does not support parameter logprobs.", "extra_body"),
         (SHAPE, "Argument not supported on this model: presencePenalty", "extra_body"),
         (SHAPE, "body.logit_bias: property 'body.logit_bias' is unsupported", "extra_body"),
