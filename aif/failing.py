@@ -52,10 +52,10 @@ _BY_WORDS: tuple[tuple[str, str, str], ...] = (
     (Kind.BAD_REQUEST, "response.?format|schema|guided|grammar|structured", "`reply: text` asks without a schema"),
     (Kind.BAD_REQUEST, "(entity|body|payload|content) (is )?too large",
      "the body is too large for what stands before the model: raise its limit, or lower the source's max_chars"),
-    (Kind.BAD_REQUEST, "enable.thinking",
+    (Kind.BAD_REQUEST, "enable.thinking.{0,60}stream",
      "`extra_body: {enable_thinking: false}`: it thinks only in streams, and aif's are none"),
     (Kind.BAD_REQUEST, "api.version", _AZURE),
-    (Kind.WRONG_URL, "resource not found", _AZURE),
+    (Kind.WRONG_URL, "resource not found", f"{MENDS[Kind.WRONG_URL]}. {_AZURE}"),
     (Kind.UNAUTHORIZED, "subscription key", f"is the key right? {_AZURE}"),
     (Kind.UNKNOWN_MODEL, "requested parameters", "no provider of this model takes all that is sent: "
      "`omit: [seed]`, `reply: text`, or `require_parameters` out of extra_body"),
@@ -67,8 +67,8 @@ _BY_WORDS: tuple[tuple[str, str, str], ...] = (
      "serve the model with a chat template, or take an instruct model"),
     (Kind.BAD_REQUEST, "[`'\"](n|best_of)[`'\"]", "aif asks for one choice: a gateway between must not add `n`"),
     (Kind.BAD_REQUEST,
-     r"(unknown|unrecognized|unsupported|unexpected|extra|not support) .{0,30}(field|argument|param|input|key)"
-     r"|(argument|param|property)\b.{0,40} (is )?(un|not )supported",
+     r"(unknown|unrecognized|unsupported|unexpected|extra) .{0,30}(field|argument|param|input|key)"
+     r"|not support .{0,30}(field|argument|param)|(argument|param|property)\b.{0,40} (is )?(un|not )supported",
      "it doesn't know a field that it is sent: take out the setting of that name (see extra_body)"),
     (Kind.BAD_REPLY, "is larger than", "the reply doesn't end: see the server's log, or lower max_tokens"),
     (Kind.BAD_REPLY, "finished by", "the server gave up in the midst of its reply: see its log"),

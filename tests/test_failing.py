@@ -67,6 +67,8 @@ SHAPE, QUOTA = Kind.BAD_REQUEST, Kind.QUOTA_EXHAUSTED
         (SHAPE, "Argument not supported on this model: presencePenalty", "extra_body"),
         (SHAPE, "body.logit_bias: property 'body.logit_bias' is unsupported", "extra_body"),
         (SHAPE, "parameter.enable_thinking must be set to false for non-streaming calls", "enable_thinking: false"),
+        (SHAPE, "Extra inputs are not permitted, field: 'enable_thinking', value: False", "take out the setting"),
+        (SHAPE, "This model does not support image inputs", MENDS[SHAPE]),
         (SHAPE, "invalid request: p must be between 0.01 and 0.99 inclusive, got 1", "top_p: null"),
         (SHAPE, "This model does not support the effort parameter.", "reasoning_effort"),
         (SHAPE, "output_config: Extra inputs are not permitted", "reasoning_effort"),
