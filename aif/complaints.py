@@ -14,16 +14,19 @@ _SECRETS = frozenset(("key", "apikey", "token", "hf_token", "auth_token", "acces
 
 _BODY = (
     "stop top_k min_p typical_p repetition_penalty presence_penalty frequency_penalty length_penalty logit_bias "
-    "stop_token_ids chat_template_kwargs enable_thinking thinking thinking_budget guided_json logprobs safety_settings"
+    "stop_token_ids chat_template_kwargs enable_thinking thinking thinking_budget guided_json logprobs safety_settings "
+    "stop_sequences do_sample reasoning_format include_reasoning disable_reasoning safe_prompt prompt_mode verbosity "
+    "context_length_exceeded_behavior transforms plugins num_ctx"
 )
 # What other tools call what an entry has, by the key that has it.
 _MEANT: Mapping[str, str] = {
     word: key
     for key, words in {
-        "base_url": "base_urls url urls api_base endpoint endpoints host server api_url",
+        "base_url": "base_urls url urls api_base endpoint endpoints host server api_url azure_endpoint",
         "extra_headers": "headers header default_headers custom_headers",
         "extra_query": "query params api_version default_query",
         "extra_body": "extra extra_args model_kwargs generation_kwargs extra_params additional_params",
+        "omit": "random_seed drop_params additional_drop_params omit_params",
         "samples": "n num_samples num_completions num_generations num_return_sequences",
         "max_tokens": "max_new_tokens max_length max_output_tokens max_completion_tokens max_gen_len",
         "timeout_s": "timeout request_timeout",
@@ -161,6 +164,15 @@ _SERVED = (
     ("deepseek", "https://api.deepseek.com/v1"),
     ("fireworks", "https://api.fireworks.ai/inference/v1"),
     ("xai", "https://api.x.ai/v1"),
+    ("grok", "https://api.x.ai/v1"),
+    ("cohere", "https://api.cohere.ai/compatibility/v1"),
+    ("cerebras", "https://api.cerebras.ai/v1"),
+    ("moonshot", "https://api.moonshot.ai/v1"),
+    ("kimi", "https://api.moonshot.ai/v1"),
+    ("dashscope", "https://dashscope-intl.aliyuncs.com/compatible-mode/v1"),
+    ("qwen", "https://dashscope-intl.aliyuncs.com/compatible-mode/v1"),
+    ("zai", "https://api.z.ai/api/paas/v4"),
+    ("zhipu", "https://api.z.ai/api/paas/v4"),
 )
 
 

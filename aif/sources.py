@@ -72,7 +72,10 @@ def _folder(name: str, beside: Path | None) -> Path | None:
     places = ([] if beside is None else [beside]) + [Path.cwd()]
     with _reachable(name):
         candidates = [place.absolute() / Path(name).expanduser() for place in places]
-        return next((folder for folder in candidates if folder.is_dir()), None)
+        found = next((one for is_it in (Path.is_dir, Path.is_file) for one in candidates if is_it(one)), None)
+        if found is not None and not found.is_dir():
+            raise BadInput(f"{found}: is a file; give it as file:, not as hub:")
+        return found
 
 
 def _hidden(path: Path) -> bool:
@@ -147,7 +150,13 @@ def _reachable(called: str, otherwise: str = "a folder with its files as hub:") 
         raise
     except Exception as error:
         said = redact(" ".join(str(error).split()), _token() or "")[:300]
-        raise BadInput(
-            f"hub dataset {called}: can't be read: {said}; check hub:, config:, split: and revision:, the network and "
-            f"HF_TOKEN, or give {otherwise}"
-        ) from error
+        mend = f"check hub:, config:, split: and revision:, the network and HF_TOKEN, or give {otherwise}"
+        if isinstance(error, OSError) and str(error.filename).startswith(_cache()):
+            mend = "its cache is there: set HF_HOME to a folder that can be written to"
+        raise BadInput(f"hub dataset {called}: can't be read: {said}; {mend}") from error
+
+
+def _cache() -> str:
+    from huggingface_hub.constants import HF_HOME
+
+    return HF_HOME

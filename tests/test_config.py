@@ -727,6 +727,12 @@ WRONG = [
                 "extra_query: key: a key has no place in the file; see extra_headers: {NAME: {env: VARIABLE}}",
             ),
             ("dialect: azure", "dialect: expected openai | compatible, got 'azure'"),
+            ("random_seed: 1", "random_seed: unknown key 'random_seed'; did you mean 'omit'?"),
+            ("azure_endpoint: x", "azure_endpoint: unknown key 'azure_endpoint'; did you mean 'base_url'?"),
+            (
+                "do_sample: true",
+                "do_sample: unknown key 'do_sample'; what only the provider knows goes into extra_body: {do_sample: …}",
+            ),
             ("top_k: 40", "top_k: unknown key 'top_k'; what only the provider knows goes into extra_body: {top_k: …}"),
             ("headers: {}", "headers: unknown key 'headers'; did you mean 'extra_headers'?"),
             ("base_urls: []", "base_urls: unknown key 'base_urls'; did you mean 'base_url'?"),

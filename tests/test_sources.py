@@ -269,6 +269,23 @@ def test_what_is_wrong_with_a_dataset_is_said_with_its_name(folder: Path) -> Non
         list(read(Source(hub="data"), beside=folder.parent))
 
 
+def test_a_file_that_is_given_as_a_dataset_is_not_looked_for_on_the_hub(tmp_path: Path) -> None:
+    (tmp_path / "mine.jsonl").write_text('{"prompt": "a"}\n')
+    with pytest.raises(BadInput, match=r"mine\.jsonl: is a file; give it as file:, not as hub:$"):
+        list(read(Source(hub="mine.jsonl"), beside=tmp_path))
+
+
+def test_a_cache_that_can_t_be_written_to_is_named(folder: Path) -> None:
+    """As on a read-only file system; root could write into any folder, but into no file."""
+    asked = "from pathlib import Path; from aif.entries import Source; from aif.sources import read; "
+    asked += "list(read(Source(hub='data'), beside=Path('.')))"
+    environ = os.environ | {"HF_HOME": str(folder / "train.parquet")}
+    done = subprocess.run(
+        [sys.executable, "-c", asked], cwd=folder.parent, env=environ, capture_output=True, text=True, check=False
+    )
+    assert done.stderr.rstrip().endswith("its cache is there: set HF_HOME to a folder that can be written to")
+
+
 ASK_THE_HUB = """
 from aif.entries import Source
 from aif.errors import BadInput

@@ -180,6 +180,8 @@ _OVERFLOW = re.compile(
     r"|input length plus max_tokens exceeds|prompt_len \+ max_tokens"  # several
     r"|range of input length|cannot exceed the total tokens limit|context window exceeds limit"  # DashScope, watsonx
 )
+# A chat template that takes no such turns. llama.cpp says so by 500, though no later call gets past it either.
+_TEMPLATE = re.compile(r"\bjinja|raise_exception\(|\broles must alternate|\broles are supported")
 # What an error in a body of status 200 is that has no code: MiniMax's 2013, gateways.
 _SHAPE = re.compile(
     r"=baseresp2013\b|=\w*(invalidrequest|invalidparam|badrequest)|invalid (param|argument|request|value)"
@@ -341,6 +343,8 @@ def _kind(status: int, said: _Said) -> tuple[Kind, bool, bool]:
             return Kind.BAD_REQUEST, True, False
         if _OVERFLOW.search(flat):
             return Kind.CONTEXT_OVERFLOW, True, False
+        if status >= 500 and _TEMPLATE.search(flat):
+            return Kind.BAD_REQUEST, True, False
     if status == 0 and _SHAPE.search(flat):
         return Kind.BAD_REQUEST, True, False
     if status == 0 and _ILL.search(flat):

@@ -134,6 +134,8 @@ def _lost(error: Exception, url: str, keys: Sequence[str]) -> CallError:
     why = [words for one in causes if (words := _words(one))] or [type(error).__name__]
     proxy = proxy_of(url)
     through = f" through the proxy {_host(proxy)}" if proxy else ""
+    if proxy and proxy.startswith("socks"):  # the clients speak HTTP to it, and it hangs up
+        through += " (SOCKS, which aif doesn't speak)"
     said = redact(f"{_host(url)}{through}: {why[-1]}", *keys)
     return CallError(Kind.CONNECTION, said, unsent=any(isinstance(one, _UNSENT) for one in causes))
 

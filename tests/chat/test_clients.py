@@ -368,6 +368,19 @@ async def test_a_proxy_of_the_environment_is_the_way_out(
     assert len(proxy.headers) == 1
 
 
+async def test_a_socks_proxy_is_named_as_one(
+    request_: Request, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`ALL_PROXY=socks5://…`, as many a shell has it: httpx alone asks for a package there, with a traceback."""
+    for name in ("HTTP_PROXY", "http_proxy", "all_proxy", "NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("ALL_PROXY", unused_url().replace("http", "socks5"))
+    asked = chat(client, "http://models.invalid")
+    with pytest.raises(CallError, match=r"^models\.invalid through the proxy 127\.0\.0\.1:\d+ \(SOCKS, which"):
+        await asked.ask(request_)
+    await asked.aclose()
+
+
 @pytest.mark.filterwarnings("ignore:.*(BasicAuth|proxy_auth).* deprecated")  # the SDKs' transport makes one
 async def test_a_proxy_that_is_gone_is_named_without_its_password(
     request_: Request, client: Client, monkeypatch: pytest.MonkeyPatch

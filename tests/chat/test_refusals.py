@@ -261,6 +261,19 @@ def test_a_status_alone_tells_less(status: int, said: Any, kind: Kind) -> None:
     assert (error.kind, error.told, error.busy) == (kind, False, False)
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "While executing CallExpression at line 189 … Error: Jinja Exception: conversation roles must alternate",
+        "{{- raise_exception('After the optional system message, con... ^",
+        "Only user, assistant and tool roles are supported, got system. at row 60, column 9",
+    ],
+)
+def test_a_template_that_takes_no_such_turns_is_no_outage(said: str) -> None:
+    """llama.cpp: a run waited for it, 89 s or half an hour."""
+    assert (heard(500, _error(said)).kind, heard(500, _error(said)).told) == (SHAPE, True)
+
+
 @pytest.mark.parametrize(("status", "kind"), [(401, KEYS), (402, QUOTA)])
 def test_but_for_a_key_and_for_money_it_does(status: int, kind: Kind) -> None:
     assert (heard(status, "").kind, heard(status, "").told) == (kind, True)
