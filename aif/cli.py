@@ -426,8 +426,8 @@ def publish(
     mend = shlex.join(
         ["aif", "export", str(pipeline), *(["--out", str(folder)] if folder else []), *_repeated("--set", sets)]
     )
-    run = _made(one, _typed(pipeline, sets), lambda rubric, ledger: exported(one, rubric, ledger, place, mend))
-    plan = survey(one, place, run, repo, public)
+    found = _made(one, _typed(pipeline, sets), lambda rubric, ledger: exported(one, rubric, ledger, place, mend))
+    plan = survey(one, place, found, repo, public)
     tell_plan(out, plan)
     if plan.head and not plan.sent and not plan.removed:
         out.print("\nnothing to send: this is what stands there")

@@ -51,13 +51,14 @@ def content(api: HfApi, repo: str, there: There, path: str) -> bytes:
     return Path(api.hf_hub_download(repo, path, repo_type="dataset", revision=there.head)).read_bytes()
 
 
-def same(local: Path, there: RepoFile) -> bool:
+def same(local: Path | bytes, there: RepoFile) -> bool:
     """Whether a file has the content of the one on the Hub, of which only the digest is known."""
-    if local.stat().st_size != there.size:
+    if (len(local) if isinstance(local, bytes) else local.stat().st_size) != there.size:
         return False
     if there.lfs is not None:
-        return sha256(local) == there.lfs.sha256
-    return git_hash(local.read_bytes()) == there.blob_id
+        found = hashlib.sha256(local).hexdigest() if isinstance(local, bytes) else sha256(local)
+        return found == there.lfs.sha256
+    return git_hash(local if isinstance(local, bytes) else local.read_bytes()) == there.blob_id
 
 
 def sha256(path: Path) -> str:
