@@ -29,6 +29,7 @@ from aif.endpoints import Endpoint
 from aif.errors import BadInput
 from aif.launch import Launched, command, environment, fetching, gpus, lacks_vllm, launched, secrets
 from aif.placement import CPU, Key, Place, Shift, described, shifts
+from aif.rights import USUAL
 
 GRACE_S = 10.0  # vLLM 0.32 on a CPU ends within 1 s of SIGTERM
 GUARD = [sys.executable, "-I", "-S", str(Path(__file__).with_name("guard.py"))]
@@ -349,8 +350,9 @@ async def _guarded(
 ) -> AsyncIterator[Process]:
     """A command under its guard, in a session of its own: Ctrl-C reaches aif alone. Nothing of it is left behind."""
     process = await asyncio.create_subprocess_exec(
-        *GUARD, f"{GRACE_S}", *words, stdin=PIPE, stdout=stdout, stderr=stderr, env=environ, start_new_session=True
-    )
+        *GUARD, f"{GRACE_S}", *words, stdin=PIPE, stdout=stdout, stderr=stderr, env=environ, start_new_session=True,
+        umask=USUAL,  # what a server caches may be for others, too
+    )  # fmt: skip
     assert process.stdin is not None
     try:
         yield process

@@ -18,6 +18,7 @@ from huggingface_hub.utils.sha import git_hash
 from aif import __version__
 from aif.chat.redaction import redact
 from aif.errors import AifError, BadInput, ProviderRefused
+from aif.rights import shared
 
 WAIT_S = 30.0  # for the answer to what stands there; huggingface_hub itself would wait for ever
 
@@ -85,7 +86,8 @@ def opened(repo: str) -> Iterator[HfApi]:
         raise BadInput("what HF_TOKEN or `hf auth login` holds is no token; set it again")
     api = HfApi(token=token, library_name="aif", library_version=__version__)
     try:
-        yield api
+        with shared():
+            yield api
     except AifError:
         raise
     # huggingface_hub, httpx2 and hf_xet raise for names, rights, networks and broken replies what has no common base

@@ -15,6 +15,7 @@ from aif.entries import Judge, Launch, Model, flag
 from aif.errors import BadInput
 from aif.placement import CPU, Key, Wish
 from aif.records import Stage
+from aif.rights import USUAL
 from aif.values import Secret
 
 # aif sets these, and would not find a server that has others
@@ -179,7 +180,7 @@ async def unreachable(one: Launched, environ: Mapping[str, str]) -> str | None:
     if one.is_folder:
         return None
     ask = fetching(one, "--check")
-    told = await asyncio.to_thread(subprocess.run, ask, env=dict(environ), capture_output=True, text=True)
+    told = await asyncio.to_thread(subprocess.run, ask, env=dict(environ), capture_output=True, text=True, umask=USUAL)
     return None if told.returncode == 0 else _last(told.stdout) or f"{one.model}: {_last(told.stderr)}"
 
 

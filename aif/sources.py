@@ -17,6 +17,7 @@ from aif.entries import Source
 from aif.errors import BadInput
 from aif.prompt_row import Skipped, read_row
 from aif.records import Prompt, digest
+from aif.rights import shared
 
 
 def read(source: Source, *, beside: Path | None) -> Iterator[Prompt | Skipped]:
@@ -142,7 +143,8 @@ def _reachable(called: str, otherwise: str = "a folder with its files as hub:") 
     # what datasets, huggingface_hub, httpx2 and pyarrow raise for names, networks, rights and broken files has no
     # common base; their words go on in ours
     try:
-        yield
+        with shared():
+            yield
     except BadInput:
         raise
     except Exception as error:
