@@ -134,12 +134,9 @@ def secrets(pipeline: Pipeline) -> set[str]:
 
 def runs(pipeline: Pipeline) -> Iterator[str]:
     """The programs that a pipeline names."""
-    programs: dict[str, list[str]] = {}
-    for one in (*pipeline.models.values(), *pipeline.judges.values()):
-        if one.launch and one.launch.python:
-            programs.setdefault(_python(one.launch, pipeline), []).append(one.name)
-    for program, names in programs.items():
-        yield f"{', '.join(names)}: launch.python runs {program}"
+    named = (one.launch for one in (*pipeline.models.values(), *pipeline.judges.values()) if one.launch)
+    for program in dict.fromkeys(_python(launch, pipeline) for launch in named if launch.python):
+        yield f"launch.python runs {program}"
 
 
 def sends(pipeline: Pipeline, unsafe: bool = False) -> Iterator[str]:
@@ -148,7 +145,7 @@ def sends(pipeline: Pipeline, unsafe: bool = False) -> Iterator[str]:
         for url in one.base_url if one.variables else ():
             to = f"{one.name}: sends {', '.join(one.variables)} to {urlsplit(url).netloc.rpartition('@')[2]}"
             if url.startswith("http:") and not is_own(url):
-                yield f"{to} by http, so everybody between may read it: has it no https?"
+                yield f"{to} by http, which anybody on the way can read; give an address with https"
             elif not unsafe:
                 yield to
 
@@ -156,10 +153,11 @@ def sends(pipeline: Pipeline, unsafe: bool = False) -> Iterator[str]:
 def check_stranger(pipeline: Pipeline) -> None:
     """Raises BadInput where somebody else wrote what a pipeline runs and which secrets it sends: who asked for that?"""
     every = (*pipeline.models.values(), *pipeline.judges.values())
-    if (why := stranger(pipeline.path)) and any(one.launch or one.variables for one in every):
-        does = [f"{one.name}: starts a server" for one in every if one.launch and not one.launch.python]
-        told = "; ".join([*runs(pipeline), *does, *sends(pipeline)])
-        raise BadInput(f"{why}, and nobody asked for what it does ({told}); look at it, and give a copy of your own")
+    starts = [f"{one.name}: starts servers" for one in every if one.launch]
+    if (why := stranger(pipeline.path)) and (does := [*runs(pipeline), *starts, *sends(pipeline)]):
+        raise BadInput(
+            f"{why}, and you may not want what it does ({'; '.join(does)}); look at it, and run a copy of it"
+        )
 
 
 def gpus(environ: Mapping[str, str]) -> tuple[str, ...]:

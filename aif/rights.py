@@ -2,7 +2,6 @@
 rights that the user's umask gives: an exported dataset, a folder to start from, the Hub's cache, which teams share."""
 
 import os
-import pwd
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -32,6 +31,6 @@ def stranger(file: Path) -> str | None:
     if state.st_uid not in (0, os.geteuid(), Path(__file__).stat().st_uid):
         name = str(state.st_uid)
         with suppress(KeyError):  # of a system that doesn't know the user: a container, a shared disk
-            name = pwd.getpwuid(state.st_uid).pw_name
+            name = file.owner()
         return f"{file} belongs to {name}"
     return f"everybody may write to {file}" if state.st_mode & stat.S_IWOTH else None

@@ -200,11 +200,10 @@ judges:
 def test_what_a_pipeline_runs_and_sends_is_said(tmp_path: Path) -> None:
     (tmp_path / "tool").touch()
     made = parse(PAID, tmp_path / "pipeline.yaml")
-    open_to_all = (
-        "j: sends MINE, OTHER to judge.example.com by http, so everybody between may read it: has it no https?"
-    )
+    way = "which anybody on the way can read; give an address with https"
+    open_to_all = f"j: sends MINE, OTHER to judge.example.com by http, {way}"
 
-    assert list(runs(made)) == [f"a, b: launch.python runs {tmp_path / 'tool'}"]
+    assert list(runs(made)) == [f"launch.python runs {tmp_path / 'tool'}"]
     assert list(sends(made)) == [open_to_all, "k: sends MINE to 10.0.0.1:8000"]
     assert list(sends(made, unsafe=True)) == [open_to_all]
 
@@ -217,9 +216,7 @@ def test_a_pipeline_that_somebody_else_may_have_written_runs_nothing_and_sends_n
     made, harmless = parse(PAID, file), parse(SIMULATED, file)
     check_stranger(made)
     file.chmod(0o666)
-    with pytest.raises(
-        BadInput, match=r"everybody may write to .*c: starts a server; j: sends MINE, OTHER to .*a copy"
-    ):
+    with pytest.raises(BadInput, match=r"everybody may write to .*c: starts servers; j: sends MINE, OTHER to .*a copy"):
         check_stranger(made)
     check_stranger(harmless)
     check_stranger(parse(PAID, tmp_path / "no-file.yaml"))
@@ -227,12 +224,10 @@ def test_a_pipeline_that_somebody_else_may_have_written_runs_nothing_and_sends_n
     file.chmod(0o664)
     monkeypatch.setattr("aif.rights.os.geteuid", lambda: 4001)
     monkeypatch.setattr(
-        "aif.rights.Path.stat", lambda one: os.stat_result((0o100644, 0, 0, 0, MAKER[one == file], *[0] * 5))
+        "aif.rights.Path.stat", lambda one, **_: os.stat_result((0o100644, 0, 0, 0, MAKER[one == file], *[0] * 5))
     )
     monkeypatch.setattr("aif.rights.Path.is_file", lambda one: True)
-    with pytest.raises(
-        BadInput, match=r"pipeline.yaml belongs to 4002, and nobody asked for what it does \(a, b: launch"
-    ):
+    with pytest.raises(BadInput, match=r"pipeline.yaml belongs to 4002, and you may not want what it does \(launch"):
         check_stranger(made)
 
 
