@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequen
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from itertools import takewhile
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import IO, Self
 
@@ -300,11 +300,15 @@ class _Server:
             return False
 
     async def ended_within(self, seconds: float) -> bool:
-        """Waits for the server's end."""
-        _cut(self.log)
+        """Waits for the server's end, and looks at its log each second."""
         ending = asyncio.create_task(self.process.wait())
         try:
-            return bool((await asyncio.wait({ending}, timeout=seconds))[0])
+            for step in (*[1.0] * int(seconds), seconds % 1):
+                ended = (await asyncio.wait({ending}, timeout=step))[0]
+                _cut(self.log)
+                if ended:
+                    return True
+            return False
         finally:
             ending.cancel()
 
@@ -385,7 +389,8 @@ def _cut(log: Path) -> None:
         return
     with log.open("r+b") as file:
         file.seek(-LOG_KEPT, os.SEEK_END)
-        end = file.read()
+        # it grows meanwhile, and its last line may be the one that tells
+        end = b"".join(islice(iter(lambda: file.read(LOG_KEPT), b""), 10))[-LOG_KEPT:]
         os.truncate(log, LOG_KEPT)
     with log.open("ab") as file:
         file.write(b"\n=== a part was left out here: the log was too long\n" + end)
