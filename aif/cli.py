@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import io
+import os
 import re
 import shlex
 import signal
@@ -16,6 +17,7 @@ from typer.core import TyperGroup
 
 from aif import cli_rubric
 from aif.errors import FULL, AifError, BadInput, BudgetReached, Exit, ProviderRefused, StoreDamaged, StoreLocked
+from aif.rights import PRIVATE, shared
 from aif.typed import File, Sets, Yes, err, load, me, new_name, out, tell
 
 if TYPE_CHECKING:
@@ -426,8 +428,8 @@ def publish(
     mend = shlex.join(
         ["aif", "export", str(pipeline), *(["--out", str(folder)] if folder else []), *_repeated("--set", sets)]
     )
-    run = _made(one, _typed(pipeline, sets), lambda rubric, ledger: exported(one, rubric, ledger, place, mend))
-    plan = survey(one, place, run, repo, public)
+    found = _made(one, _typed(pipeline, sets), lambda rubric, ledger: exported(one, rubric, ledger, place, mend))
+    plan = survey(one, place, found, repo, public)
     tell_plan(out, plan)
     if plan.head and not plan.sent and not plan.removed:
         out.print("\nnothing to send: this is what stands there")
@@ -536,9 +538,9 @@ def init(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folde
 
     from aif.resources import shipped
 
-    name = new_name(folder)
-    copytree(shipped("data", "starter"), folder, dirs_exist_ok=True)
-    file = folder / "pipeline.yaml"
+    name, file = new_name(folder), folder / "pipeline.yaml"
+    with shared():
+        copytree(shipped("data", "starter"), folder, dirs_exist_ok=True)
     file.write_text(file.read_text(encoding="utf-8").replace("name: demo", f'name: "{name}"', 1), encoding="utf-8")
     out.print(f"{file} and {folder / 'prompts.jsonl'} are there. Next:", soft_wrap=True)
     out.print(f"  {me()} run {shlex.quote(str(file))}", soft_wrap=True, markup=False)
@@ -554,6 +556,7 @@ def _leaf(error: BaseException) -> BaseException:
 def main() -> None:
     """The entry point: every error a person can mend is one line and an exit code."""
     gc.set_threshold(*SELDOM)
+    os.umask(PRIVATE)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what a terminal can't show is replaced
             stream.reconfigure(errors="replace")

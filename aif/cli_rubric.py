@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from aif.errors import BadInput, BudgetReached, Exit, ProviderRefused
+from aif.rights import shared
 from aif.typed import File, Sets, err, load, me, new_name, out
 
 if TYPE_CHECKING:
@@ -67,11 +68,12 @@ def render(
 def copy(name: Name, folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")]) -> None:
     """A rubric of your own, as a copy of another: a folder to edit."""
     rubric, called = _rubric(name), new_name(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for file, text in rubric.files.items():
-        if file == "rubric.yaml":
-            text = re.sub(r"(?m)^name:.*$", f'name: "{called}"', text, count=1)
-        (folder / file).write_text(text, encoding="utf-8")
+    with shared():
+        folder.mkdir(parents=True, exist_ok=True)
+        for file, text in rubric.files.items():
+            if file == "rubric.yaml":
+                text = re.sub(r"(?m)^name:.*$", f'name: "{called}"', text, count=1)
+            (folder / file).write_text(text, encoding="utf-8")
     out.print(
         f"{folder} is a copy of {rubric.sheet.name}, called {called}. Next:\n"
         f"  edit {folder / 'rubric.yaml'} and the templates it names\n"

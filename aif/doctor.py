@@ -16,7 +16,7 @@ from aif.entries import Judge, Model, Source
 from aif.errors import BadInput
 from aif.failing import mend
 from aif.intake import principles_of, rubric_of
-from aif.launch import environment, gpus, lacks_vllm, launched, secrets, unreachable
+from aif.launch import check_stranger, environment, gpus, lacks_vllm, launched, runs, secrets, sends, unreachable
 from aif.placement import described, shifts
 from aif.progress import counted
 from aif.prompt_row import Skipped
@@ -46,6 +46,9 @@ async def examine(pipeline: Pipeline) -> AsyncIterator[Finding]:
     yield Finding(
         "pipeline", True, f"{pipeline.path} is sound; rubric {rubric.sheet.name}, {len(pipeline.models)} models"
     )
+    check_stranger(pipeline)
+    for words in (*runs(pipeline), *sends(pipeline)):
+        yield Finding("pipeline", True, words)
     yield _disk(pipeline)
     for source in pipeline.prompts:
         yield _source(source, pipeline)

@@ -1,7 +1,7 @@
 """The entries of a pipeline file: sources, models, judges, how pairs are made, what is exported. Each checks itself."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -26,6 +26,7 @@ from aif.values import (
     Query,
     Ratio,
     Seconds,
+    Secret,
     Several,
     Share,
     Slot,
@@ -83,6 +84,12 @@ def public(name: str, hub: bool = False) -> str:
     if _FOLDER.match(name) or (hub and _DEEP.match(name)):
         return PurePosixPath(name.replace("\\", "/")).name
     return name
+
+
+def given(word: str, options: Sequence[str]) -> bool:
+    """Whether an argument of vLLM's names one of these options, which it may abbreviate."""
+    named = flag(word)
+    return len(named) > 2 and named.startswith("--") and any(option.startswith(named) for option in options)
 
 
 def flag(word: str) -> str:
@@ -233,8 +240,12 @@ class Launch(Part):
         for name in self.env:
             if _SECRET.search(name):
                 yield Problem(("env", name), f"{_NO_KEY}; take it out: the server gets aif's HF_TOKEN, and no API key")
-        for n, given in enumerate(self.args):
-            if flag(given) in _KEY_ARGS:
+        if "CUDA_VISIBLE_DEVICES" in self.env:
+            yield Problem(
+                ("env", "CUDA_VISIBLE_DEVICES"), "aif gives each server its `gpus` by it; set it where aif runs"
+            )
+        for n, word in enumerate(self.args):
+            if given(word, _KEY_ARGS):
                 yield Problem(("args", n), f"{_NO_KEY}; take it out, the server listens to this machine alone")
 
 
@@ -338,6 +349,12 @@ class Endpoint(Part):
             return None if self.unpriced else 0.0
         rates = (self.price, self.price.of(self.service_tier) or self.price)
         return max(one.bound(input, output) for one in rates)
+
+    @property
+    def variables(self) -> list[str]:
+        """The environment variables that it names, for its key and its headers."""
+        headers = [said.variable for said in self.extra_headers.values() if isinstance(said, Secret)]
+        return [*([self.api_key_env] if self.api_key_env else []), *headers]
 
     def clashes(self) -> Iterator[Problem]:
         yield from self._server_clashes()

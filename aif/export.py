@@ -34,8 +34,9 @@ from aif.progress import counted, say
 from aif.queries import Balance, Books
 from aif.records import CARRIED, Principle, digest, fraction
 from aif.results import Results
+from aif.rights import shared
 from aif.rubric import Rubric
-from aif.runfile import MARKER, NAME, state_of
+from aif.runfile import MARKER, NAME, sealed, state_of
 from aif.summary import shortfall
 from aif.ultrafeedback import OVERALL, Annotated
 
@@ -287,9 +288,10 @@ def _describe(
         "rubric": rubric.digest,
         "pipeline_yaml": pipeline.public,
     }
-    (folder / "README.md").write_text(render(facts), encoding="utf-8")
-    (folder / "pipeline.yaml").write_text(pipeline.public, encoding="utf-8")
-    (folder / NAME).write_bytes(orjson.dumps(run, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+    with shared():
+        (folder / "README.md").write_text(render(facts), encoding="utf-8")
+        (folder / "pipeline.yaml").write_text(pipeline.public, encoding="utf-8")
+        (folder / NAME).write_bytes(orjson.dumps(sealed(run), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
 
 
 _SOURCES = """

@@ -74,6 +74,8 @@ _BY_WORDS: tuple[tuple[str, str, str], ...] = (
     (Kind.BAD_REPLY, "finished by", "the server gave up in the midst of its reply: see its log"),
     (Kind.UNAUTHORIZED, "a page, and no api",
      "let the firewall pass this address; where it refuses one prompt alone, take that row out"),
+    (Kind.SERVER_ERROR, "^HTTP 5[02]4",
+     "a proxy before the model waits no longer: raise its limit (often 60 to 100 s), go round it, or lower max_tokens"),
     (Kind.SERVER_ERROR, "alternat|roles are supported",
      _TURNS),
     (Kind.BAD_REPLY, "^HTTP 2|is an error", "the server says so instead of a reply: see its words, and its log"),

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from aif.errors import AifError
 from aif.formats import FORMATS, Part, file_of
 from aif.layout import Layout, Of
+from aif.rights import shared
 
 ROW_GROUP = 2000  # rows at most, and a page of them (see paging.py): the Hub's viewer reads a row group at once
 
@@ -69,8 +70,9 @@ def _fill(files: Sequence[tuple[Layout, Path]], batches: Iterator[list[Any]], ro
 
 
 def _writer(path: Path, layout: Layout) -> pq.ParquetWriter:
-    path.parent.mkdir(exist_ok=True)
-    return pq.ParquetWriter(path, layout.schema, compression="zstd", write_page_index=True)
+    with shared():
+        path.parent.mkdir(exist_ok=True)
+        return pq.ParquetWriter(path, layout.schema, compression="zstd", write_page_index=True)
 
 
 def check(folder: Path, rows: Mapping[str, Mapping[str, int]]) -> None:

@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequen
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from itertools import takewhile
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import IO, Self
 
@@ -29,6 +29,7 @@ from aif.endpoints import Endpoint
 from aif.errors import BadInput
 from aif.launch import Launched, command, environment, fetching, gpus, lacks_vllm, launched, secrets
 from aif.placement import CPU, Key, Place, Shift, described, shifts
+from aif.rights import USUAL
 
 GRACE_S = 10.0  # vLLM 0.32 on a CPU ends within 1 s of SIGTERM
 GUARD = [sys.executable, "-I", "-S", str(Path(__file__).with_name("guard.py"))]
@@ -36,13 +37,17 @@ GUARD = [sys.executable, "-I", "-S", str(Path(__file__).with_name("guard.py"))]
 # one in the 20 s between choosing and listening. vLLM's own processes talk over ports of the same block (VLLM_PORT).
 FIRST_PORT, LAST_PORT, BLOCK = 17_000, 32_000, 40
 
+# A server that logs without end (328 MB in 4 s were seen) leaves so many bytes of its log's begin and of its end.
+LOG_KEPT = 10 * 2**20
 LOG_END = 2**16  # bytes of a log that are looked at for what went wrong; each call is a line there
 
 _ERROR = re.compile(r"\b\w*(?:Error|Exception)\b|\berror\b")
 _CALM = re.compile(r"(?:DEBUG|INFO|WARNING)\b")  # a warning may name an error that could come
 _NAMED = re.compile(r"[\w.]*(?:Error|Exception)\b:? ")
 _PREFIX = re.compile(r"^(?:\([^)]* pid=\d+\) )?(?:(?:ERROR|CRITICAL) [\d-]+ [\d:]+ \[[^]]*\] ?)?")
-_POINTLESS = ("Engine core initialization failed", "See root cause above")  # the cause stands before
+_COLOUR = re.compile(r"\x1b\[[\d;]*m")
+# the cause stands before
+_POINTLESS = ("Engine core initialization failed", "See root cause above", "WorkerProc initialization failed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +239,7 @@ class _Crew:
         """The client's servers; while there is none, calls wait."""
         self._urls = urls
         self._client.set_urls(urls)
-        self.endpoint.doing = None if urls else "starting"
+        self.endpoint.doing = None if urls or self.endpoint.done.is_set() else "starting"
         if urls:
             self.endpoint.up.set()
         else:
@@ -295,10 +300,15 @@ class _Server:
             return False
 
     async def ended_within(self, seconds: float) -> bool:
-        """Waits for the server's end."""
+        """Waits for the server's end, and looks at its log each second."""
         ending = asyncio.create_task(self.process.wait())
         try:
-            return bool((await asyncio.wait({ending}, timeout=seconds))[0])
+            for step in (*[1.0] * int(seconds), seconds % 1):
+                ended = (await asyncio.wait({ending}, timeout=step))[0]
+                _cut(self.log)
+                if ended:
+                    return True
+            return False
         finally:
             ending.cancel()
 
@@ -319,7 +329,8 @@ class _Server:
     def _last(self) -> str:
         try:
             with self.log.open("rb") as file:
-                file.seek(max(self.began, self.log.stat().st_size - LOG_END))
+                size = self.log.stat().st_size
+                file.seek(max(self.began if self.began <= size else 0, size - LOG_END))
                 said = telling(file.read().decode(errors="replace").splitlines())
         except OSError as error:
             return f"its log {self.log} can't be read: {error.strerror}"
@@ -329,7 +340,7 @@ class _Server:
 def telling(lines: Sequence[str]) -> str:
     """What a log says of what went wrong: the last line that speaks of an error, with the indented ones that go on with
     it; else the last line."""
-    bare = [text for line in lines if (text := _PREFIX.sub("", line).rstrip())]
+    bare = [text for line in lines if (text := _PREFIX.sub("", _COLOUR.sub("", line)).rstrip())]
     errors = [n for n, line in enumerate(bare) if _is_error(line)]
     # a source line that a traceback quotes tells less than the error's own, which begins with its name
     named = [n for n in errors if _NAMED.match(bare[n])]
@@ -349,8 +360,9 @@ async def _guarded(
 ) -> AsyncIterator[Process]:
     """A command under its guard, in a session of its own: Ctrl-C reaches aif alone. Nothing of it is left behind."""
     process = await asyncio.create_subprocess_exec(
-        *GUARD, f"{GRACE_S}", *words, stdin=PIPE, stdout=stdout, stderr=stderr, env=environ, start_new_session=True
-    )
+        *GUARD, f"{GRACE_S}", *words, stdin=PIPE, stdout=stdout, stderr=stderr, env=environ, start_new_session=True,
+        umask=USUAL,  # what a server caches may be for others, too
+    )  # fmt: skip
     assert process.stdin is not None
     try:
         yield process
@@ -362,8 +374,26 @@ async def _guarded(
 def _appending(log: Path, header: str) -> IO[bytes]:
     log.parent.mkdir(parents=True, exist_ok=True)
     out = log.open("ab", buffering=0)
-    out.write(f"\n=== {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC: {header}\n".encode())
+    try:
+        out.write(f"\n=== {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC: {header}\n".encode())
+    except OSError as full:
+        out.close()
+        full.filename = str(log)
+        raise
     return out
+
+
+def _cut(log: Path) -> None:
+    """Takes the middle out of a log that is too long. Its server goes on at the new end."""
+    if not log.exists() or log.stat().st_size <= 3 * LOG_KEPT:
+        return
+    with log.open("r+b") as file:
+        file.seek(-LOG_KEPT, os.SEEK_END)
+        # it grows meanwhile, and its last line may be the one that tells
+        end = b"".join(islice(iter(lambda: file.read(LOG_KEPT), b""), 10))[-LOG_KEPT:]
+        os.truncate(log, LOG_KEPT)
+    with log.open("ab") as file:
+        file.write(b"\n=== a part was left out here: the log was too long\n" + end)
 
 
 def _header(words: Sequence[str], launched: Launched, place: Place) -> str:

@@ -18,6 +18,7 @@ from huggingface_hub.utils.sha import git_hash
 from aif import __version__
 from aif.chat.redaction import redact
 from aif.errors import AifError, BadInput, ProviderRefused
+from aif.rights import shared
 
 WAIT_S = 30.0  # for the answer to what stands there; huggingface_hub itself would wait for ever
 
@@ -51,13 +52,14 @@ def content(api: HfApi, repo: str, there: There, path: str) -> bytes:
     return Path(api.hf_hub_download(repo, path, repo_type="dataset", revision=there.head)).read_bytes()
 
 
-def same(local: Path, there: RepoFile) -> bool:
+def same(local: Path | bytes, there: RepoFile) -> bool:
     """Whether a file has the content of the one on the Hub, of which only the digest is known."""
-    if local.stat().st_size != there.size:
+    if (len(local) if isinstance(local, bytes) else local.stat().st_size) != there.size:
         return False
     if there.lfs is not None:
-        return sha256(local) == there.lfs.sha256
-    return git_hash(local.read_bytes()) == there.blob_id
+        found = hashlib.sha256(local).hexdigest() if isinstance(local, bytes) else sha256(local)
+        return found == there.lfs.sha256
+    return git_hash(local if isinstance(local, bytes) else local.read_bytes()) == there.blob_id
 
 
 def sha256(path: Path) -> str:
@@ -84,7 +86,8 @@ def opened(repo: str) -> Iterator[HfApi]:
         raise BadInput("what HF_TOKEN or `hf auth login` holds is no token; set it again")
     api = HfApi(token=token, library_name="aif", library_version=__version__)
     try:
-        yield api
+        with shared():
+            yield api
     except AifError:
         raise
     # huggingface_hub, httpx2 and hf_xet raise for names, rights, networks and broken replies what has no common base

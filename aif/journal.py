@@ -162,7 +162,7 @@ class Journal:
         self.folder = folder
         self.position = position
         self._segment_bytes = segment_bytes
-        self._file = os.open(segment(folder, position.segment), os.O_WRONLY | os.O_CREAT, 0o644)
+        self._file = os.open(segment(folder, position.segment), os.O_WRONLY | os.O_CREAT, 0o600)
         self._sync_folder()
 
     @classmethod
@@ -234,7 +234,7 @@ class Journal:
 
     def _next_segment(self) -> None:
         position = Position(self.position.segment + 1, 0)
-        file = os.open(segment(self.folder, position.segment), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        file = os.open(segment(self.folder, position.segment), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         os.close(self._file)
         self._file, self.position = file, position
         self._sync_folder()

@@ -6,16 +6,18 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from aif.config import Pipeline
-from aif.entries import Judge, Launch, Model, flag
+from aif.entries import Judge, Launch, Model, flag, given
 from aif.errors import BadInput
 from aif.placement import CPU, Key, Wish
 from aif.records import Stage
-from aif.values import Secret
+from aif.rights import USUAL, stranger
+from aif.values import is_own
 
 # aif sets these, and would not find a server that has others
 OURS = ("--model", "--served-model-name", "--host", "--port", "--uds", "--api-key", "--root-path")
@@ -67,7 +69,7 @@ def launched(pipeline: Pipeline, keys: Collection[Key]) -> list[Launched]:
 
 def _model(one: Model | Judge, launch: Launch, pipeline: Pipeline) -> str:
     for word in launch.args:
-        if flag(word) in OURS:
+        if given(word, OURS):
             raise BadInput(f"{one.name}: launch.args: {flag(word)} is set by aif; take it out")
     for base in (pipeline.beside, Path()):
         folder = (base / Path(launch.model).expanduser()).absolute()
@@ -127,11 +129,35 @@ def _is_key(name: str, secrets: Collection[str]) -> bool:
 
 def secrets(pipeline: Pipeline) -> set[str]:
     """The variables that the pipeline names for keys and headers."""
+    return {name for one in (*pipeline.models.values(), *pipeline.judges.values()) for name in one.variables}
+
+
+def runs(pipeline: Pipeline) -> Iterator[str]:
+    """The programs that a pipeline names."""
+    named = (one.launch for one in (*pipeline.models.values(), *pipeline.judges.values()) if one.launch)
+    for program in dict.fromkeys(_python(launch, pipeline) for launch in named if launch.python):
+        yield f"launch.python runs {program}"
+
+
+def sends(pipeline: Pipeline, unsafe: bool = False) -> Iterator[str]:
+    """Where the variables go that a pipeline names; or only where everybody between may read them."""
+    for one in (*pipeline.models.values(), *pipeline.judges.values()):
+        for url in one.base_url if one.variables else ():
+            to = f"{one.name}: sends {', '.join(one.variables)} to {urlsplit(url).netloc.rpartition('@')[2]}"
+            if url.startswith("http:") and not is_own(url):
+                yield f"{to} by http, which anybody on the way can read; give an address with https"
+            elif not unsafe:
+                yield to
+
+
+def check_stranger(pipeline: Pipeline) -> None:
+    """Raises BadInput where somebody else wrote what a pipeline runs and which secrets it sends: who asked for that?"""
     every = (*pipeline.models.values(), *pipeline.judges.values())
-    headers = (said for one in every for said in one.extra_headers.values())
-    return {one.api_key_env for one in every if one.api_key_env} | {
-        said.variable for said in headers if isinstance(said, Secret)
-    }
+    starts = [f"{one.name}: starts servers" for one in every if one.launch]
+    if (why := stranger(pipeline.path)) and (does := [*runs(pipeline), *starts, *sends(pipeline)]):
+        raise BadInput(
+            f"{why}, and you may not want what it does ({'; '.join(does)}); look at it, and run a copy of it"
+        )
 
 
 def gpus(environ: Mapping[str, str]) -> tuple[str, ...]:
@@ -147,7 +173,7 @@ def gpus(environ: Mapping[str, str]) -> tuple[str, ...]:
     asked = [smi, "--query-gpu=index", "--format=csv,noheader"]
     try:
         told = subprocess.run(  # noqa: S603
-            asked, env=dict(environ), capture_output=True, text=True, timeout=60, check=True
+            asked, env=dict(environ), capture_output=True, text=True, errors="replace", timeout=60, check=True
         ).stdout
     except (OSError, subprocess.SubprocessError) as error:
         words = getattr(error, "stdout", None) or getattr(error, "stderr", None) or str(error)
@@ -155,7 +181,7 @@ def gpus(environ: Mapping[str, str]) -> tuple[str, ...]:
             f"nvidia-smi can't tell which GPUs there are ({_last(words)}); mend the driver, or set "
             "CUDA_VISIBLE_DEVICES (empty for none)"
         ) from error
-    return tuple(line.strip() for line in told.splitlines() if line.strip()) or CPU
+    return tuple(line.strip() for line in told.splitlines() if line.strip().isdecimal()) or CPU  # it may warn as well
 
 
 async def lacks_vllm(one: Launched, environ: Mapping[str, str]) -> str | None:
@@ -179,7 +205,7 @@ async def unreachable(one: Launched, environ: Mapping[str, str]) -> str | None:
     if one.is_folder:
         return None
     ask = fetching(one, "--check")
-    told = await asyncio.to_thread(subprocess.run, ask, env=dict(environ), capture_output=True, text=True)
+    told = await asyncio.to_thread(subprocess.run, ask, env=dict(environ), capture_output=True, text=True, umask=USUAL)
     return None if told.returncode == 0 else _last(told.stdout) or f"{one.model}: {_last(told.stderr)}"
 
 

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from aif.errors import FULL, BadInput, StoreLocked
+from aif.rights import shared
 
 # Whoever looks whether a lock is held takes it for some 10 µs, and whoever takes it writes its note some 50 µs later.
 AGAIN_S = (0.0, 0.01, 0.03, 0.06)
@@ -122,8 +123,9 @@ class Lock:
 
     def __init__(self, path: Path) -> None:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            with shared():  # the dataset stands in there as well, and other pipelines'
+                path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             if error.errno in FULL:
                 raise

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from aif.errors import FULL, BadInput
+from aif.rights import shared
 from aif.runfile import is_export
 
 
@@ -35,7 +36,8 @@ def replacing(out: Path) -> Iterator[Path]:
     try:
         if partial.exists():
             shutil.rmtree(partial)
-        partial.mkdir(parents=True)
+        with shared():
+            partial.mkdir(parents=True)
         yield partial
         _sync(partial)
         _put(partial, out)

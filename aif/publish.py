@@ -8,15 +8,18 @@ import os
 import re
 import signal
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import orjson
 import yaml
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.constants import ENDPOINT
+from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.tqdm import disable_progress_bars
 from rich.console import Console
 from rich.filesize import decimal
@@ -32,7 +35,8 @@ from aif.ledger import Ledger
 from aif.pairing import make_pairs
 from aif.results import Results
 from aif.rubric import Rubric
-from aif.runfile import NAME, RunFile, marked, parsed, state_of
+from aif.runfile import NAME, RunFile, marked, parsed, sealed, state_of
+from aif.sources import local_folder
 
 CARD = "README.md"
 DESCRIBED = (CARD, "pipeline.yaml", NAME)  # what a dataset holds beside its data files
@@ -50,9 +54,18 @@ class File:
 
 
 @dataclass(frozen=True, slots=True)
+class Found:
+    """An export as it was read: what its run.json says, and what is sent of it from memory, so that another export made
+    meanwhile changes nothing of it. The content of data files is known by their names."""
+
+    run: RunFile
+    texts: Mapping[str, bytes]
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What publishing would do. `head` is the commit on the Hub it was compared with, None where there is no dataset
-    of this name yet."""
+    of this name yet; `replaced` the pipeline whose export stands there; `closed` the sources that not everyone sees."""
 
     pipeline: Pipeline
     folder: Path
@@ -61,6 +74,9 @@ class Plan:
     public: bool
     head: str | None
     files: tuple[File, ...]
+    texts: Mapping[str, bytes] = field(default_factory=dict)
+    replaced: str | None = None
+    closed: Sequence[str] = ()
 
     @property
     def sent(self) -> list[File]:
@@ -74,12 +90,13 @@ class Plan:
 # --- what there is to publish -----------------------------------------------------------------------------------------
 
 
-def exported(pipeline: Pipeline, rubric: Rubric, ledger: Ledger, folder: Path, mend: str) -> RunFile:
+def exported(pipeline: Pipeline, rubric: Rubric, ledger: Ledger, folder: Path, mend: str) -> Found:
     """The export in `folder`, where it is what `aif export` would write now. Calls no model.
 
     Raises BadInput where it isn't, with `mend`, the command that makes it so.
     """
-    run = _whole(folder, mend)
+    found = _whole(folder, mend)
+    run = found.run
     make_pairs(pipeline, rubric, ledger.store)
     with Results.of(ledger.store) as reader:
         state = state_of(reader, reader.books(), reader.paired())
@@ -89,10 +106,10 @@ def exported(pipeline: Pipeline, rubric: Rubric, ledger: Ledger, folder: Path, m
         changed = ["what is in the store"]
     if changed:
         raise BadInput(f"{folder}: was exported before {', '.join(changed)} changed; `{mend}` makes it anew")
-    return run
+    return found
 
 
-def _whole(folder: Path, mend: str) -> RunFile:
+def _whole(folder: Path, mend: str) -> Found:
     """Reads an export, which must have every file it names, as it was written."""
     try:
         data = (folder / NAME).read_bytes()
@@ -105,11 +122,19 @@ def _whole(folder: Path, mend: str) -> RunFile:
     for path in (*DESCRIBED, *run.paths):
         if not (folder / path).is_file():
             raise BadInput(f"{folder}: {path} is missing; `{mend}` makes it anew")
-    for path in run.paths:
-        named = digest_of(path)
-        if not named or not hub.sha256(folder / path).startswith(named):
-            raise BadInput(f"{folder}: {path} is not as it was written; `{mend}` makes it anew")
-    return run
+    texts = {path: (folder / path).read_bytes() for path in DESCRIBED} | {NAME: data}
+    changed = [path for path in run.paths if not _as_named(folder, path)]
+    changed += ["pipeline.yaml"] if texts["pipeline.yaml"] != run.pipeline_yaml.encode() else []
+    changed += [NAME] if sealed(orjson.loads(data))["digest"] != run.digest else []
+    if changed:
+        raise BadInput(f"{folder}: {changed[0]} is not as it was written; `{mend}` makes it anew")
+    return Found(run, texts)
+
+
+def _as_named(folder: Path, path: str) -> bool:
+    """Whether a data file is there, with the content that its name says."""
+    named = digest_of(path)
+    return bool(named and (folder / path).is_file() and hub.sha256(folder / path).startswith(named))
 
 
 def _differing(before: str, now: str) -> list[str]:
@@ -120,30 +145,42 @@ def _differing(before: str, now: str) -> list[str]:
 # --- what would change ------------------------------------------------------------------------------------------------
 
 
-def survey(pipeline: Pipeline, folder: Path, run: RunFile, repo: str, public: bool) -> Plan:
+def survey(pipeline: Pipeline, folder: Path, found: Found, repo: str, public: bool) -> Plan:
     """Compares an export with what stands on the Hub. Sends nothing.
 
     Raises BadInput where `repo` is of the other visibility or holds something that is no export of aif's, and what
     `hub.opened` raises.
     """
-    paths = [*run.paths, *DESCRIBED]
+    run, texts, gone, replaced = found.run, found.texts, set[str](), None
     with hub.opened(repo) as api:
         there = hub.look(api, repo)
         if there is not None:
             _check_visibility(repo, there, public)
-            gone = _former(api, repo, there) - set(paths)
-    if there is None:
-        files = [File(path, (folder / path).stat().st_size, "added") for path in paths]
-        return Plan(pipeline, folder, run, repo, public, None, tuple(files))
-    files = [_compared(folder / path, path, there) for path in paths]
-    files += [File(path, there.files[path].size, "removed") for path in sorted(gone)]
-    return Plan(pipeline, folder, run, repo, public, there.head, tuple(files))
+            gone, replaced = _former(api, repo, there)
+        closed = tuple(_closed(api, pipeline)) if public else ()
+        of = there.files if there else {}
+        files = [_compared(texts.get(path, folder / path), path, of.get(path)) for path in (*run.paths, *DESCRIBED)]
+    files += [File(path, of[path].size, "removed") for path in sorted(gone - {file.path for file in files})]
+    head = there.head if there else None
+    return Plan(pipeline, folder, run, repo, public, head, tuple(files), texts, replaced, closed)
 
 
-def _compared(local: Path, path: str, there: There) -> File:
-    found = there.files.get(path)
-    change: Change = "added" if found is None else "unchanged" if hub.same(local, found) else "changed"
-    return File(path, local.stat().st_size, change)
+def _compared(local: Path | bytes, path: str, there: RepoFile | None) -> File:
+    change: Change = "added" if there is None else "unchanged" if hub.same(local, there) else "changed"
+    return File(path, len(local) if isinstance(local, bytes) else local.stat().st_size, change)
+
+
+def _closed(api: HfApi, pipeline: Pipeline) -> Iterator[str]:
+    """The datasets of the Hub among the sources that not everyone may see, and why."""
+    every = dict.fromkeys(one.hub for one in pipeline.prompts if one.hub)
+    for name in (one for one in every if not local_folder(one, pipeline.beside)):
+        try:
+            info = api.dataset_info(name, timeout=hub.WAIT_S)
+        except RepositoryNotFoundError:
+            yield f"{name}, which this token can't see, so it may be private"
+        else:
+            if info.private or info.gated:
+                yield f"{name}, which is {'private' if info.private else 'gated: its terms hold for its prompts here'}"
 
 
 def _check_visibility(repo: str, there: There, public: bool) -> None:
@@ -159,17 +196,17 @@ def _check_visibility(repo: str, there: There, public: bool) -> None:
         )
 
 
-def _former(api: HfApi, repo: str, there: There) -> set[str]:
-    """The data files of the export that stands there. Raises BadInput where something else does.
+def _former(api: HfApi, repo: str, there: There) -> tuple[set[str], str | None]:
+    """The data files of the export that stands there, and its pipeline. Raises BadInput where something else does.
 
     A card without a word in its body counts as nothing: the Hub's form for a new dataset makes one.
     """
     if NAME in there.files and (found := marked(hub.content(api, repo, there, NAME))) is not None:
-        return _listed(found.get("files")) & there.files.keys()
+        return _listed(found.get("files")) & there.files.keys(), str(found.get("pipeline"))
     if there.files.keys() <= {CARD, ".gitattributes"} and (
         CARD not in there.files or _is_blank(hub.content(api, repo, there, CARD))
     ):
-        return set()
+        return set(), None
     raise BadInput(f"{repo} holds something that is no export of aif's; name another --repo")
 
 
@@ -196,13 +233,15 @@ def send(plan: Plan, console: Console) -> str:
     if not console.is_terminal:
         disable_progress_bars()
     with hub.opened(plan.repo) as api, _warned(console), _leaving_at_once(console):
-        head = _ready(api, plan)
+        additions = [_addition(plan, file.path) for file in plan.sent]
+        if plan.head is None:
+            api.create_repo(plan.repo, repo_type="dataset", private=not plan.public)
+        head = plan.head or _untouched(plan, _looked(api, plan))
+        api.preupload_lfs_files(plan.repo, additions, repo_type="dataset", free_memory=False)
+        _looked(api, plan)
         commit = api.create_commit(
             plan.repo,
-            [
-                *(CommitOperationAdd(file.path, plan.folder / file.path) for file in plan.sent),
-                *(CommitOperationDelete(file.path) for file in plan.removed),
-            ],
+            [*additions, *(CommitOperationDelete(file.path) for file in plan.removed)],
             commit_message=f"Publish {plan.run.books.pairs:,} pairs of {plan.pipeline.name}",
             commit_description=f"By aif {__version__}.",
             repo_type="dataset",
@@ -211,16 +250,28 @@ def send(plan: Plan, console: Console) -> str:
     return str(commit.oid)
 
 
-def _ready(api: HfApi, plan: Plan) -> str:
-    """Makes the dataset if there is none, and looks again: an organisation's settings may make it otherwise than asked
-    for, and somebody may have opened it since. Returns the commit that ours is to follow."""
-    if plan.head is None:
-        api.create_repo(plan.repo, repo_type="dataset", private=not plan.public)
+def _addition(plan: Plan, path: str) -> CommitOperationAdd:
+    """A file as it was shown. An export made since has data files of other names, or the same."""
+    if path not in plan.texts and not _as_named(plan.folder, path):
+        raise BadInput(f"{plan.folder}: {path} has changed since it was shown, so nothing was sent; {hub.AGAIN}")
+    return CommitOperationAdd(path, plan.texts.get(path, plan.folder / path))
+
+
+def _looked(api: HfApi, plan: Plan) -> There:
+    """The dataset as it is now: an organisation's settings may have made it otherwise than asked for, and somebody may
+    have opened it while files were sent."""
     there = hub.look(api, plan.repo)
     if there is None:
         raise BadInput(f"{plan.repo}: can't be seen on the Hub now; give the same command again")
     _check_visibility(plan.repo, there, plan.public)
-    return plan.head or there.head
+    return there
+
+
+def _untouched(plan: Plan, there: There) -> str:
+    """The first commit of a dataset that was made a moment ago."""
+    if there.files.keys() - {".gitattributes"}:
+        raise BadInput(f"{plan.repo}: somebody else has put files there meanwhile; {hub.AGAIN}")
+    return there.head
 
 
 @contextmanager
@@ -257,6 +308,10 @@ def concerns(plan: Plan) -> Iterator[str]:
     """What whoever publishes should know first."""
     if names := simulated(plan.pipeline):
         yield f"a rehearsal: {', '.join(names)} are simulated, so no text and no rating is real"
+    if plan.replaced not in (None, plan.pipeline.name):
+        yield f"it takes the place of what the pipeline {plan.replaced} has published there"
+    for words in plan.closed:
+        yield f"everyone will see prompts of {words}"
     if not plan.pipeline.export.license:
         yield "no licence: `export.license` in the pipeline sets one"
     if names := without_terms(plan.pipeline):

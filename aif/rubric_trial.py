@@ -30,7 +30,7 @@ from aif.records import Usage
 from aif.results import Results
 from aif.rubric import Rubric, Score, order
 from aif.rubric_lint import longest_reply
-from aif.run import Asked, Person, flow
+from aif.run import Asked, Person, announce, flow
 from aif.scoring import TOLERANCE, Rows, score
 from aif.store import Store
 
@@ -91,6 +91,7 @@ def attempt(
 
     tell = partial(say, console)
     present, asked = rubric_of(pipeline), _asking(pipeline, judge)
+    announce(asked.model_copy(update={"models": {}}), tell)
     _score(pipeline, rubric)
     if not Places(pipeline.store).any:
         raise BadInput(f"{pipeline.store}: no store here yet; `aif run {pipeline.path}` makes it")

@@ -22,6 +22,7 @@ from aif.failing import mend
 from aif.feedback import Run
 from aif.fleet import Fleet
 from aif.intake import prepare, rubric_of
+from aif.launch import check_stranger, runs, sends
 from aif.ledger import Ledger
 from aif.pairing import make_pairs
 from aif.placement import Key
@@ -85,6 +86,7 @@ def feedback(
 
     tell = partial(say, console)
     rubric = rubric_of(pipeline)
+    announce(pipeline, tell)
     for one in (*pipeline.models.values(), *pipeline.judges.values()):
         options(one, os.environ)  # a missing key is told before anything is read
     agreed, person = False, Person()  # both hold where the store is made again in mid-run
@@ -105,6 +107,13 @@ def feedback(
         return Ended(asked, outcomes, tallies, time.monotonic() - began)
 
     return Ledger.use(pipeline.store, tell, rubric, whole)
+
+
+def announce(pipeline: Pipeline, tell: Callable[[str], None]) -> None:
+    """Says which program a pipeline will run and which secret it sends unsafely. Raises BadInput for a stranger's."""
+    check_stranger(pipeline)
+    for words in (*runs(pipeline), *sends(pipeline, unsafe=True)):
+        tell(words)
 
 
 async def flow(

@@ -9,6 +9,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from aif.queries import Books, Reader
+from aif.records import digest
 
 _SORTED = orjson.OPT_SORT_KEYS  # as in `records.digest`
 NAME = "run.json"
@@ -27,6 +28,7 @@ class RunFile(BaseModel):
     rubric: str
     state: str
     pipeline_yaml: str
+    digest: str
 
     @property
     def paths(self) -> list[str]:
@@ -57,6 +59,12 @@ def parsed(data: bytes) -> RunFile | None:
         return RunFile.model_validate_json(data)
     except ValidationError:
         return None
+
+
+def sealed(run: dict[str, Any]) -> dict[str, Any]:
+    """A run.json's content with the digest of it, so that what is edited by hand is known."""
+    rest = {key: value for key, value in run.items() if key != "digest"}
+    return {**rest, "digest": digest(rest)}
 
 
 def state_of(reader: Reader, books: Books, paired: pa.Table) -> str:

@@ -17,6 +17,7 @@ from aif.entries import Source
 from aif.errors import BadInput
 from aif.prompt_row import Skipped, read_row
 from aif.records import Prompt, digest
+from aif.rights import shared
 
 
 def read(source: Source, *, beside: Path | None) -> Iterator[Prompt | Skipped]:
@@ -49,7 +50,7 @@ def fingerprint(source: Source, *, beside: Path | None) -> str:
     if source.file:
         return digest([settings, datafiles.sha256(_file(source.file, beside))])
     name = source.hub or ""
-    if folder := _folder(name, beside):
+    if folder := local_folder(name, beside):
         files = sorted(path for path in folder.rglob("*") if path.is_file() and not _hidden(path.relative_to(folder)))
         return digest([settings, [[path.relative_to(folder).as_posix(), datafiles.sha256(path)] for path in files]])
     return digest([settings, name, _commit(name, source.revision)])
@@ -67,7 +68,7 @@ def _file(name: str, beside: Path | None) -> Path:
 # the Hub
 
 
-def _folder(name: str, beside: Path | None) -> Path | None:
+def local_folder(name: str, beside: Path | None) -> Path | None:
     """A local folder of data files that goes by this name, which comes before a dataset of the Hub."""
     places = ([] if beside is None else [beside]) + [Path.cwd()]
     with _reachable(name):
@@ -84,7 +85,7 @@ def _hidden(path: Path) -> bool:
 
 def _hub_rows(source: Source, beside: Path | None) -> Iterator[tuple[str, Any]]:
     name = source.hub or ""
-    folder = _folder(name, beside)
+    folder = local_folder(name, beside)
     called = f"{folder or name} {source.split}"
     # datasets takes a path with these for a pattern: of `x*` it read the folder `x1` as well, of `x[1]` nothing
     is_pattern = any(sign in str(folder) for sign in ("*", "?", "[", "::"))
@@ -145,7 +146,8 @@ def _reachable(called: str, otherwise: str = "a folder with its files as hub:") 
     # what datasets, huggingface_hub, httpx2 and pyarrow raise for names, networks, rights and broken files has no
     # common base; their words go on in ours
     try:
-        yield
+        with shared():
+            yield
     except BadInput:
         raise
     except Exception as error:

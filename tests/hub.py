@@ -43,6 +43,7 @@ class Repo:
     """A dataset repository."""
 
     private: bool
+    gated: bool | str = False
     commits: list[Commit] = field(default_factory=list)
 
     def commit(self, summary: str, files: Mapping[str, bytes]) -> Commit:
@@ -237,8 +238,9 @@ class _Answers(BaseHTTPRequestHandler):
     def info(self, name: str, revision: str | None, body: bytes) -> None:
         commit = self._at(name, revision or "main")
         siblings = [{"rfilename": path} for path in commit.files]
-        private = self.hub.repos[name].private
-        self._send(200, {"id": name, "sha": commit.oid, "private": private, "siblings": siblings, "tags": []})
+        repo = self.hub.repos[name]
+        seen = {"private": repo.private, "gated": repo.gated}
+        self._send(200, {"id": name, "sha": commit.oid, **seen, "siblings": siblings, "tags": []})
 
     def tree(self, name: str, revision: str, under: str | None, body: bytes) -> None:
         files = self._at(name, revision).files

@@ -36,6 +36,8 @@ SHAPE, QUOTA = Kind.BAD_REQUEST, Kind.QUOTA_EXHAUSTED
         ),
         (SHAPE, "body.messages.1.role: Input should be 'user' or 'assistant'", "system: fold_into_user"),
         (Kind.SERVER_ERROR, "HTTP 500: Conversation roles must alternate", "system: fold_into_user"),
+        (Kind.SERVER_ERROR, "HTTP 504: stream timeout", "a proxy before the model waits no longer"),
+        (Kind.SERVER_ERROR, "HTTP 524: A timeout occurred", "lower max_tokens"),
         (Kind.CONNECTION, "400, message: Can not decode content-encoding: gzip", "proxy"),
         (QUOTA, "Key limit exceeded (total limit)", "own limit"),
         (QUOTA, "your limit will reset at 10:00", "come back"),

@@ -186,6 +186,14 @@ def test_one_that_the_system_can_not_start_is_refused_and_the_others_go_on(tmp_p
     assert ask(made, "SELECT count(*) AS n FROM completions WHERE identity = 'b'") == [{"n": 12}]
 
 
+def test_a_log_for_which_there_is_no_room_is_named(tmp_path: Path, fakes: Fakes) -> None:
+    (tmp_path / "feedback.logs").mkdir()
+    (tmp_path / "feedback.logs" / "a-1.log").symlink_to("/dev/full")
+    _, ended = run(pipeline(tmp_path, {"a": fakes.launch(), "b": fakes.launch()}, fakes.launch()))
+
+    assert re.search("No space left on device: '.*feedback.logs/a-1.log'", ended.asked.refused["a"])
+
+
 def test_one_that_is_not_ready_in_time_is_refused(tmp_path: Path, fakes: Fakes) -> None:
     path = pipeline(tmp_path, {"a": fakes.launch({"ready_s": 0.3}, FAKE_STALLS="1")}, fakes.launch())
     _, ended = run(path)
@@ -322,6 +330,37 @@ async def test_one_that_is_well_and_answers_no_call_is_ended_and_started_again(t
     assert told[1].startswith("a: its server hangs, it answered no call within timeout_s: its log ")
 
 
+async def test_a_log_that_grows_without_end_keeps_its_begin_its_end_and_what_went_wrong(
+    tmp_path: Path, fakes: Fakes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aif.fleet.LOG_KEPT", 100_000)
+    told: list[str] = []
+    path, patience = pipeline(tmp_path, {"a": fakes.launch()}, fakes.launch()), replace(QUICK, look_s=0.02)
+    log = Places(load(path).store).logs / "a-1.log"
+    async with attended(path, told, patience) as endpoint:
+        await _answered(endpoint)
+        with log.open("ab", buffering=0) as server:
+            server.write(b"INFO busy\n" * 100_000)
+            await _until(lambda: log.stat().st_size < 300_000)
+            server.write(b"ValueError: the end\n")
+        os.kill(fakes.started()[0]["pid"], signal.SIGKILL)
+        await _until(lambda: len(told) > 1)
+
+    assert "ends with: ValueError: the end;" in told[1]
+    assert log.read_bytes().startswith(b"\n=== 2")
+    assert 200_000 < log.stat().st_size < 210_000
+    assert b"\n=== a part was left out here" in log.read_bytes()
+
+
+async def test_a_server_that_is_stopped_is_not_said_to_start(tmp_path: Path, fakes: Fakes) -> None:
+    async with attended(pipeline(tmp_path, {"a": fakes.launch()}, fakes.launch()), []) as endpoint:
+        await _answered(endpoint)
+        endpoint.done.set()
+        while fakes.alive():
+            assert endpoint.doing is None
+            await asyncio.sleep(0.001)
+
+
 async def _until(condition: Callable[[], object]) -> None:
     await asyncio.to_thread(until, condition)
 
@@ -413,6 +452,16 @@ def test_the_telling_line_of_a_log_is_the_cause_not_what_follows_from_it() -> No
     assert telling(["loading", "error: no such option --frob", "bye"]) == "error: no such option --frob"
     calm = "(APIServer pid=6) WARNING 11-21 13:16:11 [a.py:255] too few files, which can cause an OSError: [Errno 24]"
     assert telling([calm, "INFO: 127.0.0.1 POST 200 OK"]) == "INFO: 127.0.0.1 POST 200 OK"
+    # of vLLM 0.32 for a folder without weights
+    missing = """\
+\x1b[0;36m(Worker pid=11977)\x1b[0;0m ERROR 11-30 10:07:46 [multiproc_executor.py:953] WorkerProc failed to start.
+(Worker pid=11977) ERROR 11-30 10:07:46 [multiproc_executor.py:953]     raise RuntimeError(
+\x1b[0;36m(Worker pid=11977)\x1b[0;0m ERROR 11-30 10:07:46 [multiproc_executor.py:953] RuntimeError: Cannot find any
+(EngineCore pid=11372) ERROR 11-30 10:07:51 [core.py:1510] Exception: WorkerProc initialization failed due to an \
+exception in a background process. See stack trace for root cause.
+Exception: WorkerProc initialization failed due to an exception in a background process. See stack trace for root cause.
+RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}"""
+    assert telling(missing.splitlines()) == "RuntimeError: Cannot find any"
     assert telling(["loading", "Killed", ""]) == "Killed"
     assert telling([]) == ""
 
@@ -430,6 +479,16 @@ def test_doctor_tells_what_would_be_launched_without_launching_it(
     assert f"judge: can be launched: vLLM and {fakes.model} are there" in out
     assert "servers: 2 of 3, launched by `aif run`: b on the CPU" in out
     assert fakes.started() == []
+
+    out, _ = aif("doctor", path, "--set", f"models.a.launch.python={sys.executable}").communicate(timeout=60)
+    assert out.index(f"launch.python runs {sys.executable}") < out.index("a: org/gone is not whole")
+    path.chmod(0o666)
+    for command in ("doctor", "run"):
+        out, err = aif(command, path).communicate(timeout=60)
+        assert re.search("aif: everybody may write to .*, and you may not want what it does .*a: starts servers", err)
+        assert "can be launched" not in out
+    assert fakes.started() == []
+    path.chmod(0o644)
 
     out, _ = aif("doctor", path, "--set", "models.b.launch.gpus=2").communicate(timeout=60)
     assert "mend servers: b: launch.gpus is 2, but no GPU is found here" in out

@@ -1,5 +1,6 @@
 """What a server is started with: which GPUs there are, which variables it sees, which command."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from aif.config import parse
 from aif.errors import BadInput
-from aif.launch import Launched, command, environment, gpus, launched
+from aif.launch import Launched, check_stranger, command, environment, gpus, launched, runs, sends
 from aif.placement import CPU
 
 
@@ -54,8 +55,15 @@ def test_gpus_are_those_that_the_environment_names(smi: Mapping[str, str], named
 
 
 def test_gpus_are_else_those_that_nvidia_smi_tells(smi: Mapping[str, str], tmp_path: Path) -> None:
+    broken = (tmp_path / "nvidia-smi").read_text()
     assert gpus(smi) == ("0", "1", "2")
     assert gpus({"PATH": str(tmp_path / "nothing")}) == CPU
+    said = tmp_path / "nvidia-smi"
+    said.write_text("#!/bin/sh\nprintf 'Warnung: Ger\\344t\\n'; echo 1; echo No devices were found\n")
+    assert gpus(smi) == ("1",)
+    said.write_text("#!/bin/sh\necho No devices were found\n")
+    assert gpus(smi) == CPU
+    said.write_text(broken)
     with pytest.raises(BadInput, match=r"which GPUs there are \(Driver/library version mismatch\); mend the driver"):
         gpus({**smi, "BROKEN": "1"})
 
@@ -143,17 +151,96 @@ def test_only_those_with_work_are_launched(tmp_path: Path) -> None:
     assert launched(made, []) == []
 
 
-@pytest.mark.parametrize("word", ["--host", "--host=0.0.0.0", "--served_model_name=x", "--root_path=/x"])
+@pytest.mark.parametrize(
+    "word",
+    [
+        "--host",
+        "--host=0.0.0.0",
+        "--ho=0.0.0.0",
+        "--por",
+        "--served_model_name=x",
+        "--served-model=x",
+        "--root_path=/x",
+    ],
+)
 def test_what_aif_sets_itself_is_refused_however_it_is_spelt(tmp_path: Path, word: str) -> None:
     with pytest.raises(BadInput, match="is set by aif"):
         entry(tmp_path, f"{{model: org/m, args: ['{word}']}}")
 
 
-@pytest.mark.parametrize("word", ["--api-key", "--api_key=k", "--hf_token=k"])
+@pytest.mark.parametrize("word", ["--api-key", "--api_key=k", "--api-k=k", "--hf_token=k", "--hf-tok=k"])
 def test_no_key_is_taken_as_an_argument(tmp_path: Path, word: str) -> None:
     with pytest.raises(BadInput, match="a key has no place in the file") as caught:
         entry(tmp_path, f"{{model: org/m, args: ['{word}']}}")
     assert "=k" not in str(caught.value)
+
+
+def test_what_places_servers_has_no_place_in_their_environment(tmp_path: Path) -> None:
+    with pytest.raises(
+        BadInput, match="CUDA_VISIBLE_DEVICES: aif gives each server its `gpus` by it; set it where aif"
+    ):
+        entry(tmp_path, "{model: org/m, env: {CUDA_VISIBLE_DEVICES: '3'}}")
+
+
+PAID = """
+name: t
+prompts: [{file: p.jsonl}]
+completions: {per_prompt: 2}
+models:
+  a: {provider: vllm, launch: {model: org/m, python: ./tool}}
+  b: {provider: vllm, launch: {model: org/n, python: ./tool}}
+  c: {provider: vllm, launch: {model: org/o}}
+judges:
+  j: {provider: openai, base_url: http://judge.example.com/v1, api_key_env: MINE, extra_headers: {x-key: {env: OTHER}}}
+  k: {provider: openai, base_url: http://10.0.0.1:8000/v1, api_key_env: MINE}
+  l: {provider: openai, api_key_env: MINE}
+"""
+
+
+def test_what_a_pipeline_runs_and_sends_is_said(tmp_path: Path) -> None:
+    (tmp_path / "tool").touch()
+    made = parse(PAID, tmp_path / "pipeline.yaml")
+    way = "which anybody on the way can read; give an address with https"
+    open_to_all = f"j: sends MINE, OTHER to judge.example.com by http, {way}"
+
+    assert list(runs(made)) == [f"launch.python runs {tmp_path / 'tool'}"]
+    assert list(sends(made)) == [open_to_all, "k: sends MINE to 10.0.0.1:8000"]
+    assert list(sends(made, unsafe=True)) == [open_to_all]
+
+
+def test_a_pipeline_that_somebody_else_may_have_written_runs_nothing_and_sends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "pipeline.yaml"
+    file.write_text(PAID)
+    made, harmless = parse(PAID, file), parse(SIMULATED, file)
+    check_stranger(made)
+    file.chmod(0o666)
+    with pytest.raises(BadInput, match=r"everybody may write to .*c: starts servers; j: sends MINE, OTHER to .*a copy"):
+        check_stranger(made)
+    check_stranger(harmless)
+    check_stranger(parse(PAID, tmp_path / "no-file.yaml"))
+
+    file.chmod(0o664)
+    monkeypatch.setattr("aif.rights.os.geteuid", lambda: 4001)
+    monkeypatch.setattr(
+        "aif.rights.Path.stat", lambda one, **_: os.stat_result((0o100644, 0, 0, 0, MAKER[one == file], *[0] * 5))
+    )
+    monkeypatch.setattr("aif.rights.Path.is_file", lambda one: True)
+    with pytest.raises(BadInput, match=r"pipeline.yaml belongs to 4002, and you may not want what it does \(launch"):
+        check_stranger(made)
+
+
+# who wrote aif, and who the file
+MAKER = (4003, 4002)
+
+SIMULATED = """
+name: t
+prompts: [{file: p.jsonl}]
+completions: {per_prompt: 2}
+models: {a: {provider: simulator, samples: 2}}
+judges: {j: {provider: simulator}}
+"""
 
 
 def test_a_server_tells_nobody_of_its_use_unless_the_pipeline_says_so(tmp_path: Path) -> None:

@@ -18,16 +18,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import HfApi
 from hypothesis import given
 from hypothesis import strategies as st
 
 from aif.again import again
+from aif.config import parse
 from aif.errors import Exit
 from aif.export import export
 from aif.formats import FORMATS, digest_of, file_of
 from aif.intake import rubric_of
 from aif.ledger import Ledger
-from aif.publish import File, Plan, _is_blank, _listed, concerns, question
+from aif.publish import File, Plan, _closed, _is_blank, _listed, concerns, question
 from aif.queries import Books
 from aif.runfile import RunFile
 from tests.building import PIPELINE, Fate, build, complete
@@ -265,6 +267,7 @@ RUN = RunFile(
     rubric="",
     state="",
     pipeline_yaml="",
+    digest="",
 )
 
 
@@ -365,6 +368,10 @@ def test_an_export_that_was_damaged_is_never_published(desk: Desk) -> None:
     cases: dict[str, Callable[[Path], object]] = {
         f"{path} is not as it was written": lambda folder: (folder / path).write_bytes(b"PAR1"),
         f"{path} is missing": lambda folder: (folder / path).unlink(),
+        "pipeline.yaml is not as it was written": lambda folder: _edit(
+            folder / "pipeline.yaml", "seed:", "secret: x\nseed:"
+        ),
+        "run.json is not as it was written": lambda folder: _edit(folder / "run.json", '"pairs": 12', '"pairs": 99'),
         "pipeline.yaml is missing": lambda folder: (folder / "pipeline.yaml").unlink(),
         "was exported by another version of aif": lambda folder: (folder / "run.json").write_text('{"made_by": "aif"}'),
         "no dataset of aif's stands here": lambda folder: (folder / "run.json").write_text("{"),
@@ -378,6 +385,55 @@ def test_an_export_that_was_damaged_is_never_published(desk: Desk) -> None:
         assert code == Exit.BAD_INPUT
         assert f"{folder}: {words}; `aif export {desk.folder}/pipeline.yaml --out {folder}" in said
     assert desk.hub.requests == []
+
+
+def _edit(file: Path, before: str, after: str) -> None:
+    text = file.read_text()
+    assert before in text
+    file.write_text(text.replace(before, after, 1))
+
+
+def test_what_is_published_is_what_was_shown_whatever_is_exported_meanwhile(desk: Desk) -> None:
+    shown, data = desk.files(), next((desk.out / "trl").iterdir())
+
+    def meanwhile(do: Callable[[], object]) -> tuple[int, str]:
+        """What comes of it when something happens between the question and the answer."""
+        keyboard, terminal = os.openpty()
+        with os.fdopen(keyboard, "w") as keys, os.fdopen(terminal) as stdin:
+            process = desk.typing(*desk.words("team/pairs"), stdin=stdin)
+            assert process.stdout is not None
+            said = ""
+            while "?" not in said:
+                said += process.stdout.read(1)
+            do()
+            keys.write("y\n")
+            keys.flush()
+            said += process.communicate(timeout=60)[0]
+        return process.returncode, said
+
+    def another() -> None:
+        data.rename(data.with_name("train-0123456789abcdef.parquet"))
+
+    code, said = meanwhile(another)
+    assert code == Exit.BAD_INPUT
+    assert f"trl/{data.name} has changed since it was shown, so nothing was sent" in said
+    assert desk.hub.repos == {}
+
+    data.write_bytes(shown[f"trl/{data.name}"])
+    code, said = meanwhile(lambda: [(desk.out / name).write_bytes(b"{}") for name in ("README.md", "run.json")])
+    assert code == Exit.DONE, said
+    assert ours(desk.head("team/pairs").files) == shown
+
+
+def test_an_export_that_goes_while_it_is_compared_is_told(desk: Desk) -> None:
+    def once(method: str, path: str) -> None:
+        desk.hub.fail = lambda method, path: None
+        shutil.rmtree(desk.out)
+
+    desk.hub.fail = once
+    code, _, said = desk.one("team/pairs", "--yes")
+    assert code == Exit.BAD_INPUT
+    assert "can't be read: No such file or directory. Nothing was published" in said
 
 
 def test_prompts_that_are_pending_are_told(desk: Desk) -> None:
@@ -435,6 +491,57 @@ def test_a_licence_the_hub_does_not_know_is_told_in_its_words(desk: Desk) -> Non
     assert code == Exit.BAD_INPUT
     assert '"license" must be one of [mit,' in said
     assert len(desk.hub.repos["team/pairs"].commits) == 1
+
+
+def test_what_is_opened_while_files_are_sent_gets_no_commit(desk: Desk) -> None:
+    repo = desk.hub.make("team/pairs", private=True)
+    desk.hub.on_upload = lambda: setattr(repo, "private", False)
+    code, _, said = desk.one("team/pairs", "--yes")
+    assert code == Exit.BAD_INPUT
+    assert "team/pairs is public, and without --public nothing is sent" in said
+    assert len(repo.commits) == 1
+
+
+def test_what_somebody_puts_into_a_new_dataset_is_not_run_over(desk: Desk) -> None:
+    def fill(method: str, path: str) -> None:
+        if method == "GET" and (repo := desk.hub.repos.get("team/pairs")) and len(repo.commits) == 1:
+            repo.commit("notes", {**repo.head.files, "README.md": b"# Mine"})
+
+    desk.hub.fail = fill
+    code, _, said = desk.one("team/pairs", "--yes")
+    assert code == Exit.BAD_INPUT
+    assert "team/pairs: somebody else has put files there meanwhile" in said
+    assert desk.head("team/pairs").files["README.md"] == b"# Mine"
+
+
+def test_another_pipelines_export_is_replaced_with_a_word(desk: Desk) -> None:
+    assert "takes the place" not in desk.one("team/pairs", "--yes")[1]
+    repo = desk.hub.repos["team/pairs"]
+    files = dict(repo.head.files)
+    files["run.json"] = files["run.json"].replace(b'"pipeline": "built"', b'"pipeline": "other"')
+    repo.commit("by another", files)
+    code, told, said = desk.one("team/pairs", "--yes")
+    assert code == Exit.DONE, said
+    assert "it takes the place of what the pipeline other has published there" in told
+
+
+def test_prompts_of_a_source_that_not_everyone_sees_are_not_made_public_unsaid(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    names = ("team/secret", "team/gated", "team/open", "team/gone", "folder", "team/secret")
+    listed = "".join(f"\n  - {{hub: {name}, source: s{n}}}" for n, name in enumerate(names))
+    pipeline = parse(re.sub("prompts: .*", f"prompts:{listed}", PIPELINE), tmp_path / "pipeline.yaml")
+    with serving_hub() as hub:
+        hub.users[TOKEN] = User("alice", orgs=("team",))
+        hub.make("team/secret", private=True)
+        hub.make("team/gated", private=False).gated = "auto"
+        hub.make("team/open", private=False)
+        closed = list(_closed(HfApi(hub.url, token=TOKEN), pipeline))
+    plan = Plan(pipeline, tmp_path, RUN, "a/b", True, None, (), closed=closed)
+    assert [said for said in concerns(plan) if "everyone" in said] == [
+        "everyone will see prompts of team/secret, which is private",
+        "everyone will see prompts of team/gated, which is gated: its terms hold for its prompts here",
+        "everyone will see prompts of team/gone, which this token can't see, so it may be private",
+    ]
 
 
 def test_what_somebody_commits_meanwhile_is_not_run_over(desk: Desk) -> None:
