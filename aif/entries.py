@@ -1,7 +1,7 @@
 """The entries of a pipeline file: sources, models, judges, how pairs are made, what is exported. Each checks itself."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -88,6 +88,12 @@ def public(name: str, hub: bool = False) -> str:
 def flag(word: str) -> str:
     """The option that an argument of vLLM's names, which takes `--api_key` and `--api-key` for one."""
     return word.partition("=")[0].replace("_", "-")
+
+
+def is_one_of(word: str, options: Iterable[str]) -> bool:
+    """Whether vLLM may take an argument for one of these options: as argparse does, it knows one by its first letters,
+    and what these leave open differs by its version."""
+    return len(flag(word)) > 2 and any(option.startswith(flag(word)) for option in options)
 
 
 class Part(BaseModel):
@@ -233,8 +239,11 @@ class Launch(Part):
         for name in self.env:
             if _SECRET.search(name):
                 yield Problem(("env", name), f"{_NO_KEY}; take it out: the server gets aif's HF_TOKEN, and no API key")
+        if "CUDA_VISIBLE_DEVICES" in self.env:
+            why = "aif gives each server its GPUs; set it for aif itself, which takes those that it names"
+            yield Problem(("env", "CUDA_VISIBLE_DEVICES"), why)
         for n, given in enumerate(self.args):
-            if flag(given) in _KEY_ARGS:
+            if is_one_of(given, _KEY_ARGS):
                 yield Problem(("args", n), f"{_NO_KEY}; take it out, the server listens to this machine alone")
 
 

@@ -234,7 +234,7 @@ class _Crew:
         """The client's servers; while there is none, calls wait."""
         self._urls = urls
         self._client.set_urls(urls)
-        self.endpoint.doing = None if urls else "starting"
+        self.endpoint.doing = None if urls else "stopping" if self.endpoint.done.is_set() else "starting"
         if urls:
             self.endpoint.up.set()
         else:
@@ -362,7 +362,12 @@ async def _guarded(
 def _appending(log: Path, header: str) -> IO[bytes]:
     log.parent.mkdir(parents=True, exist_ok=True)
     out = log.open("ab", buffering=0)
-    out.write(f"\n=== {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC: {header}\n".encode())
+    try:
+        out.write(f"\n=== {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC: {header}\n".encode())
+    except OSError as error:
+        out.close()
+        error.filename = str(log)
+        raise
     return out
 
 

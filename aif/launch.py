@@ -11,14 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aif.config import Pipeline
-from aif.entries import Judge, Launch, Model, flag
+from aif.entries import Judge, Launch, Model, flag, is_one_of
 from aif.errors import BadInput
 from aif.placement import CPU, Key, Wish
 from aif.records import Stage
 from aif.values import Secret
 
-# aif sets these, and would not find a server that has others
-OURS = ("--model", "--served-model-name", "--host", "--port", "--uds", "--api-key", "--root-path")
+# aif sets these, and would not find a server that has others; a file of arguments (`--config`) may hold any of them
+OURS = (
+    "--model", "--served-model-name", "--host", "--port", "--uds", "--api-key", "--root-path", "--device-ids",
+    "--config",
+)  # fmt: skip
 UNTRACKED = ("DO_NOT_TRACK", "VLLM_NO_USAGE_STATS", "HF_HUB_DISABLE_TELEMETRY")
 # a namespace, as any folder called vllm would be, has no origin
 _HAS_VLLM = "import sys, importlib.util as u; s = u.find_spec('vllm'); sys.exit(s is None or s.origin is None)"
@@ -67,7 +70,7 @@ def launched(pipeline: Pipeline, keys: Collection[Key]) -> list[Launched]:
 
 def _model(one: Model | Judge, launch: Launch, pipeline: Pipeline) -> str:
     for word in launch.args:
-        if flag(word) in OURS:
+        if is_one_of(word, OURS):
             raise BadInput(f"{one.name}: launch.args: {flag(word)} is set by aif; take it out")
     for base in (pipeline.beside, Path()):
         folder = (base / Path(launch.model).expanduser()).absolute()

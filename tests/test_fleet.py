@@ -21,7 +21,7 @@ from aif.chat.base import Request
 from aif.config import load
 from aif.endpoints import opened
 from aif.errors import BadInput, Exit
-from aif.fleet import Fleet, Patience, telling
+from aif.fleet import Fleet, Patience, _appending, telling
 from aif.lock import Places
 from aif.records import Message
 from tests.fakes.vllm.entrypoints.openai.api_server import TRACEBACK
@@ -212,6 +212,7 @@ def test_a_model_that_can_not_be_had_is_refused_and_one_that_can_is_fetched_firs
         ({"gpus": 2}, "a: launch.gpus is 2, but no GPU is found here"),
         ({"model": "./gone"}, "a: launch.model: there is no folder ./gone"),
         ({"args": ["--port=1"]}, "a: launch.args: --port is set by aif; take it out"),
+        ({"args": ["--ho=0.0.0.0"]}, "a: launch.args: --ho is set by aif; take it out"),
         ({"python": "/no/such/python"}, "a: launch.python: /no/such/python can't be run: No such file or directory"),
     ],
 )
@@ -320,6 +321,28 @@ async def test_one_that_is_well_and_answers_no_call_is_ended_and_started_again(t
         await _until(lambda: len(fakes.started()) == 2)
 
     assert told[1].startswith("a: its server hangs, it answered no call within timeout_s: its log ")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="of Linux")
+def test_a_log_that_finds_no_room_is_named() -> None:
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+        _appending(Path("/dev/full"), "a start")
+
+
+async def test_a_server_that_is_being_stopped_is_not_starting(tmp_path: Path, fakes: Fakes) -> None:
+    seen: list[str | None] = []
+    async with attended(pipeline(tmp_path, {"a": fakes.launch()}, fakes.launch()), []) as endpoint:
+        await _answered(endpoint)
+        endpoint.done.set()
+
+        def over() -> bool:
+            seen.append(endpoint.doing)
+            return len(seen) > 1 and seen[-2:] == ["stopping", None]
+
+        await _until(over)
+
+    assert "starting" not in seen
+    assert "stopping" in seen
 
 
 async def _until(condition: Callable[[], object]) -> None:

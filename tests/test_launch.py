@@ -143,17 +143,40 @@ def test_only_those_with_work_are_launched(tmp_path: Path) -> None:
     assert launched(made, []) == []
 
 
-@pytest.mark.parametrize("word", ["--host", "--host=0.0.0.0", "--served_model_name=x", "--root_path=/x"])
+@pytest.mark.parametrize(
+    "word",
+    [
+        "--host",
+        "--host=0.0.0.0",
+        "--served_model_name=x",
+        "--root_path=/x",
+        "--ho=0.0.0.0",
+        "--por",
+        "--served_m=x",
+        "--config",
+        "--conf=x",
+    ],
+)
 def test_what_aif_sets_itself_is_refused_however_it_is_spelt(tmp_path: Path, word: str) -> None:
     with pytest.raises(BadInput, match="is set by aif"):
         entry(tmp_path, f"{{model: org/m, args: ['{word}']}}")
 
 
-@pytest.mark.parametrize("word", ["--api-key", "--api_key=k", "--hf_token=k"])
+@pytest.mark.parametrize("word", ["--api-key", "--api_key=k", "--hf_token=k", "--api=k", "--hf-t=k"])
 def test_no_key_is_taken_as_an_argument(tmp_path: Path, word: str) -> None:
     with pytest.raises(BadInput, match="a key has no place in the file") as caught:
         entry(tmp_path, f"{{model: org/m, args: ['{word}']}}")
     assert "=k" not in str(caught.value)
+
+
+@pytest.mark.parametrize("word", ["--hf-overrides", "--model-impl=vllm", "--hostile", "-tp", "--"])
+def test_no_other_argument_is_taken_for_one_of_them(tmp_path: Path, word: str) -> None:
+    assert entry(tmp_path, f"{{model: org/m, args: ['{word}']}}").launch.args == (word,)
+
+
+def test_which_gpus_a_server_has_is_not_said_in_its_environment(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"CUDA_VISIBLE_DEVICES: aif gives each server its GPUs; set it for aif itself"):
+        entry(tmp_path, "{model: org/m, env: {CUDA_VISIBLE_DEVICES: 1}}")
 
 
 def test_a_server_tells_nobody_of_its_use_unless_the_pipeline_says_so(tmp_path: Path) -> None:
