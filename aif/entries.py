@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -94,6 +95,16 @@ def is_one_of(word: str, options: Iterable[str]) -> bool:
     """Whether vLLM may take an argument for one of these options: as argparse does, it knows one by its first letters,
     and what these leave open differs by its version."""
     return len(flag(word)) > 2 and any(option.startswith(flag(word)) for option in options)
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What is known of a launched model besides what is declared: the `digest` of what its server loads ("" where that
+    is not known), whether that is not what this name once began with (`other`), the `commit` on the Hub."""
+
+    digest: str
+    other: bool = False
+    commit: str = ""
 
 
 class Part(BaseModel):
@@ -274,6 +285,7 @@ class Endpoint(Part):
     terms: Filled | None = None
 
     _name: str = PrivateAttr(default="")
+    _served: Served | None = PrivateAttr(default=None)
 
     @property
     def name(self) -> str:
@@ -286,9 +298,24 @@ class Endpoint(Part):
         return self.model or (self.launch.model if self.launch else self._name)
 
     @property
-    def identity(self) -> str:
-        """What tells this model from every other, on whichever host it runs: part of the keys of what it says."""
+    def served(self) -> Served | None:
+        """What served.py has found out of a launched one; None of all others."""
+        return self._served
+
+    @property
+    def declared(self) -> str:
+        """What tells this model from every other, on whichever host it runs, as far as the pipeline file says."""
         return f"{self.served_name}@{self.revision}" if self.revision else self.served_name
+
+    @property
+    def other(self) -> str:
+        """What tells a launched model from the one that was first served under its name; empty for that one."""
+        return f"+sha256:{self._served.digest[:12] or '?'}" if self._served and self._served.other else ""
+
+    @property
+    def identity(self) -> str:
+        """What tells this model from every other: part of the keys of what it says."""
+        return self.declared + self.other
 
     @property
     def takes_temperature(self) -> bool:
@@ -406,8 +433,8 @@ class Model(Endpoint):
     quality: Share = 0.5  # of provider simulator
 
     @property
-    def identity(self) -> str:
-        return f"simulator/{self.name}?quality={self.quality}" if self.provider == "simulator" else super().identity
+    def declared(self) -> str:
+        return f"simulator/{self.name}?quality={self.quality}" if self.provider == "simulator" else super().declared
 
     def clashes(self) -> Iterator[Problem]:
         yield from super().clashes()
@@ -429,8 +456,8 @@ class Judge(Endpoint):
     noise: NotNegative = 0.1  # of provider simulator
 
     @property
-    def identity(self) -> str:
-        return f"simulator/{self.name}?noise={self.noise}" if self.provider == "simulator" else super().identity
+    def declared(self) -> str:
+        return f"simulator/{self.name}?noise={self.noise}" if self.provider == "simulator" else super().declared
 
     @property
     def sampling(self) -> Sampling:

@@ -29,6 +29,7 @@ from aif.endpoints import Endpoint
 from aif.errors import BadInput
 from aif.launch import Launched, command, environment, fetching, gpus, lacks_vllm, launched, secrets
 from aif.placement import CPU, Key, Place, Shift, described, shifts
+from aif.served import changed
 
 GRACE_S = 10.0  # vLLM 0.32 on a CPU ends within 1 s of SIGTERM
 GUARD = [sys.executable, "-I", "-S", str(Path(__file__).with_name("guard.py"))]
@@ -42,6 +43,9 @@ _ERROR = re.compile(r"\b\w*(?:Error|Exception)\b|\berror\b")
 _CALM = re.compile(r"(?:DEBUG|INFO|WARNING)\b")  # a warning may name an error that could come
 _NAMED = re.compile(r"[\w.]*(?:Error|Exception)\b:? ")
 _PREFIX = re.compile(r"^(?:\([^)]* pid=\d+\) )?(?:(?:ERROR|CRITICAL) [\d-]+ [\d:]+ \[[^]]*\] ?)?")
+_OTHERS = (
+    "its model's files changed since this run looked at them; the next run takes them for the model that they are now"
+)
 _POINTLESS = ("Engine core initialization failed", "See root cause above")  # the cause stands before
 
 
@@ -196,6 +200,8 @@ class _Crew:
             try:
                 async with self._server(place, log) as server:
                     await server.ready(self._launched.launch.ready_s, patience.poll_s)
+                    if await asyncio.to_thread(changed, self._launched, self._environ()):
+                        raise NotReady(_OTHERS)
                     up = clock()
                     self._set([*self._urls, server.url])
                     try:

@@ -2,11 +2,13 @@
 starting, told before it is tried."""
 
 import asyncio
+import json
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +56,24 @@ class Launched:
     def is_folder(self) -> bool:
         return Path(self.model).is_absolute()
 
+    @property
+    def revision(self) -> str | None:
+        """Of a model on the Hub the commit that was looked at, so that no other is served; else what is declared."""
+        return (self.one.served.commit if self.one.served else "") or self.one.revision
+
+
+def adapter(one: Model | Judge) -> str | None:
+    """The path of the LoRA adapter that a launched one is: that of `--lora-modules` with the name that calls go to."""
+    assert one.launch
+    for word in arguments(one.launch.args).get("--lora-modules", "").split("\0"):
+        name, _, path = word.partition("=")
+        if word.startswith("{"):
+            with suppress(json.JSONDecodeError):  # vLLM tells
+                name, path = (json.loads(word).get(key, "") for key in ("name", "path"))
+        if name == one.served_name:
+            return str(path)
+    return None
+
 
 def launched(pipeline: Pipeline, keys: Collection[Key]) -> list[Launched]:
     """The models and judges among `keys` that aif launches. Raises BadInput for what can't be meant."""
@@ -66,6 +86,19 @@ def launched(pipeline: Pipeline, keys: Collection[Key]) -> list[Launched]:
         for stage, one in declared
         if one.launch and (stage, one.name) in keys
     ]
+
+
+def arguments(args: Iterable[str]) -> dict[str, str]:
+    """The options among vLLM's arguments, each with its values (of several, with NUL between them)."""
+    found, name = dict[str, list[str]](), ""
+    for word in args:
+        if re.match(r"-\D", word):
+            name, equals, value = word.partition("=")
+            name = flag(name)
+            found[name] = [value] if equals else []
+        elif name:
+            found[name].append(word)
+    return {name: "\0".join(values) for name, values in found.items()}
 
 
 def _model(one: Model | Judge, launch: Launch, pipeline: Pipeline) -> str:
@@ -93,16 +126,17 @@ def _python(launch: Launch, pipeline: Pipeline) -> str:
 
 def command(one: Launched, port: int) -> list[str]:
     """What starts one server of `one`, as a list for exec."""
-    launch, revision = one.launch, one.one.revision
+    launch = one.launch
+    name = f"{one.one.served_name}.base" if adapter(one.one) else one.one.served_name
     words = [one.python, "-m", "vllm.entrypoints.openai.api_server", "--model", one.model]
-    words += ["--served-model-name", one.one.served_name, "--host", "127.0.0.1", "--port", str(port)]
+    words += ["--served-model-name", name, "--host", "127.0.0.1", "--port", str(port)]
     words += ["--generation-config", "vllm"]  # else a repository's own sampling defaults slip in
     if launch.gpus > 1:
         words += ["--tensor-parallel-size", str(launch.gpus)]
     if launch.max_model_len:
         words += ["--max-model-len", str(launch.max_model_len)]
-    if revision and not one.is_folder:
-        words += ["--revision", revision]
+    if one.revision and not one.is_folder:
+        words += ["--revision", one.revision]
     return [*words, *launch.args]
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from aif.config import parse
 from aif.errors import BadInput
-from aif.launch import Launched, command, environment, gpus, launched
+from aif.launch import Launched, adapter, command, environment, gpus, launched
 from aif.placement import CPU
 
 
@@ -177,6 +177,23 @@ def test_no_other_argument_is_taken_for_one_of_them(tmp_path: Path, word: str) -
 def test_which_gpus_a_server_has_is_not_said_in_its_environment(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"CUDA_VISIBLE_DEVICES: aif gives each server its GPUs; set it for aif itself"):
         entry(tmp_path, "{model: org/m, env: {CUDA_VISIBLE_DEVICES: 1}}")
+
+
+@pytest.mark.parametrize(
+    ("modules", "path"),
+    [
+        ("x=p/a, a=p=b", "p=b"),
+        ('\'{"name": "a", "path": "p", "base_model_name": "b"}\'', "p"),
+        ("x=p", None),
+        ("'{\"name'", None),
+        ("'[{\"name\": 1}]'", None),
+    ],
+)
+def test_an_adapter_is_found_by_its_name(tmp_path: Path, modules: str, path: str | None) -> None:
+    one = entry(tmp_path, f"{{model: org/m, args: [--lora-modules, {modules}, --dtype, half]}}", ", model: a")
+
+    assert adapter(one.one) == path
+    assert command(one, 1)[6] == ("a.base" if path else "a")
 
 
 def test_a_server_tells_nobody_of_its_use_unless_the_pipeline_says_so(tmp_path: Path) -> None:
