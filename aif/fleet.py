@@ -44,7 +44,7 @@ _CALM = re.compile(r"(?:DEBUG|INFO|WARNING)\b")  # a warning may name an error t
 _NAMED = re.compile(r"[\w.]*(?:Error|Exception)\b:? ")
 _PREFIX = re.compile(r"^(?:\([^)]* pid=\d+\) )?(?:(?:ERROR|CRITICAL) [\d-]+ [\d:]+ \[[^]]*\] ?)?")
 _OTHERS = (
-    "its model's files changed since this run looked at them; the next run takes them for the model that they are now"
+    "its model's files are no longer those that it was planned by; `aif run` takes them for the model they are now"
 )
 _POINTLESS = ("Engine core initialization failed", "See root cause above")  # the cause stands before
 

@@ -11,12 +11,14 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from itertools import repeat
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import orjson
@@ -60,14 +62,15 @@ _ELSE = re.compile(
     r"|(max|gpu|device|cpu|num|numa|node|nnodes|master|distributed|download|swap|offload|block|scheduling|scheduler"
     r"|kv-(cache-memory|cache-metrics|offloading|events|transfer)|cudagraph|compilation|optimization|performance"
     r"|prefi(x|ll)|(long|partial)-prefill|async|stream|spec|speculative|attention|moe|linear|kernel|worker|expert|eplb"
-    r"|all2all|ubatch|dbo|api-server|log|uvicorn|otlp|collect|show|allow|middleware|ssl|h11|mm|limit-mm|media|video"
+    r"|all2all|ubatch|dbo|api-server|log|uvicorn|otlp|collect|show|allow(ed)?|middleware|ssl|h11|mm|limit-mm|media|video"
     r"|safetensors|use-tqdm|shutdown|profiler|tool-call|seed)(-.*)?"
     r"|enforce-eager|(disable|enable)-(log|uvicorn|access|fastapi|custom-all|hybrid|cascade|chunked|prefix|expert|eplb"
     r"|dbo|lora|prompt-tokens|request-id|server-load|auto-tool|sleep|async|nccl|flashinfer|cumem)(-.*)?"
     r"|lora-modules|fully-sharded-loras|language-model-only|skip-mm-profiling|specialize-active-lora)"
 )
 _BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-_MUCH = 2 * 10**9  # bytes, from which on it is said that they are read: some 2 s
+_BLOCK = 2**22  # bytes
+_MUCH = 2 * 10**9  # bytes, from which on it is said that they are read: some 3 s on two cores
 _SETTLED_S = 2.0  # of a file younger than this, a further change may bear the same time
 
 
@@ -112,7 +115,7 @@ def _known(
     now = _at_hand(pipeline, stage, one, same, tell) if tell or (rows and not same) else None
     parts, commit = now or ((same["parts"], same["commit"]) if same else ({}, ""))
     first = [row["parts"] for row in rows if row["n"] == 0]
-    one._served = Served(digest(parts) if parts else "", bool(rows) and parts not in first, commit)
+    one._served = Served(digest(parts) if now or same else "", bool(rows) and parts not in first, commit)
     if not (now and tell) or (own and own[-1]["parts"] == parts):
         return None
     before = own[-1]["parts"] if own else {}
@@ -128,10 +131,13 @@ def _known(
 
 
 def changed(one: Launched, environ: Mapping[str, str]) -> bool:
-    """Whether the files of a server that is up are others than those it was to load. A commit on the Hub stays."""
+    """Whether the files of a server that is up are others than those it was to load, or were not known then. A commit
+    on the Hub stays."""
     served = one.one.served
-    if not one.is_folder or served is None or not served.digest:
+    if served is None or (served.digest and not one.is_folder):
         return False
+    if not served.digest:
+        return True
     now = _parts(one, environ, None, lambda words: None)
     return now is not None and digest(now[0]) != served.digest
 
@@ -232,8 +238,7 @@ def _digests(paths: Mapping[str, Path], name: str, tell: Callable[[str], None]) 
         new = [path for path, stamp in stamps.items() if had.get(str(path), [])[:-1] != stamp]
         if (size := sum(stamps[path][0] for path in new)) > _MUCH:
             tell(f"{name}: reading {size / 1e9:.1f} GB of files, to know the model by them")
-        with ThreadPoolExecutor() as pool:
-            read = dict(zip(new, pool.map(_sha256, new), strict=True))
+        read = dict(zip(new, _read(new), strict=True))
         lasting = {
             str(path): [*stamps[path], said]
             for path, said in read.items()
@@ -259,9 +264,22 @@ def _stamp(path: Path) -> list[int]:
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _read(paths: Sequence[Path]) -> list[str]:
+    """The sha256 of each file. A Ctrl-C ends the reading of all."""
+    over = Event()
+    with ThreadPoolExecutor() as pool:
+        try:
+            return list(pool.map(_sha256, paths, repeat(over)))
+        finally:
+            over.set()
+
+
+def _sha256(path: Path, over: Event) -> str:
+    found = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while not over.is_set() and (block := file.read(_BLOCK)):
+            found.update(block)
+    return found.hexdigest()
 
 
 def _place() -> Path:

@@ -361,7 +361,7 @@ def test_files_that_change_while_a_server_loads_them_end_it(
     monkeypatch.setattr(Fleet, "of", of)
     made, ended = run(path)
 
-    assert ended.asked.refused["a"].startswith("its model's files changed since this run looked at them")
+    assert ended.asked.refused["a"].startswith("its model's files are no longer those that it was planned by")
     assert not (fakes.folder / "calls.jsonl").read_text()
     made, ended = run(path)
     assert not ended.incomplete

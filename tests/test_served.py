@@ -3,9 +3,11 @@ model is another one."""
 
 import json
 import os
+import signal
 import subprocess
 import time
 from pathlib import Path
+from threading import Event, Timer
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from aif import served
 from aif.config import Pipeline, parse
 from aif.errors import BadInput
 from aif.launch import command, fetching, launched
-from aif.served import Seen, bare, counted, known, loaded
+from aif.served import Seen, bare, changed, counted, known, loaded
 from tests.model_hub import COMMIT, FILES
 
 BASE = {
@@ -234,9 +236,9 @@ def test_files_of_one_size_and_time_are_told_apart_and_what_stays_is_not_read_ag
     read: list[str] = []
     real = served._sha256
 
-    def noted(path: Path) -> str:
+    def noted(path: Path, over: Event) -> str:
         read.append(path.name)
-        return real(path)
+        return real(path, over)
 
     monkeypatch.setattr(served, "_sha256", noted)
     one = pipeline(tmp_path, {"model": str(model(tmp_path / "m"))})
@@ -280,7 +282,7 @@ def test_a_young_file_is_read_again(tmp_path: Path, past: Past) -> None:
 
 
 def test_a_file_that_can_not_be_read_is_told(tmp_path: Path, past: Past, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(path: Path) -> str:
+    def refused(path: Path, over: Event) -> str:
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(served, "_sha256", refused)
@@ -362,3 +364,37 @@ def test_without_the_hub_what_is_in_the_cache_is_the_same_model_and_else_what_is
     assert one.models["a"].served.commit == COMMIT  # type: ignore[union-attr]
     (snapshot,) = (tmp_path / "hf").glob("hub/*/snapshots/*")
     assert past.look(pipeline(tmp_path, {"model": str(snapshot)})) == "policy"
+
+    past[:1] = [past[0] | {"commit": COMMIT}]
+    for link in snapshot.iterdir():  # as on a file system without links, where no name tells a digest
+        content = link.read_bytes()
+        link.unlink()
+        link.write_bytes(content)
+    past.look(one)
+    assert past.seen == []
+
+
+def test_ctrl_c_ends_the_reading_of_files() -> None:
+    began = time.monotonic()
+    Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+    with pytest.raises(KeyboardInterrupt):
+        served._read([Path("/dev/zero")] * 3)
+    assert time.monotonic() - began < 10
+
+
+def test_a_server_is_asked_only_if_it_loaded_what_was_looked_at(tmp_path: Path, past: Past) -> None:
+    folder = model(tmp_path / "m")
+    one = pipeline(tmp_path, {"model": str(folder)})
+    past.look(one)
+    (found,) = launched(one, [("completion", "a")])
+    assert not changed(found, {})
+    model(folder, README__md="words")
+    assert not changed(found, {})
+    model(folder, config__json="[]")
+    assert changed(found, {})
+
+    away = pipeline(tmp_path, {"model": "org/none"})  # what it loads, should it come up yet, nobody knows
+    assert past.look(away) == "policy+sha256:?"
+    (found,) = launched(away, [("completion", "a")])
+    assert changed(found, {})
