@@ -163,7 +163,10 @@ def _parts(
     args, commit, held = counted(one.launch.args), "", dict[str, str]()
     folders = {f"{name} ": value for name, value in args.items() if os.path.isdir(value)}  # noqa: PTH112 - of any length
     if path := adapter(one.one):
-        folders["adapter "] = str(Path(path).expanduser())
+        if Path(path).expanduser().is_dir():
+            folders["adapter "] = str(Path(path).expanduser())
+        else:  # a name on the Hub
+            args["adapter"] = path
     if one.is_folder:
         folders[""] = one.model
     elif told := _on_the_hub(one, environ):
@@ -192,8 +195,10 @@ def _on_the_hub(one: Launched, environ: Mapping[str, str]) -> Any:
 
 
 def counted(args: Iterable[str]) -> dict[str, str]:
-    """The arguments that may change what a model says, each with its value; of one that is given twice the last."""
-    return {name: value for name, value in arguments(args).items() if not _ELSE.fullmatch(bare(name))}
+    """The arguments that may change what a model says, each with its value; of one that is given twice the last. What
+    is in no list may be anything, also a secret: its value's digest stands for it."""
+    given = {name: value for name, value in arguments(args).items() if not _ELSE.fullmatch(bare(name))}
+    return {name: value if _WORDS.fullmatch(bare(name)) else digest(value) for name, value in given.items()}
 
 
 def bare(name: str) -> str:
@@ -283,7 +288,8 @@ def _sha256(path: Path, over: Event) -> str:
 
 
 def _place() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "aif" / "files.json"
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 - raises without a home
+    return Path(cache, "aif", "files.json")
 
 
 def _kept() -> dict[str, list[Any]]:
@@ -299,7 +305,8 @@ def _kept() -> dict[str, list[Any]]:
 def _keep(new: Mapping[str, list[Any]]) -> None:
     """Of two processes the later may drop what the former kept, and where nothing can be written nothing is: what is
     lost is read again."""
-    place = _place()
+    if not (place := _place()).is_absolute():
+        return
     held = {path: row for path, row in _kept().items() if Path(path).exists()} | dict(new)
     with suppress(OSError):
         place.parent.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ from aif import served
 from aif.config import Pipeline, parse
 from aif.errors import BadInput
 from aif.launch import command, fetching, launched
+from aif.records import digest
 from aif.served import Seen, bare, changed, counted, known, loaded
 from tests.model_hub import COMMIT, FILES
 
@@ -156,7 +157,7 @@ def test_weights_in_the_old_format_count_where_there_are_no_others_or_where_it_i
         (["--tensor-parallel-size", "4", "-tp", "2", "-O3", "--max-num-seqs=8", "--seed", "1"], {}),
         (["--gpu-memory-utilization", ".9", "--enforce-eager", "--no-enable-prefix-caching", "--max-model-len=9"], {}),
         (["--speculative-config", '{"method": "ngram"}', "--enable-lora", "--lora-modules", "a=b", "c=d"], {}),
-        (["--invented", "x", "y"], {"--invented": "x\0y"}),
+        (["--invented", "x", "y"], {"--invented": digest("x\0y")}),
     ],
 )
 def test_arguments_count_by_what_they_change(args: list[str], counts: dict[str, str]) -> None:
@@ -229,6 +230,15 @@ def test_an_adapter_that_is_asked_for_counts_and_others_do_not(tmp_path: Path, p
     assert past.seen[0].changes.startswith("adapter adapter_model.safetensors")
 
 
+def test_an_adapter_on_the_hub_counts_by_its_name(tmp_path: Path, past: Past) -> None:
+    folder = str(model(tmp_path / "m"))
+    past.look(pipeline(tmp_path, {"model": folder, "args": ["--lora-modules", "policy=org/a"]}))
+    one = pipeline(tmp_path, {"model": folder, "args": ["--lora-modules", "policy=org/b", "x=org/c"]})
+
+    assert past.look(one).startswith("policy+sha256:")
+    assert past.seen[0].changes == "adapter ('org/a' → 'org/b')"
+
+
 def test_files_of_one_size_and_time_are_told_apart_and_what_stays_is_not_read_again(
     tmp_path: Path, past: Past, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -273,6 +283,17 @@ def test_nothing_needs_to_be_kept_of_files(tmp_path: Path, past: Past, monkeypat
     monkeypatch.setattr(served, "_SETTLED_S", -1.0)
 
     assert past.look(pipeline(tmp_path, {"model": str(model(tmp_path / "m"))})) == "policy"
+
+
+def test_where_nobody_has_a_home_nothing_is_kept(tmp_path: Path, past: Past, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(variable)
+    monkeypatch.setattr(os, "getuid", lambda: 2**31 - 5)
+    monkeypatch.setattr(served, "_SETTLED_S", -1.0)
+    monkeypatch.chdir(tmp_path)
+
+    assert past.look(pipeline(tmp_path, {"model": str(model(tmp_path / "m"))})) == "policy"
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
 
 def test_a_young_file_is_read_again(tmp_path: Path, past: Past) -> None:
