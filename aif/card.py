@@ -215,9 +215,10 @@ def fenced(text: str, language: str = "") -> str:
 
 
 def identity(one: Endpoint) -> str:
-    """Who a model is, without where it lies on some machine."""
+    """Who a model is, without where it lies on some machine; of a launched one, by the content that was served, too."""
     launched = one.model is None and one.launch is not None
-    return one.identity.replace(one.served_name, public(one.served_name, hub=launched), 1)
+    said = one.declared.replace(one.served_name, public(one.served_name, hub=launched), 1)
+    return f"{said} (sha256:{one.served.digest[:12]})" if one.served and one.served.digest else said
 
 
 def _json(row: Mapping[str, Any]) -> str:

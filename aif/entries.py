@@ -1,7 +1,8 @@
 """The entries of a pipeline file: sources, models, judges, how pairs are made, what is exported. Each checks itself."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -86,15 +87,25 @@ def public(name: str, hub: bool = False) -> str:
     return name
 
 
-def given(word: str, options: Sequence[str]) -> bool:
-    """Whether an argument of vLLM's names one of these options, which it may abbreviate."""
-    named = flag(word)
-    return len(named) > 2 and named.startswith("--") and any(option.startswith(named) for option in options)
-
-
 def flag(word: str) -> str:
     """The option that an argument of vLLM's names, which takes `--api_key` and `--api-key` for one."""
     return word.partition("=")[0].replace("_", "-")
+
+
+def is_one_of(word: str, options: Iterable[str]) -> bool:
+    """Whether vLLM may take an argument for one of these options: as argparse does, it knows one by its first letters,
+    and what these leave open differs by its version."""
+    return len(flag(word)) > 2 and any(option.startswith(flag(word)) for option in options)
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What is known of a launched model besides what is declared: the `digest` of what its server loads ("" where that
+    is not known), whether that is not what this name once began with (`other`), the `commit` on the Hub."""
+
+    digest: str
+    other: bool = False
+    commit: str = ""
 
 
 class Part(BaseModel):
@@ -241,11 +252,10 @@ class Launch(Part):
             if _SECRET.search(name):
                 yield Problem(("env", name), f"{_NO_KEY}; take it out: the server gets aif's HF_TOKEN, and no API key")
         if "CUDA_VISIBLE_DEVICES" in self.env:
-            yield Problem(
-                ("env", "CUDA_VISIBLE_DEVICES"), "aif gives each server its `gpus` by it; set it where aif runs"
-            )
-        for n, word in enumerate(self.args):
-            if given(word, _KEY_ARGS):
+            why = "aif gives each server its GPUs; set it for aif itself, which takes those that it names"
+            yield Problem(("env", "CUDA_VISIBLE_DEVICES"), why)
+        for n, given in enumerate(self.args):
+            if is_one_of(given, _KEY_ARGS):
                 yield Problem(("args", n), f"{_NO_KEY}; take it out, the server listens to this machine alone")
 
 
@@ -276,6 +286,7 @@ class Endpoint(Part):
     terms: Filled | None = None
 
     _name: str = PrivateAttr(default="")
+    _served: Served | None = PrivateAttr(default=None)
 
     @property
     def name(self) -> str:
@@ -288,9 +299,24 @@ class Endpoint(Part):
         return self.model or (self.launch.model if self.launch else self._name)
 
     @property
-    def identity(self) -> str:
-        """What tells this model from every other, on whichever host it runs: part of the keys of what it says."""
+    def served(self) -> Served | None:
+        """What served.py has found out of a launched one; None of all others."""
+        return self._served
+
+    @property
+    def declared(self) -> str:
+        """What tells this model from every other, on whichever host it runs, as far as the pipeline file says."""
         return f"{self.served_name}@{self.revision}" if self.revision else self.served_name
+
+    @property
+    def other(self) -> str:
+        """What tells a launched model from the one that was first served under its name; empty for that one."""
+        return f"+sha256:{self._served.digest[:12] or '?'}" if self._served and self._served.other else ""
+
+    @property
+    def identity(self) -> str:
+        """What tells this model from every other: part of the keys of what it says."""
+        return self.declared + self.other
 
     @property
     def takes_temperature(self) -> bool:
@@ -414,8 +440,8 @@ class Model(Endpoint):
     quality: Share = 0.5  # of provider simulator
 
     @property
-    def identity(self) -> str:
-        return f"simulator/{self.name}?quality={self.quality}" if self.provider == "simulator" else super().identity
+    def declared(self) -> str:
+        return f"simulator/{self.name}?quality={self.quality}" if self.provider == "simulator" else super().declared
 
     def clashes(self) -> Iterator[Problem]:
         yield from super().clashes()
@@ -437,8 +463,8 @@ class Judge(Endpoint):
     noise: NotNegative = 0.1  # of provider simulator
 
     @property
-    def identity(self) -> str:
-        return f"simulator/{self.name}?noise={self.noise}" if self.provider == "simulator" else super().identity
+    def declared(self) -> str:
+        return f"simulator/{self.name}?noise={self.noise}" if self.provider == "simulator" else super().declared
 
     @property
     def sampling(self) -> Sampling:

@@ -7,7 +7,7 @@ Every record has `t`, its type, and `v`, that type's version. These shapes are a
     page       some of the prompts the sources hold now, in order: start (position of the first),
                rows [[prompt_id, source]]; and of the completions they carry: carried [[prompt_id, key, score]]
     selected   the end of the pages: fingerprint of the sources, counts [[source, reason, rows]]
-    text       a text that others name by digest: kind (principle, rubric, material), content
+    text       a text that others name by digest: kind (principle, rubric, material, model), content
     call       one call to an endpoint, whatever came of it
     reserve    a ceiling that the counted spend of a run stays below from here on: run, n (from 1: the highest of a run
                holds), usd. Lowered to what was counted where the run ends in order; of one that crashed it counts

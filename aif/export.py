@@ -285,6 +285,11 @@ def _describe(
         "calls": [moment.isoformat(timespec="seconds") for moment in calls or ()],
         "spend": spend,
         **({"kto": pipeline.export.kto.model_dump(exclude_none=True) | asdict(labels)} if labels else {}),
+        "served": {
+            name: f"sha256:{one.served.digest}"
+            for name, one in (*pipeline.models.items(), *pipeline.judges.items())
+            if one.served and one.served.digest
+        },
         "rubric": rubric.digest,
         "pipeline_yaml": pipeline.public,
     }

@@ -6,12 +6,15 @@ A process of its own, so that it has the server's environment (HF_TOKEN, HF_HOME
 be ended at any moment; the next one goes on with what is there. What it prints is for a person: what is downloaded,
 or in the last line why the files can't be had. Exit code 0 or 1.
 
-`--check` before MODEL asks for the model's configuration alone.
+`--check` before MODEL asks for the model's configuration alone; `--files` for its commit and its files' digests, and
+prints them as JSON.
 """
 
+import json
 import sys
+from pathlib import Path
 
-from huggingface_hub import get_token, hf_hub_download, snapshot_download
+from huggingface_hub import HfApi, get_token, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     DryRunError,
     EntryNotFoundError,
@@ -23,6 +26,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.hf_api import RepoFile
 
 COPIES = ["original/*", "*.gguf"]
 DUPLICATES = ["*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.onnx"]  # of *.safetensors, where these are there
@@ -56,6 +60,21 @@ def check(model: str, revision: str | None) -> None:
         pass
 
 
+def files(model: str, revision: str | None) -> None:
+    """Tells the commit and each file's digest: sha256, or git's of what is not in LFS, as the cache names blobs. Of a
+    Hub that can't be asked, the folder that is in the cache. Raises the Hub's errors and OSError."""
+    try:
+        some = snapshot_download(model, revision=revision, dry_run=True)
+        assert isinstance(some, list)
+        commit = some[0].commit_hash
+        rows = HfApi().list_repo_tree(model, revision=commit, recursive=True)
+        found = {row.path: row.lfs.sha256 if row.lfs else row.blob_id for row in rows if isinstance(row, RepoFile)}
+        say(json.dumps({"commit": commit, "files": found}))
+    except DryRunError:
+        folder = snapshot_download(model, revision=revision, ignore_patterns=[*COPIES, *DUPLICATES])
+        say(json.dumps({"commit": Path(folder).name, "folder": folder}))
+
+
 def reason(error: Exception, model: str, revision: str | None) -> str:
     """Why the files can't be had, and the mend."""
     match error:
@@ -80,10 +99,10 @@ def say(words: str) -> None:
 
 
 def main(words: list[str]) -> int:
-    checking = words[0] == "--check"
+    does = {"--check": check, "--files": files}.get(words[0], fetch)
     model, revision = words[-2], words[-1] or None
     try:
-        (check if checking else fetch)(model, revision)
+        does(model, revision)
     except Exception as error:  # whatever it is, it is told: the line is all that aif sees of this process
         say(reason(error, model, revision).replace(get_token() or "\0", "[token]"))
         return 1

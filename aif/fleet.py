@@ -30,6 +30,7 @@ from aif.errors import BadInput
 from aif.launch import Launched, command, environment, fetching, gpus, lacks_vllm, launched, secrets
 from aif.placement import CPU, Key, Place, Shift, described, shifts
 from aif.rights import USUAL
+from aif.served import changed
 
 GRACE_S = 10.0  # vLLM 0.32 on a CPU ends within 1 s of SIGTERM
 GUARD = [sys.executable, "-I", "-S", str(Path(__file__).with_name("guard.py"))]
@@ -48,6 +49,9 @@ _PREFIX = re.compile(r"^(?:\([^)]* pid=\d+\) )?(?:(?:ERROR|CRITICAL) [\d-]+ [\d:
 _COLOUR = re.compile(r"\x1b\[[\d;]*m")
 # the cause stands before
 _POINTLESS = ("Engine core initialization failed", "See root cause above", "WorkerProc initialization failed")
+_OTHERS = (
+    "its model's files are no longer those that it was planned by; `aif run` takes them for the model they are now"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +205,8 @@ class _Crew:
             try:
                 async with self._server(place, log) as server:
                     await server.ready(self._launched.launch.ready_s, patience.poll_s)
+                    if await asyncio.to_thread(changed, self._launched, self._environ()):
+                        raise NotReady(_OTHERS)
                     up = clock()
                     self._set([*self._urls, server.url])
                     try:
@@ -239,7 +245,7 @@ class _Crew:
         """The client's servers; while there is none, calls wait."""
         self._urls = urls
         self._client.set_urls(urls)
-        self.endpoint.doing = None if urls or self.endpoint.done.is_set() else "starting"
+        self.endpoint.doing = None if urls else "stopping" if self.endpoint.done.is_set() else "starting"
         if urls:
             self.endpoint.up.set()
         else:

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from aif import events, sources, yamltext
+from aif import events, served, sources, yamltext
 from aif.config import Pipeline
 from aif.errors import BadInput
 from aif.events import Record
 from aif.paging import pages, utf8
 from aif.plan import PoolModel, Principles, carried_key, carried_slots, plan_digest, slots
 from aif.prompt_row import Skipped
-from aif.queries import Reader
+from aif.queries import Reader, Tally
 from aif.records import CARRIED, Carried, Prompt, Slot, Spec, digest
 from aif.resources import find, shipped
 from aif.rubric import SCORED, Rubric, load, spec_digest
@@ -59,7 +59,7 @@ def principles_of(pipeline: Pipeline) -> Principles | None:
 
 def pool_of(pipeline: Pipeline) -> list[PoolModel]:
     return [
-        PoolModel(name, model.identity, pipeline.sampling(model), model.samples, model.system)
+        PoolModel(name, model.declared, pipeline.sampling(model), model.samples, model.system, model.other)
         for name, model in pipeline.models.items()
     ]
 
@@ -84,12 +84,15 @@ def specs_of(pipeline: Pipeline, rubric: Rubric, carried: Iterable[int]) -> list
 
 def prepare(
     pipeline: Pipeline, ledger: "Ledger", rubric: Rubric, tell: Callable[[str], None], reread: bool = True
-) -> None:
+) -> list[Record]:
     """Brings store and journal to what the pipeline file and its sources say now. Calls no model.
 
-    Without `reread` the prompts are those the journal has, wherever their sources are now.
+    Without `reread` the prompts are those the journal has, wherever their sources are now, and launched models are what
+    they were when they were last asked. Returns what is to be kept before anything is asked: what they are now.
     """
     principles = principles_of(pipeline)
+    with Reader.of(ledger.store) as reader:
+        seen = served.known(pipeline, reader.texts("model").values(), tell if reread else None)
     fingerprint = _read_sources(pipeline, ledger, tell, reread)
     _keep_texts(ledger, rubric, principles)
     mark = _plan_mark(pipeline, principles, fingerprint)
@@ -98,6 +101,27 @@ def prepare(
             ledger.store.replan(_planned(pipeline, principles, reader), mark)
     say_who_judges(pipeline, rubric, ledger.store)
     _keep_materials(pipeline, ledger, rubric, fingerprint)
+    if changed := [one for one in seen if one.changes]:
+        _tell_changed(changed, ledger, tell)
+    return [one.record for one in seen]
+
+
+def _tell_changed(seen: Sequence[served.Seen], ledger: "Ledger", tell: Callable[[str], None]) -> None:
+    """Says of models that are others now what changed, and how much is to be asked."""
+    with Reader.of(ledger.store) as reader:
+        tallies = reader.tallies()
+    for found in seen:
+        tally = tallies.get((found.stage, found.one.name), Tally(0, 0, 0, 0))
+        tell(
+            f"{found.one.name}: its server loads something else than what was last asked: {found.changes}. It is the "
+            f"model {found.one.identity}, which has {tally.answered:,} of {tally.wanted:,} answers; those of the other "
+            "are kept, and are back when it is"
+        )
+    asked = {
+        stage: sum(tally.pending for (of, _), tally in tallies.items() if of == stage)
+        for stage in ("completion", "judgement")
+    }
+    tell(f"to ask now, in all: {asked['completion']:,} completions, {asked['judgement']:,} judgements")
 
 
 def say_who_judges(pipeline: Pipeline, rubric: Rubric, store: "Store") -> None:
@@ -147,6 +171,7 @@ def _materials_mark(rubric: Rubric, fingerprint: str) -> str:
 
 def is_prepared(pipeline: Pipeline, rubric: Rubric, reader: Reader) -> bool:
     """Whether the store has the plan and the judging that the pipeline wants, over the prompts it has."""
+    served.known(pipeline, reader.texts("model").values())
     fingerprint = reader.marked("sources") or ""
     marks = {
         "plan": _plan_mark(pipeline, principles_of(pipeline), fingerprint),

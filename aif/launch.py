@@ -2,25 +2,30 @@
 starting, told before it is tried."""
 
 import asyncio
+import json
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from aif.config import Pipeline
-from aif.entries import Judge, Launch, Model, flag, given
+from aif.entries import Judge, Launch, Model, flag, is_one_of
 from aif.errors import BadInput
 from aif.placement import CPU, Key, Wish
 from aif.records import Stage
 from aif.rights import USUAL, stranger
 from aif.values import is_own
 
-# aif sets these, and would not find a server that has others
-OURS = ("--model", "--served-model-name", "--host", "--port", "--uds", "--api-key", "--root-path")
+# aif sets these, and would not find a server that has others; a file of arguments (`--config`) may hold any of them
+OURS = (
+    "--model", "--served-model-name", "--host", "--port", "--uds", "--api-key", "--root-path", "--device-ids",
+    "--config",
+)  # fmt: skip
 UNTRACKED = ("DO_NOT_TRACK", "VLLM_NO_USAGE_STATS", "HF_HUB_DISABLE_TELEMETRY")
 # a namespace, as any folder called vllm would be, has no origin
 _HAS_VLLM = "import sys, importlib.util as u; s = u.find_spec('vllm'); sys.exit(s is None or s.origin is None)"
@@ -53,6 +58,24 @@ class Launched:
     def is_folder(self) -> bool:
         return Path(self.model).is_absolute()
 
+    @property
+    def revision(self) -> str | None:
+        """Of a model on the Hub the commit that was looked at, so that no other is served; else what is declared."""
+        return (self.one.served.commit if self.one.served else "") or self.one.revision
+
+
+def adapter(one: Model | Judge) -> str | None:
+    """The path of the LoRA adapter that a launched one is: that of `--lora-modules` with the name that calls go to."""
+    assert one.launch
+    for word in arguments(one.launch.args).get("--lora-modules", "").split("\0"):
+        name, _, path = word.partition("=")
+        if word.startswith("{"):
+            with suppress(json.JSONDecodeError):  # vLLM tells
+                name, path = (json.loads(word).get(key, "") for key in ("name", "path"))
+        if name == one.served_name:
+            return str(path)
+    return None
+
 
 def launched(pipeline: Pipeline, keys: Collection[Key]) -> list[Launched]:
     """The models and judges among `keys` that aif launches. Raises BadInput for what can't be meant."""
@@ -67,9 +90,22 @@ def launched(pipeline: Pipeline, keys: Collection[Key]) -> list[Launched]:
     ]
 
 
+def arguments(args: Iterable[str]) -> dict[str, str]:
+    """The options among vLLM's arguments, each with its values (of several, with NUL between them)."""
+    found, name = dict[str, list[str]](), ""
+    for word in args:
+        if re.match(r"-\D", word):
+            name, equals, value = word.partition("=")
+            name = flag(name)
+            found[name] = [value] if equals else []
+        elif name:
+            found[name].append(word)
+    return {name: "\0".join(values) for name, values in found.items()}
+
+
 def _model(one: Model | Judge, launch: Launch, pipeline: Pipeline) -> str:
     for word in launch.args:
-        if given(word, OURS):
+        if is_one_of(word, OURS):
             raise BadInput(f"{one.name}: launch.args: {flag(word)} is set by aif; take it out")
     for base in (pipeline.beside, Path()):
         folder = (base / Path(launch.model).expanduser()).absolute()
@@ -92,16 +128,17 @@ def _python(launch: Launch, pipeline: Pipeline) -> str:
 
 def command(one: Launched, port: int) -> list[str]:
     """What starts one server of `one`, as a list for exec."""
-    launch, revision = one.launch, one.one.revision
+    launch = one.launch
+    name = f"{one.one.served_name}.base" if adapter(one.one) else one.one.served_name
     words = [one.python, "-m", "vllm.entrypoints.openai.api_server", "--model", one.model]
-    words += ["--served-model-name", one.one.served_name, "--host", "127.0.0.1", "--port", str(port)]
+    words += ["--served-model-name", name, "--host", "127.0.0.1", "--port", str(port)]
     words += ["--generation-config", "vllm"]  # else a repository's own sampling defaults slip in
     if launch.gpus > 1:
         words += ["--tensor-parallel-size", str(launch.gpus)]
     if launch.max_model_len:
         words += ["--max-model-len", str(launch.max_model_len)]
-    if revision and not one.is_folder:
-        words += ["--revision", revision]
+    if one.revision and not one.is_folder:
+        words += ["--revision", one.revision]
     return [*words, *launch.args]
 
 

@@ -33,13 +33,15 @@ PLAN_VERSION = 1  # raised when the same inputs give other slots
 
 @dataclass(frozen=True, slots=True)
 class PoolModel:
-    """A model of the pool, as far as the plan knows it: no host, no price."""
+    """A model of the pool, as far as the plan knows it: no host, no price. `identity` is as declared, and draws go by
+    it; `other` tells what is served from what first was under that name: it has the same places and seeds."""
 
     name: str
     identity: str
     sampling: Sampling
     samples: int = 1
     system: System = "role"
+    other: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +133,7 @@ def completion_key(prompt: Prompt, model: PoolModel, sample: int, seed: int, pri
         {
             "v": 1,
             "prompt": prompt.prompt_id,
-            "model": model.identity,
+            "model": model.identity + model.other,
             "sample": sample,
             "messages": as_dicts(sent_messages(prompt, principle, model.system)),
             "sampling": model.sampling.identity,
@@ -181,7 +183,7 @@ def _slot(prompt: Prompt, n: int, model: PoolModel, sample: int, principles: Pri
         prompt_id=prompt.prompt_id,
         slot=n,
         model=model.name,
-        identity=model.identity,
+        identity=model.identity + model.other,
         sample=sample,
         seed=sampling_seed,
         principle=drawn,
@@ -193,7 +195,9 @@ def plan_digest(pool: Sequence[PoolModel], per_prompt: int, principles: Principl
     return digest(
         {
             "v": PLAN_VERSION,
-            "pool": [asdict(model) for model in pool],
+            "pool": [
+                {name: value for name, value in asdict(model).items() if name != "other" or value} for model in pool
+            ],
             "per_prompt": per_prompt,
             "principles": asdict(principles) if principles else None,
             "seed": seed,

@@ -93,9 +93,11 @@ def feedback(
 
     def whole(ledger: Ledger) -> Ended:
         nonlocal agreed
-        prepare(pipeline, ledger, rubric, tell)
+        served = prepare(pipeline, ledger, rubric, tell)
         if consent is not None and not agreed:
             consent(ledger, rubric)
+        if served:
+            ledger.keep(served)
         if retry_failed and not agreed:
             ledger.keep([events.retry(datetime.now(UTC))])
         agreed = True

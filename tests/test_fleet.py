@@ -17,13 +17,15 @@ from typing import Any
 
 import pytest
 
+from aif import served
 from aif.chat.base import Request
-from aif.config import load
+from aif.config import Pipeline, load
 from aif.endpoints import opened
-from aif.errors import BadInput, Exit
-from aif.fleet import Fleet, Patience, telling
+from aif.errors import BadInput, Exit, NotStarted
+from aif.fleet import Fleet, Patience, _appending, telling
 from aif.lock import Places
-from aif.records import Message
+from aif.queries import Reader
+from aif.records import Message, digest
 from tests.fakes.vllm.entrypoints.openai.api_server import TRACEBACK
 from tests.processes import alive, until
 from tests.serving import Served
@@ -220,6 +222,7 @@ def test_a_model_that_can_not_be_had_is_refused_and_one_that_can_is_fetched_firs
         ({"gpus": 2}, "a: launch.gpus is 2, but no GPU is found here"),
         ({"model": "./gone"}, "a: launch.model: there is no folder ./gone"),
         ({"args": ["--port=1"]}, "a: launch.args: --port is set by aif; take it out"),
+        ({"args": ["--ho=0.0.0.0"]}, "a: launch.args: --ho is set by aif; take it out"),
         ({"python": "/no/such/python"}, "a: launch.python: /no/such/python can't be run: No such file or directory"),
     ],
 )
@@ -236,6 +239,177 @@ def test_a_python_without_vllm_is_told(tmp_path: Path, fakes: Fakes) -> None:
     (tmp_path / "vllm").mkdir()  # a folder of that name is no vLLM
     with pytest.raises(BadInput, match=r"a: .* has no vLLM; `pip install vllm`"):
         run(path)
+
+
+# --- who was served ---------------------------------------------------------------------------------------------------
+
+ANSWERS = (
+    "SELECT s.model, c.identity, count(*) AS n FROM slots s JOIN completions c USING (key) GROUP BY ALL ORDER BY ALL"
+)
+
+
+def asked(made: Pipeline) -> int:
+    return int(ask(made, "SELECT count(*) AS n FROM calls")[0]["n"])
+
+
+def recorded(made: Pipeline) -> list[Any]:
+    with Reader.open(made.store) as reader:
+        return sorted(reader.texts("model").values(), key=lambda row: (row["endpoint"], row["n"]))
+
+
+def test_other_weights_in_the_same_folder_are_asked_anew_and_the_first_are_found_again(
+    tmp_path: Path, fakes: Fakes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    for folder in (fakes.model, base):
+        (folder / "model.safetensors").write_text("first")
+    path = pipeline(
+        tmp_path, {"a": fakes.launch(), "b": fakes.launch({"model": str(base)})}, fakes.launch({"model": str(base)})
+    )
+    made, _ = run(path)
+    calls = asked(made)
+    assert calls == 6 * 4 + 6
+    assert [(row["endpoint"], row["n"]) for row in recorded(made)] == [("a", 0), ("b", 0), ("judge", 0)]
+
+    (fakes.model / "README.md").write_text("words")
+    run(path)
+    assert asked(made) == calls
+
+    (fakes.model / "model.safetensors").write_text("trained")
+    made, ended = run(path)
+    other = made.models["a"].identity
+    assert not ended.incomplete
+    assert other.startswith("a+sha256:")
+    assert asked(made) == calls + 6 * 2 + 6
+    assert ask(made, ANSWERS) == [{"model": "a", "identity": other, "n": 12}, {"model": "b", "identity": "b", "n": 12}]
+
+    (fakes.model / "model.safetensors").write_text("first")
+    made, ended = run(path)
+    assert not ended.incomplete
+    assert asked(made) == calls + 6 * 2 + 6
+    assert [row["identity"] for row in ask(made, ANSWERS)] == ["a", "b"]
+    assert [(row["endpoint"], row["n"]) for row in recorded(made)][:3] == [("a", 0), ("a", 1), ("a", 2)]
+
+
+def test_what_changed_and_what_that_comes_to_is_said_before_anything_is_asked(tmp_path: Path, fakes: Fakes) -> None:
+    (fakes.model / "model.safetensors").write_text("first")
+    path = pipeline(tmp_path, {"a": fakes.launch()}, fakes.launch({"args": ["--dtype", "half"]}))
+    made, _ = run(path)
+    exported = aif("export", path)
+    exported.communicate()
+    assert exported.returncode == 0
+
+    (fakes.model / "model.safetensors").write_text("trained")
+    changed = path.read_text().replace("half", "float32")
+    path.write_text(changed)
+    calls, records = asked(made), recorded(made)
+
+    def no(ledger: Any, rubric: Any) -> None:
+        raise NotStarted("no")
+
+    with pytest.raises(NotStarted):
+        run(path, consent=no)
+    assert recorded(made) == records
+
+    said = aif("estimate", path).communicate()[1]
+    assert re.search(
+        r"a: its server loads something else than what was last asked: model.safetensors \(\w+ → \w+\)", said
+    )
+    assert re.search(r"It is the model a\+sha256:\w{12}, which has 0 of 24 answers", said)
+    assert "judge: its server loads something else than what was last asked: --dtype ('half' → 'float32')" in said
+    assert "to ask now, in all: 24 completions, 6 judgements" in said
+    assert asked(made) == calls
+    assert recorded(made) == records
+
+    path.write_text(path.read_text().replace("float32", "half"))
+    again = aif("export", path)  # by what was asked, whatever lies there now
+    told = again.communicate()
+    assert again.returncode == 0, told
+    card = (tmp_path / "dataset" / "README.md").read_text()
+    run_json = json.loads((tmp_path / "dataset" / "run.json").read_text())
+    assert f"a (sha256:{digest(records[0]['parts'])[:12]})" in card
+    assert run_json["served"] == {row["endpoint"]: f"sha256:{digest(row['parts'])}" for row in records}
+    assert str(tmp_path) not in json.dumps(run_json["served"])
+
+
+def test_what_a_former_version_has_asked_is_not_asked_again(
+    tmp_path: Path, fakes: Fakes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (fakes.model / "model.safetensors").write_text("first")
+    path = pipeline(tmp_path, {"a": fakes.launch({"args": ["--quantization", "fp8"]})}, fakes.launch())
+    with monkeypatch.context() as former:
+        former.setattr(served, "known", lambda *_: [])
+        made, _ = run(path)
+    calls = asked(made)
+    assert recorded(made) == []
+
+    _, ended = run(path)
+    assert not ended.incomplete
+    assert asked(made) == calls
+    assert [row["identity"] for row in recorded(made)] == ["a", "judge"]
+
+    made.store.unlink()  # the journal has it
+    (fakes.model / "model.safetensors").write_text("trained")
+    made, _ = run(path)
+    assert asked(made) == 2 * calls
+
+
+def test_files_that_change_while_a_server_loads_them_end_it(
+    tmp_path: Path, fakes: Fakes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (fakes.model / "model.safetensors").write_text("first")
+    path = pipeline(tmp_path, {"a": fakes.launch()}, fakes.launch())
+    real = Fleet.of
+
+    async def of(*given: Any, **options: Any) -> Fleet:
+        (fakes.model / "model.safetensors").write_text("trained")
+        return await real(*given, **options)
+
+    monkeypatch.setattr(Fleet, "of", of)
+    made, ended = run(path)
+
+    assert ended.asked.refused["a"].startswith("its model's files are no longer those that it was planned by")
+    assert not (fakes.folder / "calls.jsonl").read_text()
+    made, ended = run(path)
+    assert not ended.incomplete
+    assert made.models["a"].identity.startswith("a+sha256:")
+
+
+def test_an_adapter_is_asked_for_by_its_name_and_its_base_has_another(tmp_path: Path, fakes: Fakes) -> None:
+    adapter = tmp_path / "lora"
+    adapter.mkdir()
+    (adapter / "adapter_model.safetensors").write_text("first")
+    launch = fakes.launch({"args": ["--enable-lora", "--lora-modules", f"a={adapter}"]})
+    made, ended = run(pipeline(tmp_path, {"a": launch}, fakes.launch()))
+
+    assert not ended.incomplete
+    assert [words(record, "--served-model-name") for record in fakes.started()] == ["a.base", "judge"]
+    told = [json.loads(line)["model"] for line in (fakes.folder / "calls.jsonl").read_text().splitlines()]
+    assert set(told) == {"a", "judge"}
+    assert "adapter adapter_model.safetensors" in recorded(made)[0]["parts"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="of Linux")
+def test_a_log_that_finds_no_room_is_named() -> None:
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+        _appending(Path("/dev/full"), "a start")
+
+
+async def test_a_server_that_is_being_stopped_is_not_starting(tmp_path: Path, fakes: Fakes) -> None:
+    seen: list[str | None] = []
+    async with attended(pipeline(tmp_path, {"a": fakes.launch()}, fakes.launch()), []) as endpoint:
+        await _answered(endpoint)
+        endpoint.done.set()
+
+        def over() -> bool:
+            seen.append(endpoint.doing)
+            return len(seen) > 1 and seen[-2:] == ["stopping", None]
+
+        await _until(over)
+
+    assert "starting" not in seen
+    assert "stopping" in seen
 
 
 # --- a server that dies -----------------------------------------------------------------------------------------------
@@ -350,15 +524,6 @@ async def test_a_log_that_grows_without_end_keeps_its_begin_its_end_and_what_wen
     assert log.read_bytes().startswith(b"\n=== 2")
     assert 200_000 < log.stat().st_size < 210_000
     assert b"\n=== a part was left out here" in log.read_bytes()
-
-
-async def test_a_server_that_is_stopped_is_not_said_to_start(tmp_path: Path, fakes: Fakes) -> None:
-    async with attended(pipeline(tmp_path, {"a": fakes.launch()}, fakes.launch()), []) as endpoint:
-        await _answered(endpoint)
-        endpoint.done.set()
-        while fakes.alive():
-            assert endpoint.doing is None
-            await asyncio.sleep(0.001)
 
 
 async def _until(condition: Callable[[], object]) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from aif.config import parse
 from aif.errors import BadInput
-from aif.launch import Launched, check_stranger, command, environment, gpus, launched, runs, sends
+from aif.launch import Launched, adapter, check_stranger, command, environment, gpus, launched, runs, sends
 from aif.placement import CPU
 
 
@@ -156,11 +156,13 @@ def test_only_those_with_work_are_launched(tmp_path: Path) -> None:
     [
         "--host",
         "--host=0.0.0.0",
+        "--served_model_name=x",
+        "--root_path=/x",
         "--ho=0.0.0.0",
         "--por",
-        "--served_model_name=x",
-        "--served-model=x",
-        "--root_path=/x",
+        "--served_m=x",
+        "--config",
+        "--conf=x",
     ],
 )
 def test_what_aif_sets_itself_is_refused_however_it_is_spelt(tmp_path: Path, word: str) -> None:
@@ -168,18 +170,11 @@ def test_what_aif_sets_itself_is_refused_however_it_is_spelt(tmp_path: Path, wor
         entry(tmp_path, f"{{model: org/m, args: ['{word}']}}")
 
 
-@pytest.mark.parametrize("word", ["--api-key", "--api_key=k", "--api-k=k", "--hf_token=k", "--hf-tok=k"])
+@pytest.mark.parametrize("word", ["--api-key", "--api_key=k", "--hf_token=k", "--api=k", "--hf-t=k"])
 def test_no_key_is_taken_as_an_argument(tmp_path: Path, word: str) -> None:
     with pytest.raises(BadInput, match="a key has no place in the file") as caught:
         entry(tmp_path, f"{{model: org/m, args: ['{word}']}}")
     assert "=k" not in str(caught.value)
-
-
-def test_what_places_servers_has_no_place_in_their_environment(tmp_path: Path) -> None:
-    with pytest.raises(
-        BadInput, match="CUDA_VISIBLE_DEVICES: aif gives each server its `gpus` by it; set it where aif"
-    ):
-        entry(tmp_path, "{model: org/m, env: {CUDA_VISIBLE_DEVICES: '3'}}")
 
 
 PAID = """
@@ -241,6 +236,33 @@ completions: {per_prompt: 2}
 models: {a: {provider: simulator, samples: 2}}
 judges: {j: {provider: simulator}}
 """
+
+
+@pytest.mark.parametrize("word", ["--hf-overrides", "--model-impl=vllm", "--hostile", "-tp", "--"])
+def test_no_other_argument_is_taken_for_one_of_them(tmp_path: Path, word: str) -> None:
+    assert entry(tmp_path, f"{{model: org/m, args: ['{word}']}}").launch.args == (word,)
+
+
+def test_which_gpus_a_server_has_is_not_said_in_its_environment(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"CUDA_VISIBLE_DEVICES: aif gives each server its GPUs; set it for aif itself"):
+        entry(tmp_path, "{model: org/m, env: {CUDA_VISIBLE_DEVICES: 1}}")
+
+
+@pytest.mark.parametrize(
+    ("modules", "path"),
+    [
+        ("x=p/a, a=p=b", "p=b"),
+        ('\'{"name": "a", "path": "p", "base_model_name": "b"}\'', "p"),
+        ("x=p", None),
+        ("'{\"name'", None),
+        ("'[{\"name\": 1}]'", None),
+    ],
+)
+def test_an_adapter_is_found_by_its_name(tmp_path: Path, modules: str, path: str | None) -> None:
+    one = entry(tmp_path, f"{{model: org/m, args: [--lora-modules, {modules}, --dtype, half]}}", ", model: a")
+
+    assert adapter(one.one) == path
+    assert command(one, 1)[6] == ("a.base" if path else "a")
 
 
 def test_a_server_tells_nobody_of_its_use_unless_the_pipeline_says_so(tmp_path: Path) -> None:
