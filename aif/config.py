@@ -196,12 +196,16 @@ class Pipeline(Part):
 
     def _same_twice(self) -> Iterator[Problem]:
         seen: dict[tuple[str, str, object], str] = {}
-        entries: list[tuple[str, Model | Judge, Sampling]] = [
-            *(("models", model, self.sampling(model)) for model in self.models.values()),
-            *(("judges", judge, judge.sampling) for judge in self.judges.values()),
+        entries: list[tuple[str, Model | Judge, object]] = [
+            # without principles the modes differ in prompts alone that bring a system turn of their own
+            *(
+                ("models", one, (self.sampling(one), one.system if self.principles else ""))
+                for one in self.models.values()
+            ),
+            *(("judges", one, (one.sampling, one.reply)) for one in self.judges.values()),
         ]
-        for kind, one, sampling in entries:
-            first = seen.setdefault((kind, one.identity, (sampling, getattr(one, "reply", None))), one.name)
+        for kind, one, settings in entries:
+            first = seen.setdefault((kind, one.identity, settings), one.name)
             if first == one.name:
                 continue
             same = f"same model and settings as {kind}.{first}, so both would give the same"
