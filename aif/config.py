@@ -163,6 +163,17 @@ class Pipeline(Part):
                     ("prompts", n, "completions", "score"),
                     "not every source has scores, so a judge rates them all; take it out, or give each source one",
                 )
+        if self.export.kto.rule == "scores" and len(self.scales) > 1:
+            yield Problem(
+                ("export", "kto", "rule"),
+                f"one bound for the scores of several sources ({', '.join(sorted(self.scales))}); take rule pairs, or "
+                "give sources of one scale one `source`",
+            )
+
+    @property
+    def scales(self) -> set[str]:
+        """Whose scales scores are on; none where judges give them."""
+        return {source.scale for source in self.prompts} if self.scored else set()
 
     def _unpriced(self) -> Iterator[Problem]:
         """What costs nobody knows how much can't be kept within a budget."""

@@ -139,6 +139,12 @@ class Source(Part):
     material: dict[Slot, Filled] = Field(default_factory=dict)
     completions: Carried | None = None
 
+    @property
+    def scale(self) -> str:
+        """Whose scale its scores are on: by `source` where it is given, else by the file or dataset itself: two of
+        these may have one name."""
+        return self.source if "source" in self.model_fields_set else self.file or self.hub or ""
+
     def clashes(self) -> Iterator[Problem]:
         if (self.file is None) == (self.hub is None):
             count = "both file and hub are given" if self.file else "neither file nor hub is given"

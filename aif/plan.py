@@ -29,6 +29,7 @@ from aif.records import (
 )
 
 System = Literal["role", "fold_into_user", "none"]
+Parts = tuple[str | int, ...]  # what a number is drawn by
 
 PLAN_VERSION = 1  # raised when the same inputs give other slots
 APART_VERSION = 2  # the same, of pools that have a model under several settings
@@ -168,7 +169,7 @@ def slots(
 
     Raises BadInput where the pool's models and samples are too few.
     """
-    candidates = [
+    candidates: list[tuple[PoolModel, int, Parts]] = [
         (model, sample, (seed, prompt.prompt_id, model.identity, sample, *own))
         for model, own in _apart(tuple(pool))
         for sample in range(model.samples)
@@ -189,9 +190,7 @@ def _apart(pool: tuple[PoolModel, ...]) -> list[tuple[PoolModel, tuple[str, ...]
     return [(model, () if model.settings == first[model.identity].settings else (model.settings,)) for model in pool]
 
 
-def _slot(
-    prompt: Prompt, n: int, model: PoolModel, sample: int, parts: tuple[str | int, ...], principles: Principles | None
-) -> Slot:
+def _slot(prompt: Prompt, n: int, model: PoolModel, sample: int, parts: Parts, principles: Principles | None) -> Slot:
     drawn = principles.draw(prompt.source, *parts) if principles and model.system != "none" else None
     sampling_seed = int(fraction(*parts, "seed") * 2**31)
     return Slot(

@@ -1327,3 +1327,20 @@ def test_two_entries_of_a_model_that_differ_in_system_alone_need_principles() ->
     said = "p.yaml:18: models.served: same model and settings as models.small-openai, so both would give the same "
     assert complaints(both, "principles=") == [said + "completions; keep one, with samples: 2"]
     assert complaints(both.replace(", system: none", "")) == [said + "completions; keep one, with samples: 2"]
+
+
+def test_one_bound_for_scores_of_several_sources_is_refused() -> None:
+    """Sources of one name are on one scale, where the name is given: two files may be called alike."""
+    text = """name: n
+prompts:
+  - {file: a/train.jsonl, completions: {field: answers, score: s}}
+  - {file: b/train.jsonl, completions: {field: answers, score: s}}
+"""
+    rule = "export.kto={rule: scores, desirable: 4, undesirable: 2}"
+    (told,) = complaints(text, rule)
+    assert told.startswith(
+        "--set export.kto: export.kto.rule: one bound for the scores of several sources (a/train.jsonl, b/train.jsonl)"
+    )
+    assert parse(text, PATH).scales == {"a/train.jsonl", "b/train.jsonl"}
+    assert parse(text, PATH, [rule, "prompts.0.source=one", "prompts.1.source=one"]).scales == {"one"}
+    assert sound().scales == set()
