@@ -143,7 +143,9 @@ class Source(Part):
     def scale(self) -> str:
         """Whose scale its scores are on: by `source` where it is given, else by the file or dataset itself: two of
         these may have one name."""
-        return self.source if "source" in self.model_fields_set else self.file or self.hub or ""
+        if "source" in self.model_fields_set:
+            return self.source
+        return " ".join(filter(None, (self.file, self.hub, self.config)))
 
     def clashes(self) -> Iterator[Problem]:
         if (self.file is None) == (self.hub is None):

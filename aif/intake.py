@@ -287,7 +287,7 @@ def _pages(
         )
         for name, prompt in page.fresh:
             first = seen.setdefault(_bare(prompt), prompt.where)
-            if first is not prompt.where:
+            if first != prompt.where:
                 page.counts[name, "alike"] += 1
                 alike += 1
                 if alike <= TOLD:
@@ -298,8 +298,6 @@ def _pages(
         counts.update(page.counts)
         yield page.records(start)
         start += len(page.fresh) or 1
-    if rescored > TOLD:
-        tell(f"{rescored:,} scores in all are of completions that had another, or none, before")
     if alike > TOLD:
         tell(f"{alike:,} prompts in all differ from an earlier one only in {_FORM}")
 

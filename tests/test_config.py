@@ -1343,4 +1343,7 @@ prompts:
     )
     assert parse(text, PATH).scales == {"a/train.jsonl", "b/train.jsonl"}
     assert parse(text, PATH, [rule, "prompts.0.source=one", "prompts.1.source=one"]).scales == {"one"}
+    hub = text.replace("file: a/train.jsonl", "hub: o/d, config: x")
+    hub = hub.replace("file: b/train.jsonl", "hub: o/d, config: y")
+    assert parse(hub, PATH).scales == {"o/d x", "o/d y"}
     assert sound().scales == set()
