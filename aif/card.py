@@ -26,7 +26,7 @@ from aif.queries import Balance, Books
 from aif.resources import shipped
 from aif.rubric import Rubric
 from aif.scoring import TOLERANCE, Floats
-from aif.summary import OUTCOMES, STAGES, balanced, counts, rule_of
+from aif.summary import OUTCOMES, STAGES, balanced, beside, counts, rule_of
 
 # The tag, and the configs that give it; None: every dataset has it.
 TAGS: Mapping[str, Collection[str] | None] = {
@@ -95,7 +95,7 @@ def render(facts: CardFacts) -> str:
         carried=any(source.completions for source in facts.pipeline.prompts),
         sheet=facts.rubric.sheet,
         pairs=facts.books.pairs,
-        rule=_sentence(rule_of(policy_of(facts.pipeline))),
+        rule=_sentence(rule_of(policy_of(facts.pipeline, facts.rubric))),
         prompts=facts.books.selected,
         default=default_config(facts.rows),
         tested=any(split.startswith("test") for splits in facts.rows.values() for split in splits),
@@ -258,7 +258,7 @@ def _books(books: Books) -> list[tuple[str, str]]:
         *dropped,
         (f"= {paired:,}", "prompts with pairs" if several else of(paired, "pair")),
         *([(f"{books.pairs:,}", "pairs of these")] if several else []),
-        *([(f"{books.empty:,}", "completions left out, having no text")] if books.empty else []),
+        *((f"{n:,}", words) for n, words in beside(books)),
     ]
 
 
@@ -278,6 +278,8 @@ def _scale(facts: CardFacts) -> tuple[float, float]:
     entering = [a for a in aspects.values() if a.weight > 0]
     if facts.pipeline.pairs.score == "overall":
         entering = [aspects["overall"]]
+    elif facts.rubric.mixed:
+        return 0.0, 1.0
     return min(a.scale[0] for a in entering), max(a.scale[1] for a in entering)
 
 
@@ -285,9 +287,10 @@ def _histogram(chosen: Floats, rejected: Floats, scale: tuple[float, float]) -> 
     """Two bars a line; each bin holds its lower edge, the last one its upper edge too."""
     low, high = scale
     step = _step(high - low)
-    edges = np.append(np.arange(low, high - TOLERANCE, step), high)
+    rounding = TOLERANCE * step
+    edges = np.append(np.arange(low, high - rounding, step), high)
     # a mean of ratings may lie a rounding error below the edge it stands for
-    sides = [np.histogram(np.clip(scores + 1e-9, low, high), edges)[0] for scores in (chosen, rejected)]
+    sides = [np.histogram(np.clip(scores + rounding, low, high), edges)[0] for scores in (chosen, rejected)]
     most = max(int(counts.max()) for counts in sides)
     width = len(f"{most:,}")
     lines = [f"{'score':>11}  {'chosen':<{BAR + width + 1}}  rejected"]

@@ -163,6 +163,17 @@ class Pipeline(Part):
                     ("prompts", n, "completions", "score"),
                     "not every source has scores, so a judge rates them all; take it out, or give each source one",
                 )
+        if self.export.kto.rule == "scores" and len(self.scales) > 1:
+            yield Problem(
+                ("export", "kto", "rule"),
+                f"one bound for the scores of several sources ({', '.join(sorted(self.scales))}); take rule pairs, or "
+                "give sources of one scale one `source`",
+            )
+
+    @property
+    def scales(self) -> set[str]:
+        """Whose scales scores are on; none where judges give them."""
+        return {source.scale for source in self.prompts} if self.scored else set()
 
     def _unpriced(self) -> Iterator[Problem]:
         """What costs nobody knows how much can't be kept within a budget."""
@@ -196,12 +207,16 @@ class Pipeline(Part):
 
     def _same_twice(self) -> Iterator[Problem]:
         seen: dict[tuple[str, str, object], str] = {}
-        entries: list[tuple[str, Model | Judge, Sampling]] = [
-            *(("models", model, self.sampling(model)) for model in self.models.values()),
-            *(("judges", judge, judge.sampling) for judge in self.judges.values()),
+        entries: list[tuple[str, Model | Judge, object]] = [
+            # without principles the modes differ in prompts alone that bring a system turn of their own
+            *(
+                ("models", one, (self.sampling(one), one.system if self.principles else ""))
+                for one in self.models.values()
+            ),
+            *(("judges", one, (one.sampling, one.reply)) for one in self.judges.values()),
         ]
-        for kind, one, sampling in entries:
-            first = seen.setdefault((kind, one.identity, (sampling, getattr(one, "reply", None))), one.name)
+        for kind, one, settings in entries:
+            first = seen.setdefault((kind, one.identity, settings), one.name)
             if first == one.name:
                 continue
             same = f"same model and settings as {kind}.{first}, so both would give the same"

@@ -157,6 +157,14 @@ class Source(Part):
     material: dict[Slot, Filled] = Field(default_factory=dict)
     completions: Carried | None = None
 
+    @property
+    def scale(self) -> str:
+        """Whose scale its scores are on: by `source` where it is given, else by the file or dataset itself: two of
+        these may have one name."""
+        if "source" in self.model_fields_set:
+            return self.source
+        return " ".join(filter(None, (self.file, self.hub, self.config)))
+
     def clashes(self) -> Iterator[Problem]:
         if (self.file is None) == (self.hub is None):
             count = "both file and hub are given" if self.file else "neither file nor hub is given"

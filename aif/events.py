@@ -5,7 +5,8 @@ Every record has `t`, its type, and `v`, that type's version. These shapes are a
     prompt     a prompt as it came in: prompt_id, messages, meta, material
     carried    a completion that came with its prompt: key, prompt_id, model, text
     page       some of the prompts the sources hold now, in order: start (position of the first),
-               rows [[prompt_id, source]]; and of the completions they carry: carried [[prompt_id, key, score]]
+               rows [[prompt_id, source]]; and of the completions they carry: carried [[prompt_id, key, score]], and,
+               where scores came with them, whose scale each is on: sources
     selected   the end of the pages: fingerprint of the sources, counts [[source, reason, rows]]
     text       a text that others name by digest: kind (principle, rubric, material, model), content
     call       one call to an endpoint, whatever came of it
@@ -24,7 +25,7 @@ is its run's, a hyphen, and a number. In `item` stands what its stage needs besi
 One that was put back from a store holds in it what the store knew: nothing where nothing came of the call in the end.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
@@ -50,13 +51,17 @@ def carried(key: str, prompt_id: str, one: Carried) -> Record:
     return {"t": "carried", "v": 1, "key": key, "prompt_id": prompt_id, "model": one.model, "text": one.text}
 
 
-def page(start: int, rows: Iterable[tuple[str, str]], carried: Iterable[tuple[str, str, float | None]] = ()) -> Record:
+def page(start: int, rows: Iterable[tuple[str, str]], carried: Iterable[Sequence[Any]] = ()) -> Record:
+    """`carried`: prompt_id, key, score, and the source of a score."""
+    came = [list(row) for row in carried]
+    sources = [row.pop() if len(row) > 3 else None for row in came]
     return {
         "t": "page",
         "v": 1,
         "start": start,
         "rows": [list(row) for row in rows],
-        "carried": [list(row) for row in carried],
+        "carried": came,
+        **({"sources": sources} if any(sources) else {}),
     }
 
 

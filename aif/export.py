@@ -31,7 +31,7 @@ from aif.pairing import make_pairs
 from aif.picks import LabelCounts, best, labelled
 from aif.placing import check_place, replacing
 from aif.progress import counted, say
-from aif.queries import Balance, Books
+from aif.queries import BESIDE, Balance, Books
 from aif.records import CARRIED, Principle, digest, fraction
 from aif.results import Results
 from aif.rights import shared
@@ -280,7 +280,7 @@ def _describe(
         "files": names,
         "state": state_of(reader, books, paired),
         "test_size": pipeline.export.test_size,
-        "books": asdict(books),
+        "books": {name: said for name, said in asdict(books).items() if said or name not in BESIDE},
         "complete": {"prompts": balance.prompts, "whole": balance.whole},
         "calls": [moment.isoformat(timespec="seconds") for moment in calls or ()],
         "spend": spend,

@@ -1,6 +1,5 @@
 """Before the first call: prompts into the store, the plan over them, and what the rubric will ask."""
 
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from aif.paging import pages, utf8
 from aif.plan import PoolModel, Principles, carried_key, carried_slots, plan_digest, slots
 from aif.prompt_row import Skipped
 from aif.queries import Reader, Tally
-from aif.records import CARRIED, Carried, Prompt, Slot, Spec, digest
+from aif.records import CARRIED, Carried, Prompt, Slot, Spec, digest, plain
 from aif.resources import find, shipped
 from aif.rubric import SCORED, Rubric, load, spec_digest
 
@@ -178,7 +177,7 @@ def is_prepared(pipeline: Pipeline, rubric: Rubric, reader: Reader) -> bool:
         "materials": _materials_mark(rubric, fingerprint),
     }
     return all(reader.marked(name) == mark for name, mark in marks.items()) and (
-        reader.specs() == set(specs_of(pipeline, rubric, reader.carried_sizes()))
+        not unsourced(pipeline, reader) and reader.specs() == set(specs_of(pipeline, rubric, reader.carried_sizes()))
     )
 
 
@@ -219,10 +218,13 @@ def _planned(
 def _read_sources(pipeline: Pipeline, ledger: "Ledger", tell: Callable[[str], None], reread: bool) -> str:
     """Reads the sources where they have changed since they were last read whole. Returns their fingerprint.
 
-    They are read again, too, where the journal has lost a line to damage: it may have held some of them. Sources that
-    can't be reached now, but were read whole as declared, are as they were: the journal has their prompts.
+    They are read again, too, where the journal has lost a line to damage, since it may have held some of them, and
+    where it doesn't tell whose scale scores are on. Sources that can't be reached now, but were read whole as declared,
+    are as they were: the journal has their prompts.
     """
-    marked, lost = ledger.store.marked("sources"), ledger.store.damaged
+    with Reader.of(ledger.store) as reader:
+        lost = ledger.store.damaged or unsourced(pipeline, reader)
+    marked = ledger.store.marked("sources")
     if marked and not reread and not lost:
         return marked
     # what is left out for want of a pool is another thing with one
@@ -265,6 +267,11 @@ def _read_sources(pipeline: Pipeline, ledger: "Ledger", tell: Callable[[str], No
     return fingerprint
 
 
+def unsourced(pipeline: Pipeline, reader: Reader) -> bool:
+    """Whether scores came from several sources, and it is not known of some from which."""
+    return len(pipeline.scales) > 1 and reader.any_unsourced()
+
+
 class _Collision(Exception):
     """A prompt with the id of another one. An id is of a text, or of turns as JSON, which a text may be."""
 
@@ -291,8 +298,8 @@ def _pages(
     A prompt met again counts as a duplicate of its first source, or as gathered if it brings further completions: they
     all come to the one prompt, from whichever file. Without a pool a prompt that brings none is left out.
     """
-    start = told = alike = 0
-    seen = set[int]()
+    start = told = alike = rescored = 0
+    seen: dict[int, str] = {}
     for chunk in pages(rows, _held, PAGE):
         prompts = [(name, found) for name, found in chunk if isinstance(found, Prompt)]
         left_out = [(name, found) for name, found in chunk if isinstance(found, Skipped)]
@@ -303,13 +310,17 @@ def _pages(
         page = _Page.of(
             [(name, prompt) for name, prompt in prompts if pool or prompt.carried], ledger, first=start == 0
         )
-        counts.update(page.counts)
-        for prompt in page.fresh:
-            if (text := _bare(prompt)) in seen:
+        for name, prompt in page.fresh:
+            first = seen.setdefault(_bare(prompt), prompt.where)
+            if first != prompt.where:
+                page.counts[name, "alike"] += 1
                 alike += 1
                 if alike <= TOLD:
-                    tell(f"{prompt.where}: kept, though an earlier prompt differs only in {_FORM}")
-            seen.add(text)
+                    tell(f"{prompt.where}: kept, though an earlier prompt differs only in {_FORM}: {first}")
+        for said in page.rescored[: max(0, TOLD - rescored)]:
+            tell(said)
+        rescored += len(page.rescored)
+        counts.update(page.counts)
         yield page.records(start)
         start += len(page.fresh) or 1
     if alike > TOLD:
@@ -321,38 +332,40 @@ _FORM = "blanks at its ends or the Unicode form of its characters"
 
 def _bare(prompt: Prompt) -> int:
     """A number that prompts of one text have, however it is composed and whatever blanks it ends with."""
-    return hash(tuple((turn.role, unicodedata.normalize("NFC", turn.content).strip()) for turn in prompt.messages))
+    return hash(tuple((turn.role, plain(turn.content)) for turn in prompt.messages))
 
 
 @dataclass(frozen=True, slots=True)
 class _Page:
-    """What some rows add: prompts not met before, prompts to be kept; completions not met before, and to be kept."""
+    """What some rows add: prompts not met before, with their entry's name, prompts to be kept; completions not met
+    before, and to be kept; which were met with another score."""
 
-    fresh: list[Prompt]
+    fresh: list[tuple[str, Prompt]]
     prompts: list[Prompt]
-    carried: list[tuple[str, str, float | None]]
+    carried: list[tuple[str, str, float | None, str | None]]
     completions: list[tuple[str, str, Carried]]
+    rescored: list[str]
     counts: Counter[tuple[str, str]]
 
     @classmethod
     def of(cls, rows: Sequence[tuple[str, Prompt]], ledger: "Ledger", first: bool) -> "_Page":
-        keys = [[carried_key(prompt.prompt_id, one) for one in prompt.carried] for _, prompt in rows]
+        keys = [[carried_key(prompt.prompt_id, one) for one in _came(prompt)] for _, prompt in rows]
         ids, every = [prompt.prompt_id for _, prompt in rows], [key for some in keys for key in some]
         with Reader.of(ledger.store) as reader:
             stored, held = reader.known(ids), reader.held(every)
             # what an interrupted reading left behind is nothing that this one has taken
-            taken, gathered = (set(), set()) if first else reader.taken(ids, every)
+            taken, gathered = (set(), {}) if first else reader.taken(ids, every)
             had = Counter[str]({} if first or not every else reader.gathered(ids))
-        page = cls([], [], [], [], Counter())
+        page = cls([], [], [], [], [], Counter())
         turns = {prompt_id: stored[prompt_id][2] for prompt_id in taken}
         for (source, prompt), own in zip(rows, keys, strict=True):
-            new = [(key, one) for key, one in zip(own, prompt.carried, strict=True) if key not in gathered]
+            new = page._new(source, prompt, own, gathered)
             met = prompt.prompt_id in taken
             if turns.setdefault(prompt.prompt_id, len(prompt.messages)) != len(prompt.messages):
                 raise _Collision(prompt)
             page.counts[source, ("gathered" if new else "duplicate") if met else "selected"] += 1
             if not met:
-                page.fresh.append(prompt)
+                page.fresh.append((source, prompt))
                 if stored.get(prompt.prompt_id) != _kept_beside(prompt):
                     page.prompts.append(prompt)
             had[prompt.prompt_id] += len(new)
@@ -362,19 +375,39 @@ class _Page:
                     f"({prompt.messages[-1].content[:60]!r}), more than {CARRIED_MOST:,}; correct field: in the "
                     "pipeline file, which names the column of the prompt: rows of one prompt are gathered"
                 )
-            page.carried.extend((prompt.prompt_id, key, one.score) for key, one in new)
+            page.carried.extend((prompt.prompt_id, key, one.score, one.scale) for key, one in new)
             page.completions.extend((key, prompt.prompt_id, one) for key, one in new if key not in held)
             taken.add(prompt.prompt_id)
-            gathered.update(key for key, _ in new)
         return page
 
+    def _new(
+        self, source: str, prompt: Prompt, keys: Sequence[str], gathered: dict[str, tuple[float | None, str | None]]
+    ) -> list[tuple[str, Carried]]:
+        """The completions of a row that were not met before. One that was keeps the score it was met with."""
+        new = []
+        for key, one in zip(keys, _came(prompt), strict=True):
+            if key not in gathered:
+                new.append((key, one))
+            elif one.score is not None and gathered[key] != (one.score, one.scale):
+                self.counts[source, "rescored"] += 1
+                score, scale = gathered[key]
+                had = "without a score" if score is None else f"scored {score:g} ({scale})"
+                said = f"a completion of {one.model} is scored {one.score:g} here; it was {had} before, and that holds"
+                self.rescored.append(f"{prompt.where}: {said}")
+            gathered.setdefault(key, (one.score, one.scale))
+        return new
+
     def records(self, start: int) -> list[Record]:
-        rows = [(prompt.prompt_id, prompt.source) for prompt in self.fresh]
+        rows = [(prompt.prompt_id, prompt.source) for _, prompt in self.fresh]
         return [
             *(events.prompt(prompt) for prompt in self.prompts),
             *(events.carried(*completion) for completion in self.completions),
             events.page(start, rows, self.carried),
         ]
+
+
+def _came(prompt: Prompt) -> tuple[Carried, ...]:
+    return (*prompt.carried, *prompt.again)
 
 
 def _kept_beside(prompt: Prompt) -> tuple[str, str | None, int]:

@@ -2,13 +2,14 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import orjson
 import pyarrow as pa
 
 from aif.config import Pipeline
-from aif.intake import say_who_judges
+from aif.errors import BadInput
+from aif.intake import say_who_judges, unsourced
 from aif.pairs import OUTCOMES as PAIR_OUTCOMES
 from aif.pairs import Paired, Policy, counts, pair_parts
 from aif.records import CARRIED
@@ -27,11 +28,16 @@ def make_pairs(pipeline: Pipeline, rubric: Rubric, store: Store) -> dict[str, in
 
     Reads only ratings that the present rubric and judges gave of the present plan's completions. Returns prompts by
     outcome, each of OUTCOMES, 0 where none; they add up to the number selected. Raises BadInput where the policy asks
-    for a score the rubric doesn't give.
+    for a score the rubric doesn't give, or scores might be of several scales and nothing tells.
     """
     say_who_judges(pipeline, rubric, store)
-    policy, found = policy_of(pipeline), Counter[str]()
+    policy, found = policy_of(pipeline, rubric), Counter[str]()
     with Results.of(store) as reader:
+        if unsourced(pipeline, reader):
+            raise BadInput(
+                f"{pipeline.path}: the version of aif that read the scores did not keep from which source each is, and "
+                "those of two can't be compared; bring the sources back, and `aif run` reads them again"
+            )
 
         def parts() -> Iterator[dict[str, pa.Table]]:
             for paired in _paired(pipeline, rubric, reader, policy):
@@ -53,12 +59,17 @@ def make_pairs(pipeline: Pipeline, rubric: Rubric, store: Store) -> dict[str, in
 def _paired(pipeline: Pipeline, rubric: Rubric, reader: Results, policy: Policy) -> Iterator[Paired]:
     """What became of the prompts, a part after the other. (800,000 completions took 1,255 MB at once, and take 747.)"""
     all_pairs = policy.name in ("all", "on_policy")
-    return pair_parts(reader.scores_by_part(*_weights(pipeline, rubric), all_pairs), policy)
+    parts = reader.scores_by_part(*_weights(pipeline, rubric), all_pairs)
+    return pair_parts((_ranged(scores, rubric) for scores in parts), policy)
 
 
 def scores_of(pipeline: Pipeline, rubric: Rubric, reader: Results) -> Scores:
     """The ratings in the store, with the weights that rubric and pipeline give aspects and judges."""
-    return reader.scores(*_weights(pipeline, rubric))
+    return _ranged(reader.scores(*_weights(pipeline, rubric)), rubric)
+
+
+def _ranged(scores: Scores, rubric: Rubric) -> Scores:
+    return replace(scores, ranges=tuple(rubric.sheet.aspects[name].scale for name in scores.aspects))
 
 
 def _weights(pipeline: Pipeline, rubric: Rubric) -> tuple[dict[str, float], dict[str, float]]:
@@ -68,8 +79,8 @@ def _weights(pipeline: Pipeline, rubric: Rubric) -> tuple[dict[str, float], dict
     return aspects, judges or {CARRIED: 1.0}
 
 
-def policy_of(pipeline: Pipeline) -> Policy:
-    """The pipeline's `pairs`, and its seed, as pairs takes them."""
+def policy_of(pipeline: Pipeline, rubric: Rubric) -> Policy:
+    """The pipeline's `pairs`, and its seed, as pairs takes them of ratings by the rubric."""
     said = pipeline.pairs
     return Policy(
         said.policy,
@@ -81,4 +92,5 @@ def policy_of(pipeline: Pipeline) -> Policy:
         said.max_pairs_per_prompt,
         said.max_length_ratio,
         said.max_per_model,
+        said.score == "mean" and rubric.mixed,
     )

@@ -1,9 +1,10 @@
 """Columns of scores in; per prompt which completions make pairs, or why none do. Pure: no text, no I/O, no model.
 
-Two completions of a prompt are candidates where one is higher, is not truncated, and whatever else the policy asks of
-the two holds; the policy then picks among the candidates. Every choice among equals is drawn from sha256 of (seed,
-role, prompt, completion), and every prompt ends in exactly one outcome. So the result for a prompt depends on neither
-the order of its rows nor on any other prompt, but for `max_per_model`, which is about all pairs together.
+Two completions of a prompt whose scores are on one scale are candidates where one is higher, is not truncated, and
+whatever else the policy asks of the two holds; the policy then picks among the candidates. Every choice among equals is
+drawn from sha256 of (seed, role, prompt, completion), and every prompt ends in exactly one outcome. So the result for a
+prompt depends on neither the order of its rows nor on any other prompt, but for `max_per_model`, which is about all
+pairs together.
 """
 
 from collections import Counter
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from aif.errors import BadInput
 from aif.records import fraction
-from aif.scoring import DRAWN, TOLERANCE, Bools, Floats, Ints, Rows, Scored, Scores, score
+from aif.scoring import DRAWN, TOLERANCE, Bools, Floats, Ints, Rows, Scored, Scores, score, slack
 
 # A prompt that meets several reasons is counted under the first.
 REASONS = (
@@ -26,6 +27,7 @@ REASONS = (
     "missing_aspect",  # Policy.missing is "drop", and a completion lacks a rating
     "no_common_aspect",  # no judge rated an aspect for every completion
     "no_such_model",  # on_policy: none is Policy.model's
+    "other_scale",  # no two, or with none of Policy.model's, have scores on one scale
     "all_truncated",  # no completion may be chosen
     "best_truncated",  # only a truncated one is higher than another
     "tie",  # none is higher than another
@@ -44,8 +46,9 @@ class Policy:
     """How pairs are picked.
 
     `score` is the weighted mean of the aspects of positive weight, or the aspect named `overall` alone; `missing` is
-    about these aspects only. `min_margin` is in points of that score, at least 0; `max_length_ratio` is of characters,
-    the longer text to the shorter. `model` is the one that `on_policy` has on one side of every pair.
+    about these aspects only. `min_margin` is in points of that score, at least 0, or a share where it is a mean of
+    `shares`; `max_length_ratio` is of characters, the longer text to the shorter. `model` is the one that `on_policy`
+    has on one side of every pair.
     """
 
     name: Literal["best_vs_random", "best_vs_worst", "all", "on_policy"]
@@ -57,6 +60,7 @@ class Policy:
     max_pairs_per_prompt: int | None = None
     max_length_ratio: float | None = None
     max_per_model: int | None = None
+    shares: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,13 +142,15 @@ def pair(scores: Scores, policy: Policy) -> Paired:
     """Pick the pairs of every prompt.
 
     A pair's chosen one is not truncated, and higher than its rejected one by more than 0 and by at least `min_margin`;
-    the rejected one has another text, within `max_length_ratio`, and may be truncated.
+    the rejected one has another text, within `max_length_ratio`, and may be truncated. Their scores are on one scale.
 
     `best_vs_random` and `best_vs_worst` make one pair: the best that is not truncated, drawn where several are, against
     one drawn from those it may stand against, or the lowest of them. `all` makes every pair; `max_pairs_per_prompt`
     leaves those with the widest margins, equals drawn. `on_policy` makes one of those that have `model` on one side:
     the best that is chosen in any, against one drawn. With `max_per_model`, in the order of a hash of prompt and n, a
     pair stays while its chosen's model has been chosen, and its rejected's model rejected, fewer times.
+
+    Of several scales each has its best, its lowest and its widest margin: these count as equals.
 
     Raises BadInput where the policy asks for a score these aspects don't give, ValueError where columns don't fit.
     """
@@ -200,7 +206,7 @@ class _Pairs:
         starts = np.cumsum(sizes) - sizes
         others = np.arange(len(mine)) - np.repeat(starts - rows.starts[rows.prompt[ones]], sizes)
         high, low = (mine, others) if above else (others, mine)
-        kept = means[high] > means[low] + TOLERANCE
+        kept = (rows.group[high] == rows.group[low]) & (means[high] > means[low] + slack(means[high], means[low]))
         return cls(high[kept], low[kept], rows.prompt, len(rows.starts))
 
     def also(self, others: "_Pairs") -> "_Pairs":
@@ -247,14 +253,15 @@ def _candidates(scores: Scores, rows: Rows, means: Floats, policy: Policy, ends:
     if policy.name == "on_policy":
         own = np.array([name == policy.model for name in rows.models.to_pylist()], dtype=bool)[rows.model]
         ends.put("no_such_model", ~rows.any(own))
+    ends.put("other_scale", ~rows.any(own & (np.bincount(rows.group)[rows.group] > 1)))
     sides: list[tuple[Bools, Bools]] = [(own, every)] if own is every else [(own, every), (every, own)]
     ends.put("all_truncated", ~rows.any(whole))
-    reach = _reach(rows, means, [(high & whole, low) for high, low in sides], 0.0)
-    ends.put("best_truncated", _reach(rows, means, sides, 0.0) & ~reach)
+    reach = rows.per_prompt(_reach(rows, means, [(high & whole, low) for high, low in sides], 0.0))
+    ends.put("best_truncated", rows.per_prompt(_reach(rows, means, sides, 0.0)) & ~reach)
     ends.put("tie", ~reach)
-    reach = _reach(rows, means, [(high & whole, low) for high, low in sides], policy.min_margin)
-    ends.put("margin", ~reach)
-    may = whole & ~np.isnan(means) & reach[rows.prompt]
+    reach = _reach(rows, means, [(high & whole, low) for high, low in sides], policy.min_margin)[rows.group]
+    ends.put("margin", ~rows.any(reach))
+    may = whole & ~np.isnan(means) & reach
     if policy.name in ("best_vs_random", "best_vs_worst"):
         # drawn only where a pair is in reach: 200,000 draws are half of the 0.5 s that 64,000 prompts of four take
         best = rows.pick(rows.best(may, means), policy.seed, "chosen")
@@ -262,9 +269,10 @@ def _candidates(scores: Scores, rows: Rows, means: Floats, policy: Policy, ends:
     else:
         found = _Pairs.of_each(_few(np.flatnonzero(may & own), rows), rows, means)
         if own is not every:
-            others = _Pairs.of_each(_few(np.flatnonzero(own & reach[rows.prompt]), rows), rows, means, above=False)
+            others = _Pairs.of_each(_few(np.flatnonzero(own & reach), rows), rows, means, above=False)
             found = found.also(others.only((may & ~own)[others.high]))
-    found = found.only(means[found.high] - means[found.low] >= policy.min_margin - TOLERANCE)
+    high, low = means[found.high], means[found.low]
+    found = found.only(high - low >= policy.min_margin - slack(high, low))
 
     def keep(kept: Bools, reason: str) -> None:
         nonlocal found
@@ -274,18 +282,17 @@ def _candidates(scores: Scores, rows: Rows, means: Floats, policy: Policy, ends:
     keep(rows.text[found.high] != rows.text[found.low], "identical")
     if policy.max_length_ratio is not None:
         lengths = scores.lengths[found.high], scores.lengths[found.low]
-        longest = policy.max_length_ratio * np.minimum(*lengths) + TOLERANCE
-        keep(np.maximum(*lengths) <= longest, "length_ratio")
+        longest = policy.max_length_ratio * np.minimum(*lengths)
+        keep(np.maximum(*lengths) <= longest * (1 + TOLERANCE), "length_ratio")
     return found
 
 
 def _reach(rows: Rows, means: Floats, sides: Sequence[tuple[Bools, Bools]], margin: float) -> Bools:
-    """Per prompt whether some row of one side is above some row of the other, by so much at least."""
-    found = np.zeros(len(rows.starts), dtype=bool)
+    """Per group whether some row of one side is above some row of the other, by so much at least."""
+    found = np.zeros(len(rows.firsts), dtype=bool)
     for highs, lows in sides:
-        top: Floats = np.fmax.reduceat(np.where(highs, means, np.nan), rows.starts)
-        low: Floats = np.fmin.reduceat(np.where(lows, means, np.nan), rows.starts)
-        found |= (top > low + TOLERANCE) & (top - low >= margin - TOLERANCE)
+        top, low = rows.over(np.fmax, highs, means), rows.over(np.fmin, lows, means)
+        found |= (top > low + slack(top, low)) & (top - low >= margin - slack(top, low))
     return found
 
 
@@ -324,12 +331,19 @@ def _marked(rows: Ints, of: Rows) -> Bools:
 
 
 def _widest_first(found: _Pairs, rows: Rows, means: Floats, seed: int) -> Ints:
-    """The order of pairs by prompt and margin, those of equal margin drawn."""
-    margin, prompt = means[found.high] - means[found.low], found.prompt
-    order = np.lexsort((-margin, prompt))
-    steps = (np.diff(prompt[order], prepend=-1) != 0) | (np.diff(margin[order], prepend=np.inf) < -TOLERANCE)
+    """The order of pairs by prompt and margin, those of equal margin drawn. The widest of several scales are
+    equals, and so are the next of each."""
+    high, low, group = means[found.high], means[found.low], rows.group[found.high]
+    margin, size = high - low, slack(high, low)
+    order = np.lexsort((-margin, group))
+    begins = np.diff(group[order], prepend=-1) != 0
+    rest = np.maximum(size[order], np.roll(size[order], 1))  # of a margin and the wider one before it
     rank = np.empty(len(order), dtype=np.int64)
-    rank[order] = np.cumsum(steps)
+    rank[order] = np.cumsum(begins | (np.diff(margin[order], prepend=np.inf) < -rest))
+    first = np.zeros(len(rows.firsts), dtype=np.int64)
+    first[group[order][begins]] = rank[order][begins]
+    rank += found.prompt * (len(rank) + 1) - first[group]
+    rank = np.unique(rank, return_inverse=True)[1]
     several = np.bincount(rank)[rank] > 1
     drawn = np.zeros(len(order))
     drawn[several] = rows.draw(seed, "pair", found.high[several], found.low[several])

@@ -42,9 +42,10 @@ def outlook(pipeline: Pipeline, reader: Results) -> Outlook:
             "`pairs` and weights only)"
         )
     scores = scores_of(pipeline, rubric, reader)
-    paired = pair(scores, policy_of(pipeline))
+    policy = policy_of(pipeline, rubric)
+    paired = pair(scores, policy)
     outcomes = Counter(paired.outcome.to_pylist()) + Counter(reader.unpaired().column("outcome").to_pylist())
-    return Outlook(policy_of(pipeline), outcomes, paired, scores.lengths)
+    return Outlook(policy, outcomes, paired, scores.lengths)
 
 
 def tell_outlook(console: Console, one: Outlook, other: Outlook | None, versus: Sequence[str]) -> None:

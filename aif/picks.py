@@ -1,7 +1,8 @@
 """Which completions are exported one by one: the best of each prompt, and those that are desirable or not. Pure.
 
 Columns in, columns out, as in pairs.py: no text, no I/O. `scored` is a row per completion that has a score, the rows of
-a prompt together: prompt_id, source, completion (key), text_id (a digest of the text), model, score, truncated.
+a prompt together: prompt_id, source, completion (key), text_id (a digest of the text), model, score, truncated, scale
+(whose the score is on, where scores of several sources came with completions).
 `paired` is a row per pair: prompt_id, chosen, rejected (keys).
 """
 
@@ -15,7 +16,7 @@ import pyarrow as pa
 
 from aif.entries import Labels
 from aif.records import fraction
-from aif.scoring import TOLERANCE
+from aif.scoring import slack
 
 BALANCED = (1.0, 4 / 3)  # desirable to undesirable, weighted: equation 8 of KTO (arXiv:2402.01306), as TRL checks it
 
@@ -50,7 +51,7 @@ class LabelCounts:
 
 def best(scored: pa.Table, seed: int) -> pa.Table:
     """The row of each prompt's best completion that was not cut; none of a prompt of which all were cut. Where several
-    are the best, one is drawn as pairs draw theirs.
+    are the best, each by its scale, one is drawn as pairs draw theirs.
 
     Not every chosen one is the best: `on_policy`, caps and length ratios pass over it.
     """
@@ -63,8 +64,10 @@ def best(scored: pa.Table, seed: int) -> pa.Table:
 
 
 def _pick(rows: Sequence[Mapping[str, Any]], seed: int) -> int:
-    top = max(row["score"] for row in rows)
-    ahead = [row for row in rows if row["score"] >= top - TOLERANCE]
+    tops: dict[str | None, float] = {}
+    for row in rows:
+        tops[row.get("scale")] = max(row["score"], tops.get(row.get("scale"), row["score"]))
+    ahead = [row for row in rows if row["score"] >= (top := tops[row.get("scale")]) - slack(row["score"], top)]
     first = min(ahead, key=lambda row: fraction(seed, "chosen", row["prompt_id"], row["completion"]))
     return int(first["n"])
 
@@ -117,10 +120,10 @@ def _by_scores(scored: pa.Table, rule: Labels) -> Iterator[_Said]:
     assert rule.desirable is not None
     assert rule.undesirable is not None
     for score, truncated in zip(*(scored.column(name).to_pylist() for name in ("score", "truncated")), strict=True):
-        if score >= rule.desirable - TOLERANCE:
+        if score >= rule.desirable - slack(score, rule.desirable):
             yield set() if truncated else {True}, "truncated"
         else:
-            yield {False} if score <= rule.undesirable + TOLERANCE else set(), "between"
+            yield {False} if score <= rule.undesirable + slack(score, rule.undesirable) else set(), "between"
 
 
 def balancing(desirable: int, undesirable: int) -> tuple[str, float, float] | None:

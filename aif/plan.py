@@ -2,11 +2,13 @@
 
 Models are ranked per prompt by a hash of (seed, prompt, model, sample), so a model added to the pool displaces at most
 one slot of a prompt per sample and moves no other. Principle and sampling seed are drawn from the same tuple, never
-from the slot's number.
+from the slot's number. Where one model is in the pool under several settings, all but the first of these draw with
+their settings besides: else they would be drawn together, with one principle and one seed.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from itertools import accumulate
 from typing import Any, Literal
 
@@ -27,8 +29,10 @@ from aif.records import (
 )
 
 System = Literal["role", "fold_into_user", "none"]
+Parts = tuple[str | int, ...]  # what a number is drawn by
 
 PLAN_VERSION = 1  # raised when the same inputs give other slots
+APART_VERSION = 2  # the same, of pools that have a model under several settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,11 @@ class PoolModel:
     samples: int = 1
     system: System = "role"
     other: str = ""
+
+    @property
+    def settings(self) -> str:
+        """What tells it from the same model in the pool once more."""
+        return digest([self.sampling.identity, self.system])
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,20 +171,28 @@ def slots(
 
     Raises BadInput where the pool's models and samples are too few.
     """
-    candidates = [(model, sample) for model in pool for sample in range(model.samples)]
+    candidates: list[tuple[PoolModel, int, Parts]] = [
+        (model, sample, (seed, prompt.prompt_id, model.identity, sample, *own))
+        for model, own in _apart(tuple(pool))
+        for sample in range(model.samples)
+    ]
     if len(candidates) < per_prompt:
         raise BadInput(f"{per_prompt} completions a prompt, but the pool's models and samples make {len(candidates)}")
-
-    def rank(candidate: tuple[PoolModel, int]) -> tuple[float, str]:
-        model, sample = candidate  # one model under two settings draws the same fraction
-        return fraction(seed, prompt.prompt_id, model.identity, sample, "rank"), repr(model.sampling)
-
-    best = sorted(candidates, key=rank)[:per_prompt]
-    return tuple(_slot(prompt, n, model, sample, principles, seed) for n, (model, sample) in enumerate(best))
+    best = sorted(candidates, key=lambda one: fraction(*one[2], "rank"))[:per_prompt]
+    return tuple(_slot(prompt, n, *one, principles) for n, one in enumerate(best))
 
 
-def _slot(prompt: Prompt, n: int, model: PoolModel, sample: int, principles: Principles | None, seed: int) -> Slot:
-    parts = (seed, prompt.prompt_id, model.identity, sample)
+@lru_cache(maxsize=8)
+def _apart(pool: tuple[PoolModel, ...]) -> list[tuple[PoolModel, tuple[str, ...]]]:
+    """Each model with what it adds to the tuple it draws by: nothing where it is the first of its identity. So what was
+    bought of that one stays: it is the one that came first where all drew alike, too."""
+    first: dict[str, PoolModel] = {}
+    for model in sorted(pool, key=lambda one: (repr(one.sampling), one.system)):
+        first.setdefault(model.identity, model)
+    return [(model, () if model.settings == first[model.identity].settings else (model.settings,)) for model in pool]
+
+
+def _slot(prompt: Prompt, n: int, model: PoolModel, sample: int, parts: Parts, principles: Principles | None) -> Slot:
     drawn = principles.draw(prompt.source, *parts) if principles and model.system != "none" else None
     sampling_seed = int(fraction(*parts, "seed") * 2**31)
     return Slot(
@@ -194,7 +211,7 @@ def plan_digest(pool: Sequence[PoolModel], per_prompt: int, principles: Principl
     """What tells that the slots planned before still hold: everything `slots` depends on besides the prompt."""
     return digest(
         {
-            "v": PLAN_VERSION,
+            "v": APART_VERSION if any(own for _, own in _apart(tuple(pool))) else PLAN_VERSION,
             "pool": [
                 {name: value for name, value in asdict(model).items() if name != "other" or value} for model in pool
             ],

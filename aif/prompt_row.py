@@ -5,7 +5,7 @@ A row that isn't what the pipeline file says ends the reading, before anything i
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from math import isfinite, isnan
@@ -83,18 +83,21 @@ def _read(row: Mapping[str, Any], source: Source, where: str) -> list[Prompt | S
         )
     material = _material(row, source.material, where)
     parts, columns = _parts(row, source.completions, where) if source.completions else ([], [])
-    completions = [_completion(part, f"{where} completion {n}") for n, part in enumerate(parts)]
+    completions = [_completion(part, f"{where} completion {n}", source.scale) for n, part in enumerate(parts)]
     if isinstance(turns, Skipped):
         return [turns]
     if flaw := _flaw(turns, source.max_chars):
         return [Skipped(flaw[0], where, flaw[1])]
-    carried = _each_once(completions)
+    once: dict[tuple[str, str], Carried] = {}
+    came = [one for one in completions if isinstance(one, Carried)]
+    again = [one for one in came if once.setdefault((one.model, one.text), one) != one]
+    carried = tuple(once.values())
     texts = [name, *(turn.content for turn in turns), *material.values()]
     texts += [text for one in carried for text in (one.model, one.text)]
     if any(text != encodable(text) for text in texts):
         return [Skipped("bad_row", where, "a text with half a character (a lone surrogate)")]
     meta = _meta(row, {source.field, *source.material.values(), *columns})
-    prompt = Prompt(prompt_id(turns), turns, name, meta, material, carried, where)
+    prompt = Prompt(prompt_id(turns), turns, name, meta, material, carried, tuple(again), where)
     return [*(one for one in completions if isinstance(one, Skipped)), prompt]
 
 
@@ -344,14 +347,15 @@ def _of_objects(value: Sequence[Any], entry: entries.Carried, where: str) -> lis
     return parts
 
 
-def _completion(part: _Part, where: str) -> Carried | Skipped:
+def _completion(part: _Part, where: str, scale: str) -> Carried | Skipped:
     text = _text(part.text, where)
     if is_blank(text):
         return Skipped("empty_completion", where, "nothing but white space" if text else "no text")
     if not isinstance(part.model, str) or not part.model.strip():
         held = "blank" if isinstance(part.model, str) else shape_of(part.model)
         raise BadInput(f"{where}: the name of its model is {held}, not a text; fill it in")
-    return Carried(part.model, text, _score(part.score, where))
+    score = _score(part.score, where)
+    return Carried(part.model, text, score, None if score is None else scale)
 
 
 def _text(value: Any, where: str) -> str:
@@ -391,12 +395,3 @@ def _score(value: Any, where: str) -> float | None:
     if not isfinite(number):
         raise BadInput(f"{where}: its score is not finite; correct it, or make it null")
     return number
-
-
-def _each_once(completions: Iterable[Carried | Skipped]) -> tuple[Carried, ...]:
-    """Of those of the same model and text the first."""
-    kept: dict[tuple[str, str], Carried] = {}
-    for one in completions:
-        if isinstance(one, Carried):
-            kept.setdefault((one.model, one.text), one)
-    return tuple(kept.values())

@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # these load numpy, 0.2 s of CPU, which `aif status` can do w
     from aif.pairs import Policy
     from aif.store import Store
 
+BESIDE = ("empty_completion", "rescored", "alike")  # what intake counts that is no row left out
 LOST = "lost"  # who wrote a completion that is not there
 _TOGETHER = 2048  # rows of which DuckDB reads all or none; to ask further, row by row, took 24 s of one bad block
 
@@ -135,13 +136,16 @@ class Books:
     """Where every prompt is: rows read = selected + each reason left out; selected = the sum of outcomes.
 
     `pairs` are those of the prompts that are paired, one each or several. `empty` counts completions that rows carried
-    without a text: they were left out, not their rows.
+    without a text: they were left out, not their rows; `rescored` scores of completions that had another, or none,
+    before; `alike` prompts that differ from an earlier one in form alone.
     """
 
     intake: dict[str, int]
     outcomes: dict[str, int]
     pairs: int
     empty: int = 0
+    rescored: int = 0
+    alike: int = 0
 
     @property
     def selected(self) -> int:
@@ -221,11 +225,14 @@ class Reader:
         columns = [self._column("prompts", column, ids) for column in ("meta", "material", "len(messages)")]
         return {prompt_id: tuple(column[prompt_id] for column in columns) for prompt_id in columns[0]}
 
-    def taken(self, ids: Sequence[str], keys: Sequence[str]) -> tuple[set[str], set[str]]:
-        """Which of these prompts, and of these carried completions, the selection in the making has already."""
+    def taken(
+        self, ids: Sequence[str], keys: Sequence[str]
+    ) -> tuple[set[str], dict[str, tuple[float | None, str | None]]]:
+        """Which of these prompts the selection in the making has already, and which of these carried completions, with
+        the score of each and its source."""
         prompts = self._rows("SELECT prompt_id FROM incoming WHERE prompt_id IN (SELECT unnest(?))", [list(ids)])
-        carried = self._rows("SELECT key FROM incoming_carried WHERE key IN (SELECT unnest(?))", [list(keys)])
-        return {row[0] for row in prompts}, {row[0] for row in carried}
+        held = "SELECT key, score, source FROM incoming_carried WHERE key IN (SELECT unnest(?))"
+        return {row[0] for row in prompts}, {key: (*score,) for key, *score in self._rows(held, [list(keys)])}
 
     def gathered(self, ids: Sequence[str]) -> dict[str, int]:
         """How many carried completions the selection in the making has of these prompts."""
@@ -295,6 +302,11 @@ class Reader:
     def any_score(self) -> bool:
         """Whether any completion came with a score, or none came at all."""
         return bool(self._rows("SELECT count(score) > 0 OR count(*) = 0 FROM carried")[0][0])
+
+    def any_unsourced(self) -> bool:
+        """Whether it is not known of some score whose scale it is on: earlier versions kept none."""
+        held = "SELECT count(*) > 0 FROM carried WHERE score IS NOT NULL AND source IS NULL"
+        return bool(self._rows(held)[0][0])
 
     def materials(self, batch: int = 2000) -> Iterator[list[Prompt]]:
         """The selected prompts that have material, without their turns."""
@@ -492,7 +504,7 @@ class Reader:
     def books(self) -> Books:
         """Every prompt once, by what became of it. Prompts that have no outcome yet are pending."""
         intake = dict(self._rows("SELECT reason, sum(rows)::BIGINT FROM intake GROUP BY reason ORDER BY reason"))
-        empty = intake.pop("empty_completion", 0)
+        beside = [intake.pop(name, 0) for name in BESIDE]
         outcomes = dict(
             self._rows(
                 "SELECT coalesce(o.outcome, 'pending') AS outcome, count(*) FROM selection e "
@@ -500,7 +512,7 @@ class Reader:
             )
         )
         pairs = self._rows("SELECT count(*) FROM preferences SEMI JOIN selection USING (prompt_id)")[0][0]
-        return Books(intake, outcomes, pairs, empty)
+        return Books(intake, outcomes, pairs, *beside)
 
     # --- one prompt ---------------------------------------------------------------------------------------------------
 

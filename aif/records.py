@@ -56,6 +56,11 @@ def prompt_id(messages: Sequence[Message]) -> str:
     return digest(as_dicts(messages))
 
 
+def plain(text: str) -> str:
+    """What texts have in common that look the same: however they are composed, whatever blanks they end with."""
+    return unicodedata.normalize("NFC", text).strip()
+
+
 _UNSEEN = frozenset({"Zs", "Zl", "Zp", "Cc", "Cf"})  # Unicode's categories: white space, controls, formats
 _FILLERS = frozenset("\u115f\u1160\u2800\u3164\uffa0")  # letters and a symbol by category, and nothing to look at
 
@@ -68,11 +73,13 @@ def is_blank(text: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Carried:
-    """A completion that came with its prompt: who wrote it, its text, and the score it came with, if any."""
+    """A completion that came with its prompt: who wrote it, its text, and the score it came with, if any, with what
+    tells whose scale that is on."""
 
     model: str
     text: str
     score: float | None = None
+    scale: str | None = field(default=None, compare=False)
 
 
 def carried_identity(model: str) -> str:
@@ -91,8 +98,8 @@ class Unreadable:
 class Prompt:
     """What the pool is asked: turns that end with the user's, the name of its source, and what the row held besides.
 
-    `material` is what a judge is shown beside the conversation, by the rubric's slot (a reference answer, …); `where`
-    the place of the row it was read from.
+    `material` is what a judge is shown beside the conversation, by the rubric's slot (a reference answer, …); `again`
+    are completions of the row that it has already, with another score; `where` is the place of the row.
     """
 
     prompt_id: str
@@ -101,6 +108,7 @@ class Prompt:
     meta: Mapping[str, Any] = field(default_factory=dict)
     material: Mapping[str, str] = field(default_factory=dict)
     carried: tuple[Carried, ...] = ()
+    again: tuple[Carried, ...] = field(default=(), compare=False)
     where: str = field(default="", compare=False)
 
 

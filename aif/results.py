@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from aif.paging import pages
 from aif.queries import Reader
-from aif.records import Message, Rating, as_messages
+from aif.records import CARRIED, Message, Rating, as_messages
 from aif.scoring import Scores
 
 # Completions whose ratings are brought together and paired at a time, and pairs of them that a policy looks at. Those
@@ -161,9 +161,9 @@ class Results(Reader):
         return self.arrow(
             f"""
             WITH wanted AS MATERIALIZED (
-                SELECT position, judge, state, judgement FROM needed WHERE position BETWEEN $first AND $last
+                SELECT position, judge, spec, state, judgement FROM needed WHERE position BETWEEN $first AND $last
             ), done AS (
-                SELECT position FROM wanted GROUP BY position
+                SELECT position, bool_or(spec = $carried) AS brought FROM wanted GROUP BY position
                 HAVING NOT bool_or(state IN ('pending', 'later')) AND bool_or(state = 'answered')
             ), said AS (
                 SELECT completion, {", ".join(means)}
@@ -173,13 +173,13 @@ class Results(Reader):
                 ) AS j JOIN wanted ON judgement = key GROUP BY completion
             )
             SELECT s.prompt_id, s.key, s.model, c.finish = 'length' AS truncated, c.text_id, c.chars AS length,
-                   said.* EXCLUDE (completion)
+                   coalesce(CASE WHEN brought THEN a.source END, '') AS scale, said.* EXCLUDE (completion)
             FROM slots s JOIN done USING (position) JOIN completions c ON s.key = c.key
-            LEFT JOIN said ON s.key = said.completion
+            LEFT JOIN carried a ON s.key = a.key LEFT JOIN said ON s.key = said.completion
             WHERE s.position BETWEEN $first AND $last
             ORDER BY s.position, s.slot
             """,
-            {**names, "first": first, "last": last},
+            {**names, "first": first, "last": last, "carried": CARRIED},
         )
 
     # --- pairs --------------------------------------------------------------------------------------------------------
@@ -231,18 +231,20 @@ class Results(Reader):
 
     def scored(self) -> pa.Table:
         """Every completion that has a score, by prompt_id and slot: prompt_id, source, completion (key), text_id (a
-        digest of the text), model, score, truncated."""
+        digest of the text), model, score, truncated, scale (whose the score is on, if it came with the completion)."""
         return self.arrow(
             "SELECT s.prompt_id, e.source, s.key AS completion, c.text_id, s.model, x.score, "
-            "c.finish IS NOT DISTINCT FROM 'length' AS truncated "
+            "c.finish IS NOT DISTINCT FROM 'length' AS truncated, a.source AS scale "
             "FROM scores x JOIN slots s ON x.completion = s.key JOIN completions c ON x.completion = c.key "
-            "JOIN selection e ON s.prompt_id = e.prompt_id ORDER BY s.prompt_id, s.slot"
+            "LEFT JOIN carried a ON s.key = a.key AND EXISTS (SELECT 1 FROM specs WHERE spec = ?) "
+            "JOIN selection e ON s.prompt_id = e.prompt_id ORDER BY s.prompt_id, s.slot",
+            [CARRIED],
         )
 
     def completed(self, scored: pa.Table, batch: int) -> Iterator[list[Completed]]:
         """Rows of `scored`, with or without a label, with their texts, at most so many at a time, in the table's
         order."""
-        wanted = [name for name in scored.column_names if name not in ("text_id", "truncated")]
+        wanted = [name for name in scored.column_names if name not in ("text_id", "truncated", "scale")]
         for rows, messages, texts in self._with_texts(scored.select(wanted), batch, "completion"):
             yield [
                 Completed(**row | {"messages": messages[row["prompt_id"]], "completion": texts[row["completion"]]})
@@ -366,4 +368,5 @@ def _scores(rows: pa.Table, aspects: Mapping[str, float], judges: Mapping[str, f
         judges=tuple(judge for judge, _ in columns),
         weights=tuple(aspects[aspect] for _, aspect in columns),
         judge_weights=tuple(judges[judge] for judge, _ in columns),
+        scales=rows.column("scale"),
     )

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from aif.events import Record
 from aif.paging import utf8
-from aif.records import KEY_LENGTH, Rating, carried_identity, digest
+from aif.records import KEY_LENGTH, Rating, carried_identity, digest, plain
 
 RATING = pa.struct(
     [
@@ -34,7 +34,7 @@ COLUMNS = {
     "prompts": _columns("prompt_id meta material", messages=MESSAGES, bytes=pa.int64()),
     "texts": _columns("digest kind content"),
     "incoming": _columns("prompt_id source", position=pa.int64()),
-    "incoming_carried": _columns("prompt_id key", seq=pa.int64(), score=pa.float64()),
+    "incoming_carried": _columns("prompt_id key source", seq=pa.int64(), score=pa.float64()),
     "materials": _columns("prompt_id digest"),
     "intake": _columns("source reason", rows=pa.int64()),
     "slots": _columns(
@@ -243,7 +243,7 @@ _CALL = ("id", "stage", "key", "prompt_id", "endpoint", "n", "started", "seconds
 
 def _measured(text: str, reasoning: str | None = None) -> dict[str, Any]:
     """What is asked of a completion so often that its text is not to be read for it."""
-    return {"text_id": digest(text)[:KEY_LENGTH], "chars": len(text), "bytes": utf8(text, reasoning)}
+    return {"text_id": digest(plain(text))[:KEY_LENGTH], "chars": len(text), "bytes": utf8(text, reasoning)}
 
 
 def _json(value: Any) -> str:

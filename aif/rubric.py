@@ -292,6 +292,11 @@ class Rubric:
         """Whether another request of a prompt begins as this one does: the same completions behind the same schema."""
         return len(self.sheet.requests[request].aspects) == 1 and len(self._alike(request)) > 1
 
+    @property
+    def mixed(self) -> bool:
+        """Whether the aspects in the mean differ in range, so that each counts as a share of its own."""
+        return len({aspect.scale for aspect in self.sheet.aspects.values() if aspect.weight > 0}) > 1
+
     def scores(self) -> tuple[Score, ...]:
         """The scores pairs may be made by: the weighted mean, and `overall` where the rubric asks for it."""
         aspects = self.sheet.aspects

@@ -228,6 +228,18 @@ def _weightless(draft: _Draft) -> Iterator[str]:
         yield draft.at("aspects", words=f"no aspect has a weight, so {then}; give one a weight above 0")
 
 
+def _ranges_differ(draft: _Draft) -> Iterator[str]:
+    if draft.rubric.mixed:
+        aspects = [(name, one.scale) for name, one in draft.rubric.sheet.aspects.items() if one.weight > 0]
+        ranges = ", ".join(f"{name} {low}–{high}" for name, (low, high) in aspects)
+        yield draft.at(
+            "aspects",
+            words=f"ranges differ ({ranges}), so in the mean each counts as a share of its own, (rating − lowest) / "
+            "(highest − lowest); scores, min_margin and the bounds of kto are then from 0 to 1. Give all one "
+            "scale to have points",
+        )
+
+
 def _rationales(draft: _Draft) -> Iterator[str]:
     for name, aspect in draft.rubric.sheet.aspects.items():
         if aspect.rationale_chars < FEW_CHARS:
@@ -321,6 +333,7 @@ _RULES: tuple[Callable[[_Draft], Iterator[str]], ...] = (
     _said_to_nobody,
     _levels_missing,
     _weightless,
+    _ranges_differ,
     _rationales,
     _not_applicable_alone,
     _schemas_differ,

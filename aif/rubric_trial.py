@@ -31,7 +31,7 @@ from aif.results import Results
 from aif.rubric import Rubric, Score, order
 from aif.rubric_lint import longest_reply
 from aif.run import Asked, Person, announce, flow
-from aif.scoring import TOLERANCE, Rows, score
+from aif.scoring import Rows, score, slack
 from aif.store import Store
 
 SHOWN = 20  # prompts told one by one
@@ -215,13 +215,13 @@ def kendall(prompts: Iterable[Both]) -> float | None:
     for both in prompts:
         for i, (old, new) in enumerate(both):
             for older, newer in both[:i]:
-                a, b = _sign(old - older), _sign(new - newer)
+                a, b = _sign(old, older), _sign(new, newer)
                 agreed, first, second = agreed + a * b, first + a * a, second + b * b
     return agreed / sqrt(first * second) if first and second else None
 
 
-def _sign(difference: float) -> int:
-    return 0 if abs(difference) <= TOLERANCE else 1 if difference > 0 else -1
+def _sign(one: float, other: float) -> int:
+    return 0 if abs(one - other) <= slack(one, other) else 1 if one > other else -1
 
 
 def another_best(prompts: Iterable[Both]) -> int:
@@ -235,7 +235,7 @@ def _best(scores: Sequence[float]) -> set[int]:
 
 def rank(score: float, scores: Iterable[float]) -> int:
     """1 for the highest; equal scores share a rank."""
-    return 1 + sum(other > score + TOLERANCE for other in scores)
+    return 1 + sum(bool(other > score + slack(other, score)) for other in scores)
 
 
 def tell_trial(console: Console, tried: Tried) -> None:

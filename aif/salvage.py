@@ -54,11 +54,10 @@ def selection(former: Former) -> Iterator[list[Record]]:
     """Which prompts the sources held, as that store was last told."""
     start, page = 0, "SELECT prompt_id, source FROM selection WHERE position >= ? AND position < ? ORDER BY position"
     while rows := former.rows(page, [start, start + PAGE]):
-        carried = (
-            "SELECT prompt_id, key, score FROM carried WHERE prompt_id IN (SELECT unnest(?)) ORDER BY prompt_id, n"
-        )
+        carried = "FROM carried WHERE prompt_id IN (SELECT unnest(?)) ORDER BY prompt_id, n"
         came = former.rows(carried, [[row["prompt_id"] for row in rows]])
-        yield [events.page(start, (tuple(row.values()) for row in rows), (tuple(one.values()) for one in came))]
+        brought = ((one["prompt_id"], one["key"], one["score"], one.get("source")) for one in came)
+        yield [events.page(start, (tuple(row.values()) for row in rows), brought)]
         start += len(rows)
     counts = {(row["source"], row["reason"]): row["rows"] for row in former.rows("FROM intake")}
     marks = former.rows("SELECT value FROM marks WHERE name = 'sources'")

@@ -21,7 +21,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 DRAWN = 100_000
-TOLERANCE = 1e-9  # scores closer than this are equal: means of the same ratings differ by about 1e-15
+TOLERANCE = 1e-9  # of the larger of two scores' size: means of the same ratings differ by about 1e-15 of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,10 @@ class Scores:
 
     `scores` (rows x columns) is NaN where a rating is not_applicable or missing. A column is what one judge said of one
     aspect: `aspects` and `judges` name the two, `weights` and `judge_weights` say how much each counts. A weight is at
-    least 0, a judge's more than 0; an aspect of weight 0 is not in the mean.
+    least 0, a judge's more than 0; an aspect of weight 0 is not in the mean. `ranges` are the lowest and the highest
+    rating of each; without them all are the same.
+
+    `scales` (strings per row) tells which scores are on one scale, and may be compared; without it all are.
     """
 
     prompt_ids: Any
@@ -48,12 +51,20 @@ class Scores:
     judges: tuple[str, ...]
     weights: tuple[float, ...]
     judge_weights: tuple[float, ...]
+    ranges: tuple[tuple[float, float], ...] = ()
+    scales: Any = None
+
+
+def slack(one: Any, other: Any) -> Any:
+    """How far apart two scores, or two columns of them, may be and still be equal but for rounding."""
+    return TOLERANCE * np.maximum(np.abs(one), np.abs(other))
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
     """The rows of `Scores` by prompt: `prompt` (rows) numbers each row's prompt, `starts` and `sizes` (prompts) say
-    where it lies, `text` and `model` (rows) number texts and models."""
+    where it lies, `text` and `model` (rows) number texts and models. `group` (rows) numbers, prompt by prompt, those of
+    a prompt that are on one scale; `order` brings the rows of each together, and `firsts` says where they begin."""
 
     prompt_ids: pa.Array
     completions: pa.Array
@@ -63,6 +74,9 @@ class Rows:
     model: Ints
     starts: Ints
     sizes: Ints
+    group: Ints
+    order: Ints
+    firsts: Ints
 
     @classmethod
     def of(cls, scores: Scores) -> "Rows":
@@ -85,17 +99,33 @@ class Rows:
         starts = np.flatnonzero(np.diff(prompt, prepend=-1))
         sizes = np.diff(starts, append=len(prompt))
         names, model = _numbered(models)
-        return cls(ids, completions, names, prompt, _numbered(texts)[1], model, starts, sizes)
+        group = prompt
+        if scores.scales is not None:
+            named, scale = _numbered(_strings(scores.scales))
+            group = prompt if len(named) < 2 else np.unique(prompt * len(named) + scale, return_inverse=True)[1]
+        order = np.argsort(group, kind="stable")
+        firsts = np.flatnonzero(np.diff(group[order], prepend=-1))
+        return cls(ids, completions, names, prompt, _numbered(texts)[1], model, starts, sizes, group, order, firsts)
 
     def any(self, rows: Bools) -> Bools:
         """Per prompt whether any of its rows is true, column by column if there are several."""
         found: Bools = np.logical_or.reduceat(rows, self.starts, axis=0)
         return found
 
+    def over(self, of: np.ufunc, rows: Bools, means: Floats, without: float = np.nan) -> Floats:
+        """By group the scores of these rows as one: their np.fmax, np.fmin, …"""
+        found: Floats = of.reduceat(np.where(rows, means, without)[self.order], self.firsts)
+        return found
+
+    def per_prompt(self, groups: Bools) -> Bools:
+        """Whether any of a prompt's groups is true."""
+        return self.any(groups[self.group])
+
     def best(self, rows: Bools, means: Floats) -> Bools:
-        """Those of these rows that no other of them in their prompt is above."""
-        top = np.maximum.reduceat(np.where(rows, means, -np.inf), self.starts)
-        return rows & (means >= top[self.prompt] - TOLERANCE)
+        """Those of these rows that no other of them in their group is above."""
+        top = self.over(np.maximum, rows, means, -np.inf)[self.group]
+        found: Bools = rows & (means >= top - slack(means, top))
+        return found
 
     def pick(self, candidates: Bools, seed: int, role: str) -> Ints:
         """Per prompt one of its candidate rows, drawn by hash where there are several; -1 where there is none."""
@@ -156,7 +186,8 @@ class Scored:
 
 def score(scores: Scores, rows: Rows, by: Literal["mean", "overall"], missing: Literal["leave_out", "drop"]) -> Scored:
     """The weighted mean over the aspects of positive weight, or the aspect `overall` alone; of each aspect the weighted
-    mean over the judges whose ratings of it entered. `missing` is about these aspects only.
+    mean over the judges whose ratings of it entered. `missing` is about these aspects only. Where they differ in range,
+    each counts as a share of its own, from 0 to 1: else one from 0 to 40 would decide over three from 1 to 5.
 
     Raises BadInput where these aspects don't give the score asked for, ValueError where columns and weights don't fit.
     """
@@ -165,6 +196,9 @@ def score(scores: Scores, rows: Rows, by: Literal["mean", "overall"], missing: L
     incomplete: Bools = np.logical_and(lacking.any(axis=1), missing == "drop")
     used: Bools = (weights > 0) & ~lacking & ~incomplete[:, None]
     entered = np.where(used[rows.prompt], scores.scores, np.nan)
+    if len({ends for ends, weight in zip(scores.ranges, weights, strict=bool(scores.ranges)) if weight > 0}) > 1:
+        low, high = np.array(scores.ranges).T
+        entered = (entered - low) / (high - low)
     trust = np.array(scores.judge_weights)
 
     def mean(columns: Sequence[int], weights: Floats) -> Floats:

@@ -166,7 +166,7 @@ class Store:
                 ]
                 self.insert("incoming", table("incoming", rows), "INSERT OR IGNORE")
                 if carried := record.get("carried"):
-                    self._carry(carried)
+                    self._carry(carried, record.get("sources") or [None] * len(carried))
             case "selected":
                 self._select(record)
             case "retry":
@@ -180,9 +180,12 @@ class Store:
                     f"the journal holds a record of type {kind!r}; it was written by a later version of aif"
                 )
 
-    def _carry(self, rows: Sequence[Sequence[Any]]) -> None:
+    def _carry(self, rows: Sequence[Sequence[Any]], sources: Sequence[str | None]) -> None:
         (had,) = self._db.execute("SELECT count(*) FROM incoming_carried").fetchall()
-        batch = [{"seq": had[0] + i, "prompt_id": p, "key": k, "score": s} for i, (p, k, s) in enumerate(rows)]
+        batch = [
+            {"seq": had[0] + i, "prompt_id": p, "key": k, "score": s, "source": source}
+            for i, ((p, k, s), source) in enumerate(zip(rows, sources, strict=True))
+        ]
         self.insert("incoming_carried", table("incoming_carried", batch), "INSERT OR IGNORE")
 
     def _select(self, record: Record) -> None:
@@ -192,7 +195,7 @@ class Store:
         )
         self._db.execute(
             "DELETE FROM carried; INSERT INTO carried "
-            "SELECT prompt_id, row_number() OVER (PARTITION BY prompt_id ORDER BY seq) - 1, key, score "
+            "SELECT prompt_id, row_number() OVER (PARTITION BY prompt_id ORDER BY seq) - 1, key, score, source "
             "FROM incoming_carried SEMI JOIN selection USING (prompt_id)"
         )
         self._score_carried()

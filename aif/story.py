@@ -39,6 +39,11 @@ def tell_story(console: Console, reader: Reader, prefix: str) -> None:
     _tell_judgements(console, reader, prompt, names)
 
 
+def _points(score: float) -> str:
+    """A score so that it can be told from another: some are likelihoods."""
+    return f"{score:.3f}" if 0.001 <= abs(score) < 1e6 or not score else f"{score:.6g}"
+
+
 def _head(words: str) -> Rule:
     return Rule(Text(words, style="bold"))
 
@@ -63,7 +68,7 @@ def _tell_outcome(console: Console, reader: Reader, prompt_id: str, selected: bo
             console.print(f"[bold]pair {pair['n'] + 1} of {len(pairs)}")
         for side in ("chosen", "rejected"):
             key = pair[side]
-            said = f"{side:<8} {models.get(key, 'a former model')}, score {pair[f'score_{side}']:.3f} ({key})"
+            said = f"{side:<8} {models.get(key, 'a former model')}, score {_points(pair[f'score_{side}'])} ({key})"
             console.print(said, highlight=False, markup=False)
         for one in reader.sql("SELECT * FROM dissent WHERE prompt_id = ? AND n = ?", [prompt_id, pair["n"]]):
             said = (
@@ -98,7 +103,7 @@ def _tell_completions(
         for slot in slots
     }
     for slot in slots:
-        score = f", score {slot['score']:.3f}" if slot["score"] is not None else ""
+        score = f", score {_points(slot['score'])}" if slot["score"] is not None else ""
         console.print(_head(f"completion {slot['key']}"))
         say(console, f"by {slot['model']}: {slot['state']}{score}", "bold")
         if slot["finish"] == "length":

@@ -24,6 +24,7 @@ OUTCOMES = {
     "identical": "the lower one has the same text",
     "length_ratio": "the lower one's length is beyond max_length_ratio",
     "model_cap": "its models are on their sides max_per_model times",
+    "other_scale": "scores of several sources, and no two of one (give sources of one scale one `source`)",
     "no_such_model": "no completion is by the model of on_policy",
     "best_truncated": "only a completion cut at max_tokens is higher than the rest",
     "all_truncated": "every completion was cut at max_tokens",
@@ -52,6 +53,8 @@ def rule_of(policy: "Policy") -> str:
         said += f"; rejected is {'the lowest of' if policy.name == 'best_vs_worst' else 'drawn from'} those {lower}"
     if policy.max_per_model is not None:
         said += f"; no model is on a side more than {policy.max_per_model:,} times"
+    if policy.shares:
+        said += "; a score is the mean of shares of each aspect's range, from 0 to 1"
     return said
 
 
@@ -123,9 +126,19 @@ def _books(books: Books) -> Table:
     grid.add_row(f"= {paired:,}", of(paired, "pair") if books.pairs == paired else "prompts with pairs", style="bold")
     if books.pairs != paired:
         grid.add_row(f"{books.pairs:,}", "pairs of these")
-    if books.empty:
-        grid.add_row(f"{books.empty:,}", "completions left out, having no text", style="dim")
+    for n, words in beside(books):
+        grid.add_row(f"{n:,}", words, style="dim")
     return grid
+
+
+def beside(books: Books) -> list[tuple[int, str]]:
+    """What was met in rows and left out none, or not them alone."""
+    found = [
+        (books.empty, "completions left out, having no text"),
+        (books.rescored, "scores of completions that had another, or none, before: that holds"),
+        (books.alike, "prompts kept that differ from an earlier one in blanks or Unicode form alone"),
+    ]
+    return [(n, words) for n, words in found if n]
 
 
 def tell_leaderboard(console: Console, rows: list[dict[str, Any]]) -> None:

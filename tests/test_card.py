@@ -264,6 +264,27 @@ def test_the_scale_of_an_overall_score_is_its_own() -> None:
     assert bins[-1][:2] == ("9", "10")
 
 
+BROUGHT = "{name: n, prompts: [{file: a.jsonl, completions: {field: answers, score: rating}}]}"
+
+
+@pytest.mark.parametrize("times", [1e-11, 1.0, 1e299])
+def test_scores_of_any_size_have_their_bars(times: float) -> None:
+    card = render(facts(BROUGHT, chosen=np.array([4, 3.0]) * times, rejected=np.array([1, 3.0]) * times))
+    bins = re.findall(r"–\S+ +(\d+) *[█▏▎▍▌▋▊▉]* +(\d+)", card)
+    assert [sum(int(n) for n in side) for side in zip(*bins, strict=True)] == [2, 2]
+    assert len(bins) > 7
+
+
+def test_scores_that_are_shares_are_told_as_such() -> None:
+    rubric = rubric_of(parse(PIPELINE, Path("pipeline.yaml")))
+    aspects = {**rubric.sheet.aspects, "honesty": rubric.sheet.aspects["honesty"].model_copy(update={"scale": (0, 40)})}
+    mixed = replace(rubric, sheet=rubric.sheet.model_copy(update={"aspects": aspects}))
+    card = render(facts(rubric=mixed, chosen=np.array([0.9]), rejected=np.array([0.1])))
+    assert "a score is the mean of shares of each aspect's range, from 0 to 1. Ties" in card
+    assert "0.9–1" in card
+    assert "shares" not in render(facts())
+
+
 def test_margins_are_told() -> None:
     assert "mean 1.29, median 1.00, the middle half from 1.00 to 1.00, least 1.00, most 4.00" in render(facts())
 

@@ -1,6 +1,8 @@
 """What rows bring besides their prompt: completions that go straight to the judge, scores, material for the judge."""
 
 import json
+import re
+import shutil
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
@@ -10,13 +12,17 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+from aif import journal
 from aif.again import again
 from aif.config import Pipeline, load
 from aif.errors import BadInput
 from aif.export import export
-from aif.intake import rubric_of
+from aif.intake import prepare, rubric_of
+from aif.journal import Damage
 from aif.ledger import Ledger
+from aif.lock import Places
 from aif.queries import Reader
+from aif.records import KEY_LENGTH, digest
 from aif.story import tell_story
 from tests.serving import Served
 from tests.test_feedback import ask, run, write
@@ -176,6 +182,115 @@ def test_scores_that_come_with_completions_go_straight_to_pairs(tmp_path: Path) 
     ]
     assert ask(pipeline, "SELECT count(*) AS n FROM calls") == [{"n": 0}]
     assert export_of(pipeline, tmp_path / "out")
+
+
+def two_sources(folder: Path, policy: str = "all", **sources: str) -> Path:
+    """Of the same three prompts, one source scores from 0 to 1 and the other from 1 to 10."""
+    for name, low, high in (("a", 0.1, 0.95), ("b", 2, 9)):
+        good, bad = {"model": f"{name}-good", "s": high}, {"model": f"{name}-bad", "s": low}
+        answers = [[one | {"text": f"{one['model']} {n}"} for one in (bad, good)] for n in range(3)]
+        rows(folder, f"{name}.jsonl", *({"prompt": f"Why {n}?", "answers": of} for n, of in enumerate(answers)))
+    carried = {"field": "answers", "score": "s"}
+    entries = [{"file": f"{name}.jsonl", "completions": carried, **sources} for name in "ab"]
+    nobody = Served("http://127.0.0.1:9/v1")
+    return write(folder, nobody, models={}, judges={}, prompts=entries, pairs={"policy": policy})
+
+
+SIDES = "SELECT chosen_model, rejected_model, count(*)::INTEGER AS n FROM pairs GROUP BY ALL ORDER BY ALL"
+
+
+def sides(pipeline: Pipeline) -> list[tuple[Any, ...]]:
+    return [tuple(row.values()) for row in ask(pipeline, SIDES)]
+
+
+@pytest.mark.parametrize("policy", ["all", "best_vs_worst", "best_vs_random"])
+def test_scores_of_two_sources_are_compared_within_each(tmp_path: Path, policy: str) -> None:
+    path = two_sources(tmp_path, policy)
+    pipeline, ended = run(path)
+    assert ended.outcomes["paired"] == 3
+    assert {(a, b) for a, b, _ in sides(pipeline)} <= {("a-good", "a-bad"), ("b-good", "b-bad")}
+    assert sum(n for *_, n in sides(pipeline)) == (6 if policy == "all" else 3)
+    assert ask(pipeline, "SELECT DISTINCT source FROM carried ORDER BY ALL") == [
+        {"source": "a.jsonl"},
+        {"source": "b.jsonl"},
+    ]
+    for name in "ab":
+        held = json.loads((tmp_path / f"{name}.jsonl").read_text().splitlines()[0])
+        rows(tmp_path, f"{name}.jsonl", held | {"answers": held["answers"][:1]})
+    pipeline, ended = run(path)
+    assert (ended.outcomes["other_scale"], sides(pipeline)) == (1, [])
+
+
+def test_scores_that_are_likelihoods_pair_and_are_told_apart(tmp_path: Path) -> None:
+    pipeline, ended = run(scored(tmp_path, answered(0, 3e-11, 1e-11, 1.0000000000001e-11), **WORST))
+    assert ended.outcomes["paired"] == 1
+    console = Console(file=StringIO(), width=100)
+    with Reader.open(pipeline.store) as reader:
+        tell_story(console, reader, "")
+    assert "ann, score 3e-11" in told_by(console)
+    assert re.search(r"rejected (ben|cat), score 1e-11", told_by(console))
+
+
+def test_sources_that_are_said_to_be_one_are_on_one_scale(tmp_path: Path) -> None:
+    pipeline, _ = run(two_sources(tmp_path, "best_vs_worst", source="one"))
+    assert sides(pipeline) == [("b-good", "a-bad", 3)]
+
+
+def test_of_two_scores_of_a_completion_the_first_holds_and_is_told(tmp_path: Path) -> None:
+    """Whether the other comes in the row, in a later one, or from another source."""
+    path = two_sources(tmp_path)
+    held = [json.loads(line) for line in (tmp_path / "b.jsonl").read_text().splitlines()]
+    held[0]["answers"] += [{"model": "a-good", "text": "a-good 0", "s": 3}, held[0]["answers"][0] | {"s": 7}]
+    rows(tmp_path, "b.jsonl", *held, held[1])
+    rows(tmp_path, "a.jsonl", *(json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()))
+    pipeline, told = load(path), list[str]()
+    with Ledger.open(pipeline.store, print) as ledger:
+        prepare(pipeline, ledger, rubric_of(pipeline), told.append)
+        with Reader.of(ledger.store) as reader:
+            books = reader.books()
+    said = "a completion of {} is scored {} here; it was scored {} ({}.jsonl) before, and that holds"
+    assert [line.partition("b.jsonl:1: ")[2] for line in told[1:]] == [
+        said.format("a-good", 3, 0.95, "a"),
+        said.format("b-bad", 7, 2, "b"),
+    ]
+    assert (books.rescored, books.intake) == (2, {"selected": 3, "gathered": 3, "duplicate": 1})
+    run(path)
+    assert sides(pipeline) == [("a-good", "a-bad", 3), ("b-good", "b-bad", 3)]
+
+
+def test_a_journal_that_tells_no_source_of_scores_has_them_read_again(tmp_path: Path) -> None:
+    """As earlier versions wrote them; where the sources are gone, that is said, and nothing is compared."""
+    path = two_sources(tmp_path)
+    pipeline, _ = run(path)
+    kept = [record for _, record in journal.replay(Places(pipeline.store).journal) if not isinstance(record, Damage)]
+    assert [record.pop("sources") for record in kept if "sources" in record] != []
+    shutil.rmtree(Places(pipeline.store).journal)
+    pipeline.store.unlink()
+    with Ledger.open(pipeline.store, print) as ledger:
+        ledger.keep([{name: said for name, said in record.items() if name != "at"} for record in kept])
+        with Reader.of(ledger.store) as reader:
+            assert reader.any_unsourced()
+    (tmp_path / "b.jsonl").rename(tmp_path / "gone.jsonl")
+    told = r"did not keep from which source each is.*bring the sources back, and `aif run` reads them again"
+    with pytest.raises(BadInput, match=told):
+        run(path)
+    (tmp_path / "gone.jsonl").rename(tmp_path / "b.jsonl")
+    run(path)
+    assert sides(pipeline) == [("a-good", "a-bad", 3), ("b-good", "b-bad", 3)]
+
+
+def test_texts_that_look_the_same_make_no_pair(tmp_path: Path) -> None:
+    """However they are composed, and whatever blanks they end with; a digest of any other text is what it was."""
+    texts = ["caf\u00e9", "cafe\u0301", " caf\u00e9\n", "Caf\u00e9"]
+    answers = [
+        [{"model": "m", "text": text, "rating": 3 - n} for n, text in enumerate(one)] for one in (texts[:3], texts)
+    ]
+    found = [{"prompt": f"Where {n}?", "answers": one} for n, one in enumerate(answers)]
+    pipeline, ended = run(scored(tmp_path, *found, pairs={"policy": "all"}))
+    assert {name: n for name, n in ended.outcomes.items() if n} == {"identical": 1, "paired": 1}
+    assert ask(pipeline, "SELECT DISTINCT rejected_text FROM pairs") == [{"rejected_text": "Caf\u00e9"}]
+    (held,) = ask(pipeline, "SELECT list(DISTINCT text_id ORDER BY text_id) AS ids FROM completions")
+    assert held["ids"] == sorted(digest(text)[:KEY_LENGTH] for text in (texts[0], texts[3]))
 
 
 def test_a_prompt_without_scores_beside_others_waits_for_no_one(tmp_path: Path) -> None:

@@ -1323,3 +1323,33 @@ def test_what_is_shipped_and_what_is_no_file_has_its_store_in_the_working_folder
     os.close(writing)
     assert load(Path(f"/dev/fd/{reading}")).store == Path("runs/zephyr-7b/feedback.duckdb")
     os.close(reading)
+
+
+def test_two_entries_of_a_model_that_differ_in_system_alone_need_principles() -> None:
+    """With them the one is steered and the other isn't; without, both would send the same."""
+    plain = "served: {provider: openai, model: gpt-4.1-mini, system: none}"
+    both = SOUND.replace("served: {provider: vllm, base_url: [http://a:1/v1, http://b:1/v1]}", plain)
+    assert [parse(both, PATH).models[name].system for name in ("small-openai", "served")] == ["role", "none"]
+    said = "p.yaml:18: models.served: same model and settings as models.small-openai, so both would give the same "
+    assert complaints(both, "principles=") == [said + "completions; keep one, with samples: 2"]
+    assert complaints(both.replace(", system: none", "")) == [said + "completions; keep one, with samples: 2"]
+
+
+def test_one_bound_for_scores_of_several_sources_is_refused() -> None:
+    """Sources of one name are on one scale, where the name is given: two files may be called alike."""
+    text = """name: n
+prompts:
+  - {file: a/train.jsonl, completions: {field: answers, score: s}}
+  - {file: b/train.jsonl, completions: {field: answers, score: s}}
+"""
+    rule = "export.kto={rule: scores, desirable: 4, undesirable: 2}"
+    (told,) = complaints(text, rule)
+    assert told.startswith(
+        "--set export.kto: export.kto.rule: one bound for the scores of several sources (a/train.jsonl, b/train.jsonl)"
+    )
+    assert parse(text, PATH).scales == {"a/train.jsonl", "b/train.jsonl"}
+    assert parse(text, PATH, [rule, "prompts.0.source=one", "prompts.1.source=one"]).scales == {"one"}
+    hub = text.replace("file: a/train.jsonl", "hub: o/d, config: x")
+    hub = hub.replace("file: b/train.jsonl", "hub: o/d, config: y")
+    assert parse(hub, PATH).scales == {"o/d x", "o/d y"}
+    assert sound().scales == set()

@@ -259,7 +259,10 @@ def test_prompts_that_differ_in_form_alone_are_kept_and_named(pipeline: Pipeline
     rows(tmp_path / "a.jsonl", "caf\u00e9", "tea", "cafe\u0301", "tea\n", "Tea", "tea")
     rows(tmp_path / "b.jsonl", *(" " * n + "tea" for n in range(1, 7)))
     selected, intake, told, _ = taken_in(pipeline)
+    with Reader.open(pipeline.store) as reader:
+        assert reader.books().alike == 8
 
+    assert [line.rpartition(": ")[2] for line in told[1:3]] == [f"{tmp_path}/a.jsonl:{n}" for n in (1, 2)]
     assert len(selected) == 11
     assert intake == {"selected": 11, "duplicate": 1}
     assert told[1].startswith(f"{tmp_path}/a.jsonl:3: kept, though an earlier prompt differs only in blanks")

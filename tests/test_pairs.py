@@ -1,5 +1,6 @@
 """The pairing against an oracle written from the rules in exact fractions, and against cases worked out by hand."""
 
+import hashlib
 import random
 import tracemalloc
 from collections import Counter
@@ -17,6 +18,8 @@ from hypothesis import strategies as st
 from aif.errors import BadInput
 from aif.pairs import OUTCOMES, Paired, Policy, counts, pair, pair_parts
 from aif.records import fraction
+from aif.resources import shipped
+from aif.rubric import load
 from aif.scoring import Scores
 
 ASPECTS = ("honesty", "helpfulness", "truthfulness", "overall")
@@ -745,3 +748,169 @@ def test_a_prompt_with_too_many_pairs_for_memory_is_told_with_what_to_do() -> No
     with pytest.raises(BadInput, match=r"prompt p: 2,001 completions .* set pairs\.policy to best_vs_random"):
         pair(many(2001, 2001), policy)
     assert len(pair(many(60, 60), policy).n) == 60 * 59 // 2
+
+
+# --- scales, ranges, sizes --------------------------------------------------------------------------------------------
+
+
+def on_scales(prompts: Prompts, scale: dict[str, str], policy: Policy) -> dict[str, Verdict]:
+    """`scale`: of each key."""
+    scores = columns(prompts, sheet(("a",), (1,)))
+    return verdicts(pair(replace(scores, scales=[scale[key] for key in scores.completions.to_pylist()]), policy))
+
+
+@pytest.mark.parametrize("name", ["all", "best_vs_worst", "best_vs_random", "on_policy"])
+def test_scores_on_several_scales_are_compared_within_one_alone(name: Any) -> None:
+    mine, yours = row("good", "0.9"), row("bad", "0.1")
+    others = row("well", 9, model="n"), row("ill", 2, model="n")
+    policy = replace(POLICY, name=name, model="m" if name == "on_policy" else None)
+    scale = {"good": "1", "bad": "1", "well": "10", "ill": "10", "x": "2", "y": "3"}
+    found = on_scales({"p": [mine, others[0], yours, others[1]]}, scale, policy)["p"]
+    own, theirs = ("good", "bad", 0.9, 0.1), ("well", "ill", 9.0, 2.0)
+    assert found.outcome == "paired"
+    assert set(found.pairs) <= {own, theirs}
+    assert len(found.pairs) == (2 if name == "all" else 1)
+    drawn = {on_scales({"p": [mine, *others, yours]}, scale, replace(policy, seed=n))["p"].pairs[0] for n in range(40)}
+    assert drawn == ({own} if name == "on_policy" else {own, theirs})
+
+    apart = {"p": [row("x", 5), row("y", 1, model="n")], "q": [mine, yours]}
+    assert on_scales(apart, scale, policy) == {"p": Verdict("other_scale"), "q": made(own)}
+    assert on_scales({"p": [mine, others[0]]}, scale, policy)["p"] == Verdict("other_scale")
+    # one with a scale to itself keeps the others from nothing, whatever its score
+    assert on_scales({"p": [row("x", 99, model="n"), mine, yours]}, scale, policy)["p"] == made(own)
+
+
+def test_which_reason_stands_for_a_prompt_on_several_scales() -> None:
+    scale = {"a": "1", "b": "1", "c": "2", "d": "3"}
+    tied = [row("a", 5), row("b", 5), row("c", 3)]
+    assert on_scales({"p": tied}, scale, POLICY)["p"] == Verdict("tie")  # 3 of another scale is no lower
+    cut = [row("c", 5, truncated=True), row("d", 1, truncated=True)]
+    assert on_scales({"p": cut}, scale, POLICY)["p"] == Verdict("other_scale")
+    policy = replace(POLICY, name="on_policy", model="n")
+    alone = [row("a", 5), row("b", 1), row("c", 3, model="n")]
+    assert on_scales({"p": alone}, scale, policy)["p"] == Verdict("other_scale")
+    assert on_scales({"p": tied}, scale, policy)["p"] == Verdict("no_such_model")
+
+
+def test_of_the_widest_margins_each_scale_has_its_own() -> None:
+    """0.9 of 1 is not narrower than 7 of 10."""
+    rows = [row("a", 1), row("b", "0.1"), row("c", 0), row("A", 10), row("B", 3), row("C", 2)]
+    scale = {key: "1" if key.islower() else "10" for key in "abcABC"}
+    policy = replace(POLICY, name="all", max_pairs_per_prompt=2)
+    assert {(a, b) for a, b, *_ in on_scales({"p": rows}, scale, policy)["p"].pairs} == {("a", "c"), ("A", "C")}
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(cases(), st.integers(1, 3), st.randoms(use_true_random=False))
+def test_all_pairs_on_several_scales_are_those_of_each_by_itself(case: Case, n: int, random: random.Random) -> None:
+    policy = replace(case.policy, name="all", model=None, max_pairs_per_prompt=None, max_per_model=None, missing="drop")
+    scale = {r.key: random.randrange(n) for rows in case.prompts.values() for r in rows}
+
+    def pairs(prompts: Prompts, scales: Any = None) -> dict[str, set[Two]]:
+        scores = columns(prompts, case.of)
+        scales = scales and [str(scales[key]) for key in scores.completions.to_pylist()]
+        return {p: set(found.pairs) for p, found in verdicts(pair(replace(scores, scales=scales), policy)).items()}
+
+    whole = {p: rows for p, rows in case.prompts.items() if all(None not in r.points for r in rows)}
+    each = [{p: own for p, rows in whole.items() if (own := [r for r in rows if scale[r.key] == i])} for i in range(n)]
+    alone = [pairs(prompts) for prompts in each]
+    assert pairs(whole, scale) == {p: set().union(*(found.get(p, set()) for found in alone)) for p in whole}
+    shuffled = {p: random.sample(rows, len(rows)) for p, rows in whole.items()}
+    assert pairs(shuffled, scale) == pairs(whole, scale)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(cases(), st.sampled_from([1e-300, 1e-11, 2.0**-40, 1 / 3, 7.0, 2.0**40, 1e299]))
+def test_scores_times_a_number_make_the_same_pairs(case: Case, times: float) -> None:
+    scores, policy = case.scores, case.policy
+    larger = replace(scores, scores=scores.scores * times)
+    with np.errstate(all="raise", under="ignore"):
+        after = pair(larger, replace(policy, min_margin=policy.min_margin * times))
+    before = pair(scores, policy)
+    assert after.outcome == before.outcome
+    assert [(a, b) for v in verdicts(after).values() for a, b, *_ in v.pairs] == [
+        (a, b) for v in verdicts(before).values() for a, b, *_ in v.pairs
+    ]
+
+
+@pytest.mark.parametrize(
+    ("higher", "lower", "tied"),
+    [
+        (3e-11, 1e-11, False),
+        (1.0000001e-11, 1e-11, False),
+        (1.0000000001e-11, 1e-11, True),
+        (0.1 + 0.2, 0.3, True),
+        (3e300 * (0.1 + 0.2), 3e300 * 0.3, True),
+        (5e-324, 0.0, False),
+        (0.0, -0.0, True),
+        (0.0, -1e-12, False),
+        (-1.0, -1.0 - 1e-15, True),
+        (-1e-20, -3e-20, False),
+        (1e300, -1e300, False),
+        (1e300, 0.99e300, False),
+        (1e16 + 2, 1e16, True),
+    ],
+)
+def test_scores_tie_by_their_size(higher: float, lower: float, tied: bool) -> None:
+    for name in ("best_vs_worst", "all"):
+        with np.errstate(all="raise", under="ignore"):
+            found = one(row("a", lower), row("b", higher), name=name)
+        assert found == (Verdict("tie") if tied else made(("b", "a", higher, lower)))
+
+
+MIXED = ("honesty", "helpfulness", "truthfulness", "style")
+
+
+def ranged(*ends: tuple[int, int], score: Any = "mean", weights: Any = (1, 1, 1, 1)) -> Paired:
+    rows = [row("a", 5, 5, 5, 40), row("b", 1, 1, 1, 60)]
+    return pair(
+        replace(columns({"p": rows}, sheet(MIXED, weights)), ranges=ends), replace(POLICY, score=score, shares=True)
+    )
+
+
+def test_aspects_of_other_ranges_count_as_shares_of_their_own() -> None:
+    """By points the one of 0 to 100 would decide: 13.75 against 15.75."""
+    one_to_five, hundred = (1, 5), (0, 100)
+    assert verdicts(ranged(one_to_five, one_to_five, one_to_five, hundred))["p"] == made(("a", "b", 0.85, 0.15))
+    assert ranged(one_to_five, one_to_five, one_to_five, hundred).scored.own.tolist() == [[0.85], [0.15]]
+    for paired in (
+        ranged(hundred, hundred, hundred, hundred),
+        ranged(),
+    ):
+        assert verdicts(paired)["p"] == made(("b", "a", 15.75, 13.75))
+    weightless = ranged(one_to_five, one_to_five, one_to_five, hundred, weights=(1, 1, 1, 0))
+    assert verdicts(weightless)["p"] == made(("a", "b", 5.0, 1.0))
+
+
+def test_the_pairs_of_a_shipped_rubric_are_what_they_were() -> None:
+    """Golden values, by the version before ranges, scales and the size of scores counted."""
+    draws = random.Random(5)
+    found = []
+    for name in ("unified", "ultrafeedback", "mt-bench"):
+        aspects = load(shipped("prompts", "rubrics", name)).sheet.aspects
+        of = sheet(tuple(aspects), [one.weight for one in aspects.values()], {"i": 1, "j": 2})
+        prompts = {
+            f"{name}{n}": [
+                row(
+                    f"{name}{n}.{i}",
+                    *(
+                        draws.randint(*aspects[aspect].scale) if draws.random() < 0.95 else None
+                        for _, aspect in of.columns
+                    ),
+                    truncated=draws.random() < 0.1,
+                    model=draws.choice("mno"),
+                    length=draws.randint(1, 40),
+                )
+                for i in range(4)
+            ]
+            for n in range(120)
+        }
+        scores = replace(columns(prompts, of), ranges=tuple(aspects[aspect].scale for _, aspect in of.columns))
+        names: Any = ("best_vs_random", "best_vs_worst", "all", "on_policy")
+        means: Any = ("mean", "overall") if "overall" in aspects else ("mean",)
+        for policy, margin, score in product(names, (0.0, 0.5), means):
+            chosen = replace(POLICY, name=policy, min_margin=margin, score=score, model="m", max_length_ratio=3.0)
+            made = pair(scores, chosen)
+            found += [made.preferences().to_pylist(), made.outcomes().to_pylist(), made.scores().to_pylist()]
+    golden = "5addaf32d46b8c92cf481fa4c3e6a785b7ec3ebb467eb3c2118ebad9683e9930"
+    assert hashlib.sha256(repr(found).encode()).hexdigest() == golden

@@ -153,3 +153,16 @@ def test_the_weight_that_balances(desirable: int, undesirable: int, advised: tup
     found = balancing(desirable, undesirable)
     assert (found and found[0]) == (advised and advised[0])
     assert found is None or advised is None or found[1:] == pytest.approx(advised[1:])
+
+
+def test_the_best_of_several_scales_is_drawn_from_the_best_of_each() -> None:
+    table = scored(("p", "a", 0.9, False), ("p", "b", 0.2, False), ("p", "c", 9.0, False), ("p", "d", 2.0, False))
+    table = table.append_column("scale", pa.array(["1", "1", "10", "10"]))
+    assert {keys(best(table, seed))[0] for seed in range(30)} == {"a", "c"}
+
+
+def test_scores_are_equal_by_their_size_alone() -> None:
+    table = scored(("p", "a", 1e-11, False), ("p", "b", 3e-11, False))
+    assert {keys(best(table, seed))[0] for seed in range(30)} == {"b"}
+    found = labelled(table, NO_PAIRS, Labels(rule="scores", desirable=3e-11, undesirable=1e-11))
+    assert labels(found.rows) == {"a": False, "b": True}

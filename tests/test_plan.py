@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aif.errors import BadInput
-from aif.plan import PoolModel, Principles, System, completion_key, plan_digest, sent_messages, slots
-from aif.records import Message, Principle, Prompt, Sampling, prompt_id
+from aif.plan import PLAN_VERSION, PoolModel, Principles, System, completion_key, plan_digest, sent_messages, slots
+from aif.records import Message, Principle, Prompt, Sampling, digest, prompt_id
 from aif.resources import shipped
 
 SAMPLING = Sampling(max_tokens=1024, temperature=1.0, top_p=1.0)
@@ -168,6 +168,78 @@ def test_every_model_comes_as_often_as_any_other() -> None:
     times = Counter(s.model for n in range(2000) for s in slots(numbered(n), pool(8), 4, None, 0))
     assert set(times) == {f"m{i}" for i in range(8)}
     assert max(abs(count - 1000) for count in times.values()) < 90
+
+
+def twice(**other: Any) -> list[PoolModel]:
+    """A model under two settings, and three others."""
+    hot = model("A-hot", identity="org/A")
+    return [replace(hot, name="A-cool", **(other or {"sampling": COOL})), hot, *map(model, "BCD")]
+
+
+COOL = replace(SAMPLING, temperature=0.2)
+
+
+@pytest.mark.parametrize("other", [{"sampling": COOL}, {"system": "none"}], ids=["settings", "system"])
+def test_a_model_under_two_settings_is_drawn_as_two_models_are(other: dict[str, Any]) -> None:
+    """20,000 prompts. What each may see is one of so many cells of equal chance: the first two in their order (20
+    cells, 19 degrees of freedom), two whatever their order (10, 9), and which one of five is left out of four (5, 4).
+    The thresholds are those of p = 0.0001; drawn by one fraction, they come to 30,577, 13,544 and 5,008."""
+    pool = twice(**other)
+    drawn = [[s.model for s in slots(numbered(n), pool, 4, None, 1)] for n in range(20_000)]
+    names = {one.name for one in pool}
+    ordered = Counter(tuple(one[:2]) for one in drawn)
+    left_out = Counter(next(iter(names.difference(one))) for one in drawn)
+    pairs = Counter(frozenset(one[:2]) for one in drawn)
+    for cells, n, most in ((ordered, 20, 50.8), (pairs, 10, 33.7), (left_out, 5, 23.5)):
+        assert len(cells) == n
+        assert sum((seen - 20_000 / n) ** 2 for seen in cells.values()) * n / 20_000 < most
+
+
+def test_a_model_under_two_settings_draws_principle_and_seed_for_each() -> None:
+    """Of two texts of equal chance both draw the same in half of 1,000 prompts, with a standard deviation of 16."""
+    alike = 0
+    for n in range(1000):
+        cool, hot = sorted(
+            (s for s in slots(numbered(n), twice(), 5, PRINCIPLES, 1) if s.identity == "org/A"), key=repr
+        )
+        assert cool.seed != hot.seed
+        alike += cool.principle == hot.principle
+    assert abs(alike - 500) < 64
+
+
+def test_the_first_setting_of_a_model_keeps_what_was_bought_of_it() -> None:
+    """Whatever comes to stand beside it in the pool, and in whatever order."""
+    for n in range(50):
+        alone = {s.key for s in slots(numbered(n), twice()[:1] + twice()[2:], 4, PRINCIPLES, 1)}
+        beside = {s.key for s in slots(numbered(n), twice(), 5, PRINCIPLES, 1)}
+        assert alone < beside == {s.key for s in slots(numbered(n), twice()[::-1], 5, PRINCIPLES, 1)}
+
+
+def test_pools_without_a_model_twice_keep_every_slot_and_their_plan() -> None:
+    """Golden values, by the version before models under several settings were drawn apart."""
+    pools = [
+        pool(3),
+        pool(5, samples=2),
+        [model("a", samples=3), model("b", system="none", sampling=COOL), model("c", system="fold_into_user")],
+    ]
+    sources = ("facts", "mixed", "else")
+    planned = [
+        [asdict(slot) for slot in slots(numbered(n, sources[n % 3]), one, 3, principles, seed)]
+        for one in pools
+        for seed in (0, 42, -7)
+        for principles in (None, PRINCIPLES)
+        for n in range(40)
+    ]
+    assert digest(planned) == "52325266a11ccf2dc2f8f5a5ea2bfb0ba18abdcdde6a17e5016aac2eb82d9871"
+    plans = [plan_digest(one, 3, principles, 42) for one in pools for principles in (None, PRINCIPLES)]
+    assert digest(plans) == "e31a69aa5b1d08c5fb2355e5a8c34764c0190d184919f2657d82c28dafbaeaf2"
+
+
+def test_a_pool_with_a_model_twice_is_planned_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = [plan_digest(one, 2, None, 1) for one in (twice(), twice()[1:])]
+    monkeypatch.setattr("aif.plan.APART_VERSION", PLAN_VERSION)
+    after = [plan_digest(one, 2, None, 1) for one in (twice(), twice()[1:])]
+    assert [a == b for a, b in zip(before, after, strict=True)] == [False, True]
 
 
 def test_samples_of_a_model_are_slots_of_their_own() -> None:

@@ -170,6 +170,13 @@ def test_a_folder_that_is_none_is_told(tmp_path: Path) -> None:
             {**FILES, "ask.md": ASK + "{% if n > 90 %}{{ completions }}{% endif %}"},
             "reply; it stands before a request's own text by itself; take it out",
         ),
+        (
+            sheet(
+                ("[clarity]}", "[clarity, wit]}"),
+                ("aspects:\n  c", "aspects:\n  wit: {title: Wit, question: How, scale: [0, 40]}\n  c"),
+            ),
+            "rubric.yaml:5: aspects: ranges differ (wit 0–40, clarity 1–5), so in the mean each counts as a share",
+        ),
         ({**FILES, "old.md": "{{ gone }}"}, "old.md: no request uses it; take it out, or name it in rubric.yaml"),
         (
             sheet(("aspects:\n  c", "material: {reference: {title: Answer}}\naspects:\n  c")),

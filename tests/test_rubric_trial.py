@@ -397,3 +397,9 @@ def test_a_copy_is_sound_named_and_rates_as_its_original(typed: Typed, tmp_path:
     assert code == Exit.BAD_INPUT
     assert "role.md:1: can't be rendered" in out
     assert typed("rubric", "try", mine, path)[0] == Exit.BAD_INPUT
+
+
+def test_small_scores_rank_by_their_size() -> None:
+    assert [rank(score, [3e-11, 1e-11]) for score in (3e-11, 1e-11)] == [1, 2]
+    assert another_best([[(3e-11, 1e-11), (1e-11, 3e-11)]]) == 1
+    assert kendall([[(3e-11, 1e-11), (1e-11, 3e-11)]]) == -1

@@ -23,7 +23,8 @@ CREATE TABLE carried (
     prompt_id VARCHAR,
     n         USMALLINT,
     key       VARCHAR,                      -- in completions
-    score     DOUBLE                        -- as it came, if any
+    score     DOUBLE,                       -- as it came, if any
+    source    VARCHAR                       -- whose scale the score is on
 );
 
 -- How many rows of each source were kept, and why others were not.
@@ -62,7 +63,8 @@ CREATE TABLE completions (
     finish        VARCHAR,                  -- stop or length
     output_tokens BIGINT,
     call_id       VARCHAR,                  -- in calls
-    text_id       VARCHAR,                  -- a digest of the text: equal where texts are
+    text_id       VARCHAR,                  -- a digest of the text: equal where texts are, but for how they are composed
+                                            -- (NFC) and for blanks at their ends
     chars         BIGINT,                   -- of the text
     bytes         BIGINT                    -- of text and reasoning
 );
@@ -174,7 +176,7 @@ CREATE TABLE settled (position BIGINT, slot USMALLINT, answered BOOLEAN);
 CREATE TABLE todo (seq BIGINT, model VARCHAR, position BIGINT, slot USMALLINT);
 CREATE TABLE ready (seq BIGINT, position BIGINT);
 CREATE TABLE incoming (position BIGINT, prompt_id VARCHAR PRIMARY KEY, source VARCHAR);
-CREATE TABLE incoming_carried (seq BIGINT, prompt_id VARCHAR, key VARCHAR PRIMARY KEY, score DOUBLE);
+CREATE TABLE incoming_carried (seq BIGINT, prompt_id VARCHAR, key VARCHAR PRIMARY KEY, score DOUBLE, source VARCHAR);
 CREATE TABLE specs (
     judge VARCHAR, identity VARCHAR, pass USMALLINT, request VARCHAR, listwise BOOLEAN, n USMALLINT, least USMALLINT,
     spec VARCHAR
@@ -361,4 +363,4 @@ SELECT p.prompt_id, p.n, c.judge, c.score AS score_chosen, r.score AS score_reje
 FROM preferences p
 JOIN judge_scores c ON p.chosen = c.completion
 JOIN judge_scores r ON p.rejected = r.completion AND c.judge = r.judge
-WHERE r.score > c.score + 1e-9;
+WHERE r.score > c.score + 1e-9 * greatest(abs(r.score), abs(c.score));
