@@ -26,7 +26,7 @@ from aif.queries import Balance, Books
 from aif.resources import shipped
 from aif.rubric import Rubric
 from aif.scoring import TOLERANCE, Floats
-from aif.summary import OUTCOMES, STAGES, balanced, counts, rule_of
+from aif.summary import OUTCOMES, STAGES, UNRATED, balanced, counts, rule_of
 
 # The tag, and the configs that give it; None: every dataset has it.
 TAGS: Mapping[str, Collection[str] | None] = {
@@ -258,6 +258,7 @@ def _books(books: Books) -> list[tuple[str, str]]:
         (f"= {paired:,}", "prompts with pairs" if several else of(paired, "pair")),
         *([(f"{books.pairs:,}", "pairs of these")] if several else []),
         *([(f"{books.empty:,}", "completions left out, having no text")] if books.empty else []),
+        *([(f"{books.unrated:,}", UNRATED)] if books.unrated else []),
     ]
 
 

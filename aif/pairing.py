@@ -81,4 +81,5 @@ def policy_of(pipeline: Pipeline) -> Policy:
         said.max_pairs_per_prompt,
         said.max_length_ratio,
         said.max_per_model,
+        pipeline.completions.min_completions,
     )

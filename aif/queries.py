@@ -135,13 +135,14 @@ class Books:
     """Where every prompt is: rows read = selected + each reason left out; selected = the sum of outcomes.
 
     `pairs` are those of the prompts that are paired, one each or several. `empty` counts completions that rows carried
-    without a text: they were left out, not their rows.
+    without a text: they were left out, not their rows; `unrated` those that are left out of their prompt's pairs.
     """
 
     intake: dict[str, int]
     outcomes: dict[str, int]
     pairs: int
     empty: int = 0
+    unrated: int = 0
 
     @property
     def selected(self) -> int:
@@ -500,7 +501,10 @@ class Reader:
             )
         )
         pairs = self._rows("SELECT count(*) FROM preferences SEMI JOIN selection USING (prompt_id)")[0][0]
-        return Books(intake, outcomes, pairs, empty)
+        unrated = self._rows(
+            "SELECT coalesce(sum(unrated), 0)::BIGINT FROM outcomes SEMI JOIN selection USING (prompt_id)"
+        )
+        return Books(intake, outcomes, pairs, empty, unrated[0][0])
 
     # --- one prompt ---------------------------------------------------------------------------------------------------
 

@@ -30,10 +30,12 @@ OUTCOMES = {
     "no_common_aspect": "no aspect is rated for every completion",
     "missing_aspect": "an aspect is missing for one completion",
     "too_few": "fewer than two completions",
+    "unrated": "too few completions are rated",
     "too_few_completions": "fewer completions than min_completions",
     "judgement_failed": "no judge gave a readable rating",
     "pending": "pending",
 }
+UNRATED = "completions left out, having no rating"
 
 
 def rule_of(policy: "Policy") -> str:
@@ -125,6 +127,8 @@ def _books(books: Books) -> Table:
         grid.add_row(f"{books.pairs:,}", "pairs of these")
     if books.empty:
         grid.add_row(f"{books.empty:,}", "completions left out, having no text", style="dim")
+    if books.unrated:
+        grid.add_row(f"{books.unrated:,}", UNRATED, style="dim")
     return grid
 
 

@@ -144,7 +144,8 @@ CREATE TABLE failed (
 CREATE TABLE outcomes (
     prompt_id VARCHAR,
     outcome   VARCHAR,
-    aspects   VARCHAR[]                     -- that entered the score; as judge/aspect where there are several judges
+    aspects   VARCHAR[],                    -- that entered the score; as judge/aspect where there are several judges
+    unrated   BIGINT                        -- completions that are left out of its pairs, having no rating
 );
 
 -- The pairs as they were last made, one row each.
