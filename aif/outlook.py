@@ -164,7 +164,8 @@ class Outlook(Reader):
             f"SELECT p.request, count(*) FILTER (k.id = j.call_id), "
             f"coalesce(sum(len(j.completions)) FILTER (k.id = j.call_id), 0)::BIGINT, {_USED} "
             f"FROM calls k JOIN judgements j ON k.key = j.key "
-            f"JOIN (SELECT DISTINCT identity, pass, request, spec FROM specs WHERE judge = ?) p "
+            f"JOIN (SELECT DISTINCT identity, pass, request, unnest([spec, instead]) AS spec FROM specs "
+            f"WHERE judge = ?) p "
             f"ON j.spec = p.spec AND j.identity = p.identity AND j.pass = p.pass "
             f"WHERE k.output_tokens IS NOT NULL GROUP BY p.request",
             [judge],

@@ -46,8 +46,8 @@ class Policy:
 
     `score` is the weighted mean of the aspects of positive weight, or the aspect named `overall` alone; `missing` is
     about these aspects only. `min_margin` is in points of that score, at least 0; `max_length_ratio` is of characters,
-    the longer text to the shorter. `model` is the one that `on_policy` has on one side of every pair. Where a completion
-    has no rating, the others make pairs if they are `min_completions`.
+    the longer text to the shorter. `model` is the one that `on_policy` has on one side of every pair. Where a
+    completion has no rating, the others make pairs if they are `min_completions`.
     """
 
     name: Literal["best_vs_random", "best_vs_worst", "all", "on_policy"]

@@ -108,6 +108,7 @@ class Board:
             record = entry.record
             row = self._rows[record["stage"], record["endpoint"]]
             row.note(record, now)
+            row.wanted += 0 if entry.parts is None else entry.parts - 1
             known += record["usd"] or 0.0
             unknown += record.get("bound") or 0.0
             if record["verdict"] != "answered":

@@ -235,6 +235,15 @@ class Reader:
         )
         return dict(self._rows(held, [list(ids)]))
 
+    def done(self, keys: Sequence[str]) -> set[str]:
+        """Which of these judgements are answered, or have failed for good."""
+        rows = self._rows(
+            "SELECT key FROM judgements WHERE key IN (SELECT unnest($keys)) UNION ALL "
+            "SELECT key FROM failed WHERE key IN (SELECT unnest($keys)) AND verdict = 'failed'",
+            {"keys": list(keys)},
+        )
+        return {row[0] for row in rows}
+
     def held(self, keys: Sequence[str]) -> set[str]:
         """Which of these completions the store holds."""
         rows = self._rows("SELECT key FROM completions WHERE key IN (SELECT unnest(?))", [list(keys)])
@@ -485,6 +494,17 @@ class Reader:
         first = "SELECT DISTINCT position FROM needed ORDER BY position LIMIT ?"
         return int(self._rows(f"SELECT coalesce(max(position) + 1, 0) FROM ({first})", [prompts])[0][0])
 
+    def apart(self) -> dict[str, int]:
+        """Of how many prompts a judge was asked about one completion at a time, since it can't hold all of them."""
+        if not self._rows("SELECT 1 FROM specs WHERE instead IS NOT NULL LIMIT 1"):  # to look takes 0.1 s of 64,000
+            return {}
+        return dict(
+            self._rows(
+                "SELECT judge, count(DISTINCT prompt_id) FROM needed WHERE state = 'answered' "
+                "AND spec IN (SELECT instead FROM specs) GROUP BY judge ORDER BY judge"
+            )
+        )
+
     def spent(self) -> Spent:
         """What all calls ever made cost, and runs that crashed may have cost besides."""
         (row,) = self._rows("SELECT known, unknown, unpriced FROM spent")
@@ -536,7 +556,7 @@ class Reader:
 
     def specs(self) -> set[Spec]:
         """The requests that are made of judges, as the store was last told."""
-        rows = self._rows("SELECT judge, identity, pass, request, listwise, n, least, spec FROM specs")
+        rows = self._rows("SELECT judge, identity, pass, request, listwise, n, least, spec, instead FROM specs")
         return {Spec(*row) for row in rows}
 
     def disputed(self) -> int:

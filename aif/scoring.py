@@ -150,8 +150,8 @@ def _numbered(names: pa.Array) -> tuple[pa.Array, Ints]:
 class Scored:
     """The score of every row, `means`, and each judge's own, `own` (rows x `judges`); NaN without any rating that
     entered. `used` (prompts x columns) marks what entered; `incomplete` (prompts) where `missing` is "drop" and
-    something is; `unrated` (rows) what is left out beside others that are rated, and `few` (prompts) where these are too
-    few."""
+    something is; `unrated` (rows) what is left out beside others that are rated, and `few` (prompts) where these are
+    too few."""
 
     used: Bools
     incomplete: Bools

@@ -170,6 +170,8 @@ def _tell_judgements(console: Console, reader: Reader, prompt: Prompt, names: Ma
         console.print(
             f"rubric {rubric.sheet.name} {row['rubric'][:12]}, order shown: {order}", highlight=False, markup=False
         )
+        if len(shown) == 1 and rubric.sheet.requests[row["request"]].mode == "listwise":
+            console.print("asked by itself, since all completions together did not fit the judge", highlight=False)
         _tell_call(console, row)
         material = orjson.loads(row["shown_material"]) if row["shown_material"] else {}
         asked = replace(prompt, material={slot: one["text"] for slot, one in material.items()})

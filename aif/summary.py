@@ -97,6 +97,11 @@ def _tell(
     if agreement:
         console.print(_agreement(agreement))
         console.print(f"of {counted(books.pairs, 'pair')} {reader.disputed():,} are the other way round for some judge")
+    for judge, prompts in reader.apart().items():
+        say(
+            console,
+            f"{judge}: {counted(prompts, 'prompt')} rated one completion by one, since it can't hold all together",
+        )
     spend = reader.sql("SELECT * FROM spend")
     if spend:
         console.print(_spend(spend))
