@@ -170,7 +170,7 @@ class Run:
         if parts is None:
             await self._keep(endpoint, item, call, error, verdict)
             return verdict
-        await self._keep(endpoint, item, call, error, "again", len(parts))
+        await self._keep(endpoint, item, call, error, "failed", len(parts))
         line.bring(parts)
         return "failed"
 

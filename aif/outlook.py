@@ -148,6 +148,15 @@ class Outlook(Reader):
             if texts.keys() >= set(keys)  # else the journal has lost one to damage
         ]
 
+    def overflowed(self, stage: str, endpoint: str) -> str:
+        """What a model or judge said last of a request that it could not hold."""
+        rows = self._rows(
+            "SELECT message FROM calls WHERE stage = ? AND endpoint = ? AND kind = 'context_overflow' "
+            "ORDER BY rowid DESC LIMIT 1",
+            [stage, endpoint],
+        )
+        return rows[0][0] or "" if rows else ""
+
     def completing(self, identity: str, max_tokens: int) -> Replies:
         """What a model's completions took that were asked for with this `max_tokens`."""
         rows = self._rows(
