@@ -11,7 +11,7 @@ from aif.chat.retry import Policy
 from aif.entries import Judge
 from aif.plan import System, sent_messages
 from aif.records import Principle, Prompt, Sampling, Stage
-from aif.rubric import Rubric, render
+from aif.rubric import Rubric, render, spec_digest
 
 # What a provider puts around what it is sent: the turns' marks and roles (OpenAI's 4 tokens, ChatML's 5), and once what
 # a template or a schema's instructions say beside them (346 tokens where Anthropic's tells of tools, the most known).
@@ -51,6 +51,11 @@ def judging_request(
         schema=rubric.schema(request, len(texts)) if judge.reply == "schema" else None,
         shared=seen.shared if rubric.shares(request) else 0,  # nobody else would read it from a cache
     )
+
+
+def judging_spec(rubric: Rubric, request: str, n: int, judge: Judge) -> str:
+    """What of that reaches the wire beside prompt and completions, where it is about `n` of these."""
+    return spec_digest(rubric, request, n, judge.reply, judge.sampling.identity)
 
 
 def once_more(request: Request, reasks: int, failure: CallError | None) -> Request:

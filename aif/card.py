@@ -6,7 +6,7 @@ are shown by name and declared identity, and what was declared as a path by its 
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import PurePosixPath
 from typing import Any
@@ -60,7 +60,8 @@ class CardFacts:
     stands; `sources` are (name, prompts, pairs), most first; `chosen` and `rejected` the scores of each pair;
     `leaderboard`, `agreement` and `spend` rows of the views leaderboard, score_agreement and spend; `disputed` the
     pairs that some judge has the other way round; `sample` a row of the default config; `calls` the times of the first
-    and the last call; `labels` what config `kto` holds, if it is there."""
+    and the last call; `labels` what config `kto` holds, if it is there; `apart` prompts by the judge who could not hold
+    all their completions."""
 
     pipeline: Pipeline
     rubric: Rubric
@@ -80,6 +81,7 @@ class CardFacts:
     made: datetime
     calls: tuple[datetime, datetime] | None
     labels: LabelCounts | None = None
+    apart: Mapping[str, int] = field(default_factory=dict)
 
 
 def render(facts: CardFacts) -> str:

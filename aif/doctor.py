@@ -3,8 +3,10 @@
 import asyncio
 import os
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 
 from aif import sources
 from aif.asking import completion_request, judging_request
@@ -14,6 +16,8 @@ from aif.endpoints import Endpoint, opened
 from aif.entries import Endpoint as Declared
 from aif.entries import Judge, Model, Source
 from aif.errors import BadInput
+from aif.estimate import UNMEASURED, tight
+from aif.estimate_view import unfit
 from aif.failing import mend
 from aif.intake import principles_of, rubric_of
 from aif.launch import check_stranger, environment, gpus, lacks_vllm, launched, runs, secrets, sends, unreachable
@@ -23,7 +27,10 @@ from aif.prompt_row import Skipped
 from aif.reading import Unreadable, read
 from aif.records import Message, Principle, Prompt, Usage, prompt_id
 from aif.rubric import Rubric
+from aif.window import everyone, windows
+from aif.workload import size
 
+FIRST = 200  # prompts of each source that are looked at for what a model or judge holds
 DISK_BYTES = 2 * 2**30  # a run of 64,000 prompts leaves about 1.5 GB of journal and store
 
 _TURNS = (Message("user", "Name one use of a paper clip besides holding paper."),)
@@ -56,6 +63,8 @@ async def examine(pipeline: Pipeline) -> AsyncIterator[Finding]:
         if why := _no_key(one):
             yield Finding(one.name, False, why.removeprefix(f"{one.name}: "))
     async for finding in _servers(pipeline):
+        yield finding
+    for finding in await _unheld(pipeline, rubric):
         yield finding
     async with opened(_with_keys(pipeline)) as endpoints:
         up = [endpoint for endpoint in endpoints if endpoint.up.is_set()]
@@ -117,6 +126,38 @@ async def _servers(pipeline: Pipeline) -> AsyncIterator[Finding]:
         yield Finding(one.one.name, not why, why or f"can be launched: vLLM and {one.model} are there")
     for number, shift in enumerate(planned, 1):
         yield Finding("servers", True, f"{number} of {len(planned)}, launched by `aif run`: {described(shift)}")
+
+
+async def _unheld(pipeline: Pipeline, rubric: Rubric) -> list[Finding]:
+    """What is more than a model or judge holds, of the first prompts of each source. Completions to come are taken to
+    be as long as their max_tokens allows, since none may be there yet."""
+    every, prompts, found = everyone(pipeline), list[Prompt](), list[Finding]()
+    held = await windows(every, {})
+    for source in pipeline.prompts if held else ():
+        with suppress(BadInput):  # told already
+            rows = islice(sources.read(source, beside=pipeline.beside), FIRST)
+            prompts += [row for row in rows if isinstance(row, Prompt)]
+    for (stage, name), window in held.items():
+        sizes = list(_sizes(pipeline, rubric, every[stage, name], prompts))
+        if much := tight(stage, every[stage, name], window, sizes, len(sizes), awaited=True):
+            found.append(Finding(name, True, f"of the first prompts, {unfit(much)}"))
+    return found
+
+
+def _sizes(pipeline: Pipeline, rubric: Rubric, one: Model | Judge, prompts: list[Prompt]) -> Iterator[float]:
+    """The tokens of each request about these prompts and of its reply."""
+    longest = max((pipeline.sampling(model).max_tokens for model in pipeline.models.values()), default=0)
+    for prompt in prompts:
+        texts = sorted((came.text for came in prompt.carried), key=len)
+        coming = [] if texts else [longest] * pipeline.completions.per_prompt
+        if isinstance(one, Model):
+            asked = completion_request(prompt, None, one.system, pipeline.sampling(one), seed=0)
+            yield from [size(asked, UNMEASURED)] if coming else []
+            continue
+        for name, ask in rubric.sheet.requests.items():
+            most = None if ask.mode == "listwise" else -1  # of one at a time, the longest
+            shown = texts[most:] or [""] * len(coming[most:])
+            yield size(judging_request(rubric, name, prompt, shown, one, seed=0), UNMEASURED, sum(coming[most:]))
 
 
 def _disk(pipeline: Pipeline) -> Finding:

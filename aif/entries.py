@@ -291,6 +291,7 @@ class Endpoint(Part):
     extra_query: Query = Field(default_factory=dict)
     omit: Omitted = ()
     dialect: Dialect | None = None
+    max_model_len: Count | None = None
     terms: Filled | None = None
 
     _name: str = PrivateAttr(default="")
@@ -325,6 +326,11 @@ class Endpoint(Part):
     def identity(self) -> str:
         """What tells this model from every other: part of the keys of what it says."""
         return self.declared + self.other
+
+    @property
+    def window(self) -> int | None:
+        """Tokens of prompt and reply together that it is declared to hold."""
+        return self.max_model_len or (self.launch.max_model_len if self.launch else None)
 
     @property
     def takes_temperature(self) -> bool:
@@ -416,6 +422,10 @@ class Endpoint(Part):
                     yield Problem((key,), "Anthropic's API refuses it since version 2026-10-21; take it out")
 
     def _server_clashes(self) -> Iterator[Problem]:
+        if self.launch and self.launch.max_model_len and self.window != self.launch.max_model_len:
+            yield Problem(
+                ("max_model_len",), f"launch.max_model_len says {self.launch.max_model_len}; take one of them out"
+            )
         if self.launch and self.provider != "vllm":
             yield Problem(("launch",), f"only for provider vllm, not {self.provider}; take it out")
         elif self.launch and self.base_url:
@@ -460,9 +470,11 @@ class Model(Endpoint):
 
 class Judge(Endpoint):
     """A model that rates. `reply` says how ratings are asked for: by JSON schema, or as text that is read; `weight` is
-    its part in a score that several judges give."""
+    its part in a score that several judges give. `on_overflow` says whether completions are rated one by one where all
+    of a prompt's together don't fit."""
 
     reply: Literal["schema", "text"] = "schema"
+    on_overflow: Literal["single", "fail"] = "fail"
     temperature: Temperature | None = 0.0
     top_p: TopP | None = None
     max_tokens: Count = 2048

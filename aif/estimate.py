@@ -56,6 +56,22 @@ class Length:
     tokens: Span
     shown: Span
     basis: str
+    measured: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Tight:
+    """Of what one model or judge is to be asked, how many requests its `window` (tokens) can't hold, their replies'
+    `max_tokens` with them. `awaited`: completions still to come are among them. `apart`: these are then asked one
+    completion by one."""
+
+    stage: Stage
+    name: str
+    over: int
+    of: int
+    window: int
+    awaited: bool = False
+    apart: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +96,7 @@ class Work:
     cached: float = 0.0
     written: float = 0.0
     seconds: float | None = None
+    tight: Tight | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +122,7 @@ class Estimate:
     """What a run would come to, by model and judge; what was spent before, and the budget (USD) for both."""
 
     lines: tuple[Line, ...]
+    tight: tuple[Tight, ...] = ()
     spent: Spent = UNSPENT
     budget: float | None = None
 
@@ -157,7 +175,19 @@ def _sum(spans: Iterable[Span]) -> Span:
 def estimate(works: Sequence[Work], endpoints: Mapping[tuple[Stage, str], Endpoint]) -> Estimate:
     """What the work comes to at the endpoints' prices and limits."""
     replies = {work.name: work.reply for work in works if work.stage == "completion"}
-    return Estimate(tuple(_line(work, endpoints[work.stage, work.name], replies) for work in works))
+    lines = tuple(_line(work, endpoints[work.stage, work.name], replies) for work in works)
+    return Estimate(lines, tuple(work.tight for work in works if work.tight))
+
+
+def tight(
+    stage: Stage, one: Endpoint, window: int | None, sizes: Sequence[float], of: int, awaited: bool = False
+) -> Tight | None:
+    """What can't be held of so many requests, by the tokens that some of them may come to with their replies."""
+    over = sum(size > window for size in sizes) if window else 0
+    if not window or not over:
+        return None
+    apart = isinstance(one, Judge) and one.on_overflow == "single"
+    return Tight(stage, one.name, max(1, round(of * over / len(sizes))), of, window, awaited, apart)
 
 
 def _line(work: Work, one: Endpoint, replies: Mapping[str, Length]) -> Line:
@@ -204,7 +234,7 @@ def completion_length(model: Model, max_tokens: int, had: Replies | None) -> Len
         # what reasoning took is billed, and no judge sees it
         tokens, shown = had.output / had.calls, (had.output - had.reasoning) / had.calls
         basis = f"measured on {had.calls:,} calls, {tokens:,.0f} tokens each"
-        return Length(Span(tokens, max_tokens), Span(shown, max_tokens), basis)
+        return Length(Span(tokens, max_tokens), Span(shown, max_tokens), basis, measured=True)
     shown = min(COMPLETION_TOKENS, max_tokens)
     tokens = max_tokens if model.reasons else shown
     return Length(Span(tokens, max_tokens), Span(shown, max_tokens), _assumed(tokens, model))

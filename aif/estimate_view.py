@@ -9,7 +9,7 @@ from rich.text import Text
 
 from aif import progress
 from aif.errors import BadInput, NotStarted
-from aif.estimate import Estimate, Line, Span
+from aif.estimate import Estimate, Line, Span, Tight
 from aif.progress import counted, dollars, spending
 
 WIDE = 100  # columns
@@ -38,6 +38,8 @@ def tell_estimate(console: Console, estimate: Estimate) -> None:
     console.print(_table(estimate, console.width >= WIDE))
     say(f"\n{_sentence(estimate)}")
     say(f"{estimate.kept:,} answers are there already; {spent}{_failed(estimate)}")
+    for one in estimate.tight:
+        say(unfit(one), "yellow")
     say("\nHow it was reckoned", "bold")
     for basis in dict.fromkeys(line.basis for line in estimate.lines if line.calls):
         names = ", ".join(line.name for line in estimate.lines if line.basis == basis)
@@ -48,8 +50,24 @@ def tell_estimate(console: Console, estimate: Estimate) -> None:
 
 
 def tell_short(console: Console, estimate: Estimate) -> None:
-    """The same in a line, for logs."""
-    console.print(_sentence(estimate), markup=False, soft_wrap=True)
+    """The same in a line, for logs, and one for each model or judge that can't hold what it is to be asked."""
+    for words in (_sentence(estimate), *map(unfit, estimate.tight)):
+        console.print(words, markup=False, soft_wrap=True)
+
+
+def unfit(tight: Tight) -> str:
+    """What does not fit, and what to do."""
+    said = f"{tight.over:,} of {counted(tight.of, 'request')} would not fit into {tight.name}'s {tight.window:,} tokens"
+    if tight.stage == "completion":
+        return f"{said}, with max_tokens: lower that, or the source's max_chars"
+    come = ", and completions to come as long as those so far, or else their max_tokens" if tight.awaited else ""
+    then = (
+        "they are asked one completion by one, more calls than told"
+        if tight.apart
+        else "`on_overflow: single` asks one completion by one"
+    )
+    mend = "a lower completions.max_tokens or a longer window lets it see all together"
+    return f"{said}, with its max_tokens{come}: {then}; {mend}"
 
 
 def ask(console: Console, estimate: Estimate, above_usd: float, *, yes: bool) -> None:

@@ -270,6 +270,7 @@ def _describe(
         made,
         calls,
         labels,
+        reader.apart(),
     )
     run = {
         MARKER[0]: MARKER[1],

@@ -10,7 +10,8 @@ from aif.progress import counted, say
 from aif.records import Failing
 
 MENDS: dict[str, str] = {
-    Kind.CONTEXT_OVERFLOW: "prompt and max_tokens don't fit the model's context: lower max_tokens, or max_chars",
+    Kind.CONTEXT_OVERFLOW: "prompt and max_tokens don't fit the model's context: lower max_tokens, or max_chars; of a "
+    "judge, `on_overflow: single` asks about one completion at a time",
     Kind.BLOCKED: "the provider's filter refused it; another model may answer",
     Kind.BAD_REQUEST: "it refuses what it is sent; its words say why",
     Kind.EMPTY: "the model says nothing; if it reasons, raise max_tokens (which asks all its completions again)",

@@ -12,13 +12,13 @@ import secrets
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from aif import events
-from aif.asking import completion_request, judging_request, once_more
+from aif.asking import completion_request, judging_request, judging_spec, once_more
 from aif.budget import UNSPENT, Budget, Short, Spent
 from aif.chat.base import CallError, Kind, Reply, Request
 from aif.chat.retry import Verdict
@@ -52,12 +52,14 @@ class Observer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One item of work: what it is, how to ask for it after so many replies of no use, and how to read the reply."""
+    """One item of work: what it is, how to ask for it after so many replies of no use, how to read the reply, and what
+    is asked in its place where it is too long, if anything is."""
 
     item: events.Item
     request: Callable[[int, CallError | None], Request]
     read: Callable[[Reply], tuple[Rating, ...] | None]
     place: tuple[int, int] | None = None
+    parts: Callable[[], Awaitable[list[Item["Job"]]]] | None = None
 
 
 @dataclass
@@ -124,25 +126,27 @@ class Run:
     # --- one endpoint -------------------------------------------------------------------------------------------------
 
     async def _serve(self, endpoint: Endpoint, pager: "_Pager") -> None:
-        async def guarded(paged: Awaitable[T]) -> T | None:
-            try:
-                return await paged
-            except (StoreDamaged, StoreStarved, OSError) as trouble:  # the workers finish what they have
-                self._writer.give_up(trouble)
-                return None
-
-        line = Line(endpoint, lambda: guarded(pager.elsewhere()))
+        line = Line(endpoint, lambda: self._guarded(pager.elsewhere()))
 
         async def page() -> None:
-            await guarded(pager.bring(line))
+            await self._guarded(pager.bring(line))
 
-        await serve(endpoint, line, page, partial(self._once, endpoint))
+        await serve(endpoint, line, page, partial(self._once, endpoint, line))
 
-    async def _once(self, endpoint: Endpoint, item: Item[Job]) -> Verdict | None:
+    async def _guarded(self, asked: Awaitable[T]) -> T | None:
+        """What the store says. Where it is of no more use, the workers finish what they have."""
+        try:
+            return await asked
+        except (StoreDamaged, StoreStarved, OSError) as trouble:
+            self._writer.give_up(trouble)
+            return None
+
+    async def _once(self, endpoint: Endpoint, line: Line[Job], item: Item[Job]) -> Verdict | None:
         """One attempt, kept; what becomes of the item, or None where no call was to be made."""
         clock = asyncio.get_running_loop().time
         job, course = item.job, item.course
-        call, error = _Call(), None
+        call, error, parts = _Call(), None, None
+        item.caller.parts = job.parts is not None
         request = job.request(course.reasked, course.unmended)
         try:
             async with endpoint.turn(request, item.caller) as turn:
@@ -159,10 +163,16 @@ class Run:
             return None
         except CallError as failure:
             error, verdict = failure, endpoint.verdict(failure, item.caller, course)
+            if job.parts and failure.kind is Kind.CONTEXT_OVERFLOW:
+                parts = await self._guarded(job.parts()) or []
         else:
             verdict = "answered"
-        await self._keep(endpoint, item, call, error, verdict)
-        return verdict
+        if parts is None:
+            await self._keep(endpoint, item, call, error, verdict)
+            return verdict
+        await self._keep(endpoint, item, call, error, "failed", len(parts))
+        line.bring(parts)
+        return "failed"
 
     async def _afford(self, endpoint: Endpoint, bound: float) -> None:
         """Returns when a call is reserved. Raises Halted where it is not to be made; once the budget covers no call of
@@ -191,7 +201,13 @@ class Run:
         self.observer.kept([entry for entry in entries if entry.record["t"] == "call"])
 
     async def _keep(
-        self, endpoint: Endpoint, item: Item[Job], call: "_Call", error: CallError | None, verdict: Verdict
+        self,
+        endpoint: Endpoint,
+        item: Item[Job],
+        call: "_Call",
+        error: CallError | None,
+        verdict: Verdict,
+        parts: int | None = None,
     ) -> None:
         reply = None if error else call.reply
         had = error.reply if error else reply
@@ -211,7 +227,7 @@ class Run:
             usd=usd,
             bound=call.bound,
         )
-        await self._writer.keep(Entry(record, call.ratings if not error else None, item.job.place))
+        await self._writer.keep(Entry(record, call.ratings if not error else None, item.job.place, parts))
 
     async def ask(self, question: Callable[..., T], *args: Any) -> T:
         """Asks the store, in the reader's thread."""
@@ -268,7 +284,18 @@ class Run:
             except Unreadable as why:
                 raise CallError(Kind.UNREADABLE, str(why), reply=reply) from why
 
-        return Job(item, partial(once_more, request), ratings)
+        apart = judge.on_overflow == "single" and len(shown) > 1
+        parts = partial(self._one_by_one, ready, need) if apart else None
+        return Job(item, partial(once_more, request), ratings, parts=parts)
+
+    async def _one_by_one(self, ready: Ready, need: Need) -> list[Item[Job]]:
+        """The judgements of one completion each that take the place of one of all together, but for those there are."""
+        spec = judging_spec(self.rubric, need.request, 1, self.pipeline.judges[need.judge])
+        rest = need.identity, need.judge_pass, spec, need.material
+        each = {judgement_key((key,), *rest): (key,) for key in need.answers}
+        done = await self.ask(self.reader.done, list(each))
+        needs = [replace(need, spec=spec, answers=one) for key, one in each.items() if key not in done]
+        return [Item(partial(self.judgement, ready, one)) for one in needs]
 
 
 def slot_request(pipeline: Pipeline, todo: Todo) -> Request:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from aif import events, served, sources, yamltext
+from aif.asking import judging_spec
 from aif.config import Pipeline
 from aif.errors import BadInput
 from aif.events import Record
@@ -17,7 +18,7 @@ from aif.prompt_row import Skipped
 from aif.queries import Reader, Tally
 from aif.records import CARRIED, Carried, Prompt, Slot, Spec, digest, plain
 from aif.resources import find, shipped
-from aif.rubric import SCORED, Rubric, load, spec_digest
+from aif.rubric import SCORED, Rubric, load
 
 if TYPE_CHECKING:  # who only asks has no use for them
     from aif.ledger import Ledger
@@ -72,12 +73,12 @@ def specs_of(pipeline: Pipeline, rubric: Rubric, carried: Iterable[int]) -> list
         return [Spec(CARRIED, CARRIED, 0, CARRIED, True, n, least, CARRIED) for n in sizes]
     found = []
     for judge in pipeline.judges.values():
-        settings = judge.sampling.identity
         for name, ask in rubric.sheet.requests.items():
             listwise = ask.mode == "listwise"
+            instead = judging_spec(rubric, name, 1, judge) if listwise and judge.on_overflow == "single" else None
             for n in sizes if listwise else (1,):
-                spec = spec_digest(rubric, name, n, judge.reply, settings)
-                found.append(Spec(judge.name, judge.identity, 0, name, listwise, n, least, spec))
+                spec = judging_spec(rubric, name, n, judge)
+                found.append(Spec(judge.name, judge.identity, 0, name, listwise, n, least, spec, instead))
     return found
 
 

@@ -135,8 +135,8 @@ def command(one: Launched, port: int) -> list[str]:
     words += ["--generation-config", "vllm"]  # else a repository's own sampling defaults slip in
     if launch.gpus > 1:
         words += ["--tensor-parallel-size", str(launch.gpus)]
-    if launch.max_model_len:
-        words += ["--max-model-len", str(launch.max_model_len)]
+    if one.one.window:
+        words += ["--max-model-len", str(one.one.window)]
     if one.revision and not one.is_folder:
         words += ["--revision", one.revision]
     return [*words, *launch.args]

@@ -148,6 +148,15 @@ class Outlook(Reader):
             if texts.keys() >= set(keys)  # else the journal has lost one to damage
         ]
 
+    def overflowed(self, stage: str, endpoint: str) -> str:
+        """What a model or judge said last of a request that it could not hold."""
+        rows = self._rows(
+            "SELECT message FROM calls WHERE stage = ? AND endpoint = ? AND kind = 'context_overflow' "
+            "ORDER BY rowid DESC LIMIT 1",
+            [stage, endpoint],
+        )
+        return rows[0][0] or "" if rows else ""
+
     def completing(self, identity: str, max_tokens: int) -> Replies:
         """What a model's completions took that were asked for with this `max_tokens`."""
         rows = self._rows(
@@ -164,7 +173,8 @@ class Outlook(Reader):
             f"SELECT p.request, count(*) FILTER (k.id = j.call_id), "
             f"coalesce(sum(len(j.completions)) FILTER (k.id = j.call_id), 0)::BIGINT, {_USED} "
             f"FROM calls k JOIN judgements j ON k.key = j.key "
-            f"JOIN (SELECT DISTINCT identity, pass, request, spec FROM specs WHERE judge = ?) p "
+            f"JOIN (SELECT DISTINCT identity, pass, request, unnest([spec, instead]) AS spec FROM specs "
+            f"WHERE judge = ?) p "
             f"ON j.spec = p.spec AND j.identity = p.identity AND j.pass = p.pass "
             f"WHERE k.output_tokens IS NOT NULL GROUP BY p.request",
             [judge],

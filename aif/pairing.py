@@ -93,4 +93,5 @@ def policy_of(pipeline: Pipeline, rubric: Rubric) -> Policy:
         said.max_length_ratio,
         said.max_per_model,
         said.score == "mean" and rubric.mixed,
+        pipeline.completions.min_completions,
     )

@@ -24,6 +24,7 @@ from aif.scoring import DRAWN, TOLERANCE, Bools, Floats, Ints, Rows, Scored, Sco
 # A prompt that meets several reasons is counted under the first.
 REASONS = (
     "too_few",  # fewer than two completions
+    "unrated",  # fewer than Policy.min_completions of them are rated
     "missing_aspect",  # Policy.missing is "drop", and a completion lacks a rating
     "no_common_aspect",  # no judge rated an aspect for every completion
     "no_such_model",  # on_policy: none is Policy.model's
@@ -48,7 +49,8 @@ class Policy:
     `score` is the weighted mean of the aspects of positive weight, or the aspect named `overall` alone; `missing` is
     about these aspects only. `min_margin` is in points of that score, at least 0, or a share where it is a mean of
     `shares`; `max_length_ratio` is of characters, the longer text to the shorter. `model` is the one that `on_policy`
-    has on one side of every pair.
+    has on one side of every pair. Where a completion has no rating, the others make pairs if they are
+    `min_completions`.
     """
 
     name: Literal["best_vs_random", "best_vs_worst", "all", "on_policy"]
@@ -61,6 +63,7 @@ class Policy:
     max_length_ratio: float | None = None
     max_per_model: int | None = None
     shares: bool = False
+    min_completions: int = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +96,14 @@ class Paired:
         return np.where(several, np.fmax.reduce(own, axis=1) - np.fmin.reduce(own, axis=1), np.nan)
 
     def outcomes(self) -> pa.Table:
-        """A row per prompt; `aspects` lists what entered its score, as judge/aspect where there are several judges."""
+        """A row per prompt; `aspects` lists what entered its score, as judge/aspect where there are several judges;
+        `unrated` counts the completions that are left out."""
         used = self.scored.used
         offsets = np.concatenate(([0], np.cumsum(used.sum(axis=1)))).astype(np.int32)
         names = pa.array(self.columns, pa.string()).take(pa.array(np.nonzero(used)[1]))
         aspects = pa.ListArray.from_arrays(pa.array(offsets), names)
-        return pa.table({"prompt_id": self.rows.prompt_ids, "outcome": self.outcome, "aspects": aspects})
+        columns = {"prompt_id": self.rows.prompt_ids, "outcome": self.outcome, "aspects": aspects}
+        return pa.table({**columns, "unrated": self.rows.count(self.scored.unrated)})
 
     def preferences(self) -> pa.Table:
         """A row per pair."""
@@ -170,9 +175,10 @@ def _paired(scores: Scores, policy: Policy) -> Paired:
     if not policy.min_margin >= 0:
         raise ValueError(f"min_margin must be at least 0, not {policy.min_margin}")
     rows = Rows.of(scores)
-    scored = score(scores, rows, policy.score, policy.missing)
+    scored = score(scores, rows, policy.score, policy.missing, policy.min_completions)
     ends = _Ends(np.zeros(len(rows.starts), dtype=np.int64))
     ends.put("too_few", rows.sizes < 2)
+    ends.put("unrated", scored.few)
     ends.put("missing_aspect", scored.incomplete)
     ends.put("no_common_aspect", np.logical_not(scored.used.any(axis=1)))
     found = _picked(_candidates(scores, rows, scored.means, policy, ends), rows, scored.means, policy)
@@ -249,11 +255,15 @@ def _candidates(scores: Scores, rows: Rows, means: Floats, policy: Policy, ends:
     chosen alone, since of 8,000 completions all of them take 1.4 GB.
     """
     every = np.ones(len(means), dtype=bool)
-    own, whole = every, ~scores.truncated
+    rated = ~np.isnan(means)
+    own, whole = every, ~scores.truncated & rated
     if policy.name == "on_policy":
         own = np.array([name == policy.model for name in rows.models.to_pylist()], dtype=bool)[rows.model]
         ends.put("no_such_model", ~rows.any(own))
-    ends.put("other_scale", ~rows.any(own & (np.bincount(rows.group)[rows.group] > 1)))
+        own &= rated
+        ends.put("unrated", ~rows.any(own))
+    peers = np.bincount(rows.group, rated)[rows.group] > 1
+    ends.put("other_scale", ~rows.any(own & rated & peers))
     sides: list[tuple[Bools, Bools]] = [(own, every)] if own is every else [(own, every), (every, own)]
     ends.put("all_truncated", ~rows.any(whole))
     reach = rows.per_prompt(_reach(rows, means, [(high & whole, low) for high, low in sides], 0.0))
@@ -261,7 +271,7 @@ def _candidates(scores: Scores, rows: Rows, means: Floats, policy: Policy, ends:
     ends.put("tie", ~reach)
     reach = _reach(rows, means, [(high & whole, low) for high, low in sides], policy.min_margin)[rows.group]
     ends.put("margin", ~rows.any(reach))
-    may = whole & ~np.isnan(means) & reach
+    may = whole & reach
     if policy.name in ("best_vs_random", "best_vs_worst"):
         # drawn only where a pair is in reach: 200,000 draws are half of the 0.5 s that 64,000 prompts of four take
         best = rows.pick(rows.best(may, means), policy.seed, "chosen")

@@ -105,9 +105,11 @@ class Board:
     def kept(self, entries: "Sequence[Entry]") -> None:
         now, known, unknown = self._clock(), self._spent.known, self._spent.unknown
         for entry in entries:
-            record = entry.record
+            # what is asked in parts is not missed
+            record = entry.record if entry.parts is None else entry.record | {"verdict": "again"}
             row = self._rows[record["stage"], record["endpoint"]]
             row.note(record, now)
+            row.wanted += 0 if entry.parts is None else entry.parts - 1
             known += record["usd"] or 0.0
             unknown += record.get("bound") or 0.0
             if record["verdict"] != "answered":

@@ -137,7 +137,8 @@ class Books:
 
     `pairs` are those of the prompts that are paired, one each or several. `empty` counts completions that rows carried
     without a text: they were left out, not their rows; `rescored` scores of completions that had another, or none,
-    before; `alike` prompts that differ from an earlier one in form alone.
+    before; `alike` prompts that differ from an earlier one in form alone; `unrated` completions that are left out of
+    their prompt's pairs.
     """
 
     intake: dict[str, int]
@@ -146,6 +147,7 @@ class Books:
     empty: int = 0
     rescored: int = 0
     alike: int = 0
+    unrated: int = 0
 
     @property
     def selected(self) -> int:
@@ -240,6 +242,15 @@ class Reader:
             "SELECT prompt_id, count(*) FROM incoming_carried WHERE prompt_id IN (SELECT unnest(?)) GROUP BY prompt_id"
         )
         return dict(self._rows(held, [list(ids)]))
+
+    def done(self, keys: Sequence[str]) -> set[str]:
+        """Which of these judgements are answered, or have failed for good."""
+        rows = self._rows(
+            "SELECT key FROM judgements WHERE key IN (SELECT unnest($keys)) UNION ALL "
+            "SELECT key FROM failed WHERE key IN (SELECT unnest($keys)) AND verdict = 'failed'",
+            {"keys": list(keys)},
+        )
+        return {row[0] for row in rows}
 
     def held(self, keys: Sequence[str]) -> set[str]:
         """Which of these completions the store holds."""
@@ -496,6 +507,17 @@ class Reader:
         first = "SELECT DISTINCT position FROM needed ORDER BY position LIMIT ?"
         return int(self._rows(f"SELECT coalesce(max(position) + 1, 0) FROM ({first})", [prompts])[0][0])
 
+    def apart(self) -> dict[str, int]:
+        """Of how many prompts a judge was asked about one completion at a time, since it can't hold all of them."""
+        if not self._rows("SELECT 1 FROM specs WHERE instead IS NOT NULL LIMIT 1"):  # to look takes 0.1 s of 64,000
+            return {}
+        return dict(
+            self._rows(
+                "SELECT judge, count(DISTINCT prompt_id) FROM needed WHERE state = 'answered' "
+                "AND spec IN (SELECT instead FROM specs) GROUP BY judge ORDER BY judge"
+            )
+        )
+
     def spent(self) -> Spent:
         """What all calls ever made cost, and runs that crashed may have cost besides."""
         (row,) = self._rows("SELECT known, unknown, unpriced FROM spent")
@@ -512,7 +534,10 @@ class Reader:
             )
         )
         pairs = self._rows("SELECT count(*) FROM preferences SEMI JOIN selection USING (prompt_id)")[0][0]
-        return Books(intake, outcomes, pairs, *beside)
+        unrated = self._rows(
+            "SELECT coalesce(sum(unrated), 0)::BIGINT FROM outcomes SEMI JOIN selection USING (prompt_id)"
+        )
+        return Books(intake, outcomes, pairs, *beside, *unrated[0])
 
     # --- one prompt ---------------------------------------------------------------------------------------------------
 
@@ -544,7 +569,7 @@ class Reader:
 
     def specs(self) -> set[Spec]:
         """The requests that are made of judges, as the store was last told."""
-        rows = self._rows("SELECT judge, identity, pass, request, listwise, n, least, spec FROM specs")
+        rows = self._rows("SELECT judge, identity, pass, request, listwise, n, least, spec, instead FROM specs")
         return {Spec(*row) for row in rows}
 
     def disputed(self) -> int:

@@ -201,7 +201,8 @@ class Failing:
 @dataclass(frozen=True, slots=True)
 class Spec:
     """One request the present rubric makes of a judge about n completions at once, of prompts that have at `least` so
-    many; `spec` is the digest of what of it reaches the wire."""
+    many; `spec` is the digest of what of it reaches the wire, `instead` that of the requests about one completion each
+    that take its place where it doesn't fit, if they do."""
 
     judge: str
     identity: str
@@ -211,3 +212,4 @@ class Spec:
     n: int
     least: int
     spec: str
+    instead: str | None = None

@@ -63,7 +63,7 @@ COLUMNS = {
     ),
     "settled": _columns("", position=pa.int64(), slot=pa.uint16(), answered=pa.bool_()),
     "specs": _columns(
-        "judge identity request spec",
+        "judge identity request spec instead",
         listwise=pa.bool_(), n=pa.uint16(), least=pa.uint16(), **{"pass": pa.uint16()},
     ),
 }  # fmt: skip
@@ -72,11 +72,13 @@ COLUMNS = {
 @dataclass(frozen=True)
 class Entry:
     """A journal record with what the store needs besides: the ratings read from a judgement's reply (None: not
-    readable), and the place (position, slot) of a completion that belongs to the run that goes on."""
+    readable), the place (position, slot) of a completion that belongs to the run that goes on, and how many items are
+    asked in the place of this one."""
 
     record: Record
     ratings: tuple[Rating, ...] | None = None
     place: tuple[int, int] | None = None
+    parts: int | None = None
 
     @cached_property
     def bytes(self) -> int:

@@ -452,7 +452,7 @@ def spec_digest(rubric: Rubric, request: str, n: int, form: Form, settings: Mapp
             "layout": LAYOUT,
             "request": request,  # with the aspects: what the reply is read as
             "aspects": list(rubric.sheet.requests[request].aspects),
-            "mode": rubric.sheet.requests[request].mode,
+            "mode": rubric.sheet.requests[request].mode if n > 1 else "single",
             "role": rubric.role,
             "own": rubric.own_text(request, n, form),
             "schema": rubric.schema(request, n) if form == "schema" else None,

@@ -1,7 +1,8 @@
 """Columns of ratings in; the score of each completion out, and each judge's own. Pure: no text, no I/O, no model.
 
 A prompt's completions are scored over the same ratings of the same judges or not at all: what one judge said of one
-aspect enters a prompt only if that judge rated that aspect for all of its completions.
+aspect enters a prompt only if that judge rated that aspect for all of its completions. One that has no rating at all is
+left out, and the others are compared.
 """
 
 from collections.abc import Iterable, Sequence
@@ -121,6 +122,10 @@ class Rows:
         """Whether any of a prompt's groups is true."""
         return self.any(groups[self.group])
 
+    def count(self, rows: Bools) -> Ints:
+        """Per prompt how many of its rows are true."""
+        return np.bincount(self.prompt, rows, len(self.starts)).astype(np.int64)
+
     def best(self, rows: Bools, means: Floats) -> Bools:
         """Those of these rows that no other of them in their group is above."""
         top = self.over(np.maximum, rows, means, -np.inf)[self.group]
@@ -175,26 +180,36 @@ def _numbered(names: pa.Array) -> tuple[pa.Array, Ints]:
 class Scored:
     """The score of every row, `means`, and each judge's own, `own` (rows x `judges`); NaN without any rating that
     entered. `used` (prompts x columns) marks what entered; `incomplete` (prompts) where `missing` is "drop" and
-    something is."""
+    something is; `unrated` (rows) what is left out beside others that are rated, and `few` (prompts) where these are
+    too few."""
 
     used: Bools
     incomplete: Bools
+    unrated: Bools
+    few: Bools
     means: Floats
     own: Floats
     judges: tuple[str, ...]
 
 
-def score(scores: Scores, rows: Rows, by: Literal["mean", "overall"], missing: Literal["leave_out", "drop"]) -> Scored:
+def score(
+    scores: Scores, rows: Rows, by: Literal["mean", "overall"], missing: Literal["leave_out", "drop"], least: int = 2
+) -> Scored:
     """The weighted mean over the aspects of positive weight, or the aspect `overall` alone; of each aspect the weighted
-    mean over the judges whose ratings of it entered. `missing` is about these aspects only. Where they differ in range,
-    each counts as a share of its own, from 0 to 1: else one from 0 to 40 would decide over three from 1 to 5.
+    mean over the judges whose ratings of it entered. `missing`, and whether a row is rated, are about these aspects
+    only. Where some rows are not rated, `least` others are compared. Where the aspects differ in range, each counts as
+    a share of its own, from 0 to 1: else one from 0 to 40 would decide over three from 1 to 5.
 
     Raises BadInput where these aspects don't give the score asked for, ValueError where columns and weights don't fit.
     """
     weights = _weights(scores, by)
-    lacking = rows.any(np.isnan(scores.scores)) & (weights > 0)
+    lacks = np.isnan(scores.scores) & (weights > 0)
+    none = lacks.sum(axis=1) == np.count_nonzero(weights)
+    unrated: Bools = none & rows.any(~none)[rows.prompt]
+    few: Bools = rows.any(unrated) & (rows.count(~none) < max(2, least))
+    lacking = rows.any(lacks & ~unrated[:, None])
     incomplete: Bools = np.logical_and(lacking.any(axis=1), missing == "drop")
-    used: Bools = (weights > 0) & ~lacking & ~incomplete[:, None]
+    used: Bools = (weights > 0) & ~lacking & ~(incomplete | few)[:, None]
     entered = np.where(used[rows.prompt], scores.scores, np.nan)
     if len({ends for ends, weight in zip(scores.ranges, weights, strict=bool(scores.ranges)) if weight > 0}) > 1:
         low, high = np.array(scores.ranges).T
@@ -210,7 +225,7 @@ def score(scores: Scores, rows: Rows, by: Literal["mean", "overall"], missing: L
     own = np.empty((len(entered), len(judges)))
     for place, columns in enumerate(judges.values()):
         own[:, place] = mean(columns, weights)
-    return Scored(used, incomplete, _mean(len(entered), of_aspects), own, tuple(judges))
+    return Scored(used, incomplete, unrated, few, _mean(len(entered), of_aspects), own, tuple(judges))
 
 
 def _columns_of(names: Sequence[str]) -> dict[str, list[int]]:

@@ -253,7 +253,7 @@ class Store:
         rows = [
             {
                 "judge": s.judge, "identity": s.identity, "pass": s.judge_pass, "request": s.request,
-                "listwise": s.listwise, "n": s.n, "least": s.least, "spec": s.spec,
+                "listwise": s.listwise, "n": s.n, "least": s.least, "spec": s.spec, "instead": s.instead,
             }
             for s in specs
         ]  # fmt: skip

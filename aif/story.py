@@ -12,7 +12,7 @@ from rich.text import Text
 
 from aif.plan import sent_messages
 from aif.portions import Rubrics
-from aif.progress import say
+from aif.progress import counted, say
 from aif.queries import Reader
 from aif.records import CARRIED, Principle, Prompt, as_messages, carried_identity
 from aif.rubric import render
@@ -58,6 +58,8 @@ def _tell_outcome(console: Console, reader: Reader, prompt_id: str, selected: bo
         )  # fmt: skip
         return
     outcome, policy = found[0], reader.paired_by()
+    if outcome["unrated"]:
+        console.print(f"left out: {counted(outcome['unrated'], 'completion')} without any rating", highlight=False)
     if policy is None or outcome["outcome"] != "paired":
         console.print(f"no pair: {OUTCOMES[outcome['outcome']]} ({outcome['outcome']})", highlight=False)
         return
@@ -173,6 +175,8 @@ def _tell_judgements(console: Console, reader: Reader, prompt: Prompt, names: Ma
         console.print(
             f"rubric {rubric.sheet.name} {row['rubric'][:12]}, order shown: {order}", highlight=False, markup=False
         )
+        if len(shown) == 1 and rubric.sheet.requests[row["request"]].mode == "listwise":
+            console.print("asked by itself, since all completions together did not fit the judge", highlight=False)
         _tell_call(console, row)
         material = orjson.loads(row["shown_material"]) if row["shown_material"] else {}
         asked = replace(prompt, material={slot: one["text"] for slot, one in material.items()})

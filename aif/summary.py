@@ -31,6 +31,7 @@ OUTCOMES = {
     "no_common_aspect": "no aspect is rated for every completion",
     "missing_aspect": "an aspect is missing for one completion",
     "too_few": "fewer than two completions",
+    "unrated": "too few completions are rated",
     "too_few_completions": "fewer completions than min_completions",
     "judgement_failed": "no judge gave a readable rating",
     "pending": "pending",
@@ -98,6 +99,11 @@ def _tell(
     if agreement:
         console.print(_agreement(agreement))
         console.print(f"of {counted(books.pairs, 'pair')} {reader.disputed():,} are the other way round for some judge")
+    for judge, prompts in reader.apart().items():
+        say(
+            console,
+            f"{judge}: {counted(prompts, 'prompt')} rated one completion by one, since it can't hold all together",
+        )
     spend = reader.sql("SELECT * FROM spend")
     if spend:
         console.print(_spend(spend))
@@ -137,6 +143,7 @@ def beside(books: Books) -> list[tuple[int, str]]:
         (books.empty, "completions left out, having no text"),
         (books.rescored, "scores of completions that had another, or none, before: that holds"),
         (books.alike, "prompts kept that differ from an earlier one in blanks or Unicode form alone"),
+        (books.unrated, "completions left out, having no rating"),
     ]
     return [(n, words) for n, words in found if n]
 

@@ -1,7 +1,8 @@
 """What there is to ask, and what is known of asking it: a store's facts for estimate.py. No model is called."""
 
+import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from aif.asking import completion_request, judging_request, tokens
 from aif.chat.base import Request
+from aif.chat.refusals import holds
 from aif.config import Pipeline
 from aif.entries import Endpoint, Judge, Model
 from aif.estimate import (
@@ -21,6 +23,7 @@ from aif.estimate import (
     completion_length,
     estimate,
     judgement_length,
+    tight,
 )
 from aif.intake import prepare, rubric_of
 from aif.ledger import Ledger
@@ -29,6 +32,7 @@ from aif.portions import Rubrics
 from aif.queries import Tally
 from aif.records import Message, Principle, Stage
 from aif.rubric import Rubric, render
+from aif.window import everyone, windows
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -55,23 +59,30 @@ def foresee(pipeline: Pipeline, limit: int | None, tell: Callable[[str], None]) 
 def estimated(pipeline: Pipeline, rubric: Rubric, reader: Outlook, limit: int | None) -> Estimate:
     """What a run would come to, by a store that is prepared for it."""
     tallies = reader.tallies(limit)
-    endpoints: dict[tuple[Stage, str], Endpoint] = {
-        **{("completion", name): model for name, model in pipeline.models.items()},
-        **{("judgement", name): judge for name, judge in pipeline.judges.items()},
-    }
+    endpoints = everyone(pipeline)
+    asked = {key: one for key, one in endpoints.items() if key in tallies and tallies[key].pending}
+    held = asyncio.run(windows(asked, {key: holds(reader.overflowed(*key)) for key in asked}))
     works = []
     for (stage, name), one in endpoints.items():
         tally = tallies.get((stage, name), Tally(0, 0, 0, 0))
         if not tally.pending:
             works.append(_work(stage, name, tally, [], [], UNMEASURED, Length(Span(0, 0), Span(0, 0), ""), []))
         elif isinstance(one, Model):
-            works.append(_model_work(pipeline, one, tally, reader, limit))
-        elif isinstance(one, Judge):
-            works.append(_judge_work(rubric, one, tally, reader, limit))
+            works.append(_model_work(pipeline, one, tally, reader, limit, held.get((stage, name))))
+        else:
+            coming = {work.name: _coming(work.reply) for work in works if work.stage == "completion"}
+            works.append(_judge_work(rubric, one, tally, reader, limit, held.get((stage, name)), coming))
     return replace(estimate(works, endpoints), spent=reader.spent(), budget=pipeline.budget_usd)
 
 
-def _model_work(pipeline: Pipeline, model: Model, tally: Tally, reader: Outlook, limit: int | None) -> Work:
+def _coming(reply: Length) -> float:
+    """How long a completion is taken to be that a judge is shown: as those so far, else as long as it may be."""
+    return reply.shown.expected if reply.measured else reply.shown.most
+
+
+def _model_work(
+    pipeline: Pipeline, model: Model, tally: Tally, reader: Outlook, limit: int | None, window: int | None
+) -> Work:
     sampling = pipeline.sampling(model)
 
     def request(call: SlotCall) -> Request:
@@ -82,10 +93,25 @@ def _model_work(pipeline: Pipeline, model: Model, tally: Tally, reader: Outlook,
     had = [(request(call).messages, call.tokens or 0) for call in reader.slots_asked(model.identity, MEASURED)]
     used = reader.completing(model.identity, sampling.max_tokens)
     length = completion_length(model, sampling.max_tokens, used)
-    return _work("completion", model.name, tally, requests, [], _rate(model, had, requests), length, [used])
+    rate = _rate(model, had, requests)
+    found = tight("completion", model, window, [size(one, rate) for one in requests], tally.pending)
+    return replace(_work("completion", model.name, tally, requests, [], rate, length, [used]), tight=found)
 
 
-def _judge_work(rubric: Rubric, judge: Judge, tally: Tally, reader: Outlook, limit: int | None) -> Work:
+def size(request: Request, rate: Rate, coming: float = 0.0) -> float:
+    """The tokens of a request and its reply, with completions still to come."""
+    return _bytes(request.messages) * rate.tokens.expected + coming + request.max_tokens
+
+
+def _judge_work(
+    rubric: Rubric,
+    judge: Judge,
+    tally: Tally,
+    reader: Outlook,
+    limit: int | None,
+    window: int | None,
+    coming: Mapping[str, float],
+) -> Work:
     waiting = reader.judgements_to_ask(judge.name, limit, SAMPLE)
     # what is still to come is shown as nothing: its length is reckoned in tokens
     requests = [
@@ -97,7 +123,14 @@ def _judge_work(rubric: Rubric, judge: Judge, tally: Tally, reader: Outlook, lim
     asked = [(call.request, len(call.texts) + len(call.awaited)) for call in waiting]
     length = judgement_length(rubric, judge, asked, used)
     awaited = [model for call in waiting for model in call.awaited]
-    return _work("judgement", judge.name, tally, requests, awaited, rate, length, list(used.values()))
+    sizes = [
+        size(request, rate, sum(coming[model] for model in call.awaited))
+        for call, request in zip(waiting, requests, strict=True)
+    ]
+    found = tight("judgement", judge, window, sizes, tally.pending, awaited=bool(awaited))
+    return replace(
+        _work("judgement", judge.name, tally, requests, awaited, rate, length, list(used.values())), tight=found
+    )
 
 
 def _judged(rubric: Rubric, reader: Outlook, judge: Judge) -> list[tuple[Messages, int]]:

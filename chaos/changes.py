@@ -120,7 +120,7 @@ _LAUNCH: Patch = {
 _CALLED: Patch = {
     "api_key_env": "AIF_CHAOS_KEY", "concurrency": 3, "requests_per_minute": 60000, "tokens_per_minute": 9000000,
     "terms": "apache-2.0", "timeout_s": 9.0, "service_tier": "flex", "extra_headers": {"X-Who": "me"},
-    "extra_query": {"who": "me"}, "omit": ["seed"], "dialect": "openai",
+    "extra_query": {"who": "me"}, "omit": ["seed"], "dialect": "openai", "max_model_len": 4096,
 }  # fmt: skip
 
 
@@ -166,6 +166,7 @@ _RATED = (
     Change("judges.reasoning_effort", {"judges.strict.reasoning_effort": "low"}, STRICT),
     Change("judges.reply", {"judges.strict.reply": "text"}, STRICT),
     Change("judges.max_tokens", {"judges.strict.max_tokens": 2000}, STRICT),
+    Change("judges.on_overflow", {"judges.strict.on_overflow": "single"}),  # all fit
     Change("judges.weight", {"judges.strict.weight": 2.0}),
     Change("judges.noise", {"judges.strict.noise": 0.2}, STRICT, given=_SIMULATED),
 )

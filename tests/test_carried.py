@@ -172,14 +172,19 @@ def scored(folder: Path, *found: Row, **changes: Any) -> Path:
 
 
 def test_scores_that_come_with_completions_go_straight_to_pairs(tmp_path: Path) -> None:
-    path = scored(tmp_path, answered(0, 3, 9, 1), answered(1, 2, 2, 2), answered(2, 5, None, 1), **WORST)
+    one_lacks, two_lack = answered(2, 5, None, 1), answered(3, 5, None, None)
+    path = scored(tmp_path, answered(0, 3, 9, 1), answered(1, 2, 2, 2), one_lacks, two_lack, **WORST)
     pipeline, ended = run(path)
 
     assert not ended.incomplete
-    assert {name: n for name, n in ended.outcomes.items() if n} == {"paired": 1, "tie": 1, "no_common_aspect": 1}
-    assert ask(pipeline, "SELECT chosen_model, rejected_model, score_chosen, score_rejected FROM pairs") == [
-        {"chosen_model": "ben", "rejected_model": "cat", "score_chosen": 9.0, "score_rejected": 1.0}
+    assert {name: n for name, n in ended.outcomes.items() if n} == {"paired": 2, "tie": 1, "unrated": 1}
+    columns = "chosen_model, rejected_model, score_chosen, score_rejected"
+    assert ask(pipeline, f"SELECT {columns} FROM pairs ORDER BY score_chosen DESC") == [
+        {"chosen_model": "ben", "rejected_model": "cat", "score_chosen": 9.0, "score_rejected": 1.0},
+        {"chosen_model": "ann", "rejected_model": "cat", "score_chosen": 5.0, "score_rejected": 1.0},
     ]
+    with Reader.open(pipeline.store) as reader:
+        assert reader.books().unrated == 1 + 2
     assert ask(pipeline, "SELECT count(*) AS n FROM calls") == [{"n": 0}]
     assert export_of(pipeline, tmp_path / "out")
 
@@ -402,7 +407,7 @@ def test_scores_that_came_with_completions_are_in_every_export_format(tmp_path: 
         return found
 
     assert {config: len(rows_of(config)) for config in ("trl", "kto", "reward", "sft")} == {
-        "trl": 1, "kto": 3, "reward": 1, "sft": 1,
+        "trl": 1, "kto": 3, "reward": 1, "sft": 2,
     }  # fmt: skip
     ratings = {
         (one["judge"], one["aspect"], one["state"], one["Rating"], one["reason"])
@@ -439,7 +444,7 @@ def test_the_card_says_that_no_one_was_asked(tmp_path: Path) -> None:
     assert "1 prompt came with its completions, and with scores of theirs" in card
     assert "No judge was asked" in card
     assert "`best_vs_worst` by the scores that came with the completions. Chosen is" in card
-    assert "A prompt with a completion that came without a score makes no pair" in card
+    assert "A completion that came without a score is in no pair" in card
     assert "aspect" not in card.split("## How it was made")[1].split("## A row")[0]
     assert "0–0.1" in card
     assert "not known" not in card

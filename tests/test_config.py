@@ -763,7 +763,7 @@ WRONG = [
         "price: {nois: 1, ",
         "p.yaml:17: models.price.nois: unknown key 'nois'; keys known here: provider, model, revision, base_url, "
         "launch, api_key_env, concurrency, requests_per_minute, tokens_per_minute, price, reasoning_effort, "
-        "extra_body, service_tier, extra_headers, extra_query, omit, dialect, terms, "
+        "extra_body, service_tier, extra_headers, extra_query, omit, dialect, max_model_len, terms, "
         "system, samples, temperature, top_p, max_tokens, timeout_s, quality",
     ),
     (
@@ -829,8 +829,8 @@ WRONG = [
         "gpt-4.1: {samples: 2, ",
         "p.yaml:20: judges.gpt-4.1.samples: unknown key 'samples'; keys known here: provider, model, revision, "
         "base_url, launch, api_key_env, concurrency, requests_per_minute, tokens_per_minute, price, reasoning_effort, "
-        "extra_body, service_tier, extra_headers, extra_query, omit, dialect, terms, "
-        "reply, temperature, top_p, max_tokens, timeout_s, weight, noise",
+        "extra_body, service_tier, extra_headers, extra_query, omit, dialect, max_model_len, terms, "
+        "reply, on_overflow, temperature, top_p, max_tokens, timeout_s, weight, noise",
     ),
     ("gpt-4.1: {", "gpt-4.1: {weight: 0, ", "p.yaml:20: judges.gpt-4.1.weight: must be more than 0, got 0"),
     (
@@ -881,6 +881,16 @@ WRONG = [
         ]
     ),
     ("seed: 42", "confirm_usd: -1", "p.yaml:2: confirm_usd: must be at least 0, got -1"),
+    (
+        "base_url: [http://a:1/v1, http://b:1/v1]}",
+        "max_model_len: 8192, launch: {model: m, max_model_len: 4096}}",
+        "p.yaml:18: models.served.max_model_len: launch.max_model_len says 4096; take one of them out",
+    ),
+    (
+        "gpt-4.1: {",
+        "gpt-4.1: {on_overflow: drop, ",
+        "p.yaml:20: judges.gpt-4.1.on_overflow: expected single | fail, got 'drop'",
+    ),
     ("gpt-4.1: {", "gpt-4.1: {reply: xml, ", "p.yaml:20: judges.gpt-4.1.reply: expected schema | text, got 'xml'"),
     # export
     ("formats: [trl]", "formats: trl", "p.yaml:21: export.formats: expected a list, got 'trl'"),

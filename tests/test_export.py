@@ -170,7 +170,13 @@ def test_run_json_holds_books_spend_and_pipeline(tmp_path: Path) -> None:
     run = json.loads((tmp_path / "out" / "run.json").read_text())
     assert run["made_by"] == "aif"
     assert run["made"] == "2026-05-01T09:30:00+00:00"
-    assert run["books"] == {"intake": {"selected": 8}, "outcomes": {"paired": 7, "tie": 1}, "pairs": 7, "empty": 0}
+    assert run["books"] == {
+        "intake": {"selected": 8},
+        "outcomes": {"paired": 7, "tie": 1},
+        "pairs": 7,
+        "empty": 0,
+        "unrated": 0,
+    }
     assert run["rows"]["trl"] == {"train": 7}
     assert sum(row["calls"] for row in run["spend"]) == 8 * 5
     assert sum(row["usd"] for row in run["spend"]) == pytest.approx(0.04)

@@ -124,6 +124,12 @@ def test_the_command_says_what_the_pipeline_does(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_the_window_of_the_entry_is_the_servers_too(tmp_path: Path) -> None:
+    said = "--max-model-len 512"
+    assert said in " ".join(command(entry(tmp_path, "{model: org/m}", ", max_model_len: 512"), 1))
+    assert said in " ".join(command(entry(tmp_path, "{model: org/m, max_model_len: 512}", ", max_model_len: 512"), 1))
+
+
 def test_a_folder_beside_the_pipeline_file_is_meant_before_the_hub(tmp_path: Path) -> None:
     (tmp_path / "org" / "m").mkdir(parents=True)
     one = entry(tmp_path, "{model: org/m, python: env/bin/python}", ", revision: v1, model: short")

@@ -193,17 +193,30 @@ class Case:
 Found = tuple[str, list[tuple[Row, Row]]]
 
 
+def rated(rows: list[Row], case: Case) -> list[Row]:
+    """Those with any rating that counts; all, where none has one."""
+    wanted = wanted_columns(case.policy, case.of)
+    return [r for r in rows if any(r.points[i] is not None for i in wanted)] or rows
+
+
 def comparable(rows: list[Row], case: Case) -> str | None:
     """Why a prompt's completions can't be compared at all."""
-    used = used_columns(rows, case.policy, case.of)
     if len(rows) < 2:
         return "too_few"
+    left = rated(rows, case)
+    if len(left) < len(rows) and len(left) < case.policy.min_completions:
+        return "unrated"
+    every, rows = rows, left
+    used = used_columns(rows, case.policy, case.of)
     if case.policy.missing == "drop" and used != wanted_columns(case.policy, case.of):
         return "missing_aspect"
     if not used:
         return "no_common_aspect"
-    if case.policy.name == "on_policy" and all(r.model != case.policy.model for r in rows):
-        return "no_such_model"
+    if case.policy.name == "on_policy":
+        if all(r.model != case.policy.model for r in every):
+            return "no_such_model"
+        if all(r.model != case.policy.model for r in rows):
+            return "unrated"
     return "all_truncated" if all(r.truncated for r in rows) else None
 
 
@@ -211,7 +224,7 @@ def expected(prompt: str, rows: list[Row], case: Case) -> Found:
     """What the rules say of one prompt, before any cap over all of them."""
     if why := comparable(rows, case):
         return why, []
-    policy = case.policy
+    policy, rows = case.policy, rated(rows, case)
     used = used_columns(rows, policy, case.of)
     scores = {r.key: score(r, used, policy, case.of) for r in rows}
     pairs = [(a, b) for a, b in permutations(rows, 2) if scores[a.key] > scores[b.key]]
@@ -313,6 +326,7 @@ def policies(draw: st.DrawFn, margin: Fraction, ratio: Fraction | None) -> Polic
         max_pairs_per_prompt=draw(st.sampled_from([None, 1, 2, 3])) if name == "all" else None,
         max_length_ratio=None if ratio is None else float(ratio),
         max_per_model=draw(st.sampled_from([None, None, 1, 2, 4])),
+        min_completions=draw(st.sampled_from([2, 2, 3])),
     )
 
 
@@ -352,7 +366,7 @@ def test_every_prompt_ends_as_the_rules_say(case: Case) -> None:
     for prompt, (outcome, pairs) in want.items():
         assert found[prompt].outcome == outcome
         assert [(a, b) for a, b, _, _ in found[prompt].pairs] == [(a.key, b.key) for a, b in pairs]
-        used = used_columns(case.prompts[prompt], case.policy, case.of)
+        used = used_columns(rated(case.prompts[prompt], case), case.policy, case.of)
         for (_, _, *scores), two in zip(found[prompt].pairs, pairs, strict=True):
             assert scores == pytest.approx([float(score(r, used, case.policy, case.of)) for r in two], abs=1e-12)
     assert counts(paired) == {o: sum(v.outcome == o for v in found.values()) for o in OUTCOMES}
@@ -369,13 +383,15 @@ def test_every_completion_is_scored_over_what_all_of_its_prompt_have(case: Case)
         judged.setdefault(r["completion"], {})[r["judge"]] = r["score"]
     several = len(case.of.judges) > 1
     for number, rows in enumerate(case.prompts.values()):
-        used = used_columns(rows, case.policy, case.of)
+        left = rated(rows, case)
+        few = len(left) < len(rows) and len(left) < case.policy.min_completions
+        used = [] if few else used_columns(left, case.policy, case.of)
         assert list(np.flatnonzero(paired.scored.used[number])) == used
         names = ["/".join(case.of.columns[i]) if several else case.of.columns[i][1] for i in used]
         assert paired.outcomes().column("aspects")[number].as_py() == names
         for r in rows:
-            assert (r.key in scores) == (r.key in judged) == bool(used)
-            if used:
+            assert (r.key in scores) == (r.key in judged) == (bool(used) and r in left)
+            if used and r in left:
                 assert scores[r.key]["score"] == pytest.approx(float(score(r, used, case.policy, case.of)), abs=1e-12)
                 each = {judge: float(mean) for judge, mean in own(r, used, case.policy, case.of).items()}
                 assert judged[r.key] == pytest.approx(each, abs=1e-12)
@@ -457,6 +473,27 @@ def test_without_a_common_aspect_nothing_is_compared() -> None:
     assert verdicts(paired)["p"] == Verdict("no_common_aspect")
     assert np.isnan(paired.scored.means).all()
     assert paired.outcomes()["aspects"].to_pylist() == [[]]
+
+
+def test_a_completion_without_any_rating_is_left_out_and_the_others_are_compared() -> None:
+    rows = row("a", 5, None), row("b", None, None), row("c", 1, None)
+    of = sheet(("x", "y"), (1, 1))
+    paired = pair(columns({"p": list(rows)}, of), POLICY)
+    assert verdicts(paired)["p"] == made(("a", "c", 5.0, 1.0))
+    assert paired.outcomes().to_pylist() == [{"prompt_id": "p", "outcome": "paired", "aspects": ["x"], "unrated": 1}]
+    assert [one["completion"] for one in paired.scores().to_pylist()] == ["a", "c"]
+    few = pair(columns({"p": list(rows)}, of), replace(POLICY, min_completions=3))
+    assert verdicts(few)["p"] == Verdict("unrated")
+    assert one(row("a", 5), row("b", None)) == Verdict("unrated")
+    assert one(*rows, aspects=("x", "y"), weights=(1, 1), missing="drop") == Verdict("missing_aspect")
+    assert one(*rows, aspects=("x", "y"), weights=(1, 0), missing="drop") == made(("a", "c", 5.0, 1.0))
+
+
+def test_without_any_rating_nothing_is_left_to_leave_out() -> None:
+    paired = pair(columns({"p": [row("a", None), row("b", None)]}, sheet(("x",), (1,))), POLICY)
+    assert paired.outcomes().to_pylist() == [
+        {"prompt_id": "p", "outcome": "no_common_aspect", "aspects": [], "unrated": 0}
+    ]
 
 
 def test_a_truncated_completion_is_never_chosen_but_may_be_rejected() -> None:
@@ -636,8 +673,8 @@ EXAMPLE: Prompts = {
 def test_outcomes_have_a_row_per_prompt_in_the_order_of_the_input_and_preferences_one_per_pair() -> None:
     paired = pair(columns(EXAMPLE), POLICY)
     assert paired.outcomes().to_pylist() == [
-        {"prompt_id": "q", "outcome": "paired", "aspects": ["honesty", "helpfulness", "truthfulness"]},
-        {"prompt_id": "p", "outcome": "tie", "aspects": ["honesty", "helpfulness"]},
+        {"prompt_id": "q", "outcome": "paired", "aspects": ["honesty", "helpfulness", "truthfulness"], "unrated": 0},
+        {"prompt_id": "p", "outcome": "tie", "aspects": ["honesty", "helpfulness"], "unrated": 0},
     ]
     assert paired.preferences().to_pylist() == [
         {"prompt_id": "q", "n": 0, "chosen": "2", "rejected": "1", "score_chosen": 4.0, "score_rejected": 3.0}
@@ -790,6 +827,8 @@ def test_which_reason_stands_for_a_prompt_on_several_scales() -> None:
     alone = [row("a", 5), row("b", 1), row("c", 3, model="n")]
     assert on_scales({"p": alone}, scale, policy)["p"] == Verdict("other_scale")
     assert on_scales({"p": tied}, scale, policy)["p"] == Verdict("no_such_model")
+    unrated = [row("a", 5), row("b", None), row("c", 3)]  # who has no score is no company
+    assert on_scales({"p": unrated}, scale, POLICY)["p"] == Verdict("other_scale")
 
 
 def test_of_the_widest_margins_each_scale_has_its_own() -> None:
@@ -894,7 +933,7 @@ def test_the_pairs_of_a_shipped_rubric_are_what_they_were() -> None:
                 row(
                     f"{name}{n}.{i}",
                     *(
-                        draws.randint(*aspects[aspect].scale) if draws.random() < 0.95 else None
+                        draws.randint(*aspects[aspect].scale) if aspect == "overall" or draws.random() < 0.95 else None
                         for _, aspect in of.columns
                     ),
                     truncated=draws.random() < 0.1,
@@ -911,6 +950,7 @@ def test_the_pairs_of_a_shipped_rubric_are_what_they_were() -> None:
         for policy, margin, score in product(names, (0.0, 0.5), means):
             chosen = replace(POLICY, name=policy, min_margin=margin, score=score, model="m", max_length_ratio=3.0)
             made = pair(scores, chosen)
-            found += [made.preferences().to_pylist(), made.outcomes().to_pylist(), made.scores().to_pylist()]
-    golden = "5addaf32d46b8c92cf481fa4c3e6a785b7ec3ebb467eb3c2118ebad9683e9930"
+            outcomes = made.outcomes().drop_columns("unrated")
+            found += [made.preferences().to_pylist(), outcomes.to_pylist(), made.scores().to_pylist()]
+    golden = "f132dd888012ad7857f8f5389f5e1cde5800be7241a3cd0032db1a89ccf6235d"
     assert hashlib.sha256(repr(found).encode()).hexdigest() == golden

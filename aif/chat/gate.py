@@ -44,13 +44,14 @@ class Caller:
     """One item as a gate knows it: by class of failure, the how manieth call its first was (`met`), how long it
     is (`size`), and whose doing the last failure was. `spread`: it was taken from elsewhere than the items before it.
     `limited` has the answers there had been, and the items with a 429 and itself, when the first call was sent that got
-    one."""
+    one. `parts`: where it is too long it is asked in parts, and tells nothing of others."""
 
     met: dict[Class, int] = field(default_factory=dict)
     size: int = 0
     blame: Blame = "item"
     spread: bool = False
     limited: tuple[int, int] | None = None
+    parts: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,7 +334,8 @@ class Gate:
         model is what it names, no item can be at fault."""
         of: Class = "refusal" if error.kind in PROVIDER else "shape"
         # rows may be sorted by length: what is longer than all that was answered is too long by its own words
-        long = error.kind is Kind.CONTEXT_OVERFLOW and error.told and 0 < self._longest < one.caller.size
+        long = one.caller.parts or 0 < self._longest < one.caller.size
+        long = long and error.kind is Kind.CONTEXT_OVERFLOW and error.told
         if self._its_own(one, of) or long:
             return "item"
         alike, certain = self._troubled[of], of == "refusal" and error.told

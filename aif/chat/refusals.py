@@ -175,6 +175,7 @@ _OVERFLOW = re.compile(
     r"|`inputs` (tokens \+ `max_new_tokens` )?must |too large for model with|context the overflows"  # TGI, Mistral, LM
     r"|exceeds? (the )?((max(imum)?|total) )?(number of |input )?tokens? (allowed|limit)|input tokens exceed"  # Gemini
     r"|exceeded model token limit|exceeds the model limit|too many (input )?tokens\b"  # Moonshot, Bedrock, Cohere
+    r"|has exceeded max_prompt_tokens"  # SiliconFlow
     r"|(prompt|input|sequence|tokens)\b.{0,60} (greater|longer|larger) than .{0,30}(\bmax|limit|context)"  # MLC, SGLang
     r"|exceeds max length \d|greater than max_seq_len|in the prompt cannot exceed|inputs must have less than \d"
     r"|input length plus max_tokens exceeds|prompt_len \+ max_tokens"  # several
@@ -182,6 +183,16 @@ _OVERFLOW = re.compile(
 )
 # A chat template that takes no such turns. llama.cpp says so by 500, though no later call gets past it either.
 _TEMPLATE = re.compile(r"\bjinja|raise_exception\(|\broles must alternate|\broles are supported")
+# How many tokens the model holds, as such words say.
+_HOLDS = re.compile(
+    # OpenAI, vLLM, SGLang, llama.cpp, LM Studio, MLC, Moonshot, watsonx, TabbyAPI, GitHub
+    r"(?:context (?:length|window|size)|(?:maximum prompt|model) length|(?:length|tokens?) limit|max_seq_len|max size)"
+    r"\W{0,3}(?:(?:is|was|of)(?: only)?)?\W{0,3}(\d[\d,]*)"
+    r"|context limit:.{0,40}> (\d[\d,]*)|> (\d[\d,]*) maximum|(\d[\d,]*) maximum context"  # Anthropic, Mistral
+    r"|must be <= (\d+)|less than (\d+) tokens|model limit of (\d[\d,]*)"  # TGI, Bedrock
+    r"|length should be \[\d+, (\d+)\]"  # DashScope
+    r"|max_prompt_tokens \((\d+)\)"  # SiliconFlow
+)
 # What an error in a body of status 200 is that has no code: MiniMax's 2013, gateways.
 _SHAPE = re.compile(
     r"=baseresp2013\b|=\w*(invalidrequest|invalidparam|badrequest)|invalid (param|argument|request|value)"
@@ -218,6 +229,12 @@ def inside(data: Any) -> CallError | None:
     said = _of(data, "")
     error = _refusal(200, {}, said, "", ())
     return error if said.words or said.status or error.told else None
+
+
+def holds(words: str) -> int | None:
+    """How many tokens a model holds, where an error says so."""
+    said = None if re.search(r"per min|\btpm\b", words, re.IGNORECASE) else _HOLDS.search(words.lower())
+    return int(next(filter(None, said.groups())).replace(",", "")) if said else None
 
 
 def cut(text: str) -> str:

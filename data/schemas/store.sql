@@ -146,7 +146,8 @@ CREATE TABLE failed (
 CREATE TABLE outcomes (
     prompt_id VARCHAR,
     outcome   VARCHAR,
-    aspects   VARCHAR[]                     -- that entered the score; as judge/aspect where there are several judges
+    aspects   VARCHAR[],                    -- that entered the score; as judge/aspect where there are several judges
+    unrated   BIGINT                        -- completions that are left out of its pairs, having no rating
 );
 
 -- The pairs as they were last made, one row each.
@@ -179,7 +180,7 @@ CREATE TABLE incoming (position BIGINT, prompt_id VARCHAR PRIMARY KEY, source VA
 CREATE TABLE incoming_carried (seq BIGINT, prompt_id VARCHAR, key VARCHAR PRIMARY KEY, score DOUBLE, source VARCHAR);
 CREATE TABLE specs (
     judge VARCHAR, identity VARCHAR, pass USMALLINT, request VARCHAR, listwise BOOLEAN, n USMALLINT, least USMALLINT,
-    spec VARCHAR
+    spec VARCHAR, instead VARCHAR           -- the spec of a request about one completion, where all together don't fit
 );
 CREATE TABLE materials (prompt_id VARCHAR PRIMARY KEY, digest VARCHAR);  -- what the present rubric shows, in texts
 CREATE TABLE marks (name VARCHAR PRIMARY KEY, value VARCHAR);
@@ -196,7 +197,8 @@ FROM slots s LEFT JOIN completions c ON s.key = c.key LEFT JOIN failed f ON s.ke
 LEFT JOIN carried a ON s.key = a.key;
 
 -- Each judgement the present rubric wants, as if every completion came through that is still pending, and how it stands.
--- `whole`: all the prompt's slots are terminal, so that it can be asked for. (One look at what is coming, not one for
+-- `whole`: all the prompt's slots are terminal, so that it can be asked for. What the judge said is too long for it, and is
+-- to be asked one completion by one then, stands there so, unless it was answered after all. (One look at what is coming, not one for
 -- each kind of request: DuckDB 2.0 filters before it groups only where the groups are used once. Of 48,000 prompts, what
 -- two of them need takes 9 ms so, and 80 otherwise.)
 CREATE VIEW foreseen AS
@@ -205,17 +207,26 @@ WITH coming AS (
            list(key ORDER BY key) FILTER (state <> 'failed') AS answers
     FROM slot_states GROUP BY position, prompt_id
 ), wanted AS (
-    SELECT c.position, c.prompt_id, c.whole, p.judge, p.identity, p.pass, p.request, p.spec,
-           unnest(CASE WHEN p.listwise THEN [c.answers] ELSE list_transform(c.answers, lambda key: [key]) END) AS answers
+    SELECT c.position, c.prompt_id, c.whole, p.judge, p.identity, p.pass, p.request, p.listwise AND o.key IS NULL AS listwise,
+           CASE WHEN o.key IS NULL THEN p.spec ELSE p.instead END AS spec, m.digest AS material, c.answers AS every
     FROM coming c JOIN specs p ON CASE WHEN p.listwise THEN p.n = len(c.answers) ELSE len(c.answers) >= p.least END
+    LEFT JOIN materials m ON c.prompt_id = m.prompt_id
+    LEFT JOIN (FROM failed WHERE kind = 'context_overflow' AND stage = 'judgement') o
+        ON c.prompt_id = o.prompt_id AND CASE WHEN p.instead IS NOT NULL THEN p.spec END = o.spec
+        AND p.identity = o.identity AND p.pass = o.pass AND c.answers = o.answers
+        AND o.material IS NOT DISTINCT FROM m.digest
+), one AS (
+    SELECT * EXCLUDE (every, listwise),
+           unnest(CASE WHEN listwise THEN [every] ELSE list_transform(every, lambda key: [key]) END) AS answers
+    FROM wanted
 )
-SELECT w.*, m.digest AS material, j.key AS judgement, f.kind, f.message,
+SELECT w.*, j.key AS judgement, f.kind, f.message,
        CASE WHEN j.key IS NOT NULL THEN 'answered' WHEN f.key IS NULL THEN 'pending' ELSE f.verdict END AS state
-FROM wanted w LEFT JOIN materials m ON w.prompt_id = m.prompt_id
+FROM one w
 LEFT JOIN judgements j ON w.prompt_id = j.prompt_id AND w.spec = j.spec AND w.identity = j.identity AND w.pass = j.pass
-    AND w.answers = j.answers AND j.material IS NOT DISTINCT FROM m.digest
+    AND w.answers = j.answers AND j.material IS NOT DISTINCT FROM w.material
 LEFT JOIN failed f ON w.prompt_id = f.prompt_id AND w.spec = f.spec AND w.identity = f.identity AND w.pass = f.pass
-    AND w.answers = f.answers AND f.material IS NOT DISTINCT FROM m.digest;
+    AND w.answers = f.answers AND f.material IS NOT DISTINCT FROM w.material;
 
 -- Each judgement wanted of the present completions. A prompt has some as soon as all its slots are terminal and enough of
 -- them are answered. (No state is NULL: what can't be known before the joins keeps DuckDB 2.0 from filtering before them,

@@ -400,6 +400,15 @@ def test_a_request_longer_than_all_that_were_answered_is_too_long_by_its_own_wor
     assert ground.end(long, ground.go(Caller(size=400))).blame == "unknown", "the endpoint takes less than before"
 
 
+def test_what_is_asked_in_parts_where_it_is_too_long_says_nothing_of_others() -> None:
+    long = CallError(Kind.CONTEXT_OVERFLOW, "HTTP 400: 5021 of 4096 tokens", told=True)
+    ground = Ground()
+    for _ in range(9):
+        assert ground.end(long, ground.go(Caller(size=900, parts=True))).blame == "item"
+    assert ground.gate.given_up is None
+    assert ground.end(NO_KEY, ground.go(Caller(parts=True))).blame != "item", "another refusal does"
+
+
 # --- replies of no use ------------------------------------------------------------------------------------------------
 
 EMPTY = CallError(Kind.EMPTY, "nothing")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from aif.chat import wire
 from aif.chat.base import UNBILLED, CallError, Kind
-from aif.chat.refusals import SAID_LENGTH, classify
+from aif.chat.refusals import SAID_LENGTH, classify, holds
 from tests.chat.loopback import KEY
 
 OVERFLOW, RATE, QUOTA, MODEL = Kind.CONTEXT_OVERFLOW, Kind.RATE_LIMITED, Kind.QUOTA_EXHAUSTED, Kind.UNKNOWN_MODEL
@@ -166,6 +166,9 @@ TOLD: dict[str, tuple[int, Any, Kind]] = {
     "watsonx's room": (400, {"errors": [{"message": "tokens 21 cannot exceed the total tokens limit 8"}]}, OVERFLOW),
     "GitHub's room": (413, _error("Max size: 8 tokens.", code="tokens_limit_reached"), OVERFLOW),
     "MiniMax's room": (400, _error("invalid params, context window exceeds limit (2013)"), OVERFLOW),
+    "SiliconFlow's room": (
+        400, {"message": "number of input tokens (21) has exceeded max_prompt_tokens (8) limit."}, OVERFLOW
+    ),
     # a setting that no prompt would fit
     "OpenAI's max_tokens": (400, _error("max_tokens is too large: 9. This model supports at most 8"), SHAPE),
     "Groq's max_tokens": (400, _error("`max_tokens` must be less than or equal to `8`, context_window"), SHAPE),
@@ -431,25 +434,43 @@ def test_a_limit_no_prompt_fits_is_a_setting_and_no_overflow() -> None:
     assert classify(400, {}, text).kind == Kind.BAD_REQUEST
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        "This model's maximum context length is 8 tokens. However, you requested 9 tokens (4 in the messages, 5 in the "
-        "completion). Please reduce the length of the messages or completion.",
-        "'max_tokens' or 'max_completion_tokens' is too large: 9. This model's maximum context length is 8 tokens and "
-        "your request has 2 input tokens.",
-        "You passed 9 input tokens and requested 10 output tokens. However, the model's context length is only 8.",
-        "The decoder prompt (length 9) is longer than the maximum model length of 8. Make sure that `max_model_len` is "
-        "no smaller than the number of text tokens.",
-        "the request exceeds the available context size",
-        "This model's maximum prompt length is 8 but the request contains 9 tokens.",
-        "prompt is too long: 9 tokens > 8 maximum",
-    ],
-)
+WORDINGS = [
+    "This model's maximum context length is 8 tokens. However, you requested 9 tokens (4 in the messages, 5 in the "
+    "completion). Please reduce the length of the messages or completion.",
+    "'max_tokens' or 'max_completion_tokens' is too large: 9. This model's maximum context length is 8 tokens and "
+    "your request has 2 input tokens.",
+    "You passed 9 input tokens and requested 10 output tokens. However, the model's context length is only 8.",
+    "The decoder prompt (length 9) is longer than the maximum model length of 8. Make sure that `max_model_len` is "
+    "no smaller than the number of text tokens.",
+    "the request exceeds the available context size",
+    "This model's maximum prompt length is 8 but the request contains 9 tokens.",
+    "prompt is too long: 9 tokens > 8 maximum",
+]
+
+
+@pytest.mark.parametrize("words", WORDINGS)
 @pytest.mark.parametrize("status", [400, 413, 422])
 def test_wordings_of_an_overflow(words: str, status: int) -> None:
     assert classify(status, {}, words).kind is Kind.CONTEXT_OVERFLOW
     assert classify(429, {}, words).kind is Kind.RATE_LIMITED
+    assert holds(classify(status, {}, words).message) == (None if "available" in words else 8)
+
+
+SAYS_NOTHING = {"llama.cpp, by 500", "llama.cpp's code", "Bedrock's prompt", "Ollama's room, by 500", "MiniMax's room"}
+PER_MINUTE = {"Groq's", "no minute holds it"}
+
+
+@pytest.mark.parametrize("name", [name for name, (_, _, kind) in TOLD.items() if kind is OVERFLOW])
+def test_an_overflow_says_how_much_the_model_holds(name: str) -> None:
+    status, said, _ = TOLD[name]
+    none = name in SAYS_NOTHING | PER_MINUTE or name == "Google's room"
+    assert holds(heard(status, said).message) == (None if none else 8)
+
+
+def test_numbers_with_commas_and_sums() -> None:
+    assert holds("maximum context length is 131,072 tokens") == 131072
+    assert holds("input length and `max_tokens` exceed context limit: 188240 + 21333 > 200000, decrease") == 200000
+    assert holds("") is None
 
 
 def test_a_per_minute_limit_that_speaks_of_quota_is_waited_for() -> None:
