@@ -134,6 +134,7 @@ class Pipeline(Part):
         yield from self._unpriced()
         yield from self._too_few()
         yield from self._same_twice()
+        yield from self._told_apart_otherwise()
 
     def _carries(self) -> bool:
         return any(source.completions for source in self.prompts)
@@ -193,6 +194,17 @@ class Pipeline(Part):
                 f"completions.per_prompt is {wanted}, but the pool can give {had} ({each}); "
                 "add models, raise their samples, or lower per_prompt",
             )
+
+    def _told_apart_otherwise(self) -> Iterator[Problem]:
+        """What is kept is kept by who said it: two entries of one model read it alike."""
+        for kind, entries in (("models", self.models), ("judges", self.judges)):
+            first: dict[str, Model | Judge] = {}
+            for name, one in entries.items():
+                other = first.setdefault(one.identity, one)
+                if one.reasoning_tags != other.reasoning_tags:
+                    yield Problem(
+                        (kind, name, "reasoning_tags"), f"{kind}.{other.name} is the same model; give both the same"
+                    )
 
     def _same_twice(self) -> Iterator[Problem]:
         seen: dict[tuple[str, str, object], str] = {}
@@ -327,6 +339,7 @@ def options(endpoint: Endpoint, environ: Mapping[str, str]) -> Options:
         ({"Authorization": f"Bearer {bearer}"} if ours else {}) | given,
         endpoint.extra_query,
         tuple(filter(None, [key, *hidden])),
+        endpoint.reasoning_tags,
     )
 
 

@@ -25,6 +25,7 @@ from aif.values import (
     Provider,
     Query,
     Ratio,
+    ReasoningTags,
     Seconds,
     Several,
     Share,
@@ -262,6 +263,7 @@ class Endpoint(Part):
     extra_query: Query = Field(default_factory=dict)
     omit: Omitted = ()
     dialect: Dialect | None = None
+    reasoning_tags: ReasoningTags = "auto"
     terms: Filled | None = None
 
     _name: str = PrivateAttr(default="")

@@ -757,7 +757,7 @@ WRONG = [
         "price: {nois: 1, ",
         "p.yaml:17: models.price.nois: unknown key 'nois'; keys known here: provider, model, revision, base_url, "
         "launch, api_key_env, concurrency, requests_per_minute, tokens_per_minute, price, reasoning_effort, "
-        "extra_body, service_tier, extra_headers, extra_query, omit, dialect, terms, "
+        "extra_body, service_tier, extra_headers, extra_query, omit, dialect, reasoning_tags, terms, "
         "system, samples, temperature, top_p, max_tokens, timeout_s, quality",
     ),
     (
@@ -823,7 +823,7 @@ WRONG = [
         "gpt-4.1: {samples: 2, ",
         "p.yaml:20: judges.gpt-4.1.samples: unknown key 'samples'; keys known here: provider, model, revision, "
         "base_url, launch, api_key_env, concurrency, requests_per_minute, tokens_per_minute, price, reasoning_effort, "
-        "extra_body, service_tier, extra_headers, extra_query, omit, dialect, terms, "
+        "extra_body, service_tier, extra_headers, extra_query, omit, dialect, reasoning_tags, terms, "
         "reply, temperature, top_p, max_tokens, timeout_s, weight, noise",
     ),
     ("gpt-4.1: {", "gpt-4.1: {weight: 0, ", "p.yaml:20: judges.gpt-4.1.weight: must be more than 0, got 0"),
