@@ -388,7 +388,7 @@ def _made(one: "Pipeline", typed: str, work: "Callable[[Rubric, Ledger], T]") ->
         prepare(one, ledger, rubric, tell, reread=False)
         return work(rubric, ledger)
 
-    return Ledger.use(one.store, tell, rubric, prepared)
+    return Ledger.use(one.store, tell, rubric, prepared, tags=one.tags)
 
 
 @app.command()

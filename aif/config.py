@@ -30,6 +30,7 @@ from aif.entries import (
     public,
 )
 from aif.errors import BadInput
+from aif.reasoning import Tags
 from aif.records import Sampling
 from aif.values import Filled, Name, NotNegative, PathText, Positive, RunName, Secret, is_key_header, is_own
 from aif.yamltext import Keys, Problem, dotted
@@ -105,6 +106,12 @@ class Pipeline(Part):
     def scored(self) -> bool:
         """Whether the completions come with scores of their own, so that there is no judge."""
         return all(source.completions and source.completions.score for source in self.prompts)
+
+    @property
+    def tags(self) -> dict[str, Tags]:
+        """The marks around reasoning by who is read with them, `stage/identity`."""
+        models = {f"completion/{one.identity}": one.reasoning_tags for one in self.models.values()}
+        return models | {f"judgement/{one.identity}": one.reasoning_tags for one in self.judges.values()}
 
     def sampling(self, model: Model) -> Sampling:
         """The settings `model` is sampled with: its own where it has any, else those of `completions`."""

@@ -12,7 +12,7 @@ import duckdb
 from aif.errors import FULL, StoreDamaged, StoreLocked, StoreStarved
 from aif.lock import Places, busy, holder, is_held, note_in
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 T = TypeVar("T")
 

@@ -16,6 +16,7 @@ from aif.paging import pages, utf8
 from aif.plan import PoolModel, Principles, carried_key, carried_slots, plan_digest, slots
 from aif.prompt_row import Skipped
 from aif.queries import Reader
+from aif.reasoning import known
 from aif.records import CARRIED, Carried, Prompt, Slot, Spec, digest
 from aif.resources import find, shipped
 from aif.rubric import SCORED, Rubric, load, spec_digest
@@ -152,8 +153,12 @@ def is_prepared(pipeline: Pipeline, rubric: Rubric, reader: Reader) -> bool:
         "plan": _plan_mark(pipeline, principles_of(pipeline), fingerprint),
         "materials": _materials_mark(rubric, fingerprint),
     }
-    return all(reader.marked(name) == mark for name, mark in marks.items()) and (
-        reader.specs() == set(specs_of(pipeline, rubric, reader.carried_sizes()))
+    read = reader.marked("tags")
+    alike = known(read, pipeline.tags) == known(read, {})
+    return (
+        alike
+        and all(reader.marked(name) == mark for name, mark in marks.items())
+        and (reader.specs() == set(specs_of(pipeline, rubric, reader.carried_sizes())))
     )
 
 

@@ -7,9 +7,11 @@ the block is cut; that it was in doubt, and what stays and looks like a mark, is
 
 import re
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
+
+import orjson
 
 Tags = Literal["auto", "none"] | tuple[str, str]
 
@@ -91,6 +93,13 @@ def split(content: str, thoughts: str = "", tags: Tags = "auto") -> Split:
     reasoning = "\n".join(filter(None, (thoughts, cut.strip())))
     mark = _example("cut", content, start) if doubt and text.strip() else left(text)
     return Split(text, reasoning or None, mark)
+
+
+def known(had: str | None, given: Mapping[str, Tags]) -> dict[str, Tags]:
+    """Marks by who is read with them, `stage/identity`, where they are not `auto`: those there were (JSON), and those
+    given."""
+    every = orjson.loads(had or "{}") | orjson.loads(orjson.dumps(dict(given)))
+    return {name: tags for name, tags in every.items() if tags != "auto"}
 
 
 def _cut(content: str) -> tuple[int, str, bool]:

@@ -59,10 +59,13 @@ CREATE TABLE completions (
     system        VARCHAR,                  -- role, fold_into_user or none: how a system turn was sent
     text          VARCHAR,
     reasoning     VARCHAR,                  -- kept apart: never judged, never exported
+    said          JSON,                     -- [content as it came, thoughts that came apart], where these are others
+    mark          VARCHAR,                  -- what looks like a mark of reasoning: `left: …`, or `cut: …` in doubt
     finish        VARCHAR,                  -- stop or length
     output_tokens BIGINT,
     call_id       VARCHAR,                  -- in calls
     text_id       VARCHAR,                  -- a digest of the text: equal where texts are
+    recorded      VARCHAR,                  -- the same of the text as it was when it came, where it is read otherwise now
     chars         BIGINT,                   -- of the text
     bytes         BIGINT                    -- of text and reasoning
 );
@@ -82,6 +85,7 @@ CREATE TABLE judgements (
     completions VARCHAR[],
     answers     VARCHAR[],                  -- the same keys, sorted
     text        VARCHAR,                    -- the judge's raw words
+    said        JSON,                       -- as in completions
     ratings     STRUCT(completion VARCHAR, aspect VARCHAR, state VARCHAR, score DOUBLE, rationale VARCHAR, types INTEGER[])[],
     call_id     VARCHAR,
     bytes       BIGINT                      -- of text and rationales
