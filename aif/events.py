@@ -22,7 +22,7 @@ thoughts that came apart from it]; `mark` says what looks like a mark of reasoni
 what its stage needs besides:
     completion: sample, seed, principle (digest), system
     judgement:  pass, request, rubric (digest), spec, material (digest or null), form, completions (keys in the order
-                shown)
+                shown), shown (text_id of each; where it is missing, of the text as the completion's record holds it)
 One that was put back from a store holds in it what the store knew: nothing where nothing came of the call in the end.
 """
 

@@ -99,6 +99,20 @@ def prepare(
             ledger.store.replan(_planned(pipeline, principles, reader), mark)
     say_who_judges(pipeline, rubric, ledger.store)
     _keep_materials(pipeline, ledger, rubric, fingerprint)
+    _tell_outdated(pipeline, ledger.store, tell)
+
+
+def _tell_outdated(pipeline: Pipeline, store: "Store", tell: Callable[[str], None]) -> None:
+    """Says which judgements are to be asked again, since reasoning is told apart otherwise now in texts that they were
+    shown, and what that costs at most: what they were sent, and a token for each byte of the texts."""
+    with Reader.of(store) as reader:
+        for name, judgements, sent in reader.outdated():
+            judge = pipeline.judges[name]
+            usd = judge.bound(sent, judgements * judge.max_tokens)
+            cost = (
+                "at a price that is not known" if usd is None else f"for ${usd:,.4f} at most" if usd else "for nothing"
+            )
+            tell(f"{name}: {judgements:,} judgements were shown texts that are read otherwise now: asked again {cost}")
 
 
 def say_who_judges(pipeline: Pipeline, rubric: Rubric, store: "Store") -> None:

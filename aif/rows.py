@@ -48,7 +48,8 @@ COLUMNS = {
     ),
     "judgements": _columns(
         "key prompt_id judge identity request rubric spec material form text said call_id",
-        completions=pa.list_(pa.string()), answers=pa.list_(pa.string()), ratings=RATINGS, bytes=pa.int64(),
+        completions=pa.list_(pa.string()), answers=pa.list_(pa.string()), shown=pa.list_(pa.string()),
+        ratings=RATINGS, bytes=pa.int64(),
         **{"pass": pa.uint16()},
     ),
     "calls": _columns(
@@ -60,7 +61,7 @@ COLUMNS = {
     "reserved": _columns("run", n=pa.int64(), usd=pa.float64()),
     "failed": _columns(
         "key stage prompt_id endpoint verdict kind message raw started identity request spec material",
-        answers=pa.list_(pa.string()), **{"pass": pa.uint16()},
+        answers=pa.list_(pa.string()), shown=pa.list_(pa.string()), **{"pass": pa.uint16()},
     ),
     "settled": _columns("", position=pa.int64(), slot=pa.uint16(), answered=pa.bool_()),
     "specs": _columns(
@@ -219,6 +220,7 @@ class _Rows:
                 "material": item.get("material"),
                 "judge": r["endpoint"],
                 "answers": sorted(item["completions"]),
+                "shown": _shown(item),
                 "ratings": ratings,
                 "call_id": r["id"],
                 "said": _json(r["said"]) if "said" in r else None,
@@ -239,11 +241,18 @@ class _Rows:
         row["raw"] = r["text"] if r["raw"] is None else r["raw"]
         if r["stage"] == "judgement":
             row |= {name: item[name] for name in ("pass", "request", "spec")} | {"material": item.get("material")}
-            row["answers"] = sorted(item["completions"])
+            row |= {"answers": sorted(item["completions"]), "shown": _shown(item)}
         self.last["failed"][r["key"]] = row
 
 
 _CALL = ("id", "stage", "key", "prompt_id", "endpoint", "n", "started", "seconds", "verdict", "kind", "message", "usd")
+
+
+def _shown(item: dict[str, Any]) -> list[str] | None:
+    """Which texts a judge was shown, in the order of the sorted keys; None where the record doesn't say."""
+    return (
+        [text for _, text in sorted(zip(item["completions"], item["shown"], strict=True))] if "shown" in item else None
+    )
 
 
 def _measured(text: str, reasoning: str | None = None) -> dict[str, Any]:

@@ -126,9 +126,12 @@ def _among(ask: Callable[[str, list[Any]], list[Row]], name: str, key: str, valu
 
 
 def _call(row: Row, had: Row) -> Record:
-    item = {name: had.get(name) for name in _ITEM[row["stage"]]} if had else {}
+    item: Row = {name: had.get(name) for name in _ITEM[row["stage"]]} if had else {}
     if "answers" in had:  # of a judgement that failed the order is not known
         item["completions"] = had.get("completions") or had["answers"]
+        if had.get("shown"):
+            shown = dict(zip(had["answers"], had["shown"], strict=True))
+            item["shown"] = [shown[key] for key in item["completions"]]
     tokens = {name: row.get(f"{column}_tokens") for name, column in _USAGE.items()}
     return {
         "t": "call",

@@ -84,6 +84,7 @@ CREATE TABLE judgements (
     form        VARCHAR,                    -- schema or text
     completions VARCHAR[],
     answers     VARCHAR[],                  -- the same keys, sorted
+    shown       VARCHAR[],                  -- text_id of each of `answers` as the judge saw it; NULL: as it was recorded
     text        VARCHAR,                    -- the judge's raw words
     said        JSON,                       -- as in completions
     ratings     STRUCT(completion VARCHAR, aspect VARCHAR, state VARCHAR, score DOUBLE, rationale VARCHAR, types INTEGER[])[],
@@ -138,7 +139,8 @@ CREATE TABLE failed (
     request   VARCHAR,
     spec      VARCHAR,
     material  VARCHAR,
-    answers   VARCHAR[]
+    answers   VARCHAR[],
+    shown     VARCHAR[]
 );
 
 -- ---------------------------------------------------------------------------------------------------------------------
@@ -192,32 +194,37 @@ CREATE TABLE marks (name VARCHAR PRIMARY KEY, value VARCHAR);
 -- Each slot of the present plan and how it stands: answered, failed, later or pending; `kind` and `message` of the last
 -- word on it where it is failed or later. `carried`: the completion came with its prompt.
 CREATE VIEW slot_states AS
-SELECT s.*, a.key IS NOT NULL AS carried, f.kind, f.message,
+SELECT s.*, a.key IS NOT NULL AS carried, f.kind, f.message, c.text_id, coalesce(c.recorded, c.text_id) AS recorded,
        CASE WHEN c.key IS NOT NULL THEN 'answered' WHEN f.key IS NULL THEN 'pending' ELSE f.verdict END AS state
 FROM slots s LEFT JOIN completions c ON s.key = c.key LEFT JOIN failed f ON s.key = f.key
 LEFT JOIN carried a ON s.key = a.key;
 
 -- Each judgement the present rubric wants, as if every completion came through that is still pending, and how it stands.
--- `whole`: all the prompt's slots are terminal, so that it can be asked for. (One look at what is coming, not one for
+-- `whole`: all the prompt's slots are terminal, so that it can be asked for. A judgement stands while the texts that it was
+-- shown are those there are. (One look at what is coming, not one for
 -- each kind of request: DuckDB 2.0 filters before it groups only where the groups are used once. Of 48,000 prompts, what
 -- two of them need takes 9 ms so, and 80 otherwise.)
 CREATE VIEW foreseen AS
 WITH coming AS (
     SELECT position, prompt_id, bool_and(state IN ('answered', 'failed')) AS whole,
-           list(key ORDER BY key) FILTER (state <> 'failed') AS answers
+           list(key ORDER BY key) FILTER (state <> 'failed') AS answers,
+           list(text_id ORDER BY key) FILTER (state <> 'failed') AS texts,
+           list(recorded ORDER BY key) FILTER (state <> 'failed') AS recorded
     FROM slot_states GROUP BY position, prompt_id
 ), wanted AS (
     SELECT c.position, c.prompt_id, c.whole, p.judge, p.identity, p.pass, p.request, p.spec,
-           unnest(CASE WHEN p.listwise THEN [c.answers] ELSE list_transform(c.answers, lambda key: [key]) END) AS answers
+           unnest(CASE WHEN p.listwise THEN [c.answers] ELSE list_transform(c.answers, lambda key: [key]) END) AS answers,
+           unnest(CASE WHEN p.listwise THEN [c.texts] ELSE list_transform(c.texts, lambda id: [id]) END) AS texts,
+           unnest(CASE WHEN p.listwise THEN [c.recorded] ELSE list_transform(c.recorded, lambda id: [id]) END) AS recorded
     FROM coming c JOIN specs p ON CASE WHEN p.listwise THEN p.n = len(c.answers) ELSE len(c.answers) >= p.least END
 )
-SELECT w.*, m.digest AS material, j.key AS judgement, f.kind, f.message,
+SELECT w.*, m.digest AS material, j.key AS judgement, f.key AS failure, f.kind, f.message,
        CASE WHEN j.key IS NOT NULL THEN 'answered' WHEN f.key IS NULL THEN 'pending' ELSE f.verdict END AS state
 FROM wanted w LEFT JOIN materials m ON w.prompt_id = m.prompt_id
 LEFT JOIN judgements j ON w.prompt_id = j.prompt_id AND w.spec = j.spec AND w.identity = j.identity AND w.pass = j.pass
-    AND w.answers = j.answers AND j.material IS NOT DISTINCT FROM m.digest
+    AND w.answers = j.answers AND j.material IS NOT DISTINCT FROM m.digest AND coalesce(j.shown, w.recorded) = w.texts
 LEFT JOIN failed f ON w.prompt_id = f.prompt_id AND w.spec = f.spec AND w.identity = f.identity AND w.pass = f.pass
-    AND w.answers = f.answers AND f.material IS NOT DISTINCT FROM m.digest;
+    AND w.answers = f.answers AND f.material IS NOT DISTINCT FROM m.digest AND coalesce(f.shown, w.recorded) = w.texts;
 
 -- Each judgement wanted of the present completions. A prompt has some as soon as all its slots are terminal and enough of
 -- them are answered. (No state is NULL: what can't be known before the joins keeps DuckDB 2.0 from filtering before them,
