@@ -306,10 +306,11 @@ def failures(pipeline: File, sets: Sets = None) -> None:
     one = load(pipeline, sets)
     with _reading(one, pipeline, sets, tell_failures_so_far) as reader:
         if reader:
-            from aif.summary import unplanned
+            from aif.summary import tell_marks, unplanned
 
             balance, behind = reader.balance(), _tell_if_behind(one, reader)
             tell_failures(out, balance.missing)
+            tell_marks(out, reader)
             if balance.unplanned:
                 out.print(unplanned(balance))
             elif balance.prompts and not balance.missing and not behind:

@@ -269,6 +269,7 @@ def _describe(
         made,
         calls,
         labels,
+        reader.marks(),
     )
     run = {
         MARKER[0]: MARKER[1],

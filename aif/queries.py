@@ -94,6 +94,18 @@ class Ready:
 
 
 @dataclass(frozen=True, slots=True)
+class Marked:
+    """Completions of a model with what looks like a mark of reasoning: it was `left` in the text, or `cut` where the
+    reply may only speak of it. `example` is a piece of one as it came, which may hold reasoning where it was cut."""
+
+    model: str
+    what: str
+    completions: int
+    prompt_id: str
+    example: str
+
+
+@dataclass(frozen=True, slots=True)
 class Tally:
     """How the items of one model or judge stand. They sum to `wanted`."""
 
@@ -489,6 +501,14 @@ class Reader:
             [f'"{UNKNOWN_END}":'],
         )
 
+    def marks(self) -> list[Marked]:
+        """Completions of the plan with what looks like a mark of reasoning, by model, with an example."""
+        rows = self._rows(
+            "SELECT s.model, split_part(mark, ': ', 1) AS what, count(*), min(s.prompt_id), min_by(mark, s.prompt_id) "
+            "FROM slots s JOIN completions c ON s.key = c.key WHERE mark IS NOT NULL GROUP BY ALL ORDER BY ALL"
+        )
+        return [Marked(model, what, n, id, mark.partition(": ")[2]) for model, what, n, id, mark in rows]
+
     def outdated(self) -> list[tuple[str, int, int]]:
         """By judge, how many judgements are wanted of texts that are others than it was shown, and their tokens."""
         if not self._rows("SELECT 1 FROM completions WHERE recorded IS NOT NULL LIMIT 1") and not self.marked("tags"):
@@ -496,7 +516,8 @@ class Reader:
         return self._rows(
             "WITH again AS (SELECT d.judge, d.answers, max(k.input_tokens) AS sent FROM needed d "
             f"JOIN judgements o ON {OUTDATED.partition('WHERE ')[2]} LEFT JOIN calls k ON o.call_id = k.id "
-            "WHERE d.state IN ('pending', 'later') GROUP BY d.judge, d.identity, d.pass, d.spec, d.material, d.answers) "
+            "WHERE d.state IN ('pending', 'later') "
+            "GROUP BY d.judge, d.identity, d.pass, d.spec, d.material, d.answers) "
             "SELECT judge, count(*), (sum(coalesce(sent, 0)) + sum((SELECT sum(bytes) FROM completions "
             "WHERE key IN (SELECT unnest(answers)))))::BIGINT FROM again GROUP BY judge ORDER BY judge"
         )

@@ -6,18 +6,23 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from rich.console import Console
 
 from aif.config import load
+from aif.intake import prepare
 from aif.ledger import Ledger
 from aif.portions import Rubrics, entry_of
 from aif.queries import Reader
+from aif.summary import tell_marks, tell_status
+from aif.workload import foresee
 from tests.building import build
-from tests.test_feedback import ask, run
+from tests.test_feedback import aif, ask, run
 
 THOUGHT = "Thinking of it.</think>Paris, says r1."
 
@@ -36,15 +41,15 @@ class Server:
         return self.says(self.calls["r1"]) if body["model"] == "r1" else "Plain."
 
 
-def _least(schema: dict[str, Any], whole: dict[str, Any] | None = None) -> Any:
-    """What says the least by a schema."""
+def _least(schema: dict[str, Any], whole: dict[str, Any] | None = None, at: int = 0) -> Any:
+    """What says the least by a schema, and a little more of the second completion."""
     whole = whole or schema
     if "$ref" in schema:
         schema = whole["$defs"][schema["$ref"].rpartition("/")[2]]
     if "enum" in schema:
-        return schema["enum"][0]
+        return schema["enum"][at]
     if schema["type"] == "object":
-        return {name: _least(part, whole) for name, part in schema["properties"].items()}
+        return {name: _least(part, whole, 1 if name == "2" else at) for name, part in schema["properties"].items()}
     return {"array": [], "string": "ok"}.get(schema["type"], 1)
 
 
@@ -130,8 +135,6 @@ def test_what_changes_and_what_it_costs_is_said_before(kept: Kept) -> None:
     told: list[str] = []
     pipeline = load(kept.path, ["models.r1.reasoning_tags=none"])
 
-    from aif.workload import foresee
-
     foreseen = foresee(pipeline, None, told.append)
 
     assert told[0] == "reasoning_tags of r1 are others now: 3 replies are read again, 3 otherwise than before"
@@ -142,7 +145,7 @@ def test_what_changes_and_what_it_costs_is_said_before(kept: Kept) -> None:
 def test_a_reply_without_text_by_other_marks_is_asked_for_again_and_one_that_has_one_is_an_answer(kept: Kept) -> None:
     kept.server.says = lambda n: "<plan>All of it is thought."
     plan = "['<plan>', '</plan>']"
-    assert kept.run(plan) == {"r1": 3, "plain": 3}
+    assert kept.run(plan).keys() == {"r1", "plain"}
 
     assert kept.run("none") == {"judge": 3}
     assert kept.texts() == {"<plan>All of it is thought."}
@@ -180,9 +183,35 @@ def test_a_judgement_does_not_outlive_a_text_that_was_lost(kept: Kept) -> None:
     assert kept.run() == {}
 
 
+def test_what_looks_like_a_mark_is_counted_with_an_example(kept: Kept) -> None:
+    kept.server.says = lambda n: ["<think>x</think>It opens with <think>.", "See <|im_start|> there.", "Paris."][n - 1]
+    kept.run()
+
+    shown = []
+    with Reader.open(kept.store) as reader:
+        marks = reader.marks()
+        for tell in (tell_status, tell_marks):
+            console = Console(record=True, width=300, file=StringIO())
+            tell(console, reader)
+            shown.append(console.export_text())
+    assert {(one.model, one.what, one.completions, one.example) for one in marks} == {
+        ("r1", "cut", 1, "<think>x</think>It opens with <think>."),
+        ("r1", "left", 1, "See <|im_start|> there."),
+    }
+    for said in shown:
+        assert "r1: 1 completion with what looks like a mark of reasoning (see reasoning_tags), as in " in said
+        assert "r1: 1 completion cut where the reply may only speak of a mark" in said
+    told = aif("failures", kept.path).stdout
+    assert "See <|im_start|> there." in told
+    assert aif("export", kept.path).returncode == 0
+    card = (kept.store.parent / "dataset" / "README.md").read_text()
+    assert "what looks like a mark of reasoning" in card
+    assert "It opens with" not in card.partition("## A row")[0], "what was cut may hold reasoning"
+
+
 def test_an_older_journal_holds_texts_as_they_were_read_then(tmp_path: Path) -> None:
     said = {"able": "Hm.</think>Four.", "fair": "<think> is a tag.", "plain": "Four.", "poor": "[THINK]4[/THINK]4."}
-    pipeline, _, ledger = build(tmp_path, 2, complete=lambda number, model: said[model])
+    pipeline, rubric, ledger = build(tmp_path, 2, complete=lambda number, model: said[model])
     with ledger, Reader.of(ledger.store) as reader:
         texts = {row["text"] for row in reader.sql("SELECT text FROM completions")}
         states = {row["state"] for row in reader.sql("SELECT state FROM needed")}
@@ -190,6 +219,7 @@ def test_an_older_journal_holds_texts_as_they_were_read_then(tmp_path: Path) -> 
     assert states == {"pending"}, "the judge was shown what is another text now"
 
     plain = Ledger.open(pipeline.store, print, tags=dict.fromkeys(pipeline.tags, "none"))
+    prepare(pipeline, plain, rubric, print)
     with plain as ledger, Reader.of(ledger.store) as reader:
         states = {row["state"] for row in reader.sql("SELECT state FROM needed")}
     assert states == {"answered"}
