@@ -70,7 +70,9 @@ def _read_again(record: Record, tags: Tags) -> Record:
     told = split(content, thoughts, tags)
     if (told.text, told.mark) == (record["text"], record.get("mark")):
         return record
-    again = {**record, "text": told.text, "reasoning": told.reasoning, "mark": told.mark, "was": record["text"]}
+    again = {**record, "text": told.text, "reasoning": told.reasoning, "mark": told.mark}
+    if told.text != record["text"]:
+        again["was"] = record["text"]
     blank = is_blank(told.text)
     if record["stage"] == "completion" and blank == (record["kind"] is None):
         said = "The completion is empty: all of it is reasoning, as it is read now." if blank else None
