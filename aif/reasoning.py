@@ -122,7 +122,7 @@ def _cut(content: str) -> tuple[int, str, bool]:
             return len(content), content[first.end :], False
         start = _behind(content, close)
         return start, content[first.end : close.start], len(marks) > 2 or _runs_on(content, close)
-    sound = [one for one in ends if not one.spoken]
+    sound = _sound(content, ends)
     if len(sound) != 1 or _is_object(content):
         return 0, "", False
     (close,) = sound
@@ -136,10 +136,16 @@ def _close(content: str, ends: list[_Mark], in_code: list[_Mark]) -> _Mark | Non
     """Where a block ends that begins a reply: at the first mark of which it doesn't only speak. Thoughts may leave a
     fence open, which then seems to go on through the answer."""
     if ends:
-        return next((one for one in ends if not one.spoken), ends[-1])
+        return next(iter(_sound(content, ends)), ends[-1])
     if in_code and _code(content[in_code[-1].end :])[1] is None:
         return in_code[-1]
     return None
+
+
+def _sound(content: str, ends: list[_Mark]) -> list[_Mark]:
+    """Those of which nothing seems to speak: where there are some, those behind which no sentence may run on."""
+    sound = [one for one in ends if not one.spoken]
+    return [one for one in sound if not _runs_on(content, one)] or sound
 
 
 def _until(marks: list[_Mark], last: _Mark) -> list[_Mark]:

@@ -1317,3 +1317,25 @@ def test_what_is_shipped_and_what_is_no_file_has_its_store_in_the_working_folder
     os.close(writing)
     assert load(Path(f"/dev/fd/{reading}")).store == Path("runs/zephyr-7b/feedback.duckdb")
     os.close(reading)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("null", "expected auto, none, or the two marks such as ['<think>', '</think>'], got nothing"),
+        ("deepseek_r1", "expected auto, none, or the two marks such as ['<think>', '</think>'], got 'deepseek_r1'"),
+        ("['<think>']", "expected two marks, what opens reasoning and what closes it, got a list"),
+        ("[a, a]", "expected two marks, what opens reasoning and what closes it, got a list"),
+    ],
+)
+def test_marks_that_are_none_are_refused(given: str, said: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        sound(f"models.served={{provider: openai, reasoning_tags: {given}}}")
+
+    assert f"models.served.reasoning_tags: {said}" in str(caught.value)
+
+
+def test_entries_of_one_model_are_read_alike() -> None:
+    twice = "{provider: openai, model: m, temperature: %s, reasoning_tags: %s}"
+    with pytest.raises(BadInput, match=r"models.b.reasoning_tags: models.a is the same model; give both the same"):
+        sound("models.a=" + twice % (0.1, "auto"), "models.b=" + twice % (0.2, "none"))

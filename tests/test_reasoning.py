@@ -49,6 +49,8 @@ TEMPLATE = "R1's template:\n\n```\n<|Assistant|>{thoughts}\n</think>\n{answer}\n
             "Use `</think>`.",
             "The user wants </think> in it.",
         ),
+        ("<think>\nI write </think> inside.\n</think>\n\nYes.", "Yes.", "I write </think> inside."),
+        ("I write </think> inside.\n</think>\n\nYes.", "Yes.", "I write </think> inside."),
     ],
 )
 def test_reasoning_is_cut(content: str, text: str, reasoning: str | None) -> None:
