@@ -22,11 +22,11 @@ from aif.entries import Endpoint, public
 from aif.pairing import policy_of
 from aif.picks import LabelCounts, balancing
 from aif.progress import of
-from aif.queries import Balance, Books
+from aif.queries import Balance, Books, Marked
 from aif.resources import shipped
 from aif.rubric import Rubric
 from aif.scoring import TOLERANCE, Floats
-from aif.summary import OUTCOMES, STAGES, balanced, beside, counts, rule_of
+from aif.summary import OUTCOMES, STAGES, balanced, beside, counts, marked, rule_of
 
 # The tag, and the configs that give it; None: every dataset has it.
 TAGS: Mapping[str, Collection[str] | None] = {
@@ -61,7 +61,7 @@ class CardFacts:
     `leaderboard`, `agreement` and `spend` rows of the views leaderboard, score_agreement and spend; `disputed` the
     pairs that some judge has the other way round; `sample` a row of the default config; `calls` the times of the first
     and the last call; `labels` what config `kto` holds, if it is there; `apart` prompts by the judge who could not hold
-    all their completions."""
+    all their completions; `marks` what looks like reasoning."""
 
     pipeline: Pipeline
     rubric: Rubric
@@ -82,6 +82,7 @@ class CardFacts:
     calls: tuple[datetime, datetime] | None
     labels: LabelCounts | None = None
     apart: Mapping[str, int] = field(default_factory=dict)
+    marks: Sequence[Marked] = ()
 
 
 def render(facts: CardFacts) -> str:
@@ -112,6 +113,7 @@ def render(facts: CardFacts) -> str:
         items=[(cell(name), STAGES[stage], *counts(one)) for (stage, name), one in facts.balance.tallies.items()],
         balanced=[_plain(line) for line in balanced(facts.balance)],
         missing=[one for one in facts.balance.missing if one.kind],
+        marked=[(_plain(marked(one)), one) for one in facts.marks],
         sources=_sources(facts.sources),
         histogram=_histogram(facts.chosen, facts.rejected, _scale(facts)) if len(facts.chosen) else None,
         margins=_margins(facts.chosen - facts.rejected) if len(facts.chosen) else None,

@@ -308,10 +308,11 @@ def failures(pipeline: File, sets: Sets = None) -> None:
     one = load(pipeline, sets)
     with _reading(one, pipeline, sets, tell_failures_so_far) as reader:
         if reader:
-            from aif.summary import unplanned
+            from aif.summary import tell_marks, unplanned
 
             balance, behind = reader.balance(), _tell_if_behind(one, reader)
             tell_failures(out, balance.missing)
+            tell_marks(out, reader)
             if balance.unplanned:
                 out.print(unplanned(balance))
             elif balance.prompts and not balance.missing and not behind:
@@ -390,7 +391,7 @@ def _made(one: "Pipeline", typed: str, work: "Callable[[Rubric, Ledger], T]") ->
         prepare(one, ledger, rubric, tell, reread=False)
         return work(rubric, ledger)
 
-    return Ledger.use(one.store, tell, rubric, prepared)
+    return Ledger.use(one.store, tell, rubric, prepared, tags=one.tags)
 
 
 @app.command()

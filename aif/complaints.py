@@ -34,6 +34,7 @@ _MEANT: Mapping[str, str] = {
         "requests_per_minute": "rpm max_rpm rate_limit max_requests_per_minute",
         "tokens_per_minute": "tpm max_tpm max_tokens_per_minute",
         "reasoning_effort": "effort thinking_effort reasoning",
+        "reasoning_tags": "think_tags thinking_tags think_tag reasoning_parser reasoning_format strip_thinking",
         "service_tier": "tier",
         "temperature": "temp",
         "model": "model_name model_id checkpoint deployment engine",

@@ -30,6 +30,7 @@ from aif.entries import (
     public,
 )
 from aif.errors import BadInput
+from aif.reasoning import Tags
 from aif.records import Sampling
 from aif.values import Filled, Name, NotNegative, PathText, Positive, RunName, Secret, is_key_header, is_own
 from aif.yamltext import Keys, Problem, dotted
@@ -106,6 +107,12 @@ class Pipeline(Part):
         """Whether the completions come with scores of their own, so that there is no judge."""
         return all(source.completions and source.completions.score for source in self.prompts)
 
+    @property
+    def tags(self) -> dict[str, Tags]:
+        """The marks around reasoning by who is read with them, `stage/identity`."""
+        models = {f"completion/{one.identity}": one.reasoning_tags for one in self.models.values()}
+        return models | {f"judgement/{one.identity}": one.reasoning_tags for one in self.judges.values()}
+
     def sampling(self, model: Model) -> Sampling:
         """The settings `model` is sampled with: its own where it has any, else those of `completions`."""
         given, usual = model.model_fields_set, self.completions
@@ -134,6 +141,7 @@ class Pipeline(Part):
         yield from self._unpriced()
         yield from self._too_few()
         yield from self._same_twice()
+        yield from self._told_apart_otherwise()
 
     def _carries(self) -> bool:
         return any(source.completions for source in self.prompts)
@@ -204,6 +212,17 @@ class Pipeline(Part):
                 f"completions.per_prompt is {wanted}, but the pool can give {had} ({each}); "
                 "add models, raise their samples, or lower per_prompt",
             )
+
+    def _told_apart_otherwise(self) -> Iterator[Problem]:
+        """What is kept is kept by who said it: two entries of one model read it alike."""
+        for kind, entries in (("models", self.models), ("judges", self.judges)):
+            first: dict[str, Model | Judge] = {}
+            for name, one in entries.items():
+                other = first.setdefault(one.identity, one)
+                if one.reasoning_tags != other.reasoning_tags:
+                    yield Problem(
+                        (kind, name, "reasoning_tags"), f"{kind}.{other.name} is the same model; give both the same"
+                    )
 
     def _same_twice(self) -> Iterator[Problem]:
         seen: dict[tuple[str, str, object], str] = {}
@@ -342,6 +361,7 @@ def options(endpoint: Endpoint, environ: Mapping[str, str]) -> Options:
         ({"Authorization": f"Bearer {bearer}"} if ours else {}) | given,
         endpoint.extra_query,
         tuple(filter(None, [key, *hidden])),
+        endpoint.reasoning_tags,
     )
 
 

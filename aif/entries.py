@@ -26,6 +26,7 @@ from aif.values import (
     Provider,
     Query,
     Ratio,
+    ReasoningTags,
     Seconds,
     Secret,
     Several,
@@ -292,6 +293,7 @@ class Endpoint(Part):
     omit: Omitted = ()
     dialect: Dialect | None = None
     max_model_len: Count | None = None
+    reasoning_tags: ReasoningTags = "auto"
     terms: Filled | None = None
 
     _name: str = PrivateAttr(default="")

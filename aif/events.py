@@ -18,10 +18,12 @@ Every record has `t`, its type, and `v`, that type's version. These shapes are a
 
 A call holds: id, stage, key, prompt_id, endpoint, identity, n, started, seconds, verdict, kind, message, raw, usage,
 usd, sent, served, text, reasoning, finish; where usd is not known, but what it can be at most is, that as bound. Its id
-is its run's, a hyphen, and a number. In `item` stands what its stage needs besides:
+is its run's, a hyphen, and a number. Where reasoning was cut out of the text, `said` holds [the content as it came, the
+thoughts that came apart from it]; `mark` says what looks like a mark of reasoning (see reasoning.py). In `item` stands
+what its stage needs besides:
     completion: sample, seed, principle (digest), system
     judgement:  pass, request, rubric (digest), spec, material (digest or null), form, completions (keys in the order
-                shown)
+                shown), shown (text_id of each; where it is missing, of the text as the completion's record holds it)
 One that was put back from a store holds in it what the store knew: nothing where nothing came of the call in the end.
 """
 
@@ -143,4 +145,6 @@ def call(
         "text": had.text if had else None,
         "reasoning": had.reasoning if had else None,
         "finish": had.finish if had else None,
+        **({"said": list(had.said)} if had and had.said else {}),
+        **({"mark": had.mark} if had and had.mark else {}),
     }

@@ -271,6 +271,7 @@ def _describe(
         calls,
         labels,
         reader.apart(),
+        reader.marks(),
     )
     run = {
         MARKER[0]: MARKER[1],

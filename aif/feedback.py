@@ -29,7 +29,7 @@ from aif.ledger import Ledger
 from aif.line import Item, Line, serve
 from aif.queries import Need, Reader, Ready, Todo
 from aif.reading import Unreadable, read
-from aif.records import Principle, Rating, digest
+from aif.records import Principle, Rating, digest, text_id
 from aif.rows import Entry
 from aif.rubric import Rubric, judgement_key, order
 from aif.writer import Writer
@@ -262,8 +262,11 @@ class Run:
     def judgement(self, ready: Ready, need: Need) -> Job:
         judge = self.pipeline.judges[need.judge]
         shown = order(ready.prompt.prompt_id, need.answers, need.judge_pass)
-        key = judgement_key(shown, need.identity, need.judge_pass, need.spec, need.material)
-        texts, seed = [ready.texts[k] for k in shown], int(key[:8], 16) % 2**31
+        texts = [ready.texts[k] for k in shown]
+        ids = list(map(text_id, texts))
+        others = ids if need.outdated else []
+        key = judgement_key(shown, need.identity, need.judge_pass, need.spec, need.material, others)
+        seed = int(key[:8], 16) % 2**31
         request = judging_request(self.rubric, need.request, ready.prompt, texts, judge, seed)
         details = {
             "pass": need.judge_pass,
@@ -273,6 +276,7 @@ class Run:
             "material": need.material,
             "form": judge.reply,
             "completions": list(shown),
+            "shown": ids,
         }
         item = events.Item("judgement", key, ready.prompt.prompt_id, need.judge, need.identity, details)
 

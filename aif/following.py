@@ -56,7 +56,7 @@ def _elsewhere(folder: Path, start: Position, rubrics: Rubrics) -> Generator[Por
     with process, pipe:
         assert process.stdin is not None
         with suppress(BrokenPipeError), process.stdin as into:
-            pickle.dump(rubrics.files, into)
+            pickle.dump((rubrics.files, rubrics.tags), into)
         while isinstance(found := _next(process, pipe, folder), Portion):
             yield found
     if isinstance(found, Exception):
@@ -102,7 +102,7 @@ def main(folder: str, segment: str, offset: str, pipe: str) -> None:
     """Writes portions to the pipe, and behind them what became of rubrics, or what went wrong."""
     gc.disable()  # records hold no cycles
     with suppress(BrokenPipeError, EOFError), open(int(pipe), "wb") as out:  # noqa: PTH123 - else nobody reads on
-        rubrics = Rubrics(pickle.load(sys.stdin.buffer))  # noqa: S301 - our own
+        rubrics = Rubrics(*pickle.load(sys.stdin.buffer))  # noqa: S301 - our own
         try:
             for portion in portions(Path(folder), Position(int(segment), int(offset)), rubrics):
                 pickle.dump(portion, out)

@@ -16,6 +16,7 @@ from aif.paging import pages, utf8
 from aif.plan import PoolModel, Principles, carried_key, carried_slots, plan_digest, slots
 from aif.prompt_row import Skipped
 from aif.queries import Reader, Tally
+from aif.reasoning import known
 from aif.records import CARRIED, Carried, Prompt, Slot, Spec, digest, plain
 from aif.resources import find, shipped
 from aif.rubric import SCORED, Rubric, load
@@ -101,6 +102,7 @@ def prepare(
             ledger.store.replan(_planned(pipeline, principles, reader), mark)
     say_who_judges(pipeline, rubric, ledger.store)
     _keep_materials(pipeline, ledger, rubric, fingerprint)
+    _tell_outdated(pipeline, ledger.store, tell)
     if changed := [one for one in seen if one.changes]:
         _tell_changed(changed, ledger, tell)
     return [one.record for one in seen]
@@ -122,6 +124,19 @@ def _tell_changed(seen: Sequence[served.Seen], ledger: "Ledger", tell: Callable[
         for stage in ("completion", "judgement")
     }
     tell(f"to ask now, in all: {asked['completion']:,} completions, {asked['judgement']:,} judgements")
+
+
+def _tell_outdated(pipeline: Pipeline, store: "Store", tell: Callable[[str], None]) -> None:
+    """Says which judgements are to be asked again, since reasoning is told apart otherwise now in texts that they were
+    shown, and what that costs at most: what they were sent, and a token for each byte of the texts."""
+    with Reader.of(store) as reader:
+        for name, judgements, sent in reader.outdated():
+            judge = pipeline.judges[name]
+            usd = judge.bound(sent, judgements * judge.max_tokens)
+            cost = (
+                "at a price that is not known" if usd is None else f"for ${usd:,.4f} at most" if usd else "for nothing"
+            )
+            tell(f"{name}: {judgements:,} judgements were shown texts that are read otherwise now: asked again {cost}")
 
 
 def say_who_judges(pipeline: Pipeline, rubric: Rubric, store: "Store") -> None:
@@ -177,8 +192,12 @@ def is_prepared(pipeline: Pipeline, rubric: Rubric, reader: Reader) -> bool:
         "plan": _plan_mark(pipeline, principles_of(pipeline), fingerprint),
         "materials": _materials_mark(rubric, fingerprint),
     }
-    return all(reader.marked(name) == mark for name, mark in marks.items()) and (
-        not unsourced(pipeline, reader) and reader.specs() == set(specs_of(pipeline, rubric, reader.carried_sizes()))
+    read = reader.marked("tags")
+    return (
+        known(read, pipeline.tags) == known(read, {})
+        and all(reader.marked(name) == mark for name, mark in marks.items())
+        and not unsourced(pipeline, reader)
+        and reader.specs() == set(specs_of(pipeline, rubric, reader.carried_sizes()))
     )
 
 

@@ -7,16 +7,16 @@ holds goes back into the journal then; it is deleted when nothing is left that o
 
 import math
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Self, TypeVar
 
 import orjson
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
-from aif import events, salvage
+from aif import events, reasoning, salvage
 from aif import journal as journals
 from aif.database import AMPLE, roomier
 from aif.errors import BadInput, JournalDamaged, StoreDamaged, StoreLocked, StoreStarved
@@ -26,6 +26,7 @@ from aif.journal import START, Damage, Journal, Position
 from aif.lock import Lock, Places
 from aif.portions import Rubrics
 from aif.queries import Former, Reader
+from aif.reasoning import Tags
 from aif.rubric import Rubric
 from aif.store import Store, asides, drop_aside, free, moving, set_aside
 
@@ -48,9 +49,17 @@ class Ledger:
         self._held = held
 
     @classmethod
-    def open(cls, path: Path, tell: Told, rubric: Rubric | None = None, anew: bool = False) -> Self:
+    def open(
+        cls,
+        path: Path,
+        tell: Told,
+        rubric: Rubric | None = None,
+        anew: bool = False,
+        tags: Mapping[str, Tags] = MappingProxyType({}),
+    ) -> Self:
         """Opens for writing. `tell` gets a line for each thing that was not as it should be. `rubric` is today's: it
-        stands in where the journal has lost it."""
+        stands in where the journal has lost it. `tags` are the marks around reasoning (`Pipeline.tags`): where they are
+        others than those that the store was read with, it is made again."""
         places = Places(path)
         with ExitStack() as held:
             held.callback(Lock(places.lock).release)
@@ -67,6 +76,15 @@ class Ledger:
                     )
             rubrics, end = Rubrics(), journal.position
             store, known = _sound_store(places, journal, tell, anew)
+            if others := _others(store, tags):
+                with Reader.of(store) as reader:
+                    before, rubrics.tags = _replies(reader, others), reasoning.known(store.marked("tags"), tags)
+                if before:
+                    store.close()
+                    set_aside(path)
+                    store, known = Store.open(path), False
+                store.mark("tags", orjson.dumps(rubrics.tags).decode())
+            rubrics.tags = reasoning.known(store.marked("tags"), {})
             held.callback(store.close)
             journal.hold_place()
             formers = asides(path)
@@ -85,11 +103,28 @@ class Ledger:
             for former in formers:
                 ledger._put_back(former, end, damaged, tell)
             ledger._tell_lost(damaged, bool(formers), tell)
+            if others and before:
+                with Reader.of(store) as reader:
+                    after = _replies(reader, others)
+                otherwise = sum(before.get(key) != after.get(key) for key in before.keys() | after.keys())
+                who = ", ".join(sorted({name.partition("/")[2] for name in others}))
+                tell(
+                    f"reasoning_tags of {who} are others now: {len(before):,} replies are read again, {otherwise:,} "
+                    "otherwise than before"
+                )
             ledger._held = held.pop_all()
             return ledger
 
     @classmethod
-    def use(cls, path: Path, tell: Told, rubric: Rubric | None, work: Callable[[Self], T], anew: bool = False) -> T:
+    def use(
+        cls,
+        path: Path,
+        tell: Told,
+        rubric: Rubric | None,
+        work: Callable[[Self], T],
+        anew: bool = False,
+        tags: Mapping[str, Tags] = MappingProxyType({}),
+    ) -> T:
         """What `work` makes of a ledger that is open meanwhile.
 
         A store may show only on the way, in whichever thread, that it is damaged: a block is checked when it is read.
@@ -97,17 +132,17 @@ class Ledger:
         holds. What is damaged again is raised. So it is, with more memory, where DuckDB finds no room.
         """
         try:
-            with cls.open(path, tell, rubric, anew) as ledger:
+            with cls.open(path, tell, rubric, anew, tags) as ledger:
                 return work(ledger)
         except (StoreDamaged, StoreStarved, BaseExceptionGroup) as error:
             if (trouble := _trouble(error)) is None:
                 raise
         if isinstance(trouble, StoreStarved):
             tell(f"{path}: the store asks for more memory than it has; it gets {AMPLE}")
-            with roomier(), cls.open(path, tell, rubric, anew) as ledger:
+            with roomier(), cls.open(path, tell, rubric, anew, tags) as ledger:
                 return work(ledger)
         tell(f"{trouble}; it is made again from the journal")
-        with cls.open(path, tell, rubric, anew=True) as ledger:
+        with cls.open(path, tell, rubric, anew=True, tags=tags) as ledger:
             return work(ledger)
 
     def __enter__(self) -> Self:
@@ -208,6 +243,25 @@ def _trouble(error: BaseException) -> StoreDamaged | StoreStarved | None:
             return None
         error = error.exceptions[0]
     return error if isinstance(error, (StoreDamaged, StoreStarved)) else None
+
+
+def _others(store: Store, tags: Mapping[str, Tags]) -> list[str]:
+    """Who is to be read with other marks than the store was."""
+    had = store.marked("tags")
+    then, now = reasoning.known(had, {}), reasoning.known(had, tags)
+    return [name for name in then.keys() | now.keys() if then.get(name) != now.get(name)]
+
+
+def _replies(reader: Reader, who: Sequence[str]) -> dict[str, str]:
+    """How what these said reads, by key: a digest."""
+    rows = reader.sql(
+        "SELECT key, text_id AS said FROM completions WHERE 'completion/' || identity IN (SELECT unnest($1)) UNION ALL "
+        "SELECT key, sha256(to_json(ratings)::VARCHAR) FROM judgements WHERE 'judgement/' || identity IN "
+        "(SELECT unnest($1)) UNION ALL SELECT key, kind FROM failed WHERE kind IN ('empty', 'unreadable') AND "
+        "stage || '/' || identity IN (SELECT unnest($1))",
+        [list(who)],
+    )
+    return {row["key"]: row["said"] for row in rows}
 
 
 def _damages(folder: Path) -> list[Damage]:

@@ -135,17 +135,19 @@ class Outlook(Reader):
     def judgements_asked(self, identity: str, most: int) -> list[Judged]:
         """At most so many calls that a judge answered, whatever the rubric then, spread over the prompts of now."""
         rows = self._rows(
-            f"SELECT e.position, j.request, j.completions, j.rubric, j.form, k.input_tokens FROM judgements j "
+            f"SELECT e.position, j.request, j.completions, j.rubric, j.form, k.input_tokens, j.shown FROM judgements j "
             f"JOIN calls k ON j.call_id = k.id JOIN selection e ON j.prompt_id = e.prompt_id "
             f"WHERE j.identity = ? AND k.input_tokens IS NOT NULL {_spread('j.request, e.position, j.key')}",
             [identity, most],
         )
         prompts = self._prompts_at(list({at for at, *_ in rows}))
         texts = self._column("completions", "text", [key for _, _, keys, *_ in rows for key in keys])
+        ids = self._column("completions", "text_id", texts)
         return [
             Judged(prompts[at], request, tuple(texts[key] for key in keys), rubric, form, tokens)
-            for at, request, keys, rubric, form, tokens in rows
+            for at, request, keys, rubric, form, tokens, shown in rows
             if texts.keys() >= set(keys)  # else the journal has lost one to damage
+            and (shown is None or shown == [ids[key] for key in sorted(keys)])
         ]
 
     def overflowed(self, stage: str, endpoint: str) -> str:

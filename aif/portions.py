@@ -5,11 +5,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from aif import journal as journals
+from aif.chat.base import Kind
 from aif.errors import BadInput
 from aif.events import Record
 from aif.journal import Damage, Position
 from aif.paging import pages
 from aif.reading import Unreadable, read
+from aif.reasoning import Tags, split
+from aif.records import is_blank
 from aif.rows import Entry, Step, steps
 from aif.rubric import Rubric
 
@@ -18,9 +21,11 @@ RECORDS = 2000  # a portion, and a transaction, at most
 
 @dataclass
 class Rubrics:
-    """Rubrics by digest, made when first needed from the files that were journalled."""
+    """Rubrics by digest, made when first needed from the files that were journalled; and the marks around reasoning by
+    who is read with them, `stage/identity`, where these are not those of all models."""
 
     files: dict[str, dict[str, str]] = field(default_factory=dict)
+    tags: dict[str, Tags] = field(default_factory=dict)
     made: dict[str, Rubric | None] = field(default_factory=dict)
     lost: set[str] = field(default_factory=set)
 
@@ -40,7 +45,10 @@ def entry_of(record: Record, rubrics: Rubrics) -> Entry:
     """A journalled record with what the store needs besides: a judgement's reply is read by today's reader."""
     if record["t"] == "text" and record["kind"] == "rubric":
         rubrics.files[record["digest"]] = record["content"]
-    if record["t"] != "call" or record["stage"] != "judgement" or record["text"] is None:
+    if record["t"] != "call" or record["text"] is None:
+        return Entry(record)
+    record = _read_again(record, rubrics.tags.get(f"{record['stage']}/{record['identity']}", "auto"))
+    if record["stage"] != "judgement":
         return Entry(record)
     if record["kind"] not in (None, "unreadable"):  # truncated, blocked: read or not, it is no judgement
         return Entry(record)
@@ -51,6 +59,26 @@ def entry_of(record: Record, rubrics: Rubrics) -> Entry:
         return Entry(record, read(rubric, item["request"], item["completions"], record["text"], item["form"]))
     except Unreadable:
         return Entry(record)
+
+
+def _read_again(record: Record, tags: Tags) -> Record:
+    """A call's record with text and reasoning as they are told apart now; `was` is the text that was recorded. What has
+    no text then is empty, and what was empty and has one is an answer."""
+    if record["kind"] not in (None, Kind.EMPTY, Kind.UNREADABLE):
+        return record
+    content, thoughts = record.get("said") or (record["text"], record["reasoning"] or "")
+    told = split(content, thoughts, tags)
+    if (told.text, told.mark) == (record["text"], record.get("mark")):
+        return record
+    again = {**record, "text": told.text, "reasoning": told.reasoning, "mark": told.mark}
+    if told.text != record["text"]:
+        again["was"] = record["text"]
+    blank = is_blank(told.text)
+    if record["stage"] == "completion" and blank == (record["kind"] is None):
+        said = "The completion is empty: all of it is reasoning, as it is read now." if blank else None
+        again |= {"verdict": "later", "kind": Kind.EMPTY} if blank else {"verdict": "answered", "kind": None}
+        again["message"] = said
+    return again
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,6 +45,12 @@ def _encoded(rows: "pa.Table") -> "pa.Table":
     return pa.table({name: encoded(rows[name]) for name in rows.column_names})
 
 
+# Of a judgement that is needed (d): those made that were shown other texts of the same completions.
+OUTDATED = (
+    "SELECT 1 FROM judgements o WHERE o.prompt_id = d.prompt_id AND o.spec = d.spec AND o.identity = d.identity "
+    "AND o.pass = d.pass AND o.answers = d.answers AND o.material IS NOT DISTINCT FROM d.material"
+)
+
 _KEY = {"prompts": "prompt_id", "completions": "key", "texts": "digest"}
 
 
@@ -65,7 +71,8 @@ class Todo:
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """A judgement to be had: which request, about which completions (sorted keys)."""
+    """A judgement to be had: which request, about which completions (sorted keys). `outdated`: there is one that was
+    shown other texts of theirs."""
 
     judge: str
     identity: str
@@ -74,6 +81,7 @@ class Need:
     spec: str
     material: str | None
     answers: tuple[str, ...]
+    outdated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +92,18 @@ class Ready:
     prompt: Prompt
     texts: dict[str, str]
     needs: tuple[Need, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Marked:
+    """Completions of a model with what looks like a mark of reasoning: it was `left` in the text, or `cut` where the
+    reply may only speak of it. `example` is a piece of one as it came, which may hold reasoning where it was cut."""
+
+    model: str
+    what: str
+    completions: int
+    prompt_id: str
+    example: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -413,12 +433,14 @@ class Reader:
 
     def _needs_at(self, positions: list[int]) -> dict[int, list[Need]]:
         needs: dict[int, list[Need]] = {}
-        for at, judge, identity, judge_pass, request, spec, material, answers in self._rows(
-            "SELECT position, judge, identity, pass, request, spec, material, answers FROM needed "
-            f"WHERE {_AMONG} AND state IN ('pending', 'later') ORDER BY position, request, answers",
+        for at, judge, identity, judge_pass, request, spec, material, answers, outdated in self._rows(
+            "SELECT position, judge, identity, pass, request, spec, material, answers, outdated FROM ("
+            f"SELECT *, EXISTS ({OUTDATED}) AS outdated FROM needed d "
+            f"WHERE {_AMONG} AND state IN ('pending', 'later')) ORDER BY position, request, answers",
             _among(positions),
         ):
-            needs.setdefault(at, []).append(Need(judge, identity, judge_pass, request, spec, material, tuple(answers)))
+            one = Need(judge, identity, judge_pass, request, spec, material, tuple(answers), outdated)
+            needs.setdefault(at, []).append(one)
         return needs
 
     def _column(self, table: str, column: str, keys: Iterable[str]) -> dict[str, Any]:
@@ -500,6 +522,27 @@ class Reader:
             f"SELECT endpoint, count(*), {word} FROM calls WHERE verdict = 'answered' AND contains(served::VARCHAR, ?) "
             "GROUP BY ALL ORDER BY ALL",
             [f'"{UNKNOWN_END}":'],
+        )
+
+    def marks(self) -> list[Marked]:
+        """Completions of the plan with what looks like a mark of reasoning, by model, with an example."""
+        rows = self._rows(
+            "SELECT s.model, split_part(mark, ': ', 1) AS what, count(*), min(s.prompt_id), min_by(mark, s.prompt_id) "
+            "FROM slots s JOIN completions c ON s.key = c.key WHERE mark IS NOT NULL GROUP BY ALL ORDER BY ALL"
+        )
+        return [Marked(model, what, n, id, mark.partition(": ")[2]) for model, what, n, id, mark in rows]
+
+    def outdated(self) -> list[tuple[str, int, int]]:
+        """By judge, how many judgements are wanted of texts that are others than it was shown, and their tokens."""
+        if not self._rows("SELECT 1 FROM completions WHERE recorded IS NOT NULL LIMIT 1") and not self.marked("tags"):
+            return []  # by far most: to look takes 0.25 s of 64,000 prompts
+        return self._rows(
+            "WITH again AS (SELECT d.judge, d.answers, max(k.input_tokens) AS sent FROM needed d "
+            f"JOIN judgements o ON {OUTDATED.partition('WHERE ')[2]} LEFT JOIN calls k ON o.call_id = k.id "
+            "WHERE d.state IN ('pending', 'later') "
+            "GROUP BY d.judge, d.identity, d.pass, d.spec, d.material, d.answers) "
+            "SELECT judge, count(*), (sum(coalesce(sent, 0)) + sum((SELECT sum(bytes) FROM completions "
+            "WHERE key IN (SELECT unnest(answers)))))::BIGINT FROM again GROUP BY judge ORDER BY judge"
         )
 
     def reach(self, prompts: int) -> int:

@@ -25,6 +25,11 @@ def digest(value: Any) -> str:
     return hashlib.sha256(orjson.dumps(value, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
+def text_id(text: str) -> str:
+    """A digest of a text: equal where texts are, but for how they are composed and for blanks at their ends."""
+    return digest(plain(text))[:KEY_LENGTH]
+
+
 def fraction(*parts: str | int) -> float:
     """A number in [0, 1) that only depends on the parts: what every seeded choice is drawn from."""
     head = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()[:7]

@@ -325,8 +325,7 @@ SELECT d.prompt_id, coalesce(d.judgement, f.key) AS key, d.judge, d.pass AS judg
        f.kind, coalesce(j.text, f.raw) AS text, j.completions AS shown, j.ratings
 FROM needed d LEFT JOIN judgements j ON d.judgement = j.key
 LEFT JOIN (SELECT * REPLACE (CASE WHEN kind IN ('unreadable', 'truncated') THEN raw END AS raw) FROM failed) f
-    ON d.judgement IS NULL AND d.prompt_id = f.prompt_id AND d.spec = f.spec AND d.identity = f.identity
-    AND d.pass = f.pass AND d.answers = f.answers AND d.material IS NOT DISTINCT FROM f.material
+    ON d.judgement IS NULL AND d.failure = f.key
 WHERE d.prompt_id IN (SELECT unnest(?)) ORDER BY d.prompt_id, d.judge, d.pass, d.request, d.answers
 """
 

@@ -10,7 +10,8 @@ import pyarrow as pa
 
 from aif.events import Record
 from aif.paging import utf8
-from aif.records import KEY_LENGTH, Rating, carried_identity, digest, plain
+from aif.reasoning import left
+from aif.records import Rating, carried_identity, text_id
 
 RATING = pa.struct(
     [
@@ -42,12 +43,13 @@ COLUMNS = {
         position=pa.int64(), slot=pa.uint16(), sample=pa.uint16(), seed=pa.int64(),
     ),
     "completions": _columns(
-        "key prompt_id identity principle system text reasoning finish call_id text_id",
+        "key prompt_id identity principle system text reasoning said mark finish call_id text_id recorded",
         sample=pa.uint16(), seed=pa.int64(), output_tokens=pa.int64(), chars=pa.int64(), bytes=pa.int64(),
     ),
     "judgements": _columns(
-        "key prompt_id judge identity request rubric spec material form text call_id",
-        completions=pa.list_(pa.string()), answers=pa.list_(pa.string()), ratings=RATINGS, bytes=pa.int64(),
+        "key prompt_id judge identity request rubric spec material form text said call_id",
+        completions=pa.list_(pa.string()), answers=pa.list_(pa.string()), shown=pa.list_(pa.string()),
+        ratings=RATINGS, bytes=pa.int64(),
         **{"pass": pa.uint16()},
     ),
     "calls": _columns(
@@ -59,7 +61,7 @@ COLUMNS = {
     "reserved": _columns("run", n=pa.int64(), usd=pa.float64()),
     "failed": _columns(
         "key stage prompt_id endpoint verdict kind message raw started identity request spec material",
-        answers=pa.list_(pa.string()), **{"pass": pa.uint16()},
+        answers=pa.list_(pa.string()), shown=pa.list_(pa.string()), **{"pass": pa.uint16()},
     ),
     "settled": _columns("", position=pa.int64(), slot=pa.uint16(), answered=pa.bool_()),
     "specs": _columns(
@@ -83,7 +85,7 @@ class Entry:
     @cached_property
     def bytes(self) -> int:
         """Of the reply that a call's record holds: asked for four times on its way into the store."""
-        return utf8(*(self.record.get(name) for name in ("text", "reasoning", "raw")))
+        return utf8(*(self.record.get(name) for name in ("text", "reasoning", "raw")), *self.record.get("said", ()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +164,7 @@ class _Rows:
             case "carried":
                 row = {name: r[name] for name in ("key", "prompt_id", "text")}
                 row |= {"identity": carried_identity(r["model"]), "sample": 0, "seed": 0, "finish": "stop"}
-                row |= _measured(r["text"])
+                row |= _measured(r["text"]) | {"mark": left(r["text"])}
                 self.tables["completions"].append(row)
             case "reserve":
                 self.tables["reserved"].append({name: r[name] for name in ("run", "n", "usd")})
@@ -204,6 +206,9 @@ class _Rows:
                 **{name: r["item"][name] for name in ("sample", "seed", "principle", "system")},
                 "output_tokens": usage.get("output"),
                 "call_id": r["id"],
+                "said": _json(r["said"]) if "said" in r else None,
+                "mark": r.get("mark"),
+                "recorded": text_id(r["was"]) if "was" in r else None,
                 **_measured(r["text"], r["reasoning"]),
             }
         )
@@ -217,8 +222,10 @@ class _Rows:
                 "material": item.get("material"),
                 "judge": r["endpoint"],
                 "answers": sorted(item["completions"]),
+                "shown": _shown(item),
                 "ratings": ratings,
                 "call_id": r["id"],
+                "said": _json(r["said"]) if "said" in r else None,
                 "bytes": utf8(r["text"], *(rating.rationale for rating in ratings)),
             }
         )
@@ -236,16 +243,23 @@ class _Rows:
         row["raw"] = r["text"] if r["raw"] is None else r["raw"]
         if r["stage"] == "judgement":
             row |= {name: item[name] for name in ("pass", "request", "spec")} | {"material": item.get("material")}
-            row["answers"] = sorted(item["completions"])
+            row |= {"answers": sorted(item["completions"]), "shown": _shown(item)}
         self.last["failed"][r["key"]] = row
 
 
 _CALL = ("id", "stage", "key", "prompt_id", "endpoint", "n", "started", "seconds", "verdict", "kind", "message", "usd")
 
 
+def _shown(item: dict[str, Any]) -> list[str] | None:
+    """Which texts a judge was shown, in the order of the sorted keys; None where the record doesn't say."""
+    return (
+        [text for _, text in sorted(zip(item["completions"], item["shown"], strict=True))] if "shown" in item else None
+    )
+
+
 def _measured(text: str, reasoning: str | None = None) -> dict[str, Any]:
     """What is asked of a completion so often that its text is not to be read for it."""
-    return {"text_id": digest(plain(text))[:KEY_LENGTH], "chars": len(text), "bytes": utf8(text, reasoning)}
+    return {"text_id": text_id(text), "chars": len(text), "bytes": utf8(text, reasoning)}
 
 
 def _json(value: Any) -> str:

@@ -461,8 +461,16 @@ def spec_digest(rubric: Rubric, request: str, n: int, form: Form, settings: Mapp
     )[:KEY_LENGTH]
 
 
-def judgement_key(completions: Sequence[str], judge: str, judge_pass: int, spec: str, material: str | None) -> str:
+def judgement_key(
+    completions: Sequence[str],
+    judge: str,
+    judge_pass: int,
+    spec: str,
+    material: str | None,
+    texts: Sequence[str] = (),
+) -> str:
     """A judgement's identity: the completions in the order shown, the judge, the pass, and what reaches the wire:
-    `spec`, and the digest of the prompt's material (`Rubric.material_digest`)."""
+    `spec`, and the digest of the prompt's material (`Rubric.material_digest`). Where there is one already that was
+    shown other texts of these, `texts` are what tells this one from it."""
     said = {"completions": list(completions), "judge": judge, "pass": judge_pass, "spec": spec, "material": material}
-    return digest({"v": 1, **said})[:KEY_LENGTH]
+    return digest({"v": 1, **said, **({"texts": list(texts)} if texts else {})})[:KEY_LENGTH]

@@ -126,7 +126,7 @@ def attempt(
             prepare(pipeline, ledger, present, tell, reread=False)
         return Tried((present.sheet.name, rubric.sheet.name), before, after, failures, flowed)
 
-    return Ledger.use(pipeline.store, tell, present, whole)
+    return Ledger.use(pipeline.store, tell, present, whole, tags=pipeline.tags)
 
 
 def _asking(pipeline: Pipeline, judge: str | None) -> Pipeline:

@@ -108,7 +108,7 @@ def feedback(
             tallies = reader.tallies(limit)
         return Ended(asked, outcomes, tallies, time.monotonic() - began)
 
-    return Ledger.use(pipeline.store, tell, rubric, whole)
+    return Ledger.use(pipeline.store, tell, rubric, whole, tags=pipeline.tags)
 
 
 def announce(pipeline: Pipeline, tell: Callable[[str], None]) -> None:

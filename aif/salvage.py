@@ -43,11 +43,13 @@ def missing(former: Former, reader: Reader, retried: bool = False) -> Iterator[l
             yield [made(row) for row in rows]
     for rows in _lacking(former, reader, "calls", "id", "calls", "id"):
         yield _calls(former, reader, rows, retried)
-    for rows in _lacking(former, reader, "completions", "key", "completions", "key"):
-        yield [events.carried(row["key"], row["prompt_id"], _carried(row)) for row in rows if row["call_id"] is None]
-        yield _calls_of(former, "completion", [row for row in rows if row["call_id"] is not None])
-    for rows in _lacking(former, reader, "judgements", "call_id AS id", "calls", "id"):
-        yield _calls_of(former, "judgement", rows)
+    came = "CASE WHEN call_id IS NULL THEN key END AS key"
+    for rows in _lacking(former, reader, "completions", came, "completions", "key"):
+        yield [events.carried(row["key"], row["prompt_id"], _carried(row)) for row in rows]
+    # by their calls: read otherwise now, an answer may be none
+    for stage in ("completion", "judgement"):
+        for rows in _lacking(former, reader, f"{stage}s", "call_id AS id", "calls", "id"):
+            yield _calls_of(former, stage, rows)
 
 
 def selection(former: Former) -> Iterator[list[Record]]:
@@ -123,9 +125,12 @@ def _among(ask: Callable[[str, list[Any]], list[Row]], name: str, key: str, valu
 
 
 def _call(row: Row, had: Row) -> Record:
-    item = {name: had.get(name) for name in _ITEM[row["stage"]]} if had else {}
+    item: Row = {name: had.get(name) for name in _ITEM[row["stage"]]} if had else {}
     if "answers" in had:  # of a judgement that failed the order is not known
         item["completions"] = had.get("completions") or had["answers"]
+        if had.get("shown"):
+            shown = dict(zip(had["answers"], had["shown"], strict=True))
+            item["shown"] = [shown[key] for key in item["completions"]]
     tokens = {name: row.get(f"{column}_tokens") for name, column in _USAGE.items()}
     return {
         "t": "call",
@@ -140,4 +145,5 @@ def _call(row: Row, had: Row) -> Record:
         "sent": orjson.loads(row.get("sent") or "{}"),
         "served": orjson.loads(row.get("served") or "{}"),
         **{name: had.get(name) for name in ("text", "reasoning", "finish")},
+        **({"said": orjson.loads(had["said"])} if had.get("said") else {}),
     }

@@ -191,8 +191,7 @@ def _tell_judgements(console: Console, reader: Reader, prompt: Prompt, names: Ma
             name = names.get(rating["completion"], "")
             say(console, f"{name}, {rating['aspect']}: {said}{types}: {rating['rationale']}")
     for failure in reader.sql(
-        "SELECT f.*, d.judge FROM failed f JOIN needed d USING (prompt_id, spec, identity, pass, answers) "
-        "WHERE f.prompt_id = ? AND f.material IS NOT DISTINCT FROM d.material",
+        "SELECT f.*, d.judge FROM failed f JOIN needed d ON d.failure = f.key WHERE d.prompt_id = ?",
         [prompt.prompt_id],
     ):
         said = f"judgement by {failure['judge']} without a rating: {failure['request']}, {failure['verdict']}"

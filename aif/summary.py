@@ -11,7 +11,7 @@ from aif.budget import Short
 from aif.failing import THEN, tell_failures
 from aif.lock import Places
 from aif.progress import counted, dollars, of, say, spending, visible
-from aif.queries import Balance, Books, Reader, Tally
+from aif.queries import Balance, Books, Marked, Reader, Tally
 
 if TYPE_CHECKING:  # it loads numpy
     from aif.pairs import Policy
@@ -66,6 +66,7 @@ def tell_status(console: Console, reader: Reader, budget: float | None = None) -
     tell_items(console, balance)
     _tell(console, reader, balance, reader.sql("FROM standings"), "", budget)
     tell_failures(console, balance.missing)
+    tell_marks(console, reader)
 
 
 def tell_summary(console: Console, reader: Reader, seconds: float, budget: float | None = None) -> None:
@@ -76,6 +77,21 @@ def tell_summary(console: Console, reader: Reader, seconds: float, budget: float
     for endpoint, replies, word in reader.endings():
         said = f"ended by {word!r}, which is no word known: kept as if cut"
         say(console, f"{endpoint}: {counted(replies, 'answer')} {said}")
+    tell_marks(console, reader)
+
+
+def tell_marks(console: Console, reader: Reader) -> None:
+    """What looks like reasoning in a text, and what was cut in doubt: a line each and an example."""
+    for one in reader.marks():
+        say(console, f"{marked(one)}, as in {one.prompt_id[:12]}: {one.example}")
+
+
+def marked(one: Marked) -> str:
+    """The same in words, without the example."""
+    completions = counted(one.completions, "completion")
+    if one.what == "left":
+        return f"{one.model}: {completions} with what looks like a mark of reasoning (see reasoning_tags)"
+    return f"{one.model}: {completions} cut where the reply may only speak of a mark (see reasoning_tags)"
 
 
 def _tell(

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
 from socket import inet_aton
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator
 
 from aif.complaints import shown
+from aif.reasoning import Tags
 
 
 def _name(value: str) -> str:
@@ -209,6 +210,16 @@ def _omitted(value: Any) -> tuple[str, ...]:
     return ("seed",)
 
 
+def _tags(value: Any) -> Tags:
+    if value in ("auto", "none"):
+        return cast(Tags, value)
+    if not isinstance(value, list | tuple) or not all(isinstance(one, str) and one.strip() for one in value):
+        raise ValueError(f"expected auto, none, or the two marks such as ['<think>', '</think>'], got {shown(value)}")
+    if len(value) != 2 or value[0] == value[1]:
+        raise ValueError(f"expected two marks, what opens reasoning and what closes it, got {shown(value)}")
+    return value[0], value[1]
+
+
 def _slot(value: str) -> str:
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,39}", value):
         raise ValueError(f"{shown(value)} is no name of a slot; use up to 40 lower-case letters, digits and _")
@@ -239,6 +250,7 @@ Headers = Annotated[dict[str, str | Secret], PlainValidator(_headers)]
 Query = Annotated[dict[str, str], PlainValidator(_query)]
 Json = Annotated[dict[str, Any], PlainValidator(_json)]
 Omitted = Annotated[tuple[str, ...], PlainValidator(_omitted)]
+ReasoningTags = Annotated[Tags, PlainValidator(_tags)]
 PathText = Annotated[Path, BeforeValidator(_as_path)]
 Urls = Annotated[
     tuple[Annotated[str, AfterValidator(_url)], ...], BeforeValidator(_listed), Field(strict=False, min_length=1)

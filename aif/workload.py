@@ -53,7 +53,7 @@ def foresee(pipeline: Pipeline, limit: int | None, tell: Callable[[str], None]) 
         with Outlook.of(ledger.store) as reader:
             return estimated(pipeline, rubric, reader, limit)
 
-    return Ledger.use(pipeline.store, tell, rubric, whole)
+    return Ledger.use(pipeline.store, tell, rubric, whole, tags=pipeline.tags)
 
 
 def estimated(pipeline: Pipeline, rubric: Rubric, reader: Outlook, limit: int | None) -> Estimate:

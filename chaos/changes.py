@@ -121,6 +121,7 @@ _CALLED: Patch = {
     "api_key_env": "AIF_CHAOS_KEY", "concurrency": 3, "requests_per_minute": 60000, "tokens_per_minute": 9000000,
     "terms": "apache-2.0", "timeout_s": 9.0, "service_tier": "flex", "extra_headers": {"X-Who": "me"},
     "extra_query": {"who": "me"}, "omit": ["seed"], "dialect": "openai", "max_model_len": 4096,
+    "reasoning_tags": "none",
 }  # fmt: skip
 
 

@@ -763,7 +763,7 @@ WRONG = [
         "price: {nois: 1, ",
         "p.yaml:17: models.price.nois: unknown key 'nois'; keys known here: provider, model, revision, base_url, "
         "launch, api_key_env, concurrency, requests_per_minute, tokens_per_minute, price, reasoning_effort, "
-        "extra_body, service_tier, extra_headers, extra_query, omit, dialect, max_model_len, terms, "
+        "extra_body, service_tier, extra_headers, extra_query, omit, dialect, max_model_len, reasoning_tags, terms, "
         "system, samples, temperature, top_p, max_tokens, timeout_s, quality",
     ),
     (
@@ -829,7 +829,7 @@ WRONG = [
         "gpt-4.1: {samples: 2, ",
         "p.yaml:20: judges.gpt-4.1.samples: unknown key 'samples'; keys known here: provider, model, revision, "
         "base_url, launch, api_key_env, concurrency, requests_per_minute, tokens_per_minute, price, reasoning_effort, "
-        "extra_body, service_tier, extra_headers, extra_query, omit, dialect, max_model_len, terms, "
+        "extra_body, service_tier, extra_headers, extra_query, omit, dialect, max_model_len, reasoning_tags, terms, "
         "reply, on_overflow, temperature, top_p, max_tokens, timeout_s, weight, noise",
     ),
     ("gpt-4.1: {", "gpt-4.1: {weight: 0, ", "p.yaml:20: judges.gpt-4.1.weight: must be more than 0, got 0"),
@@ -1363,3 +1363,25 @@ prompts:
     hub = hub.replace("file: b/train.jsonl", "hub: o/d, config: y")
     assert parse(hub, PATH).scales == {"o/d x", "o/d y"}
     assert sound().scales == set()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("null", "expected auto, none, or the two marks such as ['<think>', '</think>'], got nothing"),
+        ("deepseek_r1", "expected auto, none, or the two marks such as ['<think>', '</think>'], got 'deepseek_r1'"),
+        ("['<think>']", "expected two marks, what opens reasoning and what closes it, got a list"),
+        ("[a, a]", "expected two marks, what opens reasoning and what closes it, got a list"),
+    ],
+)
+def test_marks_that_are_none_are_refused(given: str, said: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        sound(f"models.served={{provider: openai, reasoning_tags: {given}}}")
+
+    assert f"models.served.reasoning_tags: {said}" in str(caught.value)
+
+
+def test_entries_of_one_model_are_read_alike() -> None:
+    twice = "{provider: openai, model: m, temperature: %s, reasoning_tags: %s}"
+    with pytest.raises(BadInput, match=r"models.b.reasoning_tags: models.a is the same model; give both the same"):
+        sound("models.a=" + twice % (0.1, "auto"), "models.b=" + twice % (0.2, "none"))

@@ -1,5 +1,7 @@
 """Anthropic's API, and any server that speaks it, through Anthropic's own client."""
 
+from functools import partial
+
 import anthropic
 import httpx2
 
@@ -49,7 +51,7 @@ class AnthropicChat:
     async def ask(self, request: Request) -> Reply:
         """One attempt. Raises CallError."""
         body, secrets = messages.body(request, self._model, self._options), self._options.secrets
-        sent, read = messages.sent(body), messages.read_reply
+        sent, read = messages.sent(body), partial(messages.read_reply, tags=self._options.tags)
         return await exchange(body, sent, self._post, self._given, self._start_over, keys=secrets, read=read)
 
     async def _start_over(self) -> None:

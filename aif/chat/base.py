@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal, Protocol
 
+from aif.reasoning import Tags
 from aif.records import Message, Usage
 
 Finish = Literal["stop", "length", "refusal"]
@@ -49,7 +50,7 @@ class Options:
     """What an endpoint wants of every request, whatever is asked; nothing of it tells one reply from another.
 
     `dialect` is of names and schemas (see wire.body); `omit` names settings that are not sent. `headers` and `query`
-    are added; what nobody may see of them stands in `secrets`, too.
+    are added; what nobody may see of them stands in `secrets`, too. `tags` are the marks around its reasoning.
     """
 
     dialect: Dialect = "compatible"
@@ -58,6 +59,7 @@ class Options:
     headers: Mapping[str, str] = field(default_factory=dict)
     query: Mapping[str, str] = field(default_factory=dict)
     secrets: tuple[str, ...] = ()
+    tags: Tags = "auto"
 
 
 PLAIN = Options()
@@ -81,10 +83,12 @@ class Quota:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a model said. `reasoning` is kept apart from `text`; `sent` holds the settings as they went over the wire
-    (messages and schema left out); `served` what the server says of itself (model, fingerprint, request id); `quotas`
-    what it says of its limits. `finish` is None only in a CallError, where a body did not say it in a way that can be
-    read; it is length, too, where the server's word for it is not known, which then stands in `served`."""
+    """What a model said. `reasoning` is kept apart from `text`; `said` is the content as it came, and the thoughts that
+    came apart from it, where these two are others; `mark` what looks like a mark of reasoning (see reasoning.py).
+    `sent` holds the settings as they went over the wire (messages and schema left out); `served` what the server says
+    of itself (model, fingerprint, request id); `quotas` what it says of its limits. `finish` is None only in a
+    CallError, where a body did not say it in a way that can be read; it is length, too, where the server's word for it
+    is not known, which then stands in `served`."""
 
     text: str
     finish: Finish | None
@@ -93,6 +97,8 @@ class Reply:
     sent: Mapping[str, Any] = field(default_factory=dict)
     served: Mapping[str, Any] = field(default_factory=dict)
     quotas: tuple[Quota, ...] = ()
+    said: tuple[str, str] | None = None
+    mark: str | None = None
 
     @property
     def cut(self) -> bool:

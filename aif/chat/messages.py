@@ -9,6 +9,7 @@ from typing import Any
 from aif.chat import wire
 from aif.chat.base import PLAIN, Options, Reply, Request
 from aif.jsontext import encodable, shape_of
+from aif.reasoning import Tags
 from aif.records import Message, Usage, as_dicts
 
 
@@ -47,7 +48,7 @@ def sent(body: Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def read_reply(data: Any, sent: Mapping[str, Any]) -> Reply:
+def read_reply(data: Any, sent: Mapping[str, Any], tags: Tags = "auto") -> Reply:
     """A parsed message as a Reply: its texts joined, and thoughts apart from them.
 
     Raises CallError, with what was used: what an error in the body means, BAD_REPLY for what is no message, and those
@@ -59,7 +60,7 @@ def read_reply(data: Any, sent: Mapping[str, Any]) -> Reply:
     content = data.get("content")
     if content is None or data.get("error"):
         raise wire.reported(data, heard) or wire.bad("The answer has no content.", heard)
-    heard = wire.saying(heard, *wire.parts(content, heard))
+    heard = wire.saying(heard, *wire.parts(content, heard), tags)
     return wire.usable(wire.finished(data.get("stop_reason"), heard), _why(data.get("stop_details")))
 
 

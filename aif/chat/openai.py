@@ -1,5 +1,7 @@
 """OpenAI's API, and any server that speaks it, through OpenAI's own client."""
 
+from functools import partial
+
 import httpx2
 import openai
 
@@ -47,7 +49,8 @@ class OpenAIChat:
     async def ask(self, request: Request) -> Reply:
         """One attempt. Raises CallError."""
         body, secrets = wire.body(request, self._model, self._options), self._options.secrets
-        return await exchange(body, wire.sent(body), self._post, self._given, self._start_over, keys=secrets)
+        sent, read = wire.sent(body), partial(wire.read_reply, tags=self._options.tags)
+        return await exchange(body, sent, self._post, self._given, self._start_over, keys=secrets, read=read)
 
     async def _start_over(self) -> None:
         client, self._client = self._client, self._connected()

@@ -66,7 +66,8 @@ class VllmChat:
         server.in_flight += 1
         try:
             post = partial(self._post, server.url, server.proxy)
-            reply = await exchange(body, wire.sent(body), post, self._given, self.aclose, keys=secrets)
+            read = partial(wire.read_reply, tags=self._options.tags)
+            reply = await exchange(body, wire.sent(body), post, self._given, self.aclose, keys=secrets, read=read)
         except CallError as error:
             server.note(error.kind, self._now())
             raise

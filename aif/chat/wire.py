@@ -16,6 +16,7 @@ from aif.chat.headers import quotas, retry_after
 from aif.chat.redaction import redact, without
 from aif.chat.refusals import classify, cut, inside
 from aif.jsontext import encodable, reader, shape_of
+from aif.reasoning import Tags, split
 from aif.records import Usage, as_dicts, is_blank
 
 # Of these the message is the model's or ours; of others, or where it is `told`, the server's.
@@ -56,9 +57,6 @@ _ENDS: tuple[tuple[Finish | Literal["error"], str], ...] = (
 _FINISH = {word: finish for finish, words in _ENDS for word in words.split()}
 _PREFIX = re.compile("^finish_?reason_")
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking", "reasoning_details")  # what one server sends under several
-_THINK = re.compile(r"\s*<think>(.*?)(</think>\s*|\Z)", re.DOTALL)
-# Some chat templates open the block in the prompt, so that only its end is in the text, on a line of its own.
-_THOUGHT = re.compile(r"((?:(?!<think>).)*?)\n</think>\s*?\n\s*", re.DOTALL)
 
 
 def body(request: Request, model: str, options: Options = PLAIN) -> dict[str, Any]:
@@ -143,10 +141,11 @@ def _twice(name: str) -> CallError:
 _read_once = reader(_twice)
 
 
-def read_reply(data: Any, sent: Mapping[str, Any]) -> Reply:
+def read_reply(data: Any, sent: Mapping[str, Any], tags: Tags = "auto") -> Reply:
     """A parsed chat completion as a Reply.
 
-    The text is what the model said, unchanged but for reasoning taken out and lone surrogates replaced by U+FFFD.
+    The text is what the model said, unchanged but for reasoning taken out (reasoning.py), with the marks that a chat
+    format ends with, and lone surrogates replaced by U+FFFD.
     Raises CallError, with what was used: what an error in the body means, BAD_REPLY for what is no chat completion, and
     those of `usable`.
     """
@@ -157,7 +156,7 @@ def read_reply(data: Any, sent: Mapping[str, Any]) -> Reply:
     choice, message = _choice(data, heard)
     said, thoughts = parts(message.get("content"), heard)
     thought = next((one for name in _THOUGHTS if (one := thinking(message.get(name)))), "")
-    heard = saying(heard, said, "\n".join(filter(None, (thought, thoughts))))
+    heard = saying(heard, said, "\n".join(filter(None, (thought, thoughts))), tags)
     if error := choice.get("error") or _failed(data.get("base_resp")) or (not heard.text and data.get("error")):
         raise reported({"error": error}, heard) or bad("The answer's choice is an error.", heard)
     if refusal := message.get("refusal"):
@@ -302,21 +301,14 @@ def finished(reason: Any, heard: Reply) -> Reply:
     return replace(heard, finish="length", served={**heard.served, UNKNOWN_END: said[:60] or NO_WORD})
 
 
-def saying(heard: Reply, content: str, thoughts: str) -> Reply:
+def saying(heard: Reply, content: str, thoughts: str, tags: Tags) -> Reply:
     """The reply with what the model said. Usage in which that took no token is none."""
-    text, reasoning = apart(content, thoughts)
-    free = (text or reasoning) and heard.usage is not None and not heard.usage.output
-    return replace(heard, text=text, reasoning=reasoning, usage=None if free else heard.usage)
-
-
-def apart(content: str, thoughts: str) -> tuple[str, str | None]:
-    """Text and reasoning, told apart. A block that is never closed has no text after it."""
-    said = [encodable(thoughts)]
-    content = encodable(content)
-    if "think>" in content and (block := _THINK.match(content) or _THOUGHT.match(content)):
-        said.append(block[1].strip())
-        content = content[block.end() :]
-    return content, "\n".join(filter(None, said)) or None
+    content, thoughts = encodable(content), encodable(thoughts)
+    told = split(content, thoughts, tags)
+    free = (told.text or told.reasoning) and heard.usage is not None and not heard.usage.output
+    said = None if (told.text, told.reasoning or "") == (content, thoughts) else (content, thoughts)
+    usage = None if free else heard.usage
+    return replace(heard, text=told.text, reasoning=told.reasoning, usage=usage, said=said, mark=told.mark)
 
 
 def _usage(data: Any) -> Usage | None:

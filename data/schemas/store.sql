@@ -60,11 +60,14 @@ CREATE TABLE completions (
     system        VARCHAR,                  -- role, fold_into_user or none: how a system turn was sent
     text          VARCHAR,
     reasoning     VARCHAR,                  -- kept apart: never judged, never exported
+    said          JSON,                     -- [content as it came, thoughts that came apart], where these are others
+    mark          VARCHAR,                  -- what looks like a mark of reasoning: `left: …`, or `cut: …` in doubt
     finish        VARCHAR,                  -- stop or length
     output_tokens BIGINT,
     call_id       VARCHAR,                  -- in calls
     text_id       VARCHAR,                  -- a digest of the text: equal where texts are, but for how they are composed
                                             -- (NFC) and for blanks at their ends
+    recorded      VARCHAR,                  -- the same of the text as it was when it came, where it is read otherwise now
     chars         BIGINT,                   -- of the text
     bytes         BIGINT                    -- of text and reasoning
 );
@@ -83,7 +86,9 @@ CREATE TABLE judgements (
     form        VARCHAR,                    -- schema or text
     completions VARCHAR[],
     answers     VARCHAR[],                  -- the same keys, sorted
+    shown       VARCHAR[],                  -- text_id of each of `answers` as the judge saw it; NULL: as it was recorded
     text        VARCHAR,                    -- the judge's raw words
+    said        JSON,                       -- as in completions
     ratings     STRUCT(completion VARCHAR, aspect VARCHAR, state VARCHAR, score DOUBLE, rationale VARCHAR, types INTEGER[])[],
     call_id     VARCHAR,
     bytes       BIGINT                      -- of text and rationales
@@ -136,7 +141,8 @@ CREATE TABLE failed (
     request   VARCHAR,
     spec      VARCHAR,
     material  VARCHAR,
-    answers   VARCHAR[]
+    answers   VARCHAR[],
+    shown     VARCHAR[]
 );
 
 -- ---------------------------------------------------------------------------------------------------------------------
@@ -191,42 +197,52 @@ CREATE TABLE marks (name VARCHAR PRIMARY KEY, value VARCHAR);
 -- Each slot of the present plan and how it stands: answered, failed, later or pending; `kind` and `message` of the last
 -- word on it where it is failed or later. `carried`: the completion came with its prompt.
 CREATE VIEW slot_states AS
-SELECT s.*, a.key IS NOT NULL AS carried, f.kind, f.message,
+SELECT s.*, a.key IS NOT NULL AS carried, f.kind, f.message, hash(c.text_id) // 2 * 2 + (c.recorded IS NULL)::UBIGINT AS shows,
        CASE WHEN c.key IS NOT NULL THEN 'answered' WHEN f.key IS NULL THEN 'pending' ELSE f.verdict END AS state
 FROM slots s LEFT JOIN completions c ON s.key = c.key LEFT JOIN failed f ON s.key = f.key
 LEFT JOIN carried a ON s.key = a.key;
 
+-- Whether what was shown is what there is. (`shows` is a number for each text, odd where it is as it was recorded: to gather
+-- the texts' ids themselves takes twice the time of all the view.)
+CREATE MACRO stands(shown, shows) AS
+CASE WHEN shown IS NULL THEN list_bool_and(list_transform(shows, lambda id: id % 2 = 1))
+     ELSE list_transform(shown, lambda id: hash(id) // 2) = list_transform(shows, lambda id: id // 2) END;
+
 -- Each judgement the present rubric wants, as if every completion came through that is still pending, and how it stands.
--- `whole`: all the prompt's slots are terminal, so that it can be asked for. What the judge said is too long for it, and is
--- to be asked one completion by one then, stands there so, unless it was answered after all. (One look at what is coming, not one for
+-- `whole`: all the prompt's slots are terminal, so that it can be asked for. A judgement stands while the texts that it was
+-- shown are those there are. What the judge said is too long for it, and is to be asked one completion by one then, stands
+-- there so, unless it was answered after all. (One look at what is coming, not one for
 -- each kind of request: DuckDB 2.0 filters before it groups only where the groups are used once. Of 48,000 prompts, what
 -- two of them need takes 9 ms so, and 80 otherwise.)
 CREATE VIEW foreseen AS
 WITH coming AS (
     SELECT position, prompt_id, bool_and(state IN ('answered', 'failed')) AS whole,
-           list(key ORDER BY key) FILTER (state <> 'failed') AS answers
+           list(key ORDER BY key) FILTER (state <> 'failed') AS answers,
+           list(shows ORDER BY key) FILTER (state <> 'failed') AS shows
     FROM slot_states GROUP BY position, prompt_id
 ), wanted AS (
     SELECT c.position, c.prompt_id, c.whole, p.judge, p.identity, p.pass, p.request, p.listwise AND o.key IS NULL AS listwise,
-           CASE WHEN o.key IS NULL THEN p.spec ELSE p.instead END AS spec, m.digest AS material, c.answers AS every
+           CASE WHEN o.key IS NULL THEN p.spec ELSE p.instead END AS spec, m.digest AS material, c.answers AS every,
+           c.shows AS every_shows
     FROM coming c JOIN specs p ON CASE WHEN p.listwise THEN p.n = len(c.answers) ELSE len(c.answers) >= p.least END
     LEFT JOIN materials m ON c.prompt_id = m.prompt_id
     LEFT JOIN (FROM failed WHERE kind = 'context_overflow' AND stage = 'judgement') o
         ON c.prompt_id = o.prompt_id AND CASE WHEN p.instead IS NOT NULL THEN p.spec END = o.spec
         AND p.identity = o.identity AND p.pass = o.pass AND c.answers = o.answers
-        AND o.material IS NOT DISTINCT FROM m.digest
+        AND o.material IS NOT DISTINCT FROM m.digest AND stands(o.shown, c.shows)
 ), one AS (
-    SELECT * EXCLUDE (every, listwise),
-           unnest(CASE WHEN listwise THEN [every] ELSE list_transform(every, lambda key: [key]) END) AS answers
+    SELECT * EXCLUDE (every, every_shows, listwise),
+           unnest(CASE WHEN listwise THEN [every] ELSE list_transform(every, lambda key: [key]) END) AS answers,
+           unnest(CASE WHEN listwise THEN [every_shows] ELSE list_transform(every_shows, lambda id: [id]) END) AS shows
     FROM wanted
 )
-SELECT w.*, j.key AS judgement, f.kind, f.message,
+SELECT w.* EXCLUDE (shows), j.key AS judgement, f.key AS failure, f.kind, f.message,
        CASE WHEN j.key IS NOT NULL THEN 'answered' WHEN f.key IS NULL THEN 'pending' ELSE f.verdict END AS state
 FROM one w
 LEFT JOIN judgements j ON w.prompt_id = j.prompt_id AND w.spec = j.spec AND w.identity = j.identity AND w.pass = j.pass
-    AND w.answers = j.answers AND j.material IS NOT DISTINCT FROM w.material
+    AND w.answers = j.answers AND j.material IS NOT DISTINCT FROM w.material AND stands(j.shown, w.shows)
 LEFT JOIN failed f ON w.prompt_id = f.prompt_id AND w.spec = f.spec AND w.identity = f.identity AND w.pass = f.pass
-    AND w.answers = f.answers AND f.material IS NOT DISTINCT FROM w.material;
+    AND w.answers = f.answers AND f.material IS NOT DISTINCT FROM w.material AND stands(f.shown, w.shows);
 
 -- Each judgement wanted of the present completions. A prompt has some as soon as all its slots are terminal and enough of
 -- them are answered. (No state is NULL: what can't be known before the joins keeps DuckDB 2.0 from filtering before them,

@@ -269,6 +269,8 @@ def test_a_reply_that_ended_by_another_word_is_kept_as_if_it_were_cut(word: Any,
         ),
         ({"content": "Four.", "reasoning_content": [{"thinking": "2 + 2"}]}, "Four.", "2 + 2"),
         ({"content": "Four.", "reasoning": None, "reasoning_content": ""}, "Four.", None),
+        ({"content": "Four.", "thinking": "2 + 2"}, "Four.", "2 + 2"),  # Ollama
+        ({"content": "So.</think>Four.", "reasoning": "2 + 2"}, "Four.", "2 + 2\nSo."),  # a parser that ended early
     ],
 )
 def test_content_and_thoughts_in_parts(message: dict[str, Any], text: str, reasoning: str | None) -> None:

@@ -1,0 +1,231 @@
+"""Replies that are read again with other marks of reasoning, and judgements that stand while their texts do."""
+
+import json
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from rich.console import Console
+
+from aif.config import load
+from aif.intake import prepare
+from aif.ledger import Ledger
+from aif.portions import Rubrics, entry_of
+from aif.queries import Reader
+from aif.summary import tell_marks, tell_status
+from aif.workload import foresee
+from tests.building import build
+from tests.test_feedback import aif, ask, run
+
+THOUGHT = "Thinking of it.</think>Paris, says r1."
+
+
+class Server:
+    """r1 thinks in its text, and the judge rates by the schema; `calls` counts both."""
+
+    def __init__(self) -> None:
+        self.calls = Counter[str]()
+        self.says: Callable[[int], str] = lambda n: THOUGHT
+
+    def reply(self, body: dict[str, Any]) -> str:
+        self.calls[body["model"]] += 1
+        if body["model"] == "judge":
+            return json.dumps(_least(body["response_format"]["json_schema"]["schema"]))
+        return self.says(self.calls["r1"]) if body["model"] == "r1" else "Plain."
+
+
+def _least(schema: dict[str, Any], whole: dict[str, Any] | None = None, at: int = 0) -> Any:
+    """What says the least by a schema, and a little more of the second completion."""
+    whole = whole or schema
+    if "$ref" in schema:
+        schema = whole["$defs"][schema["$ref"].rpartition("/")[2]]
+    if "enum" in schema:
+        return schema["enum"][at]
+    if schema["type"] == "object":
+        return {name: _least(part, whole, 1 if name == "2" else at) for name, part in schema["properties"].items()}
+    return {"array": [], "string": "ok"}.get(schema["type"], 1)
+
+
+@contextmanager
+def _served(server: Server) -> Iterator[str]:
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *args: Any) -> None:
+            pass
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            choice = {"message": {"role": "assistant", "content": server.reply(body)}, "finish_reason": "stop"}
+            usage = {"prompt_tokens": 50, "completion_tokens": 20}
+            said = {"id": f"c{server.calls.total()}", "model": body["model"], "choices": [choice], "usage": usage}
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps(said).encode())
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
+        threading.Thread(target=listening.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{listening.server_address[1]}/v1"
+        listening.shutdown()
+
+
+class Kept:
+    """A pipeline of three prompts, run as often as one likes."""
+
+    def __init__(self, folder: Path, url: str, server: Server) -> None:
+        self.path, self.server = folder / "p.yaml", server
+        rows = [{"prompt": f"Question {n}?"} for n in range(3)]
+        (folder / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        entry = {"provider": "vllm", "base_url": url}
+        priced = {**entry, "provider": "openai", "price": {"input": 1.0, "output": 2.0}}
+        said = {
+            "name": "t", "store": "s/feedback.duckdb", "prompts": [{"file": "p.jsonl"}],
+            "completions": {"per_prompt": 2, "max_tokens": 100},
+            "models": {name: {**entry, "model": name} for name in ("r1", "plain")},
+            "judges": {"judge": {**priced, "model": "judge"}},
+        }  # fmt: skip
+        self.path.write_text(yaml.safe_dump(said))
+
+    def run(self, tags: str = "auto", whose: str = "models.r1") -> dict[str, int]:
+        """What a run asks."""
+        self.server.calls.clear()
+        run(self.path, f"{whose}.reasoning_tags={tags}")
+        return dict(self.server.calls)
+
+    def texts(self) -> set[str]:
+        return {row["text"] for row in ask(load(self.path), "SELECT text FROM completions WHERE identity = 'r1'")}
+
+    @property
+    def store(self) -> Path:
+        return load(self.path).store
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Iterator[Kept]:
+    server = Server()
+    with _served(server) as url:
+        yield Kept(tmp_path, url, server)
+
+
+ASKED = {"r1": 3, "plain": 3, "judge": 3}
+
+
+def test_other_marks_ask_the_judges_alone_and_going_back_is_free(kept: Kept) -> None:
+    assert kept.run() == ASKED
+    assert kept.texts() == {"Paris, says r1."}
+
+    assert kept.run("none") == {"judge": 3}
+    assert kept.texts() == {THOUGHT}
+    assert kept.run("none") == {}
+
+    assert kept.run() == {}
+    assert kept.texts() == {"Paris, says r1."}
+    assert kept.run("[Thinking, it.]") == {"judge": 3}
+    assert kept.run("none") == {}
+    assert kept.run("none", "judges.judge") == {}
+
+
+def test_what_changes_and_what_it_costs_is_said_before(kept: Kept) -> None:
+    kept.run()
+    told: list[str] = []
+    pipeline = load(kept.path, ["models.r1.reasoning_tags=none"])
+
+    foreseen = foresee(pipeline, None, told.append)
+
+    assert told[0] == "reasoning_tags of r1 are others now: 3 replies are read again, 3 otherwise than before"
+    assert told[1].startswith("judge: 3 judgements were shown texts that are read otherwise now: asked again for $0.01")
+    assert foreseen.calls == 3
+
+
+def test_a_reply_without_text_by_other_marks_is_asked_for_again_and_one_that_has_one_is_an_answer(kept: Kept) -> None:
+    kept.server.says = lambda n: "<plan>All of it is thought."
+    plan = "['<plan>', '</plan>']"
+    assert kept.run(plan).keys() == {"r1", "plain"}
+
+    assert kept.run("none") == {"judge": 3}
+    assert kept.texts() == {"<plan>All of it is thought."}
+
+    kept.server.says = lambda n: "<plan>a</plan>Paris."
+    assert kept.run(plan) == {"r1": 3, "judge": 3}
+    assert kept.texts() == {"Paris."}
+    assert kept.run("none") == {}, "the first answer stands again, and what was said of it"
+    assert kept.run(plan) == {}
+
+
+def test_the_store_alone_knows_enough_to_read_again(kept: Kept) -> None:
+    kept.run()
+    kept.run("none")
+    for file in sorted((kept.store.parent / "feedback.journal").iterdir()):
+        file.unlink()
+
+    assert kept.run() == {}
+    assert kept.texts() == {"Paris, says r1."}
+    assert kept.run("none") == {}
+    assert kept.texts() == {THOUGHT}
+
+
+def test_a_judgement_does_not_outlive_a_text_that_was_lost(kept: Kept) -> None:
+    kept.run()
+    kept.server.says = lambda n: "<think>x</think>Another text."
+    journal = next((kept.store.parent / "feedback.journal").iterdir())
+    lines = journal.read_bytes().splitlines(keepends=True)
+    lost = next(n for n, line in enumerate(lines) if b'"stage":"completion"' in line and b'"endpoint":"r1"' in line)
+    lines[lost] = b"x" * (len(lines[lost]) - 1) + b"\n"
+    journal.write_bytes(b"".join(lines))
+    kept.store.unlink()
+
+    assert kept.run() == {"r1": 1, "judge": 1}
+    assert kept.run() == {}
+
+
+def test_what_looks_like_a_mark_is_counted_with_an_example(kept: Kept) -> None:
+    kept.server.says = lambda n: ["<think>x</think>It opens with <think>.", "See <|im_start|> there.", "Paris."][n - 1]
+    kept.run()
+
+    shown = []
+    with Reader.open(kept.store) as reader:
+        marks = reader.marks()
+        for tell in (tell_status, tell_marks):
+            console = Console(record=True, width=300, file=StringIO())
+            tell(console, reader)
+            shown.append(console.export_text())
+    assert {(one.model, one.what, one.completions, one.example) for one in marks} == {
+        ("r1", "cut", 1, "<think>x</think>It opens with <think>."),
+        ("r1", "left", 1, "See <|im_start|> there."),
+    }
+    for said in shown:
+        assert "r1: 1 completion with what looks like a mark of reasoning (see reasoning_tags), as in " in said
+        assert "r1: 1 completion cut where the reply may only speak of a mark" in said
+    told = aif("failures", kept.path).stdout
+    assert "See <|im_start|> there." in told
+    assert aif("export", kept.path).returncode == 0
+    card = (kept.store.parent / "dataset" / "README.md").read_text()
+    assert "what looks like a mark of reasoning" in card
+    assert "It opens with" not in card.partition("## A row")[0], "what was cut may hold reasoning"
+
+
+def test_an_older_journal_holds_texts_as_they_were_read_then(tmp_path: Path) -> None:
+    said = {"able": "Hm.</think>Four.", "fair": "<think> is a tag.", "plain": "Four.", "poor": "[THINK]4[/THINK]4."}
+    pipeline, rubric, ledger = build(tmp_path, 2, complete=lambda number, model: said[model])
+    with ledger, Reader.of(ledger.store) as reader:
+        texts = {row["text"] for row in reader.sql("SELECT text FROM completions")}
+        states = {row["state"] for row in reader.sql("SELECT state FROM needed")}
+    assert texts == {"Four.", "<think> is a tag.", "4."}
+    assert states == {"pending"}, "the judge was shown what is another text now"
+
+    plain = Ledger.open(pipeline.store, print, tags=dict.fromkeys(pipeline.tags, "none"))
+    prepare(pipeline, plain, rubric, print)
+    with plain as ledger, Reader.of(ledger.store) as reader:
+        states = {row["state"] for row in reader.sql("SELECT state FROM needed")}
+    assert states == {"answered"}
+
+
+def test_a_record_whose_split_stands_is_left_as_it_is() -> None:
+    call = {"t": "call", "stage": "completion", "identity": "m", "kind": None, "text": "4.", "reasoning": "2 + 2"}
+
+    assert entry_of(call, Rubrics()).record is call
