@@ -225,6 +225,43 @@ def test_an_older_journal_holds_texts_as_they_were_read_then(tmp_path: Path) -> 
     assert states == {"answered"}
 
 
+def test_the_store_of_an_older_journal_alone_knows_what_came_and_what_was_shown(tmp_path: Path) -> None:
+    said = {"able": "Hm.</think>Four.", "fair": "[THINK]All of it.", "plain": "Four.", "poor": "[THINK]4[/THINK]4."}
+    pipeline, rubric, ledger = build(tmp_path, 2, complete=lambda number, model: said[model])
+    ledger.close()
+    for file in (pipeline.store.parent / "feedback.journal").iterdir():
+        file.unlink()
+
+    def had(tags: Any) -> tuple[set[str], set[str], set[str]]:
+        again = Ledger.open(pipeline.store, print, tags=dict.fromkeys(pipeline.tags, tags))
+        prepare(pipeline, again, rubric, print)
+        with again as ledger, Reader.of(ledger.store) as reader:
+            words = "SELECT text AS it FROM completions", "SELECT raw AS it FROM calls WHERE raw IS NOT NULL"
+            states = "SELECT state AS it FROM foreseen"
+            texts, raw, stands = ({row["it"] for row in reader.sql(one)} for one in (*words, states))
+        return texts, raw, stands
+
+    assert had("auto") == ({"Four.", "4."}, {"[THINK]All of it."}, {"pending"})
+    texts, _, _ = had("none")
+    assert texts == set(said.values()) - {"[THINK]All of it."}
+
+
+def test_what_was_said_of_a_reply_without_text_is_not_said_of_one_that_came_since(tmp_path: Path) -> None:
+    said = {"able": "Two.", "fair": "[THINK]All of it.", "plain": "Four.", "poor": "Five."}
+    pipeline, rubric, ledger = build(tmp_path, 1, complete=lambda number, model: said[model])
+    with ledger, Reader.of(ledger.store) as reader:
+        (gone,) = reader.sql("SELECT key, prompt_id FROM failed WHERE stage = 'completion'")
+        assert {row["state"] for row in reader.sql("SELECT state FROM foreseen")} == {"pending"}
+    build(tmp_path, 1, complete=lambda number, model: "Three.")[2].close()
+
+    again = Ledger.open(pipeline.store, print, anew=True)
+    prepare(pipeline, again, rubric, print)
+    with again as ledger, Reader.of(ledger.store) as reader:
+        assert reader.sql("SELECT text FROM completions WHERE key = ?", [gone["key"]]) == [{"text": "Three."}]
+        assert {row["shown"] is None for row in reader.sql("SELECT shown FROM judgements")} == {False}
+        assert {row["state"] for row in reader.sql("SELECT state FROM needed")} == {"pending"}
+
+
 def test_a_record_whose_split_stands_is_left_as_it_is() -> None:
     call = {"t": "call", "stage": "completion", "identity": "m", "kind": None, "text": "4.", "reasoning": "2 + 2"}
 
