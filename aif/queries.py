@@ -263,14 +263,14 @@ class Reader:
         )
         return dict(self._rows(held, [list(ids)]))
 
-    def done(self, keys: Sequence[str]) -> set[str]:
-        """Which of these judgements are answered, or have failed for good."""
+    def done(self, keys: Sequence[str]) -> dict[str, tuple[bool, list[str] | None]]:
+        """Which of these judgements are answered, or else have failed for good, and the texts that each was shown."""
         rows = self._rows(
-            "SELECT key FROM judgements WHERE key IN (SELECT unnest($keys)) UNION ALL "
-            "SELECT key FROM failed WHERE key IN (SELECT unnest($keys)) AND verdict = 'failed'",
+            "SELECT key, true, shown FROM judgements WHERE key IN (SELECT unnest($keys)) UNION ALL "
+            "SELECT key, false, shown FROM failed WHERE key IN (SELECT unnest($keys)) AND verdict = 'failed'",
             {"keys": list(keys)},
         )
-        return {row[0] for row in rows}
+        return {key: (answered, shown) for key, answered, shown in rows}
 
     def held(self, keys: Sequence[str]) -> set[str]:
         """Which of these completions the store holds."""

@@ -28,16 +28,18 @@ THOUGHT = "Thinking of it.</think>Paris, says r1."
 
 
 class Server:
-    """r1 thinks in its text, and the judge rates by the schema; `calls` counts both."""
+    """r1 thinks in its text, and the judge rates by the schema, if `tight` one completion alone; `calls` counts both."""
 
     def __init__(self) -> None:
         self.calls = Counter[str]()
         self.says: Callable[[int], str] = lambda n: THOUGHT
+        self.tight = False
 
-    def reply(self, body: dict[str, Any]) -> str:
+    def reply(self, body: dict[str, Any]) -> str | None:
         self.calls[body["model"]] += 1
         if body["model"] == "judge":
-            return json.dumps(_least(body["response_format"]["json_schema"]["schema"]))
+            schema = body["response_format"]["json_schema"]["schema"]
+            return None if self.tight and "2" in schema["properties"] else json.dumps(_least(schema))
         return self.says(self.calls["r1"]) if body["model"] == "r1" else "Plain."
 
 
@@ -61,10 +63,13 @@ def _served(server: Server) -> Iterator[str]:
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            choice = {"message": {"role": "assistant", "content": server.reply(body)}, "finish_reason": "stop"}
+            text = server.reply(body)
+            choice = {"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
             usage = {"prompt_tokens": 50, "completion_tokens": 20}
             said = {"id": f"c{server.calls.total()}", "model": body["model"], "choices": [choice], "usage": usage}
-            self.send_response(200)
+            if text is None:
+                said = {"error": {"message": "too long", "code": "context_length_exceeded"}}
+            self.send_response(400 if text is None else 200)
             self.end_headers()
             self.wfile.write(json.dumps(said).encode())
 
@@ -128,6 +133,16 @@ def test_other_marks_ask_the_judges_alone_and_going_back_is_free(kept: Kept) -> 
     assert kept.run("[Thinking, it.]") == {"judge": 3}
     assert kept.run("none") == {}
     assert kept.run("none", "judges.judge") == {}
+
+
+def test_what_is_rated_one_by_one_is_rated_again_in_the_same_run(kept: Kept) -> None:
+    kept.server.tight = True
+    kept.path.write_text(kept.path.read_text().replace("  judge:\n", "  judge:\n    on_overflow: single\n"))
+
+    assert kept.run() == {**ASKED, "judge": 3 + 6}
+    assert kept.run("none") == {"judge": 3 + 3}
+    assert kept.run("none") == {}
+    assert kept.run() == {"judge": 3}, "that all together are too long is asked again, and nothing that was rated"
 
 
 def test_what_changes_and_what_it_costs_is_said_before(kept: Kept) -> None:
