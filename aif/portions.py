@@ -22,8 +22,8 @@ RECORDS = 2000  # a portion, and a transaction, at most
 @dataclass
 class Rubrics:
     """Rubrics by digest, made when first needed from the files that were journalled; and the marks around reasoning by
-    who is read with them, `stage/identity`, where these are not those of all models. `otherwise` are completions that an
-    earlier version recorded with another text than is read now: text_id of that, by key."""
+    who is read with them, `stage/identity`, where these are not those of all models. `otherwise` are completions that
+    an earlier version recorded with another text than is read now: text_id of that, by key."""
 
     files: dict[str, dict[str, str]] = field(default_factory=dict)
     tags: dict[str, Tags] = field(default_factory=dict)

@@ -28,7 +28,7 @@ THOUGHT = "Thinking of it.</think>Paris, says r1."
 
 
 class Server:
-    """r1 thinks in its text, and the judge rates by the schema, if `tight` one completion alone; `calls` counts both."""
+    """r1 thinks in its text, the judge rates by the schema, if `tight` one completion alone; `calls` counts both."""
 
     def __init__(self) -> None:
         self.calls = Counter[str]()
