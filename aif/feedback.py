@@ -296,9 +296,14 @@ class Run:
         """The judgements of one completion each that take the place of one of all together, but for those there are."""
         spec = judging_spec(self.rubric, need.request, 1, self.pipeline.judges[need.judge])
         rest = need.identity, need.judge_pass, spec, need.material
-        each = {judgement_key((key,), *rest): (key,) for key in need.answers}
-        done = await self.ask(self.reader.done, list(each))
-        needs = [replace(need, spec=spec, answers=one) for key, one in each.items() if key not in done]
+        ids = {key: [text_id(ready.texts[key])] for key in need.answers}
+        each = {key: [judgement_key((key,), *rest, texts) for texts in ([], ids[key])] for key in need.answers}
+        done = await self.ask(self.reader.done, [one for both in each.values() for one in both])
+        needs = [
+            replace(need, spec=spec, answers=(key,), outdated=done.get(both[0], (False, None))[0])
+            for key, both in each.items()
+            if not any(one in done and done[one][1] in (None, ids[key]) for one in both)
+        ]
         return [Item(partial(self.judgement, ready, one)) for one in needs]
 
 

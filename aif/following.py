@@ -61,7 +61,7 @@ def _elsewhere(folder: Path, start: Position, rubrics: Rubrics) -> Generator[Por
             yield found
     if isinstance(found, Exception):
         raise found
-    rubrics.files, lost = found
+    rubrics.files, lost, rubrics.otherwise = found
     rubrics.lost |= lost
 
 
@@ -106,7 +106,7 @@ def main(folder: str, segment: str, offset: str, pipe: str) -> None:
         try:
             for portion in portions(Path(folder), Position(int(segment), int(offset)), rubrics):
                 pickle.dump(portion, out)
-            pickle.dump((rubrics.files, rubrics.lost), out)
+            pickle.dump((rubrics.files, rubrics.lost, rubrics.otherwise), out)
         except BrokenPipeError:
             raise
         except Exception as error:

@@ -12,7 +12,7 @@ from aif.journal import Damage, Position
 from aif.paging import pages
 from aif.reading import Unreadable, read
 from aif.reasoning import Tags, split
-from aif.records import is_blank
+from aif.records import is_blank, text_id
 from aif.rows import Entry, Step, steps
 from aif.rubric import Rubric
 
@@ -22,12 +22,14 @@ RECORDS = 2000  # a portion, and a transaction, at most
 @dataclass
 class Rubrics:
     """Rubrics by digest, made when first needed from the files that were journalled; and the marks around reasoning by
-    who is read with them, `stage/identity`, where these are not those of all models."""
+    who is read with them, `stage/identity`, where these are not those of all models. `otherwise` are completions that
+    an earlier version recorded with another text than is read now: text_id of that, by key."""
 
     files: dict[str, dict[str, str]] = field(default_factory=dict)
     tags: dict[str, Tags] = field(default_factory=dict)
     made: dict[str, Rubric | None] = field(default_factory=dict)
     lost: set[str] = field(default_factory=set)
+    otherwise: dict[str, str] = field(default_factory=dict)
 
     def get(self, digest: str) -> Rubric | None:
         """The rubric, or None where its record was damaged, or is no rubric to this version: `lost` then names it."""
@@ -45,10 +47,16 @@ def entry_of(record: Record, rubrics: Rubrics) -> Entry:
     """A journalled record with what the store needs besides: a judgement's reply is read by today's reader."""
     if record["t"] == "text" and record["kind"] == "rubric":
         rubrics.files[record["digest"]] = record["content"]
-    if record["t"] != "call" or record["text"] is None:
+    if record["t"] != "call":
+        return Entry(record)
+    if record["stage"] == "judgement":
+        record = _shown(record, rubrics.otherwise)
+    if record["text"] is None:
         return Entry(record)
     record = _read_again(record, rubrics.tags.get(f"{record['stage']}/{record['identity']}", "auto"))
     if record["stage"] != "judgement":
+        if "was" in record and text_id(record["was"]) != text_id(record["text"]):
+            rubrics.otherwise.setdefault(record["key"], text_id(record["was"]))
         return Entry(record)
     if record["kind"] not in (None, "unreadable"):  # truncated, blocked: read or not, it is no judgement
         return Entry(record)
@@ -61,9 +69,18 @@ def entry_of(record: Record, rubrics: Rubrics) -> Entry:
         return Entry(record)
 
 
+def _shown(record: Record, otherwise: dict[str, str]) -> Record:
+    """A judgement's record with the texts that it was shown, where it names none and some are read otherwise now: a
+    completion of that key that came since may be as it was recorded."""
+    item = record["item"]
+    if "shown" in item or otherwise.keys().isdisjoint(item.get("completions", ())):
+        return record
+    return {**record, "item": {**item, "shown": [otherwise.get(key, "") for key in item["completions"]]}}
+
+
 def _read_again(record: Record, tags: Tags) -> Record:
-    """A call's record with text and reasoning as they are told apart now; `was` is the text that was recorded. What has
-    no text then is empty, and what was empty and has one is an answer."""
+    """A call's record with text and reasoning as they are told apart now; where an earlier version cut none, `said` is
+    what came, and `was` the text. What has no text then is empty, and what was empty and has one is an answer."""
     if record["kind"] not in (None, Kind.EMPTY, Kind.UNREADABLE):
         return record
     content, thoughts = record.get("said") or (record["text"], record["reasoning"] or "")
@@ -71,8 +88,8 @@ def _read_again(record: Record, tags: Tags) -> Record:
     if (told.text, told.mark) == (record["text"], record.get("mark")):
         return record
     again = {**record, "text": told.text, "reasoning": told.reasoning, "mark": told.mark}
-    if told.text != record["text"]:
-        again["was"] = record["text"]
+    if told.text != record["text"] and "said" not in record:
+        again |= {"said": [content, thoughts], "was": record["text"]}
     blank = is_blank(told.text)
     if record["stage"] == "completion" and blank == (record["kind"] is None):
         said = "The completion is empty: all of it is reasoning, as it is read now." if blank else None

@@ -263,14 +263,14 @@ class Reader:
         )
         return dict(self._rows(held, [list(ids)]))
 
-    def done(self, keys: Sequence[str]) -> set[str]:
-        """Which of these judgements are answered, or have failed for good."""
+    def done(self, keys: Sequence[str]) -> dict[str, tuple[bool, list[str] | None]]:
+        """Which of these judgements are answered, or else have failed for good, and the texts that each was shown."""
         rows = self._rows(
-            "SELECT key FROM judgements WHERE key IN (SELECT unnest($keys)) UNION ALL "
-            "SELECT key FROM failed WHERE key IN (SELECT unnest($keys)) AND verdict = 'failed'",
+            "SELECT key, true, shown FROM judgements WHERE key IN (SELECT unnest($keys)) UNION ALL "
+            "SELECT key, false, shown FROM failed WHERE key IN (SELECT unnest($keys)) AND verdict = 'failed'",
             {"keys": list(keys)},
         )
-        return {row[0] for row in rows}
+        return {key: (answered, shown) for key, answered, shown in rows}
 
     def held(self, keys: Sequence[str]) -> set[str]:
         """Which of these completions the store holds."""
@@ -534,7 +534,7 @@ class Reader:
 
     def outdated(self) -> list[tuple[str, int, int]]:
         """By judge, how many judgements are wanted of texts that are others than it was shown, and their tokens."""
-        if not self._rows("SELECT 1 FROM completions WHERE recorded IS NOT NULL LIMIT 1") and not self.marked("tags"):
+        if not self._rows("SELECT 1 FROM completions WHERE said IS NOT NULL LIMIT 1") and not self.marked("tags"):
             return []  # by far most: to look takes 0.25 s of 64,000 prompts
         return self._rows(
             "WITH again AS (SELECT d.judge, d.answers, max(k.input_tokens) AS sent FROM needed d "

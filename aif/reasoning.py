@@ -17,7 +17,7 @@ Tags = Literal["auto", "none"] | tuple[str, str]
 
 _NAMES = r"(?:think(?:_fast(?:er)?|ing)?|thoughts?|reasoning)"
 _FRAME = r"<\|start\|>assistant", r"<\|channel\|>", r"(?:[^<]{0,99}<\|constrain\|>)?[^<]{0,99}<\|message\|>"
-# What opens a block, and what closes it with what the format puts before the answer. All begin with one of <[◁, so that
+# What opens a block, and what closes it with what the format puts before the answer. All begin as in _BEGIN, so that
 # a text without these is passed over in no time. By vLLM 0.32's parsers, where it has one (file names), else as said.
 _MARKS = (
     # DeepSeek, Qwen, GLM, MiniMax (basic_parsers); <seed:… (seed_oss), <mm:… (minimax_m3), <ifm|… (k2_horizon),
@@ -36,7 +36,7 @@ _MARKS = (
     ),
 )
 _ANY = re.compile("|".join(f"(?P<o{n}>{opens})|(?P<c{n}>{closes})" for n, (opens, closes) in enumerate(_MARKS)))
-_BEGIN = re.compile("[<[◁]")
+_BEGIN = re.compile(r"<|◁|\[/?THINK")
 # Marks that are words, and so known at the begin of a reply alone: gpt-oss where a server drops special tokens; granite
 _WORDS = (
     (re.compile(r"analysis(?=[^\sa-z])"), re.compile("assistantfinal")),
@@ -189,9 +189,9 @@ def _ended(content: str, start: int) -> int:
     while True:
         while at > start and content[at - 1].isspace():
             at -= 1
-        mark = next((one for one in _ENDS if content.endswith(one, start, at)), None)
-        if mark is None:
+        if not content.endswith(_ENDS, start, at):
             break
+        mark = next(one for one in _ENDS if content.endswith(one, start, at))
         at -= len(mark)
         if (struck and mark == "</s>") or (at - 2 >= start and content[at - 1] == " " and content[at - 2].isalnum()):
             return end
@@ -205,7 +205,8 @@ def _ended(content: str, start: int) -> int:
 def _found(pattern: re.Pattern[str], content: str) -> Iterator[re.Match[str]]:
     """As finditer, 20 times as fast: the branches of a pattern hide from `re` what they all begin with."""
     end = 0
-    for begin in _BEGIN.finditer(content):
+    some = "<" in content or "◁" in content or "THINK]" in content  # of 1,200 characters 0.2 µs, and 7 one by one
+    for begin in _BEGIN.finditer(content) if some else ():
         if begin.start() >= end and (found := pattern.match(content, begin.start())):
             end = found.end()
             yield found

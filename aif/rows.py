@@ -43,7 +43,7 @@ COLUMNS = {
         position=pa.int64(), slot=pa.uint16(), sample=pa.uint16(), seed=pa.int64(),
     ),
     "completions": _columns(
-        "key prompt_id identity principle system text reasoning said mark finish call_id text_id recorded",
+        "key prompt_id identity principle system text reasoning said mark finish call_id text_id",
         sample=pa.uint16(), seed=pa.int64(), output_tokens=pa.int64(), chars=pa.int64(), bytes=pa.int64(),
     ),
     "judgements": _columns(
@@ -180,7 +180,7 @@ class _Rows:
                 **{name: r[name] for name in _CALL},
                 "run": r["id"].rpartition("-")[0],
                 "bound": r.get("bound"),
-                "raw": r["text"] if r["raw"] is None and not answered else r["raw"],
+                "raw": r["raw"] if answered else _raw(r),
                 "sent": _json(r["sent"]),
                 "served": _json(r["served"]),
                 **{f"{part}_tokens": usage.get(part) for part in ("input", "cached", "output", "reasoning")},
@@ -208,7 +208,6 @@ class _Rows:
                 "call_id": r["id"],
                 "said": _json(r["said"]) if "said" in r else None,
                 "mark": r.get("mark"),
-                "recorded": text_id(r["was"]) if "was" in r else None,
                 **_measured(r["text"], r["reasoning"]),
             }
         )
@@ -240,7 +239,7 @@ class _Rows:
         row["verdict"] = "failed" if r["verdict"] == "failed" else "later"
         row["kind"] = r["kind"] or "unreadable"
         row["message"] = r["message"] or "the reply was read once, and can't be by this version's reader"
-        row["raw"] = r["text"] if r["raw"] is None else r["raw"]
+        row["raw"] = _raw(r)
         if r["stage"] == "judgement":
             row |= {name: item[name] for name in ("pass", "request", "spec")} | {"material": item.get("material")}
             row |= {"answers": sorted(item["completions"]), "shown": _shown(item)}
@@ -248,6 +247,12 @@ class _Rows:
 
 
 _CALL = ("id", "stage", "key", "prompt_id", "endpoint", "n", "started", "seconds", "verdict", "kind", "message", "usd")
+
+
+def _raw(r: Record) -> str | None:
+    """What came and could not be used, all of it: of a reply that is all reasoning, too."""
+    raw: str | None = r["said"][0] if r["raw"] is None and "said" in r else r["raw"]
+    return r["text"] if raw is None else raw
 
 
 def _shown(item: dict[str, Any]) -> list[str] | None:

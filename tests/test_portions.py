@@ -28,16 +28,18 @@ THOUGHT = "Thinking of it.</think>Paris, says r1."
 
 
 class Server:
-    """r1 thinks in its text, and the judge rates by the schema; `calls` counts both."""
+    """r1 thinks in its text, the judge rates by the schema, if `tight` one completion alone; `calls` counts both."""
 
     def __init__(self) -> None:
         self.calls = Counter[str]()
         self.says: Callable[[int], str] = lambda n: THOUGHT
+        self.tight = False
 
-    def reply(self, body: dict[str, Any]) -> str:
+    def reply(self, body: dict[str, Any]) -> str | None:
         self.calls[body["model"]] += 1
         if body["model"] == "judge":
-            return json.dumps(_least(body["response_format"]["json_schema"]["schema"]))
+            schema = body["response_format"]["json_schema"]["schema"]
+            return None if self.tight and "2" in schema["properties"] else json.dumps(_least(schema))
         return self.says(self.calls["r1"]) if body["model"] == "r1" else "Plain."
 
 
@@ -61,10 +63,13 @@ def _served(server: Server) -> Iterator[str]:
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            choice = {"message": {"role": "assistant", "content": server.reply(body)}, "finish_reason": "stop"}
+            text = server.reply(body)
+            choice = {"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
             usage = {"prompt_tokens": 50, "completion_tokens": 20}
             said = {"id": f"c{server.calls.total()}", "model": body["model"], "choices": [choice], "usage": usage}
-            self.send_response(200)
+            if text is None:
+                said = {"error": {"message": "too long", "code": "context_length_exceeded"}}
+            self.send_response(400 if text is None else 200)
             self.end_headers()
             self.wfile.write(json.dumps(said).encode())
 
@@ -128,6 +133,16 @@ def test_other_marks_ask_the_judges_alone_and_going_back_is_free(kept: Kept) -> 
     assert kept.run("[Thinking, it.]") == {"judge": 3}
     assert kept.run("none") == {}
     assert kept.run("none", "judges.judge") == {}
+
+
+def test_what_is_rated_one_by_one_is_rated_again_in_the_same_run(kept: Kept) -> None:
+    kept.server.tight = True
+    kept.path.write_text(kept.path.read_text().replace("  judge:\n", "  judge:\n    on_overflow: single\n"))
+
+    assert kept.run() == {**ASKED, "judge": 3 + 6}
+    assert kept.run("none") == {"judge": 3 + 3}
+    assert kept.run("none") == {}
+    assert kept.run() == {"judge": 3}, "that all together are too long is asked again, and nothing that was rated"
 
 
 def test_what_changes_and_what_it_costs_is_said_before(kept: Kept) -> None:
@@ -223,6 +238,43 @@ def test_an_older_journal_holds_texts_as_they_were_read_then(tmp_path: Path) -> 
     with plain as ledger, Reader.of(ledger.store) as reader:
         states = {row["state"] for row in reader.sql("SELECT state FROM needed")}
     assert states == {"answered"}
+
+
+def test_the_store_of_an_older_journal_alone_knows_what_came_and_what_was_shown(tmp_path: Path) -> None:
+    said = {"able": "Hm.</think>Four.", "fair": "[THINK]All of it.", "plain": "Four.", "poor": "[THINK]4[/THINK]4."}
+    pipeline, rubric, ledger = build(tmp_path, 2, complete=lambda number, model: said[model])
+    ledger.close()
+    for file in (pipeline.store.parent / "feedback.journal").iterdir():
+        file.unlink()
+
+    def had(tags: Any) -> tuple[set[str], set[str], set[str]]:
+        again = Ledger.open(pipeline.store, print, tags=dict.fromkeys(pipeline.tags, tags))
+        prepare(pipeline, again, rubric, print)
+        with again as ledger, Reader.of(ledger.store) as reader:
+            words = "SELECT text AS it FROM completions", "SELECT raw AS it FROM calls WHERE raw IS NOT NULL"
+            states = "SELECT state AS it FROM foreseen"
+            texts, raw, stands = ({row["it"] for row in reader.sql(one)} for one in (*words, states))
+        return texts, raw, stands
+
+    assert had("auto") == ({"Four.", "4."}, {"[THINK]All of it."}, {"pending"})
+    texts, _, _ = had("none")
+    assert texts == set(said.values()) - {"[THINK]All of it."}
+
+
+def test_what_was_said_of_a_reply_without_text_is_not_said_of_one_that_came_since(tmp_path: Path) -> None:
+    said = {"able": "Two.", "fair": "[THINK]All of it.", "plain": "Four.", "poor": "Five."}
+    pipeline, rubric, ledger = build(tmp_path, 1, complete=lambda number, model: said[model])
+    with ledger, Reader.of(ledger.store) as reader:
+        (gone,) = reader.sql("SELECT key, prompt_id FROM failed WHERE stage = 'completion'")
+        assert {row["state"] for row in reader.sql("SELECT state FROM foreseen")} == {"pending"}
+    build(tmp_path, 1, complete=lambda number, model: "Three.")[2].close()
+
+    again = Ledger.open(pipeline.store, print, anew=True)
+    prepare(pipeline, again, rubric, print)
+    with again as ledger, Reader.of(ledger.store) as reader:
+        assert reader.sql("SELECT text FROM completions WHERE key = ?", [gone["key"]]) == [{"text": "Three."}]
+        assert {row["shown"] is None for row in reader.sql("SELECT shown FROM judgements")} == {False}
+        assert {row["state"] for row in reader.sql("SELECT state FROM needed")} == {"pending"}
 
 
 def test_a_record_whose_split_stands_is_left_as_it_is() -> None:

@@ -67,7 +67,6 @@ CREATE TABLE completions (
     call_id       VARCHAR,                  -- in calls
     text_id       VARCHAR,                  -- a digest of the text: equal where texts are, but for how they are composed
                                             -- (NFC) and for blanks at their ends
-    recorded      VARCHAR,                  -- the same of the text as it was when it came, where it is read otherwise now
     chars         BIGINT,                   -- of the text
     bytes         BIGINT                    -- of text and reasoning
 );
@@ -86,7 +85,7 @@ CREATE TABLE judgements (
     form        VARCHAR,                    -- schema or text
     completions VARCHAR[],
     answers     VARCHAR[],                  -- the same keys, sorted
-    shown       VARCHAR[],                  -- text_id of each of `answers` as the judge saw it; NULL: as it was recorded
+    shown       VARCHAR[],                  -- text_id of each of `answers` as the judge saw it, '' where not known; NULL: as it is
     text        VARCHAR,                    -- the judge's raw words
     said        JSON,                       -- as in completions
     ratings     STRUCT(completion VARCHAR, aspect VARCHAR, state VARCHAR, score DOUBLE, rationale VARCHAR, types INTEGER[])[],
@@ -197,16 +196,14 @@ CREATE TABLE marks (name VARCHAR PRIMARY KEY, value VARCHAR);
 -- Each slot of the present plan and how it stands: answered, failed, later or pending; `kind` and `message` of the last
 -- word on it where it is failed or later. `carried`: the completion came with its prompt.
 CREATE VIEW slot_states AS
-SELECT s.*, a.key IS NOT NULL AS carried, f.kind, f.message, hash(c.text_id) // 2 * 2 + (c.recorded IS NULL)::UBIGINT AS shows,
+SELECT s.*, a.key IS NOT NULL AS carried, f.kind, f.message, hash(c.text_id) AS shows,
        CASE WHEN c.key IS NOT NULL THEN 'answered' WHEN f.key IS NULL THEN 'pending' ELSE f.verdict END AS state
 FROM slots s LEFT JOIN completions c ON s.key = c.key LEFT JOIN failed f ON s.key = f.key
 LEFT JOIN carried a ON s.key = a.key;
 
--- Whether what was shown is what there is. (`shows` is a number for each text, odd where it is as it was recorded: to gather
--- the texts' ids themselves takes twice the time of all the view.)
-CREATE MACRO stands(shown, shows) AS
-CASE WHEN shown IS NULL THEN list_bool_and(list_transform(shows, lambda id: id % 2 = 1))
-     ELSE list_transform(shown, lambda id: hash(id) // 2) = list_transform(shows, lambda id: id // 2) END;
+-- Whether what was shown is what there is. (`shows` is a number for each text: to gather the texts' ids themselves takes
+-- twice the time of all the view.)
+CREATE MACRO stands(shown, shows) AS CASE WHEN shown IS NULL THEN true ELSE list_transform(shown, lambda id: hash(id)) = shows END;
 
 -- Each judgement the present rubric wants, as if every completion came through that is still pending, and how it stands.
 -- `whole`: all the prompt's slots are terminal, so that it can be asked for. A judgement stands while the texts that it was
