@@ -1,9 +1,9 @@
 """Reasoning told apart from the answer it stands before: by the marks that models and chat formats put around it. Pure.
 
 A mark is found by its words alone, so a reply that speaks of one looks much alike. Code is never cut. A sentence goes
-on behind a mark that it speaks of as no answer begins: with a comma, a bracket, "is", "tag"; or the mark stands in it as
-a word does. Where neither can be told, the block is cut; that it was in doubt, and what stays and looks like a mark, is
-said in `Split.mark`.
+on behind a mark that it speaks of as no answer begins: with a comma, a bracket, "is", "tag"; or the mark stands in it
+as a word does. Where neither can be told, the block is cut; that it was in doubt, and what stays and looks like a mark,
+is said in `Split.mark`.
 """
 
 import re

@@ -88,6 +88,9 @@ def tell_marks(console: Console, reader: Reader) -> None:
 
 def marked(one: Marked) -> str:
     """The same in words, without the example."""
+    if not one.model:
+        prompts = counted(one.completions, "prompt")
+        return f"{prompts} with what looks like a mark of reasoning in an earlier answer, which judges are shown"
     completions = counted(one.completions, "completion")
     if one.what == "left":
         return f"{one.model}: {completions} with what looks like a mark of reasoning (see reasoning_tags)"

@@ -19,7 +19,7 @@ from aif.intake import prepare
 from aif.ledger import Ledger
 from aif.portions import Rubrics, entry_of
 from aif.queries import Reader
-from aif.summary import tell_marks, tell_status
+from aif.summary import marked, tell_marks, tell_status
 from aif.workload import foresee
 from tests.building import build
 from tests.test_feedback import aif, ask, run
@@ -207,6 +207,22 @@ def test_what_looks_like_a_mark_is_counted_with_an_example(kept: Kept) -> None:
     card = (kept.store.parent / "dataset" / "README.md").read_text()
     assert "what looks like a mark of reasoning" in card
     assert "It opens with" not in card.partition("## A row")[0], "what was cut may hold reasoning"
+
+
+def test_thoughts_in_an_earlier_answer_of_a_prompt_are_counted(tmp_path: Path) -> None:
+    def turns(number: int) -> list[dict[str, str]]:
+        first = "Hm.</think>Paris." if number else "Paris."
+        return [
+            {"role": "user", "content": f"{number}: what does <think> open?"},
+            {"role": "assistant", "content": first},
+            {"role": "user", "content": "And of Peru?"},
+        ]
+
+    *_, ledger = build(tmp_path, 2, ask=turns)
+    with ledger, Reader.of(ledger.store) as reader:
+        (mark,) = reader.marks()
+    assert (mark.model, mark.what, mark.completions, mark.example) == ("", "left", 1, "Hm.</think>Paris.")
+    assert marked(mark).startswith("1 prompt with what looks like a mark of reasoning in an earlier answer")
 
 
 def test_an_older_journal_holds_texts_as_they_were_read_then(tmp_path: Path) -> None:
