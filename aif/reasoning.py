@@ -159,6 +159,8 @@ def _block(content: str, marks: list[_Mark], at: int) -> tuple[int, _Mark | None
         close = _close(content, [one for one in ends if one.kind == first.kind], in_code)
         return None if first.spoken and (close is None or close.spoken) else (first.end, close)
     sound = _sound(content, ends)
+    if len({one.kind for one in sound}) == 1:
+        sound = [one for one in sound if _alone(content, one)] or sound
     if at or len(sound) != 1 or _WRITTEN.match(content):
         return None
     (close,) = sound

@@ -51,6 +51,7 @@ TEMPLATE = "R1's template:\n\n```\n<|Assistant|>{thoughts}\n</think>\n{answer}\n
         ),
         ("<think>\nI write </think> inside.\n</think>\n\nYes.", "Yes.", "I write </think> inside."),
         ("I write </think> inside.\n</think>\n\nYes.", "Yes.", "I write </think> inside."),
+        ('Plan.\n</think>\n\n{"a": "it leaks</think>Yes"}', '{"a": "it leaks</think>Yes"}', "Plan."),
         ('<think time="5">plan</think>Answer', "Answer", "plan"),
         ("Plan.\n[BEGIN FINAL RESPONSE]\nAnswer\n[END FINAL RESPONSE]", "Answer", "Plan."),
         ("A plan.assistantfinalAnswer", "Answer", "A plan."),
