@@ -94,6 +94,8 @@ def marked(one: Marked) -> str:
     completions = counted(one.completions, "completion")
     if one.what == "left":
         return f"{one.model}: {completions} with what looks like a mark of reasoning (see reasoning_tags)"
+    if one.what == "whole":
+        return f"{one.model}: {completions} cut at max_tokens, maybe before their reasoning ended, as others have some"
     return f"{one.model}: {completions} cut where the reply may only speak of a mark (see reasoning_tags)"
 
 

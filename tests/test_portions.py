@@ -61,7 +61,9 @@ def _served(server: Server) -> Iterator[str]:
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            choice = {"message": {"role": "assistant", "content": server.reply(body)}, "finish_reason": "stop"}
+            text = server.reply(body)
+            ended = "length" if text.endswith("...") else "stop"
+            choice = {"message": {"role": "assistant", "content": text}, "finish_reason": ended}
             usage = {"prompt_tokens": 50, "completion_tokens": 20}
             said = {"id": f"c{server.calls.total()}", "model": body["model"], "choices": [choice], "usage": usage}
             self.send_response(200)
@@ -207,6 +209,16 @@ def test_what_looks_like_a_mark_is_counted_with_an_example(kept: Kept) -> None:
     card = (kept.store.parent / "dataset" / "README.md").read_text()
     assert "what looks like a mark of reasoning" in card
     assert "It opens with" not in card.partition("## A row")[0], "what was cut may hold reasoning"
+
+
+def test_a_text_cut_at_its_limit_is_counted_where_others_of_the_model_have_thoughts(kept: Kept) -> None:
+    kept.server.says = lambda n: THOUGHT if n > 1 else "Thinking of it, still..."
+    kept.run()
+
+    with Reader.open(kept.store) as reader:
+        (mark,) = reader.marks()
+    assert (mark.model, mark.what, mark.completions, mark.example) == ("r1", "whole", 1, "Thinking of it, still...")
+    assert "maybe before their reasoning ended" in marked(mark)
 
 
 def test_thoughts_in_an_earlier_answer_of_a_prompt_are_counted(tmp_path: Path) -> None:
