@@ -134,7 +134,11 @@ def _tell_outdated(pipeline: Pipeline, store: "Store", tell: Callable[[str], Non
             judge = pipeline.judges[name]
             usd = judge.bound(sent, judgements * judge.max_tokens)
             cost = (
-                "at a price that is not known" if usd is None else f"for ${usd:,.4f} at most" if usd else "for nothing"
+                "at a price that is not known"
+                if usd is None
+                else f"for ${usd:,.4f} at most, each asked once"
+                if usd
+                else "for nothing"
             )
             tell(f"{name}: {judgements:,} judgements were shown texts that are read otherwise now: asked again {cost}")
 

@@ -97,7 +97,9 @@ class Ready:
 @dataclass(frozen=True, slots=True)
 class Marked:
     """Completions of a model with what looks like a mark of reasoning: it was `left` in the text, or `cut` where the
-    reply may only speak of it. `example` is a piece of one as it came, which may hold reasoning where it was cut."""
+    reply may only speak of it; or the `whole` may be thoughts, since it is cut and others of the model have some before
+    their text. Without a model: prompts with one `left` in an earlier answer. `example` is a piece of
+    one as it came, which may hold reasoning where it was cut."""
 
     model: str
     what: str
@@ -525,10 +527,15 @@ class Reader:
         )
 
     def marks(self) -> list[Marked]:
-        """Completions of the plan with what looks like a mark of reasoning, by model, with an example."""
+        """Completions of the plan with what looks like a mark of reasoning, by model, and prompts; with an example."""
         rows = self._rows(
-            "SELECT s.model, split_part(mark, ': ', 1) AS what, count(*), min(s.prompt_id), min_by(mark, s.prompt_id) "
-            "FROM slots s JOIN completions c ON s.key = c.key WHERE mark IS NOT NULL GROUP BY ALL ORDER BY ALL"
+            "SELECT model, split_part(said, ': ', 1) AS what, count(*), min(prompt_id), min_by(said, prompt_id) FROM ("
+            "SELECT s.model, s.prompt_id, coalesce(mark, CASE WHEN finish = 'length' AND reasoning IS NULL AND "
+            "c.identity IN (SELECT identity FROM completions WHERE said IS NOT NULL AND reasoning IS NOT NULL) "
+            "THEN 'whole: ' || regexp_replace(left(text, 60), '\\s+', ' ', 'g') END) AS said "
+            "FROM slots s JOIN completions c ON s.key = c.key) WHERE said IS NOT NULL GROUP BY ALL UNION ALL "
+            "SELECT '', 'left', count(*), min(prompt_id), min_by(mark, prompt_id) FROM selection JOIN prompts "
+            "USING (prompt_id) WHERE mark IS NOT NULL HAVING count(*) > 0 ORDER BY ALL"
         )
         return [Marked(model, what, n, id, mark.partition(": ")[2]) for model, what, n, id, mark in rows]
 

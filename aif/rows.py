@@ -32,7 +32,7 @@ def _columns(strings: str, **others: pa.DataType) -> pa.Schema:
 
 
 COLUMNS = {
-    "prompts": _columns("prompt_id meta material", messages=MESSAGES, bytes=pa.int64()),
+    "prompts": _columns("prompt_id meta material mark", messages=MESSAGES, bytes=pa.int64()),
     "texts": _columns("digest kind content"),
     "incoming": _columns("prompt_id source", position=pa.int64()),
     "incoming_carried": _columns("prompt_id key source", seq=pa.int64(), score=pa.float64()),
@@ -159,6 +159,8 @@ class _Rows:
                 meta, material = _json(r["meta"]), _json(r["material"]) if r.get("material") else None
                 self.last["prompts"][r["prompt_id"]] = {
                     "prompt_id": r["prompt_id"], "messages": r["messages"], "meta": meta, "material": material,
+                    "mark": next((mark for turn in r["messages"] if turn["role"] == "assistant"
+                                  and (mark := left(turn["content"]))), None),
                     "bytes": utf8(*(turn["content"] for turn in r["messages"]), meta, material),
                 }  # fmt: skip
             case "carried":

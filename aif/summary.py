@@ -88,9 +88,14 @@ def tell_marks(console: Console, reader: Reader) -> None:
 
 def marked(one: Marked) -> str:
     """The same in words, without the example."""
+    if not one.model:
+        prompts = counted(one.completions, "prompt")
+        return f"{prompts} with what looks like a mark of reasoning in an earlier answer, which judges are shown"
     completions = counted(one.completions, "completion")
     if one.what == "left":
         return f"{one.model}: {completions} with what looks like a mark of reasoning (see reasoning_tags)"
+    if one.what == "whole":
+        return f"{one.model}: {completions} cut at max_tokens, maybe before their reasoning ended, as others have some"
     return f"{one.model}: {completions} cut where the reply may only speak of a mark (see reasoning_tags)"
 
 

@@ -19,7 +19,7 @@ from aif.intake import prepare
 from aif.ledger import Ledger
 from aif.portions import Rubrics, entry_of
 from aif.queries import Reader
-from aif.summary import tell_marks, tell_status
+from aif.summary import marked, tell_marks, tell_status
 from aif.workload import foresee
 from tests.building import build
 from tests.test_feedback import aif, ask, run
@@ -64,7 +64,8 @@ def _served(server: Server) -> Iterator[str]:
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
             text = server.reply(body)
-            choice = {"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+            ended = "length" if text and text.endswith("...") else "stop"
+            choice = {"message": {"role": "assistant", "content": text}, "finish_reason": ended}
             usage = {"prompt_tokens": 50, "completion_tokens": 20}
             said = {"id": f"c{server.calls.total()}", "model": body["model"], "choices": [choice], "usage": usage}
             if text is None:
@@ -222,6 +223,32 @@ def test_what_looks_like_a_mark_is_counted_with_an_example(kept: Kept) -> None:
     card = (kept.store.parent / "dataset" / "README.md").read_text()
     assert "what looks like a mark of reasoning" in card
     assert "It opens with" not in card.partition("## A row")[0], "what was cut may hold reasoning"
+
+
+def test_a_text_cut_at_its_limit_is_counted_where_others_of_the_model_have_thoughts(kept: Kept) -> None:
+    kept.server.says = lambda n: THOUGHT if n > 1 else "Thinking of it, still..."
+    kept.run()
+
+    with Reader.open(kept.store) as reader:
+        (mark,) = reader.marks()
+    assert (mark.model, mark.what, mark.completions, mark.example) == ("r1", "whole", 1, "Thinking of it, still...")
+    assert "maybe before their reasoning ended" in marked(mark)
+
+
+def test_thoughts_in_an_earlier_answer_of_a_prompt_are_counted(tmp_path: Path) -> None:
+    def turns(number: int) -> list[dict[str, str]]:
+        first = "Hm.</think>Paris." if number else "Paris."
+        return [
+            {"role": "user", "content": f"{number}: what does <think> open?"},
+            {"role": "assistant", "content": first},
+            {"role": "user", "content": "And of Peru?"},
+        ]
+
+    *_, ledger = build(tmp_path, 2, ask=turns)
+    with ledger, Reader.of(ledger.store) as reader:
+        (mark,) = reader.marks()
+    assert (mark.model, mark.what, mark.completions, mark.example) == ("", "left", 1, "Hm.</think>Paris.")
+    assert marked(mark).startswith("1 prompt with what looks like a mark of reasoning in an earlier answer")
 
 
 def test_an_older_journal_holds_texts_as_they_were_read_then(tmp_path: Path) -> None:

@@ -51,6 +51,25 @@ TEMPLATE = "R1's template:\n\n```\n<|Assistant|>{thoughts}\n</think>\n{answer}\n
         ),
         ("<think>\nI write </think> inside.\n</think>\n\nYes.", "Yes.", "I write </think> inside."),
         ("I write </think> inside.\n</think>\n\nYes.", "Yes.", "I write </think> inside."),
+        ('Plan.\n</think>\n\n{"a": "it leaks</think>Yes"}', '{"a": "it leaks</think>Yes"}', "Plan."),
+        ('<think time="5">plan</think>Answer', "Answer", "plan"),
+        ("Plan.\n[BEGIN FINAL RESPONSE]\nAnswer\n[END FINAL RESPONSE]", "Answer", "Plan."),
+        ("A plan.assistantfinalAnswer", "Answer", "A plan."),
+        ("<|im_start|>assistant\n<think>plan</think>Answer", "Answer", "plan"),
+        ("\ufeff<think>plan</think>Answer", "Answer", "plan"),
+        # several blocks, and an empty one of the prompt's template
+        ("<think>a</think>\n\n<think>b</think>\n\nAnswer", "Answer", "a</think>\n\n<think>b"),
+        ("<think>\n\n</think>\n\n<think>b</think>Answer", "Answer", "</think>\n\n<think>b"),
+        ("</think>\n\n<think>b</think>Answer", "Answer", "</think>\n\n<think>b"),
+        # thoughts that end with code, on a server that drops line breaks; that leave a fence open, as the answer does
+        ("```py\nx\n```</think>Answer:\n```\ny\n```", "Answer:\n```\ny\n```", "```py\nx\n```"),
+        ("analysisSo:\n```\nx\n```assistantfinalAnswer", "Answer", "So:\n```\nx\n```"),
+        ("<think>\n```\nx\n</think>\nAnswer\n```\ny", "Answer\n```\ny", "```\nx"),
+        ("**Plan.**</think>**Answer.**", "**Answer.**", "**Plan.**"),
+        ("Plan.</think>![a](b)", "![a](b)", "Plan."),
+        ("{x} is odd.</think>\n{1}", "{1}", "{x} is odd."),
+        ("用户问首都。</think>北京。", "北京。", "用户问首都。"),
+        ("Answer[|endofturn|]", "Answer", None),
     ],
 )
 def test_reasoning_is_cut(content: str, text: str, reasoning: str | None) -> None:
@@ -74,6 +93,29 @@ def test_reasoning_is_cut(content: str, text: str, reasoning: str | None) -> Non
         "It cost <s>ten</s>",
         "Llama 2 ends a turn with </s>",
         "analysis of the data. assistantfinal",
+        "DeepSeek writes </think> once it is done.",
+        "## <think> and </think>\n\nThese wrap the thoughts.",
+        "Das Modell schreibt </think> ans Ende.",
+        "Der </think>-Tag beendet es, wie „</think>“.",
+        "Le modèle écrit </think> à la fin.",
+        "Модель пишет </think> в конце.",
+        "R1用</think>结束思考。",
+        "R1 用 </think> 结束思考。",
+        "结束标签是</think>。",
+        "「</think>」は終わりを示します。",
+        "R1은 </think> 태그로 끝냅니다.",
+        "ينهي النموذج أفكاره بالوسم </think> ثم يجيب.",
+        '[{"text": "a</think>b"}]',
+        '{"rationale": "it leaks</think>Yes", "rat',
+        "<pre><code>plan</think>answer</code></pre>",
+        "re.sub('.*</think>', '', s)",
+        "The template:\n\n    {thoughts}\n    </think>\n    {answer}\n\nDone.",
+        "@@ -1 +1 @@\n-{{ t }}</think>\n+{{ t }}",
+        "> hm\n> </think>\n\nThis is a quote.",
+        "| mark |\n|---|\n| </think> | ends |",
+        "EOS: <|im_end|>",
+        "1. <|im_start|>\n2. <|im_end|>",
+        "Now <s class=x>ten</s>",
         " Four. \n",
     ],
 )
@@ -81,14 +123,26 @@ def test_an_answer_is_not_cut(content: str) -> None:
     assert split(content).text == content
 
 
-@pytest.mark.parametrize("content", [SENTENCE, "Sure.\n\n<think>b</think>", "Hi.<|im_end|>\n<|im_start|>user\nMore"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        SENTENCE,
+        "Sure.\n\n<think>b</think>",
+        "Hi.<|im_end|>\n<|im_start|>user\nMore",
+        "analysisWe need to",
+        "thought\nWe need to",
+        "Yes, planassistantfinalAnswer",
+    ],
+)
 def test_what_stays_and_looks_like_a_mark_is_said(content: str) -> None:
     assert (split(content).mark or "").startswith("left: ")
 
 
 def test_what_was_cut_where_the_reply_also_speaks_of_the_mark_is_said() -> None:
     assert split("<think>plan</think>`<think>` opens it.").mark == "cut: <think>plan</think>`<think>` opens it."
+    assert split("<think>标签开始思考，</think>标签结束。").mark is not None, "in a script without capitals, too"
     assert split("<think>plan</think>Answer").mark is None
+    assert split("<think>用户问首都。</think>北京。").mark is None
     assert split(TEMPLATE).mark is None, "code is what it is"
 
 

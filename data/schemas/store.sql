@@ -12,6 +12,7 @@ CREATE TABLE prompts (
     messages  STRUCT(role VARCHAR, content VARCHAR)[],
     meta      JSON,                         -- the row's other columns
     material  JSON,                         -- by the rubric's slot: what a judge is shown beside the conversation
+    mark      VARCHAR,                      -- what looks like a mark of reasoning in an earlier answer: `left: …`
     bytes     BIGINT                        -- of all of these
 );
 
