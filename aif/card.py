@@ -290,7 +290,7 @@ def _scale(facts: CardFacts) -> tuple[float, float]:
 def _histogram(chosen: Floats, rejected: Floats, scale: tuple[float, float]) -> str:
     """Two bars a line; each bin holds its lower edge, the last one its upper edge too."""
     low, high = scale
-    step = _step(high - low)
+    step = _step(high - low) if high - low > np.finfo(float).tiny else high - low
     rounding = TOLERANCE * step
     edges = np.append(np.arange(low, high - rounding, step), high)
     # a mean of ratings may lie a rounding error below the edge it stands for

@@ -60,6 +60,7 @@ class Job:
     read: Callable[[Reply], tuple[Rating, ...] | None]
     place: tuple[int, int] | None = None
     parts: Callable[[], Awaitable[list[Item["Job"]]]] | None = None
+    apart: bool = False  # what is too long is asked in parts, or is such a part: no sign of what others will get
 
 
 @dataclass
@@ -146,7 +147,7 @@ class Run:
         clock = asyncio.get_running_loop().time
         job, course = item.job, item.course
         call, error, parts = _Call(), None, None
-        item.caller.parts = job.parts is not None
+        item.caller.parts = job.apart
         request = job.request(course.reasked, course.unmended)
         try:
             async with endpoint.turn(request, item.caller) as turn:
@@ -288,9 +289,9 @@ class Run:
             except Unreadable as why:
                 raise CallError(Kind.UNREADABLE, str(why), reply=reply) from why
 
-        apart = judge.on_overflow == "single" and len(shown) > 1
-        parts = partial(self._one_by_one, ready, need) if apart else None
-        return Job(item, partial(once_more, request), ratings, parts=parts)
+        apart = judge.on_overflow == "single"
+        parts = partial(self._one_by_one, ready, need) if apart and len(shown) > 1 else None
+        return Job(item, partial(once_more, request), ratings, parts=parts, apart=apart)
 
     async def _one_by_one(self, ready: Ready, need: Need) -> list[Item[Job]]:
         """The judgements of one completion each that take the place of one of all together, but for those there are."""

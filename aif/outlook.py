@@ -78,7 +78,7 @@ class Outlook(Reader):
         """Within it all that failed for good is pending, as it is after `--retry-failed`; none of that is kept."""
         self._db.begin()
         try:
-            self._db.execute("DELETE FROM failed")
+            self._db.execute("UPDATE failed SET verdict = 'later'")
             yield
         finally:
             self._db.rollback()

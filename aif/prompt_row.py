@@ -22,6 +22,7 @@ from aif.records import Carried, Message, Prompt, Role, Unreadable, is_blank, pr
 Reason = Literal["empty", "too_long", "no_user_turn", "bad_row", "empty_completion"]
 
 META_BYTES = 4000  # of a column's JSON; what is longer is no note on the prompt but another text
+MOST_SCORE = 1e300  # the difference of two is a number still, and so is the sum of a million
 META_ROW_BYTES = 8 * META_BYTES  # of all of a row's
 
 _ROLES: Mapping[Any, Role] = {
@@ -392,6 +393,7 @@ def _score(value: Any, where: str) -> float | None:
         number = float("inf")
     if isnan(number):
         return None
-    if not isfinite(number):
-        raise BadInput(f"{where}: its score is not finite; correct it, or make it null")
+    if abs(number) > MOST_SCORE:
+        said = f"beyond {MOST_SCORE:g}" if isfinite(number) else "not finite"
+        raise BadInput(f"{where}: its score is {said}; correct it, or make it null")
     return number

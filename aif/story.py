@@ -164,7 +164,7 @@ def _tell_judgements(console: Console, reader: Reader, prompt: Prompt, names: Ma
     rubrics = Rubrics()
     for row in reader.sql(_JUDGEMENTS, [prompt.prompt_id]):
         if row["identity"] == CARRIED:
-            _tell_carried_scores(console, row, names)
+            _tell_carried_scores(console, reader, row, names)
             continue
         rubrics.files[row["rubric"]] = orjson.loads(row["files"])
         rubric = rubrics.get(row["rubric"])
@@ -201,10 +201,15 @@ def _tell_judgements(console: Console, reader: Reader, prompt: Prompt, names: Ma
             say(console, failure["raw"])
 
 
-def _tell_carried_scores(console: Console, row: Mapping[str, Any], names: Mapping[str, str]) -> None:
+def _tell_carried_scores(console: Console, reader: Reader, row: Mapping[str, Any], names: Mapping[str, str]) -> None:
+    """With their sources where these are several: those of two are not compared."""
     console.print(_head("scores that came with the completions"))
+    found = reader.sql("SELECT key, source FROM carried WHERE prompt_id = ?", [row["prompt_id"]])
+    sources = {one["key"]: one["source"] for one in found if one["source"]}
     for rating in row["ratings"]:
-        console.print(f"{names.get(rating['completion'], '')}: {rating['score']:g}", markup=False, highlight=False)
+        of = f", of source {sources[rating['completion']]}" if len(set(sources.values())) > 1 else ""
+        said = f"{names.get(rating['completion'], '')}: {rating['score']:g}{of}"
+        console.print(said, markup=False, highlight=False)
 
 
 def _texts(reader: Reader, prompt_id: str) -> Iterator[tuple[str, str]]:

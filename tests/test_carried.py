@@ -236,6 +236,29 @@ def test_scores_that_are_likelihoods_pair_and_are_told_apart(tmp_path: Path) -> 
     assert re.search(r"rejected (ben|cat), score 1e-11", told_by(console))
 
 
+def test_no_mean_is_made_of_scores_of_several_sources_and_each_is_told_with_its_own(tmp_path: Path) -> None:
+    """A model's mean would tell which source it stands in."""
+    path = two_sources(tmp_path)
+    means = "SELECT DISTINCT mean_score, aspects FROM leaderboard"
+    pipeline, _ = run(path)
+    assert ask(pipeline, means) == [{"mean_score": None, "aspects": None}]
+    export_of(pipeline, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "of 2 sources, each on a scale of its own: pairs are made within a source" in card
+    console = Console(file=StringIO(), width=100)
+    with Reader.open(pipeline.store) as reader:
+        tell_story(console, reader, reader.example())
+    assert "a-good: 0.95, of source a.jsonl" in told_by(console)
+    pipeline, _ = run(path, "prompts.0.source=one", "prompts.1.source=one")
+    assert len(ask(pipeline, means)) == 4
+
+
+@pytest.mark.parametrize("ends", [(1e300, -1e300), (5e-324, 0.0)])
+def test_scores_of_any_size_are_exported(tmp_path: Path, ends: tuple[float, float]) -> None:
+    pipeline, _ = run(scored(tmp_path, answered(0, *ends), **WORST))
+    assert export_of(pipeline, tmp_path / "out")
+
+
 def test_sources_that_are_said_to_be_one_are_on_one_scale(tmp_path: Path) -> None:
     pipeline, _ = run(two_sources(tmp_path, "best_vs_worst", source="one"))
     assert sides(pipeline) == [("b-good", "a-bad", 3)]

@@ -17,6 +17,7 @@ from aif.config import Pipeline
 from aif.export import export
 from aif.intake import rubric_of
 from aif.ledger import Ledger
+from aif.outlook import Outlook
 from aif.queries import Reader, Tally
 from aif.simulator.faults import Arrival, Fault, Mishap
 from aif.story import tell_story
@@ -63,6 +64,8 @@ def test_what_does_not_fit_is_rated_one_completion_by_one(tmp_path: Path, serve:
 
     run(path)
     assert narrow.stats()["calls"] == 30, "a finished run asks nobody, and nothing that did not fit"
+    with Ledger.open(pipeline.store, print) as ledger, Outlook.of(ledger.store) as outlook, outlook.retried():
+        assert outlook.tallies()["judgement", "judge"].pending == 0, "nor is it told that a retry would"
     run(path, retry_failed=True)
     assert narrow.stats()["calls"] == 30
 
@@ -149,6 +152,19 @@ def test_a_completion_too_long_by_itself_is_left_out_and_the_others_make_pairs(t
     ]
     with Reader.open(pipeline.store) as reader:
         assert reader.books().unrated == 3
+
+
+def test_what_is_too_long_by_itself_stays_so_where_nothing_else_is_asked(tmp_path: Path, serve: Serve) -> None:
+    long = serve(faults=lambda arrival: Mishap(Fault.SAYS, text="rain " * 900) if arrival.model == "large" else None)
+    path, narrow = tight(tmp_path, serve, on_overflow="single", count=8)
+    sets = f"models.large.base_url={long.base_url}", "pairs.policy=all"
+    _, before = run(path, *sets)
+    calls = narrow.stats()["calls"]
+    _, ended = run(path, *sets, retry_failed=True)
+    assert ended.outcomes == before.outcomes, "pairs of the others are kept"
+    assert narrow.stats()["calls"] == calls + 8
+    run(path, *sets)
+    assert narrow.stats()["calls"] == calls + 8
 
 
 def test_a_judgement_of_one_completion_that_fails_takes_no_aspect_from_the_others(tmp_path: Path, serve: Serve) -> None:

@@ -468,6 +468,7 @@ def test_scores_are_numbers_or_not_there(score: Any, number: float | None) -> No
         (float("inf"), "not finite"),
         ("1e999", "not finite"),
         (10**400, "not finite"),
+        (1.7e308, "beyond 1e+300"),
     ],
 )
 def test_a_score_that_is_no_finite_number_is_refused(score: Any, said: str) -> None:

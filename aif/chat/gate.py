@@ -44,7 +44,7 @@ class Caller:
     """One item as a gate knows it: by class of failure, the how manieth call its first was (`met`), how long it
     is (`size`), and whose doing the last failure was. `spread`: it was taken from elsewhere than the items before it.
     `limited` has the answers there had been, and the items with a 429 and itself, when the first call was sent that got
-    one. `parts`: where it is too long it is asked in parts, and tells nothing of others."""
+    one. `parts`: where it is too long it is asked in parts, or is such a part, and tells nothing of others."""
 
     met: dict[Class, int] = field(default_factory=dict)
     size: int = 0

@@ -271,7 +271,8 @@ UNION ALL
 SELECT 'judgement', judge, position, prompt_id, state, kind, message, state = 'pending' AND NOT whole FROM foreseen;
 
 -- Who wrote what, best first: completions, and as pairs were last made the mean score, and how often a name is on each
--- side of a pair. Completions that came with their prompts (`carried`) are apart from those asked of a model of that name.
+-- side of a pair. Of scores of several sources, each on a scale of its own, there is no mean. Completions that came with
+-- their prompts (`carried`) are apart from those asked of a model of that name.
 CREATE VIEW standings AS
 WITH own AS (
     SELECT s.prompt_id, s.key, s.model, a.key IS NOT NULL AS carried FROM slots s LEFT JOIN carried a ON s.key = a.key
@@ -280,7 +281,8 @@ WITH own AS (
     FROM own s JOIN preferences o ON s.prompt_id = o.prompt_id GROUP BY ALL
 ), answered AS (
     SELECT model, carried, count(*) AS completions, count(*) FILTER (c.finish = 'length') AS truncated,
-           avg(c.output_tokens) AS mean_tokens, avg(x.score) AS mean_score
+           avg(c.output_tokens) AS mean_tokens,
+           CASE WHEN (SELECT count(DISTINCT source) FROM carried) < 2 THEN avg(x.score) END AS mean_score
     FROM own s JOIN completions c ON s.key = c.key LEFT JOIN scores x ON s.key = x.completion GROUP BY ALL
 )
 SELECT * FROM answered LEFT JOIN sides USING (model, carried)
@@ -289,7 +291,8 @@ ORDER BY mean_score DESC NULLS LAST, model, carried;
 -- The same with the mean rating by aspect, which takes reading every rating.
 CREATE VIEW leaderboard AS
 WITH rated AS (
-    SELECT model, carried, aspect, avg(score) AS mean FROM ratings WHERE state = 'rated' GROUP BY ALL
+    SELECT model, carried, aspect, avg(score) AS mean FROM ratings
+    WHERE state = 'rated' AND (SELECT count(DISTINCT source) FROM carried) < 2 GROUP BY ALL
 ), by_aspect AS (
     SELECT model, carried, map_from_entries(list((aspect, mean) ORDER BY aspect)) AS aspects FROM rated GROUP BY ALL
 )
