@@ -12,7 +12,7 @@ from aif.journal import Damage, Position
 from aif.paging import pages
 from aif.reading import Unreadable, read
 from aif.reasoning import Tags, split
-from aif.records import is_blank
+from aif.records import OTHER, is_blank
 from aif.rows import Entry, Step, steps
 from aif.rubric import Rubric
 
@@ -22,7 +22,7 @@ RECORDS = 2000  # a portion, and a transaction, at most
 @dataclass
 class Rubrics:
     """Rubrics by digest, made when first needed from the files that were journalled; and the marks around reasoning by
-    who is read with them, `stage/identity`, where these are not those of all models."""
+    who is read with them, `stage/name`, where these are not those of all models."""
 
     files: dict[str, dict[str, str]] = field(default_factory=dict)
     tags: dict[str, Tags] = field(default_factory=dict)
@@ -47,7 +47,8 @@ def entry_of(record: Record, rubrics: Rubrics) -> Entry:
         rubrics.files[record["digest"]] = record["content"]
     if record["t"] != "call" or record["text"] is None:
         return Entry(record)
-    record = _read_again(record, rubrics.tags.get(f"{record['stage']}/{record['identity']}", "auto"))
+    who = f"{record['stage']}/{record['identity'].partition(OTHER)[0]}"
+    record = _read_again(record, rubrics.tags.get(who, "auto"))
     if record["stage"] != "judgement":
         return Entry(record)
     if record["kind"] not in (None, "unreadable"):  # truncated, blocked: read or not, it is no judgement

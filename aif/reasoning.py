@@ -96,7 +96,7 @@ def split(content: str, thoughts: str = "", tags: Tags = "auto") -> Split:
 
 
 def known(had: str | None, given: Mapping[str, Tags]) -> dict[str, Tags]:
-    """Marks by who is read with them, `stage/identity`, where they are not `auto`: those there were (JSON), and those
+    """Marks by who is read with them, `stage/name`, where they are not `auto`: those there were (JSON), and those
     given."""
     every = orjson.loads(had or "{}") | orjson.loads(orjson.dumps(dict(given)))
     return {name: tags for name, tags in every.items() if tags != "auto"}
