@@ -256,8 +256,8 @@ def _others(store: Store, tags: Mapping[str, Tags]) -> list[str]:
 def _replies(reader: Reader, who: Sequence[str]) -> dict[str, str]:
     """How what these said reads, by key: a digest."""
     rows = reader.sql(
-        "SELECT key, said FROM (SELECT key, text_id AS said, 'completion' AS stage, identity FROM completions UNION ALL "
-        "SELECT key, sha256(to_json(ratings)::VARCHAR), 'judgement', identity FROM judgements UNION ALL "
+        "SELECT key, said FROM (SELECT key, text_id AS said, 'completion' AS stage, identity FROM completions "
+        "UNION ALL SELECT key, sha256(to_json(ratings)::VARCHAR), 'judgement', identity FROM judgements UNION ALL "
         "SELECT key, kind, stage, identity FROM failed WHERE kind IN ('empty', 'unreadable')) "
         "WHERE stage || '/' || split_part(identity, $2, 1) IN (SELECT unnest($1))",
         [list(who), OTHER],
