@@ -390,6 +390,7 @@ def test_a_model_on_the_hub_is_known_by_its_files_without_a_download(
     online.setitem(FILES["org/small"], "README.md", b"new")
     past.look(one)
     assert past.seen == []
+    assert not list((tmp_path / "hf").glob("hub/*/refs/*")), "who is offline goes by what the cache names"
     past[0]["commit"] = "another"  # that commit is not looked at again
     past.look(one)
     assert past.seen == []
