@@ -199,8 +199,16 @@ def _on_the_hub(one: Launched, environ: Mapping[str, str]) -> Any:
 def counted(args: Iterable[str]) -> dict[str, str]:
     """The arguments that may change what a model says, each with its value; of one that is given twice the last. What
     is in no list may be anything, also a secret: its value's digest stands for it."""
-    given = {name: value for name, value in arguments(args).items() if not _ELSE.fullmatch(bare(name))}
+    given = {name: _json(value) for name, value in arguments(args).items() if not _ELSE.fullmatch(bare(name))}
     return {name: value if _WORDS.fullmatch(bare(name)) else digest(value) for name, value in given.items()}
+
+
+def _json(value: str) -> str:
+    """JSON however it was written; else the value."""
+    try:
+        return orjson.dumps(orjson.loads(value), option=orjson.OPT_SORT_KEYS).decode() if value[:1] in "{[" else value
+    except orjson.JSONDecodeError:
+        return value
 
 
 def bare(name: str) -> str:
