@@ -231,7 +231,7 @@ class _Crew:
         """Looks whether what a server loaded is what was looked at. Raises NotReady where it isn't."""
         over = Event()
         try:
-            if await asyncio.to_thread(changed, self._launched, self._environ(), over):
+            if await asyncio.to_thread(changed, self._launched, over):
                 raise NotReady(_OTHERS)
         except BadInput as error:
             raise NotReady(str(error)) from error

@@ -131,7 +131,7 @@ def _known(
     return Seen(stage, one, events.text(digest(content), "model", content), _changes(before, parts) if own else "")
 
 
-def changed(one: Launched, environ: Mapping[str, str], over: Event) -> bool:
+def changed(one: Launched, over: Event) -> bool:
     """Whether the files of a server that is up are others than those it was to load, or were not known then. A commit
     on the Hub stays. `over` ends the reading of them."""
     served = one.one.served
@@ -139,7 +139,7 @@ def changed(one: Launched, environ: Mapping[str, str], over: Event) -> bool:
         return False
     if not served.digest:
         return True
-    now = _parts(one, environ, None, lambda words: None, over)
+    now = _parts(one, {}, None, lambda words: None, over)
     return now is not None and digest(now[0]) != served.digest
 
 

@@ -450,7 +450,7 @@ def test_the_reading_of_files_can_be_ended_and_nothing_half_read_is_kept(
     over.set()
 
     with pytest.raises(BadInput, match="can't be read: Operation canceled"):
-        changed(found, {}, over)
+        changed(found, over)
     assert served._kept() == {}
 
 
@@ -468,13 +468,13 @@ def test_a_server_is_asked_only_if_it_loaded_what_was_looked_at(tmp_path: Path, 
     one = pipeline(tmp_path, {"model": str(folder)})
     past.look(one)
     (found,) = launched(one, [("completion", "a")])
-    assert not changed(found, {}, Event())
+    assert not changed(found, Event())
     model(folder, README__md="words")
-    assert not changed(found, {}, Event())
+    assert not changed(found, Event())
     model(folder, config__json="[]")
-    assert changed(found, {}, Event())
+    assert changed(found, Event())
 
     away = pipeline(tmp_path, {"model": "org/none"})  # what it loads, should it come up yet, nobody knows
     assert past.look(away) == "policy+sha256:?"
     (found,) = launched(away, [("completion", "a")])
-    assert changed(found, {}, Event())
+    assert changed(found, Event())
