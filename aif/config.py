@@ -109,9 +109,9 @@ class Pipeline(Part):
 
     @property
     def tags(self) -> dict[str, Tags]:
-        """The marks around reasoning by who is read with them, `stage/identity`."""
-        models = {f"completion/{one.identity}": one.reasoning_tags for one in self.models.values()}
-        return models | {f"judgement/{one.identity}": one.reasoning_tags for one in self.judges.values()}
+        """The marks around reasoning by who is read with them, `stage/name`, whichever of that name was served."""
+        models = {f"completion/{one.declared}": one.reasoning_tags for one in self.models.values()}
+        return models | {f"judgement/{one.declared}": one.reasoning_tags for one in self.judges.values()}
 
     def sampling(self, model: Model) -> Sampling:
         """The settings `model` is sampled with: its own where it has any, else those of `completions`."""

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from aif.chat.base import Dialect
 from aif.complaints import ClashError, shown
-from aif.records import Sampling, Usage
+from aif.records import OTHER, Sampling, Usage
 from aif.values import (
     Assignment,
     Count,
@@ -322,7 +322,7 @@ class Endpoint(Part):
     @property
     def other(self) -> str:
         """What tells a launched model from the one that was first served under its name; empty for that one."""
-        return f"+sha256:{self._served.digest[:12] or '?'}" if self._served and self._served.other else ""
+        return f"{OTHER}{self._served.digest[:12] or '?'}" if self._served and self._served.other else ""
 
     @property
     def identity(self) -> str:

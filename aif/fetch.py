@@ -62,16 +62,18 @@ def check(model: str, revision: str | None) -> None:
 
 def files(model: str, revision: str | None) -> None:
     """Tells the commit and each file's digest: sha256, or git's of what is not in LFS, as the cache names blobs. Of a
-    Hub that can't be asked, the folder that is in the cache. Raises the Hub's errors and OSError."""
+    Hub that can't be asked, the folder that is in the cache. Raises the Hub's errors and OSError.
+
+    Not by a dry run: it has the cache name the newest commit, which is not there, and who is offline then has none.
+    """
     try:
-        some = snapshot_download(model, revision=revision, dry_run=True)
-        assert isinstance(some, list)
-        commit = some[0].commit_hash
+        commit = HfApi().model_info(model, revision=revision or "main").sha
         rows = HfApi().list_repo_tree(model, revision=commit, recursive=True)
         found = {row.path: row.lfs.sha256 if row.lfs else row.blob_id for row in rows if isinstance(row, RepoFile)}
         say(json.dumps({"commit": commit, "files": found}))
-    except DryRunError:
-        folder = snapshot_download(model, revision=revision, ignore_patterns=[*COPIES, *DUPLICATES])
+    except Exception:  # whatever it is: what is in the cache has to do, and else its error is the one to tell
+        skipped = [*COPIES, *DUPLICATES]
+        folder = snapshot_download(model, revision=revision, ignore_patterns=skipped, local_files_only=True)
         say(json.dumps({"commit": Path(folder).name, "folder": folder}))
 
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice, takewhile
 from pathlib import Path
+from threading import Event
 from typing import IO, Self
 
 import aiohttp
@@ -205,8 +206,7 @@ class _Crew:
             try:
                 async with self._server(place, log) as server:
                     await server.ready(self._launched.launch.ready_s, patience.poll_s)
-                    if await asyncio.to_thread(changed, self._launched, self._environ()):
-                        raise NotReady(_OTHERS)
+                    await self._same()
                     up = clock()
                     self._set([*self._urls, server.url])
                     try:
@@ -226,6 +226,17 @@ class _Crew:
             times = f"{len(patience.again_s) - len(left)} of {len(patience.again_s)}"
             self._tell(f"{why}; starting it again in {wait_s:g} s ({times})")
             await asyncio.sleep(wait_s)
+
+    async def _same(self) -> None:
+        """Looks whether what a server loaded is what was looked at. Raises NotReady where it isn't."""
+        over = Event()
+        try:
+            if await asyncio.to_thread(changed, self._launched, over):
+                raise NotReady(_OTHERS)
+        except BadInput as error:
+            raise NotReady(str(error)) from error
+        finally:
+            over.set()  # whoever leaves does not wait until hundreds of GB are read
 
     async def _watched(self, server: "_Server") -> str:
         """Returns why a server serves no more: it ended, or it hangs and is to be ended."""

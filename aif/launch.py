@@ -18,6 +18,7 @@ from aif.entries import Judge, Launch, Model, flag, is_one_of
 from aif.errors import BadInput
 from aif.placement import CPU, Key, Wish
 from aif.records import Stage
+from aif.resources import at_home
 from aif.rights import USUAL, stranger
 from aif.values import is_own
 
@@ -107,8 +108,9 @@ def _model(one: Model | Judge, launch: Launch, pipeline: Pipeline) -> str:
     for word in launch.args:
         if is_one_of(word, OURS):
             raise BadInput(f"{one.name}: launch.args: {flag(word)} is set by aif; take it out")
+    path = at_home(launch.model, f"{one.name}: launch.model")
     for base in (pipeline.beside, Path()):
-        folder = (base / Path(launch.model).expanduser()).absolute()
+        folder = (base / path).absolute()
         if folder.is_dir():
             return str(folder)
     if launch.model.startswith(("/", ".", "~")):
@@ -119,7 +121,7 @@ def _model(one: Model | Judge, launch: Launch, pipeline: Pipeline) -> str:
 def _python(launch: Launch, pipeline: Pipeline) -> str:
     if launch.python is None:
         return sys.executable
-    path = Path(launch.python).expanduser()
+    path = at_home(launch.python, "launch.python")
     if path.name == launch.python:
         return launch.python  # a bare name is looked for in PATH
     beside = (pipeline.beside / path).absolute()

@@ -27,6 +27,7 @@ from aif.lock import Lock, Places
 from aif.portions import Rubrics
 from aif.queries import Former, Reader
 from aif.reasoning import Tags
+from aif.records import OTHER
 from aif.rubric import Rubric
 from aif.store import Store, asides, drop_aside, free, moving, set_aside
 
@@ -255,11 +256,11 @@ def _others(store: Store, tags: Mapping[str, Tags]) -> list[str]:
 def _replies(reader: Reader, who: Sequence[str]) -> dict[str, str]:
     """How what these said reads, by key: a digest."""
     rows = reader.sql(
-        "SELECT key, text_id AS said FROM completions WHERE 'completion/' || identity IN (SELECT unnest($1)) UNION ALL "
-        "SELECT key, sha256(to_json(ratings)::VARCHAR) FROM judgements WHERE 'judgement/' || identity IN "
-        "(SELECT unnest($1)) UNION ALL SELECT key, kind FROM failed WHERE kind IN ('empty', 'unreadable') AND "
-        "stage || '/' || identity IN (SELECT unnest($1))",
-        [list(who)],
+        "SELECT key, said FROM (SELECT key, text_id AS said, 'completion' AS stage, identity FROM completions "
+        "UNION ALL SELECT key, sha256(to_json(ratings)::VARCHAR), 'judgement', identity FROM judgements UNION ALL "
+        "SELECT key, kind, stage, identity FROM failed WHERE kind IN ('empty', 'unreadable')) "
+        "WHERE stage || '/' || split_part(identity, $2, 1) IN (SELECT unnest($1))",
+        [list(who), OTHER],
     )
     return {row["key"]: row["said"] for row in rows}
 

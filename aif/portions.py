@@ -12,7 +12,7 @@ from aif.journal import Damage, Position
 from aif.paging import pages
 from aif.reading import Unreadable, read
 from aif.reasoning import Tags, split
-from aif.records import is_blank, text_id
+from aif.records import OTHER, is_blank, text_id
 from aif.rows import Entry, Step, steps
 from aif.rubric import Rubric
 
@@ -22,8 +22,8 @@ RECORDS = 2000  # a portion, and a transaction, at most
 @dataclass
 class Rubrics:
     """Rubrics by digest, made when first needed from the files that were journalled; and the marks around reasoning by
-    who is read with them, `stage/identity`, where these are not those of all models. `otherwise` are completions that
-    an earlier version recorded with another text than is read now: text_id of that, by key."""
+    who is read with them, `stage/name`, where these are not those of all models. `otherwise` are completions that an
+    earlier version recorded with another text than is read now: text_id of that, by key."""
 
     files: dict[str, dict[str, str]] = field(default_factory=dict)
     tags: dict[str, Tags] = field(default_factory=dict)
@@ -53,7 +53,8 @@ def entry_of(record: Record, rubrics: Rubrics) -> Entry:
         record = _shown(record, rubrics.otherwise)
     if record["text"] is None:
         return Entry(record)
-    record = _read_again(record, rubrics.tags.get(f"{record['stage']}/{record['identity']}", "auto"))
+    who = f"{record['stage']}/{record['identity'].partition(OTHER)[0]}"
+    record = _read_again(record, rubrics.tags.get(who, "auto"))
     if record["stage"] != "judgement":
         if "was" in record and text_id(record["was"]) != text_id(record["text"]):
             rubrics.otherwise.setdefault(record["key"], text_id(record["was"]))

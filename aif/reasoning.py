@@ -10,6 +10,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import orjson
@@ -115,7 +116,7 @@ def split(content: str, thoughts: str = "", tags: Tags = "auto") -> Split:
 
 
 def known(had: str | None, given: Mapping[str, Tags]) -> dict[str, Tags]:
-    """Marks by who is read with them, `stage/identity`, where they are not `auto`: those there were (JSON), and those
+    """Marks by who is read with them, `stage/name`, where they are not `auto`: those there were (JSON), and those
     given."""
     every = orjson.loads(had or "{}") | orjson.loads(orjson.dumps(dict(given)))
     return {name: tags for name, tags in every.items() if tags != "auto"}
@@ -231,6 +232,7 @@ def _ended(content: str, start: int) -> int:
     """Where the text ends: before the marks that a chat format ends with, and the blanks before these. What a sentence
     speaks of stays, and so does code, and HTML that is struck through."""
     end = at = len(content)
+    struck = cache(lambda: re.search("<[sS][ >]", content) is not None)
     while True:
         while at > start and content[at - 1].isspace():
             at -= 1
@@ -238,7 +240,7 @@ def _ended(content: str, start: int) -> int:
             break
         mark = next(one for one in _ENDS if content.endswith(one, start, at))
         at -= len(mark)
-        if (mark == "</s>" and re.search("<[sS][ >]", content)) or _NAMED.search(content, max(start, at - 24), at):
+        if (mark == "</s>" and struck()) or _NAMED.search(content, max(start, at - 24), at):
             return end
         end = at
     if end == len(content):

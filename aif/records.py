@@ -15,6 +15,7 @@ import orjson
 Role = Literal["system", "user", "assistant"]
 Stage = Literal["completion", "judgement"]
 
+OTHER = "+sha256:"  # in an identity, behind the name: what is not what was first served under it
 CARRIED = "carried"  # the judge's name where scores came with the completions
 
 KEY_LENGTH = 32  # hex digits of a key: 128 bits, no two of 10^9 keys meet by chance

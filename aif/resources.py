@@ -51,7 +51,7 @@ def find(name: str, beside: Path | None, shipped_under: str | None, what: str) -
 
 
 def _places(name: str, beside: Path | None, shipped_under: str | None, what: str) -> list[Path]:
-    path = _at_home(name, what) if name.startswith("~") else Path(name)
+    path = at_home(name, what) if name.startswith("~") else Path(name)
     if path.is_absolute():
         return [path]
     places = [] if beside is None else [beside.absolute() / path]
@@ -63,7 +63,8 @@ def _places(name: str, beside: Path | None, shipped_under: str | None, what: str
     return list(dict.fromkeys(places))
 
 
-def _at_home(name: str, what: str) -> Path:
+def at_home(name: str, what: str) -> Path:
+    """A path, where `~` is somebody's home folder. Raises BadInput where it is nobody's."""
     try:
         return Path(name).expanduser()
     except RuntimeError as error:

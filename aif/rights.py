@@ -24,13 +24,18 @@ def shared() -> Iterator[None]:
 
 def stranger(file: Path) -> str | None:
     """Who else than the user may have written a file; None where nobody has. Whoever owns the machine or aif runs what
-    they like anyway, and what comes through a pipe comes from the command that was typed."""
+    they like anyway, and what comes through a pipe comes from the command that was typed.
+
+    To root any owner is right: in a container a mounted folder is somebody's outside. A mode of 0777 tells nothing: all
+    files have it on a disk without rights (of Windows, in WSL or Docker), where no chmod changes it.
+    """
     if not file.is_file():
         return None
-    state = file.stat()
-    if state.st_uid not in (0, os.geteuid(), Path(__file__).stat().st_uid):
+    state, me = file.stat(), os.geteuid()
+    if me and state.st_uid not in (0, me, Path(__file__).stat().st_uid):
         name = str(state.st_uid)
         with suppress(KeyError):  # of a system that doesn't know the user: a container, a shared disk
             name = file.owner()
         return f"{file} belongs to {name}"
-    return f"everybody may write to {file}" if state.st_mode & stat.S_IWOTH else None
+    lax = state.st_mode & (stat.S_IWOTH | stat.S_IXOTH) == stat.S_IWOTH
+    return f"everybody may write to {file} (`chmod o-w` ends that)" if lax else None

@@ -6,6 +6,7 @@ which comes to be what it was when its files do. What was served when is on reco
 that what only reads the answers needs no file of the model.
 """
 
+import errno
 import hashlib
 import os
 import re
@@ -130,15 +131,15 @@ def _known(
     return Seen(stage, one, events.text(digest(content), "model", content), _changes(before, parts) if own else "")
 
 
-def changed(one: Launched, environ: Mapping[str, str]) -> bool:
+def changed(one: Launched, over: Event) -> bool:
     """Whether the files of a server that is up are others than those it was to load, or were not known then. A commit
-    on the Hub stays."""
+    on the Hub stays. `over` ends the reading of them."""
     served = one.one.served
     if served is None or (served.digest and not one.is_folder):
         return False
     if not served.digest:
         return True
-    now = _parts(one, environ, None, lambda words: None)
+    now = _parts(one, {}, None, lambda words: None, over)
     return now is not None and digest(now[0]) != served.digest
 
 
@@ -152,19 +153,20 @@ def _at_hand(
         return None
     if not found.is_folder and not tell:  # who only reads asks no Hub
         return None
-    return _parts(found, environment(found, os.environ, secrets(pipeline)), same, tell or (lambda words: None))
+    return _parts(found, environment(found, os.environ, secrets(pipeline)), same, tell or (lambda words: None), Event())
 
 
 def _parts(
-    one: Launched, environ: Mapping[str, str], same: Any, tell: Callable[[str], None]
+    one: Launched, environ: Mapping[str, str], same: Any, tell: Callable[[str], None], over: Event
 ) -> tuple[dict[str, str], str] | None:
     """Files by their digests, and arguments by their values. `same` is a record of what was declared alike: a commit
     that it knows holds what it held then, also in a cache without links, which tells less than the Hub."""
     args, commit, held = counted(one.launch.args), "", dict[str, str]()
-    folders = {f"{name} ": value for name, value in args.items() if os.path.isdir(value)}  # noqa: PTH112 - of any length
+    named = [name for name, value in args.items() if os.path.isdir(value)]  # noqa: PTH112 - of any length
+    folders = {f"{name} ": args.pop(name) for name in named}
     if path := adapter(one.one):
-        if Path(path).expanduser().is_dir():
-            folders["adapter "] = str(Path(path).expanduser())
+        if os.path.isdir(os.path.expanduser(path)):  # noqa: PTH111, PTH112 - `~` may be nobody's
+            folders["adapter "] = os.path.expanduser(path)  # noqa: PTH111
         else:  # a name on the Hub
             args["adapter"] = path
     if one.is_folder:
@@ -184,7 +186,7 @@ def _parts(
         every = (path for some in ("*", f"{_TEMPLATES}*") for path in Path(folder).glob(some))
         there = {path.relative_to(folder).as_posix(): path for path in every if path.is_file()}
         paths |= {before + name: there[name] for name in loaded(there, args)}
-    return args | held | _digests(paths, one.one.name, tell), commit
+    return args | held | _digests(paths, one.one.name, tell, over), commit
 
 
 def _on_the_hub(one: Launched, environ: Mapping[str, str]) -> Any:
@@ -197,8 +199,16 @@ def _on_the_hub(one: Launched, environ: Mapping[str, str]) -> Any:
 def counted(args: Iterable[str]) -> dict[str, str]:
     """The arguments that may change what a model says, each with its value; of one that is given twice the last. What
     is in no list may be anything, also a secret: its value's digest stands for it."""
-    given = {name: value for name, value in arguments(args).items() if not _ELSE.fullmatch(bare(name))}
+    given = {name: _json(value) for name, value in arguments(args).items() if not _ELSE.fullmatch(bare(name))}
     return {name: value if _WORDS.fullmatch(bare(name)) else digest(value) for name, value in given.items()}
+
+
+def _json(value: str) -> str:
+    """JSON however it was written; else the value."""
+    try:
+        return orjson.dumps(orjson.loads(value), option=orjson.OPT_SORT_KEYS).decode() if value[:1] in "{[" else value
+    except orjson.JSONDecodeError:
+        return value
 
 
 def bare(name: str) -> str:
@@ -234,7 +244,7 @@ def _short(name: str, parts: Parts) -> str:
     return value[:8] if _BLOB.fullmatch(value) else repr(value[:40]) if value else "set"
 
 
-def _digests(paths: Mapping[str, Path], name: str, tell: Callable[[str], None]) -> dict[str, str]:
+def _digests(paths: Mapping[str, Path], name: str, tell: Callable[[str], None], over: Event) -> dict[str, str]:
     """Digests of files, each of which is read once as long as it stays as it is. Raises BadInput where one can't be."""
     try:
         real = {part: path.resolve() for part, path in paths.items()}
@@ -243,7 +253,7 @@ def _digests(paths: Mapping[str, Path], name: str, tell: Callable[[str], None]) 
         new = [path for path, stamp in stamps.items() if had.get(str(path), [])[:-1] != stamp]
         if (size := sum(stamps[path][0] for path in new)) > _MUCH:
             tell(f"{name}: reading {size / 1e9:.1f} GB of files, to know the model by them")
-        read = dict(zip(new, _read(new), strict=True))
+        read = dict(zip(new, _read(new, over), strict=True))
         lasting = {
             str(path): [*stamps[path], said]
             for path, said in read.items()
@@ -269,9 +279,8 @@ def _stamp(path: Path) -> list[int]:
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
 
 
-def _read(paths: Sequence[Path]) -> list[str]:
-    """The sha256 of each file. A Ctrl-C ends the reading of all."""
-    over = Event()
+def _read(paths: Sequence[Path], over: Event) -> list[str]:
+    """The sha256 of each file. A Ctrl-C ends the reading of all, and so does `over`, which raises OSError."""
     with ThreadPoolExecutor() as pool:
         try:
             return list(pool.map(_sha256, paths, repeat(over)))
@@ -282,8 +291,10 @@ def _read(paths: Sequence[Path]) -> list[str]:
 def _sha256(path: Path, over: Event) -> str:
     found = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
-        while not over.is_set() and (block := file.read(_BLOCK)):
+        while block := file.read(_BLOCK):
             found.update(block)
+            if over.is_set():
+                raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED), str(path))
     return found.hexdigest()
 
 
@@ -307,7 +318,7 @@ def _keep(new: Mapping[str, list[Any]]) -> None:
     lost is read again."""
     if not (place := _place()).is_absolute():
         return
-    held = {path: row for path, row in _kept().items() if Path(path).exists()} | dict(new)
+    held = {path: row for path, row in _kept().items() if os.path.exists(path)} | dict(new)  # noqa: PTH110 - may be forbidden
     with suppress(OSError):
         place.parent.mkdir(parents=True, exist_ok=True)
         aside = place.with_name(f"{place.name}.{os.getpid()}")

@@ -1,6 +1,7 @@
 """What there is to ask, and what is known of asking it: a store's facts for estimate.py. No model is called."""
 
 import asyncio
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -206,8 +207,9 @@ def _tokenizer(one: Endpoint) -> "Tokenizer | None":
     from huggingface_hub.errors import HFValidationError
     from tokenizers import Tokenizer
 
-    file: object = Path(one.served_name).expanduser() / "tokenizer.json"
-    if not Path(one.served_name).expanduser().is_dir():
+    folder = Path(os.path.expanduser(one.served_name))  # noqa: PTH111 - `~` may be nobody's
+    file: object = folder / "tokenizer.json"
+    if not folder.is_dir():
         try:
             file = try_to_load_from_cache(one.served_name, "tokenizer.json", revision=one.revision)
         except HFValidationError:  # a name of the server's own, and no repository's

@@ -376,6 +376,24 @@ def test_files_that_change_while_a_server_loads_them_end_it(
     assert made.models["a"].identity.startswith("a+sha256:")
 
 
+def test_files_that_go_while_a_server_loads_them_end_it_alone(
+    tmp_path: Path, fakes: Fakes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (fakes.model / "model.safetensors").write_text("first")
+    path = pipeline(tmp_path, {"a": fakes.launch(), "b": fakes.launch({"model": str(tmp_path)})}, fakes.launch())
+
+    def gone(one: Any, *_: Any) -> bool:
+        if one.one.name == "a":
+            raise BadInput("a: model.safetensors: can't be read: No such file or directory; mend that")
+        return False
+
+    monkeypatch.setattr("aif.fleet.changed", gone)
+    _, ended = run(path)
+
+    assert ended.asked.refused["a"].startswith("a: model.safetensors: can't be read")
+    assert [json.loads(line)["model"] for line in (fakes.folder / "calls.jsonl").read_text().splitlines()] == ["b"] * 12
+
+
 def test_an_adapter_is_asked_for_by_its_name_and_its_base_has_another(tmp_path: Path, fakes: Fakes) -> None:
     adapter = tmp_path / "lora"
     adapter.mkdir()

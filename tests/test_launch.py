@@ -221,6 +221,8 @@ def test_a_pipeline_that_somebody_else_may_have_written_runs_nothing_and_sends_n
         check_stranger(made)
     check_stranger(harmless)
     check_stranger(parse(PAID, tmp_path / "no-file.yaml"))
+    file.chmod(0o777)  # as all files are on a disk of Windows
+    check_stranger(made)
 
     file.chmod(0o664)
     monkeypatch.setattr("aif.rights.os.geteuid", lambda: 4001)
@@ -230,6 +232,8 @@ def test_a_pipeline_that_somebody_else_may_have_written_runs_nothing_and_sends_n
     monkeypatch.setattr("aif.rights.Path.is_file", lambda one: True)
     with pytest.raises(BadInput, match=r"pipeline.yaml belongs to 4002, and you may not want what it does \(launch"):
         check_stranger(made)
+    monkeypatch.setattr("aif.rights.os.geteuid", lambda: 0)  # as in a container
+    check_stranger(made)
 
 
 # who wrote aif, and who the file

@@ -308,3 +308,12 @@ def test_a_record_whose_split_stands_is_left_as_it_is() -> None:
     call = {"t": "call", "stage": "completion", "identity": "m", "kind": None, "text": "4.", "reasoning": "2 + 2"}
 
     assert entry_of(call, Rubrics()).record is call
+
+
+def test_the_marks_of_a_name_hold_for_whatever_was_served_under_it() -> None:
+    call = {
+        "t": "call", "stage": "completion", "identity": "m+sha256:0123456789ab", "kind": None, "verdict": "answered",
+        "text": THOUGHT, "reasoning": None,
+    }  # fmt: skip
+
+    assert entry_of(call, Rubrics(tags={"completion/m": "none"})).record["text"] == THOUGHT

@@ -89,6 +89,15 @@ def test_the_first_content_keeps_the_name_and_another_is_another_model_until_it_
     assert past.read(one) == "policy"
 
 
+def test_what_reasoning_is_goes_by_the_name(tmp_path: Path, past: Past) -> None:
+    one = pipeline(tmp_path, {"model": str(model(tmp_path / "m"))}, reasoning_tags="none")
+    tags = one.tags
+    past.look(one)
+    model(tmp_path / "m", model__safetensors="trained")
+    assert past.look(one) != "policy"
+    assert one.tags == tags
+
+
 def test_another_folder_under_the_name_is_another_model_unless_it_holds_the_same(tmp_path: Path, past: Past) -> None:
     first, same = model(tmp_path / "ckpt_1000"), model(tmp_path / "elsewhere")
     assert past.look(pipeline(tmp_path, {"model": str(first)})) == "policy"
@@ -152,7 +161,9 @@ def test_weights_in_the_old_format_count_where_there_are_no_others_or_where_it_i
         (["--kv_cache_dtype=fp8"], {"--kv-cache-dtype": "fp8"}),
         (["--dtype", "half", "--dtype", "bfloat16"], {"--dtype": "bfloat16"}),
         (["--hf-overrides.rope_theta", "-1"], {"--hf-overrides.rope-theta": "-1"}),
-        (["--override-generation-config", '{"top_k": 5}'], {"--override-generation-config": '{"top_k": 5}'}),
+        (["--override-generation-config", '{"top_k": 5}'], {"--override-generation-config": '{"top_k":5}'}),
+        (["--hf-overrides", '{"b": {"x":1},\n "a": 2}'], {"--hf-overrides": '{"a":2,"b":{"x":1}}'}),
+        (["--chat-template", "{{ a }}"], {"--chat-template": "{{ a }}"}),
         (["--no-trust-remote-code"], {"--no-trust-remote-code": ""}),
         (["--tensor-parallel-size", "4", "-tp", "2", "-O3", "--max-num-seqs=8", "--seed", "1"], {}),
         (["--gpu-memory-utilization", ".9", "--enforce-eager", "--no-enable-prefix-caching", "--max-model-len=9"], {}),
@@ -205,6 +216,9 @@ def test_a_file_or_folder_that_an_argument_names_counts_by_its_content(tmp_path:
     assert "--chat-template" in (past.look(one), past.seen[0].changes)[1]
     model(words, tokenizer__json="[]")
     assert "--tokenizer tokenizer.json" in (past.look(one), past.seen[0].changes)[1]
+    words.rename(tmp_path / "moved")
+    past.look(pipeline(tmp_path, {"model": str(tmp_path / "m"), "args": [*args[:-1], str(tmp_path / "moved")]}))
+    assert past.seen == []
     assert "{{ 'x' }}" * 999 in counted(["--chat-template", "{{ 'x' }}" * 999]).values()
     past.look(pipeline(tmp_path, {"model": str(tmp_path / "m"), "args": ["--chat-template", "{{ 'x' }}" * 999]}))
 
@@ -265,6 +279,26 @@ def test_files_of_one_size_and_time_are_told_apart_and_what_stays_is_not_read_ag
     assert weights.stat().st_size == stat.st_size
     assert past.look(one).startswith("policy+sha256:")
     assert read[len(BASE) :] == ["model.safetensors"]
+
+
+def test_what_was_kept_of_a_file_that_may_no_longer_be_looked_at_is_in_nobodys_way(
+    tmp_path: Path, past: Past, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(served, "_SETTLED_S", -1.0)
+    one = pipeline(tmp_path, {"model": str(model(tmp_path / "m"))})
+    past.look(one)
+    real = os.stat
+    gone = str(tmp_path / "m" / "tokenizer.json")
+
+    def refused(path: Any, **options: Any) -> os.stat_result:
+        if str(path) == gone:
+            raise PermissionError(13, "Permission denied", gone)
+        return real(path, **options)
+
+    monkeypatch.setattr(os, "stat", refused)
+    served._keep({})
+    assert gone not in served._kept()
+    assert len(served._kept()) == len(BASE) - 1
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"x": 1}', b'{"x": [1, 2, 3, 4]}', b"\xff"])
@@ -358,6 +392,7 @@ def test_a_model_on_the_hub_is_known_by_its_files_without_a_download(
     online.setitem(FILES["org/small"], "README.md", b"new")
     past.look(one)
     assert past.seen == []
+    assert not list((tmp_path / "hf").glob("hub/*/refs/*")), "who is offline goes by what the cache names"
     past[0]["commit"] = "another"  # that commit is not looked at again
     past.look(one)
     assert past.seen == []
@@ -400,8 +435,32 @@ def test_ctrl_c_ends_the_reading_of_files() -> None:
     Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
 
     with pytest.raises(KeyboardInterrupt):
-        served._read([Path("/dev/zero")] * 3)
+        served._read([Path("/dev/zero")] * 3, Event())
     assert time.monotonic() - began < 10
+
+
+def test_the_reading_of_files_can_be_ended_and_nothing_half_read_is_kept(
+    tmp_path: Path, past: Past, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = pipeline(tmp_path, {"model": str(model(tmp_path / "m"))})
+    past.look(one)
+    monkeypatch.setattr(served, "_SETTLED_S", -1.0)
+    (found,) = launched(one, [("completion", "a")])
+    over = Event()
+    over.set()
+
+    with pytest.raises(BadInput, match="can't be read: Operation canceled"):
+        changed(found, over)
+    assert served._kept() == {}
+
+
+def test_a_home_folder_of_nobody_is_told(tmp_path: Path, past: Past) -> None:
+    for launch in ({"model": "~nobody-here/m"}, {"model": "m", "python": "~nobody-here/python"}):
+        with pytest.raises(BadInput, match="names nobody's home folder"):
+            launched(pipeline(tmp_path, launch), [("completion", "a")])
+    folder = str(model(tmp_path / "m"))
+    past.look(pipeline(tmp_path, {"model": folder, "args": ["--lora-modules", "policy=~nobody-here/a"]}))
+    assert past[0]["parts"]["adapter"] == "~nobody-here/a"
 
 
 def test_a_server_is_asked_only_if_it_loaded_what_was_looked_at(tmp_path: Path, past: Past) -> None:
@@ -409,13 +468,13 @@ def test_a_server_is_asked_only_if_it_loaded_what_was_looked_at(tmp_path: Path, 
     one = pipeline(tmp_path, {"model": str(folder)})
     past.look(one)
     (found,) = launched(one, [("completion", "a")])
-    assert not changed(found, {})
+    assert not changed(found, Event())
     model(folder, README__md="words")
-    assert not changed(found, {})
+    assert not changed(found, Event())
     model(folder, config__json="[]")
-    assert changed(found, {})
+    assert changed(found, Event())
 
     away = pipeline(tmp_path, {"model": "org/none"})  # what it loads, should it come up yet, nobody knows
     assert past.look(away) == "policy+sha256:?"
     (found,) = launched(away, [("completion", "a")])
-    assert changed(found, {})
+    assert changed(found, Event())
