@@ -104,6 +104,7 @@ class Ledger:
             for former in formers:
                 ledger._put_back(former, end, damaged, tell)
             ledger._tell_lost(damaged, bool(formers), tell)
+            store.compare_texts()
             if others and before:
                 with Reader.of(store) as reader:
                     after = _replies(reader, others)

@@ -233,6 +233,23 @@ class Store:
             rows = self._db.execute("SELECT value FROM marks WHERE name = ?", [name]).fetchall()
         return rows[0][0] if rows else None
 
+    def compare_texts(self) -> None:
+        """Looks whether a completion is gone or another than a judge was shown; then judgements stand by their texts
+        from now on. While a run goes on that can't come to be: only what has no completion gets one."""
+        if self.marked("texts"):
+            return
+        shown = " UNION ALL ".join(
+            f"SELECT unnest(answers) AS key, unnest(shown) AS text FROM {name} WHERE shown IS NOT NULL"
+            for name in ("judgements", "failed")
+        )
+        others = f"FROM ({shown}) s LEFT JOIN completions c USING (key) WHERE c.text_id IS DISTINCT FROM s.text"
+        with noticing(self.path):
+            some = self._db.execute(f"SELECT 1 {others} LIMIT 1").fetchall()
+        if some:
+            with self._transaction():
+                self._db.execute("CREATE OR REPLACE MACRO stands(shown, shows) AS shown_now(shown, shows)")
+                self.mark("texts", "compared")
+
     def replan(self, batches: Iterable[Sequence[tuple[int, Slot, str | None]]], mark: str) -> None:
         """Puts other slots in the place of the present ones; rows are (position, slot, digest of its principle)."""
         with self._transaction():

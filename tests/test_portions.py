@@ -254,7 +254,8 @@ def test_thoughts_in_an_earlier_answer_of_a_prompt_are_counted(tmp_path: Path) -
 def test_an_older_journal_holds_texts_as_they_were_read_then(tmp_path: Path) -> None:
     said = {"able": "Hm.</think>Four.", "fair": "<think> is a tag.", "plain": "Four.", "poor": "[THINK]4[/THINK]4."}
     pipeline, rubric, ledger = build(tmp_path, 2, complete=lambda number, model: said[model])
-    with ledger, Reader.of(ledger.store) as reader:
+    ledger.close()
+    with Ledger.open(pipeline.store, print) as ledger, Reader.of(ledger.store) as reader:
         texts = {row["text"] for row in reader.sql("SELECT text FROM completions")}
         states = {row["state"] for row in reader.sql("SELECT state FROM needed")}
     assert texts == {"Four.", "<think> is a tag.", "4."}
