@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from aif.config import Pipeline
-from aif.errors import BadInput, StoreDamaged
+from aif.core.errors import BadInput, StoreDamaged
 from aif.intake import prepare, rubric_of
 from aif.ledger import Ledger
 from aif.lock import Places

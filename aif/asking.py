@@ -8,9 +8,9 @@ import orjson
 
 from aif.chat.base import CallError, Kind, Request
 from aif.chat.retry import Policy
+from aif.core.types import Principle, Prompt, Sampling, Stage
 from aif.entries import Judge
 from aif.plan import System, sent_messages
-from aif.records import Principle, Prompt, Sampling, Stage
 from aif.rubric import Rubric, render, spec_digest
 
 # What a provider puts around what it is sent: the turns' marks and roles (OpenAI's 4 tokens, ChatML's 5), and once what

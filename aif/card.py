@@ -18,12 +18,12 @@ from jinja2 import StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from aif.config import Pipeline
+from aif.core.resources import shipped
 from aif.entries import Endpoint, public
 from aif.pairing import policy_of
 from aif.picks import LabelCounts, balancing
 from aif.progress import of
 from aif.queries import Balance, Books, Marked
-from aif.resources import shipped
 from aif.rubric import Rubric
 from aif.scoring import TOLERANCE, Floats
 from aif.summary import OUTCOMES, STAGES, balanced, beside, counts, marked, rule_of

@@ -16,8 +16,8 @@ import typer
 from typer.core import TyperGroup
 
 from aif import cli_rubric
-from aif.errors import FULL, AifError, BadInput, BudgetReached, Exit, ProviderRefused, StoreDamaged, StoreLocked
-from aif.rights import PRIVATE, shared
+from aif.core.errors import FULL, AifError, BadInput, BudgetReached, Exit, ProviderRefused, StoreDamaged, StoreLocked
+from aif.core.rights import PRIVATE, shared
 from aif.typed import File, Sets, Yes, err, load, me, new_name, out, tell
 
 if TYPE_CHECKING:
@@ -537,7 +537,7 @@ def init(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folde
     """A folder to start from: a pipeline with every choice explained, and a few prompts."""
     from shutil import copytree
 
-    from aif.resources import shipped
+    from aif.core.resources import shipped
 
     name, file = new_name(folder), folder / "pipeline.yaml"
     with shared():

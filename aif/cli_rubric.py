@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aif.errors import BadInput, BudgetReached, Exit, ProviderRefused
-from aif.rights import shared
+from aif.core.errors import BadInput, BudgetReached, Exit, ProviderRefused
+from aif.core.rights import shared
 from aif.typed import File, Sets, err, load, me, new_name, out
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ app = typer.Typer(help="What the judge is asked.", no_args_is_help=True)
 @app.command("list")
 def list_() -> None:
     """The rubrics that aif ships."""
-    from aif.resources import shipped
+    from aif.core.resources import shipped
     from aif.rubric import load
 
     for folder in sorted(shipped("prompts", "rubrics").iterdir()):
@@ -148,6 +148,6 @@ def _rubric(name: str) -> "Rubric":
 
 
 def _rubric_folder(name: str) -> Path:
-    from aif.resources import find
+    from aif.core.resources import find
 
     return find(name, None, "prompts/rubrics", "rubric")

@@ -10,8 +10,12 @@ from typing import Annotated
 import yaml
 from pydantic import Field, PrivateAttr, ValidationError, field_validator
 
-from aif import complaints, resources, yamltext
+from aif import complaints, yamltext
 from aif.chat.base import Options
+from aif.core import resources
+from aif.core.errors import BadInput
+from aif.core.reasoning import Tags
+from aif.core.types import Sampling
 from aif.entries import (
     AnyEndpoint,
     Carried,
@@ -29,9 +33,6 @@ from aif.entries import (
     Source,
     public,
 )
-from aif.errors import BadInput
-from aif.reasoning import Tags
-from aif.records import Sampling
 from aif.values import Filled, Name, NotNegative, PathText, Positive, RunName, Secret, is_key_header, is_own
 from aif.yamltext import Keys, Problem, dotted
 

@@ -11,10 +11,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from aif import jsontext
-from aif.errors import BadInput
-from aif.paging import PAGE_BYTES
-from aif.records import Unreadable
+from aif.core import strict_json as jsontext
+from aif.core.errors import BadInput
+from aif.core.paging import PAGE_BYTES
+from aif.core.types import Unreadable
 
 BATCH = 256  # Parquet rows in memory at a time, and fewer where they are long
 

@@ -12,10 +12,11 @@ from aif import sources
 from aif.asking import completion_request, judging_request
 from aif.chat.base import CallError, Kind
 from aif.config import Pipeline, options
+from aif.core.errors import BadInput
+from aif.core.types import Message, Principle, Prompt, Usage, prompt_id
 from aif.endpoints import Endpoint, opened
 from aif.entries import Endpoint as Declared
 from aif.entries import Judge, Model, Source
-from aif.errors import BadInput
 from aif.estimate import UNMEASURED, tight
 from aif.estimate_view import unfit
 from aif.failing import mend
@@ -25,7 +26,6 @@ from aif.placement import described, shifts
 from aif.progress import counted
 from aif.prompt_row import Skipped
 from aif.reading import Unreadable, read
-from aif.records import Message, Principle, Prompt, Usage, prompt_id
 from aif.rubric import Rubric
 from aif.window import everyone, windows
 from aif.workload import size

@@ -16,8 +16,8 @@ from aif.chat.gate import MANY, Caller, Gate, Others, Pass
 from aif.chat.limits import Cost, Pace
 from aif.chat.retry import Course, Policy, Verdict
 from aif.config import Pipeline, options
+from aif.core.types import Stage, Usage
 from aif.entries import Judge, Model
-from aif.records import Stage, Usage
 
 
 class Halted(Exception):

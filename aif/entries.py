@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from aif.chat.base import Dialect
 from aif.complaints import ClashError, shown
-from aif.records import OTHER, Sampling, Usage
+from aif.core.types import OTHER, Sampling, Usage
 from aif.values import (
     Assignment,
     Count,

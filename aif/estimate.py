@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from aif.asking import replies_at_most
 from aif.budget import UNSPENT, Spent
+from aif.core.types import Stage, Usage
 from aif.entries import Endpoint, Judge, Model
 from aif.outlook import Replies
 from aif.queries import Tally
-from aif.records import Stage, Usage
 from aif.rubric import Rubric
 
 BYTES_A_TOKEN = 4.0  # of English, and of most other scripts in UTF-8; what providers reckon with

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from aif import progress
-from aif.errors import BadInput, NotStarted
+from aif.core.errors import BadInput, NotStarted
 from aif.estimate import Estimate, Line, Span, Tight
 from aif.progress import counted, dollars, spending
 

@@ -33,7 +33,7 @@ from datetime import datetime
 from typing import Any
 
 from aif.chat.base import CallError, Reply
-from aif.records import Carried, Prompt, Stage, as_dicts
+from aif.core.types import Carried, Prompt, Stage, as_dicts
 
 Record = dict[str, Any]
 

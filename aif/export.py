@@ -20,8 +20,10 @@ from rich.console import Console
 from aif import __version__, events, files
 from aif.card import CardFacts, default_config, render
 from aif.config import Pipeline
+from aif.core.errors import BadInput, Incomplete
+from aif.core.rights import shared
+from aif.core.types import CARRIED, Principle, digest, fraction
 from aif.entries import Labels
-from aif.errors import BadInput, Incomplete
 from aif.files import Parts, Rows
 from aif.formats import Part, made_of
 from aif.intake import principles_of
@@ -32,9 +34,7 @@ from aif.picks import LabelCounts, best, labelled
 from aif.placing import check_place, replacing
 from aif.progress import counted, say
 from aif.queries import BESIDE, Balance, Books
-from aif.records import CARRIED, Principle, digest, fraction
 from aif.results import Results
-from aif.rights import shared
 from aif.rubric import Rubric
 from aif.runfile import MARKER, NAME, sealed, state_of
 from aif.summary import shortfall

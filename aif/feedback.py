@@ -23,13 +23,13 @@ from aif.budget import UNSPENT, Budget, Short, Spent
 from aif.chat.base import CallError, Kind, Reply, Request
 from aif.chat.retry import Verdict
 from aif.config import Pipeline
+from aif.core.errors import StoreDamaged, StoreStarved
+from aif.core.types import Principle, Rating, digest, text_id
 from aif.endpoints import Endpoint, Halted
-from aif.errors import StoreDamaged, StoreStarved
 from aif.ledger import Ledger
 from aif.line import Item, Line, serve
 from aif.queries import Need, Reader, Ready, Todo
 from aif.reading import Unreadable, read
-from aif.records import Principle, Rating, digest, text_id
 from aif.rows import Entry
 from aif.rubric import Rubric, judgement_key, order
 from aif.writer import Writer

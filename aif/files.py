@@ -10,10 +10,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from aif.errors import AifError
+from aif.core.errors import AifError
+from aif.core.rights import shared
 from aif.formats import FORMATS, Part, file_of
 from aif.layout import Layout, Of
-from aif.rights import shared
 
 ROW_GROUP = 2000  # rows at most, and a page of them (see paging.py): the Hub's viewer reads a row group at once
 

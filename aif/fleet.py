@@ -26,11 +26,11 @@ import aiohttp
 
 from aif.chat.vllm import VllmChat
 from aif.config import Pipeline
+from aif.core.errors import BadInput
+from aif.core.rights import USUAL
 from aif.endpoints import Endpoint
-from aif.errors import BadInput
 from aif.launch import Launched, command, environment, fetching, gpus, lacks_vllm, launched, secrets
 from aif.placement import CPU, Key, Place, Shift, described, shifts
-from aif.rights import USUAL
 from aif.served import changed
 
 GRACE_S = 10.0  # vLLM 0.32 on a CPU ends within 1 s of SIGTERM

@@ -16,7 +16,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from aif.errors import AifError
+from aif.core.errors import AifError
 from aif.journal import Damage, Position, ahead
 from aif.portions import Portion, Rubrics, portions
 

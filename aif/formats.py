@@ -12,8 +12,8 @@ from typing import Literal
 
 import pyarrow as pa
 
+from aif.core.types import as_dicts
 from aif.layout import TURNS, Layout, Of, Row, Turns, assistant, columns, unanswered
-from aif.records import as_dicts
 from aif.results import Completed, Pair
 from aif.ultrafeedback import ULTRAFEEDBACK
 

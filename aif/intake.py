@@ -10,15 +10,15 @@ import orjson
 from aif import events, served, sources, yamltext
 from aif.asking import judging_spec
 from aif.config import Pipeline
-from aif.errors import BadInput
+from aif.core.errors import BadInput
+from aif.core.paging import pages, utf8
+from aif.core.reasoning import known
+from aif.core.resources import find, shipped
+from aif.core.types import CARRIED, Carried, Prompt, Slot, Spec, digest, plain
 from aif.events import Record
-from aif.paging import pages, utf8
 from aif.plan import PoolModel, Principles, carried_key, carried_slots, plan_digest, slots
 from aif.prompt_row import Skipped
 from aif.queries import Reader, Tally
-from aif.reasoning import known
-from aif.records import CARRIED, Carried, Prompt, Slot, Spec, digest, plain
-from aif.resources import find, shipped
 from aif.rubric import SCORED, Rubric, load
 
 if TYPE_CHECKING:  # who only asks has no use for them

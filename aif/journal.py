@@ -23,7 +23,7 @@ from typing import Any, Self
 
 import orjson
 
-from aif.errors import JournalDamaged
+from aif.core.errors import JournalDamaged
 
 SEGMENT_BYTES = 256 * 2**20
 

@@ -9,7 +9,7 @@ import fastjsonschema
 import orjson
 import pyarrow as pa
 
-from aif.resources import shipped
+from aif.core.resources import shipped
 
 Row = dict[str, Any]
 Turns = Sequence[dict[str, str]]

@@ -16,18 +16,19 @@ from typing import Self, TypeVar
 import orjson
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
-from aif import events, reasoning, salvage
+from aif import events, salvage
 from aif import journal as journals
+from aif.core import reasoning
+from aif.core.errors import BadInput, JournalDamaged, StoreDamaged, StoreLocked, StoreStarved
+from aif.core.reasoning import Tags
+from aif.core.types import OTHER
 from aif.database import AMPLE, roomier
-from aif.errors import BadInput, JournalDamaged, StoreDamaged, StoreLocked, StoreStarved
 from aif.events import Record
 from aif.following import follow
 from aif.journal import START, Damage, Journal, Position
 from aif.lock import Lock, Places
 from aif.portions import Rubrics
 from aif.queries import Former, Reader
-from aif.reasoning import Tags
-from aif.records import OTHER
 from aif.rubric import Rubric
 from aif.store import Store, asides, drop_aside, free, moving, set_aside
 

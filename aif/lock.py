@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from aif.errors import FULL, BadInput, StoreLocked
-from aif.rights import shared
+from aif.core.errors import FULL, BadInput, StoreLocked
+from aif.core.rights import shared
 
 # Whoever looks whether a lock is held takes it for some 10 µs, and whoever takes it writes its note some 50 µs later.
 AGAIN_S = (0.0, 0.01, 0.03, 0.06)

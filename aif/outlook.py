@@ -7,10 +7,10 @@ from typing import Any
 
 import orjson
 
+from aif.core.types import Prompt
 from aif.database import within
 from aif.plan import System
 from aif.queries import Reader
-from aif.records import Prompt
 from aif.rubric import Form
 
 

@@ -8,11 +8,11 @@ import orjson
 import pyarrow as pa
 
 from aif.config import Pipeline
-from aif.errors import BadInput
+from aif.core.errors import BadInput
+from aif.core.types import CARRIED
 from aif.intake import say_who_judges, unsourced
 from aif.pairs import OUTCOMES as PAIR_OUTCOMES
 from aif.pairs import Paired, Policy, counts, pair_parts
-from aif.records import CARRIED
 from aif.results import Results
 from aif.rubric import Rubric
 from aif.scoring import Scores

@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from aif.errors import BadInput
-from aif.records import fraction
+from aif.core.errors import BadInput
+from aif.core.types import fraction
 from aif.scoring import DRAWN, TOLERANCE, Bools, Floats, Ints, Rows, Scored, Scores, score, slack
 
 # A prompt that meets several reasons is counted under the first.

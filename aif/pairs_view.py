@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from aif.config import Pipeline
-from aif.errors import BadInput
+from aif.core.errors import BadInput
 from aif.intake import is_prepared, rubric_of
 from aif.pairing import policy_of, scores_of
 from aif.pairs import Paired, Policy, pair

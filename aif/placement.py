@@ -8,8 +8,8 @@ one shift only: it is served to its end there, so that a model's weights are loa
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from aif.errors import BadInput
-from aif.records import Stage
+from aif.core.errors import BadInput
+from aif.core.types import Stage
 
 CPU = ("cpu",)  # a machine without GPUs is one place, which every server takes whole
 

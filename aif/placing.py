@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from aif.errors import FULL, BadInput
-from aif.rights import shared
+from aif.core.errors import FULL, BadInput
+from aif.core.rights import shared
 from aif.runfile import is_export
 
 

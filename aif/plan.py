@@ -13,8 +13,8 @@ from itertools import accumulate
 from typing import Any, Literal
 
 from aif.complaints import shown, unknown_key
-from aif.errors import BadInput
-from aif.records import (
+from aif.core.errors import BadInput
+from aif.core.types import (
     KEY_LENGTH,
     Carried,
     Message,

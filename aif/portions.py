@@ -6,13 +6,13 @@ from pathlib import Path
 
 from aif import journal as journals
 from aif.chat.base import Kind
-from aif.errors import BadInput
+from aif.core.errors import BadInput
+from aif.core.paging import pages
+from aif.core.reasoning import Tags, split
+from aif.core.types import OTHER, is_blank, text_id
 from aif.events import Record
 from aif.journal import Damage, Position
-from aif.paging import pages
 from aif.reading import Unreadable, read
-from aif.reasoning import Tags, split
-from aif.records import OTHER, is_blank, text_id
 from aif.rows import Entry, Step, steps
 from aif.rubric import Rubric
 

@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from aif.budget import UNSPENT, Spent
-from aif.records import Failing
+from aif.core.types import Failing
 
 if TYPE_CHECKING:  # `aif status` reads the file of a run without DuckDB and the providers' SDKs: 0.3 s instead of 0.6
     from aif.endpoints import Endpoint

@@ -8,8 +8,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from aif.jsontext import encodable, reader, shape_of
-from aif.records import Rating
+from aif.core.strict_json import encodable, reader, shape_of
+from aif.core.types import Rating
 from aif.rubric import NOT_APPLICABLE, Aspect, Form, Rubric
 
 

@@ -10,9 +10,9 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from aif.paging import pages
+from aif.core.paging import pages
+from aif.core.types import CARRIED, Message, Rating, as_messages
 from aif.queries import Reader
-from aif.records import CARRIED, Message, Rating, as_messages
 from aif.scoring import Scores
 
 # Completions whose ratings are brought together and paired at a time, and pairs of them that a policy looks at. Those

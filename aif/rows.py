@@ -8,10 +8,10 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
+from aif.core.paging import utf8
+from aif.core.reasoning import left
+from aif.core.types import Rating, carried_identity, text_id
 from aif.events import Record
-from aif.paging import utf8
-from aif.reasoning import left
-from aif.records import Rating, carried_identity, text_id
 
 RATING = pa.struct(
     [

@@ -20,8 +20,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from aif import complaints, yamltext
-from aif.errors import BadInput
-from aif.records import KEY_LENGTH, Message, Prompt, digest, fraction
+from aif.core.errors import BadInput
+from aif.core.types import KEY_LENGTH, Message, Prompt, digest, fraction
 from aif.yamltext import Keys, Problem, Text, dotted
 
 Form = Literal["schema", "text"]

@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from aif import yamltext
+from aif.core.errors import BadInput
 from aif.entries import Judge
-from aif.errors import BadInput
 from aif.rubric import Ask, Aspect, Rubric, files_in, said
 from aif.yamltext import Problem
 

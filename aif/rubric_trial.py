@@ -18,7 +18,8 @@ from aif.asking import judging_request
 from aif.chat.base import Request
 from aif.chat.retry import Policy
 from aif.config import Pipeline, options
-from aif.errors import BadInput
+from aif.core.errors import BadInput
+from aif.core.types import Usage
 from aif.feedback import PAGE
 from aif.intake import prepare, rubric_of
 from aif.ledger import Ledger
@@ -26,7 +27,6 @@ from aif.lock import Places
 from aif.pairing import scores_of
 from aif.progress import counted, dollars, say
 from aif.queries import Reader
-from aif.records import Usage
 from aif.results import Results
 from aif.rubric import Rubric, Score, order
 from aif.rubric_lint import longest_reply

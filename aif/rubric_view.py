@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.rule import Rule
 from rich.table import Table
 
-from aif.errors import BadInput
+from aif.core.errors import BadInput
+from aif.core.types import Message, Prompt, as_messages, prompt_id
 from aif.progress import say
 from aif.queries import Reader
-from aif.records import Message, Prompt, as_messages, prompt_id
 from aif.rubric import Form, Rubric, order, render
 
 _TURNS = (Message("user", "Why is the sky blue? Answer in one sentence."),)

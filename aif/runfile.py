@@ -8,8 +8,8 @@ import orjson
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from aif.core.types import digest
 from aif.queries import Books, Reader
-from aif.records import digest
 
 _SORTED = orjson.OPT_SORT_KEYS  # as in `records.digest`
 NAME = "run.json"

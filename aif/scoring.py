@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from aif.errors import BadInput
-from aif.records import fraction
+from aif.core.errors import BadInput
+from aif.core.types import fraction
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]

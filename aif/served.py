@@ -26,11 +26,11 @@ import orjson
 
 from aif import events
 from aif.config import Pipeline
+from aif.core.errors import BadInput
+from aif.core.types import Stage, digest
 from aif.entries import Judge, Model, Served
-from aif.errors import BadInput
 from aif.events import Record
 from aif.launch import Launched, adapter, arguments, environment, fetching, launched, secrets
-from aif.records import Stage, digest
 
 Parts = Mapping[str, str]  # files by their digests, and arguments by their values
 

@@ -11,13 +11,14 @@ from shutil import copytree
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from aif import datafiles, resources
-from aif.chat.redaction import redact
+from aif import datafiles
+from aif.core import resources
+from aif.core.errors import BadInput
+from aif.core.redaction import redact
+from aif.core.rights import shared
+from aif.core.types import Prompt, digest
 from aif.entries import Source
-from aif.errors import BadInput
 from aif.prompt_row import Skipped, read_row
-from aif.records import Prompt, digest
-from aif.rights import shared
 
 
 def read(source: Source, *, beside: Path | None) -> Iterator[Prompt | Skipped]:

@@ -15,6 +15,9 @@ from typing import Any, Self
 import duckdb
 import pyarrow as pa
 
+from aif.core.errors import JournalDamaged, StoreDamaged
+from aif.core.resources import shipped
+from aif.core.types import CARRIED, Slot, Spec
 from aif.database import (
     AMPLE,
     ROOMY,
@@ -27,11 +30,8 @@ from aif.database import (
     unreadable,
     within,
 )
-from aif.errors import JournalDamaged, StoreDamaged
 from aif.events import Record
 from aif.journal import Position
-from aif.records import CARRIED, Slot, Spec
-from aif.resources import shipped
 from aif.rows import Batch, Step, table
 
 # How rows get into a table, if not by "an answer that is there already stays". Of a prompt and of what failed the last

@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.rule import Rule
 from rich.text import Text
 
+from aif.core.types import CARRIED, Principle, Prompt, as_messages, carried_identity
 from aif.plan import sent_messages
 from aif.portions import Rubrics
 from aif.progress import counted, say
 from aif.queries import Reader
-from aif.records import CARRIED, Principle, Prompt, as_messages, carried_identity
 from aif.rubric import render
 from aif.rubric_view import tell_messages
 from aif.summary import OUTCOMES, rule_of

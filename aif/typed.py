@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 from rich.console import Console
 
-from aif.errors import BadInput
+from aif.core.errors import BadInput
 
 if TYPE_CHECKING:
     from aif.config import Pipeline

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator
 
 from aif.complaints import shown
-from aif.reasoning import Tags
+from aif.core.reasoning import Tags
 
 
 def _name(value: str) -> str:

@@ -13,6 +13,7 @@ from aif.asking import completion_request, judging_request, tokens
 from aif.chat.base import Request
 from aif.chat.refusals import holds
 from aif.config import Pipeline
+from aif.core.types import Message, Principle, Stage
 from aif.entries import Endpoint, Judge, Model
 from aif.estimate import (
     UNMEASURED,
@@ -31,7 +32,6 @@ from aif.ledger import Ledger
 from aif.outlook import Outlook, Replies, SlotCall
 from aif.portions import Rubrics
 from aif.queries import Tally
-from aif.records import Message, Principle, Stage
 from aif.rubric import Rubric, render
 from aif.window import everyone, windows
 

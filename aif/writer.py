@@ -10,10 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TypeVar
 
-from aif.errors import StoreDamaged, StoreStarved
+from aif.core.errors import StoreDamaged, StoreStarved
+from aif.core.paging import PAGE_BYTES, pages
 from aif.journal import Position
 from aif.ledger import Ledger
-from aif.paging import PAGE_BYTES, pages
 from aif.rows import Entry, steps
 
 # What a crash loses was in flight, or younger than this and a sync; on two busy cores the slowest took 1 s (p99).

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from aif.errors import BadInput
+from aif.core.errors import BadInput
 
 MOST = 100_000  # values; a few lines of aliases to aliases would come to billions
 

@@ -11,11 +11,11 @@ import orjson
 from aif import events
 from aif.chat.base import Reply
 from aif.config import Pipeline, load
+from aif.core.types import Usage, fraction
 from aif.events import Record
 from aif.intake import prepare, rubric_of
 from aif.ledger import Ledger
 from aif.queries import Need, Reader, Ready, Todo
-from aif.records import Usage, fraction
 from aif.rubric import Rubric
 from benchmarks.server import ANSWER, instance
 from tests.building import STARTED, completion_item, judgement_item

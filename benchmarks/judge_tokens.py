@@ -13,10 +13,10 @@ import orjson
 
 from aif.asking import judging_request
 from aif.config import parse
+from aif.core.types import Message, Prompt
 from aif.entries import Judge
 from aif.intake import rubric_of
 from aif.queries import Reader
-from aif.records import Message, Prompt
 from aif.rubric import Rubric
 from aif.simulator import Cast
 from benchmarks.house import aif, pipeline

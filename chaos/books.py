@@ -13,7 +13,7 @@ from rich.console import Console
 
 from aif.chat.retry import Policy
 from aif.config import Pipeline, load
-from aif.errors import Incomplete
+from aif.core.errors import Incomplete
 from aif.export import export
 from aif.intake import rubric_of
 from aif.ledger import Ledger

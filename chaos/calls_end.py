@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from aif.chat.retry import Policy
-from aif.records import fraction
+from aif.core.types import fraction
 from aif.simulator import Call, Cast, Mishap, Simulator
 from aif.simulator.faults import Arrival, Fault
 from chaos import Figures, _inside, clock, house

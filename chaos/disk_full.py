@@ -13,7 +13,7 @@ from os import statvfs
 from pathlib import Path
 from unittest import SkipTest
 
-from aif.errors import Exit
+from aif.core.errors import Exit
 from aif.journal import Damage, replay
 from aif.lock import Places
 from chaos import Figures

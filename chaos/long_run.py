@@ -13,7 +13,7 @@ from statistics import linear_regression, mean
 from threading import Lock
 from typing import Any
 
-from aif.errors import Exit
+from aif.core.errors import Exit
 from aif.simulator import Call, Fault, Faults
 from chaos import Figures
 from chaos.house import pipeline, served

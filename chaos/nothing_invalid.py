@@ -12,10 +12,10 @@ from rich.console import Console
 
 from aif.chat.retry import Policy
 from aif.config import load
+from aif.core.types import Rating, fraction
 from aif.ledger import Ledger
 from aif.queries import Reader
 from aif.reading import Unreadable, read
-from aif.records import Rating, fraction
 from aif.rubric import Form
 from aif.run import feedback
 from aif.simulator import Arrival, Fault, Mishap

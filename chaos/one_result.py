@@ -7,10 +7,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from aif.core.types import fraction
 from aif.journal import Journal
 from aif.lock import Places
 from aif.queries import Reader
-from aif.records import fraction
 from aif.simulator import Fault
 from aif.simulator.faults import Arrival, Mishap
 from chaos import Figures

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from aif.errors import Exit
+from aif.core.errors import Exit
 from aif.lock import Places, note_in
 from aif.progress import Snapshot, read
 from aif.simulator.faults import Fault, Faults

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from aif.config import load
-from aif.errors import Exit
+from aif.core.errors import Exit
 from aif.queries import Reader
 from aif.simulator import Mishap
 from aif.simulator.faults import Arrival, Fault

@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 import yaml
 
 from aif.config import load
+from aif.core.types import fraction
 from aif.lock import Places
 from aif.queries import Reader
-from aif.records import fraction
 from aif.simulator import Cast
 from aif.simulator.faults import Arrival, Fault, Mishap
 from chaos import Figures

@@ -17,7 +17,7 @@ from typing import Any
 import orjson
 
 from aif.config import load
-from aif.errors import Exit
+from aif.core.errors import Exit
 from aif.journal import replay
 from aif.queries import Reader
 from chaos import Figures

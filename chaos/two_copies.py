@@ -30,7 +30,7 @@ from rich.console import Console
 from aif.again import again
 from aif.chat.retry import Policy
 from aif.config import load
-from aif.errors import BadInput, JournalDamaged
+from aif.core.errors import BadInput, JournalDamaged
 from aif.journal import Journal, segments
 from aif.ledger import Ledger
 from aif.lock import Places

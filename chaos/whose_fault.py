@@ -12,9 +12,9 @@ from aif.chat.base import PROVIDER, SHAPE, TRANSIENT, CallError, Kind, Reply, Re
 from aif.chat.gate import ITEMS, Others
 from aif.chat.limits import Pace
 from aif.chat.retry import Policy, Verdict
+from aif.core.types import Message
 from aif.endpoints import Endpoint, Halted
 from aif.line import Item, Line, serve
-from aif.records import Message
 from chaos import Figures, clock
 
 NUMBER = 19

@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from aif.cli import app
-from aif.errors import Exit
+from aif.core.errors import Exit
 
 ROOT = Path(__file__).resolve().parent.parent
 

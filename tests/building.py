@@ -12,11 +12,11 @@ import orjson
 from aif import events
 from aif.chat.base import CallError, Kind, Reply
 from aif.config import Pipeline, parse
+from aif.core.types import Usage, digest
 from aif.events import Record
 from aif.intake import prepare, rubric_of
 from aif.ledger import Ledger
 from aif.queries import Need, Reader, Ready, Todo
-from aif.records import Usage, digest
 from aif.rubric import Aspect, Rubric, judgement_key, order
 
 STARTED = datetime(2026, 3, 1, 12, tzinfo=UTC)

@@ -12,8 +12,8 @@ from itertools import groupby
 from random import Random
 from typing import Any, Literal, get_args
 
-from aif.records import Rating
-from aif.resources import shipped
+from aif.core.resources import shipped
+from aif.core.types import Rating
 from aif.rubric import NOT_APPLICABLE, Aspect, Form, Rubric, load
 
 RUBRICS = {name: load(shipped("prompts", "rubrics", name)) for name in ("unified", "ultrafeedback", "mt-bench")}

@@ -8,7 +8,7 @@ import pytest
 
 from aif import again as module
 from aif.again import again
-from aif.errors import StoreDamaged, StoreStarved
+from aif.core.errors import StoreDamaged, StoreStarved
 from aif.intake import prepare
 from tests.serving import Served
 from tests.test_feedback import write

@@ -16,11 +16,11 @@ from aif import events
 from aif.asking import most_input
 from aif.budget import UNSPENT, Account, Budget, Spent
 from aif.chat.base import Request
-from aif.errors import Exit
+from aif.core.errors import Exit
+from aif.core.types import Message
 from aif.feedback import UNCOVERED
 from aif.ledger import Ledger
 from aif.queries import Reader
-from aif.records import Message
 from aif.simulator import Call
 from aif.simulator.faults import Fault, Faults
 from aif.store import Store

@@ -13,10 +13,10 @@ from huggingface_hub import DatasetCard
 
 from aif.card import CardFacts, cell, fenced, render
 from aif.config import parse
+from aif.core.types import Failing
 from aif.entries import public
 from aif.intake import rubric_of
 from aif.queries import Balance, Books, Tally
-from aif.records import Failing
 from tests.building import PIPELINE
 
 BALANCE = Balance(

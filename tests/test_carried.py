@@ -15,14 +15,14 @@ from rich.console import Console
 from aif import journal
 from aif.again import again
 from aif.config import Pipeline, load
-from aif.errors import BadInput
+from aif.core.errors import BadInput
+from aif.core.types import KEY_LENGTH, digest
 from aif.export import export
 from aif.intake import prepare, rubric_of
 from aif.journal import Damage
 from aif.ledger import Ledger
 from aif.lock import Places
 from aif.queries import Reader
-from aif.records import KEY_LENGTH, digest
 from aif.story import tell_story
 from tests.serving import Served
 from tests.test_feedback import ask, run, write

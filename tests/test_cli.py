@@ -16,7 +16,7 @@ import yaml
 
 from aif import cli, events
 from aif.config import load
-from aif.errors import Exit
+from aif.core.errors import Exit
 from aif.ledger import Ledger
 from aif.queries import Reader
 from aif.simulator import Arrival, Cast, Fault, Mishap

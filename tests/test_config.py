@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aif.config import Pipeline, api_key, load, options, parse
+from aif.core.errors import BadInput
+from aif.core.types import Sampling, Usage
 from aif.entries import Model, Price
-from aif.errors import BadInput
-from aif.records import Sampling, Usage
 
 PATH = Path("p.yaml")
 

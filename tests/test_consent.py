@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from aif.errors import Exit
+from aif.core.errors import Exit
 from aif.simulator import Mishap
 from aif.simulator.faults import Fault
 from tests.serving import POOL, Served

@@ -7,8 +7,8 @@ import duckdb
 import pytest
 
 from aif import database
+from aif.core.errors import Exit, StoreStarved
 from aif.database import SETTINGS, connect, twice
-from aif.errors import Exit, StoreStarved
 
 Asked = list[tuple[int]]
 

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aif.core.errors import BadInput
+from aif.core.types import Unreadable
 from aif.datafiles import BATCH, rows, sha256
-from aif.errors import BadInput
-from aif.records import Unreadable
 
 CSV = b"prompt,n\na,1\n"
 

@@ -10,11 +10,11 @@ import pytest
 from pydantic import BaseModel
 
 from aif.config import Pipeline
-from aif.errors import Exit
+from aif.core.errors import Exit
+from aif.core.resources import shipped
 from aif.formats import FORMATS
 from aif.layout import TURNS
 from aif.queries import Reader
-from aif.resources import shipped
 from aif.rubric import Sheet, load
 from aif.rubric_lint import sizes
 from aif.store import Store

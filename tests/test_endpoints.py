@@ -11,8 +11,8 @@ from aif.asking import once_more
 from aif.chat.base import CallError, Kind, Quota, Reply, Request
 from aif.chat.gate import Caller
 from aif.chat.limits import Pace
+from aif.core.types import Message, Usage
 from aif.endpoints import Endpoint, Halted
-from aif.records import Message, Usage
 from chaos.clock import leap as run
 
 REQUEST = Request((Message("user", "x" * 400),), 100)

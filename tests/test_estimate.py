@@ -12,6 +12,8 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from aif.config import load, parse
+from aif.core.resources import shipped
+from aif.core.types import Stage
 from aif.entries import Endpoint, Judge, Model
 from aif.estimate import (
     UNMEASURED,
@@ -27,8 +29,6 @@ from aif.estimate import (
 )
 from aif.outlook import Outlook, Replies
 from aif.queries import Tally
-from aif.records import Stage
-from aif.resources import shipped
 from aif.rubric import Rubric
 from aif.rubric import load as load_rubric
 from aif.simulator import Arrival, Cast, Fault, Mishap

@@ -18,15 +18,16 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from aif import events, files, paging
+from aif import events, files
 from aif.config import Pipeline, parse
-from aif.errors import AifError, BadInput, Exit, Incomplete
+from aif.core import paging
+from aif.core.errors import AifError, BadInput, Exit, Incomplete
+from aif.core.types import Message, Principle, Rating, digest
 from aif.export import Exported, export, tell_exported
 from aif.formats import FORMATS, H4, H4_GEN, KTO, REWARD, SFT, TRL
 from aif.layout import Layout, Of
 from aif.ledger import Ledger
 from aif.pairing import make_pairs
-from aif.records import Message, Principle, Rating, digest
 from aif.results import Answer, Completed, Pair, Results, Verdict, Whole
 from aif.rubric import Rubric
 from aif.runfile import NAME, state_of

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from aif.chat.retry import Policy
 from aif.config import Pipeline, load
-from aif.errors import Exit, StoreLocked
+from aif.core.errors import Exit, StoreLocked
 from aif.ledger import Ledger
 from aif.queries import Reader
 from aif.run import Ended, feedback

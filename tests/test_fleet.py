@@ -20,12 +20,12 @@ import pytest
 from aif import served
 from aif.chat.base import Request
 from aif.config import Pipeline, load
+from aif.core.errors import BadInput, Exit, NotStarted
+from aif.core.types import Message, digest
 from aif.endpoints import opened
-from aif.errors import BadInput, Exit, NotStarted
 from aif.fleet import Fleet, Patience, _appending, telling
 from aif.lock import Places
 from aif.queries import Reader
-from aif.records import Message, digest
 from tests.fakes.vllm.entrypoints.openai.api_server import TRACEBACK
 from tests.processes import alive, until
 from tests.serving import Served

@@ -11,7 +11,7 @@ from threading import get_ident
 import pytest
 
 from aif import events
-from aif.errors import AifError
+from aif.core.errors import AifError
 from aif.following import FAR, follow
 from aif.journal import START, Journal, Position
 from aif.lock import Places

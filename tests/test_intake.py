@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from aif import database, events, intake, paging
+from aif import database, events, intake
 from aif.config import Pipeline, parse
+from aif.core import paging
+from aif.core.errors import BadInput
 from aif.database import SETTINGS
-from aif.errors import BadInput
 from aif.intake import prepare, rubric_of
 from aif.journal import replay
 from aif.ledger import Ledger

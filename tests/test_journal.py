@@ -24,9 +24,9 @@ from hypothesis import strategies as st
 
 from aif import events
 from aif.chat.base import CallError, Kind, Reply
-from aif.errors import JournalDamaged
+from aif.core.errors import JournalDamaged
+from aif.core.types import Carried, Message, Prompt, Usage
 from aif.journal import START, Damage, Journal, Position, decode, encode, replay, segments
-from aif.records import Carried, Message, Prompt, Usage
 
 Record = dict[str, Any]
 RECORDS: list[Record] = [{"n": n, "text": f"Zeile {n}: ä\n\u2028" * n} for n in range(6)]

@@ -17,7 +17,8 @@ from aif import events
 from aif import journal as journals
 from aif.again import again
 from aif.config import Pipeline, load
-from aif.errors import JournalDamaged, StoreDamaged, StoreLocked, StoreStarved
+from aif.core.errors import JournalDamaged, StoreDamaged, StoreLocked, StoreStarved
+from aif.core.types import digest, fraction
 from aif.feedback import Run
 from aif.journal import Position
 from aif.ledger import Ledger
@@ -25,7 +26,6 @@ from aif.lock import Lock, Places, holder, is_held
 from aif.pairing import make_pairs
 from aif.portions import RECORDS, entry_of
 from aif.queries import Reader
-from aif.records import digest, fraction
 from aif.results import Results
 from aif.rows import Batch, Step
 from aif.rubric import Rubric

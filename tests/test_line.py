@@ -10,9 +10,9 @@ from aif.chat.base import CallError, Kind, Reply, Request
 from aif.chat.gate import Others
 from aif.chat.limits import Pace
 from aif.chat.retry import Verdict
+from aif.core.types import Message
 from aif.endpoints import Endpoint, Halted
 from aif.line import AT_HAND, OPEN, Item, Line, serve
-from aif.records import Message
 from chaos import whose_fault
 from chaos.clock import leap as run
 

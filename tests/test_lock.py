@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from aif.errors import BadInput, StoreLocked
+from aif.core.errors import BadInput, StoreLocked
 from aif.lock import Lock, Note, Places, busy, holder, is_held, note_in, place_of
 
 ME = Note(os.getpid(), socket.gethostname(), "2026-03-01T12:00:00+00:00", "aif run p.yaml")

@@ -15,10 +15,10 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from aif.errors import BadInput
+from aif.core.errors import BadInput
+from aif.core.resources import shipped
+from aif.core.types import fraction
 from aif.pairs import OUTCOMES, Paired, Policy, counts, pair, pair_parts
-from aif.records import fraction
-from aif.resources import shipped
 from aif.rubric import load
 from aif.scoring import Scores
 

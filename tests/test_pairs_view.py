@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from aif.config import Pipeline, parse
-from aif.errors import BadInput
+from aif.core.errors import BadInput
 from aif.pairing import make_pairs
 from aif.pairs_view import Outlook, differing, outlook, tell_outlook
 from aif.results import Results

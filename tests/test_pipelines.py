@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from aif.config import load
-from aif.errors import Exit
+from aif.core.errors import Exit
 from aif.intake import principles_of, rubric_of
 from aif.simulator import Cast
 from tests.serving import Served

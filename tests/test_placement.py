@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aif.errors import BadInput
+from aif.core.errors import BadInput
+from aif.core.types import Stage
 from aif.placement import CPU, Shift, Wish, shifts
-from aif.records import Stage
 
 STAGES: tuple[Stage, ...] = ("completion", "judgement")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from aif.errors import BadInput
+from aif.core.errors import BadInput
 from aif.placing import replacing
 
 

@@ -11,10 +11,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aif.errors import BadInput
+from aif.core.errors import BadInput
+from aif.core.resources import shipped
+from aif.core.types import Message, Principle, Prompt, Sampling, digest, prompt_id
 from aif.plan import PLAN_VERSION, PoolModel, Principles, System, completion_key, plan_digest, sent_messages, slots
-from aif.records import Message, Principle, Prompt, Sampling, digest, prompt_id
-from aif.resources import shipped
 
 SAMPLING = Sampling(max_tokens=1024, temperature=1.0, top_p=1.0)
 USER = Message("user", "Why is the sky blue?")

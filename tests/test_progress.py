@@ -14,10 +14,10 @@ from aif import progress
 from aif.budget import Spent
 from aif.chat.limits import Pace
 from aif.chat.vllm import VllmChat
+from aif.core.types import Failing
 from aif.endpoints import Endpoint
 from aif.progress import Board
 from aif.queries import Tally
-from aif.records import Failing
 from aif.rows import Entry
 
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aif.core.errors import BadInput
+from aif.core.types import Carried, Message, Prompt, Unreadable, prompt_id
 from aif.entries import Source
-from aif.errors import BadInput
 from aif.prompt_row import META_BYTES, META_ROW_BYTES, Skipped, read_row
-from aif.records import Carried, Message, Prompt, Unreadable, prompt_id
 
 ROW = Source(file="p.jsonl")
 

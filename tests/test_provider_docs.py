@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from aif.config import Pipeline, load
-from aif.errors import Exit
+from aif.core.errors import Exit
 from tests.dialects import DIALECTS, KEY, TASK, every_provider
 from tests.test_feedback import aif, ask
 

@@ -11,9 +11,9 @@ from aif.asking import completion_request, judging_request
 from aif.chat import wire
 from aif.chat.base import Options
 from aif.config import load
+from aif.core.types import Message, Prompt, prompt_id
 from aif.doctor import examine
 from aif.intake import rubric_of
-from aif.records import Message, Prompt, prompt_id
 from aif.simulator import Cast
 from tests.serving import POOL, Served
 from tests.test_feedback import ask, run, write

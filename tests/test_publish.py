@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from aif.again import again
 from aif.config import parse
-from aif.errors import Exit
+from aif.core.errors import Exit
 from aif.export import export
 from aif.formats import FORMATS, digest_of, file_of
 from aif.intake import rubric_of

@@ -17,9 +17,9 @@ from aif import events
 from aif.chat.base import CallError, Kind, Reply
 from aif.chat.retry import Verdict
 from aif.config import Pipeline
+from aif.core.types import Usage
 from aif.ledger import Ledger
 from aif.queries import Former, Reader
-from aif.records import Usage
 from aif.rubric import Rubric
 from aif.store import Store
 from tests.building import STARTED, Fate, build, completion_item, judgement_item

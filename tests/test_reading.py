@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aif.core.types import Rating
 from aif.reading import Unreadable, read
-from aif.records import Rating
 from aif.rubric import Form, Rubric
 from tests.replies import (
     FORMS,

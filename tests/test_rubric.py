@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aif.errors import BadInput
-from aif.records import Message, Prompt, digest, prompt_id
-from aif.resources import shipped
+from aif.core.errors import BadInput
+from aif.core.resources import shipped
+from aif.core.types import Message, Prompt, digest, prompt_id
 from aif.rubric import Form, Rubric, judgement_key, load, nonce, order, render, spec_digest
 
 FORMS: tuple[Form, ...] = get_args(Form)

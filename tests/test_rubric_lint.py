@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from aif.resources import shipped
+from aif.core.resources import shipped
 from aif.rubric import load
 from aif.rubric_lint import COMPLETIONS, MOST, Finding, lint, longest_reply, sizes
 

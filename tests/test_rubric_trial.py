@@ -17,9 +17,9 @@ from rich.console import Console
 
 from aif.chat.retry import Policy
 from aif.config import load as load_pipeline
-from aif.errors import BadInput, Exit
+from aif.core.errors import BadInput, Exit
+from aif.core.resources import shipped
 from aif.queries import Reader
-from aif.resources import shipped
 from aif.rubric import Rubric, load
 from aif.rubric_trial import Bill, Rated, Tried, another_best, attempt, kendall, rank, tell_trial, told
 from aif.run import Asked

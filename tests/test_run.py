@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from aif.config import load
-from aif.errors import Exit
+from aif.core.errors import Exit
 from aif.lock import Places
 from tests.processes import until
 from tests.serving import Served

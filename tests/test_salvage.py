@@ -22,7 +22,7 @@ from aif.budget import Spent
 from aif.chat.base import CallError, Kind
 from aif.chat.retry import Policy
 from aif.config import load
-from aif.errors import BadInput, JournalDamaged
+from aif.core.errors import BadInput, JournalDamaged
 from aif.journal import Damage, Journal
 from aif.ledger import FEW, Ledger
 from aif.lock import Places

@@ -14,9 +14,9 @@ import pytest
 
 from aif import served
 from aif.config import Pipeline, parse
-from aif.errors import BadInput
+from aif.core.errors import BadInput
+from aif.core.types import digest
 from aif.launch import command, fetching, launched
-from aif.records import digest
 from aif.served import Seen, bare, changed, counted, known, loaded
 from tests.model_hub import COMMIT, FILES
 

@@ -17,8 +17,8 @@ import pytest_asyncio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aif.errors import BadInput
-from aif.records import Message
+from aif.core.errors import BadInput
+from aif.core.types import Message
 from aif.simulator import Cast, Simulator, author, critic
 from aif.simulator.cast import RefusedError
 from aif.simulator.completions import answer, error

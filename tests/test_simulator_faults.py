@@ -9,7 +9,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from aif.errors import BadInput
+from aif.core.errors import BadInput
 from aif.simulator import Arrival, Call, Cast, Fault, Faults, Mishap, Simulator
 from aif.simulator.allowance import Allowance
 from aif.simulator.cast import RefusedError

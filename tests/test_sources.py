@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from aif.config import parse
+from aif.core.errors import BadInput
+from aif.core.types import Carried, Message, Prompt
 from aif.entries import Source
-from aif.errors import BadInput
 from aif.prompt_row import Skipped
-from aif.records import Carried, Message, Prompt
 from aif.sources import fingerprint, read
 from tests.hub import echoing, serving_hub
 
@@ -288,7 +288,7 @@ def test_a_cache_that_can_t_be_written_to_is_named(folder: Path) -> None:
 
 ASK_THE_HUB = """
 from aif.entries import Source
-from aif.errors import BadInput
+from aif.core.errors import BadInput
 from aif.sources import fingerprint, read
 print(fingerprint(Source(hub="org/there"), beside=None))
 print(fingerprint(Source(hub="org/there", limit=5), beside=None))
@@ -373,7 +373,7 @@ ASK_FOR_ALL = """
 from pathlib import Path
 from aif import hub
 from aif.entries import Source
-from aif.errors import AifError
+from aif.core.errors import AifError
 from aif.sources import fingerprint, read
 
 def opened():

@@ -12,12 +12,12 @@ import pytest
 from aif import events
 from aif.chat.base import CallError, Kind, Reply
 from aif.chat.retry import Verdict
-from aif.errors import JournalDamaged, StoreDamaged
+from aif.core.errors import JournalDamaged, StoreDamaged
+from aif.core.types import Usage
 from aif.intake import prepare
 from aif.ledger import Ledger
 from aif.pairing import make_pairs
 from aif.queries import Reader
-from aif.records import Usage
 from aif.store import Store
 from tests.building import STARTED, Cut, Fate, build
 

@@ -15,12 +15,12 @@ from rich.console import Console
 
 from aif import events
 from aif.config import parse
+from aif.core.types import Failing
 from aif.export import export
 from aif.intake import rubric_of
 from aif.ledger import Ledger
 from aif.pairing import make_pairs
 from aif.queries import Balance, Reader, Tally
-from aif.records import Failing
 from aif.summary import balanced, shortfall, tell_leaderboard, tell_status, tell_summary
 from tests.building import PIPELINE, Cut, Fate, build, complete, rate
 from tests.serving import Served

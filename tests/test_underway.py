@@ -13,9 +13,9 @@ import pytest
 from rich.console import Console
 
 from aif.budget import Spent
+from aif.core.types import Failing
 from aif.lock import Lock, Places
 from aif.progress import Line, Snapshot
-from aif.records import Failing
 from aif.underway import tell_failures_so_far, tell_left_behind, tell_progress
 
 NOW = datetime.now(UTC)

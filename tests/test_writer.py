@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 
-from aif import events, paging
+from aif import events
 from aif import journal as journals
 from aif import writer as writers
 from aif.chat.base import Reply
-from aif.errors import StoreDamaged
+from aif.core import paging
+from aif.core.errors import StoreDamaged
+from aif.core.types import Usage
 from aif.ledger import Ledger
 from aif.queries import Reader
-from aif.records import Usage
 from aif.rows import Entry
 from aif.writer import Writer
 from tests.building import STARTED, Fate, build

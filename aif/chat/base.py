@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal, Protocol
 
-from aif.reasoning import Tags
-from aif.records import Message, Usage
+from aif.core.reasoning import Tags
+from aif.core.types import Message, Usage
 
 Finish = Literal["stop", "length", "refusal"]
 UNKNOWN_END = "finish_reason"  # in `Reply.served`: the server's word for why it ended, where it is not known

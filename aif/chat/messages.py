@@ -8,9 +8,9 @@ from typing import Any
 
 from aif.chat import wire
 from aif.chat.base import PLAIN, Options, Reply, Request
-from aif.jsontext import encodable, shape_of
-from aif.reasoning import Tags
-from aif.records import Message, Usage, as_dicts
+from aif.core.reasoning import Tags
+from aif.core.strict_json import encodable, shape_of
+from aif.core.types import Message, Usage, as_dicts
 
 
 def body(request: Request, model: str, options: Options = PLAIN) -> dict[str, Any]:

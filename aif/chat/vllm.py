@@ -12,7 +12,7 @@ from aif.chat import wire
 from aif.chat.base import PLAIN, PROVIDER, TRANSIENT, CallError, Kind, Options, Reply, Request
 from aif.chat.given import Given
 from aif.chat.transport import CONNECT_S, KEEPALIVE_S, Response, deadline, exchange, proxy_of, whole
-from aif.errors import BadInput
+from aif.core.errors import BadInput
 
 LONGEST_REST_S = 30.0
 HUNG_CALLS = 3

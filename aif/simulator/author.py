@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from random import Random
 
-from aif.records import Message, as_dicts, digest
+from aif.core.types import Message, as_dicts, digest
 from aif.simulator import phrases as bank
 from aif.simulator.words import Kind, harmful, key_phrases, kind
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from aif.errors import BadInput
-from aif.records import Message, digest, fraction
+from aif.core.errors import BadInput
+from aif.core.types import Message, digest, fraction
 from aif.simulator import author, critic
 from aif.simulator.words import count_tokens
 

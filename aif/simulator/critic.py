@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from aif.records import Message, as_dicts, digest
+from aif.core.types import Message, as_dicts, digest
 from aif.simulator.words import Kind, harmful, key_phrases, key_terms, kind, sentences, stem, words
 
 _FENCED = re.compile(

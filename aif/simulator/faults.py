@@ -10,8 +10,8 @@ from typing import Any
 
 import orjson
 
-from aif.errors import BadInput
-from aif.records import fraction
+from aif.core.errors import BadInput
+from aif.core.types import fraction
 from aif.simulator.cast import RefusedError
 
 BLANKS = 250_000  # what a model under a JSON grammar was once seen to write instead of its reply

@@ -6,7 +6,7 @@ from typing import Any
 
 from aif.chat.base import Finish
 from aif.chat.wire import unbounded
-from aif.records import Message, Role, digest
+from aif.core.types import Message, Role, digest
 from aif.simulator.cast import FRAME, Ask, Cast, RefusedError, number, say, text_of
 from aif.simulator.words import count_tokens, cut
 

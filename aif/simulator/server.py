@@ -13,7 +13,7 @@ from typing import Any, Self
 import orjson
 from aiohttp import web
 
-from aif.records import digest
+from aif.core.types import digest
 from aif.simulator import completions, faults, messages
 from aif.simulator.allowance import Allowance
 from aif.simulator.cast import FRAME, Cast, RefusedError, text_of

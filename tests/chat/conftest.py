@@ -10,7 +10,7 @@ import pytest_asyncio
 from aiohttp import web
 
 from aif.chat.base import Request
-from aif.records import Message
+from aif.core.types import Message
 from tests.chat.loopback import Answer, Answering, Served
 
 

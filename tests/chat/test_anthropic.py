@@ -7,7 +7,7 @@ import pytest
 
 from aif.chat.anthropic import AnthropicChat
 from aif.chat.base import Request
-from aif.records import Message, Usage
+from aif.core.types import Message, Usage
 from tests.chat.loopback import HEADERS, KEY, Answering, keyed, message, says
 
 

@@ -19,7 +19,7 @@ from aif.chat.anthropic import AnthropicChat
 from aif.chat.base import CallError, ChatModel, Kind, Options, Request
 from aif.chat.openai import OpenAIChat
 from aif.chat.vllm import VllmChat
-from aif.records import Message
+from aif.core.types import Message
 from aif.simulator import Arrival, Cast, Fault, Mishap, Simulator
 from tests.chat.loopback import (
     FAILURES,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from aif.chat.base import CallError, Kind, Reply
 from aif.chat.gate import ITEMS, MANY_ITEMS, TOLD_S, Caller, Gate, Others, Pass
 from aif.chat.retry import Policy
-from aif.records import Usage
+from aif.core.types import Usage
 
 GONE = CallError(Kind.CONNECTION, "nobody there")
 BROKEN = CallError(Kind.SERVER_ERROR, "HTTP 500: boom")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from aif.chat import messages, wire
 from aif.chat.base import CallError, Kind, Reply, Request
-from aif.records import Message, Usage
+from aif.core.types import Message, Usage
 from tests.chat.loopback import message
 
 SCHEMA = {

@@ -6,7 +6,7 @@ import pytest
 
 from aif.chat.base import Request
 from aif.chat.openai import OpenAIChat
-from aif.records import Usage
+from aif.core.types import Usage
 from tests.chat.loopback import HEADERS, KEY, Answering, completion, keyed, says
 
 

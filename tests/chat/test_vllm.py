@@ -9,8 +9,8 @@ from aiohttp import web
 
 from aif.chat.base import CallError, Kind, Request
 from aif.chat.vllm import VllmChat, _Server, normalised
-from aif.errors import BadInput
-from aif.records import Usage
+from aif.core.errors import BadInput
+from aif.core.types import Usage
 from tests.chat.loopback import KEY, Answering, body, completion, hang, keyed, says
 
 

@@ -10,7 +10,7 @@ import pytest
 from aif.chat.base import CallError, Kind, Request
 from aif.chat.openai import OpenAIChat
 from aif.chat.vllm import VllmChat
-from aif.records import Message
+from aif.core.types import Message
 from tests.real.vllm_server import Server
 
 QUESTION = (Message("system", "Be brief."), Message("user", "Why is the sky blue?"))

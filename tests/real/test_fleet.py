@@ -11,10 +11,10 @@ import pytest
 import yaml
 
 from aif.config import load
-from aif.errors import Exit
+from aif.core.errors import Exit
+from aif.core.resources import shipped
 from aif.lock import Places
 from aif.queries import Reader
-from aif.resources import shipped
 from chaos.server_dies import killed_for_real
 from tests.real.tiny_model import build
 

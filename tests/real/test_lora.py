@@ -12,7 +12,7 @@ import yaml
 from safetensors.torch import save_file
 
 from aif.config import load
-from aif.errors import Exit
+from aif.core.errors import Exit
 from aif.queries import Reader
 from tests.real.test_fleet import ARGS
 

@@ -12,7 +12,7 @@ import pytest
 
 from aif.chat.anthropic import AnthropicChat
 from aif.chat.base import CallError, Kind, Reply, Request
-from aif.records import Message
+from aif.core.types import Message
 from tests.real.test_vllm_ground import ASPECTS, fixed
 from tests.real.vllm_server import Server
 

@@ -12,9 +12,9 @@ import yaml
 from datasets import Dataset, load_dataset
 
 from aif.config import load
-from aif.errors import Exit
+from aif.core.errors import Exit
+from aif.core.resources import shipped
 from aif.queries import Reader
-from aif.resources import shipped
 from tests.real.test_trl import train
 from tests.real.vllm_server import Server
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from datasets import load_dataset
 
-from aif.errors import Exit
+from aif.core.errors import Exit
 from aif.simulator import Cast
 from tests.serving import serving
 from tests.shipped import KEYS, PIPELINES, moved

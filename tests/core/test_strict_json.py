@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aif.jsontext import Twice as NamedTwice
-from aif.jsontext import reader, row
+from aif.core.strict_json import Twice as NamedTwice
+from aif.core.strict_json import reader, row
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),

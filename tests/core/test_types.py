@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aif.records import Message, as_dicts, as_messages, digest, fraction, is_blank, prompt_id
+from aif.core.types import Message, as_dicts, as_messages, digest, fraction, is_blank, prompt_id
 
 
 def test_a_single_user_turn_is_known_by_the_hash_of_its_text() -> None:

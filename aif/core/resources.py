@@ -6,11 +6,11 @@ In a checkout the three folders stand beside the package; an installed wheel car
 import re
 from pathlib import Path
 
-from aif.errors import BadInput
+from aif.core.errors import BadInput
 
 FOLDERS = ("prompts", "pipelines", "data")
 
-_PACKAGE = Path(__file__).resolve().parent
+_PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def shipped(*parts: str) -> Path:

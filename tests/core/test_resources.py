@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from aif import resources
-from aif.errors import BadInput
+from aif.core import resources
+from aif.core.errors import BadInput
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def cwd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_shipped_in_a_checkout() -> None:
-    root = Path(resources.__file__).parent.parent
+    root = Path(resources.__file__).parents[2]
     for folder in resources.FOLDERS:
         assert resources.shipped(folder) == root / folder
         assert resources.shipped(folder).is_dir()
@@ -29,8 +29,9 @@ def test_shipped_in_an_installed_wheel(tmp_path: Path, cwd: Path) -> None:
     package = tmp_path / "site-packages" / "aif"
     rubric = package / "_resources" / "prompts" / "rubrics" / "unified"
     rubric.mkdir(parents=True)
-    shutil.copy(resources.__file__, package)
-    spec = importlib.util.spec_from_file_location("installed_resources", package / "resources.py")
+    (package / "core").mkdir()
+    shutil.copy(resources.__file__, package / "core")
+    spec = importlib.util.spec_from_file_location("installed_resources", package / "core" / "resources.py")
     assert spec
     assert spec.loader
     installed = importlib.util.module_from_spec(spec)
@@ -95,7 +96,7 @@ def test_not_found_names_every_place(tmp_path: Path, cwd: Path) -> None:
 def test_only_what_is_shipped_is_found_beside_the_package(cwd: Path) -> None:
     """The root of a checkout holds more than an installed wheel does; none of that may be found by name."""
     with pytest.raises(BadInput):
-        resources.find("tests/test_resources.py", cwd, "", "file")
+        resources.find("tests/core/test_resources.py", cwd, "", "file")
     with pytest.raises(BadInput):
         resources.find("prompts", cwd, None, "file")
 

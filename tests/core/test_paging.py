@@ -7,8 +7,8 @@ from unittest.mock import patch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aif import paging
-from aif.paging import pages, utf8
+from aif.core import paging
+from aif.core.paging import pages, utf8
 
 
 @given(st.lists(st.integers(0, 120)), st.integers(1, 9))

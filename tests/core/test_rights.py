@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from aif import hub, sources
-from aif.rights import PRIVATE, USUAL
+from aif.core.rights import PRIVATE, USUAL
 from tests.test_fleet import Fakes, aif, fakes, pipeline
 
 __all__ = ["fakes"]  # the fixture

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aif.reasoning import split
+from aif.core.reasoning import split
 
 SENTENCE = "<think> is the tag that R1 opens its reasoning with, and </think> closes it."
 TEMPLATE = "R1's template:\n\n```\n<|Assistant|>{thoughts}\n</think>\n{answer}\n```\n\nThat is all."

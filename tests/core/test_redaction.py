@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from aif.chat import wire
 from aif.chat.base import CallError, Kind
 from aif.chat.messages import read_reply
-from aif.chat.redaction import SHORTEST, redact, without
+from aif.core.redaction import SHORTEST, redact, without
 from tests.chat.loopback import KEY, completion, message
 
 # letters that JSON, URLs, HTML and base64 each write otherwise
