@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from aif.config import Pipeline
+from aif.config.pipeline import Pipeline
 from aif.core.errors import BadInput, StoreDamaged
 from aif.intake import prepare, rubric_of
 from aif.ledger import Ledger

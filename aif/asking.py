@@ -8,8 +8,8 @@ import orjson
 
 from aif.chat.base import CallError, Kind, Request
 from aif.chat.retry import Policy
+from aif.config.sections import Judge
 from aif.core.types import Principle, Prompt, Sampling, Stage
-from aif.entries import Judge
 from aif.plan import System, sent_messages
 from aif.rubric import Rubric, render, spec_digest
 

@@ -17,9 +17,9 @@ import yaml
 from jinja2 import StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from aif.config import Pipeline
+from aif.config.pipeline import Pipeline
+from aif.config.sections import Endpoint, public
 from aif.core.resources import shipped
-from aif.entries import Endpoint, public
 from aif.pairing import policy_of
 from aif.picks import LabelCounts, balancing
 from aif.progress import of

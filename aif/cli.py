@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from aif.config import Pipeline
+    from aif.config.pipeline import Pipeline
     from aif.ledger import Ledger
     from aif.queries import Reader
     from aif.rubric import Rubric

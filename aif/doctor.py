@@ -11,12 +11,12 @@ from itertools import islice
 from aif import sources
 from aif.asking import completion_request, judging_request
 from aif.chat.base import CallError, Kind
-from aif.config import Pipeline, options
+from aif.config.pipeline import Pipeline, options
+from aif.config.sections import Endpoint as Declared
+from aif.config.sections import Judge, Model, Source
 from aif.core.errors import BadInput
 from aif.core.types import Message, Principle, Prompt, Usage, prompt_id
 from aif.endpoints import Endpoint, opened
-from aif.entries import Endpoint as Declared
-from aif.entries import Judge, Model, Source
 from aif.estimate import UNMEASURED, tight
 from aif.estimate_view import unfit
 from aif.failing import mend

@@ -15,9 +15,9 @@ from aif.chat.base import CallError, ChatModel, Kind, Options, Reply, Request
 from aif.chat.gate import MANY, Caller, Gate, Others, Pass
 from aif.chat.limits import Cost, Pace
 from aif.chat.retry import Course, Policy, Verdict
-from aif.config import Pipeline, options
+from aif.config.pipeline import Pipeline, options
+from aif.config.sections import Judge, Model
 from aif.core.types import Stage, Usage
-from aif.entries import Judge, Model
 
 
 class Halted(Exception):

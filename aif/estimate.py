@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from aif.asking import replies_at_most
 from aif.budget import UNSPENT, Spent
+from aif.config.sections import Endpoint, Judge, Model
 from aif.core.types import Stage, Usage
-from aif.entries import Endpoint, Judge, Model
 from aif.outlook import Replies
 from aif.queries import Tally
 from aif.rubric import Rubric

@@ -19,11 +19,11 @@ from rich.console import Console
 
 from aif import __version__, events, files
 from aif.card import CardFacts, default_config, render
-from aif.config import Pipeline
+from aif.config.pipeline import Pipeline
+from aif.config.sections import Labels
 from aif.core.errors import BadInput, Incomplete
 from aif.core.rights import shared
 from aif.core.types import CARRIED, Principle, digest, fraction
-from aif.entries import Labels
 from aif.files import Parts, Rows
 from aif.formats import Part, made_of
 from aif.intake import principles_of

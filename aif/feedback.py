@@ -22,7 +22,7 @@ from aif.asking import completion_request, judging_request, judging_spec, once_m
 from aif.budget import UNSPENT, Budget, Short, Spent
 from aif.chat.base import CallError, Kind, Reply, Request
 from aif.chat.retry import Verdict
-from aif.config import Pipeline
+from aif.config.pipeline import Pipeline
 from aif.core.errors import StoreDamaged, StoreStarved
 from aif.core.types import Principle, Rating, digest, text_id
 from aif.endpoints import Endpoint, Halted

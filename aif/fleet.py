@@ -25,7 +25,7 @@ from typing import IO, Self
 import aiohttp
 
 from aif.chat.vllm import VllmChat
-from aif.config import Pipeline
+from aif.config.pipeline import Pipeline
 from aif.core.errors import BadInput
 from aif.core.rights import USUAL
 from aif.endpoints import Endpoint

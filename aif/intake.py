@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from aif import events, served, sources, yamltext
+from aif import events, served, sources
 from aif.asking import judging_spec
-from aif.config import Pipeline
+from aif.config import located_yaml as yamltext
+from aif.config.pipeline import Pipeline
 from aif.core.errors import BadInput
 from aif.core.paging import pages, utf8
 from aif.core.reasoning import known

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from aif.config import Pipeline
+from aif.config.fields import is_own
+from aif.config.pipeline import Pipeline
+from aif.config.sections import Judge, Launch, Model, flag, is_one_of
 from aif.core.errors import BadInput
 from aif.core.resources import at_home
 from aif.core.rights import USUAL, stranger
 from aif.core.types import Stage
-from aif.entries import Judge, Launch, Model, flag, is_one_of
 from aif.placement import CPU, Key, Wish
-from aif.values import is_own
 
 # aif sets these, and would not find a server that has others; a file of arguments (`--config`) may hold any of them
 OURS = (

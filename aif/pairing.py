@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 import orjson
 import pyarrow as pa
 
-from aif.config import Pipeline
+from aif.config.pipeline import Pipeline
 from aif.core.errors import BadInput
 from aif.core.types import CARRIED
 from aif.intake import say_who_judges, unsourced

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from aif.config import Pipeline
+from aif.config.pipeline import Pipeline
 from aif.core.errors import BadInput
 from aif.intake import is_prepared, rubric_of
 from aif.pairing import policy_of, scores_of

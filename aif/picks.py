@@ -14,8 +14,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from aif.config.sections import Labels
 from aif.core.types import fraction
-from aif.entries import Labels
 from aif.scoring import slack
 
 BALANCED = (1.0, 4 / 3)  # desirable to undesirable, weighted: equation 8 of KTO (arXiv:2402.01306), as TRL checks it

@@ -12,7 +12,7 @@ from functools import lru_cache
 from itertools import accumulate
 from typing import Any, Literal
 
-from aif.complaints import shown, unknown_key
+from aif.config.error_text import shown, unknown_key
 from aif.core.errors import BadInput
 from aif.core.types import (
     KEY_LENGTH,

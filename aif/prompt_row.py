@@ -13,12 +13,12 @@ from typing import Any, Literal, TypeGuard
 
 import orjson
 
-from aif import entries
+from aif.config import sections as entries
+from aif.config.sections import Source
 from aif.core import strict_json as jsontext
 from aif.core.errors import BadInput
 from aif.core.strict_json import encodable, shape_of
 from aif.core.types import Carried, Message, Prompt, Role, Unreadable, is_blank, prompt_id
-from aif.entries import Source
 
 Reason = Literal["empty", "too_long", "no_user_turn", "bad_row", "empty_completion"]
 

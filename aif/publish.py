@@ -27,7 +27,7 @@ from rich.markup import escape
 
 from aif import __version__, hub
 from aif.card import default_config, simulated, without_terms
-from aif.config import Pipeline
+from aif.config.pipeline import Pipeline
 from aif.core.errors import BadInput, Exit
 from aif.formats import digest_of
 from aif.hub import There

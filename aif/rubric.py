@@ -19,10 +19,11 @@ from jinja2 import FunctionLoader, StrictUndefined, TemplateSyntaxError, Undefin
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from aif import complaints, yamltext
+from aif.config import error_text as complaints
+from aif.config import located_yaml as yamltext
+from aif.config.located_yaml import Keys, Problem, Text, dotted
 from aif.core.errors import BadInput
 from aif.core.types import KEY_LENGTH, Message, Prompt, digest, fraction
-from aif.yamltext import Keys, Problem, Text, dotted
 
 Form = Literal["schema", "text"]
 Mode = Literal["listwise", "single"]

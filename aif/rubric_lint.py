@@ -16,11 +16,11 @@ from jinja2.sandbox import SandboxedEnvironment
 from rich.console import Console
 from rich.table import Table
 
-from aif import yamltext
+from aif.config import located_yaml as yamltext
+from aif.config.located_yaml import Problem
+from aif.config.sections import Judge
 from aif.core.errors import BadInput
-from aif.entries import Judge
 from aif.rubric import Ask, Aspect, Rubric, files_in, said
-from aif.yamltext import Problem
 
 COMPLETIONS = 4  # of a prompt, unless a pipeline says otherwise
 MOST = 8  # templates are tried about so many completions

@@ -17,7 +17,7 @@ from rich.table import Table
 from aif.asking import judging_request
 from aif.chat.base import Request
 from aif.chat.retry import Policy
-from aif.config import Pipeline, options
+from aif.config.pipeline import Pipeline, options
 from aif.core.errors import BadInput
 from aif.core.types import Usage
 from aif.feedback import PAGE

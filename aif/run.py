@@ -16,7 +16,7 @@ from rich.console import Console
 from aif import events
 from aif.budget import Short
 from aif.chat.retry import Policy
-from aif.config import Pipeline, options
+from aif.config.pipeline import Pipeline, options
 from aif.endpoints import Endpoint, opened
 from aif.failing import mend
 from aif.feedback import Run

@@ -25,10 +25,10 @@ from typing import Any
 import orjson
 
 from aif import events
-from aif.config import Pipeline
+from aif.config.pipeline import Pipeline
+from aif.config.sections import Judge, Model, Served
 from aif.core.errors import BadInput
 from aif.core.types import Stage, digest
-from aif.entries import Judge, Model, Served
 from aif.events import Record
 from aif.launch import Launched, adapter, arguments, environment, fetching, launched, secrets
 

@@ -12,12 +12,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from aif import datafiles
+from aif.config.sections import Source
 from aif.core import resources
 from aif.core.errors import BadInput
 from aif.core.redaction import redact
 from aif.core.rights import shared
 from aif.core.types import Prompt, digest
-from aif.entries import Source
 from aif.prompt_row import Skipped, read_row
 
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from aif.core.errors import BadInput
 
 if TYPE_CHECKING:
-    from aif.config import Pipeline
+    from aif.config.pipeline import Pipeline
 
 
 class Screen(Console):
@@ -56,7 +56,7 @@ Yes = Annotated[bool, typer.Option("--yes", help="Spend without asking first.")]
 
 def load(file: Path, sets: list[str] | None) -> "Pipeline":
     """The pipeline in a file, with what was set. Raises BadInput where its store lies elsewhere (see `place_of`)."""
-    from aif import config
+    from aif.config import pipeline as config
     from aif.lock import place_of
 
     one = config.load(file, sets or [])

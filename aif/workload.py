@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from aif.asking import completion_request, judging_request, tokens
 from aif.chat.base import Request
 from aif.chat.refusals import holds
-from aif.config import Pipeline
+from aif.config.pipeline import Pipeline
+from aif.config.sections import Endpoint, Judge, Model
 from aif.core.types import Message, Principle, Stage
-from aif.entries import Endpoint, Judge, Model
 from aif.estimate import (
     UNMEASURED,
     Estimate,

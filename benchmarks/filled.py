@@ -10,7 +10,7 @@ import orjson
 
 from aif import events
 from aif.chat.base import Reply
-from aif.config import Pipeline, load
+from aif.config.pipeline import Pipeline, load
 from aif.core.types import Usage, fraction
 from aif.events import Record
 from aif.intake import prepare, rubric_of

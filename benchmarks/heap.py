@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from aif.config import load
+from aif.config.pipeline import load
 from aif.run import feedback
 
 if __name__ == "__main__":

@@ -12,9 +12,9 @@ from typing import Any
 import orjson
 
 from aif.asking import judging_request
-from aif.config import parse
+from aif.config.pipeline import parse
+from aif.config.sections import Judge
 from aif.core.types import Message, Prompt
-from aif.entries import Judge
 from aif.intake import rubric_of
 from aif.queries import Reader
 from aif.rubric import Rubric

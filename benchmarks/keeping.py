@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from aif.cli import SELDOM
-from aif.config import load
+from aif.config.pipeline import load
 from aif.endpoints import opened
 from aif.feedback import Run
 from aif.intake import prepare, rubric_of

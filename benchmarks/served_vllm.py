@@ -17,7 +17,7 @@ import aiohttp
 import orjson
 
 from aif.chat import wire
-from aif.config import load
+from aif.config.pipeline import load
 from aif.feedback import slot_request
 from aif.intake import prepare, rubric_of
 from aif.ledger import Ledger

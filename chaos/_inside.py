@@ -5,7 +5,7 @@ from pathlib import Path
 from rich.console import Console
 
 from aif.chat.retry import Policy
-from aif.config import load
+from aif.config.pipeline import load
 from aif.intake import prepare, rubric_of
 from aif.ledger import Ledger
 from aif.queries import Reader, Tally

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from aif.chat.retry import Policy
-from aif.config import Pipeline, load
+from aif.config.pipeline import Pipeline, load
 from aif.core.errors import Incomplete
 from aif.export import export
 from aif.intake import rubric_of

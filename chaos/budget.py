@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from aif.chat.retry import Policy
-from aif.config import load
+from aif.config.pipeline import load
 from aif.ledger import Ledger
 from aif.queries import Reader
 from aif.run import feedback

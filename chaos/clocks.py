@@ -16,7 +16,7 @@ from typing import Any
 
 from rich.console import Console
 
-from aif.config import load
+from aif.config.pipeline import load
 from aif.queries import Reader
 from aif.run import feedback
 from aif.simulator import Call

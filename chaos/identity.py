@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from aif.config import Pipeline, parse
+from aif.config.pipeline import Pipeline, parse
 from aif.intake import prepare, rubric_of
 from aif.ledger import Ledger
 from aif.queries import Reader

@@ -14,7 +14,7 @@ import orjson
 from rich.console import Console
 
 from aif.chat.retry import Policy
-from aif.config import load
+from aif.config.pipeline import load
 from aif.export import export
 from aif.intake import prepare, rubric_of
 from aif.journal import Damage, replay

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from aif.chat.retry import Policy
-from aif.config import load
+from aif.config.pipeline import load
 from aif.core.types import Rating, fraction
 from aif.ledger import Ledger
 from aif.queries import Reader

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from aif.config import load
+from aif.config.pipeline import load
 from aif.core.errors import Exit
 from aif.queries import Reader
 from aif.simulator import Mishap

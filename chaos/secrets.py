@@ -18,7 +18,7 @@ from urllib.parse import quote
 import pyarrow.parquet as pq
 import yaml
 
-from aif.config import load
+from aif.config.pipeline import load
 from aif.core.types import fraction
 from aif.lock import Places
 from aif.queries import Reader

@@ -16,7 +16,7 @@ from typing import Any
 
 import orjson
 
-from aif.config import load
+from aif.config.pipeline import load
 from aif.core.errors import Exit
 from aif.journal import replay
 from aif.queries import Reader

@@ -29,7 +29,7 @@ from rich.console import Console
 
 from aif.again import again
 from aif.chat.retry import Policy
-from aif.config import load
+from aif.config.pipeline import load
 from aif.core.errors import BadInput, JournalDamaged
 from aif.journal import Journal, segments
 from aif.ledger import Ledger

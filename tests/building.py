@@ -11,7 +11,7 @@ import orjson
 
 from aif import events
 from aif.chat.base import CallError, Kind, Reply
-from aif.config import Pipeline, parse
+from aif.config.pipeline import Pipeline, parse
 from aif.core.types import Usage, digest
 from aif.events import Record
 from aif.intake import prepare, rubric_of

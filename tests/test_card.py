@@ -12,9 +12,9 @@ import yaml
 from huggingface_hub import DatasetCard
 
 from aif.card import CardFacts, cell, fenced, render
-from aif.config import parse
+from aif.config.pipeline import parse
+from aif.config.sections import public
 from aif.core.types import Failing
-from aif.entries import public
 from aif.intake import rubric_of
 from aif.queries import Balance, Books, Tally
 from tests.building import PIPELINE

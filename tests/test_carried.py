@@ -14,7 +14,7 @@ from rich.console import Console
 
 from aif import journal
 from aif.again import again
-from aif.config import Pipeline, load
+from aif.config.pipeline import Pipeline, load
 from aif.core.errors import BadInput
 from aif.core.types import KEY_LENGTH, digest
 from aif.export import export

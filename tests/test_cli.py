@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from aif import cli, events
-from aif.config import load
+from aif.config.pipeline import load
 from aif.core.errors import Exit
 from aif.ledger import Ledger
 from aif.queries import Reader

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from pydantic import BaseModel
 
-from aif.config import Pipeline
+from aif.config.pipeline import Pipeline
 from aif.core.errors import Exit
 from aif.core.resources import shipped
 from aif.formats import FORMATS

@@ -11,10 +11,10 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
-from aif.config import load, parse
+from aif.config.pipeline import load, parse
+from aif.config.sections import Endpoint, Judge, Model
 from aif.core.resources import shipped
 from aif.core.types import Stage
-from aif.entries import Endpoint, Judge, Model
 from aif.estimate import (
     UNMEASURED,
     Estimate,

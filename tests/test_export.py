@@ -19,7 +19,7 @@ import pytest
 from rich.console import Console
 
 from aif import events, files
-from aif.config import Pipeline, parse
+from aif.config.pipeline import Pipeline, parse
 from aif.core import paging
 from aif.core.errors import AifError, BadInput, Exit, Incomplete
 from aif.core.types import Message, Principle, Rating, digest

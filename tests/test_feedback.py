@@ -15,7 +15,7 @@ import yaml
 from rich.console import Console
 
 from aif.chat.retry import Policy
-from aif.config import Pipeline, load
+from aif.config.pipeline import Pipeline, load
 from aif.core.errors import Exit, StoreLocked
 from aif.ledger import Ledger
 from aif.queries import Reader

@@ -19,7 +19,7 @@ import pytest
 
 from aif import served
 from aif.chat.base import Request
-from aif.config import Pipeline, load
+from aif.config.pipeline import Pipeline, load
 from aif.core.errors import BadInput, Exit, NotStarted
 from aif.core.types import Message, digest
 from aif.endpoints import opened

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from aif import database, events, intake
-from aif.config import Pipeline, parse
+from aif.config.pipeline import Pipeline, parse
 from aif.core import paging
 from aif.core.errors import BadInput
 from aif.database import SETTINGS

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aif.config import parse
+from aif.config.pipeline import parse
 from aif.core.errors import BadInput
 from aif.launch import Launched, adapter, check_stranger, command, environment, gpus, launched, runs, sends
 from aif.placement import CPU

@@ -16,7 +16,7 @@ from rich.console import Console
 from aif import events
 from aif import journal as journals
 from aif.again import again
-from aif.config import Pipeline, load
+from aif.config.pipeline import Pipeline, load
 from aif.core.errors import JournalDamaged, StoreDamaged, StoreLocked, StoreStarved
 from aif.core.types import digest, fraction
 from aif.feedback import Run

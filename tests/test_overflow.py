@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
-from aif.config import Pipeline
+from aif.config.pipeline import Pipeline
 from aif.export import export
 from aif.intake import rubric_of
 from aif.ledger import Ledger

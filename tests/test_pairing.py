@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from aif import events, results
-from aif.config import Pipeline, parse
+from aif.config.pipeline import Pipeline, parse
 from aif.ledger import Ledger
 from aif.pairing import OUTCOMES, make_pairs, scores_of
 from aif.results import Results

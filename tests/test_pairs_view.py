@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from aif.config import Pipeline, parse
+from aif.config.pipeline import Pipeline, parse
 from aif.core.errors import BadInput
 from aif.pairing import make_pairs
 from aif.pairs_view import Outlook, differing, outlook, tell_outlook

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aif.entries import Labels
+from aif.config.sections import Labels
 from aif.pairs import Policy, pair
 from aif.picks import REASONS, balancing, best, labelled
 from aif.scoring import Scores

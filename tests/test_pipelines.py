@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from aif.config import load
+from aif.config.pipeline import load
 from aif.core.errors import Exit
 from aif.intake import principles_of, rubric_of
 from aif.simulator import Cast

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from aif.config import load
+from aif.config.pipeline import load
 from aif.intake import prepare
 from aif.ledger import Ledger
 from aif.portions import Rubrics, entry_of

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from aif.config import Pipeline, load
+from aif.config.pipeline import Pipeline, load
 from aif.core.errors import Exit
 from tests.dialects import DIALECTS, KEY, TASK, every_provider
 from tests.test_feedback import aif, ask

@@ -10,7 +10,7 @@ import pytest
 from aif.asking import completion_request, judging_request
 from aif.chat import wire
 from aif.chat.base import Options
-from aif.config import load
+from aif.config.pipeline import load
 from aif.core.types import Message, Prompt, prompt_id
 from aif.doctor import examine
 from aif.intake import rubric_of

@@ -23,7 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aif.again import again
-from aif.config import parse
+from aif.config.pipeline import parse
 from aif.core.errors import Exit
 from aif.export import export
 from aif.formats import FORMATS, digest_of, file_of
@@ -272,7 +272,7 @@ RUN = RunFile(
 
 
 def test_what_whoever_publishes_should_know_is_said() -> None:
-    from aif.config import parse
+    from aif.config.pipeline import parse
 
     text = """
 name: guarded

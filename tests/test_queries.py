@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from aif import events
 from aif.chat.base import CallError, Kind, Reply
 from aif.chat.retry import Verdict
-from aif.config import Pipeline
+from aif.config.pipeline import Pipeline
 from aif.core.types import Usage
 from aif.ledger import Ledger
 from aif.queries import Former, Reader

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from aif.chat.retry import Policy
-from aif.config import load as load_pipeline
+from aif.config.pipeline import load as load_pipeline
 from aif.core.errors import BadInput, Exit
 from aif.core.resources import shipped
 from aif.queries import Reader

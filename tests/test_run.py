@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from aif.config import load
+from aif.config.pipeline import load
 from aif.core.errors import Exit
 from aif.lock import Places
 from tests.processes import until

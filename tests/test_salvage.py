@@ -21,7 +21,7 @@ from aif.again import again
 from aif.budget import Spent
 from aif.chat.base import CallError, Kind
 from aif.chat.retry import Policy
-from aif.config import load
+from aif.config.pipeline import load
 from aif.core.errors import BadInput, JournalDamaged
 from aif.journal import Damage, Journal
 from aif.ledger import FEW, Ledger

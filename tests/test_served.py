@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from aif import served
-from aif.config import Pipeline, parse
+from aif.config.pipeline import Pipeline, parse
 from aif.core.errors import BadInput
 from aif.core.types import digest
 from aif.launch import command, fetching, launched

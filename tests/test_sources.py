@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from aif.config import parse
+from aif.config.pipeline import parse
+from aif.config.sections import Source
 from aif.core.errors import BadInput
 from aif.core.types import Carried, Message, Prompt
-from aif.entries import Source
 from aif.prompt_row import Skipped
 from aif.sources import fingerprint, read
 from tests.hub import echoing, serving_hub
@@ -277,7 +277,7 @@ def test_a_file_that_is_given_as_a_dataset_is_not_looked_for_on_the_hub(tmp_path
 
 def test_a_cache_that_can_t_be_written_to_is_named(folder: Path) -> None:
     """As on a read-only file system; root could write into any folder, but into no file."""
-    asked = "from pathlib import Path; from aif.entries import Source; from aif.sources import read; "
+    asked = "from pathlib import Path; from aif.config.sections import Source; from aif.sources import read; "
     asked += "list(read(Source(hub='data'), beside=Path('.')))"
     environ = os.environ | {"HF_HOME": str(folder / "train.parquet")}
     done = subprocess.run(
@@ -287,7 +287,7 @@ def test_a_cache_that_can_t_be_written_to_is_named(folder: Path) -> None:
 
 
 ASK_THE_HUB = """
-from aif.entries import Source
+from aif.config.sections import Source
 from aif.core.errors import BadInput
 from aif.sources import fingerprint, read
 print(fingerprint(Source(hub="org/there"), beside=None))
@@ -372,7 +372,7 @@ def test_a_folder_s_fingerprint_follows_its_data_files(folder: Path) -> None:
 ASK_FOR_ALL = """
 from pathlib import Path
 from aif import hub
-from aif.entries import Source
+from aif.config.sections import Source
 from aif.core.errors import AifError
 from aif.sources import fingerprint, read
 

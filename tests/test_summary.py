@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from aif import events
-from aif.config import parse
+from aif.config.pipeline import parse
 from aif.core.types import Failing
 from aif.export import export
 from aif.intake import rubric_of

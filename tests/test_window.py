@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from aif.config import load
+from aif.config.pipeline import load
+from aif.config.sections import Endpoint, Judge
 from aif.doctor import examine
-from aif.entries import Endpoint, Judge
 from aif.estimate import Estimate
 from aif.estimate_view import tell_estimate, tell_short
 from aif.simulator import Cast

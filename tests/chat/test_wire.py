@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from aif.chat import messages, wire
 from aif.chat.base import CallError, Kind, Options, Quota, Reply, Request
 from aif.chat.refusals import SAID_LENGTH
+from aif.config.sections import Price
 from aif.core.types import Message, Usage, is_blank
-from aif.entries import Price
 from tests.chat.loopback import KEY, completion, message
 
 SCHEMA = {

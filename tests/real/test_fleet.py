@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from aif.config import load
+from aif.config.pipeline import load
 from aif.core.errors import Exit
 from aif.core.resources import shipped
 from aif.lock import Places

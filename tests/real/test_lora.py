@@ -11,7 +11,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from aif.config import load
+from aif.config.pipeline import load
 from aif.core.errors import Exit
 from aif.queries import Reader
 from tests.real.test_fleet import ARGS

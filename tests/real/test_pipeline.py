@@ -11,7 +11,7 @@ import pytest
 import yaml
 from datasets import Dataset, load_dataset
 
-from aif.config import load
+from aif.config.pipeline import load
 from aif.core.errors import Exit
 from aif.core.resources import shipped
 from aif.queries import Reader

@@ -10,13 +10,12 @@ from typing import Annotated
 import yaml
 from pydantic import Field, PrivateAttr, ValidationError, field_validator
 
-from aif import complaints, yamltext
 from aif.chat.base import Options
-from aif.core import resources
-from aif.core.errors import BadInput
-from aif.core.reasoning import Tags
-from aif.core.types import Sampling
-from aif.entries import (
+from aif.config import error_text as complaints
+from aif.config import located_yaml as yamltext
+from aif.config.fields import Filled, Name, NotNegative, PathText, Positive, RunName, Secret, is_key_header, is_own
+from aif.config.located_yaml import Keys, Problem, dotted
+from aif.config.sections import (
     AnyEndpoint,
     Carried,
     Completions,
@@ -33,8 +32,10 @@ from aif.entries import (
     Source,
     public,
 )
-from aif.values import Filled, Name, NotNegative, PathText, Positive, RunName, Secret, is_key_header, is_own
-from aif.yamltext import Keys, Problem, dotted
+from aif.core import resources
+from aif.core.errors import BadInput
+from aif.core.reasoning import Tags
+from aif.core.types import Sampling
 
 
 class Pipeline(Part):

@@ -8,10 +8,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aif.config import Pipeline, api_key, load, options, parse
+from aif.config.pipeline import Pipeline, api_key, load, options, parse
+from aif.config.sections import Model, Price
 from aif.core.errors import BadInput
 from aif.core.types import Sampling, Usage
-from aif.entries import Model, Price
 
 PATH = Path("p.yaml")
 

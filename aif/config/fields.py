@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator
 
-from aif.complaints import shown
+from aif.config.error_text import shown
 from aif.core.reasoning import Tags
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from aif.yamltext import Keys, Problem, Text
+from aif.config.located_yaml import Keys, Problem, Text
 
 _SECRETS = frozenset(("key", "apikey", "token", "hf_token", "auth_token", "access_token", "secret", "password"))
 

@@ -10,9 +10,8 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from aif.chat.base import Dialect
-from aif.complaints import ClashError, shown
-from aif.core.types import OTHER, Sampling, Usage
-from aif.values import (
+from aif.config.error_text import ClashError, shown
+from aif.config.fields import (
     Assignment,
     Count,
     Filled,
@@ -40,7 +39,8 @@ from aif.values import (
     is_openai,
     is_own,
 )
-from aif.yamltext import Problem
+from aif.config.located_yaml import Problem
+from aif.core.types import OTHER, Sampling, Usage
 
 _CONCURRENCY: Mapping[str, int] = {"vllm": 64, "openai": 16, "anthropic": 16, "simulator": 32}
 _PAID = ("openai", "anthropic")
