@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from aif.config.pipeline import Pipeline
 from aif.core.errors import BadInput, StoreDamaged
+from aif.engine.pair import make_pairs
 from aif.intake import prepare, rubric_of
 from aif.ledger import Ledger
 from aif.lock import Places
-from aif.pairing import make_pairs
 from aif.queries import Reader
 
 

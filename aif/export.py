@@ -24,13 +24,13 @@ from aif.config.sections import Labels
 from aif.core.errors import BadInput, Incomplete
 from aif.core.rights import shared
 from aif.core.types import CARRIED, Principle, digest, fraction
+from aif.engine.pair import make_pairs
 from aif.files import Parts, Rows
 from aif.formats import Part, made_of
 from aif.intake import principles_of
 from aif.layout import Of
 from aif.ledger import Ledger
-from aif.pairing import make_pairs
-from aif.picks import LabelCounts, best, labelled
+from aif.pairing.labels import LabelCounts, best, labelled
 from aif.placing import check_place, replacing
 from aif.progress import counted, say
 from aif.queries import BESIDE, Balance, Books

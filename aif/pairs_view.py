@@ -11,11 +11,11 @@ from rich.text import Text
 
 from aif.config.pipeline import Pipeline
 from aif.core.errors import BadInput
+from aif.engine.pair import policy_of, scores_of
 from aif.intake import is_prepared, rubric_of
-from aif.pairing import policy_of, scores_of
-from aif.pairs import Paired, Policy, pair
+from aif.pairing.pairs import Paired, Policy, pair
+from aif.pairing.scores import Floats, Ints
 from aif.results import Results
-from aif.scoring import Floats, Ints
 from aif.summary import OUTCOMES, rule_of
 
 

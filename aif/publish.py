@@ -29,10 +29,10 @@ from aif import __version__, hub
 from aif.card import default_config, simulated, without_terms
 from aif.config.pipeline import Pipeline
 from aif.core.errors import BadInput, Exit
+from aif.engine.pair import make_pairs
 from aif.formats import digest_of
 from aif.hub import There
 from aif.ledger import Ledger
-from aif.pairing import make_pairs
 from aif.results import Results
 from aif.rubric import Rubric
 from aif.runfile import NAME, RunFile, marked, parsed, sealed, state_of

@@ -22,7 +22,7 @@ from aif.lock import Places
 if TYPE_CHECKING:  # these load numpy, 0.2 s of CPU, which `aif status` can do without
     import pyarrow as pa
 
-    from aif.pairs import Policy
+    from aif.pairing.pairs import Policy
     from aif.store import Store
 
 BESIDE = ("empty_completion", "rescored", "alike")  # what intake counts that is no row left out
@@ -608,7 +608,7 @@ class Reader:
         said = self.marked("pairs")
         if not said:
             return None
-        from aif.pairs import Policy
+        from aif.pairing.pairs import Policy
 
         return Policy(**orjson.loads(said))
 

@@ -20,18 +20,18 @@ from aif.chat.retry import Policy
 from aif.config.pipeline import Pipeline, options
 from aif.core.errors import BadInput
 from aif.core.types import Usage
+from aif.engine.pair import scores_of
 from aif.feedback import PAGE
 from aif.intake import prepare, rubric_of
 from aif.ledger import Ledger
 from aif.lock import Places
-from aif.pairing import scores_of
+from aif.pairing.scores import Rows, score, slack
 from aif.progress import counted, dollars, say
 from aif.queries import Reader
 from aif.results import Results
 from aif.rubric import Rubric, Score, order
 from aif.rubric_lint import longest_reply
 from aif.run import Asked, Person, announce, flow
-from aif.scoring import Rows, score, slack
 from aif.store import Store
 
 SHOWN = 20  # prompts told one by one

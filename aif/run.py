@@ -18,13 +18,13 @@ from aif.budget import Short
 from aif.chat.retry import Policy
 from aif.config.pipeline import Pipeline, options
 from aif.endpoints import Endpoint, opened
+from aif.engine.pair import make_pairs
 from aif.failing import mend
 from aif.feedback import Run
 from aif.fleet import Fleet
 from aif.intake import prepare, rubric_of
 from aif.launch import check_stranger, runs, sends
 from aif.ledger import Ledger
-from aif.pairing import make_pairs
 from aif.placement import Key
 from aif.progress import Board, counted, say, show
 from aif.queries import Reader, Tally

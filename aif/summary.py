@@ -14,7 +14,7 @@ from aif.progress import counted, dollars, of, say, spending, visible
 from aif.queries import Balance, Books, Marked, Reader, Tally
 
 if TYPE_CHECKING:  # it loads numpy
-    from aif.pairs import Policy
+    from aif.pairing.pairs import Policy
 
 # What became of a prompt, in words. The keys are pairs.REASONS and those queries.unpaired adds.
 OUTCOMES = {

@@ -23,11 +23,11 @@ from aif.config.pipeline import Pipeline, parse
 from aif.core import paging
 from aif.core.errors import AifError, BadInput, Exit, Incomplete
 from aif.core.types import Message, Principle, Rating, digest
+from aif.engine.pair import make_pairs
 from aif.export import Exported, export, tell_exported
 from aif.formats import FORMATS, H4, H4_GEN, KTO, REWARD, SFT, TRL
 from aif.layout import Layout, Of
 from aif.ledger import Ledger
-from aif.pairing import make_pairs
 from aif.results import Answer, Completed, Pair, Results, Verdict, Whole
 from aif.rubric import Rubric
 from aif.runfile import NAME, state_of

@@ -19,11 +19,11 @@ from aif.again import again
 from aif.config.pipeline import Pipeline, load
 from aif.core.errors import JournalDamaged, StoreDamaged, StoreLocked, StoreStarved
 from aif.core.types import digest, fraction
+from aif.engine.pair import make_pairs
 from aif.feedback import Run
 from aif.journal import Position
 from aif.ledger import Ledger
 from aif.lock import Lock, Places, holder, is_held
-from aif.pairing import make_pairs
 from aif.portions import RECORDS, entry_of
 from aif.queries import Reader
 from aif.results import Results

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from aif.config.pipeline import Pipeline, parse
 from aif.core.errors import BadInput
-from aif.pairing import make_pairs
+from aif.engine.pair import make_pairs
 from aif.pairs_view import Outlook, differing, outlook, tell_outlook
 from aif.results import Results
 from tests.building import PIPELINE, Fate, build

@@ -14,9 +14,9 @@ from aif.chat.base import CallError, Kind, Reply
 from aif.chat.retry import Verdict
 from aif.core.errors import JournalDamaged, StoreDamaged
 from aif.core.types import Usage
+from aif.engine.pair import make_pairs
 from aif.intake import prepare
 from aif.ledger import Ledger
-from aif.pairing import make_pairs
 from aif.queries import Reader
 from aif.store import Store
 from tests.building import STARTED, Cut, Fate, build

@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 from rich.console import Console
 
-from aif.pairing import make_pairs
+from aif.engine.pair import make_pairs
 from aif.pairs_view import outlook, tell_outlook
 from aif.results import Results
 from aif.story import tell_story

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from aif.core.errors import BadInput
 from aif.core.types import fraction
-from aif.scoring import DRAWN, TOLERANCE, Bools, Floats, Ints, Rows, Scored, Scores, score, slack
+from aif.pairing.scores import DRAWN, TOLERANCE, Bools, Floats, Ints, Rows, Scored, Scores, score, slack
 
 # A prompt that meets several reasons is counted under the first.
 REASONS = (

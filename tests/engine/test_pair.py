@@ -10,8 +10,8 @@ import pytest
 
 from aif import events, results
 from aif.config.pipeline import Pipeline, parse
+from aif.engine.pair import OUTCOMES, make_pairs, scores_of
 from aif.ledger import Ledger
-from aif.pairing import OUTCOMES, make_pairs, scores_of
 from aif.results import Results
 from aif.rubric import Rubric
 from aif.summary import OUTCOMES as WORDS

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aif.config.sections import Labels
-from aif.pairs import Policy, pair
-from aif.picks import REASONS, balancing, best, labelled
-from aif.scoring import Scores
+from aif.pairing.labels import REASONS, balancing, best, labelled
+from aif.pairing.pairs import Policy, pair
+from aif.pairing.scores import Scores
 
 PAIRS = Labels()
 SCORES = Labels(rule="scores", desirable=4.0, undesirable=2.0)

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from aif.config.sections import Labels
 from aif.core.types import fraction
-from aif.scoring import slack
+from aif.pairing.scores import slack
 
 BALANCED = (1.0, 4 / 3)  # desirable to undesirable, weighted: equation 8 of KTO (arXiv:2402.01306), as TRL checks it
 

@@ -1,0 +1,1 @@
+"""Ratings to pairs: scores, policies, labels. Pure: columns in, columns out."""
