@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import orjson
 
-from aif.chat.base import CallError, Kind, Request
-from aif.chat.retry import Policy
 from aif.config.sections import Judge
 from aif.core.types import Principle, Prompt, Sampling, Stage
 from aif.plan import System, sent_messages
+from aif.providers.base import CallError, Kind, Request
+from aif.providers.retry import Policy
 from aif.rubric import Rubric, render, spec_digest
 
 # What a provider puts around what it is sent: the turns' marks and roles (OpenAI's 4 tokens, ChatML's 5), and once what

@@ -10,7 +10,6 @@ from itertools import islice
 
 from aif import sources
 from aif.asking import completion_request, judging_request
-from aif.chat.base import CallError, Kind
 from aif.config.pipeline import Pipeline, options
 from aif.config.sections import Endpoint as Declared
 from aif.config.sections import Judge, Model, Source
@@ -25,6 +24,7 @@ from aif.launch import check_stranger, environment, gpus, lacks_vllm, launched, 
 from aif.placement import described, shifts
 from aif.progress import counted
 from aif.prompt_row import Skipped
+from aif.providers.base import CallError, Kind
 from aif.reading import Unreadable, read
 from aif.rubric import Rubric
 from aif.window import everyone, windows

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from aif.asking import most_input
-from aif.chat.base import CallError, ChatModel, Kind, Options, Reply, Request
-from aif.chat.gate import MANY, Caller, Gate, Others, Pass
-from aif.chat.limits import Cost, Pace
-from aif.chat.retry import Course, Policy, Verdict
 from aif.config.pipeline import Pipeline, options
 from aif.config.sections import Judge, Model
 from aif.core.types import Stage, Usage
+from aif.providers.base import CallError, ChatModel, Kind, Options, Reply, Request
+from aif.providers.concurrency import MANY, Caller, Gate, Others, Pass
+from aif.providers.rate_limits import Cost, Pace
+from aif.providers.retry import Course, Policy, Verdict
 
 
 class Halted(Exception):
@@ -239,16 +239,16 @@ def _client(one: Model | Judge, stage: Stage, simulator: str | None, options: Op
     if provider == "simulator":  # each API has its rehearsal: the pool's as vLLM serves it, the judges' as OpenAI does
         provider = "vllm" if stage == "completion" else "openai"
     if provider == "vllm":
-        from aif.chat.vllm import VllmChat
+        from aif.providers.vllm import VllmChat
 
         limit = 0 if one.launch else one.concurrency  # how many servers there will be is not known yet
         return VllmChat(urls, one.served_name, options, timeout_s=one.timeout_s, limit=limit)
     model, url = one.served_name, urls[0] if urls else None
     if provider == "anthropic":
-        from aif.chat.anthropic import AnthropicChat
+        from aif.providers.anthropic import AnthropicChat
 
         return AnthropicChat(model, options, base_url=url, timeout_s=one.timeout_s, limit=one.concurrency)
-    from aif.chat.openai import OpenAIChat
+    from aif.providers.openai import OpenAIChat
 
     return OpenAIChat(model, options, base_url=url, timeout_s=one.timeout_s, limit=one.concurrency)
 

@@ -32,8 +32,8 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-from aif.chat.base import CallError, Reply
 from aif.core.types import Carried, Prompt, Stage, as_dicts
+from aif.providers.base import CallError, Reply
 
 Record = dict[str, Any]
 

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from aif.chat.base import Kind
 from aif.core.types import Failing
 from aif.progress import counted, say
+from aif.providers.base import Kind
 
 MENDS: dict[str, str] = {
     Kind.CONTEXT_OVERFLOW: "prompt and max_tokens don't fit the model's context: lower max_tokens, or max_chars; of a "

@@ -20,14 +20,14 @@ from typing import Any, Protocol, TypeVar
 from aif import events
 from aif.asking import completion_request, judging_request, judging_spec, once_more
 from aif.budget import UNSPENT, Budget, Short, Spent
-from aif.chat.base import CallError, Kind, Reply, Request
-from aif.chat.retry import Verdict
 from aif.config.pipeline import Pipeline
 from aif.core.errors import StoreDamaged, StoreStarved
 from aif.core.types import Principle, Rating, digest, text_id
 from aif.endpoints import Endpoint, Halted
 from aif.ledger import Ledger
 from aif.line import Item, Line, serve
+from aif.providers.base import CallError, Kind, Reply, Request
+from aif.providers.retry import Verdict
 from aif.queries import Need, Reader, Ready, Todo
 from aif.reading import Unreadable, read
 from aif.rows import Entry

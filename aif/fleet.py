@@ -24,13 +24,13 @@ from typing import IO, Self
 
 import aiohttp
 
-from aif.chat.vllm import VllmChat
 from aif.config.pipeline import Pipeline
 from aif.core.errors import BadInput
 from aif.core.rights import USUAL
 from aif.endpoints import Endpoint
 from aif.launch import Launched, command, environment, fetching, gpus, lacks_vllm, launched, secrets
 from aif.placement import CPU, Key, Place, Shift, described, shifts
+from aif.providers.vllm import VllmChat
 from aif.served import changed
 
 GRACE_S = 10.0  # vLLM 0.32 on a CPU ends within 1 s of SIGTERM

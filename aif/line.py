@@ -12,10 +12,10 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from aif.chat.base import PROVIDER, CallError, Kind
-from aif.chat.gate import ITEMS, MANY, Caller, Others
-from aif.chat.retry import Course, Verdict
 from aif.endpoints import Endpoint
+from aif.providers.base import PROVIDER, CallError, Kind
+from aif.providers.concurrency import ITEMS, MANY, Caller, Others
+from aif.providers.retry import Course, Verdict
 
 T = TypeVar("T")
 

@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from aif import journal as journals
-from aif.chat.base import Kind
 from aif.core.errors import BadInput
 from aif.core.paging import pages
 from aif.core.reasoning import Tags, split
 from aif.core.types import OTHER, is_blank, text_id
 from aif.events import Record
 from aif.journal import Damage, Position
+from aif.providers.base import Kind
 from aif.reading import Unreadable, read
 from aif.rows import Entry, Step, steps
 from aif.rubric import Rubric

@@ -12,12 +12,12 @@ import duckdb
 import orjson
 
 from aif.budget import Spent
-from aif.chat.base import UNKNOWN_END
 from aif.core.errors import BadInput, StoreDamaged
 from aif.core.paging import KEYS, pages
 from aif.core.types import Failing, Prompt, Slot, Spec, as_messages, carried_identity
 from aif.database import check_version, connect, twice, within
 from aif.lock import Places
+from aif.providers.base import UNKNOWN_END
 
 if TYPE_CHECKING:  # these load numpy, 0.2 s of CPU, which `aif status` can do without
     import pyarrow as pa

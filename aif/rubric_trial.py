@@ -15,8 +15,6 @@ from rich.console import Console
 from rich.table import Table
 
 from aif.asking import judging_request
-from aif.chat.base import Request
-from aif.chat.retry import Policy
 from aif.config.pipeline import Pipeline, options
 from aif.core.errors import BadInput
 from aif.core.types import Usage
@@ -27,6 +25,8 @@ from aif.ledger import Ledger
 from aif.lock import Places
 from aif.pairing.scores import Rows, score, slack
 from aif.progress import counted, dollars, say
+from aif.providers.base import Request
+from aif.providers.retry import Policy
 from aif.queries import Reader
 from aif.results import Results
 from aif.rubric import Rubric, Score, order

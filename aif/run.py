@@ -15,7 +15,6 @@ from rich.console import Console
 
 from aif import events
 from aif.budget import Short
-from aif.chat.retry import Policy
 from aif.config.pipeline import Pipeline, options
 from aif.endpoints import Endpoint, opened
 from aif.engine.pair import make_pairs
@@ -27,6 +26,7 @@ from aif.launch import check_stranger, runs, sends
 from aif.ledger import Ledger
 from aif.placement import Key
 from aif.progress import Board, counted, say, show
+from aif.providers.retry import Policy
 from aif.queries import Reader, Tally
 from aif.rubric import Rubric
 

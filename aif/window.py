@@ -8,14 +8,14 @@ from typing import Any
 
 import aiohttp
 
-from aif.chat.base import CallError
-from aif.chat.transport import deadline, proxy_of, whole
-from aif.chat.vllm import normalised
 from aif.config.pipeline import Pipeline, options
 from aif.config.sections import Endpoint, Judge, Model
 from aif.core.errors import BadInput
 from aif.core.strict_json import parse
 from aif.core.types import Stage
+from aif.providers.base import CallError
+from aif.providers.http import deadline, proxy_of, whole
+from aif.providers.vllm import normalised
 
 LIST_S = 5.0  # for a list of models; a server that is not up tells nothing
 

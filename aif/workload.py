@@ -10,8 +10,6 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from aif.asking import completion_request, judging_request, tokens
-from aif.chat.base import Request
-from aif.chat.refusals import holds
 from aif.config.pipeline import Pipeline
 from aif.config.sections import Endpoint, Judge, Model
 from aif.core.types import Message, Principle, Stage
@@ -31,6 +29,8 @@ from aif.intake import prepare, rubric_of
 from aif.ledger import Ledger
 from aif.outlook import Outlook, Replies, SlotCall
 from aif.portions import Rubrics
+from aif.providers.base import Request
+from aif.providers.error_replies import holds
 from aif.queries import Tally
 from aif.rubric import Rubric, render
 from aif.window import everyone, windows

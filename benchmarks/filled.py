@@ -9,12 +9,12 @@ from typing import Any
 import orjson
 
 from aif import events
-from aif.chat.base import Reply
 from aif.config.pipeline import Pipeline, load
 from aif.core.types import Usage, fraction
 from aif.events import Record
 from aif.intake import prepare, rubric_of
 from aif.ledger import Ledger
+from aif.providers.base import Reply
 from aif.queries import Need, Reader, Ready, Todo
 from aif.rubric import Rubric
 from benchmarks.server import ANSWER, instance

@@ -16,11 +16,11 @@ from typing import Any
 import aiohttp
 import orjson
 
-from aif.chat import wire
 from aif.config.pipeline import load
 from aif.feedback import slot_request
 from aif.intake import prepare, rubric_of
 from aif.ledger import Ledger
+from aif.providers import chat_completions as wire
 from aif.queries import Reader
 from benchmarks.house import SPAN_S, aif, serving
 from measured import Figures

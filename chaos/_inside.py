@@ -4,10 +4,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from aif.chat.retry import Policy
 from aif.config.pipeline import load
 from aif.intake import prepare, rubric_of
 from aif.ledger import Ledger
+from aif.providers.retry import Policy
 from aif.queries import Reader, Tally
 from aif.run import Person, flow
 

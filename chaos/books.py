@@ -11,7 +11,6 @@ from typing import Any
 
 from rich.console import Console
 
-from aif.chat.retry import Policy
 from aif.config.pipeline import Pipeline, load
 from aif.core.errors import Incomplete
 from aif.export import export
@@ -19,6 +18,7 @@ from aif.intake import rubric_of
 from aif.ledger import Ledger
 from aif.lock import Places
 from aif.progress import read
+from aif.providers.retry import Policy
 from aif.queries import Reader
 from aif.run import feedback
 from aif.simulator.faults import Fault, Faults

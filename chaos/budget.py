@@ -8,9 +8,9 @@ from typing import Any
 
 from rich.console import Console
 
-from aif.chat.retry import Policy
 from aif.config.pipeline import load
 from aif.ledger import Ledger
+from aif.providers.retry import Policy
 from aif.queries import Reader
 from aif.run import feedback
 from aif.simulator.faults import Arrival, Fault, Faults, Mishap

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from aif.chat.retry import Policy
 from aif.core.types import fraction
+from aif.providers.retry import Policy
 from aif.simulator import Call, Cast, Mishap, Simulator
 from aif.simulator.faults import Arrival, Fault
 from chaos import Figures, _inside, clock, house

@@ -13,13 +13,13 @@ from typing import Any
 import orjson
 from rich.console import Console
 
-from aif.chat.retry import Policy
 from aif.config.pipeline import load
 from aif.export import export
 from aif.intake import prepare, rubric_of
 from aif.journal import Damage, replay
 from aif.ledger import Ledger
 from aif.lock import Places
+from aif.providers.retry import Policy
 from aif.run import feedback
 from aif.simulator import Call
 from chaos.house import pipeline

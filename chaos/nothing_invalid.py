@@ -10,10 +10,10 @@ from typing import Any
 
 from rich.console import Console
 
-from aif.chat.retry import Policy
 from aif.config.pipeline import load
 from aif.core.types import Rating, fraction
 from aif.ledger import Ledger
+from aif.providers.retry import Policy
 from aif.queries import Reader
 from aif.reading import Unreadable, read
 from aif.rubric import Form

@@ -28,12 +28,12 @@ import yaml
 from rich.console import Console
 
 from aif.again import again
-from aif.chat.retry import Policy
 from aif.config.pipeline import load
 from aif.core.errors import BadInput, JournalDamaged
 from aif.journal import Journal, segments
 from aif.ledger import Ledger
 from aif.lock import Places
+from aif.providers.retry import Policy
 from aif.run import feedback
 from aif.simulator.faults import Fault, Faults
 from chaos import Figures

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from aif.chat.base import PROVIDER, SHAPE, TRANSIENT, CallError, Kind, Reply, Request
-from aif.chat.gate import ITEMS, Others
-from aif.chat.limits import Pace
-from aif.chat.retry import Policy, Verdict
 from aif.core.types import Message
 from aif.endpoints import Endpoint, Halted
 from aif.line import Item, Line, serve
+from aif.providers.base import PROVIDER, SHAPE, TRANSIENT, CallError, Kind, Reply, Request
+from aif.providers.concurrency import ITEMS, Others
+from aif.providers.rate_limits import Pace
+from aif.providers.retry import Policy, Verdict
 from chaos import Figures, clock
 
 NUMBER = 19

@@ -10,12 +10,12 @@ from typing import Any
 import orjson
 
 from aif import events
-from aif.chat.base import CallError, Kind, Reply
 from aif.config.pipeline import Pipeline, parse
 from aif.core.types import Usage, digest
 from aif.events import Record
 from aif.intake import prepare, rubric_of
 from aif.ledger import Ledger
+from aif.providers.base import CallError, Kind, Reply
 from aif.queries import Need, Reader, Ready, Todo
 from aif.rubric import Aspect, Rubric, judgement_key, order
 

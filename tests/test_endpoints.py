@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 import pytest
 
 from aif.asking import once_more
-from aif.chat.base import CallError, Kind, Quota, Reply, Request
-from aif.chat.gate import Caller
-from aif.chat.limits import Pace
 from aif.core.types import Message, Usage
 from aif.endpoints import Endpoint, Halted
+from aif.providers.base import CallError, Kind, Quota, Reply, Request
+from aif.providers.concurrency import Caller
+from aif.providers.rate_limits import Pace
 from chaos.clock import leap as run
 
 REQUEST = Request((Message("user", "x" * 400),), 100)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from aif.chat.base import Kind
 from aif.failing import _BY_WORDS, MENDS, mend
+from aif.providers.base import Kind
 
 SHAPE, QUOTA = Kind.BAD_REQUEST, Kind.QUOTA_EXHAUSTED
 

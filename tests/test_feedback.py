@@ -14,10 +14,10 @@ import pytest
 import yaml
 from rich.console import Console
 
-from aif.chat.retry import Policy
 from aif.config.pipeline import Pipeline, load
 from aif.core.errors import Exit, StoreLocked
 from aif.ledger import Ledger
+from aif.providers.retry import Policy
 from aif.queries import Reader
 from aif.run import Ended, feedback
 from aif.simulator import Cast

@@ -18,13 +18,13 @@ from typing import Any
 import pytest
 
 from aif import served
-from aif.chat.base import Request
 from aif.config.pipeline import Pipeline, load
 from aif.core.errors import BadInput, Exit, NotStarted
 from aif.core.types import Message, digest
 from aif.endpoints import opened
 from aif.fleet import Fleet, Patience, _appending, telling
 from aif.lock import Places
+from aif.providers.base import Request
 from aif.queries import Reader
 from tests.fakes.vllm.entrypoints.openai.api_server import TRACEBACK
 from tests.processes import alive, until

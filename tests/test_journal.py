@@ -23,10 +23,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aif import events
-from aif.chat.base import CallError, Kind, Reply
 from aif.core.errors import JournalDamaged
 from aif.core.types import Carried, Message, Prompt, Usage
 from aif.journal import START, Damage, Journal, Position, decode, encode, replay, segments
+from aif.providers.base import CallError, Kind, Reply
 
 Record = dict[str, Any]
 RECORDS: list[Record] = [{"n": n, "text": f"Zeile {n}: ä\n\u2028" * n} for n in range(6)]

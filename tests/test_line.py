@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from aif.chat.base import CallError, Kind, Reply, Request
-from aif.chat.gate import Others
-from aif.chat.limits import Pace
-from aif.chat.retry import Verdict
 from aif.core.types import Message
 from aif.endpoints import Endpoint, Halted
 from aif.line import AT_HAND, OPEN, Item, Line, serve
+from aif.providers.base import CallError, Kind, Reply, Request
+from aif.providers.concurrency import Others
+from aif.providers.rate_limits import Pace
+from aif.providers.retry import Verdict
 from chaos import whose_fault
 from chaos.clock import leap as run
 

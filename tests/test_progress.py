@@ -12,11 +12,11 @@ from rich.console import Console
 
 from aif import progress
 from aif.budget import Spent
-from aif.chat.limits import Pace
-from aif.chat.vllm import VllmChat
 from aif.core.types import Failing
 from aif.endpoints import Endpoint
 from aif.progress import Board
+from aif.providers.rate_limits import Pace
+from aif.providers.vllm import VllmChat
 from aif.queries import Tally
 from aif.rows import Entry
 

@@ -14,11 +14,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from aif import events
-from aif.chat.base import CallError, Kind, Reply
-from aif.chat.retry import Verdict
 from aif.config.pipeline import Pipeline
 from aif.core.types import Usage
 from aif.ledger import Ledger
+from aif.providers.base import CallError, Kind, Reply
+from aif.providers.retry import Verdict
 from aif.queries import Former, Reader
 from aif.rubric import Rubric
 from aif.store import Store

@@ -19,13 +19,13 @@ from aif import events
 from aif import journal as journals
 from aif.again import again
 from aif.budget import Spent
-from aif.chat.base import CallError, Kind
-from aif.chat.retry import Policy
 from aif.config.pipeline import load
 from aif.core.errors import BadInput, JournalDamaged
 from aif.journal import Damage, Journal
 from aif.ledger import FEW, Ledger
 from aif.lock import Places
+from aif.providers.base import CallError, Kind
+from aif.providers.retry import Policy
 from aif.queries import Former, Reader
 from aif.run import feedback
 from aif.simulator import Cast

@@ -10,13 +10,13 @@ import pyarrow as pa
 import pytest
 
 from aif import events
-from aif.chat.base import CallError, Kind, Reply
-from aif.chat.retry import Verdict
 from aif.core.errors import JournalDamaged, StoreDamaged
 from aif.core.types import Usage
 from aif.engine.pair import make_pairs
 from aif.intake import prepare
 from aif.ledger import Ledger
+from aif.providers.base import CallError, Kind, Reply
+from aif.providers.retry import Verdict
 from aif.queries import Reader
 from aif.store import Store
 from tests.building import STARTED, Cut, Fate, build

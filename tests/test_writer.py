@@ -13,11 +13,11 @@ import pytest
 from aif import events
 from aif import journal as journals
 from aif import writer as writers
-from aif.chat.base import Reply
 from aif.core import paging
 from aif.core.errors import StoreDamaged
 from aif.core.types import Usage
 from aif.ledger import Ledger
+from aif.providers.base import Reply
 from aif.queries import Reader
 from aif.rows import Entry
 from aif.writer import Writer

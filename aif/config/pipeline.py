@@ -10,7 +10,6 @@ from typing import Annotated
 import yaml
 from pydantic import Field, PrivateAttr, ValidationError, field_validator
 
-from aif.chat.base import Options
 from aif.config import error_text as complaints
 from aif.config import located_yaml as yamltext
 from aif.config.fields import Filled, Name, NotNegative, PathText, Positive, RunName, Secret, is_key_header, is_own
@@ -36,6 +35,7 @@ from aif.core import resources
 from aif.core.errors import BadInput
 from aif.core.reasoning import Tags
 from aif.core.types import Sampling
+from aif.providers.base import Options
 
 
 class Pipeline(Part):

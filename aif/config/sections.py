@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
-from aif.chat.base import Dialect
 from aif.config.error_text import ClashError, shown
 from aif.config.fields import (
     Assignment,
@@ -41,6 +40,7 @@ from aif.config.fields import (
 )
 from aif.config.located_yaml import Problem
 from aif.core.types import OTHER, Sampling, Usage
+from aif.providers.base import Dialect
 
 _CONCURRENCY: Mapping[str, int] = {"vllm": 64, "openai": 16, "anthropic": 16, "simulator": 32}
 _PAID = ("openai", "anthropic")

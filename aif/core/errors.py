@@ -13,7 +13,7 @@
 
 Exit codes that are no errors: 0 done, 3 done with failures, 130 interrupted in order.
 8 is also the system's own error, an OSError that says that the disk is full.
-Errors of a single call are `aif.chat.base.CallError`: rows in the store, never the end of a run.
+Errors of a single call are `aif.providers.base.CallError`: rows in the store, never the end of a run.
 """
 
 import errno

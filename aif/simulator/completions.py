@@ -4,9 +4,9 @@ any order."""
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from aif.chat.base import Finish
 from aif.config.sections import REASONING
 from aif.core.types import Message, Role, digest
+from aif.providers.base import Finish
 from aif.simulator.cast import Ask, Cast, RefusedError, number, say, text_of
 from aif.simulator.words import cut
 

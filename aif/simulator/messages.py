@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from aif.chat.base import Finish
-from aif.chat.wire import unbounded
 from aif.core.types import Message, Role, digest
+from aif.providers.base import Finish
+from aif.providers.chat_completions import unbounded
 from aif.simulator.cast import FRAME, Ask, Cast, RefusedError, number, say, text_of
 from aif.simulator.words import count_tokens, cut
 

@@ -9,8 +9,8 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 
-from aif.chat.base import Request
 from aif.core.types import Message
+from aif.providers.base import Request
 from tests.chat.loopback import Answer, Answering, Served
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from aiohttp import web
 
-from aif.chat.base import CallError, Kind, Options
+from aif.providers.base import CallError, Kind, Options
 
 KEY = "key-7f3a9c51d2e8"
 

@@ -15,11 +15,11 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from aif.chat.anthropic import AnthropicChat
-from aif.chat.base import CallError, ChatModel, Kind, Options, Request
-from aif.chat.openai import OpenAIChat
-from aif.chat.vllm import VllmChat
 from aif.core.types import Message
+from aif.providers.anthropic import AnthropicChat
+from aif.providers.base import CallError, ChatModel, Kind, Options, Request
+from aif.providers.openai import OpenAIChat
+from aif.providers.vllm import VllmChat
 from aif.simulator import Arrival, Cast, Fault, Mishap, Simulator
 from tests.chat.loopback import (
     FAILURES,

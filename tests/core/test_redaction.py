@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aif.chat import wire
-from aif.chat.base import CallError, Kind
-from aif.chat.messages import read_reply
 from aif.core.redaction import SHORTEST, redact, without
+from aif.providers import chat_completions as wire
+from aif.providers.anthropic_messages import read_reply
+from aif.providers.base import CallError, Kind
 from tests.chat.loopback import KEY, completion, message
 
 # letters that JSON, URLs, HTML and base64 each write otherwise

@@ -7,10 +7,10 @@ from typing import Any
 import orjson
 import pytest
 
-from aif.chat.base import CallError, Kind, Request
-from aif.chat.openai import OpenAIChat
-from aif.chat.vllm import VllmChat
 from aif.core.types import Message
+from aif.providers.base import CallError, Kind, Request
+from aif.providers.openai import OpenAIChat
+from aif.providers.vllm import VllmChat
 from tests.real.vllm_server import Server
 
 QUESTION = (Message("system", "Be brief."), Message("user", "Why is the sky blue?"))

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from aif.chat.anthropic import AnthropicChat
-from aif.chat.base import CallError, Kind, Reply, Request
 from aif.core.types import Message
+from aif.providers.anthropic import AnthropicChat
+from aif.providers.base import CallError, Kind, Reply, Request
 from tests.real.test_vllm_ground import ASPECTS, fixed
 from tests.real.vllm_server import Server
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 
-from aif.chat.base import Measure, Quota
+from aif.providers.base import Measure, Quota
 
 _PLAIN: tuple[Measure, ...] = ("requests", "tokens")
 _A = "anthropic-ratelimit-"

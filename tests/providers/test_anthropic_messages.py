@@ -1,4 +1,4 @@
-"""aif/chat/messages.py, with values alone."""
+"""aif/providers/anthropic_messages.py, with values alone."""
 
 import re
 from typing import Any
@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aif.chat import messages, wire
-from aif.chat.base import CallError, Kind, Reply, Request
 from aif.core.types import Message, Usage
+from aif.providers import anthropic_messages as messages
+from aif.providers import chat_completions as wire
+from aif.providers.base import CallError, Kind, Reply, Request
 from tests.chat.loopback import message
 
 SCHEMA = {

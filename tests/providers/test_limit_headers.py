@@ -1,4 +1,4 @@
-"""aif/chat/headers.py: what providers, gateways and nonsense say of limits."""
+"""aif/providers/limit_headers.py: what providers, gateways and nonsense say of limits."""
 
 import math
 
@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aif.chat.base import Quota
-from aif.chat.headers import quotas, retry_after
+from aif.providers.base import Quota
+from aif.providers.limit_headers import quotas, retry_after
 
 DATE = "Fri, 20 Nov 2026 10:00:00 GMT"
 

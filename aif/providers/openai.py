@@ -5,10 +5,10 @@ from functools import partial
 import httpx2
 import openai
 
-from aif.chat import wire
-from aif.chat.base import PLAIN, Options, Reply, Request
-from aif.chat.given import Given
-from aif.chat.transport import TIMEOUT, Response, connections, deadline, exchange
+from aif.providers import chat_completions as wire
+from aif.providers.base import PLAIN, Options, Reply, Request
+from aif.providers.duplicates import Given
+from aif.providers.http import TIMEOUT, Response, connections, deadline, exchange
 
 BASE_URL = "https://api.openai.com/v1"
 

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from aif.chat.base import Measure, Quota
+from aif.providers.base import Measure, Quota
 
 BURST_S = 1.0  # some providers enforce a per-minute limit second by second
 # Of a minute, as it is told here: a request takes some time to where it is counted, and not always the same.

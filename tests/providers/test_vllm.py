@@ -1,4 +1,4 @@
-"""aif/chat/vllm.py against loopback servers."""
+"""aif/providers/vllm.py against loopback servers."""
 
 import asyncio
 from collections.abc import Sequence
@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from aif.chat.base import CallError, Kind, Request
-from aif.chat.vllm import VllmChat, _Server, normalised
 from aif.core.errors import BadInput
 from aif.core.types import Usage
+from aif.providers.base import CallError, Kind, Request
+from aif.providers.vllm import VllmChat, _Server, normalised
 from tests.chat.loopback import KEY, Answering, body, completion, hang, keyed, says
 
 

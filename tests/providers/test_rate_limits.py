@@ -1,4 +1,4 @@
-"""aif/chat/limits.py, with times that are given."""
+"""aif/providers/rate_limits.py, with times that are given."""
 
 from collections.abc import Sequence
 
@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aif.chat.base import Quota
-from aif.chat.limits import BELIEVED_S, BURST_S, MINUTE_S, Cost, Pace
+from aif.providers.base import Quota
+from aif.providers.rate_limits import BELIEVED_S, BURST_S, MINUTE_S, Cost, Pace
 
 START = 1000.0
 

@@ -1,12 +1,12 @@
-"""aif/chat/transport.py: what a call that did not come through is, by the errors that clients raise."""
+"""aif/providers/http.py: what a call that did not come through is, by the errors that clients raise."""
 
 import asyncio
 
 import aiohttp
 import pytest
 
-from aif.chat.base import CallError, Kind
-from aif.chat.transport import deadline
+from aif.providers.base import CallError, Kind
+from aif.providers.http import deadline
 
 URL = "http://somewhere:8000/v1"
 

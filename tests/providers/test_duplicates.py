@@ -1,12 +1,12 @@
-"""aif/chat/given.py, with values alone."""
+"""aif/providers/duplicates.py, with values alone."""
 
 import json
 from typing import Any
 
 import pytest
 
-from aif.chat.base import CallError, Kind
-from aif.chat.given import REMEMBERED, Given, Misdelivered
+from aif.providers.base import CallError, Kind
+from aif.providers.duplicates import REMEMBERED, Given, Misdelivered
 
 
 def took(given: Given, asked: str, id: str, seed: int = 0, said: str = "") -> Kind | None:

@@ -5,10 +5,10 @@ from functools import partial
 import anthropic
 import httpx2
 
-from aif.chat import messages
-from aif.chat.base import PLAIN, Options, Reply, Request
-from aif.chat.given import Given
-from aif.chat.transport import TIMEOUT, Response, connections, deadline, exchange
+from aif.providers import anthropic_messages as messages
+from aif.providers.base import PLAIN, Options, Reply, Request
+from aif.providers.duplicates import Given
+from aif.providers.http import TIMEOUT, Response, connections, deadline, exchange
 
 BASE_URL = "https://api.anthropic.com"
 # As the client sends it. Another version is another API, which an upgrade of the client shouldn't bring.

@@ -1,4 +1,4 @@
-"""aif/chat/refusals.py, with values alone."""
+"""aif/providers/error_replies.py, with values alone."""
 
 import json
 import time
@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aif.chat import wire
-from aif.chat.base import UNBILLED, CallError, Kind
-from aif.chat.refusals import SAID_LENGTH, classify, holds
+from aif.providers import chat_completions as wire
+from aif.providers.base import UNBILLED, CallError, Kind
+from aif.providers.error_replies import SAID_LENGTH, classify, holds
 from tests.chat.loopback import KEY
 
 OVERFLOW, RATE, QUOTA, MODEL = Kind.CONTEXT_OVERFLOW, Kind.RATE_LIMITED, Kind.QUOTA_EXHAUSTED, Kind.UNKNOWN_MODEL

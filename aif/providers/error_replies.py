@@ -9,10 +9,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from aif.chat.base import TRANSIENT, CallError, Kind
-from aif.chat.headers import in_words, quotas, retry_after, spoken
 from aif.core.redaction import redact
 from aif.core.strict_json import encodable, parse
+from aif.providers.base import TRANSIENT, CallError, Kind
+from aif.providers.limit_headers import in_words, quotas, retry_after, spoken
 
 SAID_LENGTH = 300  # characters of a server's own words in a message
 _READ = 8000  # characters that are looked at: the rest quotes what was sent

@@ -17,7 +17,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal
 
-from aif.chat.base import SHAPE, TRANSIENT, CallError, Kind
+from aif.providers.base import SHAPE, TRANSIENT, CallError, Kind
 
 Verdict = Literal["answered", "again", "later", "failed", "refused"]
 """again: asked again now; later: pending on the next run; failed: for good; refused: the provider's, item pending."""

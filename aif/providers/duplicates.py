@@ -9,7 +9,7 @@ that differ in their seed gives the same again, over whatever connection.
 from collections import OrderedDict
 from typing import Any, NamedTuple
 
-from aif.chat.base import CallError, Kind
+from aif.providers.base import CallError, Kind
 
 REMEMBERED = 1024  # replies: more than are in flight, since a second delivery comes close behind the first
 

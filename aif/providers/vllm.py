@@ -8,11 +8,11 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from aif.chat import wire
-from aif.chat.base import PLAIN, PROVIDER, TRANSIENT, CallError, Kind, Options, Reply, Request
-from aif.chat.given import Given
-from aif.chat.transport import CONNECT_S, KEEPALIVE_S, Response, deadline, exchange, proxy_of, whole
 from aif.core.errors import BadInput
+from aif.providers import chat_completions as wire
+from aif.providers.base import PLAIN, PROVIDER, TRANSIENT, CallError, Kind, Options, Reply, Request
+from aif.providers.duplicates import Given
+from aif.providers.http import CONNECT_S, KEEPALIVE_S, Response, deadline, exchange, proxy_of, whole
 
 LONGEST_REST_S = 30.0
 HUNG_CALLS = 3

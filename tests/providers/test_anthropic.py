@@ -1,13 +1,13 @@
-"""aif/chat/anthropic.py against loopback servers."""
+"""aif/providers/anthropic.py against loopback servers."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from aif.chat.anthropic import AnthropicChat
-from aif.chat.base import Request
 from aif.core.types import Message, Usage
+from aif.providers.anthropic import AnthropicChat
+from aif.providers.base import Request
 from tests.chat.loopback import HEADERS, KEY, Answering, keyed, message, says
 
 

@@ -11,13 +11,13 @@ from typing import Any, Literal
 
 import orjson
 
-from aif.chat.base import NO_WORD, PLAIN, TRANSIENT, UNKNOWN_END, CallError, Finish, Kind, Options, Reply, Request
-from aif.chat.headers import quotas, retry_after
-from aif.chat.refusals import classify, cut, inside
 from aif.core.reasoning import Tags, split
 from aif.core.redaction import redact, without
 from aif.core.strict_json import encodable, reader, shape_of
 from aif.core.types import Usage, as_dicts, is_blank
+from aif.providers.base import NO_WORD, PLAIN, TRANSIENT, UNKNOWN_END, CallError, Finish, Kind, Options, Reply, Request
+from aif.providers.error_replies import classify, cut, inside
+from aif.providers.limit_headers import quotas, retry_after
 
 # Of these the message is the model's or ours; of others, or where it is `told`, the server's.
 _NOT_ITS_WORDS = frozenset({Kind.EMPTY, Kind.BLOCKED, Kind.CACHED, Kind.CONNECTION})

@@ -23,8 +23,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from aif.chat.base import PROVIDER, TRANSIENT, CallError, Kind
-from aif.chat.retry import Blame, Policy
+from aif.providers.base import PROVIDER, TRANSIENT, CallError, Kind
+from aif.providers.retry import Blame, Policy
 
 SHRINK, REOPEN, GROWTH = 0.8, 0.25, 0.05
 ITEMS = 3  # so many different items that fail alike are enough to tell

@@ -6,11 +6,11 @@ https://platform.claude.com/docs/en/api/messages, of the API version that anthro
 from collections.abc import Mapping
 from typing import Any
 
-from aif.chat import wire
-from aif.chat.base import PLAIN, Options, Reply, Request
 from aif.core.reasoning import Tags
 from aif.core.strict_json import encodable, shape_of
 from aif.core.types import Message, Usage, as_dicts
+from aif.providers import chat_completions as wire
+from aif.providers.base import PLAIN, Options, Reply, Request
 
 
 def body(request: Request, model: str, options: Options = PLAIN) -> dict[str, Any]:

@@ -1,12 +1,12 @@
-"""aif/chat/openai.py against loopback servers."""
+"""aif/providers/openai.py against loopback servers."""
 
 from typing import Any
 
 import pytest
 
-from aif.chat.base import Request
-from aif.chat.openai import OpenAIChat
 from aif.core.types import Usage
+from aif.providers.base import Request
+from aif.providers.openai import OpenAIChat
 from tests.chat.loopback import HEADERS, KEY, Answering, completion, keyed, says
 
 

@@ -1,4 +1,4 @@
-"""aif/chat/gate.py, with times that are given."""
+"""aif/providers/concurrency.py, with times that are given."""
 
 import math
 
@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aif.chat.base import CallError, Kind, Reply
-from aif.chat.gate import ITEMS, MANY_ITEMS, TOLD_S, Caller, Gate, Others, Pass
-from aif.chat.retry import Policy
 from aif.core.types import Usage
+from aif.providers.base import CallError, Kind, Reply
+from aif.providers.concurrency import ITEMS, MANY_ITEMS, TOLD_S, Caller, Gate, Others, Pass
+from aif.providers.retry import Policy
 
 GONE = CallError(Kind.CONNECTION, "nobody there")
 BROKEN = CallError(Kind.SERVER_ERROR, "HTTP 500: boom")

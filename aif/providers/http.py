@@ -14,10 +14,10 @@ import aiohttp
 import httpx2
 import orjson
 
-from aif.chat import wire
-from aif.chat.base import CallError, Kind, Reply
-from aif.chat.given import Given, Misdelivered
 from aif.core.redaction import redact
+from aif.providers import chat_completions as wire
+from aif.providers.base import CallError, Kind, Reply
+from aif.providers.duplicates import Given, Misdelivered
 
 CONNECT_S = 10.0  # to a host that is up it takes milliseconds; one that is gone shouldn't cost a whole call
 TIMEOUT = httpx2.Timeout(None, connect=CONNECT_S)  # none for a read, since `deadline` has one for the whole

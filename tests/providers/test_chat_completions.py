@@ -1,4 +1,4 @@
-"""aif/chat/wire.py, with values alone."""
+"""aif/providers/chat_completions.py, with values alone."""
 
 import json
 from contextlib import suppress
@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aif.chat import messages, wire
-from aif.chat.base import CallError, Kind, Options, Quota, Reply, Request
-from aif.chat.refusals import SAID_LENGTH
 from aif.config.sections import Price
 from aif.core.types import Message, Usage, is_blank
+from aif.providers import anthropic_messages as messages
+from aif.providers import chat_completions as wire
+from aif.providers.base import CallError, Kind, Options, Quota, Reply, Request
+from aif.providers.error_replies import SAID_LENGTH
 from tests.chat.loopback import KEY, completion, message
 
 SCHEMA = {

@@ -1,9 +1,9 @@
-"""aif/chat/retry.py, with times that are given."""
+"""aif/providers/retry.py, with times that are given."""
 
 import pytest
 
-from aif.chat.base import PROVIDER, REASKED, SHAPE, TRANSIENT, CallError, Kind
-from aif.chat.retry import Blame, Course, Policy, Verdict
+from aif.providers.base import PROVIDER, REASKED, SHAPE, TRANSIENT, CallError, Kind
+from aif.providers.retry import Blame, Course, Policy, Verdict
 
 
 class Rehearsal:

@@ -1,1 +1,0 @@
-"""One request to one model: what is asked, what comes back, and what can go wrong."""
