@@ -20,13 +20,23 @@ from aif.estimate import UNMEASURED, tight
 from aif.estimate_view import unfit
 from aif.failing import mend
 from aif.intake import principles_of, rubric_of
-from aif.launch import check_stranger, environment, gpus, lacks_vllm, launched, runs, secrets, sends, unreachable
-from aif.placement import described, shifts
 from aif.progress import counted
 from aif.prompt_row import Skipped
 from aif.providers.base import CallError, Kind
 from aif.reading import Unreadable, read
 from aif.rubric import Rubric
+from aif.servers.command import (
+    check_stranger,
+    environment,
+    gpus,
+    lacks_vllm,
+    launched,
+    runs,
+    secrets,
+    sends,
+    unreachable,
+)
+from aif.servers.placement import described, shifts
 from aif.window import everyone, windows
 from aif.workload import size
 

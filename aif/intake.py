@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from aif import events, served, sources
+from aif import events, sources
 from aif.asking import judging_spec
 from aif.config import located_yaml as yamltext
 from aif.config.pipeline import Pipeline
@@ -21,6 +21,7 @@ from aif.plan import PoolModel, Principles, carried_key, carried_slots, plan_dig
 from aif.prompt_row import Skipped
 from aif.queries import Reader, Tally
 from aif.rubric import SCORED, Rubric, load
+from aif.servers import served
 
 if TYPE_CHECKING:  # who only asks has no use for them
     from aif.ledger import Ledger

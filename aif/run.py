@@ -20,15 +20,15 @@ from aif.endpoints import Endpoint, opened
 from aif.engine.pair import make_pairs
 from aif.failing import mend
 from aif.feedback import Run
-from aif.fleet import Fleet
 from aif.intake import prepare, rubric_of
-from aif.launch import check_stranger, runs, sends
 from aif.ledger import Ledger
-from aif.placement import Key
 from aif.progress import Board, counted, say, show
 from aif.providers.retry import Policy
 from aif.queries import Reader, Tally
 from aif.rubric import Rubric
+from aif.servers.command import check_stranger, runs, sends
+from aif.servers.fleet import Fleet
+from aif.servers.placement import Key
 
 OTHER_FILES = 256  # open ones besides calls' connections: store, journal, logs, libraries
 

@@ -10,7 +10,7 @@ import pytest
 
 from aif import hub, sources
 from aif.core.rights import PRIVATE, USUAL
-from tests.test_fleet import Fakes, aif, fakes, pipeline
+from tests.servers.test_fleet import Fakes, aif, fakes, pipeline
 
 __all__ = ["fakes"]  # the fixture
 

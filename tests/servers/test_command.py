@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from aif.config.pipeline import parse
 from aif.core.errors import BadInput
-from aif.launch import Launched, adapter, check_stranger, command, environment, gpus, launched, runs, sends
-from aif.placement import CPU
+from aif.servers.command import Launched, adapter, check_stranger, command, environment, gpus, launched, runs, sends
+from aif.servers.placement import CPU
 
 
 def entry(folder: Path, launch: str, more: str = "") -> Launched:

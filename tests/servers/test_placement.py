@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from aif.core.errors import BadInput
 from aif.core.types import Stage
-from aif.placement import CPU, Shift, Wish, shifts
+from aif.servers.placement import CPU, Shift, Wish, shifts
 
 STAGES: tuple[Stage, ...] = ("completion", "judgement")
 

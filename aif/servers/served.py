@@ -30,7 +30,7 @@ from aif.config.sections import Judge, Model, Served
 from aif.core.errors import BadInput
 from aif.core.types import Stage, digest
 from aif.events import Record
-from aif.launch import Launched, adapter, arguments, environment, fetching, launched, secrets
+from aif.servers.command import Launched, adapter, arguments, environment, fetching, launched, secrets
 
 Parts = Mapping[str, str]  # files by their digests, and arguments by their values
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from aif import guard
+from aif.servers import guard
 from tests.processes import alive, until
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="what leaves the group is found by /proc")

@@ -20,7 +20,7 @@ from aif.core.errors import BadInput
 from aif.core.resources import at_home
 from aif.core.rights import USUAL, stranger
 from aif.core.types import Stage
-from aif.placement import CPU, Key, Wish
+from aif.servers.placement import CPU, Key, Wish
 
 # aif sets these, and would not find a server that has others; a file of arguments (`--config`) may hold any of them
 OURS = (
@@ -250,7 +250,7 @@ async def unreachable(one: Launched, environ: Mapping[str, str]) -> str | None:
 
 def fetching(one: Launched, *options: str) -> list[str]:
     """The command that brings a model's files into the Hub's cache, or with `--check` asks whether it could."""
-    program = str(Path(__file__).with_name("fetch.py"))
+    program = str(Path(__file__).with_name("download.py"))
     return [sys.executable, "-P", program, *options, one.model, one.one.revision or ""]
 
 

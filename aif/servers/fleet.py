@@ -28,10 +28,10 @@ from aif.config.pipeline import Pipeline
 from aif.core.errors import BadInput
 from aif.core.rights import USUAL
 from aif.endpoints import Endpoint
-from aif.launch import Launched, command, environment, fetching, gpus, lacks_vllm, launched, secrets
-from aif.placement import CPU, Key, Place, Shift, described, shifts
 from aif.providers.vllm import VllmChat
-from aif.served import changed
+from aif.servers.command import Launched, command, environment, fetching, gpus, lacks_vllm, launched, secrets
+from aif.servers.placement import CPU, Key, Place, Shift, described, shifts
+from aif.servers.served import changed
 
 GRACE_S = 10.0  # vLLM 0.32 on a CPU ends within 1 s of SIGTERM
 GUARD = [sys.executable, "-I", "-S", str(Path(__file__).with_name("guard.py"))]

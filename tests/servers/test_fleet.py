@@ -17,21 +17,21 @@ from typing import Any
 
 import pytest
 
-from aif import served
 from aif.config.pipeline import Pipeline, load
 from aif.core.errors import BadInput, Exit, NotStarted
 from aif.core.types import Message, digest
 from aif.endpoints import opened
-from aif.fleet import Fleet, Patience, _appending, telling
 from aif.lock import Places
 from aif.providers.base import Request
 from aif.queries import Reader
+from aif.servers import served
+from aif.servers.fleet import Fleet, Patience, _appending, telling
 from tests.fakes.vllm.entrypoints.openai.api_server import TRACEBACK
 from tests.processes import alive, until
 from tests.serving import Served
 from tests.test_feedback import ask, run, write
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 QUICK = Patience(poll_s=0.02, again_s=(0.01, 0.01))
 
 
@@ -387,7 +387,7 @@ def test_files_that_go_while_a_server_loads_them_end_it_alone(
             raise BadInput("a: model.safetensors: can't be read: No such file or directory; mend that")
         return False
 
-    monkeypatch.setattr("aif.fleet.changed", gone)
+    monkeypatch.setattr("aif.servers.fleet.changed", gone)
     _, ended = run(path)
 
     assert ended.asked.refused["a"].startswith("a: model.safetensors: can't be read")
@@ -525,7 +525,7 @@ async def test_one_that_is_well_and_answers_no_call_is_ended_and_started_again(t
 async def test_a_log_that_grows_without_end_keeps_its_begin_its_end_and_what_went_wrong(
     tmp_path: Path, fakes: Fakes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aif.fleet.LOG_KEPT", 100_000)
+    monkeypatch.setattr("aif.servers.fleet.LOG_KEPT", 100_000)
     told: list[str] = []
     path, patience = pipeline(tmp_path, {"a": fakes.launch()}, fakes.launch()), replace(QUICK, look_s=0.02)
     log = Places(load(path).store).logs / "a-1.log"

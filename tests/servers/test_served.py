@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from aif import served
 from aif.config.pipeline import Pipeline, parse
 from aif.core.errors import BadInput
 from aif.core.types import digest
-from aif.launch import command, fetching, launched
-from aif.served import Seen, bare, changed, counted, known, loaded
+from aif.servers import served
+from aif.servers.command import command, fetching, launched
+from aif.servers.served import Seen, bare, changed, counted, known, loaded
 from tests.model_hub import COMMIT, FILES
 
 BASE = {

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from aif import fetch
+from aif.servers import download as fetch
 from tests.hub import echoing
 from tests.model_hub import COMMIT
 
