@@ -8,7 +8,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 
-from aif import sources
 from aif.asking import completion_request, judging_request
 from aif.config.pipeline import Pipeline, options
 from aif.config.sections import Endpoint as Declared
@@ -21,7 +20,6 @@ from aif.estimate_view import unfit
 from aif.failing import mend
 from aif.intake import principles_of, rubric_of
 from aif.progress import counted
-from aif.prompt_row import Skipped
 from aif.providers.base import CallError, Kind
 from aif.reading import Unreadable, read
 from aif.rubric import Rubric
@@ -37,6 +35,8 @@ from aif.servers.command import (
     unreachable,
 )
 from aif.servers.placement import described, shifts
+from aif.sources import sources
+from aif.sources.rows import Skipped
 from aif.window import everyone, windows
 from aif.workload import size
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from aif import events, sources
+from aif import events
 from aif.asking import judging_spec
 from aif.config import located_yaml as yamltext
 from aif.config.pipeline import Pipeline
@@ -18,10 +18,11 @@ from aif.core.resources import find, shipped
 from aif.core.types import CARRIED, Carried, Prompt, Slot, Spec, digest, plain
 from aif.events import Record
 from aif.plan import PoolModel, Principles, carried_key, carried_slots, plan_digest, slots
-from aif.prompt_row import Skipped
 from aif.queries import Reader, Tally
 from aif.rubric import SCORED, Rubric, load
 from aif.servers import served
+from aif.sources import sources
+from aif.sources.rows import Skipped
 
 if TYPE_CHECKING:  # who only asks has no use for them
     from aif.ledger import Ledger

@@ -36,7 +36,7 @@ from aif.ledger import Ledger
 from aif.results import Results
 from aif.rubric import Rubric
 from aif.runfile import NAME, RunFile, marked, parsed, sealed, state_of
-from aif.sources import local_folder
+from aif.sources.sources import local_folder
 
 CARD = "README.md"
 DESCRIBED = (CARD, "pipeline.yaml", NAME)  # what a dataset holds beside its data files

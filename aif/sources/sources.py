@@ -11,14 +11,14 @@ from shutil import copytree
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from aif import datafiles
 from aif.config.sections import Source
 from aif.core import resources
 from aif.core.errors import BadInput
 from aif.core.redaction import redact
 from aif.core.rights import shared
 from aif.core.types import Prompt, digest
-from aif.prompt_row import Skipped, read_row
+from aif.sources import readers as datafiles
+from aif.sources.rows import Skipped, read_row
 
 
 def read(source: Source, *, beside: Path | None) -> Iterator[Prompt | Skipped]:

@@ -1,0 +1,1 @@
+"""Where prompts come from: files and Hub datasets, row by row."""
