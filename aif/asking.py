@@ -8,7 +8,7 @@ import orjson
 
 from aif.config.sections import Judge
 from aif.core.types import Principle, Prompt, Sampling, Stage
-from aif.plan import System, sent_messages
+from aif.planning.plan import System, sent_messages
 from aif.providers.base import CallError, Kind, Request
 from aif.providers.retry import Policy
 from aif.rubric import Rubric, render, spec_digest

@@ -17,7 +17,7 @@ from aif.core.reasoning import known
 from aif.core.resources import find, shipped
 from aif.core.types import CARRIED, Carried, Prompt, Slot, Spec, digest, plain
 from aif.events import Record
-from aif.plan import PoolModel, Principles, carried_key, carried_slots, plan_digest, slots
+from aif.planning.plan import PoolModel, Principles, carried_key, carried_slots, plan_digest, slots
 from aif.queries import Reader, Tally
 from aif.rubric import SCORED, Rubric, load
 from aif.servers import served

@@ -9,7 +9,7 @@ import orjson
 
 from aif.core.types import Prompt
 from aif.database import within
-from aif.plan import System
+from aif.planning.plan import System
 from aif.queries import Reader
 from aif.rubric import Form
 

@@ -11,7 +11,7 @@ from rich.rule import Rule
 from rich.text import Text
 
 from aif.core.types import CARRIED, Principle, Prompt, as_messages, carried_identity
-from aif.plan import sent_messages
+from aif.planning.plan import sent_messages
 from aif.portions import Rubrics
 from aif.progress import counted, say
 from aif.queries import Reader

@@ -14,7 +14,16 @@ from hypothesis import strategies as st
 from aif.core.errors import BadInput
 from aif.core.resources import shipped
 from aif.core.types import Message, Principle, Prompt, Sampling, digest, prompt_id
-from aif.plan import PLAN_VERSION, PoolModel, Principles, System, completion_key, plan_digest, sent_messages, slots
+from aif.planning.plan import (
+    PLAN_VERSION,
+    PoolModel,
+    Principles,
+    System,
+    completion_key,
+    plan_digest,
+    sent_messages,
+    slots,
+)
 
 SAMPLING = Sampling(max_tokens=1024, temperature=1.0, top_p=1.0)
 USER = Message("user", "Why is the sky blue?")
@@ -237,7 +246,7 @@ def test_pools_without_a_model_twice_keep_every_slot_and_their_plan() -> None:
 
 def test_a_pool_with_a_model_twice_is_planned_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     before = [plan_digest(one, 2, None, 1) for one in (twice(), twice()[1:])]
-    monkeypatch.setattr("aif.plan.APART_VERSION", PLAN_VERSION)
+    monkeypatch.setattr("aif.planning.plan.APART_VERSION", PLAN_VERSION)
     after = [plan_digest(one, 2, None, 1) for one in (twice(), twice()[1:])]
     assert [a == b for a, b in zip(before, after, strict=True)] == [False, True]
 

@@ -1,0 +1,1 @@
+"""Which completions a prompt gets. Pure: prompt and seed in, slots out."""
