@@ -21,11 +21,11 @@ from aif.config.pipeline import Pipeline
 from aif.config.sections import Endpoint, public
 from aif.core.resources import shipped
 from aif.engine.pair import policy_of
+from aif.judging.rubric import Rubric
 from aif.pairing.labels import LabelCounts, balancing
 from aif.pairing.scores import TOLERANCE, Floats
 from aif.progress import of
 from aif.queries import Balance, Books, Marked
-from aif.rubric import Rubric
 from aif.summary import OUTCOMES, STAGES, balanced, beside, counts, marked, rule_of
 
 # The tag, and the configs that give it; None: every dataset has it.

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from aif.config.pipeline import Pipeline
+    from aif.judging.rubric import Rubric
     from aif.ledger import Ledger
     from aif.queries import Reader
-    from aif.rubric import Rubric
     from aif.run import Ended
 
 T = TypeVar("T")

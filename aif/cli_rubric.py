@@ -12,7 +12,7 @@ from aif.core.rights import shared
 from aif.typed import File, Sets, err, load, me, new_name, out
 
 if TYPE_CHECKING:
-    from aif.rubric import Rubric
+    from aif.judging.rubric import Rubric
 
 app = typer.Typer(help="What the judge is asked.", no_args_is_help=True)
 
@@ -21,7 +21,7 @@ app = typer.Typer(help="What the judge is asked.", no_args_is_help=True)
 def list_() -> None:
     """The rubrics that aif ships."""
     from aif.core.resources import shipped
-    from aif.rubric import load
+    from aif.judging.rubric import load
 
     for folder in sorted(shipped("prompts", "rubrics").iterdir()):
         rubric = load(folder)
@@ -88,7 +88,7 @@ def copy(name: Name, folder: Annotated[Path, typer.Argument(metavar="DIR", help=
 @app.command("lint")
 def lint(name: Name) -> None:
     """All that is wrong with a rubric, what is legal but unwise, and what its requests cost."""
-    from aif.rubric_lint import lint, tell_lint
+    from aif.judging.lint import lint, tell_lint
 
     findings, rubric = lint(_rubric_folder(name))
     tell_lint(out, findings, rubric)
@@ -142,7 +142,7 @@ def try_(
 
 
 def _rubric(name: str) -> "Rubric":
-    from aif.rubric import load
+    from aif.judging.rubric import load
 
     return load(_rubric_folder(name))
 

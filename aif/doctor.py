@@ -8,7 +8,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 
-from aif.asking import completion_request, judging_request
 from aif.config.pipeline import Pipeline, options
 from aif.config.sections import Endpoint as Declared
 from aif.config.sections import Judge, Model, Source
@@ -19,10 +18,11 @@ from aif.estimate import UNMEASURED, tight
 from aif.estimate_view import unfit
 from aif.failing import mend
 from aif.intake import principles_of, rubric_of
+from aif.judging.parse import Unreadable, read
+from aif.judging.request import completion_request, judging_request
+from aif.judging.rubric import Rubric
 from aif.progress import counted
 from aif.providers.base import CallError, Kind
-from aif.reading import Unreadable, read
-from aif.rubric import Rubric
 from aif.servers.command import (
     check_stranger,
     environment,

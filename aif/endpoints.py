@@ -10,10 +10,10 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from aif.asking import most_input
 from aif.config.pipeline import Pipeline, options
 from aif.config.sections import Judge, Model
 from aif.core.types import Stage, Usage
+from aif.judging.request import most_input
 from aif.providers.base import CallError, ChatModel, Kind, Options, Reply, Request
 from aif.providers.concurrency import MANY, Caller, Gate, Others, Pass
 from aif.providers.rate_limits import Cost, Pace

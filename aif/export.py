@@ -28,6 +28,7 @@ from aif.engine.pair import make_pairs
 from aif.files import Parts, Rows
 from aif.formats import Part, made_of
 from aif.intake import principles_of
+from aif.judging.rubric import Rubric
 from aif.layout import Of
 from aif.ledger import Ledger
 from aif.pairing.labels import LabelCounts, best, labelled
@@ -35,7 +36,6 @@ from aif.placing import check_place, replacing
 from aif.progress import counted, say
 from aif.queries import BESIDE, Balance, Books
 from aif.results import Results
-from aif.rubric import Rubric
 from aif.runfile import MARKER, NAME, sealed, state_of
 from aif.summary import shortfall
 from aif.ultrafeedback import OVERALL, Annotated

@@ -18,20 +18,20 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from aif import events
-from aif.asking import completion_request, judging_request, judging_spec, once_more
 from aif.budget import UNSPENT, Budget, Short, Spent
 from aif.config.pipeline import Pipeline
 from aif.core.errors import StoreDamaged, StoreStarved
 from aif.core.types import Principle, Rating, digest, text_id
 from aif.endpoints import Endpoint, Halted
+from aif.judging.parse import Unreadable, read
+from aif.judging.request import completion_request, judging_request, judging_spec, once_more
+from aif.judging.rubric import Rubric, judgement_key, order
 from aif.ledger import Ledger
 from aif.line import Item, Line, serve
 from aif.providers.base import CallError, Kind, Reply, Request
 from aif.providers.retry import Verdict
 from aif.queries import Need, Reader, Ready, Todo
-from aif.reading import Unreadable, read
 from aif.rows import Entry
-from aif.rubric import Rubric, judgement_key, order
 from aif.writer import Writer
 
 PAGE = 512

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import orjson
 
 from aif import events
-from aif.asking import judging_spec
 from aif.config import located_yaml as yamltext
 from aif.config.pipeline import Pipeline
 from aif.core.errors import BadInput
@@ -17,9 +16,10 @@ from aif.core.reasoning import known
 from aif.core.resources import find, shipped
 from aif.core.types import CARRIED, Carried, Prompt, Slot, Spec, digest, plain
 from aif.events import Record
+from aif.judging.request import judging_spec
+from aif.judging.rubric import SCORED, Rubric, load
 from aif.planning.plan import PoolModel, Principles, carried_key, carried_slots, plan_digest, slots
 from aif.queries import Reader, Tally
-from aif.rubric import SCORED, Rubric, load
 from aif.servers import served
 from aif.sources import sources
 from aif.sources.rows import Skipped

@@ -26,10 +26,10 @@ from aif.database import AMPLE, roomier
 from aif.events import Record
 from aif.following import follow
 from aif.journal import START, Damage, Journal, Position
+from aif.judging.rubric import Rubric
 from aif.lock import Lock, Places
 from aif.portions import Rubrics
 from aif.queries import Former, Reader
-from aif.rubric import Rubric
 from aif.store import Store, asides, drop_aside, free, moving, set_aside
 
 PATIENT_S = 5  # for readers of the store

@@ -9,9 +9,9 @@ import orjson
 
 from aif.core.types import Prompt
 from aif.database import within
+from aif.judging.rubric import Form
 from aif.planning.plan import System
 from aif.queries import Reader
-from aif.rubric import Form
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,10 @@ from aif.core.reasoning import Tags, split
 from aif.core.types import OTHER, is_blank, text_id
 from aif.events import Record
 from aif.journal import Damage, Position
+from aif.judging.parse import Unreadable, read
+from aif.judging.rubric import Rubric
 from aif.providers.base import Kind
-from aif.reading import Unreadable, read
 from aif.rows import Entry, Step, steps
-from aif.rubric import Rubric
 
 RECORDS = 2000  # a portion, and a transaction, at most
 

@@ -32,9 +32,9 @@ from aif.core.errors import BadInput, Exit
 from aif.engine.pair import make_pairs
 from aif.formats import digest_of
 from aif.hub import There
+from aif.judging.rubric import Rubric
 from aif.ledger import Ledger
 from aif.results import Results
-from aif.rubric import Rubric
 from aif.runfile import NAME, RunFile, marked, parsed, sealed, state_of
 from aif.sources.sources import local_folder
 

@@ -14,13 +14,15 @@ from math import isnan, nan, sqrt
 from rich.console import Console
 from rich.table import Table
 
-from aif.asking import judging_request
 from aif.config.pipeline import Pipeline, options
 from aif.core.errors import BadInput
 from aif.core.types import Usage
 from aif.engine.pair import scores_of
 from aif.feedback import PAGE
 from aif.intake import prepare, rubric_of
+from aif.judging.lint import longest_reply
+from aif.judging.request import judging_request
+from aif.judging.rubric import Rubric, Score, order
 from aif.ledger import Ledger
 from aif.lock import Places
 from aif.pairing.scores import Rows, score, slack
@@ -29,8 +31,6 @@ from aif.providers.base import Request
 from aif.providers.retry import Policy
 from aif.queries import Reader
 from aif.results import Results
-from aif.rubric import Rubric, Score, order
-from aif.rubric_lint import longest_reply
 from aif.run import Asked, Person, announce, flow
 from aif.store import Store
 

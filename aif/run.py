@@ -21,11 +21,11 @@ from aif.engine.pair import make_pairs
 from aif.failing import mend
 from aif.feedback import Run
 from aif.intake import prepare, rubric_of
+from aif.judging.rubric import Rubric
 from aif.ledger import Ledger
 from aif.progress import Board, counted, say, show
 from aif.providers.retry import Policy
 from aif.queries import Reader, Tally
-from aif.rubric import Rubric
 from aif.servers.command import check_stranger, runs, sends
 from aif.servers.fleet import Fleet
 from aif.servers.placement import Key

@@ -9,7 +9,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from aif.asking import completion_request, judging_request, tokens
 from aif.config.pipeline import Pipeline
 from aif.config.sections import Endpoint, Judge, Model
 from aif.core.types import Message, Principle, Stage
@@ -26,13 +25,14 @@ from aif.estimate import (
     tight,
 )
 from aif.intake import prepare, rubric_of
+from aif.judging.request import completion_request, judging_request, tokens
+from aif.judging.rubric import Rubric, render
 from aif.ledger import Ledger
 from aif.outlook import Outlook, Replies, SlotCall
 from aif.portions import Rubrics
 from aif.providers.base import Request
 from aif.providers.error_replies import holds
 from aif.queries import Tally
-from aif.rubric import Rubric, render
 from aif.window import everyone, windows
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ from aif.config.pipeline import Pipeline, load
 from aif.core.types import Usage, fraction
 from aif.events import Record
 from aif.intake import prepare, rubric_of
+from aif.judging.rubric import Rubric
 from aif.ledger import Ledger
 from aif.providers.base import Reply
 from aif.queries import Need, Reader, Ready, Todo
-from aif.rubric import Rubric
 from benchmarks.server import ANSWER, instance
 from tests.building import STARTED, completion_item, judgement_item
 

@@ -11,13 +11,13 @@ from typing import Any
 
 import orjson
 
-from aif.asking import judging_request
 from aif.config.pipeline import parse
 from aif.config.sections import Judge
 from aif.core.types import Message, Prompt
 from aif.intake import rubric_of
+from aif.judging.request import judging_request
+from aif.judging.rubric import Rubric
 from aif.queries import Reader
-from aif.rubric import Rubric
 from aif.simulator import Cast
 from benchmarks.house import aif, pipeline
 from measured import Figures

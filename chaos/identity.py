@@ -12,9 +12,9 @@ from rich.console import Console
 
 from aif.config.pipeline import Pipeline, parse
 from aif.intake import prepare, rubric_of
+from aif.judging.rubric import Sheet
 from aif.ledger import Ledger
 from aif.queries import Reader
-from aif.rubric import Sheet
 from aif.run import feedback
 from aif.simulator import Cast
 from chaos import Figures, changes

@@ -12,11 +12,11 @@ from rich.console import Console
 
 from aif.config.pipeline import load
 from aif.core.types import Rating, fraction
+from aif.judging.parse import Unreadable, read
+from aif.judging.rubric import Form
 from aif.ledger import Ledger
 from aif.providers.retry import Policy
 from aif.queries import Reader
-from aif.reading import Unreadable, read
-from aif.rubric import Form
 from aif.run import feedback
 from aif.simulator import Arrival, Fault, Mishap
 from chaos import Figures

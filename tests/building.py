@@ -14,10 +14,10 @@ from aif.config.pipeline import Pipeline, parse
 from aif.core.types import Usage, digest
 from aif.events import Record
 from aif.intake import prepare, rubric_of
+from aif.judging.rubric import Aspect, Rubric, judgement_key, order
 from aif.ledger import Ledger
 from aif.providers.base import CallError, Kind, Reply
 from aif.queries import Need, Reader, Ready, Todo
-from aif.rubric import Aspect, Rubric, judgement_key, order
 
 STARTED = datetime(2026, 3, 1, 12, tzinfo=UTC)
 

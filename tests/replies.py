@@ -1,7 +1,7 @@
 """Judges' replies: in form, spoilt on purpose, and what they say, found without the reader.
 
 Every reply comes from a seed, so that what goes wrong once goes wrong again. `spoilt` draws one of the kinds in KINDS;
-`told` is the oracle: it shares no code with aif/reading.py, and reads a reply from a rating back to the words.
+`told` is the oracle: it shares no code with aif/judging/parse.py, and reads a reply from a rating back to the words.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 from aif.core.resources import shipped
 from aif.core.types import Rating
-from aif.rubric import NOT_APPLICABLE, Aspect, Form, Rubric, load
+from aif.judging.rubric import NOT_APPLICABLE, Aspect, Form, Rubric, load
 
 RUBRICS = {name: load(shipped("prompts", "rubrics", name)) for name in ("unified", "ultrafeedback", "mt-bench")}
 REQUESTS = [(rubric, request) for rubric in RUBRICS.values() for request in rubric.sheet.requests]

@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aif import events
-from aif.asking import most_input
 from aif.budget import UNSPENT, Account, Budget, Spent
 from aif.core.errors import Exit
 from aif.core.types import Message
 from aif.feedback import UNCOVERED
+from aif.judging.request import most_input
 from aif.ledger import Ledger
 from aif.providers.base import Request
 from aif.queries import Reader

@@ -13,10 +13,10 @@ from aif.config.pipeline import Pipeline
 from aif.core.errors import Exit
 from aif.core.resources import shipped
 from aif.formats import FORMATS
+from aif.judging.lint import sizes
+from aif.judging.rubric import Sheet, load
 from aif.layout import TURNS
 from aif.queries import Reader
-from aif.rubric import Sheet, load
-from aif.rubric_lint import sizes
 from aif.store import Store
 from scripts import write_docs
 from tests.keys import keys

@@ -27,10 +27,10 @@ from aif.estimate import (
     estimate,
     judgement_length,
 )
+from aif.judging.rubric import Rubric
+from aif.judging.rubric import load as load_rubric
 from aif.outlook import Outlook, Replies
 from aif.queries import Tally
-from aif.rubric import Rubric
-from aif.rubric import load as load_rubric
 from aif.simulator import Arrival, Cast, Fault, Mishap
 from aif.workload import estimated, foresee
 from tests.building import Fate, build

@@ -26,10 +26,10 @@ from aif.core.types import Message, Principle, Rating, digest
 from aif.engine.pair import make_pairs
 from aif.export import Exported, export, tell_exported
 from aif.formats import FORMATS, H4, H4_GEN, KTO, REWARD, SFT, TRL
+from aif.judging.rubric import Rubric
 from aif.layout import Layout, Of
 from aif.ledger import Ledger
 from aif.results import Answer, Completed, Pair, Results, Verdict, Whole
-from aif.rubric import Rubric
 from aif.runfile import NAME, state_of
 from aif.ultrafeedback import ULTRAFEEDBACK, Annotated
 from tests.building import PIPELINE, Cut, Fate, build, complete, rate

@@ -22,13 +22,13 @@ from aif.core.types import digest, fraction
 from aif.engine.pair import make_pairs
 from aif.feedback import Run
 from aif.journal import Position
+from aif.judging.rubric import Rubric
 from aif.ledger import Ledger
 from aif.lock import Lock, Places, holder, is_held
 from aif.portions import RECORDS, entry_of
 from aif.queries import Reader
 from aif.results import Results
 from aif.rows import Batch, Step
-from aif.rubric import Rubric
 from aif.run import feedback
 from aif.store import Store
 from tests.serving import Served

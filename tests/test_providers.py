@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from aif.asking import completion_request, judging_request
 from aif.config.pipeline import load
 from aif.core.types import Message, Prompt, prompt_id
 from aif.doctor import examine
 from aif.intake import rubric_of
+from aif.judging.request import completion_request, judging_request
 from aif.providers import chat_completions as wire
 from aif.providers.base import Options
 from aif.simulator import Cast

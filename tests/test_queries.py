@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from aif import events
 from aif.config.pipeline import Pipeline
 from aif.core.types import Usage
+from aif.judging.rubric import Rubric
 from aif.ledger import Ledger
 from aif.providers.base import CallError, Kind, Reply
 from aif.providers.retry import Verdict
 from aif.queries import Former, Reader
-from aif.rubric import Rubric
 from aif.store import Store
 from tests.building import STARTED, Fate, build, completion_item, judgement_item
 

@@ -18,9 +18,9 @@ from rich.console import Console
 from aif.config.pipeline import load as load_pipeline
 from aif.core.errors import BadInput, Exit
 from aif.core.resources import shipped
+from aif.judging.rubric import Rubric, load
 from aif.providers.retry import Policy
 from aif.queries import Reader
-from aif.rubric import Rubric, load
 from aif.rubric_trial import Bill, Rated, Tried, another_best, attempt, kendall, rank, tell_trial, told
 from aif.run import Asked
 from tests.processes import until

@@ -11,11 +11,11 @@ from aif.config.pipeline import Pipeline
 from aif.core.errors import BadInput
 from aif.core.types import CARRIED
 from aif.intake import say_who_judges, unsourced
+from aif.judging.rubric import Rubric
 from aif.pairing.pairs import OUTCOMES as PAIR_OUTCOMES
 from aif.pairing.pairs import Paired, Policy, counts, pair_parts
 from aif.pairing.scores import Scores
 from aif.results import Results
-from aif.rubric import Rubric
 from aif.store import Store
 
 # What keeps a prompt from being compared at all, beside the reasons pairs gives.

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from aif.core.errors import BadInput
 from aif.core.resources import shipped
 from aif.core.types import fraction
+from aif.judging.rubric import load
 from aif.pairing.pairs import OUTCOMES, Paired, Policy, counts, pair, pair_parts
 from aif.pairing.scores import Scores
-from aif.rubric import load
 
 ASPECTS = ("honesty", "helpfulness", "truthfulness", "overall")
 WEIGHTS = (Fraction(1), Fraction(1), Fraction(1), Fraction(0))

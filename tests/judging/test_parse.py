@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aif.core.types import Rating
-from aif.reading import Unreadable, read
-from aif.rubric import Form, Rubric
+from aif.judging.parse import Unreadable, read
+from aif.judging.rubric import Form, Rubric
 from tests.replies import (
     FORMS,
     KINDS,

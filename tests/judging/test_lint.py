@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from aif.core.resources import shipped
-from aif.rubric import load
-from aif.rubric_lint import COMPLETIONS, MOST, Finding, lint, longest_reply, sizes
+from aif.judging.lint import COMPLETIONS, MOST, Finding, lint, longest_reply, sizes
+from aif.judging.rubric import load
 
 SHEET = """\
 name: small

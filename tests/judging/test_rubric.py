@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from aif.core.errors import BadInput
 from aif.core.resources import shipped
 from aif.core.types import Message, Prompt, digest, prompt_id
-from aif.rubric import Form, Rubric, judgement_key, load, nonce, order, render, spec_digest
+from aif.judging.rubric import Form, Rubric, judgement_key, load, nonce, order, render, spec_digest
 
 FORMS: tuple[Form, ...] = get_args(Form)
 SHEET = """\

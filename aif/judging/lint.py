@@ -20,7 +20,7 @@ from aif.config import located_yaml as yamltext
 from aif.config.located_yaml import Problem
 from aif.config.sections import Judge
 from aif.core.errors import BadInput
-from aif.rubric import Ask, Aspect, Rubric, files_in, said
+from aif.judging.rubric import Ask, Aspect, Rubric, files_in, said
 
 COMPLETIONS = 4  # of a prompt, unless a pipeline says otherwise
 MOST = 8  # templates are tried about so many completions

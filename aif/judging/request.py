@@ -8,10 +8,10 @@ import orjson
 
 from aif.config.sections import Judge
 from aif.core.types import Principle, Prompt, Sampling, Stage
+from aif.judging.rubric import Rubric, render, spec_digest
 from aif.planning.plan import System, sent_messages
 from aif.providers.base import CallError, Kind, Request
 from aif.providers.retry import Policy
-from aif.rubric import Rubric, render, spec_digest
 
 # What a provider puts around what it is sent: the turns' marks and roles (OpenAI's 4 tokens, ChatML's 5), and once what
 # a template or a schema's instructions say beside them (346 tokens where Anthropic's tells of tools, the most known).

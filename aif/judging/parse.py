@@ -10,7 +10,7 @@ from typing import Any
 
 from aif.core.strict_json import encodable, reader, shape_of
 from aif.core.types import Rating
-from aif.rubric import NOT_APPLICABLE, Aspect, Form, Rubric
+from aif.judging.rubric import NOT_APPLICABLE, Aspect, Form, Rubric
 
 
 class Unreadable(Exception):
