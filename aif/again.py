@@ -8,9 +8,9 @@ from aif.config.pipeline import Pipeline
 from aif.core.errors import BadInput, StoreDamaged
 from aif.engine.pair import make_pairs
 from aif.intake import prepare, rubric_of
-from aif.ledger import Ledger
-from aif.lock import Places
-from aif.queries import Reader
+from aif.store.ledger import Ledger
+from aif.store.lock import Places
+from aif.store.reader import Reader
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from aif.judging.rubric import Rubric
 from aif.pairing.labels import LabelCounts, balancing
 from aif.pairing.scores import TOLERANCE, Floats
 from aif.progress import of
-from aif.queries import Balance, Books, Marked
+from aif.store.reader import Balance, Books, Marked
 from aif.summary import OUTCOMES, STAGES, balanced, beside, counts, marked, rule_of
 
 # The tag, and the configs that give it; None: every dataset has it.

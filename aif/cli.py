@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
     from aif.config.pipeline import Pipeline
     from aif.judging.rubric import Rubric
-    from aif.ledger import Ledger
-    from aif.queries import Reader
     from aif.run import Ended
+    from aif.store.ledger import Ledger
+    from aif.store.reader import Reader
 
 T = TypeVar("T")
 
@@ -88,8 +88,8 @@ def run(
 ) -> None:
     """Complete, judge and pair what is pending. The same command goes on after any stop."""
     one = _to_write(pipeline, sets)
-    from aif.queries import Reader
     from aif.run import feedback
+    from aif.store.reader import Reader
     from aif.summary import tell_places, tell_summary
 
     consent = _consent(one, limit, retry_failed, yes)
@@ -105,7 +105,7 @@ def run(
 
 def _to_write(file: Path, sets: list[str] | None) -> "Pipeline":
     """The pipeline, where no other process holds its store: told at once, before anything heavy is loaded."""
-    from aif.lock import Places, busy, holder, is_held
+    from aif.store.lock import Places, busy, holder, is_held
 
     one = load(file, sets)
     lock = Places(one.store).lock
@@ -123,7 +123,7 @@ def _consent(
         if all(one.free for one in (*pipeline.models.values(), *pipeline.judges.values())):
             return
         from aif.estimate_view import ask
-        from aif.outlook import Outlook
+        from aif.store.forecast import Outlook
         from aif.workload import estimated
 
         with Outlook.of(ledger.store) as outlook, outlook.retried() if retry_failed else nullcontext():
@@ -217,7 +217,7 @@ Asked = TypeVar("Asked", bound="Reader")
 @contextmanager
 def _open(of: "type[Asked]", one: "Pipeline", file: Path, sets: list[str] | None) -> "Iterator[Asked]":
     """The store of a pipeline, where no run holds it. What to do is said where it is broken."""
-    from aif.lock import Places
+    from aif.store.lock import Places
 
     try:
         with of.open(one.store) as reader:
@@ -239,7 +239,7 @@ def _reading(
     if held(out, one.store):
         yield None
         return
-    from aif.queries import Reader
+    from aif.store.reader import Reader
 
     with ExitStack() as stack:
         try:
@@ -270,8 +270,8 @@ def status(pipeline: File, sets: Sets = None) -> None:
 
 def _tell_if_behind(one: "Pipeline", reader: "Reader") -> bool:
     """Whether the journal holds more than a store tells, which is said: a run was killed, or its disk was full."""
-    from aif.journal import Damage, Position, replay
-    from aif.lock import Places
+    from aif.store.journal import Damage, Position, replay
+    from aif.store.lock import Places
 
     (at,) = reader.sql('SELECT segment, "offset" FROM about')
     beyond = replay(Places(one.store).journal, Position(at["segment"], at["offset"]))
@@ -346,7 +346,7 @@ def show(
     sets: Sets = None,
 ) -> None:
     """From a published row back to everything: messages, order, raw replies, ratings, why these two."""
-    from aif.queries import Reader
+    from aif.store.reader import Reader
     from aif.story import tell_story
 
     one = load(pipeline, sets)
@@ -366,7 +366,7 @@ def pairs(
 ) -> None:
     """What a policy makes of the ratings there are, beside another. Nothing is written, no model is called."""
     from aif.pairs_view import outlook, tell_outlook
-    from aif.results import Results
+    from aif.store.results import Results
 
     one = load(pipeline, sets)
     other = load(pipeline, [*(sets or []), *versus]) if versus else None
@@ -380,8 +380,8 @@ def _made(one: "Pipeline", typed: str, work: "Callable[[Rubric, Ledger], T]") ->
     """What `work` makes of a store that a run has made, brought to what the pipeline says now; its prompts are those it
     has."""
     from aif.intake import prepare, rubric_of
-    from aif.ledger import Ledger
-    from aif.lock import Places
+    from aif.store.ledger import Ledger
+    from aif.store.lock import Places
 
     if not Places(one.store).any:
         raise BadInput(f"{one.store}: no store here yet; `aif run {typed}` makes it")

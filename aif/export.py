@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from rich.console import Console
 
-from aif import __version__, events, files
+from aif import __version__, files
 from aif.card import CardFacts, default_config, render
 from aif.config.pipeline import Pipeline
 from aif.config.sections import Labels
@@ -30,13 +30,14 @@ from aif.formats import Part, made_of
 from aif.intake import principles_of
 from aif.judging.rubric import Rubric
 from aif.layout import Of
-from aif.ledger import Ledger
 from aif.pairing.labels import LabelCounts, best, labelled
 from aif.placing import check_place, replacing
 from aif.progress import counted, say
-from aif.queries import BESIDE, Balance, Books
-from aif.results import Results
 from aif.runfile import MARKER, NAME, sealed, state_of
+from aif.store import records as events
+from aif.store.ledger import Ledger
+from aif.store.reader import BESIDE, Balance, Books
+from aif.store.results import Results
 from aif.summary import shortfall
 from aif.ultrafeedback import OVERALL, Annotated
 

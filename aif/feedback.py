@@ -17,7 +17,6 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
-from aif import events
 from aif.budget import UNSPENT, Budget, Short, Spent
 from aif.config.pipeline import Pipeline
 from aif.core.errors import StoreDamaged, StoreStarved
@@ -26,12 +25,13 @@ from aif.endpoints import Endpoint, Halted
 from aif.judging.parse import Unreadable, read
 from aif.judging.request import completion_request, judging_request, judging_spec, once_more
 from aif.judging.rubric import Rubric, judgement_key, order
-from aif.ledger import Ledger
 from aif.line import Item, Line, serve
 from aif.providers.base import CallError, Kind, Reply, Request
 from aif.providers.retry import Verdict
-from aif.queries import Need, Reader, Ready, Todo
-from aif.rows import Entry
+from aif.store import records as events
+from aif.store.ingest import Entry
+from aif.store.ledger import Ledger
+from aif.store.reader import Need, Reader, Ready, Todo
 from aif.writer import Writer
 
 PAGE = 512

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from aif.core.types import as_dicts
 from aif.layout import TURNS, Layout, Of, Row, Turns, assistant, columns, unanswered
-from aif.results import Completed, Pair
+from aif.store.results import Completed, Pair
 from aif.ultrafeedback import ULTRAFEEDBACK
 
 Part = Literal["train", "test"]

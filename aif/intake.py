@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from aif import events
 from aif.config import located_yaml as yamltext
 from aif.config.pipeline import Pipeline
 from aif.core.errors import BadInput
@@ -15,18 +14,19 @@ from aif.core.paging import pages, utf8
 from aif.core.reasoning import known
 from aif.core.resources import find, shipped
 from aif.core.types import CARRIED, Carried, Prompt, Slot, Spec, digest, plain
-from aif.events import Record
 from aif.judging.request import judging_spec
 from aif.judging.rubric import SCORED, Rubric, load
 from aif.planning.plan import PoolModel, Principles, carried_key, carried_slots, plan_digest, slots
-from aif.queries import Reader, Tally
 from aif.servers import served
 from aif.sources import sources
 from aif.sources.rows import Skipped
+from aif.store import records as events
+from aif.store.reader import Reader, Tally
+from aif.store.records import Record
 
 if TYPE_CHECKING:  # who only asks has no use for them
-    from aif.ledger import Ledger
-    from aif.store import Store
+    from aif.store.database import Store
+    from aif.store.ledger import Ledger
 
 PAGE = 2000  # rows, at most
 CARRIED_MOST = 65_535  # completions that come with one prompt: the store numbers so many

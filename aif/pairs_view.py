@@ -15,7 +15,7 @@ from aif.engine.pair import policy_of, scores_of
 from aif.intake import is_prepared, rubric_of
 from aif.pairing.pairs import Paired, Policy, pair
 from aif.pairing.scores import Floats, Ints
-from aif.results import Results
+from aif.store.results import Results
 from aif.summary import OUTCOMES, rule_of
 
 

@@ -25,8 +25,8 @@ from aif.core.types import Failing
 
 if TYPE_CHECKING:  # `aif status` reads the file of a run without DuckDB and the providers' SDKs: 0.3 s instead of 0.6
     from aif.endpoints import Endpoint
-    from aif.queries import Tally
-    from aif.rows import Entry
+    from aif.store.ingest import Entry
+    from aif.store.reader import Tally
 
 WINDOW_S = 30.0  # rates are of the last so many seconds
 LINE_EVERY_S = 10.0

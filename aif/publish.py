@@ -33,10 +33,10 @@ from aif.engine.pair import make_pairs
 from aif.formats import digest_of
 from aif.hub import There
 from aif.judging.rubric import Rubric
-from aif.ledger import Ledger
-from aif.results import Results
 from aif.runfile import NAME, RunFile, marked, parsed, sealed, state_of
 from aif.sources.sources import local_folder
+from aif.store.ledger import Ledger
+from aif.store.results import Results
 
 CARD = "README.md"
 DESCRIBED = (CARD, "pipeline.yaml", NAME)  # what a dataset holds beside its data files

@@ -23,16 +23,16 @@ from aif.intake import prepare, rubric_of
 from aif.judging.lint import longest_reply
 from aif.judging.request import judging_request
 from aif.judging.rubric import Rubric, Score, order
-from aif.ledger import Ledger
-from aif.lock import Places
 from aif.pairing.scores import Rows, score, slack
 from aif.progress import counted, dollars, say
 from aif.providers.base import Request
 from aif.providers.retry import Policy
-from aif.queries import Reader
-from aif.results import Results
 from aif.run import Asked, Person, announce, flow
-from aif.store import Store
+from aif.store.database import Store
+from aif.store.ledger import Ledger
+from aif.store.lock import Places
+from aif.store.reader import Reader
+from aif.store.results import Results
 
 SHOWN = 20  # prompts told one by one
 

@@ -13,7 +13,7 @@ from aif.core.errors import BadInput
 from aif.core.types import Message, Prompt, as_messages, prompt_id
 from aif.judging.rubric import Form, Rubric, order, render
 from aif.progress import say
-from aif.queries import Reader
+from aif.store.reader import Reader
 
 _TURNS = (Message("user", "Why is the sky blue? Answer in one sentence."),)
 _EXAMPLE = Prompt(prompt_id(_TURNS), _TURNS, "example")

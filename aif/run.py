@@ -13,7 +13,6 @@ from functools import partial
 
 from rich.console import Console
 
-from aif import events
 from aif.budget import Short
 from aif.config.pipeline import Pipeline, options
 from aif.endpoints import Endpoint, opened
@@ -22,13 +21,14 @@ from aif.failing import mend
 from aif.feedback import Run
 from aif.intake import prepare, rubric_of
 from aif.judging.rubric import Rubric
-from aif.ledger import Ledger
 from aif.progress import Board, counted, say, show
 from aif.providers.retry import Policy
-from aif.queries import Reader, Tally
 from aif.servers.command import check_stranger, runs, sends
 from aif.servers.fleet import Fleet
 from aif.servers.placement import Key
+from aif.store import records as events
+from aif.store.ledger import Ledger
+from aif.store.reader import Reader, Tally
 
 OTHER_FILES = 256  # open ones besides calls' connections: store, journal, logs, libraries
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from aif.core.types import digest
-from aif.queries import Books, Reader
+from aif.store.reader import Books, Reader
 
 _SORTED = orjson.OPT_SORT_KEYS  # as in `records.digest`
 NAME = "run.json"

@@ -13,10 +13,10 @@ from rich.text import Text
 from aif.core.types import CARRIED, Principle, Prompt, as_messages, carried_identity
 from aif.judging.rubric import render
 from aif.planning.plan import sent_messages
-from aif.portions import Rubrics
 from aif.progress import counted, say
-from aif.queries import Reader
 from aif.rubric_view import tell_messages
+from aif.store.portions import Rubrics
+from aif.store.reader import Reader
 from aif.summary import OUTCOMES, rule_of
 
 

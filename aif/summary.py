@@ -9,9 +9,9 @@ from rich.text import Text
 
 from aif.budget import Short
 from aif.failing import THEN, tell_failures
-from aif.lock import Places
 from aif.progress import counted, dollars, of, say, spending, visible
-from aif.queries import Balance, Books, Marked, Reader, Tally
+from aif.store.lock import Places
+from aif.store.reader import Balance, Books, Marked, Reader, Tally
 
 if TYPE_CHECKING:  # it loads numpy
     from aif.pairing.pairs import Policy

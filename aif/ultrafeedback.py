@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from aif.core.types import Principle, Rating, as_dicts
 from aif.layout import TURNS, Layout, Row, columns, unanswered
-from aif.results import Answer, Verdict, Whole
+from aif.store.results import Answer, Verdict, Whole
 
 OVERALL = "overall"  # the aspect of this name is openbmb's critique with its overall score
 NOT_ASKED = "not_asked"  # the reason why there is no answer yet, beside the kinds of failure

@@ -27,12 +27,12 @@ from aif.estimate import (
 from aif.intake import prepare, rubric_of
 from aif.judging.request import completion_request, judging_request, tokens
 from aif.judging.rubric import Rubric, render
-from aif.ledger import Ledger
-from aif.outlook import Outlook, Replies, SlotCall
-from aif.portions import Rubrics
 from aif.providers.base import Request
 from aif.providers.error_replies import holds
-from aif.queries import Tally
+from aif.store.forecast import Outlook, Replies, SlotCall
+from aif.store.ledger import Ledger
+from aif.store.portions import Rubrics
+from aif.store.reader import Tally
 from aif.window import everyone, windows
 
 if TYPE_CHECKING:

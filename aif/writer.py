@@ -12,9 +12,9 @@ from typing import TypeVar
 
 from aif.core.errors import StoreDamaged, StoreStarved
 from aif.core.paging import PAGE_BYTES, pages
-from aif.journal import Position
-from aif.ledger import Ledger
-from aif.rows import Entry, steps
+from aif.store.ingest import Entry, steps
+from aif.store.journal import Position
+from aif.store.ledger import Ledger
 
 # What a crash loses was in flight, or younger than this and a sync; on two busy cores the slowest took 1 s (p99).
 SYNC_EVERY_S = 0.05

@@ -8,15 +8,15 @@ from typing import Any
 
 import orjson
 
-from aif import events
 from aif.config.pipeline import Pipeline, load
 from aif.core.types import Usage, fraction
-from aif.events import Record
 from aif.intake import prepare, rubric_of
 from aif.judging.rubric import Rubric
-from aif.ledger import Ledger
 from aif.providers.base import Reply
-from aif.queries import Need, Reader, Ready, Todo
+from aif.store import records as events
+from aif.store.ledger import Ledger
+from aif.store.reader import Need, Reader, Ready, Todo
+from aif.store.records import Record
 from benchmarks.server import ANSWER, instance
 from tests.building import STARTED, completion_item, judgement_item
 

@@ -17,8 +17,8 @@ from aif.core.types import Message, Prompt
 from aif.intake import rubric_of
 from aif.judging.request import judging_request
 from aif.judging.rubric import Rubric
-from aif.queries import Reader
 from aif.simulator import Cast
+from aif.store.reader import Reader
 from benchmarks.house import aif, pipeline
 from measured import Figures
 from tests.serving import serving

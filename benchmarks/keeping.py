@@ -12,8 +12,8 @@ from aif.config.pipeline import load
 from aif.endpoints import opened
 from aif.feedback import Run
 from aif.intake import prepare, rubric_of
-from aif.ledger import Ledger
-from aif.rows import Entry
+from aif.store.ingest import Entry
+from aif.store.ledger import Ledger
 from benchmarks.house import MODELS, pipeline, serving
 from measured import Figures
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from aif.queries import Reader
+from aif.store.reader import Reader
 from benchmarks.house import MODELS, SPAN_S, aif, pipeline, serving
 from measured import Figures
 

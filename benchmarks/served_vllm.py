@@ -19,9 +19,9 @@ import orjson
 from aif.config.pipeline import load
 from aif.feedback import slot_request
 from aif.intake import prepare, rubric_of
-from aif.ledger import Ledger
 from aif.providers import chat_completions as wire
-from aif.queries import Reader
+from aif.store.ledger import Ledger
+from aif.store.reader import Reader
 from benchmarks.house import SPAN_S, aif, serving
 from measured import Figures
 from measured.house import pipeline

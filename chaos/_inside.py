@@ -6,10 +6,10 @@ from rich.console import Console
 
 from aif.config.pipeline import load
 from aif.intake import prepare, rubric_of
-from aif.ledger import Ledger
 from aif.providers.retry import Policy
-from aif.queries import Reader, Tally
 from aif.run import Person, flow
+from aif.store.ledger import Ledger
+from aif.store.reader import Reader, Tally
 
 Key = tuple[str, str]  # stage and name of a model or judge
 

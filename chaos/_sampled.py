@@ -16,8 +16,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from aif import database, store
 from aif.cli import main
+from aif.store import connection as database
+from aif.store import database as store
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 

@@ -15,13 +15,13 @@ from aif.config.pipeline import Pipeline, load
 from aif.core.errors import Incomplete
 from aif.export import export
 from aif.intake import rubric_of
-from aif.ledger import Ledger
-from aif.lock import Places
 from aif.progress import read
 from aif.providers.retry import Policy
-from aif.queries import Reader
 from aif.run import feedback
 from aif.simulator.faults import Fault, Faults
+from aif.store.ledger import Ledger
+from aif.store.lock import Places
+from aif.store.reader import Reader
 from aif.summary import tell_status, tell_summary
 from chaos import Figures
 from chaos.house import JUDGE, Record, pipeline, served, start

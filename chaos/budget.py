@@ -9,11 +9,11 @@ from typing import Any
 from rich.console import Console
 
 from aif.config.pipeline import load
-from aif.ledger import Ledger
 from aif.providers.retry import Policy
-from aif.queries import Reader
 from aif.run import feedback
 from aif.simulator.faults import Arrival, Fault, Faults, Mishap
+from aif.store.ledger import Ledger
+from aif.store.reader import Reader
 from chaos import Figures
 from chaos.house import Record, pipeline, served, start
 

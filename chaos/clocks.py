@@ -17,10 +17,10 @@ from typing import Any
 from rich.console import Console
 
 from aif.config.pipeline import load
-from aif.queries import Reader
 from aif.run import feedback
 from aif.simulator import Call
 from aif.simulator.faults import Arrival, Fault, Faults, Mishap
+from aif.store.reader import Reader
 from chaos import Figures
 from chaos.house import JUDGE, Record, aif, exported, pipeline, served
 from measured.house import environ

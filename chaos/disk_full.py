@@ -14,8 +14,8 @@ from pathlib import Path
 from unittest import SkipTest
 
 from aif.core.errors import Exit
-from aif.journal import Damage, replay
-from aif.lock import Places
+from aif.store.journal import Damage, replay
+from aif.store.lock import Places
 from chaos import Figures
 from chaos.house import Record, aif, pipeline, served
 from chaos.keeping import FORMATS, finish, journalled, sent, undisturbed, written

@@ -13,10 +13,10 @@ from rich.console import Console
 from aif.config.pipeline import Pipeline, parse
 from aif.intake import prepare, rubric_of
 from aif.judging.rubric import Sheet
-from aif.ledger import Ledger
-from aif.queries import Reader
 from aif.run import feedback
 from aif.simulator import Cast
+from aif.store.ledger import Ledger
+from aif.store.reader import Reader
 from chaos import Figures, changes
 from chaos.changes import CHANGED, CHANGES, Change, Patch
 from chaos.house import Record

@@ -16,12 +16,12 @@ from rich.console import Console
 from aif.config.pipeline import load
 from aif.export import export
 from aif.intake import prepare, rubric_of
-from aif.journal import Damage, replay
-from aif.ledger import Ledger
-from aif.lock import Places
 from aif.providers.retry import Policy
 from aif.run import feedback
 from aif.simulator import Call
+from aif.store.journal import Damage, replay
+from aif.store.ledger import Ledger
+from aif.store.lock import Places
 from chaos.house import pipeline
 from measured.house import digests
 from tests.serving import Served

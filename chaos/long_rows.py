@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 import yaml
 
-from aif.lock import Places
+from aif.store.lock import Places
 from benchmarks.house import aif
 from chaos import Figures
 from chaos.house import Record, pipeline, served

@@ -14,11 +14,11 @@ from aif.config.pipeline import load
 from aif.core.types import Rating, fraction
 from aif.judging.parse import Unreadable, read
 from aif.judging.rubric import Form
-from aif.ledger import Ledger
 from aif.providers.retry import Policy
-from aif.queries import Reader
 from aif.run import feedback
 from aif.simulator import Arrival, Fault, Mishap
+from aif.store.ledger import Ledger
+from aif.store.reader import Reader
 from chaos import Figures
 from chaos.house import JUDGE, Record, pipeline, served
 from tests.replies import FORMS, KINDS, RUBRICS, Asked, Case, faults, fields, spoilt

@@ -16,7 +16,7 @@ from random import Random
 from time import sleep
 from typing import Any
 
-from aif.lock import Places
+from aif.store.lock import Places
 from chaos import Figures
 from chaos._trace import Trace
 from chaos.house import Record, pipeline, served, start

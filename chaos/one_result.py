@@ -8,11 +8,11 @@ from random import Random
 from typing import Any
 
 from aif.core.types import fraction
-from aif.journal import Journal
-from aif.lock import Places
-from aif.queries import Reader
 from aif.simulator import Fault
 from aif.simulator.faults import Arrival, Mishap
+from aif.store.journal import Journal
+from aif.store.lock import Places
+from aif.store.reader import Reader
 from chaos import Figures
 from chaos.house import Record, pipeline, served
 from chaos.keeping import FORMATS, finish, records, undisturbed, written

@@ -6,9 +6,9 @@ from typing import Any
 
 from aif.config.pipeline import load
 from aif.core.errors import Exit
-from aif.queries import Reader
 from aif.simulator import Mishap
 from aif.simulator.faults import Arrival, Fault
+from aif.store.reader import Reader
 from chaos import Figures, house
 
 NUMBER = 6

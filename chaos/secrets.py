@@ -20,10 +20,10 @@ import yaml
 
 from aif.config.pipeline import load
 from aif.core.types import fraction
-from aif.lock import Places
-from aif.queries import Reader
 from aif.simulator import Cast
 from aif.simulator.faults import Arrival, Fault, Mishap
+from aif.store.lock import Places
+from aif.store.reader import Reader
 from chaos import Figures
 from chaos.house import JUDGE, POOL, Record, aif, pipeline
 from tests.serving import serving

@@ -18,8 +18,8 @@ import orjson
 
 from aif.config.pipeline import load
 from aif.core.errors import Exit
-from aif.journal import replay
-from aif.queries import Reader
+from aif.store.journal import replay
+from aif.store.reader import Reader
 from chaos import Figures
 from chaos.house import pipeline, served, start
 from measured import ROOT

@@ -30,12 +30,12 @@ from rich.console import Console
 from aif.again import again
 from aif.config.pipeline import load
 from aif.core.errors import BadInput, JournalDamaged
-from aif.journal import Journal, segments
-from aif.ledger import Ledger
-from aif.lock import Places
 from aif.providers.retry import Policy
 from aif.run import feedback
 from aif.simulator.faults import Fault, Faults
+from aif.store.journal import Journal, segments
+from aif.store.ledger import Ledger
+from aif.store.lock import Places
 from chaos import Figures
 from chaos.house import Record, pipeline, served, start
 from chaos.keeping import SHOWN, finish, records, shown, written

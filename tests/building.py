@@ -9,15 +9,15 @@ from typing import Any
 
 import orjson
 
-from aif import events
 from aif.config.pipeline import Pipeline, parse
 from aif.core.types import Usage, digest
-from aif.events import Record
 from aif.intake import prepare, rubric_of
 from aif.judging.rubric import Aspect, Rubric, judgement_key, order
-from aif.ledger import Ledger
 from aif.providers.base import CallError, Kind, Reply
-from aif.queries import Need, Reader, Ready, Todo
+from aif.store import records as events
+from aif.store.ledger import Ledger
+from aif.store.reader import Need, Reader, Ready, Todo
+from aif.store.records import Record
 
 STARTED = datetime(2026, 3, 1, 12, tzinfo=UTC)
 

@@ -11,8 +11,8 @@ from aif.again import again
 from aif.core.errors import StoreDamaged, StoreStarved
 from aif.intake import prepare
 from tests.serving import Served
+from tests.store.test_ledger import Kept
 from tests.test_feedback import write
-from tests.test_ledger import Kept
 
 
 @pytest.mark.parametrize(

@@ -12,18 +12,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aif import events
 from aif.budget import UNSPENT, Account, Budget, Spent
 from aif.core.errors import Exit
 from aif.core.types import Message
 from aif.feedback import UNCOVERED
 from aif.judging.request import most_input
-from aif.ledger import Ledger
 from aif.providers.base import Request
-from aif.queries import Reader
 from aif.simulator import Call
 from aif.simulator.faults import Fault, Faults
-from aif.store import Store
+from aif.store import records as events
+from aif.store.database import Store
+from aif.store.ledger import Ledger
+from aif.store.reader import Reader
 from tests.building import Fate, build
 from tests.serving import Served
 from tests.test_feedback import aif, ask, run, write

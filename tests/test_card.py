@@ -16,7 +16,7 @@ from aif.config.pipeline import parse
 from aif.config.sections import public
 from aif.core.types import Failing
 from aif.intake import rubric_of
-from aif.queries import Balance, Books, Tally
+from aif.store.reader import Balance, Books, Tally
 from tests.building import PIPELINE
 
 BALANCE = Balance(

@@ -12,17 +12,17 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from aif import journal
 from aif.again import again
 from aif.config.pipeline import Pipeline, load
 from aif.core.errors import BadInput
 from aif.core.types import KEY_LENGTH, digest
 from aif.export import export
 from aif.intake import prepare, rubric_of
-from aif.journal import Damage
-from aif.ledger import Ledger
-from aif.lock import Places
-from aif.queries import Reader
+from aif.store import journal
+from aif.store.journal import Damage
+from aif.store.ledger import Ledger
+from aif.store.lock import Places
+from aif.store.reader import Reader
 from aif.story import tell_story
 from tests.serving import Served
 from tests.test_feedback import ask, run, write

@@ -14,12 +14,13 @@ import duckdb
 import pytest
 import yaml
 
-from aif import cli, events
+from aif import cli
 from aif.config.pipeline import load
 from aif.core.errors import Exit
-from aif.ledger import Ledger
-from aif.queries import Reader
 from aif.simulator import Arrival, Cast, Fault, Mishap
+from aif.store import records as events
+from aif.store.ledger import Ledger
+from aif.store.reader import Reader
 from tests.serving import POOL, Served
 from tests.test_feedback import write
 

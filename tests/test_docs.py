@@ -16,8 +16,8 @@ from aif.formats import FORMATS
 from aif.judging.lint import sizes
 from aif.judging.rubric import Sheet, load
 from aif.layout import TURNS
-from aif.queries import Reader
-from aif.store import Store
+from aif.store.database import Store
+from aif.store.reader import Reader
 from scripts import write_docs
 from tests.keys import keys
 

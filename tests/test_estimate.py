@@ -29,9 +29,9 @@ from aif.estimate import (
 )
 from aif.judging.rubric import Rubric
 from aif.judging.rubric import load as load_rubric
-from aif.outlook import Outlook, Replies
-from aif.queries import Tally
 from aif.simulator import Arrival, Cast, Fault, Mishap
+from aif.store.forecast import Outlook, Replies
+from aif.store.reader import Tally
 from aif.workload import estimated, foresee
 from tests.building import Fate, build
 from tests.serving import POOL, Served

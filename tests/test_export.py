@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from aif import events, files
+from aif import files
 from aif.config.pipeline import Pipeline, parse
 from aif.core import paging
 from aif.core.errors import AifError, BadInput, Exit, Incomplete
@@ -28,9 +28,10 @@ from aif.export import Exported, export, tell_exported
 from aif.formats import FORMATS, H4, H4_GEN, KTO, REWARD, SFT, TRL
 from aif.judging.rubric import Rubric
 from aif.layout import Layout, Of
-from aif.ledger import Ledger
-from aif.results import Answer, Completed, Pair, Results, Verdict, Whole
 from aif.runfile import NAME, state_of
+from aif.store import records as events
+from aif.store.ledger import Ledger
+from aif.store.results import Answer, Completed, Pair, Results, Verdict, Whole
 from aif.ultrafeedback import ULTRAFEEDBACK, Annotated
 from tests.building import PIPELINE, Cut, Fate, build, complete, rate
 

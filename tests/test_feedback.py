@@ -16,11 +16,11 @@ from rich.console import Console
 
 from aif.config.pipeline import Pipeline, load
 from aif.core.errors import Exit, StoreLocked
-from aif.ledger import Ledger
 from aif.providers.retry import Policy
-from aif.queries import Reader
 from aif.run import Ended, feedback
 from aif.simulator import Cast
+from aif.store.ledger import Ledger
+from aif.store.reader import Reader
 from tests.serving import POOL, Served
 
 Serve = Callable[..., Served]

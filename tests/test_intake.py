@@ -5,15 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from aif import database, events, intake
+from aif import intake
 from aif.config.pipeline import Pipeline, parse
 from aif.core import paging
 from aif.core.errors import BadInput
-from aif.database import SETTINGS
 from aif.intake import prepare, rubric_of
-from aif.journal import replay
-from aif.ledger import Ledger
-from aif.queries import Reader, Todo
+from aif.store import connection as database
+from aif.store import records as events
+from aif.store.connection import SETTINGS
+from aif.store.journal import replay
+from aif.store.ledger import Ledger
+from aif.store.reader import Reader, Todo
 
 PIPELINE = """
 name: intake

@@ -16,10 +16,10 @@ from rich.console import Console
 from aif.config.pipeline import Pipeline
 from aif.export import export
 from aif.intake import rubric_of
-from aif.ledger import Ledger
-from aif.outlook import Outlook
-from aif.queries import Reader, Tally
 from aif.simulator.faults import Arrival, Fault, Mishap
+from aif.store.forecast import Outlook
+from aif.store.ledger import Ledger
+from aif.store.reader import Reader, Tally
 from aif.story import tell_story
 from tests.serving import Served
 from tests.test_feedback import ask, run, write

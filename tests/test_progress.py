@@ -17,8 +17,8 @@ from aif.endpoints import Endpoint
 from aif.progress import Board
 from aif.providers.rate_limits import Pace
 from aif.providers.vllm import VllmChat
-from aif.queries import Tally
-from aif.rows import Entry
+from aif.store.ingest import Entry
+from aif.store.reader import Tally
 
 
 class Clock:

@@ -28,10 +28,10 @@ from aif.core.errors import Exit
 from aif.export import export
 from aif.formats import FORMATS, digest_of, file_of
 from aif.intake import rubric_of
-from aif.ledger import Ledger
 from aif.publish import File, Plan, _closed, _is_blank, _listed, concerns, question
-from aif.queries import Books
 from aif.runfile import RunFile
+from aif.store.ledger import Ledger
+from aif.store.reader import Books
 from tests.building import PIPELINE, Fate, build, complete
 from tests.hub import Commit, Hub, User, serving_hub
 from tests.test_carried import Row, answered, rows, scored

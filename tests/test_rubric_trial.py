@@ -20,9 +20,9 @@ from aif.core.errors import BadInput, Exit
 from aif.core.resources import shipped
 from aif.judging.rubric import Rubric, load
 from aif.providers.retry import Policy
-from aif.queries import Reader
 from aif.rubric_trial import Bill, Rated, Tried, another_best, attempt, kendall, rank, tell_trial, told
 from aif.run import Asked
+from aif.store.reader import Reader
 from tests.processes import until
 from tests.serving import Served
 from tests.test_cli import Typed, typed

@@ -13,7 +13,7 @@ import pytest
 
 from aif.config.pipeline import load
 from aif.core.errors import Exit
-from aif.lock import Places
+from aif.store.lock import Places
 from tests.processes import until
 from tests.serving import Served
 from tests.test_feedback import ask, run, write

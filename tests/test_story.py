@@ -9,7 +9,7 @@ from rich.console import Console
 
 from aif.engine.pair import make_pairs
 from aif.pairs_view import outlook, tell_outlook
-from aif.results import Results
+from aif.store.results import Results
 from aif.story import tell_story
 from aif.summary import tell_items, tell_status, tell_summary
 from tests.building import Cut, Fate, build, complete, rate

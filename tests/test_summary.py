@@ -13,14 +13,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from aif import events
 from aif.config.pipeline import parse
 from aif.core.types import Failing
 from aif.engine.pair import make_pairs
 from aif.export import export
 from aif.intake import rubric_of
-from aif.ledger import Ledger
-from aif.queries import Balance, Reader, Tally
+from aif.store import records as events
+from aif.store.ledger import Ledger
+from aif.store.reader import Balance, Reader, Tally
 from aif.summary import balanced, shortfall, tell_leaderboard, tell_status, tell_summary
 from tests.building import PIPELINE, Cut, Fate, build, complete, rate
 from tests.serving import Served

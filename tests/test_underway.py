@@ -14,8 +14,8 @@ from rich.console import Console
 
 from aif.budget import Spent
 from aif.core.types import Failing
-from aif.lock import Lock, Places
 from aif.progress import Line, Snapshot
+from aif.store.lock import Lock, Places
 from aif.underway import tell_failures_so_far, tell_left_behind, tell_progress
 
 NOW = datetime.now(UTC)

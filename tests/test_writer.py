@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
-from aif import events
-from aif import journal as journals
 from aif import writer as writers
 from aif.core import paging
 from aif.core.errors import StoreDamaged
 from aif.core.types import Usage
-from aif.ledger import Ledger
 from aif.providers.base import Reply
-from aif.queries import Reader
-from aif.rows import Entry
+from aif.store import journal as journals
+from aif.store import records as events
+from aif.store.ingest import Entry
+from aif.store.ledger import Ledger
+from aif.store.reader import Reader
 from aif.writer import Writer
 from tests.building import STARTED, Fate, build
 

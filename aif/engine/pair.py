@@ -15,8 +15,8 @@ from aif.judging.rubric import Rubric
 from aif.pairing.pairs import OUTCOMES as PAIR_OUTCOMES
 from aif.pairing.pairs import Paired, Policy, counts, pair_parts
 from aif.pairing.scores import Scores
-from aif.results import Results
-from aif.store import Store
+from aif.store.database import Store
+from aif.store.results import Results
 
 # What keeps a prompt from being compared at all, beside the reasons pairs gives.
 UNPAIRED = ("pending", "too_few_completions", "judgement_failed")

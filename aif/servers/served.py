@@ -24,13 +24,13 @@ from typing import Any
 
 import orjson
 
-from aif import events
 from aif.config.pipeline import Pipeline
 from aif.config.sections import Judge, Model, Served
 from aif.core.errors import BadInput
 from aif.core.types import Stage, digest
-from aif.events import Record
 from aif.servers.command import Launched, adapter, arguments, environment, fetching, launched, secrets
+from aif.store import records as events
+from aif.store.records import Record
 
 Parts = Mapping[str, str]  # files by their digests, and arguments by their values
 

@@ -13,8 +13,8 @@ import yaml
 from aif.config.pipeline import load
 from aif.core.errors import Exit
 from aif.core.resources import shipped
-from aif.lock import Places
-from aif.queries import Reader
+from aif.store.lock import Places
+from aif.store.reader import Reader
 from chaos.server_dies import killed_for_real
 from tests.real.tiny_model import build
 

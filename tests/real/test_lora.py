@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from aif.config.pipeline import load
 from aif.core.errors import Exit
-from aif.queries import Reader
+from aif.store.reader import Reader
 from tests.real.test_fleet import ARGS
 
 PROMPTS = 4

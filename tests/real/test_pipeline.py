@@ -14,7 +14,7 @@ from datasets import Dataset, load_dataset
 from aif.config.pipeline import load
 from aif.core.errors import Exit
 from aif.core.resources import shipped
-from aif.queries import Reader
+from aif.store.reader import Reader
 from tests.real.test_trl import train
 from tests.real.vllm_server import Server
 

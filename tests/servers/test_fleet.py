@@ -21,11 +21,11 @@ from aif.config.pipeline import Pipeline, load
 from aif.core.errors import BadInput, Exit, NotStarted
 from aif.core.types import Message, digest
 from aif.endpoints import opened
-from aif.lock import Places
 from aif.providers.base import Request
-from aif.queries import Reader
 from aif.servers import served
 from aif.servers.fleet import Fleet, Patience, _appending, telling
+from aif.store.lock import Places
+from aif.store.reader import Reader
 from tests.fakes.vllm.entrypoints.openai.api_server import TRACEBACK
 from tests.processes import alive, until
 from tests.serving import Served

@@ -13,15 +13,15 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from aif import events
 from aif.config.pipeline import Pipeline
 from aif.core.types import Usage
 from aif.judging.rubric import Rubric
-from aif.ledger import Ledger
 from aif.providers.base import CallError, Kind, Reply
 from aif.providers.retry import Verdict
-from aif.queries import Former, Reader
-from aif.store import Store
+from aif.store import records as events
+from aif.store.database import Store
+from aif.store.ledger import Ledger
+from aif.store.reader import Former, Reader
 from tests.building import STARTED, Fate, build, completion_item, judgement_item
 
 ENDS: list[Verdict] = ["answered", "again", "later", "failed", "refused"]

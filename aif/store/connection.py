@@ -10,7 +10,7 @@ from typing import TypeVar
 import duckdb
 
 from aif.core.errors import FULL, StoreDamaged, StoreLocked, StoreStarved
-from aif.lock import Places, busy, holder, is_held, note_in
+from aif.store.lock import Places, busy, holder, is_held, note_in
 
 SCHEMA_VERSION = 5
 

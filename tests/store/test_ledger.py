@@ -13,24 +13,24 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from aif import events
-from aif import journal as journals
 from aif.again import again
 from aif.config.pipeline import Pipeline, load
 from aif.core.errors import JournalDamaged, StoreDamaged, StoreLocked, StoreStarved
 from aif.core.types import digest, fraction
 from aif.engine.pair import make_pairs
 from aif.feedback import Run
-from aif.journal import Position
 from aif.judging.rubric import Rubric
-from aif.ledger import Ledger
-from aif.lock import Lock, Places, holder, is_held
-from aif.portions import RECORDS, entry_of
-from aif.queries import Reader
-from aif.results import Results
-from aif.rows import Batch, Step
 from aif.run import feedback
-from aif.store import Store
+from aif.store import journal as journals
+from aif.store import records as events
+from aif.store.database import Store
+from aif.store.ingest import Batch, Step
+from aif.store.journal import Position
+from aif.store.ledger import Ledger
+from aif.store.lock import Lock, Places, holder, is_held
+from aif.store.portions import RECORDS, entry_of
+from aif.store.reader import Reader
+from aif.store.results import Results
 from tests.serving import Served
 from tests.test_carried import answered, scored
 from tests.test_feedback import ask, run, write

@@ -18,7 +18,7 @@ import pyarrow as pa
 from aif.core.errors import JournalDamaged, StoreDamaged
 from aif.core.resources import shipped
 from aif.core.types import CARRIED, Slot, Spec
-from aif.database import (
+from aif.store.connection import (
     AMPLE,
     ROOMY,
     SCHEMA_VERSION,
@@ -30,9 +30,9 @@ from aif.database import (
     unreadable,
     within,
 )
-from aif.events import Record
-from aif.journal import Position
-from aif.rows import Batch, Step, table
+from aif.store.ingest import Batch, Step, table
+from aif.store.journal import Position
+from aif.store.records import Record
 
 # How rows get into a table, if not by "an answer that is there already stays". Of a prompt and of what failed the last
 # word stands; what is settled has no key.

@@ -10,15 +10,15 @@ from threading import get_ident
 
 import pytest
 
-from aif import events
 from aif.core.errors import AifError
-from aif.following import FAR, follow
-from aif.journal import START, Journal, Position
-from aif.lock import Places
-from aif.portions import RECORDS, Rubrics
-from aif.queries import Reader
-from aif.rows import Step
-from aif.store import Store
+from aif.store import records as events
+from aif.store.catch_up import FAR, follow
+from aif.store.database import Store
+from aif.store.ingest import Step
+from aif.store.journal import START, Journal, Position
+from aif.store.lock import Places
+from aif.store.portions import RECORDS, Rubrics
+from aif.store.reader import Reader
 from tests.building import build
 from tests.processes import alive
 
@@ -134,7 +134,7 @@ def _readers() -> set[int]:
             words, command = stat.read_text().rpartition(")")[2].split(), stat.with_name("cmdline").read_text()
         except OSError:  # it has ended meanwhile
             continue
-        if int(words[1]) == os.getpid() and "aif.following" in command:
+        if int(words[1]) == os.getpid() and "aif.store.catch_up" in command:
             found.add(int(stat.parent.name))
     return found
 

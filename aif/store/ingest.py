@@ -11,7 +11,7 @@ import pyarrow as pa
 from aif.core.paging import utf8
 from aif.core.reasoning import left
 from aif.core.types import Rating, carried_identity, text_id
-from aif.events import Record
+from aif.store.records import Record
 
 RATING = pa.struct(
     [

@@ -6,9 +6,9 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from aif import database
 from aif.core.errors import Exit, StoreStarved
-from aif.database import SETTINGS, connect, twice
+from aif.store import connection as database
+from aif.store.connection import SETTINGS, connect, twice
 
 Asked = list[tuple[int]]
 

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from aif.core.errors import AifError
-from aif.journal import Damage, Position, ahead
-from aif.portions import Portion, Rubrics, portions
+from aif.store.journal import Damage, Position, ahead
+from aif.store.portions import Portion, Rubrics, portions
 
 if TYPE_CHECKING:  # the other process needs no DuckDB
-    from aif.store import Store
+    from aif.store.database import Store
 
 FAR = 32 * 2**20  # bytes that are worth the 0.5 s until a process has started
 
@@ -70,7 +70,14 @@ def _reader(folder: Path, start: Position) -> tuple[subprocess.Popen[bytes], Bin
     its modules where this one does, and has a session of its own, since Ctrl-C is ours to answer."""
     ours, its = os.pipe()
     pipe = open(ours, "rb")  # noqa: PTH123, SIM115 - closed by who reads from it
-    command = [sys.executable, "-P", "-m", "aif.following", str(folder), *map(str, (start.segment, start.offset, its))]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "aif.store.catch_up",
+        str(folder),
+        *map(str, (start.segment, start.offset, its)),
+    ]
     environ = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     quiet = subprocess.DEVNULL
     try:

@@ -9,16 +9,16 @@ import duckdb
 import pyarrow as pa
 import pytest
 
-from aif import events
 from aif.core.errors import JournalDamaged, StoreDamaged
 from aif.core.types import Usage
 from aif.engine.pair import make_pairs
 from aif.intake import prepare
-from aif.ledger import Ledger
 from aif.providers.base import CallError, Kind, Reply
 from aif.providers.retry import Verdict
-from aif.queries import Reader
-from aif.store import Store
+from aif.store import records as events
+from aif.store.database import Store
+from aif.store.ledger import Ledger
+from aif.store.reader import Reader
 from tests.building import STARTED, Cut, Fate, build
 
 

@@ -15,27 +15,27 @@ import duckdb
 import pytest
 from rich.console import Console
 
-from aif import events
-from aif import journal as journals
 from aif.again import again
 from aif.budget import Spent
 from aif.config.pipeline import load
 from aif.core.errors import BadInput, JournalDamaged
-from aif.journal import Damage, Journal
-from aif.ledger import FEW, Ledger
-from aif.lock import Places
 from aif.providers.base import CallError, Kind
 from aif.providers.retry import Policy
-from aif.queries import Former, Reader
 from aif.run import feedback
 from aif.simulator import Cast
 from aif.simulator.faults import Fault, Faults
-from aif.store import set_aside
+from aif.store import journal as journals
+from aif.store import records as events
+from aif.store.database import set_aside
+from aif.store.journal import Damage, Journal
+from aif.store.ledger import FEW, Ledger
+from aif.store.lock import Places
+from aif.store.reader import Former, Reader
 from tests.building import STARTED, Fate, build
 from tests.serving import POOL, Served
+from tests.store.test_ledger import Kept
 from tests.test_carried import answered, bring, rows, scored
 from tests.test_feedback import ask, run, write
-from tests.test_ledger import Kept
 
 Serve = Callable[..., Served]
 

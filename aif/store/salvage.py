@@ -10,10 +10,10 @@ from typing import Any
 
 import orjson
 
-from aif import events
 from aif.core.types import Carried, Prompt, as_messages, carried_identity
-from aif.events import Record
-from aif.queries import Former, Reader
+from aif.store import records as events
+from aif.store.reader import Former, Reader
+from aif.store.records import Record
 
 AT_ONCE = 40  # rows: of prompts of 400,000 Chinese characters they are 48 MB, and several times that on their way
 PAGE = 2000  # prompts

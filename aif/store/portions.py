@@ -4,17 +4,17 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from aif import journal as journals
 from aif.core.errors import BadInput
 from aif.core.paging import pages
 from aif.core.reasoning import Tags, split
 from aif.core.types import OTHER, is_blank, text_id
-from aif.events import Record
-from aif.journal import Damage, Position
 from aif.judging.parse import Unreadable, read
 from aif.judging.rubric import Rubric
 from aif.providers.base import Kind
-from aif.rows import Entry, Step, steps
+from aif.store import journal as journals
+from aif.store.ingest import Entry, Step, steps
+from aif.store.journal import Damage, Position
+from aif.store.records import Record
 
 RECORDS = 2000  # a portion, and a transaction, at most
 

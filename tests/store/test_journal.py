@@ -22,11 +22,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aif import events
 from aif.core.errors import JournalDamaged
 from aif.core.types import Carried, Message, Prompt, Usage
-from aif.journal import START, Damage, Journal, Position, decode, encode, replay, segments
 from aif.providers.base import CallError, Kind, Reply
+from aif.store import records as events
+from aif.store.journal import START, Damage, Journal, Position, decode, encode, replay, segments
 
 Record = dict[str, Any]
 RECORDS: list[Record] = [{"n": n, "text": f"Zeile {n}: ä\n\u2028" * n} for n in range(6)]
@@ -378,7 +378,7 @@ def test_a_segment_that_cannot_be_made_keeps_none_of_the_records(tmp_path: Path)
 FULL_DISK = """\
 import resource, sys
 from pathlib import Path
-from aif.journal import Journal
+from aif.store.journal import Journal
 
 folder, limit = Path(sys.argv[1]), int(sys.argv[2])
 journal, _ = Journal.open(folder)
@@ -451,7 +451,7 @@ def test_an_interrupted_append_is_kept_whole_or_not_at_all(tmp_path: Path) -> No
 APPENDING = """\
 import sys
 from pathlib import Path
-from aif.journal import Journal
+from aif.store.journal import Journal
 
 journal, _ = Journal.open(Path(sys.argv[1]), segment_bytes=20_000)
 n = 0

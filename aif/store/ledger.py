@@ -16,21 +16,22 @@ from typing import Self, TypeVar
 import orjson
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
-from aif import events, salvage
-from aif import journal as journals
 from aif.core import reasoning
 from aif.core.errors import BadInput, JournalDamaged, StoreDamaged, StoreLocked, StoreStarved
 from aif.core.reasoning import Tags
 from aif.core.types import OTHER
-from aif.database import AMPLE, roomier
-from aif.events import Record
-from aif.following import follow
-from aif.journal import START, Damage, Journal, Position
 from aif.judging.rubric import Rubric
-from aif.lock import Lock, Places
-from aif.portions import Rubrics
-from aif.queries import Former, Reader
-from aif.store import Store, asides, drop_aside, free, moving, set_aside
+from aif.store import journal as journals
+from aif.store import records as events
+from aif.store import salvage
+from aif.store.catch_up import follow
+from aif.store.connection import AMPLE, roomier
+from aif.store.database import Store, asides, drop_aside, free, moving, set_aside
+from aif.store.journal import START, Damage, Journal, Position
+from aif.store.lock import Lock, Places
+from aif.store.portions import Rubrics
+from aif.store.reader import Former, Reader
+from aif.store.records import Record
 
 PATIENT_S = 5  # for readers of the store
 FEW = 5  # damaged lines that are asked again without a question

@@ -8,10 +8,10 @@ from typing import Any
 import orjson
 
 from aif.core.types import Prompt
-from aif.database import within
 from aif.judging.rubric import Form
 from aif.planning.plan import System
-from aif.queries import Reader
+from aif.store.connection import within
+from aif.store.reader import Reader
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,15 +15,15 @@ from aif.budget import Spent
 from aif.core.errors import BadInput, StoreDamaged
 from aif.core.paging import KEYS, pages
 from aif.core.types import Failing, Prompt, Slot, Spec, as_messages, carried_identity
-from aif.database import check_version, connect, twice, within
-from aif.lock import Places
 from aif.providers.base import UNKNOWN_END
+from aif.store.connection import check_version, connect, twice, within
+from aif.store.lock import Places
 
 if TYPE_CHECKING:  # these load numpy, 0.2 s of CPU, which `aif status` can do without
     import pyarrow as pa
 
     from aif.pairing.pairs import Policy
-    from aif.store import Store
+    from aif.store.database import Store
 
 BESIDE = ("empty_completion", "rescored", "alike")  # what intake counts that is no row left out
 LOST = "lost"  # who wrote a completion that is not there

@@ -16,9 +16,9 @@ from rich.console import Console
 
 from aif.config.pipeline import load
 from aif.intake import prepare
-from aif.ledger import Ledger
-from aif.portions import Rubrics, entry_of
-from aif.queries import Reader
+from aif.store.ledger import Ledger
+from aif.store.portions import Rubrics, entry_of
+from aif.store.reader import Reader
 from aif.summary import marked, tell_marks, tell_status
 from aif.workload import foresee
 from tests.building import build

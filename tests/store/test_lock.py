@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from aif.core.errors import BadInput, StoreLocked
-from aif.lock import Lock, Note, Places, busy, holder, is_held, note_in, place_of
+from aif.store.lock import Lock, Note, Places, busy, holder, is_held, note_in, place_of
 
 ME = Note(os.getpid(), socket.gethostname(), "2026-03-01T12:00:00+00:00", "aif run p.yaml")
 
@@ -94,7 +94,7 @@ def test_of_another_host_the_note_is_believed_since_its_processes_are_not_known_
 
 def test_a_killed_holder_leaves_no_lock_behind(tmp_path: Path) -> None:
     path = tmp_path / "feedback.lock"
-    program = "import os, pathlib, sys, aif.lock as l; l.Lock(pathlib.Path(sys.argv[1])); os.kill(os.getpid(), 9)"
+    program = "import os, pathlib, sys, aif.store.lock as l; l.Lock(pathlib.Path(sys.argv[1])); os.kill(os.getpid(), 9)"
     assert subprocess.run([sys.executable, "-c", program, path]).returncode == -9
     assert path.read_text()
     assert not is_held(path)

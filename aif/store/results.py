@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from aif.core.paging import pages
 from aif.core.types import CARRIED, Message, Rating, as_messages
 from aif.pairing.scores import Scores
-from aif.queries import Reader
+from aif.store.reader import Reader
 
 # Completions whose ratings are brought together and paired at a time, and pairs of them that a policy looks at. Those
 # of 200,000 prompts with four find no room in 512 MB of DuckDB's; making pairs of them took 1,255 MB in one go, takes
