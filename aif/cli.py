@@ -402,8 +402,8 @@ def export(
 ) -> None:
     """Pairs by the pipeline's policy, as a dataset with its card. No model is called."""
     one = _to_write(pipeline, sets)
-    from aif.export import export as write
-    from aif.export import tell_exported
+    from aif.export.dataset import export as write
+    from aif.export.dataset import tell_exported
 
     place = to or one.store.parent / "dataset"
     exported = _made(one, _typed(pipeline, sets), lambda rubric, ledger: write(one, rubric, ledger, place, tell))
@@ -423,7 +423,7 @@ def publish(
 ) -> None:
     """The exported dataset to the Hub, in one commit, after showing what will be sent. Safe to repeat."""
     one = _to_write(pipeline, sets)
-    from aif.publish import exported, question, send, survey, tell_plan, tell_published
+    from aif.export.publish import exported, question, send, survey, tell_plan, tell_published
 
     place = folder or one.store.parent / "dataset"
     mend = shlex.join(

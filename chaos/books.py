@@ -13,7 +13,7 @@ from rich.console import Console
 
 from aif.config.pipeline import Pipeline, load
 from aif.core.errors import Incomplete
-from aif.export import export
+from aif.export.dataset import export
 from aif.intake import rubric_of
 from aif.progress import read
 from aif.providers.retry import Policy

@@ -14,7 +14,7 @@ import orjson
 from rich.console import Console
 
 from aif.config.pipeline import load
-from aif.export import export
+from aif.export.dataset import export
 from aif.intake import prepare, rubric_of
 from aif.providers.retry import Policy
 from aif.run import feedback

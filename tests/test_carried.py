@@ -16,7 +16,7 @@ from aif.again import again
 from aif.config.pipeline import Pipeline, load
 from aif.core.errors import BadInput
 from aif.core.types import KEY_LENGTH, digest
-from aif.export import export
+from aif.export.dataset import export
 from aif.intake import prepare, rubric_of
 from aif.store import journal
 from aif.store.journal import Damage

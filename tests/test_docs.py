@@ -12,10 +12,10 @@ from pydantic import BaseModel
 from aif.config.pipeline import Pipeline
 from aif.core.errors import Exit
 from aif.core.resources import shipped
-from aif.formats import FORMATS
+from aif.export.formats import FORMATS
+from aif.export.layout import TURNS
 from aif.judging.lint import sizes
 from aif.judging.rubric import Sheet, load
-from aif.layout import TURNS
 from aif.store.database import Store
 from aif.store.reader import Reader
 from scripts import write_docs

@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from aif.config.pipeline import Pipeline
-from aif.export import export
+from aif.export.dataset import export
 from aif.intake import rubric_of
 from aif.simulator.faults import Arrival, Fault, Mishap
 from aif.store.forecast import Outlook

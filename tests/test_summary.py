@@ -16,7 +16,7 @@ from rich.console import Console
 from aif.config.pipeline import parse
 from aif.core.types import Failing
 from aif.engine.pair import make_pairs
-from aif.export import export
+from aif.export.dataset import export
 from aif.intake import rubric_of
 from aif.store import records as events
 from aif.store.ledger import Ledger

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from aif import hub
 from aif.core.rights import PRIVATE, USUAL
+from aif.export import hub
 from aif.sources import sources
 from tests.servers.test_fleet import Fakes, aif, fakes, pipeline
 

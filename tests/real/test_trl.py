@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from datasets import Dataset, load_dataset
 
-from aif.export import export
-from aif.formats import FORMATS
+from aif.export.dataset import export
+from aif.export.formats import FORMATS
 from tests.building import Cut, build
 
 PAIRS = 16

@@ -371,7 +371,7 @@ def test_a_folder_s_fingerprint_follows_its_data_files(folder: Path) -> None:
 
 ASK_FOR_ALL = """
 from pathlib import Path
-from aif import hub
+from aif.export import hub
 from aif.config.sections import Source
 from aif.core.errors import AifError
 from aif.sources.sources import fingerprint, read

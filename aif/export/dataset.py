@@ -17,29 +17,30 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from rich.console import Console
 
-from aif import __version__, files
-from aif.card import CardFacts, default_config, render
+from aif import __version__
 from aif.config.pipeline import Pipeline
 from aif.config.sections import Labels
 from aif.core.errors import BadInput, Incomplete
 from aif.core.rights import shared
 from aif.core.types import CARRIED, Principle, digest, fraction
 from aif.engine.pair import make_pairs
-from aif.files import Parts, Rows
-from aif.formats import Part, made_of
+from aif.export import parquet as files
+from aif.export.atomic_folder import check_place, replacing
+from aif.export.card import CardFacts, default_config, render
+from aif.export.formats import Part, made_of
+from aif.export.layout import Of
+from aif.export.manifest import MARKER, NAME, sealed, state_of
+from aif.export.parquet import Parts, Rows
+from aif.export.ultrafeedback import OVERALL, Annotated
 from aif.intake import principles_of
 from aif.judging.rubric import Rubric
-from aif.layout import Of
 from aif.pairing.labels import LabelCounts, best, labelled
-from aif.placing import check_place, replacing
 from aif.progress import counted, say
-from aif.runfile import MARKER, NAME, sealed, state_of
 from aif.store import records as events
 from aif.store.ledger import Ledger
 from aif.store.reader import BESIDE, Balance, Books
 from aif.store.results import Results
 from aif.summary import shortfall
-from aif.ultrafeedback import OVERALL, Annotated
 
 WHOLE_GROUP = 500  # prompts with all that is known of each: about 40 KB; 0.5 s to fetch, of 4,000 prompts as of 16,000
 SAMPLED = 200  # of so many first rows the shortest stands in the card

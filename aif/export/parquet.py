@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 
 from aif.core.errors import AifError
 from aif.core.rights import shared
-from aif.formats import FORMATS, Part, file_of
-from aif.layout import Layout, Of
+from aif.export.formats import FORMATS, Part, file_of
+from aif.export.layout import Layout, Of
 
 ROW_GROUP = 2000  # rows at most, and a page of them (see paging.py): the Hub's viewer reads a row group at once
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from aif.core.errors import BadInput
-from aif.placing import replacing
+from aif.export.atomic_folder import replacing
 
 
 @contextmanager

@@ -18,21 +18,21 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from aif import files
 from aif.config.pipeline import Pipeline, parse
 from aif.core import paging
 from aif.core.errors import AifError, BadInput, Exit, Incomplete
 from aif.core.types import Message, Principle, Rating, digest
 from aif.engine.pair import make_pairs
-from aif.export import Exported, export, tell_exported
-from aif.formats import FORMATS, H4, H4_GEN, KTO, REWARD, SFT, TRL
+from aif.export import parquet as files
+from aif.export.dataset import Exported, export, tell_exported
+from aif.export.formats import FORMATS, H4, H4_GEN, KTO, REWARD, SFT, TRL
+from aif.export.layout import Layout, Of
+from aif.export.manifest import NAME, state_of
+from aif.export.ultrafeedback import ULTRAFEEDBACK, Annotated
 from aif.judging.rubric import Rubric
-from aif.layout import Layout, Of
-from aif.runfile import NAME, state_of
 from aif.store import records as events
 from aif.store.ledger import Ledger
 from aif.store.results import Answer, Completed, Pair, Results, Verdict, Whole
-from aif.ultrafeedback import ULTRAFEEDBACK, Annotated
 from tests.building import PIPELINE, Cut, Fate, build, complete, rate
 
 Built = tuple[Pipeline, Rubric, Ledger]
@@ -371,7 +371,7 @@ def test_what_docs_convert_for_other_trainers_is_what_they_take(
     pipeline, rubric, ledger = build(tmp_path, 4, sets=[ALL])
     with ledger:
         export(pipeline, rubric, ledger, tmp_path / "out", silent)
-    page = (Path(__file__).parents[1] / "docs" / "formats.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "formats.md").read_text()
     code = page.partition("### LLaMA-Factory")[2].partition("```python\n")[2].partition("```")[0]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")

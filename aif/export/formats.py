@@ -13,9 +13,9 @@ from typing import Literal
 import pyarrow as pa
 
 from aif.core.types import as_dicts
-from aif.layout import TURNS, Layout, Of, Row, Turns, assistant, columns, unanswered
+from aif.export.layout import TURNS, Layout, Of, Row, Turns, assistant, columns, unanswered
+from aif.export.ultrafeedback import ULTRAFEEDBACK
 from aif.store.results import Completed, Pair
-from aif.ultrafeedback import ULTRAFEEDBACK
 
 Part = Literal["train", "test"]
 

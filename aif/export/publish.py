@@ -25,15 +25,16 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.markup import escape
 
-from aif import __version__, hub
-from aif.card import default_config, simulated, without_terms
+from aif import __version__
 from aif.config.pipeline import Pipeline
 from aif.core.errors import BadInput, Exit
 from aif.engine.pair import make_pairs
-from aif.formats import digest_of
-from aif.hub import There
+from aif.export import hub
+from aif.export.card import default_config, simulated, without_terms
+from aif.export.formats import digest_of
+from aif.export.hub import There
+from aif.export.manifest import NAME, RunFile, marked, parsed, sealed, state_of
 from aif.judging.rubric import Rubric
-from aif.runfile import NAME, RunFile, marked, parsed, sealed, state_of
 from aif.sources.sources import local_folder
 from aif.store.ledger import Ledger
 from aif.store.results import Results

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from aif.core.types import Principle, Rating, as_dicts
-from aif.layout import TURNS, Layout, Row, columns, unanswered
+from aif.export.layout import TURNS, Layout, Row, columns, unanswered
 from aif.store.results import Answer, Verdict, Whole
 
 OVERALL = "overall"  # the aspect of this name is openbmb's critique with its overall score

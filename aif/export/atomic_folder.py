@@ -11,7 +11,7 @@ from pathlib import Path
 
 from aif.core.errors import FULL, BadInput
 from aif.core.rights import shared
-from aif.runfile import is_export
+from aif.export.manifest import is_export
 
 
 def check_place(out: Path) -> None:

@@ -25,11 +25,11 @@ from hypothesis import strategies as st
 from aif.again import again
 from aif.config.pipeline import parse
 from aif.core.errors import Exit
-from aif.export import export
-from aif.formats import FORMATS, digest_of, file_of
+from aif.export.dataset import export
+from aif.export.formats import FORMATS, digest_of, file_of
+from aif.export.manifest import RunFile
+from aif.export.publish import File, Plan, _closed, _is_blank, _listed, concerns, question
 from aif.intake import rubric_of
-from aif.publish import File, Plan, _closed, _is_blank, _listed, concerns, question
-from aif.runfile import RunFile
 from aif.store.ledger import Ledger
 from aif.store.reader import Books
 from tests.building import PIPELINE, Fate, build, complete

@@ -1,0 +1,1 @@
+"""Datasets: formats, card, files, and the Hub."""
