@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from aif.config.pipeline import Pipeline
+    from aif.engine.feedback import Ended
     from aif.judging.rubric import Rubric
-    from aif.run import Ended
     from aif.store.ledger import Ledger
     from aif.store.reader import Reader
 
@@ -88,7 +88,7 @@ def run(
 ) -> None:
     """Complete, judge and pair what is pending. The same command goes on after any stop."""
     one = _to_write(pipeline, sets)
-    from aif.run import feedback
+    from aif.engine.feedback import feedback
     from aif.store.reader import Reader
     from aif.summary import tell_places, tell_summary
 
@@ -122,9 +122,9 @@ def _consent(
     def consent(ledger: "Ledger", rubric: "Rubric") -> None:
         if all(one.free for one in (*pipeline.models.values(), *pipeline.judges.values())):
             return
+        from aif.engine.workload import estimated
         from aif.estimate_view import ask
         from aif.store.forecast import Outlook
-        from aif.workload import estimated
 
         with Outlook.of(ledger.store) as outlook, outlook.retried() if retry_failed else nullcontext():
             estimate = estimated(pipeline, rubric, outlook, limit)
@@ -146,12 +146,12 @@ def estimate(
 ) -> None:
     """What a run would ask and what that comes to: calls, tokens, dollars, time. No model is called without --probe."""
     one = _to_write(pipeline, sets)
+    from aif.engine.workload import foresee
     from aif.estimate_view import ask_for_probe, tell_estimate
-    from aif.workload import foresee
 
     if probe is not None:
-        from aif.progress import counted
-        from aif.run import feedback
+        from aif.engine.feedback import feedback
+        from aif.engine.progress import counted
 
         first = min(probe, limit or probe)
         told = foresee(one, first, tell)
@@ -190,7 +190,7 @@ def _tell_next(typed: str, ended: "Ended", example: str) -> None:
 
 def _leave(typed: str, ended: "Ended") -> None:
     """The exit code of a run, said with its reason."""
-    from aif.progress import clock
+    from aif.engine.progress import clock
     from aif.summary import reached
 
     asked = ended.asked
@@ -282,7 +282,7 @@ def _tell_if_behind(one: "Pipeline", reader: "Reader") -> bool:
 
 def _tell_if_another(one: "Pipeline", reader: "Reader", typed: str) -> None:
     """Says so where what a store tells is of another pipeline: this one edited since, or a trial that was killed."""
-    from aif.intake import is_prepared, rubric_of
+    from aif.engine.prepare import is_prepared, rubric_of
 
     if reader.marked("sources") is None:
         tell(f"the store holds no prompts yet: `aif run {typed}` begins with reading them")
@@ -322,7 +322,7 @@ def failures(pipeline: File, sets: Sets = None) -> None:
 @app.command()
 def doctor(pipeline: File, sets: Sets = None) -> None:
     """One real request to every model and judge: key, access, template, schema, disk, each with the way to mend it."""
-    from aif.doctor import examine
+    from aif.engine.doctor import examine
 
     one = load(pipeline, sets)
 
@@ -379,7 +379,7 @@ def pairs(
 def _made(one: "Pipeline", typed: str, work: "Callable[[Rubric, Ledger], T]") -> "T":
     """What `work` makes of a store that a run has made, brought to what the pipeline says now; its prompts are those it
     has."""
-    from aif.intake import prepare, rubric_of
+    from aif.engine.prepare import prepare, rubric_of
     from aif.store.ledger import Ledger
     from aif.store.lock import Places
 
@@ -465,7 +465,7 @@ def reparse(pipeline: File, sets: Sets = None) -> None:
 
 
 def _anew(pipeline: "Pipeline", done: str) -> None:
-    from aif.again import again
+    from aif.engine.rebuild import again
 
     told = again(pipeline, tell)
     out.print(f"the store is {done} {told.calls:,} kept calls in {told.seconds:.1f} s; no model was called")

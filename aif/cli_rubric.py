@@ -108,7 +108,7 @@ def try_(
     sets: Sets = None,
 ) -> None:
     """Rate completions that a pipeline has by another rubric, beside the ratings it has. What is asked is kept."""
-    from aif.rubric_trial import Bill, attempt, tell_trial, told
+    from aif.engine.rubric_trial import Bill, attempt, tell_trial, told
     from aif.summary import reached
 
     def agreed(bill: Bill) -> bool:

@@ -7,10 +7,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from aif import progress
 from aif.core.errors import BadInput, NotStarted
-from aif.estimate import Estimate, Line, Span, Tight
-from aif.progress import counted, dollars, spending
+from aif.engine import progress
+from aif.engine.estimate import Estimate, Line, Span, Tight
+from aif.engine.progress import counted, dollars, spending
 
 WIDE = 100  # columns
 AT_MOST = (

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from aif.core.types import Failing
-from aif.progress import counted, say
+from aif.engine.progress import counted, say
 from aif.providers.base import Kind
 
 MENDS: dict[str, str] = {

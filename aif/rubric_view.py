@@ -11,8 +11,8 @@ from rich.table import Table
 
 from aif.core.errors import BadInput
 from aif.core.types import Message, Prompt, as_messages, prompt_id
+from aif.engine.progress import say
 from aif.judging.rubric import Form, Rubric, order, render
-from aif.progress import say
 from aif.store.reader import Reader
 
 _TURNS = (Message("user", "Why is the sky blue? Answer in one sentence."),)

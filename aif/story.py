@@ -11,9 +11,9 @@ from rich.rule import Rule
 from rich.text import Text
 
 from aif.core.types import CARRIED, Principle, Prompt, as_messages, carried_identity
+from aif.engine.progress import counted, say
 from aif.judging.rubric import render
 from aif.planning.plan import sent_messages
-from aif.progress import counted, say
 from aif.rubric_view import tell_messages
 from aif.store.portions import Rubrics
 from aif.store.reader import Reader

@@ -10,7 +10,7 @@ import orjson
 
 from aif.config.pipeline import Pipeline, load
 from aif.core.types import Usage, fraction
-from aif.intake import prepare, rubric_of
+from aif.engine.prepare import prepare, rubric_of
 from aif.judging.rubric import Rubric
 from aif.providers.base import Reply
 from aif.store import records as events

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from aif.config.pipeline import load
-from aif.run import feedback
+from aif.engine.feedback import feedback
 
 if __name__ == "__main__":
     path, limit, out = Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])

@@ -14,7 +14,7 @@ import orjson
 from aif.config.pipeline import parse
 from aif.config.sections import Judge
 from aif.core.types import Message, Prompt
-from aif.intake import rubric_of
+from aif.engine.prepare import rubric_of
 from aif.judging.request import judging_request
 from aif.judging.rubric import Rubric
 from aif.simulator import Cast

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from aif.cli import SELDOM
 from aif.config.pipeline import load
-from aif.endpoints import opened
-from aif.feedback import Run
-from aif.intake import prepare, rubric_of
+from aif.engine.endpoints import opened
+from aif.engine.prepare import prepare, rubric_of
+from aif.engine.run import Run
 from aif.store.ingest import Entry
 from aif.store.ledger import Ledger
 from benchmarks.house import MODELS, pipeline, serving

@@ -5,9 +5,9 @@ from pathlib import Path
 from rich.console import Console
 
 from aif.config.pipeline import load
-from aif.intake import prepare, rubric_of
+from aif.engine.feedback import Person, flow
+from aif.engine.prepare import prepare, rubric_of
 from aif.providers.retry import Policy
-from aif.run import Person, flow
 from aif.store.ledger import Ledger
 from aif.store.reader import Reader, Tally
 

@@ -13,11 +13,11 @@ from rich.console import Console
 
 from aif.config.pipeline import Pipeline, load
 from aif.core.errors import Incomplete
+from aif.engine.feedback import feedback
+from aif.engine.prepare import rubric_of
+from aif.engine.progress import read
 from aif.export.dataset import export
-from aif.intake import rubric_of
-from aif.progress import read
 from aif.providers.retry import Policy
-from aif.run import feedback
 from aif.simulator.faults import Fault, Faults
 from aif.store.ledger import Ledger
 from aif.store.lock import Places

@@ -9,8 +9,8 @@ from typing import Any
 from rich.console import Console
 
 from aif.config.pipeline import load
+from aif.engine.feedback import feedback
 from aif.providers.retry import Policy
-from aif.run import feedback
 from aif.simulator.faults import Arrival, Fault, Faults, Mishap
 from aif.store.ledger import Ledger
 from aif.store.reader import Reader

@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 
 from aif.config.pipeline import load
-from aif.run import feedback
+from aif.engine.feedback import feedback
 from aif.simulator import Call
 from aif.simulator.faults import Arrival, Fault, Faults, Mishap
 from aif.store.reader import Reader

@@ -11,9 +11,9 @@ from typing import Any
 from rich.console import Console
 
 from aif.config.pipeline import Pipeline, parse
-from aif.intake import prepare, rubric_of
+from aif.engine.feedback import feedback
+from aif.engine.prepare import prepare, rubric_of
 from aif.judging.rubric import Sheet
-from aif.run import feedback
 from aif.simulator import Cast
 from aif.store.ledger import Ledger
 from aif.store.reader import Reader

@@ -14,10 +14,10 @@ import orjson
 from rich.console import Console
 
 from aif.config.pipeline import load
+from aif.engine.feedback import feedback
+from aif.engine.prepare import prepare, rubric_of
 from aif.export.dataset import export
-from aif.intake import prepare, rubric_of
 from aif.providers.retry import Policy
-from aif.run import feedback
 from aif.simulator import Call
 from aif.store.journal import Damage, replay
 from aif.store.ledger import Ledger

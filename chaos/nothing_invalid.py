@@ -12,10 +12,10 @@ from rich.console import Console
 
 from aif.config.pipeline import load
 from aif.core.types import Rating, fraction
+from aif.engine.feedback import feedback
 from aif.judging.parse import Unreadable, read
 from aif.judging.rubric import Form
 from aif.providers.retry import Policy
-from aif.run import feedback
 from aif.simulator import Arrival, Fault, Mishap
 from aif.store.ledger import Ledger
 from aif.store.reader import Reader

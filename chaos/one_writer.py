@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from aif.core.errors import Exit
-from aif.progress import Snapshot, read
+from aif.engine.progress import Snapshot, read
 from aif.simulator.faults import Fault, Faults
 from aif.store.lock import Places, note_in
 from chaos import Figures

@@ -27,11 +27,11 @@ import orjson
 import yaml
 from rich.console import Console
 
-from aif.again import again
 from aif.config.pipeline import load
 from aif.core.errors import BadInput, JournalDamaged
+from aif.engine.feedback import feedback
+from aif.engine.rebuild import again
 from aif.providers.retry import Policy
-from aif.run import feedback
 from aif.simulator.faults import Fault, Faults
 from aif.store.journal import Journal, segments
 from aif.store.ledger import Ledger

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from aif.core.types import Message
-from aif.endpoints import Endpoint, Halted
+from aif.engine.endpoints import Endpoint, Halted
 from aif.line import Item, Line, serve
 from aif.providers.base import PROVIDER, SHAPE, TRANSIENT, CallError, Kind, Reply, Request
 from aif.providers.concurrency import ITEMS, Others

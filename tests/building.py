@@ -11,7 +11,7 @@ import orjson
 
 from aif.config.pipeline import Pipeline, parse
 from aif.core.types import Usage, digest
-from aif.intake import prepare, rubric_of
+from aif.engine.prepare import prepare, rubric_of
 from aif.judging.rubric import Aspect, Rubric, judgement_key, order
 from aif.providers.base import CallError, Kind, Reply
 from aif.store import records as events

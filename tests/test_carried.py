@@ -12,20 +12,20 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from aif.again import again
 from aif.config.pipeline import Pipeline, load
 from aif.core.errors import BadInput
 from aif.core.types import KEY_LENGTH, digest
+from aif.engine.prepare import prepare, rubric_of
+from aif.engine.rebuild import again
 from aif.export.dataset import export
-from aif.intake import prepare, rubric_of
 from aif.store import journal
 from aif.store.journal import Damage
 from aif.store.ledger import Ledger
 from aif.store.lock import Places
 from aif.store.reader import Reader
 from aif.story import tell_story
+from tests.engine.test_run import ask, run, write
 from tests.serving import Served
-from tests.test_feedback import ask, run, write
 
 Serve = Callable[..., Served]
 Row = dict[str, Any]

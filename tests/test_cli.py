@@ -21,8 +21,8 @@ from aif.simulator import Arrival, Cast, Fault, Mishap
 from aif.store import records as events
 from aif.store.ledger import Ledger
 from aif.store.reader import Reader
+from tests.engine.test_run import write
 from tests.serving import POOL, Served
-from tests.test_feedback import write
 
 Typed = Callable[..., tuple[int, str, str]]
 

@@ -16,8 +16,8 @@ import pytest
 from aif.core.errors import Exit
 from aif.simulator import Mishap
 from aif.simulator.faults import Fault
+from tests.engine.test_run import aif, run, write
 from tests.serving import POOL, Served
-from tests.test_feedback import aif, run, write
 
 Serve = Callable[..., Served]
 

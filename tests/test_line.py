@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from aif.core.types import Message
-from aif.endpoints import Endpoint, Halted
+from aif.engine.endpoints import Endpoint, Halted
 from aif.line import AT_HAND, OPEN, Item, Line, serve
 from aif.providers.base import CallError, Kind, Reply, Request
 from aif.providers.concurrency import Others

@@ -14,15 +14,15 @@ from typing import Any
 from rich.console import Console
 
 from aif.config.pipeline import Pipeline
+from aif.engine.prepare import rubric_of
 from aif.export.dataset import export
-from aif.intake import rubric_of
 from aif.simulator.faults import Arrival, Fault, Mishap
 from aif.store.forecast import Outlook
 from aif.store.ledger import Ledger
 from aif.store.reader import Reader, Tally
 from aif.story import tell_story
+from tests.engine.test_run import ask, run, write
 from tests.serving import Served
-from tests.test_feedback import ask, run, write
 
 Serve = Callable[..., Served]
 WINDOW = (

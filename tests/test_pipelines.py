@@ -7,7 +7,7 @@ import pytest
 
 from aif.config.pipeline import load
 from aif.core.errors import Exit
-from aif.intake import principles_of, rubric_of
+from aif.engine.prepare import principles_of, rubric_of
 from aif.simulator import Cast
 from tests.serving import Served
 from tests.shipped import KEYS, PIPELINES, moved

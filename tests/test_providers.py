@@ -9,14 +9,14 @@ import pytest
 
 from aif.config.pipeline import load
 from aif.core.types import Message, Prompt, prompt_id
-from aif.doctor import examine
-from aif.intake import rubric_of
+from aif.engine.doctor import examine
+from aif.engine.prepare import rubric_of
 from aif.judging.request import completion_request, judging_request
 from aif.providers import chat_completions as wire
 from aif.providers.base import Options
 from aif.simulator import Cast
+from tests.engine.test_run import ask, run, write
 from tests.serving import POOL, Served
-from tests.test_feedback import ask, run, write
 
 Serve = Callable[..., Served]
 

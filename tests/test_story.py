@@ -13,8 +13,8 @@ from aif.store.results import Results
 from aif.story import tell_story
 from aif.summary import tell_items, tell_status, tell_summary
 from tests.building import Cut, Fate, build, complete, rate
+from tests.engine.test_run import run
 from tests.test_carried import answered, rows, scored
-from tests.test_feedback import run
 
 
 def told(tell: Callable[[Console], None]) -> str:

@@ -16,17 +16,17 @@ from rich.console import Console
 from aif.config.pipeline import parse
 from aif.core.types import Failing
 from aif.engine.pair import make_pairs
+from aif.engine.prepare import rubric_of
 from aif.export.dataset import export
-from aif.intake import rubric_of
 from aif.store import records as events
 from aif.store.ledger import Ledger
 from aif.store.reader import Balance, Reader, Tally
 from aif.summary import balanced, shortfall, tell_leaderboard, tell_status, tell_summary
 from tests.building import PIPELINE, Cut, Fate, build, complete, rate
+from tests.engine.test_run import run, write
 from tests.serving import Served
 from tests.test_carried import answered as bringing
 from tests.test_carried import rows
-from tests.test_feedback import run, write
 
 POOL = ("able", "fair", "plain", "poor")
 Completions = Mapping[tuple[int, str], Fate | None]

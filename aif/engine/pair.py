@@ -10,7 +10,7 @@ import pyarrow as pa
 from aif.config.pipeline import Pipeline
 from aif.core.errors import BadInput
 from aif.core.types import CARRIED
-from aif.intake import say_who_judges, unsourced
+from aif.engine.prepare import say_who_judges, unsourced
 from aif.judging.rubric import Rubric
 from aif.pairing.pairs import OUTCOMES as PAIR_OUTCOMES
 from aif.pairing.pairs import Paired, Policy, counts, pair_parts

@@ -21,10 +21,10 @@ from aif.config.pipeline import Pipeline
 from aif.config.sections import Endpoint, public
 from aif.core.resources import shipped
 from aif.engine.pair import policy_of
+from aif.engine.progress import of
 from aif.judging.rubric import Rubric
 from aif.pairing.labels import LabelCounts, balancing
 from aif.pairing.scores import TOLERANCE, Floats
-from aif.progress import of
 from aif.store.reader import Balance, Books, Marked
 from aif.summary import OUTCOMES, STAGES, balanced, beside, counts, marked, rule_of
 

@@ -24,6 +24,8 @@ from aif.core.errors import BadInput, Incomplete
 from aif.core.rights import shared
 from aif.core.types import CARRIED, Principle, digest, fraction
 from aif.engine.pair import make_pairs
+from aif.engine.prepare import principles_of
+from aif.engine.progress import counted, say
 from aif.export import parquet as files
 from aif.export.atomic_folder import check_place, replacing
 from aif.export.card import CardFacts, default_config, render
@@ -32,10 +34,8 @@ from aif.export.layout import Of
 from aif.export.manifest import MARKER, NAME, sealed, state_of
 from aif.export.parquet import Parts, Rows
 from aif.export.ultrafeedback import OVERALL, Annotated
-from aif.intake import principles_of
 from aif.judging.rubric import Rubric
 from aif.pairing.labels import LabelCounts, best, labelled
-from aif.progress import counted, say
 from aif.store import records as events
 from aif.store.ledger import Ledger
 from aif.store.reader import BESIDE, Balance, Books

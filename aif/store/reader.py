@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Self
 import duckdb
 import orjson
 
-from aif.budget import Spent
 from aif.core.errors import BadInput, StoreDamaged
 from aif.core.paging import KEYS, pages
 from aif.core.types import Failing, Prompt, Slot, Spec, as_messages, carried_identity
+from aif.engine.budget import Spent
 from aif.providers.base import UNKNOWN_END
 from aif.store.connection import check_version, connect, twice, within
 from aif.store.lock import Places

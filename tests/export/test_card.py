@@ -14,8 +14,8 @@ from huggingface_hub import DatasetCard
 from aif.config.pipeline import parse
 from aif.config.sections import public
 from aif.core.types import Failing
+from aif.engine.prepare import rubric_of
 from aif.export.card import CardFacts, cell, fenced, render
-from aif.intake import rubric_of
 from aif.store.reader import Balance, Books, Tally
 from tests.building import PIPELINE
 

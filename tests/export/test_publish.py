@@ -22,20 +22,20 @@ from huggingface_hub import HfApi
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aif.again import again
 from aif.config.pipeline import parse
 from aif.core.errors import Exit
+from aif.engine.prepare import rubric_of
+from aif.engine.rebuild import again
 from aif.export.dataset import export
 from aif.export.formats import FORMATS, digest_of, file_of
 from aif.export.manifest import RunFile
 from aif.export.publish import File, Plan, _closed, _is_blank, _listed, concerns, question
-from aif.intake import rubric_of
 from aif.store.ledger import Ledger
 from aif.store.reader import Books
 from tests.building import PIPELINE, Fate, build, complete
+from tests.engine.test_run import run
 from tests.hub import Commit, Hub, User, serving_hub
 from tests.test_carried import Row, answered, rows, scored
-from tests.test_feedback import run
 
 TOKEN = "hf_alicealicealice"
 

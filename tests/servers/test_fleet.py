@@ -20,16 +20,16 @@ import pytest
 from aif.config.pipeline import Pipeline, load
 from aif.core.errors import BadInput, Exit, NotStarted
 from aif.core.types import Message, digest
-from aif.endpoints import opened
+from aif.engine.endpoints import opened
 from aif.providers.base import Request
 from aif.servers import served
 from aif.servers.fleet import Fleet, Patience, _appending, telling
 from aif.store.lock import Places
 from aif.store.reader import Reader
+from tests.engine.test_run import ask, run, write
 from tests.fakes.vllm.entrypoints.openai.api_server import TRACEBACK
 from tests.processes import alive, until
 from tests.serving import Served
-from tests.test_feedback import ask, run, write
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = Patience(poll_s=0.02, again_s=(0.01, 0.01))

@@ -12,7 +12,7 @@ import pytest
 from aif.core.errors import JournalDamaged, StoreDamaged
 from aif.core.types import Usage
 from aif.engine.pair import make_pairs
-from aif.intake import prepare
+from aif.engine.prepare import prepare
 from aif.providers.base import CallError, Kind, Reply
 from aif.providers.retry import Verdict
 from aif.store import records as events

@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from aif.again import again
 from aif.config.pipeline import Pipeline, load
 from aif.core.errors import JournalDamaged, StoreDamaged, StoreLocked, StoreStarved
 from aif.core.types import digest, fraction
+from aif.engine.feedback import feedback
 from aif.engine.pair import make_pairs
-from aif.feedback import Run
+from aif.engine.rebuild import again
+from aif.engine.run import Run
 from aif.judging.rubric import Rubric
-from aif.run import feedback
 from aif.store import journal as journals
 from aif.store import records as events
 from aif.store.database import Store
@@ -31,9 +31,9 @@ from aif.store.lock import Lock, Places, holder, is_held
 from aif.store.portions import RECORDS, entry_of
 from aif.store.reader import Reader
 from aif.store.results import Results
+from tests.engine.test_run import ask, run, write
 from tests.serving import Served
 from tests.test_carried import answered, scored
-from tests.test_feedback import ask, run, write
 
 TABLES = ("prompts", "selection", "intake", "texts", "completions", "judgements", "calls", "failed", "splits")
 
@@ -343,7 +343,7 @@ def test_a_run_that_was_told_to_stop_stays_stopped_on_a_store_made_again(
         return pairs(pipeline, rubric, store)
 
     monkeypatch.setattr(Store, "apply", apply)
-    monkeypatch.setattr("aif.run.make_pairs", damaged_pairs)
+    monkeypatch.setattr("aif.engine.feedback.make_pairs", damaged_pairs)
     ended = feedback(load(path), Console(file=StringIO(), width=200))
     assert ended.asked.stopped
     assert 0 < asked[0] < 40

@@ -15,14 +15,14 @@ import yaml
 from rich.console import Console
 
 from aif.config.pipeline import load
-from aif.intake import prepare
+from aif.engine.prepare import prepare
+from aif.engine.workload import foresee
 from aif.store.ledger import Ledger
 from aif.store.portions import Rubrics, entry_of
 from aif.store.reader import Reader
 from aif.summary import marked, tell_marks, tell_status
-from aif.workload import foresee
 from tests.building import build
-from tests.test_feedback import aif, ask, run
+from tests.engine.test_run import aif, ask, run
 
 THOUGHT = "Thinking of it.</think>Paris, says r1."
 

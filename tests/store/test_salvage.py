@@ -15,13 +15,13 @@ import duckdb
 import pytest
 from rich.console import Console
 
-from aif.again import again
-from aif.budget import Spent
 from aif.config.pipeline import load
 from aif.core.errors import BadInput, JournalDamaged
+from aif.engine.budget import Spent
+from aif.engine.feedback import feedback
+from aif.engine.rebuild import again
 from aif.providers.base import CallError, Kind
 from aif.providers.retry import Policy
-from aif.run import feedback
 from aif.simulator import Cast
 from aif.simulator.faults import Fault, Faults
 from aif.store import journal as journals
@@ -32,10 +32,10 @@ from aif.store.ledger import FEW, Ledger
 from aif.store.lock import Places
 from aif.store.reader import Former, Reader
 from tests.building import STARTED, Fate, build
+from tests.engine.test_run import ask, run, write
 from tests.serving import POOL, Served
 from tests.store.test_ledger import Kept
 from tests.test_carried import answered, bring, rows, scored
-from tests.test_feedback import ask, run, write
 
 Serve = Callable[..., Served]
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from aif.config.pipeline import Pipeline
 from aif.config.sections import Endpoint, Judge, Model
 from aif.core.types import Message, Principle, Stage
-from aif.estimate import (
+from aif.engine.estimate import (
     UNMEASURED,
     Estimate,
     Length,
@@ -24,7 +24,8 @@ from aif.estimate import (
     judgement_length,
     tight,
 )
-from aif.intake import prepare, rubric_of
+from aif.engine.prepare import prepare, rubric_of
+from aif.engine.window import everyone, windows
 from aif.judging.request import completion_request, judging_request, tokens
 from aif.judging.rubric import Rubric, render
 from aif.providers.base import Request
@@ -33,7 +34,6 @@ from aif.store.forecast import Outlook, Replies, SlotCall
 from aif.store.ledger import Ledger
 from aif.store.portions import Rubrics
 from aif.store.reader import Tally
-from aif.window import everyone, windows
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from aif import progress
-from aif.budget import Spent
 from aif.core.types import Failing
-from aif.endpoints import Endpoint
-from aif.progress import Board
+from aif.engine import progress
+from aif.engine.budget import Spent
+from aif.engine.endpoints import Endpoint
+from aif.engine.progress import Board
 from aif.providers.rate_limits import Pace
 from aif.providers.vllm import VllmChat
 from aif.store.ingest import Entry

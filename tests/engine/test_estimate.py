@@ -15,7 +15,7 @@ from aif.config.pipeline import load, parse
 from aif.config.sections import Endpoint, Judge, Model
 from aif.core.resources import shipped
 from aif.core.types import Stage
-from aif.estimate import (
+from aif.engine.estimate import (
     UNMEASURED,
     Estimate,
     Length,
@@ -27,15 +27,15 @@ from aif.estimate import (
     estimate,
     judgement_length,
 )
+from aif.engine.workload import estimated, foresee
 from aif.judging.rubric import Rubric
 from aif.judging.rubric import load as load_rubric
 from aif.simulator import Arrival, Cast, Fault, Mishap
 from aif.store.forecast import Outlook, Replies
 from aif.store.reader import Tally
-from aif.workload import estimated, foresee
 from tests.building import Fate, build
+from tests.engine.test_run import ask, run, write
 from tests.serving import POOL, Served
-from tests.test_feedback import ask, run, write
 
 Serve = Callable[..., Served]
 

@@ -16,8 +16,8 @@ from rich.console import Console
 
 from aif.config.pipeline import Pipeline, load
 from aif.core.errors import Exit, StoreLocked
+from aif.engine.feedback import Ended, feedback
 from aif.providers.retry import Policy
-from aif.run import Ended, feedback
 from aif.simulator import Cast
 from aif.store.ledger import Ledger
 from aif.store.reader import Reader

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from aif.core.types import Message, Usage
-from aif.endpoints import Endpoint, Halted
+from aif.engine.endpoints import Endpoint, Halted
 from aif.judging.request import once_more
 from aif.providers.base import CallError, Kind, Quota, Reply, Request
 from aif.providers.concurrency import Caller

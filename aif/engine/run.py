@@ -17,11 +17,12 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
-from aif.budget import UNSPENT, Budget, Short, Spent
 from aif.config.pipeline import Pipeline
 from aif.core.errors import StoreDamaged, StoreStarved
 from aif.core.types import Principle, Rating, digest, text_id
-from aif.endpoints import Endpoint, Halted
+from aif.engine.budget import UNSPENT, Budget, Short, Spent
+from aif.engine.endpoints import Endpoint, Halted
+from aif.engine.writer import Writer
 from aif.judging.parse import Unreadable, read
 from aif.judging.request import completion_request, judging_request, judging_spec, once_more
 from aif.judging.rubric import Rubric, judgement_key, order
@@ -32,7 +33,6 @@ from aif.store import records as events
 from aif.store.ingest import Entry
 from aif.store.ledger import Ledger
 from aif.store.reader import Need, Reader, Ready, Todo
-from aif.writer import Writer
 
 PAGE = 512
 # So many calls of an endpoint in a row that the budget did not cover, and it is asked no more. The first says little:

@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 
-from aif import writer as writers
 from aif.core import paging
 from aif.core.errors import StoreDamaged
 from aif.core.types import Usage
+from aif.engine import writer as writers
+from aif.engine.writer import Writer
 from aif.providers.base import Reply
 from aif.store import journal as journals
 from aif.store import records as events
 from aif.store.ingest import Entry
 from aif.store.ledger import Ledger
 from aif.store.reader import Reader
-from aif.writer import Writer
 from tests.building import STARTED, Fate, build
 
 

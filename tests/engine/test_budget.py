@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aif.budget import UNSPENT, Account, Budget, Spent
 from aif.core.errors import Exit
 from aif.core.types import Message
-from aif.feedback import UNCOVERED
+from aif.engine.budget import UNSPENT, Account, Budget, Spent
+from aif.engine.run import UNCOVERED
 from aif.judging.request import most_input
 from aif.providers.base import Request
 from aif.simulator import Call
@@ -25,8 +25,8 @@ from aif.store.database import Store
 from aif.store.ledger import Ledger
 from aif.store.reader import Reader
 from tests.building import Fate, build
+from tests.engine.test_run import aif, ask, run, write
 from tests.serving import Served
-from tests.test_feedback import aif, ask, run, write
 
 Serve = Callable[..., Served]
 

@@ -17,17 +17,17 @@ from rich.table import Table
 from aif.config.pipeline import Pipeline, options
 from aif.core.errors import BadInput
 from aif.core.types import Usage
+from aif.engine.feedback import Asked, Person, announce, flow
 from aif.engine.pair import scores_of
-from aif.feedback import PAGE
-from aif.intake import prepare, rubric_of
+from aif.engine.prepare import prepare, rubric_of
+from aif.engine.progress import counted, dollars, say
+from aif.engine.run import PAGE
 from aif.judging.lint import longest_reply
 from aif.judging.request import judging_request
 from aif.judging.rubric import Rubric, Score, order
 from aif.pairing.scores import Rows, score, slack
-from aif.progress import counted, dollars, say
 from aif.providers.base import Request
 from aif.providers.retry import Policy
-from aif.run import Asked, Person, announce, flow
 from aif.store.database import Store
 from aif.store.ledger import Ledger
 from aif.store.lock import Places

@@ -15,14 +15,14 @@ from rich.console import Console
 
 from aif.config.pipeline import load
 from aif.config.sections import Endpoint, Judge
-from aif.doctor import examine
-from aif.estimate import Estimate
+from aif.engine.doctor import examine
+from aif.engine.estimate import Estimate
+from aif.engine.window import listed, windows
+from aif.engine.workload import foresee
 from aif.estimate_view import tell_estimate, tell_short
 from aif.simulator import Cast
-from aif.window import listed, windows
-from aif.workload import foresee
+from tests.engine.test_run import aif, run, write
 from tests.serving import POOL, Served
-from tests.test_feedback import aif, run, write
 
 Serve = Callable[..., Served]
 

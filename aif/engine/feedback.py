@@ -13,15 +13,15 @@ from functools import partial
 
 from rich.console import Console
 
-from aif.budget import Short
 from aif.config.pipeline import Pipeline, options
-from aif.endpoints import Endpoint, opened
+from aif.engine.budget import Short
+from aif.engine.endpoints import Endpoint, opened
 from aif.engine.pair import make_pairs
+from aif.engine.prepare import prepare, rubric_of
+from aif.engine.progress import Board, counted, say, show
+from aif.engine.run import Run
 from aif.failing import mend
-from aif.feedback import Run
-from aif.intake import prepare, rubric_of
 from aif.judging.rubric import Rubric
-from aif.progress import Board, counted, say, show
 from aif.providers.retry import Policy
 from aif.servers.command import check_stranger, runs, sends
 from aif.servers.fleet import Fleet

@@ -14,9 +14,9 @@ import pytest
 from aif.config.pipeline import load
 from aif.core.errors import Exit
 from aif.store.lock import Places
+from tests.engine.test_run import ask, run, write
 from tests.processes import until
 from tests.serving import Served
-from tests.test_feedback import ask, run, write
 
 Serve = Callable[..., Served]
 ASKED = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]

@@ -18,15 +18,15 @@ from rich.console import Console
 from aif.config.pipeline import load as load_pipeline
 from aif.core.errors import BadInput, Exit
 from aif.core.resources import shipped
+from aif.engine.feedback import Asked
+from aif.engine.rubric_trial import Bill, Rated, Tried, another_best, attempt, kendall, rank, tell_trial, told
 from aif.judging.rubric import Rubric, load
 from aif.providers.retry import Policy
-from aif.rubric_trial import Bill, Rated, Tried, another_best, attempt, kendall, rank, tell_trial, told
-from aif.run import Asked
 from aif.store.reader import Reader
+from tests.engine.test_run import ask, run, write
 from tests.processes import until
 from tests.serving import Served
 from tests.test_cli import Typed, typed
-from tests.test_feedback import ask, run, write
 
 __all__ = ["typed"]  # a fixture
 

@@ -13,15 +13,17 @@ from aif.config.sections import Endpoint as Declared
 from aif.config.sections import Judge, Model, Source
 from aif.core.errors import BadInput
 from aif.core.types import Message, Principle, Prompt, Usage, prompt_id
-from aif.endpoints import Endpoint, opened
-from aif.estimate import UNMEASURED, tight
+from aif.engine.endpoints import Endpoint, opened
+from aif.engine.estimate import UNMEASURED, tight
+from aif.engine.prepare import principles_of, rubric_of
+from aif.engine.progress import counted
+from aif.engine.window import everyone, windows
+from aif.engine.workload import size
 from aif.estimate_view import unfit
 from aif.failing import mend
-from aif.intake import principles_of, rubric_of
 from aif.judging.parse import Unreadable, read
 from aif.judging.request import completion_request, judging_request
 from aif.judging.rubric import Rubric
-from aif.progress import counted
 from aif.providers.base import CallError, Kind
 from aif.servers.command import (
     check_stranger,
@@ -37,8 +39,6 @@ from aif.servers.command import (
 from aif.servers.placement import described, shifts
 from aif.sources import sources
 from aif.sources.rows import Skipped
-from aif.window import everyone, windows
-from aif.workload import size
 
 FIRST = 200  # prompts of each source that are looked at for what a model or judge holds
 DISK_BYTES = 2 * 2**30  # a run of 64,000 prompts leaves about 1.5 GB of journal and store

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from aif import again as module
-from aif.again import again
 from aif.core.errors import StoreDamaged, StoreStarved
-from aif.intake import prepare
+from aif.engine import rebuild as module
+from aif.engine.prepare import prepare
+from aif.engine.rebuild import again
+from tests.engine.test_run import write
 from tests.serving import Served
 from tests.store.test_ledger import Kept
-from tests.test_feedback import write
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ and each is as long as its limit allows.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from aif.budget import UNSPENT, Spent
 from aif.config.sections import Endpoint, Judge, Model
 from aif.core.types import Stage, Usage
+from aif.engine.budget import UNSPENT, Spent
 from aif.judging.request import replies_at_most
 from aif.judging.rubric import Rubric
 from aif.store.forecast import Replies

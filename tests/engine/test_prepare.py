@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from aif import intake
 from aif.config.pipeline import Pipeline, parse
 from aif.core import paging
 from aif.core.errors import BadInput
-from aif.intake import prepare, rubric_of
+from aif.engine import prepare as intake
+from aif.engine.prepare import prepare, rubric_of
 from aif.store import connection as database
 from aif.store import records as events
 from aif.store.connection import SETTINGS

@@ -20,11 +20,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from aif.budget import UNSPENT, Spent
 from aif.core.types import Failing
+from aif.engine.budget import UNSPENT, Spent
 
 if TYPE_CHECKING:  # `aif status` reads the file of a run without DuckDB and the providers' SDKs: 0.3 s instead of 0.6
-    from aif.endpoints import Endpoint
+    from aif.engine.endpoints import Endpoint
     from aif.store.ingest import Entry
     from aif.store.reader import Tally
 
