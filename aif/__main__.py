@@ -1,5 +1,5 @@
 """`python -m aif` is `aif`."""
 
-from aif.cli import main
+from aif.cli.main import main
 
 main()

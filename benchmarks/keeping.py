@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from aif.cli import SELDOM
+from aif.cli.main import SELDOM
 from aif.config.pipeline import load
 from aif.engine.endpoints import opened
 from aif.engine.prepare import prepare, rubric_of

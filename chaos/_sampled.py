@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from aif.cli import main
+from aif.cli.main import main
 from aif.store import connection as database
 from aif.store import database as store
 

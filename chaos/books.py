@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
+from aif.cli.summary import tell_status, tell_summary
 from aif.config.pipeline import Pipeline, load
 from aif.core.errors import Incomplete
 from aif.engine.feedback import feedback
@@ -22,7 +23,6 @@ from aif.simulator.faults import Fault, Faults
 from aif.store.ledger import Ledger
 from aif.store.lock import Places
 from aif.store.reader import Reader
-from aif.summary import tell_status, tell_summary
 from chaos import Figures
 from chaos.house import JUDGE, Record, pipeline, served, start
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from aif.cli.line import Item, Line, serve
 from aif.core.types import Message
 from aif.engine.endpoints import Endpoint, Halted
-from aif.line import Item, Line, serve
 from aif.providers.base import PROVIDER, SHAPE, TRANSIENT, CallError, Kind, Reply, Request
 from aif.providers.concurrency import ITEMS, Others
 from aif.providers.rate_limits import Pace

@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from aif.cli import app
+from aif.cli.main import app
 from aif.core.errors import Exit
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+from aif.cli.show import tell_story
 from aif.config.pipeline import Pipeline, load
 from aif.core.errors import BadInput
 from aif.core.types import KEY_LENGTH, digest
@@ -23,7 +24,6 @@ from aif.store.journal import Damage
 from aif.store.ledger import Ledger
 from aif.store.lock import Places
 from aif.store.reader import Reader
-from aif.story import tell_story
 from tests.engine.test_run import ask, run, write
 from tests.serving import Served
 

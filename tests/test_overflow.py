@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
+from aif.cli.show import tell_story
 from aif.config.pipeline import Pipeline
 from aif.engine.prepare import rubric_of
 from aif.export.dataset import export
@@ -20,7 +21,6 @@ from aif.simulator.faults import Arrival, Fault, Mishap
 from aif.store.forecast import Outlook
 from aif.store.ledger import Ledger
 from aif.store.reader import Reader, Tally
-from aif.story import tell_story
 from tests.engine.test_run import ask, run, write
 from tests.serving import Served
 

@@ -9,9 +9,9 @@ from aif.config.pipeline import load
 from aif.core.errors import Exit
 from aif.engine.prepare import principles_of, rubric_of
 from aif.simulator import Cast
+from tests.cli.test_main import Typed, typed
 from tests.serving import Served
 from tests.shipped import KEYS, PIPELINES, moved
-from tests.test_cli import Typed, typed
 
 __all__ = ["typed"]  # a fixture
 

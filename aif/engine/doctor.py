@@ -8,6 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 
+from aif.cli.estimate import unfit
+from aif.cli.failing import mend
 from aif.config.pipeline import Pipeline, options
 from aif.config.sections import Endpoint as Declared
 from aif.config.sections import Judge, Model, Source
@@ -19,8 +21,6 @@ from aif.engine.prepare import principles_of, rubric_of
 from aif.engine.progress import counted
 from aif.engine.window import everyone, windows
 from aif.engine.workload import size
-from aif.estimate_view import unfit
-from aif.failing import mend
 from aif.judging.parse import Unreadable, read
 from aif.judging.request import completion_request, judging_request
 from aif.judging.rubric import Rubric

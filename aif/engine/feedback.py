@@ -13,6 +13,7 @@ from functools import partial
 
 from rich.console import Console
 
+from aif.cli.failing import mend
 from aif.config.pipeline import Pipeline, options
 from aif.engine.budget import Short
 from aif.engine.endpoints import Endpoint, opened
@@ -20,7 +21,6 @@ from aif.engine.pair import make_pairs
 from aif.engine.prepare import prepare, rubric_of
 from aif.engine.progress import Board, counted, say, show
 from aif.engine.run import Run
-from aif.failing import mend
 from aif.judging.rubric import Rubric
 from aif.providers.retry import Policy
 from aif.servers.command import check_stranger, runs, sends

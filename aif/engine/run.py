@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
+from aif.cli.line import Item, Line, serve
 from aif.config.pipeline import Pipeline
 from aif.core.errors import StoreDamaged, StoreStarved
 from aif.core.types import Principle, Rating, digest, text_id
@@ -26,7 +27,6 @@ from aif.engine.writer import Writer
 from aif.judging.parse import Unreadable, read
 from aif.judging.request import completion_request, judging_request, judging_spec, once_more
 from aif.judging.rubric import Rubric, judgement_key, order
-from aif.line import Item, Line, serve
 from aif.providers.base import CallError, Kind, Reply, Request
 from aif.providers.retry import Verdict
 from aif.store import records as events

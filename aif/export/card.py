@@ -17,6 +17,7 @@ import yaml
 from jinja2 import StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from aif.cli.summary import OUTCOMES, STAGES, balanced, beside, counts, marked, rule_of
 from aif.config.pipeline import Pipeline
 from aif.config.sections import Endpoint, public
 from aif.core.resources import shipped
@@ -26,7 +27,6 @@ from aif.judging.rubric import Rubric
 from aif.pairing.labels import LabelCounts, balancing
 from aif.pairing.scores import TOLERANCE, Floats
 from aif.store.reader import Balance, Books, Marked
-from aif.summary import OUTCOMES, STAGES, balanced, beside, counts, marked, rule_of
 
 # The tag, and the configs that give it; None: every dataset has it.
 TAGS: Mapping[str, Collection[str] | None] = {

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from rich.console import Console
 
 from aif import __version__
+from aif.cli.summary import shortfall
 from aif.config.pipeline import Pipeline
 from aif.config.sections import Labels
 from aif.core.errors import BadInput, Incomplete
@@ -40,7 +41,6 @@ from aif.store import records as events
 from aif.store.ledger import Ledger
 from aif.store.reader import BESIDE, Balance, Books
 from aif.store.results import Results
-from aif.summary import shortfall
 
 WHOLE_GROUP = 500  # prompts with all that is known of each: about 40 KB; 0.5 s to fetch, of 4,000 prompts as of 16,000
 SAMPLED = 200  # of so many first rows the shortest stands in the card

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from aif.cli.summary import OUTCOMES as WORDS
 from aif.config.pipeline import Pipeline, parse
 from aif.engine.pair import OUTCOMES, make_pairs, scores_of
 from aif.judging.rubric import Rubric
@@ -15,7 +16,6 @@ from aif.store import records as events
 from aif.store import results
 from aif.store.ledger import Ledger
 from aif.store.results import Results
-from aif.summary import OUTCOMES as WORDS
 from tests.building import PIPELINE, Cut, Fate, build
 from tests.building import rate as rate_by_quality
 

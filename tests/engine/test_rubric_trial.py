@@ -23,10 +23,10 @@ from aif.engine.rubric_trial import Bill, Rated, Tried, another_best, attempt, k
 from aif.judging.rubric import Rubric, load
 from aif.providers.retry import Policy
 from aif.store.reader import Reader
+from tests.cli.test_main import Typed, typed
 from tests.engine.test_run import ask, run, write
 from tests.processes import until
 from tests.serving import Served
-from tests.test_cli import Typed, typed
 
 __all__ = ["typed"]  # a fixture
 

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from aif.cli.estimate import tell_estimate, tell_short
 from aif.config.pipeline import load
 from aif.config.sections import Endpoint, Judge
 from aif.engine.doctor import examine
 from aif.engine.estimate import Estimate
 from aif.engine.window import listed, windows
 from aif.engine.workload import foresee
-from aif.estimate_view import tell_estimate, tell_short
 from aif.simulator import Cast
 from tests.engine.test_run import aif, run, write
 from tests.serving import POOL, Served

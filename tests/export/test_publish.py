@@ -42,7 +42,7 @@ TOKEN = "hf_alicealicealice"
 # Types commands one after another; tells exit code and what was printed and said of each.
 TYPED = """
 import contextlib, io, json, os, sys
-from aif import cli
+from aif.cli import main as cli
 told = []
 for token, words in json.load(sys.stdin):
     os.environ["HF_TOKEN"] = token

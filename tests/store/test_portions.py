@@ -14,13 +14,13 @@ import pytest
 import yaml
 from rich.console import Console
 
+from aif.cli.summary import marked, tell_marks, tell_status
 from aif.config.pipeline import load
 from aif.engine.prepare import prepare
 from aif.engine.workload import foresee
 from aif.store.ledger import Ledger
 from aif.store.portions import Rubrics, entry_of
 from aif.store.reader import Reader
-from aif.summary import marked, tell_marks, tell_status
 from tests.building import build
 from tests.engine.test_run import aif, ask, run
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from aif.cli.pairs import Outlook, differing, outlook, tell_outlook
 from aif.config.pipeline import Pipeline, parse
 from aif.core.errors import BadInput
 from aif.engine.pair import make_pairs
-from aif.pairs_view import Outlook, differing, outlook, tell_outlook
 from aif.store.results import Results
 from tests.building import PIPELINE, Fate, build
 from tests.building import rate as rate_by_quality

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from aif.cli.summary import balanced, shortfall, tell_leaderboard, tell_status, tell_summary
 from aif.config.pipeline import parse
 from aif.core.types import Failing
 from aif.engine.pair import make_pairs
@@ -21,7 +22,6 @@ from aif.export.dataset import export
 from aif.store import records as events
 from aif.store.ledger import Ledger
 from aif.store.reader import Balance, Reader, Tally
-from aif.summary import balanced, shortfall, tell_leaderboard, tell_status, tell_summary
 from tests.building import PIPELINE, Cut, Fate, build, complete, rate
 from tests.engine.test_run import run, write
 from tests.serving import Served

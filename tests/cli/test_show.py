@@ -7,11 +7,11 @@ from pathlib import Path
 import yaml
 from rich.console import Console
 
+from aif.cli.pairs import outlook, tell_outlook
+from aif.cli.show import tell_story
+from aif.cli.summary import tell_items, tell_status, tell_summary
 from aif.engine.pair import make_pairs
-from aif.pairs_view import outlook, tell_outlook
 from aif.store.results import Results
-from aif.story import tell_story
-from aif.summary import tell_items, tell_status, tell_summary
 from tests.building import Cut, Fate, build, complete, rate
 from tests.engine.test_run import run
 from tests.test_carried import answered, rows, scored

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional, TypeVar
 import typer
 from typer.core import TyperGroup
 
-from aif import cli_rubric
+from aif.cli import rubric as cli_rubric
+from aif.cli.common import File, Sets, Yes, err, load, me, new_name, out, tell
 from aif.core.errors import FULL, AifError, BadInput, BudgetReached, Exit, ProviderRefused, StoreDamaged, StoreLocked
 from aif.core.rights import PRIVATE, shared
-from aif.typed import File, Sets, Yes, err, load, me, new_name, out, tell
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -88,9 +88,9 @@ def run(
 ) -> None:
     """Complete, judge and pair what is pending. The same command goes on after any stop."""
     one = _to_write(pipeline, sets)
+    from aif.cli.summary import tell_places, tell_summary
     from aif.engine.feedback import feedback
     from aif.store.reader import Reader
-    from aif.summary import tell_places, tell_summary
 
     consent = _consent(one, limit, retry_failed, yes)
     ended = feedback(one, err, limit=limit, retry_failed=retry_failed, consent=consent)
@@ -122,8 +122,8 @@ def _consent(
     def consent(ledger: "Ledger", rubric: "Rubric") -> None:
         if all(one.free for one in (*pipeline.models.values(), *pipeline.judges.values())):
             return
+        from aif.cli.estimate import ask
         from aif.engine.workload import estimated
-        from aif.estimate_view import ask
         from aif.store.forecast import Outlook
 
         with Outlook.of(ledger.store) as outlook, outlook.retried() if retry_failed else nullcontext():
@@ -146,8 +146,8 @@ def estimate(
 ) -> None:
     """What a run would ask and what that comes to: calls, tokens, dollars, time. No model is called without --probe."""
     one = _to_write(pipeline, sets)
+    from aif.cli.estimate import ask_for_probe, tell_estimate
     from aif.engine.workload import foresee
-    from aif.estimate_view import ask_for_probe, tell_estimate
 
     if probe is not None:
         from aif.engine.feedback import feedback
@@ -190,8 +190,8 @@ def _tell_next(typed: str, ended: "Ended", example: str) -> None:
 
 def _leave(typed: str, ended: "Ended") -> None:
     """The exit code of a run, said with its reason."""
+    from aif.cli.summary import reached
     from aif.engine.progress import clock
-    from aif.summary import reached
 
     asked = ended.asked
     if asked.short:
@@ -256,12 +256,12 @@ def _reading(
 @app.command()
 def status(pipeline: File, sets: Sets = None) -> None:
     """How far a run is, also while it goes on: done, failed and pending, how fast, what it cost, what is wrong."""
-    from aif.underway import tell_left_behind, tell_progress
+    from aif.cli.status import tell_left_behind, tell_progress
 
     one = load(pipeline, sets)
     with _reading(one, pipeline, sets, tell_progress) as reader:
         if reader:
-            from aif.summary import tell_status
+            from aif.cli.summary import tell_status
 
             tell_left_behind(err, one.store)
             _tell_if_behind(one, reader)
@@ -302,13 +302,13 @@ def _tell_if_another(one: "Pipeline", reader: "Reader", typed: str) -> None:
 @app.command()
 def failures(pipeline: File, sets: Sets = None) -> None:
     """What has no answer, by kind, with an example and what to do; also while a run goes on."""
-    from aif.failing import tell_failures
-    from aif.underway import tell_failures_so_far
+    from aif.cli.failing import tell_failures
+    from aif.cli.status import tell_failures_so_far
 
     one = load(pipeline, sets)
     with _reading(one, pipeline, sets, tell_failures_so_far) as reader:
         if reader:
-            from aif.summary import tell_marks, unplanned
+            from aif.cli.summary import tell_marks, unplanned
 
             balance, behind = reader.balance(), _tell_if_behind(one, reader)
             tell_failures(out, balance.missing)
@@ -346,8 +346,8 @@ def show(
     sets: Sets = None,
 ) -> None:
     """From a published row back to everything: messages, order, raw replies, ratings, why these two."""
+    from aif.cli.show import tell_story
     from aif.store.reader import Reader
-    from aif.story import tell_story
 
     one = load(pipeline, sets)
     with _open(Reader, one, pipeline, sets) as reader:
@@ -365,7 +365,7 @@ def pairs(
     ] = None,
 ) -> None:
     """What a policy makes of the ratings there are, beside another. Nothing is written, no model is called."""
-    from aif.pairs_view import outlook, tell_outlook
+    from aif.cli.pairs import outlook, tell_outlook
     from aif.store.results import Results
 
     one = load(pipeline, sets)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from aif.cli.common import File, Sets, err, load, me, new_name, out
 from aif.core.errors import BadInput, BudgetReached, Exit, ProviderRefused
 from aif.core.rights import shared
-from aif.typed import File, Sets, err, load, me, new_name, out
 
 if TYPE_CHECKING:
     from aif.judging.rubric import Rubric
@@ -34,7 +34,7 @@ Name = Annotated[str, typer.Argument(metavar="RUBRIC", help="A shipped rubric's 
 @app.command("show")
 def show(name: Name) -> None:
     """A rubric's aspects, scales, weights and requests."""
-    from aif.rubric_view import tell_rubric
+    from aif.cli.rubric_view import tell_rubric
 
     tell_rubric(out, _rubric(name))
 
@@ -49,7 +49,7 @@ def render(
     prompt_id: Annotated[str | None, typer.Option(help="With --pipeline: which prompt.")] = None,
 ) -> None:
     """Exactly what a judge sees, for every request of a rubric."""
-    from aif.rubric_view import tell_rendered
+    from aif.cli.rubric_view import tell_rendered
 
     if form not in ("schema", "text"):
         raise BadInput(f"--form {form}: expected schema or text")
@@ -108,8 +108,8 @@ def try_(
     sets: Sets = None,
 ) -> None:
     """Rate completions that a pipeline has by another rubric, beside the ratings it has. What is asked is kept."""
+    from aif.cli.summary import reached
     from aif.engine.rubric_trial import Bill, attempt, tell_trial, told
-    from aif.summary import reached
 
     def agreed(bill: Bill) -> bool:
         err.print(told(bill), soft_wrap=True)

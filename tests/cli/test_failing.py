@@ -1,11 +1,11 @@
-"""aif/failing.py: what is suggested names the cause."""
+"""aif/cli/failing.py: what is suggested names the cause."""
 
 import re
 from pathlib import Path
 
 import pytest
 
-from aif.failing import _BY_WORDS, MENDS, mend
+from aif.cli.failing import _BY_WORDS, MENDS, mend
 from aif.providers.base import Kind
 
 SHAPE, QUOTA = Kind.BAD_REQUEST, Kind.QUOTA_EXHAUSTED

@@ -7,9 +7,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from aif.cli.failing import THEN, tell_failures
 from aif.engine.budget import Short
 from aif.engine.progress import counted, dollars, of, say, spending, visible
-from aif.failing import THEN, tell_failures
 from aif.store.lock import Places
 from aif.store.reader import Balance, Books, Marked, Reader, Tally
 

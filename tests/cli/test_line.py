@@ -1,4 +1,4 @@
-"""aif/line.py: which item is asked next, and when there is none any more."""
+"""aif/cli/line.py: which item is asked next, and when there is none any more."""
 
 import asyncio
 from collections.abc import Callable
@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from aif.cli.line import AT_HAND, OPEN, Item, Line, serve
 from aif.core.types import Message
 from aif.engine.endpoints import Endpoint, Halted
-from aif.line import AT_HAND, OPEN, Item, Line, serve
 from aif.providers.base import CallError, Kind, Reply, Request
 from aif.providers.concurrency import Others
 from aif.providers.rate_limits import Pace

@@ -10,14 +10,14 @@ from rich.console import Console
 from rich.rule import Rule
 from rich.text import Text
 
+from aif.cli.rubric_view import tell_messages
+from aif.cli.summary import OUTCOMES, rule_of
 from aif.core.types import CARRIED, Principle, Prompt, as_messages, carried_identity
 from aif.engine.progress import counted, say
 from aif.judging.rubric import render
 from aif.planning.plan import sent_messages
-from aif.rubric_view import tell_messages
 from aif.store.portions import Rubrics
 from aif.store.reader import Reader
-from aif.summary import OUTCOMES, rule_of
 
 
 def tell_story(console: Console, reader: Reader, prefix: str) -> None:

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from aif.cli.status import tell_failures_so_far, tell_left_behind, tell_progress
 from aif.core.types import Failing
 from aif.engine.budget import Spent
 from aif.engine.progress import Line, Snapshot
 from aif.store.lock import Lock, Places
-from aif.underway import tell_failures_so_far, tell_left_behind, tell_progress
 
 NOW = datetime.now(UTC)
 SNAPSHOT = Snapshot(

@@ -14,7 +14,7 @@ import duckdb
 import pytest
 import yaml
 
-from aif import cli
+from aif.cli import main as cli
 from aif.config.pipeline import load
 from aif.core.errors import Exit
 from aif.simulator import Arrival, Cast, Fault, Mishap

@@ -6,7 +6,7 @@ import pty
 import subprocess
 import sys
 
-from aif.typed import Screen
+from aif.cli.common import Screen
 
 
 def test_a_terminal_that_was_closed_hears_nothing_more() -> None:
@@ -46,7 +46,7 @@ def test_what_a_server_says_moves_no_cursor() -> None:
 
 
 def test_what_a_terminal_can_t_show_is_replaced() -> None:
-    said = "from aif import cli; cli.app = lambda: cli.out.print('→ „é“'); cli.main()"
+    said = "from aif.cli.main import main as cli; cli.app = lambda: cli.out.print('→ „é“'); cli.main()"
     environ = {**os.environ, "PYTHONIOENCODING": "latin-1"}
     ended = subprocess.run([sys.executable, "-c", said], env=environ, capture_output=True)
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from aif.cli.summary import OUTCOMES, rule_of
 from aif.config.pipeline import Pipeline
 from aif.core.errors import BadInput
 from aif.engine.pair import policy_of, scores_of
@@ -16,7 +17,6 @@ from aif.engine.prepare import is_prepared, rubric_of
 from aif.pairing.pairs import Paired, Policy, pair
 from aif.pairing.scores import Floats, Ints
 from aif.store.results import Results
-from aif.summary import OUTCOMES, rule_of
 
 
 @dataclass(frozen=True, slots=True)
