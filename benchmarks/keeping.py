@@ -9,7 +9,7 @@ from pathlib import Path
 
 from aif.cli.main import SELDOM
 from aif.config.pipeline import load
-from aif.engine.endpoints import opened
+from aif.engine.connect import opened
 from aif.engine.prepare import prepare, rubric_of
 from aif.engine.run import Run
 from aif.store.ingest import Entry

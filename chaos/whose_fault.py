@@ -10,9 +10,9 @@ from typing import Any
 
 from aif.cli.line import Item, Line, serve
 from aif.core.types import Message
-from aif.engine.endpoints import Endpoint, Halted
 from aif.providers.base import PROVIDER, SHAPE, TRANSIENT, CallError, Kind, Reply, Request
 from aif.providers.concurrency import ITEMS, Others
+from aif.providers.endpoint import Endpoint, Halted
 from aif.providers.rate_limits import Pace
 from aif.providers.retry import Policy, Verdict
 from chaos import Figures, clock

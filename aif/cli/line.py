@@ -12,9 +12,9 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from aif.engine.endpoints import Endpoint
 from aif.providers.base import PROVIDER, CallError, Kind
 from aif.providers.concurrency import ITEMS, MANY, Caller, Others
+from aif.providers.endpoint import Endpoint
 from aif.providers.retry import Course, Verdict
 
 T = TypeVar("T")

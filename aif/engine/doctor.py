@@ -15,7 +15,7 @@ from aif.config.sections import Endpoint as Declared
 from aif.config.sections import Judge, Model, Source
 from aif.core.errors import BadInput
 from aif.core.types import Message, Principle, Prompt, Usage, prompt_id
-from aif.engine.endpoints import Endpoint, opened
+from aif.engine.connect import opened
 from aif.engine.estimate import UNMEASURED, tight
 from aif.engine.prepare import principles_of, rubric_of
 from aif.engine.progress import counted
@@ -25,6 +25,7 @@ from aif.judging.parse import Unreadable, read
 from aif.judging.request import completion_request, judging_request
 from aif.judging.rubric import Rubric
 from aif.providers.base import CallError, Kind
+from aif.providers.endpoint import Endpoint
 from aif.servers.command import (
     check_stranger,
     environment,

@@ -16,12 +16,13 @@ from rich.console import Console
 from aif.cli.failing import mend
 from aif.config.pipeline import Pipeline, options
 from aif.engine.budget import Short
-from aif.engine.endpoints import Endpoint, opened
+from aif.engine.connect import opened
 from aif.engine.pair import make_pairs
 from aif.engine.prepare import prepare, rubric_of
 from aif.engine.progress import Board, counted, say, show
 from aif.engine.run import Run
 from aif.judging.rubric import Rubric
+from aif.providers.endpoint import Endpoint
 from aif.providers.retry import Policy
 from aif.servers.command import check_stranger, runs, sends
 from aif.servers.fleet import Fleet

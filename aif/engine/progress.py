@@ -24,7 +24,7 @@ from aif.core.types import Failing
 from aif.engine.budget import UNSPENT, Spent
 
 if TYPE_CHECKING:  # `aif status` reads the file of a run without DuckDB and the providers' SDKs: 0.3 s instead of 0.6
-    from aif.engine.endpoints import Endpoint
+    from aif.providers.endpoint import Endpoint
     from aif.store.ingest import Entry
     from aif.store.reader import Tally
 

@@ -22,12 +22,12 @@ from aif.config.pipeline import Pipeline
 from aif.core.errors import StoreDamaged, StoreStarved
 from aif.core.types import Principle, Rating, digest, text_id
 from aif.engine.budget import UNSPENT, Budget, Short, Spent
-from aif.engine.endpoints import Endpoint, Halted
 from aif.engine.writer import Writer
 from aif.judging.parse import Unreadable, read
 from aif.judging.request import completion_request, judging_request, judging_spec, once_more
 from aif.judging.rubric import Rubric, judgement_key, order
 from aif.providers.base import CallError, Kind, Reply, Request
+from aif.providers.endpoint import Endpoint, Halted
 from aif.providers.retry import Verdict
 from aif.store import records as events
 from aif.store.ingest import Entry

@@ -27,7 +27,7 @@ import aiohttp
 from aif.config.pipeline import Pipeline
 from aif.core.errors import BadInput
 from aif.core.rights import USUAL
-from aif.engine.endpoints import Endpoint
+from aif.providers.endpoint import Endpoint
 from aif.providers.vllm import VllmChat
 from aif.servers.command import Launched, command, environment, fetching, gpus, lacks_vllm, launched, secrets
 from aif.servers.placement import CPU, Key, Place, Shift, described, shifts

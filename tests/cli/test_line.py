@@ -8,9 +8,9 @@ import pytest
 
 from aif.cli.line import AT_HAND, OPEN, Item, Line, serve
 from aif.core.types import Message
-from aif.engine.endpoints import Endpoint, Halted
 from aif.providers.base import CallError, Kind, Reply, Request
 from aif.providers.concurrency import Others
+from aif.providers.endpoint import Endpoint, Halted
 from aif.providers.rate_limits import Pace
 from aif.providers.retry import Verdict
 from chaos import whose_fault

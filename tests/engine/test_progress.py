@@ -13,8 +13,8 @@ from rich.console import Console
 from aif.core.types import Failing
 from aif.engine import progress
 from aif.engine.budget import Spent
-from aif.engine.endpoints import Endpoint
 from aif.engine.progress import Board
+from aif.providers.endpoint import Endpoint
 from aif.providers.rate_limits import Pace
 from aif.providers.vllm import VllmChat
 from aif.store.ingest import Entry

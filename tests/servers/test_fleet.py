@@ -20,7 +20,7 @@ import pytest
 from aif.config.pipeline import Pipeline, load
 from aif.core.errors import BadInput, Exit, NotStarted
 from aif.core.types import Message, digest
-from aif.engine.endpoints import opened
+from aif.engine.connect import opened
 from aif.providers.base import Request
 from aif.servers import served
 from aif.servers.fleet import Fleet, Patience, _appending, telling

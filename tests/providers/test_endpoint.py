@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import pytest
 
 from aif.core.types import Message, Usage
-from aif.engine.endpoints import Endpoint, Halted
 from aif.judging.request import once_more
 from aif.providers.base import CallError, Kind, Quota, Reply, Request
 from aif.providers.concurrency import Caller
+from aif.providers.endpoint import Endpoint, Halted
 from aif.providers.rate_limits import Pace
 from chaos.clock import leap as run
 
