@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from aif.cli.line import Item, Line, serve
 from aif.core.types import Message
+from aif.engine.line import Item, Line, serve
 from aif.providers.base import PROVIDER, SHAPE, TRANSIENT, CallError, Kind, Reply, Request
 from aif.providers.concurrency import ITEMS, Others
 from aif.providers.endpoint import Endpoint, Halted

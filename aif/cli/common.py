@@ -24,7 +24,7 @@ class Screen(Console):
     are shown, not obeyed."""
 
     def print(self, *objects: Any, **how: Any) -> None:
-        from aif.engine.progress import visible
+        from aif.core.words import visible
 
         super().print(*(visible(one) if isinstance(one, str) else one for one in objects), **how)
 

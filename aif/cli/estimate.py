@@ -7,10 +7,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from aif.core import words
 from aif.core.errors import BadInput, NotStarted
-from aif.engine import progress
-from aif.engine.estimate import Estimate, Line, Span, Tight
-from aif.engine.progress import counted, dollars, spending
+from aif.core.words import counted, dollars, spending
+from aif.engine.estimate import Estimate, Line, Span, unfit
 
 WIDE = 100  # columns
 AT_MOST = (
@@ -20,7 +20,7 @@ AT_MOST = (
 
 
 def compact(tokens: float) -> str:
-    return progress.compact(round(tokens))
+    return words.compact(round(tokens))
 
 
 def tell_estimate(console: Console, estimate: Estimate) -> None:
@@ -51,23 +51,8 @@ def tell_estimate(console: Console, estimate: Estimate) -> None:
 
 def tell_short(console: Console, estimate: Estimate) -> None:
     """The same in a line, for logs, and one for each model or judge that can't hold what it is to be asked."""
-    for words in (_sentence(estimate), *map(unfit, estimate.tight)):
-        console.print(words, markup=False, soft_wrap=True)
-
-
-def unfit(tight: Tight) -> str:
-    """What does not fit, and what to do."""
-    said = f"{tight.over:,} of {counted(tight.of, 'request')} would not fit into {tight.name}'s {tight.window:,} tokens"
-    if tight.stage == "completion":
-        return f"{said}, with max_tokens: lower that, or the source's max_chars"
-    come = ", and completions to come as long as those so far, or else their max_tokens" if tight.awaited else ""
-    then = (
-        "they are asked one completion by one, more calls than told"
-        if tight.apart
-        else "`on_overflow: single` asks one completion by one"
-    )
-    mend = "a lower completions.max_tokens or a longer window lets it see all together"
-    return f"{said}, with its max_tokens{come}: {then}; {mend}"
+    for sentence in (_sentence(estimate), *map(unfit, estimate.tight)):
+        console.print(sentence, markup=False, soft_wrap=True)
 
 
 def ask(console: Console, estimate: Estimate, above_usd: float, *, yes: bool) -> None:

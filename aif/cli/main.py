@@ -150,8 +150,8 @@ def estimate(
     from aif.engine.workload import foresee
 
     if probe is not None:
+        from aif.core.words import counted
         from aif.engine.feedback import feedback
-        from aif.engine.progress import counted
 
         first = min(probe, limit or probe)
         told = foresee(one, first, tell)
@@ -190,8 +190,8 @@ def _tell_next(typed: str, ended: "Ended", example: str) -> None:
 
 def _leave(typed: str, ended: "Ended") -> None:
     """The exit code of a run, said with its reason."""
-    from aif.cli.summary import reached
-    from aif.engine.progress import clock
+    from aif.core.words import clock
+    from aif.engine.report import reached
 
     asked = ended.asked
     if asked.short:
@@ -308,7 +308,8 @@ def failures(pipeline: File, sets: Sets = None) -> None:
     one = load(pipeline, sets)
     with _reading(one, pipeline, sets, tell_failures_so_far) as reader:
         if reader:
-            from aif.cli.summary import tell_marks, unplanned
+            from aif.cli.summary import tell_marks
+            from aif.engine.report import unplanned
 
             balance, behind = reader.balance(), _tell_if_behind(one, reader)
             tell_failures(out, balance.missing)

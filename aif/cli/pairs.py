@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from aif.cli.summary import OUTCOMES, rule_of
 from aif.config.pipeline import Pipeline
 from aif.core.errors import BadInput
 from aif.engine.pair import policy_of, scores_of
 from aif.engine.prepare import is_prepared, rubric_of
+from aif.engine.report import OUTCOMES, rule_of
 from aif.pairing.pairs import Paired, Policy, pair
 from aif.pairing.scores import Floats, Ints
 from aif.store.results import Results

@@ -108,7 +108,7 @@ def try_(
     sets: Sets = None,
 ) -> None:
     """Rate completions that a pipeline has by another rubric, beside the ratings it has. What is asked is kept."""
-    from aif.cli.summary import reached
+    from aif.engine.report import reached
     from aif.engine.rubric_trial import Bill, attempt, tell_trial, told
 
     def agreed(bill: Bill) -> bool:

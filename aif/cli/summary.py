@@ -7,56 +7,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from aif.cli.failing import THEN, tell_failures
-from aif.engine.budget import Short
-from aif.engine.progress import counted, dollars, of, say, spending, visible
+from aif.cli.failing import tell_failures
+from aif.core.words import counted, dollars, of, spending, visible
+from aif.engine.progress import say
+from aif.engine.report import OUTCOMES, STAGES, balanced, beside, counts, marked
 from aif.store.lock import Places
-from aif.store.reader import Balance, Books, Marked, Reader, Tally
+from aif.store.reader import Balance, Books, Reader
 
 if TYPE_CHECKING:  # it loads numpy
-    from aif.pairing.pairs import Policy
-
-# What became of a prompt, in words. The keys are pairs.REASONS and those queries.unpaired adds.
-OUTCOMES = {
-    "paired": "pairs",
-    "tie": "tied: no completion is lower than the best",
-    "margin": "lower ones, but none by min_margin",
-    "identical": "the lower one has the same text",
-    "length_ratio": "the lower one's length is beyond max_length_ratio",
-    "model_cap": "its models are on their sides max_per_model times",
-    "other_scale": "scores of several sources, and no two of one (give sources of one scale one `source`)",
-    "no_such_model": "no completion is by the model of on_policy",
-    "best_truncated": "only a completion cut at max_tokens is higher than the rest",
-    "all_truncated": "every completion was cut at max_tokens",
-    "no_common_aspect": "no aspect is rated for every completion",
-    "missing_aspect": "an aspect is missing for one completion",
-    "too_few": "fewer than two completions",
-    "unrated": "too few completions are rated",
-    "too_few_completions": "fewer completions than min_completions",
-    "judgement_failed": "no judge gave a readable rating",
-    "pending": "pending",
-}
-
-
-def rule_of(policy: "Policy") -> str:
-    """How a policy picks, in words."""
-    lower = f"lower by at least {policy.min_margin:g}" if policy.min_margin else "lower"
-    if policy.max_length_ratio is not None:
-        lower += f" and at most {policy.max_length_ratio:g} times as long or as short"
-    if policy.name == "all":
-        said = f"every completion that was not cut at its limit is chosen over every one {lower}"
-        if policy.max_pairs_per_prompt is not None:
-            said += f"; of a prompt's pairs the widest {policy.max_pairs_per_prompt} stay"
-    else:
-        said = "chosen is the best completion that was not cut at its limit"
-        if policy.name == "on_policy":
-            said += f", of the pairs with {policy.model} on one side"
-        said += f"; rejected is {'the lowest of' if policy.name == 'best_vs_worst' else 'drawn from'} those {lower}"
-    if policy.max_per_model is not None:
-        said += f"; no model is on a side more than {policy.max_per_model:,} times"
-    if policy.shares:
-        said += "; a score is the mean of shares of each aspect's range, from 0 to 1"
-    return said
+    pass
 
 
 def tell_status(console: Console, reader: Reader, budget: float | None = None) -> None:
@@ -84,19 +43,6 @@ def tell_marks(console: Console, reader: Reader) -> None:
     """What looks like reasoning in a text, and what was cut in doubt: a line each and an example."""
     for one in reader.marks():
         say(console, f"{marked(one)}, as in {one.prompt_id[:12]}: {one.example}")
-
-
-def marked(one: Marked) -> str:
-    """The same in words, without the example."""
-    if not one.model:
-        prompts = counted(one.completions, "prompt")
-        return f"{prompts} with what looks like a mark of reasoning in an earlier answer, which judges are shown"
-    completions = counted(one.completions, "completion")
-    if one.what == "left":
-        return f"{one.model}: {completions} with what looks like a mark of reasoning (see reasoning_tags)"
-    if one.what == "whole":
-        return f"{one.model}: {completions} cut at max_tokens, maybe before their reasoning ended, as others have some"
-    return f"{one.model}: {completions} cut where the reply may only speak of a mark (see reasoning_tags)"
 
 
 def _tell(
@@ -156,17 +102,6 @@ def _books(books: Books) -> Table:
     for n, words in beside(books):
         grid.add_row(f"{n:,}", words, style="dim")
     return grid
-
-
-def beside(books: Books) -> list[tuple[int, str]]:
-    """What was met in rows and left out none, or not them alone."""
-    found = [
-        (books.empty, "completions left out, having no text"),
-        (books.rescored, "scores of completions that had another, or none, before: that holds"),
-        (books.alike, "prompts kept that differ from an earlier one in blanks or Unicode form alone"),
-        (books.unrated, "completions left out, having no rating"),
-    ]
-    return [(n, words) for n, words in found if n]
 
 
 def tell_leaderboard(console: Console, rows: list[dict[str, Any]]) -> None:
@@ -244,22 +179,6 @@ def _spend(rows: list[dict[str, Any]]) -> Table:
     return grid
 
 
-def reached(short: Short, command: str) -> str:
-    """That the budget is reached, and what to do."""
-    goes_on = f"raise budget_usd, and `{command}` goes on"
-    if short.bound > short.budget:
-        return (
-            f"the budget of {dollars(short.budget)} does not cover one call, which may cost {dollars(short.bound)} (a "
-            f"token for each byte sent, and max_tokens received); {goes_on}, or lower max_tokens"
-        )
-    spent = spending(short.spent, short.budget)
-    return f"budget reached: {spent}, and the next call may cost {dollars(short.bound)}; {goes_on}"
-
-
-EXAMPLE = 160  # characters of what was last said of something missing
-STAGES = {"carried": "carried", "completion": "completions", "judgement": "judgements"}
-
-
 def tell_items(console: Console, balance: Balance) -> None:
     """What is wanted of each model and judge, and how it stands."""
     grid = _grid("Items")
@@ -268,62 +187,6 @@ def tell_items(console: Console, balance: Balance) -> None:
     for (stage, name), one in balance.tallies.items():
         grid.add_row(_named(name), STAGES[stage], *(f"{n:,}" for n in counts(one)))
     console.print(grid)
-
-
-def counts(tally: Tally) -> tuple[int, int, int, int]:
-    """What is wanted, and what that is the sum of."""
-    return tally.wanted, tally.answered, tally.failed, tally.pending
-
-
-def balanced(balance: Balance) -> list[str]:
-    """The same in words, over all models and over all judges: prompts × slots = answered + failed + pending."""
-    times = " + ".join(f"{counted(prompts, 'prompt')} × {n:,}" for n, prompts in balance.slots.items())
-    said = []
-    for noun, stages in (("completion", ("carried", "completion")), ("judgement", ("judgement",))):
-        wanted, answered, failed, pending = counts(balance.total(*stages))
-        of = f"{times} = " if noun == "completion" and times else ""
-        said.append(f"{of}{counted(wanted, noun)} = {answered:,} answered + {failed:,} failed + {pending:,} pending")
-    if balance.unplanned:
-        said.append(unplanned(balance))
-    return [*said, whole(balance)]
-
-
-def unplanned(balance: Balance) -> str:
-    """That some prompts have no items yet, so that nothing is told of these."""
-    return f"{counted(balance.unplanned, 'prompt')} not planned yet: the next run begins with that"
-
-
-def shortfall(balance: Balance, least: float, typed: str) -> list[str]:
-    """What is missing, line by line, where less than a share of the prompts has all that is wanted of it, and what gets
-    it; `typed` is the pipeline file as a command takes it."""
-    if balance.completeness >= least:
-        return []
-    said = [f"{whole(balance)}; export.completeness is {least:.4g}. Missing:"]
-    for one in balance.missing:
-        items = counted(one.items, one.stage)
-        if not one.kind:
-            said.append(f"  {one.endpoint}: {items} {THEN[one.verdict]}")
-        else:
-            again = "failed for good" if one.verdict == "failed" else "to be asked again"
-            said.append(f"  {one.endpoint}: {items} {again}: {one.kind}, as in: {one.example[:EXAMPLE]}")
-    states = {one.verdict for one in balance.missing}
-    if states - {"failed"} or not states:
-        said.append(f"`aif run {typed}` asks for what is pending")
-    if "failed" in states:
-        said.append(
-            f"`aif failures {typed}` says what to do about what failed, `aif run {typed} --retry-failed` asks again"
-        )
-    return said
-
-
-def whole(balance: Balance) -> str:
-    """How complete the dataset is that can be made now."""
-    if not balance.prompts:
-        return "no prompt is selected"
-    share = f"{balance.completeness:.1%}"
-    if share == "100.0%" and balance.whole < balance.prompts:
-        share = "almost 100%"
-    return f"{balance.whole:,} of {counted(balance.prompts, 'prompt')} have all that is wanted of them ({share})"
 
 
 def tell_places(console: Console, store: Path) -> None:

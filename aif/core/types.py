@@ -219,3 +219,24 @@ class Spec:
     least: int
     spec: str
     instead: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What calls cost, in USD: what is known, and how much more it may be at most (calls without an answer that tells,
+    and what runs that crashed had reserved). `unpriced` calls had no price, and are in neither."""
+
+    known: float = 0.0
+    unknown: float = 0.0
+    unpriced: int = 0
+
+    @property
+    def counted(self) -> float:
+        """What counts against a budget."""
+        return self.known + self.unknown
+
+    def left(self, budget: float) -> float:
+        return max(0.0, budget - self.counted)
+
+
+UNSPENT = Spent()

@@ -15,30 +15,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from math import inf
 
+from aif.core.types import Spent
+
 # Of what is in flight. Calls cost about a fifth of their bound, so with 16 in flight one block serves 10 of them, and
 # with 64 40: more than end within a sync (0.1 s) at 400 a second.
 AHEAD = 0.25
-
-
-@dataclass(frozen=True, slots=True)
-class Spent:
-    """What calls cost, in USD: what is known, and how much more it may be at most (calls without an answer that tells,
-    and what runs that crashed had reserved). `unpriced` calls had no price, and are in neither."""
-
-    known: float = 0.0
-    unknown: float = 0.0
-    unpriced: int = 0
-
-    @property
-    def counted(self) -> float:
-        """What counts against a budget."""
-        return self.known + self.unknown
-
-    def left(self, budget: float) -> float:
-        return max(0.0, budget - self.counted)
-
-
-UNSPENT = Spent()
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,17 +8,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 
-from aif.cli.estimate import unfit
-from aif.cli.failing import mend
 from aif.config.pipeline import Pipeline, options
 from aif.config.sections import Endpoint as Declared
 from aif.config.sections import Judge, Model, Source
 from aif.core.errors import BadInput
 from aif.core.types import Message, Principle, Prompt, Usage, prompt_id
+from aif.core.words import counted
+from aif.engine.advice import mend
 from aif.engine.connect import opened
-from aif.engine.estimate import UNMEASURED, tight
+from aif.engine.estimate import UNMEASURED, tight, unfit
 from aif.engine.prepare import principles_of, rubric_of
-from aif.engine.progress import counted
 from aif.engine.window import everyone, windows
 from aif.engine.workload import size
 from aif.judging.parse import Unreadable, read

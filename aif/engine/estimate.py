@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from aif.config.sections import Endpoint, Judge, Model
-from aif.core.types import Stage, Usage
-from aif.engine.budget import UNSPENT, Spent
+from aif.core.types import UNSPENT, Spent, Stage, Usage
+from aif.core.words import counted
 from aif.judging.request import replies_at_most
 from aif.judging.rubric import Rubric
 from aif.store.forecast import Replies
@@ -274,3 +274,18 @@ def _assumed(tokens: float, one: Model | Judge) -> str:
         return f"max_tokens assumed ({tokens:,.0f} each), since it reasons"
     rubric = "by the rubric's room for rationales" if isinstance(one, Judge) else "assumed"
     return f"{tokens:,.0f} tokens each {rubric}"
+
+
+def unfit(tight: Tight) -> str:
+    """What does not fit, and what to do."""
+    said = f"{tight.over:,} of {counted(tight.of, 'request')} would not fit into {tight.name}'s {tight.window:,} tokens"
+    if tight.stage == "completion":
+        return f"{said}, with max_tokens: lower that, or the source's max_chars"
+    come = ", and completions to come as long as those so far, or else their max_tokens" if tight.awaited else ""
+    then = (
+        "they are asked one completion by one, more calls than told"
+        if tight.apart
+        else "`on_overflow: single` asks one completion by one"
+    )
+    mend = "a lower completions.max_tokens or a longer window lets it see all together"
+    return f"{said}, with its max_tokens{come}: {then}; {mend}"

@@ -13,13 +13,14 @@ from functools import partial
 
 from rich.console import Console
 
-from aif.cli.failing import mend
 from aif.config.pipeline import Pipeline, options
+from aif.core.words import counted
+from aif.engine.advice import mend
 from aif.engine.budget import Short
 from aif.engine.connect import opened
 from aif.engine.pair import make_pairs
 from aif.engine.prepare import prepare, rubric_of
-from aif.engine.progress import Board, counted, say, show
+from aif.engine.progress import Board, say, show
 from aif.engine.run import Run
 from aif.judging.rubric import Rubric
 from aif.providers.endpoint import Endpoint

@@ -17,10 +17,11 @@ from rich.table import Table
 from aif.config.pipeline import Pipeline, options
 from aif.core.errors import BadInput
 from aif.core.types import Usage
+from aif.core.words import counted, dollars
 from aif.engine.feedback import Asked, Person, announce, flow
 from aif.engine.pair import scores_of
 from aif.engine.prepare import prepare, rubric_of
-from aif.engine.progress import counted, dollars, say
+from aif.engine.progress import say
 from aif.engine.run import PAGE
 from aif.judging.lint import longest_reply
 from aif.judging.request import judging_request

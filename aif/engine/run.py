@@ -17,11 +17,11 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
-from aif.cli.line import Item, Line, serve
 from aif.config.pipeline import Pipeline
 from aif.core.errors import StoreDamaged, StoreStarved
-from aif.core.types import Principle, Rating, digest, text_id
-from aif.engine.budget import UNSPENT, Budget, Short, Spent
+from aif.core.types import UNSPENT, Principle, Rating, Spent, digest, text_id
+from aif.engine.budget import Budget, Short
+from aif.engine.line import Item, Line, serve
 from aif.engine.writer import Writer
 from aif.judging.parse import Unreadable, read
 from aif.judging.request import completion_request, judging_request, judging_spec, once_more

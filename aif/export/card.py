@@ -17,12 +17,12 @@ import yaml
 from jinja2 import StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from aif.cli.summary import OUTCOMES, STAGES, balanced, beside, counts, marked, rule_of
 from aif.config.pipeline import Pipeline
 from aif.config.sections import Endpoint, public
 from aif.core.resources import shipped
+from aif.core.words import of
 from aif.engine.pair import policy_of
-from aif.engine.progress import of
+from aif.engine.report import OUTCOMES, STAGES, balanced, beside, counts, marked, rule_of
 from aif.judging.rubric import Rubric
 from aif.pairing.labels import LabelCounts, balancing
 from aif.pairing.scores import TOLERANCE, Floats

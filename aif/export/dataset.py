@@ -18,15 +18,16 @@ import pyarrow.compute as pc
 from rich.console import Console
 
 from aif import __version__
-from aif.cli.summary import shortfall
 from aif.config.pipeline import Pipeline
 from aif.config.sections import Labels
 from aif.core.errors import BadInput, Incomplete
 from aif.core.rights import shared
 from aif.core.types import CARRIED, Principle, digest, fraction
+from aif.core.words import counted
 from aif.engine.pair import make_pairs
 from aif.engine.prepare import principles_of
-from aif.engine.progress import counted, say
+from aif.engine.progress import say
+from aif.engine.report import shortfall
 from aif.export import parquet as files
 from aif.export.atomic_folder import check_place, replacing
 from aif.export.card import CardFacts, default_config, render

@@ -13,8 +13,7 @@ import orjson
 
 from aif.core.errors import BadInput, StoreDamaged
 from aif.core.paging import KEYS, pages
-from aif.core.types import Failing, Prompt, Slot, Spec, as_messages, carried_identity
-from aif.engine.budget import Spent
+from aif.core.types import Failing, Prompt, Slot, Spec, Spent, as_messages, carried_identity
 from aif.providers.base import UNKNOWN_END
 from aif.store.connection import check_version, connect, twice, within
 from aif.store.lock import Places

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from aif.cli.failing import _BY_WORDS, MENDS, mend
+from aif.engine.advice import _BY_WORDS, MENDS, mend
 from aif.providers.base import Kind
 
 SHAPE, QUOTA = Kind.BAD_REQUEST, Kind.QUOTA_EXHAUSTED

@@ -13,8 +13,7 @@ import pytest
 from rich.console import Console
 
 from aif.cli.status import tell_failures_so_far, tell_left_behind, tell_progress
-from aif.core.types import Failing
-from aif.engine.budget import Spent
+from aif.core.types import Failing, Spent
 from aif.engine.progress import Line, Snapshot
 from aif.store.lock import Lock, Places
 

@@ -13,11 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from aif.cli.summary import balanced, shortfall, tell_leaderboard, tell_status, tell_summary
+from aif.cli.summary import tell_leaderboard, tell_status, tell_summary
 from aif.config.pipeline import parse
 from aif.core.types import Failing
 from aif.engine.pair import make_pairs
 from aif.engine.prepare import rubric_of
+from aif.engine.report import balanced, shortfall
 from aif.export.dataset import export
 from aif.store import records as events
 from aif.store.ledger import Ledger

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aif.core.errors import Exit
-from aif.core.types import Message
-from aif.engine.budget import UNSPENT, Account, Budget, Spent
+from aif.core.types import UNSPENT, Message, Spent
+from aif.engine.budget import Account, Budget
 from aif.engine.run import UNCOVERED
 from aif.judging.request import most_input
 from aif.providers.base import Request

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from aif.core.types import Failing
+from aif.core import words
+from aif.core.types import Failing, Spent
 from aif.engine import progress
-from aif.engine.budget import Spent
 from aif.engine.progress import Board
 from aif.providers.endpoint import Endpoint
 from aif.providers.rate_limits import Pace
@@ -236,6 +236,6 @@ def test_what_the_store_has_spent_is_told_where_there_is_a_budget_or_not_all_is_
     assert progress.read(tmp_path / "progress.json") == snapshot
     told = "$2.12 spent in all, of which up to $0.6250 unknown; $2.88 of the budget of $5.00 left"
     assert told in progress.line(snapshot)
-    assert progress.spending(Spent(1.0), None) == ""
-    assert progress.spending(Spent(1.0), 0.5) == "$1.00 spent in all; $0.00 of the budget of $0.5000 left"
-    assert progress.spending(Spent(1.0, 2.0), None) == "$3.00 spent in all, of which up to $2.00 unknown"
+    assert words.spending(Spent(1.0), None) == ""
+    assert words.spending(Spent(1.0), 0.5) == "$1.00 spent in all; $0.00 of the budget of $0.5000 left"
+    assert words.spending(Spent(1.0, 2.0), None) == "$3.00 spent in all, of which up to $2.00 unknown"

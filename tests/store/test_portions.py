@@ -14,9 +14,10 @@ import pytest
 import yaml
 from rich.console import Console
 
-from aif.cli.summary import marked, tell_marks, tell_status
+from aif.cli.summary import tell_marks, tell_status
 from aif.config.pipeline import load
 from aif.engine.prepare import prepare
+from aif.engine.report import marked
 from aif.engine.workload import foresee
 from aif.store.ledger import Ledger
 from aif.store.portions import Rubrics, entry_of

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from aif.config.pipeline import load
 from aif.core.errors import BadInput, JournalDamaged
-from aif.engine.budget import Spent
+from aif.core.types import Spent
 from aif.engine.feedback import feedback
 from aif.engine.rebuild import again
 from aif.providers.base import CallError, Kind

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from aif.cli.line import AT_HAND, OPEN, Item, Line, serve
 from aif.core.types import Message
+from aif.engine.line import AT_HAND, OPEN, Item, Line, serve
 from aif.providers.base import CallError, Kind, Reply, Request
 from aif.providers.concurrency import Others
 from aif.providers.endpoint import Endpoint, Halted
