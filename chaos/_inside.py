@@ -4,6 +4,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from aif.cli.progress import Terminal
 from aif.config.pipeline import load
 from aif.engine.feedback import Person, flow
 from aif.engine.prepare import prepare, rubric_of
@@ -24,7 +25,7 @@ async def run(path: Path) -> tuple[dict[str, str], dict[Key, Tally]]:
     rubric = rubric_of(pipeline)
     with Ledger.open(pipeline.store, _silent, rubric) as ledger:
         prepare(pipeline, ledger, rubric, _silent)
-        asked = await flow(pipeline, ledger, rubric, Console(quiet=True), _silent, None, Policy(), Person())
+        asked = await flow(pipeline, ledger, rubric, Terminal(Console(quiet=True)), _silent, None, Policy(), Person())
         with Reader.of(ledger.store) as reader:
             return asked.refused, reader.tallies()
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
+from aif.cli.progress import Terminal
 from aif.cli.summary import tell_status, tell_summary
 from aif.config.pipeline import Pipeline, load
 from aif.core.errors import Incomplete
@@ -40,17 +41,17 @@ def trial(folder: Path, full: bool) -> Figures:
     some = prompts // 2
     with served(record, faults=Faults({Fault.REFUSAL: 0.08}, lasting=True)) as one:
         path = pipeline(folder, one.base_url, prompts)
-        feedback(load(path), Console(quiet=True), limit=some, policy=QUICK)
+        feedback(load(path), Terminal(Console(quiet=True)), limit=some, policy=QUICK)
         states.append(_state(f"--limit {some}", load(path), folder, record, prompts, 4))
         if full:
             _kill_in_mid_run(path, folder)
             # what was on its way when the run was killed is known to the server alone
             states.append(_state("killed", load(path), folder, None, prompts, 4))
-        feedback(load(path), Console(quiet=True), policy=QUICK)
+        feedback(load(path), Terminal(Console(quiet=True)), policy=QUICK)
         states.append(_state("finished", load(path), folder, None if full else record, prompts, 4))
         states.append(_refused(load(path, ["export.incomplete=refuse"]), folder))
         other = load(path, ["completions.per_prompt=3", "completions.temperature=0.7"])
-        feedback(other, Console(quiet=True), limit=some, policy=QUICK)
+        feedback(other, Terminal(Console(quiet=True)), limit=some, policy=QUICK)
         states.append(_state("another plan", other, folder, None, prompts, 3))
     return {"prompts": prompts, "states": states}
 

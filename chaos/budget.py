@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from aif.cli.progress import Terminal
 from aif.config.pipeline import load
 from aif.engine.feedback import feedback
 from aif.providers.retry import Policy
@@ -105,7 +106,7 @@ def _calm(folder: Path, budget: float, flying: int) -> Figures:
 
 def _ended(path: Path) -> bool:
     """A run to its end: whether that was the budget's."""
-    return feedback(load(path), Console(quiet=True), policy=QUICK).asked.short is not None
+    return feedback(load(path), Terminal(Console(quiet=True)), policy=QUICK).asked.short is not None
 
 
 def _pipeline(folder: Path, base_url: str, budget: float, flying: int) -> Path:

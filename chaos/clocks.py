@@ -16,6 +16,7 @@ from typing import Any
 
 from rich.console import Console
 
+from aif.cli.progress import Terminal
 from aif.config.pipeline import load
 from aif.engine.feedback import feedback
 from aif.simulator import Call
@@ -162,7 +163,7 @@ def _asked(path: Path, query: str) -> list[dict[str, Any]]:
 
 
 def _undisturbed(path: Path, _: Sequence[int]) -> None:
-    feedback(load(path), Console(file=StringIO()))
+    feedback(load(path), Terminal(Console(file=StringIO())))
 
 
 def _stepped(clock: Path) -> _Run:

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
+from aif.cli.progress import Terminal
 from aif.config.pipeline import Pipeline, parse
 from aif.engine.feedback import feedback
 from aif.engine.prepare import prepare, rubric_of
@@ -164,7 +165,7 @@ def _asked_for_real(pipeline: Pipeline, record: Record) -> int | None:
 
 
 def _run(pipeline: Pipeline) -> None:
-    feedback(pipeline, Console(file=StringIO()))
+    feedback(pipeline, Terminal(Console(file=StringIO())))
 
 
 def _unheard(words: str) -> None:

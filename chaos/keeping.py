@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 from rich.console import Console
 
+from aif.cli.progress import Terminal
 from aif.config.pipeline import load
 from aif.engine.feedback import feedback
 from aif.engine.prepare import prepare, rubric_of
@@ -41,7 +42,7 @@ def finish(path: Path, limit: int | None = None) -> str:
     """A run to its end, in this process, without long waits. What it said."""
     said = StringIO()
     quick = Policy(first_wait_s=0.01, longest_wait_s=0.1)
-    ended = feedback(load(path), Console(file=said, width=500), limit=limit, policy=quick)
+    ended = feedback(load(path), Terminal(Console(file=said, width=500)), limit=limit, policy=quick)
     assert not ended.incomplete, said.getvalue()
     return said.getvalue()
 

@@ -27,6 +27,7 @@ import orjson
 import yaml
 from rich.console import Console
 
+from aif.cli.progress import Terminal
 from aif.config.pipeline import load
 from aif.core.errors import BadInput, JournalDamaged
 from aif.engine.feedback import feedback
@@ -356,7 +357,7 @@ def _refusal(command: str, path: Path) -> str:
     one, quick = load(path), Policy(first_wait_s=0.01, longest_wait_s=0.1)
     try:
         if command == "run":
-            feedback(one, Console(file=StringIO()), policy=quick)
+            feedback(one, Terminal(Console(file=StringIO())), policy=quick)
         elif command == "rebuild":
             again(one, _unheard)
         else:

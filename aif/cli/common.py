@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from aif.config.pipeline import Pipeline
 
 
-class Screen(Console):
+class SafeConsole(Console):
     """Where a person reads. Once nobody does (the terminal was closed; Ctrl-C ended the `tee` behind it as well) what
     is said goes nowhere, so that whatever goes on comes to its own end and exit code. rich would end the program at a
     broken pipe, and knows nothing of a terminal that was closed. Of what a server or a file said, control characters
@@ -43,8 +43,8 @@ class Screen(Console):
             self.on_broken_pipe()
 
 
-out = Screen(highlight=False)
-err = Screen(stderr=True, highlight=False)
+out = SafeConsole(highlight=False)
+err = SafeConsole(stderr=True, highlight=False)
 
 File = Annotated[Path, typer.Argument(metavar="PIPELINE", help="The pipeline file.")]
 Sets = Annotated[

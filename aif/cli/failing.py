@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
+from aif.cli.progress import say
 from aif.core.types import Failing
 from aif.core.words import counted
 from aif.engine.advice import THEN, mend
-from aif.engine.progress import say
 
 
 def tell_failures(console: Console, failures: Sequence[Failing]) -> None:

@@ -88,12 +88,13 @@ def run(
 ) -> None:
     """Complete, judge and pair what is pending. The same command goes on after any stop."""
     one = _to_write(pipeline, sets)
+    from aif.cli.progress import Terminal
     from aif.cli.summary import tell_places, tell_summary
     from aif.engine.feedback import feedback
     from aif.store.reader import Reader
 
     consent = _consent(one, limit, retry_failed, yes)
-    ended = feedback(one, err, limit=limit, retry_failed=retry_failed, consent=consent)
+    ended = feedback(one, Terminal(err), limit=limit, retry_failed=retry_failed, consent=consent)
     with Reader.open(one.store) as reader:
         tell_summary(out, reader, ended.seconds, one.budget_usd)
         example = reader.example()
@@ -150,6 +151,7 @@ def estimate(
     from aif.engine.workload import foresee
 
     if probe is not None:
+        from aif.cli.progress import Terminal
         from aif.core.words import counted
         from aif.engine.feedback import feedback
 
@@ -158,7 +160,7 @@ def estimate(
         err.print(f"the probe, the first {counted(first, 'prompt')}: ", end="")
         if told.calls:
             ask_for_probe(err, told, yes=yes)
-            ended = feedback(one, err, limit=first)
+            ended = feedback(one, Terminal(err), limit=first)
             if ended.asked.stopped or ended.asked.refused or ended.asked.short:
                 _leave(_typed(pipeline, sets), ended)
         else:
@@ -403,8 +405,8 @@ def export(
 ) -> None:
     """Pairs by the pipeline's policy, as a dataset with its card. No model is called."""
     one = _to_write(pipeline, sets)
+    from aif.cli.export import tell_exported
     from aif.export.dataset import export as write
-    from aif.export.dataset import tell_exported
 
     place = to or one.store.parent / "dataset"
     exported = _made(one, _typed(pipeline, sets), lambda rubric, ledger: write(one, rubric, ledger, place, tell))
@@ -424,7 +426,8 @@ def publish(
 ) -> None:
     """The exported dataset to the Hub, in one commit, after showing what will be sent. Safe to repeat."""
     one = _to_write(pipeline, sets)
-    from aif.export.publish import exported, question, send, survey, tell_plan, tell_published
+    from aif.cli.export import question, tell_plan, tell_published
+    from aif.export.publish import exported, send, survey
 
     place = folder or one.store.parent / "dataset"
     mend = shlex.join(
@@ -440,7 +443,7 @@ def publish(
     if not yes and not _agreed(question(plan)):
         err.print("nothing was sent")
         raise typer.Exit(Exit.INTERRUPTED)
-    tell_published(out, plan, send(plan, err))
+    tell_published(out, plan, send(plan, tell, bars=err.is_terminal))
 
 
 def _agreed(question: str) -> bool:

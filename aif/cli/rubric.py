@@ -88,7 +88,8 @@ def copy(name: Name, folder: Annotated[Path, typer.Argument(metavar="DIR", help=
 @app.command("lint")
 def lint(name: Name) -> None:
     """All that is wrong with a rubric, what is legal but unwise, and what its requests cost."""
-    from aif.judging.lint import lint, tell_lint
+    from aif.cli.rubric_view import tell_lint
+    from aif.judging.lint import lint
 
     findings, rubric = lint(_rubric_folder(name))
     tell_lint(out, findings, rubric)
@@ -108,8 +109,10 @@ def try_(
     sets: Sets = None,
 ) -> None:
     """Rate completions that a pipeline has by another rubric, beside the ratings it has. What is asked is kept."""
+    from aif.cli.progress import Terminal
+    from aif.cli.rubric_view import tell_trial
     from aif.engine.report import reached
-    from aif.engine.rubric_trial import Bill, attempt, tell_trial, told
+    from aif.engine.rubric_trial import Bill, attempt, told
 
     def agreed(bill: Bill) -> bool:
         err.print(told(bill), soft_wrap=True)
@@ -122,7 +125,7 @@ def try_(
         except typer.Abort:
             return False
 
-    tried = attempt(load(pipeline, sets), _rubric(name), err, agreed, limit=limit, judge=judge)
+    tried = attempt(load(pipeline, sets), _rubric(name), Terminal(err), agreed, limit=limit, judge=judge)
     if tried is None:
         err.print("nothing was asked")
         return

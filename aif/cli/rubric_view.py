@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from math import isnan, nan
 from pathlib import Path
 
 import orjson
@@ -9,9 +10,12 @@ from rich.console import Console
 from rich.rule import Rule
 from rich.table import Table
 
+from aif.cli.progress import say
 from aif.core.errors import BadInput
 from aif.core.types import Message, Prompt, as_messages, prompt_id
-from aif.engine.progress import say
+from aif.core.words import counted
+from aif.engine.rubric_trial import Tried, another_best, aspects_of, kendall, means_by_model, rank, scores_of_both
+from aif.judging.lint import COMPLETIONS, Finding, sizes
 from aif.judging.rubric import Form, Rubric, order, render
 from aif.store.reader import Reader
 
@@ -79,3 +83,90 @@ def _stored(store: Path, prefix: str) -> tuple[Prompt, list[str]]:
     material = orjson.loads(row["material"]) if row["material"] else {}
     prompt = Prompt(name, as_messages(row["messages"]), "", material=material)
     return prompt, [texts[key] for key in order(name, list(texts), 0)]
+
+
+def tell_lint(console: Console, findings: list[Finding], rubric: Rubric | None) -> None:
+    """A line for each finding, then what each request costs."""
+    for error, text in findings:
+        console.print("[red]error[/red]   " if error else "[yellow]warning[/yellow] ", end="")
+        console.print(text, markup=False, soft_wrap=True)
+    if rubric is None:
+        return
+    console.print(f"\n[bold]Tokens of {rubric.sheet.name} for {COMPLETIONS} completions, about[/bold]")
+    grid = Table(box=None, padding=(0, 2, 0, 0))
+    for name in ("request", "mode"):
+        grid.add_column(name, overflow="fold")
+    for name in ("calls", "role", "own text", "schema", "fixed", "reply at most"):
+        grid.add_column(name, justify="right", no_wrap=True)
+    for one in sizes(rubric):
+        numbers = (one.calls, one.role, one.own, one.schema, one.fixed, one.reply)
+        grid.add_row(one.request, one.mode, *(f"{n:,}" for n in numbers))
+    console.print(grid)
+    console.print(
+        "calls are a prompt's, tokens a call's; conversation, material and completions come on top", style="dim"
+    )
+
+
+SHOWN = 20  # prompts told one by one
+
+
+def tell_trial(console: Console, tried: Tried) -> None:
+    """Old and new ratings side by side: by model, by prompt, and how far they agree."""
+    old, new = tried.names
+    rated, kept = len(tried.after), [prompt_id for prompt_id in tried.after if prompt_id in tried.before]
+    console.print(f"\n[bold]{counted(rated, 'prompt')} rated by {new}, {len(kept):,} of them by {old} too[/bold]")
+    console.print(f"\n[bold]Means by model, {old} → {new}[/bold]")
+    console.print(_by_model(tried, kept or list(tried.after)))  # means over other prompts say nothing
+    if kept:
+        console.print(f"\n[bold]Scores by prompt, {old} → {new}[/bold]")
+        console.print(_by_prompt(tried, kept))
+        if len(kept) > SHOWN:
+            console.print(f"and {len(kept) - SHOWN:,} prompts more", style="dim")
+        both = [scores_of_both(tried, prompt_id) for prompt_id in kept]
+        console.print(f"\nanother completion is the best in {another_best(both):,} of {len(kept):,} prompts")
+        tau = kendall(both)
+        said = "none, one of both finds no difference" if tau is None else f"{tau:.2f}"
+        agreed = f"agreement on the order of a prompt's completions (Kendall's tau-b, 1 is the same): {said}"
+        console.print(agreed, soft_wrap=True)
+    for row in tried.failures:
+        console.print(
+            f"{row['endpoint']}: {row['kind']}, {row['items']} without a rating: {row['example']}",
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+def _by_model(tried: Tried, among: Sequence[str]) -> Table:
+    """Means by model, of the score and of the aspects that both rubrics have; best by the new score first."""
+    means = [means_by_model(ratings, among) for ratings in (tried.before, tried.after)]
+    shared = [name for name in aspects_of(tried.after) if name in aspects_of(tried.before)]
+    grid = Table(box=None, padding=(0, 2, 0, 0))
+    grid.add_column("model", style="cyan", overflow="fold")
+    for head in ("score", *(name if len(name) < 13 else f"{name[:11]}." for name in shared)):
+        grid.add_column(head, justify="right", no_wrap=True)
+    for model in sorted(means[1], key=lambda name: -means[1][name][""]):
+        old, new = (found.get(model, {}) for found in means)
+        cells = (f"{_number(old.get(part, nan))} → {_number(new.get(part, nan))}" for part in ("", *shared))
+        grid.add_row(model, *cells)
+    return grid
+
+
+def _by_prompt(tried: Tried, kept: Sequence[str]) -> Table:
+    grid = Table(box=None, padding=(0, 2, 0, 0))
+    for head in ("prompt", "model", "score", "rank"):
+        grid.add_column(head, justify="right" if head in ("score", "rank") else "left", no_wrap=True)
+    for prompt in kept[:SHOWN]:
+        before, after = tried.before[prompt], tried.after[prompt]
+        olds, news = ([one.score for one in rated.values()] for rated in (before, after))
+        name = prompt[:12]
+        for key in sorted((key for key in after if key in before), key=lambda key: -after[key].score):
+            old, new = before[key].score, after[key].score
+            was, now = rank(old, olds), rank(new, news)
+            moved = str(now) if was == now else f"[bold]{was} → {now}[/bold]"
+            grid.add_row(name, after[key].model, f"{_number(old)} → {_number(new)}", moved)
+            name = ""
+    return grid
+
+
+def _number(value: float) -> str:
+    return "–" if isnan(value) else f"{value:.2f}"

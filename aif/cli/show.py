@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.rule import Rule
 from rich.text import Text
 
+from aif.cli.progress import say
 from aif.cli.rubric_view import tell_messages
 from aif.core.types import CARRIED, Principle, Prompt, as_messages, carried_identity
 from aif.core.words import counted
-from aif.engine.progress import say
 from aif.engine.report import OUTCOMES, rule_of
 from aif.judging.rubric import render
 from aif.planning.plan import sent_messages

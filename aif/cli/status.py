@@ -7,8 +7,9 @@ from pathlib import Path
 from rich.console import Console
 
 from aif.cli.failing import tell_failures
+from aif.cli.progress import WIDE, say, table
 from aif.core.words import clock, counted
-from aif.engine.progress import FILE_EVERY_S, WIDE, Snapshot, read, say, table
+from aif.engine.progress import FILE_EVERY_S, Snapshot, read
 from aif.store.lock import Places, holder, is_held, note_in
 
 SILENT_S = 10 * FILE_EVERY_S  # so long without a word, and it is said

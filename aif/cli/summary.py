@@ -8,8 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from aif.cli.failing import tell_failures
+from aif.cli.progress import say
 from aif.core.words import counted, dollars, of, spending, visible
-from aif.engine.progress import say
 from aif.engine.report import OUTCOMES, STAGES, balanced, beside, counts, marked
 from aif.store.lock import Places
 from aif.store.reader import Balance, Books, Reader

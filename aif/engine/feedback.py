@@ -9,9 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import partial
-
-from rich.console import Console
 
 from aif.config.pipeline import Pipeline, options
 from aif.core.words import counted
@@ -20,7 +17,7 @@ from aif.engine.budget import Short
 from aif.engine.connect import opened
 from aif.engine.pair import make_pairs
 from aif.engine.prepare import prepare, rubric_of
-from aif.engine.progress import Board, say, show
+from aif.engine.progress import Board, Screen, show
 from aif.engine.run import Run
 from aif.judging.rubric import Rubric
 from aif.providers.endpoint import Endpoint
@@ -72,7 +69,7 @@ class Person:
 
 def feedback(
     pipeline: Pipeline,
-    console: Console,
+    screen: Screen,
     *,
     limit: int | None = None,
     retry_failed: bool = False,
@@ -86,7 +83,7 @@ def feedback(
     """
     began = time.monotonic()
 
-    tell = partial(say, console)
+    tell = screen.say
     rubric = rubric_of(pipeline)
     announce(pipeline, tell)
     for one in (*pipeline.models.values(), *pipeline.judges.values()):
@@ -103,7 +100,7 @@ def feedback(
         if retry_failed and not agreed:
             ledger.keep([events.retry(datetime.now(UTC))])
         agreed = True
-        flowing = flow(pipeline, ledger, rubric, console, tell, limit, policy or Policy(), person)
+        flowing = flow(pipeline, ledger, rubric, screen, tell, limit, policy or Policy(), person)
         asked = asyncio.run(flowing)
         outcomes = make_pairs(pipeline, rubric, ledger.store)
         with Reader.of(ledger.store) as reader:
@@ -124,7 +121,7 @@ async def flow(
     pipeline: Pipeline,
     ledger: Ledger,
     rubric: Rubric,
-    console: Console,
+    screen: Screen,
     tell: Callable[[str], None],
     limit: int | None,
     policy: Policy,
@@ -146,15 +143,15 @@ async def flow(
         if person.stopped:
             run.stop()
         ended = asyncio.Event()
-        screen = asyncio.create_task(show(board, console, ledger.places.progress, ended))
+        drawing = asyncio.create_task(show(board, screen, ledger.places.progress, ended))
         try:
-            with _signals(run, console, person):
+            with _signals(run, screen, person):
                 async with asyncio.TaskGroup() as group:
                     group.create_task(fleet.attend())
                     await run.execute()
         finally:
             ended.set()
-            await screen
+            await drawing
         waits = {e.name: wait_s for e in endpoints if (wait_s := e.back_s - e.clock()) > 0}
         return Asked(run.stopping, {e.name: _why(e) for e in endpoints if e.refused}, run.short, waits)
 
@@ -185,7 +182,7 @@ def _pending(pipeline: Pipeline, tallies: dict[Key, Tally]) -> set[Key]:
 
 
 @contextmanager
-def _signals(run: Run, console: Console, person: Person) -> Iterator[None]:
+def _signals(run: Run, screen: Screen, person: Person) -> Iterator[None]:
     """Ctrl-C or SIGTERM once: finish what is in flight. Twice: leave now; what is in flight is asked again. A run that
     stops by itself (its budget, a full disk) or since its terminal closes (SIGHUP, which comes from the shell and from
     the system) was not asked to: the first Ctrl-C loses nothing that is in flight then, either."""
@@ -205,7 +202,7 @@ def _signals(run: Run, console: Console, person: Person) -> Iterator[None]:
         before = True
         stop()
         flying = sum(endpoint.in_flight for endpoint in run.endpoints)
-        say(console, f"stopping: waiting for {counted(flying, 'call')} in flight (again to leave at once)")
+        screen.say(f"stopping: waiting for {counted(flying, 'call')} in flight (again to leave at once)")
 
     signals = {signal.SIGINT: asked, signal.SIGTERM: asked, signal.SIGHUP: stop}
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # by nohup

@@ -1,27 +1,21 @@
-"""What a person sees while a run goes on: a live table in a terminal, a line now and then elsewhere, and a small file
-beside the store from which `aif status` answers, since no second process can open a store that a run holds."""
+"""How a run goes: frozen snapshots, given to a screen and to a small file beside the store, from which `aif status`
+answers, since no second process can open a store that a run holds."""
 
 import asyncio
 import json
+import math
 import os
 import socket
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from rich.console import Console, Group
-from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
-from rich.text import Text
+from typing import TYPE_CHECKING, Any, Protocol
 
 from aif.core.types import UNSPENT, Failing, Spent
-from aif.core.words import clock, compact, dollars, spending, visible
 
 if TYPE_CHECKING:  # `aif status` reads the file of a run without DuckDB and the providers' SDKs: 0.3 s instead of 0.6
     from aif.providers.endpoint import Endpoint
@@ -29,8 +23,6 @@ if TYPE_CHECKING:  # `aif status` reads the file of a run without DuckDB and the
     from aif.store.reader import Tally
 
 WINDOW_S = 30.0  # rates are of the last so many seconds
-LINE_EVERY_S = 10.0
-WIDE = 100  # columns
 FILE_EVERY_S = 1.0
 EXAMPLE = 500  # characters of a failure's message that are kept in the file
 GONE = (OSError, SystemExit)  # of a screen that nobody reads on (`| head`): for a broken pipe rich ends the program
@@ -189,38 +181,39 @@ class _Row:
         return sum(n for _, n in self._recent) / max(0.5, min(WINDOW_S, now - began))
 
 
-def say(console: Console, words: str, style: str | None = None) -> None:
-    """Words to a person, as they are, whoever wrote them. Where nobody reads them any more, what goes on goes on."""
-    with suppress(*GONE):
-        console.print(visible(words), highlight=False, markup=False, soft_wrap=True, style=style)
+class Screen(Protocol):
+    """Whom a run tells how it goes: a terminal, a notebook, nobody. Draws a snapshot each `every_s` seconds."""
+
+    every_s: float
+
+    def say(self, words: str) -> None:
+        """A line of text."""
+
+    def drawing(self) -> AbstractContextManager[Callable[[Snapshot], None]]:
+        """What draws a snapshot, as long as the context is open. May raise OSError or SystemExit: nobody reads on."""
 
 
-async def show(board: Board, console: Console, file: Path, ended: asyncio.Event) -> None:
+class Nobody:
+    """A screen that shows nothing."""
+
+    every_s = math.inf
+
+    def say(self, words: str) -> None:
+        pass
+
+    def drawing(self) -> AbstractContextManager[Callable[[Snapshot], None]]:
+        return nullcontext(lambda snapshot: None)
+
+
+async def show(board: Board, screen: Screen, file: Path, ended: asyncio.Event) -> None:
     """Keeps the screen and the file up to date until `ended` is set; the file alone where the screen is gone."""
     try:
-        await _show(board, console, file, ended)
+        with screen.drawing() as draw:
+            await _tick(lambda: draw(board.snapshot()), screen.every_s, board, file, ended)
     except GONE:
         await _tick(lambda: None, FILE_EVERY_S, board, file, ended)
         await ended.wait()
     file.unlink(missing_ok=True)
-
-
-async def _show(board: Board, console: Console, file: Path, ended: asyncio.Event) -> None:
-    if console.is_terminal:
-
-        def drawn() -> Group:
-            return table(board.snapshot(), wide=console.width >= WIDE)
-
-        with Live(drawn(), console=console, refresh_per_second=4, transient=True) as live:
-            await _tick(lambda: live.update(drawn()), 0.25, board, file, ended)
-    else:
-        await _tick(
-            lambda: console.print(line(board.snapshot()), soft_wrap=True, markup=False),
-            LINE_EVERY_S,
-            board,
-            file,
-            ended,
-        )
 
 
 async def _tick(draw: Callable[[], None], every_s: float, board: Board, file: Path, ended: asyncio.Event) -> None:
@@ -261,63 +254,3 @@ def read(file: Path) -> Snapshot | None:
 
 
 _PARTS: dict[str, Callable[..., Any]] = {"lines": Line, "failures": Failing}
-
-
-def line(snapshot: Snapshot) -> str:
-    """A snapshot in one line, for logs."""
-    parts = []
-    for stage, word in (("completion", "completions"), ("judgement", "judgements")):
-        lines = [one for one in snapshot.lines if one.stage == stage]
-        done, wanted = sum(one.answered for one in lines), sum(one.wanted for one in lines)
-        failed = sum(one.failed + one.later for one in lines)
-        rate = sum(one.rate for one in lines)
-        parts.append(f"{word} {done:,}/{wanted:,} ({rate:.1f}/s{f', {failed:,} failed' if failed else ''})")
-    refused = "".join(f" · {one.name} refused" for one in snapshot.lines if one.refused)
-    busy: dict[str, list[str]] = {}
-    for one in snapshot.lines:
-        if one.doing and not one.refused:
-            busy.setdefault(one.doing, []).append(one.name)
-    doing = "".join(f" · {', '.join(names)} {what}" for what, names in busy.items())
-    state = " · ".join([*parts, dollars(_usd(snapshot)), f"ETA {clock(snapshot.eta_s)}"])
-    said = f" · {told}" if (told := spending(snapshot.spent, snapshot.budget)) else ""
-    return f"{clock(snapshot.elapsed_s)} {state}{said}{doing}{refused}"
-
-
-def table(snapshot: Snapshot, wide: bool) -> Group:
-    """A snapshot as a table, for eyes; with bars where the terminal is wide. What endpoints do instead of answering
-    stands below it, so that no message, however long, takes the room of the figures."""
-    grid = Table(box=None, padding=(0, 1), title_justify="left", title_style="bold")
-    grid.title = f"{clock(snapshot.elapsed_s)} gone, {clock(snapshot.eta_s)} to go, {dollars(_usd(snapshot))} spent"
-    heads = ("", "", "done", "per s", "open", "failed", "in", "out", "USD")
-    for n, head in enumerate(heads):
-        # only a column that may wrap is narrowed where the room is short: the name's
-        grid.add_column(head, justify="left" if n < 2 else "right", no_wrap=n > 0)
-    told = spending(snapshot.spent, snapshot.budget)
-    notes = [Text(f" {told}", "dim")] if told else []
-    for one in snapshot.lines:
-        failed = one.failed + one.later
-        grid.add_row(
-            Text(one.name, "cyan" if one.stage == "completion" else "magenta", no_wrap=True, overflow="ellipsis"),
-            bar(one.answered + one.failed + one.later, one.wanted) if wide else "",
-            f"{one.answered:,}/{one.wanted:,}",
-            f"{one.rate:.1f}",
-            str(one.in_flight),
-            Text(f"{failed:,}", style="red" if failed else "dim"),
-            compact(one.input_tokens),
-            compact(one.output_tokens),
-            dollars(one.usd),
-        )
-        if one.refused:
-            notes.append(Text(f" {one.name} refused: {one.refused}", "red", no_wrap=True, overflow="ellipsis"))
-        elif one.doing:
-            notes.append(Text(f" {one.name} {one.doing}", "yellow", no_wrap=True, overflow="ellipsis"))
-    return Group(grid, *notes)
-
-
-def bar(done: int, wanted: int) -> ProgressBar:
-    return ProgressBar(total=max(1, wanted), completed=done, width=16)
-
-
-def _usd(snapshot: Snapshot) -> float | None:
-    known = [one.usd for one in snapshot.lines]
-    return None if None in known else sum(usd for usd in known if usd is not None)

@@ -8,11 +8,7 @@ import asyncio
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from math import isnan, nan, sqrt
-
-from rich.console import Console
-from rich.table import Table
 
 from aif.config.pipeline import Pipeline, options
 from aif.core.errors import BadInput
@@ -21,7 +17,7 @@ from aif.core.words import counted, dollars
 from aif.engine.feedback import Asked, Person, announce, flow
 from aif.engine.pair import scores_of
 from aif.engine.prepare import prepare, rubric_of
-from aif.engine.progress import say
+from aif.engine.progress import Screen
 from aif.engine.run import PAGE
 from aif.judging.lint import longest_reply
 from aif.judging.request import judging_request
@@ -34,8 +30,6 @@ from aif.store.ledger import Ledger
 from aif.store.lock import Places
 from aif.store.reader import Reader
 from aif.store.results import Results
-
-SHOWN = 20  # prompts told one by one
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +71,7 @@ class Tried:
 def attempt(
     pipeline: Pipeline,
     rubric: Rubric,
-    console: Console,
+    screen: Screen,
     agreed: Callable[[Bill], bool],
     *,
     limit: int,
@@ -90,7 +84,7 @@ def attempt(
     Raises AifError where pipeline, store or rubric can't be used.
     """
 
-    tell = partial(say, console)
+    tell = screen.say
     present, asked = rubric_of(pipeline), _asking(pipeline, judge)
     announce(asked.model_copy(update={"models": {}}), tell)
     _score(pipeline, rubric)
@@ -113,7 +107,7 @@ def attempt(
                 return None
             consented = True
             judging = asked.model_copy(update={"models": {}})
-            flowed = asyncio.run(flow(judging, ledger, rubric, console, tell, reach, policy or Policy(), person))
+            flowed = asyncio.run(flow(judging, ledger, rubric, screen, tell, reach, policy or Policy(), person))
             after = _ratings(asked, rubric, ledger.store, reach)
             with Reader.of(ledger.store) as reader:
                 failures = reader.sql(
@@ -239,59 +233,18 @@ def rank(score: float, scores: Iterable[float]) -> int:
     return 1 + sum(bool(other > score + slack(other, score)) for other in scores)
 
 
-def tell_trial(console: Console, tried: Tried) -> None:
-    """Old and new ratings side by side: by model, by prompt, and how far they agree."""
-    old, new = tried.names
-    rated, kept = len(tried.after), [prompt_id for prompt_id in tried.after if prompt_id in tried.before]
-    console.print(f"\n[bold]{counted(rated, 'prompt')} rated by {new}, {len(kept):,} of them by {old} too[/bold]")
-    console.print(f"\n[bold]Means by model, {old} → {new}[/bold]")
-    console.print(_by_model(tried, kept or list(tried.after)))  # means over other prompts say nothing
-    if kept:
-        console.print(f"\n[bold]Scores by prompt, {old} → {new}[/bold]")
-        console.print(_by_prompt(tried, kept))
-        if len(kept) > SHOWN:
-            console.print(f"and {len(kept) - SHOWN:,} prompts more", style="dim")
-        both = [_both(tried, prompt_id) for prompt_id in kept]
-        console.print(f"\nanother completion is the best in {another_best(both):,} of {len(kept):,} prompts")
-        tau = kendall(both)
-        said = "none, one of both finds no difference" if tau is None else f"{tau:.2f}"
-        agreed = f"agreement on the order of a prompt's completions (Kendall's tau-b, 1 is the same): {said}"
-        console.print(agreed, soft_wrap=True)
-    for row in tried.failures:
-        console.print(
-            f"{row['endpoint']}: {row['kind']}, {row['items']} without a rating: {row['example']}",
-            markup=False,
-            soft_wrap=True,
-        )
-
-
-def _both(tried: Tried, prompt_id: str) -> list[tuple[float, float]]:
+def scores_of_both(tried: Tried, prompt_id: str) -> list[tuple[float, float]]:
     """The scores of the completions that have both."""
     before, after = tried.before[prompt_id], tried.after[prompt_id]
     found = [(before[key].score, after[key].score) for key in after if key in before]
     return [(old, new) for old, new in found if not isnan(old) and not isnan(new)]
 
 
-def _by_model(tried: Tried, among: Sequence[str]) -> Table:
-    """Means by model, of the score and of the aspects that both rubrics have; best by the new score first."""
-    means = [_means(ratings, among) for ratings in (tried.before, tried.after)]
-    shared = [name for name in _aspects(tried.after) if name in _aspects(tried.before)]
-    grid = Table(box=None, padding=(0, 2, 0, 0))
-    grid.add_column("model", style="cyan", overflow="fold")
-    for head in ("score", *(name if len(name) < 13 else f"{name[:11]}." for name in shared)):
-        grid.add_column(head, justify="right", no_wrap=True)
-    for model in sorted(means[1], key=lambda name: -means[1][name][""]):
-        old, new = (found.get(model, {}) for found in means)
-        cells = (f"{_number(old.get(part, nan))} → {_number(new.get(part, nan))}" for part in ("", *shared))
-        grid.add_row(model, *cells)
-    return grid
-
-
-def _aspects(ratings: Ratings) -> tuple[str, ...]:
+def aspects_of(ratings: Ratings) -> tuple[str, ...]:
     return next((tuple(one.aspects) for rated in ratings.values() for one in rated.values()), ())
 
 
-def _means(ratings: Ratings, among: Sequence[str]) -> dict[str, dict[str, float]]:
+def means_by_model(ratings: Ratings, among: Sequence[str]) -> dict[str, dict[str, float]]:
     """By model: the mean score under "", and the mean rating of each aspect."""
     values: dict[str, dict[str, list[float]]] = {}
     for prompt_id in among:
@@ -299,27 +252,6 @@ def _means(ratings: Ratings, among: Sequence[str]) -> dict[str, dict[str, float]
             for part, value in {"": one.score, **one.aspects}.items():
                 values.setdefault(one.model, {}).setdefault(part, []).append(value)
     return {model: {part: _mean(found) for part, found in parts.items()} for model, parts in values.items()}
-
-
-def _by_prompt(tried: Tried, kept: Sequence[str]) -> Table:
-    grid = Table(box=None, padding=(0, 2, 0, 0))
-    for head in ("prompt", "model", "score", "rank"):
-        grid.add_column(head, justify="right" if head in ("score", "rank") else "left", no_wrap=True)
-    for prompt_id in kept[:SHOWN]:
-        before, after = tried.before[prompt_id], tried.after[prompt_id]
-        olds, news = ([one.score for one in rated.values()] for rated in (before, after))
-        name = prompt_id[:12]
-        for key in sorted((key for key in after if key in before), key=lambda key: -after[key].score):
-            old, new = before[key].score, after[key].score
-            was, now = rank(old, olds), rank(new, news)
-            moved = str(now) if was == now else f"[bold]{was} → {now}[/bold]"
-            grid.add_row(name, after[key].model, f"{_number(old)} → {_number(new)}", moved)
-            name = ""
-    return grid
-
-
-def _number(value: float) -> str:
-    return "–" if isnan(value) else f"{value:.2f}"
 
 
 def told(bill: Bill) -> str:

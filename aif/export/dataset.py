@@ -4,7 +4,6 @@ A dataset stands under its name whole or not at all, and every row is checked as
 on the store and the pipeline alone, byte for byte; time and spend stand in run.json and in one section of the card.
 """
 
-import glob
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +14,6 @@ from typing import Any
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
-from rich.console import Console
 
 from aif import __version__
 from aif.config.pipeline import Pipeline
@@ -26,7 +24,6 @@ from aif.core.types import CARRIED, Principle, digest, fraction
 from aif.core.words import counted
 from aif.engine.pair import make_pairs
 from aif.engine.prepare import principles_of
-from aif.engine.progress import say
 from aif.engine.report import shortfall
 from aif.export import parquet as files
 from aif.export.atomic_folder import check_place, replacing
@@ -325,23 +322,3 @@ def _sample(folder: Path, names: Mapping[str, Mapping[str, str]]) -> dict[str, A
 
 
 # --- told to a person -------------------------------------------------------------------------------------------------
-
-
-def tell_exported(console: Console, exported: Exported) -> None:
-    """What was written, and what to do with it."""
-    books = exported.books
-    console.print(f"\n[bold]{counted(books.pairs, 'pair')} of {counted(books.selected, 'prompt')}[/bold]\n")
-    width = max(5, *map(len, exported.rows))
-    for config, splits in exported.rows.items():
-        counts = ", ".join(f"{split} {rows:,}" for split, rows in splits.items())
-        console.print(f"  {config:<{width}} {counts}", soft_wrap=True)
-    if exported.shortfall:
-        say(console, "\n" + "\n".join(exported.shortfall))
-    console.print(f"\ndataset  {exported.path}", soft_wrap=True, markup=False)
-    console.print(f"card     {exported.path / 'README.md'}", soft_wrap=True, markup=False)
-    config = default_config(exported.rows)
-    load, folder = f'"{exported.path}", "{config}"', str(exported.path / config)
-    if folder != glob.escape(folder):  # datasets takes the name of such a folder for a pattern
-        named = {split: f"{glob.escape(folder)}/{split}-*.parquet" for split in exported.rows[config]}
-        load = f'"parquet", data_files={named}'
-    console.print(f"load     load_dataset({load})", soft_wrap=True, markup=False)

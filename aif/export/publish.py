@@ -8,7 +8,7 @@ import os
 import re
 import signal
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,20 +17,16 @@ from typing import Literal
 import orjson
 import yaml
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.constants import ENDPOINT
 from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.tqdm import disable_progress_bars
-from rich.console import Console
-from rich.filesize import decimal
-from rich.markup import escape
 
 from aif import __version__
 from aif.config.pipeline import Pipeline
 from aif.core.errors import BadInput, Exit
 from aif.engine.pair import make_pairs
 from aif.export import hub
-from aif.export.card import default_config, simulated, without_terms
+from aif.export.card import simulated, without_terms
 from aif.export.formats import digest_of
 from aif.export.hub import There
 from aif.export.manifest import NAME, RunFile, marked, parsed, sealed, state_of
@@ -225,15 +221,15 @@ def _is_blank(card: bytes) -> bool:
 # --- sending ----------------------------------------------------------------------------------------------------------
 
 
-def send(plan: Plan, console: Console) -> str:
+def send(plan: Plan, tell: Callable[[str], None], bars: bool = False) -> str:
     """Makes the dataset if there is none, and one commit of all that differs. Returns the commit's hash.
 
     The Hub refuses it if somebody else has committed since the plan was made. Raises BadInput where the Hub no longer
     is as the plan has it, and what `hub.opened` raises.
     """
-    if not console.is_terminal:
+    if not bars:
         disable_progress_bars()
-    with hub.opened(plan.repo) as api, _warned(console), _leaving_at_once(console):
+    with hub.opened(plan.repo) as api, _warned(tell), _leaving_at_once(tell):
         additions = [_addition(plan, file.path) for file in plan.sent]
         if plan.head is None:
             api.create_repo(plan.repo, repo_type="dataset", private=not plan.public)
@@ -276,7 +272,7 @@ def _untouched(plan: Plan, there: There) -> str:
 
 
 @contextmanager
-def _warned(console: Console) -> Iterator[None]:
+def _warned(tell: Callable[[str], None]) -> Iterator[None]:
     """Tells what huggingface_hub warns of, such as the card's metadata, in lines of ours."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -284,15 +280,15 @@ def _warned(console: Console) -> Iterator[None]:
     for one in caught:
         if not issubclass(one.category, UserWarning):  # DeprecationWarning: of what it calls itself
             continue
-        console.print(f"the Hub's client warns: {' '.join(str(one.message).split())}", markup=False, soft_wrap=True)
+        tell(f"the Hub's client warns: {' '.join(str(one.message).split())}")
 
 
 @contextmanager
-def _leaving_at_once(console: Console) -> Iterator[None]:
+def _leaving_at_once(tell: Callable[[str], None]) -> Iterator[None]:
     """Ctrl-C leaves at once. huggingface_hub's threads would first upload each file in flight to its end."""
 
     def leave(signum: int, frame: object) -> None:
-        console.print(f"\nstopped. A commit is made whole or not at all; {hub.AGAIN}", soft_wrap=True)
+        tell(f"\nstopped. A commit is made whole or not at all; {hub.AGAIN}")
         os._exit(Exit.INTERRUPTED)
 
     before = signal.signal(signal.SIGINT, leave)
@@ -319,40 +315,3 @@ def concerns(plan: Plan) -> Iterator[str]:
         yield f"nobody has said what the output of {', '.join(names)} comes under: `terms` of each says it"
     if pending := plan.run.books.outcomes.get("pending", 0):
         yield f"{pending:,} of {plan.run.books.selected:,} prompts are pending: `aif run` goes on with them"
-
-
-def tell_plan(console: Console, plan: Plan) -> None:
-    """What would be sent where, and what to know first."""
-    kind = "public" if plan.public else "private"
-    state = f"as it is at {plan.head[:12]}" if plan.head else "new"
-    console.print(f"\n[bold]{escape(plan.repo)}[/bold]  {kind} dataset at {ENDPOINT}, {state}\n", soft_wrap=True)
-    told = [file for file in plan.files if file.change != "unchanged"]
-    width = max((len(file.path) for file in told), default=0)
-    for file in told:
-        line = f"  {file.change:<8}  {file.path:<{width}}  {decimal(file.size):>10}"
-        console.print(line, markup=False, soft_wrap=True)
-    if unchanged := len(plan.files) - len(told):
-        console.print(f"  unchanged {unchanged} files", style="dim")
-    console.print()
-    for config, splits in plan.run.rows.items():
-        console.print(f"  {config:<7}  {', '.join(f'{split} {n:,}' for split, n in splits.items())}", soft_wrap=True)
-    console.print(f"  licence  {plan.pipeline.export.license or 'none'}", markup=False, soft_wrap=True)
-    for words in concerns(plan):
-        console.print(f"  [yellow]![/yellow] {escape(words)}", soft_wrap=True)
-
-
-def question(plan: Plan) -> str:
-    """What is asked before anything is sent."""
-    size = decimal(sum(file.size for file in plan.sent))
-    removed = f", remove {len(plan.removed)}" if plan.removed else ""
-    kind = "public" if plan.public else "private"
-    return f"Send {len(plan.sent)} files ({size}){removed}, in one commit to the {kind} dataset {plan.repo}?"
-
-
-def tell_published(console: Console, plan: Plan, revision: str) -> None:
-    """The commit, and how to load it."""
-    config = default_config(plan.run.rows)
-    console.print(f"\nrevision  {revision}", soft_wrap=True, markup=False)
-    console.print(f"page      {ENDPOINT}/datasets/{plan.repo}", soft_wrap=True, markup=False)
-    load = f'load_dataset("{plan.repo}", "{config}", revision="{revision}")'
-    console.print(f"load      {load}", soft_wrap=True, markup=False)

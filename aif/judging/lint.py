@@ -13,8 +13,6 @@ from typing import Any, NamedTuple
 
 from jinja2 import TemplateSyntaxError, meta
 from jinja2.sandbox import SandboxedEnvironment
-from rich.console import Console
-from rich.table import Table
 
 from aif.config import located_yaml as yamltext
 from aif.config.located_yaml import Problem
@@ -112,28 +110,6 @@ def _tokens(chars: int) -> int:
 
 def _shown(ask: Ask) -> int:
     return COMPLETIONS if ask.mode == "listwise" else 1
-
-
-def tell_lint(console: Console, findings: list[Finding], rubric: Rubric | None) -> None:
-    """A line for each finding, then what each request costs."""
-    for error, text in findings:
-        console.print("[red]error[/red]   " if error else "[yellow]warning[/yellow] ", end="")
-        console.print(text, markup=False, soft_wrap=True)
-    if rubric is None:
-        return
-    console.print(f"\n[bold]Tokens of {rubric.sheet.name} for {COMPLETIONS} completions, about[/bold]")
-    grid = Table(box=None, padding=(0, 2, 0, 0))
-    for name in ("request", "mode"):
-        grid.add_column(name, overflow="fold")
-    for name in ("calls", "role", "own text", "schema", "fixed", "reply at most"):
-        grid.add_column(name, justify="right", no_wrap=True)
-    for one in sizes(rubric):
-        numbers = (one.calls, one.role, one.own, one.schema, one.fixed, one.reply)
-        grid.add_row(one.request, one.mode, *(f"{n:,}" for n in numbers))
-    console.print(grid)
-    console.print(
-        "calls are a prompt's, tokens a call's; conversation, material and completions come on top", style="dim"
-    )
 
 
 def _unparsed(folder: Path) -> Iterator[str]:

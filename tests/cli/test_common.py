@@ -6,13 +6,13 @@ import pty
 import subprocess
 import sys
 
-from aif.cli.common import Screen
+from aif.cli.common import SafeConsole
 
 
 def test_a_terminal_that_was_closed_hears_nothing_more() -> None:
     mine, theirs = pty.openpty()
     with open(theirs, "w") as file:  # noqa: PTH123 - a handle has no path
-        screen = Screen(file=file)
+        screen = SafeConsole(file=file)
         screen.print("Is anybody there?")
         assert os.read(mine, 64) == b"Is anybody there?\r\n"
         os.close(mine)
@@ -23,7 +23,7 @@ def test_a_terminal_that_was_closed_hears_nothing_more() -> None:
 def test_a_pipe_that_nobody_reads_hears_nothing_more() -> None:
     read, write = os.pipe()
     with open(write, "w") as file:  # noqa: PTH123
-        screen = Screen(file=file)
+        screen = SafeConsole(file=file)
         os.close(read)
         screen.print("Is anybody there?")
         assert screen.quiet
@@ -31,7 +31,7 @@ def test_a_pipe_that_nobody_reads_hears_nothing_more() -> None:
 
 def test_others_hear_all() -> None:
     heard = io.StringIO()
-    screen = Screen(file=heard)
+    screen = SafeConsole(file=heard)
     screen.print("one")
     screen.print("two")
 
@@ -40,7 +40,7 @@ def test_others_hear_all() -> None:
 
 def test_what_a_server_says_moves_no_cursor() -> None:
     heard = io.StringIO()
-    Screen(file=heard).print("\x1b]0;mine\x07 \x1b[2J", "fine")
+    SafeConsole(file=heard).print("\x1b]0;mine\x07 \x1b[2J", "fine")
 
     assert heard.getvalue() == "␛]0;mine␇ ␛[2J fine\n"
 

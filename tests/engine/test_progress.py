@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from aif.cli import progress as drawn
 from aif.core import words
 from aif.core.types import Failing, Spent
 from aif.engine import progress
@@ -96,7 +97,7 @@ def test_spend_is_unknown_as_soon_as_one_price_is(board: Board) -> None:
     assert board.snapshot().lines[0].usd == pytest.approx(0.03)
     board.kept(kept("large", "answered", usd=None))
     assert board.snapshot().lines[0].usd is None
-    assert "unknown" in progress.line(board.snapshot())
+    assert "unknown" in drawn.line(board.snapshot())
 
 
 def test_spend_is_unknown_where_no_usage_was_told_either(board: Board) -> None:
@@ -121,7 +122,7 @@ def test_what_failed_is_counted_by_kind_with_what_had_failed_for_good(board: Boa
 def test_a_line_says_all_in_a_line(board: Board, clock: Clock) -> None:
     clock.now += 3725
     board.kept(kept("judge", "failed"))
-    said = progress.line(board.snapshot())
+    said = drawn.line(board.snapshot())
 
     assert said.startswith("1:02:05 completions 20/100")
     assert "judgements 0/100 (0.0/s, 1 failed)" in said
@@ -131,14 +132,14 @@ def test_what_servers_do_instead_of_answering_is_said(board: Board) -> None:
     large, judge = board._endpoints
     large.doing, judge.doing = "starting", "waiting"
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(progress.table(board.snapshot(), wide=False))
+    console.print(drawn.table(board.snapshot(), wide=False))
 
-    assert progress.line(board.snapshot()).endswith(" · large starting · judge waiting")
+    assert drawn.line(board.snapshot()).endswith(" · large starting · judge waiting")
     assert "starting" in console.export_text()
     judge.doing = "starting"
-    assert progress.line(board.snapshot()).endswith(" · large, judge starting")
+    assert drawn.line(board.snapshot()).endswith(" · large, judge starting")
     large.refuse("no room")
-    assert progress.line(board.snapshot()).endswith(" · judge starting · large refused")
+    assert drawn.line(board.snapshot()).endswith(" · judge starting · large refused")
 
 
 def test_the_file_says_what_the_screen_says_and_goes_when_the_run_ends(board: Board, tmp_path: Path) -> None:
@@ -146,7 +147,7 @@ def test_the_file_says_what_the_screen_says_and_goes_when_the_run_ends(board: Bo
 
     async def watch() -> None:
         ended = asyncio.Event()
-        shown = asyncio.create_task(progress.show(board, Console(quiet=True), file, ended))
+        shown = asyncio.create_task(progress.show(board, progress.Nobody(), file, ended))
         await asyncio.sleep(0)  # the file is written before the first wait
         found = progress.read(file)
         assert found is not None
@@ -176,11 +177,11 @@ class Gone(io.StringIO):
 
 def test_where_nobody_reads_on_the_file_does_and_a_line_ends_nothing(board: Board, tmp_path: Path) -> None:
     file, console = tmp_path / "p.json", Console(file=Gone(), force_terminal=True)
-    progress.say(console, "starting it again")
+    drawn.say(console, "starting it again")
 
     async def watch() -> None:
         ended = asyncio.Event()
-        shown = asyncio.create_task(progress.show(board, console, file, ended))
+        shown = asyncio.create_task(progress.show(board, drawn.Terminal(console), file, ended))
         await asyncio.sleep(0)
         assert progress.read(file) is not None
         ended.set()
@@ -193,7 +194,7 @@ def test_where_nobody_reads_on_the_file_does_and_a_line_ends_nothing(board: Boar
 def test_the_table_fits_80_columns(board: Board) -> None:
     board.kept(kept("large", "answered", 50))
     console = Console(width=80, record=True, quiet=False, file=Path("/dev/null").open("w"))  # noqa: SIM115
-    console.print(progress.table(board.snapshot(), wide=False))
+    console.print(drawn.table(board.snapshot(), wide=False))
     said = console.export_text()
     console.file.close()
 
@@ -209,7 +210,7 @@ def test_no_name_and_no_message_takes_the_room_of_the_figures(clock: Clock, widt
     board = Board([first, second], {("completion", name): all_of_it, ("judgement", "judge"): all_of_it}, clock=clock)
     second.refuse("HTTP 401: " + 20 * "what the provider had to say of it, ")
     console = Console(width=width, record=True, file=io.StringIO())
-    console.print(progress.table(board.snapshot(), wide=width >= progress.WIDE))
+    console.print(drawn.table(board.snapshot(), wide=width >= drawn.WIDE))
     lines = console.export_text().splitlines()
 
     assert all(head in lines[1] for head in ("done", "per s", "open", "failed", "in", "out", "USD"))
@@ -220,7 +221,7 @@ def test_no_name_and_no_message_takes_the_room_of_the_figures(clock: Clock, widt
 
 def test_what_others_wrote_moves_no_cursor() -> None:
     console = Console(file=io.StringIO(), width=80)
-    progress.say(console, "red\x1b[31m [bold]as it is[/bold]\x07\x9b2J\n\ttabs and lines stay")
+    drawn.say(console, "red\x1b[31m [bold]as it is[/bold]\x07\x9b2J\n\ttabs and lines stay")
     assert isinstance(console.file, io.StringIO)
     assert console.file.getvalue() == "red␛[31m [bold]as it is[/bold]␇�2J\n        tabs and lines stay\n"
 
@@ -235,7 +236,7 @@ def test_what_the_store_has_spent_is_told_where_there_is_a_budget_or_not_all_is_
 
     assert progress.read(tmp_path / "progress.json") == snapshot
     told = "$2.12 spent in all, of which up to $0.6250 unknown; $2.88 of the budget of $5.00 left"
-    assert told in progress.line(snapshot)
+    assert told in drawn.line(snapshot)
     assert words.spending(Spent(1.0), None) == ""
     assert words.spending(Spent(1.0), 0.5) == "$1.00 spent in all; $0.00 of the budget of $0.5000 left"
     assert words.spending(Spent(1.0, 2.0), None) == "$3.00 spent in all, of which up to $2.00 unknown"

@@ -15,11 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from aif.cli.rubric_view import tell_trial
 from aif.config.pipeline import load as load_pipeline
 from aif.core.errors import BadInput, Exit
 from aif.core.resources import shipped
 from aif.engine.feedback import Asked
-from aif.engine.rubric_trial import Bill, Rated, Tried, another_best, attempt, kendall, rank, tell_trial, told
+from aif.engine.progress import Nobody
+from aif.engine.rubric_trial import Bill, Rated, Tried, another_best, attempt, kendall, rank, told
 from aif.judging.rubric import Rubric, load
 from aif.providers.retry import Policy
 from aif.store.reader import Reader
@@ -40,7 +42,7 @@ STATE = ("specs", "outcomes", "scores", "slots", "marks", "selection")
 
 def tried(path: Path, rubric: Rubric = MT_BENCH, *sets: str, limit: int = 20, **options: Any) -> Tried | None:
     options = {"agreed": lambda bill: True, **options}
-    return attempt(load_pipeline(path, sets), rubric, Console(quiet=True), limit=limit, policy=QUICK, **options)
+    return attempt(load_pipeline(path, sets), rubric, Nobody(), limit=limit, policy=QUICK, **options)
 
 
 def state(path: Path) -> dict[str, list[dict[str, Any]]]:

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from rich.console import Console
 
+from aif.cli.progress import Terminal
 from aif.config.pipeline import Pipeline, load
 from aif.core.errors import Exit, StoreLocked
 from aif.engine.feedback import Ended, feedback
@@ -50,7 +51,7 @@ def write(folder: Path, served: Served, count: int = 12, **changes: Any) -> Path
 def run(path: Path, *sets: str, **options: Any) -> tuple[Pipeline, Ended]:
     pipeline = load(path, sets)
     quick = Policy(attempts=2, first_wait_s=0.01, longest_wait_s=0.02, silent_s=0.2)
-    return pipeline, feedback(pipeline, Console(quiet=True), policy=quick, **options)
+    return pipeline, feedback(pipeline, Terminal(Console(quiet=True)), policy=quick, **options)
 
 
 def ask(pipeline: Pipeline, query: str) -> list[dict[str, Any]]:

@@ -18,13 +18,14 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+from aif.cli.export import tell_exported
 from aif.config.pipeline import Pipeline, parse
 from aif.core import paging
 from aif.core.errors import AifError, BadInput, Exit, Incomplete
 from aif.core.types import Message, Principle, Rating, digest
 from aif.engine.pair import make_pairs
 from aif.export import parquet as files
-from aif.export.dataset import Exported, export, tell_exported
+from aif.export.dataset import Exported, export
 from aif.export.formats import FORMATS, H4, H4_GEN, KTO, REWARD, SFT, TRL
 from aif.export.layout import Layout, Of
 from aif.export.manifest import NAME, state_of

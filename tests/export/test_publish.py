@@ -22,6 +22,7 @@ from huggingface_hub import HfApi
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aif.cli.export import question
 from aif.config.pipeline import parse
 from aif.core.errors import Exit
 from aif.engine.prepare import rubric_of
@@ -29,7 +30,7 @@ from aif.engine.rebuild import again
 from aif.export.dataset import export
 from aif.export.formats import FORMATS, digest_of, file_of
 from aif.export.manifest import RunFile
-from aif.export.publish import File, Plan, _closed, _is_blank, _listed, concerns, question
+from aif.export.publish import File, Plan, _closed, _is_blank, _listed, concerns
 from aif.store.ledger import Ledger
 from aif.store.reader import Books
 from tests.building import PIPELINE, Fate, build, complete

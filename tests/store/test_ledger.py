@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from aif.cli.progress import Terminal
 from aif.config.pipeline import Pipeline, load
 from aif.core.errors import JournalDamaged, StoreDamaged, StoreLocked, StoreStarved
 from aif.core.types import digest, fraction
@@ -316,7 +317,7 @@ def test_a_run_whose_store_fails_it_loses_no_reply_and_goes_on(
     served, said = serve(latency_s=0.05), StringIO()
     path = write(tmp_path, served, count=8)
     _fail_a_commit(monkeypatch)
-    ended = feedback(load(path), Console(file=said, width=200))
+    ended = feedback(load(path), Terminal(Console(file=said, width=200)))
     assert not ended.incomplete
     assert served.stats()["calls"] == 40
     assert said.getvalue().count("made again") == 1
@@ -344,7 +345,7 @@ def test_a_run_that_was_told_to_stop_stays_stopped_on_a_store_made_again(
 
     monkeypatch.setattr(Store, "apply", apply)
     monkeypatch.setattr("aif.engine.feedback.make_pairs", damaged_pairs)
-    ended = feedback(load(path), Console(file=StringIO(), width=200))
+    ended = feedback(load(path), Terminal(Console(file=StringIO(), width=200)))
     assert ended.asked.stopped
     assert 0 < asked[0] < 40
     assert served.stats()["calls"] == asked[0]
@@ -365,7 +366,7 @@ def test_ctrl_c_behind_a_run_that_stops_by_itself_still_waits_for_what_is_in_fli
 
     _fail_a_commit(monkeypatch)
     monkeypatch.setattr(Run, "stop", stopping)
-    ended = feedback(load(path), Console(file=StringIO(), width=200))
+    ended = feedback(load(path), Terminal(Console(file=StringIO(), width=200)))
     assert ended.asked.stopped
     assert ask(load(path), "SELECT count(*) AS n FROM calls") == [{"n": served.stats()["calls"]}]
 
@@ -377,7 +378,7 @@ def test_a_flipped_byte_never_ends_a_run(kept: Kept) -> None:
         kept.places.store.write_bytes(whole)
         _flip(kept.places.store, int(fraction("flip", n) * len(whole)))
         said = StringIO()
-        feedback(kept.pipeline, Console(file=said, width=300))
+        feedback(kept.pipeline, Terminal(Console(file=said, width=300)))
         mended += said.getvalue().count("it is made again from the journal")
     assert mended
     assert kept.served.stats()["calls"] == 20

@@ -15,6 +15,7 @@ import duckdb
 import pytest
 from rich.console import Console
 
+from aif.cli.progress import Terminal
 from aif.config.pipeline import load
 from aif.core.errors import BadInput, JournalDamaged
 from aif.core.types import Spent
@@ -505,7 +506,7 @@ def test_a_journal_from_a_store_makes_the_same_store(tmp_path: Path, serve: Serv
     rows(tmp_path, "brought.jsonl", answered(0), answered(1))
     for retry in (False, True):
         quick = Policy(attempts=2, first_wait_s=0.01, longest_wait_s=0.02, silent_s=0.2)
-        feedback(load(path), Console(file=StringIO()), policy=quick, retry_failed=retry)
+        feedback(load(path), Terminal(Console(file=StringIO())), policy=quick, retry_failed=retry)
     with Ledger.open(load(path).store, print) as ledger:
         ledger.keep([events.split(0.1, 0.25)])
     kept = unrun(path, served)
