@@ -58,9 +58,10 @@ bench-peers: $(VENV)/installed  ## measure beside distilabel and curator, each i
 package: $(VENV)/installed  ## build wheel and sdist, and try each in a bare environment
 	scripts/try-package.sh
 
-lint: $(VENV)/installed  ## ruff, formatting too
+lint: $(VENV)/installed  ## ruff, formatting too; which package may import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
 
 format: $(VENV)/installed  ## mend what ruff can mend
 	$(BIN)/ruff check --fix .

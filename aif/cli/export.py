@@ -2,7 +2,6 @@
 
 import glob
 
-from huggingface_hub.constants import ENDPOINT
 from rich.console import Console
 from rich.filesize import decimal
 from rich.markup import escape
@@ -11,6 +10,7 @@ from aif.cli.progress import say
 from aif.core.words import counted
 from aif.export.card import default_config
 from aif.export.dataset import Exported
+from aif.export.hub import ENDPOINT
 from aif.export.publish import Plan, concerns
 
 

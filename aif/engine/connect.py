@@ -1,12 +1,12 @@
 """The models and judges that a pipeline declares, connected."""
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from aif.config.pipeline import Pipeline, options
 from aif.config.sections import Judge, Model
+from aif.core.environment import ENVIRON
 from aif.core.types import Stage
 from aif.judging.request import most_input
 from aif.providers.base import ChatModel, Options, Request
@@ -17,7 +17,7 @@ from aif.providers.retry import Policy
 
 @asynccontextmanager
 async def opened(
-    pipeline: Pipeline, environ: Mapping[str, str] = os.environ, policy: Policy | None = None
+    pipeline: Pipeline, environ: Mapping[str, str] = ENVIRON, policy: Policy | None = None
 ) -> AsyncIterator[list[Endpoint]]:
     """Every model and judge of a pipeline, connected to lazily; the simulator is started where one is declared. Those
     with `launch` have no server yet (see fleet.py)."""

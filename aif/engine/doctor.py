@@ -11,6 +11,7 @@ from itertools import islice
 from aif.config.pipeline import Pipeline, options
 from aif.config.sections import Endpoint as Declared
 from aif.config.sections import Judge, Model, Source
+from aif.core.environment import ENVIRON
 from aif.core.errors import BadInput
 from aif.core.types import Message, Principle, Prompt, Usage, prompt_id
 from aif.core.words import counted
@@ -101,7 +102,7 @@ def _source(source: Source, pipeline: Pipeline) -> Finding:
 
 def _no_key(one: Declared) -> str | None:
     try:
-        options(one, os.environ)
+        options(one, ENVIRON)
     except BadInput as error:
         return str(error)
     return None
@@ -126,12 +127,12 @@ async def _servers(pipeline: Pipeline) -> AsyncIterator[Finding]:
             *(("judgement", name) for name in pipeline.judges),
         ]
         found = launched(pipeline, every)
-        planned = shifts([one.wish for one in found], gpus(os.environ)) if found else ()
+        planned = shifts([one.wish for one in found], gpus(ENVIRON)) if found else ()
     except BadInput as error:
         yield Finding("servers", False, str(error))
         return
     for one in found:
-        environ = environment(one, os.environ, secrets(pipeline))
+        environ = environment(one, ENVIRON, secrets(pipeline))
         why = await lacks_vllm(one, environ) or await unreachable(one, environ)
         yield Finding(one.one.name, not why, why or f"can be launched: vLLM and {one.model} are there")
     for number, shift in enumerate(planned, 1):

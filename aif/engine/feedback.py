@@ -1,7 +1,6 @@
 """The whole of `aif run`: from a pipeline to ratings and pairs in its store, watched by a person who may stop it."""
 
 import asyncio
-import os
 import resource
 import signal
 import time
@@ -11,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from aif.config.pipeline import Pipeline, options
+from aif.core.environment import ENVIRON
 from aif.core.words import counted
 from aif.engine.advice import mend
 from aif.engine.budget import Short
@@ -87,7 +87,7 @@ def feedback(
     rubric = rubric_of(pipeline)
     announce(pipeline, tell)
     for one in (*pipeline.models.values(), *pipeline.judges.values()):
-        options(one, os.environ)  # a missing key is told before anything is read
+        options(one, ENVIRON)  # a missing key is told before anything is read
     agreed, person = False, Person()  # both hold where the store is made again in mid-run
 
     def whole(ledger: Ledger) -> Ended:

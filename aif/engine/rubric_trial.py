@@ -5,12 +5,12 @@ and pays nothing again. What the store holds of the pipeline itself (what is ask
 """
 
 import asyncio
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isnan, nan, sqrt
 
 from aif.config.pipeline import Pipeline, options
+from aif.core.environment import ENVIRON
 from aif.core.errors import BadInput
 from aif.core.types import Usage
 from aif.core.words import counted, dollars
@@ -133,7 +133,7 @@ def _asking(pipeline: Pipeline, judge: str | None) -> Pipeline:
         raise BadInput(f"--judge {judge}: {pipeline.path} has no such judge; it has {names}")
     judges = {name: one for name, one in pipeline.judges.items() if judge in (None, name)}
     for one in judges.values():
-        options(one, os.environ)
+        options(one, ENVIRON)
     return pipeline.model_copy(update={"judges": judges})
 
 

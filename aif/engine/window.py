@@ -2,7 +2,6 @@
 its own errors said."""
 
 import asyncio
-import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ import aiohttp
 
 from aif.config.pipeline import Pipeline, options
 from aif.config.sections import Endpoint, Judge, Model
+from aif.core.environment import ENVIRON
 from aif.core.errors import BadInput
 from aif.core.strict_json import parse
 from aif.core.types import Stage
@@ -57,7 +57,7 @@ async def _list(one: Endpoint) -> Any:
     """What a server says of its models; None where it says nothing that can be read."""
     try:
         url = f"{normalised(one.base_url[0])}/models"
-        said = options(one, os.environ)
+        said = options(one, ENVIRON)
         async with (
             deadline(LIST_S, url, said.secrets),
             aiohttp.ClientSession(headers=dict(said.headers), cookie_jar=aiohttp.DummyCookieJar()) as session,

@@ -1,11 +1,9 @@
 """What there is to ask, and what is known of asking it: a store's facts for estimate.py. No model is called."""
 
 import asyncio
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
@@ -30,13 +28,14 @@ from aif.judging.request import completion_request, judging_request, tokens
 from aif.judging.rubric import Rubric, render
 from aif.providers.base import Request
 from aif.providers.error_replies import holds
+from aif.servers.tokenizer import tokenizer_of
 from aif.store.forecast import Outlook, Replies, SlotCall
 from aif.store.ledger import Ledger
 from aif.store.portions import Rubrics
 from aif.store.reader import Tally
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    pass
 
 SAMPLE = 1000  # calls whose requests are made to see how large they are: the mean of 64,000 within about 3 %
 MEASURED = 200  # answered calls whose bytes are set against their tokens; requests that are tokenized
@@ -182,7 +181,7 @@ def _rate(one: Endpoint, had: Sequence[tuple[Messages, int]], requests: Sequence
     """By this store's own calls; else by the model's tokenizer, where it is at hand; else assumed."""
     if had:
         return _by(sum(n for _, n in had), (messages for messages, _ in had), f"measured on {len(had):,} calls")
-    if requests and (tokenizer := _tokenizer(one)):
+    if requests and (tokenizer := tokenizer_of(one)):
         some = [request.messages for request in requests[:: (len(requests) - 1) // MEASURED + 1]]
         texts = [message.content for messages in some for message in messages]
         counted = sum(FRAME + len(each.ids) for each in tokenizer.encode_batch_fast(texts, add_special_tokens=False))
@@ -197,23 +196,3 @@ def _by(counted: int, sent: Iterable[Messages], basis: str) -> Rate:
 
 def _bytes(messages: Messages) -> int:
     return sum(len(message.content.encode()) for message in messages)
-
-
-def _tokenizer(one: Endpoint) -> "Tokenizer | None":
-    """The tokenizer of a model that vLLM serves, from its local folder or the Hub's cache; nothing is downloaded."""
-    if one.provider != "vllm":
-        return None
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-    from tokenizers import Tokenizer
-
-    folder = Path(os.path.expanduser(one.served_name))  # noqa: PTH111 - `~` may be nobody's
-    file: object = folder / "tokenizer.json"
-    if not folder.is_dir():
-        try:
-            file = try_to_load_from_cache(one.served_name, "tokenizer.json", revision=one.revision)
-        except HFValidationError:  # a name of the server's own, and no repository's
-            return None
-    if not isinstance(file, str | Path) or not Path(file).is_file():
-        return None
-    return Tokenizer.from_file(str(file))

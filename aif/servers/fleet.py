@@ -25,6 +25,7 @@ from typing import IO, Self
 import aiohttp
 
 from aif.config.pipeline import Pipeline
+from aif.core.environment import ENVIRON
 from aif.core.errors import BadInput
 from aif.core.rights import USUAL
 from aif.providers.endpoint import Endpoint
@@ -90,7 +91,7 @@ class Fleet:
         pending: Collection[Key],
         logs: Path,
         tell: Callable[[str], None],
-        environ: Mapping[str, str] = os.environ,
+        environ: Mapping[str, str] = ENVIRON,
     ) -> Self:
         """Raises BadInput where a server can't be had: no vLLM, no such folder, too few GPUs."""
         found = launched(pipeline, pending)

@@ -26,6 +26,7 @@ import orjson
 
 from aif.config.pipeline import Pipeline
 from aif.config.sections import Judge, Model, Served
+from aif.core.environment import ENVIRON
 from aif.core.errors import BadInput
 from aif.core.types import Stage, digest
 from aif.servers.command import Launched, adapter, arguments, environment, fetching, launched, secrets
@@ -153,7 +154,7 @@ def _at_hand(
         return None
     if not found.is_folder and not tell:  # who only reads asks no Hub
         return None
-    return _parts(found, environment(found, os.environ, secrets(pipeline)), same, tell or (lambda words: None), Event())
+    return _parts(found, environment(found, ENVIRON, secrets(pipeline)), same, tell or (lambda words: None), Event())
 
 
 def _parts(
@@ -299,7 +300,7 @@ def _sha256(path: Path, over: Event) -> str:
 
 
 def _place() -> Path:
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 - raises without a home
+    cache = ENVIRON.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 - raises without a home
     return Path(cache, "aif", "files.json")
 
 

@@ -16,6 +16,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from aif.core.environment import ENVIRON
 from aif.core.errors import AifError
 from aif.store.journal import Damage, Position, ahead
 from aif.store.portions import Portion, Rubrics, portions
@@ -78,7 +79,7 @@ def _reader(folder: Path, start: Position) -> tuple[subprocess.Popen[bytes], Bin
         str(folder),
         *map(str, (start.segment, start.offset, its)),
     ]
-    environ = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    environ = ENVIRON | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     quiet = subprocess.DEVNULL
     try:
         process = subprocess.Popen(  # noqa: S603
