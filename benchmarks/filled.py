@@ -62,7 +62,7 @@ def _judgement(pipeline: Pipeline, rubric: Rubric, ready: Ready, need: Need) -> 
 _number = count()
 
 
-def _call(item: events.Item, reply: Reply) -> Record:
+def _call(item: events.CallItem, reply: Reply) -> Record:
     number = next(_number)
     started = STARTED + timedelta(seconds=number / 100)
     return events.call(

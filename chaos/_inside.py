@@ -8,7 +8,7 @@ from aif.cli.progress import Terminal
 from aif.config.pipeline import load
 from aif.engine.feedback import Person, flow
 from aif.engine.prepare import prepare, rubric_of
-from aif.providers.retry import Policy
+from aif.providers.retry import RetryPolicy
 from aif.store.ledger import Ledger
 from aif.store.reader import Reader, Tally
 
@@ -25,7 +25,9 @@ async def run(path: Path) -> tuple[dict[str, str], dict[Key, Tally]]:
     rubric = rubric_of(pipeline)
     with Ledger.open(pipeline.store, _silent, rubric) as ledger:
         prepare(pipeline, ledger, rubric, _silent)
-        asked = await flow(pipeline, ledger, rubric, Terminal(Console(quiet=True)), _silent, None, Policy(), Person())
+        asked = await flow(
+            pipeline, ledger, rubric, Terminal(Console(quiet=True)), _silent, None, RetryPolicy(), Person()
+        )
         with Reader.of(ledger.store) as reader:
             return asked.refused, reader.tallies()
 

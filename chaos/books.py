@@ -19,7 +19,7 @@ from aif.engine.feedback import feedback
 from aif.engine.prepare import rubric_of
 from aif.engine.progress import read
 from aif.export.dataset import export
-from aif.providers.retry import Policy
+from aif.providers.retry import RetryPolicy
 from aif.simulator.faults import Fault, Faults
 from aif.store.ledger import Ledger
 from aif.store.lock import Places
@@ -32,7 +32,7 @@ PROMISE = (
     "The books balance: prompts × slots = done + failed + pending, in status, summary and card; an export below the "
     "completeness asked for is refused, and says what is missing"
 )
-QUICK = Policy(attempts=2, first_wait_s=0.01, longest_wait_s=0.02)
+QUICK = RetryPolicy(attempts=2, first_wait_s=0.01, longest_wait_s=0.02)
 
 
 def trial(folder: Path, full: bool) -> Figures:

@@ -11,7 +11,7 @@ from rich.console import Console
 from aif.cli.progress import Terminal
 from aif.config.pipeline import load
 from aif.engine.feedback import feedback
-from aif.providers.retry import Policy
+from aif.providers.retry import RetryPolicy
 from aif.simulator.faults import Arrival, Fault, Faults, Mishap
 from aif.store.ledger import Ledger
 from aif.store.reader import Reader
@@ -28,7 +28,7 @@ FAULTS = Faults(
     {Fault.LATE: 0.01, Fault.SERVER_ERROR: 0.02, Fault.BROKEN_JSON: 0.02, Fault.CUT: 0.01}, seconds={Fault.LATE: 5.0}
 )
 TIMEOUT_S = 1.5
-QUICK = Policy(first_wait_s=0.05, longest_wait_s=0.2)
+QUICK = RetryPolicy(first_wait_s=0.05, longest_wait_s=0.2)
 
 
 def trial(folder: Path, full: bool) -> Figures:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from aif.core.types import fraction
-from aif.providers.retry import Policy
+from aif.providers.retry import RetryPolicy
 from aif.simulator import Call, Cast, Mishap, Simulator
 from aif.simulator.faults import Arrival, Fault
 from chaos import Figures, _inside, clock, house
@@ -15,7 +15,7 @@ NUMBER = 5
 PROMISE = "Every call ends within its deadline, a hopeless item after six attempts, with its cause; the rest goes on."
 
 TIMEOUT_S = 20.0
-ATTEMPTS = Policy().attempts
+ATTEMPTS = RetryPolicy().attempts
 STALLS = frozenset({Fault.HANG, Fault.DRIP})
 # Shares of the bodies that fare so however often they are asked, of completions and of judgements.
 HOPELESS = {Fault.SERVER_ERROR: 0.05, Fault.HTML: 0.03, Fault.HANG: 0.02, Fault.DRIP: 0.02}

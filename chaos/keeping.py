@@ -18,7 +18,7 @@ from aif.config.pipeline import load
 from aif.engine.feedback import feedback
 from aif.engine.prepare import prepare, rubric_of
 from aif.export.dataset import export
-from aif.providers.retry import Policy
+from aif.providers.retry import RetryPolicy
 from aif.simulator import Call
 from aif.store.journal import Damage, replay
 from aif.store.ledger import Ledger
@@ -41,7 +41,7 @@ def undisturbed(folder: Path, base_url: str, prompts: int, **changes: Any) -> di
 def finish(path: Path, limit: int | None = None) -> str:
     """A run to its end, in this process, without long waits. What it said."""
     said = StringIO()
-    quick = Policy(first_wait_s=0.01, longest_wait_s=0.1)
+    quick = RetryPolicy(first_wait_s=0.01, longest_wait_s=0.1)
     ended = feedback(load(path), Terminal(Console(file=said, width=500)), limit=limit, policy=quick)
     assert not ended.incomplete, said.getvalue()
     return said.getvalue()

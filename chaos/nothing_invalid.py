@@ -14,9 +14,9 @@ from aif.cli.progress import Terminal
 from aif.config.pipeline import load
 from aif.core.types import Rating, fraction
 from aif.engine.feedback import feedback
-from aif.judging.parse import Unreadable, read
+from aif.judging.parse import Unparseable, read
 from aif.judging.rubric import Form
-from aif.providers.retry import Policy
+from aif.providers.retry import RetryPolicy
 from aif.simulator import Arrival, Fault, Mishap
 from aif.store.ledger import Ledger
 from aif.store.reader import Reader
@@ -128,7 +128,7 @@ def _read(case: Case) -> tuple[Rating, ...] | None:
     asked = case.asked
     try:
         return read(asked.rubric, asked.request, asked.keys, case.reply, asked.form)
-    except Unreadable as why:
+    except Unparseable as why:
         str(why).encode()  # it is kept
         return None
 
@@ -152,7 +152,7 @@ def _run(folder: Path, rubric: str, form: Form, provider: str, prompts: int) -> 
     with served(record, faults=befall) as server:
         path = pipeline(folder, server.base_url, prompts, rubric=rubric, judges={"reply": form, "provider": provider})
         read_in = load(path)
-        patient = Policy(attempts=8, first_wait_s=0.001, longest_wait_s=0.002)
+        patient = RetryPolicy(attempts=8, first_wait_s=0.001, longest_wait_s=0.002)
         feedback(read_in, Terminal(Console(quiet=True)), policy=patient)
     sent = Counter(filter(None, (befall.kinds.get(call.number) for call in record.calls if call.sent)))
     found = _checked(read_in.store, hostile)

@@ -32,7 +32,7 @@ from aif.config.pipeline import load
 from aif.core.errors import BadInput, JournalDamaged
 from aif.engine.feedback import feedback
 from aif.engine.rebuild import again
-from aif.providers.retry import Policy
+from aif.providers.retry import RetryPolicy
 from aif.simulator.faults import Fault, Faults
 from aif.store.journal import Journal, segments
 from aif.store.ledger import Ledger
@@ -354,7 +354,7 @@ def _given(command: str, path: Path) -> tuple[int, bool]:
 def _refusal(command: str, path: Path) -> str:
     """What a command says that ends, before it asks for anything, since something is damaged; nothing where it goes
     on."""
-    one, quick = load(path), Policy(first_wait_s=0.01, longest_wait_s=0.1)
+    one, quick = load(path), RetryPolicy(first_wait_s=0.01, longest_wait_s=0.1)
     try:
         if command == "run":
             feedback(one, Terminal(Console(file=StringIO())), policy=quick)

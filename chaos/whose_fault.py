@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from aif.core.types import Message
-from aif.engine.line import Item, Line, serve
+from aif.engine.line import Queue, QueueItem, serve
 from aif.providers.base import PROVIDER, SHAPE, TRANSIENT, CallError, Kind, Reply, Request
 from aif.providers.concurrency import ITEMS, Others
 from aif.providers.endpoint import Endpoint, Halted
 from aif.providers.rate_limits import Pace
-from aif.providers.retry import Policy, Verdict
+from aif.providers.retry import RetryPolicy, Verdict
 from chaos import Figures, clock
 
 NUMBER = 19
@@ -24,7 +24,7 @@ PROMISE = (
 )
 WORLDS, SHORT = 2000, 150
 SHORTER, LONG = 10, 99  # characters of what is asked
-POLICY = Policy()
+POLICY = RetryPolicy()
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,10 +207,10 @@ async def gone(world: World) -> Course:
     decided: set[str] = set()
     to_come = list(range(world.items))
 
-    def made(n: int) -> Item[int]:
-        return Item(lambda: n)
+    def made(n: int) -> QueueItem[int]:
+        return QueueItem(lambda: n)
 
-    async def elsewhere() -> Item[int] | None:
+    async def elsewhere() -> QueueItem[int] | None:
         if world.trickle_s or not to_come:
             return None
         return made(to_come.pop(draw.randrange(len(to_come))))
@@ -223,7 +223,7 @@ async def gone(world: World) -> Course:
             if world.trickle_s:
                 await asyncio.sleep(world.trickle_s)
 
-    async def ask(item: Item[int]) -> Verdict | None:
+    async def ask(item: QueueItem[int]) -> Verdict | None:
         began, n = loop.time() - 1000.0, item.job
         error: CallError | None = None
         try:
@@ -244,7 +244,7 @@ async def gone(world: World) -> Course:
         calls.append(Call(n, began, loop.time() - 1000.0, server.came[n] if error else None, verdict))
         return verdict
 
-    line = Line(one, elsewhere)
+    line = Queue(one, elsewhere)
     await serve(one, line, page, ask)
     took_s = max((call.ended for call in calls), default=0.0)
     return Course(calls, ends, one.refused, took_s, frozenset(decided))

@@ -133,7 +133,7 @@ def _completion(pipeline: Pipeline, todo: Todo, said: str | Cut | Fate) -> Recor
     return _call(item, todo.position, Reply(text, finish, Usage(20, len(text) // 4), served=served), None)
 
 
-def completion_item(pipeline: Pipeline, todo: Todo) -> events.Item:
+def completion_item(pipeline: Pipeline, todo: Todo) -> events.CallItem:
     slot = todo.slot
     details = {
         "sample": slot.sample,
@@ -141,7 +141,7 @@ def completion_item(pipeline: Pipeline, todo: Todo) -> events.Item:
         "principle": digest(todo.principle) if todo.principle else None,
         "system": pipeline.models[slot.model].system,
     }
-    return events.Item("completion", slot.key, slot.prompt_id, slot.model, slot.identity, details)
+    return events.CallItem("completion", slot.key, slot.prompt_id, slot.model, slot.identity, details)
 
 
 def _judgements(pipeline: Pipeline, rubric: Rubric, ledger: Ledger, rate: Rate) -> list[Record]:
@@ -173,7 +173,7 @@ def _judgement(
     return _call(item, number, Reply(text, "stop", Usage(900, 120, cached=400)), None)
 
 
-def judgement_item(pipeline: Pipeline, rubric: Rubric, ready: Ready, need: Need) -> events.Item:
+def judgement_item(pipeline: Pipeline, rubric: Rubric, ready: Ready, need: Need) -> events.CallItem:
     shown = order(ready.prompt.prompt_id, need.answers, need.judge_pass)
     key = judgement_key(shown, need.identity, need.judge_pass, need.spec, need.material)
     details = {
@@ -185,7 +185,7 @@ def judgement_item(pipeline: Pipeline, rubric: Rubric, ready: Ready, need: Need)
         "form": pipeline.judges[need.judge].reply,
         "completions": list(shown),
     }
-    return events.Item("judgement", key, ready.prompt.prompt_id, need.judge, need.identity, details)
+    return events.CallItem("judgement", key, ready.prompt.prompt_id, need.judge, need.identity, details)
 
 
 def _leaf(aspect: Aspect, name: str, rating: int | str | Fate) -> dict[str, Any]:
@@ -193,7 +193,7 @@ def _leaf(aspect: Aspect, name: str, rating: int | str | Fate) -> dict[str, Any]
     return types | {"rationale": f"{name} was weighed.", "rating": str(rating)}
 
 
-def _call(item: events.Item, number: int, reply: Reply | None, error: CallError | None) -> Record:
+def _call(item: events.CallItem, number: int, reply: Reply | None, error: CallError | None) -> Record:
     return events.call(
         item,
         id=f"built-{item.key}",

@@ -18,7 +18,7 @@ from aif.config.pipeline import Pipeline
 from aif.engine.prepare import rubric_of
 from aif.export.dataset import export
 from aif.simulator.faults import Arrival, Fault, Mishap
-from aif.store.forecast import Outlook
+from aif.store.forecast import Forecast
 from aif.store.ledger import Ledger
 from aif.store.reader import Reader, Tally
 from tests.engine.test_run import ask, run, write
@@ -64,7 +64,7 @@ def test_what_does_not_fit_is_rated_one_completion_by_one(tmp_path: Path, serve:
 
     run(path)
     assert narrow.stats()["calls"] == 30, "a finished run asks nobody, and nothing that did not fit"
-    with Ledger.open(pipeline.store, print) as ledger, Outlook.of(ledger.store) as outlook, outlook.retried():
+    with Ledger.open(pipeline.store, print) as ledger, Forecast.of(ledger.store) as outlook, outlook.retried():
         assert outlook.tallies()["judgement", "judge"].pending == 0, "nor is it told that a retry would"
     run(path, retry_failed=True)
     assert narrow.stats()["calls"] == 30

@@ -10,7 +10,7 @@ from rich.text import Text
 from aif.core import words
 from aif.core.errors import BadInput, NotStarted
 from aif.core.words import counted, dollars, spending
-from aif.engine.estimate import Estimate, Line, Span, unfit
+from aif.engine.estimate import Estimate, EstimateLine, Span, unfit
 
 WIDE = 100  # columns
 AT_MOST = (
@@ -122,7 +122,7 @@ def _table(estimate: Estimate, wide: bool) -> Table:
     for name in ("calls", "kept", "tokens in", "out", "USD", "time"):
         grid.add_column(name, justify="right", no_wrap=True)
 
-    def told(one: Line | Estimate, usd: str, at_least: bool) -> tuple[str, ...]:
+    def told(one: EstimateLine | Estimate, usd: str, at_least: bool) -> tuple[str, ...]:
         tokens = [
             _range(compact, span if wide else Span(span.expected, span.expected)) for span in (one.input, one.output)
         ]

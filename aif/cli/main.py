@@ -125,9 +125,9 @@ def _consent(
             return
         from aif.cli.estimate import ask
         from aif.engine.workload import estimated
-        from aif.store.forecast import Outlook
+        from aif.store.forecast import Forecast
 
-        with Outlook.of(ledger.store) as outlook, outlook.retried() if retry_failed else nullcontext():
+        with Forecast.of(ledger.store) as outlook, outlook.retried() if retry_failed else nullcontext():
             estimate = estimated(pipeline, rubric, outlook, limit)
         if estimate.calls:
             ask(err, estimate, pipeline.confirm_usd, yes=yes)

@@ -14,22 +14,22 @@ from aif.core.errors import BadInput
 from aif.engine.pair import policy_of, scores_of
 from aif.engine.prepare import is_prepared, rubric_of
 from aif.engine.report import OUTCOMES, rule_of
-from aif.pairing.pairs import Paired, Policy, pair
+from aif.pairing.pairs import Paired, PairPolicy, pair
 from aif.pairing.scores import Floats, Ints
 from aif.store.results import Results
 
 
 @dataclass(frozen=True, slots=True)
-class Outlook:
+class Preview:
     """What a policy would make: prompts by outcome, and the pairs; `lengths` are the characters of every row."""
 
-    policy: Policy
+    policy: PairPolicy
     outcomes: Mapping[str, int]
     paired: Paired
     lengths: Ints
 
 
-def outlook(pipeline: Pipeline, reader: Results) -> Outlook:
+def outlook(pipeline: Pipeline, reader: Results) -> Preview:
     """Pairs by the pipeline's policy, from the store as it is. Writes nothing.
 
     Raises BadInput where the store was last planned or judged for a pipeline that differs in more than `pairs`.
@@ -45,10 +45,10 @@ def outlook(pipeline: Pipeline, reader: Results) -> Outlook:
     policy = policy_of(pipeline, rubric)
     paired = pair(scores, policy)
     outcomes = Counter(paired.outcome.to_pylist()) + Counter(reader.unpaired().column("outcome").to_pylist())
-    return Outlook(policy, outcomes, paired, scores.lengths)
+    return Preview(policy, outcomes, paired, scores.lengths)
 
 
-def tell_outlook(console: Console, one: Outlook, other: Outlook | None, versus: Sequence[str]) -> None:
+def tell_outlook(console: Console, one: Preview, other: Preview | None, versus: Sequence[str]) -> None:
     """One policy, or two in columns and what differs between them."""
     shown = [one, other] if other else [one]
     heads = ["as it is", ", ".join(versus)] if other else [""]
@@ -77,20 +77,20 @@ def _tell(console: Console, title: str, heads: Sequence[str], rows: Rows) -> Non
     console.print(grid)
 
 
-def _outcomes(shown: Sequence[Outlook]) -> Rows:
+def _outcomes(shown: Sequence[Preview]) -> Rows:
     met = [outcome for outcome in OUTCOMES if any(each.outcomes[outcome] for each in shown)]
     words = {outcome: OUTCOMES[outcome] for outcome in met} | {"paired": "with pairs"}
     rows = [(words[outcome], [f"{each.outcomes[outcome]:,}" for each in shown]) for outcome in met]
     return [*rows, ("all", [f"{sum(each.outcomes.values()):,}" for each in shown])]
 
 
-def _numbers(shown: Sequence[Outlook]) -> Rows:
+def _numbers(shown: Sequence[Preview]) -> Rows:
     """Margins in points of the score, lengths in characters."""
 
-    def row(words: str, number: Callable[[Outlook], str]) -> tuple[str, list[str]]:
+    def row(words: str, number: Callable[[Preview], str]) -> tuple[str, list[str]]:
         return words, [number(each) if each.paired.n.size else "–" for each in shown]
 
-    def margin(at: float) -> Callable[[Outlook], str]:
+    def margin(at: float) -> Callable[[Preview], str]:
         return lambda each: f"{np.quantile(each.paired.margins, at):.2f}"
 
     names = ("least", "a quarter below", "median", "a quarter above", "most")
@@ -105,7 +105,7 @@ def _numbers(shown: Sequence[Outlook]) -> Rows:
     ]
 
 
-def _sides(each: Outlook) -> tuple[Ints, Ints]:
+def _sides(each: Preview) -> tuple[Ints, Ints]:
     return each.lengths[each.paired.chosen], each.lengths[each.paired.rejected]
 
 
@@ -115,13 +115,13 @@ def _times(chosen: Ints, rejected: Ints) -> float:
     return float(np.exp(ratios.mean()))
 
 
-def _models(shown: Sequence[Outlook]) -> Rows:
+def _models(shown: Sequence[Preview]) -> Rows:
     names = sorted({name for each in shown for name in each.paired.rows.models.to_pylist()})
     cells = [_by_model(each) for each in shown]
     return [(name, [of.get(name, "–") for of in cells]) for name in names]
 
 
-def _by_model(each: Outlook) -> dict[str, str]:
+def _by_model(each: Preview) -> dict[str, str]:
     """How often each model is on the one and on the other side."""
     rows, pairs = each.paired.rows, max(each.paired.n.size, 1)
     counts = [
@@ -131,7 +131,7 @@ def _by_model(each: Outlook) -> dict[str, str]:
     return {name: " / ".join(f"{of[at]:,} ({of[at] / pairs:.1%})" for of in counts) for at, name in enumerate(names)}
 
 
-def differing(one: Outlook, other: Outlook) -> list[tuple[str, int]]:
+def differing(one: Preview, other: Preview) -> list[tuple[str, int]]:
     """Prompts by how the two policies' pairs of them differ. Of a prompt with several pairs all of them count."""
     mine, theirs = _by_prompt(one), _by_prompt(other)
     both = mine.keys() & theirs.keys()
@@ -146,7 +146,7 @@ def differing(one: Outlook, other: Outlook) -> list[tuple[str, int]]:
     ]
 
 
-def _by_prompt(each: Outlook) -> dict[str, set[tuple[str, str]]]:
+def _by_prompt(each: Preview) -> dict[str, set[tuple[str, str]]]:
     """Chosen and rejected keys by prompt."""
     pairs: dict[str, set[tuple[str, str]]] = {}
     table = each.paired.preferences()

@@ -25,7 +25,7 @@ class Problem(NamedTuple):
     text: str
 
 
-class Place(NamedTuple):
+class Location(NamedTuple):
     """Where a value came from (`file:line` or `--set KEY`) and, for a scalar, how it was written."""
 
     where: str
@@ -42,15 +42,15 @@ class Text:
     """A YAML text as data, with the place of each value and the problems met in reading."""
 
     data: Any
-    places: dict[Keys, Place] = field(default_factory=dict)
+    places: dict[Keys, Location] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
-    def place(self, keys: Keys) -> Place:
+    def place(self, keys: Keys) -> Location:
         """The place of a value, or of the nearest thing that would hold it."""
         if keys in self.places:
             return self.places[keys]
         nearest = next((keys[:n] for n in range(len(keys), -1, -1) if keys[:n] in self.places), ())
-        return Place(self.places[nearest].where)
+        return Location(self.places[nearest].where)
 
     def put(self, assignment: str) -> None:
         """Do one `--set KEY=VALUE`.
@@ -77,16 +77,16 @@ class Text:
         for depth, key in enumerate(keys[:-1], start=1):
             if (at.get(key) if isinstance(at, dict) else at[key]) is None:
                 at[key] = {}
-                self.places[keys[:depth]] = Place(origin)
+                self.places[keys[:depth]] = Location(origin)
             at = at[key]
         at[keys[-1]] = copy.deepcopy(value.data)
         for below, place in value.places.items():
-            self.places[keys + below] = Place(origin, place.written)
+            self.places[keys + below] = Location(origin, place.written)
 
 
 def read(text: str, place: Callable[[int], str]) -> Text:
     """YAML text as data. `place` names a line (from 1) in places and errors. Raises BadInput where it isn't YAML."""
-    found = Text(None, {(): Place(place(1))})
+    found = Text(None, {(): Location(place(1))})
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
@@ -141,7 +141,7 @@ class _Builder:
             return self._mapping(node, keys)
         if isinstance(node, yaml.SequenceNode):
             return [self._item(child, child, (*keys, n)) for n, child in enumerate(node.value)]
-        self._found.places[keys] = Place(self._found.places[keys].where, node.value)
+        self._found.places[keys] = Location(self._found.places[keys].where, node.value)
         try:
             return self._loader.construct_object(node)
         except ValueError:
@@ -169,7 +169,7 @@ class _Builder:
                 first[key.value] = line
 
     def _item(self, mark: yaml.Node, value: yaml.Node, keys: Keys) -> Any:
-        self._found.places[keys] = Place(self._place(mark.start_mark.line + 1))
+        self._found.places[keys] = Location(self._place(mark.start_mark.line + 1))
         return self.build(value, keys)
 
     def _problem(self, keys: Keys, text: str) -> None:

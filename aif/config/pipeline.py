@@ -16,9 +16,9 @@ from aif.config.fields import Filled, Name, NotNegative, PathText, Positive, Run
 from aif.config.located_yaml import Keys, Problem, dotted
 from aif.config.sections import (
     AnyEndpoint,
-    Carried,
+    CompletionColumns,
     Completions,
-    Endpoint,
+    DeclaredEndpoint,
     Export,
     Judge,
     Labels,
@@ -309,7 +309,7 @@ def _line(where: str, problem: Problem) -> str:
 _PARTS: Mapping[str, type[Part]] = {
     "": Pipeline,
     "prompts.*": Source,
-    "prompts.*.completions": Carried,
+    "prompts.*.completions": CompletionColumns,
     "completions": Completions,
     "models.*": Model,
     "models.*.launch": Launch,
@@ -331,7 +331,7 @@ def _unknown(keys: Keys) -> str:
     return complaints.unknown_key(str(keys[-1]), list(part.model_fields))
 
 
-def api_key(endpoint: Endpoint, environ: Mapping[str, str]) -> str | None:
+def api_key(endpoint: DeclaredEndpoint, environ: Mapping[str, str]) -> str | None:
     """The key for an endpoint: from the variable its `api_key_env` names, or for a provider's own address from
     OPENAI_API_KEY or ANTHROPIC_API_KEY.
 
@@ -346,7 +346,7 @@ def api_key(endpoint: Endpoint, environ: Mapping[str, str]) -> str | None:
     return _held(endpoint, variable, "API key", environ)
 
 
-def options(endpoint: Endpoint, environ: Mapping[str, str]) -> Options:
+def options(endpoint: DeclaredEndpoint, environ: Mapping[str, str]) -> Options:
     """What goes with every request to an endpoint. Raises BadInput, naming the variable that is missing or unusable."""
     key = api_key(endpoint, environ)
     given = {
@@ -367,7 +367,7 @@ def options(endpoint: Endpoint, environ: Mapping[str, str]) -> Options:
     )
 
 
-def _held(endpoint: Endpoint, variable: str, what: str, environ: Mapping[str, str]) -> str:
+def _held(endpoint: DeclaredEndpoint, variable: str, what: str, environ: Mapping[str, str]) -> str:
     held = environ.get(variable, "").strip()
     if not held:
         raise BadInput(f"{endpoint.name}: no {what}; set the environment variable {variable} (export {variable}=...)")

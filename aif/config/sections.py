@@ -125,7 +125,7 @@ class Part(BaseModel):
         return self
 
 
-class Carried(Part):
+class CompletionColumns(Part):
     """Completions that come with the rows (`prompts.completions`), and where their parts stand.
 
     `field` is a column: a list of objects (then `text`, `model` and `score` are keys of each), a list of texts (then
@@ -156,7 +156,7 @@ class Source(Part):
     limit: Count | None = None
     max_chars: Count = 100_000
     material: dict[Slot, Filled] = Field(default_factory=dict)
-    completions: Carried | None = None
+    completions: CompletionColumns | None = None
 
     @property
     def scale(self) -> str:
@@ -268,7 +268,7 @@ class Launch(Part):
                 yield Problem(("args", n), f"{_NO_KEY}; take it out, the server listens to this machine alone")
 
 
-class Endpoint(Part):
+class DeclaredEndpoint(Part):
     """A model that is called: in the pool (`Model`) or as a judge (`Judge`).
 
     `base_url` is a text or a list in the file and a tuple here; empty for the provider's own address. `terms` names the
@@ -448,7 +448,7 @@ def _timeout_s(given: Mapping[str, Any], usual: float) -> float:
     return _FLEX_S if given.get("service_tier") == "flex" else usual
 
 
-class Model(Endpoint):
+class Model(DeclaredEndpoint):
     """A model of the pool. Sampling settings given here go before those of `completions`; null is not sent."""
 
     system: Literal["role", "fold_into_user", "none"] = "role"
@@ -470,7 +470,7 @@ class Model(Endpoint):
             yield Problem(("max_tokens",), "expected a whole number, got nothing; give a number or take the key out")
 
 
-class Judge(Endpoint):
+class Judge(DeclaredEndpoint):
     """A model that rates. `reply` says how ratings are asked for: by JSON schema, or as text that is read; `weight` is
     its part in a score that several judges give. `on_overflow` says whether completions are rated one by one where all
     of a prompt's together don't fit."""

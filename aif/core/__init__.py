@@ -1,3 +1,4 @@
-"""Values and errors that every other package uses: types, ids, files on disk, strict JSON, secrets.
+"""What every other package uses: the field's values, ids, errors, strict JSON, files that are shipped, words for people.
 
-It imports no other package of aif, and does no network."""
+Imports no other package of aif. No network, no store, no model.
+"""

@@ -78,7 +78,7 @@ def is_blank(text: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Carried:
+class Provided:
     """A completion that came with its prompt: who wrote it, its text, and the score it came with, if any, with what
     tells whose scale that is on."""
 
@@ -94,7 +94,7 @@ def carried_identity(model: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Unreadable:
+class BadRow:
     """A row of a source, or a cell of one, that nothing can be made of, and why."""
 
     why: str
@@ -113,8 +113,8 @@ class Prompt:
     source: str
     meta: Mapping[str, Any] = field(default_factory=dict)
     material: Mapping[str, str] = field(default_factory=dict)
-    carried: tuple[Carried, ...] = ()
-    again: tuple[Carried, ...] = field(default=(), compare=False)
+    carried: tuple[Provided, ...] = ()
+    again: tuple[Provided, ...] = field(default=(), compare=False)
     where: str = field(default="", compare=False)
 
 

@@ -12,12 +12,12 @@ from aif.judging.request import most_input
 from aif.providers.base import ChatModel, Options, Request
 from aif.providers.endpoint import Endpoint
 from aif.providers.rate_limits import Pace
-from aif.providers.retry import Policy
+from aif.providers.retry import RetryPolicy
 
 
 @asynccontextmanager
 async def opened(
-    pipeline: Pipeline, environ: Mapping[str, str] = ENVIRON, policy: Policy | None = None
+    pipeline: Pipeline, environ: Mapping[str, str] = ENVIRON, policy: RetryPolicy | None = None
 ) -> AsyncIterator[list[Endpoint]]:
     """Every model and judge of a pipeline, connected to lazily; the simulator is started where one is declared. Those
     with `launch` have no server yet (see fleet.py)."""
@@ -31,11 +31,11 @@ async def opened(
         for stage, one in declared:
             client = _client(one, stage, simulator, options(one, environ))
             stack.push_async_callback(client.aclose)
-            endpoints.append(_endpoint(one, stage, client, policy or Policy()))
+            endpoints.append(_endpoint(one, stage, client, policy or RetryPolicy()))
         yield endpoints
 
 
-def _endpoint(one: Model | Judge, stage: Stage, client: ChatModel, policy: Policy) -> Endpoint:
+def _endpoint(one: Model | Judge, stage: Stage, client: ChatModel, policy: RetryPolicy) -> Endpoint:
     endpoint = Endpoint(
         one.name,
         stage,

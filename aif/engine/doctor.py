@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from aif.config.pipeline import Pipeline, options
-from aif.config.sections import Endpoint as Declared
+from aif.config.sections import DeclaredEndpoint as Declared
 from aif.config.sections import Judge, Model, Source
 from aif.core.environment import ENVIRON
 from aif.core.errors import BadInput
@@ -21,7 +21,7 @@ from aif.engine.estimate import UNMEASURED, tight, unfit
 from aif.engine.prepare import principles_of, rubric_of
 from aif.engine.window import everyone, windows
 from aif.engine.workload import size
-from aif.judging.parse import Unreadable, read
+from aif.judging.parse import Unparseable, read
 from aif.judging.request import completion_request, judging_request
 from aif.judging.rubric import Rubric
 from aif.providers.base import CallError, Kind
@@ -50,7 +50,7 @@ _COMPLETIONS = ("It can press the reset button of a small device.", "Paper clips
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Check:
     """One thing looked at: fine, or what is wrong and how to mend it."""
 
     what: str
@@ -58,21 +58,21 @@ class Finding:
     words: str
 
 
-async def examine(pipeline: Pipeline) -> AsyncIterator[Finding]:
+async def examine(pipeline: Pipeline) -> AsyncIterator[Check]:
     """Findings in the order of the pipeline file, as they are made."""
     rubric = rubric_of(pipeline)
-    yield Finding(
+    yield Check(
         "pipeline", True, f"{pipeline.path} is sound; rubric {rubric.sheet.name}, {len(pipeline.models)} models"
     )
     check_stranger(pipeline)
     for words in (*runs(pipeline), *sends(pipeline)):
-        yield Finding("pipeline", True, words)
+        yield Check("pipeline", True, words)
     yield _disk(pipeline)
     for source in pipeline.prompts:
         yield _source(source, pipeline)
     for one in (*pipeline.models.values(), *pipeline.judges.values()):
         if why := _no_key(one):
-            yield Finding(one.name, False, why.removeprefix(f"{one.name}: "))
+            yield Check(one.name, False, why.removeprefix(f"{one.name}: "))
     async for finding in _servers(pipeline):
         yield finding
     for finding in await _unheld(pipeline, rubric):
@@ -85,19 +85,19 @@ async def examine(pipeline: Pipeline) -> AsyncIterator[Finding]:
                 yield finding
 
 
-def _source(source: Source, pipeline: Pipeline) -> Finding:
+def _source(source: Source, pipeline: Pipeline) -> Check:
     """Whether a source can be read, by its first row."""
     what = f"prompts {source.source}"
     try:
         first = next(sources.read(source, beside=pipeline.beside), None)
     except BadInput as error:
-        return Finding(what, False, str(error))
+        return Check(what, False, str(error))
     if first is None:
-        return Finding(what, False, "holds no rows; see file: or hub: and split:")
+        return Check(what, False, "holds no rows; see file: or hub: and split:")
     if isinstance(first, Skipped):
-        return Finding(what, True, f"{first.where}: its first row will be left out: {first.detail}")
+        return Check(what, True, f"{first.where}: its first row will be left out: {first.detail}")
     brought = f" with {counted(len(first.carried), 'completion')} of its own" if first.carried else ""
-    return Finding(what, True, f"its first row is a prompt of {counted(len(first.messages), 'turn')}{brought}")
+    return Check(what, True, f"its first row is a prompt of {counted(len(first.messages), 'turn')}{brought}")
 
 
 def _no_key(one: Declared) -> str | None:
@@ -118,7 +118,7 @@ def _with_keys(pipeline: Pipeline) -> Pipeline:
     )
 
 
-async def _servers(pipeline: Pipeline) -> AsyncIterator[Finding]:
+async def _servers(pipeline: Pipeline) -> AsyncIterator[Check]:
     """What aif would launch is not launched: that takes minutes, and a download of tens of GB, for each model. Told is
     whether it could be; `aif run --limit 1` is the trial of it."""
     try:
@@ -129,20 +129,20 @@ async def _servers(pipeline: Pipeline) -> AsyncIterator[Finding]:
         found = launched(pipeline, every)
         planned = shifts([one.wish for one in found], gpus(ENVIRON)) if found else ()
     except BadInput as error:
-        yield Finding("servers", False, str(error))
+        yield Check("servers", False, str(error))
         return
     for one in found:
         environ = environment(one, ENVIRON, secrets(pipeline))
         why = await lacks_vllm(one, environ) or await unreachable(one, environ)
-        yield Finding(one.one.name, not why, why or f"can be launched: vLLM and {one.model} are there")
+        yield Check(one.one.name, not why, why or f"can be launched: vLLM and {one.model} are there")
     for number, shift in enumerate(planned, 1):
-        yield Finding("servers", True, f"{number} of {len(planned)}, launched by `aif run`: {described(shift)}")
+        yield Check("servers", True, f"{number} of {len(planned)}, launched by `aif run`: {described(shift)}")
 
 
-async def _unheld(pipeline: Pipeline, rubric: Rubric) -> list[Finding]:
+async def _unheld(pipeline: Pipeline, rubric: Rubric) -> list[Check]:
     """What is more than a model or judge holds, of the first prompts of each source. Completions to come are taken to
     be as long as their max_tokens allows, since none may be there yet."""
-    every, prompts, found = everyone(pipeline), list[Prompt](), list[Finding]()
+    every, prompts, found = everyone(pipeline), list[Prompt](), list[Check]()
     held = await windows(every, {})
     for source in pipeline.prompts if held else ():
         with suppress(BadInput):  # told already
@@ -151,7 +151,7 @@ async def _unheld(pipeline: Pipeline, rubric: Rubric) -> list[Finding]:
     for (stage, name), window in held.items():
         sizes = list(_sizes(pipeline, rubric, every[stage, name], prompts))
         if much := tight(stage, every[stage, name], window, sizes, len(sizes), awaited=True):
-            found.append(Finding(name, True, f"of the first prompts, {unfit(much)}"))
+            found.append(Check(name, True, f"of the first prompts, {unfit(much)}"))
     return found
 
 
@@ -171,20 +171,20 @@ def _sizes(pipeline: Pipeline, rubric: Rubric, one: Model | Judge, prompts: list
             yield size(judging_request(rubric, name, prompt, shown, one, seed=0), UNMEASURED, sum(coming[most:]))
 
 
-def _disk(pipeline: Pipeline) -> Finding:
+def _disk(pipeline: Pipeline) -> Check:
     folder = pipeline.store.absolute().parent
     while not folder.exists():
         folder = folder.parent
     if not folder.is_dir() or not os.access(folder, os.W_OK):
-        return Finding("disk", False, f"{folder} can't be written to; choose another `store`")
+        return Check("disk", False, f"{folder} can't be written to; choose another `store`")
     free = shutil.disk_usage(folder).free
     words = f"{free / 2**30:.1f} GiB free at {folder}"
-    return Finding(
+    return Check(
         "disk", free >= DISK_BYTES, words if free >= DISK_BYTES else f"only {words}; a large run needs about 2 GiB"
     )
 
 
-async def _test(pipeline: Pipeline, rubric: Rubric, endpoint: Endpoint) -> list[Finding]:
+async def _test(pipeline: Pipeline, rubric: Rubric, endpoint: Endpoint) -> list[Check]:
     one = pipeline.models[endpoint.name] if endpoint.stage == "completion" else pipeline.judges[endpoint.name]
     try:
         if isinstance(one, Model):
@@ -193,16 +193,16 @@ async def _test(pipeline: Pipeline, rubric: Rubric, endpoint: Endpoint) -> list[
             words = await _judge(rubric, one, endpoint)
     except CallError as error:
         what = mend(error.kind, error.message)
-        return [Finding(endpoint.name, False, f"{error.kind}: {error.message}{f' → {what}' if what else ''}")]
-    except Unreadable as why:
+        return [Check(endpoint.name, False, f"{error.kind}: {error.message}{f' → {what}' if what else ''}")]
+    except Unparseable as why:
         return [
-            Finding(
+            Check(
                 endpoint.name, False, f"answers, but its ratings can't be read: {why} → try `reply: schema`, or `text`"
             )
         ]
-    findings = [Finding(endpoint.name, True, words)]
+    findings = [Check(endpoint.name, True, words)]
     if one.cost(Usage(0, 0)) is None:
-        findings.append(Finding(endpoint.name, True, "its price is not known, so spend can't be told; set `price`"))
+        findings.append(Check(endpoint.name, True, "its price is not known, so spend can't be told; set `price`"))
     return findings
 
 

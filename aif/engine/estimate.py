@@ -7,7 +7,7 @@ and each is as long as its limit allows.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from aif.config.sections import Endpoint, Judge, Model
+from aif.config.sections import DeclaredEndpoint, Judge, Model
 from aif.core.types import UNSPENT, Spent, Stage, Usage
 from aif.core.words import counted
 from aif.judging.request import replies_at_most
@@ -100,7 +100,7 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class EstimateLine:
     """What one model or judge comes to. `usd` is None where its price isn't known; `seconds` is None where nothing says
     how long it takes, and `at_least` that only its limits do."""
 
@@ -121,7 +121,7 @@ class Line:
 class Estimate:
     """What a run would come to, by model and judge; what was spent before, and the budget (USD) for both."""
 
-    lines: tuple[Line, ...]
+    lines: tuple[EstimateLine, ...]
     tight: tuple[Tight, ...] = ()
     spent: Spent = UNSPENT
     budget: float | None = None
@@ -172,7 +172,7 @@ def _sum(spans: Iterable[Span]) -> Span:
     return sum(spans, NOTHING)
 
 
-def estimate(works: Sequence[Work], endpoints: Mapping[tuple[Stage, str], Endpoint]) -> Estimate:
+def estimate(works: Sequence[Work], endpoints: Mapping[tuple[Stage, str], DeclaredEndpoint]) -> Estimate:
     """What the work comes to at the endpoints' prices and limits."""
     replies = {work.name: work.reply for work in works if work.stage == "completion"}
     lines = tuple(_line(work, endpoints[work.stage, work.name], replies) for work in works)
@@ -180,7 +180,7 @@ def estimate(works: Sequence[Work], endpoints: Mapping[tuple[Stage, str], Endpoi
 
 
 def tight(
-    stage: Stage, one: Endpoint, window: int | None, sizes: Sequence[float], of: int, awaited: bool = False
+    stage: Stage, one: DeclaredEndpoint, window: int | None, sizes: Sequence[float], of: int, awaited: bool = False
 ) -> Tight | None:
     """What can't be held of so many requests, by the tokens that some of them may come to with their replies."""
     over = sum(size > window for size in sizes) if window else 0
@@ -190,7 +190,7 @@ def tight(
     return Tight(stage, one.name, max(1, round(of * over / len(sizes))), of, window, awaited, apart)
 
 
-def _line(work: Work, one: Endpoint, replies: Mapping[str, Length]) -> Line:
+def _line(work: Work, one: DeclaredEndpoint, replies: Mapping[str, Length]) -> EstimateLine:
     calls = work.tally.pending
     coming = _sum(replies[model].shown * count for model, count in work.awaited.items())
     each, asked = work.rate.tokens * work.sent + coming, calls * work.tries
@@ -199,13 +199,13 @@ def _line(work: Work, one: Endpoint, replies: Mapping[str, Length]) -> Line:
     said = Span(work.reply.tokens.expected * asked, work.reply.tokens.most * limits)
     seconds = _seconds(work, one, calls, coming.expected) if calls else 0.0
     basis = (f"tokens in: {work.rate.basis}", f"out: {work.reply.basis}") if calls else ()
-    return Line(
+    return EstimateLine(
         work.stage, work.name, calls, work.tally.answered, work.tally.failed, sent, said,
         _usd(work, one, sent, said), seconds, calls > 0 and work.seconds is None, basis,
     )  # fmt: skip
 
 
-def _usd(work: Work, one: Endpoint, sent: Span, said: Span) -> Span | None:
+def _usd(work: Work, one: DeclaredEndpoint, sent: Span, said: Span) -> Span | None:
     """At most, all input costs what is dearest of it: nothing is read from a cache, and all may be written to one."""
     parts = {"cached": round(sent.expected * work.cached), "written": round(sent.expected * work.written)}
     usual = one.cost(Usage(round(sent.expected), round(said.expected), **parts))
@@ -213,7 +213,7 @@ def _usd(work: Work, one: Endpoint, sent: Span, said: Span) -> Span | None:
     return None if usual is None or most is None else Span(usual, most)
 
 
-def _seconds(work: Work, one: Endpoint, calls: int, coming: float) -> float | None:
+def _seconds(work: Work, one: DeclaredEndpoint, calls: int, coming: float) -> float | None:
     """As long as calls take by as many as may be in flight, and not less than the limits per minute allow."""
     least = []
     if work.seconds is not None:

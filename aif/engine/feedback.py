@@ -21,7 +21,7 @@ from aif.engine.progress import Board, Screen, show
 from aif.engine.run import Run
 from aif.judging.rubric import Rubric
 from aif.providers.endpoint import Endpoint
-from aif.providers.retry import Policy
+from aif.providers.retry import RetryPolicy
 from aif.servers.command import check_stranger, runs, sends
 from aif.servers.fleet import Fleet
 from aif.servers.placement import Key
@@ -73,7 +73,7 @@ def feedback(
     *,
     limit: int | None = None,
     retry_failed: bool = False,
-    policy: Policy | None = None,
+    policy: RetryPolicy | None = None,
     consent: Callable[[Ledger, Rubric], None] | None = None,
 ) -> Ended:
     """Prompts in, ratings and pairs in the store: does what is pending, and tells how it ended.
@@ -100,7 +100,7 @@ def feedback(
         if retry_failed and not agreed:
             ledger.keep([events.retry(datetime.now(UTC))])
         agreed = True
-        flowing = flow(pipeline, ledger, rubric, screen, tell, limit, policy or Policy(), person)
+        flowing = flow(pipeline, ledger, rubric, screen, tell, limit, policy or RetryPolicy(), person)
         asked = asyncio.run(flowing)
         outcomes = make_pairs(pipeline, rubric, ledger.store)
         with Reader.of(ledger.store) as reader:
@@ -124,7 +124,7 @@ async def flow(
     screen: Screen,
     tell: Callable[[str], None],
     limit: int | None,
-    policy: Policy,
+    policy: RetryPolicy,
     person: Person,
 ) -> Asked:
     """Does what the store says is pending, shown to the person who may stop it."""

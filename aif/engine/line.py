@@ -25,7 +25,7 @@ FAR = 2  # items from elsewhere at a time
 
 
 @dataclass(slots=True, eq=False)
-class Item(Generic[T]):
+class QueueItem(Generic[T]):
     """What is to be asked, made when its turn comes: a page of rendered requests made at once holds up all calls.
     `then` comes after it, in turn (judgements that begin alike). `caller` and `course` are its failures so far."""
 
@@ -47,10 +47,10 @@ class Item(Generic[T]):
         return 1 + len(self.then)
 
 
-class Line(asyncio.Queue["Item[T] | None"]):
+class Queue(asyncio.Queue["QueueItem[T] | None"]):
     """The items of one endpoint; `elsewhere` brings one from among those that the pager has not come to, or None."""
 
-    def __init__(self, endpoint: Endpoint, elsewhere: Callable[[], Awaitable[Item[T] | None]]) -> None:
+    def __init__(self, endpoint: Endpoint, elsewhere: Callable[[], Awaitable[QueueItem[T] | None]]) -> None:
         super().__init__()
         self._endpoint = endpoint
         self._elsewhere = elsewhere
@@ -62,8 +62,8 @@ class Line(asyncio.Queue["Item[T] | None"]):
         endpoint.others = self.others
 
     def _init(self, maxsize: int) -> None:
-        self._fresh: deque[Item[T]] = deque()
-        self._again: deque[Item[T]] = deque()
+        self._fresh: deque[QueueItem[T]] = deque()
+        self._again: deque[QueueItem[T]] = deque()
         self._ends = 0
 
     def _qsize(self) -> int:
@@ -72,13 +72,13 @@ class Line(asyncio.Queue["Item[T] | None"]):
     def empty(self) -> bool:
         return not self._qsize()
 
-    def _put(self, item: Item[T] | None) -> None:
+    def _put(self, item: QueueItem[T] | None) -> None:
         if item is None:
             self._ends += 1
         else:
             (self._again if item.course.n else self._fresh).append(item)
 
-    def _get(self) -> Item[T] | None:
+    def _get(self) -> QueueItem[T] | None:
         if not self._fresh and not self._again:
             self._ends -= 1
             return None
@@ -95,7 +95,7 @@ class Line(asyncio.Queue["Item[T] | None"]):
 
     # --- the pager's side ---------------------------------------------------------------------------------------------
 
-    def bring(self, items: Iterable[Item[T]]) -> None:
+    def bring(self, items: Iterable[QueueItem[T]]) -> None:
         for item in items:
             self._count(item.size)
             self.put_nowait(item)
@@ -137,24 +137,24 @@ class Line(asyncio.Queue["Item[T] | None"]):
             return Others(ITEMS if limited else min(ITEMS, self._items), few=limited, more=more)
         return Others(few=self._open < ITEMS, more=more)
 
-    def asked(self, item: Item[T]) -> None:
+    def asked(self, item: QueueItem[T]) -> None:
         """An item has told what it can tell by being from elsewhere."""
         if item.far:
             item.far = False
             self._far -= 1
 
-    def done(self, item: Item[T]) -> Item[T] | None:
+    def done(self, item: QueueItem[T]) -> QueueItem[T] | None:
         """An item is asked no more by this run. Returns the one that comes after it in turn."""
         self._count(-1)
         self._notice_room()
-        return Item(item.then[0], item.then[1:]) if item.then else None
+        return QueueItem(item.then[0], item.then[1:]) if item.then else None
 
-    def drop(self, item: Item[T]) -> None:
+    def drop(self, item: QueueItem[T]) -> None:
         """An item is not asked by this run, nor what comes after it."""
         self._count(-item.size)
         self._notice_room()
 
-    async def far(self) -> Item[T] | None:
+    async def far(self) -> QueueItem[T] | None:
         """An item from elsewhere, where there is one."""
         if self._far >= FAR:
             return None
@@ -178,9 +178,9 @@ class Line(asyncio.Queue["Item[T] | None"]):
 
 async def serve(
     endpoint: Endpoint,
-    line: Line[T],
+    line: Queue[T],
     page: Callable[[], Awaitable[None]],
-    ask: Callable[[Item[T]], Awaitable[Verdict | None]],
+    ask: Callable[[QueueItem[T]], Awaitable[Verdict | None]],
 ) -> None:
     """A pager and its workers, until there is no more work for the endpoint or it is halted. `ask` makes one attempt
     and says what becomes of the item, None where none was made. Where its servers are not up yet, the workers wait with
@@ -195,11 +195,11 @@ async def serve(
 
 async def _work(
     endpoint: Endpoint,
-    line: Line[T],
-    ask: Callable[[Item[T]], Awaitable[Verdict | None]],
+    line: Queue[T],
+    ask: Callable[[QueueItem[T]], Awaitable[Verdict | None]],
     group: asyncio.TaskGroup,
 ) -> None:
-    item: Item[T] | None = None
+    item: QueueItem[T] | None = None
     while (item := item or await line.get()) is not None:
         if endpoint.halt.is_set():  # the line is emptied, so that its pager can end
             line.drop(item)
@@ -217,7 +217,7 @@ async def _work(
             item = line.done(item)
 
 
-async def _wait(endpoint: Endpoint, line: Line[T], item: Item[T]) -> None:
+async def _wait(endpoint: Endpoint, line: Queue[T], item: QueueItem[T]) -> None:
     if await endpoint.sleep(item.course.wait_s):
         line.put_nowait(item)
     else:

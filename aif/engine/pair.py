@@ -13,7 +13,7 @@ from aif.core.types import CARRIED
 from aif.engine.prepare import say_who_judges, unsourced
 from aif.judging.rubric import Rubric
 from aif.pairing.pairs import OUTCOMES as PAIR_OUTCOMES
-from aif.pairing.pairs import Paired, Policy, counts, pair_parts
+from aif.pairing.pairs import Paired, PairPolicy, counts, pair_parts
 from aif.pairing.scores import Scores
 from aif.store.database import Store
 from aif.store.results import Results
@@ -56,7 +56,7 @@ def make_pairs(pipeline: Pipeline, rubric: Rubric, store: Store) -> dict[str, in
     return {outcome: found[outcome] for outcome in OUTCOMES}
 
 
-def _paired(pipeline: Pipeline, rubric: Rubric, reader: Results, policy: Policy) -> Iterator[Paired]:
+def _paired(pipeline: Pipeline, rubric: Rubric, reader: Results, policy: PairPolicy) -> Iterator[Paired]:
     """What became of the prompts, a part after the other. (800,000 completions took 1,255 MB at once, and take 747.)"""
     all_pairs = policy.name in ("all", "on_policy")
     parts = reader.scores_by_part(*_weights(pipeline, rubric), all_pairs)
@@ -79,10 +79,10 @@ def _weights(pipeline: Pipeline, rubric: Rubric) -> tuple[dict[str, float], dict
     return aspects, judges or {CARRIED: 1.0}
 
 
-def policy_of(pipeline: Pipeline, rubric: Rubric) -> Policy:
+def policy_of(pipeline: Pipeline, rubric: Rubric) -> PairPolicy:
     """The pipeline's `pairs`, and its seed, as pairs takes them of ratings by the rubric."""
     said = pipeline.pairs
-    return Policy(
+    return PairPolicy(
         said.policy,
         said.score,
         said.min_margin,

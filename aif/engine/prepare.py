@@ -13,7 +13,7 @@ from aif.core.errors import BadInput
 from aif.core.paging import pages, utf8
 from aif.core.reasoning import known
 from aif.core.resources import find, shipped
-from aif.core.types import CARRIED, Carried, Prompt, Slot, Spec, digest, plain
+from aif.core.types import CARRIED, Prompt, Provided, Slot, Spec, digest, plain
 from aif.judging.request import judging_spec
 from aif.judging.rubric import SCORED, Rubric, load
 from aif.planning.plan import PoolModel, Principles, carried_key, carried_slots, plan_digest, slots
@@ -370,7 +370,7 @@ class _Page:
     fresh: list[tuple[str, Prompt]]
     prompts: list[Prompt]
     carried: list[tuple[str, str, float | None, str | None]]
-    completions: list[tuple[str, str, Carried]]
+    completions: list[tuple[str, str, Provided]]
     rescored: list[str]
     counts: Counter[tuple[str, str]]
 
@@ -409,7 +409,7 @@ class _Page:
 
     def _new(
         self, source: str, prompt: Prompt, keys: Sequence[str], gathered: dict[str, tuple[float | None, str | None]]
-    ) -> list[tuple[str, Carried]]:
+    ) -> list[tuple[str, Provided]]:
         """The completions of a row that were not met before. One that was keeps the score it was met with."""
         new = []
         for key, one in zip(keys, _came(prompt), strict=True):
@@ -433,7 +433,7 @@ class _Page:
         ]
 
 
-def _came(prompt: Prompt) -> tuple[Carried, ...]:
+def _came(prompt: Prompt) -> tuple[Provided, ...]:
     return (*prompt.carried, *prompt.again)
 
 

@@ -29,7 +29,7 @@ GONE = (OSError, SystemExit)  # of a screen that nobody reads on (`| head`): for
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class EndpointState:
     """How one model or judge stands. `wanted` of a judge counts prompts still in the making as if all came through."""
 
     name: str
@@ -65,7 +65,7 @@ class Snapshot:
     eta_s: float | None
     spent: Spent
     budget: float | None
-    lines: tuple[Line, ...]
+    lines: tuple[EndpointState, ...]
     failures: tuple[Failing, ...]
 
 
@@ -133,9 +133,9 @@ class Board:
             tuple(sorted(self._failures.values(), key=lambda one: (one.verdict == "again", -one.items, one.endpoint))),
         )
 
-    def _line(self, endpoint: "Endpoint", now: float) -> Line:
+    def _line(self, endpoint: "Endpoint", now: float) -> EndpointState:
         row = self._rows[endpoint.stage, endpoint.name]
-        return Line(
+        return EndpointState(
             endpoint.name, endpoint.stage, row.wanted, row.answered, row.failed, row.later, endpoint.in_flight,
             row.rate(now, self._began), row.input, row.output, row.usd, endpoint.refused, endpoint.instead(),
         )  # fmt: skip
@@ -253,4 +253,4 @@ def read(file: Path) -> Snapshot | None:
         return None
 
 
-_PARTS: dict[str, Callable[..., Any]] = {"lines": Line, "failures": Failing}
+_PARTS: dict[str, Callable[..., Any]] = {"lines": EndpointState, "failures": Failing}

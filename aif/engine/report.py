@@ -8,7 +8,7 @@ from aif.engine.budget import Short
 from aif.store.reader import Balance, Books, Marked, Tally
 
 if TYPE_CHECKING:  # it loads numpy
-    from aif.pairing.pairs import Policy
+    from aif.pairing.pairs import PairPolicy
 
 # What became of a prompt, in words. The keys are pairs.REASONS and those queries.unpaired adds.
 OUTCOMES = {
@@ -32,7 +32,7 @@ OUTCOMES = {
 }
 
 
-def rule_of(policy: "Policy") -> str:
+def rule_of(policy: "PairPolicy") -> str:
     """How a policy picks, in words."""
     lower = f"lower by at least {policy.min_margin:g}" if policy.min_margin else "lower"
     if policy.max_length_ratio is not None:

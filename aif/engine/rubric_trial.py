@@ -22,9 +22,9 @@ from aif.engine.run import PAGE
 from aif.judging.lint import longest_reply
 from aif.judging.request import judging_request
 from aif.judging.rubric import Rubric, Score, order
-from aif.pairing.scores import Rows, score, slack
+from aif.pairing.scores import ScoreRows, score, slack
 from aif.providers.base import Request
-from aif.providers.retry import Policy
+from aif.providers.retry import RetryPolicy
 from aif.store.database import Store
 from aif.store.ledger import Ledger
 from aif.store.lock import Places
@@ -76,7 +76,7 @@ def attempt(
     *,
     limit: int,
     judge: str | None = None,
-    policy: Policy | None = None,
+    policy: RetryPolicy | None = None,
 ) -> Tried | None:
     """Asks the pipeline's judges (or the one named) for what `rubric` wants of the first `limit` prompts whose
     completions are all there, if `agreed` says so of its cost. None where it doesn't.
@@ -107,7 +107,7 @@ def attempt(
                 return None
             consented = True
             judging = asked.model_copy(update={"models": {}})
-            flowed = asyncio.run(flow(judging, ledger, rubric, screen, tell, reach, policy or Policy(), person))
+            flowed = asyncio.run(flow(judging, ledger, rubric, screen, tell, reach, policy or RetryPolicy(), person))
             after = _ratings(asked, rubric, ledger.store, reach)
             with Reader.of(ledger.store) as reader:
                 failures = reader.sql(
@@ -179,7 +179,7 @@ def _ratings(pipeline: Pipeline, rubric: Rubric, store: Store, reach: int) -> Ra
     with Results.of(store) as reader:
         scores = scores_of(pipeline, rubric, reader)
         within = [row["prompt_id"] for row in reader.sql("SELECT prompt_id FROM selection WHERE position < ?", [reach])]
-    means = score(scores, Rows.of(scores), _score(pipeline, rubric), pipeline.pairs.missing).means
+    means = score(scores, ScoreRows.of(scores), _score(pipeline, rubric), pipeline.pairs.missing).means
     found: dict[str, dict[str, Rated]] = {prompt_id: {} for prompt_id in within}
     rows = zip(*(column.to_pylist() for column in (scores.prompt_ids, scores.completions, scores.models)), strict=True)
     for (prompt_id, key, model), mean, ratings in zip(rows, means, scores.scores, strict=True):

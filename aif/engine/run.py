@@ -21,9 +21,9 @@ from aif.config.pipeline import Pipeline
 from aif.core.errors import StoreDamaged, StoreStarved
 from aif.core.types import UNSPENT, Principle, Rating, Spent, digest, text_id
 from aif.engine.budget import Budget, Short
-from aif.engine.line import Item, Line, serve
+from aif.engine.line import Queue, QueueItem, serve
 from aif.engine.writer import Writer
-from aif.judging.parse import Unreadable, read
+from aif.judging.parse import Unparseable, read
 from aif.judging.request import completion_request, judging_request, judging_spec, once_more
 from aif.judging.rubric import Rubric, judgement_key, order
 from aif.providers.base import CallError, Kind, Reply, Request
@@ -55,11 +55,11 @@ class Job:
     """One item of work: what it is, how to ask for it after so many replies of no use, how to read the reply, and what
     is asked in its place where it is too long, if anything is."""
 
-    item: events.Item
+    item: events.CallItem
     request: Callable[[int, CallError | None], Request]
     read: Callable[[Reply], tuple[Rating, ...] | None]
     place: tuple[int, int] | None = None
-    parts: Callable[[], Awaitable[list[Item["Job"]]]] | None = None
+    parts: Callable[[], Awaitable[list[QueueItem["Job"]]]] | None = None
     apart: bool = False  # what is too long is asked in parts, or is such a part: no sign of what others will get
 
 
@@ -127,7 +127,7 @@ class Run:
     # --- one endpoint -------------------------------------------------------------------------------------------------
 
     async def _serve(self, endpoint: Endpoint, pager: "_Pager") -> None:
-        line = Line(endpoint, lambda: self._guarded(pager.elsewhere()))
+        line = Queue(endpoint, lambda: self._guarded(pager.elsewhere()))
 
         async def page() -> None:
             await self._guarded(pager.bring(line))
@@ -142,7 +142,7 @@ class Run:
             self._writer.give_up(trouble)
             return None
 
-    async def _once(self, endpoint: Endpoint, line: Line[Job], item: Item[Job]) -> Verdict | None:
+    async def _once(self, endpoint: Endpoint, line: Queue[Job], item: QueueItem[Job]) -> Verdict | None:
         """One attempt, kept; what becomes of the item, or None where no call was to be made."""
         clock = asyncio.get_running_loop().time
         job, course = item.job, item.course
@@ -204,7 +204,7 @@ class Run:
     async def _keep(
         self,
         endpoint: Endpoint,
-        item: Item[Job],
+        item: QueueItem[Job],
         call: "_Call",
         error: CallError | None,
         verdict: Verdict,
@@ -246,7 +246,7 @@ class Run:
             "principle": digest(todo.principle) if todo.principle else None,
             "system": model.system,
         }
-        item = events.Item("completion", slot.key, slot.prompt_id, slot.model, slot.identity, details)
+        item = events.CallItem("completion", slot.key, slot.prompt_id, slot.model, slot.identity, details)
         return Job(item, partial(once_more, request), lambda reply: None, (todo.position, slot.slot))
 
     # --- judgements ---------------------------------------------------------------------------------------------------
@@ -279,21 +279,21 @@ class Run:
             "completions": list(shown),
             "shown": ids,
         }
-        item = events.Item("judgement", key, ready.prompt.prompt_id, need.judge, need.identity, details)
+        item = events.CallItem("judgement", key, ready.prompt.prompt_id, need.judge, need.identity, details)
 
         def ratings(reply: Reply) -> tuple[Rating, ...]:
             if reply.cut:
                 raise CallError(Kind.TRUNCATED, "the judgement was cut at its limit", reply=reply)
             try:
                 return read(self.rubric, need.request, shown, reply.text, judge.reply)
-            except Unreadable as why:
+            except Unparseable as why:
                 raise CallError(Kind.UNREADABLE, str(why), reply=reply) from why
 
         apart = judge.on_overflow == "single"
         parts = partial(self._one_by_one, ready, need) if apart and len(shown) > 1 else None
         return Job(item, partial(once_more, request), ratings, parts=parts, apart=apart)
 
-    async def _one_by_one(self, ready: Ready, need: Need) -> list[Item[Job]]:
+    async def _one_by_one(self, ready: Ready, need: Need) -> list[QueueItem[Job]]:
         """The judgements of one completion each that take the place of one of all together, but for those there are."""
         spec = judging_spec(self.rubric, need.request, 1, self.pipeline.judges[need.judge])
         rest = need.identity, need.judge_pass, spec, need.material
@@ -305,7 +305,7 @@ class Run:
             for key, both in each.items()
             if not any(one in done and done[one][1] in (None, ids[key]) for one in both)
         ]
-        return [Item(partial(self.judgement, ready, one)) for one in needs]
+        return [QueueItem(partial(self.judgement, ready, one)) for one in needs]
 
 
 def slot_request(pipeline: Pipeline, todo: Todo) -> Request:
@@ -354,10 +354,10 @@ class _Pager:
         self._after = 0  # the number of the last that was brought in order
         self._taken: set[int] = set()  # of those behind it
 
-    async def bring(self, line: Line[Job]) -> None:
+    async def bring(self, line: Queue[Job]) -> None:
         raise NotImplementedError
 
-    async def elsewhere(self) -> Item[Job] | None:
+    async def elsewhere(self) -> QueueItem[Job] | None:
         raise NotImplementedError
 
     def _between(self, last: int) -> int | None:
@@ -370,27 +370,27 @@ class _Pager:
 
 
 class _Completions(_Pager):
-    async def bring(self, line: Line[Job]) -> None:
+    async def bring(self, line: Queue[Job]) -> None:
         while not self._endpoint.halt.is_set() and (rows := await self._page(self._after, PAGE)):
             self._after = rows[-1].seq
             line.bring(self._item(todo) for todo in rows if todo.seq not in self._taken)
             await line.room()
 
-    async def elsewhere(self) -> Item[Job] | None:
+    async def elsewhere(self) -> QueueItem[Job] | None:
         seq = self._between(await self._run.ask(self._run.reader.last_todo, self._endpoint.name))
         return self._item((await self._page(seq - 1, 1))[0]) if seq is not None else None
 
     async def _page(self, after: int, limit: int) -> list[Todo]:
         return await self._run.ask(self._run.reader.todo, self._endpoint.name, after, limit)
 
-    def _item(self, todo: Todo) -> Item[Job]:
-        return Item(partial(self._run.completion, todo))
+    def _item(self, todo: Todo) -> QueueItem[Job]:
+        return QueueItem(partial(self._run.completion, todo))
 
 
 class _Judgements(_Pager):
-    _line: Line[Job] | None = None
+    _line: Queue[Job] | None = None
 
-    async def bring(self, line: Line[Job]) -> None:
+    async def bring(self, line: Queue[Job]) -> None:
         self._line, more = line, self._run.more_ready[self._endpoint.name]
         while not self._endpoint.halt.is_set():
             more.clear()
@@ -405,7 +405,7 @@ class _Judgements(_Pager):
             else:
                 await more.wait()
 
-    async def elsewhere(self) -> Item[Job] | None:
+    async def elsewhere(self) -> QueueItem[Job] | None:
         seq = self._between(await self._run.ask(self._run.reader.last_ready))
         if self._line is None or seq is None:
             return None
@@ -416,7 +416,7 @@ class _Judgements(_Pager):
     async def _page(self, after: int, limit: int) -> list[Ready]:
         return await self._run.ask(self._run.reader.ready, after, limit)
 
-    def _items(self, ready: Ready) -> list[Item[Job]]:
+    def _items(self, ready: Ready) -> list[QueueItem[Job]]:
         needs = [need for need in ready.needs if need.judge == self._endpoint.name]
         made = ([partial(self._run.judgement, ready, need) for need in alike] for alike in self._run.in_turn(needs))
-        return [Item(first, then) for first, *then in made]
+        return [QueueItem(first, then) for first, *then in made]

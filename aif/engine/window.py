@@ -8,7 +8,7 @@ from typing import Any
 import aiohttp
 
 from aif.config.pipeline import Pipeline, options
-from aif.config.sections import Endpoint, Judge, Model
+from aif.config.sections import DeclaredEndpoint, Judge, Model
 from aif.core.environment import ENVIRON
 from aif.core.errors import BadInput
 from aif.core.strict_json import parse
@@ -39,7 +39,7 @@ def everyone(pipeline: Pipeline) -> dict[Key, Model | Judge]:
     return models | {("judgement", name): one for name, one in pipeline.judges.items()}
 
 
-async def windows(of: Mapping[Key, Endpoint], erred: Mapping[Key, int | None]) -> dict[Key, int]:
+async def windows(of: Mapping[Key, DeclaredEndpoint], erred: Mapping[Key, int | None]) -> dict[Key, int]:
     """The windows of these models and judges that are known; `erred` has what errors said."""
     asked = {_place(one): one for one in of.values() if one.window is None and one.base_url}
     lists = dict(zip(asked, await asyncio.gather(*map(_list, asked.values())), strict=True))
@@ -49,11 +49,11 @@ async def windows(of: Mapping[Key, Endpoint], erred: Mapping[Key, int | None]) -
     return {key: window for key, window in found.items() if window}
 
 
-def _place(one: Endpoint) -> tuple[str, str | None]:
+def _place(one: DeclaredEndpoint) -> tuple[str, str | None]:
     return next(iter(one.base_url), ""), one.api_key_env
 
 
-async def _list(one: Endpoint) -> Any:
+async def _list(one: DeclaredEndpoint) -> Any:
     """What a server says of its models; None where it says nothing that can be read."""
     try:
         url = f"{normalised(one.base_url[0])}/models"

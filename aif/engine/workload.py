@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from aif.config.pipeline import Pipeline
-from aif.config.sections import Endpoint, Judge, Model
+from aif.config.sections import DeclaredEndpoint, Judge, Model
 from aif.core.types import Message, Principle, Stage
 from aif.engine.estimate import (
     UNMEASURED,
@@ -29,7 +29,7 @@ from aif.judging.rubric import Rubric, render
 from aif.providers.base import Request
 from aif.providers.error_replies import holds
 from aif.servers.tokenizer import tokenizer_of
-from aif.store.forecast import Outlook, Replies, SlotCall
+from aif.store.forecast import Forecast, Replies, SlotCall
 from aif.store.ledger import Ledger
 from aif.store.portions import Rubrics
 from aif.store.reader import Tally
@@ -50,13 +50,13 @@ def foresee(pipeline: Pipeline, limit: int | None, tell: Callable[[str], None]) 
 
     def whole(ledger: Ledger) -> Estimate:
         prepare(pipeline, ledger, rubric, tell)
-        with Outlook.of(ledger.store) as reader:
+        with Forecast.of(ledger.store) as reader:
             return estimated(pipeline, rubric, reader, limit)
 
     return Ledger.use(pipeline.store, tell, rubric, whole, tags=pipeline.tags)
 
 
-def estimated(pipeline: Pipeline, rubric: Rubric, reader: Outlook, limit: int | None) -> Estimate:
+def estimated(pipeline: Pipeline, rubric: Rubric, reader: Forecast, limit: int | None) -> Estimate:
     """What a run would come to, by a store that is prepared for it."""
     tallies = reader.tallies(limit)
     endpoints = everyone(pipeline)
@@ -81,7 +81,7 @@ def _coming(reply: Length) -> float:
 
 
 def _model_work(
-    pipeline: Pipeline, model: Model, tally: Tally, reader: Outlook, limit: int | None, window: int | None
+    pipeline: Pipeline, model: Model, tally: Tally, reader: Forecast, limit: int | None, window: int | None
 ) -> Work:
     sampling = pipeline.sampling(model)
 
@@ -107,7 +107,7 @@ def _judge_work(
     rubric: Rubric,
     judge: Judge,
     tally: Tally,
-    reader: Outlook,
+    reader: Forecast,
     limit: int | None,
     window: int | None,
     coming: Mapping[str, float],
@@ -133,7 +133,7 @@ def _judge_work(
     )
 
 
-def _judged(rubric: Rubric, reader: Outlook, judge: Judge) -> list[tuple[Messages, int]]:
+def _judged(rubric: Rubric, reader: Forecast, judge: Judge) -> list[tuple[Messages, int]]:
     """Judgements that were asked for, as they were sent by the rubric of then."""
     calls = reader.judgements_asked(judge.identity, MEASURED)
     rubrics = Rubrics(made={rubric.digest: rubric})
@@ -177,7 +177,7 @@ def _work(
 # --- tokens of what is sent -------------------------------------------------------------------------------------------
 
 
-def _rate(one: Endpoint, had: Sequence[tuple[Messages, int]], requests: Sequence[Request]) -> Rate:
+def _rate(one: DeclaredEndpoint, had: Sequence[tuple[Messages, int]], requests: Sequence[Request]) -> Rate:
     """By this store's own calls; else by the model's tokenizer, where it is at hand; else assumed."""
     if had:
         return _by(sum(n for _, n in had), (messages for messages, _ in had), f"measured on {len(had):,} calls")

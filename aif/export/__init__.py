@@ -1,1 +1,4 @@
-"""Datasets: formats, card, files, and the Hub."""
+"""Datasets: their formats, the card, the files, and the Hub.
+
+Writes folders whole or not at all. Calls no model.
+"""

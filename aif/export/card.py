@@ -18,7 +18,7 @@ from jinja2 import StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from aif.config.pipeline import Pipeline
-from aif.config.sections import Endpoint, public
+from aif.config.sections import DeclaredEndpoint, public
 from aif.core.resources import shipped
 from aif.core.words import of
 from aif.engine.pair import policy_of
@@ -132,7 +132,7 @@ def _weight(labels: LabelCounts | None) -> tuple[str, float, float] | None:
     return balancing(**labels.labels["train"]) if labels else None
 
 
-def _endpoints(pipeline: Pipeline) -> list[tuple[str, Endpoint]]:
+def _endpoints(pipeline: Pipeline) -> list[tuple[str, DeclaredEndpoint]]:
     return [*pipeline.models.items(), *pipeline.judges.items()]
 
 
@@ -218,7 +218,7 @@ def fenced(text: str, language: str = "") -> str:
     return f"{fence}{language}\n{text}\n{fence}"
 
 
-def identity(one: Endpoint) -> str:
+def identity(one: DeclaredEndpoint) -> str:
     """Who a model is, without where it lies on some machine; of a launched one, by the content that was served, too."""
     launched = one.model is None and one.launch is not None
     said = one.declared.replace(one.served_name, public(one.served_name, hub=launched), 1)

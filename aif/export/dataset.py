@@ -31,7 +31,7 @@ from aif.export.card import CardFacts, default_config, render
 from aif.export.formats import Part, made_of
 from aif.export.layout import Of
 from aif.export.manifest import MARKER, NAME, sealed, state_of
-from aif.export.parquet import Parts, Rows
+from aif.export.parquet import DatasetRows, Parts
 from aif.export.ultrafeedback import OVERALL, Annotated
 from aif.judging.rubric import Rubric
 from aif.pairing.labels import LabelCounts, best, labelled
@@ -95,17 +95,17 @@ def export(
 # --- what rows are made of --------------------------------------------------------------------------------------------
 
 
-def _rows(pipeline: Pipeline, rubric: Rubric, reader: Results, paired: pa.Table) -> dict[Of, Rows]:
+def _rows(pipeline: Pipeline, rubric: Rubric, reader: Results, paired: pa.Table) -> dict[Of, DatasetRows]:
     """What the pipeline's formats are made of."""
     wanted = {made_of(config) for config in pipeline.export.formats}
-    found: dict[Of, Rows] = {"pairs": Rows(paired, reader.pairs)}
+    found: dict[Of, DatasetRows] = {"pairs": DatasetRows(paired, reader.pairs)}
     if "prompts" in wanted:
-        found["prompts"] = Rows(reader.selected(), _annotating(pipeline, rubric, reader), WHOLE_GROUP)
+        found["prompts"] = DatasetRows(reader.selected(), _annotating(pipeline, rubric, reader), WHOLE_GROUP)
     if wanted & {"best", "labels"}:
         scored = reader.scored()
         labels = labelled(scored, paired, pipeline.export.kto)
-        found["best"] = Rows(best(scored, pipeline.seed), reader.completed)
-        found["labels"] = Rows(labels.rows, reader.completed, left_out=labels.left_out)
+        found["best"] = DatasetRows(best(scored, pipeline.seed), reader.completed)
+        found["labels"] = DatasetRows(labels.rows, reader.completed, left_out=labels.left_out)
     return found
 
 
@@ -124,7 +124,7 @@ def _annotating(
     return fetch
 
 
-def _with_rows(pipeline: Pipeline, found: Mapping[Of, Rows], books: Books, tell: Told) -> tuple[str, ...]:
+def _with_rows(pipeline: Pipeline, found: Mapping[Of, DatasetRows], books: Books, tell: Told) -> tuple[str, ...]:
     """The formats of which there are rows. Raises BadInput where there is none."""
     formats = tuple(config for config in pipeline.export.formats if found[made_of(config)].index.num_rows)
     became = ", ".join(f"{outcome} {n:,}" for outcome, n in books.outcomes.items())
@@ -164,7 +164,12 @@ def _label_counts(parts: Mapping[Part, pa.Table], left_out: Mapping[str, int], t
 
 
 def _parts(
-    pipeline: Pipeline, ledger: Ledger, reader: Results, formats: Sequence[str], found: Mapping[Of, Rows], tell: Told
+    pipeline: Pipeline,
+    ledger: Ledger,
+    reader: Results,
+    formats: Sequence[str],
+    found: Mapping[Of, DatasetRows],
+    tell: Told,
 ) -> Parts:
     """The rows of each part that has any. A prompt is in the same part in every format."""
     drawn = _drawn(found[made_of(default_config(formats))].index)

@@ -21,7 +21,7 @@ Parts = Mapping[Of, Mapping[Part, pa.Table]]
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class DatasetRows:
     """Everything of one kind that rows can be made of: all without their texts (`prompt_id` is a column), how some of
     them are fetched with their texts, how many at a time, and how many were left out, by reason."""
 
@@ -31,7 +31,9 @@ class Rows:
     left_out: Mapping[str, int] = field(default_factory=dict)
 
 
-def write(formats: Sequence[str], found: Mapping[Of, Rows], parts: Parts, folder: Path) -> dict[str, dict[str, int]]:
+def write(
+    formats: Sequence[str], found: Mapping[Of, DatasetRows], parts: Parts, folder: Path
+) -> dict[str, dict[str, int]]:
     """Every file of the formats. Returns rows by config and split.
 
     Rows stand in the order of a hash: sources are mixed for whoever reads in order, and what is added moves no other.

@@ -18,7 +18,7 @@ from aif.config import located_yaml as yamltext
 from aif.config.located_yaml import Problem
 from aif.config.sections import Judge
 from aif.core.errors import BadInput
-from aif.judging.rubric import Ask, Aspect, Rubric, files_in, said
+from aif.judging.rubric import Aspect, Rubric, RubricRequest, files_in, said
 
 COMPLETIONS = 4  # of a prompt, unless a pipeline says otherwise
 MOST = 8  # templates are tried about so many completions
@@ -78,7 +78,7 @@ def sizes(rubric: Rubric) -> list[Size]:
     return [_size(rubric, name, ask) for name, ask in rubric.sheet.requests.items()]
 
 
-def _size(rubric: Rubric, name: str, ask: Ask) -> Size:
+def _size(rubric: Rubric, name: str, ask: RubricRequest) -> Size:
     n = _shown(ask)
     return Size(
         name,
@@ -108,7 +108,7 @@ def _tokens(chars: int) -> int:
     return -(-chars // 4)
 
 
-def _shown(ask: Ask) -> int:
+def _shown(ask: RubricRequest) -> int:
     return COMPLETIONS if ask.mode == "listwise" else 1
 
 
@@ -141,7 +141,7 @@ class _Draft:
     def file(self, name: str, words: str) -> str:
         return f"{self.rubric.where}/{name}: {words}"
 
-    def requests(self) -> Iterator[tuple[str, Ask]]:
+    def requests(self) -> Iterator[tuple[str, RubricRequest]]:
         yield from self.rubric.sheet.requests.items()
 
     def worded(self, request: str, reply: str = "") -> str:

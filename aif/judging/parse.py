@@ -13,7 +13,7 @@ from aif.core.types import Rating
 from aif.judging.rubric import NOT_APPLICABLE, Aspect, Form, Rubric
 
 
-class Unreadable(Exception):
+class Unparseable(Exception):
     """Why a reply gives no ratings, in words a person can act on."""
 
 
@@ -31,8 +31,8 @@ def read(rubric: Rubric, request: str, completions: Sequence[str], text: str, fo
         for name, aspect in aspects.items():
             try:
                 ratings.append(_rating(key, name, aspect, fields[number, name]))
-            except Unreadable as why:
-                raise Unreadable(f"completion {number}, {name}: {why}") from None
+            except Unparseable as why:
+                raise Unparseable(f"completion {number}, {name}: {why}") from None
     return tuple(ratings)
 
 
@@ -51,7 +51,7 @@ def _rating(completion: str, name: str, aspect: Aspect, said: Mapping[str, Any])
     if type(word) is not str or word not in aspect.ratings:
         word = _word(word, aspect)
     if not isinstance(rationale, str):
-        raise Unreadable("no rationale")
+        raise Unparseable("no rationale")
     rationale = encodable(rationale.strip())
     types = _types(said.get("types"), aspect) if aspect.types else ()
     if word == NOT_APPLICABLE:
@@ -65,24 +65,24 @@ def _word(said: Any, aspect: Aspect) -> str:
     if isinstance(said, int) and not isinstance(said, bool):
         said = str(said)
     if not isinstance(said, str):
-        raise Unreadable("no rating")
+        raise Unparseable("no rating")
     word = said.strip()
     if word.upper() in {"N/A", "NA"}:
         word = NOT_APPLICABLE
     if word not in aspect.ratings and (share := _OUT_OF.match(word)) and int(share[2]) == aspect.scale[1]:
         word = share[1]
     if word not in aspect.ratings:
-        raise Unreadable(f"rating {word[:40]!r} is none of {', '.join(aspect.ratings)}")
+        raise Unparseable(f"rating {word[:40]!r} is none of {', '.join(aspect.ratings)}")
     return word
 
 
 def _types(said: Any, aspect: Aspect) -> tuple[int, ...]:
     if said is None:
-        raise Unreadable("no types")
+        raise Unparseable("no types")
     if not isinstance(said, list) or any(type(number) is not int for number in said):
-        raise Unreadable("types is no list of numbers")
+        raise Unparseable("types is no list of numbers")
     if unknown := [number for number in said if number not in aspect.types]:
-        raise Unreadable(f"there is no type {str(unknown[0])[:20]}")
+        raise Unparseable(f"there is no type {str(unknown[0])[:20]}")
     return tuple(sorted(set(said)))
 
 
@@ -91,12 +91,12 @@ def _types(said: Any, aspect: Aspect) -> tuple[int, ...]:
 _CODE_FENCE = re.compile(r"\A```(?:json)?[ \t\r]*\n(.*)\n[ \t]*```\Z", re.DOTALL)
 
 
-def _twice(key: str) -> Unreadable:
-    return Unreadable(f"{key[:40]!r} stands twice in one object")
+def _twice(key: str) -> Unparseable:
+    return Unparseable(f"{key[:40]!r} stands twice in one object")
 
 
 def _no_constant(word: str) -> Any:
-    raise Unreadable(f"{word} is no rating")
+    raise Unparseable(f"{word} is no rating")
 
 
 _read_once = reader(_twice, _no_constant)
@@ -109,36 +109,36 @@ def _read_json(text: str, n: int, aspects: tuple[str, ...]) -> Fields:
     try:
         data = _read_once(body)
     except RecursionError:
-        raise Unreadable("nested too deep") from None
+        raise Unparseable("nested too deep") from None
     except ValueError as error:  # JSONDecodeError, and integers of more digits than Python reads
-        raise Unreadable(f"not JSON: {str(error)[:200]}") from error
+        raise Unparseable(f"not JSON: {str(error)[:200]}") from error
     numbered = _numbered(data, n)
     fields: dict[tuple[int, str], Mapping[str, Any]] = {}
     for number, said in numbered.items():
         by_aspect = {aspects[0]: said} if len(aspects) == 1 else said
         if unasked := sorted(set(by_aspect) - set(aspects)):
-            raise Unreadable(f"completion {number}: {unasked[0][:40]!r} was not asked")
+            raise Unparseable(f"completion {number}: {unasked[0][:40]!r} was not asked")
         for name in aspects:
             one = by_aspect.get(name)
             if not isinstance(one, dict):
-                raise Unreadable(f"completion {number}: no {name}")
+                raise Unparseable(f"completion {number}: no {name}")
             if seconds := [key for key in one if key not in _ASKED and _VERDICT.search(key)]:
-                raise Unreadable(f"completion {number}, {name}: {seconds[0][:40]!r} stands beside the rating")
+                raise Unparseable(f"completion {number}, {name}: {seconds[0][:40]!r} stands beside the rating")
             fields[number, name] = one
     return fields
 
 
 def _numbered(data: Any, n: int) -> dict[int, dict[str, Any]]:
     if not isinstance(data, dict):
-        raise Unreadable(f"expected an object with the completions' numbers as keys, got {shape_of(data)}")
+        raise Unparseable(f"expected an object with the completions' numbers as keys, got {shape_of(data)}")
     expected = {str(i) for i in range(1, n + 1)}
     if missing := sorted(expected - set(data), key=int):
-        raise Unreadable(f"completion {missing[0]} is missing")
+        raise Unparseable(f"completion {missing[0]} is missing")
     if extra := sorted(set(data) - expected):
-        raise Unreadable(f"{extra[0][:40]!r} is no number of a completion")
+        raise Unparseable(f"{extra[0][:40]!r} is no number of a completion")
     for number, said in data.items():
         if not isinstance(said, dict):
-            raise Unreadable(f"completion {number}: expected an object")
+            raise Unparseable(f"completion {number}: expected an object")
     return {int(number): said for number, said in data.items()}
 
 
@@ -175,30 +175,30 @@ def _read_text(text: str, n: int, aspects: tuple[str, ...]) -> Fields:
             if running:
                 running.append(line)
         elif _FENCE.match(line):
-            raise Unreadable("it repeats the texts that are judged, fences and all")
+            raise Unparseable("it repeats the texts that are judged, fences and all")
         elif heading := _HEADING.match(line):
             number, running = int(heading[1]), None
             if not 1 <= number <= n:
-                raise Unreadable(f"there is no completion {number}")
+                raise Unparseable(f"there is no completion {number}")
             if (number, aspects[0]) in fields:
-                raise Unreadable(f"completion {number} stands twice")
+                raise Unparseable(f"completion {number} stands twice")
             fields.update({(number, name): {} for name in aspects})
         elif label := _LABEL.match(line):
             if number is None:
-                raise Unreadable(f"{label[1]!r} stands before the first `Completion <number>`")
+                raise Unparseable(f"{label[1]!r} stands before the first `Completion <number>`")
             name = _aspect(label[2], aspects, number)
             word = "types" if label[1].lower().startswith("type") else label[1].lower()
             said = fields[number, name]
             if word in said:
-                raise Unreadable(f"completion {number}, {name}: {word} stands twice")
+                raise Unparseable(f"completion {number}, {name}: {word} stands twice")
             said[word] = [label[3]]
             running = said[word] if word == "rationale" else None
         elif running:
             running.append(line)
         elif number is not None and _SAID_AGAIN.search(line):
-            raise Unreadable(f"completion {number}: {line.strip()[:40]!r} stands beside the rating")
+            raise Unparseable(f"completion {number}: {line.strip()[:40]!r} stands beside the rating")
     if missing := [i for i in range(1, n + 1) if (i, aspects[0]) not in fields]:
-        raise Unreadable(f"completion {missing[0]} is missing")
+        raise Unparseable(f"completion {missing[0]} is missing")
     return {place: _plain(said, f"completion {place[0]}, {place[1]}") for place, said in fields.items()}
 
 
@@ -206,10 +206,10 @@ def _aspect(name: str | None, aspects: tuple[str, ...], number: int) -> str:
     if name is None:
         if len(aspects) == 1:
             return aspects[0]
-        raise Unreadable(f"completion {number}: a label without its aspect")
+        raise Unparseable(f"completion {number}: a label without its aspect")
     asked = name.strip().lower().replace(" ", "_").replace("-", "_")
     if asked not in aspects:
-        raise Unreadable(f"completion {number}: {name[:40]!r} was not asked")
+        raise Unparseable(f"completion {number}: {name[:40]!r} was not asked")
     return asked
 
 
@@ -223,7 +223,7 @@ def _plain(said: Mapping[str, Sequence[str]], where: str) -> dict[str, Any]:
         elif all(re.fullmatch(r"\d{1,4}", word, re.ASCII) for word in words):
             plain["types"] = [int(word) for word in words]
         else:
-            raise Unreadable(f"{where}: types {types[:40]!r} is no list of numbers")
+            raise Unparseable(f"{where}: types {types[:40]!r} is no list of numbers")
     if (rating := plain.get("rating")) is not None:
         plain["rating"] = rating.removesuffix(".").strip(" *`[]").removesuffix(".")
     return plain

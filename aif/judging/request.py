@@ -11,7 +11,7 @@ from aif.core.types import Principle, Prompt, Sampling, Stage
 from aif.judging.rubric import Rubric, render, spec_digest
 from aif.planning.plan import System, sent_messages
 from aif.providers.base import CallError, Kind, Request
-from aif.providers.retry import Policy
+from aif.providers.retry import RetryPolicy
 
 # What a provider puts around what it is sent: the turns' marks and roles (OpenAI's 4 tokens, ChatML's 5), and once what
 # a template or a schema's instructions say beside them (346 tokens where Anthropic's tells of tools, the most known).
@@ -76,7 +76,7 @@ def _room(reasks: int) -> int:
 def replies_at_most(stage: Stage) -> tuple[int, int]:
     """How many replies an item may be billed for, where none can be used, and how many times `max_tokens` they hold
     together: a judgement may be cut each time. (What fails without a reply is not counted here.)"""
-    times = Policy().reasks
+    times = RetryPolicy().reasks
     return times, sum(map(_room, range(times))) if stage == "judgement" else times
 
 

@@ -93,7 +93,7 @@ class Material(Strict):
     note: str = ""
 
 
-class Ask(Strict):
+class RubricRequest(Strict):
     """One request of a rubric: which aspects, of all completions at once or of each by itself."""
 
     mode: Mode = "listwise"
@@ -108,11 +108,11 @@ class Sheet(Strict):
     description: str = ""
     role: str  # the template of the judge's system message
     aspects: dict[Word, Aspect]
-    requests: dict[Word, Ask] = Field(min_length=1)
+    requests: dict[Word, RubricRequest] = Field(min_length=1)
     material: dict[Slot, Material] = {}
 
 
-_PARTS: Mapping[str | int, type[Strict]] = {"aspects": Aspect, "requests": Ask, "material": Material}
+_PARTS: Mapping[str | int, type[Strict]] = {"aspects": Aspect, "requests": RubricRequest, "material": Material}
 
 
 def _unknown(keys: Keys) -> str:

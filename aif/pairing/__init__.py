@@ -1,1 +1,4 @@
-"""Ratings to pairs: scores, policies, labels. Pure: columns in, columns out."""
+"""Ratings to pairs: scores, pairing policies, labels.
+
+Pure: columns in, columns out. No text, no I/O.
+"""

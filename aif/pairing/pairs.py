@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from aif.core.errors import BadInput
 from aif.core.types import fraction
-from aif.pairing.scores import DRAWN, TOLERANCE, Bools, Floats, Ints, Rows, Scored, Scores, score, slack
+from aif.pairing.scores import DRAWN, TOLERANCE, Bools, Floats, Ints, Scored, ScoreRows, Scores, score, slack
 
 # A prompt that meets several reasons is counted under the first.
 REASONS = (
@@ -43,7 +43,7 @@ MOST_PAIRS = 4_000_000  # of a prompt's, each way: `all` of 2,000 completions, w
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
+class PairPolicy:
     """How pairs are picked.
 
     `score` is the weighted mean of the aspects of positive weight, or the aspect named `overall` alone; `missing` is
@@ -74,7 +74,7 @@ class Paired:
     within the prompt, and `chosen` and `rejected`, rows of the input by number. `columns` names those of `scored.used`.
     """
 
-    rows: Rows
+    rows: ScoreRows
     scored: Scored
     columns: tuple[str, ...]
     outcome: pa.Array
@@ -143,7 +143,7 @@ def counts(paired: Paired) -> dict[str, int]:
     return {outcome: found.get(outcome, 0) for outcome in OUTCOMES}
 
 
-def pair(scores: Scores, policy: Policy) -> Paired:
+def pair(scores: Scores, policy: PairPolicy) -> Paired:
     """Pick the pairs of every prompt.
 
     A pair's chosen one is not truncated, and higher than its rejected one by more than 0 and by at least `min_margin`;
@@ -163,18 +163,18 @@ def pair(scores: Scores, policy: Policy) -> Paired:
     return paired
 
 
-def pair_parts(parts: Iterable[Scores], policy: Policy) -> Iterator[Paired]:
+def pair_parts(parts: Iterable[Scores], policy: PairPolicy) -> Iterator[Paired]:
     """The same of prompts that come in parts: all pairs of one are in memory at a time, or what is left of all of them
     where `max_per_model` is to choose among these."""
     paired = (_paired(scores, policy) for scores in parts)
     return paired if policy.max_per_model is None else _within_cap(list(paired), policy.max_per_model, policy.seed)
 
 
-def _paired(scores: Scores, policy: Policy) -> Paired:
+def _paired(scores: Scores, policy: PairPolicy) -> Paired:
     """Without regard to `max_per_model`."""
     if not policy.min_margin >= 0:
         raise ValueError(f"min_margin must be at least 0, not {policy.min_margin}")
-    rows = Rows.of(scores)
+    rows = ScoreRows.of(scores)
     scored = score(scores, rows, policy.score, policy.missing, policy.min_completions)
     ends = _Ends(np.zeros(len(rows.starts), dtype=np.int64))
     ends.put("too_few", rows.sizes < 2)
@@ -205,7 +205,7 @@ class _Pairs:
     of: int
 
     @classmethod
-    def of_each(cls, ones: Ints, rows: Rows, means: Floats, above: bool = True) -> "_Pairs":
+    def of_each(cls, ones: Ints, rows: ScoreRows, means: Floats, above: bool = True) -> "_Pairs":
         """Each of these rows with every row of its prompt that it is above, or below."""
         sizes = rows.sizes[rows.prompt[ones]]
         mine = np.repeat(ones, sizes)
@@ -248,7 +248,7 @@ class _Ends:
         self.codes[prompts & (self.codes == 0)] = OUTCOMES.index(reason)
 
 
-def _candidates(scores: Scores, rows: Rows, means: Floats, policy: Policy, ends: _Ends) -> _Pairs:
+def _candidates(scores: Scores, rows: ScoreRows, means: Floats, policy: PairPolicy, ends: _Ends) -> _Pairs:
     """The pairs the policy may pick from. Puts down why a prompt has none.
 
     Whether any two rows are far enough apart is known of the highest and the lowest: pairs are made of what may be
@@ -297,7 +297,7 @@ def _candidates(scores: Scores, rows: Rows, means: Floats, policy: Policy, ends:
     return found
 
 
-def _reach(rows: Rows, means: Floats, sides: Sequence[tuple[Bools, Bools]], margin: float) -> Bools:
+def _reach(rows: ScoreRows, means: Floats, sides: Sequence[tuple[Bools, Bools]], margin: float) -> Bools:
     """Per group whether some row of one side is above some row of the other, by so much at least."""
     found = np.zeros(len(rows.firsts), dtype=bool)
     for highs, lows in sides:
@@ -306,7 +306,7 @@ def _reach(rows: Rows, means: Floats, sides: Sequence[tuple[Bools, Bools]], marg
     return found
 
 
-def _few(ones: Ints, rows: Rows) -> Ints:
+def _few(ones: Ints, rows: ScoreRows) -> Ints:
     """These rows, none of which is in too many pairs for memory."""
     pairs = np.bincount(rows.prompt[ones], minlength=len(rows.starts)) * rows.sizes
     if (most := int(pairs.max(initial=0))) > MOST_PAIRS:
@@ -318,7 +318,7 @@ def _few(ones: Ints, rows: Rows) -> Ints:
     return ones
 
 
-def _picked(found: _Pairs, rows: Rows, means: Floats, policy: Policy) -> _Pairs:
+def _picked(found: _Pairs, rows: ScoreRows, means: Floats, policy: PairPolicy) -> _Pairs:
     """Those of the candidates that the policy makes, prompt by prompt."""
     if policy.name == "all":
         ranked = found.only(_widest_first(found, rows, means, policy.seed))
@@ -334,13 +334,13 @@ def _picked(found: _Pairs, rows: Rows, means: Floats, policy: Policy) -> _Pairs:
     return found.only(np.argsort(found.high))
 
 
-def _marked(rows: Ints, of: Rows) -> Bools:
+def _marked(rows: Ints, of: ScoreRows) -> Bools:
     marks = np.zeros(len(of.prompt), dtype=bool)
     marks[rows] = True
     return marks
 
 
-def _widest_first(found: _Pairs, rows: Rows, means: Floats, seed: int) -> Ints:
+def _widest_first(found: _Pairs, rows: ScoreRows, means: Floats, seed: int) -> Ints:
     """The order of pairs by prompt and margin, those of equal margin drawn. The widest of several scales are
     equals, and so are the next of each."""
     high, low, group = means[found.high], means[found.low], rows.group[found.high]

@@ -62,7 +62,7 @@ def slack(one: Any, other: Any) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class ScoreRows:
     """The rows of `Scores` by prompt: `prompt` (rows) numbers each row's prompt, `starts` and `sizes` (prompts) say
     where it lies, `text` and `model` (rows) number texts and models. `group` (rows) numbers, prompt by prompt, those of
     a prompt that are on one scale; `order` brings the rows of each together, and `firsts` says where they begin."""
@@ -80,7 +80,7 @@ class Rows:
     firsts: Ints
 
     @classmethod
-    def of(cls, scores: Scores) -> "Rows":
+    def of(cls, scores: Scores) -> "ScoreRows":
         """Raises ValueError where columns differ in length, hold nulls, or rows of a prompt stand apart."""
         prompts, completions, models, texts = map(
             _strings, (scores.prompt_ids, scores.completions, scores.models, scores.text_ids)
@@ -193,7 +193,11 @@ class Scored:
 
 
 def score(
-    scores: Scores, rows: Rows, by: Literal["mean", "overall"], missing: Literal["leave_out", "drop"], least: int = 2
+    scores: Scores,
+    rows: ScoreRows,
+    by: Literal["mean", "overall"],
+    missing: Literal["leave_out", "drop"],
+    least: int = 2,
 ) -> Scored:
     """The weighted mean over the aspects of positive weight, or the aspect `overall` alone; of each aspect the weighted
     mean over the judges whose ratings of it entered. `missing`, and whether a row is rated, are about these aspects

@@ -1,1 +1,4 @@
-"""Which completions a prompt gets. Pure: prompt and seed in, slots out."""
+"""Which completions a prompt gets, by which model, with which seed and principle.
+
+Pure: prompt and pool in, slots out.
+"""

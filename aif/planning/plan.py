@@ -16,10 +16,10 @@ from aif.config.error_text import shown, unknown_key
 from aif.core.errors import BadInput
 from aif.core.types import (
     KEY_LENGTH,
-    Carried,
     Message,
     Principle,
     Prompt,
+    Provided,
     Sampling,
     Slot,
     as_dicts,
@@ -151,7 +151,7 @@ def completion_key(prompt: Prompt, model: PoolModel, sample: int, seed: int, pri
     )[:KEY_LENGTH]
 
 
-def carried_key(prompt_id: str, one: Carried) -> str:
+def carried_key(prompt_id: str, one: Provided) -> str:
     """The identity of a completion that came with its prompt: who wrote what. Its score is no part of it."""
     return digest({"v": 1, "prompt": prompt_id, "carried": one.model, "text": one.text})[:KEY_LENGTH]
 

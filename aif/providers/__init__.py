@@ -1,3 +1,4 @@
-"""How a model is called: one client per API, what its replies and errors mean, retries, limits.
+"""How a model is called: a client for each API, what replies and errors mean, retries, concurrency, rate limits.
 
-It knows requests and replies; it knows no prompt, no rubric and no store."""
+Knows requests and replies; knows no prompt, no rubric and no store.
+"""

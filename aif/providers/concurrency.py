@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from aif.providers.base import PROVIDER, TRANSIENT, CallError, Kind
-from aif.providers.retry import Blame, Policy
+from aif.providers.retry import Blame, RetryPolicy
 
 SHRINK, REOPEN, GROWTH = 0.8, 0.25, 0.05
 ITEMS = 3  # so many different items that fail alike are enough to tell
@@ -87,7 +87,7 @@ class Gate:
     `in_flight` counts them; `given_up` says why no further call is worth making.
     """
 
-    def __init__(self, most: int, policy: Policy, jitter: Callable[[], float], usable: bool = False) -> None:
+    def __init__(self, most: int, policy: RetryPolicy, jitter: Callable[[], float], usable: bool = False) -> None:
         self.in_flight = 0
         self.given_up: str | None = None
         self._most = most

@@ -13,7 +13,7 @@ from aif.core.types import Stage, Usage
 from aif.providers.base import CallError, ChatModel, Kind, Reply, Request
 from aif.providers.concurrency import MANY, Caller, Gate, Others, Pass
 from aif.providers.rate_limits import Cost, Pace
-from aif.providers.retry import Course, Policy, Verdict
+from aif.providers.retry import Course, RetryPolicy, Verdict
 
 
 class Halted(Exception):
@@ -46,7 +46,7 @@ class Endpoint:
     bound: Callable[[Request], float | None]
     pace: Pace
     paid: bool = False
-    policy: Policy = field(default_factory=Policy)
+    policy: RetryPolicy = field(default_factory=RetryPolicy)
     clock: Callable[[], float] = time.monotonic
     jitter: Callable[[], float] = random.random
     halt: asyncio.Event = field(default_factory=asyncio.Event)

@@ -30,7 +30,7 @@ _NUMBERS = re.compile(r"\blimit:? (\d{1,12})\b.{0,40}\brequested:? (\d{1,12})\b"
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
+class RetryPolicy:
     """How often and how patiently. Counts are attempts in all, waits in seconds.
 
     `same` is how many of an item's attempts get the same answer when it fails for good. An endpoint that answered, or
@@ -66,7 +66,7 @@ class Course:
     wait_s: float = 0.0
 
     def verdict(
-        self, error: CallError, blame: Blame, policy: Policy, now: float, jitter: float, few: bool = False
+        self, error: CallError, blame: Blame, policy: RetryPolicy, now: float, jitter: float, few: bool = False
     ) -> Verdict:
         """What one more failure means for the item; `few` says that there are not enough others to find out whose it
         is, and none was answered since."""
@@ -90,7 +90,7 @@ class Course:
         )
         return "later" if self.counted >= policy.attempts or late else "again"
 
-    def _for_good(self, error: CallError, blame: Blame, policy: Policy, few: bool) -> bool:
+    def _for_good(self, error: CallError, blame: Blame, policy: RetryPolicy, few: bool) -> bool:
         if error.kind in SHAPE and error.told:  # its own words say that it is this request's length, or its turns
             return blame == "item" or (few and error.kind is Kind.CONTEXT_OVERFLOW)
         if error.kind is Kind.QUOTA_EXHAUSTED or _fits(error):  # a smaller one may be paid, or go, while this waits

@@ -4,13 +4,13 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aif.config.sections import Endpoint
+from aif.config.sections import DeclaredEndpoint
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 
-def tokenizer_of(one: Endpoint) -> "Tokenizer | None":
+def tokenizer_of(one: DeclaredEndpoint) -> "Tokenizer | None":
     """The tokenizer of a model that vLLM serves, from its local folder or the Hub's cache; nothing is downloaded."""
     if one.provider != "vllm":
         return None

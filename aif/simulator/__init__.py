@@ -1,6 +1,6 @@
-"""The simulator: a loopback server that answers like vLLM, OpenAI and Anthropic, with models of declared quality and
-judges of declared noise, all seeded. Pipelines are rehearsed against it before money is spent; tests and
-benchmarks talk to it.
+"""A stand-in for every provider, on loopback: models that write, judges that rate, and faults on demand.
+
+Used by the quickstart and by tests; answers as the real APIs do. Knows nothing of a run.
 """
 
 from aif.simulator.cast import Cast

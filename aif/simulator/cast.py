@@ -65,7 +65,7 @@ class RefusedError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class ModelRequest:
     """A request, read and checked. `settings` are what the draw depends on beside messages and model."""
 
     model: str
@@ -80,7 +80,7 @@ class Ask:
         return sum(FRAME + count_tokens(message.content) for message in self.messages)
 
 
-def say(cast: Cast, ask: Ask) -> str:
+def say(cast: Cast, ask: ModelRequest) -> str:
     """The whole of a reply."""
     seed = int(digest([cast.seed, ask.model, ask.settings])[:16], 16)
     if critic.read(ask.messages) is not None:

@@ -7,7 +7,7 @@ from typing import Any
 from aif.config.sections import REASONING
 from aif.core.types import Message, Role, digest
 from aif.providers.base import Finish
-from aif.simulator.cast import Ask, Cast, RefusedError, number, say, text_of
+from aif.simulator.cast import Cast, ModelRequest, RefusedError, number, say, text_of
 from aif.simulator.words import cut
 
 CREATED = 1_767_225_600  # every reply's `created`: a clock would make replies differ
@@ -77,7 +77,7 @@ def _room(prompt_tokens: int, max_tokens: int | None, max_model_len: int) -> int
     return max_tokens if max_tokens is not None else max_model_len - prompt_tokens
 
 
-def _read(body: Any) -> Ask:
+def _read(body: Any) -> ModelRequest:
     if not isinstance(body, dict):
         raise RefusedError(400, "The body must be a JSON object.")
     model = body.get("model")
@@ -93,7 +93,7 @@ def _read(body: Any) -> Ask:
     temperature = float(number(body, "temperature", 0, 2, default=1))
     top_p = float(number(body, "top_p", 0, 1, default=1))
     seed = number(body, "seed", -(2**63), 2**63 - 1, whole=True)
-    return Ask(
+    return ModelRequest(
         model=model,
         messages=_messages(body.get("messages")),
         max_tokens=number(body, room, 1, 2**31, whole=True),

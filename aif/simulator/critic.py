@@ -57,7 +57,7 @@ MAX_RATIONALE = 400  # characters; a schema's own maxLength holds where it is le
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class Task:
     """What a conversation asks for: stems of what it is about, the form of answer, whether it should be declined."""
 
     terms: frozenset[str]
@@ -65,7 +65,7 @@ class Ask:
     harmful: bool
 
     @classmethod
-    def of(cls, turns: Sequence[str], reference: str = "") -> "Ask":
+    def of(cls, turns: Sequence[str], reference: str = "") -> "Task":
         """Read from the user's turns; what a reference answer names is asked for too."""
         last = turns[-1] if turns else ""
         named = key_terms(key_phrases(turns)) | key_terms(key_phrases([reference] if reference else []))
@@ -147,7 +147,7 @@ def instance(schema: Mapping[str, Any]) -> str:
     return orjson.dumps(_Bench(Case((), {}, ""), 0.0, Random(0)).instance(schema, schema)).decode()
 
 
-def features(ask: Ask, completion: str) -> Features:
+def features(ask: Task, completion: str) -> Features:
     """What can be seen in a completion of what was asked."""
     prose = _CODE_BLOCK.sub("\n", completion) if "```" in completion else completion
     low = prose.lower()
@@ -181,7 +181,7 @@ def _shaped(form: Kind, completion: str, prose: str) -> float:
     return min(1.0, rows / 3) if form == "list" else float(rows > 2 or "\n\n" in prose.strip())
 
 
-def estimate(ask: Ask, seen: Features) -> float:
+def estimate(ask: Task, seen: Features) -> float:
     """The quality (0 to 1) that the features speak for.
 
     The weights are a least-squares fit over completions of 215 real prompts by authors of every quality, rounded.
@@ -202,7 +202,7 @@ class _Bench:
         self._case = case
         self._noise = noise
         self._rng = rng
-        self._ask = Ask.of(case.turns, case.reference)
+        self._ask = Task.of(case.turns, case.reference)
         # one schema may serve several aspects: what the request's own text lists is what this one admits
         self._listed_types = {int(number) for number in _LISTED_TYPE.findall(case.outside)}
         self._listed_levels = {int(number) for number in _LISTED_LEVEL.findall(case.outside)}

@@ -7,7 +7,7 @@ from typing import Any
 from aif.core.types import Message, Role, digest
 from aif.providers.base import Finish
 from aif.providers.chat_completions import unbounded
-from aif.simulator.cast import FRAME, Ask, Cast, RefusedError, number, say, text_of
+from aif.simulator.cast import FRAME, Cast, ModelRequest, RefusedError, number, say, text_of
 from aif.simulator.words import count_tokens, cut
 
 PATH = "/v1/messages"
@@ -75,7 +75,7 @@ class Messages:
         return finish
 
 
-def answer(cast: Cast, ask: Ask, id: str, max_model_len: int) -> dict[str, Any]:
+def answer(cast: Cast, ask: ModelRequest, id: str, max_model_len: int) -> dict[str, Any]:
     """The reply to a request, without a cache. Raises RefusedError."""
     if not cast.serves(ask.model):
         raise RefusedError(404, f"model: {ask.model}")
@@ -104,7 +104,7 @@ def reworded(reply: Mapping[str, Any], words: Callable[[str], str], finish: Fini
     return {**reply, "content": [{"type": "text", "text": text}] if text else [], "stop_reason": reason}
 
 
-def _read(body: Any) -> tuple[Ask, list[Prefix]]:
+def _read(body: Any) -> tuple[ModelRequest, list[Prefix]]:
     if not isinstance(body, dict):
         raise RefusedError(400, "The body must be a JSON object.")
     if refused := sorted({"temperature", "top_p", "top_k"} & body.keys()):
@@ -116,7 +116,7 @@ def _read(body: Any) -> tuple[Ask, list[Prefix]]:
         raise RefusedError(400, "model: Field required")
     if (max_tokens := number(body, "max_tokens", 1, 2**31, whole=True)) is None:
         raise RefusedError(400, "max_tokens: Field required")
-    ask = Ask(
+    ask = ModelRequest(
         model=model,
         messages=(*_system(body.get("system")), *_turns(body.get("messages"))),
         max_tokens=max_tokens,

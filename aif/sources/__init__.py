@@ -1,1 +1,4 @@
-"""Where prompts come from: files and Hub datasets, row by row."""
+"""Where prompts come from: files and datasets of the Hub, row by row.
+
+Reads; writes nothing and opens no store.
+"""

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 from aif.core import strict_json as jsontext
 from aif.core.errors import BadInput
 from aif.core.paging import PAGE_BYTES
-from aif.core.types import Unreadable
+from aif.core.types import BadRow
 
 BATCH = 256  # Parquet rows in memory at a time, and fewer where they are long
 
@@ -82,7 +82,7 @@ def _json(text: str, where: str) -> Any:
     try:
         return jsontext.row(text)
     except jsontext.Twice as error:
-        return Unreadable(str(error))
+        return BadRow(str(error))
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{where}: not JSON ({error}); each line is one JSON object in UTF-8: correct it") from error
 
@@ -165,7 +165,7 @@ def _cell(column: Any) -> Any:
         (value,) = column.to_pylist()
         return _unpacked(value, column.type) if _has_json(column.type) else value
     except (pa.ArrowException, ValueError, OverflowError, KeyError, RecursionError) as error:  # KeyError: a time zone
-        return Unreadable(" ".join(str(error).split())[:300])
+        return BadRow(" ".join(str(error).split())[:300])
 
 
 @cache

@@ -18,7 +18,7 @@ from aif.config.sections import Source
 from aif.core import strict_json as jsontext
 from aif.core.errors import BadInput
 from aif.core.strict_json import encodable, shape_of
-from aif.core.types import Carried, Message, Prompt, Role, Unreadable, is_blank, prompt_id
+from aif.core.types import BadRow, Message, Prompt, Provided, Role, is_blank, prompt_id
 
 Reason = Literal["empty", "too_long", "no_user_turn", "bad_row", "empty_completion"]
 
@@ -62,7 +62,7 @@ def read_row(row: Any, source: Source, where: str) -> list[Prompt | Skipped]:
 
     Raises BadInput where the row isn't what the entry says it is.
     """
-    if isinstance(row, Unreadable):
+    if isinstance(row, BadRow):
         return [Skipped("bad_row", where, row.why)]
     if not isinstance(row, dict):
         raise BadInput(
@@ -75,7 +75,7 @@ def read_row(row: Any, source: Source, where: str) -> list[Prompt | Skipped]:
 
 
 def _read(row: Mapping[str, Any], source: Source, where: str) -> list[Prompt | Skipped]:
-    if lost := [(name, row[name].why) for name in _used(source) if isinstance(row.get(name), Unreadable)]:
+    if lost := [(name, row[name].why) for name in _used(source) if isinstance(row.get(name), BadRow)]:
         return [Skipped("bad_row", where, f"{lost[0][0]!r} can't be read: {lost[0][1]}")]
     turns = _turns(_held(row, source.field, "field", where), source.field, where)
     name = _held(row, source.source_field, "source_field", where) if source.source_field else source.source
@@ -90,8 +90,8 @@ def _read(row: Mapping[str, Any], source: Source, where: str) -> list[Prompt | S
         return [turns]
     if flaw := _flaw(turns, source.max_chars):
         return [Skipped(flaw[0], where, flaw[1])]
-    once: dict[tuple[str, str], Carried] = {}
-    came = [one for one in completions if isinstance(one, Carried)]
+    once: dict[tuple[str, str], Provided] = {}
+    came = [one for one in completions if isinstance(one, Provided)]
     again = [one for one in came if once.setdefault((one.model, one.text), one) != one]
     carried = tuple(once.values())
     texts = [name, *(turn.content for turn in turns), *material.values()]
@@ -257,7 +257,7 @@ def _meta(row: Mapping[str, Any], used: set[str]) -> dict[str, Any]:
     what is too much with the columns before it."""
     meta, room = {}, META_ROW_BYTES
     for name, value in row.items():
-        if name in used or not isinstance(name, str) or isinstance(value, Unreadable) or name != encodable(name):
+        if name in used or not isinstance(name, str) or isinstance(value, BadRow) or name != encodable(name):
             continue
         try:
             text = orjson.dumps(value)
@@ -281,7 +281,7 @@ class _Part:
     score: Any
 
 
-def _parts(row: Mapping[str, Any], entry: entries.Carried, where: str) -> tuple[list[_Part], list[str]]:
+def _parts(row: Mapping[str, Any], entry: entries.CompletionColumns, where: str) -> tuple[list[_Part], list[str]]:
     """The completions of a row by one of the layouts that `Carried` tells, and the columns they take."""
     value = _held(row, entry.field, "completions.field", where)
     if isinstance(value, str):
@@ -302,7 +302,7 @@ def _parts(row: Mapping[str, Any], entry: entries.Carried, where: str) -> tuple[
     return [_Part(*part) for part in zip(value, models, scores, strict=True)], columns
 
 
-def _is_object(value: Any, entry: entries.Carried) -> bool:
+def _is_object(value: Any, entry: entries.CompletionColumns) -> bool:
     """Whether it is a completion with its model beside it, not just the turn of one."""
     return isinstance(value, dict) and (entry.model in value or not _is_turn(value))
 
@@ -331,7 +331,7 @@ def _as_many(held: Any, texts: Sequence[Any], name: str | None, field: str, wher
     return found
 
 
-def _of_objects(value: Sequence[Any], entry: entries.Carried, where: str) -> list[_Part]:
+def _of_objects(value: Sequence[Any], entry: entries.CompletionColumns, where: str) -> list[_Part]:
     parts = []
     scored = any(isinstance(one, dict) and entry.score in one for one in value)
     for n, one in enumerate(value):
@@ -349,7 +349,7 @@ def _of_objects(value: Sequence[Any], entry: entries.Carried, where: str) -> lis
     return parts
 
 
-def _completion(part: _Part, where: str, scale: str) -> Carried | Skipped:
+def _completion(part: _Part, where: str, scale: str) -> Provided | Skipped:
     text = _text(part.text, where)
     if is_blank(text):
         return Skipped("empty_completion", where, "nothing but white space" if text else "no text")
@@ -357,7 +357,7 @@ def _completion(part: _Part, where: str, scale: str) -> Carried | Skipped:
         held = "blank" if isinstance(part.model, str) else shape_of(part.model)
         raise BadInput(f"{where}: the name of its model is {held}, not a text; fill it in")
     score = _score(part.score, where)
-    return Carried(part.model, text, score, None if score is None else scale)
+    return Provided(part.model, text, score, None if score is None else scale)
 
 
 def _text(value: Any, where: str) -> str:

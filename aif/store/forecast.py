@@ -70,7 +70,7 @@ _USED = (
 )
 
 
-class Outlook(Reader):
+class Forecast(Reader):
     """A reader that also looks ahead."""
 
     @contextmanager

@@ -8,7 +8,7 @@ from aif.core.errors import BadInput
 from aif.core.paging import pages
 from aif.core.reasoning import Tags, split
 from aif.core.types import OTHER, is_blank, text_id
-from aif.judging.parse import Unreadable, read
+from aif.judging.parse import Unparseable, read
 from aif.judging.rubric import Rubric
 from aif.providers.base import Kind
 from aif.store import journal as journals
@@ -66,7 +66,7 @@ def entry_of(record: Record, rubrics: Rubrics) -> Entry:
         return Entry(record)
     try:
         return Entry(record, read(rubric, item["request"], item["completions"], record["text"], item["form"]))
-    except Unreadable:
+    except Unparseable:
         return Entry(record)
 
 

@@ -21,7 +21,7 @@ from aif.store.lock import Places
 if TYPE_CHECKING:  # these load numpy, 0.2 s of CPU, which `aif status` can do without
     import pyarrow as pa
 
-    from aif.pairing.pairs import Policy
+    from aif.pairing.pairs import PairPolicy
     from aif.store.database import Store
 
 BESIDE = ("empty_completion", "rescored", "alike")  # what intake counts that is no row left out
@@ -602,14 +602,14 @@ class Reader:
         )
         return row[0], row[1], row[2]
 
-    def paired_by(self) -> "Policy | None":
+    def paired_by(self) -> "PairPolicy | None":
         """The policy that pairs were last made by."""
         said = self.marked("pairs")
         if not said:
             return None
-        from aif.pairing.pairs import Policy
+        from aif.pairing.pairs import PairPolicy
 
-        return Policy(**orjson.loads(said))
+        return PairPolicy(**orjson.loads(said))
 
     def marked(self, name: str) -> str | None:
         """What was remembered under this name (see `Store.mark`)."""

@@ -32,7 +32,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-from aif.core.types import Carried, Prompt, Stage, as_dicts
+from aif.core.types import Prompt, Provided, Stage, as_dicts
 from aif.providers.base import CallError, Reply
 
 Record = dict[str, Any]
@@ -49,7 +49,7 @@ def prompt(one: Prompt) -> Record:
     }
 
 
-def carried(key: str, prompt_id: str, one: Carried) -> Record:
+def carried(key: str, prompt_id: str, one: Provided) -> Record:
     return {"t": "carried", "v": 1, "key": key, "prompt_id": prompt_id, "model": one.model, "text": one.text}
 
 
@@ -93,7 +93,7 @@ def mended(lines: int) -> Record:
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class CallItem:
     """What a call is for: its place in the journal's terms."""
 
     stage: Stage
@@ -105,7 +105,7 @@ class Item:
 
 
 def call(
-    item: Item,
+    item: CallItem,
     *,
     id: str,
     n: int,

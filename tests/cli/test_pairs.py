@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from aif.cli.pairs import Outlook, differing, outlook, tell_outlook
+from aif.cli.pairs import Preview, differing, outlook, tell_outlook
 from aif.config.pipeline import Pipeline, parse
 from aif.core.errors import BadInput
 from aif.engine.pair import make_pairs
@@ -41,12 +41,12 @@ def with_sets(pipeline: Pipeline, *sets: str) -> Pipeline:
     return parse(PIPELINE, pipeline.path, [f"store={pipeline.store}", *sets])
 
 
-def seen(pipeline: Pipeline, *sets: str) -> Outlook:
+def seen(pipeline: Pipeline, *sets: str) -> Preview:
     with Results.open(pipeline.store) as reader:
         return outlook(with_sets(pipeline, *sets), reader)
 
 
-def told(one: Outlook, other: Outlook | None = None, versus: Sequence[str] = ()) -> dict[str, str]:
+def told(one: Preview, other: Preview | None = None, versus: Sequence[str] = ()) -> dict[str, str]:
     """What is printed, by the first words of its line."""
     screen = io.StringIO()
     tell_outlook(Console(width=200, file=screen), one, other, versus)

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from aif.cli.status import tell_failures_so_far, tell_left_behind, tell_progress
 from aif.core.types import Failing, Spent
-from aif.engine.progress import Line, Snapshot
+from aif.engine.progress import EndpointState, Snapshot
 from aif.store.lock import Lock, Places
 
 NOW = datetime.now(UTC)
@@ -28,8 +28,8 @@ SNAPSHOT = Snapshot(
     Spent(1.75),
     None,
     (
-        Line("able", "completion", 100, 40, 1, 0, 8, 2.5, 1000, 900, 0.25, None, None),
-        Line("strict", "judgement", 100, 30, 0, 2, 4, 1.5, 9000, 800, 1.5, None, None),
+        EndpointState("able", "completion", 100, 40, 1, 0, 8, 2.5, 1000, 900, 0.25, None, None),
+        EndpointState("strict", "judgement", 100, 30, 0, 2, 4, 1.5, 9000, 800, 1.5, None, None),
     ),
     (
         Failing("completion", "able", "blocked", "failed", 1, "the filter refused it", "p"),

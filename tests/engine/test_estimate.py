@@ -12,14 +12,14 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from aif.config.pipeline import load, parse
-from aif.config.sections import Endpoint, Judge, Model
+from aif.config.sections import DeclaredEndpoint, Judge, Model
 from aif.core.resources import shipped
 from aif.core.types import Stage
 from aif.engine.estimate import (
     UNMEASURED,
     Estimate,
+    EstimateLine,
     Length,
-    Line,
     Rate,
     Span,
     Work,
@@ -31,7 +31,7 @@ from aif.engine.workload import estimated, foresee
 from aif.judging.rubric import Rubric
 from aif.judging.rubric import load as load_rubric
 from aif.simulator import Arrival, Cast, Fault, Mishap
-from aif.store.forecast import Outlook, Replies
+from aif.store.forecast import Forecast, Replies
 from aif.store.reader import Tally
 from tests.building import Fate, build
 from tests.engine.test_run import ask, run, write
@@ -51,13 +51,13 @@ judges:
 """
 
 
-def line(change: str = "", stage: Stage = "completion", name: str = "a", **given: Any) -> Line:
+def line(change: str = "", stage: Stage = "completion", name: str = "a", **given: Any) -> EstimateLine:
     return whole([work(stage, name, **given)], change).lines[0]
 
 
 def whole(works: list[Work], *changes: str) -> Estimate:
     pipeline = parse(PIPELINE, Path("pipeline.yaml"), [change for change in changes if change])
-    endpoints: dict[tuple[Stage, str], Endpoint] = {("completion", n): m for n, m in pipeline.models.items()}
+    endpoints: dict[tuple[Stage, str], DeclaredEndpoint] = {("completion", n): m for n, m in pipeline.models.items()}
     return estimate(works, {**endpoints, **{("judgement", n): j for n, j in pipeline.judges.items()}})
 
 
@@ -213,7 +213,7 @@ def test_a_measured_request_is_scaled_by_the_completions_it_shows() -> None:
 # --- against a store --------------------------------------------------------------------------------------------------
 
 
-def by_name(told: Estimate) -> dict[str, Line]:
+def by_name(told: Estimate) -> dict[str, EstimateLine]:
     return {one.name: one for one in told.lines}
 
 
@@ -391,7 +391,7 @@ def test_what_failed_for_good_counts_when_it_is_asked_again(tmp_path: Path) -> N
         return Fate.FAILED if number == 0 and model in ("able", "fair", "plain") else f"{model} on {number}"
 
     pipeline, rubric, ledger = build(tmp_path, 3, complete=complete)
-    with ledger, Outlook.of(ledger.store) as outlook:
+    with ledger, Forecast.of(ledger.store) as outlook:
         told = estimated(pipeline, rubric, outlook, None)
         assert (told.calls, told.failed) == (0, 3)
         with outlook.retried():

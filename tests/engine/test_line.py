@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from aif.core.types import Message
-from aif.engine.line import AT_HAND, OPEN, Item, Line, serve
+from aif.engine.line import AT_HAND, OPEN, Queue, QueueItem, serve
 from aif.providers.base import CallError, Kind, Reply, Request
 from aif.providers.concurrency import Others
 from aif.providers.endpoint import Endpoint, Halted
@@ -33,7 +33,7 @@ class House:
     def __post_init__(self) -> None:
         free, clock = lambda *usage: 0.0, asyncio.get_running_loop().time
         self.endpoint = Endpoint("m", "completion", "m", self, self.places, free, free, Pace(None, None), clock=clock)
-        self.line: Line[int] = Line(self.endpoint, self._elsewhere)
+        self.line: Queue[int] = Queue(self.endpoint, self._elsewhere)
 
     async def ask(self, request: Request) -> Reply:
         await asyncio.sleep(1.0)
@@ -44,10 +44,10 @@ class House:
     async def aclose(self) -> None:
         pass
 
-    async def _elsewhere(self) -> Item[int] | None:
+    async def _elsewhere(self) -> QueueItem[int] | None:
         return item(self.far.pop()) if self.far else None
 
-    async def _once(self, one: Item[int]) -> Verdict | None:
+    async def _once(self, one: QueueItem[int]) -> Verdict | None:
         verdict: Verdict = "answered"
         try:
             async with self.endpoint.turn(Request((Message("user", str(one.job)),), 1), one.caller) as turn:
@@ -61,7 +61,7 @@ class House:
         self.ends[one.job] = verdict
         return verdict
 
-    async def serve(self, *items: Item[int]) -> None:
+    async def serve(self, *items: QueueItem[int]) -> None:
         async def page() -> None:
             self.line.bring(items)
             await self.line.room()
@@ -69,8 +69,8 @@ class House:
         await serve(self.endpoint, self.line, page, self._once)
 
 
-def item(n: int, *then: int) -> Item[int]:
-    return Item(lambda: n, [lambda after=after: after for after in then])  # type: ignore[misc]
+def item(n: int, *then: int) -> QueueItem[int]:
+    return QueueItem(lambda: n, [lambda after=after: after for after in then])  # type: ignore[misc]
 
 
 def test_items_go_in_order_and_what_comes_after_one_at_once() -> None:

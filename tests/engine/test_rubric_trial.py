@@ -23,7 +23,7 @@ from aif.engine.feedback import Asked
 from aif.engine.progress import Nobody
 from aif.engine.rubric_trial import Bill, Rated, Tried, another_best, attempt, kendall, rank, told
 from aif.judging.rubric import Rubric, load
-from aif.providers.retry import Policy
+from aif.providers.retry import RetryPolicy
 from aif.store.reader import Reader
 from tests.cli.test_main import Typed, typed
 from tests.engine.test_run import ask, run, write
@@ -36,7 +36,7 @@ Serve = Callable[..., Served]
 
 MT_BENCH = load(shipped("prompts", "rubrics", "mt-bench"))
 ULTRAFEEDBACK = load(shipped("prompts", "rubrics", "ultrafeedback"))
-QUICK = Policy(attempts=2, first_wait_s=0.01, longest_wait_s=0.02, silent_s=0.2)
+QUICK = RetryPolicy(attempts=2, first_wait_s=0.01, longest_wait_s=0.02, silent_s=0.2)
 STATE = ("specs", "outcomes", "scores", "slots", "marks", "selection")
 
 

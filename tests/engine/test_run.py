@@ -18,7 +18,7 @@ from aif.cli.progress import Terminal
 from aif.config.pipeline import Pipeline, load
 from aif.core.errors import Exit, StoreLocked
 from aif.engine.feedback import Ended, feedback
-from aif.providers.retry import Policy
+from aif.providers.retry import RetryPolicy
 from aif.simulator import Cast
 from aif.store.ledger import Ledger
 from aif.store.reader import Reader
@@ -50,7 +50,7 @@ def write(folder: Path, served: Served, count: int = 12, **changes: Any) -> Path
 
 def run(path: Path, *sets: str, **options: Any) -> tuple[Pipeline, Ended]:
     pipeline = load(path, sets)
-    quick = Policy(attempts=2, first_wait_s=0.01, longest_wait_s=0.02, silent_s=0.2)
+    quick = RetryPolicy(attempts=2, first_wait_s=0.01, longest_wait_s=0.02, silent_s=0.2)
     return pipeline, feedback(pipeline, Terminal(Console(quiet=True)), policy=quick, **options)
 
 

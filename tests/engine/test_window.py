@@ -15,7 +15,7 @@ from rich.console import Console
 
 from aif.cli.estimate import tell_estimate, tell_short
 from aif.config.pipeline import load
-from aif.config.sections import Endpoint, Judge
+from aif.config.sections import DeclaredEndpoint, Judge
 from aif.engine.doctor import examine
 from aif.engine.estimate import Estimate
 from aif.engine.window import listed, windows
@@ -101,7 +101,7 @@ def judge(name: str = "m", **given: Any) -> Judge:
 
 
 def held(*judges: Judge, erred: int | None = None) -> dict[str, int]:
-    of: dict[Any, Endpoint] = {("judgement", one.name): one for one in judges}
+    of: dict[Any, DeclaredEndpoint] = {("judgement", one.name): one for one in judges}
     return {name: n for (_, name), n in asyncio.run(windows(of, dict.fromkeys(of, erred))).items()}
 
 

@@ -25,14 +25,14 @@ from tests.building import STARTED, Fate, build
 
 
 def entries(ledger: Ledger, n: int, text: str = "words") -> list[Entry]:
-    item = events.Item(
+    item = events.CallItem(
         "completion", "k", "p", "able", "able", {"sample": 0, "seed": 1, "principle": None, "system": "role"}
     )
     reply = Reply(text, "stop", Usage(1, 1))
     return [
         Entry(
             events.call(
-                events.Item("completion", f"key{i}", item.prompt_id, item.endpoint, item.identity, item.details),
+                events.CallItem("completion", f"key{i}", item.prompt_id, item.endpoint, item.identity, item.details),
                 id=f"call{i}", n=1, started=STARTED, seconds=1, verdict="answered", reply=reply, error=None, usd=0.0,
             )
         )

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aif.core.types import Rating
-from aif.judging.parse import Unreadable, read
+from aif.judging.parse import Unparseable, read
 from aif.judging.rubric import Form, Rubric
 from tests.replies import (
     FORMS,
@@ -244,7 +244,7 @@ DEEP = "[" * 100_000
     ids=lambda value: repr(value)[:50],
 )
 def test_replies_by_schema_that_do_not_read(reply: str, reason: str) -> None:
-    with pytest.raises(Unreadable, match=reason):
+    with pytest.raises(Unparseable, match=reason):
         schema(reply)
 
 
@@ -269,7 +269,7 @@ def test_replies_by_schema_that_do_not_read(reply: str, reason: str) -> None:
 def test_types_by_schema_that_do_not_read(types: str, reason: str) -> None:
     one = '{"rationale": "Why.", "rating": "4"%s}'
     good = one % ', "types": [1]'
-    with pytest.raises(Unreadable, match=reason):
+    with pytest.raises(Unparseable, match=reason):
         schema('{"1": %s, "2": %s}' % (good, one % types), "truthfulness")  # noqa: UP031 - braces all around
     assert scores(schema('{"1": %s, "2": %s}' % (good, good), "truthfulness")) == [4, 4]  # noqa: UP031
 
@@ -287,7 +287,7 @@ def test_types_by_schema_that_do_not_read(types: str, reason: str) -> None:
 )
 def test_every_aspect_must_be_there(change: dict[str, Any], reason: str) -> None:
     good = {name: leaf() for name in ASPECTS}
-    with pytest.raises(Unreadable, match=reason):
+    with pytest.raises(Unparseable, match=reason):
         read(UNIFIED, "ratings", TWO, json.dumps({"1": good | change, "2": good}), "schema")
 
 
@@ -362,7 +362,7 @@ GOOD = "Rationale: Why.\nRating: 4"
 )
 def test_replies_as_text_that_do_not_read(reply: str, reason: str) -> None:
     began = time.perf_counter()
-    with pytest.raises(Unreadable, match=reason):
+    with pytest.raises(Unparseable, match=reason):
         plain(reply)
     assert time.perf_counter() - began < 5  # not by the square of its length: that would be a minute
 
@@ -370,15 +370,15 @@ def test_replies_as_text_that_do_not_read(reply: str, reason: str) -> None:
 @pytest.mark.parametrize("types", ["1 and 2", "1;2", "1,,2", "all", "٣", "true", "1.5", "-1", "12345"])
 def test_types_as_text_that_do_not_read(types: str) -> None:
     block = f"Rationale: Why.\nTypes: {types}\nRating: 4"
-    with pytest.raises(Unreadable, match=r"types .* is no list of numbers"):
+    with pytest.raises(Unparseable, match=r"types .* is no list of numbers"):
         plain(lines(block, block), "truthfulness")
 
 
 def test_types_as_text_must_be_there_and_known() -> None:
-    with pytest.raises(Unreadable, match="completion 1, truthfulness: no types"):
+    with pytest.raises(Unparseable, match="completion 1, truthfulness: no types"):
         plain(lines(GOOD), "truthfulness")
     block = "Rationale: Why.\nTypes: 4\nRating: 4"
-    with pytest.raises(Unreadable, match="there is no type 4"):
+    with pytest.raises(Unparseable, match="there is no type 4"):
         plain(lines(block, block), "truthfulness")
 
 
@@ -392,7 +392,7 @@ def test_as_text_every_label_of_several_aspects_names_its_own() -> None:
         (("Rating (honesty)", "Rating (overall)"), "completion 1: 'overall' was not asked"),
         (("Rating (honesty): 4\n", ""), "completion 1, honesty: no rating"),
     ):
-        with pytest.raises(Unreadable) as raised:
+        with pytest.raises(Unparseable) as raised:
             read(UNIFIED, "ratings", ["a"], reply.replace(*change), "text")
         assert str(raised.value) == reason
 
@@ -403,7 +403,7 @@ def test_a_scale_to_10_takes_its_own_shares() -> None:
 
     assert [overall(word) for word in ("10", "9/10", "1")] == [[10], [9], [1]]
     for word in ("4/5", "11", "0", "11/10"):
-        with pytest.raises(Unreadable):
+        with pytest.raises(Unparseable):
             overall(word)
 
 
@@ -413,7 +413,7 @@ def test_a_reason_is_short_and_can_be_kept() -> None:
         both(rating="x" * 9999),
         json.dumps({"\ud800" * 9999: 1, "1": 1, "2": 2}),
     ):
-        with pytest.raises(Unreadable) as raised:
+        with pytest.raises(Unparseable) as raised:
             schema(reply)
         assert len(str(raised.value).encode()) < 500
 
@@ -426,7 +426,7 @@ def tried(case: Case) -> bool:
     asked = case.asked
     try:
         ratings = read(asked.rubric, asked.request, asked.keys, case.reply, asked.form)
-    except Unreadable as why:
+    except Unparseable as why:
         str(why).encode()
         assert faults(case, None) == []
         return False
@@ -507,6 +507,6 @@ def test_a_megabyte_is_read_in_its_length(filling: str, form: Form) -> None:
     said = [Field("1", "honesty", "4", million, None)]
     for reply in (million, written(asked, said), f"Completion 1\nRationale: x\n{million}: 4"):
         began = time.perf_counter()
-        with suppress(Unreadable):
+        with suppress(Unparseable):
             read(asked.rubric, asked.request, asked.keys, reply, form)
         assert time.perf_counter() - began < 10

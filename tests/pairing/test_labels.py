@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from aif.config.sections import Labels
 from aif.pairing.labels import REASONS, balancing, best, labelled
-from aif.pairing.pairs import Policy, pair
+from aif.pairing.pairs import PairPolicy, pair
 from aif.pairing.scores import Scores
 
 PAIRS = Labels()
@@ -74,7 +74,7 @@ def test_the_best_is_drawn_as_pairs_draw_theirs(rows: list[tuple[str, str, float
             weights=(1.0,),
             judge_weights=(1.0,),
         ),
-        Policy("best_vs_random", "overall", 0.0, "drop", seed),
+        PairPolicy("best_vs_random", "overall", 0.0, "drop", seed),
     )
     found = best(table, seed)
     by_prompt = dict(zip(found.column("prompt_id").to_pylist(), keys(found), strict=True))

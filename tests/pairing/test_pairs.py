@@ -19,12 +19,12 @@ from aif.core.errors import BadInput
 from aif.core.resources import shipped
 from aif.core.types import fraction
 from aif.judging.rubric import load
-from aif.pairing.pairs import OUTCOMES, Paired, Policy, counts, pair, pair_parts
+from aif.pairing.pairs import OUTCOMES, Paired, PairPolicy, counts, pair, pair_parts
 from aif.pairing.scores import Scores
 
 ASPECTS = ("honesty", "helpfulness", "truthfulness", "overall")
 WEIGHTS = (Fraction(1), Fraction(1), Fraction(1), Fraction(0))
-POLICY = Policy(name="best_vs_worst", score="mean", min_margin=0.0, missing="leave_out", seed=42)
+POLICY = PairPolicy(name="best_vs_worst", score="mean", min_margin=0.0, missing="leave_out", seed=42)
 
 Points = tuple[Fraction | None, ...]
 
@@ -131,7 +131,7 @@ def one(*rows: Row, aspects: tuple[str, ...] = ("a",), weights: Any = (1,), **po
 # --- the oracle: one prompt at a time, exact numbers, in the words of the rules ---------------------------------------
 
 
-def wanted_columns(policy: Policy, of: Sheet) -> list[int]:
+def wanted_columns(policy: PairPolicy, of: Sheet) -> list[int]:
     """The columns of the score."""
     return [
         i
@@ -140,7 +140,7 @@ def wanted_columns(policy: Policy, of: Sheet) -> list[int]:
     ]
 
 
-def used_columns(rows: list[Row], policy: Policy, of: Sheet) -> list[int]:
+def used_columns(rows: list[Row], policy: PairPolicy, of: Sheet) -> list[int]:
     """The columns of the score that every completion has, none where one lacks any and that drops the prompt."""
     wanted = wanted_columns(policy, of)
     used = [i for i in wanted if all(r.points[i] is not None for r in rows)]
@@ -151,7 +151,7 @@ def weighted(points: list[tuple[Fraction, Fraction]]) -> Fraction:
     return sum((weight * point for weight, point in points), Fraction(0)) / sum(weight for weight, _ in points)
 
 
-def weight(aspect: str, policy: Policy, of: Sheet) -> Fraction:
+def weight(aspect: str, policy: PairPolicy, of: Sheet) -> Fraction:
     return Fraction(1) if policy.score == "overall" else of.aspects[aspect]
 
 
@@ -161,7 +161,7 @@ def points_of(r: Row, used: list[int], of: Sheet) -> list[tuple[str, str, Fracti
     return [(judge, aspect, point) for judge, aspect, point in found if point is not None]
 
 
-def score(r: Row, used: list[int], policy: Policy, of: Sheet) -> Fraction:
+def score(r: Row, used: list[int], policy: PairPolicy, of: Sheet) -> Fraction:
     """The mean over aspects of the mean over judges."""
     by_aspect: dict[str, list[tuple[Fraction, Fraction]]] = {}
     for judge, aspect, point in points_of(r, used, of):
@@ -169,7 +169,7 @@ def score(r: Row, used: list[int], policy: Policy, of: Sheet) -> Fraction:
     return weighted([(weight(aspect, policy, of), weighted(points)) for aspect, points in by_aspect.items()])
 
 
-def own(r: Row, used: list[int], policy: Policy, of: Sheet) -> dict[str, Fraction]:
+def own(r: Row, used: list[int], policy: PairPolicy, of: Sheet) -> dict[str, Fraction]:
     """Each judge's own mean over its aspects."""
     by_judge: dict[str, list[tuple[Fraction, Fraction]]] = {}
     for judge, aspect, point in points_of(r, used, of):
@@ -180,7 +180,7 @@ def own(r: Row, used: list[int], policy: Policy, of: Sheet) -> dict[str, Fractio
 @dataclass(frozen=True)
 class Case:
     prompts: Prompts
-    policy: Policy
+    policy: PairPolicy
     margin: Fraction
     ratio: Fraction | None
     of: Sheet
@@ -249,14 +249,14 @@ def expected(prompt: str, rows: list[Row], case: Case) -> Found:
     return "paired", picked(prompt, pairs, scores, policy)
 
 
-def drawn(prompt: str, rows: list[Row], scores: dict[str, Fraction], policy: Policy, role: str) -> Row:
+def drawn(prompt: str, rows: list[Row], scores: dict[str, Fraction], policy: PairPolicy, role: str) -> Row:
     """The best, drawn among equals."""
     top = max(scores[r.key] for r in rows)
     return min((r for r in rows if scores[r.key] == top), key=lambda r: fraction(policy.seed, role, prompt, r.key))
 
 
 def picked(
-    prompt: str, pairs: list[tuple[Row, Row]], scores: dict[str, Fraction], policy: Policy
+    prompt: str, pairs: list[tuple[Row, Row]], scores: dict[str, Fraction], policy: PairPolicy
 ) -> list[tuple[Row, Row]]:
     if policy.name == "all":
         pairs = sorted(
@@ -273,7 +273,7 @@ def picked(
     return [(chosen, drawn(prompt, rivals, alike, policy, "rejected"))]
 
 
-def capped(found: dict[str, Found], policy: Policy) -> dict[str, Found]:
+def capped(found: dict[str, Found], policy: PairPolicy) -> dict[str, Found]:
     """What max_per_model leaves."""
     if policy.max_per_model is None:
         return found
@@ -314,9 +314,9 @@ def sheets(draw: st.DrawFn) -> Sheet:
 
 
 @st.composite
-def policies(draw: st.DrawFn, margin: Fraction, ratio: Fraction | None) -> Policy:
+def policies(draw: st.DrawFn, margin: Fraction, ratio: Fraction | None) -> PairPolicy:
     name: Any = draw(st.sampled_from(["best_vs_random", "best_vs_worst", "all", "on_policy"]))
-    return Policy(
+    return PairPolicy(
         name=name,
         score=draw(st.sampled_from(["mean", "overall"])),
         min_margin=float(margin),
@@ -790,7 +790,7 @@ def test_a_prompt_with_too_many_pairs_for_memory_is_told_with_what_to_do() -> No
 # --- scales, ranges, sizes --------------------------------------------------------------------------------------------
 
 
-def on_scales(prompts: Prompts, scale: dict[str, str], policy: Policy) -> dict[str, Verdict]:
+def on_scales(prompts: Prompts, scale: dict[str, str], policy: PairPolicy) -> dict[str, Verdict]:
     """`scale`: of each key."""
     scores = columns(prompts, sheet(("a",), (1,)))
     return verdicts(pair(replace(scores, scales=[scale[key] for key in scores.completions.to_pylist()]), policy))

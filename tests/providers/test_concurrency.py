@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from aif.core.types import Usage
 from aif.providers.base import CallError, Kind, Reply
 from aif.providers.concurrency import ITEMS, MANY_ITEMS, TOLD_S, Caller, Gate, Others, Pass
-from aif.providers.retry import Policy
+from aif.providers.retry import RetryPolicy
 
 GONE = CallError(Kind.CONNECTION, "nobody there")
 BROKEN = CallError(Kind.SERVER_ERROR, "HTTP 500: boom")
@@ -23,7 +23,7 @@ class Ground:
     """A gate and the calls that went through it. Each item is its own unless it is named."""
 
     def __init__(self, most: int = 16, jitter: float = 1.0) -> None:
-        self.gate = Gate(most, Policy(), lambda: jitter)
+        self.gate = Gate(most, RetryPolicy(), lambda: jitter)
         self.now = 0.0
         self.out: list[Pass] = []
 
@@ -466,7 +466,7 @@ def test_one_that_was_ever_of_use_goes_on() -> None:
     ground = Ground()
     ground.end(None, ground.go())
     used_before = Ground()
-    used_before.gate = Gate(16, Policy(), lambda: 1.0, usable=True)
+    used_before.gate = Gate(16, RetryPolicy(), lambda: 1.0, usable=True)
     for one in (ground, used_before):
         assert [one.end(EMPTY, one.go()).blame for _ in range(9)] == ["item"] * 9
         assert one.gate.given_up is None
@@ -585,4 +585,4 @@ def test_time_in_which_nothing_was_asked_counts_for_no_outage() -> None:
 
     while ground.gate.given_up is None:
         ground.probe(GONE)
-    assert 3600.0 + Policy().outage_s <= ground.now <= 3600.0 + Policy().outage_s + 120.0
+    assert 3600.0 + RetryPolicy().outage_s <= ground.now <= 3600.0 + RetryPolicy().outage_s + 120.0

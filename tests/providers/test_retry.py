@@ -3,14 +3,14 @@
 import pytest
 
 from aif.providers.base import PROVIDER, REASKED, SHAPE, TRANSIENT, CallError, Kind
-from aif.providers.retry import Blame, Course, Policy, Verdict
+from aif.providers.retry import Blame, Course, RetryPolicy, Verdict
 
 
 class Rehearsal:
     """One item whose every call fails; each takes no time."""
 
-    def __init__(self, policy: Policy | None = None, jitter: float = 1.0) -> None:
-        self.policy, self.jitter, self.now = policy or Policy(), jitter, 1000.0
+    def __init__(self, policy: RetryPolicy | None = None, jitter: float = 1.0) -> None:
+        self.policy, self.jitter, self.now = policy or RetryPolicy(), jitter, 1000.0
         self.course = Course()
         self.waits: list[float] = []
 
@@ -97,7 +97,7 @@ def test_each_sort_of_failure_has_its_own_count() -> None:
 
 
 def test_waits_double_up_to_the_longest() -> None:
-    item = Rehearsal(Policy(attempts=10))
+    item = Rehearsal(RetryPolicy(attempts=10))
     item.last(Kind.TIMEOUT)
     assert item.waits == [1, 2, 4, 8, 16, 32, 60, 60, 60]
 
@@ -132,7 +132,7 @@ def test_the_last_items_are_asked_for_a_minute_and_no_longer() -> None:
 
 
 def test_the_policy_s_numbers() -> None:
-    policy = Policy(attempts=4, reasks=1, first_wait_s=0.1, longest_wait_s=0.15)
+    policy = RetryPolicy(attempts=4, reasks=1, first_wait_s=0.1, longest_wait_s=0.15)
     assert Rehearsal(policy).last(Kind.EMPTY) == (1, "failed")
     item = Rehearsal(policy)
     assert item.last(Kind.TIMEOUT) == (4, "failed")

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aif.core.errors import BadInput
-from aif.core.types import Unreadable
+from aif.core.types import BadRow
 from aif.sources.readers import BATCH, rows, sha256
 
 CSV = b"prompt,n\na,1\n"
@@ -63,7 +63,7 @@ def test_one_row_that_is_no_text_or_names_something_twice_ends_nothing(tmp_path:
     assert [row for _, row in rows(path)] == [
         {"a": "\ud800"},
         {"a": "\ud800"},
-        Unreadable("an object names 'a' twice"),
+        BadRow("an object names 'a' twice"),
         {"a": None},
     ]
 
@@ -194,9 +194,9 @@ def test_a_cell_of_parquet_that_cannot_be_read_ends_nothing(tmp_path: Path, colu
     path = tmp_path / "p.parquet"
     pq.write_table(table(prompt=["a", "b"], far=column), path)
     (_, first), (_, second) = rows(path)
-    assert not isinstance(first["far"], Unreadable)
+    assert not isinstance(first["far"], BadRow)
     assert second["prompt"] == "b"
-    assert isinstance(second["far"], Unreadable)
+    assert isinstance(second["far"], BadRow)
 
 
 def test_json_in_parquet_is_read_as_what_it_holds(tmp_path: Path) -> None:

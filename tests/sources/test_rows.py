@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from aif.config.sections import Source
 from aif.core.errors import BadInput
-from aif.core.types import Carried, Message, Prompt, Unreadable, prompt_id
+from aif.core.types import BadRow, Message, Prompt, Provided, prompt_id
 from aif.sources.rows import META_BYTES, META_ROW_BYTES, Skipped, read_row
 
 ROW = Source(file="p.jsonl")
@@ -181,7 +181,7 @@ def test_a_text_that_is_a_list_is_taken_for_that_list(written: str, said: str) -
 def test_a_text_that_is_one_turn_is_that_turn() -> None:
     assert as_prompt(only({"prompt": json.dumps(USER)})).messages == (Message("user", USER["content"]),)
     assert brought({"answers": json.dumps(ASSISTANT), "by": "m"}, field="answers", model="by") == [
-        Carried("m", ASSISTANT["content"])
+        Provided("m", ASSISTANT["content"])
     ]
 
 
@@ -200,7 +200,7 @@ def test_a_transcript_as_anthropic_writes_it_is_read_as_turns() -> None:
     asked = (Message("user", "What?"), Message("assistant", "That.\n\nMore."), Message("user", "Why?"))
     assert as_prompt(only({"prompt": said})).messages == asked
     assert as_prompt(only({"prompt": f"{said} So."})).messages == asked, "a trailing assistant turn is cut off"
-    assert brought({"answers": f"{said} So.", "by": "m"}, field="answers", model="by") == [Carried("m", "So.")]
+    assert brought({"answers": f"{said} So.", "by": "m"}, field="answers", model="by") == [Provided("m", "So.")]
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,7 @@ def test_half_a_character_in_a_column_without_a_use_does_no_harm() -> None:
 
 
 def test_what_could_not_be_read_is_left_out_where_it_is_used() -> None:
-    lost = Unreadable("too far")
+    lost = BadRow("too far")
     assert only(lost) == Skipped("bad_row", "here", "too far")
     assert as_prompt(only({"prompt": "a", "at": lost, "n": 1})).meta == {"n": 1}
     said = Skipped("bad_row", "here", "'gold' can't be read: too far")
@@ -339,7 +339,7 @@ def carrying(**settings: Any) -> Source:
     return Source.model_validate({"file": "p.jsonl", **settings})
 
 
-def brought(row: dict[str, Any], **entry: Any) -> list[Carried | str]:
+def brought(row: dict[str, Any], **entry: Any) -> list[Provided | str]:
     """What a row carries, and the places of what it leaves out."""
     found = read_row({"prompt": "a", **row}, carrying(completions=entry), "p:1")
     prompt = as_prompt(found[-1])
@@ -350,8 +350,8 @@ def brought(row: dict[str, Any], **entry: Any) -> list[Carried | str]:
 
 def test_a_list_of_objects() -> None:
     answers = [{"said": "A", "by": "m", "points": 4}, {"said": "B ", "by": "n", "points": 2.5}]
-    assert brought({"answers": answers}, **OBJECTS) == [Carried("m", "A", 4.0), Carried("n", "B ", 2.5)]
-    assert brought({"answers": answers}, **OBJECTS | {"score": None}) == [Carried("m", "A"), Carried("n", "B ")]
+    assert brought({"answers": answers}, **OBJECTS) == [Provided("m", "A", 4.0), Provided("n", "B ", 2.5)]
+    assert brought({"answers": answers}, **OBJECTS | {"score": None}) == [Provided("m", "A"), Provided("n", "B ")]
     assert brought({"answers": json.dumps(answers), "by": "someone"}, **OBJECTS) == brought(
         {"answers": answers}, **OBJECTS
     )
@@ -359,17 +359,17 @@ def test_a_list_of_objects() -> None:
 
 def test_a_list_of_texts_beside_lists_of_models_and_scores() -> None:
     row = {"answers": ["A", "B"], "by": ["m", "n"], "points": [4, None]}
-    assert brought(row, **LISTS) == [Carried("m", "A", 4.0), Carried("n", "B", None)]
-    assert brought(row | {"by": "m"}, **LISTS) == [Carried("m", "A", 4.0), Carried("m", "B", None)]
-    assert brought(row | {"points": None}, **LISTS) == [Carried("m", "A"), Carried("n", "B")]
+    assert brought(row, **LISTS) == [Provided("m", "A", 4.0), Provided("n", "B", None)]
+    assert brought(row | {"by": "m"}, **LISTS) == [Provided("m", "A", 4.0), Provided("m", "B", None)]
+    assert brought(row | {"points": None}, **LISTS) == [Provided("m", "A"), Provided("n", "B")]
     cells = {name: json.dumps(value) for name, value in row.items()}
     assert brought(cells, **LISTS) == brought(row, **LISTS)
 
 
 def test_one_completion_a_row() -> None:
-    assert brought({"answers": "A", "by": "m", "points": "4.5"}, **LISTS) == [Carried("m", "A", 4.5)]
+    assert brought({"answers": "A", "by": "m", "points": "4.5"}, **LISTS) == [Provided("m", "A", 4.5)]
     as_json = '["apple", "pear"]'
-    assert brought({"answers": as_json, "by": "m"}, field="answers", model="by") == [Carried("m", as_json)]
+    assert brought({"answers": as_json, "by": "m"}, field="answers", model="by") == [Provided("m", as_json)]
 
 
 @pytest.mark.parametrize(
@@ -382,23 +382,23 @@ def test_one_completion_a_row() -> None:
     ],
 )
 def test_a_completion_may_be_told_as_turns_that_end_with_it(said: Any) -> None:
-    assert brought({"answers": [{"said": said, "by": "m", "points": 1}]}, **OBJECTS) == [Carried("m", "B", 1)]
+    assert brought({"answers": [{"said": said, "by": "m", "points": 1}]}, **OBJECTS) == [Provided("m", "B", 1)]
     assert brought(
         {"answers": [said, said + said if isinstance(said, list) else said], "by": ["m", "n"]},
         field="answers",
         model="by",
     ) == [
-        Carried("m", "B"),
-        Carried("n", "B"),
+        Provided("m", "B"),
+        Provided("n", "B"),
     ]
     if isinstance(said, list):
-        assert brought({"chosen": said, "by": "m"}, field="chosen", model="by") == [Carried("m", "B")]
-        assert brought({"chosen": json.dumps(said), "by": "m"}, field="chosen", model="by") == [Carried("m", "B")]
+        assert brought({"chosen": said, "by": "m"}, field="chosen", model="by") == [Provided("m", "B")]
+        assert brought({"chosen": json.dumps(said), "by": "m"}, field="chosen", model="by") == [Provided("m", "B")]
 
 
 def test_objects_that_look_like_turns_but_name_their_model_are_completions() -> None:
     answers = [{"role": "assistant", "content": text, "model": "m"} for text in "AB"]
-    assert brought({"answers": answers}, field="answers", text="content") == [Carried("m", "A"), Carried("m", "B")]
+    assert brought({"answers": answers}, field="answers", text="content") == [Provided("m", "A"), Provided("m", "B")]
 
 
 def test_a_completion_without_a_text_is_left_out_and_the_others_stay() -> None:
@@ -411,11 +411,11 @@ def test_a_completion_without_a_text_is_left_out_and_the_others_stay() -> None:
         "p:1 completion 2: nothing but white space",
         "p:1 completion 3: no text",
         "p:1 completion 4: nothing but white space",
-        Carried("m", "A", 1),
+        Provided("m", "A", 1),
     ]
     assert brought({"answers": ["A", None], "by": ["m", None]}, field="answers", model="by") == [
         "p:1 completion 1: no text",
-        Carried("m", "A"),
+        Provided("m", "A"),
     ]
 
 
@@ -426,7 +426,7 @@ def test_a_row_may_carry_none(none: Any) -> None:
 
 def test_the_same_text_of_the_same_model_is_one_completion() -> None:
     row = {"answers": ["A", "B", "A", "A"], "by": ["m", "m", "m", "n"], "points": [1, 2, 3, 4]}
-    assert brought(row, **LISTS) == [Carried("m", "A", 1), Carried("m", "B", 2), Carried("n", "A", 4)]
+    assert brought(row, **LISTS) == [Provided("m", "A", 1), Provided("m", "B", 2), Provided("n", "A", 4)]
 
 
 @pytest.mark.parametrize(
@@ -447,7 +447,7 @@ def test_the_same_text_of_the_same_model_is_one_completion() -> None:
     ],
 )
 def test_scores_are_numbers_or_not_there(score: Any, number: float | None) -> None:
-    assert brought({"answers": "A", "by": "m", "points": score}, **LISTS) == [Carried("m", "A", number)]
+    assert brought({"answers": "A", "by": "m", "points": score}, **LISTS) == [Provided("m", "A", number)]
 
 
 @pytest.mark.parametrize(
@@ -552,7 +552,10 @@ def test_completions_that_are_not_as_declared(row: dict[str, Any], entry: dict[s
 
 
 def test_one_object_may_lack_a_score() -> None:
-    assert brought({"answers": [ONE, {"said": "B", "by": "n"}]}, **OBJECTS) == [Carried("m", "A", 1), Carried("n", "B")]
+    assert brought({"answers": [ONE, {"said": "B", "by": "n"}]}, **OBJECTS) == [
+        Provided("m", "A", 1),
+        Provided("n", "B"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -597,7 +600,7 @@ TURN = st.fixed_dictionaries(
 COMPLETION = st.fixed_dictionaries(
     {}, optional={"text": st.text(max_size=8) | JSON | TURN, "model": st.sampled_from("mn") | JSON, "score": JSON}
 )
-LOST = st.builds(Unreadable, TEXT)
+LOST = st.builds(BadRow, TEXT)
 COLUMNS = st.fixed_dictionaries(
     {"prompt": LOST | TEXT | JSON | st.lists(TURN | JSON, max_size=5)},
     optional={

@@ -17,7 +17,7 @@ import pytest
 from aif.config.pipeline import parse
 from aif.config.sections import Source
 from aif.core.errors import BadInput
-from aif.core.types import Carried, Message, Prompt
+from aif.core.types import Message, Prompt, Provided
 from aif.sources.rows import Skipped
 from aif.sources.sources import fingerprint, read
 from tests.hub import echoing, serving_hub
@@ -129,7 +129,7 @@ def test_the_same_rows_are_the_same_prompts_whatever_the_file(tmp_path: Path) ->
     settings = {"completions": {"field": "answers", "score": "points"}, "material": {"reference": "gold"}}
     jsonl, parquet, cells = (items(tmp_path, file=f"p.{kind}", **settings) for kind in ("jsonl", "parquet", "csv"))
     assert jsonl == parquet == cells
-    assert as_prompt(jsonl[1]).carried == (Carried("a", '"So", 1', 0.5), Carried("b", "No", None))
+    assert as_prompt(jsonl[1]).carried == (Provided("a", '"So", 1', 0.5), Provided("b", "No", None))
     assert as_prompt(jsonl[1]).material == {"reference": "gold 1"}
     assert as_prompt(jsonl[1]).meta == {"id": "row 1"}
 

@@ -33,7 +33,7 @@ def states(ledger: Ledger, view: str) -> dict[str, int]:
 
 def fail(ledger: Ledger, slot: dict[str, Any], verdict: str, n: int = 1) -> None:
     details = {"sample": 0, "seed": slot["seed"], "principle": slot["principle"], "system": "role"}
-    item = events.Item("completion", slot["key"], slot["prompt_id"], slot["model"], slot["identity"], details)
+    item = events.CallItem("completion", slot["key"], slot["prompt_id"], slot["model"], slot["identity"], details)
     error = CallError(Kind.TIMEOUT, "no answer")
     ledger.keep(
         [
@@ -116,7 +116,9 @@ def test_a_provider_takes_no_call_until_a_later_run_is_answered_whatever_the_clo
             verdict: Verdict = "refused" if refused else "answered"
             reply = None if error else Reply("Four.", "stop", Usage(1, 1))
             details = {"sample": 0, "seed": slot["seed"], "principle": slot["principle"], "system": "role"}
-            item = events.Item("completion", slot["key"], slot["prompt_id"], slot["model"], slot["identity"], details)
+            item = events.CallItem(
+                "completion", slot["key"], slot["prompt_id"], slot["model"], slot["identity"], details
+            )
             call = events.call(
                 item, id=f"{run}-{n}", n=1, started=at, seconds=1, verdict=verdict, reply=reply, error=error, usd=0.0
             )

@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aif.core.errors import JournalDamaged
-from aif.core.types import Carried, Message, Prompt, Usage
+from aif.core.types import Message, Prompt, Provided, Usage
 from aif.providers.base import CallError, Kind, Reply
 from aif.store import records as events
 from aif.store.journal import START, Damage, Journal, Position, decode, encode, replay, segments
@@ -485,7 +485,7 @@ def test_a_killed_process_loses_nothing_it_had_acknowledged(tmp_path: Path, afte
 # --- the records -----------------------------------------------------------------------------------------------------
 
 NOON = datetime(2026, 1, 2, 12, 0, tzinfo=UTC)
-ITEM = events.Item("judgement", "k", "p", "gpt", "gpt@1", {"pass": 0})
+ITEM = events.CallItem("judgement", "k", "p", "gpt", "gpt@1", {"pass": 0})
 REPLY = Reply("Ja.", "stop", Usage(10, 2, cached=4), reasoning="Hm.", sent={"seed": 1}, served={"model": "gpt-1"})
 
 
@@ -513,7 +513,7 @@ def test_the_records_shapes_are_pinned() -> None:
         "rows": [["p", "facts"]],
         "carried": [["p", "k", 0.5]],
     }
-    assert events.carried("k", "p", Carried("gpt", "Because.", 0.5)) == {
+    assert events.carried("k", "p", Provided("gpt", "Because.", 0.5)) == {
         "t": "carried",
         "v": 1,
         "key": "k",

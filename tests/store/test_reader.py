@@ -52,7 +52,7 @@ def unasked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Pipeline
         yield made
 
 
-def come(item: events.Item, verdict: Verdict, at: int, text: str = "Four.") -> dict[str, Any]:
+def come(item: events.CallItem, verdict: Verdict, at: int, text: str = "Four.") -> dict[str, Any]:
     """A call as a run keeps it: each hundred calls are a run."""
     error = None if verdict == "answered" else CallError(KINDS[verdict], f"{verdict} says the server")
     reply = None if error else Reply(text, "stop", Usage(1, 1))
@@ -84,7 +84,7 @@ def test_each_item_without_an_answer_is_told_once_with_the_last_word_on_it(
         ledger.store.cursor().execute(f"DELETE FROM {name}")
     at = iter(range(0, 10**6, turns.choice([1, 40])))
 
-    def keep(asked: list[tuple[events.Item, list[Verdict], str]]) -> None:
+    def keep(asked: list[tuple[events.CallItem, list[Verdict], str]]) -> None:
         left, calls = [(item, iter(verdicts), text) for item, verdicts, text in asked], []
         while left:
             one = turns.choice(left)

@@ -22,7 +22,7 @@ from aif.core.types import Spent
 from aif.engine.feedback import feedback
 from aif.engine.rebuild import again
 from aif.providers.base import CallError, Kind
-from aif.providers.retry import Policy
+from aif.providers.retry import RetryPolicy
 from aif.simulator import Cast
 from aif.simulator.faults import Fault, Faults
 from aif.store import journal as journals
@@ -505,7 +505,7 @@ def test_a_journal_from_a_store_makes_the_same_store(tmp_path: Path, serve: Serv
     )
     rows(tmp_path, "brought.jsonl", answered(0), answered(1))
     for retry in (False, True):
-        quick = Policy(attempts=2, first_wait_s=0.01, longest_wait_s=0.02, silent_s=0.2)
+        quick = RetryPolicy(attempts=2, first_wait_s=0.01, longest_wait_s=0.02, silent_s=0.2)
         feedback(load(path), Terminal(Console(file=StringIO())), policy=quick, retry_failed=retry)
     with Ledger.open(load(path).store, print) as ledger:
         ledger.keep([events.split(0.1, 0.25)])
@@ -545,7 +545,7 @@ def says(ledger: Ledger, word: str, n: int) -> None:
     with Reader.of(ledger.store) as reader:
         (slot,) = reader.sql("SELECT * FROM slots ORDER BY slot LIMIT 1")
     details = {"sample": 0, "seed": slot["seed"], "principle": slot["principle"], "system": "role"}
-    item = events.Item("completion", slot["key"], slot["prompt_id"], slot["model"], slot["identity"], details)
+    item = events.CallItem("completion", slot["key"], slot["prompt_id"], slot["model"], slot["identity"], details)
     if word == "retry":
         ledger.keep([events.retry(STARTED)])
         return
