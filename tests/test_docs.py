@@ -2,6 +2,7 @@
 
 import json
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -113,7 +114,12 @@ def test_every_column_of_every_format_is_documented_with_its_type(config: str) -
         assert documented == list(_columns(layout.schema))
 
 
-def test_the_readme_tree_names_every_room() -> None:
+def test_the_readme_tree_names_every_package_in_the_order_of_imports() -> None:
     tree = (ROOT / "README.md").read_text().partition("## The tree")[2]
-    rooms = [path.name for path in (ROOT / "aif").glob("*.py") if not path.name.startswith("__")]
-    assert [room for room in rooms if room not in tree] == []
+    (layers,) = (
+        contract["layers"]
+        for contract in tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+        if contract["type"] == "layers"
+    )
+    assert re.findall(r"^  (\w+)/", tree, re.MULTILINE) == layers
+    assert sorted(layers) == sorted(path.parent.name for path in (ROOT / "aif").glob("*/__init__.py"))

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 # Python looks for cycles each 700 objects unless told otherwise, and each time through more that came to stay. Looked
-# for so seldom, and what was there before a run left out of it (see feedback.py), a call takes a quarter less CPU.
+# for so seldom, and what was there before a run left out of it (see engine/run.py), a call takes a quarter less CPU.
 SELDOM = 20_000, 20, 20
 
 

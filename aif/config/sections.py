@@ -311,7 +311,7 @@ class DeclaredEndpoint(Part):
 
     @property
     def served(self) -> Served | None:
-        """What served.py has found out of a launched one; None of all others."""
+        """What servers/served.py has found out of a launched one; None of all others."""
         return self._served
 
     @property

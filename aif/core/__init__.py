@@ -1,4 +1,4 @@
-"""What every other package uses: the field's values, ids, errors, strict JSON, files that are shipped, words for people.
+"""What every other package uses: the field's values, ids, errors, strict JSON, shipped files, words for people.
 
 Imports no other package of aif. No network, no store, no model.
 """

@@ -20,7 +20,7 @@ async def opened(
     pipeline: Pipeline, environ: Mapping[str, str] = ENVIRON, policy: RetryPolicy | None = None
 ) -> AsyncIterator[list[Endpoint]]:
     """Every model and judge of a pipeline, connected to lazily; the simulator is started where one is declared. Those
-    with `launch` have no server yet (see fleet.py)."""
+    with `launch` have no server yet (see servers/fleet.py)."""
     async with AsyncExitStack() as stack:
         simulator = await _simulator(pipeline, stack)
         endpoints: list[Endpoint] = []

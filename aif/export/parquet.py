@@ -15,7 +15,7 @@ from aif.core.rights import shared
 from aif.export.formats import FORMATS, Part, file_of
 from aif.export.layout import Layout, Of
 
-ROW_GROUP = 2000  # rows at most, and a page of them (see paging.py): the Hub's viewer reads a row group at once
+ROW_GROUP = 2000  # rows at most, and a page of them (see core/paging.py): the Hub's viewer reads a row group at once
 
 Parts = Mapping[Of, Mapping[Part, pa.Table]]
 

@@ -1,4 +1,4 @@
-"""A rubric folder -> the messages and the reply schema of each request. What comes back is read in reading.py.
+"""A rubric folder -> the messages and the reply schema of each request. What comes back is read in parse.py.
 
 A rubric is a folder anyone can copy: `rubric.yaml` (aspects, scales, weights, requests) and Jinja templates. What the
 requests of a prompt share (the judge's role, the conversation, the completions) comes first and the request's own text

@@ -1,4 +1,4 @@
-"""Anthropic's Messages format: bodies out, replies in. Pure. Its errors are read by refusals.py.
+"""Anthropic's Messages format: bodies out, replies in. Pure. Its errors are read by error_replies.py.
 
 https://platform.claude.com/docs/en/api/messages, of the API version that anthropic.py names.
 """

@@ -84,7 +84,7 @@ class Quota:
 @dataclass(frozen=True, slots=True)
 class Reply:
     """What a model said. `reasoning` is kept apart from `text`; `said` is the content as it came, and the thoughts that
-    came apart from it, where these two are others; `mark` what looks like a mark of reasoning (see reasoning.py).
+    came apart from it, where these two are others; `mark` what looks like a mark of reasoning (see core/reasoning.py).
     `sent` holds the settings as they went over the wire (messages and schema left out); `served` what the server says
     of itself (model, fingerprint, request id); `quotas` what it says of its limits. `finish` is None only in a
     CallError, where a body did not say it in a way that can be read; it is length, too, where the server's word for it

@@ -1,5 +1,5 @@
 """The chat completions format that vLLM, OpenAI and many others speak: bodies out, replies in. Pure. (What an error
-means, refusals.py says.)
+means, error_replies.py says.)
 
 Every server that speaks it does so in its own way: a reply that is whole is not thrown away for a word or a shape.
 """
@@ -144,8 +144,8 @@ _read_once = reader(_twice)
 def read_reply(data: Any, sent: Mapping[str, Any], tags: Tags = "auto") -> Reply:
     """A parsed chat completion as a Reply.
 
-    The text is what the model said, unchanged but for reasoning taken out (reasoning.py), with the marks that a chat
-    format ends with, and lone surrogates replaced by U+FFFD.
+    The text is what the model said, unchanged but for reasoning taken out (core/reasoning.py), with the marks that a
+    chat format ends with, and lone surrogates replaced by U+FFFD.
     Raises CallError, with what was used: what an error in the body means, BAD_REPLY for what is no chat completion, and
     those of `usable`.
     """

@@ -1,4 +1,5 @@
-"""When a call that failed is made again: what one more failure means for its item, once gate.py has said whose it is.
+"""When a call that failed is made again: what one more failure means for its item, once concurrency.py has said whose
+it is.
 
 The endpoint's: it is asked again and not counted, since the gate has the waits. What the endpoint refuses is pending.
 

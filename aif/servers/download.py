@@ -1,6 +1,6 @@
 """The files of a model on the Hub, brought into the cache before a server is started.
 
-`python -P fetch.py MODEL REVISION`; no revision is an empty word.
+`python -P download.py MODEL REVISION`; no revision is an empty word.
 
 A process of its own, so that it has the server's environment (HF_TOKEN, HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE), and can
 be ended at any moment; the next one goes on with what is there. What it prints is for a person: what is downloaded,

@@ -1,6 +1,6 @@
 """The writing end of the store: what the journal holds, as tables and views anyone can ask in SQL.
 
-`Store` writes, with one connection that only one thread uses at a time; `Reader` (queries.py) asks, with its own.
+`Store` writes, with one connection that only one thread uses at a time; `Reader` (reader.py) asks, with its own.
 DuckDB 2.0 raises when a connection is shared between threads, and fails at commit when two insert the same key.
 """
 

@@ -1,7 +1,7 @@
 """The append-only journal of everything paid for: JSON lines in segments, each line with its checksum.
 
 A record counts as kept once `append` has returned: it is synced to disk. The journal is enough by itself; the store is
-derived from it. Its record types (events.py) are the only format that later versions must go on reading.
+derived from it. Its record types (records.py) are the only format that later versions must go on reading.
 
     feedback.journal/000001.jsonl     8 hex digits of the line's CRC-32, a space, a JSON object, a newline
 

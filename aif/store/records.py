@@ -19,8 +19,8 @@ Every record has `t`, its type, and `v`, that type's version. These shapes are a
 A call holds: id, stage, key, prompt_id, endpoint, identity, n, started, seconds, verdict, kind, message, raw, usage,
 usd, sent, served, text, reasoning, finish; where usd is not known, but what it can be at most is, that as bound. Its id
 is its run's, a hyphen, and a number. Where reasoning was cut out of the text, `said` holds [the content as it came, the
-thoughts that came apart from it]; `mark` says what looks like a mark of reasoning (see reasoning.py). In `item` stands
-what its stage needs besides:
+thoughts that came apart from it]; `mark` says what looks like a mark of reasoning (see core/reasoning.py). In `item`
+stands what its stage needs besides:
     completion: sample, seed, principle (digest), system
     judgement:  pass, request, rubric (digest), spec, material (digest or null), form, completions (keys in the order
                 shown), shown (text_id of each; where it is missing, of the text as the completion's record holds it)
