@@ -46,7 +46,7 @@ def test_what_a_server_says_moves_no_cursor() -> None:
 
 
 def test_what_a_terminal_can_t_show_is_replaced() -> None:
-    said = "from aif.cli.main import main as cli; cli.app = lambda: cli.out.print('→ „é“'); cli.main()"
+    said = "from aif.cli import main as cli; cli.app = lambda: cli.out.print('→ „é“'); cli.main()"
     environ = {**os.environ, "PYTHONIOENCODING": "latin-1"}
     ended = subprocess.run([sys.executable, "-c", said], env=environ, capture_output=True)
 
