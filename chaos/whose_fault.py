@@ -199,6 +199,7 @@ class Server:
 
 async def gone(world: World) -> Course:
     """Asks for all that there is in a world, by the rule."""
+    random.seed(world.seed)  # which of the items to come is taken from elsewhere
     loop, server, draw = asyncio.get_running_loop(), Server(world), random.Random(world.seed)
     free, pace = lambda *usage: 0.0, Pace(None, None)
     one = Endpoint("m", "completion", "m", server, world.places, free, free, pace, clock=loop.time, jitter=draw.random)

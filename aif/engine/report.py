@@ -10,7 +10,7 @@ from aif.store.reader import Balance, Books, Marked, Tally
 if TYPE_CHECKING:  # it loads numpy
     from aif.pairing.pairs import PairPolicy
 
-# What became of a prompt, in words. The keys are pairs.REASONS and those queries.unpaired adds.
+# What became of a prompt, in words. The keys are pairs.REASONS and those store.results adds.
 OUTCOMES = {
     "paired": "pairs",
     "tie": "tied: no completion is lower than the best",

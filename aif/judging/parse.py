@@ -20,7 +20,7 @@ class Unparseable(Exception):
 def read(rubric: Rubric, request: str, completions: Sequence[str], text: str, form: Form) -> tuple[Rating, ...]:
     """The ratings in a reply about `completions` (keys, in the order shown), by completion and aspect.
 
-    Raises Unreadable.
+    Raises Unparseable.
     """
     names = rubric.sheet.requests[request].aspects
     aspects = {name: rubric.sheet.aspects[name] for name in names}

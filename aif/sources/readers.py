@@ -29,7 +29,7 @@ def rows(path: Path) -> Iterator[tuple[str, Any]]:
 
     The place is `file:line`; of Parquet, which has no lines, `file row N` from 0. A row of JSONL may be any JSON value.
     A cell of CSV is a text, and the first line names the columns. What makes no sense by itself, but leaves the rest
-    readable, is `Unreadable`.
+    readable, is `BadRow`.
     """
     with readable(path), path.open("rb") as file:
         yield from _READERS[path.suffix.lower()](path, file)
@@ -154,7 +154,7 @@ def _parquet(path: Path, file: BinaryIO) -> Iterator[tuple[str, dict[str, Any]]]
 
 def record(row: Any) -> dict[str, Any]:
     """The one row of an Arrow table. What Python can't hold (a date after 9999, a text that is not UTF-8) is
-    `Unreadable`, so that nothing is lost for a column without a use."""
+    `BadRow`, so that nothing is lost for a column without a use."""
     return {name: _cell(column) for name, column in zip(row.schema.names, row.columns, strict=True)}
 
 

@@ -282,7 +282,7 @@ class _Part:
 
 
 def _parts(row: Mapping[str, Any], entry: entries.CompletionColumns, where: str) -> tuple[list[_Part], list[str]]:
-    """The completions of a row by one of the layouts that `Carried` tells, and the columns they take."""
+    """The completions of a row by one of the layouts that `CompletionColumns` tells, and the columns they take."""
     value = _held(row, entry.field, "completions.field", where)
     if isinstance(value, str):
         if entry.model not in row and _PYTHON.fullmatch(value):
