@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from glob import escape
 from pathlib import Path
 
 from aif.core.errors import FULL, BadInput, StoreLocked
@@ -32,8 +33,10 @@ class Places:
 
     @property
     def any(self) -> bool:
-        """Whether a run was ever here: the store may be lost, and then is made again from the journal."""
-        return self.store.exists() or self.journal.exists()
+        """Whether a run was ever here: the store may be lost, and then is made again from the journal; and both may be,
+        where a store that was set aside has what they held."""
+        aside = f"{escape(self.store.name)}.aside*"
+        return self.store.exists() or self.journal.exists() or any(self.store.parent.glob(aside))
 
     @property
     def lock(self) -> Path:
