@@ -528,15 +528,25 @@ class Reader:
     def marks(self) -> list[Marked]:
         """Completions of the plan with what looks like a mark of reasoning, by model, and prompts; with an example."""
         rows = self._rows(
-            "SELECT model, split_part(said, ': ', 1) AS what, count(*), min(prompt_id), min_by(said, prompt_id) FROM ("
-            "SELECT s.model, s.prompt_id, coalesce(mark, CASE WHEN finish = 'length' AND reasoning IS NULL AND "
-            "c.identity IN (SELECT identity FROM completions WHERE said IS NOT NULL AND reasoning IS NOT NULL) "
-            "THEN 'whole: ' || regexp_replace(left(text, 60), '\\s+', ' ', 'g') END) AS said "
-            "FROM slots s JOIN completions c ON s.key = c.key) WHERE said IS NOT NULL GROUP BY ALL UNION ALL "
-            "SELECT '', 'left', count(*), min(prompt_id), min_by(mark, prompt_id) FROM selection JOIN prompts "
+            "SELECT s.model, split_part(coalesce(mark, 'whole'), ': ', 1) AS what, count(*), min(s.prompt_id), "
+            "min_by(mark, s.prompt_id), min_by(s.key, s.prompt_id) FROM slots s JOIN completions c ON s.key = c.key "
+            "WHERE mark IS NOT NULL OR (finish = 'length' AND reasoning IS NULL AND c.identity IN "
+            "(SELECT identity FROM completions WHERE said IS NOT NULL AND reasoning IS NOT NULL)) GROUP BY ALL "
+            "UNION ALL "
+            "SELECT '', 'left', count(*), min(prompt_id), min_by(mark, prompt_id), '' FROM selection JOIN prompts "
             "USING (prompt_id) WHERE mark IS NOT NULL HAVING count(*) > 0 ORDER BY ALL"
         )
-        return [Marked(model, what, n, id, mark.partition(": ")[2]) for model, what, n, id, mark in rows]
+        return [
+            Marked(model, what, n, id, mark.partition(": ")[2] if mark else self._beginning(key))
+            for model, what, n, id, mark, key in rows
+        ]
+
+    def _beginning(self, key: str) -> str:
+        """Of one text: of all that may be shown, 2,048 of 200 kB would be in memory at once."""
+        rows = self._rows(
+            "SELECT regexp_replace(left(text, 60), '\\s+', ' ', 'g') FROM completions WHERE key = ?", [key]
+        )
+        return str(rows[0][0])
 
     def outdated(self) -> list[tuple[str, int, int]]:
         """By judge, how many judgements are wanted of texts that are others than it was shown, and their tokens."""
