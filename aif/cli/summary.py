@@ -1,7 +1,7 @@
 """What a person reads when a run has ended, and when they ask how it stands."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -13,9 +13,6 @@ from aif.core.words import counted, dollars, of, spending, visible
 from aif.engine.report import OUTCOMES, STAGES, balanced, beside, counts, marked
 from aif.store.lock import Places
 from aif.store.reader import Balance, Books, Reader
-
-if TYPE_CHECKING:  # it loads numpy
-    pass
 
 
 def tell_status(console: Console, reader: Reader, budget: float | None = None) -> None:

@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
-from typing import TYPE_CHECKING
 
 from aif.config.pipeline import Pipeline
 from aif.config.sections import DeclaredEndpoint, Judge, Model
@@ -33,9 +32,6 @@ from aif.store.forecast import Forecast, Replies, SlotCall
 from aif.store.ledger import Ledger
 from aif.store.portions import Rubrics
 from aif.store.reader import Tally
-
-if TYPE_CHECKING:
-    pass
 
 SAMPLE = 1000  # calls whose requests are made to see how large they are: the mean of 64,000 within about 3 %
 MEASURED = 200  # answered calls whose bytes are set against their tokens; requests that are tokenized

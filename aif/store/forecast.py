@@ -10,7 +10,7 @@ import orjson
 from aif.core.types import Prompt
 from aif.judging.rubric import Form
 from aif.planning.plan import System
-from aif.store.connection import within
+from aif.store.connection import RETRY, within
 from aif.store.reader import Reader
 
 
@@ -78,7 +78,7 @@ class Forecast(Reader):
         """Within it all that failed for good is pending, as it is after `--retry-failed`; none of that is kept."""
         self._db.begin()
         try:
-            self._db.execute("UPDATE failed SET verdict = 'later'")
+            self._db.execute(RETRY)
             yield
         finally:
             self._db.rollback()

@@ -44,10 +44,10 @@ def _encoded(rows: "pa.Table") -> "pa.Table":
     return pa.table({name: encoded(rows[name]) for name in rows.column_names})
 
 
-# Of a judgement that is needed (d): those made that were shown other texts of the same completions.
-OUTDATED = (
-    "SELECT 1 FROM judgements o WHERE o.prompt_id = d.prompt_id AND o.spec = d.spec AND o.identity = d.identity "
-    "AND o.pass = d.pass AND o.answers = d.answers AND o.material IS NOT DISTINCT FROM d.material"
+# Of a judgement that is needed (d): those made (o) that were shown other texts of the same completions.
+_OUTDATED = (
+    "o.prompt_id = d.prompt_id AND o.spec = d.spec AND o.identity = d.identity AND o.pass = d.pass "
+    "AND o.answers = d.answers AND o.material IS NOT DISTINCT FROM d.material"
 )
 
 _KEY = {"prompts": "prompt_id", "completions": "key", "texts": "digest"}
@@ -436,7 +436,7 @@ class Reader:
         needs: dict[int, list[Need]] = {}
         for at, judge, identity, judge_pass, request, spec, material, answers, outdated in self._rows(
             "SELECT position, judge, identity, pass, request, spec, material, answers, outdated FROM ("
-            f"SELECT *, EXISTS ({OUTDATED}) AS outdated FROM needed d "
+            f"SELECT *, EXISTS (SELECT 1 FROM judgements o WHERE {_OUTDATED}) AS outdated FROM needed d "
             f"WHERE {_AMONG} AND state IN ('pending', 'later')) ORDER BY position, request, answers",
             _among(positions),
         ):
@@ -554,7 +554,7 @@ class Reader:
             return []  # by far most: to look takes 0.25 s of 64,000 prompts
         return self._rows(
             "WITH again AS (SELECT d.judge, d.answers, max(k.input_tokens) AS sent FROM needed d "
-            f"JOIN judgements o ON {OUTDATED.partition('WHERE ')[2]} LEFT JOIN calls k ON o.call_id = k.id "
+            f"JOIN judgements o ON {_OUTDATED} LEFT JOIN calls k ON o.call_id = k.id "
             "WHERE d.state IN ('pending', 'later') "
             "GROUP BY d.judge, d.identity, d.pass, d.spec, d.material, d.answers) "
             "SELECT judge, count(*), (sum(coalesce(sent, 0)) + sum((SELECT sum(bytes) FROM completions "
