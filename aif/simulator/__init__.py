@@ -3,7 +3,7 @@
 Used by the quickstart and by tests; answers as the real APIs do. Knows nothing of a run.
 """
 
-from aif.simulator.cast import Cast
+from aif.simulator.models import Cast
 from aif.simulator.faults import Arrival, Fault, Faults, Mishap
 from aif.simulator.server import Call, Simulator
 

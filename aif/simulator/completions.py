@@ -1,142 +1,191 @@
-"""Chat completions as vLLM and OpenAI answer them. Pure: one body is answered with the same bytes, on any machine, in
-any order."""
+"""A model of declared quality: it writes a completion about whatever the prompt is about, well or badly.
 
-from collections.abc import Callable, Mapping
-from typing import Any
+Quality shows in what a reader can see: how much of the ask is taken up, how specific and structured the text is, how
+much of it is filler, overclaiming, drift and repetition. Pure: the same arguments give the same text.
+"""
 
-from aif.config.sections import REASONING
-from aif.core.types import Message, Role, digest
-from aif.providers.base import Finish
-from aif.simulator.cast import Cast, ModelRequest, RefusedError, number, say, text_of
-from aif.simulator.words import cut
+import re
+from collections.abc import Sequence
+from random import Random
 
-CREATED = 1_767_225_600  # every reply's `created`: a clock would make replies differ
-_ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-_NOT_SERVED = ("stream", "tools", "functions", "logprobs", "stop", "logit_bias")
+from aif.core.types import Message, as_dicts, digest
+from aif.simulator import phrases as bank
+from aif.simulator.words import Kind, harmful, key_phrases, kind
 
-
-def answer(cast: Cast, body: Any, max_model_len: int = 32768) -> dict[str, Any]:
-    """The reply to one chat completion request, as JSON values. Raises RefusedError where the request gets an error."""
-    ask = _read(body)
-    if not cast.serves(ask.model):
-        raise RefusedError(404, f"The model `{ask.model}` does not exist.", code="model_not_found", param="model")
-    prompt_tokens = ask.tokens
-    limit = _room(prompt_tokens, ask.max_tokens, max_model_len)
-    text, tokens, was_cut = cut(say(cast, ask), limit)
-    return {
-        "id": f"chatcmpl-{digest(body)[:24]}",
-        "object": "chat.completion",
-        "created": CREATED,
-        "model": ask.model,
-        "choices": [
-            {
-                "index": 0,
-                "message": {"role": "assistant", "content": text, "refusal": None},
-                "logprobs": None,
-                "finish_reason": "length" if was_cut else "stop",
-            }
-        ],
-        "usage": {
-            "prompt_tokens": prompt_tokens,
-            "completion_tokens": tokens,
-            "total_tokens": prompt_tokens + tokens,
-            "prompt_tokens_details": {"cached_tokens": 0},
-        },
-        "system_fingerprint": f"simulator-{cast.seed}",
-    }
+SPREAD = 0.08  # standard deviation of one text's quality around its model's
+_LANGUAGE = re.compile(r"\b(javascript|typescript|sql|python)\b", re.IGNORECASE)
 
 
-def error(refused: RefusedError) -> dict[str, Any]:
-    """The body of an error."""
-    sort = "server_error" if refused.status >= 500 else "invalid_request_error"
-    return {"error": {"message": str(refused), "type": sort, "param": refused.param, "code": refused.code}}
+def write(messages: Sequence[Message], quality: float, rng_seed: int) -> str:
+    """A completion for the conversation by a model of `quality` (0 to 1), some 10 to 250 tokens of English prose."""
+    rng = Random(int(digest([as_dicts(messages), rng_seed])[:16], 16))
+    turns = [message.content for message in messages if message.role == "user"]
+    system = " ".join(message.content for message in messages if message.role == "system")
+    asked = turns[-1] if turns else ""
+    level = min(1.0, max(0.0, rng.gauss(quality, SPREAD)))
+    pen = _Pen(rng, level, key_phrases(turns) or ("this",))
+    if harmful(asked) and rng.random() < 1 / (1 + 2.718 ** (-9 * (level - 0.45))):
+        return _decline(pen)
+    return _compose(pen, kind(asked), asked, system)
 
 
-def reworded(reply: Mapping[str, Any], words: Callable[[str], str], finish: Finish | None = None) -> dict[str, Any]:
-    """The reply with other words in the place of its text, and another finish."""
-    (choice,) = reply["choices"]
-    message = choice["message"] | {"content": words(choice["message"]["content"])}
-    if finish == "refusal":
-        message["refusal"] = "I can't help with that."
-    reason = {"refusal": "content_filter", None: choice["finish_reason"]}.get(finish, finish)
-    return {**reply, "choices": [choice | {"message": message, "finish_reason": reason}]}
+class _Places(dict[str, str]):
+    """The places of one pattern, filled as the pattern asks for them."""
+
+    def __init__(self, pen: "_Pen") -> None:
+        super().__init__()
+        self._pen = pen
+
+    def __missing__(self, place: str) -> str:
+        rng = self._pen.rng
+        if place == "n":
+            value = str(rng.randint(12, 60))
+        elif place == "m":
+            value = str(rng.randint(3, 11))
+        elif place == "off":
+            value = rng.choice(bank.OFF_TOPICS)
+        else:
+            value = self._pen.next_phrase()
+        self[place] = value
+        return value
 
 
-def _room(prompt_tokens: int, max_tokens: int | None, max_model_len: int) -> int:
-    """How many tokens the reply may have."""
-    wanted = max_tokens if max_tokens is not None else 1
-    if prompt_tokens + wanted > max_model_len:
-        raise RefusedError(
-            400,
-            f"This model's maximum context length is {max_model_len} tokens. However, you requested {wanted} output "
-            f"tokens and your prompt contains {prompt_tokens} input tokens, for a total of {prompt_tokens + wanted} "
-            "tokens. Please reduce the length of the input prompt or the number of requested output tokens.",
-            code="context_length_exceeded",
-            param="messages",
+class _Pen:
+    """Fills patterns: goes round the phrases that this text takes up, and round each bank without repeating itself."""
+
+    def __init__(self, rng: Random, level: float, found: Sequence[str]) -> None:
+        self.rng = rng
+        self.level = level
+        reach = max(1, round(len(found) * min(1.0, 0.25 + 0.85 * level)))
+        kept = set(rng.sample(range(len(found)), reach))
+        self._phrases = [phrase for at, phrase in enumerate(found) if at in kept]
+        self._next = 0
+        self._decks: dict[int, list[str]] = {}
+
+    def next_phrase(self) -> str:
+        phrase = self._phrases[self._next % len(self._phrases)]
+        self._next += 1
+        return phrase
+
+    def fill(self, pattern: str) -> str:
+        text = pattern.format_map(_Places(self))
+        return text[0].upper() + text[1:]
+
+    def draw(self, patterns: Sequence[str]) -> str:
+        """A sentence from a pattern of the bank that was not used yet, as long as there is one."""
+        deck = self._decks.get(id(patterns))
+        if not deck:
+            deck = self._decks[id(patterns)] = self.rng.sample(patterns, len(patterns))
+        return self.fill(deck.pop())
+
+    def chance(self, probability: float) -> bool:
+        return self.rng.random() < probability
+
+    def weak(self) -> str:
+        """A sentence of the sort that makes a text worse."""
+        return self.draw(self.rng.choices((bank.FILLER, bank.OVERCLAIMS, bank.DRIFTS), weights=(4, 3, 3))[0])
+
+
+_GOOD: dict[Kind, tuple[str, ...]] = {
+    "question": bank.POINTS,
+    "list": bank.ITEMS,
+    "writing": bank.SCENES,
+    "code": bank.CODE_NOTES,
+}
+_SIZE: dict[Kind, tuple[int, int]] = {"question": (5, 8), "list": (5, 8), "writing": (6, 9), "code": (4, 5)}
+
+
+def _compose(pen: _Pen, form: Kind, asked: str, system: str) -> str:
+    opening, *body, closing = _parts(pen, form, system)
+    if form == "code" and pen.chance(pen.level + 0.2):
+        return "\n\n".join(part for part in (opening, _code(pen, asked), " ".join(body), closing) if part)
+    rows = len(body) > 2 and pen.chance({"list": pen.level + 0.2, "question": 0.4 * pen.level}.get(form, 0.0))
+    if rows:
+        numbered = form == "list" and pen.chance(0.6)
+        lines = [f"{at}. {row}" if numbered else f"- {row}" for at, row in enumerate(body, 1)]
+        return "\n\n".join(part for part in (opening, "\n".join(lines), closing) if part)
+    half = 1 + (len(body) + 1) // 2
+    text = [row if row[-1] in ".!?:”" else f"{row}." for row in (opening, *body, closing) if row]
+    breaks = "\n\n" if pen.chance(0.2 + 0.8 * pen.level) else " "
+    return breaks.join(" ".join(part) for part in (text[:half], text[half:]) if part)
+
+
+def _parts(pen: _Pen, form: Kind, system: str) -> list[str]:
+    """Opening, sentences between, closing: as many good ones as the text's quality, the rest weak or repeated."""
+    size = pen.rng.randint(*_SIZE[form]) + 2
+    if pen.chance(0.25 * (1 - pen.level)):
+        size = max(2, size // 3)
+    good = min(size, int(size * pen.level + pen.rng.random()))
+    marks = [True] * good + [False] * (size - good)
+    pen.rng.shuffle(marks)
+    opening = _opening(pen, form, system) if marks[0] else pen.weak()
+    rows: list[str] = []
+    for is_good in marks[1:-1]:
+        if is_good:
+            rows.append(pen.draw(_GOOD[form]))
+        else:
+            rows.append(pen.rng.choice(rows) if rows and pen.chance(0.25) else pen.weak())
+    if pen.chance(0.3 * (1 - pen.level)):
+        rows += rows[: 1 + len(rows) // 2]
+    closing = _closing(pen, form) if marks[-1] else pen.weak() if pen.chance(0.7) else ""
+    return [opening, *rows, closing]
+
+
+def _opening(pen: _Pen, form: Kind, system: str) -> str:
+    if system and pen.chance(0.3 + 0.5 * pen.level):
+        for cue, pattern in bank.TINTS:
+            if re.search(cue, system, re.IGNORECASE):
+                return pen.fill(pattern)
+    if form == "writing":
+        return pen.draw(bank.SCENES)
+    return pen.draw(bank.LIST_OPENINGS if form == "list" else bank.OPENINGS)
+
+
+def _closing(pen: _Pen, form: Kind) -> str:
+    if form == "writing":
+        return pen.draw(bank.SCENE_CLOSINGS)
+    return pen.draw(bank.HEDGES if pen.chance(0.45) else bank.CLOSINGS)
+
+
+def _decline(pen: _Pen) -> str:
+    parts = [pen.draw(bank.REFUSALS)]
+    if pen.chance(0.2 + 0.8 * pen.level):
+        parts.append(pen.draw(bank.ALTERNATIVES))
+    if pen.chance(0.5):
+        parts.append(pen.draw(bank.ALTERNATIVES))
+    return " ".join(parts)
+
+
+def _code(pen: _Pen, asked: str) -> str:
+    """A small block in the language the prompt names (Python where it names none that is known here)."""
+    found = _LANGUAGE.search(asked)
+    language = found.group().lower() if found else "python"
+    stems = [word.lower() for word in re.findall(r"[A-Za-z]+", pen.next_phrase()) if word.lower() != language]
+    name = "_".join(stems[:3]) or "solve"
+    return "\n".join([f"```{language}", *_lines(language, name, pen.level, pen.rng), "```"])
+
+
+def _lines(language: str, name: str, level: float, rng: Random) -> list[str]:
+    if level < 0.3:
+        return {"sql": ["SELECT * FROM table;"], "python": [f"def {name}():", "    pass  # code goes here"]}.get(
+            language, [f"function {name}() {{}}"]
         )
-    return max_tokens if max_tokens is not None else max_model_len - prompt_tokens
-
-
-def _read(body: Any) -> ModelRequest:
-    if not isinstance(body, dict):
-        raise RefusedError(400, "The body must be a JSON object.")
-    model = body.get("model")
-    if not isinstance(model, str) or not model:
-        raise RefusedError(400, "Missing required parameter: 'model'.", param="model")
-    for name in _NOT_SERVED:
-        if body.get(name):
-            raise RefusedError(400, f"The simulator does not serve '{name}': leave it out.", param=name)
-    if body.get("n") not in (None, 1):
-        raise RefusedError(400, "The simulator gives one choice per request: leave 'n' out or send 1.", param="n")
-    _check_reasoning(model, body)
-    room = "max_tokens" if body.get("max_completion_tokens") is None else "max_completion_tokens"
-    temperature = float(number(body, "temperature", 0, 2, default=1))
-    top_p = float(number(body, "top_p", 0, 1, default=1))
-    seed = number(body, "seed", -(2**63), 2**63 - 1, whole=True)
-    return ModelRequest(
-        model=model,
-        messages=_messages(body.get("messages")),
-        max_tokens=number(body, room, 1, 2**31, whole=True),
-        schema=_schema(body.get("response_format")),
-        settings=() if temperature == 0 else (temperature, top_p, seed),
-    )
-
-
-def _check_reasoning(model: str, body: Mapping[str, Any]) -> None:
-    """OpenAI's reasoning models take no sampling settings but the default."""
-    for name in ("temperature", "top_p"):
-        if REASONING.match(model) and body.get(name) not in (None, 1):
-            raise RefusedError(
-                400,
-                f"Unsupported value: '{name}' does not support {body[name]} with this model. "
-                "Only the default (1) value is supported.",
-                code="unsupported_value",
-                param=name,
-            )
-    if not isinstance(body.get("reasoning_effort"), str | None):
-        raise RefusedError(400, "Invalid type for 'reasoning_effort': expected a text.", param="reasoning_effort")
-
-
-def _messages(rows: Any) -> tuple[Message, ...]:
-    if not isinstance(rows, list) or not rows:
-        raise RefusedError(400, "Missing required parameter: 'messages', a list of at least one.", param="messages")
-    messages = []
-    for at, row in enumerate(rows):
-        given = row if isinstance(row, dict) else {}
-        role, text = _ROLES.get(str(given.get("role"))), text_of(given.get("content"))
-        if role is None or text is None:
-            want = "a role of system, developer, user or assistant, and content: a text or a list of text parts"
-            raise RefusedError(400, f"Invalid 'messages[{at}]': expected {want}.", param=f"messages[{at}]")
-        messages.append(Message(role, text))
-    return tuple(messages)
-
-
-def _schema(wanted: Any) -> Mapping[str, Any] | None:
-    if wanted is None or (isinstance(wanted, dict) and wanted.get("type") == "text"):
-        return None
-    if isinstance(wanted, dict) and wanted.get("type") == "json_schema" and isinstance(wanted.get("json_schema"), dict):
-        schema = wanted["json_schema"].get("schema")
-        if isinstance(schema, dict):
-            return schema
-    want = "{'type': 'json_schema', 'json_schema': {'name': …, 'schema': {…}}} or {'type': 'text'}"
-    raise RefusedError(400, f"Invalid 'response_format': expected {want}.", param="response_format")
+    if language == "sql":
+        return [f"SELECT {name}, COUNT(*) AS total", "FROM entries", f"GROUP BY {name}", "ORDER BY total DESC;"]
+    if language in ("javascript", "typescript"):
+        typed = "values: number[]" if language == "typescript" else "values"
+        return [
+            f"function {name}({typed}) {{",
+            '  if (values.length === 0) throw new Error("no values");',
+            "  return values.reduce((best, value) => Math.max(best, value));",
+            "}",
+        ]
+    step = rng.choice(("result.append(value)", "if value not in result:\n            result.append(value)"))
+    return [
+        f"def {name}(values):",
+        *(["    if not values:", '        raise ValueError("no values given")'] if level > 0.55 else []),
+        "    result = []",
+        "    for value in values:",
+        f"        {step}",
+        "    return result",
+    ]

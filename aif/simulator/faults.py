@@ -12,7 +12,7 @@ import orjson
 
 from aif.core.errors import BadInput
 from aif.core.types import fraction
-from aif.simulator.cast import RefusedError
+from aif.simulator.models import RefusedError
 
 BLANKS = 250_000  # what a model under a JSON grammar was once seen to write instead of its reply
 

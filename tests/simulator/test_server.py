@@ -19,9 +19,11 @@ from hypothesis import strategies as st
 
 from aif.core.errors import BadInput
 from aif.core.types import Message
-from aif.simulator import Cast, Simulator, author, critic
-from aif.simulator.cast import RefusedError
-from aif.simulator.completions import answer, error
+from aif.simulator import Cast, Simulator
+from aif.simulator import completions as author
+from aif.simulator import judgements as critic
+from aif.simulator.models import RefusedError
+from aif.simulator.openai_api import answer, error
 from aif.simulator.words import count_tokens, cut, harmful, key_phrases, kind
 
 CAST = Cast(models={"weak": 0.2, "strong": 0.9}, judges={"judge": 0.1}, seed=7)

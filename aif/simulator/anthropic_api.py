@@ -7,7 +7,7 @@ from typing import Any
 from aif.core.types import Message, Role, digest
 from aif.providers.base import Finish
 from aif.providers.chat_completions import unbounded
-from aif.simulator.cast import FRAME, Cast, ModelRequest, RefusedError, number, say, text_of
+from aif.simulator.models import FRAME, Cast, ModelRequest, RefusedError, number, say, text_of
 from aif.simulator.words import count_tokens, cut
 
 PATH = "/v1/messages"

@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 
-from aif.simulator.cast import RefusedError
+from aif.simulator.models import RefusedError
 
 
 class Allowance:

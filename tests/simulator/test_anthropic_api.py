@@ -8,9 +8,10 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
-from aif.simulator import Cast, Simulator, completions
-from aif.simulator.cast import RefusedError
-from aif.simulator.messages import CACHED_FROM, Messages, error
+from aif.simulator import Cast, Simulator
+from aif.simulator import openai_api as completions
+from aif.simulator.models import RefusedError
+from aif.simulator.anthropic_api import CACHED_FROM, Messages, error
 from aif.simulator.words import count_tokens
 
 CAST = Cast(models={"weak": 0.2, "strong": 0.9}, judges={"judge": 0.1}, seed=7)

@@ -6,7 +6,8 @@ from typing import Any
 
 from aif.core.errors import BadInput
 from aif.core.types import Message, digest, fraction
-from aif.simulator import author, critic
+from aif.simulator import completions as author
+from aif.simulator import judgements as critic
 from aif.simulator.words import count_tokens
 
 FRAME = 4  # tokens that a chat template puts around each message
