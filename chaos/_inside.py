@@ -4,7 +4,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from aif.cli.progress import Terminal
+from aif.cli.views.progress import Terminal
 from aif.config.pipeline import load
 from aif.engine.feedback import Person, flow
 from aif.engine.prepare import prepare, rubric_of

@@ -11,8 +11,8 @@ from typing import Any
 
 from rich.console import Console
 
-from aif.cli.progress import Terminal
-from aif.cli.summary import tell_status, tell_summary
+from aif.cli.views.progress import Terminal
+from aif.cli.views.summary import tell_status, tell_summary
 from aif.config.pipeline import Pipeline, load
 from aif.core.errors import Incomplete
 from aif.engine.feedback import feedback

@@ -16,7 +16,7 @@ from typing import Any
 
 from rich.console import Console
 
-from aif.cli.progress import Terminal
+from aif.cli.views.progress import Terminal
 from aif.config.pipeline import load
 from aif.engine.feedback import feedback
 from aif.simulator import Call

@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 from rich.console import Console
 
-from aif.cli.progress import Terminal
+from aif.cli.views.progress import Terminal
 from aif.config.pipeline import load
 from aif.engine.feedback import feedback
 from aif.engine.prepare import prepare, rubric_of

@@ -27,7 +27,7 @@ import orjson
 import yaml
 from rich.console import Console
 
-from aif.cli.progress import Terminal
+from aif.cli.views.progress import Terminal
 from aif.config.pipeline import load
 from aif.core.errors import BadInput, JournalDamaged
 from aif.engine.feedback import feedback

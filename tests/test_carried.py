@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from aif.cli.show import tell_story
+from aif.cli.views.show import tell_story
 from aif.config.pipeline import Pipeline, load
 from aif.core.errors import BadInput
 from aif.core.types import KEY_LENGTH, digest

@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
-from aif.cli.show import tell_story
+from aif.cli.views.show import tell_story
 from aif.config.pipeline import Pipeline
 from aif.engine.prepare import rubric_of
 from aif.export.dataset import export

@@ -15,7 +15,7 @@ HEAVY = ("rich", "typer", "duckdb", "datasets", "huggingface_hub", "openai", "an
         ("aif.core.types", ()),
         ("aif.config.pipeline", ()),
         ("aif.pairing.pairs", ("numpy", "pyarrow")),
-        ("aif.cli.status", ("rich",)),
+        ("aif.cli.views.status", ("rich",)),
     ],
 )
 def test_a_module_loads_no_heavy_library_that_it_does_not_need(module: str, allowed: tuple[str, ...]) -> None:

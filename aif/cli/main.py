@@ -88,8 +88,8 @@ def run(
 ) -> None:
     """Complete, judge and pair what is pending. The same command goes on after any stop."""
     one = _to_write(pipeline, sets)
-    from aif.cli.progress import Terminal
-    from aif.cli.summary import tell_places, tell_summary
+    from aif.cli.views.progress import Terminal
+    from aif.cli.views.summary import tell_places, tell_summary
     from aif.engine.feedback import feedback
     from aif.store.reader import Reader
 
@@ -123,7 +123,7 @@ def _consent(
     def consent(ledger: "Ledger", rubric: "Rubric") -> None:
         if all(one.free for one in (*pipeline.models.values(), *pipeline.judges.values())):
             return
-        from aif.cli.estimate import ask
+        from aif.cli.views.estimate import ask
         from aif.engine.workload import estimated
         from aif.store.forecast import Forecast
 
@@ -147,11 +147,11 @@ def estimate(
 ) -> None:
     """What a run would ask and what that comes to: calls, tokens, dollars, time. No model is called without --probe."""
     one = _to_write(pipeline, sets)
-    from aif.cli.estimate import ask_for_probe, tell_estimate
+    from aif.cli.views.estimate import ask_for_probe, tell_estimate
     from aif.engine.workload import foresee
 
     if probe is not None:
-        from aif.cli.progress import Terminal
+        from aif.cli.views.progress import Terminal
         from aif.core.words import counted
         from aif.engine.feedback import feedback
 
@@ -258,12 +258,12 @@ def _reading(
 @app.command()
 def status(pipeline: File, sets: Sets = None) -> None:
     """How far a run is, also while it goes on: done, failed and pending, how fast, what it cost, what is wrong."""
-    from aif.cli.status import tell_left_behind, tell_progress
+    from aif.cli.views.status import tell_left_behind, tell_progress
 
     one = load(pipeline, sets)
     with _reading(one, pipeline, sets, tell_progress) as reader:
         if reader:
-            from aif.cli.summary import tell_status
+            from aif.cli.views.summary import tell_status
 
             tell_left_behind(err, one.store)
             _tell_if_behind(one, reader)
@@ -304,13 +304,13 @@ def _tell_if_another(one: "Pipeline", reader: "Reader", typed: str) -> None:
 @app.command()
 def failures(pipeline: File, sets: Sets = None) -> None:
     """What has no answer, by kind, with an example and what to do; also while a run goes on."""
-    from aif.cli.failing import tell_failures
-    from aif.cli.status import tell_failures_so_far
+    from aif.cli.views.failures import tell_failures
+    from aif.cli.views.status import tell_failures_so_far
 
     one = load(pipeline, sets)
     with _reading(one, pipeline, sets, tell_failures_so_far) as reader:
         if reader:
-            from aif.cli.summary import tell_marks
+            from aif.cli.views.summary import tell_marks
             from aif.engine.report import unplanned
 
             balance, behind = reader.balance(), _tell_if_behind(one, reader)
@@ -349,7 +349,7 @@ def show(
     sets: Sets = None,
 ) -> None:
     """From a published row back to everything: messages, order, raw replies, ratings, why these two."""
-    from aif.cli.show import tell_story
+    from aif.cli.views.show import tell_story
     from aif.store.reader import Reader
 
     one = load(pipeline, sets)
@@ -368,7 +368,7 @@ def pairs(
     ] = None,
 ) -> None:
     """What a policy makes of the ratings there are, beside another. Nothing is written, no model is called."""
-    from aif.cli.pairs import outlook, tell_outlook
+    from aif.cli.views.pairs import outlook, tell_outlook
     from aif.store.results import Results
 
     one = load(pipeline, sets)
@@ -405,7 +405,7 @@ def export(
 ) -> None:
     """Pairs by the pipeline's policy, as a dataset with its card. No model is called."""
     one = _to_write(pipeline, sets)
-    from aif.cli.export import tell_exported
+    from aif.cli.views.export import tell_exported
     from aif.export.dataset import export as write
 
     place = to or one.store.parent / "dataset"
@@ -426,7 +426,7 @@ def publish(
 ) -> None:
     """The exported dataset to the Hub, in one commit, after showing what will be sent. Safe to repeat."""
     one = _to_write(pipeline, sets)
-    from aif.cli.export import question, tell_plan, tell_published
+    from aif.cli.views.export import question, tell_plan, tell_published
     from aif.export.publish import exported, send, survey
 
     place = folder or one.store.parent / "dataset"

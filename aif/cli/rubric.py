@@ -34,7 +34,7 @@ Name = Annotated[str, typer.Argument(metavar="RUBRIC", help="A shipped rubric's 
 @app.command("show")
 def show(name: Name) -> None:
     """A rubric's aspects, scales, weights and requests."""
-    from aif.cli.rubric_view import tell_rubric
+    from aif.cli.views.rubric import tell_rubric
 
     tell_rubric(out, _rubric(name))
 
@@ -49,7 +49,7 @@ def render(
     prompt_id: Annotated[str | None, typer.Option(help="With --pipeline: which prompt.")] = None,
 ) -> None:
     """Exactly what a judge sees, for every request of a rubric."""
-    from aif.cli.rubric_view import tell_rendered
+    from aif.cli.views.rubric import tell_rendered
 
     if form not in ("schema", "text"):
         raise BadInput(f"--form {form}: expected schema or text")
@@ -88,7 +88,7 @@ def copy(name: Name, folder: Annotated[Path, typer.Argument(metavar="DIR", help=
 @app.command("lint")
 def lint(name: Name) -> None:
     """All that is wrong with a rubric, what is legal but unwise, and what its requests cost."""
-    from aif.cli.rubric_view import tell_lint
+    from aif.cli.views.rubric import tell_lint
     from aif.judging.lint import lint
 
     findings, rubric = lint(_rubric_folder(name))
@@ -109,8 +109,8 @@ def try_(
     sets: Sets = None,
 ) -> None:
     """Rate completions that a pipeline has by another rubric, beside the ratings it has. What is asked is kept."""
-    from aif.cli.progress import Terminal
-    from aif.cli.rubric_view import tell_trial
+    from aif.cli.views.progress import Terminal
+    from aif.cli.views.rubric import tell_trial
     from aif.engine.report import reached
     from aif.engine.rubric_trial import Bill, attempt, told
 

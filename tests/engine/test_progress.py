@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from aif.cli import progress as drawn
+from aif.cli.views import progress as drawn
 from aif.core import words
 from aif.core.types import Failing, Spent
 from aif.engine import progress

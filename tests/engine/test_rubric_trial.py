@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from aif.cli.rubric_view import tell_trial
+from aif.cli.views.rubric import tell_trial
 from aif.config.pipeline import load as load_pipeline
 from aif.core.errors import BadInput, Exit
 from aif.core.resources import shipped

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from aif.cli.progress import Terminal
+from aif.cli.views.progress import Terminal
 from aif.config.pipeline import Pipeline, load
 from aif.core.errors import Exit, StoreLocked
 from aif.engine.feedback import Ended, feedback

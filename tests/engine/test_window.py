@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from aif.cli.estimate import tell_estimate, tell_short
+from aif.cli.views.estimate import tell_estimate, tell_short
 from aif.config.pipeline import load
 from aif.config.sections import DeclaredEndpoint, Judge
 from aif.engine.doctor import examine

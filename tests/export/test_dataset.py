@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from aif.cli.export import tell_exported
+from aif.cli.views.export import tell_exported
 from aif.config.pipeline import Pipeline, parse
 from aif.core import paging
 from aif.core.errors import AifError, BadInput, Exit, Incomplete

@@ -22,7 +22,7 @@ from huggingface_hub import HfApi
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aif.cli.export import question
+from aif.cli.views.export import question
 from aif.config.pipeline import parse
 from aif.core.errors import Exit
 from aif.engine.prepare import rubric_of

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from aif.cli.progress import Terminal
+from aif.cli.views.progress import Terminal
 from aif.config.pipeline import Pipeline, load
 from aif.core.errors import JournalDamaged, StoreDamaged, StoreLocked, StoreStarved
 from aif.core.types import digest, fraction

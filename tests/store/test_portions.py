@@ -14,7 +14,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from aif.cli.summary import tell_marks, tell_status
+from aif.cli.views.summary import tell_marks, tell_status
 from aif.config.pipeline import load
 from aif.engine.prepare import prepare
 from aif.engine.report import marked

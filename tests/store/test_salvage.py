@@ -15,7 +15,7 @@ import duckdb
 import pytest
 from rich.console import Console
 
-from aif.cli.progress import Terminal
+from aif.cli.views.progress import Terminal
 from aif.config.pipeline import load
 from aif.core.errors import BadInput, JournalDamaged
 from aif.core.types import Spent

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.rule import Rule
 from rich.table import Table
 
-from aif.cli.progress import say
+from aif.cli.views.progress import say
 from aif.core.errors import BadInput
 from aif.core.types import Message, Prompt, as_messages, prompt_id
 from aif.core.words import counted

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.markup import escape
 
-from aif.cli.progress import say
+from aif.cli.views.progress import say
 from aif.core.words import counted
 from aif.export.card import default_config
 from aif.export.dataset import Exported

@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from aif.cli.failing import tell_failures
-from aif.cli.progress import say
+from aif.cli.views.failures import tell_failures
+from aif.cli.views.progress import say
 from aif.core.words import counted, dollars, of, spending, visible
 from aif.engine.report import OUTCOMES, STAGES, balanced, beside, counts, marked
 from aif.store.lock import Places

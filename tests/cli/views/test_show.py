@@ -7,9 +7,9 @@ from pathlib import Path
 import yaml
 from rich.console import Console
 
-from aif.cli.pairs import outlook, tell_outlook
-from aif.cli.show import tell_story
-from aif.cli.summary import tell_items, tell_status, tell_summary
+from aif.cli.views.pairs import outlook, tell_outlook
+from aif.cli.views.show import tell_story
+from aif.cli.views.summary import tell_items, tell_status, tell_summary
 from aif.engine.pair import make_pairs
 from aif.store.results import Results
 from tests.building import Cut, Fate, build, complete, rate

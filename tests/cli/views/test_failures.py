@@ -1,4 +1,4 @@
-"""aif/cli/failing.py: what is suggested names the cause."""
+"""aif/cli/views/failures.py: what is suggested names the cause."""
 
 import re
 from pathlib import Path

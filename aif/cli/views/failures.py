@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from aif.cli.progress import say
+from aif.cli.views.progress import say
 from aif.core.types import Failing
 from aif.core.words import counted
 from aif.engine.advice import THEN, mend

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from aif.cli.failing import tell_failures
-from aif.cli.progress import WIDE, say, table
+from aif.cli.views.failures import tell_failures
+from aif.cli.views.progress import WIDE, say, table
 from aif.core.words import clock, counted
 from aif.engine.progress import FILE_EVERY_S, Snapshot, read
 from aif.store.lock import Places, holder, is_held, note_in

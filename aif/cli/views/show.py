@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.rule import Rule
 from rich.text import Text
 
-from aif.cli.progress import say
-from aif.cli.rubric_view import tell_messages
+from aif.cli.views.progress import say
+from aif.cli.views.rubric import tell_messages
 from aif.core.types import CARRIED, Principle, Prompt, as_messages, carried_identity
 from aif.core.words import counted
 from aif.engine.report import OUTCOMES, rule_of

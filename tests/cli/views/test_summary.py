@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from aif.cli.summary import tell_leaderboard, tell_status, tell_summary
+from aif.cli.views.summary import tell_leaderboard, tell_status, tell_summary
 from aif.config.pipeline import parse
 from aif.core.types import Failing
 from aif.engine.pair import make_pairs

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from aif.cli.status import tell_failures_so_far, tell_left_behind, tell_progress
+from aif.cli.views.status import tell_failures_so_far, tell_left_behind, tell_progress
 from aif.core.types import Failing, Spent
 from aif.engine.progress import EndpointState, Snapshot
 from aif.store.lock import Lock, Places

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from aif.cli.pairs import Preview, differing, outlook, tell_outlook
+from aif.cli.views.pairs import Preview, differing, outlook, tell_outlook
 from aif.config.pipeline import Pipeline, parse
 from aif.core.errors import BadInput
 from aif.engine.pair import make_pairs
