@@ -11,7 +11,7 @@ from aif.cli.main import SELDOM
 from aif.config.pipeline import load
 from aif.engine.connect import opened
 from aif.engine.prepare import prepare, rubric_of
-from aif.engine.run import Run
+from aif.engine.orchestrator import Run
 from aif.store.ingest import Entry
 from aif.store.ledger import Ledger
 from benchmarks.house import MODELS, pipeline, serving

@@ -18,7 +18,7 @@ import orjson
 
 from aif.config.pipeline import load
 from aif.engine.prepare import prepare, rubric_of
-from aif.engine.run import slot_request
+from aif.engine.orchestrator import slot_request
 from aif.providers import chat_completions as wire
 from aif.store.ledger import Ledger
 from aif.store.reader import Reader

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from aif.core.types import Message
-from aif.engine.line import Queue, QueueItem, serve
+from aif.engine.work_queue import Queue, QueueItem, serve
 from aif.providers.base import PROVIDER, SHAPE, TRANSIENT, CallError, Kind, Reply, Request
 from aif.providers.concurrency import ITEMS, Others
 from aif.providers.endpoint import Endpoint, Halted

@@ -24,7 +24,7 @@ from aif.store.journal import Damage
 from aif.store.ledger import Ledger
 from aif.store.lock import Places
 from aif.store.reader import Reader
-from tests.engine.test_run import ask, run, write
+from tests.engine.test_orchestrator import ask, run, write
 from tests.serving import Served
 
 Serve = Callable[..., Served]

@@ -16,7 +16,7 @@ import pytest
 from aif.core.errors import Exit
 from aif.simulator import Mishap
 from aif.simulator.faults import Fault
-from tests.engine.test_run import aif, run, write
+from tests.engine.test_orchestrator import aif, run, write
 from tests.serving import POOL, Served
 
 Serve = Callable[..., Served]

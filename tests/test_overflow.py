@@ -21,7 +21,7 @@ from aif.simulator.faults import Arrival, Fault, Mishap
 from aif.store.forecast import Forecast
 from aif.store.ledger import Ledger
 from aif.store.reader import Reader, Tally
-from tests.engine.test_run import ask, run, write
+from tests.engine.test_orchestrator import ask, run, write
 from tests.serving import Served
 
 Serve = Callable[..., Served]

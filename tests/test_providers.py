@@ -15,7 +15,7 @@ from aif.judging.request import completion_request, judging_request
 from aif.providers import chat_completions as wire
 from aif.providers.base import Options
 from aif.simulator import Cast
-from tests.engine.test_run import ask, run, write
+from tests.engine.test_orchestrator import ask, run, write
 from tests.serving import POOL, Served
 
 Serve = Callable[..., Served]

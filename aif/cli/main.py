@@ -193,7 +193,7 @@ def _tell_next(typed: str, ended: "Ended", example: str) -> None:
 def _leave(typed: str, ended: "Ended") -> None:
     """The exit code of a run, said with its reason."""
     from aif.core.words import clock
-    from aif.engine.report import reached
+    from aif.engine.outcome_text import reached
 
     asked = ended.asked
     if asked.short:
@@ -311,7 +311,7 @@ def failures(pipeline: File, sets: Sets = None) -> None:
     with _reading(one, pipeline, sets, tell_failures_so_far) as reader:
         if reader:
             from aif.cli.views.summary import tell_marks
-            from aif.engine.report import unplanned
+            from aif.engine.outcome_text import unplanned
 
             balance, behind = reader.balance(), _tell_if_behind(one, reader)
             tell_failures(out, balance.missing)

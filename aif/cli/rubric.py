@@ -111,7 +111,7 @@ def try_(
     """Rate completions that a pipeline has by another rubric, beside the ratings it has. What is asked is kept."""
     from aif.cli.views.progress import Terminal
     from aif.cli.views.rubric import tell_trial
-    from aif.engine.report import reached
+    from aif.engine.outcome_text import reached
     from aif.engine.rubric_trial import Bill, attempt, told
 
     def agreed(bill: Bill) -> bool:

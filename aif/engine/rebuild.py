@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from aif.config.pipeline import Pipeline
 from aif.core.errors import BadInput, StoreDamaged
-from aif.engine.pair import make_pairs
+from aif.engine.make_pairs import make_pairs
 from aif.engine.prepare import prepare, rubric_of
 from aif.store.ledger import Ledger
 from aif.store.lock import Places

@@ -22,7 +22,7 @@ from aif.engine.estimate import (
     tight,
 )
 from aif.engine.prepare import prepare, rubric_of
-from aif.engine.window import everyone, windows
+from aif.engine.context_windows import everyone, windows
 from aif.judging.request import completion_request, judging_request, tokens
 from aif.judging.rubric import Rubric, render
 from aif.providers.base import Request

@@ -21,8 +21,8 @@ from aif.config.pipeline import Pipeline
 from aif.config.sections import DeclaredEndpoint, public
 from aif.core.resources import shipped
 from aif.core.words import of
-from aif.engine.pair import policy_of
-from aif.engine.report import OUTCOMES, STAGES, balanced, beside, counts, marked, rule_of
+from aif.engine.make_pairs import policy_of
+from aif.engine.outcome_text import OUTCOMES, STAGES, balanced, beside, counts, marked, rule_of
 from aif.judging.rubric import Rubric
 from aif.pairing.labels import LabelCounts, balancing
 from aif.pairing.scores import TOLERANCE, Floats

@@ -22,9 +22,9 @@ from aif.core.errors import BadInput, Incomplete
 from aif.core.rights import shared
 from aif.core.types import CARRIED, Principle, digest, fraction
 from aif.core.words import counted
-from aif.engine.pair import make_pairs
+from aif.engine.make_pairs import make_pairs
 from aif.engine.prepare import principles_of
-from aif.engine.report import shortfall
+from aif.engine.outcome_text import shortfall
 from aif.export import parquet as files
 from aif.export.atomic_folder import check_place, replacing
 from aif.export.card import CardFacts, default_config, render

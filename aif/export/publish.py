@@ -24,7 +24,7 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 from aif import __version__
 from aif.config.pipeline import Pipeline
 from aif.core.errors import BadInput, Exit
-from aif.engine.pair import make_pairs
+from aif.engine.make_pairs import make_pairs
 from aif.export import hub
 from aif.export.card import simulated, without_terms
 from aif.export.formats import digest_of

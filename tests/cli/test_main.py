@@ -21,7 +21,7 @@ from aif.simulator import Arrival, Cast, Fault, Mishap
 from aif.store import records as events
 from aif.store.ledger import Ledger
 from aif.store.reader import Reader
-from tests.engine.test_run import write
+from tests.engine.test_orchestrator import write
 from tests.serving import POOL, Served
 
 Typed = Callable[..., tuple[int, str, str]]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from aif.core.errors import Exit
 from aif.core.types import UNSPENT, Message, Spent
 from aif.engine.budget import Account, Budget
-from aif.engine.run import UNCOVERED
+from aif.engine.orchestrator import UNCOVERED
 from aif.judging.request import most_input
 from aif.providers.base import Request
 from aif.simulator import Call
@@ -25,7 +25,7 @@ from aif.store.database import Store
 from aif.store.ledger import Ledger
 from aif.store.reader import Reader
 from tests.building import Fate, build
-from tests.engine.test_run import aif, ask, run, write
+from tests.engine.test_orchestrator import aif, ask, run, write
 from tests.serving import Served
 
 Serve = Callable[..., Served]

@@ -34,7 +34,7 @@ from aif.simulator import Arrival, Cast, Fault, Mishap
 from aif.store.forecast import Forecast, Replies
 from aif.store.reader import Tally
 from tests.building import Fate, build
-from tests.engine.test_run import ask, run, write
+from tests.engine.test_orchestrator import ask, run, write
 from tests.serving import POOL, Served
 
 Serve = Callable[..., Served]

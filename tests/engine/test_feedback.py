@@ -14,7 +14,7 @@ import pytest
 from aif.config.pipeline import load
 from aif.core.errors import Exit
 from aif.store.lock import Places
-from tests.engine.test_run import ask, run, write
+from tests.engine.test_orchestrator import ask, run, write
 from tests.processes import until
 from tests.serving import Served
 

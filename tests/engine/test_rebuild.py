@@ -12,7 +12,7 @@ from aif.engine import rebuild as module
 from aif.engine.prepare import prepare
 from aif.engine.rebuild import again
 from aif.store.lock import Places
-from tests.engine.test_run import write
+from tests.engine.test_orchestrator import write
 from tests.serving import Served
 from tests.store.test_ledger import Kept
 

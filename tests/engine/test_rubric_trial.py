@@ -26,7 +26,7 @@ from aif.judging.rubric import Rubric, load
 from aif.providers.retry import RetryPolicy
 from aif.store.reader import Reader
 from tests.cli.test_main import Typed, typed
-from tests.engine.test_run import ask, run, write
+from tests.engine.test_orchestrator import ask, run, write
 from tests.processes import until
 from tests.serving import Served
 

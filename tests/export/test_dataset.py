@@ -23,7 +23,7 @@ from aif.config.pipeline import Pipeline, parse
 from aif.core import paging
 from aif.core.errors import AifError, BadInput, Exit, Incomplete
 from aif.core.types import Message, Principle, Rating, digest
-from aif.engine.pair import make_pairs
+from aif.engine.make_pairs import make_pairs
 from aif.export import parquet as files
 from aif.export.dataset import Exported, export
 from aif.export.formats import FORMATS, H4, H4_GEN, KTO, REWARD, SFT, TRL

@@ -34,7 +34,7 @@ from aif.export.publish import File, Plan, _closed, _is_blank, _listed, concerns
 from aif.store.ledger import Ledger
 from aif.store.reader import Books
 from tests.building import PIPELINE, Fate, build, complete
-from tests.engine.test_run import run
+from tests.engine.test_orchestrator import run
 from tests.hub import Commit, Hub, User, serving_hub
 from tests.test_carried import Row, answered, rows, scored
 

@@ -26,7 +26,7 @@ from aif.servers import served
 from aif.servers.fleet import Fleet, Patience, _appending, telling
 from aif.store.lock import Places
 from aif.store.reader import Reader
-from tests.engine.test_run import ask, run, write
+from tests.engine.test_orchestrator import ask, run, write
 from tests.fakes.vllm.entrypoints.openai.api_server import TRACEBACK
 from tests.processes import alive, until
 from tests.serving import Served

@@ -11,7 +11,7 @@ import pytest
 
 from aif.core.errors import JournalDamaged, StoreDamaged
 from aif.core.types import Usage
-from aif.engine.pair import make_pairs
+from aif.engine.make_pairs import make_pairs
 from aif.engine.prepare import prepare
 from aif.providers.base import CallError, Kind, Reply
 from aif.providers.retry import Verdict

@@ -18,9 +18,9 @@ from aif.config.pipeline import Pipeline, load
 from aif.core.errors import JournalDamaged, StoreDamaged, StoreLocked, StoreStarved
 from aif.core.types import digest, fraction
 from aif.engine.feedback import feedback
-from aif.engine.pair import make_pairs
+from aif.engine.make_pairs import make_pairs
 from aif.engine.rebuild import again
-from aif.engine.run import Run
+from aif.engine.orchestrator import Run
 from aif.judging.rubric import Rubric
 from aif.store import journal as journals
 from aif.store import records as events
@@ -32,7 +32,7 @@ from aif.store.lock import Lock, Places, holder, is_held
 from aif.store.portions import RECORDS, entry_of
 from aif.store.reader import Reader
 from aif.store.results import Results
-from tests.engine.test_run import ask, run, write
+from tests.engine.test_orchestrator import ask, run, write
 from tests.serving import Served
 from tests.test_carried import answered, scored
 

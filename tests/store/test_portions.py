@@ -17,13 +17,13 @@ from rich.console import Console
 from aif.cli.views.summary import tell_marks, tell_status
 from aif.config.pipeline import load
 from aif.engine.prepare import prepare
-from aif.engine.report import marked
+from aif.engine.outcome_text import marked
 from aif.engine.workload import foresee
 from aif.store.ledger import Ledger
 from aif.store.portions import Rubrics, entry_of
 from aif.store.reader import Reader
 from tests.building import build
-from tests.engine.test_run import aif, ask, run
+from tests.engine.test_orchestrator import aif, ask, run
 
 THOUGHT = "Thinking of it.</think>Paris, says r1."
 

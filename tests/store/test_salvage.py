@@ -33,7 +33,7 @@ from aif.store.ledger import FEW, Ledger
 from aif.store.lock import Places
 from aif.store.reader import Former, Reader
 from tests.building import STARTED, Fate, build
-from tests.engine.test_run import ask, run, write
+from tests.engine.test_orchestrator import ask, run, write
 from tests.serving import POOL, Served
 from tests.store.test_ledger import Kept
 from tests.test_carried import answered, bring, rows, scored

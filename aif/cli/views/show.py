@@ -14,7 +14,7 @@ from aif.cli.views.progress import say
 from aif.cli.views.rubric import tell_messages
 from aif.core.types import CARRIED, Principle, Prompt, as_messages, carried_identity
 from aif.core.words import counted
-from aif.engine.report import OUTCOMES, rule_of
+from aif.engine.outcome_text import OUTCOMES, rule_of
 from aif.judging.rubric import render
 from aif.planning.plan import sent_messages
 from aif.store.portions import Rubrics

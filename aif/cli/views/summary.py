@@ -10,7 +10,7 @@ from rich.text import Text
 from aif.cli.views.failures import tell_failures
 from aif.cli.views.progress import say
 from aif.core.words import counted, dollars, of, spending, visible
-from aif.engine.report import OUTCOMES, STAGES, balanced, beside, counts, marked
+from aif.engine.outcome_text import OUTCOMES, STAGES, balanced, beside, counts, marked
 from aif.store.lock import Places
 from aif.store.reader import Balance, Books, Reader
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from aif.cli.views.pairs import Preview, differing, outlook, tell_outlook
 from aif.config.pipeline import Pipeline, parse
 from aif.core.errors import BadInput
-from aif.engine.pair import make_pairs
+from aif.engine.make_pairs import make_pairs
 from aif.store.results import Results
 from tests.building import PIPELINE, Fate, build
 from tests.building import rate as rate_by_quality

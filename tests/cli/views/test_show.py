@@ -10,10 +10,10 @@ from rich.console import Console
 from aif.cli.views.pairs import outlook, tell_outlook
 from aif.cli.views.show import tell_story
 from aif.cli.views.summary import tell_items, tell_status, tell_summary
-from aif.engine.pair import make_pairs
+from aif.engine.make_pairs import make_pairs
 from aif.store.results import Results
 from tests.building import Cut, Fate, build, complete, rate
-from tests.engine.test_run import run
+from tests.engine.test_orchestrator import run
 from tests.test_carried import answered, rows, scored
 
 

@@ -16,15 +16,15 @@ from rich.console import Console
 from aif.cli.views.summary import tell_leaderboard, tell_status, tell_summary
 from aif.config.pipeline import parse
 from aif.core.types import Failing
-from aif.engine.pair import make_pairs
+from aif.engine.make_pairs import make_pairs
 from aif.engine.prepare import rubric_of
-from aif.engine.report import balanced, shortfall
+from aif.engine.outcome_text import balanced, shortfall
 from aif.export.dataset import export
 from aif.store import records as events
 from aif.store.ledger import Ledger
 from aif.store.reader import Balance, Reader, Tally
 from tests.building import PIPELINE, Cut, Fate, build, complete, rate
-from tests.engine.test_run import run, write
+from tests.engine.test_orchestrator import run, write
 from tests.serving import Served
 from tests.test_carried import answered as bringing
 from tests.test_carried import rows

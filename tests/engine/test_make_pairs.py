@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from aif.config.pipeline import Pipeline, parse
-from aif.engine.pair import OUTCOMES, make_pairs, scores_of
-from aif.engine.report import OUTCOMES as WORDS
+from aif.engine.make_pairs import OUTCOMES, make_pairs, scores_of
+from aif.engine.outcome_text import OUTCOMES as WORDS
 from aif.judging.rubric import Rubric
 from aif.store import records as events
 from aif.store import results

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from aif.core.types import Message
-from aif.engine.line import AT_HAND, OPEN, Queue, QueueItem, serve
+from aif.engine.work_queue import AT_HAND, OPEN, Queue, QueueItem, serve
 from aif.providers.base import CallError, Kind, Reply, Request
 from aif.providers.concurrency import Others
 from aif.providers.endpoint import Endpoint, Halted

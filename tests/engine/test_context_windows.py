@@ -18,10 +18,10 @@ from aif.config.pipeline import load
 from aif.config.sections import DeclaredEndpoint, Judge
 from aif.engine.doctor import examine
 from aif.engine.estimate import Estimate
-from aif.engine.window import listed, windows
+from aif.engine.context_windows import listed, windows
 from aif.engine.workload import foresee
 from aif.simulator import Cast
-from tests.engine.test_run import aif, run, write
+from tests.engine.test_orchestrator import aif, run, write
 from tests.serving import POOL, Served
 
 Serve = Callable[..., Served]

@@ -21,7 +21,7 @@ from aif.config.pipeline import Pipeline
 from aif.core.errors import StoreDamaged, StoreStarved
 from aif.core.types import UNSPENT, Principle, Rating, Spent, digest, text_id
 from aif.engine.budget import Budget, Short
-from aif.engine.line import Queue, QueueItem, serve
+from aif.engine.work_queue import Queue, QueueItem, serve
 from aif.engine.writer import Writer
 from aif.judging.parse import Unparseable, read
 from aif.judging.request import completion_request, judging_request, judging_spec, once_more
