@@ -18,7 +18,7 @@ from typer.core import TyperGroup
 from aif.cli import rubric as cli_rubric
 from aif.cli.common import File, Sets, Yes, err, load, me, new_name, out, tell
 from aif.core.errors import FULL, AifError, BadInput, BudgetReached, Exit, ProviderRefused, StoreDamaged, StoreLocked
-from aif.core.rights import PRIVATE, shared
+from aif.core.file_permissions import PRIVATE, shared
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

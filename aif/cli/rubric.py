@@ -9,7 +9,7 @@ import typer
 
 from aif.cli.common import File, Sets, err, load, me, new_name, out
 from aif.core.errors import BadInput, BudgetReached, Exit, ProviderRefused
-from aif.core.rights import shared
+from aif.core.file_permissions import shared
 
 if TYPE_CHECKING:
     from aif.judging.rubric import Rubric

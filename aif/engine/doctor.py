@@ -38,8 +38,8 @@ from aif.servers.command import (
     unreachable,
 )
 from aif.servers.placement import described, shifts
-from aif.sources import sources
-from aif.sources.rows import Skipped
+from aif.sources import load as sources
+from aif.sources.prompt_rows import Skipped
 
 FIRST = 200  # prompts of each source that are looked at for what a model or judge holds
 DISK_BYTES = 2 * 2**30  # a run of 64,000 prompts leaves about 1.5 GB of journal and store

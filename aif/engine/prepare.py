@@ -17,9 +17,9 @@ from aif.core.types import CARRIED, Prompt, Provided, Slot, Spec, digest, plain
 from aif.judging.request import judging_spec
 from aif.judging.rubric import SCORED, Rubric, load
 from aif.planning.plan import PoolModel, Principles, carried_key, carried_slots, plan_digest, slots
-from aif.servers import served
-from aif.sources import sources
-from aif.sources.rows import Skipped
+from aif.servers import model_identity as served
+from aif.sources import load as sources
+from aif.sources.prompt_rows import Skipped
 from aif.store import records as events
 from aif.store.reader import Reader, Tally
 from aif.store.records import Record

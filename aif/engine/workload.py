@@ -30,7 +30,7 @@ from aif.providers.error_replies import holds
 from aif.servers.tokenizer import tokenizer_of
 from aif.store.forecast import Forecast, Replies, SlotCall
 from aif.store.ledger import Ledger
-from aif.store.portions import Rubrics
+from aif.store.journal_batches import Rubrics
 from aif.store.reader import Tally
 
 SAMPLE = 1000  # calls whose requests are made to see how large they are: the mean of 64,000 within about 3 %

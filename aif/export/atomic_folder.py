@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from aif.core.errors import FULL, BadInput
-from aif.core.rights import shared
+from aif.core.file_permissions import shared
 from aif.export.manifest import is_export
 
 

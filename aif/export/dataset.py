@@ -19,7 +19,7 @@ from aif import __version__
 from aif.config.pipeline import Pipeline
 from aif.config.sections import Labels
 from aif.core.errors import BadInput, Incomplete
-from aif.core.rights import shared
+from aif.core.file_permissions import shared
 from aif.core.types import CARRIED, Principle, digest, fraction
 from aif.core.words import counted
 from aif.engine.make_pairs import make_pairs

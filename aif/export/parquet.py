@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from aif.core.errors import AifError
-from aif.core.rights import shared
+from aif.core.file_permissions import shared
 from aif.export.formats import FORMATS, Part, file_of
 from aif.export.layout import Layout, Of
 

@@ -31,7 +31,7 @@ from aif.export.formats import digest_of
 from aif.export.hub import There
 from aif.export.manifest import NAME, RunFile, marked, parsed, sealed, state_of
 from aif.judging.rubric import Rubric
-from aif.sources.sources import local_folder
+from aif.sources.load import local_folder
 from aif.store.ledger import Ledger
 from aif.store.results import Results
 

@@ -27,12 +27,12 @@ import aiohttp
 from aif.config.pipeline import Pipeline
 from aif.core.environment import ENVIRON
 from aif.core.errors import BadInput
-from aif.core.rights import USUAL
+from aif.core.file_permissions import USUAL
 from aif.providers.endpoint import Endpoint
 from aif.providers.vllm import VllmChat
 from aif.servers.command import Launched, command, environment, fetching, gpus, lacks_vllm, launched, secrets
 from aif.servers.placement import CPU, Key, Place, Shift, described, shifts
-from aif.servers.served import changed
+from aif.servers.model_identity import changed
 
 GRACE_S = 10.0  # vLLM 0.32 on a CPU ends within 1 s of SIGTERM
 GUARD = [sys.executable, "-I", "-S", str(Path(__file__).with_name("guard.py"))]

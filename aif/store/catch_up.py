@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from aif.core.environment import ENVIRON
 from aif.core.errors import AifError
 from aif.store.journal import Damage, Position, ahead
-from aif.store.portions import Portion, Rubrics, portions
+from aif.store.journal_batches import Portion, Rubrics, portions
 
 if TYPE_CHECKING:  # the other process needs no DuckDB
     from aif.store.database import Store

@@ -29,7 +29,7 @@ from aif.store.connection import AMPLE, roomier
 from aif.store.database import Store, asides, drop_aside, free, moving, set_aside
 from aif.store.journal import START, Damage, Journal, Position
 from aif.store.lock import Lock, Places
-from aif.store.portions import Rubrics
+from aif.store.journal_batches import Rubrics
 from aif.store.reader import Former, Reader
 from aif.store.records import Record
 

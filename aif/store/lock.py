@@ -15,7 +15,7 @@ from glob import escape
 from pathlib import Path
 
 from aif.core.errors import FULL, BadInput, StoreLocked
-from aif.core.rights import shared
+from aif.core.file_permissions import shared
 
 # Whoever looks whether a lock is held takes it for some 10 µs, and whoever takes it writes its note some 50 µs later.
 AGAIN_S = (0.0, 0.01, 0.03, 0.06)

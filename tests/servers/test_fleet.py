@@ -22,7 +22,7 @@ from aif.core.errors import BadInput, Exit, NotStarted
 from aif.core.types import Message, digest
 from aif.engine.connect import opened
 from aif.providers.base import Request
-from aif.servers import served
+from aif.servers import model_identity as served
 from aif.servers.fleet import Fleet, Patience, _appending, telling
 from aif.store.lock import Places
 from aif.store.reader import Reader

@@ -17,7 +17,7 @@ from aif.store.database import Store
 from aif.store.ingest import Step
 from aif.store.journal import START, Journal, Position
 from aif.store.lock import Places
-from aif.store.portions import RECORDS, Rubrics
+from aif.store.journal_batches import RECORDS, Rubrics
 from aif.store.reader import Reader
 from tests.building import build
 from tests.processes import alive

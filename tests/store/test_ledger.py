@@ -29,7 +29,7 @@ from aif.store.ingest import Batch, Step
 from aif.store.journal import Position
 from aif.store.ledger import Ledger
 from aif.store.lock import Lock, Places, holder, is_held
-from aif.store.portions import RECORDS, entry_of
+from aif.store.journal_batches import RECORDS, entry_of
 from aif.store.reader import Reader
 from aif.store.results import Results
 from tests.engine.test_orchestrator import ask, run, write

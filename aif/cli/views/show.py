@@ -17,7 +17,7 @@ from aif.core.words import counted
 from aif.engine.outcome_text import OUTCOMES, rule_of
 from aif.judging.rubric import render
 from aif.planning.plan import sent_messages
-from aif.store.portions import Rubrics
+from aif.store.journal_batches import Rubrics
 from aif.store.reader import Reader
 
 

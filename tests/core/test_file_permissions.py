@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from aif.core.rights import PRIVATE, USUAL
+from aif.core.file_permissions import PRIVATE, USUAL
 from aif.export import hub
-from aif.sources import sources
+from aif.sources import load as sources
 from tests.servers.test_fleet import Fakes, aif, fakes, pipeline
 
 __all__ = ["fakes"]  # the fixture

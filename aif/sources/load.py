@@ -15,10 +15,10 @@ from aif.config.sections import Source
 from aif.core import resources
 from aif.core.errors import BadInput
 from aif.core.redaction import redact
-from aif.core.rights import shared
+from aif.core.file_permissions import shared
 from aif.core.types import Prompt, digest
-from aif.sources import readers as datafiles
-from aif.sources.rows import Skipped, read_row
+from aif.sources import data_files as datafiles
+from aif.sources.prompt_rows import Skipped, read_row
 
 
 def read(source: Source, *, beside: Path | None) -> Iterator[Prompt | Skipped]:

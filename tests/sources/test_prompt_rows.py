@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from aif.config.sections import Source
 from aif.core.errors import BadInput
 from aif.core.types import BadRow, Message, Prompt, Provided, prompt_id
-from aif.sources.rows import META_BYTES, META_ROW_BYTES, Skipped, read_row
+from aif.sources.prompt_rows import META_BYTES, META_ROW_BYTES, Skipped, read_row
 
 ROW = Source(file="p.jsonl")
 

@@ -18,8 +18,8 @@ from aif.config.pipeline import parse
 from aif.config.sections import Source
 from aif.core.errors import BadInput
 from aif.core.types import Message, Prompt, Provided
-from aif.sources.rows import Skipped
-from aif.sources.sources import fingerprint, read
+from aif.sources.prompt_rows import Skipped
+from aif.sources.load import fingerprint, read
 from tests.hub import echoing, serving_hub
 
 ROW = Source(file="p.jsonl")
@@ -277,7 +277,7 @@ def test_a_file_that_is_given_as_a_dataset_is_not_looked_for_on_the_hub(tmp_path
 
 def test_a_cache_that_can_t_be_written_to_is_named(folder: Path) -> None:
     """As on a read-only file system; root could write into any folder, but into no file."""
-    asked = "from pathlib import Path; from aif.config.sections import Source; from aif.sources.sources import read; "
+    asked = "from pathlib import Path; from aif.config.sections import Source; from aif.sources.load import read; "
     asked += "list(read(Source(hub='data'), beside=Path('.')))"
     environ = os.environ | {"HF_HOME": str(folder / "train.parquet")}
     done = subprocess.run(
@@ -289,7 +289,7 @@ def test_a_cache_that_can_t_be_written_to_is_named(folder: Path) -> None:
 ASK_THE_HUB = """
 from aif.config.sections import Source
 from aif.core.errors import BadInput
-from aif.sources.sources import fingerprint, read
+from aif.sources.load import fingerprint, read
 print(fingerprint(Source(hub="org/there"), beside=None))
 print(fingerprint(Source(hub="org/there", limit=5), beside=None))
 for ask in (lambda s: fingerprint(s, beside=None), lambda s: list(read(s, beside=None))):
@@ -374,7 +374,7 @@ from pathlib import Path
 from aif.export import hub
 from aif.config.sections import Source
 from aif.core.errors import AifError
-from aif.sources.sources import fingerprint, read
+from aif.sources.load import fingerprint, read
 
 def opened():
     with hub.opened("org/there") as api:

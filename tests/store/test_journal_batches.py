@@ -20,7 +20,7 @@ from aif.engine.prepare import prepare
 from aif.engine.outcome_text import marked
 from aif.engine.workload import foresee
 from aif.store.ledger import Ledger
-from aif.store.portions import Rubrics, entry_of
+from aif.store.journal_batches import Rubrics, entry_of
 from aif.store.reader import Reader
 from tests.building import build
 from tests.engine.test_orchestrator import aif, ask, run

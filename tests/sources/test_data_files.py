@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from aif.core.errors import BadInput
 from aif.core.types import BadRow
-from aif.sources.readers import BATCH, rows, sha256
+from aif.sources.data_files import BATCH, rows, sha256
 
 CSV = b"prompt,n\na,1\n"
 

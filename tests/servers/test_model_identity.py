@@ -15,9 +15,9 @@ import pytest
 from aif.config.pipeline import Pipeline, parse
 from aif.core.errors import BadInput
 from aif.core.types import digest
-from aif.servers import served
+from aif.servers import model_identity as served
 from aif.servers.command import command, fetching, launched
-from aif.servers.served import Seen, bare, changed, counted, known, loaded
+from aif.servers.model_identity import Seen, bare, changed, counted, known, loaded
 from tests.model_hub import COMMIT, FILES
 
 BASE = {
