@@ -10,8 +10,8 @@ from pathlib import Path
 from aif.cli.main import SELDOM
 from aif.config.pipeline import load
 from aif.engine.connect import opened
-from aif.engine.prepare import prepare, rubric_of
 from aif.engine.orchestrator import Run
+from aif.engine.prepare import prepare, rubric_of
 from aif.store.ingest import Entry
 from aif.store.ledger import Ledger
 from benchmarks.house import MODELS, pipeline, serving

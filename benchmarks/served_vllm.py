@@ -17,8 +17,8 @@ import aiohttp
 import orjson
 
 from aif.config.pipeline import load
-from aif.engine.prepare import prepare, rubric_of
 from aif.engine.orchestrator import slot_request
+from aif.engine.prepare import prepare, rubric_of
 from aif.providers import chat_completions as wire
 from aif.store.ledger import Ledger
 from aif.store.reader import Reader

@@ -17,9 +17,9 @@ from aif.core.types import Message, Principle, Prompt, Usage, prompt_id
 from aif.core.words import counted
 from aif.engine.advice import mend
 from aif.engine.connect import opened
+from aif.engine.context_windows import everyone, windows
 from aif.engine.estimate import UNMEASURED, tight, unfit
 from aif.engine.prepare import principles_of, rubric_of
-from aif.engine.context_windows import everyone, windows
 from aif.engine.workload import size
 from aif.judging.parse import Unparseable, read
 from aif.judging.request import completion_request, judging_request

@@ -16,9 +16,9 @@ from aif.engine.advice import mend
 from aif.engine.budget import Short
 from aif.engine.connect import opened
 from aif.engine.make_pairs import make_pairs
+from aif.engine.orchestrator import Run
 from aif.engine.prepare import prepare, rubric_of
 from aif.engine.progress import Board, Screen, show
-from aif.engine.orchestrator import Run
 from aif.judging.rubric import Rubric
 from aif.providers.endpoint import Endpoint
 from aif.providers.retry import RetryPolicy

@@ -16,9 +16,9 @@ from aif.core.types import Usage
 from aif.core.words import counted, dollars
 from aif.engine.feedback import Asked, Person, announce, flow
 from aif.engine.make_pairs import scores_of
+from aif.engine.orchestrator import PAGE
 from aif.engine.prepare import prepare, rubric_of
 from aif.engine.progress import Screen
-from aif.engine.orchestrator import PAGE
 from aif.judging.lint import longest_reply
 from aif.judging.request import judging_request
 from aif.judging.rubric import Rubric, Score, order

@@ -9,6 +9,7 @@ from statistics import fmean
 from aif.config.pipeline import Pipeline
 from aif.config.sections import DeclaredEndpoint, Judge, Model
 from aif.core.types import Message, Principle, Stage
+from aif.engine.context_windows import everyone, windows
 from aif.engine.estimate import (
     UNMEASURED,
     Estimate,
@@ -22,15 +23,14 @@ from aif.engine.estimate import (
     tight,
 )
 from aif.engine.prepare import prepare, rubric_of
-from aif.engine.context_windows import everyone, windows
 from aif.judging.request import completion_request, judging_request, tokens
 from aif.judging.rubric import Rubric, render
 from aif.providers.base import Request
 from aif.providers.error_replies import holds
 from aif.servers.tokenizer import tokenizer_of
 from aif.store.forecast import Forecast, Replies, SlotCall
-from aif.store.ledger import Ledger
 from aif.store.journal_batches import Rubrics
+from aif.store.ledger import Ledger
 from aif.store.reader import Tally
 
 SAMPLE = 1000  # calls whose requests are made to see how large they are: the mean of 64,000 within about 3 %

@@ -23,8 +23,8 @@ from aif.core.file_permissions import shared
 from aif.core.types import CARRIED, Principle, digest, fraction
 from aif.core.words import counted
 from aif.engine.make_pairs import make_pairs
-from aif.engine.prepare import principles_of
 from aif.engine.outcome_text import shortfall
+from aif.engine.prepare import principles_of
 from aif.export import parquet as files
 from aif.export.atomic_folder import check_place, replacing
 from aif.export.card import CardFacts, default_config, render

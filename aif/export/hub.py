@@ -18,8 +18,8 @@ from huggingface_hub.utils.sha import git_hash
 
 from aif import __version__
 from aif.core.errors import AifError, BadInput, ProviderRefused
-from aif.core.redaction import redact
 from aif.core.file_permissions import shared
+from aif.core.redaction import redact
 
 WAIT_S = 30.0  # for the answer to what stands there; huggingface_hub itself would wait for ever
 

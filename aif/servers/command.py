@@ -17,8 +17,8 @@ from aif.config.fields import is_own
 from aif.config.pipeline import Pipeline
 from aif.config.sections import Judge, Launch, Model, flag, is_one_of
 from aif.core.errors import BadInput
-from aif.core.resources import at_home
 from aif.core.file_permissions import USUAL, stranger
+from aif.core.resources import at_home
 from aif.core.types import Stage
 from aif.servers.placement import CPU, Key, Wish
 

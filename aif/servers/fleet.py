@@ -31,8 +31,8 @@ from aif.core.file_permissions import USUAL
 from aif.providers.endpoint import Endpoint
 from aif.providers.vllm import VllmChat
 from aif.servers.command import Launched, command, environment, fetching, gpus, lacks_vllm, launched, secrets
-from aif.servers.placement import CPU, Key, Place, Shift, described, shifts
 from aif.servers.model_identity import changed
+from aif.servers.placement import CPU, Key, Place, Shift, described, shifts
 
 GRACE_S = 10.0  # vLLM 0.32 on a CPU ends within 1 s of SIGTERM
 GUARD = [sys.executable, "-I", "-S", str(Path(__file__).with_name("guard.py"))]

@@ -14,12 +14,12 @@ import orjson
 from aiohttp import web
 
 from aif.core.types import digest
+from aif.simulator import anthropic_api as messages
 from aif.simulator import faults
 from aif.simulator import openai_api as completions
-from aif.simulator import anthropic_api as messages
-from aif.simulator.rate_limits import Allowance
-from aif.simulator.models import FRAME, Cast, RefusedError, text_of
 from aif.simulator.faults import Arrival, Befall, Fault, Mishap, Sending
+from aif.simulator.models import FRAME, Cast, RefusedError, text_of
+from aif.simulator.rate_limits import Allowance
 from aif.simulator.words import count_tokens
 
 MAX_BODY = 64 * 2**20

@@ -14,8 +14,8 @@ from typing import Any
 from aif.config.sections import Source
 from aif.core import resources
 from aif.core.errors import BadInput
-from aif.core.redaction import redact
 from aif.core.file_permissions import shared
+from aif.core.redaction import redact
 from aif.core.types import Prompt, digest
 from aif.sources import data_files as datafiles
 from aif.sources.prompt_rows import Skipped, read_row

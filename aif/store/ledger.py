@@ -28,8 +28,8 @@ from aif.store.catch_up import follow
 from aif.store.connection import AMPLE, roomier
 from aif.store.database import Store, asides, drop_aside, free, moving, set_aside
 from aif.store.journal import START, Damage, Journal, Position
-from aif.store.lock import Lock, Places
 from aif.store.journal_batches import Rubrics
+from aif.store.lock import Lock, Places
 from aif.store.reader import Former, Reader
 from aif.store.records import Record
 

@@ -16,9 +16,9 @@ from rich.console import Console
 from aif.cli.views.estimate import tell_estimate, tell_short
 from aif.config.pipeline import load
 from aif.config.sections import DeclaredEndpoint, Judge
+from aif.engine.context_windows import listed, windows
 from aif.engine.doctor import examine
 from aif.engine.estimate import Estimate
-from aif.engine.context_windows import listed, windows
 from aif.engine.workload import foresee
 from aif.simulator import Cast
 from tests.engine.test_orchestrator import aif, run, write

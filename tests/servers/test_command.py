@@ -227,7 +227,8 @@ def test_a_pipeline_that_somebody_else_may_have_written_runs_nothing_and_sends_n
     file.chmod(0o664)
     monkeypatch.setattr("aif.core.file_permissions.os.geteuid", lambda: 4001)
     monkeypatch.setattr(
-        "aif.core.file_permissions.Path.stat", lambda one, **_: os.stat_result((0o100644, 0, 0, 0, MAKER[one == file], *[0] * 5))
+        "aif.core.file_permissions.Path.stat",
+        lambda one, **_: os.stat_result((0o100644, 0, 0, 0, MAKER[one == file], *[0] * 5)),
     )
     monkeypatch.setattr("aif.core.file_permissions.Path.is_file", lambda one: True)
     with pytest.raises(BadInput, match=r"pipeline.yaml belongs to 4002, and you may not want what it does \(launch"):

@@ -10,8 +10,8 @@ import pytest_asyncio
 
 from aif.simulator import Cast, Simulator
 from aif.simulator import openai_api as completions
-from aif.simulator.models import RefusedError
 from aif.simulator.anthropic_api import CACHED_FROM, Messages, error
+from aif.simulator.models import RefusedError
 from aif.simulator.words import count_tokens
 
 CAST = Cast(models={"weak": 0.2, "strong": 0.9}, judges={"judge": 0.1}, seed=7)

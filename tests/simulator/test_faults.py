@@ -11,8 +11,8 @@ import pytest
 
 from aif.core.errors import BadInput
 from aif.simulator import Arrival, Call, Cast, Fault, Faults, Mishap, Simulator
-from aif.simulator.rate_limits import Allowance
 from aif.simulator.models import RefusedError
+from aif.simulator.rate_limits import Allowance
 from chaos import clock
 
 CAST = Cast({"model": 0.5}, {}, 7)

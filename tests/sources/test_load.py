@@ -18,8 +18,8 @@ from aif.config.pipeline import parse
 from aif.config.sections import Source
 from aif.core.errors import BadInput
 from aif.core.types import Message, Prompt, Provided
-from aif.sources.prompt_rows import Skipped
 from aif.sources.load import fingerprint, read
+from aif.sources.prompt_rows import Skipped
 from tests.hub import echoing, serving_hub
 
 ROW = Source(file="p.jsonl")

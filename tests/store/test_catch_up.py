@@ -16,8 +16,8 @@ from aif.store.catch_up import FAR, follow
 from aif.store.database import Store
 from aif.store.ingest import Step
 from aif.store.journal import START, Journal, Position
-from aif.store.lock import Places
 from aif.store.journal_batches import RECORDS, Rubrics
+from aif.store.lock import Places
 from aif.store.reader import Reader
 from tests.building import build
 from tests.processes import alive

@@ -16,11 +16,11 @@ from rich.console import Console
 
 from aif.cli.views.summary import tell_marks, tell_status
 from aif.config.pipeline import load
-from aif.engine.prepare import prepare
 from aif.engine.outcome_text import marked
+from aif.engine.prepare import prepare
 from aif.engine.workload import foresee
-from aif.store.ledger import Ledger
 from aif.store.journal_batches import Rubrics, entry_of
+from aif.store.ledger import Ledger
 from aif.store.reader import Reader
 from tests.building import build
 from tests.engine.test_orchestrator import aif, ask, run

@@ -19,17 +19,17 @@ from aif.core.errors import JournalDamaged, StoreDamaged, StoreLocked, StoreStar
 from aif.core.types import digest, fraction
 from aif.engine.feedback import feedback
 from aif.engine.make_pairs import make_pairs
-from aif.engine.rebuild import again
 from aif.engine.orchestrator import Run
+from aif.engine.rebuild import again
 from aif.judging.rubric import Rubric
 from aif.store import journal as journals
 from aif.store import records as events
 from aif.store.database import Store
 from aif.store.ingest import Batch, Step
 from aif.store.journal import Position
+from aif.store.journal_batches import RECORDS, entry_of
 from aif.store.ledger import Ledger
 from aif.store.lock import Lock, Places, holder, is_held
-from aif.store.journal_batches import RECORDS, entry_of
 from aif.store.reader import Reader
 from aif.store.results import Results
 from tests.engine.test_orchestrator import ask, run, write

@@ -12,8 +12,8 @@ from rich.text import Text
 from aif.config.pipeline import Pipeline
 from aif.core.errors import BadInput
 from aif.engine.make_pairs import policy_of, scores_of
-from aif.engine.prepare import is_prepared, rubric_of
 from aif.engine.outcome_text import OUTCOMES, rule_of
+from aif.engine.prepare import is_prepared, rubric_of
 from aif.pairing.pairs import Paired, PairPolicy, pair
 from aif.pairing.scores import Floats, Ints
 from aif.store.results import Results

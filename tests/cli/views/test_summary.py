@@ -17,8 +17,8 @@ from aif.cli.views.summary import tell_leaderboard, tell_status, tell_summary
 from aif.config.pipeline import parse
 from aif.core.types import Failing
 from aif.engine.make_pairs import make_pairs
-from aif.engine.prepare import rubric_of
 from aif.engine.outcome_text import balanced, shortfall
+from aif.engine.prepare import rubric_of
 from aif.export.dataset import export
 from aif.store import records as events
 from aif.store.ledger import Ledger
