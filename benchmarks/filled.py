@@ -13,7 +13,7 @@ from aif.core.types import Usage, fraction
 from aif.engine.prepare import prepare, rubric_of
 from aif.judging.rubric import Rubric
 from aif.providers.base import Reply
-from aif.store import records as events
+from aif.store import records
 from aif.store.ledger import Ledger
 from aif.store.reader import Need, Reader, Ready, Todo
 from aif.store.records import Record
@@ -62,10 +62,10 @@ def _judgement(pipeline: Pipeline, rubric: Rubric, ready: Ready, need: Need) -> 
 _number = count()
 
 
-def _call(item: events.CallItem, reply: Reply) -> Record:
+def _call(item: records.CallItem, reply: Reply) -> Record:
     number = next(_number)
     started = STARTED + timedelta(seconds=number / 100)
-    return events.call(
+    return records.call(
         item, id=f"filled-{number}", n=1, started=started, seconds=1.0, verdict="answered", reply=reply, error=None,
         usd=0.001,
     )  # fmt: skip

@@ -19,7 +19,7 @@ import orjson
 from aif.config.pipeline import load
 from aif.engine.orchestrator import slot_request
 from aif.engine.prepare import prepare, rubric_of
-from aif.providers import chat_completions as wire
+from aif.providers import chat_completions
 from aif.store.ledger import Ledger
 from aif.store.reader import Reader
 from benchmarks.house import SPAN_S, aif, serving
@@ -75,7 +75,7 @@ def _bodies(path: Path) -> list[bytes]:
         with Reader.of(ledger.store) as reader:
             todos = reader.todo(MODEL, 0, 100_000)
     requests = (slot_request(loaded, todo) for todo in todos)
-    return [orjson.dumps(wire.body(request, MODEL)) for request in requests]
+    return [orjson.dumps(chat_completions.body(request, MODEL)) for request in requests]
 
 
 def _bare(url: str, bodies: Sequence[bytes]) -> tuple[int, int, float]:

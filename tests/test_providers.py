@@ -12,7 +12,7 @@ from aif.core.types import Message, Prompt, prompt_id
 from aif.engine.doctor import examine
 from aif.engine.prepare import rubric_of
 from aif.judging.request import completion_request, judging_request
-from aif.providers import chat_completions as wire
+from aif.providers import chat_completions
 from aif.providers.base import Options
 from aif.simulator import Cast
 from tests.engine.test_orchestrator import ask, run, write
@@ -177,7 +177,7 @@ def test_openai_s_own_address_gets_what_its_reasoning_models_take(tmp_path: Path
     judged = judging_request(rubric_of(pipeline), "ratings", PROMPT, ["a", "b"], judge, seed=1)
 
     for request, more in ((written, {"max_completion_tokens": 512}), (judged, {"max_completion_tokens": 99})):
-        body = wire.body(request, "o3", Options("openai"))
+        body = chat_completions.body(request, "o3", Options("openai"))
         assert body.items() >= more.items()
         assert not body.keys() & {"temperature", "top_p", "max_tokens"}
-    assert wire.body(judged, "o3", Options("openai"))["reasoning_effort"] == "low"
+    assert chat_completions.body(judged, "o3", Options("openai"))["reasoning_effort"] == "low"

@@ -10,8 +10,7 @@ from typing import Annotated
 import yaml
 from pydantic import Field, PrivateAttr, ValidationError, field_validator
 
-from aif.config import error_text as complaints
-from aif.config import located_yaml as yamltext
+from aif.config import error_text, located_yaml
 from aif.config.fields import Filled, Name, NotNegative, PathText, Positive, RunName, Secret, is_key_header, is_own
 from aif.config.located_yaml import Keys, Problem, dotted
 from aif.config.sections import (
@@ -268,7 +267,7 @@ def load(path: Path, sets: Sequence[str] = ()) -> Pipeline:
 def parse(text: str, path: Path, sets: Sequence[str] = (), home: Path | None = None) -> Pipeline:
     """`load` for a text at hand; `path` is the file it stands for, `home` where its relative `store` begins."""
     called = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-    found = yamltext.read(text, lambda line: f"{called}:{line}")
+    found = located_yaml.read(text, lambda line: f"{called}:{line}")
     for assignment in sets:
         found.put(assignment)
     if found.data is None:
@@ -278,7 +277,7 @@ def parse(text: str, path: Path, sets: Sequence[str] = (), home: Path | None = N
     try:
         pipeline = Pipeline.model_validate(found.data)
     except ValidationError as error:
-        wrong += [said for said in complaints.problems(error, found, _unknown) if said.keys not in misread]
+        wrong += [said for said in error_text.problems(error, found, _unknown) if said.keys not in misread]
     if wrong:
         raise BadInput("\n".join(_line(found.place(problem.keys).where, problem) for problem in wrong))
     named = pipeline.store
@@ -328,7 +327,7 @@ _PARTS: Mapping[str, type[Part]] = {
 def _unknown(keys: Keys) -> str:
     named = keys[0] in ("prompts", "models", "judges")
     part = _PARTS[dotted(tuple("*" if named and n in (1, 4) else key for n, key in enumerate(keys[:-1])))]
-    return complaints.unknown_key(str(keys[-1]), list(part.model_fields))
+    return error_text.unknown_key(str(keys[-1]), list(part.model_fields))
 
 
 def api_key(endpoint: DeclaredEndpoint, environ: Mapping[str, str]) -> str | None:

@@ -38,7 +38,7 @@ from aif.servers.command import (
     unreachable,
 )
 from aif.servers.placement import described, shifts
-from aif.sources import load as sources
+from aif.sources import load
 from aif.sources.prompt_rows import Skipped
 
 FIRST = 200  # prompts of each source that are looked at for what a model or judge holds
@@ -89,7 +89,7 @@ def _source(source: Source, pipeline: Pipeline) -> Check:
     """Whether a source can be read, by its first row."""
     what = f"prompts {source.source}"
     try:
-        first = next(sources.read(source, beside=pipeline.beside), None)
+        first = next(load.read(source, beside=pipeline.beside), None)
     except BadInput as error:
         return Check(what, False, str(error))
     if first is None:
@@ -146,7 +146,7 @@ async def _unheld(pipeline: Pipeline, rubric: Rubric) -> list[Check]:
     held = await windows(every, {})
     for source in pipeline.prompts if held else ():
         with suppress(BadInput):  # told already
-            rows = islice(sources.read(source, beside=pipeline.beside), FIRST)
+            rows = islice(load.read(source, beside=pipeline.beside), FIRST)
             prompts += [row for row in rows if isinstance(row, Prompt)]
     for (stage, name), window in held.items():
         sizes = list(_sizes(pipeline, rubric, every[stage, name], prompts))

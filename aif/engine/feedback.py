@@ -25,7 +25,7 @@ from aif.providers.retry import RetryPolicy
 from aif.servers.command import check_stranger, runs, sends
 from aif.servers.fleet import Fleet
 from aif.servers.placement import Key
-from aif.store import records as events
+from aif.store import records
 from aif.store.ledger import Ledger
 from aif.store.reader import Reader, Tally
 
@@ -98,7 +98,7 @@ def feedback(
         if served:
             ledger.keep(served)
         if retry_failed and not agreed:
-            ledger.keep([events.retry(datetime.now(UTC))])
+            ledger.keep([records.retry(datetime.now(UTC))])
         agreed = True
         flowing = flow(pipeline, ledger, rubric, screen, tell, limit, policy or RetryPolicy(), person)
         asked = asyncio.run(flowing)

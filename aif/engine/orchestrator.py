@@ -29,7 +29,7 @@ from aif.judging.rubric import Rubric, judgement_key, order
 from aif.providers.base import CallError, Kind, Reply, Request
 from aif.providers.endpoint import Endpoint, Halted
 from aif.providers.retry import Verdict
-from aif.store import records as events
+from aif.store import records
 from aif.store.ingest import Entry
 from aif.store.ledger import Ledger
 from aif.store.reader import Need, Reader, Ready, Todo
@@ -55,7 +55,7 @@ class Job:
     """One item of work: what it is, how to ask for it after so many replies of no use, how to read the reply, and what
     is asked in its place where it is too long, if anything is."""
 
-    item: events.CallItem
+    item: records.CallItem
     request: Callable[[int, CallError | None], Request]
     read: Callable[[Reply], tuple[Rating, ...] | None]
     place: tuple[int, int] | None = None
@@ -193,7 +193,7 @@ class Run:
         raise Halted
 
     async def _reserve(self, n: int, usd: float) -> None:
-        await self._writer.keep(Entry(events.reserve(self._id, n, usd)))
+        await self._writer.keep(Entry(records.reserve(self._id, n, usd)))
 
     def _kept(self, entries: Sequence[Entry]) -> None:
         for entry in entries:
@@ -216,7 +216,7 @@ class Run:
         usd = 0.0 if error and error.unbilled else endpoint.cost(used, tier)
         await self._budget.settle(call.bound or 0.0, usd)
         self._calls += 1
-        record = events.call(
+        record = records.call(
             item.job.item,
             id=f"{self._id}-{self._calls}",
             n=item.course.n,
@@ -246,7 +246,7 @@ class Run:
             "principle": digest(todo.principle) if todo.principle else None,
             "system": model.system,
         }
-        item = events.CallItem("completion", slot.key, slot.prompt_id, slot.model, slot.identity, details)
+        item = records.CallItem("completion", slot.key, slot.prompt_id, slot.model, slot.identity, details)
         return Job(item, partial(once_more, request), lambda reply: None, (todo.position, slot.slot))
 
     # --- judgements ---------------------------------------------------------------------------------------------------
@@ -279,7 +279,7 @@ class Run:
             "completions": list(shown),
             "shown": ids,
         }
-        item = events.CallItem("judgement", key, ready.prompt.prompt_id, need.judge, need.identity, details)
+        item = records.CallItem("judgement", key, ready.prompt.prompt_id, need.judge, need.identity, details)
 
         def ratings(reply: Reply) -> tuple[Rating, ...]:
             if reply.cut:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from aif.config import located_yaml as yamltext
+from aif.config import located_yaml
 from aif.config.pipeline import Pipeline
 from aif.core.errors import BadInput
 from aif.core.paging import pages, utf8
@@ -17,7 +17,7 @@ from aif.core.types import CARRIED, Prompt, Provided, Slot, Spec, digest, plain
 from aif.judging.request import judging_spec
 from aif.judging.rubric import SCORED, Rubric, load
 from aif.planning.plan import PoolModel, Principles, carried_key, carried_slots, plan_digest, slots
-from aif.servers import model_identity as served
+from aif.servers import model_identity
 from aif.sources import load as sources
 from aif.sources.prompt_rows import Skipped
 from aif.store import records as events
@@ -58,7 +58,7 @@ def principles_of(pipeline: Pipeline) -> Principles | None:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{path}: can't be read as UTF-8 text: {error}") from error
-    return Principles.of(yamltext.read(text, lambda line: f"{path}:{line}").data, str(path))
+    return Principles.of(located_yaml.read(text, lambda line: f"{path}:{line}").data, str(path))
 
 
 def pool_of(pipeline: Pipeline) -> list[PoolModel]:
@@ -96,7 +96,7 @@ def prepare(
     """
     principles = principles_of(pipeline)
     with Reader.of(ledger.store) as reader:
-        seen = served.known(pipeline, reader.texts("model").values(), tell if reread else None)
+        seen = model_identity.known(pipeline, reader.texts("model").values(), tell if reread else None)
     fingerprint = _read_sources(pipeline, ledger, tell, reread)
     _keep_texts(ledger, rubric, principles)
     mark = _plan_mark(pipeline, principles, fingerprint)
@@ -111,7 +111,7 @@ def prepare(
     return [one.record for one in seen]
 
 
-def _tell_changed(seen: Sequence[served.Seen], ledger: "Ledger", tell: Callable[[str], None]) -> None:
+def _tell_changed(seen: Sequence[model_identity.Seen], ledger: "Ledger", tell: Callable[[str], None]) -> None:
     """Says of models that are others now what changed, and how much is to be asked."""
     with Reader.of(ledger.store) as reader:
         tallies = reader.tallies()
@@ -193,7 +193,7 @@ def _materials_mark(rubric: Rubric, fingerprint: str) -> str:
 
 def is_prepared(pipeline: Pipeline, rubric: Rubric, reader: Reader) -> bool:
     """Whether the store has the plan and the judging that the pipeline wants, over the prompts it has."""
-    served.known(pipeline, reader.texts("model").values())
+    model_identity.known(pipeline, reader.texts("model").values())
     fingerprint = reader.marked("sources") or ""
     marks = {
         "plan": _plan_mark(pipeline, principles_of(pipeline), fingerprint),

@@ -25,7 +25,7 @@ from aif.core.words import counted
 from aif.engine.make_pairs import make_pairs
 from aif.engine.outcome_text import shortfall
 from aif.engine.prepare import principles_of
-from aif.export import parquet as files
+from aif.export import parquet
 from aif.export.atomic_folder import check_place, replacing
 from aif.export.card import CardFacts, default_config, render
 from aif.export.formats import Part, made_of
@@ -35,7 +35,7 @@ from aif.export.parquet import DatasetRows, Parts
 from aif.export.ultrafeedback import OVERALL, Annotated
 from aif.judging.rubric import Rubric
 from aif.pairing.labels import LabelCounts, best, labelled
-from aif.store import records as events
+from aif.store import records
 from aif.store.ledger import Ledger
 from aif.store.reader import BESIDE, Balance, Books
 from aif.store.results import Results
@@ -85,9 +85,9 @@ def export(
         parts = _parts(pipeline, ledger, reader, formats, found, tell)
         labels = _label_counts(parts["labels"], found["labels"].left_out, tell) if "kto" in formats else None
         with replacing(out) as partial:
-            rows = files.write(formats, found, parts, partial)
-            files.check(partial, rows)
-            names = files.name_by_content(partial, rows)
+            rows = parquet.write(formats, found, parts, partial)
+            parquet.check(partial, rows)
+            names = parquet.name_by_content(partial, rows)
             _describe(pipeline, rubric, reader, partial, rows, names, books, balance, paired, labels, now())
     return Exported(out, rows, books, short)
 
@@ -229,7 +229,7 @@ def _test_share(pipeline: Pipeline, ledger: Ledger, reader: Results, drawn: Mapp
             "lower it, or give a share such as 0.05"
         )
     threshold = sorted([*drawn.values(), *to_come])[asked]
-    ledger.keep([events.split(asked, threshold)])
+    ledger.keep([records.split(asked, threshold)])
     of = counted(len(drawn), "prompt") + (f" and {len(to_come):,} that are pending" if to_come else "")
     tell(
         f"test split: fixed at {threshold:.2%} of all prompts, which is {asked:,} of {of}; it grows as they do, and no "
@@ -321,7 +321,7 @@ def _calls(reader: Results) -> tuple[datetime, datetime] | None:
 
 
 def _sample(folder: Path, names: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
-    found = files.read(folder / next(iter(names[default_config(names)].values())))
+    found = parquet.read(folder / next(iter(names[default_config(names)].values())))
     first = [row for row, _ in zip(found, range(SAMPLED), strict=False)]
     return min(first, key=lambda row: len(orjson.dumps(row)))
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from jinja2 import TemplateSyntaxError, meta
 from jinja2.sandbox import SandboxedEnvironment
 
-from aif.config import located_yaml as yamltext
+from aif.config import located_yaml
 from aif.config.located_yaml import Problem
 from aif.config.sections import Judge
 from aif.core.errors import BadInput
@@ -69,7 +69,7 @@ def lint(folder: Path) -> tuple[list[Finding], Rubric | None]:
         return [Finding(True, line) for line in told], None
     if failed := list(rubric.unrendered(range(2, MOST + 1))):
         return [Finding(True, f"{line}; `n` is 2 to per_prompt") for line in failed], None
-    draft = _Draft(rubric, yamltext.read(files["rubric.yaml"], lambda line: f"{folder}/rubric.yaml:{line}"))
+    draft = _Draft(rubric, located_yaml.read(files["rubric.yaml"], lambda line: f"{folder}/rubric.yaml:{line}"))
     return [Finding(False, line) for rule in _RULES for line in rule(draft)], rubric
 
 
@@ -133,7 +133,7 @@ class _Draft:
     """A sound rubric, and where each of its keys stands."""
 
     rubric: Rubric
-    text: yamltext.Text
+    text: located_yaml.Text
 
     def at(self, *keys: str | int, words: str) -> str:
         return said(self.text, Problem(keys, words))

@@ -19,8 +19,7 @@ from jinja2 import FunctionLoader, StrictUndefined, TemplateSyntaxError, Undefin
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from aif.config import error_text as complaints
-from aif.config import located_yaml as yamltext
+from aif.config import error_text, located_yaml
 from aif.config.located_yaml import Keys, Problem, Text, dotted
 from aif.core.errors import BadInput
 from aif.core.types import KEY_LENGTH, Message, Prompt, digest, fraction
@@ -117,7 +116,7 @@ _PARTS: Mapping[str | int, type[Strict]] = {"aspects": Aspect, "requests": Rubri
 
 def _unknown(keys: Keys) -> str:
     part = Sheet if len(keys) == 1 else _PARTS[keys[0]]
-    return complaints.unknown_key(str(keys[-1]), list(part.model_fields))
+    return error_text.unknown_key(str(keys[-1]), list(part.model_fields))
 
 
 _BEFORE = " (conversation, material and completions stand before a request's own text by themselves)"
@@ -141,12 +140,12 @@ class Rubric:
         """A rubric from its files' texts by name, checked; every template is rendered once. Raises BadInput."""
         if "rubric.yaml" not in files:
             raise BadInput(f"{where}: no rubric.yaml in this folder")
-        found = yamltext.read(files["rubric.yaml"], lambda line: f"{where}/rubric.yaml:{line}")
+        found = located_yaml.read(files["rubric.yaml"], lambda line: f"{where}/rubric.yaml:{line}")
         wrong = {problem.keys: problem for problem in reversed(found.problems)}
         try:
             sheet = Sheet.model_validate(found.data)
         except ValidationError as error:
-            for problem in complaints.problems(error, found, _unknown):
+            for problem in error_text.problems(error, found, _unknown):
                 wrong.setdefault(problem.keys, problem)
         if wrong:
             raise BadInput("\n".join(said(found, problem) for problem in wrong.values()))

@@ -5,7 +5,7 @@ from functools import partial
 import anthropic
 import httpx2
 
-from aif.providers import anthropic_messages as messages
+from aif.providers import anthropic_messages
 from aif.providers.base import PLAIN, Options, Reply, Request
 from aif.providers.duplicates import Given
 from aif.providers.http import TIMEOUT, Response, connections, deadline, exchange
@@ -50,8 +50,8 @@ class AnthropicChat:
 
     async def ask(self, request: Request) -> Reply:
         """One attempt. Raises CallError."""
-        body, secrets = messages.body(request, self._model, self._options), self._options.secrets
-        sent, read = messages.sent(body), partial(messages.read_reply, tags=self._options.tags)
+        body, secrets = anthropic_messages.body(request, self._model, self._options), self._options.secrets
+        sent, read = anthropic_messages.sent(body), partial(anthropic_messages.read_reply, tags=self._options.tags)
         return await exchange(body, sent, self._post, self._given, self._start_over, keys=secrets, read=read)
 
     async def _start_over(self) -> None:

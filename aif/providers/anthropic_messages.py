@@ -9,7 +9,7 @@ from typing import Any
 from aif.core.reasoning import Tags
 from aif.core.strict_json import encodable, shape_of
 from aif.core.types import Message, Usage, as_dicts
-from aif.providers import chat_completions as wire
+from aif.providers import chat_completions
 from aif.providers.base import PLAIN, Options, Reply, Request
 
 
@@ -28,11 +28,11 @@ def body(request: Request, model: str, options: Options = PLAIN) -> dict[str, An
     }
     if system := "\n\n".join(message.content for message in request.messages if message.role == "system"):
         sent["system"] = system
-    sent |= wire.beside(request, options)
+    sent |= chat_completions.beside(request, options)
     if request.reasoning_effort is not None:
         sent["output_config"] = {"effort": request.reasoning_effort}
     if request.schema is not None:
-        format = {"type": "json_schema", "schema": wire.unbounded(request.schema)}
+        format = {"type": "json_schema", "schema": chat_completions.unbounded(request.schema)}
         sent["output_config"] = sent.get("output_config", {}) | {"format": format}
     return sent
 
@@ -55,13 +55,15 @@ def read_reply(data: Any, sent: Mapping[str, Any], tags: Tags = "auto") -> Reply
     of `wire.usable`.
     """
     if not isinstance(data, dict):
-        raise wire.reported(data) or wire.bad(f"The answer is {shape_of(data)}, not a message.")
+        raise chat_completions.reported(data) or chat_completions.bad(f"The answer is {shape_of(data)}, not a message.")
     heard = Reply("", None, _usage(data.get("usage")), sent=sent, served=_served(data))
     content = data.get("content")
     if content is None or data.get("error"):
-        raise wire.reported(data, heard) or wire.bad("The answer has no content.", heard)
-    heard = wire.saying(heard, *wire.parts(content, heard), tags)
-    return wire.usable(wire.finished(data.get("stop_reason"), heard), _why(data.get("stop_details")))
+        raise chat_completions.reported(data, heard) or chat_completions.bad("The answer has no content.", heard)
+    heard = chat_completions.saying(heard, *chat_completions.parts(content, heard), tags)
+    return chat_completions.usable(
+        chat_completions.finished(data.get("stop_reason"), heard), _why(data.get("stop_details"))
+    )
 
 
 def _content(message: Message, shared: int) -> str | list[dict[str, Any]]:
@@ -83,20 +85,22 @@ def _why(details: Any) -> str:
 
 def _served(data: Mapping[str, Any]) -> dict[str, str]:
     usage = data.get("usage")  # which names the tier, too
-    return wire.served(data, "model", "id") | (wire.served(usage, "service_tier") if isinstance(usage, dict) else {})
+    return chat_completions.served(data, "model", "id") | (
+        chat_completions.served(usage, "service_tier") if isinstance(usage, dict) else {}
+    )
 
 
 def _usage(data: Any) -> Usage | None:
     """Tokens as the server counted them. Its `input_tokens` are those neither read from a cache nor written to one."""
-    if not isinstance(data, dict) or (plain := wire.count(data, "input_tokens")) is None:
+    if not isinstance(data, dict) or (plain := chat_completions.count(data, "input_tokens")) is None:
         return None
-    cached = wire.count(data, "cache_read_input_tokens") or 0
-    written = wire.count(data, "cache_creation_input_tokens") or 0
+    cached = chat_completions.count(data, "cache_read_input_tokens") or 0
+    written = chat_completions.count(data, "cache_creation_input_tokens") or 0
     usage = Usage(
         input=plain + cached + written,
-        output=wire.count(data, "output_tokens") or 0,
+        output=chat_completions.count(data, "output_tokens") or 0,
         cached=cached,
-        reasoning=wire.count(data.get("output_tokens_details"), "thinking_tokens") or 0,
+        reasoning=chat_completions.count(data.get("output_tokens_details"), "thinking_tokens") or 0,
         written=written,
     )
-    return wire.sound(usage)
+    return chat_completions.sound(usage)

@@ -15,7 +15,7 @@ import httpx2
 import orjson
 
 from aif.core.redaction import redact
-from aif.providers import chat_completions as wire
+from aif.providers import chat_completions
 from aif.providers.base import CallError, Kind, Reply
 from aif.providers.duplicates import Given, Misdelivered
 
@@ -62,7 +62,9 @@ async def whole(pieces: AsyncIterator[bytes]) -> bytes:
     async for piece in pieces:
         size += len(piece)
         if size > MOST_BYTES:
-            raise wire.bad(f"The answer is larger than {MOST_BYTES / 2**20:.0f} MiB: it was not read to its end.")
+            raise chat_completions.bad(
+                f"The answer is larger than {MOST_BYTES / 2**20:.0f} MiB: it was not read to its end."
+            )
         read.append(piece)
     return b"".join(read)
 
@@ -85,7 +87,7 @@ async def exchange(
     start_over: Callable[[], Awaitable[None]],
     *,
     keys: Sequence[str],
-    read: wire.Read = wire.read_reply,
+    read: chat_completions.Read = chat_completions.read_reply,
 ) -> Reply:
     """A request's body posted and the reply read. Where that is another request's, the connections are made anew: what
     is open now would go on being one answer behind. Raises CallError."""
@@ -93,7 +95,7 @@ async def exchange(
     status, headers, content = await post(asked)
     take = partial(given.take, asked, orjson.dumps(body["messages"]))
     try:
-        return wire.receive(status, headers, content, sent=sent, keys=keys, read=read, take=take)
+        return chat_completions.receive(status, headers, content, sent=sent, keys=keys, read=read, take=take)
     except Misdelivered:
         await start_over()
         raise

@@ -5,7 +5,7 @@ from functools import partial
 import httpx2
 import openai
 
-from aif.providers import chat_completions as wire
+from aif.providers import chat_completions
 from aif.providers.base import PLAIN, Options, Reply, Request
 from aif.providers.duplicates import Given
 from aif.providers.http import TIMEOUT, Response, connections, deadline, exchange
@@ -48,8 +48,8 @@ class OpenAIChat:
 
     async def ask(self, request: Request) -> Reply:
         """One attempt. Raises CallError."""
-        body, secrets = wire.body(request, self._model, self._options), self._options.secrets
-        sent, read = wire.sent(body), partial(wire.read_reply, tags=self._options.tags)
+        body, secrets = chat_completions.body(request, self._model, self._options), self._options.secrets
+        sent, read = chat_completions.sent(body), partial(chat_completions.read_reply, tags=self._options.tags)
         return await exchange(body, sent, self._post, self._given, self._start_over, keys=secrets, read=read)
 
     async def _start_over(self) -> None:

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from aif.core.errors import BadInput
-from aif.providers import chat_completions as wire
+from aif.providers import chat_completions
 from aif.providers.base import PLAIN, PROVIDER, TRANSIENT, CallError, Kind, Options, Reply, Request
 from aif.providers.duplicates import Given
 from aif.providers.http import CONNECT_S, KEEPALIVE_S, Response, deadline, exchange, proxy_of, whole
@@ -61,13 +61,15 @@ class VllmChat:
 
     async def ask(self, request: Request) -> Reply:
         """One attempt at the server with the fewest calls in flight. Raises CallError."""
-        body, secrets = wire.body(request, self._model, self._options), self._options.secrets
+        body, secrets = chat_completions.body(request, self._model, self._options), self._options.secrets
         server = self._pick()
         server.in_flight += 1
         try:
             post = partial(self._post, server.url, server.proxy)
-            read = partial(wire.read_reply, tags=self._options.tags)
-            reply = await exchange(body, wire.sent(body), post, self._given, self.aclose, keys=secrets, read=read)
+            read = partial(chat_completions.read_reply, tags=self._options.tags)
+            reply = await exchange(
+                body, chat_completions.sent(body), post, self._given, self.aclose, keys=secrets, read=read
+            )
         except CallError as error:
             server.note(error.kind, self._now())
             raise

@@ -30,7 +30,7 @@ from aif.core.environment import ENVIRON
 from aif.core.errors import BadInput
 from aif.core.types import Stage, digest
 from aif.servers.command import Launched, adapter, arguments, environment, fetching, launched, secrets
-from aif.store import records as events
+from aif.store import records
 from aif.store.records import Record
 
 Parts = Mapping[str, str]  # files by their digests, and arguments by their values
@@ -129,7 +129,7 @@ def _known(
         "stage": stage, "identity": one.declared, "endpoint": one.name, "n": rows[-1]["n"] + 1 if rows else 0,
         "declared": declared, "commit": commit, "parts": parts,
     }  # fmt: skip
-    return Seen(stage, one, events.text(digest(content), "model", content), _changes(before, parts) if own else "")
+    return Seen(stage, one, records.text(digest(content), "model", content), _changes(before, parts) if own else "")
 
 
 def changed(one: Launched, over: Event) -> bool:

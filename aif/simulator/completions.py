@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from random import Random
 
 from aif.core.types import Message, as_dicts, digest
-from aif.simulator import phrases as bank
+from aif.simulator import phrases
 from aif.simulator.words import Kind, harmful, key_phrases, kind
 
 SPREAD = 0.08  # standard deviation of one text's quality around its model's
@@ -43,7 +43,7 @@ class _Places(dict[str, str]):
         elif place == "m":
             value = str(rng.randint(3, 11))
         elif place == "off":
-            value = rng.choice(bank.OFF_TOPICS)
+            value = rng.choice(phrases.OFF_TOPICS)
         else:
             value = self._pen.next_phrase()
         self[place] = value
@@ -83,14 +83,14 @@ class _Pen:
 
     def weak(self) -> str:
         """A sentence of the sort that makes a text worse."""
-        return self.draw(self.rng.choices((bank.FILLER, bank.OVERCLAIMS, bank.DRIFTS), weights=(4, 3, 3))[0])
+        return self.draw(self.rng.choices((phrases.FILLER, phrases.OVERCLAIMS, phrases.DRIFTS), weights=(4, 3, 3))[0])
 
 
 _GOOD: dict[Kind, tuple[str, ...]] = {
-    "question": bank.POINTS,
-    "list": bank.ITEMS,
-    "writing": bank.SCENES,
-    "code": bank.CODE_NOTES,
+    "question": phrases.POINTS,
+    "list": phrases.ITEMS,
+    "writing": phrases.SCENES,
+    "code": phrases.CODE_NOTES,
 }
 _SIZE: dict[Kind, tuple[int, int]] = {"question": (5, 8), "list": (5, 8), "writing": (6, 9), "code": (4, 5)}
 
@@ -133,26 +133,26 @@ def _parts(pen: _Pen, form: Kind, system: str) -> list[str]:
 
 def _opening(pen: _Pen, form: Kind, system: str) -> str:
     if system and pen.chance(0.3 + 0.5 * pen.level):
-        for cue, pattern in bank.TINTS:
+        for cue, pattern in phrases.TINTS:
             if re.search(cue, system, re.IGNORECASE):
                 return pen.fill(pattern)
     if form == "writing":
-        return pen.draw(bank.SCENES)
-    return pen.draw(bank.LIST_OPENINGS if form == "list" else bank.OPENINGS)
+        return pen.draw(phrases.SCENES)
+    return pen.draw(phrases.LIST_OPENINGS if form == "list" else phrases.OPENINGS)
 
 
 def _closing(pen: _Pen, form: Kind) -> str:
     if form == "writing":
-        return pen.draw(bank.SCENE_CLOSINGS)
-    return pen.draw(bank.HEDGES if pen.chance(0.45) else bank.CLOSINGS)
+        return pen.draw(phrases.SCENE_CLOSINGS)
+    return pen.draw(phrases.HEDGES if pen.chance(0.45) else phrases.CLOSINGS)
 
 
 def _decline(pen: _Pen) -> str:
-    parts = [pen.draw(bank.REFUSALS)]
+    parts = [pen.draw(phrases.REFUSALS)]
     if pen.chance(0.2 + 0.8 * pen.level):
-        parts.append(pen.draw(bank.ALTERNATIVES))
+        parts.append(pen.draw(phrases.ALTERNATIVES))
     if pen.chance(0.5):
-        parts.append(pen.draw(bank.ALTERNATIVES))
+        parts.append(pen.draw(phrases.ALTERNATIVES))
     return " ".join(parts)
 
 

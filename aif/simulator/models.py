@@ -6,8 +6,7 @@ from typing import Any
 
 from aif.core.errors import BadInput
 from aif.core.types import Message, digest, fraction
-from aif.simulator import completions as author
-from aif.simulator import judgements as critic
+from aif.simulator import completions, judgements
 from aif.simulator.words import count_tokens
 
 FRAME = 4  # tokens that a chat template puts around each message
@@ -84,11 +83,11 @@ class ModelRequest:
 def say(cast: Cast, ask: ModelRequest) -> str:
     """The whole of a reply."""
     seed = int(digest([cast.seed, ask.model, ask.settings])[:16], 16)
-    if critic.read(ask.messages) is not None:
-        return critic.judge(ask.messages, ask.schema, cast.noise(ask.model), seed)
+    if judgements.read(ask.messages) is not None:
+        return judgements.judge(ask.messages, ask.schema, cast.noise(ask.model), seed)
     if ask.schema is not None:
-        return critic.instance(ask.schema)
-    return author.write(ask.messages, cast.quality(ask.model), seed)
+        return judgements.instance(ask.schema)
+    return completions.write(ask.messages, cast.quality(ask.model), seed)
 
 
 def number(body: Mapping[str, Any], name: str, low: int, high: int, whole: bool = False, default: Any = None) -> Any:

@@ -14,9 +14,7 @@ import orjson
 from aiohttp import web
 
 from aif.core.types import digest
-from aif.simulator import anthropic_api as messages
-from aif.simulator import faults
-from aif.simulator import openai_api as completions
+from aif.simulator import anthropic_api, faults, openai_api
 from aif.simulator.faults import Arrival, Befall, Fault, Mishap, Sending
 from aif.simulator.models import FRAME, Cast, RefusedError, text_of
 from aif.simulator.rate_limits import Allowance
@@ -139,11 +137,11 @@ class Simulator:
 
     async def __aenter__(self) -> Self:
         app = web.Application(client_max_size=MAX_BODY, middlewares=[self._gate])
-        anthropic = messages.Messages(self._cast, self._max_model_len)
+        anthropic = anthropic_api.Messages(self._cast, self._max_model_len)
         app.add_routes(
             [
-                web.post("/v1/chat/completions", self._answering(self._chat, completions)),
-                web.post(messages.PATH, self._answering(anthropic.begin, messages)),
+                web.post("/v1/chat/completions", self._answering(self._chat, openai_api)),
+                web.post(anthropic_api.PATH, self._answering(anthropic.begin, anthropic_api)),
                 web.get("/v1/models", self._models),
                 web.get("/health", self._health),
                 web.get("/stats", self._show_stats),
@@ -169,11 +167,11 @@ class Simulator:
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
         """Every request passes here: the key is checked, and what is refused gets its error's shape."""
-        shape = messages.error if request.path == messages.PATH else completions.error
+        shape = anthropic_api.error if request.path == anthropic_api.PATH else openai_api.error
         try:
             if self._key is not None and request.path.startswith("/v1/"):
                 _check_key(request, self._key)
-            if request.path == messages.PATH and "anthropic-version" not in request.headers:
+            if request.path == anthropic_api.PATH and "anthropic-version" not in request.headers:
                 raise RefusedError(400, "anthropic-version: header is required")
             return await handler(request)
         except RefusedError as refused:
@@ -240,9 +238,9 @@ class Simulator:
         try:
             allowance.take(_asked_tokens(body), now)
         except RefusedError as refused:
-            refused.headers = {**allowance.headers(now, api is messages), **refused.headers}
+            refused.headers = {**allowance.headers(now, api is anthropic_api), **refused.headers}
             raise
-        return allowance.headers(now, api is messages)
+        return allowance.headers(now, api is anthropic_api)
 
     async def _wait(self, seconds: float) -> None:
         """Until then, or until the server ends."""
@@ -276,13 +274,13 @@ class Simulator:
             self._on_call(call)
 
     def _chat(self, body: Any) -> Callable[[], dict[str, Any]]:
-        return partial(completions.answer, self._cast, body, self._max_model_len)
+        return partial(openai_api.answer, self._cast, body, self._max_model_len)
 
     async def _models(self, request: web.Request) -> web.Response:
         names = sorted({*self._cast.models, *self._cast.judges})
         card = {
             "object": "model",
-            "created": completions.CREATED,
+            "created": openai_api.CREATED,
             "owned_by": "simulator",
             "parent": None,
             "permission": [],
@@ -300,7 +298,7 @@ class Simulator:
 def _check_key(request: web.Request, key: str) -> None:
     """Raises RefusedError where a request does not bring the key."""
     given = request.headers.get("Authorization", "")
-    if request.path == messages.PATH and "x-api-key" in request.headers:
+    if request.path == anthropic_api.PATH and "x-api-key" in request.headers:
         given = f"Bearer {request.headers['x-api-key']}"
     if not hmac.compare_digest(given.encode(), f"Bearer {key}".encode()):
         raise RefusedError(

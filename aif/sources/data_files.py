@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from aif.core import strict_json as jsontext
+from aif.core import strict_json
 from aif.core.errors import BadInput
 from aif.core.paging import PAGE_BYTES
 from aif.core.types import BadRow
@@ -80,8 +80,8 @@ def _jsonl(path: Path, file: BinaryIO) -> Iterator[tuple[str, Any]]:
 
 def _json(text: str, where: str) -> Any:
     try:
-        return jsontext.row(text)
-    except jsontext.Twice as error:
+        return strict_json.row(text)
+    except strict_json.Twice as error:
         return BadRow(str(error))
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{where}: not JSON ({error}); each line is one JSON object in UTF-8: correct it") from error
@@ -180,7 +180,7 @@ def _unpacked(value: Any, type: Any) -> Any:
     if value is None:
         return None
     if isinstance(type, pa.JsonType):
-        return jsontext.row(value)
+        return strict_json.row(value)
     if pa.types.is_struct(type):
         return {part.name: _unpacked(value[part.name], part.type) for part in type}
     if pa.types.is_list(type) or pa.types.is_large_list(type) or pa.types.is_fixed_size_list(type):

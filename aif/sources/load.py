@@ -17,7 +17,7 @@ from aif.core.errors import BadInput
 from aif.core.file_permissions import shared
 from aif.core.redaction import redact
 from aif.core.types import Prompt, digest
-from aif.sources import data_files as datafiles
+from aif.sources import data_files
 from aif.sources.prompt_rows import Skipped, read_row
 
 
@@ -28,7 +28,7 @@ def read(source: Source, *, beside: Path | None) -> Iterator[Prompt | Skipped]:
     count once. `beside` is the folder where relative paths are looked for first. Raises BadInput, naming the row, where
     a row or the whole source can't be read.
     """
-    rows = datafiles.rows(_file(source.file, beside)) if source.file else _hub_rows(source, beside)
+    rows = data_files.rows(_file(source.file, beside)) if source.file else _hub_rows(source, beside)
     taken, last = 0, None
     for where, row in rows:
         items = read_row(row, source, where)
@@ -49,11 +49,11 @@ def fingerprint(source: Source, *, beside: Path | None) -> str:
     """
     settings = source.model_dump(exclude={"file", "hub"})
     if source.file:
-        return digest([settings, datafiles.sha256(_file(source.file, beside))])
+        return digest([settings, data_files.sha256(_file(source.file, beside))])
     name = source.hub or ""
     if folder := local_folder(name, beside):
         files = sorted(path for path in folder.rglob("*") if path.is_file() and not _hidden(path.relative_to(folder)))
-        return digest([settings, [[path.relative_to(folder).as_posix(), datafiles.sha256(path)] for path in files]])
+        return digest([settings, [[path.relative_to(folder).as_posix(), data_files.sha256(path)] for path in files]])
     return digest([settings, name, _commit(name, source.revision)])
 
 
@@ -101,7 +101,7 @@ def _hub_rows(source: Source, beside: Path | None) -> Iterator[tuple[str, Any]]:
                 item = next(iterator, None)
             if item is None:
                 return
-            yield f"{called} row {item[0]}", datafiles.record(item[1])
+            yield f"{called} row {item[0]}", data_files.record(item[1])
 
 
 @contextmanager

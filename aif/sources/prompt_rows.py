@@ -13,9 +13,9 @@ from typing import Any, Literal, TypeGuard
 
 import orjson
 
-from aif.config import sections as entries
+from aif.config import sections
 from aif.config.sections import Source
-from aif.core import strict_json as jsontext
+from aif.core import strict_json
 from aif.core.errors import BadInput
 from aif.core.strict_json import encodable, shape_of
 from aif.core.types import BadRow, Message, Prompt, Provided, Role, is_blank, prompt_id
@@ -70,7 +70,7 @@ def read_row(row: Any, source: Source, where: str) -> list[Prompt | Skipped]:
         )
     try:
         return _read(row, source, where)
-    except jsontext.Twice as error:
+    except strict_json.Twice as error:
         return [Skipped("bad_row", where, str(error))]
 
 
@@ -124,8 +124,8 @@ def _json_list(value: Any) -> Any:
     if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
         return value
     try:
-        found = jsontext.row(value)
-    except jsontext.Twice:
+        found = strict_json.row(value)
+    except strict_json.Twice:
         raise
     except (ValueError, RecursionError):
         return value
@@ -281,7 +281,7 @@ class _Part:
     score: Any
 
 
-def _parts(row: Mapping[str, Any], entry: entries.CompletionColumns, where: str) -> tuple[list[_Part], list[str]]:
+def _parts(row: Mapping[str, Any], entry: sections.CompletionColumns, where: str) -> tuple[list[_Part], list[str]]:
     """The completions of a row by one of the layouts that `CompletionColumns` tells, and the columns they take."""
     value = _held(row, entry.field, "completions.field", where)
     if isinstance(value, str):
@@ -302,7 +302,7 @@ def _parts(row: Mapping[str, Any], entry: entries.CompletionColumns, where: str)
     return [_Part(*part) for part in zip(value, models, scores, strict=True)], columns
 
 
-def _is_object(value: Any, entry: entries.CompletionColumns) -> bool:
+def _is_object(value: Any, entry: sections.CompletionColumns) -> bool:
     """Whether it is a completion with its model beside it, not just the turn of one."""
     return isinstance(value, dict) and (entry.model in value or not _is_turn(value))
 
@@ -331,7 +331,7 @@ def _as_many(held: Any, texts: Sequence[Any], name: str | None, field: str, wher
     return found
 
 
-def _of_objects(value: Sequence[Any], entry: entries.CompletionColumns, where: str) -> list[_Part]:
+def _of_objects(value: Sequence[Any], entry: sections.CompletionColumns, where: str) -> list[_Part]:
     parts = []
     scored = any(isinstance(one, dict) and entry.score in one for one in value)
     for n, one in enumerate(value):

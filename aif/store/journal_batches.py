@@ -11,7 +11,7 @@ from aif.core.types import OTHER, is_blank, text_id
 from aif.judging.parse import Unparseable, read
 from aif.judging.rubric import Rubric
 from aif.providers.base import Kind
-from aif.store import journal as journals
+from aif.store import journal
 from aif.store.ingest import Entry, Step, steps
 from aif.store.journal import Damage, Position
 from aif.store.records import Record
@@ -120,7 +120,7 @@ def portions(folder: Path, start: Position, rubrics: Rubrics) -> Generator[Porti
 def _sized(folder: Path, start: Position) -> Iterator[tuple[Position, Record | Damage, int]]:
     """What stands there, with the position behind it and the bytes up to there."""
     last = start
-    for position, found in journals.replay(folder, start):
+    for position, found in journal.replay(folder, start):
         begun = last.offset if last.segment == position.segment else 0
         yield position, found, position.offset - begun
         last = position

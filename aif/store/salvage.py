@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 from aif.core.types import Prompt, Provided, as_messages, carried_identity
-from aif.store import records as events
+from aif.store import records
 from aif.store.reader import Former, Reader
 from aif.store.records import Record
 
@@ -21,10 +21,10 @@ PAGE = 2000  # prompts
 Row = dict[str, Any]
 
 _PLAIN: dict[str, tuple[str, Callable[[Row], Record]]] = {  # tables, by what tells their rows
-    "texts": ("digest", lambda row: events.text(row["digest"], row["kind"], orjson.loads(row["content"]))),
-    "prompts": ("prompt_id", lambda row: events.prompt(_prompt(row))),
-    "reserved": ("run, n", lambda row: events.reserve(**row)),
-    "splits": ("asked", lambda row: events.split(**row)),
+    "texts": ("digest", lambda row: records.text(row["digest"], row["kind"], orjson.loads(row["content"]))),
+    "prompts": ("prompt_id", lambda row: records.prompt(_prompt(row))),
+    "reserved": ("run, n", lambda row: records.reserve(**row)),
+    "splits": ("asked", lambda row: records.split(**row)),
 }
 _CALL = ("id", "stage", "key", "prompt_id", "endpoint", "n", "seconds", "verdict", "kind", "message", "raw", "usd")
 _ITEM = {
@@ -45,7 +45,7 @@ def missing(former: Former, reader: Reader, retried: bool = False) -> Iterator[l
         yield _calls(former, reader, rows, retried)
     came = "CASE WHEN call_id IS NULL THEN key END AS key"
     for rows in _lacking(former, reader, "completions", came, "completions", "key"):
-        yield [events.carried(row["key"], row["prompt_id"], _carried(row)) for row in rows]
+        yield [records.carried(row["key"], row["prompt_id"], _carried(row)) for row in rows]
     # by their calls: read otherwise now, an answer may be none
     for stage in ("completion", "judgement"):
         for rows in _lacking(former, reader, f"{stage}s", "call_id AS id", "calls", "id"):
@@ -59,12 +59,12 @@ def selection(former: Former) -> Iterator[list[Record]]:
         carried = "FROM carried WHERE prompt_id IN (SELECT unnest(?)) ORDER BY prompt_id, n"
         came = former.rows(carried, [[row["prompt_id"] for row in rows]])
         brought = ((one["prompt_id"], one["key"], one["score"], one.get("source")) for one in came)
-        yield [events.page(start, (tuple(row.values()) for row in rows), brought)]
+        yield [records.page(start, (tuple(row.values()) for row in rows), brought)]
         start += len(rows)
     counts = {(row["source"], row["reason"]): row["rows"] for row in former.rows("FROM intake")}
     marks = former.rows("SELECT value FROM marks WHERE name = 'sources'")
     if marks and not former.torn:
-        yield [events.selected(marks[0]["value"], counts)]
+        yield [records.selected(marks[0]["value"], counts)]
 
 
 def _lacking(former: Former, reader: Reader, name: str, columns: str, ours: str, keys: str) -> Iterator[list[Row]]:

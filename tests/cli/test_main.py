@@ -14,11 +14,11 @@ import duckdb
 import pytest
 import yaml
 
-from aif.cli import main as cli
+from aif.cli import main
 from aif.config.pipeline import load
 from aif.core.errors import Exit
 from aif.simulator import Arrival, Cast, Fault, Mishap
-from aif.store import records as events
+from aif.store import records
 from aif.store.ledger import Ledger
 from aif.store.reader import Reader
 from tests.engine.test_orchestrator import write
@@ -34,7 +34,7 @@ def typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
     def enter(*words: str | Path) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["aif", *map(str, words)])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            main.main()
         said = capsys.readouterr()
         return int(ended.value.code or 0), said.out, said.err
 
@@ -228,7 +228,7 @@ def test_nothing_is_said_of_prompts_that_are_not_planned_yet_or_of_answers_the_s
     older = Path(shutil.copy(tmp_path / "feedback.duckdb", tmp_path / "older.duckdb"))
     with Ledger.open(load(path).store, print) as ledger, Reader.of(ledger.store) as reader:
         (one,) = reader.sql("SELECT min(prompt_id) AS id FROM prompts")
-        ledger.keep([events.page(0, [(one["id"], "s")], []), events.selected("other", {})])
+        ledger.keep([records.page(0, [(one["id"], "s")], []), records.selected("other", {})])
     _, told, _ = typed("failures", path)
     assert told == "1 prompt not planned yet: the next run begins with that\n"
     shutil.copy(older, tmp_path / "feedback.duckdb")

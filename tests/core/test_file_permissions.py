@@ -10,7 +10,7 @@ import pytest
 
 from aif.core.file_permissions import PRIVATE, USUAL
 from aif.export import hub
-from aif.sources import load as sources
+from aif.sources import load
 from tests.servers.test_fleet import Fakes, aif, fakes, pipeline
 
 __all__ = ["fakes"]  # the fixture
@@ -82,7 +82,7 @@ def test_what_comes_from_the_hub_is_kept_as_its_other_programs_keep_it(
     folder.mkdir()
     before = os.umask(PRIVATE)
     try:
-        for n, doing in enumerate((sources._reachable("org/name"), hub.opened("org/name"))):
+        for n, doing in enumerate((load._reachable("org/name"), hub.opened("org/name"))):
             with doing:
                 (folder / f"cached{n}").touch()
         (folder / "kept").touch()

@@ -20,7 +20,7 @@ from aif.judging.request import most_input
 from aif.providers.base import Request
 from aif.simulator import Call
 from aif.simulator.faults import Fault, Faults
-from aif.store import records as events
+from aif.store import records
 from aif.store.database import Store
 from aif.store.ledger import Ledger
 from aif.store.reader import Reader
@@ -291,12 +291,12 @@ def test_of_a_run_that_crashed_its_ceiling_counts_however_often_it_is_read(tmp_p
     _, _, ledger = build(tmp_path, 2, complete=lambda n, m: f"{m} on {n}", rate=lambda n, m, a: Fate.PENDING)
     with ledger:
         assert spent(ledger) == Spent(0.008, 0.0, 0)  # 8 completions at 0.001, of the run `built`
-        first = events.reserve("built", 1, 0.01)
-        ledger.keep([first, events.reserve("built", 2, 0.02), events.reserve("other", 1, 0.5)])
+        first = records.reserve("built", 1, 0.01)
+        ledger.keep([first, records.reserve("built", 2, 0.02), records.reserve("other", 1, 0.5)])
         assert spent(ledger) == Spent(0.008, 0.512, 0)
         ledger.keep([first])
         assert spent(ledger) == Spent(0.008, 0.512, 0), "an old ceiling comes once more"
-        ledger.keep([events.reserve("built", 3, 0.008), events.reserve("other", 2, 0.0)])
+        ledger.keep([records.reserve("built", 3, 0.008), records.reserve("other", 2, 0.0)])
         assert spent(ledger) == Spent(0.008, 0.0, 0), "both ended in order after all"
     with Ledger.open(ledger.places.store, lambda words: None, anew=True) as again:
         assert spent(again) == Spent(0.008, 0.0, 0)

@@ -12,8 +12,7 @@ from aif.config.pipeline import Pipeline, parse
 from aif.engine.make_pairs import OUTCOMES, make_pairs, scores_of
 from aif.engine.outcome_text import OUTCOMES as WORDS
 from aif.judging.rubric import Rubric
-from aif.store import records as events
-from aif.store import results
+from aif.store import records, results
 from aif.store.ledger import Ledger
 from aif.store.results import Results
 from tests.building import PIPELINE, Cut, Fate, build
@@ -191,7 +190,7 @@ def test_prompts_that_were_read_anew_are_pending_until_they_are_planned(tmp_path
         with Results.of(ledger.store) as reader:
             rows = [(prompt.prompt_id, prompt.source) for page in reader.selection() for _, prompt in page]
         turned = [rows[4], *rows[:4]]
-        ledger.keep([events.page(0, turned), events.selected("another fingerprint", {("s0", "selected"): 5})])
+        ledger.keep([records.page(0, turned), records.selected("another fingerprint", {("s0", "selected"): 5})])
         counts = make_pairs(pipeline, rubric, ledger.store)
         assert set(outcomes(ledger).values()) == {"pending"}
     assert counts["pending"] == sum(counts.values()) == 5

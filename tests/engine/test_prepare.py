@@ -10,8 +10,7 @@ from aif.core import paging
 from aif.core.errors import BadInput
 from aif.engine import prepare as intake
 from aif.engine.prepare import prepare, rubric_of
-from aif.store import connection as database
-from aif.store import records as events
+from aif.store import connection, records
 from aif.store.connection import SETTINGS
 from aif.store.journal import replay
 from aif.store.ledger import Ledger
@@ -80,7 +79,7 @@ def test_a_source_that_grows_or_shrinks_is_followed(pipeline: Pipeline, tmp_path
 
 def test_reading_that_was_interrupted_starts_anew(pipeline: Pipeline) -> None:
     with Ledger.open(pipeline.store, print) as ledger:
-        ledger.keep([events.page(0, [("0" * 64, "gone")]), events.page(1, [("1" * 64, "gone")])])
+        ledger.keep([records.page(0, [("0" * 64, "gone")]), records.page(1, [("1" * 64, "gone")])])
     selected, intake, _, _ = taken_in(pipeline)
 
     assert [text for text, _ in selected] == ["one", "two", "three"]
@@ -199,7 +198,7 @@ def test_long_prompts_find_room_where_one_page_of_rows_would_not(
 ) -> None:
     """1,200 prompts of 50,000 characters are 60 MB: kept, planned and read in 48 MB of DuckDB's."""
     monkeypatch.setitem(SETTINGS, "memory_limit", "48MB")
-    monkeypatch.setattr(database, "AMPLE", "48MB")
+    monkeypatch.setattr(connection, "AMPLE", "48MB")
     monkeypatch.setattr(paging, "PAGE_BYTES", 2**20)
     rows(tmp_path / "a.jsonl", *(f"{n} {'word ' * 10_000}" for n in range(1200)))
     rows(tmp_path / "b.jsonl")

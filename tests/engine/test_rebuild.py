@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from aif.core.errors import StoreDamaged, StoreStarved
-from aif.engine import rebuild as module
+from aif.engine import rebuild
 from aif.engine.prepare import prepare
 from aif.engine.rebuild import again
 from aif.store.lock import Places
@@ -32,7 +32,7 @@ def test_it_is_gone_on_with_as_every_command_does(
             raise left.pop()
         prepare(*given, **options)
 
-    monkeypatch.setattr(module, "prepare", troubled)
+    monkeypatch.setattr(rebuild, "prepare", troubled)
     found = again(kept.pipeline, said.append)
     assert (found.calls, found.alike, found.changed, found.gained, found.lost) == (10, 2, 0, 0, 0)
     assert kept.read() == kept.rows

@@ -16,8 +16,7 @@ from aif.core.types import Usage
 from aif.engine import writer as writers
 from aif.engine.writer import Writer
 from aif.providers.base import Reply
-from aif.store import journal as journals
-from aif.store import records as events
+from aif.store import journal, records
 from aif.store.ingest import Entry
 from aif.store.ledger import Ledger
 from aif.store.reader import Reader
@@ -25,14 +24,14 @@ from tests.building import STARTED, Fate, build
 
 
 def entries(ledger: Ledger, n: int, text: str = "words") -> list[Entry]:
-    item = events.CallItem(
+    item = records.CallItem(
         "completion", "k", "p", "able", "able", {"sample": 0, "seed": 1, "principle": None, "system": "role"}
     )
     reply = Reply(text, "stop", Usage(1, 1))
     return [
         Entry(
-            events.call(
-                events.CallItem("completion", f"key{i}", item.prompt_id, item.endpoint, item.identity, item.details),
+            records.call(
+                records.CallItem("completion", f"key{i}", item.prompt_id, item.endpoint, item.identity, item.details),
                 id=f"call{i}", n=1, started=STARTED, seconds=1, verdict="answered", reply=reply, error=None, usd=0.0,
             )
         )
@@ -41,7 +40,7 @@ def entries(ledger: Ledger, n: int, text: str = "words") -> list[Entry]:
 
 
 def kept(folder: Path) -> set[str]:
-    return {r["id"] for _, r in journals.replay(folder) if isinstance(r, dict) and r["t"] == "call"}
+    return {r["id"] for _, r in journal.replay(folder) if isinstance(r, dict) and r["t"] == "call"}
 
 
 @pytest.fixture
@@ -174,7 +173,7 @@ async def test_on_a_full_disk_what_fits_is_kept_and_the_rest_once_there_is_room(
     assert stopped
     found = kept(ledger.journal.folder)
     assert found == {f"call{i}" for i in range(40)} if room else 1 < len(found) < 40
-    assert not [one for _, one in journals.replay(ledger.journal.folder) if isinstance(one, journals.Damage)]
+    assert not [one for _, one in journal.replay(ledger.journal.folder) if isinstance(one, journal.Damage)]
 
 
 async def test_what_is_on_its_way_into_the_store_is_bounded_by_bytes(

@@ -24,14 +24,14 @@ from aif.core import paging
 from aif.core.errors import AifError, BadInput, Exit, Incomplete
 from aif.core.types import Message, Principle, Rating, digest
 from aif.engine.make_pairs import make_pairs
-from aif.export import parquet as files
+from aif.export import parquet
 from aif.export.dataset import Exported, export
 from aif.export.formats import FORMATS, H4, H4_GEN, KTO, REWARD, SFT, TRL
 from aif.export.layout import Layout, Of
 from aif.export.manifest import NAME, state_of
 from aif.export.ultrafeedback import ULTRAFEEDBACK, Annotated
 from aif.judging.rubric import Rubric
-from aif.store import records as events
+from aif.store import records
 from aif.store.ledger import Ledger
 from aif.store.results import Answer, Completed, Pair, Results, Verdict, Whole
 from tests.building import PIPELINE, Cut, Fate, build, complete, rate
@@ -916,7 +916,7 @@ def test_a_refused_export_leaves_the_older_one_as_it_is(tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     pipeline, rubric, ledger = build(tmp_path, 8, complete=partly, sets=refusing)
     with ledger:
-        ledger.keep([events.retry(LATER)])  # what had failed is pending now, and still missing
+        ledger.keep([records.retry(LATER)])  # what had failed is pending now, and still missing
         with pytest.raises(Incomplete, match="nothing was exported: 6 of 8 prompts") as refused:
             export(pipeline, rubric, ledger, out, silent)
     assert "fair: 1 completion to be asked again: blocked" in str(refused.value)
@@ -981,7 +981,7 @@ def test_row_groups_are_cut_by_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     found = pq.ParquetFile(file)
     assert found.num_row_groups == 6
-    assert len(list(files.read(file))) == 6
+    assert len(list(parquet.read(file))) == 6
 
 
 def test_what_tells_an_export_from_the_store_is_the_digest_of_all_pairs_at_once(tmp_path: Path) -> None:

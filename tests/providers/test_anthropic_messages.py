@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aif.core.types import Message, Usage
-from aif.providers import anthropic_messages as messages
-from aif.providers import chat_completions as wire
+from aif.providers import anthropic_messages, chat_completions
 from aif.providers.base import CallError, Kind, Reply, Request
 from tests.providers.loopback import message
 
@@ -23,12 +22,12 @@ UNBOUNDED = SCHEMA | {"properties": {"maxLength": {"type": "string"}}}
 
 
 def read(data: Any) -> Reply:
-    return messages.read_reply(data, {})
+    return anthropic_messages.read_reply(data, {})
 
 
 def test_a_body_takes_system_turns_out_and_leaves_what_the_api_refuses() -> None:
     turns = (Message("system", "Be brief."), Message("user", "Hi"), Message("assistant", "Hi."), Message("user", "So?"))
-    body = messages.body(Request(turns, max_tokens=9, temperature=0.0, top_p=0.9, seed=7), "claude")
+    body = anthropic_messages.body(Request(turns, max_tokens=9, temperature=0.0, top_p=0.9, seed=7), "claude")
 
     assert body == {
         "model": "claude",
@@ -40,13 +39,13 @@ def test_a_body_takes_system_turns_out_and_leaves_what_the_api_refuses() -> None
             {"role": "user", "content": "So?"},
         ],
     }
-    assert messages.sent(body) == {"model": "claude", "max_tokens": 9}
+    assert anthropic_messages.sent(body) == {"model": "claude", "max_tokens": 9}
 
 
 def test_turns_go_as_they_are() -> None:
     """The API takes turns of one role in a row as one, and conversations that an assistant begins."""
     turns = (Message("assistant", "Hello."), Message("user", "Hi"), Message("user", "So?"))
-    body = messages.body(Request(turns, max_tokens=9), "claude")
+    body = anthropic_messages.body(Request(turns, max_tokens=9), "claude")
 
     assert [turn["role"] for turn in body["messages"]] == ["assistant", "user", "user"]
     assert "system" not in body
@@ -54,7 +53,7 @@ def test_turns_go_as_they_are() -> None:
 
 def test_what_is_shared_ends_in_a_breakpoint() -> None:
     request = Request((Message("system", "Judge."), Message("user", "Hi"), Message("user", "ABCde")), 9, shared=3)
-    body = messages.body(request, "claude")
+    body = anthropic_messages.body(request, "claude")
 
     assert body["messages"] == [
         {"role": "user", "content": "Hi"},
@@ -66,21 +65,21 @@ def test_what_is_shared_ends_in_a_breakpoint() -> None:
             ],
         },
     ]
-    assert messages.sent(body) == {"model": "claude", "max_tokens": 9, "cache_control": "ephemeral"}
+    assert anthropic_messages.sent(body) == {"model": "claude", "max_tokens": 9, "cache_control": "ephemeral"}
 
 
 def test_no_empty_block_follows_what_is_shared() -> None:
-    body = messages.body(Request((Message("user", "ABC"),), 9, shared=3), "claude")
+    body = anthropic_messages.body(Request((Message("user", "ABC"),), 9, shared=3), "claude")
 
     assert [block["text"] for block in body["messages"][0]["content"]] == ["ABC"]
 
 
 def test_schema_and_effort_are_the_output_s_config() -> None:
     request = Request((Message("user", "Hi"),), 9, reasoning_effort="low", schema=SCHEMA)
-    body = messages.body(request, "claude")
+    body = anthropic_messages.body(request, "claude")
 
     assert body["output_config"] == {"effort": "low", "format": {"type": "json_schema", "schema": UNBOUNDED}}
-    assert messages.sent(body)["output_config"] == {"effort": "low", "format": "json_schema"}
+    assert anthropic_messages.sent(body)["output_config"] == {"effort": "low", "format": "json_schema"}
     assert body["output_config"]["format"]["schema"] == UNBOUNDED  # telling what was sent has changed nothing
 
 
@@ -202,6 +201,6 @@ def test_deep_nesting_is_no_bug() -> None:
     deep = "[" * 990 + "]" * 990
     for answer in (deep, f'{{"error": {deep}}}', f'{{"content": {deep}}}', f'{{"content": [], "stop_reason": {deep}}}'):
         with pytest.raises(CallError) as caught:
-            wire.receive(200, {}, answer.encode(), sent={}, keys=(), read=messages.read_reply)
+            chat_completions.receive(200, {}, answer.encode(), sent={}, keys=(), read=anthropic_messages.read_reply)
 
         assert caught.value.kind is Kind.BAD_REPLY

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from aif.config.sections import Price
 from aif.core.types import Message, Usage, is_blank
-from aif.providers import anthropic_messages as messages
-from aif.providers import chat_completions as wire
+from aif.providers import anthropic_messages, chat_completions
 from aif.providers.base import CallError, Kind, Options, Quota, Reply, Request
 from aif.providers.error_replies import SAID_LENGTH
 from tests.providers.loopback import KEY, completion, message
@@ -29,7 +28,7 @@ SCHEMA = {
 
 
 def read(data: Any) -> Any:
-    return wire.read_reply(data, {})
+    return chat_completions.read_reply(data, {})
 
 
 def with_usage(usage: Any) -> dict[str, Any]:
@@ -38,7 +37,7 @@ def with_usage(usage: Any) -> dict[str, Any]:
 
 def test_a_body_for_openai_s_own_endpoint() -> None:
     request = Request((Message("system", "Be brief."), Message("user", "Hi")), max_tokens=9, top_p=0.9, schema=SCHEMA)
-    body = wire.body(request, "gpt", Options("openai"))
+    body = chat_completions.body(request, "gpt", Options("openai"))
 
     assert body == {
         "model": "gpt",
@@ -63,7 +62,7 @@ def test_a_body_for_openai_s_own_endpoint() -> None:
             },
         },
     }
-    assert wire.sent(body) == {
+    assert chat_completions.sent(body) == {
         "model": "gpt",
         "max_completion_tokens": 9,
         "top_p": 0.9,
@@ -72,7 +71,7 @@ def test_a_body_for_openai_s_own_endpoint() -> None:
 
 
 def test_a_body_for_any_other_server_keeps_the_bounds() -> None:
-    body = wire.body(Request((Message("user", "Hi"),), max_tokens=9, temperature=0.0, schema=SCHEMA), "m")
+    body = chat_completions.body(Request((Message("user", "Hi"),), max_tokens=9, temperature=0.0, schema=SCHEMA), "m")
 
     assert body["max_tokens"] == 9
     assert body["temperature"] == 0.0
@@ -81,10 +80,10 @@ def test_a_body_for_any_other_server_keeps_the_bounds() -> None:
 
 
 def test_what_is_none_is_not_sent() -> None:
-    body = wire.body(Request((Message("user", "Hi"),), max_tokens=9), "m")
+    body = chat_completions.body(Request((Message("user", "Hi"),), max_tokens=9), "m")
 
     assert body.keys() == {"model", "messages", "max_tokens"}
-    assert wire.sent(body) == {"model": "m", "max_tokens": 9}
+    assert chat_completions.sent(body) == {"model": "m", "max_tokens": 9}
 
 
 def test_what_an_endpoint_wants_of_every_request() -> None:
@@ -92,16 +91,19 @@ def test_what_an_endpoint_wants_of_every_request() -> None:
     options = Options("openai", frozenset({"seed"}), "flex")
     said = {"max_tokens": 9, "service_tier": "flex", "stop": ["END"], "top_k": 40}
 
-    assert wire.sent(wire.body(request, "m", options)) == {
+    assert chat_completions.sent(chat_completions.body(request, "m", options)) == {
         "model": "m", "max_completion_tokens": 9, "top_p": 0.9, "service_tier": "flex", "stop": ["END"], "top_k": 40,
     }  # fmt: skip
-    assert messages.sent(messages.body(request, "m", Options(service_tier="flex"))) == {"model": "m"} | said
+    assert (
+        anthropic_messages.sent(anthropic_messages.body(request, "m", Options(service_tier="flex")))
+        == {"model": "m"} | said
+    )
 
 
 def test_which_tier_served_a_reply() -> None:
     assert read(completion("Four.") | {"service_tier": "default"}).served["service_tier"] == "default"
     said = {"usage": {"input_tokens": 1, "output_tokens": 2, "service_tier": "priority"}}
-    assert messages.read_reply(message("Four.") | said, {}).served["service_tier"] == "priority"
+    assert anthropic_messages.read_reply(message("Four.") | said, {}).served["service_tier"] == "priority"
 
 
 @pytest.mark.parametrize(
@@ -152,7 +154,7 @@ def test_what_is_no_reply_is_kept_with_what_it_used() -> None:
         (completion() | {"choices": completion()["choices"] * 2}, ""),
     ):
         with pytest.raises(CallError) as caught:
-            wire.receive(200, {}, json.dumps(data).encode(), sent={"model": "m"}, keys=())
+            chat_completions.receive(200, {}, json.dumps(data).encode(), sent={"model": "m"}, keys=())
         kept = caught.value.reply
 
         assert caught.value.kind is Kind.BAD_REPLY
@@ -167,7 +169,7 @@ def test_a_body_that_names_something_twice_is_no_reply() -> None:
     for content in ('"content": "4", "content": "5"', '"content": "4", "c\\u006fntent": "5"'):
         whole = f'{{"choices": [{{"message": {{{content}}}, "finish_reason": "stop"}}]}}'
         with pytest.raises(CallError, match="names 'content' twice") as caught:
-            wire.receive(200, {}, whole.encode(), sent={}, keys=())
+            chat_completions.receive(200, {}, whole.encode(), sent={}, keys=())
 
         assert caught.value.kind is Kind.BAD_REPLY
         assert caught.value.raw == whole
@@ -178,7 +180,7 @@ def test_a_text_is_said_in_its_body_or_is_none(text: str) -> None:
     """The model's words less its thoughts, and never anything besides."""
     said = json.dumps(completion(text)).encode()
     try:
-        reply, kind = wire.receive(200, {}, said, sent={}, keys=()), None
+        reply, kind = chat_completions.receive(200, {}, said, sent={}, keys=()), None
     except CallError as error:
         reply, kind = error.reply or Reply("", None, None), error.kind
     assert reply.text in text
@@ -298,7 +300,7 @@ def test_an_error_beside_a_part_of_a_reply_keeps_what_was_paid_for() -> None:
     data = completion("Fo", "error")
     data["choices"][0]["error"] = {"code": 502, "message": f"Provider went away, {KEY}"}
     with pytest.raises(CallError) as caught:
-        wire.receive(200, {"retry-after": "3"}, json.dumps(data).encode(), sent={}, keys=[KEY])
+        chat_completions.receive(200, {"retry-after": "3"}, json.dumps(data).encode(), sent={}, keys=[KEY])
     error = caught.value
 
     assert (error.kind, error.retry_after) == (Kind.SERVER_ERROR, 3.0)
@@ -315,7 +317,7 @@ def test_an_error_that_is_null_is_none() -> None:
 
 
 def test_a_reply_with_any_status_of_success() -> None:
-    assert wire.receive(201, {}, json.dumps(completion("Four.")).encode(), sent={}, keys=()).text == "Four."
+    assert chat_completions.receive(201, {}, json.dumps(completion("Four.")).encode(), sent={}, keys=()).text == "Four."
 
 
 def test_a_refusal_is_kept() -> None:
@@ -438,7 +440,7 @@ def test_usage(usage: Any, read_as: Usage | None) -> None:
 )
 def test_bodies_that_a_strict_parser_refuses(content: bytes, text: str) -> None:
     whole = b'\xef\xbb\xbf{"choices": [{"message": {"content": ' + content + b'}, "finish_reason": "stop"}]}'
-    reply = wire.receive(200, {}, whole, sent={}, keys=())
+    reply = chat_completions.receive(200, {}, whole, sent={}, keys=())
 
     assert reply.text == text
     assert reply.text.encode()
@@ -485,7 +487,7 @@ def test_any_json_is_a_reply_or_a_call_error(data: Any) -> None:
 )
 def test_usage_adds_up_or_is_unknown_and_no_call_costs_less_than_nothing(usage: Any) -> None:
     price = Price(input=3.0, cached_input=0.3, cache_write=3.75, output=15.0)
-    for reply in (read(with_usage(usage)), messages.read_reply(message("Four.", usage=usage), {})):
+    for reply in (read(with_usage(usage)), anthropic_messages.read_reply(message("Four.", usage=usage), {})):
         if (used := reply.usage) is None:
             continue
         assert 0 <= used.cached + used.written <= used.input
@@ -505,7 +507,7 @@ def test_deep_nesting_is_no_bug() -> None:
     ):
         for status, kind in ((200, Kind.BAD_REPLY), (400, Kind.BAD_REQUEST)):
             with pytest.raises(CallError) as caught:
-                wire.receive(status, {}, answer.encode(), sent={}, keys=())
+                chat_completions.receive(status, {}, answer.encode(), sent={}, keys=())
 
             assert caught.value.kind is kind
 
@@ -518,9 +520,9 @@ def test_what_the_headers_say_of_limits_comes_with_replies_and_errors() -> None:
     }
     quota = (Quota("requests", 60, 9, 60.0),)
 
-    assert wire.receive(200, said, json.dumps(completion()).encode(), sent={}, keys=()).quotas == quota
+    assert chat_completions.receive(200, said, json.dumps(completion()).encode(), sent={}, keys=()).quotas == quota
     with pytest.raises(CallError) as caught:
-        wire.receive(429, said, b"", sent={}, keys=())
+        chat_completions.receive(429, said, b"", sent={}, keys=())
     assert caught.value.quotas == quota
 
 
@@ -529,7 +531,7 @@ def test_no_part_of_a_key_is_left_in_what_is_no_reply(before: int) -> None:
     said = "x" * before + KEY
     for content in (said, f'{{"error": "{said}"}}', f'{{"choices": [{{"error": "{said}", "message": {{}}}}]}}'):
         with pytest.raises(CallError) as caught:
-            wire.receive(200, {}, content.encode(), sent={}, keys=[KEY])
+            chat_completions.receive(200, {}, content.encode(), sent={}, keys=[KEY])
 
         assert caught.value.kind is Kind.BAD_REPLY
         assert KEY[:5] not in caught.value.message + caught.value.raw
@@ -548,10 +550,10 @@ def _events(*data: Any, end: str = "data: [DONE]\n\n") -> bytes:
 
 
 def test_a_reply_that_comes_by_events_unasked_is_read() -> None:
-    reply = wire.receive(200, {}, _events(*CHUNKS), sent={}, keys=())
+    reply = chat_completions.receive(200, {}, _events(*CHUNKS), sent={}, keys=())
     assert (reply.text, reply.finish, reply.reasoning) == ("Paris is nice.", "stop", "hm")
     assert reply.usage == Usage(20, 3)
-    assert wire.receive(
+    assert chat_completions.receive(
         200, {}, json.dumps(completion("Four.")).encode() + b"\n\ndata: [DONE]\n", sent={}, keys=()
     ).text
 
@@ -571,7 +573,7 @@ def test_a_reply_that_comes_by_events_unasked_is_read() -> None:
 )
 def test_a_stream_that_is_no_reply(content: bytes, kind: Kind) -> None:
     with pytest.raises(CallError) as caught:
-        wire.receive(200, {}, content, sent={}, keys=())
+        chat_completions.receive(200, {}, content, sent={}, keys=())
     assert caught.value.kind is kind, caught.value.message
 
 
@@ -600,4 +602,4 @@ JSON = st.recursive(
 @given(st.lists(st.dictionaries(st.sampled_from(["choices", "error", "usage", "id"]), JSON), max_size=3))
 def test_whatever_stands_in_a_stream_is_a_reply_or_an_error_of_a_call(chunks: list[Any]) -> None:
     with suppress(CallError):
-        wire.receive(200, {}, _events(*chunks), sent={}, keys=())
+        chat_completions.receive(200, {}, _events(*chunks), sent={}, keys=())

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aif.providers import chat_completions as wire
+from aif.providers import chat_completions
 from aif.providers.base import UNBILLED, CallError, Kind
 from aif.providers.error_replies import SAID_LENGTH, classify, holds
 from tests.providers.loopback import KEY
@@ -33,7 +33,7 @@ def heard(status: int, said: Any, headers: dict[str, str] | None = None) -> Call
     """What a response means; of status 200, too."""
     content = said if isinstance(said, str) else json.dumps(said)
     with pytest.raises(CallError) as caught:
-        wire.receive(status, headers or {}, content.encode(), sent={}, keys=())
+        chat_completions.receive(status, headers or {}, content.encode(), sent={}, keys=())
     return caught.value
 
 
@@ -291,7 +291,7 @@ def test_minimax_tells_its_own_status_beside_what_looks_like_a_reply(code: int, 
 
     assert (error.kind, error.told) == (kind, True)
     fine = json.dumps(whole | {"base_resp": {"status_code": 0, "status_msg": "success"}}).encode()
-    assert wire.receive(200, {}, fine, sent={}, keys=()).text == "Yes."
+    assert chat_completions.receive(200, {}, fine, sent={}, keys=()).text == "Yes."
 
 
 def test_the_server_s_words_are_shown_wherever_they_stand() -> None:

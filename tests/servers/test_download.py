@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from aif.servers import download as fetch
+from aif.servers import download
 from tests.hub import echoing
 from tests.model_hub import COMMIT
 
@@ -16,7 +16,7 @@ from tests.model_hub import COMMIT
 def fetched(folder: Path, hub: str, *words: str, offline: bool = False) -> tuple[int, str]:
     environ = {**os.environ, "HF_ENDPOINT": hub, "HF_HOME": str(folder), "HF_HUB_OFFLINE": "1" if offline else "0"}
     told = subprocess.run(
-        [sys.executable, "-P", str(fetch.__file__), *words], env=environ, capture_output=True, text=True, timeout=60
+        [sys.executable, "-P", str(download.__file__), *words], env=environ, capture_output=True, text=True, timeout=60
     )
     return told.returncode, told.stdout
 

@@ -22,7 +22,7 @@ from aif.core.errors import BadInput, Exit, NotStarted
 from aif.core.types import Message, digest
 from aif.engine.connect import opened
 from aif.providers.base import Request
-from aif.servers import model_identity as served
+from aif.servers import model_identity
 from aif.servers.fleet import Fleet, Patience, _appending, telling
 from aif.store.lock import Places
 from aif.store.reader import Reader
@@ -149,8 +149,8 @@ def _entries(path: Path, key: str) -> dict[str, Any]:
 
 
 def test_a_launched_judge_sees_what_models_elsewhere_say(tmp_path: Path, fakes: Fakes, serve: Any) -> None:
-    served = serve()
-    path = write(tmp_path, served, 6, judges={"judge": fakes.launch()})
+    model_identity = serve()
+    path = write(tmp_path, model_identity, 6, judges={"judge": fakes.launch()})
     _, ended = run(path)
 
     assert not ended.incomplete
@@ -339,7 +339,7 @@ def test_what_a_former_version_has_asked_is_not_asked_again(
     (fakes.model / "model.safetensors").write_text("first")
     path = pipeline(tmp_path, {"a": fakes.launch({"args": ["--quantization", "fp8"]})}, fakes.launch())
     with monkeypatch.context() as former:
-        former.setattr(served, "known", lambda *_: [])
+        former.setattr(model_identity, "known", lambda *_: [])
         made, _ = run(path)
     calls = asked(made)
     assert recorded(made) == []

@@ -15,7 +15,7 @@ import pytest
 from aif.config.pipeline import Pipeline, parse
 from aif.core.errors import BadInput
 from aif.core.types import digest
-from aif.servers import model_identity as served
+from aif.servers import model_identity
 from aif.servers.command import command, fetching, launched
 from aif.servers.model_identity import Seen, bare, changed, counted, known, loaded
 from tests.model_hub import COMMIT, FILES
@@ -186,7 +186,9 @@ def test_no_argument_is_in_both_lists() -> None:
         "--seed",
     ]
     for name in known_args:
-        assert bool(served._WORDS.fullmatch(bare(name))) != bool(served._ELSE.fullmatch(bare(name))), name
+        assert bool(model_identity._WORDS.fullmatch(bare(name))) != bool(model_identity._ELSE.fullmatch(bare(name))), (
+            name
+        )
 
 
 def test_an_argument_that_is_not_known_counts_and_is_said_once(tmp_path: Path, past: Past) -> None:
@@ -256,15 +258,15 @@ def test_an_adapter_on_the_hub_counts_by_its_name(tmp_path: Path, past: Past) ->
 def test_files_of_one_size_and_time_are_told_apart_and_what_stays_is_not_read_again(
     tmp_path: Path, past: Past, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(served, "_SETTLED_S", -1.0)
+    monkeypatch.setattr(model_identity, "_SETTLED_S", -1.0)
     read: list[str] = []
-    real = served._sha256
+    real = model_identity._sha256
 
     def noted(path: Path, over: Event) -> str:
         read.append(path.name)
         return real(path, over)
 
-    monkeypatch.setattr(served, "_sha256", noted)
+    monkeypatch.setattr(model_identity, "_sha256", noted)
     one = pipeline(tmp_path, {"model": str(model(tmp_path / "m"))})
     past.look(one)
     assert len(read) == len(BASE)
@@ -284,7 +286,7 @@ def test_files_of_one_size_and_time_are_told_apart_and_what_stays_is_not_read_ag
 def test_what_was_kept_of_a_file_that_may_no_longer_be_looked_at_is_in_nobodys_way(
     tmp_path: Path, past: Past, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(served, "_SETTLED_S", -1.0)
+    monkeypatch.setattr(model_identity, "_SETTLED_S", -1.0)
     one = pipeline(tmp_path, {"model": str(model(tmp_path / "m"))})
     past.look(one)
     real = os.stat
@@ -296,14 +298,14 @@ def test_what_was_kept_of_a_file_that_may_no_longer_be_looked_at_is_in_nobodys_w
         return real(path, **options)
 
     monkeypatch.setattr(os, "stat", refused)
-    served._keep({})
-    assert gone not in served._kept()
-    assert len(served._kept()) == len(BASE) - 1
+    model_identity._keep({})
+    assert gone not in model_identity._kept()
+    assert len(model_identity._kept()) == len(BASE) - 1
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"x": 1}', b'{"x": [1, 2, 3, 4]}', b"\xff"])
 def test_what_was_kept_of_files_may_be_anything(tmp_path: Path, past: Past, content: bytes) -> None:
-    place = served._place()
+    place = model_identity._place()
     place.parent.mkdir(parents=True, exist_ok=True)
     place.write_bytes(content)
 
@@ -314,7 +316,7 @@ def test_what_was_kept_of_files_may_be_anything(tmp_path: Path, past: Past, cont
 def test_nothing_needs_to_be_kept_of_files(tmp_path: Path, past: Past, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    monkeypatch.setattr(served, "_SETTLED_S", -1.0)
+    monkeypatch.setattr(model_identity, "_SETTLED_S", -1.0)
 
     assert past.look(pipeline(tmp_path, {"model": str(model(tmp_path / "m"))})) == "policy"
 
@@ -323,7 +325,7 @@ def test_where_nobody_has_a_home_nothing_is_kept(tmp_path: Path, past: Past, mon
     for variable in ("XDG_CACHE_HOME", "HOME"):
         monkeypatch.delenv(variable)
     monkeypatch.setattr(os, "getuid", lambda: 2**31 - 5)
-    monkeypatch.setattr(served, "_SETTLED_S", -1.0)
+    monkeypatch.setattr(model_identity, "_SETTLED_S", -1.0)
     monkeypatch.chdir(tmp_path)
 
     assert past.look(pipeline(tmp_path, {"model": str(model(tmp_path / "m"))})) == "policy"
@@ -333,14 +335,14 @@ def test_where_nobody_has_a_home_nothing_is_kept(tmp_path: Path, past: Past, mon
 def test_a_young_file_is_read_again(tmp_path: Path, past: Past) -> None:
     past.look(pipeline(tmp_path, {"model": str(model(tmp_path / "m"))}))
 
-    assert not served._place().exists()
+    assert not model_identity._place().exists()
 
 
 def test_a_file_that_can_not_be_read_is_told(tmp_path: Path, past: Past, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(path: Path, over: Event) -> str:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(served, "_sha256", refused)
+    monkeypatch.setattr(model_identity, "_sha256", refused)
     with pytest.raises(BadInput, match=r"a: .*can't be read: Permission denied"):
         past.look(pipeline(tmp_path, {"model": str(model(tmp_path / "m"))}))
 
@@ -435,7 +437,7 @@ def test_ctrl_c_ends_the_reading_of_files() -> None:
     Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
 
     with pytest.raises(KeyboardInterrupt):
-        served._read([Path("/dev/zero")] * 3, Event())
+        model_identity._read([Path("/dev/zero")] * 3, Event())
     assert time.monotonic() - began < 10
 
 
@@ -444,14 +446,14 @@ def test_the_reading_of_files_can_be_ended_and_nothing_half_read_is_kept(
 ) -> None:
     one = pipeline(tmp_path, {"model": str(model(tmp_path / "m"))})
     past.look(one)
-    monkeypatch.setattr(served, "_SETTLED_S", -1.0)
+    monkeypatch.setattr(model_identity, "_SETTLED_S", -1.0)
     (found,) = launched(one, [("completion", "a")])
     over = Event()
     over.set()
 
     with pytest.raises(BadInput, match="can't be read: Operation canceled"):
         changed(found, over)
-    assert served._kept() == {}
+    assert model_identity._kept() == {}
 
 
 def test_a_home_folder_of_nobody_is_told(tmp_path: Path, past: Past) -> None:

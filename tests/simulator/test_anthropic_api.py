@@ -8,8 +8,7 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
-from aif.simulator import Cast, Simulator
-from aif.simulator import openai_api as completions
+from aif.simulator import Cast, Simulator, openai_api
 from aif.simulator.anthropic_api import CACHED_FROM, Messages, error
 from aif.simulator.models import RefusedError
 from aif.simulator.words import count_tokens
@@ -47,7 +46,7 @@ def test_the_same_conversation_gets_the_text_it_gets_by_chat_completions(system:
     chat = {"model": "strong", "max_tokens": 400, "messages": [*first, {"role": "user", "content": "Explain tides."}]}
     reply = answer(ask(marked("Explain", " tides."), **({"system": system} if system else {})))
 
-    said = completions.answer(CAST, chat)
+    said = openai_api.answer(CAST, chat)
     assert reply["content"] == [{"type": "text", "text": said["choices"][0]["message"]["content"]}]
     assert reply["usage"]["input_tokens"] == said["usage"]["prompt_tokens"]
     assert reply["usage"]["output_tokens"] == said["usage"]["completion_tokens"]

@@ -7,7 +7,7 @@ import duckdb
 import pytest
 
 from aif.core.errors import Exit, StoreStarved
-from aif.store import connection as database
+from aif.store import connection
 from aif.store.connection import SETTINGS, connect, twice
 
 Asked = list[tuple[int]]
@@ -32,7 +32,7 @@ def test_what_finds_no_room_is_asked_once_more_with_more(tmp_path: Path, monkeyp
 
 
 def test_what_finds_no_room_twice_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database, "AMPLE", "21MB")
+    monkeypatch.setattr(connection, "AMPLE", "21MB")
     monkeypatch.setitem(SETTINGS, "memory_limit", "20MB")
     with connect(tmp_path / "s.duckdb") as db:
         with pytest.raises(StoreStarved, match=r"21MB of memory is too little .* is kept\. Lower max_chars") as raised:

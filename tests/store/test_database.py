@@ -15,7 +15,7 @@ from aif.engine.make_pairs import make_pairs
 from aif.engine.prepare import prepare
 from aif.providers.base import CallError, Kind, Reply
 from aif.providers.retry import Verdict
-from aif.store import records as events
+from aif.store import records
 from aif.store.database import Store
 from aif.store.ledger import Ledger
 from aif.store.reader import Reader
@@ -33,11 +33,11 @@ def states(ledger: Ledger, view: str) -> dict[str, int]:
 
 def fail(ledger: Ledger, slot: dict[str, Any], verdict: str, n: int = 1) -> None:
     details = {"sample": 0, "seed": slot["seed"], "principle": slot["principle"], "system": "role"}
-    item = events.CallItem("completion", slot["key"], slot["prompt_id"], slot["model"], slot["identity"], details)
+    item = records.CallItem("completion", slot["key"], slot["prompt_id"], slot["model"], slot["identity"], details)
     error = CallError(Kind.TIMEOUT, "no answer")
     ledger.keep(
         [
-            events.call(
+            records.call(
                 item, id=f"{slot['key']}-{n}", n=n, started=STARTED, seconds=1, verdict=verdict, reply=None,
                 error=error, usd=None,
             )
@@ -81,7 +81,7 @@ def test_later_is_pending_again_and_failed_waits_until_retry(tmp_path: Path) -> 
         ledger.store.begin(None)
         assert len(sql(ledger, "FROM todo")) == 3
         assert len(sql(ledger, "FROM settled")) == 1
-        ledger.keep([events.retry(STARTED)])
+        ledger.keep([records.retry(STARTED)])
         assert states(ledger, "slot_states") == {"pending": 2, "later": 2}  # with the last word on each
         with Reader.of(ledger.store) as reader:
             assert reader.failures() == []
@@ -116,10 +116,10 @@ def test_a_provider_takes_no_call_until_a_later_run_is_answered_whatever_the_clo
             verdict: Verdict = "refused" if refused else "answered"
             reply = None if error else Reply("Four.", "stop", Usage(1, 1))
             details = {"sample": 0, "seed": slot["seed"], "principle": slot["principle"], "system": "role"}
-            item = events.CallItem(
+            item = records.CallItem(
                 "completion", slot["key"], slot["prompt_id"], slot["model"], slot["identity"], details
             )
-            call = events.call(
+            call = records.call(
                 item, id=f"{run}-{n}", n=1, started=at, seconds=1, verdict=verdict, reply=reply, error=error, usd=0.0
             )
             ledger.keep([call])
@@ -199,7 +199,7 @@ def test_a_transaction_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
     with ledger:
         position, calls = ledger.store.position, sql(ledger, "SELECT count(*) AS n FROM calls")
         with pytest.raises(JournalDamaged, match="later version"):
-            ledger.keep([events.retry(STARTED), {"t": "unheard_of"}])
+            ledger.keep([records.retry(STARTED), {"t": "unheard_of"}])
         assert ledger.store.position == position
         assert sql(ledger, "SELECT count(*) AS n FROM calls") == calls
 

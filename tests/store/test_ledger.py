@@ -22,7 +22,7 @@ from aif.engine.make_pairs import make_pairs
 from aif.engine.orchestrator import Run
 from aif.engine.rebuild import again
 from aif.judging.rubric import Rubric
-from aif.store import journal as journals
+from aif.store import journal
 from aif.store import records as events
 from aif.store.database import Store
 from aif.store.ingest import Batch, Step
@@ -113,7 +113,7 @@ def test_a_store_without_its_write_ahead_log_catches_up(kept: Kept) -> None:
     """DuckDB opens a store whose log was deleted without a word, at an older state."""
     ledger = Ledger.open(kept.places.store, print)
     older = ledger.store.position
-    records = [r for _, r in journals.replay(kept.places.journal) if isinstance(r, dict)]
+    records = [r for _, r in journal.replay(kept.places.journal) if isinstance(r, dict)]
     ledger.close()
     kept.places.store.unlink()
     half = Ledger.open(kept.places.store, lambda _: None)
@@ -192,7 +192,7 @@ def test_a_journal_that_is_gone_is_written_again_from_the_store(kept: Kept) -> N
 def test_a_journal_of_a_later_version_is_refused(kept: Kept) -> None:
     segment = kept.places.journal / "000001.jsonl"
     with segment.open("ab") as file:
-        file.write(journals.encode({"t": "hologram", "v": 1}))
+        file.write(journal.encode({"t": "hologram", "v": 1}))
 
     with pytest.raises(JournalDamaged, match=r"hologram.*later version"):
         kept.reopened()
@@ -246,7 +246,7 @@ def test_looking_at_a_lock_turns_no_run_away(kept: Kept) -> None:
 def test_an_opening_that_fails_leaves_nothing_open(kept: Kept) -> None:
     segment = kept.places.journal / "000001.jsonl"
     whole = segment.read_bytes()
-    segment.write_bytes(whole + journals.encode({"t": "hologram", "v": 1}))
+    segment.write_bytes(whole + journal.encode({"t": "hologram", "v": 1}))
     before = set(Path("/proc/self/fd").iterdir())
     with pytest.raises(JournalDamaged):
         kept.reopened()
@@ -387,7 +387,7 @@ def test_a_flipped_byte_never_ends_a_run(kept: Kept) -> None:
 def test_an_unreadable_reply_is_kept_and_a_mended_reader_reads_it(kept: Kept) -> None:
     """A reply that was kept as unreadable becomes a judgement when today's reader can read it."""
     record = next(
-        r for _, r in journals.replay(kept.places.journal) if isinstance(r, dict) and r.get("stage") == "judgement"
+        r for _, r in journal.replay(kept.places.journal) if isinstance(r, dict) and r.get("stage") == "judgement"
     )
     rubrics = Ledger.open(kept.places.store, print)
     refused = {**record, "verdict": "failed", "kind": "unreadable", "message": "an older reader could not read it"}
@@ -424,7 +424,7 @@ def test_a_damaged_line_of_any_kind_is_made_good_by_the_next_run(kept: Kept, kin
 
 def test_a_rubric_that_this_version_refuses_keeps_nothing_else_from_the_store(kept: Kept) -> None:
     record = {"t": "text", "v": 1, "digest": "f" * 64, "kind": "rubric", "content": {"rubric.yaml": "name: former"}}
-    calls = [r for _, r in journals.replay(kept.places.journal) if isinstance(r, dict) and r["t"] == "call"]
+    calls = [r for _, r in journal.replay(kept.places.journal) if isinstance(r, dict) and r["t"] == "call"]
     call = next(call for call in calls if call["stage"] == "judgement")
     other = call | {"id": "former", "key": "0" * 32, "item": call["item"] | {"rubric": "f" * 64, "spec": "0" * 32}}
     with Ledger.open(kept.places.store, pytest.fail) as ledger:

@@ -18,7 +18,7 @@ from aif.core.types import Usage
 from aif.judging.rubric import Rubric
 from aif.providers.base import CallError, Kind, Reply
 from aif.providers.retry import Verdict
-from aif.store import records as events
+from aif.store import records
 from aif.store.database import Store
 from aif.store.ledger import Ledger
 from aif.store.reader import Former, Reader
@@ -52,11 +52,11 @@ def unasked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Pipeline
         yield made
 
 
-def come(item: events.CallItem, verdict: Verdict, at: int, text: str = "Four.") -> dict[str, Any]:
+def come(item: records.CallItem, verdict: Verdict, at: int, text: str = "Four.") -> dict[str, Any]:
     """A call as a run keeps it: each hundred calls are a run."""
     error = None if verdict == "answered" else CallError(KINDS[verdict], f"{verdict} says the server")
     reply = None if error else Reply(text, "stop", Usage(1, 1))
-    return events.call(
+    return records.call(
         item, id=f"run{at // 100}-{at}", n=1, started=STARTED, seconds=1, verdict=verdict, reply=reply, error=error,
         usd=0.0,
     )  # fmt: skip
@@ -84,7 +84,7 @@ def test_each_item_without_an_answer_is_told_once_with_the_last_word_on_it(
         ledger.store.cursor().execute(f"DELETE FROM {name}")
     at = iter(range(0, 10**6, turns.choice([1, 40])))
 
-    def keep(asked: list[tuple[events.CallItem, list[Verdict], str]]) -> None:
+    def keep(asked: list[tuple[records.CallItem, list[Verdict], str]]) -> None:
         left, calls = [(item, iter(verdicts), text) for item, verdicts, text in asked], []
         while left:
             one = turns.choice(left)

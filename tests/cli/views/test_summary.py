@@ -20,7 +20,7 @@ from aif.engine.make_pairs import make_pairs
 from aif.engine.outcome_text import balanced, shortfall
 from aif.engine.prepare import rubric_of
 from aif.export.dataset import export
-from aif.store import records as events
+from aif.store import records
 from aif.store.ledger import Ledger
 from aif.store.reader import Balance, Reader, Tally
 from tests.building import PIPELINE, Cut, Fate, build, complete, rate
@@ -168,11 +168,11 @@ def test_what_has_no_price_is_told_as_unknown_never_as_nothing(tmp_path: Path) -
 
 def test_what_was_read_anew_and_not_planned_yet_is_said(tmp_path: Path) -> None:
     with made(tmp_path, {}, {}) as ledger:
-        ledger.keep([events.page(0, [], []), events.selected("other", {})])
+        ledger.keep([records.page(0, [], []), records.selected("other", {})])
         with Reader.of(ledger.store) as reader:
             assert balanced(reader.balance())[-1] == "no prompt is selected"
         (one,) = {row["prompt_id"] for row in _ask(ledger, "SELECT min(prompt_id) AS prompt_id FROM prompts")}
-        ledger.keep([events.page(0, [(one, "s")], []), events.selected("third", {})])
+        ledger.keep([records.page(0, [(one, "s")], []), records.selected("third", {})])
         with Reader.of(ledger.store) as reader:
             said = balanced(reader.balance())
     assert said[-2:] == [
