@@ -33,7 +33,7 @@ test-real:  ## the suite with a real vLLM (CPU build) and TRL; Linux x86-64
 	scripts/real-env.sh $(REAL)
 	$(REAL)/bin/python -m pytest -q tests/real
 
-chaos: $(VENV)/installed  ## try every promise at full length (TRIALS="2 12": some) and write docs/reliability.md; two hours
+chaos: $(VENV)/installed  ## test every promise at full length (TRIALS="2 12": some) and write docs/reliability.md; two hours
 	AIF_REAL_PYTHON=$$(test -x $(REAL)/bin/python && echo $(CURDIR)/$(REAL)/bin/python) $(BIN)/python -m chaos $(TRIALS)
 
 # OpenAI's vocabularies lie in a wheel of another project, as its library keeps them.
@@ -42,36 +42,36 @@ build/vocabularies:
 	$(BIN)/python -m zipfile --extract build/wheels/litellm-*.whl build/litellm
 	mkdir -p $@ && cp build/litellm/litellm/litellm_core_utils/tokenizers/[0-9a-f]* $@/
 
-bench: $(VENV)/installed build/vocabularies  ## measure what needs no peer (TRIALS="1 2": some) and write docs/performance.md; an hour
+bench: $(VENV)/installed build/vocabularies  ## measure what needs no other tool (TRIALS="1 2": some) and write docs/performance.md; an hour
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check tiktoken
 	TIKTOKEN_CACHE_DIR=$(CURDIR)/build/vocabularies $(BIN)/python -m benchmarks $(or $(TRIALS),1 2 4 5 6 7 8 9 10)
 
-bench-vllm:  ## measure beside a bare loop on a real vLLM (CPU build); Linux x86-64
+bench-vllm:  ## compare with a bare loop on a real vLLM (CPU build); Linux x86-64
 	scripts/real-env.sh $(REAL)
 	$(REAL)/bin/python -m benchmarks 3
 
-bench-peers: $(VENV)/installed  ## measure beside distilabel and curator, each in an environment of its own
+bench-peers: $(VENV)/installed  ## compare with distilabel and curator, each in its own environment
 	test -x .venv-distilabel/bin/python || { $(PYTHON) -m venv .venv-distilabel && .venv-distilabel/bin/pip install --quiet distilabel==1.5.3 openai requests; }
 	test -x .venv-curator/bin/python || { $(PYTHON) -m venv .venv-curator && .venv-curator/bin/pip install --quiet bespokelabs-curator==0.1.31; }
 	$(BIN)/python -m benchmarks 11
 
-package: $(VENV)/installed  ## build wheel and sdist, and try each in a bare environment
+package: $(VENV)/installed  ## build wheel and sdist, and test each in an empty environment
 	scripts/try-package.sh
 
-lint: $(VENV)/installed  ## ruff, formatting too; which package may import which
+lint: $(VENV)/installed  ## ruff, formatting and the rules of which package may import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo
 
-format: $(VENV)/installed  ## mend what ruff can mend
+format: $(VENV)/installed  ## fix what ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 typecheck: $(VENV)/installed  ## mypy, strict
 	$(BIN)/mypy
 
-docs: $(VENV)/installed  ## write the pages of docs/ that the program prints itself
+docs: $(VENV)/installed  ## write the generated pages of docs/
 	$(BIN)/python -m scripts.write_docs
 
-clean:  ## remove what was installed and built (never runs/)
+clean:  ## remove everything installed or built (never runs/)
 	rm -rf $(VENV) $(REAL) .venv-distilabel .venv-curator build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
