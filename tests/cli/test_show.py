@@ -12,9 +12,9 @@ from aif.cli.show import tell_story
 from aif.cli.summary import tell_items, tell_status, tell_summary
 from aif.engine.pair import make_pairs
 from aif.store.results import Results
-from tests.building import Cut, Fate, build, complete, rate
+from tests.end_to_end.test_carried import answered, rows, scored
 from tests.engine.test_run import run
-from tests.test_carried import answered, rows, scored
+from tests.support.building import Cut, Fate, build, complete, rate
 
 
 def told(tell: Callable[[Console], None]) -> str:

@@ -21,7 +21,7 @@ from aif.store import records as events
 from aif.store.ingest import Entry
 from aif.store.ledger import Ledger
 from aif.store.reader import Reader
-from tests.building import STARTED, Fate, build
+from tests.support.building import STARTED, Fate, build
 
 
 def entries(ledger: Ledger, n: int, text: str = "words") -> list[Entry]:

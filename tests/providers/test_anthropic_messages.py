@@ -11,7 +11,7 @@ from aif.core.types import Message, Usage
 from aif.providers import anthropic_messages as messages
 from aif.providers import chat_completions as wire
 from aif.providers.base import CallError, Kind, Reply, Request
-from tests.providers.loopback import message
+from tests.support.loopback import message
 
 SCHEMA = {
     "type": "object",

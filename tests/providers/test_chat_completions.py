@@ -14,7 +14,7 @@ from aif.providers import anthropic_messages as messages
 from aif.providers import chat_completions as wire
 from aif.providers.base import CallError, Kind, Options, Quota, Reply, Request
 from aif.providers.error_replies import SAID_LENGTH
-from tests.providers.loopback import KEY, completion, message
+from tests.support.loopback import KEY, completion, message
 
 SCHEMA = {
     "type": "object",
