@@ -34,7 +34,7 @@ test-real:  ## the suite with a real vLLM (CPU build) and TRL; Linux x86-64
 	$(REAL)/bin/python -m pytest -q tests/real
 
 chaos: $(VENV)/installed  ## test every promise at full length (TRIALS="2 12": some) and write docs/reliability.md; two hours
-	AIF_REAL_PYTHON=$$(test -x $(REAL)/bin/python && echo $(CURDIR)/$(REAL)/bin/python) $(BIN)/python -m chaos $(TRIALS)
+	AIF_REAL_PYTHON=$$(test -x $(REAL)/bin/python && echo $(CURDIR)/$(REAL)/bin/python) $(BIN)/python -m trials.reliability $(TRIALS)
 
 # OpenAI's vocabularies lie in a wheel of another project, as its library keeps them.
 build/vocabularies:
@@ -44,16 +44,16 @@ build/vocabularies:
 
 bench: $(VENV)/installed build/vocabularies  ## measure what needs no other tool (TRIALS="1 2": some) and write docs/performance.md; an hour
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check tiktoken
-	TIKTOKEN_CACHE_DIR=$(CURDIR)/build/vocabularies $(BIN)/python -m benchmarks $(or $(TRIALS),1 2 4 5 6 7 8 9 10)
+	TIKTOKEN_CACHE_DIR=$(CURDIR)/build/vocabularies $(BIN)/python -m trials.performance $(or $(TRIALS),1 2 4 5 6 7 8 9 10)
 
 bench-vllm:  ## compare with a bare loop on a real vLLM (CPU build); Linux x86-64
 	scripts/real-env.sh $(REAL)
-	$(REAL)/bin/python -m benchmarks 3
+	$(REAL)/bin/python -m trials.performance 3
 
 bench-peers: $(VENV)/installed  ## compare with distilabel and curator, each in its own environment
 	test -x .venv-distilabel/bin/python || { $(PYTHON) -m venv .venv-distilabel && .venv-distilabel/bin/pip install --quiet distilabel==1.5.3 openai requests; }
 	test -x .venv-curator/bin/python || { $(PYTHON) -m venv .venv-curator && .venv-curator/bin/pip install --quiet bespokelabs-curator==0.1.31; }
-	$(BIN)/python -m benchmarks 11
+	$(BIN)/python -m trials.performance 11
 
 package: $(VENV)/installed  ## build wheel and sdist, and test each in an empty environment
 	scripts/try-package.sh

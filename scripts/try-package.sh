@@ -10,7 +10,7 @@ trap 'rm -rf "$work"' EXIT
 
 # from a copy of what belongs to it: what is built must not depend on what else lies in the checkout
 mkdir "$work/src"
-tar -C "$root" --exclude=__pycache__ -cf - aif prompts pipelines data tests docs examples scripts \
+tar -C "$root" --exclude=__pycache__ -cf - aif prompts pipelines data tests trials docs examples scripts \
     README.md CHANGELOG.md LICENSE Makefile pyproject.toml | tar -C "$work/src" -xf -
 (cd "$work/src" && "$python" -m hatchling build -t wheel -t sdist -d "$work/dist" >/dev/null)
 ls -l "$work/dist"

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from tests.model_hub import serving_hub
-from tests.serving import Served, serving
+from tests.support.model_hub import serving_hub
+from tests.support.serving import Served, serving
 
 # What a script puts into the background ignores Ctrl-C, what nohup starts a terminal that closes, and so does all that
 # these start.

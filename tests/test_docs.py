@@ -20,7 +20,7 @@ from aif.judging.rubric import Sheet, load
 from aif.store.database import Store
 from aif.store.reader import Reader
 from scripts import write_docs
-from tests.keys import keys
+from tests.support.keys import keys
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -10,8 +10,8 @@ from aif.core.errors import Exit
 from aif.engine.prepare import principles_of, rubric_of
 from aif.simulator import Cast
 from tests.cli.test_main import Typed, typed
-from tests.serving import Served
-from tests.shipped import KEYS, PIPELINES, moved
+from tests.support.serving import Served
+from tests.support.shipped import KEYS, PIPELINES, moved
 
 __all__ = ["typed"]  # a fixture
 

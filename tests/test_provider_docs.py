@@ -14,8 +14,8 @@ import yaml
 
 from aif.config.pipeline import Pipeline, load
 from aif.core.errors import Exit
-from tests.dialects import DIALECTS, KEY, TASK, every_provider
 from tests.engine.test_orchestrator import aif, ask
+from tests.support.dialects import DIALECTS, KEY, TASK, every_provider
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs/providers.md").read_text()
 BLOCKS = dict(re.findall(r"^### (.+)\n(?:(?!^#).*\n)*?```yaml\n((?:.*\n)*?)```", PAGE, re.MULTILINE))

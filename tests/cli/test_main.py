@@ -22,7 +22,7 @@ from aif.store import records
 from aif.store.ledger import Ledger
 from aif.store.reader import Reader
 from tests.engine.test_orchestrator import write
-from tests.serving import POOL, Served
+from tests.support.serving import POOL, Served
 
 Typed = Callable[..., tuple[int, str, str]]
 

@@ -13,7 +13,7 @@ from aif.core.redaction import SHORTEST, redact, without
 from aif.providers import chat_completions
 from aif.providers.anthropic_messages import read_reply
 from aif.providers.base import CallError, Kind
-from tests.providers.loopback import KEY, completion, message
+from tests.support.loopback import KEY, completion, message
 
 # letters that JSON, URLs, HTML and base64 each write otherwise
 KEYS = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=SHORTEST, max_size=60)

@@ -24,9 +24,9 @@ from aif.store import records
 from aif.store.database import Store
 from aif.store.ledger import Ledger
 from aif.store.reader import Reader
-from tests.building import Fate, build
 from tests.engine.test_orchestrator import aif, ask, run, write
-from tests.serving import Served
+from tests.support.building import Fate, build
+from tests.support.serving import Served
 
 Serve = Callable[..., Served]
 

@@ -22,7 +22,7 @@ from aif.engine.estimate import Estimate
 from aif.engine.workload import foresee
 from aif.simulator import Cast
 from tests.engine.test_orchestrator import aif, run, write
-from tests.serving import POOL, Served
+from tests.support.serving import POOL, Served
 
 Serve = Callable[..., Served]
 

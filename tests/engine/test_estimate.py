@@ -33,9 +33,9 @@ from aif.judging.rubric import load as load_rubric
 from aif.simulator import Arrival, Cast, Fault, Mishap
 from aif.store.forecast import Forecast, Replies
 from aif.store.reader import Tally
-from tests.building import Fate, build
 from tests.engine.test_orchestrator import ask, run, write
-from tests.serving import POOL, Served
+from tests.support.building import Fate, build
+from tests.support.serving import POOL, Served
 
 Serve = Callable[..., Served]
 

@@ -15,8 +15,8 @@ from aif.config.pipeline import load
 from aif.core.errors import Exit
 from aif.store.lock import Places
 from tests.engine.test_orchestrator import ask, run, write
-from tests.processes import until
-from tests.serving import Served
+from tests.support.processes import until
+from tests.support.serving import Served
 
 Serve = Callable[..., Served]
 ASKED = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]

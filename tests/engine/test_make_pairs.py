@@ -15,8 +15,8 @@ from aif.judging.rubric import Rubric
 from aif.store import records, results
 from aif.store.ledger import Ledger
 from aif.store.results import Results
-from tests.building import PIPELINE, Cut, Fate, build
-from tests.building import rate as rate_by_quality
+from tests.support.building import PIPELINE, Cut, Fate, build
+from tests.support.building import rate as rate_by_quality
 
 MODELS = ("able", "fair", "plain", "poor")
 

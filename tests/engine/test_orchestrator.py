@@ -22,7 +22,7 @@ from aif.providers.retry import RetryPolicy
 from aif.simulator import Cast
 from aif.store.ledger import Ledger
 from aif.store.reader import Reader
-from tests.serving import POOL, Served
+from tests.support.serving import POOL, Served
 
 Serve = Callable[..., Served]
 

@@ -13,8 +13,8 @@ from aif.engine.prepare import prepare
 from aif.engine.rebuild import again
 from aif.store.lock import Places
 from tests.engine.test_orchestrator import write
-from tests.serving import Served
 from tests.store.test_ledger import Kept
+from tests.support.serving import Served
 
 
 @pytest.mark.parametrize(

@@ -27,8 +27,8 @@ from aif.providers.retry import RetryPolicy
 from aif.store.reader import Reader
 from tests.cli.test_main import Typed, typed
 from tests.engine.test_orchestrator import ask, run, write
-from tests.processes import until
-from tests.serving import Served
+from tests.support.processes import until
+from tests.support.serving import Served
 
 __all__ = ["typed"]  # a fixture
 

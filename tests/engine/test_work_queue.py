@@ -13,8 +13,8 @@ from aif.providers.concurrency import Others
 from aif.providers.endpoint import Endpoint, Halted
 from aif.providers.rate_limits import Pace
 from aif.providers.retry import Verdict
-from chaos import whose_fault
-from chaos.clock import leap as run
+from trials.reliability import failure_attribution
+from trials.reliability.fast_clock import leap as run
 
 BROKEN = CallError(Kind.SERVER_ERROR, "HTTP 500: boom")
 PAGE = CallError(Kind.UNAUTHORIZED, "HTTP 403: Request blocked")
@@ -197,10 +197,10 @@ def test_who_else_could_be_asked() -> None:
 
 def test_a_world_that_goes_wrong_is_noticed() -> None:
     """What random worlds are judged by is not what decides in them."""
-    world = whose_fault.World(0, items=3, places=1, takes_s=1.0, doomed={1: whose_fault.PASSING[0]})
-    call = whose_fault.Call(0, 0.0, 1.0, None, "answered")
+    world = failure_attribution.World(0, items=3, places=1, takes_s=1.0, doomed={1: failure_attribution.PASSING[0]})
+    call = failure_attribution.Call(0, 0.0, 1.0, None, "answered")
     ends: dict[int, Verdict] = {0: "answered", 1: "failed", 2: "failed"}
-    wrong = whose_fault.wrong(world, whose_fault.Course([call, call], ends, None, 1.0, frozenset()))
+    wrong = failure_attribution.wrong(world, failure_attribution.Course([call, call], ends, None, 1.0, frozenset()))
     assert wrong == [
         "item 0: answered twice",
         "item 2: sound, and ends as failed (None)",

@@ -20,7 +20,7 @@ from aif.store import journal, records
 from aif.store.ingest import Entry
 from aif.store.ledger import Ledger
 from aif.store.reader import Reader
-from tests.building import STARTED, Fate, build
+from tests.support.building import STARTED, Fate, build
 
 
 def entries(ledger: Ledger, n: int, text: str = "words") -> list[Entry]:

@@ -17,7 +17,7 @@ from aif.core.types import Failing
 from aif.engine.prepare import rubric_of
 from aif.export.card import CardFacts, cell, fenced, render
 from aif.store.reader import Balance, Books, Tally
-from tests.building import PIPELINE
+from tests.support.building import PIPELINE
 
 BALANCE = Balance(
     prompts=30,

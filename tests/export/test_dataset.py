@@ -34,7 +34,7 @@ from aif.judging.rubric import Rubric
 from aif.store import records
 from aif.store.ledger import Ledger
 from aif.store.results import Answer, Completed, Pair, Results, Verdict, Whole
-from tests.building import PIPELINE, Cut, Fate, build, complete, rate
+from tests.support.building import PIPELINE, Cut, Fate, build, complete, rate
 
 Built = tuple[Pipeline, Rubric, Ledger]
 

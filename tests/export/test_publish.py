@@ -33,10 +33,10 @@ from aif.export.manifest import RunFile
 from aif.export.publish import File, Plan, _closed, _is_blank, _listed, concerns
 from aif.store.ledger import Ledger
 from aif.store.reader import Books
-from tests.building import PIPELINE, Fate, build, complete
+from tests.end_to_end.test_carried import Row, answered, rows, scored
 from tests.engine.test_orchestrator import run
-from tests.hub import Commit, Hub, User, serving_hub
-from tests.test_carried import Row, answered, rows, scored
+from tests.support.building import PIPELINE, Fate, build, complete
+from tests.support.hub import Commit, Hub, User, serving_hub
 
 TOKEN = "hf_alicealicealice"
 

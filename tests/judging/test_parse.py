@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from aif.core.types import Rating
 from aif.judging.parse import Unparseable, read
 from aif.judging.rubric import Form, Rubric
-from tests.replies import (
+from tests.support.replies import (
     FORMS,
     KINDS,
     REQUESTS,
@@ -438,7 +438,7 @@ def tried(case: Case) -> bool:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_replies_of_each_kind(kind: str) -> None:
-    """60 of each; chaos/nothing_invalid.py tries a quarter of a million."""
+    """60 of each; trials/reliability/invalid_replies.py tries a quarter of a million."""
     for seed in range(60):
         tried(spoilt(seed, kind))
 

@@ -11,7 +11,7 @@ from aiohttp import web
 
 from aif.core.types import Message
 from aif.providers.base import Request
-from tests.providers.loopback import Answer, Answering, Served
+from tests.support.loopback import Answer, Answering, Served
 
 
 @pytest_asyncio.fixture

@@ -8,7 +8,7 @@ import pytest
 from aif.core.types import Message, Usage
 from aif.providers.anthropic import AnthropicChat
 from aif.providers.base import Request
-from tests.providers.loopback import HEADERS, KEY, Answering, keyed, message, says
+from tests.support.loopback import HEADERS, KEY, Answering, keyed, message, says
 
 
 def client(url: str, **more: Any) -> AnthropicChat:

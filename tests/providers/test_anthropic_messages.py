@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from aif.core.types import Message, Usage
 from aif.providers import anthropic_messages, chat_completions
 from aif.providers.base import CallError, Kind, Reply, Request
-from tests.providers.loopback import message
+from tests.support.loopback import message
 
 SCHEMA = {
     "type": "object",

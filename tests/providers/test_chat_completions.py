@@ -13,7 +13,7 @@ from aif.core.types import Message, Usage, is_blank
 from aif.providers import anthropic_messages, chat_completions
 from aif.providers.base import CallError, Kind, Options, Quota, Reply, Request
 from aif.providers.error_replies import SAID_LENGTH
-from tests.providers.loopback import KEY, completion, message
+from tests.support.loopback import KEY, completion, message
 
 SCHEMA = {
     "type": "object",

@@ -21,7 +21,7 @@ from aif.providers.base import CallError, ChatModel, Kind, Options, Request
 from aif.providers.openai import OpenAIChat
 from aif.providers.vllm import VllmChat
 from aif.simulator import Arrival, Cast, Fault, Mishap, Simulator
-from tests.providers.loopback import (
+from tests.support.loopback import (
     FAILURES,
     KEY,
     MESSAGE_FAILURES,

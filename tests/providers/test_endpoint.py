@@ -13,7 +13,7 @@ from aif.providers.base import CallError, Kind, Quota, Reply, Request
 from aif.providers.concurrency import Caller
 from aif.providers.endpoint import Endpoint, Halted
 from aif.providers.rate_limits import Pace
-from chaos.clock import leap as run
+from trials.reliability.fast_clock import leap as run
 
 REQUEST = Request((Message("user", "x" * 400),), 100)
 BAD = CallError(Kind.BAD_REQUEST, "temperature is not supported")

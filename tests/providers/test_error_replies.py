@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from aif.providers import chat_completions
 from aif.providers.base import UNBILLED, CallError, Kind
 from aif.providers.error_replies import SAID_LENGTH, classify, holds
-from tests.providers.loopback import KEY
+from tests.support.loopback import KEY
 
 OVERFLOW, RATE, QUOTA, MODEL = Kind.CONTEXT_OVERFLOW, Kind.RATE_LIMITED, Kind.QUOTA_EXHAUSTED, Kind.UNKNOWN_MODEL
 SERVER, KEYS, SHAPE, URL = Kind.SERVER_ERROR, Kind.UNAUTHORIZED, Kind.BAD_REQUEST, Kind.WRONG_URL

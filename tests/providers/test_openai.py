@@ -7,7 +7,7 @@ import pytest
 from aif.core.types import Usage
 from aif.providers.base import Request
 from aif.providers.openai import OpenAIChat
-from tests.providers.loopback import HEADERS, KEY, Answering, completion, keyed, says
+from tests.support.loopback import HEADERS, KEY, Answering, completion, keyed, says
 
 
 def client(url: str, **more: Any) -> OpenAIChat:

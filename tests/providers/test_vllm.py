@@ -11,7 +11,7 @@ from aif.core.errors import BadInput
 from aif.core.types import Usage
 from aif.providers.base import CallError, Kind, Request
 from aif.providers.vllm import VllmChat, _Server, normalised
-from tests.providers.loopback import KEY, Answering, body, completion, hang, keyed, says
+from tests.support.loopback import KEY, Answering, body, completion, hang, keyed, says
 
 
 def client(*urls: str, key: str | None = None, **more: Any) -> VllmChat:

@@ -15,8 +15,8 @@ from aif.core.errors import Exit
 from aif.core.resources import shipped
 from aif.store.lock import Places
 from aif.store.reader import Reader
-from chaos.server_dies import killed_for_real
 from tests.real.tiny_model import build
+from trials.reliability.server_failures import killed_for_real
 
 MARK = "AIF_REAL_FLEET"  # in the environment of every process that a server consists of
 PROMPTS = 12

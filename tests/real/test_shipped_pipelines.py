@@ -10,8 +10,8 @@ from datasets import load_dataset
 
 from aif.core.errors import Exit
 from aif.simulator import Cast
-from tests.serving import serving
-from tests.shipped import KEYS, PIPELINES, moved
+from tests.support.serving import serving
+from tests.support.shipped import KEYS, PIPELINES, moved
 
 
 @pytest.mark.parametrize("path", PIPELINES, ids=[path.stem for path in PIPELINES])

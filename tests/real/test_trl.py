@@ -10,7 +10,7 @@ from datasets import Dataset, load_dataset
 
 from aif.export.dataset import export
 from aif.export.formats import FORMATS
-from tests.building import Cut, build
+from tests.support.building import Cut, build
 
 PAIRS = 16
 CONFIGS = ("trl", "h4", "ultrafeedback", "kto", "reward", "sft")

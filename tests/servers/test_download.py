@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from aif.servers import download
-from tests.hub import echoing
-from tests.model_hub import COMMIT
+from tests.support.hub import echoing
+from tests.support.model_hub import COMMIT
 
 
 def fetched(folder: Path, hub: str, *words: str, offline: bool = False) -> tuple[int, str]:

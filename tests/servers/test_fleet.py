@@ -1,5 +1,5 @@
 """Servers of their own processes: started, awaited, watched, swapped and stopped, and none of them left, however aif
-ends. What they run is tests/fakes/vllm, found by PYTHONPATH in the place of vLLM."""
+ends. What they run is tests/support/fakes/vllm, found by PYTHONPATH in the place of vLLM."""
 
 import asyncio
 import json
@@ -27,9 +27,9 @@ from aif.servers.fleet import Fleet, Patience, _appending, telling
 from aif.store.lock import Places
 from aif.store.reader import Reader
 from tests.engine.test_orchestrator import ask, run, write
-from tests.fakes.vllm.entrypoints.openai.api_server import TRACEBACK
-from tests.processes import alive, until
-from tests.serving import Served
+from tests.support.fakes.vllm.entrypoints.openai.api_server import TRACEBACK
+from tests.support.processes import alive, until
+from tests.support.serving import Served
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = Patience(poll_s=0.02, again_s=(0.01, 0.01))
@@ -57,7 +57,7 @@ class Fakes:
 
     def launch(self, launch: dict[str, Any] | None = None, **env: str) -> dict[str, Any]:
         """An entry's `provider` and `launch`."""
-        paths = {"PYTHONPATH": f"{ROOT / 'tests' / 'fakes'}:{ROOT}", "FAKE_FOLDER": str(self.folder)}
+        paths = {"PYTHONPATH": f"{ROOT / 'tests' / 'support' / 'fakes'}:{ROOT}", "FAKE_FOLDER": str(self.folder)}
         return {"provider": "vllm", "launch": {"model": str(self.model), **(launch or {}), "env": paths | env}}
 
     def started(self) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from aif.servers import guard
-from tests.processes import alive, until
+from tests.support.processes import alive, until
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="what leaves the group is found by /proc")
 PATH = str(Path(guard.__file__))

@@ -18,7 +18,7 @@ from aif.core.types import digest
 from aif.servers import model_identity
 from aif.servers.command import command, fetching, launched
 from aif.servers.model_identity import Seen, bare, changed, counted, known, loaded
-from tests.model_hub import COMMIT, FILES
+from tests.support.model_hub import COMMIT, FILES
 
 BASE = {
     "config.json": "{}", "model.safetensors": "weights", "tokenizer.json": "{}", "chat_template.jinja": "{{ a }}",

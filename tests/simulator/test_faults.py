@@ -13,7 +13,7 @@ from aif.core.errors import BadInput
 from aif.simulator import Arrival, Call, Cast, Fault, Faults, Mishap, Simulator
 from aif.simulator.models import RefusedError
 from aif.simulator.rate_limits import Allowance
-from chaos import clock
+from trials.reliability import fast_clock
 
 CAST = Cast({"model": 0.5}, {}, 7)
 BODY = {"model": "model", "messages": [{"role": "user", "content": "How do tides work?"}], "max_tokens": 50}
@@ -207,6 +207,6 @@ def test_a_scaled_clock_drives_both_sides() -> None:
             return asyncio.get_running_loop().time() - began
 
     began = time.monotonic()
-    took = clock.run(asked(), speed=200)
+    took = fast_clock.run(asked(), speed=200)
     assert took >= 30
     assert time.monotonic() - began < 15

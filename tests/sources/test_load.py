@@ -20,7 +20,7 @@ from aif.core.errors import BadInput
 from aif.core.types import Message, Prompt, Provided
 from aif.sources.load import fingerprint, read
 from aif.sources.prompt_rows import Skipped
-from tests.hub import echoing, serving_hub
+from tests.support.hub import echoing, serving_hub
 
 ROW = Source(file="p.jsonl")
 

@@ -19,8 +19,8 @@ from aif.store.journal import START, Journal, Position
 from aif.store.journal_batches import RECORDS, Rubrics
 from aif.store.lock import Places
 from aif.store.reader import Reader
-from tests.building import build
-from tests.processes import alive
+from tests.support.building import build
+from tests.support.processes import alive
 
 WAYS = pytest.mark.parametrize("far", [FAR, 0], ids=["here", "elsewhere"])
 TABLES = ("prompts", "selection", "intake", "texts", "completions", "judgements", "calls", "failed", "reserved")

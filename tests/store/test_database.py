@@ -19,7 +19,7 @@ from aif.store import records
 from aif.store.database import Store
 from aif.store.ledger import Ledger
 from aif.store.reader import Reader
-from tests.building import STARTED, Cut, Fate, build
+from tests.support.building import STARTED, Cut, Fate, build
 
 
 def sql(ledger: Ledger, query: str) -> list[dict[str, Any]]:

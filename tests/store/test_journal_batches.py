@@ -22,8 +22,8 @@ from aif.engine.workload import foresee
 from aif.store.journal_batches import Rubrics, entry_of
 from aif.store.ledger import Ledger
 from aif.store.reader import Reader
-from tests.building import build
 from tests.engine.test_orchestrator import aif, ask, run
+from tests.support.building import build
 
 THOUGHT = "Thinking of it.</think>Paris, says r1."
 

@@ -32,9 +32,9 @@ from aif.store.ledger import Ledger
 from aif.store.lock import Lock, Places, holder, is_held
 from aif.store.reader import Reader
 from aif.store.results import Results
+from tests.end_to_end.test_carried import answered, scored
 from tests.engine.test_orchestrator import ask, run, write
-from tests.serving import Served
-from tests.test_carried import answered, scored
+from tests.support.serving import Served
 
 TABLES = ("prompts", "selection", "intake", "texts", "completions", "judgements", "calls", "failed", "splits")
 

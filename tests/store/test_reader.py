@@ -22,7 +22,7 @@ from aif.store import records
 from aif.store.database import Store
 from aif.store.ledger import Ledger
 from aif.store.reader import Former, Reader
-from tests.building import STARTED, Fate, build, completion_item, judgement_item
+from tests.support.building import STARTED, Fate, build, completion_item, judgement_item
 
 ENDS: list[Verdict] = ["answered", "again", "later", "failed", "refused"]
 KINDS = {"again": Kind.SERVER_ERROR, "later": Kind.TIMEOUT, "failed": Kind.BLOCKED, "refused": Kind.QUOTA_EXHAUSTED}

@@ -32,11 +32,11 @@ from aif.store.journal import Damage, Journal
 from aif.store.ledger import FEW, Ledger
 from aif.store.lock import Places
 from aif.store.reader import Former, Reader
-from tests.building import STARTED, Fate, build
+from tests.end_to_end.test_carried import answered, bring, rows, scored
 from tests.engine.test_orchestrator import ask, run, write
-from tests.serving import POOL, Served
 from tests.store.test_ledger import Kept
-from tests.test_carried import answered, bring, rows, scored
+from tests.support.building import STARTED, Fate, build
+from tests.support.serving import POOL, Served
 
 Serve = Callable[..., Served]
 

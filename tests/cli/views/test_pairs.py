@@ -12,8 +12,8 @@ from aif.config.pipeline import Pipeline, parse
 from aif.core.errors import BadInput
 from aif.engine.make_pairs import make_pairs
 from aif.store.results import Results
-from tests.building import PIPELINE, Fate, build
-from tests.building import rate as rate_by_quality
+from tests.support.building import PIPELINE, Fate, build
+from tests.support.building import rate as rate_by_quality
 
 
 def complete(number: int, model: str) -> str:

@@ -12,9 +12,9 @@ from aif.cli.views.show import tell_story
 from aif.cli.views.summary import tell_items, tell_status, tell_summary
 from aif.engine.make_pairs import make_pairs
 from aif.store.results import Results
-from tests.building import Cut, Fate, build, complete, rate
+from tests.end_to_end.test_carried import answered, rows, scored
 from tests.engine.test_orchestrator import run
-from tests.test_carried import answered, rows, scored
+from tests.support.building import Cut, Fate, build, complete, rate
 
 
 def told(tell: Callable[[Console], None]) -> str:

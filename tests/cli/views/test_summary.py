@@ -23,11 +23,11 @@ from aif.export.dataset import export
 from aif.store import records
 from aif.store.ledger import Ledger
 from aif.store.reader import Balance, Reader, Tally
-from tests.building import PIPELINE, Cut, Fate, build, complete, rate
+from tests.end_to_end.test_carried import answered as bringing
+from tests.end_to_end.test_carried import rows
 from tests.engine.test_orchestrator import run, write
-from tests.serving import Served
-from tests.test_carried import answered as bringing
-from tests.test_carried import rows
+from tests.support.building import PIPELINE, Cut, Fate, build, complete, rate
+from tests.support.serving import Served
 
 POOL = ("able", "fair", "plain", "poor")
 Completions = Mapping[tuple[int, str], Fate | None]
