@@ -89,7 +89,7 @@ def test_the_recipes_run(tmp_path: Path) -> None:
     with Reader.open(tmp_path / "s.duckdb") as reader:
         assert len(recipes) >= 4
         for recipe in recipes:
-            assert reader.sql(recipe) == []
+            assert reader._query(recipe) == []
 
 
 def _columns(fields: pa.Schema | pa.StructType, prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -8,7 +8,7 @@ import re
 import shlex
 import signal
 import sys
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional, TypeVar
 
@@ -127,7 +127,7 @@ def _consent(
         from aif.engine.workload import estimated
         from aif.store.forecast import Forecast
 
-        with Forecast.of(ledger.store) as outlook, outlook.retried() if retry_failed else nullcontext():
+        with Forecast.of(ledger.store, retry_failed) as outlook:
             estimate = estimated(pipeline, rubric, outlook, limit)
         if estimate.calls:
             ask(err, estimate, pipeline.confirm_usd, yes=yes)
@@ -272,11 +272,10 @@ def status(pipeline: File, sets: Sets = None) -> None:
 
 def _tell_if_behind(one: "Pipeline", reader: "Reader") -> bool:
     """Whether the journal holds more than a store tells, which is said: a run was killed, or its disk was full."""
-    from aif.store.journal import Damage, Position, replay
+    from aif.store.journal import Damage, replay
     from aif.store.lock import Places
 
-    (at,) = reader.sql('SELECT segment, "offset" FROM about')
-    beyond = replay(Places(one.store).journal, Position(at["segment"], at["offset"]))
+    beyond = replay(Places(one.store).journal, reader.journal_position())
     if behind := any(not isinstance(found, Damage) for _, found in beyond):
         tell(f"{one.store}: is behind its journal, which has more answers; the next run or export takes them in")
     return behind

@@ -13,7 +13,7 @@ from aif.core.words import counted
 from aif.judging.request import replies_at_most
 from aif.judging.rubric import Rubric
 from aif.store.forecast import Replies
-from aif.store.reader import Tally
+from aif.store.report_queries import Tally
 
 BYTES_A_TOKEN = 4.0  # of English, and of most other scripts in UTF-8; what providers reckon with
 FEWEST_BYTES_A_TOKEN = 2.0  # of digits, code and scripts that a tokenizer does not know

@@ -27,7 +27,8 @@ from aif.servers.fleet import Fleet
 from aif.servers.placement import Key
 from aif.store import records
 from aif.store.ledger import Ledger
-from aif.store.reader import Reader, Tally
+from aif.store.reader import Reader
+from aif.store.report_queries import Tally
 
 OTHER_FILES = 256  # open ones besides calls' connections: store, journal, logs, libraries
 
@@ -148,7 +149,7 @@ async def flow(
             with _signals(run, screen, person):
                 async with asyncio.TaskGroup() as group:
                     group.create_task(fleet.attend())
-                    await run.execute()
+                    await run.work()
         finally:
             ended.set()
             await drawing

@@ -32,7 +32,8 @@ from aif.providers.retry import Verdict
 from aif.store import records
 from aif.store.ingest import Entry
 from aif.store.ledger import Ledger
-from aif.store.reader import Need, Reader, Ready, Todo
+from aif.store.reader import Reader
+from aif.store.run_queries import Need, Ready, Todo
 
 PAGE = 512
 # So many calls of an endpoint in a row that the budget did not cover, and it is asked no more. The first says little:
@@ -100,7 +101,7 @@ class Run:
         for event in self.more_ready.values():
             event.set()
 
-    async def execute(self) -> None:
+    async def work(self) -> None:
         """Does everything that is pending, once. What could not be done is in the store's `failures`."""
         self.ledger.store.begin(self.limit)
         least = self.pipeline.completions

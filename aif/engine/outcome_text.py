@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from aif.core.words import counted, dollars, spending
 from aif.engine.advice import THEN
 from aif.engine.budget import Short
-from aif.store.reader import Balance, Books, Marked, Tally
+from aif.store.report_queries import Balance, Books, Marked, Tally
 
 if TYPE_CHECKING:  # it loads numpy
     from aif.pairing.pairs import PairPolicy

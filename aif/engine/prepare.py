@@ -21,8 +21,9 @@ from aif.servers import model_identity
 from aif.sources import load as sources
 from aif.sources.prompt_rows import Skipped
 from aif.store import records as events
-from aif.store.reader import Reader, Tally
+from aif.store.reader import Reader
 from aif.store.records import Record
+from aif.store.report_queries import Tally
 
 if TYPE_CHECKING:  # who only asks has no use for them
     from aif.store.database import Store

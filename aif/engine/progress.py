@@ -20,7 +20,7 @@ from aif.core.types import UNSPENT, Failing, Spent
 if TYPE_CHECKING:  # `aif status` reads the file of a run without DuckDB and the providers' SDKs: 0.3 s instead of 0.6
     from aif.providers.endpoint import Endpoint
     from aif.store.ingest import Entry
-    from aif.store.reader import Tally
+    from aif.store.report_queries import Tally
 
 WINDOW_S = 30.0  # rates are of the last so many seconds
 FILE_EVERY_S = 1.0

@@ -39,7 +39,7 @@ def again(pipeline: Pipeline, tell: Callable[[str], None]) -> Again:
         prepare(pipeline, ledger, rubric, tell, reread=False)
         make_pairs(pipeline, rubric, ledger.store)
         with Reader.of(ledger.store) as reader:
-            return reader.sql("SELECT count(*) AS n FROM calls")[0]["n"], _read(reader)
+            return reader.calls(), reader.rating_digests()
 
     calls, after = Ledger.use(pipeline.store, tell, rubric, whole, anew=True, tags=pipeline.tags)
     both = before.keys() & after.keys()
@@ -54,13 +54,7 @@ def _readings(places: Places, tell: Callable[[str], None]) -> dict[str, str]:
         return {}
     try:
         with Reader.open(places.store) as reader:
-            return _read(reader)
+            return reader.rating_digests()
     except StoreDamaged as error:
         tell(f"{error}; what it held can't be compared")
         return {}
-
-
-def _read(reader: Reader) -> dict[str, str]:
-    """A digest of the ratings by judgement."""
-    rows = reader.sql("SELECT key, sha256(to_json(ratings)::VARCHAR) AS said FROM judgements")
-    return {row["key"]: row["said"] for row in rows}

@@ -29,6 +29,7 @@ from aif.store.database import Store
 from aif.store.ledger import Ledger
 from aif.store.lock import Places
 from aif.store.reader import Reader
+from aif.store.report_queries import Unrated
 from aif.store.results import Results
 
 
@@ -64,7 +65,7 @@ class Tried:
     names: tuple[str, str]
     before: Ratings
     after: Ratings
-    failures: Sequence[Mapping[str, object]]
+    failures: Sequence[Unrated]
     asked: Asked
 
 
@@ -110,13 +111,7 @@ def attempt(
             flowed = asyncio.run(flow(judging, ledger, rubric, screen, tell, reach, policy or RetryPolicy(), person))
             after = _ratings(asked, rubric, ledger.store, reach)
             with Reader.of(ledger.store) as reader:
-                failures = reader.sql(
-                    "SELECT endpoint, coalesce(kind, 'not asked') AS kind, count(*) AS items, "
-                    "coalesce(min(message), '') AS example FROM items "
-                    "WHERE stage = 'judgement' AND state <> 'answered' AND NOT waits AND position < ? "
-                    "GROUP BY ALL ORDER BY ALL",
-                    [reach],
-                )
+                failures = reader.unrated(reach)
         finally:
             prepare(pipeline, ledger, present, tell, reread=False)
         return Tried((present.sheet.name, rubric.sheet.name), before, after, failures, flowed)
@@ -178,7 +173,7 @@ def _ratings(pipeline: Pipeline, rubric: Rubric, store: Store, reach: int) -> Ra
     aspect that several judges rated, the mean."""
     with Results.of(store) as reader:
         scores = scores_of(pipeline, rubric, reader)
-        within = [row["prompt_id"] for row in reader.sql("SELECT prompt_id FROM selection WHERE position < ?", [reach])]
+        within = reader.selected_before(reach)
     means = score(scores, ScoreRows.of(scores), _score(pipeline, rubric), pipeline.pairs.missing).means
     found: dict[str, dict[str, Rated]] = {prompt_id: {} for prompt_id in within}
     rows = zip(*(column.to_pylist() for column in (scores.prompt_ids, scores.completions, scores.models)), strict=True)

@@ -31,7 +31,7 @@ from aif.servers.tokenizer import tokenizer_of
 from aif.store.forecast import Forecast, Replies, SlotCall
 from aif.store.journal_batches import Rubrics
 from aif.store.ledger import Ledger
-from aif.store.reader import Tally
+from aif.store.report_queries import Tally
 
 SAMPLE = 1000  # calls whose requests are made to see how large they are: the mean of 64,000 within about 3 %
 MEASURED = 200  # answered calls whose bytes are set against their tokens; requests that are tokenized

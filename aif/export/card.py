@@ -26,7 +26,7 @@ from aif.engine.outcome_text import OUTCOMES, STAGES, balanced, beside, counts, 
 from aif.judging.rubric import Rubric
 from aif.pairing.labels import LabelCounts, balancing
 from aif.pairing.scores import TOLERANCE, Floats
-from aif.store.reader import Balance, Books, Marked
+from aif.store.report_queries import Balance, Books, Marked
 
 # The tag, and the configs that give it; None: every dataset has it.
 TAGS: Mapping[str, Collection[str] | None] = {

@@ -37,7 +37,7 @@ from aif.judging.rubric import Rubric
 from aif.pairing.labels import LabelCounts, best, labelled
 from aif.store import records
 from aif.store.ledger import Ledger
-from aif.store.reader import BESIDE, Balance, Books
+from aif.store.report_queries import BESIDE, Balance, Books
 from aif.store.results import Results
 
 WHOLE_GROUP = 500  # prompts with all that is known of each: about 40 KB; 0.5 s to fetch, of 4,000 prompts as of 16,000
@@ -254,8 +254,8 @@ def _describe(
     labels: LabelCounts | None,
     made: datetime,
 ) -> None:
-    spend = reader.sql("SELECT * FROM spend")
-    calls = _calls(reader)
+    spend = reader.spend()
+    calls = reader.call_period()
     facts = CardFacts(
         pipeline,
         rubric,
@@ -263,11 +263,11 @@ def _describe(
         names,
         books,
         balance,
-        [(row["source"], row["prompts"], row["pairs"]) for row in reader.sql(_SOURCES)],
+        reader.sources(),
         paired.column("score_chosen").to_numpy(),
         paired.column("score_rejected").to_numpy(),
-        reader.sql("SELECT * FROM leaderboard"),
-        reader.sql("SELECT * FROM score_agreement"),
+        reader.leaderboard(),
+        reader.score_agreement(),
         reader.disputed(),
         spend,
         _sample(folder, names),
@@ -304,20 +304,6 @@ def _describe(
         (folder / "README.md").write_text(render(facts), encoding="utf-8")
         (folder / "pipeline.yaml").write_text(pipeline.public, encoding="utf-8")
         (folder / NAME).write_bytes(orjson.dumps(sealed(run), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
-
-
-_SOURCES = """
-SELECT e.source, count(DISTINCT e.prompt_id) AS prompts, count(p.prompt_id) AS pairs
-FROM selection e LEFT JOIN preferences p ON e.prompt_id = p.prompt_id GROUP BY e.source ORDER BY prompts DESC, e.source
-"""
-
-
-def _calls(reader: Results) -> tuple[datetime, datetime] | None:
-    """When the first and the last call were made."""
-    (found,) = reader.sql("SELECT epoch(min(started)) AS first, epoch(max(started)) AS last FROM calls")
-    if found["first"] is None:
-        return None
-    return datetime.fromtimestamp(found["first"], UTC), datetime.fromtimestamp(found["last"], UTC)
 
 
 def _sample(folder: Path, names: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:

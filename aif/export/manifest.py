@@ -9,7 +9,8 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from aif.core.types import digest
-from aif.store.reader import Books, Reader
+from aif.store.reader import Reader
+from aif.store.report_queries import Books
 
 _SORTED = orjson.OPT_SORT_KEYS  # as in `records.digest`
 NAME = "run.json"

@@ -13,7 +13,6 @@ from aif.core.errors import FULL, StoreDamaged, StoreLocked, StoreStarved
 from aif.store.lock import Places, busy, holder, is_held, note_in
 
 SCHEMA_VERSION = 5
-RETRY = "UPDATE failed SET verdict = 'later'"  # what failed for good is pending again
 
 T = TypeVar("T")
 

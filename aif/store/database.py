@@ -20,7 +20,6 @@ from aif.core.resources import shipped
 from aif.core.types import CARRIED, Slot, Spec
 from aif.store.connection import (
     AMPLE,
-    RETRY,
     ROOMY,
     SCHEMA_VERSION,
     SETTINGS,
@@ -171,7 +170,7 @@ class Store:
             case "selected":
                 self._select(record)
             case "retry":
-                self._db.execute(RETRY)
+                self._db.execute("UPDATE failed SET verdict = 'later'")
             case "mended":
                 self._db.execute("UPDATE about SET damaged = greatest(0, damaged - ?)", [record["lines"]])
             case "split":

@@ -1,17 +1,19 @@
 """What a run would ask, and what asking took so far: the store's answers for an estimate."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import orjson
 
 from aif.core.types import Prompt
 from aif.judging.rubric import Form
 from aif.planning.plan import System
-from aif.store.connection import RETRY, within
+from aif.store.connection import within
 from aif.store.reader import Reader
+
+if TYPE_CHECKING:
+    from aif.store.database import Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,15 +75,16 @@ _USED = (
 class Forecast(Reader):
     """A reader that also looks ahead."""
 
-    @contextmanager
-    def retried(self) -> Iterator[None]:
-        """Within it all that failed for good is pending, as it is after `--retry-failed`; none of that is kept."""
-        self._db.begin()
-        try:
-            self._db.execute(RETRY)
-            yield
-        finally:
-            self._db.rollback()
+    @classmethod
+    def of(cls, store: "Store", retry_failed: bool = False) -> Self:
+        """A reader beside the writer. With `retry_failed` all that failed for good counts as pending, as after
+        `--retry-failed`: a temporary view of this connection alone stands before the table, for every view."""
+        reader = super().of(store)
+        if retry_failed:
+            ((database,),) = reader._rows("SELECT format('\"{}\"', current_database())")
+            query = f"SELECT * REPLACE ('later' AS verdict) FROM {database}.main.failed"
+            reader._rows(f"CREATE TEMP VIEW failed AS {query}")
+        return reader
 
     def slots_to_ask(self, model: str, limit: int | None, most: int) -> list[SlotCall]:
         """At most so many of a model's slots that are pending, spread evenly."""

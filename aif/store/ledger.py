@@ -30,8 +30,9 @@ from aif.store.database import Store, asides, drop_aside, free, moving, set_asid
 from aif.store.journal import START, Damage, Journal, Position
 from aif.store.journal_batches import Rubrics
 from aif.store.lock import Lock, Places
-from aif.store.reader import Former, Reader
+from aif.store.reader import Reader
 from aif.store.records import Record
+from aif.store.set_aside import Former
 
 PATIENT_S = 5  # for readers of the store
 FEW = 5  # damaged lines that are asked again without a question
@@ -258,7 +259,7 @@ def _others(store: Store, tags: Mapping[str, Tags]) -> list[str]:
 
 def _replies(reader: Reader, who: Sequence[str]) -> dict[str, str]:
     """How what these said reads, by key: a digest."""
-    rows = reader.sql(
+    rows = reader._query(
         "SELECT key, said FROM (SELECT key, text_id AS said, 'completion' AS stage, identity FROM completions "
         "UNION ALL SELECT key, sha256(to_json(ratings)::VARCHAR), 'judgement', identity FROM judgements UNION ALL "
         "SELECT key, kind, stage, identity FROM failed WHERE kind IN ('empty', 'unreadable')) "
@@ -285,7 +286,7 @@ def _of_others(former: Former, reader: Reader, damaged: int) -> int:
     """How many calls a store holds, if they are of no run that the other knows, and not since those lines are damaged:
     what others paid would enter this one's bill."""
     runs = "SELECT run, count(*) AS n FROM calls GROUP BY run"
-    theirs, ours = ({row["run"]: row["n"] for row in rows} for rows in (former.rows(runs), reader.sql(runs)))
+    theirs, ours = ({row["run"]: row["n"] for row in rows} for rows in (former.rows(runs), reader._query(runs)))
     calls: int = sum(theirs.values())
     return calls if ours and calls > damaged and not theirs.keys() & ours.keys() else 0
 

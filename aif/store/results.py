@@ -106,7 +106,7 @@ class Results(Reader):
 
     def unpaired(self) -> pa.Table:
         """Prompts that can't go to pairs, with the reason: pending, too_few_completions or judgement_failed."""
-        return self.arrow(
+        return self._arrow(
             """
             WITH judged AS (
                 SELECT position, bool_or(state IN ('pending', 'later')) AS pending,
@@ -145,7 +145,7 @@ class Results(Reader):
 
     def _rated(self, aspects: Iterable[str], judges: Iterable[str], all_pairs: bool) -> Iterator[pa.Table]:
         columns = _columns(aspects, judges)
-        sizes = self.arrow("SELECT position, count(*) AS n FROM slots GROUP BY position ORDER BY position")
+        sizes = self._arrow("SELECT position, count(*) AS n FROM slots GROUP BY position ORDER BY position")
         positions, n = (sizes.column(name).to_numpy().astype(np.int64) for name in ("position", "n"))
         part = np.cumsum(n) // AT_ONCE
         if all_pairs:
@@ -158,7 +158,7 @@ class Results(Reader):
         """What is said of the prompts at these positions, a column `mean0`, `mean1`, … for each judge and aspect."""
         means = [_MEAN.format(n=n) for n in range(len(columns))]
         names = {f"{what}{n}": name for n, pair in enumerate(columns) for what, name in zip("ja", pair, strict=True)}
-        return self.arrow(
+        return self._arrow(
             f"""
             WITH wanted AS MATERIALIZED (
                 SELECT position, judge, spec, state, judgement FROM needed WHERE position BETWEEN $first AND $last
@@ -187,7 +187,7 @@ class Results(Reader):
     def paired(self) -> pa.Table:
         """Every pair without its texts, by prompt_id and n: prompt_id, n, source, chosen and rejected (keys), the
         models' names and the scores. (Sorted by number: of 2,480,000 pairs DuckDB's sort took 490 MB more.)"""
-        found = self.numbered(
+        found = self._numbered(
             "SELECT prompt_id, n, source, chosen, rejected, chosen_model, rejected_model, score_chosen, score_rejected "
             "FROM pairs"
         )
@@ -232,7 +232,7 @@ class Results(Reader):
     def scored(self) -> pa.Table:
         """Every completion that has a score, by prompt_id and slot: prompt_id, source, completion (key), text_id (a
         digest of the text), model, score, truncated, scale (whose the score is on, if it came with the completion)."""
-        return self.arrow(
+        return self._arrow(
             "SELECT s.prompt_id, e.source, s.key AS completion, c.text_id, s.model, x.score, "
             "c.finish IS NOT DISTINCT FROM 'length' AS truncated, a.source AS scale "
             "FROM scores x JOIN slots s ON x.completion = s.key JOIN completions c ON x.completion = c.key "
@@ -253,7 +253,7 @@ class Results(Reader):
 
     def selected(self) -> pa.Table:
         """Every selected prompt that the journal has not lost, by prompt_id: prompt_id and source."""
-        return self.arrow(
+        return self._arrow(
             "SELECT prompt_id, source FROM selection SEMI JOIN prompts USING (prompt_id) ORDER BY prompt_id"
         )
 
@@ -284,7 +284,7 @@ class Results(Reader):
 
     def _grouped(self, query: str, ids: list[str]) -> dict[str, list[dict[str, Any]]]:
         grouped: dict[str, list[dict[str, Any]]] = {}
-        for row in self.sql(query, [ids]):
+        for row in self._query(query, [ids]):
             grouped.setdefault(row.pop("prompt_id"), []).append(row)
         return grouped
 

@@ -12,8 +12,9 @@ import orjson
 
 from aif.core.types import Prompt, Provided, as_messages, carried_identity
 from aif.store import records
-from aif.store.reader import Former, Reader
+from aif.store.reader import Reader
 from aif.store.records import Record
+from aif.store.set_aside import Former
 
 AT_ONCE = 40  # rows: of prompts of 400,000 Chinese characters they are 48 MB, and several times that on their way
 PAGE = 2000  # prompts
@@ -99,7 +100,7 @@ def _calls(former: Former, reader: Reader, rows: list[Row], retried: bool) -> li
 def _stands(former: Former, reader: Reader, keys: list[str], retried: bool) -> dict[tuple[str, datetime], Row]:
     """How these items stand by their last calls, where no answer came; but for those on which the reader's store has
     the word of a call that the former never heard of: that one is later."""
-    words = {(row["key"], row["started"]) for row in _among(reader.sql, "failed", "key", keys)}
+    words = {(row["key"], row["started"]) for row in _among(reader._query, "failed", "key", keys)}
     heard = {(row["key"], row["started"]) for row in _among(former.rows, "calls", "key", [key for key, _ in words])}
     later = {key for key, _ in words - heard}
     now = {"verdict": "later"} if retried else {}

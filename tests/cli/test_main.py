@@ -196,7 +196,7 @@ def test_after_a_run_everything_without_an_answer_is_told_with_its_last_cause(
     code, summary, _ = typed("run", path, "--set", "models.tiny.concurrency=1")
     assert code == Exit.REFUSED
     with Reader.open(load(path).store) as reader:
-        assert reader.sql("SELECT count(*) AS n FROM calls WHERE endpoint = 'tiny'")[0]["n"] < 12
+        assert reader._query("SELECT count(*) AS n FROM calls WHERE endpoint = 'tiny'")[0]["n"] < 12
     refused = r"tiny: unauthorized, 12 items, takes no call until it is mended\n +HTTP 401: .+\n +→ set the key"
     for told in (summary, typed("failures", path)[1], typed("status", path)[1]):
         assert re.search(refused, told), told
@@ -227,7 +227,7 @@ def test_nothing_is_said_of_prompts_that_are_not_planned_yet_or_of_answers_the_s
     assert typed("run", path)[0] == Exit.DONE
     older = Path(shutil.copy(tmp_path / "feedback.duckdb", tmp_path / "older.duckdb"))
     with Ledger.open(load(path).store, print) as ledger, Reader.of(ledger.store) as reader:
-        (one,) = reader.sql("SELECT min(prompt_id) AS id FROM prompts")
+        (one,) = reader._query("SELECT min(prompt_id) AS id FROM prompts")
         ledger.keep([records.page(0, [(one["id"], "s")], []), records.selected("other", {})])
     _, told, _ = typed("failures", path)
     assert told == "1 prompt not planned yet: the next run begins with that\n"
@@ -272,7 +272,7 @@ def test_several_pairs_and_judges_are_told(typed: Typed, tmp_path: Path, serve: 
     assert disputed > 0
 
     with Reader.open(load(path).store) as reader:
-        (one,) = reader.sql("SELECT * FROM dissent ORDER BY prompt_id, n LIMIT 1")
+        (one,) = reader._query("SELECT * FROM dissent ORDER BY prompt_id, n LIMIT 1")
     _, out, _ = typed("show", path, one["prompt_id"])
     assert re.search(r"pair 1 of [2-6]", out)
     assert f"{one['judge']} has it the other way: {one['score_chosen']:.3f}, {one['score_rejected']:.3f}" in out
@@ -288,7 +288,7 @@ def test_several_pairs_and_judges_are_told(typed: Typed, tmp_path: Path, serve: 
 
 def _first_id(path: Path) -> str:
     with Reader.open(load(path).store) as reader:
-        return str(reader.sql("SELECT prompt_id FROM outcomes WHERE outcome = 'paired'")[0]["prompt_id"])
+        return str(reader._query("SELECT prompt_id FROM outcomes WHERE outcome = 'paired'")[0]["prompt_id"])
 
 
 def test_rebuild_and_reparse_give_the_same_store(typed: Typed, tmp_path: Path, serve: Callable[..., Served]) -> None:

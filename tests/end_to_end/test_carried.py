@@ -389,7 +389,7 @@ def test_the_judge_is_shown_what_a_prompt_brings_for_it(tmp_path: Path, serve: S
 
     console = Console(width=100, file=StringIO())
     with Reader.open(pipeline.store) as reader:
-        first = reader.sql("SELECT prompt_id FROM selection ORDER BY position LIMIT 1")[0]["prompt_id"]
+        first = reader._query("SELECT prompt_id FROM selection ORDER BY position LIMIT 1")[0]["prompt_id"]
         tell_story(console, reader, first)
     assert "It is dark at sea." in told_by(console)
 

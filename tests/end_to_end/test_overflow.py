@@ -20,7 +20,8 @@ from aif.export.dataset import export
 from aif.simulator.faults import Arrival, Fault, Mishap
 from aif.store.forecast import Forecast
 from aif.store.ledger import Ledger
-from aif.store.reader import Reader, Tally
+from aif.store.reader import Reader
+from aif.store.report_queries import Tally
 from tests.engine.test_orchestrator import ask, run, write
 from tests.support.serving import Served
 
@@ -64,7 +65,7 @@ def test_what_does_not_fit_is_rated_one_completion_by_one(tmp_path: Path, serve:
 
     run(path)
     assert narrow.stats()["calls"] == 30, "a finished run asks nobody, and nothing that did not fit"
-    with Ledger.open(pipeline.store, print) as ledger, Forecast.of(ledger.store) as outlook, outlook.retried():
+    with Ledger.open(pipeline.store, print) as ledger, Forecast.of(ledger.store, retry_failed=True) as outlook:
         assert outlook.tallies()["judgement", "judge"].pending == 0, "nor is it told that a retry would"
     run(path, retry_failed=True)
     assert narrow.stats()["calls"] == 30

@@ -32,7 +32,7 @@ from aif.judging.rubric import Rubric
 from aif.judging.rubric import load as load_rubric
 from aif.simulator import Arrival, Cast, Fault, Mishap
 from aif.store.forecast import Forecast, Replies
-from aif.store.reader import Tally
+from aif.store.report_queries import Tally
 from tests.engine.test_orchestrator import ask, run, write
 from tests.support.building import Fate, build
 from tests.support.serving import POOL, Served
@@ -391,13 +391,14 @@ def test_what_failed_for_good_counts_when_it_is_asked_again(tmp_path: Path) -> N
         return Fate.FAILED if number == 0 and model in ("able", "fair", "plain") else f"{model} on {number}"
 
     pipeline, rubric, ledger = build(tmp_path, 3, complete=complete)
-    with ledger, Forecast.of(ledger.store) as outlook:
+    with ledger, Forecast.of(ledger.store) as outlook, Forecast.of(ledger.store, retry_failed=True) as retried:
         told = estimated(pipeline, rubric, outlook, None)
         assert (told.calls, told.failed) == (0, 3)
-        with outlook.retried():
-            told = estimated(pipeline, rubric, outlook, None)
+        told = estimated(pipeline, rubric, retried, None)
         assert to_ask(told) == {"able": 1, "fair": 1, "plain": 1, "strict": 1}
         assert told.failed == 0
+        assert estimated(pipeline, rubric, outlook, None).failed == 3, "nothing of it is written"
+    with Forecast.open(pipeline.store) as outlook:
         assert estimated(pipeline, rubric, outlook, None).failed == 3
 
 

@@ -29,8 +29,8 @@ def with_sets(pipeline: Pipeline, *sets: str) -> Pipeline:
 def outcomes(ledger: Ledger) -> dict[int, str]:
     """By position in the selection; fails if a prompt has none or several."""
     with Results.of(ledger.store) as reader:
-        rows = reader.sql("SELECT e.position, o.outcome FROM selection e LEFT JOIN outcomes o USING (prompt_id)")
-        strays = reader.sql("SELECT * FROM outcomes WHERE prompt_id NOT IN (SELECT prompt_id FROM selection)")
+        rows = reader._query("SELECT e.position, o.outcome FROM selection e LEFT JOIN outcomes o USING (prompt_id)")
+        strays = reader._query("SELECT * FROM outcomes WHERE prompt_id NOT IN (SELECT prompt_id FROM selection)")
     assert strays == []
     assert max(Counter(row["position"] for row in rows).values()) == 1
     return {row["position"]: row["outcome"] for row in rows}
@@ -38,7 +38,7 @@ def outcomes(ledger: Ledger) -> dict[int, str]:
 
 def outcome_at(ledger: Ledger, position: int) -> dict[str, Any]:
     with Results.of(ledger.store) as reader:
-        (row,) = reader.sql(
+        (row,) = reader._query(
             "SELECT o.* FROM outcomes o JOIN selection e USING (prompt_id) WHERE e.position = ?", [position]
         )
     return row
@@ -165,9 +165,9 @@ def test_another_policy_over_the_same_ratings_takes_the_place_of_the_first(tmp_p
         assert make_pairs(pipeline, rubric, ledger.store)["paired"] == 6
         assert make_pairs(with_sets(pipeline, "pairs.min_margin=4.5"), rubric, ledger.store)["margin"] == 6
         assert make_pairs(with_sets(pipeline, "pairs.policy=best_vs_worst"), rubric, ledger.store)["paired"] == 6
-        sides = reader.sql("SELECT DISTINCT chosen_model, rejected_model, score_chosen, score_rejected FROM pairs")
+        sides = reader._query("SELECT DISTINCT chosen_model, rejected_model, score_chosen, score_rejected FROM pairs")
         assert sides == [{"chosen_model": "able", "rejected_model": "poor", "score_chosen": 5.0, "score_rejected": 1.0}]
-        scores = reader.sql(
+        scores = reader._query(
             "SELECT model, count(*) AS n, any_value(score) AS score FROM scores x JOIN slots s ON s.key = x.completion "
             "GROUP BY model ORDER BY model"
         )
@@ -211,14 +211,14 @@ def test_all_pairs_of_a_prompt_are_kept_in_their_order(tmp_path: Path) -> None:
         first = [(pair.chosen_model, pair.rejected_model, pair.n) for pair in next(reader.pairs(table, 6))]
         assert first[0] == ("able", "poor", 0)
         assert {(chosen, rejected) for chosen, rejected, _ in first} == set(combinations(MODELS, 2))
-        board = {row["model"]: (row["chosen"], row["rejected"]) for row in reader.sql("FROM leaderboard")}
+        board = {row["model"]: (row["chosen"], row["rejected"]) for row in reader._query("FROM leaderboard")}
         assert board == {"able": (15, 0), "fair": (10, 5), "plain": (5, 10), "poor": (0, 15)}
 
         make_pairs(with_sets(pipeline, "pairs.policy=all", "pairs.max_pairs_per_prompt=2"), rubric, ledger.store)
         assert reader.books().pairs == 10
         make_pairs(with_sets(pipeline, "pairs.policy=on_policy", "pairs.model=plain"), rubric, ledger.store)
-        assert {row["chosen_model"] for row in reader.sql("FROM pairs")} == {"able"}
-        assert {row["rejected_model"] for row in reader.sql("FROM pairs")} == {"plain"}
+        assert {row["chosen_model"] for row in reader._query("FROM pairs")} == {"able"}
+        assert {row["rejected_model"] for row in reader._query("FROM pairs")} == {"plain"}
 
 
 def test_lengths_are_characters_and_what_a_cap_leaves_out_is_counted(tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ def test_lengths_are_characters_and_what_a_cap_leaves_out_is_counted(tmp_path: P
     ratio = "pairs.max_length_ratio=1.9"
     with ledger, Results.of(ledger.store) as reader:
         assert make_pairs(with_sets(pipeline, ratio), rubric, ledger.store)["paired"] == 9
-        assert {row["rejected_model"] for row in reader.sql("FROM pairs")} == {"fair"}
+        assert {row["rejected_model"] for row in reader._query("FROM pairs")} == {"fair"}
         counts = make_pairs(with_sets(pipeline, ratio, "pairs.max_per_model=4"), rubric, ledger.store)
         assert (counts["paired"], counts["model_cap"]) == (4, 5)
         assert make_pairs(with_sets(pipeline, "pairs.max_length_ratio=1.0"), rubric, ledger.store)["length_ratio"] == 9
@@ -263,7 +263,7 @@ def test_the_score_is_the_judges_mean_by_weight_over_what_each_rated_for_all(tmp
         assert len(whole) == 8
         assert failed == [f"first/{aspect}" for aspect in rubric.sheet.aspects]
         assert set(whole) - set(lacking) == {"second/honesty"}
-        rows = reader.sql(
+        rows = reader._query(
             "SELECT s.position, s.model, x.score, x.spread FROM scores x JOIN slots s ON s.key = x.completion "
             "WHERE s.model IN ('able', 'fair') ORDER BY s.position, s.model"
         )
@@ -279,13 +279,13 @@ def test_what_judges_disagree_on_is_kept(tmp_path: Path) -> None:
         make_pairs(pipeline, rubric, ledger.store)
         assert reader.disputed() == 3
         assert {
-            (row["judge"], row["score_chosen"], row["score_rejected"] > 1) for row in reader.sql("FROM dissent")
+            (row["judge"], row["score_chosen"], row["score_rejected"] > 1) for row in reader._query("FROM dissent")
         } == {("second", 1.0, True)}
-        rows = {row["aspect"]: row for row in reader.sql("FROM agreement")}
+        rows = {row["aspect"]: row for row in reader._query("FROM agreement")}
         assert {(row["judge"], row["other"]) for row in rows.values()} == {("first", "second")}
         assert rows.keys() == set(rubric.sheet.aspects)
         assert (rows["honesty"]["completions"], rows["helpfulness"]["completions"]) == (11, 12)
-        (scores,) = reader.sql("FROM score_agreement")
+        (scores,) = reader._query("FROM score_agreement")
         assert (scores["judge"], scores["other"], scores["completions"]) == ("first", "second", 12)
         assert scores["correlation"] == pytest.approx(-1, abs=0.02)
         assert rows["helpfulness"]["correlation"] == pytest.approx(-1)
@@ -297,8 +297,8 @@ def test_another_name_for_a_judge_is_the_same_judge(tmp_path: Path) -> None:
     with ledger, Results.of(ledger.store) as reader:
         renamed = with_sets(pipeline, "judges={other: {provider: openai, model: m1}}")
         assert make_pairs(renamed, rubric, ledger.store)["paired"] == 3
-        assert reader.sql("SELECT DISTINCT judge FROM ratings") == [{"judge": "other"}]
-        assert reader.sql("SELECT DISTINCT judge FROM judge_scores") == [{"judge": "other"}]
+        assert reader._query("SELECT DISTINCT judge FROM ratings") == [{"judge": "other"}]
+        assert reader._query("SELECT DISTINCT judge FROM judge_scores") == [{"judge": "other"}]
 
 
 def test_of_requests_for_each_completion_those_of_different_judges_are_never_averaged(tmp_path: Path) -> None:
@@ -316,7 +316,7 @@ def test_of_requests_for_each_completion_those_of_different_judges_are_never_ave
         make_pairs(pipeline, rubric, ledger.store)
         assert outcome_at(ledger, 0)["aspects"] == ["first/overall"]
         assert outcome_at(ledger, 1)["aspects"] == ["first/overall", "second/overall"]
-        rows = reader.sql(
+        rows = reader._query(
             "SELECT s.position, s.model, x.score FROM scores x JOIN slots s ON s.key = x.completion ORDER BY ALL"
         )
         assert [row["score"] for row in rows] == [5, 4, 2, 1, 4, 3.25, 1.75, 1]

@@ -56,7 +56,7 @@ def run(path: Path, *sets: str, **options: Any) -> tuple[Pipeline, Ended]:
 
 def ask(pipeline: Pipeline, query: str) -> list[dict[str, Any]]:
     with Reader.open(pipeline.store) as reader:
-        return reader.sql(query)
+        return reader._query(query)
 
 
 def aif(*words: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:

@@ -14,7 +14,8 @@ from aif.store import connection, records
 from aif.store.connection import SETTINGS
 from aif.store.journal import replay
 from aif.store.ledger import Ledger
-from aif.store.reader import Reader, Todo
+from aif.store.reader import Reader
+from aif.store.run_queries import Todo
 
 PIPELINE = """
 name: intake
@@ -102,7 +103,7 @@ def test_only_the_keys_of_changed_principles_change(pipeline: Pipeline, tmp_path
         with Ledger.open(pipeline.store, print) as ledger:
             prepare(pipeline, ledger, rubric_of(pipeline), lambda _: None)
             with Reader.of(ledger.store) as reader:
-                return {row["key"] for row in reader.sql("SELECT key FROM slots")}
+                return {row["key"] for row in reader._query("SELECT key FROM slots")}
 
     rows(tmp_path / "a.jsonl", *(f"prompt {n}" for n in range(200)))
     own = {"pools": {"a": ["Be brief.", "Be kind."]}, "default": {"a": 1.0}}

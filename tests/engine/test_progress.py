@@ -19,7 +19,7 @@ from aif.providers.endpoint import Endpoint
 from aif.providers.rate_limits import Pace
 from aif.providers.vllm import VllmChat
 from aif.store.ingest import Entry
-from aif.store.reader import Tally
+from aif.store.report_queries import Tally
 
 
 class Clock:

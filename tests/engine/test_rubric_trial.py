@@ -47,7 +47,7 @@ def tried(path: Path, rubric: Rubric = MT_BENCH, *sets: str, limit: int = 20, **
 
 def state(path: Path) -> dict[str, list[dict[str, Any]]]:
     with Reader.open(load_pipeline(path).store) as reader:
-        return {table: sorted(reader.sql(f"SELECT * FROM {table}"), key=str) for table in STATE}
+        return {table: sorted(reader._query(f"SELECT * FROM {table}"), key=str) for table in STATE}
 
 
 # --- what is asked, kept and left ------------------------------------------------------------------------------------
@@ -178,7 +178,7 @@ def test_what_gets_no_rating_is_told_with_its_reason(tmp_path: Path, serve: Serv
     few = tried(path, MT_BENCH, "judges.judge.base_url=http://127.0.0.1:9/v1", limit=1)
     assert few is not None
     assert few.after == {}
-    assert [(row["endpoint"], row["kind"], row["items"]) for row in few.failures] == [("judge", "connection", 4)]
+    assert [(row.endpoint, row.kind, row.items) for row in few.failures] == [("judge", "connection", 4)]
 
     found = tried(path, MT_BENCH, "judges.judge.base_url=http://127.0.0.1:9/v1")
     assert found is not None

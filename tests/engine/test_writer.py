@@ -84,7 +84,7 @@ async def test_a_flush_waits_for_what_was_there_and_not_for_what_comes(ledger: L
     async with asyncio.timeout(30):
         await writer.flush()
     with Reader.of(ledger.store) as reader:
-        assert reader.sql("SELECT count(*) AS n FROM calls")[0]["n"] >= 200
+        assert reader._query("SELECT count(*) AS n FROM calls")[0]["n"] >= 200
     await more
     await writer.close()
     await running

@@ -16,7 +16,7 @@ from aif.config.sections import public
 from aif.core.types import Failing
 from aif.engine.prepare import rubric_of
 from aif.export.card import CardFacts, cell, fenced, render
-from aif.store.reader import Balance, Books, Tally
+from aif.store.report_queries import Balance, Books, Tally
 from tests.support.building import PIPELINE
 
 BALANCE = Balance(

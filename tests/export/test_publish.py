@@ -32,7 +32,7 @@ from aif.export.formats import FORMATS, digest_of, file_of
 from aif.export.manifest import RunFile
 from aif.export.publish import File, Plan, _closed, _is_blank, _listed, concerns
 from aif.store.ledger import Ledger
-from aif.store.reader import Books
+from aif.store.report_queries import Books
 from tests.end_to_end.test_carried import Row, answered, rows, scored
 from tests.engine.test_orchestrator import run
 from tests.support.building import PIPELINE, Fate, build, complete

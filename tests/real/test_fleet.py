@@ -99,7 +99,7 @@ def test_everything_is_answered_and_judged_by_servers_that_follow_one_another(fi
     assert finished["done"].returncode in (Exit.DONE, Exit.FAILURES), finished["done"].stderr
     with Reader.open(load(finished["path"]).store) as reader:
         tallies = reader.tallies()
-        calls = reader.sql(
+        calls = reader._query(
             "SELECT endpoint, kind, min(started) AS began, max(started) AS ended FROM calls GROUP BY ALL"
         )
     # a random model now and then says nothing, or runs into its limit; nothing else goes wrong

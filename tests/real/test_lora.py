@@ -67,8 +67,8 @@ def test_an_adapter_says_other_words_than_its_base(tiny_model: Path, tmp_path: P
 
     assert done.returncode in (Exit.DONE, Exit.FAILURES), done.stderr
     with Reader.open(load(path).store) as reader:
-        told = reader.sql("SELECT endpoint, served FROM calls WHERE stage = 'completion'")
-        said = reader.sql("SELECT prompt_id, identity, text FROM completions ORDER BY prompt_id, identity")
+        told = reader._query("SELECT endpoint, served FROM calls WHERE stage = 'completion'")
+        said = reader._query("SELECT prompt_id, identity, text FROM completions ORDER BY prompt_id, identity")
     assert {(row["endpoint"], json.loads(row["served"])["model"]) for row in told} == {
         ("base", "base"),
         ("tuned", "tuned"),

@@ -67,7 +67,7 @@ def _aif(*words: str | Path) -> subprocess.CompletedProcess[str]:
 
 def _ask(path: Path, query: str) -> list[dict[str, Any]]:
     with Reader.open(load(path).store) as reader:
-        return reader.sql(query)
+        return reader._query(query)
 
 
 @pytest.fixture(scope="module")

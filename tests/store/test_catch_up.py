@@ -44,7 +44,7 @@ def journal(folder: Path, records: int) -> Path:
 
 def reserved(store: Store) -> int:
     with Reader.of(store) as reader:
-        return int(reader.sql("SELECT count(*) AS n FROM reserved")[0]["n"])
+        return int(reader._query("SELECT count(*) AS n FROM reserved")[0]["n"])
 
 
 @WAYS
@@ -66,7 +66,7 @@ def test_a_store_made_again_holds_what_the_first_held(tmp_path: Path, far: int) 
 
 def _tables(store: Path) -> dict[str, list[dict[str, object]]]:
     with Reader.open(store) as reader:
-        return {table: reader.sql(f"SELECT * FROM {table} ORDER BY ALL") for table in TABLES}
+        return {table: reader._query(f"SELECT * FROM {table} ORDER BY ALL") for table in TABLES}
 
 
 @WAYS

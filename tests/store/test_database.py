@@ -24,7 +24,7 @@ from tests.support.building import STARTED, Cut, Fate, build
 
 def sql(ledger: Ledger, query: str) -> list[dict[str, Any]]:
     with Reader.of(ledger.store) as reader:
-        return reader.sql(query)
+        return reader._query(query)
 
 
 def states(ledger: Ledger, view: str) -> dict[str, int]:

@@ -257,15 +257,15 @@ def test_an_older_journal_holds_texts_as_they_were_read_then(tmp_path: Path) -> 
     pipeline, rubric, ledger = build(tmp_path, 2, complete=lambda number, model: said[model])
     ledger.close()
     with Ledger.open(pipeline.store, print) as ledger, Reader.of(ledger.store) as reader:
-        texts = {row["text"] for row in reader.sql("SELECT text FROM completions")}
-        states = {row["state"] for row in reader.sql("SELECT state FROM needed")}
+        texts = {row["text"] for row in reader._query("SELECT text FROM completions")}
+        states = {row["state"] for row in reader._query("SELECT state FROM needed")}
     assert texts == {"Four.", "<think> is a tag.", "4."}
     assert states == {"pending"}, "the judge was shown what is another text now"
 
     plain = Ledger.open(pipeline.store, print, tags=dict.fromkeys(pipeline.tags, "none"))
     prepare(pipeline, plain, rubric, print)
     with plain as ledger, Reader.of(ledger.store) as reader:
-        states = {row["state"] for row in reader.sql("SELECT state FROM needed")}
+        states = {row["state"] for row in reader._query("SELECT state FROM needed")}
     assert states == {"answered"}
 
 
@@ -282,7 +282,7 @@ def test_the_store_of_an_older_journal_alone_knows_what_came_and_what_was_shown(
         with again as ledger, Reader.of(ledger.store) as reader:
             words = "SELECT text AS it FROM completions", "SELECT raw AS it FROM calls WHERE raw IS NOT NULL"
             states = "SELECT state AS it FROM foreseen"
-            texts, raw, stands = ({row["it"] for row in reader.sql(one)} for one in (*words, states))
+            texts, raw, stands = ({row["it"] for row in reader._query(one)} for one in (*words, states))
         return texts, raw, stands
 
     assert had("auto") == ({"Four.", "4."}, {"[THINK]All of it."}, {"pending"})
@@ -294,16 +294,16 @@ def test_what_was_said_of_a_reply_without_text_is_not_said_of_one_that_came_sinc
     said = {"able": "Two.", "fair": "[THINK]All of it.", "plain": "Four.", "poor": "Five."}
     pipeline, rubric, ledger = build(tmp_path, 1, complete=lambda number, model: said[model])
     with ledger, Reader.of(ledger.store) as reader:
-        (gone,) = reader.sql("SELECT key, prompt_id FROM failed WHERE stage = 'completion'")
-        assert {row["state"] for row in reader.sql("SELECT state FROM foreseen")} == {"pending"}
+        (gone,) = reader._query("SELECT key, prompt_id FROM failed WHERE stage = 'completion'")
+        assert {row["state"] for row in reader._query("SELECT state FROM foreseen")} == {"pending"}
     build(tmp_path, 1, complete=lambda number, model: "Three.")[2].close()
 
     again = Ledger.open(pipeline.store, print, anew=True)
     prepare(pipeline, again, rubric, print)
     with again as ledger, Reader.of(ledger.store) as reader:
-        assert reader.sql("SELECT text FROM completions WHERE key = ?", [gone["key"]]) == [{"text": "Three."}]
-        assert {row["shown"] is None for row in reader.sql("SELECT shown FROM judgements")} == {False}
-        assert {row["state"] for row in reader.sql("SELECT state FROM needed")} == {"pending"}
+        assert reader._query("SELECT text FROM completions WHERE key = ?", [gone["key"]]) == [{"text": "Three."}]
+        assert {row["shown"] is None for row in reader._query("SELECT shown FROM judgements")} == {False}
+        assert {row["state"] for row in reader._query("SELECT state FROM needed")} == {"pending"}
 
 
 def test_a_record_whose_split_stands_is_left_as_it_is() -> None:

@@ -50,7 +50,7 @@ class Kept:
 
     def read(self) -> dict[str, list[dict[str, Any]]]:
         with Reader.open(self.places.store) as reader:
-            return {table: reader.sql(f"SELECT * FROM {table} ORDER BY ALL") for table in TABLES}
+            return {table: reader._query(f"SELECT * FROM {table} ORDER BY ALL") for table in TABLES}
 
     def reopened(self) -> list[str]:
         """What is told when the ledger is opened for writing and closed again."""

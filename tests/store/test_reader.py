@@ -21,7 +21,8 @@ from aif.providers.retry import Verdict
 from aif.store import records
 from aif.store.database import Store
 from aif.store.ledger import Ledger
-from aif.store.reader import Former, Reader
+from aif.store.reader import Reader
+from aif.store.set_aside import Former
 from tests.support.building import STARTED, Fate, build, completion_item, judgement_item
 
 ENDS: list[Verdict] = ["answered", "again", "later", "failed", "refused"]
@@ -38,7 +39,7 @@ def test_of_texts_by_number_nothing_else_is_kept(tmp_path: Path) -> None:
     _, _, ledger = build(tmp_path, 1)
     with ledger, Reader.of(ledger.store) as reader:
         before = held_mb()
-        found = reader.numbered(
+        found = reader._numbered(
             "SELECT i::UINTEGER AS n, repeat((i % 7)::VARCHAR, 2000) AS text FROM range(200000) t(i)"
         )
         assert held_mb() - before < 200
@@ -109,7 +110,7 @@ def test_each_item_without_an_answer_is_told_once_with_the_last_word_on_it(
 
     with Reader.of(ledger.store) as reader:
         balance = reader.balance()
-        rows = reader.sql("SELECT stage, endpoint, state, waits, kind FROM items WHERE state <> 'answered'")
+        rows = reader._query("SELECT stage, endpoint, state, waits, kind FROM items WHERE state <> 'answered'")
     told = Counter[tuple[str, str]]()
     for one in balance.missing:
         told[one.stage, one.endpoint] += one.items

@@ -31,7 +31,8 @@ from aif.store.database import set_aside
 from aif.store.journal import Damage, Journal
 from aif.store.ledger import FEW, Ledger
 from aif.store.lock import Places
-from aif.store.reader import Former, Reader
+from aif.store.reader import Reader
+from aif.store.set_aside import Former
 from tests.end_to_end.test_carried import answered, bring, rows, scored
 from tests.engine.test_orchestrator import ask, run, write
 from tests.store.test_ledger import Kept
@@ -260,7 +261,7 @@ def test_a_mending_killed_before_it_puts_back_makes_no_damage_good(
     else:
         Ledger.open(store, lambda words: None).close()
         with Reader.open(store) as reader:
-            assert reader.sql("SELECT damaged FROM about") == [{"damaged": number}]
+            assert reader._query("SELECT damaged FROM about") == [{"damaged": number}]
     assert kept.served.stats()["calls"] == 20
 
 
@@ -543,7 +544,7 @@ Words = list[str]
 def says(ledger: Ledger, word: str, n: int) -> None:
     """The n-th word on an item: how a call ended, or `retry`."""
     with Reader.of(ledger.store) as reader:
-        (slot,) = reader.sql("SELECT * FROM slots ORDER BY slot LIMIT 1")
+        (slot,) = reader._query("SELECT * FROM slots ORDER BY slot LIMIT 1")
     details = {"sample": 0, "seed": slot["seed"], "principle": slot["principle"], "system": "role"}
     item = events.CallItem("completion", slot["key"], slot["prompt_id"], slot["model"], slot["identity"], details)
     if word == "retry":

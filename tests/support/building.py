@@ -16,8 +16,9 @@ from aif.judging.rubric import Aspect, Rubric, judgement_key, order
 from aif.providers.base import CallError, Kind, Reply
 from aif.store import records as events
 from aif.store.ledger import Ledger
-from aif.store.reader import Need, Reader, Ready, Todo
+from aif.store.reader import Reader
 from aif.store.records import Record
+from aif.store.run_queries import Need, Ready, Todo
 
 STARTED = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
@@ -148,7 +149,7 @@ def _judgements(pipeline: Pipeline, rubric: Rubric, ledger: Ledger, rate: Rate) 
     ledger.store.begin(None)
     with Reader.of(ledger.store) as reader:
         prompts = reader.ready(0, 10**9)
-        places = {row["key"]: row for row in reader.sql("SELECT key, model, position FROM slots")}
+        places = {row["key"]: row for row in reader._query("SELECT key, model, position FROM slots")}
     records = [_judgement(pipeline, rubric, ready, need, places, rate) for ready in prompts for need in ready.needs]
     return [record for record in records if record]
 

@@ -15,8 +15,9 @@ from aif.judging.rubric import Rubric
 from aif.providers.base import Reply
 from aif.store import records
 from aif.store.ledger import Ledger
-from aif.store.reader import Need, Reader, Ready, Todo
+from aif.store.reader import Reader
 from aif.store.records import Record
+from aif.store.run_queries import Need, Ready, Todo
 from tests.support.building import STARTED, completion_item, judgement_item
 from trials.performance.server import ANSWER, instance
 

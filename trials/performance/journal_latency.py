@@ -71,7 +71,7 @@ async def _run(path: Path, watch: Watch) -> None:
         prepare(loaded, ledger, rubric, print)
         async with opened(loaded) as endpoints:
             looking = asyncio.create_task(watch.look())
-            await Run(loaded, ledger, rubric, endpoints, watch).execute()
+            await Run(loaded, ledger, rubric, endpoints, watch).work()
             looking.cancel()
 
 

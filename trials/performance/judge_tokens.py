@@ -176,7 +176,7 @@ def _hits(folder: Path, prompts: int) -> dict[str, Any]:
         )  # fmt: skip
         aif("run", path)
     with Reader.open(folder / "store" / "feedback.duckdb") as reader:
-        rows = reader.sql(
+        rows = reader._query(
             "SELECT prompt_id, sum(cached_tokens) AS got, 3 * max(cache_write_tokens) AS allowed, "
             "sum(cache_write_tokens) AS written FROM calls WHERE stage = 'judgement' GROUP BY prompt_id"
         )

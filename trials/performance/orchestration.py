@@ -33,7 +33,7 @@ def _once(folder: Path, base_url: str, prompts: int) -> dict[str, Any]:
     path = pipeline(folder, base_url, prompts, IN_FLIGHT)
     took = aif("run", path)
     with Reader.open(folder / "store" / "feedback.duckdb") as reader:
-        kept = reader.sql(
+        kept = reader._query(
             "SELECT (SELECT count(*) FROM completions) AS completions, "
             "(SELECT count(*) FROM judgements) AS judgements, "
             f"{SPAN_S} AS flow_s FROM calls"

@@ -103,7 +103,7 @@ def _ours(path: Path) -> tuple[int, int, float]:
     """The same of `aif run`: durable, and judged besides. What came empty is asked again, and its tokens count."""
     aif("run", path)
     with Reader.open(load(path).store) as reader:
-        found = reader.sql(
+        found = reader._query(
             "SELECT count(DISTINCT key) AS calls, sum(output_tokens)::BIGINT AS tokens, "
             f"{SPAN_S} AS seconds FROM calls WHERE stage = 'completion'"
         )[0]

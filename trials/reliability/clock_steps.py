@@ -159,7 +159,7 @@ def _longest(calls: Sequence[Call]) -> float:
 
 def _asked(path: Path, query: str) -> list[dict[str, Any]]:
     with Reader.open(load(path).store) as reader:
-        return reader.sql(query)
+        return reader._query(query)
 
 
 def _undisturbed(path: Path, _: Sequence[int]) -> None:

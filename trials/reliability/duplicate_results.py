@@ -75,13 +75,13 @@ def _twice(arrival: Arrival) -> Mishap | None:
 
 def _rows(store: Path, tables: Iterable[str]) -> dict[str, list[dict[str, Any]]]:
     with Reader.open(store) as reader:
-        return {table: reader.sql(f"SELECT * FROM {table} ORDER BY ALL") for table in tables}
+        return {table: reader._query(f"SELECT * FROM {table} ORDER BY ALL") for table in tables}
 
 
 def _billed(store: Path) -> int:
     """Tokens of all calls."""
     with Reader.open(store) as reader:
-        return int(reader.sql("SELECT sum(input_tokens + output_tokens) AS tokens FROM spend")[0]["tokens"])
+        return int(reader._query("SELECT sum(input_tokens + output_tokens) AS tokens FROM spend")[0]["tokens"])
 
 
 # --- what disturbs a finished run; each returns the tokens that were billed by it -------------------------------------

@@ -152,7 +152,7 @@ def _pending(pipeline: Pipeline, ledger: Ledger) -> dict[str, int]:
     """What the pipeline would ask, by model and judge, as the store's plan has it."""
     prepare(pipeline, ledger, rubric_of(pipeline), _unheard)
     with Reader.of(ledger.store) as reader:
-        return {row["endpoint"]: row["n"] for row in reader.sql(_PENDING)}
+        return {row["endpoint"]: row["n"] for row in reader._query(_PENDING)}
 
 
 def _asked_for_real(pipeline: Pipeline, record: Record) -> int | None:

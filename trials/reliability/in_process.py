@@ -10,7 +10,8 @@ from aif.engine.feedback import Person, flow
 from aif.engine.prepare import prepare, rubric_of
 from aif.providers.retry import RetryPolicy
 from aif.store.ledger import Ledger
-from aif.store.reader import Reader, Tally
+from aif.store.reader import Reader
+from aif.store.report_queries import Tally
 
 Key = tuple[str, str]  # stage and name of a model or judge
 
@@ -35,6 +36,8 @@ async def run(path: Path) -> tuple[dict[str, str], dict[Key, Tally]]:
 def unanswered(path: Path) -> dict[str, int]:
     """What has no answer after a run: how many items, by kind and verdict."""
     with Reader.open(load(path).store) as reader:
-        rows = reader.sql("SELECT kind || ' ' || verdict AS what, count(*) AS n FROM failed GROUP BY ALL ORDER BY what")
+        rows = reader._query(
+            "SELECT kind || ' ' || verdict AS what, count(*) AS n FROM failed GROUP BY ALL ORDER BY what"
+        )
         pending = sum(tally.pending for tally in reader.tallies().values())
     return {row["what"]: row["n"] for row in rows} | ({"pending": pending} if pending else {})

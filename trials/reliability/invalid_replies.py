@@ -251,19 +251,19 @@ FROM leaf
 def _checked(store: Path, hostile: Sequence[str]) -> dict[str, Any]:
     """What a store holds, by plain SQL."""
     with Reader.open(store) as reader:
-        (rated,) = reader.sql(_RATED)
-        (written,) = reader.sql(
+        (rated,) = reader._query(_RATED)
+        (written,) = reader._query(
             f"SELECT count(*) AS n, count(*) FILTER (regexp_full_match(text, '{_UNSEEN}')) AS blank, "
             "count(*) FILTER (contains(text, '<html') OR contains(text, '<think>')) AS pages FROM completions"
         )
-        kept = reader.sql("SELECT kind, count(*) AS n FROM calls WHERE kind IS NOT NULL GROUP BY kind ORDER BY kind")
-        (lost,) = reader.sql(
+        kept = reader._query("SELECT kind, count(*) AS n FROM calls WHERE kind IS NOT NULL GROUP BY kind ORDER BY kind")
+        (lost,) = reader._query(
             "SELECT count(*) FILTER (raw IS NULL) AS raw, "
             "count(*) FILTER (input_tokens IS NULL AND NOT contains(message, 'not JSON')) AS usage, "
             "count(*) FILTER (message IS NULL OR message = '') AS reason FROM calls WHERE kind IS NOT NULL"
         )
-        odd = reader.sql("SELECT DISTINCT raw FROM calls WHERE kind = 'unreadable'")
-        (slots,) = reader.sql("SELECT count(*) AS n FROM slot_states WHERE state NOT IN ('answered', 'failed')")
+        odd = reader._query("SELECT DISTINCT raw FROM calls WHERE kind = 'unreadable'")
+        (slots,) = reader._query("SELECT count(*) AS n FROM slot_states WHERE state NOT IN ('answered', 'failed')")
     return {
         "completions": written["n"],
         "ratings": rated["ratings"],

@@ -161,7 +161,7 @@ def _pipeline(folder: Path, url: str, prompts: int) -> Path:
 
 def _baited(store: Path) -> str:
     with Reader.open(store) as reader:
-        (row,) = reader.sql("SELECT prompt_id FROM prompts WHERE contains(messages[1].content, ?)", [BAIT])
+        (row,) = reader._query("SELECT prompt_id FROM prompts WHERE contains(messages[1].content, ?)", [BAIT])
     return str(row["prompt_id"])
 
 
@@ -196,9 +196,9 @@ def _dump(store: Path, folder: Path) -> None:
     into = folder / "dumped"
     into.mkdir()
     with Reader.open(store) as reader:
-        tables = [row["name"] for row in reader.sql("SELECT table_name AS name FROM duckdb_tables()")]
+        tables = [row["name"] for row in reader._query("SELECT table_name AS name FROM duckdb_tables()")]
         for table in tables:
-            _write(into / f"{table}.jsonl", reader.sql(f"SELECT * FROM {table}"))
+            _write(into / f"{table}.jsonl", reader._query(f"SELECT * FROM {table}"))
     for file in (store.parent / "dataset").rglob("*.parquet"):
         _write(into / f"dataset-{file.parent.name}-{file.stem}.jsonl", pq.read_table(file).to_pylist())
 

@@ -110,7 +110,7 @@ def _items(folder: Path, prompts: int) -> dict[str, Any]:
             file.write('{"prompt": "' + "rain and more rain, " * 2000 + '"}\n')
         simulated_run.aif("run", path)
     with Reader.open(load(path).store) as reader:
-        rows = reader.sql("SELECT kind, verdict FROM failed")
-        refused = reader.sql("SELECT count(*) AS n FROM calls WHERE verdict = 'refused'")[0]["n"]
+        rows = reader._query("SELECT kind, verdict FROM failed")
+        refused = reader._query("SELECT count(*) AS n FROM calls WHERE verdict = 'refused'")[0]["n"]
     kept = [row for row in rows if row["verdict"] == "failed" and row["kind"] in ("blocked", "context_overflow")]
     return {"struck": len(blocked) + len(simulated_run.POOL), "failed": len(kept), "refused": refused}

@@ -481,7 +481,7 @@ def _guards(pid: int) -> bool:
 def _unanswered_otherwise(path: Path) -> int:
     """Items without an answer, but for those where a model of random weights had nothing to say."""
     with Reader.open(load(path).store) as reader:
-        rows = reader.sql(
+        rows = reader._query(
             "SELECT count(*) AS n FROM slots WHERE key NOT IN (SELECT key FROM completions) AND key NOT IN "
             "(SELECT key FROM calls WHERE kind = 'empty')"
         )

@@ -5,14 +5,13 @@ from collections.abc import Sequence
 from math import isnan, nan
 from pathlib import Path
 
-import orjson
 from rich.console import Console
 from rich.rule import Rule
 from rich.table import Table
 
 from aif.cli.views.progress import say
 from aif.core.errors import BadInput
-from aif.core.types import Message, Prompt, as_messages, prompt_id
+from aif.core.types import Message, Prompt, prompt_id
 from aif.core.words import counted
 from aif.engine.rubric_trial import Tried, another_best, aspects_of, kendall, means_by_model, rank, scores_of_both
 from aif.judging.lint import COMPLETIONS, Finding, sizes
@@ -73,15 +72,9 @@ def tell_rendered(console: Console, rubric: Rubric, form: Form, store: Path | No
 def _stored(store: Path, prefix: str) -> tuple[Prompt, list[str]]:
     with Reader.open(store) as reader:
         name = reader.find(prefix)
-        row = reader.sql("SELECT messages, material FROM prompts WHERE prompt_id = ?", [name])[0]
-        rows = reader.sql(
-            "SELECT c.key, c.text FROM slots s JOIN completions c ON s.key = c.key WHERE s.prompt_id = ?", [name]
-        )
-    if not rows:
+        prompt, texts = reader.prompt(name).prompt, reader.planned_texts(name)
+    if not texts:
         raise BadInput(f"{store}: prompt {name[:12]} has no completions yet")
-    texts = {row["key"]: row["text"] for row in rows}
-    material = orjson.loads(row["material"]) if row["material"] else {}
-    prompt = Prompt(name, as_messages(row["messages"]), "", material=material)
     return prompt, [texts[key] for key in order(name, list(texts), 0)]
 
 
@@ -130,7 +123,7 @@ def tell_trial(console: Console, tried: Tried) -> None:
         console.print(agreed, soft_wrap=True)
     for row in tried.failures:
         console.print(
-            f"{row['endpoint']}: {row['kind']}, {row['items']} without a rating: {row['example']}",
+            f"{row.endpoint}: {row.kind}, {row.items} without a rating: {row.example}",
             markup=False,
             soft_wrap=True,
         )

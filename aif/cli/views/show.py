@@ -1,7 +1,7 @@
 """One prompt from a published row back to everything: what was sent, what came back, how it was read, why it paired."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from rich.text import Text
 
 from aif.cli.views.progress import say
 from aif.cli.views.rubric import tell_messages
-from aif.core.types import CARRIED, Principle, Prompt, as_messages, carried_identity
+from aif.core.types import CARRIED, Principle, Prompt, carried_identity
 from aif.core.words import counted
 from aif.engine.outcome_text import OUTCOMES, rule_of
 from aif.judging.rubric import render
@@ -24,17 +24,13 @@ from aif.store.reader import Reader
 def tell_story(console: Console, reader: Reader, prefix: str) -> None:
     """Prints the story of the prompt whose id begins with `prefix`. Raises BadInput where there is none."""
     prompt_id = reader.find(prefix)
-    row = reader.sql(
-        "SELECT p.messages, p.meta, e.source FROM prompts p LEFT JOIN selection e ON p.prompt_id = e.prompt_id "
-        "WHERE p.prompt_id = ?",
-        [prompt_id],
-    )[0]
-    prompt = Prompt(prompt_id, as_messages(row["messages"]), row["source"] or "")
+    stored = reader.prompt(prompt_id)
+    prompt = stored.prompt
     console.print(_head(f"prompt {prompt_id}"))
-    said = f"source {row['source'] or '(no longer selected)'}   meta {row['meta']}"
+    said = f"source {stored.source or '(no longer selected)'}   meta {stored.meta}"
     say(console, said)
     tell_messages(console, prompt.messages)
-    _tell_outcome(console, reader, prompt_id, selected=row["source"] is not None)
+    _tell_outcome(console, reader, prompt_id, selected=stored.source is not None)
     principles = reader.texts("principle")
     names = _tell_completions(console, reader, prompt, principles)
     _tell_judgements(console, reader, prompt, names)
@@ -51,55 +47,41 @@ def _head(words: str) -> Rule:
 
 def _tell_outcome(console: Console, reader: Reader, prompt_id: str, selected: bool) -> None:
     console.print(_head("outcome"))
-    found = reader.sql("SELECT * FROM outcomes WHERE prompt_id = ?", [prompt_id])
-    if not found:
+    outcome = reader.outcome(prompt_id)
+    if outcome is None:
         console.print(
             "no pair was made of it yet; `aif run` or `aif export` makes them" if selected else
             "none: the pipeline's sources no longer hold it, or its limits leave it out"
         )  # fmt: skip
         return
-    outcome, policy = found[0], reader.paired_by()
-    if outcome["unrated"]:
-        console.print(f"left out: {counted(outcome['unrated'], 'completion')} without any rating", highlight=False)
-    if policy is None or outcome["outcome"] != "paired":
-        console.print(f"no pair: {OUTCOMES[outcome['outcome']]} ({outcome['outcome']})", highlight=False)
+    policy = reader.paired_by()
+    if outcome.unrated:
+        console.print(f"left out: {counted(outcome.unrated, 'completion')} without any rating", highlight=False)
+    if policy is None or outcome.outcome != "paired":
+        console.print(f"no pair: {OUTCOMES[outcome.outcome]} ({outcome.outcome})", highlight=False)
         return
-    models = {r["key"]: r["model"] for r in reader.sql("SELECT key, model FROM slots WHERE prompt_id = ?", [prompt_id])}
-    pairs = reader.sql("SELECT * FROM preferences WHERE prompt_id = ? ORDER BY n", [prompt_id])
+    models, pairs = reader.authors(prompt_id), reader.pairs_of(prompt_id)
     for pair in pairs:
         if len(pairs) > 1:
-            console.print(f"[bold]pair {pair['n'] + 1} of {len(pairs)}")
-        for side in ("chosen", "rejected"):
-            key = pair[side]
-            said = f"{side:<8} {models.get(key, 'a former model')}, score {_points(pair[f'score_{side}'])} ({key})"
+            console.print(f"[bold]pair {pair.n + 1} of {len(pairs)}")
+        sides = (("chosen", pair.chosen, pair.score_chosen), ("rejected", pair.rejected, pair.score_rejected))
+        for side, key, score in sides:
+            said = f"{side:<8} {models.get(key, 'a former model')}, score {_points(score)} ({key})"
             console.print(said, highlight=False, markup=False)
-        for one in reader.sql("SELECT * FROM dissent WHERE prompt_id = ? AND n = ?", [prompt_id, pair["n"]]):
-            said = (
-                f"but      {one['judge']} has it the other way: {one['score_chosen']:.3f}, {one['score_rejected']:.3f}"
-            )
+        for one in pair.dissents:
+            said = f"but      {one.judge} has it the other way: {one.score_chosen:.3f}, {one.score_rejected:.3f}"
             console.print(said, highlight=False, markup=False)
     console.print(
-        f"because  {policy.name} by {policy.score} over {', '.join(outcome['aspects'])}: {rule_of(policy)}",
+        f"because  {policy.name} by {policy.score} over {', '.join(outcome.aspects)}: {rule_of(policy)}",
         highlight=False, markup=False, soft_wrap=True,
     )  # fmt: skip
-
-
-_SLOTS = """
-SELECT s.*, f.raw, c.text, c.reasoning, c.finish, c.system, x.score, x.spread,
-       (SELECT string_agg(format('{} {:.3f}', y.judge, y.score), ', ' ORDER BY y.judge)
-        FROM judge_scores y WHERE y.completion = s.key) AS by_judge,
-       k.sent, k.served, k.seconds, k.n, k.input_tokens, k.output_tokens, k.usd
-FROM slot_states s LEFT JOIN completions c ON s.key = c.key LEFT JOIN failed f ON s.key = f.key
-LEFT JOIN calls k ON c.call_id = k.id LEFT JOIN scores x ON s.key = x.completion
-WHERE s.prompt_id = ? ORDER BY s.slot
-"""
 
 
 def _tell_completions(
     console: Console, reader: Reader, prompt: Prompt, principles: Mapping[str, str]
 ) -> dict[str, str]:
     """Returns what each is called from here on: by its model, and by its key too where the model wrote several."""
-    slots = reader.sql(_SLOTS, [prompt.prompt_id])
+    slots = reader.slots_with_calls(prompt.prompt_id)
     written = Counter(slot["model"] for slot in slots)
     names = {
         slot["key"]: slot["model"] if written[slot["model"]] == 1 else f"{slot['model']} ({slot['key'][:8]})"
@@ -150,20 +132,10 @@ def _tell_call(console: Console, row: Mapping[str, Any]) -> None:
     )  # fmt: skip
 
 
-_JUDGEMENTS = """
-SELECT j.* REPLACE (d.judge AS judge), k.sent, k.served, k.seconds, k.n, k.input_tokens, k.output_tokens, k.usd,
-       t.content AS files, m.content AS shown_material
-FROM needed d JOIN judgements j ON d.judgement = j.key LEFT JOIN calls k ON j.call_id = k.id
-LEFT JOIN texts t ON j.rubric = t.digest LEFT JOIN texts m ON j.material = m.digest
-WHERE d.prompt_id = ?
-ORDER BY d.judge, j.pass, j.request, j.key
-"""
-
-
 def _tell_judgements(console: Console, reader: Reader, prompt: Prompt, names: Mapping[str, str]) -> None:
-    texts = dict(_texts(reader, prompt.prompt_id))
+    texts = reader.completion_texts(prompt.prompt_id)
     rubrics = Rubrics()
-    for row in reader.sql(_JUDGEMENTS, [prompt.prompt_id]):
+    for row in reader.judgements_with_calls(prompt.prompt_id):
         if row["identity"] == CARRIED:
             _tell_carried_scores(console, reader, row, names)
             continue
@@ -191,10 +163,7 @@ def _tell_judgements(console: Console, reader: Reader, prompt: Prompt, names: Ma
             types = f" types {rating['types']}" if rating["types"] else ""
             name = names.get(rating["completion"], "")
             say(console, f"{name}, {rating['aspect']}: {said}{types}: {rating['rationale']}")
-    for failure in reader.sql(
-        "SELECT f.*, d.judge FROM failed f JOIN needed d ON d.failure = f.key WHERE d.prompt_id = ?",
-        [prompt.prompt_id],
-    ):
+    for failure in reader.failed_judgements(prompt.prompt_id):
         said = f"judgement by {failure['judge']} without a rating: {failure['request']}, {failure['verdict']}"
         console.print(_head(said))
         say(console, f"{failure['kind']}: {failure['message']}")
@@ -205,14 +174,8 @@ def _tell_judgements(console: Console, reader: Reader, prompt: Prompt, names: Ma
 def _tell_carried_scores(console: Console, reader: Reader, row: Mapping[str, Any], names: Mapping[str, str]) -> None:
     """With their sources where these are several: those of two are not compared."""
     console.print(_head("scores that came with the completions"))
-    found = reader.sql("SELECT key, source FROM carried WHERE prompt_id = ?", [row["prompt_id"]])
-    sources = {one["key"]: one["source"] for one in found if one["source"]}
+    sources = reader.score_sources(row["prompt_id"])
     for rating in row["ratings"]:
         of = f", of source {sources[rating['completion']]}" if len(set(sources.values())) > 1 else ""
         said = f"{names.get(rating['completion'], '')}: {rating['score']:g}{of}"
         console.print(said, markup=False, highlight=False)
-
-
-def _texts(reader: Reader, prompt_id: str) -> Iterator[tuple[str, str]]:
-    for row in reader.sql("SELECT key, text FROM completions WHERE prompt_id = ?", [prompt_id]):
-        yield row["key"], row["text"]

@@ -12,7 +12,8 @@ from aif.cli.views.progress import say
 from aif.core.words import counted, dollars, of, spending, visible
 from aif.engine.outcome_text import OUTCOMES, STAGES, balanced, beside, counts, marked
 from aif.store.lock import Places
-from aif.store.reader import Balance, Books, Reader
+from aif.store.reader import Reader
+from aif.store.report_queries import Balance, Books
 
 
 def tell_status(console: Console, reader: Reader, budget: float | None = None) -> None:
@@ -20,7 +21,7 @@ def tell_status(console: Console, reader: Reader, budget: float | None = None) -
     rating (the means by aspect: 2 s of CPU for 64,000 prompts)."""
     balance = reader.balance()
     tell_items(console, balance)
-    _tell(console, reader, balance, reader.sql("FROM standings"), "", budget)
+    _tell(console, reader, balance, reader.standings(), "", budget)
     tell_failures(console, balance.missing)
     tell_marks(console, reader)
 
@@ -28,7 +29,7 @@ def tell_status(console: Console, reader: Reader, budget: float | None = None) -
 def tell_summary(console: Console, reader: Reader, seconds: float, budget: float | None = None) -> None:
     """How a run ended: books, models, how judges agree, tokens and spend (USD, of which budget), failures."""
     balance = reader.balance()
-    _tell(console, reader, balance, reader.sql("FROM leaderboard"), f" in {seconds:.1f} s", budget)
+    _tell(console, reader, balance, reader.leaderboard(), f" in {seconds:.1f} s", budget)
     tell_failures(console, balance.missing)
     for endpoint, replies, word in reader.endings():
         said = f"ended by {word!r}, which is no word known: kept as if cut"
@@ -59,7 +60,7 @@ def _tell(
         say(console, said)
     if leaderboard:
         tell_leaderboard(console, leaderboard)
-    agreement = reader.sql("SELECT * FROM score_agreement")
+    agreement = reader.score_agreement()
     if agreement:
         console.print(_agreement(agreement))
         console.print(f"of {counted(books.pairs, 'pair')} {reader.disputed():,} are the other way round for some judge")
@@ -68,7 +69,7 @@ def _tell(
             console,
             f"{judge}: {counted(prompts, 'prompt')} rated one completion by one, since it can't hold all together",
         )
-    spend = reader.sql("SELECT * FROM spend")
+    spend = reader.spend()
     if spend:
         console.print(_spend(spend))
     if told := spending(reader.spent(), budget):

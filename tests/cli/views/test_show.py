@@ -67,7 +67,7 @@ def test_two_completions_of_one_model_are_told_apart(tmp_path: Path) -> None:
         make_pairs(pipeline, rubric, ledger.store)
         with Results.of(ledger.store) as reader:
             story = told(lambda console: tell_story(console, reader, reader.example()))
-            keys = [row["key"] for row in reader.sql("SELECT key FROM slots WHERE model = 'able'")]
+            keys = [row["key"] for row in reader._query("SELECT key FROM slots WHERE model = 'able'")]
     assert all(f"= able ({key[:8]})" in story and f"able ({key[:8]}), honesty: 5" in story for key in keys)
     assert "= poor" in story
 
@@ -79,7 +79,7 @@ def test_a_prompt_that_is_no_longer_selected_is_not_promised_a_pair(tmp_path: Pa
     with ledger:
         make_pairs(pipeline, rubric, ledger.store)
         with Results.of(ledger.store) as reader:
-            (gone,) = reader.sql("SELECT prompt_id FROM prompts ANTI JOIN selection USING (prompt_id)")
+            (gone,) = reader._query("SELECT prompt_id FROM prompts ANTI JOIN selection USING (prompt_id)")
             story = told(lambda console: tell_story(console, reader, gone["prompt_id"]))
     assert "no longer hold it" in story
 
@@ -91,7 +91,7 @@ def test_a_judgement_that_failed_is_told(tmp_path: Path) -> None:
     with ledger:
         make_pairs(pipeline, rubric, ledger.store)
         with Results.of(ledger.store) as reader:
-            (one,) = reader.sql("SELECT prompt_id FROM selection")
+            (one,) = reader._query("SELECT prompt_id FROM selection")
             story = told(lambda console: tell_story(console, reader, one["prompt_id"]))
     assert "no pair: no judge gave a readable rating (judgement_failed)" in story
     assert "judgement by strict without a rating: ratings, failed" in story

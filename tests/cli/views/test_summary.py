@@ -22,7 +22,8 @@ from aif.engine.prepare import rubric_of
 from aif.export.dataset import export
 from aif.store import records
 from aif.store.ledger import Ledger
-from aif.store.reader import Balance, Reader, Tally
+from aif.store.reader import Reader
+from aif.store.report_queries import Balance, Tally
 from tests.end_to_end.test_carried import answered as bringing
 from tests.end_to_end.test_carried import rows
 from tests.engine.test_orchestrator import run, write
@@ -91,7 +92,7 @@ def test_whatever_became_of_each_item_the_books_balance(plans: list[tuple[int, l
             judgements = {n: row[4] for n, row in enumerate(drawn)}
             sets = (f"completions.per_prompt={per_prompt}", f"principles={principles}")
             with made(Path(name), completions, judgements, *sets) as ledger, Reader.of(ledger.store) as reader:
-                slots = [(row["position"], row["model"]) for row in reader.sql("SELECT position, model FROM slots")]
+                slots = [(row["position"], row["model"]) for row in reader._query("SELECT position, model FROM slots")]
                 balance = reader.balance()
                 assert balance.tallies == reader.tallies() == counted(slots, completions, judgements)
                 first = [(n, model) for n, model in slots if n < 2]
@@ -183,7 +184,7 @@ def test_what_was_read_anew_and_not_planned_yet_is_said(tmp_path: Path) -> None:
 
 def _ask(ledger: Ledger, query: str) -> list[dict[str, Any]]:
     with Reader.of(ledger.store) as reader:
-        return reader.sql(query)
+        return reader._query(query)
 
 
 def test_completions_that_came_with_prompts_are_apart_from_those_a_model_of_that_name_was_asked_for(
@@ -201,7 +202,7 @@ def test_completions_that_came_with_prompts_are_apart_from_those_a_model_of_that
     assert not ended.incomplete
     with Reader.open(pipeline.store) as reader:
         tallies, balance = reader.tallies(), reader.balance()
-        board = {(one["model"], one["carried"]): one["completions"] for one in reader.sql("FROM leaderboard")}
+        board = {(one["model"], one["carried"]): one["completions"] for one in reader._query("FROM leaderboard")}
         status = told(lambda console: tell_status(console, reader))
     assert tallies["completion", "large"] == Tally(3, 3, 0, 0)
     assert tallies["carried", "large"] == Tally(1, 1, 0, 0)
