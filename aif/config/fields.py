@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator
 
-from aif.config.error_text import shown
+from aif.config.error_messages import format_value
 from aif.core.reasoning import Tags
 
 
@@ -24,7 +24,7 @@ def _name(value: str) -> str:
 def _run_name(value: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
         raise ValueError(
-            f"{shown(value)} can't name a folder under runs/; use letters, digits, '.', '_' and '-', "
+            f"{format_value(value)} can't name a folder under runs/; use letters, digits, '.', '_' and '-', "
             "beginning with a letter or digit"
         )
     return value
@@ -46,7 +46,7 @@ def _url(value: str) -> str:
     if "@" in value or "?" in value or "#" in value:
         raise ValueError("an address without user, password, '?' and '#' is needed; keys come from the environment")
     if not usable or " " in value:
-        raise ValueError(f"expected an address such as http://localhost:8000/v1, got {shown(value)}")
+        raise ValueError(f"expected an address such as http://localhost:8000/v1, got {format_value(value)}")
     return value.rstrip("/")
 
 
@@ -64,7 +64,7 @@ _OWN_NETWORKS = [
 _OWN_NAMES = re.compile(r"[a-z0-9_-]+|(?:[a-z0-9_-]+\.)+(?:localhost|local|internal|lan|home\.arpa)")
 
 
-def is_own(url: str) -> bool:
+def is_private_host(url: str) -> bool:
     """Whether an address is of this machine or a private network, as far as it says itself; nothing is looked up. What
     answers at any other may be somebody else's, who sends a bill."""
     host = (urlsplit(url).hostname or "").removesuffix(".")
@@ -75,7 +75,7 @@ def is_own(url: str) -> bool:
     return any(address in network for network in _OWN_NETWORKS)
 
 
-def is_openai(url: str) -> bool:
+def is_openai_host(url: str) -> bool:
     """Whether an address is OpenAI's, or Azure's for its models."""
     host = urlsplit(url).hostname or ""
     return bool(
@@ -105,7 +105,9 @@ def _test_size(value: Any) -> int | float:
         return value
     if isinstance(value, float) and 0 < value < 1:
         return value
-    raise ValueError(f"expected a count such as 2000 or a share between 0 and 1 such as 0.05, got {shown(value)}")
+    raise ValueError(
+        f"expected a count such as 2000 or a share between 0 and 1 such as 0.05, got {format_value(value)}"
+    )
 
 
 def _as_path(value: Any) -> Any:
@@ -121,7 +123,7 @@ def _as_path(value: Any) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
-class Secret:
+class FromEnvironment:
     """What an environment variable holds."""
 
     variable: str
@@ -134,51 +136,51 @@ _OWN_HEADERS = frozenset(
 )
 
 
-def is_key_header(name: str) -> bool:
+def is_auth_header(name: str) -> bool:
     """Whether a header says who asks."""
     return name.lower() in _KEY_HEADERS
 
 
-def _headers(value: Any) -> dict[str, str | Secret]:
+def _headers(value: Any) -> dict[str, str | FromEnvironment]:
     if not isinstance(value, dict) or not value:
-        raise ValueError(f"expected names and texts, such as {{X-Title: my run}}, got {shown(value)}")
+        raise ValueError(f"expected names and texts, such as {{X-Title: my run}}, got {format_value(value)}")
     return {_header_name(name): _header(name, said) for name, said in value.items()}
 
 
 def _header_name(name: Any) -> str:
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", name):
-        raise ValueError(f"{shown(name)} is no name of a header; use letters, digits and -")
+        raise ValueError(f"{format_value(name)} is no name of a header; use letters, digits and -")
     if name.lower() in _OWN_HEADERS:
         raise ValueError(f"{name} belongs to the connection; take it out")
     return name
 
 
-def _header(name: str, said: Any) -> str | Secret:
+def _header(name: str, said: Any) -> str | FromEnvironment:
     if isinstance(said, dict) and set(said) == {"env"} and isinstance(said["env"], str):
-        return Secret(_variable(said["env"]))
+        return FromEnvironment(_variable(said["env"]))
     said = _written(said)
-    if is_key_header(name):
+    if is_auth_header(name):
         raise ValueError(f"a key has no place in the file; write {name}: {{env: NAME}}")
     if not isinstance(said, str) or not said.isascii() or not said.isprintable() or said != said.strip():
-        raise ValueError(f"{name}: expected a text on one line, or {{env: NAME}}, got {shown(said)}")
+        raise ValueError(f"{name}: expected a text on one line, or {{env: NAME}}, got {format_value(said)}")
     return said
 
 
 def _query(value: Any) -> dict[str, str]:
     if not isinstance(value, dict) or not value:
-        raise ValueError(f"expected names and texts, such as {{api-version: 2025-04-01}}, got {shown(value)}")
+        raise ValueError(f"expected names and texts, such as {{api-version: 2025-04-01}}, got {format_value(value)}")
     found = {str(name): _written(said) for name, said in value.items()}
     for name, said in found.items():
         if re.search(r"(^|[_-])(key|token|sig|secret|password)$", name.lower()):
             raise ValueError(f"{name}: a key has no place in the file; see extra_headers: {{NAME: {{env: VARIABLE}}}}")
         if not isinstance(said, str):
-            raise ValueError(f"{name}: expected a text, got {shown(said)}; put it in quotes")
+            raise ValueError(f"{name}: expected a text, got {format_value(said)}; put it in quotes")
     return found
 
 
 def _json(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict) or not value:
-        raise ValueError(f"expected names and values, such as {{top_k: 40}}, got {shown(value)}")
+        raise ValueError(f"expected names and values, such as {{top_k: 40}}, got {format_value(value)}")
     _check_json(value, "")
     return value
 
@@ -201,12 +203,12 @@ def _check_json(value: Any, at: str) -> None:
 def _omitted(value: Any) -> tuple[str, ...]:
     listed = _listed(value)
     if not isinstance(listed, list | tuple) or not listed:
-        raise ValueError(f"expected a list, such as [seed], got {shown(value)}")
+        raise ValueError(f"expected a list, such as [seed], got {format_value(value)}")
     for one in listed:
         if one in ("temperature", "top_p", "reasoning_effort"):
             raise ValueError(f"{one} is left out by `{one}: null`")
         if one != "seed":
-            raise ValueError(f"only seed can be left out so, got {shown(one)}")
+            raise ValueError(f"only seed can be left out so, got {format_value(one)}")
     return ("seed",)
 
 
@@ -214,15 +216,17 @@ def _tags(value: Any) -> Tags:
     if value in ("auto", "none"):
         return cast(Tags, value)
     if not isinstance(value, list | tuple) or not all(isinstance(one, str) and one.strip() for one in value):
-        raise ValueError(f"expected auto, none, or the two marks such as ['<think>', '</think>'], got {shown(value)}")
+        raise ValueError(
+            f"expected auto, none, or the two marks such as ['<think>', '</think>'], got {format_value(value)}"
+        )
     if len(value) != 2 or value[0] == value[1]:
-        raise ValueError(f"expected two marks, what opens reasoning and what closes it, got {shown(value)}")
+        raise ValueError(f"expected two marks, what opens reasoning and what closes it, got {format_value(value)}")
     return value[0], value[1]
 
 
 def _slot(value: str) -> str:
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,39}", value):
-        raise ValueError(f"{shown(value)} is no name of a slot; use up to 40 lower-case letters, digits and _")
+        raise ValueError(f"{format_value(value)} is no name of a slot; use up to 40 lower-case letters, digits and _")
     return value
 
 
@@ -232,7 +236,7 @@ def _written(value: Any) -> Any:
 
 
 Count = Annotated[int, Field(ge=1)]
-Several = Annotated[int, Field(ge=2)]
+AtLeastTwo = Annotated[int, Field(ge=2)]
 Share = Annotated[float, Field(ge=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
@@ -240,18 +244,18 @@ Ratio = Annotated[float, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
 Temperature = Annotated[float, Field(ge=0, le=2)]
 TopP = Annotated[float, Field(gt=0, le=1)]
-Filled = Annotated[str, Field(min_length=1)]
+NonEmpty = Annotated[str, Field(min_length=1)]
 Name = Annotated[str, AfterValidator(_name)]
 RunName = Annotated[str, AfterValidator(_run_name)]
-Slot = Annotated[str, AfterValidator(_slot)]
-Assignment = Annotated[str, BeforeValidator(_written)]
-Variable = Annotated[str, AfterValidator(_variable)]
-Headers = Annotated[dict[str, str | Secret], PlainValidator(_headers)]
-Query = Annotated[dict[str, str], PlainValidator(_query)]
-Json = Annotated[dict[str, Any], PlainValidator(_json)]
+SlotName = Annotated[str, AfterValidator(_slot)]
+VariableValue = Annotated[str, BeforeValidator(_written)]
+VariableName = Annotated[str, AfterValidator(_variable)]
+Headers = Annotated[dict[str, str | FromEnvironment], PlainValidator(_headers)]
+QueryParameters = Annotated[dict[str, str], PlainValidator(_query)]
+JsonObject = Annotated[dict[str, Any], PlainValidator(_json)]
 Omitted = Annotated[tuple[str, ...], PlainValidator(_omitted)]
 ReasoningTags = Annotated[Tags, PlainValidator(_tags)]
-PathText = Annotated[Path, BeforeValidator(_as_path)]
+StorePath = Annotated[Path, BeforeValidator(_as_path)]
 Urls = Annotated[
     tuple[Annotated[str, AfterValidator(_url)], ...], BeforeValidator(_listed), Field(strict=False, min_length=1)
 ]

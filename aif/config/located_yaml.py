@@ -13,15 +13,15 @@ import yaml
 
 from aif.core.errors import BadInput
 
-MOST = 100_000  # values; a few lines of aliases to aliases would come to billions
+MAX_VALUES = 100_000  # values; a few lines of aliases to aliases would come to billions
 
-Keys = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
 
 
 class Problem(NamedTuple):
     """Something wrong: where in the tree, and what (with the mend)."""
 
-    keys: Keys
+    keys: KeyPath
     text: str
 
 
@@ -32,27 +32,27 @@ class Location(NamedTuple):
     written: str | None = None
 
 
-def dotted(keys: Keys) -> str:
+def dotted(keys: KeyPath) -> str:
     """Keys as a person writes them: models.a.base_url."""
     return ".".join(map(str, keys))
 
 
 @dataclass(slots=True)
-class Text:
+class YamlDocument:
     """A YAML text as data, with the place of each value and the problems met in reading."""
 
     data: Any
-    places: dict[Keys, Location] = field(default_factory=dict)
+    locations: dict[KeyPath, Location] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
-    def place(self, keys: Keys) -> Location:
+    def location_of(self, keys: KeyPath) -> Location:
         """The place of a value, or of the nearest thing that would hold it."""
-        if keys in self.places:
-            return self.places[keys]
-        nearest = next((keys[:n] for n in range(len(keys), -1, -1) if keys[:n] in self.places), ())
-        return Location(self.places[nearest].where)
+        if keys in self.locations:
+            return self.locations[keys]
+        nearest = next((keys[:n] for n in range(len(keys), -1, -1) if keys[:n] in self.locations), ())
+        return Location(self.locations[nearest].where)
 
-    def put(self, assignment: str) -> None:
+    def assign(self, assignment: str) -> None:
         """Do one `--set KEY=VALUE`.
 
         KEY is dotted; names may hold dots themselves: at each level the longest existing key that fits is taken.
@@ -63,30 +63,30 @@ class Text:
         if not equals or not all(key.split(".")):
             raise BadInput("--set takes KEY=VALUE, such as --set completions.temperature=0.7")
         origin = f"--set {key}"
-        value = read(written, lambda _: origin)
+        value = parse_yaml(written, lambda _: origin)
         for problem in value.problems:
             raise BadInput(f"{origin}: {dotted(problem.keys)}: {problem.text}")
         for keys in list(_targets(self.data, key.split("."), (), origin)):
             self._assign(keys, value, origin)
 
-    def _assign(self, keys: Keys, value: "Text", origin: str) -> None:
-        for known in [known for known in self.places if known[: len(keys)] == keys]:
-            del self.places[known]
+    def _assign(self, keys: KeyPath, value: "YamlDocument", origin: str) -> None:
+        for known in [known for known in self.locations if known[: len(keys)] == keys]:
+            del self.locations[known]
         self.data = {} if self.data is None else self.data
         at: Any = self.data
         for depth, key in enumerate(keys[:-1], start=1):
             if (at.get(key) if isinstance(at, dict) else at[key]) is None:
                 at[key] = {}
-                self.places[keys[:depth]] = Location(origin)
+                self.locations[keys[:depth]] = Location(origin)
             at = at[key]
         at[keys[-1]] = copy.deepcopy(value.data)
-        for below, place in value.places.items():
-            self.places[keys + below] = Location(origin, place.written)
+        for below, place in value.locations.items():
+            self.locations[keys + below] = Location(origin, place.written)
 
 
-def read(text: str, place: Callable[[int], str]) -> Text:
+def parse_yaml(text: str, place: Callable[[int], str]) -> YamlDocument:
     """YAML text as data. `place` names a line (from 1) in places and errors. Raises BadInput where it isn't YAML."""
-    found = Text(None, {(): Location(place(1))})
+    found = YamlDocument(None, {(): Location(place(1))})
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
@@ -125,30 +125,32 @@ class _Loader(yaml.SafeLoader):
 class _Builder:
     """Makes data of nodes, noting places and problems in `found`."""
 
-    def __init__(self, loader: _Loader, place: Callable[[int], str], found: Text) -> None:
+    def __init__(self, loader: _Loader, place: Callable[[int], str], found: YamlDocument) -> None:
         self._loader = loader
         self._place = place
         self._found = found
         self._checked: set[int] = set()
         self._built = 0
 
-    def build(self, node: yaml.Node, keys: Keys) -> Any:
+    def build(self, node: yaml.Node, keys: KeyPath) -> Any:
         self._built += 1
-        if self._built > MOST:
+        if self._built > MAX_VALUES:
             where = self._place(1)
-            raise BadInput(f"{where}: holds more than {MOST:,} values once its aliases are written out; use fewer")
+            raise BadInput(
+                f"{where}: holds more than {MAX_VALUES:,} values once its aliases are written out; use fewer"
+            )
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, keys)
         if isinstance(node, yaml.SequenceNode):
             return [self._item(child, child, (*keys, n)) for n, child in enumerate(node.value)]
-        self._found.places[keys] = Location(self._found.places[keys].where, node.value)
+        self._found.locations[keys] = Location(self._found.locations[keys].where, node.value)
         try:
             return self._loader.construct_object(node)
         except ValueError:
             self._problem(keys, f"{node.value[:60]!r} can't be read; correct it or put it in quotes")
             return None
 
-    def _mapping(self, node: yaml.MappingNode, keys: Keys) -> dict[str, Any]:
+    def _mapping(self, node: yaml.MappingNode, keys: KeyPath) -> dict[str, Any]:
         if id(node) not in self._checked:  # a node named by an alias is built again, and merges were resolved by then
             self._checked.add(id(node))
             self._check_keys(node, keys)
@@ -156,7 +158,7 @@ class _Builder:
         scalars = [(key, value) for key, value in node.value if isinstance(key, yaml.ScalarNode)]
         return {key.value: self._item(key, value, (*keys, key.value)) for key, value in scalars}
 
-    def _check_keys(self, node: yaml.MappingNode, keys: Keys) -> None:
+    def _check_keys(self, node: yaml.MappingNode, keys: KeyPath) -> None:
         first: dict[str, int] = {}
         for key, _ in node.value:
             line = key.start_mark.line + 1
@@ -168,11 +170,11 @@ class _Builder:
             else:
                 first[key.value] = line
 
-    def _item(self, mark: yaml.Node, value: yaml.Node, keys: Keys) -> Any:
-        self._found.places[keys] = Location(self._place(mark.start_mark.line + 1))
+    def _item(self, mark: yaml.Node, value: yaml.Node, keys: KeyPath) -> Any:
+        self._found.locations[keys] = Location(self._place(mark.start_mark.line + 1))
         return self.build(value, keys)
 
-    def _problem(self, keys: Keys, text: str) -> None:
+    def _problem(self, keys: KeyPath, text: str) -> None:
         self._found.problems.append(Problem(keys, text))
 
 
@@ -189,7 +191,7 @@ _Loader.yaml_implicit_resolvers = {
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 
 
-def _targets(data: Any, names: list[str], at: Keys, origin: str) -> Iterator[Keys]:
+def _targets(data: Any, names: list[str], at: KeyPath, origin: str) -> Iterator[KeyPath]:
     """The full keys that a dotted path means in `data`; what doesn't exist yet included."""
     if not names:
         yield at
@@ -213,7 +215,7 @@ def _targets(data: Any, names: list[str], at: Keys, origin: str) -> Iterator[Key
         )
 
 
-def _below(data: dict[str, Any], names: list[str], at: Keys, origin: str) -> Iterator[Keys]:
+def _below(data: dict[str, Any], names: list[str], at: KeyPath, origin: str) -> Iterator[KeyPath]:
     for n in range(len(names), 0, -1):
         name = ".".join(names[:n])
         if name in data:

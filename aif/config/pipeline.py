@@ -10,9 +10,19 @@ from typing import Annotated
 import yaml
 from pydantic import Field, PrivateAttr, ValidationError, field_validator
 
-from aif.config import error_text, located_yaml
-from aif.config.fields import Filled, Name, NotNegative, PathText, Positive, RunName, Secret, is_key_header, is_own
-from aif.config.located_yaml import Keys, Problem, dotted
+from aif.config import error_messages, located_yaml
+from aif.config.fields import (
+    FromEnvironment,
+    Name,
+    NonEmpty,
+    NotNegative,
+    Positive,
+    RunName,
+    StorePath,
+    is_auth_header,
+    is_private_host,
+)
+from aif.config.located_yaml import KeyPath, Problem, dotted
 from aif.config.sections import (
     AnyEndpoint,
     CompletionColumns,
@@ -20,15 +30,15 @@ from aif.config.sections import (
     DeclaredEndpoint,
     Export,
     Judge,
-    Labels,
+    KtoLabels,
     Launch,
     Model,
     Pairs,
-    Part,
     Price,
     Rates,
+    Section,
     Source,
-    public,
+    publishable_name,
 )
 from aif.core import resources
 from aif.core.errors import BadInput
@@ -37,19 +47,19 @@ from aif.core.types import Sampling
 from aif.providers.base import Options
 
 
-class Pipeline(Part):
+class Pipeline(Section):
     """A pipeline file, checked. Of the relative paths in it only `store` is resolved here, by `parse`; the others are
     looked for (`resources.find`, `beside`)."""
 
     name: RunName
     seed: int = 0
-    store: PathText = Field(default_factory=lambda given: Path("runs", given["name"], "feedback.duckdb"))
+    store: StorePath = Field(default_factory=lambda given: Path("runs", given["name"], "feedback.duckdb"))
     prompts: Annotated[tuple[Source, ...], Field(strict=False, min_length=1)]
-    principles: Filled | None = None
+    principles: NonEmpty | None = None
     completions: Completions = Completions()
     models: dict[Name, Model] = Field(default_factory=dict)
     judges: dict[Name, Judge] = Field(default_factory=dict)
-    rubric: Filled = "unified"
+    rubric: NonEmpty = "unified"
     pairs: Pairs = Pairs()
     budget_usd: Positive | None = None
     confirm_usd: NotNegative = 1.0
@@ -60,7 +70,7 @@ class Pipeline(Part):
     _given: Path | None = PrivateAttr(default=None)
 
     @property
-    def named_store(self) -> Path:
+    def declared_store(self) -> Path:
         """The store as the file names it, or as it is called by default."""
         return self._given or self.store
 
@@ -70,17 +80,17 @@ class Pipeline(Part):
         return self._path
 
     @property
-    def beside(self) -> Path:
+    def folder(self) -> Path:
         """The folder of the pipeline file, where relative paths in it are looked for first."""
         return self._path.parent
 
     @property
-    def raw(self) -> str:
+    def yaml_text(self) -> str:
         """The file as YAML after --set, comments left out: for the record. It can't hold a key."""
         return self._raw
 
     @property
-    def public(self) -> str:
+    def public_yaml(self) -> str:
         """`raw` as it may be published: without where things are (hosts, keys' variables, folders)."""
         told = yaml.safe_load(self._raw)
         told.pop("store", None)
@@ -90,29 +100,29 @@ class Pipeline(Part):
             if launch := one.get("launch"):
                 one["launch"] = {key: launch[key] for key in ("model", "gpus", "max_model_len") if key in launch}
             if one.get("model"):
-                one["model"] = public(one["model"])
+                one["model"] = publishable_name(one["model"])
             if launch:
-                one["launch"]["model"] = public(launch["model"], hub=True)
+                one["launch"]["model"] = publishable_name(launch["model"], hub=True)
         for source in told["prompts"]:
             if source.get("file"):
                 source["file"] = PurePosixPath(source["file"]).name
             if source.get("hub"):
-                source["hub"] = public(source["hub"], hub=True)
+                source["hub"] = publishable_name(source["hub"], hub=True)
         for key in ("rubric", "principles"):
             if isinstance(told.get(key), str):
                 told[key] = PurePosixPath(told[key]).name
         return yaml.safe_dump(told, sort_keys=False, allow_unicode=True)
 
     @property
-    def scored(self) -> bool:
+    def has_scores(self) -> bool:
         """Whether the completions come with scores of their own, so that there is no judge."""
         return all(source.completions and source.completions.score for source in self.prompts)
 
     @property
-    def tags(self) -> dict[str, Tags]:
+    def reasoning_tags(self) -> dict[str, Tags]:
         """The marks around reasoning by who is read with them, `stage/name`, whichever of that name was served."""
-        models = {f"completion/{one.declared}": one.reasoning_tags for one in self.models.values()}
-        return models | {f"judgement/{one.declared}": one.reasoning_tags for one in self.judges.values()}
+        models = {f"completion/{one.declared_identity}": one.reasoning_tags for one in self.models.values()}
+        return models | {f"judgement/{one.declared_identity}": one.reasoning_tags for one in self.judges.values()}
 
     def sampling(self, model: Model) -> Sampling:
         """The settings `model` is sampled with: its own where it has any, else those of `completions`."""
@@ -123,7 +133,7 @@ class Pipeline(Part):
             temperature=model.temperature if "temperature" in given else usual.temperature if free else None,
             top_p=model.top_p if "top_p" in given else usual.top_p if free else None,
             reasoning_effort=model.reasoning_effort,
-            extra=model.extra,
+            extra=model.extra_body_json,
         )
 
     @field_validator("models", "judges")
@@ -133,7 +143,7 @@ class Pipeline(Part):
             entry._name = name
         return entries
 
-    def clashes(self) -> Iterator[Problem]:
+    def conflicts(self) -> Iterator[Problem]:
         yield from self._nobody()
         if self.models and self.pairs.model and self.pairs.model not in self.models and not self._carries():
             names = ", ".join(self.models)
@@ -154,10 +164,10 @@ class Pipeline(Part):
                 ("models",),
                 "missing; name at least one, or point the completions: of every source at those its rows carry",
             )
-        if not self.judges and not self.scored:
+        if not self.judges and not self.has_scores:
             yield Problem(("judges",), "missing; name at least one")
         for key in ("models", "judges"):
-            if getattr(self, key) and self.scored:
+            if getattr(self, key) and self.has_scores:
                 yield Problem(
                     (key,),
                     "not needed: the rows' completions come with scores, and none is made or rated; take it out, or "
@@ -167,22 +177,22 @@ class Pipeline(Part):
     def _scores_in_part(self) -> Iterator[Problem]:
         """Scores that come with some sources only would stand beside a judge's, on another scale."""
         for n, source in enumerate(self.prompts):
-            if source.completions and source.completions.score and not self.scored:
+            if source.completions and source.completions.score and not self.has_scores:
                 yield Problem(
                     ("prompts", n, "completions", "score"),
                     "not every source has scores, so a judge rates them all; take it out, or give each source one",
                 )
-        if self.export.kto.rule == "scores" and len(self.scales) > 1:
+        if self.export.kto.rule == "scores" and len(self.score_scales) > 1:
             yield Problem(
                 ("export", "kto", "rule"),
-                f"one bound for the scores of several sources ({', '.join(sorted(self.scales))}); take rule pairs, or "
-                "give sources of one scale one `source`",
+                f"one bound for the scores of several sources ({', '.join(sorted(self.score_scales))}); take rule pairs, "
+                "or give sources of one scale one `source`",
             )
 
     @property
-    def scales(self) -> set[str]:
+    def score_scales(self) -> set[str]:
         """Whose scales scores are on; none where judges give them."""
-        return {source.scale for source in self.prompts} if self.scored else set()
+        return {source.scale for source in self.prompts} if self.has_scores else set()
 
     def _unpriced(self) -> Iterator[Problem]:
         """What costs nobody knows how much can't be kept within a budget."""
@@ -197,7 +207,7 @@ class Pipeline(Part):
                             (kind, name, "service_tier"), f"{said}: {{{one.service_tier}: {{input: …, output: …}}}}"
                         )
                         continue
-                    whom = next((url for url in one.base_url if not is_own(url)), one.provider)
+                    whom = next((url for url in one.base_url if not is_private_host(url)), one.provider)
                     yield Problem(
                         (kind, name),
                         f"budget_usd needs to know what a call to {whom} costs; add price: {{input: …, output: …}}, in "
@@ -253,7 +263,7 @@ def load(path: Path, sets: Sequence[str] = ()) -> Pipeline:
     A relative path is looked for in the working directory, then among what aif ships. What is shipped and what is no
     file (a pipe) has its store under the working directory. Raises BadInput, saying all that is wrong.
     """
-    file = resources.find(str(path), None, "", "pipeline file")
+    file = resources.find_resource(str(path), None, "", "pipeline file")
     homeless = resources.is_shipped(str(path), file) or not file.is_file()
     try:
         text = file.read_text(encoding="utf-8-sig")
@@ -267,9 +277,9 @@ def load(path: Path, sets: Sequence[str] = ()) -> Pipeline:
 def parse(text: str, path: Path, sets: Sequence[str] = (), home: Path | None = None) -> Pipeline:
     """`load` for a text at hand; `path` is the file it stands for, `home` where its relative `store` begins."""
     called = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-    found = located_yaml.read(text, lambda line: f"{called}:{line}")
+    found = located_yaml.parse_yaml(text, lambda line: f"{called}:{line}")
     for assignment in sets:
-        found.put(assignment)
+        found.assign(assignment)
     if found.data is None:
         raise BadInput(f"{called}:1: the file is empty; it needs name, prompts, models and judges")
     wrong = list(found.problems)
@@ -277,9 +287,11 @@ def parse(text: str, path: Path, sets: Sequence[str] = (), home: Path | None = N
     try:
         pipeline = Pipeline.model_validate(found.data)
     except ValidationError as error:
-        wrong += [said for said in error_text.problems(error, found, _unknown) if said.keys not in misread]
+        wrong += [
+            said for said in error_messages.validation_problems(error, found, _unknown) if said.keys not in misread
+        ]
     if wrong:
-        raise BadInput("\n".join(_line(found.place(problem.keys).where, problem) for problem in wrong))
+        raise BadInput("\n".join(_line(found.location_of(problem.keys).where, problem) for problem in wrong))
     named = pipeline.store
     pipeline = pipeline.model_copy(update={"store": _placed(named, home or _home(path))})
     pipeline._given = named
@@ -305,7 +317,7 @@ def _line(where: str, problem: Problem) -> str:
     return ": ".join(part for part in (where, dotted(problem.keys), problem.text) if part)
 
 
-_PARTS: Mapping[str, type[Part]] = {
+_PARTS: Mapping[str, type[Section]] = {
     "": Pipeline,
     "prompts.*": Source,
     "prompts.*.completions": CompletionColumns,
@@ -320,14 +332,14 @@ _PARTS: Mapping[str, type[Part]] = {
     "judges.*.price.tiers.*": Rates,
     "pairs": Pairs,
     "export": Export,
-    "export.kto": Labels,
+    "export.kto": KtoLabels,
 }
 
 
-def _unknown(keys: Keys) -> str:
+def _unknown(keys: KeyPath) -> str:
     named = keys[0] in ("prompts", "models", "judges")
     part = _PARTS[dotted(tuple("*" if named and n in (1, 4) else key for n, key in enumerate(keys[:-1])))]
-    return error_text.unknown_key(str(keys[-1]), list(part.model_fields))
+    return error_messages.unknown_key_message(str(keys[-1]), list(part.model_fields))
 
 
 def api_key(endpoint: DeclaredEndpoint, environ: Mapping[str, str]) -> str | None:
@@ -345,18 +357,18 @@ def api_key(endpoint: DeclaredEndpoint, environ: Mapping[str, str]) -> str | Non
     return _held(endpoint, variable, "API key", environ)
 
 
-def options(endpoint: DeclaredEndpoint, environ: Mapping[str, str]) -> Options:
+def request_options(endpoint: DeclaredEndpoint, environ: Mapping[str, str]) -> Options:
     """What goes with every request to an endpoint. Raises BadInput, naming the variable that is missing or unusable."""
     key = api_key(endpoint, environ)
     given = {
-        name: _held(endpoint, said.variable, name, environ) if isinstance(said, Secret) else said
+        name: _held(endpoint, said.variable, name, environ) if isinstance(said, FromEnvironment) else said
         for name, said in endpoint.extra_headers.items()
     }
-    hidden = [given[name] for name, said in endpoint.extra_headers.items() if isinstance(said, Secret)]
-    bearer = key or ("none" if endpoint.provider in _KEYS and not any(map(is_key_header, given)) else None)
+    hidden = [given[name] for name, said in endpoint.extra_headers.items() if isinstance(said, FromEnvironment)]
+    bearer = key or ("none" if endpoint.provider in _KEYS and not any(map(is_auth_header, given)) else None)
     ours = bearer and "authorization" not in map(str.lower, given)  # a header that is there twice is nobody's
     return Options(
-        endpoint.speaks,
+        endpoint.api_dialect,
         frozenset(endpoint.omit),
         endpoint.service_tier,
         ({"Authorization": f"Bearer {bearer}"} if ours else {}) | given,

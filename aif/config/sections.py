@@ -9,43 +9,43 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
-from aif.config.error_text import ClashError, shown
+from aif.config.error_messages import ConflictError, format_value
 from aif.config.fields import (
-    Assignment,
+    AtLeastTwo,
     Count,
-    Filled,
     Format,
+    FromEnvironment,
     Headers,
-    Json,
+    JsonObject,
     Name,
+    NonEmpty,
     NotNegative,
     Omitted,
     Positive,
     Provider,
-    Query,
+    QueryParameters,
     Ratio,
     ReasoningTags,
     Seconds,
-    Secret,
-    Several,
     Share,
-    Slot,
+    SlotName,
     Temperature,
     TestSize,
     TopP,
     Urls,
-    Variable,
-    is_openai,
-    is_own,
+    VariableName,
+    VariableValue,
+    is_openai_host,
+    is_private_host,
 )
 from aif.config.located_yaml import Problem
-from aif.core.types import OTHER, Sampling, Usage
+from aif.core.types import DIGEST_SUFFIX, Sampling, Usage
 from aif.providers.base import Dialect
 
 _CONCURRENCY: Mapping[str, int] = {"vllm": 64, "openai": 16, "anthropic": 16, "simulator": 32}
 _PAID = ("openai", "anthropic")
 # OpenAI's reasoning models answer 400 to a temperature; their chat variants take one.
-REASONING = re.compile(r"(o[1-9]|gpt-5(?!.*chat))")
+REASONING_MODELS = re.compile(r"(o[1-9]|gpt-5(?!.*chat))")
 _USUAL = (None, "auto", "default", "standard", "standard_only", "on_demand")  # tiers: OpenAI, Anthropic, Groq
 _FLEX_S = 900.0  # OpenAI: "we recommend 15 minutes"
 # What of a body has a key of its own, or no place at all.
@@ -78,7 +78,7 @@ _FOLDER = re.compile(r"[/~.\\]|[A-Za-z]:[\\/]")
 _DEEP = re.compile(r"[^/]*/[^/]*/")
 
 
-def public(name: str, hub: bool = False) -> str:
+def publishable_name(name: str, hub: bool = False) -> str:
     """What was declared as a path by its last part; anything else as it is.
 
     `hub` names are of the Hub or folders, and none of the Hub's has two slashes. What a server calls its model may.
@@ -88,19 +88,19 @@ def public(name: str, hub: bool = False) -> str:
     return name
 
 
-def flag(word: str) -> str:
+def option_name(word: str) -> str:
     """The option that an argument of vLLM's names, which takes `--api_key` and `--api-key` for one."""
     return word.partition("=")[0].replace("_", "-")
 
 
-def is_one_of(word: str, options: Iterable[str]) -> bool:
+def matches_option(word: str, options: Iterable[str]) -> bool:
     """Whether vLLM may take an argument for one of these options: as argparse does, it knows one by its first letters,
     and what these leave open differs by its version."""
-    return len(flag(word)) > 2 and any(option.startswith(flag(word)) for option in options)
+    return len(option_name(word)) > 2 and any(option.startswith(option_name(word)) for option in options)
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
+class ServedContent:
     """What is known of a launched model besides what is declared: the `digest` of what its server loads ("" where that
     is not known), whether that is not what this name once began with (`other`), the `commit` on the Hub."""
 
@@ -109,23 +109,23 @@ class Served:
     commit: str = ""
 
 
-class Part(BaseModel):
+class Section(BaseModel):
     """A mapping of the pipeline file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
-    def clashes(self) -> Iterator[Problem]:
+    def conflicts(self) -> Iterator[Problem]:
         """What is wrong between keys that are each sound; keys counted from this mapping."""
         yield from ()
 
     @model_validator(mode="after")
     def _no_clashes(self) -> Self:
-        if found := list(self.clashes()):
-            raise ClashError(found)
+        if found := list(self.conflicts()):
+            raise ConflictError(found)
         return self
 
 
-class CompletionColumns(Part):
+class CompletionColumns(Section):
     """Completions that come with the rows (`prompts.completions`), and where their parts stand.
 
     `field` is a column: a list of objects (then `text`, `model` and `score` are keys of each), a list of texts (then
@@ -133,29 +133,29 @@ class CompletionColumns(Part):
     same prompt are gathered). `score` makes judging needless.
     """
 
-    field: Filled
-    text: Filled = "text"
-    model: Filled = "model"
-    score: Filled | None = None
+    field: NonEmpty
+    text: NonEmpty = "text"
+    model: NonEmpty = "model"
+    score: NonEmpty | None = None
 
 
-class Source(Part):
+class Source(Section):
     """One entry of `prompts`: a file or a Hub dataset (or a local folder of one), and how its rows are read.
 
     `material` names, by the rubric's slot, the column that holds what the judge is shown beside the conversation.
     """
 
-    file: Filled | None = None
-    hub: Filled | None = None
-    config: Filled | None = None
-    split: Filled = "train"
-    revision: Filled | None = None
-    field: Filled = "prompt"
+    file: NonEmpty | None = None
+    hub: NonEmpty | None = None
+    config: NonEmpty | None = None
+    split: NonEmpty = "train"
+    revision: NonEmpty | None = None
+    field: NonEmpty = "prompt"
     source: Name = Field(default_factory=lambda given: _source_name(given.get("file"), given.get("hub")))
-    source_field: Filled | None = None
+    source_field: NonEmpty | None = None
     limit: Count | None = None
     max_chars: Count = 100_000
-    material: dict[Slot, Filled] = Field(default_factory=dict)
+    material: dict[SlotName, NonEmpty] = Field(default_factory=dict)
     completions: CompletionColumns | None = None
 
     @property
@@ -166,7 +166,7 @@ class Source(Part):
             return self.source
         return " ".join(filter(None, (self.file, self.hub, self.config)))
 
-    def clashes(self) -> Iterator[Problem]:
+    def conflicts(self) -> Iterator[Problem]:
         if (self.file is None) == (self.hub is None):
             count = "both file and hub are given" if self.file else "neither file nor hub is given"
             yield Problem((), f"{count}; give one: file: prompts.jsonl, or hub: ORG/NAME")
@@ -177,8 +177,8 @@ class Source(Part):
         if PurePosixPath(file).suffix.lower() not in _FILES:
             yield Problem(
                 ("file",),
-                f"expected a .jsonl, .parquet or .csv file, got {shown(file)}; write the rows as .jsonl, one JSON "
-                "object a line",
+                f"expected a .jsonl, .parquet or .csv file, got {format_value(file)}; write the rows as .jsonl, one "
+                "JSON object a line",
             )
         for key in ("config", "split", "revision"):
             if key in self.model_fields_set:
@@ -189,16 +189,16 @@ def _source_name(file: str | None, hub: str | None) -> str:
     return PurePosixPath(file).stem if file else PurePosixPath(hub or "").name
 
 
-class Completions(Part):
+class Completions(Section):
     """How many completions a prompt gets, and how they are sampled unless a model says otherwise."""
 
-    per_prompt: Several = 4
-    min_completions: Several = 2
+    per_prompt: AtLeastTwo = 4
+    min_completions: AtLeastTwo = 2
     temperature: Temperature | None = 1.0
     top_p: TopP | None = 1.0
     max_tokens: Count = 1024
 
-    def clashes(self) -> Iterator[Problem]:
+    def conflicts(self) -> Iterator[Problem]:
         if self.min_completions > self.per_prompt:
             yield Problem(
                 ("min_completions",),
@@ -207,7 +207,7 @@ class Completions(Part):
             )
 
 
-class Rates(Part):
+class Rates(Section):
     """USD per million tokens. Without `cached_input` and `cache_write`, tokens read from a provider's cache and written
     to it cost what the others do."""
 
@@ -223,7 +223,7 @@ class Rates(Part):
         plain = max(0, usage.input - usage.cached - usage.written)
         return (plain * self.input + usage.cached * read + usage.written * write + usage.output * self.output) / 1e6
 
-    def bound(self, input: int, output: int) -> float:
+    def max_cost(self, input: int, output: int) -> float:
         """The most, in USD, that a call of at most so many tokens can cost."""
         dearest = max(self.input, self.cached_input or 0.0, self.cache_write or 0.0)
         return (input * dearest + output * self.output) / 1e6
@@ -232,14 +232,14 @@ class Rates(Part):
 class Price(Rates):
     """What a model costs; `tiers` holds what it costs by another `service_tier` than the usual."""
 
-    tiers: dict[Filled, Rates] = Field(default_factory=dict)
+    tiers: dict[NonEmpty, Rates] = Field(default_factory=dict)
 
-    def of(self, tier: str | None) -> Rates | None:
+    def rates_for(self, tier: str | None) -> Rates | None:
         """What a tier costs; None where that is not known."""
         return self if tier in _USUAL else self.tiers.get(tier or "")
 
 
-class Launch(Part):
+class Launch(Section):
     """A vLLM server that aif starts, watches and stops: `gpus` of them (or one CPU) for each of `replicas` servers.
 
     Without `replicas`, GPUs left idle get further servers of the models that run. `python` is an interpreter that has
@@ -247,16 +247,16 @@ class Launch(Part):
     counts from when the model's files are there.
     """
 
-    model: Filled
+    model: NonEmpty
     gpus: Count = 1
     replicas: Count | None = None
     max_model_len: Count | None = None
-    python: Filled | None = None
+    python: NonEmpty | None = None
     args: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    env: dict[Variable, Assignment] = Field(default_factory=dict)
+    env: dict[VariableName, VariableValue] = Field(default_factory=dict)
     ready_s: Seconds = 900.0
 
-    def clashes(self) -> Iterator[Problem]:
+    def conflicts(self) -> Iterator[Problem]:
         for name in self.env:
             if _SECRET.search(name):
                 yield Problem(("env", name), f"{_NO_KEY}; take it out: the server gets aif's HF_TOKEN, and no API key")
@@ -264,11 +264,11 @@ class Launch(Part):
             why = "aif gives each server its GPUs; set it for aif itself, which takes those that it names"
             yield Problem(("env", "CUDA_VISIBLE_DEVICES"), why)
         for n, given in enumerate(self.args):
-            if is_one_of(given, _KEY_ARGS):
+            if matches_option(given, _KEY_ARGS):
                 yield Problem(("args", n), f"{_NO_KEY}; take it out, the server listens to this machine alone")
 
 
-class DeclaredEndpoint(Part):
+class DeclaredEndpoint(Section):
     """A model that is called: in the pool (`Model`) or as a judge (`Judge`).
 
     `base_url` is a text or a list in the file and a tuple here; empty for the provider's own address. `terms` names the
@@ -276,28 +276,28 @@ class DeclaredEndpoint(Part):
     """
 
     provider: Provider
-    model: Filled | None = None
-    revision: Filled | None = None
+    model: NonEmpty | None = None
+    revision: NonEmpty | None = None
     base_url: Urls = ()
     launch: Launch | None = None
-    api_key_env: Variable | None = None
+    api_key_env: VariableName | None = None
     concurrency: Count = Field(default_factory=lambda given: _CONCURRENCY[given["provider"]])
     requests_per_minute: Count | None = None
     tokens_per_minute: Count | None = None
     price: Price | None = None
-    reasoning_effort: Filled | None = None
-    extra_body: Json = Field(default_factory=dict)
-    service_tier: Filled | None = None
+    reasoning_effort: NonEmpty | None = None
+    extra_body: JsonObject = Field(default_factory=dict)
+    service_tier: NonEmpty | None = None
     extra_headers: Headers = Field(default_factory=dict)
-    extra_query: Query = Field(default_factory=dict)
+    extra_query: QueryParameters = Field(default_factory=dict)
     omit: Omitted = ()
     dialect: Dialect | None = None
     max_model_len: Count | None = None
     reasoning_tags: ReasoningTags = "auto"
-    terms: Filled | None = None
+    terms: NonEmpty | None = None
 
     _name: str = PrivateAttr(default="")
-    _served: Served | None = PrivateAttr(default=None)
+    _served: ServedContent | None = PrivateAttr(default=None)
 
     @property
     def name(self) -> str:
@@ -310,27 +310,27 @@ class DeclaredEndpoint(Part):
         return self.model or (self.launch.model if self.launch else self._name)
 
     @property
-    def served(self) -> Served | None:
+    def served(self) -> ServedContent | None:
         """What servers/served.py has found out of a launched one; None of all others."""
         return self._served
 
     @property
-    def declared(self) -> str:
+    def declared_identity(self) -> str:
         """What tells this model from every other, on whichever host it runs, as far as the pipeline file says."""
         return f"{self.served_name}@{self.revision}" if self.revision else self.served_name
 
     @property
-    def other(self) -> str:
+    def digest_suffix(self) -> str:
         """What tells a launched model from the one that was first served under its name; empty for that one."""
-        return f"{OTHER}{self._served.digest[:12] or '?'}" if self._served and self._served.other else ""
+        return f"{DIGEST_SUFFIX}{self._served.digest[:12] or '?'}" if self._served and self._served.other else ""
 
     @property
     def identity(self) -> str:
         """What tells this model from every other: part of the keys of what it says."""
-        return self.declared + self.other
+        return self.declared_identity + self.digest_suffix
 
     @property
-    def window(self) -> int | None:
+    def context_window(self) -> int | None:
         """Tokens of prompt and reply together that it is declared to hold."""
         return self.max_model_len or (self.launch.max_model_len if self.launch else None)
 
@@ -338,40 +338,40 @@ class DeclaredEndpoint(Part):
     def takes_temperature(self) -> bool:
         """Whether `completions.temperature` and `top_p` hold for it: reasoning models and Anthropic refuse them."""
         if self.provider in ("openai", "simulator"):
-            return self.reasoning_effort is None and not REASONING.match(self.served_name)
+            return self.reasoning_effort is None and not REASONING_MODELS.match(self.served_name)
         return self.provider != "anthropic"
 
     @property
-    def reasons(self) -> bool:
+    def is_reasoning_model(self) -> bool:
         """Whether it is known to think before it answers: unseen, and billed as output."""
         if self.reasoning_effort is not None:
             return self.reasoning_effort != "none"
-        return self.provider in ("openai", "simulator") and bool(REASONING.match(self.served_name))
+        return self.provider in ("openai", "simulator") and bool(REASONING_MODELS.match(self.served_name))
 
     @property
-    def extra(self) -> str:
+    def extra_body_json(self) -> str:
         """`extra_body` as JSON, its keys sorted."""
         return orjson.dumps(self.extra_body, option=orjson.OPT_SORT_KEYS).decode() if self.extra_body else ""
 
     @property
-    def speaks(self) -> Dialect:
+    def api_dialect(self) -> Dialect:
         """Whose names and schemas it knows: OpenAI's own where the host is OpenAI's or Azure's."""
         if self.dialect or self.provider != "openai":
             return self.dialect or "compatible"
-        return "openai" if all(map(is_openai, self.base_url)) else "compatible"
+        return "openai" if all(map(is_openai_host, self.base_url)) else "compatible"
 
     @property
     def unpriced(self) -> bool:
         """Whether nobody knows what a call costs: it has no price, and a provider's address or one that is not one's
         own, or none of its `service_tier`."""
         if self.price is not None:
-            return self.price.of(self.service_tier) is None
-        return self.provider in _PAID or not all(map(is_own, self.base_url))
+            return self.price.rates_for(self.service_tier) is None
+        return self.provider in _PAID or not all(map(is_private_host, self.base_url))
 
     @property
-    def free(self) -> bool:
+    def is_free(self) -> bool:
         """Whether calls are known to cost nothing: models of one's own without a price, and what has one of 0."""
-        return self.bound(1, 1) == 0
+        return self.max_cost(1, 1) == 0
 
     def cost(self, usage: Usage | None, served: str | None = None) -> float | None:
         """USD for one call, by the tier that it was `served` by. None where price or usage isn't known; 0 for models of
@@ -381,24 +381,24 @@ class DeclaredEndpoint(Part):
         if self.service_tier is None:  # what others call the usual one is not known
             rates: Rates | None = self.price.tiers.get(served or "", self.price)
         else:
-            rates = self.price.of(served or self.service_tier)
+            rates = self.price.rates_for(served or self.service_tier)
         return rates.cost(usage) if usage and rates else None
 
-    def bound(self, input: int, output: int) -> float | None:
+    def max_cost(self, input: int, output: int) -> float | None:
         """USD that a call of at most so many tokens costs at most, by its tier or the usual one, by which a provider
         may serve it instead. None where the price isn't known."""
         if self.price is None or self.unpriced:
             return None if self.unpriced else 0.0
-        rates = (self.price, self.price.of(self.service_tier) or self.price)
-        return max(one.bound(input, output) for one in rates)
+        rates = (self.price, self.price.rates_for(self.service_tier) or self.price)
+        return max(one.max_cost(input, output) for one in rates)
 
     @property
-    def variables(self) -> list[str]:
+    def environment_variables(self) -> list[str]:
         """The environment variables that it names, for its key and its headers."""
-        headers = [said.variable for said in self.extra_headers.values() if isinstance(said, Secret)]
+        headers = [said.variable for said in self.extra_headers.values() if isinstance(said, FromEnvironment)]
         return [*([self.api_key_env] if self.api_key_env else []), *headers]
 
-    def clashes(self) -> Iterator[Problem]:
+    def conflicts(self) -> Iterator[Problem]:
         yield from self._server_clashes()
         if self.provider == "simulator":
             for key in ("model", "revision", "base_url", "api_key_env"):
@@ -424,7 +424,7 @@ class DeclaredEndpoint(Part):
                     yield Problem((key,), "Anthropic's API refuses it since version 2026-10-21; take it out")
 
     def _server_clashes(self) -> Iterator[Problem]:
-        if self.launch and self.launch.max_model_len and self.window != self.launch.max_model_len:
+        if self.launch and self.launch.max_model_len and self.context_window != self.launch.max_model_len:
             yield Problem(
                 ("max_model_len",), f"launch.max_model_len says {self.launch.max_model_len}; take one of them out"
             )
@@ -460,11 +460,15 @@ class Model(DeclaredEndpoint):
     quality: Share = 0.5  # of provider simulator
 
     @property
-    def declared(self) -> str:
-        return f"simulator/{self.name}?quality={self.quality}" if self.provider == "simulator" else super().declared
+    def declared_identity(self) -> str:
+        return (
+            f"simulator/{self.name}?quality={self.quality}"
+            if self.provider == "simulator"
+            else super().declared_identity
+        )
 
-    def clashes(self) -> Iterator[Problem]:
-        yield from super().clashes()
+    def conflicts(self) -> Iterator[Problem]:
+        yield from super().conflicts()
         yield from self._only_simulated("quality")
         if "max_tokens" in self.model_fields_set and self.max_tokens is None:
             yield Problem(("max_tokens",), "expected a whole number, got nothing; give a number or take the key out")
@@ -485,25 +489,27 @@ class Judge(DeclaredEndpoint):
     noise: NotNegative = 0.1  # of provider simulator
 
     @property
-    def declared(self) -> str:
-        return f"simulator/{self.name}?noise={self.noise}" if self.provider == "simulator" else super().declared
+    def declared_identity(self) -> str:
+        return (
+            f"simulator/{self.name}?noise={self.noise}" if self.provider == "simulator" else super().declared_identity
+        )
 
     @property
     def sampling(self) -> Sampling:
         """The settings a judgement is asked for with."""
         said = self.takes_temperature or "temperature" in self.model_fields_set
         temperature = self.temperature if said else None
-        return Sampling(self.max_tokens, temperature, self.top_p, self.reasoning_effort, self.extra)
+        return Sampling(self.max_tokens, temperature, self.top_p, self.reasoning_effort, self.extra_body_json)
 
-    def clashes(self) -> Iterator[Problem]:
-        yield from super().clashes()
+    def conflicts(self) -> Iterator[Problem]:
+        yield from super().conflicts()
         yield from self._only_simulated("noise")
 
 
 AnyEndpoint = TypeVar("AnyEndpoint", Model, Judge)
 
 
-class Pairs(Part):
+class Pairs(Section):
     """How ratings become chosen and rejected. `model` is the one `on_policy` has on one side of every pair."""
 
     policy: Literal["best_vs_random", "best_vs_worst", "all", "on_policy"] = "best_vs_random"
@@ -515,7 +521,7 @@ class Pairs(Part):
     max_length_ratio: Ratio | None = None
     max_per_model: Count | None = None
 
-    def clashes(self) -> Iterator[Problem]:
+    def conflicts(self) -> Iterator[Problem]:
         if self.policy == "on_policy" and self.model is None:
             yield Problem(("model",), "missing; policy on_policy needs the model that is on one side of every pair")
         if self.policy != "on_policy" and self.model is not None:
@@ -524,14 +530,14 @@ class Pairs(Part):
             yield Problem(("max_pairs_per_prompt",), f"only for policy all, not {self.policy}; take it out")
 
 
-class Labels(Part):
+class KtoLabels(Section):
     """What makes a completion desirable or not in the `kto` format: the side of its pair, or its score."""
 
     rule: Literal["pairs", "scores"] = "pairs"
     desirable: float | None = None
     undesirable: float | None = None
 
-    def clashes(self) -> Iterator[Problem]:
+    def conflicts(self) -> Iterator[Problem]:
         for key in ("desirable", "undesirable"):
             if self.rule == "scores" and getattr(self, key) is None:
                 bound = "from" if key == "desirable" else "up to"
@@ -544,17 +550,17 @@ class Labels(Part):
             )
 
 
-class Export(Part):
+class Export(Section):
     """What is written: `test_size` is a count of prompts (int) or a share of them (float). `completeness` is the share
     of the prompts below which `incomplete` says what is done."""
 
     formats: Annotated[tuple[Format, ...], Field(strict=False, min_length=1)] = ("trl", "h4")
     test_size: TestSize = 0
-    license: Filled | None = None
+    license: NonEmpty | None = None
     completeness: Share = 1.0
     incomplete: Literal["warn", "refuse"] = "warn"
-    kto: Labels = Labels()
+    kto: KtoLabels = KtoLabels()
 
-    def clashes(self) -> Iterator[Problem]:
+    def conflicts(self) -> Iterator[Problem]:
         if len(set(self.formats)) < len(self.formats):
             yield Problem(("formats",), "a format is named twice; name each once")

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Self
 import duckdb
 import orjson
 
+from aif.core.batching import KEYS_PER_QUERY, batched
 from aif.core.errors import BadInput, StoreDamaged
-from aif.core.paging import KEYS, pages
-from aif.core.types import Failing, Prompt, Slot, Spec, Spent, as_messages, carried_identity
+from aif.core.types import FailureGroup, JudgingSpec, Prompt, Slot, Spent, as_messages, provided_identity
 from aif.providers.base import UNKNOWN_END
 from aif.store.connection import check_version, connect, twice, within
 from aif.store.lock import Places
@@ -134,7 +134,7 @@ class Balance:
     whole: int
     slots: dict[int, int]
     tallies: dict[tuple[str, str], Tally]
-    missing: tuple[Failing, ...]
+    missing: tuple[FailureGroup, ...]
 
     @property
     def completeness(self) -> float:
@@ -310,7 +310,7 @@ class Reader:
                 f"WHERE e.position >= ? AND e.position < ? AND {which} ORDER BY e.position",
                 [start, start + batch],
             )
-            yield from pages(rows, lambda row: row[3], batch)
+            yield from batched(rows, lambda row: row[3], batch)
 
     def carried(self, prompt_ids: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
         """Of these prompts, the completions that came with them: (key, identity), in order. Of one that damage took, it
@@ -320,7 +320,7 @@ class Reader:
             "SELECT a.prompt_id, a.key, coalesce(c.identity, ?) "
             "FROM carried a LEFT JOIN completions c ON a.key = c.key "
             "WHERE a.prompt_id IN (SELECT unnest(?)) ORDER BY a.prompt_id, a.n",
-            [carried_identity(LOST), list(prompt_ids)],
+            [provided_identity(LOST), list(prompt_ids)],
         ):
             found.setdefault(prompt_id, []).append((key, identity))
         return found
@@ -356,7 +356,7 @@ class Reader:
             "WHERE t.model = ? AND t.seq > ? AND t.seq <= ? ORDER BY t.seq",
             [model, after, after + limit],
         )
-        page = next(pages(rows, lambda row: row[-1], limit), [])
+        page = next(batched(rows, lambda row: row[-1], limit), [])
         messages = self._column("prompts", "messages", [row[7] for row in page])
         principles = self._column("texts", "content", [row[9] for row in page if row[9]])
         return [
@@ -388,7 +388,7 @@ class Reader:
         bytes = Counter[int]()
         for at, *_, held in (*prompts, *keys):
             bytes[at] += held
-        page = next(pages(places, lambda place: bytes[place[1]], limit), [])
+        page = next(batched(places, lambda place: bytes[place[1]], limit), [])
         taken = {position for _, position in page}
         whole = self._prompts_of([row for row in prompts if row[0] in taken])
         texts = self._texts_of([row for row in keys if row[0] in taken])
@@ -416,7 +416,7 @@ class Reader:
 
     def _prompts_of(self, rows: Sequence[tuple[Any, ...]]) -> dict[int, Prompt]:
         found: dict[int, Prompt] = {}
-        for page in pages(rows, lambda row: row[-1], KEYS):
+        for page in batched(rows, lambda row: row[-1], KEYS_PER_QUERY):
             ids = [id for _, id, *_ in page]
             messages, material = (self._column("prompts", column, ids) for column in ("messages", "material"))
             for at, id, source, _ in page:
@@ -426,7 +426,7 @@ class Reader:
 
     def _texts_of(self, rows: Sequence[tuple[Any, ...]]) -> dict[int, dict[str, str]]:
         found: dict[int, dict[str, str]] = {}
-        for page in pages(rows, lambda row: row[-1], KEYS):
+        for page in batched(rows, lambda row: row[-1], KEYS_PER_QUERY):
             texts = self._column("completions", "text", [key for _, key, _ in page])
             for at, key, _ in page:
                 found.setdefault(at, {})[key] = texts[key]
@@ -447,7 +447,7 @@ class Reader:
     def _column(self, table: str, column: str, keys: Iterable[str]) -> dict[str, Any]:
         """A column by its table's key, of those of these keys that are there. No more is read of it than that."""
         key, found, wanted = _KEY[table], dict[str, Any](), iter(dict.fromkeys(keys))
-        while some := list(islice(wanted, KEYS)):
+        while some := list(islice(wanted, KEYS_PER_QUERY)):
             found |= self._rows(f"SELECT {key}, {column} FROM {table} WHERE {key} IN (SELECT unnest(?))", [some])
         return found
 
@@ -503,18 +503,18 @@ class Reader:
             tuple(self._missing("true")) if lacking else (),
         )
 
-    def failures(self) -> list[Failing]:
+    def failures(self) -> list[FailureGroup]:
         """What has failed for good, by kind, most first. (Where nothing has, to look for it among 1,000,000 items would
         take a second.)"""
         had = self._rows("SELECT 1 FROM failed WHERE verdict = 'failed' LIMIT 1")
         return self._missing("verdict = 'failed'") if had else []
 
-    def _missing(self, which: str) -> list[Failing]:
+    def _missing(self, which: str) -> list[FailureGroup]:
         rows = self._rows(
             "SELECT stage, endpoint, coalesce(kind, ''), verdict, items, coalesce(example, ''), prompt_id "
             f"FROM failures WHERE {which} ORDER BY kind IS NULL, items DESC, endpoint, kind, verdict"
         )
-        return [Failing(*row) for row in rows]
+        return [FailureGroup(*row) for row in rows]
 
     def endings(self) -> list[tuple[str, int, str]]:
         """Replies that ended by a word that is not known, by endpoint and word; they are kept as if they were cut."""
@@ -626,10 +626,10 @@ class Reader:
         rows = self._rows("SELECT value FROM marks WHERE name = ?", [name])
         return str(rows[0][0]) if rows else None
 
-    def specs(self) -> set[Spec]:
+    def specs(self) -> set[JudgingSpec]:
         """The requests that are made of judges, as the store was last told."""
         rows = self._rows("SELECT judge, identity, pass, request, listwise, n, least, spec, instead FROM specs")
-        return {Spec(*row) for row in rows}
+        return {JudgingSpec(*row) for row in rows}
 
     def disputed(self) -> int:
         """Pairs of which some judge rates the rejected completion above the chosen one."""

@@ -8,7 +8,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aif.config.pipeline import Pipeline, api_key, load, options, parse
+from aif.config.pipeline import Pipeline, api_key, load, parse, request_options
 from aif.config.sections import Model, Price
 from aif.core.errors import BadInput
 from aif.core.types import Sampling, Usage
@@ -170,7 +170,7 @@ def test_a_launched_model_is_called_by_what_is_launched_unless_it_has_a_name() -
     ],
 )
 def test_whose_names_and_schemas_an_endpoint_knows(settings: str, dialect: str) -> None:
-    assert sound(f"models.served={{{settings}}}").models["served"].speaks == dialect
+    assert sound(f"models.served={{{settings}}}").models["served"].api_dialect == dialect
 
 
 def test_what_only_the_provider_knows_is_part_of_the_sampling_settings() -> None:
@@ -189,13 +189,13 @@ def test_a_call_costs_what_the_tier_costs_that_served_it() -> None:
     price = "price: {input: 2, output: 8, tiers: {flex: {input: 1, output: 4}}}"
     flex = sound(f"models.served={{provider: openai, service_tier: flex, {price}}}").models["served"]
     assert [flex.cost(usage, tier) for tier in (None, "flex", "default", "priority")] == [1, 1, 2, None]
-    assert flex.bound(1_000_000, 0) == 2, "it may be served by the usual one"
+    assert flex.max_cost(1_000_000, 0) == 2, "it may be served by the usual one"
     assert flex.timeout_s == 900
     usual = sound(f"models.served={{provider: openai, {price}}}").models["served"]
     assert [usual.cost(usage, tier) for tier in (None, "flex", "default", "scale")] == [2, 1, 2, 2]
     unknown = sound("models.served={provider: openai, service_tier: priority, price: {input: 2, output: 8}}")
     assert unknown.models["served"].unpriced
-    assert unknown.models["served"].bound(1, 1) is None
+    assert unknown.models["served"].max_cost(1, 1) is None
     with pytest.raises(BadInput, match=r"what a call by priority costs; add price\.tiers: \{priority: "):
         sound("models.served={provider: openai, service_tier: priority, price: {input: 2, output: 8}}", "budget_usd=5")
 
@@ -207,19 +207,21 @@ def test_headers_and_query_come_from_file_and_environment_and_are_not_published(
     )
     one = pipeline.models["served"]
     with pytest.raises(BadInput, match="served: no api-key; set the environment variable AZURE_KEY"):
-        options(one, {})
-    found = options(one, {"AZURE_KEY": "s3cret-value"})
+        request_options(one, {})
+    found = request_options(one, {"AZURE_KEY": "s3cret-value"})
     assert found.headers == {"api-key": "s3cret-value", "X-Title": "mine"}, "and no bearer beside it"
     assert found.secrets == ("s3cret-value",)
     assert found.query == {"api-version": "2025-04-01"}
     assert found.omit == {"seed"}
-    assert "AZURE" not in pipeline.public
-    assert "X-Title" not in pipeline.public
-    assert "api-version" not in pipeline.public
+    assert "AZURE" not in pipeline.public_yaml
+    assert "X-Title" not in pipeline.public_yaml
+    assert "api-version" not in pipeline.public_yaml
     own = sound("models.served={provider: openai, extra_headers: {authorization: {env: MINE}}}").models["served"]
-    assert options(own, {"OPENAI_API_KEY": "k-12345678", "MINE": "Basic x"}).headers == {"authorization": "Basic x"}
+    assert request_options(own, {"OPENAI_API_KEY": "k-12345678", "MINE": "Basic x"}).headers == {
+        "authorization": "Basic x"
+    }
     plain = sound("models.served={provider: openai, base_url: 'http://a/v1'}").models["served"]
-    assert options(plain, {}).headers == {"Authorization": "Bearer none"}
+    assert request_options(plain, {}).headers == {"Authorization": "Bearer none"}
 
 
 def test_several_addresses_of_an_sdk_s_provider_are_refused() -> None:
@@ -304,11 +306,11 @@ def test_completions_that_come_with_scores_need_neither_models_nor_judges() -> N
     assert (first.field, first.text, first.model, first.score) == ("answers", "text", "model", "points")
     assert (second.field, second.text, second.model, second.score) == ("text", "t", "who", "points")
     assert dict(pipeline.prompts[0].material) == {"reference": "gold"}
-    assert pipeline.scored
+    assert pipeline.has_scores
     assert (len(pipeline.models), len(pipeline.judges)) == (0, 0)
     unscored = parse(CARRIED.replace(", score: points", ""), PATH, [JUDGE])
-    assert not unscored.scored
-    assert not parse(CARRIED.replace(", score: points", ""), PATH, [JUDGE, POOL]).scored
+    assert not unscored.has_scores
+    assert not parse(CARRIED.replace(", score: points", ""), PATH, [JUDGE, POOL]).has_scores
     chosen = parse(CARRIED, PATH, ["pairs={policy: on_policy, model: whoever wrote it}"])
     assert chosen.pairs.model == "whoever wrote it"
 
@@ -354,7 +356,7 @@ def test_a_pipeline_is_frozen() -> None:
 
 def test_raw_is_the_file_after_set() -> None:
     pipeline = sound("completions.per_prompt=2")
-    again = parse(pipeline.raw, PATH)
+    again = parse(pipeline.yaml_text, PATH)
     assert again.completions.per_prompt == 2
     assert again.model_dump() == pipeline.model_dump()
 
@@ -984,21 +986,21 @@ def at(*hosts: str, price: Price | None = None) -> Model:
 
 @pytest.mark.parametrize("host", OWN)
 def test_a_server_of_ones_own_is_free(host: str) -> None:
-    assert at(host).free
+    assert at(host).is_free
     assert at(host, "localhost").cost(None) == 0
-    assert at(host).bound(10**6, 10**6) == 0
+    assert at(host).max_cost(10**6, 10**6) == 0
 
 
 @pytest.mark.parametrize("host", OTHERS)
 def test_what_a_server_at_any_other_address_costs_is_unknown_until_it_is_said(host: str) -> None:
     for one in (at(host), at("localhost", host)):
         assert one.unpriced
-        assert not one.free
+        assert not one.is_free
         assert one.cost(Usage(10, 10)) is None
-        assert one.bound(10, 10) is None
+        assert one.max_cost(10, 10) is None
     told = at(host, price=Price(input=0.0, output=0.0))
-    assert told.free
-    assert told.cost(Usage(10, 10)) == told.bound(10, 10) == 0
+    assert told.is_free
+    assert told.cost(Usage(10, 10)) == told.max_cost(10, 10) == 0
     assert at("localhost", price=Price(input=1.0, output=0.0)).cost(Usage(10**6, 0)) == 1
 
 
@@ -1030,9 +1032,9 @@ def test_a_budget_needs_the_price_of_whatever_is_paid_for() -> None:
 
 def test_the_most_a_call_can_cost_is_at_the_dearest_price_of_what_is_sent() -> None:
     written = "judges.gpt-4.1.price={input: 2, cached_input: 0.5, cache_write: 2.5, output: 8}"
-    assert sound(written).judges["gpt-4.1"].bound(1_000, 500) == pytest.approx((1_000 * 2.5 + 500 * 8) / 1e6)
-    assert sound("judges.gpt-4.1.price=null").judges["gpt-4.1"].bound(1_000, 500) is None
-    assert sound().models["served"].bound(1_000, 500) == 0
+    assert sound(written).judges["gpt-4.1"].max_cost(1_000, 500) == pytest.approx((1_000 * 2.5 + 500 * 8) / 1e6)
+    assert sound("judges.gpt-4.1.price=null").judges["gpt-4.1"].max_cost(1_000, 500) is None
+    assert sound().models["served"].max_cost(1_000, 500) == 0
 
 
 def test_all_that_is_wrong_is_said_at_once() -> None:
@@ -1152,7 +1154,7 @@ def test_no_value_crashes_it(key: str, value: object) -> None:
     said = ""
     try:
         pipeline = sound(f"{key}={yaml.safe_dump(value, allow_unicode=True)}")
-        assert parse(pipeline.raw, PATH).model_dump() == pipeline.model_dump()
+        assert parse(pipeline.yaml_text, PATH).model_dump() == pipeline.model_dump()
     except BadInput as error:
         said = str(error)
     assert "pydantic" not in said
@@ -1169,7 +1171,7 @@ def test_load_finds_the_file_and_names_it_as_it_was_given(tmp_path: Path, monkey
     Path("own/p.yaml").write_text("\ufeff" + SOUND, encoding="utf-8")
     pipeline = load(Path("own/p.yaml"), ["seed=1"])
     assert pipeline.seed == 1
-    assert pipeline.beside == tmp_path / "own"
+    assert pipeline.folder == tmp_path / "own"
     with pytest.raises(BadInput, match=r"^own/p\.yaml:2: seed: given twice|^--set sed: "):
         load(Path("own/p.yaml"), ["sed=1"])
     Path("own/p.yaml").write_text(SOUND.replace("seed:", "sed:"))
@@ -1178,7 +1180,7 @@ def test_load_finds_the_file_and_names_it_as_it_was_given(tmp_path: Path, monkey
 
 
 def test_files_that_cannot_be_loaded(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"pipeline file .* not found; looked for .*none\.yaml"):
+    with pytest.raises(BadInput, match=r"pipeline file .* not found; searched .*none\.yaml"):
         load(tmp_path / "none.yaml")
     with pytest.raises(BadInput, match="can't be read"):
         load(tmp_path)
@@ -1243,7 +1245,7 @@ def test_what_is_published_says_nothing_of_hosts_and_folders(tmp_path: Path) -> 
         "  c: {provider: vllm, launch: {model: org/c}}\n"
         "judges: {j: {provider: openai, base_url: 'http://proxy.internal/v1', api_key_env: TEAM_KEY}}\n"
     )
-    public = load(path).public
+    public = load(path).public_yaml
 
     assert not [word for word in ("internal", "someone", "secret", "TEAM_KEY") if word in public]
     told = yaml.safe_load(public)
@@ -1265,7 +1267,7 @@ def test_what_is_published_says_nothing_of_hosts_and_folders(tmp_path: Path) -> 
 
 
 def test_what_is_published_of_rows_that_carry_everything() -> None:
-    assert yaml.safe_load(parse(CARRIED, PATH).public) == yaml.safe_load(CARRIED)
+    assert yaml.safe_load(parse(CARRIED, PATH).public_yaml) == yaml.safe_load(CARRIED)
 
 
 # where the store is
@@ -1357,12 +1359,12 @@ prompts:
     assert told.startswith(
         "--set export.kto: export.kto.rule: one bound for the scores of several sources (a/train.jsonl, b/train.jsonl)"
     )
-    assert parse(text, PATH).scales == {"a/train.jsonl", "b/train.jsonl"}
-    assert parse(text, PATH, [rule, "prompts.0.source=one", "prompts.1.source=one"]).scales == {"one"}
+    assert parse(text, PATH).score_scales == {"a/train.jsonl", "b/train.jsonl"}
+    assert parse(text, PATH, [rule, "prompts.0.source=one", "prompts.1.source=one"]).score_scales == {"one"}
     hub = text.replace("file: a/train.jsonl", "hub: o/d, config: x")
     hub = hub.replace("file: b/train.jsonl", "hub: o/d, config: y")
-    assert parse(hub, PATH).scales == {"o/d x", "o/d y"}
-    assert sound().scales == set()
+    assert parse(hub, PATH).score_scales == {"o/d x", "o/d y"}
+    assert sound().score_scales == set()
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from aif.config.located_yaml import Keys, Problem, Text
+from aif.config.located_yaml import KeyPath, Problem, YamlDocument
 
 _SECRETS = frozenset(("key", "apikey", "token", "hf_token", "auth_token", "access_token", "secret", "password"))
 
@@ -45,7 +45,7 @@ _MEANT: Mapping[str, str] = {
 }
 
 
-class ClashError(ValueError):
+class ConflictError(ValueError):
     """Several things wrong in one mapping, their keys counted from it: raised by a validator, told apart here."""
 
     def __init__(self, found: Sequence[Problem]) -> None:
@@ -53,7 +53,9 @@ class ClashError(ValueError):
         self.found = found
 
 
-def problems(error: ValidationError, text: Text, unknown: Callable[[Keys], str]) -> Iterator[Problem]:
+def validation_problems(
+    error: ValidationError, text: YamlDocument, unknown: Callable[[KeyPath], str]
+) -> Iterator[Problem]:
     """Everything a ValidationError holds. `unknown(keys)` says what is wrong with a key that has no place."""
     details = error.errors(include_url=False)
     for detail in details:
@@ -61,17 +63,17 @@ def problems(error: ValidationError, text: Text, unknown: Callable[[Keys], str])
         if _follows(detail, details):
             continue
         reason = detail.get("ctx", {}).get("error")
-        if isinstance(reason, ClashError):
+        if isinstance(reason, ConflictError):
             yield from (Problem(keys + problem.keys, problem.text) for problem in reason.found)
         elif reason is not None:
             yield Problem(keys, str(reason))
         elif detail["type"] == "extra_forbidden":
             yield Problem(keys, unknown(keys))
         else:
-            yield Problem(keys, _said(detail, text.place(keys).written))
+            yield Problem(keys, _said(detail, text.location_of(keys).written))
 
 
-def shown(value: Any, written: str | None = None) -> str:
+def format_value(value: Any, written: str | None = None) -> str:
     """A value as the person who wrote it knows it, cut to 60 characters."""
     if isinstance(value, str):
         return repr(value if len(value) <= 60 else value[:57] + "...")
@@ -84,7 +86,7 @@ def shown(value: Any, written: str | None = None) -> str:
     return written or str(value).lower()
 
 
-def unknown_key(key: str, known: Sequence[str]) -> str:
+def unknown_key_message(key: str, known: Sequence[str]) -> str:
     """What to say of a key that isn't among the known ones."""
     plain = key.lower().replace("-", "_")
     if plain in _SECRETS or plain.endswith("api_key"):
@@ -112,7 +114,7 @@ def _follows(detail: ErrorDetails, details: Sequence[ErrorDetails]) -> bool:
 
 def _said(detail: ErrorDetails, written: str | None) -> str:
     kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
-    got = shown(value, written)
+    got = format_value(value, written)
     if kind == "missing":
         return "missing; this key is needed, add it"
     if kind == "literal_error":
