@@ -196,7 +196,7 @@ def test_a_call_costs_what_the_tier_costs_that_served_it() -> None:
     unknown = sound("models.served={provider: openai, service_tier: priority, price: {input: 2, output: 8}}")
     assert unknown.models["served"].unpriced
     assert unknown.models["served"].max_cost(1, 1) is None
-    with pytest.raises(BadInput, match=r"what a call by priority costs; add price\.tiers: \{priority: "):
+    with pytest.raises(BadInput, match=r"the price of service_tier priority; add price\.tiers: \{priority: "):
         sound("models.served={provider: openai, service_tier: priority, price: {input: 2, output: 8}}", "budget_usd=5")
 
 
@@ -225,7 +225,7 @@ def test_headers_and_query_come_from_file_and_environment_and_are_not_published(
 
 
 def test_several_addresses_of_an_sdk_s_provider_are_refused() -> None:
-    with pytest.raises(BadInput, match="several addresses are for provider vllm"):
+    with pytest.raises(BadInput, match="only provider vllm takes several addresses"):
         sound("models.served={provider: openai, base_url: [http://a/v1, http://b/v1]}")
 
 
@@ -321,27 +321,27 @@ def test_completions_that_come_with_scores_need_neither_models_nor_judges() -> N
         (
             "",
             [JUDGE],
-            "--set judges: judges: not needed: the rows' completions come with scores, and none is made or rated; take "
-            "it out, or the sources' completions.score",
+            "--set judges: judges: not needed: the rows bring completions with scores, so none is generated or "
+            "rated; remove it, or the sources' completions.score",
         ),
         (
             "",
             [POOL],
-            "--set models: models: not needed: the rows' completions come with scores, and none is made or rated; take "
-            "it out, or the sources' completions.score",
+            "--set models: models: not needed: the rows bring completions with scores, so none is generated or "
+            "rated; remove it, or the sources' completions.score",
         ),
         (
             ", model: who, score: points",
             [JUDGE],
-            "p.yaml:3: prompts.0.completions.score: not every source has scores, so a judge rates them all; take it "
-            "out, or give each source one",
+            "p.yaml:3: prompts.0.completions.score: not every source has scores, so a judge rates them all; remove "
+            "it, or give it for each source",
         ),
         (", score: points", [], "p.yaml:1: judges: missing; name at least one"),
         (
             "completions: {field: answers, score: points}, ",
             [JUDGE],
-            "p.yaml:1: models: missing; name at least one, or point the completions: of every source at those its rows "
-            "carry",
+            "p.yaml:1: models: missing; name at least one, or set completions: of every source if its rows bring "
+            "completions",
         ),
     ],
 )
@@ -435,7 +435,7 @@ def test_later_sets_see_earlier_ones() -> None:
         ("models..x=1", "--set takes KEY=VALUE, such as --set completions.temperature=0.7"),
         ("prompts.7.limit=1", "--set prompts.7.limit: prompts has 2 entries, counted from 0; name one of them"),
         ("prompts.first.limit=1", "--set prompts.first.limit: prompts has 2 entries, counted from 0; name one of them"),
-        ("name.x=1", "--set name.x: name is a single value with no keys below it; leave 'x' out"),
+        ("name.x=1", "--set name.x: name is a single value without keys; remove 'x'"),
         ("pairs.*.x=1", "--set pairs.*.x: pairs does not exist, so '*' stands for nothing; name an entry"),
         ("name.*=1", "--set name.*: name has no entries for '*' to stand for; name one"),
         ("seed.*=1", "--set seed.*: seed has no entries for '*' to stand for; name one"),
@@ -476,21 +476,21 @@ WRONG = [
         "models, judges, rubric, pairs, budget_usd, confirm_usd, export",
     ),
     ("seed: 42", "seed: 42\nseed: 43", "p.yaml:3: seed: given twice, in lines 2 and 3; keep one"),
-    ("seed: 42", "? [a, b]\n: 42", "p.yaml:1: line 2 has a list or mapping where a name belongs; write a name"),
-    ("seed: 42", "seed: '42'", "p.yaml:2: seed: expected a whole number, got '42'; take the quotes away"),
+    ("seed: 42", "? [a, b]\n: 42", "p.yaml:1: line 2 has a list or mapping as a key; write a name"),
+    ("seed: 42", "seed: '42'", "p.yaml:2: seed: expected a whole number, got '42'; remove the quotes"),
     ("seed: 42", "seed: 4.2", "p.yaml:2: seed: expected a whole number, got 4.2"),
     ("seed: 42", "seed: true", "p.yaml:2: seed: expected a whole number, got true"),
-    ("seed: 42", "seed:", "p.yaml:2: seed: expected a whole number, got nothing; fill it in, or take the key out"),
+    ("seed: 42", "seed:", "p.yaml:2: seed: expected a whole number, got nothing; fill it in, or remove the key"),
     ("seed: 42", "seed: !!int abc", "p.yaml:2: seed: 'abc' can't be read; correct it or put it in quotes"),
-    ("seed: 42", "store: ''", "p.yaml:2: store: empty; write something, or take the key out"),
+    ("seed: 42", "store: ''", "p.yaml:2: store: empty; write something, or remove the key"),
     ("seed: 42", "store: 3", "p.yaml:2: store: expected a text, got 3; put it in quotes"),
     ("name: zephyr-7b\n", "", "p.yaml:1: name: missing; this key is needed, add it"),
     ("name: zephyr-7b", "name: 0123", "p.yaml:1: name: expected a text, got 0123; put it in quotes"),
     (
         "name: zephyr-7b",
         "name: a/b",
-        "p.yaml:1: name: 'a/b' can't name a folder under runs/; use letters, digits, '.', '_' and '-', "
-        "beginning with a letter or digit",
+        "p.yaml:1: name: 'a/b' can't be the name of a folder under runs/; use letters, digits, '.', '_' and '-', "
+        "and begin with a letter or digit",
     ),
     (
         "revision: 08751db",
@@ -519,15 +519,15 @@ WRONG = [
     (
         "more/own prompts.jsonl",
         "a.jsonl\n    split: train",
-        "p.yaml:8: prompts.1.split: only for hub datasets; take it out, or give hub: instead of file:",
+        "p.yaml:8: prompts.1.split: only for hub datasets; remove it, or give hub: instead of file:",
     ),
     (
         "more/own prompts.jsonl",
         "a.jsonl\n    token: hf_abc",
-        "p.yaml:8: prompts.1.token: a key has no place in the file; put the key into the environment variable "
+        "p.yaml:8: prompts.1.token: an API key must not be in the file; put it into the environment variable "
         "OPENAI_API_KEY, ANTHROPIC_API_KEY or HF_TOKEN, or into one that api_key_env: names",
     ),
-    ("more/own prompts.jsonl", '""', "p.yaml:7: prompts.1.file: empty; write something, or take the key out"),
+    ("more/own prompts.jsonl", '""', "p.yaml:7: prompts.1.file: empty; write something, or remove the key"),
     *(
         ("more/own prompts.jsonl", f"a.csv\n    {line}", f"p.yaml:8: prompts.1.{said}")
         for line, said in [
@@ -535,11 +535,11 @@ WRONG = [
             ("material: {reference: 3}", "material.reference: expected a text, got 3; put it in quotes"),
             (
                 "material: {reference: }",
-                "material.reference: expected a text, got nothing; fill it in, or take the key out",
+                "material.reference: expected a text, got nothing; fill it in, or remove the key",
             ),
             (
                 "material: {Ref-1: answer}",
-                "material.Ref-1: 'Ref-1' is no name of a slot; use up to 40 lower-case letters, digits and _",
+                "material.Ref-1: 'Ref-1' isn't a valid slot name; use up to 40 lower-case letters, digits and _",
             ),
             ("completions: answers", "completions: expected keys and values, got 'answers'"),
             ("completions: {model: m}", "completions.field: missing; this key is needed, add it"),
@@ -549,8 +549,8 @@ WRONG = [
             ),
             (
                 "completions: {field: a, score: s}",
-                "completions.score: not every source has scores, so a judge rates them all; take it out, or give each "
-                "source one",
+                "completions.score: not every source has scores, so a judge rates them all; remove it, or give it for "
+                "each source",
             ),
         ]
     ),
@@ -585,7 +585,7 @@ WRONG = [
     (
         "principles: ultrafeedback",
         "completions:",
-        "p.yaml:8: completions: expected keys and values, got nothing; fill it in, or take the key out",
+        "p.yaml:8: completions: expected keys and values, got nothing; fill it in, or remove the key",
     ),
     ("principles: ultrafeedback", "principles: [a]", "p.yaml:8: principles: expected a text, got a list"),
     # models
@@ -608,42 +608,41 @@ WRONG = [
     (
         "{provider: simulator, quality: 0.6}",
         "",
-        "p.yaml:17: models.rehearsal: expected keys and values, got nothing; fill it in, or take the key out",
+        "p.yaml:17: models.rehearsal: expected keys and values, got nothing; fill it in, or remove the key",
     ),
     (
         "rehearsal:",
         '"a\\tb":',
-        "p.yaml:17: models.a\tb: a name needs visible characters, none of them a control character, "
-        "no space at its ends",
+        "p.yaml:17: models.a\tb: a name needs visible characters, no control characters, and no space at its ends",
     ),
     (
         "rehearsal:",
         '"":',
-        "p.yaml:17: models.: a name needs visible characters, none of them a control character, no space at its ends",
+        "p.yaml:17: models.: a name needs visible characters, no control characters, and no space at its ends",
     ),
     ("quality: 0.6", "quality: 1.5", "p.yaml:17: models.rehearsal.quality: must be at most 1, got 1.5"),
     (
         "quality: 0.6",
         "base_url: http://a:1/v1",
-        "p.yaml:17: models.rehearsal.base_url: provider simulator has a server of its own and takes no such key; "
-        "take it out",
+        "p.yaml:17: models.rehearsal.base_url: provider simulator has a server of its own and doesn't use this key; "
+        "remove it",
     ),
     (
         "quality: 0.6",
         "model: served",
-        "p.yaml:17: models.rehearsal.model: provider simulator has a server of its own and takes no such key; "
-        "take it out",
+        "p.yaml:17: models.rehearsal.model: provider simulator has a server of its own and doesn't use this key; "
+        "remove it",
     ),
     (
         "concurrency: 256",
         "quality: 0.3",
-        "p.yaml:15: models.llama-2-7b-chat.quality: only for provider simulator, not vllm; take it out",
+        "p.yaml:15: models.llama-2-7b-chat.quality: only for provider simulator, not vllm; remove it",
     ),
     (
         "concurrency: 256",
         "max_tokens:",
         "p.yaml:15: models.llama-2-7b-chat.max_tokens: expected a whole number, got nothing; "
-        "give a number or take the key out",
+        "give a number or remove the key",
     ),
     ("concurrency: 256", "timeout_s: 0", "p.yaml:15: models.llama-2-7b-chat.timeout_s: must be more than 0, got 0"),
     (
@@ -656,7 +655,7 @@ WRONG = [
         "concurrency: 256",
         "launch: {model: org/a}",
         "p.yaml:12: models.llama-2-7b-chat.base_url: a launched server gets its address from aif; "
-        "take out base_url or launch",
+        "remove base_url or launch",
     ),
     *(
         ("concurrency: 256", f"launch: {launch}", f"p.yaml:15: models.llama-2-7b-chat.launch{said}")
@@ -672,22 +671,22 @@ WRONG = [
             ("{model: a, gpus: 0}", ".gpus: must be at least 1, got 0"),
             ("{model: a, replicas: 0}", ".replicas: must be at least 1, got 0"),
             ("{model: a, ready_s: 0}", ".ready_s: must be more than 0, got 0"),
-            ("{model: a, python: ''}", ".python: empty; write something, or take the key out"),
+            ("{model: a, python: ''}", ".python: empty; write something, or remove the key"),
             ("{model: a, args: --dtype}", ".args: expected a list, got '--dtype'"),
             ("{model: a, args: [--seed, 1]}", ".args.1: expected a text, got 1; put it in quotes"),
             (
                 "{model: a, args: [--api-key=sk-1]}",
-                ".args.0: a key has no place in the file; take it out, the server listens to this machine alone",
+                ".args.0: an API key must not be in the file; remove it, the server listens on this machine alone",
             ),
             ("{model: a, env: [A]}", ".env: expected keys and values, got a list"),
             ("{model: a, env: {A: true}}", ".env.A: expected a text, got true; put it in quotes"),
             (
                 "{model: a, env: {a: b}}",
-                ".env.a: expected the name of an environment variable in capitals, such as MY_API_KEY, never the key",
+                ".env.a: expected the name of an environment variable in capitals, such as MY_API_KEY, not the key",
             ),
             (
                 "{model: a, env: {HF_TOKEN: hf_1}}",
-                ".env.HF_TOKEN: a key has no place in the file; take it out: the server gets aif's HF_TOKEN, and no "
+                ".env.HF_TOKEN: an API key must not be in the file; remove it: the server gets aif's HF_TOKEN, and no "
                 "API key",
             ),
         ]
@@ -695,13 +694,13 @@ WRONG = [
     (
         "quality: 0.6",
         "reasoning_effort: low",
-        "p.yaml:17: models.rehearsal.reasoning_effort: a simulated model doesn't think; take it out",
+        "p.yaml:17: models.rehearsal.reasoning_effort: a simulated model doesn't reason; remove it",
     ),
     *(
         ("concurrency: 256", typed, f"p.yaml:15: models.llama-2-7b-chat.{said}")
         for typed, said in [
-            ("omit: [temperature]", "omit: temperature is left out by `temperature: null`"),
-            ("omit: [messages]", "omit: only seed can be left out so, got 'messages'"),
+            ("omit: [temperature]", "omit: to leave out temperature, write `temperature: null`"),
+            ("omit: [messages]", "omit: only seed can be left out here, got 'messages'"),
             (
                 "extra_body: {seed: 1}",
                 "extra_body.seed: aif sets it itself; see `seed` of the pipeline; `omit: [seed]` leaves it out",
@@ -711,31 +710,35 @@ WRONG = [
             ("extra_body: []", "extra_body: expected names and values, such as {top_k: 40}, got a list"),
             (
                 "extra_headers: {api-key: sk-1}",
-                "extra_headers: a key has no place in the file; write api-key: {env: NAME}",
+                "extra_headers: an API key must not be in the file; write api-key: {env: NAME}",
             ),
             (
                 "extra_headers: {X-A: {env: small}}",
-                "extra_headers: expected the name of an environment variable in capitals, such as MY_API_KEY, never "
+                "extra_headers: expected the name of an environment variable in capitals, such as MY_API_KEY, not "
                 "the key",
             ),
             (
                 'extra_headers: {X-A: "a\\nb"}',
                 "extra_headers: X-A: expected a text on one line, or {env: NAME}, got 'a\\nb'",
             ),
-            ("extra_headers: {Host: a}", "extra_headers: Host belongs to the connection; take it out"),
-            ("extra_headers: {a b: c}", "extra_headers: 'a b' is no name of a header; use letters, digits and -"),
+            ("extra_headers: {Host: a}", "extra_headers: Host is set by the client; remove it"),
+            ("extra_headers: {a b: c}", "extra_headers: 'a b' isn't a valid header name; use letters, digits and -"),
             (
                 "extra_query: {key: abc}",
-                "extra_query: key: a key has no place in the file; see extra_headers: {NAME: {env: VARIABLE}}",
+                "extra_query: key: an API key must not be in the file; see extra_headers: {NAME: {env: VARIABLE}}",
             ),
             ("dialect: azure", "dialect: expected openai | compatible, got 'azure'"),
             ("random_seed: 1", "random_seed: unknown key 'random_seed'; did you mean 'omit'?"),
             ("azure_endpoint: x", "azure_endpoint: unknown key 'azure_endpoint'; did you mean 'base_url'?"),
             (
                 "do_sample: true",
-                "do_sample: unknown key 'do_sample'; what only the provider knows goes into extra_body: {do_sample: …}",
+                "do_sample: unknown key 'do_sample'; settings that only the provider knows go into extra_body: "
+                "{do_sample: …}",
             ),
-            ("top_k: 40", "top_k: unknown key 'top_k'; what only the provider knows goes into extra_body: {top_k: …}"),
+            (
+                "top_k: 40",
+                "top_k: unknown key 'top_k'; settings that only the provider knows go into extra_body: {top_k: …}",
+            ),
             ("headers: {}", "headers: unknown key 'headers'; did you mean 'extra_headers'?"),
             ("base_urls: []", "base_urls: unknown key 'base_urls'; did you mean 'base_url'?"),
             (
@@ -748,12 +751,12 @@ WRONG = [
     (
         "concurrency: 256",
         "terms: ''",
-        "p.yaml:15: models.llama-2-7b-chat.terms: empty; write something, or take the key out",
+        "p.yaml:15: models.llama-2-7b-chat.terms: empty; write something, or remove the key",
     ),
     (
         "quality: 0.6",
         "launch: {model: a}",
-        "p.yaml:17: models.rehearsal.launch: only for provider vllm, not simulator; take it out",
+        "p.yaml:17: models.rehearsal.launch: only for provider vllm, not simulator; remove it",
     ),
     (
         "output: 1.60",
@@ -783,13 +786,13 @@ WRONG = [
     (
         "http://gpu-2:8000/v1/",
         "http://me:hunter2@gpu-2/v1",
-        "p.yaml:12: models.llama-2-7b-chat.base_url.0: an address without user, password, '?' and '#' is needed; "
-        "keys come from the environment",
+        "p.yaml:12: models.llama-2-7b-chat.base_url.0: expected an address without user, password, '?' and '#'; "
+        "API keys come from the environment",
     ),
     (
         "http://gpu-2:8000/v1/",
         "[]",
-        "p.yaml:12: models.llama-2-7b-chat.base_url: empty; give at least one entry, or take the key out",
+        "p.yaml:12: models.llama-2-7b-chat.base_url: empty; give at least one entry, or remove the key",
     ),
     (
         "served: {provider: vllm, base_url: [http://a:1/v1, http://b:1/v1]}",
@@ -800,7 +803,7 @@ WRONG = [
     (
         "input: 0.40",
         "input: '0.40'",
-        "p.yaml:16: models.small-openai.price.input: expected a number, got '0.40'; take the quotes away",
+        "p.yaml:16: models.small-openai.price.input: expected a number, got '0.40'; remove the quotes",
     ),
     (", output: 1.60", "", "p.yaml:16: models.small-openai.price.output: missing; this key is needed, add it"),
     (
@@ -812,19 +815,19 @@ WRONG = [
     (
         "gpt-4.1: {",
         "gpt-4.1: {api_key: sk-123, ",
-        "p.yaml:20: judges.gpt-4.1.api_key: a key has no place in the file; put the key into the environment variable "
+        "p.yaml:20: judges.gpt-4.1.api_key: an API key must not be in the file; put it into the environment variable "
         "OPENAI_API_KEY, ANTHROPIC_API_KEY or HF_TOKEN, or into one that api_key_env: names",
     ),
     (
         "gpt-4.1: {",
         "gpt-4.1: {api_key_env: hf_abcdef, ",
         "p.yaml:20: judges.gpt-4.1.api_key_env: expected the name of an environment variable in capitals, such as "
-        "MY_API_KEY, never the key",
+        "MY_API_KEY, not the key",
     ),
     (
         "gpt-4.1: {",
         "gpt-4.1: {noise: 0.1, ",
-        "p.yaml:20: judges.gpt-4.1.noise: only for provider simulator, not openai; take it out",
+        "p.yaml:20: judges.gpt-4.1.noise: only for provider simulator, not openai; remove it",
     ),
     (
         "gpt-4.1: {",
@@ -838,13 +841,13 @@ WRONG = [
     (
         "gpt-4.1: {",
         "gpt-4.1: {launch: {model: a}, ",
-        "p.yaml:20: judges.gpt-4.1.launch: only for provider vllm, not openai; take it out",
+        "p.yaml:20: judges.gpt-4.1.launch: only for provider vllm, not openai; remove it",
     ),
     *(
         (
             "gpt-4.1: {provider: openai",
             f"gpt-4.1: {{provider: anthropic, {key}: 1.0",
-            f"p.yaml:20: judges.gpt-4.1.{key}: Anthropic's API refuses it since version 2026-10-21; take it out",
+            f"p.yaml:20: judges.gpt-4.1.{key}: Anthropic's API refuses it since version 2026-10-21; remove it",
         )
         for key in ("temperature", "top_p")
     ),
@@ -870,12 +873,12 @@ WRONG = [
             ),
             (
                 "policy: on_policy, model: gpt",
-                "model: the pool has no model 'gpt'; name one of it: llama-2-7b-chat, small-openai, rehearsal, served",
+                "model: the pool has no model 'gpt'; name one of: llama-2-7b-chat, small-openai, rehearsal, served",
             ),
-            ("model: served", "model: only for policy on_policy, not best_vs_random; take it out"),
+            ("model: served", "model: only for policy on_policy, not best_vs_random; remove it"),
             (
                 "policy: best_vs_worst, max_pairs_per_prompt: 2",
-                "max_pairs_per_prompt: only for policy all, not best_vs_worst; take it out",
+                "max_pairs_per_prompt: only for policy all, not best_vs_worst; remove it",
             ),
             ("policy: all, max_pairs_per_prompt: 0", "max_pairs_per_prompt: must be at least 1, got 0"),
             ("max_length_ratio: 0.5", "max_length_ratio: must be at least 1, got 0.5"),
@@ -886,7 +889,7 @@ WRONG = [
     (
         "base_url: [http://a:1/v1, http://b:1/v1]}",
         "max_model_len: 8192, launch: {model: m, max_model_len: 4096}}",
-        "p.yaml:18: models.served.max_model_len: launch.max_model_len says 4096; take one of them out",
+        "p.yaml:18: models.served.max_model_len: launch.max_model_len is 4096; remove one of them",
     ),
     (
         "gpt-4.1: {",
@@ -896,7 +899,7 @@ WRONG = [
     ("gpt-4.1: {", "gpt-4.1: {reply: xml, ", "p.yaml:20: judges.gpt-4.1.reply: expected schema | text, got 'xml'"),
     # export
     ("formats: [trl]", "formats: trl", "p.yaml:21: export.formats: expected a list, got 'trl'"),
-    ("formats: [trl]", "formats: []", "p.yaml:21: export.formats: empty; give at least one entry, or take the key out"),
+    ("formats: [trl]", "formats: []", "p.yaml:21: export.formats: empty; give at least one entry, or remove the key"),
     ("formats: [trl]", "formats: [trl, trl]", "p.yaml:21: export.formats: a format is named twice; name each once"),
     (
         "formats: [trl]",
@@ -908,7 +911,7 @@ WRONG = [
         for kto, said in [
             ("rul: scores", "rul: unknown key 'rul'; did you mean 'rule'?"),
             ("rule: score", "rule: expected pairs | scores, got 'score'; did you mean 'scores'?"),
-            ("desirable: 4", "desirable: only for rule scores; take it out"),
+            ("desirable: 4", "desirable: only for rule scores; remove it"),
             (
                 "rule: scores, desirable: 4",
                 "undesirable: missing; rule scores needs the score up to which a completion is undesirable",
@@ -1007,8 +1010,8 @@ def test_what_a_server_at_any_other_address_costs_is_unknown_until_it_is_said(ho
 def test_a_budget_asks_for_the_price_of_an_address_that_is_not_ones_own() -> None:
     there = SOUND.replace("http://b:1/v1", "https://api.a.com/v1")
     assert complaints(there, "budget_usd=250") == [
-        "p.yaml:18: models.served: budget_usd needs to know what a call to https://api.a.com/v1 costs; add price: "
-        "{input: …, output: …}, in USD per million tokens (0 where it is free), or take out budget_usd"
+        "p.yaml:18: models.served: budget_usd needs the price of a call to https://api.a.com/v1; add price: "
+        "{input: …, output: …}, in USD per million tokens (0 if it is free), or remove budget_usd"
     ]
     assert parse(there, PATH, ["budget_usd=250", "models.served.price={input: 0, output: 0}"]).budget_usd == 250
 
@@ -1017,8 +1020,8 @@ def test_a_budget_needs_the_price_of_whatever_is_paid_for() -> None:
     assert sound("budget_usd=250").budget_usd == 250
     said = complaints(SOUND.replace(", price: {input: 2, output: 8}", ""), "budget_usd=250")
     assert said == [
-        "p.yaml:20: judges.gpt-4.1: budget_usd needs to know what a call to openai costs; add price: "
-        "{input: …, output: …}, in USD per million tokens (0 where it is free), or take out budget_usd"
+        "p.yaml:20: judges.gpt-4.1: budget_usd needs the price of a call to openai; add price: "
+        "{input: …, output: …}, in USD per million tokens (0 if it is free), or remove budget_usd"
     ]
     for value, why in [
         ("0", "more than 0, got 0"),
@@ -1059,10 +1062,10 @@ def test_what_is_no_yaml(text: str) -> None:
 
 
 def test_yaml_that_names_itself_or_holds_control_characters() -> None:
-    assert "nested without end" in complaints("a: &a [*a]")[0]
+    assert "nested too deeply" in complaints("a: &a [*a]")[0]
     tens = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 12))
     assert "more than 100,000 values" in complaints(f"a0: &a0 [x]\n{tens}")[0]
-    assert complaints("name: a\nseed: \x00")[0].startswith("p.yaml:2: can't be read as YAML: it holds the character")
+    assert complaints("name: a\nseed: \x00")[0].startswith("p.yaml:2: can't be read as YAML: it contains the character")
 
 
 @pytest.mark.parametrize(
@@ -1081,10 +1084,10 @@ def test_what_is_no_pipeline_at_all(text: str, said: str) -> None:
 @pytest.mark.parametrize(
     ("assignment", "said"),
     [
-        ("prompts=[]", "prompts: empty; give at least one entry, or take the key out"),
+        ("prompts=[]", "prompts: empty; give at least one entry, or remove the key"),
         (
             "models={}",
-            "models: missing; name at least one, or point the completions: of every source at those its rows carry",
+            "models: missing; name at least one, or set completions: of every source if its rows bring completions",
         ),
         ("judges={}", "judges: missing; name at least one"),
     ],
@@ -1096,7 +1099,7 @@ def test_empty_lists_and_mappings(assignment: str, said: str) -> None:
 @pytest.mark.parametrize("key", ["api_key", "token", "API-KEY", "openai_api_key", "password", "hf_token"])
 def test_a_secret_is_never_repeated(key: str) -> None:
     said = complaints(SOUND, f"judges.gpt-4.1.{key}=sk-very-secret")
-    assert "a key has no place in the file" in said[0]
+    assert "an API key must not be in the file" in said[0]
     assert "very-secret" not in said[0]
 
 
@@ -1357,7 +1360,8 @@ prompts:
     rule = "export.kto={rule: scores, desirable: 4, undesirable: 2}"
     (told,) = complaints(text, rule)
     assert told.startswith(
-        "--set export.kto: export.kto.rule: one bound for the scores of several sources (a/train.jsonl, b/train.jsonl)"
+        "--set export.kto: export.kto.rule: the scores of several sources can't have the same bounds (a/train.jsonl, "
+        "b/train.jsonl); use rule pairs, or"
     )
     assert parse(text, PATH).score_scales == {"a/train.jsonl", "b/train.jsonl"}
     assert parse(text, PATH, [rule, "prompts.0.source=one", "prompts.1.source=one"]).score_scales == {"one"}
@@ -1370,10 +1374,10 @@ prompts:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ("null", "expected auto, none, or the two marks such as ['<think>', '</think>'], got nothing"),
-        ("deepseek_r1", "expected auto, none, or the two marks such as ['<think>', '</think>'], got 'deepseek_r1'"),
-        ("['<think>']", "expected two marks, what opens reasoning and what closes it, got a list"),
-        ("[a, a]", "expected two marks, what opens reasoning and what closes it, got a list"),
+        ("null", "expected auto, none, or two tags such as ['<think>', '</think>'], got nothing"),
+        ("deepseek_r1", "expected auto, none, or two tags such as ['<think>', '</think>'], got 'deepseek_r1'"),
+        ("['<think>']", "expected two tags, the one before reasoning and the one after it, got a list"),
+        ("[a, a]", "expected two tags, the one before reasoning and the one after it, got a list"),
     ],
 )
 def test_marks_that_are_none_are_refused(given: str, said: str) -> None:
