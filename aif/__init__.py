@@ -2,8 +2,8 @@
 
 import os
 
-# Whoever runs aif tells nobody. huggingface_hub and datasets read these when they are first imported: the one would
-# name what is installed here with every request, the other count each dataset that is read at a bucket of its makers.
+# Turn telemetry off. huggingface_hub and datasets read these variables when they are first imported: huggingface_hub
+# would send the names of installed packages with every request, datasets would report every dataset that is loaded.
 for _name, _value in (("HF_HUB_DISABLE_TELEMETRY", "1"), ("HF_UPDATE_DOWNLOAD_COUNTS", "0")):
     os.environ.setdefault(_name, _value)
 

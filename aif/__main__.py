@@ -1,4 +1,4 @@
-"""`python -m aif` is `aif`."""
+"""`python -m aif` runs the `aif` command."""
 
 from aif.cli.main import main
 

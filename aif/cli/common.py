@@ -24,9 +24,9 @@ class SafeConsole(Console):
     are shown, not obeyed."""
 
     def print(self, *objects: Any, **how: Any) -> None:
-        from aif.core.words import visible
+        from aif.core.formatting import escape_controls
 
-        super().print(*(visible(one) if isinstance(one, str) else one for one in objects), **how)
+        super().print(*(escape_controls(one) if isinstance(one, str) else one for one in objects), **how)
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
@@ -60,7 +60,7 @@ def load(file: Path, sets: list[str] | None) -> "Pipeline":
     from aif.store.lock import place_of
 
     one = pipeline.load(file, sets or [])
-    place_of(one.store, one.named_store)
+    place_of(one.store, one.declared_store)
     return one
 
 

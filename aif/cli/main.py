@@ -17,8 +17,17 @@ from typer.core import TyperGroup
 
 from aif.cli import rubric as cli_rubric
 from aif.cli.common import File, Sets, Yes, err, load, me, new_name, out, tell
-from aif.core.errors import FULL, AifError, BadInput, BudgetReached, Exit, ProviderRefused, StoreDamaged, StoreLocked
-from aif.core.file_permissions import PRIVATE, shared
+from aif.core.errors import (
+    DISK_FULL,
+    AifError,
+    BadInput,
+    BudgetReached,
+    Exit,
+    ProviderRefused,
+    StoreDamaged,
+    StoreLocked,
+)
+from aif.core.file_permissions import PRIVATE_UMASK, user_umask
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -121,7 +130,7 @@ def _consent(
     """Tells and asks about what a run is going to spend, where anything can be spent."""
 
     def consent(ledger: "Ledger", rubric: "Rubric") -> None:
-        if all(one.free for one in (*pipeline.models.values(), *pipeline.judges.values())):
+        if all(one.is_free for one in (*pipeline.models.values(), *pipeline.judges.values())):
             return
         from aif.cli.views.estimate import ask
         from aif.engine.workload import estimated
@@ -152,7 +161,7 @@ def estimate(
 
     if probe is not None:
         from aif.cli.views.progress import Terminal
-        from aif.core.words import counted
+        from aif.core.formatting import counted
         from aif.engine.feedback import feedback
 
         first = min(probe, limit or probe)
@@ -192,7 +201,7 @@ def _tell_next(typed: str, ended: "Ended", example: str) -> None:
 
 def _leave(typed: str, ended: "Ended") -> None:
     """The exit code of a run, said with its reason."""
-    from aif.core.words import clock
+    from aif.core.formatting import duration
     from aif.engine.outcome_text import reached
 
     asked = ended.asked
@@ -208,7 +217,9 @@ def _leave(typed: str, ended: "Ended") -> None:
         tell(f"stopped; everything answered is kept. `aif run {typed}` goes on")
         raise typer.Exit(Exit.INTERRUPTED)
     if ended.incomplete:
-        waits = "".join(f"; {name} asks to be left alone for {clock(wait_s)}" for name, wait_s in asked.waits.items())
+        waits = "".join(
+            f"; {name} asks to be left alone for {duration(wait_s)}" for name, wait_s in asked.waits.items()
+        )
         tell(f"done, but not all was answered: `aif failures {typed}` says why{waits}")
         raise typer.Exit(Exit.FAILURES)
 
@@ -393,7 +404,7 @@ def _made(one: "Pipeline", typed: str, work: "Callable[[Rubric, Ledger], T]") ->
         prepare(one, ledger, rubric, tell, reread=False)
         return work(rubric, ledger)
 
-    return Ledger.use(one.store, tell, rubric, prepared, tags=one.tags)
+    return Ledger.use(one.store, tell, rubric, prepared, tags=one.reasoning_tags)
 
 
 @app.command()
@@ -543,7 +554,7 @@ def init(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folde
     from aif.core.resources import shipped
 
     name, file = new_name(folder), folder / "pipeline.yaml"
-    with shared():
+    with user_umask():
         copytree(shipped("data", "starter"), folder, dirs_exist_ok=True)
     file.write_text(file.read_text(encoding="utf-8").replace("name: demo", f'name: "{name}"', 1), encoding="utf-8")
     out.print(f"{file} and {folder / 'prompts.jsonl'} are there. Next:", soft_wrap=True)
@@ -560,7 +571,7 @@ def _leaf(error: BaseException) -> BaseException:
 def main() -> None:
     """The entry point: every error a person can mend is one line and an exit code."""
     gc.set_threshold(*SELDOM)
-    os.umask(PRIVATE)
+    os.umask(PRIVATE_UMASK)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what a terminal can't show is replaced
             stream.reconfigure(errors="replace")
@@ -581,7 +592,7 @@ def _code(error: BaseException) -> int:
         err.print(f"aif: {error}", markup=False, soft_wrap=True)
         return int(error.exit)
     if isinstance(error, OSError) and error.strerror:
-        full = error.errno in FULL
+        full = error.errno in DISK_FULL
         then = "; make room, and the same command goes on" if full else ""
         where = f"{error.filename}: " if error.filename else ""
         err.print(f"aif: {where}{error.strerror}; what was answered before is kept{then}", markup=False, soft_wrap=True)

@@ -9,7 +9,7 @@ import typer
 
 from aif.cli.common import File, Sets, err, load, me, new_name, out
 from aif.core.errors import BadInput, BudgetReached, Exit, ProviderRefused
-from aif.core.file_permissions import shared
+from aif.core.file_permissions import user_umask
 
 if TYPE_CHECKING:
     from aif.judging.rubric import Rubric
@@ -68,7 +68,7 @@ def render(
 def copy(name: Name, folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")]) -> None:
     """A rubric of your own, as a copy of another: a folder to edit."""
     rubric, called = _rubric(name), new_name(folder)
-    with shared():
+    with user_umask():
         folder.mkdir(parents=True, exist_ok=True)
         for file, text in rubric.files.items():
             if file == "rubric.yaml":
@@ -151,6 +151,6 @@ def _rubric(name: str) -> "Rubric":
 
 
 def _rubric_folder(name: str) -> Path:
-    from aif.core.resources import find
+    from aif.core.resources import find_resource
 
-    return find(name, None, "prompts/rubrics", "rubric")
+    return find_resource(name, None, "prompts/rubrics", "rubric")

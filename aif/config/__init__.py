@@ -1,4 +1,4 @@
-"""The pipeline file: its keys, what each may hold, and errors that say what to type instead.
+"""The pipeline file: its keys, the values that each may have, and errors that say what to type instead.
 
-Reads one file into frozen values. Calls no model and opens no store.
+Reads a file into frozen values. Calls no model and opens no store.
 """

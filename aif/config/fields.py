@@ -1,4 +1,4 @@
-"""What a single value of a pipeline file may be: types with their checks, each refusal with its mend."""
+"""The types of single values in a pipeline file, with their checks. Each error message says what to write instead."""
 
 import math
 import re
@@ -11,29 +11,29 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator
 
-from aif.config.error_text import shown
+from aif.config.error_messages import format_value
 from aif.core.reasoning import Tags
 
 
 def _name(value: str) -> str:
     if not value.strip() or value != value.strip() or not value.isprintable():
-        raise ValueError("a name needs visible characters, none of them a control character, no space at its ends")
+        raise ValueError("a name needs visible characters, no control characters, and no space at its ends")
     return value
 
 
 def _run_name(value: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
         raise ValueError(
-            f"{shown(value)} can't name a folder under runs/; use letters, digits, '.', '_' and '-', "
-            "beginning with a letter or digit"
+            f"{format_value(value)} can't be the name of a folder under runs/; use letters, digits, '.', '_' and '-', "
+            "and begin with a letter or digit"
         )
     return value
 
 
 def _variable(value: str) -> str:
-    # the value may be a key pasted into the wrong place: it is not repeated, and small letters would let hf_… pass
+    # the value may be a key pasted into the wrong place: the message doesn't repeat it. Lower case would let hf_… pass
     if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", value):
-        raise ValueError("expected the name of an environment variable in capitals, such as MY_API_KEY, never the key")
+        raise ValueError("expected the name of an environment variable in capitals, such as MY_API_KEY, not the key")
     return value
 
 
@@ -44,39 +44,39 @@ def _url(value: str) -> str:
     except ValueError:
         usable = False
     if "@" in value or "?" in value or "#" in value:
-        raise ValueError("an address without user, password, '?' and '#' is needed; keys come from the environment")
+        raise ValueError("expected an address without user, password, '?' and '#'; API keys come from the environment")
     if not usable or " " in value:
-        raise ValueError(f"expected an address such as http://localhost:8000/v1, got {shown(value)}")
+        raise ValueError(f"expected an address such as http://localhost:8000/v1, got {format_value(value)}")
     return value.rstrip("/")
 
 
-# What no packet of a stranger's reaches: this machine, private networks (RFC 1918, 4193; 6598, by which VPNs go too), a
-# link. `is_private` of Python's holds more, such as addresses that documentation is written with.
-_OWN_NETWORKS = [
-    ip_network(one)
-    for one in (
+# Not reachable from the internet: this machine, private networks (RFC 1918, 4193; 6598, which VPNs use), link-local
+# addresses. Python's `is_private` covers more, such as the addresses for documentation.
+_PRIVATE_NETWORKS = [
+    ip_network(network)
+    for network in (
         "127.0.0.0/8", "0.0.0.0/32", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16", "100.64.0.0/10",
         "::1/128", "::/128", "fc00::/7", "fe80::/10",
     )
 ]  # fmt: skip
-# Names without a dot are of this machine or network. So are those below what nobody can register (RFC 6761, 6762, 8375,
-# ICANN's `.internal`; `.lan` is what routers hand out): host.docker.internal, gpu-1.local.
-_OWN_NAMES = re.compile(r"[a-z0-9_-]+|(?:[a-z0-9_-]+\.)+(?:localhost|local|internal|lan|home\.arpa)")
+# Names without a dot belong to this machine or network. So do names in domains that nobody can register (RFC 6761,
+# 6762, 8375, ICANN's `.internal`; routers use `.lan`): host.docker.internal, gpu-1.local.
+_PRIVATE_NAMES = re.compile(r"[a-z0-9_-]+|(?:[a-z0-9_-]+\.)+(?:localhost|local|internal|lan|home\.arpa)")
 
 
-def is_own(url: str) -> bool:
-    """Whether an address is of this machine or a private network, as far as it says itself; nothing is looked up. What
-    answers at any other may be somebody else's, who sends a bill."""
+def is_private_host(url: str) -> bool:
+    """Return whether a URL's host is this machine or in a private network, by its address or name alone, without a DNS
+    lookup. A server at any other host may be somebody else's and cost money."""
     host = (urlsplit(url).hostname or "").removesuffix(".")
     try:
         address = _address(host)
     except ValueError:
-        return bool(_OWN_NAMES.fullmatch(host))
-    return any(address in network for network in _OWN_NETWORKS)
+        return bool(_PRIVATE_NAMES.fullmatch(host))
+    return any(address in network for network in _PRIVATE_NETWORKS)
 
 
-def is_openai(url: str) -> bool:
-    """Whether an address is OpenAI's, or Azure's for its models."""
+def is_openai_host(url: str) -> bool:
+    """Return whether a URL's host is OpenAI's, or Azure's for OpenAI models."""
     host = urlsplit(url).hostname or ""
     return bool(
         re.search(r"(^|\.)(openai\.com|openai\.azure\.(com|us|cn)|(services\.ai|cognitiveservices)\.azure\.com)$", host)
@@ -84,7 +84,7 @@ def is_openai(url: str) -> bool:
 
 
 def _address(host: str) -> IPv4Address | IPv6Address:
-    """The address that a host is written as, in whichever way: 10.0.0.1, 10.1, 167772161. Raises ValueError."""
+    """Parse an IP address in any notation: 10.0.0.1, 10.1, 167772161. Raises ValueError if the host is a name."""
     try:
         address = ip_address(host)
     except ValueError:
@@ -96,7 +96,7 @@ def _address(host: str) -> IPv4Address | IPv6Address:
     return mapped or address
 
 
-def _listed(value: Any) -> Any:
+def _as_tuple(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
@@ -105,91 +105,95 @@ def _test_size(value: Any) -> int | float:
         return value
     if isinstance(value, float) and 0 < value < 1:
         return value
-    raise ValueError(f"expected a count such as 2000 or a share between 0 and 1 such as 0.05, got {shown(value)}")
+    raise ValueError(
+        f"expected a count such as 2000 or a share between 0 and 1 such as 0.05, got {format_value(value)}"
+    )
 
 
 def _as_path(value: Any) -> Any:
     if value == "":
-        raise ValueError("empty; write something, or take the key out")
+        raise ValueError("empty; write something, or remove the key")
     if isinstance(value, str) and ("?" in value or re.match(r"[A-Za-z][\w+.-]*:", value)):
-        raise ValueError(f"{value!r}: DuckDB takes '?' and 'NAME:' for more than a path; choose another")
+        raise ValueError(f"{value!r}: to DuckDB, '?' and 'NAME:' are not part of a path; choose another")
     if isinstance(value, str) and not value.endswith(".duckdb"):
         raise ValueError(
-            f"{value!r} is no name of a store; end it with .duckdb, such as {value.rstrip('/')}/feedback.duckdb"
+            f"{value!r}: a store's name must end with .duckdb, such as {value.rstrip('/')}/feedback.duckdb"
         )
     return Path(value) if isinstance(value, str) else value
 
 
 @dataclass(frozen=True, slots=True)
-class Secret:
-    """What an environment variable holds."""
+class FromEnvironment:
+    """A value that is read from an environment variable; `variable` is its name."""
 
     variable: str
 
 
 _KEY_HEADERS = ("authorization", "api-key", "x-api-key", "x-goog-api-key")
-# Of what HTTP itself needs, or a client says of itself.
-_OWN_HEADERS = frozenset(
+# Headers that HTTP or the client sets itself.
+_RESERVED_HEADERS = frozenset(
     {"host", "connection", "content-length", "content-type", "transfer-encoding", "accept-encoding", "te", "trailer"}
 )
 
 
-def is_key_header(name: str) -> bool:
-    """Whether a header says who asks."""
+def is_auth_header(name: str) -> bool:
+    """Return whether a header holds an API key."""
     return name.lower() in _KEY_HEADERS
 
 
-def _headers(value: Any) -> dict[str, str | Secret]:
+def _headers(value: Any) -> dict[str, str | FromEnvironment]:
     if not isinstance(value, dict) or not value:
-        raise ValueError(f"expected names and texts, such as {{X-Title: my run}}, got {shown(value)}")
-    return {_header_name(name): _header(name, said) for name, said in value.items()}
+        raise ValueError(f"expected names and texts, such as {{X-Title: my run}}, got {format_value(value)}")
+    return {_header_name(name): _header_value(name, text) for name, text in value.items()}
 
 
 def _header_name(name: Any) -> str:
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", name):
-        raise ValueError(f"{shown(name)} is no name of a header; use letters, digits and -")
-    if name.lower() in _OWN_HEADERS:
-        raise ValueError(f"{name} belongs to the connection; take it out")
+        raise ValueError(f"{format_value(name)} isn't a valid header name; use letters, digits and -")
+    if name.lower() in _RESERVED_HEADERS:
+        raise ValueError(f"{name} is set by the client; remove it")
     return name
 
 
-def _header(name: str, said: Any) -> str | Secret:
-    if isinstance(said, dict) and set(said) == {"env"} and isinstance(said["env"], str):
-        return Secret(_variable(said["env"]))
-    said = _written(said)
-    if is_key_header(name):
-        raise ValueError(f"a key has no place in the file; write {name}: {{env: NAME}}")
-    if not isinstance(said, str) or not said.isascii() or not said.isprintable() or said != said.strip():
-        raise ValueError(f"{name}: expected a text on one line, or {{env: NAME}}, got {shown(said)}")
-    return said
+def _header_value(name: str, value: Any) -> str | FromEnvironment:
+    if isinstance(value, dict) and set(value) == {"env"} and isinstance(value["env"], str):
+        return FromEnvironment(_variable(value["env"]))
+    value = _number_as_text(value)
+    if is_auth_header(name):
+        raise ValueError(f"an API key must not be in the file; write {name}: {{env: NAME}}")
+    if not isinstance(value, str) or not value.isascii() or not value.isprintable() or value != value.strip():
+        raise ValueError(f"{name}: expected a text on one line, or {{env: NAME}}, got {format_value(value)}")
+    return value
 
 
 def _query(value: Any) -> dict[str, str]:
     if not isinstance(value, dict) or not value:
-        raise ValueError(f"expected names and texts, such as {{api-version: 2025-04-01}}, got {shown(value)}")
-    found = {str(name): _written(said) for name, said in value.items()}
-    for name, said in found.items():
+        raise ValueError(f"expected names and texts, such as {{api-version: 2025-04-01}}, got {format_value(value)}")
+    query = {str(name): _number_as_text(text) for name, text in value.items()}
+    for name, text in query.items():
         if re.search(r"(^|[_-])(key|token|sig|secret|password)$", name.lower()):
-            raise ValueError(f"{name}: a key has no place in the file; see extra_headers: {{NAME: {{env: VARIABLE}}}}")
-        if not isinstance(said, str):
-            raise ValueError(f"{name}: expected a text, got {shown(said)}; put it in quotes")
-    return found
+            raise ValueError(
+                f"{name}: an API key must not be in the file; see extra_headers: {{NAME: {{env: VARIABLE}}}}"
+            )
+        if not isinstance(text, str):
+            raise ValueError(f"{name}: expected a text, got {format_value(text)}; put it in quotes")
+    return query
 
 
 def _json(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict) or not value:
-        raise ValueError(f"expected names and values, such as {{top_k: 40}}, got {shown(value)}")
+        raise ValueError(f"expected names and values, such as {{top_k: 40}}, got {format_value(value)}")
     _check_json(value, "")
     return value
 
 
 def _check_json(value: Any, at: str) -> None:
     if isinstance(value, dict):
-        for name, one in value.items():
-            _check_json(one, f"{at}{name}: ")
+        for name, item in value.items():
+            _check_json(item, f"{at}{name}: ")
     elif isinstance(value, list):
-        for one in value:
-            _check_json(one, at)
+        for item in value:
+            _check_json(item, at)
     elif isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{at}JSON has no {value}")
     elif not isinstance(value, str | int | float | bool | None):
@@ -199,40 +203,42 @@ def _check_json(value: Any, at: str) -> None:
 
 
 def _omitted(value: Any) -> tuple[str, ...]:
-    listed = _listed(value)
-    if not isinstance(listed, list | tuple) or not listed:
-        raise ValueError(f"expected a list, such as [seed], got {shown(value)}")
-    for one in listed:
-        if one in ("temperature", "top_p", "reasoning_effort"):
-            raise ValueError(f"{one} is left out by `{one}: null`")
-        if one != "seed":
-            raise ValueError(f"only seed can be left out so, got {shown(one)}")
+    items = _as_tuple(value)
+    if not isinstance(items, list | tuple) or not items:
+        raise ValueError(f"expected a list, such as [seed], got {format_value(value)}")
+    for item in items:
+        if item in ("temperature", "top_p", "reasoning_effort"):
+            raise ValueError(f"to leave out {item}, write `{item}: null`")
+        if item != "seed":
+            raise ValueError(f"only seed can be left out here, got {format_value(item)}")
     return ("seed",)
 
 
 def _tags(value: Any) -> Tags:
     if value in ("auto", "none"):
         return cast(Tags, value)
-    if not isinstance(value, list | tuple) or not all(isinstance(one, str) and one.strip() for one in value):
-        raise ValueError(f"expected auto, none, or the two marks such as ['<think>', '</think>'], got {shown(value)}")
+    if not isinstance(value, list | tuple) or not all(isinstance(tag, str) and tag.strip() for tag in value):
+        raise ValueError(f"expected auto, none, or two tags such as ['<think>', '</think>'], got {format_value(value)}")
     if len(value) != 2 or value[0] == value[1]:
-        raise ValueError(f"expected two marks, what opens reasoning and what closes it, got {shown(value)}")
+        raise ValueError(f"expected two tags, the one before reasoning and the one after it, got {format_value(value)}")
     return value[0], value[1]
 
 
 def _slot(value: str) -> str:
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,39}", value):
-        raise ValueError(f"{shown(value)} is no name of a slot; use up to 40 lower-case letters, digits and _")
+        raise ValueError(
+            f"{format_value(value)} isn't a valid slot name; use up to 40 lower-case letters, digits and _"
+        )
     return value
 
 
-def _written(value: Any) -> Any:
-    # YAML reads VAR: 1 as a number; an environment holds texts
+def _number_as_text(value: Any) -> Any:
+    # YAML reads VAR: 1 as a number
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 Count = Annotated[int, Field(ge=1)]
-Several = Annotated[int, Field(ge=2)]
+AtLeastTwo = Annotated[int, Field(ge=2)]
 Share = Annotated[float, Field(ge=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
@@ -240,20 +246,20 @@ Ratio = Annotated[float, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
 Temperature = Annotated[float, Field(ge=0, le=2)]
 TopP = Annotated[float, Field(gt=0, le=1)]
-Filled = Annotated[str, Field(min_length=1)]
+NonEmpty = Annotated[str, Field(min_length=1)]
 Name = Annotated[str, AfterValidator(_name)]
 RunName = Annotated[str, AfterValidator(_run_name)]
-Slot = Annotated[str, AfterValidator(_slot)]
-Assignment = Annotated[str, BeforeValidator(_written)]
-Variable = Annotated[str, AfterValidator(_variable)]
-Headers = Annotated[dict[str, str | Secret], PlainValidator(_headers)]
-Query = Annotated[dict[str, str], PlainValidator(_query)]
-Json = Annotated[dict[str, Any], PlainValidator(_json)]
+SlotName = Annotated[str, AfterValidator(_slot)]
+VariableValue = Annotated[str, BeforeValidator(_number_as_text)]
+VariableName = Annotated[str, AfterValidator(_variable)]
+Headers = Annotated[dict[str, str | FromEnvironment], PlainValidator(_headers)]
+QueryParameters = Annotated[dict[str, str], PlainValidator(_query)]
+JsonObject = Annotated[dict[str, Any], PlainValidator(_json)]
 Omitted = Annotated[tuple[str, ...], PlainValidator(_omitted)]
 ReasoningTags = Annotated[Tags, PlainValidator(_tags)]
-PathText = Annotated[Path, BeforeValidator(_as_path)]
+StorePath = Annotated[Path, BeforeValidator(_as_path)]
 Urls = Annotated[
-    tuple[Annotated[str, AfterValidator(_url)], ...], BeforeValidator(_listed), Field(strict=False, min_length=1)
+    tuple[Annotated[str, AfterValidator(_url)], ...], BeforeValidator(_as_tuple), Field(strict=False, min_length=1)
 ]
 Provider = Literal["vllm", "openai", "anthropic", "simulator"]
 Format = Literal["trl", "h4", "ultrafeedback", "kto", "reward", "sft"]

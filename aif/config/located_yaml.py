@@ -1,6 +1,6 @@
-"""YAML that remembers where everything stands, so that an error can name the line; and `--set` on top of it.
+"""Parse YAML and remember the line of every value, so that errors can name it; apply `--set` options.
 
-Stricter than PyYAML: a key given twice is a problem, keys are always text, dates stay text, and 1e-3 is a number.
+Stricter than PyYAML: a duplicate key is a problem, keys are always text, dates stay text, and 1e-3 is a number.
 """
 
 import copy
@@ -13,85 +13,86 @@ import yaml
 
 from aif.core.errors import BadInput
 
-MOST = 100_000  # values; a few lines of aliases to aliases would come to billions
+MAX_VALUES = 100_000  # a few lines of aliases to aliases would expand to billions
 
-Keys = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
 
 
 class Problem(NamedTuple):
-    """Something wrong: where in the tree, and what (with the mend)."""
+    """An error in the document: the keys that lead to the value, and a message with the fix."""
 
-    keys: Keys
+    keys: KeyPath
     text: str
 
 
 class Location(NamedTuple):
-    """Where a value came from (`file:line` or `--set KEY`) and, for a scalar, how it was written."""
+    """Where a value comes from (`file:line` or `--set KEY`) and, for a scalar, how it is written."""
 
     where: str
     written: str | None = None
 
 
-def dotted(keys: Keys) -> str:
-    """Keys as a person writes them: models.a.base_url."""
+def dotted(keys: KeyPath) -> str:
+    """Join keys with dots, as in `models.a.base_url`."""
     return ".".join(map(str, keys))
 
 
 @dataclass(slots=True)
-class Text:
-    """A YAML text as data, with the place of each value and the problems met in reading."""
+class YamlDocument:
+    """A parsed YAML text: its data, the location of each value by its keys, and the problems of parsing."""
 
     data: Any
-    places: dict[Keys, Location] = field(default_factory=dict)
+    locations: dict[KeyPath, Location] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
-    def place(self, keys: Keys) -> Location:
-        """The place of a value, or of the nearest thing that would hold it."""
-        if keys in self.places:
-            return self.places[keys]
-        nearest = next((keys[:n] for n in range(len(keys), -1, -1) if keys[:n] in self.places), ())
-        return Location(self.places[nearest].where)
+    def location_of(self, keys: KeyPath) -> Location:
+        """Return the location of a value; if it doesn't exist, that of the nearest mapping or list around it."""
+        if keys in self.locations:
+            return self.locations[keys]
+        nearest = next((keys[:n] for n in range(len(keys), -1, -1) if keys[:n] in self.locations), ())
+        return Location(self.locations[nearest].where)
 
-    def put(self, assignment: str) -> None:
-        """Do one `--set KEY=VALUE`.
+    def assign(self, assignment: str) -> None:
+        """Apply a `--set KEY=VALUE` option.
 
-        KEY is dotted; names may hold dots themselves: at each level the longest existing key that fits is taken.
-        `*` stands for every entry, numbers count a list's entries from 0. VALUE is YAML. What doesn't exist yet is
-        made. Raises BadInput.
+        KEY is dotted. Names may contain dots: at each level the longest existing key that matches is used. `*` stands
+        for every entry, a number for an entry of a list, from 0. VALUE is YAML. Missing keys are created. Raises
+        BadInput.
         """
         key, equals, written = assignment.partition("=")
         if not equals or not all(key.split(".")):
             raise BadInput("--set takes KEY=VALUE, such as --set completions.temperature=0.7")
         origin = f"--set {key}"
-        value = read(written, lambda _: origin)
+        value = parse_yaml(written, lambda _: origin)
         for problem in value.problems:
             raise BadInput(f"{origin}: {dotted(problem.keys)}: {problem.text}")
         for keys in list(_targets(self.data, key.split("."), (), origin)):
-            self._assign(keys, value, origin)
+            self._set(keys, value, origin)
 
-    def _assign(self, keys: Keys, value: "Text", origin: str) -> None:
-        for known in [known for known in self.places if known[: len(keys)] == keys]:
-            del self.places[known]
+    def _set(self, keys: KeyPath, value: "YamlDocument", origin: str) -> None:
+        for replaced in [other for other in self.locations if other[: len(keys)] == keys]:
+            del self.locations[replaced]
         self.data = {} if self.data is None else self.data
         at: Any = self.data
         for depth, key in enumerate(keys[:-1], start=1):
             if (at.get(key) if isinstance(at, dict) else at[key]) is None:
                 at[key] = {}
-                self.places[keys[:depth]] = Location(origin)
+                self.locations[keys[:depth]] = Location(origin)
             at = at[key]
         at[keys[-1]] = copy.deepcopy(value.data)
-        for below, place in value.places.items():
-            self.places[keys + below] = Location(origin, place.written)
+        for below, location in value.locations.items():
+            self.locations[keys + below] = Location(origin, location.written)
 
 
-def read(text: str, place: Callable[[int], str]) -> Text:
-    """YAML text as data. `place` names a line (from 1) in places and errors. Raises BadInput where it isn't YAML."""
-    found = Text(None, {(): Location(place(1))})
+def parse_yaml(text: str, place: Callable[[int], str]) -> YamlDocument:
+    """Parse a YAML text. `place` returns the name of a line (from 1) for locations and errors. Raises BadInput if the
+    text isn't YAML."""
+    document = YamlDocument(None, {(): Location(place(1))})
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
         if node is not None:
-            found.data = _Builder(loader, place, found).build(node, ())
+            document.data = _Builder(loader, place, document).build(node, ())
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = place(mark.line + 1 if mark else 1)
@@ -101,18 +102,18 @@ def read(text: str, place: Callable[[int], str]) -> Text:
     except yaml.reader.ReaderError as error:
         line = place(text.count("\n", 0, error.position) + 1)
         raise BadInput(
-            f"{line}: can't be read as YAML: it holds the character {error.character!r}; take it out"
+            f"{line}: can't be read as YAML: it contains the character {error.character!r}; remove it"
         ) from error
     except RecursionError as error:
-        raise BadInput(f"{place(1)}: can't be read as YAML: nested without end; write it with few levels") from error
-    return found
+        raise BadInput(f"{place(1)}: can't be read as YAML: nested too deeply; use fewer levels") from error
+    return document
 
 
 class _Loader(yaml.SafeLoader):
-    """The tags that decide what a plain scalar is, changed below."""
+    """A YAML loader whose rules for the type of a plain scalar are changed below."""
 
     def compose_scalar_node(self, anchor: Any) -> yaml.ScalarNode:
-        """Two escapes for one character, as JSON writes what is beyond 16 bits, are that character."""
+        """Join the two escapes of a surrogate pair, as JSON writes characters beyond 16 bits, to one character."""
         node = super().compose_scalar_node(anchor)
         try:
             node.value = node.value.encode("utf-16", "surrogatepass").decode("utf-16")
@@ -123,57 +124,57 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Builder:
-    """Makes data of nodes, noting places and problems in `found`."""
+    """Builds data from YAML nodes, and adds locations and problems to the document."""
 
-    def __init__(self, loader: _Loader, place: Callable[[int], str], found: Text) -> None:
+    def __init__(self, loader: _Loader, place: Callable[[int], str], document: YamlDocument) -> None:
         self._loader = loader
         self._place = place
-        self._found = found
+        self._document = document
         self._checked: set[int] = set()
         self._built = 0
 
-    def build(self, node: yaml.Node, keys: Keys) -> Any:
+    def build(self, node: yaml.Node, keys: KeyPath) -> Any:
         self._built += 1
-        if self._built > MOST:
+        if self._built > MAX_VALUES:
             where = self._place(1)
-            raise BadInput(f"{where}: holds more than {MOST:,} values once its aliases are written out; use fewer")
+            raise BadInput(f"{where}: has more than {MAX_VALUES:,} values with its aliases expanded; use fewer")
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, keys)
         if isinstance(node, yaml.SequenceNode):
             return [self._item(child, child, (*keys, n)) for n, child in enumerate(node.value)]
-        self._found.places[keys] = Location(self._found.places[keys].where, node.value)
+        self._document.locations[keys] = Location(self._document.locations[keys].where, node.value)
         try:
             return self._loader.construct_object(node)
         except ValueError:
             self._problem(keys, f"{node.value[:60]!r} can't be read; correct it or put it in quotes")
             return None
 
-    def _mapping(self, node: yaml.MappingNode, keys: Keys) -> dict[str, Any]:
-        if id(node) not in self._checked:  # a node named by an alias is built again, and merges were resolved by then
+    def _mapping(self, node: yaml.MappingNode, keys: KeyPath) -> dict[str, Any]:
+        if id(node) not in self._checked:  # an aliased node is built again; its merge keys are then resolved already
             self._checked.add(id(node))
             self._check_keys(node, keys)
             self._loader.flatten_mapping(node)
         scalars = [(key, value) for key, value in node.value if isinstance(key, yaml.ScalarNode)]
         return {key.value: self._item(key, value, (*keys, key.value)) for key, value in scalars}
 
-    def _check_keys(self, node: yaml.MappingNode, keys: Keys) -> None:
+    def _check_keys(self, node: yaml.MappingNode, keys: KeyPath) -> None:
         first: dict[str, int] = {}
         for key, _ in node.value:
             line = key.start_mark.line + 1
             if not isinstance(key, yaml.ScalarNode):
-                self._problem(keys, f"line {line} has a list or mapping where a name belongs; write a name")
+                self._problem(keys, f"line {line} has a list or mapping as a key; write a name")
             elif key.value in first:
                 text = f"given twice, in lines {first[key.value]} and {line}; keep one"
                 self._problem((*keys, key.value), text)
             else:
                 first[key.value] = line
 
-    def _item(self, mark: yaml.Node, value: yaml.Node, keys: Keys) -> Any:
-        self._found.places[keys] = Location(self._place(mark.start_mark.line + 1))
+    def _item(self, mark: yaml.Node, value: yaml.Node, keys: KeyPath) -> Any:
+        self._document.locations[keys] = Location(self._place(mark.start_mark.line + 1))
         return self.build(value, keys)
 
-    def _problem(self, keys: Keys, text: str) -> None:
-        self._found.problems.append(Problem(keys, text))
+    def _problem(self, keys: KeyPath, text: str) -> None:
+        self._document.problems.append(Problem(keys, text))
 
 
 _FLOAT = re.compile(
@@ -182,15 +183,15 @@ _FLOAT = re.compile(
 _REPLACED = ("tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:float")
 
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in known if tag not in _REPLACED]
-    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _REPLACED]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-# resolvers are tried in order, so whole numbers are still whole numbers
+# resolvers are tried in order, so whole numbers stay integers
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 
 
-def _targets(data: Any, names: list[str], at: Keys, origin: str) -> Iterator[Keys]:
-    """The full keys that a dotted path means in `data`; what doesn't exist yet included."""
+def _targets(data: Any, names: list[str], at: KeyPath, origin: str) -> Iterator[KeyPath]:
+    """Yield the keys that a dotted path means in `data`, also if they don't exist yet."""
     if not names:
         yield at
     elif names[0] == "*":
@@ -206,14 +207,12 @@ def _targets(data: Any, names: list[str], at: Keys, origin: str) -> Iterator[Key
             )
         yield from _targets(data[int(names[0])], names[1:], (*at, int(names[0])), origin)
     elif isinstance(data, dict) or data is None:
-        yield from _below(data or {}, names, at, origin)
+        yield from _targets_in_mapping(data or {}, names, at, origin)
     else:
-        raise BadInput(
-            f"{origin}: {dotted(at) or 'the file'} is a single value with no keys below it; leave {names[0]!r} out"
-        )
+        raise BadInput(f"{origin}: {dotted(at) or 'the file'} is a single value without keys; remove {names[0]!r}")
 
 
-def _below(data: dict[str, Any], names: list[str], at: Keys, origin: str) -> Iterator[Keys]:
+def _targets_in_mapping(data: dict[str, Any], names: list[str], at: KeyPath, origin: str) -> Iterator[KeyPath]:
     for n in range(len(names), 0, -1):
         name = ".".join(names[:n])
         if name in data:

@@ -1,6 +1,6 @@
-"""The pipeline file: YAML in, a frozen `Pipeline` out. Every key is checked; nothing in the file is ignored.
+"""Read a pipeline file: YAML in, a frozen `Pipeline` out. Every key is checked; no key is ignored.
 
-All that is wrong with a file is said at once, a line each: `file:line: key.path: what is wrong; what to do`.
+All errors of a file are reported at once, a line each: `file:line: key.path: what is wrong; what to do`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,9 +10,19 @@ from typing import Annotated
 import yaml
 from pydantic import Field, PrivateAttr, ValidationError, field_validator
 
-from aif.config import error_text, located_yaml
-from aif.config.fields import Filled, Name, NotNegative, PathText, Positive, RunName, Secret, is_key_header, is_own
-from aif.config.located_yaml import Keys, Problem, dotted
+from aif.config import error_messages, located_yaml
+from aif.config.fields import (
+    FromEnvironment,
+    Name,
+    NonEmpty,
+    NotNegative,
+    Positive,
+    RunName,
+    StorePath,
+    is_auth_header,
+    is_private_host,
+)
+from aif.config.located_yaml import KeyPath, Problem, dotted
 from aif.config.sections import (
     AnyEndpoint,
     CompletionColumns,
@@ -20,15 +30,15 @@ from aif.config.sections import (
     DeclaredEndpoint,
     Export,
     Judge,
-    Labels,
+    KtoLabels,
     Launch,
     Model,
     Pairs,
-    Part,
     Price,
     Rates,
+    Section,
     Source,
-    public,
+    publishable_name,
 )
 from aif.core import resources
 from aif.core.errors import BadInput
@@ -37,93 +47,93 @@ from aif.core.types import Sampling
 from aif.providers.base import Options
 
 
-class Pipeline(Part):
-    """A pipeline file, checked. Of the relative paths in it only `store` is resolved here, by `parse`; the others are
-    looked for (`resources.find`, `beside`)."""
+class Pipeline(Section):
+    """A checked pipeline file. `parse` resolves a relative `store`; other relative paths are resolved where they are
+    used (`resources.find_resource`)."""
 
     name: RunName
     seed: int = 0
-    store: PathText = Field(default_factory=lambda given: Path("runs", given["name"], "feedback.duckdb"))
+    store: StorePath = Field(default_factory=lambda values: Path("runs", values["name"], "feedback.duckdb"))
     prompts: Annotated[tuple[Source, ...], Field(strict=False, min_length=1)]
-    principles: Filled | None = None
+    principles: NonEmpty | None = None
     completions: Completions = Completions()
     models: dict[Name, Model] = Field(default_factory=dict)
     judges: dict[Name, Judge] = Field(default_factory=dict)
-    rubric: Filled = "unified"
+    rubric: NonEmpty = "unified"
     pairs: Pairs = Pairs()
     budget_usd: Positive | None = None
     confirm_usd: NotNegative = 1.0
     export: Export = Export()
 
     _path: Path = PrivateAttr(default=Path("pipeline.yaml"))
-    _raw: str = PrivateAttr(default="")
-    _given: Path | None = PrivateAttr(default=None)
+    _yaml_text: str = PrivateAttr(default="")
+    _declared_store: Path | None = PrivateAttr(default=None)
 
     @property
-    def named_store(self) -> Path:
-        """The store as the file names it, or as it is called by default."""
-        return self._given or self.store
+    def declared_store(self) -> Path:
+        """Path of the store as the file gives it, or the default path; unresolved."""
+        return self._declared_store or self.store
 
     @property
     def path(self) -> Path:
-        """The file this pipeline was read from."""
+        """Path of the file that this pipeline was read from."""
         return self._path
 
     @property
-    def beside(self) -> Path:
-        """The folder of the pipeline file, where relative paths in it are looked for first."""
+    def folder(self) -> Path:
+        """Folder of the pipeline file, where relative paths in it are searched first."""
         return self._path.parent
 
     @property
-    def raw(self) -> str:
-        """The file as YAML after --set, comments left out: for the record. It can't hold a key."""
-        return self._raw
+    def yaml_text(self) -> str:
+        """The file with `--set` applied, as YAML without comments, for the journal. It never contains an API key."""
+        return self._yaml_text
 
     @property
-    def public(self) -> str:
-        """`raw` as it may be published: without where things are (hosts, keys' variables, folders)."""
-        told = yaml.safe_load(self._raw)
-        told.pop("store", None)
-        for one in (*told.get("models", {}).values(), *told.get("judges", {}).values()):
+    def public_yaml(self) -> str:
+        """`yaml_text` as it may be published: without hosts, variables of keys, headers and folders."""
+        data = yaml.safe_load(self._yaml_text)
+        data.pop("store", None)
+        for entry in (*data.get("models", {}).values(), *data.get("judges", {}).values()):
             for key in ("base_url", "api_key_env", "extra_headers", "extra_query"):
-                one.pop(key, None)
-            if launch := one.get("launch"):
-                one["launch"] = {key: launch[key] for key in ("model", "gpus", "max_model_len") if key in launch}
-            if one.get("model"):
-                one["model"] = public(one["model"])
+                entry.pop(key, None)
+            if launch := entry.get("launch"):
+                entry["launch"] = {key: launch[key] for key in ("model", "gpus", "max_model_len") if key in launch}
+            if entry.get("model"):
+                entry["model"] = publishable_name(entry["model"])
             if launch:
-                one["launch"]["model"] = public(launch["model"], hub=True)
-        for source in told["prompts"]:
+                entry["launch"]["model"] = publishable_name(launch["model"], hub=True)
+        for source in data["prompts"]:
             if source.get("file"):
                 source["file"] = PurePosixPath(source["file"]).name
             if source.get("hub"):
-                source["hub"] = public(source["hub"], hub=True)
+                source["hub"] = publishable_name(source["hub"], hub=True)
         for key in ("rubric", "principles"):
-            if isinstance(told.get(key), str):
-                told[key] = PurePosixPath(told[key]).name
-        return yaml.safe_dump(told, sort_keys=False, allow_unicode=True)
+            if isinstance(data.get(key), str):
+                data[key] = PurePosixPath(data[key]).name
+        return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
 
     @property
-    def scored(self) -> bool:
-        """Whether the completions come with scores of their own, so that there is no judge."""
+    def has_scores(self) -> bool:
+        """Whether every source brings completions with scores, so that there is no judge."""
         return all(source.completions and source.completions.score for source in self.prompts)
 
     @property
-    def tags(self) -> dict[str, Tags]:
-        """The marks around reasoning by who is read with them, `stage/name`, whichever of that name was served."""
-        models = {f"completion/{one.declared}": one.reasoning_tags for one in self.models.values()}
-        return models | {f"judgement/{one.declared}": one.reasoning_tags for one in self.judges.values()}
+    def reasoning_tags(self) -> dict[str, Tags]:
+        """The `reasoning_tags` of each model and judge, keyed by `stage/identity` with the declared identity."""
+        models = {f"completion/{model.declared_identity}": model.reasoning_tags for model in self.models.values()}
+        return models | {f"judgement/{judge.declared_identity}": judge.reasoning_tags for judge in self.judges.values()}
 
     def sampling(self, model: Model) -> Sampling:
-        """The settings `model` is sampled with: its own where it has any, else those of `completions`."""
-        given, usual = model.model_fields_set, self.completions
-        free = model.takes_temperature
+        """Return the sampling settings of a model of the pool: its own, else those of `completions`."""
+        own, default = model.model_fields_set, self.completions
+        takes = model.takes_temperature
         return Sampling(
-            max_tokens=model.max_tokens or usual.max_tokens,
-            temperature=model.temperature if "temperature" in given else usual.temperature if free else None,
-            top_p=model.top_p if "top_p" in given else usual.top_p if free else None,
+            max_tokens=model.max_tokens or default.max_tokens,
+            temperature=model.temperature if "temperature" in own else default.temperature if takes else None,
+            top_p=model.top_p if "top_p" in own else default.top_p if takes else None,
             reasoning_effort=model.reasoning_effort,
-            extra=model.extra,
+            extra=model.extra_body_json,
         )
 
     @field_validator("models", "judges")
@@ -133,179 +143,185 @@ class Pipeline(Part):
             entry._name = name
         return entries
 
-    def clashes(self) -> Iterator[Problem]:
-        yield from self._nobody()
-        if self.models and self.pairs.model and self.pairs.model not in self.models and not self._carries():
+    def conflicts(self) -> Iterator[Problem]:
+        yield from self._missing_entries()
+        if self.models and self.pairs.model and self.pairs.model not in self.models and not self._has_provided():
             names = ", ".join(self.models)
-            yield Problem(("pairs", "model"), f"the pool has no model {self.pairs.model!r}; name one of it: {names}")
-        yield from self._scores_in_part()
-        yield from self._unpriced()
-        yield from self._too_few()
-        yield from self._same_twice()
-        yield from self._told_apart_otherwise()
+            yield Problem(("pairs", "model"), f"the pool has no model {self.pairs.model!r}; name one of: {names}")
+        yield from self._mixed_scores()
+        yield from self._unknown_prices()
+        yield from self._too_few_models()
+        yield from self._duplicate_entries()
+        yield from self._different_tags()
 
-    def _carries(self) -> bool:
+    def _has_provided(self) -> bool:
         return any(source.completions for source in self.prompts)
 
-    def _nobody(self) -> Iterator[Problem]:
-        """A pool is needed where rows carry no completions, judges where these have no scores."""
+    def _missing_entries(self) -> Iterator[Problem]:
+        """A pool is needed if rows bring no completions; judges are needed if these have no scores."""
         if not self.models and not all(source.completions for source in self.prompts):
             yield Problem(
                 ("models",),
-                "missing; name at least one, or point the completions: of every source at those its rows carry",
+                "missing; name at least one, or set completions: of every source if its rows bring completions",
             )
-        if not self.judges and not self.scored:
+        if not self.judges and not self.has_scores:
             yield Problem(("judges",), "missing; name at least one")
         for key in ("models", "judges"):
-            if getattr(self, key) and self.scored:
+            if getattr(self, key) and self.has_scores:
                 yield Problem(
                     (key,),
-                    "not needed: the rows' completions come with scores, and none is made or rated; take it out, or "
+                    "not needed: the rows bring completions with scores, so none is generated or rated; remove it, or "
                     "the sources' completions.score",
                 )
 
-    def _scores_in_part(self) -> Iterator[Problem]:
-        """Scores that come with some sources only would stand beside a judge's, on another scale."""
+    def _mixed_scores(self) -> Iterator[Problem]:
+        """If only some sources had scores, these would be mixed with a judge's, on another scale."""
         for n, source in enumerate(self.prompts):
-            if source.completions and source.completions.score and not self.scored:
+            if source.completions and source.completions.score and not self.has_scores:
                 yield Problem(
                     ("prompts", n, "completions", "score"),
-                    "not every source has scores, so a judge rates them all; take it out, or give each source one",
+                    "not every source has scores, so a judge rates them all; remove it, or give it for each source",
                 )
-        if self.export.kto.rule == "scores" and len(self.scales) > 1:
+        if self.export.kto.rule == "scores" and len(self.score_scales) > 1:
             yield Problem(
                 ("export", "kto", "rule"),
-                f"one bound for the scores of several sources ({', '.join(sorted(self.scales))}); take rule pairs, or "
-                "give sources of one scale one `source`",
+                "the scores of several sources can't have the same bounds "
+                f"({', '.join(sorted(self.score_scales))}); use rule pairs, or give sources with one scale the same "
+                "`source`",
             )
 
     @property
-    def scales(self) -> set[str]:
-        """Whose scales scores are on; none where judges give them."""
-        return {source.scale for source in self.prompts} if self.scored else set()
+    def score_scales(self) -> set[str]:
+        """Names of the scales of scores that come with the sources; empty if judges rate."""
+        return {source.scale for source in self.prompts} if self.has_scores else set()
 
-    def _unpriced(self) -> Iterator[Problem]:
-        """What costs nobody knows how much can't be kept within a budget."""
+    def _unknown_prices(self) -> Iterator[Problem]:
+        """A budget can only be kept if every price is known."""
         if self.budget_usd is None:
             return
         for kind, entries in (("models", self.models), ("judges", self.judges)):
-            for name, one in entries.items():
-                if one.unpriced:
-                    if one.price is not None:
-                        said = f"budget_usd needs to know what a call by {one.service_tier} costs; add price.tiers"
-                        yield Problem(
-                            (kind, name, "service_tier"), f"{said}: {{{one.service_tier}: {{input: …, output: …}}}}"
-                        )
-                        continue
-                    whom = next((url for url in one.base_url if not is_own(url)), one.provider)
+            for name, entry in entries.items():
+                if not entry.unpriced:
+                    continue
+                if entry.price is not None:
+                    tier = entry.service_tier
+                    yield Problem(
+                        (kind, name, "service_tier"),
+                        f"budget_usd needs the price of service_tier {tier}; add price.tiers: "
+                        f"{{{tier}: {{input: …, output: …}}}}",
+                    )
+                else:
+                    server = next((url for url in entry.base_url if not is_private_host(url)), entry.provider)
                     yield Problem(
                         (kind, name),
-                        f"budget_usd needs to know what a call to {whom} costs; add price: {{input: …, output: …}}, in "
-                        "USD per million tokens (0 where it is free), or take out budget_usd",
+                        f"budget_usd needs the price of a call to {server}; add price: {{input: …, output: …}}, in USD "
+                        "per million tokens (0 if it is free), or remove budget_usd",
                     )
 
-    def _too_few(self) -> Iterator[Problem]:
-        wanted, had = self.completions.per_prompt, sum(model.samples for model in self.models.values())
-        if self.models and had < wanted:
+    def _too_few_models(self) -> Iterator[Problem]:
+        wanted, possible = self.completions.per_prompt, sum(model.samples for model in self.models.values())
+        if self.models and possible < wanted:
             each = ", ".join(f"{name} {model.samples}" for name, model in self.models.items())
             yield Problem(
                 ("models",),
-                f"completions.per_prompt is {wanted}, but the pool can give {had} ({each}); "
+                f"completions.per_prompt is {wanted}, but the pool can give {possible} ({each}); "
                 "add models, raise their samples, or lower per_prompt",
             )
 
-    def _told_apart_otherwise(self) -> Iterator[Problem]:
-        """What is kept is kept by who said it: two entries of one model read it alike."""
+    def _different_tags(self) -> Iterator[Problem]:
+        """Replies are stored by the model's identity, so two entries of one model must parse them alike."""
         for kind, entries in (("models", self.models), ("judges", self.judges)):
             first: dict[str, Model | Judge] = {}
-            for name, one in entries.items():
-                other = first.setdefault(one.identity, one)
-                if one.reasoning_tags != other.reasoning_tags:
+            for name, entry in entries.items():
+                other = first.setdefault(entry.identity, entry)
+                if entry.reasoning_tags != other.reasoning_tags:
                     yield Problem(
                         (kind, name, "reasoning_tags"), f"{kind}.{other.name} is the same model; give both the same"
                     )
 
-    def _same_twice(self) -> Iterator[Problem]:
+    def _duplicate_entries(self) -> Iterator[Problem]:
         seen: dict[tuple[str, str, object], str] = {}
         entries: list[tuple[str, Model | Judge, object]] = [
-            # without principles the modes differ in prompts alone that bring a system turn of their own
+            # without principles, `system` matters only for prompts with a system turn of their own
             *(
-                ("models", one, (self.sampling(one), one.system if self.principles else ""))
-                for one in self.models.values()
+                ("models", model, (self.sampling(model), model.system if self.principles else ""))
+                for model in self.models.values()
             ),
-            *(("judges", one, (one.sampling, one.reply)) for one in self.judges.values()),
+            *(("judges", judge, (judge.sampling, judge.reply)) for judge in self.judges.values()),
         ]
-        for kind, one, settings in entries:
-            first = seen.setdefault((kind, one.identity, settings), one.name)
-            if first == one.name:
+        for kind, entry, settings in entries:
+            first = seen.setdefault((kind, entry.identity, settings), entry.name)
+            if first == entry.name:
                 continue
             same = f"same model and settings as {kind}.{first}, so both would give the same"
-            if isinstance(one, Model):
-                samples = one.samples + self.models[first].samples
-                yield Problem((kind, one.name), f"{same} completions; keep one, with samples: {samples}")
+            if isinstance(entry, Model):
+                samples = entry.samples + self.models[first].samples
+                yield Problem((kind, entry.name), f"{same} completions; keep one, with samples: {samples}")
             else:
-                yield Problem((kind, one.name), f"{same} ratings; keep one")
+                yield Problem((kind, entry.name), f"{same} ratings; keep one")
 
 
 def load(path: Path, sets: Sequence[str] = ()) -> Pipeline:
-    """The pipeline in a file, after `--set KEY=VALUE` arguments (see `yamltext.Text.put`).
+    """Read a pipeline file and apply `--set KEY=VALUE` options to it (see `YamlDocument.assign`).
 
-    A relative path is looked for in the working directory, then among what aif ships. What is shipped and what is no
-    file (a pipe) has its store under the working directory. Raises BadInput, saying all that is wrong.
+    A relative path is searched in the working directory, then among the files that aif ships. A shipped file and a pipe
+    have their store in the working directory. Raises BadInput with all errors of the file.
     """
-    file = resources.find(str(path), None, "", "pipeline file")
-    homeless = resources.is_shipped(str(path), file) or not file.is_file()
+    file = resources.find_resource(str(path), None, "", "pipeline file")
+    no_own_folder = resources.is_shipped(str(path), file) or not file.is_file()
     try:
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise BadInput(f"{path}: not UTF-8 (byte {error.start}); save it as UTF-8") from error
     except OSError as error:
         raise BadInput(f"{path}: can't be read: {error.strerror}; give the path of a pipeline file") from error
-    return parse(text, file, sets, Path.cwd() if homeless else None)
+    return parse(text, file, sets, Path.cwd() if no_own_folder else None)
 
 
 def parse(text: str, path: Path, sets: Sequence[str] = (), home: Path | None = None) -> Pipeline:
-    """`load` for a text at hand; `path` is the file it stands for, `home` where its relative `store` begins."""
-    called = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-    found = located_yaml.read(text, lambda line: f"{called}:{line}")
+    """Parse the text of a pipeline file like `load`. `path` is the file's path; a relative `store` is resolved from
+    `home`, by default the folder that belongs to `path`."""
+    label = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    document = located_yaml.parse_yaml(text, lambda line: f"{label}:{line}")
     for assignment in sets:
-        found.put(assignment)
-    if found.data is None:
-        raise BadInput(f"{called}:1: the file is empty; it needs name, prompts, models and judges")
-    wrong = list(found.problems)
-    misread = {problem.keys for problem in wrong}
+        document.assign(assignment)
+    if document.data is None:
+        raise BadInput(f"{label}:1: the file is empty; it needs name, prompts, models and judges")
+    problems = list(document.problems)
+    unparsed = {problem.keys for problem in problems}
     try:
-        pipeline = Pipeline.model_validate(found.data)
+        pipeline = Pipeline.model_validate(document.data)
     except ValidationError as error:
-        wrong += [said for said in error_text.problems(error, found, _unknown) if said.keys not in misread]
-    if wrong:
-        raise BadInput("\n".join(_line(found.place(problem.keys).where, problem) for problem in wrong))
-    named = pipeline.store
-    pipeline = pipeline.model_copy(update={"store": _placed(named, home or _home(path))})
-    pipeline._given = named
+        invalid = error_messages.validation_problems(error, document, _unknown_key)
+        problems += [problem for problem in invalid if problem.keys not in unparsed]
+    if problems:
+        raise BadInput("\n".join(_line(document.location_of(problem.keys).where, problem) for problem in problems))
+    declared = pipeline.store
+    pipeline = pipeline.model_copy(update={"store": _resolved_store(declared, home or _home(path))})
+    pipeline._declared_store = declared
     pipeline._path = path
-    pipeline._raw = yaml.safe_dump(found.data, sort_keys=False, allow_unicode=True)
+    pipeline._yaml_text = yaml.safe_dump(document.data, sort_keys=False, allow_unicode=True)
     return pipeline
 
 
 def _home(file: Path) -> Path:
-    """Where a file's relative `store` begins: its folder, or the one above where that is called `pipelines`. A link is
-    the file it leads to, and a folder goes by its own name: whichever way a file is named, it has one store."""
+    """Return the folder from which a relative `store` is resolved: the file's folder, or its parent if that is called
+    `pipelines`. Links are resolved, so a file has the same store however it is named."""
     folder = file.resolve().parent
     return folder.parent if folder.name == "pipelines" else folder
 
 
-def _placed(named: Path, home: Path) -> Path:
-    """A store's path, as short as it can be told."""
-    store, here = home / named, Path.cwd()
-    return store.relative_to(here) if not named.is_absolute() and store.is_relative_to(here) else store
+def _resolved_store(declared: Path, home: Path) -> Path:
+    """Return the path of the store; relative to the working directory if it is inside, so that messages are short."""
+    store, cwd = home / declared, Path.cwd()
+    return store.relative_to(cwd) if not declared.is_absolute() and store.is_relative_to(cwd) else store
 
 
 def _line(where: str, problem: Problem) -> str:
     return ": ".join(part for part in (where, dotted(problem.keys), problem.text) if part)
 
 
-_PARTS: Mapping[str, type[Part]] = {
+_SECTIONS: Mapping[str, type[Section]] = {
     "": Pipeline,
     "prompts.*": Source,
     "prompts.*.completions": CompletionColumns,
@@ -320,59 +336,65 @@ _PARTS: Mapping[str, type[Part]] = {
     "judges.*.price.tiers.*": Rates,
     "pairs": Pairs,
     "export": Export,
-    "export.kto": Labels,
+    "export.kto": KtoLabels,
 }
 
 
-def _unknown(keys: Keys) -> str:
-    named = keys[0] in ("prompts", "models", "judges")
-    part = _PARTS[dotted(tuple("*" if named and n in (1, 4) else key for n, key in enumerate(keys[:-1])))]
-    return error_text.unknown_key(str(keys[-1]), list(part.model_fields))
+def _unknown_key(keys: KeyPath) -> str:
+    has_names = keys[0] in ("prompts", "models", "judges")
+    section = _SECTIONS[dotted(tuple("*" if has_names and n in (1, 4) else key for n, key in enumerate(keys[:-1])))]
+    return error_messages.unknown_key_message(str(keys[-1]), list(section.model_fields))
 
 
 def api_key(endpoint: DeclaredEndpoint, environ: Mapping[str, str]) -> str | None:
-    """The key for an endpoint: from the variable its `api_key_env` names, or for a provider's own address from
+    """Return the API key for an endpoint: from the variable `api_key_env`, or for a provider's own address from
     OPENAI_API_KEY or ANTHROPIC_API_KEY.
 
-    None where no key is needed: a server at a `base_url` is sent none but the one named for it. Raises BadInput, naming
-    the variable, where one is needed and missing or unusable.
+    None if no key is needed: a server at a `base_url` gets no key except by `api_key_env`. Raises BadInput with the
+    variable's name if a needed key is missing or unusable.
     """
     variable = endpoint.api_key_env
     if variable is None:
-        if endpoint.provider not in _KEYS or endpoint.base_url:
+        if endpoint.provider not in _KEY_VARIABLES or endpoint.base_url:
             return None
-        variable = _KEYS[endpoint.provider]
-    return _held(endpoint, variable, "API key", environ)
+        variable = _KEY_VARIABLES[endpoint.provider]
+    return _variable(endpoint, variable, "API key", environ)
 
 
-def options(endpoint: DeclaredEndpoint, environ: Mapping[str, str]) -> Options:
-    """What goes with every request to an endpoint. Raises BadInput, naming the variable that is missing or unusable."""
+def request_options(endpoint: DeclaredEndpoint, environ: Mapping[str, str]) -> Options:
+    """Return the settings that every request to an endpoint is sent with: API key, headers, query, dialect, …
+
+    Raises BadInput with the variable's name if an environment variable is missing or unusable.
+    """
     key = api_key(endpoint, environ)
-    given = {
-        name: _held(endpoint, said.variable, name, environ) if isinstance(said, Secret) else said
-        for name, said in endpoint.extra_headers.items()
+    headers = {
+        name: _variable(endpoint, value.variable, name, environ) if isinstance(value, FromEnvironment) else value
+        for name, value in endpoint.extra_headers.items()
     }
-    hidden = [given[name] for name, said in endpoint.extra_headers.items() if isinstance(said, Secret)]
-    bearer = key or ("none" if endpoint.provider in _KEYS and not any(map(is_key_header, given)) else None)
-    ours = bearer and "authorization" not in map(str.lower, given)  # a header that is there twice is nobody's
+    secrets = [headers[name] for name, value in endpoint.extra_headers.items() if isinstance(value, FromEnvironment)]
+    needs_key = endpoint.provider in _KEY_VARIABLES and not any(map(is_auth_header, headers))
+    bearer = key or ("none" if needs_key else None)
+    adds_bearer = bearer and "authorization" not in map(str.lower, headers)  # never the same header twice
     return Options(
-        endpoint.speaks,
+        endpoint.api_dialect,
         frozenset(endpoint.omit),
         endpoint.service_tier,
-        ({"Authorization": f"Bearer {bearer}"} if ours else {}) | given,
+        ({"Authorization": f"Bearer {bearer}"} if adds_bearer else {}) | headers,
         endpoint.extra_query,
-        tuple(filter(None, [key, *hidden])),
+        tuple(filter(None, [key, *secrets])),
         endpoint.reasoning_tags,
     )
 
 
-def _held(endpoint: DeclaredEndpoint, variable: str, what: str, environ: Mapping[str, str]) -> str:
-    held = environ.get(variable, "").strip()
-    if not held:
-        raise BadInput(f"{endpoint.name}: no {what}; set the environment variable {variable} (export {variable}=...)")
-    if not held.isascii() or not held.isprintable():
-        raise BadInput(f"{endpoint.name}: the environment variable {variable} holds no {what}; set it again")
-    return held
+def _variable(endpoint: DeclaredEndpoint, variable: str, purpose: str, environ: Mapping[str, str]) -> str:
+    value = environ.get(variable, "").strip()
+    if not value:
+        raise BadInput(
+            f"{endpoint.name}: no {purpose}; set the environment variable {variable} (export {variable}=...)"
+        )
+    if not value.isascii() or not value.isprintable():
+        raise BadInput(f"{endpoint.name}: the environment variable {variable} holds no {purpose}; set it again")
+    return value
 
 
-_KEYS = {"openai": "OPENAI_API_KEY", "anthropic": "ANTHROPIC_API_KEY"}
+_KEY_VARIABLES = {"openai": "OPENAI_API_KEY", "anthropic": "ANTHROPIC_API_KEY"}

@@ -1,4 +1,4 @@
-"""The entries of a pipeline file: sources, models, judges, how pairs are made, what is exported. Each checks itself."""
+"""The sections of a pipeline file (sources, models, judges, pairs, export) as classes that check their own keys."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -9,196 +9,202 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
-from aif.config.error_text import ClashError, shown
+from aif.config.error_messages import ConflictError, format_value
 from aif.config.fields import (
-    Assignment,
+    AtLeastTwo,
     Count,
-    Filled,
     Format,
+    FromEnvironment,
     Headers,
-    Json,
+    JsonObject,
     Name,
+    NonEmpty,
     NotNegative,
     Omitted,
     Positive,
     Provider,
-    Query,
+    QueryParameters,
     Ratio,
     ReasoningTags,
     Seconds,
-    Secret,
-    Several,
     Share,
-    Slot,
+    SlotName,
     Temperature,
     TestSize,
     TopP,
     Urls,
-    Variable,
-    is_openai,
-    is_own,
+    VariableName,
+    VariableValue,
+    is_openai_host,
+    is_private_host,
 )
 from aif.config.located_yaml import Problem
-from aif.core.types import OTHER, Sampling, Usage
+from aif.core.types import DIGEST_SUFFIX, Sampling, Usage
 from aif.providers.base import Dialect
 
 _CONCURRENCY: Mapping[str, int] = {"vllm": 64, "openai": 16, "anthropic": 16, "simulator": 32}
 _PAID = ("openai", "anthropic")
-# OpenAI's reasoning models answer 400 to a temperature; their chat variants take one.
-REASONING = re.compile(r"(o[1-9]|gpt-5(?!.*chat))")
-_USUAL = (None, "auto", "default", "standard", "standard_only", "on_demand")  # tiers: OpenAI, Anthropic, Groq
-_FLEX_S = 900.0  # OpenAI: "we recommend 15 minutes"
-# What of a body has a key of its own, or no place at all.
-_ELSEWHERE: Mapping[str, str] = {
+# OpenAI's reasoning models answer 400 if a temperature is sent; their chat variants accept it.
+REASONING_MODELS = re.compile(r"(o[1-9]|gpt-5(?!.*chat))")
+_DEFAULT_TIERS = (None, "auto", "default", "standard", "standard_only", "on_demand")  # OpenAI, Anthropic, Groq
+_FLEX_TIMEOUT_S = 900.0  # OpenAI: "we recommend 15 minutes"
+# Keys of a request's body that can't be set in extra_body, and the fix.
+_NOT_IN_BODY: Mapping[str, str] = {
     "model": "see `model`",
     "messages": "see prompts and principles",
     "system": "see principles and `system`",
     "max_tokens": "see `max_tokens`",
-    "max_completion_tokens": "see `max_tokens`, and `dialect: openai` for this name of it",
+    "max_completion_tokens": "see `max_tokens`; `dialect: openai` sends it under this name",
     "temperature": "see `temperature`",
     "top_p": "see `top_p`",
     "seed": "see `seed` of the pipeline; `omit: [seed]` leaves it out",
     "n": "see `samples`",
-    "stream": "replies come whole; take it out",
-    "stream_options": "replies come whole; take it out",
+    "stream": "replies are not streamed; remove it",
+    "stream_options": "replies are not streamed; remove it",
     "response_format": "see a judge's `reply`",
     "output_config": "see `reasoning_effort` and a judge's `reply`",
-    "tools": "nothing could call them; take it out",
-    "tool_choice": "nothing could call them; take it out",
+    "tools": "aif runs no tools; remove it",
+    "tool_choice": "aif runs no tools; remove it",
     "reasoning_effort": "see `reasoning_effort`",
     "service_tier": "see `service_tier`",
 }
 _FILES = (".jsonl", ".parquet", ".csv")
-_NO_KEY = "a key has no place in the file"
+_NO_KEY = "an API key must not be in the file"
 _SECRET = re.compile(r"(^|_)(KEY|TOKEN|SECRET|PASSWORD)$")
 _KEY_ARGS = ("--api-key", "--hf-token")
 
 
-_FOLDER = re.compile(r"[/~.\\]|[A-Za-z]:[\\/]")
-_DEEP = re.compile(r"[^/]*/[^/]*/")
+_PATH = re.compile(r"[/~.\\]|[A-Za-z]:[\\/]")
+_TWO_SLASHES = re.compile(r"[^/]*/[^/]*/")
 
 
-def public(name: str, hub: bool = False) -> str:
-    """What was declared as a path by its last part; anything else as it is.
+def publishable_name(name: str, hub: bool = False) -> str:
+    """Return a model's or dataset's name as it may be published: a path is cut to its last part.
 
-    `hub` names are of the Hub or folders, and none of the Hub's has two slashes. What a server calls its model may.
+    With `hub`, the name is a folder or a name on the Hub; the Hub's names never have two slashes. Otherwise it is a
+    server's name for its model, which may have them.
     """
-    if _FOLDER.match(name) or (hub and _DEEP.match(name)):
+    if _PATH.match(name) or (hub and _TWO_SLASHES.match(name)):
         return PurePosixPath(name.replace("\\", "/")).name
     return name
 
 
-def flag(word: str) -> str:
-    """The option that an argument of vLLM's names, which takes `--api_key` and `--api-key` for one."""
-    return word.partition("=")[0].replace("_", "-")
+def option_name(argument: str) -> str:
+    """Return the option of a command-line argument for vLLM, without its value. `_` becomes `-`: vLLM treats
+    `--api_key` and `--api-key` alike."""
+    return argument.partition("=")[0].replace("_", "-")
 
 
-def is_one_of(word: str, options: Iterable[str]) -> bool:
-    """Whether vLLM may take an argument for one of these options: as argparse does, it knows one by its first letters,
-    and what these leave open differs by its version."""
-    return len(flag(word)) > 2 and any(option.startswith(flag(word)) for option in options)
+def matches_option(argument: str, options: Iterable[str]) -> bool:
+    """Return whether vLLM may read a command-line argument as one of the options. Like argparse it accepts
+    abbreviations; which are unique differs by version, so every prefix matches."""
+    name = option_name(argument)
+    return len(name) > 2 and any(option.startswith(name) for option in options)
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
-    """What is known of a launched model besides what is declared: the `digest` of what its server loads ("" where that
-    is not known), whether that is not what this name once began with (`other`), the `commit` on the Hub."""
+class ServedContent:
+    """What the server of a launched model loads: the `digest` of its files and settings ("" if unknown), whether that
+    differs from what was first served under the model's name (`other`), and the `commit` on the Hub."""
 
     digest: str
     other: bool = False
     commit: str = ""
 
 
-class Part(BaseModel):
-    """A mapping of the pipeline file."""
+class Section(BaseModel):
+    """Base of the mappings in a pipeline file: frozen, unknown keys refused, types not converted."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
-    def clashes(self) -> Iterator[Problem]:
-        """What is wrong between keys that are each sound; keys counted from this mapping."""
+    def conflicts(self) -> Iterator[Problem]:
+        """Yield the contradictions between keys whose values are each valid; the problems' keys are relative to this
+        mapping."""
         yield from ()
 
     @model_validator(mode="after")
-    def _no_clashes(self) -> Self:
-        if found := list(self.clashes()):
-            raise ClashError(found)
+    def _check_conflicts(self) -> Self:
+        if problems := list(self.conflicts()):
+            raise ConflictError(problems)
         return self
 
 
-class CompletionColumns(Part):
-    """Completions that come with the rows (`prompts.completions`), and where their parts stand.
+class CompletionColumns(Section):
+    """Where a source's rows hold completions (`prompts.completions`).
 
-    `field` is a column: a list of objects (then `text`, `model` and `score` are keys of each), a list of texts (then
-    `model` and `score` are columns with lists of the same length), or one text (then they are columns; rows with the
-    same prompt are gathered). `score` makes judging needless.
+    `field` is a column: a list of objects (`text`, `model` and `score` are keys of each), a list of texts (`model` and
+    `score` are columns with lists of the same length), or a single text (they are columns; rows with the same prompt
+    are joined). With `score` no judge is needed.
     """
 
-    field: Filled
-    text: Filled = "text"
-    model: Filled = "model"
-    score: Filled | None = None
+    field: NonEmpty
+    text: NonEmpty = "text"
+    model: NonEmpty = "model"
+    score: NonEmpty | None = None
 
 
-class Source(Part):
-    """One entry of `prompts`: a file or a Hub dataset (or a local folder of one), and how its rows are read.
+class Source(Section):
+    """An entry of `prompts`: a file or a Hub dataset (or a local folder of a dataset), and how its rows are read.
 
-    `material` names, by the rubric's slot, the column that holds what the judge is shown beside the conversation.
+    `material` maps a slot of the rubric to the column with the text that the judge sees beside the conversation.
     """
 
-    file: Filled | None = None
-    hub: Filled | None = None
-    config: Filled | None = None
-    split: Filled = "train"
-    revision: Filled | None = None
-    field: Filled = "prompt"
-    source: Name = Field(default_factory=lambda given: _source_name(given.get("file"), given.get("hub")))
-    source_field: Filled | None = None
+    # part of a source's fingerprint, by the names of its fields
+
+    file: NonEmpty | None = None
+    hub: NonEmpty | None = None
+    config: NonEmpty | None = None
+    split: NonEmpty = "train"
+    revision: NonEmpty | None = None
+    field: NonEmpty = "prompt"
+    source: Name = Field(default_factory=lambda values: _source_name(values.get("file"), values.get("hub")))
+    source_field: NonEmpty | None = None
     limit: Count | None = None
     max_chars: Count = 100_000
-    material: dict[Slot, Filled] = Field(default_factory=dict)
+    material: dict[SlotName, NonEmpty] = Field(default_factory=dict)
     completions: CompletionColumns | None = None
 
     @property
     def scale(self) -> str:
-        """Whose scale its scores are on: by `source` where it is given, else by the file or dataset itself: two of
-        these may have one name."""
+        """Name of the scale of this source's scores: `source` if it is given, else the file or dataset (the default
+        name of two sources may be the same). Scores on different scales are not compared."""
         if "source" in self.model_fields_set:
             return self.source
         return " ".join(filter(None, (self.file, self.hub, self.config)))
 
-    def clashes(self) -> Iterator[Problem]:
+    def conflicts(self) -> Iterator[Problem]:
         if (self.file is None) == (self.hub is None):
             count = "both file and hub are given" if self.file else "neither file nor hub is given"
             yield Problem((), f"{count}; give one: file: prompts.jsonl, or hub: ORG/NAME")
         elif self.file is not None:
-            yield from self._file_clashes(self.file)
+            yield from self._file_conflicts(self.file)
 
-    def _file_clashes(self, file: str) -> Iterator[Problem]:
+    def _file_conflicts(self, file: str) -> Iterator[Problem]:
         if PurePosixPath(file).suffix.lower() not in _FILES:
             yield Problem(
                 ("file",),
-                f"expected a .jsonl, .parquet or .csv file, got {shown(file)}; write the rows as .jsonl, one JSON "
-                "object a line",
+                f"expected a .jsonl, .parquet or .csv file, got {format_value(file)}; write the rows as .jsonl, one "
+                "JSON object a line",
             )
         for key in ("config", "split", "revision"):
             if key in self.model_fields_set:
-                yield Problem((key,), "only for hub datasets; take it out, or give hub: instead of file:")
+                yield Problem((key,), "only for hub datasets; remove it, or give hub: instead of file:")
 
 
 def _source_name(file: str | None, hub: str | None) -> str:
     return PurePosixPath(file).stem if file else PurePosixPath(hub or "").name
 
 
-class Completions(Part):
-    """How many completions a prompt gets, and how they are sampled unless a model says otherwise."""
+class Completions(Section):
+    """How many completions a prompt gets, and sampling settings that a model may override."""
 
-    per_prompt: Several = 4
-    min_completions: Several = 2
+    per_prompt: AtLeastTwo = 4
+    min_completions: AtLeastTwo = 2
     temperature: Temperature | None = 1.0
     top_p: TopP | None = 1.0
     max_tokens: Count = 1024
 
-    def clashes(self) -> Iterator[Problem]:
+    def conflicts(self) -> Iterator[Problem]:
         if self.min_completions > self.per_prompt:
             yield Problem(
                 ("min_completions",),
@@ -207,9 +213,9 @@ class Completions(Part):
             )
 
 
-class Rates(Part):
-    """USD per million tokens. Without `cached_input` and `cache_write`, tokens read from a provider's cache and written
-    to it cost what the others do."""
+class Rates(Section):
+    """Prices in USD per million tokens. `cached_input` (tokens read from the provider's cache) and `cache_write`
+    (tokens written to it) default to `input`."""
 
     input: NotNegative
     output: NotNegative
@@ -217,221 +223,228 @@ class Rates(Part):
     cache_write: NotNegative | None = None
 
     def cost(self, usage: Usage) -> float:
-        """USD for one call."""
+        """Return the cost of a call in USD."""
         read = self.input if self.cached_input is None else self.cached_input
         write = self.input if self.cache_write is None else self.cache_write
         plain = max(0, usage.input - usage.cached - usage.written)
         return (plain * self.input + usage.cached * read + usage.written * write + usage.output * self.output) / 1e6
 
-    def bound(self, input: int, output: int) -> float:
-        """The most, in USD, that a call of at most so many tokens can cost."""
-        dearest = max(self.input, self.cached_input or 0.0, self.cache_write or 0.0)
-        return (input * dearest + output * self.output) / 1e6
+    def max_cost(self, input: int, output: int) -> float:
+        """Return the most that a call with at most `input` and `output` tokens can cost, in USD."""
+        highest = max(self.input, self.cached_input or 0.0, self.cache_write or 0.0)
+        return (input * highest + output * self.output) / 1e6
 
 
 class Price(Rates):
-    """What a model costs; `tiers` holds what it costs by another `service_tier` than the usual."""
+    """A model's prices; `tiers` has the prices of service tiers other than the default."""
 
-    tiers: dict[Filled, Rates] = Field(default_factory=dict)
+    tiers: dict[NonEmpty, Rates] = Field(default_factory=dict)
 
-    def of(self, tier: str | None) -> Rates | None:
-        """What a tier costs; None where that is not known."""
-        return self if tier in _USUAL else self.tiers.get(tier or "")
+    def rates_for(self, tier: str | None) -> Rates | None:
+        """Return the prices of a service tier; None if they are unknown."""
+        return self if tier in _DEFAULT_TIERS else self.tiers.get(tier or "")
 
 
-class Launch(Part):
-    """A vLLM server that aif starts, watches and stops: `gpus` of them (or one CPU) for each of `replicas` servers.
+class Launch(Section):
+    """vLLM servers that aif starts, monitors and stops for a model: `replicas` servers with `gpus` GPUs each (or a
+    CPU).
 
-    Without `replicas`, GPUs left idle get further servers of the models that run. `python` is an interpreter that has
-    vLLM, aif's own if left out; `args` go to vLLM as they are; `env` is added to the server's environment. `ready_s`
-    counts from when the model's files are there.
+    Without `replicas`, idle GPUs get more servers. `python` is an interpreter with vLLM, by default aif's own; `args`
+    are passed to vLLM unchanged; `env` is added to the server's environment. `ready_s` is the time to start, counted
+    from when the model's files are downloaded.
     """
 
-    model: Filled
+    model: NonEmpty
     gpus: Count = 1
     replicas: Count | None = None
     max_model_len: Count | None = None
-    python: Filled | None = None
+    python: NonEmpty | None = None
     args: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    env: dict[Variable, Assignment] = Field(default_factory=dict)
+    env: dict[VariableName, VariableValue] = Field(default_factory=dict)
     ready_s: Seconds = 900.0
 
-    def clashes(self) -> Iterator[Problem]:
+    def conflicts(self) -> Iterator[Problem]:
         for name in self.env:
             if _SECRET.search(name):
-                yield Problem(("env", name), f"{_NO_KEY}; take it out: the server gets aif's HF_TOKEN, and no API key")
+                yield Problem(("env", name), f"{_NO_KEY}; remove it: the server gets aif's HF_TOKEN, and no API key")
         if "CUDA_VISIBLE_DEVICES" in self.env:
-            why = "aif gives each server its GPUs; set it for aif itself, which takes those that it names"
-            yield Problem(("env", "CUDA_VISIBLE_DEVICES"), why)
-        for n, given in enumerate(self.args):
-            if is_one_of(given, _KEY_ARGS):
-                yield Problem(("args", n), f"{_NO_KEY}; take it out, the server listens to this machine alone")
+            reason = "aif assigns GPUs to each server; set it for aif itself, which uses the GPUs that it names"
+            yield Problem(("env", "CUDA_VISIBLE_DEVICES"), reason)
+        for n, argument in enumerate(self.args):
+            if matches_option(argument, _KEY_ARGS):
+                yield Problem(("args", n), f"{_NO_KEY}; remove it, the server listens on this machine alone")
 
 
-class DeclaredEndpoint(Part):
-    """A model that is called: in the pool (`Model`) or as a judge (`Judge`).
+class DeclaredEndpoint(Section):
+    """What models of the pool (`Model`) and judges (`Judge`) have in common: where and how they are called.
 
-    `base_url` is a text or a list in the file and a tuple here; empty for the provider's own address. `terms` names the
-    licence or the terms its output comes under, for the card.
+    `base_url` may be a text or a list in the file; here it is a tuple, empty for the provider's own address. `terms` is
+    the licence of the model's output, for the dataset card.
     """
 
     provider: Provider
-    model: Filled | None = None
-    revision: Filled | None = None
+    model: NonEmpty | None = None
+    revision: NonEmpty | None = None
     base_url: Urls = ()
     launch: Launch | None = None
-    api_key_env: Variable | None = None
-    concurrency: Count = Field(default_factory=lambda given: _CONCURRENCY[given["provider"]])
+    api_key_env: VariableName | None = None
+    concurrency: Count = Field(default_factory=lambda values: _CONCURRENCY[values["provider"]])
     requests_per_minute: Count | None = None
     tokens_per_minute: Count | None = None
     price: Price | None = None
-    reasoning_effort: Filled | None = None
-    extra_body: Json = Field(default_factory=dict)
-    service_tier: Filled | None = None
+    reasoning_effort: NonEmpty | None = None
+    extra_body: JsonObject = Field(default_factory=dict)
+    service_tier: NonEmpty | None = None
     extra_headers: Headers = Field(default_factory=dict)
-    extra_query: Query = Field(default_factory=dict)
+    extra_query: QueryParameters = Field(default_factory=dict)
     omit: Omitted = ()
     dialect: Dialect | None = None
     max_model_len: Count | None = None
     reasoning_tags: ReasoningTags = "auto"
-    terms: Filled | None = None
+    terms: NonEmpty | None = None
 
     _name: str = PrivateAttr(default="")
-    _served: Served | None = PrivateAttr(default=None)
+    _served: ServedContent | None = PrivateAttr(default=None)
 
     @property
     def name(self) -> str:
-        """The key of this entry in the pipeline file."""
+        """Key of this entry in the pipeline file."""
         return self._name
 
     @property
     def served_name(self) -> str:
-        """What the server calls the model: `model`, else what is launched, else the entry's key."""
+        """The server's name for the model: `model`, else the launched model, else the entry's key."""
         return self.model or (self.launch.model if self.launch else self._name)
 
     @property
-    def served(self) -> Served | None:
-        """What servers/served.py has found out of a launched one; None of all others."""
+    def served(self) -> ServedContent | None:
+        """What the server of a launched model loads, set by `servers/model_identity.py`; None for other models."""
         return self._served
 
     @property
-    def declared(self) -> str:
-        """What tells this model from every other, on whichever host it runs, as far as the pipeline file says."""
+    def declared_identity(self) -> str:
+        """Identity of the model as the pipeline file declares it: name and revision. The host is no part of it."""
         return f"{self.served_name}@{self.revision}" if self.revision else self.served_name
 
     @property
-    def other(self) -> str:
-        """What tells a launched model from the one that was first served under its name; empty for that one."""
-        return f"{OTHER}{self._served.digest[:12] or '?'}" if self._served and self._served.other else ""
+    def digest_suffix(self) -> str:
+        """Suffix of the identity if a launched model's server loads other files than those first served under its name;
+        else empty."""
+        return f"{DIGEST_SUFFIX}{self._served.digest[:12] or '?'}" if self._served and self._served.other else ""
 
     @property
     def identity(self) -> str:
-        """What tells this model from every other: part of the keys of what it says."""
-        return self.declared + self.other
+        """Identity of the model, part of the keys of its completions or judgements."""
+        return self.declared_identity + self.digest_suffix
 
     @property
-    def window(self) -> int | None:
-        """Tokens of prompt and reply together that it is declared to hold."""
+    def context_window(self) -> int | None:
+        """Context window (tokens of prompt and reply together) that the pipeline file declares; None if it doesn't."""
         return self.max_model_len or (self.launch.max_model_len if self.launch else None)
 
     @property
     def takes_temperature(self) -> bool:
-        """Whether `completions.temperature` and `top_p` hold for it: reasoning models and Anthropic refuse them."""
+        """Whether `completions.temperature` and `top_p` are sent to the model. Reasoning models and Anthropic refuse
+        them."""
         if self.provider in ("openai", "simulator"):
-            return self.reasoning_effort is None and not REASONING.match(self.served_name)
+            return self.reasoning_effort is None and not REASONING_MODELS.match(self.served_name)
         return self.provider != "anthropic"
 
     @property
-    def reasons(self) -> bool:
-        """Whether it is known to think before it answers: unseen, and billed as output."""
+    def is_reasoning_model(self) -> bool:
+        """Whether the model is known to reason before it answers, in tokens that aif doesn't see and pays as output."""
         if self.reasoning_effort is not None:
             return self.reasoning_effort != "none"
-        return self.provider in ("openai", "simulator") and bool(REASONING.match(self.served_name))
+        return self.provider in ("openai", "simulator") and bool(REASONING_MODELS.match(self.served_name))
 
     @property
-    def extra(self) -> str:
-        """`extra_body` as JSON, its keys sorted."""
+    def extra_body_json(self) -> str:
+        """`extra_body` as JSON with sorted keys; empty without it."""
         return orjson.dumps(self.extra_body, option=orjson.OPT_SORT_KEYS).decode() if self.extra_body else ""
 
     @property
-    def speaks(self) -> Dialect:
-        """Whose names and schemas it knows: OpenAI's own where the host is OpenAI's or Azure's."""
+    def api_dialect(self) -> Dialect:
+        """Which dialect of the API the server speaks: `openai` if the host is OpenAI's or Azure's, else `compatible`,
+        if the file doesn't say."""
         if self.dialect or self.provider != "openai":
             return self.dialect or "compatible"
-        return "openai" if all(map(is_openai, self.base_url)) else "compatible"
+        return "openai" if all(map(is_openai_host, self.base_url)) else "compatible"
 
     @property
     def unpriced(self) -> bool:
-        """Whether nobody knows what a call costs: it has no price, and a provider's address or one that is not one's
-        own, or none of its `service_tier`."""
+        """Whether the cost of a call is unknown: no price is given for it (or for its `service_tier`), and the server
+        is a provider's or not on a private network."""
         if self.price is not None:
-            return self.price.of(self.service_tier) is None
-        return self.provider in _PAID or not all(map(is_own, self.base_url))
+            return self.price.rates_for(self.service_tier) is None
+        return self.provider in _PAID or not all(map(is_private_host, self.base_url))
 
     @property
-    def free(self) -> bool:
-        """Whether calls are known to cost nothing: models of one's own without a price, and what has one of 0."""
-        return self.bound(1, 1) == 0
+    def is_free(self) -> bool:
+        """Whether calls are known to cost nothing: the price is 0, or none is given and the server is the user's
+        own."""
+        return self.max_cost(1, 1) == 0
 
     def cost(self, usage: Usage | None, served: str | None = None) -> float | None:
-        """USD for one call, by the tier that it was `served` by. None where price or usage isn't known; 0 for models of
-        one's own without a price."""
+        """Return the cost of a call in USD by its usage and the service tier that `served` it. None if price or usage
+        is unknown; 0 for a server of the user's own without a price."""
         if self.price is None:
             return None if self.unpriced else 0.0
-        if self.service_tier is None:  # what others call the usual one is not known
+        if self.service_tier is None:  # servers have different names for the default tier
             rates: Rates | None = self.price.tiers.get(served or "", self.price)
         else:
-            rates = self.price.of(served or self.service_tier)
+            rates = self.price.rates_for(served or self.service_tier)
         return rates.cost(usage) if usage and rates else None
 
-    def bound(self, input: int, output: int) -> float | None:
-        """USD that a call of at most so many tokens costs at most, by its tier or the usual one, by which a provider
-        may serve it instead. None where the price isn't known."""
+    def max_cost(self, input: int, output: int) -> float | None:
+        """Return the most that a call with at most `input` and `output` tokens can cost, in USD, by its service tier or
+        the default tier, which a provider may use instead. None if the price is unknown."""
         if self.price is None or self.unpriced:
             return None if self.unpriced else 0.0
-        rates = (self.price, self.price.of(self.service_tier) or self.price)
-        return max(one.bound(input, output) for one in rates)
+        rates = (self.price, self.price.rates_for(self.service_tier) or self.price)
+        return max(rate.max_cost(input, output) for rate in rates)
 
     @property
-    def variables(self) -> list[str]:
-        """The environment variables that it names, for its key and its headers."""
-        headers = [said.variable for said in self.extra_headers.values() if isinstance(said, Secret)]
+    def environment_variables(self) -> list[str]:
+        """Names of the environment variables with the entry's API key and header values."""
+        headers = [value.variable for value in self.extra_headers.values() if isinstance(value, FromEnvironment)]
         return [*([self.api_key_env] if self.api_key_env else []), *headers]
 
-    def clashes(self) -> Iterator[Problem]:
-        yield from self._server_clashes()
+    def conflicts(self) -> Iterator[Problem]:
+        yield from self._server_conflicts()
         if self.provider == "simulator":
             for key in ("model", "revision", "base_url", "api_key_env"):
                 if key in self.model_fields_set:
                     yield Problem(
-                        (key,), "provider simulator has a server of its own and takes no such key; take it out"
+                        (key,), "provider simulator has a server of its own and doesn't use this key; remove it"
                     )
         if self.reasoning_effort and self.provider == "simulator":
-            yield Problem(("reasoning_effort",), "a simulated model doesn't think; take it out")
+            yield Problem(("reasoning_effort",), "a simulated model doesn't reason; remove it")
         if len(self.base_url) > 1 and self.provider in _PAID:
-            yield Problem(("base_url",), "several addresses are for provider vllm; give one, or an entry each")
+            yield Problem(
+                ("base_url",), "only provider vllm takes several addresses; give one, or make an entry for each"
+            )
         if self.api_key_env and any(name.lower() == "authorization" for name in self.extra_headers):
-            yield Problem(("extra_headers",), "Authorization is what api_key_env is sent as; take one of them out")
+            yield Problem(("extra_headers",), "api_key_env is sent as Authorization, too; remove one of them")
         for name in self.extra_body:
-            if mend := _ELSEWHERE.get(name):
-                yield Problem(("extra_body", name), f"aif sets it itself; {mend}")
+            if fix := _NOT_IN_BODY.get(name):
+                yield Problem(("extra_body", name), f"aif sets it itself; {fix}")
         if self.provider == "anthropic":
             for key in ("omit", "dialect"):
                 if getattr(self, key):
-                    yield Problem((key,), "Anthropic's API has one dialect, and gets no seed; take it out")
+                    yield Problem((key,), "Anthropic's API has one dialect, and gets no seed; remove it")
             for key in ("temperature", "top_p"):
                 if getattr(self, key, None) is not None and key in self.model_fields_set:
-                    yield Problem((key,), "Anthropic's API refuses it since version 2026-10-21; take it out")
+                    yield Problem((key,), "Anthropic's API refuses it since version 2026-10-21; remove it")
 
-    def _server_clashes(self) -> Iterator[Problem]:
-        if self.launch and self.launch.max_model_len and self.window != self.launch.max_model_len:
+    def _server_conflicts(self) -> Iterator[Problem]:
+        if self.launch and self.launch.max_model_len and self.context_window != self.launch.max_model_len:
             yield Problem(
-                ("max_model_len",), f"launch.max_model_len says {self.launch.max_model_len}; take one of them out"
+                ("max_model_len",), f"launch.max_model_len is {self.launch.max_model_len}; remove one of them"
             )
         if self.launch and self.provider != "vllm":
-            yield Problem(("launch",), f"only for provider vllm, not {self.provider}; take it out")
+            yield Problem(("launch",), f"only for provider vllm, not {self.provider}; remove it")
         elif self.launch and self.base_url:
-            yield Problem(("base_url",), "a launched server gets its address from aif; take out base_url or launch")
+            yield Problem(("base_url",), "a launched server gets its address from aif; remove base_url or launch")
         elif self.provider == "vllm" and not self.launch and not self.base_url:
             yield Problem(
                 ("base_url",),
@@ -441,70 +454,78 @@ class DeclaredEndpoint(Part):
 
     def _only_simulated(self, key: str) -> Iterator[Problem]:
         if self.provider != "simulator" and key in self.model_fields_set:
-            yield Problem((key,), f"only for provider simulator, not {self.provider}; take it out")
+            yield Problem((key,), f"only for provider simulator, not {self.provider}; remove it")
 
 
-def _timeout_s(given: Mapping[str, Any], usual: float) -> float:
-    return _FLEX_S if given.get("service_tier") == "flex" else usual
+def _timeout_s(values: Mapping[str, Any], default: float) -> float:
+    return _FLEX_TIMEOUT_S if values.get("service_tier") == "flex" else default
 
 
 class Model(DeclaredEndpoint):
-    """A model of the pool. Sampling settings given here go before those of `completions`; null is not sent."""
+    """A model of the pool. Its sampling settings override those of `completions`; null is not sent. `system` says how
+    system turns are sent (see `planning.plan.sent_messages`)."""
 
     system: Literal["role", "fold_into_user", "none"] = "role"
     samples: Count = 1
     temperature: Temperature | None = None
     top_p: TopP | None = None
     max_tokens: Count | None = None
-    timeout_s: Seconds = Field(default_factory=lambda given: _timeout_s(given, 300.0))
-    quality: Share = 0.5  # of provider simulator
+    timeout_s: Seconds = Field(default_factory=lambda values: _timeout_s(values, 300.0))
+    quality: Share = 0.5  # for provider simulator
 
     @property
-    def declared(self) -> str:
-        return f"simulator/{self.name}?quality={self.quality}" if self.provider == "simulator" else super().declared
+    def declared_identity(self) -> str:
+        return (
+            f"simulator/{self.name}?quality={self.quality}"
+            if self.provider == "simulator"
+            else super().declared_identity
+        )
 
-    def clashes(self) -> Iterator[Problem]:
-        yield from super().clashes()
+    def conflicts(self) -> Iterator[Problem]:
+        yield from super().conflicts()
         yield from self._only_simulated("quality")
         if "max_tokens" in self.model_fields_set and self.max_tokens is None:
-            yield Problem(("max_tokens",), "expected a whole number, got nothing; give a number or take the key out")
+            yield Problem(("max_tokens",), "expected a whole number, got nothing; give a number or remove the key")
 
 
 class Judge(DeclaredEndpoint):
-    """A model that rates. `reply` says how ratings are asked for: by JSON schema, or as text that is read; `weight` is
-    its part in a score that several judges give. `on_overflow` says whether completions are rated one by one where all
-    of a prompt's together don't fit."""
+    """A model that rates completions. `reply`: whether it replies in JSON by a schema or in text that is parsed.
+    `weight`: its weight in the mean of several judges. `on_overflow`: whether the completions of a prompt are rated one
+    by one if together they exceed its context window."""
 
     reply: Literal["schema", "text"] = "schema"
     on_overflow: Literal["single", "fail"] = "fail"
     temperature: Temperature | None = 0.0
     top_p: TopP | None = None
     max_tokens: Count = 2048
-    timeout_s: Seconds = Field(default_factory=lambda given: _timeout_s(given, 120.0))
+    timeout_s: Seconds = Field(default_factory=lambda values: _timeout_s(values, 120.0))
     weight: Positive = 1.0
-    noise: NotNegative = 0.1  # of provider simulator
+    noise: NotNegative = 0.1  # for provider simulator
 
     @property
-    def declared(self) -> str:
-        return f"simulator/{self.name}?noise={self.noise}" if self.provider == "simulator" else super().declared
+    def declared_identity(self) -> str:
+        return (
+            f"simulator/{self.name}?noise={self.noise}" if self.provider == "simulator" else super().declared_identity
+        )
 
     @property
     def sampling(self) -> Sampling:
-        """The settings a judgement is asked for with."""
-        said = self.takes_temperature or "temperature" in self.model_fields_set
-        temperature = self.temperature if said else None
-        return Sampling(self.max_tokens, temperature, self.top_p, self.reasoning_effort, self.extra)
+        """Sampling settings of a judgement."""
+        is_sent = self.takes_temperature or "temperature" in self.model_fields_set
+        temperature = self.temperature if is_sent else None
+        return Sampling(self.max_tokens, temperature, self.top_p, self.reasoning_effort, self.extra_body_json)
 
-    def clashes(self) -> Iterator[Problem]:
-        yield from super().clashes()
+    def conflicts(self) -> Iterator[Problem]:
+        yield from super().conflicts()
         yield from self._only_simulated("noise")
 
 
 AnyEndpoint = TypeVar("AnyEndpoint", Model, Judge)
 
 
-class Pairs(Part):
-    """How ratings become chosen and rejected. `model` is the one `on_policy` has on one side of every pair."""
+class Pairs(Section):
+    """How pairs of a chosen and a rejected completion are made from ratings. `model`: for policy `on_policy`, the model
+    that is on one side of every pair."""
 
     policy: Literal["best_vs_random", "best_vs_worst", "all", "on_policy"] = "best_vs_random"
     model: Name | None = None
@@ -515,46 +536,46 @@ class Pairs(Part):
     max_length_ratio: Ratio | None = None
     max_per_model: Count | None = None
 
-    def clashes(self) -> Iterator[Problem]:
+    def conflicts(self) -> Iterator[Problem]:
         if self.policy == "on_policy" and self.model is None:
             yield Problem(("model",), "missing; policy on_policy needs the model that is on one side of every pair")
         if self.policy != "on_policy" and self.model is not None:
-            yield Problem(("model",), f"only for policy on_policy, not {self.policy}; take it out")
+            yield Problem(("model",), f"only for policy on_policy, not {self.policy}; remove it")
         if self.policy != "all" and self.max_pairs_per_prompt is not None:
-            yield Problem(("max_pairs_per_prompt",), f"only for policy all, not {self.policy}; take it out")
+            yield Problem(("max_pairs_per_prompt",), f"only for policy all, not {self.policy}; remove it")
 
 
-class Labels(Part):
-    """What makes a completion desirable or not in the `kto` format: the side of its pair, or its score."""
+class KtoLabels(Section):
+    """Which completions the `kto` format labels desirable: by the side of their pair, or by bounds of their score."""
 
     rule: Literal["pairs", "scores"] = "pairs"
     desirable: float | None = None
     undesirable: float | None = None
 
-    def clashes(self) -> Iterator[Problem]:
+    def conflicts(self) -> Iterator[Problem]:
         for key in ("desirable", "undesirable"):
             if self.rule == "scores" and getattr(self, key) is None:
                 bound = "from" if key == "desirable" else "up to"
                 yield Problem((key,), f"missing; rule scores needs the score {bound} which a completion is {key}")
             if self.rule == "pairs" and key in self.model_fields_set:
-                yield Problem((key,), "only for rule scores; take it out")
+                yield Problem((key,), "only for rule scores; remove it")
         if self.desirable is not None and self.undesirable is not None and self.desirable <= self.undesirable:
             yield Problem(
                 ("desirable",), f"must be more than undesirable ({self.undesirable:g}), got {self.desirable:g}"
             )
 
 
-class Export(Part):
-    """What is written: `test_size` is a count of prompts (int) or a share of them (float). `completeness` is the share
-    of the prompts below which `incomplete` says what is done."""
+class Export(Section):
+    """What an export writes. `test_size` is a count of prompts (int) or a share of them (float). If a smaller share of
+    the prompts than `completeness` is complete, `incomplete` says whether to warn or to refuse."""
 
     formats: Annotated[tuple[Format, ...], Field(strict=False, min_length=1)] = ("trl", "h4")
     test_size: TestSize = 0
-    license: Filled | None = None
+    license: NonEmpty | None = None
     completeness: Share = 1.0
     incomplete: Literal["warn", "refuse"] = "warn"
-    kto: Labels = Labels()
+    kto: KtoLabels = KtoLabels()
 
-    def clashes(self) -> Iterator[Problem]:
+    def conflicts(self) -> Iterator[Problem]:
         if len(set(self.formats)) < len(self.formats):
             yield Problem(("formats",), "a format is named twice; name each once")

@@ -1,4 +1,4 @@
-"""What every other package uses: the field's values, ids, errors, strict JSON, shipped files, words for people.
+"""What every other package uses: domain values and their ids, errors, strict JSON, shipped files, text formatting.
 
-Imports no other package of aif. No network, no store, no model.
+Imports no other package of aif. Uses no network, no store and no model.
 """

@@ -1,4 +1,4 @@
-"""The environment variables of this process: the one place that reads them."""
+"""The environment variables of this process; no other module reads them."""
 
 import os
 

@@ -1,19 +1,19 @@
-"""What can go wrong, as a tree. Each leaf has an exit code of its own.
+"""The errors that aif shows to a user, each with its exit code.
 
-    AifError                     something a person can mend; shown as one line, never as a traceback
-      BadInput              2    a pipeline file, a rubric, a source, an argument
-      NotStarted            2    asked whether to spend so much, a person said no
-      Incomplete            3    an export that is to be more complete than it can be now
+    AifError                     shown as one line, never as a traceback; the user can fix it
+      BadInput              2    a pipeline file, a rubric, a source or an argument can't be used
+      NotStarted            2    the user did not confirm the cost
+      Incomplete            3    an export has to be more complete than it can be now
       StoreLocked           6    another run holds the store
-      StoreStarved          8    the store asks for more memory than it may take
-      StoreDamaged          7    the store can't be read as it is; it can be made again from the journal
-      JournalDamaged        7    the journal can't, and it is the truth
-      ProviderRefused       5    a provider said no for good: key, quota, model
-      BudgetReached         4    the budget covers no further call
+      StoreOutOfMemory      8    the store needs more memory than it may use
+      StoreDamaged          7    the store can't be read; it can be rebuilt from the journal
+      JournalDamaged        7    the journal can't be read, and nothing can replace it
+      ProviderRefused       5    a provider refuses every call: key, quota, model
+      BudgetReached         4    the rest of the budget is too small for the next call
 
-Exit codes that are no errors: 0 done, 3 done with failures, 130 interrupted in order.
-8 is also the system's own error, an OSError that says that the disk is full.
-Errors of a single call are `aif.providers.base.CallError`: rows in the store, never the end of a run.
+Exit codes without an error class: 0 done, 1 a bug, 3 done with failures, 130 interrupted cleanly. 8 is also the code
+for an OSError that says that the disk is full.
+A single failed call raises `aif.providers.base.CallError`: it becomes a row of the store and does not end the run.
 """
 
 import errno
@@ -35,64 +35,65 @@ class Exit(IntEnum):
     INTERRUPTED = 130
 
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of an OSError: there is no room
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # values of OSError.errno
 
 
 class AifError(Exception):
-    """Base of all errors that are told to a person: what happened, where, what to do."""
+    """Base of the errors that a user sees. The message says what happened, where, and what to do."""
 
     exit = Exit.BUG
 
 
 class BadInput(AifError):
-    """What the user gave can't be used; the message names the place and the mend."""
+    """Input of the user can't be used. The message names the place and the fix."""
 
     exit = Exit.BAD_INPUT
 
 
 class NotStarted(AifError):
-    """A person was asked whether to go on and said no. Not 0, so that `aif run … && aif export …` ends there."""
+    """The user did not confirm. The exit code is not 0, so that `aif run … && aif export …` stops."""
 
     exit = Exit.BAD_INPUT
 
 
 class Incomplete(AifError):
-    """A dataset would be less complete than was asked for; the message names what is missing, and what gets it."""
+    """The dataset would be less complete than `export.completeness` demands. The message says what is missing and how
+    to get it."""
 
     exit = Exit.FAILURES
 
 
 class StoreLocked(AifError):
-    """Another process writes to this store; the message names it."""
+    """Another process holds the store's lock. The message names the process."""
 
     exit = Exit.LOCKED
 
 
 class StoreDamaged(AifError):
-    """The store can't be read. It is derived: `Ledger.use` makes it again from the journal."""
+    """The store can't be read. `Ledger.use` rebuilds it from the journal."""
 
     exit = Exit.DAMAGED
 
 
-class StoreStarved(AifError):
-    """DuckDB finds no room in memory; the message says what makes what it holds smaller."""
+class StoreOutOfMemory(AifError):
+    """DuckDB has too little memory. The message says which settings make its data smaller."""
 
     exit = Exit.DISK
 
 
 class JournalDamaged(AifError):
-    """The journal can't be read, or is gone: the message says what to put back."""
+    """The journal is damaged or missing. The message says what to restore."""
 
     exit = Exit.DAMAGED
 
 
 class ProviderRefused(AifError):
-    """A provider refuses every call until something is mended (key, quota, model name)."""
+    """A provider refuses every call until the user fixes the key, the quota or the model name."""
 
     exit = Exit.REFUSED
 
 
 class BudgetReached(AifError):
-    """The budget covers no further call; the message says what was counted as spent."""
+    """The rest of the budget is too small for the next call. The message says how much is spent."""
 
     exit = Exit.BUDGET

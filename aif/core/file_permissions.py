@@ -1,5 +1,5 @@
-"""Who may read what aif writes. What it keeps for itself is its owner's alone; what others are to have, too, gets the
-rights that the user's umask gives: an exported dataset, a folder to start from, the Hub's cache, which teams share."""
+"""Who may read the files that aif writes. Its own files are readable by their owner alone. Files for others (an
+exported dataset, a starter folder, the Hub's cache, which teams share) get the permissions of the user's umask."""
 
 import os
 import stat
@@ -7,35 +7,35 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-PRIVATE = 0o077  # a umask, and not a mode for each file: DuckDB makes its log anew at every checkpoint
-USUAL = os.umask(PRIVATE)  # it can't be asked for without being set
-os.umask(USUAL)
+PRIVATE_UMASK = 0o077  # a umask, not a mode for each file: DuckDB creates its log again at every checkpoint
+USER_UMASK = os.umask(PRIVATE_UMASK)  # a umask can only be read by setting it
+os.umask(USER_UMASK)
 
 
 @contextmanager
-def shared() -> Iterator[None]:
-    """Within it, files are made as the user's other programs make them."""
-    kept = os.umask(USUAL)
+def user_umask() -> Iterator[None]:
+    """Create files with the user's own umask inside this context, so that other users may read them."""
+    previous = os.umask(USER_UMASK)
     try:
         yield
     finally:
-        os.umask(kept)
+        os.umask(previous)
 
 
-def stranger(file: Path) -> str | None:
-    """Who else than the user may have written a file; None where nobody has. Whoever owns the machine or aif runs what
-    they like anyway, and what comes through a pipe comes from the command that was typed.
+def untrusted_writer(file: Path) -> str | None:
+    """Return why somebody other than the user may have written `file`, as text for a message; None if nobody may have.
 
-    To root any owner is right: in a container a mounted folder is somebody's outside. A mode of 0777 tells nothing: all
-    files have it on a disk without rights (of Windows, in WSL or Docker), where no chmod changes it.
+    The user, root and the owner of aif's own code are trusted, and so is a pipe. Root trusts every owner: in a
+    container a mounted folder belongs to a user outside. Mode 0777 proves nothing: on a disk without permissions
+    (Windows disks in WSL or Docker) all files have it and chmod can't change it.
     """
     if not file.is_file():
         return None
-    state, me = file.stat(), os.geteuid()
-    if me and state.st_uid not in (0, me, Path(__file__).stat().st_uid):
+    state, user = file.stat(), os.geteuid()
+    if user and state.st_uid not in (0, user, Path(__file__).stat().st_uid):
         name = str(state.st_uid)
-        with suppress(KeyError):  # of a system that doesn't know the user: a container, a shared disk
+        with suppress(KeyError):  # the system doesn't know the user: a container, a shared disk
             name = file.owner()
         return f"{file} belongs to {name}"
-    lax = state.st_mode & (stat.S_IWOTH | stat.S_IXOTH) == stat.S_IWOTH
-    return f"everybody may write to {file} (`chmod o-w` ends that)" if lax else None
+    writable_by_all = state.st_mode & (stat.S_IWOTH | stat.S_IXOTH) == stat.S_IWOTH
+    return f"everybody may write to {file} (fix: `chmod o-w`)" if writable_by_all else None

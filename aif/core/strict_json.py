@@ -1,4 +1,4 @@
-"""JSON as models and servers write it, and of which nothing is guessed. Pure."""
+"""Parse JSON as models and servers write it, without guessing. Pure."""
 
 import json
 import re
@@ -10,10 +10,11 @@ from typing import Any
 import orjson
 
 
-def parse(content: bytes) -> Any:
-    """A JSON body, also one with raw control characters, lone surrogates or a byte order mark, as servers send them.
+def parse_body(content: bytes) -> Any:
+    """Parse the JSON body of a response. Accepts what servers really send: raw control characters, lone surrogates, a
+    byte order mark.
 
-    Raises ValueError or RecursionError for what is not JSON.
+    Raises ValueError or RecursionError for anything but JSON.
     """
     try:
         return orjson.loads(content)
@@ -21,47 +22,53 @@ def parse(content: bytes) -> Any:
         return json.loads(content, strict=False)
 
 
-def reader(twice: Callable[[str], Exception], constant: Callable[[str], Any] | None = None) -> Callable[[str], Any]:
-    """Reads the value in a text. Strings may hold raw control characters: vLLM's structured output lets a tab through
-    now and then. What an object names twice raises `twice(name)`, since of two contents nobody could say which is
-    meant; NaN and Infinity go to `constant`, if there is one. Raises ValueError or RecursionError for what is no JSON.
+def make_decoder(
+    duplicate_error: Callable[[str], Exception], constant: Callable[[str], Any] | None = None
+) -> Callable[[str], Any]:
+    """Return a function that parses a JSON text.
+
+    The function raises `duplicate_error(name)` if an object has the same key twice, since it is unknown which value is
+    meant. NaN and Infinity become `constant(name)` if `constant` is given. Strings may hold raw control characters:
+    vLLM's structured output sometimes lets a tab through. Raises ValueError or RecursionError for anything but JSON.
     """
 
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            names = Counter(name for name, _ in pairs)
-            raise twice(next(name for name, times in names.items() if times > 1))
-        return found
+    def check_unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        unique = dict(pairs)
+        if len(unique) < len(pairs):
+            counts = Counter(name for name, _ in pairs)
+            raise duplicate_error(next(name for name, count in counts.items() if count > 1))
+        return unique
 
-    return json.JSONDecoder(strict=False, object_pairs_hook=once, parse_constant=constant).decode
-
-
-class Twice(ValueError):
-    """An object names a key twice."""
+    return json.JSONDecoder(strict=False, object_pairs_hook=check_unique, parse_constant=constant).decode
 
 
-_lenient = reader(
-    lambda name: Twice(f"an object names {encodable(name)!r} twice"),
+class DuplicateKeyError(ValueError):
+    """A JSON object has the same key twice."""
+
+
+_lenient = make_decoder(
+    lambda name: DuplicateKeyError(f"an object has the key {replace_surrogates(name)!r} twice"),
     {"NaN": None, "Infinity": inf, "-Infinity": -inf}.__getitem__,
 )
 
 
-def row(text: str) -> Any:
-    """The JSON of a row as programs write it, also with lone surrogates, or NaN, which is how tables say null.
+def parse_row(text: str) -> Any:
+    """Parse a JSON row as other programs write it: with lone surrogates, or with NaN (read as None), which tables use
+    for null.
 
-    Raises ValueError (`Twice` where a key is there twice) or RecursionError.
+    Raises ValueError (`DuplicateKeyError` if an object has a key twice) or RecursionError.
     """
     try:
-        found = orjson.loads(text)
-        # orjson gives the last of two keys alike, which then has fewer quotes; to look at each object took 34 µs a row
-        once = "\\u0022" not in text and text.count('"') == orjson.dumps(found).count(b'"')
+        value = orjson.loads(text)
+        # orjson keeps the last of two equal keys, so the output then has fewer quotes; checking each object took 34 µs
+        # a row
+        unique = "\\u0022" not in text and text.count('"') == orjson.dumps(value).count(b'"')
     except (orjson.JSONDecodeError, orjson.JSONEncodeError):
-        once = False
-    return found if once else _lenient(text)
+        unique = False
+    return value if unique else _lenient(text)
 
 
-_KINDS = {
+_JSON_TYPES = {
     dict: "an object",
     list: "a list",
     str: "a text",
@@ -72,14 +79,14 @@ _KINDS = {
 }
 
 
-def shape_of(value: Any) -> str:
-    """What a value is in JSON's words; what JSON has not, by its type."""
-    return _KINDS.get(type(value), type(value).__name__)
+def json_type(value: Any) -> str:
+    """Return the JSON type of a value with its article, such as `a list`; for other values the name of the class."""
+    return _JSON_TYPES.get(type(value), type(value).__name__)
 
 
-_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON may escape half a character; neither journal nor store can hold it
+_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON may escape half a character; UTF-8 has no encoding for it
 
 
-def encodable(text: str) -> str:
-    """The text with lone surrogates replaced, so that it can be written as UTF-8."""
+def replace_surrogates(text: str) -> str:
+    """Return the text with each lone surrogate replaced by U+FFFD, so that it can be encoded as UTF-8."""
     return text if text.isascii() else _SURROGATE.sub("\ufffd", text)

@@ -1,7 +1,10 @@
-"""The values that pass between the rooms, and how each gets its id. Frozen; no I/O.
+"""The values that packages pass to each other, and how each gets its id. Frozen; no I/O.
 
-Identity is content: an id is the sha256 of canonical JSON, so the same thing asked twice has the same key on any
-machine. What can't change an answer (host, timeouts, concurrency, prices, weights, policies) is in no id.
+An id is a digest of content (sha256 of canonical JSON), so the same request has the same key on every machine. Whatever
+can't change a reply (host, timeouts, concurrency, prices, weights, policies) is in no id.
+
+The fields of `Sampling`, `Usage`, `FailureGroup`, `JudgingSpec` and `Spent` are part of identities, journal records,
+`progress.json` or the store's tables, by name or by repr: renaming one changes those.
 """
 
 import hashlib
@@ -15,24 +18,26 @@ import orjson
 Role = Literal["system", "user", "assistant"]
 Stage = Literal["completion", "judgement"]
 
-OTHER = "+sha256:"  # in an identity, behind the name: what is not what was first served under it
-CARRIED = "carried"  # the judge's name where scores came with the completions
+# Begins the suffix of a model's identity when its server loads other files than those first served under the name.
+DIGEST_SUFFIX = "+sha256:"
+PROVIDED_JUDGE = "carried"  # stands in records as the judge of scores that came with the completions
 
-KEY_LENGTH = 32  # hex digits of a key: 128 bits, no two of 10^9 keys meet by chance
+KEY_LENGTH = 32  # hex digits of a key: 128 bits, so 10^9 keys don't collide by chance
 
 
 def digest(value: Any) -> str:
-    """sha256 (64 hex digits) of a value's canonical JSON: UTF-8, keys sorted, no spaces."""
+    """Return the sha256 (64 hex digits) of a value's canonical JSON: UTF-8, keys sorted, no spaces."""
     return hashlib.sha256(orjson.dumps(value, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
 def text_id(text: str) -> str:
-    """A digest of a text: equal where texts are, but for how they are composed and for blanks at their ends."""
-    return digest(plain(text))[:KEY_LENGTH]
+    """Return a digest (32 hex digits) of a text. Texts that differ only in white space at their ends or in their
+    Unicode form (NFC, NFD) have the same."""
+    return digest(normalized(text))[:KEY_LENGTH]
 
 
 def fraction(*parts: str | int) -> float:
-    """A number in [0, 1) that only depends on the parts: what every seeded choice is drawn from."""
+    """Return a number in [0, 1) that depends on `parts` alone. Every seeded random choice is made by such a number."""
     head = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()[:7]
     return (int.from_bytes(head, "big") >> 3) / 2**53
 
@@ -46,41 +51,42 @@ class Message:
 
 
 def as_dicts(messages: Sequence[Message]) -> list[dict[str, str]]:
-    """Messages as JSON and Arrow take them."""
+    """Convert messages to `{"role": …, "content": …}` dicts, for JSON and Arrow."""
     return [{"role": m.role, "content": m.content} for m in messages]
 
 
 def as_messages(rows: Sequence[Mapping[str, Any]]) -> tuple[Message, ...]:
-    """The inverse of `as_dicts`."""
+    """Convert `{"role": …, "content": …}` dicts to messages; the inverse of `as_dicts`."""
     return tuple(Message(row["role"], row["content"]) for row in rows)
 
 
 def prompt_id(messages: Sequence[Message]) -> str:
-    """sha256 of the text for a single user turn (the convention of ultrafeedback_binarized), else of the messages."""
+    """Return the id of a prompt: for a single user turn the sha256 of its text (the convention of
+    ultrafeedback_binarized), else that of the messages as canonical JSON."""
     if len(messages) == 1 and messages[0].role == "user":
         return hashlib.sha256(messages[0].content.encode()).hexdigest()
     return digest(as_dicts(messages))
 
 
-def plain(text: str) -> str:
-    """What texts have in common that look the same: however they are composed, whatever blanks they end with."""
+def normalized(text: str) -> str:
+    """Return the text in Unicode form NFC, without white space at its ends."""
     return unicodedata.normalize("NFC", text).strip()
 
 
-_UNSEEN = frozenset({"Zs", "Zl", "Zp", "Cc", "Cf"})  # Unicode's categories: white space, controls, formats
-_FILLERS = frozenset("\u115f\u1160\u2800\u3164\uffa0")  # letters and a symbol by category, and nothing to look at
+_INVISIBLE = frozenset({"Zs", "Zl", "Zp", "Cc", "Cf"})  # Unicode categories: white space, controls, formats
+_FILLERS = frozenset("\u115f\u1160\u2800\u3164\uffa0")  # invisible, though Unicode calls them letters or symbols
 
 
 def is_blank(text: str) -> bool:
-    """Whether a text has nothing in it that could be seen: white space, controls, zero-width and direction marks. For
-    `str.strip` a zero-width space is a text; trained on, it is an empty answer."""
-    return all(unicodedata.category(char) in _UNSEEN or char in _FILLERS for char in text.strip())
+    """Return whether a text has no visible character: only white space, controls, zero-width and direction marks. (To
+    `str.strip` a zero-width space is text; a model trained on it learns an empty answer.)"""
+    return all(unicodedata.category(char) in _INVISIBLE or char in _FILLERS for char in text.strip())
 
 
 @dataclass(frozen=True, slots=True)
-class Provided:
-    """A completion that came with its prompt: who wrote it, its text, and the score it came with, if any, with what
-    tells whose scale that is on."""
+class ProvidedCompletion:
+    """A completion that came with its prompt in a source row, not from the pool: the model that wrote it, its text, and
+    its score if the row has one. `scale` names the scale of the score (see `Source.scale`)."""
 
     model: str
     text: str
@@ -88,24 +94,26 @@ class Provided:
     scale: str | None = field(default=None, compare=False)
 
 
-def carried_identity(model: str) -> str:
-    """What tells a completion that came with its prompt from one the same model was asked for."""
+def provided_identity(model: str) -> str:
+    """Return the model identity of completions that came with their prompt. It differs from the identity of the same
+    model in the pool."""
     return f"carried/{model}"
 
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """A row of a source, or a cell of one, that nothing can be made of, and why."""
+    """A row of a source, or a cell of a row, that can't be read, and why."""
 
-    why: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What the pool is asked: turns that end with the user's, the name of its source, and what the row held besides.
+    """A conversation that models complete: its turns (the last is the user's) and its source's name.
 
-    `material` is what a judge is shown beside the conversation, by the rubric's slot (a reference answer, …); `again`
-    are completions of the row that it has already, with another score; `where` is the place of the row.
+    `meta` holds the row's unused columns. `material` holds texts for the judge beside the conversation, by the rubric's
+    slot (a reference answer, …). `provided` are completions that the row brings; `rescored` are further copies of them
+    with another score. `where` is the place of the row (`file:line`).
     """
 
     prompt_id: str
@@ -113,14 +121,14 @@ class Prompt:
     source: str
     meta: Mapping[str, Any] = field(default_factory=dict)
     material: Mapping[str, str] = field(default_factory=dict)
-    carried: tuple[Provided, ...] = ()
-    again: tuple[Provided, ...] = field(default=(), compare=False)
+    provided: tuple[ProvidedCompletion, ...] = ()
+    rescored: tuple[ProvidedCompletion, ...] = field(default=(), compare=False)
     where: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Principle:
-    """A system prompt that steers a completion: its pool (honesty, …) and its text."""
+    """A system prompt that steers a completion: the pool that it was drawn from (honesty, …) and its text."""
 
     pool: str
     text: str
@@ -128,8 +136,10 @@ class Principle:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How a model is sampled. None is not sent, so that the server's own default holds. `extra` is JSON, its keys
-    sorted: settings that only the provider knows."""
+    """How a model is sampled. None is not sent, so the server's default applies. `extra` is `extra_body` as JSON with
+    sorted keys."""
+
+    # planning sorts pools by repr(): its version changes if the class, a field or their order does
 
     max_tokens: int
     temperature: float | None = None
@@ -139,16 +149,24 @@ class Sampling:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The settings as they enter a key. One that came later is left out where it isn't given, so that what was
-        asked before it came keeps its key."""
-        said: dict[str, Any] = {"max_tokens": self.max_tokens, "temperature": self.temperature, "top_p": self.top_p}
+        """The settings as they enter a completion's or judgement's key. Settings that later versions added are left out
+        when they are not set, so that older keys stay the same."""
+        settings: dict[str, Any] = {
+            "max_tokens": self.max_tokens,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+        }
         later = {"reasoning_effort": self.reasoning_effort, "extra_body": orjson.loads(self.extra or "null")}
-        return said | {name: value for name, value in later.items() if value}
+        return settings | {name: value for name, value in later.items() if value}
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One completion to be had: which model answers which prompt, steered and sampled how."""
+    """A planned completion: which model answers which prompt, with which principle and sampling seed.
+
+    `key` is the completion's id, `slot` its number within the prompt, `identity` the model's identity; `sample` counts
+    the completions that one model gives to one prompt.
+    """
 
     key: str
     prompt_id: str
@@ -162,8 +180,8 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of one call as the server counted them. `cached` is the part of `input` that was read from a prefix cache,
-    `written` the part that was written to one at a price of its own."""
+    """Tokens of one call as the server counted them. Of `input`, `cached` tokens were read from the prefix cache and
+    `written` tokens were written to it; of `output`, `reasoning` tokens are reasoning."""
 
     input: int
     output: int
@@ -176,9 +194,10 @@ RatingState = Literal["rated", "not_applicable"]
 
 
 class Rating(NamedTuple):
-    """What a judge said of one completion in one aspect. `score` is None exactly when the state is not_applicable.
+    """A judge's rating of one completion in one aspect. `score` is None exactly if the state is not_applicable; `types`
+    are the numbers of the kinds of error that the judge named.
 
-    (A tuple, since there are 16 of them in a judgement of four completions: made in a third of the time.)
+    A NamedTuple, since a judgement of four completions has 16 of them: it is made in a third of a dataclass's time.
     """
 
     completion: str
@@ -190,10 +209,13 @@ class Rating(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Failing:
-    """Items without an answer, of one model or judge and for one kind of reason (see chat.base.Kind), with an example.
-    `verdict`: failed, later or refused; pending, of items that were not asked yet, and waiting, of judgements whose
-    completions are pending: these have no kind. During a run also again, of calls."""
+class FailureGroup:
+    """Unanswered completions or judgements of one model or judge, grouped by kind of failure, with an example.
+
+    `kind` is an `aif.providers.base.Kind`, or empty for items that are not called yet. `verdict`: `failed`
+    (permanent), `later` (retried by the next run), `refused` (by the provider), `pending` (not called yet), `waiting`
+    (a judgement whose completions are pending); during a run also `again` (a call that is retried).
+    """
 
     stage: str
     endpoint: str
@@ -205,10 +227,13 @@ class Failing:
 
 
 @dataclass(frozen=True, slots=True)
-class Spec:
-    """One request the present rubric makes of a judge about n completions at once, of prompts that have at `least` so
-    many; `spec` is the digest of what of it reaches the wire, `instead` that of the requests about one completion each
-    that take its place where it doesn't fit, if they do."""
+class JudgingSpec:
+    """A request to a judge about `n` completions at once, as the current rubric and pipeline want it.
+
+    It applies to prompts with at least `least` completions. `judge_pass` numbers repeated ratings by one judge. `spec`
+    is the digest of everything that is sent besides the texts; `instead` is the `spec` of the request about a single
+    completion that replaces this one if it doesn't fit into the judge's context window.
+    """
 
     judge: str
     identity: str
@@ -223,8 +248,9 @@ class Spec:
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """What calls cost, in USD: what is known, and how much more it may be at most (calls without an answer that tells,
-    and what runs that crashed had reserved). `unpriced` calls had no price, and are in neither."""
+    """What calls cost, in USD. `known` is certain; `unknown` is the most that calls with an unknown cost may add: those
+    that ended without usage, and those in flight when a run crashed. `unpriced` counts calls without a price; they are
+    in neither sum."""
 
     known: float = 0.0
     unknown: float = 0.0
@@ -232,10 +258,11 @@ class Spent:
 
     @property
     def counted(self) -> float:
-        """What counts against a budget."""
+        """The amount that counts against a budget."""
         return self.known + self.unknown
 
     def left(self, budget: float) -> float:
+        """Return the rest of a budget, at least 0."""
         return max(0.0, budget - self.counted)
 
 

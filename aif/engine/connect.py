@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from aif.config.pipeline import Pipeline, options
+from aif.config.pipeline import Pipeline, request_options
 from aif.config.sections import Judge, Model
 from aif.core.environment import ENVIRON
 from aif.core.types import Stage
@@ -29,7 +29,7 @@ async def opened(
             *(("judgement", judge) for judge in pipeline.judges.values()),
         ]
         for stage, one in declared:
-            client = _client(one, stage, simulator, options(one, environ))
+            client = _client(one, stage, simulator, request_options(one, environ))
             stack.push_async_callback(client.aclose)
             endpoints.append(_endpoint(one, stage, client, policy or RetryPolicy()))
         yield endpoints
@@ -45,7 +45,7 @@ def _endpoint(one: Model | Judge, stage: Stage, client: ChatModel, policy: Retry
         one.cost,
         _bound(one),
         Pace(one.requests_per_minute, one.tokens_per_minute),
-        bool(one.bound(1, 1)),
+        bool(one.max_cost(1, 1)),
         policy,
         asyncio.get_running_loop().time,
     )
@@ -57,9 +57,9 @@ def _endpoint(one: Model | Judge, stage: Stage, client: ChatModel, policy: Retry
 def _bound(one: Model | Judge) -> Callable[[Request], float | None]:
     """What a request costs at most. Without a price that is the same of all, and none is measured."""
     if one.price is None:
-        flat = one.bound(0, 0)
+        flat = one.max_cost(0, 0)
         return lambda request: flat
-    return lambda request: one.bound(most_input(request), request.max_tokens)
+    return lambda request: one.max_cost(most_input(request), request.max_tokens)
 
 
 def _client(one: Model | Judge, stage: Stage, simulator: str | None, options: Options) -> ChatModel:

@@ -7,11 +7,11 @@ from typing import Any
 
 import aiohttp
 
-from aif.config.pipeline import Pipeline, options
+from aif.config.pipeline import Pipeline, request_options
 from aif.config.sections import DeclaredEndpoint, Judge, Model
 from aif.core.environment import ENVIRON
 from aif.core.errors import BadInput
-from aif.core.strict_json import parse
+from aif.core.strict_json import parse_body
 from aif.core.types import Stage
 from aif.providers.base import CallError
 from aif.providers.http import deadline, proxy_of, whole
@@ -41,10 +41,11 @@ def everyone(pipeline: Pipeline) -> dict[Key, Model | Judge]:
 
 async def windows(of: Mapping[Key, DeclaredEndpoint], erred: Mapping[Key, int | None]) -> dict[Key, int]:
     """The windows of these models and judges that are known; `erred` has what errors said."""
-    asked = {_place(one): one for one in of.values() if one.window is None and one.base_url}
+    asked = {_place(one): one for one in of.values() if one.context_window is None and one.base_url}
     lists = dict(zip(asked, await asyncio.gather(*map(_list, asked.values())), strict=True))
     found = {
-        key: one.window or listed(lists.get(_place(one)), one.served_name) or erred.get(key) for key, one in of.items()
+        key: one.context_window or listed(lists.get(_place(one)), one.served_name) or erred.get(key)
+        for key, one in of.items()
     }
     return {key: window for key, window in found.items() if window}
 
@@ -57,13 +58,13 @@ async def _list(one: DeclaredEndpoint) -> Any:
     """What a server says of its models; None where it says nothing that can be read."""
     try:
         url = f"{normalised(one.base_url[0])}/models"
-        said = options(one, ENVIRON)
+        said = request_options(one, ENVIRON)
         async with (
             deadline(LIST_S, url, said.secrets),
             aiohttp.ClientSession(headers=dict(said.headers), cookie_jar=aiohttp.DummyCookieJar()) as session,
             session.get(url, params=said.query, proxy=proxy_of(url), allow_redirects=False) as answer,
         ):
-            return parse(await whole(answer.content.iter_any()))
+            return parse_body(await whole(answer.content.iter_any()))
     except (BadInput, CallError, ValueError, RecursionError):  # no key yet, not up, no list: a run tells of that
         return None
 

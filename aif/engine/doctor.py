@@ -8,13 +8,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 
-from aif.config.pipeline import Pipeline, options
+from aif.config.pipeline import Pipeline, request_options
 from aif.config.sections import DeclaredEndpoint as Declared
 from aif.config.sections import Judge, Model, Source
 from aif.core.environment import ENVIRON
 from aif.core.errors import BadInput
+from aif.core.formatting import counted
 from aif.core.types import Message, Principle, Prompt, Usage, prompt_id
-from aif.core.words import counted
 from aif.engine.advice import mend
 from aif.engine.connect import opened
 from aif.engine.context_windows import everyone, windows
@@ -38,7 +38,7 @@ from aif.servers.command import (
     unreachable,
 )
 from aif.servers.placement import described, shifts
-from aif.sources import load
+from aif.sources.load import read_prompts
 from aif.sources.prompt_rows import Skipped
 
 FIRST = 200  # prompts of each source that are looked at for what a model or judge holds
@@ -89,20 +89,20 @@ def _source(source: Source, pipeline: Pipeline) -> Check:
     """Whether a source can be read, by its first row."""
     what = f"prompts {source.source}"
     try:
-        first = next(load.read(source, beside=pipeline.beside), None)
+        first = next(read_prompts(source, base=pipeline.folder), None)
     except BadInput as error:
         return Check(what, False, str(error))
     if first is None:
         return Check(what, False, "holds no rows; see file: or hub: and split:")
     if isinstance(first, Skipped):
         return Check(what, True, f"{first.where}: its first row will be left out: {first.detail}")
-    brought = f" with {counted(len(first.carried), 'completion')} of its own" if first.carried else ""
+    brought = f" with {counted(len(first.provided), 'completion')} of its own" if first.provided else ""
     return Check(what, True, f"its first row is a prompt of {counted(len(first.messages), 'turn')}{brought}")
 
 
 def _no_key(one: Declared) -> str | None:
     try:
-        options(one, ENVIRON)
+        request_options(one, ENVIRON)
     except BadInput as error:
         return str(error)
     return None
@@ -146,7 +146,7 @@ async def _unheld(pipeline: Pipeline, rubric: Rubric) -> list[Check]:
     held = await windows(every, {})
     for source in pipeline.prompts if held else ():
         with suppress(BadInput):  # told already
-            rows = islice(load.read(source, beside=pipeline.beside), FIRST)
+            rows = islice(read_prompts(source, base=pipeline.folder), FIRST)
             prompts += [row for row in rows if isinstance(row, Prompt)]
     for (stage, name), window in held.items():
         sizes = list(_sizes(pipeline, rubric, every[stage, name], prompts))
@@ -159,7 +159,7 @@ def _sizes(pipeline: Pipeline, rubric: Rubric, one: Model | Judge, prompts: list
     """The tokens of each request about these prompts and of its reply."""
     longest = max((pipeline.sampling(model).max_tokens for model in pipeline.models.values()), default=0)
     for prompt in prompts:
-        texts = sorted((came.text for came in prompt.carried), key=len)
+        texts = sorted((came.text for came in prompt.provided), key=len)
         coming = [] if texts else [longest] * pipeline.completions.per_prompt
         if isinstance(one, Model):
             asked = completion_request(prompt, None, one.system, pipeline.sampling(one), seed=0)

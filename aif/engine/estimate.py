@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from aif.config.sections import DeclaredEndpoint, Judge, Model
+from aif.core.formatting import counted
 from aif.core.types import UNSPENT, Spent, Stage, Usage
-from aif.core.words import counted
 from aif.judging.request import replies_at_most
 from aif.judging.rubric import Rubric
 from aif.store.forecast import Replies
@@ -209,7 +209,7 @@ def _usd(work: Work, one: DeclaredEndpoint, sent: Span, said: Span) -> Span | No
     """At most, all input costs what is dearest of it: nothing is read from a cache, and all may be written to one."""
     parts = {"cached": round(sent.expected * work.cached), "written": round(sent.expected * work.written)}
     usual = one.cost(Usage(round(sent.expected), round(said.expected), **parts))
-    most = one.bound(round(sent.most), round(said.most))
+    most = one.max_cost(round(sent.most), round(said.most))
     return None if usual is None or most is None else Span(usual, most)
 
 
@@ -236,7 +236,7 @@ def completion_length(model: Model, max_tokens: int, had: Replies | None) -> Len
         basis = f"measured on {had.calls:,} calls, {tokens:,.0f} tokens each"
         return Length(Span(tokens, max_tokens), Span(shown, max_tokens), basis, measured=True)
     shown = min(COMPLETION_TOKENS, max_tokens)
-    tokens = max_tokens if model.reasons else shown
+    tokens = max_tokens if model.is_reasoning_model else shown
     return Length(Span(tokens, max_tokens), Span(shown, max_tokens), _assumed(tokens, model))
 
 
@@ -263,14 +263,14 @@ def judgement_length(
 def _judged(rubric: Rubric, judge: Judge, request: str, n: int, had: Replies | None) -> float:
     if had and had.shown:
         return min(judge.max_tokens, had.output / had.calls * had.items * n / had.shown)
-    if judge.reasons:
+    if judge.is_reasoning_model:
         return judge.max_tokens
     aspects = (rubric.sheet.aspects[name] for name in rubric.sheet.requests[request].aspects)
     return min(judge.max_tokens, n * sum(one.rationale_chars / BYTES_A_TOKEN + RATING_TOKENS for one in aspects))
 
 
 def _assumed(tokens: float, one: Model | Judge) -> str:
-    if one.reasons:
+    if one.is_reasoning_model:
         return f"max_tokens assumed ({tokens:,.0f} each), since it reasons"
     rubric = "by the rubric's room for rationales" if isinstance(one, Judge) else "assumed"
     return f"{tokens:,.0f} tokens each {rubric}"

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from aif.config.pipeline import Pipeline, options
+from aif.config.pipeline import Pipeline, request_options
 from aif.core.environment import ENVIRON
-from aif.core.words import counted
+from aif.core.formatting import counted
 from aif.engine.advice import mend
 from aif.engine.budget import Short
 from aif.engine.connect import opened
@@ -88,7 +88,7 @@ def feedback(
     rubric = rubric_of(pipeline)
     announce(pipeline, tell)
     for one in (*pipeline.models.values(), *pipeline.judges.values()):
-        options(one, ENVIRON)  # a missing key is told before anything is read
+        request_options(one, ENVIRON)  # a missing key is told before anything is read
     agreed, person = False, Person()  # both hold where the store is made again in mid-run
 
     def whole(ledger: Ledger) -> Ended:
@@ -108,7 +108,7 @@ def feedback(
             tallies = reader.tallies(limit)
         return Ended(asked, outcomes, tallies, time.monotonic() - began)
 
-    return Ledger.use(pipeline.store, tell, rubric, whole, tags=pipeline.tags)
+    return Ledger.use(pipeline.store, tell, rubric, whole, tags=pipeline.reasoning_tags)
 
 
 def announce(pipeline: Pipeline, tell: Callable[[str], None]) -> None:

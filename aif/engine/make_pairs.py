@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from aif.config.pipeline import Pipeline
 from aif.core.errors import BadInput
-from aif.core.types import CARRIED
+from aif.core.types import PROVIDED_JUDGE
 from aif.engine.prepare import say_who_judges, unsourced
 from aif.judging.rubric import Rubric
 from aif.pairing.pairs import OUTCOMES as PAIR_OUTCOMES
@@ -76,7 +76,7 @@ def _weights(pipeline: Pipeline, rubric: Rubric) -> tuple[dict[str, float], dict
     """By aspect and by judge."""
     aspects = {name: aspect.weight for name, aspect in rubric.sheet.aspects.items()}
     judges = {name: judge.weight for name, judge in pipeline.judges.items()}
-    return aspects, judges or {CARRIED: 1.0}
+    return aspects, judges or {PROVIDED_JUDGE: 1.0}
 
 
 def policy_of(pipeline: Pipeline, rubric: Rubric) -> PairPolicy:

@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from aif.config.pipeline import Pipeline
-from aif.core.errors import StoreDamaged, StoreStarved
+from aif.core.errors import StoreDamaged, StoreOutOfMemory
 from aif.core.types import UNSPENT, Principle, Rating, Spent, digest, text_id
 from aif.engine.budget import Budget, Short
 from aif.engine.work_queue import Queue, QueueItem, serve
@@ -139,7 +139,7 @@ class Run:
         """What the store says. Where it is of no more use, the workers finish what they have."""
         try:
             return await asked
-        except (StoreDamaged, StoreStarved, OSError) as trouble:
+        except (StoreDamaged, StoreOutOfMemory, OSError) as trouble:
             self._writer.give_up(trouble)
             return None
 

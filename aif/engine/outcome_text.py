@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from aif.core.words import counted, dollars, spending
+from aif.core.formatting import counted, describe_spending, dollars
 from aif.engine.advice import THEN
 from aif.engine.budget import Short
 from aif.store.report_queries import Balance, Books, Marked, Tally
@@ -85,7 +85,7 @@ def reached(short: Short, command: str) -> str:
             f"the budget of {dollars(short.budget)} does not cover one call, which may cost {dollars(short.bound)} (a "
             f"token for each byte sent, and max_tokens received); {goes_on}, or lower max_tokens"
         )
-    spent = spending(short.spent, short.budget)
+    spent = describe_spending(short.spent, short.budget)
     return f"budget reached: {spent}, and the next call may cost {dollars(short.bound)}; {goes_on}"
 
 

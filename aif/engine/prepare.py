@@ -9,16 +9,16 @@ import orjson
 
 from aif.config import located_yaml
 from aif.config.pipeline import Pipeline
+from aif.core.batching import batched, utf8_size
 from aif.core.errors import BadInput
-from aif.core.paging import pages, utf8
-from aif.core.reasoning import known
-from aif.core.resources import find, shipped
-from aif.core.types import CARRIED, Prompt, Provided, Slot, Spec, digest, plain
+from aif.core.reasoning import merge_tags
+from aif.core.resources import find_resource, shipped
+from aif.core.types import PROVIDED_JUDGE, JudgingSpec, Prompt, ProvidedCompletion, Slot, digest, normalized
 from aif.judging.request import judging_spec
 from aif.judging.rubric import SCORED, Rubric, load
-from aif.planning.plan import PoolModel, Principles, carried_key, carried_slots, plan_digest, slots
+from aif.planning.plan import PoolModel, Principles, plan_digest, plan_slots, provided_key, provided_slots
 from aif.servers import model_identity
-from aif.sources import load as sources
+from aif.sources.load import read_prompts, source_fingerprint
 from aif.sources.prompt_rows import Skipped
 from aif.store import records as events
 from aif.store.reader import Reader
@@ -36,9 +36,9 @@ TOLD = 5  # rows that can't be used are named, up to so many
 
 def rubric_of(pipeline: Pipeline) -> Rubric:
     """The pipeline's rubric, which must give the score that pairs are made by."""
-    if pipeline.scored:
+    if pipeline.has_scores:
         return SCORED
-    rubric = load(find(pipeline.rubric, pipeline.beside, "prompts/rubrics", "rubric"))
+    rubric = load(find_resource(pipeline.rubric, pipeline.folder, "prompts/rubrics", "rubric"))
     if pipeline.pairs.score not in rubric.scores():
         raise BadInput(
             f"{pipeline.path}: pairs.score: rubric {rubric.sheet.name} gives no {pipeline.pairs.score!r} score; "
@@ -54,28 +54,33 @@ def principles_of(pipeline: Pipeline) -> Principles | None:
     said, shelf = pipeline.principles, shipped("prompts", "principles")
     path = shelf / f"{said}.yaml"
     if "/" in said or said.endswith(".yaml") or not path.exists():
-        path = find(f"{said.removesuffix('.yaml')}.yaml", pipeline.beside, "prompts/principles", "principles")
+        path = find_resource(f"{said.removesuffix('.yaml')}.yaml", pipeline.folder, "prompts/principles", "principles")
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{path}: can't be read as UTF-8 text: {error}") from error
-    return Principles.of(located_yaml.read(text, lambda line: f"{path}:{line}").data, str(path))
+    return Principles.parse(located_yaml.parse_yaml(text, lambda line: f"{path}:{line}").data, str(path))
 
 
 def pool_of(pipeline: Pipeline) -> list[PoolModel]:
     return [
-        PoolModel(name, model.declared, pipeline.sampling(model), model.samples, model.system, model.other)
+        PoolModel(
+            name, model.declared_identity, pipeline.sampling(model), model.samples, model.system, model.digest_suffix
+        )
         for name, model in pipeline.models.items()
     ]
 
 
-def specs_of(pipeline: Pipeline, rubric: Rubric, carried: Iterable[int]) -> list[Spec]:
+def specs_of(pipeline: Pipeline, rubric: Rubric, carried: Iterable[int]) -> list[JudgingSpec]:
     """What the rubric asks of each judge, for every number of completions a prompt may come to have; `carried` are the
     numbers that come with prompts."""
     least, most = pipeline.completions.min_completions, pipeline.completions.per_prompt
     sizes = sorted({*(n for n in carried if n >= least), *(range(least, most + 1) if pipeline.models else ())})
-    if pipeline.scored:
-        return [Spec(CARRIED, CARRIED, 0, CARRIED, True, n, least, CARRIED) for n in sizes]
+    if pipeline.has_scores:
+        return [
+            JudgingSpec(PROVIDED_JUDGE, PROVIDED_JUDGE, 0, PROVIDED_JUDGE, True, n, least, PROVIDED_JUDGE)
+            for n in sizes
+        ]
     found = []
     for judge in pipeline.judges.values():
         for name, ask in rubric.sheet.requests.items():
@@ -83,7 +88,7 @@ def specs_of(pipeline: Pipeline, rubric: Rubric, carried: Iterable[int]) -> list
             instead = judging_spec(rubric, name, 1, judge) if listwise and judge.on_overflow == "single" else None
             for n in sizes if listwise else (1,):
                 spec = judging_spec(rubric, name, n, judge)
-                found.append(Spec(judge.name, judge.identity, 0, name, listwise, n, least, spec, instead))
+                found.append(JudgingSpec(judge.name, judge.identity, 0, name, listwise, n, least, spec, instead))
     return found
 
 
@@ -136,7 +141,7 @@ def _tell_outdated(pipeline: Pipeline, store: "Store", tell: Callable[[str], Non
     with Reader.of(store) as reader:
         for name, judgements, sent in reader.outdated():
             judge = pipeline.judges[name]
-            usd = judge.bound(sent, judgements * judge.max_tokens)
+            usd = judge.max_cost(sent, judgements * judge.max_tokens)
             cost = (
                 "at a price that is not known"
                 if usd is None
@@ -154,7 +159,7 @@ def say_who_judges(pipeline: Pipeline, rubric: Rubric, store: "Store") -> None:
     """
     with Reader.of(store) as reader:
         sizes = reader.carried_sizes()
-        if pipeline.scored and not reader.any_score():
+        if pipeline.has_scores and not reader.any_score():
             raise BadInput(
                 f"{pipeline.path}: prompts: completions.score: no completion of any row has a score; correct the rows, "
                 "or take the key out and name judges"
@@ -202,7 +207,7 @@ def is_prepared(pipeline: Pipeline, rubric: Rubric, reader: Reader) -> bool:
     }
     read = reader.marked("tags")
     return (
-        known(read, pipeline.tags) == known(read, {})
+        merge_tags(read, pipeline.reasoning_tags) == merge_tags(read, {})
         and all(reader.marked(name) == mark for name, mark in marks.items())
         and not unsourced(pipeline, reader)
         and reader.specs() == set(specs_of(pipeline, rubric, reader.carried_sizes()))
@@ -236,9 +241,9 @@ def _planned(
             (position, slot, texts[slot.principle.text] if slot.principle else None)
             for position, prompt in batch
             for slot in (
-                carried_slots(prompt.prompt_id, carried[prompt.prompt_id])
+                provided_slots(prompt.prompt_id, carried[prompt.prompt_id])
                 if prompt.prompt_id in carried
-                else slots(prompt, pool, per_prompt, principles, pipeline.seed)
+                else plan_slots(prompt, pool, per_prompt, principles, pipeline.seed)
             )
         ]
 
@@ -258,7 +263,7 @@ def _read_sources(pipeline: Pipeline, ledger: "Ledger", tell: Callable[[str], No
     # what is left out for want of a pool is another thing with one
     declared = digest([bool(pipeline.models), *(entry.model_dump(mode="json") for entry in pipeline.prompts)])
     try:
-        found = [sources.fingerprint(entry, beside=pipeline.beside) for entry in pipeline.prompts]
+        found = [source_fingerprint(entry, base=pipeline.folder) for entry in pipeline.prompts]
     except BadInput as error:
         if marked is None or (reread and not marked.startswith(declared)):
             raise
@@ -297,7 +302,7 @@ def _read_sources(pipeline: Pipeline, ledger: "Ledger", tell: Callable[[str], No
 
 def unsourced(pipeline: Pipeline, reader: Reader) -> bool:
     """Whether scores came from several sources, and it is not known of some from which."""
-    return len(pipeline.scales) > 1 and reader.any_unsourced()
+    return len(pipeline.score_scales) > 1 and reader.any_unsourced()
 
 
 class _Collision(Exception):
@@ -310,7 +315,7 @@ class _Collision(Exception):
 
 def _rows(pipeline: Pipeline) -> Iterator[tuple[str, Prompt | Skipped]]:
     for entry in pipeline.prompts:
-        for found in sources.read(entry, beside=pipeline.beside):
+        for found in read_prompts(entry, base=pipeline.folder):
             yield entry.source, found
 
 
@@ -328,15 +333,15 @@ def _pages(
     """
     start = told = alike = rescored = 0
     seen: dict[int, str] = {}
-    for chunk in pages(rows, _held, PAGE):
+    for chunk in batched(rows, _held, PAGE):
         prompts = [(name, found) for name, found in chunk if isinstance(found, Prompt)]
         left_out = [(name, found) for name, found in chunk if isinstance(found, Skipped)]
         counts.update((name, found.reason) for name, found in left_out)
         told += _tell_bad_rows([found for _, found in left_out if found.reason == "bad_row"], tell, TOLD - told)
-        bare = [name for name, prompt in prompts if not (pool or prompt.carried)]
+        bare = [name for name, prompt in prompts if not (pool or prompt.provided)]
         counts.update((name, "no_completions") for name in bare)
         page = _Page.of(
-            [(name, prompt) for name, prompt in prompts if pool or prompt.carried], ledger, first=start == 0
+            [(name, prompt) for name, prompt in prompts if pool or prompt.provided], ledger, first=start == 0
         )
         for name, prompt in page.fresh:
             first = seen.setdefault(_bare(prompt), prompt.where)
@@ -360,7 +365,7 @@ _FORM = "blanks at its ends or the Unicode form of its characters"
 
 def _bare(prompt: Prompt) -> int:
     """A number that prompts of one text have, however it is composed and whatever blanks it ends with."""
-    return hash(tuple((turn.role, plain(turn.content)) for turn in prompt.messages))
+    return hash(tuple((turn.role, normalized(turn.content)) for turn in prompt.messages))
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,13 +376,13 @@ class _Page:
     fresh: list[tuple[str, Prompt]]
     prompts: list[Prompt]
     carried: list[tuple[str, str, float | None, str | None]]
-    completions: list[tuple[str, str, Provided]]
+    completions: list[tuple[str, str, ProvidedCompletion]]
     rescored: list[str]
     counts: Counter[tuple[str, str]]
 
     @classmethod
     def of(cls, rows: Sequence[tuple[str, Prompt]], ledger: "Ledger", first: bool) -> "_Page":
-        keys = [[carried_key(prompt.prompt_id, one) for one in _came(prompt)] for _, prompt in rows]
+        keys = [[provided_key(prompt.prompt_id, one) for one in _came(prompt)] for _, prompt in rows]
         ids, every = [prompt.prompt_id for _, prompt in rows], [key for some in keys for key in some]
         with Reader.of(ledger.store) as reader:
             stored, held = reader.known(ids), reader.held(every)
@@ -410,7 +415,7 @@ class _Page:
 
     def _new(
         self, source: str, prompt: Prompt, keys: Sequence[str], gathered: dict[str, tuple[float | None, str | None]]
-    ) -> list[tuple[str, Provided]]:
+    ) -> list[tuple[str, ProvidedCompletion]]:
         """The completions of a row that were not met before. One that was keeps the score it was met with."""
         new = []
         for key, one in zip(keys, _came(prompt), strict=True):
@@ -434,8 +439,8 @@ class _Page:
         ]
 
 
-def _came(prompt: Prompt) -> tuple[Provided, ...]:
-    return (*prompt.carried, *prompt.again)
+def _came(prompt: Prompt) -> tuple[ProvidedCompletion, ...]:
+    return (*prompt.provided, *prompt.rescored)
 
 
 def _kept_beside(prompt: Prompt) -> tuple[str, str | None, int]:
@@ -458,4 +463,4 @@ def _held(row: tuple[str, Prompt | Skipped]) -> int:
         return 0
     meta = len(orjson.dumps(dict(prompt.meta)))
     texts = (*(turn.content for turn in prompt.messages), *prompt.material.values())
-    return meta + utf8(*texts, *(one.text for one in prompt.carried))
+    return meta + utf8_size(*texts, *(one.text for one in prompt.provided))

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from aif.core.types import UNSPENT, Failing, Spent
+from aif.core.types import UNSPENT, FailureGroup, Spent
 
 if TYPE_CHECKING:  # `aif status` reads the file of a run without DuckDB and the providers' SDKs: 0.3 s instead of 0.6
     from aif.providers.endpoint import Endpoint
@@ -66,7 +66,7 @@ class Snapshot:
     spent: Spent
     budget: float | None
     lines: tuple[EndpointState, ...]
-    failures: tuple[Failing, ...]
+    failures: tuple[FailureGroup, ...]
 
 
 class Board:
@@ -76,7 +76,7 @@ class Board:
         self,
         endpoints: "Sequence[Endpoint]",
         tallies: "Mapping[tuple[str, str], Tally]",
-        failures: Sequence[Failing] = (),
+        failures: Sequence[FailureGroup] = (),
         clock: Callable[[], float] = time.monotonic,
         spent: Spent = UNSPENT,
         budget: float | None = None,
@@ -110,7 +110,7 @@ class Board:
 
     def _fail(self, record: Mapping[str, Any]) -> None:
         said = {name: record[name] for name in ("stage", "endpoint", "kind", "verdict", "prompt_id")}
-        one = Failing(**said, items=1, example=(record["message"] or "")[:EXAMPLE])
+        one = FailureGroup(**said, items=1, example=(record["message"] or "")[:EXAMPLE])
         had = self._failures.get(_place(one))
         self._failures[_place(one)] = replace(had, items=had.items + 1) if had else one
 
@@ -141,7 +141,7 @@ class Board:
         )  # fmt: skip
 
 
-def _place(one: Failing) -> tuple[str, str, str, str]:
+def _place(one: FailureGroup) -> tuple[str, str, str, str]:
     return one.stage, one.endpoint, one.kind, one.verdict
 
 
@@ -253,4 +253,4 @@ def read(file: Path) -> Snapshot | None:
         return None
 
 
-_PARTS: dict[str, Callable[..., Any]] = {"lines": EndpointState, "failures": Failing}
+_PARTS: dict[str, Callable[..., Any]] = {"lines": EndpointState, "failures": FailureGroup}

@@ -41,7 +41,7 @@ def again(pipeline: Pipeline, tell: Callable[[str], None]) -> Again:
         with Reader.of(ledger.store) as reader:
             return reader.calls(), reader.rating_digests()
 
-    calls, after = Ledger.use(pipeline.store, tell, rubric, whole, anew=True, tags=pipeline.tags)
+    calls, after = Ledger.use(pipeline.store, tell, rubric, whole, anew=True, tags=pipeline.reasoning_tags)
     both = before.keys() & after.keys()
     alike = sum(before[key] == after[key] for key in both)
     return Again(

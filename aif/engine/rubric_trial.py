@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isnan, nan, sqrt
 
-from aif.config.pipeline import Pipeline, options
+from aif.config.pipeline import Pipeline, request_options
 from aif.core.environment import ENVIRON
 from aif.core.errors import BadInput
+from aif.core.formatting import counted, dollars
 from aif.core.types import Usage
-from aif.core.words import counted, dollars
 from aif.engine.feedback import Asked, Person, announce, flow
 from aif.engine.make_pairs import scores_of
 from aif.engine.orchestrator import PAGE
@@ -116,7 +116,7 @@ def attempt(
             prepare(pipeline, ledger, present, tell, reread=False)
         return Tried((present.sheet.name, rubric.sheet.name), before, after, failures, flowed)
 
-    return Ledger.use(pipeline.store, tell, present, whole, tags=pipeline.tags)
+    return Ledger.use(pipeline.store, tell, present, whole, tags=pipeline.reasoning_tags)
 
 
 def _asking(pipeline: Pipeline, judge: str | None) -> Pipeline:
@@ -128,7 +128,7 @@ def _asking(pipeline: Pipeline, judge: str | None) -> Pipeline:
         raise BadInput(f"--judge {judge}: {pipeline.path} has no such judge; it has {names}")
     judges = {name: one for name, one in pipeline.judges.items() if judge in (None, name)}
     for one in judges.values():
-        options(one, ENVIRON)
+        request_options(one, ENVIRON)
     return pipeline.model_copy(update={"judges": judges})
 
 

@@ -49,7 +49,7 @@ def foresee(pipeline: Pipeline, limit: int | None, tell: Callable[[str], None]) 
         with Forecast.of(ledger.store) as reader:
             return estimated(pipeline, rubric, reader, limit)
 
-    return Ledger.use(pipeline.store, tell, rubric, whole, tags=pipeline.tags)
+    return Ledger.use(pipeline.store, tell, rubric, whole, tags=pipeline.reasoning_tags)
 
 
 def estimated(pipeline: Pipeline, rubric: Rubric, reader: Forecast, limit: int | None) -> Estimate:

@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TypeVar
 
-from aif.core.errors import StoreDamaged, StoreStarved
-from aif.core.paging import PAGE_BYTES, pages
+from aif.core.batching import MAX_BATCH_BYTES, batched
+from aif.core.errors import StoreDamaged, StoreOutOfMemory
 from aif.store.ingest import Entry, steps
 from aif.store.journal import Position
 from aif.store.ledger import Ledger
@@ -22,7 +22,7 @@ COMMIT_EVERY_S = 0.25
 # A commit takes 16 ms of CPU whatever is in it. Where it would hold fewer records than this, it waits for more.
 FEW, LATE_S = 32, 1.0
 QUEUED = 4096
-HELD_BYTES = 4 * PAGE_BYTES  # of replies on their way into the store: who has another waits
+HELD_BYTES = 4 * MAX_BATCH_BYTES  # of replies on their way into the store: who has another waits
 BUSY = 200  # so many waiting are enough for a batch
 
 T = TypeVar("T")
@@ -137,7 +137,7 @@ class Writer:
             batch += _drain(self._incoming)
             whole = [entry for entry in batch if entry is not None]
             open_ = len(whole) == len(batch)
-            for entries in pages(whole, lambda entry: entry.bytes, QUEUED):
+            for entries in batched(whole, lambda entry: entry.bytes, QUEUED):
                 records = [entry.record for entry in entries]
                 try:
                     position = await loop.run_in_executor(thread, self._ledger.journal.append, records)
@@ -164,13 +164,13 @@ class Writer:
                 batches += _drain(self._synced)
             whole = [batch for batch in batches if batch is not None]
             open_ = len(whole) == len(batches)
-            for full in pages(whole, _bytes, len(whole)):
+            for full in batched(whole, _bytes, len(whole)):
                 entries = [entry for batch, _ in full for entry in batch]
                 if not self._trouble:
                     try:
                         if await loop.run_in_executor(thread, self._store, entries, full[-1][1]):
                             self._on_ready()
-                    except (StoreDamaged, StoreStarved, OSError) as trouble:
+                    except (StoreDamaged, StoreOutOfMemory, OSError) as trouble:
                         self.give_up(trouble)
                 self._settle(entries)
             due = loop.time() + COMMIT_EVERY_S

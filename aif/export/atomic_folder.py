@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from aif.core.errors import FULL, BadInput
-from aif.core.file_permissions import shared
+from aif.core.errors import DISK_FULL, BadInput
+from aif.core.file_permissions import user_umask
 from aif.export.manifest import is_export
 
 
@@ -36,13 +36,13 @@ def replacing(out: Path) -> Iterator[Path]:
     try:
         if partial.exists():
             shutil.rmtree(partial)
-        with shared():
+        with user_umask():
             partial.mkdir(parents=True)
         yield partial
         _sync(partial)
         _put(partial, out)
     except OSError as error:
-        if error.errno in FULL:
+        if error.errno in DISK_FULL:
             shutil.rmtree(partial, ignore_errors=True)
             raise OSError(error.errno, os.strerror(error.errno), str(out)) from error
         why = error.strerror or error

@@ -18,9 +18,9 @@ from jinja2 import StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from aif.config.pipeline import Pipeline
-from aif.config.sections import DeclaredEndpoint, public
+from aif.config.sections import DeclaredEndpoint, publishable_name
+from aif.core.formatting import plural
 from aif.core.resources import shipped
-from aif.core.words import of
 from aif.engine.make_pairs import policy_of
 from aif.engine.outcome_text import OUTCOMES, STAGES, balanced, beside, counts, marked, rule_of
 from aif.judging.rubric import Rubric
@@ -221,7 +221,7 @@ def fenced(text: str, language: str = "") -> str:
 def identity(one: DeclaredEndpoint) -> str:
     """Who a model is, without where it lies on some machine; of a launched one, by the content that was served, too."""
     launched = one.model is None and one.launch is not None
-    said = one.declared.replace(one.served_name, public(one.served_name, hub=launched), 1)
+    said = one.declared_identity.replace(one.served_name, publishable_name(one.served_name, hub=launched), 1)
     return f"{said} (sha256:{one.served.digest[:12]})" if one.served and one.served.digest else said
 
 
@@ -256,11 +256,11 @@ def _books(books: Books) -> list[tuple[str, str]]:
     paired = books.outcomes.get("paired", 0)
     several = books.pairs != paired
     return [
-        (f"{sum(books.intake.values()):,}", f"{of(sum(books.intake.values()), 'row')} read"),
+        (f"{sum(books.intake.values()):,}", f"{plural(sum(books.intake.values()), 'row')} read"),
         *((amount, reason.replace("_", " ")) for amount, reason in left_out),
-        (f"= {books.selected:,}", of(books.selected, "prompt")),
+        (f"= {books.selected:,}", plural(books.selected, "prompt")),
         *dropped,
-        (f"= {paired:,}", "prompts with pairs" if several else of(paired, "pair")),
+        (f"= {paired:,}", "prompts with pairs" if several else plural(paired, "pair")),
         *([(f"{books.pairs:,}", "pairs of these")] if several else []),
         *((f"{n:,}", words) for n, words in beside(books)),
     ]
@@ -276,7 +276,7 @@ def _sources(sources: Sequence[tuple[str, int, int]]) -> list[tuple[str, int, in
 
 def _scale(facts: CardFacts) -> tuple[float, float]:
     """Lowest and highest score there can be; of scores that came with completions, those there are."""
-    if facts.pipeline.scored:
+    if facts.pipeline.has_scores:
         return float(facts.rejected.min()), float(facts.chosen.max())
     aspects = facts.rubric.sheet.aspects
     entering = [a for a in aspects.values() if a.weight > 0]

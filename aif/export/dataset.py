@@ -17,11 +17,11 @@ import pyarrow.compute as pc
 
 from aif import __version__
 from aif.config.pipeline import Pipeline
-from aif.config.sections import Labels
+from aif.config.sections import KtoLabels
 from aif.core.errors import BadInput, Incomplete
-from aif.core.file_permissions import shared
-from aif.core.types import CARRIED, Principle, digest, fraction
-from aif.core.words import counted
+from aif.core.file_permissions import user_umask
+from aif.core.formatting import counted
+from aif.core.types import PROVIDED_JUDGE, Principle, digest, fraction
 from aif.engine.make_pairs import make_pairs
 from aif.engine.outcome_text import shortfall
 from aif.engine.prepare import principles_of
@@ -115,7 +115,7 @@ def _annotating(
     drawn = principles_of(pipeline)
     pools = drawn.pools.items() if drawn else ()
     principles = {digest(text): Principle(pool, text) for pool, texts in pools for text in texts}
-    aspects = {name: request.aspects for name, request in rubric.sheet.requests.items()} | {CARRIED: (OVERALL,)}
+    aspects = {name: request.aspects for name, request in rubric.sheet.requests.items()} | {PROVIDED_JUDGE: (OVERALL,)}
 
     def fetch(selected: pa.Table, batch: int) -> Iterator[list[Annotated]]:
         for found in reader.whole(selected, batch):
@@ -143,7 +143,7 @@ def _with_rows(pipeline: Pipeline, found: Mapping[Of, DatasetRows], books: Books
     return formats
 
 
-def _rule(labels: Labels) -> str:
+def _rule(labels: KtoLabels) -> str:
     if labels.rule == "pairs":
         return "the sides of the pairs"
     return f"scores from {labels.desirable:g}, and up to {labels.undesirable:g}"
@@ -298,11 +298,11 @@ def _describe(
             if one.served and one.served.digest
         },
         "rubric": rubric.digest,
-        "pipeline_yaml": pipeline.public,
+        "pipeline_yaml": pipeline.public_yaml,
     }
-    with shared():
+    with user_umask():
         (folder / "README.md").write_text(render(facts), encoding="utf-8")
-        (folder / "pipeline.yaml").write_text(pipeline.public, encoding="utf-8")
+        (folder / "pipeline.yaml").write_text(pipeline.public_yaml, encoding="utf-8")
         (folder / NAME).write_bytes(orjson.dumps(sealed(run), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
 
 

@@ -18,7 +18,7 @@ from huggingface_hub.utils.sha import git_hash
 
 from aif import __version__
 from aif.core.errors import AifError, BadInput, ProviderRefused
-from aif.core.file_permissions import shared
+from aif.core.file_permissions import user_umask
 from aif.core.redaction import redact
 
 WAIT_S = 30.0  # for the answer to what stands there; huggingface_hub itself would wait for ever
@@ -87,7 +87,7 @@ def opened(repo: str) -> Iterator[HfApi]:
         raise BadInput("what HF_TOKEN or `hf auth login` holds is no token; set it again")
     api = HfApi(token=token, library_name="aif", library_version=__version__)
     try:
-        with shared():
+        with user_umask():
             yield api
     except AifError:
         raise

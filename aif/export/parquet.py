@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from aif.core.errors import AifError
-from aif.core.file_permissions import shared
+from aif.core.file_permissions import user_umask
 from aif.export.formats import FORMATS, Part, file_of
 from aif.export.layout import Layout, Of
 
-ROW_GROUP = 2000  # rows at most, and a page of them (see core/paging.py): the Hub's viewer reads a row group at once
+ROW_GROUP = 2000  # rows at most, and a page of them (see core/batching.py): the Hub's viewer reads a row group at once
 
 Parts = Mapping[Of, Mapping[Part, pa.Table]]
 
@@ -72,7 +72,7 @@ def _fill(files: Sequence[tuple[Layout, Path]], batches: Iterator[list[Any]], ro
 
 
 def _writer(path: Path, layout: Layout) -> pq.ParquetWriter:
-    with shared():
+    with user_umask():
         path.parent.mkdir(exist_ok=True)
         return pq.ParquetWriter(path, layout.schema, compression="zstd", write_page_index=True)
 

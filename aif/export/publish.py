@@ -97,7 +97,7 @@ def exported(pipeline: Pipeline, rubric: Rubric, ledger: Ledger, folder: Path, m
     make_pairs(pipeline, rubric, ledger.store)
     with Results.of(ledger.store) as reader:
         state = state_of(reader, reader.books(), reader.paired())
-    changed = [f"`{key}`" for key in _differing(run.pipeline_yaml, pipeline.public)]
+    changed = [f"`{key}`" for key in _differing(run.pipeline_yaml, pipeline.public_yaml)]
     changed += ["the rubric"] if run.rubric != rubric.digest else []
     if run.state != state and not changed:  # other pairs may only follow from the others
         changed = ["what is in the store"]
@@ -170,7 +170,7 @@ def _compared(local: Path | bytes, path: str, there: RepoFile | None) -> File:
 def _closed(api: HfApi, pipeline: Pipeline) -> Iterator[str]:
     """The datasets of the Hub among the sources that not everyone may see, and why."""
     every = dict.fromkeys(one.hub for one in pipeline.prompts if one.hub)
-    for name in (one for one in every if not local_folder(one, pipeline.beside)):
+    for name in (one for one in every if not local_folder(one, pipeline.folder)):
         try:
             info = api.dataset_info(name, timeout=hub.WAIT_S)
         except RepositoryNotFoundError:

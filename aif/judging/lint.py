@@ -69,7 +69,7 @@ def lint(folder: Path) -> tuple[list[Finding], Rubric | None]:
         return [Finding(True, line) for line in told], None
     if failed := list(rubric.unrendered(range(2, MOST + 1))):
         return [Finding(True, f"{line}; `n` is 2 to per_prompt") for line in failed], None
-    draft = _Draft(rubric, located_yaml.read(files["rubric.yaml"], lambda line: f"{folder}/rubric.yaml:{line}"))
+    draft = _Draft(rubric, located_yaml.parse_yaml(files["rubric.yaml"], lambda line: f"{folder}/rubric.yaml:{line}"))
     return [Finding(False, line) for rule in _RULES for line in rule(draft)], rubric
 
 
@@ -133,7 +133,7 @@ class _Draft:
     """A sound rubric, and where each of its keys stands."""
 
     rubric: Rubric
-    text: located_yaml.Text
+    text: located_yaml.YamlDocument
 
     def at(self, *keys: str | int, words: str) -> str:
         return said(self.text, Problem(keys, words))

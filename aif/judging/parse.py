@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from aif.core.strict_json import encodable, reader, shape_of
+from aif.core.strict_json import json_type, make_decoder, replace_surrogates
 from aif.core.types import Rating
 from aif.judging.rubric import NOT_APPLICABLE, Aspect, Form, Rubric
 
@@ -52,7 +52,7 @@ def _rating(completion: str, name: str, aspect: Aspect, said: Mapping[str, Any])
         word = _word(word, aspect)
     if not isinstance(rationale, str):
         raise Unparseable("no rationale")
-    rationale = encodable(rationale.strip())
+    rationale = replace_surrogates(rationale.strip())
     types = _types(said.get("types"), aspect) if aspect.types else ()
     if word == NOT_APPLICABLE:
         return Rating(completion, name, "not_applicable", None, rationale, types)
@@ -99,7 +99,7 @@ def _no_constant(word: str) -> Any:
     raise Unparseable(f"{word} is no rating")
 
 
-_read_once = reader(_twice, _no_constant)
+_read_once = make_decoder(_twice, _no_constant)
 
 
 def _read_json(text: str, n: int, aspects: tuple[str, ...]) -> Fields:
@@ -130,7 +130,7 @@ def _read_json(text: str, n: int, aspects: tuple[str, ...]) -> Fields:
 
 def _numbered(data: Any, n: int) -> dict[int, dict[str, Any]]:
     if not isinstance(data, dict):
-        raise Unparseable(f"expected an object with the completions' numbers as keys, got {shape_of(data)}")
+        raise Unparseable(f"expected an object with the completions' numbers as keys, got {json_type(data)}")
     expected = {str(i) for i in range(1, n + 1)}
     if missing := sorted(expected - set(data), key=int):
         raise Unparseable(f"completion {missing[0]} is missing")

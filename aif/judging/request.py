@@ -9,7 +9,7 @@ import orjson
 from aif.config.sections import Judge
 from aif.core.types import Principle, Prompt, Sampling, Stage
 from aif.judging.rubric import Rubric, render, spec_digest
-from aif.planning.plan import System, sent_messages
+from aif.planning.plan import SystemMode, sent_messages
 from aif.providers.base import CallError, Kind, Request
 from aif.providers.retry import RetryPolicy
 
@@ -20,7 +20,7 @@ ROOM = 4  # a judgement cut at its limit gets twice the room each time, up to so
 
 
 def completion_request(
-    prompt: Prompt, principle: Principle | None, system: System, sampling: Sampling, seed: int
+    prompt: Prompt, principle: Principle | None, system: SystemMode, sampling: Sampling, seed: int
 ) -> Request:
     """What a model of the pool is sent for a slot."""
     return Request(

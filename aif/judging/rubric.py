@@ -19,8 +19,8 @@ from jinja2 import FunctionLoader, StrictUndefined, TemplateSyntaxError, Undefin
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from aif.config import error_text, located_yaml
-from aif.config.located_yaml import Keys, Problem, Text, dotted
+from aif.config import error_messages, located_yaml
+from aif.config.located_yaml import KeyPath, Problem, YamlDocument, dotted
 from aif.core.errors import BadInput
 from aif.core.types import KEY_LENGTH, Message, Prompt, digest, fraction
 
@@ -114,9 +114,9 @@ class Sheet(Strict):
 _PARTS: Mapping[str | int, type[Strict]] = {"aspects": Aspect, "requests": RubricRequest, "material": Material}
 
 
-def _unknown(keys: Keys) -> str:
+def _unknown(keys: KeyPath) -> str:
     part = Sheet if len(keys) == 1 else _PARTS[keys[0]]
-    return error_text.unknown_key(str(keys[-1]), list(part.model_fields))
+    return error_messages.unknown_key_message(str(keys[-1]), list(part.model_fields))
 
 
 _BEFORE = " (conversation, material and completions stand before a request's own text by themselves)"
@@ -140,12 +140,12 @@ class Rubric:
         """A rubric from its files' texts by name, checked; every template is rendered once. Raises BadInput."""
         if "rubric.yaml" not in files:
             raise BadInput(f"{where}: no rubric.yaml in this folder")
-        found = located_yaml.read(files["rubric.yaml"], lambda line: f"{where}/rubric.yaml:{line}")
+        found = located_yaml.parse_yaml(files["rubric.yaml"], lambda line: f"{where}/rubric.yaml:{line}")
         wrong = {problem.keys: problem for problem in reversed(found.problems)}
         try:
             sheet = Sheet.model_validate(found.data)
         except ValidationError as error:
-            for problem in error_text.problems(error, found, _unknown):
+            for problem in error_messages.validation_problems(error, found, _unknown):
                 wrong.setdefault(problem.keys, problem)
         if wrong:
             raise BadInput("\n".join(said(found, problem) for problem in wrong.values()))
@@ -160,7 +160,7 @@ class Rubric:
         """What does not fit together: aspects with requests, names of templates with files."""
         known, asked = ", ".join(self.sheet.aspects), set[str]()
         for name, ask in self.sheet.requests.items():
-            at: Keys = ("requests", name, "aspects")
+            at: KeyPath = ("requests", name, "aspects")
             for aspect in ask.aspects:
                 if aspect not in self.sheet.aspects:
                     yield Problem(at, f"no aspect {aspect!r}; there are {known}")
@@ -170,7 +170,7 @@ class Rubric:
         for aspect in self.sheet.aspects:
             if aspect not in asked:
                 yield Problem(("aspects", aspect), "is in no request; name it in `aspects` of one, or take it out")
-        templates: list[tuple[Keys, str]] = [(("role",), self.sheet.role)]
+        templates: list[tuple[KeyPath, str]] = [(("role",), self.sheet.role)]
         templates += [(("requests", name, "template"), ask.template) for name, ask in self.sheet.requests.items()]
         for keys, name in templates:
             if name not in self.files:
@@ -377,9 +377,9 @@ def files_in(folder: Path) -> dict[str, str]:
     return files
 
 
-def said(found: Text, problem: Problem) -> str:
+def said(found: YamlDocument, problem: Problem) -> str:
     """A problem of rubric.yaml with its file, line and keys."""
-    return ": ".join(filter(None, (found.place(problem.keys).where, dotted(problem.keys), problem.text)))
+    return ": ".join(filter(None, (found.location_of(problem.keys).where, dotted(problem.keys), problem.text)))
 
 
 # Scores that came with completions: one aspect, asked of no one.

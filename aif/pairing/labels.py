@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from aif.config.sections import Labels
+from aif.config.sections import KtoLabels
 from aif.core.types import fraction
 from aif.pairing.scores import slack
 
@@ -81,7 +81,7 @@ def _rows(scored: pa.Table) -> Iterator[dict[str, Any]]:
             n += 1
 
 
-def labelled(scored: pa.Table, paired: pa.Table, rule: Labels) -> Labelled:
+def labelled(scored: pa.Table, paired: pa.Table, rule: KtoLabels) -> Labelled:
     """Labels by the declared rule. The labels and what is left out add up to the rows of `scored`.
 
     By `pairs` the chosen side of any pair is desirable and the rejected one is not; by `scores` what scores at least
@@ -116,7 +116,7 @@ def _by_pairs(scored: pa.Table, paired: pa.Table) -> Iterator[_Said]:
         yield sides.get(key, set()), "in_no_pair"
 
 
-def _by_scores(scored: pa.Table, rule: Labels) -> Iterator[_Said]:
+def _by_scores(scored: pa.Table, rule: KtoLabels) -> Iterator[_Said]:
     assert rule.desirable is not None
     assert rule.undesirable is not None
     for score, truncated in zip(*(scored.column(name).to_pylist() for name in ("score", "truncated")), strict=True):

@@ -1,4 +1,4 @@
-"""Which completions a prompt gets, by which model, with which seed and principle.
+"""Which completions a prompt gets: by which models, with which seeds and principles.
 
 Pure: prompt and pool in, slots out.
 """

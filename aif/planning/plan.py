@@ -1,9 +1,10 @@
-"""Which completions a prompt gets: prompt x seed -> slots. Pure.
+"""Decide which completions a prompt gets: prompt and seed -> slots. Pure.
 
-Models are ranked per prompt by a hash of (seed, prompt, model, sample), so a model added to the pool displaces at most
-one slot of a prompt per sample and moves no other. Principle and sampling seed are drawn from the same tuple, never
-from the slot's number. Where one model is in the pool under several settings, all but the first of these draw with
-their settings besides: else they would be drawn together, with one principle and one seed.
+For each prompt, the pool's models are ranked by a hash of (seed, prompt, model, sample); the best `per_prompt` get a
+slot. So another model in the pool replaces at most one slot of a prompt for each of its samples; all other slots, of
+earlier prompts too, keep their model, principle, sampling seed and key. Principle and sampling seed are drawn from the
+same tuple, never from the slot's number. If a model is in the pool with several settings, the settings of all but the
+first are added to the tuple: else the entries would be drawn together, with the same principle and seed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,117 +13,132 @@ from functools import lru_cache
 from itertools import accumulate
 from typing import Any, Literal
 
-from aif.config.error_text import shown, unknown_key
+from aif.config.error_messages import format_value, unknown_key_message
 from aif.core.errors import BadInput
 from aif.core.types import (
     KEY_LENGTH,
     Message,
     Principle,
     Prompt,
-    Provided,
+    ProvidedCompletion,
     Sampling,
     Slot,
     as_dicts,
-    carried_identity,
     digest,
     fraction,
+    provided_identity,
 )
 
-System = Literal["role", "fold_into_user", "none"]
-Parts = tuple[str | int, ...]  # what a number is drawn by
+SystemMode = Literal["role", "fold_into_user", "none"]
+DrawKey = tuple[str | int, ...]  # the tuple that a completion's rank, principle and sampling seed are drawn from
 
-PLAN_VERSION = 1  # raised when the same inputs give other slots
-APART_VERSION = 2  # the same, of pools that have a model under several settings
+PLAN_VERSION = 1  # incremented when the same inputs give other slots
+REPEATED_MODEL_VERSION = 2  # the same for pools that have a model with several settings
 
 
 @dataclass(frozen=True, slots=True)
 class PoolModel:
-    """A model of the pool, as far as the plan knows it: no host, no price. `identity` is as declared, and draws go by
-    it; `other` tells what is served from what first was under that name: it has the same places and seeds."""
+    """What planning needs to know of a model in the pool: no host, no price.
+
+    `identity` is the identity that the pipeline file declares; draws depend on it. `other` is the identity's suffix if
+    the server loads other files than those first served under the name; draws don't depend on it. `system` says how
+    system turns are sent, `samples` how many slots of a prompt the model may fill.
+    """
+
+    # plan_digest() hashes these fields by name
 
     name: str
     identity: str
     sampling: Sampling
     samples: int = 1
-    system: System = "role"
+    system: SystemMode = "role"
     other: str = ""
 
     @property
-    def settings(self) -> str:
-        """What tells it from the same model in the pool once more."""
+    def settings_digest(self) -> str:
+        """Digest of the settings that tell two entries of the same model apart."""
         return digest([self.sampling.identity, self.system])
 
 
 @dataclass(frozen=True, slots=True)
 class Principles:
-    """Pools of system prompts, and for each source the probability of each pool (they sum to 1)."""
+    """A principles file: pools of system prompts, and for each source the probability of each pool (summing to 1).
+
+    `default` has the probabilities for sources that aren't in `sources`.
+    """
+
+    # plan_digest() hashes these fields by name
 
     pools: Mapping[str, tuple[str, ...]]
     sources: Mapping[str, Mapping[str, float]]
     default: Mapping[str, float]
 
     @classmethod
-    def of(cls, data: Any, where: str) -> "Principles":
-        """A principles file's content, checked. `where` names the file in errors. Raises BadInput."""
-        given = _named(data, where)
-        if unknown := [key for key in given if key not in _FILE_KEYS]:
-            raise BadInput(f"{where}: {unknown_key(unknown[0], _FILE_KEYS)}")
+    def parse(cls, data: Any, where: str) -> "Principles":
+        """Check the content of a principles file. `where` is the file's name for errors. Raises BadInput."""
+        content = _mapping(data, where)
+        if unknown := [key for key in content if key not in _FILE_KEYS]:
+            raise BadInput(f"{where}: {unknown_key_message(unknown[0], _FILE_KEYS)}")
         pools = {
             name: _texts(texts, f"{where}: pools.{name}")
-            for name, texts in _named(given.get("pools"), f"{where}: pools").items()
+            for name, texts in _mapping(content.get("pools"), f"{where}: pools").items()
         }
         sources = {
-            name: _shares(shares, pools, f"{where}: sources.{name}")
-            for name, shares in (_named(given["sources"], f"{where}: sources") if "sources" in given else {}).items()
+            name: _probabilities(shares, pools, f"{where}: sources.{name}")
+            for name, shares in (
+                _mapping(content["sources"], f"{where}: sources") if "sources" in content else {}
+            ).items()
         }
-        return cls(pools, sources, _shares(given.get("default"), pools, f"{where}: default"))
+        return cls(pools, sources, _probabilities(content.get("default"), pools, f"{where}: default"))
 
     def draw(self, source: str, *parts: str | int) -> Principle:
-        """The principle for one completion of a prompt of `source`, drawn by the parts alone, in whatever order the
-        file names its pools."""
+        """Draw the principle for a completion of a prompt of `source`. The draw depends on `parts` alone, not on the
+        order of the pools in the file."""
         shares = sorted((pool, share) for pool, share in self.sources.get(source, self.default).items() if share > 0)
         point, bounds = fraction(*parts, "pool"), accumulate(share for _, share in shares)
-        # the last bound may be a rounding below 1, and the point above it
+        # by rounding, the last bound may be below 1 and the point above it
         pool = next((pool for (pool, _), bound in zip(shares, bounds, strict=True) if point < bound), shares[-1][0])
-        # ranked by hash, as models are: a text added to a pool of n takes one in n + 1 of its draws and moves no other
+        # ranked by hash, like models: a text added to a pool of n takes 1/(n + 1) of its draws and changes no other
         return Principle(pool, max(self.pools[pool], key=lambda text: fraction(*parts, "text", text)))
 
 
 _FILE_KEYS = ("name", "description", "pools", "sources", "default")
 
 
-def _named(value: Any, where: str) -> dict[str, Any]:
+def _mapping(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict) or not value:
-        raise BadInput(f"{where}: expected names with something below each, got {shown(value or None)}; fill it in")
+        raise BadInput(
+            f"{where}: expected a mapping with at least one entry, got {format_value(value or None)}; fill it in"
+        )
     return {str(name): below for name, below in value.items()}
 
 
 def _texts(value: Any, where: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not value:
-        raise BadInput(f"{where}: expected a list of texts, got {shown(value or None)}; give at least one")
+        raise BadInput(f"{where}: expected a list of texts, got {format_value(value or None)}; give at least one")
     for n, text in enumerate(value, start=1):
         if not isinstance(text, str) or not text.strip():
-            raise BadInput(f"{where}: text {n}: expected a text, got {shown(text or None)}; write it in quotes")
+            raise BadInput(f"{where}: text {n}: expected a text, got {format_value(text or None)}; write it in quotes")
     return tuple(value)
 
 
-def _shares(value: Any, pools: Mapping[str, Any], where: str) -> dict[str, float]:
-    shares = _named(value, where)
+def _probabilities(value: Any, pools: Mapping[str, Any], where: str) -> dict[str, float]:
+    shares = _mapping(value, where)
     for pool, share in shares.items():
         if pool not in pools:
             raise BadInput(f"{where}: there is no pool {pool!r}; pools are {', '.join(pools)}")
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
-            raise BadInput(f"{where}.{pool}: expected a probability from 0 to 1, got {shown(share)}")
+            raise BadInput(f"{where}.{pool}: expected a probability from 0 to 1, got {format_value(share)}")
     if abs(sum(shares.values()) - 1) > 1e-6:
         raise BadInput(f"{where}: the probabilities sum to {sum(shares.values()):g}; they must sum to 1")
     return {pool: float(share) for pool, share in shares.items()}
 
 
-def sent_messages(prompt: Prompt, principle: Principle | None, system: System) -> tuple[Message, ...]:
-    """The turns a model is sent. The user's own system turn comes first, then the principle.
+def sent_messages(prompt: Prompt, principle: Principle | None, system: SystemMode) -> tuple[Message, ...]:
+    """Return the turns that are sent to a model: the prompt's, with its system turn and the principle joined.
 
-    `role` sends them as a system turn; `fold_into_user` puts them before the first user turn, for chat templates that
-    refuse a system turn; `none` sends no principle and folds the user's own system turn.
+    `system` says where these go: `role` sends them as a system turn; `fold_into_user` puts them before the first user
+    turn, for chat templates that refuse a system turn; `none` drops the principle and folds the prompt's system turn.
     """
     own = prompt.messages[0].content if prompt.messages[0].role == "system" else None
     turns = prompt.messages[1:] if own is not None else prompt.messages
@@ -137,7 +153,8 @@ def sent_messages(prompt: Prompt, principle: Principle | None, system: System) -
 
 
 def completion_key(prompt: Prompt, model: PoolModel, sample: int, seed: int, principle: Principle | None) -> str:
-    """A completion's identity: prompt, model, sample, and the logical request. Never the host."""
+    """Return a completion's id: a digest of prompt, model, sample and the request (messages, sampling, seed). The host
+    is no part of it."""
     return digest(
         {
             "v": 1,
@@ -151,67 +168,77 @@ def completion_key(prompt: Prompt, model: PoolModel, sample: int, seed: int, pri
     )[:KEY_LENGTH]
 
 
-def carried_key(prompt_id: str, one: Provided) -> str:
-    """The identity of a completion that came with its prompt: who wrote what. Its score is no part of it."""
-    return digest({"v": 1, "prompt": prompt_id, "carried": one.model, "text": one.text})[:KEY_LENGTH]
+def provided_key(prompt_id: str, completion: ProvidedCompletion) -> str:
+    """Return the id of a completion that came with its prompt: a digest of prompt, model and text. The score is no part
+    of it."""
+    content = {"v": 1, "prompt": prompt_id, "carried": completion.model, "text": completion.text}
+    return digest(content)[:KEY_LENGTH]
 
 
-def carried_slots(prompt_id: str, carried: Sequence[tuple[str, str]]) -> tuple[Slot, ...]:
-    """The slots of a prompt that brings its completions: those, (key, identity), and no others."""
+def provided_slots(prompt_id: str, completions: Sequence[tuple[str, str]]) -> tuple[Slot, ...]:
+    """Return the slots of a prompt that came with its completions, one for each (key, model identity)."""
     return tuple(
-        Slot(key, prompt_id, n, identity.removeprefix(carried_identity("")), identity, 0, 0, None)
-        for n, (key, identity) in enumerate(carried)
+        Slot(key, prompt_id, n, identity.removeprefix(provided_identity("")), identity, 0, 0, None)
+        for n, (key, identity) in enumerate(completions)
     )
 
 
-def slots(
+def plan_slots(
     prompt: Prompt, pool: Sequence[PoolModel], per_prompt: int, principles: Principles | None, seed: int
 ) -> tuple[Slot, ...]:
-    """The `per_prompt` slots of a prompt, best rank first, in whatever order the pool is given.
+    """Return the `per_prompt` slots of a prompt, best rank first. The order of the pool doesn't matter.
 
-    Raises BadInput where the pool's models and samples are too few.
+    Of 10 models a prompt gets those with the lowest hashes of (seed, prompt, model, sample). An 11th model takes at
+    most one slot of a prompt (per sample of it); no other slot changes. Raises BadInput if the pool has too few models
+    and samples.
     """
-    candidates: list[tuple[PoolModel, int, Parts]] = [
-        (model, sample, (seed, prompt.prompt_id, model.identity, sample, *own))
-        for model, own in _apart(tuple(pool))
+    candidates: list[tuple[PoolModel, int, DrawKey]] = [
+        (model, sample, (seed, prompt.prompt_id, model.identity, sample, *settings))
+        for model, settings in _with_settings(tuple(pool))
         for sample in range(model.samples)
     ]
     if len(candidates) < per_prompt:
         raise BadInput(f"{per_prompt} completions a prompt, but the pool's models and samples make {len(candidates)}")
-    best = sorted(candidates, key=lambda one: fraction(*one[2], "rank"))[:per_prompt]
-    return tuple(_slot(prompt, n, *one, principles) for n, one in enumerate(best))
+    best = sorted(candidates, key=lambda candidate: fraction(*candidate[2], "rank"))[:per_prompt]
+    return tuple(_slot(prompt, n, *candidate, principles) for n, candidate in enumerate(best))
 
 
 @lru_cache(maxsize=8)
-def _apart(pool: tuple[PoolModel, ...]) -> list[tuple[PoolModel, tuple[str, ...]]]:
-    """Each model with what it adds to the tuple it draws by: nothing where it is the first of its identity. So what was
-    bought of that one stays: it is the one that came first where all drew alike, too."""
+def _with_settings(pool: tuple[PoolModel, ...]) -> list[tuple[PoolModel, tuple[str, ...]]]:
+    """Return each model with the settings that it adds to its draw key: none for the first entry of an identity, so the
+    completions paid for before a second entry was added stay."""
     first: dict[str, PoolModel] = {}
-    for model in sorted(pool, key=lambda one: (repr(one.sampling), one.system)):
+    for model in sorted(pool, key=lambda entry: (repr(entry.sampling), entry.system)):
         first.setdefault(model.identity, model)
-    return [(model, () if model.settings == first[model.identity].settings else (model.settings,)) for model in pool]
+    return [
+        (model, () if model.settings_digest == first[model.identity].settings_digest else (model.settings_digest,))
+        for model in pool
+    ]
 
 
-def _slot(prompt: Prompt, n: int, model: PoolModel, sample: int, parts: Parts, principles: Principles | None) -> Slot:
-    drawn = principles.draw(prompt.source, *parts) if principles and model.system != "none" else None
-    sampling_seed = int(fraction(*parts, "seed") * 2**31)
+def _slot(prompt: Prompt, n: int, model: PoolModel, sample: int, key: DrawKey, principles: Principles | None) -> Slot:
+    principle = principles.draw(prompt.source, *key) if principles and model.system != "none" else None
+    sampling_seed = int(fraction(*key, "seed") * 2**31)
     return Slot(
-        key=completion_key(prompt, model, sample, sampling_seed, drawn),
+        key=completion_key(prompt, model, sample, sampling_seed, principle),
         prompt_id=prompt.prompt_id,
         slot=n,
         model=model.name,
         identity=model.identity + model.other,
         sample=sample,
         seed=sampling_seed,
-        principle=drawn,
+        principle=principle,
     )
 
 
 def plan_digest(pool: Sequence[PoolModel], per_prompt: int, principles: Principles | None, seed: int) -> str:
-    """What tells that the slots planned before still hold: everything `slots` depends on besides the prompt."""
+    """Return a digest of everything besides the prompt that `plan_slots` depends on. While it stays the same, slots
+    that were planned before are still right."""
     return digest(
         {
-            "v": APART_VERSION if any(own for _, own in _apart(tuple(pool))) else PLAN_VERSION,
+            "v": REPEATED_MODEL_VERSION
+            if any(settings for _, settings in _with_settings(tuple(pool)))
+            else PLAN_VERSION,
             "pool": [
                 {name: value for name, value in asdict(model).items() if name != "other" or value} for model in pool
             ],

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from aif.core.reasoning import Tags
-from aif.core.strict_json import encodable, shape_of
+from aif.core.strict_json import json_type, replace_surrogates
 from aif.core.types import Message, Usage, as_dicts
 from aif.providers import chat_completions
 from aif.providers.base import PLAIN, Options, Reply, Request
@@ -55,7 +55,9 @@ def read_reply(data: Any, sent: Mapping[str, Any], tags: Tags = "auto") -> Reply
     of `wire.usable`.
     """
     if not isinstance(data, dict):
-        raise chat_completions.reported(data) or chat_completions.bad(f"The answer is {shape_of(data)}, not a message.")
+        raise chat_completions.reported(data) or chat_completions.bad(
+            f"The answer is {json_type(data)}, not a message."
+        )
     heard = Reply("", None, _usage(data.get("usage")), sent=sent, served=_served(data))
     content = data.get("content")
     if content is None or data.get("error"):
@@ -80,7 +82,7 @@ def _why(details: Any) -> str:
     if not isinstance(details, dict):
         return ""
     said = (details.get("category"), details.get("explanation"))
-    return encodable(": ".join(part for part in said if isinstance(part, str)))
+    return replace_surrogates(": ".join(part for part in said if isinstance(part, str)))
 
 
 def _served(data: Mapping[str, Any]) -> dict[str, str]:

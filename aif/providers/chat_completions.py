@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 import orjson
 
-from aif.core.reasoning import Tags, split
-from aif.core.redaction import redact, without
-from aif.core.strict_json import encodable, reader, shape_of
+from aif.core.reasoning import Tags, split_reasoning
+from aif.core.redaction import redact, remove_keys
+from aif.core.strict_json import json_type, make_decoder, replace_surrogates
 from aif.core.types import Usage, as_dicts, is_blank
 from aif.providers.base import NO_WORD, PLAIN, TRANSIENT, UNKNOWN_END, CallError, Finish, Kind, Options, Reply, Request
 from aif.providers.error_replies import classify, cut, inside
@@ -135,10 +135,10 @@ def _streamed(said: str) -> Any:
 
 
 def _twice(name: str) -> CallError:
-    return bad(f"The answer names {encodable(name)!r} twice in one object.")
+    return bad(f"The answer names {replace_surrogates(name)!r} twice in one object.")
 
 
-_read_once = reader(_twice)
+_read_once = make_decoder(_twice)
 
 
 def read_reply(data: Any, sent: Mapping[str, Any], tags: Tags = "auto") -> Reply:
@@ -150,7 +150,7 @@ def read_reply(data: Any, sent: Mapping[str, Any], tags: Tags = "auto") -> Reply
     those of `usable`.
     """
     if not isinstance(data, dict):
-        raise reported(data) or bad(f"The answer is {shape_of(data)}, not a chat completion.")
+        raise reported(data) or bad(f"The answer is {json_type(data)}, not a chat completion.")
     about = served(data, "model", "system_fingerprint", "id", "service_tier")
     heard = Reply("", None, _usage(data.get("usage")), sent=sent, served=about)
     choice, message = _choice(data, heard)
@@ -160,7 +160,7 @@ def read_reply(data: Any, sent: Mapping[str, Any], tags: Tags = "auto") -> Reply
     if error := choice.get("error") or _failed(data.get("base_resp")) or (not heard.text and data.get("error")):
         raise reported({"error": error}, heard) or bad("The answer's choice is an error.", heard)
     if refusal := message.get("refusal"):
-        return usable(replace(heard, finish="refusal", text=heard.text or encodable(str(refusal))))
+        return usable(replace(heard, finish="refusal", text=heard.text or replace_surrogates(str(refusal))))
     return usable(finished(choice.get("finish_reason"), heard))
 
 
@@ -174,7 +174,7 @@ def parts(content: Any, heard: Reply) -> tuple[str, str]:
         if isinstance(part, str):
             text.append(part)
         elif not isinstance(part, dict):
-            raise bad(f"The content is {shape_of(content)} with {shape_of(part)} in it, not a text.", heard)
+            raise bad(f"The content is {json_type(content)} with {json_type(part)} in it, not a text.", heard)
         elif (kind := str(part.get("type", "text"))).startswith(("thinking", "reasoning")):
             thoughts.append(thinking([part]))
         elif kind in ("text", "output_text"):
@@ -225,7 +225,7 @@ def receive(
     bytes first, and of `read`. Nothing of the body goes past here with the key in it, be it a reply or an error.
     """
     headers = {name.lower(): value for name, value in headers.items()}
-    content = without(content, *keys)
+    content = remove_keys(content, *keys)
     if not 200 <= status < 300:
         raise classify(status, headers, content.decode("utf-8", "replace"), keys=keys)
     try:
@@ -256,7 +256,7 @@ def bad(why: str, heard: Reply | None = None) -> CallError:
 
 def served(data: Mapping[str, Any], *names: str) -> dict[str, str]:
     """What a server says of itself under these names, where it is a text."""
-    return {name: encodable(value) for name in names if isinstance(value := data.get(name), str)}
+    return {name: replace_surrogates(value) for name in names if isinstance(value := data.get(name), str)}
 
 
 def _choice(data: Mapping[str, Any], heard: Reply) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -290,7 +290,7 @@ def _failed(base_resp: Any) -> Any:
 def finished(reason: Any, heard: Reply) -> Reply:
     """The reply with why the model stopped. One that ended in an error is asked for again. An unknown word, or none,
     leaves open whether the text is whole: it is kept as if it were cut, with the word."""
-    said = encodable(reason).strip() if isinstance(reason, str) else ""
+    said = replace_surrogates(reason).strip() if isinstance(reason, str) else ""
     finish = _FINISH.get(said) or _FINISH.get(_PREFIX.sub("", re.sub("[^a-z]+", "_", said.lower())))
     if finish == "error":
         error = bad(f"The completion finished by {cut(said)}, so it may not be whole.", heard)
@@ -303,8 +303,8 @@ def finished(reason: Any, heard: Reply) -> Reply:
 
 def saying(heard: Reply, content: str, thoughts: str, tags: Tags) -> Reply:
     """The reply with what the model said. Usage in which that took no token is none."""
-    content, thoughts = encodable(content), encodable(thoughts)
-    told = split(content, thoughts, tags)
+    content, thoughts = replace_surrogates(content), replace_surrogates(thoughts)
+    told = split_reasoning(content, thoughts, tags)
     free = (told.text or told.reasoning) and heard.usage is not None and not heard.usage.output
     said = None if (told.text, told.reasoning or "") == (content, thoughts) else (content, thoughts)
     usage = None if free else heard.usage

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from aif.core.redaction import redact
-from aif.core.strict_json import encodable, parse
+from aif.core.strict_json import parse_body, replace_surrogates
 from aif.providers.base import TRANSIENT, CallError, Kind
 from aif.providers.limit_headers import in_words, quotas, retry_after, spoken
 
@@ -285,16 +285,18 @@ def _said(text: str) -> _Said:
     if (data := _json(text)) is not None:
         return _of(data, text)
     page = text.lstrip()[:1] == "<" and "<html" in text[:2000].lower()
-    return _Said(" ".join(encodable(_UNSEEN.sub(" ", text)).split()), (), page=page)
+    return _Said(" ".join(replace_surrogates(_UNSEEN.sub(" ", text)).split()), (), page=page)
 
 
 def _of(data: Any, text: str) -> _Said:
     """The words and codes of a parsed body; its text where it has no words of its own."""
     found = list(_walk(data, 0, "error" if isinstance(data, str | list) else ""))
-    codes = tuple(dict.fromkeys(encodable(value) for is_code, value in found if is_code))
-    words = "; ".join(dict.fromkeys(encodable(value) for is_code, value in found if not is_code and value.strip()))
+    codes = tuple(dict.fromkeys(replace_surrogates(value) for is_code, value in found if is_code))
+    words = "; ".join(
+        dict.fromkeys(replace_surrogates(value) for is_code, value in found if not is_code and value.strip())
+    )
     status = next((int(code) for code in codes if re.fullmatch("[45][0-9][0-9]", code)), 0)
-    return _Said(words or ("" if codes else encodable(text)), codes, status)
+    return _Said(words or ("" if codes else replace_surrogates(text)), codes, status)
 
 
 def _walk(data: Any, depth: int, under: str) -> Iterator[tuple[bool, str]]:
@@ -327,7 +329,7 @@ def _json(text: str) -> Any:
     if text.lstrip()[:1] not in ("{", "["):
         return None
     try:
-        return parse(text.encode("utf-8", "replace"))
+        return parse_body(text.encode("utf-8", "replace"))
     except (ValueError, RecursionError):
         return None
 

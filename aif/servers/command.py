@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from aif.config.fields import is_own
+from aif.config.fields import is_private_host
 from aif.config.pipeline import Pipeline
-from aif.config.sections import Judge, Launch, Model, flag, is_one_of
+from aif.config.sections import Judge, Launch, Model, matches_option, option_name
 from aif.core.errors import BadInput
-from aif.core.file_permissions import USUAL, stranger
-from aif.core.resources import at_home
+from aif.core.file_permissions import USER_UMASK, untrusted_writer
+from aif.core.resources import expand_home
 from aif.core.types import Stage
 from aif.servers.placement import CPU, Key, Wish
 
@@ -97,7 +97,7 @@ def arguments(args: Iterable[str]) -> dict[str, str]:
     for word in args:
         if re.match(r"-\D", word):
             name, equals, value = word.partition("=")
-            name = flag(name)
+            name = option_name(name)
             found[name] = [value] if equals else []
         elif name:
             found[name].append(word)
@@ -106,10 +106,10 @@ def arguments(args: Iterable[str]) -> dict[str, str]:
 
 def _model(one: Model | Judge, launch: Launch, pipeline: Pipeline) -> str:
     for word in launch.args:
-        if is_one_of(word, OURS):
-            raise BadInput(f"{one.name}: launch.args: {flag(word)} is set by aif; take it out")
-    path = at_home(launch.model, f"{one.name}: launch.model")
-    for base in (pipeline.beside, Path()):
+        if matches_option(word, OURS):
+            raise BadInput(f"{one.name}: launch.args: {option_name(word)} is set by aif; take it out")
+    path = expand_home(launch.model, f"{one.name}: launch.model")
+    for base in (pipeline.folder, Path()):
         folder = (base / path).absolute()
         if folder.is_dir():
             return str(folder)
@@ -121,10 +121,10 @@ def _model(one: Model | Judge, launch: Launch, pipeline: Pipeline) -> str:
 def _python(launch: Launch, pipeline: Pipeline) -> str:
     if launch.python is None:
         return sys.executable
-    path = at_home(launch.python, "launch.python")
+    path = expand_home(launch.python, "launch.python")
     if path.name == launch.python:
         return launch.python  # a bare name is looked for in PATH
-    beside = (pipeline.beside / path).absolute()
+    beside = (pipeline.folder / path).absolute()
     return str(beside if beside.exists() else path.absolute())
 
 
@@ -137,8 +137,8 @@ def command(one: Launched, port: int) -> list[str]:
     words += ["--generation-config", "vllm"]  # else a repository's own sampling defaults slip in
     if launch.gpus > 1:
         words += ["--tensor-parallel-size", str(launch.gpus)]
-    if one.one.window:
-        words += ["--max-model-len", str(one.one.window)]
+    if one.one.context_window:
+        words += ["--max-model-len", str(one.one.context_window)]
     if one.revision and not one.is_folder:
         words += ["--revision", one.revision]
     return [*words, *launch.args]
@@ -168,7 +168,9 @@ def _is_key(name: str, secrets: Collection[str]) -> bool:
 
 def secrets(pipeline: Pipeline) -> set[str]:
     """The variables that the pipeline names for keys and headers."""
-    return {name for one in (*pipeline.models.values(), *pipeline.judges.values()) for name in one.variables}
+    return {
+        name for one in (*pipeline.models.values(), *pipeline.judges.values()) for name in one.environment_variables
+    }
 
 
 def runs(pipeline: Pipeline) -> Iterator[str]:
@@ -181,9 +183,11 @@ def runs(pipeline: Pipeline) -> Iterator[str]:
 def sends(pipeline: Pipeline, unsafe: bool = False) -> Iterator[str]:
     """Where the variables go that a pipeline names; or only where everybody between may read them."""
     for one in (*pipeline.models.values(), *pipeline.judges.values()):
-        for url in one.base_url if one.variables else ():
-            to = f"{one.name}: sends {', '.join(one.variables)} to {urlsplit(url).netloc.rpartition('@')[2]}"
-            if url.startswith("http:") and not is_own(url):
+        for url in one.base_url if one.environment_variables else ():
+            to = (
+                f"{one.name}: sends {', '.join(one.environment_variables)} to {urlsplit(url).netloc.rpartition('@')[2]}"
+            )
+            if url.startswith("http:") and not is_private_host(url):
                 yield f"{to} by http, which anybody on the way can read; give an address with https"
             elif not unsafe:
                 yield to
@@ -193,7 +197,7 @@ def check_stranger(pipeline: Pipeline) -> None:
     """Raises BadInput where somebody else wrote what a pipeline runs and which secrets it sends: who asked for that?"""
     every = (*pipeline.models.values(), *pipeline.judges.values())
     starts = [f"{one.name}: starts servers" for one in every if one.launch]
-    if (why := stranger(pipeline.path)) and (does := [*runs(pipeline), *starts, *sends(pipeline)]):
+    if (why := untrusted_writer(pipeline.path)) and (does := [*runs(pipeline), *starts, *sends(pipeline)]):
         raise BadInput(
             f"{why}, and you may not want what it does ({'; '.join(does)}); look at it, and run a copy of it"
         )
@@ -244,7 +248,9 @@ async def unreachable(one: Launched, environ: Mapping[str, str]) -> str | None:
     if one.is_folder:
         return None
     ask = fetching(one, "--check")
-    told = await asyncio.to_thread(subprocess.run, ask, env=dict(environ), capture_output=True, text=True, umask=USUAL)
+    told = await asyncio.to_thread(
+        subprocess.run, ask, env=dict(environ), capture_output=True, text=True, umask=USER_UMASK
+    )
     return None if told.returncode == 0 else _last(told.stdout) or f"{one.model}: {_last(told.stderr)}"
 
 

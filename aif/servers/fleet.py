@@ -27,7 +27,7 @@ import aiohttp
 from aif.config.pipeline import Pipeline
 from aif.core.environment import ENVIRON
 from aif.core.errors import BadInput
-from aif.core.file_permissions import USUAL
+from aif.core.file_permissions import USER_UMASK
 from aif.providers.endpoint import Endpoint
 from aif.providers.vllm import VllmChat
 from aif.servers.command import Launched, command, environment, fetching, gpus, lacks_vllm, launched, secrets
@@ -379,7 +379,7 @@ async def _guarded(
     """A command under its guard, in a session of its own: Ctrl-C reaches aif alone. Nothing of it is left behind."""
     process = await asyncio.create_subprocess_exec(
         *GUARD, f"{GRACE_S}", *words, stdin=PIPE, stdout=stdout, stderr=stderr, env=environ, start_new_session=True,
-        umask=USUAL,  # what a server caches may be for others, too
+        umask=USER_UMASK,  # what a server caches may be for others, too
     )  # fmt: skip
     assert process.stdin is not None
     try:

@@ -25,7 +25,7 @@ from typing import Any
 import orjson
 
 from aif.config.pipeline import Pipeline
-from aif.config.sections import Judge, Model, Served
+from aif.config.sections import Judge, Model, ServedContent
 from aif.core.environment import ENVIRON
 from aif.core.errors import BadInput
 from aif.core.types import Stage, digest
@@ -102,7 +102,7 @@ def known(pipeline: Pipeline, past: Iterable[Any], tell: Callable[[str], None] |
     found = []
     for stage, one in every:
         if one.launch:
-            of = [row for row in rows if (row["stage"], row["identity"]) == (stage, one.declared)]
+            of = [row for row in rows if (row["stage"], row["identity"]) == (stage, one.declared_identity)]
             found.append(_known(pipeline, stage, one, of, tell))
     return [one for one in found if one]
 
@@ -117,7 +117,7 @@ def _known(
     now = _at_hand(pipeline, stage, one, same, tell) if tell or (rows and not same) else None
     parts, commit = now or ((same["parts"], same["commit"]) if same else ({}, ""))
     first = [row["parts"] for row in rows if row["n"] == 0]
-    one._served = Served(digest(parts) if now or same else "", bool(rows) and parts not in first, commit)
+    one._served = ServedContent(digest(parts) if now or same else "", bool(rows) and parts not in first, commit)
     if not (now and tell) or (own and own[-1]["parts"] == parts):
         return None
     before = own[-1]["parts"] if own else {}
@@ -126,7 +126,7 @@ def _known(
             why = "is in no list here of what changes a model's words or does not; it counts as if it did"
             tell(f"{one.name}: launch.args: {name} {why}, so another value asks anew")
     content = {
-        "stage": stage, "identity": one.declared, "endpoint": one.name, "n": rows[-1]["n"] + 1 if rows else 0,
+        "stage": stage, "identity": one.declared_identity, "endpoint": one.name, "n": rows[-1]["n"] + 1 if rows else 0,
         "declared": declared, "commit": commit, "parts": parts,
     }  # fmt: skip
     return Seen(stage, one, records.text(digest(content), "model", content), _changes(before, parts) if own else "")

@@ -4,7 +4,7 @@ any order."""
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from aif.config.sections import REASONING
+from aif.config.sections import REASONING_MODELS
 from aif.core.types import Message, Role, digest
 from aif.providers.base import Finish
 from aif.simulator.models import Cast, ModelRequest, RefusedError, number, say, text_of
@@ -105,7 +105,7 @@ def _read(body: Any) -> ModelRequest:
 def _check_reasoning(model: str, body: Mapping[str, Any]) -> None:
     """OpenAI's reasoning models take no sampling settings but the default."""
     for name in ("temperature", "top_p"):
-        if REASONING.match(model) and body.get(name) not in (None, 1):
+        if REASONING_MODELS.match(model) and body.get(name) not in (None, 1):
             raise RefusedError(
                 400,
                 f"Unsupported value: '{name}' does not support {body[name]} with this model. "

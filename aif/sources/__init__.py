@@ -1,4 +1,4 @@
-"""Where prompts come from: files and datasets of the Hub, row by row.
+"""Read prompts, row by row, from files and from datasets on the Hub.
 
-Reads; writes nothing and opens no store.
+Writes nothing and opens no store.
 """

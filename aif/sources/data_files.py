@@ -1,6 +1,6 @@
-"""The rows of a data file: JSONL, Parquet or CSV, streamed, each with the place where it stands.
+"""Stream the rows of a data file (JSONL, Parquet or CSV), each with its place in the file.
 
-A file that can't be read as what its name says ends the reading with a line that names the place.
+A file that can't be parsed in the format of its suffix raises BadInput with the place.
 """
 
 import csv
@@ -12,46 +12,51 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from aif.core import strict_json
+from aif.core.batching import MAX_BATCH_BYTES
 from aif.core.errors import BadInput
-from aif.core.paging import PAGE_BYTES
 from aif.core.types import BadRow
 
-BATCH = 256  # Parquet rows in memory at a time, and fewer where they are long
+BATCH_ROWS = 256  # Parquet rows in memory at a time; fewer if they are long
 
 _BOM = b"\xef\xbb\xbf"
-_CELL = 2**31 - 1
+_MAX_CELL = 2**31 - 1
 
-csv.field_size_limit(_CELL)  # of the whole process; the default of 131,072 characters is less than a long conversation
+csv.field_size_limit(
+    _MAX_CELL
+)  # holds for the process; a conversation may be longer than the default, 131,072 characters
 
 
-def rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """Where each row of a file stands, and its columns. Raises BadInput.
+def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yield the place of each row of a file and the row, a dict of its columns. Raises BadInput.
 
-    The place is `file:line`; of Parquet, which has no lines, `file row N` from 0. A row of JSONL may be any JSON value.
-    A cell of CSV is a text, and the first line names the columns. What makes no sense by itself, but leaves the rest
-    readable, is `BadRow`.
+    The place is `file:line`, or `file row N` (from 0) for Parquet. A JSONL row may be any JSON value; CSV cells are
+    texts, and the first line names the columns. A row or cell that can't be read while the rest of the file can is a
+    `BadRow`.
     """
-    with readable(path), path.open("rb") as file:
+    with bad_input_on_os_error(path), path.open("rb") as file:
         yield from _READERS[path.suffix.lower()](path, file)
 
 
-def sha256(path: Path) -> str:
-    """Of a file's bytes. Raises BadInput."""
-    with readable(path), path.open("rb") as file:
+def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file's bytes in hex. Raises BadInput."""
+    with bad_input_on_os_error(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
-def readable(path: Path) -> Iterator[None]:
-    """Turns what the system says of a file into BadInput."""
+def bad_input_on_os_error(path: Path) -> Iterator[None]:
+    """Turn an OSError raised inside this context into BadInput that names `path`."""
     try:
         yield
     except OSError as error:
-        raise BadInput(f"{path}: can't be read: {error.strerror or error}; check the file and its rights") from error
+        raise BadInput(
+            f"{path}: can't be read: {error.strerror or error}; check the file and its permissions"
+        ) from error
 
 
 def _lines(path: Path, file: BinaryIO, cr: bool = False) -> Iterator[str]:
-    """A file's lines. A CR by itself ends one if it ends the first (old Macs), or if `cr`: elsewhere it may be text."""
+    """Yield a file's lines. A lone CR ends a line if `cr` is given or if it ends the first line (files of old Macs);
+    elsewhere it may be text."""
     number = 0
     for n, line in enumerate(file):
         if n == 0:
@@ -64,7 +69,7 @@ def _lines(path: Path, file: BinaryIO, cr: bool = False) -> Iterator[str]:
 
 def _decoded(line: bytes, where: str) -> str:
     try:
-        return line.decode("utf-8", "surrogatepass")  # half a character is the row's fault, not the file's
+        return line.decode("utf-8", "surrogatepass")  # a lone surrogate makes the row bad, not the file
     except UnicodeDecodeError as error:
         if line.startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd")):
             raise BadInput(f"{where}: compressed; unpack the file") from error
@@ -74,17 +79,17 @@ def _decoded(line: bytes, where: str) -> str:
 
 def _jsonl(path: Path, file: BinaryIO) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(_lines(path, file, cr=True), start=1):
-        if text := line.strip(" \t\r\n\ufeff"):  # files that were put together have several marks
+        if text := line.strip(" \t\r\n\ufeff"):  # concatenated files have several byte order marks
             yield f"{path}:{number}", _json(text, f"{path}:{number}")
 
 
 def _json(text: str, where: str) -> Any:
     try:
-        return strict_json.row(text)
-    except strict_json.Twice as error:
+        return strict_json.parse_row(text)
+    except strict_json.DuplicateKeyError as error:
         return BadRow(str(error))
     except (ValueError, RecursionError) as error:
-        raise BadInput(f"{where}: not JSON ({error}); each line is one JSON object in UTF-8: correct it") from error
+        raise BadInput(f"{where}: not JSON ({error}); each line must be a JSON object in UTF-8: correct it") from error
 
 
 # CSV
@@ -95,8 +100,8 @@ def _csv(path: Path, file: BinaryIO) -> Iterator[tuple[str, dict[str, str]]]:
     first, header = next(records, (None, []))
     if first is None:
         raise BadInput(f"{path}: empty; the first line of a .csv file names its columns")
-    if twice := sorted({name for name in header if header.count(name) > 1}):
-        raise BadInput(f"{first}: column {twice[0]!r} is named twice; name each once")
+    if duplicates := sorted({name for name in header if header.count(name) > 1}):
+        raise BadInput(f"{first}: two columns are named {duplicates[0]!r}; rename one")
     for where, cells in records:
         if len(cells) != len(header):
             raise BadInput(
@@ -107,16 +112,16 @@ def _csv(path: Path, file: BinaryIO) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def _records(path: Path, lines: Iterable[str]) -> Iterator[tuple[str, Sequence[str]]]:
-    """Where each record begins, and its cells. Blank lines are none."""
+    """Yield the place where each record begins, and its cells. Blank lines are skipped."""
     reader = csv.reader(lines, strict=True)
     while True:
         where = f"{path}:{reader.line_num + 1}"
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            said = str(error).partition(" - ")[0]  # what follows is advice on Python's open()
+            reason = str(error).partition(" - ")[0]  # the rest is advice on Python's open()
             raise BadInput(
-                f"{where}: not CSV ({said}); put quotes around cells that hold commas, quotes or line breaks, "
+                f"{where}: not CSV ({reason}); put quotes around cells that hold commas, quotes or line breaks, "
                 "write a quote in them twice, and end all lines alike"
             ) from error
         if cells is None:
@@ -125,36 +130,36 @@ def _records(path: Path, lines: Iterable[str]) -> Iterator[tuple[str, Sequence[s
             yield where, cells
 
 
-# Parquet (its library loads numpy, 0.2 s of CPU, which commands that read none can do without)
+# Parquet (pyarrow is imported late: it loads numpy, 0.2 s of CPU, and most commands read no Parquet)
 
 
 def _parquet(path: Path, file: BinaryIO) -> Iterator[tuple[str, dict[str, Any]]]:
     import pyarrow.parquet as pq
 
-    with _sound(str(path)):
-        # by default a row group is read whole: one of 600 MB took 700 MB of memory, and 125 MB like this
+    with _parquet_errors(str(path)):
+        # by default a row group is read whole: a group of 600 MB took 700 MB of memory; with these settings 125 MB
         table = pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
         names = table.schema_arrow.names
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise BadInput(f"{path}: column {twice[0]!r} is there twice; name each once")
+    if duplicates := sorted({name for name in names if names.count(name) > 1}):
+        raise BadInput(f"{path}: two columns are named {duplicates[0]!r}; rename one")
     groups = [table.metadata.row_group(n) for n in range(table.num_row_groups)]
     longest = max((group.total_byte_size // max(1, group.num_rows) for group in groups), default=0)
-    batches, read = table.iter_batches(batch_size=max(1, min(BATCH, PAGE_BYTES // max(1, longest)))), 0
+    batches, read = table.iter_batches(batch_size=max(1, min(BATCH_ROWS, MAX_BATCH_BYTES // max(1, longest)))), 0
     while True:
-        with _sound(f"{path} row {read}"):
+        with _parquet_errors(f"{path} row {read}"):
             batch = next(batches, None)
         if batch is None:
             break
         for n in range(batch.num_rows):
-            yield f"{path} row {read + n}", record(batch.slice(n, 1))
+            yield f"{path} row {read + n}", arrow_row(batch.slice(n, 1))
         read += batch.num_rows
     if read != table.metadata.num_rows:
-        raise BadInput(f"{path}: says it has {table.metadata.num_rows} rows, but {read} can be read; write it anew")
+        raise BadInput(f"{path}: only {read} of its {table.metadata.num_rows} rows can be read; write the file again")
 
 
-def record(row: Any) -> dict[str, Any]:
-    """The one row of an Arrow table. What Python can't hold (a date after 9999, a text that is not UTF-8) is
-    `BadRow`, so that nothing is lost for a column without a use."""
+def arrow_row(row: Any) -> dict[str, Any]:
+    """Return the columns of an Arrow table or batch with a single row. A value that Python can't represent (a date
+    after 9999, a text that is not UTF-8) becomes a `BadRow`, so that it costs nothing in a column that isn't used."""
     return {name: _cell(column) for name, column in zip(row.schema.names, row.columns, strict=True)}
 
 
@@ -163,7 +168,7 @@ def _cell(column: Any) -> Any:
 
     try:
         (value,) = column.to_pylist()
-        return _unpacked(value, column.type) if _has_json(column.type) else value
+        return _parse_json(value, column.type) if _has_json(column.type) else value
     except (pa.ArrowException, ValueError, OverflowError, KeyError, RecursionError) as error:  # KeyError: a time zone
         return BadRow(" ".join(str(error).split())[:300])
 
@@ -173,30 +178,35 @@ def _has_json(type: Any) -> bool:
     return "arrow.json" in str(type)
 
 
-def _unpacked(value: Any, type: Any) -> Any:
-    """A value with what is JSON in it read: the type in which `datasets` keeps lists of unlike objects."""
+def _parse_json(value: Any, type: Any) -> Any:
+    """Return a value with its JSON parts parsed. `datasets` stores lists of objects with different keys as JSON."""
     import pyarrow as pa
 
     if value is None:
         return None
     if isinstance(type, pa.JsonType):
-        return strict_json.row(value)
+        return strict_json.parse_row(value)
     if pa.types.is_struct(type):
-        return {part.name: _unpacked(value[part.name], part.type) for part in type}
+        return {field.name: _parse_json(value[field.name], field.type) for field in type}
     if pa.types.is_list(type) or pa.types.is_large_list(type) or pa.types.is_fixed_size_list(type):
-        return [_unpacked(one, type.value_type) for one in value]
+        return [_parse_json(item, type.value_type) for item in value]
     return value
 
 
 @contextmanager
-def _sound(where: str) -> Iterator[None]:
+def _parquet_errors(where: str) -> Iterator[None]:
     import pyarrow as pa
 
     try:
         yield
-    except (pa.ArrowException, ValueError, OverflowError, OSError) as error:  # damage has many names
-        said = " ".join(str(error).split())[:300]
-        raise BadInput(f"{where}: can't be read as Parquet: {said}; check the file, or write it anew") from error
+    except (
+        pa.ArrowException,
+        ValueError,
+        OverflowError,
+        OSError,
+    ) as error:  # pyarrow raises all of these for damaged files
+        reason = " ".join(str(error).split())[:300]
+        raise BadInput(f"{where}: can't be read as Parquet: {reason}; check the file, or write it again") from error
 
 
 _READERS: Mapping[str, Callable[[Path, BinaryIO], Iterator[tuple[str, Any]]]] = {

@@ -1,7 +1,8 @@
-"""One row of a source -> its prompt, with the completions and the material it brings; or why it is left out. No I/O.
+"""Turn a row of a source into a prompt with the completions and material that it brings, or a reason to skip it.
 
-A row that isn't what the pipeline file says ends the reading, before anything is spent; one that is, but asks nothing
-(empty, too long, no user turn), is left out with its reason, and so is a completion without a text.
+This is where it is decided that a row is no prompt: `_parse_turns` and `_why_no_prompt` return a `Skipped` or a reason
+(empty, too long, no user turn, a conversation of an unknown shape). `aif.engine.prepare` counts the skipped rows. A row
+that contradicts the pipeline file (a missing column, another type) raises BadInput, before anything is spent. No I/O.
 """
 
 import re
@@ -13,18 +14,17 @@ from typing import Any, Literal, TypeGuard
 
 import orjson
 
-from aif.config import sections
-from aif.config.sections import Source
+from aif.config.sections import CompletionColumns, Source
 from aif.core import strict_json
 from aif.core.errors import BadInput
-from aif.core.strict_json import encodable, shape_of
-from aif.core.types import BadRow, Message, Prompt, Provided, Role, is_blank, prompt_id
+from aif.core.strict_json import json_type, replace_surrogates
+from aif.core.types import BadRow, Message, Prompt, ProvidedCompletion, Role, is_blank, prompt_id
 
 Reason = Literal["empty", "too_long", "no_user_turn", "bad_row", "empty_completion"]
 
-META_BYTES = 4000  # of a column's JSON; what is longer is no note on the prompt but another text
-MOST_SCORE = 1e300  # the difference of two is a number still, and so is the sum of a million
-META_ROW_BYTES = 8 * META_BYTES  # of all of a row's
+META_BYTES = 4000  # of a column's JSON; a longer column is no note on the prompt but another text
+META_ROW_BYTES = 8 * META_BYTES  # of all such columns of a row
+MAX_SCORE = 1e300  # the difference of two scores and the sum of a million are still finite
 
 _ROLES: Mapping[Any, Role] = {
     "system": "system",
@@ -35,12 +35,12 @@ _ROLES: Mapping[Any, Role] = {
     "gpt": "assistant",
 }
 _SPELLINGS = (("role", "from"), ("content", "value"))
-# what pandas' to_csv makes of a list of objects, and of one of texts (NumPy has no commas)
-_PYTHON = re.compile(r"\s*\[\s*\{\s*'(\w+)'\s*:.*\}\s*\]\s*", re.DOTALL)
+# what pandas' to_csv writes for a list of objects, and for a list of texts (NumPy writes no commas)
+_PYTHON_OBJECTS = re.compile(r"\s*\[\s*\{\s*'(\w+)'\s*:.*\}\s*\]\s*", re.DOTALL)
 _QUOTED = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|None)"""
 _PYTHON_TEXTS = re.compile(rf"\s*\[\s*{_QUOTED}(?:[\s,]+{_QUOTED})*[\s,]*\]\s*", re.DOTALL)
-# a conversation in one text: Anthropic's HH, of which every turn has a blank line before it; whatever else has such
-# labels; and what a chat template makes
+# a conversation in one text: Anthropic's HH, with a blank line before every turn; other texts with such labels; the
+# output of a chat template
 _HH, _HUMAN = re.compile(r"\n\n(Human|Assistant):"), "\n\nHuman:"
 _LABEL = re.compile(r"(?:^|\n|###)[ \t]*(?i:(human|user)|assistant)[ \t]*:|\s(?:(HUMAN|USER)|ASSISTANT):")
 _TEMPLATED = re.compile(r"\s*(<s>\s*)?(\[INST\]|<\|[a-z_]+\|>|<start_of_turn>|<bos>|### Instruction:)")
@@ -49,8 +49,8 @@ _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A row left out, or one of its completions (`empty_completion`): why, where it stands (`file:line`, or `file row
-    N` from 0), and what was found."""
+    """A row that is left out, or one of its completions (`empty_completion`): the reason, the row's place (`file:line`,
+    or `file row N` from 0), and a detail for the message."""
 
     reason: Reason
     where: str
@@ -58,97 +58,103 @@ class Skipped:
 
 
 def read_row(row: Any, source: Source, where: str) -> list[Prompt | Skipped]:
-    """What one row gives: the completions that are left out, then its prompt; or just that the row is left out.
+    """Return what a row gives: a `Skipped` for each completion that is left out, then the prompt; or a single `Skipped`
+    for the row. `where` is the row's place.
 
-    Raises BadInput where the row isn't what the entry says it is.
+    Raises BadInput if the row contradicts the source's settings in the pipeline file.
     """
     if isinstance(row, BadRow):
-        return [Skipped("bad_row", where, row.why)]
+        return [Skipped("bad_row", where, row.reason)]
     if not isinstance(row, dict):
         raise BadInput(
-            f'{where}: expected an object of columns, got {shape_of(row)}; write {{"{source.field}": "..."}}'
+            f'{where}: expected an object of columns, got {json_type(row)}; write {{"{source.field}": "..."}}'
         )
     try:
-        return _read(row, source, where)
-    except strict_json.Twice as error:
+        return _parse(row, source, where)
+    except strict_json.DuplicateKeyError as error:
         return [Skipped("bad_row", where, str(error))]
 
 
-def _read(row: Mapping[str, Any], source: Source, where: str) -> list[Prompt | Skipped]:
-    if lost := [(name, row[name].why) for name in _used(source) if isinstance(row.get(name), BadRow)]:
-        return [Skipped("bad_row", where, f"{lost[0][0]!r} can't be read: {lost[0][1]}")]
-    turns = _turns(_held(row, source.field, "field", where), source.field, where)
-    name = _held(row, source.source_field, "source_field", where) if source.source_field else source.source
+def _parse(row: Mapping[str, Any], source: Source, where: str) -> list[Prompt | Skipped]:
+    if bad := [(name, row[name].reason) for name in _used_columns(source) if isinstance(row.get(name), BadRow)]:
+        return [Skipped("bad_row", where, f"{bad[0][0]!r} can't be read: {bad[0][1]}")]
+    turns = _parse_turns(_column(row, source.field, "field", where), source.field, where)
+    name = _column(row, source.source_field, "source_field", where) if source.source_field else source.source
     if not isinstance(name, str) or not name.strip():
         raise BadInput(
             f"{where}: {source.source_field!r} holds no name of a source; fill it in or leave source_field out"
         )
     material = _material(row, source.material, where)
-    parts, columns = _parts(row, source.completions, where) if source.completions else ([], [])
-    completions = [_completion(part, f"{where} completion {n}", source.scale) for n, part in enumerate(parts)]
+    raw, columns = _raw_completions(row, source.completions, where) if source.completions else ([], [])
+    parsed = [_completion(item, f"{where} completion {n}", source.scale) for n, item in enumerate(raw)]
     if isinstance(turns, Skipped):
         return [turns]
-    if flaw := _flaw(turns, source.max_chars):
+    if flaw := _why_no_prompt(turns, source.max_chars):
         return [Skipped(flaw[0], where, flaw[1])]
-    once: dict[tuple[str, str], Provided] = {}
-    came = [one for one in completions if isinstance(one, Provided)]
-    again = [one for one in came if once.setdefault((one.model, one.text), one) != one]
-    carried = tuple(once.values())
+    unique: dict[tuple[str, str], ProvidedCompletion] = {}
+    completions = [item for item in parsed if isinstance(item, ProvidedCompletion)]
+    rescored = [item for item in completions if unique.setdefault((item.model, item.text), item) != item]
+    provided = tuple(unique.values())
     texts = [name, *(turn.content for turn in turns), *material.values()]
-    texts += [text for one in carried for text in (one.model, one.text)]
-    if any(text != encodable(text) for text in texts):
+    texts += [text for completion in provided for text in (completion.model, completion.text)]
+    if any(text != replace_surrogates(text) for text in texts):
         return [Skipped("bad_row", where, "a text with half a character (a lone surrogate)")]
     meta = _meta(row, {source.field, *source.material.values(), *columns})
-    prompt = Prompt(prompt_id(turns), turns, name, meta, material, carried, tuple(again), where)
-    return [*(one for one in completions if isinstance(one, Skipped)), prompt]
+    prompt = Prompt(prompt_id(turns), turns, name, meta, material, provided, tuple(rescored), where)
+    return [*(item for item in parsed if isinstance(item, Skipped)), prompt]
 
 
-def _used(source: Source) -> list[str]:
-    carried = source.completions
-    named = [carried.field, carried.model, carried.score] if carried else []
-    return [name for name in (source.field, source.source_field, *source.material.values(), *named) if name]
+def _used_columns(source: Source) -> list[str]:
+    entry = source.completions
+    of_completions = [entry.field, entry.model, entry.score] if entry else []
+    columns = (source.field, source.source_field, *source.material.values(), *of_completions)
+    return [name for name in columns if name]
 
 
-def _held(row: Mapping[str, Any], name: str, key: str, where: str, what: str = "column") -> Any:
+def _column(row: Mapping[str, Any], name: str, setting: str, where: str, kind: str = "column") -> Any:
+    """Return the value of a column. Raises BadInput if it is missing; the message names the `setting` of the pipeline
+    file that names the column."""
     if name not in row:
-        there = encodable(", ".join(map(str, row))) or "none"
+        present = replace_surrogates(", ".join(map(str, row))) or "none"
         raise BadInput(
-            f"{where}: no {what} {name!r} ({what}s: {there}); correct the row, or {key}: in the pipeline file"
+            f"{where}: no {kind} {name!r} ({kind}s: {present}); correct the row, or {setting}: in the pipeline file"
         )
     return row[name]
 
 
 def _json_list(value: Any) -> Any:
-    """The list in a text that is JSON, since a cell of CSV holds no other list, a turn by itself as a list of one;
-    anything else as it is. Raises Twice."""
+    """Return the list that a JSON text holds (a CSV cell can hold a list in no other way), with a single turn as a list
+    of one; any other value as it is. Raises DuplicateKeyError."""
     if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
         return value
     try:
-        found = strict_json.row(value)
-    except strict_json.Twice:
+        parsed = strict_json.parse_row(value)
+    except strict_json.DuplicateKeyError:
         raise
     except (ValueError, RecursionError):
         return value
-    found = [found] if isinstance(found, dict) and _is_turn(found) else found
-    return found if isinstance(found, list) else value
+    parsed = [parsed] if isinstance(parsed, dict) and _is_turn(parsed) else parsed
+    return parsed if isinstance(parsed, list) else value
 
 
 # the conversation
 
 
-def _turns(value: Any, field: str, where: str) -> tuple[Message, ...] | Skipped:
+def _parse_turns(value: Any, field: str, where: str) -> tuple[Message, ...] | Skipped:
+    """Return the turns of the prompt column, without a trailing assistant turn; a `Skipped` if they are no conversation
+    that is understood. Raises BadInput if the column holds neither text nor a list."""
     if value is None:
         return Skipped("empty", where, f"{field!r} is null")
     if isinstance(value, str):
-        turns = _transcript(value) if value.startswith(_HUMAN) else _json_list(value)
+        turns = _hh_turns(value) if value.startswith(_HUMAN) else _json_list(value)
         if isinstance(turns, str):
-            if found := _no_text(turns):
-                return Skipped("bad_row", where, f"{field!r} holds {found}")
+            if shape := _unparsed_conversation(turns):
+                return Skipped("bad_row", where, f"{field!r} holds {shape}")
             return (Message("user", value),)
         value = turns
     if not isinstance(value, list):
         raise BadInput(
-            f"{where}: {field!r} holds {shape_of(value)}, not a text or a list of {{role, content}}; correct the row, "
+            f"{where}: {field!r} holds {json_type(value)}, not a text or a list of {{role, content}}; correct the row, "
             "or field: in the pipeline file"
         )
     messages = []
@@ -164,19 +170,19 @@ def _turns(value: Any, field: str, where: str) -> tuple[Message, ...] | Skipped:
     return tuple(messages)
 
 
-def _transcript(text: str) -> list[dict[str, str]] | str:
-    """The turns of a text as Anthropic's HH has it, where they alternate; else the text. An empty turn of the
-    assistant, with which it ends, is cut off as any other."""
+def _hh_turns(text: str) -> list[dict[str, str]] | str:
+    """Return the turns of a text in the format of Anthropic's HH; the text itself if speakers don't alternate."""
     _, *parts = _HH.split(text)
-    labels, said = parts[::2], parts[1::2]
+    labels, contents = parts[::2], parts[1::2]
     if any(label != ("Human", "Assistant")[n % 2] for n, label in enumerate(labels)):
         return text
-    return [{"role": ("user", "assistant")[n % 2], "content": one.strip()} for n, one in enumerate(said)]
+    return [{"role": ("user", "assistant")[n % 2], "content": content.strip()} for n, content in enumerate(contents)]
 
 
-def _no_text(text: str) -> str | None:
-    """What a text is that nobody would ask as it stands."""
-    if _PYTHON_TEXTS.fullmatch(text) or ((printed := _PYTHON.fullmatch(text)) and _is_spelling(printed[1])):
+def _unparsed_conversation(text: str) -> str | None:
+    """Return what a text is that holds a conversation in a shape that isn't parsed, and how to write it; None for any
+    other text."""
+    if _PYTHON_TEXTS.fullmatch(text) or ((match := _PYTHON_OBJECTS.fullmatch(text)) and _is_turn_key(match[1])):
         return "a list as Python prints it; write it as JSON"
     labels = list(_LABEL.finditer(text)) if "assistant" in text.lower() else []
     speakers = {bool(label[1] or label[2]) for label in labels}
@@ -184,16 +190,16 @@ def _no_text(text: str) -> str | None:
     if text.startswith(_HUMAN) or (len(speakers) == 2 and outermost):
         return "a conversation in one text; write it as a list of {role, content}"
     if _TEMPLATED.match(text):
-        return "what a chat template makes; write it as a list of {role, content}"
+        return "the output of a chat template; write it as a list of {role, content}"
     return None
 
 
 def _are_turns(value: Any) -> TypeGuard[list[dict[str, Any]]]:
-    """Whether it is a list of {role, content} by its keys, whatever they hold."""
-    return isinstance(value, list) and bool(value) and all(isinstance(one, dict) and _is_turn(one) for one in value)
+    """Return whether a value is a list of objects with the keys of a turn, whatever they hold."""
+    return isinstance(value, list) and bool(value) and all(isinstance(item, dict) and _is_turn(item) for item in value)
 
 
-def _is_spelling(key: str) -> bool:
+def _is_turn_key(key: str) -> bool:
     return any(key in spellings for spellings in _SPELLINGS)
 
 
@@ -201,26 +207,25 @@ def _is_turn(value: Mapping[str, Any]) -> bool:
     return all(any(spelling in value for spelling in spellings) for spellings in _SPELLINGS)
 
 
-def _spelled(turn: Mapping[str, Any]) -> tuple[Any, Any]:
-    """Role and content of a turn as they stand there."""
+def _role_and_content(turn: Mapping[str, Any]) -> tuple[Any, Any]:
     role, content = (turn[a] if turn.get(a) is not None else turn.get(b) for a, b in _SPELLINGS)
     return role, content
 
 
 def _message(turn: Any) -> Message | str:
-    """A turn, or what is wrong with it."""
+    """Return the message of a turn, or what is wrong with the turn."""
     if not isinstance(turn, dict):
-        return f"{shape_of(turn)}, not {{role, content}}"
-    role, content = _spelled(turn)
+        return f"{json_type(turn)}, not {{role, content}}"
+    role, content = _role_and_content(turn)
     if not isinstance(role, str) or role not in _ROLES:
         return f"role {str(role)[:60]!r} is none of {', '.join(_ROLES)}"
     if not isinstance(content, str):
-        return f"content is {shape_of(content)}, not a text"
+        return f"content is {json_type(content)}, not a text"
     return Message(_ROLES[role], content)
 
 
-def _flaw(turns: tuple[Message, ...], max_chars: int) -> tuple[Reason, str] | None:
-    """Why well-formed turns are no prompt."""
+def _why_no_prompt(turns: tuple[Message, ...], max_chars: int) -> tuple[Reason, str] | None:
+    """Return the reason and a detail if well-formed turns can't be a prompt, else None."""
     if any(turn.role == "system" for turn in turns[1:]):
         return "bad_row", "a system turn that is not the first"
     if turns[-1].role != "user":
@@ -231,37 +236,37 @@ def _flaw(turns: tuple[Message, ...], max_chars: int) -> tuple[Reason, str] | No
     return ("too_long", f"{chars} characters, max_chars is {max_chars}") if chars > max_chars else None
 
 
-# what the row holds besides
+# the other columns
 
 
 def _material(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> dict[str, str]:
-    """By slot, what is there: a text, or the texts of a list (one for each turn) with a blank line between."""
+    """Return the material by slot: a text, or the texts of a list (one for each turn) joined by blank lines."""
     material = {}
     for slot, name in columns.items():
-        value = _held(row, name, f"material.{slot}", where)
+        value = _column(row, name, f"material.{slot}", where)
         texts = value if isinstance(value, list) else [value]
         for text in texts:
             if text is not None and not isinstance(text, str):
-                kind = f"a list with {shape_of(text)}" if isinstance(value, list) else shape_of(value)
+                kind = f"a list with {json_type(text)}" if isinstance(value, list) else json_type(value)
                 raise BadInput(
                     f"{where}: {name!r} holds {kind}, not a text or a list of texts; correct the row, or "
                     f"material.{slot}: in the pipeline file"
                 )
-        if held := [text for text in texts if text and text.strip()]:
-            material[slot] = "\n\n".join(held)
+        if filled := [text for text in texts if text and text.strip()]:
+            material[slot] = "\n\n".join(filled)
     return material
 
 
 def _meta(row: Mapping[str, Any], used: set[str]) -> dict[str, Any]:
-    """The columns without a use, as JSON would give them back; what JSON can't hold or is long is left out, and so is
-    what is too much with the columns before it."""
+    """Return the unused columns as plain JSON values. Left out: values that JSON can't hold, long ones (META_BYTES),
+    and those for which the columns before them leave no room (META_ROW_BYTES)."""
     meta, room = {}, META_ROW_BYTES
     for name, value in row.items():
-        if name in used or not isinstance(name, str) or isinstance(value, BadRow) or name != encodable(name):
+        if name in used or not isinstance(name, str) or isinstance(value, BadRow) or name != replace_surrogates(name):
             continue
         try:
             text = orjson.dumps(value)
-        except orjson.JSONEncodeError:  # an image, bytes: nothing a record could hold
+        except orjson.JSONEncodeError:  # an image, bytes
             continue
         if len(text) <= min(META_BYTES, room):
             meta[name] = orjson.loads(text)
@@ -269,132 +274,139 @@ def _meta(row: Mapping[str, Any], used: set[str]) -> dict[str, Any]:
     return meta
 
 
-# the completions it carries
+# the completions that a row brings
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
-    """A completion as it stands in the row, unchecked."""
+class _RawCompletion:
+    """A completion as it is in the row, unchecked."""
 
     text: Any
     model: Any
     score: Any
 
 
-def _parts(row: Mapping[str, Any], entry: sections.CompletionColumns, where: str) -> tuple[list[_Part], list[str]]:
-    """The completions of a row by one of the layouts that `CompletionColumns` tells, and the columns they take."""
-    value = _held(row, entry.field, "completions.field", where)
+def _raw_completions(
+    row: Mapping[str, Any], entry: CompletionColumns, where: str
+) -> tuple[list[_RawCompletion], list[str]]:
+    """Return the completions of a row in any of the layouts that `CompletionColumns` describes, and the columns that
+    hold them."""
+    value = _column(row, entry.field, "completions.field", where)
     if isinstance(value, str):
-        if entry.model not in row and _PYTHON.fullmatch(value):
+        if entry.model not in row and _PYTHON_OBJECTS.fullmatch(value):
             raise BadInput(f"{where}: {entry.field!r} holds a list as Python prints it; write it as JSON")
-        value = _cell(value, row.get(entry.model), entry.text)
+        value = _list_in_cell(value, row.get(entry.model), entry.text)
     if value is None or value == []:
         return [], [entry.field]
-    if isinstance(value, list) and any(_is_object(one, entry) for one in value):
-        return _of_objects(value, entry, where), [entry.field]
+    if isinstance(value, list) and any(_is_completion_object(item, entry) for item in value):
+        return _from_objects(value, entry, where), [entry.field]
     columns = [entry.field, entry.model, *([entry.score] if entry.score else [])]
-    model = _held(row, entry.model, "completions.model", where)
-    score = _held(row, entry.score, "completions.score", where) if entry.score else None
+    model = _column(row, entry.model, "completions.model", where)
+    score = _column(row, entry.score, "completions.score", where) if entry.score else None
     if not isinstance(value, list) or (_are_turns(value) and not isinstance(_json_list(model), list)):
-        return [_Part(value, model, score)], columns
-    models = [model] * len(value) if _is_text(model) else _as_many(model, value, entry.model, entry.field, where)
-    scores = [None] * len(value) if score is None else _as_many(score, value, entry.score, entry.field, where)
-    return [_Part(*part) for part in zip(value, models, scores, strict=True)], columns
+        return [_RawCompletion(value, model, score)], columns
+    models = [model] * len(value) if _is_text(model) else _parallel_list(model, value, entry.model, entry.field, where)
+    scores = [None] * len(value) if score is None else _parallel_list(score, value, entry.score, entry.field, where)
+    return [_RawCompletion(*parts) for parts in zip(value, models, scores, strict=True)], columns
 
 
-def _is_object(value: Any, entry: sections.CompletionColumns) -> bool:
-    """Whether it is a completion with its model beside it, not just the turn of one."""
+def _is_completion_object(value: Any, entry: CompletionColumns) -> bool:
+    """Return whether a value is an object with a completion, not just a turn of a conversation."""
     return isinstance(value, dict) and (entry.model in value or not _is_turn(value))
 
 
-def _cell(value: str, model: Any, key: str) -> Any:
-    """The list in a text, or the text itself: a completion may be JSON, and is where one model is named for it."""
-    found = _json_list(value)
-    if not isinstance(found, list):
+def _list_in_cell(value: str, model: Any, key: str) -> Any:
+    """Return the list that a JSON text holds, or the text itself: a completion may be JSON, and is one if the row names
+    a single model for it. `key` is the key of a completion's text in objects."""
+    parsed = _json_list(value)
+    if not isinstance(parsed, list):
         return value
-    objects = bool(found) and all(isinstance(one, dict) and key in one for one in found)
-    return found if objects or _are_turns(found) or not _is_text(model) else value
+    objects = bool(parsed) and all(isinstance(item, dict) and key in item for item in parsed)
+    return parsed if objects or _are_turns(parsed) or not _is_text(model) else value
 
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) and not isinstance(_json_list(value), list)
 
 
-def _as_many(held: Any, texts: Sequence[Any], name: str | None, field: str, where: str) -> list[Any]:
-    found = _json_list(held)
-    if not isinstance(found, list) or len(found) != len(texts):
-        amount = f"a list of {len(found)}" if isinstance(found, list) else shape_of(found)
+def _parallel_list(value: Any, texts: Sequence[Any], name: str | None, field: str, where: str) -> list[Any]:
+    """Return the list of column `name`. Raises BadInput if it is no list or not as long as `texts`, the list of column
+    `field`."""
+    parsed = _json_list(value)
+    if not isinstance(parsed, list) or len(parsed) != len(texts):
+        actual = f"a list of {len(parsed)}" if isinstance(parsed, list) else json_type(parsed)
         raise BadInput(
-            f"{where}: {field!r} holds a list of {len(texts)}, but {name!r} {amount}; correct the row: both are lists "
-            "of one length"
+            f"{where}: {field!r} holds a list of {len(texts)}, but {name!r} {actual}; correct the row: both must be "
+            "lists of the same length"
         )
-    return found
+    return parsed
 
 
-def _of_objects(value: Sequence[Any], entry: sections.CompletionColumns, where: str) -> list[_Part]:
-    parts = []
-    scored = any(isinstance(one, dict) and entry.score in one for one in value)
-    for n, one in enumerate(value):
-        here = f"{where} completion {n}"
-        if not isinstance(one, dict):
+def _from_objects(value: Sequence[Any], entry: CompletionColumns, where: str) -> list[_RawCompletion]:
+    completions = []
+    scored = any(isinstance(item, dict) and entry.score in item for item in value)
+    for n, item in enumerate(value):
+        item_where = f"{where} completion {n}"
+        if not isinstance(item, dict):
             raise BadInput(
-                f"{here}: expected an object with {entry.text!r} and {entry.model!r}, got {shape_of(one)}; correct "
-                "the row"
+                f"{item_where}: expected an object with {entry.text!r} and {entry.model!r}, got {json_type(item)}; "
+                "correct the row"
             )
-        text = _held(one, entry.text, "completions.text", here, "key")
-        model = _held(one, entry.model, "completions.model", here, "key")
-        if entry.score and not scored:  # one object may have none; where no object has one, it goes by another name
-            _held(one, entry.score, "completions.score", here, "key")
-        parts.append(_Part(text, model, one.get(entry.score)))
-    return parts
+        text = _column(item, entry.text, "completions.text", item_where, "key")
+        model = _column(item, entry.model, "completions.model", item_where, "key")
+        if entry.score and not scored:  # a few objects may lack a score; if all do, the setting names a wrong key
+            _column(item, entry.score, "completions.score", item_where, "key")
+        completions.append(_RawCompletion(text, model, item.get(entry.score)))
+    return completions
 
 
-def _completion(part: _Part, where: str, scale: str) -> Provided | Skipped:
-    text = _text(part.text, where)
+def _completion(raw: _RawCompletion, where: str, scale: str) -> ProvidedCompletion | Skipped:
+    text = _completion_text(raw.text, where)
     if is_blank(text):
         return Skipped("empty_completion", where, "nothing but white space" if text else "no text")
-    if not isinstance(part.model, str) or not part.model.strip():
-        held = "blank" if isinstance(part.model, str) else shape_of(part.model)
-        raise BadInput(f"{where}: the name of its model is {held}, not a text; fill it in")
-    score = _score(part.score, where)
-    return Provided(part.model, text, score, None if score is None else scale)
+    if not isinstance(raw.model, str) or not raw.model.strip():
+        actual = "blank" if isinstance(raw.model, str) else json_type(raw.model)
+        raise BadInput(f"{where}: the name of its model is {actual}, not a text; fill it in")
+    score = _score(raw.score, where)
+    return ProvidedCompletion(raw.model, text, score, None if score is None else scale)
 
 
-def _text(value: Any, where: str) -> str:
-    """What was said, given as a text, as the assistant's turn, or as turns that end with it; empty where null."""
+def _completion_text(value: Any, where: str) -> str:
+    """Return the text of a completion. It may be given as a text, as an assistant turn, or as turns that end with one;
+    null is empty."""
     if isinstance(value, dict):
         value = [value]
     if isinstance(value, str) and value.startswith(_HUMAN):
-        value = _transcript(value)
+        value = _hh_turns(value)
     if _are_turns(value):
-        role, value = _spelled(value[-1])
+        role, value = _role_and_content(value[-1])
         if role not in ("assistant", "gpt"):
             raise BadInput(f"{where}: its last turn is of role {str(role)[:60]!r}, not the assistant's; correct it")
     if value is not None and not isinstance(value, str):
         raise BadInput(
-            f"{where}: expected a text or the assistant's {{role, content}}, got {shape_of(value)}; correct it"
+            f"{where}: expected a text or the assistant's {{role, content}}, got {json_type(value)}; correct it"
         )
     return value or ""
 
 
 def _score(value: Any, where: str) -> float | None:
-    """A finite number, also written as a text (CSV has no other). None where there is none: null, blank, or NaN, which
-    is how tables of numbers say null."""
+    """Return a score as a finite number; it may be given as text (as always in CSV). None for null, a blank text, and
+    NaN, which tables of numbers use for null."""
     if isinstance(value, str):
-        written = value.strip()
-        value = None if not written else float(written) if _NUMBER.fullmatch(written) else value
+        text = value.strip()
+        value = None if not text else float(text) if _NUMBER.fullmatch(text) else value
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
-        shown = repr(value[:60]) if isinstance(value, str) else shape_of(value)
-        raise BadInput(f"{where}: its score is {shown}, not a number; correct it, or make it null")
+        actual = repr(value[:60]) if isinstance(value, str) else json_type(value)
+        raise BadInput(f"{where}: its score is {actual}, not a number; correct it, or make it null")
     try:
         number = float(value)
     except OverflowError:
         number = float("inf")
     if isnan(number):
         return None
-    if abs(number) > MOST_SCORE:
-        said = f"beyond {MOST_SCORE:g}" if isfinite(number) else "not finite"
-        raise BadInput(f"{where}: its score is {said}; correct it, or make it null")
+    if abs(number) > MAX_SCORE:
+        actual = f"beyond {MAX_SCORE:g}" if isfinite(number) else "not finite"
+        raise BadInput(f"{where}: its score is {actual}; correct it, or make it null")
     return number

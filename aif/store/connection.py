@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import duckdb
 
-from aif.core.errors import FULL, StoreDamaged, StoreLocked, StoreStarved
+from aif.core.errors import DISK_FULL, StoreDamaged, StoreLocked, StoreOutOfMemory
 from aif.store.lock import Places, busy, holder, is_held, note_in
 
 SCHEMA_VERSION = 5
@@ -74,7 +74,7 @@ DAMAGE = (duckdb.IOException, duckdb.InternalException, duckdb.FatalException, d
 def _full(error: duckdb.Error, path: Path) -> OSError | None:
     """What a full disk is to the rest of the house. DuckDB tells of one in words only: in a commit by a
     TransactionException, in a checkpoint by a FatalException."""
-    return next((OSError(n, os.strerror(n), str(path)) for n in FULL if os.strerror(n) in str(error)), None)
+    return next((OSError(n, os.strerror(n), str(path)) for n in DISK_FULL if os.strerror(n) in str(error)), None)
 
 
 def unreadable(path: Path, what: str, error: duckdb.Error) -> Exception:
@@ -95,8 +95,8 @@ def roomier() -> Iterator[None]:
         SETTINGS["memory_limit"] = before
 
 
-def starved(path: Path) -> StoreStarved:
-    return StoreStarved(
+def starved(path: Path) -> StoreOutOfMemory:
+    return StoreOutOfMemory(
         f"{path}: {AMPLE} of memory is too little for what the store was asked; what was answered is kept. Lower "
         "max_chars of the source that has the longest prompts, or its limit, and run the same command"
     )
@@ -126,7 +126,7 @@ def twice(db: duckdb.DuckDBPyConnection, path: Path, ask: Callable[[], T]) -> T:
     try:
         with noticing(path):
             return ask()
-    except StoreStarved as starving:
+    except StoreOutOfMemory as starving:
         try:
             db.execute(f"SET memory_limit = '{AMPLE}'")
         except duckdb.Error:

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from aif.core.errors import JournalDamaged, StoreDamaged
 from aif.core.resources import shipped
-from aif.core.types import CARRIED, Slot, Spec
+from aif.core.types import PROVIDED_JUDGE, JudgingSpec, Slot
 from aif.store.connection import (
     AMPLE,
     ROOMY,
@@ -211,7 +211,7 @@ class Store:
         """Scores that came with completions, as a judgement by no one: from here on ratings like all others. Where some
         prompts have scores, one without any has a judgement without ratings: nobody is going to give it some."""
         # a judge may be called so, too: what it said has a call
-        self._db.execute("DELETE FROM judgements WHERE identity = ? AND call_id IS NULL", [CARRIED])
+        self._db.execute("DELETE FROM judgements WHERE identity = ? AND call_id IS NULL", [PROVIDED_JUDGE])
         self._db.execute(
             "INSERT INTO judgements BY NAME SELECT left(sha256('carried:' || prompt_id), 32) AS key, prompt_id, "
             "$name AS judge, $name AS identity, 0 AS pass, $name AS request, $name AS spec, "
@@ -219,7 +219,7 @@ class Store:
             "coalesce(list({'completion': key, 'aspect': 'overall', 'state': 'rated', 'score': score, 'rationale': '', "
             "'types': []::INTEGER[]} ORDER BY n) FILTER (score IS NOT NULL), []) AS ratings "
             "FROM carried WHERE (SELECT count(score) FROM carried) > 0 GROUP BY prompt_id",
-            {"name": CARRIED},
+            {"name": PROVIDED_JUDGE},
         )
 
     # --- the plan, and the run that goes on ---------------------------------------------------------------------------
@@ -265,7 +265,7 @@ class Store:
                 self.insert("slots", table("slots", rows))
             self.mark("plan", mark)
 
-    def judged_by(self, specs: Sequence[Spec]) -> None:
+    def judged_by(self, specs: Sequence[JudgingSpec]) -> None:
         """Says which requests the present rubric makes of the present judges."""
         rows = [
             {

@@ -8,7 +8,7 @@ import orjson
 
 from aif.core.types import Prompt
 from aif.judging.rubric import Form
-from aif.planning.plan import System
+from aif.planning.plan import SystemMode
 from aif.store.connection import within
 from aif.store.reader import Reader
 
@@ -22,7 +22,7 @@ class SlotCall:
 
     prompt: Prompt
     principle: str | None
-    system: System | None
+    system: SystemMode | None
     tokens: int | None
 
 

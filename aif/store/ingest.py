@@ -8,9 +8,9 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
-from aif.core.paging import utf8
-from aif.core.reasoning import left
-from aif.core.types import Rating, carried_identity, text_id
+from aif.core.batching import utf8_size
+from aif.core.reasoning import leftover_tag
+from aif.core.types import Rating, provided_identity, text_id
 from aif.store.records import Record
 
 RATING = pa.struct(
@@ -85,7 +85,9 @@ class Entry:
     @cached_property
     def bytes(self) -> int:
         """Of the reply that a call's record holds: asked for four times on its way into the store."""
-        return utf8(*(self.record.get(name) for name in ("text", "reasoning", "raw")), *self.record.get("said", ()))
+        return utf8_size(
+            *(self.record.get(name) for name in ("text", "reasoning", "raw")), *self.record.get("said", ())
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,13 +162,13 @@ class _Rows:
                 self.last["prompts"][r["prompt_id"]] = {
                     "prompt_id": r["prompt_id"], "messages": r["messages"], "meta": meta, "material": material,
                     "mark": next((mark for turn in r["messages"] if turn["role"] == "assistant"
-                                  and (mark := left(turn["content"]))), None),
-                    "bytes": utf8(*(turn["content"] for turn in r["messages"]), meta, material),
+                                  and (mark := leftover_tag(turn["content"]))), None),
+                    "bytes": utf8_size(*(turn["content"] for turn in r["messages"]), meta, material),
                 }  # fmt: skip
             case "carried":
                 row = {name: r[name] for name in ("key", "prompt_id", "text")}
-                row |= {"identity": carried_identity(r["model"]), "sample": 0, "seed": 0, "finish": "stop"}
-                row |= _measured(r["text"]) | {"mark": left(r["text"])}
+                row |= {"identity": provided_identity(r["model"]), "sample": 0, "seed": 0, "finish": "stop"}
+                row |= _measured(r["text"]) | {"mark": leftover_tag(r["text"])}
                 self.tables["completions"].append(row)
             case "reserve":
                 self.tables["reserved"].append({name: r[name] for name in ("run", "n", "usd")})
@@ -227,7 +229,7 @@ class _Rows:
                 "ratings": ratings,
                 "call_id": r["id"],
                 "said": _json(r["said"]) if "said" in r else None,
-                "bytes": utf8(r["text"], *(rating.rationale for rating in ratings)),
+                "bytes": utf8_size(r["text"], *(rating.rationale for rating in ratings)),
             }
         )
 
@@ -266,7 +268,7 @@ def _shown(item: dict[str, Any]) -> list[str] | None:
 
 def _measured(text: str, reasoning: str | None = None) -> dict[str, Any]:
     """What is asked of a completion so often that its text is not to be read for it."""
-    return {"text_id": text_id(text), "chars": len(text), "bytes": utf8(text, reasoning)}
+    return {"text_id": text_id(text), "chars": len(text), "bytes": utf8_size(text, reasoning)}
 
 
 def _json(value: Any) -> str:

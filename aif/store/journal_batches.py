@@ -4,10 +4,10 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from aif.core.batching import batched
 from aif.core.errors import BadInput
-from aif.core.paging import pages
-from aif.core.reasoning import Tags, split
-from aif.core.types import OTHER, is_blank, text_id
+from aif.core.reasoning import Tags, split_reasoning
+from aif.core.types import DIGEST_SUFFIX, is_blank, text_id
 from aif.judging.parse import Unparseable, read
 from aif.judging.rubric import Rubric
 from aif.providers.base import Kind
@@ -53,7 +53,7 @@ def entry_of(record: Record, rubrics: Rubrics) -> Entry:
         record = _shown(record, rubrics.otherwise)
     if record["text"] is None:
         return Entry(record)
-    who = f"{record['stage']}/{record['identity'].partition(OTHER)[0]}"
+    who = f"{record['stage']}/{record['identity'].partition(DIGEST_SUFFIX)[0]}"
     record = _read_again(record, rubrics.tags.get(who, "auto"))
     if record["stage"] != "judgement":
         if "was" in record and text_id(record["was"]) != text_id(record["text"]):
@@ -85,7 +85,7 @@ def _read_again(record: Record, tags: Tags) -> Record:
     if record["kind"] not in (None, Kind.EMPTY, Kind.UNREADABLE):
         return record
     content, thoughts = record.get("said") or (record["text"], record["reasoning"] or "")
-    told = split(content, thoughts, tags)
+    told = split_reasoning(content, thoughts, tags)
     if (told.text, told.mark) == (record["text"], record.get("mark")):
         return record
     again = {**record, "text": told.text, "reasoning": told.reasoning, "mark": told.mark}
@@ -111,7 +111,7 @@ class Portion:
 
 def portions(folder: Path, start: Position, rubrics: Rubrics) -> Generator[Portion]:
     """The journal from `start` on. Rubrics that stand there are added to `rubrics`, and named there if lost."""
-    for page in pages(_sized(folder, start), lambda line: line[2], RECORDS):
+    for page in batched(_sized(folder, start), lambda line: line[2], RECORDS):
         entries = [entry_of(found, rubrics) for _, found, _ in page if not isinstance(found, Damage)]
         broken = [found for _, found, _ in page if isinstance(found, Damage)]
         yield Portion(page[-1][0], len(entries), steps(entries), broken)

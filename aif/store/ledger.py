@@ -17,9 +17,9 @@ import orjson
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from aif.core import reasoning
-from aif.core.errors import BadInput, JournalDamaged, StoreDamaged, StoreLocked, StoreStarved
+from aif.core.errors import BadInput, JournalDamaged, StoreDamaged, StoreLocked, StoreOutOfMemory
 from aif.core.reasoning import Tags
-from aif.core.types import OTHER
+from aif.core.types import DIGEST_SUFFIX
 from aif.judging.rubric import Rubric
 from aif.store import journal as journals
 from aif.store import records as events
@@ -82,13 +82,13 @@ class Ledger:
             store, known = _sound_store(places, journal, tell, anew)
             if others := _others(store, tags):
                 with Reader.of(store) as reader:
-                    before, rubrics.tags = _replies(reader, others), reasoning.known(store.marked("tags"), tags)
+                    before, rubrics.tags = _replies(reader, others), reasoning.merge_tags(store.marked("tags"), tags)
                 if before:
                     store.close()
                     set_aside(path)
                     store, known = Store.open(path), False
                 store.mark("tags", orjson.dumps(rubrics.tags).decode())
-            rubrics.tags = reasoning.known(store.marked("tags"), {})
+            rubrics.tags = reasoning.merge_tags(store.marked("tags"), {})
             held.callback(store.close)
             journal.hold_place()
             formers = asides(path)
@@ -139,10 +139,10 @@ class Ledger:
         try:
             with cls.open(path, tell, rubric, anew, tags) as ledger:
                 return work(ledger)
-        except (StoreDamaged, StoreStarved, BaseExceptionGroup) as error:
+        except (StoreDamaged, StoreOutOfMemory, BaseExceptionGroup) as error:
             if (trouble := _trouble(error)) is None:
                 raise
-        if isinstance(trouble, StoreStarved):
+        if isinstance(trouble, StoreOutOfMemory):
             tell(f"{path}: the store asks for more memory than it has; it gets {AMPLE}")
             with roomier(), cls.open(path, tell, rubric, anew, tags) as ledger:
                 return work(ledger)
@@ -241,19 +241,19 @@ class Ledger:
         follow(self.store, self.places.journal, self.rubrics, far=math.inf)
 
 
-def _trouble(error: BaseException) -> StoreDamaged | StoreStarved | None:
+def _trouble(error: BaseException) -> StoreDamaged | StoreOutOfMemory | None:
     """What is wrong with the store, where nothing else went wrong."""
     while isinstance(error, BaseExceptionGroup):
-        if error.split((StoreDamaged, StoreStarved))[1] is not None:
+        if error.split((StoreDamaged, StoreOutOfMemory))[1] is not None:
             return None
         error = error.exceptions[0]
-    return error if isinstance(error, (StoreDamaged, StoreStarved)) else None
+    return error if isinstance(error, (StoreDamaged, StoreOutOfMemory)) else None
 
 
 def _others(store: Store, tags: Mapping[str, Tags]) -> list[str]:
     """Who is to be read with other marks than the store was."""
     had = store.marked("tags")
-    then, now = reasoning.known(had, {}), reasoning.known(had, tags)
+    then, now = reasoning.merge_tags(had, {}), reasoning.merge_tags(had, tags)
     return [name for name in then.keys() | now.keys() if then.get(name) != now.get(name)]
 
 
@@ -264,7 +264,7 @@ def _replies(reader: Reader, who: Sequence[str]) -> dict[str, str]:
         "UNION ALL SELECT key, sha256(to_json(ratings)::VARCHAR), 'judgement', identity FROM judgements UNION ALL "
         "SELECT key, kind, stage, identity FROM failed WHERE kind IN ('empty', 'unreadable')) "
         "WHERE stage || '/' || split_part(identity, $2, 1) IN (SELECT unnest($1))",
-        [list(who), OTHER],
+        [list(who), DIGEST_SUFFIX],
     )
     return {row["key"]: row["said"] for row in rows}
 

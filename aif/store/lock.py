@@ -14,8 +14,8 @@ from datetime import UTC, datetime
 from glob import escape
 from pathlib import Path
 
-from aif.core.errors import FULL, BadInput, StoreLocked
-from aif.core.file_permissions import shared
+from aif.core.errors import DISK_FULL, BadInput, StoreLocked
+from aif.core.file_permissions import user_umask
 
 # Whoever looks whether a lock is held takes it for some 10 µs, and whoever takes it writes its note some 50 µs later.
 AGAIN_S = (0.0, 0.01, 0.03, 0.06)
@@ -126,11 +126,11 @@ class Lock:
 
     def __init__(self, path: Path) -> None:
         try:
-            with shared():  # the dataset stands in there as well, and other pipelines'
+            with user_umask():  # the dataset stands in there as well, and other pipelines'
                 path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
-            if error.errno in FULL:
+            if error.errno in DISK_FULL:
                 raise
             raise _unusable(path.parent, error, "written to") from error
         try:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Self
 import duckdb
 import orjson
 
+from aif.core.batching import KEYS_PER_QUERY
 from aif.core.errors import BadInput, StoreDamaged
-from aif.core.paging import KEYS
 from aif.store.connection import check_version, connect, twice
 from aif.store.lock import Places
 
@@ -105,7 +105,7 @@ class Queries:
     def _column(self, table: str, column: str, keys: Iterable[str]) -> dict[str, Any]:
         """A column by its table's key, of those of these keys that are there. No more is read of it than that."""
         key, found, wanted = _KEY[table], dict[str, Any](), iter(dict.fromkeys(keys))
-        while some := list(islice(wanted, KEYS)):
+        while some := list(islice(wanted, KEYS_PER_QUERY)):
             found |= self._rows(f"SELECT {key}, {column} FROM {table} WHERE {key} IN (SELECT unnest(?))", [some])
         return found
 

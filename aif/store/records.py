@@ -32,7 +32,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-from aif.core.types import Prompt, Provided, Stage, as_dicts
+from aif.core.types import Prompt, ProvidedCompletion, Stage, as_dicts
 from aif.providers.base import CallError, Reply
 
 Record = dict[str, Any]
@@ -49,7 +49,7 @@ def prompt(one: Prompt) -> Record:
     }
 
 
-def carried(key: str, prompt_id: str, one: Provided) -> Record:
+def carried(key: str, prompt_id: str, one: ProvidedCompletion) -> Record:
     return {"t": "carried", "v": 1, "key": key, "prompt_id": prompt_id, "model": one.model, "text": one.text}
 
 

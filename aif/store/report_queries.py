@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from aif.core.types import Failing, Spent
+from aif.core.types import FailureGroup, Spent
 from aif.providers.base import UNKNOWN_END
 from aif.store.connection import within
 from aif.store.journal import Position
@@ -61,7 +61,7 @@ class Balance:
     whole: int
     slots: dict[int, int]
     tallies: dict[tuple[str, str], Tally]
-    missing: tuple[Failing, ...]
+    missing: tuple[FailureGroup, ...]
 
     @property
     def completeness(self) -> float:
@@ -154,18 +154,18 @@ class ReportQueries(Queries):
             tuple(self._missing("true")) if lacking else (),
         )
 
-    def failures(self) -> list[Failing]:
+    def failures(self) -> list[FailureGroup]:
         """What has failed for good, by kind, most first. (Where nothing has, to look for it among 1,000,000 items would
         take a second.)"""
         had = self._rows("SELECT 1 FROM failed WHERE verdict = 'failed' LIMIT 1")
         return self._missing("verdict = 'failed'") if had else []
 
-    def _missing(self, which: str) -> list[Failing]:
+    def _missing(self, which: str) -> list[FailureGroup]:
         rows = self._rows(
             "SELECT stage, endpoint, coalesce(kind, ''), verdict, items, coalesce(example, ''), prompt_id "
             f"FROM failures WHERE {which} ORDER BY kind IS NULL, items DESC, endpoint, kind, verdict"
         )
-        return [Failing(*row) for row in rows]
+        return [FailureGroup(*row) for row in rows]
 
     def endings(self) -> list[tuple[str, int, str]]:
         """Replies that ended by a word that is not known, by endpoint and word; they are kept as if they were cut."""

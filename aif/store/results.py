@@ -10,8 +10,8 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from aif.core.paging import pages
-from aif.core.types import CARRIED, Message, Rating, as_messages
+from aif.core.batching import batched
+from aif.core.types import PROVIDED_JUDGE, Message, Rating, as_messages
 from aif.pairing.scores import Scores
 from aif.store.reader import Reader
 
@@ -179,7 +179,7 @@ class Results(Reader):
             WHERE s.position BETWEEN $first AND $last
             ORDER BY s.position, s.slot
             """,
-            {**names, "first": first, "last": last, "carried": CARRIED},
+            {**names, "first": first, "last": last, "carried": PROVIDED_JUDGE},
         )
 
     # --- pairs --------------------------------------------------------------------------------------------------------
@@ -227,7 +227,7 @@ class Results(Reader):
         """These rows, a page at a time."""
         prompts = self._column("prompts", "bytes", [row["prompt_id"] for row in rows])
         bytes = prompts | self._column("completions", "bytes", [row[column] for row in rows for column in columns])
-        return pages(rows, lambda row: sum(bytes[row[side]] for side in ("prompt_id", *columns)), len(rows))
+        return batched(rows, lambda row: sum(bytes[row[side]] for side in ("prompt_id", *columns)), len(rows))
 
     def scored(self) -> pa.Table:
         """Every completion that has a score, by prompt_id and slot: prompt_id, source, completion (key), text_id (a
@@ -238,7 +238,7 @@ class Results(Reader):
             "FROM scores x JOIN slots s ON x.completion = s.key JOIN completions c ON x.completion = c.key "
             "LEFT JOIN carried a ON s.key = a.key AND EXISTS (SELECT 1 FROM specs WHERE spec = ?) "
             "JOIN selection e ON s.prompt_id = e.prompt_id ORDER BY s.prompt_id, s.slot",
-            [CARRIED],
+            [PROVIDED_JUDGE],
         )
 
     def completed(self, scored: pa.Table, batch: int) -> Iterator[list[Completed]]:
@@ -262,7 +262,7 @@ class Results(Reader):
         for start in range(0, selected.num_rows, batch):
             rows = selected.slice(start, batch).to_pylist()
             bytes = dict(self._rows(_BYTES, [[row["prompt_id"] for row in rows]]))
-            yield from map(self._wholes, pages(rows, _of(bytes), batch))
+            yield from map(self._wholes, batched(rows, _of(bytes), batch))
 
     def _wholes(self, rows: Sequence[Mapping[str, Any]]) -> list[Whole]:
         ids = [row["prompt_id"] for row in rows]

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from aif.core.paging import KEYS, pages
-from aif.core.types import Prompt, Slot, Spec, as_messages, carried_identity
+from aif.core.batching import KEYS_PER_QUERY, batched
+from aif.core.types import JudgingSpec, Prompt, Slot, as_messages, provided_identity
 from aif.store.query import Queries
 
 if TYPE_CHECKING:  # it takes 0.2 s of CPU, which `aif status` can do without
@@ -134,7 +134,7 @@ class RunQueries(Queries):
                 f"WHERE e.position >= ? AND e.position < ? AND {which} ORDER BY e.position",
                 [start, start + batch],
             )
-            yield from pages(rows, lambda row: row[3], batch)
+            yield from batched(rows, lambda row: row[3], batch)
 
     def carried(self, prompt_ids: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
         """Of these prompts, the completions that came with them: (key, identity), in order. Of one that damage took, it
@@ -144,7 +144,7 @@ class RunQueries(Queries):
             "SELECT a.prompt_id, a.key, coalesce(c.identity, ?) "
             "FROM carried a LEFT JOIN completions c ON a.key = c.key "
             "WHERE a.prompt_id IN (SELECT unnest(?)) ORDER BY a.prompt_id, a.n",
-            [carried_identity(LOST), list(prompt_ids)],
+            [provided_identity(LOST), list(prompt_ids)],
         ):
             found.setdefault(prompt_id, []).append((key, identity))
         return found
@@ -180,7 +180,7 @@ class RunQueries(Queries):
             "WHERE t.model = ? AND t.seq > ? AND t.seq <= ? ORDER BY t.seq",
             [model, after, after + limit],
         )
-        page = next(pages(rows, lambda row: row[-1], limit), [])
+        page = next(batched(rows, lambda row: row[-1], limit), [])
         messages = self._column("prompts", "messages", [row[7] for row in page])
         principles = self._column("texts", "content", [row[9] for row in page if row[9]])
         return [
@@ -212,7 +212,7 @@ class RunQueries(Queries):
         bytes = Counter[int]()
         for at, *_, held in (*prompts, *keys):
             bytes[at] += held
-        page = next(pages(places, lambda place: bytes[place[1]], limit), [])
+        page = next(batched(places, lambda place: bytes[place[1]], limit), [])
         taken = {position for _, position in page}
         whole = self._prompts_of([row for row in prompts if row[0] in taken])
         texts = self._texts_of([row for row in keys if row[0] in taken])
@@ -240,7 +240,7 @@ class RunQueries(Queries):
 
     def _prompts_of(self, rows: Sequence[tuple[Any, ...]]) -> dict[int, Prompt]:
         found: dict[int, Prompt] = {}
-        for page in pages(rows, lambda row: row[-1], KEYS):
+        for page in batched(rows, lambda row: row[-1], KEYS_PER_QUERY):
             ids = [id for _, id, *_ in page]
             messages, material = (self._column("prompts", column, ids) for column in ("messages", "material"))
             for at, id, source, _ in page:
@@ -250,7 +250,7 @@ class RunQueries(Queries):
 
     def _texts_of(self, rows: Sequence[tuple[Any, ...]]) -> dict[int, dict[str, str]]:
         found: dict[int, dict[str, str]] = {}
-        for page in pages(rows, lambda row: row[-1], KEYS):
+        for page in batched(rows, lambda row: row[-1], KEYS_PER_QUERY):
             texts = self._column("completions", "text", [key for _, key, _ in page])
             for at, key, _ in page:
                 found.setdefault(at, {})[key] = texts[key]
@@ -278,10 +278,10 @@ class RunQueries(Queries):
         first = "SELECT DISTINCT position FROM needed ORDER BY position LIMIT ?"
         return int(self._rows(f"SELECT coalesce(max(position) + 1, 0) FROM ({first})", [prompts])[0][0])
 
-    def specs(self) -> set[Spec]:
+    def specs(self) -> set[JudgingSpec]:
         """The requests that are made of judges, as the store was last told."""
         rows = self._rows("SELECT judge, identity, pass, request, listwise, n, least, spec, instead FROM specs")
-        return {Spec(*row) for row in rows}
+        return {JudgingSpec(*row) for row in rows}
 
     def selected_before(self, limit: int) -> list[str]:
         """The ids of the selected prompts before position `limit`."""

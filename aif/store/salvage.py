@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from aif.core.types import Prompt, Provided, as_messages, carried_identity
+from aif.core.types import Prompt, ProvidedCompletion, as_messages, provided_identity
 from aif.store import records
 from aif.store.reader import Reader
 from aif.store.records import Record
@@ -81,8 +81,8 @@ def _prompt(row: Row) -> Prompt:
     return Prompt(row["prompt_id"], as_messages(row["messages"]), "", orjson.loads(row["meta"]), material)
 
 
-def _carried(row: Row) -> Provided:
-    return Provided(row["identity"].removeprefix(carried_identity("")), row["text"])
+def _carried(row: Row) -> ProvidedCompletion:
+    return ProvidedCompletion(row["identity"].removeprefix(provided_identity("")), row["text"])
 
 
 def _calls(former: Former, reader: Reader, rows: list[Row], retried: bool) -> list[Record]:

@@ -8,7 +8,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aif.config.pipeline import Pipeline, api_key, load, options, parse
+from aif.config.pipeline import Pipeline, api_key, load, parse, request_options
 from aif.config.sections import Model, Price
 from aif.core.errors import BadInput
 from aif.core.types import Sampling, Usage
@@ -170,7 +170,7 @@ def test_a_launched_model_is_called_by_what_is_launched_unless_it_has_a_name() -
     ],
 )
 def test_whose_names_and_schemas_an_endpoint_knows(settings: str, dialect: str) -> None:
-    assert sound(f"models.served={{{settings}}}").models["served"].speaks == dialect
+    assert sound(f"models.served={{{settings}}}").models["served"].api_dialect == dialect
 
 
 def test_what_only_the_provider_knows_is_part_of_the_sampling_settings() -> None:
@@ -189,14 +189,14 @@ def test_a_call_costs_what_the_tier_costs_that_served_it() -> None:
     price = "price: {input: 2, output: 8, tiers: {flex: {input: 1, output: 4}}}"
     flex = sound(f"models.served={{provider: openai, service_tier: flex, {price}}}").models["served"]
     assert [flex.cost(usage, tier) for tier in (None, "flex", "default", "priority")] == [1, 1, 2, None]
-    assert flex.bound(1_000_000, 0) == 2, "it may be served by the usual one"
+    assert flex.max_cost(1_000_000, 0) == 2, "it may be served by the usual one"
     assert flex.timeout_s == 900
     usual = sound(f"models.served={{provider: openai, {price}}}").models["served"]
     assert [usual.cost(usage, tier) for tier in (None, "flex", "default", "scale")] == [2, 1, 2, 2]
     unknown = sound("models.served={provider: openai, service_tier: priority, price: {input: 2, output: 8}}")
     assert unknown.models["served"].unpriced
-    assert unknown.models["served"].bound(1, 1) is None
-    with pytest.raises(BadInput, match=r"what a call by priority costs; add price\.tiers: \{priority: "):
+    assert unknown.models["served"].max_cost(1, 1) is None
+    with pytest.raises(BadInput, match=r"the price of service_tier priority; add price\.tiers: \{priority: "):
         sound("models.served={provider: openai, service_tier: priority, price: {input: 2, output: 8}}", "budget_usd=5")
 
 
@@ -207,23 +207,25 @@ def test_headers_and_query_come_from_file_and_environment_and_are_not_published(
     )
     one = pipeline.models["served"]
     with pytest.raises(BadInput, match="served: no api-key; set the environment variable AZURE_KEY"):
-        options(one, {})
-    found = options(one, {"AZURE_KEY": "s3cret-value"})
+        request_options(one, {})
+    found = request_options(one, {"AZURE_KEY": "s3cret-value"})
     assert found.headers == {"api-key": "s3cret-value", "X-Title": "mine"}, "and no bearer beside it"
     assert found.secrets == ("s3cret-value",)
     assert found.query == {"api-version": "2025-04-01"}
     assert found.omit == {"seed"}
-    assert "AZURE" not in pipeline.public
-    assert "X-Title" not in pipeline.public
-    assert "api-version" not in pipeline.public
+    assert "AZURE" not in pipeline.public_yaml
+    assert "X-Title" not in pipeline.public_yaml
+    assert "api-version" not in pipeline.public_yaml
     own = sound("models.served={provider: openai, extra_headers: {authorization: {env: MINE}}}").models["served"]
-    assert options(own, {"OPENAI_API_KEY": "k-12345678", "MINE": "Basic x"}).headers == {"authorization": "Basic x"}
+    assert request_options(own, {"OPENAI_API_KEY": "k-12345678", "MINE": "Basic x"}).headers == {
+        "authorization": "Basic x"
+    }
     plain = sound("models.served={provider: openai, base_url: 'http://a/v1'}").models["served"]
-    assert options(plain, {}).headers == {"Authorization": "Bearer none"}
+    assert request_options(plain, {}).headers == {"Authorization": "Bearer none"}
 
 
 def test_several_addresses_of_an_sdk_s_provider_are_refused() -> None:
-    with pytest.raises(BadInput, match="several addresses are for provider vllm"):
+    with pytest.raises(BadInput, match="only provider vllm takes several addresses"):
         sound("models.served={provider: openai, base_url: [http://a/v1, http://b/v1]}")
 
 
@@ -304,11 +306,11 @@ def test_completions_that_come_with_scores_need_neither_models_nor_judges() -> N
     assert (first.field, first.text, first.model, first.score) == ("answers", "text", "model", "points")
     assert (second.field, second.text, second.model, second.score) == ("text", "t", "who", "points")
     assert dict(pipeline.prompts[0].material) == {"reference": "gold"}
-    assert pipeline.scored
+    assert pipeline.has_scores
     assert (len(pipeline.models), len(pipeline.judges)) == (0, 0)
     unscored = parse(CARRIED.replace(", score: points", ""), PATH, [JUDGE])
-    assert not unscored.scored
-    assert not parse(CARRIED.replace(", score: points", ""), PATH, [JUDGE, POOL]).scored
+    assert not unscored.has_scores
+    assert not parse(CARRIED.replace(", score: points", ""), PATH, [JUDGE, POOL]).has_scores
     chosen = parse(CARRIED, PATH, ["pairs={policy: on_policy, model: whoever wrote it}"])
     assert chosen.pairs.model == "whoever wrote it"
 
@@ -319,27 +321,27 @@ def test_completions_that_come_with_scores_need_neither_models_nor_judges() -> N
         (
             "",
             [JUDGE],
-            "--set judges: judges: not needed: the rows' completions come with scores, and none is made or rated; take "
-            "it out, or the sources' completions.score",
+            "--set judges: judges: not needed: the rows bring completions with scores, so none is generated or "
+            "rated; remove it, or the sources' completions.score",
         ),
         (
             "",
             [POOL],
-            "--set models: models: not needed: the rows' completions come with scores, and none is made or rated; take "
-            "it out, or the sources' completions.score",
+            "--set models: models: not needed: the rows bring completions with scores, so none is generated or "
+            "rated; remove it, or the sources' completions.score",
         ),
         (
             ", model: who, score: points",
             [JUDGE],
-            "p.yaml:3: prompts.0.completions.score: not every source has scores, so a judge rates them all; take it "
-            "out, or give each source one",
+            "p.yaml:3: prompts.0.completions.score: not every source has scores, so a judge rates them all; remove "
+            "it, or give it for each source",
         ),
         (", score: points", [], "p.yaml:1: judges: missing; name at least one"),
         (
             "completions: {field: answers, score: points}, ",
             [JUDGE],
-            "p.yaml:1: models: missing; name at least one, or point the completions: of every source at those its rows "
-            "carry",
+            "p.yaml:1: models: missing; name at least one, or set completions: of every source if its rows bring "
+            "completions",
         ),
     ],
 )
@@ -354,7 +356,7 @@ def test_a_pipeline_is_frozen() -> None:
 
 def test_raw_is_the_file_after_set() -> None:
     pipeline = sound("completions.per_prompt=2")
-    again = parse(pipeline.raw, PATH)
+    again = parse(pipeline.yaml_text, PATH)
     assert again.completions.per_prompt == 2
     assert again.model_dump() == pipeline.model_dump()
 
@@ -433,7 +435,7 @@ def test_later_sets_see_earlier_ones() -> None:
         ("models..x=1", "--set takes KEY=VALUE, such as --set completions.temperature=0.7"),
         ("prompts.7.limit=1", "--set prompts.7.limit: prompts has 2 entries, counted from 0; name one of them"),
         ("prompts.first.limit=1", "--set prompts.first.limit: prompts has 2 entries, counted from 0; name one of them"),
-        ("name.x=1", "--set name.x: name is a single value with no keys below it; leave 'x' out"),
+        ("name.x=1", "--set name.x: name is a single value without keys; remove 'x'"),
         ("pairs.*.x=1", "--set pairs.*.x: pairs does not exist, so '*' stands for nothing; name an entry"),
         ("name.*=1", "--set name.*: name has no entries for '*' to stand for; name one"),
         ("seed.*=1", "--set seed.*: seed has no entries for '*' to stand for; name one"),
@@ -474,21 +476,21 @@ WRONG = [
         "models, judges, rubric, pairs, budget_usd, confirm_usd, export",
     ),
     ("seed: 42", "seed: 42\nseed: 43", "p.yaml:3: seed: given twice, in lines 2 and 3; keep one"),
-    ("seed: 42", "? [a, b]\n: 42", "p.yaml:1: line 2 has a list or mapping where a name belongs; write a name"),
-    ("seed: 42", "seed: '42'", "p.yaml:2: seed: expected a whole number, got '42'; take the quotes away"),
+    ("seed: 42", "? [a, b]\n: 42", "p.yaml:1: line 2 has a list or mapping as a key; write a name"),
+    ("seed: 42", "seed: '42'", "p.yaml:2: seed: expected a whole number, got '42'; remove the quotes"),
     ("seed: 42", "seed: 4.2", "p.yaml:2: seed: expected a whole number, got 4.2"),
     ("seed: 42", "seed: true", "p.yaml:2: seed: expected a whole number, got true"),
-    ("seed: 42", "seed:", "p.yaml:2: seed: expected a whole number, got nothing; fill it in, or take the key out"),
+    ("seed: 42", "seed:", "p.yaml:2: seed: expected a whole number, got nothing; fill it in, or remove the key"),
     ("seed: 42", "seed: !!int abc", "p.yaml:2: seed: 'abc' can't be read; correct it or put it in quotes"),
-    ("seed: 42", "store: ''", "p.yaml:2: store: empty; write something, or take the key out"),
+    ("seed: 42", "store: ''", "p.yaml:2: store: empty; write something, or remove the key"),
     ("seed: 42", "store: 3", "p.yaml:2: store: expected a text, got 3; put it in quotes"),
     ("name: zephyr-7b\n", "", "p.yaml:1: name: missing; this key is needed, add it"),
     ("name: zephyr-7b", "name: 0123", "p.yaml:1: name: expected a text, got 0123; put it in quotes"),
     (
         "name: zephyr-7b",
         "name: a/b",
-        "p.yaml:1: name: 'a/b' can't name a folder under runs/; use letters, digits, '.', '_' and '-', "
-        "beginning with a letter or digit",
+        "p.yaml:1: name: 'a/b' can't be the name of a folder under runs/; use letters, digits, '.', '_' and '-', "
+        "and begin with a letter or digit",
     ),
     (
         "revision: 08751db",
@@ -517,15 +519,15 @@ WRONG = [
     (
         "more/own prompts.jsonl",
         "a.jsonl\n    split: train",
-        "p.yaml:8: prompts.1.split: only for hub datasets; take it out, or give hub: instead of file:",
+        "p.yaml:8: prompts.1.split: only for hub datasets; remove it, or give hub: instead of file:",
     ),
     (
         "more/own prompts.jsonl",
         "a.jsonl\n    token: hf_abc",
-        "p.yaml:8: prompts.1.token: a key has no place in the file; put the key into the environment variable "
+        "p.yaml:8: prompts.1.token: an API key must not be in the file; put it into the environment variable "
         "OPENAI_API_KEY, ANTHROPIC_API_KEY or HF_TOKEN, or into one that api_key_env: names",
     ),
-    ("more/own prompts.jsonl", '""', "p.yaml:7: prompts.1.file: empty; write something, or take the key out"),
+    ("more/own prompts.jsonl", '""', "p.yaml:7: prompts.1.file: empty; write something, or remove the key"),
     *(
         ("more/own prompts.jsonl", f"a.csv\n    {line}", f"p.yaml:8: prompts.1.{said}")
         for line, said in [
@@ -533,11 +535,11 @@ WRONG = [
             ("material: {reference: 3}", "material.reference: expected a text, got 3; put it in quotes"),
             (
                 "material: {reference: }",
-                "material.reference: expected a text, got nothing; fill it in, or take the key out",
+                "material.reference: expected a text, got nothing; fill it in, or remove the key",
             ),
             (
                 "material: {Ref-1: answer}",
-                "material.Ref-1: 'Ref-1' is no name of a slot; use up to 40 lower-case letters, digits and _",
+                "material.Ref-1: 'Ref-1' isn't a valid slot name; use up to 40 lower-case letters, digits and _",
             ),
             ("completions: answers", "completions: expected keys and values, got 'answers'"),
             ("completions: {model: m}", "completions.field: missing; this key is needed, add it"),
@@ -547,8 +549,8 @@ WRONG = [
             ),
             (
                 "completions: {field: a, score: s}",
-                "completions.score: not every source has scores, so a judge rates them all; take it out, or give each "
-                "source one",
+                "completions.score: not every source has scores, so a judge rates them all; remove it, or give it for "
+                "each source",
             ),
         ]
     ),
@@ -583,7 +585,7 @@ WRONG = [
     (
         "principles: ultrafeedback",
         "completions:",
-        "p.yaml:8: completions: expected keys and values, got nothing; fill it in, or take the key out",
+        "p.yaml:8: completions: expected keys and values, got nothing; fill it in, or remove the key",
     ),
     ("principles: ultrafeedback", "principles: [a]", "p.yaml:8: principles: expected a text, got a list"),
     # models
@@ -606,42 +608,41 @@ WRONG = [
     (
         "{provider: simulator, quality: 0.6}",
         "",
-        "p.yaml:17: models.rehearsal: expected keys and values, got nothing; fill it in, or take the key out",
+        "p.yaml:17: models.rehearsal: expected keys and values, got nothing; fill it in, or remove the key",
     ),
     (
         "rehearsal:",
         '"a\\tb":',
-        "p.yaml:17: models.a\tb: a name needs visible characters, none of them a control character, "
-        "no space at its ends",
+        "p.yaml:17: models.a\tb: a name needs visible characters, no control characters, and no space at its ends",
     ),
     (
         "rehearsal:",
         '"":',
-        "p.yaml:17: models.: a name needs visible characters, none of them a control character, no space at its ends",
+        "p.yaml:17: models.: a name needs visible characters, no control characters, and no space at its ends",
     ),
     ("quality: 0.6", "quality: 1.5", "p.yaml:17: models.rehearsal.quality: must be at most 1, got 1.5"),
     (
         "quality: 0.6",
         "base_url: http://a:1/v1",
-        "p.yaml:17: models.rehearsal.base_url: provider simulator has a server of its own and takes no such key; "
-        "take it out",
+        "p.yaml:17: models.rehearsal.base_url: provider simulator has a server of its own and doesn't use this key; "
+        "remove it",
     ),
     (
         "quality: 0.6",
         "model: served",
-        "p.yaml:17: models.rehearsal.model: provider simulator has a server of its own and takes no such key; "
-        "take it out",
+        "p.yaml:17: models.rehearsal.model: provider simulator has a server of its own and doesn't use this key; "
+        "remove it",
     ),
     (
         "concurrency: 256",
         "quality: 0.3",
-        "p.yaml:15: models.llama-2-7b-chat.quality: only for provider simulator, not vllm; take it out",
+        "p.yaml:15: models.llama-2-7b-chat.quality: only for provider simulator, not vllm; remove it",
     ),
     (
         "concurrency: 256",
         "max_tokens:",
         "p.yaml:15: models.llama-2-7b-chat.max_tokens: expected a whole number, got nothing; "
-        "give a number or take the key out",
+        "give a number or remove the key",
     ),
     ("concurrency: 256", "timeout_s: 0", "p.yaml:15: models.llama-2-7b-chat.timeout_s: must be more than 0, got 0"),
     (
@@ -654,7 +655,7 @@ WRONG = [
         "concurrency: 256",
         "launch: {model: org/a}",
         "p.yaml:12: models.llama-2-7b-chat.base_url: a launched server gets its address from aif; "
-        "take out base_url or launch",
+        "remove base_url or launch",
     ),
     *(
         ("concurrency: 256", f"launch: {launch}", f"p.yaml:15: models.llama-2-7b-chat.launch{said}")
@@ -670,22 +671,22 @@ WRONG = [
             ("{model: a, gpus: 0}", ".gpus: must be at least 1, got 0"),
             ("{model: a, replicas: 0}", ".replicas: must be at least 1, got 0"),
             ("{model: a, ready_s: 0}", ".ready_s: must be more than 0, got 0"),
-            ("{model: a, python: ''}", ".python: empty; write something, or take the key out"),
+            ("{model: a, python: ''}", ".python: empty; write something, or remove the key"),
             ("{model: a, args: --dtype}", ".args: expected a list, got '--dtype'"),
             ("{model: a, args: [--seed, 1]}", ".args.1: expected a text, got 1; put it in quotes"),
             (
                 "{model: a, args: [--api-key=sk-1]}",
-                ".args.0: a key has no place in the file; take it out, the server listens to this machine alone",
+                ".args.0: an API key must not be in the file; remove it, the server listens on this machine alone",
             ),
             ("{model: a, env: [A]}", ".env: expected keys and values, got a list"),
             ("{model: a, env: {A: true}}", ".env.A: expected a text, got true; put it in quotes"),
             (
                 "{model: a, env: {a: b}}",
-                ".env.a: expected the name of an environment variable in capitals, such as MY_API_KEY, never the key",
+                ".env.a: expected the name of an environment variable in capitals, such as MY_API_KEY, not the key",
             ),
             (
                 "{model: a, env: {HF_TOKEN: hf_1}}",
-                ".env.HF_TOKEN: a key has no place in the file; take it out: the server gets aif's HF_TOKEN, and no "
+                ".env.HF_TOKEN: an API key must not be in the file; remove it: the server gets aif's HF_TOKEN, and no "
                 "API key",
             ),
         ]
@@ -693,13 +694,13 @@ WRONG = [
     (
         "quality: 0.6",
         "reasoning_effort: low",
-        "p.yaml:17: models.rehearsal.reasoning_effort: a simulated model doesn't think; take it out",
+        "p.yaml:17: models.rehearsal.reasoning_effort: a simulated model doesn't reason; remove it",
     ),
     *(
         ("concurrency: 256", typed, f"p.yaml:15: models.llama-2-7b-chat.{said}")
         for typed, said in [
-            ("omit: [temperature]", "omit: temperature is left out by `temperature: null`"),
-            ("omit: [messages]", "omit: only seed can be left out so, got 'messages'"),
+            ("omit: [temperature]", "omit: to leave out temperature, write `temperature: null`"),
+            ("omit: [messages]", "omit: only seed can be left out here, got 'messages'"),
             (
                 "extra_body: {seed: 1}",
                 "extra_body.seed: aif sets it itself; see `seed` of the pipeline; `omit: [seed]` leaves it out",
@@ -709,31 +710,35 @@ WRONG = [
             ("extra_body: []", "extra_body: expected names and values, such as {top_k: 40}, got a list"),
             (
                 "extra_headers: {api-key: sk-1}",
-                "extra_headers: a key has no place in the file; write api-key: {env: NAME}",
+                "extra_headers: an API key must not be in the file; write api-key: {env: NAME}",
             ),
             (
                 "extra_headers: {X-A: {env: small}}",
-                "extra_headers: expected the name of an environment variable in capitals, such as MY_API_KEY, never "
+                "extra_headers: expected the name of an environment variable in capitals, such as MY_API_KEY, not "
                 "the key",
             ),
             (
                 'extra_headers: {X-A: "a\\nb"}',
                 "extra_headers: X-A: expected a text on one line, or {env: NAME}, got 'a\\nb'",
             ),
-            ("extra_headers: {Host: a}", "extra_headers: Host belongs to the connection; take it out"),
-            ("extra_headers: {a b: c}", "extra_headers: 'a b' is no name of a header; use letters, digits and -"),
+            ("extra_headers: {Host: a}", "extra_headers: Host is set by the client; remove it"),
+            ("extra_headers: {a b: c}", "extra_headers: 'a b' isn't a valid header name; use letters, digits and -"),
             (
                 "extra_query: {key: abc}",
-                "extra_query: key: a key has no place in the file; see extra_headers: {NAME: {env: VARIABLE}}",
+                "extra_query: key: an API key must not be in the file; see extra_headers: {NAME: {env: VARIABLE}}",
             ),
             ("dialect: azure", "dialect: expected openai | compatible, got 'azure'"),
             ("random_seed: 1", "random_seed: unknown key 'random_seed'; did you mean 'omit'?"),
             ("azure_endpoint: x", "azure_endpoint: unknown key 'azure_endpoint'; did you mean 'base_url'?"),
             (
                 "do_sample: true",
-                "do_sample: unknown key 'do_sample'; what only the provider knows goes into extra_body: {do_sample: …}",
+                "do_sample: unknown key 'do_sample'; settings that only the provider knows go into extra_body: "
+                "{do_sample: …}",
             ),
-            ("top_k: 40", "top_k: unknown key 'top_k'; what only the provider knows goes into extra_body: {top_k: …}"),
+            (
+                "top_k: 40",
+                "top_k: unknown key 'top_k'; settings that only the provider knows go into extra_body: {top_k: …}",
+            ),
             ("headers: {}", "headers: unknown key 'headers'; did you mean 'extra_headers'?"),
             ("base_urls: []", "base_urls: unknown key 'base_urls'; did you mean 'base_url'?"),
             (
@@ -746,12 +751,12 @@ WRONG = [
     (
         "concurrency: 256",
         "terms: ''",
-        "p.yaml:15: models.llama-2-7b-chat.terms: empty; write something, or take the key out",
+        "p.yaml:15: models.llama-2-7b-chat.terms: empty; write something, or remove the key",
     ),
     (
         "quality: 0.6",
         "launch: {model: a}",
-        "p.yaml:17: models.rehearsal.launch: only for provider vllm, not simulator; take it out",
+        "p.yaml:17: models.rehearsal.launch: only for provider vllm, not simulator; remove it",
     ),
     (
         "output: 1.60",
@@ -781,13 +786,13 @@ WRONG = [
     (
         "http://gpu-2:8000/v1/",
         "http://me:hunter2@gpu-2/v1",
-        "p.yaml:12: models.llama-2-7b-chat.base_url.0: an address without user, password, '?' and '#' is needed; "
-        "keys come from the environment",
+        "p.yaml:12: models.llama-2-7b-chat.base_url.0: expected an address without user, password, '?' and '#'; "
+        "API keys come from the environment",
     ),
     (
         "http://gpu-2:8000/v1/",
         "[]",
-        "p.yaml:12: models.llama-2-7b-chat.base_url: empty; give at least one entry, or take the key out",
+        "p.yaml:12: models.llama-2-7b-chat.base_url: empty; give at least one entry, or remove the key",
     ),
     (
         "served: {provider: vllm, base_url: [http://a:1/v1, http://b:1/v1]}",
@@ -798,7 +803,7 @@ WRONG = [
     (
         "input: 0.40",
         "input: '0.40'",
-        "p.yaml:16: models.small-openai.price.input: expected a number, got '0.40'; take the quotes away",
+        "p.yaml:16: models.small-openai.price.input: expected a number, got '0.40'; remove the quotes",
     ),
     (", output: 1.60", "", "p.yaml:16: models.small-openai.price.output: missing; this key is needed, add it"),
     (
@@ -810,19 +815,19 @@ WRONG = [
     (
         "gpt-4.1: {",
         "gpt-4.1: {api_key: sk-123, ",
-        "p.yaml:20: judges.gpt-4.1.api_key: a key has no place in the file; put the key into the environment variable "
+        "p.yaml:20: judges.gpt-4.1.api_key: an API key must not be in the file; put it into the environment variable "
         "OPENAI_API_KEY, ANTHROPIC_API_KEY or HF_TOKEN, or into one that api_key_env: names",
     ),
     (
         "gpt-4.1: {",
         "gpt-4.1: {api_key_env: hf_abcdef, ",
         "p.yaml:20: judges.gpt-4.1.api_key_env: expected the name of an environment variable in capitals, such as "
-        "MY_API_KEY, never the key",
+        "MY_API_KEY, not the key",
     ),
     (
         "gpt-4.1: {",
         "gpt-4.1: {noise: 0.1, ",
-        "p.yaml:20: judges.gpt-4.1.noise: only for provider simulator, not openai; take it out",
+        "p.yaml:20: judges.gpt-4.1.noise: only for provider simulator, not openai; remove it",
     ),
     (
         "gpt-4.1: {",
@@ -836,13 +841,13 @@ WRONG = [
     (
         "gpt-4.1: {",
         "gpt-4.1: {launch: {model: a}, ",
-        "p.yaml:20: judges.gpt-4.1.launch: only for provider vllm, not openai; take it out",
+        "p.yaml:20: judges.gpt-4.1.launch: only for provider vllm, not openai; remove it",
     ),
     *(
         (
             "gpt-4.1: {provider: openai",
             f"gpt-4.1: {{provider: anthropic, {key}: 1.0",
-            f"p.yaml:20: judges.gpt-4.1.{key}: Anthropic's API refuses it since version 2026-10-21; take it out",
+            f"p.yaml:20: judges.gpt-4.1.{key}: Anthropic's API refuses it since version 2026-10-21; remove it",
         )
         for key in ("temperature", "top_p")
     ),
@@ -868,12 +873,12 @@ WRONG = [
             ),
             (
                 "policy: on_policy, model: gpt",
-                "model: the pool has no model 'gpt'; name one of it: llama-2-7b-chat, small-openai, rehearsal, served",
+                "model: the pool has no model 'gpt'; name one of: llama-2-7b-chat, small-openai, rehearsal, served",
             ),
-            ("model: served", "model: only for policy on_policy, not best_vs_random; take it out"),
+            ("model: served", "model: only for policy on_policy, not best_vs_random; remove it"),
             (
                 "policy: best_vs_worst, max_pairs_per_prompt: 2",
-                "max_pairs_per_prompt: only for policy all, not best_vs_worst; take it out",
+                "max_pairs_per_prompt: only for policy all, not best_vs_worst; remove it",
             ),
             ("policy: all, max_pairs_per_prompt: 0", "max_pairs_per_prompt: must be at least 1, got 0"),
             ("max_length_ratio: 0.5", "max_length_ratio: must be at least 1, got 0.5"),
@@ -884,7 +889,7 @@ WRONG = [
     (
         "base_url: [http://a:1/v1, http://b:1/v1]}",
         "max_model_len: 8192, launch: {model: m, max_model_len: 4096}}",
-        "p.yaml:18: models.served.max_model_len: launch.max_model_len says 4096; take one of them out",
+        "p.yaml:18: models.served.max_model_len: launch.max_model_len is 4096; remove one of them",
     ),
     (
         "gpt-4.1: {",
@@ -894,7 +899,7 @@ WRONG = [
     ("gpt-4.1: {", "gpt-4.1: {reply: xml, ", "p.yaml:20: judges.gpt-4.1.reply: expected schema | text, got 'xml'"),
     # export
     ("formats: [trl]", "formats: trl", "p.yaml:21: export.formats: expected a list, got 'trl'"),
-    ("formats: [trl]", "formats: []", "p.yaml:21: export.formats: empty; give at least one entry, or take the key out"),
+    ("formats: [trl]", "formats: []", "p.yaml:21: export.formats: empty; give at least one entry, or remove the key"),
     ("formats: [trl]", "formats: [trl, trl]", "p.yaml:21: export.formats: a format is named twice; name each once"),
     (
         "formats: [trl]",
@@ -906,7 +911,7 @@ WRONG = [
         for kto, said in [
             ("rul: scores", "rul: unknown key 'rul'; did you mean 'rule'?"),
             ("rule: score", "rule: expected pairs | scores, got 'score'; did you mean 'scores'?"),
-            ("desirable: 4", "desirable: only for rule scores; take it out"),
+            ("desirable: 4", "desirable: only for rule scores; remove it"),
             (
                 "rule: scores, desirable: 4",
                 "undesirable: missing; rule scores needs the score up to which a completion is undesirable",
@@ -984,29 +989,29 @@ def at(*hosts: str, price: Price | None = None) -> Model:
 
 @pytest.mark.parametrize("host", OWN)
 def test_a_server_of_ones_own_is_free(host: str) -> None:
-    assert at(host).free
+    assert at(host).is_free
     assert at(host, "localhost").cost(None) == 0
-    assert at(host).bound(10**6, 10**6) == 0
+    assert at(host).max_cost(10**6, 10**6) == 0
 
 
 @pytest.mark.parametrize("host", OTHERS)
 def test_what_a_server_at_any_other_address_costs_is_unknown_until_it_is_said(host: str) -> None:
     for one in (at(host), at("localhost", host)):
         assert one.unpriced
-        assert not one.free
+        assert not one.is_free
         assert one.cost(Usage(10, 10)) is None
-        assert one.bound(10, 10) is None
+        assert one.max_cost(10, 10) is None
     told = at(host, price=Price(input=0.0, output=0.0))
-    assert told.free
-    assert told.cost(Usage(10, 10)) == told.bound(10, 10) == 0
+    assert told.is_free
+    assert told.cost(Usage(10, 10)) == told.max_cost(10, 10) == 0
     assert at("localhost", price=Price(input=1.0, output=0.0)).cost(Usage(10**6, 0)) == 1
 
 
 def test_a_budget_asks_for_the_price_of_an_address_that_is_not_ones_own() -> None:
     there = SOUND.replace("http://b:1/v1", "https://api.a.com/v1")
     assert complaints(there, "budget_usd=250") == [
-        "p.yaml:18: models.served: budget_usd needs to know what a call to https://api.a.com/v1 costs; add price: "
-        "{input: …, output: …}, in USD per million tokens (0 where it is free), or take out budget_usd"
+        "p.yaml:18: models.served: budget_usd needs the price of a call to https://api.a.com/v1; add price: "
+        "{input: …, output: …}, in USD per million tokens (0 if it is free), or remove budget_usd"
     ]
     assert parse(there, PATH, ["budget_usd=250", "models.served.price={input: 0, output: 0}"]).budget_usd == 250
 
@@ -1015,8 +1020,8 @@ def test_a_budget_needs_the_price_of_whatever_is_paid_for() -> None:
     assert sound("budget_usd=250").budget_usd == 250
     said = complaints(SOUND.replace(", price: {input: 2, output: 8}", ""), "budget_usd=250")
     assert said == [
-        "p.yaml:20: judges.gpt-4.1: budget_usd needs to know what a call to openai costs; add price: "
-        "{input: …, output: …}, in USD per million tokens (0 where it is free), or take out budget_usd"
+        "p.yaml:20: judges.gpt-4.1: budget_usd needs the price of a call to openai; add price: "
+        "{input: …, output: …}, in USD per million tokens (0 if it is free), or remove budget_usd"
     ]
     for value, why in [
         ("0", "more than 0, got 0"),
@@ -1030,9 +1035,9 @@ def test_a_budget_needs_the_price_of_whatever_is_paid_for() -> None:
 
 def test_the_most_a_call_can_cost_is_at_the_dearest_price_of_what_is_sent() -> None:
     written = "judges.gpt-4.1.price={input: 2, cached_input: 0.5, cache_write: 2.5, output: 8}"
-    assert sound(written).judges["gpt-4.1"].bound(1_000, 500) == pytest.approx((1_000 * 2.5 + 500 * 8) / 1e6)
-    assert sound("judges.gpt-4.1.price=null").judges["gpt-4.1"].bound(1_000, 500) is None
-    assert sound().models["served"].bound(1_000, 500) == 0
+    assert sound(written).judges["gpt-4.1"].max_cost(1_000, 500) == pytest.approx((1_000 * 2.5 + 500 * 8) / 1e6)
+    assert sound("judges.gpt-4.1.price=null").judges["gpt-4.1"].max_cost(1_000, 500) is None
+    assert sound().models["served"].max_cost(1_000, 500) == 0
 
 
 def test_all_that_is_wrong_is_said_at_once() -> None:
@@ -1057,10 +1062,10 @@ def test_what_is_no_yaml(text: str) -> None:
 
 
 def test_yaml_that_names_itself_or_holds_control_characters() -> None:
-    assert "nested without end" in complaints("a: &a [*a]")[0]
+    assert "nested too deeply" in complaints("a: &a [*a]")[0]
     tens = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 12))
     assert "more than 100,000 values" in complaints(f"a0: &a0 [x]\n{tens}")[0]
-    assert complaints("name: a\nseed: \x00")[0].startswith("p.yaml:2: can't be read as YAML: it holds the character")
+    assert complaints("name: a\nseed: \x00")[0].startswith("p.yaml:2: can't be read as YAML: it contains the character")
 
 
 @pytest.mark.parametrize(
@@ -1079,10 +1084,10 @@ def test_what_is_no_pipeline_at_all(text: str, said: str) -> None:
 @pytest.mark.parametrize(
     ("assignment", "said"),
     [
-        ("prompts=[]", "prompts: empty; give at least one entry, or take the key out"),
+        ("prompts=[]", "prompts: empty; give at least one entry, or remove the key"),
         (
             "models={}",
-            "models: missing; name at least one, or point the completions: of every source at those its rows carry",
+            "models: missing; name at least one, or set completions: of every source if its rows bring completions",
         ),
         ("judges={}", "judges: missing; name at least one"),
     ],
@@ -1094,7 +1099,7 @@ def test_empty_lists_and_mappings(assignment: str, said: str) -> None:
 @pytest.mark.parametrize("key", ["api_key", "token", "API-KEY", "openai_api_key", "password", "hf_token"])
 def test_a_secret_is_never_repeated(key: str) -> None:
     said = complaints(SOUND, f"judges.gpt-4.1.{key}=sk-very-secret")
-    assert "a key has no place in the file" in said[0]
+    assert "an API key must not be in the file" in said[0]
     assert "very-secret" not in said[0]
 
 
@@ -1152,7 +1157,7 @@ def test_no_value_crashes_it(key: str, value: object) -> None:
     said = ""
     try:
         pipeline = sound(f"{key}={yaml.safe_dump(value, allow_unicode=True)}")
-        assert parse(pipeline.raw, PATH).model_dump() == pipeline.model_dump()
+        assert parse(pipeline.yaml_text, PATH).model_dump() == pipeline.model_dump()
     except BadInput as error:
         said = str(error)
     assert "pydantic" not in said
@@ -1169,7 +1174,7 @@ def test_load_finds_the_file_and_names_it_as_it_was_given(tmp_path: Path, monkey
     Path("own/p.yaml").write_text("\ufeff" + SOUND, encoding="utf-8")
     pipeline = load(Path("own/p.yaml"), ["seed=1"])
     assert pipeline.seed == 1
-    assert pipeline.beside == tmp_path / "own"
+    assert pipeline.folder == tmp_path / "own"
     with pytest.raises(BadInput, match=r"^own/p\.yaml:2: seed: given twice|^--set sed: "):
         load(Path("own/p.yaml"), ["sed=1"])
     Path("own/p.yaml").write_text(SOUND.replace("seed:", "sed:"))
@@ -1178,7 +1183,7 @@ def test_load_finds_the_file_and_names_it_as_it_was_given(tmp_path: Path, monkey
 
 
 def test_files_that_cannot_be_loaded(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"pipeline file .* not found; looked for .*none\.yaml"):
+    with pytest.raises(BadInput, match=r"pipeline file .* not found; searched .*none\.yaml"):
         load(tmp_path / "none.yaml")
     with pytest.raises(BadInput, match="can't be read"):
         load(tmp_path)
@@ -1243,7 +1248,7 @@ def test_what_is_published_says_nothing_of_hosts_and_folders(tmp_path: Path) -> 
         "  c: {provider: vllm, launch: {model: org/c}}\n"
         "judges: {j: {provider: openai, base_url: 'http://proxy.internal/v1', api_key_env: TEAM_KEY}}\n"
     )
-    public = load(path).public
+    public = load(path).public_yaml
 
     assert not [word for word in ("internal", "someone", "secret", "TEAM_KEY") if word in public]
     told = yaml.safe_load(public)
@@ -1265,7 +1270,7 @@ def test_what_is_published_says_nothing_of_hosts_and_folders(tmp_path: Path) -> 
 
 
 def test_what_is_published_of_rows_that_carry_everything() -> None:
-    assert yaml.safe_load(parse(CARRIED, PATH).public) == yaml.safe_load(CARRIED)
+    assert yaml.safe_load(parse(CARRIED, PATH).public_yaml) == yaml.safe_load(CARRIED)
 
 
 # where the store is
@@ -1355,23 +1360,24 @@ prompts:
     rule = "export.kto={rule: scores, desirable: 4, undesirable: 2}"
     (told,) = complaints(text, rule)
     assert told.startswith(
-        "--set export.kto: export.kto.rule: one bound for the scores of several sources (a/train.jsonl, b/train.jsonl)"
+        "--set export.kto: export.kto.rule: the scores of several sources can't have the same bounds (a/train.jsonl, "
+        "b/train.jsonl); use rule pairs, or"
     )
-    assert parse(text, PATH).scales == {"a/train.jsonl", "b/train.jsonl"}
-    assert parse(text, PATH, [rule, "prompts.0.source=one", "prompts.1.source=one"]).scales == {"one"}
+    assert parse(text, PATH).score_scales == {"a/train.jsonl", "b/train.jsonl"}
+    assert parse(text, PATH, [rule, "prompts.0.source=one", "prompts.1.source=one"]).score_scales == {"one"}
     hub = text.replace("file: a/train.jsonl", "hub: o/d, config: x")
     hub = hub.replace("file: b/train.jsonl", "hub: o/d, config: y")
-    assert parse(hub, PATH).scales == {"o/d x", "o/d y"}
-    assert sound().scales == set()
+    assert parse(hub, PATH).score_scales == {"o/d x", "o/d y"}
+    assert sound().score_scales == set()
 
 
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ("null", "expected auto, none, or the two marks such as ['<think>', '</think>'], got nothing"),
-        ("deepseek_r1", "expected auto, none, or the two marks such as ['<think>', '</think>'], got 'deepseek_r1'"),
-        ("['<think>']", "expected two marks, what opens reasoning and what closes it, got a list"),
-        ("[a, a]", "expected two marks, what opens reasoning and what closes it, got a list"),
+        ("null", "expected auto, none, or two tags such as ['<think>', '</think>'], got nothing"),
+        ("deepseek_r1", "expected auto, none, or two tags such as ['<think>', '</think>'], got 'deepseek_r1'"),
+        ("['<think>']", "expected two tags, the one before reasoning and the one after it, got a list"),
+        ("[a, a]", "expected two tags, the one before reasoning and the one after it, got a list"),
     ],
 )
 def test_marks_that_are_none_are_refused(given: str, said: str) -> None:

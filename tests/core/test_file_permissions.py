@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from aif.core.file_permissions import PRIVATE, USUAL
+from aif.core.file_permissions import PRIVATE_UMASK, USER_UMASK
 from aif.export import hub
 from aif.sources import load
 from tests.servers.test_fleet import Fakes, aif, fakes, pipeline
@@ -58,7 +58,7 @@ def test_what_a_run_keeps_is_its_owners_alone_and_what_it_hands_out_is_as_the_um
             "feedback.journal/000001.jsonl", "feedback.logs/a-1.log", "dataset/trl"} <= ours.keys()  # fmt: skip
     for name, (mode, folder) in ours.items():
         public = name in ("runs", "runs/t") or "dataset" in name
-        assert mode == (0o777 if folder else 0o666) & ~(umask if public else PRIVATE), (name, oct(mode))
+        assert mode == (0o777 if folder else 0o666) & ~(umask if public else PRIVATE_UMASK), (name, oct(mode))
 
 
 def test_rights_that_somebody_gave_a_file_stay(tmp_path: Path, fakes: Fakes) -> None:
@@ -80,13 +80,13 @@ def test_what_comes_from_the_hub_is_kept_as_its_other_programs_keep_it(
     monkeypatch.setenv("HF_TOKEN", "hf_alice")
     folder = tmp_path / "cache"
     folder.mkdir()
-    before = os.umask(PRIVATE)
+    before = os.umask(PRIVATE_UMASK)
     try:
-        for n, doing in enumerate((load._reachable("org/name"), hub.opened("org/name"))):
+        for n, doing in enumerate((load._hub_errors("org/name"), hub.opened("org/name"))):
             with doing:
                 (folder / f"cached{n}").touch()
         (folder / "kept").touch()
     finally:
         os.umask(before)
-    usual = 0o666 & ~USUAL
+    usual = 0o666 & ~USER_UMASK
     assert {name: mode for name, mode, _ in found(folder)} == {"cached0": usual, "cached1": usual, "kept": 0o600}

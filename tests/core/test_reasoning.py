@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aif.core.reasoning import split
+from aif.core.reasoning import split_reasoning
 
 SENTENCE = "<think> is the tag that R1 opens its reasoning with, and </think> closes it."
 TEMPLATE = "R1's template:\n\n```\n<|Assistant|>{thoughts}\n</think>\n{answer}\n```\n\nThat is all."
@@ -73,7 +73,7 @@ TEMPLATE = "R1's template:\n\n```\n<|Assistant|>{thoughts}\n</think>\n{answer}\n
     ],
 )
 def test_reasoning_is_cut(content: str, text: str, reasoning: str | None) -> None:
-    told = split(content)
+    told = split_reasoning(content)
 
     assert (told.text, told.reasoning) == (text, reasoning)
 
@@ -120,7 +120,7 @@ def test_reasoning_is_cut(content: str, text: str, reasoning: str | None) -> Non
     ],
 )
 def test_an_answer_is_not_cut(content: str) -> None:
-    assert split(content).text == content
+    assert split_reasoning(content).text == content
 
 
 @pytest.mark.parametrize(
@@ -135,24 +135,28 @@ def test_an_answer_is_not_cut(content: str) -> None:
     ],
 )
 def test_what_stays_and_looks_like_a_mark_is_said(content: str) -> None:
-    assert (split(content).mark or "").startswith("left: ")
+    assert (split_reasoning(content).mark or "").startswith("left: ")
 
 
 def test_what_was_cut_where_the_reply_also_speaks_of_the_mark_is_said() -> None:
-    assert split("<think>plan</think>`<think>` opens it.").mark == "cut: <think>plan</think>`<think>` opens it."
-    assert split("<think>标签开始思考，</think>标签结束。").mark is not None, "in a script without capitals, too"
-    assert split("<think>plan</think>Answer").mark is None
-    assert split("<think>用户问首都。</think>北京。").mark is None
-    assert split(TEMPLATE).mark is None, "code is what it is"
+    assert (
+        split_reasoning("<think>plan</think>`<think>` opens it.").mark == "cut: <think>plan</think>`<think>` opens it."
+    )
+    assert split_reasoning("<think>标签开始思考，</think>标签结束。").mark is not None, (
+        "in a script without capitals, too"
+    )
+    assert split_reasoning("<think>plan</think>Answer").mark is None
+    assert split_reasoning("<think>用户问首都。</think>北京。").mark is None
+    assert split_reasoning(TEMPLATE).mark is None, "code is what it is"
 
 
 def test_marks_of_ones_own_are_the_only_ones() -> None:
     tags = ("<plan>", "</plan>")
 
-    assert split("<plan>a</plan>b", tags=tags).text == "b"
-    assert split("a</plan>b", tags=tags).text == "b"
-    assert split("<think>a</think>b", tags=tags).text == "<think>a</think>b"
-    assert split("```\n</plan>\n```\nb", tags=tags).text == "```\n</plan>\n```\nb"
+    assert split_reasoning("<plan>a</plan>b", tags=tags).text == "b"
+    assert split_reasoning("a</plan>b", tags=tags).text == "b"
+    assert split_reasoning("<think>a</think>b", tags=tags).text == "<think>a</think>b"
+    assert split_reasoning("```\n</plan>\n```\nb", tags=tags).text == "```\n</plan>\n```\nb"
 
 
 _PIECES = st.sampled_from(
@@ -162,20 +166,20 @@ _PIECES = st.sampled_from(
 
 @given(st.lists(_PIECES, max_size=12).map("".join))
 def test_text_and_what_was_cut_cover_the_content(content: str) -> None:
-    told = split(content)
+    told = split_reasoning(content)
 
     assert told.text in content
     assert not told.reasoning or told.reasoning in content
-    assert split(content, tags="none").text == content
+    assert split_reasoning(content, tags="none").text == content
     if told.mark is None:
-        assert split(told.text).text == told.text, "twice is once"
+        assert split_reasoning(told.text).text == told.text, "twice is once"
 
 
 @given(st.lists(_PIECES.filter(lambda piece: "`" not in piece and "~" not in piece), max_size=9).map("".join))
 def test_code_is_never_cut(code: str) -> None:
     content = f"See:\n```\n{code}\n```\nSo."
 
-    assert split(content).text == content
+    assert split_reasoning(content).text == content
 
 
 @pytest.mark.parametrize(
@@ -198,6 +202,6 @@ def test_code_is_never_cut(code: str) -> None:
 )
 def test_a_hostile_reply_takes_time_by_its_length(unit: str) -> None:
     began = time.process_time()
-    split(unit * (500_000 // len(unit)) + "</think>a")
+    split_reasoning(unit * (500_000 // len(unit)) + "</think>a")
 
     assert time.process_time() - began < 5

@@ -38,8 +38,8 @@ def test_shipped_in_an_installed_wheel(tmp_path: Path, cwd: Path) -> None:
     spec.loader.exec_module(installed)
 
     assert installed.shipped("prompts", "rubrics", "unified") == rubric
-    assert installed.find("unified", cwd, "prompts/rubrics", "rubric") == rubric
-    assert installed.find("prompts/rubrics/unified", cwd, "", "rubric") == rubric
+    assert installed.find_resource("unified", cwd, "prompts/rubrics", "rubric") == rubric
+    assert installed.find_resource("prompts/rubrics/unified", cwd, "", "rubric") == rubric
 
 
 def test_beside_comes_before_cwd_before_shipped(tmp_path: Path, cwd: Path) -> None:
@@ -47,12 +47,12 @@ def test_beside_comes_before_cwd_before_shipped(tmp_path: Path, cwd: Path) -> No
     beside.mkdir()
     name = "prompts/rubrics"
 
-    assert resources.find(name, beside, "", "folder") == resources.shipped("prompts", "rubrics")
+    assert resources.find_resource(name, beside, "", "folder") == resources.shipped("prompts", "rubrics")
     (cwd / name).mkdir(parents=True)
-    assert resources.find(name, beside, "", "folder") == cwd / name
+    assert resources.find_resource(name, beside, "", "folder") == cwd / name
     (beside / name).mkdir(parents=True)
-    assert resources.find(name, beside, "", "folder") == beside / name
-    assert resources.find(name, None, "", "folder") == cwd / name
+    assert resources.find_resource(name, beside, "", "folder") == beside / name
+    assert resources.find_resource(name, None, "", "folder") == cwd / name
 
 
 def test_nothing_in_a_folder_of_the_caller_s_goes_before_a_name_that_is_shipped(tmp_path: Path, cwd: Path) -> None:
@@ -60,33 +60,35 @@ def test_nothing_in_a_folder_of_the_caller_s_goes_before_a_name_that_is_shipped(
         (folder / "unified").mkdir()
 
     shelf = "prompts/rubrics"
-    assert resources.find("unified", tmp_path, shelf, "rubric") == resources.shipped("prompts", "rubrics", "unified")
-    assert resources.find("./unified", tmp_path, shelf, "rubric") == tmp_path / "unified"
-    assert resources.find("unified", tmp_path, None, "source") == tmp_path / "unified"
+    assert resources.find_resource("unified", tmp_path, shelf, "rubric") == resources.shipped(
+        "prompts", "rubrics", "unified"
+    )
+    assert resources.find_resource("./unified", tmp_path, shelf, "rubric") == tmp_path / "unified"
+    assert resources.find_resource("unified", tmp_path, None, "source") == tmp_path / "unified"
 
 
 def test_an_absolute_path_is_looked_at_alone(tmp_path: Path, cwd: Path) -> None:
     (tmp_path / "a.jsonl").touch()
-    assert resources.find(str(tmp_path / "a.jsonl"), cwd, "", "prompt file") == tmp_path / "a.jsonl"
+    assert resources.find_resource(str(tmp_path / "a.jsonl"), cwd, "", "prompt file") == tmp_path / "a.jsonl"
     with pytest.raises(BadInput) as raised:
-        resources.find(str(tmp_path / "b.jsonl"), cwd, "", "prompt file")
+        resources.find_resource(str(tmp_path / "b.jsonl"), cwd, "", "prompt file")
     assert str(cwd) not in str(raised.value)
 
 
 def test_tilde_is_the_home_folder(tmp_path: Path, cwd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "a.yaml").touch()
-    assert resources.find("~/a.yaml", cwd, None, "file") == tmp_path / "a.yaml"
+    assert resources.find_resource("~/a.yaml", cwd, None, "file") == tmp_path / "a.yaml"
 
 
 def test_the_home_folder_of_nobody(cwd: Path) -> None:
-    with pytest.raises(BadInput, match="names nobody's home folder; write the path in full"):
-        resources.find("~no-such-person-here/a.yaml", cwd, None, "file")
+    with pytest.raises(BadInput, match="no such home folder; write the path in full"):
+        resources.find_resource("~no-such-person-here/a.yaml", cwd, None, "file")
 
 
 def test_not_found_names_every_place(tmp_path: Path, cwd: Path) -> None:
     with pytest.raises(BadInput) as raised:
-        resources.find("gentle", tmp_path, "prompts/rubrics", "rubric")
+        resources.find_resource("gentle", tmp_path, "prompts/rubrics", "rubric")
     text = str(raised.value)
     assert text.startswith("rubric 'gentle' not found")
     for place in (tmp_path / "gentle", cwd / "gentle", resources.shipped("prompts", "rubrics", "gentle")):
@@ -96,17 +98,17 @@ def test_not_found_names_every_place(tmp_path: Path, cwd: Path) -> None:
 def test_only_what_is_shipped_is_found_beside_the_package(cwd: Path) -> None:
     """The root of a checkout holds more than an installed wheel does; none of that may be found by name."""
     with pytest.raises(BadInput):
-        resources.find("tests/core/test_resources.py", cwd, "", "file")
+        resources.find_resource("tests/core/test_resources.py", cwd, "", "file")
     with pytest.raises(BadInput):
-        resources.find("prompts", cwd, None, "file")
+        resources.find_resource("prompts", cwd, None, "file")
 
 
 @pytest.mark.parametrize("name", ["", "a\0b"])
 def test_a_name_that_is_no_path(name: str, cwd: Path) -> None:
     with pytest.raises(BadInput, match="is no path"):
-        resources.find(name, cwd, "", "file")
+        resources.find_resource(name, cwd, "", "file")
 
 
 def test_a_name_too_long_to_look_for(cwd: Path) -> None:
-    with pytest.raises(BadInput, match="can't be looked at"):
-        resources.find("x" * 5000, cwd, None, "file")
+    with pytest.raises(BadInput, match="can't be accessed"):
+        resources.find_resource("x" * 5000, cwd, None, "file")

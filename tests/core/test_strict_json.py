@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aif.core.strict_json import Twice as NamedTwice
-from aif.core.strict_json import reader, row
+from aif.core.strict_json import DuplicateKeyError as NamedTwice
+from aif.core.strict_json import make_decoder, parse_row
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
@@ -20,7 +20,7 @@ class Twice(Exception):
     pass
 
 
-read = reader(Twice)
+read = make_decoder(Twice)
 
 
 @given(VALUES)
@@ -49,7 +49,7 @@ def test_of_however_many_names_one_given_twice_is_told_at_once() -> None:
 
 def test_a_tab_within_a_string_is_read_and_no_number_made_of_a_word() -> None:
     assert read('{"a": "x\ty"}') == {"a": "x\ty"}
-    assert reader(Twice, lambda word: word)("[NaN, -Infinity]") == ["NaN", "-Infinity"]
+    assert make_decoder(Twice, lambda word: word)("[NaN, -Infinity]") == ["NaN", "-Infinity"]
     with pytest.raises(ValueError, match="Expecting"):
         read("{'a': 1}")
 
@@ -59,7 +59,7 @@ def test_a_tab_within_a_string_is_read_and_no_number_made_of_a_word() -> None:
 
 @given(VALUES.map(lambda value: json.loads(json.dumps(value), parse_int=float)), st.booleans())
 def test_a_row_is_read_as_json_reads_it(value: object, ascii_only: bool) -> None:
-    assert row(json.dumps(value, ensure_ascii=ascii_only)) == value
+    assert parse_row(json.dumps(value, ensure_ascii=ascii_only)) == value
 
 
 @pytest.mark.parametrize(
@@ -74,10 +74,10 @@ def test_a_row_is_read_as_json_reads_it(value: object, ascii_only: bool) -> None
     ],
 )
 def test_a_row_as_programs_write_it(text: str, value: object) -> None:
-    assert row(text) == value
+    assert parse_row(text) == value
 
 
 @pytest.mark.parametrize("text", ['{"a": 1, "a": 2}', r'[{"b": {"a": "\u0022", "\u0061": ""}}]', '{"a": NaN, "a": 1}'])
 def test_a_row_that_names_something_twice_is_told(text: str) -> None:
-    with pytest.raises(NamedTwice, match="an object names 'a' twice"):
-        row(text)
+    with pytest.raises(NamedTwice, match="an object has the key 'a' twice"):
+        parse_row(text)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from aif.config.pipeline import Pipeline, parse
-from aif.core import paging
+from aif.core import batching
 from aif.core.errors import BadInput
 from aif.engine import prepare as intake
 from aif.engine.prepare import prepare, rubric_of
@@ -158,7 +158,7 @@ MIXED = [10, 900, 5, 5, 5, 3000, 20, 400, 400, 400, 1, 1]  # characters, where a
 
 
 def mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sizes: list[int] = MIXED) -> Pipeline:
-    monkeypatch.setattr(paging, "PAGE_BYTES", 1000)
+    monkeypatch.setattr(batching, "MAX_BATCH_BYTES", 1000)
     rows(tmp_path / "a.jsonl", *(f"{n} {'x' * size}" for n, size in enumerate(sizes)))
     rows(tmp_path / "b.jsonl")
     return parse(PIPELINE.format(folder=tmp_path), tmp_path / "p.yaml")
@@ -200,7 +200,7 @@ def test_long_prompts_find_room_where_one_page_of_rows_would_not(
     """1,200 prompts of 50,000 characters are 60 MB: kept, planned and read in 48 MB of DuckDB's."""
     monkeypatch.setitem(SETTINGS, "memory_limit", "48MB")
     monkeypatch.setattr(connection, "AMPLE", "48MB")
-    monkeypatch.setattr(paging, "PAGE_BYTES", 2**20)
+    monkeypatch.setattr(batching, "MAX_BATCH_BYTES", 2**20)
     rows(tmp_path / "a.jsonl", *(f"{n} {'word ' * 10_000}" for n in range(1200)))
     rows(tmp_path / "b.jsonl")
     pipeline = parse(PIPELINE.format(folder=tmp_path), tmp_path / "p.yaml")

@@ -11,8 +11,8 @@ import pytest
 from rich.console import Console
 
 from aif.cli.views import progress as drawn
-from aif.core import words
-from aif.core.types import Failing, Spent
+from aif.core import formatting
+from aif.core.types import FailureGroup, Spent
 from aif.engine import progress
 from aif.engine.progress import Board
 from aif.providers.endpoint import Endpoint
@@ -43,9 +43,9 @@ def kept(endpoint: str, verdict: str, n: int = 1, usd: float | None = 0.01, **mo
 
 
 FAILED_BEFORE = [
-    Failing("completion", "large", "blocked", "failed", 3, "its filter", "p"),
-    Failing("completion", "large", "timeout", "later", 5, "too long", "p"),
-    Failing("judgement", "judge", "unauthorized", "refused", 2, "no key", "p"),
+    FailureGroup("completion", "large", "blocked", "failed", 3, "its filter", "p"),
+    FailureGroup("completion", "large", "timeout", "later", 5, "too long", "p"),
+    FailureGroup("judgement", "judge", "unauthorized", "refused", 2, "no key", "p"),
 ]
 
 
@@ -237,6 +237,6 @@ def test_what_the_store_has_spent_is_told_where_there_is_a_budget_or_not_all_is_
     assert progress.read(tmp_path / "progress.json") == snapshot
     told = "$2.12 spent in all, of which up to $0.6250 unknown; $2.88 of the budget of $5.00 left"
     assert told in drawn.line(snapshot)
-    assert words.spending(Spent(1.0), None) == ""
-    assert words.spending(Spent(1.0), 0.5) == "$1.00 spent in all; $0.00 of the budget of $0.5000 left"
-    assert words.spending(Spent(1.0, 2.0), None) == "$3.00 spent in all, of which up to $2.00 unknown"
+    assert formatting.describe_spending(Spent(1.0), None) == ""
+    assert formatting.describe_spending(Spent(1.0), 0.5) == "$1.00 spent in all; $0.00 of the budget of $0.5000 left"
+    assert formatting.describe_spending(Spent(1.0, 2.0), None) == "$3.00 spent in all, of which up to $2.00 unknown"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from aif.core.errors import StoreDamaged, StoreStarved
+from aif.core.errors import StoreDamaged, StoreOutOfMemory
 from aif.engine import rebuild
 from aif.engine.prepare import prepare
 from aif.engine.rebuild import again
@@ -19,7 +19,7 @@ from tests.support.serving import Served
 
 @pytest.mark.parametrize(
     ("trouble", "told"),
-    [(StoreStarved("no room"), "it gets"), (StoreDamaged("s: block 3"), "s: block 3; it is made again")],
+    [(StoreOutOfMemory("no room"), "it gets"), (StoreDamaged("s: block 3"), "s: block 3; it is made again")],
 )
 def test_it_is_gone_on_with_as_every_command_does(
     tmp_path: Path, serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch, trouble: Exception, told: str

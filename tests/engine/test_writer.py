@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from aif.core import paging
+from aif.core import batching
 from aif.core.errors import StoreDamaged
 from aif.core.types import Usage
 from aif.engine import writer as writers
@@ -180,7 +180,7 @@ async def test_what_is_on_its_way_into_the_store_is_bounded_by_bytes(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """4,096 replies of 200 KB would be 800 MB; and as one transaction more than DuckDB has."""
-    monkeypatch.setattr(paging, "PAGE_BYTES", 1000)
+    monkeypatch.setattr(batching, "MAX_BATCH_BYTES", 1000)
     monkeypatch.setattr(writers, "HELD_BYTES", 4000)
     monkeypatch.setattr(writers, "COMMIT_EVERY_S", 0.0)
     monkeypatch.setattr(writers, "LATE_S", 0.0)

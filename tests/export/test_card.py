@@ -12,8 +12,8 @@ import yaml
 from huggingface_hub import DatasetCard
 
 from aif.config.pipeline import parse
-from aif.config.sections import public
-from aif.core.types import Failing
+from aif.config.sections import publishable_name
+from aif.core.types import FailureGroup
 from aif.engine.prepare import rubric_of
 from aif.export.card import CardFacts, cell, fenced, render
 from aif.store.report_queries import Balance, Books, Tally
@@ -29,10 +29,10 @@ BALANCE = Balance(
         ("judgement", "strict"): Tally(29, 27, 1, 0),
     },
     missing=(
-        Failing("completion", "able", "blocked", "failed", 1, "key sk-123 at http://gpu-2.internal.example", "p1"),
-        Failing("completion", "able", "timeout", "later", 1, "no answer", "p2"),
-        Failing("judgement", "strict", "unreadable", "failed", 1, "no rating", "p3"),
-        Failing("judgement", "strict", "", "pending", 1, "", "p4"),
+        FailureGroup("completion", "able", "blocked", "failed", 1, "key sk-123 at http://gpu-2.internal.example", "p1"),
+        FailureGroup("completion", "able", "timeout", "later", 1, "no answer", "p2"),
+        FailureGroup("judgement", "strict", "unreadable", "failed", 1, "no rating", "p3"),
+        FailureGroup("judgement", "strict", "", "pending", 1, "", "p4"),
     ),
 )
 MADE = datetime(2026, 4, 2, 8, 15, tzinfo=UTC)
@@ -427,7 +427,7 @@ def test_a_fence_is_longer_than_any_run_inside() -> None:
     ],
 )
 def test_of_a_path_its_last_part_is_public(name: str, shown: str) -> None:
-    assert public(name) == shown
+    assert publishable_name(name) == shown
 
 
 def test_what_lies_in_a_folder_below_this_one_betrays_it_neither() -> None:
@@ -436,6 +436,6 @@ def test_what_lies_in_a_folder_below_this_one_betrays_it_neither() -> None:
     one = facts(SECRETIVE, launched, "models.hosted.model=accounts/fast/models/llama")
     assert "| local | llama-7b@refs/pr/1 |" in render(one)
     assert "| hosted | accounts/fast/models/llama |" in render(one)
-    assert "someone" not in render(one) + one.pipeline.public
-    below = parse(SECRETIVE, Path("p.yaml"), ["prompts=[{hub: someone/data/mine}, {hub: org/mine}]"]).public
+    assert "someone" not in render(one) + one.pipeline.public_yaml
+    below = parse(SECRETIVE, Path("p.yaml"), ["prompts=[{hub: someone/data/mine}, {hub: org/mine}]"]).public_yaml
     assert [source["hub"] for source in yaml.safe_load(below)["prompts"]] == ["mine", "org/mine"]

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from aif.cli.views.export import tell_exported
 from aif.config.pipeline import Pipeline, parse
-from aif.core import paging
+from aif.core import batching
 from aif.core.errors import AifError, BadInput, Exit, Incomplete
 from aif.core.types import Message, Principle, Rating, digest
 from aif.engine.make_pairs import make_pairs
@@ -184,7 +184,7 @@ def test_run_json_holds_books_spend_and_pipeline(tmp_path: Path) -> None:
     assert sum(row["calls"] for row in run["spend"]) == 8 * 5
     assert sum(row["usd"] for row in run["spend"]) == pytest.approx(0.04)
     assert run["calls"] == ["2026-03-01T12:00:00+00:00", "2026-03-01T12:00:07+00:00"]
-    assert run["pipeline_yaml"] == pipeline.public == (tmp_path / "out" / "pipeline.yaml").read_text()
+    assert run["pipeline_yaml"] == pipeline.public_yaml == (tmp_path / "out" / "pipeline.yaml").read_text()
 
 
 # --- the other formats ------------------------------------------------------------------------------------------------
@@ -974,7 +974,7 @@ def test_what_sft_calls_the_best_is_the_best_whichever_pairs_a_policy_makes(tmp_
 
 def test_row_groups_are_cut_by_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline, rubric, ledger = build(tmp_path, 6, complete=lambda n, model: f"{model} {n} " + "w" * 300)
-    monkeypatch.setattr(paging, "PAGE_BYTES", 1000)
+    monkeypatch.setattr(batching, "MAX_BATCH_BYTES", 1000)
     with ledger:
         done = export(pipeline, rubric, ledger, tmp_path / "out", print)
     (file,) = (done.path / "trl").glob("*.parquet")

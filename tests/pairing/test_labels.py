@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aif.config.sections import Labels
+from aif.config.sections import KtoLabels
 from aif.pairing.labels import REASONS, balancing, best, labelled
 from aif.pairing.pairs import PairPolicy, pair
 from aif.pairing.scores import Scores
 
-PAIRS = Labels()
-SCORES = Labels(rule="scores", desirable=4.0, undesirable=2.0)
+PAIRS = KtoLabels()
+SCORES = KtoLabels(rule="scores", desirable=4.0, undesirable=2.0)
 
 NO_PAIRS = pa.table({name: pa.array([], pa.string()) for name in ("prompt_id", "chosen", "rejected")})
 
@@ -164,5 +164,5 @@ def test_the_best_of_several_scales_is_drawn_from_the_best_of_each() -> None:
 def test_scores_are_equal_by_their_size_alone() -> None:
     table = scored(("p", "a", 1e-11, False), ("p", "b", 3e-11, False))
     assert {keys(best(table, seed))[0] for seed in range(30)} == {"b"}
-    found = labelled(table, NO_PAIRS, Labels(rule="scores", desirable=3e-11, undesirable=1e-11))
+    found = labelled(table, NO_PAIRS, KtoLabels(rule="scores", desirable=3e-11, undesirable=1e-11))
     assert labels(found.rows) == {"a": False, "b": True}

@@ -18,11 +18,11 @@ from aif.planning.plan import (
     PLAN_VERSION,
     PoolModel,
     Principles,
-    System,
+    SystemMode,
     completion_key,
     plan_digest,
+    plan_slots,
     sent_messages,
-    slots,
 )
 
 SAMPLING = Sampling(max_tokens=1024, temperature=1.0, top_p=1.0)
@@ -57,7 +57,7 @@ def pool(n: int, **changes: Any) -> list[PoolModel]:
 
 def test_slots_are_pinned() -> None:
     """Golden values: when these change, every completion ever paid for is asked again."""
-    planned = slots(asked(OWN, USER), pool(3), 2, PRINCIPLES, 42)
+    planned = plan_slots(asked(OWN, USER), pool(3), 2, PRINCIPLES, 42)
     assert [(s.slot, s.model, s.sample, s.seed, s.key) for s in planned] == PINNED
     assert {s.principle.pool for s in planned if s.principle} == {"honesty"}
 
@@ -65,9 +65,9 @@ def test_slots_are_pinned() -> None:
 def test_slots_are_the_same_each_time_and_in_any_order_of_the_pool() -> None:
     models = [*pool(4, samples=2), model("warm", identity="org/m0", sampling=replace(SAMPLING, temperature=0.5))]
     for n in range(50):
-        once = slots(numbered(n), models, 5, PRINCIPLES, 7)
-        assert once == slots(numbered(n), models, 5, PRINCIPLES, 7)
-        assert once == slots(numbered(n), models[::-1], 5, PRINCIPLES, 7)
+        once = plan_slots(numbered(n), models, 5, PRINCIPLES, 7)
+        assert once == plan_slots(numbered(n), models, 5, PRINCIPLES, 7)
+        assert once == plan_slots(numbered(n), models[::-1], 5, PRINCIPLES, 7)
 
 
 def test_slots_do_not_depend_on_the_order_of_a_principles_file() -> None:
@@ -79,7 +79,7 @@ def test_slots_do_not_depend_on_the_order_of_a_principles_file() -> None:
     assert plan_digest(pool(3), 2, PRINCIPLES, 1) == plan_digest(pool(3), 2, turned, 1)
     for n in range(50):
         prompt = numbered(n, "mixed")
-        assert slots(prompt, pool(3), 2, PRINCIPLES, 1) == slots(prompt, pool(3), 2, turned, 1)
+        assert plan_slots(prompt, pool(3), 2, PRINCIPLES, 1) == plan_slots(prompt, pool(3), 2, turned, 1)
 
 
 BASE: dict[str, Any] = {
@@ -120,7 +120,7 @@ def test_a_key_depends_on_what_reaches_the_model_and_on_nothing_else(changes: di
 
 def test_without_a_system_turn_of_any_kind_the_modes_send_the_same() -> None:
     """A model whose `system` is corrected is not paid for again where nothing that is sent changes."""
-    modes: Sequence[System] = ("role", "fold_into_user", "none")
+    modes: Sequence[SystemMode] = ("role", "fold_into_user", "none")
     keys = {completion_key(asked(USER), model("a", system=mode), 0, 5, None) for mode in modes}
     assert len(keys) == 1
 
@@ -155,8 +155,8 @@ def test_a_plan_is_made_again_when_anything_it_depends_on_changes(changed: str) 
 )
 def test_a_new_model_displaces_at_most_one_slot_and_moves_no_other(text: str, size: int, new: int, seed: int) -> None:
     prompt = asked(Message("user", text))
-    before = slots(prompt, pool(size), 4, PRINCIPLES, seed)
-    after = slots(prompt, [model(f"new{new}"), *pool(size)], 4, PRINCIPLES, seed)
+    before = plan_slots(prompt, pool(size), 4, PRINCIPLES, seed)
+    after = plan_slots(prompt, [model(f"new{new}"), *pool(size)], 4, PRINCIPLES, seed)
     kept = [s for s in after if not s.model.startswith("new")]
     assert len(kept) >= 3
     # the same slots but for their numbers, in the same order
@@ -166,15 +166,15 @@ def test_a_new_model_displaces_at_most_one_slot_and_moves_no_other(text: str, si
 def test_a_new_model_with_several_samples_displaces_at_most_as_many_slots() -> None:
     lost = Counter[int]()
     for n in range(300):
-        before = {s.key for s in slots(numbered(n), pool(6), 4, PRINCIPLES, 3)}
-        after = {s.key for s in slots(numbered(n), [*pool(6), model("new", samples=2)], 4, PRINCIPLES, 3)}
+        before = {s.key for s in plan_slots(numbered(n), pool(6), 4, PRINCIPLES, 3)}
+        after = {s.key for s in plan_slots(numbered(n), [*pool(6), model("new", samples=2)], 4, PRINCIPLES, 3)}
         lost[len(before - after)] += 1
     assert set(lost) == {0, 1, 2}
 
 
 def test_every_model_comes_as_often_as_any_other() -> None:
     """2,000 prompts, 4 of 8 models each: 1,000 expected, with a standard deviation of 22."""
-    times = Counter(s.model for n in range(2000) for s in slots(numbered(n), pool(8), 4, None, 0))
+    times = Counter(s.model for n in range(2000) for s in plan_slots(numbered(n), pool(8), 4, None, 0))
     assert set(times) == {f"m{i}" for i in range(8)}
     assert max(abs(count - 1000) for count in times.values()) < 90
 
@@ -194,7 +194,7 @@ def test_a_model_under_two_settings_is_drawn_as_two_models_are(other: dict[str, 
     cells, 19 degrees of freedom), two whatever their order (10, 9), and which one of five is left out of four (5, 4).
     The thresholds are those of p = 0.0001; drawn by one fraction, they come to 30,577, 13,544 and 5,008."""
     pool = twice(**other)
-    drawn = [[s.model for s in slots(numbered(n), pool, 4, None, 1)] for n in range(20_000)]
+    drawn = [[s.model for s in plan_slots(numbered(n), pool, 4, None, 1)] for n in range(20_000)]
     names = {one.name for one in pool}
     ordered = Counter(tuple(one[:2]) for one in drawn)
     left_out = Counter(next(iter(names.difference(one))) for one in drawn)
@@ -209,7 +209,7 @@ def test_a_model_under_two_settings_draws_principle_and_seed_for_each() -> None:
     alike = 0
     for n in range(1000):
         cool, hot = sorted(
-            (s for s in slots(numbered(n), twice(), 5, PRINCIPLES, 1) if s.identity == "org/A"), key=repr
+            (s for s in plan_slots(numbered(n), twice(), 5, PRINCIPLES, 1) if s.identity == "org/A"), key=repr
         )
         assert cool.seed != hot.seed
         alike += cool.principle == hot.principle
@@ -219,9 +219,9 @@ def test_a_model_under_two_settings_draws_principle_and_seed_for_each() -> None:
 def test_the_first_setting_of_a_model_keeps_what_was_bought_of_it() -> None:
     """Whatever comes to stand beside it in the pool, and in whatever order."""
     for n in range(50):
-        alone = {s.key for s in slots(numbered(n), twice()[:1] + twice()[2:], 4, PRINCIPLES, 1)}
-        beside = {s.key for s in slots(numbered(n), twice(), 5, PRINCIPLES, 1)}
-        assert alone < beside == {s.key for s in slots(numbered(n), twice()[::-1], 5, PRINCIPLES, 1)}
+        alone = {s.key for s in plan_slots(numbered(n), twice()[:1] + twice()[2:], 4, PRINCIPLES, 1)}
+        beside = {s.key for s in plan_slots(numbered(n), twice(), 5, PRINCIPLES, 1)}
+        assert alone < beside == {s.key for s in plan_slots(numbered(n), twice()[::-1], 5, PRINCIPLES, 1)}
 
 
 def test_pools_without_a_model_twice_keep_every_slot_and_their_plan() -> None:
@@ -233,7 +233,7 @@ def test_pools_without_a_model_twice_keep_every_slot_and_their_plan() -> None:
     ]
     sources = ("facts", "mixed", "else")
     planned = [
-        [asdict(slot) for slot in slots(numbered(n, sources[n % 3]), one, 3, principles, seed)]
+        [asdict(slot) for slot in plan_slots(numbered(n, sources[n % 3]), one, 3, principles, seed)]
         for one in pools
         for seed in (0, 42, -7)
         for principles in (None, PRINCIPLES)
@@ -246,13 +246,13 @@ def test_pools_without_a_model_twice_keep_every_slot_and_their_plan() -> None:
 
 def test_a_pool_with_a_model_twice_is_planned_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     before = [plan_digest(one, 2, None, 1) for one in (twice(), twice()[1:])]
-    monkeypatch.setattr("aif.planning.plan.APART_VERSION", PLAN_VERSION)
+    monkeypatch.setattr("aif.planning.plan.REPEATED_MODEL_VERSION", PLAN_VERSION)
     after = [plan_digest(one, 2, None, 1) for one in (twice(), twice()[1:])]
     assert [a == b for a, b in zip(before, after, strict=True)] == [False, True]
 
 
 def test_samples_of_a_model_are_slots_of_their_own() -> None:
-    planned = slots(asked(USER), [model("a", samples=4)], 4, PRINCIPLES, 42)
+    planned = plan_slots(asked(USER), [model("a", samples=4)], 4, PRINCIPLES, 42)
     assert sorted(s.sample for s in planned) == [0, 1, 2, 3]
     assert [s.slot for s in planned] == [0, 1, 2, 3]
     assert len({s.key for s in planned}) == len({s.seed for s in planned}) == 4
@@ -260,19 +260,19 @@ def test_samples_of_a_model_are_slots_of_their_own() -> None:
 
 
 def test_a_model_with_more_samples_keeps_those_it_had() -> None:
-    few = slots(asked(USER), [model("a", samples=2)], 2, PRINCIPLES, 42)
-    many = slots(asked(USER), [model("a", samples=5)], 5, PRINCIPLES, 42)
+    few = plan_slots(asked(USER), [model("a", samples=2)], 2, PRINCIPLES, 42)
+    many = plan_slots(asked(USER), [model("a", samples=5)], 5, PRINCIPLES, 42)
     assert {s.key for s in few} <= {s.key for s in many}
 
 
 def test_another_seed_draws_anew() -> None:
-    one, two = (slots(asked(USER), pool(9), 4, PRINCIPLES, seed) for seed in (1, 2))
+    one, two = (plan_slots(asked(USER), pool(9), 4, PRINCIPLES, seed) for seed in (1, 2))
     assert {s.key for s in one}.isdisjoint(s.key for s in two)
 
 
 def test_too_small_a_pool_is_bad_input() -> None:
     with pytest.raises(BadInput, match=r"^5 completions a prompt, but the pool's models and samples make 4$"):
-        slots(asked(USER), [*pool(2), model("b", samples=2)], 5, None, 0)
+        plan_slots(asked(USER), [*pool(2), model("b", samples=2)], 5, None, 0)
 
 
 # --- what is sent ----------------------------------------------------------------------------------------------------
@@ -312,13 +312,15 @@ ANSWER, MORE = Message("assistant", "Scattering."), Message("user", "And at dusk
         ),
     ],
 )
-def test_system_modes(turns: list[Message], principle: Principle | None, system: System, sent: list[Message]) -> None:
+def test_system_modes(
+    turns: list[Message], principle: Principle | None, system: SystemMode, sent: list[Message]
+) -> None:
     assert sent_messages(asked(*turns), principle, system) == tuple(sent)
 
 
 def test_a_model_without_system_turns_gets_no_principle() -> None:
-    assert [s.principle for s in slots(asked(USER), pool(2, system="none"), 2, PRINCIPLES, 0)] == [None, None]
-    assert [s.principle for s in slots(asked(USER), pool(2), 2, None, 0)] == [None, None]
+    assert [s.principle for s in plan_slots(asked(USER), pool(2, system="none"), 2, PRINCIPLES, 0)] == [None, None]
+    assert [s.principle for s in plan_slots(asked(USER), pool(2), 2, None, 0)] == [None, None]
 
 
 # --- principles ------------------------------------------------------------------------------------------------------
@@ -352,20 +354,20 @@ GOOD: dict[str, Any] = {"pools": POOLS, "default": {"a": 1}}
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (None, "expected names with something below each, got nothing"),
-        ([], "expected names"),
-        ("pools", "expected names with something below each, got 'pools'"),
-        ({"default": {"a": 1}}, "pools: expected names"),
-        ({"pools": POOLS}, "default: expected names"),
+        (None, "expected a mapping with at least one entry, got nothing"),
+        ([], "expected a mapping"),
+        ("pools", "expected a mapping with at least one entry, got 'pools'"),
+        ({"default": {"a": 1}}, "pools: expected a mapping"),
+        ({"pools": POOLS}, "default: expected a mapping"),
         ({**GOOD, "source": {}}, "unknown key 'source'; did you mean 'sources'?"),
         ({**GOOD, "pools": {"a": []}}, "pools.a: expected a list of texts, got nothing"),
         ({**GOOD, "pools": {"a": "Be honest."}}, "pools.a: expected a list of texts, got 'Be honest.'"),
         ({**GOOD, "pools": {"a": ["A", None]}}, "pools.a: text 2: expected a text, got nothing"),
         ({**GOOD, "pools": {"a": [{"Rule": "be honest"}]}}, "pools.a: text 1: expected a text, got keys and values"),
         ({**GOOD, "pools": {"a": ["  "]}}, "pools.a: text 1: expected a text"),
-        ({**GOOD, "sources": None}, "sources: expected names"),
-        ({**GOOD, "sources": ["a"]}, "sources: expected names"),
-        ({**GOOD, "sources": {"s": 0.5}}, "sources.s: expected names"),
+        ({**GOOD, "sources": None}, "sources: expected a mapping"),
+        ({**GOOD, "sources": ["a"]}, "sources: expected a mapping"),
+        ({**GOOD, "sources": {"s": 0.5}}, "sources.s: expected a mapping"),
         ({**GOOD, "sources": {"s": {"c": 1}}}, "sources.s: there is no pool 'c'; pools are a, b"),
         ({**GOOD, "sources": {"s": {"a": 0.5, "b": 0.4}}}, "sources.s: the probabilities sum to 0.9; they must"),
         ({**GOOD, "sources": {"s": {"a": 1.5, "b": -0.5}}}, "sources.s.a: expected a probability from 0 to 1"),
@@ -377,13 +379,13 @@ GOOD: dict[str, Any] = {"pools": POOLS, "default": {"a": 1}}
 )
 def test_a_bad_principles_file_is_refused(data: Any, message: str) -> None:
     with pytest.raises(BadInput) as raised:
-        Principles.of(data, "mine.yaml")
+        Principles.parse(data, "mine.yaml")
     assert str(raised.value).startswith("mine.yaml: ")
     assert message in str(raised.value)
 
 
 def test_a_minimal_principles_file() -> None:
-    assert Principles.of(GOOD, "mine.yaml") == Principles({"a": ("A",), "b": ("B",)}, {}, {"a": 1.0})
+    assert Principles.parse(GOOD, "mine.yaml") == Principles({"a": ("A",), "b": ("B",)}, {}, {"a": 1.0})
 
 
 def shipped_principles() -> dict[str, Any]:
@@ -393,7 +395,7 @@ def shipped_principles() -> dict[str, Any]:
 
 
 def test_the_shipped_principles() -> None:
-    principles = Principles.of(shipped_principles(), "ultrafeedback.yaml")
+    principles = Principles.parse(shipped_principles(), "ultrafeedback.yaml")
     sizes = {pool: len(texts) for pool, texts in principles.pools.items()}
     assert sizes == {"helpfulness": 11, "truthfulness": 11, "honesty": 11, "verbalized_calibration": 1}
     texts = [text for pool in principles.pools.values() for text in pool]
@@ -404,7 +406,7 @@ def test_the_shipped_principles() -> None:
 
 
 def test_the_shipped_principles_split_the_sources_as_ultrafeedback_does() -> None:
-    principles = Principles.of(shipped_principles(), "ultrafeedback.yaml")
+    principles = Principles.parse(shipped_principles(), "ultrafeedback.yaml")
     chat = {"helpfulness": 0.6, "truthfulness": 0.2, "honesty": 0.18, "verbalized_calibration": 0.02}
     assert {name: principles.sources[name] for name in ULTRAFEEDBACK} == {
         "evol_instruct": {"helpfulness": 1.0},
@@ -420,7 +422,7 @@ def test_the_shipped_principles_split_the_sources_as_ultrafeedback_does() -> Non
 def test_the_shipped_principles_name_every_bundled_source() -> None:
     """One that is misspelt would silently take the default."""
     rows = shipped("data", "prompts", "quickstart.jsonl").read_text(encoding="utf-8").splitlines()
-    others = set(Principles.of(shipped_principles(), "ultrafeedback.yaml").sources) - set(ULTRAFEEDBACK)
+    others = set(Principles.parse(shipped_principles(), "ultrafeedback.yaml").sources) - set(ULTRAFEEDBACK)
     assert {json.loads(row)["source"] for row in rows} == others
 
 
@@ -433,8 +435,8 @@ PINNED = [
 
 def test_a_text_added_to_a_pool_takes_its_share_of_draws_and_moves_no_other() -> None:
     texts = [f"Principle number {n}." for n in range(9)]
-    before = Principles.of({"pools": {"a": texts}, "default": {"a": 1.0}}, "p")
-    after = Principles.of({"pools": {"a": [*texts, "A new one."]}, "default": {"a": 1.0}}, "p")
+    before = Principles.parse({"pools": {"a": texts}, "default": {"a": 1.0}}, "p")
+    after = Principles.parse({"pools": {"a": [*texts, "A new one."]}, "default": {"a": 1.0}}, "p")
     draws = [(before.draw("s", n).text, after.draw("s", n).text) for n in range(2000)]
     moved = [new for old, new in draws if new != old]
 

@@ -178,7 +178,7 @@ def test_what_aif_sets_itself_is_refused_however_it_is_spelt(tmp_path: Path, wor
 
 @pytest.mark.parametrize("word", ["--api-key", "--api_key=k", "--hf_token=k", "--api=k", "--hf-t=k"])
 def test_no_key_is_taken_as_an_argument(tmp_path: Path, word: str) -> None:
-    with pytest.raises(BadInput, match="a key has no place in the file") as caught:
+    with pytest.raises(BadInput, match="an API key must not be in the file") as caught:
         entry(tmp_path, f"{{model: org/m, args: ['{word}']}}")
     assert "=k" not in str(caught.value)
 
@@ -255,7 +255,7 @@ def test_no_other_argument_is_taken_for_one_of_them(tmp_path: Path, word: str) -
 
 
 def test_which_gpus_a_server_has_is_not_said_in_its_environment(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"CUDA_VISIBLE_DEVICES: aif gives each server its GPUs; set it for aif itself"):
+    with pytest.raises(BadInput, match=r"CUDA_VISIBLE_DEVICES: aif assigns GPUs to each server; set it for aif itself"):
         entry(tmp_path, "{model: org/m, env: {CUDA_VISIBLE_DEVICES: 1}}")
 
 

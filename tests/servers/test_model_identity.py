@@ -91,11 +91,11 @@ def test_the_first_content_keeps_the_name_and_another_is_another_model_until_it_
 
 def test_what_reasoning_is_goes_by_the_name(tmp_path: Path, past: Past) -> None:
     one = pipeline(tmp_path, {"model": str(model(tmp_path / "m"))}, reasoning_tags="none")
-    tags = one.tags
+    tags = one.reasoning_tags
     past.look(one)
     model(tmp_path / "m", model__safetensors="trained")
     assert past.look(one) != "policy"
-    assert one.tags == tags
+    assert one.reasoning_tags == tags
 
 
 def test_another_folder_under_the_name_is_another_model_unless_it_holds_the_same(tmp_path: Path, past: Past) -> None:
@@ -458,7 +458,7 @@ def test_the_reading_of_files_can_be_ended_and_nothing_half_read_is_kept(
 
 def test_a_home_folder_of_nobody_is_told(tmp_path: Path, past: Past) -> None:
     for launch in ({"model": "~nobody-here/m"}, {"model": "m", "python": "~nobody-here/python"}):
-        with pytest.raises(BadInput, match="names nobody's home folder"):
+        with pytest.raises(BadInput, match="no such home folder"):
             launched(pipeline(tmp_path, launch), [("completion", "a")])
     folder = str(model(tmp_path / "m"))
     past.look(pipeline(tmp_path, {"model": folder, "args": ["--lora-modules", "policy=~nobody-here/a"]}))

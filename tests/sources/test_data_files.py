@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 
 from aif.core.errors import BadInput
 from aif.core.types import BadRow
-from aif.sources.data_files import BATCH, rows, sha256
+from aif.sources.data_files import BATCH_ROWS, file_sha256, read_rows
 
 CSV = b"prompt,n\na,1\n"
 
 
 def refused(path: Path) -> str:
     with pytest.raises(BadInput) as raised:
-        list(rows(path))
+        list(read_rows(path))
     return str(raised.value).removeprefix(str(path))
 
 
@@ -38,8 +38,8 @@ def wrote(path: Path, content: bytes) -> Path:
 
 def test_jsonl_with_byte_order_mark_blank_lines_and_windows_line_ends(tmp_path: Path) -> None:
     path = wrote(tmp_path / "p.jsonl", b'\xef\xbb\xbf{"prompt": "a"}\r\n\r\n  \n["b"]')
-    assert list(rows(path)) == [(f"{path}:1", {"prompt": "a"}), (f"{path}:4", ["b"])]
-    assert list(rows(wrote(tmp_path / "empty.jsonl", b""))) == []
+    assert list(read_rows(path)) == [(f"{path}:1", {"prompt": "a"}), (f"{path}:4", ["b"])]
+    assert list(read_rows(wrote(tmp_path / "empty.jsonl", b""))) == []
 
 
 @pytest.mark.parametrize(
@@ -55,22 +55,22 @@ def test_jsonl_with_byte_order_mark_blank_lines_and_windows_line_ends(tmp_path: 
 def test_a_line_that_is_no_json_is_refused_with_its_number(tmp_path: Path, line: bytes) -> None:
     said = refused(wrote(tmp_path / "p.jsonl", b'{"prompt": "a"}\n\n\n' + line + b"\n"))
     assert said.startswith(":4: not JSON (")
-    assert "each line is one JSON object in UTF-8" in said
+    assert "each line must be a JSON object in UTF-8" in said
 
 
 def test_one_row_that_is_no_text_or_names_something_twice_ends_nothing(tmp_path: Path) -> None:
     path = wrote(tmp_path / "p.jsonl", b'{"a": "\\ud800"}\n{"a": "\xed\xa0\x80"}\n{"a": 1, "a": 2}\n{"a": NaN}\n')
-    assert [row for _, row in rows(path)] == [
+    assert [row for _, row in read_rows(path)] == [
         {"a": "\ud800"},
         {"a": "\ud800"},
-        BadRow("an object names 'a' twice"),
+        BadRow("an object has the key 'a' twice"),
         {"a": None},
     ]
 
 
 @pytest.mark.parametrize("content", [b'{"a": 1}\r{"a": 2}\r', b'{"a": 1}\r\n{"a": 2}\r\r{"a": 3}\n'])
 def test_jsonl_whose_lines_end_in_cr(tmp_path: Path, content: bytes) -> None:
-    found = [row["a"] for _, row in rows(wrote(tmp_path / "p.jsonl", content))]
+    found = [row["a"] for _, row in read_rows(wrote(tmp_path / "p.jsonl", content))]
     assert found == list(range(1, 1 + content.count(b"a")))
 
 
@@ -80,7 +80,7 @@ def test_jsonl_whose_lines_end_in_cr(tmp_path: Path, content: bytes) -> None:
 @pytest.mark.parametrize("end", [b"\r", b"\r\n", b"\n"])
 def test_csv_of_any_system(tmp_path: Path, end: bytes) -> None:
     path = wrote(tmp_path / "p.csv", b'\xef\xbb\xbfprompt,n\n"one\r\rmore",1\n\ntwo,2\n'.replace(b"\n", end))
-    assert [row for _, row in rows(path)] == [{"prompt": "one\r\rmore", "n": "1"}, {"prompt": "two", "n": "2"}]
+    assert [row for _, row in read_rows(path)] == [{"prompt": "one\r\rmore", "n": "1"}, {"prompt": "two", "n": "2"}]
 
 
 def test_csv_as_it_is_written(tmp_path: Path) -> None:
@@ -89,17 +89,17 @@ def test_csv_as_it_is_written(tmp_path: Path) -> None:
         tmp_path / "p.CSV",
         b'\xef\xbb\xbfprompt,n\r\n"one, ""two""\r\nthree",7\r\n\r\n,  \r\n\xc3\xbc\xe2\x80\xa8,1e3',
     )
-    assert list(rows(path)) == [
+    assert list(read_rows(path)) == [
         (f"{path}:2", {"prompt": 'one, "two"\r\nthree', "n": "7"}),
         (f"{path}:5", {"prompt": "", "n": "  "}),
         (f"{path}:6", {"prompt": "\u00fc\u2028", "n": "1e3"}),
     ]
-    assert list(rows(wrote(path, b"prompt,n\n"))) == []
+    assert list(read_rows(wrote(path, b"prompt,n\n"))) == []
 
 
 def test_a_cell_may_be_long(tmp_path: Path) -> None:
     path = wrote(tmp_path / "p.csv", b"prompt\n" + b"x" * 500_000)
-    assert [len(row["prompt"]) for _, row in rows(path)] == [500_000]
+    assert [len(row["prompt"]) for _, row in read_rows(path)] == [500_000]
 
 
 def test_jsonl_in_another_encoding_is_told_as_that(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_jsonl_in_another_encoding_is_told_as_that(tmp_path: Path) -> None:
     [
         (b"", ": empty; the first line of a .csv file names its columns"),
         (b"\n\n", ": empty; the first line of a .csv file names its columns"),
-        (b"a,b,a\n", ":1: column 'a' is named twice; name each once"),
+        (b"a,b,a\n", ":1: two columns are named 'a'; rename one"),
         (
             CSV + b"b\n",
             ":3: cells: 1, columns: 2; correct the row, and put quotes around cells that hold commas or line",
@@ -144,18 +144,18 @@ def test_parquet_row_by_row(tmp_path: Path) -> None:
     path = tmp_path / "p.parquet"
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": None}]
     pq.write_table(table(prompt=["a", None], turns=[turns, None], texts=[["x", None], []], n=[1, 2]), path)
-    assert list(rows(path)) == [
+    assert list(read_rows(path)) == [
         (f"{path} row 0", {"prompt": "a", "turns": turns, "texts": ["x", None], "n": 1}),
         (f"{path} row 1", {"prompt": None, "turns": None, "texts": [], "n": 2}),
     ]
     pq.write_table(table(prompt=pa.array([], pa.string())), path)
-    assert list(rows(path)) == []
+    assert list(read_rows(path)) == []
 
 
 def test_parquet_is_streamed_in_order(tmp_path: Path) -> None:
-    path, many = tmp_path / "p.parquet", 2 * BATCH + 7
-    pq.write_table(table(n=range(many)), path, row_group_size=BATCH - 3)
-    assert list(rows(path)) == [(f"{path} row {n}", {"n": n}) for n in range(many)]
+    path, many = tmp_path / "p.parquet", 2 * BATCH_ROWS + 7
+    pq.write_table(table(n=range(many)), path, row_group_size=BATCH_ROWS - 3)
+    assert list(read_rows(path)) == [(f"{path} row {n}", {"n": n}) for n in range(many)]
 
 
 def test_parquet_columns_of_other_types_do_not_hinder(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_parquet_columns_of_other_types_do_not_hinder(tmp_path: Path) -> None:
         "kind": pa.array(["x"]).dictionary_encode(),
     }
     pq.write_table(table(prompt=["a"], **columns), path)
-    ((_, row),) = rows(path)
+    ((_, row),) = read_rows(path)
     assert (row["prompt"], row["image"], row["cost"], row["kind"]) == ("a", b"\x89PNG", Decimal("1.5"), "x")
 
 
@@ -193,7 +193,7 @@ NOT_UTF8 = pa.Array.from_buffers(pa.string(), 2, pa.array([b"a", b"\xff"], pa.bi
 def test_a_cell_of_parquet_that_cannot_be_read_ends_nothing(tmp_path: Path, column: pa.Array) -> None:
     path = tmp_path / "p.parquet"
     pq.write_table(table(prompt=["a", "b"], far=column), path)
-    (_, first), (_, second) = rows(path)
+    (_, first), (_, second) = read_rows(path)
     assert not isinstance(first["far"], BadRow)
     assert second["prompt"] == "b"
     assert isinstance(second["far"], BadRow)
@@ -207,7 +207,7 @@ def test_json_in_parquet_is_read_as_what_it_holds(tmp_path: Path) -> None:
     pq.write_table(
         table(turns=texts.cast(pa.list_(pa.json_())), inside=inside.cast(pa.struct([("x", pa.json_())]))), path
     )
-    assert [row for _, row in rows(path)] == [
+    assert [row for _, row in read_rows(path)] == [
         {"turns": [turn, None], "inside": {"x": [1]}},
         {"turns": None, "inside": {"x": None}},
         {"turns": [], "inside": None},
@@ -219,7 +219,7 @@ def test_json_in_parquet_is_read_as_what_it_holds(tmp_path: Path) -> None:
     [
         (lambda path: path.write_bytes(b""), ": can't be read as Parquet: Parquet file size is 0 bytes"),
         (lambda path: path.write_bytes(CSV), ": can't be read as Parquet: Parquet magic bytes not found in footer"),
-        (_twice, ": column 'prompt' is there twice; name each once"),
+        (_twice, ": two columns are named 'prompt'; rename one"),
     ],
 )
 def test_parquet_that_cannot_be_read(tmp_path: Path, make: Callable[[Path], object], said: str) -> None:
@@ -227,7 +227,7 @@ def test_parquet_that_cannot_be_read(tmp_path: Path, make: Callable[[Path], obje
     make(path)
     found = refused(path)
     assert found.startswith(said)
-    assert found.endswith(("check the file, or write it anew", "name each once"))
+    assert found.endswith(("check the file, or write it again", "rename one"))
 
 
 def test_parquet_cut_short_or_damaged_is_read_whole_or_refused(tmp_path: Path) -> None:
@@ -240,7 +240,7 @@ def test_parquet_cut_short_or_damaged_is_read_whole_or_refused(tmp_path: Path) -
             broken[chance.randrange(len(good))] = chance.randrange(256)
         path.write_bytes(broken if chance.random() < 0.8 else broken[: chance.randrange(len(good))])
         try:
-            assert len(list(rows(path))) == 50
+            assert len(list(read_rows(path))) == 50
         except BadInput as error:
             refusals.append(str(error))
     assert len(refusals) > 100
@@ -256,7 +256,7 @@ def test_whatever_a_file_holds(tmp_path_factory: pytest.TempPathFactory, kind: s
     path = wrote(tmp_path_factory.getbasetemp() / f"any.{kind}", content)
     places = []
     try:
-        places += [where for where, _ in rows(path)]
+        places += [where for where, _ in read_rows(path)]
     except BadInput as error:
         places.append(str(error))
     assert all(place.startswith(str(path)) for place in places)
@@ -271,16 +271,16 @@ def test_csv_gives_back_what_was_written(
     with path.open("w", newline="", encoding="utf-8", errors="replace") as file:
         csv.writer(file, quoting=csv.QUOTE_ALL).writerows([("a", "b"), *cells])
     clean = [tuple(text.encode("utf-8", "replace").decode() for text in pair) for pair in cells]
-    assert [(row["a"], row["b"]) for _, row in rows(path)] == clean
+    assert [(row["a"], row["b"]) for _, row in read_rows(path)] == clean
 
 
 def test_files_that_the_system_does_not_give(tmp_path: Path) -> None:
     for kind in ("jsonl", "csv", "parquet"):
         path = tmp_path / f"p.{kind}"
         path.mkdir()
-        assert refused(path) == ": can't be read: Is a directory; check the file and its rights"
+        assert refused(path) == ": can't be read: Is a directory; check the file and its permissions"
     with pytest.raises(BadInput, match="can't be read: No such file"):
-        sha256(tmp_path / "none.csv")
+        file_sha256(tmp_path / "none.csv")
 
 
 def test_fewer_rows_of_parquet_are_in_memory_where_they_are_long(
@@ -298,6 +298,6 @@ def test_fewer_rows_of_parquet_are_in_memory_where_they_are_long(
         pq.write_table(
             table(prompt=[f"{i} {'x' * size}" for i in range(n)]), tmp_path / "p.parquet", use_dictionary=False
         )
-        assert len(list(rows(tmp_path / "p.parquet"))) == n
-    assert asked[0] == BATCH
+        assert len(list(read_rows(tmp_path / "p.parquet"))) == n
+    assert asked[0] == BATCH_ROWS
     assert 100 < asked[1] < 200

@@ -17,8 +17,8 @@ import pytest
 from aif.config.pipeline import parse
 from aif.config.sections import Source
 from aif.core.errors import BadInput
-from aif.core.types import Message, Prompt, Provided
-from aif.sources.load import fingerprint, read
+from aif.core.types import Message, Prompt, ProvidedCompletion
+from aif.sources.load import read_prompts, source_fingerprint
 from aif.sources.prompt_rows import Skipped
 from tests.support.hub import echoing, serving_hub
 
@@ -43,7 +43,7 @@ def write(path: Path, *rows: Any) -> Path:
 
 
 def items(folder: Path, **settings: Any) -> list[Prompt | Skipped]:
-    return list(read(Source(**{"file": "p.jsonl", **settings}), beside=folder))
+    return list(read_prompts(Source(**{"file": "p.jsonl", **settings}), base=folder))
 
 
 # files
@@ -96,7 +96,7 @@ def test_sources_have_names_and_limits_of_their_own_and_keep_their_order(tmp_pat
         "judges: {j: {provider: simulator}}\n",
         tmp_path / "p.yaml",
     )
-    found = [item for entry in pipeline.prompts for item in read(entry, beside=pipeline.beside)]
+    found = [item for entry in pipeline.prompts for item in read_prompts(entry, base=pipeline.folder)]
     assert [(text(item), as_prompt(item).source) for item in found] == [
         ("a", "first"),
         ("b", "first"),
@@ -129,7 +129,10 @@ def test_the_same_rows_are_the_same_prompts_whatever_the_file(tmp_path: Path) ->
     settings = {"completions": {"field": "answers", "score": "points"}, "material": {"reference": "gold"}}
     jsonl, parquet, cells = (items(tmp_path, file=f"p.{kind}", **settings) for kind in ("jsonl", "parquet", "csv"))
     assert jsonl == parquet == cells
-    assert as_prompt(jsonl[1]).carried == (Provided("a", '"So", 1', 0.5), Provided("b", "No", None))
+    assert as_prompt(jsonl[1]).provided == (
+        ProvidedCompletion("a", '"So", 1', 0.5),
+        ProvidedCompletion("b", "No", None),
+    )
     assert as_prompt(jsonl[1]).material == {"reference": "gold 1"}
     assert as_prompt(jsonl[1]).meta == {"id": "row 1"}
 
@@ -152,14 +155,14 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="is a folder"):
         items(tmp_path)
     with pytest.raises(BadInput, match="is a folder"):
-        fingerprint(Source(file="p.jsonl"), beside=tmp_path)
+        source_fingerprint(Source(file="p.jsonl"), base=tmp_path)
 
 
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that opens and can't be read")
 def test_a_file_that_fails_in_reading_is_told_as_such(tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").symlink_to("/proc/self/mem")
     with pytest.raises(BadInput, match=r"p\.jsonl: can't be read: "):
-        fingerprint(ROW, beside=tmp_path)
+        source_fingerprint(ROW, base=tmp_path)
     with pytest.raises(BadInput, match=r"p\.jsonl: can't be read: "):
         items(tmp_path)
 
@@ -183,14 +186,14 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_local_folder_is_read_as_a_dataset(folder: Path) -> None:
-    found = list(read(Source(hub="data", source_field="origin"), beside=folder.parent))
+    found = list(read_prompts(Source(hub="data", source_field="origin"), base=folder.parent))
     assert [item.source if isinstance(item, Prompt) else item for item in found] == [
         "flan",
         Skipped("empty", f"{folder} train row 1", "'prompt' is null"),
         "other",
     ]
     assert as_prompt(found[0]).meta == {"messages": [USER, ASSISTANT], "origin": "flan"}
-    conversations = list(read(Source(hub=str(folder), field="messages", limit=1), beside=None))
+    conversations = list(read_prompts(Source(hub=str(folder), field="messages", limit=1), base=None))
     assert [as_prompt(item).messages for item in conversations] == [(Message("user", USER["content"]),)]
 
 
@@ -217,18 +220,18 @@ def test_columns_without_a_use_are_not_decoded_and_end_nothing(tmp_path: Path) -
     pq.write_table(table, tmp_path / "data" / "train.parquet")
     _saved(tmp_path / "saved", table)
     for name in ("data", "saved"):
-        found = [as_prompt(item) for item in read(Source(hub=name), beside=tmp_path)]
+        found = [as_prompt(item) for item in read_prompts(Source(hub=name), base=tmp_path)]
         assert [(text(item), item.meta) for item in found] == [("a", {"at": "1970-01-01T00:00:00"}), ("b", {})]
 
 
 def test_a_dataset_that_was_saved_to_disk(tmp_path: Path) -> None:
     train = _saved(tmp_path / "one", pa.table({"prompt": list("abcde")}))
     datasets.DatasetDict(train=train, test=train.select([1])).save_to_disk(tmp_path / "several")
-    assert [text(item) for item in read(Source(hub="one"), beside=tmp_path)] == list("abcde")
-    assert [text(item) for item in read(Source(hub="several"), beside=tmp_path)] == list("abcde")
-    assert [text(item) for item in read(Source(hub="several", split="test"), beside=tmp_path)] == ["b"]
+    assert [text(item) for item in read_prompts(Source(hub="one"), base=tmp_path)] == list("abcde")
+    assert [text(item) for item in read_prompts(Source(hub="several"), base=tmp_path)] == list("abcde")
+    assert [text(item) for item in read_prompts(Source(hub="several", split="test"), base=tmp_path)] == ["b"]
     with pytest.raises(BadInput, match=r"several dev: no such split; it has train, test: correct split:"):
-        list(read(Source(hub="several", split="dev"), beside=tmp_path))
+        list(read_prompts(Source(hub="several", split="dev"), base=tmp_path))
 
 
 def test_unlike_objects_are_read_from_a_file_as_from_its_folder(tmp_path: Path) -> None:
@@ -239,7 +242,7 @@ def test_unlike_objects_are_read_from_a_file_as_from_its_folder(tmp_path: Path) 
     rows.save_to_disk(tmp_path / "saved")
     file = Source(file="data/train.parquet", field="messages")
     for source in (file, Source(hub="data", field="messages"), Source(hub="saved", field="messages")):
-        found = list(read(source, beside=tmp_path))
+        found = list(read_prompts(source, base=tmp_path))
         assert [as_prompt(item).messages for item in found] == [(Message("user", USER["content"]),)] * 2
 
 
@@ -249,50 +252,52 @@ def test_a_name_with_signs_of_a_pattern_is_that_name(tmp_path: Path, name: str) 
         (tmp_path / folder).mkdir(parents=True)
         write(tmp_path / folder / "train [1].jsonl", {"prompt": folder})
     for source in (Source(hub=name), Source(file=f"{name}/train [1].jsonl")):
-        assert [text(item) for item in read(source, beside=tmp_path)] == [name]
+        assert [text(item) for item in read_prompts(source, base=tmp_path)] == [name]
     _saved(tmp_path / "plain", pa.table({"prompt": [name, "b"]}))
     shutil.copytree(tmp_path / "plain", tmp_path / "saved" / name)
-    assert [text(item) for item in read(Source(hub=f"saved/{name}"), beside=tmp_path)] == [name, "b"]
+    assert [text(item) for item in read_prompts(Source(hub=f"saved/{name}"), base=tmp_path)] == [name, "b"]
 
 
 def test_what_is_wrong_with_a_dataset_is_said_with_its_name(folder: Path) -> None:
     with pytest.raises(BadInput, match=r"train row 0: no column 'text' \(columns: prompt, messages, origin\)"):
-        list(read(Source(hub="data", field="text"), beside=folder.parent))
+        list(read_prompts(Source(hub="data", field="text"), base=folder.parent))
     with pytest.raises(
         BadInput, match=r"data test: can't be read: .*test.*; check hub:, config:, split: and revision:.* as file:$"
     ):
-        list(read(Source(hub="data", split="test"), beside=folder.parent))
+        list(read_prompts(Source(hub="data", split="test"), base=folder.parent))
     with pytest.raises(BadInput, match=r"can't be read: BuilderConfig 'other' not found"):
-        list(read(Source(hub="data", config="other"), beside=folder.parent))
+        list(read_prompts(Source(hub="data", config="other"), base=folder.parent))
     (folder / "train.parquet").write_bytes(b"PAR1 not really")
     with pytest.raises(BadInput, match=r"data train: can't be read: "):
-        list(read(Source(hub="data"), beside=folder.parent))
+        list(read_prompts(Source(hub="data"), base=folder.parent))
 
 
 def test_a_file_that_is_given_as_a_dataset_is_not_looked_for_on_the_hub(tmp_path: Path) -> None:
     (tmp_path / "mine.jsonl").write_text('{"prompt": "a"}\n')
     with pytest.raises(BadInput, match=r"mine\.jsonl: is a file; give it as file:, not as hub:$"):
-        list(read(Source(hub="mine.jsonl"), beside=tmp_path))
+        list(read_prompts(Source(hub="mine.jsonl"), base=tmp_path))
 
 
 def test_a_cache_that_can_t_be_written_to_is_named(folder: Path) -> None:
     """As on a read-only file system; root could write into any folder, but into no file."""
-    asked = "from pathlib import Path; from aif.config.sections import Source; from aif.sources.load import read; "
-    asked += "list(read(Source(hub='data'), beside=Path('.')))"
+    asked = (
+        "from pathlib import Path; from aif.config.sections import Source; from aif.sources.load import read_prompts; "
+    )
+    asked += "list(read_prompts(Source(hub='data'), base=Path('.')))"
     environ = os.environ | {"HF_HOME": str(folder / "train.parquet")}
     done = subprocess.run(
         [sys.executable, "-c", asked], cwd=folder.parent, env=environ, capture_output=True, text=True, check=False
     )
-    assert done.stderr.rstrip().endswith("its cache is there: set HF_HOME to a folder that can be written to")
+    assert done.stderr.rstrip().endswith("the Hub's cache is there: set HF_HOME to a folder that you may write to")
 
 
 ASK_THE_HUB = """
 from aif.config.sections import Source
 from aif.core.errors import BadInput
-from aif.sources.load import fingerprint, read
-print(fingerprint(Source(hub="org/there"), beside=None))
-print(fingerprint(Source(hub="org/there", limit=5), beside=None))
-for ask in (lambda s: fingerprint(s, beside=None), lambda s: list(read(s, beside=None))):
+from aif.sources.load import read_prompts, source_fingerprint
+print(source_fingerprint(Source(hub="org/there"), base=None))
+print(source_fingerprint(Source(hub="org/there", limit=5), base=None))
+for ask in (lambda s: source_fingerprint(s, base=None), lambda s: list(read_prompts(s, base=None))):
     try:
         ask(Source(hub="org/gone"))
     except BadInput as error:
@@ -328,11 +333,11 @@ def test_a_fingerprint_follows_content_and_settings_but_not_the_place(tmp_path: 
     write(tmp_path / "p.jsonl", {"prompt": "a"})
     (tmp_path / "moved").mkdir()
     write(tmp_path / "moved" / "p.jsonl", {"prompt": "a"})
-    first = fingerprint(ROW, beside=tmp_path)
-    assert first == fingerprint(ROW, beside=tmp_path / "moved")
+    first = source_fingerprint(ROW, base=tmp_path)
+    assert first == source_fingerprint(ROW, base=tmp_path / "moved")
     assert len(first) == 64
     others = [
-        fingerprint(Source(file="p.jsonl", **more), beside=tmp_path)
+        source_fingerprint(Source(file="p.jsonl", **more), base=tmp_path)
         for more in (
             {"limit": 3},
             {"field": "text"},
@@ -342,22 +347,22 @@ def test_a_fingerprint_follows_content_and_settings_but_not_the_place(tmp_path: 
         )
     ]
     write(tmp_path / "p.jsonl", {"prompt": "b"})
-    assert len({first, *others, fingerprint(ROW, beside=tmp_path)}) == 7
+    assert len({first, *others, source_fingerprint(ROW, base=tmp_path)}) == 7
 
 
 @pytest.mark.parametrize("name", ["p.csv", "p.parquet"])
 def test_tables_have_fingerprints_too(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"one")
-    first = fingerprint(Source(file=name), beside=tmp_path)
+    first = source_fingerprint(Source(file=name), base=tmp_path)
     (tmp_path / name).write_bytes(b"two")
-    assert first != fingerprint(Source(file=name), beside=tmp_path)
+    assert first != source_fingerprint(Source(file=name), base=tmp_path)
 
 
 def test_a_folder_s_fingerprint_follows_its_data_files(folder: Path) -> None:
     source = Source(hub="data")
 
     def now() -> str:
-        return fingerprint(source, beside=folder.parent)
+        return source_fingerprint(source, base=folder.parent)
 
     first = now()
     (folder / ".cache").mkdir()
@@ -374,14 +379,14 @@ from pathlib import Path
 from aif.export import hub
 from aif.config.sections import Source
 from aif.core.errors import AifError
-from aif.sources.load import fingerprint, read
+from aif.sources.load import read_prompts, source_fingerprint
 
 def opened():
     with hub.opened("org/there") as api:
         hub.look(api, "org/there")
 
 source = Source(hub="org/there")
-for ask in (lambda: fingerprint(source, beside=None), lambda: list(read(source, beside=None)), opened):
+for ask in (lambda: source_fingerprint(source, base=None), lambda: list(read_prompts(source, base=None)), opened):
     try:
         ask()
     except AifError as error:

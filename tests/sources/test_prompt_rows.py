@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from aif.config.sections import Source
 from aif.core.errors import BadInput
-from aif.core.types import BadRow, Message, Prompt, Provided, prompt_id
+from aif.core.types import BadRow, Message, Prompt, ProvidedCompletion, prompt_id
 from aif.sources.prompt_rows import META_BYTES, META_ROW_BYTES, Skipped, read_row
 
 ROW = Source(file="p.jsonl")
@@ -167,7 +167,7 @@ def test_a_text_that_is_a_json_list_of_turns_is_read_as_turns(written: str) -> N
         ('["a", null]', "turn 0: a text, not {role, content}"),
         ('[{"role": "user"}]', "turn 0: content is null, not a text"),
         ('[{"role": "user", "content": "x"}, 1]', "turn 1: a number, not {role, content}"),
-        ('[{"role": "user", "content": "x", "content": "y"}]', "an object names 'content' twice"),
+        ('[{"role": "user", "content": "x", "content": "y"}]', "an object has the key 'content' twice"),
         ("['a', \"it's\"]", "'prompt' holds a list as Python prints it; write it as JSON"),
         ("['a'\n 'b' None]", "'prompt' holds a list as Python prints it; write it as JSON"),
     ],
@@ -181,7 +181,7 @@ def test_a_text_that_is_a_list_is_taken_for_that_list(written: str, said: str) -
 def test_a_text_that_is_one_turn_is_that_turn() -> None:
     assert as_prompt(only({"prompt": json.dumps(USER)})).messages == (Message("user", USER["content"]),)
     assert brought({"answers": json.dumps(ASSISTANT), "by": "m"}, field="answers", model="by") == [
-        Provided("m", ASSISTANT["content"])
+        ProvidedCompletion("m", ASSISTANT["content"])
     ]
 
 
@@ -200,7 +200,9 @@ def test_a_transcript_as_anthropic_writes_it_is_read_as_turns() -> None:
     asked = (Message("user", "What?"), Message("assistant", "That.\n\nMore."), Message("user", "Why?"))
     assert as_prompt(only({"prompt": said})).messages == asked
     assert as_prompt(only({"prompt": f"{said} So."})).messages == asked, "a trailing assistant turn is cut off"
-    assert brought({"answers": f"{said} So.", "by": "m"}, field="answers", model="by") == [Provided("m", "So.")]
+    assert brought({"answers": f"{said} So.", "by": "m"}, field="answers", model="by") == [
+        ProvidedCompletion("m", "So.")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -222,7 +224,7 @@ def test_other_transcripts_are_left_out(written: str) -> None:
 
 @pytest.mark.parametrize("written", ["<|im_start|>user\na", "<s>[INST] a [/INST]", "<start_of_turn>user\na"])
 def test_what_a_chat_template_made_is_left_out(written: str) -> None:
-    said = "'prompt' holds what a chat template makes; write it as a list of {role, content}"
+    said = "'prompt' holds the output of a chat template; write it as a list of {role, content}"
     assert only({"prompt": written}) == Skipped("bad_row", "here", said)
 
 
@@ -339,19 +341,25 @@ def carrying(**settings: Any) -> Source:
     return Source.model_validate({"file": "p.jsonl", **settings})
 
 
-def brought(row: dict[str, Any], **entry: Any) -> list[Provided | str]:
+def brought(row: dict[str, Any], **entry: Any) -> list[ProvidedCompletion | str]:
     """What a row carries, and the places of what it leaves out."""
     found = read_row({"prompt": "a", **row}, carrying(completions=entry), "p:1")
     prompt = as_prompt(found[-1])
     left = [item for item in found[:-1] if isinstance(item, Skipped)]
     assert {item.reason for item in left} <= {"empty_completion"}
-    return [*(f"{item.where}: {item.detail}" for item in left), *prompt.carried]
+    return [*(f"{item.where}: {item.detail}" for item in left), *prompt.provided]
 
 
 def test_a_list_of_objects() -> None:
     answers = [{"said": "A", "by": "m", "points": 4}, {"said": "B ", "by": "n", "points": 2.5}]
-    assert brought({"answers": answers}, **OBJECTS) == [Provided("m", "A", 4.0), Provided("n", "B ", 2.5)]
-    assert brought({"answers": answers}, **OBJECTS | {"score": None}) == [Provided("m", "A"), Provided("n", "B ")]
+    assert brought({"answers": answers}, **OBJECTS) == [
+        ProvidedCompletion("m", "A", 4.0),
+        ProvidedCompletion("n", "B ", 2.5),
+    ]
+    assert brought({"answers": answers}, **OBJECTS | {"score": None}) == [
+        ProvidedCompletion("m", "A"),
+        ProvidedCompletion("n", "B "),
+    ]
     assert brought({"answers": json.dumps(answers), "by": "someone"}, **OBJECTS) == brought(
         {"answers": answers}, **OBJECTS
     )
@@ -359,17 +367,20 @@ def test_a_list_of_objects() -> None:
 
 def test_a_list_of_texts_beside_lists_of_models_and_scores() -> None:
     row = {"answers": ["A", "B"], "by": ["m", "n"], "points": [4, None]}
-    assert brought(row, **LISTS) == [Provided("m", "A", 4.0), Provided("n", "B", None)]
-    assert brought(row | {"by": "m"}, **LISTS) == [Provided("m", "A", 4.0), Provided("m", "B", None)]
-    assert brought(row | {"points": None}, **LISTS) == [Provided("m", "A"), Provided("n", "B")]
+    assert brought(row, **LISTS) == [ProvidedCompletion("m", "A", 4.0), ProvidedCompletion("n", "B", None)]
+    assert brought(row | {"by": "m"}, **LISTS) == [
+        ProvidedCompletion("m", "A", 4.0),
+        ProvidedCompletion("m", "B", None),
+    ]
+    assert brought(row | {"points": None}, **LISTS) == [ProvidedCompletion("m", "A"), ProvidedCompletion("n", "B")]
     cells = {name: json.dumps(value) for name, value in row.items()}
     assert brought(cells, **LISTS) == brought(row, **LISTS)
 
 
 def test_one_completion_a_row() -> None:
-    assert brought({"answers": "A", "by": "m", "points": "4.5"}, **LISTS) == [Provided("m", "A", 4.5)]
+    assert brought({"answers": "A", "by": "m", "points": "4.5"}, **LISTS) == [ProvidedCompletion("m", "A", 4.5)]
     as_json = '["apple", "pear"]'
-    assert brought({"answers": as_json, "by": "m"}, field="answers", model="by") == [Provided("m", as_json)]
+    assert brought({"answers": as_json, "by": "m"}, field="answers", model="by") == [ProvidedCompletion("m", as_json)]
 
 
 @pytest.mark.parametrize(
@@ -382,23 +393,30 @@ def test_one_completion_a_row() -> None:
     ],
 )
 def test_a_completion_may_be_told_as_turns_that_end_with_it(said: Any) -> None:
-    assert brought({"answers": [{"said": said, "by": "m", "points": 1}]}, **OBJECTS) == [Provided("m", "B", 1)]
+    assert brought({"answers": [{"said": said, "by": "m", "points": 1}]}, **OBJECTS) == [
+        ProvidedCompletion("m", "B", 1)
+    ]
     assert brought(
         {"answers": [said, said + said if isinstance(said, list) else said], "by": ["m", "n"]},
         field="answers",
         model="by",
     ) == [
-        Provided("m", "B"),
-        Provided("n", "B"),
+        ProvidedCompletion("m", "B"),
+        ProvidedCompletion("n", "B"),
     ]
     if isinstance(said, list):
-        assert brought({"chosen": said, "by": "m"}, field="chosen", model="by") == [Provided("m", "B")]
-        assert brought({"chosen": json.dumps(said), "by": "m"}, field="chosen", model="by") == [Provided("m", "B")]
+        assert brought({"chosen": said, "by": "m"}, field="chosen", model="by") == [ProvidedCompletion("m", "B")]
+        assert brought({"chosen": json.dumps(said), "by": "m"}, field="chosen", model="by") == [
+            ProvidedCompletion("m", "B")
+        ]
 
 
 def test_objects_that_look_like_turns_but_name_their_model_are_completions() -> None:
     answers = [{"role": "assistant", "content": text, "model": "m"} for text in "AB"]
-    assert brought({"answers": answers}, field="answers", text="content") == [Provided("m", "A"), Provided("m", "B")]
+    assert brought({"answers": answers}, field="answers", text="content") == [
+        ProvidedCompletion("m", "A"),
+        ProvidedCompletion("m", "B"),
+    ]
 
 
 def test_a_completion_without_a_text_is_left_out_and_the_others_stay() -> None:
@@ -411,11 +429,11 @@ def test_a_completion_without_a_text_is_left_out_and_the_others_stay() -> None:
         "p:1 completion 2: nothing but white space",
         "p:1 completion 3: no text",
         "p:1 completion 4: nothing but white space",
-        Provided("m", "A", 1),
+        ProvidedCompletion("m", "A", 1),
     ]
     assert brought({"answers": ["A", None], "by": ["m", None]}, field="answers", model="by") == [
         "p:1 completion 1: no text",
-        Provided("m", "A"),
+        ProvidedCompletion("m", "A"),
     ]
 
 
@@ -426,7 +444,11 @@ def test_a_row_may_carry_none(none: Any) -> None:
 
 def test_the_same_text_of_the_same_model_is_one_completion() -> None:
     row = {"answers": ["A", "B", "A", "A"], "by": ["m", "m", "m", "n"], "points": [1, 2, 3, 4]}
-    assert brought(row, **LISTS) == [Provided("m", "A", 1), Provided("m", "B", 2), Provided("n", "A", 4)]
+    assert brought(row, **LISTS) == [
+        ProvidedCompletion("m", "A", 1),
+        ProvidedCompletion("m", "B", 2),
+        ProvidedCompletion("n", "A", 4),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -447,7 +469,7 @@ def test_the_same_text_of_the_same_model_is_one_completion() -> None:
     ],
 )
 def test_scores_are_numbers_or_not_there(score: Any, number: float | None) -> None:
-    assert brought({"answers": "A", "by": "m", "points": score}, **LISTS) == [Provided("m", "A", number)]
+    assert brought({"answers": "A", "by": "m", "points": score}, **LISTS) == [ProvidedCompletion("m", "A", number)]
 
 
 @pytest.mark.parametrize(
@@ -530,7 +552,7 @@ ONE = {"said": "A", "by": "m", "points": 1}
         (
             {"answers": ["A", "B"], "by": ["m"], "points": [1, 2]},
             LISTS,
-            "p:1: 'answers' holds a list of 2, but 'by' a list of 1; correct the row: both are lists of one length",
+            "p:1: 'answers' holds a list of 2, but 'by' a list of 1; correct the row: both must be lists of the same",
         ),
         (
             {"answers": ["A"], "by": ["m"], "points": 3},
@@ -553,8 +575,8 @@ def test_completions_that_are_not_as_declared(row: dict[str, Any], entry: dict[s
 
 def test_one_object_may_lack_a_score() -> None:
     assert brought({"answers": [ONE, {"said": "B", "by": "n"}]}, **OBJECTS) == [
-        Provided("m", "A", 1),
-        Provided("n", "B"),
+        ProvidedCompletion("m", "A", 1),
+        ProvidedCompletion("n", "B"),
     ]
 
 
@@ -638,11 +660,13 @@ def test_whatever_a_row_holds_it_is_a_prompt_or_left_out_or_refused(row: Any, so
             assert all(message.role != "system" for message in item.messages[1:])
             assert item.prompt_id == prompt_id(item.messages)
             json.dumps(dict(item.meta), allow_nan=False).encode()
-            orjson.dumps([dict(item.meta), item.source, dict(item.material), [[c.model, c.text] for c in item.carried]])
+            orjson.dumps(
+                [dict(item.meta), item.source, dict(item.material), [[c.model, c.text] for c in item.provided]]
+            )
             assert all(text.strip() for text in item.material.values())
-            assert all(one.model.strip() and one.text.strip() for one in item.carried)
-            assert len({(one.model, one.text) for one in item.carried}) == len(item.carried)
-            json.dumps([one.score for one in item.carried], allow_nan=False)
+            assert all(one.model.strip() and one.text.strip() for one in item.provided)
+            assert len({(one.model, one.text) for one in item.provided}) == len(item.provided)
+            json.dumps([one.score for one in item.provided], allow_nan=False)
         else:
             assert item.detail
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from aif.core.errors import Exit, StoreStarved
+from aif.core.errors import Exit, StoreOutOfMemory
 from aif.store import connection
 from aif.store.connection import SETTINGS, connect, twice
 
@@ -35,11 +35,13 @@ def test_what_finds_no_room_twice_says_what_to_do(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(connection, "AMPLE", "21MB")
     monkeypatch.setitem(SETTINGS, "memory_limit", "20MB")
     with connect(tmp_path / "s.duckdb") as db:
-        with pytest.raises(StoreStarved, match=r"21MB of memory is too little .* is kept\. Lower max_chars") as raised:
+        with pytest.raises(
+            StoreOutOfMemory, match=r"21MB of memory is too little .* is kept\. Lower max_chars"
+        ) as raised:
             twice(db, tmp_path / "s.duckdb", long_text(db, 50))
         assert raised.value.exit == Exit.DISK
         db.begin()  # the second try finds the transaction ended by the first
-        with pytest.raises(StoreStarved):
+        with pytest.raises(StoreOutOfMemory):
             twice(db, tmp_path, long_text(db, 50))
 
 
@@ -49,7 +51,7 @@ def test_a_commit_that_the_system_gives_no_memory_is_told_as_that(tmp_path: Path
     def ask() -> None:
         raise duckdb.TransactionException("Failed to commit: Failed to re-allocate block of 32 bytes (bad allocation)")
 
-    with connect(tmp_path / "s.duckdb") as db, pytest.raises(StoreStarved):
+    with connect(tmp_path / "s.duckdb") as db, pytest.raises(StoreOutOfMemory):
         twice(db, tmp_path, ask)
 
 

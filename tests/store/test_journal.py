@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aif.core.errors import JournalDamaged
-from aif.core.types import Message, Prompt, Provided, Usage
+from aif.core.types import Message, Prompt, ProvidedCompletion, Usage
 from aif.providers.base import CallError, Kind, Reply
 from aif.store import records as events
 from aif.store.journal import START, Damage, Journal, Position, decode, encode, replay, segments
@@ -513,7 +513,7 @@ def test_the_records_shapes_are_pinned() -> None:
         "rows": [["p", "facts"]],
         "carried": [["p", "k", 0.5]],
     }
-    assert events.carried("k", "p", Provided("gpt", "Because.", 0.5)) == {
+    assert events.carried("k", "p", ProvidedCompletion("gpt", "Because.", 0.5)) == {
         "t": "carried",
         "v": 1,
         "key": "k",

@@ -262,7 +262,7 @@ def test_an_older_journal_holds_texts_as_they_were_read_then(tmp_path: Path) -> 
     assert texts == {"Four.", "<think> is a tag.", "4."}
     assert states == {"pending"}, "the judge was shown what is another text now"
 
-    plain = Ledger.open(pipeline.store, print, tags=dict.fromkeys(pipeline.tags, "none"))
+    plain = Ledger.open(pipeline.store, print, tags=dict.fromkeys(pipeline.reasoning_tags, "none"))
     prepare(pipeline, plain, rubric, print)
     with plain as ledger, Reader.of(ledger.store) as reader:
         states = {row["state"] for row in reader._query("SELECT state FROM needed")}
@@ -277,7 +277,7 @@ def test_the_store_of_an_older_journal_alone_knows_what_came_and_what_was_shown(
         file.unlink()
 
     def had(tags: Any) -> tuple[set[str], set[str], set[str]]:
-        again = Ledger.open(pipeline.store, print, tags=dict.fromkeys(pipeline.tags, tags))
+        again = Ledger.open(pipeline.store, print, tags=dict.fromkeys(pipeline.reasoning_tags, tags))
         prepare(pipeline, again, rubric, print)
         with again as ledger, Reader.of(ledger.store) as reader:
             words = "SELECT text AS it FROM completions", "SELECT raw AS it FROM calls WHERE raw IS NOT NULL"

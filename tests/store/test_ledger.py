@@ -15,7 +15,7 @@ from rich.console import Console
 
 from aif.cli.views.progress import Terminal
 from aif.config.pipeline import Pipeline, load
-from aif.core.errors import JournalDamaged, StoreDamaged, StoreLocked, StoreStarved
+from aif.core.errors import JournalDamaged, StoreDamaged, StoreLocked, StoreOutOfMemory
 from aif.core.types import digest, fraction
 from aif.engine.feedback import feedback
 from aif.engine.make_pairs import make_pairs
@@ -528,7 +528,7 @@ def test_where_duckdb_finds_no_room_the_work_is_done_once_more_with_more(kept: K
     def work(ledger: Ledger) -> str:
         limits.append(str(ledger.store.cursor().execute("SELECT current_setting('memory_limit')").fetchall()[0][0]))
         if len(limits) == 1:
-            raise ExceptionGroup("", [StoreStarved("no room")])
+            raise ExceptionGroup("", [StoreOutOfMemory("no room")])
         return "done"
 
     assert Ledger.use(kept.places.store, told.append, None, work) == "done"

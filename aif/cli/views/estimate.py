@@ -7,9 +7,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from aif.core import words
+from aif.core import formatting
 from aif.core.errors import BadInput, NotStarted
-from aif.core.words import counted, dollars, spending
+from aif.core.formatting import counted, describe_spending, dollars
 from aif.engine.estimate import Estimate, EstimateLine, Span, unfit
 
 WIDE = 100  # columns
@@ -20,7 +20,7 @@ AT_MOST = (
 
 
 def compact(tokens: float) -> str:
-    return words.compact(round(tokens))
+    return formatting.compact(round(tokens))
 
 
 def tell_estimate(console: Console, estimate: Estimate) -> None:
@@ -33,7 +33,7 @@ def tell_estimate(console: Console, estimate: Estimate) -> None:
     def say(words: str, style: str = "") -> None:
         console.print(words, style=style, markup=False, soft_wrap=True)
 
-    spent = spending(estimate.spent, estimate.budget) or f"{dollars(estimate.spent.counted)} spent so far"
+    spent = describe_spending(estimate.spent, estimate.budget) or f"{dollars(estimate.spent.counted)} spent so far"
     spent = f"{'at least ' if estimate.spent.unpriced else ''}{spent}"
     console.print(_table(estimate, console.width >= WIDE))
     say(f"\n{_sentence(estimate)}")

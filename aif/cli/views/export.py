@@ -7,7 +7,7 @@ from rich.filesize import decimal
 from rich.markup import escape
 
 from aif.cli.views.progress import say
-from aif.core.words import counted
+from aif.core.formatting import counted
 from aif.export.card import default_config
 from aif.export.dataset import Exported
 from aif.export.hub import ENDPOINT

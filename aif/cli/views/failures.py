@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from aif.cli.views.progress import say
-from aif.core.types import Failing
-from aif.core.words import counted
+from aif.core.formatting import counted
+from aif.core.types import FailureGroup
 from aif.engine.advice import THEN, mend
 
 
-def tell_failures(console: Console, failures: Sequence[Failing]) -> None:
+def tell_failures(console: Console, failures: Sequence[FailureGroup]) -> None:
     """Each kind in a line, with an example and what to do; nothing where there is none. Apart stand calls that were
     made again: their items may be answered by now."""
     again = [one for one in failures if one.verdict == "again"]
@@ -18,7 +18,7 @@ def tell_failures(console: Console, failures: Sequence[Failing]) -> None:
     _tell(console, "Calls that failed and were made again", again)
 
 
-def _tell(console: Console, title: str, failures: Sequence[Failing]) -> None:
+def _tell(console: Console, title: str, failures: Sequence[FailureGroup]) -> None:
     if failures:
         console.print(f"\n[bold]{title}[/bold]")
     for one in failures:

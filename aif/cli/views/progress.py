@@ -9,7 +9,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from aif.core.words import clock, compact, dollars, spending, visible
+from aif.core.formatting import compact, describe_spending, dollars, duration, escape_controls
 from aif.engine.progress import GONE, Snapshot
 
 LINE_EVERY_S = 10.0
@@ -20,7 +20,7 @@ WIDE = 100  # columns
 def say(console: Console, words: str, style: str | None = None) -> None:
     """Words to a person, as they are, whoever wrote them. Where nobody reads them any more, what goes on goes on."""
     with suppress(*GONE):
-        console.print(visible(words), highlight=False, markup=False, soft_wrap=True, style=style)
+        console.print(escape_controls(words), highlight=False, markup=False, soft_wrap=True, style=style)
 
 
 def line(snapshot: Snapshot) -> str:
@@ -38,21 +38,23 @@ def line(snapshot: Snapshot) -> str:
         if one.doing and not one.refused:
             busy.setdefault(one.doing, []).append(one.name)
     doing = "".join(f" · {', '.join(names)} {what}" for what, names in busy.items())
-    state = " · ".join([*parts, dollars(_usd(snapshot)), f"ETA {clock(snapshot.eta_s)}"])
-    said = f" · {told}" if (told := spending(snapshot.spent, snapshot.budget)) else ""
-    return f"{clock(snapshot.elapsed_s)} {state}{said}{doing}{refused}"
+    state = " · ".join([*parts, dollars(_usd(snapshot)), f"ETA {duration(snapshot.eta_s)}"])
+    said = f" · {told}" if (told := describe_spending(snapshot.spent, snapshot.budget)) else ""
+    return f"{duration(snapshot.elapsed_s)} {state}{said}{doing}{refused}"
 
 
 def table(snapshot: Snapshot, wide: bool) -> Group:
     """A snapshot as a table, for eyes; with bars where the terminal is wide. What endpoints do instead of answering
     stands below it, so that no message, however long, takes the room of the figures."""
     grid = Table(box=None, padding=(0, 1), title_justify="left", title_style="bold")
-    grid.title = f"{clock(snapshot.elapsed_s)} gone, {clock(snapshot.eta_s)} to go, {dollars(_usd(snapshot))} spent"
+    grid.title = (
+        f"{duration(snapshot.elapsed_s)} gone, {duration(snapshot.eta_s)} to go, {dollars(_usd(snapshot))} spent"
+    )
     heads = ("", "", "done", "per s", "open", "failed", "in", "out", "USD")
     for n, head in enumerate(heads):
         # only a column that may wrap is narrowed where the room is short: the name's
         grid.add_column(head, justify="left" if n < 2 else "right", no_wrap=n > 0)
-    told = spending(snapshot.spent, snapshot.budget)
+    told = describe_spending(snapshot.spent, snapshot.budget)
     notes = [Text(f" {told}", "dim")] if told else []
     for one in snapshot.lines:
         failed = one.failed + one.later

@@ -11,8 +11,8 @@ from rich.table import Table
 
 from aif.cli.views.progress import say
 from aif.core.errors import BadInput
+from aif.core.formatting import counted
 from aif.core.types import Message, Prompt, prompt_id
-from aif.core.words import counted
 from aif.engine.rubric_trial import Tried, another_best, aspects_of, kendall, means_by_model, rank, scores_of_both
 from aif.judging.lint import COMPLETIONS, Finding, sizes
 from aif.judging.rubric import Form, Rubric, order, render

@@ -12,8 +12,8 @@ from rich.text import Text
 
 from aif.cli.views.progress import say
 from aif.cli.views.rubric import tell_messages
-from aif.core.types import CARRIED, Principle, Prompt, carried_identity
-from aif.core.words import counted
+from aif.core.formatting import counted
+from aif.core.types import PROVIDED_JUDGE, Principle, Prompt, provided_identity
 from aif.engine.outcome_text import OUTCOMES, rule_of
 from aif.judging.rubric import render
 from aif.planning.plan import sent_messages
@@ -95,7 +95,7 @@ def _tell_completions(
             console.print("cut at max_tokens, so it may be rejected but never chosen")
         if slot["spread"] is not None:
             console.print(f"by judge {slot['by_judge']}; spread {slot['spread']:.3f}", highlight=False, markup=False)
-        if slot["identity"] == carried_identity(slot["model"]):
+        if slot["identity"] == provided_identity(slot["model"]):
             console.print("it came with the prompt; nobody was asked for it", highlight=False)
             say(console, f"\n{slot['text']}")
             continue
@@ -136,7 +136,7 @@ def _tell_judgements(console: Console, reader: Reader, prompt: Prompt, names: Ma
     texts = reader.completion_texts(prompt.prompt_id)
     rubrics = Rubrics()
     for row in reader.judgements_with_calls(prompt.prompt_id):
-        if row["identity"] == CARRIED:
+        if row["identity"] == PROVIDED_JUDGE:
             _tell_carried_scores(console, reader, row, names)
             continue
         rubrics.files[row["rubric"]] = orjson.loads(row["files"])

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from aif.cli.views.failures import tell_failures
 from aif.cli.views.progress import WIDE, say, table
-from aif.core.words import clock, counted
+from aif.core.formatting import counted, duration
 from aif.engine.progress import FILE_EVERY_S, Snapshot, read
 from aif.store.lock import Places, holder, is_held, note_in
 
@@ -84,7 +84,7 @@ def _tell_silence(console: Console, snapshot: Snapshot) -> None:
     if silent_s > SILENT_S:
         say(
             console,
-            f"last heard of {clock(silent_s)} ago, and these are the figures of then: is it stopped (Ctrl-Z), or its "
-            "disk full?",
+            f"last heard of {duration(silent_s)} ago, and these are the figures of then: is it stopped (Ctrl-Z), or "
+            "its disk full?",
             "yellow",
         )

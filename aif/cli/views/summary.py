@@ -9,7 +9,7 @@ from rich.text import Text
 
 from aif.cli.views.failures import tell_failures
 from aif.cli.views.progress import say
-from aif.core.words import counted, dollars, of, spending, visible
+from aif.core.formatting import counted, describe_spending, dollars, escape_controls, plural
 from aif.engine.outcome_text import OUTCOMES, STAGES, balanced, beside, counts, marked
 from aif.store.lock import Places
 from aif.store.reader import Reader
@@ -72,7 +72,7 @@ def _tell(
     spend = reader.spend()
     if spend:
         console.print(_spend(spend))
-    if told := spending(reader.spent(), budget):
+    if told := describe_spending(reader.spent(), budget):
         say(console, told)
 
 
@@ -85,16 +85,18 @@ def _books(books: Books) -> Table:
     for side in ("right", "left"):
         grid.add_column(justify=side, no_wrap=side == "right")
     grid.show_header = False
-    grid.add_row(f"{sum(books.intake.values()):,}", f"{of(sum(books.intake.values()), 'row')} read")
+    grid.add_row(f"{sum(books.intake.values()):,}", f"{plural(sum(books.intake.values()), 'row')} read")
     for reason, rows in books.intake.items():
         if reason != "selected":
             grid.add_row(f"- {rows:,}", reason.replace("_", " "), style="dim")
-    grid.add_row(f"= {books.selected:,}", of(books.selected, "prompt"))
+    grid.add_row(f"= {books.selected:,}", plural(books.selected, "prompt"))
     for outcome, words in OUTCOMES.items():
         if outcome != "paired" and (n := books.outcomes.get(outcome, 0)):
             grid.add_row(f"- {n:,}", words, style="dim")
     paired = books.outcomes.get("paired", 0)
-    grid.add_row(f"= {paired:,}", of(paired, "pair") if books.pairs == paired else "prompts with pairs", style="bold")
+    grid.add_row(
+        f"= {paired:,}", plural(paired, "pair") if books.pairs == paired else "prompts with pairs", style="bold"
+    )
     if books.pairs != paired:
         grid.add_row(f"{books.pairs:,}", "pairs of these")
     for n, words in beside(books):
@@ -140,7 +142,7 @@ def _leaderboard(rows: list[dict[str, Any]], aspects: list[str], wide: bool, sid
 
 def _named(name: str) -> Text:
     """A name in a column that may be narrowed: cut there, never folded letter by letter."""
-    return Text(visible(name), "cyan", no_wrap=True, overflow="ellipsis")
+    return Text(escape_controls(name), "cyan", no_wrap=True, overflow="ellipsis")
 
 
 def _agreement(rows: list[dict[str, Any]]) -> Table:

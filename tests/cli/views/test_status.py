@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from aif.cli.views.status import tell_failures_so_far, tell_left_behind, tell_progress
-from aif.core.types import Failing, Spent
+from aif.core.types import FailureGroup, Spent
 from aif.engine.progress import EndpointState, Snapshot
 from aif.store.lock import Lock, Places
 
@@ -32,8 +32,8 @@ SNAPSHOT = Snapshot(
         EndpointState("strict", "judgement", 100, 30, 0, 2, 4, 1.5, 9000, 800, 1.5, None, None),
     ),
     (
-        Failing("completion", "able", "blocked", "failed", 1, "the filter refused it", "p"),
-        Failing("judgement", "strict", "timeout", "later", 2, "nothing in 120 s", "p"),
+        FailureGroup("completion", "able", "blocked", "failed", 1, "the filter refused it", "p"),
+        FailureGroup("judgement", "strict", "timeout", "later", 2, "nothing in 120 s", "p"),
     ),
 )
 
@@ -78,7 +78,7 @@ def test_a_run_is_told_with_progress_rate_spend_eta_and_what_failed(held: Places
     assert "able: blocked, 1 item" in failures
     assert "40/100" not in failures
     assert "last heard" not in said + failures
-    made_again = Failing("completion", "able", "rate_limited", "again", 3, "slow down", "p")
+    made_again = FailureGroup("completion", "able", "rate_limited", "again", 3, "slow down", "p")
     keep(held, replace(_now(), failures=(made_again, *SNAPSHOT.failures)))
     without, again = told(tell_failures_so_far, held).split("Calls that failed and were made again")
     assert "slow down" not in without, "its item may be answered by now"

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from aif.cli.views.summary import tell_leaderboard, tell_status, tell_summary
 from aif.config.pipeline import parse
-from aif.core.types import Failing
+from aif.core.types import FailureGroup
 from aif.engine.make_pairs import make_pairs
 from aif.engine.outcome_text import balanced, shortfall
 from aif.engine.prepare import rubric_of
@@ -251,9 +251,9 @@ def test_one_is_told_as_one(tmp_path: Path) -> None:
 
 def test_what_is_missing_is_named_with_what_gets_it() -> None:
     missing = (
-        Failing("completion", "able", "blocked", "failed", 1, "its filter " * 90, "p"),
-        Failing("judgement", "strict", "timeout", "later", 2000, "no answer", "p"),
-        Failing("judgement", "strict", "", "pending", 3, "", "p"),
+        FailureGroup("completion", "able", "blocked", "failed", 1, "its filter " * 90, "p"),
+        FailureGroup("judgement", "strict", "timeout", "later", 2000, "no answer", "p"),
+        FailureGroup("judgement", "strict", "", "pending", 3, "", "p"),
     )
     balance = Balance(3000, 2999, {4: 3000}, {}, missing)
     said = shortfall(balance, 1.0, "p.yaml")

@@ -1,4 +1,7 @@
-"""pydantic's errors in words for the person who wrote the file: what is wrong with which key; what to do."""
+"""Turn pydantic's errors into messages for the author of the file: what is wrong with which key, and what to do.
+
+`unknown_key_message` suggests the right key for a typo or for another tool's word; the words are in `_SYNONYMS`.
+"""
 
 import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -7,19 +10,19 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from aif.config.located_yaml import Keys, Problem, Text
+from aif.config.located_yaml import KeyPath, Problem, YamlDocument
 
-_SECRETS = frozenset(("key", "apikey", "token", "hf_token", "auth_token", "access_token", "secret", "password"))
+_SECRET_KEYS = frozenset(("key", "apikey", "token", "hf_token", "auth_token", "access_token", "secret", "password"))
 
-
-_BODY = (
+# Settings that only some providers know; they belong into extra_body.
+_BODY_KEYS = (
     "stop top_k min_p typical_p repetition_penalty presence_penalty frequency_penalty length_penalty logit_bias "
     "stop_token_ids chat_template_kwargs enable_thinking thinking thinking_budget guided_json logprobs safety_settings "
     "stop_sequences do_sample reasoning_format include_reasoning disable_reasoning safe_prompt prompt_mode verbosity "
     "context_length_exceeded_behavior transforms plugins num_ctx"
 )
-# What other tools call what an entry has, by the key that has it.
-_MEANT: Mapping[str, str] = {
+# The right key for words of other tools; a word that is added here leads to the key.
+_SYNONYMS: Mapping[str, str] = {
     word: key
     for key, words in {
         "base_url": "base_urls url urls api_base endpoint endpoints host server api_url azure_endpoint",
@@ -45,34 +48,39 @@ _MEANT: Mapping[str, str] = {
 }
 
 
-class ClashError(ValueError):
-    """Several things wrong in one mapping, their keys counted from it: raised by a validator, told apart here."""
+class ConflictError(ValueError):
+    """Keys of a mapping contradict each other. A validator raises it with all `problems`, whose keys are relative to
+    the mapping; `validation_problems` reports each by itself."""
 
-    def __init__(self, found: Sequence[Problem]) -> None:
-        super().__init__("; ".join(problem.text for problem in found))
-        self.found = found
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        super().__init__("; ".join(problem.text for problem in problems))
+        self.problems = problems
 
 
-def problems(error: ValidationError, text: Text, unknown: Callable[[Keys], str]) -> Iterator[Problem]:
-    """Everything a ValidationError holds. `unknown(keys)` says what is wrong with a key that has no place."""
+def validation_problems(
+    error: ValidationError, text: YamlDocument, unknown: Callable[[KeyPath], str]
+) -> Iterator[Problem]:
+    """Yield a problem for each error of a ValidationError. `text` is the validated document; `unknown` returns the
+    message for an unknown key."""
     details = error.errors(include_url=False)
     for detail in details:
         keys = tuple(key for key in detail["loc"] if key != "[key]")
-        if _follows(detail, details):
+        if _is_consequence(detail, details):
             continue
         reason = detail.get("ctx", {}).get("error")
-        if isinstance(reason, ClashError):
-            yield from (Problem(keys + problem.keys, problem.text) for problem in reason.found)
+        if isinstance(reason, ConflictError):
+            yield from (Problem(keys + problem.keys, problem.text) for problem in reason.problems)
         elif reason is not None:
             yield Problem(keys, str(reason))
         elif detail["type"] == "extra_forbidden":
             yield Problem(keys, unknown(keys))
         else:
-            yield Problem(keys, _said(detail, text.place(keys).written))
+            yield Problem(keys, _message(detail, text.location_of(keys).written))
 
 
-def shown(value: Any, written: str | None = None) -> str:
-    """A value as the person who wrote it knows it, cut to 60 characters."""
+def format_value(value: Any, written: str | None = None) -> str:
+    """Return a value as its author wrote it, for a message; texts are cut to 60 characters. `written` is how a number
+    was written."""
     if isinstance(value, str):
         return repr(value if len(value) <= 60 else value[:57] + "...")
     if value is None:
@@ -84,45 +92,46 @@ def shown(value: Any, written: str | None = None) -> str:
     return written or str(value).lower()
 
 
-def unknown_key(key: str, known: Sequence[str]) -> str:
-    """What to say of a key that isn't among the known ones."""
+def unknown_key_message(key: str, known: Sequence[str]) -> str:
+    """Return the message for a key that is not in `known`, with a suggestion: the key that another tool's word means
+    (`_SYNONYMS`), or the known key with the most similar spelling."""
     plain = key.lower().replace("-", "_")
-    if plain in _SECRETS or plain.endswith("api_key"):
+    if plain in _SECRET_KEYS or plain.endswith("api_key"):
         return (
-            "a key has no place in the file; put the key into the environment variable OPENAI_API_KEY, "
+            "an API key must not be in the file; put it into the environment variable OPENAI_API_KEY, "
             "ANTHROPIC_API_KEY or HF_TOKEN, or into one that api_key_env: names"
         )
-    if "extra_body" in known and plain in _BODY.split():
-        return f"unknown key {key!r}; what only the provider knows goes into extra_body: {{{plain}: …}}"
+    if "extra_body" in known and plain in _BODY_KEYS.split():
+        return f"unknown key {key!r}; settings that only the provider knows go into extra_body: {{{plain}: …}}"
     if "extra_body" in known and plain.startswith(("system_", "instruct", "prompt")):
         return f"unknown key {key!r}; a system prompt is a principle: see `principles` of the pipeline"
-    if (meant := _MEANT.get(plain)) in known:
+    if (meant := _SYNONYMS.get(plain)) in known:
         return f"unknown key {key!r}; did you mean {meant!r}?"
-    if near := difflib.get_close_matches(key, known, n=1):
-        return f"unknown key {key!r}; did you mean {near[0]!r}?"
+    if similar := difflib.get_close_matches(key, known, n=1):
+        return f"unknown key {key!r}; did you mean {similar[0]!r}?"
     return f"unknown key {key!r}; keys known here: {', '.join(known)}"
 
 
-def _follows(detail: ErrorDetails, details: Sequence[ErrorDetails]) -> bool:
-    """Whether an error only follows from another that is told anyway."""
+def _is_consequence(detail: ErrorDetails, details: Sequence[ErrorDetails]) -> bool:
+    """Return whether an error only follows from another that is reported anyway."""
     keys = detail["loc"]
     below = any(other["loc"][: len(keys)] == keys and len(other["loc"]) > len(keys) for other in details)
     return detail["type"] == "default_factory_not_called" or (detail["type"] == "too_short" and below)
 
 
-def _said(detail: ErrorDetails, written: str | None) -> str:
+def _message(detail: ErrorDetails, written: str | None) -> str:
     kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
-    got = shown(value, written)
+    got = format_value(value, written)
     if kind == "missing":
         return "missing; this key is needed, add it"
     if kind == "literal_error":
-        return _no_choice(value, str(context["expected"]), got)
+        return _wrong_choice(value, str(context["expected"]), got)
     if kind in _BOUNDS:
-        return f"must be {_BOUNDS[kind]} {context[_LIMITS[kind]]:g}, got {got}"
+        return f"must be {_BOUNDS[kind]} {context[_LIMIT_NAMES[kind]]:g}, got {got}"
     if kind == "too_short":
-        return "empty; give at least one entry, or take the key out"
+        return "empty; give at least one entry, or remove the key"
     if kind == "string_too_short":
-        return "empty; write something, or take the key out"
+        return "empty; write something, or remove the key"
     if kind == "finite_number":
         return f"expected a finite number, got {got}"
     if kind in _EXPECTED:
@@ -133,11 +142,11 @@ def _said(detail: ErrorDetails, written: str | None) -> str:
 def _wrong_type(expected: str, value: Any, got: str) -> str:
     text = f"expected {expected}, got {got}"
     if value is None:
-        return f"{text}; fill it in, or take the key out"
+        return f"{text}; fill it in, or remove the key"
     if expected == "a text" and not isinstance(value, dict | list | tuple):
         return f"{text}; put it in quotes"
     if expected.endswith("number") and isinstance(value, str) and _numeric(value):
-        return f"{text}; take the quotes away"
+        return f"{text}; remove the quotes"
     return text
 
 
@@ -149,8 +158,8 @@ def _numeric(value: str) -> bool:
     return True
 
 
-# Where those are that people name as a provider.
-_SERVED = (
+# The base_url of services and servers that people name as a provider.
+_BASE_URLS = (
     ("azure", "https://NAME.openai.azure.com/openai/v1"),
     ("ollama", "http://localhost:11434/v1"),
     ("studio", "http://localhost:1234/v1"),
@@ -177,14 +186,14 @@ _SERVED = (
 )
 
 
-def _no_choice(value: Any, expected: str, got: str) -> str:
+def _wrong_choice(value: Any, expected: str, got: str) -> str:
     choices = expected.replace("'", "").replace(" or ", ", ").split(", ")
     text = f"expected {' | '.join(choices)}, got {got}"
-    near = difflib.get_close_matches(value, choices, n=1) if isinstance(value, str) else []
-    if not near and "vllm" in choices and isinstance(value, str):
-        at = next((f" (base_url: {url})" for word, url in _SERVED if word in value.lower()), "")
-        return f"{text}; what speaks OpenAI's API is provider: openai with its base_url{at}, or vllm"
-    return f"{text}; did you mean {near[0]!r}?" if near else text
+    similar = difflib.get_close_matches(value, choices, n=1) if isinstance(value, str) else []
+    if not similar and "vllm" in choices and isinstance(value, str):
+        at = next((f" (base_url: {url})" for word, url in _BASE_URLS if word in value.lower()), "")
+        return f"{text}; for a server with OpenAI's API write provider: openai and its base_url{at}, or vllm"
+    return f"{text}; did you mean {similar[0]!r}?" if similar else text
 
 
 _EXPECTED: Mapping[str, str] = {
@@ -202,4 +211,4 @@ _BOUNDS: Mapping[str, str] = {
     "greater_than_equal": "at least",
     "less_than_equal": "at most",
 }
-_LIMITS: Mapping[str, str] = {"greater_than": "gt", "greater_than_equal": "ge", "less_than_equal": "le"}
+_LIMIT_NAMES: Mapping[str, str] = {"greater_than": "gt", "greater_than_equal": "ge", "less_than_equal": "le"}

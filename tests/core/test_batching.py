@@ -7,15 +7,15 @@ from unittest.mock import patch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aif.core import paging
-from aif.core.paging import pages, utf8
+from aif.core import batching
+from aif.core.batching import batched, utf8_size
 
 
 @given(st.lists(st.integers(0, 120)), st.integers(1, 9))
 def test_rows_of_any_sizes_come_once_in_order_within_the_bounds_or_alone(sizes: list[int], most: int) -> None:
     rows = list(enumerate(sizes))
-    with patch.object(paging, "PAGE_BYTES", 100):
-        found = list(pages(rows, lambda row: row[1], most))
+    with patch.object(batching, "MAX_BATCH_BYTES", 100):
+        found = list(batched(rows, lambda row: row[1], most))
 
     assert [row for page in found for row in page] == rows
     for page in found:
@@ -34,9 +34,9 @@ def test_what_is_read_ahead_is_one_row() -> None:
             read.append(n)
             yield n
 
-    assert next(pages(rows(), lambda row: 1, 3)) == [0, 1, 2]
+    assert next(batched(rows(), lambda row: 1, 3)) == [0, 1, 2]
     assert read == [0, 1, 2, 3]
 
 
 def test_bytes_are_those_of_utf8() -> None:
-    assert utf8("abc", None, "好", "") == 6
+    assert utf8_size("abc", None, "好", "") == 6

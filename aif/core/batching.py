@@ -1,0 +1,35 @@
+"""Batches limited by their number of rows and by their bytes. Pure.
+
+Prompts and completions are never read, held or written in batches limited by rows alone: 2,000 prompts may be 4 MB or
+4 GB. DuckDB reads a column 2,048 rows at a time, so a query for texts first finds out which rows it needs (see
+`KEYS_PER_QUERY`).
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+MAX_BATCH_BYTES = 16 * 2**20  # 2,000 pairs of 8 KB; DuckDB, Arrow and Python each hold two or three copies of a batch
+KEYS_PER_QUERY = 2000  # keys in one query for texts: DuckDB then reads these rows alone (see `SETTINGS` of the store)
+
+T = TypeVar("T")
+
+
+def batched(items: Iterable[T], size: Callable[[T], int], rows: int) -> Iterator[list[T]]:
+    """Yield the items in order, in lists of at most `rows` items and MAX_BATCH_BYTES bytes. `size` returns the bytes of
+    an item; an item above the limit is a batch by itself."""
+    batch: list[T] = []
+    batch_bytes = 0
+    for item in items:
+        item_bytes = size(item)
+        if batch and (len(batch) >= rows or batch_bytes + item_bytes > MAX_BATCH_BYTES):
+            yield batch
+            batch, batch_bytes = [], 0
+        batch.append(item)
+        batch_bytes += item_bytes
+    if batch:
+        yield batch
+
+
+def utf8_size(*texts: str | None) -> int:
+    """Return the bytes of the texts in UTF-8 together; None counts as empty."""
+    return sum(len(text.encode()) for text in texts if text)
