@@ -138,16 +138,16 @@ def _late_replies(places: Places, older: Path) -> int:
 
 
 DISTURBANCES: dict[str, Callable[[Places, Path], int]] = {
-    "a segment again behind itself": _segment_again,
-    "lines again behind all others": _lines_again,
+    "a repeated segment": _segment_again,
+    "repeated lines at the end": _lines_again,
     "every line doubled": _lines_doubled,
     "calls out of order": _out_of_order,
-    "a store behind its journal": _store_behind,
-    "second replies and failures behind the answer": _late_replies,
+    "a store older than its journal": _store_behind,
+    "second replies and failures after an answer": _late_replies,
 }
 
 
-SHORT = ("every line doubled", "second replies and failures behind the answer")
+SHORT = ("every line doubled", "second replies and failures after an answer")
 
 
 def _lines(places: Places) -> list[bytes]:
