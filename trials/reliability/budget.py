@@ -34,7 +34,8 @@ QUICK = RetryPolicy(first_wait_s=0.05, longest_wait_s=0.2)
 
 
 def trial(folder: Path, full: bool) -> Figures:
-    """Run 50 stores with up to two kills each and 3 without, each with 0.5 USD (60 prompts; 40 times the dearest call).
+    """Run 50 stores with up to two kills each and 3 without, each with 0.5 USD (60 prompts; 40 times the cost of the
+    most expensive call).
 
     A short run has one of each, with 0.1 USD.
     """

@@ -275,11 +275,11 @@ def _row(error: CallError, blame: str, verdict: Verdict, others: Others) -> str:
     return "unknown" if others.few and verdict == "later" else ""
 
 
-# --- what is right, by what is known of the world ---------------------------------------------------------------------
+# --- checks of an outcome against the truth ---------------------------------------------------------------------------
 
 
 def mistakes_in(world: World, outcome: Outcome) -> list[str]:
-    """Return how an outcome differs from what is right in its world."""
+    """Return the errors in an outcome, given the truth about its world."""
     mistakes = [f"item {item}: {why}" for item in range(world.items) for why in _item_mistakes(world, outcome, item)]
     return mistakes + _endpoint_mistakes(world, outcome)
 
@@ -430,14 +430,14 @@ def _cannot_delay_others(world: World) -> bool:
 
 
 def _patience(world: World, outcome: Outcome) -> float:
-    heard = any(
+    answered_once = any(
         call.failure is None or call.failure.busy or call.failure.retry_after is not None for call in outcome.calls
     )
-    heard |= any(call.failure.kind in (Kind.EMPTY, Kind.UNREADABLE) for call in outcome.calls if call.failure)
+    answered_once |= any(call.failure.kind in (Kind.EMPTY, Kind.UNREADABLE) for call in outcome.calls if call.failure)
     answered = [call for call in outcome.calls if call.failure is None]
     few = answered and world.items - len(answered) < ITEMS and world.failing and not world.failing.busy
     slack_s = 200.0 + POLICY.attempts * (world.failing.takes_s if world.failing else 0.0)
-    return (POLICY.outage_s if heard and not few else POLICY.silent_s) + slack_s
+    return (POLICY.outage_s if answered_once and not few else POLICY.silent_s) + slack_s
 
 
 def _longest(world: World) -> float:

@@ -70,7 +70,7 @@ def journal_records(store: Path) -> list[dict[str, Any]]:
 
 
 def journaled_bodies(store: Path) -> set[str]:
-    """Return the shown digests of the request bodies whose replies are in the journal."""
+    """Return the digests, SHOWN_DIGITS long, of the request bodies whose replies are in the journal."""
     return {
         record["served"]["id"].partition("-")[2]
         for record in journal_records(store)
@@ -79,7 +79,8 @@ def journaled_bodies(store: Path) -> set[str]:
 
 
 def bodies_sent(calls: Iterable[Call], before: float) -> set[str]:
-    """Return the shown digests of the request bodies whose replies were complete by `before` (monotonic seconds)."""
+    """Return the digests, SHOWN_DIGITS long, of the bodies whose replies were complete by `before` (monotonic
+    seconds)."""
     return {shown_digest(call) for call in calls if call.sent and call.usage is not None and call.ended < before}
 
 

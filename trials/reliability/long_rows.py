@@ -31,7 +31,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class World:
+class Workload:
     """Input data: `prompts` prompts of `characters` characters. If it has completions, they have scores: no call."""
 
     name: str
@@ -64,13 +64,13 @@ class World:
 
 
 FULL = (
-    World("2,000 prompts of 100,000 characters", 2000, 99_900, loses=True),
-    World("4,000 prompts of 95,000", 4000, 95_000),
-    World("2,100 Chinese prompts of 22,500", 2100, 22_500, CHINESE),
-    World("2,100 short ones with 20 columns of 3.8 kB", 2100, 50, columns=20),
-    World("300 of 400,000", 300, 400_000),
-    World("1,200 with 2 completions of 200 kB", 1200, 50, completions=2, each=200_000),
-    World(
+    Workload("2,000 prompts of 100,000 characters", 2000, 99_900, loses=True),
+    Workload("4,000 prompts of 95,000", 4000, 95_000),
+    Workload("2,100 Chinese prompts of 22,500", 2100, 22_500, CHINESE),
+    Workload("2,100 short ones with 20 columns of 3.8 kB", 2100, 50, columns=20),
+    Workload("300 of 400,000", 300, 400_000),
+    Workload("1,200 with 2 completions of 200 kB", 1200, 50, completions=2, each=200_000),
+    Workload(
         "5,000 with all pairs of 32 completions",
         5000,
         50,
@@ -79,7 +79,7 @@ FULL = (
         pairs={"policy": "all"},
         formats=["trl"],
     ),
-    World(
+    Workload(
         "5,000 with a cap on the pairs of 32",
         5000,
         50,
@@ -88,25 +88,27 @@ FULL = (
         pairs={"policy": "all", "max_per_model": 1000},
         formats=["trl"],
     ),
-    World("one with 8,000 completions", 1, 50, completions=8000, each=50),
+    Workload("one with 8,000 completions", 1, 50, completions=8000, each=50),
 )
 SHORT = (
-    World("40 prompts of 40,000 with 2 completions of 40,000", 40, 40_000, completions=2, each=40_000),
-    World("40 prompts of 40,000", 40, 40_000, formats=["trl"], loses=True),
+    Workload("40 prompts of 40,000 with 2 completions of 40,000", 40, 40_000, completions=2, each=40_000),
+    Workload("40 prompts of 40,000", 40, 40_000, formats=["trl"], loses=True),
 )
 
 
 def trial(folder: Path, full: bool) -> Figures:
     return {
-        "worlds": {world.name: _measured(folder / f"{n}", world) for n, world in enumerate(FULL if full else SHORT)}
+        "worlds": {
+            workload.name: _measured(folder / f"{n}", workload) for n, workload in enumerate(FULL if full else SHORT)
+        }
     }
 
 
-def _measured(folder: Path, world: World) -> dict[str, float | str]:
+def _measured(folder: Path, workload: Workload) -> dict[str, float | str]:
     """Return the peak memory in MB of each command, or the last line of its output if it failed."""
     call_log = CallLog()
     with served(call_log, max_model_len=10**6) as server:
-        path = _pipeline(folder, server.base_url, world)
+        path = _pipeline(folder, server.base_url, workload)
         asked = [("run", path, "--yes", "--limit", ASKED), ("run", path, "--yes", "--limit", MORE)]
         commands = {
             **dict(zip(("run", "resumed"), asked, strict=True)),
@@ -115,7 +117,7 @@ def _measured(folder: Path, world: World) -> dict[str, float | str]:
             "export again": ("export", path, "--out", folder / "two"),
         }
         peaks = {name: _peak(*words) for name, words in commands.items()}
-        if world.loses:
+        if workload.loses:
             shutil.rmtree(Places(folder / "store" / "feedback.duckdb").journal)
             before = len(call_log.calls)
             peaks["journal gone"] = _peak(*asked[-1])
@@ -124,19 +126,19 @@ def _measured(folder: Path, world: World) -> dict[str, float | str]:
         return peaks
 
 
-def _pipeline(folder: Path, base_url: str, world: World) -> Path:
+def _pipeline(folder: Path, base_url: str, workload: Workload) -> Path:
     sizes = {"per_prompt": 2, "max_tokens": 64}
     path = pipeline(
-        folder, base_url, 0, completions=sizes, export={"formats": list(world.formats)}, pairs=dict(world.pairs)
+        folder, base_url, 0, completions=sizes, export={"formats": list(workload.formats)}, pairs=dict(workload.pairs)
     )
     data = yaml.safe_load(path.read_text())
     data["prompts"][0]["max_chars"] = 1_000_000
-    if world.completions:  # neither completions nor ratings are requested
+    if workload.completions:  # neither completions nor ratings are requested
         data["prompts"][0]["completions"] = {"field": "completions", "score": "score"}
         data = {key: data[key] for key in data.keys() - {"models", "judges", "completions"}}
     path.write_text(yaml.safe_dump(data))
     with (folder / "prompts.jsonl").open("wb") as file:
-        file.writelines(orjson.dumps(row) + b"\n" for row in world.rows())
+        file.writelines(orjson.dumps(row) + b"\n" for row in workload.rows())
     return path
 
 
@@ -149,8 +151,8 @@ def _peak(*words: object) -> float | str:
 
 def violations(figures: Figures) -> list[str]:
     return [
-        f"{world}: {command}: {peak}{' MB' if isinstance(peak, float | int) else ''}"
-        for world, peaks in figures["worlds"].items()
+        f"{workload}: {command}: {peak}{' MB' if isinstance(peak, float | int) else ''}"
+        for workload, peaks in figures["worlds"].items()
         for command, peak in peaks.items()
         if isinstance(peak, str) or peak > MB
     ]

@@ -63,7 +63,7 @@ def _has_everything(snapshot: Snapshot | None) -> bool:
 def _until(true: Callable[[], bool]) -> None:
     end = time.monotonic() + PATIENCE_S
     while not true():
-        assert time.monotonic() < end, "the run has not begun"
+        assert time.monotonic() < end, "timed out waiting for the run to begin"
         time.sleep(0.05)
 
 

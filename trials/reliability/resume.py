@@ -25,7 +25,7 @@ from trials.reliability.simulated_run import CallLog, pipeline, served, start
 
 NUMBER = 3
 PROMISE = (
-    "Resume calls only for what is missing: calls after a kill ≤ missing + in flight; a finished run makes 0 calls"
+    "A resumed run requests only what is missing: after a kill at most missing + in flight; a finished run 0 calls"
 )
 
 AGE_S = 1.0  # a reply sent earlier than this before a kill is no longer in flight: it is in the journal
