@@ -1,4 +1,4 @@
-"""Fixtures for every room: no key in the environment, and a simulator to talk to."""
+"""Fixtures for all tests: no API key in the environment, a simulator, a Hub."""
 
 import os
 import signal
@@ -12,19 +12,19 @@ from hypothesis import settings
 from tests.support.model_hub import serving_hub
 from tests.support.serving import Served, serving
 
-# What a script puts into the background ignores Ctrl-C, what nohup starts a terminal that closes, and so does all that
-# these start.
+# A process in the background of a script ignores Ctrl-C, and one started by nohup SIGHUP; so do their children, which
+# the tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-# A machine that is busy is no failure.
+# A busy machine must not fail a property test.
 settings.register_profile("aif", deadline=None)
 settings.load_profile("aif")
 
 
 @pytest.fixture(autouse=True)
 def _no_keys(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """A test that needs a key sets one, and nothing is kept in the home of who tests."""
+    """Remove API keys from the environment, and keep caches out of the home folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     for name in [name for name in os.environ if name.endswith(("_API_KEY", "_TOKEN"))]:
         monkeypatch.delenv(name)
@@ -33,14 +33,14 @@ def _no_keys(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture
 def hub() -> Iterator[str]:
-    """The address of a Hub with a few small repositories."""
+    """Return the address of a Hub with a few small repositories."""
     with serving_hub() as address:
         yield address
 
 
 @pytest.fixture
 def serve() -> Iterator[Callable[..., Served]]:
-    """Starts simulators, each in a thread of its own, and stops them at the end."""
+    """Return a function that starts a simulator in a thread; all are stopped at the end."""
     with ExitStack() as stack:
 
         def start(**options: Any) -> Served:

@@ -1,1 +1,1 @@
-"""Trials: measure at full length what docs/reliability.md and docs/performance.md promise, and write these pages."""
+"""Trials measure what docs/reliability.md and docs/performance.md promise, and write the tables of these pages."""

@@ -1,4 +1,4 @@
-"""What the trials of both pages share: the environment of a process, a pipeline file, and the digests of a dataset."""
+"""Shared by all trials: the environment of a process, a pipeline file, and the digests of a dataset."""
 
 import hashlib
 import os
@@ -13,21 +13,21 @@ from trials.harness import ROOT
 
 
 def environ() -> dict[str, str]:
-    """The environment of a process of ours: the checkout first on its path, no network but loopback."""
+    """Return the environment for a process of aif: this checkout comes first on its path, and the Hub is offline."""
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     return {**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"}
 
 
-def pipeline(folder: Path, prompts: Iterable[str], said: Mapping[str, Any], changes: Mapping[str, Any]) -> Path:
-    """A pipeline file with prompts of these texts, in a folder; `said` names it and has its completions, models and
-    judges.
+def pipeline(folder: Path, texts: Iterable[str], base: Mapping[str, Any], changes: Mapping[str, Any]) -> Path:
+    """Write a pipeline file and its prompts to `folder`, and return the file's path.
 
-    `changes` replace top-level keys; `models` and `judges` given as mappings are laid over every entry.
+    `base` has the name, completions, models and judges. `changes` replace top-level keys; a `models` or `judges`
+    mapping among them is merged into every entry.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "prompts.jsonl").write_bytes(b"".join(orjson.dumps({"prompt": text}) + b"\n" for text in prompts))
-    whole: dict[str, Any] = {
-        **said,
+    (folder / "prompts.jsonl").write_bytes(b"".join(orjson.dumps({"prompt": text}) + b"\n" for text in texts))
+    data: dict[str, Any] = {
+        **base,
         "seed": 7,
         "store": str(folder / "store" / "feedback.duckdb"),
         "prompts": [{"file": str(folder / "prompts.jsonl")}],
@@ -35,13 +35,13 @@ def pipeline(folder: Path, prompts: Iterable[str], said: Mapping[str, Any], chan
         **changes,
     }
     for part in ("models", "judges"):
-        whole[part] = {name: {**entry, **changes.get(part, {})} for name, entry in said[part].items()}
+        data[part] = {name: {**entry, **changes.get(part, {})} for name, entry in base[part].items()}
     path = folder / "pipeline.yaml"
-    path.write_text(yaml.safe_dump(whole, sort_keys=False))
+    path.write_text(yaml.safe_dump(data, sort_keys=False))
     return path
 
 
 def digests(dataset: Path) -> dict[str, str]:
-    """The data files of a dataset by name, with the digests of their bytes."""
+    """Return the SHA-256 digest of each data file of a dataset, by the file's path in it."""
     files = sorted(dataset.rglob("*.parquet"))
     return {str(file.relative_to(dataset)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}

@@ -1,4 +1,4 @@
-"""What rows bring besides their prompt: completions that go straight to the judge, scores, material for the judge."""
+"""Completions, scores and material provided by a prompt source: what is judged, paired and shown of them."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Before money is spent by hand: what is shown, what is asked at a terminal, and what each answer does."""
+"""The cost question before a run: what is shown, what is asked in a terminal, and what each answer does."""
 
 import os
 import pty

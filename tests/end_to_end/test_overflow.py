@@ -1,4 +1,4 @@
-"""What a judge can't hold at once: asked one completion by one where the pipeline says so, paid for once, and told."""
+"""Requests that exceed a judge's context window: judged one completion at a time where configured, paid for once."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Whole runs by each provider's own API, against a simulator that refuses what the provider refuses."""
+"""Complete runs through each provider's API, against a simulator that refuses what the provider refuses."""
 
 import json
 from collections.abc import Callable

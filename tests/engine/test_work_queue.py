@@ -195,14 +195,18 @@ def test_who_else_could_be_asked() -> None:
     run(main())
 
 
-def test_a_world_that_goes_wrong_is_noticed() -> None:
-    """What random worlds are judged by is not what decides in them."""
-    world = failure_attribution.World(0, items=3, places=1, takes_s=1.0, doomed={1: failure_attribution.PASSING[0]})
+def test_a_wrong_outcome_of_a_simulated_world_is_noticed() -> None:
+    """The trial judges outcomes by code of its own, not by the rule that it tries."""
+    world = failure_attribution.World(
+        0, items=3, concurrency=1, takes_s=1.0, doomed={1: failure_attribution.PASSING[0]}
+    )
     call = failure_attribution.Call(0, 0.0, 1.0, None, "answered")
     ends: dict[int, Verdict] = {0: "answered", 1: "failed", 2: "failed"}
-    wrong = failure_attribution.wrong(world, failure_attribution.Course([call, call], ends, None, 1.0, frozenset()))
+    wrong = failure_attribution.mistakes_in(
+        world, failure_attribution.Outcome([call, call], ends, None, 1.0, frozenset())
+    )
     assert wrong == [
         "item 0: answered twice",
-        "item 2: sound, and ends as failed (None)",
-        "item 2: sound, and failed for good",
+        "item 2: can be answered, but ended as failed (None)",
+        "item 2: can be answered, but failed permanently",
     ]

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of aif/chat: servers on this machine, and a request."""
+"""Fixtures of the tests of aif/providers: scripted servers on this machine, and a request."""
 
 import shutil
 import ssl

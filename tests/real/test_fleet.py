@@ -16,7 +16,7 @@ from aif.core.resources import shipped
 from aif.store.lock import Places
 from aif.store.reader import Reader
 from tests.real.tiny_model import build
-from trials.reliability.server_failures import killed_for_real
+from trials.reliability.server_failures import kill_real_vllm
 
 MARK = "AIF_REAL_FLEET"  # in the environment of every process that a server consists of
 PROMPTS = 12
@@ -154,7 +154,7 @@ def test_what_vllm_can_not_start_is_told_by_its_own_error(finished: dict[str, An
 
 
 def test_one_that_is_killed_is_started_again_and_all_is_answered(tmp_path: Path) -> None:
-    killed = killed_for_real(tmp_path / "killed", sys.executable)
+    killed = kill_real_vllm(tmp_path / "killed", sys.executable)
 
     assert killed["code"] in (Exit.DONE, Exit.FAILURES)
     assert killed["restarts"] == 1

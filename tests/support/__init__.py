@@ -1,1 +1,1 @@
-"""What tests and trials share: servers on loopback, stores built without a server, judges' replies."""
+"""Shared by tests and trials: servers on loopback, stores built without a server, judges' replies."""

@@ -1,4 +1,4 @@
-"""A store with prompts, completions and judgements, made through the ledger as a run makes it, without a server."""
+"""Build a store with prompts, completions and judgements through the ledger, as a run does, but without a server."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ rubric: unified
 
 
 class Fate(Enum):
-    """What becomes of an item that gets no answer."""
+    """How an item ends that gets no answer."""
 
     PENDING = "pending"
     FAILED = "failed"
@@ -49,7 +49,7 @@ class Fate(Enum):
 
 @dataclass(frozen=True)
 class Cut:
-    """A completion that ends at max_tokens, or by a word that is not known."""
+    """A completion that ends at `max_tokens`, or with an unknown finish reason."""
 
     text: str
     word: str = ""
@@ -61,7 +61,7 @@ Column = str | Sequence[dict[str, str]]
 
 
 def ask(number: int) -> Column:
-    """Every third prompt brings a system turn and earlier turns."""
+    """Return the prompt column of a row; every third prompt has a system turn and earlier turns."""
     if number % 3 < 2:
         return f"What is {number} and one?"
     return [
@@ -77,7 +77,7 @@ def complete(number: int, model: str) -> str:
 
 
 def rate(number: int, model: str, aspect: str) -> int:
-    """The better the model, the higher, and never two alike."""
+    """Return a rating that is higher for better models; no two are equal."""
     return {"able": 5, "fair": 4, "plain": 2, "poor": 1}[model]
 
 
@@ -90,11 +90,11 @@ def build(
     complete: Complete = complete,
     rate: Rate = rate,
 ) -> tuple[Pipeline, Rubric, Ledger]:
-    """A pipeline, its rubric and its open ledger: `n_prompts` prompts, four completions each, judged.
+    """Return a pipeline, its rubric and its open ledger, with `n_prompts` prompts of four judged completions each.
 
-    `sets` are `--set` arguments. What the hooks return decides each prompt (by its number), each completion (by
-    prompt and model) and each rating (by prompt, model and aspect; "N/A" is one). A judgement of which one rating is a
-    Fate has that fate. Building again in the same folder goes on with what is there, as a second run does.
+    `sets` are `--set` arguments. The hooks return each prompt (by its number), each completion (by prompt and model)
+    and each rating (by prompt, model and aspect; "N/A" is possible). If one rating of a judgement is a Fate, the whole
+    judgement has that fate. A second build in the same folder continues with what is there, as a second run does.
     """
     rows = [{"prompt": ask(number), "source": f"s{number % 2}"} for number in range(n_prompts)]
     (folder / "prompts.jsonl").write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))

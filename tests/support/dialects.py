@@ -1,5 +1,6 @@
-"""Providers' request dialects as they document them (docs/providers.md), on one loopback server: a proxy by which every
-call to their hosts arrives here. What a provider refuses is refused with its status and in its words."""
+"""Providers' request dialects as documented (docs/providers.md), on one loopback server: a proxy that receives every
+call to the providers' hosts. What a provider refuses is refused with its status and its own message.
+"""
 
 import json
 import re
@@ -19,13 +20,13 @@ KEY = "sk-of-the-provider"
 
 Body = Mapping[str, Any]
 Answer = tuple[int, Any]
-Rule = Callable[[Body], Answer | None]  # what a body is refused with
+Rule = Callable[[Body], Answer | None]  # returns the refusal of a body, or None
 
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """Where a provider is asked, what it refuses of a body, the header that says who asks (none: ""), the query that it
-    needs, and what it says without these."""
+    """A provider: its path, the rules for bodies it refuses, its authentication header ("" for none), the query that it
+    needs, and what it returns without these."""
 
     url: str
     refuses: tuple[Rule, ...] = ()
@@ -51,7 +52,7 @@ _PLAIN = frozenset(("model", "messages", "temperature", "top_p", "response_forma
 
 
 def _only(names: str, no: Callable[[str], Answer]) -> Rule:
-    """Beside what all know, these fields alone."""
+    """Refuse all fields but these and those that every provider knows."""
     known = _PLAIN | set(names.split())
     return lambda body: next((no(name) for name in body if name not in known), None)
 
@@ -69,7 +70,7 @@ def _no_schema(no: Answer) -> Rule:
 
 
 def _bounded(names: str, no: Callable[[str], Answer]) -> Rule:
-    """A schema with these keywords."""
+    """Refuse a schema with these keywords."""
     return lambda body: next(
         (no(n) for n in names.split() if f'"{n}"' in json.dumps(body.get("response_format"))), None
     )
@@ -267,14 +268,14 @@ DIALECTS: Mapping[str, Dialect] = {
 }
 
 
-# --- what is answered ------------------------------------------------------------------------------------------------
+# --- replies ---------------------------------------------------------------------------------------------------------
 
-TASK = "Explain device number"  # how a prompt begins; a judge is told more
+TASK = "Explain device number"  # the first words of every prompt; a judge's request begins otherwise
 _numbers = count()
 
 
 def _reply(body: Body) -> Any:
-    """What a model or a judge says, in the API that the body is of."""
+    """Return a completion or ratings, in the API of the request."""
     n = next(_numbers)
     text = f"It measures rainfall by a bucket that tips, {n} times a day." if _is_task(body) else _ratings(body, n)
     served = {"id": f"reply-{n}", "model": body.get("model", "deployed")}
@@ -299,7 +300,7 @@ def _ratings(body: Body, n: int) -> str:
 
 @contextmanager
 def every_provider() -> Iterator[str]:
-    """Serves until the block ends; gives the proxy's address."""
+    """Run the server until the block ends; yield the proxy's address."""
     served = {dialect.url: dialect for dialect in DIALECTS.values()}
 
     class Handler(BaseHTTPRequestHandler):

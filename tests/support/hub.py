@@ -22,7 +22,7 @@ LICENSES = ("mit", "apache-2.0", "cc-by-4.0", "other")
 
 @dataclass(frozen=True)
 class User:
-    """Who a token belongs to, and where it may write."""
+    """The owner of a token, and the namespaces it may write to."""
 
     name: str
     writes: tuple[str, ...] = ()
@@ -31,7 +31,7 @@ class User:
 
 @dataclass(frozen=True)
 class Commit:
-    """A commit: what it is called, and every file as of it."""
+    """A commit: its summary, and all files as of it."""
 
     oid: str
     summary: str
@@ -47,7 +47,7 @@ class Repo:
     commits: list[Commit] = field(default_factory=list)
 
     def commit(self, summary: str, files: Mapping[str, bytes]) -> Commit:
-        """Puts a whole state of files on top."""
+        """Add a commit with a complete set of files."""
         told = repr((summary, len(self.commits), sorted(files.items())))
         self.commits.append(Commit(hashlib.sha1(told.encode()).hexdigest(), summary, dict(files)))
         return self.commits[-1]
@@ -57,7 +57,7 @@ class Repo:
         return self.commits[-1]
 
     def at(self, revision: str) -> Commit | None:
-        """The commit of a revision: `main`, or a hash."""
+        """Return the commit of a revision, which is `main` or a hash."""
         if revision == "main":
             return self.head
         return next((commit for commit in self.commits if commit.oid == revision), None)
@@ -65,8 +65,11 @@ class Repo:
 
 @dataclass
 class Hub:
-    """What the Hub holds. `requests` are method and path of all that was asked; `fail` gives the status to refuse a
-    request with, or None; `on_upload` is called before a large file is taken in."""
+    """The state of the Hub.
+
+    `requests` are method and path of all requests; `fail` returns the status to refuse a request with, or None;
+    `on_upload` is called before a large file is stored.
+    """
 
     url: str = ""
     users: dict[str, User] = field(default_factory=dict)
@@ -77,7 +80,7 @@ class Hub:
     on_upload: Callable[[], object] = lambda: None
 
     def make(self, name: str, private: bool = True, **files: bytes) -> Repo:
-        """A repository with its first commit, and one more with these files, if any."""
+        """Create a repository with its first commit, and a second one with these files, if any."""
         self.repos[name] = repo = Repo(private)
         repo.commit("initial commit", {".gitattributes": ATTRIBUTES})
         if files:
@@ -85,11 +88,11 @@ class Hub:
         return repo
 
     def writes(self) -> list[str]:
-        """What was asked that may change something."""
+        """Return the requests that may change something."""
         return [path for method, path in self.requests if method not in ("GET", "HEAD") and "paths-info" not in path]
 
     def environ(self, home: Path, token: str | None = None) -> dict[str, str]:
-        """The environment of a process that speaks to this Hub: huggingface_hub reads it when it is imported."""
+        """Return the environment of a process that uses this Hub: huggingface_hub reads it when it is imported."""
         return {name: value for name, value in os.environ.items() if not name.startswith("HF_")} | {
             "HF_ENDPOINT": self.url,
             "HF_HOME": str(home),
@@ -103,7 +106,7 @@ class Hub:
 
 @contextmanager
 def serving_hub() -> Iterator[Hub]:
-    """Serves until the block ends."""
+    """Run a Hub until the block ends."""
     hub = Hub()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (_Answers,), {"hub": hub}))
     hub.url = f"http://127.0.0.1:{server.server_port}"
@@ -118,7 +121,7 @@ def serving_hub() -> Iterator[Hub]:
 
 
 class Refusal(Exception):
-    """An answer that is an error: status, the Hub's code for it, its words."""
+    """An error response: status, the Hub's error code, its message."""
 
     def __init__(self, status: int, code: str = "", words: str = "") -> None:
         super().__init__(words)
@@ -184,7 +187,7 @@ class _Answers(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         pass
 
-    # --- who asks -----------------------------------------------------------------------------------------------------
+    # --- authentication -----------------------------------------------------------------------------------------------
 
     def _user(self) -> User | None:
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
@@ -215,7 +218,7 @@ class _Answers(BaseHTTPRequestHandler):
         if namespace not in user.writes:
             raise Refusal(403, words=f'You don\'t have the rights to write under the namespace "{namespace}"')
 
-    # --- answers ------------------------------------------------------------------------------------------------------
+    # --- requests -----------------------------------------------------------------------------------------------------
 
     def whoami(self, body: bytes) -> None:
         user = self._user()
@@ -381,8 +384,10 @@ ROUTES: list[tuple[str, str, Callable[..., None]]] = [
 
 @contextmanager
 def echoing(status: int = 403, location: str | None = None) -> Iterator[tuple[str, list[str]]]:
-    """A server that refuses every request with the Authorization header it came with, or sends it on to `location`:
-    its address, and the headers that it has seen."""
+    """Run a server that refuses every request, echoing its Authorization header, or redirects it to `location`.
+
+    Yield its address and the list of Authorization headers that it has seen.
+    """
     seen: list[str] = []
 
     class Echo(BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""Every key of a file that pydantic models describe."""
+"""List all keys of a file that pydantic models describe."""
 
 import types
 import typing
@@ -9,7 +9,7 @@ from pydantic.fields import FieldInfo
 
 
 def parts(annotation: object) -> Iterator[type[BaseModel]]:
-    """The models inside an annotation: X, X | None, list[X], dict[str, X], Annotated[…]."""
+    """Yield the models inside an annotation: X, X | None, list[X], dict[str, X], Annotated[…]."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     elif typing.get_origin(annotation) or isinstance(annotation, types.UnionType):
@@ -18,7 +18,7 @@ def parts(annotation: object) -> Iterator[type[BaseModel]]:
 
 
 def keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Dotted, without the names of entries: `models.launch.gpus`."""
+    """Yield dotted keys without the names of entries, as `models.launch.gpus`, with their fields."""
     for name, info in model.model_fields.items():
         yield f"{prefix}{name}", info
         for part in parts(info.annotation):

@@ -1,4 +1,4 @@
-"""Loopback servers that answer as scripted, and the ways in which real ones fail."""
+"""Loopback servers with scripted answers, and the ways in which real servers fail."""
 
 import asyncio
 import json
@@ -15,11 +15,11 @@ KEY = "key-7f3a9c51d2e8"
 
 
 def keyed(key: str | None) -> Options:
-    """The options of a client with a key."""
+    """Return the options of a client with an API key."""
     return Options(headers={"Authorization": f"Bearer {key}"}, secrets=(key,)) if key else Options()
 
 
-# what a call has to have, and no more of whoever makes it
+# the headers that a call must have, and no others that tell something about the caller
 HEADERS = {
     "accept", "accept-encoding", "authorization", "connection", "content-length", "content-type", "host", "user-agent",
 }  # fmt: skip
@@ -28,7 +28,7 @@ Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def completion(text: str | None = "Four.", finish: str = "stop", **message: Any) -> dict[str, Any]:
-    """A chat completion as servers send it."""
+    """Return a chat completion as servers send it."""
     return {
         "id": "chatcmpl-1",
         "object": "chat.completion",
@@ -41,7 +41,7 @@ def completion(text: str | None = "Four.", finish: str = "stop", **message: Any)
 
 
 def message(*texts: str, stop: str | None = "end_turn", **more: Any) -> dict[str, Any]:
-    """A message as Anthropic's API sends it."""
+    """Return a message as Anthropic's API sends it."""
     return {
         "id": "msg_1",
         "type": "message",
@@ -63,7 +63,7 @@ def says(data: Any, status: int = 200, headers: dict[str, str] | None = None) ->
 def body(
     content: bytes, status: int = 200, content_type: str = "text/html", headers: dict[str, str] | None = None
 ) -> Answer:
-    """Answer with bytes as they are."""
+    """Answer with these bytes."""
 
     async def answer(_: web.Request) -> web.StreamResponse:
         return web.Response(body=content, status=status, content_type=content_type, headers=headers)
@@ -78,7 +78,7 @@ async def hang(_: web.Request) -> web.StreamResponse:
 
 
 async def drip(request: web.Request) -> web.StreamResponse:
-    """A byte now and then, so that every single read is quick."""
+    """Send a byte now and then, so that no single read times out."""
     answer = web.StreamResponse(headers={"Content-Type": "application/json"})
     await answer.prepare(request)
     while True:
@@ -87,7 +87,7 @@ async def drip(request: web.Request) -> web.StreamResponse:
 
 
 async def cut(request: web.Request) -> web.StreamResponse:
-    """Promise more than is sent, and close."""
+    """Announce more bytes than are sent, and close."""
     answer = web.StreamResponse(headers={"Content-Length": "1000"})
     await answer.prepare(request)
     await answer.write(b'{"choices": [')
@@ -97,14 +97,14 @@ async def cut(request: web.Request) -> web.StreamResponse:
 
 
 async def close(request: web.Request) -> web.StreamResponse:
-    """Close without a word."""
+    """Close the connection without an answer."""
     assert request.transport is not None
     request.transport.close()
     return web.Response()
 
 
 def unused_url() -> str:
-    """An address on this machine where nobody listens."""
+    """Return an address on this machine where nobody listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{probe.getsockname()[1]}"
@@ -112,7 +112,7 @@ def unused_url() -> str:
 
 @dataclass
 class Served:
-    """A running server: where it is, and what it was asked. Its last answer repeats."""
+    """A running server: its address, its scripted answers and the requests it got. The last answer repeats."""
 
     answers: list[Answer]
     url: str = ""
@@ -136,7 +136,7 @@ Answering = Callable[..., Awaitable[Served]]
 
 @dataclass(frozen=True)
 class Failure:
-    """What a server answers, and what a client must make of it."""
+    """An answer of a server, and the error that a client must make of it."""
 
     answer: Answer
     kind: Kind
@@ -301,7 +301,7 @@ _NO_CHAT = (
     "refusal",
 )
 
-# What fails below a format fails alike by every client; the rest is Anthropic's own.
+# Failures below the API's format are the same for every client; the others are Anthropic's own.
 MESSAGE_FAILURES = {name: failure for name, failure in FAILURES.items() if not name.startswith(_NO_CHAT)} | {
     "content null": Failure(says(message(content=None)), Kind.BAD_REPLY, "content", paid=True),
     "content named twice": Failure(

@@ -1,4 +1,4 @@
-"""A Hub on loopback for models: as much of it as a download asks for."""
+"""A Hub on loopback for models, with the parts that a download needs."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ FILES = {
 
 
 class Hub(BaseHTTPRequestHandler):
-    """As much of the Hub as a download asks for."""
+    """The parts of the Hub that a download needs."""
 
     def do_HEAD(self) -> None:
         self.do_GET()
@@ -68,7 +68,7 @@ def _row(at: str, content: bytes) -> dict[str, object]:
 
 @contextmanager
 def serving_hub() -> Iterator[str]:
-    """Its address, for HF_ENDPOINT."""
+    """Run the Hub until the block ends; yield its address, for HF_ENDPOINT."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()

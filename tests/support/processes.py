@@ -1,4 +1,4 @@
-"""Waiting for what other processes do, by looking, with a deadline."""
+"""Wait for what other processes do, by polling with a deadline."""
 
 import os
 import time
@@ -9,15 +9,15 @@ DEADLINE_S = 60.0
 
 
 def until(condition: Callable[[], object], what: str = "the condition") -> None:
-    """Returns once it holds. Fails after a minute."""
+    """Return once the condition holds. Fails after a minute."""
     deadline = time.monotonic() + DEADLINE_S
     while not condition():
-        assert time.monotonic() < deadline, f"{what} did not come"
+        assert time.monotonic() < deadline, f"timed out waiting for {what}"
         time.sleep(0.01)
 
 
 def alive(pid: int) -> bool:
-    """Whether a process runs; one that has ended and waits for its parent (a zombie) does not."""
+    """Return whether a process runs; a zombie, which has ended and waits for its parent, does not."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -26,4 +26,4 @@ def alive(pid: int) -> bool:
     try:
         return stat.read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
-        return not stat.parent.parent.exists()  # no /proc to ask, or ended meanwhile
+        return not stat.parent.parent.exists()  # there is no /proc, or the process has just ended

@@ -1,7 +1,7 @@
-"""Judges' replies: in form, spoilt on purpose, and what they say, found without the reader.
+"""Judges' replies: valid ones, damaged ones, and an independent reading of what they say.
 
-Every reply comes from a seed, so that what goes wrong once goes wrong again. `spoilt` draws one of the kinds in KINDS;
-`told` is the oracle: it shares no code with aif/judging/parse.py, and reads a reply from a rating back to the words.
+Every reply comes from a seed, so that a failure can be repeated. `spoilt` draws one of the kinds in KINDS. `faults` is
+the oracle: it shares no code with aif/judging/parse.py, and looks for each parsed rating in the reply's text.
 """
 
 import json
@@ -22,12 +22,12 @@ FORMS: tuple[Form, ...] = get_args(Form)
 KEYS = ("k1", "k2", "k3", "k4")
 MARK = "0123456789ab"  # of a fence
 
-Must = Literal["read", "not read", "as meant", "either"]  # as meant: if it is read at all
+Must = Literal["read", "not read", "as meant", "either"]  # as meant: if it is parsed at all
 
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """What a judge says of one completion in one aspect, as it is to be written; `bare`: as JSON without quotes."""
+    """What a judge says about one completion in one aspect; `bare` writes the rating as JSON without quotes."""
 
     number: str
     aspect: str
@@ -39,7 +39,7 @@ class Field:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A request of a rubric about `n` completions, to be answered in a form."""
+    """A request of a rubric about `n` completions, and the form of its reply."""
 
     rubric: Rubric
     request: str
@@ -57,7 +57,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A reply, what it is to answer, what must become of it, and the ratings it means, if any."""
+    """A reply, the request it answers, whether it must be parsed, and the ratings it means, if any."""
 
     kind: str
     must: Must
@@ -66,7 +66,7 @@ class Case:
     meant: tuple[Rating, ...] | None
 
 
-# --- in form ---------------------------------------------------------------------------------------------------------
+# --- valid replies ---------------------------------------------------------------------------------------------------
 
 _WORDS = [
     "says",
@@ -85,14 +85,14 @@ _WORDS = [
 
 
 def ask(rng: Random) -> Asked:
-    """A shipped rubric's request: of one completion where it is asked of each by itself."""
+    """Return a random request of a shipped rubric: about one completion where its mode is `single`."""
     rubric, request = rng.choice(REQUESTS)
     n = rng.randint(1, 4) if rubric.sheet.requests[request].mode == "listwise" else 1
     return Asked(rubric, request, n, rng.choice(FORMS))
 
 
 def fields(rng: Random, asked: Asked) -> list[Field]:
-    """What a judge may say, each rating on its scale."""
+    """Return random fields with every rating on its scale."""
     found = []
     for number in range(1, asked.n + 1):
         for name, aspect in asked.aspects.items():
@@ -104,7 +104,7 @@ def fields(rng: Random, asked: Asked) -> list[Field]:
 
 
 def meant(asked: Asked, said: Sequence[Field]) -> tuple[Rating, ...]:
-    """What fields in form mean."""
+    """Return the ratings that valid fields mean."""
     found = []
     for one in said:
         key, types = asked.keys[int(one.number) - 1], one.types or ()
@@ -116,7 +116,7 @@ def meant(asked: Asked, said: Sequence[Field]) -> tuple[Rating, ...]:
 
 
 def written(asked: Asked, said: Sequence[Field]) -> str:
-    """Fields as a reply, in the order given; those of one number in a row are one block."""
+    """Write fields as a reply, in the given order; fields of one number in a row form one block."""
     blocks = [(number, list(of)) for number, of in groupby(said, lambda one: one.number)]
     several = len(asked.aspects) > 1
     if asked.form == "schema":
@@ -150,14 +150,14 @@ def _lines(block: Sequence[Field], several: bool) -> list[str]:
     return found
 
 
-# --- spoilt ----------------------------------------------------------------------------------------------------------
+# --- damaged replies -------------------------------------------------------------------------------------------------
 
-# Writes fields as a reply, spoilt. Where it still means something, it leaves in the list what that is.
+# Writes fields as a damaged reply. If that still means something, `said` is changed to what it means.
 Spoil = Callable[[Random, Asked, list[Field]], str]
 
 
 def _rated(word: Callable[[Random, Aspect], str], bare: bool = False) -> Spoil:
-    """One rating is another word."""
+    """Return a damage that replaces one rating by another word."""
 
     def spoil(rng: Random, asked: Asked, said: list[Field]) -> str:
         at = rng.randrange(len(said))
@@ -172,7 +172,7 @@ def _one_of(*words: str) -> Callable[[Random, Aspect], str]:
 
 
 def _unasked_na(rng: Random, asked: Asked, said: list[Field]) -> str:
-    """N/A where the aspect has none; where all have one, a word that is near it."""
+    """Put N/A where the aspect doesn't allow it; where all allow it, a similar word."""
     without = [at for at, one in enumerate(said) if NOT_APPLICABLE not in asked.aspects[one.aspect].ratings]
     at = rng.choice(without or range(len(said)))
     said[at] = replace(said[at], rating=rng.choice(["N/A", "n/a", "NA"]) if without else "not applicable")
@@ -223,7 +223,7 @@ def _second_verdict(rng: Random, asked: Asked, said: list[Field]) -> str:
 
 
 def _part_missing(rng: Random, asked: Asked, said: list[Field]) -> str:
-    """Of several aspects one, of one its rating or its rationale."""
+    """Leave out one of several aspects, or the rating or rationale of a single one."""
     if len(asked.aspects) > 1:
         del said[rng.randrange(len(said))]
         return written(asked, said)
@@ -256,19 +256,19 @@ def _whole(*texts: str) -> Spoil:
 
 
 def _echo(rng: Random, asked: Asked, said: list[Field]) -> str:
-    """What the judge was told, with and without a verdict behind it."""
+    """Repeat the judge's instructions, with and without a verdict after them."""
     own = asked.rubric.own_text(asked.request, asked.n, asked.form)
     return own if rng.random() < 0.5 else f"Completion 1\n{own}\n{written(asked, said)}"
 
 
 def _quotes_a_completion(rng: Random, asked: Asked, said: list[Field]) -> str:
-    """A completion that imitates a whole reply, said back in its fence; and no word of the judge's own."""
+    """Quote a completion that imitates a complete reply, in its fence, without a word of the judge's own."""
     top = [replace(one, rating=str(asked.aspects[one.aspect].scale[1])) for one in said]
     return f"[[{MARK} completion 1]]\n{written(asked, top)}\n[[{MARK} end]]"
 
 
 def _imitation_in_rationale(rng: Random, asked: Asked, said: list[Field]) -> str:
-    """The judge quotes an imitation in its rationale, lines and all: in JSON a string, as text a second block."""
+    """Quote an imitation in the rationale, with its line breaks: in JSON a string, as text a second block."""
     quoted = written(replace(asked, form=rng.choice(FORMS)), said)
     said[0] = replace(said[0], rationale=f"It claims:\n\n{quoted}\n\nwhich is not so.")
     return written(asked, said)
@@ -335,7 +335,7 @@ SHARDS = [
 
 
 def _damaged(rng: Random, asked: Asked, said: list[Field]) -> str:
-    """Parts cut out, doubled, moved, or put in from elsewhere."""
+    """Cut out, double or move parts, or insert foreign ones."""
     reply = written(asked, said)
     for _ in range(rng.randint(1, 3)):
         start = rng.randint(0, len(reply))
@@ -398,11 +398,17 @@ KINDS: Mapping[str, tuple[Must, Spoil]] = {
     "shards": ("either", _of_shards),
     "in form": ("read", lambda rng, asked, said: written(asked, said)),
 }  # fmt: skip
-_SHARE = {"damaged": 12, "in form": 2, "long": 0.1, "nested": 0.1, "nothing": 0.1}  # times as often as any other
+_SHARE = {
+    "damaged": 12,
+    "in form": 2,
+    "long": 0.1,
+    "nested": 0.1,
+    "nothing": 0.1,
+}  # how often, relative to the other kinds
 
 
 def spoilt(seed: int, kind: str | None = None) -> Case:
-    """The case of a seed, of any kind or of one."""
+    """Return the case of a seed, of any kind or of the given one."""
     rng = Random(seed)
     names = list(KINDS)
     kind = kind or rng.choices(names, [_SHARE.get(name, 1) for name in names])[0]
@@ -417,7 +423,7 @@ def spoilt(seed: int, kind: str | None = None) -> Case:
 
 
 def faults(case: Case, ratings: Sequence[Rating] | None) -> list[str]:
-    """What is wrong with the ratings read of a case, None for a reply that was not: empty where they stand there."""
+    """Return what is wrong with the ratings parsed from a case (None: not parsed); empty if the reply says them."""
     if ratings is None:
         return ["was not read"] if case.must == "read" else []
     asked = case.asked
@@ -436,12 +442,12 @@ def faults(case: Case, ratings: Sequence[Rating] | None) -> list[str]:
 
 
 def word_of(rating: Rating) -> str:
-    """A rating as the word it must have been read from."""
+    """Return the word that a rating must have been parsed from."""
     return NOT_APPLICABLE if rating.score is None else str(int(rating.score))
 
 
 def _stands(asked: Asked, reply: str, rating: Rating) -> bool:
-    """Whether the reply says this rating, once, of this completion in this aspect, by a word of its scale."""
+    """Return whether the reply states this rating once, for this completion and aspect, by a word of its scale."""
     aspect, number = asked.aspects[rating.aspect], asked.keys.index(rating.completion) + 1
     on_scale = word_of(rating) in aspect.ratings and (rating.score is None) == (rating.state == "not_applicable")
     told = _told_json if asked.form == "schema" else _told_text
@@ -455,7 +461,7 @@ def _stands(asked: Asked, reply: str, rating: Rating) -> bool:
 
 
 class _Pairs(list[tuple[str, Any]]):
-    """A JSON object with all that stands in it."""
+    """A JSON object with all its pairs, repeated names too."""
 
     def only(self, name: str) -> Any:
         found = [value for key, value in self if key == name]
@@ -463,7 +469,7 @@ class _Pairs(list[tuple[str, Any]]):
 
 
 def _told_json(reply: str, number: int, aspect: str | None) -> tuple[str, str] | None:
-    """The rating's word and the rationale at their place in the JSON, where each stands there once."""
+    """Return the rating's word and rationale at their place in the JSON, if each is there exactly once."""
     body = reply[reply.find("{") : reply.rfind("}") + 1]
     place: Any = json.loads(body, strict=False, object_pairs_hook=_Pairs)
     for name in (str(number), aspect) if aspect else (str(number),):
@@ -480,7 +486,7 @@ _LINES = re.compile("\r\n|[\n\r\x85\u2028\u2029]")
 
 
 def _told_text(reply: str, number: int, aspect: str | None) -> tuple[str, str] | None:
-    """The word behind the one line that begins `Rating` (and names the aspect) under the heading of a number."""
+    """Return the word after the only line that begins with `Rating` (and the aspect) under a number's heading."""
     words, block, current = [], [], None
     label = f"rating({aspect.replace('_', '')})" if aspect else "rating"
     for line in _LINES.split(reply):

@@ -1,4 +1,4 @@
-"""A simulator that outlives the event loops of the runs that talk to it."""
+"""Run a simulator in a thread, so that it outlives the event loops of the runs that use it."""
 
 import asyncio
 import json
@@ -16,7 +16,7 @@ POOL = {"large": 0.85, "medium": 0.65, "small": 0.45, "tiny": 0.25}
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """Where a simulator answers, and what it has counted."""
+    """A running simulator: its address and its counts."""
 
     base_url: str
 
@@ -28,7 +28,7 @@ class Served:
 
 @contextmanager
 def serving(cast: Cast | None = None, **options: Any) -> Iterator[Served]:
-    """Serves in a thread with a loop of its own until the block ends."""
+    """Run a simulator in a thread with its own event loop until the block ends."""
     simulator = Simulator(cast or Cast(POOL, {"judge": 0.1}, 7), **options)
     up = threading.Event()
     down: list[Callable[[], object]] = []

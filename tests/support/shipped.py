@@ -1,4 +1,4 @@
-"""The pipelines that aif ships, pointed at a simulator: nothing is changed but where their prompts and models are."""
+"""The pipelines that aif ships, pointed at a simulator: only the sources of prompts and the addresses are changed."""
 
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,10 @@ KEYS = {"OPENAI_API_KEY": "a-key-that-goes-nowhere", "ANTHROPIC_API_KEY": "anoth
 
 
 def moved(path: Path, url: str) -> list[str]:
-    """The `--set` words that have a simulator at `url` (…/v1) answer for every model, of bundled prompts.
+    """Return the `--set` arguments that send every model's calls to the simulator at `url` (…/v1), with bundled
+    prompts.
 
-    Limits of a minute are lifted: they are kept, and a test would wait for them.
+    Limits per minute are removed: aif would respect them, and a test would wait for them.
     """
     declared: dict[str, Any] = yaml.safe_load(path.read_text())
     sets = []

@@ -1,4 +1,4 @@
-"""What the trial of lost results reads out of strace."""
+"""How the trial of lost results reads a log of strace."""
 
 from trials.reliability.strace import synced
 

@@ -1,8 +1,8 @@
-"""The promises of docs/performance.md: speed, memory and cost (`make bench`; `make bench-peers` beside others).
+"""Trials of the promises in docs/performance.md: speed, memory and cost (`make bench`; `make bench-peers` for others).
 
-See trials/harness.py for what a trial is. One of these has besides
+See trials/harness.py for what a trial is. A trial of performance has in addition
 
-    unsound(figures) -> list[str]     why the measurement can't be believed, on a machine however slow
+    measurement_errors(figures) -> list[str]     why the measurement can't be trusted, on a machine of any speed
 """
 
 from trials.harness import Figures, Page

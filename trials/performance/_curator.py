@@ -1,8 +1,9 @@
-"""The same work by curator, in its own environment: `python trials/performance/_curator.py BASE_URL PROMPTS.jsonl`.
+"""The work of peers.py with curator, in its own environment:
+`python trials/performance/_curator.py BASE_URL PROMPTS.jsonl`.
 
-Four models complete every prompt, one after another, as its API has it; then a judge is asked once about the four. Its
-cache and its telemetry are off. It counts tokens beforehand with a vocabulary from the network, which there is none of
-here: words are counted instead, which is faster.
+Four models complete every prompt, one model after another, as curator's API requires; then a judge gets one request
+about the four. Cache and telemetry are off. curator counts tokens beforehand with a vocabulary from the network, which
+is not reachable here: words are counted instead, which is faster.
 """
 
 import json
@@ -23,7 +24,7 @@ import tiktoken
 
 
 class Words:
-    """In the place of a vocabulary."""
+    """Replaces a vocabulary: counts words."""
 
     def encode(self, text, **settings):
         return text.split()
@@ -61,15 +62,15 @@ class Judgement(curator.LLM):
         return {**row, "judgement": text}
 
 
-def asked(of, name, rows):
-    made = of(model_name=f"openai/{name}", backend="openai", backend_params=settings)(rows)
-    return getattr(made, "dataset", made)
+def ask(task, name, rows):
+    result = task(model_name=f"openai/{name}", backend="openai", backend_params=settings)(rows)
+    return getattr(result, "dataset", result)
 
 
 if __name__ == "__main__":
     rows = Dataset.from_list([json.loads(line) for line in Path(sys.argv[2]).read_text().splitlines()])
-    pool = [asked(Completion, name, rows) for name in ("m1", "m2", "m3", "m4")]
+    pool = [ask(Completion, name, rows) for name in ("m1", "m2", "m3", "m4")]
     grouped = [
         {"prompt": row["prompt"], "completions": [made[n]["completion"] for made in pool]} for n, row in enumerate(rows)
     ]
-    print(json.dumps({"rows": len(asked(Judgement, "judge", Dataset.from_list(grouped)))}))
+    print(json.dumps({"rows": len(ask(Judgement, "judge", Dataset.from_list(grouped)))}))

@@ -1,7 +1,7 @@
-"""The same work by distilabel, in its own environment:
+"""The work of peers.py with distilabel, in its own environment:
 `python trials/performance/_distilabel.py BASE_URL PROMPTS.jsonl`.
 
-Four models complete every prompt, a judge rates the four by one request in UltraFeedback's layout. Nothing is cached.
+Four models complete every prompt; a judge rates the four in one request in UltraFeedback's layout. Nothing is cached.
 """
 
 import json
@@ -13,7 +13,7 @@ from distilabel.pipeline import Pipeline
 from distilabel.steps import GroupColumns, LoadDataFromDicts
 from distilabel.steps.tasks import TextGeneration, UltraFeedback
 
-BATCH = 256  # what one step asks at once; steps run side by side, so more than that is in flight
+BATCH = 256  # requests that one step sends at once; steps run in parallel, so more are in flight
 
 base_url, rows = sys.argv[1], [json.loads(line) for line in Path(sys.argv[2]).read_text().splitlines()]
 

@@ -1,4 +1,4 @@
-"""What a call costs in CPU, with servers that answer at once: what is left is ours."""
+"""2. CPU time a call, with servers that answer at once, so that all of it is aif's."""
 
 from pathlib import Path
 from typing import Any
@@ -18,41 +18,43 @@ def trial(folder: Path, full: bool) -> Figures:
     figures: dict[str, Any] = {"few": few, "many": many}
     with serving(0, 0) as server:
         for provider in GOALS:
-            how = {"provider": provider}
-            took = {}
+            endpoint = {"provider": provider}
+            costs = {}
             for prompts in (few, many):
-                where = folder / f"{provider}-{prompts}"
-                took[prompts] = aif("run", pipeline(where, server.base_url, prompts, IN_FLIGHT, models=how, judges=how))
+                place = folder / f"{provider}-{prompts}"
+                costs[prompts] = aif(
+                    "run", pipeline(place, server.base_url, prompts, IN_FLIGHT, models=endpoint, judges=endpoint)
+                )
             calls = (many - few) * (len(MODELS) + 1)
             figures[provider] = {
-                "cpu_ms": round(1000 * (took[many].cpu_s - took[few].cpu_s) / calls, 3),
-                "with_start_ms": round(1000 * took[many].cpu_s / (many * (len(MODELS) + 1)), 3),
-                "calls_a_second": round(calls / (took[many].wall_s - took[few].wall_s)),
+                "cpu_ms": round(1000 * (costs[many].cpu_s - costs[few].cpu_s) / calls, 3),
+                "with_start_ms": round(1000 * costs[many].cpu_s / (many * (len(MODELS) + 1)), 3),
+                "calls_a_second": round(calls / (costs[many].wall_s - costs[few].wall_s)),
             }
         figures["served"] = sum(side["calls"] for side in server.stats().values())
     return figures
 
 
-def unsound(figures: Figures) -> list[str]:
+def measurement_errors(figures: Figures) -> list[str]:
     asked = len(GOALS) * (figures["few"] + figures["many"]) * (len(MODELS) + 1)
-    return [] if figures["served"] == asked else [f"the server was asked {figures['served']:,} times, not {asked:,}"]
+    return [] if figures["served"] == asked else [f"the server got {figures['served']:,} requests, not {asked:,}"]
 
 
-def broken(figures: Figures) -> list[str]:
-    wrong = unsound(figures)
-    wrong += [
+def violations(figures: Figures) -> list[str]:
+    problems = measurement_errors(figures)
+    problems += [
         f"{provider}: {figures[provider]['cpu_ms']} ms a call"
         for provider, goal in GOALS.items()
         if figures[provider]["cpu_ms"] > goal
     ]
     if figures["vllm"]["calls_a_second"] < CALLS_A_SECOND:
-        wrong.append(f"{figures['vllm']['calls_a_second']:,} vLLM calls a second")
-    return wrong
+        problems.append(f"{figures['vllm']['calls_a_second']:,} vLLM calls a second")
+    return problems
 
 
-def told(figures: Figures) -> str:
+def summary(figures: Figures) -> str:
     return "; ".join(
-        f"{name}: {one['cpu_ms']} ms a call ({one['with_start_ms']} with the command's start, at "
-        f"{figures['many'] * 5:,} calls), {one['calls_a_second']:,} calls a second"
-        for name, one in ((provider, figures[provider]) for provider in GOALS)
+        f"{name}: {costs['cpu_ms']} ms a call ({costs['with_start_ms']} with the command's start, at "
+        f"{figures['many'] * 5:,} calls), {costs['calls_a_second']:,} calls a second"
+        for name, costs in ((provider, figures[provider]) for provider in GOALS)
     )

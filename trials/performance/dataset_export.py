@@ -1,4 +1,4 @@
-"""Pairs and export at UltraFeedback's size, beside the same by `datasets.map` in Python."""
+"""7. Pairs and export at UltraFeedback's size, compared with the same work by `datasets.map` in Python."""
 
 import os
 import sys
@@ -35,27 +35,27 @@ def trial(folder: Path, full: bool) -> Figures:
     )
     return {
         "prompts": prompts,
-        "pairs": _told(min(pairs, key=lambda one: one.wall_s)),
-        "export": _told(first),
-        "again": _told(one_thread),
-        "by_map": _told(by_map),
+        "pairs": _rounded(min(pairs, key=lambda run: run.wall_s)),
+        "export": _rounded(first),
+        "again": _rounded(one_thread),
+        "by_map": _rounded(by_map),
         "alike": digests(folder / "one") == digests(folder / "two"),
         "files": len(digests(folder / "one")),
     }
 
 
 def _one_core() -> None:
-    """What runs from here on has one core, and so one thread of DuckDB's."""
+    """Limit this process to one core, so that DuckDB uses one thread."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
 
 
-def _told(one: Cost) -> dict[str, Any]:
-    return {"wall_s": round(one.wall_s, 2), "cpu_s": round(one.cpu_s, 2), "rss_mb": round(one.rss_mb)}
+def _rounded(cost: Cost) -> dict[str, Any]:
+    return {"wall_s": round(cost.wall_s, 2), "cpu_s": round(cost.cpu_s, 2), "rss_mb": round(cost.rss_mb)}
 
 
 def _rows(store: Path, rows: Path) -> None:
-    """What a script that pairs in Python begins with: a row a prompt, with completions and their ratings."""
+    """Write the input of a script that pairs in Python: a row for each prompt, with completions and their ratings."""
     with duckdb.connect(str(store), read_only=True) as db:
         db.execute(
             "COPY (SELECT p.prompt_id, any_value(p.messages[-1].content) AS prompt, "
@@ -67,24 +67,24 @@ def _rows(store: Path, rows: Path) -> None:
         )
 
 
-def unsound(figures: Figures) -> list[str]:
+def measurement_errors(figures: Figures) -> list[str]:
     return [] if figures["files"] else ["nothing was exported"]
 
 
-def broken(figures: Figures) -> list[str]:
-    wrong = unsound(figures)
+def violations(figures: Figures) -> list[str]:
+    problems = measurement_errors(figures)
     if not figures["alike"]:
-        wrong.append("two exports differ")
+        problems.append("two exports differ")
     if figures["pairs"]["wall_s"] > PAIRS_S:
-        wrong.append(f"pairs take {figures['pairs']['wall_s']} s")
+        problems.append(f"pairs take {figures['pairs']['wall_s']} s")
     if figures["export"]["wall_s"] > EXPORT_S:
-        wrong.append(f"the export takes {figures['export']['wall_s']} s")
+        problems.append(f"the export takes {figures['export']['wall_s']} s")
     if (times := figures["by_map"]["wall_s"] / figures["export"]["wall_s"]) < TIMES:
-        wrong.append(f"only {times:.1f} times as fast as datasets.map")
-    return wrong
+        problems.append(f"only {times:.1f} times as fast as datasets.map")
+    return problems
 
 
-def told(figures: Figures) -> str:
+def summary(figures: Figures) -> str:
     times = figures["by_map"]["wall_s"] / figures["export"]["wall_s"]
     return (
         f"{figures['prompts']:,} prompts: `aif pairs` {figures['pairs']['wall_s']} s, export of trl and h4 "

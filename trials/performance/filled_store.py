@@ -1,4 +1,4 @@
-"""A store that a finished run has left, made through the ledger without a server: of any size, in minutes."""
+"""Fill a store as a finished run leaves it, without a server: of any size, in minutes."""
 
 from collections.abc import Iterator
 from datetime import timedelta
@@ -25,8 +25,10 @@ PAGE = 2000
 
 
 def fill(path: Path, limit: int | None = None) -> None:
-    """Does what the pipeline wants of its first `limit` prompts, as if every endpoint had answered: completions of 300
-    tokens, ratings that differ by prompt and place, rationales of some 35 tokens."""
+    """Store an answer for everything the pipeline wants of its first `limit` prompts.
+
+    Completions have 300 tokens; ratings differ by prompt and position; rationales have some 35 tokens.
+    """
     pipeline = load(path)
     rubric = rubric_of(pipeline)
     with Ledger.open(pipeline.store, print) as ledger:

@@ -14,6 +14,6 @@ from aif.engine.feedback import feedback
 
 if __name__ == "__main__":
     path, limit, out = Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
-    tracemalloc.start()  # what is imported by now is the same whatever there is to do
+    tracemalloc.start()  # memory of the imports is the same for any number of prompts
     feedback(load(path), Terminal(Console(quiet=True)), limit=limit)
     out.write_text(json.dumps({"peak": tracemalloc.get_traced_memory()[1]}))

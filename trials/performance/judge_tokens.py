@@ -1,7 +1,7 @@
-"""What a judge costs a prompt, by rubric and provider, and what caching, merging and brevity save each.
+"""8. What judging a prompt costs, by rubric and provider, and what caching, merging and short rationales each save.
 
-Tokens are counted by OpenAI's o200k_base over what is really sent: rendered messages and schema. `make bench` fetches
-the vocabulary. Prices and caching rules are those the providers publish; they change, and stand here in one table.
+Tokens are counted by OpenAI's o200k_base in what is sent: rendered messages and schema. `make bench` downloads the
+vocabulary. Prices and caching rules are those that providers publish; they change, and are all in the table below.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,19 +25,19 @@ from trials.performance.measured_run import aif, pipeline
 
 NUMBER = 8
 PROMISE = (
-    "Judge tokens: at most 30 % of the dollars of UltraFeedback's way with `unified`, 55 % with one request an aspect; "
+    "Judge tokens: at most 30 % of the cost of UltraFeedback's method with `unified`, 55 % with one request an aspect; "
     "90 % of the cache hits that the layout allows"
 )
 GOALS = {"unified": 0.30, "aspects": 0.55}
 HITS = 0.90
-COMPLETION, ASKED = 305, 185  # tokens: means of UltraFeedback
-RATIONALE, VERBOSE, CRITIQUE = 35, 77, 143  # ours, and UltraFeedback's: a rating with its rationale, a critique
+COMPLETION, ASKED = 305, 185  # tokens: UltraFeedback's means of a completion and a prompt
+RATIONALE, VERBOSE, CRITIQUE = 35, 77, 143  # tokens: our rationale; UltraFeedback's; its critique
 # UltraFeedback's own bill: about 11,000 tokens in and 1,800 out a prompt, at 2 and 8 USD a million
 
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """USD per million tokens, and its cache: the shortest prefix kept, in steps of so many tokens."""
+    """Prices in USD per million tokens, and the cache: `least` is its shortest prefix in tokens, `step` its unit."""
 
     name: str
     input: float
@@ -66,8 +66,8 @@ pairs: {score: mean}
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """One request: tokens sent, those of its beginning that others share, tokens received."""
+class RequestTokens:
+    """Token counts of one request: sent, of these shared with the beginning of other requests, and received."""
 
     sent: int
     shared: int
@@ -111,24 +111,26 @@ def _counter() -> Callable[[str], int]:
 
 def _requests(
     folder: Path, rubric: str, count: Callable[[str], int], rationale: int, critique: int | None
-) -> list[Asked]:
-    """What a prompt's judgements come to. Without `critique`, the critiques are left out."""
+) -> list[RequestTokens]:
+    """Return the requests that judge one prompt. `critique` is a critique's tokens; None leaves the critiques out."""
     folder.mkdir(parents=True, exist_ok=True)
-    one = parse(PIPELINE % rubric, folder / "pipeline.yaml")
-    judge, made = one.judges["judge"], rubric_of(one)
+    pipeline = parse(PIPELINE % rubric, folder / "pipeline.yaml")
+    judge, rubric_read = pipeline.judges["judge"], rubric_of(pipeline)
     prompt = Prompt("p", (Message("user", _text(ASKED, count)),), "benchmark")
     texts = [_text(COMPLETION, count, n) for n in range(4)]
-    found: list[Asked] = []
-    for name, ask in made.sheet.requests.items():
+    requests: list[RequestTokens] = []
+    for name, ask in rubric_read.sheet.requests.items():
         shown: list[Sequence[str]] = [texts] if ask.mode == "listwise" else [[text] for text in texts]
         if ask.mode == "single" and critique is None:
             continue
         words = rationale if ask.mode == "listwise" else critique or 0
-        found += [_asked(made, name, judge, prompt, part, words * len(ask.aspects), count) for part in shown]
-    return found
+        requests += [
+            _request_tokens(rubric_read, name, judge, prompt, part, words * len(ask.aspects), count) for part in shown
+        ]
+    return requests
 
 
-def _asked(
+def _request_tokens(
     rubric: Rubric,
     name: str,
     judge: Judge,
@@ -136,42 +138,48 @@ def _asked(
     texts: Sequence[str],
     words: int,
     count: Callable[[str], int],
-) -> Asked:
+) -> RequestTokens:
     request = judging_request(rubric, name, prompt, texts, judge, 0)
     schema = orjson.dumps(request.schema).decode() if request.schema else ""
     whole = schema + "".join(message.content for message in request.messages)
     last = request.messages[-1].content
     own = last[request.shared :] if request.shared else whole
     frame = len(orjson.dumps({str(n): {"rating": "5"} for n in range(len(texts))}).decode()) // 3
-    return Asked(count(whole), count(whole) - count(own), words * len(texts) + frame)
+    return RequestTokens(count(whole), count(whole) - count(own), words * len(texts) + frame)
 
 
 def _text(tokens: int, count: Callable[[str], int], seed: int = 0) -> str:
-    """A text of so many tokens."""
+    """Return a text of `tokens` tokens."""
     words = [f"tide {n * (seed + 3) % 97} comes in" for n in range(tokens)]
     while count(" ".join(words)) > tokens:
         words.pop()
     return " ".join(words)
 
 
-def _usd(requests: Sequence[Asked], provider: Provider, cached: bool) -> float:
-    """USD of a prompt: the first request with a shared beginning writes it, the others read it."""
+def _usd(requests: Sequence[RequestTokens], provider: Provider, cached: bool) -> float:
+    """Return the cost of a prompt: the first request with a shared beginning writes the cache, the others read it."""
     total, warm = 0.0, False
-    for one in requests:
-        kept = one.shared // provider.step * provider.step if cached and one.shared >= provider.least else 0
+    for request in requests:
+        cached_tokens = (
+            request.shared // provider.step * provider.step if cached and request.shared >= provider.least else 0
+        )
         price = provider.read if warm else provider.write
-        total += (one.sent - kept) * provider.input + kept * price + one.received * provider.output
-        warm = warm or bool(kept)
+        total += (
+            (request.sent - cached_tokens) * provider.input + cached_tokens * price + request.received * provider.output
+        )
+        warm = warm or bool(cached_tokens)
     return total / 1e6
 
 
 def _hits(folder: Path, prompts: int) -> dict[str, Any]:
-    """What the simulator's cache, which bills as Anthropic's does, gave of what the layout allows: of every prompt's
-    four requests that begin alike, three."""
-    with serving(Cast({}, {}, 7, open=True)) as one:
+    """Count cache hits in the simulator, which bills as Anthropic does, and those that the layout allows.
+
+    The layout allows three of the four requests of a prompt that begin alike.
+    """
+    with serving(Cast({}, {}, 7, open=True)) as server:
         path = pipeline(
-            folder, one.base_url, prompts, 32,
-            judges={"provider": "anthropic", "base_url": one.base_url.removesuffix("/v1")},
+            folder, server.base_url, prompts, 32,
+            judges={"provider": "anthropic", "base_url": server.base_url.removesuffix("/v1")},
             rubric="ultrafeedback", completions={"per_prompt": 4, "max_tokens": 400},
         )  # fmt: skip
         aif("run", path)
@@ -188,29 +196,33 @@ def _share(figures: Figures, way: str, provider: str) -> float:
     return float(figures["usd"][way][provider]["cached"] / figures["usd"]["ultrafeedback"][provider]["uncached"])
 
 
-def unsound(figures: Figures) -> list[str]:
-    wrong = [f"{way} costs nothing" for way, of in figures["tokens"].items() if not of["sent"] or not of["received"]]
-    return wrong + ([] if figures["simulator"]["allowed"] else ["nothing could be cached"])
+def measurement_errors(figures: Figures) -> list[str]:
+    problems = [
+        f"{way} costs nothing"
+        for way, tokens in figures["tokens"].items()
+        if not tokens["sent"] or not tokens["received"]
+    ]
+    return problems + ([] if figures["simulator"]["allowed"] else ["nothing could be cached"])
 
 
-def broken(figures: Figures) -> list[str]:
-    wrong = unsound(figures)
+def violations(figures: Figures) -> list[str]:
+    problems = measurement_errors(figures)
     first = PROVIDERS[0].name
     for way, goal in GOALS.items():
         if (share := _share(figures, way, first)) > goal:
-            wrong.append(f"{way}: {share:.0%} of the dollars")
+            problems.append(f"{way}: {share:.0%} of the cost")
     if (hits := figures["simulator"]["got"] / figures["simulator"]["allowed"]) < HITS:
-        wrong.append(f"{hits:.0%} of the hits")
-    return wrong
+        problems.append(f"{hits:.0%} of the cache hits")
+    return problems
 
 
-def told(figures: Figures) -> str:
-    theirs, first = figures["tokens"]["ultrafeedback"], PROVIDERS[0].name
+def summary(figures: Figures) -> str:
+    original, first = figures["tokens"]["ultrafeedback"], PROVIDERS[0].name
     usd = {way: figures["usd"][way][first] for way in figures["usd"]}
     shares = "; ".join(
-        f"{one.name}: unified {_share(figures, 'unified', one.name):.0%}, an aspect each "
-        f"{_share(figures, 'aspects', one.name):.0%}"
-        for one in PROVIDERS
+        f"{provider.name}: unified {_share(figures, 'unified', provider.name):.0%}, an aspect each "
+        f"{_share(figures, 'aspects', provider.name):.0%}"
+        for provider in PROVIDERS
     )
     base = usd["ultrafeedback"]["uncached"]
     steps = {
@@ -219,10 +231,10 @@ def told(figures: Figures) -> str:
         "without critiques alone": usd["aspects"]["uncached"] / usd["brief"]["uncached"],
         "merging alone": usd["unified"]["uncached"] / usd["aspects"]["uncached"],
     }
-    apart = ", ".join(f"{what} {share:.0%}" for what, share in steps.items())
+    apart = ", ".join(f"{change} {share:.0%}" for change, share in steps.items())
     hits = figures["simulator"]["got"] / figures["simulator"]["allowed"]
     return (
-        f"UltraFeedback's way: {theirs['requests']} requests, {theirs['sent']:,} tokens in and {theirs['received']:,} "
-        f"out, ${base:.4f} at {first}'s prices. Left of it: {shares}. Apart (what remains): {apart}. "
-        f"Cache hits in the simulator: {hits:.0%} of what the layout allows."
+        f"UltraFeedback's method: {original['requests']} requests, {original['sent']:,} tokens in and "
+        f"{original['received']:,} out, ${base:.4f} at {first}'s prices. Share of that: {shares}. Each change by "
+        f"itself: {apart}. Cache hits in the simulator: {hits:.0%} of what the layout allows."
     )

@@ -1,4 +1,4 @@
-"""What benchmarks share: the server, a pipeline of four models and a judge, and the cost of a process tree."""
+"""Shared by trials of performance: the server, a pipeline of four models and a judge, the cost of a process tree."""
 
 import json
 import os
@@ -21,7 +21,7 @@ MODELS = ("m1", "m2", "m3", "m4")
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A server that is up."""
+    """A running server of trials/performance/server.py."""
 
     base_url: str
 
@@ -33,13 +33,13 @@ class Served:
 
     def _get(self, path: str) -> dict[str, Any]:
         with urllib.request.urlopen(self.base_url.removesuffix("/v1") + path) as reply:
-            found: dict[str, Any] = json.load(reply)
-            return found
+            counts: dict[str, Any] = json.load(reply)
+            return counts
 
 
 @contextmanager
 def serving(generate_ms: float, judge_ms: float) -> Iterator[Served]:
-    """The server in a process of its own."""
+    """Run the server in a process of its own, with these latencies of models and judges."""
     command = [
         sys.executable,
         "-m",
@@ -58,32 +58,36 @@ def serving(generate_ms: float, judge_ms: float) -> Iterator[Served]:
 
 
 def pipeline(folder: Path, base_url: str, prompts: int, in_flight: int, **changes: Any) -> Path:
-    """A pipeline file: four models over vLLM's client, a judge over OpenAI's, so many calls in flight to each side.
-    `changes` are as in `trials.common`."""
-    asked = "Question {}: please explain how number {} relates to the tides, in two paragraphs."
+    """Write a pipeline: four models through vLLM's client, a judge through OpenAI's, `in_flight` calls to each side.
+
+    `changes` are those of `trials.common.pipeline`.
+    """
+    question = "Question {}: please explain how number {} relates to the tides, in two paragraphs."
     model = {"provider": "vllm", "base_url": base_url, "concurrency": in_flight // len(MODELS)}
-    said = {
+    base = {
         "name": "benchmark",
         "completions": {"per_prompt": 4, "max_tokens": 512},
         "models": dict.fromkeys(MODELS, model),
         "judges": {"judge": {"provider": "openai", "base_url": base_url, "concurrency": in_flight}},
     }
-    return common.pipeline(folder, (asked.format(n, n) for n in range(prompts)), said, changes)
+    return common.pipeline(folder, (question.format(n, n) for n in range(prompts)), base, changes)
 
 
 def span_s(sides: Mapping[str, Any]) -> float:
-    """Seconds from the first call to the last reply, by the server's `stats`."""
-    first, last = (pick(float(one[when]) for one in sides.values()) for pick, when in ((min, "first"), (max, "last")))
+    """Return the seconds from the first call to the last reply, by the server's `stats`."""
+    first, last = (
+        extreme(float(side[event]) for side in sides.values()) for extreme, event in ((min, "first"), (max, "last"))
+    )
     return round(last - first, 2)
 
 
-# The same by a store's calls, in SQL.
+# The same by the calls in a store, in SQL.
 SPAN_S = "epoch(max(started::TIMESTAMP + to_seconds(seconds)) - min(started::TIMESTAMP))"
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a process and all its children took: wall time, CPU (user and system) in seconds, peak memory in MB."""
+    """The cost of a process and its children: wall time and CPU time (user + system) in seconds, peak memory in MB."""
 
     wall_s: float
     cpu_s: float
@@ -91,26 +95,26 @@ class Cost:
 
 
 def cost(command: Sequence[object], **options: Any) -> Cost:
-    """Runs a command to its end. Raises CalledProcessError where it fails, with what it said."""
+    """Run a command to its end and return its cost. Raises CalledProcessError, with the output, if it fails."""
     began = time.monotonic()
     process = subprocess.Popen(
         list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
     )
     assert process.stdout is not None
     with process.stdout as pipe:
-        said = pipe.read()
-    _, status, used = os.wait4(process.pid, 0)
+        output = pipe.read()
+    _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     wall = time.monotonic() - began
     if process.returncode:
-        error = subprocess.CalledProcessError(process.returncode, process.args, said)
-        error.add_note(said)
+        error = subprocess.CalledProcessError(process.returncode, process.args, output)
+        error.add_note(output)
         raise error
-    return Cost(wall, used.ru_utime + used.ru_stime, _peak_mb(used))
+    return Cost(wall, usage.ru_utime + usage.ru_stime, _peak_mb(usage))
 
 
 def aif(*arguments: object) -> Cost:
-    """`aif` with these arguments, to its end."""
+    """Run `aif` to its end and return its cost."""
     return cost([sys.executable, "-m", "aif", *arguments], env=common.environ(), cwd=ROOT)
 
 

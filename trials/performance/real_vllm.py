@@ -1,8 +1,8 @@
-"""A real vLLM through `aif run`, beside a bare loop of aiohttp that sends the same server the same requests.
+"""3. A real vLLM with `aif run`, compared with a bare aiohttp loop that sends the same requests to the same server.
 
-Needs an environment with vLLM (`scripts/real-env.sh`). The model is made on the spot, of random weights, 42 million of
-them, so that two cores have to work for their tokens. (Beside the tests' model, which takes no time, vLLM's engine and
-worker spin for the next request on both cores: the same 600 requests took the bare loop itself 4.9 to 14.7 s.)
+It needs an environment with vLLM (`scripts/real-env.sh`). The model has 42 million random weights and is made by the
+trial: it keeps two cores busy. (With the tests' model, which takes no time, vLLM's engine and worker both spin for the
+next request: the same 600 requests took the bare loop itself 4.9 to 14.7 s.)
 """
 
 import asyncio
@@ -38,35 +38,37 @@ def trial(folder: Path, full: bool) -> Figures:
     prompts, tokens = (150, 128) if full else (6, 16)
     with _server(folder, *((WIDTH, LAYERS) if full else ())) as url, serving(0, 0) as judge:
         paths = (_pipeline(folder / str(n), url, judge.base_url, prompts, tokens) for n in range(ROUNDS if full else 1))
-        _bare(url, _bodies(_pipeline(folder / "first", url, judge.base_url, prompts, tokens)))  # it is warm then
+        _bare(url, _bodies(_pipeline(folder / "first", url, judge.base_url, prompts, tokens)))  # warms up the server
         rounds = [_round(path, url, ours_first=n % 2 == 1) for n, path in enumerate(paths)]
     return {"prompts": prompts, "concurrency": CONCURRENCY, "max_tokens": tokens, "rounds": rounds}
 
 
 def _round(path: Path, url: str, ours_first: bool) -> dict[str, Any]:
-    """Both ways, once each."""
+    """Send a pipeline's requests both ways, once each."""
     bodies = _bodies(path)
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for way in ("ours", "bare") if ours_first else ("bare", "ours"):
         calls, written, seconds = _bare(url, bodies) if way == "bare" else _ours(path)
-        found[way] = {"calls": calls, "tokens": written, "seconds": round(seconds, 2)}
-    return found
+        results[way] = {"calls": calls, "tokens": written, "seconds": round(seconds, 2)}
+    return results
 
 
 def _pipeline(folder: Path, url: str, judge: str, prompts: int, tokens: int) -> Path:
-    """Four samples a prompt of the one model; the judge costs next to nothing, in a process of its own."""
-    asked = [f"Question {n}: please explain how it relates to the tides, in two paragraphs." for n in range(prompts)]
-    said = {
+    """Write a pipeline with four samples a prompt of one model; the judge is cheap and in a process of its own."""
+    questions = [
+        f"Question {n}: please explain how it relates to the tides, in two paragraphs." for n in range(prompts)
+    ]
+    base = {
         "name": "served",
         "completions": {"per_prompt": 4, "max_tokens": tokens},
         "models": {MODEL: {"provider": "vllm", "base_url": url, "concurrency": CONCURRENCY, "samples": 4}},
         "judges": {"judge": {"provider": "vllm", "base_url": judge, "concurrency": 4}},
     }
-    return pipeline(folder, asked, said, {})
+    return pipeline(folder, questions, base, {})
 
 
 def _bodies(path: Path) -> list[bytes]:
-    """What `aif run` is going to post, in the same order. (What is prepared stays in the store.)"""
+    """Return the request bodies that `aif run` will post, in the same order. The prepared prompts stay in the store."""
     loaded = load(path)
     rubric = rubric_of(loaded)
     with Ledger.open(loaded.store, print, rubric) as ledger:
@@ -79,17 +81,17 @@ def _bodies(path: Path) -> list[bytes]:
 
 
 def _bare(url: str, bodies: Sequence[bytes]) -> tuple[int, int, float]:
-    """Calls, tokens written, and seconds from the first request to the last reply."""
+    """Post the bodies in a bare loop; return calls, completion tokens, and seconds from first request to last reply."""
     return asyncio.run(_loop(url, bodies))
 
 
 async def _loop(url: str, bodies: Sequence[bytes]) -> tuple[int, int, float]:
     written: list[int] = []
-    left = iter(bodies)
+    bodies_left = iter(bodies)
     async with aiohttp.ClientSession(headers={"Content-Type": "application/json"}) as session:
 
         async def work() -> None:
-            for body in left:
+            for body in bodies_left:
                 async with session.post(f"{url}/chat/completions", data=body) as answer:
                     answer.raise_for_status()
                     written.append(orjson.loads(await answer.read())["usage"]["completion_tokens"])
@@ -100,14 +102,14 @@ async def _loop(url: str, bodies: Sequence[bytes]) -> tuple[int, int, float]:
 
 
 def _ours(path: Path) -> tuple[int, int, float]:
-    """The same of `aif run`: durable, and judged besides. What came empty is asked again, and its tokens count."""
+    """Do the same with `aif run`, which also journals and judges. Empty replies are retried, and their tokens count."""
     aif("run", path)
     with Reader.open(load(path).store) as reader:
-        found = reader._query(
+        row = reader._query(
             "SELECT count(DISTINCT key) AS calls, sum(output_tokens)::BIGINT AS tokens, "
             f"{SPAN_S} AS seconds FROM calls WHERE stage = 'completion'"
         )[0]
-    return found["calls"], found["tokens"], found["seconds"]
+    return row["calls"], row["tokens"], row["seconds"]
 
 
 @contextmanager
@@ -115,46 +117,46 @@ def _server(folder: Path, *size: int) -> Iterator[str]:
     from tests.real.tiny_model import build
     from tests.real.vllm_server import vllm
 
-    flags = ("--no-enable-prefix-caching",)  # whoever asks second would find the prompts there
+    flags = ("--no-enable-prefix-caching",)  # otherwise the second of the two would find the prompts cached
     with vllm(build(folder / "model", 0, *size), folder / "vllm.log", (MODEL,), flags=flags) as server:
         yield server.base_url
 
 
-def unsound(figures: Figures) -> list[str]:
+def measurement_errors(figures: Figures) -> list[str]:
     wanted = figures["prompts"] * 4
     return [
-        f"{way} made {one['calls']} calls of {wanted}, {one['tokens']} tokens"
-        for both in figures["rounds"]
-        for way, one in both.items()
-        if one["calls"] != wanted or not one["tokens"]
-    ] + _unsteady([both["bare"]["seconds"] for both in figures["rounds"]])
+        f"{way} made {result['calls']} calls of {wanted}, {result['tokens']} tokens"
+        for ways in figures["rounds"]
+        for way, result in ways.items()
+        if result["calls"] != wanted or not result["tokens"]
+    ] + _unsteady([ways["bare"]["seconds"] for ways in figures["rounds"]])
 
 
 def _unsteady(seconds: Sequence[float]) -> list[str]:
-    """What says nothing of us: a server that is not as fast the second time as the first, for the same requests."""
+    """Return an error if the server's own speed varied too much between rounds to compare anything."""
     if max(seconds) <= STEADY * min(seconds):
         return []
     return [f"the bare loop itself took {min(seconds)} to {max(seconds)} s for the same, so this tells nothing"]
 
 
-def _rate(one: dict[str, Any]) -> float:
-    return float(one["tokens"] / one["seconds"])
+def _rate(result: dict[str, Any]) -> float:
+    return float(result["tokens"] / result["seconds"])
 
 
-def _share(both: dict[str, Any]) -> float:
-    return _rate(both["ours"]) / _rate(both["bare"])
+def _share(ways: dict[str, Any]) -> float:
+    return _rate(ways["ours"]) / _rate(ways["bare"])
 
 
-def broken(figures: Figures) -> list[str]:
+def violations(figures: Figures) -> list[str]:
     share = median(map(_share, figures["rounds"]))
-    return unsound(figures) + ([f"{share:.3f} of the bare loop"] if share < GOAL else [])
+    return measurement_errors(figures) + ([f"{share:.3f} of the bare loop"] if share < GOAL else [])
 
 
-def told(figures: Figures) -> str:
+def summary(figures: Figures) -> str:
     shares = sorted(map(_share, figures["rounds"]))
-    rates = "; ".join(f"{_rate(both['ours']):,.0f} beside {_rate(both['bare']):,.0f}" for both in figures["rounds"])
+    rates = "; ".join(f"{_rate(ways['ours']):,.0f} beside {_rate(ways['bare']):,.0f}" for ways in figures["rounds"])
     return (
         f"{figures['prompts'] * 4:,} calls of up to {figures['max_tokens']} tokens, "
         f"{figures['concurrency']} in flight: {', '.join(f'{share:.3f}' for share in shares)} of the bare loop's "
-        f"tokens a second ({rates})"
+        f"tokens a second (aif and loop: {rates})"
     )

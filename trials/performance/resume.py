@@ -1,4 +1,4 @@
-"""Going on over a store with a million recorded calls."""
+"""6. Resuming a store with a million recorded calls."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ PROMISE = (
     "Resume over 1,000,000 recorded calls: first new call within 5 s, status within 1 s, rebuilt at 20,000 a second"
 )
 FIRST_S, STATUS_S, REBUILT = 5.0, 1.0, 20_000
-LEFT = 100  # prompts that the run was stopped before
+LEFT = 100  # prompts that the run had not begun
 
 
 def trial(folder: Path, full: bool) -> Figures:
@@ -29,7 +29,7 @@ def trial(folder: Path, full: bool) -> Figures:
         status = aif("status", path)
         rebuilt = aif("rebuild", path)
         first_s = _first_call(path, server)
-        again = aif("run", path)
+        run = aif("run", path)
         asked = server.stats()
     calls = prompts * (len(MODELS) + 1)
     return {
@@ -39,13 +39,13 @@ def trial(folder: Path, full: bool) -> Figures:
         "rebuild_s": round(rebuilt.wall_s, 1),
         "rebuilt_a_second": round(calls / rebuilt.wall_s),
         "rebuild_mb": round(rebuilt.rss_mb),
-        "run_mb": round(again.rss_mb),
+        "run_mb": round(run.rss_mb),
         "asked": asked["completion"]["calls"],
     }
 
 
 def _first_call(path: Path, server: Served) -> float:
-    """Seconds from starting `aif run` over what is left to its first call, as the server saw it. Then it is stopped."""
+    """Return the seconds from starting `aif run` to its first call, as the server saw it; then stop the run."""
     server.reset()
     began = time.monotonic()
     command = [sys.executable, "-m", "aif", "run", str(path)]
@@ -59,23 +59,23 @@ def _first_call(path: Path, server: Served) -> float:
     return float(first) - began
 
 
-def unsound(figures: Figures) -> list[str]:
+def measurement_errors(figures: Figures) -> list[str]:
     wanted = LEFT * len(MODELS)
-    return [] if figures["asked"] == wanted else [f"{figures['asked']} completions were asked for, not {wanted}"]
+    return [] if figures["asked"] == wanted else [f"{figures['asked']} completions were requested, not {wanted}"]
 
 
-def broken(figures: Figures) -> list[str]:
-    wrong = unsound(figures)
+def violations(figures: Figures) -> list[str]:
+    problems = measurement_errors(figures)
     if figures["first_call_s"] > FIRST_S:
-        wrong.append(f"the first call came after {figures['first_call_s']} s")
+        problems.append(f"the first call came after {figures['first_call_s']} s")
     if figures["status_s"] > STATUS_S:
-        wrong.append(f"status takes {figures['status_s']} s")
+        problems.append(f"status takes {figures['status_s']} s")
     if figures["rebuilt_a_second"] < REBUILT:
-        wrong.append(f"rebuilt at {figures['rebuilt_a_second']:,} a second")
-    return wrong
+        problems.append(f"rebuilt at {figures['rebuilt_a_second']:,} a second")
+    return problems
 
 
-def told(figures: Figures) -> str:
+def summary(figures: Figures) -> str:
     return (
         f"over {figures['calls']:,} calls: first new call after {figures['first_call_s']} s, status in "
         f"{figures['status_s']} s, rebuilt in {figures['rebuild_s']} s ({figures['rebuilt_a_second']:,} a second, "

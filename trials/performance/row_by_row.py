@@ -1,6 +1,6 @@
-"""Binarizing as it is usually done, row by row in Python: `python -m trials.performance.row_by_row ROWS.parquet OUT`.
+"""Binarize row by row in Python, as is common: `python -m trials.performance.row_by_row ROWS.parquet OUT`.
 
-Mean of the ratings, best against a random worse one, both layouts that trainers read, a test split, Parquet.
+The mean of the ratings, the best against a random worse one, two layouts for trainers, a test split, Parquet.
 """
 
 import random
@@ -11,12 +11,14 @@ from typing import Any
 import datasets
 
 
-def scored(row: dict[str, Any]) -> dict[str, Any]:
-    means = [sum(r["score"] for r in one["ratings"]) / len(one["ratings"]) for one in row["completions"]]
+def add_means(row: dict[str, Any]) -> dict[str, Any]:
+    means = [
+        sum(r["score"] for r in completion["ratings"]) / len(completion["ratings"]) for completion in row["completions"]
+    ]
     return {"means": means}
 
 
-def paired(row: dict[str, Any], index: int) -> dict[str, Any]:
+def add_pair(row: dict[str, Any], index: int) -> dict[str, Any]:
     draw, means = random.Random(index), row["means"]
     best = max(means)
     chosen = draw.choice([n for n, mean in enumerate(means) if mean == best])
@@ -25,8 +27,8 @@ def paired(row: dict[str, Any], index: int) -> dict[str, Any]:
     return {"best": chosen, "worse": rejected, "tie": not worse}
 
 
-def trl(row: dict[str, Any]) -> dict[str, Any]:
-    texts = [one["response"] for one in row["completions"]]
+def trl_row(row: dict[str, Any]) -> dict[str, Any]:
+    texts = [completion["response"] for completion in row["completions"]]
     return {
         "prompt": [{"role": "user", "content": row["prompt"]}],
         "chosen": [{"role": "assistant", "content": texts[row["best"]]}],
@@ -36,13 +38,13 @@ def trl(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def h4(row: dict[str, Any]) -> dict[str, Any]:
-    asked = {"role": "user", "content": row["prompt"]}
-    texts = [one["response"] for one in row["completions"]]
+def h4_row(row: dict[str, Any]) -> dict[str, Any]:
+    prompt = {"role": "user", "content": row["prompt"]}
+    texts = [completion["response"] for completion in row["completions"]]
     return {
-        "chosen": [asked, {"role": "assistant", "content": texts[row["best"]]}],
-        "rejected": [asked, {"role": "assistant", "content": texts[row["worse"]]}],
-        "messages": [asked, {"role": "assistant", "content": texts[row["best"]]}],
+        "chosen": [prompt, {"role": "assistant", "content": texts[row["best"]]}],
+        "rejected": [prompt, {"role": "assistant", "content": texts[row["worse"]]}],
+        "messages": [prompt, {"role": "assistant", "content": texts[row["best"]]}],
         "score_chosen": row["means"][row["best"]],
         "score_rejected": row["means"][row["worse"]],
     }
@@ -50,11 +52,13 @@ def h4(row: dict[str, Any]) -> dict[str, Any]:
 
 def main(rows: str, out: Path) -> None:
     data = datasets.load_dataset("parquet", data_files=rows, split="train", cache_dir=str(out / "cache"))
-    data = data.map(scored).map(paired, with_indices=True).filter(lambda row: not row["tie"])
-    gone = [name for name in data.column_names if name != "prompt_id"]
-    for name, layout in (("trl", trl), ("h4", h4)):
-        made = data.map(layout, remove_columns=[one for one in gone if one != "prompt" or name == "h4"])
-        for split, part in made.train_test_split(test_size=min(2000, len(made) // 10 or 1), seed=7).items():
+    data = data.map(add_means).map(add_pair, with_indices=True).filter(lambda row: not row["tie"])
+    unneeded = [name for name in data.column_names if name != "prompt_id"]
+    for name, layout in (("trl", trl_row), ("h4", h4_row)):
+        rows_made = data.map(
+            layout, remove_columns=[column for column in unneeded if column != "prompt" or name == "h4"]
+        )
+        for split, part in rows_made.train_test_split(test_size=min(2000, len(rows_made) // 10 or 1), seed=7).items():
             part.to_parquet(str(out / f"{name}-{split}.parquet"))
 
 

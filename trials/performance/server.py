@@ -1,12 +1,12 @@
-"""A loopback chat completions server that costs next to nothing: fixed replies after a fixed latency.
+"""A loopback chat completions server that takes almost no CPU: fixed replies after a fixed latency.
 
     python -m trials.performance.server --generate-ms 200 --judge-ms 400
 
-A model whose name holds "judge" answers after --judge-ms, any other after --generate-ms. A request with a JSON schema
-is answered with an instance of it, any other with 300 tokens of text. It prints its base URL. GET /stats tells of each
-side (judging or not) the calls, the most in flight, and when the first came and the last ended, in seconds of the
-monotonic clock; GET /reset clears it. Written to asyncio's protocols: of a web framework's 0.2 ms a call, this takes
-0.03.
+A model with "judge" in its name answers after --judge-ms, any other after --generate-ms. A request with a JSON schema
+gets an instance of it, any other 300 tokens of text. The server prints its base URL. GET /stats returns for each side
+(completion or judgement) the calls, the most in flight, and the times of the first call and the last reply, in
+monotonic seconds; GET /reset clears them. It is written to asyncio's protocols: it takes 0.03 ms a call, a web
+framework 0.2 ms.
 """
 
 import argparse
@@ -18,13 +18,13 @@ from typing import Any
 
 import orjson
 
-# 300 tokens by the usual four characters each
+# 300 tokens at four characters each
 ANSWER = ("The tide comes in twice a day because the earth turns under two bulges of the sea. " * 15)[:1200]
 FAR = 10**9
 
 
 def instance(schema: dict[str, Any], root: dict[str, Any], index: int = 0) -> Any:
-    """A value that the schema admits, texts of about 35 tokens; choices differ by their place."""
+    """Return a value that the schema allows, with texts of about 35 tokens; `index` varies choices."""
     if "$ref" in schema:
         node: Any = root
         for part in schema["$ref"].removeprefix("#/").split("/"):
@@ -50,8 +50,8 @@ def instance(schema: dict[str, Any], root: dict[str, Any], index: int = 0) -> An
     return ANSWER[: min(140, schema.get("maxLength", 140))]
 
 
-class Side:
-    """What one kind of call came to."""
+class CallCounts:
+    """Counts and times of the calls of one side."""
 
     def __init__(self) -> None:
         self.calls = self.in_flight = self.peak = 0
@@ -67,25 +67,25 @@ class Side:
         self.in_flight -= 1
         self.last = time.monotonic()
 
-    def told(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         return {"calls": self.calls, "peak": self.peak, "first": self.first, "last": self.last}
 
 
 class Server:
     def __init__(self, generate_s: float, judge_s: float) -> None:
         self.latency = {"completion": generate_s, "judgement": judge_s}
-        self.sides = {"completion": Side(), "judgement": Side()}
+        self.sides = {"completion": CallCounts(), "judgement": CallCounts()}
         self._instances: dict[bytes, str] = {}
 
     def stats(self) -> bytes:
-        return orjson.dumps({name: side.told() for name, side in self.sides.items()})
+        return orjson.dumps({name: side.as_dict() for name, side in self.sides.items()})
 
     def reset(self) -> bytes:
-        self.sides = {name: Side() for name in self.sides}
+        self.sides = {name: CallCounts() for name in self.sides}
         return b"{}"
 
     def answer(self, body: Any) -> bytes:
-        """The reply to a request."""
+        """Return the reply to a request, as JSON."""
         wanted = body.get("response_format") or {}
         schema = wanted.get("json_schema", {}).get("schema")
         text = self._instance(schema) if schema else ANSWER
@@ -108,7 +108,7 @@ class Server:
 
 
 class Connection(asyncio.Protocol):
-    """HTTP/1.1 as clients speak it: one request after another, each with its length."""
+    """Speaks HTTP/1.1 to one client: one request after another, each with its length."""
 
     def __init__(self, server: Server) -> None:
         self._server = server

@@ -1,4 +1,4 @@
-"""What it costs to ask for help, or how a run stands."""
+"""9. The CPU time of `aif --help` and `aif status`."""
 
 from pathlib import Path
 from statistics import median
@@ -20,20 +20,20 @@ def trial(folder: Path, full: bool) -> Figures:
     costs = {name: [aif(*command) for _ in range(TIMES if full else 1)] for name, command in commands.items()}
     return {
         name: {
-            "cpu_s": round(median(one.cpu_s for one in took), 3),
-            "wall_s": round(median(one.wall_s for one in took), 3),
+            "cpu_s": round(median(cost.cpu_s for cost in costs_of_command), 3),
+            "wall_s": round(median(cost.wall_s for cost in costs_of_command), 3),
         }
-        for name, took in costs.items()
+        for name, costs_of_command in costs.items()
     }
 
 
-def unsound(figures: Figures) -> list[str]:
-    return [f"{name} takes nothing" for name in GOALS if not min(figures[name].values()) > 0]
+def measurement_errors(figures: Figures) -> list[str]:
+    return [f"{name} takes no time" for name in GOALS if not min(figures[name].values()) > 0]
 
 
-def broken(figures: Figures) -> list[str]:
+def violations(figures: Figures) -> list[str]:
     return [f"{name} takes {figures[name]['cpu_s']} s" for name, goal in GOALS.items() if figures[name]["cpu_s"] > goal]
 
 
-def told(figures: Figures) -> str:
-    return ", ".join(f"`{name}` {one['cpu_s']} s of CPU ({one['wall_s']} s)" for name, one in figures.items())
+def summary(figures: Figures) -> str:
+    return ", ".join(f"`{name}` {cost['cpu_s']} s of CPU ({cost['wall_s']} s)" for name, cost in figures.items())

@@ -1,6 +1,6 @@
-"""The promises of docs/reliability.md, each tried against the simulator (`make chaos`; in short by `make test`).
+"""Trials of the promises in docs/reliability.md against the simulator (`make chaos`; short runs in `make test`).
 
-See trials/harness.py for what a trial is. What was asked, and what came of it, is counted at the server, by key.
+See trials/harness.py for what a trial is. Requests and replies are counted at the server, by the digest of the body.
 """
 
 from trials.harness import Figures, Page

@@ -1,4 +1,4 @@
-"""Budget: the simulator keeps the bill, run by run, while runs are killed and calls go wrong."""
+"""Budget: the simulator adds up what each run costs, while runs are killed and calls fail."""
 
 import random
 import time
@@ -16,14 +16,16 @@ from aif.simulator.faults import Arrival, Fault, Faults, Mishap
 from aif.store.ledger import Ledger
 from aif.store.reader import Reader
 from trials.reliability import Figures
-from trials.reliability.simulated_run import Record, pipeline, served, start
+from trials.reliability.simulated_run import CallLog, pipeline, served, start
 
 NUMBER = 12
-PROMISE = "Spend never passes the budget, whatever is killed or never answered, and at least 97% of it is used."
+PROMISE = (
+    "Spend never exceeds the budget, even if runs are killed or calls never answered, and at least 97% of it is used."
+)
 
-PROMPTS = 150  # more than there is money for
+PROMPTS = 150  # more than the budget pays for
 PRICE = {"input": 1.0, "cached_input": 0.25, "output": 4.0}  # USD per million tokens
-# a reply that comes after the client has gone is billed, as every other that was made
+# a late reply, sent after the client has given up, is billed like any other
 FAULTS = Faults(
     {Fault.LATE: 0.01, Fault.SERVER_ERROR: 0.02, Fault.BROKEN_JSON: 0.02, Fault.CUT: 0.01}, seconds={Fault.LATE: 5.0}
 )
@@ -32,37 +34,46 @@ QUICK = RetryPolicy(first_wait_s=0.05, longest_wait_s=0.2)
 
 
 def trial(folder: Path, full: bool) -> Figures:
-    """Fifty stores with up to two kills each and three without, at 0.5 dollars (60 prompts; 40 bounds of the dearest
-    calls); in short one of each, at a fifth of that."""
-    budget, flying = (0.5, 8) if full else (0.1, 2)
+    """Run 50 stores with up to two kills each and 3 without, each with 0.5 USD (60 prompts; 40 times the cost of the
+    most expensive call).
+
+    A short run has one of each, with 0.1 USD.
+    """
+    budget, concurrency = (0.5, 8) if full else (0.1, 2)
     stores, kills, more = (50, 2, 3) if full else (1, 1, 1)
-    killed = [_killed(folder / f"killed-{n}", budget, flying, random.Random(n), kills) for n in range(stores)]
-    calm = [_calm(folder / f"calm-{n}", budget, flying) for n in range(more)]
+    killed = [_killed(folder / f"killed-{n}", budget, concurrency, random.Random(n), kills) for n in range(stores)]
+    calm = [_calm(folder / f"calm-{n}", budget, concurrency) for n in range(more)]
     return {"budget": budget, "killed": killed, "calm": calm}
 
 
-def broken(figures: Figures) -> list[str]:
-    wrong = []
-    for n, one in enumerate([*figures["killed"], *figures["calm"]]):
-        wrong += [] if one["reached"] else [f"store {n}: the budget did not end it"]
-        for at in (one, *one.get("at_kills", ())):
-            wrong += [f"store {n}: billed {at['bill']}, counted {at['counted']}"] if at["bill"] > at["counted"] else []
-        wrong += [f"store {n}: counted {one['counted']}"] if one["counted"] > figures["budget"] + 1e-9 else []
-        wrong += [f"store {n}: used {one['counted']}"] if one["counted"] < 0.97 * figures["budget"] else []
-    wrong += [f"billed {one['bill']} undisturbed" for one in figures["calm"] if one["bill"] < 0.97 * figures["budget"]]
-    if not all(at["unknown"] for one in figures["killed"] for at in one["at_kills"]):
-        wrong.append("a kill hit nothing in flight, so nothing was tried")
-    return wrong
+def violations(figures: Figures) -> list[str]:
+    problems = []
+    for n, store in enumerate([*figures["killed"], *figures["calm"]]):
+        problems += [] if store["reached"] else [f"store {n}: the run did not stop at the budget"]
+        for state in (store, *store.get("at_kills", ())):
+            problems += (
+                [f"store {n}: billed {state['bill']}, counted {state['counted']}"]
+                if state["bill"] > state["counted"]
+                else []
+            )
+        problems += [f"store {n}: counted {store['counted']}"] if store["counted"] > figures["budget"] + 1e-9 else []
+        problems += [f"store {n}: used {store['counted']}"] if store["counted"] < 0.97 * figures["budget"] else []
+    problems += [
+        f"billed {store['bill']} undisturbed" for store in figures["calm"] if store["bill"] < 0.97 * figures["budget"]
+    ]
+    if not all(state["unknown"] for store in figures["killed"] for state in store["at_kills"]):
+        problems.append("no call was in flight at a kill, so the trial is void")
+    return problems
 
 
-def told(figures: Figures) -> str:
+def summary(figures: Figures) -> str:
     killed, calm = figures["killed"], figures["calm"]
-    kills = sum(one["kills"] for one in killed)
-    bills, counted = ([one[name] / figures["budget"] for one in killed] for name in ("bill", "counted"))
+    kills = sum(store["kills"] for store in killed)
+    bills, counted = ([store[name] / figures["budget"] for store in killed] for name in ("bill", "counted"))
     return (
-        f"{len(killed)} stores, {kills} kills, {sum(one['calls'] for one in killed):,} calls of which 6% went wrong: "
+        f"{len(killed)} stores, {kills} kills, {sum(store['calls'] for store in killed):,} calls of which 6% failed: "
         f"billed {_range(bills)} of the budget, counted {_range(counted)}; "
-        f"undisturbed, billed {_range([one['bill'] / figures['budget'] for one in calm])}"
+        f"undisturbed, billed {_range([store['bill'] / figures['budget'] for store in calm])}"
     )
 
 
@@ -71,55 +82,55 @@ def _range(shares: Sequence[float]) -> str:
     return least if least == most else f"{least} to {most}"
 
 
-def _killed(folder: Path, budget: float, flying: int, draw: random.Random, most: int) -> Figures:
-    """A store of which a run or two are killed with calls in flight, and the next is left to its end."""
+def _killed(folder: Path, budget: float, concurrency: int, draw: random.Random, most: int) -> Figures:
+    """Kill runs of a store with calls in flight, then run to the end; return what was billed and counted."""
 
-    def befall(arrival: Arrival) -> Mishap:
+    def fault_for(arrival: Arrival) -> Mishap:
         return FAULTS(arrival) or Mishap(Fault.LATE, seconds=draw.uniform(0.02, 0.2))
 
-    record = Record()
-    with served(record, faults=befall) as one:
-        path = _pipeline(folder, one.base_url, budget, flying)
+    call_log = CallLog()
+    with served(call_log, faults=fault_for) as server:
+        path = _pipeline(folder, server.base_url, budget, concurrency)
         kills, at_kills = draw.randint(1, most), []
         for _ in range(kills):
-            target = len(record.calls) + draw.randint(5, 10 * flying)
+            target = len(call_log.calls) + draw.randint(5, 10 * concurrency)
             process = start("run", path)
-            while process.poll() is None and len(record.calls) < target:
+            while process.poll() is None and len(call_log.calls) < target:
                 time.sleep(0.005)
             process.kill()
             process.communicate()
-            time.sleep(0.3)  # until the server has noticed, and tells of what was in flight
+            time.sleep(0.3)  # until the server has noticed the kill and logged the calls in flight
             Ledger.open(_store(path), lambda words: None).close()
-            at_kills.append(_books(path, record))
+            at_kills.append(_bill_and_count(path, call_log))
         reached = _ended(path)
-    return {"kills": kills, "at_kills": at_kills, "reached": reached} | _books(path, record)
+    return {"kills": kills, "at_kills": at_kills, "reached": reached} | _bill_and_count(path, call_log)
 
 
-def _calm(folder: Path, budget: float, flying: int) -> Figures:
-    """A store that nothing happens to."""
-    record = Record()
-    with served(record) as one:
-        path = _pipeline(folder, one.base_url, budget, flying)
+def _calm(folder: Path, budget: float, concurrency: int) -> Figures:
+    """Run a store to its end undisturbed; return what was billed and counted."""
+    call_log = CallLog()
+    with served(call_log) as server:
+        path = _pipeline(folder, server.base_url, budget, concurrency)
         reached = _ended(path)
-    return {"kills": 0, "reached": reached} | _books(path, record)
+    return {"kills": 0, "reached": reached} | _bill_and_count(path, call_log)
 
 
 def _ended(path: Path) -> bool:
-    """A run to its end: whether that was the budget's."""
+    """Run to the end; return whether the run stopped at the budget."""
     return feedback(load(path), Terminal(Console(quiet=True)), policy=QUICK).asked.short is not None
 
 
-def _pipeline(folder: Path, base_url: str, budget: float, flying: int) -> Path:
-    paid = {"price": PRICE, "timeout_s": TIMEOUT_S, "concurrency": flying}
+def _pipeline(folder: Path, base_url: str, budget: float, concurrency: int) -> Path:
+    paid = {"price": PRICE, "timeout_s": TIMEOUT_S, "concurrency": concurrency}
     judge = {**paid, "max_tokens": 1500}
     return pipeline(folder, base_url, PROMPTS, budget_usd=budget, models=paid, judges=judge)
 
 
-def _books(path: Path, record: Record) -> dict[str, Any]:
-    """The server's bill beside what the store counts, in USD."""
+def _bill_and_count(path: Path, call_log: CallLog) -> dict[str, Any]:
+    """Return what the server billed and what the store counts, in USD."""
     with Reader.open(_store(path)) as reader:
         spent = reader.spent()
-    calls = record.calls
+    calls = call_log.calls
     return {
         "calls": len(calls),
         "bill": round(sum(_usd(call.usage) for call in calls if call.usage), 9),
@@ -134,5 +145,5 @@ def _store(path: Path) -> Path:
 
 def _usd(usage: Mapping[str, Any]) -> float:
     cached = usage["prompt_tokens_details"]["cached_tokens"]
-    plain, said = usage["prompt_tokens"] - cached, usage["completion_tokens"]
-    return float(plain * PRICE["input"] + cached * PRICE["cached_input"] + said * PRICE["output"]) / 1e6
+    uncached, output = usage["prompt_tokens"] - cached, usage["completion_tokens"]
+    return float(uncached * PRICE["input"] + cached * PRICE["cached_input"] + output * PRICE["output"]) / 1e6

@@ -1,7 +1,7 @@
-"""The wall clock put forward and back all through a run, beside the same run undisturbed.
+"""9. The wall clock is stepped forward and back throughout a run, which is compared with an undisturbed one.
 
-The clock of the process is stepped as Python tells it (`time.time`, `datetime.now`); what only goes forward
-(`monotonic`, the event loop) goes on. Server and trial keep the time they have.
+Only Python's wall clock in aif's process is stepped (`time.time`, `datetime.now`); the monotonic clock, which the event
+loop uses, is not. Server and trial keep the real time.
 """
 
 import json
@@ -24,20 +24,20 @@ from aif.simulator.faults import Arrival, Fault, Faults, Mishap
 from aif.store.reader import Reader
 from trials.common import environ
 from trials.reliability import Figures
-from trials.reliability.simulated_run import JUDGE, Record, aif, exported, pipeline, served
+from trials.reliability.simulated_run import JUDGE, CallLog, aif, exported_by_command, pipeline, served
 
 NUMBER = 9
-PROMISE = "Stepping the wall clock by an hour, a month, a year, forward and back, changes nothing"
+PROMISE = "Stepping the wall clock by an hour, a month or a year, forward or back, changes nothing"
 
 EVERY_S = 0.05
-# Seconds, one after the other: ahead of the time there is in the first run, behind it in the second.
+# Offsets in seconds, used in turn: ahead of the real time in the first run, behind it in the second.
 AHEAD, BEHIND = (0, 3600, -60, 30 * 86400), (-3600, 0, -400 * 86400, -86400)
 
-# Run by the interpreter before anything else. `now` goes into the dictionary of the class itself, since a class in its
-# place is none to extensions that were built against it (pandas).
+# Python runs this before anything else. `now` is replaced in the dictionary of the class itself: extensions compiled
+# against the class (pandas) reject another class in its place.
 _SITE = f"""
 import ctypes, datetime, gc, json, os, time
-real, steps, began = time.time, json.loads(os.environ["AIF_CHAOS_STEPS"]), time.monotonic()
+real, steps, began = time.time, json.loads(os.environ["AIF_TRIAL_STEPS"]), time.monotonic()
 def stepped():
     return real() + steps[int((time.monotonic() - began) / {EVERY_S}) % len(steps)]
 time.time, time.time_ns = stepped, lambda: int(stepped() * 1e9)
@@ -51,8 +51,8 @@ def trial(folder: Path, full: bool) -> Figures:
     prompts = 200 if full else 10
     (folder / "clock").mkdir()
     (folder / "clock" / "sitecustomize.py").write_text(_SITE)
-    plain = _Course(folder / "plain", prompts, _undisturbed)
-    stepped = _Course(folder / "stepped", prompts, _stepped(folder / "clock"))
+    plain = _TwoRuns(folder / "plain", prompts, _undisturbed)
+    stepped = _TwoRuns(folder / "stepped", prompts, _stepped(folder / "clock"))
     plain.go()
     stepped.go()
     return {
@@ -61,50 +61,50 @@ def trial(folder: Path, full: bool) -> Figures:
         "went_back": stepped.went_back,
         "went_back_undisturbed": plain.went_back,
         "span_s": round(stepped.span_s),
-        "answered_alike": plain.record.answered() == stepped.record.answered(),
-        "answered_twice": sum(n > 1 for n in stepped.record.answered().values()),
+        "answered_alike": plain.call_log.answered() == stepped.call_log.answered(),
+        "answered_twice": sum(n > 1 for n in stepped.call_log.answered().values()),
         "pool_calls": [len(plain.pool_calls), len(stepped.pool_calls)],
-        "calls": len(stepped.record.calls),
+        "calls": len(stepped.call_log.calls),
         "exported_alike": plain.exported == stepped.exported,
         "failures": [plain.failures, stepped.failures],
         "longest_wait_s": [round(plain.longest_wait_s, 1), round(stepped.longest_wait_s, 1)],
     }
 
 
-def broken(figures: Figures) -> list[str]:
-    wrong = []
+def violations(figures: Figures) -> list[str]:
+    problems = []
     if not figures["went_back"] or figures["span_s"] < 3600:
-        wrong.append("the clock of the run was not stepped, so nothing was tried")
+        problems.append("the clock of the run was not stepped, so the trial is void")
     if not figures["answered_alike"] or figures["answered_twice"]:
-        wrong.append("other requests were answered than in the undisturbed run, or some twice")
+        problems.append("the answered requests differ from the undisturbed run's, or some were answered twice")
     if figures["pool_calls"][0] != figures["pool_calls"][1]:
-        wrong.append("the pool was called {} times in place of {}".format(*reversed(figures["pool_calls"])))
+        problems.append("the pool was called {} times instead of {}".format(*reversed(figures["pool_calls"])))
     if not figures["exported_alike"]:
-        wrong.append("the exported data differ")
-    if figures["failures"] != [_TOLD, _TOLD]:
-        wrong.append(f"failures were told as {figures['failures']}")
-    if figures["longest_wait_s"][1] > figures["longest_wait_s"][0] + 30:  # a wait by the clock would be of a minute
-        wrong.append(f"a call waited {figures['longest_wait_s'][1]:g} s")
-    return wrong
+        problems.append("the exported data differs")
+    if figures["failures"] != [_EXPECTED_FAILURES, _EXPECTED_FAILURES]:
+        problems.append(f"failures were reported as {figures['failures']}")
+    if figures["longest_wait_s"][1] > figures["longest_wait_s"][0] + 30:  # a wait by the wall clock would take a minute
+        problems.append(f"a call waited {figures['longest_wait_s'][1]:g} s")
+    return problems
 
 
-def told(figures: Figures) -> str:
+def summary(figures: Figures) -> str:
     days = figures["span_s"] / 86400
     return (
-        f"{figures['steps']:,} steps over {days:,.0f} days in two runs about {figures['prompts']:,} prompts, "
-        f"{figures['went_back']:,} of them back between two calls: {figures['calls']:,} calls, the pool's as without, "
-        f"{figures['answered_twice']} answered twice, data files byte for byte the same; a refusal was told while it "
-        "held, and no more once it was mended."
+        f"{figures['steps']:,} steps over {days:,.0f} days in two runs of {figures['prompts']:,} prompts, "
+        f"{figures['went_back']:,} of them back between two calls: {figures['calls']:,} calls, the pool's the same as "
+        f"without steps, {figures['answered_twice']} answered twice, data files byte-identical; a refusal was reported "
+        "while it lasted and no longer once it was fixed."
     )
 
 
 _Run = Callable[[Path, Sequence[int]], None]
-_TOLD = [["unauthorized"], []]  # kinds of failures after the first run and after the second
+_EXPECTED_FAILURES = [["unauthorized"], []]  # kinds of failures after the first run and after the second
 
 
 @dataclass
-class _Befall:
-    """Limits and server errors that pass; and while `refusing`, a judge's key that is no good."""
+class _FaultPlan:
+    """Passing rate limits and server errors; while `refusing` is set, the judge's API key is refused."""
 
     refusing: bool = True
     passing: Faults = field(
@@ -119,36 +119,36 @@ class _Befall:
         return self.passing(arrival)
 
 
-class _Course:
-    """A run in which the judge is refused, and a second one in which that is mended; what was seen of them."""
+class _TwoRuns:
+    """A run in which the judge is refused and a second one in which that is fixed, with the measurements of both."""
 
     def __init__(self, folder: Path, prompts: int, run: _Run) -> None:
-        self.record = Record()
+        self.call_log = CallLog()
         self.failures: list[list[str]] = []
         self.seconds = 0.0
         self._folder, self._prompts, self._run = folder, prompts, run
 
     def go(self) -> None:
-        befall = _Befall()
-        with served(self.record, faults=befall) as server:
+        plan = _FaultPlan()
+        with served(self.call_log, faults=plan) as server:
             path = pipeline(self._folder, server.base_url, self._prompts)
-            for befall.refusing, steps in ((True, AHEAD), (False, BEHIND)):
+            for plan.refusing, steps in ((True, AHEAD), (False, BEHIND)):
                 began = time.monotonic()
                 self._run(path, steps)
                 self.seconds += time.monotonic() - began
-                self.failures.append(sorted({row["kind"] for row in _asked(path, "SELECT kind FROM failures")}))
-        calls = _asked(path, "SELECT epoch(started) AS at, endpoint FROM calls ORDER BY rowid")
+                self.failures.append(sorted({row["kind"] for row in _query(path, "SELECT kind FROM failures")}))
+        calls = _query(path, "SELECT epoch(started) AS at, endpoint FROM calls ORDER BY rowid")
         at = [row["at"] for row in calls]
         self.went_back = sum(later < earlier - 60 for earlier, later in pairwise(at))
         self.span_s = max(at) - min(at)
-        # how many calls a refused judge has in flight is chance, and so how its requests fare when they come again
-        self.pool_calls = [call for call in self.record.calls if call.model != JUDGE]
+        # how many calls of the refused judge are in flight is random, so the faults of its later calls are, too
+        self.pool_calls = [call for call in self.call_log.calls if call.model != JUDGE]
         self.longest_wait_s = _longest(self.pool_calls)
-        self.exported = exported(path, self._folder / "dataset")
+        self.exported = exported_by_command(path, self._folder / "dataset")
 
 
 def _longest(calls: Sequence[Call]) -> float:
-    """The longest time between two calls of one key, by the server's clock."""
+    """Return the longest time in seconds between two calls with one key, by the server's clock."""
     last: dict[str, float] = {}
     longest = 0.0
     for call in sorted(calls, key=lambda call: call.began):
@@ -157,7 +157,7 @@ def _longest(calls: Sequence[Call]) -> float:
     return longest
 
 
-def _asked(path: Path, query: str) -> list[dict[str, Any]]:
+def _query(path: Path, query: str) -> list[dict[str, Any]]:
     with Reader.open(load(path).store) as reader:
         return reader._query(query)
 
@@ -170,8 +170,8 @@ def _stepped(clock: Path) -> _Run:
     paths = os.pathsep.join([str(clock), environ()["PYTHONPATH"]])
 
     def run(path: Path, steps: Sequence[int]) -> None:
-        stepping = {"PYTHONPATH": paths, "AIF_CHAOS_STEPS": json.dumps(steps)}
-        code, said = aif("run", path, "--yes", environ=stepping, within_s=300.0)
-        assert code in (0, 5), (code, said)
+        stepping = {"PYTHONPATH": paths, "AIF_TRIAL_STEPS": json.dumps(steps)}
+        code, output = aif("run", path, "--yes", environ=stepping, within_s=300.0)
+        assert code in (0, 5), (code, output)
 
     return run

@@ -1,8 +1,7 @@
-"""What changing a key of the pipeline file, of a rubric or of a principles file asks again: a finished run, and every
-change to it.
+"""Changes of keys in the pipeline file, the rubric and the principles, and the calls that each change causes.
 
-The run: four prompts; a pool of `a`, which answers each once, and `b`, twice; two judges, `strict` and `lax`, who are
-asked once about all completions of a prompt (`together`) and once about each (`alone`).
+The run that is changed: four prompts; models `a` (one completion a prompt) and `b` (two); judges `strict` and `lax`,
+each with one request about all completions of a prompt (`together`) and one about each completion (`alone`).
 """
 
 import copy
@@ -14,12 +13,12 @@ from typing import Any
 
 import yaml
 
-Patch = Mapping[str, Any]  # by dotted key; OUT takes a key out
+Patch = Mapping[str, Any]  # by dotted key; OUT removes the key
 OUT = object()
 
 N = 4  # prompts
 A, B = N, 2 * N  # slots
-TOGETHER, ALONE = N, 3 * N  # of each judge
+TOGETHER, ALONE = N, 3 * N  # calls of each judge
 
 
 def _judges(n: int) -> dict[str, int]:
@@ -35,11 +34,10 @@ ONLY_A = {"a": A, **_judges(TOGETHER + N)}
 
 @dataclass(frozen=True)
 class Change:
-    """A key set to another value, and how many calls of each model and judge it asks for.
+    """A change of a key, and the number of calls it causes, by model and judge.
 
-    `named` is the key; where several together ask nothing, the first of them, and the others without the part that they
-    begin with alike. `given` is changed before, and the run finished as it is then. `rubric` and `principles` change
-    those files.
+    `named` is the key, or several that cause no calls: the first in full, then the last parts of the others. `given` is
+    changed before, and the run finished with it. `rubric` and `principles` are changes in these files.
     """
 
     named: str
@@ -65,17 +63,17 @@ _SIMULATED: Patch = {
     **{f"models.{name}": {"provider": "simulator", "samples": n, "quality": 0.5} for name, n in (("a", 1), ("b", 2))},
     **{f"judges.{name}": {"provider": "simulator", "noise": 0.1} for name in ("strict", "lax")},
 }
-_CARRIED: Patch = {
+_PROVIDED: Patch = {
     "models": {}, "completions": {"per_prompt": 2}, "prompts.0.file": "carried.jsonl",
     "prompts.0.completions": {"field": "answers", "text": "text", "model": "model"},
 }  # fmt: skip
-_SCORED: Patch = {**_CARRIED, "judges": {}, "prompts.0.material": {}, "prompts.0.completions.score": "score"}
+_SCORED: Patch = {**_PROVIDED, "judges": {}, "prompts.0.material": {}, "prompts.0.completions.score": "score"}
 _HUB: Patch = {"prompts.0.file": OUT, "prompts.0.hub": "hub", "prompts.0.config": "one"}
 _KTO: Patch = {"export.kto": {"rule": "scores", "desirable": 4.0, "undesirable": 2.0}}
 
 _RUN = (
     Change("name", {"name": "another"}),
-    Change("store", {"store": "elsewhere/feedback.duckdb"}, ALL),  # another store starts empty
+    Change("store", {"store": "elsewhere/feedback.duckdb"}, ALL),  # a new store starts empty
     Change("confirm_usd", {"confirm_usd": 9.0}),
     Change("budget_usd", {"budget_usd": 900.0, "judges.strict.price": _PRICE, "judges.lax.price": _PRICE}),
     Change("seed", {"seed": 8}, ALL),
@@ -87,25 +85,27 @@ _PROMPTS = (
     Change("prompts.hub", _HUB),
     Change("prompts.config", {"prompts.0.config": "two"}, ALL, given=_HUB),
     Change("prompts.split", {"prompts.0.split": "test"}, ALL, given=_HUB),
-    Change("prompts.revision", {"prompts.0.revision": "v2"}, given=_HUB),  # of a folder there is one
+    Change("prompts.revision", {"prompts.0.revision": "v2"}, given=_HUB),  # a local folder has no revisions
     Change("prompts.field", {"prompts.0.field": "other"}, ALL),
-    Change("prompts.source", {"prompts.0.source": "letters"}),  # with the same principles
+    Change("prompts.source", {"prompts.0.source": "letters"}),  # its principles are the same
     Change("prompts.source", {"prompts.0.source": "books"}, ALL),
     Change("prompts.source_field", {"prompts.0.source_field": "from"}, ALL),
     Change("prompts.limit", {"prompts.0.limit": N - 1}),
     Change("prompts.max_chars", {"prompts.0.max_chars": 100}),
     Change("prompts.material", {"prompts.0.material": {"reference": "better"}}, JUDGES),
     Change("prompts.material", {"prompts.0.material": {}}, JUDGES),
-    Change("prompts.completions.field", {"prompts.0.completions.field": "drafts"}, _judges(N + 2 * N), given=_CARRIED),
-    Change("prompts.completions.text", {"prompts.0.completions.text": "short"}, _judges(N + 2 * N), given=_CARRIED),
-    Change("prompts.completions.model", {"prompts.0.completions.model": "who"}, _judges(N + 2 * N), given=_CARRIED),
+    Change("prompts.completions.field", {"prompts.0.completions.field": "drafts"}, _judges(N + 2 * N), given=_PROVIDED),
+    Change("prompts.completions.text", {"prompts.0.completions.text": "short"}, _judges(N + 2 * N), given=_PROVIDED),
+    Change("prompts.completions.model", {"prompts.0.completions.model": "who"}, _judges(N + 2 * N), given=_PROVIDED),
     Change("prompts.completions.score", {"prompts.0.completions.score": "other_score"}, given=_SCORED),
 )
 
 _COMPLETIONS = (
     Change("principles", {"principles": OUT}, ALL),
     Change("principles", principles={"pools.plain.0": "Be brief and plain."}, asks=ALL),
-    Change("principles", principles={"pools.ornate.0": "Write as in a book of old."}),  # drawn for no prompt here
+    Change(
+        "principles", principles={"pools.ornate.0": "Write as in a book of old."}
+    ),  # no prompt of this run draws from it
     Change("completions.per_prompt", {"completions.per_prompt": 2}, _judges(TOGETHER)),
     Change("completions.min_completions", {"completions.min_completions": 3}),
     Change("completions.temperature", {"completions.temperature": 0.7}, ALL),
@@ -118,7 +118,7 @@ _LAUNCH: Patch = {
     "ready_s": 9.0,
 }  # fmt: skip
 _CALLED: Patch = {
-    "api_key_env": "AIF_CHAOS_KEY", "concurrency": 3, "requests_per_minute": 60000, "tokens_per_minute": 9000000,
+    "api_key_env": "AIF_TRIAL_KEY", "concurrency": 3, "requests_per_minute": 60000, "tokens_per_minute": 9000000,
     "terms": "apache-2.0", "timeout_s": 9.0, "service_tier": "flex", "extra_headers": {"X-Who": "me"},
     "extra_query": {"who": "me"}, "omit": ["seed"], "dialect": "openai", "max_model_len": 4096,
     "reasoning_tags": "none",
@@ -126,8 +126,11 @@ _CALLED: Patch = {
 
 
 def _endpoint(part: str, name: str, provider: str, asks: Mapping[str, int]) -> list[Change]:
-    """Changes of the keys that models and judges have alike, in one of them. `provider` is another than it has; `asks`
-    is asked again where its replies would be others, which they are not for another place, pace or price."""
+    """Return changes of the keys that models and judges share, for one of them.
+
+    `provider` is another provider than it has. `asks` are the calls caused by changes that affect replies; a change of
+    address, pace or price causes none.
+    """
     at, model = f"{part}.{name}", f"org/{name}"
     launched: Patch = {f"{at}.provider": "vllm", f"{at}.base_url": OUT, f"{at}.launch": {"model": model}}
     priced: Patch = {f"{at}.price": _PRICE}
@@ -139,7 +142,7 @@ def _endpoint(part: str, name: str, provider: str, asks: Mapping[str, int]) -> l
         Change(f"{part}.revision", {f"{at}.revision": "v2"}, asks),
         Change(f"{part}.base_url", {f"{at}.base_url": "{other}"}),
         Change(f"{part}.launch", launched),
-        # `model` says who it is
+        # `model` decides the identity
         Change(f"{part}.launch.model", {f"{at}.launch.model": f"{model}-awq"}, given=launched),
         Change(f"{part}.launch.model", {f"{at}.model": OUT, f"{at}.launch.model": f"{model}-3"}, asks, given=launched),
         Change(f"{part}.launch.{' '.join(_LAUNCH)}", _each(f"{at}.launch", _LAUNCH), given=launched),
@@ -235,7 +238,7 @@ CHANGED = frozenset(key for change in CHANGES for key in change.keys)
 
 
 def base(url: str) -> dict[str, Any]:
-    """The pipeline, as its file says it."""
+    """Return the pipeline as parsed YAML, with models and judges at `url`."""
     return {
         "name": "identity",
         "seed": 7,
@@ -276,11 +279,11 @@ _TEMPLATES = {"role.md": "You are a judge.", "together.md": _OWN_TEXT, "alone.md
 
 
 def write(folder: Path) -> None:
-    """The files of the run: prompts, rubric, principles, and what changes point at."""
+    """Write the run's files: prompts, rubric, principles, and the files that changes refer to."""
     rows = [_row(n) for n in range(N)]
-    for name, found in (("prompts", rows), ("copy", rows), ("others", map(_row, range(20, 20 + N)))):
-        _jsonl(folder / f"{name}.jsonl", found)
-    _jsonl(folder / "carried.jsonl", map(_carrying, range(N)))
+    for name, file_rows in (("prompts", rows), ("copy", rows), ("others", map(_row, range(20, 20 + N)))):
+        _jsonl(folder / f"{name}.jsonl", file_rows)
+    _jsonl(folder / "carried.jsonl", map(_row_with_completions, range(N)))
     (folder / "hub").mkdir()
     _jsonl(folder / "hub" / "one.jsonl", rows)
     for n, name in enumerate(("one-test", "two")):
@@ -303,17 +306,17 @@ def _row(n: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _carrying(n: int) -> dict[str, Any]:
-    def drawn(kind: str) -> list[dict[str, Any]]:
+def _row_with_completions(n: int) -> dict[str, Any]:
+    def answers(kind: str) -> list[dict[str, Any]]:
         return [
             {
-                "text": f"{kind} {one} says {n}.", "short": f"{kind} {one}: {n}", "model": one, "who": f"the {one}",
-                "score": at, "other_score": at + 1,
+                "text": f"{kind} {model} says {n}.", "short": f"{kind} {model}: {n}", "model": model,
+                "who": f"the {model}", "score": score, "other_score": score + 1,
             }
-            for at, one in enumerate(("ann", "ben"))
+            for score, model in enumerate(("ann", "ben"))
         ]  # fmt: skip
 
-    return _row(n) | {"answers": drawn("answer"), "drafts": drawn("draft")}
+    return _row(n) | {"answers": answers("answer"), "drafts": answers("draft")}
 
 
 def _split(name: str, file: str) -> dict[str, str]:
@@ -329,7 +332,7 @@ def write_principles(path: Path, patch: Patch) -> None:
 
 
 def write_rubric(folder: Path, patch: Patch) -> None:
-    """The rubric with some of its files otherwise; `rubric.yaml:KEY` names a key of that file."""
+    """Write the rubric with the patched files; a key `rubric.yaml:KEY` changes a key of that file."""
     folder.mkdir()
     files: dict[str, str] = {**_TEMPLATES, **{name: text for name, text in patch.items() if ":" not in name}}
     sheet = {key.partition(":")[2]: value for key, value in patch.items() if ":" in key}
@@ -338,7 +341,7 @@ def write_rubric(folder: Path, patch: Patch) -> None:
 
 
 def patched(data: Mapping[str, Any], patch: Patch) -> dict[str, Any]:
-    """A copy of data with values at dotted keys put in or taken out."""
+    """Return a copy of `data` with the values at dotted keys set or removed."""
     copied: dict[str, Any] = copy.deepcopy(dict(data))
     for key, value in patch.items():
         *way, last = key.split(".")
@@ -354,11 +357,11 @@ def patched(data: Mapping[str, Any], patch: Patch) -> dict[str, Any]:
     return copied
 
 
-def lacking(keys: Sequence[str]) -> list[str]:
-    """Keys that no change here is of. One that only holds others needs none of its own."""
+def keys_without_change(keys: Sequence[str]) -> list[str]:
+    """Return the keys that no change covers, except keys that only contain others."""
     return [key for key in keys if key not in CHANGED and not any(other.startswith(f"{key}.") for other in keys)]
 
 
-def unknown(keys: Sequence[str]) -> list[str]:
-    """Changes of keys that there are none of."""
+def changes_of_unknown_keys(keys: Sequence[str]) -> list[str]:
+    """Return the keys that changes cover but the pipeline and rubric don't have."""
     return sorted(CHANGED - set(keys))

@@ -1,4 +1,4 @@
-"""Promise 5: every call ends, and so does asking for what never comes."""
+"""5. Every call ends within its deadline, and items that never get an answer are given up after a few attempts."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -12,14 +12,16 @@ from aif.simulator.faults import Arrival, Fault
 from trials.reliability import Figures, fast_clock, in_process, simulated_run
 
 NUMBER = 5
-PROMISE = "Every call ends within its deadline, a hopeless item after six attempts, with its cause; the rest goes on."
+PROMISE = (
+    "Every call ends within its deadline; a hopeless item fails after six attempts, with its cause; all others go on."
+)
 
 TIMEOUT_S = 20.0
 ATTEMPTS = RetryPolicy().attempts
 STALLS = frozenset({Fault.HANG, Fault.DRIP})
-# Shares of the bodies that fare so however often they are asked, of completions and of judgements.
+# Shares of request bodies, completions and judgements alike, that fail at every attempt.
 HOPELESS = {Fault.SERVER_ERROR: 0.05, Fault.HTML: 0.03, Fault.HANG: 0.02, Fault.DRIP: 0.02}
-# And of the calls that do so once.
+# Shares of calls that fail once.
 PASSING = {Fault.RATE_LIMITED: 0.05, Fault.SERVER_ERROR: 0.03, Fault.HANG: 0.01, Fault.CUT: 0.01}
 
 
@@ -27,9 +29,9 @@ def trial(folder: Path, full: bool) -> Figures:
     calls: list[Call] = []
     hopeless: dict[str, Fault] = {}
     first: list[Call] = []  # of the first run
-    left: dict[str, int] = {}
+    unanswered: dict[str, int] = {}
 
-    def befall(call: Arrival) -> Mishap | None:
+    def fault_for(call: Arrival) -> Mishap | None:
         fault = _drawn(HOPELESS, call.key)
         if fault:
             hopeless[call.key] = fault
@@ -39,58 +41,60 @@ def trial(folder: Path, full: bool) -> Figures:
 
     async def main() -> tuple[dict[str, str], dict[str, int]]:
         cast = Cast(simulated_run.POOL, {simulated_run.JUDGE: 0.1}, 7)
-        async with Simulator(cast, latency_s=0.5, faults=befall, on_call=calls.append) as simulator:
+        async with Simulator(cast, latency_s=0.5, faults=fault_for, on_call=calls.append) as simulator:
             each = {"timeout_s": TIMEOUT_S}
             path = simulated_run.pipeline(folder, simulator.base_url, 60 if full else 8, models=each, judges=each)
             refused, tallies = await in_process.run(path)
             first.extend(calls)
-            left.update(in_process.unanswered(path))
+            unanswered.update(in_process.unanswered(path))
             await in_process.run(path)
         return refused, dict(sum((Counter(answered=t.answered, wanted=t.wanted) for t in tallies.values()), Counter()))
 
     refused, items = fast_clock.leap(main())
-    _, said = simulated_run.aif("failures", folder / "pipeline.yaml")
+    _, output = simulated_run.aif("failures", folder / "pipeline.yaml")
     return {
         "refused": list(refused),
         "hopeless items": dict(Counter(map(str, hopeless.values()))),
         **items,
-        "verdicts": left,
+        "verdicts": unanswered,
         "longest call": round(max(call.ended - call.began for call in calls), 1),
         "most attempts": _most(first),
-        "most attempts in the next run": _most(then := calls[len(first) :]),
-        # nobody was answered after them, so that nobody could tell whose failure it was
-        "left open": left.get("server_error later", 0) + left.get("bad_reply later", 0),
-        "asked again": len({call.key for call in then} & {k for k, fault in hopeless.items() if fault not in STALLS}),
-        "told": all(word in said for word in ("server_error", "bad_reply", "timeout", "→", "--retry-failed")),
+        "most attempts in the next run": _most(next_run := calls[len(first) :]),
+        # no other item was answered after these failed, so aif can't know whether the endpoint was at fault
+        "left open": unanswered.get("server_error later", 0) + unanswered.get("bad_reply later", 0),
+        "asked again": len(
+            {call.key for call in next_run} & {k for k, fault in hopeless.items() if fault not in STALLS}
+        ),
+        "told": all(word in output for word in ("server_error", "bad_reply", "timeout", "→", "--retry-failed")),
     }
 
 
-def broken(figures: Figures) -> list[str]:
-    wrong = []
+def violations(figures: Figures) -> list[str]:
+    problems = []
     if figures["refused"]:
-        wrong.append(f"refused: {figures['refused']}")
+        problems.append(f"refused: {figures['refused']}")
     if figures["longest call"] > 1.5 * TIMEOUT_S:
-        wrong.append(f"a call took {figures['longest call']} s")
+        problems.append(f"a call took {figures['longest call']} s")
     if max(figures["most attempts"], figures["most attempts in the next run"]) > ATTEMPTS:
-        wrong.append(f"a body was asked {figures['most attempts']} times")
+        problems.append(f"a body was sent {figures['most attempts']} times")
     if figures["asked again"] > figures["left open"]:
-        wrong.append("what failed for good was asked again")
+        problems.append("items that failed permanently were sent again")
     if figures["left open"] > 3:
-        wrong.append(f"{figures['left open']} items that only ever got an error are to be asked again")
+        problems.append(f"{figures['left open']} items that only ever got errors are pending")
     hopeless = sum(figures["hopeless items"].values())
-    if sum(n for what, n in figures["verdicts"].items() if what != "pending") != hopeless:
-        wrong.append(f"{hopeless} hopeless items, failures told: {figures['verdicts']}")
+    if sum(n for verdict, n in figures["verdicts"].items() if verdict != "pending") != hopeless:
+        problems.append(f"{hopeless} hopeless items, failures reported: {figures['verdicts']}")
     if not figures["told"]:
-        wrong.append("`aif failures` does not tell each kind with what to do")
-    return wrong
+        problems.append("`aif failures` does not list each kind with what to do")
+    return problems
 
 
-def told(figures: Figures) -> str:
+def summary(figures: Figures) -> str:
     hopeless = ", ".join(f"{n} {fault}" for fault, n in sorted(figures["hopeless items"].items()))
     return (
-        f"{figures['wanted']:,} items, of them hopeless: {hopeless}. Longest call {figures['longest call']:g} s of "
+        f"{figures['wanted']:,} items, of these hopeless: {hopeless}. Longest call {figures['longest call']:g} s of "
         f"{TIMEOUT_S:g} allowed; at most {figures['most attempts']} attempts; {figures['answered']:,} answered, the "
-        f"others told with their cause; of the hopeless by error the next run asked {figures['asked again']} again "
+        f"others reported with their cause; the next run retried {figures['asked again']} of those that always fail "
         f"({figures['left open']} could not be told from an outage)."
     )
 
@@ -105,5 +109,5 @@ def _drawn(rates: dict[Fault, float], *which: Any) -> Fault | None:
 
 
 def _most(calls: Iterable[Call]) -> int:
-    """The most calls with one body, those refused by a rate limit aside."""
+    """Return the highest number of calls with one body, not counting those refused by a rate limit."""
     return max(Counter(call.key for call in calls if call.status != 429).values(), default=0)

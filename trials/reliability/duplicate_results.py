@@ -1,4 +1,4 @@
-"""1. At most one result per key, whatever comes twice, late or out of order: calls, replies, lines of the journal."""
+"""1. At most one result per key, even if calls, replies or journal lines are repeated, late or out of order."""
 
 import shutil
 from collections import Counter
@@ -14,61 +14,61 @@ from aif.store.journal import Journal
 from aif.store.lock import Places
 from aif.store.reader import Reader
 from trials.reliability import Figures
-from trials.reliability.interrupted_run import FORMATS, finish, records, undisturbed, written
-from trials.reliability.simulated_run import Record, pipeline, served
+from trials.reliability.interrupted_run import FORMATS, export_digests, journal_records, run_to_end, undisturbed_digests
+from trials.reliability.simulated_run import CallLog, pipeline, served
 
 NUMBER = 1
 PROMISE = (
-    "At most one result per key: calls that succeed twice, replayed segments, late replies change no row and no data"
+    "At most one result per key: calls that succeed twice, repeated segments and late replies change no row and no data"
 )
 
-PATIENCE_S, LATE_S = 1.0, 1.5  # a client gives up after the one; the reply comes after the other
+PATIENCE_S, LATE_S = 1.0, 1.5  # a client's timeout, and the delay of a late reply
 RESULTS = ("completions", "judgements", "failed", "slot_states", "selection", "prompts", "texts")
 PER_PROMPT = 5  # four completions and one judgement
 
 
 def trial(folder: Path, full: bool) -> Figures:
-    prompts, record = 60 if full else 6, Record()
+    prompts, call_log = 60 if full else 6, CallLog()
     changes = {"export": FORMATS, "models": {"timeout_s": PATIENCE_S}}
     with served(latency_s=0.02) as server:
-        wanted = undisturbed(folder / "undisturbed", server.base_url, prompts, models=changes["models"])
-    with served(record, latency_s=0.02, faults=_twice) as server:
+        wanted = undisturbed_digests(folder / "undisturbed", server.base_url, prompts, models=changes["models"])
+    with served(call_log, latency_s=0.02, faults=_twice) as server:
         path = pipeline(folder / "run", server.base_url, prompts, **changes)
         places = Places(path.parent / "store" / "feedback.duckdb")
-        finish(path, limit=prompts // 2)
+        run_to_end(path, limit=prompts // 2)
         older = Path(shutil.copy(places.store, folder / "older.duckdb"))
-        finish(path)
-        same, calls = written(path, places.store.parent / "dataset") == wanted, len(record.calls)
-        came = Counter(call.key for call in record.calls)
+        run_to_end(path)
+        same, calls = export_digests(path, places.store.parent / "dataset") == wanted, len(call_log.calls)
+        times_asked = Counter(call.key for call in call_log.calls)
         before, disturbed = shutil.copytree(places.store.parent, folder / "before"), []
         results, bill = _rows(places.store, RESULTS), _billed(places.store)
-        for name, disturb in (DISTURBED if full else {name: DISTURBED[name] for name in SHORT}).items():
+        for name, disturb in (DISTURBANCES if full else {name: DISTURBANCES[name] for name in SHORT}).items():
             shutil.rmtree(places.store.parent)
             shutil.copytree(before, places.store.parent)
             billed = disturb(places, older)
-            finish(path)
-            one = {
+            run_to_end(path)
+            outcome = {
                 "what": name,
                 "rows_same": _rows(places.store, RESULTS) == results,
                 "bill_same": _billed(places.store) == bill + billed,
-                "data_same": written(path, places.store.parent / "dataset") == wanted,
+                "data_same": export_digests(path, places.store.parent / "dataset") == wanted,
             }
-            disturbed.append(one)
-    kept = records(before / places.store.name)
-    answers = Counter(one["key"] for one in kept if one.get("verdict") == "answered")
+            disturbed.append(outcome)
+    journal = journal_records(before / places.store.name)
+    answers = Counter(entry["key"] for entry in journal if entry.get("verdict") == "answered")
     return {
         "keys": len(answers),
-        "asked_more_than_once": sum(times > 1 for times in came.values()),
+        "asked_more_than_once": sum(times > 1 for times in times_asked.values()),
         "answered_more_than_once": sum(times > 1 for times in answers.values()),
         "missing": prompts * PER_PROMPT - len(answers),
         "data_same": same,
-        "calls_afterwards": len(record.calls) - calls,
+        "calls_afterwards": len(call_log.calls) - calls,
         "disturbed": disturbed,
     }
 
 
 def _twice(arrival: Arrival) -> Mishap | None:
-    """Of every ten calls one is answered too late for its client, which asks again."""
+    """Answer every tenth call too late for its client, which then calls again."""
     late = arrival.nth == 1 and fraction("twice", arrival.key) < 0.1
     return Mishap(Fault.LATE, seconds=LATE_S) if late else None
 
@@ -79,12 +79,12 @@ def _rows(store: Path, tables: Iterable[str]) -> dict[str, list[dict[str, Any]]]
 
 
 def _billed(store: Path) -> int:
-    """Tokens of all calls."""
+    """Return the tokens of all calls."""
     with Reader.open(store) as reader:
         return int(reader._query("SELECT sum(input_tokens + output_tokens) AS tokens FROM spend")[0]["tokens"])
 
 
-# --- what disturbs a finished run; each returns the tokens that were billed by it -------------------------------------
+# --- disturbances of a finished run; each returns the tokens that it adds to the bill ---------------------------------
 
 
 def _segment_again(places: Places, older: Path) -> int:
@@ -93,20 +93,20 @@ def _segment_again(places: Places, older: Path) -> int:
 
 
 def _lines_again(places: Places, older: Path) -> int:
-    """Some of them, behind all others."""
+    """Append a third of the lines again."""
     lines = _lines(places)
     _write(places, [*lines, *Random(1).sample(lines, len(lines) // 3)])
     return 0
 
 
 def _lines_doubled(places: Places, older: Path) -> int:
-    _write(places, [one for line in _lines(places) for one in (line, line)])
+    _write(places, [copy for line in _lines(places) for copy in (line, line)])
     places.store.unlink()
     return 0
 
 
 def _out_of_order(places: Places, older: Path) -> int:
-    """Every call in another's place."""
+    """Shuffle the lines of all calls."""
     lines = _lines(places)
     calls = [n for n, line in enumerate(lines) if b'"t":"call"' in line]
     shuffled = iter(Random(2).sample(calls, len(calls)))
@@ -116,33 +116,38 @@ def _out_of_order(places: Places, older: Path) -> int:
 
 
 def _store_behind(places: Places, older: Path) -> int:
-    """What a kill between journal and store leaves."""
+    """Restore an older store, as a kill between journal and store leaves it."""
     shutil.copy(older, places.store)
     return 0
 
 
 def _late_replies(places: Places, older: Path) -> int:
-    """A second reply to each of some keys, in other words, and a failure behind the answer."""
-    some = [one for one in records(places.store) if one.get("verdict") == "answered"][::3]
-    late = [one | {"id": f"{one['id']}-late", "text": f"{one['text']} And more."} for one in some]
-    gone = [one | {"id": f"{one['id']}-gone", "text": None, "verdict": "failed", "kind": "timeout"} for one in some]
+    """Append, for a third of the keys, a second reply with another text, and a failure."""
+    answers = [record for record in journal_records(places.store) if record.get("verdict") == "answered"][::3]
+    late_replies = [
+        record | {"id": f"{record['id']}-late", "text": f"{record['text']} And more."} for record in answers
+    ]
+    failures = [
+        record | {"id": f"{record['id']}-gone", "text": None, "verdict": "failed", "kind": "timeout"}
+        for record in answers
+    ]
     journal, _ = Journal.open(places.journal)
-    journal.append(late + gone)
+    journal.append(late_replies + failures)
     journal.close()
-    return sum(one["usage"]["input"] + one["usage"]["output"] for one in late + gone)
+    return sum(record["usage"]["input"] + record["usage"]["output"] for record in late_replies + failures)
 
 
-DISTURBED: dict[str, Callable[[Places, Path], int]] = {
-    "a segment again behind itself": _segment_again,
-    "lines again behind all others": _lines_again,
+DISTURBANCES: dict[str, Callable[[Places, Path], int]] = {
+    "a repeated segment": _segment_again,
+    "repeated lines at the end": _lines_again,
     "every line doubled": _lines_doubled,
     "calls out of order": _out_of_order,
-    "a store behind its journal": _store_behind,
-    "second replies and failures behind the answer": _late_replies,
+    "a store older than its journal": _store_behind,
+    "second replies and failures after an answer": _late_replies,
 }
 
 
-SHORT = ("every line doubled", "second replies and failures behind the answer")
+SHORT = ("every line doubled", "second replies and failures after an answer")
 
 
 def _lines(places: Places) -> list[bytes]:
@@ -153,29 +158,29 @@ def _write(places: Places, lines: Iterable[bytes]) -> None:
     (places.journal / "000001.jsonl").write_bytes(b"".join(lines))
 
 
-# --- what is said of it -----------------------------------------------------------------------------------------------
+# --- results ----------------------------------------------------------------------------------------------------------
 
 
-def broken(figures: Figures) -> list[str]:
-    wrong = [
-        f"{one['what']}: {said} differ"
-        for one in figures["disturbed"]
-        for said, same in (("rows", "rows_same"), ("the bill's sums", "bill_same"), ("data files", "data_same"))
-        if not one[same]
+def violations(figures: Figures) -> list[str]:
+    problems = [
+        f"{outcome['what']}: {name} differ"
+        for outcome in figures["disturbed"]
+        for name, same in (("rows", "rows_same"), ("the bill's sums", "bill_same"), ("data files", "data_same"))
+        if not outcome[same]
     ]
     counts = ("answered_more_than_once", "missing", "calls_afterwards")
-    wrong += [f"{name.replace('_', ' ')}: {figures[name]}" for name in counts if figures[name]]
+    problems += [f"{name.replace('_', ' ')}: {figures[name]}" for name in counts if figures[name]]
     if not figures["data_same"]:
-        wrong.append("with calls that succeeded twice, data files differ")
+        problems.append("with calls that succeeded twice, data files differ")
     if not figures["asked_more_than_once"]:
-        wrong.append("nothing came twice")
-    return wrong
+        problems.append("no call was repeated")
+    return problems
 
 
-def told(figures: Figures) -> str:
-    what = ", ".join(one["what"] for one in figures["disturbed"])
+def summary(figures: Figures) -> str:
+    disturbances = ", ".join(outcome["what"] for outcome in figures["disturbed"])
     twice = figures["asked_more_than_once"]
     return (
-        f"{figures['keys']} keys, of which {twice} were asked and billed twice, the client having given up: one result "
-        f"each. Rows, bill and data files unchanged by {what}"
+        f"{figures['keys']} keys, of which {twice} were requested and billed twice, since the client had timed out: "
+        f"one result each. Rows, bill and data files are unchanged by: {disturbances}"
     )

@@ -1,4 +1,4 @@
-"""Time that goes faster for everything that runs in one event loop: the simulator and its clients alike."""
+"""Event loops with a faster clock, for trials that run the simulator and its clients in one loop."""
 
 import asyncio
 import selectors
@@ -11,7 +11,7 @@ Ts = TypeVarTuple("Ts")
 
 
 class _Selector(selectors.DefaultSelector):
-    """Waits a fraction of what it is asked to."""
+    """A selector that waits only a fraction of the requested timeout."""
 
     def __init__(self, speed: float) -> None:
         super().__init__()
@@ -22,9 +22,9 @@ class _Selector(selectors.DefaultSelector):
 
 
 class ScaledLoop(asyncio.SelectorEventLoop):
-    """An event loop whose clock, and so every sleep, deadline and time of its own, goes `speed` times as fast.
+    """An event loop whose clock runs `speed` times as fast; its sleeps and deadlines are shorter to match.
 
-    What is computed takes as much of its time as it takes, so many times over: 10 ms of work are a second at 100.
+    Computing is not sped up, so it takes more of the loop's time: 10 ms of work count as 1 s at speed 100.
     """
 
     def __init__(self, speed: float) -> None:
@@ -36,15 +36,15 @@ class ScaledLoop(asyncio.SelectorEventLoop):
 
 
 def run(main: Coroutine[Any, Any, T], speed: float) -> T:
-    """As `asyncio.run`, on a clock so many times as fast."""
+    """Run a coroutine like `asyncio.run`, on a clock that is `speed` times as fast."""
     with asyncio.Runner(loop_factory=lambda: ScaledLoop(speed)) as runner:
         return runner.run(main)
 
 
 class _Leaping(selectors.DefaultSelector):
-    """Waits for nothing but what is under way: data on a socket, a thread that works."""
+    """A selector that waits only for work in progress (data on a socket, a busy thread) and skips other time."""
 
-    GRACE_S = 0.0005  # in which the system brings what was sent from one socket to another
+    GRACE_S = 0.0005  # time for the system to deliver data from one socket to another
     STUCK_S = 30.0
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ class _Leaping(selectors.DefaultSelector):
     def select(self, timeout: float | None = None) -> Any:
         if timeout is None or (self.working and timeout > 0):
             ready = super().select(self.STUCK_S)
-            assert ready, "nothing will ever happen any more"
+            assert ready, "deadlock: no event is left to wait for"
             return ready
         ready = super().select(self.GRACE_S if timeout > 0 and len(self.get_map()) > 1 else 0)
         self.now += 0.0 if ready else max(0.0, timeout)
@@ -63,10 +63,10 @@ class _Leaping(selectors.DefaultSelector):
 
 
 class LeapingLoop(asyncio.SelectorEventLoop):
-    """An event loop whose clock stands still while anything is done, and leaps to the next timer else.
+    """An event loop whose clock stops while there is work to do and jumps to the next timer otherwise.
 
-    So it is as fast as the machine and, unlike a scaled one, shows the same on a slow one: what is computed takes no
-    time. Everything has to be in the loop, or in threads that it waits for. It begins at 1000 s.
+    It runs as fast as the machine allows. Unlike a scaled clock it gives the same results on a slow machine, since
+    computing takes no time. All work must be in the loop or in threads that it waits for. The clock starts at 1000 s.
     """
 
     def __init__(self) -> None:
@@ -87,6 +87,6 @@ class LeapingLoop(asyncio.SelectorEventLoop):
 
 
 def leap(main: Coroutine[Any, Any, T]) -> T:
-    """As `asyncio.run`, in as little time as its work takes."""
+    """Run a coroutine like `asyncio.run`, on a clock that skips all waiting."""
     with asyncio.Runner(loop_factory=LeapingLoop) as runner:
         return runner.run(main)

@@ -1,5 +1,6 @@
-"""Every key of the pipeline file changed after a finished run, and what the store's plan says is to be asked then; at
-full length asked for real, too, and counted at the server."""
+"""15. After a finished run each key of the pipeline file is changed, and the calls that the store plans are compared
+with those that the change should cause. At full length the changed pipelines also run, and the server counts the calls.
+"""
 
 import json
 import os
@@ -22,10 +23,10 @@ from tests.support.keys import keys
 from tests.support.serving import serving
 from trials.reliability import Figures, config_changes
 from trials.reliability.config_changes import CHANGED, CHANGES, Change, Patch
-from trials.reliability.simulated_run import Record
+from trials.reliability.simulated_run import CallLog
 
 NUMBER = 15
-PROMISE = "Identity is complete: each key, changed, asks again exactly what depends on it"
+PROMISE = "Identity is complete: a change of any key causes exactly the calls that depend on it"
 
 _PENDING = """
 SELECT endpoint, count(*) AS n FROM (
@@ -36,45 +37,45 @@ SELECT endpoint, count(*) AS n FROM (
 
 def trial(folder: Path, full: bool) -> Figures:
     config_changes.write(folder)
-    os.environ.setdefault("AIF_CHAOS_KEY", "none-needed")  # what `api_key_env` may name
-    record = Record()
-    with serving(Cast({}, {}, 7, open=True), on_call=record) as one:
-        house = _House(folder, one.base_url)
-        house.finish()
-        rows = house.rows()
+    os.environ.setdefault("AIF_TRIAL_KEY", "none-needed")  # the variable that `api_key_env` names in a change
+    call_log = CallLog()
+    with serving(Cast({}, {}, 7, open=True), on_call=call_log) as server:
+        finished = _FinishedRun(folder, server.base_url)
+        finished.finish()
+        rows = finished.rows()
         for row in rows if full else ():
-            row.calls = _asked_for_real(row.pipeline, record)
-    every = [*(key for key, _ in keys(Pipeline)), *(f"rubric.{key}" for key, _ in keys(Sheet))]
+            row.calls = _calls_of_run(row.pipeline, call_log)
+    all_keys = [*(key for key, _ in keys(Pipeline)), *(f"rubric.{key}" for key, _ in keys(Sheet))]
     return {
         "changes": len(rows),
         "keys": len(CHANGED),
         "asking": sum(1 for row in rows if row.change.asks),
         "asked_for_real": sum(row.calls is not None for row in rows),
         "calls": sum(row.calls or 0 for row in rows),
-        "lacking": config_changes.lacking(every),
-        "unknown": config_changes.unknown(every),
-        "otherwise": [row.told for row in rows if row.is_otherwise],
+        "lacking": config_changes.keys_without_change(all_keys),
+        "unknown": config_changes.changes_of_unknown_keys(all_keys),
+        "otherwise": [row.description for row in rows if row.is_wrong],
     }
 
 
-def broken(figures: Figures) -> list[str]:
-    wrong = [f"no change of {key} is tried" for key in figures["lacking"]]
-    wrong += [f"there is no key {key}" for key in figures["unknown"]]
-    return [*wrong, *figures["otherwise"]]
+def violations(figures: Figures) -> list[str]:
+    problems = [f"no change covers {key}" for key in figures["lacking"]]
+    problems += [f"there is no key {key}" for key in figures["unknown"]]
+    return [*problems, *figures["otherwise"]]
 
 
-def told(figures: Figures) -> str:
-    asked = f"; {figures['asked_for_real']} of them then ran, in {figures['calls']:,} calls at the server"
+def summary(figures: Figures) -> str:
+    asked = f"; {figures['asked_for_real']} of them then ran, with {figures['calls']:,} calls at the server"
     return (
-        f"{figures['changes']} changes of all {figures['keys']} keys of pipeline and rubric: {figures['asking']} ask "
-        f"again, {figures['changes'] - figures['asking']} nothing; {len(figures['otherwise'])} otherwise than they "
+        f"{figures['changes']} changes of all {figures['keys']} keys of pipeline and rubric: {figures['asking']} cause "
+        f"calls, {figures['changes'] - figures['asking']} none; {len(figures['otherwise'])} differ from what they "
         f"should{asked if figures['asked_for_real'] else ''}."
     )
 
 
 @dataclass
-class _Row:
-    """A change, and what it asked: by the store's plan, and at full length in calls at the server."""
+class _Result:
+    """A change and the calls it caused: those that the store plans and, at full length, those at the server."""
 
     change: Change
     pipeline: Pipeline
@@ -82,19 +83,19 @@ class _Row:
     calls: int | None = None
 
     @property
-    def is_otherwise(self) -> bool:
+    def is_wrong(self) -> bool:
         return self.pending != self.change.asks or self.calls not in (None, sum(self.change.asks.values()))
 
     @property
-    def told(self) -> str:
+    def description(self) -> str:
         change = self.change
         to = {**change.to, **change.rubric, **change.principles}
         calls = f", in {self.calls} calls" if self.calls is not None else ""
         return f"{change.named} by {to}: is to ask {change.asks or 'nothing'}, asks {self.pending or 'nothing'}{calls}"
 
 
-class _House:
-    """A run that can be finished and changed."""
+class _FinishedRun:
+    """A finished run whose pipeline can be changed."""
 
     def __init__(self, folder: Path, url: str) -> None:
         self._folder = folder
@@ -103,30 +104,32 @@ class _House:
         self._made = 0
 
     def finish(self) -> None:
-        """The run done as it stands, and then as each change takes it to be."""
+        """Finish the run as it is, and then with each `given` that a change needs."""
         base = self._pipeline({})
         _run(base)
         states = {repr(change.given): change.given for change in CHANGES}
-        with _opened(base) as ledger:
-            unfinished = [one for one in map(self._pipeline, states.values()) if _pending(one, ledger)]
-        for one in unfinished:
-            _run(one)
+        with _open(base) as ledger:
+            unfinished = [pipeline for pipeline in map(self._pipeline, states.values()) if _pending(pipeline, ledger)]
+        for pipeline in unfinished:
+            _run(pipeline)
 
-    def rows(self) -> list[_Row]:
-        """Every change by itself, those of the same sources together."""
-        made = [(change, self._changed(change)) for change in sorted(CHANGES, key=lambda change: repr(change.given))]
+    def rows(self) -> list[_Result]:
+        """Plan each change and return the results; changes of the same `given` come one after another."""
+        pipelines = [
+            (change, self._changed(change)) for change in sorted(CHANGES, key=lambda change: repr(change.given))
+        ]
         rows = []
-        with _opened(self._pipeline({})) as ledger:
-            for change, one in made:
-                if one.store == ledger.places.store:
-                    rows.append(_Row(change, one, _pending(one, ledger)))
+        with _open(self._pipeline({})) as ledger:
+            for change, pipeline in pipelines:
+                if pipeline.store == ledger.places.store:
+                    rows.append(_Result(change, pipeline, _pending(pipeline, ledger)))
                 else:
-                    with _opened(one) as other:
-                        rows.append(_Row(change, one, _pending(one, other)))
+                    with _open(pipeline) as other:
+                        rows.append(_Result(change, pipeline, _pending(pipeline, other)))
         return rows
 
     def _changed(self, change: Change) -> Pipeline:
-        """The pipeline with the change in it; rubric and principles are written otherwise, and named."""
+        """Return the pipeline with a change applied; a changed rubric or principles file gets a new name."""
         self._made += 1
         files: dict[str, Any] = {}
         if change.rubric:
@@ -140,33 +143,33 @@ class _House:
     def _pipeline(self, patch: Patch) -> Pipeline:
         data = config_changes.patched(self._base, patch)
         data["store"] = str(self._folder / data["store"])
-        text = json.dumps(data).replace("{other}", self._other)  # YAML, too
+        text = json.dumps(data).replace("{other}", self._other)  # JSON is valid YAML
         return parse(text, self._folder / "pipeline.yaml")
 
 
-def _opened(pipeline: Pipeline) -> Ledger:
-    return Ledger.open(pipeline.store, _unheard)
+def _open(pipeline: Pipeline) -> Ledger:
+    return Ledger.open(pipeline.store, _ignore)
 
 
 def _pending(pipeline: Pipeline, ledger: Ledger) -> dict[str, int]:
-    """What the pipeline would ask, by model and judge, as the store's plan has it."""
-    prepare(pipeline, ledger, rubric_of(pipeline), _unheard)
+    """Return the calls that the store plans for a pipeline, by model and judge."""
+    prepare(pipeline, ledger, rubric_of(pipeline), _ignore)
     with Reader.of(ledger.store) as reader:
         return {row["endpoint"]: row["n"] for row in reader._query(_PENDING)}
 
 
-def _asked_for_real(pipeline: Pipeline, record: Record) -> int | None:
-    """Calls of a run at the server; what aif launches, or simulates itself, has none there."""
-    if not all(one.base_url for one in (*pipeline.models.values(), *pipeline.judges.values())):
+def _calls_of_run(pipeline: Pipeline, call_log: CallLog) -> int | None:
+    """Run a pipeline and return its calls at the server; None if aif launches or simulates one of its endpoints."""
+    if not all(endpoint.base_url for endpoint in (*pipeline.models.values(), *pipeline.judges.values())):
         return None
-    before = len(record.calls)
+    before = len(call_log.calls)
     _run(pipeline)
-    return len(record.calls) - before
+    return len(call_log.calls) - before
 
 
 def _run(pipeline: Pipeline) -> None:
     feedback(pipeline, Terminal(Console(file=StringIO())))
 
 
-def _unheard(words: str) -> None:
-    """What the house tells of reading sources."""
+def _ignore(words: str) -> None:
+    """Discard the messages about reading sources."""

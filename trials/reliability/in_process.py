@@ -1,4 +1,4 @@
-"""A run within the trial's process and event loop, so that one clock, also a faster one, drives it and its server."""
+"""Run a pipeline in the trial's own event loop, so that one clock, which may be faster, drives client and server."""
 
 from pathlib import Path
 
@@ -16,25 +16,25 @@ from aif.store.report_queries import Tally
 Key = tuple[str, str]  # stage and name of a model or judge
 
 
-def _silent(words: str) -> None:
+def _ignore(words: str) -> None:
     pass
 
 
 async def run(path: Path) -> tuple[dict[str, str], dict[Key, Tally]]:
-    """`aif run` of a pipeline file: who was refused and why, and how everybody's items stand."""
+    """Run a pipeline as `aif run` does; return why endpoints were refused, by name, and the item counts by endpoint."""
     pipeline = load(path)
     rubric = rubric_of(pipeline)
-    with Ledger.open(pipeline.store, _silent, rubric) as ledger:
-        prepare(pipeline, ledger, rubric, _silent)
-        asked = await flow(
-            pipeline, ledger, rubric, Terminal(Console(quiet=True)), _silent, None, RetryPolicy(), Person()
+    with Ledger.open(pipeline.store, _ignore, rubric) as ledger:
+        prepare(pipeline, ledger, rubric, _ignore)
+        flow_result = await flow(
+            pipeline, ledger, rubric, Terminal(Console(quiet=True)), _ignore, None, RetryPolicy(), Person()
         )
         with Reader.of(ledger.store) as reader:
-            return asked.refused, reader.tallies()
+            return flow_result.refused, reader.tallies()
 
 
 def unanswered(path: Path) -> dict[str, int]:
-    """What has no answer after a run: how many items, by kind and verdict."""
+    """Return how many items have no answer after a run, by kind of failure and verdict, and how many are pending."""
     with Reader.open(load(path).store) as reader:
         rows = reader._query(
             "SELECT kind || ' ' || verdict AS what, count(*) AS n FROM failed GROUP BY ALL ORDER BY what"

@@ -1,4 +1,4 @@
-"""What the trials of keeping share: an undisturbed run, what the journal holds, and what the server had sent."""
+"""Shared by trials that interrupt runs: an undisturbed run to compare with, the journal, and the replies sent."""
 
 import signal
 from collections.abc import Callable, Iterable
@@ -27,68 +27,72 @@ from tests.support.serving import Served
 from trials.common import digests
 from trials.reliability.simulated_run import pipeline
 
-SHOWN = 24  # digits of a body's digest that the simulator puts into its reply's id
+SHOWN_DIGITS = 24  # digits of a body's digest that the simulator puts into its reply's id
 FORMATS = {"formats": ["trl", "h4", "ultrafeedback", "kto", "sft"], "test_size": 3}
 
 
-def undisturbed(folder: Path, base_url: str, prompts: int, **changes: Any) -> dict[str, str]:
-    """The data files, by name and digest, of a run that nothing disturbs."""
+def undisturbed_digests(folder: Path, base_url: str, prompts: int, **changes: Any) -> dict[str, str]:
+    """Run a pipeline to its end without faults; return the digests of its exported data files, by file."""
     path = pipeline(folder, base_url, prompts, export=FORMATS, **changes)
-    finish(path)
-    return written(path, folder / "dataset")
+    run_to_end(path)
+    return export_digests(path, folder / "dataset")
 
 
-def finish(path: Path, limit: int | None = None) -> str:
-    """A run to its end, in this process, without long waits. What it said."""
-    said = StringIO()
+def run_to_end(path: Path, limit: int | None = None) -> str:
+    """Run a pipeline to its end in this process, with short waits between retries; return the output."""
+    output = StringIO()
     quick = RetryPolicy(first_wait_s=0.01, longest_wait_s=0.1)
-    ended = feedback(load(path), Terminal(Console(file=said, width=500)), limit=limit, policy=quick)
-    assert not ended.incomplete, said.getvalue()
-    return said.getvalue()
+    ended = feedback(load(path), Terminal(Console(file=output, width=500)), limit=limit, policy=quick)
+    assert not ended.incomplete, output.getvalue()
+    return output.getvalue()
 
 
-def written(path: Path, out: Path) -> dict[str, str]:
-    """The pipeline's dataset, written in this process: its data files by name and digest."""
-    one = load(path)
-    rubric = rubric_of(one)
+def export_digests(path: Path, out: Path) -> dict[str, str]:
+    """Export a pipeline's dataset in this process; return the digests of its data files, by file."""
+    pipeline_read = load(path)
+    rubric = rubric_of(pipeline_read)
 
-    def whole(ledger: Ledger) -> None:
-        prepare(one, ledger, rubric, _silent, reread=False)
-        export(one, rubric, ledger, out, _silent)
+    def write(ledger: Ledger) -> None:
+        prepare(pipeline_read, ledger, rubric, _ignore, reread=False)
+        export(pipeline_read, rubric, ledger, out, _ignore)
 
-    Ledger.use(one.store, _silent, rubric, whole)
+    Ledger.use(pipeline_read.store, _ignore, rubric, write)
     return digests(out)
 
 
-def _silent(words: str) -> None:
+def _ignore(words: str) -> None:
     pass
 
 
-def records(store: Path) -> list[dict[str, Any]]:
-    """What the journal holds, but for damaged lines."""
-    return [found for _, found in replay(Places(store).journal) if not isinstance(found, Damage)]
+def journal_records(store: Path) -> list[dict[str, Any]]:
+    """Return the journal's records, without damaged lines."""
+    return [entry for _, entry in replay(Places(store).journal) if not isinstance(entry, Damage)]
 
 
-def journalled(store: Path) -> set[str]:
-    """The bodies of which the journal has the reply, by the digits that the reply shows."""
+def journaled_bodies(store: Path) -> set[str]:
+    """Return the digests, SHOWN_DIGITS long, of the request bodies whose replies are in the journal."""
     return {
         record["served"]["id"].partition("-")[2]
-        for record in records(store)
+        for record in journal_records(store)
         if record["t"] == "call" and record["verdict"] == "answered"
     }
 
 
-def sent(calls: Iterable[Call], before: float) -> set[str]:
-    """The bodies of which all of a reply was sent before then (of the monotonic clock)."""
-    return {shown(call) for call in calls if call.sent and call.usage is not None and call.ended < before}
+def bodies_sent(calls: Iterable[Call], before: float) -> set[str]:
+    """Return the digests, SHOWN_DIGITS long, of the bodies whose replies were complete by `before` (monotonic
+    seconds)."""
+    return {shown_digest(call) for call in calls if call.sent and call.usage is not None and call.ended < before}
 
 
-def shown(call: Call) -> str:
-    return call.key[:SHOWN]
+def shown_digest(call: Call) -> str:
+    return call.key[:SHOWN_DIGITS]
 
 
-def killed(process: Popen[str], store: Path, traced: bool = False) -> float:
-    """Kills it (-9); where it is traced, the one within that holds the store, if it still does. Returns when."""
+def kill_run(process: Popen[str], store: Path, traced: bool = False) -> float:
+    """Kill a run with SIGKILL and return the time of the kill (monotonic seconds).
+
+    A traced run is a child of strace: the process to kill is the one that holds the store's lock, if it still does.
+    """
     note = Places(store).lock.read_bytes() if traced else b""
     at = monotonic()
     if note or not traced:
@@ -98,16 +102,16 @@ def killed(process: Popen[str], store: Path, traced: bool = False) -> float:
     return at
 
 
-def settle(server: Served) -> None:
-    """Waits until the server is through with what a killed client had sent."""
+def wait_until_idle(server: Served) -> None:
+    """Wait until the server has finished all requests of a killed client."""
     while server.stats()["in_flight"]:
         sleep(0.05)
 
 
-def wait(process: Popen[str], until: Callable[[], bool], within_s: float = 60.0) -> bool:
-    """Waits until then, or until the process has ended; whether it goes on."""
+def wait_until(process: Popen[str], until: Callable[[], bool], within_s: float = 60.0) -> bool:
+    """Wait until `until` returns true or the process has ended; return whether the process is still running."""
     deadline = monotonic() + within_s
     while process.poll() is None and not until():
-        assert monotonic() < deadline, "waited in vain"
+        assert monotonic() < deadline, "timed out"
         sleep(0.003)
     return process.poll() is None

@@ -1,9 +1,9 @@
-"""18. Journal and store are two copies of what was paid for: what either holds after damage is lost by no command.
+"""18. Journal and store are two copies of what was paid for: no command loses what either still holds after damage.
 
-One run is had in three states, as backups have it, each with a journal in several segments and a store, closed or left
-by a kill. A case takes a state of each of the two, does harm to them, and gives them to a command. Where that refuses,
-what it says is typed, and the command given again. What they hold then is read by the trial's own reading: lines by
-their checksum, rows by DuckDB.
+One run is kept in three states, like backups, each with a journal in several segments and a store, closed or left by a
+kill. A case takes a journal and a store from any of the states, damages them, and runs a command. If the command
+refuses, the fix that it prints is applied, and the command repeated. The trial then reads both copies with code of its
+own: lines by their checksum, rows with DuckDB.
 """
 
 import os
@@ -38,26 +38,26 @@ from aif.store.journal import Journal, segments
 from aif.store.ledger import Ledger
 from aif.store.lock import Places
 from trials.reliability import Figures
-from trials.reliability.interrupted_run import SHOWN, finish, records, shown, written
-from trials.reliability.simulated_run import Record, pipeline, served, start
+from trials.reliability.interrupted_run import SHOWN_DIGITS, export_digests, journal_records, run_to_end, shown_digest
+from trials.reliability.simulated_run import CallLog, pipeline, served, start
 
 NUMBER = 18
 PROMISE = (
-    "What journal or store holds after any damage is lost by no command: it goes back into the other, nothing of it is "
-    "asked again, the bill grows no smaller"
+    "No command loses what journal or store holds after damage: it is copied into the other, nothing of it is "
+    "requested again, and the bill doesn't shrink"
 )
 
 CASES, FEW = 300, 8
-STATES = (0.35, 0.7, 1.0)  # of the run's records
+STATES = (0.35, 0.7, 1.0)  # shares of the run's records
 SEGMENT_BYTES = 24_000
 PRICE = {"price": {"input": 1, "output": 2}}
-OFTEN = 5  # a command may refuse, until it goes on by what it said
-COMMANDS = ("run", "rebuild", "export")  # `reparse` is `rebuild` by another name
+OFTEN = 5  # how often a command may refuse before its printed fixes must have helped
+COMMANDS = ("run", "rebuild", "export")  # `reparse` is another name of `rebuild`
 
 
 @dataclass
-class Held:
-    """What is there: answers by key, each with its texts; what calls cost; the bodies whose replies these are."""
+class Contents:
+    """What journal or store holds: the texts of answers by key, the cost of calls, the bodies that were answered."""
 
     answers: dict[str, set[str]] = field(default_factory=dict)
     usd: dict[str, float] = field(default_factory=dict)
@@ -65,18 +65,20 @@ class Held:
 
     def answer(self, key: str, text: str, served: str = "{}") -> None:
         self.answers.setdefault(key, set()).add(text)
-        if (said := (orjson.loads(served) or {}).get("id", "")).count("-"):
-            self.bodies.add(said.partition("-")[2][:SHOWN])
+        if (reply_id := (orjson.loads(served) or {}).get("id", "")).count("-"):
+            self.bodies.add(reply_id.partition("-")[2][:SHOWN_DIGITS])
 
-    def lost_by(self, other: "Held") -> int:
-        """How many answers the other has, and this has not, or in other words."""
+    def lost_by(self, other: "Contents") -> int:
+        """Return how many answers of `other` are missing here or have another text."""
         return sum(not texts & self.answers.get(key, set()) for key, texts in other.answers.items())
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What was done, and what came of it: answers lost or asked again, dollars less; how often what a refusal said was
-    typed, and how many answers were held where a command went on refusing."""
+    """A case and its outcome: answers lost or requested again, USD missing from the bill.
+
+    `refused` counts the refusals whose fix was applied; `stuck` the answers held if a command kept refusing.
+    """
 
     command: str
     harms: list[str]
@@ -88,25 +90,25 @@ class Case:
 
 
 def trial(folder: Path, full: bool) -> Figures:
-    random, record = Random(18), Record()
+    random, call_log = Random(18), CallLog()
     faults = Faults({Fault.SERVER_ERROR: 0.05, Fault.EMPTY: 0.05}, seed=18)
-    with served(record, faults=faults) as server:
-        made = partial(_pipeline, base_url=server.base_url, prompts=8 if full else 3)
-        states = _states(folder, made)
-        found = [_case(folder / f"{n}", made, states, record, random, n) for n in range(CASES if full else FEW)]
-    return {"cases": [{name: getattr(one, name) for name in Case.__slots__} for one in found]}
+    with served(call_log, faults=faults) as server:
+        new_run = partial(_pipeline, base_url=server.base_url, prompts=8 if full else 3)
+        states = _states(folder, new_run)
+        cases = [_case(folder / f"{n}", new_run, states, call_log, random, n) for n in range(CASES if full else FEW)]
+    return {"cases": [{name: getattr(case, name) for name in Case.__slots__} for case in cases]}
 
 
 def _pipeline(folder: Path, base_url: str, prompts: int) -> Path:
-    """Some prompts bring their completions."""
+    """Write a pipeline in which some prompts have completions of their own."""
     folder.mkdir(parents=True)
-    answers = [{"model": name, "text": f"{name} says that it follows."} for name in ("ann", "ben")]
-    rows = [{"prompt": f"What goes before {n}?", "answers": answers} for n in range(2)]
+    completions = [{"model": name, "text": f"{name} says that it follows."} for name in ("ann", "ben")]
+    rows = [{"prompt": f"What goes before {n}?", "answers": completions} for n in range(2)]
     (folder / "brought.jsonl").write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
-    brought = {"file": str(folder / "brought.jsonl"), "completions": {"field": "answers"}}
+    provided = {"file": str(folder / "brought.jsonl"), "completions": {"field": "answers"}}
     path = pipeline(folder, base_url, prompts, models=PRICE, judges=PRICE)
-    said = yaml.safe_load(path.read_text())
-    path.write_text(yaml.safe_dump(said | {"prompts": [brought, *said["prompts"]]}))
+    data = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump(data | {"prompts": [provided, *data["prompts"]]}))
     return path
 
 
@@ -114,25 +116,25 @@ def _store(path: Path) -> Path:
     return path.parent / "store" / "feedback.duckdb"
 
 
-def _states(folder: Path, made: Callable[[Path], Path]) -> list[Path]:
-    """The run in each state: folders with a journal, and stores, closed and as a kill leaves them."""
-    path = made(folder / "whole")
-    finish(path)
-    every, found = records(_store(path)), []
+def _states(folder: Path, new_run: Callable[[Path], Path]) -> list[Path]:
+    """Run once; return a folder for each state, with journal and store; beside each is one as a kill leaves it."""
+    path = new_run(folder / "whole")
+    run_to_end(path)
+    all_records, states = journal_records(_store(path)), []
     for share in STATES:
         place = folder / f"state-{share}" / "feedback.duckdb"
         place.parent.mkdir()
         journal, _ = Journal.open(Places(place).journal, SEGMENT_BYTES)
-        for one in every[: int(share * len(every))]:
-            journal.append([one])
+        for record in all_records[: int(share * len(all_records))]:
+            journal.append([record])
         journal.close()
-        with Ledger.open(place, _unheard):
+        with Ledger.open(place, _ignore):
             shutil.copytree(place.parent, folder / f"state-{share}-killed")
-        found.append(place.parent)
-    return found
+        states.append(place.parent)
+    return states
 
 
-# --- harm -------------------------------------------------------------------------------------------------------------
+# --- damage -----------------------------------------------------------------------------------------------------------
 
 Harm = Callable[[Random, Places, list[Path]], None]
 
@@ -157,9 +159,11 @@ def _newlines(end: bytes, random: Random, places: Places, states: list[Path]) ->
         path.write_bytes(b"".join(line[:-1] + end for line in lines))
 
 
-def _mixed_up(change: Callable[[Random, list[bytes]], list[bytes]], random: Random, places: Places, _: Any) -> None:
-    if found := list(_lines(places)):
-        path, lines = random.choice(found)
+def _change_segment(
+    change: Callable[[Random, list[bytes]], list[bytes]], random: Random, places: Places, _: Any
+) -> None:
+    if segments_lines := list(_lines(places)):
+        path, lines = random.choice(segments_lines)
         path.write_bytes(b"".join(change(random, lines)))
 
 
@@ -219,7 +223,7 @@ def _log_flipped(random: Random, places: Places, states: list[Path]) -> None:
 
 
 def _store_aside(random: Random, places: Places, states: list[Path]) -> None:
-    """An earlier mending was killed: beside this store lies another."""
+    """Put another store beside this one, as a killed repair leaves it."""
     shutil.copy(random.choice(states) / "feedback.duckdb", places.store.with_name("feedback.duckdb.aside"))
 
 
@@ -230,9 +234,9 @@ HARMS: dict[str, Harm] = {
     "newlines of Windows": partial(_newlines, b"\r\n"),
     "newlines of old": partial(_newlines, b"\r"),
     "no newlines": partial(_newlines, b""),
-    "lines doubled": partial(_mixed_up, _some_twice),
-    "lines gone": partial(_mixed_up, _some_gone),
-    "lines in another order": partial(_mixed_up, lambda random, lines: random.sample(lines, len(lines))),
+    "lines doubled": partial(_change_segment, _some_twice),
+    "lines gone": partial(_change_segment, _some_gone),
+    "lines in another order": partial(_change_segment, lambda random, lines: random.sample(lines, len(lines))),
     "segment cut": _cut,
     "segment gone": _segment_gone,
     "segment of a backup": _segment_older,
@@ -246,153 +250,154 @@ HARMS: dict[str, Harm] = {
 }
 
 
-# --- what is there ----------------------------------------------------------------------------------------------------
+# --- reading both copies ----------------------------------------------------------------------------------------------
 
 
-def _by_journal(places: Places) -> Held:
-    into = Held()
+def _journal_contents(places: Places) -> Contents:
+    into = Contents()
     for path in places.journal.glob("*.jsonl"):
         for part in re.split(rb'[\r\n]+|(?=[0-9a-f]{8} \{")', path.read_bytes()):
             line = part[: part.rfind(b"}") + 1]
             if line[8:9] == b" " and line[:8] == b"%08x" % zlib.crc32(line[9:]):
-                _in_record(orjson.loads(line[9:]), into)
+                _add_record(orjson.loads(line[9:]), into)
     return into
 
 
-def _in_record(one: dict[str, Any], into: Held) -> None:
-    if one["t"] == "call":
-        into.usd[one["id"]] = one["usd"] or one.get("bound") or 0.0
-    if one["t"] == "carried":
-        into.answer(one["key"], one["text"])
-    elif one["t"] == "call" and one["verdict"] == "answered" and one["text"] is not None:
-        into.answer(one["key"], one["text"], orjson.dumps(one["served"]).decode())
+def _add_record(record: dict[str, Any], into: Contents) -> None:
+    if record["t"] == "call":
+        into.usd[record["id"]] = record["usd"] or record.get("bound") or 0.0
+    if record["t"] == "carried":
+        into.answer(record["key"], record["text"])
+    elif record["t"] == "call" and record["verdict"] == "answered" and record["text"] is not None:
+        into.answer(record["key"], record["text"], orjson.dumps(record["served"]).decode())
 
 
-def _in_store(path: Path, into: Held) -> None:
-    """What DuckDB gives; of a table it can't read, nothing."""
+def _add_store(path: Path, into: Contents) -> None:
+    """Add what DuckDB can read of a store; nothing of a table that it can't read."""
     with suppress(duckdb.Error), duckdb.connect(str(path), read_only=True) as db:
         for table in ("completions", "judgements"):
             with suppress(duckdb.Error):
                 rows = db.execute(f"SELECT t.key, text, c.served FROM {table} t LEFT JOIN calls c ON call_id = id "
                                   "WHERE text IS NOT NULL").fetchall()  # fmt: skip
-                for key, text, said in rows:
-                    into.answer(key, text, said or "{}")
+                for key, text, reply_json in rows:
+                    into.answer(key, text, reply_json or "{}")
         with suppress(duckdb.Error):
             into.usd |= dict(db.execute("SELECT id, coalesce(usd, bound, 0) FROM calls").fetchall())
 
 
-def _by_store(places: Places) -> Held:
-    into = Held()
-    _in_store(places.store, into)
+def _store_contents(places: Places) -> Contents:
+    into = Contents()
+    _add_store(places.store, into)
     return into
 
 
-def _held(places: Places) -> Held:
-    """By the journal, the store, and stores set aside."""
-    held = _by_journal(places)
+def _contents(places: Places) -> Contents:
+    """Return what journal, store and stores set aside hold together."""
+    contents = _journal_contents(places)
     for path in places.store.parent.glob("feedback.duckdb*"):
         if not path.name.endswith(".wal") and path.stat().st_size:
-            _in_store(path, held)
-    return held
+            _add_store(path, contents)
+    return contents
 
 
 # --- a case -----------------------------------------------------------------------------------------------------------
 
 
 def _case(
-    folder: Path, made: Callable[[Path], Path], states: list[Path], record: Record, random: Random, n: int
+    folder: Path, new_run: Callable[[Path], Path], states: list[Path], call_log: CallLog, random: Random, n: int
 ) -> Case:
-    path = made(folder)
+    path = new_run(folder)
     places = Places(_store(path))
     places.store.parent.mkdir()
     journal, store = (random.choice([*states, states[-1]]) for _ in range(2))
     shutil.copytree(journal / "feedback.journal", places.journal)
     store = store.with_name(store.name + random.choice(["", "-killed"]))
-    for one in store.glob("feedback.duckdb*"):
-        shutil.copy(one, places.store.parent / one.name)
+    for file in store.glob("feedback.duckdb*"):
+        shutil.copy(file, places.store.parent / file.name)
     harms = random.sample(sorted(HARMS), random.choice([1, 1, 2, 2, 3]))
     for harm in harms:
-        with suppress(FileNotFoundError):  # what an earlier one has taken away
+        with suppress(FileNotFoundError):  # an earlier damage has removed the file
             HARMS[harm](random, places, states)
-    before, calls, command = _held(places), len(record.calls), random.choice(COMMANDS)
+    before, calls, command = _contents(places), len(call_log.calls), random.choice(COMMANDS)
     if n % 10 == 0:
         process = start("rebuild", path)
         sleep(random.uniform(0.3, 1.5))
         process.kill()
         process.communicate()
-    given = [_given(command, path)]
-    after = [_held(places)]  # a block that no command has read yet may still be damaged in one of the two
-    given += [_given(one, path) for one in ("rebuild", "run")]
-    asked = {shown(one) for one in record.calls[calls:]}
-    if goes_on := all(went for _, went in given):  # then each by itself has all
-        after += [_by_journal(places), _by_store(places)]
+    results = [_follow_refusals(command, path)]
+    after = [_contents(places)]  # a block that no command has read yet may still be damaged in one of the copies
+    results += [_follow_refusals(command_given, path) for command_given in ("rebuild", "run")]
+    asked = {shown_digest(call) for call in call_log.calls[calls:]}
+    if all_accepted := all(accepted for _, accepted in results):  # then each copy alone must hold everything
+        after += [_journal_contents(places), _store_contents(places)]
     billed = sum(before.usd.values())
     return Case(
         command,
         [f"{journal.name}, {store.name}", *harms],
-        max(held.lost_by(before) for held in after),
+        max(contents.lost_by(before) for contents in after),
         len(asked & before.bodies),
-        round(max(0.0, *(billed - sum(held.usd.values()) for held in after)), 9),
-        sum(times for times, _ in given),
-        0 if goes_on else len(before.answers),
+        round(max(0.0, *(billed - sum(contents.usd.values()) for contents in after)), 9),
+        sum(times for times, _ in results),
+        0 if all_accepted else len(before.answers),
     )
 
 
-def _given(command: str, path: Path) -> tuple[int, bool]:
-    """Gives a command, and types what it says where it refuses, until it goes on or says nothing to type. How often it
-    did, and whether it went on in the end."""
+def _follow_refusals(command: str, path: Path) -> tuple[int, bool]:
+    """Run a command, applying the fix it prints each time it refuses.
+
+    Return how often it refused with a fix, and whether it succeeded in the end.
+    """
     for times in range(OFTEN):
-        said = _refusal(command, path)
-        typed = [line for line in said.splitlines() if line.startswith("  ")]
-        for line in typed:
+        message = _refusal(command, path)
+        commands = [line for line in message.splitlines() if line.startswith("  ")]
+        for line in commands:
             subprocess.run(["sh", "-ec", line], check=True)
-        if not typed:
-            return times, not said
+        if not commands:
+            return times, not message
     return OFTEN, False
 
 
 def _refusal(command: str, path: Path) -> str:
-    """What a command says that ends, before it asks for anything, since something is damaged; nothing where it goes
-    on."""
-    one, quick = load(path), RetryPolicy(first_wait_s=0.01, longest_wait_s=0.1)
+    """Run a command; return its message if it refuses because of damage, or an empty text if it succeeds."""
+    pipeline_read, policy = load(path), RetryPolicy(first_wait_s=0.01, longest_wait_s=0.1)
     try:
         if command == "run":
-            feedback(one, Terminal(Console(file=StringIO())), policy=quick)
+            feedback(pipeline_read, Terminal(Console(file=StringIO())), policy=policy)
         elif command == "rebuild":
-            again(one, _unheard)
+            again(pipeline_read, _ignore)
         else:
-            written(path, path.parent / "dataset")
+            export_digests(path, path.parent / "dataset")
     except JournalDamaged as error:
         return str(error)
-    except BadInput as error:  # a store that can't be read, with no journal; or nothing is there to export yet
+    except BadInput as error:  # the store is unreadable and there is no journal, or there is nothing to export yet
         return "" if "nothing to export" in str(error) else str(error)
     return ""
 
 
-def _unheard(words: str) -> None:
+def _ignore(words: str) -> None:
     pass
 
 
-# --- what is said of it -----------------------------------------------------------------------------------------------
+# --- results ----------------------------------------------------------------------------------------------------------
 
 
-def broken(figures: Figures) -> list[str]:
-    wrong = []
-    for n, one in enumerate(figures["cases"]):
-        what = f"case {n} ({one['command']}; {', '.join(one['harms'])})"
-        wrong += [f"{what} lost {one['lost']} answers"] if one["lost"] else []
-        wrong += [f"{what} asked for {one['again']} again"] if one["again"] else []
-        wrong += [f"{what} lost {one['less']} dollars of the bill"] if one["less"] > 1e-6 else []
-        wrong += [f"{what} went on refusing, with {one['stuck']} answers there"] if one["stuck"] else []
-    refused = sum(one["refused"] > 0 for one in figures["cases"])
-    return wrong + ([f"{refused} refused"] if 2 * refused > len(figures["cases"]) else [])
+def violations(figures: Figures) -> list[str]:
+    problems = []
+    for n, case in enumerate(figures["cases"]):
+        name = f"case {n} ({case['command']}; {', '.join(case['harms'])})"
+        problems += [f"{name} lost {case['lost']} answers"] if case["lost"] else []
+        problems += [f"{name} requested {case['again']} again"] if case["again"] else []
+        problems += [f"{name} lost {case['less']} USD of the bill"] if case["less"] > 1e-6 else []
+        problems += [f"{name} kept refusing, with {case['stuck']} answers held"] if case["stuck"] else []
+    refused = sum(case["refused"] > 0 for case in figures["cases"])
+    return problems + ([f"{refused} refused"] if 2 * refused > len(figures["cases"]) else [])
 
 
-def told(figures: Figures) -> str:
+def summary(figures: Figures) -> str:
     cases = figures["cases"]
-    kinds = Counter(harm for one in cases for harm in one["harms"][1:])
-    lost, asked, refused = (sum(one[name] for one in cases) for name in ("lost", "again", "refused"))
+    kinds = Counter(harm for case in cases for harm in case["harms"][1:])
+    lost, asked, refused = (sum(case[name] for case in cases) for name in ("lost", "again", "refused"))
     return (
-        f"{len(cases)} cases of {len(kinds)} kinds of harm to either, or both: {lost} answers lost, {asked} asked for "
-        f"again. {refused} times a command refused, since what was damaged is nowhere else, and went on as it said."
+        f"{len(cases)} cases of {len(kinds)} kinds of damage to either or both: {lost} answers lost, {asked} requested "
+        f"again. {refused} times a command refused, since the damaged data is nowhere else, and resumed after its fix."
     )

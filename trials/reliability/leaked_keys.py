@@ -1,7 +1,7 @@
-"""Keys in the environment, a server that says them back in every way it can, and a search of every byte that is left.
+"""14. API keys are in the environment, a server echoes them in many ways, and all files left are searched for them.
 
-A *bait* stands in a prompt, plain and in base64, and so in all that a run leaves: where the search does not find it, a
-key would not be found, either.
+A *bait* is in a prompt, plain and in base64, and so in everything that a run writes: where the search doesn't find the
+bait, it would not find a key, either.
 """
 
 import base64
@@ -26,14 +26,14 @@ from aif.store.lock import Places
 from aif.store.reader import Reader
 from tests.support.serving import serving
 from trials.reliability import Figures
-from trials.reliability.simulated_run import JUDGE, POOL, Record, aif, pipeline
+from trials.reliability.simulated_run import JUDGE, POOL, CallLog, aif, pipeline
 
 NUMBER = 14
 PROMISE = "A key set in the environment is found nowhere after a run with errors"
 
 OTHER = "lenient"  # a second judge, over Anthropic's API
 KEYS = {
-    "AIF_CHAOS_POOL_KEY": 'pool/7f3a+9c51"d2e8<b704',
+    "AIF_TRIAL_POOL_KEY": 'pool/7f3a+9c51"d2e8<b704',
     "OPENAI_API_KEY": "sk-proj-5be1_c07d/93aa+41f8",
     "ANTHROPIC_API_KEY": "sk-ant-api03-e2b9/70cc-148d",
     "HF_TOKEN": "hf_d81e6b2f90a7c354",
@@ -48,68 +48,66 @@ _ECHOING = {Fault.RATE_LIMITED, Fault.SERVER_ERROR, Fault.OVERLOADED, Fault.UNAU
 
 
 def trial(folder: Path, full: bool) -> Figures:
-    left = folder / "left"
-    said = left / "said"
-    said.mkdir(parents=True)
-    record, befall = Record(), _Befall()
-    with serving(Cast(POOL, {JUDGE: 0.1, OTHER: 0.2}, 7), on_call=record, faults=befall) as server:
-        path = _pipeline(left, server.base_url, 60 if full else 4)
+    folder_left = folder / "left"
+    outputs = folder_left / "said"
+    outputs.mkdir(parents=True)
+    call_log, plan = CallLog(), _FaultPlan()
+    with serving(Cast(POOL, {JUDGE: 0.1, OTHER: 0.2}, 7), on_call=call_log, faults=plan) as server:
+        path = _pipeline(folder_left, server.base_url, 60 if full else 4)
         store = load(path).store
-        with _watched(Places(store), left / "watched"):
-            for n in range(2):  # the judge's key is refused, then taken
-                befall.refusing = n == 0
-                _tell(said, "run", path, "--yes")
-        befall.refusing = True
+        with _copied_during_run(Places(store), folder_left / "watched"):
+            for n in range(2):  # the judge's key is refused first, and accepted in the second run
+                plan.refusing = n == 0
+                _run_command(outputs, "run", path, "--yes")
+        plan.refusing = True
         for command in ("export", *(("failures", "status", "doctor") if full else ())):
-            _tell(said, command, path)
-        _tell(said, "show", path, _baited(store))
-    _dump(store, left)
-    found = {name: _places(left, key) for name, key in KEYS.items()}
+            _run_command(outputs, command, path)
+        _run_command(outputs, "show", path, _baited(store))
+    _dump(store, folder_left)
+    places_by_key = {name: _places(folder_left, key) for name, key in KEYS.items()}
     return {
-        "calls": len(record.calls),
-        "said_back": sum(call.fault in _ECHOING for call in record.calls),
-        "files": sum(1 for _ in _files(left)),
-        "bytes": sum(file.stat().st_size for file in _files(left)),
-        "watched": len(list((left / "watched").iterdir())),
-        "found": {name: places for name, places in found.items() if places},
-        "bait": sorted({place.partition("/")[0] for place in _places(left, BAIT)}),
-        "marked": sum(file.read_bytes().count(b"[key]") for file in (left / "dumped").iterdir()),
+        "calls": len(call_log.calls),
+        "said_back": sum(call.fault in _ECHOING for call in call_log.calls),
+        "files": sum(1 for _ in _files(folder_left)),
+        "bytes": sum(file.stat().st_size for file in _files(folder_left)),
+        "watched": len(list((folder_left / "watched").iterdir())),
+        "found": {name: places for name, places in places_by_key.items() if places},
+        "bait": sorted({place.partition("/")[0] for place in _places(folder_left, BAIT)}),
+        "marked": sum(file.read_bytes().count(b"[key]") for file in (folder_left / "dumped").iterdir()),
     }
 
 
-_BAITED = ["dumped", "prompts.jsonl", "said", "store"]  # a store's journal lies in its folder
+_BAITED = ["dumped", "prompts.jsonl", "said", "store"]  # a store's journal is in its folder
 
 
-def broken(figures: Figures) -> list[str]:
-    wrong = [f"{name} was found in {', '.join(places)}" for name, places in figures["found"].items()]
+def violations(figures: Figures) -> list[str]:
+    problems = [f"{name} was found in {', '.join(places)}" for name, places in figures["found"].items()]
     if missing := [place for place in _BAITED if place not in figures["bait"]]:
-        wrong.append(f"the search is blind: what stands in a prompt was not found in {', '.join(missing)}")
+        problems.append(f"the search failed: text of a prompt was not found in {', '.join(missing)}")
     if not figures["said_back"] or not figures["marked"] or not figures["watched"]:
-        wrong.append(
-            "no server said a key back, or none was taken out, or the progress was not seen: nothing was tried"
-        )
-    return wrong
+        problems.append("no key was echoed, none was redacted, or no progress file was copied, so the trial is void")
+    return problems
 
 
-def told(figures: Figures) -> str:
-    found = sum(map(len, figures["found"].values()))
+def summary(figures: Figures) -> str:
+    places = sum(map(len, figures["found"].values()))
     return (
-        f"{figures['said_back']:,} of {figures['calls']:,} calls had the key said back (refusals, pages, completions, "
-        f"ratings; plain, escaped, in base64): {len(KEYS)} keys found in {found} places of {figures['files']:,} files "
-        f"with {figures['bytes'] / 1e6:,.1f} MB (store, journal, dataset, card, progress, lock, terminal); the bait in "
-        f"{len(figures['bait'])}."
+        f"{figures['said_back']:,} of {figures['calls']:,} calls echoed a key (refusals, pages, completions, ratings; "
+        f"plain, escaped, in base64): {len(KEYS)} keys found in {places} of {figures['files']:,} files with "
+        f"{figures['bytes'] / 1e6:,.1f} MB (store, journal, dataset, card, progress, lock, terminal); the bait in "
+        f"{len(figures['bait'])} places."
     )
 
 
-def _tell(said: Path, *words: object) -> None:
-    """A command with the keys in its environment; what it says is kept, whatever its end."""
-    _, told = aif(*words, environ=KEYS, within_s=300.0)
-    (said / f"{len(list(said.iterdir()))}-{words[0]}.txt").write_text(told)
+def _run_command(outputs: Path, *words: object) -> None:
+    """Run a command with the keys in its environment, and keep its output whatever its exit code."""
+    _, output = aif(*words, environ=KEYS, within_s=300.0)
+    (outputs / f"{len(list(outputs.iterdir()))}-{words[0]}.txt").write_text(output)
 
 
 @dataclass
-class _Befall:
-    """A share of calls fails, each in a way that says the key back; while `refusing`, the judge's key is no good."""
+class _FaultPlan:
+    """Half of the calls fail once, each echoing the key; while `refusing` is set, the judge's key is refused."""
 
     refusing: bool = True
 
@@ -119,33 +117,33 @@ class _Befall:
         if arrival.nth > 1 or fraction("befalls", arrival.key) > 0.5:
             return None
         fault = _FAULTS[int(fraction("fault", arrival.key) * len(_FAULTS))]
-        ways = _ways(
-            KEYS[{JUDGE: "OPENAI_API_KEY", OTHER: "ANTHROPIC_API_KEY"}.get(arrival.model, "AIF_CHAOS_POOL_KEY")]
+        ways = _spellings(
+            KEYS[{JUDGE: "OPENAI_API_KEY", OTHER: "ANTHROPIC_API_KEY"}.get(arrival.model, "AIF_TRIAL_POOL_KEY")]
         )
         way = ways[int(fraction("way", arrival.key) * len(ways))]
         return Mishap(fault, "0.1", text=f"I was sent {way} and so I say it.")
 
 
-def _ways(key: str) -> list[str]:
-    """A key as a server may say it back."""
+def _spellings(key: str) -> list[str]:
+    """Return a key in all the ways a server may echo it."""
     return [
         key,
         json.dumps(key)[1:-1],
-        "".join(f"\\u{ord(one):04x}" for one in key),
+        "".join(f"\\u{ord(character):04x}" for character in key),
         quote(key, safe=""),
         *(base64.b64encode(f"{before}{key}".encode()).decode() for before in ("", ":", "me")),
     ]
 
 
-def _looked_for(key: str) -> re.Pattern[bytes]:
-    """What is looked for: a key as it is said back. Of base64, the letters that depend on nothing beside the key."""
-    ways = [way[4:-4] if n > 3 else way for n, way in enumerate(_ways(key))]
+def _pattern(key: str) -> re.Pattern[bytes]:
+    """Return a pattern for a key in all its spellings; of base64, only the part that depends on the key alone."""
+    ways = [way[4:-4] if n > 3 else way for n, way in enumerate(_spellings(key))]
     return re.compile(b"|".join(re.escape(way.encode()) for way in ways))
 
 
 def _pipeline(folder: Path, url: str, prompts: int) -> Path:
-    """The pool with a key of its own, judges over OpenAI's API and Anthropic's; the last prompt has the bait."""
-    path = pipeline(folder, url, prompts, models={"api_key_env": "AIF_CHAOS_POOL_KEY"})
+    """Write a pipeline with a key for each API: the pool's, OpenAI's and Anthropic's; add the bait prompt."""
+    path = pipeline(folder, url, prompts, models={"api_key_env": "AIF_TRIAL_POOL_KEY"})
     with (folder / "prompts.jsonl").open("a") as file:
         file.write(json.dumps({"prompt": f"What is {BAIT}, or {base64.b64encode(BAIT.encode()).decode()}?"}) + "\n")
     data = yaml.safe_load(path.read_text())
@@ -166,8 +164,8 @@ def _baited(store: Path) -> str:
 
 
 @contextmanager
-def _watched(places: Places, into: Path) -> Iterator[None]:
-    """Copies what is there during a run alone, again and again."""
+def _copied_during_run(places: Places, into: Path) -> Iterator[None]:
+    """Copy the files that exist only during a run (lock, progress) to `into`, ten times a second."""
     into.mkdir()
     over = threading.Event()
 
@@ -192,7 +190,7 @@ def _watched(places: Places, into: Path) -> Iterator[None]:
 
 
 def _dump(store: Path, folder: Path) -> None:
-    """Store and dataset as text: as files they are compressed, and a search of their bytes would tell nothing."""
+    """Write store and dataset as text: their files are compressed, so a search of their bytes would find nothing."""
     into = folder / "dumped"
     into.mkdir()
     with Reader.open(store) as reader:
@@ -204,18 +202,18 @@ def _dump(store: Path, folder: Path) -> None:
 
 
 def _write(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Every value as it is: JSON would escape a key's quotes."""
+    """Write rows unescaped: JSON would escape the quotes in a key."""
     path.write_text("\n".join(repr(row) + "\n" + "\n".join(_texts(row)) for row in rows))
 
 
 def _texts(value: Any) -> Iterator[str]:
     match value:
         case dict():
-            for one in value.values():
-                yield from _texts(one)
+            for item in value.values():
+                yield from _texts(item)
         case list():
-            for one in value:
-                yield from _texts(one)
+            for item in value:
+                yield from _texts(item)
         case str():
             yield value
 
@@ -225,6 +223,6 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _places(folder: Path, key: str) -> list[str]:
-    """The files in which a key is found, in whichever way."""
-    pattern = _looked_for(key)
+    """Return the files that contain a key, in any spelling."""
+    pattern = _pattern(key)
     return [str(file.relative_to(folder)) for file in _files(folder) if pattern.search(file.read_bytes())]

@@ -1,4 +1,4 @@
-"""An hour of everything going wrong now and then: what the process holds, and how fast it is, at its begin and end."""
+"""16. An hour with every fault at a low rate: the process's memory, files and speed at the beginning and at the end."""
 
 import json
 import signal
@@ -21,11 +21,11 @@ from trials.reliability.simulated_run import pipeline, served
 
 NUMBER = 16
 PROMISE = (
-    "A long run stays healthy: in an hour with every fault at a low rate no growth of memory, files or tasks, and the "
-    "last ten minutes as fast as the first."
+    "A long run stays healthy: in an hour with every fault at a low rate memory, files and tasks don't grow, and the "
+    "last ten minutes are as fast as the first."
 )
-RATE = 0.002  # of each fault: about 3 % of the calls, and two of them cost a call's whole time
-LASTING = {Fault.QUOTA, Fault.UNAUTHORIZED, Fault.FORBIDDEN, Fault.UNKNOWN_MODEL}  # these end a provider, not a call
+RATE = 0.002  # of each fault: about 3 % of the calls in total; two kinds take up a call's whole timeout
+LASTING = {Fault.QUOTA, Fault.UNAUTHORIZED, Fault.FORBIDDEN, Fault.UNKNOWN_MODEL}  # these stop a provider, not a call
 LATENCY_S, TIMEOUT_S = 0.4, 3.0
 MB_PER_HOUR = 24.0
 SLOWER = 0.10
@@ -33,8 +33,10 @@ SLOWER = 0.10
 
 @dataclass(frozen=True, slots=True)
 class Length:
-    """How long it takes, in seconds: all, between samples, before anything is compared, and what is compared at the
-    begin and at the end; from when on growth is looked at; and the share of calls that each fault befalls."""
+    """The length of a run, in seconds: in total, between samples, and of the windows in which speed is compared.
+
+    The first window begins after `warm_s`; growth is measured from `settled_s` on. `rate` is the share of each fault.
+    """
 
     all_s: float
     every_s: float
@@ -50,79 +52,84 @@ SHORT = Length(6, 0.25, 2, 2, 2, 4 * RATE, 200)
 
 
 def trial(folder: Path, full: bool) -> Figures:
-    return measured(folder, FULL if full else SHORT)
+    return measure(folder, FULL if full else SHORT)
 
 
-def measured(folder: Path, length: Length) -> Figures:
+def measure(folder: Path, length: Length) -> Figures:
     faults = Faults({fault: length.rate for fault in Fault if fault not in LASTING}, seed=16)
-    finished = Finished()
-    with served(finished, latency_s=LATENCY_S, faults=faults) as one:
+    counter = CallCounter()
+    with served(counter, latency_s=LATENCY_S, faults=faults) as sample:
         path = pipeline(
             folder,
-            one.base_url,
+            sample.base_url,
             length.prompts,
             models={"timeout_s": TIMEOUT_S, "concurrency": 2},
             judges={"timeout_s": TIMEOUT_S, "concurrency": 4, "price": {"input": 0, "output": 0}},
         )
-        code = _run_for(length.all_s, path, folder / "samples", length.every_s, finished)
+        code = _run_for(length.all_s, path, folder / "samples", length.every_s, counter)
     if len((folder / "samples").read_text().splitlines()) * length.every_s < length.settled_s:
         raise RuntimeError(f"the run ended early, with exit code {code}: {(folder / 'said').read_text()[-2000:]}")
     samples = [json.loads(line) for line in (folder / "samples").read_text().splitlines()]
-    since, until = finished.began + length.settled_s, finished.began + length.all_s
-    for one in samples:
-        one["own_mb"] = one["mb"] - one["duckdb_mb"]
-    settled = [one for one in samples if since <= one["at"] <= until]
+    since, until = counter.began + length.settled_s, counter.began + length.all_s
+    for sample in samples:
+        sample["own_mb"] = sample["mb"] - sample["duckdb_mb"]
+    settled = [sample for sample in samples if since <= sample["at"] <= until]
     cpu_s = settled[-1]["cpu_s"] - settled[0]["cpu_s"]
     return {
         "code": code,
         "seconds": length.all_s,
-        "calls": finished.calls,
-        "faults": dict(sorted(finished.faults.items())),
-        "first_per_s": round(finished.rate(length.warm_s, length.warm_s + length.window_s), 2),
-        "last_per_s": round(finished.rate(length.all_s - length.window_s, length.all_s), 2),
+        "calls": counter.calls,
+        "faults": dict(sorted(counter.faults.items())),
+        "first_per_s": round(counter.rate(length.warm_s, length.warm_s + length.window_s), 2),
+        "last_per_s": round(counter.rate(length.all_s - length.window_s, length.all_s), 2),
         "grew_mb_per_hour": round(_per_hour(settled, "own_mb"), 1),
-        **{what: [round(one[what], 1) for one in (settled[0], settled[-1])] for what in ("own_mb", "duckdb_mb")},
-        **{what: _thirds(settled, what) for what in ("files", "threads", "tasks", "blocks")},
+        **{
+            quantity: [round(sample[quantity], 1) for sample in (settled[0], settled[-1])]
+            for quantity in ("own_mb", "duckdb_mb")
+        },
+        **{quantity: _thirds(settled, quantity) for quantity in ("files", "threads", "tasks", "blocks")},
         "cpu": round(cpu_s / (settled[-1]["at"] - settled[0]["at"]), 2),
         "samples": len(settled),
     }
 
 
-def broken(figures: Figures) -> list[str]:
-    wrong, full = [], figures["seconds"] >= FULL.all_s
+def violations(figures: Figures) -> list[str]:
+    problems, full = [], figures["seconds"] >= FULL.all_s
     if figures["code"] != Exit.INTERRUPTED:
-        wrong.append(f"it ended with exit code {figures['code']}")
+        problems.append(f"it ended with exit code {figures['code']}")
     if full and figures["grew_mb_per_hour"] > MB_PER_HOUR:
-        wrong.append(f"memory grew by {figures['grew_mb_per_hour']} MB an hour")
-    # one block kept of each call would be 70,000 in an hour, a tenth of all there are
-    for what, more in (("files", 1.1), ("threads", 1.1), ("tasks", 1.1), ("blocks", 1.02)):
-        first, _, last = figures[what]
-        if last > first * more + 4:
-            wrong.append(f"{what} grew from {first} to {last}")
+        problems.append(f"memory grew by {figures['grew_mb_per_hour']} MB an hour")
+    # one leaked block a call would be 70,000 in an hour, a tenth of all blocks
+    for quantity, factor in (("files", 1.1), ("threads", 1.1), ("tasks", 1.1), ("blocks", 1.02)):
+        first, _, last = figures[quantity]
+        if last > first * factor + 4:
+            problems.append(f"{quantity} grew from {first} to {last}")
     if figures["last_per_s"] < figures["first_per_s"] * (1 - (SLOWER if full else 0.75)):
-        wrong.append(f"replies a second fell from {figures['first_per_s']} to {figures['last_per_s']}")
+        problems.append(f"replies a second fell from {figures['first_per_s']} to {figures['last_per_s']}")
     if len(figures["faults"]) < (len(Fault) - len(LASTING) if full else 5):
-        wrong.append(f"only these faults befell it: {', '.join(figures['faults'])}")
-    return wrong
+        problems.append(f"only these faults occurred: {', '.join(figures['faults'])}")
+    return problems
 
 
-def told(figures: Figures) -> str:
+def summary(figures: Figures) -> str:
     befell = sum(figures["faults"].values())
     files, tasks = figures["files"], figures["tasks"]
     own, duckdb = figures["own_mb"], figures["duckdb_mb"]
     return (
         f"{figures['calls']:,} calls in {figures['seconds'] / 60:.0f} min, {befell:,} of them with one of "
         f"{len(figures['faults'])} faults: memory {own[0]:.0f} to {own[1]:.0f} MB "
-        f"({figures['grew_mb_per_hour']:+.1f} MB an hour), beside what DuckDB says it keeps of its tables "
+        f"({figures['grew_mb_per_hour']:+.1f} MB an hour), in addition to DuckDB's tables "
         f"({duckdb[0]:.0f} to {duckdb[1]:.0f}); open files {files[0]:.0f} to {files[2]:.0f}, "
         f"tasks {tasks[0]:.0f} to {tasks[2]:.0f}; {figures['first_per_s']} replies a second at first, "
         f"{figures['last_per_s']} at last."
     )
 
 
-class Finished:
-    """How many calls came and what befell them, and how many replies the server finished, by tenths of a second of its
-    clock, which is this machine's monotonic one. Nothing else is kept of a call."""
+class CallCounter:
+    """Counts calls, faults, and complete replies by tenths of a second of the server's monotonic clock.
+
+    It keeps nothing else of a call, so that an hour of calls takes no memory.
+    """
 
     def __init__(self) -> None:
         self._by_tenth: Counter[int] = Counter()
@@ -140,14 +147,14 @@ class Finished:
                 self._by_tenth[int(10 * (call.ended - self.began))] += 1
 
     def rate(self, since: float, until: float) -> float:
-        """Replies a second, between two times in seconds after the first call."""
+        """Return the replies per second between two times, in seconds after the first call."""
         with self._lock:
-            found = sum(n for tenth, n in self._by_tenth.items() if since <= tenth / 10 < until)
-        return found / (until - since)
+            replies = sum(n for tenth, n in self._by_tenth.items() if since <= tenth / 10 < until)
+        return replies / (until - since)
 
 
-def _run_for(seconds: float, path: Path, samples: Path, every_s: float, finished: Finished) -> int:
-    """`aif run`, stopped so many seconds after its first call."""
+def _run_for(seconds: float, path: Path, samples: Path, every_s: float, counter: CallCounter) -> int:
+    """Run `aif run`, send it SIGTERM `seconds` after its first call, and return its exit code."""
     command = [
         sys.executable,
         "-m",
@@ -158,10 +165,10 @@ def _run_for(seconds: float, path: Path, samples: Path, every_s: float, finished
         str(path),
         "--yes",
     ]
-    with (path.parent / "said").open("w") as said:
-        process = subprocess.Popen(command, env=environ(), stdout=said, stderr=said, start_new_session=True)
+    with (path.parent / "said").open("w") as output:
+        process = subprocess.Popen(command, env=environ(), stdout=output, stderr=output, start_new_session=True)
         try:
-            while process.poll() is None and not (finished.began and time.monotonic() - finished.began > seconds):
+            while process.poll() is None and not (counter.began and time.monotonic() - counter.began > seconds):
                 time.sleep(0.1)
             process.send_signal(signal.SIGTERM)
             return process.wait(60)
@@ -170,13 +177,13 @@ def _run_for(seconds: float, path: Path, samples: Path, every_s: float, finished
             process.wait()
 
 
-def _per_hour(samples: Sequence[dict[str, Any]], what: str) -> float:
-    line = linear_regression([one["at"] for one in samples], [one[what] for one in samples])
+def _per_hour(samples: Sequence[dict[str, Any]], quantity: str) -> float:
+    line = linear_regression([sample["at"] for sample in samples], [sample[quantity] for sample in samples])
     return line.slope * 3600
 
 
-def _thirds(samples: Sequence[dict[str, Any]], what: str) -> list[float]:
-    """What was seen on average in the first, the middle and the last third."""
+def _thirds(samples: Sequence[dict[str, Any]], quantity: str) -> list[float]:
+    """Return the mean of a quantity in the first, the middle and the last third of the samples."""
     size = max(1, len(samples) // 3)
     parts = (samples[:size], samples[size : 2 * size], samples[-size:])
-    return [round(mean(one[what] for one in part), 1) for part in parts]
+    return [round(mean(sample[quantity] for sample in part), 1) for part in parts]

@@ -1,8 +1,8 @@
 """2. No acknowledged result is lost: kill -9, files cut back to what was synced, damage to store and journal.
 
-Kills fall while it is asked (generation, judging, journal, commit), while a run ends (pairs, checkpoint) and while it
-exports. A kill leaves the system's cache as it was; so some runs are traced, and then their files cut back to what had
-been synced, as a power cut may leave them.
+Kills come while models are called (generation, judging, journal, commit), while a run finishes (pairs, checkpoint), and
+while a dataset is exported. A kill leaves the system's cache intact; so some runs are traced, and their files then cut
+back to what was synced, as a power cut may leave them.
 """
 
 import os
@@ -21,31 +21,31 @@ from trials.common import digests
 from trials.reliability import Figures
 from trials.reliability.interrupted_run import (
     FORMATS,
-    finish,
-    journalled,
-    killed,
-    sent,
-    settle,
-    shown,
-    undisturbed,
-    wait,
-    written,
+    bodies_sent,
+    export_digests,
+    journaled_bodies,
+    kill_run,
+    run_to_end,
+    shown_digest,
+    undisturbed_digests,
+    wait_until,
+    wait_until_idle,
 )
-from trials.reliability.simulated_run import Record, pipeline, served, start
+from trials.reliability.simulated_run import CallLog, pipeline, served, start
 from trials.reliability.strace import Trace
 
 NUMBER = 2
-PROMISE = "No acknowledged result is lost, whatever is killed, cut off or damaged; what the journal loses is said"
+PROMISE = "No acknowledged result is lost, whatever is killed, cut off or damaged; what the journal loses is reported"
 
 KILLS, STORES = 200, 20
-AGE_S = 1.0  # what the server had sent so long before a kill is there
+AGE_S = 1.0  # what the server sent earlier than this before a kill must be in the journal
 PER_PROMPT = 5  # four completions and one judgement
-FLIPS = 8  # of a byte anywhere in the store
+FLIPS = 8  # stores damaged at a random byte
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """Where a kill falls: in which command, after how many more calls, and how long (seconds) after that."""
+    """When to kill a command: after `calls` more calls, and then another `then_s` seconds."""
 
     during: str
     command: str
@@ -55,8 +55,10 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Kill:
-    """What a kill did: how many replies older than AGE_S it lost, the age (seconds) of the oldest it lost, whether a
-    dataset stood there that was not whole, and how many bytes were cut off that had not been synced, where traced."""
+    """What a kill did: the replies older than AGE_S that it lost and the age in seconds of the oldest lost reply.
+
+    `torn` says that an incomplete dataset was there; `cut` is the bytes cut off as not synced, None if not traced.
+    """
 
     during: str
     lost: int
@@ -68,12 +70,12 @@ class Kill:
 def trial(folder: Path, full: bool) -> Figures:
     stores, kills, prompts = (STORES, KILLS // STORES, 40) if full else (1, 2, 6)
     with served(latency_s=0.02) as server:
-        wanted = undisturbed(folder / "undisturbed", server.base_url, prompts)
+        wanted = undisturbed_digests(folder / "undisturbed", server.base_url, prompts)
         with ThreadPoolExecutor(2) as threads:  # two stores at a time
-            found = list(threads.map(partial(_store, folder, wanted, prompts, kills, full), range(stores)))
+            kills_by_store = list(threads.map(partial(_store, folder, wanted, prompts, kills, full), range(stores)))
         differ = sum(_finished(folder / f"{n}", server.base_url, prompts) != wanted for n in range(stores))
     return {
-        "kills": [asdict(kill) for some in found for kill in some],
+        "kills": [asdict(kill) for kills_of_store in kills_by_store for kill in kills_of_store],
         "stores": stores,
         "datasets_that_differ": differ,
         "traced_by": Trace(folder / "trace").by,
@@ -82,61 +84,69 @@ def trial(folder: Path, full: bool) -> Figures:
 
 
 def _finished(folder: Path, base_url: str, prompts: int) -> dict[str, str]:
-    """The dataset of a store once its run is over."""
+    """Finish a store's run; return the digests of its dataset."""
     path = pipeline(folder, base_url, prompts, export=FORMATS)
-    finish(path)
-    return written(path, folder / "store" / "dataset")
+    run_to_end(path)
+    return export_digests(path, folder / "store" / "dataset")
 
 
 # --- kills ------------------------------------------------------------------------------------------------------------
 
 
 def _store(folder: Path, wanted: Mapping[str, str], prompts: int, kills: int, full: bool, n: int) -> list[Kill]:
-    """Kills over one store."""
-    random, record, found = Random(n), Record(), list[Kill]()
-    with served(record, latency_s=0.2 if full else 0.05) as server:
+    """Kill commands over one store until `kills` kills were made."""
+    random, call_log, kills_made = Random(n), CallLog(), list[Kill]()
+    with served(call_log, latency_s=0.2 if full else 0.05) as server:
         path = pipeline(folder / f"{n}", server.base_url, prompts, export=FORMATS, models={"concurrency": 3})
-        while len(found) < kills:
-            left = prompts * PER_PROMPT - len(journalled(path.parent / "store" / "feedback.duckdb"))
-            point = _point(random, left, kills, len(found))
-            trace = Trace(folder / f"{n}-{len(found)}") if point.during == "asking" and len(found) % 3 == 0 else None
-            kill = _killed(path, record, wanted, point, trace)
-            found += [kill] if kill else []
-        return found
+        while len(kills_made) < kills:
+            left = prompts * PER_PROMPT - len(journaled_bodies(path.parent / "store" / "feedback.duckdb"))
+            point = _point(random, left, kills, len(kills_made))
+            trace = (
+                Trace(folder / f"{n}-{len(kills_made)}")
+                if point.during == "asking" and len(kills_made) % 3 == 0
+                else None
+            )
+            kill = _killed(path, call_log, wanted, point, trace)
+            kills_made += [kill] if kill else []
+        return kills_made
 
 
-def _point(random: Random, left: int, kills: int, had: int) -> Point:
-    """While there is something to ask, half of the kills; then the ends of runs, and exports."""
-    if left and had < kills // 2:
+def _point(random: Random, left: int, kills: int, made: int) -> Point:
+    """Choose when to kill: half of the kills during calls, the others during the end of a run or an export."""
+    if left and made < kills // 2:
         return Point("asking", "run", random.randint(1, max(1, 3 * left // kills)), random.uniform(0, 0.5))
     if left or random.random() < 0.4:
         return Point("ending", "run", left, random.uniform(0, 0.6))
     return Point("exporting", "export", 0, random.uniform(0, 0.6))
 
 
-def _killed(path: Path, record: Record, wanted: Mapping[str, str], point: Point, trace: Trace | None) -> Kill | None:
-    """A command killed at a point, or None where it had ended before."""
-    store, first = path.parent / "store" / "feedback.duckdb", len(record.calls)
+def _killed(path: Path, call_log: CallLog, wanted: Mapping[str, str], point: Point, trace: Trace | None) -> Kill | None:
+    """Run a command and kill it at a point; return None if it ended before that."""
+    store, first = path.parent / "store" / "feedback.duckdb", len(call_log.calls)
     calls = first + point.calls
     lock = Places(store).lock
     former = lock.read_bytes() if lock.exists() else b""
     under, environ = (trace.before, trace.environ) if trace else ([], {})
     process = start(point.command, path, under=under, environ=environ)
-    if wait(process, lambda: lock.exists() and lock.read_bytes() not in (b"", former) and len(record.calls) >= calls):
+    if wait_until(
+        process, lambda: lock.exists() and lock.read_bytes() not in (b"", former) and len(call_log.calls) >= calls
+    ):
         sleep(point.then_s)
     if process.poll() is not None:
         process.communicate()
         return None
-    at = killed(process, store, traced=trace is not None)
+    at = kill_run(process, store, traced=trace is not None)
     cut = _cut_back(store, trace.synced()) if trace else None
-    had, dataset = journalled(store), store.parent / "dataset"
-    ages = [at - call.ended for call in record.calls[first:] if shown(call) in sent([call], at) - had]
+    journaled, dataset = journaled_bodies(store), store.parent / "dataset"
+    ages = [
+        at - call.ended for call in call_log.calls[first:] if shown_digest(call) in bodies_sent([call], at) - journaled
+    ]
     torn = dataset.exists() and digests(dataset) != wanted
     return Kill(point.during, sum(age > AGE_S for age in ages), round(max(ages, default=0.0), 3), torn, cut)
 
 
 def _cut_back(store: Path, synced: Mapping[str, int]) -> int:
-    """Cuts the files that are appended to back to what had been synced. Returns how many bytes that were."""
+    """Cut journal and write-ahead log back to what was synced; return the number of bytes cut off."""
     cut = 0
     for path in (*Places(store).journal.iterdir(), store.with_name(store.name + ".wal")):
         if path.exists() and str(path) in synced and (more := path.stat().st_size - synced[str(path)]) > 0:
@@ -149,22 +159,22 @@ def _cut_back(store: Path, synced: Mapping[str, int]) -> int:
 
 
 def _damaged(folder: Path, wanted: Mapping[str, str], prompts: int) -> list[dict[str, Any]]:
-    """A store is left by a kill, and copies of it are damaged; then the same run goes on with each."""
-    random, record = Random(2), Record()
-    with served(record, latency_s=0.05) as server:
+    """Damage copies of a store that a kill left, and resume the run with each."""
+    random, call_log = Random(2), CallLog()
+    with served(call_log, latency_s=0.05) as server:
         path = pipeline(folder / "left", server.base_url, prompts, export=FORMATS)
-        _killed(path, record, wanted, Point("asking", "run", prompts * PER_PROMPT // 2, 0.3), None)
-        settle(server)
+        _killed(path, call_log, wanted, Point("asking", "run", prompts * PER_PROMPT // 2, 0.3), None)
+        wait_until_idle(server)
 
-        def goes_on(name: str, harm: Callable[[Places], None]) -> dict[str, Any]:
+        def resume_after(name: str, harm: Callable[[Places], None]) -> dict[str, Any]:
             copy = pipeline(folder / name, server.base_url, prompts, export=FORMATS)
             shutil.copytree(path.parent / "store", copy.parent / "store")
-            places, calls = Places(copy.parent / "store" / "feedback.duckdb"), len(record.calls)
+            places, calls = Places(copy.parent / "store" / "feedback.duckdb"), len(call_log.calls)
             harm(places)
-            said = [line for line in finish(copy).splitlines() if str(places.store.with_suffix("")) in line]
-            calls = len(record.calls) - calls
-            same = written(copy, copy.parent / "dataset") == wanted
-            return {"damage": name, "calls": calls, "said": len(said), "same": same}
+            messages = [line for line in run_to_end(copy).splitlines() if str(places.store.with_suffix("")) in line]
+            calls = len(call_log.calls) - calls
+            same = export_digests(copy, copy.parent / "dataset") == wanted
+            return {"damage": name, "calls": calls, "said": len(messages), "same": same}
 
         harms: Sequence[tuple[str, Callable[[Places], None]]] = [
             ("none", lambda places: None),
@@ -177,7 +187,7 @@ def _damaged(folder: Path, wanted: Mapping[str, str], prompts: int) -> list[dict
             ("line torn", lambda places: os.truncate(_segment(places), _segment(places).stat().st_size - 10)),
             ("line flipped", _flip_line),
         ]
-        return [goes_on(*one) for one in harms]
+        return [resume_after(*harm) for harm in harms]
 
 
 def _log(places: Places) -> Path:
@@ -199,47 +209,54 @@ def _flip_anywhere(random: Random, places: Places) -> None:
 
 
 def _flip_line(places: Places) -> None:
-    """Of a completion. The store goes, too: what it has taken in, it would not read again."""
+    """Flip a byte in a completion's line. Delete the store too: otherwise that line would not be read again."""
     places.store.unlink()
     content = _segment(places).read_bytes()
     _flip(_segment(places), content.index(b'"stage":"completion"'))
 
 
-# --- what is said of it -----------------------------------------------------------------------------------------------
+# --- results ----------------------------------------------------------------------------------------------------------
 
 
-def broken(figures: Figures) -> list[str]:
+def violations(figures: Figures) -> list[str]:
     kills = figures["kills"]
-    wrong = [f"a kill while {one['during']} lost {one['lost']} replies older than 1 s" for one in kills if one["lost"]]
-    if torn := sum(one["torn"] for one in kills):
-        wrong.append(f"{torn} datasets stood there torn")
+    problems = [
+        f"a kill while {entry['during']} lost {entry['lost']} replies older than 1 s"
+        for entry in kills
+        if entry["lost"]
+    ]
+    if torn := sum(entry["torn"] for entry in kills):
+        problems.append(f"{torn} datasets were incomplete")
     if figures["datasets_that_differ"]:
-        wrong.append(f"{figures['datasets_that_differ']} datasets differ from an undisturbed run's")
-    usual = next((one["calls"] for one in figures["damaged"] if one["damage"] == "none"), 0)
-    for one in figures["damaged"]:
-        more = usual + one["damage"].startswith("line")
-        had = one["damage"] == "line torn" and one["calls"] == usual  # the store had taken it in
-        if one["calls"] != more and not had:
-            wrong.append(f"{one['damage']}: {one['calls']} calls, not {more}")
-        if not one["same"]:
-            wrong.append(f"{one['damage']}: the dataset differs")
-        if not one["said"] and one["damage"] != "none" and "store flipped" not in one["damage"]:
-            wrong.append(f"{one['damage']}: not told")
-    return wrong
+        problems.append(f"{figures['datasets_that_differ']} datasets differ from an undisturbed run's")
+    usual = next((entry["calls"] for entry in figures["damaged"] if entry["damage"] == "none"), 0)
+    for entry in figures["damaged"]:
+        expected = usual + entry["damage"].startswith("line")
+        already_stored = (
+            entry["damage"] == "line torn" and entry["calls"] == usual
+        )  # the store had read the line before
+        if entry["calls"] != expected and not already_stored:
+            problems.append(f"{entry['damage']}: {entry['calls']} calls, not {expected}")
+        if not entry["same"]:
+            problems.append(f"{entry['damage']}: the dataset differs")
+        if not entry["said"] and entry["damage"] != "none" and "store flipped" not in entry["damage"]:
+            problems.append(f"{entry['damage']}: not reported")
+    return problems
 
 
-def told(figures: Figures) -> str:
+def summary(figures: Figures) -> str:
     kills = figures["kills"]
+    stages = {"asking": "calling models", "ending": "finishing", "exporting": "exporting"}
     where = ", ".join(
-        f"{sum(one['during'] == name for one in kills)} while {name}" for name in ("asking", "ending", "exporting")
+        f"{sum(entry['during'] == name for entry in kills)} while {words}" for name, words in stages.items()
     )
-    traced = [one for one in kills if one["cut"] is not None]
+    traced = [entry for entry in kills if entry["cut"] is not None]
     words = (
-        f"{len(kills)} kills of {figures['stores']} stores ({where}): the oldest reply lost had been sent "
-        f"{max(one['oldest_lost_s'] for one in kills):.2f} s before; {len(traced)} of them cut back to what was synced "
-        f"(by {figures['traced_by']}); all datasets byte-identical."
+        f"{len(kills)} kills of {figures['stores']} stores ({where}): the oldest lost reply had been sent "
+        f"{max(entry['oldest_lost_s'] for entry in kills):.2f} s before; {len(traced)} were cut back to what was "
+        f"synced (by {figures['traced_by']}); all datasets byte-identical."
     )
-    if damaged := [one for one in figures["damaged"] if one["damage"] != "none"]:
-        mended = sum(one["same"] for one in damaged)
-        words += f" Of {len(damaged)} kinds of damage {mended} were mended by the next run."
+    if damaged := [entry for entry in figures["damaged"] if entry["damage"] != "none"]:
+        repaired = sum(entry["same"] for entry in damaged)
+        words += f" Of {len(damaged)} kinds of damage {repaired} were repaired by the next run."
     return words

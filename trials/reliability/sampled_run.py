@@ -1,10 +1,10 @@
 """`python -m trials.reliability.sampled_run FILE SECONDS …` is `aif …` with a thread that writes the process's memory,
 open files and tasks to FILE every SECONDS seconds, a JSON object a line.
 
-DuckDB keeps in memory what it has read and written of its tables, up to its `memory_limit`, which is more than an hour
-writes. So what it says that it holds of them is told apart. (With a limit that an hour fills, 64 MB, a commit found no
-room.) What a query holds while it runs is not: its room stays with the allocator, so that the process is no smaller
-between queries.
+DuckDB caches table data in memory, up to its `memory_limit`, which is more than an hour's run writes. So the size that
+DuckDB reports for its tables is sampled separately. (With a limit that an hour fills, 64 MB, a commit ran out of
+memory.) The memory of running queries is not separated: the allocator keeps it, so the process doesn't shrink between
+queries.
 """
 
 import asyncio
@@ -23,8 +23,8 @@ from aif.store import database as store
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
-class Noticing(asyncio.DefaultEventLoopPolicy):
-    """Knows the event loop that was made last."""
+class LoopTracker(asyncio.DefaultEventLoopPolicy):
+    """An event loop policy that remembers the event loop created last."""
 
     loop: asyncio.AbstractEventLoop | None = None
 
@@ -33,27 +33,27 @@ class Noticing(asyncio.DefaultEventLoopPolicy):
         return self.loop
 
 
-class Known:
-    """The store that is open, if one is. DuckDB takes a connection more from any thread, but no close meanwhile."""
+class OpenStore:
+    """The store that is open, if any. Another thread may open a connection to it, but not during a close."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._open: store.Store | None = None
         opened, closed = store.Store.__init__, store.Store.close
 
-        def init(one: store.Store, *arguments: Any) -> None:
-            opened(one, *arguments)
-            self._open = one
+        def init(opened_store: store.Store, *arguments: Any) -> None:
+            opened(opened_store, *arguments)
+            self._open = opened_store
 
-        def close(one: store.Store) -> None:
+        def close(closed_store: store.Store) -> None:
             with self._lock:
                 self._open = None
-                closed(one)
+                closed(closed_store)
 
         store.Store.__init__, store.Store.close = init, close  # type: ignore[method-assign, assignment]
 
     def held_mb(self) -> float:
-        """What DuckDB holds of its tables, by its own word."""
+        """Return the memory in MB that DuckDB reports for its tables and indexes."""
         with self._lock:
             if self._open is None:
                 return 0.0
@@ -65,12 +65,11 @@ class Known:
         return float(held) / 2**20
 
 
-def sample(loop: asyncio.AbstractEventLoop | None, known: Known) -> dict[str, float]:
-    """Memory in MB, and of it DuckDB's; open files, threads, asyncio's tasks, blocks of memory that Python's objects
-    take."""
+def sample(loop: asyncio.AbstractEventLoop | None, open_store: OpenStore) -> dict[str, float]:
+    """Measure the process: memory in MB, DuckDB's part of it, open files, threads, asyncio tasks, allocated blocks."""
     return {
         "at": time.monotonic(),
-        "duckdb_mb": known.held_mb(),
+        "duckdb_mb": open_store.held_mb(),
         "mb": int(Path("/proc/self/statm").read_text().split()[1]) * PAGE / 2**20,
         "files": len(list(Path("/proc/self/fd").iterdir())),
         "threads": len(list(Path("/proc/self/task").iterdir())),
@@ -80,17 +79,19 @@ def sample(loop: asyncio.AbstractEventLoop | None, known: Known) -> dict[str, fl
     }
 
 
-def watch(policy: Noticing, known: Known, file: Path, every_s: float) -> None:
+def watch(policy: LoopTracker, open_store: OpenStore, file: Path, every_s: float) -> None:
     with file.open("w") as out:
         while True:
             time.sleep(every_s)
-            out.write(json.dumps(sample(policy.loop, known)) + "\n")
+            out.write(json.dumps(sample(policy.loop, open_store)) + "\n")
             out.flush()
 
 
 if __name__ == "__main__":
-    policy = Noticing()
+    policy = LoopTracker()
     asyncio.set_event_loop_policy(policy)
-    threading.Thread(target=watch, args=(policy, Known(), Path(sys.argv[1]), float(sys.argv[2])), daemon=True).start()
+    threading.Thread(
+        target=watch, args=(policy, OpenStore(), Path(sys.argv[1]), float(sys.argv[2])), daemon=True
+    ).start()
     sys.argv = ["aif", *sys.argv[3:]]
     main()

@@ -1,4 +1,4 @@
-"""What trials share: a pipeline that talks to a simulator of ours, `aif` as a process, and what it leaves behind."""
+"""Shared by trials: a simulator and its call log, a pipeline that talks to it, and `aif` as a process."""
 
 import subprocess
 import sys
@@ -15,11 +15,11 @@ from trials import common
 
 POOL = {"able": 0.9, "fair": 0.6, "plain": 0.4, "poor": 0.1}
 JUDGE = "strict"
-SAID_S = 60.0  # a command that takes longer than its trial allows for is ended, and the trial fails
+TIMEOUT_S = 60.0  # a command still running after this time is killed, and the trial fails
 
 
-class Record:
-    """What the simulator's server saw: every call it was through with, in order. One thread writes."""
+class CallLog:
+    """The calls that the simulator has finished, in order. It is called by one thread; any thread may read it."""
 
     def __init__(self) -> None:
         self._calls: list[Call] = []
@@ -35,56 +35,58 @@ class Record:
             return list(self._calls)
 
     def answered(self) -> Counter[str]:
-        """How often each body was answered with all of a reply, by its digest."""
+        """Return how often each request body got a complete reply, by the body's digest."""
         return Counter(call.key for call in self.calls if call.sent and call.usage is not None)
 
 
 @contextmanager
 def served(record: Callable[[Call], None] | None = None, **options: Any) -> Iterator[Served]:
-    """A simulator of the pool and the judge, in a thread of this process."""
-    with serving(Cast(POOL, {JUDGE: 0.1}, 7), on_call=record, **options) as one:
-        yield one
+    """Run a simulator of the pool and the judge in a thread of this process."""
+    with serving(Cast(POOL, {JUDGE: 0.1}, 7), on_call=record, **options) as server:
+        yield server
 
 
 def pipeline(folder: Path, base_url: str, prompts: int, **changes: Any) -> Path:
-    """A pipeline of the pool over vLLM's client and the judge over OpenAI's, with so many prompts, in a folder.
-    `changes` are as in `trials.common`."""
+    """Write a pipeline with `prompts` prompts: the pool through vLLM's client, the judge through OpenAI's.
+
+    `changes` are those of `trials.common.pipeline`.
+    """
     pool = {"provider": "vllm", "base_url": base_url, "concurrency": 8}
-    said = {
+    base = {
         "name": "chaos",
         "completions": {"per_prompt": 4, "max_tokens": 256},
         "models": dict.fromkeys(POOL, pool),
         "judges": {JUDGE: {"provider": "openai", "base_url": base_url, "concurrency": 8}},
     }
     return common.pipeline(
-        folder, (f"What follows from {n} when it is doubled?" for n in range(prompts)), said, changes
+        folder, (f"What follows from {n} when it is doubled?" for n in range(prompts)), base, changes
     )
 
 
 def start(
     *arguments: object, under: Sequence[str] = (), environ: Mapping[str, str] | None = None, **options: Any
 ) -> subprocess.Popen[str]:
-    """`aif` as a process of its own, in a session of its own, its output read as text; `under` another command."""
+    """Start `aif` in a process and session of its own, its output piped as text; `under` is a command that runs it."""
     command = [*under, sys.executable, "-m", "aif", *map(str, arguments)]
     given = {**common.environ(), **(environ or {})}
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True} | options
     return subprocess.Popen(command, env=given, start_new_session=True, **pipes)
 
 
-def aif(*arguments: object, within_s: float = SAID_S, **options: Any) -> tuple[int, str]:
-    """`aif` to its end: its exit code and what it said."""
+def aif(*arguments: object, within_s: float = TIMEOUT_S, **options: Any) -> tuple[int, str]:
+    """Run `aif` to its end; return its exit code and its output."""
     process = start(*arguments, **options)
     try:
-        said, _ = process.communicate(timeout=within_s)
+        output, _ = process.communicate(timeout=within_s)
     except subprocess.TimeoutExpired:
         process.kill()
         process.communicate()
         raise
-    return process.returncode, said or ""
+    return process.returncode, output or ""
 
 
-def exported(pipeline: Path, out: Path) -> dict[str, str]:
-    """The pipeline's dataset, written: its data files by name, with the digests of their bytes."""
-    code, said = aif("export", pipeline, "--out", out)
-    assert code == 0, said
+def exported_by_command(pipeline: Path, out: Path) -> dict[str, str]:
+    """Run `aif export`; return the digests of the data files it wrote, by file."""
+    code, output = aif("export", pipeline, "--out", out)
+    assert code == 0, output
     return common.digests(out)

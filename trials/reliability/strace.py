@@ -1,6 +1,7 @@
-"""What a process had synced, by the system calls it made (strace), or, without strace, by Python's own os.fsync.
+"""Find out how much of each file a process has synced, from its system calls (strace) or from calls of os.fsync.
 
-A kill leaves the system's cache, so it tells nothing of a power cut: there a file may end where it was last synced.
+A killed process loses nothing that it wrote, since the system's cache survives; a power cut may lose what was not
+synced.
 """
 
 import os
@@ -29,7 +30,7 @@ os.fsync = fsync
 
 
 class Trace:
-    """Runs `aif` so that `synced` tells afterwards how much of each file was synced."""
+    """Trace an `aif` command, so that `synced` can report afterwards how much of each file was synced."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True)
@@ -44,12 +45,12 @@ class Trace:
 
     @property
     def before(self) -> list[str]:
-        """What goes before the command."""
+        """The words to put before the traced command."""
         traced = ["-f", "-y", "--seccomp-bpf", "-s", "0", "-e", TRACED, "-o", str(self._log)]
         return [self._strace, *traced] if self._strace else []
 
     def synced(self) -> Mapping[str, int]:
-        """The length up to which each file was synced last, by path."""
+        """Return for each file, by path, the length that the last sync covered."""
         lines = self._log.read_text(errors="replace").splitlines()
         if self._strace:
             return synced(lines)
@@ -57,16 +58,16 @@ class Trace:
 
 
 def synced(lines: Iterable[str]) -> dict[str, int]:
-    """Of what strace wrote: what had been written to each file when the last sync of it that came back had begun."""
+    """Return for each file in strace's log, by path, the length it had when its last completed sync began."""
     length: dict[str, int] = {}
     safe: dict[str, int] = {}
-    begun: dict[str, tuple[str, int]] = {}  # syncs by thread: path, and length then
+    begun: dict[str, tuple[str, int]] = {}  # running syncs by thread: path, and its length when the sync began
     for line in lines:
-        if (found := _RESUMED.match(line)) and found[2] in SYNCS:
-            path, at = begun.pop(found[1])
+        if (match := _RESUMED.match(line)) and match[2] in SYNCS:
+            path, at = begun.pop(match[1])
             safe[path] = at
-        elif found := _CALL.match(line):
-            thread, name, path, rest = found.groups()
+        elif match := _CALL.match(line):
+            thread, name, path, rest = match.groups()
             if name in SYNCS:
                 begun[thread] = path, length.get(path, 0)
                 if "unfinished" not in rest:

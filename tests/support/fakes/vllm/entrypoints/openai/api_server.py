@@ -1,9 +1,9 @@
-"""A fake vLLM, which `python -m vllm.entrypoints.openai.api_server` starts where tests/support/fakes is on PYTHONPATH:
-vLLM's command line, the simulator's answers, and an engine that lives on when the server is killed, as vLLM's does.
+"""A fake vLLM, started by `python -m vllm.entrypoints.openai.api_server` if tests/support/fakes is on PYTHONPATH.
 
-FAKE_FOLDER is where each start leaves a record of itself, and calls.jsonl a line for each call that a server is through
-with: its model, its body's digest, and whether all of a reply was sent. FAKE_ENDS writes a traceback as vLLM does, and
-ends. FAKE_STALLS is never healthy. FAKE_LATENCY is in seconds.
+It has vLLM's command line, the simulator's answers, and, like vLLM, an engine process that survives when the server is
+killed. FAKE_FOLDER is the folder for a record of each start and for calls.jsonl, which has a line for each finished
+call: its model, its body's digest, and whether a complete reply was sent. FAKE_ENDS prints a traceback as vLLM does and
+exits. FAKE_STALLS never becomes healthy. FAKE_LATENCY is in seconds.
 """
 
 import argparse
