@@ -14,8 +14,8 @@ from aif.cli.views.progress import Terminal
 from aif.config.pipeline import load
 from aif.core.types import Rating, fraction
 from aif.engine.feedback import feedback
-from aif.judging.parse import Unparseable, read
-from aif.judging.rubric import Form
+from aif.judging.parse import Unparseable, parse_reply
+from aif.judging.rubric import ReplyForm
 from aif.providers.retry import RetryPolicy
 from aif.simulator import Arrival, Fault, Mishap
 from aif.store.ledger import Ledger
@@ -127,7 +127,7 @@ def _fuzz(replies: int) -> dict[str, Any]:
 def _read(case: Case) -> tuple[Rating, ...] | None:
     asked = case.asked
     try:
-        return read(asked.rubric, asked.request, asked.keys, case.reply, asked.form)
+        return parse_reply(asked.rubric, asked.request, asked.keys, case.reply, asked.form)
     except Unparseable as why:
         str(why).encode()  # it is kept
         return None
@@ -136,7 +136,7 @@ def _read(case: Case) -> tuple[Rating, ...] | None:
 # --- from the byte to the row ----------------------------------------------------------------------------------------
 
 
-def _run(folder: Path, rubric: str, form: Form, provider: str, prompts: int) -> dict[str, Any]:
+def _run(folder: Path, rubric: str, form: ReplyForm, provider: str, prompts: int) -> dict[str, Any]:
     """A run by schema has models that fail, too; one by text has whole completions, so that what a judge may say of
     four of them is known."""
     hostile = list(_hostile(rubric, form))
@@ -170,7 +170,7 @@ def _run(folder: Path, rubric: str, form: Form, provider: str, prompts: int) -> 
     }
 
 
-def _hostile(rubric: str, form: Form) -> Iterator[str]:
+def _hostile(rubric: str, form: ReplyForm) -> Iterator[str]:
     """Replies of every kind that must not be read, about four completions and each request of a rubric. They come to
     any of its requests: what is one N/A or one completion too many here may be a fair answer there."""
     fair = {"completion missing"}  # where a slot failed, it is right that one is
@@ -184,7 +184,7 @@ def _hostile(rubric: str, form: Form) -> Iterator[str]:
                     yield spoil(rng, asked, fields(rng, asked))
 
 
-def _in_form(rubric: str, form: Form) -> Iterator[str]:
+def _in_form(rubric: str, form: ReplyForm) -> Iterator[str]:
     """Replies that must be read, where a rubric has but one request they can answer."""
     (request, ask), *others = RUBRICS[rubric].sheet.requests.items()
     asked = Asked(RUBRICS[rubric], request, 4 if ask.mode == "listwise" else 1, form)

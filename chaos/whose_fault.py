@@ -10,10 +10,10 @@ from typing import Any
 
 from aif.core.types import Message
 from aif.engine.work_queue import Queue, QueueItem, serve
-from aif.providers.base import PROVIDER, SHAPE, TRANSIENT, CallError, Kind, Reply, Request
-from aif.providers.concurrency import ITEMS, Others
+from aif.providers.base import ACCESS_ERRORS, REQUEST_ERRORS, TRANSIENT, CallError, Kind, Reply, Request
+from aif.providers.concurrency import ENOUGH_ITEMS, OtherItems
 from aif.providers.endpoint import Endpoint, Halted
-from aif.providers.rate_limits import Pace
+from aif.providers.rate_limits import RateLimiter
 from aif.providers.retry import RetryPolicy, Verdict
 from chaos import Figures, clock
 
@@ -40,7 +40,7 @@ class Said:
 
     @property
     def error(self) -> CallError:
-        return CallError(self.kind, self.words, told=self.told, busy=self.busy, retry_after=self.retry_after)
+        return CallError(self.kind, self.words, explicit=self.told, busy=self.busy, retry_after=self.retry_after)
 
 
 PASSING = [
@@ -201,7 +201,7 @@ async def gone(world: World) -> Course:
     """Asks for all that there is in a world, by the rule."""
     random.seed(world.seed)  # which of the items to come is taken from elsewhere
     loop, server, draw = asyncio.get_running_loop(), Server(world), random.Random(world.seed)
-    free, pace = lambda *usage: 0.0, Pace(None, None)
+    free, pace = lambda *usage: 0.0, RateLimiter(None, None)
     one = Endpoint("m", "completion", "m", server, world.places, free, free, pace, clock=loop.time, jitter=draw.random)
     calls: list[Call] = []
     ends: dict[int, Verdict] = {}
@@ -229,10 +229,10 @@ async def gone(world: World) -> Course:
         error: CallError | None = None
         try:
             said = str(n).rjust(LONG if world.doomed.get(n) is OVERFLOW else SHORTER)
-            async with one.turn(Request((Message("user", said),), 10), item.caller) as turn:
+            async with one.attempt(Request((Message("user", said),), 10), item.caller) as attempt:
                 item.course.n += 1
                 began = loop.time() - 1000.0
-                await turn.ask()
+                await attempt.send()
         except Halted:
             return None
         except CallError as failure:
@@ -251,14 +251,14 @@ async def gone(world: World) -> Course:
     return Course(calls, ends, one.refused, took_s, frozenset(decided))
 
 
-def _row(error: CallError, blame: str, verdict: Verdict, others: Others) -> str:
+def _row(error: CallError, blame: str, verdict: Verdict, others: OtherItems) -> str:
     """The row of the rule's table that gave a verdict."""
     if blame == "item" and verdict == "failed":
         return "the item's"
     if blame == "endpoint":
-        kinds = {"passing": TRANSIENT, "refusal": PROVIDER, "shape": SHAPE}
+        kinds = {"passing": TRANSIENT, "refusal": ACCESS_ERRORS, "shape": REQUEST_ERRORS}
         return "the endpoint's, " + next((name for name, some in kinds.items() if error.kind in some), "unusable")
-    return "not known" if others.few and verdict == "later" else ""
+    return "not known" if others.too_few and verdict == "later" else ""
 
 
 # --- what is right, by what is known of the world ---------------------------------------------------------------------
@@ -300,7 +300,7 @@ def _item(world: World, course: Course, item: int) -> list[str]:
 def _told_apart(course: Course, calls: list[Call], own: list[Call]) -> bool:
     """Whether another item was sent and answered after this had failed, and its attempts were not used up by what ailed
     everybody."""
-    if not own or (len(own) < POLICY.same and len(own) < len(calls)):
+    if not own or (len(own) < POLICY.same_failures and len(own) < len(calls)):
         return False
     return any(call.said is None and own[0].ended < call.began and call.ended < own[-1].began for call in course.calls)
 
@@ -308,7 +308,7 @@ def _told_apart(course: Course, calls: list[Call], own: list[Call]) -> bool:
 def _most(said: Said | None) -> int:
     if said is None:
         return 0
-    return POLICY.reasks if said.kind in (Kind.EMPTY, Kind.UNREADABLE) else 2 * POLICY.attempts
+    return POLICY.resamples if said.kind in (Kind.EMPTY, Kind.UNREADABLE) else 2 * POLICY.attempts
 
 
 def _limits(world: World, doomed: Said) -> bool:
@@ -319,14 +319,14 @@ def _limits(world: World, doomed: Said) -> bool:
 
 def _its_words(world: World, course: Course) -> bool:
     """Whether what the server says, and nobody can tell from others, is of this very item."""
-    few = course.refused is None and (world.ill in SHAPES or world.items < ITEMS)
+    few = course.refused is None and (world.ill in SHAPES or world.items < ENOUGH_ITEMS)
     return few and world.ill in SHAPES + UNUSABLE and (world.ill.told or world.ill in UNUSABLE)
 
 
 def _few(world: World, course: Course) -> bool:
     """Whether it was ill for longer than the last two items are asked."""
     before = sum(call.said is None and call.began < world.since for call in course.calls)
-    return world.until - world.since > POLICY.silent_s and world.items - before - len(world.doomed) < ITEMS
+    return world.until - world.since > POLICY.silent_s and world.items - before - len(world.doomed) < ENOUGH_ITEMS
 
 
 def _unheard(world: World, course: Course) -> bool:
@@ -353,7 +353,7 @@ def _endpoint(world: World, course: Course) -> list[str]:
     each = (
         1.5 if not ill or ill.retry_after is None else 8.0
     )  # calls a minute: a short Retry-After is taken at its word
-    if ill and not world.serves and ill in PASSING and len(during) > world.places + ITEMS + 12 + each * minutes:
+    if ill and not world.serves and ill in PASSING and len(during) > world.places + ENOUGH_ITEMS + 12 + each * minutes:
         found.append(f"{len(during)} calls in {minutes:.1f} minutes of an outage")
     if (
         world.serves
@@ -361,20 +361,21 @@ def _endpoint(world: World, course: Course) -> list[str]:
         and len(during) > 4 * world.places + 1.2 * world.items + 12 + 3 * minutes
     ):
         found.append(f"{len(during)} calls above what is served")
-    if ill in UNUSABLE and len(during) > max(world.places, ITEMS) + (
-        2 * POLICY.reasks if world.trickle_s or world.items < ITEMS else 2
+    if ill in UNUSABLE and len(during) > max(world.places, ENOUGH_ITEMS) + (
+        2 * POLICY.resamples if world.trickle_s or world.items < ENOUGH_ITEMS else 2
     ):
         found.append(f"{len(during)} replies of no use")
     if world.endless and ill in REFUSALS + SHAPES:
         left = world.items - sum(call.said is None and call.began < world.since for call in course.calls)
-        most = max(world.places, ITEMS)
+        most = max(world.places, ENOUGH_ITEMS)
         if ill not in NAMED:  # those in line when it came into doubt go one by one, before one from elsewhere
             most += 3 + (world.places if world.since else 0)
-        if left < 2 * world.places + ITEMS + len(world.doomed) or world.trickle_s:  # too few at a time, or at all
+        # too few at a time, or at all
+        if left < 2 * world.places + ENOUGH_ITEMS + len(world.doomed) or world.trickle_s:
             most += 2 * POLICY.attempts
-        if len(during) > most and left >= ITEMS:
+        if len(during) > most and left >= ENOUGH_ITEMS:
             found.append(f"{len(during)} calls to an endpoint that refuses")
-        if left >= ITEMS + len(world.doomed) and not course.refused and during:
+        if left >= ENOUGH_ITEMS + len(world.doomed) and not course.refused and during:
             found.append("not given up, and it refuses")
     patience_s = _patience(world, course) if world.endless and ill in PASSING else 0.0
     if patience_s and course.took_s - world.since > patience_s:
@@ -391,14 +392,14 @@ def _endpoint(world: World, course: Course) -> list[str]:
 def _alone(world: World) -> bool:
     """Whether its doomed items are so few, and fail so fast, that they can hold up nobody."""
     quick = all(one in PASSING and one not in LIMITS and one.takes_s < 1 for one in world.doomed.values())
-    return quick and len(world.doomed) < ITEMS and not world.trickle_s and not world.slips
+    return quick and len(world.doomed) < ENOUGH_ITEMS and not world.trickle_s and not world.slips
 
 
 def _patience(world: World, course: Course) -> float:
     heard = any(call.said is None or call.said.busy or call.said.retry_after is not None for call in course.calls)
     heard |= any(call.said.kind in (Kind.EMPTY, Kind.UNREADABLE) for call in course.calls if call.said)
     answered = [call for call in course.calls if call.said is None]
-    few = answered and world.items - len(answered) < ITEMS and world.ill and not world.ill.busy
+    few = answered and world.items - len(answered) < ENOUGH_ITEMS and world.ill and not world.ill.busy
     slack_s = 200.0 + POLICY.attempts * (world.ill.takes_s if world.ill else 0.0)
     return (POLICY.outage_s if heard and not few else POLICY.silent_s) + slack_s
 

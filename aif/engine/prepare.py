@@ -15,7 +15,7 @@ from aif.core.reasoning import known
 from aif.core.resources import find, shipped
 from aif.core.types import CARRIED, Prompt, Provided, Slot, Spec, digest, plain
 from aif.judging.request import judging_spec
-from aif.judging.rubric import SCORED, Rubric, load
+from aif.judging.rubric import IMPORTED_SCORES, Rubric, load
 from aif.planning.plan import PoolModel, Principles, carried_key, carried_slots, plan_digest, slots
 from aif.servers import model_identity
 from aif.sources import load as sources
@@ -36,7 +36,7 @@ TOLD = 5  # rows that can't be used are named, up to so many
 def rubric_of(pipeline: Pipeline) -> Rubric:
     """The pipeline's rubric, which must give the score that pairs are made by."""
     if pipeline.scored:
-        return SCORED
+        return IMPORTED_SCORES
     rubric = load(find(pipeline.rubric, pipeline.beside, "prompts/rubrics", "rubric"))
     if pipeline.pairs.score not in rubric.scores():
         raise BadInput(

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from aif.config.sections import Labels
 from aif.core.types import fraction
-from aif.pairing.scores import slack
+from aif.pairing.scores import tolerance
 
 BALANCED = (1.0, 4 / 3)  # desirable to undesirable, weighted: equation 8 of KTO (arXiv:2402.01306), as TRL checks it
 
@@ -30,7 +30,7 @@ REASONS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Labelled:
+class LabelledRows:
     """Rows of `scored` with their `label` (true: desirable), and how many have none, each of REASONS that occurs.
 
     Rows stand in the order of their keys. Two of the same prompt are then rarely neighbours, which KTO needs: TRL
@@ -49,7 +49,7 @@ class LabelCounts:
     left_out: Mapping[str, int]
 
 
-def best(scored: pa.Table, seed: int) -> pa.Table:
+def best_completions(scored: pa.Table, seed: int) -> pa.Table:
     """The row of each prompt's best completion that was not cut; none of a prompt of which all were cut. Where several
     are the best, each by its scale, one is drawn as pairs draw theirs.
 
@@ -67,7 +67,7 @@ def _pick(rows: Sequence[Mapping[str, Any]], seed: int) -> int:
     tops: dict[str | None, float] = {}
     for row in rows:
         tops[row.get("scale")] = max(row["score"], tops.get(row.get("scale"), row["score"]))
-    ahead = [row for row in rows if row["score"] >= (top := tops[row.get("scale")]) - slack(row["score"], top)]
+    ahead = [row for row in rows if row["score"] >= (top := tops[row.get("scale")]) - tolerance(row["score"], top)]
     first = min(ahead, key=lambda row: fraction(seed, "chosen", row["prompt_id"], row["completion"]))
     return int(first["n"])
 
@@ -81,7 +81,7 @@ def _rows(scored: pa.Table) -> Iterator[dict[str, Any]]:
             n += 1
 
 
-def labelled(scored: pa.Table, paired: pa.Table, rule: Labels) -> Labelled:
+def label_completions(scored: pa.Table, paired: pa.Table, rule: Labels) -> LabelledRows:
     """Labels by the declared rule. The labels and what is left out add up to the rows of `scored`.
 
     By `pairs` the chosen side of any pair is desirable and the rejected one is not; by `scores` what scores at least
@@ -101,7 +101,7 @@ def labelled(scored: pa.Table, paired: pa.Table, rule: Labels) -> Labelled:
         left_out.update([] if clear else ["both_ways" if labels else why])
     rows = scored.append_column("label", pa.array(taken, pa.bool_()))
     rows = rows.filter(rows.column("label").is_valid()).sort_by("completion")
-    return Labelled(rows, {why: left_out[why] for why in REASONS if left_out[why]})
+    return LabelledRows(rows, {why: left_out[why] for why in REASONS if left_out[why]})
 
 
 _Said = tuple[set[bool], str]  # the labels of one completion, and why it has none
@@ -120,13 +120,13 @@ def _by_scores(scored: pa.Table, rule: Labels) -> Iterator[_Said]:
     assert rule.desirable is not None
     assert rule.undesirable is not None
     for score, truncated in zip(*(scored.column(name).to_pylist() for name in ("score", "truncated")), strict=True):
-        if score >= rule.desirable - slack(score, rule.desirable):
+        if score >= rule.desirable - tolerance(score, rule.desirable):
             yield set() if truncated else {True}, "truncated"
         else:
-            yield {False} if score <= rule.undesirable + slack(score, rule.undesirable) else set(), "between"
+            yield {False} if score <= rule.undesirable + tolerance(score, rule.undesirable) else set(), "between"
 
 
-def balancing(desirable: int, undesirable: int) -> tuple[str, float, float] | None:
+def balancing_weight(desirable: int, undesirable: int) -> tuple[str, float, float] | None:
     """Which of TRL's two weights brings so many completions of each label into balance, and from where to where.
 
     None where they are balanced, or one label is missing and no weight helps.

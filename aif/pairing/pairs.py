@@ -19,7 +19,18 @@ from numpy.typing import NDArray
 
 from aif.core.errors import BadInput
 from aif.core.types import fraction
-from aif.pairing.scores import DRAWN, TOLERANCE, Bools, Floats, Ints, Scored, ScoreRows, Scores, score, slack
+from aif.pairing.scores import (
+    DRAWN,
+    TOLERANCE,
+    Bools,
+    Floats,
+    Ints,
+    Scored,
+    ScoreRows,
+    Scores,
+    compute_scores,
+    tolerance,
+)
 
 # A prompt that meets several reasons is counted under the first.
 REASONS = (
@@ -39,7 +50,7 @@ REASONS = (
 )
 OUTCOMES = ("paired", *REASONS)
 
-MOST_PAIRS = 4_000_000  # of a prompt's, each way: `all` of 2,000 completions, which take 0.6 GB
+MAX_CANDIDATES = 4_000_000  # of a prompt's, each way: `all` of 2,000 completions, which take 0.6 GB
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +78,7 @@ class PairPolicy:
 
 
 @dataclass(frozen=True, slots=True)
-class Paired:
+class PairingResult:
     """What became of every prompt, and every pair.
 
     By prompt, in the order of the input: `outcome`, "paired" or one of REASONS. By pair, prompt by prompt: `n`, from 0
@@ -137,13 +148,13 @@ class Paired:
         )
 
 
-def counts(paired: Paired) -> dict[str, int]:
+def count_outcomes(paired: PairingResult) -> dict[str, int]:
     """Prompts by outcome, each of OUTCOMES in its order, 0 where none; they add up to the number of prompts."""
     found = {entry["values"]: entry["counts"] for entry in pc.value_counts(paired.outcome).to_pylist()}
     return {outcome: found.get(outcome, 0) for outcome in OUTCOMES}
 
 
-def pair(scores: Scores, policy: PairPolicy) -> Paired:
+def pair_prompts(scores: Scores, policy: PairPolicy) -> PairingResult:
     """Pick the pairs of every prompt.
 
     A pair's chosen one is not truncated, and higher than its rejected one by more than 0 and by at least `min_margin`;
@@ -159,24 +170,24 @@ def pair(scores: Scores, policy: PairPolicy) -> Paired:
 
     Raises BadInput where the policy asks for a score these aspects don't give, ValueError where columns don't fit.
     """
-    (paired,) = pair_parts([scores], policy)
+    (paired,) = pair_prompts_by_part([scores], policy)
     return paired
 
 
-def pair_parts(parts: Iterable[Scores], policy: PairPolicy) -> Iterator[Paired]:
+def pair_prompts_by_part(parts: Iterable[Scores], policy: PairPolicy) -> Iterator[PairingResult]:
     """The same of prompts that come in parts: all pairs of one are in memory at a time, or what is left of all of them
     where `max_per_model` is to choose among these."""
     paired = (_paired(scores, policy) for scores in parts)
     return paired if policy.max_per_model is None else _within_cap(list(paired), policy.max_per_model, policy.seed)
 
 
-def _paired(scores: Scores, policy: PairPolicy) -> Paired:
+def _paired(scores: Scores, policy: PairPolicy) -> PairingResult:
     """Without regard to `max_per_model`."""
     if not policy.min_margin >= 0:
         raise ValueError(f"min_margin must be at least 0, not {policy.min_margin}")
-    rows = ScoreRows.of(scores)
-    scored = score(scores, rows, policy.score, policy.missing, policy.min_completions)
-    ends = _Ends(np.zeros(len(rows.starts), dtype=np.int64))
+    rows = ScoreRows.from_scores(scores)
+    scored = compute_scores(scores, rows, policy.score, policy.missing, policy.min_completions)
+    ends = _PromptOutcomes(np.zeros(len(rows.starts), dtype=np.int64))
     ends.put("too_few", rows.sizes < 2)
     ends.put("unrated", scored.few)
     ends.put("missing_aspect", scored.incomplete)
@@ -184,7 +195,7 @@ def _paired(scores: Scores, policy: PairPolicy) -> Paired:
     found = _picked(_candidates(scores, rows, scored.means, policy, ends), rows, scored.means, policy)
     several = len(scored.judges) > 1
     names = zip(scores.judges, scores.aspects, strict=True)
-    return Paired(
+    return PairingResult(
         rows=rows,
         scored=scored,
         columns=tuple(f"{judge}/{aspect}" if several else aspect for judge, aspect in names),
@@ -212,7 +223,7 @@ class _Pairs:
         starts = np.cumsum(sizes) - sizes
         others = np.arange(len(mine)) - np.repeat(starts - rows.starts[rows.prompt[ones]], sizes)
         high, low = (mine, others) if above else (others, mine)
-        kept = (rows.group[high] == rows.group[low]) & (means[high] > means[low] + slack(means[high], means[low]))
+        kept = (rows.group[high] == rows.group[low]) & (means[high] > means[low] + tolerance(means[high], means[low]))
         return cls(high[kept], low[kept], rows.prompt, len(rows.starts))
 
     def also(self, others: "_Pairs") -> "_Pairs":
@@ -239,7 +250,7 @@ class _Pairs:
 
 
 @dataclass(frozen=True, slots=True)
-class _Ends:
+class _PromptOutcomes:
     """The outcome of every prompt, as a place in OUTCOMES: the first reason put down for it, or 0."""
 
     codes: Ints
@@ -248,7 +259,7 @@ class _Ends:
         self.codes[prompts & (self.codes == 0)] = OUTCOMES.index(reason)
 
 
-def _candidates(scores: Scores, rows: ScoreRows, means: Floats, policy: PairPolicy, ends: _Ends) -> _Pairs:
+def _candidates(scores: Scores, rows: ScoreRows, means: Floats, policy: PairPolicy, ends: _PromptOutcomes) -> _Pairs:
     """The pairs the policy may pick from. Puts down why a prompt has none.
 
     Whether any two rows are far enough apart is known of the highest and the lowest: pairs are made of what may be
@@ -282,7 +293,7 @@ def _candidates(scores: Scores, rows: ScoreRows, means: Floats, policy: PairPoli
             others = _Pairs.of_each(_few(np.flatnonzero(own & reach), rows), rows, means, above=False)
             found = found.also(others.only((may & ~own)[others.high]))
     high, low = means[found.high], means[found.low]
-    found = found.only(high - low >= policy.min_margin - slack(high, low))
+    found = found.only(high - low >= policy.min_margin - tolerance(high, low))
 
     def keep(kept: Bools, reason: str) -> None:
         nonlocal found
@@ -302,17 +313,17 @@ def _reach(rows: ScoreRows, means: Floats, sides: Sequence[tuple[Bools, Bools]],
     found = np.zeros(len(rows.firsts), dtype=bool)
     for highs, lows in sides:
         top, low = rows.over(np.fmax, highs, means), rows.over(np.fmin, lows, means)
-        found |= (top > low + slack(top, low)) & (top - low >= margin - slack(top, low))
+        found |= (top > low + tolerance(top, low)) & (top - low >= margin - tolerance(top, low))
     return found
 
 
 def _few(ones: Ints, rows: ScoreRows) -> Ints:
     """These rows, none of which is in too many pairs for memory."""
     pairs = np.bincount(rows.prompt[ones], minlength=len(rows.starts)) * rows.sizes
-    if (most := int(pairs.max(initial=0))) > MOST_PAIRS:
+    if (most := int(pairs.max(initial=0))) > MAX_CANDIDATES:
         raise BadInput(
             f"prompt {rows.prompt_ids[int(pairs.argmax())]}: {rows.sizes[pairs.argmax()]:,} completions are {most:,} "
-            f"pairs to look at, more than {MOST_PAIRS:,}; set pairs.policy to best_vs_random or best_vs_worst, or "
+            f"pairs to look at, more than {MAX_CANDIDATES:,}; set pairs.policy to best_vs_random or best_vs_worst, or "
             "correct completions.field and field: rows of one prompt are gathered"
         )
     return ones
@@ -344,7 +355,7 @@ def _widest_first(found: _Pairs, rows: ScoreRows, means: Floats, seed: int) -> I
     """The order of pairs by prompt and margin, those of equal margin drawn. The widest of several scales are
     equals, and so are the next of each."""
     high, low, group = means[found.high], means[found.low], rows.group[found.high]
-    margin, size = high - low, slack(high, low)
+    margin, size = high - low, tolerance(high, low)
     order = np.lexsort((-margin, group))
     begins = np.diff(group[order], prepend=-1) != 0
     rest = np.maximum(size[order], np.roll(size[order], 1))  # of a margin and the wider one before it
@@ -360,7 +371,7 @@ def _widest_first(found: _Pairs, rows: ScoreRows, means: Floats, seed: int) -> I
     return np.lexsort((drawn, rank))
 
 
-def _within_cap(parts: Sequence[Paired], cap: int, seed: int) -> Iterator[Paired]:
+def _within_cap(parts: Sequence[PairingResult], cap: int, seed: int) -> Iterator[PairingResult]:
     """The parts with the pairs that stay when no model may be chosen, and none rejected, more than `cap` times."""
     drawn = np.concatenate([_cap_draws(part, seed) for part in parts])
     numbers: dict[str, int] = {}
@@ -379,19 +390,19 @@ def _within_cap(parts: Sequence[Paired], cap: int, seed: int) -> Iterator[Paired
     return (_only(part, stay) for part, stay in zip(parts, np.split(kept, ends[:-1]), strict=True))
 
 
-def _cap_draws(part: Paired, seed: int) -> Floats:
+def _cap_draws(part: PairingResult, seed: int) -> Floats:
     prompts, of = part.rows.prompt_ids.to_pylist(), part.rows.prompt[part.chosen].tolist()
     return np.array([fraction(seed, "cap", prompts[at], n) for at, n in zip(of, part.n.tolist(), strict=True)])
 
 
-def _models(part: Paired, numbers: dict[str, int]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+def _models(part: PairingResult, numbers: dict[str, int]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """By pair the models of its sides, numbered as they come over all parts."""
     names = [numbers.setdefault(name, len(numbers)) for name in part.rows.models.to_pylist()]
     model = np.array(names, dtype=np.int32)[part.rows.model]
     return model[part.chosen], model[part.rejected]
 
 
-def _only(part: Paired, kept: Bools) -> Paired:
+def _only(part: PairingResult, kept: Bools) -> PairingResult:
     """With some of its pairs."""
     found = _Pairs(part.chosen, part.rejected, part.rows.prompt, len(part.rows.starts)).only(kept)
     none = pc.and_(pc.equal(part.outcome, "paired"), pa.array(~found.prompts()))

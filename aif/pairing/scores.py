@@ -56,7 +56,7 @@ class Scores:
     scales: Any = None
 
 
-def slack(one: Any, other: Any) -> Any:
+def tolerance(one: Any, other: Any) -> Any:
     """How far apart two scores, or two columns of them, may be and still be equal but for rounding."""
     return TOLERANCE * np.maximum(np.abs(one), np.abs(other))
 
@@ -80,7 +80,7 @@ class ScoreRows:
     firsts: Ints
 
     @classmethod
-    def of(cls, scores: Scores) -> "ScoreRows":
+    def from_scores(cls, scores: Scores) -> "ScoreRows":
         """Raises ValueError where columns differ in length, hold nulls, or rows of a prompt stand apart."""
         prompts, completions, models, texts = map(
             _strings, (scores.prompt_ids, scores.completions, scores.models, scores.text_ids)
@@ -129,7 +129,7 @@ class ScoreRows:
     def best(self, rows: Bools, means: Floats) -> Bools:
         """Those of these rows that no other of them in their group is above."""
         top = self.over(np.maximum, rows, means, -np.inf)[self.group]
-        found: Bools = rows & (means >= top - slack(means, top))
+        found: Bools = rows & (means >= top - tolerance(means, top))
         return found
 
     def pick(self, candidates: Bools, seed: int, role: str) -> Ints:
@@ -192,7 +192,7 @@ class Scored:
     judges: tuple[str, ...]
 
 
-def score(
+def compute_scores(
     scores: Scores,
     rows: ScoreRows,
     by: Literal["mean", "overall"],

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from aif.core.types import Prompt
-from aif.judging.rubric import Form
+from aif.judging.rubric import ReplyForm
 from aif.planning.plan import System
 from aif.store.connection import RETRY, within
 from aif.store.reader import Reader
@@ -42,7 +42,7 @@ class Judged:
     request: str
     texts: tuple[str, ...]
     rubric: str
-    form: Form
+    form: ReplyForm
     tokens: int
 
 

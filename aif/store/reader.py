@@ -14,7 +14,7 @@ import orjson
 from aif.core.errors import BadInput, StoreDamaged
 from aif.core.paging import KEYS, pages
 from aif.core.types import Failing, Prompt, Slot, Spec, Spent, as_messages, carried_identity
-from aif.providers.base import UNKNOWN_END
+from aif.providers.base import UNKNOWN_FINISH
 from aif.store.connection import check_version, connect, twice, within
 from aif.store.lock import Places
 
@@ -518,11 +518,11 @@ class Reader:
 
     def endings(self) -> list[tuple[str, int, str]]:
         """Replies that ended by a word that is not known, by endpoint and word; they are kept as if they were cut."""
-        word = f"json_extract_string(served, '$.{UNKNOWN_END}')"
+        word = f"json_extract_string(served, '$.{UNKNOWN_FINISH}')"
         return self._rows(
             f"SELECT endpoint, count(*), {word} FROM calls WHERE verdict = 'answered' AND contains(served::VARCHAR, ?) "
             "GROUP BY ALL ORDER BY ALL",
-            [f'"{UNKNOWN_END}":'],
+            [f'"{UNKNOWN_FINISH}":'],
         )
 
     def marks(self) -> list[Marked]:
