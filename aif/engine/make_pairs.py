@@ -14,7 +14,7 @@ from aif.engine.prepare import say_who_judges, unsourced
 from aif.judging.rubric import Rubric
 from aif.pairing.pairs import OUTCOMES as PAIR_OUTCOMES
 from aif.pairing.pairs import PairingResult, PairPolicy, count_outcomes, pair_prompts_by_part
-from aif.pairing.scores import Scores
+from aif.pairing.scores import RatingColumns
 from aif.store.database import Store
 from aif.store.results import Results
 
@@ -63,12 +63,12 @@ def _paired(pipeline: Pipeline, rubric: Rubric, reader: Results, policy: PairPol
     return pair_prompts_by_part((_ranged(scores, rubric) for scores in parts), policy)
 
 
-def scores_of(pipeline: Pipeline, rubric: Rubric, reader: Results) -> Scores:
+def scores_of(pipeline: Pipeline, rubric: Rubric, reader: Results) -> RatingColumns:
     """The ratings in the store, with the weights that rubric and pipeline give aspects and judges."""
     return _ranged(reader.scores(*_weights(pipeline, rubric)), rubric)
 
 
-def _ranged(scores: Scores, rubric: Rubric) -> Scores:
+def _ranged(scores: RatingColumns, rubric: Rubric) -> RatingColumns:
     return replace(scores, ranges=tuple(rubric.sheet.aspects[name].scale for name in scores.aspects))
 
 

@@ -22,7 +22,7 @@ from aif.engine.progress import Screen
 from aif.judging.lint import longest_reply
 from aif.judging.request import judging_request
 from aif.judging.rubric import Rubric, ScoreName, shown_order
-from aif.pairing.scores import ScoreRows, compute_scores, tolerance
+from aif.pairing.scores import PromptRows, compute_scores, tolerance
 from aif.providers.base import Request
 from aif.providers.retry import RetryPolicy
 from aif.store.database import Store
@@ -180,10 +180,10 @@ def _ratings(pipeline: Pipeline, rubric: Rubric, store: Store, reach: int) -> Ra
         scores = scores_of(pipeline, rubric, reader)
         within = [row["prompt_id"] for row in reader.sql("SELECT prompt_id FROM selection WHERE position < ?", [reach])]
     by = _score(pipeline, rubric)
-    means = compute_scores(scores, ScoreRows.from_scores(scores), by, pipeline.pairs.missing).means
+    means = compute_scores(scores, PromptRows.from_columns(scores), by, pipeline.pairs.missing).means
     found: dict[str, dict[str, Rated]] = {prompt_id: {} for prompt_id in within}
     rows = zip(*(column.to_pylist() for column in (scores.prompt_ids, scores.completions, scores.models)), strict=True)
-    for (prompt_id, key, model), mean, ratings in zip(rows, means, scores.scores, strict=True):
+    for (prompt_id, key, model), mean, ratings in zip(rows, means, scores.ratings, strict=True):
         if prompt_id in found:
             said = list(zip(scores.aspects, map(float, ratings), strict=True))
             aspects = {

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from aif.config.sections import Labels
 from aif.pairing.labels import REASONS, balancing_weight, best_completions, label_completions
 from aif.pairing.pairs import PairPolicy, pair_prompts
-from aif.pairing.scores import Scores
+from aif.pairing.scores import RatingColumns
 
 PAIRS = Labels()
 SCORES = Labels(rule="scores", desirable=4.0, undesirable=2.0)
@@ -61,14 +61,14 @@ def prompts(draw: st.DrawFn) -> list[tuple[str, str, float, bool]]:
 def test_the_best_is_drawn_as_pairs_draw_theirs(rows: list[tuple[str, str, float, bool]], seed: int) -> None:
     table = scored(*rows)
     made = pair_prompts(
-        Scores(
+        RatingColumns(
             prompt_ids=table.column("prompt_id"),
             completions=table.column("completion"),
             models=table.column("model"),
             text_ids=table.column("text_id"),
             lengths=np.ones(len(rows), dtype=np.int64),
             truncated=np.array([row[3] for row in rows]),
-            scores=np.array([[row[2]] for row in rows]),
+            ratings=np.array([[row[2]] for row in rows]),
             aspects=("overall",),
             judges=("judge",),
             weights=(1.0,),

@@ -20,7 +20,7 @@ from aif.core.resources import shipped
 from aif.core.types import fraction
 from aif.judging.rubric import load
 from aif.pairing.pairs import OUTCOMES, PairingResult, PairPolicy, count_outcomes, pair_prompts, pair_prompts_by_part
-from aif.pairing.scores import Scores
+from aif.pairing.scores import RatingColumns
 
 ASPECTS = ("honesty", "helpfulness", "truthfulness", "overall")
 WEIGHTS = (Fraction(1), Fraction(1), Fraction(1), Fraction(0))
@@ -69,18 +69,18 @@ def sheet(aspects: tuple[str, ...] = ASPECTS, weights: Any = WEIGHTS, judges: di
     return Sheet({a: Fraction(w) for a, w in zip(aspects, weights, strict=True)}, named)
 
 
-def columns(prompts: Prompts, of: Sheet | None = None) -> Scores:
+def columns(prompts: Prompts, of: Sheet | None = None) -> RatingColumns:
     of = of or sheet()
     flat = [(prompt, r) for prompt, rows in prompts.items() for r in rows]
     points = [[np.nan if p is None else float(p) for p in r.points] for _, r in flat]
-    return Scores(
+    return RatingColumns(
         prompt_ids=[prompt for prompt, _ in flat],
         completions=pa.array([r.key for _, r in flat], pa.string()),
         models=pa.array([r.model for _, r in flat], pa.string()),
         text_ids=pa.array([r.text_id for _, r in flat], pa.string()),
         lengths=np.array([r.length for _, r in flat], dtype=np.int64),
         truncated=np.array([r.truncated for _, r in flat], dtype=bool),
-        scores=np.array(points, dtype=float).reshape(len(flat), len(of.columns)),
+        ratings=np.array(points, dtype=float).reshape(len(flat), len(of.columns)),
         aspects=tuple(aspect for _, aspect in of.columns),
         judges=tuple(judge for judge, _ in of.columns),
         weights=tuple(float(of.aspects[aspect]) for _, aspect in of.columns),
@@ -186,7 +186,7 @@ class Case:
     of: Sheet
 
     @property
-    def scores(self) -> Scores:
+    def scores(self) -> RatingColumns:
         return columns(self.prompts, self.of)
 
 
@@ -651,7 +651,7 @@ def test_what_a_judge_did_not_rate_for_all_is_left_out_of_that_judge_alone() -> 
     paired = judged(row("a", 5, 2, 3, 5), row("b", 3, 4, 1, None), judges={"k": 1, "l": 1})
     assert paired.outcomes()["aspects"].to_pylist() == [["k/x", "k/y", "l/x"]]
     assert paired.scored.means.tolist() == [(4 + 2) / 2, (2 + 4) / 2]
-    assert paired.scored.own.tolist() == [[3.5, 3.0], [3.5, 1.0]]
+    assert paired.scored.judge_means.tolist() == [[3.5, 3.0], [3.5, 1.0]]
     assert paired.spread.tolist() == [0.5, 2.5]
     assert verdicts(judged(row("a", 5, 2, 3, 5), row("b", 3, 4, 1, None), judges={"k": 1, "l": 1}, missing="drop")) == {
         "p": Verdict("missing_aspect")
@@ -733,7 +733,7 @@ def test_columns_come_as_lists_or_arrow_of_any_string_type(
         ({"text_ids": ["a", None, "b", "c"]}, "nulls"),
         ({"truncated": np.zeros(3, dtype=bool)}, "don't fit"),
         ({"truncated": np.zeros(4, dtype=int)}, "booleans"),
-        ({"scores": np.ones((4, 3))}, "don't fit"),
+        ({"ratings": np.ones((4, 3))}, "don't fit"),
         ({"lengths": np.zeros(3, dtype=np.int64)}, "don't fit"),
         ({"weights": (1.0, 1.0)}, "weights"),
         ({"judge_weights": (1.0, 1.0, 1.0, 2.0)}, "judge_weights"),
@@ -763,10 +763,10 @@ def test_a_score_the_rubric_does_not_give_is_bad_input() -> None:
         pair_prompts(scores, POLICY)
 
 
-def many(completions: int, points: int) -> Scores:
+def many(completions: int, points: int) -> RatingColumns:
     """A prompt with so many completions, of so many different scores."""
     n = np.arange(completions)
-    return Scores(
+    return RatingColumns(
         ["p"] * completions, [f"k{i}" for i in n], ["m"] * completions, [f"t{i}" for i in n], n + 1,
         np.zeros(completions, dtype=bool), (n % points)[:, None].astype(float), ("overall",), ("j",), (1.0,), (1.0,),
     )  # fmt: skip
@@ -871,7 +871,7 @@ def test_all_pairs_on_several_scales_are_those_of_each_by_itself(case: Case, n: 
 @given(cases(), st.sampled_from([1e-300, 1e-11, 2.0**-40, 1 / 3, 7.0, 2.0**40, 1e299]))
 def test_scores_times_a_number_make_the_same_pairs(case: Case, times: float) -> None:
     scores, policy = case.scores, case.policy
-    larger = replace(scores, scores=scores.scores * times)
+    larger = replace(scores, ratings=scores.ratings * times)
     with np.errstate(all="raise", under="ignore"):
         after = pair_prompts(larger, replace(policy, min_margin=policy.min_margin * times))
     before = pair_prompts(scores, policy)
@@ -920,7 +920,7 @@ def test_aspects_of_other_ranges_count_as_shares_of_their_own() -> None:
     """By points the one of 0 to 100 would decide: 13.75 against 15.75."""
     one_to_five, hundred = (1, 5), (0, 100)
     assert verdicts(ranged(one_to_five, one_to_five, one_to_five, hundred))["p"] == made(("a", "b", 0.85, 0.15))
-    assert ranged(one_to_five, one_to_five, one_to_five, hundred).scored.own.tolist() == [[0.85], [0.15]]
+    assert ranged(one_to_five, one_to_five, one_to_five, hundred).scored.judge_means.tolist() == [[0.85], [0.15]]
     for paired in (
         ranged(hundred, hundred, hundred, hundred),
         ranged(),
