@@ -15,7 +15,7 @@ from aif.core.errors import Exit
 from aif.core.resources import shipped
 from aif.export.formats import FORMATS
 from aif.export.layout import TURNS
-from aif.judging.lint import sizes
+from aif.judging.lint import request_sizes
 from aif.judging.rubric import Sheet, load
 from aif.store.database import Store
 from aif.store.reader import Reader
@@ -74,8 +74,8 @@ def test_what_a_shipped_rubric_costs_is_what_is_documented() -> None:
         )
     )
     for folder in shipped("prompts", "rubrics").iterdir():
-        found = sizes(load(folder))
-        tokens = (sum(one.calls * one.fixed for one in found), sum(one.calls * one.reply for one in found))
+        found = request_sizes(load(folder))
+        tokens = (sum(one.calls * one.fixed for one in found), sum(one.calls * one.max_reply for one in found))
         for number, told in zip(tokens, said.pop(folder.name).split(" | "), strict=True):
             assert abs(number - int(told.replace(",", ""))) <= 10, (folder.name, tokens)
     assert not said

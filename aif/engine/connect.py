@@ -8,10 +8,10 @@ from aif.config.pipeline import Pipeline, request_options
 from aif.config.sections import Judge, Model
 from aif.core.environment import ENVIRON
 from aif.core.types import Stage
-from aif.judging.request import most_input
+from aif.judging.request import max_input_tokens
 from aif.providers.base import ChatModel, Options, Request
 from aif.providers.endpoint import Endpoint
-from aif.providers.rate_limits import Pace
+from aif.providers.rate_limits import RateLimiter
 from aif.providers.retry import RetryPolicy
 
 
@@ -44,7 +44,7 @@ def _endpoint(one: Model | Judge, stage: Stage, client: ChatModel, policy: Retry
         one.concurrency,
         one.cost,
         _bound(one),
-        Pace(one.requests_per_minute, one.tokens_per_minute),
+        RateLimiter(one.requests_per_minute, one.tokens_per_minute),
         bool(one.max_cost(1, 1)),
         policy,
         asyncio.get_running_loop().time,
@@ -59,7 +59,7 @@ def _bound(one: Model | Judge) -> Callable[[Request], float | None]:
     if one.price is None:
         flat = one.max_cost(0, 0)
         return lambda request: flat
-    return lambda request: one.max_cost(most_input(request), request.max_tokens)
+    return lambda request: one.max_cost(max_input_tokens(request), request.max_tokens)
 
 
 def _client(one: Model | Judge, stage: Stage, simulator: str | None, options: Options) -> ChatModel:

@@ -14,8 +14,8 @@ from aif.core.errors import BadInput
 from aif.core.strict_json import parse_body
 from aif.core.types import Stage
 from aif.providers.base import CallError
-from aif.providers.http import deadline, proxy_of, whole
-from aif.providers.vllm import normalised
+from aif.providers.http import deadline, proxy_of, read_body
+from aif.providers.vllm import normalize_base_url
 
 LIST_S = 5.0  # for a list of models; a server that is not up tells nothing
 
@@ -57,14 +57,14 @@ def _place(one: DeclaredEndpoint) -> tuple[str, str | None]:
 async def _list(one: DeclaredEndpoint) -> Any:
     """What a server says of its models; None where it says nothing that can be read."""
     try:
-        url = f"{normalised(one.base_url[0])}/models"
+        url = f"{normalize_base_url(one.base_url[0])}/models"
         said = request_options(one, ENVIRON)
         async with (
             deadline(LIST_S, url, said.secrets),
             aiohttp.ClientSession(headers=dict(said.headers), cookie_jar=aiohttp.DummyCookieJar()) as session,
             session.get(url, params=said.query, proxy=proxy_of(url), allow_redirects=False) as answer,
         ):
-            return parse_body(await whole(answer.content.iter_any()))
+            return parse_body(await read_body(answer.content.iter_any()))
     except (BadInput, CallError, ValueError, RecursionError):  # no key yet, not up, no list: a run tells of that
         return None
 

@@ -21,7 +21,7 @@ from aif.engine.context_windows import everyone, windows
 from aif.engine.estimate import UNMEASURED, tight, unfit
 from aif.engine.prepare import principles_of, rubric_of
 from aif.engine.workload import size
-from aif.judging.parse import Unparseable, read
+from aif.judging.parse import Unparseable, parse_reply
 from aif.judging.request import completion_request, judging_request
 from aif.judging.rubric import Rubric
 from aif.providers.base import CallError, Kind
@@ -222,7 +222,7 @@ async def _judge(rubric: Rubric, judge: Judge, endpoint: Endpoint) -> str:
     request = next(iter(rubric.sheet.requests))
     shown = _COMPLETIONS if rubric.sheet.requests[request].mode == "listwise" else _COMPLETIONS[:1]
     reply = await endpoint.client.ask(judging_request(rubric, request, _PROMPT, shown, judge, seed=1))
-    if reply.cut:
+    if reply.truncated:
         raise CallError(Kind.TRUNCATED, f"the judgement was cut at max_tokens, {judge.max_tokens}")
-    ratings = read(rubric, request, [str(i) for i, _ in enumerate(shown)], reply.text, judge.reply)
+    ratings = parse_reply(rubric, request, [str(i) for i, _ in enumerate(shown)], reply.text, judge.reply)
     return f"rates by {judge.reply}: {len(ratings)} ratings of {len(shown)} completions read"

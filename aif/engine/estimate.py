@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from aif.config.sections import DeclaredEndpoint, Judge, Model
 from aif.core.formatting import counted
 from aif.core.types import UNSPENT, Spent, Stage, Usage
-from aif.judging.request import replies_at_most
+from aif.judging.request import max_billed_replies
 from aif.judging.rubric import Rubric
 from aif.store.forecast import Replies
 from aif.store.report_queries import Tally
@@ -194,7 +194,7 @@ def _line(work: Work, one: DeclaredEndpoint, replies: Mapping[str, Length]) -> E
     calls = work.tally.pending
     coming = _sum(replies[model].shown * count for model, count in work.awaited.items())
     each, asked = work.rate.tokens * work.sent + coming, calls * work.tries
-    most, limits = (calls * max(work.tries, times) for times in replies_at_most(work.stage))
+    most, limits = (calls * max(work.tries, times) for times in max_billed_replies(work.stage))
     sent = Span(each.expected * asked, each.most * most)
     said = Span(work.reply.tokens.expected * asked, work.reply.tokens.most * limits)
     seconds = _seconds(work, one, calls, coming.expected) if calls else 0.0

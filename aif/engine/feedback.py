@@ -153,7 +153,7 @@ async def flow(
         finally:
             ended.set()
             await drawing
-        waits = {e.name: wait_s for e in endpoints if (wait_s := e.back_s - e.clock()) > 0}
+        waits = {e.name: wait_s for e in endpoints if (wait_s := e.retry_at - e.clock()) > 0}
         return Asked(run.stopping, {e.name: _why(e) for e in endpoints if e.refused}, run.short, waits)
 
 

@@ -13,8 +13,8 @@ from aif.core.types import PROVIDED_JUDGE
 from aif.engine.prepare import say_who_judges, unsourced
 from aif.judging.rubric import Rubric
 from aif.pairing.pairs import OUTCOMES as PAIR_OUTCOMES
-from aif.pairing.pairs import Paired, PairPolicy, counts, pair_parts
-from aif.pairing.scores import Scores
+from aif.pairing.pairs import PairingResult, PairPolicy, count_outcomes, pair_prompts_by_part
+from aif.pairing.scores import RatingColumns
 from aif.store.database import Store
 from aif.store.results import Results
 
@@ -41,7 +41,7 @@ def make_pairs(pipeline: Pipeline, rubric: Rubric, store: Store) -> dict[str, in
 
         def parts() -> Iterator[dict[str, pa.Table]]:
             for paired in _paired(pipeline, rubric, reader, policy):
-                found.update(counts(paired))
+                found.update(count_outcomes(paired))
                 yield {
                     "outcomes": paired.outcomes(),
                     "preferences": paired.preferences(),
@@ -56,19 +56,19 @@ def make_pairs(pipeline: Pipeline, rubric: Rubric, store: Store) -> dict[str, in
     return {outcome: found[outcome] for outcome in OUTCOMES}
 
 
-def _paired(pipeline: Pipeline, rubric: Rubric, reader: Results, policy: PairPolicy) -> Iterator[Paired]:
+def _paired(pipeline: Pipeline, rubric: Rubric, reader: Results, policy: PairPolicy) -> Iterator[PairingResult]:
     """What became of the prompts, a part after the other. (800,000 completions took 1,255 MB at once, and take 747.)"""
     all_pairs = policy.name in ("all", "on_policy")
     parts = reader.scores_by_part(*_weights(pipeline, rubric), all_pairs)
-    return pair_parts((_ranged(scores, rubric) for scores in parts), policy)
+    return pair_prompts_by_part((_ranged(scores, rubric) for scores in parts), policy)
 
 
-def scores_of(pipeline: Pipeline, rubric: Rubric, reader: Results) -> Scores:
+def scores_of(pipeline: Pipeline, rubric: Rubric, reader: Results) -> RatingColumns:
     """The ratings in the store, with the weights that rubric and pipeline give aspects and judges."""
     return _ranged(reader.scores(*_weights(pipeline, rubric)), rubric)
 
 
-def _ranged(scores: Scores, rubric: Rubric) -> Scores:
+def _ranged(scores: RatingColumns, rubric: Rubric) -> RatingColumns:
     return replace(scores, ranges=tuple(rubric.sheet.aspects[name].scale for name in scores.aspects))
 
 
@@ -92,6 +92,6 @@ def policy_of(pipeline: Pipeline, rubric: Rubric) -> PairPolicy:
         said.max_pairs_per_prompt,
         said.max_length_ratio,
         said.max_per_model,
-        said.score == "mean" and rubric.mixed,
+        said.score == "mean" and rubric.ranges_differ,
         pipeline.completions.min_completions,
     )

@@ -23,9 +23,9 @@ from aif.core.types import UNSPENT, Principle, Rating, Spent, digest, text_id
 from aif.engine.budget import Budget, Short
 from aif.engine.work_queue import Queue, QueueItem, serve
 from aif.engine.writer import Writer
-from aif.judging.parse import Unparseable, read
-from aif.judging.request import completion_request, judging_request, judging_spec, once_more
-from aif.judging.rubric import Rubric, judgement_key, order
+from aif.judging.parse import Unparseable, parse_reply
+from aif.judging.request import completion_request, judging_request, judging_spec, resampled_request
+from aif.judging.rubric import Rubric, judgement_key, shown_order
 from aif.providers.base import CallError, Kind, Reply, Request
 from aif.providers.endpoint import Endpoint, Halted
 from aif.providers.retry import Verdict
@@ -148,16 +148,16 @@ class Run:
         clock = asyncio.get_running_loop().time
         job, course = item.job, item.course
         call, error, parts = _Call(), None, None
-        item.caller.parts = job.apart
-        request = job.request(course.reasked, course.unmended)
+        item.caller.may_split = job.apart
+        request = job.request(course.resampled, course.last_unusable)
         try:
-            async with endpoint.turn(request, item.caller) as turn:
-                call.bound = endpoint.bound(request)
+            async with endpoint.attempt(request, item.caller) as attempt:
+                call.bound = endpoint.max_cost(request)
                 await self._afford(endpoint, call.bound or 0.0)
                 course.n += 1
                 call.started, began = datetime.now(UTC), clock()
                 try:
-                    call.reply = await turn.ask()
+                    call.reply = await attempt.send()
                 finally:
                     call.seconds = clock() - began
                 call.ratings = job.read(call.reply)
@@ -248,7 +248,7 @@ class Run:
             "system": model.system,
         }
         item = records.CallItem("completion", slot.key, slot.prompt_id, slot.model, slot.identity, details)
-        return Job(item, partial(once_more, request), lambda reply: None, (todo.position, slot.slot))
+        return Job(item, partial(resampled_request, request), lambda reply: None, (todo.position, slot.slot))
 
     # --- judgements ---------------------------------------------------------------------------------------------------
 
@@ -258,12 +258,12 @@ class Run:
         alike: dict[Any, list[Need]] = {}
         for need in needs:
             one = need.judge_pass, self.rubric.sheet.requests[need.request].mode, need.answers
-            alike.setdefault(one if self.rubric.shares(need.request) else need, []).append(need)
+            alike.setdefault(one if self.rubric.shares_prefix(need.request) else need, []).append(need)
         return alike.values()
 
     def judgement(self, ready: Ready, need: Need) -> Job:
         judge = self.pipeline.judges[need.judge]
-        shown = order(ready.prompt.prompt_id, need.answers, need.judge_pass)
+        shown = shown_order(ready.prompt.prompt_id, need.answers, need.judge_pass)
         texts = [ready.texts[k] for k in shown]
         ids = list(map(text_id, texts))
         others = ids if need.outdated else []
@@ -283,16 +283,16 @@ class Run:
         item = records.CallItem("judgement", key, ready.prompt.prompt_id, need.judge, need.identity, details)
 
         def ratings(reply: Reply) -> tuple[Rating, ...]:
-            if reply.cut:
+            if reply.truncated:
                 raise CallError(Kind.TRUNCATED, "the judgement was cut at its limit", reply=reply)
             try:
-                return read(self.rubric, need.request, shown, reply.text, judge.reply)
+                return parse_reply(self.rubric, need.request, shown, reply.text, judge.reply)
             except Unparseable as why:
                 raise CallError(Kind.UNREADABLE, str(why), reply=reply) from why
 
         apart = judge.on_overflow == "single"
         parts = partial(self._one_by_one, ready, need) if apart and len(shown) > 1 else None
-        return Job(item, partial(once_more, request), ratings, parts=parts, apart=apart)
+        return Job(item, partial(resampled_request, request), ratings, parts=parts, apart=apart)
 
     async def _one_by_one(self, ready: Ready, need: Need) -> list[QueueItem[Job]]:
         """The judgements of one completion each that take the place of one of all together, but for those there are."""

@@ -15,7 +15,7 @@ from aif.core.reasoning import merge_tags
 from aif.core.resources import find_resource, shipped
 from aif.core.types import PROVIDED_JUDGE, JudgingSpec, Prompt, ProvidedCompletion, Slot, digest, normalized
 from aif.judging.request import judging_spec
-from aif.judging.rubric import SCORED, Rubric, load
+from aif.judging.rubric import IMPORTED_SCORES, Rubric, load
 from aif.planning.plan import PoolModel, Principles, plan_digest, plan_slots, provided_key, provided_slots
 from aif.servers import model_identity
 from aif.sources.load import read_prompts, source_fingerprint
@@ -37,7 +37,7 @@ TOLD = 5  # rows that can't be used are named, up to so many
 def rubric_of(pipeline: Pipeline) -> Rubric:
     """The pipeline's rubric, which must give the score that pairs are made by."""
     if pipeline.has_scores:
-        return SCORED
+        return IMPORTED_SCORES
     rubric = load(find_resource(pipeline.rubric, pipeline.folder, "prompts/rubrics", "rubric"))
     if pipeline.pairs.score not in rubric.scores():
         raise BadInput(

@@ -137,7 +137,7 @@ class Board:
         row = self._rows[endpoint.stage, endpoint.name]
         return EndpointState(
             endpoint.name, endpoint.stage, row.wanted, row.answered, row.failed, row.later, endpoint.in_flight,
-            row.rate(now, self._began), row.input, row.output, row.usd, endpoint.refused, endpoint.instead(),
+            row.rate(now, self._began), row.input, row.output, row.usd, endpoint.refused, endpoint.waiting_text(),
         )  # fmt: skip
 
 

@@ -21,8 +21,8 @@ from aif.engine.prepare import prepare, rubric_of
 from aif.engine.progress import Screen
 from aif.judging.lint import longest_reply
 from aif.judging.request import judging_request
-from aif.judging.rubric import Rubric, Score, order
-from aif.pairing.scores import ScoreRows, score, slack
+from aif.judging.rubric import Rubric, ScoreName, shown_order
+from aif.pairing.scores import PromptRows, compute_scores, tolerance
 from aif.providers.base import Request
 from aif.providers.retry import RetryPolicy
 from aif.store.database import Store
@@ -132,7 +132,7 @@ def _asking(pipeline: Pipeline, judge: str | None) -> Pipeline:
     return pipeline.model_copy(update={"judges": judges})
 
 
-def _score(pipeline: Pipeline, rubric: Rubric) -> Score:
+def _score(pipeline: Pipeline, rubric: Rubric) -> ScoreName:
     """The score that completions are compared by: the pipeline's, where the rubric gives it."""
     if not (given := rubric.scores()):
         raise BadInput(f"{rubric.where}: gives no score; give an aspect a weight above 0, or name one `overall`")
@@ -150,7 +150,7 @@ def _bill(pipeline: Pipeline, rubric: Rubric, store: Store, reach: int) -> Bill:
             for ready in rows:
                 for need in ready.needs:
                     judge = pipeline.judges[need.judge]
-                    shown = order(ready.prompt.prompt_id, need.answers, need.judge_pass)
+                    shown = shown_order(ready.prompt.prompt_id, need.answers, need.judge_pass)
                     texts = [ready.texts[key] for key in shown]
                     request = judging_request(rubric, need.request, ready.prompt, texts, judge, seed=0)
                     reply = min(judge.max_tokens, longest_reply(rubric, need.request, len(shown)))
@@ -174,10 +174,11 @@ def _ratings(pipeline: Pipeline, rubric: Rubric, store: Store, reach: int) -> Ra
     with Results.of(store) as reader:
         scores = scores_of(pipeline, rubric, reader)
         within = reader.selected_before(reach)
-    means = score(scores, ScoreRows.of(scores), _score(pipeline, rubric), pipeline.pairs.missing).means
+    by = _score(pipeline, rubric)
+    means = compute_scores(scores, PromptRows.from_columns(scores), by, pipeline.pairs.missing).means
     found: dict[str, dict[str, Rated]] = {prompt_id: {} for prompt_id in within}
     rows = zip(*(column.to_pylist() for column in (scores.prompt_ids, scores.completions, scores.models)), strict=True)
-    for (prompt_id, key, model), mean, ratings in zip(rows, means, scores.scores, strict=True):
+    for (prompt_id, key, model), mean, ratings in zip(rows, means, scores.ratings, strict=True):
         if prompt_id in found:
             said = list(zip(scores.aspects, map(float, ratings), strict=True))
             aspects = {
@@ -211,7 +212,7 @@ def kendall(prompts: Iterable[Both]) -> float | None:
 
 
 def _sign(one: float, other: float) -> int:
-    return 0 if abs(one - other) <= slack(one, other) else 1 if one > other else -1
+    return 0 if abs(one - other) <= tolerance(one, other) else 1 if one > other else -1
 
 
 def another_best(prompts: Iterable[Both]) -> int:
@@ -225,7 +226,7 @@ def _best(scores: Sequence[float]) -> set[int]:
 
 def rank(score: float, scores: Iterable[float]) -> int:
     """1 for the highest; equal scores share a rank."""
-    return 1 + sum(bool(other > score + slack(other, score)) for other in scores)
+    return 1 + sum(bool(other > score + tolerance(other, score)) for other in scores)
 
 
 def scores_of_both(tried: Tried, prompt_id: str) -> list[tuple[float, float]]:

@@ -12,10 +12,10 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from aif.providers.base import PROVIDER, CallError, Kind
-from aif.providers.concurrency import ITEMS, MANY, Caller, Others
+from aif.providers.base import ACCESS_ERRORS, CallError, Kind
+from aif.providers.concurrency import ENOUGH_ITEMS, MANY_OTHERS, ItemHistory, OtherItems
 from aif.providers.endpoint import Endpoint
-from aif.providers.retry import Course, Verdict
+from aif.providers.retry import RetryState, Verdict
 
 T = TypeVar("T")
 
@@ -31,8 +31,8 @@ class QueueItem(Generic[T]):
 
     make: Callable[[], T]
     then: Sequence[Callable[[], T]] = ()
-    caller: Caller = field(default_factory=Caller)
-    course: Course = field(default_factory=Course)
+    caller: ItemHistory = field(default_factory=ItemHistory)
+    course: RetryState = field(default_factory=RetryState)
     far: bool = False  # from elsewhere, and not asked yet
     _made: T | None = None
 
@@ -83,12 +83,12 @@ class Queue(asyncio.Queue["QueueItem[T] | None"]):
             self._ends -= 1
             return None
         first, second = self._again, self._fresh
-        if first and self._endpoint.gate.probing:
+        if first and self._endpoint.limiter.probing:
             first, second = second, first
         item = (first or second).popleft()
         if self._owed and not item.course.n:
             self._owed = False
-            item.far = item.caller.spread = True
+            item.far = item.caller.sampled = True
             self._far += 1
         self._notice_room()
         return item
@@ -125,17 +125,19 @@ class Queue(asyncio.Queue["QueueItem[T] | None"]):
 
     # --- the workers' side --------------------------------------------------------------------------------------------
 
-    def others(self, error: CallError) -> Others:
+    def others(self, error: CallError) -> OtherItems:
         """Who else could be asked, as it matters to a failure."""
         if not self._all_known:
-            return MANY
+            return MANY_OTHERS
         more = bool(self._fresh)
-        if error.kind in PROVIDER and error.told:
-            return Others(min(ITEMS, self._open), more=more)
+        if error.kind in ACCESS_ERRORS and error.explicit:
+            return OtherItems(min(ENOUGH_ITEMS, self._open), more_coming=more)
         if not self._endpoint.answered:
-            limited = error.kind is Kind.RATE_LIMITED and self._items < ITEMS  # of one item's limit nobody can tell
-            return Others(ITEMS if limited else min(ITEMS, self._items), few=limited, more=more)
-        return Others(few=self._open < ITEMS, more=more)
+            # with too few items, a limit that one item alone meets can't be told from the endpoint's
+            limited = error.kind is Kind.RATE_LIMITED and self._items < ENOUGH_ITEMS
+            enough = ENOUGH_ITEMS if limited else min(ENOUGH_ITEMS, self._items)
+            return OtherItems(enough, too_few=limited, more_coming=more)
+        return OtherItems(too_few=self._open < ENOUGH_ITEMS, more_coming=more)
 
     def asked(self, item: QueueItem[T]) -> None:
         """An item has told what it can tell by being from elsewhere."""
@@ -171,7 +173,7 @@ class Queue(asyncio.Queue["QueueItem[T] | None"]):
             self._far -= 1
             self._owed = True
         else:
-            item.far = item.caller.spread = True
+            item.far = item.caller.sampled = True
         self._count(-1)
         return item
 
@@ -212,7 +214,7 @@ async def _work(
                 group.create_task(_wait(endpoint, line, item))
             else:
                 line.put_nowait(item)
-            item = await line.far() if endpoint.gate.doubtful else None
+            item = await line.far() if endpoint.limiter.fault_unclear else None
         else:
             item = line.done(item)
 

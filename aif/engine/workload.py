@@ -23,10 +23,10 @@ from aif.engine.estimate import (
     tight,
 )
 from aif.engine.prepare import prepare, rubric_of
-from aif.judging.request import completion_request, judging_request, tokens
+from aif.judging.request import completion_request, estimate_tokens, judging_request
 from aif.judging.rubric import Rubric, render
 from aif.providers.base import Request
-from aif.providers.error_replies import holds
+from aif.providers.error_replies import context_window_in
 from aif.servers.tokenizer import tokenizer_of
 from aif.store.forecast import Forecast, Replies, SlotCall
 from aif.store.journal_batches import Rubrics
@@ -57,7 +57,7 @@ def estimated(pipeline: Pipeline, rubric: Rubric, reader: Forecast, limit: int |
     tallies = reader.tallies(limit)
     endpoints = everyone(pipeline)
     asked = {key: one for key, one in endpoints.items() if key in tallies and tallies[key].pending}
-    held = asyncio.run(windows(asked, {key: holds(reader.overflowed(*key)) for key in asked}))
+    held = asyncio.run(windows(asked, {key: context_window_in(reader.overflowed(*key)) for key in asked}))
     works = []
     for (stage, name), one in endpoints.items():
         tally = tallies.get((stage, name), Tally(0, 0, 0, 0))
@@ -162,7 +162,7 @@ def _work(
         awaited={model: n / len(requests) for model, n in Counter(awaited).items()},
         rate=rate,
         reply=length,
-        reckoned=fmean(tokens(request) for request in requests) if requests else 0.0,
+        reckoned=fmean(estimate_tokens(request) for request in requests) if requests else 0.0,
         tries=calls / items if items else 1.0,
         cached=sum(one.cached for one in used) / sent if sent else 0.0,
         written=sum(one.written for one in used) / sent if sent else 0.0,

@@ -24,7 +24,7 @@ from aif.core.resources import shipped
 from aif.engine.make_pairs import policy_of
 from aif.engine.outcome_text import OUTCOMES, STAGES, balanced, beside, counts, marked, rule_of
 from aif.judging.rubric import Rubric
-from aif.pairing.labels import LabelCounts, balancing
+from aif.pairing.labels import LabelCounts, balancing_weight
 from aif.pairing.scores import TOLERANCE, Floats
 from aif.store.report_queries import Balance, Books, Marked
 
@@ -129,7 +129,7 @@ def render(facts: CardFacts) -> str:
 
 
 def _weight(labels: LabelCounts | None) -> tuple[str, float, float] | None:
-    return balancing(**labels.labels["train"]) if labels else None
+    return balancing_weight(**labels.labels["train"]) if labels else None
 
 
 def _endpoints(pipeline: Pipeline) -> list[tuple[str, DeclaredEndpoint]]:
@@ -282,7 +282,7 @@ def _scale(facts: CardFacts) -> tuple[float, float]:
     entering = [a for a in aspects.values() if a.weight > 0]
     if facts.pipeline.pairs.score == "overall":
         entering = [aspects["overall"]]
-    elif facts.rubric.mixed:
+    elif facts.rubric.ranges_differ:
         return 0.0, 1.0
     return min(a.scale[0] for a in entering), max(a.scale[1] for a in entering)
 

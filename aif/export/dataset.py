@@ -34,7 +34,7 @@ from aif.export.manifest import MARKER, NAME, sealed, state_of
 from aif.export.parquet import DatasetRows, Parts
 from aif.export.ultrafeedback import OVERALL, Annotated
 from aif.judging.rubric import Rubric
-from aif.pairing.labels import LabelCounts, best, labelled
+from aif.pairing.labels import LabelCounts, best_completions, label_completions
 from aif.store import records
 from aif.store.ledger import Ledger
 from aif.store.report_queries import BESIDE, Balance, Books
@@ -103,8 +103,8 @@ def _rows(pipeline: Pipeline, rubric: Rubric, reader: Results, paired: pa.Table)
         found["prompts"] = DatasetRows(reader.selected(), _annotating(pipeline, rubric, reader), WHOLE_GROUP)
     if wanted & {"best", "labels"}:
         scored = reader.scored()
-        labels = labelled(scored, paired, pipeline.export.kto)
-        found["best"] = DatasetRows(best(scored, pipeline.seed), reader.completed)
+        labels = label_completions(scored, paired, pipeline.export.kto)
+        found["best"] = DatasetRows(best_completions(scored, pipeline.seed), reader.completed)
         found["labels"] = DatasetRows(labels.rows, reader.completed, left_out=labels.left_out)
     return found
 

@@ -1,4 +1,4 @@
-"""What a judge is asked, and what its reply says: rubrics, their requests, the parser, the linter.
+"""Judging: rubrics, the requests made from them, the parser of replies, the rubric linter.
 
 Reads rubric folders. Calls no judge and opens no store.
 """

@@ -1,7 +1,8 @@
-"""A judge's reply -> ratings, or the reason why not. Pure, and fed with hostile text.
+"""Parse a judge's reply into ratings, or say why it can't be parsed. Pure, and safe for hostile text.
 
-A reply is read whole or not at all: every completion by its number exactly once, every aspect, every rating one of the
-words the aspect's scale has. Nothing is guessed, rounded, clipped or filled in.
+A reply is parsed completely or not at all. It must contain every completion number exactly once, every aspect, and for
+each a rating on the aspect's scale, which is a whole number: "4" becomes 4.0 (see `_rating`), but "4.5" is refused.
+Nothing is guessed, rounded, clipped or filled in.
 """
 
 import re
@@ -10,22 +11,24 @@ from typing import Any
 
 from aif.core.strict_json import json_type, make_decoder, replace_surrogates
 from aif.core.types import Rating
-from aif.judging.rubric import NOT_APPLICABLE, Aspect, Form, Rubric
+from aif.judging.rubric import NOT_APPLICABLE, Aspect, ReplyForm, Rubric
 
 
 class Unparseable(Exception):
-    """Why a reply gives no ratings, in words a person can act on."""
+    """A judge's reply can't be parsed into ratings; the message says why."""
 
 
-def read(rubric: Rubric, request: str, completions: Sequence[str], text: str, form: Form) -> tuple[Rating, ...]:
-    """The ratings in a reply about `completions` (keys, in the order shown), by completion and aspect.
+def parse_reply(
+    rubric: Rubric, request: str, completions: Sequence[str], text: str, form: ReplyForm
+) -> tuple[Rating, ...]:
+    """Return the ratings in the reply `text`, for each completion and aspect.
 
-    Raises Unparseable.
+    `completions` are the keys in the order shown to the judge; `form` is the form it had to use. Raises Unparseable.
     """
     names = rubric.sheet.requests[request].aspects
     aspects = {name: rubric.sheet.aspects[name] for name in names}
-    read_form = _read_json if form == "schema" else _read_text
-    fields = read_form(text, len(completions), tuple(aspects))
+    parse_form = _parse_json if form == "schema" else _parse_text
+    fields = parse_form(text, len(completions), tuple(aspects))
     ratings = []
     for number, key in enumerate(completions, 1):
         for name, aspect in aspects.items():
@@ -38,52 +41,55 @@ def read(rubric: Rubric, request: str, completions: Sequence[str], text: str, fo
 
 _OUT_OF = re.compile(r"(\d{1,4})\s*/\s*(\d{1,4})\Z", re.ASCII)
 
-# A judge that thinks again beside what it was asked for ("Final rating: 3", {"overall_score": 3}) has said two things.
+# A second verdict beside the requested rating ("Final rating: 3", {"overall_score": 3}) makes a reply ambiguous.
 _VERDICT = re.compile("rating|score|grade", re.IGNORECASE)
-_ASKED = {"rating", "rationale", "types"}
+_REQUESTED = {"rating", "rationale", "types"}
 
-# (number, aspect) -> what the reply says: rating, rationale, types
+# (completion number, aspect) -> rating, rationale and types as the reply gives them
 Fields = Mapping[tuple[int, str], Mapping[str, Any]]
 
 
-def _rating(completion: str, name: str, aspect: Aspect, said: Mapping[str, Any]) -> Rating:
-    word, rationale = said.get("rating"), said.get("rationale")
+def _rating(completion: str, name: str, aspect: Aspect, fields: Mapping[str, Any]) -> Rating:
+    """Return one rating from the fields of a reply. Here the judge's "4" becomes the number 4.0."""
+    word, rationale = fields.get("rating"), fields.get("rationale")
     if type(word) is not str or word not in aspect.ratings:
-        word = _word(word, aspect)
+        word = _normalize_rating(word, aspect)
     if not isinstance(rationale, str):
         raise Unparseable("no rationale")
     rationale = replace_surrogates(rationale.strip())
-    types = _types(said.get("types"), aspect) if aspect.types else ()
+    types = _types(fields.get("types"), aspect) if aspect.types else ()
     if word == NOT_APPLICABLE:
         return Rating(completion, name, "not_applicable", None, rationale, types)
     return Rating(completion, name, "rated", float(word), rationale, types)
 
 
-def _word(said: Any, aspect: Aspect) -> str:
-    """The word of the aspect's ratings that is meant by another: 4, " 4 ", "n/a"; "4/5" on a scale to 5, where "9/10"
-    stays refused."""
-    if isinstance(said, int) and not isinstance(said, bool):
-        said = str(said)
-    if not isinstance(said, str):
+def _normalize_rating(rating: Any, aspect: Aspect) -> str:
+    """Return the rating of the scale that another spelling means: 4, " 4 ", "n/a", or "4/5" on a scale to 5.
+
+    Raises Unparseable for all others, such as "4.5" (the scale has whole numbers only) or "9/10" on a scale to 5.
+    """
+    if isinstance(rating, int) and not isinstance(rating, bool):
+        rating = str(rating)
+    if not isinstance(rating, str):
         raise Unparseable("no rating")
-    word = said.strip()
+    word = rating.strip()
     if word.upper() in {"N/A", "NA"}:
         word = NOT_APPLICABLE
     if word not in aspect.ratings and (share := _OUT_OF.match(word)) and int(share[2]) == aspect.scale[1]:
         word = share[1]
     if word not in aspect.ratings:
-        raise Unparseable(f"rating {word[:40]!r} is none of {', '.join(aspect.ratings)}")
+        raise Unparseable(f"rating {word[:40]!r} is not one of {', '.join(aspect.ratings)}")
     return word
 
 
-def _types(said: Any, aspect: Aspect) -> tuple[int, ...]:
-    if said is None:
+def _types(numbers: Any, aspect: Aspect) -> tuple[int, ...]:
+    if numbers is None:
         raise Unparseable("no types")
-    if not isinstance(said, list) or any(type(number) is not int for number in said):
-        raise Unparseable("types is no list of numbers")
-    if unknown := [number for number in said if number not in aspect.types]:
+    if not isinstance(numbers, list) or any(type(number) is not int for number in numbers):
+        raise Unparseable("types is not a list of numbers")
+    if unknown := [number for number in numbers if number not in aspect.types]:
         raise Unparseable(f"there is no type {str(unknown[0])[:20]}")
-    return tuple(sorted(set(said)))
+    return tuple(sorted(set(numbers)))
 
 
 # --- by schema -------------------------------------------------------------------------------------------------------
@@ -91,61 +97,60 @@ def _types(said: Any, aspect: Aspect) -> tuple[int, ...]:
 _CODE_FENCE = re.compile(r"\A```(?:json)?[ \t\r]*\n(.*)\n[ \t]*```\Z", re.DOTALL)
 
 
-def _twice(key: str) -> Unparseable:
-    return Unparseable(f"{key[:40]!r} stands twice in one object")
+def _repeated_key(key: str) -> Unparseable:
+    return Unparseable(f"{key[:40]!r} appears twice in one object")
 
 
-def _no_constant(word: str) -> Any:
-    raise Unparseable(f"{word} is no rating")
+def _refuse_constant(word: str) -> Any:
+    raise Unparseable(f"{word} is not a rating")
 
 
-_read_once = make_decoder(_twice, _no_constant)
+_parse_unique = make_decoder(_repeated_key, _refuse_constant)
 
 
-def _read_json(text: str, n: int, aspects: tuple[str, ...]) -> Fields:
+def _parse_json(text: str, n: int, aspects: tuple[str, ...]) -> Fields:
     body = text.strip()
     if fence := _CODE_FENCE.match(body):
         body = fence[1]
     try:
-        data = _read_once(body)
+        data = _parse_unique(body)
     except RecursionError:
-        raise Unparseable("nested too deep") from None
-    except ValueError as error:  # JSONDecodeError, and integers of more digits than Python reads
+        raise Unparseable("nested too deeply") from None
+    except ValueError as error:  # JSONDecodeError, and integers with more digits than Python converts
         raise Unparseable(f"not JSON: {str(error)[:200]}") from error
-    numbered = _numbered(data, n)
     fields: dict[tuple[int, str], Mapping[str, Any]] = {}
-    for number, said in numbered.items():
-        by_aspect = {aspects[0]: said} if len(aspects) == 1 else said
-        if unasked := sorted(set(by_aspect) - set(aspects)):
-            raise Unparseable(f"completion {number}: {unasked[0][:40]!r} was not asked")
+    for number, judged in _by_number(data, n).items():
+        by_aspect = {aspects[0]: judged} if len(aspects) == 1 else judged
+        if unknown := sorted(set(by_aspect) - set(aspects)):
+            raise Unparseable(f"completion {number}: {unknown[0][:40]!r} was not asked for")
         for name in aspects:
-            one = by_aspect.get(name)
-            if not isinstance(one, dict):
+            values = by_aspect.get(name)
+            if not isinstance(values, dict):
                 raise Unparseable(f"completion {number}: no {name}")
-            if seconds := [key for key in one if key not in _ASKED and _VERDICT.search(key)]:
-                raise Unparseable(f"completion {number}, {name}: {seconds[0][:40]!r} stands beside the rating")
-            fields[number, name] = one
+            if extra := [key for key in values if key not in _REQUESTED and _VERDICT.search(key)]:
+                raise Unparseable(f"completion {number}, {name}: {extra[0][:40]!r} is given besides the rating")
+            fields[number, name] = values
     return fields
 
 
-def _numbered(data: Any, n: int) -> dict[int, dict[str, Any]]:
+def _by_number(data: Any, n: int) -> dict[int, dict[str, Any]]:
     if not isinstance(data, dict):
         raise Unparseable(f"expected an object with the completions' numbers as keys, got {json_type(data)}")
     expected = {str(i) for i in range(1, n + 1)}
     if missing := sorted(expected - set(data), key=int):
         raise Unparseable(f"completion {missing[0]} is missing")
     if extra := sorted(set(data) - expected):
-        raise Unparseable(f"{extra[0][:40]!r} is no number of a completion")
-    for number, said in data.items():
-        if not isinstance(said, dict):
+        raise Unparseable(f"{extra[0][:40]!r} is not the number of a completion")
+    for number, judged in data.items():
+        if not isinstance(judged, dict):
             raise Unparseable(f"completion {number}: expected an object")
-    return {int(number): said for number, said in data.items()}
+    return {int(number): judged for number, judged in data.items()}
 
 
 # --- as text ---------------------------------------------------------------------------------------------------------
 
-# Emphasis and heading marks around a label are how chat models write; \Z-anchored so that prose never counts as one.
-# Possessive, since a line of blanks takes time by its square or worse otherwise (20,000 of them took 0.3 s).
+# Chat models put emphasis and heading marks around labels. Anchored with \Z, so that prose is never taken for a label.
+# Possessive, since a line of blanks would take quadratic time or worse (20,000 of them took 0.3 s).
 _HEADING = re.compile(r"[#*\s]*completion\s+#?(\d{1,4})[\s:.*]*\Z", re.IGNORECASE | re.ASCII)
 _LABEL = re.compile(
     r"[-#*\s]*+(rationale|types?|rating)\s*+(?:\(([\w -]{1,80})\))?+[\s*]*+:[\s*]*+(.*)\Z",
@@ -153,21 +158,21 @@ _LABEL = re.compile(
 )
 
 
-# As `_VERDICT`, in prose: "my final score is 3". What a rationale says of ratings is its own affair.
-_SAID_AGAIN = re.compile(
+# Like `_VERDICT`, in prose: "my final score is 3". Within a rationale it is allowed.
+_PROSE_VERDICT = re.compile(
     r"\b(?:rating|score|grade)s?\b[^\w\n]*+(?:(?:is|of|to|as|now|remains)\b[^\w\n]*+)?(?:\d|n/?a\b)",
     re.IGNORECASE | re.ASCII,
 )
-# A fence of rubric.render on a line of its own: what follows is a text that was judged, and may imitate a reply.
+# A fence of rubric.render on its own line: the judged text that follows may imitate a reply.
 _FENCE = re.compile(r"\s*\[\[[0-9a-f]{12} [a-z0-9_ ]{1,60}\]\]\s*\Z", re.ASCII)
 
-# Not str.splitlines: of a vertical tab or a file separator within "1\x1c0" no one could say that it ends the rating.
+# Not str.splitlines: it would end the rating "1\x1c0" at the file separator.
 _LINE_END = re.compile("\r\n|[\n\r\x85\u2028\u2029]")
 
 
-def _read_text(text: str, n: int, aspects: tuple[str, ...]) -> Fields:
-    """Blocks headed `Completion N`, in them lines `Label: …` or `Label (aspect): …`. A rationale may run over lines."""
-    fields: dict[tuple[int, str], dict[str, list[str]]] = {}  # a field's lines
+def _parse_text(text: str, n: int, aspects: tuple[str, ...]) -> Fields:
+    """Parse blocks headed `Completion N` with lines `Label: …` or `Label (aspect): …`. Rationales may span lines."""
+    fields: dict[tuple[int, str], dict[str, list[str]]] = {}  # the lines of each field
     number: int | None = None
     running: list[str] | None = None
     for line in _LINE_END.split(text):
@@ -175,31 +180,31 @@ def _read_text(text: str, n: int, aspects: tuple[str, ...]) -> Fields:
             if running:
                 running.append(line)
         elif _FENCE.match(line):
-            raise Unparseable("it repeats the texts that are judged, fences and all")
+            raise Unparseable("it repeats the judged texts with their fences")
         elif heading := _HEADING.match(line):
             number, running = int(heading[1]), None
             if not 1 <= number <= n:
                 raise Unparseable(f"there is no completion {number}")
             if (number, aspects[0]) in fields:
-                raise Unparseable(f"completion {number} stands twice")
+                raise Unparseable(f"completion {number} appears twice")
             fields.update({(number, name): {} for name in aspects})
         elif label := _LABEL.match(line):
             if number is None:
-                raise Unparseable(f"{label[1]!r} stands before the first `Completion <number>`")
+                raise Unparseable(f"{label[1]!r} comes before the first `Completion <number>`")
             name = _aspect(label[2], aspects, number)
             word = "types" if label[1].lower().startswith("type") else label[1].lower()
-            said = fields[number, name]
-            if word in said:
-                raise Unparseable(f"completion {number}, {name}: {word} stands twice")
-            said[word] = [label[3]]
-            running = said[word] if word == "rationale" else None
+            judged = fields[number, name]
+            if word in judged:
+                raise Unparseable(f"completion {number}, {name}: {word} appears twice")
+            judged[word] = [label[3]]
+            running = judged[word] if word == "rationale" else None
         elif running:
             running.append(line)
-        elif number is not None and _SAID_AGAIN.search(line):
-            raise Unparseable(f"completion {number}: {line.strip()[:40]!r} stands beside the rating")
+        elif number is not None and _PROSE_VERDICT.search(line):
+            raise Unparseable(f"completion {number}: {line.strip()[:40]!r} is given besides the rating")
     if missing := [i for i in range(1, n + 1) if (i, aspects[0]) not in fields]:
         raise Unparseable(f"completion {missing[0]} is missing")
-    return {place: _plain(said, f"completion {place[0]}, {place[1]}") for place, said in fields.items()}
+    return {place: _like_json(lines, f"completion {place[0]}, {place[1]}") for place, lines in fields.items()}
 
 
 def _aspect(name: str | None, aspects: tuple[str, ...], number: int) -> str:
@@ -207,23 +212,23 @@ def _aspect(name: str | None, aspects: tuple[str, ...], number: int) -> str:
         if len(aspects) == 1:
             return aspects[0]
         raise Unparseable(f"completion {number}: a label without its aspect")
-    asked = name.strip().lower().replace(" ", "_").replace("-", "_")
-    if asked not in aspects:
-        raise Unparseable(f"completion {number}: {name[:40]!r} was not asked")
-    return asked
+    aspect = name.strip().lower().replace(" ", "_").replace("-", "_")
+    if aspect not in aspects:
+        raise Unparseable(f"completion {number}: {name[:40]!r} was not asked for")
+    return aspect
 
 
-def _plain(said: Mapping[str, Sequence[str]], where: str) -> dict[str, Any]:
-    """Text fields as the JSON form has them: a list of numbers, a rating's bare word."""
-    plain: dict[str, Any] = {word: "\n".join(lines).strip() for word, lines in said.items()}
-    if (types := plain.get("types")) is not None:
+def _like_json(fields: Mapping[str, Sequence[str]], where: str) -> dict[str, Any]:
+    """Convert the lines of text fields to the values that a JSON reply has: a list of numbers, a bare rating."""
+    values: dict[str, Any] = {word: "\n".join(lines).strip() for word, lines in fields.items()}
+    if (types := values.get("types")) is not None:
         words = [word.strip() for word in types.strip(" []*.").split(",")]
         if len(words) == 1 and words[0].lower() in {"none", ""}:
-            plain["types"] = []
+            values["types"] = []
         elif all(re.fullmatch(r"\d{1,4}", word, re.ASCII) for word in words):
-            plain["types"] = [int(word) for word in words]
+            values["types"] = [int(word) for word in words]
         else:
-            raise Unparseable(f"{where}: types {types[:40]!r} is no list of numbers")
-    if (rating := plain.get("rating")) is not None:
-        plain["rating"] = rating.removesuffix(".").strip(" *`[]").removesuffix(".")
-    return plain
+            raise Unparseable(f"{where}: types {types[:40]!r} is not a list of numbers")
+    if (rating := values.get("rating")) is not None:
+        values["rating"] = rating.removesuffix(".").strip(" *`[]").removesuffix(".")
+    return values

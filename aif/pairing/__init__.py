@@ -1,4 +1,4 @@
-"""Ratings to pairs: scores, pairing policies, labels.
+"""Make preference pairs from ratings: scores, pairing policies, labels.
 
 Pure: columns in, columns out. No text, no I/O.
 """

@@ -1,9 +1,9 @@
-"""Which completions are exported one by one: the best of each prompt, and those that are desirable or not. Pure.
+"""Select single completions for export: the best of each prompt (SFT), and desirable or undesirable ones (KTO). Pure.
 
-Columns in, columns out, as in pairs.py: no text, no I/O. `scored` is a row per completion that has a score, the rows of
-a prompt together: prompt_id, source, completion (key), text_id (a digest of the text), model, score, truncated, scale
-(whose the score is on, where scores of several sources came with completions).
-`paired` is a row per pair: prompt_id, chosen, rejected (keys).
+Columns in, columns out, as in pairs.py: no text, no I/O. The table `scored` has a row per completion with a score, the
+rows of a prompt together: prompt_id, source, completion (key), text_id (digest of the text), model, score, truncated,
+scale (if scores came with the completions: whose scale it is). The table `paired` has a row per pair: prompt_id,
+chosen, rejected (keys).
 """
 
 from collections import Counter
@@ -16,25 +16,25 @@ import pyarrow as pa
 
 from aif.config.sections import KtoLabels
 from aif.core.types import fraction
-from aif.pairing.scores import slack
+from aif.pairing.scores import tolerance
 
-BALANCED = (1.0, 4 / 3)  # desirable to undesirable, weighted: equation 8 of KTO (arXiv:2402.01306), as TRL checks it
+BALANCED = (1.0, 4 / 3)  # weighted ratio of desirable to undesirable: equation 8 of KTO (arXiv:2402.01306), as in TRL
 
-# Why a scored completion has no label.
+# Why a completion with a score has no label.
 REASONS = (
     "in_no_pair",  # rule pairs
-    "between",  # rule scores: above undesirable, below desirable
-    "truncated",  # it would be desirable, but was cut at max_tokens
-    "both_ways",  # its text is desirable in one place and undesirable in another
+    "between",  # rule scores: between the two bounds
+    "truncated",  # it would be desirable, but reached max_tokens
+    "both_ways",  # the same text is desirable in one row and undesirable in another
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Labelled:
-    """Rows of `scored` with their `label` (true: desirable), and how many have none, each of REASONS that occurs.
+class LabelledRows:
+    """The labelled rows of `scored`, with `label` (true: desirable), and the count of unlabelled rows by reason.
 
-    Rows stand in the order of their keys. Two of the same prompt are then rarely neighbours, which KTO needs: TRL
-    estimates the KL term by giving each prompt its neighbour's completion.
+    Rows are sorted by completion key, so that two of the same prompt are rarely adjacent. KTO needs that: TRL estimates
+    the KL term by pairing each prompt with the next row's completion.
     """
 
     rows: pa.Table
@@ -43,37 +43,37 @@ class Labelled:
 
 @dataclass(frozen=True, slots=True)
 class LabelCounts:
-    """Completions by split and label (desirable, undesirable), and those without a label by reason."""
+    """Numbers of completions by split and label (desirable, undesirable), and of unlabelled ones by reason."""
 
     labels: Mapping[str, Mapping[str, int]]
     left_out: Mapping[str, int]
 
 
-def best(scored: pa.Table, seed: int) -> pa.Table:
-    """The row of each prompt's best completion that was not cut; none of a prompt of which all were cut. Where several
-    are the best, each by its scale, one is drawn as pairs draw theirs.
+def best_completions(scored: pa.Table, seed: int) -> pa.Table:
+    """Return the row of each prompt's best completion that isn't truncated; prompts without one have no row.
 
-    Not every chosen one is the best: `on_policy`, caps and length ratios pass over it.
+    Ties are drawn as in pairs, and the best of each scale counts as a tie. This isn't always a pair's chosen one:
+    `on_policy`, caps and length ratios may exclude the best.
     """
-    picked = [
-        _pick(rows, seed)
-        for _, group in groupby(_rows(scored), key=lambda row: row["prompt_id"])
+    best = [
+        _best_row(rows, seed)
+        for _, group in groupby(_numbered_rows(scored), key=lambda row: row["prompt_id"])
         if (rows := [row for row in group if not row["truncated"]])
     ]
-    return scored.take(pa.array(picked, pa.int64()))
+    return scored.take(pa.array(best, pa.int64()))
 
 
-def _pick(rows: Sequence[Mapping[str, Any]], seed: int) -> int:
-    tops: dict[str | None, float] = {}
+def _best_row(rows: Sequence[Mapping[str, Any]], seed: int) -> int:
+    highest: dict[str | None, float] = {}
     for row in rows:
-        tops[row.get("scale")] = max(row["score"], tops.get(row.get("scale"), row["score"]))
-    ahead = [row for row in rows if row["score"] >= (top := tops[row.get("scale")]) - slack(row["score"], top)]
-    first = min(ahead, key=lambda row: fraction(seed, "chosen", row["prompt_id"], row["completion"]))
+        highest[row.get("scale")] = max(row["score"], highest.get(row.get("scale"), row["score"]))
+    best = [row for row in rows if row["score"] >= (top := highest[row.get("scale")]) - tolerance(row["score"], top)]
+    first = min(best, key=lambda row: fraction(seed, "chosen", row["prompt_id"], row["completion"]))
     return int(first["n"])
 
 
-def _rows(scored: pa.Table) -> Iterator[dict[str, Any]]:
-    """Rows with their numbers, a batch at a time in memory."""
+def _numbered_rows(scored: pa.Table) -> Iterator[dict[str, Any]]:
+    """Yield the rows with their row number `n`, holding one batch at a time."""
     n = 0
     for batch in scored.to_batches(max_chunksize=10_000):
         for row in batch.to_pylist():
@@ -81,33 +81,33 @@ def _rows(scored: pa.Table) -> Iterator[dict[str, Any]]:
             n += 1
 
 
-def labelled(scored: pa.Table, paired: pa.Table, rule: KtoLabels) -> Labelled:
-    """Labels by the declared rule. The labels and what is left out add up to the rows of `scored`.
+def label_completions(scored: pa.Table, paired: pa.Table, rule: KtoLabels) -> LabelledRows:
+    """Label completions as desirable or not, by the pipeline's rule.
 
-    By `pairs` the chosen side of any pair is desirable and the rejected one is not; by `scores` what scores at least
-    `desirable` is, and what scores at most `undesirable` is not. What was cut is never desirable. A text of a prompt
-    that would be both is neither.
+    Rule `pairs`: chosen completions are desirable, rejected ones undesirable. Rule `scores`: a score of at least
+    `desirable` is desirable, of at most `undesirable` undesirable. Truncated completions are never desirable, and a
+    text of a prompt that would be both gets no label. Labelled and unlabelled rows add up to those of `scored`.
     """
-    found = list(_by_pairs(scored, paired) if rule.rule == "pairs" else _by_scores(scored, rule))
+    decided = list(_by_pairs(scored, paired) if rule.rule == "pairs" else _by_scores(scored, rule))
     texts = list(zip(*(scored.column(name).to_pylist() for name in ("prompt_id", "text_id")), strict=True))
-    said: dict[tuple[str, str], set[bool]] = {}
-    for text, (labels, _) in zip(texts, found, strict=True):
-        said.setdefault(text, set()).update(labels)
+    by_text: dict[tuple[str, str], set[bool]] = {}
+    for text, (labels, _) in zip(texts, decided, strict=True):
+        by_text.setdefault(text, set()).update(labels)
     left_out = Counter[str]()
-    taken: list[bool | None] = []
-    for text, (labels, why) in zip(texts, found, strict=True):
-        clear = labels and len(said[text]) == 1
-        taken.append(next(iter(labels)) if clear else None)
-        left_out.update([] if clear else ["both_ways" if labels else why])
-    rows = scored.append_column("label", pa.array(taken, pa.bool_()))
+    column: list[bool | None] = []
+    for text, (labels, reason) in zip(texts, decided, strict=True):
+        clear = labels and len(by_text[text]) == 1
+        column.append(next(iter(labels)) if clear else None)
+        left_out.update([] if clear else ["both_ways" if labels else reason])
+    rows = scored.append_column("label", pa.array(column, pa.bool_()))
     rows = rows.filter(rows.column("label").is_valid()).sort_by("completion")
-    return Labelled(rows, {why: left_out[why] for why in REASONS if left_out[why]})
+    return LabelledRows(rows, {reason: left_out[reason] for reason in REASONS if left_out[reason]})
 
 
-_Said = tuple[set[bool], str]  # the labels of one completion, and why it has none
+_Decision = tuple[set[bool], str]  # the labels of a completion, and the reason if there is none
 
 
-def _by_pairs(scored: pa.Table, paired: pa.Table) -> Iterator[_Said]:
+def _by_pairs(scored: pa.Table, paired: pa.Table) -> Iterator[_Decision]:
     sides: dict[str, set[bool]] = {}
     for column, label in (("chosen", True), ("rejected", False)):
         for key in paired.column(column).unique().to_pylist():
@@ -116,20 +116,20 @@ def _by_pairs(scored: pa.Table, paired: pa.Table) -> Iterator[_Said]:
         yield sides.get(key, set()), "in_no_pair"
 
 
-def _by_scores(scored: pa.Table, rule: KtoLabels) -> Iterator[_Said]:
+def _by_scores(scored: pa.Table, rule: KtoLabels) -> Iterator[_Decision]:
     assert rule.desirable is not None
     assert rule.undesirable is not None
     for score, truncated in zip(*(scored.column(name).to_pylist() for name in ("score", "truncated")), strict=True):
-        if score >= rule.desirable - slack(score, rule.desirable):
+        if score >= rule.desirable - tolerance(score, rule.desirable):
             yield set() if truncated else {True}, "truncated"
         else:
-            yield {False} if score <= rule.undesirable + slack(score, rule.undesirable) else set(), "between"
+            yield {False} if score <= rule.undesirable + tolerance(score, rule.undesirable) else set(), "between"
 
 
-def balancing(desirable: int, undesirable: int) -> tuple[str, float, float] | None:
-    """Which of TRL's two weights brings so many completions of each label into balance, and from where to where.
+def balancing_weight(desirable: int, undesirable: int) -> tuple[str, float, float] | None:
+    """Return which of TRL's two weights balances these numbers of completions, and the lowest and highest value.
 
-    None where they are balanced, or one label is missing and no weight helps.
+    None if they are balanced already, or if one label is missing, so that no weight helps.
     """
     low, high = BALANCED
     if not desirable or not undesirable or low <= desirable / undesirable <= high:

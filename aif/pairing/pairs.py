@@ -1,10 +1,12 @@
-"""Columns of scores in; per prompt which completions make pairs, or why none do. Pure: no text, no I/O, no model.
+"""Decide which completions of each prompt form pairs, or why none do. Pure: no text, no I/O, no model.
 
-Two completions of a prompt whose scores are on one scale are candidates where one is higher, is not truncated, and
-whatever else the policy asks of the two holds; the policy then picks among the candidates. Every choice among equals is
-drawn from sha256 of (seed, role, prompt, completion), and every prompt ends in exactly one outcome. So the result for a
-prompt depends on neither the order of its rows nor on any other prompt, but for `max_per_model`, which is about all
-pairs together.
+Two completions of a prompt are a candidate pair if their scores are on one scale, one is higher and not truncated, and
+the policy's limits hold for both (`_find_candidates`, which also records why a prompt has no candidate, such as a tie).
+The policy then selects from the candidates (`_apply_policy`). Choices among equals are drawn by sha256 of (seed, role,
+prompt, completion). So a prompt's result depends neither on the order of its rows nor on other prompts, except for
+`max_per_model`, which counts all pairs.
+
+A new outcome is added to REASONS here, with its text in engine/outcome_text.py.
 """
 
 from collections import Counter
@@ -19,38 +21,49 @@ from numpy.typing import NDArray
 
 from aif.core.errors import BadInput
 from aif.core.types import fraction
-from aif.pairing.scores import DRAWN, TOLERANCE, Bools, Floats, Ints, Scored, ScoreRows, Scores, score, slack
+from aif.pairing.scores import (
+    DRAW_BATCH,
+    TOLERANCE,
+    Bools,
+    CompletionScores,
+    Floats,
+    Ints,
+    PromptRows,
+    RatingColumns,
+    compute_scores,
+    tolerance,
+)
 
-# A prompt that meets several reasons is counted under the first.
+# Why a prompt has no pair. If several apply, the first one counts.
 REASONS = (
     "too_few",  # fewer than two completions
-    "unrated",  # fewer than Policy.min_completions of them are rated
-    "missing_aspect",  # Policy.missing is "drop", and a completion lacks a rating
+    "unrated",  # fewer than min_completions of them are rated
+    "missing_aspect",  # policy.missing is "drop", and a completion lacks a rating
     "no_common_aspect",  # no judge rated an aspect for every completion
-    "no_such_model",  # on_policy: none is Policy.model's
-    "other_scale",  # no two, or with none of Policy.model's, have scores on one scale
+    "no_such_model",  # on_policy: no completion is by policy.model
+    "other_scale",  # no two completions (on_policy: none with policy.model's) have scores on one scale
     "all_truncated",  # no completion may be chosen
-    "best_truncated",  # only a truncated one is higher than another
-    "tie",  # none is higher than another
-    "margin",  # some are higher, none by min_margin
-    "identical",  # those lower by min_margin have the text of the chosen one
-    "length_ratio",  # the others are too long or too short beside the chosen one
-    "model_cap",  # its pairs' models have been on their sides max_per_model times
+    "best_truncated",  # only truncated completions are higher than another
+    "tie",  # no completion is higher than another
+    "margin",  # some are higher, but none by min_margin
+    "identical",  # all that are lower by min_margin have the chosen one's text
+    "length_ratio",  # the others are too long or too short compared with the chosen one
+    "model_cap",  # the models of its pairs were already chosen or rejected max_per_model times
 )
 OUTCOMES = ("paired", *REASONS)
 
-MOST_PAIRS = 4_000_000  # of a prompt's, each way: `all` of 2,000 completions, which take 0.6 GB
+MAX_CANDIDATES = 4_000_000  # ordered pairs of one prompt: 2,000 completions with policy `all`, which take 0.6 GB
 
 
 @dataclass(frozen=True, slots=True)
 class PairPolicy:
-    """How pairs are picked.
+    """How pairs are selected; `pair_prompts` describes the policies by `name`.
 
-    `score` is the weighted mean of the aspects of positive weight, or the aspect named `overall` alone; `missing` is
-    about these aspects only. `min_margin` is in points of that score, at least 0, or a share where it is a mean of
-    `shares`; `max_length_ratio` is of characters, the longer text to the shorter. `model` is the one that `on_policy`
-    has on one side of every pair. Where a completion has no rating, the others make pairs if they are
-    `min_completions`.
+    `score`: the weighted mean of the aspects, or the aspect `overall` alone; `missing` says what to do if a rating of
+    these aspects is missing. `min_margin` is in points of the score, or a fraction if `shares` (aspects with different
+    ranges). `max_length_ratio`: characters of the longer text per character of the shorter. `model`: for `on_policy`,
+    the model on one side of every pair. `min_completions`: rated completions needed if others have no rating. The
+    fields stand in the store as JSON.
     """
 
     name: Literal["best_vs_random", "best_vs_worst", "all", "on_policy"]
@@ -67,15 +80,16 @@ class PairPolicy:
 
 
 @dataclass(frozen=True, slots=True)
-class Paired:
-    """What became of every prompt, and every pair.
+class PairingResult:
+    """The outcome of every prompt, and all pairs.
 
-    By prompt, in the order of the input: `outcome`, "paired" or one of REASONS. By pair, prompt by prompt: `n`, from 0
-    within the prompt, and `chosen` and `rejected`, rows of the input by number. `columns` names those of `scored.used`.
+    Per prompt, in the order of the input: `outcome`, "paired" or one of REASONS. Per pair, prompt by prompt: `n`, from
+    0 within the prompt, and the row numbers `chosen` and `rejected`. `columns` are the names of the columns of
+    `scored.used`.
     """
 
-    rows: ScoreRows
-    scored: Scored
+    rows: PromptRows
+    scored: CompletionScores
     columns: tuple[str, ...]
     outcome: pa.Array
     n: Ints
@@ -84,29 +98,32 @@ class Paired:
 
     @property
     def margins(self) -> Floats:
-        """By pair how far chosen lies above rejected."""
-        found: Floats = self.scored.means[self.chosen] - self.scored.means[self.rejected]
-        return found
+        """Per pair, the score of chosen minus the score of rejected."""
+        result: Floats = self.scored.means[self.chosen] - self.scored.means[self.rejected]
+        return result
 
     @property
     def spread(self) -> Floats:
-        """By row the highest of the judges' own scores less the lowest; NaN where fewer than two have one."""
-        own = self.scored.own
-        several = (~np.isnan(own)).sum(axis=1) > 1
-        return np.where(several, np.fmax.reduce(own, axis=1) - np.fmin.reduce(own, axis=1), np.nan)
+        """Per row, the judges' highest score minus their lowest; NaN if fewer than two judges scored it."""
+        scores = self.scored.judge_means
+        several = (~np.isnan(scores)).sum(axis=1) > 1
+        return np.where(several, np.fmax.reduce(scores, axis=1) - np.fmin.reduce(scores, axis=1), np.nan)
 
     def outcomes(self) -> pa.Table:
-        """A row per prompt; `aspects` lists what entered its score, as judge/aspect where there are several judges;
-        `unrated` counts the completions that are left out."""
+        """Return the table of outcomes: a row per prompt.
+
+        `aspects` lists the aspects that count for its score, as judge/aspect if there are several judges; `unrated` is
+        the number of completions left out.
+        """
         used = self.scored.used
         offsets = np.concatenate(([0], np.cumsum(used.sum(axis=1)))).astype(np.int32)
         names = pa.array(self.columns, pa.string()).take(pa.array(np.nonzero(used)[1]))
         aspects = pa.ListArray.from_arrays(pa.array(offsets), names)
         columns = {"prompt_id": self.rows.prompt_ids, "outcome": self.outcome, "aspects": aspects}
-        return pa.table({**columns, "unrated": self.rows.count(self.scored.unrated)})
+        return pa.table({**columns, "unrated": self.rows.count_per_prompt(self.scored.unrated)})
 
     def preferences(self) -> pa.Table:
-        """A row per pair."""
+        """Return the table of preferences: a row per pair."""
         keys, means = self.rows.completions, self.scored.means
         return pa.table(
             {
@@ -120,280 +137,299 @@ class Paired:
         )
 
     def scores(self) -> pa.Table:
-        """A row per completion that has a score."""
+        """Return the table of scores: a row per completion that has a score."""
         means, spread = self.scored.means, pa.array(self.spread, from_pandas=True)
         table = pa.table({"completion": self.rows.completions, "score": means, "spread": spread})
         return table.filter(pa.array(~np.isnan(means)))
 
     def judge_scores(self) -> pa.Table:
-        """A row per completion and judge that had a part in its score."""
-        rows, judges = np.nonzero(~np.isnan(self.scored.own))
+        """Return the table of scores by judge: a row per completion and judge that counts for its score."""
+        rows, judges = np.nonzero(~np.isnan(self.scored.judge_means))
         return pa.table(
             {
                 "completion": self.rows.completions.take(pa.array(rows)),
                 "judge": pa.array(self.scored.judges, pa.string()).take(pa.array(judges)),
-                "score": self.scored.own[rows, judges],
+                "score": self.scored.judge_means[rows, judges],
             }
         )
 
 
-def counts(paired: Paired) -> dict[str, int]:
-    """Prompts by outcome, each of OUTCOMES in its order, 0 where none; they add up to the number of prompts."""
-    found = {entry["values"]: entry["counts"] for entry in pc.value_counts(paired.outcome).to_pylist()}
-    return {outcome: found.get(outcome, 0) for outcome in OUTCOMES}
+def count_outcomes(paired: PairingResult) -> dict[str, int]:
+    """Return the number of prompts for each of OUTCOMES, in that order; they add up to all prompts."""
+    counts = {entry["values"]: entry["counts"] for entry in pc.value_counts(paired.outcome).to_pylist()}
+    return {outcome: counts.get(outcome, 0) for outcome in OUTCOMES}
 
 
-def pair(scores: Scores, policy: PairPolicy) -> Paired:
-    """Pick the pairs of every prompt.
+def pair_prompts(columns: RatingColumns, policy: PairPolicy) -> PairingResult:
+    """Select the pairs of every prompt.
 
-    A pair's chosen one is not truncated, and higher than its rejected one by more than 0 and by at least `min_margin`;
-    the rejected one has another text, within `max_length_ratio`, and may be truncated. Their scores are on one scale.
+    In each pair, chosen is not truncated and has a higher score than rejected, by at least `min_margin`; rejected has a
+    different text, within `max_length_ratio`, and may be truncated. Both scores are on one scale.
 
-    `best_vs_random` and `best_vs_worst` make one pair: the best that is not truncated, drawn where several are, against
-    one drawn from those it may stand against, or the lowest of them. `all` makes every pair; `max_pairs_per_prompt`
-    leaves those with the widest margins, equals drawn. `on_policy` makes one of those that have `model` on one side:
-    the best that is chosen in any, against one drawn. With `max_per_model`, in the order of a hash of prompt and n, a
-    pair stays while its chosen's model has been chosen, and its rejected's model rejected, fewer times.
+    `best_vs_random` and `best_vs_worst` make one pair: the best completion that isn't truncated, against a random one
+    or the worst one of those allowed. `all` makes every pair, or the `max_pairs_per_prompt` with the widest margins.
+    `on_policy` makes one pair with `model` on one side: the best that can be chosen, against a random one. Ties are
+    drawn. With `max_per_model`, pairs are visited in random order and kept while chosen's model was chosen, and
+    rejected's model was rejected, fewer times.
 
-    Of several scales each has its best, its lowest and its widest margin: these count as equals.
+    If a prompt has several scales, each has its own best, worst and widest margin, and these count as ties.
 
-    Raises BadInput where the policy asks for a score these aspects don't give, ValueError where columns don't fit.
+    Raises BadInput if these aspects don't give the policy's score, ValueError if columns don't fit.
     """
-    (paired,) = pair_parts([scores], policy)
+    (paired,) = pair_prompts_by_part([columns], policy)
     return paired
 
 
-def pair_parts(parts: Iterable[Scores], policy: PairPolicy) -> Iterator[Paired]:
-    """The same of prompts that come in parts: all pairs of one are in memory at a time, or what is left of all of them
-    where `max_per_model` is to choose among these."""
-    paired = (_paired(scores, policy) for scores in parts)
-    return paired if policy.max_per_model is None else _within_cap(list(paired), policy.max_per_model, policy.seed)
+def pair_prompts_by_part(parts: Iterable[RatingColumns], policy: PairPolicy) -> Iterator[PairingResult]:
+    """Select the pairs as `pair_prompts`, for prompts that come in parts, to save memory.
+
+    One part is in memory at a time, except with `max_per_model`, which needs the results of all parts.
+    """
+    paired = (_pair_without_cap(columns, policy) for columns in parts)
+    return paired if policy.max_per_model is None else _apply_model_cap(list(paired), policy.max_per_model, policy.seed)
 
 
-def _paired(scores: Scores, policy: PairPolicy) -> Paired:
-    """Without regard to `max_per_model`."""
+def _pair_without_cap(columns: RatingColumns, policy: PairPolicy) -> PairingResult:
+    """Select the pairs, ignoring `max_per_model`."""
     if not policy.min_margin >= 0:
         raise ValueError(f"min_margin must be at least 0, not {policy.min_margin}")
-    rows = ScoreRows.of(scores)
-    scored = score(scores, rows, policy.score, policy.missing, policy.min_completions)
-    ends = _Ends(np.zeros(len(rows.starts), dtype=np.int64))
-    ends.put("too_few", rows.sizes < 2)
-    ends.put("unrated", scored.few)
-    ends.put("missing_aspect", scored.incomplete)
-    ends.put("no_common_aspect", np.logical_not(scored.used.any(axis=1)))
-    found = _picked(_candidates(scores, rows, scored.means, policy, ends), rows, scored.means, policy)
+    rows = PromptRows.from_columns(columns)
+    scored = compute_scores(columns, rows, policy.score, policy.missing, policy.min_completions)
+    outcomes = _PromptOutcomes(np.zeros(len(rows.starts), dtype=np.int64))
+    outcomes.record("too_few", rows.sizes < 2)
+    outcomes.record("unrated", scored.too_few_rated)
+    outcomes.record("missing_aspect", scored.incomplete)
+    outcomes.record("no_common_aspect", np.logical_not(scored.used.any(axis=1)))
+    candidates = _find_candidates(columns, rows, scored.means, policy, outcomes)
+    pairs = _apply_policy(candidates, rows, scored.means, policy)
     several = len(scored.judges) > 1
-    names = zip(scores.judges, scores.aspects, strict=True)
-    return Paired(
+    names = zip(columns.judges, columns.aspects, strict=True)
+    return PairingResult(
         rows=rows,
         scored=scored,
         columns=tuple(f"{judge}/{aspect}" if several else aspect for judge, aspect in names),
-        outcome=pa.array(OUTCOMES).take(pa.array(ends.codes)),
-        n=found.places(),
-        chosen=found.high,
-        rejected=found.low,
+        outcome=pa.array(OUTCOMES).take(pa.array(outcomes.codes)),
+        n=pairs.numbers(),
+        chosen=pairs.high,
+        rejected=pairs.low,
     )
 
 
 @dataclass(frozen=True, slots=True)
 class _Pairs:
-    """Pairs of rows of one prompt, `high` above `low`. `owner` (rows) numbers each row's prompt, of so many."""
+    """Pairs of rows of one prompt: row `high` has the higher score. `row_prompt` is the prompt of each row."""
 
     high: Ints
     low: Ints
-    owner: Ints
-    of: int
+    row_prompt: Ints
+    prompts: int
 
     @classmethod
-    def of_each(cls, ones: Ints, rows: ScoreRows, means: Floats, above: bool = True) -> "_Pairs":
-        """Each of these rows with every row of its prompt that it is above, or below."""
-        sizes = rows.sizes[rows.prompt[ones]]
-        mine = np.repeat(ones, sizes)
+    def with_lower(cls, rows: PromptRows, some: Ints, means: Floats) -> "_Pairs":
+        """Return each of some rows paired with all lower rows of its group."""
+        return cls._ordered(rows, means, *cls._all_of_prompt(rows, some))
+
+    @classmethod
+    def with_higher(cls, rows: PromptRows, some: Ints, means: Floats) -> "_Pairs":
+        """Return each of some rows paired with all higher rows of its group."""
+        return cls._ordered(rows, means, *reversed(cls._all_of_prompt(rows, some)))
+
+    @staticmethod
+    def _all_of_prompt(rows: PromptRows, some: Ints) -> tuple[Ints, Ints]:
+        """Return each of some rows with every row of its prompt."""
+        sizes = rows.sizes[rows.prompt[some]]
+        repeated = np.repeat(some, sizes)
         starts = np.cumsum(sizes) - sizes
-        others = np.arange(len(mine)) - np.repeat(starts - rows.starts[rows.prompt[ones]], sizes)
-        high, low = (mine, others) if above else (others, mine)
-        kept = (rows.group[high] == rows.group[low]) & (means[high] > means[low] + slack(means[high], means[low]))
-        return cls(high[kept], low[kept], rows.prompt, len(rows.starts))
+        return repeated, np.arange(len(repeated)) - np.repeat(starts - rows.starts[rows.prompt[some]], sizes)
 
-    def also(self, others: "_Pairs") -> "_Pairs":
+    @classmethod
+    def _ordered(cls, rows: PromptRows, means: Floats, high: Ints, low: Ints) -> "_Pairs":
+        above = means[high] > means[low] + tolerance(means[high], means[low])
+        valid = (rows.group[high] == rows.group[low]) & above
+        return cls(high[valid], low[valid], rows.prompt, len(rows.starts))
+
+    def plus(self, others: "_Pairs") -> "_Pairs":
         high, low = np.concatenate((self.high, others.high)), np.concatenate((self.low, others.low))
-        return _Pairs(high, low, self.owner, self.of)
+        return _Pairs(high, low, self.row_prompt, self.prompts)
 
-    def only(self, kept: Bools | Ints) -> "_Pairs":
-        """Some of them, by mask or by number."""
-        return _Pairs(self.high[kept], self.low[kept], self.owner, self.of)
+    def only(self, selected: Bools | Ints) -> "_Pairs":
+        """Return some of the pairs, by mask or by index."""
+        return _Pairs(self.high[selected], self.low[selected], self.row_prompt, self.prompts)
 
     @property
     def prompt(self) -> Ints:
-        return self.owner[self.high]
+        return self.row_prompt[self.high]
 
-    def prompts(self) -> Bools:
-        """Per prompt whether it has any."""
-        return np.bincount(self.prompt, minlength=self.of) > 0
+    def has_pair(self) -> Bools:
+        """Return per prompt whether it has a pair."""
+        return np.bincount(self.prompt, minlength=self.prompts) > 0
 
-    def places(self) -> Ints:
-        """Of each its number within its prompt, whose pairs must stand together."""
+    def numbers(self) -> Ints:
+        """Return each pair's number within its prompt, from 0. The pairs of a prompt must be adjacent."""
         starts = np.flatnonzero(np.diff(self.prompt, prepend=-1))
         sizes = np.diff(starts, append=len(self.high))
         return np.arange(len(self.high)) - np.repeat(starts, sizes)
 
 
 @dataclass(frozen=True, slots=True)
-class _Ends:
-    """The outcome of every prompt, as a place in OUTCOMES: the first reason put down for it, or 0."""
+class _PromptOutcomes:
+    """The outcome of every prompt, as an index into OUTCOMES: the first reason recorded, or 0."""
 
     codes: Ints
 
-    def put(self, reason: str, prompts: Bools) -> None:
+    def record(self, reason: str, prompts: Bools) -> None:
+        """Set the reason for these prompts, unless they have one."""
         self.codes[prompts & (self.codes == 0)] = OUTCOMES.index(reason)
 
 
-def _candidates(scores: Scores, rows: ScoreRows, means: Floats, policy: PairPolicy, ends: _Ends) -> _Pairs:
-    """The pairs the policy may pick from. Puts down why a prompt has none.
+def _find_candidates(
+    columns: RatingColumns, rows: PromptRows, means: Floats, policy: PairPolicy, outcomes: _PromptOutcomes
+) -> _Pairs:
+    """Return the pairs that the policy may select, and record in `outcomes` why a prompt has none: a tie, the margin, …
 
-    Whether any two rows are far enough apart is known of the highest and the lowest: pairs are made of what may be
-    chosen alone, since of 8,000 completions all of them take 1.4 GB.
+    A prompt's highest and lowest score show whether any two are far enough apart. Pairs are built only from rows that
+    may be chosen: all pairs of 8,000 completions would take 1.4 GB.
     """
     every = np.ones(len(means), dtype=bool)
     rated = ~np.isnan(means)
-    own, whole = every, ~scores.truncated & rated
+    own, complete = every, ~columns.truncated & rated  # own: the rows of which one must be in each pair
     if policy.name == "on_policy":
         own = np.array([name == policy.model for name in rows.models.to_pylist()], dtype=bool)[rows.model]
-        ends.put("no_such_model", ~rows.any(own))
+        outcomes.record("no_such_model", ~rows.any_per_prompt(own))
         own &= rated
-        ends.put("unrated", ~rows.any(own))
-    peers = np.bincount(rows.group, rated)[rows.group] > 1
-    ends.put("other_scale", ~rows.any(own & rated & peers))
+        outcomes.record("unrated", ~rows.any_per_prompt(own))
+    comparable = np.bincount(rows.group, rated)[rows.group] > 1
+    outcomes.record("other_scale", ~rows.any_per_prompt(own & rated & comparable))
     sides: list[tuple[Bools, Bools]] = [(own, every)] if own is every else [(own, every), (every, own)]
-    ends.put("all_truncated", ~rows.any(whole))
-    reach = rows.per_prompt(_reach(rows, means, [(high & whole, low) for high, low in sides], 0.0))
-    ends.put("best_truncated", rows.per_prompt(_reach(rows, means, sides, 0.0)) & ~reach)
-    ends.put("tie", ~reach)
-    reach = _reach(rows, means, [(high & whole, low) for high, low in sides], policy.min_margin)[rows.group]
-    ends.put("margin", ~rows.any(reach))
-    may = whole & reach
+    complete_sides = [(high & complete, low) for high, low in sides]
+    outcomes.record("all_truncated", ~rows.any_per_prompt(complete))
+    higher = rows.any_group(_groups_with_pair(rows, means, complete_sides, 0.0))
+    outcomes.record("best_truncated", rows.any_group(_groups_with_pair(rows, means, sides, 0.0)) & ~higher)
+    outcomes.record("tie", ~higher)
+    in_reach = _groups_with_pair(rows, means, complete_sides, policy.min_margin)[rows.group]
+    outcomes.record("margin", ~rows.any_per_prompt(in_reach))
+    choosable = complete & in_reach
     if policy.name in ("best_vs_random", "best_vs_worst"):
         # drawn only where a pair is in reach: 200,000 draws are half of the 0.5 s that 64,000 prompts of four take
-        best = rows.pick(rows.best(may, means), policy.seed, "chosen")
-        found = _Pairs.of_each(best[best >= 0], rows, means)
+        best = rows.draw_one(rows.highest(choosable, means), policy.seed, "chosen")
+        pairs = _Pairs.with_lower(rows, best[best >= 0], means)
     else:
-        found = _Pairs.of_each(_few(np.flatnonzero(may & own), rows), rows, means)
+        pairs = _Pairs.with_lower(rows, _check_size(np.flatnonzero(choosable & own), rows), means)
         if own is not every:
-            others = _Pairs.of_each(_few(np.flatnonzero(own & reach), rows), rows, means, above=False)
-            found = found.also(others.only((may & ~own)[others.high]))
-    high, low = means[found.high], means[found.low]
-    found = found.only(high - low >= policy.min_margin - slack(high, low))
-
-    def keep(kept: Bools, reason: str) -> None:
-        nonlocal found
-        found = found.only(kept)
-        ends.put(reason, ~found.prompts())
-
-    keep(rows.text[found.high] != rows.text[found.low], "identical")
+            others = _Pairs.with_higher(rows, _check_size(np.flatnonzero(own & in_reach), rows), means)
+            pairs = pairs.plus(others.only((choosable & ~own)[others.high]))
+    high, low = means[pairs.high], means[pairs.low]
+    pairs = pairs.only(high - low >= policy.min_margin - tolerance(high, low))
+    pairs = pairs.only(rows.text[pairs.high] != rows.text[pairs.low])
+    outcomes.record("identical", ~pairs.has_pair())
     if policy.max_length_ratio is not None:
-        lengths = scores.lengths[found.high], scores.lengths[found.low]
+        lengths = columns.lengths[pairs.high], columns.lengths[pairs.low]
         longest = policy.max_length_ratio * np.minimum(*lengths)
-        keep(np.maximum(*lengths) <= longest * (1 + TOLERANCE), "length_ratio")
-    return found
+        pairs = pairs.only(np.maximum(*lengths) <= longest * (1 + TOLERANCE))
+        outcomes.record("length_ratio", ~pairs.has_pair())
+    return pairs
 
 
-def _reach(rows: ScoreRows, means: Floats, sides: Sequence[tuple[Bools, Bools]], margin: float) -> Bools:
-    """Per group whether some row of one side is above some row of the other, by so much at least."""
-    found = np.zeros(len(rows.firsts), dtype=bool)
+def _groups_with_pair(rows: PromptRows, means: Floats, sides: Sequence[tuple[Bools, Bools]], margin: float) -> Bools:
+    """Return per group whether a row of the first side is above a row of the second, by at least `margin`."""
+    result = np.zeros(len(rows.firsts), dtype=bool)
     for highs, lows in sides:
-        top, low = rows.over(np.fmax, highs, means), rows.over(np.fmin, lows, means)
-        found |= (top > low + slack(top, low)) & (top - low >= margin - slack(top, low))
-    return found
+        top, low = rows.reduce_groups(np.fmax, highs, means), rows.reduce_groups(np.fmin, lows, means)
+        result |= (top > low + tolerance(top, low)) & (top - low >= margin - tolerance(top, low))
+    return result
 
 
-def _few(ones: Ints, rows: ScoreRows) -> Ints:
-    """These rows, none of which is in too many pairs for memory."""
-    pairs = np.bincount(rows.prompt[ones], minlength=len(rows.starts)) * rows.sizes
-    if (most := int(pairs.max(initial=0))) > MOST_PAIRS:
+def _check_size(some: Ints, rows: PromptRows) -> Ints:
+    """Return these rows. Raises BadInput if the pairs of one prompt would be too many for memory."""
+    pairs = np.bincount(rows.prompt[some], minlength=len(rows.starts)) * rows.sizes
+    if (most := int(pairs.max(initial=0))) > MAX_CANDIDATES:
         raise BadInput(
-            f"prompt {rows.prompt_ids[int(pairs.argmax())]}: {rows.sizes[pairs.argmax()]:,} completions are {most:,} "
-            f"pairs to look at, more than {MOST_PAIRS:,}; set pairs.policy to best_vs_random or best_vs_worst, or "
-            "correct completions.field and field: rows of one prompt are gathered"
+            f"prompt {rows.prompt_ids[int(pairs.argmax())]}: {rows.sizes[pairs.argmax()]:,} completions give {most:,} "
+            f"possible pairs, more than {MAX_CANDIDATES:,}; set pairs.policy to best_vs_random or best_vs_worst, or "
+            "correct completions.field and field: rows with the same prompt are joined"
         )
-    return ones
+    return some
 
 
-def _picked(found: _Pairs, rows: ScoreRows, means: Floats, policy: PairPolicy) -> _Pairs:
-    """Those of the candidates that the policy makes, prompt by prompt."""
+def _apply_policy(pairs: _Pairs, rows: PromptRows, means: Floats, policy: PairPolicy) -> _Pairs:
+    """Return those of the candidates that the policy selects, prompt by prompt."""
     if policy.name == "all":
-        ranked = found.only(_widest_first(found, rows, means, policy.seed))
+        ranked = pairs.only(_widest_first(pairs, rows, means, policy.seed))
         most = policy.max_pairs_per_prompt
-        return ranked if most is None else ranked.only(ranked.places() < most)
-    chosen = rows.pick(rows.best(_marked(found.high, rows), means), policy.seed, "chosen")
-    found = found.only(found.high == chosen[found.prompt])
-    rivals = _marked(found.low, rows)
+        return ranked if most is None else ranked.only(ranked.numbers() < most)
+    chosen = rows.draw_one(rows.highest(_as_mask(pairs.high, rows), means), policy.seed, "chosen")
+    pairs = pairs.only(pairs.high == chosen[pairs.prompt])
+    lower = _as_mask(pairs.low, rows)
     if policy.name == "best_vs_worst":
-        rivals = rows.best(rivals, -means)
-    rejected = rows.pick(rivals, policy.seed, "rejected")
-    found = found.only(found.low == rejected[found.prompt])
-    return found.only(np.argsort(found.high))
+        lower = rows.highest(lower, -means)
+    rejected = rows.draw_one(lower, policy.seed, "rejected")
+    pairs = pairs.only(pairs.low == rejected[pairs.prompt])
+    return pairs.only(np.argsort(pairs.high))
 
 
-def _marked(rows: Ints, of: ScoreRows) -> Bools:
-    marks = np.zeros(len(of.prompt), dtype=bool)
-    marks[rows] = True
-    return marks
+def _as_mask(some: Ints, rows: PromptRows) -> Bools:
+    mask = np.zeros(len(rows.prompt), dtype=bool)
+    mask[some] = True
+    return mask
 
 
-def _widest_first(found: _Pairs, rows: ScoreRows, means: Floats, seed: int) -> Ints:
-    """The order of pairs by prompt and margin, those of equal margin drawn. The widest of several scales are
-    equals, and so are the next of each."""
-    high, low, group = means[found.high], means[found.low], rows.group[found.high]
-    margin, size = high - low, slack(high, low)
+def _widest_first(pairs: _Pairs, rows: PromptRows, means: Floats, seed: int) -> Ints:
+    """Return the order of pairs by prompt, then from the widest margin down, with equal margins in random order.
+
+    If a prompt has several scales, the widest margins of each count as equal, and so do the second widest, and so on.
+    """
+    high, low, group = means[pairs.high], means[pairs.low], rows.group[pairs.high]
+    margin, size = high - low, tolerance(high, low)
     order = np.lexsort((-margin, group))
     begins = np.diff(group[order], prepend=-1) != 0
-    rest = np.maximum(size[order], np.roll(size[order], 1))  # of a margin and the wider one before it
+    rounding = np.maximum(size[order], np.roll(size[order], 1))  # of a margin and the next wider one
     rank = np.empty(len(order), dtype=np.int64)
-    rank[order] = np.cumsum(begins | (np.diff(margin[order], prepend=np.inf) < -rest))
+    rank[order] = np.cumsum(begins | (np.diff(margin[order], prepend=np.inf) < -rounding))
     first = np.zeros(len(rows.firsts), dtype=np.int64)
     first[group[order][begins]] = rank[order][begins]
-    rank += found.prompt * (len(rank) + 1) - first[group]
+    rank += pairs.prompt * (len(rank) + 1) - first[group]
     rank = np.unique(rank, return_inverse=True)[1]
     several = np.bincount(rank)[rank] > 1
     drawn = np.zeros(len(order))
-    drawn[several] = rows.draw(seed, "pair", found.high[several], found.low[several])
+    drawn[several] = rows.draw(seed, "pair", pairs.high[several], pairs.low[several])
     return np.lexsort((drawn, rank))
 
 
-def _within_cap(parts: Sequence[Paired], cap: int, seed: int) -> Iterator[Paired]:
-    """The parts with the pairs that stay when no model may be chosen, and none rejected, more than `cap` times."""
+def _apply_model_cap(parts: Sequence[PairingResult], cap: int, seed: int) -> Iterator[PairingResult]:
+    """Drop pairs so that no model is chosen, and none is rejected, more than `cap` times over all parts."""
     drawn = np.concatenate([_cap_draws(part, seed) for part in parts])
     numbers: dict[str, int] = {}
     chosen, rejected = map(np.concatenate, zip(*(_models(part, numbers) for part in parts), strict=True))
     wins, losses = Counter[int](), Counter[int]()
-    kept = np.zeros(len(drawn), dtype=bool)
+    selected = np.zeros(len(drawn), dtype=bool)
     order = np.argsort(drawn)
-    for start in range(0, len(order), DRAWN):  # Python's numbers of 2,480,000 pairs are 400 MB
-        some = order[start : start + DRAWN]
-        for at, high, low in zip(some.tolist(), chosen[some].tolist(), rejected[some].tolist(), strict=True):
+    for start in range(0, len(order), DRAW_BATCH):  # Python integers for 2,480,000 pairs would take 400 MB
+        batch = order[start : start + DRAW_BATCH]
+        for pair, high, low in zip(batch.tolist(), chosen[batch].tolist(), rejected[batch].tolist(), strict=True):
             if wins[high] < cap and losses[low] < cap:
                 wins[high] += 1
                 losses[low] += 1
-                kept[at] = True
+                selected[pair] = True
     ends = np.cumsum([len(part.n) for part in parts])
-    return (_only(part, stay) for part, stay in zip(parts, np.split(kept, ends[:-1]), strict=True))
+    return (_keep_pairs(part, some) for part, some in zip(parts, np.split(selected, ends[:-1]), strict=True))
 
 
-def _cap_draws(part: Paired, seed: int) -> Floats:
-    prompts, of = part.rows.prompt_ids.to_pylist(), part.rows.prompt[part.chosen].tolist()
-    return np.array([fraction(seed, "cap", prompts[at], n) for at, n in zip(of, part.n.tolist(), strict=True)])
+def _cap_draws(part: PairingResult, seed: int) -> Floats:
+    prompt_ids, prompts = part.rows.prompt_ids.to_pylist(), part.rows.prompt[part.chosen].tolist()
+    pairs = zip(prompts, part.n.tolist(), strict=True)
+    return np.array([fraction(seed, "cap", prompt_ids[prompt], n) for prompt, n in pairs])
 
 
-def _models(part: Paired, numbers: dict[str, int]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """By pair the models of its sides, numbered as they come over all parts."""
+def _models(part: PairingResult, numbers: dict[str, int]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Return per pair the models of chosen and rejected, as `numbers` that are equal in all parts."""
     names = [numbers.setdefault(name, len(numbers)) for name in part.rows.models.to_pylist()]
     model = np.array(names, dtype=np.int32)[part.rows.model]
     return model[part.chosen], model[part.rejected]
 
 
-def _only(part: Paired, kept: Bools) -> Paired:
-    """With some of its pairs."""
-    found = _Pairs(part.chosen, part.rejected, part.rows.prompt, len(part.rows.starts)).only(kept)
-    none = pc.and_(pc.equal(part.outcome, "paired"), pa.array(~found.prompts()))
-    outcome = pc.if_else(none, "model_cap", part.outcome)
-    return replace(part, outcome=outcome, n=found.places(), chosen=found.high, rejected=found.low)
+def _keep_pairs(part: PairingResult, selected: Bools) -> PairingResult:
+    """Return the result with only these pairs; a prompt that loses all its pairs ends as model_cap."""
+    pairs = _Pairs(part.chosen, part.rejected, part.rows.prompt, len(part.rows.starts)).only(selected)
+    none_left = pc.and_(pc.equal(part.outcome, "paired"), pa.array(~pairs.has_pair()))
+    outcome = pc.if_else(none_left, "model_cap", part.outcome)
+    return replace(part, outcome=outcome, n=pairs.numbers(), chosen=pairs.high, rejected=pairs.low)

@@ -1,7 +1,7 @@
-"""The seam between the engine and every provider: a request, a reply, and the kinds of failure.
+"""What the engine and every provider agree on: a request, a reply, and the kinds of error.
 
-A client (vllm.py, openai.py, …) translates and classifies, once, without retrying: retry.py decides what a kind of
-failure means for the item and for the provider.
+A client (vllm.py, openai.py, anthropic.py) makes one attempt and classifies its failure. It never retries: retry.py
+decides whether a failed item is retried.
 """
 
 from collections.abc import Mapping
@@ -13,20 +13,21 @@ from aif.core.reasoning import Tags
 from aif.core.types import Message, Usage
 
 Finish = Literal["stop", "length", "refusal"]
-UNKNOWN_END = "finish_reason"  # in `Reply.served`: the server's word for why it ended, where it is not known
-NO_WORD = "no word"
+"""Why a reply ended. chat_completions.py maps each provider's finish reasons to these."""
+UNKNOWN_FINISH = "finish_reason"  # the key in `Reply.served` for a finish reason that aif doesn't know
+NO_FINISH_REASON = "no word"  # its value where the server gave none; stored in journals
 Dialect = Literal["openai", "compatible"]
-Measure = Literal["requests", "tokens", "input", "output"]  # the last two: tokens read, and tokens written
+Measure = Literal["requests", "tokens", "input", "output"]
+"""What a rate limit counts; `input` and `output` are tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is asked of a model, free of any provider's dialect.
+    """A request to a model, in no provider's format.
 
-    `shared` counts the leading characters of the last message that the other requests of the same prompt share:
-    where a provider takes explicit cache breakpoints, one goes there. `schema` is a JSON Schema the reply must follow,
-    `extra` the JSON of an object with settings that go along as they are.
-    None (temperature, top_p, seed, reasoning_effort, schema) is not sent.
+    `schema` is a JSON Schema the reply must follow; `extra` is a JSON object of settings sent unchanged. `shared` is
+    how many leading characters of the last message other requests repeat: providers with explicit prompt caching get a
+    cache breakpoint there. Fields that are None are not sent.
     """
 
     messages: tuple[Message, ...]
@@ -41,16 +42,17 @@ class Request:
 
     @property
     def chars(self) -> int:
-        """How long its texts are together."""
+        """Characters in all messages together."""
         return sum(len(message.content) for message in self.messages)
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What an endpoint wants of every request, whatever is asked; nothing of it tells one reply from another.
+    """Settings of one endpoint that apply to every request sent to it. They are part of no completion's identity.
 
-    `dialect` is of names and schemas (see wire.body); `omit` names settings that are not sent. `headers` and `query`
-    are added; what nobody may see of them stands in `secrets`, too. `tags` are the marks around its reasoning.
+    `dialect` selects the names of settings and the form of schemas (see `chat_completions.request_body`); `omit` names
+    settings not to send. `headers` and `query` are added to each request; `secrets` are the values in them that must
+    never be shown. `tags` are the marks that enclose the model's reasoning.
     """
 
     dialect: Dialect = "compatible"
@@ -62,33 +64,40 @@ class Options:
     tags: Tags = "auto"
 
 
-PLAIN = Options()
+DEFAULT_OPTIONS = Options()
 
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """What a response's headers say of one limit: all of it, what is left, seconds until it is whole again. A hint."""
+    """One rate limit as response headers report it: the limit, how much remains, and seconds until it is full again.
+
+    Only a hint: some servers report nonsense.
+    """
 
     measure: Measure
     limit: float
-    left: float
-    whole_s: float
+    remaining: float
+    reset_s: float
 
     @property
     def per_second(self) -> float:
-        """What may go in a second of the next minute: what is left, and what comes back meanwhile."""
-        used = self.limit - self.left
-        return self.left / 60.0 + (used / self.whole_s if used and self.whole_s else self.limit / 60.0)
+        """The rate to keep over the next minute: what remains, plus what is refilled meanwhile."""
+        used = self.limit - self.remaining
+        return self.remaining / 60.0 + (used / self.reset_s if used and self.reset_s else self.limit / 60.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a model said. `reasoning` is kept apart from `text`; `said` is the content as it came, and the thoughts that
-    came apart from it, where these two are others; `mark` what looks like a mark of reasoning (see core/reasoning.py).
-    `sent` holds the settings as they went over the wire (messages and schema left out); `served` what the server says
-    of itself (model, fingerprint, request id); `quotas` what it says of its limits. `finish` is None only in a
-    CallError, where a body did not say it in a way that can be read; it is length, too, where the server's word for it
-    is not known, which then stands in `served`."""
+    """A model's reply, with its reasoning split from its text.
+
+    `received` holds content and reasoning exactly as the server sent them, where splitting changed either; `mark` is
+    text that looks like an undetected reasoning mark (see core/reasoning.py). `sent` are the settings of the request
+    (without messages and schema), `served` what the server reports about itself (model, fingerprint, request id),
+    `quotas` the rate limits it reports.
+
+    `finish` is None only in a CallError whose body gave no finish reason. An unknown finish reason becomes "length",
+    with the server's word under UNKNOWN_FINISH in `served`.
+    """
 
     text: str
     finish: Finish | None
@@ -97,58 +106,58 @@ class Reply:
     sent: Mapping[str, Any] = field(default_factory=dict)
     served: Mapping[str, Any] = field(default_factory=dict)
     quotas: tuple[Quota, ...] = ()
-    said: tuple[str, str] | None = None
+    received: tuple[str, str] | None = None
     mark: str | None = None
 
     @property
-    def cut(self) -> bool:
-        """Whether the server says that it is cut at a limit, and is not only kept as if it were."""
-        return self.finish == "length" and UNKNOWN_END not in self.served
+    def truncated(self) -> bool:
+        """Whether the server says that the reply reached its token limit. False for an unknown finish reason."""
+        return self.finish == "length" and UNKNOWN_FINISH not in self.served
 
 
 class Kind(StrEnum):
-    """Why a call gave no usable reply."""
+    """Why a call gave no usable reply. The values stand in journals."""
 
-    # asked again within the run, then on the next run
+    # transient: retried within the run, then by the next run
     RATE_LIMITED = "rate_limited"
     SERVER_ERROR = "server_error"
     TIMEOUT = "timeout"
     CONNECTION = "connection"
-    BAD_REPLY = "bad_reply"  # HTML, broken JSON, no choices: what came was no chat completion
-    # asked again a few times, then failed for good
+    BAD_REPLY = "bad_reply"  # HTML, broken JSON, no choices: the response is no chat completion
+    # another sample is drawn a few times, then the item has failed permanently
     EMPTY = "empty"
-    UNREADABLE = "unreadable"  # the judge's words could not be read as ratings
-    TRUNCATED = "truncated"  # a judgement cut at its limit
-    CACHED = "cached"  # the reply to another request, from a gateway that keeps replies
-    # this item's failure for good, never the provider's
-    BLOCKED = "blocked"  # the provider's filter or stop reason
-    # the item's where others are answered; else the request's shape: a setting, a length, a template
+    UNREADABLE = "unreadable"  # a judge's reply could not be parsed as ratings
+    TRUNCATED = "truncated"  # a judgement reached its token limit
+    CACHED = "cached"  # a gateway with a cache returned the reply to another request
+    # always the item's failure, never the endpoint's
+    BLOCKED = "blocked"  # the provider's content filter or refusal
+    # the item's failure if other items are answered, else no request of this shape passes: a setting, a length, a
+    # chat template
     CONTEXT_OVERFLOW = "context_overflow"
     BAD_REQUEST = "bad_request"
-    # the item's where others are answered (a firewall says 403, too); else the provider's, until something is mended
+    # the item's failure if other items are answered (a firewall sends 403, too), else the endpoint's until it is fixed
     UNAUTHORIZED = "unauthorized"
     QUOTA_EXHAUSTED = "quota_exhausted"
     UNKNOWN_MODEL = "unknown_model"
-    WRONG_URL = "wrong_url"  # a redirect, or a page where no API is
+    WRONG_URL = "wrong_url"  # a redirect, or a web page in place of an API
 
 
 TRANSIENT = frozenset({Kind.RATE_LIMITED, Kind.SERVER_ERROR, Kind.TIMEOUT, Kind.CONNECTION, Kind.BAD_REPLY})
-REASKED = frozenset({Kind.EMPTY, Kind.UNREADABLE, Kind.TRUNCATED, Kind.CACHED})
-SHAPE = frozenset({Kind.CONTEXT_OVERFLOW, Kind.BAD_REQUEST})
-PROVIDER = frozenset({Kind.UNAUTHORIZED, Kind.QUOTA_EXHAUSTED, Kind.UNKNOWN_MODEL, Kind.WRONG_URL})
-# answered with an error before any token was read or written
-UNBILLED = SHAPE | PROVIDER | {Kind.RATE_LIMITED}
+RESAMPLED = frozenset({Kind.EMPTY, Kind.UNREADABLE, Kind.TRUNCATED, Kind.CACHED})
+REQUEST_ERRORS = frozenset({Kind.CONTEXT_OVERFLOW, Kind.BAD_REQUEST})
+ACCESS_ERRORS = frozenset({Kind.UNAUTHORIZED, Kind.QUOTA_EXHAUSTED, Kind.UNKNOWN_MODEL, Kind.WRONG_URL})
+# refused before any token was read or written
+UNBILLED = REQUEST_ERRORS | ACCESS_ERRORS | {Kind.RATE_LIMITED}
 
 
 class CallError(Exception):
-    """A call that gave no usable reply.
+    """A call that gave no usable reply, with the `kind` of failure. The message never contains a key.
 
-    `retry_after` is in seconds, as the server asked; `quotas` what it said of its limits. `reply` is what was paid for
-    and received nonetheless (an unreadable judgement, an empty completion; of a body that is no reply, what it says it
-    used); `raw` the body of an answer that was no reply at all, cut to 2,000 characters; `unsent` says that there was
-    no connection to send anything over. `told` says that the server's own words or codes name the kind, and not the
-    status alone; `busy` that they say it is loading, crashed or overloaded, so that it is there and may come back. The
-    message never holds a key.
+    `retry_after` is the wait the server asked for, in seconds; `quotas` the rate limits it reported. `reply` is what
+    was received and billed even so (an unparseable judgement, an empty completion, the usage in a broken body); `raw`
+    the first 2,000 characters of a body that was no reply. `unsent`: there was no connection, so nothing was sent.
+    `explicit`: the server's message or code names the kind, not the HTTP status alone. `busy`: its message says that it
+    is loading, overloaded or restarting, so it exists and may recover.
     """
 
     def __init__(
@@ -161,7 +170,7 @@ class CallError(Exception):
         raw: str = "",
         quotas: tuple[Quota, ...] = (),
         unsent: bool = False,
-        told: bool = False,
+        explicit: bool = False,
         busy: bool = False,
     ) -> None:
         super().__init__(message)
@@ -172,28 +181,30 @@ class CallError(Exception):
         self.raw = raw[:2000]
         self.quotas = quotas
         self.unsent = unsent
-        self.told = told
+        self.explicit = explicit
         self.busy = busy
 
     @property
-    def mendable(self) -> bool:
-        """Whether another sample may mend it: a reply was written and paid for, and is of no use. Where the server says
-        that it gave up (`told`), it may be in trouble."""
+    def resamplable(self) -> bool:
+        """Whether another sample may succeed at once: a reply was written and billed, but it is unusable.
+
+        Not so for an aborted reply that the server itself reports as an error (`explicit`): it may be in trouble.
+        """
         counted = self.reply is not None and self.reply.usage is not None and self.reply.usage.output > 0
-        return self.kind in REASKED or (self.kind is Kind.BAD_REPLY and counted and not self.told)
+        return self.kind in RESAMPLED or (self.kind is Kind.BAD_REPLY and counted and not self.explicit)
 
     @property
     def unbilled(self) -> bool:
-        """Whether nobody charges for the call. A body that counts tokens beside its error is charged for."""
+        """Whether the call costs nothing. An error whose body reports usage counts as billed."""
         counted = self.reply is not None and self.reply.usage is not None
         return self.unsent or (self.kind in UNBILLED and not counted)
 
 
 class ChatModel(Protocol):
-    """A client bound to one model of one provider. Safe for concurrent use within one event loop."""
+    """A client for one model of one provider. Safe for concurrent use within one event loop."""
 
     async def ask(self, request: Request) -> Reply:
-        """One attempt, no retries. Raises CallError, and nothing else, for whatever goes wrong outside this process."""
+        """Send the request once, without retries. Raises CallError for every failure outside this process."""
         ...
 
     async def aclose(self) -> None:

@@ -1,7 +1,7 @@
-"""The chat completions format that vLLM, OpenAI and many others speak: bodies out, replies in. Pure. (What an error
-means, error_replies.py says.)
+"""The chat completions format of OpenAI, vLLM and many others: build request bodies, parse replies. Pure.
 
-Every server that speaks it does so in its own way: a reply that is whole is not thrown away for a word or a shape.
+Servers deviate from the format, each in its own way: a complete reply is not discarded for an odd field. Errors are
+classified in error_replies.py.
 """
 
 import re
@@ -15,30 +15,43 @@ from aif.core.reasoning import Tags, split_reasoning
 from aif.core.redaction import redact, remove_keys
 from aif.core.strict_json import json_type, make_decoder, replace_surrogates
 from aif.core.types import Usage, as_dicts, is_blank
-from aif.providers.base import NO_WORD, PLAIN, TRANSIENT, UNKNOWN_END, CallError, Finish, Kind, Options, Reply, Request
-from aif.providers.error_replies import classify, cut, inside
+from aif.providers.base import (
+    DEFAULT_OPTIONS,
+    NO_FINISH_REASON,
+    TRANSIENT,
+    UNKNOWN_FINISH,
+    CallError,
+    Finish,
+    Kind,
+    Options,
+    Reply,
+    Request,
+)
+from aif.providers.error_replies import classify, error_in_body, shorten
 from aif.providers.limit_headers import quotas, retry_after
 
-# Of these the message is the model's or ours; of others, or where it is `told`, the server's.
-_NOT_ITS_WORDS = frozenset({Kind.EMPTY, Kind.BLOCKED, Kind.CACHED, Kind.CONNECTION})
+# Messages of these kinds are aif's own or quote the model, and stay as they are; others quote the server, so they are
+# redacted and shortened.
+_OWN_MESSAGE = frozenset({Kind.EMPTY, Kind.BLOCKED, Kind.CACHED, Kind.CONNECTION})
 
-Read = Callable[[Any, Mapping[str, Any]], Reply]  # a parsed body and the settings sent -> the reply in it
-Take = Callable[[Any, bytes], None]  # a parsed body and its bytes, once, whatever becomes of it
+ParseBody = Callable[[Any, Mapping[str, Any]], Reply]  # (parsed body, settings sent) -> reply
+CheckDuplicate = Callable[[Any, bytes], None]  # (parsed body, its bytes); called for unusable replies, too
 
-# Bounds that OpenAI's strict mode refuses for some or all of its models, and Anthropic's for all; the reader of the
-# reply checks them itself.
+# Keywords that OpenAI's strict mode refuses for some or all models, and Anthropic for all. The parser of the reply
+# checks these bounds itself.
 _BOUNDS = frozenset({
     "minLength", "maxLength", "pattern", "format", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum",
     "multipleOf", "minItems", "maxItems", "uniqueItems", "contains", "minContains", "maxContains", "unevaluatedItems",
     "minProperties", "maxProperties", "patternProperties", "propertyNames", "unevaluatedProperties",
 })  # fmt: skip
-_NAMED = frozenset({"properties", "$defs", "definitions"})  # here the keys are names, not keywords
+_NAMED = frozenset({"properties", "$defs", "definitions"})  # their keys are names, not keywords
 _LITERAL = frozenset({"enum", "const", "default", "examples"})
 
-MOST_TOKENS = 2**31  # what is more is no count of tokens
+MAX_TOKENS = 2**31  # larger numbers are no token counts
 
-# Why a reply ended, in the field's words: in lower case, _ for any other sign, without "FinishReason." in front.
-_ENDS: tuple[tuple[Finish | Literal["error"], str], ...] = (
+# Every finish reason that aif knows, by its meaning: lower case, "_" for other characters, without "FinishReason.". A
+# new provider's finish reason is added here. One that isn't here counts as "length" (see with_finish_reason).
+_FINISH_REASONS: tuple[tuple[Finish | Literal["error"], str], ...] = (
     ("stop", "stop"),  # OpenAI, Gemini and most
     ("stop", "eos eos_token stop_sequence"),  # Together, TGI; watsonx
     ("stop", "end_turn end_of_turn stop_token complete"),  # Anthropic, Bedrock; AI21; Cohere
@@ -54,16 +67,16 @@ _ENDS: tuple[tuple[Finish | Literal["error"], str], ...] = (
     ("error", "insufficient_system_resource network_error"),  # DeepSeek; Zhipu
     ("error", "malformed_response malformed_function_call malformed_model_output"),  # Gemini; Bedrock
 )
-_FINISH = {word: finish for finish, words in _ENDS for word in words.split()}
+_FINISH = {reason: finish for finish, reasons in _FINISH_REASONS for reason in reasons.split()}
 _PREFIX = re.compile("^finish_?reason_")
-_THOUGHTS = ("reasoning_content", "reasoning", "thinking", "reasoning_details")  # what one server sends under several
+_REASONING_KEYS = ("reasoning_content", "reasoning", "thinking", "reasoning_details")  # some servers repeat it
 
 
-def body(request: Request, model: str, options: Options = PLAIN) -> dict[str, Any]:
-    """The JSON body of a request. None is not sent.
+def request_body(request: Request, model: str, options: Options = DEFAULT_OPTIONS) -> dict[str, Any]:
+    """Return the JSON body of a request, without settings that are None.
 
-    OpenAI's own endpoint ("openai") gets `max_completion_tokens`, which all of its models take, and a schema without
-    bounds; every other server ("compatible") gets `max_tokens`, which all of them take, and the schema as it is.
+    Dialect "openai" sends `max_completion_tokens`, which all OpenAI models accept, and a schema without bounds;
+    "compatible" sends `max_tokens`, which all other servers accept, and the schema unchanged.
     """
     strict = options.dialect == "openai"
     limit = "max_completion_tokens" if strict else "max_tokens"
@@ -71,9 +84,9 @@ def body(request: Request, model: str, options: Options = PLAIN) -> dict[str, An
     for name in ("temperature", "top_p", "seed", "reasoning_effort"):
         if (value := getattr(request, name)) is not None and name not in options.omit:
             sent[name] = value
-    sent |= beside(request, options)
+    sent |= extra_settings(request, options)
     if request.schema is not None:
-        schema = unbounded(request.schema) if strict else request.schema
+        schema = without_bounds(request.schema) if strict else request.schema
         sent["response_format"] = {
             "type": "json_schema",
             "json_schema": {"name": "reply", "strict": True, "schema": schema},
@@ -81,43 +94,46 @@ def body(request: Request, model: str, options: Options = PLAIN) -> dict[str, An
     return sent
 
 
-def beside(request: Request, options: Options) -> dict[str, Any]:
-    """What goes into a body of any API as it is said: the tier, and settings that only the provider knows."""
+def extra_settings(request: Request, options: Options) -> dict[str, Any]:
+    """Return the settings that every API gets unchanged: the service tier and the pipeline's `extra_body`."""
     tier = {"service_tier": options.service_tier} if options.service_tier is not None else {}
     return tier | (orjson.loads(request.extra) if request.extra else {})
 
 
-def sent(body: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a body as they went out: messages and schema left out, the kind of response format kept."""
+def sent_settings(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings in a request body, without its messages; of the response format only the type."""
     settings = {name: value for name, value in body.items() if name not in ("messages", "response_format")}
     if "response_format" in body:
         settings["response_format"] = body["response_format"]["type"]
     return settings
 
 
-def _parse_once(content: bytes) -> Any:
-    """The JSON of a body that names nothing twice, since of two contents nobody could say which is the reply.
+def _parse_body(content: bytes) -> Any:
+    """Parse the JSON of a body. A repeated key is an error: with two contents, neither is known to be the reply.
 
-    json alone tells (15 µs of 8 kB, orjson 3). Raises CallError(BAD_REPLY).
+    Only the json module can detect that (15 µs for 8 kB, orjson 3). Raises CallError(BAD_REPLY).
     """
     try:
-        # as UTF-8, as JSON is sent (RFC 8259): json would also read UTF-16, in which no key was looked for
-        return _read_once(content.decode("utf-8", "surrogatepass").removeprefix("\ufeff"))
+        # JSON is sent as UTF-8 (RFC 8259); json would also accept UTF-16, in which no key was redacted
+        return _parse_unique(content.decode("utf-8", "surrogatepass").removeprefix("\ufeff"))
     except (ValueError, RecursionError):
-        said = content.decode("utf-8", "replace")
-        if (gathered := _streamed(said)) is not None:
+        text = content.decode("utf-8", "replace")
+        if (gathered := _gather_stream(text)) is not None:
             return gathered
-        raise bad(f"The answer is not JSON: {said}" if said.strip() else "The answer is empty.") from None
+        raise bad_reply(f"The answer is not JSON: {text}" if text.strip() else "The answer is empty.") from None
 
 
-def _streamed(said: str) -> Any:
-    """What a server said by events though none were asked for: a whole reply, an error, or one put together from its
-    pieces; None where it is no stream, or one that was cut."""
-    events = [line.removeprefix("data:").strip() for line in said.splitlines() if line.strip()]
+def _gather_stream(text: str) -> Any:
+    """Return the reply in a stream of events, which some servers send without being asked to.
+
+    That is a complete reply, an error, or a reply put together from its pieces. None for an incomplete stream, or other
+    text.
+    """
+    events = [line.removeprefix("data:").strip() for line in text.splitlines() if line.strip()]
     if len(events) < 2 or events.pop() != "[DONE]":
         return None
     try:
-        chunks = [_read_once(event) for event in events if event.startswith("{")]
+        chunks = [_parse_unique(event) for event in events if event.startswith("{")]
     except (ValueError, RecursionError):
         return None
     if error := next((chunk for chunk in chunks if chunk.get("error")), None):
@@ -125,111 +141,119 @@ def _streamed(said: str) -> Any:
     pieces = [choices[0] for chunk in chunks if isinstance(choices := chunk.get("choices"), list) and choices]
     if not pieces or not all(isinstance(piece, dict) and isinstance(piece.get("delta"), dict) for piece in pieces):
         return chunks[-1] if chunks else None
-    whole = {name: value for chunk in chunks for name, value in chunk.items() if value is not None}
+    merged = {name: value for chunk in chunks for name, value in chunk.items() if value is not None}
     message: dict[str, str] = {}
     for name, value in (part for piece in pieces for part in piece["delta"].items()):
         if isinstance(value, str) and name != "role":
             message[name] = message.get(name, "") + value
-    ended = next((piece["finish_reason"] for piece in reversed(pieces) if piece.get("finish_reason")), None)
-    return whole | {"choices": [{"message": message, "finish_reason": ended}]}
+    reason = next((piece["finish_reason"] for piece in reversed(pieces) if piece.get("finish_reason")), None)
+    return merged | {"choices": [{"message": message, "finish_reason": reason}]}
 
 
-def _twice(name: str) -> CallError:
-    return bad(f"The answer names {replace_surrogates(name)!r} twice in one object.")
+def _repeated_key(name: str) -> CallError:
+    return bad_reply(f"The answer names {replace_surrogates(name)!r} twice in one object.")
 
 
-_read_once = make_decoder(_twice)
+_parse_unique = make_decoder(_repeated_key)
 
 
 def read_reply(data: Any, sent: Mapping[str, Any], tags: Tags = "auto") -> Reply:
-    """A parsed chat completion as a Reply.
+    """Return the Reply in a parsed chat completion; `sent` are the settings to record in it.
 
-    The text is what the model said, unchanged but for reasoning taken out (core/reasoning.py), with the marks that a
-    chat format ends with, and lone surrogates replaced by U+FFFD.
-    Raises CallError, with what was used: what an error in the body means, BAD_REPLY for what is no chat completion, and
-    those of `usable`.
+    The text is the model's, except that reasoning and end-of-turn marks are removed (core/reasoning.py) and lone
+    surrogates become U+FFFD.
+
+    Raises CallError, with the usage that was reported: the error in the body if there is one, BAD_REPLY if the body is
+    no chat completion, and the errors of `require_usable`.
     """
     if not isinstance(data, dict):
-        raise reported(data) or bad(f"The answer is {json_type(data)}, not a chat completion.")
-    about = served(data, "model", "system_fingerprint", "id", "service_tier")
-    heard = Reply("", None, _usage(data.get("usage")), sent=sent, served=about)
-    choice, message = _choice(data, heard)
-    said, thoughts = parts(message.get("content"), heard)
-    thought = next((one for name in _THOUGHTS if (one := thinking(message.get(name)))), "")
-    heard = saying(heard, said, "\n".join(filter(None, (thought, thoughts))), tags)
-    if error := choice.get("error") or _failed(data.get("base_resp")) or (not heard.text and data.get("error")):
-        raise reported({"error": error}, heard) or bad("The answer's choice is an error.", heard)
+        raise reported_error(data) or bad_reply(f"The answer is {json_type(data)}, not a chat completion.")
+    served = text_fields(data, "model", "system_fingerprint", "id", "service_tier")
+    reply = Reply("", None, _usage(data.get("usage")), sent=sent, served=served)
+    choice, message = _choice(data, reply)
+    content, inline = text_and_reasoning(message.get("content"), reply)
+    separate = next((text for name in _REASONING_KEYS if (text := reasoning_text(message.get(name)))), "")
+    reply = with_content(reply, content, "\n".join(filter(None, (separate, inline))), tags)
+    if error := choice.get("error") or _minimax_error(data.get("base_resp")) or (not reply.text and data.get("error")):
+        raise reported_error({"error": error}, reply) or bad_reply("The answer's choice is an error.", reply)
     if refusal := message.get("refusal"):
-        return usable(replace(heard, finish="refusal", text=heard.text or replace_surrogates(str(refusal))))
-    return usable(finished(choice.get("finish_reason"), heard))
+        return require_usable(replace(reply, finish="refusal", text=reply.text or replace_surrogates(str(refusal))))
+    return require_usable(with_finish_reason(choice.get("finish_reason"), reply))
 
 
-def parts(content: Any, heard: Reply) -> tuple[str, str]:
-    """The text and the thoughts of a content: a text, or parts of several kinds. Those that are no words (images, what
-    is redacted) say nothing. Raises CallError(BAD_REPLY) for what is none of these."""
+def text_and_reasoning(content: Any, reply: Reply) -> tuple[str, str]:
+    """Return the text and the reasoning in a message's content: a string, or a list of typed parts.
+
+    Parts without text (images, redacted reasoning) are skipped. Raises CallError(BAD_REPLY), with the incomplete
+    `reply`, for anything else.
+    """
     if content is None or isinstance(content, str):
         return content or "", ""
-    text, thoughts = [], []
+    text, reasoning = [], []
     for part in content if isinstance(content, list) else [content]:
         if isinstance(part, str):
             text.append(part)
         elif not isinstance(part, dict):
-            raise bad(f"The content is {json_type(content)} with {json_type(part)} in it, not a text.", heard)
+            raise bad_reply(f"The content is {json_type(content)} with {json_type(part)} in it, not a text.", reply)
         elif (kind := str(part.get("type", "text"))).startswith(("thinking", "reasoning")):
-            thoughts.append(thinking([part]))
+            reasoning.append(reasoning_text([part]))
         elif kind in ("text", "output_text"):
-            if not isinstance(words := part.get("text"), str):
-                raise bad(f"A part of the content, of type {kind}, holds no text.", heard)
-            text.append(words)
-    return "".join(text), "\n".join(filter(None, thoughts))
+            if not isinstance(part_text := part.get("text"), str):
+                raise bad_reply(f"A part of the content, of type {kind}, holds no text.", reply)
+            text.append(part_text)
+    return "".join(text), "\n".join(filter(None, reasoning))
 
 
-def thinking(said: Any) -> str:
-    """A thought: a text, or parts that hold texts under one name or another (Mistral, OpenRouter, Anthropic)."""
-    if isinstance(said, dict):
-        return next((one for name in ("thinking", "text", "summary") if (one := thinking(said.get(name)))), "")
-    if isinstance(said, list):
-        return "\n".join(filter(None, map(thinking, said)))
-    return said if isinstance(said, str) else ""
+def reasoning_text(reasoning: Any) -> str:
+    """Return the reasoning as one text: it may be a string, or parts with their text under various keys.
+
+    Such parts come from Mistral, OpenRouter and Anthropic.
+    """
+    if isinstance(reasoning, dict):
+        keys = ("thinking", "text", "summary")
+        return next((text for key in keys if (text := reasoning_text(reasoning.get(key)))), "")
+    if isinstance(reasoning, list):
+        return "\n".join(filter(None, map(reasoning_text, reasoning)))
+    return reasoning if isinstance(reasoning, str) else ""
 
 
-def usable(reply: Reply, why: str = "") -> Reply:
-    """The reply, if it is one that can be used.
+def require_usable(reply: Reply, why: str = "") -> Reply:
+    """Return the reply unless it is a refusal or blank.
 
-    Raises CallError, with the reply, since it was paid for: BLOCKED for a refusal (`why` is what the provider says of
-    it beside the text), EMPTY for nothing that could be seen.
+    Raises CallError(BLOCKED) for a refusal, with the provider's explanation `why`, or CallError(EMPTY) for a text with
+    nothing visible. The error carries the reply, which is billed.
     """
     if reply.finish == "refusal":
-        said = cut(why or reply.text) or "its content filter"
-        raise CallError(Kind.BLOCKED, f"The provider refused: {said}", reply=reply)
+        reason = shorten(why or reply.text) or "its content filter"
+        raise CallError(Kind.BLOCKED, f"The provider refused: {reason}", reply=reply)
     if is_blank(reply.text):
         where = " (all of it went into reasoning)" if reply.reasoning else ""
-        ended = reply.served.get("finish_reason", reply.finish)
-        raise CallError(Kind.EMPTY, f"The completion is empty{where}; it finished by {ended}.", reply=reply)
+        finish = reply.served.get("finish_reason", reply.finish)
+        raise CallError(Kind.EMPTY, f"The completion is empty{where}; it finished by {finish}.", reply=reply)
     return reply
 
 
-def receive(
+def parse_response(
     status: int,
     headers: Mapping[str, str],
     content: bytes,
     *,
     sent: Mapping[str, Any],
     keys: Sequence[str],
-    read: Read = read_reply,
-    take: Take = lambda data, content: None,
+    read: ParseBody = read_reply,
+    check: CheckDuplicate = lambda data, content: None,
 ) -> Reply:
-    """The reply in an HTTP response, as `read` finds it in the parsed body, with what the headers say of limits.
+    """Return the reply in an HTTP response: `read` parses it, and `check` first sees whether it was delivered before.
 
-    Raises CallError: of `classify` for a status other than 2xx, else of `take`, which gets the parsed body and its
-    bytes first, and of `read`. Nothing of the body goes past here with the key in it, be it a reply or an error.
+    Raises CallError: that of `classify` for a status other than 2xx, else those of `check` and `read`. The secrets
+    `keys` are redacted from replies and errors alike.
     """
     headers = {name.lower(): value for name, value in headers.items()}
     content = remove_keys(content, *keys)
     if not 200 <= status < 300:
         raise classify(status, headers, content.decode("utf-8", "replace"), keys=keys)
     try:
-        return replace(_read(content, sent, keys, read, take), quotas=quotas(headers))
+        return replace(_parse_reply(content, sent, keys, read, check), quotas=quotas(headers))
     except CallError as error:
         if error.kind in TRANSIENT and error.retry_after is None:
             error.retry_after = retry_after(headers)
@@ -237,99 +261,115 @@ def receive(
         raise
 
 
-def _read(content: bytes, sent: Mapping[str, Any], keys: Sequence[str], read: Read, take: Take) -> Reply:
+def _parse_reply(
+    content: bytes, sent: Mapping[str, Any], keys: Sequence[str], read: ParseBody, check: CheckDuplicate
+) -> Reply:
     try:
-        data = _parse_once(content)
-        take(data, content)
+        data = _parse_body(content)
+        check(data, content)
         return read(data, sent)
     except CallError as error:
-        if error.told or error.kind not in _NOT_ITS_WORDS:
-            error.message = cut(redact(error.message, *keys))
+        if error.explicit or error.kind not in _OWN_MESSAGE:
+            error.message = shorten(redact(error.message, *keys))
             error.raw = redact(content.decode("utf-8", "replace"), *keys)[:2000]
         raise error from None
 
 
-def bad(why: str, heard: Reply | None = None) -> CallError:
-    """What is no reply, with what is known of it."""
-    return CallError(Kind.BAD_REPLY, why, reply=heard)
+def bad_reply(why: str, reply: Reply | None = None) -> CallError:
+    """Return the error for a body that is no reply, with the part of a reply that could be read."""
+    return CallError(Kind.BAD_REPLY, why, reply=reply)
 
 
-def served(data: Mapping[str, Any], *names: str) -> dict[str, str]:
-    """What a server says of itself under these names, where it is a text."""
+def text_fields(data: Mapping[str, Any], *names: str) -> dict[str, str]:
+    """Return the fields of these names whose values are strings."""
     return {name: replace_surrogates(value) for name in names if isinstance(value := data.get(name), str)}
 
 
-def _choice(data: Mapping[str, Any], heard: Reply) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The one choice and its message, or CallError."""
+def _choice(data: Mapping[str, Any], reply: Reply) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the only choice and its message. Raises CallError."""
     choices = data.get("choices")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        raise reported(data, heard) or bad("The answer has no choices.", heard)
+        raise reported_error(data, reply) or bad_reply("The answer has no choices.", reply)
     if len(choices) > 1:
-        raise bad(f"The answer has {len(choices)} choices, where one was asked for.", heard)
-    message = choices[0].get("message") or choices[0].get("delta")  # of a stream that was gathered into one
-    if message is None and isinstance(text := choices[0].get("text"), str):  # as of the older API
+        raise bad_reply(f"The answer has {len(choices)} choices, but only one was requested.", reply)
+    message = choices[0].get("message") or choices[0].get("delta")  # a delta if a gateway gathered a stream
+    if message is None and isinstance(text := choices[0].get("text"), str):  # the older completions API
         message = {"content": text}
     if not isinstance(message, dict):
-        raise reported(choices[0], heard) or bad("The answer's choice has no message.", heard)
+        raise reported_error(choices[0], reply) or bad_reply("The answer's choice has no message.", reply)
     return choices[0], message
 
 
-def reported(data: Any, heard: Reply | None = None) -> CallError | None:
-    """The error that a body holds in the place of a reply, if it does, with what is known of it nonetheless."""
-    error = inside(data) if isinstance(data, dict | list) else None
+def reported_error(data: Any, reply: Reply | None = None) -> CallError | None:
+    """Return the error that a body reports in place of a reply, if any, with the part of a reply that could be read."""
+    error = error_in_body(data) if isinstance(data, dict | list) else None
     if error is not None:
-        error.reply = heard
+        error.reply = reply
     return error
 
 
-def _failed(base_resp: Any) -> Any:
-    """MiniMax's own status, where it is an error's."""
+def _minimax_error(base_resp: Any) -> Any:
+    """Return MiniMax's own status field if it reports an error."""
     return {"base_resp": base_resp} if isinstance(base_resp, dict) and base_resp.get("status_code") else None
 
 
-def finished(reason: Any, heard: Reply) -> Reply:
-    """The reply with why the model stopped. One that ended in an error is asked for again. An unknown word, or none,
-    leaves open whether the text is whole: it is kept as if it were cut, with the word."""
-    said = replace_surrogates(reason).strip() if isinstance(reason, str) else ""
-    finish = _FINISH.get(said) or _FINISH.get(_PREFIX.sub("", re.sub("[^a-z]+", "_", said.lower())))
+def with_finish_reason(reason: Any, reply: Reply) -> Reply:
+    """Return the reply with the server's finish reason translated by the table _FINISH_REASONS.
+
+    A missing or unknown reason leaves open whether the text is complete: `finish` becomes "length", and the reason is
+    stored in `served`. Raises CallError(BAD_REPLY) for a reason that means an error, so that the call is retried.
+    """
+    word = replace_surrogates(reason).strip() if isinstance(reason, str) else ""
+    finish = _FINISH.get(word) or _FINISH.get(_PREFIX.sub("", re.sub("[^a-z]+", "_", word.lower())))
     if finish == "error":
-        error = bad(f"The completion finished by {cut(said)}, so it may not be whole.", heard)
-        error.told = True
+        error = bad_reply(f"The completion finished by {shorten(word)}, so it may be incomplete.", reply)
+        error.explicit = True
         raise error
     if finish is not None:
-        return replace(heard, finish=finish)
-    return replace(heard, finish="length", served={**heard.served, UNKNOWN_END: said[:60] or NO_WORD})
+        return replace(reply, finish=finish)
+    return replace(reply, finish="length", served={**reply.served, UNKNOWN_FINISH: word[:60] or NO_FINISH_REASON})
 
 
-def saying(heard: Reply, content: str, thoughts: str, tags: Tags) -> Reply:
-    """The reply with what the model said. Usage in which that took no token is none."""
-    content, thoughts = replace_surrogates(content), replace_surrogates(thoughts)
-    told = split_reasoning(content, thoughts, tags)
-    free = (told.text or told.reasoning) and heard.usage is not None and not heard.usage.output
-    said = None if (told.text, told.reasoning or "") == (content, thoughts) else (content, thoughts)
-    usage = None if free else heard.usage
-    return replace(heard, text=told.text, reasoning=told.reasoning, usage=usage, said=said, mark=told.mark)
+def with_content(reply: Reply, content: str, reasoning: str, tags: Tags) -> Reply:
+    """Return the reply with its content split into text and reasoning.
+
+    Usage that counts no output tokens for a non-empty reply is dropped as wrong.
+    """
+    content, reasoning = replace_surrogates(content), replace_surrogates(reasoning)
+    parts = split_reasoning(content, reasoning, tags)
+    uncounted = (parts.text or parts.reasoning) and reply.usage is not None and not reply.usage.output
+    unchanged = (parts.text, parts.reasoning or "") == (content, reasoning)
+    return replace(
+        reply,
+        text=parts.text,
+        reasoning=parts.reasoning,
+        usage=None if uncounted else reply.usage,
+        received=None if unchanged else (content, reasoning),
+        mark=parts.mark,
+    )
 
 
 def _usage(data: Any) -> Usage | None:
-    """Tokens as the server counted them; None when it didn't, or in no way that adds up."""
+    """Return the token counts that the server reports; None if it reports none, or impossible ones."""
     if not isinstance(data, dict):
         return None
     details = data.get("prompt_tokens_details")
     usage = Usage(
-        input=count(data, "prompt_tokens") or 0,
-        output=count(data, "completion_tokens") or 0,
-        cached=count(details, "cached_tokens") or 0,
-        reasoning=count(data.get("completion_tokens_details"), "reasoning_tokens") or 0,
-        written=count(details, "cache_write_tokens") or 0,  # OpenAI, OpenRouter
+        input=token_count(data, "prompt_tokens") or 0,
+        output=token_count(data, "completion_tokens") or 0,
+        cached=token_count(details, "cached_tokens") or 0,
+        reasoning=token_count(data.get("completion_tokens_details"), "reasoning_tokens") or 0,
+        written=token_count(details, "cache_write_tokens") or 0,  # OpenAI, OpenRouter
     )
-    return sound(usage, count(data, "total_tokens"))
+    return consistent_usage(usage, token_count(data, "total_tokens"))
 
 
-def sound(usage: Usage, total: int | None = None) -> Usage | None:
-    """Usage whose parts add up. Where servers count otherwise, the larger bill holds: what a cache gave beside the
-    input rather than within it; thoughts beside the output, or in the total alone (xAI, Gemini). None where nothing was
-    read."""
+def consistent_usage(usage: Usage, total: int | None = None) -> Usage | None:
+    """Return usage in which cached tokens are part of the input and reasoning tokens part of the output.
+
+    Some servers report cached tokens in addition to the input, and reasoning in addition to the output or in the total
+    only (xAI, Gemini). In doubt the larger count holds. None if the input is 0 or a count is impossible.
+    """
     input, output = usage.input, usage.output
     if usage.cached + usage.written > input:
         input += usage.cached + usage.written
@@ -337,27 +377,27 @@ def sound(usage: Usage, total: int | None = None) -> Usage | None:
         output = total - input
     elif usage.reasoning > output:
         output += usage.reasoning
-    if not 0 < input < MOST_TOKENS or output >= MOST_TOKENS:
+    if not 0 < input < MAX_TOKENS or output >= MAX_TOKENS:
         return None
     return Usage(input, output, usage.cached, min(usage.reasoning, output), usage.written)
 
 
-def count(data: Any, name: str) -> int | None:
-    """A number of tokens in a mapping, or None for what is none."""
+def token_count(data: Any, name: str) -> int | None:
+    """Return the token count under `name`; None if it is missing or no valid count."""
     value = data.get(name) if isinstance(data, dict) else None
-    return value if type(value) is int and 0 <= value < MOST_TOKENS else None
+    return value if type(value) is int and 0 <= value < MAX_TOKENS else None
 
 
-def unbounded(schema: Any) -> Any:
-    """A JSON Schema without its bounds. Properties that happen to be named like a bound stay."""
+def without_bounds(schema: Any) -> Any:
+    """Return a JSON Schema without bounds such as maxLength. Properties that have such a name stay."""
     if isinstance(schema, list):
-        return [unbounded(part) for part in schema]
+        return [without_bounds(part) for part in schema]
     if not isinstance(schema, Mapping):
         return schema
-    kept: dict[str, Any] = {}
+    unbounded: dict[str, Any] = {}
     for keyword, value in schema.items():
         if keyword in _NAMED:
-            kept[keyword] = {name: unbounded(part) for name, part in value.items()}
+            unbounded[keyword] = {name: without_bounds(part) for name, part in value.items()}
         elif keyword not in _BOUNDS:
-            kept[keyword] = value if keyword in _LITERAL else unbounded(value)
-    return kept
+            unbounded[keyword] = value if keyword in _LITERAL else without_bounds(value)
+    return unbounded

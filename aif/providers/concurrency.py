@@ -1,21 +1,22 @@
-"""Whose fault a failure is, how many calls an endpoint takes at a time, and when it is left alone. Pure: the time is
-given.
+"""Decide how many calls an endpoint gets at a time, when it is paused, and who is at fault for a failure.
 
-Whose fault it is is told by what other items get, never by a status alone:
+Pure: the caller passes the time, in seconds of any clock.
 
-- another item was answered since this one first failed: it is the item's;
-- three different items (all there are, where these are fewer) fail alike and none is answered between: it is the
-  endpoint's. What may pass is waited for; a refusal ends the endpoint, and so does what no request of this shape gets
-  past. A page of a firewall looks like a refusal, and rows that are alike stand together: before a status without words
-  ends an endpoint, an item from elsewhere is asked, too;
-- else nobody knows yet.
+Who is at fault follows from what other items get, never from a status alone:
 
-A gate is open, with a window of calls that may be in flight, or shut. After a rest one call goes, the probe: if it is
-answered the gate opens, else it rests longer.
+- Another item was sent after this one first failed, and was answered: the item is at fault.
+- Three different items (or all, if there are fewer) fail alike and none is answered in between: the endpoint is at
+  fault. After a transient error it is paused and retried; a refusal, or an error that no request of this shape can
+  avoid, ends it. A firewall's page looks like a refusal, and similar rows are often neighbours: unless the server's own
+  words name the error, an item from elsewhere in the queue is tried before the endpoint is ended.
+- Otherwise it is not known yet.
 
-The window is TCP's: a 429 leaves four fifths of what was in flight, once for all the calls sent before it; after a rest
-it begins at a quarter and grows by a call an answer until where it was, then by a twentieth a round. Server errors and
-timeouts pause its growth for a round and take nothing: fewer calls would not mend them.
+A limiter is open, with a window of calls that may be in flight, or paused. After a backoff one call is sent as a probe:
+if it is answered the limiter opens, else it backs off for longer.
+
+The window follows TCP. A 429 reduces it to four fifths of the calls in flight, once for all calls sent before it. After
+a backoff it starts at a quarter and grows by one call per answer up to its former size, then by a twentieth a round.
+Server errors and timeouts pause growth for a round and don't reduce it: fewer calls would not avoid them.
 """
 
 import math
@@ -23,56 +24,66 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from aif.providers.base import PROVIDER, TRANSIENT, CallError, Kind
+from aif.providers.base import ACCESS_ERRORS, TRANSIENT, CallError, Kind
 from aif.providers.retry import Blame, RetryPolicy
 
 SHRINK, REOPEN, GROWTH = 0.8, 0.25, 0.05
-ITEMS = 3  # so many different items that fail alike are enough to tell
-MANY_ITEMS = 20  # of a judge that is unreadable every other time, so many in a row are one in a million
-# A server that says how long to wait is taken at its word; one that says a second, for ten minutes, is asked less.
-TOLD_S = 8.0
-DOUBT = 5  # items from elsewhere that are asked at most before an endpoint is refused
-# Of a provider that limits, a sound item gets six 429s in a row once in 100,000 times where it is one call in ten.
+ENOUGH_ITEMS = 3  # different items that fail alike, for the endpoint to be at fault
+ENOUGH_UNUSABLE = 20  # if every other reply of a judge is unparseable, 20 in a row are one in a million
+# The wait that a server asks for is believed. If it keeps asking for a second, backoffs still grow to this.
+MAX_HINTED_BACKOFF_S = 8.0
+MAX_SAMPLED_ITEMS = 5  # items from elsewhere in the queue tried before an endpoint is ended, at most
+# Where one call in ten gets a 429, a small enough item gets six in a row once in 100,000 times.
 RARE, TRUST = 9, 2
 
-Cause = Literal["rate limited", "gets no answer", "is in doubt"]
-Class = Literal["passing", "refusal", "shape", "no use"]
+PauseReason = Literal["rate limited", "not answering", "failing"]
+"""Shown in progress lines. "failing": items fail alike, and others are tried one at a time to find who is at fault."""
+FailureClass = Literal["transient", "access", "request", "unusable"]
 
 
 @dataclass(slots=True, eq=False)
-class Caller:
-    """One item as a gate knows it: by class of failure, the how manieth call its first was (`met`), how long it
-    is (`size`), and whose doing the last failure was. `spread`: it was taken from elsewhere than the items before it.
-    `limited` has the answers there had been, and the items with a 429 and itself, when the first call was sent that got
-    one. `parts`: where it is too long it is asked in parts, or is such a part, and tells nothing of others."""
+class ItemHistory:
+    """What the limiter knows of one item over all its calls.
 
-    met: dict[Class, int] = field(default_factory=dict)
+    `first_failed` gives, by class of failure, the number of the item's first failed call. `size` is the request's
+    length in characters, `blame` whose fault the last failure was. `sampled`: the item came from elsewhere in the
+    queue, to find out who is at fault. `limited_at` holds the counts of answers and of rate-limited items at its first
+    429. `may_split`: an overlong item is split, or is such a part, so its overflow says nothing about other items.
+    """
+
+    first_failed: dict[FailureClass, int] = field(default_factory=dict)
     size: int = 0
     blame: Blame = "item"
-    spread: bool = False
-    limited: tuple[int, int] | None = None
-    parts: bool = False
+    sampled: bool = False
+    limited_at: tuple[int, int] | None = None
+    may_split: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Others:
-    """Who else could be asked: as many items as are enough to tell, whether there are too `few` of them, and whether
-    `more` come that were not asked yet."""
+class OtherItems:
+    """How many other items can show who is at fault.
 
-    least: int = ITEMS
-    few: bool = False
-    more: bool = True
+    `enough` is how many different failing items prove the endpoint's fault; `too_few`: there are fewer items than that;
+    `more_coming`: some have not been sent yet.
+    """
+
+    enough: int = ENOUGH_ITEMS
+    too_few: bool = False
+    more_coming: bool = True
 
 
-MANY = Others()
+MANY_OTHERS = OtherItems()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Pass:
-    """A place in flight: whose, the how manieth, after how many answers and items with a 429, in which episode it was
-    given, and whether it is the probe."""
+class Permit:
+    """Permission for one call, as given by `ConcurrencyLimiter.enter`.
 
-    caller: Caller
+    `n` numbers calls from 1. `answers` and `limits` count the answers and the rate-limited items before it. `episode`
+    is the number of pauses before it; `probe`: it tests whether a paused endpoint answers again.
+    """
+
+    item: ItemHistory
     n: int
     answers: int
     limits: int
@@ -80,11 +91,11 @@ class Pass:
     probe: bool
 
 
-class Gate:
-    """The gate of one endpoint: at most `most` calls in flight, at least one. `jitter` draws from [0, 1); `usable` says
-    that a reply of the endpoint was of use before.
+class ConcurrencyLimiter:
+    """Limits the calls in flight to one endpoint, between 1 and `most`, and pauses the endpoint when it fails.
 
-    `in_flight` counts them; `given_up` says why no further call is worth making.
+    `jitter` draws from [0, 1). `usable`: an earlier reply of the endpoint was usable. `in_flight` counts calls;
+    `given_up` is the message that ends the endpoint, once no further call is worth making.
     """
 
     def __init__(self, most: int, policy: RetryPolicy, jitter: Callable[[], float], usable: bool = False) -> None:
@@ -94,258 +105,285 @@ class Gate:
         self._policy = policy
         self._jitter = jitter
         self._usable = usable
-        self._window = self._reach = float(most)  # the reach is where a window grows to quickly
-        self._pause = 0.0  # answers until growth goes on
-        self._sent = self._answers = self._limits = 0  # the last: items that got a 429
-        self._newest = 0  # of the calls that were answered
-        self._trust = 0  # whether items are answered after a 429, or get another: then it is theirs
-        self._heard = False
+        self._window = self._fast_until = float(most)  # below `_fast_until` the window grows by a call an answer
+        self._growth_pause = 0.0  # answers until the window grows again
+        self._sent = self._answers = self._limits = 0  # `_limits`: items that got a 429
+        self._newest_answered = 0  # the highest number of an answered call
+        self._trust = 0  # raised if items are answered after a 429, lowered if they get more: then it is their fault
+        self._reached = False
         self._episode = 0
-        self._outage = 0  # the episode that the last one began
-        self._shut: Cause | None = None
+        self._outage = 0  # the episode that the last outage began
+        self._paused: PauseReason | None = None
         self._probing = False
-        self._rests = 0  # in a row
-        self._rests_until = 0.0
+        self._backoffs = 0  # consecutive
+        self._backoff_until = 0.0
         self._failing_since: float | None = None
-        self._last: Kind | None = None  # of the failures
-        self._doubts = 0  # refusals that an item from elsewhere has disproved
-        self._longest = 0  # of what was answered
-        self._troubled: dict[Class, set[Caller]] = {"passing": set(), "refusal": set(), "shape": set(), "no use": set()}
+        self._last_kind: Kind | None = None
+        self._disproved = 0  # suspected refusals that an item from elsewhere disproved
+        self._longest_answered = 0  # characters
+        self._failing: dict[FailureClass, set[ItemHistory]] = {
+            "transient": set(),
+            "access": set(),
+            "request": set(),
+            "unusable": set(),
+        }
 
     @property
     def window(self) -> int:
-        """Calls that may be in flight while the gate is open."""
+        """Calls that may be in flight while the limiter is open."""
         return max(1, int(self._window))
 
     @property
     def probing(self) -> bool:
-        """Whether the next call is to show if the endpoint answers: one of an item that did not just fail."""
-        return self._shut is not None
+        """Whether the next call tests if the endpoint answers again. It should be for an item that didn't just fail."""
+        return self._paused is not None
 
     @property
-    def doubtful(self) -> bool:
-        """Whether items fail alike, so that one from elsewhere may tell whose fault it is."""
-        return any(len(items) > 1 for items in self._troubled.values())
+    def fault_unclear(self) -> bool:
+        """Whether several items fail alike, so that an item from elsewhere in the queue could show who is at fault."""
+        return any(len(items) > 1 for items in self._failing.values())
 
     def wait(self, now: float) -> float:
-        """Seconds until a call may go; infinite where only the end of another can tell."""
-        if self._shut is None:
+        """Return the seconds until a call may be sent; infinity if that depends on a call in flight."""
+        if self._paused is None:
             return 0.0 if self.in_flight < self.window else math.inf
-        if self._probing or (self._shut == "is in doubt" and self.in_flight):
+        if self._probing or (self._paused == "failing" and self.in_flight):
             return math.inf
-        return max(0.0, self._rests_until - now)
+        return max(0.0, self._backoff_until - now)
 
-    def enter(self, caller: Caller) -> Pass:
-        """Lets a call go that need not wait."""
+    def enter(self, item: ItemHistory) -> Permit:
+        """Record that a call is sent. Only valid while `wait` is 0."""
         self.in_flight += 1
-        self._probing = self._shut is not None
+        self._probing = self._paused is not None
         self._sent += 1
-        return Pass(caller, self._sent, self._answers, self._limits, self._episode, self._probing)
+        return Permit(item, self._sent, self._answers, self._limits, self._episode, self._probing)
 
-    def leave(self, one: Pass) -> None:
-        """A call is over, or was not made."""
+    def leave(self, permit: Permit) -> None:
+        """Record that a call is over, or was not made after all."""
         self.in_flight -= 1
-        if one.probe and one.episode == self._episode:  # it told nothing
+        if permit.probe and permit.episode == self._episode:  # the probe gave no result
             self._probing = False
 
-    def ended(self, one: Pass, error: CallError | None, now: float, others: Others = MANY) -> None:
-        """Takes in how a call ended, before it leaves, and tells its caller whose doing that was."""
-        if error is None or error.mendable or error.kind is Kind.BLOCKED:
-            one.caller.blame = self._replied(one, error, now, others)
+    def ended(self, permit: Permit, error: CallError | None, now: float, others: OtherItems = MANY_OTHERS) -> None:
+        """Adapt to the result of a call, and set its item's `blame`. Call it before `leave`."""
+        if error is None or error.resamplable or error.kind is Kind.BLOCKED:
+            permit.item.blame = self._replied(permit, error, now, others)
             return
-        self._last = error.kind
+        self._last_kind = error.kind
         if error.kind not in TRANSIENT:
-            one.caller.blame = self._refused(one, error, now, others)
+            permit.item.blame = self._refused(permit, error, now, others)
             return
-        self._heard = self._heard or error.busy or error.retry_after is not None
+        self._reached = self._reached or error.busy or error.retry_after is not None
         asked_s = min(error.retry_after or 0.0, self._policy.longest_wait_s)
         if error.kind is Kind.RATE_LIMITED:
-            one.caller.blame = self._limited(one, asked_s, now, others)
+            permit.item.blame = self._rate_limited(permit, asked_s, now, others)
         else:
-            one.caller.blame = self._failed(one, asked_s, now, 1 if error.busy else others.least)
-        if self._shut is None:  # else what failed before a time without work would count it as an outage
+            permit.item.blame = self._failed(permit, asked_s, now, 1 if error.busy else others.enough)
+        if self._paused is None:  # an isolated failure must not start the outage clock before an idle time
             return
         self._failing_since = now if self._failing_since is None else self._failing_since
-        if now - self._failing_since >= (self._policy.outage_s if self._heard else self._policy.silent_s):
+        if now - self._failing_since >= (self._policy.outage_s if self._reached else self._policy.silent_s):
             took = f"{now - self._failing_since:,.0f} s"
-            self.given_up = f"no call was answered for {took}; the last: {error.kind}: {error.message}"
+            self.given_up = f"no call was answered for {took}; last error: {error.kind}: {error.message}"
 
     def renew(self) -> None:
-        """The endpoint is another now: its server has come up. What was sent before says nothing of it."""
+        """Start afresh with a newly started server. Calls sent before no longer count."""
         self._failing_since = None
         self._episode += 1
         self._outage = self._episode
-        self._rests = self._longest = 0
+        self._backoffs = self._longest_answered = 0
         self._open()
-        self._window = self._reach = float(self._most)
+        self._window = self._fast_until = float(self._most)
 
-    def instead(self, now: float) -> str | None:
-        """What the endpoint does instead of answering, in words."""
-        if self._shut is None:
+    def waiting_text(self, now: float) -> str | None:
+        """Return why the endpoint is paused and when it is retried, for progress lines; None while it is open."""
+        if self._paused is None:
             return None
-        left = math.ceil(self._rests_until - now)
-        shut = self._shut if self._shut == "rate limited" else f"{self._shut} ({self._last})"
-        return f"{shut}, asks again {f'in {left} s' if left > 0 and not self._probing else 'now'}"
+        left = math.ceil(self._backoff_until - now)
+        reason = self._paused if self._paused == "rate limited" else f"{self._paused} ({self._last_kind})"
+        return f"{reason}, retries {f'in {left} s' if left > 0 and not self._probing else 'now'}"
 
     # --- replies ------------------------------------------------------------------------------------------------------
 
-    def _replied(self, one: Pass, error: CallError | None, now: float, others: Others) -> Blame:
-        """A reply shows that the endpoint takes requests, be it of use or not."""
+    def _replied(self, permit: Permit, error: CallError | None, now: float, others: OtherItems) -> Blame:
+        """Handle a reply. Even an unusable one shows that the endpoint accepts requests."""
         self._answers += 1
-        self._newest = max(self._newest, one.n)
-        self._heard = True
+        self._newest_answered = max(self._newest_answered, permit.n)
+        self._reached = True
         self._failing_since = None
-        if one.caller.limited is not None:
-            self._trust, one.caller.limited = min(TRUST, self._trust + 1), None
+        if permit.item.limited_at is not None:
+            self._trust, permit.item.limited_at = min(TRUST, self._trust + 1), None
         if error is not None:
-            blame = self._of_no_use(one, error, now, others)
+            blame = self._unusable_reply(permit, error, now, others)
         else:
-            self._usable, self._longest, blame = True, max(self._longest, one.caller.size), "item"
-            self._troubled["no use"].clear()
-        for of, items in self._troubled.items():
-            items -= {item for item in items if of != "no use" and self._newest > item.met[of]}
-        if self._shut is None:
-            self._rests = 0
+            self._usable, blame = True, "item"
+            self._longest_answered = max(self._longest_answered, permit.item.size)
+            self._failing["unusable"].clear()
+        for failure, items in self._failing.items():
+            items -= {
+                item for item in items if failure != "unusable" and self._newest_answered > item.first_failed[failure]
+            }
+        if self._paused is None:
+            self._backoffs = 0
             self._grow()
-        elif self._opens(one):
-            self._doubts += self._shut == "is in doubt" and one.probe
-            self._rests = 0
+        elif self._opens(permit):
+            self._disproved += self._paused == "failing" and permit.probe
+            self._backoffs = 0
             self._open()
         return blame
 
-    def _opens(self, one: Pass) -> bool:
-        """Whether a reply opens the gate. What was sent before may be answered in spite of a 429."""
-        if self._shut == "is in doubt":
-            return not any(self._troubled.values())
-        return one.probe or self._shut == "gets no answer"
+    def _opens(self, permit: Permit) -> bool:
+        """Return whether a reply ends the pause. After a 429, calls sent before it may still be answered."""
+        if self._paused == "failing":
+            return not any(self._failing.values())
+        return permit.probe or self._paused == "not answering"
 
-    def _of_no_use(self, one: Pass, error: CallError, now: float, others: Others) -> Blame:
-        """A reply that is empty or can't be read, or a refusal by a filter, since another was of use. An endpoint of
-        which none ever was is not asked on for what each costs; of others, and of a filter, many are needed."""
-        alike, blocked = self._troubled["no use"], error.kind is Kind.BLOCKED
-        alike.add(one.caller)
+    def _unusable_reply(self, permit: Permit, error: CallError, now: float, others: OtherItems) -> Blame:
+        """Handle a reply that is empty, unparseable or blocked by a filter.
+
+        Three in a row end an endpoint that never gave a usable reply, since each of them costs; otherwise, and for a
+        filter, it takes many.
+        """
+        alike, blocked = self._failing["unusable"], error.kind is Kind.BLOCKED
+        alike.add(permit.item)
         many = self._usable or blocked
-        enough = len(alike) >= (MANY_ITEMS if many else ITEMS)
+        enough = len(alike) >= (ENOUGH_UNUSABLE if many else ENOUGH_ITEMS)
         if enough or not many:
-            self._doubt(now)
-        # the shortest come first: of 24 in flight, the three that are empty
-        if not enough or self.in_flight > 1 or (not many and self._doubted(alike, others.more, now)):
-            return "item" if self._usable or others.least < ITEMS else "unknown"
-        self._last = error.kind
-        said = f"{error.kind}: {error.message}"
-        self.given_up = f"none of its replies to {len(alike)} items in a row could be used; the last: {said}"
+            self._suspect(now)
+        # empty replies are the quickest: of 24 in flight, the first three to arrive are the empty ones
+        if not enough or self.in_flight > 1 or (not many and self._needs_sample(alike, others.more_coming, now)):
+            return "item" if self._usable or others.enough < ENOUGH_ITEMS else "unknown"
+        self._last_kind = error.kind
+        last = f"{error.kind}: {error.message}"
+        self.given_up = f"none of its replies to {len(alike)} items in a row could be used; last error: {last}"
         return "endpoint"
 
-    def _doubted(self, alike: set[Caller], more: bool, now: float) -> bool:
-        """Whether an item from elsewhere has to tell first: those that failed may stand together. Until it is known,
-        calls go one at a time."""
-        wanted = min(DOUBT, 1 + self._usable + self._doubts) if more else 0
-        if sum(item.spread for item in alike) >= wanted:
+    def _needs_sample(self, alike: set[ItemHistory], more: bool, now: float) -> bool:
+        """Return whether an item from elsewhere must be tried first: the failed ones may be neighbours in the queue.
+
+        Calls are sent one at a time until it is known.
+        """
+        wanted = min(MAX_SAMPLED_ITEMS, 1 + self._usable + self._disproved) if more else 0
+        if sum(item.sampled for item in alike) >= wanted:
             return False
-        self._doubt(now)
+        self._suspect(now)
         return True
 
-    def _doubt(self, now: float) -> None:
-        if self._shut is None:
-            self._shut, self._rests_until = "is in doubt", now
+    def _suspect(self, now: float) -> None:
+        """Send calls one at a time, until it is known whether the endpoint is at fault."""
+        if self._paused is None:
+            self._paused, self._backoff_until = "failing", now
             self._episode += 1
 
     def _grow(self) -> None:
-        if self._pause >= 1:
-            self._pause -= 1
+        if self._growth_pause >= 1:
+            self._growth_pause -= 1
             return
-        more = 1.0 if self._window < self._reach else max(1.0 / self._window, GROWTH)
+        more = 1.0 if self._window < self._fast_until else max(1.0 / self._window, GROWTH)
         self._window = min(float(self._most), self._window + more)
 
-    # --- what may pass ------------------------------------------------------------------------------------------------
+    # --- transient failures -------------------------------------------------------------------------------------------
 
-    def _limited(self, one: Pass, asked_s: float, now: float, others: Others) -> Blame:
-        """A 429. An item that gets another, while hardly any others got one and were answered, is asked for what no
-        limit ever allows: it holds up nobody else."""
-        caller, its_own = one.caller, self._its_own(one, "passing")
-        self._limits += caller.limited is None
-        caller.limited = answers, limits = caller.limited or (one.answers, one.limits + 1)
-        if its_own and (others.few or self._answers - answers > RARE * (self._limits - limits)):
+    def _rate_limited(self, permit: Permit, asked_s: float, now: float, others: OtherItems) -> Blame:
+        """Handle a 429.
+
+        An item that gets another one, while other items are answered and hardly any are limited, asks for more than the
+        limit ever allows: it is at fault, and doesn't hold up the others.
+        """
+        item, items_fault = permit.item, self._is_items_fault(permit, "transient")
+        self._limits += item.limited_at is None
+        item.limited_at = answers, limits = item.limited_at or (permit.answers, permit.limits + 1)
+        if items_fault and (others.too_few or self._answers - answers > RARE * (self._limits - limits)):
             self._trust = max(-TRUST, self._trust - 1)
             return "item"
-        troubled = self._troubled["passing"]
-        troubled.add(caller)
-        alike = len(troubled) >= others.least
-        if one.episode != self._episode:  # sent before the rest
-            if self._shut:
-                self._rests_until = max(self._rests_until, now + asked_s)
-        elif alike or self._shut or self._trust >= 0:
-            if self._shut is None:
-                self._reach = max(1.0, SHRINK * min(self._window, max(self._window / 2, self.in_flight)))
-            self._rest("rate limited", asked_s, now)
+        failing = self._failing["transient"]
+        failing.add(item)
+        alike = len(failing) >= others.enough
+        if permit.episode != self._episode:  # sent before the pause
+            if self._paused:
+                self._backoff_until = max(self._backoff_until, now + asked_s)
+        elif alike or self._paused or self._trust >= 0:
+            if self._paused is None:
+                self._fast_until = max(1.0, SHRINK * min(self._window, max(self._window / 2, self.in_flight)))
+            self._back_off("rate limited", asked_s, now)
         else:
-            return "item" if its_own else "unknown"
-        return "unknown" if others.few and not alike else "endpoint"
+            return "item" if items_fault else "unknown"
+        return "unknown" if others.too_few and not alike else "endpoint"
 
-    def _failed(self, one: Pass, asked_s: float, now: float, least: int) -> Blame:
-        """Whose doing a failure was that may pass. An item that fails while others are answered is no sign of an
-        outage, nor excused by one: else one that hangs for ever might be asked for ever."""
-        its_own = self._its_own(one, "passing")
-        if one.episode < self._outage:
-            return "item" if its_own else "unknown"
-        if self._shut == "gets no answer":
-            self._rest(self._shut, asked_s, now)
-            return "item" if its_own else "endpoint"
-        if self._shut == "rate limited" and one.probe and one.episode == self._episode:  # it is no 429
+    def _failed(self, permit: Permit, asked_s: float, now: float, enough: int) -> Blame:
+        """Handle a transient failure other than a 429.
+
+        An item that fails while others are answered is no sign of an outage. Nor does an outage excuse it: else an item
+        that always hangs could be retried forever.
+        """
+        items_fault = self._is_items_fault(permit, "transient")
+        if permit.episode < self._outage:
+            return "item" if items_fault else "unknown"
+        if self._paused == "not answering":
+            self._back_off(self._paused, asked_s, now)
+            return "item" if items_fault else "endpoint"
+        if self._paused == "rate limited" and permit.probe and permit.episode == self._episode:  # no longer a 429
             self._open()
-        self._pause = self._window
-        if its_own:
+        self._growth_pause = self._window
+        if items_fault:
             return "item"
-        troubled = self._troubled["passing"]
-        troubled.add(one.caller)
-        if len(troubled) < least:
+        failing = self._failing["transient"]
+        failing.add(permit.item)
+        if len(failing) < enough:
             return "unknown"
-        self._rest("gets no answer", asked_s, now)
+        self._back_off("not answering", asked_s, now)
         self._outage = self._episode
-        return "unknown"  # until a probe tells
+        return "unknown"  # until a probe shows it
 
-    def _its_own(self, one: Pass, of: Class) -> bool:
-        """Whether a call was answered that was sent after the one with which its item first failed: what was sent
-        before says nothing, since an endpoint may go on with that for long."""
-        return self._newest > one.caller.met.setdefault(of, one.n)
+    def _is_items_fault(self, permit: Permit, failure: FailureClass) -> bool:
+        """Return whether a call was answered that was sent after this item's first failed call.
 
-    def _rest(self, cause: Cause, asked_s: float, now: float) -> None:
-        """Shuts the gate, or keeps it shut; what was sent before belongs to an episode gone by."""
-        self._shut = cause
+        Answers to earlier calls prove nothing: a failing endpoint may continue with those for long.
+        """
+        return self._newest_answered > permit.item.first_failed.setdefault(failure, permit.n)
+
+    def _back_off(self, reason: PauseReason, asked_s: float, now: float) -> None:
+        """Pause, or lengthen the pause. Calls sent before it belong to an earlier episode."""
+        self._paused = reason
         self._probing = False
         self._episode += 1
-        self._rests += 1
-        backoff = self._policy.backoff(self._rests, self._jitter())
-        self._rests_until = now + max(asked_s, min(backoff, TOLD_S) if asked_s else backoff)
+        self._backoffs += 1
+        backoff = self._policy.backoff(self._backoffs, self._jitter())
+        self._backoff_until = now + max(asked_s, min(backoff, MAX_HINTED_BACKOFF_S) if asked_s else backoff)
 
     def _open(self) -> None:
-        if self._shut not in (None, "is in doubt"):
-            self._window = min(self._reach, max(2.0, REOPEN * self._reach))
-        self._shut = None
+        if self._paused not in (None, "failing"):
+            self._window = min(self._fast_until, max(2.0, REOPEN * self._fast_until))
+        self._paused = None
         self._probing = False
-        self._pause = 0.0
-        for items in self._troubled.values():
+        self._growth_pause = 0.0
+        for items in self._failing.values():
             items.clear()
 
-    # --- what does not pass -------------------------------------------------------------------------------------------
+    # --- permanent failures -------------------------------------------------------------------------------------------
 
-    def _refused(self, one: Pass, error: CallError, now: float, others: Others) -> Blame:
-        """A refusal, or a request of a shape that is not taken. Where the server names it and a key, an account or a
-        model is what it names, no item can be at fault."""
-        of: Class = "refusal" if error.kind in PROVIDER else "shape"
-        # rows may be sorted by length: what is longer than all that was answered is too long by its own words
-        long = one.caller.parts or 0 < self._longest < one.caller.size
-        long = long and error.kind is Kind.CONTEXT_OVERFLOW and error.told
-        if self._its_own(one, of) or long:
+    def _refused(self, permit: Permit, error: CallError, now: float, others: OtherItems) -> Blame:
+        """Handle an access error or a request error.
+
+        If the server itself names the key, the account or the model as the cause, no item can be at fault.
+        """
+        failure: FailureClass = "access" if error.kind in ACCESS_ERRORS else "request"
+        # rows may be sorted by length: an item longer than all answered ones is at fault if the server says so
+        too_long = permit.item.may_split or 0 < self._longest_answered < permit.item.size
+        too_long = too_long and error.kind is Kind.CONTEXT_OVERFLOW and error.explicit
+        if self._is_items_fault(permit, failure) or too_long:
             return "item"
-        alike, certain = self._troubled[of], of == "refusal" and error.told
-        alike.add(one.caller)
+        alike, certain = self._failing[failure], failure == "access" and error.explicit
+        alike.add(permit.item)
         if certain:
-            self._doubt(now)
-        # what is in flight may still tell: a firewall answers in no time, and a model takes long
-        if len(alike) < others.least or (not certain and self._doubted(alike, others.more, now)) or self.in_flight > 1:
+            self._suspect(now)
+        if len(alike) < others.enough:
             return "unknown"
-        who = "1 item was" if len(alike) == 1 else f"{len(alike)} items were"
-        refused = f"{who} refused alike, and none was answered: "
-        self.given_up = error.message if of == "refusal" else refused + error.message
+        needs_sample = not certain and self._needs_sample(alike, others.more_coming, now)
+        # calls in flight may still disprove it: a firewall answers at once, a model takes long
+        if needs_sample or self.in_flight > 1:
+            return "unknown"
+        refused = "1 item was" if len(alike) == 1 else f"{len(alike)} items were"
+        reason = f"{refused} refused for the same reason, and none was answered: "
+        self.given_up = error.message if failure == "access" else reason + error.message
         return "endpoint"

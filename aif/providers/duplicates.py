@@ -1,9 +1,9 @@
-"""The replies that a client was given last, by which one is known that is given twice, to two requests.
+"""Detect a response that is delivered twice, to two requests: remember recent replies by id.
 
-A response that comes twice on a connection (a proxy that repeats itself) is read as the answer to whatever is asked
-over it next, and from then on every answer there is the one before. HTTP/1.1 has nothing to tell that by; the reply
-has: its id and all of its bytes are those of another's. A gateway that keeps replies and takes requests for the same
-that differ in their seed gives the same again, over whatever connection.
+A response that comes twice on a connection (from a proxy that repeats itself) is taken as the answer to the next
+request on it, and from then on every answer there is one request late. HTTP/1.1 can't show that, but the reply can: its
+id and all its bytes equal those of another request's reply. A gateway with a cache that ignores the seed sends the same
+reply again, too, over any connection.
 """
 
 from collections import OrderedDict
@@ -11,60 +11,59 @@ from typing import Any, NamedTuple
 
 from aif.providers.base import CallError, Kind
 
-REMEMBERED = 1024  # replies: more than are in flight, since a second delivery comes close behind the first
+REMEMBERED = 1024  # replies: more than are in flight, since a second delivery follows the first closely
 
 
 class Misdelivered(CallError):
-    """A reply that is another request's. Nothing more is to be read from connections that were open then, or each would
-    go on being one answer behind."""
+    """The reply belongs to another request. Connections that were open then must be closed: their replies are late."""
 
     def __init__(self) -> None:
-        said = "The answer to another request came a second time; all connections are made anew."
-        super().__init__(Kind.CONNECTION, said)
+        message = "The response to another request was delivered a second time; all connections are reopened."
+        super().__init__(Kind.CONNECTION, message)
 
 
-class _Once(NamedTuple):
-    """Digests of a request, of its messages alone, and of the response."""
+class _Delivery(NamedTuple):
+    """Hashes of a request, of its messages alone, and of the response."""
 
     request: int
     messages: int
     response: int
 
 
-class Given:
-    """One client's. Servers whose ids are all the same tell nothing by them, and are believed."""
+class DuplicateDetector:
+    """Remembers recent replies of one client. Servers that give all replies the same id are not checked."""
 
     def __init__(self) -> None:
-        self._given: OrderedDict[str, _Once] = OrderedDict()  # by id
-        self._suspect: OrderedDict[str, None] = OrderedDict()  # ids of replies that came a second time
+        self._delivered: OrderedDict[str, _Delivery] = OrderedDict()  # by id
+        self._suspect: OrderedDict[str, None] = OrderedDict()  # ids that were delivered twice
         self._ids_vary = False
-        self._kept = False
+        self._is_cached = False
 
-    def take(self, asked: bytes, messages: bytes, data: Any, content: bytes) -> None:
-        """Remembers the reply to a request, parsed and as it came, whether or not it is one that can be used.
+    def check(self, request: bytes, messages: bytes, data: Any, content: bytes) -> None:
+        """Remember the reply to a request, usable or not: `data` is its parsed `content`.
 
-        Raises Misdelivered where it was given to another request before, and CallError(CACHED) where it comes a third
-        time, over connections that were made anew, or a second from a gateway that was seen to keep replies.
+        Raises Misdelivered if it was already delivered to another request. Raises CallError(CACHED) if it comes a third
+        time, over new connections, or a second time from a gateway known to cache.
         """
-        id = data.get("id") if isinstance(data, dict) and not data.get("error") else None  # errors may be all alike
+        id = data.get("id") if isinstance(data, dict) and not data.get("error") else None  # errors may be identical
         if not id or not isinstance(id, str):
             return
-        now = _Once(hash(asked), hash(messages), hash(content))
-        before = self._given.get(id)
-        self._ids_vary = self._ids_vary or bool(self._given and before is None)
+        now = _Delivery(hash(request), hash(messages), hash(content))
+        before = self._delivered.get(id)
+        self._ids_vary = self._ids_vary or bool(self._delivered and before is None)
         if before is None:
-            _remember(self._given, id, now)
+            _remember(self._delivered, id, now)
         if not self._ids_vary or before is None or before.request == now.request or before.response != now.response:
             return
-        if id in self._suspect or (self._kept and before.messages == now.messages):
-            self._kept = True
-            said = "a gateway between keeps replies and ignores the seed: it gave the reply to another request"
-            raise CallError(Kind.CACHED, f"{said} ({id[:60]}) again, over new connections.")
+        if id in self._suspect or (self._is_cached and before.messages == now.messages):
+            self._is_cached = True
+            message = "a gateway in between caches replies and ignores the seed: it sent the reply to another request"
+            raise CallError(Kind.CACHED, f"{message} ({id[:60]}) again, over new connections.")
         _remember(self._suspect, id, None)
         raise Misdelivered
 
 
-def _remember(kept: OrderedDict[Any, Any], name: Any, value: Any) -> None:
-    kept[name] = value
-    if len(kept) > REMEMBERED:
-        kept.popitem(last=False)
+def _remember(recent: OrderedDict[Any, Any], key: Any, value: Any) -> None:
+    recent[key] = value
+    if len(recent) > REMEMBERED:
+        recent.popitem(last=False)

@@ -1,4 +1,4 @@
-"""A model or judge during a run: its client with limits, price and state."""
+"""A model or judge during a run: its client, limits, price and state."""
 
 import asyncio
 import math
@@ -11,13 +11,13 @@ from functools import cached_property
 
 from aif.core.types import Stage, Usage
 from aif.providers.base import CallError, ChatModel, Kind, Reply, Request
-from aif.providers.concurrency import MANY, Caller, Gate, Others, Pass
-from aif.providers.rate_limits import Cost, Pace
-from aif.providers.retry import Course, RetryPolicy, Verdict
+from aif.providers.concurrency import MANY_OTHERS, ConcurrencyLimiter, ItemHistory, OtherItems, Permit
+from aif.providers.rate_limits import RateLimiter, RequestCost
+from aif.providers.retry import RetryPolicy, RetryState, Verdict
 
 
 class Halted(Exception):
-    """The endpoint takes no further call; the item stays pending."""
+    """The endpoint makes no further calls; the item stays pending."""
 
 
 def _set() -> asyncio.Event:
@@ -28,13 +28,15 @@ def _set() -> asyncio.Event:
 
 @dataclass
 class Endpoint:
-    """A model or judge that is called. `refused` says why it takes no more calls; `halt` is set then, or on a stop.
+    """A model or judge that is called during a run.
 
-    A launched one is not `up` until a server of its own answers, and while none does; `wanted` says that a call waits
-    for it or has been made, `done` that none will come any more, `doing` what its servers do instead of answering.
-    `cost` and `bound` are in USD: of what was used, by the tier that served it, and at most of a request (None without
-    a price, 0 of one's own); `paid` calls count against a budget. `others` says who else could be asked, where that is
-    known.
+    `cost` gives the price of a call in USD from its usage and service tier, `max_cost` the most that a request can
+    cost; both are None without a known price, and 0 for servers of one's own. `paid` calls count against the budget.
+
+    `refused` is the message that ended the endpoint; `halt` is set then, and when the run stops. For servers that aif
+    launches, `up` is set while one answers, `wanted` once a call needs one, `done` when no more calls will come;
+    `server_status` is what the servers do meanwhile, such as "starting". `others` tells how many other items could
+    still be sent, which decides who is at fault.
     """
 
     name: str
@@ -43,8 +45,8 @@ class Endpoint:
     client: ChatModel
     concurrency: int
     cost: Callable[[Usage | None, str | None], float | None]
-    bound: Callable[[Request], float | None]
-    pace: Pace
+    max_cost: Callable[[Request], float | None]
+    rate_limiter: RateLimiter
     paid: bool = False
     policy: RetryPolicy = field(default_factory=RetryPolicy)
     clock: Callable[[], float] = time.monotonic
@@ -53,113 +55,116 @@ class Endpoint:
     up: asyncio.Event = field(default_factory=_set)
     wanted: asyncio.Event = field(default_factory=asyncio.Event)
     done: asyncio.Event = field(default_factory=asyncio.Event)
-    doing: str | None = None
+    server_status: str | None = None
     refused: str | None = None
-    refusal: Kind | None = None  # the failure that ended it
-    back_s: float = 0.0  # by the clock: before that, what is left pending need not be asked again
-    answered: int = 0  # ever, as the store knows
-    others: Callable[[CallError], Others] = lambda error: MANY
-    uncovered: int = 0  # calls in a row that the budget did not cover
+    refusal: Kind | None = None  # the kind of failure that ended it
+    retry_at: float = 0.0  # by `clock`: retrying pending items earlier is useless
+    answered: int = 0  # calls answered in this run and, by the store, in earlier ones
+    others: Callable[[CallError], OtherItems] = lambda error: MANY_OTHERS
+    uncovered: int = 0  # consecutive calls that the budget did not cover
 
     def __post_init__(self) -> None:
-        self._line = asyncio.Lock()  # who waits for a turn, in the order they came
-        self._stirred = asyncio.Event()  # the first of them looks again
+        self._line = asyncio.Lock()  # calls waiting for a permit, in order of arrival
+        self._changed = asyncio.Event()  # wakes the first of them
 
     @cached_property
-    def gate(self) -> Gate:
-        """Made at the first call: until then, servers that are launched may add to `concurrency`."""
-        return Gate(self.concurrency, self.policy, self.jitter, usable=self.answered > 0)
+    def limiter(self) -> ConcurrencyLimiter:
+        """The concurrency limiter, created at the first call: launched servers may raise `concurrency` until then."""
+        return ConcurrencyLimiter(self.concurrency, self.policy, self.jitter, usable=self.answered > 0)
 
     @property
     def in_flight(self) -> int:
-        return self.gate.in_flight
+        return self.limiter.in_flight
 
-    def instead(self) -> str | None:
-        """What the endpoint, or its servers, do instead of answering. One that is halted waits for nothing."""
-        return self.doing or (None if self.halt.is_set() else self.gate.instead(self.clock()))
+    def waiting_text(self) -> str | None:
+        """What the endpoint or its servers wait for at present; None while calls are made, and once it is halted."""
+        return self.server_status or (None if self.halt.is_set() else self.limiter.waiting_text(self.clock()))
 
     @asynccontextmanager
-    async def turn(self, request: Request, caller: Caller) -> AsyncIterator["Turn"]:
-        """A place for one call, as soon as a server is up, the gate has one and the limits allow it; then for as long
-        as the call takes. How it ended is taken in, and whose doing that was told to the caller. Raises Halted."""
-        cost = self.pace.cost(request.chars, request.max_tokens)
-        turn = Turn(self.client, request)
-        caller.size = request.chars
-        place = await self._admitted(caller, cost)
+    async def attempt(self, request: Request, item: ItemHistory) -> AsyncIterator["Attempt"]:
+        """Wait until a server is up and the limits allow a call, then yield the `Attempt` that makes it.
+
+        The call is in flight until the block ends. Its result adapts the limits, and `item.blame` then says whose fault
+        a failure was. Raises Halted if the endpoint makes no further calls.
+        """
+        cost = self.rate_limiter.cost(request.chars, request.max_tokens)
+        attempt = Attempt(self.client, request)
+        item.size = request.chars
+        permit = await self._permitted(item, cost)
         try:
-            yield turn
+            yield attempt
         except CallError as error:
-            if turn.reply is not None:  # it came, and can't be used
-                self._learn(turn.reply, cost)
-            self.gate.ended(place, error, self.clock(), self.others(error))
+            if attempt.reply is not None:  # received, but unusable
+                self._learn(attempt.reply, cost)
+            self.limiter.ended(permit, error, self.clock(), self.others(error))
             self._failed(error)
             raise
         else:
-            if turn.reply is not None:
-                self.gate.ended(place, None, self.clock())
+            if attempt.reply is not None:
+                self.limiter.ended(permit, None, self.clock())
                 self.answered += 1
-                self._learn(turn.reply, cost)
+                self._learn(attempt.reply, cost)
         finally:
-            self.gate.leave(place)
-            self._stirred.set()
+            self.limiter.leave(permit)
+            self._changed.set()
 
-    async def _admitted(self, caller: Caller, cost: Cost) -> Pass:
+    async def _permitted(self, item: ItemHistory, cost: RequestCost) -> Permit:
         async with self._line:
             while await self.ready():
-                self._stirred.clear()
+                self._changed.clear()
                 now = self.clock()
-                wait_s = max(self.gate.wait(now), self.pace.wait(cost, now))
+                wait_s = max(self.limiter.wait(now), self.rate_limiter.wait(cost, now))
                 if not wait_s:
-                    self.pace.take(cost, now)
-                    return self.gate.enter(caller)
+                    self.rate_limiter.take(cost, now)
+                    return self.limiter.enter(item)
                 with suppress(TimeoutError):
                     async with asyncio.timeout(wait_s if wait_s < math.inf else None):
-                        await self._stirred.wait()
+                        await self._changed.wait()
         raise Halted
 
-    def verdict(self, error: CallError, caller: Caller, course: Course) -> Verdict:
-        """What becomes of an item whose call failed so, once its turn is over."""
+    def verdict(self, error: CallError, item: ItemHistory, state: RetryState) -> Verdict:
+        """Return what happens to an item whose call failed with `error`; call it after its `attempt` block."""
         now = self.clock()
-        few = self.others(error).few
-        verdict = course.verdict(error, caller.blame, self.policy, now, self.jitter(), few)
+        too_few = self.others(error).too_few
+        verdict = state.verdict(error, item.blame, self.policy, now, self.jitter(), too_few)
         if verdict == "later" and error.retry_after:
-            self.back_s = max(self.back_s, now + error.retry_after)
+            self.retry_at = max(self.retry_at, now + error.retry_after)
         return verdict
 
-    def _learn(self, reply: Reply, cost: Cost) -> None:
-        self.pace.learn(reply.quotas)
+    def _learn(self, reply: Reply, cost: RequestCost) -> None:
+        self.rate_limiter.learn(reply.quotas)
         if reply.usage is not None:
-            self.pace.counted(cost, reply.usage.input, self.clock())
+            self.rate_limiter.counted(cost, reply.usage.input, self.clock())
 
     def _failed(self, error: CallError) -> None:
-        """Stops asking what will not answer."""
-        self.pace.learn(error.quotas)
+        self.rate_limiter.learn(error.quotas)
         if error.kind is Kind.RATE_LIMITED:
-            self.pace.limited(self.clock())
-        if self.gate.given_up:
+            self.rate_limiter.limited(self.clock())
+        if self.limiter.given_up:
             self.refusal = self.refusal or error.kind
-            self.refuse(self.gate.given_up)
+            self.refuse(self.limiter.given_up)
 
     def refuse(self, why: str) -> None:
+        """End the endpoint for this run; `why` is shown to the user."""
         self.refused = self.refused or why
         self.stop()
 
     def stop(self) -> None:
-        """No further call is made, and nobody waits for a server."""
+        """Make no further calls, and wake everything that waits for a server or a permit."""
         self.halt.set()
         self.up.set()
-        self._stirred.set()
+        self._changed.set()
 
     async def ready(self) -> bool:
-        """Waits for a server that is up; False where no further call is to be made."""
+        """Wait until a server is up. Return False if no further call is to be made."""
         self.wanted.set()
         if not self.up.is_set() and not self.halt.is_set():
             await self.up.wait()
-            self.gate.renew()
+            self.limiter.renew()
         return not self.halt.is_set()
 
     async def sleep(self, seconds: float) -> bool:
-        """Waits; False as soon as the endpoint is halted."""
+        """Sleep; return False at once if the endpoint is halted."""
         try:
             async with asyncio.timeout(seconds):
                 await self.halt.wait()
@@ -169,14 +174,14 @@ class Endpoint:
 
 
 @dataclass(slots=True)
-class Turn:
-    """The place of one call."""
+class Attempt:
+    """One call to an endpoint, within its limits."""
 
     client: ChatModel
     request: Request
     reply: Reply | None = None
 
-    async def ask(self) -> Reply:
-        """Makes the call. Raises CallError."""
+    async def send(self) -> Reply:
+        """Send the request and return the reply. Raises CallError."""
         self.reply = await self.client.ask(self.request)
         return self.reply

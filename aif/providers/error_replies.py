@@ -1,8 +1,9 @@
-"""What a server means by an error, wherever in a body it stands: by its own codes and words first, by its status last.
-Pure.
+"""Classify a server's error response: by the codes and words in its body first, by its HTTP status last. Pure.
 
-A status alone misleads: an account without money is told with 400, 401, 403, 429 and 500, a crash with 400, and an
-error of any kind with 200. The errors of every API are read here, since they differ by server rather than by API.
+A status alone misleads: an account without money is reported with 400, 401, 403, 429 or 500, a crash with 400, and any
+error with 200. The errors of every API are classified here, since they differ by server rather than by API.
+
+To add a provider's error, add its code or words to the rule of that kind in _RULES.
 """
 
 import re
@@ -12,13 +13,13 @@ from typing import Any, NamedTuple
 from aif.core.redaction import redact
 from aif.core.strict_json import parse_body, replace_surrogates
 from aif.providers.base import TRANSIENT, CallError, Kind
-from aif.providers.limit_headers import in_words, quotas, retry_after, spoken
+from aif.providers.limit_headers import format_wait, quotas, retry_after, wait_in_text
 
-SAID_LENGTH = 300  # characters of a server's own words in a message
-_READ = 8000  # characters that are looked at: the rest quotes what was sent
-_DEEPEST = 16
+MAX_MESSAGE_CHARS = 300  # of a server's own words in a message
+_MAX_SEARCHED = 8000  # characters searched: the rest quotes the request
+_MAX_DEPTH = 16
 
-# The keys under which servers put their words, their codes, and either of them further in.
+# JSON keys under which servers put error messages, codes, and objects with either of them.
 _WORDS = frozenset(
     {"message", "msg", "status_msg", "detail", "details", "error", "errors", "error_msg", "error_message", "raw"}
     | {"errormessage", "errmsg", "error_description", "description", "title", "fault", "faultstring", "cause"}
@@ -30,29 +31,29 @@ _CODES = frozenset(
 _INSIDE = frozenset({"metadata", "innererror", "inner_error", "base_resp", "violations"})
 
 _PATHS = ("/chat/completions", "/chat/completions/", "/v1/messages")
-_PASSING = frozenset({408, 409, 423, 424, 425, 498, 499})  # besides 5xx; 498 is Groq's, 499 nginx's
+_TRANSIENT_STATUSES = frozenset({408, 409, 423, 424, 425, 498, 499})  # besides 5xx; 498 is Groq's, 499 nginx's
 
 
 class _Rule(NamedTuple):
-    """What is said, and what it means. `busy`: by a server that is there and may come back."""
+    """An error whose text matches `pattern` is of this kind. `busy`: the server exists and may recover."""
 
     kind: Kind
-    said: re.Pattern[str]
+    pattern: re.Pattern[str]
     busy: bool = False
 
 
-def _rule(kind: Kind, *said: str, busy: bool = False) -> _Rule:
-    return _Rule(kind, re.compile("|".join(said)), busy)
+def _rule(kind: Kind, *patterns: str, busy: bool = False) -> _Rule:
+    return _Rule(kind, re.compile("|".join(patterns)), busy)
 
 
-# The first that is found counts. A code stands there as "=code", in lower case and without its separators, before the
-# words, in lower case too.
+# The first match counts. The patterns search the output of _searchable: codes as "=code" in lower case without
+# separators, then the message in lower case.
 _RULES = (
     _rule(
         Kind.RATE_LIMITED,
-        r"=\w*throttl",  # DashScope, which speaks of quota and billing; Bedrock
-        r"=\w*perminute",  # Google's quotaId, whose words speak of quota and billing
-        r"\bper[ _-]?min(ute)?\b|\b[rt]pm\b|per_minute",  # Cerebras, by a code that names a quota; Vertex
+        r"=\w*throttl",  # DashScope, whose message mentions quota and billing; Bedrock
+        r"=\w*perminute",  # Google's quotaId; its message mentions quota and billing
+        r"\bper[ _-]?min(ute)?\b|\b[rt]pm\b|per_minute",  # Cerebras, whose code names a quota; Vertex
     ),
     _rule(
         Kind.BLOCKED,
@@ -63,7 +64,7 @@ _RULES = (
         r"(input|prompt|content|message)s? (was|were|has been) (flagged|blocked|rejected)|considered high risk",  # Kimi
         r"inappropriate content|violates? (\w+ )?(usage|content|safety) (guidelines|policy|policies)",  # DashScope, xAI
         r"unsafe or sensitive|不安全或敏感",  # Zhipu
-        # Bedrock, LiteLLM; not of a guardrail that is unknown, nor of providers that none lets through (OpenRouter)
+        # Bedrock, LiteLLM; not an unknown guardrail, nor a guardrail that excludes all providers (OpenRouter)
         r"(blocked|flagged|violat\w+|rejected|stopped|intervened) .{0,30}guardrail",
         r"guardrail.{0,40}(interven|violat|block|flag)",
     ),
@@ -87,14 +88,14 @@ _RULES = (
         r"余额|额度|欠费|充值",  # Zhipu, one-api: balance, quota, in arrears, recharge
     ),
     _rule(
-        Kind.UNREADABLE,  # its own check of a structured output failed: another sample may pass
+        Kind.UNREADABLE,  # the server's own check of structured output failed: another sample may pass
         r"=\w*(jsonvalidatefailed|outputparsefailed|toolusefailed)",  # Groq
         r"failed to (generate|validate) json|model generated output that could not be parsed",  # Groq
     ),
     _rule(
         Kind.SERVER_ERROR,
         r"=\w*(overloaded|capacityexceeded|modelnotready|modelnotloaded|modelloading|slowdown)",  # Anthropic, Groq, Ark
-        r"=\w*resourceunavailable|resource unavailable",  # OpenAI's flex tier, by 429
+        r"=\w*resourceunavailable|resource unavailable",  # OpenAI's flex tier, with status 429
         r"=1305\b",  # Zhipu
         r"\bloading( the)? model|model \S* ?(is )?((currently|still) )?(loading|being loaded)\b",  # llama.cpp, TGI
         r"no models? (is |are )?(currently )?loaded|model (is )?not loaded|\bunloaded\b|channel error",  # LM Studio
@@ -148,7 +149,7 @@ _RULES = (
     ),
 )
 _MONEY = next(rule for rule in _RULES if rule.kind is Kind.QUOTA_EXHAUSTED)
-# Of a limit by the day, week or month. OpenRouter: free-models-per-day; GitHub: UserByModelByDay, per 86400s.
+# A limit per day, week or month. OpenRouter: free-models-per-day; GitHub: UserByModelByDay, per 86400s.
 _DAY = re.compile(
     r"\bper[ _-]?(day|week|month|86400 ?s)|/ ?(day|month)\b|\b[rt]pd\b|try again tomorrow|=\w*(perday|byday|daily)"
     r"|每日|当日|今日|(daily|weekly|monthly)\b.{0,40}(limit|quota|allocation|allowance|budget|requests|tokens|credits)"
@@ -156,16 +157,16 @@ _DAY = re.compile(
 _LIMIT = re.compile(r"limit|quota|exceed|exhaust|used up|too many|上限")
 _USED_UP = re.compile(r"exceed|exhaust|used up|too many|reached|上限")
 _KEY = re.compile(r"api[ _-]?key|authenticat|credential")
-# What was sent, quoted (pydantic, FastAPI, gateways): words of a prompt are none of the server's.
+# The server quotes the request from here on (pydantic, FastAPI, gateways): words of a prompt must not match.
 _QUOTED = re.compile(r"\binput_value ?=|['\"](input|messages|body)['\"] ?:|\breceived ?[:=]")
 _MINUTE = re.compile(r"\bper[ _-]?min|\b[rt]pm\b|per[ _-]?second|per[ _-]?hour")
-# A max_tokens that no prompt would fit: vLLM, OpenAI, Groq, Anthropic, DeepSeek, DashScope.
-_ROOM = re.compile(r"max_[a-z_]{0,24}tokens\b")
-_TOO_MUCH = re.compile(
+# A max_tokens above what the model allows with any prompt: vLLM, OpenAI, Groq, Anthropic, DeepSeek, DashScope.
+_MAX_TOKENS = re.compile(r"max_[a-z_]{0,24}tokens\b")
+_OUT_OF_RANGE = re.compile(
     r"must be|cannot be|too large|valid range|should be|maximum allowed number of output|at most \d+"
 )
-_SENT = re.compile(r"\b(inputs?|prompt|messages)\b")
-# A name such as context_size alone is none: a server that doesn't know a setting refuses it with every request.
+_PROMPT = re.compile(r"\b(inputs?|prompt|messages)\b")
+# A name such as context_size alone doesn't count: a server may refuse it as an unknown setting.
 _OVERFLOW = re.compile(
     r"context_?length_?exceeded|exceedcontextsize|=(prompttoolong|requesttoolarge|tokenslimitreached|1261)\b"
     r"|=stringabovemaxlength|context[ _-]?window[ _-]?exceeded|maximum (context|model|input|prompt|sequence) length"
@@ -181,10 +182,10 @@ _OVERFLOW = re.compile(
     r"|input length plus max_tokens exceeds|prompt_len \+ max_tokens"  # several
     r"|range of input length|cannot exceed the total tokens limit|context window exceeds limit"  # DashScope, watsonx
 )
-# A chat template that takes no such turns. llama.cpp says so by 500, though no later call gets past it either.
+# The chat template rejects these turns. llama.cpp sends 500, though retrying is useless.
 _TEMPLATE = re.compile(r"\bjinja|raise_exception\(|\broles must alternate|\broles are supported")
-# How many tokens the model holds, as such words say.
-_HOLDS = re.compile(
+# The size of the context window in a message that the prompt exceeds it.
+_CONTEXT_WINDOW = re.compile(
     # OpenAI, vLLM, SGLang, llama.cpp, LM Studio, MLC, Moonshot, watsonx, TabbyAPI, GitHub
     r"(?:context (?:length|window|size)|(?:maximum prompt|model) length|(?:length|tokens?) limit|max_seq_len|max size)"
     r"\W{0,3}(?:(?:is|was|of)(?: only)?)?\W{0,3}(\d[\d,]*)"
@@ -193,139 +194,150 @@ _HOLDS = re.compile(
     r"|length should be \[\d+, (\d+)\]"  # DashScope
     r"|max_prompt_tokens \((\d+)\)"  # SiliconFlow
 )
-# What an error in a body of status 200 is that has no code: MiniMax's 2013, gateways.
-_SHAPE = re.compile(
+# A bad request reported with status 200 and no status code in the body: MiniMax's 2013, gateways.
+_BAD_REQUEST = re.compile(
     r"=baseresp2013\b|=\w*(invalidrequest|invalidparam|badrequest)|invalid (param|argument|request|value)"
     r"|(must be|should be) (in|one of|between|less|greater|at (most|least))|not permitted|unsupported (param|value)"
 )
-_ILL = re.compile(r"internal (server )?error|unknown error|try again later")
-# "Request too large for … on tokens per minute: Limit 6000, Requested 6524": no minute holds it. OpenAI 429, Groq 413.
-_NUMBERS = re.compile(r"\blimit:? (\d{1,12}),? (?:used:? \d+, )?requested:? (\d{1,12})\b")
-_UNSEEN = re.compile(r"<(script|style)\b.*?(</\1>|\Z)|<[^<>]*>", re.IGNORECASE | re.DOTALL)
-_NOWHERE = re.compile(r"[\W\d_]*((404|405|page|path|resource|url|the|requested|method|not|found|allowed|detail)\W*)*\Z")
+_SERVER_ERROR = re.compile(r"internal (server )?error|unknown error|try again later")
+# "Request too large for … on tokens per minute: Limit 6000, Requested 6524": never allowed. OpenAI 429, Groq 413.
+_LIMIT_AND_REQUESTED = re.compile(r"\blimit:? (\d{1,12}),? (?:used:? \d+, )?requested:? (\d{1,12})\b")
+_MARKUP = re.compile(r"<(script|style)\b.*?(</\1>|\Z)|<[^<>]*>", re.IGNORECASE | re.DOTALL)
+_PATH_NOT_FOUND = re.compile(
+    r"[\W\d_]*((404|405|page|path|resource|url|the|requested|method|not|found|allowed|detail)\W*)*\Z"
+)
 
 
-class _Said(NamedTuple):
-    """A server's own words on an error, its codes, the HTTP status among these (0: none), and whether it is a page."""
+class _ErrorText(NamedTuple):
+    """A server's message, its codes, the HTTP status among these (0: none), and whether the body is a web page."""
 
-    words: str
+    message: str
     codes: tuple[str, ...]
     status: int = 0
-    page: bool = False
+    is_page: bool = False
 
 
 def classify(status: int, headers: Mapping[str, str], text: str, *, keys: Sequence[str] = ()) -> CallError:
-    """What an HTTP error means. `text` is the body; `headers` have names in lower case."""
-    if 300 <= status < 400:
-        return _moved(status, redact(headers.get("location", ""), *keys), redact(text, *keys))
-    return _refusal(status, headers, _said(text), text, keys)
+    """Return the CallError for an HTTP error response with the body `text`.
 
-
-def inside(data: Any) -> CallError | None:
-    """What a body means that came with status 200 and is no reply; None where it says nothing of an error.
-
-    It says so under any name, in a list, or in the choice: OpenRouter, MiniMax (`base_resp`), LM Studio, gateways.
+    `headers` have names in lower case; `keys` are secrets to redact.
     """
-    said = _of(data, "")
-    error = _refusal(200, {}, said, "", ())
-    return error if said.words or said.status or error.told else None
+    if 300 <= status < 400:
+        return _redirect(status, redact(headers.get("location", ""), *keys), redact(text, *keys))
+    return _error(status, headers, _error_text(text), text, keys)
 
 
-def holds(words: str) -> int | None:
-    """How many tokens a model holds, where an error says so."""
-    said = None if re.search(r"per min|\btpm\b", words, re.IGNORECASE) else _HOLDS.search(words.lower())
-    return int(next(filter(None, said.groups())).replace(",", "")) if said else None
+def error_in_body(data: Any) -> CallError | None:
+    """Return the error reported in a parsed body of status 200; None if it reports none.
+
+    It may be under any name, in a list or in a choice: OpenRouter, MiniMax (`base_resp`), LM Studio, gateways.
+    """
+    reported = _error_text_of(data, "")
+    error = _error(200, {}, reported, "", ())
+    return error if reported.message or reported.status or error.explicit else None
 
 
-def cut(text: str) -> str:
-    """A server's words on one line, cut to SAID_LENGTH characters."""
+def context_window_in(message: str) -> int | None:
+    """Return the size of the model's context window in tokens, if the error message names it."""
+    if re.search(r"per min|\btpm\b", message, re.IGNORECASE):
+        return None
+    match = _CONTEXT_WINDOW.search(message.lower())
+    return int(next(filter(None, match.groups())).replace(",", "")) if match else None
+
+
+def shorten(text: str) -> str:
+    """Return the text on one line, with at most MAX_MESSAGE_CHARS characters."""
     line = " ".join(text.split())
-    return line if len(line) <= SAID_LENGTH else line[: SAID_LENGTH - 1] + "…"
+    return line if len(line) <= MAX_MESSAGE_CHARS else line[: MAX_MESSAGE_CHARS - 1] + "…"
 
 
-def _refusal(status: int, headers: Mapping[str, str], said: _Said, text: str, keys: Sequence[str]) -> CallError:
-    kind, told, busy = _kind(status, said)
+def _error(status: int, headers: Mapping[str, str], reported: _ErrorText, text: str, keys: Sequence[str]) -> CallError:
+    kind, explicit, busy = _kind(status, reported)
+    may_wait = kind in TRANSIENT or kind is Kind.QUOTA_EXHAUSTED
     wait_s = retry_after(headers)
-    if wait_s is None and kind in TRANSIENT | {Kind.QUOTA_EXHAUSTED}:
-        wait_s = spoken(said.words)
-    words = cut(redact(said.words, *keys)) or redact(", ".join(said.codes), *keys) or "(no message)"
-    at = f"HTTP {status}" + (f" with an error{f' {said.status}' if said.status else ''}" if 200 <= status < 300 else "")
+    if wait_s is None and may_wait:
+        wait_s = wait_in_text(reported.message)
+    message = shorten(redact(reported.message, *keys)) or redact(", ".join(reported.codes), *keys) or "(no message)"
+    prefix = f"HTTP {status}"
+    if 200 <= status < 300:
+        prefix += f" with an error{f' {reported.status}' if reported.status else ''}"
     return CallError(
         kind,
-        f"{at}: {words}{_hint(kind, said, wait_s)}",
-        retry_after=wait_s if kind in TRANSIENT | {Kind.QUOTA_EXHAUSTED} else None,
+        f"{prefix}: {message}{_hint(kind, reported, wait_s)}",
+        retry_after=wait_s if may_wait else None,
         raw=redact(text, *keys),
         quotas=quotas(headers),
-        told=told,
+        explicit=explicit,
         busy=busy,
     )
 
 
-def _hint(kind: Kind, said: _Said, wait_s: float | None) -> str:
-    if kind is Kind.UNAUTHORIZED and said.page:
-        return " (a page, and no API's answer: a firewall in front of the API refuses the request, or its address)"
-    if kind is Kind.QUOTA_EXHAUSTED and _daily(_flat(said)) and not _MONEY.said.search(_flat(said)):
-        return f" (a limit of more than a minute; it ends {f'in {in_words(wait_s)}' if wait_s else 'later'})"
+def _hint(kind: Kind, reported: _ErrorText, wait_s: float | None) -> str:
+    if kind is Kind.UNAUTHORIZED and reported.is_page:
+        return " (a page, and no API's answer: a firewall in front of the API refuses the request, or this address)"
+    searchable = _searchable(reported)
+    if kind is Kind.QUOTA_EXHAUSTED and _is_long_limit(searchable) and not _MONEY.pattern.search(searchable):
+        return f" (a limit of more than a minute; it ends {f'in {format_wait(wait_s)}' if wait_s else 'later'})"
     return {
-        Kind.UNAUTHORIZED: " (check the API key and what it may use)",
+        Kind.UNAUTHORIZED: " (check the API key and its permissions)",
         Kind.UNKNOWN_MODEL: " (check model and base_url)",
         Kind.WRONG_URL: " (check base_url)",
         Kind.QUOTA_EXHAUSTED: " (check the account's quota and billing)",
     }.get(kind, "")
 
 
-def _moved(status: int, where: str, raw: str) -> CallError:
-    """A redirect, which is not followed: a key goes to the host that the pipeline names."""
-    base = next((where.removesuffix(end) for end in _PATHS if where.endswith(end)), "")
-    mend = f"set base_url to {base}" if base else "no API is at base_url"
-    return CallError(Kind.WRONG_URL, f"HTTP {status} to {cut(where) or 'nowhere'}: {mend}", raw=raw, told=True)
+def _redirect(status: int, target: str, raw: str) -> CallError:
+    """Return the error for a redirect. It isn't followed: a key is sent only to the host that the pipeline names."""
+    base = next((target.removesuffix(end) for end in _PATHS if target.endswith(end)), "")
+    fix = f"set base_url to {base}" if base else "no API is at base_url"
+    return CallError(Kind.WRONG_URL, f"HTTP {status} to {shorten(target) or 'nowhere'}: {fix}", raw=raw, explicit=True)
 
 
-def _said(text: str) -> _Said:
+def _error_text(text: str) -> _ErrorText:
     if (data := _json(text)) is not None:
-        return _of(data, text)
-    page = text.lstrip()[:1] == "<" and "<html" in text[:2000].lower()
-    return _Said(" ".join(replace_surrogates(_UNSEEN.sub(" ", text)).split()), (), page=page)
+        return _error_text_of(data, text)
+    is_page = text.lstrip()[:1] == "<" and "<html" in text[:2000].lower()
+    return _ErrorText(" ".join(replace_surrogates(_MARKUP.sub(" ", text)).split()), (), is_page=is_page)
 
 
-def _of(data: Any, text: str) -> _Said:
-    """The words and codes of a parsed body; its text where it has no words of its own."""
-    found = list(_walk(data, 0, "error" if isinstance(data, str | list) else ""))
-    codes = tuple(dict.fromkeys(replace_surrogates(value) for is_code, value in found if is_code))
-    words = "; ".join(
-        dict.fromkeys(replace_surrogates(value) for is_code, value in found if not is_code and value.strip())
+def _error_text_of(data: Any, text: str) -> _ErrorText:
+    """Return the messages and codes in a parsed body; its `text` as the message if it has neither."""
+    values = list(_walk(data, 0, "error" if isinstance(data, str | list) else ""))
+    codes = tuple(dict.fromkeys(replace_surrogates(value) for is_code, value in values if is_code))
+    message = "; ".join(
+        dict.fromkeys(replace_surrogates(value) for is_code, value in values if not is_code and value.strip())
     )
     status = next((int(code) for code in codes if re.fullmatch("[45][0-9][0-9]", code)), 0)
-    return _Said(words or ("" if codes else replace_surrogates(text)), codes, status)
+    return _ErrorText(message or ("" if codes else replace_surrogates(text)), codes, status)
 
 
 def _walk(data: Any, depth: int, under: str) -> Iterator[tuple[bool, str]]:
-    """What a body says, outermost first, as (whether it is a code, value)."""
-    if depth > _DEEPEST:
+    """Yield the codes and messages in parsed JSON, outermost first, as (whether it is a code, value)."""
+    if depth > _MAX_DEPTH:
         return
     if isinstance(data, str) and under in _WORDS:
         inner = _json(data)
         yield from _walk(inner, depth + 1, under) if inner is not None else [(False, data)]
     elif isinstance(data, list):
-        for one in data[:20]:
-            yield from _walk(one, depth + 1, under)
+        for item in data[:20]:
+            yield from _walk(item, depth + 1, under)
     elif isinstance(data, dict):
-        place = data.get("loc")  # of FastAPI's refusals
-        at = ".".join(map(str, place)) + ": " if isinstance(place, list) else ""
+        location = data.get("loc")  # FastAPI's
+        field = ".".join(map(str, location)) + ": " if isinstance(location, list) else ""
         for name, value in data.items():
             lower = str(name).lower()
             if lower in _CODES and isinstance(value, str | int) and not isinstance(value, bool):
                 yield True, f"{'base_resp_' if under == 'base_resp' else ''}{value}"
             elif lower == "retrydelay" and isinstance(value, str):  # Google
                 yield False, f"retry in {value}"
-            elif at and lower == "msg":
-                yield False, f"{at}{value}"
+            elif field and lower == "msg":
+                yield False, f"{field}{value}"
             elif lower in _WORDS | _INSIDE:
                 yield from _walk(value, depth + 1, lower)
 
 
 def _json(text: str) -> Any:
-    """The JSON that a text is, as gateways quote it of what is behind them, too; None where it is none."""
+    """Return the parsed JSON object or list in a text, or None. Gateways put the inner error into a string."""
     if text.lstrip()[:1] not in ("{", "["):
         return None
     try:
@@ -334,81 +346,84 @@ def _json(text: str) -> Any:
         return None
 
 
-def _flat(said: _Said) -> str:
-    """What the rules look at."""
-    codes = (f"={re.sub(r'[^a-z0-9]', '', code.lower())}" for code in said.codes)
-    words = " ".join(_QUOTED.split(said.words[:_READ].lower(), maxsplit=1)[0].replace("=", "= ").split())
-    return f"{' '.join(codes)[:_READ]}\n{words}"
+def _searchable(reported: _ErrorText) -> str:
+    """Return codes and message in the form that the patterns search."""
+    codes = (f"={re.sub(r'[^a-z0-9]', '', code.lower())}" for code in reported.codes)
+    own_words = _QUOTED.split(reported.message[:_MAX_SEARCHED].lower(), maxsplit=1)[0]
+    return f"{' '.join(codes)[:_MAX_SEARCHED]}\n{' '.join(own_words.replace('=', '= ').split())}"
 
 
-def _kind(status: int, said: _Said) -> tuple[Kind, bool, bool]:
-    """The kind of failure, whether words or codes tell it, and whether they say that the server is busy."""
-    flat = _flat(said)
-    if said.page:
-        tls = "http request was sent to https" in flat  # nginx
-        return (Kind.WRONG_URL if tls else _by_status(status, said)), tls or status in (401, 402), False
-    # the code in a body of 200 is its status; behind a 400, gateways hide another's
-    status = said.status if said.status and (status < 300 or status == 400) else 0 if status < 300 else status
-    if _too_large(flat):
+def _kind(status: int, reported: _ErrorText) -> tuple[Kind, bool, bool]:
+    """Return the kind of failure, whether message or codes name it explicitly, and whether they say "busy"."""
+    text = _searchable(reported)
+    if reported.is_page:
+        tls = "http request was sent to https" in text  # nginx
+        return (Kind.WRONG_URL if tls else _by_status(status, reported)), tls or status in (401, 402), False
+    # with status 200 the code in the body is the status; with 400, gateways may hide another error's status
+    if reported.status and (status < 300 or status == 400):
+        status = reported.status
+    elif status < 300:
+        status = 0
+    if _exceeds_rate_limit(text):
         return Kind.CONTEXT_OVERFLOW, True, False
     limited = _LIMIT if status == 0 else _USED_UP
-    if (status == 429 or (status in (0, 400, 402, 403) and limited.search(flat))) and _daily(flat):
+    if (status == 429 or (status in (0, 400, 402, 403) and limited.search(text))) and _is_long_limit(text):
         return Kind.QUOTA_EXHAUSTED, True, False
     for rule in _RULES:
-        if _may(rule.kind, status, flat) and rule.said.search(flat):
+        if _status_allows(rule.kind, status, text) and rule.pattern.search(text):
             return (Kind.RATE_LIMITED if status == 429 and rule.busy else rule.kind), True, rule.busy
     if status in (0, 400, 413, 422) or status >= 500:
-        if _no_room(flat) and status < 500:
+        if _rejects_max_tokens(text) and status < 500:
             return Kind.BAD_REQUEST, True, False
-        if _OVERFLOW.search(flat):
+        if _OVERFLOW.search(text):
             return Kind.CONTEXT_OVERFLOW, True, False
-        if status >= 500 and _TEMPLATE.search(flat):
+        if status >= 500 and _TEMPLATE.search(text):
             return Kind.BAD_REQUEST, True, False
-    if status == 0 and _SHAPE.search(flat):
+    if status == 0 and _BAD_REQUEST.search(text):
         return Kind.BAD_REQUEST, True, False
-    if status == 0 and _ILL.search(flat):
+    if status == 0 and _SERVER_ERROR.search(text):
         return Kind.SERVER_ERROR, True, False
-    return _by_status(status, said), status in (401, 402), False
+    return _by_status(status, reported), status in (401, 402), False
 
 
-def _may(kind: Kind, status: int, flat: str) -> bool:
-    """Whether a status leaves it open that an error is of this kind."""
+def _status_allows(kind: Kind, status: int, text: str) -> bool:
+    """Return whether an error of this kind may have this HTTP status."""
     if kind is Kind.RATE_LIMITED:
         return status not in (401, 402, 404, 413) and status < 500
     if kind in (Kind.UNAUTHORIZED, Kind.UNKNOWN_MODEL, Kind.WRONG_URL):
-        keyed = kind is Kind.UNAUTHORIZED and _KEY.search(flat) is not None
-        return status not in (402, 413, 429) and (status < 500 or keyed)
+        names_key = kind is Kind.UNAUTHORIZED and _KEY.search(text) is not None
+        return status not in (402, 413, 429) and (status < 500 or names_key)
     return kind is not Kind.BLOCKED or (status not in (401, 402) and status < 429)
 
 
-def _daily(flat: str) -> bool:
-    """Whether a limit is by the day or longer: by a code, or by what the words name first."""
-    codes, _, words = flat.partition("\n")
+def _is_long_limit(text: str) -> bool:
+    """Return whether a limit is per day or longer: by a code, or by the period that the message names first."""
+    codes, _, message = text.partition("\n")
     if _DAY.search(codes):
         return True
-    day, minute = _DAY.search(words), _MINUTE.search(words)
+    day, minute = _DAY.search(message), _MINUTE.search(message)
     return day is not None and (minute is None or day.start() < minute.start())
 
 
-def _no_room(flat: str) -> bool:
-    """Whether max_tokens alone is refused."""
-    words = flat.partition("\n")[2]
-    name = _ROOM.search(words)
-    return name is not None and _TOO_MUCH.search(words, name.end()) is not None and not _SENT.search(words)
+def _rejects_max_tokens(text: str) -> bool:
+    """Return whether max_tokens itself is refused, whatever the prompt."""
+    message = text.partition("\n")[2]
+    name = _MAX_TOKENS.search(message)
+    return name is not None and _OUT_OF_RANGE.search(message, name.end()) is not None and not _PROMPT.search(message)
 
 
-def _too_large(flat: str) -> bool:
-    """Whether a request is larger than its limit, and not only than what is left of it now."""
-    numbers = _NUMBERS.search(flat)
-    return int(numbers[2]) > int(numbers[1]) if numbers else "request too large for" in flat
+def _exceeds_rate_limit(text: str) -> bool:
+    """Return whether a request is larger than the whole limit per minute, not only than what remains of it."""
+    numbers = _LIMIT_AND_REQUESTED.search(text)
+    return int(numbers[2]) > int(numbers[1]) if numbers else "request too large for" in text
 
 
-def _by_status(status: int, said: _Said) -> Kind:
+def _by_status(status: int, reported: _ErrorText) -> Kind:
     if status < 300:
-        return Kind.BAD_REPLY  # an empty 204, or an error that says nothing of itself
-    if status in _PASSING or status >= 500:
+        return Kind.BAD_REPLY  # an empty 204, or an error without a description
+    if status in _TRANSIENT_STATUSES or status >= 500:
         return Kind.SERVER_ERROR
-    if status == 404 and not said.page and not _NOWHERE.match(said.words.lower()):
+    if status == 404 and not reported.is_page and not _PATH_NOT_FOUND.match(reported.message.lower()):
         return Kind.UNKNOWN_MODEL
     return {
         401: Kind.UNAUTHORIZED,

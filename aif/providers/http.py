@@ -1,5 +1,5 @@
-"""The HTTP beneath every client: connections kept, only the headers a call needs, one deadline for all of it, and a
-reply that is the request's own."""
+"""HTTP for every client: reused connections, only the headers that are needed, one deadline for the whole call, and a
+check that a reply belongs to its request."""
 
 import asyncio
 import os
@@ -17,26 +17,26 @@ import orjson
 from aif.core.redaction import redact
 from aif.providers import chat_completions
 from aif.providers.base import CallError, Kind, Reply
-from aif.providers.duplicates import Given, Misdelivered
+from aif.providers.duplicates import DuplicateDetector, Misdelivered
 
-CONNECT_S = 10.0  # to a host that is up it takes milliseconds; one that is gone shouldn't cost a whole call
-TIMEOUT = httpx2.Timeout(None, connect=CONNECT_S)  # none for a read, since `deadline` has one for the whole
-KEEPALIVE_S = 4.0  # below the 5 s after which many servers close: a request sent just then is lost, and paid for
-# Nothing was sent: there was no connection yet.
+CONNECT_S = 10.0  # a host that is up takes milliseconds; one that is down shouldn't cost a whole timeout
+TIMEOUT = httpx2.Timeout(None, connect=CONNECT_S)  # no read timeout: `deadline` bounds the whole call
+KEEPALIVE_S = 4.0  # many servers close after 5 s: a request sent at that moment is lost, yet billed
+# No connection was made, so nothing was sent.
 _UNSENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
-# Of a reply, decompressed: 64 for each of 131,072 tokens. 64 calls whose replies never end take half a gigabyte.
-MOST_BYTES = 8 * 2**20
+# Of a decompressed body: 64 bytes for each of 131,072 tokens. 64 endless replies at once take half a gigabyte.
+MAX_BYTES = 8 * 2**20
 _NEEDED = frozenset(
     {b"accept", b"accept-encoding", b"connection", b"content-length", b"content-type", b"host", b"user-agent"}
 )
 
 
-def connections(
+def make_http_client(
     client: Callable[..., httpx2.AsyncClient], url: str, *, limit: int, headers: Mapping[str, str]
 ) -> httpx2.AsyncClient:
-    """Up to `limit` connections to a server, 0 for any number, by an SDK's own kind of client.
+    """Create an HTTP client of an SDK's class `client`, with at most `limit` connections (0: no limit).
 
-    Whatever headers the SDK adds to those that HTTP needs are left out, and ours put in: an SDK takes some, even a key,
+    It sends `headers` and those that HTTP needs, and drops any others that the SDK adds: an SDK takes some, even a key,
     from the environment.
     """
 
@@ -45,59 +45,62 @@ def connections(
 
     async def strip(request: httpx2.Request) -> None:
         needed = [(name, value) for name, value in request.headers.raw if name.lower() in needed_only]
-        request.headers = httpx2.Headers([*needed, *ours])  # all at once: one by one they take 30 µs
+        request.headers = httpx2.Headers([*needed, *ours])  # all at once: setting them singly takes 30 µs
 
     return client(
         limits=httpx2.Limits(max_connections=limit, keepalive_expiry=KEEPALIVE_S),
         event_hooks={"request": [strip], "response": [_read]},
         follow_redirects=False,
-        trust_env=not _loopback(url),  # a proxy named in the environment can't reach this machine
+        trust_env=not _loopback(url),  # a proxy in the environment can't reach this machine
     )
 
 
-async def whole(pieces: AsyncIterator[bytes]) -> bytes:
-    """A body that comes in pieces, decompressed. Raises CallError(BAD_REPLY) once it is larger than a reply can be."""
+async def read_body(pieces: AsyncIterator[bytes]) -> bytes:
+    """Join the decompressed pieces of a body. Raises CallError(BAD_REPLY) if it exceeds MAX_BYTES."""
     read: list[bytes] = []
     size = 0
     async for piece in pieces:
         size += len(piece)
-        if size > MOST_BYTES:
-            raise chat_completions.bad(
-                f"The answer is larger than {MOST_BYTES / 2**20:.0f} MiB: it was not read to its end."
+        if size > MAX_BYTES:
+            raise chat_completions.bad_reply(
+                f"The answer is larger than {MAX_BYTES / 2**20:.0f} MiB; the rest of it was not read."
             )
         read.append(piece)
     return b"".join(read)
 
 
 async def _read(response: httpx2.Response) -> None:
-    """Reads a body before the client does, which would hold all of one that never ends."""
+    """Read the body before the client does, since the client would buffer an endless one."""
     async with aclosing(response.aiter_bytes()) as pieces:
-        response._content = await whole(pieces)
+        response._content = await read_body(pieces)
 
 
 Response = tuple[int, Mapping[str, str], bytes]
 """Status, headers and body of a response."""
 
 
-async def exchange(
+async def post_request(
     body: Mapping[str, Any],
     sent: Mapping[str, Any],
     post: Callable[[bytes], Awaitable[Response]],
-    given: Given,
-    start_over: Callable[[], Awaitable[None]],
+    duplicates: DuplicateDetector,
+    reconnect: Callable[[], Awaitable[None]],
     *,
     keys: Sequence[str],
-    read: chat_completions.Read = chat_completions.read_reply,
+    read: chat_completions.ParseBody = chat_completions.read_reply,
 ) -> Reply:
-    """A request's body posted and the reply read. Where that is another request's, the connections are made anew: what
-    is open now would go on being one answer behind. Raises CallError."""
-    asked = orjson.dumps(body)
-    status, headers, content = await post(asked)
-    take = partial(given.take, asked, orjson.dumps(body["messages"]))
+    """Send a request's body with `post` and return the reply.
+
+    If it is the reply to another request, `reconnect` is called first: open connections would stay one reply late.
+    `sent` are the settings to record in the reply, `keys` the secrets to redact. Raises CallError.
+    """
+    content_sent = orjson.dumps(body)
+    status, headers, content = await post(content_sent)
+    check = partial(duplicates.check, content_sent, orjson.dumps(body["messages"]))
     try:
-        return chat_completions.receive(status, headers, content, sent=sent, keys=keys, read=read, take=take)
+        return chat_completions.parse_response(status, headers, content, sent=sent, keys=keys, read=read, check=check)
     except Misdelivered:
-        await start_over()
+        await reconnect()
         raise
 
 
@@ -105,49 +108,55 @@ async def exchange(
 async def deadline(
     seconds: float, url: str, keys: Sequence[str], unconnected: type[Exception] = aiohttp.ClientError
 ) -> AsyncIterator[None]:
-    """A call to a server within so many seconds, from connecting to the last byte: a server that sends a byte now and
-    then would meet every limit that aiohttp and the SDKs have, since theirs are per read.
+    """Bound a whole call, from connecting to the last byte, to this many seconds.
 
-    Raises CallError of kind TIMEOUT or CONNECTION; `unconnected` is the client's own error for the latter. It tells of
-    its cause without the key and has no chain: of an answer that is no HTTP, clients quote whatever the server sent.
+    The timeouts of aiohttp and the SDKs are per read: a server that sends a byte now and then never exceeds them.
+    Raises CallError of kind TIMEOUT or CONNECTION; `unconnected` is the client's own class of connection errors. The
+    message is redacted and the error has no cause attached, since clients quote what a server sent.
     """
     try:
         async with asyncio.timeout(seconds):
             yield
     except (unconnected, httpx2.HTTPError, aiohttp.ClientError) as error:
-        raise _lost(error, url, keys) from None
-    except TimeoutError:  # behind aiohttp's own, which is of connecting
-        raise CallError(Kind.TIMEOUT, f"No whole answer within {seconds:g} s.") from None
+        raise _connection_error(error, url, keys) from None
+    except TimeoutError:  # after aiohttp's own timeout error, which is for connecting
+        raise CallError(Kind.TIMEOUT, f"No complete answer within {seconds:g} s.") from None
     except OSError as error:
-        raise _lost(error, url, keys) from None
+        raise _connection_error(error, url, keys) from None
     except asyncio.CancelledError:
-        # aiohttp cancels those who wait for a connection when its session is closed: the task itself goes on
+        # when its session is closed, aiohttp cancels calls that wait for a connection, though not their task
         if (task := asyncio.current_task()) is None or task.cancelling():
             raise
-        raise CallError(Kind.CONNECTION, f"{_host(url)}: closed before it was connected", unsent=True) from None
+        raise CallError(Kind.CONNECTION, f"{_host(url)}: closed before the connection was made", unsent=True) from None
 
 
-def _lost(error: Exception, url: str, keys: Sequence[str]) -> CallError:
-    """No connection, or none that held. A refused one arrives as an SDK's timeout: only the last cause that has words
-    tells what happened. A CallError of ours arrives as such an error's cause."""
+def _connection_error(error: Exception, url: str, keys: Sequence[str]) -> CallError:
+    """Classify a connection that failed or broke.
+
+    SDKs wrap the error, and report a refused connection as a timeout: the innermost cause with a message says what
+    happened. A CallError of ours may be wrapped as such a cause.
+    """
     causes = list(_causes(error))
-    if ours := next((one for one in causes if isinstance(one, CallError)), None):
+    if ours := next((cause for cause in causes if isinstance(cause, CallError)), None):
         return ours
-    why = [words for one in causes if (words := _words(one))] or [type(error).__name__]
+    messages = [message for cause in causes if (message := _message_of(cause))] or [type(error).__name__]
     proxy = proxy_of(url)
     through = f" through the proxy {_host(proxy)}" if proxy else ""
     if proxy and proxy.startswith("socks"):  # the clients speak HTTP to it, and it hangs up
         through += " (SOCKS, which aif doesn't speak)"
-    said = redact(f"{_host(url)}{through}: {why[-1]}", *keys)
-    return CallError(Kind.CONNECTION, said, unsent=any(isinstance(one, _UNSENT) for one in causes))
+    message = redact(f"{_host(url)}{through}: {messages[-1]}", *keys)
+    return CallError(Kind.CONNECTION, message, unsent=any(isinstance(cause, _UNSENT) for cause in causes))
 
 
-def _words(error: BaseException) -> str:
-    """Of a refused or broken connection the system's own words, for clients add what they were about to do
-    (`ssl:default`, where no TLS is used)."""
+def _message_of(error: BaseException) -> str:
+    """Return an error's message on one line.
+
+    For a refused or broken connection it is the operating system's, since clients add misleading details
+    (`ssl:default` where no TLS is used).
+    """
     cause = getattr(error, "os_error", error)
-    words = os.strerror(cause.errno) if isinstance(cause, ConnectionError) and cause.errno else str(error)
-    return " ".join(words.split())
+    message = os.strerror(cause.errno) if isinstance(cause, ConnectionError) and cause.errno else str(error)
+    return " ".join(message.split())
 
 
 def _host(url: str) -> str:
@@ -155,12 +164,14 @@ def _host(url: str) -> str:
 
 
 def proxy_of(url: str) -> str | None:
-    """The proxy that the environment names for a server (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY); none for this
-    machine."""
-    parts, named = urlsplit(url), getproxies_environment()
+    """Return the proxy for `url` by the environment (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY), if any.
+
+    This machine's own addresses never have one.
+    """
+    parts, proxies = urlsplit(url), getproxies_environment()
     if _loopback(url) or proxy_bypass(parts.netloc):
         return None
-    return named.get(parts.scheme) or named.get("all")
+    return proxies.get(parts.scheme) or proxies.get("all")
 
 
 def _loopback(url: str) -> bool:
@@ -169,7 +180,7 @@ def _loopback(url: str) -> bool:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, its cause, the cause of that, …"""
+    """Yield the error, its cause, the cause of that, …"""
     while error is not None:
         yield error
         error = error.__cause__

@@ -1,5 +1,7 @@
-"""Requests and tokens per minute of one endpoint, spread evenly, so that its limits are kept and not met. Pure: the
-time is given, in seconds of any clock."""
+"""Spread the requests and tokens of one endpoint over each minute, so that its rate limits are never exceeded.
+
+Pure: the caller passes the time, in seconds of any clock.
+"""
 
 from collections import deque
 from collections.abc import Iterable
@@ -8,116 +10,120 @@ from dataclasses import dataclass
 from aif.providers.base import Measure, Quota
 
 BURST_S = 1.0  # some providers enforce a per-minute limit second by second
-# Of a minute, as it is told here: a request takes some time to where it is counted, and not always the same.
+# A minute as counted here: a request takes a varying time to reach the place where it is counted.
 MINUTE_S = 61.0
-# Headers are hints, and some say nonsense. They are believed only for so long after a 429 has confirmed that there is
-# a limit at all, so that one which is too low costs nothing, and one that is right a 429 every ten minutes.
+# Headers are hints, and some are nonsense. They are believed only for this long after a 429 has confirmed that there is
+# a limit at all. So a value that is too low costs nothing, and a right one costs a 429 every ten minutes.
 BELIEVED_S = 600.0
-SLOWEST_S = 1.0  # nor do they hold a request longer than this: what is slower is enforced by 429s and rests
+SLOWEST_S = 1.0  # headers delay a request by no more than this: slower limits are enforced by 429s and backoff
 _EPSILON_S = 1e-6
 _CHARS, _TOKENS = 20_000, 5_000  # 4 characters a token, until as many again are counted
 
 
 @dataclass(frozen=True, slots=True)
-class Cost:
-    """What a request counts: the tokens of its prompt, as reckoned before it is sent, and the most it may write."""
+class RequestCost:
+    """What a request counts against rate limits: its `prompt` tokens as estimated from its `chars`, and `room`, the
+    most tokens it may write."""
 
     chars: int
     prompt: int
     room: int
 
     def of(self, measure: Measure) -> int:
+        """Return the amount that counts against a limit of this measure."""
         counted = {"requests": 1, "tokens": self.prompt + self.room, "input": self.prompt, "output": self.room}
         return counted[measure]
 
 
-class Pace:
-    """When the next request may go. None sets no limit; then what the provider's headers say is learned.
+class RateLimiter:
+    """Decides when the next request may be sent, by requests and tokens per minute.
 
-    A limit that is given is exact: within any 60 s there go at most so many requests and tokens, spread evenly, with at
-    most a second's worth (and always one request) caught up after idling. A request larger than a minute's tokens goes
-    alone, and its time is waited after it.
+    A configured limit is exact: within any 60 s no more requests and tokens are sent, spread evenly, and at most one
+    second's worth (always one request) is caught up after idling. A request larger than a minute's tokens is sent alone
+    and waited for afterwards. A limit of None is learned from the provider's response headers.
 
-    Tokens are reckoned as a prompt and all that may be written, as OpenAI counts them; what was not written is not
-    given back. Tokens a character are learned from the usage of replies; what was reckoned too low is charged then.
+    A request counts with its prompt and all that it may write, as OpenAI counts; what it didn't write is not given
+    back. The ratio of tokens to characters is learned from the usage in replies; underestimates are charged then.
     """
 
     def __init__(self, requests_per_minute: float | None, tokens_per_minute: float | None) -> None:
-        self._given: dict[Measure, _Given] = {}
+        self._configured: dict[Measure, _ConfiguredLimit] = {}
         if requests_per_minute is not None:
-            self._given["requests"] = _Given(requests_per_minute)
+            self._configured["requests"] = _ConfiguredLimit(requests_per_minute)
         if tokens_per_minute is not None:
-            self._given["tokens"] = _Given(tokens_per_minute)
-        self._learned: dict[Measure, _Learned] = {}
+            self._configured["tokens"] = _ConfiguredLimit(tokens_per_minute)
+        self._learned: dict[Measure, _LearnedLimit] = {}
         self._believed_until = float("-inf")
         self._chars, self._tokens = _CHARS, _TOKENS
 
-    def cost(self, chars: int, room: int) -> Cost:
-        """What a request of so many characters comes to."""
-        return Cost(chars, -(-chars * self._tokens // self._chars), room)
+    def cost(self, chars: int, room: int) -> RequestCost:
+        """Return the cost of a request with this many characters that may write `room` tokens."""
+        return RequestCost(chars, -(-chars * self._tokens // self._chars), room)
 
-    def wait(self, cost: Cost, now: float) -> float:
-        """Seconds until the request may go, if no other goes before."""
-        return max((lane.wait(cost.of(measure), now) for measure, lane in self._lanes(now)), default=0.0)
+    def wait(self, cost: RequestCost, now: float) -> float:
+        """Return the seconds until the request may be sent, if no other is sent before it."""
+        return max((limit.wait(cost.of(measure), now) for measure, limit in self._limits(now)), default=0.0)
 
-    def take(self, cost: Cost, now: float) -> None:
-        """Sends a request that need not wait."""
-        for measure, lane in self._lanes(now):
-            lane.take(cost.of(measure), now)
+    def take(self, cost: RequestCost, now: float) -> None:
+        """Record that the request is sent. Only valid while `wait` is 0."""
+        for measure, limit in self._limits(now):
+            limit.take(cost.of(measure), now)
 
-    def counted(self, cost: Cost, tokens: int, now: float) -> None:
-        """The provider counted so many tokens in the prompt of a request."""
+    def counted(self, cost: RequestCost, tokens: int, now: float) -> None:
+        """Record how many prompt tokens the provider counted for a request, and charge what was underestimated."""
         self._chars, self._tokens = self._chars + cost.chars, self._tokens + tokens
-        if tokens > cost.prompt and (lane := self._given.get("tokens")):
-            lane.take(tokens - cost.prompt, now)
+        if tokens > cost.prompt and (limit := self._configured.get("tokens")):
+            limit.take(tokens - cost.prompt, now)
 
     def learn(self, quotas: Iterable[Quota]) -> None:
-        """What the headers of a response say, of what is not given."""
+        """Record the limits in a response's headers, where none is configured."""
         for quota in quotas:
-            if ("requests" if quota.measure == "requests" else "tokens") not in self._given:
-                self._learned.setdefault(quota.measure, _Learned()).quota = quota
+            if ("requests" if quota.measure == "requests" else "tokens") not in self._configured:
+                self._learned.setdefault(quota.measure, _LearnedLimit()).quota = quota
 
     def limited(self, now: float) -> None:
-        """A request was refused since a limit was met."""
+        """Record that a request got a 429: the learned limits are believed for a while."""
         if now >= self._believed_until:
-            for lane in self._learned.values():
-                lane.until = now
+            for limit in self._learned.values():
+                limit.until = now
         self._believed_until = now + BELIEVED_S
 
-    def _lanes(self, now: float) -> "Iterable[tuple[Measure, _Given | _Learned]]":
-        return (*self._given.items(), *self._learned.items()) if now < self._believed_until else self._given.items()
+    def _limits(self, now: float) -> "Iterable[tuple[Measure, _ConfiguredLimit | _LearnedLimit]]":
+        if now >= self._believed_until:
+            return self._configured.items()
+        return (*self._configured.items(), *self._learned.items())
 
 
-class _Given:
-    """So many a minute, whatever minute is looked at: evenly, and by what went within the last one."""
+class _ConfiguredLimit:
+    """A limit per minute that holds in every 60 s window: spread evenly, and checked against the last minute."""
 
     def __init__(self, per_minute: float) -> None:
         self._per_minute = per_minute
-        self._until = float("-inf")  # the end of the shares of all that went
-        self._went: deque[tuple[float, int]] = deque()
+        self._until = float("-inf")  # when all that was sent has used up its time share
+        self._sent: deque[tuple[float, int]] = deque()  # (time, amount) within the last minute
         self._sum = 0
 
     def wait(self, amount: int, now: float) -> float:
-        while self._went and self._went[0][0] + MINUTE_S <= now + _EPSILON_S:
-            self._sum -= self._went.popleft()[1]
-        ready, over = self._until, self._sum + amount - self._per_minute
-        for at, gone in self._went if over > 0 else ():
-            over, ready = over - gone, max(ready, at + MINUTE_S)
-            if over <= 0:
+        while self._sent and self._sent[0][0] + MINUTE_S <= now + _EPSILON_S:
+            self._sum -= self._sent.popleft()[1]
+        ready, excess = self._until, self._sum + amount - self._per_minute
+        for at, earlier in self._sent if excess > 0 else ():
+            excess, ready = excess - earlier, max(ready, at + MINUTE_S)
+            if excess <= 0:
                 break
         return max(0.0, ready - now) if ready > now + _EPSILON_S else 0.0
 
     def take(self, amount: int, now: float) -> None:
         self._until = max(self._until, now - BURST_S) + amount * MINUTE_S / self._per_minute
-        self._went.append((now, amount))
+        self._sent.append((now, amount))
         self._sum += amount
 
 
-class _Learned:
-    """What headers say: what is left may be used up within a minute, and what comes back meanwhile.
+class _LearnedLimit:
+    """A limit learned from headers: what remains may be used up within a minute, plus what is refilled meanwhile.
 
-    It comes back as fast as the quota is said to be whole again. So it does not matter of which span of time the
-    headers speak: some providers give a day's limit by the name of a minute's.
+    It refills at the pace at which the quota is said to be full again. So the time span that the header's name suggests
+    doesn't matter: some providers report a daily limit under the name of a per-minute one.
     """
 
     def __init__(self) -> None:

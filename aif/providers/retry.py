@@ -1,16 +1,17 @@
-"""When a call that failed is made again: what one more failure means for its item, once concurrency.py has said whose
-it is.
+"""Decide whether a failed call is retried, once concurrency.py has decided who is at fault.
 
-The endpoint's: it is asked again and not counted, since the gate has the waits. What the endpoint refuses is pending.
+The endpoint is at fault: retried without counting as an attempt, since the concurrency limiter does the waiting. If the
+endpoint refused, the item stays pending.
 
-The item's: up to 6 attempts, with waits of 1 s doubling to 60 s, half of each by chance, never shorter than the server
-asked unless that is more than 60 s. It has failed for good after six of which three are alike, and where the failure is
-none that passes, after three alike.
+The item is at fault: up to 6 attempts, with waits that double from 1 s to 60 s, half of each random, and never shorter
+than the server asked for, unless that exceeds 60 s. The item has failed permanently after six attempts, three of them
+with the same error; after three equal errors if they are not transient.
 
-Not known: the same, but it stays pending; where there are too few others to ever find out, within 60 s.
+Not known: the same attempts, but the item stays pending afterwards. If there are too few other items to find out, it is
+retried for 60 s only.
 
-What another sample may mend (empty, unreadable, truncated, or tokens were written and it is no reply) is asked up to 3
-times, at once. What the provider's filter takes out is asked once.
+Errors that another sample may avoid (empty, unparseable, truncated, or a broken reply with output tokens) are retried
+at once, up to 3 times in all. What the provider's filter blocks is not retried.
 """
 
 import re
@@ -18,89 +19,90 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal
 
-from aif.providers.base import SHAPE, TRANSIENT, CallError, Kind
+from aif.providers.base import REQUEST_ERRORS, TRANSIENT, CallError, Kind
 
 Verdict = Literal["answered", "again", "later", "failed", "refused"]
-"""again: asked again now; later: pending on the next run; failed: for good; refused: the provider's, item pending."""
+"""What happens to an item after a call. again: retried in this run; later: pending, retried by the next run; failed:
+failed permanently; refused: pending, its endpoint makes no further calls."""
 
 Blame = Literal["item", "endpoint", "unknown"]
-"""Whose doing a failure was: the item's, or at least its endpoint answers others; the endpoint's; not known yet."""
+"""Who is at fault for a failure. item: the endpoint answers other items; unknown: not known yet."""
 
 _NUMBERED = re.compile(r"\S*\d\S*")  # request ids, times, counts
-_NUMBERS = re.compile(r"\blimit:? (\d{1,12})\b.{0,40}\brequested:? (\d{1,12})\b", re.IGNORECASE)
+_LIMIT_AND_REQUESTED = re.compile(r"\blimit:? (\d{1,12})\b.{0,40}\brequested:? (\d{1,12})\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How often and how patiently. Counts are attempts in all, waits in seconds.
+    """How often and how long to retry. Counts include the first attempt; waits are in seconds.
 
-    `same` is how many of an item's attempts get the same answer when it fails for good. An endpoint that answered, or
-    said that it will not now, is given up after `outage_s` without an answer; one never heard in this run after
-    `silent_s`.
+    `attempts` bounds an item's calls, `resamples` those for another sample. An item has failed permanently when
+    `same_failures` of its attempts end with the same error. An endpoint is given up if no call is answered for
+    `outage_s`, or for `silent_s` if it never responded in this run.
     """
 
     attempts: int = 6
-    reasks: int = 3
-    same: int = 3
+    resamples: int = 3
+    same_failures: int = 3
     first_wait_s: float = 1.0
     longest_wait_s: float = 60.0
     silent_s: float = 60.0
     outage_s: float = 1800.0
 
     def backoff(self, failures: int, jitter: float) -> float:
-        """Seconds to wait after so many failures in a row; `jitter` in [0, 1) draws half of them."""
+        """Return the seconds to wait after this many consecutive failures; `jitter` in [0, 1) sets half of them."""
         doubled = min(self.longest_wait_s, self.first_wait_s * 2.0 ** min(failures - 1, 60))
         return doubled * (0.5 + 0.5 * jitter)
 
 
 @dataclass(slots=True)
-class Course:
-    """The failures of one item so far, counted by what they mean. `n` attempts were begun; `wait_s` goes with the last
-    verdict "again"."""
+class RetryState:
+    """The failures of one item so far. `n` counts attempts begun; `wait_s` is the wait before the next one."""
 
     n: int = 0
-    counted: int = 0
-    reasked: int = 0
-    since: float | None = None  # when it first failed
-    unmended: CallError | None = None  # the last that another sample is asked to mend
-    said: Counter[tuple[Kind, str]] = field(default_factory=Counter)  # digits apart
+    counted: int = 0  # failures that count as attempts
+    resampled: int = 0  # replies that were unusable
+    since: float | None = None  # the time of the first failure
+    last_unusable: CallError | None = None
+    errors: Counter[tuple[Kind, str]] = field(default_factory=Counter)  # messages without their numbers
     wait_s: float = 0.0
 
     def verdict(
-        self, error: CallError, blame: Blame, policy: RetryPolicy, now: float, jitter: float, few: bool = False
+        self, error: CallError, blame: Blame, policy: RetryPolicy, now: float, jitter: float, too_few: bool = False
     ) -> Verdict:
-        """What one more failure means for the item; `few` says that there are not enough others to find out whose it
-        is, and none was answered since."""
+        """Record one more failure and return what happens to the item.
+
+        `too_few`: there are too few other items to find out who is at fault, and none was answered since.
+        """
         self.wait_s = 0.0
         self.since = now if self.since is None else self.since
         if blame == "endpoint":
             return "again" if error.kind in TRANSIENT else "refused"
         if error.kind is Kind.BLOCKED:
             return "failed"
-        if error.mendable:
-            self.reasked, self.unmended = self.reasked + 1, error
-            return "again" if self.reasked < policy.reasks else "failed" if blame == "item" else "later"
+        if error.resamplable:
+            self.resampled, self.last_unusable = self.resampled + 1, error
+            return "again" if self.resampled < policy.resamples else "failed" if blame == "item" else "later"
         self.counted += 1
-        self.said[error.kind, _NUMBERED.sub("", error.message)] += 1
-        if self._for_good(error, blame, policy, few):
+        self.errors[error.kind, _NUMBERED.sub("", error.message)] += 1
+        if self._is_permanent(error, blame, policy, too_few):
             return "failed"
         backoff = policy.backoff(self.counted, jitter)
         self.wait_s = max(backoff, min(error.retry_after or 0.0, policy.longest_wait_s))
-        late = (
-            few and blame == "unknown" and now + max(backoff, error.retry_after or 0.0) > self.since + policy.silent_s
-        )
+        next_try = now + max(backoff, error.retry_after or 0.0)
+        late = too_few and blame == "unknown" and next_try > self.since + policy.silent_s
         return "later" if self.counted >= policy.attempts or late else "again"
 
-    def _for_good(self, error: CallError, blame: Blame, policy: RetryPolicy, few: bool) -> bool:
-        if error.kind in SHAPE and error.told:  # its own words say that it is this request's length, or its turns
-            return blame == "item" or (few and error.kind is Kind.CONTEXT_OVERFLOW)
-        if error.kind is Kind.QUOTA_EXHAUSTED or _fits(error):  # a smaller one may be paid, or go, while this waits
+    def _is_permanent(self, error: CallError, blame: Blame, policy: RetryPolicy, too_few: bool) -> bool:
+        if error.kind in REQUEST_ERRORS and error.explicit:  # the server names this request's length or turns
+            return blame == "item" or (too_few and error.kind is Kind.CONTEXT_OVERFLOW)
+        if error.kind is Kind.QUOTA_EXHAUSTED or _fits_limit(error):  # smaller items may pass while this one waits
             return False
-        alike = max(self.said.values()) >= min(policy.same, policy.attempts)
+        alike = max(self.errors.values()) >= min(policy.same_failures, policy.attempts)
         return blame == "item" and alike and (error.kind not in TRANSIENT or self.counted >= policy.attempts)
 
 
-def _fits(error: CallError) -> bool:
-    """Whether a 429 says that the request is within its limit, only not now: "Limit 30000, … Requested 9000"."""
-    said = _NUMBERS.search(error.message) if error.kind is Kind.RATE_LIMITED else None
-    return said is not None and int(said[2]) <= int(said[1])
+def _fits_limit(error: CallError) -> bool:
+    """Return whether a 429 says that the request is within its limit, only not now: "Limit 30000, … Requested 9000"."""
+    match = _LIMIT_AND_REQUESTED.search(error.message) if error.kind is Kind.RATE_LIMITED else None
+    return match is not None and int(match[2]) <= int(match[1])

@@ -1,4 +1,4 @@
-"""vLLM servers, or any that speak like them, over aiohttp: one session, several servers balanced."""
+"""Client for vLLM and compatible servers, over aiohttp: one session, calls balanced over several servers."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -10,27 +10,26 @@ import aiohttp
 
 from aif.core.errors import BadInput
 from aif.providers import chat_completions
-from aif.providers.base import PLAIN, PROVIDER, TRANSIENT, CallError, Kind, Options, Reply, Request
-from aif.providers.duplicates import Given
-from aif.providers.http import CONNECT_S, KEEPALIVE_S, Response, deadline, exchange, proxy_of, whole
+from aif.providers.base import ACCESS_ERRORS, DEFAULT_OPTIONS, TRANSIENT, CallError, Kind, Options, Reply, Request
+from aif.providers.duplicates import DuplicateDetector
+from aif.providers.http import CONNECT_S, KEEPALIVE_S, Response, deadline, post_request, proxy_of, read_body
 
-LONGEST_REST_S = 30.0
+MAX_BACKOFF_S = 30.0
 HUNG_CALLS = 3
 
 
 class VllmChat:
     """A model served at one or several URLs.
 
-    `urls` with or without a trailing slash; `/v1` is added where there is no path. `timeout_s` is for the whole call,
-    from connecting to the last byte. `limit` is how many calls may be open at once over all servers, 0 for any number.
-    `clock` in seconds, the event loop's if left out.
+    `urls` without a path get `/v1`. `timeout_s` bounds the whole call, from connecting to the last byte; `limit` bounds
+    the calls in flight over all servers (0: no limit). `clock` is in seconds, by default the event loop's.
     """
 
     def __init__(
         self,
         urls: Sequence[str],
         model: str,
-        options: Options = PLAIN,
+        options: Options = DEFAULT_OPTIONS,
         *,
         timeout_s: float,
         limit: int,
@@ -42,33 +41,37 @@ class VllmChat:
         self._limit = limit
         self._clock = clock
         self._session: aiohttp.ClientSession | None = None
-        self._given = Given()
+        self._duplicates = DuplicateDetector()
         self._servers: list[_Server] = []
         self.set_urls(urls)
 
     def set_urls(self, urls: Sequence[str]) -> None:
-        """Swap the servers. Calls in flight end where they are; a server that stays keeps what is known of it."""
+        """Replace the servers. Calls in flight finish; a server in both lists keeps its state."""
         known = {server.url: server for server in self._servers}
-        wanted = dict.fromkeys(map(normalised, urls))
+        wanted = dict.fromkeys(map(normalize_base_url, urls))
         self._servers = [known.get(url) or _Server(url, proxy_of(url)) for url in wanted]
 
     def hangs(self, url: str) -> bool:
-        """Whether a server takes calls and answers none: several timed out one after another, and for as long as one
-        may take nothing else came."""
+        """Return whether a server accepts calls but answers none.
+
+        That is: several consecutive calls timed out, and nothing was received within the last `timeout_s`.
+        """
         return any(
-            server.hangs(self._now(), self._timeout_s) for server in self._servers if server.url == normalised(url)
+            server.hangs(self._now(), self._timeout_s)
+            for server in self._servers
+            if server.url == normalize_base_url(url)
         )
 
     async def ask(self, request: Request) -> Reply:
-        """One attempt at the server with the fewest calls in flight. Raises CallError."""
-        body, secrets = chat_completions.body(request, self._model, self._options), self._options.secrets
+        """Send the request once, to the server with the fewest calls in flight. Raises CallError."""
+        body, secrets = chat_completions.request_body(request, self._model, self._options), self._options.secrets
         server = self._pick()
         server.in_flight += 1
         try:
             post = partial(self._post, server.url, server.proxy)
             read = partial(chat_completions.read_reply, tags=self._options.tags)
-            reply = await exchange(
-                body, chat_completions.sent(body), post, self._given, self.aclose, keys=secrets, read=read
+            reply = await post_request(
+                body, chat_completions.sent_settings(body), post, self._duplicates, self.aclose, keys=secrets, read=read
             )
         except CallError as error:
             server.note(error.kind, self._now())
@@ -79,7 +82,7 @@ class VllmChat:
         return reply
 
     async def aclose(self) -> None:
-        """Close connections. A call after that makes new ones."""
+        """Close connections. A later call opens new ones."""
         if self._session is not None:
             session, self._session = self._session, None
             await session.close()
@@ -87,7 +90,7 @@ class VllmChat:
     async def _post(self, url: str, proxy: str | None, body: bytes) -> Response:
         async with (
             deadline(self._timeout_s, url, self._options.secrets),
-            self._connected().post(
+            self._connect().post(
                 f"{url}/chat/completions",
                 data=body,
                 params=self._options.query,
@@ -95,10 +98,10 @@ class VllmChat:
                 allow_redirects=False,
             ) as answer,
         ):
-            return answer.status, answer.headers, await whole(answer.content.iter_any())
+            return answer.status, answer.headers, await read_body(answer.content.iter_any())
 
-    def _connected(self) -> aiohttp.ClientSession:
-        """The session, made at the first call since it belongs to the loop that runs then."""
+    def _connect(self) -> aiohttp.ClientSession:
+        """Return the session, created at the first call because it belongs to the running event loop."""
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=self._limit, keepalive_timeout=KEEPALIVE_S),
@@ -109,15 +112,15 @@ class VllmChat:
         return self._session
 
     def _pick(self) -> "_Server":
-        """Fewest in flight among those not resting; if all rest, the one that rests least. Ties go round.
+        """Return the server with the fewest calls in flight that isn't backing off, else the next to be retried.
 
-        One that has rested gets one call, and others once that is answered: a server that hangs would else be given as
-        many as the rest, each to be waited for to its end.
+        Ties go round robin. After its backoff a server gets one call, and more once that is answered: a server that
+        hangs would otherwise get as many calls as the others, each lasting until its timeout.
         """
         if not self._servers:
             raise CallError(Kind.CONNECTION, f"No server of {self._model} is up.", unsent=True)
         now = self._now()
-        server = min(self._servers, key=lambda s: (max(0.0, s.rests_until - now), s.is_tried, s.in_flight))
+        server = min(self._servers, key=lambda s: (max(0.0, s.backoff_until - now), s.is_probed, s.in_flight))
         self._servers.remove(server)
         self._servers.append(server)
         return server
@@ -128,42 +131,45 @@ class VllmChat:
 
 @dataclass(slots=True, eq=False)
 class _Server:
-    """One server and what is known of it."""
+    """One server and its state."""
 
     url: str
     proxy: str | None = None
     in_flight: int = 0
     failures: int = 0
-    timeouts: int = 0  # since it was last heard
-    heard: float = float("-inf")
-    rests_until: float = float("-inf")
+    timeouts: int = 0  # consecutive
+    last_response: float = float("-inf")
+    backoff_until: float = float("-inf")
 
     @property
-    def is_tried(self) -> bool:
-        """Whether a call is to show if it is well again."""
+    def is_probed(self) -> bool:
+        """Whether a call in flight tests if the server answers again."""
         return self.failures > 0 and self.in_flight > 0
 
     def note(self, failed: Kind | None, now: float) -> None:
-        """Takes in how a call ended. After what may pass, or where it refuses everybody (another may be sound), it is
-        left alone for 1, 2, 4, … 30 s. What fails while it rests was sent before and tells no more."""
+        """Record the result of a call: the kind of failure, or None.
+
+        After a transient error or an access error (another server may work) it backs off for 1, 2, 4, … 30 s. Failures
+        during the backoff belong to earlier calls and are ignored.
+        """
         if failed is Kind.TIMEOUT:
             self.timeouts += 1
         elif failed is not Kind.CONNECTION:
-            self.timeouts, self.heard = 0, now
+            self.timeouts, self.last_response = 0, now
         if failed is None:
             self.failures = 0
-        elif failed in (TRANSIENT | PROVIDER) - {Kind.RATE_LIMITED} and now >= self.rests_until:
-            self.rests_until = now + min(LONGEST_REST_S, 2.0**self.failures)
+        elif failed in (TRANSIENT | ACCESS_ERRORS) - {Kind.RATE_LIMITED} and now >= self.backoff_until:
+            self.backoff_until = now + min(MAX_BACKOFF_S, 2.0**self.failures)
             self.failures += 1
 
     def hangs(self, now: float, timeout_s: float) -> bool:
-        return self.timeouts >= HUNG_CALLS and now - self.heard >= timeout_s
+        return self.timeouts >= HUNG_CALLS and now - self.last_response >= timeout_s
 
 
-def normalised(url: str) -> str:
-    """A server's base URL without a trailing slash, with `/v1` where it has no path. Raises BadInput."""
+def normalize_base_url(url: str) -> str:
+    """Return a base URL without a trailing slash, and with `/v1` if it has no path. Raises BadInput."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise BadInput(f"base_url {url!r} is no http:// or https:// URL.")
+        raise BadInput(f"base_url {url!r} isn't an http:// or https:// URL.")
     path = parts.path.rstrip("/")
     return f"{parts.scheme}://{parts.netloc}{path or '/v1'}"

@@ -114,7 +114,7 @@ class Fleet:
             if key in own:
                 if "concurrency" not in own[key].one.model_fields_set:
                     endpoint.concurrency *= servers[key]
-                endpoint.doing = "waiting"
+                endpoint.server_status = "waiting"
                 at = [(place, log) for place, log in zip(places, logs, strict=True) if place.key == key]
                 self._crews[key] = _Crew(self, own[key], endpoint, at)
             elif not endpoint.up.is_set():
@@ -168,7 +168,7 @@ class _Crew:
             keeping = group.create_task(self._keep_all())
             await self.endpoint.done.wait()
             keeping.cancel()
-        self.endpoint.doing = None
+        self.endpoint.server_status = None
 
     async def _keep_all(self) -> None:
         """Returns when no server can be had any more; the endpoint is refused then."""
@@ -186,7 +186,7 @@ class _Crew:
         """Brings the model's files, before the clock of `ready_s` starts. Returns why, if they can't be had."""
         if self._launched.is_folder:
             return None
-        self.endpoint.doing = "fetching"
+        self.endpoint.server_status = "fetching"
         where, last = self._places[0][1], ""
         with _appending(where, f"the files of {self._launched.model}") as log:
             words = fetching(self._launched)
@@ -257,7 +257,7 @@ class _Crew:
         """The client's servers; while there is none, calls wait."""
         self._urls = urls
         self._client.set_urls(urls)
-        self.endpoint.doing = None if urls else "stopping" if self.endpoint.done.is_set() else "starting"
+        self.endpoint.server_status = None if urls else "stopping" if self.endpoint.done.is_set() else "starting"
         if urls:
             self.endpoint.up.set()
         else:
@@ -265,7 +265,7 @@ class _Crew:
 
     @asynccontextmanager
     async def _server(self, place: Place, log: Path) -> "AsyncIterator[_Server]":
-        self.endpoint.doing = None if self._urls else "starting"
+        self.endpoint.server_status = None if self._urls else "starting"
         lock, port = _free_block()
         with closing(lock):
             words = command(self._launched, port)

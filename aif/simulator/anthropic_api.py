@@ -6,7 +6,7 @@ from typing import Any
 
 from aif.core.types import Message, Role, digest
 from aif.providers.base import Finish
-from aif.providers.chat_completions import unbounded
+from aif.providers.chat_completions import without_bounds
 from aif.simulator.models import FRAME, Cast, ModelRequest, RefusedError, number, say, text_of
 from aif.simulator.words import count_tokens, cut
 
@@ -167,7 +167,7 @@ def _schema(config: Any) -> Mapping[str, Any] | None:
     schema = format.get("schema") if isinstance(format, dict) and format.get("type") == "json_schema" else None
     if not isinstance(schema, dict):
         raise RefusedError(400, "output_config.format: expected {'type': 'json_schema', 'schema': {…}}")
-    if unbounded(schema) != schema:
+    if without_bounds(schema) != schema:
         raise RefusedError(400, "output_config.format.schema: bounds such as maxLength and minItems are not supported")
     return schema
 

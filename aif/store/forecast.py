@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 import orjson
 
 from aif.core.types import Prompt
-from aif.judging.rubric import Form
+from aif.judging.rubric import ReplyForm
 from aif.planning.plan import SystemMode
 from aif.store.connection import within
 from aif.store.reader import Reader
@@ -44,7 +44,7 @@ class Judged:
     request: str
     texts: tuple[str, ...]
     rubric: str
-    form: Form
+    form: ReplyForm
     tokens: int
 
 

@@ -8,7 +8,7 @@ from aif.core.batching import batched
 from aif.core.errors import BadInput
 from aif.core.reasoning import Tags, split_reasoning
 from aif.core.types import DIGEST_SUFFIX, is_blank, text_id
-from aif.judging.parse import Unparseable, read
+from aif.judging.parse import Unparseable, parse_reply
 from aif.judging.rubric import Rubric
 from aif.providers.base import Kind
 from aif.store import journal
@@ -35,7 +35,7 @@ class Rubrics:
         """The rubric, or None where its record was damaged, or is no rubric to this version: `lost` then names it."""
         if digest not in self.made and digest in self.files:
             try:
-                self.made[digest] = Rubric.of(self.files[digest], f"rubric {digest[:12]}")
+                self.made[digest] = Rubric.from_files(self.files[digest], f"rubric {digest[:12]}")
             except BadInput:
                 self.made[digest] = None
         if (rubric := self.made.get(digest)) is None:
@@ -65,7 +65,7 @@ def entry_of(record: Record, rubrics: Rubrics) -> Entry:
     if (rubric := rubrics.get(item["rubric"])) is None:
         return Entry(record)
     try:
-        return Entry(record, read(rubric, item["request"], item["completions"], record["text"], item["form"]))
+        return Entry(record, parse_reply(rubric, item["request"], item["completions"], record["text"], item["form"]))
     except Unparseable:
         return Entry(record)
 

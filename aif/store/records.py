@@ -145,6 +145,6 @@ def call(
         "text": had.text if had else None,
         "reasoning": had.reasoning if had else None,
         "finish": had.finish if had else None,
-        **({"said": list(had.said)} if had and had.said else {}),
+        **({"said": list(had.received)} if had and had.received else {}),
         **({"mark": had.mark} if had and had.mark else {}),
     }

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from aif.core.types import FailureGroup, Spent
-from aif.providers.base import UNKNOWN_END
+from aif.providers.base import UNKNOWN_FINISH
 from aif.store.connection import within
 from aif.store.journal import Position
 from aif.store.query import Queries
@@ -169,11 +169,11 @@ class ReportQueries(Queries):
 
     def endings(self) -> list[tuple[str, int, str]]:
         """Replies that ended by a word that is not known, by endpoint and word; they are kept as if they were cut."""
-        word = f"json_extract_string(served, '$.{UNKNOWN_END}')"
+        word = f"json_extract_string(served, '$.{UNKNOWN_FINISH}')"
         return self._rows(
             f"SELECT endpoint, count(*), {word} FROM calls WHERE verdict = 'answered' AND contains(served::VARCHAR, ?) "
             "GROUP BY ALL ORDER BY ALL",
-            [f'"{UNKNOWN_END}":'],
+            [f'"{UNKNOWN_FINISH}":'],
         )
 
     def marks(self) -> list[Marked]:

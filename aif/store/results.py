@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from aif.core.batching import batched
 from aif.core.types import PROVIDED_JUDGE, Message, Rating, as_messages
-from aif.pairing.scores import Scores
+from aif.pairing.scores import RatingColumns
 from aif.store.reader import Reader
 
 # Completions whose ratings are brought together and paired at a time, and pairs of them that a policy looks at. Those
@@ -126,7 +126,7 @@ class Results(Reader):
             """
         )
 
-    def scores(self, aspects: Mapping[str, float], judges: Mapping[str, float]) -> Scores:
+    def scores(self, aspects: Mapping[str, float], judges: Mapping[str, float]) -> RatingColumns:
         """The ratings of every prompt whose judging is complete, one row per completion, a column per judge and aspect;
         both by name with their weights.
 
@@ -138,7 +138,7 @@ class Results(Reader):
 
     def scores_by_part(
         self, aspects: Mapping[str, float], judges: Mapping[str, float], all_pairs: bool
-    ) -> Iterator[Scores]:
+    ) -> Iterator[RatingColumns]:
         """The same, so many prompts at a time as have some 100,000 completions, in order; or fewer where all their
         pairs are looked at."""
         return (_scores(part, aspects, judges) for part in self._rated(aspects, judges, all_pairs))
@@ -352,17 +352,17 @@ def _columns(aspects: Iterable[str], judges: Iterable[str]) -> list[tuple[str, s
     return list(product(judges, aspects))
 
 
-def _scores(rows: pa.Table, aspects: Mapping[str, float], judges: Mapping[str, float]) -> Scores:
+def _scores(rows: pa.Table, aspects: Mapping[str, float], judges: Mapping[str, float]) -> RatingColumns:
     columns = _columns(aspects, judges)
     ratings = [rows.column(f"mean{n}").to_numpy().astype(float) for n in range(len(columns))]
-    return Scores(
+    return RatingColumns(
         prompt_ids=rows.column("prompt_id"),
         completions=rows.column("key"),
         models=rows.column("model"),
         text_ids=rows.column("text_id"),
         lengths=rows.column("length").to_numpy().astype(np.int64),
         truncated=rows.column("truncated").to_numpy(zero_copy_only=False).astype(bool),
-        scores=np.column_stack(ratings) if ratings else np.empty((rows.num_rows, 0)),
+        ratings=np.column_stack(ratings) if ratings else np.empty((rows.num_rows, 0)),
         aspects=tuple(aspect for _, aspect in columns),
         judges=tuple(judge for judge, _ in columns),
         weights=tuple(aspects[aspect] for _, aspect in columns),

@@ -79,9 +79,9 @@ def test_no_reply_holds_the_key(form: Form) -> None:
     key = 'sk-"7f3a/9c51+d2e8'
     said = f"You sent {form(key)} to me."
     raw = json.dumps(completion(said, reasoning_content=said) | {"model": said, "id": said, "system_fingerprint": said})
-    reply = chat_completions.receive(200, {}, raw.encode(), sent={}, keys=[key])
+    reply = chat_completions.parse_response(200, {}, raw.encode(), sent={}, keys=[key])
     theirs = json.dumps(message(said, content=[{"type": "thinking", "thinking": said}, {"type": "text", "text": said}]))
-    other = chat_completions.receive(200, {}, theirs.encode(), sent={}, keys=[key], read=read_reply)
+    other = chat_completions.parse_response(200, {}, theirs.encode(), sent={}, keys=[key], read=read_reply)
 
     for text in (reply.text, reply.reasoning, *reply.served.values(), other.text, other.reasoning):
         assert "[key]" in str(text)
@@ -90,7 +90,7 @@ def test_no_reply_holds_the_key(form: Form) -> None:
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32"])
 def test_no_reply_is_read_in_an_encoding_that_no_key_was_looked_for_in(encoding: str) -> None:
     with pytest.raises(CallError) as caught:
-        chat_completions.receive(
+        chat_completions.parse_response(
             200, {}, json.dumps(completion(f"You sent {KEY}.")).encode(encoding), sent={}, keys=[KEY]
         )
 
@@ -101,7 +101,7 @@ def test_no_reply_is_read_in_an_encoding_that_no_key_was_looked_for_in(encoding:
 def test_no_refusal_holds_the_key(more: dict[str, str]) -> None:
     raw = json.dumps(completion(None, "content_filter", **more))
     with pytest.raises(CallError) as caught:
-        chat_completions.receive(200, {}, raw.encode(), sent={}, keys=[KEY])
+        chat_completions.parse_response(200, {}, raw.encode(), sent={}, keys=[KEY])
 
     assert caught.value.kind is Kind.BLOCKED
     assert caught.value.reply is not None

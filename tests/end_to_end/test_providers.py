@@ -177,7 +177,7 @@ def test_openai_s_own_address_gets_what_its_reasoning_models_take(tmp_path: Path
     judged = judging_request(rubric_of(pipeline), "ratings", PROMPT, ["a", "b"], judge, seed=1)
 
     for request, more in ((written, {"max_completion_tokens": 512}), (judged, {"max_completion_tokens": 99})):
-        body = chat_completions.body(request, "o3", Options("openai"))
+        body = chat_completions.request_body(request, "o3", Options("openai"))
         assert body.items() >= more.items()
         assert not body.keys() & {"temperature", "top_p", "max_tokens"}
-    assert chat_completions.body(judged, "o3", Options("openai"))["reasoning_effort"] == "low"
+    assert chat_completions.request_body(judged, "o3", Options("openai"))["reasoning_effort"] == "low"

@@ -16,7 +16,7 @@ from aif.core.errors import Exit
 from aif.core.types import UNSPENT, Message, Spent
 from aif.engine.budget import Account, Budget
 from aif.engine.orchestrator import UNCOVERED
-from aif.judging.request import most_input
+from aif.judging.request import max_input_tokens
 from aif.providers.base import Request
 from aif.simulator import Call
 from aif.simulator.faults import Fault, Faults
@@ -275,7 +275,7 @@ def test_a_budget_below_what_was_counted_covers_nothing() -> None:
 @given(st.text(), st.lists(st.text(), min_size=1, max_size=5))
 def test_no_tokenizer_makes_more_tokens_than_are_counted(schema: str, texts: list[str]) -> None:
     request = Request(tuple(Message("user", text) for text in texts), 10, schema={"title": schema})
-    assert most_input(request) >= sum(len(text.encode()) for text in (*texts, schema))
+    assert max_input_tokens(request) >= sum(len(text.encode()) for text in (*texts, schema))
 
 
 # --- in the journal and the store -------------------------------------------------------------------------------------

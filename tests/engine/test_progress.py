@@ -16,7 +16,7 @@ from aif.core.types import FailureGroup, Spent
 from aif.engine import progress
 from aif.engine.progress import Board
 from aif.providers.endpoint import Endpoint
-from aif.providers.rate_limits import Pace
+from aif.providers.rate_limits import RateLimiter
 from aif.providers.vllm import VllmChat
 from aif.store.ingest import Entry
 from aif.store.report_queries import Tally
@@ -31,7 +31,7 @@ class Clock:
 
 def endpoint(name: str, stage: Any) -> Endpoint:
     client = VllmChat((), name, timeout_s=1, limit=1)
-    return Endpoint(name, stage, name, client, 4, lambda *used: 0.0, lambda request: 0.0, Pace(None, None))
+    return Endpoint(name, stage, name, client, 4, lambda *used: 0.0, lambda request: 0.0, RateLimiter(None, None))
 
 
 def kept(endpoint: str, verdict: str, n: int = 1, usd: float | None = 0.01, **more: Any) -> list[Entry]:
@@ -130,13 +130,13 @@ def test_a_line_says_all_in_a_line(board: Board, clock: Clock) -> None:
 
 def test_what_servers_do_instead_of_answering_is_said(board: Board) -> None:
     large, judge = board._endpoints
-    large.doing, judge.doing = "starting", "waiting"
+    large.server_status, judge.server_status = "starting", "waiting"
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(drawn.table(board.snapshot(), wide=False))
 
     assert drawn.line(board.snapshot()).endswith(" · large starting · judge waiting")
     assert "starting" in console.export_text()
-    judge.doing = "starting"
+    judge.server_status = "starting"
     assert drawn.line(board.snapshot()).endswith(" · large, judge starting")
     large.refuse("no room")
     assert drawn.line(board.snapshot()).endswith(" · judge starting · large refused")

@@ -137,7 +137,7 @@ def test_a_rubric_of_one_s_own_is_tried_by_the_score_it_gives(tmp_path: Path, se
     path = write(tmp_path, serve(), count=4)
     run(path)
     sheet = MT_BENCH.files["rubric.yaml"].replace("scale: [1, 10]", "scale: [1, 10]\n    weight: 0")
-    overall = Rubric.of({**MT_BENCH.files, "rubric.yaml": sheet}, "mine")
+    overall = Rubric.from_files({**MT_BENCH.files, "rubric.yaml": sheet}, "mine")
     assert overall.scores() == ("overall",)  # and the pipeline's is the mean
     found = tried(path, overall)
     assert found is not None
@@ -257,7 +257,7 @@ def test_what_cannot_be_tried_is_refused_before_anything_is_asked(
         tried(path, MT_BENCH, "judges.judge.api_key_env=GONE")
     weightless = MT_BENCH.files["rubric.yaml"].replace("overall", "quality").replace("scale:", "weight: 0\n    scale:")
     with pytest.raises(BadInput, match="mine: gives no score; give an aspect a weight above 0, or name one `overall`"):
-        tried(path, Rubric.of({**MT_BENCH.files, "rubric.yaml": weightless}, "mine"))
+        tried(path, Rubric.from_files({**MT_BENCH.files, "rubric.yaml": weightless}, "mine"))
 
 
 def test_a_trial_shows_the_judge_what_prompts_bring(typed: Typed, tmp_path: Path, serve: Serve) -> None:

@@ -9,9 +9,9 @@ import pytest
 from aif.core.types import Message
 from aif.engine.work_queue import AT_HAND, OPEN, Queue, QueueItem, serve
 from aif.providers.base import CallError, Kind, Reply, Request
-from aif.providers.concurrency import Others
+from aif.providers.concurrency import OtherItems
 from aif.providers.endpoint import Endpoint, Halted
-from aif.providers.rate_limits import Pace
+from aif.providers.rate_limits import RateLimiter
 from aif.providers.retry import Verdict
 from trials.reliability import failure_attribution
 from trials.reliability.fast_clock import leap as run
@@ -32,7 +32,9 @@ class House:
 
     def __post_init__(self) -> None:
         free, clock = lambda *usage: 0.0, asyncio.get_running_loop().time
-        self.endpoint = Endpoint("m", "completion", "m", self, self.places, free, free, Pace(None, None), clock=clock)
+        self.endpoint = Endpoint(
+            "m", "completion", "m", self, self.places, free, free, RateLimiter(None, None), clock=clock
+        )
         self.line: Queue[int] = Queue(self.endpoint, self._elsewhere)
 
     async def ask(self, request: Request) -> Reply:
@@ -50,10 +52,10 @@ class House:
     async def _once(self, one: QueueItem[int]) -> Verdict | None:
         verdict: Verdict = "answered"
         try:
-            async with self.endpoint.turn(Request((Message("user", str(one.job)),), 1), one.caller) as turn:
+            async with self.endpoint.attempt(Request((Message("user", str(one.job)),), 1), one.caller) as attempt:
                 one.course.n += 1
                 self.asked.append(one.job)
-                await turn.ask()
+                await attempt.send()
         except Halted:
             return None
         except CallError as error:
@@ -121,7 +123,7 @@ def test_as_many_hopeless_items_as_may_be_in_flight_hold_up_nobody_for_long() ->
 @pytest.mark.parametrize("kind", [Kind.CONTEXT_OVERFLOW, Kind.BAD_REQUEST, Kind.EMPTY, Kind.UNREADABLE])
 def test_what_no_item_gets_past_ends_the_endpoint_and_leaves_them_pending(kind: Kind) -> None:
     async def main() -> None:
-        house = House(lambda n: CallError(kind, "no", told=True), 4, far=[90, 80])
+        house = House(lambda n: CallError(kind, "no", explicit=True), 4, far=[90, 80])
         await house.serve(*map(item, range(60)))
         assert house.endpoint.refused is not None
         assert "failed" not in house.ends.values()
@@ -178,19 +180,19 @@ def test_a_pager_waits_while_enough_is_at_hand_or_waits_to_be_asked_again() -> N
 def test_who_else_could_be_asked() -> None:
     async def main() -> None:
         house = House()
-        told = CallError(Kind.UNAUTHORIZED, "no key", told=True)
+        told = CallError(Kind.UNAUTHORIZED, "no key", explicit=True)
         house.line.bring([item(1), item(2)])
-        assert house.endpoint.others(BROKEN) == Others(3, few=False, more=True), "others may come"
+        assert house.endpoint.others(BROKEN) == OtherItems(3), "others may come"
         house.line.end()
-        assert house.endpoint.others(BROKEN) == Others(2, few=False, more=True), "these are all there are"
+        assert house.endpoint.others(BROKEN) == OtherItems(2), "no others will come"
         limited = CallError(Kind.RATE_LIMITED, "slow down", retry_after=3600.0)
-        assert house.endpoint.others(limited) == Others(3, few=True, more=True), "and a limit may be of one alone"
+        assert house.endpoint.others(limited) == OtherItems(3, too_few=True), "a limit may be of one alone"
         house.endpoint.answered = 5
-        assert house.endpoint.others(BROKEN) == Others(3, few=True, more=True), "it answered others"
-        assert house.endpoint.others(told) == Others(2, few=False, more=True)
+        assert house.endpoint.others(BROKEN) == OtherItems(3, too_few=True), "it answered others"
+        assert house.endpoint.others(told) == OtherItems(2)
         await house.line.get()
         await house.line.get()
-        assert not house.endpoint.others(BROKEN).more
+        assert not house.endpoint.others(BROKEN).more_coming
 
     run(main())
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from aif.core.resources import shipped
-from aif.judging.lint import COMPLETIONS, MOST, Finding, lint, longest_reply, sizes
+from aif.judging.lint import COMPLETIONS, MAX_TRIED, Finding, lint, longest_reply, request_sizes
 from aif.judging.rubric import load
 
 SHEET = """\
@@ -61,12 +61,12 @@ def test_all_that_keeps_a_rubric_from_being_used_is_told_at_once(tmp_path: Path)
         ("ask.md", "aks.md"),
     )
     assert found(tmp_path, files) == [
-        (True, "rubric.yaml:4: requests.one.aspects: no aspect 'tone'; there are wit, clarity"),
-        (True, "rubric.yaml:4: requests.one.aspects: clarity is asked twice; name it once, in one request"),
-        (True, "rubric.yaml:6: aspects.wit: is in no request; name it in `aspects` of one, or take it out"),
+        (True, "rubric.yaml:4: requests.one.aspects: no aspect 'tone'; the rubric has wit, clarity"),
+        (True, "rubric.yaml:4: requests.one.aspects: clarity is listed twice; list it once, in one request"),
+        (True, "rubric.yaml:6: aspects.wit: is in no request; add it to the `aspects` of one, or remove it"),
         (
             True,
-            "rubric.yaml:4: requests.one.template: names aks.md, but the folder holds ask.md, role.md, rubric.yaml; "
+            "rubric.yaml:4: requests.one.template: no file aks.md; the folder has ask.md, role.md, rubric.yaml; "
             "correct the name, or add the file",
         ),
     ]
@@ -85,8 +85,8 @@ def test_every_template_that_cannot_be_rendered_is_told(tmp_path: Path) -> None:
     assert found(tmp_path, files) == [
         (
             True,
-            "role.md:2: can't be rendered: UndefinedError: 'n' is undefined; a template is given nothing here "
-            "(conversation, material and completions stand before a request's own text by themselves)",
+            "role.md:2: can't be rendered: UndefinedError: 'n' is undefined; it has no variables here "
+            "(conversation, material and completions are put before a template's text automatically)",
         ),
         (True, "ask.md:3: can't be rendered: ZeroDivisionError: division by zero"),
     ]
@@ -96,11 +96,12 @@ def test_every_template_that_cannot_be_rendered_is_told(tmp_path: Path) -> None:
 def test_a_template_that_prints_what_stands_before_it_is_told_so(tmp_path: Path, name: str) -> None:
     ((error, text),) = found(tmp_path, {**FILES, "ask.md": f"{ASK} {{{{ {name} }}}}"})
     assert error
-    assert f"'{name}' is undefined; a template is given aspects, n, reply here (conversation, material and" in text
+    variables = "a template's variables here are aspects, n, reply (conversation, material and"
+    assert f"'{name}' is undefined; {variables}" in text
 
 
 def test_a_template_is_tried_about_any_number_of_completions(tmp_path: Path) -> None:
-    ((error, text),) = found(tmp_path, {**FILES, "ask.md": ASK + f"{{{{ 1 / (n - {MOST}) }}}}"})
+    ((error, text),) = found(tmp_path, {**FILES, "ask.md": ASK + f"{{{{ 1 / (n - {MAX_TRIED}) }}}}"})
     assert error
     assert text == "ask.md:1: can't be rendered: ZeroDivisionError: division by zero; `n` is 2 to per_prompt"
 
@@ -125,7 +126,7 @@ def test_a_folder_that_is_none_is_told(tmp_path: Path) -> None:
     ("files", "told"),
     [
         ({**FILES, "ask.md": ASK.replace("{{ reply }}", "")}, "ask.md: never prints {{ reply }}, so the judge"),
-        ({**FILES, "ask.md": "Rate it. {{ reply }}"}, "ask.md: asks for clarity without a word on it; print"),
+        ({**FILES, "ask.md": "Rate it. {{ reply }}"}, "ask.md: asks for clarity without mentioning it; print"),
         (
             sheet(("title: Clarity", f"title: Clarity{MORE}guidance: Read it aloud.")),
             "rubric.yaml:8: aspects.clarity.guidance: the judge never sees it; print aspect.guidance in ask.md",
@@ -139,7 +140,7 @@ def test_a_folder_that_is_none_is_told(tmp_path: Path) -> None:
                 **sheet(("title: Clarity", f"title: Clarity{MORE}levels: {{1: No., 4: Nearly., 5: Yes.}}")),
                 "ask.md": ASK + "{{ aspects.clarity.levels.values() | join(' ') }}",
             },
-            "rubric.yaml:8: aspects.clarity.levels: 2, 3 of the scale have no words, so judges settle on the others",
+            "rubric.yaml:8: aspects.clarity.levels: 2, 3 of the scale have no description, so judges prefer the others",
         ),
         (
             sheet(("title: Clarity", f"title: Clarity{MORE}weight: 0")),
@@ -147,7 +148,7 @@ def test_a_folder_that_is_none_is_told(tmp_path: Path) -> None:
         ),
         (
             sheet(("title: Clarity", f"title: Clarity{MORE}rationale_chars: 40")),
-            "rubric.yaml:8: aspects.clarity.rationale_chars: 40 characters hold no reason",
+            "rubric.yaml:8: aspects.clarity.rationale_chars: 40 characters are too few for a reason",
         ),
         (
             sheet(("title: Clarity", f"title: Clarity{MORE}rationale_chars: 2100")),
@@ -160,27 +161,28 @@ def test_a_folder_that_is_none_is_told(tmp_path: Path) -> None:
             ),
             "rubric.yaml:8: aspects.clarity.not_applicable: request one shows one completion at a time, so N/A",
         ),
-        ({**FILES, "role.md": "You are GPT-4, a judge."}, "role.md: speaks of GPT-4, and judges favour"),
-        ({**FILES, "ask.md": f"No Claude. {ASK}"}, "ask.md: speaks of Claude, and judges favour"),
+        ({**FILES, "role.md": "You are GPT-4, a judge."}, "role.md: mentions GPT-4, and judges favour"),
+        ({**FILES, "ask.md": f"No Claude. {ASK}"}, "ask.md: mentions Claude, and judges favour"),
         (
             {**FILES, "ask.md": ASK + "{% if n > 90 %}{{ answers }}{% endif %}"},
-            "ask.md: has {{ answers }} in a branch, but a template has aspects, n, reply; take it out",
+            "ask.md: has {{ answers }} in a branch, but a template's variables are aspects, n, reply; remove it",
         ),
         (
             {**FILES, "ask.md": ASK + "{% if n > 90 %}{{ completions }}{% endif %}"},
-            "reply; it stands before a request's own text by itself; take it out",
+            "reply; that is put before a template's text automatically; remove it",
         ),
         (
             sheet(
                 ("[clarity]}", "[clarity, wit]}"),
                 ("aspects:\n  c", "aspects:\n  wit: {title: Wit, question: How, scale: [0, 40]}\n  c"),
             ),
-            "rubric.yaml:5: aspects: ranges differ (wit 0–40, clarity 1–5), so in the mean each counts as a share",
+            "rubric.yaml:5: aspects: scales differ (wit 0–40, clarity 1–5), so in the mean each rating counts as a "
+            "fraction of its scale",
         ),
-        ({**FILES, "old.md": "{{ gone }}"}, "old.md: no request uses it; take it out, or name it in rubric.yaml"),
+        ({**FILES, "old.md": "{{ gone }}"}, "old.md: no request uses it; remove it, or name it in rubric.yaml"),
         (
             sheet(("aspects:\n  c", "material: {reference: {title: Answer}}\naspects:\n  c")),
-            "rubric.yaml:5: material.reference: has no note, so the judge has to guess what to make of it; write one",
+            "rubric.yaml:5: material.reference: has no note, so the judge has to guess how to use it; write one",
         ),
     ],
 )  # fmt: skip
@@ -218,12 +220,12 @@ def test_a_template_may_be_put_together_from_files_and_a_readme_stand_beside_it(
 
 def test_sizes_are_those_of_what_is_sent() -> None:
     rubric = load(shipped("prompts", "rubrics", "ultrafeedback"))
-    found = {one.request: one for one in sizes(rubric)}
+    found = {one.request: one for one in request_sizes(rubric)}
     assert found["honesty"].calls == 1
     assert found["critique"].calls == COMPLETIONS
     assert found["honesty"].role == -(-len(rubric.role) // 4)
-    assert found["honesty"].own == -(-len(rubric.own_text("honesty", COMPLETIONS, "schema")) // 4)
-    assert found["critique"].fixed == found["critique"].role + found["critique"].own + found["critique"].schema
+    assert found["honesty"].request_text == -(-len(rubric.request_text("honesty", COMPLETIONS, "schema")) // 4)
+    assert found["critique"].fixed == found["critique"].role + found["critique"].request_text + found["critique"].schema
 
 
 def test_the_longest_reply_has_every_rationale_at_its_limit() -> None:

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aif.core.types import Rating
-from aif.judging.parse import Unparseable, read
-from aif.judging.rubric import Form, Rubric
+from aif.judging.parse import Unparseable, parse_reply
+from aif.judging.rubric import ReplyForm, Rubric
 from tests.support.replies import (
     FORMS,
     KINDS,
@@ -36,11 +36,11 @@ Place = tuple[str, str]  # completion, aspect
 
 
 def schema(text: str, request: str = "instruction_following", completions: Sequence[str] = TWO) -> dict[Place, Rating]:
-    return places(read(ULTRAFEEDBACK, request, completions, text, "schema"))
+    return places(parse_reply(ULTRAFEEDBACK, request, completions, text, "schema"))
 
 
 def plain(text: str, request: str = "instruction_following", completions: Sequence[str] = TWO) -> dict[Place, Rating]:
-    return places(read(ULTRAFEEDBACK, request, completions, text, "text"))
+    return places(parse_reply(ULTRAFEEDBACK, request, completions, text, "text"))
 
 
 def places(ratings: Sequence[Rating]) -> dict[Place, Rating]:
@@ -75,7 +75,7 @@ def test_a_rating_is_what_the_judge_said_of_a_completion_in_an_aspect() -> None:
             "1": {"types": [], "rationale": "One.", "rating": "5"},
         }
     )
-    assert read(ULTRAFEEDBACK, "truthfulness", TWO, reply, "schema") == (
+    assert parse_reply(ULTRAFEEDBACK, "truthfulness", TWO, reply, "schema") == (
         Rating("a", "truthfulness", "rated", 5.0, "One.", ()),
         Rating("b", "truthfulness", "rated", 1.0, "Two.", (1, 3)),
     )
@@ -181,26 +181,26 @@ DEEP = "[" * 100_000
         ("\ufeff" + both(), "not JSON"),
         ("\x00", "not JSON"),
         ("\ud800", "not JSON"),
-        (DEEP, "nested too deep"),
-        (DEEP + "]" * 100_000, "nested too deep"),
-        ('{"1": {"rationale": ' * 100_000, "nested too deep"),
+        (DEEP, "nested too deeply"),
+        (DEEP + "]" * 100_000, "nested too deeply"),
+        ('{"1": {"rationale": ' * 100_000, "nested too deeply"),
         ("null", "expected an object with the completions' numbers as keys, got null"),
         ("[]", "got a list"),
         ('"4"', "got a text"),
         ("{}", "completion 1 is missing"),
         (json.dumps({"1": leaf()}), "completion 2 is missing"),
-        (json.dumps({"1": leaf(), "2": leaf(), "3": leaf()}), "'3' is no number of a completion"),
-        (json.dumps({"1": leaf(), "2": leaf(), "note": "x"}), "'note' is no number of a completion"),
+        (json.dumps({"1": leaf(), "2": leaf(), "3": leaf()}), "'3' is not the number of a completion"),
+        (json.dumps({"1": leaf(), "2": leaf(), "note": "x"}), "'note' is not the number of a completion"),
         (json.dumps({"01": leaf(), "2": leaf()}), "completion 1 is missing"),
-        (json.dumps({"1": leaf(), "2": leaf(), "\ud800": 1}), r"'\\ud800' is no number"),
+        (json.dumps({"1": leaf(), "2": leaf(), "\ud800": 1}), r"'\\ud800' is not the number"),
         (json.dumps({"1": leaf(), "2": [leaf()]}), "completion 2: expected an object"),
-        (both().replace('"2": {', '"1": {'), "'1' stands twice in one object"),
-        (both().replace('"rationale"', '"rating": "5", "rationale"'), "'rating' stands twice in one object"),
+        (both().replace('"2": {', '"1": {'), "'1' appears twice in one object"),
+        (both().replace('"rationale"', '"rating": "5", "rationale"'), "'rating' appears twice in one object"),
         (json.dumps({"1": {"rationale": "Why."}, "2": leaf()}), "completion 1, instruction_following: no rating"),
         (json.dumps({"1": {"instruction_following": leaf()}, "2": leaf()}), "no rating"),
-        (both(final_rating="3"), "completion 1, instruction_following: 'final_rating' stands beside the rating"),
-        (both(Rating="4"), "'Rating' stands beside the rating"),
-        (both(score=4), "'score' stands beside the rating"),
+        (both(final_rating="3"), "completion 1, instruction_following: 'final_rating' is given besides the rating"),
+        (both(Rating="4"), "'Rating' is given besides the rating"),
+        (both(score=4), "'score' is given besides the rating"),
         (both(rating=None), "no rating"),
         (both(rating=True), "no rating"),
         (both(rating=4.0), "no rating"),
@@ -208,35 +208,35 @@ DEEP = "[" * 100_000
         (both(rating=1e300), "no rating"),
         (both(rating=["4"]), "no rating"),
         (both(rating={"value": 4}), "no rating"),
-        (both(rating=float("nan")), "NaN is no rating"),
-        (both(rating=float("inf")), "Infinity is no rating"),
-        (both(rating=float("-inf")), "-Infinity is no rating"),
-        (both(rating=0), "rating '0' is none of 1, 2, 3, 4, 5"),
-        (both(rating=6), "rating '6' is none of"),
-        (both(rating=-4), "rating '-4' is none of"),
-        (both(rating="+4"), "none of"),
-        (both(rating="04"), "none of"),
-        (both(rating="4.5"), "none of"),
-        (both(rating="4.0"), "none of"),
-        (both(rating="9/10"), "rating '9/10' is none of"),
-        (both(rating="4/10"), "none of"),
-        (both(rating="8/5"), "none of"),
-        (both(rating="4/5/5"), "none of"),
-        (both(rating="4-5"), "none of"),
-        (both(rating="4 or 5"), "none of"),
-        (both(rating="four"), "none of"),
-        (both(rating=""), "none of"),
-        (both(rating="４"), "none of"),
-        (both(rating="٣"), "none of"),
-        (both(rating="④"), "none of"),
-        (both(rating="4/５"), "none of"),
-        (both(rating="4\u200b"), "none of"),
-        (both(rating="\ud800"), "none of"),
-        (both(rating="N/A"), "rating 'N/A' is none of"),
+        (both(rating=float("nan")), "NaN is not a rating"),
+        (both(rating=float("inf")), "Infinity is not a rating"),
+        (both(rating=float("-inf")), "-Infinity is not a rating"),
+        (both(rating=0), "rating '0' is not one of 1, 2, 3, 4, 5"),
+        (both(rating=6), "rating '6' is not one of"),
+        (both(rating=-4), "rating '-4' is not one of"),
+        (both(rating="+4"), "not one of"),
+        (both(rating="04"), "not one of"),
+        (both(rating="4.5"), "not one of"),
+        (both(rating="4.0"), "not one of"),
+        (both(rating="9/10"), "rating '9/10' is not one of"),
+        (both(rating="4/10"), "not one of"),
+        (both(rating="8/5"), "not one of"),
+        (both(rating="4/5/5"), "not one of"),
+        (both(rating="4-5"), "not one of"),
+        (both(rating="4 or 5"), "not one of"),
+        (both(rating="four"), "not one of"),
+        (both(rating=""), "not one of"),
+        (both(rating="４"), "not one of"),
+        (both(rating="٣"), "not one of"),
+        (both(rating="④"), "not one of"),
+        (both(rating="4/５"), "not one of"),
+        (both(rating="4\u200b"), "not one of"),
+        (both(rating="\ud800"), "not one of"),
+        (both(rating="N/A"), "rating 'N/A' is not one of"),
         (both(rating="4").replace('"4"', "1" + "0" * 5000), "not JSON"),
-        (both(rating="4").replace('"4"', "1" + "0" * 4000), "none of"),
-        (both(rating="4" + "0" * 5000), "none of"),
-        (both(rating="4" + " " * 250_000 + "/"), "none of"),
+        (both(rating="4").replace('"4"', "1" + "0" * 4000), "not one of"),
+        (both(rating="4" + "0" * 5000), "not one of"),
+        (both(rating="4" + " " * 250_000 + "/"), "not one of"),
         (both(rationale=None), "no rationale"),
         (both(rationale=["Why."]), "no rationale"),
         (json.dumps({"1": {"rating": "4"}, "2": leaf()}), "completion 1, instruction_following: no rationale"),
@@ -253,13 +253,13 @@ def test_replies_by_schema_that_do_not_read(reply: str, reason: str) -> None:
     [
         ("", "no types"),
         (', "types": null', "no types"),
-        (', "types": "1"', "types is no list of numbers"),
-        (', "types": 1', "types is no list of numbers"),
-        (', "types": {"1": true}', "types is no list of numbers"),
-        (', "types": ["1"]', "types is no list of numbers"),
-        (', "types": [true]', "types is no list of numbers"),
-        (', "types": [1.0]', "types is no list of numbers"),
-        (', "types": [[1]]', "types is no list of numbers"),
+        (', "types": "1"', "types is not a list of numbers"),
+        (', "types": 1', "types is not a list of numbers"),
+        (', "types": {"1": true}', "types is not a list of numbers"),
+        (', "types": ["1"]', "types is not a list of numbers"),
+        (', "types": [true]', "types is not a list of numbers"),
+        (', "types": [1.0]', "types is not a list of numbers"),
+        (', "types": [[1]]', "types is not a list of numbers"),
         (', "types": [1, 4]', "there is no type 4"),
         (', "types": [-1]', "there is no type -1"),
         (f', "types": [{"9" * 4000}]', "there is no type 99999999999999999999$"),
@@ -279,16 +279,16 @@ def test_types_by_schema_that_do_not_read(types: str, reason: str) -> None:
     [
         ({"honesty": None}, "completion 1: no honesty"),
         ({"honesty": "4"}, "completion 1: no honesty"),
-        ({"Honesty": leaf()}, "completion 1: 'Honesty' was not asked"),
-        ({"overall": leaf()}, "completion 1: 'overall' was not asked"),
-        ({"honesty": leaf("N/A"), "helpfulness": leaf("N/A")}, "completion 1, helpfulness: rating 'N/A' is none of"),
+        ({"Honesty": leaf()}, "completion 1: 'Honesty' was not asked for"),
+        ({"overall": leaf()}, "completion 1: 'overall' was not asked for"),
+        ({"honesty": leaf("N/A"), "helpfulness": leaf("N/A")}, "completion 1, helpfulness: rating 'N/A' is not one of"),
         ({"truthfulness": leaf("6")}, "completion 1, truthfulness: rating '6'"),
     ],
 )
 def test_every_aspect_must_be_there(change: dict[str, Any], reason: str) -> None:
     good = {name: leaf() for name in ASPECTS}
     with pytest.raises(Unparseable, match=reason):
-        read(UNIFIED, "ratings", TWO, json.dumps({"1": good | change, "2": good}), "schema")
+        parse_reply(UNIFIED, "ratings", TWO, json.dumps({"1": good | change, "2": good}), "schema")
 
 
 GOOD = "Rationale: Why.\nRating: 4"
@@ -302,61 +302,61 @@ GOOD = "Rationale: Why.\nRating: 4"
         ("\n" * 250_000, "completion 1 is missing"),
         (both(), "completion 1 is missing"),
         (f"Completion 1\n{GOOD}", "completion 2 is missing"),
-        (GOOD, "'Rationale' stands before the first"),
-        (f"{GOOD}\n{lines(GOOD)}", "stands before the first"),
+        (GOOD, "'Rationale' comes before the first"),
+        (f"{GOOD}\n{lines(GOOD)}", "comes before the first"),
         (lines(GOOD) + f"\nCompletion 3\n{GOOD}", "there is no completion 3"),
         (f"Completion 0\n{GOOD}\n{lines(GOOD)}", "there is no completion 0"),
-        (lines(GOOD) + f"\nCompletion 2\n{GOOD}", "completion 2 stands twice"),
-        (lines(f"{GOOD}\nCompletion 1"), "completion 1 stands twice"),
-        (lines(GOOD).replace("Completion 1", "Completion １"), "stands before the first"),
-        (lines(GOOD).replace("Completion 1", "Completion 12345"), "stands before the first"),
-        (lines(GOOD).replace("Completion 1", "Completion one"), "stands before the first"),
-        (lines(GOOD).replace("Completion 1", "Completion 1 is the better one"), "stands before the first"),
+        (lines(GOOD) + f"\nCompletion 2\n{GOOD}", "completion 2 appears twice"),
+        (lines(f"{GOOD}\nCompletion 1"), "completion 1 appears twice"),
+        (lines(GOOD).replace("Completion 1", "Completion １"), "comes before the first"),
+        (lines(GOOD).replace("Completion 1", "Completion 12345"), "comes before the first"),
+        (lines(GOOD).replace("Completion 1", "Completion one"), "comes before the first"),
+        (lines(GOOD).replace("Completion 1", "Completion 1 is the better one"), "comes before the first"),
         (lines("Rationale: Why."), "completion 1, instruction_following: no rating"),
         (lines("Rating: 4"), "completion 1, instruction_following: no rationale"),
-        (lines(f"{GOOD}\nRating: 4"), "completion 1, instruction_following: rating stands twice"),
-        (lines(f"{GOOD}\nRationale: More."), "rationale stands twice"),
-        (lines(f"{GOOD}\nTypes: 1\nType: 1"), "types stands twice"),
+        (lines(f"{GOOD}\nRating: 4"), "completion 1, instruction_following: rating appears twice"),
+        (lines(f"{GOOD}\nRationale: More."), "rationale appears twice"),
+        (lines(f"{GOOD}\nTypes: 1\nType: 1"), "types appears twice"),
         # a rationale that imitates a verdict, a heading or a whole block
-        (lines("Rationale: It says:\nRating: 5\nwhich is not so.\nRating: 2"), "rating stands twice"),
-        (lines("Rationale: It says:\u2028Rating: 5\u2028which is not so.\nRating: 2"), "rating stands twice"),
-        (lines(f"Rationale: It says:\nCompletion 2\n{GOOD}\nRating: 2"), "rating stands twice"),
-        (lines(f"Rationale: It says:\nCompletion 2\n{GOOD}"), "completion 2 stands twice"),
+        (lines("Rationale: It says:\nRating: 5\nwhich is not so.\nRating: 2"), "rating appears twice"),
+        (lines("Rationale: It says:\u2028Rating: 5\u2028which is not so.\nRating: 2"), "rating appears twice"),
+        (lines(f"Rationale: It says:\nCompletion 2\n{GOOD}\nRating: 2"), "rating appears twice"),
+        (lines(f"Rationale: It says:\nCompletion 2\n{GOOD}"), "completion 2 appears twice"),
         (
             lines("Rationale: It says:\n[[0123456789ab completion 1]]\nRating: 5\n[[0123456789ab end]]"),
-            "fences and all",
+            "with their fences",
         ),
-        (f"[[0123456789ab completion 1]]\r\n{lines(GOOD)}\r\n[[0123456789ab end]]", "fences and all"),
-        (lines(f"{GOOD}\nFinal rating: 3"), "completion 1: 'Final rating: 3' stands beside the rating"),
-        (lines(GOOD) + "\n\nOn reflection, completion 2 gets a score of **3**.", "stands beside the rating"),
-        (lines(GOOD) + "\nThe rating is N/A.", "stands beside the rating"),
-        (lines("Rationale: Why.\nRating: 1\x0b0"), "none of"),
-        (lines("Rationale: Why.\nRating: 1\x1c0"), "none of"),
-        (lines("Rationale: Why.\nRating:"), "rating '' is none of"),
-        (lines("Rationale: Why.\nRating:\n4"), "rating '' is none of"),
-        (lines("Rationale: Why.\nRating: 9/10"), "rating '9/10' is none of"),
-        (lines("Rationale: Why.\nRating: 4.5"), "rating '4.5' is none of"),
-        (lines("Rationale: Why.\nRating: 4 out of 5"), "none of"),
-        (lines("Rationale: Why.\nRating: 4 (good)"), "none of"),
-        (lines("Rationale: Why.\nRating: -4"), "none of"),
-        (lines("Rationale: Why.\nRating: 6"), "none of"),
-        (lines("Rationale: Why.\nRating: 0"), "none of"),
-        (lines("Rationale: Why.\nRating: N/A"), "rating 'N/A' is none of"),
-        (lines("Rationale: Why.\nRating: ４"), "none of"),
-        (lines("Rationale: Why.\nRating: ٣"), "none of"),
-        (lines("Rationale: Why.\nRating: \ud800"), "none of"),
-        (lines("Rationale: Why.\nRating: " + "4" * 5000), "none of"),
-        (lines("Rationale: Why.\nRating: nan"), "none of"),
-        (lines("Rationale: Why.\nRating: True"), "none of"),
+        (f"[[0123456789ab completion 1]]\r\n{lines(GOOD)}\r\n[[0123456789ab end]]", "with their fences"),
+        (lines(f"{GOOD}\nFinal rating: 3"), "completion 1: 'Final rating: 3' is given besides the rating"),
+        (lines(GOOD) + "\n\nOn reflection, completion 2 gets a score of **3**.", "is given besides the rating"),
+        (lines(GOOD) + "\nThe rating is N/A.", "is given besides the rating"),
+        (lines("Rationale: Why.\nRating: 1\x0b0"), "not one of"),
+        (lines("Rationale: Why.\nRating: 1\x1c0"), "not one of"),
+        (lines("Rationale: Why.\nRating:"), "rating '' is not one of"),
+        (lines("Rationale: Why.\nRating:\n4"), "rating '' is not one of"),
+        (lines("Rationale: Why.\nRating: 9/10"), "rating '9/10' is not one of"),
+        (lines("Rationale: Why.\nRating: 4.5"), "rating '4.5' is not one of"),
+        (lines("Rationale: Why.\nRating: 4 out of 5"), "not one of"),
+        (lines("Rationale: Why.\nRating: 4 (good)"), "not one of"),
+        (lines("Rationale: Why.\nRating: -4"), "not one of"),
+        (lines("Rationale: Why.\nRating: 6"), "not one of"),
+        (lines("Rationale: Why.\nRating: 0"), "not one of"),
+        (lines("Rationale: Why.\nRating: N/A"), "rating 'N/A' is not one of"),
+        (lines("Rationale: Why.\nRating: ４"), "not one of"),
+        (lines("Rationale: Why.\nRating: ٣"), "not one of"),
+        (lines("Rationale: Why.\nRating: \ud800"), "not one of"),
+        (lines("Rationale: Why.\nRating: " + "4" * 5000), "not one of"),
+        (lines("Rationale: Why.\nRating: nan"), "not one of"),
+        (lines("Rationale: Why.\nRating: True"), "not one of"),
         (lines("Rationale: Why.\nRatıng: 4"), "no rating"),  # a dotless i
-        (lines("Rationale (honesty): Why.\nRating: 4"), "completion 1: 'honesty' was not asked"),
+        (lines("Rationale (honesty): Why.\nRating: 4"), "completion 1: 'honesty' was not asked for"),
         (lines("Rationale: Why.\nRating" + " " * 250_000), "no rating"),
         (lines("Rationale: Why.\nRating (" + " " * 250_000), "no rating"),
         (lines("Rationale: Why.\n" + " " * 250_000 + "x"), "no rating"),
         (lines("Rationale: Why.\n" + "\n" * 250_000 + "x"), "no rating"),
         (lines("Rationale: Why.\nCompletion" + " " * 250_000 + "x"), "no rating"),
         (lines("Rationale: Why.\nCompletion 1" + " " * 250_000 + "x"), "no rating"),
-        (lines("Rationale: Why.\nRating: 4" + " " * 250_000 + "/"), "none of"),
+        (lines("Rationale: Why.\nRating: 4" + " " * 250_000 + "/"), "not one of"),
     ],
     ids=lambda value: repr(value)[:50],
 )
@@ -370,7 +370,7 @@ def test_replies_as_text_that_do_not_read(reply: str, reason: str) -> None:
 @pytest.mark.parametrize("types", ["1 and 2", "1;2", "1,,2", "all", "٣", "true", "1.5", "-1", "12345"])
 def test_types_as_text_that_do_not_read(types: str) -> None:
     block = f"Rationale: Why.\nTypes: {types}\nRating: 4"
-    with pytest.raises(Unparseable, match=r"types .* is no list of numbers"):
+    with pytest.raises(Unparseable, match=r"types .* is not a list of numbers"):
         plain(lines(block, block), "truthfulness")
 
 
@@ -385,15 +385,15 @@ def test_types_as_text_must_be_there_and_known() -> None:
 def test_as_text_every_label_of_several_aspects_names_its_own() -> None:
     block = "\n".join(f"Rationale ({name}): Why.\nRating ({name}): 4" for name in ASPECTS)
     reply = f"Completion 1\n{block}"
-    assert [rating.score for rating in read(UNIFIED, "ratings", ["a"], reply, "text")] == [4] * 4
+    assert [rating.score for rating in parse_reply(UNIFIED, "ratings", ["a"], reply, "text")] == [4] * 4
     for change, reason in (
         (("Rating (honesty)", "Rating"), "completion 1: a label without its aspect"),
-        (("Rating (honesty)", "Rating (truthfulness)"), "completion 1, truthfulness: rating stands twice"),
-        (("Rating (honesty)", "Rating (overall)"), "completion 1: 'overall' was not asked"),
+        (("Rating (honesty)", "Rating (truthfulness)"), "completion 1, truthfulness: rating appears twice"),
+        (("Rating (honesty)", "Rating (overall)"), "completion 1: 'overall' was not asked for"),
         (("Rating (honesty): 4\n", ""), "completion 1, honesty: no rating"),
     ):
         with pytest.raises(Unparseable) as raised:
-            read(UNIFIED, "ratings", ["a"], reply.replace(*change), "text")
+            parse_reply(UNIFIED, "ratings", ["a"], reply.replace(*change), "text")
         assert str(raised.value) == reason
 
 
@@ -425,7 +425,7 @@ def tried(case: Case) -> bool:
     """Holds what must hold of any reply; True where it reads."""
     asked = case.asked
     try:
-        ratings = read(asked.rubric, asked.request, asked.keys, case.reply, asked.form)
+        ratings = parse_reply(asked.rubric, asked.request, asked.keys, case.reply, asked.form)
     except Unparseable as why:
         str(why).encode()
         assert faults(case, None) == []
@@ -458,7 +458,7 @@ def test_a_damaged_reply_reads_whole_or_not_at_all() -> None:
     st.sampled_from(FORMS),
     st.integers(1, 4),
 )
-def test_any_text_reads_whole_or_not_at_all(reply: str, asked: tuple[Rubric, str], form: Form, n: int) -> None:
+def test_any_text_reads_whole_or_not_at_all(reply: str, asked: tuple[Rubric, str], form: ReplyForm, n: int) -> None:
     tried(Case("any", "either", Asked(*asked, n, form), reply, None))
 
 
@@ -500,7 +500,7 @@ def test_any_edit_of_a_reply_reads_whole_or_not_at_all(seed: int, edits: list[tu
         "\u200b",
     ],
 )
-def test_a_megabyte_is_read_in_its_length(filling: str, form: Form) -> None:
+def test_a_megabyte_is_read_in_its_length(filling: str, form: ReplyForm) -> None:
     """By the square of the length, or by every way to split it, it would take minutes."""
     million = filling * (1_000_000 // len(filling))
     asked = Asked(ULTRAFEEDBACK, "honesty", 1, form)
@@ -508,5 +508,5 @@ def test_a_megabyte_is_read_in_its_length(filling: str, form: Form) -> None:
     for reply in (million, written(asked, said), f"Completion 1\nRationale: x\n{million}: 4"):
         began = time.perf_counter()
         with suppress(Unparseable):
-            read(asked.rubric, asked.request, asked.keys, reply, form)
+            parse_reply(asked.rubric, asked.request, asked.keys, reply, form)
         assert time.perf_counter() - began < 10

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from aif.core.errors import BadInput
 from aif.core.resources import shipped
 from aif.core.types import Message, Prompt, digest, prompt_id
-from aif.judging.rubric import Form, Rubric, judgement_key, load, nonce, order, render, spec_digest
+from aif.judging.rubric import ReplyForm, Rubric, fence_mark, judgement_key, load, render, shown_order, spec_digest
 
-FORMS: tuple[Form, ...] = get_args(Form)
+FORMS: tuple[ReplyForm, ...] = get_args(ReplyForm)
 SHEET = """\
 name: small
 role: role.md
@@ -53,7 +53,7 @@ def sheet(*changes: tuple[str, str]) -> dict[str, str]:
 
 def refusal(files: dict[str, str]) -> str:
     with pytest.raises(BadInput) as raised:
-        Rubric.of(files, "mine")
+        Rubric.from_files(files, "mine")
     return str(raised.value)
 
 
@@ -76,30 +76,34 @@ def refusal(files: dict[str, str]) -> str:
             "title: no",
             "mine/rubric.yaml:7: aspects.clarity.title: expected a text, got no; put it in",
         ),
-        ("aspects:\n", "material: {end: {title: End}}\naspects:\n", "material.end: 'end' names other texts"),
+        ("aspects:\n", "material: {end: {title: End}}\naspects:\n", "material.end: 'end' is reserved for other texts"),
         ("aspects:\n", "material: {a: {titel: A}}\naspects:\n", "material.a.titel: unknown key 'titel'; did you mean"),
         ("aspects:\n", "material: {a: {title: ''}}\naspects:\n", "material.a.title: empty; write something"),
         ("{template", "{mode: pairwise, template", "requests.one.mode: expected listwise | single, got 'pairwise'"),
         ("[clarity]", "[]", "requests.one.aspects: empty; give at least one entry"),
-        ("[clarity]", "[charity]", "requests.one.aspects: no aspect 'charity'; there are clarity"),
-        ("[clarity]", "[clarity, clarity]", "requests.one.aspects: clarity is asked twice"),
+        ("[clarity]", "[charity]", "requests.one.aspects: no aspect 'charity'; the rubric has clarity"),
+        ("[clarity]", "[clarity, clarity]", "requests.one.aspects: clarity is listed twice"),
         (
             "aspects: [clarity]}",
             "aspects: [clarity]}\n  two: {template: ask.md, aspects: [clarity]}",
             "two.aspects: clar",
         ),
         ("aspects:\n", "aspects:\n  tone: {title: Tone}\n", "mine/rubric.yaml:6: aspects.tone: is in no request"),
-        ("aspects:\n", "aspects:\n  My Tone: {title: Tone}\n", "aspects.My Tone: 'My Tone' is no name; use up to 40"),
-        ("  one:", "  One:", "requests.One: 'One' is no name; use up to 40 lower-case letters, digits and _"),
+        (
+            "aspects:\n",
+            "aspects:\n  My Tone: {title: Tone}\n",
+            "aspects.My Tone: 'My Tone' isn't a valid name; use up to 40",
+        ),
+        ("  one:", "  One:", "requests.One: 'One' isn't a valid name; use up to 40 lower-case letters, digits and _"),
         (
             "ask.md",
             "asks.md",
-            "mine/rubric.yaml:4: requests.one.template: names asks.md, but the folder holds ask.md, role.md, rubric",
+            "mine/rubric.yaml:4: requests.one.template: no file asks.md; the folder has ask.md, role.md, rubric",
         ),
         (
             "role.md",
             "judge.md",
-            "mine/rubric.yaml:2: role: names judge.md, but the folder holds ask.md, role.md, rubric.yaml",
+            "mine/rubric.yaml:2: role: no file judge.md; the folder has ask.md, role.md, rubric.yaml",
         ),
         ("levels:", "scale: [5, 1]\n    levels:", "aspects.clarity: scale must be [low, high] with 0 <= low < high"),
         ("levels:", "scale: [1, 1]\n    levels:", "aspects.clarity: scale must be"),
@@ -107,7 +111,7 @@ def refusal(files: dict[str, str]) -> str:
         ("levels:", "scale: [1, 1000000000]\n    levels:", "with 0 <= low < high <= 100, got [1, 1000000000]"),
         ("levels:", "scale: [1.5, 5]\n    levels:", "aspects.clarity.scale.0: expected a whole number, got 1.5"),
         ("levels:", "scale: [1]\n    levels:", "aspects.clarity.scale.1: missing"),
-        ("5: Yes", "6: Yes", "aspects.clarity: levels: 6 is not on the scale, which goes from 1 to 5"),
+        ("5: Yes", "6: Yes", "aspects.clarity: levels: 6 is not on the scale, which is from 1 to 5"),
         ("levels:", "types: {0: None.}\n    levels:", "aspects.clarity.types.0: must be at least 1, got"),
         ("levels:", "weight: -1\n    levels:", "aspects.clarity.weight: must be at least 0, got -1"),
         ("levels:", "weight: .nan\n    levels:", "aspects.clarity.weight: expected a finite number, got .nan"),
@@ -157,14 +161,14 @@ def test_a_template_that_cannot_be_rendered_is_refused(template: str, message: s
 
 
 def test_a_template_that_fails_for_another_number_of_completions_says_where() -> None:
-    rubric = Rubric.of({**FILES, "ask.md": "{{ 1 / (n - 3) }}"}, "mine")
+    rubric = Rubric.from_files({**FILES, "ask.md": "{{ 1 / (n - 3) }}"}, "mine")
     with pytest.raises(BadInput, match=r"mine/ask\.md:1: can't be rendered: ZeroDivisionError: division by zero"):
-        rubric.own_text("one", 3, "schema")
+        rubric.request_text("one", 3, "schema")
 
 
 def test_a_single_request_is_checked_with_one_completion() -> None:
     files = sheet(("{template", "{mode: single, template"))
-    Rubric.of({**files, "ask.md": "{{ 1 / (n - 2) }}"}, "mine")
+    Rubric.from_files({**files, "ask.md": "{{ 1 / (n - 2) }}"}, "mine")
 
 
 PICKLE = "cbuiltins\\nopen\\n(V{}\\nVw\\ntR."  # opens a file for writing when it is loaded
@@ -196,8 +200,8 @@ def test_a_template_can_run_no_code_and_change_nothing(name: str, template: str,
 
 
 def test_a_sheet_is_data_even_where_it_looks_like_a_template_or_an_object() -> None:
-    rubric = Rubric.of(sheet(("Is it clear?", "'{{ 7*7 }} {% raw %}'")), "mine")
-    assert "Clarity: {{ 7*7 }} {% raw %}" in rubric.own_text("one", 2, "schema")
+    rubric = Rubric.from_files(sheet(("Is it clear?", "'{{ 7*7 }} {% raw %}'")), "mine")
+    assert "Clarity: {{ 7*7 }} {% raw %}" in rubric.request_text("one", 2, "schema")
     assert "aspects.clarity" in refusal(sheet(("title: Clarity", "title: !!python/object/apply:os.getcwd []")))
 
 
@@ -208,9 +212,9 @@ def test_loading_a_folder(tmp_path: Path) -> None:
     (tmp_path / "below").mkdir()
     rubric = load(tmp_path)
     assert rubric.files == FILES
-    assert rubric == Rubric.of(FILES, "elsewhere")
+    assert rubric == Rubric.from_files(FILES, "elsewhere")
     (tmp_path / "role.md").write_bytes(b"\xff")
-    with pytest.raises(BadInput, match=r"role\.md: can't be read as UTF-8 text: .*; save it as such"):
+    with pytest.raises(BadInput, match=r"role\.md: can't be read as UTF-8 text: .*; save it as UTF-8"):
         load(tmp_path)
     with pytest.raises(BadInput, match=r"nowhere: no such rubric folder"):
         load(tmp_path / "nowhere")
@@ -219,8 +223,8 @@ def test_loading_a_folder(tmp_path: Path) -> None:
 # --- identity --------------------------------------------------------------------------------------------------------
 
 
-def spec(files: dict[str, str], n: int = 2, form: Form = "schema", **settings: Any) -> str:
-    return spec_digest(Rubric.of(files, "mine"), "one", n, form, {"temperature": 0.0, **settings})
+def spec(files: dict[str, str], n: int = 2, form: ReplyForm = "schema", **settings: Any) -> str:
+    return spec_digest(Rubric.from_files(files, "mine"), "one", n, form, {"temperature": 0.0, **settings})
 
 
 @pytest.mark.parametrize(
@@ -251,7 +255,7 @@ def test_a_spec_knows_nothing_of_another_requests_texts() -> None:
     """A mended aspect is asked again by itself."""
     files = dict(ULTRAFEEDBACK.files)
     files["rubric.yaml"] = files["rubric.yaml"].replace("Does the completion do what was asked", "Does it do it")
-    mended = Rubric.of(files, "mine")
+    mended = Rubric.from_files(files, "mine")
     changed = {name for name in ULTRAFEEDBACK.sheet.requests if specs_differ(ULTRAFEEDBACK, mended, name)}
     assert changed == {"instruction_following"}
 
@@ -261,8 +265,9 @@ def specs_differ(one: Rubric, two: Rubric, request: str) -> bool:
 
 
 def test_a_rubrics_digest_names_exactly_its_files() -> None:
-    assert Rubric.of(FILES, "here").digest == Rubric.of(dict(reversed(FILES.items())), "there").digest == digest(FILES)
-    assert Rubric.of({**FILES, "notes.md": ""}, "here").digest != digest(FILES)
+    assert Rubric.from_files(FILES, "here").digest == digest(FILES)
+    assert Rubric.from_files(dict(reversed(FILES.items())), "there").digest == digest(FILES)
+    assert Rubric.from_files({**FILES, "notes.md": ""}, "here").digest != digest(FILES)
 
 
 def test_judgement_keys_are_pinned() -> None:
@@ -324,7 +329,7 @@ def test_schemas_hold_reasons_before_verdicts() -> None:
 
 
 def test_requests_of_different_scales_share_a_schema_in_the_order_of_numbers() -> None:
-    both = Rubric.of(
+    both = Rubric.from_files(
         sheet(
             ("aspects: [clarity]}", "aspects: [clarity]}\n  two: {template: ask.md, aspects: [tone]}"),
             ("aspects:\n", "aspects:\n  tone: {title: Tone, scale: [0, 10], not_applicable: Never.}\n"),
@@ -336,37 +341,37 @@ def test_requests_of_different_scales_share_a_schema_in_the_order_of_numbers() -
 
 
 def test_an_aspect_whose_name_holds_the_word_types_has_none_for_that() -> None:
-    rubric = Rubric.of(
+    rubric = Rubric.from_files(
         sheet(
             ("[clarity]", "[clarity, stereotypes]"),
             ("aspects:\n", "aspects:\n  stereotypes: {title: Free of stereotypes}\n"),
         ),
         "mine",
     )
-    assert "types that apply" not in rubric.own_text("one", 2, "schema")
+    assert "types that apply" not in rubric.request_text("one", 2, "schema")
 
 
 # --- what a judge sees -----------------------------------------------------------------------------------------------
 
 
-def shared(rubric: Rubric, request: str, prompt: Prompt, texts: Sequence[str], form: Form) -> str:
+def shared(rubric: Rubric, request: str, prompt: Prompt, texts: Sequence[str], form: ReplyForm) -> str:
     rendered = render(rubric, request, prompt, texts, form)
     assert [m.role for m in rendered.messages] == ["system", "user"]
-    assert rendered.messages[1].content[rendered.shared :] == rubric.own_text(request, len(texts), form)
+    assert rendered.messages[1].content[rendered.shared :] == rubric.request_text(request, len(texts), form)
     return rendered.messages[0].content + "\0" + rendered.messages[1].content[: rendered.shared]
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_all_listwise_requests_of_a_prompt_share_everything_but_their_own_text(form: Form) -> None:
+def test_all_listwise_requests_of_a_prompt_share_everything_but_their_own_text(form: ReplyForm) -> None:
     heads = {shared(ULTRAFEEDBACK, aspect, PROMPT, ["Scattering.", "The sea."], form) for aspect in ASPECTS}
     assert len(heads) == 1
-    owns = {ULTRAFEEDBACK.own_text(aspect, 2, form) for aspect in ASPECTS}
+    owns = {ULTRAFEEDBACK.request_text(aspect, 2, form) for aspect in ASPECTS}
     assert len(owns) == 4
 
 
 def test_requests_share_where_another_begins_alike() -> None:
-    assert [ULTRAFEEDBACK.shares(request) for request in (*ASPECTS, "critique")] == [True] * 4 + [False]
-    assert not UNIFIED.shares("ratings")
+    assert [ULTRAFEEDBACK.shares_prefix(request) for request in (*ASPECTS, "critique")] == [True] * 4 + [False]
+    assert not UNIFIED.shares_prefix("ratings")
 
 
 def test_the_whole_conversation_is_shown_in_order() -> None:
@@ -464,14 +469,14 @@ def test_a_nonce_is_in_no_text_even_where_the_texts_foresee_it() -> None:
 
     text = Foreseeing("x")
     text.asked = []
-    mark = nonce([text])
+    mark = fence_mark([text])
     assert len(text.asked) == 2
     assert mark == text.asked[1] != text.asked[0]
     assert re.fullmatch(r"[0-9a-f]{12}", mark)
 
 
 def test_a_nonce_depends_on_every_text_and_can_stand_half_characters() -> None:
-    assert len({nonce(texts) for texts in (["a", "b"], ["b", "a"], ["ab"], ["a"], ["a", "\ud800"])}) == 5
+    assert len({fence_mark(texts) for texts in (["a", "b"], ["b", "a"], ["ab"], ["a"], ["a", "\ud800"])}) == 5
 
 
 @settings(deadline=None)
@@ -481,25 +486,25 @@ def test_an_order_is_a_permutation_that_does_not_depend_on_the_order_given(
 ) -> None:
     given_, again = sorted(keys), sorted(keys)
     random.shuffle(again)
-    shown = order("p", given_, judge_pass)
+    shown = shown_order("p", given_, judge_pass)
     assert sorted(shown) == given_
-    assert order("p", again, judge_pass) == shown
+    assert shown_order("p", again, judge_pass) == shown
     # one that leaves does not move the others
     if shown:
-        assert order("p", shown[1:], judge_pass) == shown[1:]
+        assert shown_order("p", shown[1:], judge_pass) == shown[1:]
 
 
 def test_every_place_in_the_order_comes_as_often() -> None:
     """2,400 prompts, 4 places: 600 expected, with a standard deviation of 21."""
-    places = Counter(order(f"p{n}", ["a", "b", "c", "d"], 0).index("a") for n in range(2400))
+    places = Counter(shown_order(f"p{n}", ["a", "b", "c", "d"], 0).index("a") for n in range(2400))
     assert max(abs(count - 600) for count in places.values()) < 85
-    assert len({order("p", ["a", "b", "c", "d"], judge_pass) for judge_pass in range(40)}) > 10
+    assert len({shown_order("p", ["a", "b", "c", "d"], judge_pass) for judge_pass in range(40)}) > 10
 
 
 # --- material ---------------------------------------------------------------------------------------------------------
 
 SLOTS = "material: {reference: {title: Reference, note: Rate by it.}, facts: {title: Facts}}\naspects:\n"
-WITH_SLOTS = Rubric.of(sheet(("aspects:\n", SLOTS)), "mine")
+WITH_SLOTS = Rubric.from_files(sheet(("aspects:\n", SLOTS)), "mine")
 
 
 def given_beside(**material: str) -> Prompt:
@@ -530,7 +535,7 @@ def test_material_is_shared_by_the_requests_of_a_prompt() -> None:
 
 @pytest.mark.parametrize("material", [{}, {"other": "Of no slot."}, {"reference": " \n"}])
 def test_a_prompt_that_fills_no_slot_renders_as_if_there_were_none(material: dict[str, str]) -> None:
-    without = Rubric.of(FILES, "mine")
+    without = Rubric.from_files(FILES, "mine")
     prompt = given_beside(**material)
     assert render(WITH_SLOTS, "one", prompt, ["The sea."], "text") == render(
         without, "one", PROMPT, ["The sea."], "text"
@@ -555,7 +560,7 @@ def test_the_digest_of_material_names_exactly_what_is_shown() -> None:
         ("{reference: {title: Reference, note: Rate by it.}, facts: {title: Facts}}",
          "{facts: {title: Facts}, reference: {title: Reference, note: Rate by it.}}"),
     ]  # fmt: skip
-    others = [Rubric.of(sheet(("aspects:\n", SLOTS.replace(*change))), "mine") for change in changed]
+    others = [Rubric.from_files(sheet(("aspects:\n", SLOTS.replace(*change))), "mine") for change in changed]
     digests = {rubric.material_digest(prompt) for rubric in (WITH_SLOTS, *others)}
     assert len({*digests, WITH_SLOTS.material_digest(given_beside(reference="By scattering."))}) == 6
 
@@ -578,17 +583,19 @@ def test_no_material_can_pass_for_a_fence(asked: str, reference: str, completion
 
 
 def test_the_text_form_of_one_aspect() -> None:
-    own = ULTRAFEEDBACK.own_text("truthfulness", 2, "text")
+    own = ULTRAFEEDBACK.request_text("truthfulness", 2, "text")
     assert own.endswith(
         "For each completion, 1 to 2, reply with a block of exactly this form:\n\n"
         "Completion <number>\nRationale: <your reasons>\nTypes: <numbers separated by commas, or none>\nRating: <1-5>"
     )
-    assert ULTRAFEEDBACK.own_text("honesty", 2, "text").endswith("\nRationale: <your reasons>\nRating: <1-5 or N/A>")
-    assert "For completion 1, reply with a block of exactly" in ULTRAFEEDBACK.own_text("critique", 1, "text")
+    assert ULTRAFEEDBACK.request_text("honesty", 2, "text").endswith(
+        "\nRationale: <your reasons>\nRating: <1-5 or N/A>"
+    )
+    assert "For completion 1, reply with a block of exactly" in ULTRAFEEDBACK.request_text("critique", 1, "text")
 
 
 def test_the_text_form_of_several_aspects_names_each() -> None:
-    lines = UNIFIED.own_text("ratings", 4, "text").splitlines()[-9:]
+    lines = UNIFIED.request_text("ratings", 4, "text").splitlines()[-9:]
     assert lines == [
         "Completion <number>",
         *(
@@ -603,9 +610,9 @@ def test_the_text_form_of_several_aspects_names_each() -> None:
 
 
 def test_the_schema_form_says_what_the_schema_asks_for() -> None:
-    assert "the types that apply" in ULTRAFEEDBACK.own_text("honesty", 2, "schema")
-    assert "the types that apply" not in ULTRAFEEDBACK.own_text("critique", 1, "schema")
-    assert "under each aspect's name" in UNIFIED.own_text("ratings", 2, "schema")
+    assert "the types that apply" in ULTRAFEEDBACK.request_text("honesty", 2, "schema")
+    assert "the types that apply" not in ULTRAFEEDBACK.request_text("critique", 1, "schema")
+    assert "under each aspect's name" in UNIFIED.request_text("ratings", 2, "schema")
 
 
 # --- the shipped rubrics ---------------------------------------------------------------------------------------------
@@ -647,7 +654,7 @@ def test_mt_bench_asks_for_one_grade_of_each_completion() -> None:
     }
     assert MT_BENCH.sheet.aspects["overall"].scale == (1, 10)
     assert MT_BENCH.scores() == ("mean", "overall")
-    own = MT_BENCH.own_text("grade", 1, "schema").casefold()
+    own = MT_BENCH.request_text("grade", 1, "schema").casefold()
     for criterion in ("correctness", "helpfulness", "relevance", "accuracy", "depth", "creativity", "level of detail"):
         assert criterion in own
 
@@ -658,15 +665,15 @@ def test_the_shipped_rubrics_show_references_and_what_is_known() -> None:
 
 
 def test_a_rubric_without_weights_gives_no_mean() -> None:
-    assert Rubric.of(sheet(("levels:", "weight: 0\n    levels:")), "mine").scores() == ()
+    assert Rubric.from_files(sheet(("levels:", "weight: 0\n    levels:")), "mine").scores() == ()
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("rubric", [UNIFIED, ULTRAFEEDBACK, MT_BENCH], ids=lambda rubric: str(rubric.sheet.name))
-def test_the_shipped_texts_hold_all_they_should(rubric: Rubric, form: Form) -> None:
+def test_the_shipped_texts_hold_all_they_should(rubric: Rubric, form: ReplyForm) -> None:
     words: Callable[[str], str] = lambda text: " ".join(text.split())  # noqa: E731
     for name, ask in rubric.sheet.requests.items():
-        own = words(rubric.own_text(name, 3 if ask.mode == "listwise" else 1, form))
+        own = words(rubric.request_text(name, 3 if ask.mode == "listwise" else 1, form))
         for aspect in (rubric.sheet.aspects[a] for a in ask.aspects):
             assert words(aspect.guidance) in own
             assert all(f"{n}. {words(text)}" in own for n, text in aspect.types.items())
@@ -684,12 +691,12 @@ def test_a_weight_is_shown_to_no_judge(tmp_path: Path) -> None:
     """It is in no identity, so a template that printed it would ask otherwise under the same key."""
     folder = shutil.copytree(shipped("prompts", "rubrics", "unified"), tmp_path / "own")
     (folder / "ratings.md").write_text("{% for one in aspects.values() %}{{ one }}{% endfor %} {{ reply }}")
-    before = load(folder).own_text("ratings", 2, "schema")
+    before = load(folder).request_text("ratings", 2, "schema")
     sheet = (folder / "rubric.yaml").read_text()
     (folder / "rubric.yaml").write_text(sheet.replace("    title: Honesty", "    weight: 3.0\n    title: Honesty"))
 
     assert load(folder).sheet.aspects["honesty"].weight == 3.0
-    assert load(folder).own_text("ratings", 2, "schema") == before
+    assert load(folder).request_text("ratings", 2, "schema") == before
 
 
 @pytest.mark.parametrize("name", ["role.md", "notes.md"])
@@ -698,7 +705,7 @@ def test_no_file_from_elsewhere_is_read_as_part_of_a_rubric(tmp_path: Path, name
     (tmp_path / "private").write_text("what no judge is to see")
     (folder / name).unlink(missing_ok=True)
     (folder / name).symlink_to(tmp_path / "private")
-    with pytest.raises(BadInput, match=f"{name}: is a link that leads out of the rubric's folder"):
+    with pytest.raises(BadInput, match=f"{name}: is a link to a file outside the rubric's folder"):
         load(folder)
     (folder / "text").write_text("You are a judge.")
     (folder / name).unlink()

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aif.config.sections import KtoLabels
-from aif.pairing.labels import REASONS, balancing, best, labelled
-from aif.pairing.pairs import PairPolicy, pair
-from aif.pairing.scores import Scores
+from aif.pairing.labels import REASONS, balancing_weight, best_completions, label_completions
+from aif.pairing.pairs import PairPolicy, pair_prompts
+from aif.pairing.scores import RatingColumns
 
 PAIRS = KtoLabels()
 SCORES = KtoLabels(rule="scores", desirable=4.0, undesirable=2.0)
@@ -60,15 +60,15 @@ def prompts(draw: st.DrawFn) -> list[tuple[str, str, float, bool]]:
 @given(prompts(), st.integers(0, 5))
 def test_the_best_is_drawn_as_pairs_draw_theirs(rows: list[tuple[str, str, float, bool]], seed: int) -> None:
     table = scored(*rows)
-    made = pair(
-        Scores(
+    made = pair_prompts(
+        RatingColumns(
             prompt_ids=table.column("prompt_id"),
             completions=table.column("completion"),
             models=table.column("model"),
             text_ids=table.column("text_id"),
             lengths=np.ones(len(rows), dtype=np.int64),
             truncated=np.array([row[3] for row in rows]),
-            scores=np.array([[row[2]] for row in rows]),
+            ratings=np.array([[row[2]] for row in rows]),
             aspects=("overall",),
             judges=("judge",),
             weights=(1.0,),
@@ -76,7 +76,7 @@ def test_the_best_is_drawn_as_pairs_draw_theirs(rows: list[tuple[str, str, float
         ),
         PairPolicy("best_vs_random", "overall", 0.0, "drop", seed),
     )
-    found = best(table, seed)
+    found = best_completions(table, seed)
     by_prompt = dict(zip(found.column("prompt_id").to_pylist(), keys(found), strict=True))
     for pair_made in made.preferences().to_pylist():
         assert by_prompt[pair_made["prompt_id"]] == pair_made["chosen"]
@@ -86,7 +86,7 @@ def test_the_best_is_drawn_as_pairs_draw_theirs(rows: list[tuple[str, str, float
 
 def test_of_a_prompt_of_which_all_were_cut_there_is_none() -> None:
     table = scored(("p", "a", 5.0, True), ("p", "b", 4.0, True), ("q", "c", 5.0, True), ("q", "d", 1.0, False))
-    assert keys(best(table, seed=0)) == ["d"]
+    assert keys(best_completions(table, seed=0)) == ["d"]
 
 
 # --- labels -----------------------------------------------------------------------------------------------------------
@@ -104,7 +104,7 @@ def test_labels_and_what_is_left_out_add_up(rows: list[tuple[str, str, float, bo
     ]
     pairs = paired(*sides) if sides else NO_PAIRS
     for rule in (PAIRS, SCORES):
-        found = labelled(table, pairs, rule)
+        found = label_completions(table, pairs, rule)
         assert len(found.rows) + sum(found.left_out.values()) == len(rows)
         assert set(found.left_out) <= set(REASONS)
         assert keys(found.rows) == sorted(keys(found.rows))
@@ -119,21 +119,21 @@ def test_labels_and_what_is_left_out_add_up(rows: list[tuple[str, str, float, bo
 
 def test_the_sides_of_pairs_are_labels_and_who_is_on_both_has_none() -> None:
     table = scored(("p", "a", 5.0, False), ("p", "b", 4.0, False), ("p", "c", 1.0, True), ("p", "d", 1.0, False))
-    found = labelled(table, paired(("p", "a", "b"), ("p", "b", "c")), PAIRS)
+    found = label_completions(table, paired(("p", "a", "b"), ("p", "b", "c")), PAIRS)
     assert labels(found.rows) == {"a": True, "c": False}
     assert found.left_out == {"in_no_pair": 1, "both_ways": 1}
 
 
 def test_scores_make_labels_from_and_up_to_the_bounds() -> None:
     rows = [("p", "a", 4.0, False), ("p", "b", 4.0, True), ("p", "c", 3.0, False), ("p", "d", 2.0, True)]
-    found = labelled(scored(*rows), NO_PAIRS, SCORES)
+    found = label_completions(scored(*rows), NO_PAIRS, SCORES)
     assert labels(found.rows) == {"a": True, "d": False}
     assert found.left_out == {"between": 1, "truncated": 1}
 
 
 def test_one_text_rated_both_ways_has_no_label_and_another_prompt_s_stays() -> None:
     rows = [("p", "a", 5.0, False), ("p", "b", 1.0, False), ("q", "c", 1.0, False)]
-    found = labelled(scored(*rows, texts=["same", "same", "same"]), NO_PAIRS, SCORES)
+    found = label_completions(scored(*rows, texts=["same", "same", "same"]), NO_PAIRS, SCORES)
     assert labels(found.rows) == {"c": False}
     assert found.left_out == {"both_ways": 2}
 
@@ -150,7 +150,7 @@ def test_one_text_rated_both_ways_has_no_label_and_another_prompt_s_stays() -> N
     ],
 )
 def test_the_weight_that_balances(desirable: int, undesirable: int, advised: tuple[str, float, float] | None) -> None:
-    found = balancing(desirable, undesirable)
+    found = balancing_weight(desirable, undesirable)
     assert (found and found[0]) == (advised and advised[0])
     assert found is None or advised is None or found[1:] == pytest.approx(advised[1:])
 
@@ -158,11 +158,11 @@ def test_the_weight_that_balances(desirable: int, undesirable: int, advised: tup
 def test_the_best_of_several_scales_is_drawn_from_the_best_of_each() -> None:
     table = scored(("p", "a", 0.9, False), ("p", "b", 0.2, False), ("p", "c", 9.0, False), ("p", "d", 2.0, False))
     table = table.append_column("scale", pa.array(["1", "1", "10", "10"]))
-    assert {keys(best(table, seed))[0] for seed in range(30)} == {"a", "c"}
+    assert {keys(best_completions(table, seed))[0] for seed in range(30)} == {"a", "c"}
 
 
 def test_scores_are_equal_by_their_size_alone() -> None:
     table = scored(("p", "a", 1e-11, False), ("p", "b", 3e-11, False))
-    assert {keys(best(table, seed))[0] for seed in range(30)} == {"b"}
-    found = labelled(table, NO_PAIRS, KtoLabels(rule="scores", desirable=3e-11, undesirable=1e-11))
+    assert {keys(best_completions(table, seed))[0] for seed in range(30)} == {"b"}
+    found = label_completions(table, NO_PAIRS, KtoLabels(rule="scores", desirable=3e-11, undesirable=1e-11))
     assert labels(found.rows) == {"a": False, "b": True}

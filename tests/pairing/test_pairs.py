@@ -19,8 +19,8 @@ from aif.core.errors import BadInput
 from aif.core.resources import shipped
 from aif.core.types import fraction
 from aif.judging.rubric import load
-from aif.pairing.pairs import OUTCOMES, Paired, PairPolicy, counts, pair, pair_parts
-from aif.pairing.scores import Scores
+from aif.pairing.pairs import OUTCOMES, PairingResult, PairPolicy, count_outcomes, pair_prompts, pair_prompts_by_part
+from aif.pairing.scores import RatingColumns
 
 ASPECTS = ("honesty", "helpfulness", "truthfulness", "overall")
 WEIGHTS = (Fraction(1), Fraction(1), Fraction(1), Fraction(0))
@@ -69,18 +69,18 @@ def sheet(aspects: tuple[str, ...] = ASPECTS, weights: Any = WEIGHTS, judges: di
     return Sheet({a: Fraction(w) for a, w in zip(aspects, weights, strict=True)}, named)
 
 
-def columns(prompts: Prompts, of: Sheet | None = None) -> Scores:
+def columns(prompts: Prompts, of: Sheet | None = None) -> RatingColumns:
     of = of or sheet()
     flat = [(prompt, r) for prompt, rows in prompts.items() for r in rows]
     points = [[np.nan if p is None else float(p) for p in r.points] for _, r in flat]
-    return Scores(
+    return RatingColumns(
         prompt_ids=[prompt for prompt, _ in flat],
         completions=pa.array([r.key for _, r in flat], pa.string()),
         models=pa.array([r.model for _, r in flat], pa.string()),
         text_ids=pa.array([r.text_id for _, r in flat], pa.string()),
         lengths=np.array([r.length for _, r in flat], dtype=np.int64),
         truncated=np.array([r.truncated for _, r in flat], dtype=bool),
-        scores=np.array(points, dtype=float).reshape(len(flat), len(of.columns)),
+        ratings=np.array(points, dtype=float).reshape(len(flat), len(of.columns)),
         aspects=tuple(aspect for _, aspect in of.columns),
         judges=tuple(judge for judge, _ in of.columns),
         weights=tuple(float(of.aspects[aspect]) for _, aspect in of.columns),
@@ -111,7 +111,7 @@ def made(*pairs: Two) -> Verdict:
     return Verdict("paired", pairs)
 
 
-def verdicts(paired: Paired) -> dict[str, Verdict]:
+def verdicts(paired: PairingResult) -> dict[str, Verdict]:
     pairs: dict[str, list[Two]] = {}
     for r in paired.preferences().to_pylist():
         of = pairs.setdefault(r["prompt_id"], [])
@@ -124,7 +124,7 @@ def verdicts(paired: Paired) -> dict[str, Verdict]:
 
 def one(*rows: Row, aspects: tuple[str, ...] = ("a",), weights: Any = (1,), **policy: Any) -> Verdict:
     """The verdict on a single prompt, by best_vs_worst over one aspect unless told otherwise."""
-    paired = pair(columns({"p": list(rows)}, sheet(aspects, weights)), replace(POLICY, **policy))
+    paired = pair_prompts(columns({"p": list(rows)}, sheet(aspects, weights)), replace(POLICY, **policy))
     return verdicts(paired)["p"]
 
 
@@ -186,7 +186,7 @@ class Case:
     of: Sheet
 
     @property
-    def scores(self) -> Scores:
+    def scores(self) -> RatingColumns:
         return columns(self.prompts, self.of)
 
 
@@ -359,7 +359,7 @@ def cases(draw: st.DrawFn) -> Case:
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(cases())
 def test_every_prompt_ends_as_the_rules_say(case: Case) -> None:
-    paired = pair(case.scores, case.policy)
+    paired = pair_prompts(case.scores, case.policy)
     found = verdicts(paired)
     assert list(found) == list(case.prompts)
     want = capped({prompt: expected(prompt, rows, case) for prompt, rows in case.prompts.items()}, case.policy)
@@ -369,14 +369,14 @@ def test_every_prompt_ends_as_the_rules_say(case: Case) -> None:
         used = used_columns(rated(case.prompts[prompt], case), case.policy, case.of)
         for (_, _, *scores), two in zip(found[prompt].pairs, pairs, strict=True):
             assert scores == pytest.approx([float(score(r, used, case.policy, case.of)) for r in two], abs=1e-12)
-    assert counts(paired) == {o: sum(v.outcome == o for v in found.values()) for o in OUTCOMES}
-    assert sum(counts(paired).values()) == len(case.prompts)
+    assert count_outcomes(paired) == {o: sum(v.outcome == o for v in found.values()) for o in OUTCOMES}
+    assert sum(count_outcomes(paired).values()) == len(case.prompts)
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(cases())
 def test_every_completion_is_scored_over_what_all_of_its_prompt_have(case: Case) -> None:
-    paired = pair(case.scores, case.policy)
+    paired = pair_prompts(case.scores, case.policy)
     scores = {r["completion"]: r for r in paired.scores().to_pylist()}
     judged: dict[str, dict[str, float]] = {}
     for r in paired.judge_scores().to_pylist():
@@ -404,8 +404,8 @@ def test_every_completion_is_scored_over_what_all_of_its_prompt_have(case: Case)
 def test_neither_the_order_of_rows_nor_of_prompts_matters(case: Case, rng: random.Random) -> None:
     shuffled = {prompt: rng.sample(rows, len(rows)) for prompt, rows in case.prompts.items()}
     shuffled = dict(rng.sample(list(shuffled.items()), len(shuffled)))
-    before = pair(case.scores, case.policy)
-    after = pair(columns(shuffled, case.of), case.policy)
+    before = pair_prompts(case.scores, case.policy)
+    after = pair_prompts(columns(shuffled, case.of), case.policy)
     assert verdicts(after) == verdicts(before)
     assert {r["prompt_id"]: r["aspects"] for r in after.outcomes().to_pylist()} == {
         r["prompt_id"]: r["aspects"] for r in before.outcomes().to_pylist()
@@ -416,9 +416,9 @@ def test_neither_the_order_of_rows_nor_of_prompts_matters(case: Case, rng: rando
 @given(cases())
 def test_a_prompt_alone_ends_as_it_does_among_others_unless_models_are_capped(case: Case) -> None:
     policy = replace(case.policy, max_per_model=None)
-    together = verdicts(pair(case.scores, policy))
+    together = verdicts(pair_prompts(case.scores, policy))
     for prompt, rows in case.prompts.items():
-        alone = pair(columns({prompt: rows}, case.of), policy)
+        alone = pair_prompts(columns({prompt: rows}, case.of), policy)
         assert verdicts(alone) == {prompt: together[prompt]}
 
 
@@ -429,8 +429,10 @@ def test_parts_end_as_the_whole_does(case: Case, random: random.Random) -> None:
     assume(case.prompts)
     bounds = sorted({0, len(case.prompts), *(random.randint(0, len(case.prompts)) for _ in range(3))})
     parts = [columns(dict([*case.prompts.items()][start:end]), case.of) for start, end in pairwise(bounds)]
-    found = [verdicts(part) for part in pair_parts(parts, case.policy)]
-    assert {prompt: end for part in found for prompt, end in part.items()} == verdicts(pair(case.scores, case.policy))
+    found = [verdicts(part) for part in pair_prompts_by_part(parts, case.policy)]
+    assert {prompt: end for part in found for prompt, end in part.items()} == verdicts(
+        pair_prompts(case.scores, case.policy)
+    )
 
 
 # --- worked out by hand -----------------------------------------------------------------------------------------------
@@ -455,7 +457,7 @@ def test_overall_is_taken_as_it_is_whatever_its_weight() -> None:
 
 def test_an_aspect_one_completion_lacks_is_left_out_for_all() -> None:
     # over all that each has, a would win by 5 to 4.5; over what both have, b wins by 4 to 3
-    paired = pair(columns({"p": [row("a", 3, 7), row("b", 4, None)]}, sheet(("x", "y"), (1, 1))), POLICY)
+    paired = pair_prompts(columns({"p": [row("a", 3, 7), row("b", 4, None)]}, sheet(("x", "y"), (1, 1))), POLICY)
     assert verdicts(paired)["p"] == made(("b", "a", 4.0, 3.0))
     assert paired.outcomes()["aspects"].to_pylist() == [["x"]]
     assert paired.scored.means.tolist() == [3.0, 4.0]
@@ -469,7 +471,7 @@ def test_an_aspect_lacking_drops_the_prompt_if_so_declared() -> None:
 
 def test_without_a_common_aspect_nothing_is_compared() -> None:
     rows = row("a", 5, None), row("b", None, 1)
-    paired = pair(columns({"p": list(rows)}, sheet(("x", "y"), (1, 1))), POLICY)
+    paired = pair_prompts(columns({"p": list(rows)}, sheet(("x", "y"), (1, 1))), POLICY)
     assert verdicts(paired)["p"] == Verdict("no_common_aspect")
     assert np.isnan(paired.scored.means).all()
     assert paired.outcomes()["aspects"].to_pylist() == [[]]
@@ -478,11 +480,11 @@ def test_without_a_common_aspect_nothing_is_compared() -> None:
 def test_a_completion_without_any_rating_is_left_out_and_the_others_are_compared() -> None:
     rows = row("a", 5, None), row("b", None, None), row("c", 1, None)
     of = sheet(("x", "y"), (1, 1))
-    paired = pair(columns({"p": list(rows)}, of), POLICY)
+    paired = pair_prompts(columns({"p": list(rows)}, of), POLICY)
     assert verdicts(paired)["p"] == made(("a", "c", 5.0, 1.0))
     assert paired.outcomes().to_pylist() == [{"prompt_id": "p", "outcome": "paired", "aspects": ["x"], "unrated": 1}]
     assert [one["completion"] for one in paired.scores().to_pylist()] == ["a", "c"]
-    few = pair(columns({"p": list(rows)}, of), replace(POLICY, min_completions=3))
+    few = pair_prompts(columns({"p": list(rows)}, of), replace(POLICY, min_completions=3))
     assert verdicts(few)["p"] == Verdict("unrated")
     assert one(row("a", 5), row("b", None)) == Verdict("unrated")
     assert one(*rows, aspects=("x", "y"), weights=(1, 1), missing="drop") == Verdict("missing_aspect")
@@ -490,7 +492,7 @@ def test_a_completion_without_any_rating_is_left_out_and_the_others_are_compared
 
 
 def test_without_any_rating_nothing_is_left_to_leave_out() -> None:
-    paired = pair(columns({"p": [row("a", None), row("b", None)]}, sheet(("x",), (1,))), POLICY)
+    paired = pair_prompts(columns({"p": [row("a", None), row("b", None)]}, sheet(("x",), (1,))), POLICY)
     assert paired.outcomes().to_pylist() == [
         {"prompt_id": "p", "outcome": "no_common_aspect", "aspects": [], "unrated": 0}
     ]
@@ -550,7 +552,7 @@ def test_each_seed_draws_its_own_and_draws_evenly() -> None:
     prompts = {f"p{n}": [row(f"{n}.{k}", k) for k in (4, 3, 2, 1)] for n in range(3000)}
     prompts |= {f"q{n}": [row(f"q{n}.{k}", 5) for k in (3, 2, 1)] + [row(f"q{n}.0", 1)] for n in range(3000)}
     scores = columns(prompts, sheet(("a",), (1,)))
-    random_rejected = verdicts(pair(scores, replace(POLICY, name="best_vs_random")))
+    random_rejected = verdicts(pair_prompts(scores, replace(POLICY, name="best_vs_random")))
     chosen, rejected = Counter[str](), Counter[str]()
     for prompt, verdict in random_rejected.items():
         if prompt.startswith("p"):
@@ -562,7 +564,7 @@ def test_each_seed_draws_its_own_and_draws_evenly() -> None:
     # 1000 expected of each: standard deviation 26
     assert set(chosen) == set(rejected) == {"1", "2", "3"}
     assert all(900 < n < 1100 for n in (*chosen.values(), *rejected.values()))
-    other = verdicts(pair(scores, replace(POLICY, name="best_vs_random", seed=43)))
+    other = verdicts(pair_prompts(scores, replace(POLICY, name="best_vs_random", seed=43)))
     assert 1600 < sum(other[p].rejected != random_rejected[p].rejected for p in prompts if p[0] == "p") < 2400
 
 
@@ -613,22 +615,22 @@ def test_no_model_is_on_a_side_more_often_than_the_cap() -> None:
     scores = columns(prompts, sheet(("a",), (1,)))
     for name in ("best_vs_random", "all"):
         policy = replace(POLICY, name=name, max_per_model=40)
-        paired = pair(scores, policy)
+        paired = pair_prompts(scores, policy)
         table = paired.preferences()
         chosen, rejected = (
             Counter(key.partition(".")[2] for key in table[side].to_pylist()) for side in ("chosen", "rejected")
         )
         assert max(*chosen.values(), *rejected.values()) == 40
-        assert counts(paired)["paired"] + counts(paired)["model_cap"] == 300
-        assert pair(scores, replace(policy, max_per_model=10**6)).n.size > table.num_rows
+        assert count_outcomes(paired)["paired"] + count_outcomes(paired)["model_cap"] == 300
+        assert pair_prompts(scores, replace(policy, max_per_model=10**6)).n.size > table.num_rows
 
 
 # --- several judges ---------------------------------------------------------------------------------------------------
 
 
-def judged(*rows: Row, aspects: tuple[str, ...] = ("x", "y"), judges: dict[str, Any], **policy: Any) -> Paired:
+def judged(*rows: Row, aspects: tuple[str, ...] = ("x", "y"), judges: dict[str, Any], **policy: Any) -> PairingResult:
     of = sheet(aspects, (1,) * len(aspects), judges)
-    return pair(columns({"p": list(rows)}, of), replace(POLICY, **policy))
+    return pair_prompts(columns({"p": list(rows)}, of), replace(POLICY, **policy))
 
 
 def test_judges_count_by_their_weight() -> None:
@@ -649,7 +651,7 @@ def test_what_a_judge_did_not_rate_for_all_is_left_out_of_that_judge_alone() -> 
     paired = judged(row("a", 5, 2, 3, 5), row("b", 3, 4, 1, None), judges={"k": 1, "l": 1})
     assert paired.outcomes()["aspects"].to_pylist() == [["k/x", "k/y", "l/x"]]
     assert paired.scored.means.tolist() == [(4 + 2) / 2, (2 + 4) / 2]
-    assert paired.scored.own.tolist() == [[3.5, 3.0], [3.5, 1.0]]
+    assert paired.scored.judge_means.tolist() == [[3.5, 3.0], [3.5, 1.0]]
     assert paired.spread.tolist() == [0.5, 2.5]
     assert verdicts(judged(row("a", 5, 2, 3, 5), row("b", 3, 4, 1, None), judges={"k": 1, "l": 1}, missing="drop")) == {
         "p": Verdict("missing_aspect")
@@ -671,7 +673,7 @@ EXAMPLE: Prompts = {
 
 
 def test_outcomes_have_a_row_per_prompt_in_the_order_of_the_input_and_preferences_one_per_pair() -> None:
-    paired = pair(columns(EXAMPLE), POLICY)
+    paired = pair_prompts(columns(EXAMPLE), POLICY)
     assert paired.outcomes().to_pylist() == [
         {"prompt_id": "q", "outcome": "paired", "aspects": ["honesty", "helpfulness", "truthfulness"], "unrated": 0},
         {"prompt_id": "p", "outcome": "tie", "aspects": ["honesty", "helpfulness"], "unrated": 0},
@@ -685,15 +687,18 @@ def test_outcomes_have_a_row_per_prompt_in_the_order_of_the_input_and_preference
 def test_without_prompts_there_are_no_pairs() -> None:
     for name in ("best_vs_random", "best_vs_worst", "all", "on_policy"):
         policy = replace(POLICY, name=name, max_per_model=1, max_length_ratio=2.0, model="m")
-        paired, other = pair(columns({}), policy), pair(columns(EXAMPLE), policy)
+        paired, other = pair_prompts(columns({}), policy), pair_prompts(columns(EXAMPLE), policy)
         for table in ("outcomes", "preferences", "scores", "judge_scores"):
             assert getattr(paired, table)().num_rows == 0
             assert getattr(paired, table)().schema == getattr(other, table)().schema
-        assert counts(paired) == dict.fromkeys(OUTCOMES, 0)
+        assert count_outcomes(paired) == dict.fromkeys(OUTCOMES, 0)
 
 
 def test_counts_names_every_outcome() -> None:
-    assert counts(pair(columns(EXAMPLE), POLICY)) == dict.fromkeys(OUTCOMES, 0) | {"paired": 1, "tie": 1}
+    assert count_outcomes(pair_prompts(columns(EXAMPLE), POLICY)) == dict.fromkeys(OUTCOMES, 0) | {
+        "paired": 1,
+        "tie": 1,
+    }
 
 
 @pytest.mark.parametrize("kind", ["list", "chunked", "large", "dictionary"])
@@ -717,7 +722,7 @@ def test_columns_come_as_lists_or_arrow_of_any_string_type(
     names = ("prompt_ids", "completions", "models", "text_ids")
     other = replace(scores, **{name: as_kind(getattr(scores, name)) for name in names})
     for table in ("outcomes", "preferences", "scores"):
-        assert getattr(pair(other, POLICY), table)() == getattr(pair(scores, POLICY), table)()
+        assert getattr(pair_prompts(other, POLICY), table)() == getattr(pair_prompts(scores, POLICY), table)()
 
 
 @pytest.mark.parametrize(
@@ -728,7 +733,7 @@ def test_columns_come_as_lists_or_arrow_of_any_string_type(
         ({"text_ids": ["a", None, "b", "c"]}, "nulls"),
         ({"truncated": np.zeros(3, dtype=bool)}, "don't fit"),
         ({"truncated": np.zeros(4, dtype=int)}, "booleans"),
-        ({"scores": np.ones((4, 3))}, "don't fit"),
+        ({"ratings": np.ones((4, 3))}, "don't fit"),
         ({"lengths": np.zeros(3, dtype=np.int64)}, "don't fit"),
         ({"weights": (1.0, 1.0)}, "weights"),
         ({"judge_weights": (1.0, 1.0, 1.0, 2.0)}, "judge_weights"),
@@ -741,27 +746,27 @@ def test_columns_come_as_lists_or_arrow_of_any_string_type(
 )
 def test_columns_that_do_not_fit_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        pair(replace(columns(EXAMPLE), **change), POLICY)
+        pair_prompts(replace(columns(EXAMPLE), **change), POLICY)
 
 
 @pytest.mark.parametrize("margin", [-0.1, float("nan")])
 def test_a_margin_below_0_is_refused(margin: float) -> None:
     with pytest.raises(ValueError, match="min_margin"):
-        pair(columns(EXAMPLE), replace(POLICY, min_margin=margin))
+        pair_prompts(columns(EXAMPLE), replace(POLICY, min_margin=margin))
 
 
 def test_a_score_the_rubric_does_not_give_is_bad_input() -> None:
     scores = columns({"p": [row("a", 1), row("b", 2)]}, sheet(("honesty",), (0,)))
     with pytest.raises(BadInput, match=r"overall.*honesty"):
-        pair(scores, replace(POLICY, score="overall"))
+        pair_prompts(scores, replace(POLICY, score="overall"))
     with pytest.raises(BadInput, match=r"mean.*honesty"):
-        pair(scores, POLICY)
+        pair_prompts(scores, POLICY)
 
 
-def many(completions: int, points: int) -> Scores:
+def many(completions: int, points: int) -> RatingColumns:
     """A prompt with so many completions, of so many different scores."""
     n = np.arange(completions)
-    return Scores(
+    return RatingColumns(
         ["p"] * completions, [f"k{i}" for i in n], ["m"] * completions, [f"t{i}" for i in n], n + 1,
         np.zeros(completions, dtype=bool), (n % points)[:, None].astype(float), ("overall",), ("j",), (1.0,), (1.0,),
     )  # fmt: skip
@@ -772,7 +777,7 @@ def test_memory_grows_with_a_prompts_completions_and_not_with_their_pairs(name: 
     """Of 8,000 completions all 32,000,000 pairs took 1.4 GB."""
     tracemalloc.start()
     try:
-        found = pair(many(8000, 11), replace(POLICY, name=name, score="overall"))
+        found = pair_prompts(many(8000, 11), replace(POLICY, name=name, score="overall"))
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -783,8 +788,8 @@ def test_memory_grows_with_a_prompts_completions_and_not_with_their_pairs(name: 
 def test_a_prompt_with_too_many_pairs_for_memory_is_told_with_what_to_do() -> None:
     policy = replace(POLICY, name="all", score="overall")
     with pytest.raises(BadInput, match=r"prompt p: 2,001 completions .* set pairs\.policy to best_vs_random"):
-        pair(many(2001, 2001), policy)
-    assert len(pair(many(60, 60), policy).n) == 60 * 59 // 2
+        pair_prompts(many(2001, 2001), policy)
+    assert len(pair_prompts(many(60, 60), policy).n) == 60 * 59 // 2
 
 
 # --- scales, ranges, sizes --------------------------------------------------------------------------------------------
@@ -793,7 +798,9 @@ def test_a_prompt_with_too_many_pairs_for_memory_is_told_with_what_to_do() -> No
 def on_scales(prompts: Prompts, scale: dict[str, str], policy: PairPolicy) -> dict[str, Verdict]:
     """`scale`: of each key."""
     scores = columns(prompts, sheet(("a",), (1,)))
-    return verdicts(pair(replace(scores, scales=[scale[key] for key in scores.completions.to_pylist()]), policy))
+    return verdicts(
+        pair_prompts(replace(scores, scales=[scale[key] for key in scores.completions.to_pylist()]), policy)
+    )
 
 
 @pytest.mark.parametrize("name", ["all", "best_vs_worst", "best_vs_random", "on_policy"])
@@ -848,7 +855,9 @@ def test_all_pairs_on_several_scales_are_those_of_each_by_itself(case: Case, n: 
     def pairs(prompts: Prompts, scales: Any = None) -> dict[str, set[Two]]:
         scores = columns(prompts, case.of)
         scales = scales and [str(scales[key]) for key in scores.completions.to_pylist()]
-        return {p: set(found.pairs) for p, found in verdicts(pair(replace(scores, scales=scales), policy)).items()}
+        return {
+            p: set(found.pairs) for p, found in verdicts(pair_prompts(replace(scores, scales=scales), policy)).items()
+        }
 
     whole = {p: rows for p, rows in case.prompts.items() if all(None not in r.points for r in rows)}
     each = [{p: own for p, rows in whole.items() if (own := [r for r in rows if scale[r.key] == i])} for i in range(n)]
@@ -862,10 +871,10 @@ def test_all_pairs_on_several_scales_are_those_of_each_by_itself(case: Case, n: 
 @given(cases(), st.sampled_from([1e-300, 1e-11, 2.0**-40, 1 / 3, 7.0, 2.0**40, 1e299]))
 def test_scores_times_a_number_make_the_same_pairs(case: Case, times: float) -> None:
     scores, policy = case.scores, case.policy
-    larger = replace(scores, scores=scores.scores * times)
+    larger = replace(scores, ratings=scores.ratings * times)
     with np.errstate(all="raise", under="ignore"):
-        after = pair(larger, replace(policy, min_margin=policy.min_margin * times))
-    before = pair(scores, policy)
+        after = pair_prompts(larger, replace(policy, min_margin=policy.min_margin * times))
+    before = pair_prompts(scores, policy)
     assert after.outcome == before.outcome
     assert [(a, b) for v in verdicts(after).values() for a, b, *_ in v.pairs] == [
         (a, b) for v in verdicts(before).values() for a, b, *_ in v.pairs
@@ -900,9 +909,9 @@ def test_scores_tie_by_their_size(higher: float, lower: float, tied: bool) -> No
 MIXED = ("honesty", "helpfulness", "truthfulness", "style")
 
 
-def ranged(*ends: tuple[int, int], score: Any = "mean", weights: Any = (1, 1, 1, 1)) -> Paired:
+def ranged(*ends: tuple[int, int], score: Any = "mean", weights: Any = (1, 1, 1, 1)) -> PairingResult:
     rows = [row("a", 5, 5, 5, 40), row("b", 1, 1, 1, 60)]
-    return pair(
+    return pair_prompts(
         replace(columns({"p": rows}, sheet(MIXED, weights)), ranges=ends), replace(POLICY, score=score, shares=True)
     )
 
@@ -911,7 +920,7 @@ def test_aspects_of_other_ranges_count_as_shares_of_their_own() -> None:
     """By points the one of 0 to 100 would decide: 13.75 against 15.75."""
     one_to_five, hundred = (1, 5), (0, 100)
     assert verdicts(ranged(one_to_five, one_to_five, one_to_five, hundred))["p"] == made(("a", "b", 0.85, 0.15))
-    assert ranged(one_to_five, one_to_five, one_to_five, hundred).scored.own.tolist() == [[0.85], [0.15]]
+    assert ranged(one_to_five, one_to_five, one_to_five, hundred).scored.judge_means.tolist() == [[0.85], [0.15]]
     for paired in (
         ranged(hundred, hundred, hundred, hundred),
         ranged(),
@@ -949,7 +958,7 @@ def test_the_pairs_of_a_shipped_rubric_are_what_they_were() -> None:
         means: Any = ("mean", "overall") if "overall" in aspects else ("mean",)
         for policy, margin, score in product(names, (0.0, 0.5), means):
             chosen = replace(POLICY, name=policy, min_margin=margin, score=score, model="m", max_length_ratio=3.0)
-            made = pair(scores, chosen)
+            made = pair_prompts(scores, chosen)
             outcomes = made.outcomes().drop_columns("unrated")
             found += [made.preferences().to_pylist(), outcomes.to_pylist(), made.scores().to_pylist()]
     golden = "f132dd888012ad7857f8f5389f5e1cde5800be7241a3cd0032db1a89ccf6235d"

@@ -27,7 +27,7 @@ def read(data: Any) -> Reply:
 
 def test_a_body_takes_system_turns_out_and_leaves_what_the_api_refuses() -> None:
     turns = (Message("system", "Be brief."), Message("user", "Hi"), Message("assistant", "Hi."), Message("user", "So?"))
-    body = anthropic_messages.body(Request(turns, max_tokens=9, temperature=0.0, top_p=0.9, seed=7), "claude")
+    body = anthropic_messages.request_body(Request(turns, max_tokens=9, temperature=0.0, top_p=0.9, seed=7), "claude")
 
     assert body == {
         "model": "claude",
@@ -39,13 +39,13 @@ def test_a_body_takes_system_turns_out_and_leaves_what_the_api_refuses() -> None
             {"role": "user", "content": "So?"},
         ],
     }
-    assert anthropic_messages.sent(body) == {"model": "claude", "max_tokens": 9}
+    assert anthropic_messages.sent_settings(body) == {"model": "claude", "max_tokens": 9}
 
 
 def test_turns_go_as_they_are() -> None:
     """The API takes turns of one role in a row as one, and conversations that an assistant begins."""
     turns = (Message("assistant", "Hello."), Message("user", "Hi"), Message("user", "So?"))
-    body = anthropic_messages.body(Request(turns, max_tokens=9), "claude")
+    body = anthropic_messages.request_body(Request(turns, max_tokens=9), "claude")
 
     assert [turn["role"] for turn in body["messages"]] == ["assistant", "user", "user"]
     assert "system" not in body
@@ -53,7 +53,7 @@ def test_turns_go_as_they_are() -> None:
 
 def test_what_is_shared_ends_in_a_breakpoint() -> None:
     request = Request((Message("system", "Judge."), Message("user", "Hi"), Message("user", "ABCde")), 9, shared=3)
-    body = anthropic_messages.body(request, "claude")
+    body = anthropic_messages.request_body(request, "claude")
 
     assert body["messages"] == [
         {"role": "user", "content": "Hi"},
@@ -65,21 +65,21 @@ def test_what_is_shared_ends_in_a_breakpoint() -> None:
             ],
         },
     ]
-    assert anthropic_messages.sent(body) == {"model": "claude", "max_tokens": 9, "cache_control": "ephemeral"}
+    assert anthropic_messages.sent_settings(body) == {"model": "claude", "max_tokens": 9, "cache_control": "ephemeral"}
 
 
 def test_no_empty_block_follows_what_is_shared() -> None:
-    body = anthropic_messages.body(Request((Message("user", "ABC"),), 9, shared=3), "claude")
+    body = anthropic_messages.request_body(Request((Message("user", "ABC"),), 9, shared=3), "claude")
 
     assert [block["text"] for block in body["messages"][0]["content"]] == ["ABC"]
 
 
 def test_schema_and_effort_are_the_output_s_config() -> None:
     request = Request((Message("user", "Hi"),), 9, reasoning_effort="low", schema=SCHEMA)
-    body = anthropic_messages.body(request, "claude")
+    body = anthropic_messages.request_body(request, "claude")
 
     assert body["output_config"] == {"effort": "low", "format": {"type": "json_schema", "schema": UNBOUNDED}}
-    assert anthropic_messages.sent(body)["output_config"] == {"effort": "low", "format": "json_schema"}
+    assert anthropic_messages.sent_settings(body)["output_config"] == {"effort": "low", "format": "json_schema"}
     assert body["output_config"]["format"]["schema"] == UNBOUNDED  # telling what was sent has changed nothing
 
 
@@ -121,7 +121,7 @@ def test_any_other_end_leaves_open_whether_the_reply_is_whole(stop: Any) -> None
     """It was paid for: kept as if it were cut, with the word, and told from a cut that is known."""
     reply = read(message("Fo", stop=stop))
 
-    assert (reply.text, reply.finish, reply.cut) == ("Fo", "length", False)
+    assert (reply.text, reply.finish, reply.truncated) == ("Fo", "length", False)
     assert reply.served["finish_reason"] == (stop if isinstance(stop, str) else "no word")
 
 
@@ -201,6 +201,8 @@ def test_deep_nesting_is_no_bug() -> None:
     deep = "[" * 990 + "]" * 990
     for answer in (deep, f'{{"error": {deep}}}', f'{{"content": {deep}}}', f'{{"content": [], "stop_reason": {deep}}}'):
         with pytest.raises(CallError) as caught:
-            chat_completions.receive(200, {}, answer.encode(), sent={}, keys=(), read=anthropic_messages.read_reply)
+            chat_completions.parse_response(
+                200, {}, answer.encode(), sent={}, keys=(), read=anthropic_messages.read_reply
+            )
 
         assert caught.value.kind is Kind.BAD_REPLY

@@ -12,7 +12,7 @@ from aif.config.sections import Price
 from aif.core.types import Message, Usage, is_blank
 from aif.providers import anthropic_messages, chat_completions
 from aif.providers.base import CallError, Kind, Options, Quota, Reply, Request
-from aif.providers.error_replies import SAID_LENGTH
+from aif.providers.error_replies import MAX_MESSAGE_CHARS
 from tests.support.loopback import KEY, completion, message
 
 SCHEMA = {
@@ -37,7 +37,7 @@ def with_usage(usage: Any) -> dict[str, Any]:
 
 def test_a_body_for_openai_s_own_endpoint() -> None:
     request = Request((Message("system", "Be brief."), Message("user", "Hi")), max_tokens=9, top_p=0.9, schema=SCHEMA)
-    body = chat_completions.body(request, "gpt", Options("openai"))
+    body = chat_completions.request_body(request, "gpt", Options("openai"))
 
     assert body == {
         "model": "gpt",
@@ -62,7 +62,7 @@ def test_a_body_for_openai_s_own_endpoint() -> None:
             },
         },
     }
-    assert chat_completions.sent(body) == {
+    assert chat_completions.sent_settings(body) == {
         "model": "gpt",
         "max_completion_tokens": 9,
         "top_p": 0.9,
@@ -71,7 +71,9 @@ def test_a_body_for_openai_s_own_endpoint() -> None:
 
 
 def test_a_body_for_any_other_server_keeps_the_bounds() -> None:
-    body = chat_completions.body(Request((Message("user", "Hi"),), max_tokens=9, temperature=0.0, schema=SCHEMA), "m")
+    body = chat_completions.request_body(
+        Request((Message("user", "Hi"),), max_tokens=9, temperature=0.0, schema=SCHEMA), "m"
+    )
 
     assert body["max_tokens"] == 9
     assert body["temperature"] == 0.0
@@ -80,10 +82,10 @@ def test_a_body_for_any_other_server_keeps_the_bounds() -> None:
 
 
 def test_what_is_none_is_not_sent() -> None:
-    body = chat_completions.body(Request((Message("user", "Hi"),), max_tokens=9), "m")
+    body = chat_completions.request_body(Request((Message("user", "Hi"),), max_tokens=9), "m")
 
     assert body.keys() == {"model", "messages", "max_tokens"}
-    assert chat_completions.sent(body) == {"model": "m", "max_tokens": 9}
+    assert chat_completions.sent_settings(body) == {"model": "m", "max_tokens": 9}
 
 
 def test_what_an_endpoint_wants_of_every_request() -> None:
@@ -91,11 +93,11 @@ def test_what_an_endpoint_wants_of_every_request() -> None:
     options = Options("openai", frozenset({"seed"}), "flex")
     said = {"max_tokens": 9, "service_tier": "flex", "stop": ["END"], "top_k": 40}
 
-    assert chat_completions.sent(chat_completions.body(request, "m", options)) == {
+    assert chat_completions.sent_settings(chat_completions.request_body(request, "m", options)) == {
         "model": "m", "max_completion_tokens": 9, "top_p": 0.9, "service_tier": "flex", "stop": ["END"], "top_k": 40,
     }  # fmt: skip
     assert (
-        anthropic_messages.sent(anthropic_messages.body(request, "m", Options(service_tier="flex")))
+        anthropic_messages.sent_settings(anthropic_messages.request_body(request, "m", Options(service_tier="flex")))
         == {"model": "m"} | said
     )
 
@@ -154,7 +156,7 @@ def test_what_is_no_reply_is_kept_with_what_it_used() -> None:
         (completion() | {"choices": completion()["choices"] * 2}, ""),
     ):
         with pytest.raises(CallError) as caught:
-            chat_completions.receive(200, {}, json.dumps(data).encode(), sent={"model": "m"}, keys=())
+            chat_completions.parse_response(200, {}, json.dumps(data).encode(), sent={"model": "m"}, keys=())
         kept = caught.value.reply
 
         assert caught.value.kind is Kind.BAD_REPLY
@@ -169,7 +171,7 @@ def test_a_body_that_names_something_twice_is_no_reply() -> None:
     for content in ('"content": "4", "content": "5"', '"content": "4", "c\\u006fntent": "5"'):
         whole = f'{{"choices": [{{"message": {{{content}}}, "finish_reason": "stop"}}]}}'
         with pytest.raises(CallError, match="names 'content' twice") as caught:
-            chat_completions.receive(200, {}, whole.encode(), sent={}, keys=())
+            chat_completions.parse_response(200, {}, whole.encode(), sent={}, keys=())
 
         assert caught.value.kind is Kind.BAD_REPLY
         assert caught.value.raw == whole
@@ -180,7 +182,7 @@ def test_a_text_is_said_in_its_body_or_is_none(text: str) -> None:
     """The model's words less its thoughts, and never anything besides."""
     said = json.dumps(completion(text)).encode()
     try:
-        reply, kind = chat_completions.receive(200, {}, said, sent={}, keys=()), None
+        reply, kind = chat_completions.parse_response(200, {}, said, sent={}, keys=()), None
     except CallError as error:
         reply, kind = error.reply or Reply("", None, None), error.kind
     assert reply.text in text
@@ -209,7 +211,7 @@ def test_a_completion_cut_at_its_limit_is_a_reply() -> None:
 def test_the_field_s_words_for_an_end(word: str, finish: str) -> None:
     reply = read(completion("Fo", word))
 
-    assert (reply.finish, reply.cut) == (finish, finish == "length")
+    assert (reply.finish, reply.truncated) == (finish, finish == "length")
     assert "finish_reason" not in reply.served
 
 
@@ -226,7 +228,7 @@ def test_its_words_for_a_failure(word: str) -> None:
     with pytest.raises(CallError, match=f"finished by {word}") as caught:
         read(completion("Fo", word))
 
-    assert (caught.value.kind, caught.value.told, caught.value.mendable) == (Kind.BAD_REPLY, True, False)
+    assert (caught.value.kind, caught.value.explicit, caught.value.resamplable) == (Kind.BAD_REPLY, True, False)
     assert caught.value.reply is not None
     assert caught.value.reply.text == "Fo"
 
@@ -239,7 +241,7 @@ def test_a_reply_that_ended_by_another_word_is_kept_as_if_it_were_cut(word: Any,
     """It was paid for; a judgement in it may be whole."""
     reply = read(completion("Fo", word))
 
-    assert (reply.text, reply.finish, reply.cut) == ("Fo", "length", False)
+    assert (reply.text, reply.finish, reply.truncated) == ("Fo", "length", False)
     assert reply.served["finish_reason"] == kept
 
 
@@ -300,7 +302,7 @@ def test_an_error_beside_a_part_of_a_reply_keeps_what_was_paid_for() -> None:
     data = completion("Fo", "error")
     data["choices"][0]["error"] = {"code": 502, "message": f"Provider went away, {KEY}"}
     with pytest.raises(CallError) as caught:
-        chat_completions.receive(200, {"retry-after": "3"}, json.dumps(data).encode(), sent={}, keys=[KEY])
+        chat_completions.parse_response(200, {"retry-after": "3"}, json.dumps(data).encode(), sent={}, keys=[KEY])
     error = caught.value
 
     assert (error.kind, error.retry_after) == (Kind.SERVER_ERROR, 3.0)
@@ -317,7 +319,10 @@ def test_an_error_that_is_null_is_none() -> None:
 
 
 def test_a_reply_with_any_status_of_success() -> None:
-    assert chat_completions.receive(201, {}, json.dumps(completion("Four.")).encode(), sent={}, keys=()).text == "Four."
+    assert (
+        chat_completions.parse_response(201, {}, json.dumps(completion("Four.")).encode(), sent={}, keys=()).text
+        == "Four."
+    )
 
 
 def test_a_refusal_is_kept() -> None:
@@ -440,7 +445,7 @@ def test_usage(usage: Any, read_as: Usage | None) -> None:
 )
 def test_bodies_that_a_strict_parser_refuses(content: bytes, text: str) -> None:
     whole = b'\xef\xbb\xbf{"choices": [{"message": {"content": ' + content + b'}, "finish_reason": "stop"}]}'
-    reply = chat_completions.receive(200, {}, whole, sent={}, keys=())
+    reply = chat_completions.parse_response(200, {}, whole, sent={}, keys=())
 
     assert reply.text == text
     assert reply.text.encode()
@@ -507,7 +512,7 @@ def test_deep_nesting_is_no_bug() -> None:
     ):
         for status, kind in ((200, Kind.BAD_REPLY), (400, Kind.BAD_REQUEST)):
             with pytest.raises(CallError) as caught:
-                chat_completions.receive(status, {}, answer.encode(), sent={}, keys=())
+                chat_completions.parse_response(status, {}, answer.encode(), sent={}, keys=())
 
             assert caught.value.kind is kind
 
@@ -520,18 +525,20 @@ def test_what_the_headers_say_of_limits_comes_with_replies_and_errors() -> None:
     }
     quota = (Quota("requests", 60, 9, 60.0),)
 
-    assert chat_completions.receive(200, said, json.dumps(completion()).encode(), sent={}, keys=()).quotas == quota
+    assert (
+        chat_completions.parse_response(200, said, json.dumps(completion()).encode(), sent={}, keys=()).quotas == quota
+    )
     with pytest.raises(CallError) as caught:
-        chat_completions.receive(429, said, b"", sent={}, keys=())
+        chat_completions.parse_response(429, said, b"", sent={}, keys=())
     assert caught.value.quotas == quota
 
 
-@pytest.mark.parametrize("before", range(SAID_LENGTH - 60, SAID_LENGTH + 5))
+@pytest.mark.parametrize("before", range(MAX_MESSAGE_CHARS - 60, MAX_MESSAGE_CHARS + 5))
 def test_no_part_of_a_key_is_left_in_what_is_no_reply(before: int) -> None:
     said = "x" * before + KEY
     for content in (said, f'{{"error": "{said}"}}', f'{{"choices": [{{"error": "{said}", "message": {{}}}}]}}'):
         with pytest.raises(CallError) as caught:
-            chat_completions.receive(200, {}, content.encode(), sent={}, keys=[KEY])
+            chat_completions.parse_response(200, {}, content.encode(), sent={}, keys=[KEY])
 
         assert caught.value.kind is Kind.BAD_REPLY
         assert KEY[:5] not in caught.value.message + caught.value.raw
@@ -550,10 +557,10 @@ def _events(*data: Any, end: str = "data: [DONE]\n\n") -> bytes:
 
 
 def test_a_reply_that_comes_by_events_unasked_is_read() -> None:
-    reply = chat_completions.receive(200, {}, _events(*CHUNKS), sent={}, keys=())
+    reply = chat_completions.parse_response(200, {}, _events(*CHUNKS), sent={}, keys=())
     assert (reply.text, reply.finish, reply.reasoning) == ("Paris is nice.", "stop", "hm")
     assert reply.usage == Usage(20, 3)
-    assert chat_completions.receive(
+    assert chat_completions.parse_response(
         200, {}, json.dumps(completion("Four.")).encode() + b"\n\ndata: [DONE]\n", sent={}, keys=()
     ).text
 
@@ -573,20 +580,20 @@ def test_a_reply_that_comes_by_events_unasked_is_read() -> None:
 )
 def test_a_stream_that_is_no_reply(content: bytes, kind: Kind) -> None:
     with pytest.raises(CallError) as caught:
-        chat_completions.receive(200, {}, content, sent={}, keys=())
+        chat_completions.parse_response(200, {}, content, sent={}, keys=())
     assert caught.value.kind is kind, caught.value.message
 
 
 def test_a_reply_that_was_written_and_can_t_be_used_is_worth_another_sample() -> None:
-    for odd, mendable in ((completion("Four.")["choices"] * 2, True), ([], True)):
+    for odd, resamplable in ((completion("Four.")["choices"] * 2, True), ([], True)):
         with pytest.raises(CallError) as caught:
             read(completion("Four.") | {"choices": odd})
-        assert caught.value.mendable == mendable
+        assert caught.value.resamplable == resamplable
     unwritten: tuple[dict[str, Any], ...] = ({"choices": []}, completion("Four.", finish="abort"))
     for said in unwritten:
         with pytest.raises(CallError) as caught:
             read(said)
-        assert not caught.value.mendable, "nothing was written, or the server gave up"
+        assert not caught.value.resamplable, "nothing was written, or the server gave up"
 
 
 JSON = st.recursive(
@@ -602,4 +609,4 @@ JSON = st.recursive(
 @given(st.lists(st.dictionaries(st.sampled_from(["choices", "error", "usage", "id"]), JSON), max_size=3))
 def test_whatever_stands_in_a_stream_is_a_reply_or_an_error_of_a_call(chunks: list[Any]) -> None:
     with suppress(CallError):
-        chat_completions.receive(200, {}, _events(*chunks), sent={}, keys=())
+        chat_completions.parse_response(200, {}, _events(*chunks), sent={}, keys=())

@@ -204,7 +204,7 @@ async def test_a_gateway_that_keeps_replies_is_named(answering: Answering, reque
     await asked.aclose()
 
     assert [error.kind for error in errors] == [Kind.CONNECTION, Kind.CACHED, Kind.CACHED]
-    assert "keeps replies and ignores the seed" in errors[-1].message
+    assert "caches replies and ignores the seed" in errors[-1].message
 
 
 @pytest.mark.parametrize("zipped", [False, True], ids=["plain", "compressed"])
@@ -311,7 +311,7 @@ async def test_a_redirect_is_not_followed(answering: Answering, request_: Reques
         await asked.ask(request_)
     await asked.aclose()
 
-    assert (caught.value.kind, caught.value.told) == (Kind.WRONG_URL, True)
+    assert (caught.value.kind, caught.value.explicit) == (Kind.WRONG_URL, True)
     assert elsewhere.paths == []
 
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 import pytest
 
 from aif.core.types import Message, Usage
-from aif.judging.request import once_more
+from aif.judging.request import resampled_request
 from aif.providers.base import CallError, Kind, Quota, Reply, Request
-from aif.providers.concurrency import Caller
+from aif.providers.concurrency import ItemHistory
 from aif.providers.endpoint import Endpoint, Halted
-from aif.providers.rate_limits import Pace
+from aif.providers.rate_limits import RateLimiter
 from trials.reliability.fast_clock import leap as run
 
 REQUEST = Request((Message("user", "x" * 400),), 100)
@@ -45,7 +45,7 @@ class Client:
 
 def endpoint(server: Server, most: int = 8, rpm: float | None = None, tpm: float | None = None) -> Endpoint:
     clock = asyncio.get_running_loop().time
-    pace, free = Pace(rpm, tpm), lambda *usage: 0.0
+    pace, free = RateLimiter(rpm, tpm), lambda *usage: 0.0
     one = Endpoint("m", "completion", "m", Client(server), most, free, free, pace, clock=clock)
     one.jitter = lambda: 1.0
     return one
@@ -61,8 +61,8 @@ async def asked(one: Endpoint, calls: int) -> list[Kind | None]:
         while left > 0:
             left -= 1
             try:
-                async with one.turn(REQUEST, Caller()) as turn:
-                    await turn.ask()
+                async with one.attempt(REQUEST, ItemHistory()) as attempt:
+                    await attempt.send()
                 ended.append(None)
             except CallError as error:
                 ended.append(error.kind)
@@ -135,14 +135,14 @@ def test_a_reply_that_can_t_be_read_tells_of_limits_and_tokens_as_well() -> None
         reply = Reply("what?", "stop", Usage(400, 1), quotas=(Quota("requests", 60, 0, 60.0),))
         one = endpoint(lambda now: reply, most=1)
         with pytest.raises(CallError):
-            async with one.turn(REQUEST, Caller()) as turn:
-                raise CallError(Kind.UNREADABLE, "no rating", reply=await turn.ask())
+            async with one.attempt(REQUEST, ItemHistory()) as attempt:
+                raise CallError(Kind.UNREADABLE, "no rating", reply=await attempt.send())
 
         assert one.answered == 0
-        assert one.pace.cost(400, 100).prompt > 100, "400 characters were 400 tokens"
-        one.pace.limited(2000.0)
-        one.pace.take(one.pace.cost(400, 100), 2000.0)
-        assert one.pace.wait(one.pace.cost(400, 100), 2000.0) > 0
+        assert one.rate_limiter.cost(400, 100).prompt > 100, "400 characters were 400 tokens"
+        one.rate_limiter.limited(2000.0)
+        one.rate_limiter.take(one.rate_limiter.cost(400, 100), 2000.0)
+        assert one.rate_limiter.wait(one.rate_limiter.cost(400, 100), 2000.0) > 0
 
     run(main())
 
@@ -150,7 +150,7 @@ def test_a_reply_that_can_t_be_read_tells_of_limits_and_tokens_as_well() -> None
 @pytest.mark.parametrize("kind", [Kind.UNAUTHORIZED, Kind.QUOTA_EXHAUSTED, Kind.UNKNOWN_MODEL])
 def test_what_only_a_person_can_mend_stops_the_endpoint_at_once_also_in_the_middle(kind: Kind) -> None:
     async def main() -> None:
-        refusal = CallError(kind, "HTTP 401: mend it", told=True)
+        refusal = CallError(kind, "HTTP 401: mend it", explicit=True)
         one = endpoint(lambda now: refusal if now >= 100 else None, most=8)
         await asked(one, 10_000)
 
@@ -163,14 +163,17 @@ def test_what_only_a_person_can_mend_stops_the_endpoint_at_once_also_in_the_midd
 def test_an_endpoint_that_refuses_a_shape_is_asked_no_more() -> None:
     async def main() -> None:
         one = endpoint(lambda now: BAD, most=1)
-        callers = [Caller(), Caller(), Caller(spread=True)]
+        callers = [ItemHistory(), ItemHistory(), ItemHistory(sampled=True)]
         for caller in callers:
             with pytest.raises(CallError):
-                async with one.turn(REQUEST, caller) as turn:
-                    await turn.ask()
+                async with one.attempt(REQUEST, caller) as attempt:
+                    await attempt.send()
 
         assert [caller.blame for caller in callers] == ["unknown", "unknown", "endpoint"]
-        assert one.refused == "3 items were refused alike, and none was answered: temperature is not supported"
+        assert (
+            one.refused
+            == "3 items were refused for the same reason, and none was answered: temperature is not supported"
+        )
         assert await asked(one, 9) == []
 
     run(main())
@@ -182,7 +185,7 @@ def test_where_nobody_ever_answers_is_not_asked_for_ever() -> None:
         await asked(one, 500)
 
         assert one.refused is not None
-        assert one.refused.endswith("the last: connection: nobody there")
+        assert one.refused.endswith("last error: connection: nobody there")
         assert len(came(one)) < 20
         assert 60 <= came(one)[-1] < 90
 
@@ -256,15 +259,15 @@ def test_servers_that_are_launched_add_places_before_the_first_call() -> None:
 def test_what_it_does_instead_of_answering_is_said() -> None:
     async def main() -> None:
         one = endpoint(lambda now: CallError(Kind.RATE_LIMITED, "slow down", retry_after=42.0))
-        assert one.instead() is None
+        assert one.waiting_text() is None
         waiting = asyncio.create_task(asked(one, 100))
         await asyncio.sleep(10.5)
-        assert one.instead() == "rate limited, asks again in 32 s"
+        assert one.waiting_text() == "rate limited, retries in 32 s"
         one.halt.set()
-        assert one.instead() is None, "it waits for nothing any more"
+        assert one.waiting_text() is None, "it waits for nothing any more"
         one.halt.clear()
-        one.doing = "starting"
-        assert one.instead() == "starting"
+        one.server_status = "starting"
+        assert one.waiting_text() == "starting"
         one.stop()
         await waiting
 
@@ -276,8 +279,8 @@ def test_a_request_is_changed_only_by_what_another_sample_can_mend() -> None:
     request = Request((Message("user", "hi"),), 100, seed=7)
     cut, unread = CallError(Kind.TRUNCATED, "cut"), CallError(Kind.UNREADABLE, "what?")
     made = [
-        once_more(request, reasks, failure)
-        for reasks, failure in ((0, None), (1, cut), (2, cut), (3, cut), (1, unread))
+        resampled_request(request, resamples, failure)
+        for resamples, failure in ((0, None), (1, cut), (2, cut), (3, cut), (1, unread))
     ]
 
     assert [(one.seed, one.max_tokens) for one in made] == [(7, 100), (8, 200), (9, 400), (10, 400), (8, 100)]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from aif.providers import chat_completions
 from aif.providers.base import UNBILLED, CallError, Kind
-from aif.providers.error_replies import SAID_LENGTH, classify, holds
+from aif.providers.error_replies import MAX_MESSAGE_CHARS, classify, context_window_in
 from tests.support.loopback import KEY
 
 OVERFLOW, RATE, QUOTA, MODEL = Kind.CONTEXT_OVERFLOW, Kind.RATE_LIMITED, Kind.QUOTA_EXHAUSTED, Kind.UNKNOWN_MODEL
@@ -33,7 +33,7 @@ def heard(status: int, said: Any, headers: dict[str, str] | None = None) -> Call
     """What a response means; of status 200, too."""
     content = said if isinstance(said, str) else json.dumps(said)
     with pytest.raises(CallError) as caught:
-        chat_completions.receive(status, headers or {}, content.encode(), sent={}, keys=())
+        chat_completions.parse_response(status, headers or {}, content.encode(), sent={}, keys=())
     return caught.value
 
 
@@ -180,7 +180,7 @@ TOLD: dict[str, tuple[int, Any, Kind]] = {
 def test_words_and_codes_tell_the_kind(status: int, said: Any, kind: Kind) -> None:
     error = heard(status, said)
 
-    assert (error.kind, error.told, error.busy) == (kind, True, False)
+    assert (error.kind, error.explicit, error.busy) == (kind, True, False)
     assert f"HTTP {status}" in error.message
 
 
@@ -261,7 +261,7 @@ def test_a_server_that_is_there_and_may_come_back(status: int, said: Any, kind: 
 def test_a_status_alone_tells_less(status: int, said: Any, kind: Kind) -> None:
     error = heard(status, said)
 
-    assert (error.kind, error.told, error.busy) == (kind, False, False)
+    assert (error.kind, error.explicit, error.busy) == (kind, False, False)
 
 
 @pytest.mark.parametrize(
@@ -274,12 +274,12 @@ def test_a_status_alone_tells_less(status: int, said: Any, kind: Kind) -> None:
 )
 def test_a_template_that_takes_no_such_turns_is_no_outage(said: str) -> None:
     """llama.cpp: a run waited for it, 89 s or half an hour."""
-    assert (heard(500, _error(said)).kind, heard(500, _error(said)).told) == (SHAPE, True)
+    assert (heard(500, _error(said)).kind, heard(500, _error(said)).explicit) == (SHAPE, True)
 
 
 @pytest.mark.parametrize(("status", "kind"), [(401, KEYS), (402, QUOTA)])
 def test_but_for_a_key_and_for_money_it_does(status: int, kind: Kind) -> None:
-    assert (heard(status, "").kind, heard(status, "").told) == (kind, True)
+    assert (heard(status, "").kind, heard(status, "").explicit) == (kind, True)
 
 
 @pytest.mark.parametrize(
@@ -289,9 +289,9 @@ def test_minimax_tells_its_own_status_beside_what_looks_like_a_reply(code: int, 
     whole = {"choices": [{"message": {"content": "Yes."}, "finish_reason": "stop"}]}
     error = heard(200, whole | {"base_resp": {"status_code": code, "status_msg": "no"}})
 
-    assert (error.kind, error.told) == (kind, True)
+    assert (error.kind, error.explicit) == (kind, True)
     fine = json.dumps(whole | {"base_resp": {"status_code": 0, "status_msg": "success"}}).encode()
-    assert chat_completions.receive(200, {}, fine, sent={}, keys=()).text == "Yes."
+    assert chat_completions.parse_response(200, {}, fine, sent={}, keys=()).text == "Yes."
 
 
 def test_the_server_s_words_are_shown_wherever_they_stand() -> None:
@@ -331,7 +331,7 @@ def test_a_firewall_s_page_is_called_one() -> None:
 def test_a_url_that_wants_https(said: str) -> None:
     error = heard(400, said)
 
-    assert (error.kind, error.told) == (URL, True)
+    assert (error.kind, error.explicit) == (URL, True)
     assert "https" in error.message.lower()
 
 
@@ -400,7 +400,7 @@ def test_whatever_a_body_holds_it_has_a_meaning(status: int, said: Any) -> None:
     error = heard(status, said)
 
     assert error.message.encode()
-    assert len(error.message) < SAID_LENGTH + 160
+    assert len(error.message) < MAX_MESSAGE_CHARS + 160
     assert error.retry_after is None or error.retry_after >= 0.0
     assert error.kind in UNBILLED or error.kind in Kind
 
@@ -453,7 +453,7 @@ WORDINGS = [
 def test_wordings_of_an_overflow(words: str, status: int) -> None:
     assert classify(status, {}, words).kind is Kind.CONTEXT_OVERFLOW
     assert classify(429, {}, words).kind is Kind.RATE_LIMITED
-    assert holds(classify(status, {}, words).message) == (None if "available" in words else 8)
+    assert context_window_in(classify(status, {}, words).message) == (None if "available" in words else 8)
 
 
 SAYS_NOTHING = {"llama.cpp, by 500", "llama.cpp's code", "Bedrock's prompt", "Ollama's room, by 500", "MiniMax's room"}
@@ -464,13 +464,16 @@ PER_MINUTE = {"Groq's", "no minute holds it"}
 def test_an_overflow_says_how_much_the_model_holds(name: str) -> None:
     status, said, _ = TOLD[name]
     none = name in SAYS_NOTHING | PER_MINUTE or name == "Google's room"
-    assert holds(heard(status, said).message) == (None if none else 8)
+    assert context_window_in(heard(status, said).message) == (None if none else 8)
 
 
 def test_numbers_with_commas_and_sums() -> None:
-    assert holds("maximum context length is 131,072 tokens") == 131072
-    assert holds("input length and `max_tokens` exceed context limit: 188240 + 21333 > 200000, decrease") == 200000
-    assert holds("") is None
+    assert context_window_in("maximum context length is 131,072 tokens") == 131072
+    assert (
+        context_window_in("input length and `max_tokens` exceed context limit: 188240 + 21333 > 200000, decrease")
+        == 200000
+    )
+    assert context_window_in("") is None
 
 
 def test_a_per_minute_limit_that_speaks_of_quota_is_waited_for() -> None:
@@ -506,7 +509,7 @@ def test_a_setting_that_speaks_of_the_context_is_no_overflow(words: str) -> None
 
 
 def test_a_long_message_is_cut_and_a_key_at_the_cut_is_gone() -> None:
-    error = classify(401, {}, "x" * (SAID_LENGTH - 5) + KEY + "y" * 5000, keys=[KEY])
+    error = classify(401, {}, "x" * (MAX_MESSAGE_CHARS - 5) + KEY + "y" * 5000, keys=[KEY])
 
     assert len(error.message) < 400
     assert KEY[:6] not in error.message + error.raw

@@ -51,8 +51,8 @@ def openai(limit: str, remaining: str, reset: str, of: str = "requests") -> dict
 )
 def test_openai_s_resets(reset: str, seconds: float) -> None:
     (quota,) = quotas(openai("60", "59", reset))
-    assert (quota.measure, quota.limit, quota.left) == ("requests", 60, 59)
-    assert quota.whole_s == pytest.approx(seconds)
+    assert (quota.measure, quota.limit, quota.remaining) == ("requests", 60, 59)
+    assert quota.reset_s == pytest.approx(seconds)
 
 
 def test_anthropic_s_quotas_by_the_response_s_own_date() -> None:
@@ -115,6 +115,6 @@ def test_any_header_is_read_or_left(limit: str, remaining: str, reset: str, afte
 
     assert said is None or (said >= 0 and math.isfinite(said))
     for quota in quotas(headers):
-        assert 0 <= quota.left <= quota.limit < math.inf
-        assert quota.whole_s >= 0
+        assert 0 <= quota.remaining <= quota.limit < math.inf
+        assert quota.reset_s >= 0
         assert quota.per_second > 0

@@ -7,13 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aif.providers.base import Quota
-from aif.providers.rate_limits import BELIEVED_S, BURST_S, MINUTE_S, Cost, Pace
+from aif.providers.rate_limits import BELIEVED_S, BURST_S, MINUTE_S, RateLimiter, RequestCost
 
 START = 1000.0
 
 
-def cost(tokens: int) -> Cost:
-    return Cost(0, 0, tokens)
+def cost(tokens: int) -> RequestCost:
+    return RequestCost(0, 0, tokens)
 
 
 def sent_at(
@@ -21,7 +21,7 @@ def sent_at(
 ) -> list[tuple[float, int]]:
     """When each request of (seconds since the one before, tokens) was sent, each as soon as it could after those before
     it; `late` is how much longer than asked the waits were."""
-    pace, at, now = Pace(rpm, tpm), START, START
+    pace, at, now = RateLimiter(rpm, tpm), START, START
     sent: list[tuple[float, int]] = []
     for gap, tokens in arrivals:
         at += gap
@@ -102,7 +102,7 @@ def test_nearly_all_of_a_limit_of_tokens_is_used(sizes: list[int]) -> None:
 
 def test_tokens_are_learned_from_what_providers_count() -> None:
     """A language of one token a character: the first prompts are charged afterwards, later ones beforehand."""
-    pace = Pace(None, 60_000)
+    pace = RateLimiter(None, 60_000)
     first = pace.cost(8000, 100)
     assert (first.prompt, first.of("tokens")) == (2000, 2100)
     pace.take(first, START)
@@ -113,15 +113,15 @@ def test_tokens_are_learned_from_what_providers_count() -> None:
     assert pace.cost(8000, 100).prompt > 3700
 
 
-def learned(*quotas: Quota, at: float = START, given: float | None = None) -> Pace:
+def learned(*quotas: Quota, at: float = START, given: float | None = None) -> RateLimiter:
     """A pace that met with a 429 after it was told of these."""
-    pace = Pace(given, None)
+    pace = RateLimiter(given, None)
     pace.learn(quotas)
     pace.limited(at)
     return pace
 
 
-def per_minute(pace: Pace, tokens: int = 10, now: float = START) -> int:
+def per_minute(pace: RateLimiter, tokens: int = 10, now: float = START) -> int:
     """Requests that go within a minute, if the headers stay as they are."""
     end, n = now + 60, 0
     while (now := now + pace.wait(cost(tokens), now)) < end:
@@ -132,7 +132,7 @@ def per_minute(pace: Pace, tokens: int = 10, now: float = START) -> int:
 
 def test_what_headers_say_is_obeyed_once_a_429_confirms_it_and_for_ten_minutes() -> None:
     quota = Quota("requests", 600, 0, 60.0)
-    pace = Pace(None, None)
+    pace = RateLimiter(None, None)
     pace.learn([quota])
     assert pace.wait(cost(10), START) == 0
     for _ in range(1000):

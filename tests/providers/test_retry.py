@@ -2,8 +2,8 @@
 
 import pytest
 
-from aif.providers.base import PROVIDER, REASKED, SHAPE, TRANSIENT, CallError, Kind
-from aif.providers.retry import Blame, Course, RetryPolicy, Verdict
+from aif.providers.base import ACCESS_ERRORS, REQUEST_ERRORS, RESAMPLED, TRANSIENT, CallError, Kind
+from aif.providers.retry import Blame, RetryPolicy, RetryState, Verdict
 
 
 class Rehearsal:
@@ -11,7 +11,7 @@ class Rehearsal:
 
     def __init__(self, policy: RetryPolicy | None = None, jitter: float = 1.0) -> None:
         self.policy, self.jitter, self.now = policy or RetryPolicy(), jitter, 1000.0
-        self.course = Course()
+        self.course = RetryState()
         self.waits: list[float] = []
 
     def fail(self, error: CallError | Kind, blame: Blame = "item", few: bool = False) -> Verdict:
@@ -34,7 +34,7 @@ class Rehearsal:
     ("kinds", "calls", "verdict"),
     [
         (TRANSIENT, 6, "failed"),
-        (REASKED | PROVIDER - {Kind.QUOTA_EXHAUSTED} | SHAPE, 3, "failed"),
+        (RESAMPLED | ACCESS_ERRORS - {Kind.QUOTA_EXHAUSTED} | REQUEST_ERRORS, 3, "failed"),
         ({Kind.BLOCKED}, 1, "failed"),
         ({Kind.QUOTA_EXHAUSTED}, 6, "later"),
     ],
@@ -45,7 +45,7 @@ def test_an_item_at_fault_fails_for_good(kinds: frozenset[Kind], calls: int, ver
 
 
 def test_a_shape_that_the_server_names_is_asked_no_more_once_another_was_answered() -> None:
-    long = CallError(Kind.CONTEXT_OVERFLOW, "5021 of 4096 tokens", told=True)
+    long = CallError(Kind.CONTEXT_OVERFLOW, "5021 of 4096 tokens", explicit=True)
     assert Rehearsal().last(long) == (1, "failed")
     assert Rehearsal().last(long, "unknown", few=True) == (1, "failed"), "its own words are all there is to go by"
     assert Rehearsal().fail(long, "unknown") == "again"
@@ -59,9 +59,9 @@ def test_what_only_others_can_be_paid_or_let_through_now_stays_pending() -> None
 
 
 def test_where_nobody_knows_it_stays_pending() -> None:
-    for kind in TRANSIENT | PROVIDER | SHAPE:
+    for kind in TRANSIENT | ACCESS_ERRORS | REQUEST_ERRORS:
         assert Rehearsal().last(kind, "unknown") == (6, "later")
-    for kind in REASKED:
+    for kind in RESAMPLED:
         assert Rehearsal().last(kind, "unknown") == (3, "later")
 
 
@@ -70,7 +70,7 @@ def test_what_is_the_endpoint_s_doing_counts_for_nothing_and_waits_at_its_gate()
     for kind in sorted(TRANSIENT) * 20:
         assert item.fail(kind, "endpoint") == "again"
     assert set(item.waits) == {0}
-    for kind in PROVIDER | SHAPE | REASKED:
+    for kind in ACCESS_ERRORS | REQUEST_ERRORS | RESAMPLED:
         assert Rehearsal().fail(kind, "endpoint") == "refused"
 
 
@@ -93,7 +93,7 @@ def test_each_sort_of_failure_has_its_own_count() -> None:
     item = Rehearsal()
     kinds = [Kind.TIMEOUT] * 5 + [Kind.UNREADABLE, Kind.EMPTY]
     assert {item.fail(kind) for kind in kinds} == {"again"}
-    assert (item.course.reasked, item.course.unmended and item.course.unmended.kind) == (2, Kind.EMPTY)
+    assert (item.course.resampled, item.course.last_unusable and item.course.last_unusable.kind) == (2, Kind.EMPTY)
 
 
 def test_waits_double_up_to_the_longest() -> None:
@@ -132,7 +132,7 @@ def test_the_last_items_are_asked_for_a_minute_and_no_longer() -> None:
 
 
 def test_the_policy_s_numbers() -> None:
-    policy = RetryPolicy(attempts=4, reasks=1, first_wait_s=0.1, longest_wait_s=0.15)
+    policy = RetryPolicy(attempts=4, resamples=1, first_wait_s=0.1, longest_wait_s=0.15)
     assert Rehearsal(policy).last(Kind.EMPTY) == (1, "failed")
     item = Rehearsal(policy)
     assert item.last(Kind.TIMEOUT) == (4, "failed")

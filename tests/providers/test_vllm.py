@@ -10,7 +10,7 @@ from aiohttp import web
 from aif.core.errors import BadInput
 from aif.core.types import Usage
 from aif.providers.base import CallError, Kind, Request
-from aif.providers.vllm import VllmChat, _Server, normalised
+from aif.providers.vllm import VllmChat, _Server, normalize_base_url
 from tests.support.loopback import KEY, Answering, body, completion, hang, keyed, says
 
 
@@ -229,7 +229,7 @@ async def test_without_any_server_a_call_is_for_later(request_: Request) -> None
     ],
 )
 async def test_base_url(given: str, base: str) -> None:
-    assert normalised(given) == base
+    assert normalize_base_url(given) == base
 
 
 @pytest.mark.parametrize("given", ["gpu-2:8000", "ftp://gpu-2", "http://", ""])

@@ -421,7 +421,7 @@ async def test_a_server_that_is_being_stopped_is_not_starting(tmp_path: Path, fa
         endpoint.done.set()
 
         def over() -> bool:
-            seen.append(endpoint.doing)
+            seen.append(endpoint.server_status)
             return len(seen) > 1 and seen[-2:] == ["stopping", None]
 
         await _until(over)

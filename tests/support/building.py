@@ -12,7 +12,7 @@ import orjson
 from aif.config.pipeline import Pipeline, parse
 from aif.core.types import Usage, digest
 from aif.engine.prepare import prepare, rubric_of
-from aif.judging.rubric import Aspect, Rubric, judgement_key, order
+from aif.judging.rubric import Aspect, Rubric, judgement_key, shown_order
 from aif.providers.base import CallError, Kind, Reply
 from aif.store import records as events
 from aif.store.ledger import Ledger
@@ -175,7 +175,7 @@ def _judgement(
 
 
 def judgement_item(pipeline: Pipeline, rubric: Rubric, ready: Ready, need: Need) -> events.CallItem:
-    shown = order(ready.prompt.prompt_id, need.answers, need.judge_pass)
+    shown = shown_order(ready.prompt.prompt_id, need.answers, need.judge_pass)
     key = judgement_key(shown, need.identity, need.judge_pass, need.spec, need.material)
     details = {
         "pass": need.judge_pass,

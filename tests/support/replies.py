@@ -14,11 +14,11 @@ from typing import Any, Literal, get_args
 
 from aif.core.resources import shipped
 from aif.core.types import Rating
-from aif.judging.rubric import NOT_APPLICABLE, Aspect, Form, Rubric, load
+from aif.judging.rubric import NOT_APPLICABLE, Aspect, ReplyForm, Rubric, load
 
 RUBRICS = {name: load(shipped("prompts", "rubrics", name)) for name in ("unified", "ultrafeedback", "mt-bench")}
 REQUESTS = [(rubric, request) for rubric in RUBRICS.values() for request in rubric.sheet.requests]
-FORMS: tuple[Form, ...] = get_args(Form)
+FORMS: tuple[ReplyForm, ...] = get_args(ReplyForm)
 KEYS = ("k1", "k2", "k3", "k4")
 MARK = "0123456789ab"  # of a fence
 
@@ -44,7 +44,7 @@ class Asked:
     rubric: Rubric
     request: str
     n: int
-    form: Form
+    form: ReplyForm
 
     @property
     def aspects(self) -> Mapping[str, Aspect]:
@@ -257,7 +257,7 @@ def _whole(*texts: str) -> Spoil:
 
 def _echo(rng: Random, asked: Asked, said: list[Field]) -> str:
     """Repeat the judge's instructions, with and without a verdict after them."""
-    own = asked.rubric.own_text(asked.request, asked.n, asked.form)
+    own = asked.rubric.request_text(asked.request, asked.n, asked.form)
     return own if rng.random() < 0.5 else f"Completion 1\n{own}\n{written(asked, said)}"
 
 

@@ -77,7 +77,7 @@ def _bodies(path: Path) -> list[bytes]:
         with Reader.of(ledger.store) as reader:
             todos = reader.todo(MODEL, 0, 100_000)
     requests = (slot_request(loaded, todo) for todo in todos)
-    return [orjson.dumps(chat_completions.body(request, MODEL)) for request in requests]
+    return [orjson.dumps(chat_completions.request_body(request, MODEL)) for request in requests]
 
 
 def _bare(url: str, bodies: Sequence[bytes]) -> tuple[int, int, float]:

@@ -10,10 +10,10 @@ from typing import Any
 
 from aif.core.types import Message
 from aif.engine.work_queue import Queue, QueueItem, serve
-from aif.providers.base import PROVIDER, SHAPE, TRANSIENT, CallError, Kind, Reply, Request
-from aif.providers.concurrency import ITEMS, Others
+from aif.providers.base import ACCESS_ERRORS, REQUEST_ERRORS, TRANSIENT, CallError, Kind, Reply, Request
+from aif.providers.concurrency import ENOUGH_ITEMS, OtherItems
 from aif.providers.endpoint import Endpoint, Halted
-from aif.providers.rate_limits import Pace
+from aif.providers.rate_limits import RateLimiter
 from aif.providers.retry import RetryPolicy, Verdict
 from trials.reliability import Figures, fast_clock
 
@@ -40,7 +40,7 @@ class FailingReply:
 
     @property
     def error(self) -> CallError:
-        return CallError(self.kind, self.words, told=self.certain, busy=self.busy, retry_after=self.retry_after)
+        return CallError(self.kind, self.words, explicit=self.certain, busy=self.busy, retry_after=self.retry_after)
 
 
 PASSING = [
@@ -213,7 +213,7 @@ async def play(world: World) -> Outcome:
     """Ask for all items of a world with aif's queue and endpoint, by their rule; return what happened."""
     random.seed(world.seed)  # aif picks an item from further down the queue at random
     loop, server, draw = asyncio.get_running_loop(), Server(world), random.Random(world.seed)
-    free, pace = lambda *usage: 0.0, Pace(None, None)
+    free, pace = lambda *usage: 0.0, RateLimiter(None, None)
     endpoint = Endpoint(
         "m", "completion", "m", server, world.concurrency, free, free, pace, clock=loop.time, jitter=draw.random
     )
@@ -243,10 +243,10 @@ async def play(world: World) -> Outcome:
         error: CallError | None = None
         try:
             text = str(n).rjust(LONG if world.doomed.get(n) is OVERFLOW else SHORTER)
-            async with endpoint.turn(Request((Message("user", text),), 10), item.caller) as turn:
+            async with endpoint.attempt(Request((Message("user", text),), 10), item.caller) as attempt:
                 item.course.n += 1
                 began = loop.time() - 1000.0
-                await turn.ask()
+                await attempt.send()
         except Halted:
             return None
         except CallError as failure:
@@ -265,14 +265,14 @@ async def play(world: World) -> Outcome:
     return Outcome(calls, ends, endpoint.refused, took_s, frozenset(decided))
 
 
-def _row(error: CallError, blame: str, verdict: Verdict, others: Others) -> str:
+def _row(error: CallError, blame: str, verdict: Verdict, others: OtherItems) -> str:
     """Return the row of the rule's table that gave a verdict, by name; empty for a retry."""
     if blame == "item" and verdict == "failed":
         return "item"
     if blame == "endpoint":
-        kinds = {"passing": TRANSIENT, "refusal": PROVIDER, "shape": SHAPE}
+        kinds = {"passing": TRANSIENT, "refusal": ACCESS_ERRORS, "shape": REQUEST_ERRORS}
         return "endpoint: " + next((name for name, group in kinds.items() if error.kind in group), "unusable")
-    return "unknown" if others.few and verdict == "later" else ""
+    return "unknown" if others.too_few and verdict == "later" else ""
 
 
 # --- checks of an outcome against the truth ---------------------------------------------------------------------------
@@ -320,7 +320,7 @@ def _can_be_told_apart(outcome: Outcome, calls: list[Call], own: list[Call]) -> 
 
     Not if the item's attempts were used up by what failed for every item.
     """
-    if not own or (len(own) < POLICY.same and len(own) < len(calls)):
+    if not own or (len(own) < POLICY.same_failures and len(own) < len(calls)):
         return False
     return any(
         call.failure is None and own[0].ended < call.began and call.ended < own[-1].began for call in outcome.calls
@@ -330,7 +330,7 @@ def _can_be_told_apart(outcome: Outcome, calls: list[Call], own: list[Call]) -> 
 def _most_attempts(failure: FailingReply | None) -> int:
     if failure is None:
         return 0
-    return POLICY.reasks if failure.kind in (Kind.EMPTY, Kind.UNREADABLE) else 2 * POLICY.attempts
+    return POLICY.resamples if failure.kind in (Kind.EMPTY, Kind.UNREADABLE) else 2 * POLICY.attempts
 
 
 def _confusable_rate_limit(world: World, doomed: FailingReply) -> bool:
@@ -341,14 +341,14 @@ def _confusable_rate_limit(world: World, doomed: FailingReply) -> bool:
 
 def _blamed_by_its_words(world: World, outcome: Outcome) -> bool:
     """Return whether an item may fail by the server's words alone, since no other items can show otherwise."""
-    few = outcome.refused is None and (world.failing in SHAPES or world.items < ITEMS)
+    few = outcome.refused is None and (world.failing in SHAPES or world.items < ENOUGH_ITEMS)
     return few and world.failing in SHAPES + UNUSABLE and (world.failing.certain or world.failing in UNUSABLE)
 
 
 def _too_few_left(world: World, outcome: Outcome) -> bool:
     """Return whether the outage lasted longer than the last two items are retried."""
     before = sum(call.failure is None and call.began < world.since for call in outcome.calls)
-    return world.until - world.since > POLICY.silent_s and world.items - before - len(world.doomed) < ITEMS
+    return world.until - world.since > POLICY.silent_s and world.items - before - len(world.doomed) < ENOUGH_ITEMS
 
 
 def _never_heard(world: World, outcome: Outcome) -> bool:
@@ -381,7 +381,7 @@ def _endpoint_mistakes(world: World, outcome: Outcome) -> list[str]:
         failing
         and not world.capacity
         and failing in PASSING
-        and len(during) > world.concurrency + ITEMS + 12 + each * minutes
+        and len(during) > world.concurrency + ENOUGH_ITEMS + 12 + each * minutes
     ):
         mistakes.append(f"{len(during)} calls in {minutes:.1f} minutes of an outage")
     if (
@@ -390,24 +390,25 @@ def _endpoint_mistakes(world: World, outcome: Outcome) -> list[str]:
         and len(during) > 4 * world.concurrency + 1.2 * world.items + 12 + 3 * minutes
     ):
         mistakes.append(f"{len(during)} calls above its capacity")
-    if failing in UNUSABLE and len(during) > max(world.concurrency, ITEMS) + (
-        2 * POLICY.reasks if world.interval_s or world.items < ITEMS else 2
+    if failing in UNUSABLE and len(during) > max(world.concurrency, ENOUGH_ITEMS) + (
+        2 * POLICY.resamples if world.interval_s or world.items < ENOUGH_ITEMS else 2
     ):
         mistakes.append(f"{len(during)} unusable replies")
     if world.endless and failing in REFUSALS + SHAPES:
         left = world.items - sum(call.failure is None and call.began < world.since for call in outcome.calls)
-        most = max(world.concurrency, ITEMS)
+        most = max(world.concurrency, ENOUGH_ITEMS)
         if (
             failing not in CERTAIN_REFUSALS
         ):  # the items queued when the doubt arose are tried one by one, then one from further down
             most += 3 + (world.concurrency if world.since else 0)
+        # too few at a time, or at all
         if (
-            left < 2 * world.concurrency + ITEMS + len(world.doomed) or world.interval_s
+            left < 2 * world.concurrency + ENOUGH_ITEMS + len(world.doomed) or world.interval_s
         ):  # too few items at a time, or in total
             most += 2 * POLICY.attempts
-        if len(during) > most and left >= ITEMS:
+        if len(during) > most and left >= ENOUGH_ITEMS:
             mistakes.append(f"{len(during)} calls to an endpoint that refuses")
-        if left >= ITEMS + len(world.doomed) and not outcome.refused and during:
+        if left >= ENOUGH_ITEMS + len(world.doomed) and not outcome.refused and during:
             mistakes.append("refuses, but is not given up")
     patience_s = _patience(world, outcome) if world.endless and failing in PASSING else 0.0
     if patience_s and outcome.took_s - world.since > patience_s:
@@ -426,7 +427,7 @@ def _cannot_delay_others(world: World) -> bool:
     quick = all(
         failure in PASSING and failure not in LIMITS and failure.takes_s < 1 for failure in world.doomed.values()
     )
-    return quick and len(world.doomed) < ITEMS and not world.interval_s and not world.empty_share
+    return quick and len(world.doomed) < ENOUGH_ITEMS and not world.interval_s and not world.empty_share
 
 
 def _patience(world: World, outcome: Outcome) -> float:
@@ -435,7 +436,7 @@ def _patience(world: World, outcome: Outcome) -> float:
     )
     answered_once |= any(call.failure.kind in (Kind.EMPTY, Kind.UNREADABLE) for call in outcome.calls if call.failure)
     answered = [call for call in outcome.calls if call.failure is None]
-    few = answered and world.items - len(answered) < ITEMS and world.failing and not world.failing.busy
+    few = answered and world.items - len(answered) < ENOUGH_ITEMS and world.failing and not world.failing.busy
     slack_s = 200.0 + POLICY.attempts * (world.failing.takes_s if world.failing else 0.0)
     return (POLICY.outage_s if answered_once and not few else POLICY.silent_s) + slack_s
 

@@ -14,8 +14,8 @@ from aif.cli.views.progress import Terminal
 from aif.config.pipeline import load
 from aif.core.types import Rating, fraction
 from aif.engine.feedback import feedback
-from aif.judging.parse import Unparseable, read
-from aif.judging.rubric import Form
+from aif.judging.parse import Unparseable, parse_reply
+from aif.judging.rubric import ReplyForm
 from aif.providers.retry import RetryPolicy
 from aif.simulator import Arrival, Fault, Mishap
 from aif.store.ledger import Ledger
@@ -127,7 +127,7 @@ def _fuzz(replies: int) -> dict[str, Any]:
 def _read(case: Case) -> tuple[Rating, ...] | None:
     asked = case.asked
     try:
-        return read(asked.rubric, asked.request, asked.keys, case.reply, asked.form)
+        return parse_reply(asked.rubric, asked.request, asked.keys, case.reply, asked.form)
     except Unparseable as why:
         str(why).encode()  # the message is stored, so it must be encodable
         return None
@@ -136,7 +136,7 @@ def _read(case: Case) -> tuple[Rating, ...] | None:
 # --- whole runs -------------------------------------------------------------------------------------------------------
 
 
-def _run(folder: Path, rubric: str, form: Form, provider: str, prompts: int) -> dict[str, Any]:
+def _run(folder: Path, rubric: str, form: ReplyForm, provider: str, prompts: int) -> dict[str, Any]:
     """Run a pipeline with bad replies and check the store.
 
     With form `schema` models fail, too. With form `text` all completions are good, so that the judge always sees four
@@ -173,7 +173,7 @@ def _run(folder: Path, rubric: str, form: Form, provider: str, prompts: int) -> 
     }
 
 
-def _hostile(rubric: str, form: Form) -> Iterator[str]:
+def _hostile(rubric: str, form: ReplyForm) -> Iterator[str]:
     """Yield replies of every kind that must not be parsed, about four completions, for each request of a rubric.
 
     The simulator sends them to any request of the rubric, so kinds that are valid for another request are left out.
@@ -189,7 +189,7 @@ def _hostile(rubric: str, form: Form) -> Iterator[str]:
                     yield spoil(rng, asked, fields(rng, asked))
 
 
-def _valid(rubric: str, form: Form) -> Iterator[str]:
+def _valid(rubric: str, form: ReplyForm) -> Iterator[str]:
     """Yield replies that must be parsed; none if the rubric has several requests, since each fits only one."""
     (request, ask), *others = RUBRICS[rubric].sheet.requests.items()
     asked = Asked(RUBRICS[rubric], request, 4 if ask.mode == "listwise" else 1, form)

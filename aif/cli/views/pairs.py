@@ -14,7 +14,7 @@ from aif.core.errors import BadInput
 from aif.engine.make_pairs import policy_of, scores_of
 from aif.engine.outcome_text import OUTCOMES, rule_of
 from aif.engine.prepare import is_prepared, rubric_of
-from aif.pairing.pairs import Paired, PairPolicy, pair
+from aif.pairing.pairs import PairingResult, PairPolicy, pair_prompts
 from aif.pairing.scores import Floats, Ints
 from aif.store.results import Results
 
@@ -25,7 +25,7 @@ class Preview:
 
     policy: PairPolicy
     outcomes: Mapping[str, int]
-    paired: Paired
+    paired: PairingResult
     lengths: Ints
 
 
@@ -43,7 +43,7 @@ def outlook(pipeline: Pipeline, reader: Results) -> Preview:
         )
     scores = scores_of(pipeline, rubric, reader)
     policy = policy_of(pipeline, rubric)
-    paired = pair(scores, policy)
+    paired = pair_prompts(scores, policy)
     outcomes = Counter(paired.outcome.to_pylist()) + Counter(reader.unpaired().column("outcome").to_pylist())
     return Preview(policy, outcomes, paired, scores.lengths)
 

@@ -14,8 +14,8 @@ from aif.core.errors import BadInput
 from aif.core.formatting import counted
 from aif.core.types import Message, Prompt, prompt_id
 from aif.engine.rubric_trial import Tried, another_best, aspects_of, kendall, means_by_model, rank, scores_of_both
-from aif.judging.lint import COMPLETIONS, Finding, sizes
-from aif.judging.rubric import Form, Rubric, order, render
+from aif.judging.lint import COMPLETIONS, Finding, request_sizes
+from aif.judging.rubric import ReplyForm, Rubric, render, shown_order
 from aif.store.reader import Reader
 
 _TURNS = (Message("user", "Why is the sky blue? Answer in one sentence."),)
@@ -51,7 +51,7 @@ def tell_messages(console: Console, messages: Sequence[Message]) -> None:
         say(console, message.content)
 
 
-def tell_rendered(console: Console, rubric: Rubric, form: Form, store: Path | None, prefix: str | None) -> None:
+def tell_rendered(console: Console, rubric: Rubric, form: ReplyForm, store: Path | None, prefix: str | None) -> None:
     """Every request's messages and schema, for a stored prompt or an example."""
     prompt, texts = _stored(store, prefix) if store and prefix else (_EXAMPLE, list(_COMPLETIONS))
     for request, ask in rubric.sheet.requests.items():
@@ -75,7 +75,7 @@ def _stored(store: Path, prefix: str) -> tuple[Prompt, list[str]]:
         prompt, texts = reader.prompt(name).prompt, reader.planned_texts(name)
     if not texts:
         raise BadInput(f"{store}: prompt {name[:12]} has no completions yet")
-    return prompt, [texts[key] for key in order(name, list(texts), 0)]
+    return prompt, [texts[key] for key in shown_order(name, list(texts), 0)]
 
 
 def tell_lint(console: Console, findings: list[Finding], rubric: Rubric | None) -> None:
@@ -91,8 +91,8 @@ def tell_lint(console: Console, findings: list[Finding], rubric: Rubric | None) 
         grid.add_column(name, overflow="fold")
     for name in ("calls", "role", "own text", "schema", "fixed", "reply at most"):
         grid.add_column(name, justify="right", no_wrap=True)
-    for one in sizes(rubric):
-        numbers = (one.calls, one.role, one.own, one.schema, one.fixed, one.reply)
+    for one in request_sizes(rubric):
+        numbers = (one.calls, one.role, one.request_text, one.schema, one.fixed, one.max_reply)
         grid.add_row(one.request, one.mode, *(f"{n:,}" for n in numbers))
     console.print(grid)
     console.print(
