@@ -17,7 +17,7 @@ from aif.core.types import Message, Prompt
 from aif.engine.prepare import rubric_of
 from aif.judging.request import judging_request
 from aif.judging.rubric import Rubric
-from aif.simulator import Cast
+from aif.simulator import SimulatedModels
 from aif.store.reader import Reader
 from benchmarks.house import aif, pipeline
 from measured import Figures
@@ -168,7 +168,7 @@ def _usd(requests: Sequence[Asked], provider: Provider, cached: bool) -> float:
 def _hits(folder: Path, prompts: int) -> dict[str, Any]:
     """What the simulator's cache, which bills as Anthropic's does, gave of what the layout allows: of every prompt's
     four requests that begin alike, three."""
-    with serving(Cast({}, {}, 7, open=True)) as one:
+    with serving(SimulatedModels({}, {}, 7, open=True)) as one:
         path = pipeline(
             folder, one.base_url, prompts, 32,
             judges={"provider": "anthropic", "base_url": one.base_url.removesuffix("/v1")},

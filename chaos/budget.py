@@ -12,7 +12,7 @@ from aif.cli.views.progress import Terminal
 from aif.config.pipeline import load
 from aif.engine.feedback import feedback
 from aif.providers.retry import RetryPolicy
-from aif.simulator.faults import Arrival, Fault, Faults, Mishap
+from aif.simulator.faults import Arrival, Fault, Faults, InjectedFault
 from aif.store.ledger import Ledger
 from aif.store.reader import Reader
 from chaos import Figures
@@ -74,8 +74,8 @@ def _range(shares: Sequence[float]) -> str:
 def _killed(folder: Path, budget: float, flying: int, draw: random.Random, most: int) -> Figures:
     """A store of which a run or two are killed with calls in flight, and the next is left to its end."""
 
-    def befall(arrival: Arrival) -> Mishap:
-        return FAULTS(arrival) or Mishap(Fault.LATE, seconds=draw.uniform(0.02, 0.2))
+    def befall(arrival: Arrival) -> InjectedFault:
+        return FAULTS(arrival) or InjectedFault(Fault.LATE, seconds=draw.uniform(0.02, 0.2))
 
     record = Record()
     with served(record, faults=befall) as one:

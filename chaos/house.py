@@ -9,7 +9,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from aif.simulator import Call, Cast
+from aif.simulator import Call, SimulatedModels
 from measured import house
 from tests.serving import Served, serving
 
@@ -42,7 +42,7 @@ class Record:
 @contextmanager
 def served(record: Callable[[Call], None] | None = None, **options: Any) -> Iterator[Served]:
     """A simulator of the pool and the judge, in a thread of this process."""
-    with serving(Cast(POOL, {JUDGE: 0.1}, 7), on_call=record, **options) as one:
+    with serving(SimulatedModels(POOL, {JUDGE: 0.1}, 7), on_call=record, **options) as one:
         yield one
 
 

@@ -15,7 +15,7 @@ from aif.config.pipeline import Pipeline, parse
 from aif.engine.feedback import feedback
 from aif.engine.prepare import prepare, rubric_of
 from aif.judging.rubric import Sheet
-from aif.simulator import Cast
+from aif.simulator import SimulatedModels
 from aif.store.ledger import Ledger
 from aif.store.reader import Reader
 from chaos import Figures, changes
@@ -38,7 +38,7 @@ def trial(folder: Path, full: bool) -> Figures:
     changes.write(folder)
     os.environ.setdefault("AIF_CHAOS_KEY", "none-needed")  # what `api_key_env` may name
     record = Record()
-    with serving(Cast({}, {}, 7, open=True), on_call=record) as one:
+    with serving(SimulatedModels({}, {}, 7, open=True), on_call=record) as one:
         house = _House(folder, one.base_url)
         house.finish()
         rows = house.rows()

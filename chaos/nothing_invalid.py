@@ -17,7 +17,7 @@ from aif.engine.feedback import feedback
 from aif.judging.parse import Unparseable, read
 from aif.judging.rubric import Form
 from aif.providers.retry import RetryPolicy
-from aif.simulator import Arrival, Fault, Mishap
+from aif.simulator import Arrival, Fault, InjectedFault
 from aif.store.ledger import Ledger
 from aif.store.reader import Reader
 from chaos import Figures
@@ -47,12 +47,12 @@ _KIND = {
     Fault.BLANKS: "empty",
     Fault.REFUSAL: "blocked",
 }
-_Fate = tuple[Mishap, str | None]  # and the kind it must be kept as; None where it is a reply all the same
+_Fate = tuple[InjectedFault, str | None]  # and the kind it must be kept as; None where it is a reply all the same
 _WRITTEN: list[_Fate] = [
-    *((Mishap(fault), kind) for fault, kind in _KIND.items()),
-    *((Mishap(fault), None) for fault in (Fault.CONTROL, Fault.TRUNCATED)),
-    *((Mishap(Fault.SAYS, text=text), "empty") for text in _BLANK),
-    *((Mishap(Fault.SAYS, text=text), None) for text in _SLY),
+    *((InjectedFault(fault), kind) for fault, kind in _KIND.items()),
+    *((InjectedFault(fault), None) for fault in (Fault.CONTROL, Fault.TRUNCATED)),
+    *((InjectedFault(Fault.SAYS, text=text), "empty") for text in _BLANK),
+    *((InjectedFault(Fault.SAYS, text=text), None) for text in _SLY),
 ]
 
 
@@ -140,14 +140,18 @@ def _run(folder: Path, rubric: str, form: Form, provider: str, prompts: int) -> 
     """A run by schema has models that fail, too; one by text has whole completions, so that what a judge may say of
     four of them is known."""
     hostile = list(_hostile(rubric, form))
-    judged: list[_Fate] = [(Mishap(Fault.SAYS, text=text), _kept_as(text)) for text in hostile]
-    judged += [(Mishap(fault), kind) for fault, kind in _KIND.items()] + [(Mishap(Fault.TRUNCATED), "truncated")]
+    judged: list[_Fate] = [(InjectedFault(Fault.SAYS, text=text), _kept_as(text)) for text in hostile]
+    judged += [(InjectedFault(fault), kind) for fault, kind in _KIND.items()] + [
+        (InjectedFault(Fault.TRUNCATED), "truncated")
+    ]
     if form == "schema":
-        judged.append((Mishap(Fault.CONTROL), None))
+        judged.append((InjectedFault(Fault.CONTROL), None))
         befall = _Befall(judged, _WRITTEN)
     else:
-        judged.append((Mishap(Fault.CONTROL), "unreadable"))  # it comes within the first heading
-        befall = _Befall([*((Mishap(Fault.SAYS, text=text), None) for text in _in_form(rubric, form)), *judged], [])
+        judged.append((InjectedFault(Fault.CONTROL), "unreadable"))  # it comes within the first heading
+        befall = _Befall(
+            [*((InjectedFault(Fault.SAYS, text=text), None) for text in _in_form(rubric, form)), *judged], []
+        )
     record = Record()
     with served(record, faults=befall) as server:
         path = pipeline(folder, server.base_url, prompts, rubric=rubric, judges={"reply": form, "provider": provider})
@@ -206,7 +210,7 @@ class _Befall:
         self._turns = Counter[bool]()
         self.kinds: dict[int, str] = {}
 
-    def __call__(self, arrival: Arrival) -> Mishap | None:
+    def __call__(self, arrival: Arrival) -> InjectedFault | None:
         judged = arrival.model == JUDGE
         fates, share = self._fates[judged]
         if fraction("befall", arrival.key, arrival.nth) >= share:

@@ -6,7 +6,7 @@ from typing import Any
 
 from aif.config.pipeline import load
 from aif.core.errors import Exit
-from aif.simulator import Mishap
+from aif.simulator import InjectedFault
 from aif.simulator.faults import Arrival, Fault
 from aif.store.reader import Reader
 from chaos import Figures, house
@@ -72,9 +72,9 @@ def _struck(folder: Path, fault: Fault, after: int, prompts: int) -> dict[str, A
     """One model of the pool is refused from its n-th call on, until it is mended."""
     record, ill, came = house.Record(), [True], [0]
 
-    def befall(call: Arrival) -> Mishap | None:
+    def befall(call: Arrival) -> InjectedFault | None:
         came[0] += call.model == STRUCK
-        return Mishap(fault) if ill[0] and call.model == STRUCK and came[0] > after else None
+        return InjectedFault(fault) if ill[0] and call.model == STRUCK and came[0] > after else None
 
     with house.served(record, faults=befall, latency_s=0.02) as served:
         path = house.pipeline(folder, served.base_url, prompts, models={"concurrency": PLACES})
@@ -98,11 +98,11 @@ def _items(folder: Path, prompts: int) -> dict[str, Any]:
     """Every seventh completion of one model is blocked, and one prompt fits no context."""
     blocked: set[str] = set()
 
-    def befall(call: Arrival) -> Mishap | None:
+    def befall(call: Arrival) -> InjectedFault | None:
         if call.model != STRUCK or call.number % 7:
             return None
         blocked.add(call.key)
-        return Mishap(Fault.REFUSAL)
+        return InjectedFault(Fault.REFUSAL)
 
     with house.served(faults=befall, max_model_len=6000) as served:
         path = house.pipeline(folder, served.base_url, prompts)
