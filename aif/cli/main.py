@@ -498,7 +498,7 @@ def simulate(
     tokens_per_minute: Annotated[Optional[int], typer.Option(min=1, help="What each model takes.")] = None,  # noqa: UP045
 ) -> None:
     """Serve models of declared quality, judges of declared noise, as providers do; any name, if none is given."""
-    from aif.simulator import SimulatedModels, Fault, Faults, Simulator
+    from aif.simulator import Fault, Faults, SimulatedModels, Simulator
 
     cast = SimulatedModels(_pairs(model, "--model"), _pairs(judge, "--judge"), seed, open=not (model or judge))
     shares = _pairs(fault, "--fault")

@@ -19,8 +19,7 @@ from hypothesis import strategies as st
 
 from aif.core.errors import BadInput
 from aif.core.types import Message
-from aif.simulator import SimulatedModels, Simulator, judgements
-from aif.simulator import completions
+from aif.simulator import SimulatedModels, Simulator, completions, judgements
 from aif.simulator.models import RefusedError
 from aif.simulator.openai_api import answer, error
 from aif.simulator.text_analysis import answer_form, count_tokens, is_harmful, key_phrases, truncate
