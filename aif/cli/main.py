@@ -427,14 +427,14 @@ def publish(
     """The exported dataset to the Hub, in one commit, after showing what will be sent. Safe to repeat."""
     one = _to_write(pipeline, sets)
     from aif.cli.views.export import question, tell_plan, tell_published
-    from aif.export.publish import exported, send, survey
+    from aif.export.publish import load_export, plan_publish, send_plan
 
     place = folder or one.store.parent / "dataset"
     mend = shlex.join(
         ["aif", "export", str(pipeline), *(["--out", str(folder)] if folder else []), *_repeated("--set", sets)]
     )
-    found = _made(one, _typed(pipeline, sets), lambda rubric, ledger: exported(one, rubric, ledger, place, mend))
-    plan = survey(one, place, found, repo, public)
+    found = _made(one, _typed(pipeline, sets), lambda rubric, ledger: load_export(one, rubric, ledger, place, mend))
+    plan = plan_publish(one, place, found, repo, public)
     tell_plan(out, plan)
     if plan.head and not plan.sent and not plan.removed:
         out.print("\nnothing to send: this is what stands there")
@@ -443,7 +443,7 @@ def publish(
     if not yes and not _agreed(question(plan)):
         err.print("nothing was sent")
         raise typer.Exit(Exit.INTERRUPTED)
-    tell_published(out, plan, send(plan, tell, bars=err.is_terminal))
+    tell_published(out, plan, send_plan(plan, tell, bars=err.is_terminal))
 
 
 def _agreed(question: str) -> bool:
