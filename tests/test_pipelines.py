@@ -8,7 +8,7 @@ import pytest
 from aif.config.pipeline import load
 from aif.core.errors import Exit
 from aif.engine.prepare import principles_of, rubric_of
-from aif.simulator import Cast
+from aif.simulator import SimulatedModels
 from tests.cli.test_main import Typed, typed
 from tests.support.serving import Served
 from tests.support.shipped import KEYS, PIPELINES, moved
@@ -41,7 +41,7 @@ def test_it_runs_and_exports_with_nothing_changed_but_where_its_models_are(
 ) -> None:
     for name, key in KEYS.items():
         monkeypatch.setenv(name, key)
-    served = serve(cast=Cast({}, {}, open=True))
+    served = serve(cast=SimulatedModels({}, {}, open=True))
     words = [*moved(path, served.base_url), "--set", f"store={tmp_path}/store.duckdb", "--set", "export.test_size=0"]
     code, _, err = typed("run", path, *words, "--limit", "3")
     assert code == Exit.DONE, err

@@ -437,14 +437,14 @@ def publish(
     """The exported dataset to the Hub, in one commit, after showing what will be sent. Safe to repeat."""
     one = _to_write(pipeline, sets)
     from aif.cli.views.export import question, tell_plan, tell_published
-    from aif.export.publish import exported, send, survey
+    from aif.export.publish import load_export, plan_publish, send_plan
 
     place = folder or one.store.parent / "dataset"
     mend = shlex.join(
         ["aif", "export", str(pipeline), *(["--out", str(folder)] if folder else []), *_repeated("--set", sets)]
     )
-    found = _made(one, _typed(pipeline, sets), lambda rubric, ledger: exported(one, rubric, ledger, place, mend))
-    plan = survey(one, place, found, repo, public)
+    found = _made(one, _typed(pipeline, sets), lambda rubric, ledger: load_export(one, rubric, ledger, place, mend))
+    plan = plan_publish(one, place, found, repo, public)
     tell_plan(out, plan)
     if plan.head and not plan.sent and not plan.removed:
         out.print("\nnothing to send: this is what stands there")
@@ -453,7 +453,7 @@ def publish(
     if not yes and not _agreed(question(plan)):
         err.print("nothing was sent")
         raise typer.Exit(Exit.INTERRUPTED)
-    tell_published(out, plan, send(plan, tell, bars=err.is_terminal))
+    tell_published(out, plan, send_plan(plan, tell, bars=err.is_terminal))
 
 
 def _agreed(question: str) -> bool:
@@ -508,9 +508,9 @@ def simulate(
     tokens_per_minute: Annotated[Optional[int], typer.Option(min=1, help="What each model takes.")] = None,  # noqa: UP045
 ) -> None:
     """Serve models of declared quality, judges of declared noise, as providers do; any name, if none is given."""
-    from aif.simulator import Cast, Fault, Faults, Simulator
+    from aif.simulator import Fault, Faults, SimulatedModels, Simulator
 
-    cast = Cast(_pairs(model, "--model"), _pairs(judge, "--judge"), seed, open=not (model or judge))
+    cast = SimulatedModels(_pairs(model, "--model"), _pairs(judge, "--judge"), seed, open=not (model or judge))
     shares = _pairs(fault, "--fault")
     if unknown := shares.keys() - set(Fault):
         raise BadInput(f"--fault {sorted(unknown)[0]}: no such fault; there are {', '.join(sorted(Fault))}")

@@ -87,7 +87,7 @@ async def _simulator(pipeline: Pipeline, stack: AsyncExitStack) -> str | None:
     judges = {j.served_name: j.noise for j in pipeline.judges.values() if j.provider == "simulator"}
     if not models and not judges:
         return None
-    from aif.simulator import Cast, Simulator
+    from aif.simulator import SimulatedModels, Simulator
 
-    simulator = await stack.enter_async_context(Simulator(Cast(models, judges, pipeline.seed)))
+    simulator = await stack.enter_async_context(Simulator(SimulatedModels(models, judges, pipeline.seed)))
     return simulator.base_url

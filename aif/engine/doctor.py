@@ -27,17 +27,17 @@ from aif.judging.rubric import Rubric
 from aif.providers.base import CallError, Kind
 from aif.providers.endpoint import Endpoint
 from aif.servers.command import (
-    check_stranger,
-    environment,
-    gpus,
-    lacks_vllm,
-    launched,
-    runs,
-    secrets,
-    sends,
-    unreachable,
+    available_gpus,
+    check_owner,
+    download_problem,
+    launched_endpoints,
+    programs_run,
+    secret_destinations,
+    secret_variables,
+    server_environment,
+    vllm_problem,
 )
-from aif.servers.placement import described, shifts
+from aif.servers.placement import describe_shift, plan_shifts
 from aif.sources.load import read_prompts
 from aif.sources.prompt_rows import Skipped
 
@@ -64,8 +64,8 @@ async def examine(pipeline: Pipeline) -> AsyncIterator[Check]:
     yield Check(
         "pipeline", True, f"{pipeline.path} is sound; rubric {rubric.sheet.name}, {len(pipeline.models)} models"
     )
-    check_stranger(pipeline)
-    for words in (*runs(pipeline), *sends(pipeline)):
+    check_owner(pipeline)
+    for words in (*programs_run(pipeline), *secret_destinations(pipeline)):
         yield Check("pipeline", True, words)
     yield _disk(pipeline)
     for source in pipeline.prompts:
@@ -126,17 +126,17 @@ async def _servers(pipeline: Pipeline) -> AsyncIterator[Check]:
             *(("completion", name) for name in pipeline.models),
             *(("judgement", name) for name in pipeline.judges),
         ]
-        found = launched(pipeline, every)
-        planned = shifts([one.wish for one in found], gpus(ENVIRON)) if found else ()
+        found = launched_endpoints(pipeline, every)
+        planned = plan_shifts([one.gpu_request for one in found], available_gpus(ENVIRON)) if found else ()
     except BadInput as error:
         yield Check("servers", False, str(error))
         return
     for one in found:
-        environ = environment(one, ENVIRON, secrets(pipeline))
-        why = await lacks_vllm(one, environ) or await unreachable(one, environ)
-        yield Check(one.one.name, not why, why or f"can be launched: vLLM and {one.model} are there")
+        environ = server_environment(one, ENVIRON, secret_variables(pipeline))
+        why = await vllm_problem(one, environ) or await download_problem(one, environ)
+        yield Check(one.entry.name, not why, why or f"can be launched: vLLM and {one.model} are there")
     for number, shift in enumerate(planned, 1):
-        yield Check("servers", True, f"{number} of {len(planned)}, launched by `aif run`: {described(shift)}")
+        yield Check("servers", True, f"{number} of {len(planned)}, launched by `aif run`: {describe_shift(shift)}")
 
 
 async def _unheld(pipeline: Pipeline, rubric: Rubric) -> list[Check]:

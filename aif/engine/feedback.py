@@ -22,9 +22,9 @@ from aif.engine.progress import Board, Screen, show
 from aif.judging.rubric import Rubric
 from aif.providers.endpoint import Endpoint
 from aif.providers.retry import RetryPolicy
-from aif.servers.command import check_stranger, runs, sends
+from aif.servers.command import check_owner, programs_run, secret_destinations
 from aif.servers.fleet import Fleet
-from aif.servers.placement import Key
+from aif.servers.placement import EndpointKey
 from aif.store import records
 from aif.store.ledger import Ledger
 from aif.store.reader import Reader
@@ -113,8 +113,8 @@ def feedback(
 
 def announce(pipeline: Pipeline, tell: Callable[[str], None]) -> None:
     """Says which program a pipeline will run and which secret it sends unsafely. Raises BadInput for a stranger's."""
-    check_stranger(pipeline)
-    for words in (*runs(pipeline), *sends(pipeline, unsafe=True)):
+    check_owner(pipeline)
+    for words in (*programs_run(pipeline), *secret_destinations(pipeline, unsafe=True)):
         tell(words)
 
 
@@ -138,7 +138,7 @@ async def flow(
         for endpoint in endpoints:
             if tally := whole.get((endpoint.stage, endpoint.name)):
                 endpoint.answered = tally.answered
-        fleet = await Fleet.of(pipeline, endpoints, _pending(pipeline, within), ledger.places.logs, tell)
+        fleet = await Fleet.plan(pipeline, endpoints, _pending(pipeline, within), ledger.places.logs, tell)
         _make_room(endpoints, tell)
         run = Run(pipeline, ledger, rubric, endpoints, board, spent, limit)
         if person.stopped:
@@ -148,7 +148,7 @@ async def flow(
         try:
             with _signals(run, screen, person):
                 async with asyncio.TaskGroup() as group:
-                    group.create_task(fleet.attend())
+                    group.create_task(fleet.run())
                     await run.work()
         finally:
             ended.set()
@@ -175,7 +175,7 @@ def _make_room(endpoints: Sequence[Endpoint], tell: Callable[[str], None]) -> No
         tell(f"only {had} files may be open here (ulimit -n), and {wanted} would be; lower `concurrency`")
 
 
-def _pending(pipeline: Pipeline, tallies: dict[Key, Tally]) -> set[Key]:
+def _pending(pipeline: Pipeline, tallies: dict[EndpointKey, Tally]) -> set[EndpointKey]:
     """Who has work: whoever has items without an answer, and while there are completions to come, every judge."""
     found = {key for key, tally in tallies.items() if tally.pending}
     coming = any(stage == "completion" for stage, _ in found)

@@ -102,7 +102,7 @@ def prepare(
     """
     principles = principles_of(pipeline)
     with Reader.of(ledger.store) as reader:
-        seen = model_identity.known(pipeline, reader.texts("model").values(), tell if reread else None)
+        seen = model_identity.identify_models(pipeline, reader.texts("model").values(), tell if reread else None)
     fingerprint = _read_sources(pipeline, ledger, tell, reread)
     _keep_texts(ledger, rubric, principles)
     mark = _plan_mark(pipeline, principles, fingerprint)
@@ -117,16 +117,16 @@ def prepare(
     return [one.record for one in seen]
 
 
-def _tell_changed(seen: Sequence[model_identity.Seen], ledger: "Ledger", tell: Callable[[str], None]) -> None:
+def _tell_changed(seen: Sequence[model_identity.ModelChange], ledger: "Ledger", tell: Callable[[str], None]) -> None:
     """Says of models that are others now what changed, and how much is to be asked."""
     with Reader.of(ledger.store) as reader:
         tallies = reader.tallies()
     for found in seen:
-        tally = tallies.get((found.stage, found.one.name), Tally(0, 0, 0, 0))
+        tally = tallies.get((found.stage, found.entry.name), Tally(0, 0, 0, 0))
         tell(
-            f"{found.one.name}: its server loads something else than what was last asked: {found.changes}. It is the "
-            f"model {found.one.identity}, which has {tally.answered:,} of {tally.wanted:,} answers; those of the other "
-            "are kept, and are back when it is"
+            f"{found.entry.name}: its server loads something else than what was last asked: {found.changes}. "
+            f"It is the model {found.entry.identity}, which has {tally.answered:,} of {tally.wanted:,} answers; those "
+            "of the other are kept, and are back when it is"
         )
     asked = {
         stage: sum(tally.pending for (of, _), tally in tallies.items() if of == stage)
@@ -199,7 +199,7 @@ def _materials_mark(rubric: Rubric, fingerprint: str) -> str:
 
 def is_prepared(pipeline: Pipeline, rubric: Rubric, reader: Reader) -> bool:
     """Whether the store has the plan and the judging that the pipeline wants, over the prompts it has."""
-    model_identity.known(pipeline, reader.texts("model").values())
+    model_identity.identify_models(pipeline, reader.texts("model").values())
     fingerprint = reader.marked("sources") or ""
     marks = {
         "plan": _plan_mark(pipeline, principles_of(pipeline), fingerprint),

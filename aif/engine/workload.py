@@ -27,7 +27,7 @@ from aif.judging.request import completion_request, estimate_tokens, judging_req
 from aif.judging.rubric import Rubric, render
 from aif.providers.base import Request
 from aif.providers.error_replies import context_window_in
-from aif.servers.tokenizer import tokenizer_of
+from aif.servers.tokenizer import local_tokenizer
 from aif.store.forecast import Forecast, Replies, SlotCall
 from aif.store.journal_batches import Rubrics
 from aif.store.ledger import Ledger
@@ -177,7 +177,7 @@ def _rate(one: DeclaredEndpoint, had: Sequence[tuple[Messages, int]], requests: 
     """By this store's own calls; else by the model's tokenizer, where it is at hand; else assumed."""
     if had:
         return _by(sum(n for _, n in had), (messages for messages, _ in had), f"measured on {len(had):,} calls")
-    if requests and (tokenizer := tokenizer_of(one)):
+    if requests and (tokenizer := local_tokenizer(one)):
         some = [request.messages for request in requests[:: (len(requests) - 1) // MEASURED + 1]]
         texts = [message.content for messages in some for message in messages]
         counted = sum(FRAME + len(each.ids) for each in tokenizer.encode_batch_fast(texts, add_special_tokens=False))

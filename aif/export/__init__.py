@@ -1,4 +1,5 @@
-"""Datasets: their formats, the card, the files, and the Hub.
+"""Datasets: their formats, data files and card, and their publication on the Hub.
 
-Writes folders whole or not at all. Calls no model.
+A format's rows and columns are in `formats` and `ultrafeedback`; `dataset` writes an export, `publish` sends it.
+Writes a folder completely or not at all. Calls no model.
 """

@@ -1,6 +1,6 @@
-"""A folder that stands under its name whole or not at all: made beside it, synced, and moved there.
+"""Write a folder atomically: it is made beside its place, synced, and moved there when it is complete.
 
-What was there before is replaced only if it is an export of ours, which its run.json tells.
+An existing folder is replaced only if it is an export of aif, by its run.json.
 """
 
 import os
@@ -14,33 +14,35 @@ from aif.core.file_permissions import user_umask
 from aif.export.manifest import is_export
 
 
-def check_place(out: Path) -> None:
-    """Raises BadInput where something stands that is no export of ours."""
+def check_destination(out: Path) -> None:
+    """Raise BadInput if `out` exists and is neither an export nor an empty folder.
+
+    If an earlier export was killed while it replaced `out`, restore the old folder first.
+    """
     if not out.exists():
-        if (replaced := _beside(out, "replaced")).exists():  # the process ended between the two moves of `_put`
+        if (replaced := _sibling(out, "replaced")).exists():  # killed between the two moves of `_move_into_place`
             replaced.rename(out)
         return
     if not out.is_dir() or (any(out.iterdir()) and not is_export(out)):
-        raise BadInput(f"{out}: holds something that is no export of aif's; name another folder, or empty this one")
+        raise BadInput(f"{out}: already exists and isn't an aif export; name another folder, or empty this one")
 
 
 @contextmanager
-def replacing(out: Path) -> Iterator[Path]:
-    """An empty folder `.<out>.aif-partial` to write to. It takes the place of `out` when the block ends, not if it
-    fails.
+def replace_folder(out: Path) -> Iterator[Path]:
+    """Yield an empty folder `.<out>.aif-partial` to write to, which replaces `out` when the block succeeds.
 
-    Raises BadInput where the system refuses to write, but OSError where the disk is full; what was written goes then,
-    since it is in the way of everything else.
+    Raises BadInput if the system refuses to write, but OSError if the disk is full; then the partial folder is removed,
+    to free its space.
     """
-    partial = _beside(out, "partial")
+    partial = _sibling(out, "partial")
     try:
         if partial.exists():
             shutil.rmtree(partial)
         with user_umask():
             partial.mkdir(parents=True)
         yield partial
-        _sync(partial)
-        _put(partial, out)
+        _sync_tree(partial)
+        _move_into_place(partial, out)
     except OSError as error:
         if error.errno in DISK_FULL:
             shutil.rmtree(partial, ignore_errors=True)
@@ -49,30 +51,30 @@ def replacing(out: Path) -> Iterator[Path]:
         raise BadInput(f"{out}: can't be written: {why}; check rights and space, or name another folder") from error
 
 
-def _beside(out: Path, word: str) -> Path:
-    # no name that somebody else would give a folder: what stands there is taken away unasked
+def _sibling(out: Path, word: str) -> Path:
+    # a name that no user would choose: whatever has it is deleted without asking
     return out.with_name(f".{out.name}.aif-{word}")
 
 
-def _put(partial: Path, out: Path) -> None:
-    """Moves the new folder to its name. Between the two moves none stands there; the next export puts the old back."""
-    replaced = _beside(out, "replaced")
+def _move_into_place(partial: Path, out: Path) -> None:
+    """Move the new folder to its name. After a kill between the two moves the next export restores the old folder."""
+    replaced = _sibling(out, "replaced")
     if replaced.exists():
         shutil.rmtree(replaced)
     if out.exists():
         out.rename(replaced)
     partial.rename(out)
-    _sync_one(out.parent)
+    _sync(out.parent)
     if replaced.exists():
         shutil.rmtree(replaced)
 
 
-def _sync(folder: Path) -> None:
+def _sync_tree(folder: Path) -> None:
     for path in (*folder.rglob("*"), folder):
-        _sync_one(path)
+        _sync(path)
 
 
-def _sync_one(path: Path) -> None:
+def _sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,7 +1,7 @@
-"""The dataset card: what a dataset holds, how it was made and what it cost, as README.md for the Hub. Pure.
+"""The dataset card, README.md on the Hub: what a dataset contains, how it is made and what it cost. Pure.
 
-Everything but one marked section depends on the store and the pipeline alone. No host, path or key gets in: endpoints
-are shown by name and declared identity, and what was declared as a path by its last part.
+Everything but one marked section depends on the store and the pipeline alone. The card has no host, path or key:
+endpoints are shown by name and declared identity, and a path by its last part.
 """
 
 import re
@@ -28,7 +28,7 @@ from aif.pairing.labels import LabelCounts, balancing_weight
 from aif.pairing.scores import TOLERANCE, Floats
 from aif.store.report_queries import Balance, Books, Marked
 
-# The tag, and the configs that give it; None: every dataset has it.
+# The tags, each with the configs that it is for; None: every dataset has the tag.
 TAGS: Mapping[str, Collection[str] | None] = {
     "rlaif": None,
     "preference": None,
@@ -42,13 +42,13 @@ TAGS: Mapping[str, Collection[str] | None] = {
     "aif": None,
 }
 SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
-SOURCES = 20  # named in the card; a column of sources may hold thousands
-BAR = 30  # characters
-BINS = 8  # of the histogram, at least
+MAX_SOURCES = 20  # listed in the card; a column of sources may have thousands
+BAR_WIDTH = 30  # characters
+MIN_BINS = 8  # of the histogram
 UNLABELLED = {
     "in_no_pair": "in no pair",
     "between": "between the two scores",
-    "truncated": "desirable but cut at the limit",
+    "truncated": "desirable but cut at max_tokens",
     "both_ways": "desirable in one place and undesirable in another",
 }
 MARKS = ("<!-- run:begin -->", "<!-- run:end -->")
@@ -56,18 +56,21 @@ MARKS = ("<!-- run:begin -->", "<!-- run:end -->")
 
 @dataclass(frozen=True, slots=True)
 class CardFacts:
-    """What a card is made of. `rows` and `files` are by config and split; `balance` is all that is wanted, and how it
-    stands; `sources` are (name, prompts, pairs), most first; `chosen` and `rejected` the scores of each pair;
-    `leaderboard`, `agreement` and `spend` rows of the views leaderboard, score_agreement and spend; `disputed` the
-    pairs that some judge has the other way round; `sample` a row of the default config; `calls` the times of the first
-    and the last call; `labels` what config `kto` holds, if it is there; `apart` prompts by the judge who could not hold
-    all their completions; `marks` what looks like reasoning."""
+    """The values that a card shows.
+
+    `rows` and `files` are by config and split; `sources` are (name, prompts, pairs), largest first. `chosen` and
+    `rejected` are the scores of each pair, and `disputed` counts pairs whose rejected side some judge prefers.
+    `leaderboard`, `agreement` and `spend` are rows of the views leaderboard, score_agreement and spend. `sample` is a
+    row of the default config, `calls` the times of the first and the last call, and `labels` the counts of config
+    `kto`. `apart` counts, by judge, prompts judged one completion at a time because they didn't fit together. `marks`
+    lists texts that seem to contain reasoning.
+    """
 
     pipeline: Pipeline
     rubric: Rubric
     rows: Mapping[str, Mapping[str, int]]
     files: Mapping[str, Mapping[str, str]]
-    books: Books
+    prompt_counts: Books
     balance: Balance
     sources: Sequence[tuple[str, int, int]]
     chosen: Floats
@@ -85,42 +88,46 @@ class CardFacts:
     marks: Sequence[Marked] = ()
 
 
-def render(facts: CardFacts) -> str:
-    """The whole README.md: metadata in YAML, then the body."""
+def render_card(facts: CardFacts) -> str:
+    """Return the whole README.md: metadata in YAML, then the text."""
     template = _templates().from_string(shipped("data", "card.md.j2").read_text(encoding="utf-8"))
     leaderboard = [{**row, "aspects": row["aspects"] or {}} for row in facts.leaderboard]
-    asked = facts.rubric.sheet.requests
-    by_mode = {mode: [cell(name) for name in asked if asked[name].mode == mode] for mode in ("listwise", "single")}
+    requests = facts.rubric.sheet.requests
+    by_mode = {
+        mode: [table_cell(name) for name in requests if requests[name].mode == mode] for mode in ("listwise", "single")
+    }
     body = template.render(
         facts=facts,
         pipeline=facts.pipeline,
         judges=facts.pipeline.judges,
         carried=any(source.completions for source in facts.pipeline.prompts),
         sheet=facts.rubric.sheet,
-        pairs=facts.books.pairs,
+        pairs=facts.prompt_counts.pairs,
         rule=_sentence(rule_of(policy_of(facts.pipeline, facts.rubric))),
-        prompts=facts.books.selected,
+        prompts=facts.prompt_counts.selected,
         default=default_config(facts.rows),
         tested=any(split.startswith("test") for splits in facts.rows.values() for split in splits),
-        unsteered=[cell(name) for name, model in facts.pipeline.models.items() if model.system == "none"],
+        unsteered=[table_cell(name) for name, model in facts.pipeline.models.items() if model.system == "none"],
         by_mode=by_mode,
         modes=[mode for mode, names in by_mode.items() if names],
-        material=sorted({cell(slot) for source in facts.pipeline.prompts for slot in source.material}),
-        simulated=[cell(name) for name in simulated(facts.pipeline)],
-        terms=[(name, one.terms) for name, one in _endpoints(facts.pipeline) if one.terms],
-        without_terms=[cell(name) for name in without_terms(facts.pipeline)],
-        books=_books(facts.books),
-        items=[(cell(name), STAGES[stage], *counts(one)) for (stage, name), one in facts.balance.tallies.items()],
-        balanced=[_plain(line) for line in balanced(facts.balance)],
-        missing=[one for one in facts.balance.missing if one.kind],
-        marked=[(_plain(marked(one)), one) for one in facts.marks],
+        material=sorted({table_cell(slot) for source in facts.pipeline.prompts for slot in source.material}),
+        simulated=[table_cell(name) for name in simulated_endpoints(facts.pipeline)],
+        terms=[(name, endpoint.terms) for name, endpoint in _endpoints(facts.pipeline) if endpoint.terms],
+        without_terms=[table_cell(name) for name in endpoints_without_terms(facts.pipeline)],
+        prompt_counts=_count_lines(facts.prompt_counts),
+        items=[
+            (table_cell(name), STAGES[stage], *counts(tally)) for (stage, name), tally in facts.balance.tallies.items()
+        ],
+        balanced=[_escape(line) for line in balanced(facts.balance)],
+        missing=[failing for failing in facts.balance.missing if failing.kind],
+        marked=[(_escape(marked(mark)), mark) for mark in facts.marks],
         sources=_sources(facts.sources),
         histogram=_histogram(facts.chosen, facts.rejected, _scale(facts)) if len(facts.chosen) else None,
-        margins=_margins(facts.chosen - facts.rejected) if len(facts.chosen) else None,
-        weight=_weight(facts.labels),
+        margins=_margin_statistics(facts.chosen - facts.rejected) if len(facts.chosen) else None,
+        weight=_balancing_weight(facts.labels),
         aspects=[name for name in facts.rubric.sheet.aspects if any(name in row["aspects"] for row in leaderboard)],
         leaderboard=leaderboard,
-        spent=_total(facts.spend),
+        spent=_total_spend(facts.spend),
         sample=_json(facts.sample),
         reasons=UNLABELLED,
         marks=MARKS,
@@ -128,7 +135,7 @@ def render(facts: CardFacts) -> str:
     return f"---\n{_metadata(facts)}---\n\n{body}"
 
 
-def _weight(labels: LabelCounts | None) -> tuple[str, float, float] | None:
+def _balancing_weight(labels: LabelCounts | None) -> tuple[str, float, float] | None:
     return balancing_weight(**labels.labels["train"]) if labels else None
 
 
@@ -136,27 +143,27 @@ def _endpoints(pipeline: Pipeline) -> list[tuple[str, DeclaredEndpoint]]:
     return [*pipeline.models.items(), *pipeline.judges.items()]
 
 
-def simulated(pipeline: Pipeline) -> list[str]:
-    """The models and judges that are none."""
-    return [name for name, one in _endpoints(pipeline) if one.provider == "simulator"]
+def simulated_endpoints(pipeline: Pipeline) -> list[str]:
+    """Return the names of the models and judges that are simulated."""
+    return [name for name, endpoint in _endpoints(pipeline) if endpoint.provider == "simulator"]
 
 
-def without_terms(pipeline: Pipeline) -> list[str]:
-    """The real models and judges of which nobody has said what terms their output comes under."""
-    return [name for name, one in _endpoints(pipeline) if one.provider != "simulator" and not one.terms]
+def endpoints_without_terms(pipeline: Pipeline) -> list[str]:
+    """Return the names of the real models and judges whose `terms`, the licence of their output, are not stated."""
+    return [name for name, endpoint in _endpoints(pipeline) if endpoint.provider != "simulator" and not endpoint.terms]
 
 
 def default_config(rows: Collection[str]) -> str:
-    """The config that is loaded when none is named."""
+    """Return the config that load_dataset gives when none is named."""
     return "trl" if "trl" in rows else next(iter(rows))
 
 
 def _metadata(facts: CardFacts) -> str:
     default = default_config(facts.rows)
-    said = {
+    metadata = {
         **({"license": facts.pipeline.export.license} if facts.pipeline.export.license else {}),
         "pretty_name": facts.pipeline.name,
-        "tags": [tag for tag, of in TAGS.items() if of is None or any(config in facts.rows for config in of)],
+        "tags": [tag for tag, only in TAGS.items() if only is None or any(config in facts.rows for config in only)],
         "task_categories": ["text-generation"],
         "size_categories": [_size(sum(facts.rows[default].values()))],
         "configs": [
@@ -168,7 +175,7 @@ def _metadata(facts: CardFacts) -> str:
             for config, splits in facts.files.items()
         ],
     }
-    return yaml.safe_dump(said, sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)
 
 
 def _size(rows: int) -> str:
@@ -176,57 +183,58 @@ def _size(rows: int) -> str:
 
 
 def _templates() -> ImmutableSandboxedEnvironment:
-    made = ImmutableSandboxedEnvironment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     filters: dict[str, Callable[..., str]] = {
-        "cell": cell,
-        "fenced": fenced,
-        "identity": identity,
+        "cell": table_cell,
+        "fenced": code_block,
+        "identity": public_identity,
         "number": _number,
         "count": lambda value: f"{int(value or 0):,}",
         "setting": lambda value: "server's default" if value is None else f"{value:g}",
         "stem": lambda name: PurePosixPath(name.replace("\\", "/")).stem,
         "usd": _usd,
     }
-    made.filters.update(filters)
-    return made
+    environment.filters.update(filters)
+    return environment
 
 
-# --- text that comes from elsewhere ----------------------------------------------------------------------------------
+# --- text from outside ----------------------------------------------------------------------------------------------
 
 
-def cell(text: object) -> str:
-    """Any text as one cell of a Markdown table: nothing in it is markup, and it is short."""
+def table_cell(text: object) -> str:
+    """Return any text as a cell of a Markdown table: one line of at most 80 characters, with markup escaped."""
     line = " ".join(str(text).split())
     if len(line) > 80:
         line = line[:79] + "…"
-    return _plain(line)
+    return _escape(line)
 
 
 def _sentence(words: str) -> str:
-    """Words as a sentence of Markdown, of whatever length."""
-    return _plain(words[:1].upper() + words[1:])
+    return _escape(words[:1].upper() + words[1:])
 
 
-def _plain(text: str) -> str:
+def _escape(text: str) -> str:
     return re.sub(r"([\\`*\[\]|~])", r"\\\1", text.replace("&", "&amp;").replace("<", "&lt;"))
 
 
-def fenced(text: str, language: str = "") -> str:
-    """A code block that nothing in the text can end."""
+def code_block(text: str, language: str = "") -> str:
+    """Return a Markdown code block whose fence is longer than any in the text, so the text can't end it."""
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{text}\n{fence}"
 
 
-def identity(one: DeclaredEndpoint) -> str:
-    """Who a model is, without where it lies on some machine; of a launched one, by the content that was served, too."""
-    launched = one.model is None and one.launch is not None
-    said = one.declared_identity.replace(one.served_name, publishable_name(one.served_name, hub=launched), 1)
-    return f"{said} (sha256:{one.served.digest[:12]})" if one.served and one.served.digest else said
+def public_identity(endpoint: DeclaredEndpoint) -> str:
+    """Return a model's identity without local folders; for a launched model with a digest of its files."""
+    launched = endpoint.model is None and endpoint.launch is not None
+    name = publishable_name(endpoint.served_name, hub=launched)
+    identity = endpoint.declared_identity.replace(endpoint.served_name, name, 1)
+    served = endpoint.served
+    return f"{identity} (sha256:{served.digest[:12]})" if served and served.digest else identity
 
 
 def _json(row: Mapping[str, Any]) -> str:
-    """A row as JSON in which nothing passes for an HTML comment, such as the marks of the run's section."""
+    """Return a row as JSON without HTML comments, so it can't imitate the marks of the run's section."""
     text = orjson.dumps(row, option=orjson.OPT_INDENT_2).decode()
     return text.replace("<!--", "\\u003c!--")
 
@@ -245,37 +253,38 @@ def _usd(row: Mapping[str, Any]) -> str:
     return f"{row['usd']:,.4f}{unknown}" + (f" and {row['unpriced']:,} calls unknown" if row["unpriced"] else "")
 
 
-def _books(books: Books) -> list[tuple[str, str]]:
-    """Lines that add up: rows read to prompts, prompts to pairs."""
-    left_out = [(f"− {rows:,}", reason) for reason, rows in books.intake.items() if reason != "selected" and rows]
+def _count_lines(prompt_counts: Books) -> list[tuple[str, str]]:
+    """Return (amount, description) lines that add up: rows read to prompts, prompts to pairs."""
+    intake, outcomes = prompt_counts.intake, prompt_counts.outcomes
+    left_out = [(f"− {rows:,}", reason) for reason, rows in intake.items() if reason != "selected" and rows]
     dropped = [
-        (f"− {books.outcomes[outcome]:,}", words)
+        (f"− {outcomes[outcome]:,}", words)
         for outcome, words in OUTCOMES.items()
-        if outcome != "paired" and books.outcomes.get(outcome)
+        if outcome != "paired" and outcomes.get(outcome)
     ]
-    paired = books.outcomes.get("paired", 0)
-    several = books.pairs != paired
+    rows, paired = sum(intake.values()), outcomes.get("paired", 0)
+    several = prompt_counts.pairs != paired
     return [
-        (f"{sum(books.intake.values()):,}", f"{plural(sum(books.intake.values()), 'row')} read"),
+        (f"{rows:,}", f"{plural(rows, 'row')} read"),
         *((amount, reason.replace("_", " ")) for amount, reason in left_out),
-        (f"= {books.selected:,}", plural(books.selected, "prompt")),
+        (f"= {prompt_counts.selected:,}", plural(prompt_counts.selected, "prompt")),
         *dropped,
         (f"= {paired:,}", "prompts with pairs" if several else plural(paired, "pair")),
-        *([(f"{books.pairs:,}", "pairs of these")] if several else []),
-        *((f"{n:,}", words) for n, words in beside(books)),
+        *([(f"{prompt_counts.pairs:,}", "pairs of these")] if several else []),
+        *((f"{n:,}", words) for n, words in beside(prompt_counts)),
     ]
 
 
 def _sources(sources: Sequence[tuple[str, int, int]]) -> list[tuple[str, int, int]]:
-    rest = sources[SOURCES:]
-    shown = list(sources[:SOURCES])
+    rest = sources[MAX_SOURCES:]
+    shown = list(sources[:MAX_SOURCES])
     if rest:
         shown.append((f"{len(rest):,} more", sum(n for _, n, _ in rest), sum(n for _, _, n in rest)))
     return shown
 
 
 def _scale(facts: CardFacts) -> tuple[float, float]:
-    """Lowest and highest score there can be; of scores that came with completions, those there are."""
+    """Return the lowest and highest possible score; for scores from the prompts' sources, those that occur."""
     if facts.pipeline.has_scores:
         return float(facts.rejected.min()), float(facts.chosen.max())
     aspects = facts.rubric.sheet.aspects
@@ -288,43 +297,49 @@ def _scale(facts: CardFacts) -> tuple[float, float]:
 
 
 def _histogram(chosen: Floats, rejected: Floats, scale: tuple[float, float]) -> str:
-    """Two bars a line; each bin holds its lower edge, the last one its upper edge too."""
+    """Return a text histogram with two bars a line, for chosen and rejected.
+
+    A bin includes its lower edge; the last bin includes its upper edge too.
+    """
     low, high = scale
     step = _step(high - low) if high - low > np.finfo(float).tiny else high - low
     rounding = TOLERANCE * step
     edges = np.append(np.arange(low, high - rounding, step), high)
-    # a mean of ratings may lie a rounding error below the edge it stands for
+    # a mean of ratings may be a rounding error below its true value, which is an edge
     sides = [np.histogram(np.clip(scores + rounding, low, high), edges)[0] for scores in (chosen, rejected)]
     most = max(int(counts.max()) for counts in sides)
     width = len(f"{most:,}")
-    lines = [f"{'score':>11}  {'chosen':<{BAR + width + 1}}  rejected"]
+    lines = [f"{'score':>11}  {'chosen':<{BAR_WIDTH + width + 1}}  rejected"]
     for i in range(len(edges) - 1):
-        bars = [f"{counts[i]:>{width},} {_bar(int(counts[i]), most):<{BAR}}" for counts in sides]
+        bars = [f"{counts[i]:>{width},} {_draw_bar(int(counts[i]), most):<{BAR_WIDTH}}" for counts in sides]
         label = f"{edges[i]:g}–{edges[i + 1]:g}"
         lines.append(f"{label:>11}  {'  '.join(bars)}".rstrip())
     return "\n".join(lines)
 
 
 def _step(span: float) -> float:
-    """The widest of 1, 2 and 5 times a power of ten that makes at least eight bins: 0.5 for 1–5, 1 for 1–10."""
-    power: float = 10.0 ** np.floor(np.log10(span / BINS))
-    return max(step for step in (power, 2 * power, 5 * power) if span / step >= BINS - TOLERANCE)
+    """Return the width of a bin: 1, 2 or 5 times a power of ten, the widest for at least MIN_BINS bins.
+
+    It is 0.5 for scores from 1 to 5, and 1 for 1 to 10.
+    """
+    power: float = 10.0 ** np.floor(np.log10(span / MIN_BINS))
+    return max(step for step in (power, 2 * power, 5 * power) if span / step >= MIN_BINS - TOLERANCE)
 
 
-def _bar(n: int, most: int) -> str:
-    """A bar in eighths of a character; what is not zero is seen."""
-    eighths = max(round(8 * BAR * n / most), 1) if n else 0
+def _draw_bar(n: int, most: int) -> str:
+    """Return a bar with a resolution of an eighth of a character; at least that for any count above 0."""
+    eighths = max(round(8 * BAR_WIDTH * n / most), 1) if n else 0
     return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
 
 
-def _margins(margins: Floats) -> dict[str, float]:
-    names = ("least", "quarter", "median", "three quarters", "most")
-    at = np.quantile(margins, (0, 0.25, 0.5, 0.75, 1)).tolist()
-    return {"mean": float(margins.mean()), **dict(zip(names, at, strict=True))}
+def _margin_statistics(margins: Floats) -> dict[str, float]:
+    names = ("min", "p25", "median", "p75", "max")
+    quantiles = np.quantile(margins, (0, 0.25, 0.5, 0.75, 1)).tolist()
+    return {"mean": float(margins.mean()), **dict(zip(names, quantiles, strict=True))}
 
 
-def _total(spend: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The bill over all endpoints; `usd` is None where no price is known at all."""
+def _total_spend(spend: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the sums over all endpoints; `usd` is None if no endpoint has a known price."""
     priced = [row["usd"] for row in spend if row["usd"] is not None]
     names = ("calls", "answered", "input_tokens", "cached_tokens", "output_tokens", "unknown", "unpriced")
     return {name: sum(row.get(name) or 0 for row in spend) for name in names} | {"usd": sum(priced) if priced else None}

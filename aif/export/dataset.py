@@ -1,7 +1,7 @@
-"""A Hugging Face dataset: Parquet files in the trainers' formats, splits, a card. No model is called.
+"""Write an export: a folder with Parquet files in the trainers' formats, a train/test split, a card and run.json.
 
-A dataset stands under its name whole or not at all, and every row is checked as a reader will see it. Data files depend
-on the store and the pipeline alone, byte for byte; time and spend stand in run.json and in one section of the card.
+The folder is replaced atomically, and every row is read back and checked. Data files depend on the store and the
+pipeline alone, byte for byte; times and spend are in run.json and in one section of the card. Calls no model.
 """
 
 import shlex
@@ -26,13 +26,13 @@ from aif.engine.make_pairs import make_pairs
 from aif.engine.outcome_text import shortfall
 from aif.engine.prepare import principles_of
 from aif.export import parquet
-from aif.export.atomic_folder import check_place, replacing
-from aif.export.card import CardFacts, default_config, render
-from aif.export.formats import Part, made_of
-from aif.export.layout import Of
-from aif.export.manifest import MARKER, NAME, sealed, state_of
+from aif.export.atomic_folder import check_destination, replace_folder
+from aif.export.card import CardFacts, default_config, render_card
+from aif.export.formats import Part, row_kind
+from aif.export.layout import RowKind
+from aif.export.manifest import MANIFEST, MARKER, store_state, with_digest
 from aif.export.parquet import DatasetRows, Parts
-from aif.export.ultrafeedback import OVERALL, Annotated
+from aif.export.ultrafeedback import OVERALL, AnnotatedPrompt
 from aif.judging.rubric import Rubric
 from aif.pairing.labels import LabelCounts, best_completions, label_completions
 from aif.store import records
@@ -41,19 +41,21 @@ from aif.store.report_queries import BESIDE, Balance, Books
 from aif.store.results import Results
 
 WHOLE_GROUP = 500  # prompts with all that is known of each: about 40 KB; 0.5 s to fetch, of 4,000 prompts as of 16,000
-SAMPLED = 200  # of so many first rows the shortest stands in the card
+SAMPLED = 200  # the card shows the shortest of the first rows, of this many
 
-Told = Callable[[str], None]
+Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Exported:
-    """A dataset as it was written: its folder, rows by config and split, what became of every prompt, and what is
-    missing, in words, where it is less complete than `export.completeness`."""
+class ExportResult:
+    """A written export: its folder, rows by config and split, and the number of prompts by outcome.
+
+    `shortfall` says in words what is missing if the dataset is less complete than `export.completeness`.
+    """
 
     path: Path
     rows: dict[str, dict[str, int]]
-    books: Books
+    prompt_counts: Books
     shortfall: Sequence[str]
 
 
@@ -62,94 +64,97 @@ def export(
     rubric: Rubric,
     ledger: Ledger,
     out: Path,
-    tell: Told,
+    tell: Tell,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
-) -> Exported:
-    """Makes pairs and writes the pipeline's formats to the folder `out`, in the place of an older export.
+) -> ExportResult:
+    """Make pairs and write the pipeline's formats to the folder `out`, in place of an older export.
 
-    A format of which there is no row is left out, and told. Raises Incomplete where too much is missing and the
-    pipeline refuses that, BadInput where no row is left, `out` holds something else, or `test_size` asks for too many.
-    What an export that failed has written stays beside `out` until the next one, as `.<out>.aif-partial`.
+    A format without rows is left out, and `tell` says so. Raises Incomplete if too much is missing and the pipeline
+    refuses that; BadInput if there are no rows, `out` holds something else, or `test_size` exceeds the prompts. The
+    partial folder of a failed export, `.<out>.aif-partial`, stays until the next export.
     """
     out = out.resolve()
-    check_place(out)
+    check_destination(out)
     make_pairs(pipeline, rubric, ledger.store)
     with Results.of(ledger.store) as reader:
-        books, balance = reader.books(), reader.balance()
+        prompt_counts, balance = reader.books(), reader.balance()
         short = shortfall(balance, pipeline.export.completeness, shlex.quote(str(pipeline.path)))
         if short and pipeline.export.incomplete == "refuse":
             raise Incomplete("\n".join([f"nothing was exported: {short[0]}", *short[1:]]))
         paired = reader.paired()
-        found = _rows(pipeline, rubric, reader, paired)
-        formats = _with_rows(pipeline, found, books, tell)
-        parts = _parts(pipeline, ledger, reader, formats, found, tell)
-        labels = _label_counts(parts["labels"], found["labels"].left_out, tell) if "kto" in formats else None
-        with replacing(out) as partial:
-            rows = parquet.write(formats, found, parts, partial)
-            parquet.check(partial, rows)
-            names = parquet.name_by_content(partial, rows)
-            _describe(pipeline, rubric, reader, partial, rows, names, books, balance, paired, labels, now())
-    return Exported(out, rows, books, short)
+        by_kind = _rows_by_kind(pipeline, rubric, reader, paired)
+        formats = _formats_with_rows(pipeline, by_kind, prompt_counts, tell)
+        parts = _split(pipeline, ledger, reader, formats, by_kind, tell)
+        labels = _label_counts(parts["labels"], by_kind["labels"].left_out, tell) if "kto" in formats else None
+        with replace_folder(out) as partial:
+            rows = parquet.write_files(formats, by_kind, parts, partial)
+            parquet.check_files(partial, rows)
+            files = parquet.name_by_content(partial, rows)
+            _describe(pipeline, rubric, reader, partial, rows, files, prompt_counts, balance, paired, labels, now())
+    return ExportResult(out, rows, prompt_counts, short)
 
 
-# --- what rows are made of --------------------------------------------------------------------------------------------
+# --- what rows are made from ------------------------------------------------------------------------------------------
 
 
-def _rows(pipeline: Pipeline, rubric: Rubric, reader: Results, paired: pa.Table) -> dict[Of, DatasetRows]:
-    """What the pipeline's formats are made of."""
-    wanted = {made_of(config) for config in pipeline.export.formats}
-    found: dict[Of, DatasetRows] = {"pairs": DatasetRows(paired, reader.pairs)}
+def _rows_by_kind(pipeline: Pipeline, rubric: Rubric, reader: Results, paired: pa.Table) -> dict[RowKind, DatasetRows]:
+    """Return what the rows of the pipeline's formats are made from."""
+    wanted = {row_kind(config) for config in pipeline.export.formats}
+    by_kind: dict[RowKind, DatasetRows] = {"pairs": DatasetRows(paired, reader.pairs)}
     if "prompts" in wanted:
-        found["prompts"] = DatasetRows(reader.selected(), _annotating(pipeline, rubric, reader), WHOLE_GROUP)
+        by_kind["prompts"] = DatasetRows(reader.selected(), _fetch_annotated(pipeline, rubric, reader), WHOLE_GROUP)
     if wanted & {"best", "labels"}:
         scored = reader.scored()
         labels = label_completions(scored, paired, pipeline.export.kto)
-        found["best"] = DatasetRows(best_completions(scored, pipeline.seed), reader.completed)
-        found["labels"] = DatasetRows(labels.rows, reader.completed, left_out=labels.left_out)
-    return found
+        by_kind["best"] = DatasetRows(best_completions(scored, pipeline.seed), reader.completed)
+        by_kind["labels"] = DatasetRows(labels.rows, reader.completed, left_out=labels.left_out)
+    return by_kind
 
 
-def _annotating(
+def _fetch_annotated(
     pipeline: Pipeline, rubric: Rubric, reader: Results
-) -> Callable[[pa.Table, int], Iterator[list[Annotated]]]:
+) -> Callable[[pa.Table, int], Iterator[list[AnnotatedPrompt]]]:
+    """Return the function that fetches prompts with all their completions, ratings and judgements, in batches."""
     drawn = principles_of(pipeline)
     pools = drawn.pools.items() if drawn else ()
     principles = {digest(text): Principle(pool, text) for pool, texts in pools for text in texts}
     aspects = {name: request.aspects for name, request in rubric.sheet.requests.items()} | {PROVIDED_JUDGE: (OVERALL,)}
 
-    def fetch(selected: pa.Table, batch: int) -> Iterator[list[Annotated]]:
-        for found in reader.whole(selected, batch):
-            yield [Annotated(whole, aspects, principles) for whole in found]
+    def fetch(selected: pa.Table, batch: int) -> Iterator[list[AnnotatedPrompt]]:
+        for prompts in reader.whole(selected, batch):
+            yield [AnnotatedPrompt(whole, aspects, principles) for whole in prompts]
 
     return fetch
 
 
-def _with_rows(pipeline: Pipeline, found: Mapping[Of, DatasetRows], books: Books, tell: Told) -> tuple[str, ...]:
-    """The formats of which there are rows. Raises BadInput where there is none."""
-    formats = tuple(config for config in pipeline.export.formats if found[made_of(config)].index.num_rows)
-    became = ", ".join(f"{outcome} {n:,}" for outcome, n in books.outcomes.items())
-    why: dict[Of, str] = {
-        "pairs": f"there are no pairs; of {counted(books.selected, 'prompt')}: {became}",
+def _formats_with_rows(
+    pipeline: Pipeline, by_kind: Mapping[RowKind, DatasetRows], prompt_counts: Books, tell: Tell
+) -> tuple[str, ...]:
+    """Return the pipeline's formats that have rows; report the others. Raises BadInput if none has."""
+    formats = tuple(config for config in pipeline.export.formats if by_kind[row_kind(config)].index.num_rows)
+    outcomes = ", ".join(f"{outcome} {n:,}" for outcome, n in prompt_counts.outcomes.items())
+    why: dict[RowKind, str] = {
+        "pairs": f"there are no pairs; of {counted(prompt_counts.selected, 'prompt')}: {outcomes}",
         "best": "there is no completion with a score that was not cut at max_tokens",
-        "labels": f"no completion has a label by export.kto ({_rule(pipeline.export.kto)})",
+        "labels": f"no completion has a label by export.kto ({_label_rule(pipeline.export.kto)})",
         "prompts": "no prompt is selected",
     }
     empty = [config for config in pipeline.export.formats if config not in formats]
     if not formats:
-        whys = "; ".join(dict.fromkeys(why[made_of(config)] for config in empty))
+        whys = "; ".join(dict.fromkeys(why[row_kind(config)] for config in empty))
         raise BadInput(f"{pipeline.path}: there is nothing to export: {whys}")
     for config in empty:
-        tell(f"{config} is left out: {why[made_of(config)]}")
+        tell(f"{config} is left out: {why[row_kind(config)]}")
     return formats
 
 
-def _rule(labels: KtoLabels) -> str:
+def _label_rule(labels: KtoLabels) -> str:
     if labels.rule == "pairs":
         return "the sides of the pairs"
     return f"scores from {labels.desirable:g}, and up to {labels.undesirable:g}"
 
 
-def _label_counts(parts: Mapping[Part, pa.Table], left_out: Mapping[str, int], tell: Told) -> LabelCounts:
+def _label_counts(parts: Mapping[Part, pa.Table], left_out: Mapping[str, int], tell: Tell) -> LabelCounts:
     counts: dict[str, dict[str, int]] = {}
     for part, table in parts.items():
         labels = table.column("label").to_pylist()
@@ -163,77 +168,81 @@ def _label_counts(parts: Mapping[Part, pa.Table], left_out: Mapping[str, int], t
 # --- splits -----------------------------------------------------------------------------------------------------------
 
 
-def _parts(
+def _split(
     pipeline: Pipeline,
     ledger: Ledger,
     reader: Results,
     formats: Sequence[str],
-    found: Mapping[Of, DatasetRows],
-    tell: Told,
+    by_kind: Mapping[RowKind, DatasetRows],
+    tell: Tell,
 ) -> Parts:
-    """The rows of each part that has any. A prompt is in the same part in every format."""
-    drawn = _drawn(found[made_of(default_config(formats))].index)
-    share = _test_share(pipeline, ledger, reader, drawn, tell)
-    parts: dict[Of, dict[Part, pa.Table]] = {}
+    """Return the train and test rows of each kind, without empty parts.
+
+    A prompt is in the same part in every format: in test if its draw is below the held-out share.
+    """
+    draws = _draws(by_kind[row_kind(default_config(formats))].index)
+    share = _test_share(pipeline, ledger, reader, draws, tell)
+    parts: dict[RowKind, dict[Part, pa.Table]] = {}
     for config in formats:
-        of, index = made_of(config), found[made_of(config)].index
-        draws = _drawn(index)
-        drawn_out = pa.array([prompt_id for prompt_id, draw in draws.items() if draw < share], pa.string())
-        ids = index.column("prompt_id").dictionary_encode().combine_chunks()  # of each prompt, not of each pair
-        held_out = pc.is_in(ids.dictionary, value_set=drawn_out).take(ids.indices)
+        kind, index = row_kind(config), by_kind[row_kind(config)].index
+        kind_draws = _draws(index)
+        test_prompts = pa.array([prompt_id for prompt_id, draw in kind_draws.items() if draw < share], pa.string())
+        ids = index.column("prompt_id").dictionary_encode().combine_chunks()  # look up each prompt, not each pair
+        held_out = pc.is_in(ids.dictionary, value_set=test_prompts).take(ids.indices)
         test = index.filter(held_out)
-        split: dict[Part, pa.Table] = {  # a copy only where there is need: of 2,480,000 pairs it is 100 MB
+        split: dict[Part, pa.Table] = {  # copied only if there is a test part: of 2,480,000 pairs it is 100 MB
             "train": index.filter(pc.invert(held_out)) if test.num_rows else index,
             "test": test,
         }
         if not split["train"].num_rows:
             raise BadInput(
-                f"{pipeline.path}: export.test_size: all {len(draws):,} prompts of {config} fall into the test split; "
-                "ask for fewer, or for 0"
+                f"{pipeline.path}: export.test_size: all {len(kind_draws):,} prompts of {config} fall into the test "
+                "split; ask for fewer, or for 0"
             )
-        parts[of] = {part: rows for part, rows in split.items() if rows.num_rows}
-    _tell_test(pipeline, sum(one < share for one in drawn.values()), len(drawn), tell)
+        parts[kind] = {part: rows for part, rows in split.items() if rows.num_rows}
+    _tell_test_size(pipeline, sum(draw < share for draw in draws.values()), len(draws), tell)
     return parts
 
 
-def _drawn(index: pa.Table) -> dict[str, float]:
-    """The number of each prompt by which it is held out or not."""
+def _draws(index: pa.Table) -> dict[str, float]:
+    """Return each prompt's draw, a hash of its id from 0 to 1."""
     return {prompt_id: fraction("split", prompt_id) for prompt_id in pc.unique(index.column("prompt_id")).to_pylist()}
 
 
-def _tell_test(pipeline: Pipeline, test: int, prompts: int, tell: Told) -> None:
+def _tell_test_size(pipeline: Pipeline, test: int, prompts: int, tell: Tell) -> None:
     asked = pipeline.export.test_size
     if asked and not test:
         tell(f"no test split: of {counted(prompts, 'prompt')} none falls into it by export.test_size {asked}")
     elif isinstance(asked, int) and test != asked:
         tell(
-            f"the test split holds {counted(test, 'prompt')}, not {asked:,}: its bound was fixed when there were others"
+            f"the test split has {counted(test, 'prompt')}, not {asked:,}: its share was fixed by an earlier export, "
+            "with other prompts"
         )
 
 
-def _test_share(pipeline: Pipeline, ledger: Ledger, reader: Results, drawn: Mapping[str, float], tell: Told) -> float:
-    """The share of prompt hashes that is held out.
+def _test_share(pipeline: Pipeline, ledger: Ledger, reader: Results, draws: Mapping[str, float], tell: Tell) -> float:
+    """Return the share of draws that is held out as the test part.
 
-    A count is turned into one that gives exactly so many of the prompts in the default config and of those that may yet
-    come into it, once and for all: a prompt that was held out once stays so as the store grows.
+    A `test_size` that is a count is turned into a share once, and journalled: the share that holds out this many of the
+    default config's prompts, including pending ones. So a prompt in test stays there as the store grows.
     """
     asked = pipeline.export.test_size
     if isinstance(asked, float) or asked == 0:
         return float(asked)
     if (fixed := reader.threshold(asked)) is not None:
         return fixed
-    to_come = [fraction("split", prompt_id) for prompt_id in reader.pending() if prompt_id not in drawn]
-    if asked >= len(drawn) + len(to_come):
+    pending = [fraction("split", prompt_id) for prompt_id in reader.pending() if prompt_id not in draws]
+    if asked >= len(draws) + len(pending):
         raise BadInput(
-            f"{pipeline.path}: export.test_size: {asked:,} can't be held out of {counted(len(drawn), 'prompt')}; "
+            f"{pipeline.path}: export.test_size: {asked:,} can't be held out of {counted(len(draws), 'prompt')}; "
             "lower it, or give a share such as 0.05"
         )
-    threshold = sorted([*drawn.values(), *to_come])[asked]
+    threshold = sorted([*draws.values(), *pending])[asked]
     ledger.keep([records.split(asked, threshold)])
-    of = counted(len(drawn), "prompt") + (f" and {len(to_come):,} that are pending" if to_come else "")
+    prompts = counted(len(draws), "prompt") + (f" and {len(pending):,} that are pending" if pending else "")
     tell(
-        f"test split: fixed at {threshold:.2%} of all prompts, which is {asked:,} of {of}; it grows as they do, and no "
-        "prompt of it ever moves into train"
+        f"test split: fixed at {threshold:.2%} of all prompts, which is {asked:,} of {prompts}; it grows with the "
+        "number of prompts, and no prompt moves from it into train"
     )
     return threshold
 
@@ -247,21 +256,22 @@ def _describe(
     reader: Results,
     folder: Path,
     rows: dict[str, dict[str, int]],
-    names: dict[str, dict[str, str]],
-    books: Books,
+    files: dict[str, dict[str, str]],
+    prompt_counts: Books,
     balance: Balance,
     paired: pa.Table,
     labels: LabelCounts | None,
     made: datetime,
 ) -> None:
+    """Write README.md (the card), pipeline.yaml and run.json."""
     spend = reader.spend()
     calls = reader.call_period()
     facts = CardFacts(
         pipeline,
         rubric,
         rows,
-        names,
-        books,
+        files,
+        prompt_counts,
         balance,
         reader.sources(),
         paired.column("score_chosen").to_numpy(),
@@ -270,7 +280,7 @@ def _describe(
         reader.score_agreement(),
         reader.disputed(),
         spend,
-        _sample(folder, names),
+        _sample(folder, files),
         __version__,
         made,
         calls,
@@ -284,32 +294,31 @@ def _describe(
         "pipeline": pipeline.name,
         "made": made.isoformat(timespec="seconds"),
         "rows": rows,
-        "files": names,
-        "state": state_of(reader, books, paired),
+        "files": files,
+        "state": store_state(reader, prompt_counts, paired),
         "test_size": pipeline.export.test_size,
-        "books": {name: said for name, said in asdict(books).items() if said or name not in BESIDE},
+        "books": {name: count for name, count in asdict(prompt_counts).items() if count or name not in BESIDE},
         "complete": {"prompts": balance.prompts, "whole": balance.whole},
         "calls": [moment.isoformat(timespec="seconds") for moment in calls or ()],
         "spend": spend,
         **({"kto": pipeline.export.kto.model_dump(exclude_none=True) | asdict(labels)} if labels else {}),
         "served": {
-            name: f"sha256:{one.served.digest}"
-            for name, one in (*pipeline.models.items(), *pipeline.judges.items())
-            if one.served and one.served.digest
+            name: f"sha256:{endpoint.served.digest}"
+            for name, endpoint in (*pipeline.models.items(), *pipeline.judges.items())
+            if endpoint.served and endpoint.served.digest
         },
         "rubric": rubric.digest,
         "pipeline_yaml": pipeline.public_yaml,
     }
+    run_json = orjson.dumps(with_digest(run), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
     with user_umask():
-        (folder / "README.md").write_text(render(facts), encoding="utf-8")
+        (folder / "README.md").write_text(render_card(facts), encoding="utf-8")
         (folder / "pipeline.yaml").write_text(pipeline.public_yaml, encoding="utf-8")
-        (folder / NAME).write_bytes(orjson.dumps(sealed(run), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+        (folder / MANIFEST).write_bytes(run_json)
 
 
-def _sample(folder: Path, names: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
-    found = parquet.read(folder / next(iter(names[default_config(names)].values())))
-    first = [row for row, _ in zip(found, range(SAMPLED), strict=False)]
+def _sample(folder: Path, files: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+    """Return the shortest of the first rows of the default config, for the card."""
+    rows = parquet.read_rows(folder / next(iter(files[default_config(files)].values())))
+    first = [row for row, _ in zip(rows, range(SAMPLED), strict=False)]
     return min(first, key=lambda row: len(orjson.dumps(row)))
-
-
-# --- told to a person -------------------------------------------------------------------------------------------------

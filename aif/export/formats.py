@@ -1,9 +1,12 @@
-"""Each export format: the files it consists of, and how pairs and completions become their rows. Pure.
+"""The export formats: the columns of each, how its rows are made from pairs and completions, and its splits. Pure.
 
-`trl` is what TRL's DPOTrainer takes as it is, `reward` its RewardTrainer, `kto` its KTOTrainer, `sft` its SFTTrainer.
-`h4` has the columns and splits of ultrafeedback_binarized; DPOTrainer raises on it as it is, so it is a config of its
-own. `ultrafeedback` (in ultrafeedback.py) has all completions. Principles are in no prompt: completions had different
-ones.
+`trl` is for TRL's DPOTrainer, `reward` for its RewardTrainer, `kto` for its KTOTrainer, `sft` for its SFTTrainer. `h4`
+has the columns and splits of ultrafeedback_binarized; DPOTrainer raises on it as it is, so it is a config of its own.
+`ultrafeedback` (ultrafeedback.py) has all completions with their ratings. No prompt contains a principle, since the
+completions of a prompt had different ones.
+
+To add a column to `trl`: add it to `_TRL_SCHEMA` and `_trl` here, to data/schemas/trl.schema.json (every row is checked
+against it), and to the table in docs/formats.md (a test compares them).
 """
 
 import re
@@ -13,7 +16,7 @@ from typing import Literal
 import pyarrow as pa
 
 from aif.core.types import as_dicts
-from aif.export.layout import TURNS, Layout, Of, Row, Turns, assistant, columns, unanswered
+from aif.export.layout import TURNS, Layout, Row, RowKind, Turns, arrow_schema, assistant_turn, last_turn_faults
 from aif.export.ultrafeedback import ULTRAFEEDBACK
 from aif.store.results import Completed, Pair
 
@@ -24,8 +27,8 @@ PARTS: tuple[Part, ...] = ("train", "test")
 # --- pairs ------------------------------------------------------------------------------------------------------------
 
 
-def _sides(pair: Pair) -> Row:
-    """The columns of `_SIDES`."""
+def _pair_values(pair: Pair) -> Row:
+    """Return the values of `_PAIR_COLUMNS`."""
     return {
         "prompt_id": pair.prompt_id,
         "source": pair.source,
@@ -39,30 +42,30 @@ def _sides(pair: Pair) -> Row:
 def _trl(pair: Pair) -> Row:
     return {
         "prompt": as_dicts(pair.messages),
-        "chosen": [assistant(pair.chosen)],
-        "rejected": [assistant(pair.rejected)],
-        **_sides(pair),
+        "chosen": [assistant_turn(pair.chosen)],
+        "rejected": [assistant_turn(pair.rejected)],
+        **_pair_values(pair),
     }
 
 
 def _reward(pair: Pair) -> Row:
     turns = as_dicts(pair.messages)
     return {
-        "chosen": [*turns, assistant(pair.chosen)],
-        "rejected": [*turns, assistant(pair.rejected)],
+        "chosen": [*turns, assistant_turn(pair.chosen)],
+        "rejected": [*turns, assistant_turn(pair.rejected)],
         "margin": pair.score_chosen - pair.score_rejected,
-        **_sides(pair),
+        **_pair_values(pair),
     }
 
 
 def _h4(pair: Pair) -> Row:
     turns = as_dicts(pair.messages)
-    chosen = [*turns, assistant(pair.chosen)]
+    chosen = [*turns, assistant_turn(pair.chosen)]
     return {
         "prompt": _first_user_turn(turns),
         "prompt_id": pair.prompt_id,
         "chosen": chosen,
-        "rejected": [*turns, assistant(pair.rejected)],
+        "rejected": [*turns, assistant_turn(pair.rejected)],
         "messages": chosen,
         "score_chosen": pair.score_chosen,
         "score_rejected": pair.score_rejected,
@@ -78,7 +81,7 @@ def _first_user_turn(turns: Turns) -> str | None:
 
 
 def _pair_faults(row: Row) -> Iterator[str]:
-    """Of a pair in any layout, where `prompt` may be turns, a text or not there."""
+    """Yield what is wrong with a pair in any layout, whether `prompt` is a list of turns, a text or missing."""
     chosen, rejected = row["chosen"], row["rejected"]
     if chosen[-1]["content"] == rejected[-1]["content"]:
         yield "chosen and rejected have the same text"
@@ -88,13 +91,13 @@ def _pair_faults(row: Row) -> Iterator[str]:
         yield "the last turn of chosen or rejected is not the assistant's"
     if chosen[:-1] != rejected[:-1]:
         yield "chosen and rejected answer different turns"
-    yield from unanswered(chosen[:-1] or row["prompt"])
+    yield from last_turn_faults(chosen[:-1] or row["prompt"])
 
 
 def _reward_faults(row: Row) -> Iterator[str]:
     yield from _pair_faults(row)
     if row["margin"] != row["score_chosen"] - row["score_rejected"]:
-        yield "margin is not how far chosen lies above rejected"
+        yield "margin is not score_chosen - score_rejected"
 
 
 def _h4_faults(row: Row) -> Iterator[str]:
@@ -106,99 +109,108 @@ def _h4_faults(row: Row) -> Iterator[str]:
 
 
 def _h4_gen_faults(row: Row) -> Iterator[str]:
-    """As of `h4`, but messages end with the turn to be answered."""
+    """Yield the faults of an `h4` row whose `messages` end with the turn to be answered."""
     return _h4_faults(row | {"messages": [*row["messages"], row["chosen"][-1]]})
 
 
 # --- completions ------------------------------------------------------------------------------------------------------
 
 
-def _one(one: Completed) -> Row:
-    """The columns of `_ONE`."""
-    return {"prompt_id": one.prompt_id, "source": one.source, "model": one.model, "score": one.score}
-
-
-def _kto(one: Completed) -> Row:
+def _completion_values(completed: Completed) -> Row:
+    """Return the values of `_COMPLETION_COLUMNS`."""
     return {
-        "prompt": as_dicts(one.messages),
-        "completion": [assistant(one.completion)],
-        "label": one.label,
-        **_one(one),
+        "prompt_id": completed.prompt_id,
+        "source": completed.source,
+        "model": completed.model,
+        "score": completed.score,
     }
 
 
-def _sft(one: Completed) -> Row:
-    return {"messages": [*as_dicts(one.messages), assistant(one.completion)], **_one(one)}
+def _kto(completed: Completed) -> Row:
+    return {
+        "prompt": as_dicts(completed.messages),
+        "completion": [assistant_turn(completed.completion)],
+        "label": completed.label,
+        **_completion_values(completed),
+    }
+
+
+def _sft(completed: Completed) -> Row:
+    messages = [*as_dicts(completed.messages), assistant_turn(completed.completion)]
+    return {"messages": messages, **_completion_values(completed)}
 
 
 def _kto_faults(row: Row) -> Iterator[str]:
-    return unanswered(row["prompt"])
+    return last_turn_faults(row["prompt"])
 
 
 def _sft_faults(row: Row) -> Iterator[str]:
     if row["messages"][-1]["role"] != "assistant" or not row["messages"][-1]["content"]:
         yield "messages don't end with an answer"
-    yield from unanswered(row["messages"][:-1])
+    yield from last_turn_faults(row["messages"][:-1])
 
 
 # --- the formats ------------------------------------------------------------------------------------------------------
 
-_SIDES = {
+_PAIR_COLUMNS = {
     "prompt_id": pa.string(), "source": pa.string(), "score_chosen": pa.float64(), "score_rejected": pa.float64(),
     "chosen_model": pa.string(), "rejected_model": pa.string(),
 }  # fmt: skip
-_ONE = {"prompt_id": pa.string(), "source": pa.string(), "model": pa.string(), "score": pa.float64()}
-_H4_COLUMNS = columns(
+_COMPLETION_COLUMNS = {"prompt_id": pa.string(), "source": pa.string(), "model": pa.string(), "score": pa.float64()}
+_H4_SCHEMA = arrow_schema(
     prompt=pa.string(), prompt_id=pa.string(), chosen=TURNS, rejected=TURNS, messages=TURNS,
     score_chosen=pa.float64(), score_rejected=pa.float64(),
 )  # fmt: skip
+_TRL_SCHEMA = arrow_schema(prompt=TURNS, chosen=TURNS, rejected=TURNS, **_PAIR_COLUMNS)
+_REWARD_SCHEMA = arrow_schema(chosen=TURNS, rejected=TURNS, margin=pa.float64(), **_PAIR_COLUMNS)
+_KTO_SCHEMA = arrow_schema(prompt=TURNS, completion=TURNS, label=pa.bool_(), **_COMPLETION_COLUMNS)
+_SFT_SCHEMA = arrow_schema(messages=TURNS, **_COMPLETION_COLUMNS)
 
-TRL = Layout("trl", "pairs", columns(prompt=TURNS, chosen=TURNS, rejected=TURNS, **_SIDES), _trl, _pair_faults)
-REWARD = Layout(
-    "reward", "pairs", columns(chosen=TURNS, rejected=TURNS, margin=pa.float64(), **_SIDES), _reward, _reward_faults
-)
-H4 = Layout("h4", "pairs", _H4_COLUMNS, _h4, _h4_faults)
-H4_GEN = Layout("h4_gen", "pairs", _H4_COLUMNS, _h4_gen, _h4_gen_faults)
-KTO = Layout("kto", "labels", columns(prompt=TURNS, completion=TURNS, label=pa.bool_(), **_ONE), _kto, _kto_faults)
-SFT = Layout("sft", "best", columns(messages=TURNS, **_ONE), _sft, _sft_faults)
+TRL = Layout("trl", "pairs", _TRL_SCHEMA, _trl, _pair_faults)
+REWARD = Layout("reward", "pairs", _REWARD_SCHEMA, _reward, _reward_faults)
+H4 = Layout("h4", "pairs", _H4_SCHEMA, _h4, _h4_faults)
+H4_GEN = Layout("h4_gen", "pairs", _H4_SCHEMA, _h4_gen, _h4_gen_faults)
+KTO = Layout("kto", "labels", _KTO_SCHEMA, _kto, _kto_faults)
+SFT = Layout("sft", "best", _SFT_SCHEMA, _sft, _sft_faults)
 
 Splits = Mapping[str, tuple[Part, Layout]]
 
 
-def _plain(layout: Layout) -> Splits:
+def _train_and_test(layout: Layout) -> Splits:
     return {part: (part, layout) for part in PARTS}
 
 
-# Each format's splits: which part of the rows, in which layout. All layouts of a format are of the same.
+# The splits of each format, by name: whether its rows are the train or the test part, and their layout. All layouts of
+# a format are of the same kind.
 FORMATS: Mapping[str, Splits] = {
-    "trl": _plain(TRL),
+    "trl": _train_and_test(TRL),
     "h4": {
         f"{part}_{kind}": (part, layout)
         for kind, layout in (("prefs", H4), ("sft", H4), ("gen", H4_GEN))
         for part in PARTS
     },
-    "ultrafeedback": _plain(ULTRAFEEDBACK),
-    "kto": _plain(KTO),
-    "reward": _plain(REWARD),
-    "sft": _plain(SFT),
+    "ultrafeedback": _train_and_test(ULTRAFEEDBACK),
+    "kto": _train_and_test(KTO),
+    "reward": _train_and_test(REWARD),
+    "sft": _train_and_test(SFT),
 }
 
 
-def made_of(config: str) -> Of:
-    """What the rows of a format are made of."""
+def row_kind(config: str) -> RowKind:
+    """Return what the rows of a format are made from."""
     _, layout = next(iter(FORMATS[config].values()))
-    return layout.of
+    return layout.kind
 
 
-def file_of(config: str, split: str, digest: str = "") -> str:
-    """The path of a split's one file within the dataset, named as the Hub finds it, with a digest of its content."""
+def file_path(config: str, split: str, digest: str = "") -> str:
+    """Return the path of a split's only file within the dataset, as the Hub names it, with a digest of its content."""
     return f"{config}/{split}-00000-of-00001{digest and '-'}{digest}.parquet"
 
 
 _DATA_FILE = re.compile(r"[a-z0-9_]+/[a-z0-9_]+-00000-of-00001-([0-9a-f]{16})\.parquet")
 
 
-def digest_of(path: str) -> str | None:
-    """The digest a data file is named with; None for a path that `file_of` doesn't make."""
-    found = _DATA_FILE.fullmatch(path)
-    return found[1] if found else None
+def content_digest(path: str) -> str | None:
+    """Return the digest in a data file's name; None for a path that `file_path` doesn't make."""
+    match = _DATA_FILE.fullmatch(path)
+    return match[1] if match else None

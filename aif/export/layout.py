@@ -1,4 +1,4 @@
-"""What a file of a dataset is: what its rows are of, its columns, how they are filled, what a row must be. Pure."""
+"""A layout: the columns of a data file, the function that makes its rows, and the checks on a row. Pure."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,28 +14,29 @@ from aif.core.resources import shipped
 Row = dict[str, Any]
 Turns = Sequence[dict[str, str]]
 
-# What a row is made of: a pair, a prompt's best completion, a completion with a label, a prompt with all of its.
-Of = Literal["pairs", "best", "labels", "prompts"]
+# What a row is made from: a pair, a prompt's best completion, a completion with a label, a prompt with all completions.
+RowKind = Literal["pairs", "best", "labels", "prompts"]
 
 TURNS = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """`row` makes a row of `schema` from one of what it is `of` (Pair, Completed, Whole).
+    """The columns (`schema`) of a data file, and the function `row` that makes a row from a value of its `kind`.
 
-    `data/schemas/<name>.schema.json` says what a row must be, and `faults` what a JSON Schema can't say: how its
-    columns stand to each other.
+    A row is made from a Pair ("pairs"), a Completed ("best", "labels") or an AnnotatedPrompt ("prompts"). Two checks
+    apply to it: the JSON Schema `data/schemas/<name>.schema.json`, and `faults`, which yields what a JSON Schema can't
+    express, such as relations between columns.
     """
 
     name: str
-    of: Of
+    kind: RowKind
     schema: pa.Schema
     row: Callable[[Any], Row]
     faults: Callable[[Row], Iterator[str]]
 
     def check(self, row: Row) -> str | None:
-        """What is wrong with a row of this layout; None if nothing is."""
+        """Return what is wrong with a row of this layout; None if nothing is."""
         try:
             _validator(self.name)(row)
         except fastjsonschema.JsonSchemaValueException as error:
@@ -50,17 +51,17 @@ def _validator(layout: str) -> Callable[[Row], Any]:
     return validator
 
 
-def columns(**types: pa.DataType) -> pa.Schema:
-    """An Arrow schema, or with `pa.struct` a struct's fields, in the order given."""
+def arrow_schema(**types: pa.DataType) -> pa.Schema:
+    """Return an Arrow schema of the columns in the order given; `pa.struct` takes it as a struct's fields too."""
     return pa.schema(list(types.items()))
 
 
-def assistant(text: str) -> dict[str, str]:
-    """An answer as the turn it is."""
+def assistant_turn(text: str) -> dict[str, str]:
+    """Return an answer as a message of the assistant."""
     return {"role": "assistant", "content": text}
 
 
-def unanswered(turns: Turns) -> Iterator[str]:
-    """The fault of turns that don't end with the user's."""
+def last_turn_faults(turns: Turns) -> Iterator[str]:
+    """Yield a fault if the turns of a prompt don't end with the user's."""
     if turns[-1]["role"] != "user":
         yield "the turn that is answered is not the user's"

@@ -1,4 +1,4 @@
-"""run.json of an export: what marks a folder as aif's, what is in it, and what it was made of."""
+"""run.json, the manifest of an export: it marks a folder as aif's, lists its files, and says what it was made from."""
 
 import hashlib
 from pathlib import Path
@@ -6,26 +6,32 @@ from typing import Any, Literal
 
 import orjson
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from aif.core.types import digest
 from aif.store.reader import Reader
 from aif.store.report_queries import Books
 
 _SORTED = orjson.OPT_SORT_KEYS  # as in `records.digest`
-NAME = "run.json"
-MARKER = ("made_by", "aif")  # a folder, or a dataset on the Hub, with this in it may be replaced by another export
+MANIFEST = "run.json"
+MARKER = (
+    "made_by",
+    "aif",
+)  # key and value in run.json that allow an export to replace a folder or Hub dataset
 
 
-class RunFile(BaseModel):
-    """What run.json says. `rows` and `files` are by config and split; `state` is `state_of` the store at that time."""
+class Manifest(BaseModel):
+    """The content of run.json. `rows` (counts) and `files` (paths) are by config and split.
+
+    `state` is the `store_state` at the time of the export; `digest` covers all other keys.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     made_by: Literal["aif"]
     rows: dict[str, dict[str, int]]
     files: dict[str, dict[str, str]]
-    books: Books
+    prompt_counts: Books = Field(alias="books")
     rubric: str
     state: str
     pipeline_yaml: str
@@ -37,44 +43,49 @@ class RunFile(BaseModel):
         return [path for splits in self.files.values() for path in splits.values()]
 
 
-def marked(data: bytes) -> dict[str, Any] | None:
-    """The content of a run.json of aif's, of whichever version; None for anything else."""
+def parse_any_version(data: bytes) -> dict[str, Any] | None:
+    """Return the content of a run.json written by any version of aif; None if it is something else."""
     try:
-        found = orjson.loads(data)
+        content = orjson.loads(data)
     except orjson.JSONDecodeError:
         return None
-    return found if isinstance(found, dict) and found.get(MARKER[0]) == MARKER[1] else None
+    return content if isinstance(content, dict) and content.get(MARKER[0]) == MARKER[1] else None
 
 
 def is_export(folder: Path) -> bool:
-    """Whether an export of aif's stands there, of whichever version."""
+    """Return whether a folder is an export of any version of aif."""
     try:
-        return marked((folder / NAME).read_bytes()) is not None
+        return parse_any_version((folder / MANIFEST).read_bytes()) is not None
     except OSError:
         return False
 
 
-def parsed(data: bytes) -> RunFile | None:
-    """A run.json as this version writes it; None for anything else."""
+def parse(data: bytes) -> Manifest | None:
+    """Return a run.json as this version writes it; None if it is something else."""
     try:
-        return RunFile.model_validate_json(data)
+        return Manifest.model_validate_json(data)
     except ValidationError:
         return None
 
 
-def sealed(run: dict[str, Any]) -> dict[str, Any]:
-    """A run.json's content with the digest of it, so that what is edited by hand is known."""
+def with_digest(run: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of a run.json with a digest of all other keys, which reveals edits by hand."""
     rest = {key: value for key, value in run.items() if key != "digest"}
     return {**rest, "digest": digest(rest)}
 
 
-def state_of(reader: Reader, books: Books, paired: pa.Table) -> str:
-    """A digest that changes when an export would: with the sources and what they brought, the plan, what was asked and
-    how it was read, the pairs, what became of the other prompts."""
-    head = orjson.dumps([reader.marked("plan"), *reader.read(), books.intake, books.outcomes], option=_SORTED)
-    found = hashlib.sha256(head[:-1] + b",[")
+def store_state(reader: Reader, prompt_counts: Books, paired: pa.Table) -> str:
+    """Return a digest of the store that changes whenever an export of it would.
+
+    It covers the sources and their rows, the plan, the calls and how their replies were parsed, the pairs, and the
+    outcomes of all prompts.
+    """
+    head = orjson.dumps(
+        [reader.marked("plan"), *reader.read(), prompt_counts.intake, prompt_counts.outcomes], option=_SORTED
+    )
+    state = hashlib.sha256(head[:-1] + b",[")
     for start in range(0, paired.num_rows, 10_000):  # 1,800,000 pairs at once take 2.8 GB
         rows = orjson.dumps(paired.slice(start, 10_000).to_pylist(), option=_SORTED)
-        found.update(b"," * (start > 0) + rows[1:-1])
-    found.update(b"]]")
-    return found.hexdigest()
+        state.update(b"," * (start > 0) + rows[1:-1])
+    state.update(b"]]")
+    return state.hexdigest()

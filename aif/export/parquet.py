@@ -1,4 +1,4 @@
-"""The files of a dataset: written in batches, read back and checked row by row, named by their content."""
+"""The data files of a dataset: write them in batches, check every row by reading it back, name files by content."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,18 +12,21 @@ import pyarrow.parquet as pq
 
 from aif.core.errors import AifError
 from aif.core.file_permissions import user_umask
-from aif.export.formats import FORMATS, Part, file_of
-from aif.export.layout import Layout, Of
+from aif.export.formats import FORMATS, Part, file_path
+from aif.export.layout import Layout, RowKind
 
-ROW_GROUP = 2000  # rows at most, and a page of them (see core/batching.py): the Hub's viewer reads a row group at once
+ROW_GROUP = 2000  # rows, at most, within a page (core/batching.py): the Hub's viewer reads a whole row group
 
-Parts = Mapping[Of, Mapping[Part, pa.Table]]
+Parts = Mapping[RowKind, Mapping[Part, pa.Table]]
 
 
 @dataclass(frozen=True, slots=True)
 class DatasetRows:
-    """Everything of one kind that rows can be made of: all without their texts (`prompt_id` is a column), how some of
-    them are fetched with their texts, how many at a time, and how many were left out, by reason."""
+    """All pairs, completions or prompts that rows of one kind are made from.
+
+    `index` has them without their texts, with a column `prompt_id`. `fetch` yields the values for a part of the index,
+    texts included, `batch` at a time. `left_out` counts what has no row, by reason.
+    """
 
     index: pa.Table
     fetch: Callable[[pa.Table, int], Iterator[list[Any]]]
@@ -31,44 +34,44 @@ class DatasetRows:
     left_out: Mapping[str, int] = field(default_factory=dict)
 
 
-def write(
-    formats: Sequence[str], found: Mapping[Of, DatasetRows], parts: Parts, folder: Path
+def write_files(
+    formats: Sequence[str], by_kind: Mapping[RowKind, DatasetRows], parts: Parts, folder: Path
 ) -> dict[str, dict[str, int]]:
-    """Every file of the formats. Returns rows by config and split.
+    """Write all data files of the formats. Return the number of rows by config and split.
 
-    Rows stand in the order of a hash: sources are mixed for whoever reads in order, and what is added moves no other.
+    Rows are in the order of a hash, so whoever reads in order gets a mix of all sources, and new rows move no others.
     """
     rows = {
         config: {
-            split: parts[layout.of][part].num_rows
+            split: parts[layout.kind][part].num_rows
             for split, (part, layout) in FORMATS[config].items()
-            if part in parts[layout.of]
+            if part in parts[layout.kind]
         }
         for config in formats
     }
-    for of, split in parts.items():
-        for part, index in split.items():
+    for kind, tables in parts.items():
+        for part, index in tables.items():
             files = [
-                (layout, folder / file_of(config, name))
+                (layout, folder / file_path(config, split))
                 for config in formats
-                for name, (belongs, layout) in FORMATS[config].items()
-                if (layout.of, belongs) == (of, part)
+                for split, (split_part, layout) in FORMATS[config].items()
+                if (layout.kind, split_part) == (kind, part)
             ]
-            _fill(files, found[of].fetch(index, found[of].batch), found[of].batch)
+            _fill(files, by_kind[kind].fetch(index, by_kind[kind].batch), by_kind[kind].batch)
     return rows
 
 
 def _fill(files: Sequence[tuple[Layout, Path]], batches: Iterator[list[Any]], row_group: int) -> None:
-    """Writes the same pairs, completions or prompts to all files that are made of them, batch by batch."""
+    """Write the same values to several files, each in its layout, batch by batch."""
     layouts = {layout.name: layout for layout, _ in files}
     with ExitStack() as stack:
         writers = [(layout.name, stack.enter_context(_writer(path, layout))) for layout, path in files]
         for batch in batches:
             for name, layout in layouts.items():
-                made = pa.Table.from_pylist([layout.row(one) for one in batch], schema=layout.schema)
-                for of, writer in writers:
-                    if of == name:
-                        writer.write_table(made, row_group_size=row_group)
+                table = pa.Table.from_pylist([layout.row(value) for value in batch], schema=layout.schema)
+                for writer_layout, writer in writers:
+                    if writer_layout == name:
+                        writer.write_table(table, row_group_size=row_group)
 
 
 def _writer(path: Path, layout: Layout) -> pq.ParquetWriter:
@@ -77,13 +80,13 @@ def _writer(path: Path, layout: Layout) -> pq.ParquetWriter:
         return pq.ParquetWriter(path, layout.schema, compression="zstd", write_page_index=True)
 
 
-def check(folder: Path, rows: Mapping[str, Mapping[str, int]]) -> None:
-    """Reads every file back as written. A row that is not as its schema says is a bug, and no dataset is made of it."""
+def check_files(folder: Path, rows: Mapping[str, Mapping[str, int]]) -> None:
+    """Read every file back and check each row and their number. Raises AifError, since a wrong row is a bug in aif."""
     for config, splits in rows.items():
         for split, wanted in splits.items():
-            name, (_, layout) = file_of(config, split), FORMATS[config][split]
+            name, (_, layout) = file_path(config, split), FORMATS[config][split]
             n = 0
-            for row in read(folder / name):
+            for row in read_rows(folder / name):
                 if fault := layout.check(row):
                     raise AifError(f"{folder / name}: row {n} ({row['prompt_id']}): {fault}; this is a bug in aif")
                 n += 1
@@ -92,24 +95,25 @@ def check(folder: Path, rows: Mapping[str, Mapping[str, int]]) -> None:
 
 
 def name_by_content(folder: Path, rows: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, str]]:
-    """Gives every file the digest of its content as part of its name. Returns paths by config and split.
+    """Add the digest of its content to each file's name. Return the paths by config and split.
 
-    `datasets.load_dataset` on a folder caches by the folder's last name and by what the card says, not by what is in
-    the files (seen in 5.2): with names that stay the same it goes on giving the former export, or another run's.
+    `datasets.load_dataset` on a folder caches by the folder's name and the card's metadata, not by the files' content
+    (seen in 5.2). With names that stay the same it would load the former export, or another run's.
     """
-    named: dict[str, dict[str, str]] = {}
+    paths: dict[str, dict[str, str]] = {}
     for config, splits in rows.items():
         for split in splits:
-            plain = folder / file_of(config, split)
+            plain = folder / file_path(config, split)
             with plain.open("rb") as file:
                 content = hashlib.file_digest(file, "sha256").hexdigest()[:16]
-            named.setdefault(config, {})[split] = file_of(config, split, content)
-            plain.rename(folder / named[config][split])
-    return named
+            paths.setdefault(config, {})[split] = file_path(config, split, content)
+            plain.rename(folder / paths[config][split])
+    return paths
 
 
-def read(path: Path) -> Iterator[dict[str, Any]]:
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a data file, with little in memory at a time."""
     with pq.ParquetFile(path) as file:
-        for group in range(file.num_row_groups):  # else a batch takes rows of several, each as long as a page allows
+        for group in range(file.num_row_groups):  # else a batch may span row groups, each as long as a page allows
             for batch in file.iter_batches(batch_size=500, row_groups=[group]):
                 yield from batch.to_pylist()

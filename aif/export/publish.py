@@ -1,7 +1,7 @@
-"""An exported dataset to the Hub in one commit: what would change is told first, and sent when agreed to.
+"""Publish an export on the Hub in one commit: plan the changes and compare by content first, then send them.
 
-A commit on the Hub is made whole or not at all, and files are compared by content before anything is sent. So the same
-command goes on after any stop, and sends nothing when there is nothing new. The only room that writes to the Hub.
+A commit on the Hub is atomic. So after any interruption the same command resumes, and sends nothing if nothing is new.
+Nothing else in aif writes to the Hub.
 """
 
 import os
@@ -26,24 +26,24 @@ from aif.config.pipeline import Pipeline
 from aif.core.errors import BadInput, Exit
 from aif.engine.make_pairs import make_pairs
 from aif.export import hub
-from aif.export.card import simulated, without_terms
-from aif.export.formats import digest_of
-from aif.export.hub import There
-from aif.export.manifest import NAME, RunFile, marked, parsed, sealed, state_of
+from aif.export.card import endpoints_without_terms, simulated_endpoints
+from aif.export.formats import content_digest
+from aif.export.hub import HubDataset
+from aif.export.manifest import MANIFEST, Manifest, parse, parse_any_version, store_state, with_digest
 from aif.judging.rubric import Rubric
 from aif.sources.load import local_folder
 from aif.store.ledger import Ledger
 from aif.store.results import Results
 
 CARD = "README.md"
-DESCRIBED = (CARD, "pipeline.yaml", NAME)  # what a dataset holds beside its data files
+METADATA_FILES = (CARD, "pipeline.yaml", MANIFEST)  # the files of an export beside its data files
 
 Change = Literal["added", "changed", "unchanged", "removed"]
 
 
 @dataclass(frozen=True, slots=True)
-class File:
-    """A file of the dataset, its size in bytes, and what publishing makes of it on the Hub."""
+class FileChange:
+    """A file of the dataset, its size in bytes, and how publishing changes it on the Hub."""
 
     path: str
     size: int
@@ -51,90 +51,97 @@ class File:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """An export as it was read: what its run.json says, and what is sent of it from memory, so that another export made
-    meanwhile changes nothing of it. The content of data files is known by their names."""
+class LoadedExport:
+    """An export as read before the user is asked: its run.json, and the bytes of its metadata files.
 
-    run: RunFile
+    These bytes are sent, so another export made meanwhile changes nothing. Data files are checked by the digest in
+    their names.
+    """
+
+    run: Manifest
     texts: Mapping[str, bytes]
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """What publishing would do. `head` is the commit on the Hub it was compared with, None where there is no dataset
-    of this name yet; `replaced` the pipeline whose export stands there; `closed` the sources that not everyone sees."""
+class PublishPlan:
+    """What publishing would do.
+
+    `head` is the commit on the Hub that was compared with, None if the dataset is new. `replaced_pipeline` is the
+    pipeline of the export that is there now. `restricted` names the sources that not everyone may see, and why.
+    """
 
     pipeline: Pipeline
     folder: Path
-    run: RunFile
+    run: Manifest
     repo: str
     public: bool
     head: str | None
-    files: tuple[File, ...]
+    files: tuple[FileChange, ...]
     texts: Mapping[str, bytes] = field(default_factory=dict)
-    replaced: str | None = None
-    closed: Sequence[str] = ()
+    replaced_pipeline: str | None = None
+    restricted: Sequence[str] = ()
 
     @property
-    def sent(self) -> list[File]:
+    def sent(self) -> list[FileChange]:
         return [file for file in self.files if file.change in ("added", "changed")]
 
     @property
-    def removed(self) -> list[File]:
+    def removed(self) -> list[FileChange]:
         return [file for file in self.files if file.change == "removed"]
 
 
 # --- what there is to publish -----------------------------------------------------------------------------------------
 
 
-def exported(pipeline: Pipeline, rubric: Rubric, ledger: Ledger, folder: Path, mend: str) -> Found:
-    """The export in `folder`, where it is what `aif export` would write now. Calls no model.
+def load_export(pipeline: Pipeline, rubric: Rubric, ledger: Ledger, folder: Path, command: str) -> LoadedExport:
+    """Read the export in `folder`, which must be what `aif export` would write now. Calls no model.
 
-    Raises BadInput where it isn't, with `mend`, the command that makes it so.
+    Raises BadInput if it is out of date or damaged; the message names `command`, which exports again.
     """
-    found = _whole(folder, mend)
-    run = found.run
+    loaded = _read_export(folder, command)
+    run = loaded.run
     make_pairs(pipeline, rubric, ledger.store)
     with Results.of(ledger.store) as reader:
-        state = state_of(reader, reader.books(), reader.paired())
-    changed = [f"`{key}`" for key in _differing(run.pipeline_yaml, pipeline.public_yaml)]
+        state = store_state(reader, reader.books(), reader.paired())
+    changed = [f"`{key}`" for key in _changed_keys(run.pipeline_yaml, pipeline.public_yaml)]
     changed += ["the rubric"] if run.rubric != rubric.digest else []
-    if run.state != state and not changed:  # other pairs may only follow from the others
-        changed = ["what is in the store"]
+    if run.state != state and not changed:  # a changed pipeline or rubric may explain other pairs
+        changed = ["the store"]
     if changed:
-        raise BadInput(f"{folder}: was exported before {', '.join(changed)} changed; `{mend}` makes it anew")
-    return found
+        raise BadInput(f"{folder}: this export is out of date: {', '.join(changed)} changed since; run `{command}`")
+    return loaded
 
 
-def _whole(folder: Path, mend: str) -> Found:
-    """Reads an export, which must have every file it names, as it was written."""
+def _read_export(folder: Path, command: str) -> LoadedExport:
+    """Read an export and check that all its files are there, unchanged since they were written."""
     try:
-        data = (folder / NAME).read_bytes()
+        data = (folder / MANIFEST).read_bytes()
     except OSError:
         data = b""
-    if marked(data) is None:
-        raise BadInput(f"{folder}: no dataset of aif's stands here; `{mend}` makes it")
-    if (run := parsed(data)) is None:
-        raise BadInput(f"{folder}: was exported by another version of aif; `{mend}` makes it anew")
-    for path in (*DESCRIBED, *run.paths):
+    if parse_any_version(data) is None:
+        raise BadInput(f"{folder}: no aif export here; run `{command}`")
+    if (run := parse(data)) is None:
+        raise BadInput(f"{folder}: this export is of another version of aif; run `{command}`")
+    for path in (*METADATA_FILES, *run.paths):
         if not (folder / path).is_file():
-            raise BadInput(f"{folder}: {path} is missing; `{mend}` makes it anew")
-    texts = {path: (folder / path).read_bytes() for path in DESCRIBED} | {NAME: data}
-    changed = [path for path in run.paths if not _as_named(folder, path)]
+            raise BadInput(f"{folder}: {path} is missing; run `{command}`")
+    texts = {path: (folder / path).read_bytes() for path in METADATA_FILES} | {MANIFEST: data}
+    changed = [path for path in run.paths if not _matches_name(folder, path)]
     changed += ["pipeline.yaml"] if texts["pipeline.yaml"] != run.pipeline_yaml.encode() else []
-    changed += [NAME] if sealed(orjson.loads(data))["digest"] != run.digest else []
+    changed += [MANIFEST] if with_digest(orjson.loads(data))["digest"] != run.digest else []
     if changed:
-        raise BadInput(f"{folder}: {changed[0]} is not as it was written; `{mend}` makes it anew")
-    return Found(run, texts)
+        raise BadInput(f"{folder}: {changed[0]} has changed since the export; run `{command}`")
+    return LoadedExport(run, texts)
 
 
-def _as_named(folder: Path, path: str) -> bool:
-    """Whether a data file is there, with the content that its name says."""
-    named = digest_of(path)
-    return bool(named and (folder / path).is_file() and hub.sha256(folder / path).startswith(named))
+def _matches_name(folder: Path, path: str) -> bool:
+    """Return whether a data file is there with the content that the digest in its name says."""
+    expected = content_digest(path)
+    return bool(expected and (folder / path).is_file() and hub.file_sha256(folder / path).startswith(expected))
 
 
-def _differing(before: str, now: str) -> list[str]:
+def _changed_keys(before: str, now: str) -> list[str]:
+    """Return the top-level keys that differ between two pipeline files."""
     old, new = yaml.safe_load(before), yaml.safe_load(now)
     return [key for key in {**old, **new} if old.get(key) != new.get(key)]
 
@@ -142,37 +149,38 @@ def _differing(before: str, now: str) -> list[str]:
 # --- what would change ------------------------------------------------------------------------------------------------
 
 
-def survey(pipeline: Pipeline, folder: Path, found: Found, repo: str, public: bool) -> Plan:
-    """Compares an export with what stands on the Hub. Sends nothing.
+def plan_publish(pipeline: Pipeline, folder: Path, loaded: LoadedExport, repo: str, public: bool) -> PublishPlan:
+    """Compare an export with the dataset on the Hub. Sends nothing.
 
-    Raises BadInput where `repo` is of the other visibility or holds something that is no export of aif's, and what
-    `hub.opened` raises.
+    Raises BadInput if `repo` has the other visibility or holds something that isn't an aif export, and the errors of
+    `hub.hub_client`.
     """
-    run, texts, gone, replaced = found.run, found.texts, set[str](), None
-    with hub.opened(repo) as api:
-        there = hub.look(api, repo)
-        if there is not None:
-            _check_visibility(repo, there, public)
-            gone, replaced = _former(api, repo, there)
-        closed = tuple(_closed(api, pipeline)) if public else ()
-        of = there.files if there else {}
-        files = [_compared(texts.get(path, folder / path), path, of.get(path)) for path in (*run.paths, *DESCRIBED)]
-    files += [File(path, of[path].size, "removed") for path in sorted(gone - {file.path for file in files})]
-    head = there.head if there else None
-    return Plan(pipeline, folder, run, repo, public, head, tuple(files), texts, replaced, closed)
+    run, texts, former, replaced_pipeline = loaded.run, loaded.texts, set[str](), None
+    with hub.hub_client(repo) as api:
+        dataset = hub.find_dataset(api, repo)
+        if dataset is not None:
+            _check_visibility(repo, dataset, public)
+            former, replaced_pipeline = _former_export(api, repo, dataset)
+        restricted = tuple(_restricted_sources(api, pipeline)) if public else ()
+        remote = dataset.files if dataset else {}
+        paths = (*run.paths, *METADATA_FILES)
+        files = [_compare(texts.get(path, folder / path), path, remote.get(path)) for path in paths]
+    files += [FileChange(path, remote[path].size, "removed") for path in sorted(former - {file.path for file in files})]
+    head = dataset.head if dataset else None
+    return PublishPlan(pipeline, folder, run, repo, public, head, tuple(files), texts, replaced_pipeline, restricted)
 
 
-def _compared(local: Path | bytes, path: str, there: RepoFile | None) -> File:
-    change: Change = "added" if there is None else "unchanged" if hub.same(local, there) else "changed"
-    return File(path, len(local) if isinstance(local, bytes) else local.stat().st_size, change)
+def _compare(local: Path | bytes, path: str, remote: RepoFile | None) -> FileChange:
+    change: Change = "added" if remote is None else "unchanged" if hub.has_same_content(local, remote) else "changed"
+    return FileChange(path, len(local) if isinstance(local, bytes) else local.stat().st_size, change)
 
 
-def _closed(api: HfApi, pipeline: Pipeline) -> Iterator[str]:
-    """The datasets of the Hub among the sources that not everyone may see, and why."""
-    every = dict.fromkeys(one.hub for one in pipeline.prompts if one.hub)
-    for name in (one for one in every if not local_folder(one, pipeline.folder)):
+def _restricted_sources(api: HfApi, pipeline: Pipeline) -> Iterator[str]:
+    """Yield the pipeline's datasets on the Hub that not everyone may see, each with the reason."""
+    names = dict.fromkeys(source.hub for source in pipeline.prompts if source.hub)
+    for name in (name for name in names if not local_folder(name, pipeline.folder)):
         try:
-            info = api.dataset_info(name, timeout=hub.WAIT_S)
+            info = api.dataset_info(name, timeout=hub.TIMEOUT_S)
         except RepositoryNotFoundError:
             yield f"{name}, which this token can't see, so it may be private"
         else:
@@ -180,66 +188,69 @@ def _closed(api: HfApi, pipeline: Pipeline) -> Iterator[str]:
                 yield f"{name}, which is {'private' if info.private else 'gated: its terms hold for its prompts here'}"
 
 
-def _check_visibility(repo: str, there: There, public: bool) -> None:
-    if there.public and not public:
+def _check_visibility(repo: str, dataset: HubDataset, public: bool) -> None:
+    if dataset.public and not public:
         raise BadInput(
-            f"{repo} is public, and without --public nothing is sent where everyone sees it; give --public, make it "
+            f"{repo} is public, and nothing is sent to a public dataset without --public; pass --public, make it "
             "private in its settings on the Hub, or name another --repo"
         )
-    if public and not there.public:
+    if public and not dataset.public:
         raise BadInput(
-            f"{repo} is private, and publishing opens nothing; make it public in its settings on the Hub, or take out "
-            "--public"
+            f"{repo} is private, and publishing doesn't change that; make it public in its settings on the Hub, or "
+            "leave out --public"
         )
 
 
-def _former(api: HfApi, repo: str, there: There) -> tuple[set[str], str | None]:
-    """The data files of the export that stands there, and its pipeline. Raises BadInput where something else does.
+def _former_export(api: HfApi, repo: str, dataset: HubDataset) -> tuple[set[str], str | None]:
+    """Return the data files and the pipeline of the export on the Hub. Raises BadInput if it is something else.
 
-    A card without a word in its body counts as nothing: the Hub's form for a new dataset makes one.
+    A dataset with nothing but a card without text counts as empty: the Hub's form for a new dataset makes one.
     """
-    if NAME in there.files and (found := marked(hub.content(api, repo, there, NAME))) is not None:
-        return _listed(found.get("files")) & there.files.keys(), str(found.get("pipeline"))
-    if there.files.keys() <= {CARD, ".gitattributes"} and (
-        CARD not in there.files or _is_blank(hub.content(api, repo, there, CARD))
+    if MANIFEST in dataset.files:
+        run = parse_any_version(hub.download_file(api, repo, dataset, MANIFEST))
+        if run is not None:
+            return _listed_files(run.get("files")) & dataset.files.keys(), str(run.get("pipeline"))
+    if dataset.files.keys() <= {CARD, ".gitattributes"} and (
+        CARD not in dataset.files or _is_blank(hub.download_file(api, repo, dataset, CARD))
     ):
         return set(), None
-    raise BadInput(f"{repo} holds something that is no export of aif's; name another --repo")
+    raise BadInput(f"{repo} already exists and isn't an aif export; name another --repo")
 
 
-def _listed(files: object) -> set[str]:
-    """What a run.json lists as data files, whoever wrote it, so far as they are named as ours are."""
-    splits = files.values() if isinstance(files, dict) else ()
-    paths = [path for one in splits if isinstance(one, dict) for path in one.values()]
-    return {path for path in paths if isinstance(path, str) and digest_of(path)}
+def _listed_files(files: object) -> set[str]:
+    """Return the data files in a run.json's `files`, which anyone may have edited: only paths that aif would make."""
+    configs = files.values() if isinstance(files, dict) else ()
+    paths = [path for splits in configs if isinstance(splits, dict) for path in splits.values()]
+    return {path for path in paths if isinstance(path, str) and content_digest(path)}
 
 
 def _is_blank(card: bytes) -> bool:
+    """Return whether a card has no text beside its YAML metadata."""
     return not re.sub(rb"\A---\r?\n.*?^---\s*$", b"", card, flags=re.DOTALL | re.MULTILINE).strip()
 
 
 # --- sending ----------------------------------------------------------------------------------------------------------
 
 
-def send(plan: Plan, tell: Callable[[str], None], bars: bool = False) -> str:
-    """Makes the dataset if there is none, and one commit of all that differs. Returns the commit's hash.
+def send_plan(plan: PublishPlan, tell: Callable[[str], None], bars: bool = False) -> str:
+    """Create the dataset if it is new, and commit all changes of the plan at once. Return the commit's hash.
 
-    The Hub refuses it if somebody else has committed since the plan was made. Raises BadInput where the Hub no longer
-    is as the plan has it, and what `hub.opened` raises.
+    The Hub refuses the commit if the dataset has changed since the plan was made. Raises BadInput if the Hub differs
+    from the plan, and the errors of `hub.hub_client`. `bars` shows huggingface_hub's progress bars.
     """
     if not bars:
         disable_progress_bars()
-    with hub.opened(plan.repo) as api, _warned(tell), _leaving_at_once(tell):
+    with hub.hub_client(plan.repo) as api, _report_warnings(tell), _exit_on_interrupt(tell):
         additions = [_addition(plan, file.path) for file in plan.sent]
         if plan.head is None:
             api.create_repo(plan.repo, repo_type="dataset", private=not plan.public)
-        head = plan.head or _untouched(plan, _looked(api, plan))
+        head = plan.head or _first_commit(plan, _current_dataset(api, plan))
         api.preupload_lfs_files(plan.repo, additions, repo_type="dataset", free_memory=False)
-        _looked(api, plan)
+        _current_dataset(api, plan)
         commit = api.create_commit(
             plan.repo,
             [*additions, *(CommitOperationDelete(file.path) for file in plan.removed)],
-            commit_message=f"Publish {plan.run.books.pairs:,} pairs of {plan.pipeline.name}",
+            commit_message=f"Publish {plan.run.prompt_counts.pairs:,} pairs of {plan.pipeline.name}",
             commit_description=f"By aif {__version__}.",
             repo_type="dataset",
             parent_commit=head,
@@ -247,48 +258,50 @@ def send(plan: Plan, tell: Callable[[str], None], bars: bool = False) -> str:
     return str(commit.oid)
 
 
-def _addition(plan: Plan, path: str) -> CommitOperationAdd:
-    """A file as it was shown. An export made since has data files of other names, or the same."""
-    if path not in plan.texts and not _as_named(plan.folder, path):
-        raise BadInput(f"{plan.folder}: {path} has changed since it was shown, so nothing was sent; {hub.AGAIN}")
+def _addition(plan: PublishPlan, path: str) -> CommitOperationAdd:
+    """Return the upload of a file. Raises BadInput if a data file has changed or is gone since the plan was made."""
+    if path not in plan.texts and not _matches_name(plan.folder, path):
+        raise BadInput(f"{plan.folder}: {path} has changed since it was shown, so nothing was sent; {hub.RERUN}")
     return CommitOperationAdd(path, plan.texts.get(path, plan.folder / path))
 
 
-def _looked(api: HfApi, plan: Plan) -> There:
-    """The dataset as it is now: an organisation's settings may have made it otherwise than asked for, and somebody may
-    have opened it while files were sent."""
-    there = hub.look(api, plan.repo)
-    if there is None:
-        raise BadInput(f"{plan.repo}: can't be seen on the Hub now; give the same command again")
-    _check_visibility(plan.repo, there, plan.public)
-    return there
+def _current_dataset(api: HfApi, plan: PublishPlan) -> HubDataset:
+    """Return the dataset as it is now. Raises BadInput if it is gone or has the wrong visibility.
+
+    An organisation's settings may have created it public, or somebody may have made it public during the upload.
+    """
+    dataset = hub.find_dataset(api, plan.repo)
+    if dataset is None:
+        raise BadInput(f"{plan.repo}: can't be seen on the Hub now; run the same command again")
+    _check_visibility(plan.repo, dataset, plan.public)
+    return dataset
 
 
-def _untouched(plan: Plan, there: There) -> str:
-    """The first commit of a dataset that was made a moment ago."""
-    if there.files.keys() - {".gitattributes"}:
-        raise BadInput(f"{plan.repo}: somebody else has put files there meanwhile; {hub.AGAIN}")
-    return there.head
+def _first_commit(plan: PublishPlan, dataset: HubDataset) -> str:
+    """Return the first commit of a dataset created a moment ago. Raises BadInput if somebody else added files."""
+    if dataset.files.keys() - {".gitattributes"}:
+        raise BadInput(f"{plan.repo}: somebody else has put files there meanwhile; {hub.RERUN}")
+    return dataset.head
 
 
 @contextmanager
-def _warned(tell: Callable[[str], None]) -> Iterator[None]:
-    """Tells what huggingface_hub warns of, such as the card's metadata, in lines of ours."""
+def _report_warnings(tell: Callable[[str], None]) -> Iterator[None]:
+    """Report warnings of huggingface_hub, such as those on the card's metadata, each as one line."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield
-    for one in caught:
-        if not issubclass(one.category, UserWarning):  # DeprecationWarning: of what it calls itself
+    for warning in caught:
+        if not issubclass(warning.category, UserWarning):  # DeprecationWarning of huggingface_hub's own code
             continue
-        tell(f"the Hub's client warns: {' '.join(str(one.message).split())}")
+        tell(f"the Hub's client warns: {' '.join(str(warning.message).split())}")
 
 
 @contextmanager
-def _leaving_at_once(tell: Callable[[str], None]) -> Iterator[None]:
-    """Ctrl-C leaves at once. huggingface_hub's threads would first upload each file in flight to its end."""
+def _exit_on_interrupt(tell: Callable[[str], None]) -> Iterator[None]:
+    """Make Ctrl-C exit at once. huggingface_hub's threads would first finish the upload of each file in flight."""
 
     def leave(signum: int, frame: object) -> None:
-        tell(f"\nstopped. A commit is made whole or not at all; {hub.AGAIN}")
+        tell(f"\nstopped. A commit is made completely or not at all; {hub.RERUN}")
         os._exit(Exit.INTERRUPTED)
 
     before = signal.signal(signal.SIGINT, leave)
@@ -298,20 +311,20 @@ def _leaving_at_once(tell: Callable[[str], None]) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-# --- told to a person -------------------------------------------------------------------------------------------------
+# --- shown before sending ---------------------------------------------------------------------------------------------
 
 
-def concerns(plan: Plan) -> Iterator[str]:
-    """What whoever publishes should know first."""
-    if names := simulated(plan.pipeline):
+def publish_warnings(plan: PublishPlan) -> Iterator[str]:
+    """Yield a line for each problem that the user should know before publishing."""
+    if names := simulated_endpoints(plan.pipeline):
         yield f"a rehearsal: {', '.join(names)} are simulated, so no text and no rating is real"
-    if plan.replaced not in (None, plan.pipeline.name):
-        yield f"it takes the place of what the pipeline {plan.replaced} has published there"
-    for words in plan.closed:
-        yield f"everyone will see prompts of {words}"
+    if plan.replaced_pipeline not in (None, plan.pipeline.name):
+        yield f"it replaces the export of the pipeline {plan.replaced_pipeline}"
+    for source in plan.restricted:
+        yield f"everyone will see prompts of {source}"
     if not plan.pipeline.export.license:
         yield "no licence: `export.license` in the pipeline sets one"
-    if names := without_terms(plan.pipeline):
-        yield f"nobody has said what the output of {', '.join(names)} comes under: `terms` of each says it"
-    if pending := plan.run.books.outcomes.get("pending", 0):
-        yield f"{pending:,} of {plan.run.books.selected:,} prompts are pending: `aif run` goes on with them"
+    if names := endpoints_without_terms(plan.pipeline):
+        yield f"licence of model outputs not stated for: {', '.join(names)} (set `terms` of each)"
+    if pending := plan.run.prompt_counts.outcomes.get("pending", 0):
+        yield f"{pending:,} of {plan.run.prompt_counts.selected:,} prompts are pending: `aif run` continues with them"

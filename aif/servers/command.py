@@ -1,5 +1,4 @@
-"""What a vLLM server is started with: its command, its environment, the GPUs there are; and what would keep it from
-starting, told before it is tried."""
+"""The command, environment and GPUs that a vLLM server starts with, and checks that find problems before it starts."""
 
 import asyncio
 import json
@@ -20,40 +19,43 @@ from aif.core.errors import BadInput
 from aif.core.file_permissions import USER_UMASK, untrusted_writer
 from aif.core.resources import expand_home
 from aif.core.types import Stage
-from aif.servers.placement import CPU, Key, Wish
+from aif.servers.placement import CPU, EndpointKey, GpuRequest
 
-# aif sets these, and would not find a server that has others; a file of arguments (`--config`) may hold any of them
-OURS = (
+# aif sets these itself, to be able to reach the server; a file of arguments (`--config`) may hold any of them
+SET_BY_AIF = (
     "--model", "--served-model-name", "--host", "--port", "--uds", "--api-key", "--root-path", "--device-ids",
     "--config",
 )  # fmt: skip
-UNTRACKED = ("DO_NOT_TRACK", "VLLM_NO_USAGE_STATS", "HF_HUB_DISABLE_TELEMETRY")
-# a namespace, as any folder called vllm would be, has no origin
+NO_TELEMETRY = ("DO_NOT_TRACK", "VLLM_NO_USAGE_STATS", "HF_HUB_DISABLE_TELEMETRY")
+# a namespace package, as any folder called vllm would be, has no origin
 _HAS_VLLM = "import sys, importlib.util as u; s = u.find_spec('vllm'); sys.exit(s is None or s.origin is None)"
 _SECRET = ("OPENAI_", "ANTHROPIC_")
 _SECRET_WORD = re.compile(
     r"(^|_)(API_?KEY|KEY|TOKEN|SECRET|PASS|PASSWORD|PASSWD|CREDENTIALS?|PAT)S?(_|$)", re.IGNORECASE
 )
-_HUBS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH")  # gated models need it
+_HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH")  # gated models need it
 
 
 @dataclass(frozen=True, slots=True)
-class Launched:
-    """A model or judge with `launch`, and where its model is: a folder's path, or a name on the Hub."""
+class LaunchedEndpoint:
+    """A model or judge of the pipeline file whose entry has `launch`, so that aif starts its servers.
+
+    `model` is a folder's absolute path or a name on the Hub; `python` is the interpreter that runs vLLM.
+    """
 
     stage: Stage
-    one: Model | Judge
+    entry: Model | Judge
     launch: Launch
     model: str
     python: str
 
     @property
-    def key(self) -> Key:
-        return self.stage, self.one.name
+    def key(self) -> EndpointKey:
+        return self.stage, self.entry.name
 
     @property
-    def wish(self) -> Wish:
-        return Wish(self.stage, self.one.name, self.launch.gpus, self.launch.replicas)
+    def gpu_request(self) -> GpuRequest:
+        return GpuRequest(self.stage, self.entry.name, self.launch.gpus, self.launch.replicas)
 
     @property
     def is_folder(self) -> bool:
@@ -61,60 +63,65 @@ class Launched:
 
     @property
     def revision(self) -> str | None:
-        """Of a model on the Hub the commit that was looked at, so that no other is served; else what is declared."""
-        return (self.one.served.commit if self.one.served else "") or self.one.revision
+        """The Hub's commit that aif looked at, so that no other is served; before that the declared revision."""
+        return (self.entry.served.commit if self.entry.served else "") or self.entry.revision
 
 
-def adapter(one: Model | Judge) -> str | None:
-    """The path of the LoRA adapter that a launched one is: that of `--lora-modules` with the name that calls go to."""
-    assert one.launch
-    for word in arguments(one.launch.args).get("--lora-modules", "").split("\0"):
+def adapter_path(entry: Model | Judge) -> str | None:
+    """Return the path of the LoRA adapter that calls are made to: the one in `--lora-modules` with the model's name.
+
+    None if calls are made to the base model.
+    """
+    assert entry.launch
+    for word in parse_arguments(entry.launch.args).get("--lora-modules", "").split("\0"):
         name, _, path = word.partition("=")
         if word.startswith("{"):
-            with suppress(json.JSONDecodeError):  # vLLM tells
+            with suppress(json.JSONDecodeError):  # vLLM reports it
                 name, path = (json.loads(word).get(key, "") for key in ("name", "path"))
-        if name == one.served_name:
+        if name == entry.served_name:
             return str(path)
     return None
 
 
-def launched(pipeline: Pipeline, keys: Collection[Key]) -> list[Launched]:
-    """The models and judges among `keys` that aif launches. Raises BadInput for what can't be meant."""
-    declared: list[tuple[Stage, Model | Judge]] = [
+def launched_endpoints(pipeline: Pipeline, keys: Collection[EndpointKey]) -> list[LaunchedEndpoint]:
+    """Return the models and judges among `keys` that have `launch`. Raises BadInput for settings that can't work."""
+    entries: list[tuple[Stage, Model | Judge]] = [
         *(("completion", model) for model in pipeline.models.values()),
         *(("judgement", judge) for judge in pipeline.judges.values()),
     ]
     return [
-        Launched(stage, one, one.launch, _model(one, one.launch, pipeline), _python(one.launch, pipeline))
-        for stage, one in declared
-        if one.launch and (stage, one.name) in keys
+        LaunchedEndpoint(
+            stage, entry, entry.launch, _model(entry, entry.launch, pipeline), _python(entry.launch, pipeline)
+        )
+        for stage, entry in entries
+        if entry.launch and (stage, entry.name) in keys
     ]
 
 
-def arguments(args: Iterable[str]) -> dict[str, str]:
-    """The options among vLLM's arguments, each with its values (of several, with NUL between them)."""
-    found, name = dict[str, list[str]](), ""
+def parse_arguments(args: Iterable[str]) -> dict[str, str]:
+    """Return vLLM's options by name, each with its value; several values are joined by NUL."""
+    options, name = dict[str, list[str]](), ""
     for word in args:
         if re.match(r"-\D", word):
             name, equals, value = word.partition("=")
             name = option_name(name)
-            found[name] = [value] if equals else []
+            options[name] = [value] if equals else []
         elif name:
-            found[name].append(word)
-    return {name: "\0".join(values) for name, values in found.items()}
+            options[name].append(word)
+    return {name: "\0".join(values) for name, values in options.items()}
 
 
-def _model(one: Model | Judge, launch: Launch, pipeline: Pipeline) -> str:
+def _model(entry: Model | Judge, launch: Launch, pipeline: Pipeline) -> str:
     for word in launch.args:
-        if matches_option(word, OURS):
-            raise BadInput(f"{one.name}: launch.args: {option_name(word)} is set by aif; take it out")
-    path = expand_home(launch.model, f"{one.name}: launch.model")
+        if matches_option(word, SET_BY_AIF):
+            raise BadInput(f"{entry.name}: launch.args: {option_name(word)} is set by aif; take it out")
+    path = expand_home(launch.model, f"{entry.name}: launch.model")
     for base in (pipeline.folder, Path()):
         folder = (base / path).absolute()
         if folder.is_dir():
             return str(folder)
     if launch.model.startswith(("/", ".", "~")):
-        raise BadInput(f"{one.name}: launch.model: there is no folder {launch.model}")
+        raise BadInput(f"{entry.name}: launch.model: there is no folder {launch.model}")
     return launch.model
 
 
@@ -123,142 +130,147 @@ def _python(launch: Launch, pipeline: Pipeline) -> str:
         return sys.executable
     path = expand_home(launch.python, "launch.python")
     if path.name == launch.python:
-        return launch.python  # a bare name is looked for in PATH
+        return launch.python  # a bare name is searched in PATH
     beside = (pipeline.folder / path).absolute()
     return str(beside if beside.exists() else path.absolute())
 
 
-def command(one: Launched, port: int) -> list[str]:
-    """What starts one server of `one`, as a list for exec."""
-    launch = one.launch
-    name = f"{one.one.served_name}.base" if adapter(one.one) else one.one.served_name
-    words = [one.python, "-m", "vllm.entrypoints.openai.api_server", "--model", one.model]
+def server_command(endpoint: LaunchedEndpoint, port: int) -> list[str]:
+    """Return the command that starts one server of `endpoint`, as a list for exec."""
+    entry, launch = endpoint.entry, endpoint.launch
+    name = f"{entry.served_name}.base" if adapter_path(entry) else entry.served_name
+    words = [endpoint.python, "-m", "vllm.entrypoints.openai.api_server", "--model", endpoint.model]
     words += ["--served-model-name", name, "--host", "127.0.0.1", "--port", str(port)]
-    words += ["--generation-config", "vllm"]  # else a repository's own sampling defaults slip in
+    words += ["--generation-config", "vllm"]  # else the sampling defaults of the model's repository apply
     if launch.gpus > 1:
         words += ["--tensor-parallel-size", str(launch.gpus)]
-    if one.one.context_window:
-        words += ["--max-model-len", str(one.one.context_window)]
-    if one.revision and not one.is_folder:
-        words += ["--revision", one.revision]
+    if entry.context_window:
+        words += ["--max-model-len", str(entry.context_window)]
+    if endpoint.revision and not endpoint.is_folder:
+        words += ["--revision", endpoint.revision]
     return [*words, *launch.args]
 
 
-def environment(
-    one: Launched, environ: Mapping[str, str], secrets: Collection[str], gpus: Sequence[str] = CPU
+def server_environment(
+    endpoint: LaunchedEndpoint, environ: Mapping[str, str], secrets: Collection[str], gpus: Sequence[str] = CPU
 ) -> dict[str, str]:
-    """The caller's environment without API keys (`secrets` names more of them), with the server's GPUs.
+    """Return `environ` for a server: without API keys, without telemetry, and with its GPUs.
 
-    HF_TOKEN alone of all secrets stays: gated models need it. vLLM would tell its makers of the model and the
-    machine at every start; only who asks for that in `launch.env` has it so.
+    `secrets` names more variables to leave out. HF_TOKEN stays, since gated models need it. Values in `launch.env` win,
+    so telemetry can be turned on there.
     """
-    kept = {name: value for name, value in environ.items() if name in _HUBS or not _is_key(name, secrets)}
-    kept["VLLM_HTTP_TIMEOUT_KEEP_ALIVE"] = "60"  # by default 5 s: on busy cores it closes connections that are in use
-    kept |= dict.fromkeys(UNTRACKED, "1")
+    variables = {name: value for name, value in environ.items() if name in _HUB_TOKENS or not _is_secret(name, secrets)}
+    variables["VLLM_HTTP_TIMEOUT_KEEP_ALIVE"] = "60"  # the default, 5 s, closes connections in use on busy cores
+    variables |= dict.fromkeys(NO_TELEMETRY, "1")
     if tuple(gpus) != CPU:
         if "CUDA_VISIBLE_DEVICES" not in environ:
-            kept["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # nvidia-smi's order, whose numbers these are
-        kept["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
-    return kept | one.launch.env
+            variables["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # nvidia-smi's order, which the numbers are of
+        variables["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+    return variables | endpoint.launch.env
 
 
-def _is_key(name: str, secrets: Collection[str]) -> bool:
+def _is_secret(name: str, secrets: Collection[str]) -> bool:
     return name in secrets or name.startswith(_SECRET) or _SECRET_WORD.search(name) is not None
 
 
-def secrets(pipeline: Pipeline) -> set[str]:
-    """The variables that the pipeline names for keys and headers."""
+def secret_variables(pipeline: Pipeline) -> set[str]:
+    """Return the names of the environment variables that the pipeline takes keys and headers from."""
     return {
-        name for one in (*pipeline.models.values(), *pipeline.judges.values()) for name in one.environment_variables
+        name for entry in (*pipeline.models.values(), *pipeline.judges.values()) for name in entry.environment_variables
     }
 
 
-def runs(pipeline: Pipeline) -> Iterator[str]:
-    """The programs that a pipeline names."""
-    named = (one.launch for one in (*pipeline.models.values(), *pipeline.judges.values()) if one.launch)
-    for program in dict.fromkeys(_python(launch, pipeline) for launch in named if launch.python):
+def programs_run(pipeline: Pipeline) -> Iterator[str]:
+    """Yield a line for each program (`launch.python`) that the pipeline names."""
+    launches = (entry.launch for entry in (*pipeline.models.values(), *pipeline.judges.values()) if entry.launch)
+    for program in dict.fromkeys(_python(launch, pipeline) for launch in launches if launch.python):
         yield f"launch.python runs {program}"
 
 
-def sends(pipeline: Pipeline, unsafe: bool = False) -> Iterator[str]:
-    """Where the variables go that a pipeline names; or only where everybody between may read them."""
-    for one in (*pipeline.models.values(), *pipeline.judges.values()):
-        for url in one.base_url if one.environment_variables else ():
-            to = (
-                f"{one.name}: sends {', '.join(one.environment_variables)} to {urlsplit(url).netloc.rpartition('@')[2]}"
-            )
+def secret_destinations(pipeline: Pipeline, unsafe: bool = False) -> Iterator[str]:
+    """Yield a line for each URL that gets secret variables; with `unsafe`, only those that get them unencrypted."""
+    for entry in (*pipeline.models.values(), *pipeline.judges.values()):
+        for url in entry.base_url if entry.environment_variables else ():
+            host = urlsplit(url).netloc.rpartition("@")[2]
+            line = f"{entry.name}: sends {', '.join(entry.environment_variables)} to {host}"
             if url.startswith("http:") and not is_private_host(url):
-                yield f"{to} by http, which anybody on the way can read; give an address with https"
+                yield f"{line} by http, which anybody on the way can read; give an address with https"
             elif not unsafe:
-                yield to
+                yield line
 
 
-def check_stranger(pipeline: Pipeline) -> None:
-    """Raises BadInput where somebody else wrote what a pipeline runs and which secrets it sends: who asked for that?"""
-    every = (*pipeline.models.values(), *pipeline.judges.values())
-    starts = [f"{one.name}: starts servers" for one in every if one.launch]
-    if (why := untrusted_writer(pipeline.path)) and (does := [*runs(pipeline), *starts, *sends(pipeline)]):
+def check_owner(pipeline: Pipeline) -> None:
+    """Raise BadInput if another user may have written a pipeline file that runs programs or sends secrets."""
+    entries = (*pipeline.models.values(), *pipeline.judges.values())
+    starts = [f"{entry.name}: starts servers" for entry in entries if entry.launch]
+    if (why := untrusted_writer(pipeline.path)) and (
+        actions := [*programs_run(pipeline), *starts, *secret_destinations(pipeline)]
+    ):
         raise BadInput(
-            f"{why}, and you may not want what it does ({'; '.join(does)}); look at it, and run a copy of it"
+            f"{why}, and you may not want what it does ({'; '.join(actions)}); look at it, and run a copy of it"
         )
 
 
-def gpus(environ: Mapping[str, str]) -> tuple[str, ...]:
-    """The GPUs that may be used, as CUDA_VISIBLE_DEVICES names them: those it names, else all that nvidia-smi tells;
-    `CPU` where there is none. Raises BadInput where nvidia-smi is there and fails."""
-    if (named := environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        found = [word.strip() for word in named.split(",")]
-        usable = found[: next((n for n, word in enumerate(found) if word in ("", "-1")), len(found))]
+def available_gpus(environ: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the GPUs in CUDA_VISIBLE_DEVICES, else all that nvidia-smi lists; `CPU` if there is none.
+
+    Raises BadInput if nvidia-smi is there but fails.
+    """
+    if (visible := environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        names = [word.strip() for word in visible.split(",")]
+        usable = names[: next((n for n, name in enumerate(names) if name in ("", "-1")), len(names))]
         return tuple(dict.fromkeys(usable)) or CPU
     smi = shutil.which("nvidia-smi", path=environ.get("PATH"))
     if smi is None:
         return CPU
-    asked = [smi, "--query-gpu=index", "--format=csv,noheader"]
+    query = [smi, "--query-gpu=index", "--format=csv,noheader"]
     try:
-        told = subprocess.run(  # noqa: S603
-            asked, env=dict(environ), capture_output=True, text=True, errors="replace", timeout=60, check=True
+        output = subprocess.run(  # noqa: S603
+            query, env=dict(environ), capture_output=True, text=True, errors="replace", timeout=60, check=True
         ).stdout
     except (OSError, subprocess.SubprocessError) as error:
         words = getattr(error, "stdout", None) or getattr(error, "stderr", None) or str(error)
         raise BadInput(
-            f"nvidia-smi can't tell which GPUs there are ({_last(words)}); mend the driver, or set "
-            "CUDA_VISIBLE_DEVICES (empty for none)"
+            f"nvidia-smi can't list the GPUs ({_last_line(words)}); fix the driver, or set CUDA_VISIBLE_DEVICES (empty "
+            "for none)"
         ) from error
-    return tuple(line.strip() for line in told.splitlines() if line.strip().isdecimal()) or CPU  # it may warn as well
+    return tuple(line.strip() for line in output.splitlines() if line.strip().isdecimal()) or CPU  # others are warnings
 
 
-async def lacks_vllm(one: Launched, environ: Mapping[str, str]) -> str | None:
-    """What to do where the Python of a server has no vLLM. Told without importing it, which takes tens of seconds."""
-    ask = [one.python, "-c", _HAS_VLLM]
+async def vllm_problem(endpoint: LaunchedEndpoint, environ: Mapping[str, str]) -> str | None:
+    """Return what to do if the endpoint's Python has no vLLM; None if it has. Doesn't import vLLM, which is slow."""
+    words = [endpoint.python, "-c", _HAS_VLLM]
     try:
-        told = await asyncio.to_thread(subprocess.run, ask, env=dict(environ), capture_output=True, timeout=60)
+        result = await asyncio.to_thread(subprocess.run, words, env=dict(environ), capture_output=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as error:
         why = getattr(error, "strerror", None) or error
-        return f"launch.python: {one.python} can't be run: {why}"
-    if told.returncode == 0:
+        return f"launch.python: {endpoint.python} can't be run: {why}"
+    if result.returncode == 0:
         return None
     return (
-        f"{one.python} has no vLLM; `pip install vllm` into its environment, or name with launch.python the python "
-        "of an environment that has it"
+        f"{endpoint.python} has no vLLM; `pip install vllm` into its environment, or name with launch.python the "
+        "python of an environment that has it"
     )
 
 
-async def unreachable(one: Launched, environ: Mapping[str, str]) -> str | None:
-    """Why the files of a model can't be had, found out by asking for the smallest of them."""
-    if one.is_folder:
+async def download_problem(endpoint: LaunchedEndpoint, environ: Mapping[str, str]) -> str | None:
+    """Return why a model's files can't be downloaded, None if they can. Tries it with the smallest file."""
+    if endpoint.is_folder:
         return None
-    ask = fetching(one, "--check")
-    told = await asyncio.to_thread(
-        subprocess.run, ask, env=dict(environ), capture_output=True, text=True, umask=USER_UMASK
+    words = download_command(endpoint, "--check")
+    result = await asyncio.to_thread(
+        subprocess.run, words, env=dict(environ), capture_output=True, text=True, umask=USER_UMASK
     )
-    return None if told.returncode == 0 else _last(told.stdout) or f"{one.model}: {_last(told.stderr)}"
+    if result.returncode == 0:
+        return None
+    return _last_line(result.stdout) or f"{endpoint.model}: {_last_line(result.stderr)}"
 
 
-def fetching(one: Launched, *options: str) -> list[str]:
-    """The command that brings a model's files into the Hub's cache, or with `--check` asks whether it could."""
+def download_command(endpoint: LaunchedEndpoint, *options: str) -> list[str]:
+    """Return the command that runs download.py for the endpoint's model; see there for the options."""
     program = str(Path(__file__).with_name("download.py"))
-    return [sys.executable, "-P", program, *options, one.model, one.one.revision or ""]
+    return [sys.executable, "-P", program, *options, endpoint.model, endpoint.entry.revision or ""]
 
 
-def _last(words: str) -> str:
-    return words.strip().rpartition("\n")[2]
+def _last_line(text: str) -> str:
+    return text.strip().rpartition("\n")[2]

@@ -1,17 +1,17 @@
-"""The guard of one server: starts a command, and sees to it that nothing of it is left, however aif ends.
+"""The guard: a small process that runs one server as its child and ends all of it when aif dies, even by kill -9.
 
-Run by path with `python -I -S`, so that neither PYTHONPATH nor a module of ours can come in its way; standard library
-only. Arguments: seconds of grace, then the command. Its stdin is a pipe that aif holds. When the pipe closes (aif
-ended, crashed, was killed), on SIGTERM, or when the command itself ends, everything the command started is asked to
-end, and after the grace killed. The exit code is the command's, as a shell tells it (128 + signal).
+Run by path as `python -I -S guard.py GRACE_SECONDS COMMAND…`, so that no PYTHONPATH and no module of aif can affect it;
+standard library only. Its stdin is a pipe that aif holds open. When the pipe closes (aif ended, crashed or was
+killed), on SIGTERM, or when the command ends by itself, the guard sends SIGTERM to everything that the command
+started, and after the grace period SIGKILL. Its exit code is the command's, as a shell reports it (128 + signal).
 
-vLLM needs this: its engine and workers live on when the server they belong to is killed. Four things hold them:
+vLLM needs this: its engine and worker processes survive the server when it is killed. Four things reach them:
 - the command's process group, which vLLM's processes stay in;
-- on Linux the guard is their subreaper: what leaves the group and loses its parent becomes the guard's own child, so
-  that /proc shows all that is left. Elsewhere the group has to do;
-- a witness, a fork of the guard, kills the group should the guard itself be killed; another takes its place should it
-  be killed first;
-- and on Linux the command has a parent-death signal, for the moment before there is a witness.
+- on Linux the guard is a child subreaper: a process that leaves the group and loses its parent becomes the guard's
+  child, so /proc shows all that is left. On other systems the group has to do;
+- the witness, a fork of the guard that kills the group if the guard itself is killed. If the witness is killed first,
+  the guard starts another;
+- on Linux the command has a parent-death signal, for the moment before there is a witness.
 """
 
 import ctypes
@@ -22,47 +22,47 @@ import sys
 import time
 from contextlib import suppress
 
-ALONE_S = 2.0  # what a server leaves behind that has ended by itself has nothing more to finish
-LAST_S = 20.0  # after SIGKILL; a process that hangs in a driver can't be waited for without end
+ALONE_S = 2.0  # grace if the server ended by itself: its remaining processes have nothing left to finish
+LAST_S = 20.0  # after SIGKILL; a process that hangs in a driver can't be waited for without a limit
 STEP_S = 0.05
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 LINUX = sys.platform == "linux"
 
 
 def main(grace_s: float, command: list[str]) -> int:
-    """Runs `command` to its end or to the pipe's, and returns the exit code."""
+    """Run `command` until it ends or the pipe on stdin closes, end all its processes, and return the exit code."""
     if LINUX:
         _prctl(PR_SET_CHILD_SUBREAPER, 1)
     group = _start(command)
-    witness = _witness(group)
+    witness = _start_witness(group)
     wake, waker = os.pipe()
     for end in (wake, waker):
         os.set_blocking(end, False)
     signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
-    asked: list[int] = []
+    stops: list[int] = []
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    for one in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(one, lambda number, _: asked.append(number))
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda number, _: stops.append(number))
     ended: dict[int, int] = {}
-    while group not in _reaped(ended) and not asked:
+    while group not in _reap(ended) and not stops:
         if ended.pop(witness[0], None) is not None:
             os.close(witness[1])
-            witness = _witness(group)
+            witness = _start_witness(group)
         if 0 in select.select([0, wake], [], [])[0]:
-            break  # aif writes nothing: the pipe has closed
+            break  # aif never writes: stdin is readable when the pipe has closed
         os.read(wake, 4096)
-    _end(group, witness, ended, min(grace_s, ALONE_S) if group in ended else grace_s)
+    _end_all(group, witness, ended, min(grace_s, ALONE_S) if group in ended else grace_s)
     return _shell_code(ended.get(group))
 
 
 def _start(command: list[str]) -> int:
-    """The command's pid, which is its group's number."""
+    """Start the command in a process group of its own. Return its pid, which is the group's id."""
     guard, pid = os.getpid(), os.fork()
     if not pid:
         os.setpgid(0, 0)
         if LINUX:
             _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() != guard:  # which was killed before it could take the command along
+            if os.getppid() != guard:  # the guard was killed before the parent-death signal was set
                 os._exit(127)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         try:
@@ -70,46 +70,48 @@ def _start(command: list[str]) -> int:
         except OSError as error:
             os.write(2, f"Error: {command[0]}: {error.strerror}\n".encode())
         os._exit(127)
-    with suppress(OSError):  # here as well, so that the group is there at once; the command may run already, in it
+    with suppress(OSError):  # set in the parent too, so that the group exists now; fails if the child runs already
         os.setpgid(pid, pid)
     return pid
 
 
-def _witness(group: int) -> tuple[int, int]:
-    """A process that kills the group when the guard is gone without having said so: its pid, and the end of the pipe
-    that the guard holds."""
-    hear, tell = os.pipe()
+def _start_witness(group: int) -> tuple[int, int]:
+    """Fork the witness, which kills the group if the guard dies without writing to the pipe between them.
+
+    Return the witness's pid and the guard's end of the pipe.
+    """
+    reader, writer = os.pipe()
     pid = os.fork()
     if pid:
-        os.close(hear)
-        return pid, tell
+        os.close(reader)
+        return pid, writer
     os.setsid()
-    os.close(tell)
-    for one in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(one, signal.SIG_IGN)
-    if not os.read(hear, 1):
+    os.close(writer)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    if not os.read(reader, 1):
         _signal_group(group, signal.SIGKILL)
     os._exit(0)
 
 
-def _end(group: int, witness: tuple[int, int], ended: dict[int, int], grace_s: float) -> None:
-    """Everything of the command ended: asked, then killed."""
-    pid, tell = witness
+def _end_all(group: int, witness: tuple[int, int], ended: dict[int, int], grace_s: float) -> None:
+    """End everything that the command started: SIGTERM, then SIGKILL after the grace period; then the witness."""
+    pid, writer = witness
     _signal_group(group, signal.SIGTERM)
-    if not _gone(group, pid, ended, time.monotonic() + grace_s):
+    if not _all_ended(group, pid, ended, time.monotonic() + grace_s):
         deadline = time.monotonic() + LAST_S
-        while not _gone(group, pid, ended, time.monotonic() + STEP_S) and time.monotonic() < deadline:
+        while not _all_ended(group, pid, ended, time.monotonic() + STEP_S) and time.monotonic() < deadline:
             _signal_group(group, signal.SIGKILL)
-            for one in _descendants() - {pid}:
-                _kill(one)
-    with suppress(BrokenPipeError):  # killed a moment ago
-        os.write(tell, b".")
+            for descendant in _descendants() - {pid}:
+                _kill(descendant)
+    with suppress(BrokenPipeError):  # the witness was killed a moment ago
+        os.write(writer, b".")
 
 
-def _gone(group: int, witness: int, ended: dict[int, int], deadline: float) -> bool:
-    """Whether nothing is left of the command by the deadline."""
+def _all_ended(group: int, witness: int, ended: dict[int, int], deadline: float) -> bool:
+    """Wait until nothing of the command is left, or the deadline (of time.monotonic). Return whether nothing is."""
     while True:
-        _reaped(ended)
+        _reap(ended)
         if not (_descendants() - {witness}) and not _signal_group(group, 0):
             return True
         if time.monotonic() >= deadline:
@@ -117,8 +119,8 @@ def _gone(group: int, witness: int, ended: dict[int, int], deadline: float) -> b
         time.sleep(STEP_S)
 
 
-def _reaped(ended: dict[int, int]) -> dict[int, int]:
-    """The exit states of all children that have ended so far, orphans that were taken in too."""
+def _reap(ended: dict[int, int]) -> dict[int, int]:
+    """Add the wait statuses of all children that ended since the last call, adopted orphans included, by pid."""
     with suppress(ChildProcessError):
         while (child := os.waitpid(-1, os.WNOHANG))[0]:
             ended[child[0]] = child[1]
@@ -126,32 +128,32 @@ def _reaped(ended: dict[int, int]) -> dict[int, int]:
 
 
 def _descendants() -> set[int]:
-    """All processes below this one, as /proc tells; none where there is no /proc."""
+    """Return the pids of all processes below this one, by /proc; none on systems without it."""
     if not LINUX:
         return set()
     children: dict[int, list[int]] = {}
-    for name in os.listdir("/proc"):  # noqa: PTH208 - pathlib would cost a guard its quick start
+    for name in os.listdir("/proc"):  # noqa: PTH208 - pathlib would slow down the guard's start
         if name.isdigit():
             try:
                 with open(f"/proc/{name}/stat", "rb") as file:  # noqa: PTH123
                     state = file.read()
             except OSError:
                 continue  # ended meanwhile
-            parent = int(state.rpartition(b")")[2].split()[1])  # a name in brackets goes before, with any character
+            parent = int(state.rpartition(b")")[2].split()[1])  # the name in brackets before it may hold any character
             children.setdefault(parent, []).append(int(name))
-    below, left = set(), [os.getpid()]
+    descendants, left = set(), [os.getpid()]
     while left:
-        found = children.get(left.pop(), [])
-        below.update(found)
-        left.extend(found)
-    return below
+        pids = children.get(left.pop(), [])
+        descendants.update(pids)
+        left.extend(pids)
+    return descendants
 
 
 def _signal_group(group: int, number: int) -> bool:
-    """Whether there is anybody in the group to signal."""
+    """Send a signal to the process group (0 sends none). Return whether the group has a process to receive it."""
     try:
         os.killpg(group, number)
-    except (ProcessLookupError, PermissionError):  # macOS says the latter of a group of zombies
+    except (ProcessLookupError, PermissionError):  # macOS gives the latter for a group of zombies
         return False
     return True
 
@@ -166,6 +168,7 @@ def _prctl(option: int, value: int) -> None:
 
 
 def _shell_code(status: int | None) -> int:
+    """Return a wait status as a shell's exit code: 128 + the signal for a killed process."""
     if status is None:
         return 0
     code = os.waitstatus_to_exitcode(status)

@@ -1,8 +1,8 @@
 """Which servers run on which GPUs, and when. Pure.
 
-What runs at the same time is a shift. All in one shift where they fit, so that judging overlaps with completing; else
-models in as few shifts as first-fit (the largest first) gives, then judges in shifts after them. An endpoint is up in
-one shift only: it is served to its end there, so that a model's weights are loaded once.
+Servers that run at the same time are a shift. All servers share one shift if they fit, so that judging overlaps with
+completing. Else models come first, in as few shifts as first-fit (largest first) gives, then judges in shifts of their
+own. An endpoint is up in one shift only, until all its work is done, so a model's weights are loaded once.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,14 +11,17 @@ from dataclasses import dataclass
 from aif.core.errors import BadInput
 from aif.core.types import Stage
 
-CPU = ("cpu",)  # a machine without GPUs is one place, which every server takes whole
+CPU = ("cpu",)  # the "GPUs" of a machine without any: a single place, for one server at a time
 
-Key = tuple[str, str]  # stage and name
+EndpointKey = tuple[str, str]  # stage and name
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """A model or judge to be launched: GPUs for each server, and how many servers; None is one or more."""
+class GpuRequest:
+    """What a launched model or judge asks for: `gpus` for each server, and `replicas`, the number of its servers.
+
+    `replicas` None means one server, and more on GPUs that are idle.
+    """
 
     stage: Stage
     name: str
@@ -26,89 +29,92 @@ class Wish:
     replicas: int | None = None
 
     @property
-    def key(self) -> Key:
+    def key(self) -> EndpointKey:
         return self.stage, self.name
 
     @property
-    def least(self) -> int:
-        """GPUs it can't do without."""
+    def min_gpus(self) -> int:
+        """The fewest GPUs that all its servers need together."""
         return self.gpus * (self.replicas or 1)
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """One server: whose it is, and its GPUs."""
+class Placement:
+    """One server: the endpoint that it serves, and the GPUs that it runs on."""
 
     stage: Stage
     name: str
     gpus: tuple[str, ...]
 
     @property
-    def key(self) -> Key:
+    def key(self) -> EndpointKey:
         return self.stage, self.name
 
 
-Shift = tuple[Place, ...]
+Shift = tuple[Placement, ...]  # the servers that run at the same time
 
 
-def shifts(wishes: Sequence[Wish], gpus: Sequence[str]) -> tuple[Shift, ...]:
-    """The shifts in order, on a machine with these GPUs (or `CPU`). `wishes` are of those that have work pending.
+def plan_shifts(requests: Sequence[GpuRequest], gpus: Sequence[str]) -> tuple[Shift, ...]:
+    """Return the shifts in order for endpoints that have work, on a machine with these GPUs (or `CPU`).
 
-    GPUs that a shift leaves idle get further servers of those in it that name no `replicas`, evenly. Raises BadInput
-    for a wish that can never fit.
+    GPUs that are idle in a shift get more servers of its endpoints without `replicas`, evenly. Raises BadInput for an
+    endpoint that needs more GPUs than there are.
     """
-    for wish in wishes:
-        if wish.least > len(gpus):
-            raise BadInput(_too_big(wish, gpus))
-    if sum(wish.least for wish in wishes) <= len(gpus):
-        together = [list(wishes)] if wishes else []
+    for request in requests:
+        if request.min_gpus > len(gpus):
+            raise BadInput(_too_big(request, gpus))
+    if sum(request.min_gpus for request in requests) <= len(gpus):
+        together = [list(requests)] if requests else []
     else:
         together = [
-            *_first_fit((wish for wish in wishes if wish.stage == "completion"), len(gpus)),
-            *_first_fit((wish for wish in wishes if wish.stage == "judgement"), len(gpus)),
+            *_first_fit((request for request in requests if request.stage == "completion"), len(gpus)),
+            *_first_fit((request for request in requests if request.stage == "judgement"), len(gpus)),
         ]
-    return tuple(_placed(shift, gpus) for shift in together)
+    return tuple(_place(shift, gpus) for shift in together)
 
 
-def described(shift: Shift) -> str:
-    """Which servers run where, in words."""
-    at: dict[str, list[str]] = {}
-    for place in shift:
-        at.setdefault(place.name, []).append("the CPU" if place.gpus == CPU else f"GPU {'+'.join(place.gpus)}")
-    return "; ".join(f"{name} on {', '.join(places)}" for name, places in at.items())
+def describe_shift(shift: Shift) -> str:
+    """Return which servers run where, such as "small on GPU 0, GPU 1; large on GPU 2+3"."""
+    devices: dict[str, list[str]] = {}
+    for server in shift:
+        devices.setdefault(server.name, []).append("the CPU" if server.gpus == CPU else f"GPU {'+'.join(server.gpus)}")
+    return "; ".join(f"{name} on {', '.join(where)}" for name, where in devices.items())
 
 
-def _too_big(wish: Wish, gpus: Sequence[str]) -> str:
-    asked = f"launch.gpus is {wish.gpus}" + (f", launch.replicas {wish.replicas}" if wish.replicas else "")
+def _too_big(request: GpuRequest, gpus: Sequence[str]) -> str:
+    asked = f"launch.gpus is {request.gpus}" + (f", launch.replicas {request.replicas}" if request.replicas else "")
     if tuple(gpus) == CPU:
-        return f"{wish.name}: {asked}, but no GPU is found here, and a CPU takes one server with gpus: 1; lower it"
+        return (
+            f"{request.name}: {asked}, but this machine has no GPU, and a CPU takes one server with gpus: 1; lower it"
+        )
     there = f"{len(gpus)} GPU{'s' if len(gpus) > 1 else ''} (numbers {', '.join(gpus)})"
-    return f"{wish.name}: {asked}, so it needs {wish.least} GPUs; here are {there}; lower gpus or replicas"
+    return f"{request.name}: {asked}, so it needs {request.min_gpus} GPUs; here are {there}; lower gpus or replicas"
 
 
-def _first_fit(wishes: Iterable[Wish], size: int) -> list[list[Wish]]:
-    """Each wish, the largest first, into the first shift that has room for it."""
-    made: list[list[Wish]] = []
-    for wish in sorted(wishes, key=lambda one: -one.least):
-        for shift in made:
-            if sum(one.least for one in shift) + wish.least <= size:
-                shift.append(wish)
+def _first_fit(requests: Iterable[GpuRequest], size: int) -> list[list[GpuRequest]]:
+    """Put each request, largest first, into the first shift that has room for it."""
+    shifts: list[list[GpuRequest]] = []
+    for request in sorted(requests, key=lambda request: -request.min_gpus):
+        for shift in shifts:
+            if sum(other.min_gpus for other in shift) + request.min_gpus <= size:
+                shift.append(request)
                 break
         else:
-            made.append([wish])
-    return made
+            shifts.append([request])
+    return shifts
 
 
-def _placed(shift: Sequence[Wish], gpus: Sequence[str]) -> Shift:
-    servers = {wish.key: wish.replicas or 1 for wish in shift}
-    idle = len(gpus) - sum(wish.least for wish in shift)
-    while more := [wish for wish in shift if wish.replicas is None and wish.gpus <= idle]:
-        least = min(more, key=lambda wish: servers[wish.key])
-        servers[least.key] += 1
-        idle -= least.gpus
+def _place(shift: Sequence[GpuRequest], gpus: Sequence[str]) -> Shift:
+    """Assign GPUs to the servers of a shift, and idle GPUs to more servers."""
+    servers = {request.key: request.replicas or 1 for request in shift}
+    idle = len(gpus) - sum(request.min_gpus for request in shift)
+    while growing := [request for request in shift if request.replicas is None and request.gpus <= idle]:
+        fewest = min(growing, key=lambda request: servers[request.key])
+        servers[fewest.key] += 1
+        idle -= fewest.gpus
     free = iter(gpus)
     return tuple(
-        Place(wish.stage, wish.name, tuple(next(free) for _ in range(wish.gpus)))
-        for wish in shift
-        for _ in range(servers[wish.key])
+        Placement(request.stage, request.name, tuple(next(free) for _ in range(request.gpus)))
+        for request in shift
+        for _ in range(servers[request.key])
     )

@@ -1,4 +1,4 @@
-"""The tokenizer of a model that vLLM serves, where it is on this machine."""
+"""The tokenizer of a model that vLLM serves, if it is on this machine."""
 
 import os
 from pathlib import Path
@@ -10,20 +10,23 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 
-def tokenizer_of(one: DeclaredEndpoint) -> "Tokenizer | None":
-    """The tokenizer of a model that vLLM serves, from its local folder or the Hub's cache; nothing is downloaded."""
-    if one.provider != "vllm":
+def local_tokenizer(endpoint: DeclaredEndpoint) -> "Tokenizer | None":
+    """Load a vLLM model's tokenizer from its local folder or the Hub's cache; None if neither has it.
+
+    Downloads nothing.
+    """
+    if endpoint.provider != "vllm":
         return None
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
     from tokenizers import Tokenizer
 
-    folder = Path(os.path.expanduser(one.served_name))  # noqa: PTH111 - `~` may be nobody's
+    folder = Path(os.path.expanduser(endpoint.served_name))  # noqa: PTH111 - Path.expanduser raises for an unknown user
     file: object = folder / "tokenizer.json"
     if not folder.is_dir():
         try:
-            file = try_to_load_from_cache(one.served_name, "tokenizer.json", revision=one.revision)
-        except HFValidationError:  # a name of the server's own, and no repository's
+            file = try_to_load_from_cache(endpoint.served_name, "tokenizer.json", revision=endpoint.revision)
+        except HFValidationError:  # a name that the server made up, not a repository's
             return None
     if not isinstance(file, str | Path) or not Path(file).is_file():
         return None

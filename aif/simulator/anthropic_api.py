@@ -1,4 +1,4 @@
-"""Anthropic's Messages, as its API of version 2026-10-21 answers them, with the prefix cache it bills by."""
+"""Anthropic's Messages API, version 2026-10-21, with its prompt cache, which decides what input tokens cost."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -7,14 +7,22 @@ from typing import Any
 from aif.core.types import Message, Role, digest
 from aif.providers.base import Finish
 from aif.providers.chat_completions import without_bounds
-from aif.simulator.models import FRAME, Cast, ModelRequest, RefusedError, number, say, text_of
-from aif.simulator.words import count_tokens, cut
+from aif.simulator.models import (
+    MESSAGE_OVERHEAD,
+    ModelRequest,
+    RefusedError,
+    SimulatedModels,
+    content_text,
+    number_field,
+    reply_text,
+)
+from aif.simulator.text_analysis import count_tokens, truncate
 
 PATH = "/v1/messages"
-CACHED_FROM = 1024  # tokens: a shorter prefix is not cached, and nothing says so
+CACHED_FROM = 1024  # tokens: a shorter prefix is silently not cached
 _BREAKPOINTS = 4
 _ROLES: dict[str, Role] = {"user": "user", "assistant": "assistant"}
-_TAKEN = frozenset({"model", "max_tokens", "messages", "system", "output_config", "metadata"})
+_PARAMETERS = frozenset({"model", "max_tokens", "messages", "system", "output_config", "metadata"})
 _EFFORTS = ("low", "medium", "high", "xhigh", "max")
 _TYPES = {
     401: "authentication_error",
@@ -26,47 +34,47 @@ _TYPES = {
 }
 
 
-# There is no 429 for an empty account: it is a bad request like others, told by its words alone.
+# An empty account gets no 429: it is a 400 that differs from other bad requests by its message alone.
 QUOTA = (400, "Your credit balance is too low to access the Anthropic API. Please go to Plans & Billing.")
 
 
 def error(refused: RefusedError) -> dict[str, Any]:
-    """The body of an error."""
-    sort = "invalid_request_error" if refused.status < 500 else "api_error"
-    return {"type": "error", "error": {"type": _TYPES.get(refused.status, sort), "message": str(refused)}}
+    """Return the body of an error reply."""
+    kind = "invalid_request_error" if refused.status < 500 else "api_error"
+    return {"type": "error", "error": {"type": _TYPES.get(refused.status, kind), "message": str(refused)}}
 
 
 @dataclass(frozen=True, slots=True)
 class Prefix:
-    """What stands before a cache breakpoint, model and output_config with it: its digest and its tokens."""
+    """The part of a request before a cache breakpoint: its digest (model and output_config included) and its tokens."""
 
     digest: str
     tokens: int
 
 
 class Messages:
-    """The endpoint. What is cached is its only state: nothing of it expires."""
+    """The Messages endpoint. Its only state is the prompt cache, whose entries never expire."""
 
-    def __init__(self, cast: Cast, max_model_len: int) -> None:
-        self._cast = cast
+    def __init__(self, models: SimulatedModels, max_model_len: int) -> None:
+        self._models = models
         self._max_model_len = max_model_len
         self._cached: set[str] = set()
 
     def begin(self, body: Any) -> Callable[[], dict[str, Any]]:
-        """What gives the reply to a request that comes now. Raises RefusedError.
+        """Read the cache for a request and return the function that makes its reply. Raises RefusedError.
 
-        Read from the cache is what stands there now, and written to it when the reply is given: requests that come
-        together all pay for writing their common prefix, as with the real API.
+        The reply writes the cache. So requests that are in flight together all pay for writing their common prefix, as
+        with the real API.
         """
-        ask, prefixes = _read(body)
+        request, prefixes = _parse_request(body)
         read = max((prefix.tokens for prefix in prefixes if prefix.digest in self._cached), default=0)
         written = max((prefix.tokens for prefix in prefixes), default=0) - read
 
         def finish() -> dict[str, Any]:
-            reply = answer(self._cast, ask, f"msg_{digest(body)[:24]}", self._max_model_len)
+            reply = answer(self._models, request, f"msg_{digest(body)[:24]}", self._max_model_len)
             self._cached.update(prefix.digest for prefix in prefixes)
             reply["usage"] |= {
-                "input_tokens": ask.tokens - read - written,
+                "input_tokens": request.tokens - read - written,
                 "cache_read_input_tokens": read,
                 "cache_creation_input_tokens": written,
             }
@@ -75,55 +83,57 @@ class Messages:
         return finish
 
 
-def answer(cast: Cast, ask: ModelRequest, id: str, max_model_len: int) -> dict[str, Any]:
-    """The reply to a request, without a cache. Raises RefusedError."""
-    if not cast.serves(ask.model):
-        raise RefusedError(404, f"model: {ask.model}")
-    room = max_model_len - ask.tokens
+def answer(models: SimulatedModels, request: ModelRequest, id: str, max_model_len: int) -> dict[str, Any]:
+    """Return the reply to a parsed request, without regard to the cache. Raises RefusedError for an error reply."""
+    if not models.serves(request.model):
+        raise RefusedError(404, f"model: {request.model}")
+    room = max_model_len - request.tokens
     if room <= 0:
-        raise RefusedError(400, f"prompt is too long: {ask.tokens} tokens > {max_model_len} maximum")
-    wanted = ask.max_tokens or room
-    text, tokens, was_cut = cut(say(cast, ask), min(wanted, room))
-    limit = "max_tokens" if wanted <= room else "model_context_window_exceeded"
+        raise RefusedError(400, f"prompt is too long: {request.tokens} tokens > {max_model_len} maximum")
+    limit_asked = request.max_tokens or room
+    text, tokens, was_cut = truncate(reply_text(models, request), min(limit_asked, room))
+    limit = "max_tokens" if limit_asked <= room else "model_context_window_exceeded"
     return {
         "id": id,
         "type": "message",
         "role": "assistant",
-        "model": ask.model,
+        "model": request.model,
         "content": [{"type": "text", "text": text}],
         "stop_reason": limit if was_cut else "end_turn",
         "stop_sequence": None,
-        "usage": {"input_tokens": ask.tokens, "output_tokens": tokens},
+        "usage": {"input_tokens": request.tokens, "output_tokens": tokens},
     }
 
 
-def reworded(reply: Mapping[str, Any], words: Callable[[str], str], finish: Finish | None = None) -> dict[str, Any]:
-    """The reply with other words in the place of its text, and another finish."""
-    text = words("".join(block["text"] for block in reply["content"]))
+def replace_text(
+    reply: Mapping[str, Any], rewrite: Callable[[str], str], finish: Finish | None = None
+) -> dict[str, Any]:
+    """Return the reply with `rewrite` applied to its text, and another finish reason if `finish` is given."""
+    text = rewrite("".join(block["text"] for block in reply["content"]))
     reason = {"stop": "end_turn", "length": "max_tokens", None: reply["stop_reason"]}.get(finish, finish)
     return {**reply, "content": [{"type": "text", "text": text}] if text else [], "stop_reason": reason}
 
 
-def _read(body: Any) -> tuple[ModelRequest, list[Prefix]]:
+def _parse_request(body: Any) -> tuple[ModelRequest, list[Prefix]]:
     if not isinstance(body, dict):
         raise RefusedError(400, "The body must be a JSON object.")
     if refused := sorted({"temperature", "top_p", "top_k"} & body.keys()):
         raise RefusedError(400, f"{refused[0]}: not supported since API version 2026-10-21")
-    if unknown := sorted(body.keys() - _TAKEN):
+    if unknown := sorted(body.keys() - _PARAMETERS):
         raise RefusedError(400, f"{unknown[0]}: the simulator does not serve it, or it is no parameter: leave it out")
     model = body.get("model")
     if not isinstance(model, str) or not model:
         raise RefusedError(400, "model: Field required")
-    if (max_tokens := number(body, "max_tokens", 1, 2**31, whole=True)) is None:
+    if (max_tokens := number_field(body, "max_tokens", 1, 2**31, whole=True)) is None:
         raise RefusedError(400, "max_tokens: Field required")
-    ask = ModelRequest(
+    request = ModelRequest(
         model=model,
         messages=(*_system(body.get("system")), *_turns(body.get("messages"))),
         max_tokens=max_tokens,
         schema=_schema(body.get("output_config")),
         settings=(1.0, 1.0, None),  # as a chat completion that sends none
     )
-    return ask, _prefixes(body)
+    return request, _prefixes(body)
 
 
 def _system(content: Any) -> tuple[Message, ...]:
@@ -135,10 +145,10 @@ def _turns(rows: Any) -> list[Message]:
         raise RefusedError(400, "messages: at least one message is required")
     turns = []
     for at, row in enumerate(rows):
-        given = row if isinstance(row, dict) else {}
-        if (role := _ROLES.get(str(given.get("role")))) is None:
+        turn = row if isinstance(row, dict) else {}
+        if (role := _ROLES.get(str(turn.get("role")))) is None:
             raise RefusedError(400, f"messages.{at}.role: Input should be 'user' or 'assistant'")
-        turns.append(Message(role, _text(given.get("content"), f"messages.{at}.content")))
+        turns.append(Message(role, _text(turn.get("content"), f"messages.{at}.content")))
     if turns[-1].role == "assistant":
         raise RefusedError(
             400, "This model does not support assistant message prefill. The conversation must end with a user message."
@@ -147,7 +157,7 @@ def _turns(rows: Any) -> list[Message]:
 
 
 def _text(content: Any, where: str) -> str:
-    text = text_of(content)
+    text = content_text(content)
     if text is None:
         raise RefusedError(400, f"{where}: expected a text or a list of text blocks")
     if not text or (isinstance(content, list) and not all(block["text"] for block in content)):
@@ -173,18 +183,18 @@ def _schema(config: Any) -> Mapping[str, Any] | None:
 
 
 def _prefixes(body: Mapping[str, Any]) -> list[Prefix]:
-    """What stands before each breakpoint, shortest first; those too short to be cached are left out."""
+    """Return the prefix before each cache breakpoint, shortest first, without those too short to be cached."""
     before: list[Any] = [body["model"], body.get("output_config")]
-    found, tokens, marks = [], 0, 0
+    prefixes, tokens, breakpoints = [], 0, 0
     for row in ({"role": "system", "content": body.get("system") or []}, *body["messages"]):
         content = row["content"]
-        tokens += FRAME if content else 0
+        tokens += MESSAGE_OVERHEAD if content else 0
         for block in [{"text": content}] if isinstance(content, str) else content:
             before.append([row["role"], block["text"]])
             tokens += count_tokens(block["text"])
             if block.get("cache_control") is not None:
-                marks += 1
-                found.append(Prefix(digest(before), tokens))
-    if marks > _BREAKPOINTS:
-        raise RefusedError(400, f"A maximum of 4 blocks with cache_control may be provided. Found {marks}.")
-    return [prefix for prefix in found if prefix.tokens >= CACHED_FROM]
+                breakpoints += 1
+                prefixes.append(Prefix(digest(before), tokens))
+    if breakpoints > _BREAKPOINTS:
+        raise RefusedError(400, f"A maximum of 4 blocks with cache_control may be provided. Found {breakpoints}.")
+    return [prefix for prefix in prefixes if prefix.tokens >= CACHED_FROM]

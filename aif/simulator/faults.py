@@ -1,4 +1,4 @@
-"""What goes wrong between a client and a provider, on purpose: what befalls a call, and what is sent then. Pure."""
+"""Faults injected between client and provider: which call gets one, and the response it makes. Pure."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -14,42 +14,44 @@ from aif.core.errors import BadInput
 from aif.core.types import fraction
 from aif.simulator.models import RefusedError
 
-BLANKS = 250_000  # what a model under a JSON grammar was once seen to write instead of its reply
+BLANKS = 250_000  # spaces: what a model under a JSON grammar was once seen to write instead of its reply
 
 
 class Fault(StrEnum):
-    """What can befall a call."""
+    """The kinds of fault that can be injected into a call."""
 
-    # refused, before any token is read
-    RATE_LIMITED = "rate_limited"  # 429, with the Retry-After of the mishap
+    # refused with an error status, before any token is read
+    RATE_LIMITED = "rate_limited"  # 429, with `retry_after` of the InjectedFault
     SERVER_ERROR = "server_error"  # 500
     OVERLOADED = "overloaded"  # 503
-    QUOTA = "quota"  # 429 that must not be retried; of Anthropic, its 400
+    QUOTA = "quota"  # 429 that must not be retried; Anthropic's is a 400
     UNAUTHORIZED = "unauthorized"  # 401
     FORBIDDEN = "forbidden"  # 403
     UNKNOWN_MODEL = "unknown_model"  # 404
-    # answered and billed, and something is wrong with the answer
-    HANG = "hang"  # nothing comes
-    LATE = "late"  # it comes after so many seconds more
-    DRIP = "drip"  # a byte every so many seconds
-    CUT = "cut"  # the connection ends within the body
-    DUPLICATE = "duplicate"  # the whole response comes on its connection again, so many seconds later
-    HTML = "html"  # a page, with status 200
+    # answered and billed, but the response is wrong
+    HANG = "hang"  # no response
+    LATE = "late"  # the response comes `seconds` later
+    DRIP = "drip"  # one byte each `seconds`
+    CUT = "cut"  # the connection closes within the body
+    DUPLICATE = "duplicate"  # the whole response is sent again on the same connection, `seconds` later
+    HTML = "html"  # an HTML page with status 200
     BROKEN_JSON = "broken_json"
     CONTROL = "control"  # raw control characters inside the JSON
     NO_CHOICES = "no_choices"
     EMPTY = "empty"
     BLANKS = "blanks"
-    TRUNCATED = "truncated"  # half the text, cut at its limit
-    REFUSAL = "refusal"  # by the provider's filter
-    SAYS = "says"  # the text of the mishap
+    TRUNCATED = "truncated"  # half the text, with finish reason length
+    REFUSAL = "refusal"  # by the provider's content filter
+    SAYS = "says"  # `text` of the InjectedFault replaces the reply's text
 
 
 @dataclass(frozen=True, slots=True)
-class Mishap:
-    """One fault with what it needs: `retry_after` is the header as it goes out ("date:120" is the HTTP date in 120 s,
-    None leaves it out), `seconds` the wait of HANG, LATE, DRIP and DUPLICATE, `text` what SAYS puts in the reply's
-    place."""
+class InjectedFault:
+    """A fault for one call, with its parameters.
+
+    `retry_after` is the header as sent; "date:120" gives the HTTP date in 120 s, None leaves the header out. `seconds`
+    is the delay of HANG, LATE, DRIP and DUPLICATE; `text` is the reply of SAYS.
+    """
 
     fault: Fault
     retry_after: str | None = None
@@ -59,8 +61,11 @@ class Mishap:
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A call as it comes: of which model, the digest of its body, how often that body has come (from 1), its number
-    among all calls (from 1), and when, by the event loop's clock."""
+    """A call at the moment it arrives: the model, and `key`, the digest of its body.
+
+    `nth` counts the arrivals of this body and `number` all calls, both from 1; `at` is in seconds of the event loop's
+    clock.
+    """
 
     model: str
     key: str
@@ -69,13 +74,16 @@ class Arrival:
     at: float
 
 
-Befall = Callable[[Arrival], Mishap | None]
+ChooseFault = Callable[[Arrival], InjectedFault | None]
 
 
 @dataclass(frozen=True, slots=True)
 class Faults:
-    """Faults by the share of calls that they befall, drawn by a hash of the body and of how often it has come: the same
-    calls fare the same in any order. `lasting` draws by the body alone, so that asking again does not help."""
+    """Choose a fault for a share of the calls: `rates` is the share of each kind.
+
+    The choice is a hash of the body and of how often it has arrived, so calls get the same faults in any order. With
+    `lasting` the body alone decides, so a retry gets the same fault again. Raises BadInput if the shares exceed 1.
+    """
 
     rates: Mapping[Fault, float]
     seed: int = 0
@@ -89,27 +97,27 @@ class Faults:
         if any(rate < 0 for rate in self.rates.values()) or sum(self.rates.values()) > 1:
             raise BadInput("simulator: the rates of faults are shares of the calls; together they can't be above 1")
 
-    def __call__(self, arrival: Arrival) -> Mishap | None:
-        which = arrival.key, 0 if self.lasting else arrival.nth
-        draw = fraction(self.seed, *which)
+    def __call__(self, arrival: Arrival) -> InjectedFault | None:
+        drawn_by = arrival.key, 0 if self.lasting else arrival.nth
+        draw = fraction(self.seed, *drawn_by)
         for fault, rate in self.rates.items():
             draw -= rate
             if draw < 0:
-                turn = int(fraction("retry_after", self.seed, *which) * len(self.retry_after))
-                return Mishap(fault, self.retry_after[turn], self.seconds.get(fault, 0.0))
+                index = int(fraction("retry_after", self.seed, *drawn_by) * len(self.retry_after))
+                return InjectedFault(fault, self.retry_after[index], self.seconds.get(fault, 0.0))
         return None
 
 
 @dataclass(frozen=True, slots=True)
-class Sending:
-    """A response as it goes out: cut in the middle, sent again, or byte by byte where that is its fate."""
+class RawResponse:
+    """A response as sent; `cut` sends half the body, `repeat_after_s` sends it twice, `drip_s` byte by byte."""
 
     body: bytes
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
     content_type: str = "application/json"
     cut: bool = False
-    again_s: float | None = None
+    repeat_after_s: float | None = None
     drip_s: float = 0.0
 
 
@@ -124,54 +132,59 @@ _REFUSED: Mapping[Fault, tuple[int, str, str | None]] = {
 }
 
 
-def check(mishap: Mishap | None, echo: str, api: ModuleType) -> None:
-    """Raises RefusedError where a call is refused. `echo` is what the client sent as its key: servers have been seen to
-    say it back."""
-    if mishap is None or mishap.fault not in _REFUSED:
+def raise_refusal(injected: InjectedFault | None, echo: str, api: ModuleType) -> None:
+    """Raise RefusedError if the injected fault is an error status; `api` may have its own reply for QUOTA.
+
+    `echo` is the key that the client sent; the message repeats it, as real servers have been seen to do.
+    """
+    if injected is None or injected.fault not in _REFUSED:
         return
-    status, words, code = _REFUSED[mishap.fault]
-    if mishap.fault is Fault.QUOTA:
+    status, words, code = _REFUSED[injected.fault]
+    if injected.fault is Fault.QUOTA:
         status, words = getattr(api, "QUOTA", (status, words))
-    headers = {} if mishap.retry_after is None else {"Retry-After": _retry_after(mishap.retry_after)}
+    headers = {} if injected.retry_after is None else {"Retry-After": _retry_after(injected.retry_after)}
     raise RefusedError(status, f"{words} (Authorization: {echo})", code=code, headers=headers)
 
 
-def _retry_after(given: str) -> str:
-    said, _, seconds = given.partition("date:")
-    return said or format_datetime(datetime.now(UTC) + timedelta(seconds=float(seconds)), usegmt=True)
+def _retry_after(value: str) -> str:
+    header, _, seconds = value.partition("date:")
+    return header or format_datetime(datetime.now(UTC) + timedelta(seconds=float(seconds)), usegmt=True)
 
 
-def sending(reply: dict[str, Any], mishap: Mishap | None, echo: str, api: ModuleType) -> Sending:
-    """A reply as it is sent. `api` has `reworded`, the reply with other words in it."""
-    fault = mishap.fault if mishap else None
+def raw_response(reply: dict[str, Any], injected: InjectedFault | None, echo: str, api: ModuleType) -> RawResponse:
+    """Return the response for a reply, changed by the injected fault.
+
+    `api` is the module of the API in use, with its `replace_text`. `echo` is the key that the client sent.
+    """
+    fault = injected.fault if injected else None
     match fault:
         case Fault.HTML:
             page = f"<html><head><title>Sign in</title></head><body>You sent: {echo}</body></html>"
-            return Sending(page.encode(), content_type="text/html")
+            return RawResponse(page.encode(), content_type="text/html")
         case Fault.NO_CHOICES:
-            return Sending(orjson.dumps({**reply, "choices": None, "content": None}))
+            return RawResponse(orjson.dumps({**reply, "choices": None, "content": None}))
         case Fault.EMPTY:
-            reply = api.reworded(reply, lambda text: "", "stop")
+            reply = api.replace_text(reply, lambda text: "", "stop")
         case Fault.BLANKS:
-            reply = api.reworded(reply, lambda text: " " * BLANKS, "stop")
+            reply = api.replace_text(reply, lambda text: " " * BLANKS, "stop")
         case Fault.TRUNCATED:
-            reply = api.reworded(reply, lambda text: text[: len(text) // 2], "length")
+            reply = api.replace_text(reply, lambda text: text[: len(text) // 2], "length")
         case Fault.REFUSAL:
-            reply = api.reworded(reply, lambda text: "", "refusal")
-        case Fault.SAYS if mishap:
-            reply = api.reworded(reply, lambda text: mishap.text, "stop")
+            reply = api.replace_text(reply, lambda text: "", "refusal")
+        case Fault.SAYS if injected:
+            reply = api.replace_text(reply, lambda text: injected.text, "stop")
         case Fault.CONTROL:
-            reply = api.reworded(reply, lambda text: text.replace(" ", " \x01\x0b", 1))
-    sent = Sending(orjson.dumps(reply))
+            reply = api.replace_text(reply, lambda text: text.replace(" ", " \x01\x0b", 1))
+    response = RawResponse(orjson.dumps(reply))
     match fault:
         case Fault.CONTROL:
-            return replace(sent, body=sent.body.replace(rb"\u0001\u000b", b"\x01\x0b"))
+            return replace(response, body=response.body.replace(rb"\u0001\u000b", b"\x01\x0b"))
         case Fault.BROKEN_JSON:
-            return replace(sent, body=sent.body[: 2 * len(sent.body) // 3])
+            return replace(response, body=response.body[: 2 * len(response.body) // 3])
         case Fault.CUT:
-            return replace(sent, cut=True)
-        case Fault.DUPLICATE if mishap:
-            return replace(sent, again_s=mishap.seconds)
-        case Fault.DRIP if mishap:
-            return replace(sent, drip_s=mishap.seconds)
-    return sent
+            return replace(response, cut=True)
+        case Fault.DUPLICATE if injected:
+            return replace(response, repeat_after_s=injected.seconds)
+        case Fault.DRIP if injected:
+            return replace(response, drip_s=injected.seconds)
+    return response

@@ -1,4 +1,4 @@
-"""Who answers, and what they say to a conversation, whichever API it comes by. Pure."""
+"""The simulated models and judges, and the text of their replies, whichever API the request came by. Pure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,18 +7,19 @@ from typing import Any
 from aif.core.errors import BadInput
 from aif.core.types import Message, digest, fraction
 from aif.simulator import completions, judgements
-from aif.simulator.words import count_tokens
+from aif.simulator.text_analysis import count_tokens
 
-FRAME = 4  # tokens that a chat template puts around each message
+MESSAGE_OVERHEAD = 4  # tokens that a chat template adds around each message
 
 
 @dataclass(frozen=True, slots=True)
-class Cast:
-    """Who answers: models by name with their quality (0 to 1), judges with their noise.
+class SimulatedModels:
+    """The models that the simulator serves: `models` by name with their quality, `judges` by name with their noise.
 
-    Noise is the standard deviation of a rating, in units of the whole scale. A name declared in one role answers in
-    the other with what an undeclared one would have: quality 0.2 to 0.9 by a hash of seed and name, noise 0.1. `open`
-    serves undeclared names, too.
+    Quality goes from 0 to 1 and decides how well a model writes. Noise is the standard deviation of a judge's ratings
+    as a share of the scale. Every name can do both: undeclared qualities are 0.2 to 0.9 by a hash of seed and name,
+    undeclared noise is 0.1. With `open`, names that are declared nowhere are served too. Raises BadInput for values
+    outside 0 to 1.
     """
 
     models: Mapping[str, float]
@@ -33,20 +34,20 @@ class Cast:
                     raise BadInput(f"simulator: the {kind} {name!r} is {value}; give a number from 0 to 1")
 
     def serves(self, name: str) -> bool:
-        """Whether requests for this model are answered."""
+        """Return whether requests for the model `name` are answered; others get a 404."""
         return self.open or name in self.models or name in self.judges
 
     def quality(self, name: str) -> float:
-        """How well this model writes."""
+        """Return how well the model `name` writes, from 0 to 1."""
         return self.models.get(name, 0.2 + 0.7 * fraction(self.seed, name))
 
     def noise(self, name: str) -> float:
-        """How far this model's ratings stray."""
+        """Return the standard deviation of the ratings of `name`, as a share of the scale."""
         return self.judges.get(name, 0.1)
 
 
 class RefusedError(Exception):
-    """A request that is answered with an error, which each API shapes in its own way."""
+    """A request gets an error reply: its HTTP status, message and headers. Each API module makes the body from it."""
 
     def __init__(
         self,
@@ -66,7 +67,10 @@ class RefusedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ModelRequest:
-    """A request, read and checked. `settings` are what the draw depends on beside messages and model."""
+    """A parsed and validated request, the same for all APIs.
+
+    `settings` are the sampling settings; they seed the reply's random draw, together with messages and model.
+    """
 
     model: str
     messages: tuple[Message, ...]
@@ -76,33 +80,38 @@ class ModelRequest:
 
     @property
     def tokens(self) -> int:
-        """Tokens of the prompt."""
-        return sum(FRAME + count_tokens(message.content) for message in self.messages)
+        """The number of tokens in the prompt."""
+        return sum(MESSAGE_OVERHEAD + count_tokens(message.content) for message in self.messages)
 
 
-def say(cast: Cast, ask: ModelRequest) -> str:
-    """The whole of a reply."""
-    seed = int(digest([cast.seed, ask.model, ask.settings])[:16], 16)
-    if judgements.read(ask.messages) is not None:
-        return judgements.judge(ask.messages, ask.schema, cast.noise(ask.model), seed)
-    if ask.schema is not None:
-        return judgements.instance(ask.schema)
-    return completions.write(ask.messages, cast.quality(ask.model), seed)
+def reply_text(models: SimulatedModels, request: ModelRequest) -> str:
+    """Return the full text of the reply: a judgement if the messages are a judging request, else a completion."""
+    seed = int(digest([models.seed, request.model, request.settings])[:16], 16)
+    if judgements.parse_request(request.messages) is not None:
+        return judgements.write_judgement(request.messages, request.schema, models.noise(request.model), seed)
+    if request.schema is not None:
+        return judgements.minimal_instance(request.schema)
+    return completions.write_completion(request.messages, models.quality(request.model), seed)
 
 
-def number(body: Mapping[str, Any], name: str, low: int, high: int, whole: bool = False, default: Any = None) -> Any:
-    """A number of a body, or the default where there is none. Raises RefusedError."""
+def number_field(
+    body: Mapping[str, Any], name: str, low: int, high: int, whole: bool = False, default: Any = None
+) -> Any:
+    """Return the number `name` of a request body, or `default` if it is absent or null.
+
+    Raises RefusedError (400) if it is no number from `low` to `high`, or with `whole` no integer.
+    """
     value = body.get(name)
     if value is None:
         return default
     if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not low <= value <= high:
-        sort = "an integer" if whole else "a number"
-        raise RefusedError(400, f"Invalid value for '{name}': expected {sort} from {low} to {high}.", param=name)
+        kind = "an integer" if whole else "a number"
+        raise RefusedError(400, f"Invalid value for '{name}': expected {kind} from {low} to {high}.", param=name)
     return value
 
 
-def text_of(content: Any) -> str | None:
-    """The text of a message's content, also where it comes in parts; None where not all of it is text."""
+def content_text(content: Any) -> str | None:
+    """Return the text of a message's `content`, a string or a list of text parts; None if any part is not text."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list):

@@ -1,8 +1,8 @@
-"""The bank the author writes from: sentence patterns with places for what the prompt is about.
+"""Sentence patterns that simulated completions are made of.
 
-Places: {a} {b} {c} key phrases of the prompt, {n} {m} numbers (m < n), {off} a subject the prompt never named.
-Good patterns take up the prompt, are specific and say what they rest on; weak ones do what weak models do: filler,
-overclaiming, drifting off.
+Placeholders: {a} {b} {c} are key phrases of the prompt, {n} {m} numbers (m < n), {off} a subject that the prompt does
+not mention. Good patterns use the prompt's phrases, are specific and give reasons. Weak patterns do what weak models
+do: filler, overclaiming, drifting off the topic. The texts are part of every recorded reply: don't reword them.
 """
 
 OPENINGS = (
@@ -187,7 +187,7 @@ ALTERNATIVES = (
     "If you are in distress, please talk to someone you trust or call the emergency services in your country.",
 )
 
-# what a system message asks for, by a cue in it, and how an answer that heeds it opens
+# (pattern of a cue in the system message, opening of an answer that follows it)
 TINTS = (
     (
         r"honest|uncertain|confiden|admit",

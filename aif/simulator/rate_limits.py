@@ -1,13 +1,15 @@
-"""Requests and tokens a minute, as providers enforce them. Pure: the time is given."""
+"""Limits on requests and tokens per minute, enforced as providers do. Pure: the caller passes the time."""
 
 from datetime import UTC, datetime, timedelta
 
 from aif.simulator.models import RefusedError
 
 
-class Allowance:
-    """What one model may be asked: a bucket of `burst_s` seconds' worth of requests and one of tokens, refilled all the
-    time. A refused request counts as one, too, as it does at the providers. None is no limit."""
+class RateLimitBuckets:
+    """The rate limits of one model: token buckets for its requests and its tokens, each with `burst_s` seconds' worth.
+
+    A refused request counts as a request too, as it does at the providers. A limit of None is no limit.
+    """
 
     def __init__(
         self, requests_per_minute: float | None, tokens_per_minute: float | None, burst_s: float = 60.0
@@ -19,51 +21,53 @@ class Allowance:
         }
 
     def take(self, tokens: int, now: float) -> None:
-        """Lets a request of so many tokens (prompt and the most it may write) pass. Raises RefusedError."""
-        asked = {"requests": 1, "tokens": tokens}
-        waits = {name: bucket.wait(asked[name], now) for name, bucket in self._buckets.items()}
-        if short := [name for name, wait in waits.items() if wait > 0]:
+        """Count a request of `tokens` (prompt and max_tokens). Raises RefusedError (429) if it exceeds a limit."""
+        amounts = {"requests": 1, "tokens": tokens}
+        waits = {name: bucket.wait(amounts[name], now) for name, bucket in self._buckets.items()}
+        if exceeded := [name for name, wait in waits.items() if wait > 0]:
             if "requests" in self._buckets:
                 self._buckets["requests"].take(1, now)
             wait = max(waits.values())
             raise RefusedError(
                 429,
-                f"Rate limit reached on {short[0]} per min. Please try again in {wait:.3f}s.",
+                f"Rate limit reached on {exceeded[0]} per min. Please try again in {wait:.3f}s.",
                 code="rate_limit_exceeded",
                 headers={"Retry-After": f"{wait:.3f}"},
             )
         for name, bucket in self._buckets.items():
-            bucket.take(asked[name], now)
+            bucket.take(amounts[name], now)
 
     def headers(self, now: float, anthropic: bool) -> dict[str, str]:
-        """What is left, as OpenAI says it, or as Anthropic does."""
-        said: dict[str, str] = {}
+        """Return the response headers that report what is left, in OpenAI's or Anthropic's form."""
+        headers: dict[str, str] = {}
         for name, bucket in self._buckets.items():
             left, full_in = bucket.left(now), bucket.wait(bucket.size, now)
-            at = (datetime.now(UTC) + timedelta(seconds=full_in)).strftime("%Y-%m-%dT%H:%M:%SZ")
+            full_at = (datetime.now(UTC) + timedelta(seconds=full_in)).strftime("%Y-%m-%dT%H:%M:%SZ")
             for part, value in (
                 ("limit", f"{bucket.per_minute:.0f}"),
                 ("remaining", f"{left:.0f}"),
-                ("reset", at if anthropic else f"{full_in:.3f}s"),
+                ("reset", full_at if anthropic else f"{full_in:.3f}s"),
             ):
-                said[f"anthropic-ratelimit-{name}-{part}" if anthropic else f"x-ratelimit-{part}-{name}"] = value
-        return said
+                headers[f"anthropic-ratelimit-{name}-{part}" if anthropic else f"x-ratelimit-{part}-{name}"] = value
+        return headers
 
 
 class _Bucket:
+    """A token bucket: holds `size` at most and refills at `per_minute`."""
+
     def __init__(self, per_minute: float, burst_s: float) -> None:
         self.per_minute = per_minute
         self.size = per_minute * burst_s / 60
         self._left = self.size
-        self._at = float("-inf")
+        self._updated = float("-inf")
 
     def left(self, now: float) -> float:
-        gone = max(0.0, now - self._at)
-        return self.size if gone == float("inf") else min(self.size, self._left + gone * self.per_minute / 60)
+        elapsed = max(0.0, now - self._updated)
+        return self.size if elapsed == float("inf") else min(self.size, self._left + elapsed * self.per_minute / 60)
 
     def wait(self, amount: float, now: float) -> float:
-        """Seconds until so much is there; what is more than the bucket holds waits until it is full."""
+        """Return the seconds until `amount` is available; an amount above `size` waits for a full bucket."""
         return max(0.0, (min(amount, self.size) - self.left(now)) * 60 / self.per_minute)
 
     def take(self, amount: float, now: float) -> None:
-        self._left, self._at = max(0.0, self.left(now) - amount), now
+        self._left, self._updated = max(0.0, self.left(now) - amount), now

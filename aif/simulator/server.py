@@ -1,4 +1,4 @@
-"""The loopback server around what the cast says: the APIs' paths, latency, limits, faults, the key, the statistics."""
+"""The simulator's HTTP server on loopback: the APIs' paths, latency, rate limits, faults, the API key, statistics."""
 
 import asyncio
 import hmac
@@ -15,26 +15,27 @@ from aiohttp import web
 
 from aif.core.types import digest
 from aif.simulator import anthropic_api, faults, openai_api
-from aif.simulator.faults import Arrival, Befall, Fault, Mishap, Sending
-from aif.simulator.models import FRAME, Cast, RefusedError, text_of
-from aif.simulator.rate_limits import Allowance
-from aif.simulator.words import count_tokens
+from aif.simulator.faults import Arrival, ChooseFault, Fault, InjectedFault, RawResponse
+from aif.simulator.models import MESSAGE_OVERHEAD, RefusedError, SimulatedModels, content_text
+from aif.simulator.rate_limits import RateLimitBuckets
+from aif.simulator.text_analysis import count_tokens
 
 MAX_BODY = 64 * 2**20
-SHUTDOWN_S = 1.0  # for replies that are being sent when the server ends
+SHUTDOWN_S = 1.0  # for replies that are being sent when the server stops
 _WAITS = (Fault.HANG, Fault.LATE)
 _INPUT = ("prompt_tokens", "input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
 _OUTPUT = ("completion_tokens", "output_tokens")
 
-Begin = Callable[[Any], Callable[[], dict[str, Any]]]  # takes a body as it comes; what it gives makes the reply
+Begin = Callable[[Any], Callable[[], dict[str, Any]]]  # takes a body when it arrives; the result makes the reply later
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What became of one call, told when the server is through with it.
+    """One finished call, as passed to `Simulator(on_call=…)`.
 
-    `key` is the digest of its body, `nth` how often that had come, `began` and `ended` are times of the event loop's
-    clock; `status` is None where nothing was sent, `sent` whether all of it was; `usage` what is billed, if anything.
+    `key` is the digest of its body; `nth` counts the arrivals of that body, `number` all calls, both from 1. `began`
+    and `ended` are seconds of the event loop's clock. `status` is None if nothing was sent; `sent` is whether all of
+    the response was; `usage` is what is billed, None if nothing.
     """
 
     model: str
@@ -51,6 +52,8 @@ class Call:
 
 @dataclass(slots=True)
 class _Stats:
+    """The counts that GET /stats reports."""
+
     calls: int = 0
     refused: int = 0
     in_flight: int = 0
@@ -58,8 +61,8 @@ class _Stats:
     input: int = 0
     output: int = 0
     by_model: Counter[str] = field(default_factory=Counter)
-    came: Counter[str] = field(default_factory=Counter)  # by the body's digest
-    answered: Counter[str] = field(default_factory=Counter)
+    received: Counter[str] = field(default_factory=Counter)  # by the body's digest
+    answered: Counter[str] = field(default_factory=Counter)  # likewise
     faults: Counter[str] = field(default_factory=Counter)
 
     def count(self, key: str, reply: Mapping[str, Any]) -> None:
@@ -85,25 +88,24 @@ class _Stats:
 
 
 class Simulator:
-    """The server, up between `async with` and its end.
+    """The HTTP server, an async context manager that serves while its block runs.
 
-        async with Simulator(Cast(models={"small": 0.4}, judges={"judge": 0.1})) as simulator:
+        async with Simulator(SimulatedModels(models={"small": 0.4}, judges={"judge": 0.1})) as simulator:
             simulator.base_url  # http://127.0.0.1:PORT/v1
 
-    Chat completions are at /v1/chat/completions, Anthropic's Messages at /v1/messages. `port` 0 takes a free one;
-    `latency_s` is waited before each reply; `require_key` is the key that /v1 asks for, as a bearer or, of Messages, as
-    `x-api-key`; `max_model_len` is every model's context in tokens. Each model takes so many `requests_per_minute` and
-    `tokens_per_minute`, `burst_s` seconds' worth at once. `faults` says what befalls a call; it may be changed while
-    the server is up. `on_call` is told of every call that the server is through with.
+    Chat completions are at /v1/chat/completions, Anthropic's Messages at /v1/messages. `port` 0 picks a free port.
+    `latency_s` is the delay before each reply. `require_key` is the API key that /v1 accepts, as a bearer token or, for
+    Messages, as `x-api-key`. `max_model_len` is the context window of every model, in tokens. The rate limits hold for
+    each model, with bursts of `burst_s` seconds' worth. `faults` chooses the fault of each call; it may be replaced
+    while the server runs. `on_call` is called after each call.
 
-    GET /stats tells what was asked: `calls` (all that came), `refused` (answered with an error), `faults` by kind, and
-    of those answered `by_model`, `tokens` billed and `requests`: how many different bodies there were, and how many of
-    them were answered more than once.
+    GET /stats returns `calls` (all), `refused` (error replies), `faults` by kind, and of the answered calls `by_model`,
+    `tokens` billed and `requests`: the number of distinct bodies, and how many of them were answered more than once.
     """
 
     def __init__(
         self,
-        cast: Cast,
+        models: SimulatedModels,
         host: str = "127.0.0.1",
         port: int = 0,
         latency_s: float = 0.0,
@@ -112,19 +114,19 @@ class Simulator:
         requests_per_minute: float | None = None,
         tokens_per_minute: float | None = None,
         burst_s: float = 60.0,
-        faults: Befall | None = None,
+        faults: ChooseFault | None = None,
         on_call: Callable[[Call], None] | None = None,
     ) -> None:
         self.faults = faults
-        self._cast = cast
+        self._models = models
         self._host = host
         self._port = port
         self._latency_s = latency_s
         self._key = require_key
         self._max_model_len = max_model_len
-        self._allowance = partial(Allowance, requests_per_minute, tokens_per_minute, burst_s)
+        self._new_limiter = partial(RateLimitBuckets, requests_per_minute, tokens_per_minute, burst_s)
         self._limited = requests_per_minute is not None or tokens_per_minute is not None
-        self._allowances: dict[str, Allowance] = {}
+        self._limiters: dict[str, RateLimitBuckets] = {}
         self._on_call = on_call
         self._stats = _Stats()
         self._ending = asyncio.Event()
@@ -132,22 +134,22 @@ class Simulator:
 
     @property
     def base_url(self) -> str:
-        """What a client is given; known once the server is up."""
+        """The base URL for clients; its port is known once the server runs."""
         return f"http://{self._host}:{self._port}/v1"
 
     async def __aenter__(self) -> Self:
-        app = web.Application(client_max_size=MAX_BODY, middlewares=[self._gate])
-        anthropic = anthropic_api.Messages(self._cast, self._max_model_len)
+        app = web.Application(client_max_size=MAX_BODY, middlewares=[self._check_and_route])
+        anthropic = anthropic_api.Messages(self._models, self._max_model_len)
         app.add_routes(
             [
-                web.post("/v1/chat/completions", self._answering(self._chat, openai_api)),
-                web.post(anthropic_api.PATH, self._answering(anthropic.begin, anthropic_api)),
-                web.get("/v1/models", self._models),
+                web.post("/v1/chat/completions", self._handler(self._chat, openai_api)),
+                web.post(anthropic_api.PATH, self._handler(anthropic.begin, anthropic_api)),
+                web.get("/v1/models", self._list_models),
                 web.get("/health", self._health),
                 web.get("/stats", self._show_stats),
             ]
         )
-        # a client that goes away ends its call here, too: else each that hangs would stay
+        # a client that disconnects cancels its call: else every call with Fault.HANG would stay
         self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=SHUTDOWN_S)
         await self._runner.setup()
         await web.TCPSite(self._runner, self._host, self._port).start()
@@ -163,10 +165,10 @@ class Simulator:
             self._runner = None
 
     @web.middleware
-    async def _gate(
+    async def _check_and_route(
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
-        """Every request passes here: the key is checked, and what is refused gets its error's shape."""
+        """Check the API key of every request, and turn errors into the API's error body."""
         shape = anthropic_api.error if request.path == anthropic_api.PATH else openai_api.error
         try:
             if self._key is not None and request.path.startswith("/v1/"):
@@ -180,8 +182,8 @@ class Simulator:
             why = f"{error.reason}: {request.method} {request.path}"
             return _json(shape(RefusedError(error.status, why)), error.status)
 
-    def _answering(self, begin: Begin, api: ModuleType) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
-        """A handler that counts its calls, lets befall them what is to, and waits before it replies."""
+    def _handler(self, begin: Begin, api: ModuleType) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+        """Return a request handler that counts calls, applies rate limits, faults and latency, and sends the reply."""
         stats, clock = self._stats, asyncio.get_running_loop().time
 
         async def handle(request: web.Request) -> web.StreamResponse:
@@ -190,94 +192,98 @@ class Simulator:
             stats.peak = max(stats.peak, stats.in_flight)
             number, began = stats.calls, clock()
             reply: dict[str, Any] = {}
-            mishap, status, sent, headers = None, None, False, {}
+            injected, status, sent, headers = None, None, False, {}
             model = key = ""
             try:
                 raw = await request.read()
                 try:
-                    body = _loads(raw)
-                    model, key = _named(body), digest(body)
-                    stats.came[key] += 1
-                    mishap = self._befalls(Arrival(model, key, stats.came[key], number, began))
+                    body = _parse_json(raw)
+                    model, key = _model_name(body), digest(body)
+                    stats.received[key] += 1
+                    injected = self._choose_fault(Arrival(model, key, stats.received[key], number, began))
                     headers = self._admit(model, body, api, began)
-                    faults.check(mishap, _shown(request), api)
+                    faults.raise_refusal(injected, _sent_key(request), api)
                     finish = begin(body)
                     await self._wait(self._latency_s)
                     reply = finish()
                     stats.count(key, reply)
-                    sending = faults.sending(reply, mishap, _shown(request), api)
+                    outgoing = faults.raw_response(reply, injected, _sent_key(request), api)
                 except RefusedError as refused:
                     stats.refused += 1
-                    sending = Sending(orjson.dumps(api.error(refused)), refused.status, {**headers, **refused.headers})
+                    outgoing = RawResponse(
+                        orjson.dumps(api.error(refused)), refused.status, {**headers, **refused.headers}
+                    )
                 else:
-                    sending = replace(sending, headers=headers)
-                    if mishap and mishap.fault in _WAITS:
-                        await self._wait(mishap.seconds)
-                response = await self._send(request, sending)
-                status, sent = sending.status, not sending.cut
+                    outgoing = replace(outgoing, headers=headers)
+                    if injected and injected.fault in _WAITS:
+                        await self._wait(injected.seconds)
+                response = await self._send(request, outgoing)
+                status, sent = outgoing.status, not outgoing.cut
                 return response
             finally:
                 stats.in_flight -= 1
-                fault = mishap.fault if mishap else None
+                fault = injected.fault if injected else None
                 usage = reply.get("usage")
-                self._tell(Call(model, key, stats.came[key], number, began, clock(), status, fault, sent, usage))
+                self._notify(Call(model, key, stats.received[key], number, began, clock(), status, fault, sent, usage))
 
         return handle
 
-    def _befalls(self, arrival: Arrival) -> Mishap | None:
-        mishap = self.faults(arrival) if self.faults else None
-        if mishap:
-            self._stats.faults[str(mishap.fault)] += 1
-        return mishap
+    def _choose_fault(self, arrival: Arrival) -> InjectedFault | None:
+        injected = self.faults(arrival) if self.faults else None
+        if injected:
+            self._stats.faults[str(injected.fault)] += 1
+        return injected
 
     def _admit(self, model: str, body: Any, api: ModuleType, now: float) -> dict[str, str]:
-        """The headers that say what is left of a model's allowance. Raises RefusedError where that is too little."""
+        """Count a request against its model's rate limits and return the rate-limit headers. Raises RefusedError."""
         if not self._limited:
             return {}
-        allowance = self._allowances.setdefault(model, self._allowance())
+        limiter = self._limiters.setdefault(model, self._new_limiter())
         try:
-            allowance.take(_asked_tokens(body), now)
+            limiter.take(_tokens_at_most(body), now)
         except RefusedError as refused:
-            refused.headers = {**allowance.headers(now, api is anthropic_api), **refused.headers}
+            refused.headers = {**limiter.headers(now, api is anthropic_api), **refused.headers}
             raise
-        return allowance.headers(now, api is anthropic_api)
+        return limiter.headers(now, api is anthropic_api)
 
     async def _wait(self, seconds: float) -> None:
-        """Until then, or until the server ends."""
+        """Sleep for `seconds`, or until the server stops."""
         if seconds:
             with suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
                     await self._ending.wait()
 
-    async def _send(self, request: web.Request, sending: Sending) -> web.StreamResponse:
-        response = web.StreamResponse(status=sending.status, headers=sending.headers)
-        response.content_type = sending.content_type
-        response.content_length = len(sending.body)
+    async def _send(self, request: web.Request, outgoing: RawResponse) -> web.StreamResponse:
+        response = web.StreamResponse(status=outgoing.status, headers=outgoing.headers)
+        response.content_type = outgoing.content_type
+        response.content_length = len(outgoing.body)
         await response.prepare(request)
-        if sending.drip_s:
-            for byte in sending.body:
+        if outgoing.drip_s:
+            for byte in outgoing.body:
                 await response.write(bytes([byte]))
-                await self._wait(sending.drip_s)
+                await self._wait(outgoing.drip_s)
         else:
-            await response.write(sending.body[: len(sending.body) // 2] if sending.cut else sending.body)
-        if sending.cut and request.transport:
+            await response.write(outgoing.body[: len(outgoing.body) // 2] if outgoing.cut else outgoing.body)
+        if outgoing.cut and request.transport:
             request.transport.close()
         else:
             await response.write_eof()
-        if (again_s := sending.again_s) is not None and (transport := request.transport):
-            head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(sending.body)}\r\n\r\n"
-            asyncio.get_running_loop().call_later(again_s, _write, transport, head.encode() + sending.body)
+        if (repeat_after_s := outgoing.repeat_after_s) is not None and (transport := request.transport):
+            head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(outgoing.body)}\r\n\r\n"
+            asyncio.get_running_loop().call_later(
+                repeat_after_s, _write_if_open, transport, head.encode() + outgoing.body
+            )
         return response
 
-    def _tell(self, call: Call) -> None:
+    def _notify(self, call: Call) -> None:
         if self._on_call:
             self._on_call(call)
 
     def _chat(self, body: Any) -> Callable[[], dict[str, Any]]:
-        return partial(openai_api.answer, self._cast, body, self._max_model_len)
+        return partial(openai_api.answer, self._models, body, self._max_model_len)
 
-    async def _models(self, request: web.Request) -> web.Response:
-        names = sorted({*self._cast.models, *self._cast.judges})
+    async def _list_models(self, request: web.Request) -> web.Response:
+        names = sorted({*self._models.models, *self._models.judges})
         card = {
             "object": "model",
             "created": openai_api.CREATED,
@@ -296,7 +302,7 @@ class Simulator:
 
 
 def _check_key(request: web.Request, key: str) -> None:
-    """Raises RefusedError where a request does not bring the key."""
+    """Raise RefusedError (401) if a request does not carry the key."""
     given = request.headers.get("Authorization", "")
     if request.path == anthropic_api.PATH and "x-api-key" in request.headers:
         given = f"Bearer {request.headers['x-api-key']}"
@@ -306,32 +312,32 @@ def _check_key(request: web.Request, key: str) -> None:
         )
 
 
-def _named(body: Any) -> str:
+def _model_name(body: Any) -> str:
     model = body.get("model") if isinstance(body, dict) else None
     return model if isinstance(model, str) else ""
 
 
-def _shown(request: web.Request) -> str:
-    """What the client sent as its key."""
+def _sent_key(request: web.Request) -> str:
+    """Return the credentials that the client sent, as in its header."""
     return request.headers.get("Authorization", "") or request.headers.get("x-api-key", "")
 
 
-def _asked_tokens(body: Any) -> int:
-    """Tokens of the prompt and the most the reply may have: what counts towards a limit when a request comes."""
+def _tokens_at_most(body: Any) -> int:
+    """Return the tokens of the prompt plus max_tokens: what a rate limit counts when a request arrives."""
     if not isinstance(body, dict) or not isinstance(body.get("messages"), list):
         return 0
     turns = [{"content": body.get("system")}, *(turn for turn in body["messages"] if isinstance(turn, dict))]
-    texts = [text for turn in turns if (text := text_of(turn.get("content")))]
+    texts = [text for turn in turns if (text := content_text(turn.get("content")))]
     room = body.get("max_completion_tokens") or body.get("max_tokens")
-    return sum(FRAME + count_tokens(text) for text in texts) + (room if isinstance(room, int) else 0)
+    return sum(MESSAGE_OVERHEAD + count_tokens(text) for text in texts) + (room if isinstance(room, int) else 0)
 
 
-def _write(transport: asyncio.Transport, data: bytes) -> None:
+def _write_if_open(transport: asyncio.Transport, data: bytes) -> None:
     if not transport.is_closing():
         transport.write(data)
 
 
-def _loads(raw: bytes) -> Any:
+def _parse_json(raw: bytes) -> Any:
     try:
         return orjson.loads(raw)
     except orjson.JSONDecodeError as error:

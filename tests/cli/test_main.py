@@ -17,7 +17,7 @@ import yaml
 from aif.cli import main
 from aif.config.pipeline import load
 from aif.core.errors import Exit
-from aif.simulator import Arrival, Cast, Fault, Mishap
+from aif.simulator import Arrival, Fault, InjectedFault, SimulatedModels
 from aif.store import records
 from aif.store.ledger import Ledger
 from aif.store.reader import Reader
@@ -183,8 +183,8 @@ def test_a_run_is_told_and_its_prompts_can_be_shown(typed: Typed, tmp_path: Path
     assert "no prompt 'zzz'" in err
 
 
-def refusing(name: str, fault: Fault) -> Callable[[Arrival], Mishap | None]:
-    return lambda arrival: Mishap(fault) if arrival.model == name else None
+def refusing(name: str, fault: Fault) -> Callable[[Arrival], InjectedFault | None]:
+    return lambda arrival: InjectedFault(fault) if arrival.model == name else None
 
 
 def test_after_a_run_everything_without_an_answer_is_told_with_its_last_cause(
@@ -259,7 +259,7 @@ def test_policies_are_compared_over_the_ratings_there_are(
 
 
 def test_several_pairs_and_judges_are_told(typed: Typed, tmp_path: Path, serve: Callable[..., Served]) -> None:
-    served = serve(cast=Cast(POOL, {"judge": 0.0, "wild": 0.9}))
+    served = serve(cast=SimulatedModels(POOL, {"judge": 0.0, "wild": 0.9}))
     judge = {"provider": "openai", "base_url": served.base_url}
     path = write(tmp_path, served, count=8, judges={"judge": judge, "wild": judge}, pairs={"policy": "all"})
     code, out, _ = typed("run", path)

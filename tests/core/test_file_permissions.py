@@ -82,7 +82,7 @@ def test_what_comes_from_the_hub_is_kept_as_its_other_programs_keep_it(
     folder.mkdir()
     before = os.umask(PRIVATE_UMASK)
     try:
-        for n, doing in enumerate((load._hub_errors("org/name"), hub.opened("org/name"))):
+        for n, doing in enumerate((load._hub_errors("org/name"), hub.hub_client("org/name"))):
             with doing:
                 (folder / f"cached{n}").touch()
         (folder / "kept").touch()

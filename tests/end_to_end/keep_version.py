@@ -37,7 +37,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from aif.simulator import Arrival, Cast, Fault, Mishap, Simulator
+from aif.simulator import Arrival, Fault, InjectedFault, SimulatedModels, Simulator
 
 DATA = Path(__file__).resolve().parent / "data"
 FORMATS = ["trl", "h4", "ultrafeedback", "kto", "reward", "sft"]
@@ -192,9 +192,11 @@ def cut_down(folder: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
 
 
 @contextmanager
-def serving(faults: Callable[[Arrival], Mishap | None] | None = None, latency_s: float = 0.0) -> Iterator[str]:
+def serving(faults: Callable[[Arrival], InjectedFault | None] | None = None, latency_s: float = 0.0) -> Iterator[str]:
     """Serve simulated models and judges of any name in a thread. Yields the address."""
-    simulator = Simulator(Cast({}, {}, 7, open=True), faults=faults, latency_s=latency_s, max_model_len=HOLDS)
+    simulator = Simulator(
+        SimulatedModels({}, {}, 7, open=True), faults=faults, latency_s=latency_s, max_model_len=HOLDS
+    )
     up = threading.Event()
     down: list[Callable[[], object]] = []
 
@@ -340,7 +342,7 @@ def _faults(version: Path, folder: Path, aif: Aif) -> None:
     words = ("run", "pipeline.yaml", "--yes", "--limit", str(LIMIT))
     with serving(latency_s=0.1) as address:
         aif(*words, *scenario.sets(address), until=lambda: len(asked(folder)) >= 12, ended_by=signal.SIGKILL)
-    with serving(_befalls) as address:
+    with serving(_fault_for) as address:
         sets = scenario.sets(address)
         nowhere = ("--set", "models.plain.base_url=http://127.0.0.1:9/v1")
         count = len(asked(folder))
@@ -363,28 +365,28 @@ def _prompt(number: int) -> dict[str, Any]:
     return {"prompt": turns or text, "source": ("sums", "talk")[number % 2], "answer": answer, "row": number}
 
 
-def _befalls(arrival: Arrival) -> Mishap | None:
+def _fault_for(arrival: Arrival) -> InjectedFault | None:
     """Decide by the body, so that the same calls always fare the same."""
     judge = arrival.model in ("some/strict", "some/claude")
     lasting, passing = (int(hashlib.sha256(f"{arrival.key} {n}".encode()).hexdigest()[:4], 16) / 65536 for n in "ab")
     if judge:
         if lasting < 0.08 or (passing < 0.15 and arrival.nth == 1):
-            return Mishap(Fault.SAYS, text="I can't rate these.")
+            return InjectedFault(Fault.SAYS, text="I can't rate these.")
     elif lasting < 0.08:
-        return Mishap(Fault.REFUSAL)
+        return InjectedFault(Fault.REFUSAL)
     elif lasting < 0.16:
-        return Mishap(Fault.TRUNCATED)
+        return InjectedFault(Fault.TRUNCATED)
     elif lasting < 0.55:
         number = int(lasting * 1000)
         begin, end = ("<plan>", "</plan>") if arrival.model == "some/plain" else ("<think>", "</think>")
         texts = (f"{begin}Let me see.{end}It is {number}.", f"It is {number}. {begin}Is it?", f"{end} {number} it is.")
-        return Mishap(Fault.SAYS, text=texts[number % 3])
+        return InjectedFault(Fault.SAYS, text=texts[number % 3])
     if arrival.nth > 1:
         return None
     faults = (Fault.RATE_LIMITED, Fault.SERVER_ERROR, Fault.OVERLOADED, Fault.HANG, Fault.EMPTY, Fault.CUT, Fault.HTML,
               Fault.BROKEN_JSON)  # fmt: skip
     at = int((1 - passing) / 0.05)
-    return Mishap(faults[at], "1", 3600.0) if at < len(faults) else None
+    return InjectedFault(faults[at], "1", 3600.0) if at < len(faults) else None
 
 
 def _damage(folder: Path) -> None:

@@ -464,10 +464,10 @@ def test_the_card_says_that_no_one_was_asked(tmp_path: Path) -> None:
     export_of(pipeline, tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
 
-    assert "1 prompt came with its completions, and with scores of theirs" in card
-    assert "No judge was asked" in card
+    assert "1 prompt came with its completions, and these have scores" in card
+    assert "No judge was called" in card
     assert "`best_vs_worst` by the scores that came with the completions. Chosen is" in card
     assert "A completion that came without a score is in no pair" in card
-    assert "aspect" not in card.split("## How it was made")[1].split("## A row")[0]
+    assert "aspect" not in card.split("## How this was made")[1].split("## A row")[0]
     assert "0–0.1" in card
     assert "not known" not in card

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from aif.core.errors import Exit
-from aif.simulator import Mishap
+from aif.simulator import InjectedFault
 from aif.simulator.faults import Fault
 from tests.engine.test_orchestrator import aif, run, write
 from tests.support.serving import POOL, Served
@@ -117,7 +117,7 @@ def test_a_batch_job_is_told_in_a_line_and_goes_on(tmp_path: Path, serve: Serve)
 
 
 def test_failures_wait_where_they_were_when_the_answer_is_no(tmp_path: Path, serve: Serve) -> None:
-    served = serve(faults=lambda call: Mishap(Fault.REFUSAL) if call.model == "judge" else None)
+    served = serve(faults=lambda call: InjectedFault(Fault.REFUSAL) if call.model == "judge" else None)
     path = priced(tmp_path, served, completions={"max_tokens": 64})
     run(path)
     before = aif("failures", path).stdout

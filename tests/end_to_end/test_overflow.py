@@ -17,7 +17,7 @@ from aif.cli.views.show import tell_story
 from aif.config.pipeline import Pipeline
 from aif.engine.prepare import rubric_of
 from aif.export.dataset import export
-from aif.simulator.faults import Arrival, Fault, Mishap
+from aif.simulator.faults import Arrival, Fault, InjectedFault
 from aif.store.forecast import Forecast
 from aif.store.ledger import Ledger
 from aif.store.reader import Reader
@@ -138,7 +138,9 @@ def test_another_set_of_completions_pays_for_the_new_one_alone(tmp_path: Path, s
 
 
 def test_a_completion_too_long_by_itself_is_left_out_and_the_others_make_pairs(tmp_path: Path, serve: Serve) -> None:
-    long = serve(faults=lambda arrival: Mishap(Fault.SAYS, text="rain " * 900) if arrival.model == "large" else None)
+    long = serve(
+        faults=lambda arrival: InjectedFault(Fault.SAYS, text="rain " * 900) if arrival.model == "large" else None
+    )
     path, _ = tight(tmp_path, serve, on_overflow="single", count=3)
     pipeline, ended = run(path, f"models.large.base_url={long.base_url}", "pairs.policy=all")
 
@@ -156,7 +158,9 @@ def test_a_completion_too_long_by_itself_is_left_out_and_the_others_make_pairs(t
 
 
 def test_what_is_too_long_by_itself_stays_so_where_nothing_else_is_asked(tmp_path: Path, serve: Serve) -> None:
-    long = serve(faults=lambda arrival: Mishap(Fault.SAYS, text="rain " * 900) if arrival.model == "large" else None)
+    long = serve(
+        faults=lambda arrival: InjectedFault(Fault.SAYS, text="rain " * 900) if arrival.model == "large" else None
+    )
     path, narrow = tight(tmp_path, serve, on_overflow="single", count=8)
     sets = f"models.large.base_url={long.base_url}", "pairs.policy=all"
     _, before = run(path, *sets)
@@ -171,8 +175,8 @@ def test_what_is_too_long_by_itself_stays_so_where_nothing_else_is_asked(tmp_pat
 def test_a_judgement_of_one_completion_that_fails_takes_no_aspect_from_the_others(tmp_path: Path, serve: Serve) -> None:
     """mt-bench asks about each by itself."""
 
-    def befall(arrival: Arrival) -> Mishap | None:
-        return Mishap(Fault.REFUSAL) if arrival.model == "judge" and int(arrival.key[:2], 16) < 64 else None
+    def befall(arrival: Arrival) -> InjectedFault | None:
+        return InjectedFault(Fault.REFUSAL) if arrival.model == "judge" and int(arrival.key[:2], 16) < 64 else None
 
     served = serve(faults=befall)
     pipeline, _ = run(write(tmp_path, served, count=12, rubric="mt-bench", pairs={"policy": "all"}))

@@ -14,7 +14,7 @@ from aif.engine.prepare import rubric_of
 from aif.judging.request import completion_request, judging_request
 from aif.providers import chat_completions
 from aif.providers.base import Options
-from aif.simulator import Cast
+from aif.simulator import SimulatedModels
 from tests.engine.test_orchestrator import ask, run, write
 from tests.support.serving import POOL, Served
 
@@ -131,7 +131,7 @@ async def test_doctor_says_that_a_price_is_missing(tmp_path: Path, serve: Serve)
 
 
 def test_openai_s_reasoning_models_write_and_judge(tmp_path: Path, serve: Serve) -> None:
-    served = serve(cast=Cast({}, {}, 7, open=True))
+    served = serve(cast=SimulatedModels({}, {}, 7, open=True))
     path = write(
         tmp_path,
         served,

@@ -20,7 +20,7 @@ from aif.engine.context_windows import listed, windows
 from aif.engine.doctor import examine
 from aif.engine.estimate import Estimate
 from aif.engine.workload import foresee
-from aif.simulator import Cast
+from aif.simulator import SimulatedModels
 from tests.engine.test_orchestrator import aif, run, write
 from tests.support.serving import POOL, Served
 
@@ -138,7 +138,7 @@ def foreseen(path: Path, *sets: str) -> Estimate:
 
 
 def test_four_long_completions_are_foreseen_by_estimate_and_doctor(tmp_path: Path, serve: Serve) -> None:
-    narrow = serve(max_model_len=8192, cast=Cast({}, {"judge": 0.1}, 7))
+    narrow = serve(max_model_len=8192, cast=SimulatedModels({}, {"judge": 0.1}, 7))
     one = {"provider": "openai", "base_url": narrow.base_url, "price": {"input": 1, "output": 1}}
     path = write(tmp_path, serve(), count=9, judges={"judge": one})
     long = "completions.max_tokens=2048"

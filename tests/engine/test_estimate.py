@@ -30,7 +30,7 @@ from aif.engine.estimate import (
 from aif.engine.workload import estimated, foresee
 from aif.judging.rubric import Rubric
 from aif.judging.rubric import load as load_rubric
-from aif.simulator import Arrival, Cast, Fault, Mishap
+from aif.simulator import Arrival, Fault, InjectedFault, SimulatedModels
 from aif.store.forecast import Forecast, Replies
 from aif.store.report_queries import Tally
 from tests.engine.test_orchestrator import ask, run, write
@@ -253,8 +253,8 @@ def test_before_anything_is_measured_the_run_stays_within_what_is_told(tmp_path:
     [(Fault.EMPTY, "large"), (Fault.SAYS, "judge"), (Fault.TRUNCATED, "judge"), (Fault.BLANKS, "judge")],
 )
 def test_what_is_of_no_use_is_billed_within_what_was_told(tmp_path: Path, serve: Serve, fault: Fault, of: str) -> None:
-    def befall(arrival: Arrival) -> Mishap | None:
-        return Mishap(fault, text="I would rather talk about the weather. " * 9) if arrival.model == of else None
+    def befall(arrival: Arrival) -> InjectedFault | None:
+        return InjectedFault(fault, text="I would rather talk about the weather. " * 9) if arrival.model == of else None
 
     served = serve(faults=befall)
     path = write(tmp_path, served, count=6)
@@ -300,7 +300,7 @@ def test_a_new_model_counts_the_slots_it_takes_and_the_judgements_these_change(
     tmp_path: Path, serve: Serve, rubric: str
 ) -> None:
     """A request about one completion is kept for the completions that stay."""
-    served = serve(cast=Cast({**POOL, "extra": 0.5}, {"judge": 0.1}))
+    served = serve(cast=SimulatedModels({**POOL, "extra": 0.5}, {"judge": 0.1}))
     path = write(tmp_path, served, rubric=rubric, pairs={"score": "mean"})
     run(path)
     text = yaml.safe_load(path.read_text())
@@ -314,7 +314,7 @@ def test_a_new_model_counts_the_slots_it_takes_and_the_judgements_these_change(
 
 
 def test_a_new_judge_counts_its_judgements_of_completions_that_are_there(tmp_path: Path, serve: Serve) -> None:
-    served = serve(cast=Cast(POOL, {"judge": 0.1, "second": 0.2}))
+    served = serve(cast=SimulatedModels(POOL, {"judge": 0.1, "second": 0.2}))
     path = write(tmp_path, served)
     run(path)
     change = "judges.judge.model=second"
@@ -327,7 +327,7 @@ def test_a_new_judge_counts_its_judgements_of_completions_that_are_there(tmp_pat
 
 
 def test_a_second_judge_counts_all_its_judgements_and_none_of_the_first(tmp_path: Path, serve: Serve) -> None:
-    served = serve(cast=Cast(POOL, {"judge": 0.1, "second": 0.2}))
+    served = serve(cast=SimulatedModels(POOL, {"judge": 0.1, "second": 0.2}))
     path = write(tmp_path, served)
     run(path)
     text = yaml.safe_load(path.read_text())

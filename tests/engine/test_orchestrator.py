@@ -19,7 +19,7 @@ from aif.config.pipeline import Pipeline, load
 from aif.core.errors import Exit, StoreLocked
 from aif.engine.feedback import Ended, feedback
 from aif.providers.retry import RetryPolicy
-from aif.simulator import Cast
+from aif.simulator import SimulatedModels
 from aif.store.ledger import Ledger
 from aif.store.reader import Reader
 from tests.support.serving import POOL, Served
@@ -123,7 +123,7 @@ def test_a_longer_source_pays_for_its_new_prompts_only(tmp_path: Path, serve: Se
 
 
 def test_a_new_model_pays_for_the_prompts_whose_set_changes(tmp_path: Path, serve: Serve) -> None:
-    served = serve(cast=Cast({**POOL, "extra": 0.5}, {"judge": 0.1}))
+    served = serve(cast=SimulatedModels({**POOL, "extra": 0.5}, {"judge": 0.1}))
     path = write(tmp_path, served)
     run(path)
     before = served.stats()["by_model"]
@@ -142,7 +142,7 @@ def test_a_new_model_pays_for_the_prompts_whose_set_changes(tmp_path: Path, serv
 
 def test_a_second_judge_pays_for_itself_only_and_both_are_read(tmp_path: Path, serve: Serve) -> None:
     """The second is asked for labelled lines instead of JSON; its ratings stand beside those of the first."""
-    served = serve(cast=Cast(POOL, {"judge": 0.1, "second": 0.6}))
+    served = serve(cast=SimulatedModels(POOL, {"judge": 0.1, "second": 0.6}))
     path = write(tmp_path, served)
     run(path)
     before = served.stats()["by_model"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from aif.core.errors import BadInput
-from aif.export.atomic_folder import replacing
+from aif.export.atomic_folder import replace_folder
 
 
 @contextmanager
@@ -26,9 +26,9 @@ def files_up_to(size: int) -> Iterator[None]:
 
 def test_on_a_full_disk_what_was_written_goes_and_the_older_folder_stays(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with replacing(out) as partial:
+    with replace_folder(out) as partial:
         (partial / "data").write_bytes(b"older")
-    with pytest.raises(OSError, match=os.strerror(errno.EFBIG)), files_up_to(1000), replacing(out) as partial:
+    with pytest.raises(OSError, match=os.strerror(errno.EFBIG)), files_up_to(1000), replace_folder(out) as partial:
         (partial / "data").write_bytes(b"x" * 5000)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert (out / "data").read_bytes() == b"older"
@@ -36,5 +36,5 @@ def test_on_a_full_disk_what_was_written_goes_and_the_older_folder_stays(tmp_pat
 
 def test_where_nothing_may_be_written_it_is_bad_input(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(BadInput, match="can't be written"), replacing(tmp_path / "file" / "out"):
+    with pytest.raises(BadInput, match="can't be written"), replace_folder(tmp_path / "file" / "out"):
         pass

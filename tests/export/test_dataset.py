@@ -25,11 +25,11 @@ from aif.core.errors import AifError, BadInput, Exit, Incomplete
 from aif.core.types import Message, Principle, Rating, digest
 from aif.engine.make_pairs import make_pairs
 from aif.export import parquet
-from aif.export.dataset import Exported, export
+from aif.export.dataset import ExportResult, export
 from aif.export.formats import FORMATS, H4, H4_GEN, KTO, REWARD, SFT, TRL
-from aif.export.layout import Layout, Of
-from aif.export.manifest import NAME, state_of
-from aif.export.ultrafeedback import ULTRAFEEDBACK, Annotated
+from aif.export.layout import Layout, RowKind
+from aif.export.manifest import MANIFEST, store_state
+from aif.export.ultrafeedback import ULTRAFEEDBACK, AnnotatedPrompt
 from aif.judging.rubric import Rubric
 from aif.store import records
 from aif.store.ledger import Ledger
@@ -77,7 +77,7 @@ def test_trl_loads_with_its_features_and_holds_what_was_asked_and_answered(tmp_p
         exported = export(pipeline, rubric, ledger, tmp_path / "out", silent)
         with Results.of(ledger.store) as reader:
             asked = {prompt.prompt_id: (n, prompt) for page in reader.selection() for n, prompt in page}
-    assert exported == Exported(
+    assert exported == ExportResult(
         tmp_path / "out",
         {
             "trl": {"train": 9, "test": 3},
@@ -85,10 +85,10 @@ def test_trl_loads_with_its_features_and_holds_what_was_asked_and_answered(tmp_p
                 "train_prefs": 9, "test_prefs": 3, "train_sft": 9, "test_sft": 3, "train_gen": 9, "test_gen": 3,
             },
         },
-        exported.books,
+        exported.prompt_counts,
         [],
     )  # fmt: skip
-    assert exported.books.selected == 12
+    assert exported.prompt_counts.selected == 12
 
     found = load(tmp_path / "out", "trl", tmp_path / "cache")
     turns = datasets.List({"role": datasets.Value("string"), "content": datasets.Value("string")})
@@ -516,7 +516,7 @@ def test_a_count_gives_exactly_so_many_and_growth_moves_no_test_prompt_into_trai
     assert set(ids(tmp_path / "small", "test")) <= set(ids(tmp_path / "grown", "test"))
     assert set(ids(tmp_path / "small", "train")) <= set(ids(tmp_path / "grown", "train"))
     assert grown.rows["trl"]["test"] > 3
-    assert f"holds {grown.rows['trl']['test']} prompts, not 3" in told[-1]
+    assert f"the test split has {grown.rows['trl']['test']} prompts, not 3" in told[-1]
 
 
 def test_the_fixed_bound_is_in_the_journal(tmp_path: Path) -> None:
@@ -579,7 +579,7 @@ def test_all_pairs_of_a_prompt_are_on_one_side_and_a_count_is_of_prompts(tmp_pat
         exported = export(pipeline, rubric, ledger, tmp_path / "out", told.append)
         again = export(pipeline, rubric, ledger, tmp_path / "again", told.append)
     assert exported.rows["trl"] == again.rows["trl"] == {"train": 90, "test": 30}
-    assert (exported.books.pairs, exported.books.outcomes) == (120, {"paired": 20})
+    assert (exported.prompt_counts.pairs, exported.prompt_counts.outcomes) == (120, {"paired": 20})
     train, test = ids(tmp_path / "out", "train"), ids(tmp_path / "out", "test")
     assert set(train).isdisjoint(test)
     assert len(set(test)) == 5
@@ -652,7 +652,7 @@ def test_a_folder_with_something_else_is_left_as_it_is(tmp_path: Path, built: Bu
     kept = tmp_path / "out" / name
     kept.parent.mkdir(parents=True)
     kept.write_text('{"someone": "else"}')
-    with ledger, pytest.raises(BadInput, match="no export of aif's"):
+    with ledger, pytest.raises(BadInput, match="already exists and isn't an aif export"):
         export(pipeline, rubric, ledger, tmp_path / "out", silent)
     assert kept.read_text() == '{"someone": "else"}'
 
@@ -724,7 +724,7 @@ PAIR = Pair(
     "ab" * 32, "s", (Message("system", "Be brief."), Message("user", "Why?")), "Because.", "No.", "m", "n", 4.5, 2.0
 )
 ONE = Completed("ab" * 32, "s", PAIR.messages, "Because.", "m", 4.5, True)
-WHOLE = Annotated(
+WHOLE = AnnotatedPrompt(
     Whole(
         "ab" * 32, "s", PAIR.messages, {"correct_answers": ["Because."], "incorrect_answers": "No."},
         {"reference": "Because it is so."},
@@ -752,13 +752,13 @@ WHOLE = Annotated(
     {"aspects": ("honesty",), "critique": ("overall",)},
     {"steer": Principle("honesty", "Say only what you know.")},
 )  # fmt: skip
-SAMPLES: dict[Of, Any] = {"pairs": PAIR, "best": ONE, "labels": ONE, "prompts": WHOLE}
+SAMPLES: dict[RowKind, Any] = {"pairs": PAIR, "best": ONE, "labels": ONE, "prompts": WHOLE}
 LAYOUTS = [TRL, H4, H4_GEN, REWARD, KTO, SFT, ULTRAFEEDBACK]
 
 
 def sound(layout: Layout) -> dict[str, Any]:
     """A row as it is read back from its file."""
-    table = pa.Table.from_pylist([layout.row(SAMPLES[layout.of])], schema=layout.schema)
+    table = pa.Table.from_pylist([layout.row(SAMPLES[layout.kind])], schema=layout.schema)
     row: dict[str, Any] = table.to_pylist()[0]
     return row
 
@@ -851,7 +851,7 @@ def test_a_bad_row_stops_the_export_and_names_file_and_row(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
 def test_every_layout_fills_its_columns_and_no_other(layout: Layout) -> None:
-    row = layout.row(SAMPLES[layout.of])
+    row = layout.row(SAMPLES[layout.kind])
     assert set(layout.schema.names) == set(row)
     assert sound(layout) == row
 
@@ -905,7 +905,7 @@ def test_below_the_completeness_that_was_asked_for_what_is_missing_is_told(
     assert (f"`aif run {path} --retry-failed` asks again" in said) is told
     card = (tmp_path / "out" / "README.md").read_text()
     assert "6 of 8 prompts have all that is wanted of them (75.0%)" in card
-    assert json.loads((tmp_path / "out" / NAME).read_text())["complete"] == {"prompts": 8, "whole": 6}
+    assert json.loads((tmp_path / "out" / MANIFEST).read_text())["complete"] == {"prompts": 8, "whole": 6}
 
 
 def test_a_refused_export_leaves_the_older_one_as_it_is(tmp_path: Path) -> None:
@@ -981,7 +981,7 @@ def test_row_groups_are_cut_by_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     found = pq.ParquetFile(file)
     assert found.num_row_groups == 6
-    assert len(list(parquet.read(file))) == 6
+    assert len(list(parquet.read_rows(file))) == 6
 
 
 def test_what_tells_an_export_from_the_store_is_the_digest_of_all_pairs_at_once(tmp_path: Path) -> None:
@@ -991,5 +991,5 @@ def test_what_tells_an_export_from_the_store_is_the_digest_of_all_pairs_at_once(
         with Results.of(ledger.store) as reader:
             books, paired = reader.books(), reader.paired()
             told = [reader.marked("plan"), *reader.read(), books.intake, books.outcomes]
-            assert state_of(reader, books, paired) == digest([*told, paired.to_pylist()])
-            assert state_of(reader, books, paired.slice(0, 0)) == digest([*told, []])
+            assert store_state(reader, books, paired) == digest([*told, paired.to_pylist()])
+            assert store_state(reader, books, paired.slice(0, 0)) == digest([*told, []])

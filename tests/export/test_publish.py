@@ -28,9 +28,9 @@ from aif.core.errors import Exit
 from aif.engine.prepare import rubric_of
 from aif.engine.rebuild import again
 from aif.export.dataset import export
-from aif.export.formats import FORMATS, digest_of, file_of
-from aif.export.manifest import RunFile
-from aif.export.publish import File, Plan, _closed, _is_blank, _listed, concerns
+from aif.export.formats import FORMATS, content_digest, file_path
+from aif.export.manifest import Manifest
+from aif.export.publish import FileChange, PublishPlan, _is_blank, _listed_files, _restricted_sources, publish_warnings
 from aif.store.ledger import Ledger
 from aif.store.report_queries import Books
 from tests.end_to_end.test_carried import Row, answered, rows, scored
@@ -199,8 +199,8 @@ def test_what_is_public_stays_so_and_what_is_private_too(desk: Desk) -> None:
     )
     assert [one[0] for one in (opened, hidden, closed, again)] == [0, Exit.BAD_INPUT, 0, Exit.BAD_INPUT]
     assert "public dataset" in opened[1]
-    assert "is public, and without --public nothing is sent" in hidden[2]
-    assert "is private, and publishing opens nothing" in again[2]
+    assert "is public, and nothing is sent to a public dataset without --public" in hidden[2]
+    assert "is private, and publishing doesn't change that" in again[2]
     assert {name: repo.private for name, repo in desk.hub.repos.items()} == {"team/open": False, "team/shut": True}
     assert [len(repo.commits) for repo in desk.hub.repos.values()] == [2, 2]
 
@@ -229,7 +229,7 @@ def test_nothing_is_taken_over_that_is_not_aifs(desk: Desk) -> None:
     for i, ((code, _, said), name) in enumerate(zip(typed, repos, strict=True)):
         if i < len(OTHERS):
             assert code == Exit.BAD_INPUT
-            assert f"{name} holds something that is no export of aif's; name another --repo" in said
+            assert f"{name} already exists and isn't an aif export; name another --repo" in said
             assert repos[name].head.files == before[name]
         else:
             assert code == Exit.DONE, said
@@ -260,7 +260,7 @@ def test_at_a_terminal_it_asks(desk: Desk, answer: str, code: Exit) -> None:
     assert (desk.hub.writes() == []) == (answer == "n")
 
 
-RUN = RunFile(
+RUN = Manifest(
     made_by="aif",
     rows={"trl": {"train": 3}},
     files={},
@@ -285,24 +285,29 @@ models:
   pretended: {provider: simulator}
 judges: {wise: {provider: openai}}
 """
-    plan = Plan(parse(text, Path("p.yaml")), Path(), RUN, "a/b", False, None, ())
-    rehearsal, licence, terms, pending = concerns(plan)
+    plan = PublishPlan(parse(text, Path("p.yaml")), Path(), RUN, "a/b", False, None, ())
+    rehearsal, licence, terms, pending = publish_warnings(plan)
     assert rehearsal.startswith("a rehearsal: pretended are simulated")
     assert licence.startswith("no licence")
-    assert "the output of hosted, wise comes under" in terms
+    assert terms.startswith("licence of model outputs not stated for: hosted, wise (set `terms`")
     assert pending.startswith("2 of 5 prompts are pending")
-    assert list(concerns(Plan(parse(text, Path("p.yaml"), ["export.license=mit"]), *_rest(plan)))) == [
+    assert list(publish_warnings(PublishPlan(parse(text, Path("p.yaml"), ["export.license=mit"]), *_rest(plan)))) == [
         rehearsal, terms, pending,
     ]  # fmt: skip
 
 
-def _rest(plan: Plan) -> tuple[Any, ...]:
+def _rest(plan: PublishPlan) -> tuple[Any, ...]:
     return plan.folder, plan.run, plan.repo, plan.public, plan.head, plan.files
 
 
 def test_the_question_names_all_that_will_happen() -> None:
-    files = (File("a", 2000, "added"), File("b", 500, "changed"), File("c", 9, "unchanged"), File("d", 9, "removed"))
-    plan = Plan(None, Path(), RUN, "a/b", True, None, files)  # type: ignore[arg-type]
+    files = (
+        FileChange("a", 2000, "added"),
+        FileChange("b", 500, "changed"),
+        FileChange("c", 9, "unchanged"),
+        FileChange("d", 9, "removed"),
+    )
+    plan = PublishPlan(None, Path(), RUN, "a/b", True, None, files)  # type: ignore[arg-type]
     assert question(plan) == "Send 2 files (2.5 kB), remove 1, in one commit to the public dataset a/b?"
 
 
@@ -317,17 +322,17 @@ def test_an_export_that_is_not_what_the_pipeline_says_is_never_published(desk: D
         [*desk.words("team/pairs", "--yes"), "--set", f"store={desk.folder}/none.duckdb"],
     )
     assert [code for code, _, _ in other] == [Exit.BAD_INPUT] * 4
-    assert "was exported before `pairs`, `export` changed" in other[0][2]
-    assert "--set pairs.policy=best_vs_worst --set export.license=mit` makes it anew" in other[0][2]
+    assert "this export is out of date: `pairs`, `export` changed since; run `aif export" in other[0][2]
+    assert "--set pairs.policy=best_vs_worst --set export.license=mit`" in other[0][2]
     assert "the rubric" in other[1][2]
-    assert f"elsewhere: no dataset of aif's stands here; `aif export {desk.folder}/pipeline.yaml --out" in other[2][2]
+    assert f"elsewhere: no aif export here; run `aif export {desk.folder}/pipeline.yaml --out" in other[2][2]
     assert "no store here yet; `aif run" in other[3][2]
 
     _, _, ledger = build(desk.folder, 13, sets=[])
     ledger.close()
     ((code, _, said),) = desk.publish(desk.words("team/pairs", "--yes"))
     assert code == Exit.BAD_INPUT
-    assert "was exported before what is in the store changed; `aif export" in said
+    assert "this export is out of date: the store changed since; run `aif export" in said
     assert desk.hub.requests == []
 
 
@@ -340,7 +345,7 @@ def test_what_is_outside_of_pairs_counts_too(tmp_path: Path) -> None:
     def state() -> str:
         with Ledger.open(pipeline.store, print) as ledger:
             made = export(pipeline, rubric_of(pipeline), ledger, tmp_path / "out", lambda words: None)
-        assert made.books.pairs == 1
+        assert made.prompt_counts.pairs == 1
         found: str = json.loads((tmp_path / "out" / "run.json").read_text())["state"]
         return found
 
@@ -367,15 +372,19 @@ def test_every_pair_is_counted_in_the_commit(desk: Desk) -> None:
 def test_an_export_that_was_damaged_is_never_published(desk: Desk) -> None:
     path = next((desk.out / "trl").iterdir()).relative_to(desk.out)
     cases: dict[str, Callable[[Path], object]] = {
-        f"{path} is not as it was written": lambda folder: (folder / path).write_bytes(b"PAR1"),
+        f"{path} has changed since the export": lambda folder: (folder / path).write_bytes(b"PAR1"),
         f"{path} is missing": lambda folder: (folder / path).unlink(),
-        "pipeline.yaml is not as it was written": lambda folder: _edit(
+        "pipeline.yaml has changed since the export": lambda folder: _edit(
             folder / "pipeline.yaml", "seed:", "secret: x\nseed:"
         ),
-        "run.json is not as it was written": lambda folder: _edit(folder / "run.json", '"pairs": 12', '"pairs": 99'),
+        "run.json has changed since the export": lambda folder: _edit(
+            folder / "run.json", '"pairs": 12', '"pairs": 99'
+        ),
         "pipeline.yaml is missing": lambda folder: (folder / "pipeline.yaml").unlink(),
-        "was exported by another version of aif": lambda folder: (folder / "run.json").write_text('{"made_by": "aif"}'),
-        "no dataset of aif's stands here": lambda folder: (folder / "run.json").write_text("{"),
+        "this export is of another version of aif": lambda folder: (folder / "run.json").write_text(
+            '{"made_by": "aif"}'
+        ),
+        "no aif export here": lambda folder: (folder / "run.json").write_text("{"),
     }
     folders = [desk.folder / f"copy{i}" for i in range(len(cases))]
     for folder, damage in zip(folders, cases.values(), strict=True):
@@ -384,7 +393,7 @@ def test_an_export_that_was_damaged_is_never_published(desk: Desk) -> None:
     typed = desk.publish(*(desk.words("team/pairs", "--yes", "--out", str(folder)) for folder in folders))
     for (code, _, said), folder, words in zip(typed, folders, cases, strict=True):
         assert code == Exit.BAD_INPUT
-        assert f"{folder}: {words}; `aif export {desk.folder}/pipeline.yaml --out {folder}" in said
+        assert f"{folder}: {words}; run `aif export {desk.folder}/pipeline.yaml --out {folder}" in said
     assert desk.hub.requests == []
 
 
@@ -451,9 +460,9 @@ def test_who_may_not_write_is_told_in_a_line_with_the_mend(desk: Desk) -> None:
     desk.hub.users["hf_bob"] = User("bob")
     desk.hub.make("club/open", private=True)
     cases = [
-        ("", "team/pairs", Exit.BAD_INPUT, "no token for the Hub; `hf auth login` keeps one, or set .* HF_TOKEN"),
-        ("hf_gone", "team/pairs", Exit.REFUSED, "takes no such token .*; `hf auth login`, or set HF_TOKEN again"),
-        ("hf_\x01bad", "team/pairs", Exit.BAD_INPUT, "what HF_TOKEN or `hf auth login` holds is no token"),
+        ("", "team/pairs", Exit.BAD_INPUT, "no token for the Hub; run `hf auth login`, or set .* HF_TOKEN"),
+        ("hf_gone", "team/pairs", Exit.REFUSED, "refuses this token .*; run `hf auth login`, or set HF_TOKEN again"),
+        ("hf_\x01bad", "team/pairs", Exit.BAD_INPUT, "the value of HF_TOKEN or `hf auth login` is no token"),
         ("hf_bob", "team/pairs", Exit.REFUSED, 'team/pairs: refused: .*namespace "team".*a read token of bob'),
         (TOKEN, "nobody/pairs", Exit.REFUSED, 'namespace "nobody".*a write token of alice, .*: team, club'),
         (TOKEN, "club/open", Exit.REFUSED, "club/open: refused"),
@@ -474,9 +483,9 @@ def test_a_network_or_a_hub_that_fails_is_told_and_the_same_command_goes_on(desk
     desk.hub.fail = lambda method, path: 500 if "/commit/" in path else None
     ill = desk.one("team/pairs", "--yes")
     for (code, _, said), words in (
-        (gone, "http://127.0.0.1:9: can't be reached: .*; check the network and HF_ENDPOINT, then give"),
+        (gone, "http://127.0.0.1:9: can't be reached: .*; check the network and HF_ENDPOINT, then run"),
         (offline, "can't be reached: .*HF_HUB_OFFLINE"),
-        (ill, "answers 500 .*; later give the same command again"),
+        (ill, "answers 500 .*; later run the same command again"),
     ):
         assert code == Exit.BAD_INPUT
         assert re.search(words, said), said
@@ -499,7 +508,7 @@ def test_what_is_opened_while_files_are_sent_gets_no_commit(desk: Desk) -> None:
     desk.hub.on_upload = lambda: setattr(repo, "private", False)
     code, _, said = desk.one("team/pairs", "--yes")
     assert code == Exit.BAD_INPUT
-    assert "team/pairs is public, and without --public nothing is sent" in said
+    assert "team/pairs is public, and nothing is sent to a public dataset without --public" in said
     assert len(repo.commits) == 1
 
 
@@ -516,14 +525,14 @@ def test_what_somebody_puts_into_a_new_dataset_is_not_run_over(desk: Desk) -> No
 
 
 def test_another_pipelines_export_is_replaced_with_a_word(desk: Desk) -> None:
-    assert "takes the place" not in desk.one("team/pairs", "--yes")[1]
+    assert "it replaces" not in desk.one("team/pairs", "--yes")[1]
     repo = desk.hub.repos["team/pairs"]
     files = dict(repo.head.files)
     files["run.json"] = files["run.json"].replace(b'"pipeline": "built"', b'"pipeline": "other"')
     repo.commit("by another", files)
     code, told, said = desk.one("team/pairs", "--yes")
     assert code == Exit.DONE, said
-    assert "it takes the place of what the pipeline other has published there" in told
+    assert "it replaces the export of the pipeline other" in told
 
 
 def test_prompts_of_a_source_that_not_everyone_sees_are_not_made_public_unsaid(tmp_path: Path) -> None:
@@ -536,9 +545,9 @@ def test_prompts_of_a_source_that_not_everyone_sees_are_not_made_public_unsaid(t
         hub.make("team/secret", private=True)
         hub.make("team/gated", private=False).gated = "auto"
         hub.make("team/open", private=False)
-        closed = list(_closed(HfApi(hub.url, token=TOKEN), pipeline))
-    plan = Plan(pipeline, tmp_path, RUN, "a/b", True, None, (), closed=closed)
-    assert [said for said in concerns(plan) if "everyone" in said] == [
+        closed = list(_restricted_sources(HfApi(hub.url, token=TOKEN), pipeline))
+    plan = PublishPlan(pipeline, tmp_path, RUN, "a/b", True, None, (), restricted=closed)
+    assert [said for said in publish_warnings(plan) if "everyone" in said] == [
         "everyone will see prompts of team/secret, which is private",
         "everyone will see prompts of team/gated, which is gated: its terms hold for its prompts here",
         "everyone will see prompts of team/gone, which this token can't see, so it may be private",
@@ -552,7 +561,7 @@ def test_what_somebody_commits_meanwhile_is_not_run_over(desk: Desk) -> None:
     assert code == Exit.BAD_INPUT
     assert "team/pairs: has changed meanwhile" in said
     assert repo.head.files["README.md"] == b"# Mine"
-    assert "holds something that is no export" in desk.one("team/pairs", "--yes")[2]
+    assert "already exists and isn't an aif export" in desk.one("team/pairs", "--yes")[2]
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
@@ -575,7 +584,7 @@ def test_stopped_in_mid_upload_nothing_is_published_and_the_same_command_goes_on
         process.kill()
         stopped.set()
     assert process.returncode == (Exit.INTERRUPTED if how == signal.SIGINT else -how), said
-    assert ("stopped. A commit is made whole or not at all" in said) == (how == signal.SIGINT)
+    assert ("stopped. A commit is made completely or not at all" in said) == (how == signal.SIGINT)
     assert [commit.summary for commit in desk.hub.repos["team/pairs"].commits] == ["initial commit"]
 
     code, _, err = desk.one("team/pairs", "--yes")
@@ -592,10 +601,10 @@ def test_stopped_in_mid_upload_nothing_is_published_and_the_same_command_goes_on
     st.from_regex("[0-9a-f]{16}", fullmatch=True),
 )
 def test_data_files_are_known_by_their_name(split: tuple[str, str], digest: str) -> None:
-    assert digest_of(file_of(*split, digest)) == digest
-    assert digest_of(file_of(*split)) is None
-    assert digest_of(f"../{file_of(*split, digest)}") is None
-    assert digest_of(f"{file_of(*split, digest)}\n") is None
+    assert content_digest(file_path(*split, digest)) == digest
+    assert content_digest(file_path(*split)) is None
+    assert content_digest(f"../{file_path(*split, digest)}") is None
+    assert content_digest(f"{file_path(*split, digest)}\n") is None
 
 
 @given(
@@ -604,9 +613,9 @@ def test_data_files_are_known_by_their_name(split: tuple[str, str], digest: str)
     )
 )
 def test_a_run_json_from_elsewhere_names_no_file_of_others(files: Any) -> None:
-    assert _listed(files) == set()
-    ours = file_of("trl", "train", "0123456789abcdef")
-    assert _listed({"trl": {"train": ours, "test": files}}) == {ours}
+    assert _listed_files(files) == set()
+    ours = file_path("trl", "train", "0123456789abcdef")
+    assert _listed_files({"trl": {"train": ours, "test": files}}) == {ours}
 
 
 @pytest.mark.parametrize(

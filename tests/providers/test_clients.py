@@ -20,7 +20,7 @@ from aif.providers.anthropic import AnthropicChat
 from aif.providers.base import CallError, ChatModel, Kind, Options, Request
 from aif.providers.openai import OpenAIChat
 from aif.providers.vllm import VllmChat
-from aif.simulator import Arrival, Cast, Fault, Mishap, Simulator
+from aif.simulator import Arrival, Fault, InjectedFault, SimulatedModels, Simulator
 from tests.support.loopback import (
     FAILURES,
     KEY,
@@ -279,10 +279,10 @@ async def test_servers_whose_ids_are_all_the_same_are_believed(
 
 
 async def test_no_response_that_comes_twice_is_taken_for_another(request_: Request, client: Client) -> None:
-    def doubled(arrival: Arrival) -> Mishap | None:
-        return Mishap(Fault.DUPLICATE, seconds=0.02) if arrival.number % 3 == 0 else None
+    def doubled(arrival: Arrival) -> InjectedFault | None:
+        return InjectedFault(Fault.DUPLICATE, seconds=0.02) if arrival.number % 3 == 0 else None
 
-    async with Simulator(Cast({"tiny": 0.5}, {}), latency_s=0.05, faults=doubled) as simulator:
+    async with Simulator(SimulatedModels({"tiny": 0.5}, {}), latency_s=0.05, faults=doubled) as simulator:
         asked = chat(client, simulator.base_url.removesuffix("/v1"))
         ids: list[str] = []
 

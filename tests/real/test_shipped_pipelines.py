@@ -9,14 +9,14 @@ import pytest
 from datasets import load_dataset
 
 from aif.core.errors import Exit
-from aif.simulator import Cast
+from aif.simulator import SimulatedModels
 from tests.support.serving import serving
 from tests.support.shipped import KEYS, PIPELINES, moved
 
 
 @pytest.mark.parametrize("path", PIPELINES, ids=[path.stem for path in PIPELINES])
 def test_it_runs_whole_and_exports(path: Path, tmp_path: Path) -> None:
-    with serving(Cast({}, {}, open=True)) as served:
+    with serving(SimulatedModels({}, {}, open=True)) as served:
         words = [*moved(path, served.base_url), "--set", "export.test_size=0.1"]
         for command in ("run", "export"):
             done = subprocess.run(

@@ -11,11 +11,21 @@ from hypothesis import strategies as st
 
 from aif.config.pipeline import parse
 from aif.core.errors import BadInput
-from aif.servers.command import Launched, adapter, check_stranger, command, environment, gpus, launched, runs, sends
+from aif.servers.command import (
+    LaunchedEndpoint,
+    adapter_path,
+    available_gpus,
+    check_owner,
+    launched_endpoints,
+    programs_run,
+    secret_destinations,
+    server_command,
+    server_environment,
+)
 from aif.servers.placement import CPU
 
 
-def entry(folder: Path, launch: str, more: str = "") -> Launched:
+def entry(folder: Path, launch: str, more: str = "") -> LaunchedEndpoint:
     text = f"""
 name: t
 prompts: [{{file: p.jsonl}}]
@@ -23,7 +33,7 @@ completions: {{per_prompt: 2}}
 models: {{a: {{provider: vllm, samples: 2, launch: {launch}{more}}}}}
 judges: {{j: {{provider: simulator}}}}
 """
-    (one,) = launched(parse(text, folder / "pipeline.yaml"), [("completion", "a")])
+    (one,) = launched_endpoints(parse(text, folder / "pipeline.yaml"), [("completion", "a")])
     return one
 
 
@@ -51,21 +61,23 @@ def smi(tmp_path: Path) -> Mapping[str, str]:
     ],
 )
 def test_gpus_are_those_that_the_environment_names(smi: Mapping[str, str], named: str, found: tuple[str, ...]) -> None:
-    assert gpus({**smi, "CUDA_VISIBLE_DEVICES": named}) == found
+    assert available_gpus({**smi, "CUDA_VISIBLE_DEVICES": named}) == found
 
 
 def test_gpus_are_else_those_that_nvidia_smi_tells(smi: Mapping[str, str], tmp_path: Path) -> None:
     broken = (tmp_path / "nvidia-smi").read_text()
-    assert gpus(smi) == ("0", "1", "2")
-    assert gpus({"PATH": str(tmp_path / "nothing")}) == CPU
+    assert available_gpus(smi) == ("0", "1", "2")
+    assert available_gpus({"PATH": str(tmp_path / "nothing")}) == CPU
     said = tmp_path / "nvidia-smi"
     said.write_text("#!/bin/sh\nprintf 'Warnung: Ger\\344t\\n'; echo 1; echo No devices were found\n")
-    assert gpus(smi) == ("1",)
+    assert available_gpus(smi) == ("1",)
     said.write_text("#!/bin/sh\necho No devices were found\n")
-    assert gpus(smi) == CPU
+    assert available_gpus(smi) == CPU
     said.write_text(broken)
-    with pytest.raises(BadInput, match=r"which GPUs there are \(Driver/library version mismatch\); mend the driver"):
-        gpus({**smi, "BROKEN": "1"})
+    with pytest.raises(
+        BadInput, match=r"nvidia-smi can't list the GPUs \(Driver/library version mismatch\); fix the driver"
+    ):
+        available_gpus({**smi, "BROKEN": "1"})
 
 
 @given(
@@ -92,7 +104,7 @@ def test_gpus_are_else_those_that_nvidia_smi_tells(smi: Mapping[str, str], tmp_p
 )
 def test_no_key_reaches_a_server(keys: dict[str, str]) -> None:
     one = entry(Path(), "{model: org/m}")
-    kept = environment(
+    kept = server_environment(
         one, {**keys, "HF_TOKEN": "t", "HF_HOME": "h", "PATH": "p", "TOKENIZERS_PARALLELISM": "1"}, {"MY_PASS"}, ("0",)
     )
 
@@ -103,21 +115,21 @@ def test_no_key_reaches_a_server(keys: dict[str, str]) -> None:
 def test_what_launch_env_says_goes_before(tmp_path: Path) -> None:
     one = entry(tmp_path, "{model: org/m, env: {VLLM_LOGGING_LEVEL: DEBUG}}")
 
-    assert environment(one, {"VLLM_LOGGING_LEVEL": "INFO"}, ())["VLLM_LOGGING_LEVEL"] == "DEBUG"
+    assert server_environment(one, {"VLLM_LOGGING_LEVEL": "INFO"}, ())["VLLM_LOGGING_LEVEL"] == "DEBUG"
 
 
 def test_numbers_from_nvidia_smi_are_told_in_its_order_and_those_named_are_left_in_theirs(tmp_path: Path) -> None:
     one = entry(tmp_path, "{model: org/m}")
 
-    assert environment(one, {}, (), ("1", "2"))["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
-    assert "CUDA_DEVICE_ORDER" not in environment(one, {"CUDA_VISIBLE_DEVICES": "1,2"}, (), ("1",))
-    assert "CUDA_VISIBLE_DEVICES" not in environment(one, {}, (), CPU)
+    assert server_environment(one, {}, (), ("1", "2"))["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    assert "CUDA_DEVICE_ORDER" not in server_environment(one, {"CUDA_VISIBLE_DEVICES": "1,2"}, (), ("1",))
+    assert "CUDA_VISIBLE_DEVICES" not in server_environment(one, {}, (), CPU)
 
 
 def test_the_command_says_what_the_pipeline_does(tmp_path: Path) -> None:
     one = entry(tmp_path, "{model: org/m, gpus: 2, max_model_len: 512, args: [--dtype, half]}", ", revision: v1")
 
-    assert command(one, 8100)[1:] == [
+    assert server_command(one, 8100)[1:] == [
         "-m", "vllm.entrypoints.openai.api_server", "--model", "org/m", "--served-model-name", "org/m", "--host",
         "127.0.0.1", "--port", "8100", "--generation-config", "vllm", "--tensor-parallel-size", "2", "--max-model-len",
         "512", "--revision", "v1", "--dtype", "half",
@@ -126,8 +138,10 @@ def test_the_command_says_what_the_pipeline_does(tmp_path: Path) -> None:
 
 def test_the_window_of_the_entry_is_the_servers_too(tmp_path: Path) -> None:
     said = "--max-model-len 512"
-    assert said in " ".join(command(entry(tmp_path, "{model: org/m}", ", max_model_len: 512"), 1))
-    assert said in " ".join(command(entry(tmp_path, "{model: org/m, max_model_len: 512}", ", max_model_len: 512"), 1))
+    assert said in " ".join(server_command(entry(tmp_path, "{model: org/m}", ", max_model_len: 512"), 1))
+    assert said in " ".join(
+        server_command(entry(tmp_path, "{model: org/m, max_model_len: 512}", ", max_model_len: 512"), 1)
+    )
 
 
 def test_a_folder_beside_the_pipeline_file_is_meant_before_the_hub(tmp_path: Path) -> None:
@@ -135,8 +149,8 @@ def test_a_folder_beside_the_pipeline_file_is_meant_before_the_hub(tmp_path: Pat
     one = entry(tmp_path, "{model: org/m, python: env/bin/python}", ", revision: v1, model: short")
 
     assert one.model == str(tmp_path / "org" / "m")
-    assert "--revision" not in command(one, 1)
-    assert command(one, 1)[6] == "short"
+    assert "--revision" not in server_command(one, 1)
+    assert server_command(one, 1)[6] == "short"
     assert entry(tmp_path, "{model: org/n}").model == "org/n"
 
 
@@ -154,7 +168,7 @@ def test_only_those_with_work_are_launched(tmp_path: Path) -> None:
         "models: {a: {provider: vllm, samples: 2, launch: {model: ./gone}}}}",
         tmp_path / "pipeline.yaml",
     )
-    assert launched(made, []) == []
+    assert launched_endpoints(made, []) == []
 
 
 @pytest.mark.parametrize(
@@ -204,9 +218,9 @@ def test_what_a_pipeline_runs_and_sends_is_said(tmp_path: Path) -> None:
     way = "which anybody on the way can read; give an address with https"
     open_to_all = f"j: sends MINE, OTHER to judge.example.com by http, {way}"
 
-    assert list(runs(made)) == [f"launch.python runs {tmp_path / 'tool'}"]
-    assert list(sends(made)) == [open_to_all, "k: sends MINE to 10.0.0.1:8000"]
-    assert list(sends(made, unsafe=True)) == [open_to_all]
+    assert list(programs_run(made)) == [f"launch.python runs {tmp_path / 'tool'}"]
+    assert list(secret_destinations(made)) == [open_to_all, "k: sends MINE to 10.0.0.1:8000"]
+    assert list(secret_destinations(made, unsafe=True)) == [open_to_all]
 
 
 def test_a_pipeline_that_somebody_else_may_have_written_runs_nothing_and_sends_nothing(
@@ -215,14 +229,14 @@ def test_a_pipeline_that_somebody_else_may_have_written_runs_nothing_and_sends_n
     file = tmp_path / "pipeline.yaml"
     file.write_text(PAID)
     made, harmless = parse(PAID, file), parse(SIMULATED, file)
-    check_stranger(made)
+    check_owner(made)
     file.chmod(0o666)
     with pytest.raises(BadInput, match=r"everybody may write to .*c: starts servers; j: sends MINE, OTHER to .*a copy"):
-        check_stranger(made)
-    check_stranger(harmless)
-    check_stranger(parse(PAID, tmp_path / "no-file.yaml"))
+        check_owner(made)
+    check_owner(harmless)
+    check_owner(parse(PAID, tmp_path / "no-file.yaml"))
     file.chmod(0o777)  # as all files are on a disk of Windows
-    check_stranger(made)
+    check_owner(made)
 
     file.chmod(0o664)
     monkeypatch.setattr("aif.core.file_permissions.os.geteuid", lambda: 4001)
@@ -232,9 +246,9 @@ def test_a_pipeline_that_somebody_else_may_have_written_runs_nothing_and_sends_n
     )
     monkeypatch.setattr("aif.core.file_permissions.Path.is_file", lambda one: True)
     with pytest.raises(BadInput, match=r"pipeline.yaml belongs to 4002, and you may not want what it does \(launch"):
-        check_stranger(made)
+        check_owner(made)
     monkeypatch.setattr("aif.core.file_permissions.os.geteuid", lambda: 0)  # as in a container
-    check_stranger(made)
+    check_owner(made)
 
 
 # who wrote aif, and who the file
@@ -272,12 +286,12 @@ def test_which_gpus_a_server_has_is_not_said_in_its_environment(tmp_path: Path) 
 def test_an_adapter_is_found_by_its_name(tmp_path: Path, modules: str, path: str | None) -> None:
     one = entry(tmp_path, f"{{model: org/m, args: [--lora-modules, {modules}, --dtype, half]}}", ", model: a")
 
-    assert adapter(one.one) == path
-    assert command(one, 1)[6] == ("a.base" if path else "a")
+    assert adapter_path(one.entry) == path
+    assert server_command(one, 1)[6] == ("a.base" if path else "a")
 
 
 def test_a_server_tells_nobody_of_its_use_unless_the_pipeline_says_so(tmp_path: Path) -> None:
-    kept = environment(entry(tmp_path, "{model: org/m}"), {}, ())
+    kept = server_environment(entry(tmp_path, "{model: org/m}"), {}, ())
 
     assert [kept[name] for name in ("DO_NOT_TRACK", "VLLM_NO_USAGE_STATS", "HF_HUB_DISABLE_TELEMETRY")] == ["1"] * 3
-    assert environment(entry(tmp_path, "{model: org/m, env: {DO_NOT_TRACK: 0}}"), {}, ())["DO_NOT_TRACK"] == "0"
+    assert server_environment(entry(tmp_path, "{model: org/m, env: {DO_NOT_TRACK: 0}}"), {}, ())["DO_NOT_TRACK"] == "0"

@@ -47,8 +47,12 @@ def test_weights_in_the_old_format_are_brought_where_there_are_no_others(tmp_pat
             "",
             "org/gated is gated: accept its licence at https://huggingface.co/org/gated, and set HF_TOKEN",
         ),
-        ("org/none", "", "org/none is no folder here and no model on the Hub, or a private one"),
-        ("no/model/at/all", "", "no/model/at/all is no folder here and no model on the Hub"),
+        (
+            "org/none",
+            "",
+            "org/none is neither a folder here nor a model on the Hub that this token can see; check launch.model",
+        ),
+        ("no/model/at/all", "", "no/model/at/all is neither a folder here nor a model on the Hub"),
         ("org/small", "v9", "org/small has no revision 'v9' on the Hub"),
     ],
 )
@@ -73,7 +77,9 @@ def test_without_the_hub_and_the_files_that_is_told(tmp_path: Path, hub: str, op
     code, told = fetched(tmp_path, hub, *option, "org/small", "", offline=True)
 
     assert code == 1
-    assert told.startswith("org/small is not whole in the Hub's cache, and the Hub can't be asked")
+    assert told.startswith(
+        "org/small is not complete in the Hub's cache, and the Hub can't be reached; check HF_HUB_OFFLINE"
+    )
 
 
 @pytest.mark.parametrize("option", [[], ["--check"]])

@@ -23,7 +23,7 @@ from aif.core.types import Message, digest
 from aif.engine.connect import opened
 from aif.providers.base import Request
 from aif.servers import model_identity
-from aif.servers.fleet import Fleet, Patience, _appending, telling
+from aif.servers.fleet import Fleet, Timings, _open_log, error_in_log
 from aif.store.lock import Places
 from aif.store.reader import Reader
 from tests.engine.test_orchestrator import ask, run, write
@@ -32,7 +32,7 @@ from tests.support.processes import alive, until
 from tests.support.serving import Served
 
 ROOT = Path(__file__).resolve().parents[2]
-QUICK = Patience(poll_s=0.02, again_s=(0.01, 0.01))
+QUICK = Timings(poll_s=0.02, restart_after_s=(0.01, 0.01))
 
 
 @pytest.fixture(autouse=True)
@@ -219,7 +219,7 @@ def test_a_model_that_can_not_be_had_is_refused_and_one_that_can_is_fetched_firs
 @pytest.mark.parametrize(
     ("launch", "said"),
     [
-        ({"gpus": 2}, "a: launch.gpus is 2, but no GPU is found here"),
+        ({"gpus": 2}, "a: launch.gpus is 2, but this machine has no GPU"),
         ({"model": "./gone"}, "a: launch.model: there is no folder ./gone"),
         ({"args": ["--port=1"]}, "a: launch.args: --port is set by aif; take it out"),
         ({"args": ["--ho=0.0.0.0"]}, "a: launch.args: --ho is set by aif; take it out"),
@@ -339,7 +339,7 @@ def test_what_a_former_version_has_asked_is_not_asked_again(
     (fakes.model / "model.safetensors").write_text("first")
     path = pipeline(tmp_path, {"a": fakes.launch({"args": ["--quantization", "fp8"]})}, fakes.launch())
     with monkeypatch.context() as former:
-        former.setattr(model_identity, "known", lambda *_: [])
+        former.setattr(model_identity, "identify_models", lambda *_: [])
         made, _ = run(path)
     calls = asked(made)
     assert recorded(made) == []
@@ -360,16 +360,16 @@ def test_files_that_change_while_a_server_loads_them_end_it(
 ) -> None:
     (fakes.model / "model.safetensors").write_text("first")
     path = pipeline(tmp_path, {"a": fakes.launch()}, fakes.launch())
-    real = Fleet.of
+    original = Fleet.plan
 
-    async def of(*given: Any, **options: Any) -> Fleet:
+    async def plan(*given: Any, **options: Any) -> Fleet:
         (fakes.model / "model.safetensors").write_text("trained")
-        return await real(*given, **options)
+        return await original(*given, **options)
 
-    monkeypatch.setattr(Fleet, "of", of)
+    monkeypatch.setattr(Fleet, "plan", plan)
     made, ended = run(path)
 
-    assert ended.asked.refused["a"].startswith("its model's files are no longer those that it was planned by")
+    assert ended.asked.refused["a"].startswith("its model's files have changed since the run was planned")
     assert not (fakes.folder / "calls.jsonl").read_text()
     made, ended = run(path)
     assert not ended.incomplete
@@ -382,12 +382,12 @@ def test_files_that_go_while_a_server_loads_them_end_it_alone(
     (fakes.model / "model.safetensors").write_text("first")
     path = pipeline(tmp_path, {"a": fakes.launch(), "b": fakes.launch({"model": str(tmp_path)})}, fakes.launch())
 
-    def gone(one: Any, *_: Any) -> bool:
-        if one.one.name == "a":
-            raise BadInput("a: model.safetensors: can't be read: No such file or directory; mend that")
+    def gone(endpoint: Any, *_: Any) -> bool:
+        if endpoint.entry.name == "a":
+            raise BadInput("a: model.safetensors: can't be read: No such file or directory; fix that")
         return False
 
-    monkeypatch.setattr("aif.servers.fleet.changed", gone)
+    monkeypatch.setattr("aif.servers.fleet.loads_other_files", gone)
     _, ended = run(path)
 
     assert ended.asked.refused["a"].startswith("a: model.safetensors: can't be read")
@@ -411,7 +411,7 @@ def test_an_adapter_is_asked_for_by_its_name_and_its_base_has_another(tmp_path: 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="of Linux")
 def test_a_log_that_finds_no_room_is_named() -> None:
     with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
-        _appending(Path("/dev/full"), "a start")
+        _open_log(Path("/dev/full"), "a start")
 
 
 async def test_a_server_that_is_being_stopped_is_not_starting(tmp_path: Path, fakes: Fakes) -> None:
@@ -434,14 +434,14 @@ async def test_a_server_that_is_being_stopped_is_not_starting(tmp_path: Path, fa
 
 
 @asynccontextmanager
-async def attended(path: Path, told: list[str], patience: Patience = QUICK) -> AsyncIterator[Any]:
+async def attended(path: Path, told: list[str], timings: Timings = QUICK) -> AsyncIterator[Any]:
     """The endpoints of a pipeline with a fleet that serves them, without a run."""
     made = load(path)
     async with opened(made) as endpoints, asyncio.TaskGroup() as group:
         keys = {(e.stage, e.name) for e in endpoints if e.name == "a"}
-        fleet = await Fleet.of(made, endpoints, keys, Places(made.store).logs, told.append)
-        fleet.patience = patience
-        group.create_task(fleet.attend())
+        fleet = await Fleet.plan(made, endpoints, keys, Places(made.store).logs, told.append)
+        fleet.timings = timings
+        group.create_task(fleet.run())
         endpoint = next(e for e in endpoints if e.name == "a")
         endpoint.wanted.set()
         yield endpoint
@@ -499,22 +499,22 @@ async def test_while_one_is_down_the_other_answers(
 
 async def test_one_that_hangs_is_ended_and_started_again(tmp_path: Path, fakes: Fakes) -> None:
     told: list[str] = []
-    patience = replace(QUICK, look_s=0.02, hung_s=0.1)
-    async with attended(pipeline(tmp_path, {"a": fakes.launch()}, fakes.launch()), told, patience) as endpoint:
+    timings = replace(QUICK, check_s=0.02, hung_s=0.1)
+    async with attended(pipeline(tmp_path, {"a": fakes.launch()}, fakes.launch()), told, timings) as endpoint:
         await _answered(endpoint)
         (first,) = fakes.started()
         os.kill(first["pid"], signal.SIGSTOP)
         await _until(lambda: not endpoint.up.is_set())
         assert await _answered(endpoint)
 
-    assert told[1].startswith("a: its server hangs, /health was not well for 0.1 s: its log ")
+    assert told[1].startswith("a: its server hangs, /health failed for 0.1 s: its log ")
     assert not alive(first["engine"])
 
 
 async def test_one_that_is_well_and_answers_no_call_is_ended_and_started_again(tmp_path: Path, fakes: Fakes) -> None:
     told: list[str] = []
     path = pipeline(tmp_path, {"a": {**fakes.launch(FAKE_LATENCY="60"), "timeout_s": 0.1}}, fakes.launch())
-    async with attended(path, told, replace(QUICK, look_s=0.02)) as endpoint:
+    async with attended(path, told, replace(QUICK, check_s=0.02)) as endpoint:
         assert await endpoint.ready()
         await asyncio.gather(*(endpoint.client.ask(REQUEST) for _ in range(3)), return_exceptions=True)
         await _until(lambda: len(fakes.started()) == 2)
@@ -527,9 +527,9 @@ async def test_a_log_that_grows_without_end_keeps_its_begin_its_end_and_what_wen
 ) -> None:
     monkeypatch.setattr("aif.servers.fleet.LOG_KEPT", 100_000)
     told: list[str] = []
-    path, patience = pipeline(tmp_path, {"a": fakes.launch()}, fakes.launch()), replace(QUICK, look_s=0.02)
+    path, timings = pipeline(tmp_path, {"a": fakes.launch()}, fakes.launch()), replace(QUICK, check_s=0.02)
     log = Places(load(path).store).logs / "a-1.log"
-    async with attended(path, told, patience) as endpoint:
+    async with attended(path, told, timings) as endpoint:
         await _answered(endpoint)
         with log.open("ab", buffering=0) as server:
             server.write(b"INFO busy\n" * 100_000)
@@ -629,12 +629,14 @@ def test_a_stop_while_a_model_is_fetched_does_not_wait_for_it(tmp_path: Path, fa
 
 
 def test_the_telling_line_of_a_log_is_the_cause_not_what_follows_from_it() -> None:
-    assert telling(TRACEBACK.splitlines()) == "ValueError: No room for the weights"
+    assert error_in_log(TRACEBACK.splitlines()) == "ValueError: No room for the weights"
     said = "pydantic_core._pydantic_core.ValidationError: 1 error for ModelConfig\n  max_model_len is too long\nbye"
-    assert telling(said.splitlines()).endswith("ValidationError: 1 error for ModelConfig max_model_len is too long")
-    assert telling(["loading", "error: no such option --frob", "bye"]) == "error: no such option --frob"
+    assert error_in_log(said.splitlines()).endswith(
+        "ValidationError: 1 error for ModelConfig max_model_len is too long"
+    )
+    assert error_in_log(["loading", "error: no such option --frob", "bye"]) == "error: no such option --frob"
     calm = "(APIServer pid=6) WARNING 11-21 13:16:11 [a.py:255] too few files, which can cause an OSError: [Errno 24]"
-    assert telling([calm, "INFO: 127.0.0.1 POST 200 OK"]) == "INFO: 127.0.0.1 POST 200 OK"
+    assert error_in_log([calm, "INFO: 127.0.0.1 POST 200 OK"]) == "INFO: 127.0.0.1 POST 200 OK"
     # of vLLM 0.32 for a folder without weights
     missing = """\
 \x1b[0;36m(Worker pid=11977)\x1b[0;0m ERROR 11-30 10:07:46 [multiproc_executor.py:953] WorkerProc failed to start.
@@ -644,9 +646,9 @@ def test_the_telling_line_of_a_log_is_the_cause_not_what_follows_from_it() -> No
 exception in a background process. See stack trace for root cause.
 Exception: WorkerProc initialization failed due to an exception in a background process. See stack trace for root cause.
 RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}"""
-    assert telling(missing.splitlines()) == "RuntimeError: Cannot find any"
-    assert telling(["loading", "Killed", ""]) == "Killed"
-    assert telling([]) == ""
+    assert error_in_log(missing.splitlines()) == "RuntimeError: Cannot find any"
+    assert error_in_log(["loading", "Killed", ""]) == "Killed"
+    assert error_in_log([]) == ""
 
 
 def test_doctor_tells_what_would_be_launched_without_launching_it(
@@ -657,14 +659,14 @@ def test_doctor_tells_what_would_be_launched_without_launching_it(
     )
     out, _ = aif("doctor", path).communicate(timeout=60)
 
-    assert "a: org/gone is not whole in the Hub's cache" in out
+    assert "a: org/gone is not complete in the Hub's cache" in out
     assert re.search(r"mend b: \S+ has no vLLM", out)
     assert f"judge: can be launched: vLLM and {fakes.model} are there" in out
     assert "servers: 2 of 3, launched by `aif run`: b on the CPU" in out
     assert fakes.started() == []
 
     out, _ = aif("doctor", path, "--set", f"models.a.launch.python={sys.executable}").communicate(timeout=60)
-    assert out.index(f"launch.python runs {sys.executable}") < out.index("a: org/gone is not whole")
+    assert out.index(f"launch.python runs {sys.executable}") < out.index("a: org/gone is not complete")
     path.chmod(0o666)
     for command in ("doctor", "run"):
         out, err = aif(command, path).communicate(timeout=60)
@@ -674,4 +676,4 @@ def test_doctor_tells_what_would_be_launched_without_launching_it(
     path.chmod(0o644)
 
     out, _ = aif("doctor", path, "--set", "models.b.launch.gpus=2").communicate(timeout=60)
-    assert "mend servers: b: launch.gpus is 2, but no GPU is found here" in out
+    assert "mend servers: b: launch.gpus is 2, but this machine has no GPU" in out

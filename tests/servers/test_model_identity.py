@@ -15,9 +15,10 @@ import pytest
 from aif.config.pipeline import Pipeline, parse
 from aif.core.errors import BadInput
 from aif.core.types import digest
-from aif.servers import model_identity
-from aif.servers.command import command, fetching, launched
-from aif.servers.model_identity import Seen, bare, changed, counted, known, loaded
+from aif.servers import model_files, model_identity
+from aif.servers.command import download_command, launched_endpoints, server_command
+from aif.servers.model_files import loaded_files
+from aif.servers.model_identity import ModelChange, base_option, identify_models, identity_arguments, loads_other_files
 from tests.support.model_hub import COMMIT, FILES
 
 BASE = {
@@ -51,13 +52,13 @@ class Past(list[Any]):
 
     def look(self, one: Pipeline) -> str:
         """The identity, once what is there now was looked at."""
-        self.seen: list[Seen] = known(one, self, self.told.append)
+        self.seen: list[ModelChange] = identify_models(one, self, self.told.append)
         self += [found.record["content"] for found in self.seen]
         return one.models["a"].identity
 
     def read(self, one: Pipeline) -> str:
         """The identity by the records alone."""
-        assert known(one, self) == []
+        assert identify_models(one, self) == []
         return one.models["a"].identity
 
 
@@ -143,14 +144,14 @@ def test_what_a_server_loads_counts(tmp_path: Path, past: Past, name: str) -> No
 
 def test_weights_in_the_old_format_count_where_there_are_no_others_or_where_it_is_said() -> None:
     names = ["pytorch_model.bin", "m.pt", "training_args.bin", "scheduler.pt", "x.py"]
-    assert loaded(names, ()) == ["m.pt", "pytorch_model.bin"]
-    assert loaded([*names, "model.safetensors"], ()) == ["model.safetensors"]
-    assert loaded([*names, "model.safetensors"], ["--load-format"]) == [
+    assert loaded_files(names, ()) == ["m.pt", "pytorch_model.bin"]
+    assert loaded_files([*names, "model.safetensors"], ()) == ["model.safetensors"]
+    assert loaded_files([*names, "model.safetensors"], ["--load-format"]) == [
         "m.pt",
         "model.safetensors",
         "pytorch_model.bin",
     ]
-    assert loaded([*names, "model.safetensors"], ["--trust-remote-code"]) == ["model.safetensors", "x.py"]
+    assert loaded_files([*names, "model.safetensors"], ["--trust-remote-code"]) == ["model.safetensors", "x.py"]
 
 
 @pytest.mark.parametrize(
@@ -172,7 +173,7 @@ def test_weights_in_the_old_format_count_where_there_are_no_others_or_where_it_i
     ],
 )
 def test_arguments_count_by_what_they_change(args: list[str], counts: dict[str, str]) -> None:
-    assert counted(args) == counts
+    assert identity_arguments(args) == counts
 
 
 def test_no_argument_is_in_both_lists() -> None:
@@ -186,9 +187,9 @@ def test_no_argument_is_in_both_lists() -> None:
         "--seed",
     ]
     for name in known_args:
-        assert bool(model_identity._WORDS.fullmatch(bare(name))) != bool(model_identity._ELSE.fullmatch(bare(name))), (
-            name
-        )
+        assert bool(model_identity._OUTPUT_OPTIONS.fullmatch(base_option(name))) != bool(
+            model_identity._RUNTIME_OPTIONS.fullmatch(base_option(name))
+        ), name
 
 
 def test_an_argument_that_is_not_known_counts_and_is_said_once(tmp_path: Path, past: Past) -> None:
@@ -221,7 +222,7 @@ def test_a_file_or_folder_that_an_argument_names_counts_by_its_content(tmp_path:
     words.rename(tmp_path / "moved")
     past.look(pipeline(tmp_path, {"model": str(tmp_path / "m"), "args": [*args[:-1], str(tmp_path / "moved")]}))
     assert past.seen == []
-    assert "{{ 'x' }}" * 999 in counted(["--chat-template", "{{ 'x' }}" * 999]).values()
+    assert "{{ 'x' }}" * 999 in identity_arguments(["--chat-template", "{{ 'x' }}" * 999]).values()
     past.look(pipeline(tmp_path, {"model": str(tmp_path / "m"), "args": ["--chat-template", "{{ 'x' }}" * 999]}))
 
 
@@ -258,15 +259,15 @@ def test_an_adapter_on_the_hub_counts_by_its_name(tmp_path: Path, past: Past) ->
 def test_files_of_one_size_and_time_are_told_apart_and_what_stays_is_not_read_again(
     tmp_path: Path, past: Past, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model_identity, "_SETTLED_S", -1.0)
+    monkeypatch.setattr(model_files, "_SETTLED_S", -1.0)
     read: list[str] = []
-    real = model_identity._sha256
+    real = model_files._sha256
 
     def noted(path: Path, over: Event) -> str:
         read.append(path.name)
         return real(path, over)
 
-    monkeypatch.setattr(model_identity, "_sha256", noted)
+    monkeypatch.setattr(model_files, "_sha256", noted)
     one = pipeline(tmp_path, {"model": str(model(tmp_path / "m"))})
     past.look(one)
     assert len(read) == len(BASE)
@@ -286,7 +287,7 @@ def test_files_of_one_size_and_time_are_told_apart_and_what_stays_is_not_read_ag
 def test_what_was_kept_of_a_file_that_may_no_longer_be_looked_at_is_in_nobodys_way(
     tmp_path: Path, past: Past, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model_identity, "_SETTLED_S", -1.0)
+    monkeypatch.setattr(model_files, "_SETTLED_S", -1.0)
     one = pipeline(tmp_path, {"model": str(model(tmp_path / "m"))})
     past.look(one)
     real = os.stat
@@ -298,14 +299,14 @@ def test_what_was_kept_of_a_file_that_may_no_longer_be_looked_at_is_in_nobodys_w
         return real(path, **options)
 
     monkeypatch.setattr(os, "stat", refused)
-    model_identity._keep({})
-    assert gone not in model_identity._kept()
-    assert len(model_identity._kept()) == len(BASE) - 1
+    model_files._write_cache({})
+    assert gone not in model_files._read_cache()
+    assert len(model_files._read_cache()) == len(BASE) - 1
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"x": 1}', b'{"x": [1, 2, 3, 4]}', b"\xff"])
 def test_what_was_kept_of_files_may_be_anything(tmp_path: Path, past: Past, content: bytes) -> None:
-    place = model_identity._place()
+    place = model_files._cache_file()
     place.parent.mkdir(parents=True, exist_ok=True)
     place.write_bytes(content)
 
@@ -316,7 +317,7 @@ def test_what_was_kept_of_files_may_be_anything(tmp_path: Path, past: Past, cont
 def test_nothing_needs_to_be_kept_of_files(tmp_path: Path, past: Past, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    monkeypatch.setattr(model_identity, "_SETTLED_S", -1.0)
+    monkeypatch.setattr(model_files, "_SETTLED_S", -1.0)
 
     assert past.look(pipeline(tmp_path, {"model": str(model(tmp_path / "m"))})) == "policy"
 
@@ -325,7 +326,7 @@ def test_where_nobody_has_a_home_nothing_is_kept(tmp_path: Path, past: Past, mon
     for variable in ("XDG_CACHE_HOME", "HOME"):
         monkeypatch.delenv(variable)
     monkeypatch.setattr(os, "getuid", lambda: 2**31 - 5)
-    monkeypatch.setattr(model_identity, "_SETTLED_S", -1.0)
+    monkeypatch.setattr(model_files, "_SETTLED_S", -1.0)
     monkeypatch.chdir(tmp_path)
 
     assert past.look(pipeline(tmp_path, {"model": str(model(tmp_path / "m"))})) == "policy"
@@ -335,14 +336,14 @@ def test_where_nobody_has_a_home_nothing_is_kept(tmp_path: Path, past: Past, mon
 def test_a_young_file_is_read_again(tmp_path: Path, past: Past) -> None:
     past.look(pipeline(tmp_path, {"model": str(model(tmp_path / "m"))}))
 
-    assert not model_identity._place().exists()
+    assert not model_files._cache_file().exists()
 
 
 def test_a_file_that_can_not_be_read_is_told(tmp_path: Path, past: Past, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(path: Path, over: Event) -> str:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(model_identity, "_sha256", refused)
+    monkeypatch.setattr(model_files, "_sha256", refused)
     with pytest.raises(BadInput, match=r"a: .*can't be read: Permission denied"):
         past.look(pipeline(tmp_path, {"model": str(model(tmp_path / "m"))}))
 
@@ -366,7 +367,7 @@ def test_two_entries_of_one_name_that_are_seen_together_both_keep_it(tmp_path: P
     both.models["b"]._name = "b"
     past: list[Any] = []
     for _ in range(2):
-        past += [found.record["content"] for found in known(both, past, print)]
+        past += [found.record["content"] for found in identify_models(both, past, print)]
         assert [entry.identity for entry in both.models.values()] == ["policy", "policy"]
     assert [row["n"] for row in past] == [0, 0]
 
@@ -412,9 +413,9 @@ def test_without_the_hub_what_is_in_the_cache_is_the_same_model_and_else_what_is
     assert past.seen == []
 
     online.setenv("HF_HUB_OFFLINE", "0")
-    (found,) = launched(one, [("completion", "a")])
-    assert command(found, 1)[-2:] == ["--revision", COMMIT]
-    subprocess.run(fetching(found), check=True)
+    (found,) = launched_endpoints(one, [("completion", "a")])
+    assert server_command(found, 1)[-2:] == ["--revision", COMMIT]
+    subprocess.run(download_command(found), check=True)
     online.setenv("HF_HUB_OFFLINE", "1")
     past[0]["commit"] = "another"
     past.look(one)
@@ -437,7 +438,7 @@ def test_ctrl_c_ends_the_reading_of_files() -> None:
     Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
 
     with pytest.raises(KeyboardInterrupt):
-        model_identity._read([Path("/dev/zero")] * 3, Event())
+        model_files._read_all([Path("/dev/zero")] * 3, Event())
     assert time.monotonic() - began < 10
 
 
@@ -446,20 +447,20 @@ def test_the_reading_of_files_can_be_ended_and_nothing_half_read_is_kept(
 ) -> None:
     one = pipeline(tmp_path, {"model": str(model(tmp_path / "m"))})
     past.look(one)
-    monkeypatch.setattr(model_identity, "_SETTLED_S", -1.0)
-    (found,) = launched(one, [("completion", "a")])
+    monkeypatch.setattr(model_files, "_SETTLED_S", -1.0)
+    (found,) = launched_endpoints(one, [("completion", "a")])
     over = Event()
     over.set()
 
     with pytest.raises(BadInput, match="can't be read: Operation canceled"):
-        changed(found, over)
-    assert model_identity._kept() == {}
+        loads_other_files(found, over)
+    assert model_files._read_cache() == {}
 
 
 def test_a_home_folder_of_nobody_is_told(tmp_path: Path, past: Past) -> None:
     for launch in ({"model": "~nobody-here/m"}, {"model": "m", "python": "~nobody-here/python"}):
         with pytest.raises(BadInput, match="no such home folder"):
-            launched(pipeline(tmp_path, launch), [("completion", "a")])
+            launched_endpoints(pipeline(tmp_path, launch), [("completion", "a")])
     folder = str(model(tmp_path / "m"))
     past.look(pipeline(tmp_path, {"model": folder, "args": ["--lora-modules", "policy=~nobody-here/a"]}))
     assert past[0]["parts"]["adapter"] == "~nobody-here/a"
@@ -469,14 +470,14 @@ def test_a_server_is_asked_only_if_it_loaded_what_was_looked_at(tmp_path: Path, 
     folder = model(tmp_path / "m")
     one = pipeline(tmp_path, {"model": str(folder)})
     past.look(one)
-    (found,) = launched(one, [("completion", "a")])
-    assert not changed(found, Event())
+    (found,) = launched_endpoints(one, [("completion", "a")])
+    assert not loads_other_files(found, Event())
     model(folder, README__md="words")
-    assert not changed(found, Event())
+    assert not loads_other_files(found, Event())
     model(folder, config__json="[]")
-    assert changed(found, Event())
+    assert loads_other_files(found, Event())
 
     away = pipeline(tmp_path, {"model": "org/none"})  # what it loads, should it come up yet, nobody knows
     assert past.look(away) == "policy+sha256:?"
-    (found,) = launched(away, [("completion", "a")])
-    assert changed(found, Event())
+    (found,) = launched_endpoints(away, [("completion", "a")])
+    assert loads_other_files(found, Event())

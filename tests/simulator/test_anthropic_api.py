@@ -8,12 +8,12 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
-from aif.simulator import Cast, Simulator, openai_api
+from aif.simulator import SimulatedModels, Simulator, openai_api
 from aif.simulator.anthropic_api import CACHED_FROM, Messages, error
 from aif.simulator.models import RefusedError
-from aif.simulator.words import count_tokens
+from aif.simulator.text_analysis import count_tokens
 
-CAST = Cast(models={"weak": 0.2, "strong": 0.9}, judges={"judge": 0.1}, seed=7)
+MODELS = SimulatedModels(models={"weak": 0.2, "strong": 0.9}, judges={"judge": 0.1}, seed=7)
 LONG = "Explain how tide tables are made. " * 200
 
 
@@ -27,7 +27,7 @@ def marked(text: str, tail: str = "Be brief.") -> list[dict[str, Any]]:
 
 
 def answer(body: Any, endpoint: Messages | None = None, max_model_len: int = 32768) -> dict[str, Any]:
-    return (endpoint or Messages(CAST, max_model_len)).begin(body)()
+    return (endpoint or Messages(MODELS, max_model_len)).begin(body)()
 
 
 def billed(reply: dict[str, Any]) -> tuple[int, int]:
@@ -46,7 +46,7 @@ def test_the_same_conversation_gets_the_text_it_gets_by_chat_completions(system:
     chat = {"model": "strong", "max_tokens": 400, "messages": [*first, {"role": "user", "content": "Explain tides."}]}
     reply = answer(ask(marked("Explain", " tides."), **({"system": system} if system else {})))
 
-    said = openai_api.answer(CAST, chat)
+    said = openai_api.answer(MODELS, chat)
     assert reply["content"] == [{"type": "text", "text": said["choices"][0]["message"]["content"]}]
     assert reply["usage"]["input_tokens"] == said["usage"]["prompt_tokens"]
     assert reply["usage"]["output_tokens"] == said["usage"]["completion_tokens"]
@@ -117,7 +117,7 @@ def test_what_the_api_refuses_is_refused(change: dict[str, Any], status: int, wo
 
 
 def test_a_prefix_is_written_once_and_read_from_then_on() -> None:
-    endpoint = Messages(CAST, 32768)
+    endpoint = Messages(MODELS, 32768)
     replies = [answer(ask(marked(LONG, tail)), endpoint) for tail in ("Be brief.", "Be honest.", "Be brief.")]
 
     written = billed(replies[0])[1]
@@ -130,7 +130,7 @@ def test_a_prefix_is_written_once_and_read_from_then_on() -> None:
 
 def test_requests_that_come_together_all_write() -> None:
     """A cache entry can be read once the first reply has begun."""
-    endpoint = Messages(CAST, 32768)
+    endpoint = Messages(MODELS, 32768)
     finishes = [endpoint.begin(ask(marked(LONG, tail))) for tail in ("Be brief.", "Be honest.")]
     together = [billed(finish()) for finish in finishes]
 
@@ -149,20 +149,20 @@ def test_requests_that_come_together_all_write() -> None:
     ids=["text", "model", "system", "output_config"],
 )
 def test_another_beginning_is_another_prefix(other: dict[str, Any]) -> None:
-    endpoint = Messages(CAST, 32768)
+    endpoint = Messages(MODELS, 32768)
     answer(ask(marked(LONG)), endpoint)
 
     assert billed(answer(other, endpoint))[0] == 0
 
 
 def test_a_short_prefix_or_one_without_a_breakpoint_is_not_cached() -> None:
-    endpoint = Messages(CAST, 32768)
+    endpoint = Messages(MODELS, 32768)
     for content in (marked("Explain tides."), LONG):
         assert [billed(answer(ask(content), endpoint)) for _ in range(2)] == [(0, 0)] * 2
 
 
 def test_of_several_breakpoints_the_furthest_known_is_read_and_the_rest_written() -> None:
-    endpoint = Messages(CAST, 32768)
+    endpoint = Messages(MODELS, 32768)
     (_, system) = billed(answer(ask("Hi.", system=marked(LONG)[:1]), endpoint))
     read, written = billed(answer(ask(marked(LONG), system=marked(LONG)[:1]), endpoint))
 
@@ -171,7 +171,7 @@ def test_of_several_breakpoints_the_furthest_known_is_read_and_the_rest_written(
 
 
 def test_what_is_refused_is_not_cached() -> None:
-    endpoint = Messages(CAST, 1700)
+    endpoint = Messages(MODELS, 1700)
     with pytest.raises(RefusedError):
         answer(ask(marked(LONG, LONG)), endpoint)
 
@@ -198,7 +198,7 @@ async def post() -> AsyncIterator[Post]:
 
 
 async def test_key_is_asked_for_under_either_name(post: Post) -> None:
-    async with Simulator(CAST, require_key="open-sesame") as simulator:
+    async with Simulator(MODELS, require_key="open-sesame") as simulator:
         missing, wrong = await post(simulator, ask()), await post(simulator, ask(), x_api_key="wrong")
         right = [
             await post(simulator, ask(), **headers)
@@ -213,7 +213,7 @@ async def test_key_is_asked_for_under_either_name(post: Post) -> None:
 
 
 async def test_errors_have_the_api_s_shape_and_calls_are_counted(post: Post) -> None:
-    async with Simulator(CAST) as simulator, aiohttp.ClientSession() as session:
+    async with Simulator(MODELS) as simulator, aiohttp.ClientSession() as session:
         fine = [await post(simulator, ask(marked(LONG))) for _ in range(2)]
         refused = [await post(simulator, ask(temperature=0)), await post(simulator, [])]
         async with session.post(f"{simulator.base_url}/messages", data=json.dumps(ask())) as reply:

@@ -10,12 +10,12 @@ import aiohttp
 import pytest
 
 from aif.core.errors import BadInput
-from aif.simulator import Arrival, Call, Cast, Fault, Faults, Mishap, Simulator
+from aif.simulator import Arrival, Call, Fault, Faults, InjectedFault, SimulatedModels, Simulator
 from aif.simulator.models import RefusedError
-from aif.simulator.rate_limits import Allowance
+from aif.simulator.rate_limits import RateLimitBuckets
 from trials.reliability import fast_clock
 
-CAST = Cast({"model": 0.5}, {}, 7)
+MODELS = SimulatedModels({"model": 0.5}, {}, 7)
 BODY = {"model": "model", "messages": [{"role": "user", "content": "How do tides work?"}], "max_tokens": 50}
 
 
@@ -29,7 +29,7 @@ async def post(simulator: Simulator, path: str = "/chat/completions", **more: An
 
 
 def always(fault: Fault, **how: Any) -> Any:
-    return lambda arrival: Mishap(fault, **how)
+    return lambda arrival: InjectedFault(fault, **how)
 
 
 @pytest.mark.parametrize("path", ["/chat/completions", "/messages"])
@@ -47,20 +47,20 @@ def always(fault: Fault, **how: Any) -> Any:
 async def test_a_refusal_comes_in_the_shape_of_its_api_and_says_the_key_back(
     path: str, fault: Fault, status: int
 ) -> None:
-    async with Simulator(CAST, faults=always(fault)) as simulator:
+    async with Simulator(MODELS, faults=always(fault)) as simulator:
         got, _, body = await post(simulator, path)
     assert got == status
     assert "sk-planted" in json.loads(body)["error"]["message"]
 
 
 async def test_an_empty_account_is_told_as_each_provider_tells_it() -> None:
-    async with Simulator(CAST, faults=always(Fault.QUOTA)) as simulator:
+    async with Simulator(MODELS, faults=always(Fault.QUOTA)) as simulator:
         assert [(await post(simulator, path))[0] for path in ("/chat/completions", "/messages")] == [429, 400]
 
 
 async def test_retry_after_in_seconds_as_a_date_or_not_at_all() -> None:
     said = iter(["121", "date:90", None])
-    async with Simulator(CAST, faults=lambda _: Mishap(Fault.RATE_LIMITED, next(said))) as simulator:
+    async with Simulator(MODELS, faults=lambda _: InjectedFault(Fault.RATE_LIMITED, next(said))) as simulator:
         headers = [(await post(simulator))[1] for _ in range(3)]
     assert headers[0]["Retry-After"] == "121"
     until, now = (parsedate_to_datetime(headers[1][name]) for name in ("Retry-After", "Date"))
@@ -71,7 +71,7 @@ async def test_retry_after_in_seconds_as_a_date_or_not_at_all() -> None:
 async def test_what_is_no_reply_comes_with_status_200() -> None:
     bodies = {}
     for fault in (Fault.HTML, Fault.BROKEN_JSON, Fault.NO_CHOICES, Fault.CONTROL):
-        async with Simulator(CAST, faults=always(fault)) as simulator:
+        async with Simulator(MODELS, faults=always(fault)) as simulator:
             status, _, bodies[fault] = await post(simulator)
         assert status == 200
     assert bodies[Fault.HTML].startswith(b"<html>")
@@ -92,7 +92,7 @@ async def test_what_is_no_reply_comes_with_status_200() -> None:
     ],
 )
 async def test_a_reply_with_other_words(fault: Fault, text: str, reason: str) -> None:
-    async with Simulator(CAST, faults=always(fault, text="these words")) as simulator:
+    async with Simulator(MODELS, faults=always(fault, text="these words")) as simulator:
         _, _, body = await post(simulator)
         _, _, anthropic = await post(simulator, "/messages")
     (choice,) = json.loads(body)["choices"]
@@ -101,13 +101,13 @@ async def test_a_reply_with_other_words(fault: Fault, text: str, reason: str) ->
 
 
 async def test_a_connection_that_ends_within_the_body() -> None:
-    async with Simulator(CAST, faults=always(Fault.CUT)) as simulator:
+    async with Simulator(MODELS, faults=always(Fault.CUT)) as simulator:
         with pytest.raises(aiohttp.ClientPayloadError):
             await post(simulator)
 
 
 async def test_a_response_that_comes_twice() -> None:
-    async with Simulator(CAST, faults=always(Fault.DUPLICATE)) as simulator:
+    async with Simulator(MODELS, faults=always(Fault.DUPLICATE)) as simulator:
         url = simulator.base_url.removeprefix("http://").removesuffix("/v1")
         reader, writer = await asyncio.open_connection(*url.split(":"))
         body = json.dumps(BODY).encode()
@@ -123,7 +123,7 @@ async def test_a_response_that_comes_twice() -> None:
 
 async def test_a_client_that_gives_up_ends_its_call_and_is_billed() -> None:
     told: asyncio.Future[Call] = asyncio.get_running_loop().create_future()
-    async with Simulator(CAST, faults=always(Fault.HANG, seconds=3600), on_call=told.set_result) as simulator:
+    async with Simulator(MODELS, faults=always(Fault.HANG, seconds=3600), on_call=told.set_result) as simulator:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.3):
                 await post(simulator)
@@ -135,7 +135,7 @@ async def test_a_client_that_gives_up_ends_its_call_and_is_billed() -> None:
 
 async def test_every_call_is_told_of_with_its_key_and_how_often_it_came() -> None:
     calls: list[Call] = []
-    async with Simulator(CAST, on_call=calls.append) as simulator:
+    async with Simulator(MODELS, on_call=calls.append) as simulator:
         for seed in (1, 2, 1):
             await post(simulator, seed=seed)
     assert [call.nth for call in calls] == [1, 1, 2]
@@ -143,19 +143,22 @@ async def test_every_call_is_told_of_with_its_key_and_how_often_it_came() -> Non
     assert all(call.sent and call.status == 200 and call.ended >= call.began for call in calls)
 
 
-def test_faults_befall_their_share_whatever_the_order() -> None:
+def test_each_fault_gets_its_share_of_the_calls_in_any_order() -> None:
     faults = Faults({Fault.SERVER_ERROR: 0.2, Fault.RATE_LIMITED: 0.1}, retry_after=("1", None))
     arrivals = [Arrival("m", str(n), 1, n, 0.0) for n in range(2000)]
     met = [faults(arrival) for arrival in arrivals]
     assert met == [faults(Arrival("m", str(n), 1, 2000 - n, 9.0)) for n in range(2000)]
-    kinds = [mishap.fault if mishap else None for mishap in met]
+    kinds = [injected.fault if injected else None for injected in met]
     assert 320 < kinds.count(Fault.SERVER_ERROR) < 480
     assert 140 < kinds.count(Fault.RATE_LIMITED) < 260
-    assert {mishap.retry_after for mishap in met if mishap and mishap.fault is Fault.RATE_LIMITED} == {"1", None}
+    assert {injected.retry_after for injected in met if injected and injected.fault is Fault.RATE_LIMITED} == {
+        "1",
+        None,
+    }
     assert faults(Arrival("m", "1", 2, 0, 0.0)) != faults(Arrival("m", "1", 1, 0, 0.0)) or met[1] is None
 
 
-def test_lasting_faults_befall_a_body_however_often_it_comes() -> None:
+def test_a_lasting_fault_comes_again_on_every_retry() -> None:
     faults = Faults({Fault.SERVER_ERROR: 0.5}, lasting=True)
     for key in map(str, range(50)):
         assert len({faults(Arrival("m", key, nth, nth, 0.0)) for nth in range(1, 6)}) == 1
@@ -167,31 +170,31 @@ def test_shares_above_the_whole_are_refused() -> None:
 
 
 def test_an_allowance_refills_all_the_time_and_counts_what_it_refused() -> None:
-    allowance = Allowance(60, None, burst_s=2)
-    allowance.take(0, 0.0)
-    allowance.take(0, 0.0)
+    limiter = RateLimitBuckets(60, None, burst_s=2)
+    limiter.take(0, 0.0)
+    limiter.take(0, 0.0)
     for at in (0.5, 1.0):  # half a request has come back each time, and goes with the refusal
         with pytest.raises(RefusedError) as refused:
-            allowance.take(0, at)
+            limiter.take(0, at)
         assert float(refused.value.headers["Retry-After"]) == pytest.approx(0.5)
-    allowance.take(0, 2.0)
+    limiter.take(0, 2.0)
 
 
 def test_tokens_are_limited_too_and_what_is_left_is_said() -> None:
-    allowance = Allowance(None, 600)
-    allowance.take(400, 0.0)
+    limiter = RateLimitBuckets(None, 600)
+    limiter.take(400, 0.0)
     with pytest.raises(RefusedError, match="tokens per min"):
-        allowance.take(400, 0.0)
-    assert allowance.headers(0.0, anthropic=False) == {
+        limiter.take(400, 0.0)
+    assert limiter.headers(0.0, anthropic=False) == {
         "x-ratelimit-limit-tokens": "600",
         "x-ratelimit-remaining-tokens": "200",
         "x-ratelimit-reset-tokens": "40.000s",
     }
-    allowance.take(400, 20.0)
+    limiter.take(400, 20.0)
 
 
 async def test_a_limited_server_says_so_in_its_headers() -> None:
-    async with Simulator(CAST, requests_per_minute=1, tokens_per_minute=1000) as simulator:
+    async with Simulator(MODELS, requests_per_minute=1, tokens_per_minute=1000) as simulator:
         first, second = await post(simulator), await post(simulator, "/messages")
     assert (first[0], first[1]["x-ratelimit-remaining-requests"]) == (200, "0")
     assert (second[0], second[1]["anthropic-ratelimit-requests-limit"]) == (429, "1")
@@ -200,7 +203,7 @@ async def test_a_limited_server_says_so_in_its_headers() -> None:
 
 def test_a_scaled_clock_drives_both_sides() -> None:
     async def asked() -> float:
-        async with Simulator(CAST, latency_s=30) as simulator:
+        async with Simulator(MODELS, latency_s=30) as simulator:
             began = asyncio.get_running_loop().time()
             status, _, _ = await post(simulator)
             assert status == 200

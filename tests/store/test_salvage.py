@@ -23,7 +23,7 @@ from aif.engine.feedback import feedback
 from aif.engine.rebuild import again
 from aif.providers.base import CallError, Kind
 from aif.providers.retry import RetryPolicy
-from aif.simulator import Cast
+from aif.simulator import SimulatedModels
 from aif.simulator.faults import Fault, Faults
 from aif.store import journal as journals
 from aif.store import records as events
@@ -602,7 +602,7 @@ def test_an_item_stands_by_the_last_word_on_it(tmp_path: Path, words: Words, see
 
 
 def test_a_judge_whose_model_is_called_carried_keeps_what_it_said(tmp_path: Path, serve: Serve) -> None:
-    served = serve(cast=Cast(POOL, {"carried": 0.1}, 7))
+    served = serve(cast=SimulatedModels(POOL, {"carried": 0.1}, 7))
     judge = {"provider": "openai", "base_url": served.base_url, "model": "carried"}
     path = bring(tmp_path, served, *(answered(n) for n in range(4)), judges={"judge": judge})
     run(path)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from aif.simulator import Cast, Simulator
+from aif.simulator import SimulatedModels, Simulator
 
 POOL = {"large": 0.85, "medium": 0.65, "small": 0.45, "tiny": 0.25}
 
@@ -27,9 +27,9 @@ class Served:
 
 
 @contextmanager
-def serving(cast: Cast | None = None, **options: Any) -> Iterator[Served]:
+def serving(cast: SimulatedModels | None = None, **options: Any) -> Iterator[Served]:
     """Run a simulator in a thread with its own event loop until the block ends."""
-    simulator = Simulator(cast or Cast(POOL, {"judge": 0.1}, 7), **options)
+    simulator = Simulator(cast or SimulatedModels(POOL, {"judge": 0.1}, 7), **options)
     up = threading.Event()
     down: list[Callable[[], object]] = []
 

@@ -17,7 +17,7 @@ from aif.core.types import Message, Prompt
 from aif.engine.prepare import rubric_of
 from aif.judging.request import judging_request
 from aif.judging.rubric import Rubric
-from aif.simulator import Cast
+from aif.simulator import SimulatedModels
 from aif.store.reader import Reader
 from tests.support.serving import serving
 from trials.harness import Figures
@@ -176,7 +176,7 @@ def _hits(folder: Path, prompts: int) -> dict[str, Any]:
 
     The layout allows three of the four requests of a prompt that begin alike.
     """
-    with serving(Cast({}, {}, 7, open=True)) as server:
+    with serving(SimulatedModels({}, {}, 7, open=True)) as server:
         path = pipeline(
             folder, server.base_url, prompts, 32,
             judges={"provider": "anthropic", "base_url": server.base_url.removesuffix("/v1")},

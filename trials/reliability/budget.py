@@ -12,7 +12,7 @@ from aif.cli.views.progress import Terminal
 from aif.config.pipeline import load
 from aif.engine.feedback import feedback
 from aif.providers.retry import RetryPolicy
-from aif.simulator.faults import Arrival, Fault, Faults, Mishap
+from aif.simulator.faults import Arrival, Fault, Faults, InjectedFault
 from aif.store.ledger import Ledger
 from aif.store.reader import Reader
 from trials.reliability import Figures
@@ -85,8 +85,8 @@ def _range(shares: Sequence[float]) -> str:
 def _killed(folder: Path, budget: float, concurrency: int, draw: random.Random, most: int) -> Figures:
     """Kill runs of a store with calls in flight, then run to the end; return what was billed and counted."""
 
-    def fault_for(arrival: Arrival) -> Mishap:
-        return FAULTS(arrival) or Mishap(Fault.LATE, seconds=draw.uniform(0.02, 0.2))
+    def fault_for(arrival: Arrival) -> InjectedFault:
+        return FAULTS(arrival) or InjectedFault(Fault.LATE, seconds=draw.uniform(0.02, 0.2))
 
     call_log = CallLog()
     with served(call_log, faults=fault_for) as server:

@@ -20,7 +20,7 @@ from aif.cli.views.progress import Terminal
 from aif.config.pipeline import load
 from aif.engine.feedback import feedback
 from aif.simulator import Call
-from aif.simulator.faults import Arrival, Fault, Faults, Mishap
+from aif.simulator.faults import Arrival, Fault, Faults, InjectedFault
 from aif.store.reader import Reader
 from trials.common import environ
 from trials.reliability import Figures
@@ -113,9 +113,9 @@ class _FaultPlan:
         )
     )
 
-    def __call__(self, arrival: Arrival) -> Mishap | None:
+    def __call__(self, arrival: Arrival) -> InjectedFault | None:
         if self.refusing and arrival.model == JUDGE:
-            return Mishap(Fault.UNAUTHORIZED)
+            return InjectedFault(Fault.UNAUTHORIZED)
         return self.passing(arrival)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from aif.core.types import fraction
 from aif.providers.retry import RetryPolicy
-from aif.simulator import Call, Cast, Mishap, Simulator
+from aif.simulator import Call, InjectedFault, SimulatedModels, Simulator
 from aif.simulator.faults import Arrival, Fault
 from trials.reliability import Figures, fast_clock, in_process, simulated_run
 
@@ -31,16 +31,16 @@ def trial(folder: Path, full: bool) -> Figures:
     first: list[Call] = []  # of the first run
     unanswered: dict[str, int] = {}
 
-    def fault_for(call: Arrival) -> Mishap | None:
+    def fault_for(call: Arrival) -> InjectedFault | None:
         fault = _drawn(HOPELESS, call.key)
         if fault:
             hopeless[call.key] = fault
         else:
             fault = _drawn(PASSING, call.key, call.nth)
-        return Mishap(fault, "1", seconds=3600 if fault is Fault.HANG else 1.0) if fault else None
+        return InjectedFault(fault, "1", seconds=3600 if fault is Fault.HANG else 1.0) if fault else None
 
     async def main() -> tuple[dict[str, str], dict[str, int]]:
-        cast = Cast(simulated_run.POOL, {simulated_run.JUDGE: 0.1}, 7)
+        cast = SimulatedModels(simulated_run.POOL, {simulated_run.JUDGE: 0.1}, 7)
         async with Simulator(cast, latency_s=0.5, faults=fault_for, on_call=calls.append) as simulator:
             each = {"timeout_s": TIMEOUT_S}
             path = simulated_run.pipeline(folder, simulator.base_url, 60 if full else 8, models=each, judges=each)

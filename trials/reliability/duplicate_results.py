@@ -9,7 +9,7 @@ from typing import Any
 
 from aif.core.types import fraction
 from aif.simulator import Fault
-from aif.simulator.faults import Arrival, Mishap
+from aif.simulator.faults import Arrival, InjectedFault
 from aif.store.journal import Journal
 from aif.store.lock import Places
 from aif.store.reader import Reader
@@ -67,10 +67,10 @@ def trial(folder: Path, full: bool) -> Figures:
     }
 
 
-def _twice(arrival: Arrival) -> Mishap | None:
+def _twice(arrival: Arrival) -> InjectedFault | None:
     """Answer every tenth call too late for its client, which then calls again."""
     late = arrival.nth == 1 and fraction("twice", arrival.key) < 0.1
-    return Mishap(Fault.LATE, seconds=LATE_S) if late else None
+    return InjectedFault(Fault.LATE, seconds=LATE_S) if late else None
 
 
 def _rows(store: Path, tables: Iterable[str]) -> dict[str, list[dict[str, Any]]]:

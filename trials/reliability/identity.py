@@ -16,7 +16,7 @@ from aif.config.pipeline import Pipeline, parse
 from aif.engine.feedback import feedback
 from aif.engine.prepare import prepare, rubric_of
 from aif.judging.rubric import Sheet
-from aif.simulator import Cast
+from aif.simulator import SimulatedModels
 from aif.store.ledger import Ledger
 from aif.store.reader import Reader
 from tests.support.keys import keys
@@ -39,7 +39,7 @@ def trial(folder: Path, full: bool) -> Figures:
     config_changes.write(folder)
     os.environ.setdefault("AIF_TRIAL_KEY", "none-needed")  # the variable that `api_key_env` names in a change
     call_log = CallLog()
-    with serving(Cast({}, {}, 7, open=True), on_call=call_log) as server:
+    with serving(SimulatedModels({}, {}, 7, open=True), on_call=call_log) as server:
         finished = _FinishedRun(folder, server.base_url)
         finished.finish()
         rows = finished.rows()

@@ -17,7 +17,7 @@ from aif.engine.feedback import feedback
 from aif.judging.parse import Unparseable, parse_reply
 from aif.judging.rubric import ReplyForm
 from aif.providers.retry import RetryPolicy
-from aif.simulator import Arrival, Fault, Mishap
+from aif.simulator import Arrival, Fault, InjectedFault
 from aif.store.ledger import Ledger
 from aif.store.reader import Reader
 from tests.support.replies import FORMS, KINDS, RUBRICS, Asked, Case, faults, fields, spoilt
@@ -47,12 +47,14 @@ _KIND = {
     Fault.BLANKS: "empty",
     Fault.REFUSAL: "blocked",
 }
-_Fate = tuple[Mishap, str | None]  # and the kind of failure that must be stored for it; None if it is a valid reply
+_Fate = tuple[
+    InjectedFault, str | None
+]  # and the kind of failure that must be stored for it; None if it is a valid reply
 _COMPLETION_FATES: list[_Fate] = [
-    *((Mishap(fault), kind) for fault, kind in _KIND.items()),
-    *((Mishap(fault), None) for fault in (Fault.CONTROL, Fault.TRUNCATED)),
-    *((Mishap(Fault.SAYS, text=text), "empty") for text in _BLANK),
-    *((Mishap(Fault.SAYS, text=text), None) for text in _MISLEADING),
+    *((InjectedFault(fault), kind) for fault, kind in _KIND.items()),
+    *((InjectedFault(fault), None) for fault in (Fault.CONTROL, Fault.TRUNCATED)),
+    *((InjectedFault(Fault.SAYS, text=text), "empty") for text in _BLANK),
+    *((InjectedFault(Fault.SAYS, text=text), None) for text in _MISLEADING),
 ]
 
 
@@ -143,14 +145,18 @@ def _run(folder: Path, rubric: str, form: ReplyForm, provider: str, prompts: int
     and it is known which replies about them are valid.
     """
     hostile = list(_hostile(rubric, form))
-    judged: list[_Fate] = [(Mishap(Fault.SAYS, text=text), _stored_kind(text)) for text in hostile]
-    judged += [(Mishap(fault), kind) for fault, kind in _KIND.items()] + [(Mishap(Fault.TRUNCATED), "truncated")]
+    judged: list[_Fate] = [(InjectedFault(Fault.SAYS, text=text), _stored_kind(text)) for text in hostile]
+    judged += [(InjectedFault(fault), kind) for fault, kind in _KIND.items()] + [
+        (InjectedFault(Fault.TRUNCATED), "truncated")
+    ]
     if form == "schema":
-        judged.append((Mishap(Fault.CONTROL), None))
+        judged.append((InjectedFault(Fault.CONTROL), None))
         plan = _FaultPlan(judged, _COMPLETION_FATES)
     else:
-        judged.append((Mishap(Fault.CONTROL), "unreadable"))  # the control character is in the first heading
-        plan = _FaultPlan([*((Mishap(Fault.SAYS, text=text), None) for text in _valid(rubric, form)), *judged], [])
+        judged.append((InjectedFault(Fault.CONTROL), "unreadable"))  # the control character is in the first heading
+        plan = _FaultPlan(
+            [*((InjectedFault(Fault.SAYS, text=text), None) for text in _valid(rubric, form)), *judged], []
+        )
     call_log = CallLog()
     with served(call_log, faults=plan) as server:
         path = pipeline(folder, server.base_url, prompts, rubric=rubric, judges={"reply": form, "provider": provider})
@@ -213,7 +219,7 @@ class _FaultPlan:
         self._turns = Counter[bool]()
         self.kinds: dict[int, str] = {}
 
-    def __call__(self, arrival: Arrival) -> Mishap | None:
+    def __call__(self, arrival: Arrival) -> InjectedFault | None:
         judged = arrival.model == JUDGE
         fates, share = self._fates[judged]
         if fraction("befall", arrival.key, arrival.nth) >= share:

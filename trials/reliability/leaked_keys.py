@@ -20,8 +20,8 @@ import yaml
 
 from aif.config.pipeline import load
 from aif.core.types import fraction
-from aif.simulator import Cast
-from aif.simulator.faults import Arrival, Fault, Mishap
+from aif.simulator import SimulatedModels
+from aif.simulator.faults import Arrival, Fault, InjectedFault
 from aif.store.lock import Places
 from aif.store.reader import Reader
 from tests.support.serving import serving
@@ -52,7 +52,7 @@ def trial(folder: Path, full: bool) -> Figures:
     outputs = folder_left / "said"
     outputs.mkdir(parents=True)
     call_log, plan = CallLog(), _FaultPlan()
-    with serving(Cast(POOL, {JUDGE: 0.1, OTHER: 0.2}, 7), on_call=call_log, faults=plan) as server:
+    with serving(SimulatedModels(POOL, {JUDGE: 0.1, OTHER: 0.2}, 7), on_call=call_log, faults=plan) as server:
         path = _pipeline(folder_left, server.base_url, 60 if full else 4)
         store = load(path).store
         with _copied_during_run(Places(store), folder_left / "watched"):
@@ -111,9 +111,9 @@ class _FaultPlan:
 
     refusing: bool = True
 
-    def __call__(self, arrival: Arrival) -> Mishap | None:
+    def __call__(self, arrival: Arrival) -> InjectedFault | None:
         if self.refusing and arrival.model == JUDGE:
-            return Mishap(Fault.UNAUTHORIZED)
+            return InjectedFault(Fault.UNAUTHORIZED)
         if arrival.nth > 1 or fraction("befalls", arrival.key) > 0.5:
             return None
         fault = _FAULTS[int(fraction("fault", arrival.key) * len(_FAULTS))]
@@ -121,7 +121,7 @@ class _FaultPlan:
             KEYS[{JUDGE: "OPENAI_API_KEY", OTHER: "ANTHROPIC_API_KEY"}.get(arrival.model, "AIF_TRIAL_POOL_KEY")]
         )
         way = ways[int(fraction("way", arrival.key) * len(ways))]
-        return Mishap(fault, "0.1", text=f"I was sent {way} and so I say it.")
+        return InjectedFault(fault, "0.1", text=f"I was sent {way} and so I say it.")
 
 
 def _spellings(key: str) -> list[str]:

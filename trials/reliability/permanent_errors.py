@@ -6,7 +6,7 @@ from typing import Any
 
 from aif.config.pipeline import load
 from aif.core.errors import Exit
-from aif.simulator import Mishap
+from aif.simulator import InjectedFault
 from aif.simulator.faults import Arrival, Fault
 from aif.store.reader import Reader
 from trials.reliability import Figures, simulated_run
@@ -72,9 +72,9 @@ def _struck(folder: Path, fault: Fault, after: int, prompts: int) -> dict[str, A
     """One model of the pool refuses its calls after the first `after`, until that is fixed; return what happened."""
     record, failing, calls_to_model = simulated_run.CallLog(), [True], [0]
 
-    def fault_for(call: Arrival) -> Mishap | None:
+    def fault_for(call: Arrival) -> InjectedFault | None:
         calls_to_model[0] += call.model == FAILING
-        return Mishap(fault) if failing[0] and call.model == FAILING and calls_to_model[0] > after else None
+        return InjectedFault(fault) if failing[0] and call.model == FAILING and calls_to_model[0] > after else None
 
     with simulated_run.served(record, faults=fault_for, latency_s=0.02) as served:
         path = simulated_run.pipeline(folder, served.base_url, prompts, models={"concurrency": PLACES})
@@ -98,11 +98,11 @@ def _items(folder: Path, prompts: int) -> dict[str, Any]:
     """Block every seventh completion of one model and add an overlong prompt; return what failed."""
     blocked: set[str] = set()
 
-    def fault_for(call: Arrival) -> Mishap | None:
+    def fault_for(call: Arrival) -> InjectedFault | None:
         if call.model != FAILING or call.number % 7:
             return None
         blocked.add(call.key)
-        return Mishap(Fault.REFUSAL)
+        return InjectedFault(Fault.REFUSAL)
 
     with simulated_run.served(faults=fault_for, max_model_len=6000) as served:
         path = simulated_run.pipeline(folder, served.base_url, prompts)

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from aif.simulator import Call, Cast, Mishap, Simulator
+from aif.simulator import Call, InjectedFault, SimulatedModels, Simulator
 from aif.simulator.faults import Arrival, Fault
 from trials.reliability import Figures, fast_clock, in_process, simulated_run
 
@@ -91,7 +91,7 @@ def _served(folder: Path, models: Mapping[str, Any], each: int, **options: Any) 
     calls: list[Call] = []
 
     async def main() -> dict[str, int]:
-        cast = Cast(dict.fromkeys(models, 0.5), {simulated_run.JUDGE: 0.1}, 7)
+        cast = SimulatedModels(dict.fromkeys(models, 0.5), {simulated_run.JUDGE: 0.1}, 7)
         async with (
             Simulator(cast, latency_s=LATENCY_S, on_call=calls.append, **options) as simulator,
             Simulator(cast) as judging,  # without limits
@@ -112,11 +112,11 @@ def _refusals(folder: Path, size: Size) -> dict[str, Any]:
     """Let every model return 429 for a while in the middle of its work; return how each came through."""
     began: list[float] = []
 
-    def fault_for(call: Arrival) -> Mishap | None:
+    def fault_for(call: Arrival) -> InjectedFault | None:
         began.append(call.at)
         since = call.at - began[0] - size.before_s
         limited = call.model in SAYS and 0 <= since < size.limited_s
-        return Mishap(Fault.RATE_LIMITED, SAYS[call.model]) if limited else None
+        return InjectedFault(Fault.RATE_LIMITED, SAYS[call.model]) if limited else None
 
     each = int((size.before_s + size.after_s) * size.places / LATENCY_S)
     models = {says: {"concurrency": size.places} for says in size.says}

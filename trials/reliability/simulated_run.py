@@ -9,7 +9,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from aif.simulator import Call, Cast
+from aif.simulator import Call, SimulatedModels
 from tests.support.serving import Served, serving
 from trials import common
 
@@ -42,7 +42,7 @@ class CallLog:
 @contextmanager
 def served(record: Callable[[Call], None] | None = None, **options: Any) -> Iterator[Served]:
     """Run a simulator of the pool and the judge in a thread of this process."""
-    with serving(Cast(POOL, {JUDGE: 0.1}, 7), on_call=record, **options) as server:
+    with serving(SimulatedModels(POOL, {JUDGE: 0.1}, 7), on_call=record, **options) as server:
         yield server
 
 

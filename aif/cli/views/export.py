@@ -9,14 +9,14 @@ from rich.markup import escape
 from aif.cli.views.progress import say
 from aif.core.formatting import counted
 from aif.export.card import default_config
-from aif.export.dataset import Exported
+from aif.export.dataset import ExportResult
 from aif.export.hub import ENDPOINT
-from aif.export.publish import Plan, concerns
+from aif.export.publish import PublishPlan, publish_warnings
 
 
-def tell_exported(console: Console, exported: Exported) -> None:
+def tell_exported(console: Console, exported: ExportResult) -> None:
     """What was written, and what to do with it."""
-    books = exported.books
+    books = exported.prompt_counts
     console.print(f"\n[bold]{counted(books.pairs, 'pair')} of {counted(books.selected, 'prompt')}[/bold]\n")
     width = max(5, *map(len, exported.rows))
     for config, splits in exported.rows.items():
@@ -34,7 +34,7 @@ def tell_exported(console: Console, exported: Exported) -> None:
     console.print(f"load     load_dataset({load})", soft_wrap=True, markup=False)
 
 
-def tell_plan(console: Console, plan: Plan) -> None:
+def tell_plan(console: Console, plan: PublishPlan) -> None:
     """What would be sent where, and what to know first."""
     kind = "public" if plan.public else "private"
     state = f"as it is at {plan.head[:12]}" if plan.head else "new"
@@ -50,11 +50,11 @@ def tell_plan(console: Console, plan: Plan) -> None:
     for config, splits in plan.run.rows.items():
         console.print(f"  {config:<7}  {', '.join(f'{split} {n:,}' for split, n in splits.items())}", soft_wrap=True)
     console.print(f"  licence  {plan.pipeline.export.license or 'none'}", markup=False, soft_wrap=True)
-    for words in concerns(plan):
+    for words in publish_warnings(plan):
         console.print(f"  [yellow]![/yellow] {escape(words)}", soft_wrap=True)
 
 
-def question(plan: Plan) -> str:
+def question(plan: PublishPlan) -> str:
     """What is asked before anything is sent."""
     size = decimal(sum(file.size for file in plan.sent))
     removed = f", remove {len(plan.removed)}" if plan.removed else ""
@@ -62,7 +62,7 @@ def question(plan: Plan) -> str:
     return f"Send {len(plan.sent)} files ({size}){removed}, in one commit to the {kind} dataset {plan.repo}?"
 
 
-def tell_published(console: Console, plan: Plan, revision: str) -> None:
+def tell_published(console: Console, plan: PublishPlan, revision: str) -> None:
     """The commit, and how to load it."""
     config = default_config(plan.run.rows)
     console.print(f"\nrevision  {revision}", soft_wrap=True, markup=False)

@@ -49,7 +49,7 @@ def leave_record(folder: Path, words: list[str]) -> None:
 
 
 async def serve(name: str, host: str, port: int) -> None:
-    from aif.simulator import Call, Cast, Simulator
+    from aif.simulator import Call, SimulatedModels, Simulator
 
     with (Path(os.environ["FAKE_FOLDER"]) / "calls.jsonl").open("ab", buffering=0) as calls:
 
@@ -58,7 +58,7 @@ async def serve(name: str, host: str, port: int) -> None:
             calls.write(json.dumps(told).encode() + b"\n")
 
         latency_s = float(os.environ.get("FAKE_LATENCY", "0"))
-        async with Simulator(Cast({}, {}, open=True), host, port, latency_s, on_call=leave):
+        async with Simulator(SimulatedModels({}, {}, open=True), host, port, latency_s, on_call=leave):
             say(f"{name} is served")
             await asyncio.Event().wait()
 

@@ -1,6 +1,6 @@
-"""What both the author and the critic read from a text: its tokens, its sentences, what a prompt is about.
+"""Text analysis by regular expressions: tokens, sentences, and what a prompt is about.
 
-Cheap readings by regular expressions; the two share them as a writer and a reader share a language, and nothing else.
+The simulated models (completions.py) and judges (judgements.py) share it, and nothing else.
 """
 
 import re
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Literal
 
-Kind = Literal["question", "list", "writing", "code"]
+AnswerForm = Literal["question", "list", "writing", "code"]
 
 _TOKEN = re.compile(r"\w{1,6}|[^\w\s]")
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
@@ -57,21 +57,21 @@ _HARM = re.compile(
     r"|untraceable|hurt (someone|my|a person))\b",
     re.IGNORECASE,
 )
-_WANTED = re.compile(
+_REQUEST = re.compile(
     r"\b(how (do|to|can|could|would)|write|make|give|build|create|teach|help|tell|steps?|explain)\b", re.IGNORECASE
 )
 
-PHRASES = 10  # key phrases read from a prompt at most
-_HEAD, _TAIL = 1200, 600  # characters read of a long turn: what is asked stands at its start or its end
+PHRASES = 10  # key phrases of a prompt, at most
+_HEAD, _TAIL = 1200, 600  # characters read of a long turn: the question is usually at its start or its end
 
 
 def count_tokens(text: str) -> int:
-    """Tokens of a text as the simulator counts them: a mark of punctuation, or up to six letters of a word."""
+    """Return the number of tokens: each punctuation mark, and each piece of up to six letters of a word."""
     return len(_TOKEN.findall(text))
 
 
-def cut(text: str, limit: int) -> tuple[str, int, bool]:
-    """A text held to `limit` tokens: what is left of it, its tokens, and whether it had to be cut."""
+def truncate(text: str, limit: int) -> tuple[str, int, bool]:
+    """Truncate a text to `limit` tokens. Return the text, its number of tokens, and whether it was cut."""
     ends = [match.end() for match in _TOKEN.finditer(text)]
     if len(ends) <= limit:
         return text, len(ends), False
@@ -79,18 +79,18 @@ def cut(text: str, limit: int) -> tuple[str, int, bool]:
 
 
 def words(text: str) -> list[str]:
-    """The words of a text in lower case, in order."""
+    """Return the words of a text in lower case, in order."""
     return _WORD.findall(text.lower())
 
 
 def sentences(text: str) -> list[str]:
-    """A text's sentences and lines of a list, in order, without those of one word or less."""
+    """Return the sentences and list items of a text, in order, without those of a single word."""
     return [part for part in _SENTENCE.split(text) if part.count(" ")]
 
 
 @lru_cache(maxsize=1 << 15)
 def stem(word: str) -> str:
-    """A word in lower case without the plural's ending."""
+    """Return a word in lower case, without an English plural ending."""
     low = word.lower()
     if len(low) > 4 and low.endswith("ies"):
         return low[:-3] + "y"
@@ -98,30 +98,30 @@ def stem(word: str) -> str:
 
 
 def key_phrases(turns: Sequence[str]) -> tuple[str, ...]:
-    """What a conversation's user asks about: up to ten phrases of one to three words, in order of appearance.
+    """Return what the user's turns are about: up to ten phrases of one to three words, in order of appearance.
 
-    Read from the last turn; from earlier ones too while there are fewer than three. Words that are hardly a subject
-    (the verb that opens an instruction, participles, adverbs) count only where little else is said. Empty only where
-    there are no words at all.
+    They come from the last turn, and from earlier turns while there are fewer than three. Unlikely subjects (the verb
+    that opens an instruction, participles, adverbs) are used only if there are too few others. Empty only for a
+    text without words.
     """
-    found: dict[str, str] = {}
-    for plain in (True, False):
+    phrases: dict[str, str] = {}
+    for likely_only in (True, False):
         for turn in reversed(turns):
-            if len(found) < 3:
-                found.update((phrase.lower(), phrase) for phrase in _phrases(turn, plain))
-    if not found and turns:
-        found = {word: word for word in words(turns[-1])}
-    return tuple(found.values())[:PHRASES]
+            if len(phrases) < 3:
+                phrases.update((phrase.lower(), phrase) for phrase in _phrases(turn, likely_only))
+    if not phrases and turns:
+        phrases = {word: word for word in words(turns[-1])}
+    return tuple(phrases.values())[:PHRASES]
 
 
 def key_terms(phrases: Sequence[str]) -> frozenset[str]:
-    """The stems of the phrases' words."""
+    """Return the stems of all words in the phrases."""
     return frozenset(stem(word) for phrase in phrases for word in _WORD.findall(phrase))
 
 
-def kind(text: str) -> Kind:
-    """What form of answer a user's turn asks for."""
-    text = _ends(text)
+def answer_form(text: str) -> AnswerForm:
+    """Return the form of answer that a user's turn asks for."""
+    text = _head_and_tail(text)
     if _CODE.search(text):
         return "code"
     if _WRITING.search(text):
@@ -129,45 +129,45 @@ def kind(text: str) -> Kind:
     return "list" if _LIST.search(text) else "question"
 
 
-def harmful(text: str) -> bool:
-    """Whether a user's turn asks for something that should be declined, by a few plain cues."""
-    text = _ends(text)
-    return bool(_HARM.search(text) and _WANTED.search(text))
+def is_harmful(text: str) -> bool:
+    """Return whether a user's turn asks for something a model should decline, by a list of cue words."""
+    text = _head_and_tail(text)
+    return bool(_HARM.search(text) and _REQUEST.search(text))
 
 
-def _ends(text: str) -> str:
+def _head_and_tail(text: str) -> str:
     return text if len(text) <= _HEAD + _TAIL else f"{text[:_HEAD]}\n{text[-_TAIL:]}"
 
 
-def _phrases(turn: str, plain: bool) -> list[str]:
-    """The most frequent runs of content words of one turn, in order of appearance; plain: of likely subjects only."""
+def _phrases(turn: str, likely_only: bool) -> list[str]:
+    """Return the most frequent phrases of a turn, in order of appearance; optionally of likely subjects only."""
     counts: Counter[str] = Counter()
-    written: dict[str, str] = {}
-    for run in _runs(_ends(turn), plain):
+    spelling: dict[str, str] = {}
+    for run in _runs(_head_and_tail(turn), likely_only):
         for start in range(0, len(run), 3):
             phrase = " ".join(run[start : start + 3])
             counts[phrase.lower()] += 1
-            written.setdefault(phrase.lower(), phrase)
-    kept = {low for low, _ in counts.most_common(PHRASES)}
-    return [phrase for low, phrase in written.items() if low in kept]
+            spelling.setdefault(phrase.lower(), phrase)
+    frequent = {low for low, _ in counts.most_common(PHRASES)}
+    return [phrase for low, phrase in spelling.items() if low in frequent]
 
 
-def _runs(text: str, plain: bool) -> list[list[str]]:
-    """Content words that stand next to each other with no stop word or mark between them."""
+def _runs(text: str, likely_only: bool) -> list[list[str]]:
+    """Return the runs of content words that have no stop word or punctuation between them."""
     runs: list[list[str]] = [[]]
-    before = "."  # the last word, or the mark of a sentence's end
+    previous = "."  # the last word; "." at the start of a sentence
     for match in _WORD_OR_BREAK.finditer(text):
         piece = match.group()
         if not piece[0].isalnum():
             runs.append([])
-            before = "." if piece in ".!?\n" else before
+            previous = "." if piece in ".!?\n" else previous
             continue
-        opens = before == "."
-        if not _is_content(piece) or (plain and _is_aside(piece, before)):
+        starts_sentence = previous == "."
+        if not _is_content(piece) or (likely_only and _is_unlikely_subject(piece, previous)):
             runs.append([])
         else:
-            runs[-1].append(piece.lower() if opens and piece.istitle() else piece)
-        before = piece.lower()
+            runs[-1].append(piece.lower() if starts_sentence and piece.istitle() else piece)
+        previous = piece.lower()
     return [run for run in runs if run]
 
 
@@ -177,5 +177,5 @@ def _is_content(piece: str) -> bool:
     return len(piece) > 2 or piece[0].isdigit() or not piece.isascii() or (len(piece) == 2 and piece.isupper())
 
 
-def _is_aside(piece: str, before: str) -> bool:
-    return before in (".", "to", "please", "you", "i") or (len(piece) > 4 and piece.endswith(("ed", "ly")))
+def _is_unlikely_subject(piece: str, previous: str) -> bool:
+    return previous in (".", "to", "please", "you", "i") or (len(piece) > 4 and piece.endswith(("ed", "ly")))
