@@ -49,8 +49,8 @@ _SYNONYMS: Mapping[str, str] = {
 
 
 class ConflictError(ValueError):
-    """Keys of a mapping contradict each other. A validator raises it with all `problems`, whose keys are relative to
-    the mapping; `validation_problems` reports each by itself."""
+    """Raised by a validator if keys of a mapping contradict each other. The keys of its `problems` are relative to the
+    mapping; `validation_problems` reports each of them."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         super().__init__("; ".join(problem.text for problem in problems))
@@ -79,8 +79,8 @@ def validation_problems(
 
 
 def format_value(value: Any, written: str | None = None) -> str:
-    """Return a value as its author wrote it, for a message; texts are cut to 60 characters. `written` is how a number
-    was written."""
+    """Return a value for a message, as it is written in the file; texts are cut to 60 characters. `written` is the
+    spelling of a number in the file."""
     if isinstance(value, str):
         return repr(value if len(value) <= 60 else value[:57] + "...")
     if value is None:

@@ -158,7 +158,8 @@ class Pipeline(Section):
         return any(source.completions for source in self.prompts)
 
     def _missing_entries(self) -> Iterator[Problem]:
-        """A pool is needed if rows bring no completions; judges are needed if these have no scores."""
+        """Check that models and judges are given exactly if they are needed: models unless all rows bring completions,
+        judges unless these have scores."""
         if not self.models and not all(source.completions for source in self.prompts):
             yield Problem(
                 ("models",),
@@ -175,7 +176,7 @@ class Pipeline(Section):
                 )
 
     def _mixed_scores(self) -> Iterator[Problem]:
-        """If only some sources had scores, these would be mixed with a judge's, on another scale."""
+        """Check that all sources have scores or none, and that scores on different scales have no common bounds."""
         for n, source in enumerate(self.prompts):
             if source.completions and source.completions.score and not self.has_scores:
                 yield Problem(
@@ -196,7 +197,7 @@ class Pipeline(Section):
         return {source.scale for source in self.prompts} if self.has_scores else set()
 
     def _unknown_prices(self) -> Iterator[Problem]:
-        """A budget can only be kept if every price is known."""
+        """Check that every price is known if there is a budget."""
         if self.budget_usd is None:
             return
         for kind, entries in (("models", self.models), ("judges", self.judges)):
@@ -229,7 +230,8 @@ class Pipeline(Section):
             )
 
     def _different_tags(self) -> Iterator[Problem]:
-        """Replies are stored by the model's identity, so two entries of one model must parse them alike."""
+        """Check that entries of the same model have the same `reasoning_tags`: replies are stored by the model's
+        identity."""
         for kind, entries in (("models", self.models), ("judges", self.judges)):
             first: dict[str, Model | Judge] = {}
             for name, entry in entries.items():

@@ -96,8 +96,8 @@ def option_name(argument: str) -> str:
 
 
 def matches_option(argument: str, options: Iterable[str]) -> bool:
-    """Return whether vLLM may read a command-line argument as one of the options. Like argparse it accepts
-    abbreviations; which are unique differs by version, so every prefix matches."""
+    """Return whether vLLM may read a command-line argument as one of the options. vLLM accepts abbreviated options;
+    which ones depends on its version, so every prefix of an option matches."""
     name = option_name(argument)
     return len(name) > 2 and any(option.startswith(name) for option in options)
 
@@ -118,8 +118,8 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     def conflicts(self) -> Iterator[Problem]:
-        """Yield the contradictions between keys whose values are each valid; the problems' keys are relative to this
-        mapping."""
+        """Yield a problem for each contradiction between keys whose own values are valid. The problems' keys are
+        relative to this mapping."""
         yield from ()
 
     @model_validator(mode="after")
@@ -352,7 +352,8 @@ class DeclaredEndpoint(Section):
 
     @property
     def is_reasoning_model(self) -> bool:
-        """Whether the model is known to reason before it answers, in tokens that aif doesn't see and pays as output."""
+        """Whether the model is known to reason before it answers, in tokens that aif doesn't see and that are billed as
+        output."""
         if self.reasoning_effort is not None:
             return self.reasoning_effort != "none"
         return self.provider in ("openai", "simulator") and bool(REASONING_MODELS.match(self.served_name))

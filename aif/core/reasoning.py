@@ -191,8 +191,8 @@ def _alone_on_line(content: str, tag: _Tag) -> bool:
 
 
 def _not_mentioned(content: str, ends: list[_Tag]) -> list[_Tag]:
-    """Return the tags that the text doesn't mention; of these, if there are any, those that no sentence continues
-    behind."""
+    """Return the closing tags that the text doesn't just mention; if there are any, only those after which no sentence
+    seems to continue."""
     tags = [tag for tag in ends if not tag.mentioned]
     return [tag for tag in tags if not _sentence_continues(content, tag)] or tags
 
@@ -220,7 +220,7 @@ def _within_sentence(content: str, start: int, end: int) -> bool:
 
 
 def _cut_between(content: str, opens: re.Pattern[str], closes: re.Pattern[str]) -> tuple[int, str, bool]:
-    """Return the same as `_cut`, by tags that are known to be this model's."""
+    """Return what `_cut` returns, by tags that are known to be the model's own; the cut is never doubtful."""
     spans, _ = _code(content)
     opening = opens.match(content, len(content) - len(content.lstrip()))
     ends = [

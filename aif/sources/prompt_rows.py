@@ -123,8 +123,8 @@ def _column(row: Mapping[str, Any], name: str, setting: str, where: str, kind: s
 
 
 def _json_list(value: Any) -> Any:
-    """Return the list that a JSON text holds (a CSV cell can hold a list in no other way), with a single turn as a list
-    of one; any other value as it is. Raises DuplicateKeyError."""
+    """Return the parsed list if a value is a text with a JSON list, the only lists that CSV has. A text with a single
+    JSON turn gives a list of one; any other value is returned as it is. Raises DuplicateKeyError."""
     if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
         return value
     try:
@@ -141,8 +141,8 @@ def _json_list(value: Any) -> Any:
 
 
 def _parse_turns(value: Any, field: str, where: str) -> tuple[Message, ...] | Skipped:
-    """Return the turns of the prompt column, without a trailing assistant turn; a `Skipped` if they are no conversation
-    that is understood. Raises BadInput if the column holds neither text nor a list."""
+    """Parse the value of the prompt column into turns, without assistant turns at the end. Return a `Skipped` if it is
+    a conversation of an unknown shape. Raises BadInput if it is neither a text nor a list."""
     if value is None:
         return Skipped("empty", where, f"{field!r} is null")
     if isinstance(value, str):
@@ -180,8 +180,8 @@ def _hh_turns(text: str) -> list[dict[str, str]] | str:
 
 
 def _unparsed_conversation(text: str) -> str | None:
-    """Return what a text is that holds a conversation in a shape that isn't parsed, and how to write it; None for any
-    other text."""
+    """Return a description of the text if it holds a conversation in a shape that aif doesn't parse, and how to write
+    it instead; None for any other text."""
     if _PYTHON_TEXTS.fullmatch(text) or ((match := _PYTHON_OBJECTS.fullmatch(text)) and _is_turn_key(match[1])):
         return "a list as Python prints it; write it as JSON"
     labels = list(_LABEL.finditer(text)) if "assistant" in text.lower() else []
@@ -316,8 +316,8 @@ def _is_completion_object(value: Any, entry: CompletionColumns) -> bool:
 
 
 def _list_in_cell(value: str, model: Any, key: str) -> Any:
-    """Return the list that a JSON text holds, or the text itself: a completion may be JSON, and is one if the row names
-    a single model for it. `key` is the key of a completion's text in objects."""
+    """Return the parsed list if a text is a JSON list of completions, else the text: a completion may itself be JSON,
+    and is taken as such if the row names a single model. `key` is the key of a completion's text in objects."""
     parsed = _json_list(value)
     if not isinstance(parsed, list):
         return value

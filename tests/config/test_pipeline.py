@@ -1,4 +1,4 @@
-"""Pipeline files: what a sound one gives, and what is said of everything that can be wrong with one."""
+"""Pipeline files: what a sound one gives, and the messages for everything that can be wrong."""
 
 import os
 from pathlib import Path
@@ -124,13 +124,13 @@ def test_an_unknown_price_is_none_and_never_zero() -> None:
 
 
 def test_no_call_costs_less_than_nothing() -> None:
-    """A journal may hold what was once believed of a server that counts its cache beside the input."""
+    """A journal may hold usage of a server that counts cached tokens beside the input, not as part of it."""
     price = Price(input=10.0, cached_input=1.0, output=40.0)
 
     assert price.cost(Usage(100, 20, cached=5000)) == pytest.approx((5000 * 1 + 20 * 40) / 1e6)
 
 
-def test_what_a_provider_writes_to_its_cache_has_a_price_of_its_own() -> None:
+def test_tokens_written_to_the_cache_have_their_own_price() -> None:
     usage = Usage(input=1_000_000, output=0, cached=200_000, written=300_000)
     price = "price: {input: 3, output: 15, cached_input: 0.3, cache_write: 3.75}"
     model = sound(f"models.served={{provider: anthropic, {price}}}").models["served"]
@@ -169,7 +169,7 @@ def test_a_launched_model_is_called_by_what_is_launched_unless_it_has_a_name() -
         ("provider: simulator", "compatible"),
     ],
 )
-def test_whose_names_and_schemas_an_endpoint_knows(settings: str, dialect: str) -> None:
+def test_the_dialect_of_an_endpoint(settings: str, dialect: str) -> None:
     assert sound(f"models.served={{{settings}}}").models["served"].api_dialect == dialect
 
 
@@ -266,7 +266,7 @@ def test_a_judge_s_own_temperature_goes_to_those_that_take_one() -> None:
     ]
 
 
-def test_several_judges_are_told_apart_and_weighted() -> None:
+def test_several_judges_have_identities_and_weights() -> None:
     pipeline = sound("judges.second={provider: openai, model: gpt-4.1-2025-04-14, reply: text, weight: 2}")
     assert {name: judge.weight for name, judge in pipeline.judges.items()} == {"gpt-4.1": 1, "second": 2}
 
@@ -316,7 +316,7 @@ def test_completions_that_come_with_scores_need_neither_models_nor_judges() -> N
 
 
 @pytest.mark.parametrize(
-    ("cut", "sets", "said"),
+    ("cut", "sets", "message"),
     [
         (
             "",
@@ -345,8 +345,8 @@ def test_completions_that_come_with_scores_need_neither_models_nor_judges() -> N
         ),
     ],
 )
-def test_models_and_judges_that_are_missing_or_not_needed(cut: str, sets: list[str], said: str) -> None:
-    assert said in complaints(CARRIED.replace(cut, "") if cut else CARRIED, *sets)
+def test_models_and_judges_that_are_missing_or_not_needed(cut: str, sets: list[str], message: str) -> None:
+    assert message in complaints(CARRIED.replace(cut, "") if cut else CARRIED, *sets)
 
 
 def test_a_pipeline_is_frozen() -> None:
@@ -354,7 +354,7 @@ def test_a_pipeline_is_frozen() -> None:
         sound().completions.per_prompt = 3
 
 
-def test_raw_is_the_file_after_set() -> None:
+def test_yaml_text_is_the_file_after_set() -> None:
     pipeline = sound("completions.per_prompt=2")
     again = parse(pipeline.yaml_text, PATH)
     assert again.completions.per_prompt == 2
@@ -428,7 +428,7 @@ def test_later_sets_see_earlier_ones() -> None:
 
 
 @pytest.mark.parametrize(
-    ("assignment", "said"),
+    ("assignment", "message"),
     [
         ("seed", "--set takes KEY=VALUE, such as --set completions.temperature=0.7"),
         ("=1", "--set takes KEY=VALUE, such as --set completions.temperature=0.7"),
@@ -454,18 +454,18 @@ def test_later_sets_see_earlier_ones() -> None:
         ),
     ],
 )
-def test_set_that_does_not_fit(assignment: str, said: str) -> None:
-    assert complaints(SOUND, assignment) == [said]
+def test_invalid_set_options(assignment: str, message: str) -> None:
+    assert complaints(SOUND, assignment) == [message]
 
 
 def test_set_on_a_file_that_holds_nothing() -> None:
-    said = complaints("", "name=a")
-    assert "p.yaml:1: prompts: missing; this key is needed, add it" in said
-    said = complaints("completions:\n", "completions.per_prompt=x")
-    assert "--set completions.per_prompt: completions.per_prompt: expected a whole number, got 'x'" in said
+    message = complaints("", "name=a")
+    assert "p.yaml:1: prompts: missing; this key is needed, add it" in message
+    message = complaints("completions:\n", "completions.per_prompt=x")
+    assert "--set completions.per_prompt: completions.per_prompt: expected a whole number, got 'x'" in message
 
 
-# what is said of what is wrong: (what stands in SOUND, what stands there instead, what is said)
+# (text in SOUND, its replacement, the message)
 
 WRONG = [
     ("seed: 42", "sed: 42", "p.yaml:2: sed: unknown key 'sed'; did you mean 'seed'?"),
@@ -529,8 +529,8 @@ WRONG = [
     ),
     ("more/own prompts.jsonl", '""', "p.yaml:7: prompts.1.file: empty; write something, or remove the key"),
     *(
-        ("more/own prompts.jsonl", f"a.csv\n    {line}", f"p.yaml:8: prompts.1.{said}")
-        for line, said in [
+        ("more/own prompts.jsonl", f"a.csv\n    {line}", f"p.yaml:8: prompts.1.{message}")
+        for line, message in [
             ("material: [answer]", "material: expected keys and values, got a list"),
             ("material: {reference: 3}", "material.reference: expected a text, got 3; put it in quotes"),
             (
@@ -658,8 +658,8 @@ WRONG = [
         "remove base_url or launch",
     ),
     *(
-        ("concurrency: 256", f"launch: {launch}", f"p.yaml:15: models.llama-2-7b-chat.launch{said}")
-        for launch, said in [
+        ("concurrency: 256", f"launch: {launch}", f"p.yaml:15: models.llama-2-7b-chat.launch{message}")
+        for launch, message in [
             ("org/a", ": expected keys and values, got 'org/a'"),
             ("{}", ".model: missing; this key is needed, add it"),
             ("{model: a, gpu: 1}", ".gpu: unknown key 'gpu'; did you mean 'gpus'?"),
@@ -697,8 +697,8 @@ WRONG = [
         "p.yaml:17: models.rehearsal.reasoning_effort: a simulated model doesn't reason; remove it",
     ),
     *(
-        ("concurrency: 256", typed, f"p.yaml:15: models.llama-2-7b-chat.{said}")
-        for typed, said in [
+        ("concurrency: 256", typed, f"p.yaml:15: models.llama-2-7b-chat.{message}")
+        for typed, message in [
             ("omit: [temperature]", "omit: to leave out temperature, write `temperature: null`"),
             ("omit: [messages]", "omit: only seed can be left out here, got 'messages'"),
             (
@@ -864,8 +864,8 @@ WRONG = [
     ),
     # pairs and the rest
     *(
-        ("seed: 42", f"pairs: {{{pairs}}}", f"p.yaml:2: pairs.{said}")
-        for pairs, said in [
+        ("seed: 42", f"pairs: {{{pairs}}}", f"p.yaml:2: pairs.{message}")
+        for pairs, message in [
             ("policy: best", "policy: expected best_vs_random | best_vs_worst | all | on_policy, got 'best'"),
             (
                 "policy: on_policy",
@@ -907,8 +907,8 @@ WRONG = [
         "p.yaml:21: export.formats.0: expected trl | h4 | ultrafeedback | kto | reward | sft, got 'orpo'",
     ),
     *(
-        ("license: mit", f"kto: {{{kto}}}", f"p.yaml:21: export.kto.{said}")
-        for kto, said in [
+        ("license: mit", f"kto: {{{kto}}}", f"p.yaml:21: export.kto.{message}")
+        for kto, message in [
             ("rul: scores", "rul: unknown key 'rul'; did you mean 'rule'?"),
             ("rule: score", "rule: expected pairs | scores, got 'score'; did you mean 'scores'?"),
             ("desirable: 4", "desirable: only for rule scores; remove it"),
@@ -939,10 +939,10 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("there", "instead", "said"), WRONG)
-def test_what_is_said(there: str, instead: str, said: str) -> None:
+@pytest.mark.parametrize(("there", "instead", "message"), WRONG)
+def test_error_messages(there: str, instead: str, message: str) -> None:
     assert there in SOUND
-    assert complaints(SOUND.replace(there, instead, 1)) == [said]
+    assert complaints(SOUND.replace(there, instead, 1)) == [message]
 
 
 OWN = [
@@ -1018,8 +1018,8 @@ def test_a_budget_asks_for_the_price_of_an_address_that_is_not_ones_own() -> Non
 
 def test_a_budget_needs_the_price_of_whatever_is_paid_for() -> None:
     assert sound("budget_usd=250").budget_usd == 250
-    said = complaints(SOUND.replace(", price: {input: 2, output: 8}", ""), "budget_usd=250")
-    assert said == [
+    message = complaints(SOUND.replace(", price: {input: 2, output: 8}", ""), "budget_usd=250")
+    assert message == [
         "p.yaml:20: judges.gpt-4.1: budget_usd needs the price of a call to openai; add price: "
         "{input: …, output: …}, in USD per million tokens (0 if it is free), or remove budget_usd"
     ]
@@ -1033,14 +1033,14 @@ def test_a_budget_needs_the_price_of_whatever_is_paid_for() -> None:
         assert why in line
 
 
-def test_the_most_a_call_can_cost_is_at_the_dearest_price_of_what_is_sent() -> None:
+def test_the_most_a_call_can_cost_is_at_the_highest_price_of_input() -> None:
     written = "judges.gpt-4.1.price={input: 2, cached_input: 0.5, cache_write: 2.5, output: 8}"
     assert sound(written).judges["gpt-4.1"].max_cost(1_000, 500) == pytest.approx((1_000 * 2.5 + 500 * 8) / 1e6)
     assert sound("judges.gpt-4.1.price=null").judges["gpt-4.1"].max_cost(1_000, 500) is None
     assert sound().models["served"].max_cost(1_000, 500) == 0
 
 
-def test_all_that_is_wrong_is_said_at_once() -> None:
+def test_all_errors_are_reported_at_once() -> None:
     text = SOUND.replace("0.6", "6").replace("trl", "kt").replace("64000", "-1") + "budget: 1\n"
     with pytest.raises(BadInput) as raised:
         parse(text, PATH)
@@ -1056,9 +1056,9 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
     "text", ["a: [sk-secret", "a: b: c", "a:\n\t- b", "a: *nowhere", "--- 1\n--- 2", "a: !!python/none x"]
 )
 def test_what_is_no_yaml(text: str) -> None:
-    (said,) = complaints(text)
-    assert said.startswith("p.yaml:")
-    assert "can't be read as YAML" in said
+    (message,) = complaints(text)
+    assert message.startswith("p.yaml:")
+    assert "can't be read as YAML" in message
 
 
 def test_yaml_that_names_itself_or_holds_control_characters() -> None:
@@ -1069,7 +1069,7 @@ def test_yaml_that_names_itself_or_holds_control_characters() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("", "p.yaml:1: the file is empty; it needs name, prompts, models and judges"),
         ("# nothing\n", "p.yaml:1: the file is empty; it needs name, prompts, models and judges"),
@@ -1077,12 +1077,12 @@ def test_yaml_that_names_itself_or_holds_control_characters() -> None:
         ("prompts", "p.yaml:1: expected keys and values, got 'prompts'"),
     ],
 )
-def test_what_is_no_pipeline_at_all(text: str, said: str) -> None:
-    assert complaints(text) == [said]
+def test_texts_that_are_no_pipeline(text: str, message: str) -> None:
+    assert complaints(text) == [message]
 
 
 @pytest.mark.parametrize(
-    ("assignment", "said"),
+    ("assignment", "message"),
     [
         ("prompts=[]", "prompts: empty; give at least one entry, or remove the key"),
         (
@@ -1092,15 +1092,15 @@ def test_what_is_no_pipeline_at_all(text: str, said: str) -> None:
         ("judges={}", "judges: missing; name at least one"),
     ],
 )
-def test_empty_lists_and_mappings(assignment: str, said: str) -> None:
-    assert complaints(SOUND, assignment) == [f"--set {assignment.partition('=')[0]}: {said}"]
+def test_empty_lists_and_mappings(assignment: str, message: str) -> None:
+    assert complaints(SOUND, assignment) == [f"--set {assignment.partition('=')[0]}: {message}"]
 
 
 @pytest.mark.parametrize("key", ["api_key", "token", "API-KEY", "openai_api_key", "password", "hf_token"])
 def test_a_secret_is_never_repeated(key: str) -> None:
-    said = complaints(SOUND, f"judges.gpt-4.1.{key}=sk-very-secret")
-    assert "an API key must not be in the file" in said[0]
-    assert "very-secret" not in said[0]
+    message = complaints(SOUND, f"judges.gpt-4.1.{key}=sk-very-secret")
+    assert "an API key must not be in the file" in message[0]
+    assert "very-secret" not in message[0]
 
 
 @pytest.mark.parametrize(
@@ -1113,8 +1113,8 @@ def test_a_secret_is_never_repeated(key: str) -> None:
     ],
 )
 def test_a_secret_in_another_key_is_never_repeated(where: str) -> None:
-    (said,) = complaints(SOUND, f"judges.gpt-4.1.{where}")
-    assert "very-secret" not in said
+    (message,) = complaints(SOUND, f"judges.gpt-4.1.{where}")
+    assert "very-secret" not in message
 
 
 @given(st.text(max_size=80))
@@ -1154,15 +1154,15 @@ KEYS = [
 
 @given(st.sampled_from(KEYS), SCALARS)
 def test_no_value_crashes_it(key: str, value: object) -> None:
-    said = ""
+    message = ""
     try:
         pipeline = sound(f"{key}={yaml.safe_dump(value, allow_unicode=True)}")
         assert parse(pipeline.yaml_text, PATH).model_dump() == pipeline.model_dump()
     except BadInput as error:
-        said = str(error)
-    assert "pydantic" not in said
-    assert "Input should" not in said
-    assert all(line.startswith(("--set ", "p.yaml:")) for line in said.split("\n") if line)
+        message = str(error)
+    assert "pydantic" not in message
+    assert "Input should" not in message
+    assert all(line.startswith(("--set ", "p.yaml:")) for line in message.split("\n") if line)
 
 
 # files
@@ -1269,7 +1269,7 @@ def test_what_is_published_says_nothing_of_hosts_and_folders(tmp_path: Path) -> 
     }
 
 
-def test_what_is_published_of_rows_that_carry_everything() -> None:
+def test_what_is_published_of_rows_with_completions_and_scores() -> None:
     assert yaml.safe_load(parse(CARRIED, PATH).public_yaml) == yaml.safe_load(CARRIED)
 
 
@@ -1277,7 +1277,7 @@ def test_what_is_published_of_rows_that_carry_everything() -> None:
 
 
 def named(file: Path, monkeypatch: pytest.MonkeyPatch, here: Path, text: str = SOUND) -> Path:
-    """The store of a pipeline file, as it is told in a folder."""
+    """The store of a pipeline file, as its path is shown in a working directory."""
     file.parent.mkdir(parents=True, exist_ok=True)
     if not file.exists():
         file.write_text(text)
@@ -1345,13 +1345,13 @@ def test_two_entries_of_a_model_that_differ_in_system_alone_need_principles() ->
     plain = "served: {provider: openai, model: gpt-4.1-mini, system: none}"
     both = SOUND.replace("served: {provider: vllm, base_url: [http://a:1/v1, http://b:1/v1]}", plain)
     assert [parse(both, PATH).models[name].system for name in ("small-openai", "served")] == ["role", "none"]
-    said = "p.yaml:18: models.served: same model and settings as models.small-openai, so both would give the same "
-    assert complaints(both, "principles=") == [said + "completions; keep one, with samples: 2"]
-    assert complaints(both.replace(", system: none", "")) == [said + "completions; keep one, with samples: 2"]
+    message = "p.yaml:18: models.served: same model and settings as models.small-openai, so both would give the same "
+    assert complaints(both, "principles=") == [message + "completions; keep one, with samples: 2"]
+    assert complaints(both.replace(", system: none", "")) == [message + "completions; keep one, with samples: 2"]
 
 
 def test_one_bound_for_scores_of_several_sources_is_refused() -> None:
-    """Sources of one name are on one scale, where the name is given: two files may be called alike."""
+    """Sources with the same given name are on one scale; default names may be the same by chance."""
     text = """name: n
 prompts:
   - {file: a/train.jsonl, completions: {field: answers, score: s}}
@@ -1372,7 +1372,7 @@ prompts:
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "message"),
     [
         ("null", "expected auto, none, or two tags such as ['<think>', '</think>'], got nothing"),
         ("deepseek_r1", "expected auto, none, or two tags such as ['<think>', '</think>'], got 'deepseek_r1'"),
@@ -1380,14 +1380,14 @@ prompts:
         ("[a, a]", "expected two tags, the one before reasoning and the one after it, got a list"),
     ],
 )
-def test_marks_that_are_none_are_refused(given: str, said: str) -> None:
+def test_reasoning_tags_that_are_no_tags_are_refused(given: str, message: str) -> None:
     with pytest.raises(BadInput) as caught:
         sound(f"models.served={{provider: openai, reasoning_tags: {given}}}")
 
-    assert f"models.served.reasoning_tags: {said}" in str(caught.value)
+    assert f"models.served.reasoning_tags: {message}" in str(caught.value)
 
 
-def test_entries_of_one_model_are_read_alike() -> None:
+def test_entries_of_one_model_have_the_same_reasoning_tags() -> None:
     twice = "{provider: openai, model: m, temperature: %s, reasoning_tags: %s}"
     with pytest.raises(BadInput, match=r"models.b.reasoning_tags: models.a is the same model; give both the same"):
         sound("models.a=" + twice % (0.1, "auto"), "models.b=" + twice % (0.2, "none"))

@@ -12,7 +12,7 @@ from aif.core.batching import batched, utf8_size
 
 
 @given(st.lists(st.integers(0, 120)), st.integers(1, 9))
-def test_rows_of_any_sizes_come_once_in_order_within_the_bounds_or_alone(sizes: list[int], most: int) -> None:
+def test_batches_have_all_items_in_order_within_the_limits_or_alone(sizes: list[int], most: int) -> None:
     rows = list(enumerate(sizes))
     with patch.object(batching, "MAX_BATCH_BYTES", 100):
         found = list(batched(rows, lambda row: row[1], most))
@@ -25,7 +25,7 @@ def test_rows_of_any_sizes_come_once_in_order_within_the_bounds_or_alone(sizes: 
         assert len(page) == most or sum(size for _, size in page) + behind[0][1] > 100
 
 
-def test_what_is_read_ahead_is_one_row() -> None:
+def test_only_one_row_is_read_ahead() -> None:
     """A source may be a file of any length."""
     read: list[int] = []
 

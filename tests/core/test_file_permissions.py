@@ -1,4 +1,4 @@
-"""Who may read what aif writes. Everything that a whole run leaves is looked at, so that no new file slips by."""
+"""Who may read the files that aif writes. All files of a complete run are checked, so that new ones are covered."""
 
 import os
 import stat
@@ -17,7 +17,7 @@ __all__ = ["fakes"]  # the fixture
 
 
 def found(folder: Path) -> Iterator[tuple[str, int, bool]]:
-    """Everything below a folder: its place, its rights, whether it is a folder."""
+    """Yield the path, permissions and kind (folder or not) of everything below a folder."""
     for path in folder.rglob("*"):
         try:
             state = path.lstat()
@@ -27,7 +27,7 @@ def found(folder: Path) -> Iterator[tuple[str, int, bool]]:
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o002])
-def test_what_a_run_keeps_is_its_owners_alone_and_what_it_hands_out_is_as_the_umask_says(
+def test_files_of_a_run_are_private_and_exported_files_follow_the_umask(
     tmp_path: Path, fakes: Fakes, umask: int
 ) -> None:
     path = pipeline(tmp_path, {"a": fakes.launch(), "b": fakes.launch()}, fakes.launch(), count=16)
@@ -35,7 +35,7 @@ def test_what_a_run_keeps_is_its_owners_alone_and_what_it_hands_out_is_as_the_um
     modes: dict[str, tuple[int, bool]] = {}
 
     def typed(*words: str, end: str = "") -> None:
-        """A command whose files are looked at until it ends, or is killed once there is a file of such an end."""
+        """Run a command and watch its files until it ends; kill it once a file with this ending exists."""
         sets = ["store=runs/t/feedback.duckdb", *words[1:]]
         process = aif(words[0], path, *(word for one in sets for word in ("--set", one)), umask=umask)
         while process.poll() is None:
@@ -61,7 +61,7 @@ def test_what_a_run_keeps_is_its_owners_alone_and_what_it_hands_out_is_as_the_um
         assert mode == (0o777 if folder else 0o666) & ~(umask if public else PRIVATE_UMASK), (name, oct(mode))
 
 
-def test_rights_that_somebody_gave_a_file_stay(tmp_path: Path, fakes: Fakes) -> None:
+def test_changed_permissions_of_a_file_stay(tmp_path: Path, fakes: Fakes) -> None:
     path = pipeline(tmp_path, {"a": fakes.launch()}, fakes.launch(), count=2)
     for _ in range(2):
         aif("run", path).communicate()
@@ -74,9 +74,7 @@ def test_rights_that_somebody_gave_a_file_stay(tmp_path: Path, fakes: Fakes) -> 
     }
 
 
-def test_what_comes_from_the_hub_is_kept_as_its_other_programs_keep_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_from_the_hub_have_the_users_umask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_alice")
     folder = tmp_path / "cache"
     folder.mkdir()

@@ -134,11 +134,11 @@ def test_an_answer_is_not_cut(content: str) -> None:
         "Yes, planassistantfinalAnswer",
     ],
 )
-def test_what_stays_and_looks_like_a_mark_is_said(content: str) -> None:
+def test_text_that_is_left_and_looks_like_a_tag_is_reported(content: str) -> None:
     assert (split_reasoning(content).mark or "").startswith("left: ")
 
 
-def test_what_was_cut_where_the_reply_also_speaks_of_the_mark_is_said() -> None:
+def test_a_cut_in_a_reply_that_mentions_the_tag_is_reported() -> None:
     assert (
         split_reasoning("<think>plan</think>`<think>` opens it.").mark == "cut: <think>plan</think>`<think>` opens it."
     )
@@ -150,7 +150,7 @@ def test_what_was_cut_where_the_reply_also_speaks_of_the_mark_is_said() -> None:
     assert split_reasoning(TEMPLATE).mark is None, "code is what it is"
 
 
-def test_marks_of_ones_own_are_the_only_ones() -> None:
+def test_own_tags_are_the_only_ones() -> None:
     tags = ("<plan>", "</plan>")
 
     assert split_reasoning("<plan>a</plan>b", tags=tags).text == "b"
@@ -165,7 +165,7 @@ _PIECES = st.sampled_from(
 
 
 @given(st.lists(_PIECES, max_size=12).map("".join))
-def test_text_and_what_was_cut_cover_the_content(content: str) -> None:
+def test_text_and_reasoning_cover_the_content(content: str) -> None:
     told = split_reasoning(content)
 
     assert told.text in content

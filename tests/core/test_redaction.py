@@ -69,7 +69,7 @@ def test_redact(text: str, redacted: str) -> None:
 
 
 @given(st.text())
-def test_what_holds_no_key_stays_as_it_is(text: str) -> None:
+def test_text_without_a_key_stays_unchanged(text: str) -> None:
     assert remove_keys(text.encode("utf-8", "replace"), KEY) == text.encode("utf-8", "replace")
     assert remove_keys(b"an EMPTY box", "EMPTY") == b"an EMPTY box"  # what servers without keys are given
 
@@ -88,7 +88,7 @@ def test_no_reply_holds_the_key(form: Form) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32"])
-def test_no_reply_is_read_in_an_encoding_that_no_key_was_looked_for_in(encoding: str) -> None:
+def test_no_reply_is_read_in_an_encoding_in_which_no_key_was_searched(encoding: str) -> None:
     with pytest.raises(CallError) as caught:
         chat_completions.parse_response(
             200, {}, json.dumps(completion(f"You sent {KEY}.")).encode(encoding), sent={}, keys=[KEY]

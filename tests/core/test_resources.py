@@ -42,7 +42,7 @@ def test_shipped_in_an_installed_wheel(tmp_path: Path, cwd: Path) -> None:
     assert installed.find_resource("prompts/rubrics/unified", cwd, "", "rubric") == rubric
 
 
-def test_beside_comes_before_cwd_before_shipped(tmp_path: Path, cwd: Path) -> None:
+def test_the_base_folder_comes_before_cwd_before_shipped(tmp_path: Path, cwd: Path) -> None:
     beside = tmp_path / "beside"
     beside.mkdir()
     name = "prompts/rubrics"
@@ -55,7 +55,7 @@ def test_beside_comes_before_cwd_before_shipped(tmp_path: Path, cwd: Path) -> No
     assert resources.find_resource(name, None, "", "folder") == cwd / name
 
 
-def test_nothing_in_a_folder_of_the_caller_s_goes_before_a_name_that_is_shipped(tmp_path: Path, cwd: Path) -> None:
+def test_a_shipped_name_comes_before_a_folder_of_the_user_s(tmp_path: Path, cwd: Path) -> None:
     for folder in (tmp_path, cwd):
         (folder / "unified").mkdir()
 
@@ -67,7 +67,7 @@ def test_nothing_in_a_folder_of_the_caller_s_goes_before_a_name_that_is_shipped(
     assert resources.find_resource("unified", tmp_path, None, "source") == tmp_path / "unified"
 
 
-def test_an_absolute_path_is_looked_at_alone(tmp_path: Path, cwd: Path) -> None:
+def test_an_absolute_path_is_searched_nowhere_else(tmp_path: Path, cwd: Path) -> None:
     (tmp_path / "a.jsonl").touch()
     assert resources.find_resource(str(tmp_path / "a.jsonl"), cwd, "", "prompt file") == tmp_path / "a.jsonl"
     with pytest.raises(BadInput) as raised:
@@ -81,7 +81,7 @@ def test_tilde_is_the_home_folder(tmp_path: Path, cwd: Path, monkeypatch: pytest
     assert resources.find_resource("~/a.yaml", cwd, None, "file") == tmp_path / "a.yaml"
 
 
-def test_the_home_folder_of_nobody(cwd: Path) -> None:
+def test_a_home_folder_that_does_not_exist(cwd: Path) -> None:
     with pytest.raises(BadInput, match="no such home folder; write the path in full"):
         resources.find_resource("~no-such-person-here/a.yaml", cwd, None, "file")
 
@@ -95,8 +95,8 @@ def test_not_found_names_every_place(tmp_path: Path, cwd: Path) -> None:
         assert str(place) in text
 
 
-def test_only_what_is_shipped_is_found_beside_the_package(cwd: Path) -> None:
-    """The root of a checkout holds more than an installed wheel does; none of that may be found by name."""
+def test_only_shipped_files_are_found_in_the_package_s_root(cwd: Path) -> None:
+    """The root of a checkout has more files than an installed wheel; these must not be found by name."""
     with pytest.raises(BadInput):
         resources.find_resource("tests/core/test_resources.py", cwd, "", "file")
     with pytest.raises(BadInput):

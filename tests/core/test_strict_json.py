@@ -1,4 +1,4 @@
-"""JSON that names nothing twice."""
+"""JSON without duplicate keys."""
 
 import json
 import time
@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aif.core.strict_json import DuplicateKeyError as NamedTwice
-from aif.core.strict_json import make_decoder, parse_row
+from aif.core.strict_json import DuplicateKeyError, make_decoder, parse_row
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
@@ -16,40 +15,40 @@ VALUES = st.recursive(
 )
 
 
-class Twice(Exception):
+class Duplicate(Exception):
     pass
 
 
-read = make_decoder(Twice)
+read = make_decoder(Duplicate)
 
 
 @given(VALUES)
-def test_what_names_nothing_twice_is_read_as_json_reads_it(value: object) -> None:
+def test_json_without_duplicate_keys_is_parsed_as_by_json(value: object) -> None:
     assert read(json.dumps(value)) == value
 
 
 @given(st.dictionaries(st.text(), st.integers(), min_size=1), st.data())
-def test_a_name_given_twice_is_told(found: dict[str, int], data: st.DataObject) -> None:
+def test_a_duplicate_key_is_refused(found: dict[str, int], data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(sorted(found)))
     pairs = [*found.items(), (name, data.draw(st.integers()))]
     text = "{" + ", ".join(f"{json.dumps(key)}: {value}" for key, value in pairs) + "}"
-    with pytest.raises(Twice) as told:
+    with pytest.raises(Duplicate) as told:
         read(f'[{{"deep": {text}}}]')
     assert told.value.args == (name,)
 
 
-def test_of_however_many_names_one_given_twice_is_told_at_once() -> None:
-    """All calls of a run wait meanwhile. A look at all the names before each took 14 s of these."""
+def test_a_duplicate_key_among_many_is_refused_at_once() -> None:
+    """All calls of a run wait meanwhile. Comparing each key with all earlier keys took 14 s for these."""
     text = "{" + "".join(f'"{n}": 0, ' for n in range(50_000)) + '"49999": 1}'
     began = time.process_time()
-    with pytest.raises(Twice):
+    with pytest.raises(Duplicate):
         read(text)
     assert time.process_time() - began < 2
 
 
-def test_a_tab_within_a_string_is_read_and_no_number_made_of_a_word() -> None:
+def test_a_tab_in_a_string_is_accepted_and_no_word_becomes_a_number() -> None:
     assert read('{"a": "x\ty"}') == {"a": "x\ty"}
-    assert make_decoder(Twice, lambda word: word)("[NaN, -Infinity]") == ["NaN", "-Infinity"]
+    assert make_decoder(Duplicate, lambda word: word)("[NaN, -Infinity]") == ["NaN", "-Infinity"]
     with pytest.raises(ValueError, match="Expecting"):
         read("{'a': 1}")
 
@@ -58,7 +57,7 @@ def test_a_tab_within_a_string_is_read_and_no_number_made_of_a_word() -> None:
 
 
 @given(VALUES.map(lambda value: json.loads(json.dumps(value), parse_int=float)), st.booleans())
-def test_a_row_is_read_as_json_reads_it(value: object, ascii_only: bool) -> None:
+def test_a_row_is_parsed_as_by_json(value: object, ascii_only: bool) -> None:
     assert parse_row(json.dumps(value, ensure_ascii=ascii_only)) == value
 
 
@@ -73,11 +72,11 @@ def test_a_row_is_read_as_json_reads_it(value: object, ascii_only: bool) -> None
         ("[" * 300 + "]" * 300, json.loads("[" * 300 + "]" * 300)),
     ],
 )
-def test_a_row_as_programs_write_it(text: str, value: object) -> None:
+def test_a_row_as_other_programs_write_it(text: str, value: object) -> None:
     assert parse_row(text) == value
 
 
 @pytest.mark.parametrize("text", ['{"a": 1, "a": 2}', r'[{"b": {"a": "\u0022", "\u0061": ""}}]', '{"a": NaN, "a": 1}'])
-def test_a_row_that_names_something_twice_is_told(text: str) -> None:
-    with pytest.raises(NamedTwice, match="an object has the key 'a' twice"):
+def test_a_row_with_a_duplicate_key_is_refused(text: str) -> None:
+    with pytest.raises(DuplicateKeyError, match="an object has the key 'a' twice"):
         parse_row(text)

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from aif.core.types import Message, as_dicts, as_messages, digest, fraction, is_blank, prompt_id
 
 
-def test_a_single_user_turn_is_known_by_the_hash_of_its_text() -> None:
+def test_the_id_of_a_single_user_turn_is_the_hash_of_its_text() -> None:
     text = "Why is the sky blue? ☀"
     assert prompt_id([Message("user", text)]) == hashlib.sha256(text.encode()).hexdigest()
 
 
-def test_other_prompts_are_known_by_the_hash_of_all_their_messages() -> None:
+def test_the_id_of_other_prompts_is_the_hash_of_all_messages() -> None:
     user = Message("user", "Why?")
     conversations = [
         [user],
@@ -56,7 +56,7 @@ def test_fractions_are_spread_evenly() -> None:
 
 
 @pytest.mark.parametrize("turns", [(), (Message("user", "a"),), (Message("system", "s"), Message("user", ""))])
-def test_messages_survive_the_way_to_dicts_and_back(turns: tuple[Message, ...]) -> None:
+def test_messages_to_dicts_and_back(turns: tuple[Message, ...]) -> None:
     assert as_messages(as_dicts(turns)) == turns
 
 
@@ -82,5 +82,5 @@ def test_messages_survive_the_way_to_dicts_and_back(turns: tuple[Message, ...]) 
     ],
     ids=lambda value: ascii(value)[:30],
 )
-def test_what_nobody_can_see_is_blank(text: str, blank: bool) -> None:
+def test_invisible_text_is_blank(text: str, blank: bool) -> None:
     assert is_blank(text) == blank

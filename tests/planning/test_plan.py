@@ -56,7 +56,7 @@ def pool(n: int, **changes: Any) -> list[PoolModel]:
 
 
 def test_slots_are_pinned() -> None:
-    """Golden values: when these change, every completion ever paid for is asked again."""
+    """Golden values: if these change, every completion ever paid for is called again."""
     planned = plan_slots(asked(OWN, USER), pool(3), 2, PRINCIPLES, 42)
     assert [(s.slot, s.model, s.sample, s.seed, s.key) for s in planned] == PINNED
     assert {s.principle.pool for s in planned if s.principle} == {"honesty"}
@@ -119,7 +119,7 @@ def test_a_key_depends_on_what_reaches_the_model_and_on_nothing_else(changes: di
 
 
 def test_without_a_system_turn_of_any_kind_the_modes_send_the_same() -> None:
-    """A model whose `system` is corrected is not paid for again where nothing that is sent changes."""
+    """A change of a model's `system` costs nothing if nothing that is sent changes."""
     modes: Sequence[SystemMode] = ("role", "fold_into_user", "none")
     keys = {completion_key(asked(USER), model("a", system=mode), 0, 5, None) for mode in modes}
     assert len(keys) == 1
@@ -139,7 +139,7 @@ def test_without_a_system_turn_of_any_kind_the_modes_send_the_same() -> None:
         plan_digest(pool(3), 2, PRINCIPLES, 2),
     ],
 )
-def test_a_plan_is_made_again_when_anything_it_depends_on_changes(changed: str) -> None:
+def test_a_plan_s_digest_changes_with_everything_it_depends_on(changed: str) -> None:
     assert changed != plan_digest(pool(3), 2, PRINCIPLES, 1)
 
 
@@ -153,7 +153,7 @@ def test_a_plan_is_made_again_when_anything_it_depends_on_changes(changed: str) 
     new=st.integers(0, 10**6),
     seed=st.integers(),
 )
-def test_a_new_model_displaces_at_most_one_slot_and_moves_no_other(text: str, size: int, new: int, seed: int) -> None:
+def test_a_new_model_replaces_at_most_one_slot_and_changes_no_other(text: str, size: int, new: int, seed: int) -> None:
     prompt = asked(Message("user", text))
     before = plan_slots(prompt, pool(size), 4, PRINCIPLES, seed)
     after = plan_slots(prompt, [model(f"new{new}"), *pool(size)], 4, PRINCIPLES, seed)
@@ -163,7 +163,7 @@ def test_a_new_model_displaces_at_most_one_slot_and_moves_no_other(text: str, si
     assert [replace(s, slot=0) for s in kept] == [replace(s, slot=0) for s in before[: len(kept)]]
 
 
-def test_a_new_model_with_several_samples_displaces_at_most_as_many_slots() -> None:
+def test_a_new_model_with_several_samples_replaces_at_most_as_many_slots() -> None:
     lost = Counter[int]()
     for n in range(300):
         before = {s.key for s in plan_slots(numbered(n), pool(6), 4, PRINCIPLES, 3)}
@@ -180,7 +180,7 @@ def test_every_model_comes_as_often_as_any_other() -> None:
 
 
 def twice(**other: Any) -> list[PoolModel]:
-    """A model under two settings, and three others."""
+    """A model with two settings, and three others."""
     hot = model("A-hot", identity="org/A")
     return [replace(hot, name="A-cool", **(other or {"sampling": COOL})), hot, *map(model, "BCD")]
 
@@ -189,8 +189,8 @@ COOL = replace(SAMPLING, temperature=0.2)
 
 
 @pytest.mark.parametrize("other", [{"sampling": COOL}, {"system": "none"}], ids=["settings", "system"])
-def test_a_model_under_two_settings_is_drawn_as_two_models_are(other: dict[str, Any]) -> None:
-    """20,000 prompts. What each may see is one of so many cells of equal chance: the first two in their order (20
+def test_a_model_with_two_settings_is_drawn_as_two_models_are(other: dict[str, Any]) -> None:
+    """20,000 prompts. The outcome of each is one of several cells of equal chance: the first two in their order (20
     cells, 19 degrees of freedom), two whatever their order (10, 9), and which one of five is left out of four (5, 4).
     The thresholds are those of p = 0.0001; drawn by one fraction, they come to 30,577, 13,544 and 5,008."""
     pool = twice(**other)
@@ -204,7 +204,7 @@ def test_a_model_under_two_settings_is_drawn_as_two_models_are(other: dict[str, 
         assert sum((seen - 20_000 / n) ** 2 for seen in cells.values()) * n / 20_000 < most
 
 
-def test_a_model_under_two_settings_draws_principle_and_seed_for_each() -> None:
+def test_a_model_with_two_settings_draws_principle_and_seed_for_each() -> None:
     """Of two texts of equal chance both draw the same in half of 1,000 prompts, with a standard deviation of 16."""
     alike = 0
     for n in range(1000):
@@ -216,16 +216,16 @@ def test_a_model_under_two_settings_draws_principle_and_seed_for_each() -> None:
     assert abs(alike - 500) < 64
 
 
-def test_the_first_setting_of_a_model_keeps_what_was_bought_of_it() -> None:
-    """Whatever comes to stand beside it in the pool, and in whatever order."""
+def test_the_first_setting_of_a_model_keeps_its_completions() -> None:
+    """Whatever else is in the pool, in whatever order."""
     for n in range(50):
         alone = {s.key for s in plan_slots(numbered(n), twice()[:1] + twice()[2:], 4, PRINCIPLES, 1)}
         beside = {s.key for s in plan_slots(numbered(n), twice(), 5, PRINCIPLES, 1)}
         assert alone < beside == {s.key for s in plan_slots(numbered(n), twice()[::-1], 5, PRINCIPLES, 1)}
 
 
-def test_pools_without_a_model_twice_keep_every_slot_and_their_plan() -> None:
-    """Golden values, by the version before models under several settings were drawn apart."""
+def test_pools_without_a_repeated_model_keep_every_slot_and_their_plan() -> None:
+    """Golden values of the version before models with several settings were drawn separately."""
     pools = [
         pool(3),
         pool(5, samples=2),
@@ -244,7 +244,7 @@ def test_pools_without_a_model_twice_keep_every_slot_and_their_plan() -> None:
     assert digest(plans) == "e31a69aa5b1d08c5fb2355e5a8c34764c0190d184919f2657d82c28dafbaeaf2"
 
 
-def test_a_pool_with_a_model_twice_is_planned_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pool_with_a_repeated_model_is_planned_again(monkeypatch: pytest.MonkeyPatch) -> None:
     before = [plan_digest(one, 2, None, 1) for one in (twice(), twice()[1:])]
     monkeypatch.setattr("aif.planning.plan.REPEATED_MODEL_VERSION", PLAN_VERSION)
     after = [plan_digest(one, 2, None, 1) for one in (twice(), twice()[1:])]
@@ -265,7 +265,7 @@ def test_a_model_with_more_samples_keeps_those_it_had() -> None:
     assert {s.key for s in few} <= {s.key for s in many}
 
 
-def test_another_seed_draws_anew() -> None:
+def test_another_seed_draws_differently() -> None:
     one, two = (plan_slots(asked(USER), pool(9), 4, PRINCIPLES, seed) for seed in (1, 2))
     assert {s.key for s in one}.isdisjoint(s.key for s in two)
 
@@ -342,7 +342,7 @@ def test_every_text_of_a_pool_comes_as_often() -> None:
 
 
 def test_a_share_of_0_is_never_drawn_even_where_the_others_sum_to_less_than_1() -> None:
-    """Sums within a millionth of 1 are let through: what they leave open goes to a pool that has a share."""
+    """Sums within a millionth of 1 are accepted: the rest goes to a pool with a share."""
     short = replace(PRINCIPLES, default={"helpfulness": 0.001, "honesty": 0.0})  # most draws lie behind the last bound
     assert {short.draw("s", n).pool for n in range(200)} == {"helpfulness"}
 
@@ -420,7 +420,7 @@ def test_the_shipped_principles_split_the_sources_as_ultrafeedback_does() -> Non
 
 
 def test_the_shipped_principles_name_every_bundled_source() -> None:
-    """One that is misspelt would silently take the default."""
+    """A misspelt source would silently get the default."""
     rows = shipped("data", "prompts", "quickstart.jsonl").read_text(encoding="utf-8").splitlines()
     others = set(Principles.parse(shipped_principles(), "ultrafeedback.yaml").sources) - set(ULTRAFEEDBACK)
     assert {json.loads(row)["source"] for row in rows} == others
@@ -433,7 +433,7 @@ PINNED = [
 ]
 
 
-def test_a_text_added_to_a_pool_takes_its_share_of_draws_and_moves_no_other() -> None:
+def test_a_text_added_to_a_pool_takes_its_share_of_draws_and_changes_no_other() -> None:
     texts = [f"Principle number {n}." for n in range(9)]
     before = Principles.parse({"pools": {"a": texts}, "default": {"a": 1.0}}, "p")
     after = Principles.parse({"pools": {"a": [*texts, "A new one."]}, "default": {"a": 1.0}}, "p")

@@ -1,4 +1,4 @@
-"""Rows of data files: where each stands, what a file may hold, and what is said of one that can't be read."""
+"""Rows of data files: where each stands, what a file may hold, and the messages for files that can't be read."""
 
 import csv
 import json
@@ -53,12 +53,12 @@ def test_jsonl_with_byte_order_mark_blank_lines_and_windows_line_ends(tmp_path: 
     ],
 )
 def test_a_line_that_is_no_json_is_refused_with_its_number(tmp_path: Path, line: bytes) -> None:
-    said = refused(wrote(tmp_path / "p.jsonl", b'{"prompt": "a"}\n\n\n' + line + b"\n"))
-    assert said.startswith(":4: not JSON (")
-    assert "each line must be a JSON object in UTF-8" in said
+    message = refused(wrote(tmp_path / "p.jsonl", b'{"prompt": "a"}\n\n\n' + line + b"\n"))
+    assert message.startswith(":4: not JSON (")
+    assert "each line must be a JSON object in UTF-8" in message
 
 
-def test_one_row_that_is_no_text_or_names_something_twice_ends_nothing(tmp_path: Path) -> None:
+def test_a_bad_row_or_a_duplicate_key_ends_nothing(tmp_path: Path) -> None:
     path = wrote(tmp_path / "p.jsonl", b'{"a": "\\ud800"}\n{"a": "\xed\xa0\x80"}\n{"a": 1, "a": 2}\n{"a": NaN}\n')
     assert [row for _, row in read_rows(path)] == [
         {"a": "\ud800"},
@@ -102,13 +102,13 @@ def test_a_cell_may_be_long(tmp_path: Path) -> None:
     assert [len(row["prompt"]) for _, row in read_rows(path)] == [500_000]
 
 
-def test_jsonl_in_another_encoding_is_told_as_that(tmp_path: Path) -> None:
+def test_jsonl_in_another_encoding_is_named_as_such(tmp_path: Path) -> None:
     latin = wrote(tmp_path / "p.jsonl", b'{"prompt": "a"}\n{"prompt": "caf\xe9"}\n')
     assert refused(latin).startswith(":2: not UTF-8 (byte 0xe9); save the file as UTF-8")
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"", ": empty; the first line of a .csv file names its columns"),
         (b"\n\n", ": empty; the first line of a .csv file names its columns"),
@@ -129,8 +129,8 @@ def test_jsonl_in_another_encoding_is_told_as_that(tmp_path: Path) -> None:
         (b"\x1f\x8b\x08\x00", ":1: compressed; unpack the file"),
     ],
 )
-def test_csv_that_cannot_be_read(tmp_path: Path, content: bytes, said: str) -> None:
-    assert refused(wrote(tmp_path / "p.csv", content)).startswith(said)
+def test_csv_that_cannot_be_read(tmp_path: Path, content: bytes, message: str) -> None:
+    assert refused(wrote(tmp_path / "p.csv", content)).startswith(message)
 
 
 # Parquet
@@ -200,7 +200,7 @@ def test_a_cell_of_parquet_that_cannot_be_read_ends_nothing(tmp_path: Path, colu
 
 
 def test_json_in_parquet_is_read_as_what_it_holds(tmp_path: Path) -> None:
-    """As datasets writes lists of objects that have other keys each, since 4.7."""
+    """As datasets writes lists of objects with different keys, since 4.7."""
     path, turn = tmp_path / "p.parquet", {"role": "user", "content": "a"}
     texts = pa.array([[json.dumps(turn), None], None, []], pa.list_(pa.string()))
     inside = pa.array([{"x": "[1]"}, {"x": None}, None], pa.struct([("x", pa.string())]))
@@ -215,18 +215,18 @@ def test_json_in_parquet_is_read_as_what_it_holds(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (lambda path: path.write_bytes(b""), ": can't be read as Parquet: Parquet file size is 0 bytes"),
         (lambda path: path.write_bytes(CSV), ": can't be read as Parquet: Parquet magic bytes not found in footer"),
         (_twice, ": two columns are named 'prompt'; rename one"),
     ],
 )
-def test_parquet_that_cannot_be_read(tmp_path: Path, make: Callable[[Path], object], said: str) -> None:
+def test_parquet_that_cannot_be_read(tmp_path: Path, make: Callable[[Path], object], message: str) -> None:
     path = tmp_path / "p.parquet"
     make(path)
     found = refused(path)
-    assert found.startswith(said)
+    assert found.startswith(message)
     assert found.endswith(("check the file, or write it again", "rename one"))
 
 
@@ -244,7 +244,7 @@ def test_parquet_cut_short_or_damaged_is_read_whole_or_refused(tmp_path: Path) -
         except BadInput as error:
             refusals.append(str(error))
     assert len(refusals) > 100
-    assert all(said.startswith(str(path)) for said in refusals)
+    assert all(message.startswith(str(path)) for message in refusals)
 
 
 # any

@@ -159,7 +159,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that opens and can't be read")
-def test_a_file_that_fails_in_reading_is_told_as_such(tmp_path: Path) -> None:
+def test_a_file_that_fails_while_it_is_read_is_reported_as_such(tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").symlink_to("/proc/self/mem")
     with pytest.raises(BadInput, match=r"p\.jsonl: can't be read: "):
         source_fingerprint(ROW, base=tmp_path)
@@ -258,7 +258,7 @@ def test_a_name_with_signs_of_a_pattern_is_that_name(tmp_path: Path, name: str) 
     assert [text(item) for item in read_prompts(Source(hub=f"saved/{name}"), base=tmp_path)] == [name, "b"]
 
 
-def test_what_is_wrong_with_a_dataset_is_said_with_its_name(folder: Path) -> None:
+def test_errors_of_a_dataset_name_it(folder: Path) -> None:
     with pytest.raises(BadInput, match=r"train row 0: no column 'text' \(columns: prompt, messages, origin\)"):
         list(read_prompts(Source(hub="data", field="text"), base=folder.parent))
     with pytest.raises(
@@ -272,7 +272,7 @@ def test_what_is_wrong_with_a_dataset_is_said_with_its_name(folder: Path) -> Non
         list(read_prompts(Source(hub="data"), base=folder.parent))
 
 
-def test_a_file_that_is_given_as_a_dataset_is_not_looked_for_on_the_hub(tmp_path: Path) -> None:
+def test_a_file_that_is_given_as_a_dataset_is_not_searched_on_the_hub(tmp_path: Path) -> None:
     (tmp_path / "mine.jsonl").write_text('{"prompt": "a"}\n')
     with pytest.raises(BadInput, match=r"mine\.jsonl: is a file; give it as file:, not as hub:$"):
         list(read_prompts(Source(hub="mine.jsonl"), base=tmp_path))
@@ -405,7 +405,7 @@ def hub_asked(folder: Path, address: str) -> list[str]:
     return asked.stdout.splitlines()
 
 
-def test_a_hub_that_says_the_token_back_gets_it_into_no_message(tmp_path: Path) -> None:
+def test_a_token_that_the_hub_sends_back_is_in_no_message(tmp_path: Path) -> None:
     with echoing() as (address, seen):
         told = hub_asked(tmp_path, address)
 
@@ -415,7 +415,7 @@ def test_a_hub_that_says_the_token_back_gets_it_into_no_message(tmp_path: Path) 
     assert any("Bearer [key]" in line for line in told)
 
 
-def test_a_hub_that_sends_elsewhere_sends_no_token_there(tmp_path: Path) -> None:
+def test_a_redirect_of_the_hub_gets_no_token(tmp_path: Path) -> None:
     with echoing() as (elsewhere, seen), echoing(307, elsewhere.replace("127.0.0.1", "localhost")) as (address, first):
         hub_asked(tmp_path, address)
 

@@ -172,7 +172,7 @@ def test_a_text_that_is_a_json_list_of_turns_is_read_as_turns(written: str) -> N
         ("['a'\n 'b' None]", "'prompt' holds a list as Python prints it; write it as JSON"),
     ],
 )
-def test_a_text_that_is_a_list_is_taken_for_that_list(written: str, said: str) -> None:
+def test_a_text_with_a_json_list_is_parsed_as_that_list(written: str, said: str) -> None:
     item = only({"prompt": written})
     assert isinstance(item, Skipped)
     assert item.detail == said
@@ -223,7 +223,7 @@ def test_other_transcripts_are_left_out(written: str) -> None:
 
 
 @pytest.mark.parametrize("written", ["<|im_start|>user\na", "<s>[INST] a [/INST]", "<start_of_turn>user\na"])
-def test_what_a_chat_template_made_is_left_out(written: str) -> None:
+def test_the_output_of_a_chat_template_is_left_out(written: str) -> None:
     said = "'prompt' holds the output of a chat template; write it as a list of {role, content}"
     assert only({"prompt": written}) == Skipped("bad_row", "here", said)
 
@@ -261,7 +261,7 @@ def test_half_a_character_in_a_column_without_a_use_does_no_harm() -> None:
         only({"\ud800": 1})
 
 
-def test_what_could_not_be_read_is_left_out_where_it_is_used() -> None:
+def test_a_cell_that_could_not_be_read_leaves_out_the_row_if_it_is_used() -> None:
     lost = BadRow("too far")
     assert only(lost) == Skipped("bad_row", "here", "too far")
     assert as_prompt(only({"prompt": "a", "at": lost, "n": 1})).meta == {"n": 1}
@@ -273,7 +273,7 @@ def test_what_could_not_be_read_is_left_out_where_it_is_used() -> None:
         assert only(row, carrying(**entry)) == Skipped("bad_row", "here", f"{name!r} can't be read: too far")
 
 
-def test_a_list_as_python_prints_it_is_nobody_s_question() -> None:
+def test_a_list_as_python_prints_it_is_no_prompt() -> None:
     item = only({"prompt": str([USER, ASSISTANT])})
     assert item == Skipped("bad_row", "here", "'prompt' holds a list as Python prints it; write it as JSON")
     asked = str([{"name": "x"}])
@@ -342,7 +342,7 @@ def carrying(**settings: Any) -> Source:
 
 
 def brought(row: dict[str, Any], **entry: Any) -> list[ProvidedCompletion | str]:
-    """What a row carries, and the places of what it leaves out."""
+    """The completions that a row brings, and the places of those that are left out."""
     found = read_row({"prompt": "a", **row}, carrying(completions=entry), "p:1")
     prompt = as_prompt(found[-1])
     left = [item for item in found[:-1] if isinstance(item, Skipped)]
@@ -392,7 +392,7 @@ def test_one_completion_a_row() -> None:
         [{"from": "human", "value": "a"}, {"from": "gpt", "value": "B"}],
     ],
 )
-def test_a_completion_may_be_told_as_turns_that_end_with_it(said: Any) -> None:
+def test_a_completion_may_be_given_as_turns_that_end_with_it(said: Any) -> None:
     assert brought({"answers": [{"said": said, "by": "m", "points": 1}]}, **OBJECTS) == [
         ProvidedCompletion("m", "B", 1)
     ]
@@ -438,7 +438,7 @@ def test_a_completion_without_a_text_is_left_out_and_the_others_stay() -> None:
 
 
 @pytest.mark.parametrize("none", [None, [], "[]"])
-def test_a_row_may_carry_none(none: Any) -> None:
+def test_a_row_may_bring_no_completion(none: Any) -> None:
     assert brought({"answers": none}, **LISTS) == []
 
 
@@ -588,7 +588,7 @@ def test_one_object_may_lack_a_score() -> None:
         ({"answers": "A", "by": "m", "points": 9}, {}),
     ],
 )
-def test_columns_that_completions_take_are_no_meta(row: dict[str, Any], meta: dict[str, Any]) -> None:
+def test_columns_of_completions_are_no_meta(row: dict[str, Any], meta: dict[str, Any]) -> None:
     (item,) = read_row({"prompt": "a", **row}, carrying(completions=OBJECTS), "here")
     assert as_prompt(item).meta == meta
 
