@@ -61,7 +61,7 @@ class RequestSize:
 
 
 def lint(folder: Path) -> tuple[list[Finding], Rubric | None]:
-    """Return the problems of a rubric folder, and the rubric unless there are errors."""
+    """Return the problems of a rubric folder, errors and warnings, and the rubric unless there are errors."""
     try:
         files = read_files(folder)
         rubric = Rubric.from_files(files, str(folder))
@@ -118,7 +118,7 @@ def _shown(ask: RubricRequest) -> int:
 
 
 def _syntax_errors(folder: Path) -> Iterator[str]:
-    """Yield syntax errors in templates, for a folder that has a broken rubric.yaml, too."""
+    """Yield syntax errors in a folder's templates, which are not rendered if its rubric.yaml is broken."""
     for path in sorted(folder.iterdir()):
         if path.suffix not in {".md", ".j2"} or path.name == "README.md":
             continue
@@ -135,7 +135,7 @@ def _syntax_errors(folder: Path) -> Iterator[str]:
 
 @dataclass(frozen=True, slots=True)
 class _CheckedRubric:
-    """A rubric without errors, with the lines of rubric.yaml."""
+    """A rubric without errors, and the text of its rubric.yaml for the places of warnings."""
 
     rubric: Rubric
     text: located_yaml.YamlDocument

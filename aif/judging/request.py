@@ -53,34 +53,34 @@ def judging_request(
 
 
 def judging_spec(rubric: Rubric, request: str, n: int, judge: Judge) -> str:
-    """Return the digest of such a request about `n` completions, without the prompt and the completions."""
+    """Return the digest of all that a judging request for `n` completions sends besides prompt and completions."""
     return spec_digest(rubric, request, n, judge.reply, judge.sampling.identity)
 
 
 def resampled_request(request: Request, resamples: int, failure: CallError | None) -> Request:
     """Return the request to send after `resamples` unusable replies, the last of which is `failure`.
 
-    It has a new seed, and more tokens if a judgement was truncated. Without such a failure it is unchanged.
+    It has a new seed, and more tokens if a judgement was truncated. It is unchanged if `failure` is None.
     """
     if failure is None:
         return request
-    room = _room(resamples) if failure.kind == Kind.TRUNCATED else 1
+    room = _token_factor(resamples) if failure.kind == Kind.TRUNCATED else 1
     seed = None if request.seed is None else (request.seed + resamples) % 2**31
     return replace(request, seed=seed, max_tokens=request.max_tokens * room)
 
 
-def _room(resamples: int) -> int:
-    """Return the factor on max_tokens for a truncated judgement, after this many unusable replies."""
+def _token_factor(resamples: int) -> int:
+    """Return the factor by which max_tokens grows for a truncated judgement after this many unusable replies."""
     return min(MAX_ROOM, 1 << resamples)
 
 
 def max_billed_replies(stage: Stage) -> tuple[int, int]:
-    """Return how many replies an item may be billed for if none is usable, and their total length over `max_tokens`.
+    """Return how many unusable replies an item may be billed for, and their total length as a multiple of max_tokens.
 
-    A judgement may be truncated each time, and get more tokens. Calls that fail without a reply are not counted.
+    A judgement may be truncated each time, and then gets more tokens. Calls that fail without a reply don't count.
     """
     times = RetryPolicy().resamples
-    return times, sum(map(_room, range(times))) if stage == "judgement" else times
+    return times, sum(map(_token_factor, range(times))) if stage == "judgement" else times
 
 
 def estimate_tokens(request: Request) -> int:

@@ -163,7 +163,7 @@ class Rubric:
         return rubric
 
     def _inconsistencies(self) -> Iterator[Problem]:
-        """Yield what doesn't match: aspects and requests, names of templates and files."""
+        """Yield mismatches between aspects and requests, and between template names and files."""
         known, asked = ", ".join(self.sheet.aspects), set[str]()
         for name, ask in self.sheet.requests.items():
             at: KeyPath = ("requests", name, "aspects")
@@ -184,7 +184,7 @@ class Rubric:
                 yield Problem(keys, f"no file {name}; the folder has {present}; correct the name, or add the file")
 
     def render_errors(self, counts: Iterable[int]) -> Iterator[str]:
-        """Yield the error of each template that can't be rendered for one of these numbers of completions, once."""
+        """Render all templates for each of these numbers of completions, and yield each error once."""
         reported: set[str] = set()
         for render in (lambda: self.role, *self._request_texts(counts)):
             try:
@@ -202,7 +202,7 @@ class Rubric:
 
     @cached_property
     def digest(self) -> str:
-        """Identifies exactly these files."""
+        """The digest of the rubric's files."""
         return digest(self.files)
 
     @cached_property
@@ -252,14 +252,14 @@ class Rubric:
         return self._render_template(self.sheet.role)
 
     def request_text(self, request: str, n: int, form: ReplyForm) -> str:
-        """Return the request's own text for `n` completions: the end of the message, after the shared part."""
+        """Return the end of the message for `n` completions: the text of this request alone, after the shared part."""
         if (text := self._texts.get((request, n, form))) is None:
             text = self.request_text_with(request, n, reply_instruction(self, request, n, form))
             self._texts[request, n, form] = text
         return text
 
     def request_text_with(self, request: str, n: int, reply: str) -> str:
-        """Return the request's own text with a custom instruction `reply` on how to reply."""
+        """Return `request_text` with `reply` as the instruction on how to reply."""
         ask = self.sheet.requests[request]
         # a weight is part of no identity, so no template may show it to a judge
         aspects = {name: self.sheet.aspects[name].model_dump(exclude={"weight"}) for name in ask.aspects}
@@ -304,7 +304,7 @@ class Rubric:
         return digest(list(shown.items()))[:KEY_LENGTH] if shown else None
 
     def shares_prefix(self, request: str) -> bool:
-        """Return whether another request has the same start, so that a cache helps: same schema, same completions."""
+        """Return whether another request starts with the same schema and messages, so that a prompt cache helps."""
         return len(self.sheet.requests[request].aspects) == 1 and len(self._schema_aspects(request)) > 1
 
     @property
@@ -490,9 +490,8 @@ def judgement_key(
 ) -> str:
     """Return the identity of a judgement.
 
-    It depends on the completions' keys in the order shown, the judge, the pass, the `spec_digest`, and the
-    `Rubric.material_digest`. `texts` are added only if a judgement exists that was shown other texts of the same
-    completions.
+    It depends on the completions' keys in the order shown, the judge, the pass, the `spec_digest` and the
+    `Rubric.material_digest`. `texts` distinguish it from a judgement that was shown other texts of these completions.
     """
     sent = {"completions": list(completions), "judge": judge, "pass": judge_pass, "spec": spec, "material": material}
     return digest({"v": 1, **sent, **({"texts": list(texts)} if texts else {})})[:KEY_LENGTH]

@@ -52,8 +52,8 @@ class LabelCounts:
 def best_completions(scored: pa.Table, seed: int) -> pa.Table:
     """Return the row of each prompt's best completion that isn't truncated; prompts without one have no row.
 
-    Ties are drawn as in pairs, and the best of each scale counts as a tie. This isn't always a pair's chosen one:
-    `on_policy`, caps and length ratios may exclude the best.
+    Ties are broken by a seeded draw, as for pairs; scores on different scales count as ties. A pair's chosen completion
+    may be another one: `on_policy`, caps and length ratios may exclude the best.
     """
     best = [
         _best_row(rows, seed)

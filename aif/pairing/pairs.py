@@ -59,11 +59,11 @@ MAX_CANDIDATES = 4_000_000  # ordered pairs of one prompt: 2,000 completions wit
 class PairPolicy:
     """How pairs are selected; `pair_prompts` describes the policies by `name`.
 
-    `score`: the weighted mean of the aspects, or the aspect `overall` alone; `missing` says what to do if a rating of
-    these aspects is missing. `min_margin` is in points of the score, or a fraction if `shares` (aspects with different
-    ranges). `max_length_ratio`: characters of the longer text per character of the shorter. `model`: for `on_policy`,
-    the model on one side of every pair. `min_completions`: rated completions needed if others have no rating. The
-    fields stand in the store as JSON.
+    `score`: the weighted mean of the aspects, or the aspect `overall` alone. `missing`: if a rating is missing, leave
+    its aspect out, or drop the prompt. `min_margin` is in points of the score, or a fraction if `shares` (aspects with
+    different ranges). `max_length_ratio`: characters of the longer text per character of the shorter. `model`: for
+    `on_policy`, the model on one side of every pair. `min_completions`: rated completions needed if others have no
+    rating. The fields are stored as JSON.
     """
 
     name: Literal["best_vs_random", "best_vs_worst", "all", "on_policy"]
@@ -217,7 +217,10 @@ def _pair_without_cap(columns: RatingColumns, policy: PairPolicy) -> PairingResu
 
 @dataclass(frozen=True, slots=True)
 class _Pairs:
-    """Pairs of rows of one prompt: row `high` has the higher score. `row_prompt` is the prompt of each row."""
+    """Pairs of rows of the same prompt, by row number; `high` has the higher score.
+
+    `row_prompt` is the prompt of each row; `prompts` is how many there are.
+    """
 
     high: Ints
     low: Ints
@@ -225,22 +228,22 @@ class _Pairs:
     prompts: int
 
     @classmethod
-    def with_lower(cls, rows: PromptRows, some: Ints, means: Floats) -> "_Pairs":
-        """Return each of some rows paired with all lower rows of its group."""
-        return cls._ordered(rows, means, *cls._all_of_prompt(rows, some))
+    def with_lower(cls, rows: PromptRows, selected: Ints, means: Floats) -> "_Pairs":
+        """Return the pairs of each selected row with every lower row of its group."""
+        return cls._ordered(rows, means, *cls._all_of_prompt(rows, selected))
 
     @classmethod
-    def with_higher(cls, rows: PromptRows, some: Ints, means: Floats) -> "_Pairs":
-        """Return each of some rows paired with all higher rows of its group."""
-        return cls._ordered(rows, means, *reversed(cls._all_of_prompt(rows, some)))
+    def with_higher(cls, rows: PromptRows, selected: Ints, means: Floats) -> "_Pairs":
+        """Return the pairs of each selected row with every higher row of its group."""
+        return cls._ordered(rows, means, *reversed(cls._all_of_prompt(rows, selected)))
 
     @staticmethod
-    def _all_of_prompt(rows: PromptRows, some: Ints) -> tuple[Ints, Ints]:
-        """Return each of some rows with every row of its prompt."""
-        sizes = rows.sizes[rows.prompt[some]]
-        repeated = np.repeat(some, sizes)
+    def _all_of_prompt(rows: PromptRows, selected: Ints) -> tuple[Ints, Ints]:
+        """Return each selected row, repeated, beside every row of its prompt."""
+        sizes = rows.sizes[rows.prompt[selected]]
+        repeated = np.repeat(selected, sizes)
         starts = np.cumsum(sizes) - sizes
-        return repeated, np.arange(len(repeated)) - np.repeat(starts - rows.starts[rows.prompt[some]], sizes)
+        return repeated, np.arange(len(repeated)) - np.repeat(starts - rows.starts[rows.prompt[selected]], sizes)
 
     @classmethod
     def _ordered(cls, rows: PromptRows, means: Floats, high: Ints, low: Ints) -> "_Pairs":
@@ -273,7 +276,7 @@ class _Pairs:
 
 @dataclass(frozen=True, slots=True)
 class _PromptOutcomes:
-    """The outcome of every prompt, as an index into OUTCOMES: the first reason recorded, or 0."""
+    """The outcome of every prompt as an index into OUTCOMES: the first reason recorded, or 0 for "paired"."""
 
     codes: Ints
 
@@ -314,9 +317,9 @@ def _find_candidates(
         best = rows.draw_one(rows.highest(choosable, means), policy.seed, "chosen")
         pairs = _Pairs.with_lower(rows, best[best >= 0], means)
     else:
-        pairs = _Pairs.with_lower(rows, _check_size(np.flatnonzero(choosable & own), rows), means)
+        pairs = _Pairs.with_lower(rows, _within_memory(np.flatnonzero(choosable & own), rows), means)
         if own is not every:
-            others = _Pairs.with_higher(rows, _check_size(np.flatnonzero(own & in_reach), rows), means)
+            others = _Pairs.with_higher(rows, _within_memory(np.flatnonzero(own & in_reach), rows), means)
             pairs = pairs.plus(others.only((choosable & ~own)[others.high]))
     high, low = means[pairs.high], means[pairs.low]
     pairs = pairs.only(high - low >= policy.min_margin - tolerance(high, low))
@@ -339,20 +342,20 @@ def _groups_with_pair(rows: PromptRows, means: Floats, sides: Sequence[tuple[Boo
     return result
 
 
-def _check_size(some: Ints, rows: PromptRows) -> Ints:
-    """Return these rows. Raises BadInput if the pairs of one prompt would be too many for memory."""
-    pairs = np.bincount(rows.prompt[some], minlength=len(rows.starts)) * rows.sizes
+def _within_memory(selected: Ints, rows: PromptRows) -> Ints:
+    """Return the selected rows. Raises BadInput if the pairs of one prompt would be too many for memory."""
+    pairs = np.bincount(rows.prompt[selected], minlength=len(rows.starts)) * rows.sizes
     if (most := int(pairs.max(initial=0))) > MAX_CANDIDATES:
         raise BadInput(
             f"prompt {rows.prompt_ids[int(pairs.argmax())]}: {rows.sizes[pairs.argmax()]:,} completions give {most:,} "
             f"possible pairs, more than {MAX_CANDIDATES:,}; set pairs.policy to best_vs_random or best_vs_worst, or "
             "correct completions.field and field: rows with the same prompt are joined"
         )
-    return some
+    return selected
 
 
 def _apply_policy(pairs: _Pairs, rows: PromptRows, means: Floats, policy: PairPolicy) -> _Pairs:
-    """Return those of the candidates that the policy selects, prompt by prompt."""
+    """Return the candidate pairs that the policy selects, prompt by prompt."""
     if policy.name == "all":
         ranked = pairs.only(_widest_first(pairs, rows, means, policy.seed))
         most = policy.max_pairs_per_prompt
@@ -367,9 +370,9 @@ def _apply_policy(pairs: _Pairs, rows: PromptRows, means: Floats, policy: PairPo
     return pairs.only(np.argsort(pairs.high))
 
 
-def _as_mask(some: Ints, rows: PromptRows) -> Bools:
+def _as_mask(selected: Ints, rows: PromptRows) -> Bools:
     mask = np.zeros(len(rows.prompt), dtype=bool)
-    mask[some] = True
+    mask[selected] = True
     return mask
 
 
@@ -421,7 +424,7 @@ def _cap_draws(part: PairingResult, seed: int) -> Floats:
 
 
 def _models(part: PairingResult, numbers: dict[str, int]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Return per pair the models of chosen and rejected, as `numbers` that are equal in all parts."""
+    """Return per pair the models of chosen and rejected as integers; `numbers` assigns them over all parts."""
     names = [numbers.setdefault(name, len(numbers)) for name in part.rows.models.to_pylist()]
     model = np.array(names, dtype=np.int32)[part.rows.model]
     return model[part.chosen], model[part.rejected]

@@ -62,7 +62,7 @@ def tolerance(score: Any, other: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class PromptRows:
-    """The rows of RatingColumns grouped by prompt, with ids as integers.
+    """The rows of RatingColumns, grouped by prompt and with integers for ids, for array operations.
 
     Per row: the numbers of its `prompt`, `text`, `model` and `group`, where a group is the rows of one prompt on one
     scale. Per prompt: its first row (`starts`) and number of rows (`sizes`). `order` sorts rows by group, and `firsts`
@@ -211,8 +211,8 @@ def compute_scores(
 
     An aspect's value is the weighted mean over the judges whose ratings of it count. If the aspects differ in range,
     each counts as a fraction of its range, from 0 to 1: else one from 0 to 40 would outweigh three from 1 to 5.
-    `missing` says if a prompt with a missing rating is dropped. Unrated completions are left out if at least `least`
-    are rated.
+    `missing`: if a rating is missing, leave its aspect out for the prompt, or drop the prompt. Completions without any
+    rating are left out if at least `least` others are rated.
 
     Raises BadInput if these aspects don't give this score, ValueError if columns and weights don't fit.
     """

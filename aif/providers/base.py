@@ -48,7 +48,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Settings of one endpoint that apply to every request sent to it. They are part of no completion's identity.
+    """Settings of one endpoint that apply to every request sent to it, and are part of no completion's identity.
 
     `dialect` selects the names of settings and the form of schemas (see `chat_completions.request_body`); `omit` names
     settings not to send. `headers` and `query` are added to each request; `secrets` are the values in them that must
@@ -90,10 +90,10 @@ class Quota:
 class Reply:
     """A model's reply, with its reasoning split from its text.
 
-    `received` holds content and reasoning exactly as the server sent them, where splitting changed either; `mark` is
-    text that looks like an undetected reasoning mark (see core/reasoning.py). `sent` are the settings of the request
-    (without messages and schema), `served` what the server reports about itself (model, fingerprint, request id),
-    `quotas` the rate limits it reports.
+    `received` holds content and reasoning exactly as the server sent them, where splitting changed either; `mark`
+    describes text that looks like a reasoning mark but may be none (see core/reasoning.py). `sent` are the settings of
+    the request (without messages and schema), `served` what the server reports about itself (model, fingerprint,
+    request id), `quotas` the rate limits it reports.
 
     `finish` is None only in a CallError whose body gave no finish reason. An unknown finish reason becomes "length",
     with the server's word under UNKNOWN_FINISH in `served`.
@@ -116,7 +116,7 @@ class Reply:
 
 
 class Kind(StrEnum):
-    """Why a call gave no usable reply. The values stand in journals."""
+    """Why a call gave no usable reply. The values are stored in journals."""
 
     # transient: retried within the run, then by the next run
     RATE_LIMITED = "rate_limited"

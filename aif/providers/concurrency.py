@@ -43,12 +43,12 @@ FailureClass = Literal["transient", "access", "request", "unusable"]
 
 @dataclass(slots=True, eq=False)
 class ItemHistory:
-    """What the limiter knows of one item over all its calls.
+    """What the concurrency limiter remembers about one item (a completion or judgement) over all its calls.
 
-    `first_failed` gives, by class of failure, the number of the item's first failed call. `size` is the request's
-    length in characters, `blame` whose fault the last failure was. `sampled`: the item came from elsewhere in the
-    queue, to find out who is at fault. `limited_at` holds the counts of answers and of rate-limited items at its first
-    429. `may_split`: an overlong item is split, or is such a part, so its overflow says nothing about other items.
+    `first_failed` is the number of its first failed call, by class of failure; `size` its request's length in
+    characters; `blame` whose fault its last failure was. `sampled`: it was taken from elsewhere in the queue to find
+    out who is at fault. `limited_at`: the numbers of answers and of rate-limited items at its first 429. `may_split`:
+    it is split if it is too long, or is such a part, so an overflow says nothing about other items.
     """
 
     first_failed: dict[FailureClass, int] = field(default_factory=dict)
@@ -61,10 +61,10 @@ class ItemHistory:
 
 @dataclass(frozen=True, slots=True)
 class OtherItems:
-    """How many other items can show who is at fault.
+    """Whether there are enough other items in the queue to find out if an item or the endpoint is at fault.
 
-    `enough` is how many different failing items prove the endpoint's fault; `too_few`: there are fewer items than that;
-    `more_coming`: some have not been sent yet.
+    `enough` different items must fail alike for the endpoint to be at fault. `too_few`: there are fewer items than
+    that. `more_coming`: some items have not been sent yet.
     """
 
     enough: int = ENOUGH_ITEMS
@@ -77,10 +77,10 @@ MANY_OTHERS = OtherItems()
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Permit:
-    """Permission for one call, as given by `ConcurrencyLimiter.enter`.
+    """Permission to make one call, as returned by `ConcurrencyLimiter.enter`.
 
-    `n` numbers calls from 1. `answers` and `limits` count the answers and the rate-limited items before it. `episode`
-    is the number of pauses before it; `probe`: it tests whether a paused endpoint answers again.
+    `n` is the call's number, from 1; `answers`, `limits` and `episode` are the numbers of answers, rate-limited items
+    and pauses before it. `probe`: the call tests whether a paused endpoint answers again.
     """
 
     item: ItemHistory
@@ -92,7 +92,7 @@ class Permit:
 
 
 class ConcurrencyLimiter:
-    """Limits the calls in flight to one endpoint, between 1 and `most`, and pauses the endpoint when it fails.
+    """Limits the calls in flight to one endpoint, adapting between 1 and `most`, and pauses an endpoint that fails.
 
     `jitter` draws from [0, 1). `usable`: an earlier reply of the endpoint was usable. `in_flight` counts calls;
     `given_up` is the message that ends the endpoint, once no further call is worth making.
@@ -164,7 +164,9 @@ class ConcurrencyLimiter:
         if permit.probe and permit.episode == self._episode:  # the probe gave no result
             self._probing = False
 
-    def ended(self, permit: Permit, error: CallError | None, now: float, others: OtherItems = MANY_OTHERS) -> None:
+    def record_result(
+        self, permit: Permit, error: CallError | None, now: float, others: OtherItems = MANY_OTHERS
+    ) -> None:
         """Adapt to the result of a call, and set its item's `blame`. Call it before `leave`."""
         if error is None or error.resamplable or error.kind is Kind.BLOCKED:
             permit.item.blame = self._replied(permit, error, now, others)
@@ -186,8 +188,8 @@ class ConcurrencyLimiter:
             took = f"{now - self._failing_since:,.0f} s"
             self.given_up = f"no call was answered for {took}; last error: {error.kind}: {error.message}"
 
-    def renew(self) -> None:
-        """Start afresh with a newly started server. Calls sent before no longer count."""
+    def reset(self) -> None:
+        """Forget all failures, because the endpoint has a newly started server."""
         self._failing_since = None
         self._episode += 1
         self._outage = self._episode
@@ -233,7 +235,7 @@ class ConcurrencyLimiter:
         return blame
 
     def _opens(self, permit: Permit) -> bool:
-        """Return whether a reply ends the pause. After a 429, calls sent before it may still be answered."""
+        """Return whether a reply ends the pause. After a 429 only the probe's does: earlier calls are answered, too."""
         if self._paused == "failing":
             return not any(self._failing.values())
         return permit.probe or self._paused == "not answering"
@@ -241,8 +243,8 @@ class ConcurrencyLimiter:
     def _unusable_reply(self, permit: Permit, error: CallError, now: float, others: OtherItems) -> Blame:
         """Handle a reply that is empty, unparseable or blocked by a filter.
 
-        Three in a row end an endpoint that never gave a usable reply, since each of them costs; otherwise, and for a
-        filter, it takes many.
+        They end the endpoint: after ENOUGH_ITEMS in a row if it never gave a usable reply, since each one costs, else
+        (and if a filter blocks) after ENOUGH_UNUSABLE.
         """
         alike, blocked = self._failing["unusable"], error.kind is Kind.BLOCKED
         alike.add(permit.item)
@@ -259,9 +261,9 @@ class ConcurrencyLimiter:
         return "endpoint"
 
     def _needs_sample(self, alike: set[ItemHistory], more: bool, now: float) -> bool:
-        """Return whether an item from elsewhere must be tried first: the failed ones may be neighbours in the queue.
+        """Return whether an item from elsewhere in the queue must be tried first: the failed ones may be adjacent.
 
-        Calls are sent one at a time until it is known.
+        Until then calls are sent one at a time.
         """
         wanted = min(MAX_SAMPLED_ITEMS, 1 + self._usable + self._disproved) if more else 0
         if sum(item.sampled for item in alike) >= wanted:
@@ -287,8 +289,8 @@ class ConcurrencyLimiter:
     def _rate_limited(self, permit: Permit, asked_s: float, now: float, others: OtherItems) -> Blame:
         """Handle a 429.
 
-        An item that gets another one, while other items are answered and hardly any are limited, asks for more than the
-        limit ever allows: it is at fault, and doesn't hold up the others.
+        If an item gets it again while other items are answered and hardly any are limited, its request exceeds what the
+        limit ever allows: the item is at fault, and the others continue.
         """
         item, items_fault = permit.item, self._is_items_fault(permit, "transient")
         self._limits += item.limited_at is None
@@ -338,7 +340,7 @@ class ConcurrencyLimiter:
     def _is_items_fault(self, permit: Permit, failure: FailureClass) -> bool:
         """Return whether a call was answered that was sent after this item's first failed call.
 
-        Answers to earlier calls prove nothing: a failing endpoint may continue with those for long.
+        Answers to earlier calls prove nothing: an endpoint that fails now may still answer those.
         """
         return self._newest_answered > permit.item.first_failed.setdefault(failure, permit.n)
 

@@ -31,7 +31,10 @@ class _Delivery(NamedTuple):
 
 
 class DuplicateDetector:
-    """Remembers recent replies of one client. Servers that give all replies the same id are not checked."""
+    """Remembers a client's recent replies, to detect one that is delivered twice.
+
+    Servers that give all replies the same id are not checked.
+    """
 
     def __init__(self) -> None:
         self._delivered: OrderedDict[str, _Delivery] = OrderedDict()  # by id

@@ -35,8 +35,8 @@ class Endpoint:
 
     `refused` is the message that ended the endpoint; `halt` is set then, and when the run stops. For servers that aif
     launches, `up` is set while one answers, `wanted` once a call needs one, `done` when no more calls will come;
-    `server_status` is what the servers do meanwhile, such as "starting". `others` tells how many other items could
-    still be sent, which decides who is at fault.
+    `server_status` is what the servers do meanwhile, such as "starting". `others` tells whether other items can show
+    who is at fault for an error.
     """
 
     name: str
@@ -96,12 +96,12 @@ class Endpoint:
         except CallError as error:
             if attempt.reply is not None:  # received, but unusable
                 self._learn(attempt.reply, cost)
-            self.limiter.ended(permit, error, self.clock(), self.others(error))
+            self.limiter.record_result(permit, error, self.clock(), self.others(error))
             self._failed(error)
             raise
         else:
             if attempt.reply is not None:
-                self.limiter.ended(permit, None, self.clock())
+                self.limiter.record_result(permit, None, self.clock())
                 self.answered += 1
                 self._learn(attempt.reply, cost)
         finally:
@@ -134,12 +134,12 @@ class Endpoint:
     def _learn(self, reply: Reply, cost: RequestCost) -> None:
         self.rate_limiter.learn(reply.quotas)
         if reply.usage is not None:
-            self.rate_limiter.counted(cost, reply.usage.input, self.clock())
+            self.rate_limiter.record_prompt_tokens(cost, reply.usage.input, self.clock())
 
     def _failed(self, error: CallError) -> None:
         self.rate_limiter.learn(error.quotas)
         if error.kind is Kind.RATE_LIMITED:
-            self.rate_limiter.limited(self.clock())
+            self.rate_limiter.record_limit_hit(self.clock())
         if self.limiter.given_up:
             self.refusal = self.refusal or error.kind
             self.refuse(self.limiter.given_up)
@@ -160,7 +160,7 @@ class Endpoint:
         self.wanted.set()
         if not self.up.is_set() and not self.halt.is_set():
             await self.up.wait()
-            self.limiter.renew()
+            self.limiter.reset()
         return not self.halt.is_set()
 
     async def sleep(self, seconds: float) -> bool:

@@ -49,7 +49,7 @@ def make_http_client(
 
     return client(
         limits=httpx2.Limits(max_connections=limit, keepalive_expiry=KEEPALIVE_S),
-        event_hooks={"request": [strip], "response": [_read]},
+        event_hooks={"request": [strip], "response": [_read_limited]},
         follow_redirects=False,
         trust_env=not _loopback(url),  # a proxy in the environment can't reach this machine
     )
@@ -69,7 +69,7 @@ async def read_body(pieces: AsyncIterator[bytes]) -> bytes:
     return b"".join(read)
 
 
-async def _read(response: httpx2.Response) -> None:
+async def _read_limited(response: httpx2.Response) -> None:
     """Read the body before the client does, since the client would buffer an endless one."""
     async with aclosing(response.aiter_bytes()) as pieces:
         response._content = await read_body(pieces)
@@ -91,8 +91,8 @@ async def post_request(
 ) -> Reply:
     """Send a request's body with `post` and return the reply.
 
-    If it is the reply to another request, `reconnect` is called first: open connections would stay one reply late.
-    `sent` are the settings to record in the reply, `keys` the secrets to redact. Raises CallError.
+    `sent` are the settings to record in the reply, `keys` the secrets to redact. Raises CallError; if the reply was
+    delivered before, `reconnect` is called first, since open connections would stay one reply late.
     """
     content_sent = orjson.dumps(body)
     status, headers, content = await post(content_sent)
@@ -108,7 +108,7 @@ async def post_request(
 async def deadline(
     seconds: float, url: str, keys: Sequence[str], unconnected: type[Exception] = aiohttp.ClientError
 ) -> AsyncIterator[None]:
-    """Bound a whole call, from connecting to the last byte, to this many seconds.
+    """Limit a whole call, from connecting to the last byte, to this many seconds.
 
     The timeouts of aiohttp and the SDKs are per read: a server that sends a byte now and then never exceeds them.
     Raises CallError of kind TIMEOUT or CONNECTION; `unconnected` is the client's own class of connection errors. The
@@ -164,9 +164,9 @@ def _host(url: str) -> str:
 
 
 def proxy_of(url: str) -> str | None:
-    """Return the proxy for `url` by the environment (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY), if any.
+    """Return the proxy that the environment sets for `url` (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY), if any.
 
-    This machine's own addresses never have one.
+    Loopback addresses never have one.
     """
     parts, proxies = urlsplit(url), getproxies_environment()
     if _loopback(url) or proxy_bypass(parts.netloc):

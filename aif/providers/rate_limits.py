@@ -22,14 +22,16 @@ _CHARS, _TOKENS = 20_000, 5_000  # 4 characters a token, until as many again are
 
 @dataclass(frozen=True, slots=True)
 class RequestCost:
-    """What a request counts against rate limits: its `prompt` tokens as estimated from its `chars`, and `room`, the
-    most tokens it may write."""
+    """What a request counts against rate limits.
+
+    `prompt` tokens are estimated from its `chars`; `room` is the most tokens that the reply may have.
+    """
 
     chars: int
     prompt: int
     room: int
 
-    def of(self, measure: Measure) -> int:
+    def amount(self, measure: Measure) -> int:
         """Return the amount that counts against a limit of this measure."""
         counted = {"requests": 1, "tokens": self.prompt + self.room, "input": self.prompt, "output": self.room}
         return counted[measure]
@@ -39,8 +41,8 @@ class RateLimiter:
     """Decides when the next request may be sent, by requests and tokens per minute.
 
     A configured limit is exact: within any 60 s no more requests and tokens are sent, spread evenly, and at most one
-    second's worth (always one request) is caught up after idling. A request larger than a minute's tokens is sent alone
-    and waited for afterwards. A limit of None is learned from the provider's response headers.
+    second's worth (always one request) is caught up after idling. A request larger than a minute's tokens is sent
+    alone, and the next one waits accordingly. A limit of None is learned from the provider's response headers.
 
     A request counts with its prompt and all that it may write, as OpenAI counts; what it didn't write is not given
     back. The ratio of tokens to characters is learned from the usage in replies; underestimates are charged then.
@@ -57,19 +59,19 @@ class RateLimiter:
         self._chars, self._tokens = _CHARS, _TOKENS
 
     def cost(self, chars: int, room: int) -> RequestCost:
-        """Return the cost of a request with this many characters that may write `room` tokens."""
+        """Return the cost of a request with this many characters whose reply may have `room` tokens."""
         return RequestCost(chars, -(-chars * self._tokens // self._chars), room)
 
     def wait(self, cost: RequestCost, now: float) -> float:
         """Return the seconds until the request may be sent, if no other is sent before it."""
-        return max((limit.wait(cost.of(measure), now) for measure, limit in self._limits(now)), default=0.0)
+        return max((limit.wait(cost.amount(measure), now) for measure, limit in self._limits(now)), default=0.0)
 
     def take(self, cost: RequestCost, now: float) -> None:
         """Record that the request is sent. Only valid while `wait` is 0."""
         for measure, limit in self._limits(now):
-            limit.take(cost.of(measure), now)
+            limit.take(cost.amount(measure), now)
 
-    def counted(self, cost: RequestCost, tokens: int, now: float) -> None:
+    def record_prompt_tokens(self, cost: RequestCost, tokens: int, now: float) -> None:
         """Record how many prompt tokens the provider counted for a request, and charge what was underestimated."""
         self._chars, self._tokens = self._chars + cost.chars, self._tokens + tokens
         if tokens > cost.prompt and (limit := self._configured.get("tokens")):
@@ -81,7 +83,7 @@ class RateLimiter:
             if ("requests" if quota.measure == "requests" else "tokens") not in self._configured:
                 self._learned.setdefault(quota.measure, _LearnedLimit()).quota = quota
 
-    def limited(self, now: float) -> None:
+    def record_limit_hit(self, now: float) -> None:
         """Record that a request got a 429: the learned limits are believed for a while."""
         if now >= self._believed_until:
             for limit in self._learned.values():

@@ -74,11 +74,11 @@ class VllmChat:
                 body, chat_completions.sent_settings(body), post, self._duplicates, self.aclose, keys=secrets, read=read
             )
         except CallError as error:
-            server.note(error.kind, self._now())
+            server.record(error.kind, self._now())
             raise
         finally:
             server.in_flight -= 1
-        server.note(None, self._now())
+        server.record(None, self._now())
         return reply
 
     async def aclose(self) -> None:
@@ -146,7 +146,7 @@ class _Server:
         """Whether a call in flight tests if the server answers again."""
         return self.failures > 0 and self.in_flight > 0
 
-    def note(self, failed: Kind | None, now: float) -> None:
+    def record(self, failed: Kind | None, now: float) -> None:
         """Record the result of a call: the kind of failure, or None.
 
         After a transient error or an access error (another server may work) it backs off for 1, 2, 4, … 30 s. Failures

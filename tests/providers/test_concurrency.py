@@ -54,7 +54,7 @@ class Ground:
         """The oldest call, or this, ends so."""
         one = one or self.out[0]
         self.out.remove(one)
-        self.limiter.ended(one, error, self.now, others or OtherItems())
+        self.limiter.record_result(one, error, self.now, others or OtherItems())
         self.limiter.leave(one)
         return one.item
 
@@ -558,7 +558,7 @@ def test_a_server_that_comes_up_anew_has_no_past() -> None:
     for _ in range(9):
         ground.end(GONE)
     ground.now += 3600
-    ground.limiter.renew()
+    ground.limiter.reset()
     assert ground.limiter.waiting_text(ground.now) is None
     assert ground.end(GONE).blame == "unknown", "sent to the former one"
     assert ground.limiter.given_up is None

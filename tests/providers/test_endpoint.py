@@ -140,7 +140,7 @@ def test_a_reply_that_can_t_be_read_tells_of_limits_and_tokens_as_well() -> None
 
         assert one.answered == 0
         assert one.rate_limiter.cost(400, 100).prompt > 100, "400 characters were 400 tokens"
-        one.rate_limiter.limited(2000.0)
+        one.rate_limiter.record_limit_hit(2000.0)
         one.rate_limiter.take(one.rate_limiter.cost(400, 100), 2000.0)
         assert one.rate_limiter.wait(one.rate_limiter.cost(400, 100), 2000.0) > 0
 

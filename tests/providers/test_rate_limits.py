@@ -104,10 +104,10 @@ def test_tokens_are_learned_from_what_providers_count() -> None:
     """A language of one token a character: the first prompts are charged afterwards, later ones beforehand."""
     pace = RateLimiter(None, 60_000)
     first = pace.cost(8000, 100)
-    assert (first.prompt, first.of("tokens")) == (2000, 2100)
+    assert (first.prompt, first.amount("tokens")) == (2000, 2100)
     pace.take(first, START)
     assert pace.wait(cost(1), START + 1.2) == 0
-    pace.counted(first, 8000, START + 1.2)
+    pace.record_prompt_tokens(first, 8000, START + 1.2)
     assert pace.wait(cost(1), START + 1.2) == pytest.approx(8100 * MINUTE_S / 60_000 - 2.2)
 
     assert pace.cost(8000, 100).prompt > 3700
@@ -117,7 +117,7 @@ def learned(*quotas: Quota, at: float = START, given: float | None = None) -> Ra
     """A pace that met with a 429 after it was told of these."""
     pace = RateLimiter(given, None)
     pace.learn(quotas)
-    pace.limited(at)
+    pace.record_limit_hit(at)
     return pace
 
 
@@ -139,7 +139,7 @@ def test_what_headers_say_is_obeyed_once_a_429_confirms_it_and_for_ten_minutes()
         pace.take(cost(10), START)
     assert pace.wait(cost(10), START) == 0, "as long as all are answered there is no limit"
 
-    pace.limited(START)
+    pace.record_limit_hit(START)
     assert 600 <= per_minute(pace) <= 611
     assert pace.wait(cost(10), START + BELIEVED_S) == 0
 

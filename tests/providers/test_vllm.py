@@ -123,9 +123,9 @@ async def test_one_that_hangs_gets_one_call_after_its_rest_until_one_is_answered
 )
 def test_one_hangs_if_calls_time_out_and_nothing_else_comes(ends: list[Kind | None], hangs: bool) -> None:
     server = _Server("http://one/v1")
-    server.note(None, 0.0)
+    server.record(None, 0.0)
     for end in ends:
-        server.note(end, 60.0)
+        server.record(end, 60.0)
 
     assert server.hangs(60.0, 60.0) is hangs
     assert not server.hangs(59.0, 60.0), "it spoke less than a call's time ago"
