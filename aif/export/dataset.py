@@ -98,7 +98,7 @@ def export(
 
 
 def _rows_by_kind(pipeline: Pipeline, rubric: Rubric, reader: Results, paired: pa.Table) -> dict[RowKind, DatasetRows]:
-    """Return what the rows of the pipeline's formats are made from."""
+    """Return the pairs, completions and prompts that the rows of the pipeline's formats are made from, by kind of row."""
     wanted = {row_kind(config) for config in pipeline.export.formats}
     by_kind: dict[RowKind, DatasetRows] = {"pairs": DatasetRows(paired, reader.pairs)}
     if "prompts" in wanted:
@@ -176,7 +176,7 @@ def _split(
     by_kind: Mapping[RowKind, DatasetRows],
     tell: Tell,
 ) -> Parts:
-    """Return the train and test rows of each kind, without empty parts.
+    """Split the rows of each kind into train and test; an empty part is left out.
 
     A prompt is in the same part in every format: in test if its draw is below the held-out share.
     """
@@ -205,7 +205,7 @@ def _split(
 
 
 def _draws(index: pa.Table) -> dict[str, float]:
-    """Return each prompt's draw, a hash of its id from 0 to 1."""
+    """Return a number from 0 to 1 for each prompt, a hash of its id, which decides its split."""
     return {prompt_id: fraction("split", prompt_id) for prompt_id in pc.unique(index.column("prompt_id")).to_pylist()}
 
 

@@ -28,7 +28,7 @@ PARTS: tuple[Part, ...] = ("train", "test")
 
 
 def _pair_values(pair: Pair) -> Row:
-    """Return the values of `_PAIR_COLUMNS`."""
+    """Return the values of the columns that pair formats share (`_PAIR_COLUMNS`)."""
     return {
         "prompt_id": pair.prompt_id,
         "source": pair.source,
@@ -117,7 +117,7 @@ def _h4_gen_faults(row: Row) -> Iterator[str]:
 
 
 def _completion_values(completed: Completed) -> Row:
-    """Return the values of `_COMPLETION_COLUMNS`."""
+    """Return the values of the columns that completion formats share (`_COMPLETION_COLUMNS`)."""
     return {
         "prompt_id": completed.prompt_id,
         "source": completed.source,
@@ -197,7 +197,7 @@ FORMATS: Mapping[str, Splits] = {
 
 
 def row_kind(config: str) -> RowKind:
-    """Return what the rows of a format are made from."""
+    """Return what the rows of a format are made from: pairs, best completions, labelled completions, or prompts."""
     _, layout = next(iter(FORMATS[config].values()))
     return layout.kind
 

@@ -52,7 +52,7 @@ def _validator(layout: str) -> Callable[[Row], Any]:
 
 
 def arrow_schema(**types: pa.DataType) -> pa.Schema:
-    """Return an Arrow schema of the columns in the order given; `pa.struct` takes it as a struct's fields too."""
+    """Return an Arrow schema with these columns, in order. `pa.struct` accepts it as its fields."""
     return pa.schema(list(types.items()))
 
 

@@ -112,7 +112,7 @@ def name_by_content(folder: Path, rows: Mapping[str, Mapping[str, int]]) -> dict
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a data file, with little in memory at a time."""
+    """Yield the rows of a data file, read in batches of 500."""
     with pq.ParquetFile(path) as file:
         for group in range(file.num_row_groups):  # else a batch may span row groups, each as long as a page allows
             for batch in file.iter_batches(batch_size=500, row_groups=[group]):

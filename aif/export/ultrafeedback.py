@@ -23,7 +23,7 @@ NOT_ASKED = "not_asked"  # a `reason`, beside the kinds of failure
 
 @dataclass(frozen=True, slots=True)
 class AnnotatedPrompt:
-    """A prompt with everything in the store about it; the aspects of each request; and the principles by digest."""
+    """A prompt with its completions and judgements, the aspects of each request, and the principles by digest."""
 
     whole: Whole
     aspects: Mapping[str, Sequence[str]]
@@ -75,7 +75,7 @@ def _state(state: str) -> str:
 
 
 def _annotations(verdicts: Sequence[Verdict], aspects: Mapping[str, Sequence[str]]) -> dict[str, list[Row]]:
-    """Return the annotations of each completion by its key: one for each judge and aspect, rated or not."""
+    """Return each completion's annotations, by its key: one for each judge and aspect, with or without a rating."""
     rows: dict[str, list[Row]] = {}
     for verdict in verdicts:
         ratings = {(rating.completion, rating.aspect): rating for rating in verdict.ratings}

@@ -63,7 +63,7 @@ class LaunchedEndpoint:
 
     @property
     def revision(self) -> str | None:
-        """The Hub's commit that aif looked at, so that no other is served; before that the declared revision."""
+        """The revision to serve: the Hub's commit whose files identified the model, else the declared revision."""
         return (self.entry.served.commit if self.entry.served else "") or self.entry.revision
 
 
@@ -267,7 +267,7 @@ async def download_problem(endpoint: LaunchedEndpoint, environ: Mapping[str, str
 
 
 def download_command(endpoint: LaunchedEndpoint, *options: str) -> list[str]:
-    """Return the command that runs download.py for the endpoint's model; see there for the options."""
+    """Return the command line that runs download.py for the endpoint's model, with `options` such as "--check"."""
     program = str(Path(__file__).with_name("download.py"))
     return [sys.executable, "-P", program, *options, endpoint.model, endpoint.entry.revision or ""]
 

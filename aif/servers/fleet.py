@@ -119,7 +119,7 @@ class Fleet:
         return cls(pipeline, launched, endpoints, shifts, logs, tell, environ)
 
     def __post_init__(self) -> None:
-        """Multiply default concurrencies by an endpoint's number of servers, and stop endpoints without work."""
+        """Multiply the default concurrency of each endpoint by its number of servers, and stop endpoints without work."""
         placements = [server for shift in self.shifts for server in shift]
         servers = Counter(server.key for server in placements)
         logs = self._log_files(placements)
@@ -147,7 +147,8 @@ class Fleet:
         return logs
 
     async def run(self) -> None:
-        """Run the shifts in order, each until its endpoints are done."""
+        """Run the shifts in order. Each starts its servers when a call needs them, and stops them when its endpoints
+        are done."""
         for number, shift in enumerate(self.shifts, 1):
             all_servers = [self._servers[key] for key in dict.fromkeys(server.key for server in shift)]
             await _wait_until_needed([servers.endpoint for servers in all_servers])

@@ -120,7 +120,7 @@ def _all_ended(group: int, witness: int, ended: dict[int, int], deadline: float)
 
 
 def _reap(ended: dict[int, int]) -> dict[int, int]:
-    """Add the wait statuses of all children that ended since the last call, adopted orphans included, by pid."""
+    """Collect the wait statuses of ended children, adopted orphans included, into `ended` by pid, and return it."""
     with suppress(ChildProcessError):
         while (child := os.waitpid(-1, os.WNOHANG))[0]:
             ended[child[0]] = child[1]

@@ -39,7 +39,8 @@ _SETTLED_S = 2.0  # a file younger than this may still change within the same ti
 
 
 def loaded_files(names: Collection[str], args: Collection[str]) -> list[str]:
-    """Return those of a model folder's files that vLLM loads, given its arguments."""
+    """Return the names of those files in a model's folder that vLLM loads. `args` are its options; some make it load
+    more."""
 
     def match(*patterns: str) -> list[str]:
         return [name for name in names if any(fnmatch(name, pattern) for pattern in patterns)]
@@ -53,7 +54,7 @@ def loaded_files(names: Collection[str], args: Collection[str]) -> list[str]:
 
 
 def file_digests(paths: Mapping[str, Path], model: str, tell: Callable[[str], None], over: Event) -> dict[str, str]:
-    """Return the digests of `paths` under the same keys, from the cache where a file has not changed.
+    """Return the digest of each file, under the keys of `paths`. A file that hasn't changed isn't read again.
 
     `model` names the model in messages. Setting `over` stops the reading. Raises BadInput if a file can't be read.
     """

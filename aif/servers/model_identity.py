@@ -81,11 +81,12 @@ class ModelChange:
 def identify_models(
     pipeline: Pipeline, past: Iterable[Any], tell: Callable[[str], None] | None = None
 ) -> list[ModelChange]:
-    """Set the identity (`served`) of each launched model and judge, and return the changes to journal before a call.
+    """Set the identity (`served`) of each launched model and judge. Return the changes to journal before any call.
 
-    `past` are the records of kind `model`, in any order. With `tell`, which commands that call models pass, the files
-    are looked at; without it, or if they are not available, the last record counts. A model whose declared files or
-    arguments have changed and can't be looked at is unknown.
+    `past` are the journal's records of kind `model`. With `tell`, which commands that call models pass, the identity is
+    that of the files as they are now; without it, or if they are not available, that of the last record. If the
+    pipeline declares another model or other arguments since then, and the files are not available, the identity is
+    unknown.
     """
     rows = sorted(past, key=lambda row: row["n"])
     entries: list[tuple[Stage, Model | Judge]] = [
@@ -146,7 +147,8 @@ def loads_other_files(endpoint: LaunchedEndpoint, over: Event) -> bool:
 def _current_content(
     pipeline: Pipeline, stage: Stage, entry: Model | Judge, same: Any, tell: Callable[[str], None] | None
 ) -> tuple[dict[str, str], str] | None:
-    """Return what a server would load now, and the commit on the Hub; None if it can't be looked at."""
+    """Return the files and arguments that a server would load now, and the Hub's commit; None if they are not
+    available."""
     try:
         (endpoint,) = launched_endpoints(pipeline, [(stage, entry.name)])
     except BadInput:  # reported when a server is to be started, which may never be
@@ -160,10 +162,10 @@ def _current_content(
 def _content(
     endpoint: LaunchedEndpoint, environ: Mapping[str, str], same: Any, tell: Callable[[str], None], over: Event
 ) -> tuple[dict[str, str], str] | None:
-    """Return files with their digests and arguments with their values, and the commit on the Hub.
+    """Return the content that identifies a model, files with digests and arguments with values, and the Hub's commit.
 
-    `same` is a record with the same declaration, or None. If its commit is still the current one, its file digests are
-    used: a cache without links holds fewer files than the Hub lists.
+    The commit is empty for a folder. `same` is a record with the same declaration, or None. If its commit is still the
+    current one, its file digests are used: a cache without links has fewer files than the Hub lists.
     """
     args, commit, recorded = identity_arguments(endpoint.launch.args), "", dict[str, str]()
     named = [name for name, value in args.items() if os.path.isdir(value)]  # noqa: PTH112 - the value may be too long

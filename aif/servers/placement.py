@@ -20,7 +20,7 @@ EndpointKey = tuple[str, str]  # stage and name
 class GpuRequest:
     """What a launched model or judge asks for: `gpus` for each server, and `replicas`, the number of its servers.
 
-    `replicas` None means one server, and more on GPUs that are idle.
+    With `replicas` None it gets one server, and more on idle GPUs.
     """
 
     stage: Stage
@@ -55,10 +55,10 @@ Shift = tuple[Placement, ...]  # the servers that run at the same time
 
 
 def plan_shifts(requests: Sequence[GpuRequest], gpus: Sequence[str]) -> tuple[Shift, ...]:
-    """Return the shifts in order for endpoints that have work, on a machine with these GPUs (or `CPU`).
+    """Plan which servers run at the same time (a shift), and in which order. `gpus` are the machine's GPUs, or `CPU`.
 
-    GPUs that are idle in a shift get more servers of its endpoints without `replicas`, evenly. Raises BadInput for an
-    endpoint that needs more GPUs than there are.
+    Idle GPUs of a shift get more servers of its endpoints without `replicas`, evenly. Raises BadInput for an endpoint
+    that needs more GPUs than there are.
     """
     for request in requests:
         if request.min_gpus > len(gpus):

@@ -84,7 +84,7 @@ class Messages:
 
 
 def answer(models: SimulatedModels, request: ModelRequest, id: str, max_model_len: int) -> dict[str, Any]:
-    """Return the reply to a parsed request, without regard to the cache. Raises RefusedError for an error reply."""
+    """Return the reply to a parsed request; its `usage` ignores the cache. Raises RefusedError for an error reply."""
     if not models.serves(request.model):
         raise RefusedError(404, f"model: {request.model}")
     room = max_model_len - request.tokens

@@ -157,7 +157,7 @@ def minimal_instance(schema: Mapping[str, Any]) -> str:
 
 
 def extract_features(task: PromptTask, completion: str) -> Features:
-    """Measure a completion against the task of its prompt."""
+    """Measure a completion against what its prompt asks for."""
     prose = _CODE_BLOCK.sub("\n", completion) if "```" in completion else completion
     lower = prose.lower()
     sentence_list = sentences(lower)
@@ -237,7 +237,11 @@ class _JudgeReply:
         return "\n".join(rows)
 
     def instance(self, schema: Mapping[str, Any], root: Mapping[str, Any], number: int | None = None) -> Any:
-        """Return an instance of a schema. A property whose name is a number is about the completion of that number."""
+        """Return a value that is valid under a JSON schema, with ratings where the schema has them.
+
+        `number` is the completion that a rating is about; a property whose name is a number sets it for the values
+        below.
+        """
         schema = _resolve(schema, root)
         if "const" in schema:
             return schema["const"]
@@ -264,7 +268,7 @@ class _JudgeReply:
         return False if kind == "boolean" else None
 
     def _rated_object(self, properties: Mapping[str, Any], root: Mapping[str, Any], number: int) -> dict[str, Any]:
-        """Return an object with a rating; its types and rationale agree with the rating."""
+        """Return an object with a rating of a completion; its types and rationale agree with the rating."""
         value = self._draw_value(number)
         rated: dict[str, Any] = {}
         for name, subschema in properties.items():
@@ -322,7 +326,7 @@ class _JudgeReply:
         return [option for at, option in enumerate(options) if at in chosen]
 
     def _rationale(self, number: int, value: float) -> str:
-        """Return one or two sentences on the completion's features."""
+        """Return one or two sentences that describe the completion's features."""
         features = self._features_of(number)
         if features.declined:
             fits = "which this prompt calls for" if self._task.is_harmful else "although the prompt is harmless"

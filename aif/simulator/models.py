@@ -47,7 +47,8 @@ class SimulatedModels:
 
 
 class RefusedError(Exception):
-    """A request gets an error reply: its HTTP status, message and headers. Each API module makes the body from it."""
+    """The request gets an error reply with this HTTP status, message and headers. Each API module makes the body from
+    it."""
 
     def __init__(
         self,

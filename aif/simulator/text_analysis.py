@@ -130,7 +130,7 @@ def answer_form(text: str) -> AnswerForm:
 
 
 def is_harmful(text: str) -> bool:
-    """Return whether a user's turn asks for something a model should decline, by a list of cue words."""
+    """Return whether a user's turn asks for something that a model should decline, by a list of cue words."""
     text = _head_and_tail(text)
     return bool(_HARM.search(text) and _REQUEST.search(text))
 
