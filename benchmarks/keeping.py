@@ -9,8 +9,8 @@ from pathlib import Path
 
 from aif.cli.main import SELDOM
 from aif.config.pipeline import load
-from aif.engine.connect import opened
-from aif.engine.orchestrator import Run
+from aif.engine.connect import open_endpoints
+from aif.engine.orchestrator import Orchestrator
 from aif.engine.prepare import prepare, rubric_of
 from aif.store.ingest import Entry
 from aif.store.ledger import Ledger
@@ -69,9 +69,9 @@ async def _run(path: Path, watch: Watch) -> None:
     rubric = rubric_of(loaded)
     with Ledger.open(loaded.store, print, rubric) as ledger:
         prepare(loaded, ledger, rubric, print)
-        async with opened(loaded) as endpoints:
+        async with open_endpoints(loaded) as endpoints:
             looking = asyncio.create_task(watch.look())
-            await Run(loaded, ledger, rubric, endpoints, watch).execute()
+            await Orchestrator(loaded, ledger, rubric, endpoints, watch).execute()
             looking.cancel()
 
 

@@ -6,8 +6,8 @@ from rich.console import Console
 
 from aif.cli.views.progress import Terminal
 from aif.config.pipeline import load
-from aif.engine.feedback import Person, flow
 from aif.engine.prepare import prepare, rubric_of
+from aif.engine.run import StopRequest, call_endpoints
 from aif.providers.retry import RetryPolicy
 from aif.store.ledger import Ledger
 from aif.store.reader import Reader, Tally
@@ -25,8 +25,8 @@ async def run(path: Path) -> tuple[dict[str, str], dict[Key, Tally]]:
     rubric = rubric_of(pipeline)
     with Ledger.open(pipeline.store, _silent, rubric) as ledger:
         prepare(pipeline, ledger, rubric, _silent)
-        asked = await flow(
-            pipeline, ledger, rubric, Terminal(Console(quiet=True)), _silent, None, RetryPolicy(), Person()
+        asked = await call_endpoints(
+            pipeline, ledger, rubric, Terminal(Console(quiet=True)), _silent, None, RetryPolicy(), StopRequest()
         )
         with Reader.of(ledger.store) as reader:
             return asked.refused, reader.tallies()

@@ -12,8 +12,8 @@ from rich.console import Console
 
 from aif.cli.views.progress import Terminal
 from aif.config.pipeline import Pipeline, parse
-from aif.engine.feedback import feedback
 from aif.engine.prepare import prepare, rubric_of
+from aif.engine.run import run_pipeline
 from aif.judging.rubric import Sheet
 from aif.simulator import Cast
 from aif.store.ledger import Ledger
@@ -165,7 +165,7 @@ def _asked_for_real(pipeline: Pipeline, record: Record) -> int | None:
 
 
 def _run(pipeline: Pipeline) -> None:
-    feedback(pipeline, Terminal(Console(file=StringIO())))
+    run_pipeline(pipeline, Terminal(Console(file=StringIO())))
 
 
 def _unheard(words: str) -> None:

@@ -13,7 +13,7 @@ from rich.console import Console
 from aif.cli.views.progress import Terminal
 from aif.config.pipeline import load
 from aif.core.types import Rating, fraction
-from aif.engine.feedback import feedback
+from aif.engine.run import run_pipeline
 from aif.judging.parse import Unparseable, read
 from aif.judging.rubric import Form
 from aif.providers.retry import RetryPolicy
@@ -153,7 +153,7 @@ def _run(folder: Path, rubric: str, form: Form, provider: str, prompts: int) -> 
         path = pipeline(folder, server.base_url, prompts, rubric=rubric, judges={"reply": form, "provider": provider})
         read_in = load(path)
         patient = RetryPolicy(attempts=8, first_wait_s=0.001, longest_wait_s=0.002)
-        feedback(read_in, Terminal(Console(quiet=True)), policy=patient)
+        run_pipeline(read_in, Terminal(Console(quiet=True)), policy=patient)
     sent = Counter(filter(None, (befall.kinds.get(call.number) for call in record.calls if call.sent)))
     found = _checked(read_in.store, hostile)
     Ledger.open(read_in.store, lambda words: None, anew=True).close()  # the way of a journal that is read again

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from aif.core.errors import Exit
-from aif.engine.progress import Snapshot, read
+from aif.engine.progress import Snapshot, read_snapshot
 from aif.simulator.faults import Fault, Faults
 from aif.store.lock import Places, note_in
 from chaos import Figures
@@ -31,7 +31,7 @@ def trial(folder: Path, full: bool) -> Figures:
         places = Places(folder / "store" / "feedback.duckdb")
         run = start("run", path, stdout=subprocess.DEVNULL)
         try:
-            _until(lambda: _underway(read(places.progress)))
+            _until(lambda: _underway(read_snapshot(places.progress)))
             asked = [_asked(path, run.pid, record) for _ in range(60 if full else 1)]
             failures = [_told_what_failed(path) for _ in range(5 if full else 0)]
             turned_away = [

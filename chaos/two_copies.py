@@ -30,8 +30,8 @@ from rich.console import Console
 from aif.cli.views.progress import Terminal
 from aif.config.pipeline import load
 from aif.core.errors import BadInput, JournalDamaged
-from aif.engine.feedback import feedback
-from aif.engine.rebuild import again
+from aif.engine.rebuild import rebuild
+from aif.engine.run import run_pipeline
 from aif.providers.retry import RetryPolicy
 from aif.simulator.faults import Fault, Faults
 from aif.store.journal import Journal, segments
@@ -357,9 +357,9 @@ def _refusal(command: str, path: Path) -> str:
     one, quick = load(path), RetryPolicy(first_wait_s=0.01, longest_wait_s=0.1)
     try:
         if command == "run":
-            feedback(one, Terminal(Console(file=StringIO())), policy=quick)
+            run_pipeline(one, Terminal(Console(file=StringIO())), policy=quick)
         elif command == "rebuild":
-            again(one, _unheard)
+            rebuild(one, _unheard)
         else:
             written(path, path.parent / "dataset")
     except JournalDamaged as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from aif.core.types import Message
-from aif.engine.work_queue import Queue, QueueItem, serve
+from aif.engine.work_queue import QueueItem, WorkQueue, run_workers
 from aif.providers.base import PROVIDER, SHAPE, TRANSIENT, CallError, Kind, Reply, Request
 from aif.providers.concurrency import ITEMS, Others
 from aif.providers.endpoint import Endpoint, Halted
@@ -245,8 +245,8 @@ async def gone(world: World) -> Course:
         calls.append(Call(n, began, loop.time() - 1000.0, server.came[n] if error else None, verdict))
         return verdict
 
-    line = Queue(one, elsewhere)
-    await serve(one, line, page, ask)
+    line = WorkQueue(one, elsewhere)
+    await run_workers(one, line, page, ask)
     took_s = max((call.ended for call in calls), default=0.0)
     return Course(calls, ends, one.refused, took_s, frozenset(decided))
 

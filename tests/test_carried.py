@@ -17,7 +17,7 @@ from aif.config.pipeline import Pipeline, load
 from aif.core.errors import BadInput
 from aif.core.types import KEY_LENGTH, digest
 from aif.engine.prepare import prepare, rubric_of
-from aif.engine.rebuild import again
+from aif.engine.rebuild import rebuild
 from aif.export.dataset import export
 from aif.store import journal
 from aif.store.journal import Damage
@@ -350,7 +350,7 @@ def test_the_journal_makes_it_all_again(tmp_path: Path) -> None:
     before = export_of(pipeline, tmp_path / "before")
     tables = ("completions", "carried", "judgements", "selection", "slots")
     held = [ask(pipeline, f"SELECT * FROM {table} ORDER BY ALL") for table in tables]
-    again(pipeline, lambda words: None)
+    rebuild(pipeline, lambda words: None)
 
     assert [ask(pipeline, f"SELECT * FROM {table} ORDER BY ALL") for table in tables] == held
     assert export_of(pipeline, tmp_path / "after") == before

@@ -4,7 +4,7 @@ import re
 
 from aif.providers.base import Kind
 
-MENDS: dict[str, str] = {
+FIXES: dict[str, str] = {
     Kind.CONTEXT_OVERFLOW: "prompt and max_tokens don't fit the model's context: lower max_tokens, or max_chars; of a "
     "judge, `on_overflow: single` asks about one completion at a time",
     Kind.BLOCKED: "the provider's filter refused it; another model may answer",
@@ -54,7 +54,7 @@ _BY_WORDS: tuple[tuple[str, str, str], ...] = (
     (Kind.BAD_REQUEST, "enable.thinking.{0,60}stream",
      "`extra_body: {enable_thinking: false}`: it thinks only in streams, and aif's are none"),
     (Kind.BAD_REQUEST, "api.version", _AZURE),
-    (Kind.WRONG_URL, "resource not found", f"{MENDS[Kind.WRONG_URL]}. {_AZURE}"),
+    (Kind.WRONG_URL, "resource not found", f"{FIXES[Kind.WRONG_URL]}. {_AZURE}"),
     (Kind.UNAUTHORIZED, "subscription key", f"is the key right? {_AZURE}"),
     (Kind.UNKNOWN_MODEL, "requested parameters", "no provider of this model takes all that is sent: "
      "`omit: [seed]`, `reply: text`, or `require_parameters` out of extra_body"),
@@ -90,13 +90,13 @@ _BY_WORDS: tuple[tuple[str, str, str], ...] = (
 )  # fmt: skip
 
 
-def mend(kind: str, message: str) -> str:
+def fix(kind: str, message: str) -> str:
     """What to do about a failure; nothing where there is nothing to say."""
     told = (what for of, words, what in _BY_WORDS if of == kind and re.search(words, message, re.IGNORECASE))
-    return next(told, MENDS.get(kind, ""))
+    return next(told, FIXES.get(kind, ""))
 
 
-THEN = {
+NEXT_STEPS = {
     "later": "asked again by the next run",
     "failed": "waits for --retry-failed",
     "refused": "takes no call until it is mended",

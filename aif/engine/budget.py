@@ -23,7 +23,7 @@ AHEAD = 0.25
 
 
 @dataclass(frozen=True, slots=True)
-class Short:
+class BudgetShortfall:
     """That the budget did not cover some calls: the least of their bounds, and what was counted as spent by then."""
 
     budget: float
@@ -111,9 +111,9 @@ class Budget:
         return Spent(known, unknown, self.before.unpriced)
 
     @property
-    def short(self) -> Short | None:
+    def shortfall(self) -> BudgetShortfall | None:
         """Set once a call was not covered."""
-        return None if self._least is None or self.cap is None else Short(self.cap, self.spent, self._least)
+        return None if self._least is None or self.cap is None else BudgetShortfall(self.cap, self.spent, self._least)
 
     async def reserve(self, bound: float) -> bool:
         """True when a call that costs at most so much can be sent; False where this run's budget can't cover it any

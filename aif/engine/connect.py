@@ -16,7 +16,7 @@ from aif.providers.retry import RetryPolicy
 
 
 @asynccontextmanager
-async def opened(
+async def open_endpoints(
     pipeline: Pipeline, environ: Mapping[str, str] = ENVIRON, policy: RetryPolicy | None = None
 ) -> AsyncIterator[list[Endpoint]]:
     """Every model and judge of a pipeline, connected to lazily; the simulator is started where one is declared. Those

@@ -34,17 +34,18 @@ _SAID = (
 )
 
 
-def everyone(pipeline: Pipeline) -> dict[Key, Model | Judge]:
+def declared_endpoints(pipeline: Pipeline) -> dict[Key, Model | Judge]:
     models: dict[Key, Model | Judge] = {("completion", name): one for name, one in pipeline.models.items()}
     return models | {("judgement", name): one for name, one in pipeline.judges.items()}
 
 
-async def windows(of: Mapping[Key, DeclaredEndpoint], erred: Mapping[Key, int | None]) -> dict[Key, int]:
+async def known_windows(of: Mapping[Key, DeclaredEndpoint], erred: Mapping[Key, int | None]) -> dict[Key, int]:
     """The windows of these models and judges that are known; `erred` has what errors said."""
     asked = {_place(one): one for one in of.values() if one.window is None and one.base_url}
     lists = dict(zip(asked, await asyncio.gather(*map(_list, asked.values())), strict=True))
     found = {
-        key: one.window or listed(lists.get(_place(one)), one.served_name) or erred.get(key) for key, one in of.items()
+        key: one.window or listed_window(lists.get(_place(one)), one.served_name) or erred.get(key)
+        for key, one in of.items()
     }
     return {key: window for key, window in found.items() if window}
 
@@ -68,7 +69,7 @@ async def _list(one: DeclaredEndpoint) -> Any:
         return None
 
 
-def listed(data: Any, model: str) -> int | None:
+def listed_window(data: Any, model: str) -> int | None:
     """The window of a model by a list, or of the only one there: llama.cpp serves one, whatever it is called."""
     rows = data.get("data") if isinstance(data, dict) else data
     models = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []

@@ -15,12 +15,12 @@ from aif.core.environment import ENVIRON
 from aif.core.errors import BadInput
 from aif.core.types import Message, Principle, Prompt, Usage, prompt_id
 from aif.core.words import counted
-from aif.engine.advice import mend
-from aif.engine.connect import opened
-from aif.engine.context_windows import everyone, windows
-from aif.engine.estimate import UNMEASURED, tight, unfit
+from aif.engine.advice import fix
+from aif.engine.connect import open_endpoints
+from aif.engine.context_windows import declared_endpoints, known_windows
+from aif.engine.estimate import UNMEASURED, context_overflow, overflow_text
 from aif.engine.prepare import principles_of, rubric_of
-from aif.engine.workload import size
+from aif.engine.workload import context_tokens
 from aif.judging.parse import Unparseable, read
 from aif.judging.request import completion_request, judging_request
 from aif.judging.rubric import Rubric
@@ -53,12 +53,12 @@ _COMPLETIONS = ("It can press the reset button of a small device.", "Paper clips
 class Check:
     """One thing looked at: fine, or what is wrong and how to mend it."""
 
-    what: str
-    fine: bool
-    words: str
+    subject: str
+    ok: bool
+    text: str
 
 
-async def examine(pipeline: Pipeline) -> AsyncIterator[Check]:
+async def run_checks(pipeline: Pipeline) -> AsyncIterator[Check]:
     """Findings in the order of the pipeline file, as they are made."""
     rubric = rubric_of(pipeline)
     yield Check(
@@ -77,7 +77,7 @@ async def examine(pipeline: Pipeline) -> AsyncIterator[Check]:
         yield finding
     for finding in await _unheld(pipeline, rubric):
         yield finding
-    async with opened(_with_keys(pipeline)) as endpoints:
+    async with open_endpoints(_with_keys(pipeline)) as endpoints:
         up = [endpoint for endpoint in endpoints if endpoint.up.is_set()]
         tests = [asyncio.create_task(_test(pipeline, rubric, endpoint)) for endpoint in up]
         for test in tests:
@@ -142,16 +142,16 @@ async def _servers(pipeline: Pipeline) -> AsyncIterator[Check]:
 async def _unheld(pipeline: Pipeline, rubric: Rubric) -> list[Check]:
     """What is more than a model or judge holds, of the first prompts of each source. Completions to come are taken to
     be as long as their max_tokens allows, since none may be there yet."""
-    every, prompts, found = everyone(pipeline), list[Prompt](), list[Check]()
-    held = await windows(every, {})
+    every, prompts, found = declared_endpoints(pipeline), list[Prompt](), list[Check]()
+    held = await known_windows(every, {})
     for source in pipeline.prompts if held else ():
         with suppress(BadInput):  # told already
             rows = islice(load.read(source, beside=pipeline.beside), FIRST)
             prompts += [row for row in rows if isinstance(row, Prompt)]
     for (stage, name), window in held.items():
         sizes = list(_sizes(pipeline, rubric, every[stage, name], prompts))
-        if much := tight(stage, every[stage, name], window, sizes, len(sizes), awaited=True):
-            found.append(Check(name, True, f"of the first prompts, {unfit(much)}"))
+        if much := context_overflow(stage, every[stage, name], window, sizes, len(sizes), awaited=True):
+            found.append(Check(name, True, f"of the first prompts, {overflow_text(much)}"))
     return found
 
 
@@ -163,12 +163,14 @@ def _sizes(pipeline: Pipeline, rubric: Rubric, one: Model | Judge, prompts: list
         coming = [] if texts else [longest] * pipeline.completions.per_prompt
         if isinstance(one, Model):
             asked = completion_request(prompt, None, one.system, pipeline.sampling(one), seed=0)
-            yield from [size(asked, UNMEASURED)] if coming else []
+            yield from [context_tokens(asked, UNMEASURED)] if coming else []
             continue
         for name, ask in rubric.sheet.requests.items():
             most = None if ask.mode == "listwise" else -1  # of one at a time, the longest
             shown = texts[most:] or [""] * len(coming[most:])
-            yield size(judging_request(rubric, name, prompt, shown, one, seed=0), UNMEASURED, sum(coming[most:]))
+            yield context_tokens(
+                judging_request(rubric, name, prompt, shown, one, seed=0), UNMEASURED, sum(coming[most:])
+            )
 
 
 def _disk(pipeline: Pipeline) -> Check:
@@ -192,7 +194,7 @@ async def _test(pipeline: Pipeline, rubric: Rubric, endpoint: Endpoint) -> list[
         else:
             words = await _judge(rubric, one, endpoint)
     except CallError as error:
-        what = mend(error.kind, error.message)
+        what = fix(error.kind, error.message)
         return [Check(endpoint.name, False, f"{error.kind}: {error.message}{f' → {what}' if what else ''}")]
     except Unparseable as why:
         return [

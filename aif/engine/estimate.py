@@ -35,22 +35,22 @@ class Span:
         return Span(self.expected * times, self.most * times)
 
 
-NOTHING = Span(0.0, 0.0)
+ZERO = Span(0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
-class Rate:
+class TokenRate:
     """Tokens a byte of what is sent, and how that is known."""
 
     tokens: Span
     basis: str
 
 
-UNMEASURED = Rate(Span(1 / BYTES_A_TOKEN, 1 / FEWEST_BYTES_A_TOKEN), f"{BYTES_A_TOKEN:g} bytes a token assumed")
+UNMEASURED = TokenRate(Span(1 / BYTES_A_TOKEN, 1 / FEWEST_BYTES_A_TOKEN), f"{BYTES_A_TOKEN:g} bytes a token assumed")
 
 
 @dataclass(frozen=True, slots=True)
-class Length:
+class ReplyLength:
     """Tokens of one reply, how many of them a judge is shown (all but the reasoning), and how that is known."""
 
     tokens: Span
@@ -60,7 +60,7 @@ class Length:
 
 
 @dataclass(frozen=True, slots=True)
-class Tight:
+class ContextOverflow:
     """Of what one model or judge is to be asked, how many requests its `window` (tokens) can't hold, their replies'
     `max_tokens` with them. `awaited`: completions still to come are among them. `apart`: these are then asked one
     completion by one."""
@@ -68,14 +68,14 @@ class Tight:
     stage: Stage
     name: str
     over: int
-    of: int
+    total: int
     window: int
     awaited: bool = False
     apart: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class EndpointWork:
     """What one model or judge has still to be asked; sizes are means of its calls.
 
     `tally` counts judgements as if every completion came through. `sent` is bytes, without the completions still to
@@ -89,14 +89,14 @@ class Work:
     tally: Tally
     sent: float
     awaited: Mapping[str, float]
-    rate: Rate
-    reply: Length
+    rate: TokenRate
+    reply: ReplyLength
     reckoned: float
     tries: float = 1.0
     cached: float = 0.0
     written: float = 0.0
     seconds: float | None = None
-    tight: Tight | None = None
+    overflow: ContextOverflow | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ class EstimateLine:
     stage: Stage
     name: str
     calls: int
-    kept: int
+    stored: int
     failed: int
     input: Span
     output: Span
@@ -122,7 +122,7 @@ class Estimate:
     """What a run would come to, by model and judge; what was spent before, and the budget (USD) for both."""
 
     lines: tuple[EstimateLine, ...]
-    tight: tuple[Tight, ...] = ()
+    overflows: tuple[ContextOverflow, ...] = ()
     spent: Spent = UNSPENT
     budget: float | None = None
 
@@ -131,9 +131,9 @@ class Estimate:
         return sum(line.calls for line in self.lines)
 
     @property
-    def kept(self) -> int:
+    def stored(self) -> int:
         """Answers that are had and wanted, so that nothing is paid for them again."""
-        return sum(line.kept for line in self.lines)
+        return sum(line.stored for line in self.lines)
 
     @property
     def failed(self) -> int:
@@ -169,28 +169,28 @@ class Estimate:
 
 
 def _sum(spans: Iterable[Span]) -> Span:
-    return sum(spans, NOTHING)
+    return sum(spans, ZERO)
 
 
-def estimate(works: Sequence[Work], endpoints: Mapping[tuple[Stage, str], DeclaredEndpoint]) -> Estimate:
+def estimate_cost(works: Sequence[EndpointWork], endpoints: Mapping[tuple[Stage, str], DeclaredEndpoint]) -> Estimate:
     """What the work comes to at the endpoints' prices and limits."""
     replies = {work.name: work.reply for work in works if work.stage == "completion"}
     lines = tuple(_line(work, endpoints[work.stage, work.name], replies) for work in works)
-    return Estimate(lines, tuple(work.tight for work in works if work.tight))
+    return Estimate(lines, tuple(work.overflow for work in works if work.overflow))
 
 
-def tight(
+def context_overflow(
     stage: Stage, one: DeclaredEndpoint, window: int | None, sizes: Sequence[float], of: int, awaited: bool = False
-) -> Tight | None:
+) -> ContextOverflow | None:
     """What can't be held of so many requests, by the tokens that some of them may come to with their replies."""
     over = sum(size > window for size in sizes) if window else 0
     if not window or not over:
         return None
     apart = isinstance(one, Judge) and one.on_overflow == "single"
-    return Tight(stage, one.name, max(1, round(of * over / len(sizes))), of, window, awaited, apart)
+    return ContextOverflow(stage, one.name, max(1, round(of * over / len(sizes))), of, window, awaited, apart)
 
 
-def _line(work: Work, one: DeclaredEndpoint, replies: Mapping[str, Length]) -> EstimateLine:
+def _line(work: EndpointWork, one: DeclaredEndpoint, replies: Mapping[str, ReplyLength]) -> EstimateLine:
     calls = work.tally.pending
     coming = _sum(replies[model].shown * count for model, count in work.awaited.items())
     each, asked = work.rate.tokens * work.sent + coming, calls * work.tries
@@ -205,7 +205,7 @@ def _line(work: Work, one: DeclaredEndpoint, replies: Mapping[str, Length]) -> E
     )  # fmt: skip
 
 
-def _usd(work: Work, one: DeclaredEndpoint, sent: Span, said: Span) -> Span | None:
+def _usd(work: EndpointWork, one: DeclaredEndpoint, sent: Span, said: Span) -> Span | None:
     """At most, all input costs what is dearest of it: nothing is read from a cache, and all may be written to one."""
     parts = {"cached": round(sent.expected * work.cached), "written": round(sent.expected * work.written)}
     usual = one.cost(Usage(round(sent.expected), round(said.expected), **parts))
@@ -213,7 +213,7 @@ def _usd(work: Work, one: DeclaredEndpoint, sent: Span, said: Span) -> Span | No
     return None if usual is None or most is None else Span(usual, most)
 
 
-def _seconds(work: Work, one: DeclaredEndpoint, calls: int, coming: float) -> float | None:
+def _seconds(work: EndpointWork, one: DeclaredEndpoint, calls: int, coming: float) -> float | None:
     """As long as calls take by as many as may be in flight, and not less than the limits per minute allow."""
     least = []
     if work.seconds is not None:
@@ -228,25 +228,25 @@ def _seconds(work: Work, one: DeclaredEndpoint, calls: int, coming: float) -> fl
 # --- how long replies are ---------------------------------------------------------------------------------------------
 
 
-def completion_length(model: Model, max_tokens: int, had: Replies | None) -> Length:
+def completion_length(model: Model, max_tokens: int, had: Replies | None) -> ReplyLength:
     """What a model writes: as measured under this `max_tokens`, else a typical answer."""
     if had and had.items:
         # what reasoning took is billed, and no judge sees it
         tokens, shown = had.output / had.calls, (had.output - had.reasoning) / had.calls
         basis = f"measured on {had.calls:,} calls, {tokens:,.0f} tokens each"
-        return Length(Span(tokens, max_tokens), Span(shown, max_tokens), basis, measured=True)
+        return ReplyLength(Span(tokens, max_tokens), Span(shown, max_tokens), basis, measured=True)
     shown = min(COMPLETION_TOKENS, max_tokens)
     tokens = max_tokens if model.reasons else shown
-    return Length(Span(tokens, max_tokens), Span(shown, max_tokens), _assumed(tokens, model))
+    return ReplyLength(Span(tokens, max_tokens), Span(shown, max_tokens), _assumed(tokens, model))
 
 
 def judgement_length(
     rubric: Rubric, judge: Judge, asked: Sequence[tuple[str, int]], had: Mapping[str, Replies]
-) -> Length:
+) -> ReplyLength:
     """What a judge writes: the mean over `asked`, requests with the number of completions they show. Of a request that
     was measured its tokens a completion, else what the rubric gives room for."""
     if not asked:
-        return Length(NOTHING, NOTHING, "")
+        return ReplyLength(ZERO, ZERO, "")
     tokens = sum(_judged(rubric, judge, request, n, had.get(request)) for request, n in asked) / len(asked)
     requests = list(dict.fromkeys(request for request, _ in asked))
     known = [had[request].calls for request in requests if request in had]
@@ -257,7 +257,7 @@ def judgement_length(
         new = [request for request in requests if request not in had]
         basis += f" ({', '.join(new)} by the rubric)" if new else ""
     span = Span(tokens, judge.max_tokens)
-    return Length(span, span, basis)
+    return ReplyLength(span, span, basis)
 
 
 def _judged(rubric: Rubric, judge: Judge, request: str, n: int, had: Replies | None) -> float:
@@ -276,16 +276,19 @@ def _assumed(tokens: float, one: Model | Judge) -> str:
     return f"{tokens:,.0f} tokens each {rubric}"
 
 
-def unfit(tight: Tight) -> str:
-    """What does not fit, and what to do."""
-    said = f"{tight.over:,} of {counted(tight.of, 'request')} would not fit into {tight.name}'s {tight.window:,} tokens"
-    if tight.stage == "completion":
-        return f"{said}, with max_tokens: lower that, or the source's max_chars"
-    come = ", and completions to come as long as those so far, or else their max_tokens" if tight.awaited else ""
+def overflow_text(overflow: ContextOverflow) -> str:
+    """Return a sentence that says how many requests don't fit the context window, and what to change."""
+    requests = f"{overflow.over:,} of {counted(overflow.total, 'request')}"
+    message = f"{requests} would not fit into {overflow.name}'s {overflow.window:,} tokens"
+    if overflow.stage == "completion":
+        return f"{message}, with max_tokens: lower max_tokens, or the source's max_chars"
+    pending = ", and pending completions as long as those so far, or else their max_tokens" if overflow.awaited else ""
     then = (
-        "they are asked one completion by one, more calls than told"
-        if tight.apart
-        else "`on_overflow: single` asks one completion by one"
+        "they are judged one completion at a time, which takes more calls than estimated"
+        if overflow.apart
+        else "`on_overflow: single` judges one completion at a time"
     )
-    mend = "a lower completions.max_tokens or a longer window lets it see all together"
-    return f"{said}, with its max_tokens{come}: {then}; {mend}"
+    return (
+        f"{message}, with its max_tokens{pending}: {then}; with a lower completions.max_tokens or a larger context "
+        "window it can judge all completions together"
+    )

@@ -10,7 +10,7 @@ import pyarrow as pa
 from aif.config.pipeline import Pipeline
 from aif.core.errors import BadInput
 from aif.core.types import CARRIED
-from aif.engine.prepare import say_who_judges, unsourced
+from aif.engine.prepare import has_unsourced_scores, set_judging_specs
 from aif.judging.rubric import Rubric
 from aif.pairing.pairs import OUTCOMES as PAIR_OUTCOMES
 from aif.pairing.pairs import Paired, PairPolicy, counts, pair_parts
@@ -30,10 +30,10 @@ def make_pairs(pipeline: Pipeline, rubric: Rubric, store: Store) -> dict[str, in
     outcome, each of OUTCOMES, 0 where none; they add up to the number selected. Raises BadInput where the policy asks
     for a score the rubric doesn't give, or scores might be of several scales and nothing tells.
     """
-    say_who_judges(pipeline, rubric, store)
+    set_judging_specs(pipeline, rubric, store)
     policy, found = policy_of(pipeline, rubric), Counter[str]()
     with Results.of(store) as reader:
-        if unsourced(pipeline, reader):
+        if has_unsourced_scores(pipeline, reader):
             raise BadInput(
                 f"{pipeline.path}: the version of aif that read the scores did not keep from which source each is, and "
                 "those of two can't be compared; bring the sources back, and `aif run` reads them again"

@@ -20,8 +20,8 @@ from typing import Any, Protocol, TypeVar
 from aif.config.pipeline import Pipeline
 from aif.core.errors import StoreDamaged, StoreStarved
 from aif.core.types import UNSPENT, Principle, Rating, Spent, digest, text_id
-from aif.engine.budget import Budget, Short
-from aif.engine.work_queue import Queue, QueueItem, serve
+from aif.engine.budget import Budget, BudgetShortfall
+from aif.engine.work_queue import QueueItem, WorkQueue, run_workers
 from aif.engine.writer import Writer
 from aif.judging.parse import Unparseable, read
 from aif.judging.request import completion_request, judging_request, judging_spec, once_more
@@ -37,7 +37,7 @@ from aif.store.reader import Need, Reader, Ready, Todo
 PAGE = 512
 # So many calls of an endpoint in a row that the budget did not cover, and it is asked no more. The first says little:
 # requests differ in size, and a smaller one may still fit.
-UNCOVERED = 200
+MAX_UNCOVERED = 200
 
 T = TypeVar("T")
 
@@ -64,7 +64,7 @@ class Job:
 
 
 @dataclass
-class Run:
+class Orchestrator:
     """One run of a pipeline. `stop()` asks it to finish what is in flight and end. `spent` is what the store's calls
     cost before; `short` tells afterwards whether the budget left something unasked."""
 
@@ -93,8 +93,8 @@ class Run:
         self._wake_judges()
 
     @property
-    def short(self) -> Short | None:
-        return self._budget.short
+    def budget_shortfall(self) -> BudgetShortfall | None:
+        return self._budget.shortfall
 
     def _wake_judges(self) -> None:
         for event in self.more_ready.values():
@@ -127,12 +127,12 @@ class Run:
     # --- one endpoint -------------------------------------------------------------------------------------------------
 
     async def _serve(self, endpoint: Endpoint, pager: "_Pager") -> None:
-        line = Queue(endpoint, lambda: self._guarded(pager.elsewhere()))
+        line = WorkQueue(endpoint, lambda: self._guarded(pager.elsewhere()))
 
         async def page() -> None:
             await self._guarded(pager.bring(line))
 
-        await serve(endpoint, line, page, partial(self._once, endpoint, line))
+        await run_workers(endpoint, line, page, partial(self._once, endpoint, line))
 
     async def _guarded(self, asked: Awaitable[T]) -> T | None:
         """What the store says. Where it is of no more use, the workers finish what they have."""
@@ -142,7 +142,7 @@ class Run:
             self._writer.give_up(trouble)
             return None
 
-    async def _once(self, endpoint: Endpoint, line: Queue[Job], item: QueueItem[Job]) -> Verdict | None:
+    async def _once(self, endpoint: Endpoint, line: WorkQueue[Job], item: QueueItem[Job]) -> Verdict | None:
         """One attempt, kept; what becomes of the item, or None where no call was to be made."""
         clock = asyncio.get_running_loop().time
         job, course = item.job, item.course
@@ -186,7 +186,7 @@ class Run:
             await self._budget.settle(bound, 0.0)
         elif not endpoint.halt.is_set():
             endpoint.uncovered += 1
-            if endpoint.uncovered >= UNCOVERED:
+            if endpoint.uncovered >= MAX_UNCOVERED:
                 endpoint.stop()
             if all(one.halt.is_set() or one.done.is_set() for one in self.endpoints if one.paid):
                 self.stop()
@@ -348,13 +348,13 @@ class _Call:
 class _Pager:
     """Brings the pending items of one endpoint into its line, in order, and one from elsewhere among those to come."""
 
-    def __init__(self, run: Run, endpoint: Endpoint) -> None:
+    def __init__(self, run: Orchestrator, endpoint: Endpoint) -> None:
         self._run = run
         self._endpoint = endpoint
         self._after = 0  # the number of the last that was brought in order
         self._taken: set[int] = set()  # of those behind it
 
-    async def bring(self, line: Queue[Job]) -> None:
+    async def bring(self, line: WorkQueue[Job]) -> None:
         raise NotImplementedError
 
     async def elsewhere(self) -> QueueItem[Job] | None:
@@ -370,7 +370,7 @@ class _Pager:
 
 
 class _Completions(_Pager):
-    async def bring(self, line: Queue[Job]) -> None:
+    async def bring(self, line: WorkQueue[Job]) -> None:
         while not self._endpoint.halt.is_set() and (rows := await self._page(self._after, PAGE)):
             self._after = rows[-1].seq
             line.bring(self._item(todo) for todo in rows if todo.seq not in self._taken)
@@ -388,9 +388,9 @@ class _Completions(_Pager):
 
 
 class _Judgements(_Pager):
-    _line: Queue[Job] | None = None
+    _line: WorkQueue[Job] | None = None
 
-    async def bring(self, line: Queue[Job]) -> None:
+    async def bring(self, line: WorkQueue[Job]) -> None:
         self._line, more = line, self._run.more_ready[self._endpoint.name]
         while not self._endpoint.halt.is_set():
             more.clear()

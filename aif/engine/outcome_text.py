@@ -3,15 +3,15 @@
 from typing import TYPE_CHECKING
 
 from aif.core.words import counted, dollars, spending
-from aif.engine.advice import THEN
-from aif.engine.budget import Short
+from aif.engine.advice import NEXT_STEPS
+from aif.engine.budget import BudgetShortfall
 from aif.store.reader import Balance, Books, Marked, Tally
 
 if TYPE_CHECKING:  # it loads numpy
     from aif.pairing.pairs import PairPolicy
 
 # What became of a prompt, in words. The keys are pairs.REASONS and those store.results adds.
-OUTCOMES = {
+OUTCOME_TEXTS = {
     "paired": "pairs",
     "tie": "tied: no completion is lower than the best",
     "margin": "lower ones, but none by min_margin",
@@ -32,7 +32,7 @@ OUTCOMES = {
 }
 
 
-def rule_of(policy: "PairPolicy") -> str:
+def policy_text(policy: "PairPolicy") -> str:
     """How a policy picks, in words."""
     lower = f"lower by at least {policy.min_margin:g}" if policy.min_margin else "lower"
     if policy.max_length_ratio is not None:
@@ -53,7 +53,7 @@ def rule_of(policy: "PairPolicy") -> str:
     return said
 
 
-def marked(one: Marked) -> str:
+def reasoning_mark_text(one: Marked) -> str:
     """The same in words, without the example."""
     if not one.model:
         prompts = counted(one.completions, "prompt")
@@ -66,7 +66,7 @@ def marked(one: Marked) -> str:
     return f"{one.model}: {completions} cut where the reply may only speak of a mark (see reasoning_tags)"
 
 
-def beside(books: Books) -> list[tuple[int, str]]:
+def row_notes(books: Books) -> list[tuple[int, str]]:
     """What was met in rows and left out none, or not them alone."""
     found = [
         (books.empty, "completions left out, having no text"),
@@ -77,7 +77,7 @@ def beside(books: Books) -> list[tuple[int, str]]:
     return [(n, words) for n, words in found if n]
 
 
-def reached(short: Short, command: str) -> str:
+def budget_reached_text(short: BudgetShortfall, command: str) -> str:
     """That the budget is reached, and what to do."""
     goes_on = f"raise budget_usd, and `{command}` goes on"
     if short.bound > short.budget:
@@ -91,42 +91,42 @@ def reached(short: Short, command: str) -> str:
 
 EXAMPLE = 160  # characters of what was last said of something missing
 
-STAGES = {"carried": "carried", "completion": "completions", "judgement": "judgements"}
+STAGE_NAMES = {"carried": "carried", "completion": "completions", "judgement": "judgements"}
 
 
-def counts(tally: Tally) -> tuple[int, int, int, int]:
+def tally_counts(tally: Tally) -> tuple[int, int, int, int]:
     """What is wanted, and what that is the sum of."""
     return tally.wanted, tally.answered, tally.failed, tally.pending
 
 
-def balanced(balance: Balance) -> list[str]:
+def balance_lines(balance: Balance) -> list[str]:
     """The same in words, over all models and over all judges: prompts × slots = answered + failed + pending."""
     times = " + ".join(f"{counted(prompts, 'prompt')} × {n:,}" for n, prompts in balance.slots.items())
     said = []
     for noun, stages in (("completion", ("carried", "completion")), ("judgement", ("judgement",))):
-        wanted, answered, failed, pending = counts(balance.total(*stages))
+        wanted, answered, failed, pending = tally_counts(balance.total(*stages))
         of = f"{times} = " if noun == "completion" and times else ""
         said.append(f"{of}{counted(wanted, noun)} = {answered:,} answered + {failed:,} failed + {pending:,} pending")
     if balance.unplanned:
-        said.append(unplanned(balance))
-    return [*said, whole(balance)]
+        said.append(unplanned_text(balance))
+    return [*said, completeness_text(balance)]
 
 
-def unplanned(balance: Balance) -> str:
+def unplanned_text(balance: Balance) -> str:
     """That some prompts have no items yet, so that nothing is told of these."""
     return f"{counted(balance.unplanned, 'prompt')} not planned yet: the next run begins with that"
 
 
-def shortfall(balance: Balance, least: float, typed: str) -> list[str]:
+def shortfall_lines(balance: Balance, least: float, typed: str) -> list[str]:
     """What is missing, line by line, where less than a share of the prompts has all that is wanted of it, and what gets
     it; `typed` is the pipeline file as a command takes it."""
     if balance.completeness >= least:
         return []
-    said = [f"{whole(balance)}; export.completeness is {least:.4g}. Missing:"]
+    said = [f"{completeness_text(balance)}; export.completeness is {least:.4g}. Missing:"]
     for one in balance.missing:
         items = counted(one.items, one.stage)
         if not one.kind:
-            said.append(f"  {one.endpoint}: {items} {THEN[one.verdict]}")
+            said.append(f"  {one.endpoint}: {items} {NEXT_STEPS[one.verdict]}")
         else:
             again = "failed for good" if one.verdict == "failed" else "to be asked again"
             said.append(f"  {one.endpoint}: {items} {again}: {one.kind}, as in: {one.example[:EXAMPLE]}")
@@ -140,7 +140,7 @@ def shortfall(balance: Balance, least: float, typed: str) -> list[str]:
     return said
 
 
-def whole(balance: Balance) -> str:
+def completeness_text(balance: Balance) -> str:
     """How complete the dataset is that can be made now."""
     if not balance.prompts:
         return "no prompt is selected"

@@ -103,7 +103,7 @@ def prepare(
     if ledger.store.marked("plan") != mark:
         with Reader.of(ledger.store) as reader:
             ledger.store.replan(_planned(pipeline, principles, reader), mark)
-    say_who_judges(pipeline, rubric, ledger.store)
+    set_judging_specs(pipeline, rubric, ledger.store)
     _keep_materials(pipeline, ledger, rubric, fingerprint)
     _tell_outdated(pipeline, ledger.store, tell)
     if changed := [one for one in seen if one.changes]:
@@ -146,7 +146,7 @@ def _tell_outdated(pipeline: Pipeline, store: "Store", tell: Callable[[str], Non
             tell(f"{name}: {judgements:,} judgements were shown texts that are read otherwise now: asked again {cost}")
 
 
-def say_who_judges(pipeline: Pipeline, rubric: Rubric, store: "Store") -> None:
+def set_judging_specs(pipeline: Pipeline, rubric: Rubric, store: "Store") -> None:
     """Tells the store which requests the present rubric makes of the present judges.
 
     Raises BadInput where scores are to take the judges' place, and there are none.
@@ -203,7 +203,7 @@ def is_prepared(pipeline: Pipeline, rubric: Rubric, reader: Reader) -> bool:
     return (
         known(read, pipeline.tags) == known(read, {})
         and all(reader.marked(name) == mark for name, mark in marks.items())
-        and not unsourced(pipeline, reader)
+        and not has_unsourced_scores(pipeline, reader)
         and reader.specs() == set(specs_of(pipeline, rubric, reader.carried_sizes()))
     )
 
@@ -250,7 +250,7 @@ def _read_sources(pipeline: Pipeline, ledger: "Ledger", tell: Callable[[str], No
     are as they were: the journal has their prompts.
     """
     with Reader.of(ledger.store) as reader:
-        lost = ledger.store.damaged or unsourced(pipeline, reader)
+        lost = ledger.store.damaged or has_unsourced_scores(pipeline, reader)
     marked = ledger.store.marked("sources")
     if marked and not reread and not lost:
         return marked
@@ -294,7 +294,7 @@ def _read_sources(pipeline: Pipeline, ledger: "Ledger", tell: Callable[[str], No
     return fingerprint
 
 
-def unsourced(pipeline: Pipeline, reader: Reader) -> bool:
+def has_unsourced_scores(pipeline: Pipeline, reader: Reader) -> bool:
     """Whether scores came from several sources, and it is not known of some from which."""
     return len(pipeline.scales) > 1 and reader.any_unsourced()
 

@@ -25,7 +25,10 @@ if TYPE_CHECKING:  # `aif status` reads the file of a run without DuckDB and the
 WINDOW_S = 30.0  # rates are of the last so many seconds
 FILE_EVERY_S = 1.0
 EXAMPLE = 500  # characters of a failure's message that are kept in the file
-GONE = (OSError, SystemExit)  # of a screen that nobody reads on (`| head`): for a broken pipe rich ends the program
+DISPLAY_CLOSED = (
+    OSError,
+    SystemExit,
+)  # of a screen that nobody reads on (`| head`): for a broken pipe rich ends the program
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +72,7 @@ class Snapshot:
     failures: tuple[Failing, ...]
 
 
-class Board:
+class ProgressTracker:
     """Counts what a run keeps, by endpoint, and what the store has `spent`. An Observer of the run."""
 
     def __init__(
@@ -181,7 +184,7 @@ class _Row:
         return sum(n for _, n in self._recent) / max(0.5, min(WINDOW_S, now - began))
 
 
-class Screen(Protocol):
+class Display(Protocol):
     """Whom a run tells how it goes: a terminal, a notebook, nobody. Draws a snapshot each `every_s` seconds."""
 
     every_s: float
@@ -193,7 +196,7 @@ class Screen(Protocol):
         """What draws a snapshot, as long as the context is open. May raise OSError or SystemExit: nobody reads on."""
 
 
-class Nobody:
+class NoDisplay:
     """A screen that shows nothing."""
 
     every_s = math.inf
@@ -205,18 +208,20 @@ class Nobody:
         return nullcontext(lambda snapshot: None)
 
 
-async def show(board: Board, screen: Screen, file: Path, ended: asyncio.Event) -> None:
+async def show_progress(board: ProgressTracker, screen: Display, file: Path, ended: asyncio.Event) -> None:
     """Keeps the screen and the file up to date until `ended` is set; the file alone where the screen is gone."""
     try:
         with screen.drawing() as draw:
             await _tick(lambda: draw(board.snapshot()), screen.every_s, board, file, ended)
-    except GONE:
+    except DISPLAY_CLOSED:
         await _tick(lambda: None, FILE_EVERY_S, board, file, ended)
         await ended.wait()
     file.unlink(missing_ok=True)
 
 
-async def _tick(draw: Callable[[], None], every_s: float, board: Board, file: Path, ended: asyncio.Event) -> None:
+async def _tick(
+    draw: Callable[[], None], every_s: float, board: ProgressTracker, file: Path, ended: asyncio.Event
+) -> None:
     loop = asyncio.get_running_loop()
     drawn = written = loop.time()
     _write(file, board.snapshot())
@@ -242,7 +247,7 @@ def _write(file: Path, snapshot: Snapshot) -> None:
         aside.unlink(missing_ok=True)
 
 
-def read(file: Path) -> Snapshot | None:
+def read_snapshot(file: Path) -> Snapshot | None:
     """The snapshot a run last left; None where there is none, or one that was torn or is another version's."""
     try:
         data = json.loads(file.read_text(encoding="utf-8"))

@@ -14,18 +14,18 @@ from aif.store.reader import Reader
 
 
 @dataclass(frozen=True, slots=True)
-class Again:
+class RebuildResult:
     """Calls taken in, and judgements by how they read now against before."""
 
     calls: int
     seconds: float
-    alike: int
+    unchanged: int
     changed: int
-    gained: int
-    lost: int
+    newly_readable: int
+    no_longer_readable: int
 
 
-def again(pipeline: Pipeline, tell: Callable[[str], None]) -> Again:
+def rebuild(pipeline: Pipeline, tell: Callable[[str], None]) -> RebuildResult:
     """Sets the store aside and makes another from the journal, and from what only the former holds. Pairs are made
     again by the pipeline's policy."""
     began = time.monotonic()
@@ -44,7 +44,7 @@ def again(pipeline: Pipeline, tell: Callable[[str], None]) -> Again:
     calls, after = Ledger.use(pipeline.store, tell, rubric, whole, anew=True, tags=pipeline.tags)
     both = before.keys() & after.keys()
     alike = sum(before[key] == after[key] for key in both)
-    return Again(
+    return RebuildResult(
         calls, time.monotonic() - began, alike, len(both) - alike, len(after.keys() - both), len(before.keys() - both)
     )
 

@@ -14,11 +14,11 @@ from aif.core.environment import ENVIRON
 from aif.core.errors import BadInput
 from aif.core.types import Usage
 from aif.core.words import counted, dollars
-from aif.engine.feedback import Asked, Person, announce, flow
 from aif.engine.make_pairs import scores_of
 from aif.engine.orchestrator import PAGE
 from aif.engine.prepare import prepare, rubric_of
-from aif.engine.progress import Screen
+from aif.engine.progress import Display
+from aif.engine.run import CallingResult, StopRequest, call_endpoints, report_programs_and_secrets
 from aif.judging.lint import longest_reply
 from aif.judging.request import judging_request
 from aif.judging.rubric import Rubric, Score, order
@@ -33,7 +33,7 @@ from aif.store.results import Results
 
 
 @dataclass(frozen=True, slots=True)
-class Bill:
+class TrialCost:
     """What is to be asked, before it is: tokens at four characters each, replies at the rubric's longest, no cache
     counted, nothing asked again. `left` is what is left of the budget (USD)."""
 
@@ -45,7 +45,7 @@ class Bill:
 
 
 @dataclass(frozen=True, slots=True)
-class Rated:
+class RatedCompletion:
     """A completion as a rubric's judges rate it; NaN where they don't."""
 
     model: str
@@ -53,11 +53,11 @@ class Rated:
     aspects: Mapping[str, float]
 
 
-Ratings = Mapping[str, Mapping[str, Rated]]  # by prompt and completion
+Ratings = Mapping[str, Mapping[str, RatedCompletion]]  # by prompt and completion
 
 
 @dataclass(frozen=True, slots=True)
-class Tried:
+class TrialResult:
     """How a trial ended: ratings by the pipeline's rubric and by the one tried, and what has no rating, by endpoint,
     kind and an example."""
 
@@ -65,19 +65,19 @@ class Tried:
     before: Ratings
     after: Ratings
     failures: Sequence[Mapping[str, object]]
-    asked: Asked
+    calling: CallingResult
 
 
-def attempt(
+def try_rubric(
     pipeline: Pipeline,
     rubric: Rubric,
-    screen: Screen,
-    agreed: Callable[[Bill], bool],
+    screen: Display,
+    agreed: Callable[[TrialCost], bool],
     *,
     limit: int,
     judge: str | None = None,
     policy: RetryPolicy | None = None,
-) -> Tried | None:
+) -> TrialResult | None:
     """Asks the pipeline's judges (or the one named) for what `rubric` wants of the first `limit` prompts whose
     completions are all there, if `agreed` says so of its cost. None where it doesn't.
 
@@ -86,13 +86,13 @@ def attempt(
 
     tell = screen.say
     present, asked = rubric_of(pipeline), _asking(pipeline, judge)
-    announce(asked.model_copy(update={"models": {}}), tell)
+    report_programs_and_secrets(asked.model_copy(update={"models": {}}), tell)
     _score(pipeline, rubric)
     if not Places(pipeline.store).any:
         raise BadInput(f"{pipeline.store}: no store here yet; `aif run {pipeline.path}` makes it")
-    consented, person = False, Person()  # both hold where the store is made again in mid-run
+    consented, person = False, StopRequest()  # both hold where the store is made again in mid-run
 
-    def whole(ledger: Ledger) -> Tried | None:
+    def whole(ledger: Ledger) -> TrialResult | None:
         nonlocal consented
         try:
             prepare(asked, ledger, present, tell, reread=False)
@@ -107,7 +107,9 @@ def attempt(
                 return None
             consented = True
             judging = asked.model_copy(update={"models": {}})
-            flowed = asyncio.run(flow(judging, ledger, rubric, screen, tell, reach, policy or RetryPolicy(), person))
+            flowed = asyncio.run(
+                call_endpoints(judging, ledger, rubric, screen, tell, reach, policy or RetryPolicy(), person)
+            )
             after = _ratings(asked, rubric, ledger.store, reach)
             with Reader.of(ledger.store) as reader:
                 failures = reader.sql(
@@ -119,7 +121,7 @@ def attempt(
                 )
         finally:
             prepare(pipeline, ledger, present, tell, reread=False)
-        return Tried((present.sheet.name, rubric.sheet.name), before, after, failures, flowed)
+        return TrialResult((present.sheet.name, rubric.sheet.name), before, after, failures, flowed)
 
     return Ledger.use(pipeline.store, tell, present, whole, tags=pipeline.tags)
 
@@ -144,7 +146,7 @@ def _score(pipeline: Pipeline, rubric: Rubric) -> Score:
     return pipeline.pairs.score if pipeline.pairs.score in given else given[0]
 
 
-def _bill(pipeline: Pipeline, rubric: Rubric, store: Store, reach: int) -> Bill:
+def _bill(pipeline: Pipeline, rubric: Rubric, store: Store, reach: int) -> TrialCost:
     store.begin(reach)
     requests = input_tokens = output_tokens = 0
     usd: float | None = 0.0
@@ -165,7 +167,7 @@ def _bill(pipeline: Pipeline, rubric: Rubric, store: Store, reach: int) -> Bill:
                     input_tokens, output_tokens = input_tokens + usage.input, output_tokens + usage.output
                     usd = None if usd is None or cost is None else usd + cost
         left = None if pipeline.budget_usd is None else reader.spent().left(pipeline.budget_usd)
-    return Bill(requests, input_tokens, output_tokens, usd, left)
+    return TrialCost(requests, input_tokens, output_tokens, usd, left)
 
 
 def _sent(request: Request) -> int:
@@ -180,7 +182,7 @@ def _ratings(pipeline: Pipeline, rubric: Rubric, store: Store, reach: int) -> Ra
         scores = scores_of(pipeline, rubric, reader)
         within = [row["prompt_id"] for row in reader.sql("SELECT prompt_id FROM selection WHERE position < ?", [reach])]
     means = score(scores, ScoreRows.of(scores), _score(pipeline, rubric), pipeline.pairs.missing).means
-    found: dict[str, dict[str, Rated]] = {prompt_id: {} for prompt_id in within}
+    found: dict[str, dict[str, RatedCompletion]] = {prompt_id: {} for prompt_id in within}
     rows = zip(*(column.to_pylist() for column in (scores.prompt_ids, scores.completions, scores.models)), strict=True)
     for (prompt_id, key, model), mean, ratings in zip(rows, means, scores.scores, strict=True):
         if prompt_id in found:
@@ -188,7 +190,7 @@ def _ratings(pipeline: Pipeline, rubric: Rubric, store: Store, reach: int) -> Ra
             aspects = {
                 name: _mean(rating for aspect, rating in said if aspect == name) for name in rubric.sheet.aspects
             }
-            found[prompt_id][key] = Rated(model, float(mean), aspects)
+            found[prompt_id][key] = RatedCompletion(model, float(mean), aspects)
     return {prompt_id: rated for prompt_id, rated in found.items() if rated}
 
 
@@ -200,10 +202,10 @@ def _mean(values: Iterable[float]) -> float:
 
 # --- old and new -----------------------------------------------------------------------------------------------------
 
-Both = Sequence[tuple[float, float]]  # a prompt's completions: old and new score
+ScorePairs = Sequence[tuple[float, float]]  # a prompt's completions: old and new score
 
 
-def kendall(prompts: Iterable[Both]) -> float | None:
+def kendall(prompts: Iterable[ScorePairs]) -> float | None:
     """Kendall's tau-b over all pairs of completions of a same prompt: 1 where both order them alike, -1 where the other
     way round, 0 where one says nothing of the other. None where one of both finds no two that differ."""
     agreed = first = second = 0
@@ -219,7 +221,7 @@ def _sign(one: float, other: float) -> int:
     return 0 if abs(one - other) <= slack(one, other) else 1 if one > other else -1
 
 
-def another_best(prompts: Iterable[Both]) -> int:
+def count_changed_best(prompts: Iterable[ScorePairs]) -> int:
     """Of how many prompts none of the best by the old score is among the best by the new one."""
     return sum(not _best([old for old, _ in both]) & _best([new for _, new in both]) for both in prompts)
 
@@ -233,7 +235,7 @@ def rank(score: float, scores: Iterable[float]) -> int:
     return 1 + sum(bool(other > score + slack(other, score)) for other in scores)
 
 
-def scores_of_both(tried: Tried, prompt_id: str) -> list[tuple[float, float]]:
+def scores_of_both(tried: TrialResult, prompt_id: str) -> list[tuple[float, float]]:
     """The scores of the completions that have both."""
     before, after = tried.before[prompt_id], tried.after[prompt_id]
     found = [(before[key].score, after[key].score) for key in after if key in before]
@@ -254,7 +256,7 @@ def means_by_model(ratings: Ratings, among: Sequence[str]) -> dict[str, dict[str
     return {model: {part: _mean(found) for part, found in parts.items()} for model, parts in values.items()}
 
 
-def told(bill: Bill) -> str:
+def cost_text(bill: TrialCost) -> str:
     """A bill in a line."""
     usd = "price unknown" if bill.usd is None else f"about {dollars(bill.usd)}"
     tokens = f"about {bill.input_tokens:,} tokens in and {bill.output_tokens:,} out"

@@ -47,7 +47,7 @@ class QueueItem(Generic[T]):
         return 1 + len(self.then)
 
 
-class Queue(asyncio.Queue["QueueItem[T] | None"]):
+class WorkQueue(asyncio.Queue["QueueItem[T] | None"]):
     """The items of one endpoint; `elsewhere` brings one from among those that the pager has not come to, or None."""
 
     def __init__(self, endpoint: Endpoint, elsewhere: Callable[[], Awaitable[QueueItem[T] | None]]) -> None:
@@ -176,9 +176,9 @@ class Queue(asyncio.Queue["QueueItem[T] | None"]):
         return item
 
 
-async def serve(
+async def run_workers(
     endpoint: Endpoint,
-    line: Queue[T],
+    line: WorkQueue[T],
     page: Callable[[], Awaitable[None]],
     ask: Callable[[QueueItem[T]], Awaitable[Verdict | None]],
 ) -> None:
@@ -195,7 +195,7 @@ async def serve(
 
 async def _work(
     endpoint: Endpoint,
-    line: Queue[T],
+    line: WorkQueue[T],
     ask: Callable[[QueueItem[T]], Awaitable[Verdict | None]],
     group: asyncio.TaskGroup,
 ) -> None:
@@ -217,7 +217,7 @@ async def _work(
             item = line.done(item)
 
 
-async def _wait(endpoint: Endpoint, line: Queue[T], item: QueueItem[T]) -> None:
+async def _wait(endpoint: Endpoint, line: WorkQueue[T], item: QueueItem[T]) -> None:
     if await endpoint.sleep(item.course.wait_s):
         line.put_nowait(item)
     else:

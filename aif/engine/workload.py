@@ -9,18 +9,18 @@ from statistics import fmean
 from aif.config.pipeline import Pipeline
 from aif.config.sections import DeclaredEndpoint, Judge, Model
 from aif.core.types import Message, Principle, Stage
-from aif.engine.context_windows import everyone, windows
+from aif.engine.context_windows import declared_endpoints, known_windows
 from aif.engine.estimate import (
     UNMEASURED,
+    EndpointWork,
     Estimate,
-    Length,
-    Rate,
+    ReplyLength,
     Span,
-    Work,
+    TokenRate,
     completion_length,
-    estimate,
+    context_overflow,
+    estimate_cost,
     judgement_length,
-    tight,
 )
 from aif.engine.prepare import prepare, rubric_of
 from aif.judging.request import completion_request, judging_request, tokens
@@ -40,45 +40,45 @@ FRAME = 4  # tokens that a chat template puts around each message
 Messages = Sequence[Message]
 
 
-def foresee(pipeline: Pipeline, limit: int | None, tell: Callable[[str], None]) -> Estimate:
+def prepare_and_estimate(pipeline: Pipeline, limit: int | None, tell: Callable[[str], None]) -> Estimate:
     """Takes in what is new of the sources, plans, and estimates what a run would come to."""
     rubric = rubric_of(pipeline)
 
     def whole(ledger: Ledger) -> Estimate:
         prepare(pipeline, ledger, rubric, tell)
         with Forecast.of(ledger.store) as reader:
-            return estimated(pipeline, rubric, reader, limit)
+            return estimate_run(pipeline, rubric, reader, limit)
 
     return Ledger.use(pipeline.store, tell, rubric, whole, tags=pipeline.tags)
 
 
-def estimated(pipeline: Pipeline, rubric: Rubric, reader: Forecast, limit: int | None) -> Estimate:
+def estimate_run(pipeline: Pipeline, rubric: Rubric, reader: Forecast, limit: int | None) -> Estimate:
     """What a run would come to, by a store that is prepared for it."""
     tallies = reader.tallies(limit)
-    endpoints = everyone(pipeline)
+    endpoints = declared_endpoints(pipeline)
     asked = {key: one for key, one in endpoints.items() if key in tallies and tallies[key].pending}
-    held = asyncio.run(windows(asked, {key: holds(reader.overflowed(*key)) for key in asked}))
+    held = asyncio.run(known_windows(asked, {key: holds(reader.overflowed(*key)) for key in asked}))
     works = []
     for (stage, name), one in endpoints.items():
         tally = tallies.get((stage, name), Tally(0, 0, 0, 0))
         if not tally.pending:
-            works.append(_work(stage, name, tally, [], [], UNMEASURED, Length(Span(0, 0), Span(0, 0), ""), []))
+            works.append(_work(stage, name, tally, [], [], UNMEASURED, ReplyLength(Span(0, 0), Span(0, 0), ""), []))
         elif isinstance(one, Model):
             works.append(_model_work(pipeline, one, tally, reader, limit, held.get((stage, name))))
         else:
             coming = {work.name: _coming(work.reply) for work in works if work.stage == "completion"}
             works.append(_judge_work(rubric, one, tally, reader, limit, held.get((stage, name)), coming))
-    return replace(estimate(works, endpoints), spent=reader.spent(), budget=pipeline.budget_usd)
+    return replace(estimate_cost(works, endpoints), spent=reader.spent(), budget=pipeline.budget_usd)
 
 
-def _coming(reply: Length) -> float:
+def _coming(reply: ReplyLength) -> float:
     """How long a completion is taken to be that a judge is shown: as those so far, else as long as it may be."""
     return reply.shown.expected if reply.measured else reply.shown.most
 
 
 def _model_work(
     pipeline: Pipeline, model: Model, tally: Tally, reader: Forecast, limit: int | None, window: int | None
-) -> Work:
+) -> EndpointWork:
     sampling = pipeline.sampling(model)
 
     def request(call: SlotCall) -> Request:
@@ -90,11 +90,13 @@ def _model_work(
     used = reader.completing(model.identity, sampling.max_tokens)
     length = completion_length(model, sampling.max_tokens, used)
     rate = _rate(model, had, requests)
-    found = tight("completion", model, window, [size(one, rate) for one in requests], tally.pending)
-    return replace(_work("completion", model.name, tally, requests, [], rate, length, [used]), tight=found)
+    found = context_overflow(
+        "completion", model, window, [context_tokens(one, rate) for one in requests], tally.pending
+    )
+    return replace(_work("completion", model.name, tally, requests, [], rate, length, [used]), overflow=found)
 
 
-def size(request: Request, rate: Rate, coming: float = 0.0) -> float:
+def context_tokens(request: Request, rate: TokenRate, coming: float = 0.0) -> float:
     """The tokens of a request and its reply, with completions still to come."""
     return _bytes(request.messages) * rate.tokens.expected + coming + request.max_tokens
 
@@ -107,7 +109,7 @@ def _judge_work(
     limit: int | None,
     window: int | None,
     coming: Mapping[str, float],
-) -> Work:
+) -> EndpointWork:
     waiting = reader.judgements_to_ask(judge.name, limit, SAMPLE)
     # what is still to come is shown as nothing: its length is reckoned in tokens
     requests = [
@@ -120,12 +122,12 @@ def _judge_work(
     length = judgement_length(rubric, judge, asked, used)
     awaited = [model for call in waiting for model in call.awaited]
     sizes = [
-        size(request, rate, sum(coming[model] for model in call.awaited))
+        context_tokens(request, rate, sum(coming[model] for model in call.awaited))
         for call, request in zip(waiting, requests, strict=True)
     ]
-    found = tight("judgement", judge, window, sizes, tally.pending, awaited=bool(awaited))
+    found = context_overflow("judgement", judge, window, sizes, tally.pending, awaited=bool(awaited))
     return replace(
-        _work("judgement", judge.name, tally, requests, awaited, rate, length, list(used.values())), tight=found
+        _work("judgement", judge.name, tally, requests, awaited, rate, length, list(used.values())), overflow=found
     )
 
 
@@ -148,13 +150,13 @@ def _work(
     tally: Tally,
     requests: Sequence[Request],
     awaited: Sequence[str],
-    rate: Rate,
-    length: Length,
+    rate: TokenRate,
+    length: ReplyLength,
     used: Sequence[Replies],
-) -> Work:
+) -> EndpointWork:
     items, calls = sum(one.items for one in used), sum(one.calls for one in used)
     sent = sum(one.input for one in used)
-    return Work(
+    return EndpointWork(
         stage,
         name,
         tally,
@@ -173,7 +175,7 @@ def _work(
 # --- tokens of what is sent -------------------------------------------------------------------------------------------
 
 
-def _rate(one: DeclaredEndpoint, had: Sequence[tuple[Messages, int]], requests: Sequence[Request]) -> Rate:
+def _rate(one: DeclaredEndpoint, had: Sequence[tuple[Messages, int]], requests: Sequence[Request]) -> TokenRate:
     """By this store's own calls; else by the model's tokenizer, where it is at hand; else assumed."""
     if had:
         return _by(sum(n for _, n in had), (messages for messages, _ in had), f"measured on {len(had):,} calls")
@@ -185,9 +187,9 @@ def _rate(one: DeclaredEndpoint, had: Sequence[tuple[Messages, int]], requests: 
     return UNMEASURED
 
 
-def _by(counted: int, sent: Iterable[Messages], basis: str) -> Rate:
+def _by(counted: int, sent: Iterable[Messages], basis: str) -> TokenRate:
     rate = counted / sum(map(_bytes, sent))
-    return Rate(Span(rate, rate), basis)
+    return TokenRate(Span(rate, rate), basis)
 
 
 def _bytes(messages: Messages) -> int:

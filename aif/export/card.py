@@ -22,7 +22,15 @@ from aif.config.sections import DeclaredEndpoint, public
 from aif.core.resources import shipped
 from aif.core.words import of
 from aif.engine.make_pairs import policy_of
-from aif.engine.outcome_text import OUTCOMES, STAGES, balanced, beside, counts, marked, rule_of
+from aif.engine.outcome_text import (
+    OUTCOME_TEXTS,
+    STAGE_NAMES,
+    balance_lines,
+    policy_text,
+    reasoning_mark_text,
+    row_notes,
+    tally_counts,
+)
 from aif.judging.rubric import Rubric
 from aif.pairing.labels import LabelCounts, balancing
 from aif.pairing.scores import TOLERANCE, Floats
@@ -98,7 +106,7 @@ def render(facts: CardFacts) -> str:
         carried=any(source.completions for source in facts.pipeline.prompts),
         sheet=facts.rubric.sheet,
         pairs=facts.books.pairs,
-        rule=_sentence(rule_of(policy_of(facts.pipeline, facts.rubric))),
+        rule=_sentence(policy_text(policy_of(facts.pipeline, facts.rubric))),
         prompts=facts.books.selected,
         default=default_config(facts.rows),
         tested=any(split.startswith("test") for splits in facts.rows.values() for split in splits),
@@ -110,10 +118,12 @@ def render(facts: CardFacts) -> str:
         terms=[(name, one.terms) for name, one in _endpoints(facts.pipeline) if one.terms],
         without_terms=[cell(name) for name in without_terms(facts.pipeline)],
         books=_books(facts.books),
-        items=[(cell(name), STAGES[stage], *counts(one)) for (stage, name), one in facts.balance.tallies.items()],
-        balanced=[_plain(line) for line in balanced(facts.balance)],
+        items=[
+            (cell(name), STAGE_NAMES[stage], *tally_counts(one)) for (stage, name), one in facts.balance.tallies.items()
+        ],
+        balanced=[_plain(line) for line in balance_lines(facts.balance)],
         missing=[one for one in facts.balance.missing if one.kind],
-        marked=[(_plain(marked(one)), one) for one in facts.marks],
+        marked=[(_plain(reasoning_mark_text(one)), one) for one in facts.marks],
         sources=_sources(facts.sources),
         histogram=_histogram(facts.chosen, facts.rejected, _scale(facts)) if len(facts.chosen) else None,
         margins=_margins(facts.chosen - facts.rejected) if len(facts.chosen) else None,
@@ -250,7 +260,7 @@ def _books(books: Books) -> list[tuple[str, str]]:
     left_out = [(f"− {rows:,}", reason) for reason, rows in books.intake.items() if reason != "selected" and rows]
     dropped = [
         (f"− {books.outcomes[outcome]:,}", words)
-        for outcome, words in OUTCOMES.items()
+        for outcome, words in OUTCOME_TEXTS.items()
         if outcome != "paired" and books.outcomes.get(outcome)
     ]
     paired = books.outcomes.get("paired", 0)
@@ -262,7 +272,7 @@ def _books(books: Books) -> list[tuple[str, str]]:
         *dropped,
         (f"= {paired:,}", "prompts with pairs" if several else of(paired, "pair")),
         *([(f"{books.pairs:,}", "pairs of these")] if several else []),
-        *((f"{n:,}", words) for n, words in beside(books)),
+        *((f"{n:,}", words) for n, words in row_notes(books)),
     ]
 
 

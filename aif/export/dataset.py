@@ -23,7 +23,7 @@ from aif.core.file_permissions import shared
 from aif.core.types import CARRIED, Principle, digest, fraction
 from aif.core.words import counted
 from aif.engine.make_pairs import make_pairs
-from aif.engine.outcome_text import shortfall
+from aif.engine.outcome_text import shortfall_lines
 from aif.engine.prepare import principles_of
 from aif.export import parquet
 from aif.export.atomic_folder import check_place, replacing
@@ -76,7 +76,7 @@ def export(
     make_pairs(pipeline, rubric, ledger.store)
     with Results.of(ledger.store) as reader:
         books, balance = reader.books(), reader.balance()
-        short = shortfall(balance, pipeline.export.completeness, shlex.quote(str(pipeline.path)))
+        short = shortfall_lines(balance, pipeline.export.completeness, shlex.quote(str(pipeline.path)))
         if short and pipeline.export.incomplete == "refuse":
             raise Incomplete("\n".join([f"nothing was exported: {short[0]}", *short[1:]]))
         paired = reader.paired()

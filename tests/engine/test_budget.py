@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from aif.core.errors import Exit
 from aif.core.types import UNSPENT, Message, Spent
 from aif.engine.budget import Account, Budget
-from aif.engine.orchestrator import UNCOVERED
+from aif.engine.orchestrator import MAX_UNCOVERED
 from aif.judging.request import most_input
 from aif.providers.base import Request
 from aif.simulator import Call
@@ -247,10 +247,10 @@ async def test_a_dear_call_is_not_passed_by_for_ever_by_cheap_ones() -> None:
     await budget.settle(0.5, 0.05)
     assert await dear
     assert await cheap
-    assert budget.short is None
+    assert budget.shortfall is None
     assert not await budget.reserve(0.96), "more than is left, whatever comes of those in flight"
-    assert budget.short is not None
-    assert budget.short.bound == 0.96
+    assert budget.shortfall is not None
+    assert budget.shortfall.bound == 0.96
 
 
 async def test_a_stop_lets_nobody_wait() -> None:
@@ -263,7 +263,7 @@ async def test_a_stop_lets_nobody_wait() -> None:
     budget.stop()
     assert not await task
     assert not await budget.reserve(0.0)
-    assert budget.short is None
+    assert budget.shortfall is None
 
 
 def test_a_budget_below_what_was_counted_covers_nothing() -> None:
@@ -356,11 +356,11 @@ def test_a_run_stops_at_its_budget_and_goes_on_with_a_higher_one(tmp_path: Path,
 
     pipeline, higher = run(path, "budget_usd=1")
     assert not higher.incomplete
-    assert higher.asked.short is None
+    assert higher.calling.budget_shortfall is None
     assert ask(pipeline, "SELECT round(known, 9) AS usd, unknown FROM spent") == [
         {"usd": round(bill.usd, 9), "unknown": 0.0}
     ]
-    assert not run(path)[1].asked.short, "a finished run needs no budget, though it has spent more than there is"
+    assert not run(path)[1].calling.budget_shortfall, "a finished run needs no budget, even one that spent more"
 
 
 def test_a_budget_below_one_call_is_said_plainly(tmp_path: Path, serve: Serve) -> None:
@@ -377,11 +377,11 @@ def test_a_budget_below_one_call_is_said_plainly(tmp_path: Path, serve: Serve) -
 def test_where_nothing_that_costs_can_go_on_the_free_stop_too(tmp_path: Path, serve: Serve) -> None:
     bill = Bill()
     served = serve(on_call=bill, latency_s=0.05)
-    count, two = UNCOVERED + 250, {"per_prompt": 2, "max_tokens": 64}
+    count, two = MAX_UNCOVERED + 250, {"per_prompt": 2, "max_tokens": 64}
     path = priced(tmp_path, served, count=count, budget_usd=0.001, completions=two)
-    assert run(path, limit=UNCOVERED)[1].asked.short
-    assert served.stats()["calls"] == 2 * UNCOVERED, "the free went on: not so many in a row did not fit"
-    assert run(path, "models.*.concurrency=1")[1].asked.short
+    assert run(path, limit=MAX_UNCOVERED)[1].calling.budget_shortfall
+    assert served.stats()["calls"] == 2 * MAX_UNCOVERED, "the free went on: not so many in a row did not fit"
+    assert run(path, "models.*.concurrency=1")[1].calling.budget_shortfall
 
     assert bill.calls == 0
     assert served.stats()["calls"] < 2 * count
@@ -399,7 +399,7 @@ def test_what_nothing_tells_counts_at_its_bound_and_is_shown_as_unknown(tmp_path
         row.values() for row in ask(pipeline, "SELECT count(*), sum(bound) FROM calls WHERE usd IS NULL")
     ]
 
-    assert ended.asked.short
+    assert ended.calling.budget_shortfall
     assert unanswered > 0
     assert unknown == pytest.approx(bounds)
     assert known < bill.usd <= known + unknown <= 0.2

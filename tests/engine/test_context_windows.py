@@ -16,10 +16,10 @@ from rich.console import Console
 from aif.cli.views.estimate import tell_estimate, tell_short
 from aif.config.pipeline import load
 from aif.config.sections import DeclaredEndpoint, Judge
-from aif.engine.context_windows import listed, windows
-from aif.engine.doctor import examine
+from aif.engine.context_windows import known_windows, listed_window
+from aif.engine.doctor import run_checks
 from aif.engine.estimate import Estimate
-from aif.engine.workload import foresee
+from aif.engine.workload import prepare_and_estimate
 from aif.simulator import Cast
 from tests.engine.test_orchestrator import aif, run, write
 from tests.serving import POOL, Served
@@ -62,12 +62,12 @@ NONE: dict[str, Any] = {
 
 @pytest.mark.parametrize("server", LISTS)
 def test_a_list_of_models_says_how_much_one_holds(server: str) -> None:
-    assert listed(LISTS[server], "m") == 8192
+    assert listed_window(LISTS[server], "m") == 8192
 
 
 @pytest.mark.parametrize("said", NONE)
 def test_a_list_that_does_not_say_it_says_nothing(said: str) -> None:
-    assert listed(NONE[said], "m") is None
+    assert listed_window(NONE[said], "m") is None
 
 
 @contextmanager
@@ -102,7 +102,7 @@ def judge(name: str = "m", **given: Any) -> Judge:
 
 def held(*judges: Judge, erred: int | None = None) -> dict[str, int]:
     of: dict[Any, DeclaredEndpoint] = {("judgement", one.name): one for one in judges}
-    return {name: n for (_, name), n in asyncio.run(windows(of, dict.fromkeys(of, erred))).items()}
+    return {name: n for (_, name), n in asyncio.run(known_windows(of, dict.fromkeys(of, erred))).items()}
 
 
 def test_what_the_entry_says_comes_first_then_the_list_then_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +134,7 @@ def told(estimate: Estimate) -> str:
 
 
 def foreseen(path: Path, *sets: str) -> Estimate:
-    return foresee(load(path, sets), None, lambda words: None)
+    return prepare_and_estimate(load(path, sets), None, lambda words: None)
 
 
 def test_four_long_completions_are_foreseen_by_estimate_and_doctor(tmp_path: Path, serve: Serve) -> None:
@@ -142,17 +142,17 @@ def test_four_long_completions_are_foreseen_by_estimate_and_doctor(tmp_path: Pat
     one = {"provider": "openai", "base_url": narrow.base_url, "price": {"input": 1, "output": 1}}
     path = write(tmp_path, serve(), count=9, judges={"judge": one})
     long = "completions.max_tokens=2048"
-    assert foreseen(path).tight == ()
+    assert foreseen(path).overflows == ()
     said = told(foreseen(path, long))
     assert "9 of 9 requests would not fit into judge's 8,192 tokens" in said
     for mend in ("`on_overflow: single`", "lower completions.max_tokens", "a longer window"):
         assert mend in said
-    assert "are asked one completion by one" in told(foreseen(path, long, "judges.judge.on_overflow=single"))
-    assert foreseen(path, long, "judges.judge.max_model_len=32768").tight == ()
+    assert "are judged one completion at a time" in told(foreseen(path, long, "judges.judge.on_overflow=single"))
+    assert foreseen(path, long, "judges.judge.max_model_len=32768").overflows == ()
     assert narrow.stats()["calls"] == 0
 
     async def findings(*sets: str) -> list[str]:
-        return [found.words async for found in examine(load(path, sets)) if "would not fit" in found.words]
+        return [found.text async for found in run_checks(load(path, sets)) if "would not fit" in found.text]
 
     assert asyncio.run(findings()) == []
     (words,) = asyncio.run(findings(long))
@@ -168,9 +168,9 @@ def test_what_was_had_so_far_counts_for_what_is_to_come(tmp_path: Path, serve: S
     """The simulator writes some 150 tokens, whatever max_tokens allows."""
     served = serve(max_model_len=8192)
     path = write(tmp_path, served, count=20, completions={"max_tokens": 2048})
-    assert [one.over for one in foreseen(path).tight] == [20]
+    assert [one.over for one in foreseen(path).overflows] == [20]
     run(path, limit=10)
-    assert foreseen(path).tight == ()
+    assert foreseen(path).overflows == ()
 
 
 def test_a_model_is_told_of_too(tmp_path: Path, serve: Serve) -> None:
@@ -178,7 +178,7 @@ def test_a_model_is_told_of_too(tmp_path: Path, serve: Serve) -> None:
     with (tmp_path / "prompts.jsonl").open("a") as file:
         file.write(json.dumps({"prompt": "rain and more rain, " * 100}) + "\n")
     short = foreseen(path, "completions.max_tokens=64", "models.*.max_model_len=200")
-    assert [(one.name, one.over, one.of, one.window) for one in short.tight if one.stage == "completion"] == [
+    assert [(one.name, one.over, one.total, one.window) for one in short.overflows if one.stage == "completion"] == [
         (name, 1, 9, 200) for name in POOL
     ]
     assert "lower that, or the source's max_chars" in told(short)
@@ -189,5 +189,5 @@ def test_what_an_error_said_is_remembered(tmp_path: Path, serve: Serve) -> None:
     path = write(tmp_path, serve(), count=4, judges={"judge": {"provider": "openai", "base_url": narrow.base_url}})
     run(path)
     with listing(b"{}") as (url, _):  # as of a provider that lists no windows
-        (one,) = foreseen(path, f"judges.judge.base_url={url}/v1").tight
-    assert (one.over, one.of, one.window) == (4, 4, 2200)
+        (one,) = foreseen(path, f"judges.judge.base_url={url}/v1").overflows
+    assert (one.over, one.total, one.window) == (4, 4, 2200)

@@ -17,17 +17,17 @@ from aif.core.resources import shipped
 from aif.core.types import Stage
 from aif.engine.estimate import (
     UNMEASURED,
+    EndpointWork,
     Estimate,
     EstimateLine,
-    Length,
-    Rate,
+    ReplyLength,
     Span,
-    Work,
+    TokenRate,
     completion_length,
-    estimate,
+    estimate_cost,
     judgement_length,
 )
-from aif.engine.workload import estimated, foresee
+from aif.engine.workload import estimate_run, prepare_and_estimate
 from aif.judging.rubric import Rubric
 from aif.judging.rubric import load as load_rubric
 from aif.simulator import Arrival, Cast, Fault, Mishap
@@ -55,23 +55,23 @@ def line(change: str = "", stage: Stage = "completion", name: str = "a", **given
     return whole([work(stage, name, **given)], change).lines[0]
 
 
-def whole(works: list[Work], *changes: str) -> Estimate:
+def whole(works: list[EndpointWork], *changes: str) -> Estimate:
     pipeline = parse(PIPELINE, Path("pipeline.yaml"), [change for change in changes if change])
     endpoints: dict[tuple[Stage, str], DeclaredEndpoint] = {("completion", n): m for n, m in pipeline.models.items()}
-    return estimate(works, {**endpoints, **{("judgement", n): j for n, j in pipeline.judges.items()}})
+    return estimate_cost(works, {**endpoints, **{("judgement", n): j for n, j in pipeline.judges.items()}})
 
 
-def work(stage: Stage = "completion", name: str = "a", pending: int = 10, **given: Any) -> Work:
+def work(stage: Stage = "completion", name: str = "a", pending: int = 10, **given: Any) -> EndpointWork:
     """By default ten calls of 400 bytes, a token for four bytes, replies of 50 tokens and at most 200."""
     usual: dict[str, Any] = {
         "tally": Tally(pending + 3, 3, 0, 0),
         "sent": 400.0,
         "awaited": {},
-        "rate": Rate(Span(0.25, 0.5), "told"),
-        "reply": Length(Span(50, 200), Span(40, 200), "told"),
+        "rate": TokenRate(Span(0.25, 0.5), "told"),
+        "reply": ReplyLength(Span(50, 200), Span(40, 200), "told"),
         "reckoned": 300.0,
     }
-    return Work(stage, name, **(usual | given))
+    return EndpointWork(stage, name, **(usual | given))
 
 
 # --- by hand ----------------------------------------------------------------------------------------------------------
@@ -80,7 +80,7 @@ def work(stage: Stage = "completion", name: str = "a", pending: int = 10, **give
 def test_tokens_and_dollars_are_calls_times_size_times_price() -> None:
     told = line()
 
-    assert (told.calls, told.kept) == (10, 3)
+    assert (told.calls, told.stored) == (10, 3)
     assert (told.input, told.output) == (Span(1000, 3 * 2000), Span(500, 3 * 2000))
     assert told.usd == Span((1000 * 1 + 500 * 10) / 1e6, 3 * (2000 * 1 + 2000 * 10) / 1e6)
 
@@ -104,7 +104,7 @@ def test_a_cache_that_was_measured_is_expected_and_not_relied_on() -> None:
 
 def test_completions_to_come_are_read_by_the_judge_at_the_length_their_models_write() -> None:
     judging = work("judgement", "j", awaited={"a": 1.0, "b": 2.0})
-    other = Length(Span(500, 600), Span(100, 600), "told")
+    other = ReplyLength(Span(500, 600), Span(100, 600), "told")
     told = whole([work(), work(name="b", reply=other), judging]).lines[2]
 
     assert told.input == Span(10 * (100 + 40 + 2 * 100), 3 * 10 * (200 + 200 + 2 * 600))
@@ -218,7 +218,7 @@ def by_name(told: Estimate) -> dict[str, EstimateLine]:
 
 
 def foreseen(path: Path, *sets: str, limit: int | None = None) -> Estimate:
-    return foresee(load(path, sets), limit, lambda words: None)
+    return prepare_and_estimate(load(path, sets), limit, lambda words: None)
 
 
 def difference(served: Served, ask: Callable[[], object]) -> dict[str, Any]:
@@ -276,7 +276,7 @@ def test_once_some_are_measured_the_rest_is_told_within_a_few_percent(tmp_path: 
     told = foreseen(path)
     came = difference(served, lambda: run(path))
 
-    assert told.kept == 100
+    assert told.stored == 100
     assert to_ask(told) == came["calls"]
     assert told.input.expected == pytest.approx(came["input"], rel=0.05)
     assert told.output.expected == pytest.approx(came["output"], rel=0.05)
@@ -288,7 +288,7 @@ def test_a_finished_run_has_nothing_to_ask(tmp_path: Path, serve: Serve) -> None
     run(path)
     told = foreseen(path)
 
-    assert (told.calls, told.kept) == (0, 60)
+    assert (told.calls, told.stored) == (0, 60)
 
 
 def test_a_limit_counts_the_first_prompts_only(tmp_path: Path, serve: Serve) -> None:
@@ -369,7 +369,7 @@ def test_a_new_aspect_asked_by_itself_counts_that_request_and_knows_the_judges_t
     came = difference(served, lambda: run(path))
 
     assert to_ask(told) == came["calls"] == {"judge": 12}
-    assert told.kept == 60
+    assert told.stored == 60
     assert told.input.expected == pytest.approx(came["input"], rel=0.05)
     assert "measured" in by_name(told)["judge"].basis[0]
     assert "rubric" in by_name(told)["judge"].basis[1]
@@ -392,13 +392,13 @@ def test_what_failed_for_good_counts_when_it_is_asked_again(tmp_path: Path) -> N
 
     pipeline, rubric, ledger = build(tmp_path, 3, complete=complete)
     with ledger, Forecast.of(ledger.store) as outlook:
-        told = estimated(pipeline, rubric, outlook, None)
+        told = estimate_run(pipeline, rubric, outlook, None)
         assert (told.calls, told.failed) == (0, 3)
         with outlook.retried():
-            told = estimated(pipeline, rubric, outlook, None)
+            told = estimate_run(pipeline, rubric, outlook, None)
         assert to_ask(told) == {"able": 1, "fair": 1, "plain": 1, "strict": 1}
         assert told.failed == 0
-        assert estimated(pipeline, rubric, outlook, None).failed == 3
+        assert estimate_run(pipeline, rubric, outlook, None).failed == 3
 
 
 def test_a_tokenizer_at_hand_counts_what_is_sent(tmp_path: Path, serve: Serve) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from aif.config.pipeline import Pipeline, parse
 from aif.engine.make_pairs import OUTCOMES, make_pairs, scores_of
-from aif.engine.outcome_text import OUTCOMES as WORDS
+from aif.engine.outcome_text import OUTCOME_TEXTS as WORDS
 from aif.judging.rubric import Rubric
 from aif.store import records, results
 from aif.store.ledger import Ledger

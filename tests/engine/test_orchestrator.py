@@ -17,7 +17,7 @@ from rich.console import Console
 from aif.cli.views.progress import Terminal
 from aif.config.pipeline import Pipeline, load
 from aif.core.errors import Exit, StoreLocked
-from aif.engine.feedback import Ended, feedback
+from aif.engine.run import RunResult, run_pipeline
 from aif.providers.retry import RetryPolicy
 from aif.simulator import Cast
 from aif.store.ledger import Ledger
@@ -48,10 +48,10 @@ def write(folder: Path, served: Served, count: int = 12, **changes: Any) -> Path
     return path
 
 
-def run(path: Path, *sets: str, **options: Any) -> tuple[Pipeline, Ended]:
+def run(path: Path, *sets: str, **options: Any) -> tuple[Pipeline, RunResult]:
     pipeline = load(path, sets)
     quick = RetryPolicy(attempts=2, first_wait_s=0.01, longest_wait_s=0.02, silent_s=0.2)
-    return pipeline, feedback(pipeline, Terminal(Console(quiet=True)), policy=quick, **options)
+    return pipeline, run_pipeline(pipeline, Terminal(Console(quiet=True)), policy=quick, **options)
 
 
 def ask(pipeline: Pipeline, query: str) -> list[dict[str, Any]]:
@@ -236,7 +236,7 @@ def test_a_refused_key_stops_that_provider_and_the_rest_goes_on(
     monkeypatch.setenv("JUDGE_KEY", "sesam-0pen")
     _, ended = run(path)
 
-    assert list(ended.asked.refused) == ["judge"]
+    assert list(ended.calling.refused) == ["judge"]
     assert guarded.stats()["calls"] <= 4
     assert served.stats()["calls"] == 48
     assert ended.outcomes["pending"] == 12
@@ -244,7 +244,7 @@ def test_a_refused_key_stops_that_provider_and_the_rest_goes_on(
 
     monkeypatch.setenv("JUDGE_KEY", "sesame")
     _, ended = run(path)
-    assert not ended.asked.refused
+    assert not ended.calling.refused
     assert not ended.incomplete
     assert served.stats()["calls"] == 48
 

@@ -14,7 +14,7 @@ from aif.cli.views import progress as drawn
 from aif.core import words
 from aif.core.types import Failing, Spent
 from aif.engine import progress
-from aif.engine.progress import Board
+from aif.engine.progress import ProgressTracker
 from aif.providers.endpoint import Endpoint
 from aif.providers.rate_limits import Pace
 from aif.providers.vllm import VllmChat
@@ -55,22 +55,22 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def board(clock: Clock) -> Board:
+def board(clock: Clock) -> ProgressTracker:
     endpoints = [endpoint("large", "completion"), endpoint("judge", "judgement")]
     had = {
         ("completion", "large"): Tally(wanted=100, answered=20, failed=0, later=5),
         ("judgement", "judge"): Tally(wanted=100, answered=0, failed=0, later=0),
     }
-    return Board(endpoints, had, FAILED_BEFORE, clock)
+    return ProgressTracker(endpoints, had, FAILED_BEFORE, clock)
 
 
-def test_what_was_there_before_counts_as_done_and_what_is_pending_does_not(board: Board) -> None:
+def test_what_was_there_before_counts_as_done_and_what_is_pending_does_not(board: ProgressTracker) -> None:
     large, judge = board.snapshot().lines
 
     assert (large.answered, large.left, judge.answered, judge.left) == (20, 80, 0, 100)
 
 
-def test_rates_are_of_the_last_seconds_and_give_what_is_left(board: Board, clock: Clock) -> None:
+def test_rates_are_of_the_last_seconds_and_give_what_is_left(board: ProgressTracker, clock: Clock) -> None:
     for _ in range(20):
         clock.now += 1
         board.kept(kept("large", "answered", 2) + kept("judge", "answered"))
@@ -84,7 +84,7 @@ def test_rates_are_of_the_last_seconds_and_give_what_is_left(board: Board, clock
     assert board.snapshot().eta_s is None
 
 
-def test_an_attempt_that_is_made_again_is_no_end_and_a_failure_is(board: Board) -> None:
+def test_an_attempt_that_is_made_again_is_no_end_and_a_failure_is(board: ProgressTracker) -> None:
     board.kept(kept("large", "again", 3) + kept("large", "failed", 2) + kept("large", "later", 4))
     large = board.snapshot().lines[0]
 
@@ -92,7 +92,7 @@ def test_an_attempt_that_is_made_again_is_no_end_and_a_failure_is(board: Board) 
     assert large.left == 74
 
 
-def test_spend_is_unknown_as_soon_as_one_price_is(board: Board) -> None:
+def test_spend_is_unknown_as_soon_as_one_price_is(board: ProgressTracker) -> None:
     board.kept(kept("large", "answered", 3))
     assert board.snapshot().lines[0].usd == pytest.approx(0.03)
     board.kept(kept("large", "answered", usd=None))
@@ -100,14 +100,14 @@ def test_spend_is_unknown_as_soon_as_one_price_is(board: Board) -> None:
     assert "unknown" in drawn.line(board.snapshot())
 
 
-def test_spend_is_unknown_where_no_usage_was_told_either(board: Board) -> None:
+def test_spend_is_unknown_where_no_usage_was_told_either(board: ProgressTracker) -> None:
     board.kept(kept("large", "later", usd=None, bound=0.5))  # as much is told as unknown elsewhere
     assert board.snapshot().lines[0].usd == 0
     board.kept(kept("large", "answered", usd=None, usage=None))
     assert board.snapshot().lines[0].usd is None
 
 
-def test_what_failed_is_counted_by_kind_with_what_had_failed_for_good(board: Board) -> None:
+def test_what_failed_is_counted_by_kind_with_what_had_failed_for_good(board: ProgressTracker) -> None:
     """What was only pending, or refused, is asked again by this run, and so is nothing yet."""
     board.kept(kept("large", "failed", 2, kind="blocked", message="filtered"))
     board.kept(kept("judge", "later", 4, kind="server_error", message="x" * 9000) + kept("judge", "again", 7))
@@ -119,7 +119,7 @@ def test_what_failed_is_counted_by_kind_with_what_had_failed_for_good(board: Boa
     assert len(second.example) == progress.EXAMPLE
 
 
-def test_a_line_says_all_in_a_line(board: Board, clock: Clock) -> None:
+def test_a_line_says_all_in_a_line(board: ProgressTracker, clock: Clock) -> None:
     clock.now += 3725
     board.kept(kept("judge", "failed"))
     said = drawn.line(board.snapshot())
@@ -128,7 +128,7 @@ def test_a_line_says_all_in_a_line(board: Board, clock: Clock) -> None:
     assert "judgements 0/100 (0.0/s, 1 failed)" in said
 
 
-def test_what_servers_do_instead_of_answering_is_said(board: Board) -> None:
+def test_what_servers_do_instead_of_answering_is_said(board: ProgressTracker) -> None:
     large, judge = board._endpoints
     large.doing, judge.doing = "starting", "waiting"
     console = Console(width=80, record=True, file=io.StringIO())
@@ -142,14 +142,14 @@ def test_what_servers_do_instead_of_answering_is_said(board: Board) -> None:
     assert drawn.line(board.snapshot()).endswith(" · judge starting · large refused")
 
 
-def test_the_file_says_what_the_screen_says_and_goes_when_the_run_ends(board: Board, tmp_path: Path) -> None:
+def test_the_file_says_what_the_screen_says_and_goes_when_the_run_ends(board: ProgressTracker, tmp_path: Path) -> None:
     file = tmp_path / "p.json"
 
     async def watch() -> None:
         ended = asyncio.Event()
-        shown = asyncio.create_task(progress.show(board, progress.Nobody(), file, ended))
+        shown = asyncio.create_task(progress.show_progress(board, progress.NoDisplay(), file, ended))
         await asyncio.sleep(0)  # the file is written before the first wait
-        found = progress.read(file)
+        found = progress.read_snapshot(file)
         assert found is not None
         now = board.snapshot()
         assert replace(found, updated=now.updated) == now
@@ -158,14 +158,14 @@ def test_the_file_says_what_the_screen_says_and_goes_when_the_run_ends(board: Bo
 
     asyncio.run(watch())
     assert not file.exists()
-    assert progress.read(file) is None
+    assert progress.read_snapshot(file) is None
 
 
 @pytest.mark.parametrize("torn", ["", "{", "[]", "7", '{"pid": 4}', '{"lines": [], "failures": [{}]}', '{"lines": 3}'])
 def test_a_torn_file_tells_nothing(tmp_path: Path, torn: str) -> None:
     file = tmp_path / "p.json"
     file.write_text(torn)
-    assert progress.read(file) is None
+    assert progress.read_snapshot(file) is None
 
 
 class Gone(io.StringIO):
@@ -175,15 +175,15 @@ class Gone(io.StringIO):
         raise OSError(errno.EIO, "Input/output error")
 
 
-def test_where_nobody_reads_on_the_file_does_and_a_line_ends_nothing(board: Board, tmp_path: Path) -> None:
+def test_where_nobody_reads_on_the_file_does_and_a_line_ends_nothing(board: ProgressTracker, tmp_path: Path) -> None:
     file, console = tmp_path / "p.json", Console(file=Gone(), force_terminal=True)
     drawn.say(console, "starting it again")
 
     async def watch() -> None:
         ended = asyncio.Event()
-        shown = asyncio.create_task(progress.show(board, drawn.Terminal(console), file, ended))
+        shown = asyncio.create_task(progress.show_progress(board, drawn.Terminal(console), file, ended))
         await asyncio.sleep(0)
-        assert progress.read(file) is not None
+        assert progress.read_snapshot(file) is not None
         ended.set()
         await shown
 
@@ -191,7 +191,7 @@ def test_where_nobody_reads_on_the_file_does_and_a_line_ends_nothing(board: Boar
     assert not file.exists()
 
 
-def test_the_table_fits_80_columns(board: Board) -> None:
+def test_the_table_fits_80_columns(board: ProgressTracker) -> None:
     board.kept(kept("large", "answered", 50))
     console = Console(width=80, record=True, quiet=False, file=Path("/dev/null").open("w"))  # noqa: SIM115
     console.print(drawn.table(board.snapshot(), wide=False))
@@ -207,7 +207,9 @@ def test_no_name_and_no_message_takes_the_room_of_the_figures(clock: Clock, widt
     name = "a-model-of-a-very-long-name-" + 3 * "and-more-of-it-"
     first, second = endpoint(name, "completion"), endpoint("judge", "judgement")
     all_of_it = Tally(64_000, 0, 0, 0)
-    board = Board([first, second], {("completion", name): all_of_it, ("judgement", "judge"): all_of_it}, clock=clock)
+    board = ProgressTracker(
+        [first, second], {("completion", name): all_of_it, ("judgement", "judge"): all_of_it}, clock=clock
+    )
     second.refuse("HTTP 401: " + 20 * "what the provider had to say of it, ")
     console = Console(width=width, record=True, file=io.StringIO())
     console.print(drawn.table(board.snapshot(), wide=width >= drawn.WIDE))
@@ -229,12 +231,12 @@ def test_what_others_wrote_moves_no_cursor() -> None:
 def test_what_the_store_has_spent_is_told_where_there_is_a_budget_or_not_all_is_known(
     clock: Clock, tmp_path: Path
 ) -> None:
-    board = Board([endpoint("large", "completion")], {}, (), clock, Spent(1.0, 0.5), budget=5.0)
+    board = ProgressTracker([endpoint("large", "completion")], {}, (), clock, Spent(1.0, 0.5), budget=5.0)
     board.kept(kept("large", "answered", 2, usd=0.25) + kept("large", "again", usd=None, bound=0.125))
     snapshot = board.snapshot()
     progress._write(tmp_path / "progress.json", snapshot)
 
-    assert progress.read(tmp_path / "progress.json") == snapshot
+    assert progress.read_snapshot(tmp_path / "progress.json") == snapshot
     told = "$2.12 spent in all, of which up to $0.6250 unknown; $2.88 of the budget of $5.00 left"
     assert told in drawn.line(snapshot)
     assert words.spending(Spent(1.0), None) == ""

@@ -19,9 +19,18 @@ from aif.cli.views.rubric import tell_trial
 from aif.config.pipeline import load as load_pipeline
 from aif.core.errors import BadInput, Exit
 from aif.core.resources import shipped
-from aif.engine.feedback import Asked
-from aif.engine.progress import Nobody
-from aif.engine.rubric_trial import Bill, Rated, Tried, another_best, attempt, kendall, rank, told
+from aif.engine.progress import NoDisplay
+from aif.engine.rubric_trial import (
+    RatedCompletion,
+    TrialCost,
+    TrialResult,
+    cost_text,
+    count_changed_best,
+    kendall,
+    rank,
+    try_rubric,
+)
+from aif.engine.run import CallingResult
 from aif.judging.rubric import Rubric, load
 from aif.providers.retry import RetryPolicy
 from aif.store.reader import Reader
@@ -40,9 +49,9 @@ QUICK = RetryPolicy(attempts=2, first_wait_s=0.01, longest_wait_s=0.02, silent_s
 STATE = ("specs", "outcomes", "scores", "slots", "marks", "selection")
 
 
-def tried(path: Path, rubric: Rubric = MT_BENCH, *sets: str, limit: int = 20, **options: Any) -> Tried | None:
+def tried(path: Path, rubric: Rubric = MT_BENCH, *sets: str, limit: int = 20, **options: Any) -> TrialResult | None:
     options = {"agreed": lambda bill: True, **options}
-    return attempt(load_pipeline(path, sets), rubric, Nobody(), limit=limit, policy=QUICK, **options)
+    return try_rubric(load_pipeline(path, sets), rubric, NoDisplay(), limit=limit, policy=QUICK, **options)
 
 
 def state(path: Path) -> dict[str, list[dict[str, Any]]]:
@@ -69,7 +78,7 @@ def test_a_trial_rates_what_is_there_and_leaves_the_pipeline_as_it_was(tmp_path:
     for prompt_id, rated in found.after.items():
         assert rated.keys() == found.before[prompt_id].keys()
         assert all(one.aspects == {"overall": one.score} and 1 <= one.score <= 10 for one in rated.values())
-    assert (found.failures, found.asked.stopped, found.asked.refused) == ([], False, {})
+    assert (found.failures, found.calling.stopped, found.calling.refused) == ([], False, {})
     tau = kendall([(found.before[p][k].score, one.score) for k, one in found.after[p].items()] for p in found.after)
     assert tau is not None
     assert tau > 0.3  # the same completions, judged by a judge that is noisy by 0.1
@@ -81,7 +90,7 @@ def test_what_a_trial_asked_is_never_asked_again(tmp_path: Path, serve: Serve) -
     run(path)
     calls = served.stats()["calls"]
     tried(path, limit=5)
-    bills: list[Bill] = []
+    bills: list[TrialCost] = []
     again = tried(path, limit=5, agreed=bills.append)
     assert again is not None
     assert not bills  # nothing to agree to
@@ -112,7 +121,7 @@ def test_nothing_is_asked_where_it_is_not_agreed_to(tmp_path: Path, serve: Serve
     run(path)
     before, calls = state(path), served.stats()["calls"]
 
-    def refuse(bill: Bill) -> bool:
+    def refuse(bill: TrialCost) -> bool:
         raise BadInput("no")
 
     assert tried(path, agreed=lambda bill: False) is None
@@ -147,9 +156,9 @@ def test_a_rubric_of_one_s_own_is_tried_by_the_score_it_gives(tmp_path: Path, se
 def test_the_bill_is_told_beforehand(tmp_path: Path, serve: Serve) -> None:
     path = write(tmp_path, serve(), count=4)
     run(path)
-    bills: list[Bill] = []
+    bills: list[TrialCost] = []
 
-    def decline(bill: Bill) -> bool:
+    def decline(bill: TrialCost) -> bool:
         bills.append(bill)
         return False
 
@@ -161,8 +170,8 @@ def test_the_bill_is_told_beforehand(tmp_path: Path, serve: Serve) -> None:
     assert unknown.requests == known.requests == 3 * 8
     assert unknown.usd is None
     assert known.usd == pytest.approx((2 * known.input_tokens + 8 * known.output_tokens) / 1e6)
-    assert told(unknown).endswith("out: price unknown")
-    assert told(replace(known, usd=1.5)).endswith("out: about $1.50")
+    assert cost_text(unknown).endswith("out: price unknown")
+    assert cost_text(replace(known, usd=1.5)).endswith("out: about $1.50")
 
     found = tried(path, ULTRAFEEDBACK, limit=3)
     assert found is not None
@@ -183,7 +192,7 @@ def test_what_gets_no_rating_is_told_with_its_reason(tmp_path: Path, serve: Serv
     found = tried(path, MT_BENCH, "judges.judge.base_url=http://127.0.0.1:9/v1")
     assert found is not None
     assert found.after == {}
-    assert "connection: 127.0.0.1:9" in found.asked.refused["judge"], (
+    assert "connection: 127.0.0.1:9" in found.calling.refused["judge"], (
         "so many are the endpoint's failure, and not theirs"
     )
 
@@ -196,7 +205,7 @@ def test_a_judge_that_refuses_is_told(tmp_path: Path, serve: Serve, monkeypatch:
     locked = serve(require_key="sesame")
     found = tried(path, MT_BENCH, f"judges.judge.base_url={locked.base_url}", "judges.judge.api_key_env=WRONG")
     assert found is not None
-    assert "judge" in found.asked.refused
+    assert "judge" in found.calling.refused
     assert state(path) == before
 
 
@@ -320,25 +329,25 @@ def test_agreement_is_bounded_and_whole_with_oneself(prompts: list[list[tuple[in
     tau = kendall(prompts)
     assert tau is None or -1 - 1e-9 <= tau <= 1 + 1e-9
     assert kendall([[(a, a) for a, _ in both] for both in prompts]) in (None, 1)
-    assert another_best([[(a, a) for a, _ in both] for both in prompts]) == 0
-    assert 0 <= another_best(prompts) <= len(prompts)
+    assert count_changed_best([[(a, a) for a, _ in both] for both in prompts]) == 0
+    assert 0 <= count_changed_best(prompts) <= len(prompts)
 
 
 def test_ranks_are_shared_and_a_best_among_equals_is_the_same_best() -> None:
     assert [rank(score, [3, 4, 3, 1]) for score in (4, 3, 1)] == [1, 2, 4]
-    assert another_best([[(5, 5), (5, 4), (1, 1)]]) == 0
-    assert another_best([[(5, 4), (4, 5)]]) == 1
+    assert count_changed_best([[(5, 5), (5, 4), (1, 1)]]) == 0
+    assert count_changed_best([[(5, 4), (4, 5)]]) == 1
 
 
 def test_means_are_over_the_prompts_that_both_rated() -> None:
     """b is rated anew, and by the old rubric not at all: its 1 is in no mean."""
-    old = {"a": {"1": Rated("x", 4.0, {"tone": 4.0}), "2": Rated("y", 2.0, {"tone": nan})}}
+    old = {"a": {"1": RatedCompletion("x", 4.0, {"tone": 4.0}), "2": RatedCompletion("y", 2.0, {"tone": nan})}}
     new = {
-        "a": {"1": Rated("x", 5.0, {"tone": 3.0}), "2": Rated("y", 6.0, {"tone": 1.0})},
-        "b": {"3": Rated("x", 1.0, {"tone": 1.0})},
+        "a": {"1": RatedCompletion("x", 5.0, {"tone": 3.0}), "2": RatedCompletion("y", 6.0, {"tone": 1.0})},
+        "b": {"3": RatedCompletion("x", 1.0, {"tone": 1.0})},
     }
     console = Console(file=StringIO(), record=True, width=100)
-    tell_trial(console, Tried(("old", "new"), old, new, [], Asked(False, {}, None)))
+    tell_trial(console, TrialResult(("old", "new"), old, new, [], CallingResult(False, {}, None)))
     lines = [" ".join(line.split()) for line in console.export_text().splitlines()]
     assert "2 prompts rated by new, 1 of them by old too" in lines
     assert "y 2.00 → 6.00 – → 1.00" in lines
@@ -403,5 +412,5 @@ def test_a_copy_is_sound_named_and_rates_as_its_original(typed: Typed, tmp_path:
 
 def test_small_scores_rank_by_their_size() -> None:
     assert [rank(score, [3e-11, 1e-11]) for score in (3e-11, 1e-11)] == [1, 2]
-    assert another_best([[(3e-11, 1e-11), (1e-11, 3e-11)]]) == 1
+    assert count_changed_best([[(3e-11, 1e-11), (1e-11, 3e-11)]]) == 1
     assert kendall([[(3e-11, 1e-11), (1e-11, 3e-11)]]) == -1

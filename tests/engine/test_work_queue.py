@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from aif.core.types import Message
-from aif.engine.work_queue import AT_HAND, OPEN, Queue, QueueItem, serve
+from aif.engine.work_queue import AT_HAND, OPEN, QueueItem, WorkQueue, run_workers
 from aif.providers.base import CallError, Kind, Reply, Request
 from aif.providers.concurrency import Others
 from aif.providers.endpoint import Endpoint, Halted
@@ -33,7 +33,7 @@ class House:
     def __post_init__(self) -> None:
         free, clock = lambda *usage: 0.0, asyncio.get_running_loop().time
         self.endpoint = Endpoint("m", "completion", "m", self, self.places, free, free, Pace(None, None), clock=clock)
-        self.line: Queue[int] = Queue(self.endpoint, self._elsewhere)
+        self.line: WorkQueue[int] = WorkQueue(self.endpoint, self._elsewhere)
 
     async def ask(self, request: Request) -> Reply:
         await asyncio.sleep(1.0)
@@ -66,7 +66,7 @@ class House:
             self.line.bring(items)
             await self.line.room()
 
-        await serve(self.endpoint, self.line, page, self._once)
+        await run_workers(self.endpoint, self.line, page, self._once)
 
 
 def item(n: int, *then: int) -> QueueItem[int]:

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from aif.core.words import clock, compact, dollars, spending, visible
-from aif.engine.progress import GONE, Snapshot
+from aif.engine.progress import DISPLAY_CLOSED, Snapshot
 
 LINE_EVERY_S = 10.0
 
@@ -19,7 +19,7 @@ WIDE = 100  # columns
 
 def say(console: Console, words: str, style: str | None = None) -> None:
     """Words to a person, as they are, whoever wrote them. Where nobody reads them any more, what goes on goes on."""
-    with suppress(*GONE):
+    with suppress(*DISPLAY_CLOSED):
         console.print(visible(words), highlight=False, markup=False, soft_wrap=True, style=style)
 
 

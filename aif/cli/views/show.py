@@ -14,7 +14,7 @@ from aif.cli.views.progress import say
 from aif.cli.views.rubric import tell_messages
 from aif.core.types import CARRIED, Principle, Prompt, as_messages, carried_identity
 from aif.core.words import counted
-from aif.engine.outcome_text import OUTCOMES, rule_of
+from aif.engine.outcome_text import OUTCOME_TEXTS, policy_text
 from aif.judging.rubric import render
 from aif.planning.plan import sent_messages
 from aif.store.journal_batches import Rubrics
@@ -62,7 +62,7 @@ def _tell_outcome(console: Console, reader: Reader, prompt_id: str, selected: bo
     if outcome["unrated"]:
         console.print(f"left out: {counted(outcome['unrated'], 'completion')} without any rating", highlight=False)
     if policy is None or outcome["outcome"] != "paired":
-        console.print(f"no pair: {OUTCOMES[outcome['outcome']]} ({outcome['outcome']})", highlight=False)
+        console.print(f"no pair: {OUTCOME_TEXTS[outcome['outcome']]} ({outcome['outcome']})", highlight=False)
         return
     models = {r["key"]: r["model"] for r in reader.sql("SELECT key, model FROM slots WHERE prompt_id = ?", [prompt_id])}
     pairs = reader.sql("SELECT * FROM preferences WHERE prompt_id = ? ORDER BY n", [prompt_id])
@@ -79,7 +79,7 @@ def _tell_outcome(console: Console, reader: Reader, prompt_id: str, selected: bo
             )
             console.print(said, highlight=False, markup=False)
     console.print(
-        f"because  {policy.name} by {policy.score} over {', '.join(outcome['aspects'])}: {rule_of(policy)}",
+        f"because  {policy.name} by {policy.score} over {', '.join(outcome['aspects'])}: {policy_text(policy)}",
         highlight=False, markup=False, soft_wrap=True,
     )  # fmt: skip
 

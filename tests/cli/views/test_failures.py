@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from aif.engine.advice import _BY_WORDS, MENDS, mend
+from aif.engine.advice import _BY_WORDS, FIXES, fix
 from aif.providers.base import Kind
 
 SHAPE, QUOTA = Kind.BAD_REQUEST, Kind.QUOTA_EXHAUSTED
@@ -50,8 +50,8 @@ SHAPE, QUOTA = Kind.BAD_REQUEST, Kind.QUOTA_EXHAUSTED
         (SHAPE, "Unrecognized request argument supplied: foo", "doesn't know a field"),
         (SHAPE, "'n' must be 1", "one choice"),
         (SHAPE, "This model only supports stream mode", "gather"),
-        (SHAPE, "nobody knows", MENDS[SHAPE]),
-        (Kind.CONTEXT_OVERFLOW, "maximum context length is 8", MENDS[Kind.CONTEXT_OVERFLOW]),
+        (SHAPE, "nobody knows", FIXES[SHAPE]),
+        (Kind.CONTEXT_OVERFLOW, "maximum context length is 8", FIXES[Kind.CONTEXT_OVERFLOW]),
         (Kind.CONTEXT_OVERFLOW, "too large on tokens per min (TPM): Limit 8, Requested 9", "no minute"),
         (QUOTA, "Budget has been exceeded!", "budget"),
         (QUOTA, "requests per day (a limit of more than a minute; it ends in 9 min)", "come back"),
@@ -70,14 +70,14 @@ SHAPE, QUOTA = Kind.BAD_REQUEST, Kind.QUOTA_EXHAUSTED
         (SHAPE, "body.logit_bias: property 'body.logit_bias' is unsupported", "extra_body"),
         (SHAPE, "parameter.enable_thinking must be set to false for non-streaming calls", "enable_thinking: false"),
         (SHAPE, "Extra inputs are not permitted, field: 'enable_thinking', value: False", "take out the setting"),
-        (SHAPE, "This model does not support image inputs", MENDS[SHAPE]),
+        (SHAPE, "This model does not support image inputs", FIXES[SHAPE]),
         (SHAPE, "invalid request: p must be between 0.01 and 0.99 inclusive, got 1", "top_p: null"),
         (SHAPE, "This model does not support the effort parameter.", "reasoning_effort"),
         (SHAPE, "output_config: Extra inputs are not permitted", "reasoning_effort"),
         (SHAPE, '"gemma3" does not support thinking', "reasoning_effort"),
         (SHAPE, "Unsupported JSON schema fields: {'minItems'}", "dialect: openai"),
         (SHAPE, "Failed to initialize samplers: failed to parse grammar", "dialect: openai"),
-        (SHAPE, "`maximum` tokens exceeded", MENDS[SHAPE]),
+        (SHAPE, "`maximum` tokens exceeded", FIXES[SHAPE]),
         (SHAPE, "Template error: template not found", "chat template"),
         (SHAPE, "API version not supported", "extra_query: {api-version"),
         (Kind.WRONG_URL, "HTTP 404: Resource not found (check base_url)", "extra_query: {api-version"),
@@ -89,16 +89,16 @@ SHAPE, QUOTA = Kind.BAD_REQUEST, Kind.QUOTA_EXHAUSTED
     ],
 )
 def test_what_is_suggested(kind: Kind, said: str, suggested: str) -> None:
-    assert suggested in mend(kind, said)
+    assert suggested in fix(kind, said)
 
 
 def test_every_kind_has_a_mend_and_no_other_word_has_one() -> None:
-    assert MENDS.keys() == {kind.value for kind in Kind}
-    assert mend("pending", "") == ""
+    assert FIXES.keys() == {kind.value for kind in Kind}
+    assert fix("pending", "") == ""
 
 
 def test_the_keys_that_are_named_are_in_the_documentation() -> None:
     documented = Path("docs/pipeline.md").read_text()
-    for words in (*MENDS.values(), *(what for _, _, what in _BY_WORDS)):
+    for words in (*FIXES.values(), *(what for _, _, what in _BY_WORDS)):
         for key in re.findall(r"`(\w+): ", words):
             assert f".{key}`" in documented, key

@@ -17,7 +17,7 @@ from aif.cli.views.summary import tell_leaderboard, tell_status, tell_summary
 from aif.config.pipeline import parse
 from aif.core.types import Failing
 from aif.engine.make_pairs import make_pairs
-from aif.engine.outcome_text import balanced, shortfall
+from aif.engine.outcome_text import balance_lines, shortfall_lines
 from aif.engine.prepare import rubric_of
 from aif.export.dataset import export
 from aif.store import records
@@ -170,11 +170,11 @@ def test_what_was_read_anew_and_not_planned_yet_is_said(tmp_path: Path) -> None:
     with made(tmp_path, {}, {}) as ledger:
         ledger.keep([records.page(0, [], []), records.selected("other", {})])
         with Reader.of(ledger.store) as reader:
-            assert balanced(reader.balance())[-1] == "no prompt is selected"
+            assert balance_lines(reader.balance())[-1] == "no prompt is selected"
         (one,) = {row["prompt_id"] for row in _ask(ledger, "SELECT min(prompt_id) AS prompt_id FROM prompts")}
         ledger.keep([records.page(0, [(one, "s")], []), records.selected("third", {})])
         with Reader.of(ledger.store) as reader:
-            said = balanced(reader.balance())
+            said = balance_lines(reader.balance())
     assert said[-2:] == [
         "1 prompt not planned yet: the next run begins with that",
         "0 of 1 prompt have all that is wanted of them (0.0%)",
@@ -255,7 +255,7 @@ def test_what_is_missing_is_named_with_what_gets_it() -> None:
         Failing("judgement", "strict", "", "pending", 3, "", "p"),
     )
     balance = Balance(3000, 2999, {4: 3000}, {}, missing)
-    said = shortfall(balance, 1.0, "p.yaml")
+    said = shortfall_lines(balance, 1.0, "p.yaml")
     assert said[0].startswith("2,999 of 3,000 prompts have all that is wanted of them (almost 100%)")
     assert said[1].startswith("  able: 1 completion failed for good: blocked, as in: its filter")
     assert len(said[1]) < 250
@@ -265,6 +265,6 @@ def test_what_is_missing_is_named_with_what_gets_it() -> None:
     ]
     assert "`aif run p.yaml`" in said[4]
     assert "--retry-failed" in said[5]
-    assert shortfall(balance, 0.9, "p.yaml") == []
+    assert shortfall_lines(balance, 0.9, "p.yaml") == []
     failed = Balance(4, 3, {4: 4}, {}, missing[:1])
-    assert not any("pending" in line for line in shortfall(failed, 1.0, "p.yaml"))
+    assert not any("pending" in line for line in shortfall_lines(failed, 1.0, "p.yaml"))

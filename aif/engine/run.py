@@ -12,13 +12,13 @@ from datetime import UTC, datetime
 from aif.config.pipeline import Pipeline, options
 from aif.core.environment import ENVIRON
 from aif.core.words import counted
-from aif.engine.advice import mend
-from aif.engine.budget import Short
-from aif.engine.connect import opened
+from aif.engine.advice import fix
+from aif.engine.budget import BudgetShortfall
+from aif.engine.connect import open_endpoints
 from aif.engine.make_pairs import make_pairs
-from aif.engine.orchestrator import Run
+from aif.engine.orchestrator import Orchestrator
 from aif.engine.prepare import prepare, rubric_of
-from aif.engine.progress import Board, Screen, show
+from aif.engine.progress import Display, ProgressTracker, show_progress
 from aif.judging.rubric import Rubric
 from aif.providers.endpoint import Endpoint
 from aif.providers.retry import RetryPolicy
@@ -33,22 +33,22 @@ OTHER_FILES = 256  # open ones besides calls' connections: store, journal, logs,
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class CallingResult:
     """How the asking ended: whether it was stopped, the endpoints that take no call, with the reason and what to do,
     where the budget left something unasked, how short it was, and the seconds for which endpoints that have something
     pending asked to be left alone."""
 
     stopped: bool
     refused: dict[str, str]
-    short: Short | None
-    waits: dict[str, float] = field(default_factory=dict)
+    budget_shortfall: BudgetShortfall | None
+    retry_after_s: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class RunResult:
     """How a run ended."""
 
-    asked: Asked
+    calling: CallingResult
     outcomes: dict[str, int]
     tallies: dict[tuple[str, str], Tally]
     seconds: float
@@ -60,22 +60,22 @@ class Ended:
 
 
 @dataclass
-class Person:
+class StopRequest:
     """Who watches a run and may stop it. What was asked for holds, too, where the run is begun once more on a store
     that was made again."""
 
     stopped: bool = False
 
 
-def feedback(
+def run_pipeline(
     pipeline: Pipeline,
-    screen: Screen,
+    screen: Display,
     *,
     limit: int | None = None,
     retry_failed: bool = False,
     policy: RetryPolicy | None = None,
     consent: Callable[[Ledger, Rubric], None] | None = None,
-) -> Ended:
+) -> RunResult:
     """Prompts in, ratings and pairs in the store: does what is pending, and tells how it ended.
 
     `consent` is called when all is prepared and nothing is asked yet; what it raises ends the run there. Raises
@@ -85,12 +85,12 @@ def feedback(
 
     tell = screen.say
     rubric = rubric_of(pipeline)
-    announce(pipeline, tell)
+    report_programs_and_secrets(pipeline, tell)
     for one in (*pipeline.models.values(), *pipeline.judges.values()):
         options(one, ENVIRON)  # a missing key is told before anything is read
-    agreed, person = False, Person()  # both hold where the store is made again in mid-run
+    agreed, person = False, StopRequest()  # both hold where the store is made again in mid-run
 
-    def whole(ledger: Ledger) -> Ended:
+    def whole(ledger: Ledger) -> RunResult:
         nonlocal agreed
         served = prepare(pipeline, ledger, rubric, tell)
         if consent is not None and not agreed:
@@ -100,50 +100,50 @@ def feedback(
         if retry_failed and not agreed:
             ledger.keep([records.retry(datetime.now(UTC))])
         agreed = True
-        flowing = flow(pipeline, ledger, rubric, screen, tell, limit, policy or RetryPolicy(), person)
+        flowing = call_endpoints(pipeline, ledger, rubric, screen, tell, limit, policy or RetryPolicy(), person)
         asked = asyncio.run(flowing)
         outcomes = make_pairs(pipeline, rubric, ledger.store)
         with Reader.of(ledger.store) as reader:
             tallies = reader.tallies(limit)
-        return Ended(asked, outcomes, tallies, time.monotonic() - began)
+        return RunResult(asked, outcomes, tallies, time.monotonic() - began)
 
     return Ledger.use(pipeline.store, tell, rubric, whole, tags=pipeline.tags)
 
 
-def announce(pipeline: Pipeline, tell: Callable[[str], None]) -> None:
+def report_programs_and_secrets(pipeline: Pipeline, tell: Callable[[str], None]) -> None:
     """Says which program a pipeline will run and which secret it sends unsafely. Raises BadInput for a stranger's."""
     check_stranger(pipeline)
     for words in (*runs(pipeline), *sends(pipeline, unsafe=True)):
         tell(words)
 
 
-async def flow(
+async def call_endpoints(
     pipeline: Pipeline,
     ledger: Ledger,
     rubric: Rubric,
-    screen: Screen,
+    screen: Display,
     tell: Callable[[str], None],
     limit: int | None,
     policy: RetryPolicy,
-    person: Person,
-) -> Asked:
+    person: StopRequest,
+) -> CallingResult:
     """Does what the store says is pending, shown to the person who may stop it."""
-    async with opened(pipeline, policy=policy) as endpoints:
+    async with open_endpoints(pipeline, policy=policy) as endpoints:
         with Reader.of(ledger.store) as reader:
             whole = reader.tallies()
             within = whole if limit is None else reader.tallies(limit)
             spent, budget = reader.spent(), pipeline.budget_usd
-            board = Board(endpoints, within, reader.failures(), spent=spent, budget=budget)
+            board = ProgressTracker(endpoints, within, reader.failures(), spent=spent, budget=budget)
         for endpoint in endpoints:
             if tally := whole.get((endpoint.stage, endpoint.name)):
                 endpoint.answered = tally.answered
         fleet = await Fleet.of(pipeline, endpoints, _pending(pipeline, within), ledger.places.logs, tell)
         _make_room(endpoints, tell)
-        run = Run(pipeline, ledger, rubric, endpoints, board, spent, limit)
+        run = Orchestrator(pipeline, ledger, rubric, endpoints, board, spent, limit)
         if person.stopped:
             run.stop()
         ended = asyncio.Event()
-        drawing = asyncio.create_task(show(board, screen, ledger.places.progress, ended))
+        drawing = asyncio.create_task(show_progress(board, screen, ledger.places.progress, ended))
         try:
             with _signals(run, screen, person):
                 async with asyncio.TaskGroup() as group:
@@ -153,12 +153,14 @@ async def flow(
             ended.set()
             await drawing
         waits = {e.name: wait_s for e in endpoints if (wait_s := e.back_s - e.clock()) > 0}
-        return Asked(run.stopping, {e.name: _why(e) for e in endpoints if e.refused}, run.short, waits)
+        return CallingResult(
+            run.stopping, {e.name: _why(e) for e in endpoints if e.refused}, run.budget_shortfall, waits
+        )
 
 
 def _why(endpoint: Endpoint) -> str:
     """Why an endpoint takes no call, and what to do."""
-    what = mend(endpoint.refusal, endpoint.refused or "") if endpoint.refusal else ""
+    what = fix(endpoint.refusal, endpoint.refused or "") if endpoint.refusal else ""
     return f"{endpoint.refused}" + (f"\n    → {what}" if what else "")
 
 
@@ -182,7 +184,7 @@ def _pending(pipeline: Pipeline, tallies: dict[Key, Tally]) -> set[Key]:
 
 
 @contextmanager
-def _signals(run: Run, screen: Screen, person: Person) -> Iterator[None]:
+def _signals(run: Orchestrator, screen: Display, person: StopRequest) -> Iterator[None]:
     """Ctrl-C or SIGTERM once: finish what is in flight. Twice: leave now; what is in flight is asked again. A run that
     stops by itself (its budget, a full disk) or since its terminal closes (SIGHUP, which comes from the shell and from
     the system) was not asked to: the first Ctrl-C loses nothing that is in flight then, either."""
