@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from aif.config.pipeline import Pipeline, parse
-from aif.engine.make_pairs import OUTCOMES, make_pairs, scores_of
-from aif.engine.outcome_text import OUTCOME_TEXTS as WORDS
+from aif.engine.make_pairs import ALL_OUTCOMES, make_pairs, scores_of
+from aif.engine.outcome_text import OUTCOME_TEXTS
 from aif.judging.rubric import Rubric
 from aif.store import records, results
 from aif.store.ledger import Ledger
@@ -80,7 +80,7 @@ def test_each_reason_is_told_from_the_others(tmp_path: Path) -> None:
     with built[2]:
         counts, kept = make(built)
     assert kept == {0: "paired"} | said
-    assert counts == {name: list(kept.values()).count(name) for name in OUTCOMES}
+    assert counts == {name: list(kept.values()).count(name) for name in ALL_OUTCOMES}
     assert sum(counts.values()) == 9
 
 
@@ -325,7 +325,7 @@ def test_of_requests_for_each_completion_those_of_different_judges_are_never_ave
 
 
 def test_every_outcome_has_its_words() -> None:
-    assert set(WORDS) == set(OUTCOMES)
+    assert set(OUTCOME_TEXTS) == set(ALL_OUTCOMES)
 
 
 @pytest.mark.parametrize(("cap", "pairs"), [("null", 12 * 6), (7, 16)])

@@ -478,7 +478,7 @@ def test_with_its_source_gone_a_damaged_journal_still_makes_a_store(kept: Kept) 
     kept.places.store.unlink()
     told: list[str] = []
     rebuild(kept.pipeline, told.append)
-    assert "going on with the prompts that were read before" in told[-1]
+    assert "using the prompts that were read before" in told[-1]
     with Ledger.open(kept.places.store, pytest.fail) as ledger, Results.of(ledger.store) as reader:
         assert reader.books().outcomes["pending"] == 1
         assert reader.selected().num_rows == 3
