@@ -30,7 +30,7 @@ class Watch:
         self.acknowledged_s: list[float] = []
         self.held_s: list[float] = []
 
-    def kept(self, entries: Sequence[Entry]) -> None:
+    def on_calls(self, entries: Sequence[Entry]) -> None:
         now = datetime.now(UTC)
         for entry in entries:
             came = datetime.fromisoformat(entry.record["started"]).timestamp() + entry.record["seconds"]
@@ -71,7 +71,7 @@ async def _run(path: Path, watch: Watch) -> None:
         prepare(loaded, ledger, rubric, print)
         async with open_endpoints(loaded) as endpoints:
             looking = asyncio.create_task(watch.look())
-            await Orchestrator(loaded, ledger, rubric, endpoints, watch).execute()
+            await Orchestrator(loaded, ledger, rubric, endpoints, watch).work()
             looking.cancel()
 
 

@@ -103,7 +103,7 @@ def _asked(path: Path, pid: int, record: Record) -> tuple[str, float, float]:
 
 def _told_what_failed(path: Path) -> bool:
     code, said, *_ = _timed("failures", path)
-    return code == Exit.DONE and bool(re.search(r"blocked, [\d,]+ items?, waits for --retry-failed", said))
+    return code == Exit.DONE and bool(re.search(r"blocked, [\d,]+ items?, retry with --retry-failed", said))
 
 
 def _turned_away(command: str, path: Path, pid: int) -> list[object]:

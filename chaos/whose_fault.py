@@ -219,8 +219,8 @@ async def gone(world: World) -> Course:
     async def page() -> None:
         while to_come and not one.halt.is_set():
             some, to_come[: 16 if not world.trickle_s else 1] = to_come[: 16 if not world.trickle_s else 1], []
-            line.bring(map(made, some))
-            await line.room()
+            line.add(map(made, some))
+            await line.wait_for_room()
             if world.trickle_s:
                 await asyncio.sleep(world.trickle_s)
 

@@ -1,7 +1,7 @@
-"""What a run would ask and what that comes to: calls, tokens, dollars, time. Pure; workload.py brings the facts.
+"""Estimate a run from what is known about its calls: calls, tokens, dollars, time. No I/O; workload.py reads the store.
 
-Every figure is two: what is expected, and what it is at most, if no reply can be used, so that each is asked for again,
-and each is as long as its limit allows.
+Every figure has an expected value and a maximum. The maximum assumes that no reply can be used, so that every item is
+requested as often as allowed, and that every reply is as long as its limit.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,15 +15,15 @@ from aif.judging.rubric import Rubric
 from aif.store.forecast import Replies
 from aif.store.reader import Tally
 
-BYTES_A_TOKEN = 4.0  # of English, and of most other scripts in UTF-8; what providers reckon with
+BYTES_A_TOKEN = 4.0  # of English, and of most other scripts in UTF-8; providers assume it too
 FEWEST_BYTES_A_TOKEN = 2.0  # of digits, code and scripts that a tokenizer does not know
-COMPLETION_TOKENS = 300  # of a completion nobody has measured; chat datasets' answers have 150 to 500
-RATING_TOKENS = 15  # of keys, quotes and the rating itself around a rationale
+COMPLETION_TOKENS = 300  # of a completion without a measurement; answers in chat datasets have 150 to 500
+RATING_TOKENS = 15  # of the keys, quotes and the rating itself around a rationale
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """What is expected, and what it is at most."""
+    """An estimated amount: the expected value, and the most it can be."""
 
     expected: float
     most: float
@@ -40,7 +40,7 @@ ZERO = Span(0.0, 0.0)
 
 @dataclass(frozen=True, slots=True)
 class TokenRate:
-    """Tokens a byte of what is sent, and how that is known."""
+    """Tokens per byte of a request. `basis` says in words where the figure comes from."""
 
     tokens: Span
     basis: str
@@ -51,7 +51,8 @@ UNMEASURED = TokenRate(Span(1 / BYTES_A_TOKEN, 1 / FEWEST_BYTES_A_TOKEN), f"{BYT
 
 @dataclass(frozen=True, slots=True)
 class ReplyLength:
-    """Tokens of one reply, how many of them a judge is shown (all but the reasoning), and how that is known."""
+    """Tokens of one reply. `shown` is the part that a judge is shown: all but the reasoning. `basis` says in words
+    where the figures come from."""
 
     tokens: Span
     shown: Span
@@ -61,9 +62,11 @@ class ReplyLength:
 
 @dataclass(frozen=True, slots=True)
 class ContextOverflow:
-    """Of what one model or judge is to be asked, how many requests its `window` (tokens) can't hold, their replies'
-    `max_tokens` with them. `awaited`: completions still to come are among them. `apart`: these are then asked one
-    completion by one."""
+    """How many requests to one model or judge don't fit its context window together with their `max_tokens`.
+
+    `over` of `total` requests don't fit `window` tokens. `awaited`: judgements of pending completions are counted too.
+    `apart`: the judge then rates one completion at a time (`on_overflow: single`).
+    """
 
     stage: Stage
     name: str
@@ -76,12 +79,14 @@ class ContextOverflow:
 
 @dataclass(frozen=True, slots=True)
 class EndpointWork:
-    """What one model or judge has still to be asked; sizes are means of its calls.
+    """The calls that one model or judge still has to make, and what is measured about them. Sizes are means per call.
 
-    `tally` counts judgements as if every completion came through. `sent` is bytes, without the completions still to
-    come that a judge will be shown: `awaited` counts those by model. `reckoned` is the tokens of a call as a limit per
-    minute counts them. What only measuring tells: `tries`, calls an answer; `cached` and `written`, the parts of the
-    input read from a provider's cache and written to one; `seconds` of a call.
+    `tally`: items by state; judgements are counted as if every pending completion succeeded.
+    `sent`: bytes of a request, without pending completions.
+    `awaited`: pending completions that a judge's request will show, by model.
+    `limit_tokens`: tokens of a call as a limit per minute counts them.
+    `tries`: calls per answer. `cached`, `written`: shares of the input read from and written to a provider's cache.
+    `seconds`: time per call; None if it was not measured.
     """
 
     stage: Stage
@@ -91,7 +96,7 @@ class EndpointWork:
     awaited: Mapping[str, float]
     rate: TokenRate
     reply: ReplyLength
-    reckoned: float
+    limit_tokens: float
     tries: float = 1.0
     cached: float = 0.0
     written: float = 0.0
@@ -101,8 +106,11 @@ class EndpointWork:
 
 @dataclass(frozen=True, slots=True)
 class EstimateLine:
-    """What one model or judge comes to. `usd` is None where its price isn't known; `seconds` is None where nothing says
-    how long it takes, and `at_least` that only its limits do."""
+    """The estimate for one model or judge. `stored` answers cost nothing more; `failed` items are not requested again.
+
+    `usd` is None if the price is unknown. `seconds` is None if neither a measurement nor a limit gives it; `at_least`
+    is set if only its limits do.
+    """
 
     stage: Stage
     name: str
@@ -119,7 +127,8 @@ class EstimateLine:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a run would come to, by model and judge; what was spent before, and the budget (USD) for both."""
+    """The estimate for a run, a line per model and judge. `spent` is the store's spend so far; `budget` in USD covers
+    both."""
 
     lines: tuple[EstimateLine, ...]
     overflows: tuple[ContextOverflow, ...] = ()
@@ -132,7 +141,7 @@ class Estimate:
 
     @property
     def stored(self) -> int:
-        """Answers that are had and wanted, so that nothing is paid for them again."""
+        """Number of answers that are already stored and still wanted; they cost nothing."""
         return sum(line.stored for line in self.lines)
 
     @property
@@ -149,22 +158,23 @@ class Estimate:
 
     @property
     def usd(self) -> Span:
-        """Of those whose price is known."""
+        """Dollars of the models and judges whose price is known."""
         return _sum(line.usd for line in self.lines if line.usd is not None)
 
     @property
     def unpriced(self) -> tuple[str, ...]:
-        """Those to be asked whose price isn't known, so that `usd` is a lower bound."""
+        """Names of models and judges with calls to make and no known price; if there are any, `usd` is a lower
+        bound."""
         return tuple(line.name for line in self.lines if line.calls and line.usd is None)
 
     @property
     def seconds(self) -> float | None:
-        """Of the slowest, since all are asked side by side."""
+        """Time of the slowest model or judge, since all work in parallel; None if no time is known."""
         return max((line.seconds for line in self.lines if line.calls and line.seconds is not None), default=None)
 
     @property
     def at_least(self) -> bool:
-        """Whether somebody's time is not measured, so that `seconds` is a lower bound."""
+        """Whether some model's or judge's time is not measured, so that `seconds` is a lower bound."""
         return any(line.at_least for line in self.lines if line.calls)
 
 
@@ -173,67 +183,79 @@ def _sum(spans: Iterable[Span]) -> Span:
 
 
 def estimate_cost(works: Sequence[EndpointWork], endpoints: Mapping[tuple[Stage, str], DeclaredEndpoint]) -> Estimate:
-    """What the work comes to at the endpoints' prices and limits."""
+    """Return tokens, dollars and time of the pending calls, by the prices and limits that `endpoints` declare."""
     replies = {work.name: work.reply for work in works if work.stage == "completion"}
     lines = tuple(_line(work, endpoints[work.stage, work.name], replies) for work in works)
     return Estimate(lines, tuple(work.overflow for work in works if work.overflow))
 
 
 def context_overflow(
-    stage: Stage, one: DeclaredEndpoint, window: int | None, sizes: Sequence[float], of: int, awaited: bool = False
+    stage: Stage,
+    endpoint: DeclaredEndpoint,
+    window: int | None,
+    sizes: Sequence[float],
+    total: int,
+    awaited: bool = False,
 ) -> ContextOverflow | None:
-    """What can't be held of so many requests, by the tokens that some of them may come to with their replies."""
+    """Return how many of `total` requests exceed a context window of `window` tokens; None if all fit or it is unknown.
+
+    `sizes` are the tokens of a sample of these requests, with their replies.
+    """
     over = sum(size > window for size in sizes) if window else 0
     if not window or not over:
         return None
-    apart = isinstance(one, Judge) and one.on_overflow == "single"
-    return ContextOverflow(stage, one.name, max(1, round(of * over / len(sizes))), of, window, awaited, apart)
+    apart = isinstance(endpoint, Judge) and endpoint.on_overflow == "single"
+    return ContextOverflow(
+        stage, endpoint.name, max(1, round(total * over / len(sizes))), total, window, awaited, apart
+    )
 
 
-def _line(work: EndpointWork, one: DeclaredEndpoint, replies: Mapping[str, ReplyLength]) -> EstimateLine:
-    calls = work.tally.pending
-    coming = _sum(replies[model].shown * count for model, count in work.awaited.items())
-    each, asked = work.rate.tokens * work.sent + coming, calls * work.tries
-    most, limits = (calls * max(work.tries, times) for times in replies_at_most(work.stage))
-    sent = Span(each.expected * asked, each.most * most)
-    said = Span(work.reply.tokens.expected * asked, work.reply.tokens.most * limits)
-    seconds = _seconds(work, one, calls, coming.expected) if calls else 0.0
-    basis = (f"tokens in: {work.rate.basis}", f"out: {work.reply.basis}") if calls else ()
+def _line(work: EndpointWork, endpoint: DeclaredEndpoint, replies: Mapping[str, ReplyLength]) -> EstimateLine:
+    pending = work.tally.pending
+    completions = _sum(replies[model].shown * count for model, count in work.awaited.items())
+    request, calls = work.rate.tokens * work.sent + completions, pending * work.tries
+    most_calls, most_replies = (pending * max(work.tries, times) for times in replies_at_most(work.stage))
+    input = Span(request.expected * calls, request.most * most_calls)
+    output = Span(work.reply.tokens.expected * calls, work.reply.tokens.most * most_replies)
+    seconds = _seconds(work, endpoint, pending, completions.expected) if pending else 0.0
+    basis = (f"tokens in: {work.rate.basis}", f"out: {work.reply.basis}") if pending else ()
     return EstimateLine(
-        work.stage, work.name, calls, work.tally.answered, work.tally.failed, sent, said,
-        _usd(work, one, sent, said), seconds, calls > 0 and work.seconds is None, basis,
+        work.stage, work.name, pending, work.tally.answered, work.tally.failed, input, output,
+        _usd(work, endpoint, input, output), seconds, pending > 0 and work.seconds is None, basis,
     )  # fmt: skip
 
 
-def _usd(work: EndpointWork, one: DeclaredEndpoint, sent: Span, said: Span) -> Span | None:
-    """At most, all input costs what is dearest of it: nothing is read from a cache, and all may be written to one."""
-    parts = {"cached": round(sent.expected * work.cached), "written": round(sent.expected * work.written)}
-    usual = one.cost(Usage(round(sent.expected), round(said.expected), **parts))
-    most = one.bound(round(sent.most), round(said.most))
-    return None if usual is None or most is None else Span(usual, most)
+def _usd(work: EndpointWork, endpoint: DeclaredEndpoint, input: Span, output: Span) -> Span | None:
+    """The maximum prices all input at the dearest rate: nothing is read from a cache, and all may be written to one."""
+    parts = {"cached": round(input.expected * work.cached), "written": round(input.expected * work.written)}
+    expected = endpoint.cost(Usage(round(input.expected), round(output.expected), **parts))
+    most = endpoint.bound(round(input.most), round(output.most))
+    return None if expected is None or most is None else Span(expected, most)
 
 
-def _seconds(work: EndpointWork, one: DeclaredEndpoint, calls: int, coming: float) -> float | None:
-    """As long as calls take by as many as may be in flight, and not less than the limits per minute allow."""
-    least = []
+def _seconds(work: EndpointWork, endpoint: DeclaredEndpoint, pending: int, completion_tokens: float) -> float | None:
+    """Return the time of the calls at full concurrency, but no less than the limits per minute allow."""
+    times = []
     if work.seconds is not None:
-        least.append(calls * work.tries * work.seconds / min(one.concurrency, calls))
-    if one.requests_per_minute:
-        least.append(calls * work.tries * 60 / one.requests_per_minute)
-    if one.tokens_per_minute:
-        least.append(calls * work.tries * (work.reckoned + coming) * 60 / one.tokens_per_minute)
-    return max(least, default=None)
+        times.append(pending * work.tries * work.seconds / min(endpoint.concurrency, pending))
+    if endpoint.requests_per_minute:
+        times.append(pending * work.tries * 60 / endpoint.requests_per_minute)
+    if endpoint.tokens_per_minute:
+        times.append(pending * work.tries * (work.limit_tokens + completion_tokens) * 60 / endpoint.tokens_per_minute)
+    return max(times, default=None)
 
 
 # --- how long replies are ---------------------------------------------------------------------------------------------
 
 
-def completion_length(model: Model, max_tokens: int, had: Replies | None) -> ReplyLength:
-    """What a model writes: as measured under this `max_tokens`, else a typical answer."""
-    if had and had.items:
-        # what reasoning took is billed, and no judge sees it
-        tokens, shown = had.output / had.calls, (had.output - had.reasoning) / had.calls
-        basis = f"measured on {had.calls:,} calls, {tokens:,.0f} tokens each"
+def completion_length(model: Model, max_tokens: int, measured: Replies | None) -> ReplyLength:
+    """Return the length of a model's completions, as measured with this `max_tokens`; if not measured, a typical
+    one."""
+    if measured and measured.items:
+        # reasoning is billed, but no judge is shown it
+        tokens = measured.output / measured.calls
+        shown = (measured.output - measured.reasoning) / measured.calls
+        basis = f"measured on {measured.calls:,} calls, {tokens:,.0f} tokens each"
         return ReplyLength(Span(tokens, max_tokens), Span(shown, max_tokens), basis, measured=True)
     shown = min(COMPLETION_TOKENS, max_tokens)
     tokens = max_tokens if model.reasons else shown
@@ -241,39 +263,42 @@ def completion_length(model: Model, max_tokens: int, had: Replies | None) -> Rep
 
 
 def judgement_length(
-    rubric: Rubric, judge: Judge, asked: Sequence[tuple[str, int]], had: Mapping[str, Replies]
+    rubric: Rubric, judge: Judge, requests: Sequence[tuple[str, int]], measured: Mapping[str, Replies]
 ) -> ReplyLength:
-    """What a judge writes: the mean over `asked`, requests with the number of completions they show. Of a request that
-    was measured its tokens a completion, else what the rubric gives room for."""
-    if not asked:
+    """Return the mean length of a judge's replies to `requests`, pairs of request name and number of completions shown.
+
+    A request with measured replies takes their tokens per completion, any other the length its rubric allows.
+    """
+    if not requests:
         return ReplyLength(ZERO, ZERO, "")
-    tokens = sum(_judged(rubric, judge, request, n, had.get(request)) for request, n in asked) / len(asked)
-    requests = list(dict.fromkeys(request for request, _ in asked))
-    known = [had[request].calls for request in requests if request in had]
-    if not known:
+    lengths = (_judgement_tokens(rubric, judge, name, n, measured.get(name)) for name, n in requests)
+    tokens = sum(lengths) / len(requests)
+    names = list(dict.fromkeys(name for name, _ in requests))
+    calls = [measured[name].calls for name in names if name in measured]
+    if not calls:
         basis = _assumed(tokens, judge)
     else:
-        basis = f"measured on {sum(known):,} calls, {tokens:,.0f} tokens each"
-        new = [request for request in requests if request not in had]
-        basis += f" ({', '.join(new)} by the rubric)" if new else ""
+        basis = f"measured on {sum(calls):,} calls, {tokens:,.0f} tokens each"
+        unmeasured = [name for name in names if name not in measured]
+        basis += f" ({', '.join(unmeasured)} by the rubric)" if unmeasured else ""
     span = Span(tokens, judge.max_tokens)
     return ReplyLength(span, span, basis)
 
 
-def _judged(rubric: Rubric, judge: Judge, request: str, n: int, had: Replies | None) -> float:
-    if had and had.shown:
-        return min(judge.max_tokens, had.output / had.calls * had.items * n / had.shown)
+def _judgement_tokens(rubric: Rubric, judge: Judge, request: str, n: int, measured: Replies | None) -> float:
+    if measured and measured.shown:
+        return min(judge.max_tokens, measured.output / measured.calls * measured.items * n / measured.shown)
     if judge.reasons:
         return judge.max_tokens
     aspects = (rubric.sheet.aspects[name] for name in rubric.sheet.requests[request].aspects)
-    return min(judge.max_tokens, n * sum(one.rationale_chars / BYTES_A_TOKEN + RATING_TOKENS for one in aspects))
+    return min(judge.max_tokens, n * sum(aspect.rationale_chars / BYTES_A_TOKEN + RATING_TOKENS for aspect in aspects))
 
 
-def _assumed(tokens: float, one: Model | Judge) -> str:
-    if one.reasons:
-        return f"max_tokens assumed ({tokens:,.0f} each), since it reasons"
-    rubric = "by the rubric's room for rationales" if isinstance(one, Judge) else "assumed"
-    return f"{tokens:,.0f} tokens each {rubric}"
+def _assumed(tokens: float, endpoint: Model | Judge) -> str:
+    if endpoint.reasons:
+        return f"max_tokens assumed ({tokens:,.0f} each), since the model reasons"
+    source = "by the rubric's rationale lengths" if isinstance(endpoint, Judge) else "assumed"
+    return f"{tokens:,.0f} tokens each {source}"
 
 
 def overflow_text(overflow: ContextOverflow) -> str:

@@ -1,4 +1,4 @@
-"""The store made anew from the journal, every judge's reply read by today's reader, and what reads otherwise."""
+"""Rebuild the store from the journal, and re-parse every judge's reply with the current parser."""
 
 import time
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from aif.store.reader import Reader
 
 @dataclass(frozen=True, slots=True)
 class RebuildResult:
-    """Calls taken in, and judgements by how they read now against before."""
+    """Number of calls applied, and of judgements whose ratings are unchanged, changed, new or gone after re-parsing."""
 
     calls: int
     seconds: float
@@ -26,41 +26,48 @@ class RebuildResult:
 
 
 def rebuild(pipeline: Pipeline, tell: Callable[[str], None]) -> RebuildResult:
-    """Sets the store aside and makes another from the journal, and from what only the former holds. Pairs are made
-    again by the pipeline's policy."""
+    """Rebuild the store from the journal and from what only the old store has, re-parse every reply, and make pairs.
+
+    Raises BadInput if there is neither journal nor store.
+    """
     began = time.monotonic()
     places = Places(pipeline.store)
     if not places.any:
-        raise BadInput(f"{places.journal}: there is no journal to make a store from")
+        raise BadInput(f"{places.journal}: there is no journal to rebuild a store from")
     rubric = rubric_of(pipeline)
-    before = _readings(places, tell)
+    before = _stored_ratings(places, tell)
 
-    def whole(ledger: Ledger) -> tuple[int, dict[str, str]]:
+    def with_ledger(ledger: Ledger) -> tuple[int, dict[str, str]]:
         prepare(pipeline, ledger, rubric, tell, reread=False)
         make_pairs(pipeline, rubric, ledger.store)
         with Reader.of(ledger.store) as reader:
-            return reader.sql("SELECT count(*) AS n FROM calls")[0]["n"], _read(reader)
+            return reader.sql("SELECT count(*) AS n FROM calls")[0]["n"], _ratings(reader)
 
-    calls, after = Ledger.use(pipeline.store, tell, rubric, whole, anew=True, tags=pipeline.tags)
+    calls, after = Ledger.use(pipeline.store, tell, rubric, with_ledger, anew=True, tags=pipeline.tags)
     both = before.keys() & after.keys()
-    alike = sum(before[key] == after[key] for key in both)
+    unchanged = sum(before[key] == after[key] for key in both)
     return RebuildResult(
-        calls, time.monotonic() - began, alike, len(both) - alike, len(after.keys() - both), len(before.keys() - both)
+        calls,
+        time.monotonic() - began,
+        unchanged=unchanged,
+        changed=len(both) - unchanged,
+        newly_readable=len(after.keys() - both),
+        no_longer_readable=len(before.keys() - both),
     )
 
 
-def _readings(places: Places, tell: Callable[[str], None]) -> dict[str, str]:
+def _stored_ratings(places: Places, tell: Callable[[str], None]) -> dict[str, str]:
     if not places.store.exists():
         return {}
     try:
         with Reader.open(places.store) as reader:
-            return _read(reader)
+            return _ratings(reader)
     except StoreDamaged as error:
-        tell(f"{error}; what it held can't be compared")
+        tell(f"{error}; its ratings can't be compared")
         return {}
 
 
-def _read(reader: Reader) -> dict[str, str]:
-    """A digest of the ratings by judgement."""
+def _ratings(reader: Reader) -> dict[str, str]:
+    """Return a digest of the ratings of each judgement, by its key."""
     rows = reader.sql("SELECT key, sha256(to_json(ratings)::VARCHAR) AS said FROM judgements")
     return {row["key"]: row["said"] for row in rows}

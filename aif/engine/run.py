@@ -1,4 +1,7 @@
-"""The whole of `aif run`: from a pipeline to ratings and pairs in its store, watched by a person who may stop it."""
+"""All of `aif run`: prepare the store, make the pending calls, make pairs.
+
+run_pipeline -> prepare (prompts, plan) -> call_endpoints -> Orchestrator.work (all calls) -> make_pairs.
+"""
 
 import asyncio
 import resource
@@ -29,14 +32,16 @@ from aif.store import records
 from aif.store.ledger import Ledger
 from aif.store.reader import Reader, Tally
 
-OTHER_FILES = 256  # open ones besides calls' connections: store, journal, logs, libraries
+OTHER_FILES = 256  # open files besides connections of calls: store, journal, logs, libraries
 
 
 @dataclass(frozen=True, slots=True)
 class CallingResult:
-    """How the asking ended: whether it was stopped, the endpoints that take no call, with the reason and what to do,
-    where the budget left something unasked, how short it was, and the seconds for which endpoints that have something
-    pending asked to be left alone."""
+    """How the calls of a run ended. `stopped`: by a person, the budget or an error, before all was done.
+
+    `refused`: by endpoint that takes no more calls, the reason and the fix. `budget_shortfall`: set if the budget
+    refused calls. `retry_after_s`: by endpoint with pending items, the seconds for which it asked for no calls.
+    """
 
     stopped: bool
     refused: dict[str, str]
@@ -46,7 +51,7 @@ class CallingResult:
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """How a run ended."""
+    """How a run ended: its calls, prompts by outcome of pairing, and items by model and judge."""
 
     calling: CallingResult
     outcomes: dict[str, int]
@@ -55,166 +60,170 @@ class RunResult:
 
     @property
     def incomplete(self) -> bool:
-        """Whether something wanted has no answer."""
+        """Whether a completion or judgement has no answer."""
         return any(tally.answered < tally.wanted for tally in self.tallies.values())
 
 
 @dataclass
 class StopRequest:
-    """Who watches a run and may stop it. What was asked for holds, too, where the run is begun once more on a store
-    that was made again."""
+    """Whether a person has asked the run to stop. Outlives a restart of the run on a rebuilt store."""
 
     stopped: bool = False
 
 
 def run_pipeline(
     pipeline: Pipeline,
-    screen: Display,
+    display: Display,
     *,
     limit: int | None = None,
     retry_failed: bool = False,
     policy: RetryPolicy | None = None,
     consent: Callable[[Ledger, Rubric], None] | None = None,
 ) -> RunResult:
-    """Prompts in, ratings and pairs in the store: does what is pending, and tells how it ended.
+    """Make all pending calls of a pipeline, then its pairs, in its store.
 
-    `consent` is called when all is prepared and nothing is asked yet; what it raises ends the run there. Raises
-    AifError where the pipeline, its sources or its store can't be used.
+    `limit` restricts the calls to the first prompts. `consent` is called once all is prepared and before the first
+    call; an exception it raises ends the run. Raises AifError if the pipeline, its sources or its store can't be used.
     """
     began = time.monotonic()
 
-    tell = screen.say
+    tell = display.print_line
     rubric = rubric_of(pipeline)
     report_programs_and_secrets(pipeline, tell)
-    for one in (*pipeline.models.values(), *pipeline.judges.values()):
-        options(one, ENVIRON)  # a missing key is told before anything is read
-    agreed, person = False, StopRequest()  # both hold where the store is made again in mid-run
+    for endpoint in (*pipeline.models.values(), *pipeline.judges.values()):
+        options(endpoint, ENVIRON)  # raises for a missing key, before anything is read
+    agreed, stop = False, StopRequest()  # both stay if the store is rebuilt during the run
 
-    def whole(ledger: Ledger) -> RunResult:
+    def with_ledger(ledger: Ledger) -> RunResult:
         nonlocal agreed
-        served = prepare(pipeline, ledger, rubric, tell)
+        identities = prepare(pipeline, ledger, rubric, tell)
         if consent is not None and not agreed:
             consent(ledger, rubric)
-        if served:
-            ledger.keep(served)
+        if identities:
+            ledger.keep(identities)
         if retry_failed and not agreed:
             ledger.keep([records.retry(datetime.now(UTC))])
         agreed = True
-        flowing = call_endpoints(pipeline, ledger, rubric, screen, tell, limit, policy or RetryPolicy(), person)
-        asked = asyncio.run(flowing)
+        calling = call_endpoints(pipeline, ledger, rubric, display, tell, limit, policy or RetryPolicy(), stop)
+        result = asyncio.run(calling)
         outcomes = make_pairs(pipeline, rubric, ledger.store)
         with Reader.of(ledger.store) as reader:
             tallies = reader.tallies(limit)
-        return RunResult(asked, outcomes, tallies, time.monotonic() - began)
+        return RunResult(result, outcomes, tallies, time.monotonic() - began)
 
-    return Ledger.use(pipeline.store, tell, rubric, whole, tags=pipeline.tags)
+    return Ledger.use(pipeline.store, tell, rubric, with_ledger, tags=pipeline.tags)
 
 
 def report_programs_and_secrets(pipeline: Pipeline, tell: Callable[[str], None]) -> None:
-    """Says which program a pipeline will run and which secret it sends unsafely. Raises BadInput for a stranger's."""
+    """Print which programs a pipeline starts and which secrets it sends over an unsafe connection.
+
+    Raises BadInput if the pipeline file belongs to another user and does either.
+    """
     check_stranger(pipeline)
-    for words in (*runs(pipeline), *sends(pipeline, unsafe=True)):
-        tell(words)
+    for line in (*runs(pipeline), *sends(pipeline, unsafe=True)):
+        tell(line)
 
 
 async def call_endpoints(
     pipeline: Pipeline,
     ledger: Ledger,
     rubric: Rubric,
-    screen: Display,
+    display: Display,
     tell: Callable[[str], None],
     limit: int | None,
     policy: RetryPolicy,
-    person: StopRequest,
+    stop: StopRequest,
 ) -> CallingResult:
-    """Does what the store says is pending, shown to the person who may stop it."""
+    """Make every pending call of a prepared store: start servers, show progress, handle Ctrl-C."""
     async with open_endpoints(pipeline, policy=policy) as endpoints:
         with Reader.of(ledger.store) as reader:
-            whole = reader.tallies()
-            within = whole if limit is None else reader.tallies(limit)
+            all_tallies = reader.tallies()
+            tallies = all_tallies if limit is None else reader.tallies(limit)
             spent, budget = reader.spent(), pipeline.budget_usd
-            board = ProgressTracker(endpoints, within, reader.failures(), spent=spent, budget=budget)
+            tracker = ProgressTracker(endpoints, tallies, reader.failures(), spent=spent, budget=budget)
         for endpoint in endpoints:
-            if tally := whole.get((endpoint.stage, endpoint.name)):
+            if tally := all_tallies.get((endpoint.stage, endpoint.name)):
                 endpoint.answered = tally.answered
-        fleet = await Fleet.of(pipeline, endpoints, _pending(pipeline, within), ledger.places.logs, tell)
-        _make_room(endpoints, tell)
-        run = Orchestrator(pipeline, ledger, rubric, endpoints, board, spent, limit)
-        if person.stopped:
-            run.stop()
+        fleet = await Fleet.of(pipeline, endpoints, _pending(pipeline, tallies), ledger.places.logs, tell)
+        _raise_file_limit(endpoints, tell)
+        orchestrator = Orchestrator(pipeline, ledger, rubric, endpoints, tracker, spent, limit)
+        if stop.stopped:
+            orchestrator.stop()
         ended = asyncio.Event()
-        drawing = asyncio.create_task(show_progress(board, screen, ledger.places.progress, ended))
+        progress = asyncio.create_task(show_progress(tracker, display, ledger.places.progress, ended))
         try:
-            with _signals(run, screen, person):
+            with _signals(orchestrator, display, stop):
                 async with asyncio.TaskGroup() as group:
                     group.create_task(fleet.attend())
-                    await run.execute()
+                    await orchestrator.work()
         finally:
             ended.set()
-            await drawing
-        waits = {e.name: wait_s for e in endpoints if (wait_s := e.back_s - e.clock()) > 0}
-        return CallingResult(
-            run.stopping, {e.name: _why(e) for e in endpoints if e.refused}, run.budget_shortfall, waits
-        )
+            await progress
+        refused = {e.name: _refusal(e) for e in endpoints if e.refused}
+        retry_after_s = {e.name: wait_s for e in endpoints if (wait_s := e.back_s - e.clock()) > 0}
+        return CallingResult(orchestrator.stopping, refused, orchestrator.budget_shortfall, retry_after_s)
 
 
-def _why(endpoint: Endpoint) -> str:
-    """Why an endpoint takes no call, and what to do."""
-    what = fix(endpoint.refusal, endpoint.refused or "") if endpoint.refusal else ""
-    return f"{endpoint.refused}" + (f"\n    → {what}" if what else "")
+def _refusal(endpoint: Endpoint) -> str:
+    """Return why an endpoint takes no more calls, and the fix."""
+    advice = fix(endpoint.refusal, endpoint.refused or "") if endpoint.refusal else ""
+    return f"{endpoint.refused}" + (f"\n    → {advice}" if advice else "")
 
 
-def _make_room(endpoints: Sequence[Endpoint], tell: Callable[[str], None]) -> None:
-    """Lets this process have a connection open for every call: many systems give 256 or 1,024 files unless asked."""
+def _raise_file_limit(endpoints: Sequence[Endpoint], tell: Callable[[str], None]) -> None:
+    """Allow a connection for every call in flight: many systems limit a process to 256 or 1,024 open files by
+    default."""
     wanted = sum(endpoint.concurrency for endpoint in endpoints) + OTHER_FILES
-    given, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if given == resource.RLIM_INFINITY or given >= wanted:
+    limit, maximum = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY or limit >= wanted:
         return
-    had = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (had, most))
-    if had < wanted:
-        tell(f"only {had} files may be open here (ulimit -n), and {wanted} would be; lower `concurrency`")
+    limit = wanted if maximum == resource.RLIM_INFINITY else min(wanted, maximum)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, maximum))
+    if limit < wanted:
+        tell(f"this process may open {limit} files (ulimit -n), and needs up to {wanted}; lower `concurrency`")
 
 
 def _pending(pipeline: Pipeline, tallies: dict[Key, Tally]) -> set[Key]:
-    """Who has work: whoever has items without an answer, and while there are completions to come, every judge."""
-    found = {key for key, tally in tallies.items() if tally.pending}
-    coming = any(stage == "completion" for stage, _ in found)
-    return found | {("judgement", name) for name in pipeline.judges if coming}
+    """Return the models and judges with pending items; every judge, if completions are pending."""
+    pending = {key for key, tally in tallies.items() if tally.pending}
+    generating = any(stage == "completion" for stage, _ in pending)
+    return pending | {("judgement", name) for name in pipeline.judges if generating}
 
 
 @contextmanager
-def _signals(run: Orchestrator, screen: Display, person: StopRequest) -> Iterator[None]:
-    """Ctrl-C or SIGTERM once: finish what is in flight. Twice: leave now; what is in flight is asked again. A run that
-    stops by itself (its budget, a full disk) or since its terminal closes (SIGHUP, which comes from the shell and from
-    the system) was not asked to: the first Ctrl-C loses nothing that is in flight then, either."""
+def _signals(orchestrator: Orchestrator, display: Display, stop: StopRequest) -> Iterator[None]:
+    """Handle Ctrl-C and SIGTERM: the first finishes calls in flight, the second leaves at once.
+
+    SIGHUP (the terminal closes; it comes from the shell and from the system) finishes calls in flight too, and does not
+    count as the first. Neither does a run that stops by itself (its budget, a full disk).
+    """
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
-    before = False
+    interrupted = False
 
-    def stop() -> None:
-        person.stopped = True
-        run.stop()
+    def finish() -> None:
+        stop.stopped = True
+        orchestrator.stop()
 
-    def asked() -> None:
-        nonlocal before
-        if before:
+    def interrupt() -> None:
+        nonlocal interrupted
+        if interrupted:
             task.cancel()
             return
-        before = True
-        stop()
-        flying = sum(endpoint.in_flight for endpoint in run.endpoints)
-        screen.say(f"stopping: waiting for {counted(flying, 'call')} in flight (again to leave at once)")
+        interrupted = True
+        finish()
+        in_flight = sum(endpoint.in_flight for endpoint in orchestrator.endpoints)
+        display.print_line(f"stopping: waiting for {counted(in_flight, 'call')} in flight (again to leave at once)")
 
-    signals = {signal.SIGINT: asked, signal.SIGTERM: asked, signal.SIGHUP: stop}
+    handlers = {signal.SIGINT: interrupt, signal.SIGTERM: interrupt, signal.SIGHUP: finish}
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # by nohup
-        del signals[signal.SIGHUP]
-    handlers = {one: signal.getsignal(one) for one in signals}
-    for one, then in signals.items():
-        loop.add_signal_handler(one, then)
+        del handlers[signal.SIGHUP]
+    previous = {number: signal.getsignal(number) for number in handlers}
+    for number, handler in handlers.items():
+        loop.add_signal_handler(number, handler)
     try:
         yield
     finally:
-        for one, then_again in handlers.items():
-            loop.remove_signal_handler(one)
-            signal.signal(one, then_again)
+        for number, handler_before in previous.items():
+            loop.remove_signal_handler(number)
+            signal.signal(number, handler_before)

@@ -187,8 +187,8 @@ async def test_a_block_serves_many_calls_and_leaves_little_to_a_crash() -> None:
     for _ in range(1000):
         await budget.settle(0.02, 0.004)
         await budget.reserve(0.02)
-        left = budget.account.ceiling - budget.account.counted - budget.account.flying
-        assert 0 <= left <= 0.25 * budget.account.flying + 1e-9
+        left = budget.account.ceiling - budget.account.counted - budget.account.in_flight
+        assert 0 <= left <= 0.25 * budget.account.in_flight + 1e-9
 
     assert len(written) - first <= 1000 / 9
 
@@ -269,7 +269,7 @@ async def test_a_stop_lets_nobody_wait() -> None:
 def test_a_budget_below_what_was_counted_covers_nothing() -> None:
     account = Account(-2.0)
     assert account.never_covers(0.01)
-    assert account.short_of(0.0, 0.0) is None
+    assert account.next_ceiling(0.0, 0.0) is None
 
 
 @given(st.text(), st.lists(st.text(), min_size=1, max_size=5))

@@ -145,8 +145,8 @@ def test_four_long_completions_are_foreseen_by_estimate_and_doctor(tmp_path: Pat
     assert foreseen(path).overflows == ()
     said = told(foreseen(path, long))
     assert "9 of 9 requests would not fit into judge's 8,192 tokens" in said
-    for mend in ("`on_overflow: single`", "lower completions.max_tokens", "a longer window"):
-        assert mend in said
+    for fix in ("`on_overflow: single`", "lower completions.max_tokens", "a larger context window"):
+        assert fix in said
     assert "are judged one completion at a time" in told(foreseen(path, long, "judges.judge.on_overflow=single"))
     assert foreseen(path, long, "judges.judge.max_model_len=32768").overflows == ()
     assert narrow.stats()["calls"] == 0

@@ -69,7 +69,7 @@ def work(stage: Stage = "completion", name: str = "a", pending: int = 10, **give
         "awaited": {},
         "rate": TokenRate(Span(0.25, 0.5), "told"),
         "reply": ReplyLength(Span(50, 200), Span(40, 200), "told"),
-        "reckoned": 300.0,
+        "limit_tokens": 300.0,
     }
     return EndpointWork(stage, name, **(usual | given))
 

@@ -73,7 +73,7 @@ def test_what_was_there_before_counts_as_done_and_what_is_pending_does_not(board
 def test_rates_are_of_the_last_seconds_and_give_what_is_left(board: ProgressTracker, clock: Clock) -> None:
     for _ in range(20):
         clock.now += 1
-        board.kept(kept("large", "answered", 2) + kept("judge", "answered"))
+        board.on_calls(kept("large", "answered", 2) + kept("judge", "answered"))
     large, judge = board.snapshot().lines
 
     assert large.rate == pytest.approx(2.0, rel=0.1)
@@ -85,7 +85,7 @@ def test_rates_are_of_the_last_seconds_and_give_what_is_left(board: ProgressTrac
 
 
 def test_an_attempt_that_is_made_again_is_no_end_and_a_failure_is(board: ProgressTracker) -> None:
-    board.kept(kept("large", "again", 3) + kept("large", "failed", 2) + kept("large", "later", 4))
+    board.on_calls(kept("large", "again", 3) + kept("large", "failed", 2) + kept("large", "later", 4))
     large = board.snapshot().lines[0]
 
     assert (large.answered, large.failed, large.later) == (20, 2, 4)
@@ -93,24 +93,24 @@ def test_an_attempt_that_is_made_again_is_no_end_and_a_failure_is(board: Progres
 
 
 def test_spend_is_unknown_as_soon_as_one_price_is(board: ProgressTracker) -> None:
-    board.kept(kept("large", "answered", 3))
+    board.on_calls(kept("large", "answered", 3))
     assert board.snapshot().lines[0].usd == pytest.approx(0.03)
-    board.kept(kept("large", "answered", usd=None))
+    board.on_calls(kept("large", "answered", usd=None))
     assert board.snapshot().lines[0].usd is None
     assert "unknown" in drawn.line(board.snapshot())
 
 
 def test_spend_is_unknown_where_no_usage_was_told_either(board: ProgressTracker) -> None:
-    board.kept(kept("large", "later", usd=None, bound=0.5))  # as much is told as unknown elsewhere
+    board.on_calls(kept("large", "later", usd=None, bound=0.5))  # as much is told as unknown elsewhere
     assert board.snapshot().lines[0].usd == 0
-    board.kept(kept("large", "answered", usd=None, usage=None))
+    board.on_calls(kept("large", "answered", usd=None, usage=None))
     assert board.snapshot().lines[0].usd is None
 
 
 def test_what_failed_is_counted_by_kind_with_what_had_failed_for_good(board: ProgressTracker) -> None:
     """What was only pending, or refused, is asked again by this run, and so is nothing yet."""
-    board.kept(kept("large", "failed", 2, kind="blocked", message="filtered"))
-    board.kept(kept("judge", "later", 4, kind="server_error", message="x" * 9000) + kept("judge", "again", 7))
+    board.on_calls(kept("large", "failed", 2, kind="blocked", message="filtered"))
+    board.on_calls(kept("judge", "later", 4, kind="server_error", message="x" * 9000) + kept("judge", "again", 7))
     first, second, third = board.snapshot().failures
 
     assert (first.kind, first.verdict, first.items, first.example) == ("blocked", "failed", 5, "its filter")
@@ -121,7 +121,7 @@ def test_what_failed_is_counted_by_kind_with_what_had_failed_for_good(board: Pro
 
 def test_a_line_says_all_in_a_line(board: ProgressTracker, clock: Clock) -> None:
     clock.now += 3725
-    board.kept(kept("judge", "failed"))
+    board.on_calls(kept("judge", "failed"))
     said = drawn.line(board.snapshot())
 
     assert said.startswith("1:02:05 completions 20/100")
@@ -192,7 +192,7 @@ def test_where_nobody_reads_on_the_file_does_and_a_line_ends_nothing(board: Prog
 
 
 def test_the_table_fits_80_columns(board: ProgressTracker) -> None:
-    board.kept(kept("large", "answered", 50))
+    board.on_calls(kept("large", "answered", 50))
     console = Console(width=80, record=True, quiet=False, file=Path("/dev/null").open("w"))  # noqa: SIM115
     console.print(drawn.table(board.snapshot(), wide=False))
     said = console.export_text()
@@ -232,7 +232,7 @@ def test_what_the_store_has_spent_is_told_where_there_is_a_budget_or_not_all_is_
     clock: Clock, tmp_path: Path
 ) -> None:
     board = ProgressTracker([endpoint("large", "completion")], {}, (), clock, Spent(1.0, 0.5), budget=5.0)
-    board.kept(kept("large", "answered", 2, usd=0.25) + kept("large", "again", usd=None, bound=0.125))
+    board.on_calls(kept("large", "answered", 2, usd=0.25) + kept("large", "again", usd=None, bound=0.125))
     snapshot = board.snapshot()
     progress._write(tmp_path / "progress.json", snapshot)
 

@@ -50,7 +50,7 @@ STATE = ("specs", "outcomes", "scores", "slots", "marks", "selection")
 
 
 def tried(path: Path, rubric: Rubric = MT_BENCH, *sets: str, limit: int = 20, **options: Any) -> TrialResult | None:
-    options = {"agreed": lambda bill: True, **options}
+    options = {"consent": lambda cost: True, **options}
     return try_rubric(load_pipeline(path, sets), rubric, NoDisplay(), limit=limit, policy=QUICK, **options)
 
 
@@ -90,10 +90,10 @@ def test_what_a_trial_asked_is_never_asked_again(tmp_path: Path, serve: Serve) -
     run(path)
     calls = served.stats()["calls"]
     tried(path, limit=5)
-    bills: list[TrialCost] = []
-    again = tried(path, limit=5, agreed=bills.append)
+    costs: list[TrialCost] = []
+    again = tried(path, limit=5, consent=costs.append)
     assert again is not None
-    assert not bills  # nothing to agree to
+    assert not costs  # nothing to agree to
     assert served.stats()["calls"] == calls + 5 * 4
 
     pipeline, ended = run(path, "rubric=mt-bench", "pairs.score=overall")
@@ -112,7 +112,7 @@ def test_what_a_trial_asked_is_made_again_from_the_journal(typed: Typed, tmp_pat
     code, out, _ = typed("rebuild", path)
     assert code == Exit.DONE
     assert "20 read as before, 0 otherwise, 0 only now, 0 no longer" in out
-    assert tried(path, agreed=lambda bill: pytest.fail("asked again")) == first
+    assert tried(path, consent=lambda cost: pytest.fail("asked again")) == first
 
 
 def test_nothing_is_asked_where_it_is_not_agreed_to(tmp_path: Path, serve: Serve) -> None:
@@ -121,12 +121,12 @@ def test_nothing_is_asked_where_it_is_not_agreed_to(tmp_path: Path, serve: Serve
     run(path)
     before, calls = state(path), served.stats()["calls"]
 
-    def refuse(bill: TrialCost) -> bool:
+    def refuse(cost: TrialCost) -> bool:
         raise BadInput("no")
 
-    assert tried(path, agreed=lambda bill: False) is None
+    assert tried(path, consent=lambda cost: False) is None
     with pytest.raises(BadInput, match=r"^no$"):
-        tried(path, agreed=refuse)
+        tried(path, consent=refuse)
     assert served.stats()["calls"] == calls
     assert state(path) == before
 
@@ -156,17 +156,17 @@ def test_a_rubric_of_one_s_own_is_tried_by_the_score_it_gives(tmp_path: Path, se
 def test_the_bill_is_told_beforehand(tmp_path: Path, serve: Serve) -> None:
     path = write(tmp_path, serve(), count=4)
     run(path)
-    bills: list[TrialCost] = []
+    costs: list[TrialCost] = []
 
-    def decline(bill: TrialCost) -> bool:
-        bills.append(bill)
+    def decline(cost: TrialCost) -> bool:
+        costs.append(cost)
         return False
 
-    tried(path, ULTRAFEEDBACK, limit=3, agreed=decline)
+    tried(path, ULTRAFEEDBACK, limit=3, consent=decline)
     priced = "judges.judge.price={input: 2, output: 8}"
-    tried(path, ULTRAFEEDBACK, priced, limit=3, agreed=decline)
+    tried(path, ULTRAFEEDBACK, priced, limit=3, consent=decline)
 
-    unknown, known = bills
+    unknown, known = costs
     assert unknown.requests == known.requests == 3 * 8
     assert unknown.usd is None
     assert known.usd == pytest.approx((2 * known.input_tokens + 8 * known.output_tokens) / 1e6)

@@ -117,4 +117,4 @@ def test_where_the_system_allows_no_more_it_is_said(tmp_path: Path, serve: Serve
     few = subprocess.run(["sh", "-c", 'ulimit -n 300; exec "$@"', "sh", *command], capture_output=True, text=True)
 
     assert few.returncode == Exit.DONE, few.stderr
-    assert "only 300 files may be open here (ulimit -n), and " in few.stderr
+    assert "this process may open 300 files (ulimit -n), and needs up to " in few.stderr

@@ -90,7 +90,7 @@ class Terminal:
         self._console = console
         self.every_s = 0.25 if console.is_terminal else LINE_EVERY_S
 
-    def say(self, words: str) -> None:
+    def print_line(self, words: str) -> None:
         say(self._console, words)
 
     @contextmanager
