@@ -111,7 +111,7 @@ async def test_doctor_asks_anthropic_too(tmp_path: Path, serve: Serve) -> None:
 
     assert "effort" in findings["large"].text
     assert not findings["large"].ok
-    assert findings["judge"].text == "rates by schema: 2 ratings of 2 completions read"
+    assert findings["judge"].text == "rates by schema: 2 ratings of 2 completions parsed"
 
 
 async def test_doctor_says_that_a_judgement_is_cut(tmp_path: Path, serve: Serve) -> None:
@@ -127,7 +127,7 @@ async def test_doctor_says_that_a_price_is_missing(tmp_path: Path, serve: Serve)
     judge = {"provider": "anthropic", "base_url": served.base_url}
     findings = [one async for one in run_checks(load(write(tmp_path, served, judges={"judge": judge})))]
 
-    assert ["its price is not known" in one.text for one in findings if one.subject == "judge"] == [False, True]
+    assert ["price unknown" in one.text for one in findings if one.subject == "judge"] == [False, True]
 
 
 def test_openai_s_reasoning_models_write_and_judge(tmp_path: Path, serve: Serve) -> None:

@@ -75,13 +75,13 @@ def reasoning_mark_text(marked: Marked) -> str:
     return f"{marked.model}: {completions} cut at a mark that the reply may only quote (see reasoning_tags)"
 
 
-def row_notes(books: Books) -> list[tuple[int, str]]:
+def row_notes(rows: Books) -> list[tuple[int, str]]:
     """Return counts, with texts, of what was noticed in rows that are used all the same."""
     notes = [
-        (books.empty, "completions left out: no text"),
-        (books.rescored, "completions scored again, with another score; the first score is used"),
-        (books.alike, "prompts that differ from an earlier prompt only in whitespace or Unicode form"),
-        (books.unrated, "completions left out: no rating"),
+        (rows.empty, "completions left out: no text"),
+        (rows.rescored, "completions scored again, with another score; the first score is used"),
+        (rows.alike, "prompts that differ from an earlier prompt only in whitespace or Unicode form"),
+        (rows.unrated, "completions left out: no rating"),
     ]
     return [(n, text) for n, text in notes if n]
 

@@ -62,7 +62,7 @@ Ratings = Mapping[str, Mapping[str, RatedCompletion]]  # by prompt id and comple
 class TrialResult:
     """The result of a trial: ratings by the pipeline's rubric (`before`) and by the tried rubric (`after`).
 
-    `names` are the two rubrics. `failures` has judgements without an answer, by judge and error kind, with an example.
+    `names` are the two rubrics. `failures` counts unanswered judgements by judge and error kind, with an example.
     """
 
     names: tuple[str, str]

@@ -395,7 +395,7 @@ def test_doctor_finds_what_is_wrong_and_says_how_to_mend_it(
     path = write(tmp_path, serve())
     code, out, _ = typed("doctor", path)
     assert code == Exit.DONE, out
-    assert "judge: rates by schema: 8 ratings of 2 completions read" in out
+    assert "judge: rates by schema: 8 ratings of 2 completions parsed" in out
 
     code, out, _ = typed("doctor", path, "--set", "models.tiny.model=huge", "--set", "judges.judge.api_key_env=GONE")
     assert code == Exit.BAD_INPUT
