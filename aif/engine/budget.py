@@ -26,8 +26,7 @@ AHEAD = 0.25
 
 @dataclass(frozen=True, slots=True)
 class BudgetShortfall:
-    """The budget did not cover some calls. `bound` is the lowest of their bounds, `spent` the counted spend so far; all
-    in USD."""
+    """The budget refused calls. `bound` is the most that the cheapest of them could cost; all figures are in USD."""
 
     budget: float
     spent: Spent
@@ -36,8 +35,8 @@ class BudgetShortfall:
 
 @dataclass
 class Account:
-    """One run's spend in USD: known costs, bounds of calls with an unknown cost, bounds of calls in flight, and the
-    ceiling that is synced to disk."""
+    """The spend of one run in USD: known costs, upper bounds of calls whose cost is unknown or that are in flight, and
+    the ceiling, the spend that is allowed by the journal so far."""
 
     limit: float = inf
     known: float = 0.0
@@ -51,20 +50,21 @@ class Account:
         return self.known + self.unknown
 
     def covers(self, bound: float) -> bool:
-        """Return whether a call with this bound may be sent now. The ceiling is never above the limit."""
-        return self.counted + self.in_flight + bound <= self.ceiling
+        """Return whether a call that costs at most `bound` may be sent now."""
+        return self.counted + self.in_flight + bound <= self.ceiling  # which is never above the limit
 
     def never_covers(self, bound: float) -> bool:
-        """Return whether a call with this bound exceeds the limit even if all calls in flight turn out to be free."""
+        """Return whether a call that costs at most `bound` exceeds the limit even if all calls in flight turn out
+        free."""
         return self.counted + bound > self.limit
 
     def send(self, bound: float) -> None:
-        """Count a call with this bound as in flight."""
+        """Count a call that costs at most `bound` USD as in flight."""
         self.in_flight += bound
         self.calls += 1
 
     def settle(self, bound: float, usd: float | None) -> None:
-        """Replace the bound of a call that ended by its cost; a cost of None is unknown, and the bound counts."""
+        """Count the cost of a call that has ended, `usd`; if it is None, the cost is unknown and `bound` counts."""
         self.calls -= 1
         self.in_flight = self.in_flight - bound if self.calls else 0.0  # drops the sum of rounding errors
         if usd is None:
@@ -73,8 +73,8 @@ class Account:
             self.known += usd
 
     def next_ceiling(self, requested: float, waiting: float) -> float | None:
-        """Return the ceiling to journal next, or None while the last `requested` ceiling leaves enough room. `waiting`
-        is the sum of the bounds of calls that wait to be sent."""
+        """Return the ceiling to journal next, in USD; None while the last one, `requested`, leaves enough room.
+        `waiting` is the most that the calls waiting to be sent can cost."""
         ahead = AHEAD * (self.in_flight + waiting)
         used = self.counted + self.in_flight + waiting
         wanted = min(self.limit, used + ahead)
@@ -117,7 +117,7 @@ class Budget:
 
     @property
     def shortfall(self) -> BudgetShortfall | None:
-        """None until the budget refuses a call."""
+        """Details of the calls that the budget refused; None if it refused none."""
         if self._lowest_refused is None or self.cap is None:
             return None
         return BudgetShortfall(self.cap, self.spent, self._lowest_refused)
@@ -142,7 +142,8 @@ class Budget:
             await self._raise_ceiling()
 
     def synced(self, ceiling: float) -> None:
-        """Note that a ceiling is on disk. The highest counts: if the disk is slow, a later one may come first."""
+        """Note that a ceiling passed to `write` is on disk, and admit calls up to it. The highest ceiling counts: if
+        the disk is slow, a later one may come first."""
         self.account.ceiling = max(self.account.ceiling, ceiling)
         self._admit()
 
@@ -156,7 +157,7 @@ class Budget:
         self._waiting = 0.0
 
     async def close(self) -> None:
-        """Journal the counted spend as the last ceiling. No call may be in flight any more."""
+        """Journal the final spend as the last ceiling, once no call is in flight."""
         if self._blocks:
             await self._write(self.account.counted)
 

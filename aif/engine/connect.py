@@ -57,7 +57,8 @@ def _endpoint(model: Model | Judge, stage: Stage, client: ChatModel, policy: Ret
 
 
 def _bound(model: Model | Judge) -> Callable[[Request], float | None]:
-    """Return a function that computes the most a request can cost. Without a price it doesn't measure the request."""
+    """Return a function that gives the most a request can cost in USD. Without a price it doesn't measure the
+    request."""
     if model.price is None:
         flat = model.bound(0, 0)
         return lambda request: flat

@@ -226,7 +226,8 @@ def _line(work: EndpointWork, endpoint: DeclaredEndpoint, replies: Mapping[str, 
 
 
 def _usd(work: EndpointWork, endpoint: DeclaredEndpoint, input: Span, output: Span) -> Span | None:
-    """The maximum prices all input at the dearest rate: nothing is read from a cache, and all may be written to one."""
+    """Return the cost. Its maximum prices all input at the dearest rate: none is read from a cache, all may be
+    written."""
     parts = {"cached": round(input.expected * work.cached), "written": round(input.expected * work.written)}
     expected = endpoint.cost(Usage(round(input.expected), round(output.expected), **parts))
     most = endpoint.bound(round(input.most), round(output.most))

@@ -43,10 +43,10 @@ T = TypeVar("T")
 
 
 class Observer(Protocol):
-    """Is notified of the calls of a run."""
+    """Receives the calls of a run as they end."""
 
     def on_calls(self, entries: Sequence[Entry]) -> None:
-        """Receive calls that have ended and are synced to disk."""
+        """Handle calls that have ended and are synced to disk."""
         ...
 
 
@@ -146,7 +146,7 @@ class Orchestrator:
         await run_workers(endpoint, queue, page, partial(self._attempt, endpoint, queue))
 
     async def _guarded(self, query: Awaitable[T]) -> T | None:
-        """Return what the store answers; after an error of the store return None, and let the run end."""
+        """Await a query of the store; if the store fails, return None and let the run end."""
         try:
             return await query
         except (StoreDamaged, StoreStarved, OSError) as error:
@@ -307,7 +307,8 @@ class Orchestrator:
         return Job(item, partial(once_more, request), ratings, parts=parts, apart=apart)
 
     async def _one_by_one(self, ready: Ready, need: Need) -> list[QueueItem[Job]]:
-        """Return judgements of one completion each that replace a judgement of all, without those already answered."""
+        """Return judgements of one completion each, in place of a judgement of all that exceeds the context window;
+        without those that are answered already."""
         spec = judging_spec(self.rubric, need.request, 1, self.pipeline.judges[need.judge])
         request = need.identity, need.judge_pass, spec, need.material
         ids = {key: [text_id(ready.texts[key])] for key in need.answers}
@@ -323,7 +324,7 @@ class Orchestrator:
 
 
 def slot_request(pipeline: Pipeline, todo: Todo) -> Request:
-    """Return the request for a pending completion, as its model is sent it."""
+    """Return the request that is sent to the model for a pending completion."""
     model = pipeline.models[todo.slot.model]
     principle = Principle("", todo.principle) if todo.principle else None
     return completion_request(todo.prompt, principle, model.system, pipeline.sampling(model), todo.slot.seed)
@@ -375,7 +376,7 @@ class _Pager:
         raise NotImplementedError
 
     def _draw(self, last: int) -> int | None:
-        """Draw a seq between the last one moved and `last`; None if eight tries find no free one."""
+        """Draw the sequence number of an item that `fill` has not reached, up to `last`; None after eight tries."""
         for _ in range(8):
             if last > self._after and (seq := random.randint(self._after + 1, last)) not in self._drawn:
                 self._drawn.add(seq)

@@ -60,7 +60,7 @@ def policy_text(policy: "PairPolicy") -> str:
 
 
 def reasoning_mark_text(marked: Marked) -> str:
-    """Return a sentence on texts that seem to contain reasoning marks, or were cut at a doubtful mark."""
+    """Return a sentence on completions that seem to have leftover reasoning tags, or were cut at a doubtful tag."""
     if not marked.model:
         prompts = counted(marked.completions, "prompt")
         return f"{prompts} with what looks like a reasoning mark in an earlier answer, which judges are shown"
@@ -76,7 +76,8 @@ def reasoning_mark_text(marked: Marked) -> str:
 
 
 def row_notes(rows: Books) -> list[tuple[int, str]]:
-    """Return counts, with texts, of what was noticed in rows that are used all the same."""
+    """Return (count, text) notes on rows that are used but have something unusual, such as a completion without
+    text."""
     notes = [
         (rows.empty, "completions left out: no text"),
         (rows.rescored, "completions scored again, with another score; the first score is used"),

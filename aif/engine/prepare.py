@@ -53,7 +53,7 @@ def principles_of(pipeline: Pipeline) -> Principles | None:
 
 
 def pool_of(pipeline: Pipeline) -> list[PoolModel]:
-    """Return the pipeline's models as the plan draws from them."""
+    """Return the pipeline's models, in the form that the plan draws from."""
     return [
         PoolModel(name, model.declared, pipeline.sampling(model), model.samples, model.system, model.other)
         for name, model in pipeline.models.items()
@@ -108,7 +108,7 @@ def prepare(
 def _report_changed_models(
     changed: Sequence[model_identity.Seen], ledger: "Ledger", tell: Callable[[str], None]
 ) -> None:
-    """Print which models have changed on disk, how, and how many calls are pending now."""
+    """Report which models have changed on disk, how, and how many calls are pending now."""
     with Reader.of(ledger.store) as reader:
         tallies = reader.tallies()
     for seen in changed:
@@ -127,8 +127,8 @@ def _report_changed_models(
 
 
 def _report_outdated(pipeline: Pipeline, store: "Store", tell: Callable[[str], None]) -> None:
-    """Print which judgements are requested again, and the most they can cost: their reasoning tags are parsed
-    differently now, so judges were shown texts that have changed. The bound takes a token per byte of the texts."""
+    """Report which judgements are requested again because reasoning tags are parsed differently now, so that judges
+    were shown other texts; and the most they can cost, at a token per byte."""
     with Reader.of(store) as reader:
         for name, judgements, sent in reader.outdated():
             judge = pipeline.judges[name]
@@ -144,7 +144,7 @@ def _report_outdated(pipeline: Pipeline, store: "Store", tell: Callable[[str], N
 
 
 def set_judging_specs(pipeline: Pipeline, rubric: Rubric, store: "Store") -> None:
-    """Store which judging requests the rubric and the judges imply.
+    """Store the judging requests that the rubric and the judges imply.
 
     Raises BadInput if the pipeline uses scores of its rows in place of judges, and no row has any.
     """

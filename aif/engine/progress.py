@@ -204,7 +204,8 @@ class Display(Protocol):
         """Show a line of text."""
 
     def drawing(self) -> AbstractContextManager[Callable[[Snapshot], None]]:
-        """Return a context whose value draws a snapshot. May raise OSError or SystemExit if the output is closed."""
+        """Return a context manager that yields a function which draws a snapshot. May raise OSError or SystemExit if
+        the output is closed."""
 
 
 class NoDisplay:
@@ -259,7 +260,7 @@ def _write(file: Path, snapshot: Snapshot) -> None:
 
 
 def read_snapshot(file: Path) -> Snapshot | None:
-    """Return the last snapshot in a progress file; None if it is missing, torn, or of another version."""
+    """Return the last snapshot in a progress file; None if it is missing, incomplete, or of another version."""
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
         lines, failures = (tuple(part(**fields) for fields in data.pop(name)) for name, part in _PARTS.items())

@@ -34,7 +34,8 @@ from aif.store.results import Results
 
 @dataclass(frozen=True, slots=True)
 class TrialCost:
-    """The estimated cost of a trial in USD; None without a price. `left` is what is left of the budget.
+    """The estimated requests, tokens and dollars of a rubric trial; `usd` is None without a price, `left` is the budget
+    left.
 
     Assumes four characters per token, the longest replies the rubric allows, no provider cache and no retries.
     """

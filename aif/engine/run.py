@@ -115,7 +115,7 @@ def run_pipeline(
 
 
 def report_programs_and_secrets(pipeline: Pipeline, tell: Callable[[str], None]) -> None:
-    """Print which programs a pipeline starts and which secrets it sends over an unsafe connection.
+    """Report which programs a pipeline starts and which secrets it sends over an unsafe connection.
 
     Raises BadInput if the pipeline file belongs to another user and does either.
     """

@@ -152,7 +152,8 @@ class WorkQueue(asyncio.Queue["QueueItem[T] | None"]):
         return Others(few=self._unfinished < ITEMS, more=more)
 
     def attempted(self, item: QueueItem[T]) -> None:
-        """Note that an attempt of the item has ended; a distant item then counts as any other."""
+        """Note that an attempt of the item has ended: if it was drawn at random, it counts as any other from then
+        on."""
         if item.distant:
             item.distant = False
             self._distant -= 1
@@ -169,7 +170,7 @@ class WorkQueue(asyncio.Queue["QueueItem[T] | None"]):
         self._notify_room()
 
     async def take_distant(self) -> QueueItem[T] | None:
-        """Return a distant item, else a random new one from the queue, else None."""
+        """Return a pending item drawn at random, far from the current ones if possible; None if there is none."""
         if self._distant >= MAX_DISTANT:
             return None
         self._distant += 1
