@@ -348,8 +348,8 @@ def test_several_judges_are_named_with_how_far_they_agree() -> None:
         ),
         (
             ("pairs.policy=on_policy", "pairs.model=poor", "pairs.max_per_model=1000"),
-            "not cut at its limit, in pairs with poor as chosen or rejected; rejected is drawn from those below it; each model is "
-            "chosen at most 1,000 times, and rejected at most as often. ",
+            "not cut at its limit, in pairs with poor as chosen or rejected; rejected is drawn from those below it; "
+            "each model is chosen at most 1,000 times, and rejected at most as often. ",
         ),
         (("pairs.min_margin=0.5",), "rejected is drawn from those at least 0.5 below it. "),
     ],

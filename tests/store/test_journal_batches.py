@@ -249,9 +249,7 @@ def test_thoughts_in_an_earlier_answer_of_a_prompt_are_counted(tmp_path: Path) -
     with ledger, Reader.of(ledger.store) as reader:
         (mark,) = reader.marks()
     assert (mark.model, mark.what, mark.completions, mark.example) == ("", "left", 1, "Hm.</think>Paris.")
-    assert reasoning_mark_text(mark).startswith(
-        "1 prompt with what looks like a reasoning mark in an earlier answer"
-    )
+    assert reasoning_mark_text(mark).startswith("1 prompt with what looks like a reasoning mark in an earlier answer")
 
 
 def test_an_older_journal_holds_texts_as_they_were_read_then(tmp_path: Path) -> None:
