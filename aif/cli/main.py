@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from aif.config.pipeline import Pipeline
-    from aif.engine.feedback import Ended
+    from aif.engine.run import RunResult
     from aif.judging.rubric import Rubric
     from aif.store.ledger import Ledger
     from aif.store.reader import Reader
@@ -99,11 +99,11 @@ def run(
     one = _to_write(pipeline, sets)
     from aif.cli.views.progress import Terminal
     from aif.cli.views.summary import tell_places, tell_summary
-    from aif.engine.feedback import feedback
+    from aif.engine.run import run_pipeline
     from aif.store.reader import Reader
 
     consent = _consent(one, limit, retry_failed, yes)
-    ended = feedback(one, Terminal(err), limit=limit, retry_failed=retry_failed, consent=consent)
+    ended = run_pipeline(one, Terminal(err), limit=limit, retry_failed=retry_failed, consent=consent)
     with Reader.open(one.store) as reader:
         tell_summary(out, reader, ended.seconds, one.budget_usd)
         example = reader.example()
@@ -133,11 +133,11 @@ def _consent(
         if all(one.is_free for one in (*pipeline.models.values(), *pipeline.judges.values())):
             return
         from aif.cli.views.estimate import ask
-        from aif.engine.workload import estimated
+        from aif.engine.workload import estimate_run
         from aif.store.forecast import Forecast
 
         with Forecast.of(ledger.store, retry_failed) as outlook:
-            estimate = estimated(pipeline, rubric, outlook, limit)
+            estimate = estimate_run(pipeline, rubric, outlook, limit)
         if estimate.calls:
             ask(err, estimate, pipeline.confirm_usd, yes=yes)
 
@@ -157,24 +157,24 @@ def estimate(
     """What a run would ask and what that comes to: calls, tokens, dollars, time. No model is called without --probe."""
     one = _to_write(pipeline, sets)
     from aif.cli.views.estimate import ask_for_probe, tell_estimate
-    from aif.engine.workload import foresee
+    from aif.engine.workload import prepare_and_estimate
 
     if probe is not None:
         from aif.cli.views.progress import Terminal
         from aif.core.formatting import counted
-        from aif.engine.feedback import feedback
+        from aif.engine.run import run_pipeline
 
         first = min(probe, limit or probe)
-        told = foresee(one, first, tell)
+        told = prepare_and_estimate(one, first, tell)
         err.print(f"the probe, the first {counted(first, 'prompt')}: ", end="")
         if told.calls:
             ask_for_probe(err, told, yes=yes)
-            ended = feedback(one, Terminal(err), limit=first)
-            if ended.asked.stopped or ended.asked.refused or ended.asked.short:
+            ended = run_pipeline(one, Terminal(err), limit=first)
+            if ended.calling.stopped or ended.calling.refused or ended.calling.budget_shortfall:
                 _leave(_typed(pipeline, sets), ended)
         else:
             err.print("nothing to ask")
-    tell_estimate(out, foresee(one, limit, tell))
+    tell_estimate(out, prepare_and_estimate(one, limit, tell))
 
 
 def _typed(file: Path, sets: list[str] | None) -> str:
@@ -182,7 +182,7 @@ def _typed(file: Path, sets: list[str] | None) -> str:
     return shlex.join([str(file), *_repeated("--set", sets)])
 
 
-def _tell_next(typed: str, ended: "Ended", example: str) -> None:
+def _tell_next(typed: str, ended: "RunResult", example: str) -> None:
     """What to do next. `typed` is the pipeline file and what was set, as the other commands take them."""
     steps = []
     if any(tally.pending for tally in ended.tallies.values()):
@@ -199,14 +199,16 @@ def _tell_next(typed: str, ended: "Ended", example: str) -> None:
         out.print(f"      {meaning}", style="dim")
 
 
-def _leave(typed: str, ended: "Ended") -> None:
+def _leave(typed: str, ended: "RunResult") -> None:
     """The exit code of a run, said with its reason."""
     from aif.core.formatting import duration
-    from aif.engine.outcome_text import reached
+    from aif.engine.outcome_text import budget_reached_text
 
-    asked = ended.asked
-    if asked.short:
-        said = reached(asked.short, f"aif run {re.sub('budget_usd=[^ ]*', 'budget_usd=…', typed)}")
+    asked = ended.calling
+    if asked.budget_shortfall:
+        said = budget_reached_text(
+            asked.budget_shortfall, f"aif run {re.sub('budget_usd=[^ ]*', 'budget_usd=…', typed)}"
+        )
         if not asked.refused:
             raise BudgetReached(said)
         tell(said)
@@ -218,7 +220,7 @@ def _leave(typed: str, ended: "Ended") -> None:
         raise typer.Exit(Exit.INTERRUPTED)
     if ended.incomplete:
         waits = "".join(
-            f"; {name} asks to be left alone for {duration(wait_s)}" for name, wait_s in asked.waits.items()
+            f"; {name} asks to be left alone for {duration(wait_s)}" for name, wait_s in asked.retry_after_s.items()
         )
         tell(f"done, but not all was answered: `aif failures {typed}` says why{waits}")
         raise typer.Exit(Exit.FAILURES)
@@ -321,13 +323,13 @@ def failures(pipeline: File, sets: Sets = None) -> None:
     with _reading(one, pipeline, sets, tell_failures_so_far) as reader:
         if reader:
             from aif.cli.views.summary import tell_marks
-            from aif.engine.outcome_text import unplanned
+            from aif.engine.outcome_text import unplanned_text
 
             balance, behind = reader.balance(), _tell_if_behind(one, reader)
             tell_failures(out, balance.missing)
             tell_marks(out, reader)
             if balance.unplanned:
-                out.print(unplanned(balance))
+                out.print(unplanned_text(balance))
             elif balance.prompts and not balance.missing and not behind:
                 out.print("nothing failed")
 
@@ -335,17 +337,17 @@ def failures(pipeline: File, sets: Sets = None) -> None:
 @app.command()
 def doctor(pipeline: File, sets: Sets = None) -> None:
     """One real request to every model and judge: key, access, template, schema, disk, each with the way to mend it."""
-    from aif.engine.doctor import examine
+    from aif.engine.doctor import run_checks
 
     one = load(pipeline, sets)
 
     async def tell() -> bool:
         fine = True
-        async for finding in examine(one):
-            fine &= finding.fine
-            mark = "[green]ok[/green]  " if finding.fine else "[red]mend[/red]"
+        async for finding in run_checks(one):
+            fine &= finding.ok
+            mark = "[green]ok[/green]  " if finding.ok else "[red]mend[/red]"
             out.print(mark, end=" ")
-            out.print(f"{finding.what}: {finding.words}", markup=False, soft_wrap=True)
+            out.print(f"{finding.subject}: {finding.text}", markup=False, soft_wrap=True)
         return fine
 
     if not asyncio.run(tell()):
@@ -479,16 +481,16 @@ def reparse(pipeline: File, sets: Sets = None) -> None:
 
 
 def _anew(pipeline: "Pipeline", done: str) -> None:
-    from aif.engine.rebuild import again
+    from aif.engine.rebuild import rebuild
 
-    told = again(pipeline, tell)
+    told = rebuild(pipeline, tell)
     out.print(f"the store is {done} {told.calls:,} kept calls in {told.seconds:.1f} s; no model was called")
-    if not told.alike + told.changed + told.lost:
-        out.print(f"judgements: {told.gained:,} read; no earlier reading was there to compare them with")
+    if not told.unchanged + told.changed + told.no_longer_readable:
+        out.print(f"judgements: {told.newly_readable:,} read; no earlier reading was there to compare them with")
         return
     out.print(
-        f"judgements: {told.alike:,} read as before, {told.changed:,} otherwise, "
-        f"{told.gained:,} only now, {told.lost:,} no longer"
+        f"judgements: {told.unchanged:,} read as before, {told.changed:,} otherwise, "
+        f"{told.newly_readable:,} only now, {told.no_longer_readable:,} no longer"
     )
 
 

@@ -111,11 +111,11 @@ def try_(
     """Rate completions that a pipeline has by another rubric, beside the ratings it has. What is asked is kept."""
     from aif.cli.views.progress import Terminal
     from aif.cli.views.rubric import tell_trial
-    from aif.engine.outcome_text import reached
-    from aif.engine.rubric_trial import Bill, attempt, told
+    from aif.engine.outcome_text import budget_reached_text
+    from aif.engine.rubric_trial import TrialCost, cost_text, try_rubric
 
-    def agreed(bill: Bill) -> bool:
-        err.print(told(bill), soft_wrap=True)
+    def agreed(bill: TrialCost) -> bool:
+        err.print(cost_text(bill), soft_wrap=True)
         if yes or bill.usd == 0:
             return True
         if not sys.stdin.isatty():
@@ -125,17 +125,17 @@ def try_(
         except typer.Abort:
             return False
 
-    tried = attempt(load(pipeline, sets), _rubric(name), Terminal(err), agreed, limit=limit, judge=judge)
+    tried = try_rubric(load(pipeline, sets), _rubric(name), Terminal(err), agreed, limit=limit, judge=judge)
     if tried is None:
         err.print("nothing was asked")
         return
     tell_trial(out, tried)
-    if tried.asked.refused:
-        lines = "\n".join(f"  {name}: {why}" for name, why in tried.asked.refused.items())
+    if tried.calling.refused:
+        lines = "\n".join(f"  {name}: {why}" for name, why in tried.calling.refused.items())
         raise ProviderRefused(f"given up until something is mended:\n{lines}\nthen the same command goes on")
-    if tried.asked.short:
-        raise BudgetReached(reached(tried.asked.short, "the same command"))
-    if tried.asked.stopped:
+    if tried.calling.budget_shortfall:
+        raise BudgetReached(budget_reached_text(tried.calling.budget_shortfall, "the same command"))
+    if tried.calling.stopped:
         err.print("stopped; everything answered is kept, and the same command goes on", soft_wrap=True)
         raise typer.Exit(Exit.INTERRUPTED)
     if tried.failures:

@@ -1,5 +1,5 @@
-"""A run: prepares prompts and judging requests, calls models and judges, keeps what they say, makes pairs; and what is
-known before a run (estimate, doctor).
+"""Runs a pipeline: prepares prompts and judging requests, calls models and judges, stores their replies, makes pairs.
+Also what precedes a run: its cost estimate and checks of its setup (doctor).
 
-Prints nothing: a screen is told how it goes.
+Prints nothing: progress goes to a Display as frozen snapshots.
 """

@@ -1,12 +1,14 @@
-"""The budget: what a run may still spend, reserved before a call is sent and settled after it. No I/O.
+"""The budget: a call reserves what it may cost before it is sent, and settles what it did cost afterwards. No I/O.
 
-A call is reserved at its *bound*, the most it can cost, and settled at what it did cost; where that is not known (a
-timeout, a broken reply), the bound counts. It is sent only while counted + the bounds of those in flight + its own
-bound are within the cap, so what is counted never passes the cap, and the bill never passes what is counted.
+A call reserves its *bound*, the most it can cost. When it ends, its actual cost counts; if that is unknown (a timeout,
+a broken reply), its bound counts. A call is sent only if counted spend + the bounds of calls in flight + its own bound
+stay within the cap. So 64 calls in flight can't pass budget_usd: counted spend never exceeds the cap, and the
+provider's bill never exceeds counted spend.
 
-That a crash does not change this, a run writes down its *ceiling* before it spends up to it: what it counts never
-passes a ceiling that is synced. Of a run that crashed the ceiling counts. It is raised in blocks, ahead of need, so
-that calls seldom wait for a sync: each leaves room for a quarter of what is in flight, which a crash counts, too.
+To hold after a crash too, a run journals a *ceiling* before it spends up to it: counted spend never exceeds a ceiling
+that is synced to disk. For a run that crashed, its last ceiling counts as spent. The ceiling is raised in blocks, ahead
+of need, so that calls seldom wait for a sync. A crash also counts that headroom, so it is only a quarter of what is in
+flight.
 """
 
 import asyncio
@@ -17,14 +19,14 @@ from math import inf
 
 from aif.core.types import Spent
 
-# Of what is in flight. Calls cost about a fifth of their bound, so with 16 in flight one block serves 10 of them, and
-# with 64 40: more than end within a sync (0.1 s) at 400 a second.
+# Headroom of a ceiling, as a share of what is in flight. Calls cost about a fifth of their bound, so with 16 in flight
+# a block serves 10 calls, and with 64 40: more than end within a sync (0.1 s) at 400 a second.
 AHEAD = 0.25
 
 
 @dataclass(frozen=True, slots=True)
-class Short:
-    """That the budget did not cover some calls: the least of their bounds, and what was counted as spent by then."""
+class BudgetShortfall:
+    """The budget refused calls. `bound` is the most that the cheapest of them could cost; all figures are in USD."""
 
     budget: float
     spent: Spent
@@ -33,12 +35,13 @@ class Short:
 
 @dataclass
 class Account:
-    """One run's books in USD: counted (known and unknown), in flight, and the ceiling that is synced."""
+    """The spend of one run in USD: known costs, upper bounds of calls whose cost is unknown or that are in flight, and
+    the ceiling, the spend that is allowed by the journal so far."""
 
     limit: float = inf
     known: float = 0.0
     unknown: float = 0.0
-    flying: float = 0.0
+    in_flight: float = 0.0
     calls: int = 0
     ceiling: float = 0.0
 
@@ -47,47 +50,49 @@ class Account:
         return self.known + self.unknown
 
     def covers(self, bound: float) -> bool:
-        """Whether a call may be sent now. The ceiling is never above the limit."""
-        return self.counted + self.flying + bound <= self.ceiling
+        """Return whether a call that costs at most `bound` may be sent now."""
+        return self.counted + self.in_flight + bound <= self.ceiling  # which is never above the limit
 
     def never_covers(self, bound: float) -> bool:
-        """Whether it doesn't fit even when all that is in flight turns out to cost nothing."""
+        """Return whether a call that costs at most `bound` exceeds the limit even if all calls in flight turn out
+        free."""
         return self.counted + bound > self.limit
 
     def send(self, bound: float) -> None:
-        self.flying += bound
+        """Count a call that costs at most `bound` USD as in flight."""
+        self.in_flight += bound
         self.calls += 1
 
     def settle(self, bound: float, usd: float | None) -> None:
-        """A call has come to its end: what it cost, or None where nothing tells."""
+        """Count the cost of a call that has ended, `usd`; if it is None, the cost is unknown and `bound` counts."""
         self.calls -= 1
-        self.flying = self.flying - bound if self.calls else 0.0  # nothing is left of many roundings
+        self.in_flight = self.in_flight - bound if self.calls else 0.0  # drops the sum of rounding errors
         if usd is None:
             self.unknown += bound
         else:
             self.known += usd
 
-    def short_of(self, asked: float, waiting: float) -> float | None:
-        """The next ceiling to write down, where the one asked for last leaves too little room for calls of so much
-        that wait, and for those to come."""
-        ahead = AHEAD * (self.flying + waiting)
-        used = self.counted + self.flying + waiting
+    def next_ceiling(self, requested: float, waiting: float) -> float | None:
+        """Return the ceiling to journal next, in USD; None while the last one, `requested`, leaves enough room.
+        `waiting` is the most that the calls waiting to be sent can cost."""
+        ahead = AHEAD * (self.in_flight + waiting)
+        used = self.counted + self.in_flight + waiting
         wanted = min(self.limit, used + ahead)
-        return wanted if asked < min(self.limit, used + ahead / 2) else None
+        return wanted if requested < min(self.limit, used + ahead / 2) else None
 
 
 @dataclass
-class _Turn:
+class _Reservation:
     bound: float
-    sent: asyncio.Future[bool]
+    granted: asyncio.Future[bool]
 
 
 @dataclass
 class Budget:
-    """The gate that calls pass in the order they came, so that dear ones are not passed by for ever.
+    """Admits calls in the order they arrive, so that cheap calls can't overtake an expensive one forever.
 
-    `cap` is in USD and holds for all that the store ever spent, of which `before` was before this run; None sets no
-    limit. `write` hands a ceiling over to be synced, numbered from 1; `synced` is told when it is.
+    `cap` is in USD and covers all that the store ever spent, including `before`, the spend before this run; None sets
+    no limit. `write` journals a ceiling, with its number from 1; once it is on disk, the caller calls `synced`.
     """
 
     cap: float | None
@@ -97,83 +102,86 @@ class Budget:
 
     def __post_init__(self) -> None:
         self.account = Account(inf if self.cap is None else self.cap - self.before.counted)
-        self._turns: deque[_Turn] = deque()
-        self._waiting = 0.0  # the sum of their bounds
-        self._asked = 0.0
+        self._queue: deque[_Reservation] = deque()
+        self._waiting = 0.0  # the sum of the bounds in the queue
+        self._requested = 0.0
         self._blocks = 0
-        self._least: float | None = None
+        self._lowest_refused: float | None = None
         self._stopped = False
 
     @property
     def spent(self) -> Spent:
-        """By the store, up to now."""
+        """All that the store has spent so far, before and in this run."""
         known, unknown = self.before.known + self.account.known, self.before.unknown + self.account.unknown
         return Spent(known, unknown, self.before.unpriced)
 
     @property
-    def short(self) -> Short | None:
-        """Set once a call was not covered."""
-        return None if self._least is None or self.cap is None else Short(self.cap, self.spent, self._least)
+    def shortfall(self) -> BudgetShortfall | None:
+        """Details of the calls that the budget refused; None if it refused none."""
+        if self._lowest_refused is None or self.cap is None:
+            return None
+        return BudgetShortfall(self.cap, self.spent, self._lowest_refused)
 
     async def reserve(self, bound: float) -> bool:
-        """True when a call that costs at most so much can be sent; False where this run's budget can't cover it any
-        more, or no call is to be made. Waits while what is in flight may still turn out cheaper."""
+        """Reserve `bound` USD for one call. Return True when the call may be sent, False if the budget can't cover it
+        any more or the run stops. Waits while calls in flight may still turn out cheaper than their bounds."""
         if self._stopped or not bound:
             return not self._stopped
-        turn = _Turn(bound, asyncio.get_running_loop().create_future())
-        self._turns.append(turn)
+        reservation = _Reservation(bound, asyncio.get_running_loop().create_future())
+        self._queue.append(reservation)
         self._waiting += bound
-        self._let_go()
+        self._admit()
         await self._raise_ceiling()
-        return await turn.sent
+        return await reservation.granted
 
     async def settle(self, bound: float, usd: float | None) -> None:
-        """What a reserved call cost in the end; None: not known."""
+        """Count what a reserved call did cost in USD, None if unknown, and release the rest of its bound."""
         if bound:
             self.account.settle(bound, usd)
-            self._let_go()
+            self._admit()
             await self._raise_ceiling()
 
     def synced(self, ceiling: float) -> None:
-        """The highest holds: where the disk is behind, a later one may come first."""
+        """Note that a ceiling passed to `write` is on disk, and admit calls up to it. The highest ceiling counts: if
+        the disk is slow, a later one may come first."""
         self.account.ceiling = max(self.account.ceiling, ceiling)
-        self._let_go()
+        self._admit()
 
     def stop(self) -> None:
-        """No further call is made: nobody waits."""
+        """Refuse all calls from now on, those that wait too."""
         self._stopped = True
-        for turn in self._turns:
-            if not turn.sent.done():
-                turn.sent.set_result(False)
-        self._turns.clear()
+        for reservation in self._queue:
+            if not reservation.granted.done():
+                reservation.granted.set_result(False)
+        self._queue.clear()
         self._waiting = 0.0
 
     async def close(self) -> None:
-        """Nothing is in flight any more, and nothing will be: what was counted is all that was spent."""
+        """Journal the final spend as the last ceiling, once no call is in flight."""
         if self._blocks:
             await self._write(self.account.counted)
 
-    def _let_go(self) -> None:
-        while self._turns:
-            turn = self._turns[0]
-            if not turn.sent.done():  # else whoever waited has left
-                if self.account.never_covers(turn.bound):
-                    self._least = min(turn.bound, self._least or inf)
-                    turn.sent.set_result(False)
-                elif self.account.covers(turn.bound):
-                    self.account.send(turn.bound)
-                    turn.sent.set_result(True)
+    def _admit(self) -> None:
+        while self._queue:
+            first = self._queue[0]
+            if not first.granted.done():  # done if the waiting task was cancelled
+                if self.account.never_covers(first.bound):
+                    self._lowest_refused = min(first.bound, self._lowest_refused or inf)
+                    first.granted.set_result(False)
+                elif self.account.covers(first.bound):
+                    self.account.send(first.bound)
+                    first.granted.set_result(True)
                 else:
                     return
-            self._turns.popleft()
-            self._waiting = self._waiting - turn.bound if self._turns else 0.0  # nothing is left of many roundings
+            self._queue.popleft()
+            self._waiting = self._waiting - first.bound if self._queue else 0.0  # drops the sum of rounding errors
 
     async def _raise_ceiling(self) -> None:
-        wanted = self.account.short_of(self._asked, self._waiting)
-        if wanted is not None:
-            await self._write(wanted)
+        ceiling = self.account.next_ceiling(self._requested, self._waiting)
+        if ceiling is not None:
+            await self._write(ceiling)
 
     async def _write(self, ceiling: float) -> None:
-        self._asked = ceiling
+        self._requested = ceiling
         self._blocks += 1
         await self.write(self._blocks, ceiling)

@@ -1,4 +1,4 @@
-"""The models and judges that a pipeline declares, connected."""
+"""Connect to the models and judges that a pipeline declares."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -16,11 +16,13 @@ from aif.providers.retry import RetryPolicy
 
 
 @asynccontextmanager
-async def opened(
+async def open_endpoints(
     pipeline: Pipeline, environ: Mapping[str, str] = ENVIRON, policy: RetryPolicy | None = None
 ) -> AsyncIterator[list[Endpoint]]:
-    """Every model and judge of a pipeline, connected to lazily; the simulator is started where one is declared. Those
-    with `launch` have no server yet (see servers/fleet.py)."""
+    """Yield an endpoint for every model and judge of a pipeline; starts the simulator if one is declared.
+
+    Clients connect at their first call. A model with `launch` has no server yet: servers/fleet.py starts it.
+    """
     async with AsyncExitStack() as stack:
         simulator = await _simulator(pipeline, stack)
         endpoints: list[Endpoint] = []
@@ -28,58 +30,59 @@ async def opened(
             *(("completion", model) for model in pipeline.models.values()),
             *(("judgement", judge) for judge in pipeline.judges.values()),
         ]
-        for stage, one in declared:
-            client = _client(one, stage, simulator, request_options(one, environ))
+        for stage, model in declared:
+            client = _client(model, stage, simulator, request_options(model, environ))
             stack.push_async_callback(client.aclose)
-            endpoints.append(_endpoint(one, stage, client, policy or RetryPolicy()))
+            endpoints.append(_endpoint(model, stage, client, policy or RetryPolicy()))
         yield endpoints
 
 
-def _endpoint(one: Model | Judge, stage: Stage, client: ChatModel, policy: RetryPolicy) -> Endpoint:
+def _endpoint(model: Model | Judge, stage: Stage, client: ChatModel, policy: RetryPolicy) -> Endpoint:
     endpoint = Endpoint(
-        one.name,
+        model.name,
         stage,
-        one.identity,
+        model.identity,
         client,
-        one.concurrency,
-        one.cost,
-        _bound(one),
-        RateLimiter(one.requests_per_minute, one.tokens_per_minute),
-        bool(one.max_cost(1, 1)),
+        model.concurrency,
+        model.cost,
+        _bound(model),
+        RateLimiter(model.requests_per_minute, model.tokens_per_minute),
+        bool(model.max_cost(1, 1)),
         policy,
         asyncio.get_running_loop().time,
     )
-    if one.launch:
+    if model.launch:
         endpoint.up.clear()
     return endpoint
 
 
-def _bound(one: Model | Judge) -> Callable[[Request], float | None]:
-    """What a request costs at most. Without a price that is the same of all, and none is measured."""
-    if one.price is None:
-        flat = one.max_cost(0, 0)
+def _bound(model: Model | Judge) -> Callable[[Request], float | None]:
+    """Return a function that gives the most a request can cost in USD. Without a price it doesn't measure the
+    request."""
+    if model.price is None:
+        flat = model.max_cost(0, 0)
         return lambda request: flat
-    return lambda request: one.max_cost(max_input_tokens(request), request.max_tokens)
+    return lambda request: model.max_cost(max_input_tokens(request), request.max_tokens)
 
 
-def _client(one: Model | Judge, stage: Stage, simulator: str | None, options: Options) -> ChatModel:
-    urls = one.base_url or ((simulator,) if one.provider == "simulator" and simulator else ())
-    provider = one.provider
-    if provider == "simulator":  # each API has its rehearsal: the pool's as vLLM serves it, the judges' as OpenAI does
+def _client(model: Model | Judge, stage: Stage, simulator: str | None, options: Options) -> ChatModel:
+    urls = model.base_url or ((simulator,) if model.provider == "simulator" and simulator else ())
+    provider = model.provider
+    if provider == "simulator":  # exercises both APIs: models as vLLM serves them, judges as OpenAI does
         provider = "vllm" if stage == "completion" else "openai"
     if provider == "vllm":
         from aif.providers.vllm import VllmChat
 
-        limit = 0 if one.launch else one.concurrency  # how many servers there will be is not known yet
-        return VllmChat(urls, one.served_name, options, timeout_s=one.timeout_s, limit=limit)
-    model, url = one.served_name, urls[0] if urls else None
+        limit = 0 if model.launch else model.concurrency  # with `launch` the number of servers is not known yet
+        return VllmChat(urls, model.served_name, options, timeout_s=model.timeout_s, limit=limit)
+    name, url = model.served_name, urls[0] if urls else None
     if provider == "anthropic":
         from aif.providers.anthropic import AnthropicChat
 
-        return AnthropicChat(model, options, base_url=url, timeout_s=one.timeout_s, limit=one.concurrency)
+        return AnthropicChat(name, options, base_url=url, timeout_s=model.timeout_s, limit=model.concurrency)
     from aif.providers.openai import OpenAIChat
 
-    return OpenAIChat(model, options, base_url=url, timeout_s=one.timeout_s, limit=one.concurrency)
+    return OpenAIChat(name, options, base_url=url, timeout_s=model.timeout_s, limit=model.concurrency)
 
 
 async def _simulator(pipeline: Pipeline, stack: AsyncExitStack) -> str | None:

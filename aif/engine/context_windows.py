@@ -1,5 +1,7 @@
-"""How many tokens a model or judge holds, prompt and reply together: as declared, else as its server lists it, else as
-its own errors said."""
+"""The context window of each model and judge, in tokens, prompt and reply together.
+
+It is taken from the pipeline file, else from the server's list of models, else from an earlier error of the server.
+"""
 
 import asyncio
 from collections.abc import Iterator, Mapping
@@ -17,12 +19,13 @@ from aif.providers.base import CallError
 from aif.providers.http import deadline, proxy_of, read_body
 from aif.providers.vllm import normalize_base_url
 
-LIST_S = 5.0  # for a list of models; a server that is not up tells nothing
+LIST_S = 5.0  # seconds to wait for a list of models
 
 Key = tuple[Stage, str]
 
-# Where a list says it, what is served first: vLLM, SGLang; LM Studio; OpenRouter, Together; Groq; Mistral; llama.cpp.
-_SAID = (
+# Where a list of models has the context window (object in the entry, field); the window as served comes first: vLLM,
+# SGLang; LM Studio; OpenRouter, Together; Groq; Mistral; llama.cpp.
+_FIELDS = (
     ("", "max_model_len"),
     ("", "loaded_context_length"),
     ("top_provider", "context_length"),
@@ -34,52 +37,59 @@ _SAID = (
 )
 
 
-def everyone(pipeline: Pipeline) -> dict[Key, Model | Judge]:
-    models: dict[Key, Model | Judge] = {("completion", name): one for name, one in pipeline.models.items()}
-    return models | {("judgement", name): one for name, one in pipeline.judges.items()}
+def declared_endpoints(pipeline: Pipeline) -> dict[Key, Model | Judge]:
+    """Return every model and judge of a pipeline by (stage, name)."""
+    models: dict[Key, Model | Judge] = {("completion", name): model for name, model in pipeline.models.items()}
+    return models | {("judgement", name): judge for name, judge in pipeline.judges.items()}
 
 
-async def windows(of: Mapping[Key, DeclaredEndpoint], erred: Mapping[Key, int | None]) -> dict[Key, int]:
-    """The windows of these models and judges that are known; `erred` has what errors said."""
-    asked = {_place(one): one for one in of.values() if one.context_window is None and one.base_url}
-    lists = dict(zip(asked, await asyncio.gather(*map(_list, asked.values())), strict=True))
-    found = {
-        key: one.context_window or listed(lists.get(_place(one)), one.served_name) or erred.get(key)
-        for key, one in of.items()
+async def known_windows(
+    endpoints: Mapping[Key, DeclaredEndpoint], from_errors: Mapping[Key, int | None]
+) -> dict[Key, int]:
+    """Return the context windows that are known, in tokens; asks the servers for the windows that aren't declared.
+
+    `from_errors` has the windows that earlier error messages stated.
+    """
+    undeclared = {_server(e): e for e in endpoints.values() if e.context_window is None and e.base_url}
+    lists = dict(zip(undeclared, await asyncio.gather(*map(_model_list, undeclared.values())), strict=True))
+    windows = {
+        key: e.context_window or listed_window(lists.get(_server(e)), e.served_name) or from_errors.get(key)
+        for key, e in endpoints.items()
     }
-    return {key: window for key, window in found.items() if window}
+    return {key: window for key, window in windows.items() if window}
 
 
-def _place(one: DeclaredEndpoint) -> tuple[str, str | None]:
-    return next(iter(one.base_url), ""), one.api_key_env
+def _server(endpoint: DeclaredEndpoint) -> tuple[str, str | None]:
+    return next(iter(endpoint.base_url), ""), endpoint.api_key_env
 
 
-async def _list(one: DeclaredEndpoint) -> Any:
-    """What a server says of its models; None where it says nothing that can be read."""
+async def _model_list(endpoint: DeclaredEndpoint) -> Any:
+    """Return the server's list of models; None if it can't be fetched or parsed."""
     try:
-        url = f"{normalize_base_url(one.base_url[0])}/models"
-        said = request_options(one, ENVIRON)
+        url = f"{normalize_base_url(endpoint.base_url[0])}/models"
+        request = request_options(endpoint, ENVIRON)
         async with (
-            deadline(LIST_S, url, said.secrets),
-            aiohttp.ClientSession(headers=dict(said.headers), cookie_jar=aiohttp.DummyCookieJar()) as session,
-            session.get(url, params=said.query, proxy=proxy_of(url), allow_redirects=False) as answer,
+            deadline(LIST_S, url, request.secrets),
+            aiohttp.ClientSession(headers=dict(request.headers), cookie_jar=aiohttp.DummyCookieJar()) as session,
+            session.get(url, params=request.query, proxy=proxy_of(url), allow_redirects=False) as response,
         ):
-            return parse_body(await read_body(answer.content.iter_any()))
-    except (BadInput, CallError, ValueError, RecursionError):  # no key yet, not up, no list: a run tells of that
+            return parse_body(await read_body(response.content.iter_any()))
+    except (BadInput, CallError, ValueError, RecursionError):  # no key yet, not up, no list: a run reports it
         return None
 
 
-def listed(data: Any, model: str) -> int | None:
-    """The window of a model by a list, or of the only one there: llama.cpp serves one, whatever it is called."""
+def listed_window(data: Any, model: str) -> int | None:
+    """Return the context window of `model` in a server's list of models. If the list has one entry, its name doesn't
+    matter: llama.cpp serves one model under any name."""
     rows = data.get("data") if isinstance(data, dict) else data
     models = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
-    own = [row for row in models if row.get("id") == model] or (models if len(models) == 1 else [])
-    return next((n for row in own for n in _numbers(row)), None)
+    named = [row for row in models if row.get("id") == model] or (models if len(models) == 1 else [])
+    return next((n for row in named for n in _numbers(row)), None)
 
 
 def _numbers(row: Mapping[str, Any]) -> Iterator[int]:
-    for part, name in _SAID:
-        of = row.get(part) if part else row
-        n = of.get(name) if isinstance(of, dict) else None
+    for part, field in _FIELDS:
+        values = row.get(part) if part else row
+        n = values.get(field) if isinstance(values, dict) else None
         if isinstance(n, int) and not isinstance(n, bool) and n > 0:
             yield n

@@ -1,4 +1,4 @@
-"""One real request to each model and judge before anything is spent, each finding with the way to mend it."""
+"""Check a pipeline before a run: files, disk, keys, servers, and one real request to each model and judge."""
 
 import asyncio
 import os
@@ -9,18 +9,17 @@ from dataclasses import dataclass
 from itertools import islice
 
 from aif.config.pipeline import Pipeline, request_options
-from aif.config.sections import DeclaredEndpoint as Declared
-from aif.config.sections import Judge, Model, Source
+from aif.config.sections import DeclaredEndpoint, Judge, Model, Source
 from aif.core.environment import ENVIRON
 from aif.core.errors import BadInput
 from aif.core.formatting import counted
 from aif.core.types import Message, Principle, Prompt, Usage, prompt_id
-from aif.engine.advice import mend
-from aif.engine.connect import opened
-from aif.engine.context_windows import everyone, windows
-from aif.engine.estimate import UNMEASURED, tight, unfit
+from aif.engine.advice import fix
+from aif.engine.connect import open_endpoints
+from aif.engine.context_windows import declared_endpoints, known_windows
+from aif.engine.estimate import UNMEASURED, context_overflow, overflow_text
 from aif.engine.prepare import principles_of, rubric_of
-from aif.engine.workload import size
+from aif.engine.workload import context_tokens
 from aif.judging.parse import Unparseable, parse_reply
 from aif.judging.request import completion_request, judging_request
 from aif.judging.rubric import Rubric
@@ -41,7 +40,7 @@ from aif.servers.placement import describe_shift, plan_shifts
 from aif.sources.load import read_prompts
 from aif.sources.prompt_rows import Skipped
 
-FIRST = 200  # prompts of each source that are looked at for what a model or judge holds
+FIRST = 200  # prompts of each source that are compared with the context windows
 DISK_BYTES = 2 * 2**30  # a run of 64,000 prompts leaves about 1.5 GB of journal and store
 
 _TURNS = (Message("user", "Name one use of a paper clip besides holding paper."),)
@@ -51,159 +50,159 @@ _COMPLETIONS = ("It can press the reset button of a small device.", "Paper clips
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing looked at: fine, or what is wrong and how to mend it."""
+    """The result of one check: what was checked, whether it passed, and the finding or the fix in words."""
 
-    what: str
-    fine: bool
-    words: str
+    subject: str
+    ok: bool
+    text: str
 
 
-async def examine(pipeline: Pipeline) -> AsyncIterator[Check]:
-    """Findings in the order of the pipeline file, as they are made."""
+async def run_checks(pipeline: Pipeline) -> AsyncIterator[Check]:
+    """Check a pipeline and yield each result as it is ready. Sends one request to each model and judge."""
     rubric = rubric_of(pipeline)
     yield Check(
-        "pipeline", True, f"{pipeline.path} is sound; rubric {rubric.sheet.name}, {len(pipeline.models)} models"
+        "pipeline", True, f"{pipeline.path} is valid; rubric {rubric.sheet.name}, {len(pipeline.models)} models"
     )
     check_owner(pipeline)
-    for words in (*programs_run(pipeline), *secret_destinations(pipeline)):
-        yield Check("pipeline", True, words)
-    yield _disk(pipeline)
+    for line in (*programs_run(pipeline), *secret_destinations(pipeline)):
+        yield Check("pipeline", True, line)
+    yield _check_disk(pipeline)
     for source in pipeline.prompts:
-        yield _source(source, pipeline)
-    for one in (*pipeline.models.values(), *pipeline.judges.values()):
-        if why := _no_key(one):
-            yield Check(one.name, False, why.removeprefix(f"{one.name}: "))
-    async for finding in _servers(pipeline):
-        yield finding
-    for finding in await _unheld(pipeline, rubric):
-        yield finding
-    async with opened(_with_keys(pipeline)) as endpoints:
+        yield _check_source(source, pipeline)
+    for endpoint in (*pipeline.models.values(), *pipeline.judges.values()):
+        if problem := _missing_key(endpoint):
+            yield Check(endpoint.name, False, problem.removeprefix(f"{endpoint.name}: "))
+    async for check in _check_launches(pipeline):
+        yield check
+    for check in await _check_context_windows(pipeline, rubric):
+        yield check
+    async with open_endpoints(_with_keys(pipeline)) as endpoints:
         up = [endpoint for endpoint in endpoints if endpoint.up.is_set()]
-        tests = [asyncio.create_task(_test(pipeline, rubric, endpoint)) for endpoint in up]
-        for test in tests:
-            for finding in await test:
-                yield finding
+        tasks = [asyncio.create_task(_check_endpoint(pipeline, rubric, endpoint)) for endpoint in up]
+        for task in tasks:
+            for check in await task:
+                yield check
 
 
-def _source(source: Source, pipeline: Pipeline) -> Check:
-    """Whether a source can be read, by its first row."""
-    what = f"prompts {source.source}"
+def _check_source(source: Source, pipeline: Pipeline) -> Check:
+    subject = f"prompts {source.source}"
     try:
         first = next(read_prompts(source, base=pipeline.folder), None)
     except BadInput as error:
-        return Check(what, False, str(error))
+        return Check(subject, False, str(error))
     if first is None:
-        return Check(what, False, "holds no rows; see file: or hub: and split:")
+        return Check(subject, False, "holds no rows; see file: or hub: and split:")
     if isinstance(first, Skipped):
-        return Check(what, True, f"{first.where}: its first row will be left out: {first.detail}")
-    brought = f" with {counted(len(first.provided), 'completion')} of its own" if first.provided else ""
-    return Check(what, True, f"its first row is a prompt of {counted(len(first.messages), 'turn')}{brought}")
+        return Check(subject, True, f"{first.where}: its first row will be left out: {first.detail}")
+    carried = f" with {counted(len(first.provided), 'completion')} of its own" if first.provided else ""
+    return Check(subject, True, f"its first row is a prompt of {counted(len(first.messages), 'turn')}{carried}")
 
 
-def _no_key(one: Declared) -> str | None:
+def _missing_key(endpoint: DeclaredEndpoint) -> str | None:
     try:
-        request_options(one, ENVIRON)
+        request_options(endpoint, ENVIRON)
     except BadInput as error:
         return str(error)
     return None
 
 
 def _with_keys(pipeline: Pipeline) -> Pipeline:
-    """The pipeline with those of its models and judges only that can be asked."""
+    """Return the pipeline with only the models and judges whose key is set."""
     return pipeline.model_copy(
         update={
-            "models": {name: one for name, one in pipeline.models.items() if not _no_key(one)},
-            "judges": {name: one for name, one in pipeline.judges.items() if not _no_key(one)},
+            "models": {name: model for name, model in pipeline.models.items() if not _missing_key(model)},
+            "judges": {name: judge for name, judge in pipeline.judges.items() if not _missing_key(judge)},
         }
     )
 
 
-async def _servers(pipeline: Pipeline) -> AsyncIterator[Check]:
-    """What aif would launch is not launched: that takes minutes, and a download of tens of GB, for each model. Told is
-    whether it could be; `aif run --limit 1` is the trial of it."""
+async def _check_launches(pipeline: Pipeline) -> AsyncIterator[Check]:
+    """Check whether the servers that aif would launch could be launched, without launching them: that takes minutes and
+    a download of tens of GB for each model. `aif run --limit 1` tries it."""
     try:
-        every = [
+        keys = [
             *(("completion", name) for name in pipeline.models),
             *(("judgement", name) for name in pipeline.judges),
         ]
-        found = launched_endpoints(pipeline, every)
-        planned = plan_shifts([one.gpu_request for one in found], available_gpus(ENVIRON)) if found else ()
+        servers = launched_endpoints(pipeline, keys)
+        plan = plan_shifts([server.gpu_request for server in servers], available_gpus(ENVIRON)) if servers else ()
     except BadInput as error:
         yield Check("servers", False, str(error))
         return
-    for one in found:
-        environ = server_environment(one, ENVIRON, secret_variables(pipeline))
-        why = await vllm_problem(one, environ) or await download_problem(one, environ)
-        yield Check(one.entry.name, not why, why or f"can be launched: vLLM and {one.model} are there")
-    for number, shift in enumerate(planned, 1):
-        yield Check("servers", True, f"{number} of {len(planned)}, launched by `aif run`: {describe_shift(shift)}")
+    for server in servers:
+        environ = server_environment(server, ENVIRON, secret_variables(pipeline))
+        problem = await vllm_problem(server, environ) or await download_problem(server, environ)
+        text = problem or f"can be launched: vLLM and {server.model} are there"
+        yield Check(server.entry.name, not problem, text)
+    for number, shift in enumerate(plan, 1):
+        yield Check("servers", True, f"{number} of {len(plan)}, launched by `aif run`: {describe_shift(shift)}")
 
 
-async def _unheld(pipeline: Pipeline, rubric: Rubric) -> list[Check]:
-    """What is more than a model or judge holds, of the first prompts of each source. Completions to come are taken to
-    be as long as their max_tokens allows, since none may be there yet."""
-    every, prompts, found = everyone(pipeline), list[Prompt](), list[Check]()
-    held = await windows(every, {})
-    for source in pipeline.prompts if held else ():
-        with suppress(BadInput):  # told already
+async def _check_context_windows(pipeline: Pipeline, rubric: Rubric) -> list[Check]:
+    """Return which models and judges have requests that don't fit, of the first prompts of each source. Completions are
+    assumed to be as long as max_tokens allows, since there may be none yet."""
+    endpoints, prompts, checks = declared_endpoints(pipeline), list[Prompt](), list[Check]()
+    windows = await known_windows(endpoints, {})
+    for source in pipeline.prompts if windows else ():
+        with suppress(BadInput):  # reported by _check_source
             rows = islice(read_prompts(source, base=pipeline.folder), FIRST)
             prompts += [row for row in rows if isinstance(row, Prompt)]
-    for (stage, name), window in held.items():
-        sizes = list(_sizes(pipeline, rubric, every[stage, name], prompts))
-        if much := tight(stage, every[stage, name], window, sizes, len(sizes), awaited=True):
-            found.append(Check(name, True, f"of the first prompts, {unfit(much)}"))
-    return found
+    for (stage, name), window in windows.items():
+        endpoint = endpoints[stage, name]
+        sizes = list(_sizes(pipeline, rubric, endpoint, prompts))
+        if overflow := context_overflow(stage, endpoint, window, sizes, len(sizes), awaited=True):
+            checks.append(Check(name, True, f"of the first prompts, {overflow_text(overflow)}"))
+    return checks
 
 
-def _sizes(pipeline: Pipeline, rubric: Rubric, one: Model | Judge, prompts: list[Prompt]) -> Iterator[float]:
-    """The tokens of each request about these prompts and of its reply."""
+def _sizes(pipeline: Pipeline, rubric: Rubric, endpoint: Model | Judge, prompts: list[Prompt]) -> Iterator[float]:
+    """Yield the tokens of each request about these prompts, with its reply."""
     longest = max((pipeline.sampling(model).max_tokens for model in pipeline.models.values()), default=0)
     for prompt in prompts:
-        texts = sorted((came.text for came in prompt.provided), key=len)
-        coming = [] if texts else [longest] * pipeline.completions.per_prompt
-        if isinstance(one, Model):
-            asked = completion_request(prompt, None, one.system, pipeline.sampling(one), seed=0)
-            yield from [size(asked, UNMEASURED)] if coming else []
+        texts = sorted((carried.text for carried in prompt.provided), key=len)
+        pending = [] if texts else [longest] * pipeline.completions.per_prompt
+        if isinstance(endpoint, Model):
+            request = completion_request(prompt, None, endpoint.system, pipeline.sampling(endpoint), seed=0)
+            yield from [context_tokens(request, UNMEASURED)] if pending else []
             continue
-        for name, ask in rubric.sheet.requests.items():
-            most = None if ask.mode == "listwise" else -1  # of one at a time, the longest
-            shown = texts[most:] or [""] * len(coming[most:])
-            yield size(judging_request(rubric, name, prompt, shown, one, seed=0), UNMEASURED, sum(coming[most:]))
+        for name, spec in rubric.sheet.requests.items():
+            first = None if spec.mode == "listwise" else -1  # a single completion: the longest
+            shown = texts[first:] or [""] * len(pending[first:])
+            request = judging_request(rubric, name, prompt, shown, endpoint, seed=0)
+            yield context_tokens(request, UNMEASURED, sum(pending[first:]))
 
 
-def _disk(pipeline: Pipeline) -> Check:
+def _check_disk(pipeline: Pipeline) -> Check:
     folder = pipeline.store.absolute().parent
     while not folder.exists():
         folder = folder.parent
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         return Check("disk", False, f"{folder} can't be written to; choose another `store`")
     free = shutil.disk_usage(folder).free
-    words = f"{free / 2**30:.1f} GiB free at {folder}"
+    text = f"{free / 2**30:.1f} GiB free at {folder}"
     return Check(
-        "disk", free >= DISK_BYTES, words if free >= DISK_BYTES else f"only {words}; a large run needs about 2 GiB"
+        "disk", free >= DISK_BYTES, text if free >= DISK_BYTES else f"only {text}; a large run needs about 2 GiB"
     )
 
 
-async def _test(pipeline: Pipeline, rubric: Rubric, endpoint: Endpoint) -> list[Check]:
-    one = pipeline.models[endpoint.name] if endpoint.stage == "completion" else pipeline.judges[endpoint.name]
+async def _check_endpoint(pipeline: Pipeline, rubric: Rubric, endpoint: Endpoint) -> list[Check]:
+    name = endpoint.name
+    declared = pipeline.models[name] if endpoint.stage == "completion" else pipeline.judges[name]
     try:
-        if isinstance(one, Model):
-            words = await _complete(pipeline, one, endpoint)
+        if isinstance(declared, Model):
+            text = await _complete(pipeline, declared, endpoint)
         else:
-            words = await _judge(rubric, one, endpoint)
+            text = await _judge(rubric, declared, endpoint)
     except CallError as error:
-        what = mend(error.kind, error.message)
-        return [Check(endpoint.name, False, f"{error.kind}: {error.message}{f' → {what}' if what else ''}")]
-    except Unparseable as why:
-        return [
-            Check(
-                endpoint.name, False, f"answers, but its ratings can't be read: {why} → try `reply: schema`, or `text`"
-            )
-        ]
-    findings = [Check(endpoint.name, True, words)]
-    if one.cost(Usage(0, 0)) is None:
-        findings.append(Check(endpoint.name, True, "its price is not known, so spend can't be told; set `price`"))
-    return findings
+        advice = fix(error.kind, error.message)
+        return [Check(name, False, f"{error.kind}: {error.message}{f' → {advice}' if advice else ''}")]
+    except Unparseable as error:
+        text = f"answers, but its ratings are unparseable: {error} → try `reply: schema`, or `text`"
+        return [Check(name, False, text)]
+    checks = [Check(name, True, text)]
+    if declared.cost(Usage(0, 0)) is None:
+        checks.append(Check(name, True, "price unknown, so its spend can't be counted; set `price`"))
+    return checks
 
 
 async def _complete(pipeline: Pipeline, model: Model, endpoint: Endpoint) -> str:
@@ -214,7 +213,7 @@ async def _complete(pipeline: Pipeline, model: Model, endpoint: Endpoint) -> str
         completion_request(_PROMPT, principle, model.system, pipeline.sampling(model), seed=1)
     )
     served = reply.served.get("model") or "?"
-    used = f"{reply.usage.input} + {reply.usage.output} tokens" if reply.usage else "the server counts no tokens"
+    used = f"{reply.usage.input} + {reply.usage.output} tokens" if reply.usage else "the server reports no token counts"
     return f"answers as {served} ({used}{', with a principle' if principle else ''})"
 
 
@@ -225,4 +224,4 @@ async def _judge(rubric: Rubric, judge: Judge, endpoint: Endpoint) -> str:
     if reply.truncated:
         raise CallError(Kind.TRUNCATED, f"the judgement was cut at max_tokens, {judge.max_tokens}")
     ratings = parse_reply(rubric, request, [str(i) for i, _ in enumerate(shown)], reply.text, judge.reply)
-    return f"rates by {judge.reply}: {len(ratings)} ratings of {len(shown)} completions read"
+    return f"rates by {judge.reply}: {len(ratings)} ratings of {len(shown)} completions parsed"

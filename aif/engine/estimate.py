@@ -1,7 +1,7 @@
-"""What a run would ask and what that comes to: calls, tokens, dollars, time. Pure; workload.py brings the facts.
+"""Estimate a run from what is known about its calls: calls, tokens, dollars, time. No I/O; workload.py reads the store.
 
-Every figure is two: what is expected, and what it is at most, if no reply can be used, so that each is asked for again,
-and each is as long as its limit allows.
+Every figure has an expected value and a maximum. The maximum assumes that no reply can be used, so that every item is
+requested as often as allowed, and that every reply is as long as its limit.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,15 +15,15 @@ from aif.judging.rubric import Rubric
 from aif.store.forecast import Replies
 from aif.store.report_queries import Tally
 
-BYTES_A_TOKEN = 4.0  # of English, and of most other scripts in UTF-8; what providers reckon with
+BYTES_A_TOKEN = 4.0  # of English, and of most other scripts in UTF-8; providers assume it too
 FEWEST_BYTES_A_TOKEN = 2.0  # of digits, code and scripts that a tokenizer does not know
-COMPLETION_TOKENS = 300  # of a completion nobody has measured; chat datasets' answers have 150 to 500
-RATING_TOKENS = 15  # of keys, quotes and the rating itself around a rationale
+COMPLETION_TOKENS = 300  # of a completion without a measurement; answers in chat datasets have 150 to 500
+RATING_TOKENS = 15  # of the keys, quotes and the rating itself around a rationale
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """What is expected, and what it is at most."""
+    """An estimated amount: the expected value, and the most it can be."""
 
     expected: float
     most: float
@@ -35,23 +35,24 @@ class Span:
         return Span(self.expected * times, self.most * times)
 
 
-NOTHING = Span(0.0, 0.0)
+ZERO = Span(0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
-class Rate:
-    """Tokens a byte of what is sent, and how that is known."""
+class TokenRate:
+    """Tokens per byte of a request. `basis` says in words where the figure comes from."""
 
     tokens: Span
     basis: str
 
 
-UNMEASURED = Rate(Span(1 / BYTES_A_TOKEN, 1 / FEWEST_BYTES_A_TOKEN), f"{BYTES_A_TOKEN:g} bytes a token assumed")
+UNMEASURED = TokenRate(Span(1 / BYTES_A_TOKEN, 1 / FEWEST_BYTES_A_TOKEN), f"{BYTES_A_TOKEN:g} bytes a token assumed")
 
 
 @dataclass(frozen=True, slots=True)
-class Length:
-    """Tokens of one reply, how many of them a judge is shown (all but the reasoning), and how that is known."""
+class ReplyLength:
+    """Tokens of one reply. `shown` is the part that a judge is shown: all but the reasoning. `basis` says in words
+    where the figures come from."""
 
     tokens: Span
     shown: Span
@@ -60,28 +61,32 @@ class Length:
 
 
 @dataclass(frozen=True, slots=True)
-class Tight:
-    """Of what one model or judge is to be asked, how many requests its `window` (tokens) can't hold, their replies'
-    `max_tokens` with them. `awaited`: completions still to come are among them. `apart`: these are then asked one
-    completion by one."""
+class ContextOverflow:
+    """How many requests to one model or judge don't fit its context window together with their `max_tokens`.
+
+    `over` of `total` requests don't fit `window` tokens. `awaited`: judgements of pending completions are counted too.
+    `apart`: the judge then rates one completion at a time (`on_overflow: single`).
+    """
 
     stage: Stage
     name: str
     over: int
-    of: int
+    total: int
     window: int
     awaited: bool = False
     apart: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """What one model or judge has still to be asked; sizes are means of its calls.
+class EndpointWork:
+    """The calls that one model or judge still has to make, and what is measured about them. Sizes are means per call.
 
-    `tally` counts judgements as if every completion came through. `sent` is bytes, without the completions still to
-    come that a judge will be shown: `awaited` counts those by model. `reckoned` is the tokens of a call as a limit per
-    minute counts them. What only measuring tells: `tries`, calls an answer; `cached` and `written`, the parts of the
-    input read from a provider's cache and written to one; `seconds` of a call.
+    `tally`: items by state; judgements are counted as if every pending completion succeeded.
+    `sent`: bytes of a request, without pending completions.
+    `awaited`: pending completions that a judge's request will show, by model.
+    `limit_tokens`: tokens of a call as a limit per minute counts them.
+    `tries`: calls per answer. `cached`, `written`: shares of the input read from and written to a provider's cache.
+    `seconds`: time per call; None if it was not measured.
     """
 
     stage: Stage
@@ -89,25 +94,28 @@ class Work:
     tally: Tally
     sent: float
     awaited: Mapping[str, float]
-    rate: Rate
-    reply: Length
-    reckoned: float
+    rate: TokenRate
+    reply: ReplyLength
+    limit_tokens: float
     tries: float = 1.0
     cached: float = 0.0
     written: float = 0.0
     seconds: float | None = None
-    tight: Tight | None = None
+    overflow: ContextOverflow | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class EstimateLine:
-    """What one model or judge comes to. `usd` is None where its price isn't known; `seconds` is None where nothing says
-    how long it takes, and `at_least` that only its limits do."""
+    """The estimate for one model or judge. `stored` answers cost nothing more; `failed` items are not requested again.
+
+    `usd` is None if the price is unknown. `seconds` is None if neither a measurement nor a limit gives it; `at_least`
+    is set if only its limits do.
+    """
 
     stage: Stage
     name: str
     calls: int
-    kept: int
+    stored: int
     failed: int
     input: Span
     output: Span
@@ -119,10 +127,11 @@ class EstimateLine:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a run would come to, by model and judge; what was spent before, and the budget (USD) for both."""
+    """The estimate for a run, a line per model and judge. `spent` is the store's spend so far; `budget` in USD covers
+    both."""
 
     lines: tuple[EstimateLine, ...]
-    tight: tuple[Tight, ...] = ()
+    overflows: tuple[ContextOverflow, ...] = ()
     spent: Spent = UNSPENT
     budget: float | None = None
 
@@ -131,9 +140,9 @@ class Estimate:
         return sum(line.calls for line in self.lines)
 
     @property
-    def kept(self) -> int:
-        """Answers that are had and wanted, so that nothing is paid for them again."""
-        return sum(line.kept for line in self.lines)
+    def stored(self) -> int:
+        """Number of answers that are already stored and still wanted; they cost nothing."""
+        return sum(line.stored for line in self.lines)
 
     @property
     def failed(self) -> int:
@@ -149,143 +158,163 @@ class Estimate:
 
     @property
     def usd(self) -> Span:
-        """Of those whose price is known."""
+        """Dollars of the models and judges whose price is known."""
         return _sum(line.usd for line in self.lines if line.usd is not None)
 
     @property
     def unpriced(self) -> tuple[str, ...]:
-        """Those to be asked whose price isn't known, so that `usd` is a lower bound."""
+        """Names of models and judges with calls to make and no known price; if there are any, `usd` is a lower
+        bound."""
         return tuple(line.name for line in self.lines if line.calls and line.usd is None)
 
     @property
     def seconds(self) -> float | None:
-        """Of the slowest, since all are asked side by side."""
+        """Time of the slowest model or judge, since all work in parallel; None if no time is known."""
         return max((line.seconds for line in self.lines if line.calls and line.seconds is not None), default=None)
 
     @property
     def at_least(self) -> bool:
-        """Whether somebody's time is not measured, so that `seconds` is a lower bound."""
+        """Whether some model's or judge's time is not measured, so that `seconds` is a lower bound."""
         return any(line.at_least for line in self.lines if line.calls)
 
 
 def _sum(spans: Iterable[Span]) -> Span:
-    return sum(spans, NOTHING)
+    return sum(spans, ZERO)
 
 
-def estimate(works: Sequence[Work], endpoints: Mapping[tuple[Stage, str], DeclaredEndpoint]) -> Estimate:
-    """What the work comes to at the endpoints' prices and limits."""
+def estimate_cost(works: Sequence[EndpointWork], endpoints: Mapping[tuple[Stage, str], DeclaredEndpoint]) -> Estimate:
+    """Return tokens, dollars and time of the pending calls, by the prices and limits that `endpoints` declare."""
     replies = {work.name: work.reply for work in works if work.stage == "completion"}
     lines = tuple(_line(work, endpoints[work.stage, work.name], replies) for work in works)
-    return Estimate(lines, tuple(work.tight for work in works if work.tight))
+    return Estimate(lines, tuple(work.overflow for work in works if work.overflow))
 
 
-def tight(
-    stage: Stage, one: DeclaredEndpoint, window: int | None, sizes: Sequence[float], of: int, awaited: bool = False
-) -> Tight | None:
-    """What can't be held of so many requests, by the tokens that some of them may come to with their replies."""
+def context_overflow(
+    stage: Stage,
+    endpoint: DeclaredEndpoint,
+    window: int | None,
+    sizes: Sequence[float],
+    total: int,
+    awaited: bool = False,
+) -> ContextOverflow | None:
+    """Return how many of `total` requests exceed a context window of `window` tokens; None if all fit or it is unknown.
+
+    `sizes` are the tokens of a sample of these requests, with their replies.
+    """
     over = sum(size > window for size in sizes) if window else 0
     if not window or not over:
         return None
-    apart = isinstance(one, Judge) and one.on_overflow == "single"
-    return Tight(stage, one.name, max(1, round(of * over / len(sizes))), of, window, awaited, apart)
+    apart = isinstance(endpoint, Judge) and endpoint.on_overflow == "single"
+    return ContextOverflow(
+        stage, endpoint.name, max(1, round(total * over / len(sizes))), total, window, awaited, apart
+    )
 
 
-def _line(work: Work, one: DeclaredEndpoint, replies: Mapping[str, Length]) -> EstimateLine:
-    calls = work.tally.pending
-    coming = _sum(replies[model].shown * count for model, count in work.awaited.items())
-    each, asked = work.rate.tokens * work.sent + coming, calls * work.tries
-    most, limits = (calls * max(work.tries, times) for times in max_billed_replies(work.stage))
-    sent = Span(each.expected * asked, each.most * most)
-    said = Span(work.reply.tokens.expected * asked, work.reply.tokens.most * limits)
-    seconds = _seconds(work, one, calls, coming.expected) if calls else 0.0
-    basis = (f"tokens in: {work.rate.basis}", f"out: {work.reply.basis}") if calls else ()
+def _line(work: EndpointWork, endpoint: DeclaredEndpoint, replies: Mapping[str, ReplyLength]) -> EstimateLine:
+    pending = work.tally.pending
+    completions = _sum(replies[model].shown * count for model, count in work.awaited.items())
+    request, calls = work.rate.tokens * work.sent + completions, pending * work.tries
+    most_calls, most_replies = (pending * max(work.tries, times) for times in max_billed_replies(work.stage))
+    input = Span(request.expected * calls, request.most * most_calls)
+    output = Span(work.reply.tokens.expected * calls, work.reply.tokens.most * most_replies)
+    seconds = _seconds(work, endpoint, pending, completions.expected) if pending else 0.0
+    basis = (f"tokens in: {work.rate.basis}", f"out: {work.reply.basis}") if pending else ()
     return EstimateLine(
-        work.stage, work.name, calls, work.tally.answered, work.tally.failed, sent, said,
-        _usd(work, one, sent, said), seconds, calls > 0 and work.seconds is None, basis,
+        work.stage, work.name, pending, work.tally.answered, work.tally.failed, input, output,
+        _usd(work, endpoint, input, output), seconds, pending > 0 and work.seconds is None, basis,
     )  # fmt: skip
 
 
-def _usd(work: Work, one: DeclaredEndpoint, sent: Span, said: Span) -> Span | None:
-    """At most, all input costs what is dearest of it: nothing is read from a cache, and all may be written to one."""
-    parts = {"cached": round(sent.expected * work.cached), "written": round(sent.expected * work.written)}
-    usual = one.cost(Usage(round(sent.expected), round(said.expected), **parts))
-    most = one.max_cost(round(sent.most), round(said.most))
-    return None if usual is None or most is None else Span(usual, most)
+def _usd(work: EndpointWork, endpoint: DeclaredEndpoint, input: Span, output: Span) -> Span | None:
+    """Return the cost. Its maximum prices all input at the dearest rate: none is read from a cache, all may be
+    written."""
+    parts = {"cached": round(input.expected * work.cached), "written": round(input.expected * work.written)}
+    expected = endpoint.cost(Usage(round(input.expected), round(output.expected), **parts))
+    most = endpoint.max_cost(round(input.most), round(output.most))
+    return None if expected is None or most is None else Span(expected, most)
 
 
-def _seconds(work: Work, one: DeclaredEndpoint, calls: int, coming: float) -> float | None:
-    """As long as calls take by as many as may be in flight, and not less than the limits per minute allow."""
-    least = []
+def _seconds(work: EndpointWork, endpoint: DeclaredEndpoint, pending: int, completion_tokens: float) -> float | None:
+    """Return the time of the calls at full concurrency, but no less than the limits per minute allow."""
+    times = []
     if work.seconds is not None:
-        least.append(calls * work.tries * work.seconds / min(one.concurrency, calls))
-    if one.requests_per_minute:
-        least.append(calls * work.tries * 60 / one.requests_per_minute)
-    if one.tokens_per_minute:
-        least.append(calls * work.tries * (work.reckoned + coming) * 60 / one.tokens_per_minute)
-    return max(least, default=None)
+        times.append(pending * work.tries * work.seconds / min(endpoint.concurrency, pending))
+    if endpoint.requests_per_minute:
+        times.append(pending * work.tries * 60 / endpoint.requests_per_minute)
+    if endpoint.tokens_per_minute:
+        times.append(pending * work.tries * (work.limit_tokens + completion_tokens) * 60 / endpoint.tokens_per_minute)
+    return max(times, default=None)
 
 
 # --- how long replies are ---------------------------------------------------------------------------------------------
 
 
-def completion_length(model: Model, max_tokens: int, had: Replies | None) -> Length:
-    """What a model writes: as measured under this `max_tokens`, else a typical answer."""
-    if had and had.items:
-        # what reasoning took is billed, and no judge sees it
-        tokens, shown = had.output / had.calls, (had.output - had.reasoning) / had.calls
-        basis = f"measured on {had.calls:,} calls, {tokens:,.0f} tokens each"
-        return Length(Span(tokens, max_tokens), Span(shown, max_tokens), basis, measured=True)
+def completion_length(model: Model, max_tokens: int, measured: Replies | None) -> ReplyLength:
+    """Return the length of a model's completions, as measured with this `max_tokens`; if not measured, a typical
+    one."""
+    if measured and measured.items:
+        # reasoning is billed, but no judge is shown it
+        tokens = measured.output / measured.calls
+        shown = (measured.output - measured.reasoning) / measured.calls
+        basis = f"measured on {measured.calls:,} calls, {tokens:,.0f} tokens each"
+        return ReplyLength(Span(tokens, max_tokens), Span(shown, max_tokens), basis, measured=True)
     shown = min(COMPLETION_TOKENS, max_tokens)
     tokens = max_tokens if model.is_reasoning_model else shown
-    return Length(Span(tokens, max_tokens), Span(shown, max_tokens), _assumed(tokens, model))
+    return ReplyLength(Span(tokens, max_tokens), Span(shown, max_tokens), _assumed(tokens, model))
 
 
 def judgement_length(
-    rubric: Rubric, judge: Judge, asked: Sequence[tuple[str, int]], had: Mapping[str, Replies]
-) -> Length:
-    """What a judge writes: the mean over `asked`, requests with the number of completions they show. Of a request that
-    was measured its tokens a completion, else what the rubric gives room for."""
-    if not asked:
-        return Length(NOTHING, NOTHING, "")
-    tokens = sum(_judged(rubric, judge, request, n, had.get(request)) for request, n in asked) / len(asked)
-    requests = list(dict.fromkeys(request for request, _ in asked))
-    known = [had[request].calls for request in requests if request in had]
-    if not known:
+    rubric: Rubric, judge: Judge, requests: Sequence[tuple[str, int]], measured: Mapping[str, Replies]
+) -> ReplyLength:
+    """Return the mean length of a judge's replies to `requests`, pairs of request name and number of completions shown.
+
+    A request with measured replies takes their tokens per completion, any other the length its rubric allows.
+    """
+    if not requests:
+        return ReplyLength(ZERO, ZERO, "")
+    lengths = (_judgement_tokens(rubric, judge, name, n, measured.get(name)) for name, n in requests)
+    tokens = sum(lengths) / len(requests)
+    names = list(dict.fromkeys(name for name, _ in requests))
+    calls = [measured[name].calls for name in names if name in measured]
+    if not calls:
         basis = _assumed(tokens, judge)
     else:
-        basis = f"measured on {sum(known):,} calls, {tokens:,.0f} tokens each"
-        new = [request for request in requests if request not in had]
-        basis += f" ({', '.join(new)} by the rubric)" if new else ""
+        basis = f"measured on {sum(calls):,} calls, {tokens:,.0f} tokens each"
+        unmeasured = [name for name in names if name not in measured]
+        basis += f" ({', '.join(unmeasured)} by the rubric)" if unmeasured else ""
     span = Span(tokens, judge.max_tokens)
-    return Length(span, span, basis)
+    return ReplyLength(span, span, basis)
 
 
-def _judged(rubric: Rubric, judge: Judge, request: str, n: int, had: Replies | None) -> float:
-    if had and had.shown:
-        return min(judge.max_tokens, had.output / had.calls * had.items * n / had.shown)
+def _judgement_tokens(rubric: Rubric, judge: Judge, request: str, n: int, measured: Replies | None) -> float:
+    if measured and measured.shown:
+        return min(judge.max_tokens, measured.output / measured.calls * measured.items * n / measured.shown)
     if judge.is_reasoning_model:
         return judge.max_tokens
     aspects = (rubric.sheet.aspects[name] for name in rubric.sheet.requests[request].aspects)
-    return min(judge.max_tokens, n * sum(one.rationale_chars / BYTES_A_TOKEN + RATING_TOKENS for one in aspects))
+    return min(judge.max_tokens, n * sum(aspect.rationale_chars / BYTES_A_TOKEN + RATING_TOKENS for aspect in aspects))
 
 
-def _assumed(tokens: float, one: Model | Judge) -> str:
-    if one.is_reasoning_model:
-        return f"max_tokens assumed ({tokens:,.0f} each), since it reasons"
-    rubric = "by the rubric's room for rationales" if isinstance(one, Judge) else "assumed"
-    return f"{tokens:,.0f} tokens each {rubric}"
+def _assumed(tokens: float, endpoint: Model | Judge) -> str:
+    if endpoint.is_reasoning_model:
+        return f"max_tokens assumed ({tokens:,.0f} each), since the model reasons"
+    source = "by the rubric's rationale lengths" if isinstance(endpoint, Judge) else "assumed"
+    return f"{tokens:,.0f} tokens each {source}"
 
 
-def unfit(tight: Tight) -> str:
-    """What does not fit, and what to do."""
-    said = f"{tight.over:,} of {counted(tight.of, 'request')} would not fit into {tight.name}'s {tight.window:,} tokens"
-    if tight.stage == "completion":
-        return f"{said}, with max_tokens: lower that, or the source's max_chars"
-    come = ", and completions to come as long as those so far, or else their max_tokens" if tight.awaited else ""
+def overflow_text(overflow: ContextOverflow) -> str:
+    """Return a sentence that says how many requests don't fit the context window, and what to change."""
+    requests = f"{overflow.over:,} of {counted(overflow.total, 'request')}"
+    message = f"{requests} would not fit into {overflow.name}'s {overflow.window:,} tokens"
+    if overflow.stage == "completion":
+        return f"{message}, with max_tokens: lower max_tokens, or the source's max_chars"
+    pending = ", and pending completions as long as those so far, or else their max_tokens" if overflow.awaited else ""
     then = (
-        "they are asked one completion by one, more calls than told"
-        if tight.apart
-        else "`on_overflow: single` asks one completion by one"
+        "they are judged one completion at a time, which takes more calls than estimated"
+        if overflow.apart
+        else "`on_overflow: single` judges one completion at a time"
     )
-    mend = "a lower completions.max_tokens or a longer window lets it see all together"
-    return f"{said}, with its max_tokens{come}: {then}; {mend}"
+    return (
+        f"{message}, with its max_tokens{pending}: {then}; with a lower completions.max_tokens or a larger context "
+        "window it can judge all completions together"
+    )

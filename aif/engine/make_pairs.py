@@ -1,4 +1,4 @@
-"""Ratings in the store -> what became of every selected prompt, in the store. Calls no model."""
+"""Make preference pairs from the ratings in the store. Calls no model."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -10,38 +10,38 @@ import pyarrow as pa
 from aif.config.pipeline import Pipeline
 from aif.core.errors import BadInput
 from aif.core.types import PROVIDED_JUDGE
-from aif.engine.prepare import say_who_judges, unsourced
+from aif.engine.prepare import set_judging_specs
+from aif.engine.read_prompts import has_unsourced_scores
 from aif.judging.rubric import Rubric
-from aif.pairing.pairs import OUTCOMES as PAIR_OUTCOMES
-from aif.pairing.pairs import PairingResult, PairPolicy, count_outcomes, pair_prompts_by_part
+from aif.pairing.pairs import OUTCOMES, PairingResult, PairPolicy, count_outcomes, pair_prompts_by_part
 from aif.pairing.scores import RatingColumns
 from aif.store.database import Store
 from aif.store.results import Results
 
-# What keeps a prompt from being compared at all, beside the reasons pairs gives.
+# Why a prompt has no ratings to compare.
 UNPAIRED = ("pending", "too_few_completions", "judgement_failed")
-OUTCOMES = (*PAIR_OUTCOMES, *UNPAIRED)
+ALL_OUTCOMES = (*OUTCOMES, *UNPAIRED)
 
 
 def make_pairs(pipeline: Pipeline, rubric: Rubric, store: Store) -> dict[str, int]:
-    """Puts down an outcome for every selected prompt, its pairs, and a score for every completion that has one.
+    """Store an outcome for every selected prompt, with its pairs and the scores of its completions.
 
-    Reads only ratings that the present rubric and judges gave of the present plan's completions. Returns prompts by
-    outcome, each of OUTCOMES, 0 where none; they add up to the number selected. Raises BadInput where the policy asks
-    for a score the rubric doesn't give, or scores might be of several scales and nothing tells.
+    Uses the ratings that the current rubric and judges gave to the current plan's completions. Returns the number of
+    prompts by outcome, for every outcome of ALL_OUTCOMES; they add up to the number selected. Raises BadInput if the
+    rubric doesn't give the policy's score, or if scores of several sources can't be told apart.
     """
-    say_who_judges(pipeline, rubric, store)
-    policy, found = policy_of(pipeline, rubric), Counter[str]()
+    set_judging_specs(pipeline, rubric, store)
+    policy, outcomes = policy_of(pipeline, rubric), Counter[str]()
     with Results.of(store) as reader:
-        if unsourced(pipeline, reader):
+        if has_unsourced_scores(pipeline, reader):
             raise BadInput(
-                f"{pipeline.path}: the version of aif that read the scores did not keep from which source each is, and "
-                "those of two can't be compared; bring the sources back, and `aif run` reads them again"
+                f"{pipeline.path}: an older version of aif read the scores and did not store the source of each, and "
+                "scores of two sources can't be compared; put the sources back, and `aif run` reads them again"
             )
 
         def parts() -> Iterator[dict[str, pa.Table]]:
             for paired in _paired(pipeline, rubric, reader, policy):
-                found.update(count_outcomes(paired))
+                outcomes.update(count_outcomes(paired))
                 yield {
                     "outcomes": paired.outcomes(),
                     "preferences": paired.preferences(),
@@ -49,22 +49,22 @@ def make_pairs(pipeline: Pipeline, rubric: Rubric, store: Store) -> dict[str, in
                     "judge_scores": paired.judge_scores(),
                 }
             unpaired = reader.unpaired()
-            found.update(unpaired.column("outcome").to_pylist())
+            outcomes.update(unpaired.column("outcome").to_pylist())
             yield {"outcomes": unpaired}
 
         store.keep_outcomes(parts(), orjson.dumps(asdict(policy)).decode())
-    return {outcome: found[outcome] for outcome in OUTCOMES}
+    return {outcome: outcomes[outcome] for outcome in ALL_OUTCOMES}
 
 
 def _paired(pipeline: Pipeline, rubric: Rubric, reader: Results, policy: PairPolicy) -> Iterator[PairingResult]:
-    """What became of the prompts, a part after the other. (800,000 completions took 1,255 MB at once, and take 747.)"""
+    """Yield pairs in parts, to save memory: 800,000 completions take 747 MB, and took 1,255 MB at once."""
     all_pairs = policy.name in ("all", "on_policy")
     parts = reader.scores_by_part(*_weights(pipeline, rubric), all_pairs)
     return pair_prompts_by_part((_ranged(scores, rubric) for scores in parts), policy)
 
 
 def scores_of(pipeline: Pipeline, rubric: Rubric, reader: Results) -> RatingColumns:
-    """The ratings in the store, with the weights that rubric and pipeline give aspects and judges."""
+    """Return the ratings in the store, with the weights of aspects (from the rubric) and judges (from the pipeline)."""
     return _ranged(reader.scores(*_weights(pipeline, rubric)), rubric)
 
 
@@ -73,25 +73,25 @@ def _ranged(scores: RatingColumns, rubric: Rubric) -> RatingColumns:
 
 
 def _weights(pipeline: Pipeline, rubric: Rubric) -> tuple[dict[str, float], dict[str, float]]:
-    """By aspect and by judge."""
+    """Return the weights by aspect and by judge."""
     aspects = {name: aspect.weight for name, aspect in rubric.sheet.aspects.items()}
     judges = {name: judge.weight for name, judge in pipeline.judges.items()}
     return aspects, judges or {PROVIDED_JUDGE: 1.0}
 
 
 def policy_of(pipeline: Pipeline, rubric: Rubric) -> PairPolicy:
-    """The pipeline's `pairs`, and its seed, as pairs takes them of ratings by the rubric."""
-    said = pipeline.pairs
+    """Return the pairing policy of a pipeline file's `pairs` section and seed, for ratings by this rubric."""
+    section = pipeline.pairs
     return PairPolicy(
-        said.policy,
-        said.score,
-        said.min_margin,
-        said.missing,
+        section.policy,
+        section.score,
+        section.min_margin,
+        section.missing,
         pipeline.seed,
-        said.model,
-        said.max_pairs_per_prompt,
-        said.max_length_ratio,
-        said.max_per_model,
-        said.score == "mean" and rubric.ranges_differ,
+        section.model,
+        section.max_pairs_per_prompt,
+        section.max_length_ratio,
+        section.max_per_model,
+        section.score == "mean" and rubric.ranges_differ,
         pipeline.completions.min_completions,
     )

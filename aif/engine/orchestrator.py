@@ -1,8 +1,8 @@
-"""The orchestrator: generation and judging side by side over journal and store.
+"""The orchestrator: calls all models and judges in parallel for what is pending in the store.
 
-Each model and judge has a pager that brings its pending work out of the store into a line (line.py), and as many
-workers as calls may be in flight. Every attempt goes to the one writer, which also notices the prompts that have become
-ready to be judged. An item's error is a row; a programming error ends the run.
+Each model and judge has a pager, which moves its pending items from the store into a queue (work_queue.py), and as many
+workers as calls may be in flight. Every attempt goes to the one writer (writer.py), which also notices prompts that
+have become ready to be judged. A failed call is recorded for its item; a programming error ends the run.
 """
 
 import asyncio
@@ -20,8 +20,8 @@ from typing import Any, Protocol, TypeVar
 from aif.config.pipeline import Pipeline
 from aif.core.errors import StoreDamaged, StoreOutOfMemory
 from aif.core.types import UNSPENT, Principle, Rating, Spent, digest, text_id
-from aif.engine.budget import Budget, Short
-from aif.engine.work_queue import Queue, QueueItem, serve
+from aif.engine.budget import Budget, BudgetShortfall
+from aif.engine.work_queue import QueueItem, WorkQueue, run_workers
 from aif.engine.writer import Writer
 from aif.judging.parse import Unparseable, parse_reply
 from aif.judging.request import completion_request, judging_request, judging_spec, resampled_request
@@ -35,39 +35,45 @@ from aif.store.ledger import Ledger
 from aif.store.reader import Reader
 from aif.store.run_queries import Need, Ready, Todo
 
-PAGE = 512
-# So many calls of an endpoint in a row that the budget did not cover, and it is asked no more. The first says little:
-# requests differ in size, and a smaller one may still fit.
-UNCOVERED = 200
+PAGE = 512  # items that a pager reads at once
+# After this many calls in a row that the budget did not cover, an endpoint stops. The first says little: requests
+# differ in size, and a smaller one may still fit.
+MAX_UNCOVERED = 200
 
 T = TypeVar("T")
 
 
 class Observer(Protocol):
-    """Who watches a run."""
+    """Receives the calls of a run as they end."""
 
-    def kept(self, entries: Sequence[Entry]) -> None:
-        """These are synced to disk."""
+    def on_calls(self, entries: Sequence[Entry]) -> None:
+        """Handle calls that have ended and are synced to disk."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One item of work: what it is, how to ask for it after so many replies of no use, how to read the reply, and what
-    is asked in its place where it is too long, if anything is."""
+    """One completion or judgement to request.
+
+    `request` builds the request for a number of unusable replies so far and the last of their errors. `read` parses the
+    reply. `place` is (position of the prompt, slot). `parts` gives the items that replace one too long for the context.
+    """
 
     item: records.CallItem
     request: Callable[[int, CallError | None], Request]
     read: Callable[[Reply], tuple[Rating, ...] | None]
     place: tuple[int, int] | None = None
     parts: Callable[[], Awaitable[list[QueueItem["Job"]]]] | None = None
-    apart: bool = False  # what is too long is asked in parts, or is such a part: no sign of what others will get
+    apart: bool = False  # replaced by parts if too long, or is such a part: its overflow says nothing of other items
 
 
 @dataclass
-class Run:
-    """One run of a pipeline. `stop()` asks it to finish what is in flight and end. `spent` is what the store's calls
-    cost before; `short` tells afterwards whether the budget left something unasked."""
+class Orchestrator:
+    """Makes all calls of one run. `stop()` lets calls in flight finish, then ends it.
+
+    `spent` is the store's spend before the run. `limit` restricts the run to the first prompts. Afterwards,
+    `budget_shortfall` says whether the budget refused calls.
+    """
 
     pipeline: Pipeline
     ledger: Ledger
@@ -81,12 +87,12 @@ class Run:
         self.stopping = False
         self._id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
         self._calls = 0
-        self._budget = Budget(self.pipeline.budget_usd, self.spent, self._reserve)
+        self._budget = Budget(self.pipeline.budget_usd, self.spent, self._write_ceiling)
         self.more_ready = {e.name: asyncio.Event() for e in self.endpoints if e.stage == "judgement"}
         self.generated = False
 
     def stop(self) -> None:
-        """No new call is made from here on."""
+        """Make no new calls; those in flight finish."""
         self.stopping = True
         for endpoint in self.endpoints:
             endpoint.stop()
@@ -94,22 +100,27 @@ class Run:
         self._wake_judges()
 
     @property
-    def short(self) -> Short | None:
-        return self._budget.short
+    def budget_shortfall(self) -> BudgetShortfall | None:
+        return self._budget.shortfall
 
     def _wake_judges(self) -> None:
         for event in self.more_ready.values():
             event.set()
 
     async def work(self) -> None:
-        """Does everything that is pending, once. What could not be done is in the store's `failures`."""
+        """Make every pending call, with retries. Items that failed are in the store's `failures`."""
         self.ledger.store.begin(self.limit)
-        least = self.pipeline.completions
+        completions = self.pipeline.completions
         self._writer = Writer(
-            self.ledger, least.per_prompt, least.min_completions, self._kept, self._wake_judges, self.stop
+            self.ledger,
+            completions.per_prompt,
+            completions.min_completions,
+            self._on_synced,
+            self._wake_judges,
+            self.stop,
         )
-        # the thread ends first: a reader must not be closed while it is asked
-        with Reader.of(self.ledger.store) as reader, ThreadPoolExecutor(1, "reader") as thread, _settled():
+        # the thread ends first: a reader must not be closed during a query
+        with Reader.of(self.ledger.store) as reader, ThreadPoolExecutor(1, "reader") as thread, _frozen_heap():
             self.reader, self._thread = reader, thread
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._writer.run())
@@ -117,34 +128,34 @@ class Run:
                 judges = [e for e in self.endpoints if e.stage == "judgement"]
                 judging = [group.create_task(self._serve(e, _Judgements(self, e))) for e in judges]
                 generating = [group.create_task(self._serve(e, _Completions(self, e))) for e in models]
-                await _ended(generating)
+                await _wait(generating)
                 await self._writer.flush()
                 self.generated = True
                 self._wake_judges()
-                await _ended(judging)
+                await _wait(judging)
                 await self._budget.close()
                 await self._writer.close()
 
     # --- one endpoint -------------------------------------------------------------------------------------------------
 
     async def _serve(self, endpoint: Endpoint, pager: "_Pager") -> None:
-        line = Queue(endpoint, lambda: self._guarded(pager.elsewhere()))
+        queue = WorkQueue(endpoint, lambda: self._guarded(pager.draw_distant()))
 
         async def page() -> None:
-            await self._guarded(pager.bring(line))
+            await self._guarded(pager.fill(queue))
 
-        await serve(endpoint, line, page, partial(self._once, endpoint, line))
+        await run_workers(endpoint, queue, page, partial(self._attempt, endpoint, queue))
 
-    async def _guarded(self, asked: Awaitable[T]) -> T | None:
-        """What the store says. Where it is of no more use, the workers finish what they have."""
+    async def _guarded(self, query: Awaitable[T]) -> T | None:
+        """Await a query of the store; if the store fails, return None and let the run end."""
         try:
-            return await asked
-        except (StoreDamaged, StoreOutOfMemory, OSError) as trouble:
-            self._writer.give_up(trouble)
+            return await query
+        except (StoreDamaged, StoreOutOfMemory, OSError) as error:
+            self._writer.fail(error)
             return None
 
-    async def _once(self, endpoint: Endpoint, line: Queue[Job], item: QueueItem[Job]) -> Verdict | None:
-        """One attempt, kept; what becomes of the item, or None where no call was to be made."""
+    async def _attempt(self, endpoint: Endpoint, queue: WorkQueue[Job], item: QueueItem[Job]) -> Verdict | None:
+        """Make one call for an item and record it. Return what becomes of the item, None if no call was to be made."""
         clock = asyncio.get_running_loop().time
         job, course = item.job, item.course
         call, error, parts = _Call(), None, None
@@ -153,7 +164,7 @@ class Run:
         try:
             async with endpoint.attempt(request, item.caller) as attempt:
                 call.bound = endpoint.max_cost(request)
-                await self._afford(endpoint, call.bound or 0.0)
+                await self._reserve(endpoint, call.bound or 0.0)
                 course.n += 1
                 call.started, began = datetime.now(UTC), clock()
                 try:
@@ -170,15 +181,15 @@ class Run:
         else:
             verdict = "answered"
         if parts is None:
-            await self._keep(endpoint, item, call, error, verdict)
+            await self._record(endpoint, item, call, error, verdict)
             return verdict
-        await self._keep(endpoint, item, call, error, "failed", len(parts))
-        line.bring(parts)
+        await self._record(endpoint, item, call, error, "failed", len(parts))
+        queue.add(parts)
         return "failed"
 
-    async def _afford(self, endpoint: Endpoint, bound: float) -> None:
-        """Returns when a call is reserved. Raises Halted where it is not to be made; once the budget covers no call of
-        any endpoint that costs something, the run stops."""
+    async def _reserve(self, endpoint: Endpoint, bound: float) -> None:
+        """Reserve a call in the budget. Raises Halted if it may not be made; stops the run once the budget covers no
+        call of any paid endpoint."""
         reserved = await self._budget.reserve(bound)
         if reserved and not endpoint.halt.is_set():
             endpoint.uncovered = 0
@@ -187,22 +198,22 @@ class Run:
             await self._budget.settle(bound, 0.0)
         elif not endpoint.halt.is_set():
             endpoint.uncovered += 1
-            if endpoint.uncovered >= UNCOVERED:
+            if endpoint.uncovered >= MAX_UNCOVERED:
                 endpoint.stop()
-            if all(one.halt.is_set() or one.done.is_set() for one in self.endpoints if one.paid):
+            if all(e.halt.is_set() or e.done.is_set() for e in self.endpoints if e.paid):
                 self.stop()
         raise Halted
 
-    async def _reserve(self, n: int, usd: float) -> None:
-        await self._writer.keep(Entry(records.reserve(self._id, n, usd)))
+    async def _write_ceiling(self, n: int, usd: float) -> None:
+        await self._writer.write(Entry(records.reserve(self._id, n, usd)))
 
-    def _kept(self, entries: Sequence[Entry]) -> None:
+    def _on_synced(self, entries: Sequence[Entry]) -> None:
         for entry in entries:
             if entry.record["t"] == "reserve":
                 self._budget.synced(entry.record["usd"])
-        self.observer.kept([entry for entry in entries if entry.record["t"] == "call"])
+        self.observer.on_calls([entry for entry in entries if entry.record["t"] == "call"])
 
-    async def _keep(
+    async def _record(
         self,
         endpoint: Endpoint,
         item: QueueItem[Job],
@@ -212,9 +223,9 @@ class Run:
         parts: int | None = None,
     ) -> None:
         reply = None if error else call.reply
-        had = error.reply if error else reply
-        used, tier = (had.usage, had.served.get("service_tier")) if had else (None, None)
-        usd = 0.0 if error and error.unbilled else endpoint.cost(used, tier)
+        received = error.reply if error else reply
+        usage, tier = (received.usage, received.served.get("service_tier")) if received else (None, None)
+        usd = 0.0 if error and error.unbilled else endpoint.cost(usage, tier)
         await self._budget.settle(call.bound or 0.0, usd)
         self._calls += 1
         record = records.call(
@@ -229,15 +240,16 @@ class Run:
             usd=usd,
             bound=call.bound,
         )
-        await self._writer.keep(Entry(record, call.ratings if not error else None, item.job.place, parts))
+        await self._writer.write(Entry(record, call.ratings if not error else None, item.job.place, parts))
 
-    async def ask(self, question: Callable[..., T], *args: Any) -> T:
-        """Asks the store, in the reader's thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, question, *args)
+    async def query(self, read: Callable[..., T], *args: Any) -> T:
+        """Query the store in the reader's thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, read, *args)
 
     # --- completions --------------------------------------------------------------------------------------------------
 
-    def completion(self, todo: Todo) -> Job:
+    def completion_job(self, todo: Todo) -> Job:
+        """Return the job for a pending completion."""
         slot = todo.slot
         model = self.pipeline.models[slot.model]
         request = slot_request(self.pipeline, todo)
@@ -252,22 +264,23 @@ class Run:
 
     # --- judgements ---------------------------------------------------------------------------------------------------
 
-    def in_turn(self, needs: Iterable[Need]) -> Iterable[list[Need]]:
-        """Judgements by those that begin alike: a prefix is in a provider's cache once the first reply has begun, so
-        asked together each would pay for all of it, and at Anthropic's for writing it, too."""
-        alike: dict[Any, list[Need]] = {}
+    def group_by_prefix(self, needs: Iterable[Need]) -> Iterable[list[Need]]:
+        """Group judgements whose requests share a prefix, to be sent one after another. A provider caches a prefix once
+        the first reply has begun; sent at the same time, each request would pay for all of it."""
+        groups: dict[Any, list[Need]] = {}
         for need in needs:
-            one = need.judge_pass, self.rubric.sheet.requests[need.request].mode, need.answers
-            alike.setdefault(one if self.rubric.shares_prefix(need.request) else need, []).append(need)
-        return alike.values()
+            prefix = need.judge_pass, self.rubric.sheet.requests[need.request].mode, need.answers
+            groups.setdefault(prefix if self.rubric.shares_prefix(need.request) else need, []).append(need)
+        return groups.values()
 
-    def judgement(self, ready: Ready, need: Need) -> Job:
+    def judgement_job(self, ready: Ready, need: Need) -> Job:
+        """Return the job for a pending judgement of a prompt that is ready."""
         judge = self.pipeline.judges[need.judge]
         shown = shown_order(ready.prompt.prompt_id, need.answers, need.judge_pass)
         texts = [ready.texts[k] for k in shown]
         ids = list(map(text_id, texts))
-        others = ids if need.outdated else []
-        key = judgement_key(shown, need.identity, need.judge_pass, need.spec, need.material, others)
+        texts_shown = ids if need.outdated else []
+        key = judgement_key(shown, need.identity, need.judge_pass, need.spec, need.material, texts_shown)
         seed = int(key[:8], 16) % 2**31
         request = judging_request(self.rubric, need.request, ready.prompt, texts, judge, seed)
         details = {
@@ -287,39 +300,41 @@ class Run:
                 raise CallError(Kind.TRUNCATED, "the judgement was cut at its limit", reply=reply)
             try:
                 return parse_reply(self.rubric, need.request, shown, reply.text, judge.reply)
-            except Unparseable as why:
-                raise CallError(Kind.UNREADABLE, str(why), reply=reply) from why
+            except Unparseable as error:
+                raise CallError(Kind.UNREADABLE, str(error), reply=reply) from error
 
         apart = judge.on_overflow == "single"
         parts = partial(self._one_by_one, ready, need) if apart and len(shown) > 1 else None
         return Job(item, partial(resampled_request, request), ratings, parts=parts, apart=apart)
 
     async def _one_by_one(self, ready: Ready, need: Need) -> list[QueueItem[Job]]:
-        """The judgements of one completion each that take the place of one of all together, but for those there are."""
+        """Return judgements of one completion each, in place of a judgement of all that exceeds the context window;
+        without those that are answered already."""
         spec = judging_spec(self.rubric, need.request, 1, self.pipeline.judges[need.judge])
-        rest = need.identity, need.judge_pass, spec, need.material
+        request = need.identity, need.judge_pass, spec, need.material
         ids = {key: [text_id(ready.texts[key])] for key in need.answers}
-        each = {key: [judgement_key((key,), *rest, texts) for texts in ([], ids[key])] for key in need.answers}
-        done = await self.ask(self.reader.done, [one for both in each.values() for one in both])
+        # a judgement that replaces an outdated one has the texts' ids in its key
+        keys = {key: [judgement_key((key,), *request, texts) for texts in ([], ids[key])] for key in need.answers}
+        done = await self.query(self.reader.done, [k for both in keys.values() for k in both])
         needs = [
             replace(need, spec=spec, answers=(key,), outdated=done.get(both[0], (False, None))[0])
-            for key, both in each.items()
-            if not any(one in done and done[one][1] in (None, ids[key]) for one in both)
+            for key, both in keys.items()
+            if not any(k in done and done[k][1] in (None, ids[key]) for k in both)
         ]
-        return [QueueItem(partial(self.judgement, ready, one)) for one in needs]
+        return [QueueItem(partial(self.judgement_job, ready, single)) for single in needs]
 
 
 def slot_request(pipeline: Pipeline, todo: Todo) -> Request:
-    """What the model of a slot is sent."""
+    """Return the request that is sent to the model for a pending completion."""
     model = pipeline.models[todo.slot.model]
     principle = Principle("", todo.principle) if todo.principle else None
     return completion_request(todo.prompt, principle, model.system, pipeline.sampling(model), todo.slot.seed)
 
 
 @contextmanager
-def _settled() -> Iterator[None]:
-    """What is there by now, half a million objects of libraries, came to stay: to look through them for cycles again
-    and again would hold up all calls for 0.1 s each time."""
+def _frozen_heap() -> Iterator[None]:
+    """Exclude the ~500,000 objects that imports allocated from garbage collection; each full pass over them would stall
+    all calls for 0.1 s."""
     gc.collect()
     gc.freeze()
     try:
@@ -328,16 +343,14 @@ def _settled() -> Iterator[None]:
         gc.unfreeze()
 
 
-async def _ended(tasks: list[asyncio.Task[None]]) -> None:
-    """Returns when these are over, however; there may be none."""
-    if tasks:
+async def _wait(tasks: list[asyncio.Task[None]]) -> None:
+    if tasks:  # asyncio.wait refuses an empty list
         await asyncio.wait(tasks)
 
 
 @dataclass
 class _Call:
-    """One attempt: when and how long it was made, the most it can have cost (USD; None without a price), and what came
-    of it."""
+    """One attempt and its result. `bound` is the most it can cost in USD; None without a price."""
 
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
     seconds: float = 0.0
@@ -347,77 +360,80 @@ class _Call:
 
 
 class _Pager:
-    """Brings the pending items of one endpoint into its line, in order, and one from elsewhere among those to come."""
+    """Moves the pending items of one endpoint from the store into its queue."""
 
-    def __init__(self, run: Run, endpoint: Endpoint) -> None:
+    def __init__(self, run: Orchestrator, endpoint: Endpoint) -> None:
         self._run = run
         self._endpoint = endpoint
-        self._after = 0  # the number of the last that was brought in order
-        self._taken: set[int] = set()  # of those behind it
+        self._after = 0  # seq of the last item moved in order
+        self._drawn: set[int] = set()  # seqs beyond it that were drawn
 
-    async def bring(self, line: Queue[Job]) -> None:
+    async def fill(self, queue: WorkQueue[Job]) -> None:
+        """Add all pending items in order, as the queue has room."""
         raise NotImplementedError
 
-    async def elsewhere(self) -> QueueItem[Job] | None:
+    async def draw_distant(self) -> QueueItem[Job] | None:
+        """Return a random pending item that `fill` has not reached; None if there is none."""
         raise NotImplementedError
 
-    def _between(self, last: int) -> int | None:
-        """A number of one to come, up to the last there is, which is taken from here on; None where none is found."""
+    def _draw(self, last: int) -> int | None:
+        """Draw the sequence number of an item that `fill` has not reached, up to `last`; None after eight tries."""
         for _ in range(8):
-            if last > self._after and (seq := random.randint(self._after + 1, last)) not in self._taken:
-                self._taken.add(seq)
+            if last > self._after and (seq := random.randint(self._after + 1, last)) not in self._drawn:
+                self._drawn.add(seq)
                 return seq
         return None
 
 
 class _Completions(_Pager):
-    async def bring(self, line: Queue[Job]) -> None:
+    async def fill(self, queue: WorkQueue[Job]) -> None:
         while not self._endpoint.halt.is_set() and (rows := await self._page(self._after, PAGE)):
             self._after = rows[-1].seq
-            line.bring(self._item(todo) for todo in rows if todo.seq not in self._taken)
-            await line.room()
+            queue.add(self._item(todo) for todo in rows if todo.seq not in self._drawn)
+            await queue.wait_for_room()
 
-    async def elsewhere(self) -> QueueItem[Job] | None:
-        seq = self._between(await self._run.ask(self._run.reader.last_todo, self._endpoint.name))
+    async def draw_distant(self) -> QueueItem[Job] | None:
+        seq = self._draw(await self._run.query(self._run.reader.last_todo, self._endpoint.name))
         return self._item((await self._page(seq - 1, 1))[0]) if seq is not None else None
 
     async def _page(self, after: int, limit: int) -> list[Todo]:
-        return await self._run.ask(self._run.reader.todo, self._endpoint.name, after, limit)
+        return await self._run.query(self._run.reader.todo, self._endpoint.name, after, limit)
 
     def _item(self, todo: Todo) -> QueueItem[Job]:
-        return QueueItem(partial(self._run.completion, todo))
+        return QueueItem(partial(self._run.completion_job, todo))
 
 
 class _Judgements(_Pager):
-    _line: Queue[Job] | None = None
+    _queue: WorkQueue[Job] | None = None
 
-    async def bring(self, line: Queue[Job]) -> None:
-        self._line, more = line, self._run.more_ready[self._endpoint.name]
+    async def fill(self, queue: WorkQueue[Job]) -> None:
+        self._queue, more = queue, self._run.more_ready[self._endpoint.name]
         while not self._endpoint.halt.is_set():
             more.clear()
-            done = self._run.generated  # read before asking: what comes to be ready later sets the event again
+            generated = self._run.generated  # read before the query: a prompt that gets ready later sets the event
             if rows := await self._page(self._after, PAGE):
                 self._after = rows[-1].seq
                 for ready in rows:
-                    line.bring(self._items(ready) if ready.seq not in self._taken else ())
-                await line.room()
-            elif done:
+                    queue.add(self._items(ready) if ready.seq not in self._drawn else ())
+                await queue.wait_for_room()
+            elif generated:
                 return
             else:
                 await more.wait()
 
-    async def elsewhere(self) -> QueueItem[Job] | None:
-        seq = self._between(await self._run.ask(self._run.reader.last_ready))
-        if self._line is None or seq is None:
+    async def draw_distant(self) -> QueueItem[Job] | None:
+        seq = self._draw(await self._run.query(self._run.reader.last_ready))
+        if self._queue is None or seq is None:
             return None
         items = self._items((await self._page(seq - 1, 1))[0])
-        self._line.bring(items[1:])
+        self._queue.add(items[1:])
         return items[0] if items else None
 
     async def _page(self, after: int, limit: int) -> list[Ready]:
-        return await self._run.ask(self._run.reader.ready, after, limit)
+        return await self._run.query(self._run.reader.ready, after, limit)
 
     def _items(self, ready: Ready) -> list[QueueItem[Job]]:
         needs = [need for need in ready.needs if need.judge == self._endpoint.name]
-        made = ([partial(self._run.judgement, ready, need) for need in alike] for alike in self._run.in_turn(needs))
-        return [QueueItem(first, then) for first, *then in made]
+        groups = self._run.group_by_prefix(needs)
+        jobs = ([partial(self._run.judgement_job, ready, need) for need in group] for group in groups)
+        return [QueueItem(first, then) for first, *then in jobs]

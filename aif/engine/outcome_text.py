@@ -1,26 +1,26 @@
-"""How a store stands, in words: outcomes, counts that add up, what is missing. Pure."""
+"""The text for a store's results: prompts by outcome, completion and judgement counts, what is missing. No I/O."""
 
 from typing import TYPE_CHECKING
 
 from aif.core.formatting import counted, describe_spending, dollars
-from aif.engine.advice import THEN
-from aif.engine.budget import Short
+from aif.engine.advice import NEXT_STEPS
+from aif.engine.budget import BudgetShortfall
 from aif.store.report_queries import Balance, Books, Marked, Tally
 
 if TYPE_CHECKING:  # it loads numpy
     from aif.pairing.pairs import PairPolicy
 
-# What became of a prompt, in words. The keys are pairs.REASONS and those store.results adds.
-OUTCOMES = {
+# By outcome of a prompt, as make_pairs.ALL_OUTCOMES lists them.
+OUTCOME_TEXTS = {
     "paired": "pairs",
-    "tie": "tied: no completion is lower than the best",
-    "margin": "lower ones, but none by min_margin",
-    "identical": "the lower one has the same text",
-    "length_ratio": "the lower one's length is beyond max_length_ratio",
-    "model_cap": "its models are on their sides max_per_model times",
-    "other_scale": "scores of several sources, and no two of one (give sources of one scale one `source`)",
+    "tie": "tied: no completion scores below the best",
+    "margin": "no completion is below the best by min_margin",
+    "identical": "chosen and rejected have the same text",
+    "length_ratio": "the rejected completion's length is beyond max_length_ratio",
+    "model_cap": "its models have been chosen or rejected max_per_model times",
+    "other_scale": "scores of several sources, and no two from one source (give sources of one scale one `source`)",
     "no_such_model": "no completion is by the model of on_policy",
-    "best_truncated": "only a completion cut at max_tokens is higher than the rest",
+    "best_truncated": "only a completion cut at max_tokens scores above the rest",
     "all_truncated": "every completion was cut at max_tokens",
     "no_common_aspect": "no aspect is rated for every completion",
     "missing_aspect": "an aspect is missing for one completion",
@@ -31,120 +31,126 @@ OUTCOMES = {
     "pending": "pending",
 }
 
+STAGE_NAMES = {"carried": "carried", "completion": "completions", "judgement": "judgements"}
 
-def rule_of(policy: "PairPolicy") -> str:
-    """How a policy picks, in words."""
-    lower = f"lower by at least {policy.min_margin:g}" if policy.min_margin else "lower"
+EXAMPLE = 160  # characters of an error message that are shown as an example
+
+
+def policy_text(policy: "PairPolicy") -> str:
+    """Return a sentence on how a pairing policy picks chosen and rejected."""
+    rejected = f"at least {policy.min_margin:g} below" if policy.min_margin else "below"
+    length = ""
     if policy.max_length_ratio is not None:
-        lower += f" and at most {policy.max_length_ratio:g} times as long or as short"
+        length = f", at most {policy.max_length_ratio:g} times as long or as short"
     if policy.name == "all":
-        said = f"every completion that was not cut at its limit is chosen over every one {lower}"
+        text = f"every completion that was not cut at its limit is chosen over every completion {rejected} it{length}"
         if policy.max_pairs_per_prompt is not None:
-            said += f"; of a prompt's pairs the widest {policy.max_pairs_per_prompt} stay"
+            text += f"; of each prompt the {policy.max_pairs_per_prompt} pairs with the largest margin stay"
     else:
-        said = "chosen is the best completion that was not cut at its limit"
+        text = "chosen is the best completion that was not cut at its limit"
         if policy.name == "on_policy":
-            said += f", of the pairs with {policy.model} on one side"
-        said += f"; rejected is {'the lowest of' if policy.name == 'best_vs_worst' else 'drawn from'} those {lower}"
+            text += f", in pairs with {policy.model} as chosen or rejected"
+        pick = "the lowest of" if policy.name == "best_vs_worst" else "drawn from"
+        text += f"; rejected is {pick} those {rejected} it{length}"
     if policy.max_per_model is not None:
-        said += f"; no model is on a side more than {policy.max_per_model:,} times"
+        text += f"; each model is chosen at most {policy.max_per_model:,} times, and rejected at most as often"
     if policy.shares:
-        said += "; a score is the mean of shares of each aspect's range, from 0 to 1"
-    return said
+        text += "; a score is the mean of each aspect's rating scaled from 0 to 1"
+    return text
 
 
-def marked(one: Marked) -> str:
-    """The same in words, without the example."""
-    if not one.model:
-        prompts = counted(one.completions, "prompt")
-        return f"{prompts} with what looks like a mark of reasoning in an earlier answer, which judges are shown"
-    completions = counted(one.completions, "completion")
-    if one.what == "left":
-        return f"{one.model}: {completions} with what looks like a mark of reasoning (see reasoning_tags)"
-    if one.what == "whole":
-        return f"{one.model}: {completions} cut at max_tokens, maybe before their reasoning ended, as others have some"
-    return f"{one.model}: {completions} cut where the reply may only speak of a mark (see reasoning_tags)"
-
-
-def beside(books: Books) -> list[tuple[int, str]]:
-    """What was met in rows and left out none, or not them alone."""
-    found = [
-        (books.empty, "completions left out, having no text"),
-        (books.rescored, "scores of completions that had another, or none, before: that holds"),
-        (books.alike, "prompts kept that differ from an earlier one in blanks or Unicode form alone"),
-        (books.unrated, "completions left out, having no rating"),
-    ]
-    return [(n, words) for n, words in found if n]
-
-
-def reached(short: Short, command: str) -> str:
-    """That the budget is reached, and what to do."""
-    goes_on = f"raise budget_usd, and `{command}` goes on"
-    if short.bound > short.budget:
+def reasoning_mark_text(marked: Marked) -> str:
+    """Return a sentence on completions that seem to have leftover reasoning tags, or were cut at a doubtful tag."""
+    if not marked.model:
+        prompts = counted(marked.completions, "prompt")
+        return f"{prompts} with what looks like a reasoning mark in an earlier answer, which judges are shown"
+    completions = counted(marked.completions, "completion")
+    if marked.what == "left":
+        return f"{marked.model}: {completions} with what looks like a reasoning mark (see reasoning_tags)"
+    if marked.what == "whole":
         return (
-            f"the budget of {dollars(short.budget)} does not cover one call, which may cost {dollars(short.bound)} (a "
-            f"token for each byte sent, and max_tokens received); {goes_on}, or lower max_tokens"
+            f"{marked.model}: {completions} cut at max_tokens, maybe before their reasoning ended; other completions "
+            "of this model have reasoning"
         )
-    spent = describe_spending(short.spent, short.budget)
-    return f"budget reached: {spent}, and the next call may cost {dollars(short.bound)}; {goes_on}"
+    return f"{marked.model}: {completions} cut at a mark that the reply may only quote (see reasoning_tags)"
 
 
-EXAMPLE = 160  # characters of what was last said of something missing
+def row_notes(rows: Books) -> list[tuple[int, str]]:
+    """Return (count, text) notes on rows that are used but have something unusual, such as a completion without
+    text."""
+    notes = [
+        (rows.empty, "completions left out: no text"),
+        (rows.rescored, "completions scored again, with another score; the first score is used"),
+        (rows.alike, "prompts that differ from an earlier prompt only in whitespace or Unicode form"),
+        (rows.unrated, "completions left out: no rating"),
+    ]
+    return [(n, text) for n, text in notes if n]
 
-STAGES = {"carried": "carried", "completion": "completions", "judgement": "judgements"}
+
+def budget_reached_text(shortfall: BudgetShortfall, command: str) -> str:
+    """Return a sentence that says how much was spent, what the next call may cost, and how `command` resumes."""
+    resume = f"raise budget_usd, and `{command}` resumes"
+    if shortfall.bound > shortfall.budget:
+        return (
+            f"the budget of {dollars(shortfall.budget)} does not cover one call, which may cost "
+            f"{dollars(shortfall.bound)} (a token for each byte sent, and max_tokens received); {resume}, or lower "
+            "max_tokens"
+        )
+    spent = describe_spending(shortfall.spent, shortfall.budget)
+    return f"budget reached: {spent}, and the next call may cost {dollars(shortfall.bound)}; {resume}"
 
 
-def counts(tally: Tally) -> tuple[int, int, int, int]:
-    """What is wanted, and what that is the sum of."""
+def tally_counts(tally: Tally) -> tuple[int, int, int, int]:
+    """Return (wanted, answered, failed, pending); the last three add up to the first."""
     return tally.wanted, tally.answered, tally.failed, tally.pending
 
 
-def balanced(balance: Balance) -> list[str]:
-    """The same in words, over all models and over all judges: prompts × slots = answered + failed + pending."""
+def balance_lines(balance: Balance) -> list[str]:
+    """Return one line for completions and one for judgements, such as "20 completions = 17 answered + 2 failed + 1
+    pending", and one for complete prompts."""
     times = " + ".join(f"{counted(prompts, 'prompt')} × {n:,}" for n, prompts in balance.slots.items())
-    said = []
+    lines = []
     for noun, stages in (("completion", ("carried", "completion")), ("judgement", ("judgement",))):
-        wanted, answered, failed, pending = counts(balance.total(*stages))
-        of = f"{times} = " if noun == "completion" and times else ""
-        said.append(f"{of}{counted(wanted, noun)} = {answered:,} answered + {failed:,} failed + {pending:,} pending")
+        wanted, answered, failed, pending = tally_counts(balance.total(*stages))
+        product = f"{times} = " if noun == "completion" and times else ""
+        total = counted(wanted, noun)
+        lines.append(f"{product}{total} = {answered:,} answered + {failed:,} failed + {pending:,} pending")
     if balance.unplanned:
-        said.append(unplanned(balance))
-    return [*said, whole(balance)]
+        lines.append(unplanned_text(balance))
+    return [*lines, completeness_text(balance)]
 
 
-def unplanned(balance: Balance) -> str:
-    """That some prompts have no items yet, so that nothing is told of these."""
-    return f"{counted(balance.unplanned, 'prompt')} not planned yet: the next run begins with that"
+def unplanned_text(balance: Balance) -> str:
+    """Return a sentence on prompts that have no planned completions yet and so are missing from the other counts."""
+    return f"{counted(balance.unplanned, 'prompt')} not planned yet: the next run plans them first"
 
 
-def shortfall(balance: Balance, least: float, typed: str) -> list[str]:
-    """What is missing, line by line, where less than a share of the prompts has all that is wanted of it, and what gets
-    it; `typed` is the pipeline file as a command takes it."""
+def shortfall_lines(balance: Balance, least: float, typed: str) -> list[str]:
+    """Return lines that list what is missing, and the commands that complete it, if the share of complete prompts is
+    below `least`; else no lines. `typed` is the pipeline file as typed in a command."""
     if balance.completeness >= least:
         return []
-    said = [f"{whole(balance)}; export.completeness is {least:.4g}. Missing:"]
-    for one in balance.missing:
-        items = counted(one.items, one.stage)
-        if not one.kind:
-            said.append(f"  {one.endpoint}: {items} {THEN[one.verdict]}")
+    lines = [f"{completeness_text(balance)}; export.completeness is {least:.4g}. Missing:"]
+    for failing in balance.missing:
+        items = counted(failing.items, failing.stage)
+        if not failing.kind:
+            lines.append(f"  {failing.endpoint}: {items}, {NEXT_STEPS[failing.verdict]}")
         else:
-            again = "failed for good" if one.verdict == "failed" else "to be asked again"
-            said.append(f"  {one.endpoint}: {items} {again}: {one.kind}, as in: {one.example[:EXAMPLE]}")
-    states = {one.verdict for one in balance.missing}
-    if states - {"failed"} or not states:
-        said.append(f"`aif run {typed}` asks for what is pending")
-    if "failed" in states:
-        said.append(
-            f"`aif failures {typed}` says what to do about what failed, `aif run {typed} --retry-failed` asks again"
-        )
-    return said
+            state = "failed permanently" if failing.verdict == "failed" else "to be retried"
+            lines.append(f"  {failing.endpoint}: {items} {state}: {failing.kind}, as in: {failing.example[:EXAMPLE]}")
+    verdicts = {failing.verdict for failing in balance.missing}
+    if verdicts - {"failed"} or not verdicts:
+        lines.append(f"`aif run {typed}` requests what is pending")
+    if "failed" in verdicts:
+        lines.append(f"`aif failures {typed}` shows how to fix the failures, `aif run {typed} --retry-failed` retries")
+    return lines
 
 
-def whole(balance: Balance) -> str:
-    """How complete the dataset is that can be made now."""
+def completeness_text(balance: Balance) -> str:
+    """Return how many prompts are complete, such as "2,925 of 3,000 prompts complete (97.5%)"."""
     if not balance.prompts:
         return "no prompt is selected"
     share = f"{balance.completeness:.1%}"
     if share == "100.0%" and balance.whole < balance.prompts:
         share = "almost 100%"
-    return f"{balance.whole:,} of {counted(balance.prompts, 'prompt')} have all that is wanted of them ({share})"
+    return f"{balance.whole:,} of {counted(balance.prompts, 'prompt')} complete ({share})"

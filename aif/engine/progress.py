@@ -1,5 +1,7 @@
-"""How a run goes: frozen snapshots, given to a screen and to a small file beside the store, from which `aif status`
-answers, since no second process can open a store that a run holds."""
+"""The progress of a run: frozen snapshots, given to a display and written to a small file beside the store.
+
+`aif status` reads the file, since no second process can open a store that a run holds.
+"""
 
 import asyncio
 import json
@@ -17,20 +19,25 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from aif.core.types import UNSPENT, FailureGroup, Spent
 
-if TYPE_CHECKING:  # `aif status` reads the file of a run without DuckDB and the providers' SDKs: 0.3 s instead of 0.6
+if TYPE_CHECKING:  # `aif status` reads the file without DuckDB and the providers' SDKs: 0.3 s instead of 0.6
     from aif.providers.endpoint import Endpoint
     from aif.store.ingest import Entry
     from aif.store.report_queries import Tally
 
-WINDOW_S = 30.0  # rates are of the last so many seconds
+WINDOW_S = 30.0  # seconds over which rates are measured
 FILE_EVERY_S = 1.0
-EXAMPLE = 500  # characters of a failure's message that are kept in the file
-GONE = (OSError, SystemExit)  # of a screen that nobody reads on (`| head`): for a broken pipe rich ends the program
+EXAMPLE = 500  # characters of an error message that the file has
+# What a display raises if nobody reads its output (`| head`); rich raises SystemExit for a broken pipe.
+DISPLAY_CLOSED = (OSError, SystemExit)
 
 
 @dataclass(frozen=True, slots=True)
 class EndpointState:
-    """How one model or judge stands. `wanted` of a judge counts prompts still in the making as if all came through."""
+    """Progress of one model or judge, in items. A judge's `wanted` assumes that all pending completions succeed.
+
+    `later`: to retry in the next run. `rate`: items finished per second. `usd` is None without a price. `refused`: why
+    it takes no more calls. `doing`: what it does instead of answering, such as starting or waiting for a rate limit.
+    """
 
     name: str
     stage: str
@@ -44,18 +51,21 @@ class EndpointState:
     output_tokens: int
     usd: float | None
     refused: str | None
-    doing: str | None  # instead of answering: starting, or resting for a limit
+    doing: str | None
 
     @property
     def left(self) -> int:
+        """Number of items still to finish in this run."""
         return max(0, self.wanted - self.answered - self.failed - self.later)
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All that is said of a run that goes on. Seconds; `eta_s` is None while there is no rate. `spent` is by the store,
-    ever; `budget` in USD. `failures` are those of this run, also of calls that were then made again, and what had
-    failed for good before it."""
+    """The state of a running run, with a line per model and judge. `eta_s` is None while there is no rate.
+
+    `spent` is the store's spend in USD, all runs together; `budget` is in USD too. `failures` counts this run's errors,
+    retried calls included, and items that failed permanently before it.
+    """
 
     pid: int
     host: str
@@ -69,8 +79,11 @@ class Snapshot:
     failures: tuple[FailureGroup, ...]
 
 
-class Board:
-    """Counts what a run keeps, by endpoint, and what the store has `spent`. An Observer of the run."""
+class ProgressTracker:
+    """Counts a run's calls by model and judge, and makes snapshots of its progress. An orchestrator's Observer.
+
+    `tallies`, `failures` and `spent` (USD) are the store's at the start of the run.
+    """
 
     def __init__(
         self,
@@ -91,13 +104,13 @@ class Board:
             if place in self._rows:
                 row = self._rows[place]
                 row.wanted, row.answered, row.failed = tally.wanted, tally.answered, tally.failed
-        # what waits for --retry-failed is not asked by this run; all else that had no answer is
-        self._failures = {_place(one): one for one in failures if one.verdict == "failed"}
+        # this run requests all unanswered items but these, which need --retry-failed
+        self._failures = {_group(failing): failing for failing in failures if failing.verdict == "failed"}
 
-    def kept(self, entries: "Sequence[Entry]") -> None:
+    def on_calls(self, entries: "Sequence[Entry]") -> None:
         now, known, unknown = self._clock(), self._spent.known, self._spent.unknown
         for entry in entries:
-            # what is asked in parts is not missed
+            # an item that is replaced by parts is not missing
             record = entry.record if entry.parts is None else entry.record | {"verdict": "again"}
             row = self._rows[record["stage"], record["endpoint"]]
             row.note(record, now)
@@ -109,16 +122,17 @@ class Board:
         self._spent = replace(self._spent, known=known, unknown=unknown)
 
     def _fail(self, record: Mapping[str, Any]) -> None:
-        said = {name: record[name] for name in ("stage", "endpoint", "kind", "verdict", "prompt_id")}
-        one = FailureGroup(**said, items=1, example=(record["message"] or "")[:EXAMPLE])
-        had = self._failures.get(_place(one))
-        self._failures[_place(one)] = replace(had, items=had.items + 1) if had else one
+        fields = {name: record[name] for name in ("stage", "endpoint", "kind", "verdict", "prompt_id")}
+        failing = FailureGroup(**fields, items=1, example=(record["message"] or "")[:EXAMPLE])
+        previous = self._failures.get(_group(failing))
+        self._failures[_group(failing)] = replace(previous, items=previous.items + 1) if previous else failing
 
     def snapshot(self) -> Snapshot:
+        """Return the progress as of now."""
         now = self._clock()
         lines = tuple(self._line(endpoint, now) for endpoint in self._endpoints)
-        asked = [line for line, one in zip(lines, self._endpoints, strict=True) if line.left and not one.halt.is_set()]
-        etas = [line.left / line.rate if line.rate else None for line in asked]
+        working = [line for line, e in zip(lines, self._endpoints, strict=True) if line.left and not e.halt.is_set()]
+        etas = [line.left / line.rate if line.rate else None for line in working]
         known = [eta for eta in etas if eta is not None]
         return Snapshot(
             os.getpid(),
@@ -130,7 +144,7 @@ class Board:
             self._spent,
             self._budget,
             lines,
-            tuple(sorted(self._failures.values(), key=lambda one: (one.verdict == "again", -one.items, one.endpoint))),
+            tuple(sorted(self._failures.values(), key=lambda f: (f.verdict == "again", -f.items, f.endpoint))),
         )
 
     def _line(self, endpoint: "Endpoint", now: float) -> EndpointState:
@@ -141,8 +155,8 @@ class Board:
         )  # fmt: skip
 
 
-def _place(one: FailureGroup) -> tuple[str, str, str, str]:
-    return one.stage, one.endpoint, one.kind, one.verdict
+def _group(failing: FailureGroup) -> tuple[str, str, str, str]:
+    return failing.stage, failing.endpoint, failing.kind, failing.verdict
 
 
 class _Row:
@@ -158,7 +172,7 @@ class _Row:
             case "failed":
                 self.failed += 1
             case "later":
-                self.later += 1  # an item's last word in a run
+                self.later += 1  # final in this run
         usage = record["usage"]
         if isinstance(usage, dict):
             self.input += usage["input"]
@@ -175,51 +189,54 @@ class _Row:
                 self._recent.append((now, 1))
 
     def rate(self, now: float, began: float) -> float:
-        """Items ended a second."""
+        """Return items finished per second."""
         while self._recent and now - self._recent[0][0] > WINDOW_S:
             self._recent.popleft()
         return sum(n for _, n in self._recent) / max(0.5, min(WINDOW_S, now - began))
 
 
-class Screen(Protocol):
-    """Whom a run tells how it goes: a terminal, a notebook, nobody. Draws a snapshot each `every_s` seconds."""
+class Display(Protocol):
+    """Shows the progress of a run, in a terminal or a notebook; given a snapshot every `every_s` seconds."""
 
     every_s: float
 
-    def say(self, words: str) -> None:
-        """A line of text."""
+    def print_line(self, text: str) -> None:
+        """Show a line of text."""
 
     def drawing(self) -> AbstractContextManager[Callable[[Snapshot], None]]:
-        """What draws a snapshot, as long as the context is open. May raise OSError or SystemExit: nobody reads on."""
+        """Return a context manager that yields a function which draws a snapshot. May raise OSError or SystemExit if
+        the output is closed."""
 
 
-class Nobody:
-    """A screen that shows nothing."""
+class NoDisplay:
+    """A display that shows nothing."""
 
     every_s = math.inf
 
-    def say(self, words: str) -> None:
+    def print_line(self, text: str) -> None:
         pass
 
     def drawing(self) -> AbstractContextManager[Callable[[Snapshot], None]]:
         return nullcontext(lambda snapshot: None)
 
 
-async def show(board: Board, screen: Screen, file: Path, ended: asyncio.Event) -> None:
-    """Keeps the screen and the file up to date until `ended` is set; the file alone where the screen is gone."""
+async def show_progress(tracker: ProgressTracker, display: Display, file: Path, ended: asyncio.Event) -> None:
+    """Update display and progress file until `ended` is set; if the display is closed, the file alone."""
     try:
-        with screen.drawing() as draw:
-            await _tick(lambda: draw(board.snapshot()), screen.every_s, board, file, ended)
-    except GONE:
-        await _tick(lambda: None, FILE_EVERY_S, board, file, ended)
+        with display.drawing() as draw:
+            await _tick(lambda: draw(tracker.snapshot()), display.every_s, tracker, file, ended)
+    except DISPLAY_CLOSED:
+        await _tick(lambda: None, FILE_EVERY_S, tracker, file, ended)
         await ended.wait()
     file.unlink(missing_ok=True)
 
 
-async def _tick(draw: Callable[[], None], every_s: float, board: Board, file: Path, ended: asyncio.Event) -> None:
+async def _tick(
+    draw: Callable[[], None], every_s: float, tracker: ProgressTracker, file: Path, ended: asyncio.Event
+) -> None:
     loop = asyncio.get_running_loop()
     drawn = written = loop.time()
-    _write(file, board.snapshot())
+    _write(file, tracker.snapshot())
     while not ended.is_set():
         try:
             async with asyncio.timeout(min(every_s, FILE_EVERY_S)):
@@ -230,7 +247,7 @@ async def _tick(draw: Callable[[], None], every_s: float, board: Board, file: Pa
                 draw()
             if loop.time() - written >= FILE_EVERY_S:
                 written = loop.time()
-                _write(file, board.snapshot())
+                _write(file, tracker.snapshot())
 
 
 def _write(file: Path, snapshot: Snapshot) -> None:
@@ -238,15 +255,15 @@ def _write(file: Path, snapshot: Snapshot) -> None:
     try:
         aside.write_text(json.dumps(asdict(snapshot)), encoding="utf-8")
         aside.replace(file)
-    except OSError:  # the disk is full: the run ends for that, not for this
+    except OSError:  # a full disk ends the run elsewhere
         aside.unlink(missing_ok=True)
 
 
-def read(file: Path) -> Snapshot | None:
-    """The snapshot a run last left; None where there is none, or one that was torn or is another version's."""
+def read_snapshot(file: Path) -> Snapshot | None:
+    """Return the last snapshot in a progress file; None if it is missing, incomplete, or of another version."""
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
-        lines, failures = (tuple(of(**one) for one in data.pop(name)) for name, of in _PARTS.items())
+        lines, failures = (tuple(part(**fields) for fields in data.pop(name)) for name, part in _PARTS.items())
         spent = Spent(**data.pop("spent"))
         return Snapshot(**data, spent=spent, lines=lines, failures=failures)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -1,4 +1,4 @@
-"""The store made anew from the journal, every judge's reply read by today's reader, and what reads otherwise."""
+"""Rebuild the store from the journal, and re-parse every judge's reply with the current parser."""
 
 import time
 from collections.abc import Callable
@@ -14,47 +14,54 @@ from aif.store.reader import Reader
 
 
 @dataclass(frozen=True, slots=True)
-class Again:
-    """Calls taken in, and judgements by how they read now against before."""
+class RebuildResult:
+    """Number of calls applied, and of judgements whose ratings are unchanged, changed, new or gone after re-parsing."""
 
     calls: int
     seconds: float
-    alike: int
+    unchanged: int
     changed: int
-    gained: int
-    lost: int
+    newly_readable: int
+    no_longer_readable: int
 
 
-def again(pipeline: Pipeline, tell: Callable[[str], None]) -> Again:
-    """Sets the store aside and makes another from the journal, and from what only the former holds. Pairs are made
-    again by the pipeline's policy."""
+def rebuild(pipeline: Pipeline, tell: Callable[[str], None]) -> RebuildResult:
+    """Rebuild the store from the journal and from what only the old store has, re-parse every reply, and make pairs.
+
+    Raises BadInput if there is neither journal nor store.
+    """
     began = time.monotonic()
     places = Places(pipeline.store)
     if not places.any:
-        raise BadInput(f"{places.journal}: there is no journal to make a store from")
+        raise BadInput(f"{places.journal}: there is no journal to rebuild a store from")
     rubric = rubric_of(pipeline)
-    before = _readings(places, tell)
+    before = _stored_ratings(places, tell)
 
-    def whole(ledger: Ledger) -> tuple[int, dict[str, str]]:
+    def with_ledger(ledger: Ledger) -> tuple[int, dict[str, str]]:
         prepare(pipeline, ledger, rubric, tell, reread=False)
         make_pairs(pipeline, rubric, ledger.store)
         with Reader.of(ledger.store) as reader:
             return reader.calls(), reader.rating_digests()
 
-    calls, after = Ledger.use(pipeline.store, tell, rubric, whole, anew=True, tags=pipeline.reasoning_tags)
+    calls, after = Ledger.use(pipeline.store, tell, rubric, with_ledger, anew=True, tags=pipeline.reasoning_tags)
     both = before.keys() & after.keys()
-    alike = sum(before[key] == after[key] for key in both)
-    return Again(
-        calls, time.monotonic() - began, alike, len(both) - alike, len(after.keys() - both), len(before.keys() - both)
+    unchanged = sum(before[key] == after[key] for key in both)
+    return RebuildResult(
+        calls,
+        time.monotonic() - began,
+        unchanged=unchanged,
+        changed=len(both) - unchanged,
+        newly_readable=len(after.keys() - both),
+        no_longer_readable=len(before.keys() - both),
     )
 
 
-def _readings(places: Places, tell: Callable[[str], None]) -> dict[str, str]:
+def _stored_ratings(places: Places, tell: Callable[[str], None]) -> dict[str, str]:
     if not places.store.exists():
         return {}
     try:
         with Reader.open(places.store) as reader:
             return reader.rating_digests()
     except StoreDamaged as error:
-        tell(f"{error}; what it held can't be compared")
+        tell(f"{error}; its ratings can't be compared")
         return {}

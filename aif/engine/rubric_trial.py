@@ -1,7 +1,7 @@
-"""A rubric tried on completions that are there already: a run of judges alone, then old and new ratings side by side.
+"""Try a rubric on stored completions: run the judges alone, then compare old and new ratings.
 
-The judgements are kept as those of any run, by what was asked, so that a pipeline which takes the rubric up finds them
-and pays nothing again. What the store holds of the pipeline itself (what is asked, pairs) is as before afterwards.
+The judgements are stored like those of any run, so a pipeline that switches to the rubric reuses them and pays nothing
+again. Afterwards the store again has the pipeline's own judging requests and pairs.
 """
 
 import asyncio
@@ -14,11 +14,11 @@ from aif.core.environment import ENVIRON
 from aif.core.errors import BadInput
 from aif.core.formatting import counted, dollars
 from aif.core.types import Usage
-from aif.engine.feedback import Asked, Person, announce, flow
 from aif.engine.make_pairs import scores_of
 from aif.engine.orchestrator import PAGE
 from aif.engine.prepare import prepare, rubric_of
-from aif.engine.progress import Screen
+from aif.engine.progress import Display
+from aif.engine.run import CallingResult, StopRequest, call_endpoints, report_programs_and_secrets
 from aif.judging.lint import longest_reply
 from aif.judging.request import judging_request
 from aif.judging.rubric import Rubric, ScoreName, shown_order
@@ -34,9 +34,12 @@ from aif.store.results import Results
 
 
 @dataclass(frozen=True, slots=True)
-class Bill:
-    """What is to be asked, before it is: tokens at four characters each, replies at the rubric's longest, no cache
-    counted, nothing asked again. `left` is what is left of the budget (USD)."""
+class TrialCost:
+    """The estimated requests, tokens and dollars of a rubric trial; `usd` is None without a price, `left` is the budget
+    left.
+
+    Assumes four characters per token, the longest replies the rubric allows, no provider cache and no retries.
+    """
 
     requests: int
     input_tokens: int
@@ -46,100 +49,104 @@ class Bill:
 
 
 @dataclass(frozen=True, slots=True)
-class Rated:
-    """A completion as a rubric's judges rate it; NaN where they don't."""
+class RatedCompletion:
+    """A completion's score and ratings by aspect under one rubric; NaN where a rating is missing."""
 
     model: str
     score: float
     aspects: Mapping[str, float]
 
 
-Ratings = Mapping[str, Mapping[str, Rated]]  # by prompt and completion
+Ratings = Mapping[str, Mapping[str, RatedCompletion]]  # by prompt id and completion key
 
 
 @dataclass(frozen=True, slots=True)
-class Tried:
-    """How a trial ended: ratings by the pipeline's rubric and by the one tried, and what has no rating, by endpoint,
-    kind and an example."""
+class TrialResult:
+    """The result of a trial: ratings by the pipeline's rubric (`before`) and by the tried rubric (`after`).
+
+    `names` are the two rubrics. `failures` counts unanswered judgements by judge and error kind, with an example.
+    """
 
     names: tuple[str, str]
     before: Ratings
     after: Ratings
     failures: Sequence[Unrated]
-    asked: Asked
+    calling: CallingResult
 
 
-def attempt(
+def try_rubric(
     pipeline: Pipeline,
     rubric: Rubric,
-    screen: Screen,
-    agreed: Callable[[Bill], bool],
+    display: Display,
+    consent: Callable[[TrialCost], bool],
     *,
     limit: int,
     judge: str | None = None,
     policy: RetryPolicy | None = None,
-) -> Tried | None:
-    """Asks the pipeline's judges (or the one named) for what `rubric` wants of the first `limit` prompts whose
-    completions are all there, if `agreed` says so of its cost. None where it doesn't.
+) -> TrialResult | None:
+    """Have the pipeline's judges (or only `judge`) rate the first `limit` complete prompts by `rubric`.
 
-    Raises AifError where pipeline, store or rubric can't be used.
+    `consent` is given the cost; if it returns False, nothing is sent and the result is None. Raises AifError if
+    pipeline, store or rubric can't be used.
     """
 
-    tell = screen.say
-    present, asked = rubric_of(pipeline), _asking(pipeline, judge)
-    announce(asked.model_copy(update={"models": {}}), tell)
+    tell = display.print_line
+    current, judging = rubric_of(pipeline), _with_judges(pipeline, judge)
+    report_programs_and_secrets(judging.model_copy(update={"models": {}}), tell)
     _score(pipeline, rubric)
     if not Places(pipeline.store).any:
         raise BadInput(f"{pipeline.store}: no store here yet; `aif run {pipeline.path}` makes it")
-    consented, person = False, Person()  # both hold where the store is made again in mid-run
+    agreed, stop = False, StopRequest()  # both stay if the store is rebuilt during the trial
 
-    def whole(ledger: Ledger) -> Tried | None:
-        nonlocal consented
+    def with_ledger(ledger: Ledger) -> TrialResult | None:
+        nonlocal agreed
         try:
-            prepare(asked, ledger, present, tell, reread=False)
+            prepare(judging, ledger, current, tell, reread=False)
             with Reader.of(ledger.store) as reader:
                 reach = reader.reach(limit)
             if not reach:
-                raise BadInput(f"{pipeline.store}: no prompt has all its completions yet; `aif run` goes on with them")
-            before = _ratings(asked, present, ledger.store, reach)
-            prepare(asked, ledger, rubric, tell, reread=False)
-            bill = _bill(asked, rubric, ledger.store, reach)
-            if bill.requests and not consented and not agreed(bill):
+                raise BadInput(f"{pipeline.store}: no prompt has all its completions yet; `aif run` makes them")
+            before = _ratings(judging, current, ledger.store, reach)
+            prepare(judging, ledger, rubric, tell, reread=False)
+            cost = _cost(judging, rubric, ledger.store, reach)
+            if cost.requests and not agreed and not consent(cost):
                 return None
-            consented = True
-            judging = asked.model_copy(update={"models": {}})
-            flowed = asyncio.run(flow(judging, ledger, rubric, screen, tell, reach, policy or RetryPolicy(), person))
-            after = _ratings(asked, rubric, ledger.store, reach)
+            agreed = True
+            judges_only = judging.model_copy(update={"models": {}})
+            calling = asyncio.run(
+                call_endpoints(judges_only, ledger, rubric, display, tell, reach, policy or RetryPolicy(), stop)
+            )
+            after = _ratings(judging, rubric, ledger.store, reach)
             with Reader.of(ledger.store) as reader:
                 failures = reader.unrated(reach)
         finally:
-            prepare(pipeline, ledger, present, tell, reread=False)
-        return Tried((present.sheet.name, rubric.sheet.name), before, after, failures, flowed)
+            prepare(pipeline, ledger, current, tell, reread=False)
+        return TrialResult((current.sheet.name, rubric.sheet.name), before, after, failures, calling)
 
-    return Ledger.use(pipeline.store, tell, present, whole, tags=pipeline.reasoning_tags)
+    return Ledger.use(pipeline.store, tell, current, with_ledger, tags=pipeline.reasoning_tags)
 
 
-def _asking(pipeline: Pipeline, judge: str | None) -> Pipeline:
-    """The pipeline with the judges that are asked, whose keys are there."""
+def _with_judges(pipeline: Pipeline, judge: str | None) -> Pipeline:
+    """Return the pipeline with only `judge`, or all its judges if None. Raises BadInput if there is none, or no key."""
     names = ", ".join(pipeline.judges)
     if not names:
-        raise BadInput(f"{pipeline.path}: the pipeline has no judge to ask; name one under judges")
+        raise BadInput(f"{pipeline.path}: the pipeline has no judge; add one under judges")
     if judge is not None and judge not in pipeline.judges:
         raise BadInput(f"--judge {judge}: {pipeline.path} has no such judge; it has {names}")
-    judges = {name: one for name, one in pipeline.judges.items() if judge in (None, name)}
-    for one in judges.values():
-        request_options(one, ENVIRON)
+    judges = {name: declared for name, declared in pipeline.judges.items() if judge in (None, name)}
+    for declared in judges.values():
+        request_options(declared, ENVIRON)
     return pipeline.model_copy(update={"judges": judges})
 
 
 def _score(pipeline: Pipeline, rubric: Rubric) -> ScoreName:
-    """The score that completions are compared by: the pipeline's, where the rubric gives it."""
-    if not (given := rubric.scores()):
+    """Return the score to compare completions by: the pipeline's if the rubric gives it, else the rubric's first."""
+    if not (scores := rubric.scores()):
         raise BadInput(f"{rubric.where}: gives no score; give an aspect a weight above 0, or name one `overall`")
-    return pipeline.pairs.score if pipeline.pairs.score in given else given[0]
+    return pipeline.pairs.score if pipeline.pairs.score in scores else scores[0]
 
 
-def _bill(pipeline: Pipeline, rubric: Rubric, store: Store, reach: int) -> Bill:
+def _cost(pipeline: Pipeline, rubric: Rubric, store: Store, reach: int) -> TrialCost:
     store.begin(reach)
     requests = input_tokens = output_tokens = 0
     usd: float | None = 0.0
@@ -154,54 +161,56 @@ def _bill(pipeline: Pipeline, rubric: Rubric, store: Store, reach: int) -> Bill:
                     texts = [ready.texts[key] for key in shown]
                     request = judging_request(rubric, need.request, ready.prompt, texts, judge, seed=0)
                     reply = min(judge.max_tokens, longest_reply(rubric, need.request, len(shown)))
-                    usage = Usage(_sent(request), reply)
+                    usage = Usage(_input_tokens(request), reply)
                     cost = judge.cost(usage)
                     requests += 1
                     input_tokens, output_tokens = input_tokens + usage.input, output_tokens + usage.output
                     usd = None if usd is None or cost is None else usd + cost
         left = None if pipeline.budget_usd is None else reader.spent().left(pipeline.budget_usd)
-    return Bill(requests, input_tokens, output_tokens, usd, left)
+    return TrialCost(requests, input_tokens, output_tokens, usd, left)
 
 
-def _sent(request: Request) -> int:
+def _input_tokens(request: Request) -> int:
     schema = len(str(request.schema)) if request.schema else 0
     return (sum(len(message.content) for message in request.messages) + schema) // 4
 
 
 def _ratings(pipeline: Pipeline, rubric: Rubric, store: Store, reach: int) -> Ratings:
-    """What the pipeline's judges said by a rubric of the completions of the first prompts, where all is said. Of an
-    aspect that several judges rated, the mean."""
+    """Return the ratings by a rubric of completions of the first prompts; an aspect rated by several judges has the
+    mean of their ratings."""
     with Results.of(store) as reader:
         scores = scores_of(pipeline, rubric, reader)
         within = reader.selected_before(reach)
     by = _score(pipeline, rubric)
     means = compute_scores(scores, PromptRows.from_columns(scores), by, pipeline.pairs.missing).means
-    found: dict[str, dict[str, Rated]] = {prompt_id: {} for prompt_id in within}
+    rated: dict[str, dict[str, RatedCompletion]] = {prompt_id: {} for prompt_id in within}
     rows = zip(*(column.to_pylist() for column in (scores.prompt_ids, scores.completions, scores.models)), strict=True)
     for (prompt_id, key, model), mean, ratings in zip(rows, means, scores.ratings, strict=True):
-        if prompt_id in found:
-            said = list(zip(scores.aspects, map(float, ratings), strict=True))
+        if prompt_id in rated:
+            by_aspect = list(zip(scores.aspects, map(float, ratings), strict=True))
             aspects = {
-                name: _mean(rating for aspect, rating in said if aspect == name) for name in rubric.sheet.aspects
+                name: _mean(rating for aspect, rating in by_aspect if aspect == name) for name in rubric.sheet.aspects
             }
-            found[prompt_id][key] = Rated(model, float(mean), aspects)
-    return {prompt_id: rated for prompt_id, rated in found.items() if rated}
+            rated[prompt_id][key] = RatedCompletion(model, float(mean), aspects)
+    return {prompt_id: completions for prompt_id, completions in rated.items() if completions}
 
 
 def _mean(values: Iterable[float]) -> float:
-    """The mean of those that are numbers, NaN where none is."""
+    """Return the mean without NaNs; NaN if there is nothing else."""
     known = [value for value in values if not isnan(value)]
     return sum(known) / len(known) if known else nan
 
 
 # --- old and new -----------------------------------------------------------------------------------------------------
 
-Both = Sequence[tuple[float, float]]  # a prompt's completions: old and new score
+ScorePairs = Sequence[tuple[float, float]]  # a prompt's completions: old and new score
 
 
-def kendall(prompts: Iterable[Both]) -> float | None:
-    """Kendall's tau-b over all pairs of completions of a same prompt: 1 where both order them alike, -1 where the other
-    way round, 0 where one says nothing of the other. None where one of both finds no two that differ."""
+def kendall(prompts: Iterable[ScorePairs]) -> float | None:
+    """Return Kendall's tau-b between old and new scores, over pairs of completions of the same prompt.
+
+    1: the same order; -1: the reverse order; 0: unrelated. None if either has no two different scores.
+    """
     agreed = first = second = 0
     for both in prompts:
         for i, (old, new) in enumerate(both):
@@ -211,12 +220,12 @@ def kendall(prompts: Iterable[Both]) -> float | None:
     return agreed / sqrt(first * second) if first and second else None
 
 
-def _sign(one: float, other: float) -> int:
-    return 0 if abs(one - other) <= tolerance(one, other) else 1 if one > other else -1
+def _sign(a: float, b: float) -> int:
+    return 0 if abs(a - b) <= tolerance(a, b) else 1 if a > b else -1
 
 
-def another_best(prompts: Iterable[Both]) -> int:
-    """Of how many prompts none of the best by the old score is among the best by the new one."""
+def count_changed_best(prompts: Iterable[ScorePairs]) -> int:
+    """Return the number of prompts where no completion is best (or tied for best) by both old and new score."""
     return sum(not _best([old for old, _ in both]) & _best([new for _, new in both]) for both in prompts)
 
 
@@ -225,35 +234,35 @@ def _best(scores: Sequence[float]) -> set[int]:
 
 
 def rank(score: float, scores: Iterable[float]) -> int:
-    """1 for the highest; equal scores share a rank."""
+    """Return the rank of a score: 1 is the highest, equal scores share a rank."""
     return 1 + sum(bool(other > score + tolerance(other, score)) for other in scores)
 
 
-def scores_of_both(tried: Tried, prompt_id: str) -> list[tuple[float, float]]:
-    """The scores of the completions that have both."""
+def scores_of_both(tried: TrialResult, prompt_id: str) -> list[tuple[float, float]]:
+    """Return (old, new) scores of a prompt's completions, for those that have both."""
     before, after = tried.before[prompt_id], tried.after[prompt_id]
-    found = [(before[key].score, after[key].score) for key in after if key in before]
-    return [(old, new) for old, new in found if not isnan(old) and not isnan(new)]
+    scores = [(before[key].score, after[key].score) for key in after if key in before]
+    return [(old, new) for old, new in scores if not isnan(old) and not isnan(new)]
 
 
 def aspects_of(ratings: Ratings) -> tuple[str, ...]:
-    return next((tuple(one.aspects) for rated in ratings.values() for one in rated.values()), ())
+    return next((tuple(rated.aspects) for completions in ratings.values() for rated in completions.values()), ())
 
 
 def means_by_model(ratings: Ratings, among: Sequence[str]) -> dict[str, dict[str, float]]:
-    """By model: the mean score under "", and the mean rating of each aspect."""
+    """Return by model the mean rating of each aspect, and the mean score under "", over the prompts `among`."""
     values: dict[str, dict[str, list[float]]] = {}
     for prompt_id in among:
-        for one in ratings.get(prompt_id, {}).values():
-            for part, value in {"": one.score, **one.aspects}.items():
-                values.setdefault(one.model, {}).setdefault(part, []).append(value)
-    return {model: {part: _mean(found) for part, found in parts.items()} for model, parts in values.items()}
+        for rated in ratings.get(prompt_id, {}).values():
+            for part, value in {"": rated.score, **rated.aspects}.items():
+                values.setdefault(rated.model, {}).setdefault(part, []).append(value)
+    return {model: {part: _mean(numbers) for part, numbers in parts.items()} for model, parts in values.items()}
 
 
-def told(bill: Bill) -> str:
-    """A bill in a line."""
-    usd = "price unknown" if bill.usd is None else f"about {dollars(bill.usd)}"
-    tokens = f"about {bill.input_tokens:,} tokens in and {bill.output_tokens:,} out"
-    short = bill.left is not None and (bill.usd or 0.0) > bill.left
-    left = f", but {dollars(bill.left)} of the budget left" if short else ""
-    return f"{counted(bill.requests, 'request')} to judge, {tokens}: {usd}{left}"
+def cost_text(cost: TrialCost) -> str:
+    """Return a line with the number of requests, tokens and dollars of a trial."""
+    usd = "price unknown" if cost.usd is None else f"about {dollars(cost.usd)}"
+    tokens = f"about {cost.input_tokens:,} tokens in and {cost.output_tokens:,} out"
+    short = cost.left is not None and (cost.usd or 0.0) > cost.left
+    left = f", but {dollars(cost.left)} of the budget left" if short else ""
+    return f"{counted(cost.requests, 'request')} to judge, {tokens}: {usd}{left}"

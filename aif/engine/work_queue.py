@@ -1,8 +1,9 @@
-"""The line before one endpoint: which item it is asked for next.
+"""The queue of one endpoint: decides which item is sent next.
 
-Items come in order from a pager, and come back when they are to be asked again. Whoever waits leaves its place to
-another, and while the endpoint answers nobody those come first that did not just fail. Where items fail alike, the next
-is taken from elsewhere among those to come: rows that stand together are alike.
+New items come from a pager, in order. Items to retry come before new ones; while the endpoint answers nothing, new ones
+come first. An item that is backing off gives its slot to the next item. Neighbouring rows tend to fail alike, so while
+it is unclear whether the item or the endpoint is at fault, the next item is a distant one: drawn at random from the
+pending items that the pager has not reached.
 """
 
 import asyncio
@@ -19,55 +20,65 @@ from aif.providers.retry import RetryState, Verdict
 
 T = TypeVar("T")
 
-AT_HAND = 2  # items by places that may be in flight: fewer, and the pager brings more
-OPEN = 8  # the same of items that were asked and are not done: they must not fill memory
-FAR = 2  # items from elsewhere at a time
+# Per call that may be in flight:
+QUEUED = 2  # new items in the queue; below this the pager adds more
+UNFINISHED = 8  # items begun and not finished; above this it adds none, since they stay in memory
+
+MAX_DISTANT = 2  # distant items waiting for their first attempt
 
 
 @dataclass(slots=True, eq=False)
 class QueueItem(Generic[T]):
-    """What is to be asked, made when its turn comes: a page of rendered requests made at once holds up all calls.
-    `then` comes after it, in turn (judgements that begin alike). `caller` and `course` are its failures so far."""
+    """One item of work. `make` builds its job when its turn comes: building a page of requests at once would stall all
+    calls.
+
+    `then` has the items to send after it, one by one (judgements with the same prefix). `caller` and `course` hold its
+    failures so far.
+    """
 
     make: Callable[[], T]
     then: Sequence[Callable[[], T]] = ()
     caller: ItemHistory = field(default_factory=ItemHistory)
     course: RetryState = field(default_factory=RetryState)
-    far: bool = False  # from elsewhere, and not asked yet
-    _made: T | None = None
+    distant: bool = False  # distant, and its first attempt has not ended
+    _job: T | None = None
 
     @property
     def job(self) -> T:
-        if self._made is None:
-            self._made = self.make()
-        return self._made
+        if self._job is None:
+            self._job = self.make()
+        return self._job
 
     @property
     def size(self) -> int:
+        """Number of items, itself and those after it."""
         return 1 + len(self.then)
 
 
-class Queue(asyncio.Queue["QueueItem[T] | None"]):
-    """The items of one endpoint; `elsewhere` brings one from among those that the pager has not come to, or None."""
+class WorkQueue(asyncio.Queue["QueueItem[T] | None"]):
+    """The items of one endpoint that are ready to be sent. `get` returns the next one, or None when all are finished.
 
-    def __init__(self, endpoint: Endpoint, elsewhere: Callable[[], Awaitable[QueueItem[T] | None]]) -> None:
+    `draw_distant` returns a pending item that the pager has not reached yet, or None.
+    """
+
+    def __init__(self, endpoint: Endpoint, draw_distant: Callable[[], Awaitable[QueueItem[T] | None]]) -> None:
         super().__init__()
         self._endpoint = endpoint
-        self._elsewhere = elsewhere
-        self._items = self._open = 0  # ever, and not done
-        self._far = 0  # of those not asked yet
-        self._owed = False  # none was there: the next that comes is it
-        self._all_known = False
+        self._draw_distant = draw_distant
+        self._added = self._unfinished = 0  # numbers of items
+        self._distant = 0  # distant items whose first attempt has not ended
+        self._distant_owed = False  # none could be drawn: the next new item stands in for it
+        self._closed = False
         self._room = asyncio.Event()
         endpoint.others = self.others
 
     def _init(self, maxsize: int) -> None:
-        self._fresh: deque[QueueItem[T]] = deque()
-        self._again: deque[QueueItem[T]] = deque()
+        self._new: deque[QueueItem[T]] = deque()
+        self._retries: deque[QueueItem[T]] = deque()
         self._ends = 0
 
     def _qsize(self) -> int:
-        return len(self._fresh) + len(self._again) + self._ends
+        return len(self._new) + len(self._retries) + self._ends
 
     def empty(self) -> bool:
         return not self._qsize()
@@ -76,151 +87,159 @@ class Queue(asyncio.Queue["QueueItem[T] | None"]):
         if item is None:
             self._ends += 1
         else:
-            (self._again if item.course.n else self._fresh).append(item)
+            (self._retries if item.course.n else self._new).append(item)
 
     def _get(self) -> QueueItem[T] | None:
-        if not self._fresh and not self._again:
+        if not self._new and not self._retries:
             self._ends -= 1
             return None
-        first, second = self._again, self._fresh
+        first, second = self._retries, self._new
         if first and self._endpoint.limiter.probing:
             first, second = second, first
         item = (first or second).popleft()
-        if self._owed and not item.course.n:
-            self._owed = False
-            item.far = item.caller.sampled = True
-            self._far += 1
-        self._notice_room()
+        if self._distant_owed and not item.course.n:
+            self._distant_owed = False
+            item.distant = item.caller.sampled = True
+            self._distant += 1
+        self._notify_room()
         return item
 
-    # --- the pager's side ---------------------------------------------------------------------------------------------
+    # --- for the pager ------------------------------------------------------------------------------------------------
 
-    def bring(self, items: Iterable[QueueItem[T]]) -> None:
+    def add(self, items: Iterable[QueueItem[T]]) -> None:
+        """Append new items."""
         for item in items:
             self._count(item.size)
             self.put_nowait(item)
 
-    async def room(self) -> None:
-        """Returns when there is room for more items."""
+    async def wait_for_room(self) -> None:
+        """Wait until the queue runs low on new items."""
         self._room.clear()
-        self._notice_room()
+        self._notify_room()
         await self._room.wait()
 
-    def _notice_room(self) -> None:
-        places, at_hand = self._endpoint.concurrency, len(self._fresh)
-        if at_hand < AT_HAND * places and self._open - at_hand < OPEN * places:
+    def _notify_room(self) -> None:
+        slots, queued = self._endpoint.concurrency, len(self._new)
+        if queued < QUEUED * slots and self._unfinished - queued < UNFINISHED * slots:
             self._room.set()
 
-    def end(self) -> None:
-        """No more items will come."""
-        self._all_known = True
+    def close(self) -> None:
+        """Note that no more items will be added; the workers end when all items are finished."""
+        self._closed = True
         self._count(0)
 
     def _count(self, more: int) -> None:
-        self._items += max(0, more)
-        self._open += more
-        if self._all_known and not self._open:
+        self._added += max(0, more)
+        self._unfinished += more
+        if self._closed and not self._unfinished:
             for _ in range(self._endpoint.concurrency):
                 self.put_nowait(None)
 
-    # --- the workers' side --------------------------------------------------------------------------------------------
+    # --- for the workers ----------------------------------------------------------------------------------------------
 
     def others(self, error: CallError) -> OtherItems:
-        """Who else could be asked, as it matters to a failure."""
-        if not self._all_known:
+        """Return how many other items can be tried to find out whether an error is the item's or the endpoint's
+        fault."""
+        if not self._closed:
             return MANY_OTHERS
-        more = bool(self._fresh)
+        more = bool(self._new)
         if error.kind in ACCESS_ERRORS and error.explicit:
-            return OtherItems(min(ENOUGH_ITEMS, self._open), more_coming=more)
+            return OtherItems(min(ENOUGH_ITEMS, self._unfinished), more_coming=more)
         if not self._endpoint.answered:
+            # with few items nothing tells a limit of the endpoint from a limit that only this item exceeds
             # with too few items, a limit that one item alone meets can't be told from the endpoint's
-            limited = error.kind is Kind.RATE_LIMITED and self._items < ENOUGH_ITEMS
-            enough = ENOUGH_ITEMS if limited else min(ENOUGH_ITEMS, self._items)
+            limited = error.kind is Kind.RATE_LIMITED and self._added < ENOUGH_ITEMS
+            enough = ENOUGH_ITEMS if limited else min(ENOUGH_ITEMS, self._added)
             return OtherItems(enough, too_few=limited, more_coming=more)
-        return OtherItems(too_few=self._open < ENOUGH_ITEMS, more_coming=more)
+        return OtherItems(too_few=self._unfinished < ENOUGH_ITEMS, more_coming=more)
 
-    def asked(self, item: QueueItem[T]) -> None:
-        """An item has told what it can tell by being from elsewhere."""
-        if item.far:
-            item.far = False
-            self._far -= 1
+    def attempted(self, item: QueueItem[T]) -> None:
+        """Note that an attempt of the item has ended: if it was drawn at random, it counts as any other from then
+        on."""
+        if item.distant:
+            item.distant = False
+            self._distant -= 1
 
-    def done(self, item: QueueItem[T]) -> QueueItem[T] | None:
-        """An item is asked no more by this run. Returns the one that comes after it in turn."""
+    def finish(self, item: QueueItem[T]) -> QueueItem[T] | None:
+        """Remove an item that this run will not send again. Return the item to send right after it, if any."""
         self._count(-1)
-        self._notice_room()
+        self._notify_room()
         return QueueItem(item.then[0], item.then[1:]) if item.then else None
 
     def drop(self, item: QueueItem[T]) -> None:
-        """An item is not asked by this run, nor what comes after it."""
+        """Remove an item, and those to send after it, without sending them."""
         self._count(-item.size)
-        self._notice_room()
+        self._notify_room()
 
-    async def far(self) -> QueueItem[T] | None:
-        """An item from elsewhere, where there is one."""
-        if self._far >= FAR:
+    async def take_distant(self) -> QueueItem[T] | None:
+        """Return a pending item drawn at random, far from the current ones if possible; None if there is none."""
+        if self._distant >= MAX_DISTANT:
             return None
-        self._far += 1
-        self._open += 1  # before it is known, so that nobody takes the line for done
-        item = await self._elsewhere()
+        self._distant += 1
+        self._unfinished += 1  # counted before it is drawn, so that the queue does not end meanwhile
+        item = await self._draw_distant()
         if item is not None:
             self._count(item.size)
-        elif self._fresh:
-            at = random.randrange(len(self._fresh))
-            item = self._fresh[at]
-            del self._fresh[at]
+        elif self._new:
+            at = random.randrange(len(self._new))
+            item = self._new[at]
+            del self._new[at]
         if item is None:
-            self._far -= 1
-            self._owed = True
+            self._distant -= 1
+            self._distant_owed = True
         else:
-            item.far = item.caller.sampled = True
+            item.distant = item.caller.sampled = True
         self._count(-1)
         return item
 
 
-async def serve(
+async def run_workers(
     endpoint: Endpoint,
-    line: Queue[T],
+    queue: WorkQueue[T],
     page: Callable[[], Awaitable[None]],
-    ask: Callable[[QueueItem[T]], Awaitable[Verdict | None]],
+    attempt: Callable[[QueueItem[T]], Awaitable[Verdict | None]],
 ) -> None:
-    """A pager and its workers, until there is no more work for the endpoint or it is halted. `ask` makes one attempt
-    and says what becomes of the item, None where none was made. Where its servers are not up yet, the workers wait with
-    what they have."""
+    """Send the items of one endpoint with as many workers as calls may be in flight, until all are finished or it is
+    halted.
+
+    `page` adds all items to the queue, and returns when there are no more. `attempt` makes one call for an item and
+    returns what becomes of it, or None if no call was made. While the endpoint's servers start, workers wait with their
+    items.
+    """
     async with asyncio.TaskGroup() as group:
         for _ in range(endpoint.concurrency):
-            group.create_task(_work(endpoint, line, ask, group))
+            group.create_task(_work(endpoint, queue, attempt, group))
         await page()
-        line.end()
+        queue.close()
     endpoint.done.set()
 
 
 async def _work(
     endpoint: Endpoint,
-    line: Queue[T],
-    ask: Callable[[QueueItem[T]], Awaitable[Verdict | None]],
+    queue: WorkQueue[T],
+    attempt: Callable[[QueueItem[T]], Awaitable[Verdict | None]],
     group: asyncio.TaskGroup,
 ) -> None:
     item: QueueItem[T] | None = None
-    while (item := item or await line.get()) is not None:
-        if endpoint.halt.is_set():  # the line is emptied, so that its pager can end
-            line.drop(item)
+    while (item := item or await queue.get()) is not None:
+        if endpoint.halt.is_set():  # the queue is emptied, so that its pager can end
+            queue.drop(item)
             item = None
             continue
-        verdict = await ask(item)
-        line.asked(item)
+        verdict = await attempt(item)
+        queue.attempted(item)
         if verdict == "again":
             if item.course.wait_s:
-                group.create_task(_wait(endpoint, line, item))
+                group.create_task(_back_off(endpoint, queue, item))
             else:
-                line.put_nowait(item)
-            item = await line.far() if endpoint.limiter.fault_unclear else None
+                queue.put_nowait(item)
+            item = await queue.take_distant() if endpoint.limiter.fault_unclear else None
         else:
-            item = line.done(item)
+            item = queue.finish(item)
 
 
-async def _wait(endpoint: Endpoint, line: Queue[T], item: QueueItem[T]) -> None:
+async def _back_off(endpoint: Endpoint, queue: WorkQueue[T], item: QueueItem[T]) -> None:
     if await endpoint.sleep(item.course.wait_s):
-        line.put_nowait(item)
+        queue.put_nowait(item)
     else:
-        line.drop(item)
+        queue.drop(item)

@@ -1,4 +1,4 @@
-"""What there is to ask, and what is known of asking it: a store's facts for estimate.py. No model is called."""
+"""Read from the store what estimate.py needs: pending calls, and what past calls measured. Calls no model."""
 
 import asyncio
 from collections import Counter
@@ -9,18 +9,19 @@ from statistics import fmean
 from aif.config.pipeline import Pipeline
 from aif.config.sections import DeclaredEndpoint, Judge, Model
 from aif.core.types import Message, Principle, Stage
-from aif.engine.context_windows import everyone, windows
+from aif.engine.context_windows import declared_endpoints, known_windows
 from aif.engine.estimate import (
     UNMEASURED,
+    ZERO,
+    EndpointWork,
     Estimate,
-    Length,
-    Rate,
+    ReplyLength,
     Span,
-    Work,
+    TokenRate,
     completion_length,
-    estimate,
+    context_overflow,
+    estimate_cost,
     judgement_length,
-    tight,
 )
 from aif.engine.prepare import prepare, rubric_of
 from aif.judging.request import completion_request, estimate_tokens, judging_request
@@ -33,52 +34,52 @@ from aif.store.journal_batches import Rubrics
 from aif.store.ledger import Ledger
 from aif.store.report_queries import Tally
 
-SAMPLE = 1000  # calls whose requests are made to see how large they are: the mean of 64,000 within about 3 %
-MEASURED = 200  # answered calls whose bytes are set against their tokens; requests that are tokenized
+SAMPLE = 1000  # pending calls whose requests are built to measure their size: the mean of 64,000 within about 3 %
+MEASURED = 200  # answered calls whose bytes are compared with their tokens; requests that are tokenized
 FRAME = 4  # tokens that a chat template puts around each message
 
 Messages = Sequence[Message]
 
 
-def foresee(pipeline: Pipeline, limit: int | None, tell: Callable[[str], None]) -> Estimate:
-    """Takes in what is new of the sources, plans, and estimates what a run would come to."""
+def prepare_and_estimate(pipeline: Pipeline, limit: int | None, tell: Callable[[str], None]) -> Estimate:
+    """Read new prompts, plan completions, and estimate a run. `limit`: of the first prompts only."""
     rubric = rubric_of(pipeline)
 
-    def whole(ledger: Ledger) -> Estimate:
+    def with_ledger(ledger: Ledger) -> Estimate:
         prepare(pipeline, ledger, rubric, tell)
         with Forecast.of(ledger.store) as reader:
-            return estimated(pipeline, rubric, reader, limit)
+            return estimate_run(pipeline, rubric, reader, limit)
 
-    return Ledger.use(pipeline.store, tell, rubric, whole, tags=pipeline.reasoning_tags)
+    return Ledger.use(pipeline.store, tell, rubric, with_ledger, tags=pipeline.reasoning_tags)
 
 
-def estimated(pipeline: Pipeline, rubric: Rubric, reader: Forecast, limit: int | None) -> Estimate:
-    """What a run would come to, by a store that is prepared for it."""
+def estimate_run(pipeline: Pipeline, rubric: Rubric, reader: Forecast, limit: int | None) -> Estimate:
+    """Estimate a run over a store that is prepared for it (see prepare.py). `limit`: of the first prompts only."""
     tallies = reader.tallies(limit)
-    endpoints = everyone(pipeline)
-    asked = {key: one for key, one in endpoints.items() if key in tallies and tallies[key].pending}
-    held = asyncio.run(windows(asked, {key: context_window_in(reader.overflowed(*key)) for key in asked}))
+    endpoints = declared_endpoints(pipeline)
+    pending = {key: endpoint for key, endpoint in endpoints.items() if key in tallies and tallies[key].pending}
+    windows = asyncio.run(known_windows(pending, {key: context_window_in(reader.overflowed(*key)) for key in pending}))
     works = []
-    for (stage, name), one in endpoints.items():
+    for (stage, name), endpoint in endpoints.items():
         tally = tallies.get((stage, name), Tally(0, 0, 0, 0))
         if not tally.pending:
-            works.append(_work(stage, name, tally, [], [], UNMEASURED, Length(Span(0, 0), Span(0, 0), ""), []))
-        elif isinstance(one, Model):
-            works.append(_model_work(pipeline, one, tally, reader, limit, held.get((stage, name))))
+            works.append(_work(stage, name, tally, [], [], UNMEASURED, ReplyLength(ZERO, ZERO, ""), []))
+        elif isinstance(endpoint, Model):
+            works.append(_model_work(pipeline, endpoint, tally, reader, limit, windows.get((stage, name))))
         else:
-            coming = {work.name: _coming(work.reply) for work in works if work.stage == "completion"}
-            works.append(_judge_work(rubric, one, tally, reader, limit, held.get((stage, name)), coming))
-    return replace(estimate(works, endpoints), spent=reader.spent(), budget=pipeline.budget_usd)
+            lengths = {work.name: _shown_tokens(work.reply) for work in works if work.stage == "completion"}
+            works.append(_judge_work(rubric, endpoint, tally, reader, limit, windows.get((stage, name)), lengths))
+    return replace(estimate_cost(works, endpoints), spent=reader.spent(), budget=pipeline.budget_usd)
 
 
-def _coming(reply: Length) -> float:
-    """How long a completion is taken to be that a judge is shown: as those so far, else as long as it may be."""
+def _shown_tokens(reply: ReplyLength) -> float:
+    """Return the length of a pending completion that a judge will be shown: as measured, else the longest allowed."""
     return reply.shown.expected if reply.measured else reply.shown.most
 
 
 def _model_work(
     pipeline: Pipeline, model: Model, tally: Tally, reader: Forecast, limit: int | None, window: int | None
-) -> Work:
+) -> EndpointWork:
     sampling = pipeline.sampling(model)
 
     def request(call: SlotCall) -> Request:
@@ -86,17 +87,19 @@ def _model_work(
         return completion_request(call.prompt, principle, call.system or model.system, sampling, seed=0)
 
     requests = [request(call) for call in reader.slots_to_ask(model.name, limit, SAMPLE)]
-    had = [(request(call).messages, call.tokens or 0) for call in reader.slots_asked(model.identity, MEASURED)]
-    used = reader.completing(model.identity, sampling.max_tokens)
-    length = completion_length(model, sampling.max_tokens, used)
-    rate = _rate(model, had, requests)
-    found = tight("completion", model, window, [size(one, rate) for one in requests], tally.pending)
-    return replace(_work("completion", model.name, tally, requests, [], rate, length, [used]), tight=found)
+    answered = [(request(call).messages, call.tokens or 0) for call in reader.slots_asked(model.identity, MEASURED)]
+    replies = reader.completing(model.identity, sampling.max_tokens)
+    length = completion_length(model, sampling.max_tokens, replies)
+    rate = _rate(model, answered, requests)
+    sizes = [context_tokens(request, rate) for request in requests]
+    overflow = context_overflow("completion", model, window, sizes, tally.pending)
+    return replace(_work("completion", model.name, tally, requests, [], rate, length, [replies]), overflow=overflow)
 
 
-def size(request: Request, rate: Rate, coming: float = 0.0) -> float:
-    """The tokens of a request and its reply, with completions still to come."""
-    return _bytes(request.messages) * rate.tokens.expected + coming + request.max_tokens
+def context_tokens(request: Request, rate: TokenRate, completion_tokens: float = 0.0) -> float:
+    """Return the tokens that a request, its reply of `max_tokens`, and `completion_tokens` of pending completions
+    need."""
+    return _bytes(request.messages) * rate.tokens.expected + completion_tokens + request.max_tokens
 
 
 def _judge_work(
@@ -106,39 +109,38 @@ def _judge_work(
     reader: Forecast,
     limit: int | None,
     window: int | None,
-    coming: Mapping[str, float],
-) -> Work:
-    waiting = reader.judgements_to_ask(judge.name, limit, SAMPLE)
-    # what is still to come is shown as nothing: its length is reckoned in tokens
+    completion_tokens: Mapping[str, float],
+) -> EndpointWork:
+    pending = reader.judgements_to_ask(judge.name, limit, SAMPLE)
+    # a pending completion is shown as an empty text; its length is added in tokens
     requests = [
         judging_request(rubric, call.request, call.prompt, [*call.texts, *("" for _ in call.awaited)], judge, seed=0)
-        for call in waiting
+        for call in pending
     ]
-    rate = _rate(judge, _judged(rubric, reader, judge), requests)
-    used = reader.judging(judge.name)
-    asked = [(call.request, len(call.texts) + len(call.awaited)) for call in waiting]
-    length = judgement_length(rubric, judge, asked, used)
-    awaited = [model for call in waiting for model in call.awaited]
+    rate = _rate(judge, _answered_judgements(rubric, reader, judge), requests)
+    replies = reader.judging(judge.name)
+    shown = [(call.request, len(call.texts) + len(call.awaited)) for call in pending]
+    length = judgement_length(rubric, judge, shown, replies)
+    awaited = [model for call in pending for model in call.awaited]
     sizes = [
-        size(request, rate, sum(coming[model] for model in call.awaited))
-        for call, request in zip(waiting, requests, strict=True)
+        context_tokens(request, rate, sum(completion_tokens[model] for model in call.awaited))
+        for call, request in zip(pending, requests, strict=True)
     ]
-    found = tight("judgement", judge, window, sizes, tally.pending, awaited=bool(awaited))
-    return replace(
-        _work("judgement", judge.name, tally, requests, awaited, rate, length, list(used.values())), tight=found
-    )
+    overflow = context_overflow("judgement", judge, window, sizes, tally.pending, awaited=bool(awaited))
+    work = _work("judgement", judge.name, tally, requests, awaited, rate, length, list(replies.values()))
+    return replace(work, overflow=overflow)
 
 
-def _judged(rubric: Rubric, reader: Forecast, judge: Judge) -> list[tuple[Messages, int]]:
-    """Judgements that were asked for, as they were sent by the rubric of then."""
+def _answered_judgements(rubric: Rubric, reader: Forecast, judge: Judge) -> list[tuple[Messages, int]]:
+    """Return (messages, input tokens) of answered judging requests, each with the rubric it was sent with."""
     calls = reader.judgements_asked(judge.identity, MEASURED)
     rubrics = Rubrics(made={rubric.digest: rubric})
     if any(call.rubric != rubric.digest for call in calls):
         rubrics.files.update(reader.texts("rubric"))
     return [
-        (render(then, call.request, call.prompt, call.texts, call.form).messages, call.tokens)
+        (render(sent_with, call.request, call.prompt, call.texts, call.form).messages, call.tokens)
         for call in calls
-        if (then := rubrics.get(call.rubric))
+        if (sent_with := rubrics.get(call.rubric))
     ]
 
 
@@ -148,13 +150,13 @@ def _work(
     tally: Tally,
     requests: Sequence[Request],
     awaited: Sequence[str],
-    rate: Rate,
-    length: Length,
-    used: Sequence[Replies],
-) -> Work:
-    items, calls = sum(one.items for one in used), sum(one.calls for one in used)
-    sent = sum(one.input for one in used)
-    return Work(
+    rate: TokenRate,
+    length: ReplyLength,
+    replies: Sequence[Replies],
+) -> EndpointWork:
+    items, calls = sum(r.items for r in replies), sum(r.calls for r in replies)
+    input_tokens = sum(r.input for r in replies)
+    return EndpointWork(
         stage,
         name,
         tally,
@@ -162,32 +164,36 @@ def _work(
         awaited={model: n / len(requests) for model, n in Counter(awaited).items()},
         rate=rate,
         reply=length,
-        reckoned=fmean(estimate_tokens(request) for request in requests) if requests else 0.0,
+        limit_tokens=fmean(estimate_tokens(request) for request in requests) if requests else 0.0,
         tries=calls / items if items else 1.0,
-        cached=sum(one.cached for one in used) / sent if sent else 0.0,
-        written=sum(one.written for one in used) / sent if sent else 0.0,
-        seconds=sum(one.seconds for one in used) / calls if calls else None,
+        cached=sum(r.cached for r in replies) / input_tokens if input_tokens else 0.0,
+        written=sum(r.written for r in replies) / input_tokens if input_tokens else 0.0,
+        seconds=sum(r.seconds for r in replies) / calls if calls else None,
     )
 
 
-# --- tokens of what is sent -------------------------------------------------------------------------------------------
+# --- tokens of requests -----------------------------------------------------------------------------------------------
 
 
-def _rate(one: DeclaredEndpoint, had: Sequence[tuple[Messages, int]], requests: Sequence[Request]) -> Rate:
-    """By this store's own calls; else by the model's tokenizer, where it is at hand; else assumed."""
-    if had:
-        return _by(sum(n for _, n in had), (messages for messages, _ in had), f"measured on {len(had):,} calls")
-    if requests and (tokenizer := local_tokenizer(one)):
-        some = [request.messages for request in requests[:: (len(requests) - 1) // MEASURED + 1]]
-        texts = [message.content for messages in some for message in messages]
-        counted = sum(FRAME + len(each.ids) for each in tokenizer.encode_batch_fast(texts, add_special_tokens=False))
-        return _by(counted, some, "by the model's tokenizer")
+def _rate(
+    endpoint: DeclaredEndpoint, answered: Sequence[tuple[Messages, int]], requests: Sequence[Request]
+) -> TokenRate:
+    """Return tokens per byte: measured on this store's calls, else by the model's tokenizer if present, else
+    assumed."""
+    if answered:
+        input_tokens = sum(n for _, n in answered)
+        return _measured_rate(input_tokens, (sent for sent, _ in answered), f"measured on {len(answered):,} calls")
+    if requests and (tokenizer := local_tokenizer(endpoint)):
+        sample = [request.messages for request in requests[:: (len(requests) - 1) // MEASURED + 1]]
+        texts = [message.content for messages in sample for message in messages]
+        encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return _measured_rate(sum(FRAME + len(e.ids) for e in encodings), sample, "by the model's tokenizer")
     return UNMEASURED
 
 
-def _by(counted: int, sent: Iterable[Messages], basis: str) -> Rate:
-    rate = counted / sum(map(_bytes, sent))
-    return Rate(Span(rate, rate), basis)
+def _measured_rate(input_tokens: int, sent: Iterable[Messages], basis: str) -> TokenRate:
+    rate = input_tokens / sum(map(_bytes, sent))
+    return TokenRate(Span(rate, rate), basis)
 
 
 def _bytes(messages: Messages) -> int:

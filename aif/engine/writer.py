@@ -1,7 +1,7 @@
-"""The one writer of a run: every record goes to the journal, then in comfortable batches to the store.
+"""The one writer of a run: every record goes to the journal first, then in batches to the store.
 
-Two steps run side by side, a thread each: the journal's sync must not wait for a commit. Both queues are bounded, so a
-slow disk slows the workers down instead of filling memory.
+Two tasks run in parallel, each with a thread, so that a journal sync never waits for a store commit. Both queues are
+bounded: a slow disk slows the workers down instead of filling memory.
 """
 
 import asyncio
@@ -16,14 +16,15 @@ from aif.store.ingest import Entry, steps
 from aif.store.journal import Position
 from aif.store.ledger import Ledger
 
-# What a crash loses was in flight, or younger than this and a sync; on two busy cores the slowest took 1 s (p99).
+# A crash loses calls in flight and entries younger than this plus one sync; the slowest sync (p99) took 1 s on two busy
+# cores.
 SYNC_EVERY_S = 0.05
 COMMIT_EVERY_S = 0.25
-# A commit takes 16 ms of CPU whatever is in it. Where it would hold fewer records than this, it waits for more.
+# A commit takes 16 ms of CPU whatever its size, so one with fewer records than FEW waits up to LATE_S for more.
 FEW, LATE_S = 32, 1.0
 QUEUED = 4096
-HELD_BYTES = 4 * MAX_BATCH_BYTES  # of replies on their way into the store: who has another waits
-BUSY = 200  # so many waiting are enough for a batch
+HELD_BYTES = 4 * MAX_BATCH_BYTES  # of replies not yet in the store; above this `write` waits
+BUSY = 200  # with this many entries waiting, a batch is synced at once
 
 T = TypeVar("T")
 
@@ -31,168 +32,172 @@ Synced = tuple[list[Entry], Position]
 
 
 class Writer:
-    """Keeps entries in the order they come. `on_kept` gets those synced; `on_ready` is called as prompts get ready, and
-    `on_trouble` where the disk is full or the store damaged: nothing new is to be asked then."""
+    """Writes entries to journal and store in the order they come.
+
+    `on_synced` gets entries once they are on disk. `on_ready` is called when prompts may have become ready to be
+    judged. `on_error` is called when the disk is full or the store is damaged: no new call should be made then.
+    """
 
     def __init__(
         self,
         ledger: Ledger,
         per_prompt: int,
         min_completions: int,
-        on_kept: Callable[[list[Entry]], None],
+        on_synced: Callable[[list[Entry]], None],
         on_ready: Callable[[], None],
-        on_trouble: Callable[[], None],
+        on_error: Callable[[], None],
     ) -> None:
         self._ledger = ledger
         self._enough = (per_prompt, min_completions)
-        self._on_kept = on_kept
+        self._on_synced = on_synced
         self._on_ready = on_ready
-        self._on_trouble = on_trouble
+        self._on_error = on_error
         self._incoming: asyncio.Queue[Entry | None] = asyncio.Queue(QUEUED)
         self._synced: asyncio.Queue[Synced | None] = asyncio.Queue(64)
-        self._taken: list[Entry | None] = []  # out of the queue, and not known to be synced
-        self._unkept: list[Entry] = []  # for which there was no room; tried again at the end
-        self._trouble: Exception | None = None
-        self._handed = self._settled = 0  # entries, ever: handed over, and of these in the store, or lost to it
-        self._bytes = 0  # of those that are not settled
-        self._moved = asyncio.Event()
-        self._hurried = asyncio.Event()  # somebody waits until all is in the store
+        self._syncing: list[Entry | None] = []  # taken from the queue, and not known to be synced
+        self._unwritten: list[Entry] = []  # did not fit on the disk; tried again at the end
+        self._error: Exception | None = None
+        self._written = self._settled = 0  # numbers of entries: passed to write(), and of these stored or failed
+        self._bytes = 0  # of entries that are not settled
+        self._progress = asyncio.Event()
+        self._hurry = asyncio.Event()  # somebody waits until all is in the store
 
-    async def keep(self, entry: Entry) -> None:
-        """Hands an entry over; waits while the disk is behind."""
+    async def write(self, entry: Entry) -> None:
+        """Queue an entry for the journal; waits while the disk is behind."""
         while self._bytes > HELD_BYTES:
-            await self._move()
+            await self._wait_for_progress()
         self._bytes += entry.bytes
         await self._incoming.put(entry)
-        self._handed += 1
+        self._written += 1
 
     async def flush(self) -> None:
-        """Returns when everything handed over so far is in the store. It waits for no more to go with that."""
-        wanted = self._handed
-        self._hurried.set()
+        """Wait until every entry written so far is in the store."""
+        wanted = self._written
+        self._hurry.set()
         try:
             while self._settled < wanted:
-                await self._move()
+                await self._wait_for_progress()
         finally:
-            self._hurried.clear()
+            self._hurry.clear()
 
-    async def _move(self) -> None:
-        """Returns when something more is settled."""
-        self._moved.clear()
-        await self._moved.wait()
+    async def _wait_for_progress(self) -> None:
+        self._progress.clear()
+        await self._progress.wait()
 
     async def close(self) -> None:
-        """Ends `run` when everything handed over is in the store."""
-        self._hurried.set()
+        """Let `run` return once every entry is in the store."""
+        self._hurry.set()
         await self._incoming.put(None)
 
-    def give_up(self, trouble: Exception) -> None:
-        """The store or the disk is of no more use: what is in flight is still journalled, then `run` raises this."""
-        self._trouble = self._trouble or trouble
-        self._on_trouble()
+    def fail(self, error: Exception) -> None:
+        """Stop using the store or the disk after an error: entries still go to the journal, then `run` raises it."""
+        self._error = self._error or error
+        self._on_error()
 
     async def run(self) -> None:
+        """Write entries until `close`. Raises the first error of disk or store."""
         try:
-            await self._keep_all()
+            await self._run()
         except asyncio.CancelledError:
-            if isinstance(self._trouble, OSError):  # not all was kept, as being left at once would say
-                raise self._trouble from None
+            if isinstance(self._error, OSError):  # a plain cancellation would claim that all was journaled
+                raise self._error from None
             raise
-        if self._trouble:
-            raise self._trouble
+        if self._error:
+            raise self._error
 
-    async def _keep_all(self) -> None:
+    async def _run(self) -> None:
         try:
             with ThreadPoolExecutor(1, "journal") as journal, ThreadPoolExecutor(1, "store") as store:
                 async with asyncio.TaskGroup() as group:
                     group.create_task(self._sync(journal))
                     group.create_task(self._commit(store))
         finally:
-            self._keep_rest()
+            self._journal_rest()
 
-    def _keep_rest(self) -> None:
-        """However a run is left, what was handed over goes into the journal; the store follows when it is next opened.
+    def _journal_rest(self) -> None:
+        """Journal every remaining entry, however the run ends; the store catches up when it is next opened.
 
-        What may be there already is there twice then, and taken in once. On a full disk, as much as fits; what does not
-        is lost as if it had still been in flight.
+        Some may be in the journal twice then, and are applied once. If the disk is full, as many as fit are written;
+        the others are lost, like calls in flight.
         """
-        rest = [entry.record for entry in (*self._unkept, *self._taken, *_drain(self._incoming)) if entry is not None]
+        remaining = (*self._unwritten, *self._syncing, *_drain(self._incoming))
+        rest = [entry.record for entry in remaining if entry is not None]
         if not rest:
             return
         try:
             self._ledger.journal.append(rest)
-        except OSError as full:
-            self._trouble = self._trouble or full
+        except OSError as error:
+            self._error = self._error or error
             for record in rest:
                 with suppress(OSError):
                     self._ledger.journal.append([record])
 
     async def _sync(self, thread: ThreadPoolExecutor) -> None:
-        loop, open_ = asyncio.get_running_loop(), True
+        loop, more = asyncio.get_running_loop(), True
         due = loop.time()
-        while open_:
-            batch = self._taken = [await self._incoming.get()]
+        while more:
+            batch = self._syncing = [await self._incoming.get()]
             if self._incoming.qsize() < BUSY:
                 await self._until(due)
             batch += _drain(self._incoming)
-            whole = [entry for entry in batch if entry is not None]
-            open_ = len(whole) == len(batch)
-            for entries in batched(whole, lambda entry: entry.bytes, QUEUED):
+            received = [entry for entry in batch if entry is not None]
+            more = len(received) == len(batch)
+            for entries in batched(received, lambda entry: entry.bytes, QUEUED):
                 records = [entry.record for entry in entries]
                 try:
                     position = await loop.run_in_executor(thread, self._ledger.journal.append, records)
-                except OSError as full:
-                    self._unkept += entries
+                except OSError as error:
+                    self._unwritten += entries
                     self._settle(entries)
-                    self.give_up(full)
+                    self.fail(error)
                 else:
-                    self._on_kept(entries)
+                    self._on_synced(entries)
                     await self._synced.put((entries, position))
-                self._taken = self._taken[len(entries) :]
+                self._syncing = self._syncing[len(entries) :]
             due = loop.time() + SYNC_EVERY_S
         await self._synced.put(None)
 
     async def _commit(self, thread: ThreadPoolExecutor) -> None:
-        loop, open_ = asyncio.get_running_loop(), True
+        loop, more = asyncio.get_running_loop(), True
         due = loop.time()
-        while open_:
+        while more:
             batches = [await self._synced.get()]
             await self._until(due)
             batches += _drain(self._synced)
             if sum(len(batch[0]) for batch in batches if batch) < FEW:
                 await self._until(due + LATE_S)
                 batches += _drain(self._synced)
-            whole = [batch for batch in batches if batch is not None]
-            open_ = len(whole) == len(batches)
-            for full in batched(whole, _bytes, len(whole)):
-                entries = [entry for batch, _ in full for entry in batch]
-                if not self._trouble:
+            received = [batch for batch in batches if batch is not None]
+            more = len(received) == len(batches)
+            for page in batched(received, _bytes, len(received)):
+                entries = [entry for batch, _ in page for entry in batch]
+                if not self._error:
                     try:
-                        if await loop.run_in_executor(thread, self._store, entries, full[-1][1]):
+                        if await loop.run_in_executor(thread, self._store, entries, page[-1][1]):
                             self._on_ready()
-                    except (StoreDamaged, StoreOutOfMemory, OSError) as trouble:
-                        self.give_up(trouble)
+                    except (StoreDamaged, StoreOutOfMemory, OSError) as error:
+                        self.fail(error)
                 self._settle(entries)
             due = loop.time() + COMMIT_EVERY_S
 
     def _settle(self, entries: list[Entry]) -> None:
         self._settled += len(entries)
         self._bytes -= sum(entry.bytes for entry in entries)
-        self._moved.set()
+        self._progress.set()
 
     async def _until(self, due: float) -> None:
-        """Waits for more, unless somebody waits for what is there."""
+        """Wait until `due`, or until somebody waits for the store."""
         with suppress(TimeoutError):
             async with asyncio.timeout_at(due):
-                await self._hurried.wait()
+                await self._hurry.wait()
 
     def _store(self, entries: list[Entry], position: Position) -> bool:
-        """Applies entries; true where prompts may have become ready to be judged by it."""
+        """Apply entries to the store. Return whether prompts may have become ready to be judged."""
         self._ledger.store.apply(steps(entries), position)
-        places = sorted({entry.place[0] for entry in entries if entry.place})
-        if places:
-            self._ledger.store.notice_ready(places, *self._enough)
-        return bool(places)
+        positions = sorted({entry.place[0] for entry in entries if entry.place})
+        if positions:
+            self._ledger.store.notice_ready(positions, *self._enough)
+        return bool(positions)
 
 
 def _bytes(batch: Synced) -> int:

@@ -22,7 +22,15 @@ from aif.config.sections import DeclaredEndpoint, publishable_name
 from aif.core.formatting import plural
 from aif.core.resources import shipped
 from aif.engine.make_pairs import policy_of
-from aif.engine.outcome_text import OUTCOMES, STAGES, balanced, beside, counts, marked, rule_of
+from aif.engine.outcome_text import (
+    OUTCOME_TEXTS,
+    STAGE_NAMES,
+    balance_lines,
+    policy_text,
+    reasoning_mark_text,
+    row_notes,
+    tally_counts,
+)
 from aif.judging.rubric import Rubric
 from aif.pairing.labels import LabelCounts, balancing_weight
 from aif.pairing.scores import TOLERANCE, Floats
@@ -103,7 +111,7 @@ def render_card(facts: CardFacts) -> str:
         carried=any(source.completions for source in facts.pipeline.prompts),
         sheet=facts.rubric.sheet,
         pairs=facts.prompt_counts.pairs,
-        rule=_sentence(rule_of(policy_of(facts.pipeline, facts.rubric))),
+        rule=_sentence(policy_text(policy_of(facts.pipeline, facts.rubric))),
         prompts=facts.prompt_counts.selected,
         default=default_config(facts.rows),
         tested=any(split.startswith("test") for splits in facts.rows.values() for split in splits),
@@ -116,11 +124,12 @@ def render_card(facts: CardFacts) -> str:
         without_terms=[table_cell(name) for name in endpoints_without_terms(facts.pipeline)],
         prompt_counts=_count_lines(facts.prompt_counts),
         items=[
-            (table_cell(name), STAGES[stage], *counts(tally)) for (stage, name), tally in facts.balance.tallies.items()
+            (table_cell(name), STAGE_NAMES[stage], *tally_counts(tally))
+            for (stage, name), tally in facts.balance.tallies.items()
         ],
-        balanced=[_escape(line) for line in balanced(facts.balance)],
+        balanced=[_escape(line) for line in balance_lines(facts.balance)],
         missing=[failing for failing in facts.balance.missing if failing.kind],
-        marked=[(_escape(marked(mark)), mark) for mark in facts.marks],
+        marked=[(_escape(reasoning_mark_text(mark)), mark) for mark in facts.marks],
         sources=_sources(facts.sources),
         histogram=_histogram(facts.chosen, facts.rejected, _scale(facts)) if len(facts.chosen) else None,
         margins=_margin_statistics(facts.chosen - facts.rejected) if len(facts.chosen) else None,
@@ -259,7 +268,7 @@ def _count_lines(prompt_counts: Books) -> list[tuple[str, str]]:
     left_out = [(f"− {rows:,}", reason) for reason, rows in intake.items() if reason != "selected" and rows]
     dropped = [
         (f"− {outcomes[outcome]:,}", words)
-        for outcome, words in OUTCOMES.items()
+        for outcome, words in OUTCOME_TEXTS.items()
         if outcome != "paired" and outcomes.get(outcome)
     ]
     rows, paired = sum(intake.values()), outcomes.get("paired", 0)
@@ -271,7 +280,7 @@ def _count_lines(prompt_counts: Books) -> list[tuple[str, str]]:
         *dropped,
         (f"= {paired:,}", "prompts with pairs" if several else plural(paired, "pair")),
         *([(f"{prompt_counts.pairs:,}", "pairs of these")] if several else []),
-        *((f"{n:,}", words) for n, words in beside(prompt_counts)),
+        *((f"{n:,}", words) for n, words in row_notes(prompt_counts)),
     ]
 
 

@@ -23,7 +23,7 @@ from aif.core.file_permissions import user_umask
 from aif.core.formatting import counted
 from aif.core.types import PROVIDED_JUDGE, Principle, digest, fraction
 from aif.engine.make_pairs import make_pairs
-from aif.engine.outcome_text import shortfall
+from aif.engine.outcome_text import shortfall_lines
 from aif.engine.prepare import principles_of
 from aif.export import parquet
 from aif.export.atomic_folder import check_destination, replace_folder
@@ -78,7 +78,7 @@ def export(
     make_pairs(pipeline, rubric, ledger.store)
     with Results.of(ledger.store) as reader:
         prompt_counts, balance = reader.books(), reader.balance()
-        short = shortfall(balance, pipeline.export.completeness, shlex.quote(str(pipeline.path)))
+        short = shortfall_lines(balance, pipeline.export.completeness, shlex.quote(str(pipeline.path)))
         if short and pipeline.export.incomplete == "refuse":
             raise Incomplete("\n".join([f"nothing was exported: {short[0]}", *short[1:]]))
         paired = reader.paired()
@@ -98,7 +98,7 @@ def export(
 
 
 def _rows_by_kind(pipeline: Pipeline, rubric: Rubric, reader: Results, paired: pa.Table) -> dict[RowKind, DatasetRows]:
-    """Return the pairs, completions and prompts that the rows of the pipeline's formats are made from, by kind of row."""
+    """Return what the rows of the pipeline's formats are made from: pairs, completions and prompts, by kind of row."""
     wanted = {row_kind(config) for config in pipeline.export.formats}
     by_kind: dict[RowKind, DatasetRows] = {"pairs": DatasetRows(paired, reader.pairs)}
     if "prompts" in wanted:

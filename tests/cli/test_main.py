@@ -197,10 +197,10 @@ def test_after_a_run_everything_without_an_answer_is_told_with_its_last_cause(
     assert code == Exit.REFUSED
     with Reader.open(load(path).store) as reader:
         assert reader._query("SELECT count(*) AS n FROM calls WHERE endpoint = 'tiny'")[0]["n"] < 12
-    refused = r"tiny: unauthorized, 12 items, takes no call until it is mended\n +HTTP 401: .+\n +→ set the key"
+    refused = r"tiny: unauthorized, 12 items, no more calls until this is fixed\n +HTTP 401: .+\n +→ set the key"
     for told in (summary, typed("failures", path)[1], typed("status", path)[1]):
         assert re.search(refused, told), told
-        assert "judge: 12 items, waiting for completions that are pending\n" in told
+        assert "judge: 12 items, waiting for pending completions\n" in told
         assert "nothing failed" not in told
     code, told, _ = typed("failures", path, "--set", "seed=5")
     assert "nothing failed" not in told
@@ -213,8 +213,8 @@ def test_what_was_not_reached_is_told_as_not_asked_yet(
     code, summary, _ = typed("run", path, "--limit", "2")
     assert code == Exit.DONE
     for told in (summary, typed("failures", path)[1]):
-        assert all(f"{name}: 4 items, not asked yet\n" in told for name in POOL)
-        assert "judge: 4 items, waiting for completions that are pending\n" in told
+        assert all(f"{name}: 4 items, not sent yet\n" in told for name in POOL)
+        assert "judge: 4 items, waiting for pending completions\n" in told
         assert "nothing failed" not in told
     assert typed("run", path)[0] == Exit.DONE
     assert typed("failures", path)[1] == "nothing failed\n"
@@ -230,7 +230,7 @@ def test_nothing_is_said_of_prompts_that_are_not_planned_yet_or_of_answers_the_s
         (one,) = reader._query("SELECT min(prompt_id) AS id FROM prompts")
         ledger.keep([records.page(0, [(one["id"], "s")], []), records.selected("other", {})])
     _, told, _ = typed("failures", path)
-    assert told == "1 prompt not planned yet: the next run begins with that\n"
+    assert told == "1 prompt not planned yet: the next run plans them first\n"
     shutil.copy(older, tmp_path / "feedback.duckdb")
     _, told, err = typed("failures", path)
     assert told == ""
@@ -378,7 +378,7 @@ def test_a_refusal_is_told_by_failures_with_its_mend(
     assert "given up until something is mended" in err
     _, out, _ = typed("failures", path)
     assert "tiny: unauthorized" in out
-    assert "takes no call until it is mended" in out
+    assert "no more calls until this is fixed" in out
 
 
 def test_a_port_that_is_taken_is_told_in_a_line(typed: Typed, serve: Callable[..., Served]) -> None:
@@ -395,7 +395,7 @@ def test_doctor_finds_what_is_wrong_and_says_how_to_mend_it(
     path = write(tmp_path, serve())
     code, out, _ = typed("doctor", path)
     assert code == Exit.DONE, out
-    assert "judge: rates by schema: 8 ratings of 2 completions read" in out
+    assert "judge: rates by schema: 8 ratings of 2 completions parsed" in out
 
     code, out, _ = typed("doctor", path, "--set", "models.tiny.model=huge", "--set", "judges.judge.api_key_env=GONE")
     assert code == Exit.BAD_INPUT

@@ -17,7 +17,7 @@ from aif.config.pipeline import Pipeline, load
 from aif.core.errors import BadInput
 from aif.core.types import KEY_LENGTH, digest
 from aif.engine.prepare import prepare, rubric_of
-from aif.engine.rebuild import again
+from aif.engine.rebuild import rebuild
 from aif.export.dataset import export
 from aif.store import journal
 from aif.store.journal import Damage
@@ -276,7 +276,7 @@ def test_of_two_scores_of_a_completion_the_first_holds_and_is_told(tmp_path: Pat
         prepare(pipeline, ledger, rubric_of(pipeline), told.append)
         with Reader.of(ledger.store) as reader:
             books = reader.books()
-    said = "a completion of {} is scored {} here; it was scored {} ({}.jsonl) before, and that holds"
+    said = "a completion of {} has score {} here; it had score {} ({}.jsonl) before, and keeps that"
     assert [line.partition("b.jsonl:1: ")[2] for line in told[1:]] == [
         said.format("a-good", 3, 0.95, "a"),
         said.format("b-bad", 7, 2, "b"),
@@ -299,7 +299,7 @@ def test_a_journal_that_tells_no_source_of_scores_has_them_read_again(tmp_path: 
         with Reader.of(ledger.store) as reader:
             assert reader.any_unsourced()
     (tmp_path / "b.jsonl").rename(tmp_path / "gone.jsonl")
-    told = r"did not keep from which source each is.*bring the sources back, and `aif run` reads them again"
+    told = r"did not store the source of each.*put the sources back, and `aif run` reads them again"
     with pytest.raises(BadInput, match=told):
         run(path)
     (tmp_path / "gone.jsonl").rename(tmp_path / "b.jsonl")
@@ -350,7 +350,7 @@ def test_the_journal_makes_it_all_again(tmp_path: Path) -> None:
     before = export_of(pipeline, tmp_path / "before")
     tables = ("completions", "carried", "judgements", "selection", "slots")
     held = [ask(pipeline, f"SELECT * FROM {table} ORDER BY ALL") for table in tables]
-    again(pipeline, lambda words: None)
+    rebuild(pipeline, lambda words: None)
 
     assert [ask(pipeline, f"SELECT * FROM {table} ORDER BY ALL") for table in tables] == held
     assert export_of(pipeline, tmp_path / "after") == before

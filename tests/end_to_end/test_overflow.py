@@ -52,7 +52,7 @@ def test_what_does_not_fit_is_rated_one_completion_by_one(tmp_path: Path, serve:
     path, narrow = tight(tmp_path, serve, on_overflow="single")
     pipeline, ended = run(path)
 
-    assert not ended.asked.refused, "that all are too long is no reason to give the judge up"
+    assert not ended.calling.refused, "that all are too long is no reason to give the judge up"
     assert not ended.incomplete
     assert ended.outcomes["paired"] + ended.outcomes["tie"] == 6
     assert narrow.stats()["calls"] == 6 + 6 * 4

@@ -9,7 +9,7 @@ import pytest
 
 from aif.config.pipeline import load
 from aif.core.types import Message, Prompt, prompt_id
-from aif.engine.doctor import examine
+from aif.engine.doctor import run_checks
 from aif.engine.prepare import rubric_of
 from aif.judging.request import completion_request, judging_request
 from aif.providers import chat_completions
@@ -107,27 +107,27 @@ def test_nothing_is_written_to_a_cache_that_nobody_would_read(tmp_path: Path, se
 async def test_doctor_asks_anthropic_too(tmp_path: Path, serve: Serve) -> None:
     path = anthropic(tmp_path, serve())
     path.write_text(path.read_text().replace("reasoning_effort: low", "reasoning_effort: minimal"))
-    findings = {one.what: one async for one in examine(load(path))}
+    findings = {one.subject: one async for one in run_checks(load(path))}
 
-    assert "effort" in findings["large"].words
-    assert not findings["large"].fine
-    assert findings["judge"].words == "rates by schema: 2 ratings of 2 completions read"
+    assert "effort" in findings["large"].text
+    assert not findings["large"].ok
+    assert findings["judge"].text == "rates by schema: 2 ratings of 2 completions parsed"
 
 
 async def test_doctor_says_that_a_judgement_is_cut(tmp_path: Path, serve: Serve) -> None:
     pipeline = load(write(tmp_path, serve()), ["judges.judge.max_tokens=16"])
-    (found,) = [finding async for finding in examine(pipeline) if not finding.fine]
+    (found,) = [finding async for finding in run_checks(pipeline) if not finding.ok]
 
-    assert found.what == "judge"
-    assert found.words.startswith("truncated: the judgement was cut at max_tokens, 16 → raise the judge's max_tokens")
+    assert found.subject == "judge"
+    assert found.text.startswith("truncated: the judgement was cut at max_tokens, 16 → raise the judge's max_tokens")
 
 
 async def test_doctor_says_that_a_price_is_missing(tmp_path: Path, serve: Serve) -> None:
     served = serve()
     judge = {"provider": "anthropic", "base_url": served.base_url}
-    findings = [one async for one in examine(load(write(tmp_path, served, judges={"judge": judge})))]
+    findings = [one async for one in run_checks(load(write(tmp_path, served, judges={"judge": judge})))]
 
-    assert ["its price is not known" in one.words for one in findings if one.what == "judge"] == [False, True]
+    assert ["price unknown" in one.text for one in findings if one.subject == "judge"] == [False, True]
 
 
 def test_openai_s_reasoning_models_write_and_judge(tmp_path: Path, serve: Serve) -> None:

@@ -1,4 +1,4 @@
-"""The budget: over any order of calls, syncs and crashes, and in whole runs against a simulator that keeps the bill."""
+"""The budget holds over any order of calls, syncs and crashes, and in runs against a simulator with a bill."""
 
 import asyncio
 import random
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from aif.core.errors import Exit
 from aif.core.types import UNSPENT, Message, Spent
 from aif.engine.budget import Account, Budget
-from aif.engine.orchestrator import UNCOVERED
+from aif.engine.orchestrator import MAX_UNCOVERED
 from aif.judging.request import max_input_tokens
 from aif.providers.base import Request
 from aif.simulator import Call
@@ -33,12 +33,12 @@ Serve = Callable[..., Served]
 PRICE = {"input": 1.0, "output": 4.0}
 
 
-# --- any order of what can happen ------------------------------------------------------------------------------------
+# --- any order of events ----------------------------------------------------------------------------------------------
 
 
 @dataclass
 class World:
-    """A provider's bill, a disk with what is synced on it, and the run of the moment."""
+    """A provider's bill, the records synced to disk, and the current run."""
 
     cap: float | None
     bill: float = 0.0
@@ -66,7 +66,7 @@ class World:
         self.buffer.clear()
 
     async def turn(self) -> None:
-        """Everybody who can go on does; what is sent is billed, as far as the provider likes, from then on."""
+        """Let every task run as far as it can; admitted calls are in flight from then on."""
         for _ in range(3):
             await asyncio.sleep(0)
         for bound, task in list(self.waiting):
@@ -83,13 +83,13 @@ class World:
             self.buffer.append(("call", bound * share if known else bound))
 
     def counted(self) -> float:
-        """What the disk says of this run: its calls, or its ceiling where that is more."""
+        """Return the run's spend by the records on disk: the sum of its calls, or its last ceiling if higher."""
         ceilings = [usd or 0.0 for kind, usd in self.disk if kind == "reserve"]
         calls = sum(usd or 0.0 for kind, usd in self.disk if kind == "call")
         return max(calls, ceilings[-1] if ceilings else 0.0)
 
     async def crash(self, torn: int) -> None:
-        """A kill: of what was not synced, some may be. All that was in flight is billed in full."""
+        """Kill the run: some of the unsynced records survive, and all calls in flight are billed in full."""
         self.bill += sum(self.flying)
         self.disk += self.buffer[: torn % (len(self.buffer) + 1)]
         self.past += self.counted()
@@ -115,7 +115,9 @@ STEPS = st.one_of(
 
 
 @given(st.lists(STEPS, max_size=80), st.one_of(st.none(), st.floats(0.1, 20.0)))
-def test_the_bill_never_passes_what_is_counted_nor_that_the_cap(steps: list[Step], cap: float | None) -> None:
+def test_the_bill_stays_within_counted_spend_and_counted_spend_within_the_cap(
+    steps: list[Step], cap: float | None
+) -> None:
     async def live() -> None:
         world = World(cap)
         for name, *arguments in steps:
@@ -130,7 +132,7 @@ def test_the_bill_never_passes_what_is_counted_nor_that_the_cap(steps: list[Step
                     await world.crash(*arguments)
             await world.turn()
             world.check()
-        while world.waiting or world.flying:  # nobody waits for ever
+        while world.waiting or world.flying:  # no call waits forever
             before = len(world.waiting) + len(world.flying)
             await world.settle(0, 0.5, True)
             world.sync()
@@ -150,8 +152,8 @@ def test_the_bill_never_passes_what_is_counted_nor_that_the_cap(steps: list[Step
 
 
 @given(st.integers(0, 2**32), st.integers(1, 32))
-def test_what_is_left_in_the_end_is_less_than_one_bound(seed: int, workers: int) -> None:
-    """Calls at a fifth of their bound, as they are, by so many at once: the last of them go one after another."""
+def test_less_than_one_bound_of_the_budget_stays_unspent(seed: int, workers: int) -> None:
+    """Calls cost about a fifth of their bound, as real calls do; at the end they are admitted one by one."""
     draw = random.Random(seed)
 
     async def spend() -> Budget:
@@ -187,8 +189,8 @@ async def test_a_block_serves_many_calls_and_leaves_little_to_a_crash() -> None:
     for _ in range(1000):
         await budget.settle(0.02, 0.004)
         await budget.reserve(0.02)
-        left = budget.account.ceiling - budget.account.counted - budget.account.flying
-        assert 0 <= left <= 0.25 * budget.account.flying + 1e-9
+        left = budget.account.ceiling - budget.account.counted - budget.account.in_flight
+        assert 0 <= left <= 0.25 * budget.account.in_flight + 1e-9
 
     assert len(written) - first <= 1000 / 9
 
@@ -207,11 +209,11 @@ async def test_a_call_waits_for_its_ceiling_to_be_synced() -> None:
     assert not task.done()
     budget.synced(written[-1])
     assert await task
-    assert await budget.reserve(0.0), "what costs nothing waits for nothing"
+    assert await budget.reserve(0.0), "a free call does not wait"
 
 
-async def test_a_ceiling_that_was_passed_by_a_higher_one_holds_nobody_up() -> None:
-    """Whoever waits for room in a full queue can be passed by."""
+async def test_ceilings_synced_out_of_order_block_no_call() -> None:
+    """A writer that waits for room in a full queue can be overtaken."""
     written: list[float] = []
 
     async def write(n: int, ceiling: float) -> None:
@@ -228,32 +230,32 @@ async def test_a_ceiling_that_was_passed_by_a_higher_one_holds_nobody_up() -> No
     assert await asyncio.gather(*tasks) == [True, True]
     second = asyncio.create_task(budget.reserve(0.05))
     await asyncio.sleep(0)
-    assert second.done(), "within the ceiling that is synced"
+    assert second.done(), "it is within the synced ceiling"
 
 
-async def test_a_dear_call_is_not_passed_by_for_ever_by_cheap_ones() -> None:
+async def test_cheap_calls_do_not_overtake_an_expensive_one_forever() -> None:
     async def write(n: int, ceiling: float) -> None:
         budget.synced(ceiling)
 
     budget = Budget(1.0, UNSPENT, write)
     assert await budget.reserve(0.5)
-    dear = asyncio.create_task(budget.reserve(0.8))
+    expensive = asyncio.create_task(budget.reserve(0.8))
     await asyncio.sleep(0)
     cheap = asyncio.create_task(budget.reserve(0.1))
     for _ in range(5):
         await asyncio.sleep(0)
-    assert not dear.done()
+    assert not expensive.done()
     assert not cheap.done()
     await budget.settle(0.5, 0.05)
-    assert await dear
+    assert await expensive
     assert await cheap
-    assert budget.short is None
-    assert not await budget.reserve(0.96), "more than is left, whatever comes of those in flight"
-    assert budget.short is not None
-    assert budget.short.bound == 0.96
+    assert budget.shortfall is None
+    assert not await budget.reserve(0.96), "more than is left, whatever the calls in flight cost"
+    assert budget.shortfall is not None
+    assert budget.shortfall.bound == 0.96
 
 
-async def test_a_stop_lets_nobody_wait() -> None:
+async def test_a_stop_refuses_waiting_calls() -> None:
     async def write(n: int, ceiling: float) -> None:
         pass
 
@@ -263,13 +265,13 @@ async def test_a_stop_lets_nobody_wait() -> None:
     budget.stop()
     assert not await task
     assert not await budget.reserve(0.0)
-    assert budget.short is None
+    assert budget.shortfall is None
 
 
 def test_a_budget_below_what_was_counted_covers_nothing() -> None:
     account = Account(-2.0)
     assert account.never_covers(0.01)
-    assert account.short_of(0.0, 0.0) is None
+    assert account.next_ceiling(0.0, 0.0) is None
 
 
 @given(st.text(), st.lists(st.text(), min_size=1, max_size=5))
@@ -283,11 +285,11 @@ def test_no_tokenizer_makes_more_tokens_than_are_counted(schema: str, texts: lis
 
 def spent(ledger: Ledger) -> Spent:
     with Reader.of(ledger.store) as reader:
-        had = reader.spent()
-    return Spent(round(had.known, 9), round(had.unknown, 9), had.unpriced)
+        total = reader.spent()
+    return Spent(round(total.known, 9), round(total.unknown, 9), total.unpriced)
 
 
-def test_of_a_run_that_crashed_its_ceiling_counts_however_often_it_is_read(tmp_path: Path) -> None:
+def test_the_ceiling_of_a_crashed_run_counts_once_however_often_it_is_read(tmp_path: Path) -> None:
     _, _, ledger = build(tmp_path, 2, complete=lambda n, m: f"{m} on {n}", rate=lambda n, m, a: Fate.PENDING)
     with ledger:
         assert spent(ledger) == Spent(0.008, 0.0, 0)  # 8 completions at 0.001, of the run `built`
@@ -295,11 +297,11 @@ def test_of_a_run_that_crashed_its_ceiling_counts_however_often_it_is_read(tmp_p
         ledger.keep([first, records.reserve("built", 2, 0.02), records.reserve("other", 1, 0.5)])
         assert spent(ledger) == Spent(0.008, 0.512, 0)
         ledger.keep([first])
-        assert spent(ledger) == Spent(0.008, 0.512, 0), "an old ceiling comes once more"
+        assert spent(ledger) == Spent(0.008, 0.512, 0), "an old ceiling is read again"
         ledger.keep([records.reserve("built", 3, 0.008), records.reserve("other", 2, 0.0)])
-        assert spent(ledger) == Spent(0.008, 0.0, 0), "both ended in order after all"
-    with Ledger.open(ledger.places.store, lambda words: None, anew=True) as again:
-        assert spent(again) == Spent(0.008, 0.0, 0)
+        assert spent(ledger) == Spent(0.008, 0.0, 0), "both runs closed their ceilings"
+    with Ledger.open(ledger.places.store, lambda words: None, anew=True) as rebuilt:
+        assert spent(rebuilt) == Spent(0.008, 0.0, 0)
 
 
 def test_nothing_was_spent_in_an_empty_store(tmp_path: Path) -> None:
@@ -312,13 +314,13 @@ def test_nothing_was_spent_in_an_empty_store(tmp_path: Path) -> None:
 
 
 def priced(folder: Path, served: Served, count: int = 40, price: dict[str, float] = PRICE, **changes: Any) -> Path:
-    """A pipeline whose judge costs something, and whose models don't."""
+    """Write a pipeline whose judge costs money and whose models don't."""
     judge = {"provider": "openai", "base_url": served.base_url, "price": price, "max_tokens": 1500}
     return write(folder, served, count=count, judges={"judge": judge}, **changes)
 
 
 class Bill:
-    """What the simulator charges for the judge: every reply it made, whether or not it arrived."""
+    """Sums up what the simulator charges for the judge: every reply it sent, whether or not it arrived."""
 
     def __init__(self) -> None:
         self.usd = 0.0
@@ -327,11 +329,11 @@ class Bill:
     def __call__(self, call: Call) -> None:
         self.calls += call.model == "judge"
         if call.model == "judge" and call.usage:
-            sent, said = call.usage["prompt_tokens"], call.usage["completion_tokens"]
-            self.usd += (sent * PRICE["input"] + said * PRICE["output"]) / 1e6
+            tokens = call.usage["prompt_tokens"], call.usage["completion_tokens"]
+            self.usd += (tokens[0] * PRICE["input"] + tokens[1] * PRICE["output"]) / 1e6
 
 
-def test_a_run_stops_at_its_budget_and_goes_on_with_a_higher_one(tmp_path: Path, serve: Serve) -> None:
+def test_a_run_stops_at_its_budget_and_resumes_with_a_higher_one(tmp_path: Path, serve: Serve) -> None:
     bill = Bill()
     served = serve(on_call=bill)
     path = priced(tmp_path, served, budget_usd=0.12)
@@ -340,30 +342,30 @@ def test_a_run_stops_at_its_budget_and_goes_on_with_a_higher_one(tmp_path: Path,
     assert ended.returncode == Exit.BUDGET, ended.stderr
     assert re.search(
         r"budget reached: \$0.1\d+ spent in all; \$0.0\d+ of the budget of \$0.1200 left, and the next call may cost "
-        r"\$0.01\d+; raise budget_usd, and `aif run .*pipeline.yaml` goes on$",
+        r"\$0.01\d+; raise budget_usd, and `aif run .*pipeline.yaml` resumes$",
         ended.stderr.strip(),
     )
-    assert "of the budget of $0.1200 left" in ended.stdout, "the summary says it, too"
+    assert "of the budget of $0.1200 left" in ended.stdout, "the summary shows it too"
     assert 0.12 - 0.02 < bill.usd <= 0.12
     status = aif("status", path)
     assert f"${bill.usd:.4f} spent in all; ${0.12 - bill.usd:.4f} of the budget of $0.1200 left" in status.stdout
 
     before = bill.calls
     assert aif("run", path).returncode == Exit.BUDGET
-    assert bill.calls == before, "nothing more is asked for the same budget"
+    assert bill.calls == before, "no call is made with the same budget"
     estimate = aif("estimate", path)
     assert f"that is more than the ${0.12 - bill.usd:.4f} left of budget_usd" in estimate.stdout
 
     pipeline, higher = run(path, "budget_usd=1")
     assert not higher.incomplete
-    assert higher.asked.short is None
+    assert higher.calling.budget_shortfall is None
     assert ask(pipeline, "SELECT round(known, 9) AS usd, unknown FROM spent") == [
         {"usd": round(bill.usd, 9), "unknown": 0.0}
     ]
-    assert not run(path)[1].asked.short, "a finished run needs no budget, though it has spent more than there is"
+    assert not run(path)[1].calling.budget_shortfall, "a finished run needs no budget, even one that spent more"
 
 
-def test_a_budget_below_one_call_is_said_plainly(tmp_path: Path, serve: Serve) -> None:
+def test_a_budget_below_the_cost_of_one_call_is_an_error(tmp_path: Path, serve: Serve) -> None:
     bill = Bill()
     path = priced(tmp_path, serve(on_call=bill), count=2, budget_usd=0.001)
     ended = aif("run", path)
@@ -374,21 +376,21 @@ def test_a_budget_below_one_call_is_said_plainly(tmp_path: Path, serve: Serve) -
     assert bill.calls == 0
 
 
-def test_where_nothing_that_costs_can_go_on_the_free_stop_too(tmp_path: Path, serve: Serve) -> None:
+def test_free_endpoints_stop_too_once_no_paid_call_is_covered(tmp_path: Path, serve: Serve) -> None:
     bill = Bill()
     served = serve(on_call=bill, latency_s=0.05)
-    count, two = UNCOVERED + 250, {"per_prompt": 2, "max_tokens": 64}
+    count, two = MAX_UNCOVERED + 250, {"per_prompt": 2, "max_tokens": 64}
     path = priced(tmp_path, served, count=count, budget_usd=0.001, completions=two)
-    assert run(path, limit=UNCOVERED)[1].asked.short
-    assert served.stats()["calls"] == 2 * UNCOVERED, "the free went on: not so many in a row did not fit"
-    assert run(path, "models.*.concurrency=1")[1].asked.short
+    assert run(path, limit=MAX_UNCOVERED)[1].calling.budget_shortfall
+    assert served.stats()["calls"] == 2 * MAX_UNCOVERED, "the free models resumed: too few calls in a row were refused"
+    assert run(path, "models.*.concurrency=1")[1].calling.budget_shortfall
 
     assert bill.calls == 0
     assert served.stats()["calls"] < 2 * count
 
 
-def test_what_nothing_tells_counts_at_its_bound_and_is_shown_as_unknown(tmp_path: Path, serve: Serve) -> None:
-    """Broken replies were billed as any: the bill stays below what is counted."""
+def test_a_call_of_unknown_cost_counts_at_its_bound_and_is_shown_as_unknown(tmp_path: Path, serve: Serve) -> None:
+    """Broken replies are billed like others: the bill stays below counted spend."""
     bill = Bill()
     faults = Faults({Fault.BROKEN_JSON: 0.3, Fault.SERVER_ERROR: 0.2})
     served = serve(on_call=bill, faults=lambda arrival: faults(arrival) if arrival.model == "judge" else None)
@@ -399,7 +401,7 @@ def test_what_nothing_tells_counts_at_its_bound_and_is_shown_as_unknown(tmp_path
         row.values() for row in ask(pipeline, "SELECT count(*), sum(bound) FROM calls WHERE usd IS NULL")
     ]
 
-    assert ended.asked.short
+    assert ended.calling.budget_shortfall
     assert unanswered > 0
     assert unknown == pytest.approx(bounds)
     assert known < bill.usd <= known + unknown <= 0.2
@@ -410,7 +412,7 @@ def test_what_nothing_tells_counts_at_its_bound_and_is_shown_as_unknown(tmp_path
     )  # fmt: skip
 
 
-def test_a_trial_of_a_rubric_is_under_the_same_budget(tmp_path: Path, serve: Serve) -> None:
+def test_a_rubric_trial_has_the_same_budget(tmp_path: Path, serve: Serve) -> None:
     bill = Bill()
     path = priced(tmp_path, serve(on_call=bill), count=4)
     run(path)

@@ -1,4 +1,4 @@
-"""How much a model holds: by its entry, by lists of models as servers word them, by errors; and what is told of it."""
+"""Context windows from the pipeline, from servers' lists of models and from errors; requests that don't fit."""
 
 import asyncio
 import json
@@ -16,17 +16,17 @@ from rich.console import Console
 from aif.cli.views.estimate import tell_estimate, tell_short
 from aif.config.pipeline import load
 from aif.config.sections import DeclaredEndpoint, Judge
-from aif.engine.context_windows import listed, windows
-from aif.engine.doctor import examine
+from aif.engine.context_windows import known_windows, listed_window
+from aif.engine.doctor import run_checks
 from aif.engine.estimate import Estimate
-from aif.engine.workload import foresee
+from aif.engine.workload import prepare_and_estimate
 from aif.simulator import SimulatedModels
 from tests.engine.test_orchestrator import aif, run, write
 from tests.support.serving import POOL, Served
 
 Serve = Callable[..., Served]
 
-# As the servers' references show them, cut to what matters; a model of another size stands beside.
+# As in the servers' references, shortened; each has a second model of another size.
 LISTS: dict[str, Any] = {
     "vLLM": {
         "object": "list",
@@ -38,7 +38,7 @@ LISTS: dict[str, Any] = {
             {"id": "m", "context_length": 131072, "top_provider": {"context_length": 8192}},
         ]
     },
-    "OpenRouter, not said of the provider": {
+    "OpenRouter, not stated for the provider": {
         "data": [{"id": "m", "context_length": 8192, "top_provider": {"context_length": None}}]
     },
     "Together": [{"id": "m", "object": "model", "context_length": 8192}, {"id": "n", "context_length": 4}],
@@ -61,18 +61,18 @@ NONE: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("server", LISTS)
-def test_a_list_of_models_says_how_much_one_holds(server: str) -> None:
-    assert listed(LISTS[server], "m") == 8192
+def test_a_list_of_models_gives_the_context_window(server: str) -> None:
+    assert listed_window(LISTS[server], "m") == 8192
 
 
-@pytest.mark.parametrize("said", NONE)
-def test_a_list_that_does_not_say_it_says_nothing(said: str) -> None:
-    assert listed(NONE[said], "m") is None
+@pytest.mark.parametrize("server", NONE)
+def test_a_list_without_the_window_gives_none(server: str) -> None:
+    assert listed_window(NONE[server], "m") is None
 
 
 @contextmanager
 def listing(body: bytes, status: int = 200) -> Iterator[tuple[str, list[str]]]:
-    """A server that has nothing but a list of models; the paths and keys that it was asked with."""
+    """Serve only a list of models; yields the paths and keys of the requests."""
     asked: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -95,24 +95,24 @@ def listing(body: bytes, status: int = 200) -> Iterator[tuple[str, list[str]]]:
 
 
 def judge(name: str = "m", **given: Any) -> Judge:
-    one = Judge(**{"provider": "openai", "model": "m", **given})
-    one._name = name
-    return one
+    judge = Judge(**{"provider": "openai", "model": "m", **given})
+    judge._name = name
+    return judge
 
 
 def held(*judges: Judge, erred: int | None = None) -> dict[str, int]:
-    of: dict[Any, DeclaredEndpoint] = {("judgement", one.name): one for one in judges}
-    return {name: n for (_, name), n in asyncio.run(windows(of, dict.fromkeys(of, erred))).items()}
+    of: dict[Any, DeclaredEndpoint] = {("judgement", j.name): j for j in judges}
+    return {name: n for (_, name), n in asyncio.run(known_windows(of, dict.fromkeys(of, erred))).items()}
 
 
-def test_what_the_entry_says_comes_first_then_the_list_then_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_declared_window_comes_first_then_the_list_then_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WHOSE", "sesame")
     with listing(json.dumps(LISTS["vLLM"]).encode()) as (url, asked):
         here = {"base_url": (f"{url}/v1",), "api_key_env": "WHOSE"}
         assert held(judge("a", **here, max_model_len=512), erred=2) == {"a": 512}
         assert not asked
         assert held(judge("a", **here), judge("b", **here), erred=2) == {"a": 8192, "b": 8192}
-        assert asked == ["/v1/models Bearer sesame"], "one list tells of all models of a server"
+        assert asked == ["/v1/models Bearer sesame"], "one list serves all models of a server"
         assert held(judge("a", **{**here, "model": "q"}), erred=2) == {"a": 2}
     assert held(judge("a", base_url=("http://127.0.0.1:9/v1",)), erred=2) == {"a": 2}
     assert held(judge("a")) == {}
@@ -125,34 +125,34 @@ def test_a_server_without_a_list_is_no_error(status: int, body: bytes) -> None:
         assert held(judge(base_url=(url,))) == {}
 
 
-# --- what is told before anything is asked ----------------------------------------------------------------------------
+# --- what is reported before the first call---------------------------------------------------------------------------
 
 
-def told(estimate: Estimate) -> str:
+def shown(estimate: Estimate) -> str:
     tell_estimate(Console(file=(words := StringIO()), width=400), estimate)
     return words.getvalue()
 
 
 def foreseen(path: Path, *sets: str) -> Estimate:
-    return foresee(load(path, sets), None, lambda words: None)
+    return prepare_and_estimate(load(path, sets), None, lambda words: None)
 
 
-def test_four_long_completions_are_foreseen_by_estimate_and_doctor(tmp_path: Path, serve: Serve) -> None:
+def test_estimate_and_doctor_report_that_four_long_completions_do_not_fit(tmp_path: Path, serve: Serve) -> None:
     narrow = serve(max_model_len=8192, cast=SimulatedModels({}, {"judge": 0.1}, 7))
-    one = {"provider": "openai", "base_url": narrow.base_url, "price": {"input": 1, "output": 1}}
-    path = write(tmp_path, serve(), count=9, judges={"judge": one})
+    judge = {"provider": "openai", "base_url": narrow.base_url, "price": {"input": 1, "output": 1}}
+    path = write(tmp_path, serve(), count=9, judges={"judge": judge})
     long = "completions.max_tokens=2048"
-    assert foreseen(path).tight == ()
-    said = told(foreseen(path, long))
-    assert "9 of 9 requests would not fit into judge's 8,192 tokens" in said
-    for mend in ("`on_overflow: single`", "lower completions.max_tokens", "a longer window"):
-        assert mend in said
-    assert "are asked one completion by one" in told(foreseen(path, long, "judges.judge.on_overflow=single"))
-    assert foreseen(path, long, "judges.judge.max_model_len=32768").tight == ()
+    assert foreseen(path).overflows == ()
+    text = shown(foreseen(path, long))
+    assert "9 of 9 requests would not fit into judge's 8,192 tokens" in text
+    for fix in ("`on_overflow: single`", "lower completions.max_tokens", "a larger context window"):
+        assert fix in text
+    assert "are judged one completion at a time" in shown(foreseen(path, long, "judges.judge.on_overflow=single"))
+    assert foreseen(path, long, "judges.judge.max_model_len=32768").overflows == ()
     assert narrow.stats()["calls"] == 0
 
     async def findings(*sets: str) -> list[str]:
-        return [found.words async for found in examine(load(path, sets)) if "would not fit" in found.words]
+        return [check.text async for check in run_checks(load(path, sets)) if "would not fit" in check.text]
 
     assert asyncio.run(findings()) == []
     (words,) = asyncio.run(findings(long))
@@ -164,30 +164,30 @@ def test_four_long_completions_are_foreseen_by_estimate_and_doctor(tmp_path: Pat
     assert "1 of 1 request would not fit into judge's 8,192 tokens" in done.stderr
 
 
-def test_what_was_had_so_far_counts_for_what_is_to_come(tmp_path: Path, serve: Serve) -> None:
-    """The simulator writes some 150 tokens, whatever max_tokens allows."""
+def test_pending_completions_count_as_long_as_those_so_far(tmp_path: Path, serve: Serve) -> None:
+    """The simulator writes about 150 tokens, whatever max_tokens allows."""
     served = serve(max_model_len=8192)
     path = write(tmp_path, served, count=20, completions={"max_tokens": 2048})
-    assert [one.over for one in foreseen(path).tight] == [20]
+    assert [o.over for o in foreseen(path).overflows] == [20]
     run(path, limit=10)
-    assert foreseen(path).tight == ()
+    assert foreseen(path).overflows == ()
 
 
-def test_a_model_is_told_of_too(tmp_path: Path, serve: Serve) -> None:
+def test_a_model_whose_prompts_do_not_fit_is_reported_too(tmp_path: Path, serve: Serve) -> None:
     path = write(tmp_path, serve(), count=8)
     with (tmp_path / "prompts.jsonl").open("a") as file:
         file.write(json.dumps({"prompt": "rain and more rain, " * 100}) + "\n")
     short = foreseen(path, "completions.max_tokens=64", "models.*.max_model_len=200")
-    assert [(one.name, one.over, one.of, one.window) for one in short.tight if one.stage == "completion"] == [
+    assert [(o.name, o.over, o.total, o.window) for o in short.overflows if o.stage == "completion"] == [
         (name, 1, 9, 200) for name in POOL
     ]
-    assert "lower that, or the source's max_chars" in told(short)
+    assert "lower max_tokens, or the source's max_chars" in shown(short)
 
 
-def test_what_an_error_said_is_remembered(tmp_path: Path, serve: Serve) -> None:
+def test_a_window_stated_by_an_error_is_remembered(tmp_path: Path, serve: Serve) -> None:
     narrow = serve(max_model_len=2200)
     path = write(tmp_path, serve(), count=4, judges={"judge": {"provider": "openai", "base_url": narrow.base_url}})
     run(path)
-    with listing(b"{}") as (url, _):  # as of a provider that lists no windows
-        (one,) = foreseen(path, f"judges.judge.base_url={url}/v1").tight
-    assert (one.over, one.of, one.window) == (4, 4, 2200)
+    with listing(b"{}") as (url, _):  # like a provider that lists no windows
+        (o,) = foreseen(path, f"judges.judge.base_url={url}/v1").overflows
+    assert (o.over, o.total, o.window) == (4, 4, 2200)

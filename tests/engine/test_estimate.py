@@ -1,4 +1,4 @@
-"""What a run would come to: the arithmetic by hand, and the whole against what the simulator then counts."""
+"""Estimates: the arithmetic by hand, and whole estimates against what the simulator then counts."""
 
 import shutil
 from collections.abc import Callable
@@ -17,17 +17,17 @@ from aif.core.resources import shipped
 from aif.core.types import Stage
 from aif.engine.estimate import (
     UNMEASURED,
+    EndpointWork,
     Estimate,
     EstimateLine,
-    Length,
-    Rate,
+    ReplyLength,
     Span,
-    Work,
+    TokenRate,
     completion_length,
-    estimate,
+    estimate_cost,
     judgement_length,
 )
-from aif.engine.workload import estimated, foresee
+from aif.engine.workload import estimate_run, prepare_and_estimate
 from aif.judging.rubric import Rubric
 from aif.judging.rubric import load as load_rubric
 from aif.simulator import Arrival, Fault, InjectedFault, SimulatedModels
@@ -52,88 +52,88 @@ judges:
 
 
 def line(change: str = "", stage: Stage = "completion", name: str = "a", **given: Any) -> EstimateLine:
-    return whole([work(stage, name, **given)], change).lines[0]
+    return estimated([work(stage, name, **given)], change).lines[0]
 
 
-def whole(works: list[Work], *changes: str) -> Estimate:
+def estimated(works: list[EndpointWork], *changes: str) -> Estimate:
     pipeline = parse(PIPELINE, Path("pipeline.yaml"), [change for change in changes if change])
     endpoints: dict[tuple[Stage, str], DeclaredEndpoint] = {("completion", n): m for n, m in pipeline.models.items()}
-    return estimate(works, {**endpoints, **{("judgement", n): j for n, j in pipeline.judges.items()}})
+    return estimate_cost(works, {**endpoints, **{("judgement", n): j for n, j in pipeline.judges.items()}})
 
 
-def work(stage: Stage = "completion", name: str = "a", pending: int = 10, **given: Any) -> Work:
-    """By default ten calls of 400 bytes, a token for four bytes, replies of 50 tokens and at most 200."""
+def work(stage: Stage = "completion", name: str = "a", pending: int = 10, **given: Any) -> EndpointWork:
+    """Return the work of ten calls of 400 bytes, four bytes a token, with replies of 50 tokens and at most 200."""
     usual: dict[str, Any] = {
         "tally": Tally(pending + 3, 3, 0, 0),
         "sent": 400.0,
         "awaited": {},
-        "rate": Rate(Span(0.25, 0.5), "told"),
-        "reply": Length(Span(50, 200), Span(40, 200), "told"),
-        "reckoned": 300.0,
+        "rate": TokenRate(Span(0.25, 0.5), "basis"),
+        "reply": ReplyLength(Span(50, 200), Span(40, 200), "basis"),
+        "limit_tokens": 300.0,
     }
-    return Work(stage, name, **(usual | given))
+    return EndpointWork(stage, name, **(usual | given))
 
 
 # --- by hand ----------------------------------------------------------------------------------------------------------
 
 
 def test_tokens_and_dollars_are_calls_times_size_times_price() -> None:
-    told = line()
+    estimate = line()
 
-    assert (told.calls, told.kept) == (10, 3)
-    assert (told.input, told.output) == (Span(1000, 3 * 2000), Span(500, 3 * 2000))
-    assert told.usd == Span((1000 * 1 + 500 * 10) / 1e6, 3 * (2000 * 1 + 2000 * 10) / 1e6)
+    assert (estimate.calls, estimate.stored) == (10, 3)
+    assert (estimate.input, estimate.output) == (Span(1000, 3 * 2000), Span(500, 3 * 2000))
+    assert estimate.usd == Span((1000 * 1 + 500 * 10) / 1e6, 3 * (2000 * 1 + 2000 * 10) / 1e6)
 
 
 def test_a_judgement_may_be_cut_three_times_with_more_room_each_time() -> None:
-    told = line(stage="judgement", name="j")
+    estimate = line(stage="judgement", name="j")
 
-    assert (told.input.most, told.output.most) == (3 * 2000, (1 + 2 + 4) * 2000)
+    assert (estimate.input.most, estimate.output.most) == (3 * 2000, (1 + 2 + 4) * 2000)
 
 
-def test_calls_that_had_to_be_made_again_are_counted_again() -> None:
+def test_retried_calls_are_counted_again() -> None:
     assert line(tries=1.5).output == Span(750, 3 * 2000)
     assert line(tries=5.0).output == Span(2500, 5 * 2000)
 
 
-def test_a_cache_that_was_measured_is_expected_and_not_relied_on() -> None:
-    told = line(name="b", cached=0.5, written=0.1)
+def test_a_measured_cache_lowers_the_expected_cost_and_not_the_maximum() -> None:
+    estimate = line(name="b", cached=0.5, written=0.1)
 
-    assert told.usd == Span((400 * 2 + 500 * 1 + 100 * 3 + 500 * 8) / 1e6, 3 * (2000 * 3 + 2000 * 8) / 1e6)
+    assert estimate.usd == Span((400 * 2 + 500 * 1 + 100 * 3 + 500 * 8) / 1e6, 3 * (2000 * 3 + 2000 * 8) / 1e6)
 
 
-def test_completions_to_come_are_read_by_the_judge_at_the_length_their_models_write() -> None:
+def test_a_judge_reads_pending_completions_at_the_length_their_models_write() -> None:
     judging = work("judgement", "j", awaited={"a": 1.0, "b": 2.0})
-    other = Length(Span(500, 600), Span(100, 600), "told")
-    told = whole([work(), work(name="b", reply=other), judging]).lines[2]
+    other = ReplyLength(Span(500, 600), Span(100, 600), "basis")
+    estimate = estimated([work(), work(name="b", reply=other), judging]).lines[2]
 
-    assert told.input == Span(10 * (100 + 40 + 2 * 100), 3 * 10 * (200 + 200 + 2 * 600))
+    assert estimate.input == Span(10 * (100 + 40 + 2 * 100), 3 * 10 * (200 + 200 + 2 * 600))
 
 
 def test_an_unknown_price_is_unknown_and_the_total_a_lower_bound() -> None:
-    told = whole([work(), work(name="b")], "models.a.price=null")
+    estimate = estimated([work(), work(name="b")], "models.a.price=null")
 
-    assert told.lines[0].usd is None
-    assert told.unpriced == ("a",)
-    assert told.usd == told.lines[1].usd
-
-
-def test_a_price_that_is_not_needed_is_not_missed() -> None:
-    assert whole([work(pending=0), work(name="b")], "models.a.price=null").unpriced == ()
+    assert estimate.lines[0].usd is None
+    assert estimate.unpriced == ("a",)
+    assert estimate.usd == estimate.lines[1].usd
 
 
-def test_models_of_ones_own_cost_nothing() -> None:
+def test_an_unknown_price_without_calls_does_not_matter() -> None:
+    assert estimated([work(pending=0), work(name="b")], "models.a.price=null").unpriced == ()
+
+
+def test_local_servers_cost_nothing() -> None:
     own = "models.a={provider: vllm, base_url: 'http://localhost:1/v1'}"
 
     assert line(own).usd == Span(0, 0)
 
 
-def test_what_answers_at_somebody_elses_address_is_not_free() -> None:
+def test_other_addresses_are_not_free() -> None:
     there = "models.a={provider: vllm, base_url: 'https://api.example.com/v1'}"
 
     assert line(there).usd is None
-    assert whole([work(), work(name="b")], there).unpriced == ("a",)
-    assert whole([work()], there, "models.a.price={input: 0, output: 0}").usd == Span(0, 0)
+    assert estimated([work(), work(name="b")], there).unpriced == ("a",)
+    assert estimated([work()], there, "models.a.price={input: 0, output: 0}").usd == Span(0, 0)
 
 
 @pytest.mark.parametrize(
@@ -141,26 +141,26 @@ def test_what_answers_at_somebody_elses_address_is_not_free() -> None:
     [
         ("", {}, None, True),
         ("models.a.requests_per_minute=60", {}, 10.0, True),
-        ("models.a.tokens_per_minute=1000", {}, 180.0, True),  # as the limit reckons: 300 tokens a call
+        ("models.a.tokens_per_minute=1000", {}, 180.0, True),  # as the limit counts them: 300 tokens a call
         ("models.a.requests_per_minute=60", {"seconds": 2.0}, 10.0, False),
         ("models.a.concurrency=4", {"seconds": 8.0}, 20.0, False),
-        ("models.a.concurrency=64", {"seconds": 8.0}, 8.0, False),  # ten calls can't fill 64 places
+        ("models.a.concurrency=64", {"seconds": 8.0}, 8.0, False),  # ten calls can't use 64 slots
     ],
 )
-def test_time_is_what_was_measured_and_never_less_than_the_limits(
+def test_time_is_as_measured_and_never_less_than_the_limits_allow(
     change: str, given: dict[str, Any], seconds: float | None, at_least: bool
 ) -> None:
-    told = line(change, **given)
+    estimate = line(change, **given)
 
-    assert told.seconds == (seconds and pytest.approx(seconds))
-    assert told.at_least is at_least
+    assert estimate.seconds == (seconds and pytest.approx(seconds))
+    assert estimate.at_least is at_least
 
 
-def test_all_are_asked_side_by_side_so_the_slowest_is_the_time_of_all() -> None:
-    told = whole([work(seconds=16.0), work(name="b", seconds=160.0), work("judgement", "j", pending=0)])
+def test_endpoints_work_in_parallel_so_the_slowest_gives_the_time() -> None:
+    estimate = estimated([work(seconds=16.0), work(name="b", seconds=160.0), work("judgement", "j", pending=0)])
 
-    assert told.seconds == pytest.approx(160.0)
-    assert not told.at_least
+    assert estimate.seconds == pytest.approx(160.0)
+    assert not estimate.at_least
 
 
 def used(**given: Any) -> Replies:
@@ -176,14 +176,14 @@ def judge(**keys: Any) -> Judge:
     return Judge.model_validate({"provider": "openai", "model": "gpt-4.1", **keys})
 
 
-def test_a_completion_is_as_long_as_those_before_and_its_reasoning_is_not_shown() -> None:
-    told = completion_length(model(), 512, used())
+def test_completion_length_is_as_measured_and_judges_are_not_shown_reasoning() -> None:
+    length = completion_length(model(), 512, used())
 
-    assert (told.tokens, told.shown) == (Span(400, 512), Span(300, 512))
-    assert "10 calls" in told.basis
+    assert (length.tokens, length.shown) == (Span(400, 512), Span(300, 512))
+    assert "10 calls" in length.basis
 
 
-def test_unmeasured_completions_are_assumed_and_say_so() -> None:
+def test_an_unmeasured_completion_length_is_assumed_and_says_so() -> None:
     assert completion_length(model(), 1024, None).tokens == Span(300, 1024)
     assert completion_length(model(), 100, used(items=0, calls=0)).tokens == Span(100, 100)
     thinking = completion_length(model(model="o4-mini"), 4096, None)
@@ -195,34 +195,34 @@ def unified() -> Rubric:
     return load_rubric(shipped("prompts", "rubrics", "unified"))
 
 
-def test_unmeasured_judgements_have_the_length_the_rubric_gives_room_for() -> None:
+def test_unmeasured_judgements_have_the_length_of_the_rubrics_rationales() -> None:
     rubric = unified()
-    told = judgement_length(rubric, judge(), [("ratings", 4)], {})
+    length = judgement_length(rubric, judge(), [("ratings", 4)], {})
 
-    assert told.tokens == Span(4 * sum(a.rationale_chars / 4 + 15 for a in rubric.sheet.aspects.values()), 2048)
+    assert length.tokens == Span(4 * sum(a.rationale_chars / 4 + 15 for a in rubric.sheet.aspects.values()), 2048)
     assert judgement_length(rubric, judge(max_tokens=100), [("ratings", 4)], {}).tokens == Span(100, 100)
     assert judgement_length(rubric, judge(model="o4-mini"), [("ratings", 4)], {}).tokens == Span(2048, 2048)
 
 
 def test_a_measured_request_is_scaled_by_the_completions_it_shows() -> None:
-    told = judgement_length(unified(), judge(), [("ratings", 4), ("ratings", 2)], {"ratings": used()})
+    length = judgement_length(unified(), judge(), [("ratings", 4), ("ratings", 2)], {"ratings": used()})
 
-    assert told.tokens.expected == pytest.approx((400 + 200) / 2)
+    assert length.tokens.expected == pytest.approx((400 + 200) / 2)
 
 
 # --- against a store --------------------------------------------------------------------------------------------------
 
 
-def by_name(told: Estimate) -> dict[str, EstimateLine]:
-    return {one.name: one for one in told.lines}
+def by_name(estimate: Estimate) -> dict[str, EstimateLine]:
+    return {line.name: line for line in estimate.lines}
 
 
 def foreseen(path: Path, *sets: str, limit: int | None = None) -> Estimate:
-    return foresee(load(path, sets), limit, lambda words: None)
+    return prepare_and_estimate(load(path, sets), limit, lambda words: None)
 
 
 def difference(served: Served, ask: Callable[[], object]) -> dict[str, Any]:
-    """What the server counted while `ask` went on."""
+    """Return what the server counted while `ask` ran."""
     before = served.stats()
     ask()
     after = served.stats()
@@ -231,64 +231,66 @@ def difference(served: Served, ask: Callable[[], object]) -> dict[str, Any]:
     return {"calls": {name: n for name, n in calls.items() if n}, **tokens}
 
 
-def to_ask(told: Estimate) -> dict[str, int]:
-    return {one.name: one.calls for one in told.lines if one.calls}
+def to_ask(estimate: Estimate) -> dict[str, int]:
+    return {line.name: line.calls for line in estimate.lines if line.calls}
 
 
-def test_before_anything_is_measured_the_run_stays_within_what_is_told(tmp_path: Path, serve: Serve) -> None:
+def test_without_measurements_a_run_stays_within_the_estimate(tmp_path: Path, serve: Serve) -> None:
     served = serve()
     path = write(tmp_path, served)
-    told = foreseen(path)
+    estimate = foreseen(path)
     assert served.stats()["calls"] == 0
     came = difference(served, lambda: run(path))
 
-    assert to_ask(told) == came["calls"]
-    assert came["input"] <= told.input.most
-    assert came["output"] <= told.output.most
-    assert told.seconds is None
+    assert to_ask(estimate) == came["calls"]
+    assert came["input"] <= estimate.input.most
+    assert came["output"] <= estimate.output.most
+    assert estimate.seconds is None
 
 
 @pytest.mark.parametrize(
     ("fault", "of"),
     [(Fault.EMPTY, "large"), (Fault.SAYS, "judge"), (Fault.TRUNCATED, "judge"), (Fault.BLANKS, "judge")],
 )
-def test_what_is_of_no_use_is_billed_within_what_was_told(tmp_path: Path, serve: Serve, fault: Fault, of: str) -> None:
+def test_unusable_replies_are_billed_within_the_estimated_maximum(
+    tmp_path: Path, serve: Serve, fault: Fault, of: str
+) -> None:
     def befall(arrival: Arrival) -> InjectedFault | None:
         return InjectedFault(fault, text="I would rather talk about the weather. " * 9) if arrival.model == of else None
 
     served = serve(faults=befall)
     path = write(tmp_path, served, count=6)
     price = ["models.*.price={input: 1, output: 10}", "judges.judge.price={input: 1, output: 10}"]
-    told = by_name(foreseen(path, *price))
+    estimate = by_name(foreseen(path, *price))
     pipeline, _ = run(path, *price)
     billed = {row["endpoint"]: row for row in ask(pipeline, "FROM spend")}
 
-    assert 3 <= billed[of]["calls"] <= 3 * told[of].calls, "and an endpoint of no use is soon asked no more"
-    assert billed[of]["input_tokens"] <= told[of].input.most
-    assert billed[of]["output_tokens"] <= told[of].output.most
-    assert billed[of]["usd"] <= told[of].usd.most  # type: ignore[union-attr]
+    assert 3 <= billed[of]["calls"] <= 3 * estimate[of].calls, "an endpoint with only unusable replies is stopped soon"
+    assert billed[of]["input_tokens"] <= estimate[of].input.most
+    assert billed[of]["output_tokens"] <= estimate[of].output.most
+    assert billed[of]["usd"] <= estimate[of].usd.most  # type: ignore[union-attr]
 
 
-def test_once_some_are_measured_the_rest_is_told_within_a_few_percent(tmp_path: Path, serve: Serve) -> None:
+def test_with_measurements_the_estimate_is_within_a_few_percent(tmp_path: Path, serve: Serve) -> None:
     served = serve()
     path = write(tmp_path, served, count=60)
     run(path, limit=20)
-    told = foreseen(path)
+    estimate = foreseen(path)
     came = difference(served, lambda: run(path))
 
-    assert told.kept == 100
-    assert to_ask(told) == came["calls"]
-    assert told.input.expected == pytest.approx(came["input"], rel=0.05)
-    assert told.output.expected == pytest.approx(came["output"], rel=0.05)
-    assert all("measured" in basis for one in told.lines for basis in one.basis)
+    assert estimate.stored == 100
+    assert to_ask(estimate) == came["calls"]
+    assert estimate.input.expected == pytest.approx(came["input"], rel=0.05)
+    assert estimate.output.expected == pytest.approx(came["output"], rel=0.05)
+    assert all("measured" in basis for line in estimate.lines for basis in line.basis)
 
 
-def test_a_finished_run_has_nothing_to_ask(tmp_path: Path, serve: Serve) -> None:
+def test_a_finished_run_has_no_calls_left(tmp_path: Path, serve: Serve) -> None:
     path = write(tmp_path, serve())
     run(path)
-    told = foreseen(path)
+    estimate = foreseen(path)
 
-    assert (told.calls, told.kept) == (0, 60)
+    assert (estimate.calls, estimate.stored) == (0, 60)
 
 
 def test_a_limit_counts_the_first_prompts_only(tmp_path: Path, serve: Serve) -> None:
@@ -296,34 +298,32 @@ def test_a_limit_counts_the_first_prompts_only(tmp_path: Path, serve: Serve) -> 
 
 
 @pytest.mark.parametrize("rubric", ["unified", "ultrafeedback"])
-def test_a_new_model_counts_the_slots_it_takes_and_the_judgements_these_change(
-    tmp_path: Path, serve: Serve, rubric: str
-) -> None:
-    """A request about one completion is kept for the completions that stay."""
+def test_a_new_model_counts_its_slots_and_the_judgements_they_change(tmp_path: Path, serve: Serve, rubric: str) -> None:
+    """Judgements of single completions stay for the completions that stay."""
     served = serve(cast=SimulatedModels({**POOL, "extra": 0.5}, {"judge": 0.1}))
     path = write(tmp_path, served, rubric=rubric, pairs={"score": "mean"})
     run(path)
     text = yaml.safe_load(path.read_text())
     text["models"]["extra"] = {"provider": "vllm", "base_url": served.base_url}
     path.write_text(yaml.safe_dump(text))
-    told = foreseen(path)
+    estimate = foreseen(path)
     came = difference(served, lambda: run(path))
 
-    assert to_ask(told) == came["calls"]
+    assert to_ask(estimate) == came["calls"]
     assert set(came["calls"]) == {"extra", "judge"}
 
 
-def test_a_new_judge_counts_its_judgements_of_completions_that_are_there(tmp_path: Path, serve: Serve) -> None:
+def test_a_new_judge_counts_its_judgements_of_existing_completions(tmp_path: Path, serve: Serve) -> None:
     served = serve(cast=SimulatedModels(POOL, {"judge": 0.1, "second": 0.2}))
     path = write(tmp_path, served)
     run(path)
     change = "judges.judge.model=second"
-    told = foreseen(path, change)
+    estimate = foreseen(path, change)
     came = difference(served, lambda: run(path, change))
 
-    assert to_ask(told) == {"judge": 12}
+    assert to_ask(estimate) == {"judge": 12}
     assert came["calls"] == {"second": 12}
-    assert came["input"] <= told.input.most
+    assert came["input"] <= estimate.input.most
 
 
 def test_a_second_judge_counts_all_its_judgements_and_none_of_the_first(tmp_path: Path, serve: Serve) -> None:
@@ -333,28 +333,26 @@ def test_a_second_judge_counts_all_its_judgements_and_none_of_the_first(tmp_path
     text = yaml.safe_load(path.read_text())
     text["judges"]["second"] = {"provider": "vllm", "base_url": served.base_url}
     path.write_text(yaml.safe_dump(text))
-    told = foreseen(path)
+    estimate = foreseen(path)
     came = difference(served, lambda: run(path))
 
-    assert to_ask(told) == came["calls"] == {"second": 12}
+    assert to_ask(estimate) == came["calls"] == {"second": 12}
 
 
-def test_another_rubric_is_sized_by_its_own_texts_at_the_tokens_of_the_one_before(tmp_path: Path, serve: Serve) -> None:
+def test_another_rubric_is_sized_by_its_texts_and_the_token_rate_of_the_former(tmp_path: Path, serve: Serve) -> None:
     served = serve()
     path = write(tmp_path, served)
     run(path)
-    told = foreseen(path, "rubric=ultrafeedback")
+    estimate = foreseen(path, "rubric=ultrafeedback")
     came = difference(served, lambda: run(path, "rubric=ultrafeedback"))
 
-    assert to_ask(told) == came["calls"] == {"judge": 12 * (4 + 4)}
-    assert "measured" in by_name(told)["judge"].basis[0]
-    assert told.input.expected == pytest.approx(came["input"], rel=0.05)
-    assert came["output"] <= told.output.most
+    assert to_ask(estimate) == came["calls"] == {"judge": 12 * (4 + 4)}
+    assert "measured" in by_name(estimate)["judge"].basis[0]
+    assert estimate.input.expected == pytest.approx(came["input"], rel=0.05)
+    assert came["output"] <= estimate.output.most
 
 
-def test_a_new_aspect_asked_by_itself_counts_that_request_and_knows_the_judges_tokens(
-    tmp_path: Path, serve: Serve
-) -> None:
+def test_a_new_request_for_an_aspect_counts_at_the_judges_token_rate(tmp_path: Path, serve: Serve) -> None:
     served = serve()
     rubric = tmp_path / "mine"
     shutil.copytree(shipped("prompts", "rubrics", "unified"), rubric)
@@ -365,61 +363,61 @@ def test_a_new_aspect_asked_by_itself_counts_that_request_and_knows_the_judges_t
     sheet["requests"]["style"] = {"mode": "listwise", "template": "style.md", "aspects": ["style"]}
     (rubric / "rubric.yaml").write_text(yaml.safe_dump(sheet))
     (rubric / "style.md").write_text("Rate the style of every completion above, 1 to 5.\n\n{{ reply }}\n")
-    told = foreseen(path)
+    estimate = foreseen(path)
     came = difference(served, lambda: run(path))
 
-    assert to_ask(told) == came["calls"] == {"judge": 12}
-    assert told.kept == 60
-    assert told.input.expected == pytest.approx(came["input"], rel=0.05)
-    assert "measured" in by_name(told)["judge"].basis[0]
-    assert "rubric" in by_name(told)["judge"].basis[1]
+    assert to_ask(estimate) == came["calls"] == {"judge": 12}
+    assert estimate.stored == 60
+    assert estimate.input.expected == pytest.approx(came["input"], rel=0.05)
+    assert "measured" in by_name(estimate)["judge"].basis[0]
+    assert "rubric" in by_name(estimate)["judge"].basis[1]
 
 
-def test_completions_under_other_settings_measure_what_is_sent_and_not_what_is_said(
+def test_completions_under_other_settings_measure_the_token_rate_and_not_the_length(
     tmp_path: Path, serve: Serve
 ) -> None:
     path = write(tmp_path, serve())
     run(path)
-    told = by_name(foreseen(path, "completions.max_tokens=256"))["large"]
+    estimate = by_name(foreseen(path, "completions.max_tokens=256"))["large"]
 
-    assert "measured" in told.basis[0]
-    assert "assumed" in told.basis[1]
+    assert "measured" in estimate.basis[0]
+    assert "assumed" in estimate.basis[1]
 
 
-def test_what_failed_for_good_counts_when_it_is_asked_again(tmp_path: Path) -> None:
+def test_permanent_failures_count_when_they_are_retried(tmp_path: Path) -> None:
     def complete(number: int, model: str) -> str | Fate:
         return Fate.FAILED if number == 0 and model in ("able", "fair", "plain") else f"{model} on {number}"
 
     pipeline, rubric, ledger = build(tmp_path, 3, complete=complete)
     with ledger, Forecast.of(ledger.store) as outlook, Forecast.of(ledger.store, retry_failed=True) as retried:
-        told = estimated(pipeline, rubric, outlook, None)
-        assert (told.calls, told.failed) == (0, 3)
-        told = estimated(pipeline, rubric, retried, None)
-        assert to_ask(told) == {"able": 1, "fair": 1, "plain": 1, "strict": 1}
-        assert told.failed == 0
-        assert estimated(pipeline, rubric, outlook, None).failed == 3, "nothing of it is written"
+        estimate = estimate_run(pipeline, rubric, outlook, None)
+        assert (estimate.calls, estimate.failed) == (0, 3)
+        estimate = estimate_run(pipeline, rubric, retried, None)
+        assert to_ask(estimate) == {"able": 1, "fair": 1, "plain": 1, "strict": 1}
+        assert estimate.failed == 0
+        assert estimate_run(pipeline, rubric, outlook, None).failed == 3, "nothing of it is written"
     with Forecast.open(pipeline.store) as outlook:
-        assert estimated(pipeline, rubric, outlook, None).failed == 3
+        assert estimate_run(pipeline, rubric, outlook, None).failed == 3
 
 
-def test_a_tokenizer_at_hand_counts_what_is_sent(tmp_path: Path, serve: Serve) -> None:
-    """One that splits at white space, where a token has far more than four bytes."""
+def test_a_local_tokenizer_counts_the_requests(tmp_path: Path, serve: Serve) -> None:
+    """A tokenizer that splits at whitespace, so that a token has far more than four bytes."""
     tokenizer = Tokenizer(WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = WhitespaceSplit()
     (tmp_path / "weights").mkdir()
     tokenizer.save(str(tmp_path / "weights" / "tokenizer.json"))
     path = write(tmp_path, serve(), principles=None)
-    told = by_name(foreseen(path, f"models.large.model={tmp_path / 'weights'}"))
+    estimate = by_name(foreseen(path, f"models.large.model={tmp_path / 'weights'}"))
 
-    assert told["large"].basis[0] == "tokens in: by the model's tokenizer"
-    assert told["large"].input.expected == pytest.approx(12 * (13 + 4))
-    assert told["large"].input.most == pytest.approx(3 * 12 * (13 + 4))
-    assert told["tiny"].basis[0] == f"tokens in: {UNMEASURED.basis}"
+    assert estimate["large"].basis[0] == "tokens in: by the model's tokenizer"
+    assert estimate["large"].input.expected == pytest.approx(12 * (13 + 4))
+    assert estimate["large"].input.most == pytest.approx(3 * 12 * (13 + 4))
+    assert estimate["tiny"].basis[0] == f"tokens in: {UNMEASURED.basis}"
 
 
-def test_a_server_that_is_down_or_a_key_that_is_missing_does_not_matter(tmp_path: Path, serve: Serve) -> None:
+def test_an_estimate_needs_neither_servers_nor_keys(tmp_path: Path, serve: Serve) -> None:
     path = write(tmp_path, serve(), judges={"judge": {"provider": "openai", "model": "gpt-4.1"}})
-    told = foreseen(path, "models.*.base_url=http://127.0.0.1:9/v1")
+    estimate = foreseen(path, "models.*.base_url=http://127.0.0.1:9/v1")
 
-    assert told.calls == 60
-    assert told.unpriced == ("judge",)
+    assert estimate.calls == 60
+    assert estimate.unpriced == ("judge",)

@@ -1,4 +1,4 @@
-"""Outcomes in the store: every selected prompt exactly once, whatever became of its completions and judgements."""
+"""Every selected prompt gets exactly one outcome, whatever became of its completions and judgements."""
 
 import random
 from collections import Counter
@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from aif.config.pipeline import Pipeline, parse
-from aif.engine.make_pairs import OUTCOMES, make_pairs, scores_of
-from aif.engine.outcome_text import OUTCOMES as WORDS
+from aif.engine.make_pairs import ALL_OUTCOMES, make_pairs, scores_of
+from aif.engine.outcome_text import OUTCOME_TEXTS
 from aif.judging.rubric import Rubric
 from aif.store import records, results
 from aif.store.ledger import Ledger
@@ -22,12 +22,12 @@ MODELS = ("able", "fair", "plain", "poor")
 
 
 def with_sets(pipeline: Pipeline, *sets: str) -> Pipeline:
-    """The same pipeline over the same store, with other keys."""
+    """Return the pipeline with some keys changed, over the same store."""
     return parse(PIPELINE, pipeline.path, [f"store={pipeline.store}", *sets])
 
 
 def outcomes(ledger: Ledger) -> dict[int, str]:
-    """By position in the selection; fails if a prompt has none or several."""
+    """Return outcomes by position in the selection; fails if a prompt has none or several."""
     with Results.of(ledger.store) as reader:
         rows = reader._query("SELECT e.position, o.outcome FROM selection e LEFT JOIN outcomes o USING (prompt_id)")
         strays = reader._query("SELECT * FROM outcomes WHERE prompt_id NOT IN (SELECT prompt_id FROM selection)")
@@ -45,14 +45,14 @@ def outcome_at(ledger: Ledger, position: int) -> dict[str, Any]:
 
 
 def make(built: tuple[Pipeline, Rubric, Ledger]) -> tuple[dict[str, int], dict[int, str]]:
-    """Counts as returned, and outcomes as kept."""
+    """Return counts as make_pairs returns them, and outcomes as stored."""
     pipeline, rubric, ledger = built
     counts = make_pairs(pipeline, rubric, ledger.store)
     return counts, outcomes(ledger)
 
 
-def test_each_reason_is_told_from_the_others(tmp_path: Path) -> None:
-    said = {
+def test_each_reason_for_no_pair_is_told_apart(tmp_path: Path) -> None:
+    expected = {
         1: "too_few_completions", 2: "pending", 3: "judgement_failed", 4: "pending", 5: "tie", 6: "all_truncated",
         7: "best_truncated", 8: "identical",
     }  # fmt: skip
@@ -78,14 +78,14 @@ def test_each_reason_is_told_from_the_others(tmp_path: Path) -> None:
 
     built = build(tmp_path, 9, complete=complete, rate=rate)
     with built[2]:
-        counts, kept = make(built)
-    assert kept == {0: "paired"} | said
-    assert counts == {name: list(kept.values()).count(name) for name in OUTCOMES}
+        counts, stored = make(built)
+    assert stored == {0: "paired"} | expected
+    assert counts == {name: list(stored.values()).count(name) for name in ALL_OUTCOMES}
     assert sum(counts.values()) == 9
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_what_pairs_gets_and_what_it_does_not_get_are_all_prompts_once(tmp_path: Path, seed: int) -> None:
+def test_compared_and_uncompared_prompts_add_up_to_all_prompts(tmp_path: Path, seed: int) -> None:
     draw = random.Random(seed)
     fates = [None, None, Fate.FAILED]
     completion = {(n, m): draw.choice([*fates * 4, Fate.PENDING]) for n in range(60) for m in MODELS}
@@ -98,7 +98,7 @@ def test_what_pairs_gets_and_what_it_does_not_get_are_all_prompts_once(tmp_path:
     )
     _, rubric, ledger = built
     with ledger:
-        counts, kept = make(built)
+        counts, stored = make(built)
         with Results.of(ledger.store) as reader:
             compared = set(scores_of(built[0], rubric, reader).prompt_ids.to_pylist())
             not_compared = reader.unpaired().column("prompt_id").to_pylist()
@@ -109,23 +109,23 @@ def test_what_pairs_gets_and_what_it_does_not_get_are_all_prompts_once(tmp_path:
     for number in range(60):
         of = [completion[number, model] for model in MODELS]
         if Fate.PENDING in of:
-            assert kept[number] == "pending"
+            assert stored[number] == "pending"
         elif of.count(Fate.FAILED) > 2:
-            assert kept[number] == "too_few_completions"
+            assert stored[number] == "too_few_completions"
         elif judgement[number] is Fate.PENDING:
-            assert kept[number] == "pending"
+            assert stored[number] == "pending"
         elif judgement[number] is Fate.FAILED:
-            assert kept[number] == "judgement_failed"
+            assert stored[number] == "judgement_failed"
         else:
-            assert kept[number] in {"paired", "tie"}
-    assert {"pending", "too_few_completions", "judgement_failed", "paired"} <= set(kept.values())  # all were met
+            assert stored[number] in {"paired", "tie"}
+    assert {"pending", "too_few_completions", "judgement_failed", "paired"} <= set(stored.values())  # all occur
 
 
-def test_with_nothing_answered_all_is_pending(tmp_path: Path) -> None:
+def test_without_answers_every_prompt_is_pending(tmp_path: Path) -> None:
     built = build(tmp_path, 3, complete=lambda number, model: Fate.PENDING)
     with built[2]:
-        counts, kept = make(built)
-    assert set(kept.values()) == {"pending"}
+        counts, stored = make(built)
+    assert set(stored.values()) == {"pending"}
     assert counts["pending"] == sum(counts.values()) == 3
 
 
@@ -143,7 +143,7 @@ def test_an_aspect_that_is_not_applicable_to_one_completion_is_left_out_for_all(
     assert counts["missing_aspect"] == 2
 
 
-def test_one_of_several_requests_that_failed_is_a_missing_aspect_and_one_pending_holds_the_prompt(
+def test_a_failed_request_is_a_missing_aspect_and_a_pending_request_keeps_the_prompt_pending(
     tmp_path: Path,
 ) -> None:
     def rate(number: int, model: str, aspect: str) -> int | Fate:
@@ -153,13 +153,13 @@ def test_one_of_several_requests_that_failed_is_a_missing_aspect_and_one_pending
 
     built = build(tmp_path, 3, sets=["rubric=ultrafeedback"], rate=rate)
     with built[2] as ledger:
-        _, kept = make(built)
-        assert kept == {0: "paired", 1: "pending", 2: "paired"}
+        _, stored = make(built)
+        assert stored == {0: "paired", 1: "pending", 2: "paired"}
         assert "truthfulness" not in outcome_at(ledger, 0)["aspects"]
         assert "truthfulness" in outcome_at(ledger, 2)["aspects"]
 
 
-def test_another_policy_over_the_same_ratings_takes_the_place_of_the_first(tmp_path: Path) -> None:
+def test_another_policy_replaces_the_outcomes_of_the_first(tmp_path: Path) -> None:
     pipeline, rubric, ledger = build(tmp_path, 6)
     with ledger, Results.of(ledger.store) as reader:
         assert make_pairs(pipeline, rubric, ledger.store)["paired"] == 6
@@ -184,7 +184,7 @@ def test_ratings_by_other_settings_of_the_judge_do_not_count(tmp_path: Path) -> 
         assert make_pairs(pipeline, rubric, ledger.store)["paired"] == 4
 
 
-def test_prompts_that_were_read_anew_are_pending_until_they_are_planned(tmp_path: Path) -> None:
+def test_prompts_read_again_are_pending_until_they_are_planned(tmp_path: Path) -> None:
     pipeline, rubric, ledger = build(tmp_path, 5)
     with ledger:
         with Results.of(ledger.store) as reader:
@@ -199,7 +199,7 @@ def test_prompts_that_were_read_anew_are_pending_until_they_are_planned(tmp_path
 # --- several pairs of a prompt ----------------------------------------------------------------------------------------
 
 
-def test_all_pairs_of_a_prompt_are_kept_in_their_order(tmp_path: Path) -> None:
+def test_all_pairs_of_a_prompt_are_stored_in_order(tmp_path: Path) -> None:
     pipeline, rubric, ledger = build(tmp_path, 5, sets=["pairs.policy=all"])
     with ledger, Results.of(ledger.store) as reader:
         assert make_pairs(pipeline, rubric, ledger.store)["paired"] == 5
@@ -221,7 +221,7 @@ def test_all_pairs_of_a_prompt_are_kept_in_their_order(tmp_path: Path) -> None:
         assert {row["rejected_model"] for row in reader._query("FROM pairs")} == {"plain"}
 
 
-def test_lengths_are_characters_and_what_a_cap_leaves_out_is_counted(tmp_path: Path) -> None:
+def test_lengths_are_characters_and_prompts_beyond_a_cap_are_counted(tmp_path: Path) -> None:
     def complete(number: int, model: str) -> str:
         return "é" * (30 if model == "able" else 15 if model == "fair" else 14) + model[0] + str(number)
 
@@ -242,7 +242,7 @@ TWO = "judges={first: {provider: openai, model: m1, weight: 3}, second: {provide
 
 
 def rate_otherwise(number: int, model: str, aspect: str) -> int | str | Fate:
-    """As if the poor were best and the able worst; one aspect not applicable to one, one prompt never rated."""
+    """Rate `poor` best and `able` worst; leave out one aspect once, and one prompt entirely."""
     if number == 1:
         return Fate.FAILED
     if (number, model, aspect) == (2, "fair", "honesty"):
@@ -255,7 +255,7 @@ def two_judges(folder: Path, *sets: str) -> tuple[Pipeline, Rubric, Ledger]:
     return build(folder, 4, sets=[TWO, *sets], rate=rate_otherwise)
 
 
-def test_the_score_is_the_judges_mean_by_weight_over_what_each_rated_for_all(tmp_path: Path) -> None:
+def test_the_score_is_the_weighted_mean_of_judges_over_aspects_rated_for_all(tmp_path: Path) -> None:
     pipeline, rubric, ledger = two_judges(tmp_path)
     with ledger, Results.of(ledger.store) as reader:
         assert make_pairs(pipeline, rubric, ledger.store)["paired"] == 4
@@ -267,13 +267,13 @@ def test_the_score_is_the_judges_mean_by_weight_over_what_each_rated_for_all(tmp
             "SELECT s.position, s.model, x.score, x.spread FROM scores x JOIN slots s ON s.key = x.completion "
             "WHERE s.model IN ('able', 'fair') ORDER BY s.position, s.model"
         )
-    found = [(row["position"], row["model"], row["score"], row["spread"]) for row in rows]
-    assert found[:4] == [(0, "able", 4.0, 4.0), (0, "fair", 3.5, 2.0), (1, "able", 5.0, None), (1, "fair", 4.0, None)]
-    honesty, others = 4.0, 3.5  # of prompt 2, fair: the first judge's word alone, and both judges'
-    assert found[5] == (2, "fair", pytest.approx((honesty + 3 * others) / 4), 2.0)
+    scores = [(row["position"], row["model"], row["score"], row["spread"]) for row in rows]
+    assert scores[:4] == [(0, "able", 4.0, 4.0), (0, "fair", 3.5, 2.0), (1, "able", 5.0, None), (1, "fair", 4.0, None)]
+    honesty, others = 4.0, 3.5  # prompt 2, fair: the first judge's ratings alone, and both judges'
+    assert scores[5] == (2, "fair", pytest.approx((honesty + 3 * others) / 4), 2.0)
 
 
-def test_what_judges_disagree_on_is_kept(tmp_path: Path) -> None:
+def test_pairs_that_judges_disagree_on_are_stored_with_both_scores(tmp_path: Path) -> None:
     pipeline, rubric, ledger = two_judges(tmp_path)
     with ledger, Results.of(ledger.store) as reader:
         make_pairs(pipeline, rubric, ledger.store)
@@ -301,8 +301,8 @@ def test_another_name_for_a_judge_is_the_same_judge(tmp_path: Path) -> None:
         assert reader._query("SELECT DISTINCT judge FROM judge_scores") == [{"judge": "other"}]
 
 
-def test_of_requests_for_each_completion_those_of_different_judges_are_never_averaged(tmp_path: Path) -> None:
-    """The second judge failed on one completion of prompt 0: its word on the others must not lift or lower them."""
+def test_single_judgements_of_different_judges_are_not_averaged_within_a_prompt(tmp_path: Path) -> None:
+    """The second judge failed on one completion of prompt 0: its ratings of the others must not change their scores."""
 
     def rate(number: int, model: str, aspect: str) -> int | Fate:
         if aspect != "overall":
@@ -324,17 +324,17 @@ def test_of_requests_for_each_completion_those_of_different_judges_are_never_ave
         assert make_pairs(dropping, rubric, ledger.store)["missing_aspect"] == 1
 
 
-def test_every_outcome_has_its_words() -> None:
-    assert set(WORDS) == set(OUTCOMES)
+def test_every_outcome_has_a_text() -> None:
+    assert set(OUTCOME_TEXTS) == set(ALL_OUTCOMES)
 
 
 @pytest.mark.parametrize(("cap", "pairs"), [("null", 12 * 6), (7, 16)])
-def test_pairs_are_the_same_however_many_are_looked_at_at_a_time(
+def test_pairs_are_the_same_in_parts_of_any_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap: object, pairs: int
 ) -> None:
-    """A part of all pairs is cut by their number: of 32 completions each, 25,000 prompts have 12,000,000."""
+    """Parts are cut by their number of pairs: 25,000 prompts with 32 completions each have 12,000,000."""
     pipeline, rubric, ledger = build(tmp_path, 12, sets=[f"pairs={{policy: all, max_per_model: {cap}}}"])
-    found: list[Any] = []
+    outcomes_by_part: list[Any] = []
     parts: list[int] = []
     rated = Results._rated_among
 
@@ -350,9 +350,9 @@ def test_pairs_are_the_same_however_many_are_looked_at_at_a_time(
             parts.clear()
             counts = make_pairs(pipeline, rubric, ledger.store)
             with Results.of(ledger.store) as reader:
-                found.append((counts, reader.paired().to_pylist()))
-            found.append(len(parts))
+                outcomes_by_part.append((counts, reader.paired().to_pylist()))
+            outcomes_by_part.append(len(parts))
 
-    assert found[1::2] == [1, 6, 10, 12]
-    assert all(one == found[0] for one in found[::2])
-    assert len(found[0][1]) == pairs
+    assert outcomes_by_part[1::2] == [1, 6, 10, 12]
+    assert all(r == outcomes_by_part[0] for r in outcomes_by_part[::2])
+    assert len(outcomes_by_part[0][1]) == pairs

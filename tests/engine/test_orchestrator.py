@@ -1,4 +1,4 @@
-"""The whole way of a prompt, against a simulator over loopback HTTP: what is asked, what is kept, how a run ends."""
+"""Runs against a simulator over loopback HTTP: which calls are made, what is stored, how a run ends."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from rich.console import Console
 from aif.cli.views.progress import Terminal
 from aif.config.pipeline import Pipeline, load
 from aif.core.errors import Exit, StoreLocked
-from aif.engine.feedback import Ended, feedback
+from aif.engine.run import RunResult, run_pipeline
 from aif.providers.retry import RetryPolicy
 from aif.simulator import SimulatedModels
 from aif.store.ledger import Ledger
@@ -28,7 +28,7 @@ Serve = Callable[..., Served]
 
 
 def write(folder: Path, served: Served, count: int = 12, **changes: Any) -> Path:
-    """A pipeline file over a served pool, with so many prompts."""
+    """Write a pipeline file with `count` prompts over a served pool."""
     rows = [
         {"prompt": f"Explain how device number {n} measures rainfall, and name two limits of it."} for n in range(count)
     ]
@@ -48,10 +48,10 @@ def write(folder: Path, served: Served, count: int = 12, **changes: Any) -> Path
     return path
 
 
-def run(path: Path, *sets: str, **options: Any) -> tuple[Pipeline, Ended]:
+def run(path: Path, *sets: str, **options: Any) -> tuple[Pipeline, RunResult]:
     pipeline = load(path, sets)
     quick = RetryPolicy(attempts=2, first_wait_s=0.01, longest_wait_s=0.02, silent_s=0.2)
-    return pipeline, feedback(pipeline, Terminal(Console(quiet=True)), policy=quick, **options)
+    return pipeline, run_pipeline(pipeline, Terminal(Console(quiet=True)), policy=quick, **options)
 
 
 def ask(pipeline: Pipeline, query: str) -> list[dict[str, Any]]:
@@ -87,8 +87,8 @@ def test_a_finished_run_makes_no_call(tmp_path: Path, serve: Serve) -> None:
     assert not ended.incomplete
 
 
-def test_the_declared_order_of_models_is_found_again_over_200_prompts(tmp_path: Path, serve: Serve) -> None:
-    """And it is not, when ratings go to completions by their place instead of by the number they were shown as."""
+def test_scores_over_200_prompts_give_the_declared_order_of_models(tmp_path: Path, serve: Serve) -> None:
+    """Ratings assigned by position instead of by the number shown would not give that order."""
     pipeline, _ = run(write(tmp_path, serve(), count=200))
     rows = ask(
         pipeline,
@@ -104,8 +104,8 @@ def test_the_declared_order_of_models_is_found_again_over_200_prompts(tmp_path: 
             unmapped = dict(zip(row["completions"], row["models"], strict=True))
             for rating in row["ratings"]:
                 scores[(owner if mapped else unmapped)[rating["completion"]]].append(rating["score"])
-        means = {name: sum(found) / len(found) for name, found in scores.items()}
-        assert mapped or max(means.values()) - min(means.values()) < 0.6  # nothing is left of two points' difference
+        means = {name: sum(values) / len(values) for name, values in scores.items()}
+        assert mapped or max(means.values()) - min(means.values()) < 0.6  # the difference of two points is gone
         return sorted(means, key=lambda name: -means[name])
 
     assert order(mapped=True) == list(POOL)
@@ -140,8 +140,8 @@ def test_a_new_model_pays_for_the_prompts_whose_set_changes(tmp_path: Path, serv
     assert not ended.incomplete
 
 
-def test_a_second_judge_pays_for_itself_only_and_both_are_read(tmp_path: Path, serve: Serve) -> None:
-    """The second is asked for labelled lines instead of JSON; its ratings stand beside those of the first."""
+def test_a_second_judge_pays_only_for_itself_and_both_are_parsed(tmp_path: Path, serve: Serve) -> None:
+    """The second replies in labelled lines instead of JSON; its ratings are stored with those of the first."""
     served = serve(cast=SimulatedModels(POOL, {"judge": 0.1, "second": 0.6}))
     path = write(tmp_path, served)
     run(path)
@@ -166,11 +166,11 @@ def test_a_second_judge_pays_for_itself_only_and_both_are_read(tmp_path: Path, s
     assert ask(pipeline, wrong) == [{"n": 0}]
 
     _, ended = run(path)
-    assert served.stats()["calls"] == 60 + 12, "and to leave it out again calls nobody"
+    assert served.stats()["calls"] == 60 + 12, "removing it again makes no call"
     assert not ended.incomplete
 
 
-def test_another_policy_calls_nobody(tmp_path: Path, serve: Serve) -> None:
+def test_another_policy_makes_no_call(tmp_path: Path, serve: Serve) -> None:
     served = serve()
     path = write(tmp_path, served)
     run(path)
@@ -182,22 +182,20 @@ def test_another_policy_calls_nobody(tmp_path: Path, serve: Serve) -> None:
     assert ended.outcomes["margin"] + ended.outcomes["tie"] == 12
 
 
-def test_ultrafeedback_asks_each_aspect_and_a_critique_of_each_completion(tmp_path: Path, serve: Serve) -> None:
+def test_ultrafeedback_requests_each_aspect_and_a_critique_of_each_completion(tmp_path: Path, serve: Serve) -> None:
     served = serve()
     pipeline, ended = run(write(tmp_path, served, count=3, rubric="ultrafeedback", pairs={"score": "overall"}))
 
     assert not ended.incomplete
     assert served.stats()["by_model"]["judge"] == 3 * (4 + 4)
-    found = ask(
-        pipeline, "SELECT aspect, count(*) AS n, max(score) AS top FROM ratings GROUP BY aspect ORDER BY aspect"
-    )
-    assert {row["aspect"]: row["n"] for row in found} == dict.fromkeys(
+    rows = ask(pipeline, "SELECT aspect, count(*) AS n, max(score) AS top FROM ratings GROUP BY aspect ORDER BY aspect")
+    assert {row["aspect"]: row["n"] for row in rows} == dict.fromkeys(
         ["helpfulness", "honesty", "instruction_following", "overall", "truthfulness"], 12
     )
-    assert max(row["top"] for row in found) > 5  # the critique's scale goes to 10
+    assert max(row["top"] for row in rows) > 5  # the critique's scale goes to 10
 
 
-def test_ratings_asked_for_as_text_are_read(tmp_path: Path, serve: Serve) -> None:
+def test_ratings_requested_as_text_are_parsed(tmp_path: Path, serve: Serve) -> None:
     served = serve()
     judge = {"judge": {"provider": "openai", "base_url": served.base_url, "reply": "text"}}
     pipeline, ended = run(write(tmp_path, served, judges=judge))
@@ -206,7 +204,7 @@ def test_ratings_asked_for_as_text_are_read(tmp_path: Path, serve: Serve) -> Non
     assert ask(pipeline, "SELECT DISTINCT form FROM judgements") == [{"form": "text"}]
 
 
-def test_a_prompt_too_long_for_the_model_fails_alone(tmp_path: Path, serve: Serve) -> None:
+def test_only_a_prompt_too_long_for_the_model_fails(tmp_path: Path, serve: Serve) -> None:
     served = serve(max_model_len=6000)
     path = write(tmp_path, served)
     long = {"prompt": "Summarise this: " + "rain and more rain, " * 2000}
@@ -220,13 +218,13 @@ def test_a_prompt_too_long_for_the_model_fails_alone(tmp_path: Path, serve: Serv
     ]
     before = served.stats()["calls"]
     run(path)
-    assert served.stats()["calls"] == before, "what failed for good waits for --retry-failed"
+    assert served.stats()["calls"] == before, "permanent failures need --retry-failed"
     run(path, retry_failed=True)
-    # a second time where it was not known yet that there is no other to tell whose fault it is
+    # twice, if other items could still show whose fault it is
     assert before + 4 <= served.stats()["calls"] <= before + 8
 
 
-def test_a_refused_key_stops_that_provider_and_the_rest_goes_on(
+def test_a_refused_key_stops_that_provider_and_the_others_continue(
     tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served, guarded = serve(), serve(require_key="sesame")
@@ -236,7 +234,7 @@ def test_a_refused_key_stops_that_provider_and_the_rest_goes_on(
     monkeypatch.setenv("JUDGE_KEY", "sesam-0pen")
     _, ended = run(path)
 
-    assert list(ended.asked.refused) == ["judge"]
+    assert list(ended.calling.refused) == ["judge"]
     assert guarded.stats()["calls"] <= 4
     assert served.stats()["calls"] == 48
     assert ended.outcomes["pending"] == 12
@@ -244,7 +242,7 @@ def test_a_refused_key_stops_that_provider_and_the_rest_goes_on(
 
     monkeypatch.setenv("JUDGE_KEY", "sesame")
     _, ended = run(path)
-    assert not ended.asked.refused
+    assert not ended.calling.refused
     assert not ended.incomplete
     assert served.stats()["calls"] == 48
 
@@ -255,8 +253,8 @@ def test_a_server_that_is_down_leaves_its_items_pending(tmp_path: Path, serve: S
     pipeline, ended = run(path, "models.tiny.base_url=http://127.0.0.1:9/v1")
 
     assert ended.outcomes["pending"] == 4
-    told = ask(pipeline, "SELECT endpoint, kind, verdict, items FROM failures ORDER BY endpoint")
-    assert told == [
+    failures = ask(pipeline, "SELECT endpoint, kind, verdict, items FROM failures ORDER BY endpoint")
+    assert failures == [
         {"endpoint": "judge", "kind": None, "verdict": "waiting", "items": 4},
         {"endpoint": "tiny", "kind": "connection", "verdict": "later", "items": 4},
     ]
@@ -266,7 +264,7 @@ def test_a_server_that_is_down_leaves_its_items_pending(tmp_path: Path, serve: S
     assert served.stats()["calls"] == 4 * 5
 
 
-def test_a_limit_works_on_the_first_prompts_only(tmp_path: Path, serve: Serve) -> None:
+def test_a_limit_runs_only_the_first_prompts(tmp_path: Path, serve: Serve) -> None:
     served = serve()
     path = write(tmp_path, served)
     _, ended = run(path, limit=5)
@@ -284,7 +282,7 @@ def test_a_second_run_says_who_holds_the_store(tmp_path: Path, serve: Serve) -> 
         run(path)
 
 
-def test_kill_9_in_mid_run_loses_and_repeats_only_what_was_in_flight(tmp_path: Path, serve: Serve) -> None:
+def test_kill_9_during_a_run_loses_and_repeats_only_calls_in_flight(tmp_path: Path, serve: Serve) -> None:
     served = serve(latency_s=0.05)
     path = write(tmp_path, served, count=60)
     sets = [f"--set=models.{name}.concurrency=4" for name in POOL] + ["--set=judges.judge.concurrency=4"]
@@ -306,7 +304,7 @@ def test_kill_9_in_mid_run_loses_and_repeats_only_what_was_in_flight(tmp_path: P
     assert kills == 3
     assert done.returncode == Exit.DONE, done.stderr
     assert stats["requests"]["distinct"] == 60 * 5
-    # A call may be repeated when it was in flight, or answered within the last moments before the kill.
+    # A call may be repeated if it was in flight, or was answered just before the kill.
     assert stats["calls"] - 300 <= kills * (5 * 4 + 60)
     pipeline = load(path)
     assert ask(pipeline, "SELECT count(*) AS n, count(DISTINCT key) AS keys FROM completions") == [
@@ -322,13 +320,13 @@ def test_kill_9_in_mid_run_loses_and_repeats_only_what_was_in_flight(tmp_path: P
         ([signal.SIGTERM], True),
         ([signal.SIGINT], False),
         ([signal.SIGHUP, signal.SIGHUP], False),
-        ([signal.SIGHUP, signal.SIGINT], True),  # the first that was asked, whatever else stopped the run before
+        ([signal.SIGHUP, signal.SIGINT], True),  # this is the first SIGINT, whatever stopped the run before
     ],
 )
-def test_a_stop_finishes_what_is_in_flight_and_the_same_command_goes_on(
+def test_a_stop_finishes_calls_in_flight_and_the_same_command_resumes(
     tmp_path: Path, serve: Serve, asked: list[signal.Signals], heard: bool
 ) -> None:
-    """Also where nobody reads what it says: of `aif run | tee` a Ctrl-C ends tee first, and a terminal may close."""
+    """Also if nobody reads its output: in `aif run | tee` a Ctrl-C ends tee first, and a terminal may close."""
     served = serve(latency_s=0.2)
     path = write(tmp_path, served, count=40)
     sets = [f"--set=models.{name}.concurrency=4" for name in POOL]
@@ -339,17 +337,17 @@ def test_a_stop_finishes_what_is_in_flight_and_the_same_command_goes_on(
     assert process.stderr is not None
     if not heard:
         process.stderr.close()
-    for one in asked:
-        process.send_signal(one)
-    told = "goes on" if process.stderr.closed else process.communicate(timeout=30)[1]
+    for number in asked:
+        process.send_signal(number)
+    message = "goes on" if process.stderr.closed else process.communicate(timeout=30)[1]
     process.wait(30)
     answered = served.stats()["calls"]
 
     assert process.returncode == Exit.INTERRUPTED or not heard
-    assert "goes on" in told
-    assert len(ask(load(path), "SELECT 1 FROM calls")) == answered, "all that was in flight was kept"
+    assert "goes on" in message
+    assert len(ask(load(path), "SELECT 1 FROM calls")) == answered, "all calls in flight were stored"
     assert aif("run", path, *sets).returncode == Exit.DONE
-    assert served.stats()["calls"] == 40 * 5, "nothing was asked twice"
+    assert served.stats()["calls"] == 40 * 5, "no call was repeated"
 
 
 def test_prompts_are_judged_while_others_are_still_being_completed(tmp_path: Path, serve: Serve) -> None:

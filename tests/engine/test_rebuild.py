@@ -1,4 +1,4 @@
-"""A store that is made anew by a command, whatever goes wrong on the way."""
+"""Rebuilding a store from its journal recovers from errors on the way."""
 
 import shutil
 from collections.abc import Callable
@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 from aif.core.errors import StoreDamaged, StoreOutOfMemory
-from aif.engine import rebuild
 from aif.engine.prepare import prepare
-from aif.engine.rebuild import again
+from aif.engine.rebuild import RebuildResult, rebuild
 from aif.store.lock import Places
 from tests.engine.test_orchestrator import write
 from tests.store.test_ledger import Kept
@@ -18,34 +17,34 @@ from tests.support.serving import Served
 
 
 @pytest.mark.parametrize(
-    ("trouble", "told"),
+    ("trouble", "expected"),
     [(StoreOutOfMemory("no room"), "it gets"), (StoreDamaged("s: block 3"), "s: block 3; it is made again")],
 )
-def test_it_is_gone_on_with_as_every_command_does(
-    tmp_path: Path, serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch, trouble: Exception, told: str
+def test_a_rebuild_recovers_from_store_errors_like_every_command(
+    tmp_path: Path, serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch, trouble: Exception, expected: str
 ) -> None:
-    served, left, said = serve(), [trouble], list[str]()
+    served, errors, messages = serve(), [trouble], list[str]()
     kept = Kept(write(tmp_path, served, count=2), served)
 
-    def troubled(*given: Any, **options: Any) -> None:
-        if left:
-            raise left.pop()
-        prepare(*given, **options)
+    def fail_once(*args: Any, **options: Any) -> None:
+        if errors:
+            raise errors.pop()
+        prepare(*args, **options)
 
-    monkeypatch.setattr(rebuild, "prepare", troubled)
-    found = again(kept.pipeline, said.append)
-    assert (found.calls, found.alike, found.changed, found.gained, found.lost) == (10, 2, 0, 0, 0)
+    monkeypatch.setattr("aif.engine.rebuild.prepare", fail_once)
+    result = rebuild(kept.pipeline, messages.append)
+    assert result == RebuildResult(10, result.seconds, unchanged=2, changed=0, newly_readable=0, no_longer_readable=0)
     assert kept.read() == kept.rows
-    assert any(told in words for words in said)
+    assert any(expected in message for message in messages)
 
 
-def test_a_store_that_was_set_aside_is_enough_to_make_it_from(tmp_path: Path, serve: Callable[..., Served]) -> None:
-    """As the refusal of a store that can't be opened says to do where there is no journal beside it."""
+def test_a_store_that_was_set_aside_is_rebuilt_without_a_journal(tmp_path: Path, serve: Callable[..., Served]) -> None:
+    """The error for a store that can't be opened and has no journal says so."""
     served = serve()
     kept = Kept(write(tmp_path, served, count=2), served)
     places = Places(kept.pipeline.store)
     places.store.rename(places.store.with_name(places.store.name + ".aside2"))
     shutil.rmtree(places.journal)
 
-    again(kept.pipeline, print)
+    rebuild(kept.pipeline, print)
     assert kept.read() == kept.rows

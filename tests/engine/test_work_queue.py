@@ -1,4 +1,4 @@
-"""aif/cli/line.py: which item is asked next, and when there is none any more."""
+"""Which item the queue of an endpoint sends next, and when the queue ends."""
 
 import asyncio
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from aif.core.types import Message
-from aif.engine.work_queue import AT_HAND, OPEN, Queue, QueueItem, serve
+from aif.engine.work_queue import QUEUED, UNFINISHED, QueueItem, WorkQueue, run_workers
 from aif.providers.base import CallError, Kind, Reply, Request
 from aif.providers.concurrency import OtherItems
 from aif.providers.endpoint import Endpoint, Halted
@@ -21,184 +21,184 @@ PAGE = CallError(Kind.UNAUTHORIZED, "HTTP 403: Request blocked")
 
 
 @dataclass
-class House:
-    """An endpoint over numbered items, of which `says` tells how each fares; who was asked, in order."""
+class Bench:
+    """An endpoint with a queue of numbers. `result` gives the error of a number; `sent` has the attempts in order."""
 
-    says: Callable[[int], CallError | None] = lambda n: None
-    places: int = 1
-    far: list[int] = field(default_factory=list)
-    asked: list[int] = field(default_factory=list)
+    result: Callable[[int], CallError | None] = lambda n: None
+    slots: int = 1
+    distant: list[int] = field(default_factory=list)
+    sent: list[int] = field(default_factory=list)
     ends: dict[int, Verdict | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         free, clock = lambda *usage: 0.0, asyncio.get_running_loop().time
         self.endpoint = Endpoint(
-            "m", "completion", "m", self, self.places, free, free, RateLimiter(None, None), clock=clock
+            "m", "completion", "m", self, self.slots, free, free, RateLimiter(None, None), clock=clock
         )
-        self.line: Queue[int] = Queue(self.endpoint, self._elsewhere)
+        self.queue: WorkQueue[int] = WorkQueue(self.endpoint, self._draw_distant)
 
     async def ask(self, request: Request) -> Reply:
         await asyncio.sleep(1.0)
-        if error := self.says(int(request.messages[0].content)):
+        if error := self.result(int(request.messages[0].content)):
             raise error
         return Reply("yes", "stop", None)
 
     async def aclose(self) -> None:
         pass
 
-    async def _elsewhere(self) -> QueueItem[int] | None:
-        return item(self.far.pop()) if self.far else None
+    async def _draw_distant(self) -> QueueItem[int] | None:
+        return item(self.distant.pop()) if self.distant else None
 
-    async def _once(self, one: QueueItem[int]) -> Verdict | None:
+    async def _attempt(self, item: QueueItem[int]) -> Verdict | None:
         verdict: Verdict = "answered"
         try:
-            async with self.endpoint.attempt(Request((Message("user", str(one.job)),), 1), one.caller) as attempt:
-                one.course.n += 1
-                self.asked.append(one.job)
+            async with self.endpoint.attempt(Request((Message("user", str(item.job)),), 1), item.caller) as attempt:
+                item.course.n += 1
+                self.sent.append(item.job)
                 await attempt.send()
         except Halted:
             return None
         except CallError as error:
-            verdict = self.endpoint.verdict(error, one.caller, one.course)
-        self.ends[one.job] = verdict
+            verdict = self.endpoint.verdict(error, item.caller, item.course)
+        self.ends[item.job] = verdict
         return verdict
 
     async def serve(self, *items: QueueItem[int]) -> None:
         async def page() -> None:
-            self.line.bring(items)
-            await self.line.room()
+            self.queue.add(items)
+            await self.queue.wait_for_room()
 
-        await serve(self.endpoint, self.line, page, self._once)
+        await run_workers(self.endpoint, self.queue, page, self._attempt)
 
 
 def item(n: int, *then: int) -> QueueItem[int]:
     return QueueItem(lambda: n, [lambda after=after: after for after in then])  # type: ignore[misc]
 
 
-def test_items_go_in_order_and_what_comes_after_one_at_once() -> None:
+def test_items_are_sent_in_order_each_followed_by_its_then() -> None:
     async def main() -> None:
-        house = House()
-        await house.serve(item(1, 2, 3), item(4))
-        assert house.asked == [1, 2, 3, 4]
-        assert house.endpoint.done.is_set()
+        bench = Bench()
+        await bench.serve(item(1, 2, 3), item(4))
+        assert bench.sent == [1, 2, 3, 4]
+        assert bench.endpoint.done.is_set()
 
     run(main())
 
 
-def test_whoever_waits_leaves_its_place_to_another() -> None:
+def test_an_item_that_backs_off_gives_its_slot_to_the_next() -> None:
     async def main() -> None:
-        house = House(lambda n: BROKEN if n == 2 else None)
-        await house.serve(*map(item, range(1, 20)))
-        assert house.asked.count(2) == 6
-        assert house.ends == {**dict.fromkeys(range(1, 20), "answered"), 2: "failed"}
-        assert asyncio.get_running_loop().time() < 1000 + 19 + 6 + 31, "nobody waited with it"
+        bench = Bench(lambda n: BROKEN if n == 2 else None)
+        await bench.serve(*map(item, range(1, 20)))
+        assert bench.sent.count(2) == 6
+        assert bench.ends == {**dict.fromkeys(range(1, 20), "answered"), 2: "failed"}
+        assert asyncio.get_running_loop().time() < 1000 + 19 + 6 + 31, "no other item waited for it"
 
     run(main())
 
 
-def test_bad_rows_at_the_top_stop_nothing_since_one_from_elsewhere_is_asked() -> None:
+def test_bad_rows_at_the_top_stop_nothing_since_a_distant_item_is_tried() -> None:
     async def main() -> None:
-        for places in (1, 2, 4):
-            house = House(lambda n: PAGE if n < 8 else None, places, far=[70, 60, 50])
-            await house.serve(*map(item, range(40)))
-            assert house.endpoint.refused is None
-            assert {n for n, end in house.ends.items() if end == "failed"} == set(range(8))
-            assert {n for n, end in house.ends.items() if end == "answered"} >= set(range(8, 40))
+        for slots in (1, 2, 4):
+            bench = Bench(lambda n: PAGE if n < 8 else None, slots, distant=[70, 60, 50])
+            await bench.serve(*map(item, range(40)))
+            assert bench.endpoint.refused is None
+            assert {n for n, end in bench.ends.items() if end == "failed"} == set(range(8))
+            assert {n for n, end in bench.ends.items() if end == "answered"} >= set(range(8, 40))
 
     run(main())
 
 
-def test_as_many_hopeless_items_as_may_be_in_flight_hold_up_nobody_for_long() -> None:
+def test_hopeless_items_in_all_slots_delay_the_others_only_briefly() -> None:
     async def main() -> None:
-        house = House(lambda n: BROKEN if 20 <= n < 30 else None, 4, far=list(range(99, 60, -1)))
-        await house.serve(*map(item, range(60)))
-        assert house.endpoint.refused is None
-        assert {n for n, end in house.ends.items() if end == "failed"} == set(range(20, 30))
-        assert {n for n, end in house.ends.items() if end == "answered"} >= {*range(20), *range(30, 60)}
+        bench = Bench(lambda n: BROKEN if 20 <= n < 30 else None, 4, distant=list(range(99, 60, -1)))
+        await bench.serve(*map(item, range(60)))
+        assert bench.endpoint.refused is None
+        assert {n for n, end in bench.ends.items() if end == "failed"} == set(range(20, 30))
+        assert {n for n, end in bench.ends.items() if end == "answered"} >= {*range(20), *range(30, 60)}
         assert asyncio.get_running_loop().time() < 1000 + 180
 
     run(main())
 
 
 @pytest.mark.parametrize("kind", [Kind.CONTEXT_OVERFLOW, Kind.BAD_REQUEST, Kind.EMPTY, Kind.UNREADABLE])
-def test_what_no_item_gets_past_ends_the_endpoint_and_leaves_them_pending(kind: Kind) -> None:
+def test_an_error_that_every_item_gets_halts_the_endpoint_and_leaves_items_pending(kind: Kind) -> None:
     async def main() -> None:
-        house = House(lambda n: CallError(kind, "no", explicit=True), 4, far=[90, 80])
-        await house.serve(*map(item, range(60)))
-        assert house.endpoint.refused is not None
-        assert "failed" not in house.ends.values()
-        assert len(house.asked) <= 4 + 2
+        bench = Bench(lambda n: CallError(kind, "no", explicit=True), 4, distant=[90, 80])
+        await bench.serve(*map(item, range(60)))
+        assert bench.endpoint.refused is not None
+        assert "failed" not in bench.ends.values()
+        assert len(bench.sent) <= 4 + 2
 
     run(main())
 
 
-def test_where_none_comes_from_elsewhere_the_next_at_hand_stands_for_it() -> None:
+def test_without_a_distant_item_the_next_in_the_queue_stands_in() -> None:
     async def main() -> None:
-        house = House(lambda n: PAGE)
-        await house.serve(*map(item, range(40)))
-        assert house.endpoint.refused == PAGE.message
-        assert len(house.asked) == 3
+        bench = Bench(lambda n: PAGE)
+        await bench.serve(*map(item, range(40)))
+        assert bench.endpoint.refused == PAGE.message
+        assert len(bench.sent) == 3
 
     run(main())
 
 
-def test_a_halt_leaves_all_that_is_not_asked() -> None:
+def test_a_halt_leaves_items_that_were_not_sent() -> None:
     async def main() -> None:
-        house = House(lambda n: BROKEN if n == 0 else None, 2)
-        asyncio.get_running_loop().call_later(3.5, house.endpoint.stop)
-        await house.serve(item(0, 90, 91), *map(item, range(1, 40)))
+        bench = Bench(lambda n: BROKEN if n == 0 else None, 2)
+        asyncio.get_running_loop().call_later(3.5, bench.endpoint.stop)
+        await bench.serve(item(0, 90, 91), *map(item, range(1, 40)))
         assert asyncio.get_running_loop().time() <= 1005
-        assert set(house.asked) < set(range(10))
+        assert set(bench.sent) < set(range(10))
 
     run(main())
 
 
-def test_a_pager_waits_while_enough_is_at_hand_or_waits_to_be_asked_again() -> None:
+def test_the_pager_waits_while_enough_items_are_queued_or_unfinished() -> None:
     async def main() -> None:
-        house = House()
-        house.endpoint.concurrency = 2
-        house.line.bring(map(item, range(AT_HAND * 2)))
-        waiting = asyncio.create_task(house.line.room())
+        bench = Bench()
+        bench.endpoint.concurrency = 2
+        bench.queue.add(map(item, range(QUEUED * 2)))
+        waiting = asyncio.create_task(bench.queue.wait_for_room())
         await asyncio.sleep(1)
         assert not waiting.done()
-        await house.line.get()
+        await bench.queue.get()
         await waiting
-        house.line.bring(map(item, range(OPEN * 2)))
-        for _ in range(AT_HAND * 2 - 1 + OPEN * 2):
-            begun = await house.line.get()
-        waiting = asyncio.create_task(house.line.room())
+        bench.queue.add(map(item, range(UNFINISHED * 2)))
+        for _ in range(QUEUED * 2 - 1 + UNFINISHED * 2):
+            begun = await bench.queue.get()
+        waiting = asyncio.create_task(bench.queue.wait_for_room())
         await asyncio.sleep(1)
-        assert not waiting.done(), "all are begun, and none is done"
+        assert not waiting.done(), "all are begun, and none is finished"
         assert begun is not None
-        for _ in range(AT_HAND * 2 + 1):
-            house.line.done(begun)
+        for _ in range(QUEUED * 2 + 1):
+            bench.queue.finish(begun)
         await waiting
 
     run(main())
 
 
-def test_who_else_could_be_asked() -> None:
+def test_how_many_other_items_can_be_tried() -> None:
     async def main() -> None:
-        house = House()
-        told = CallError(Kind.UNAUTHORIZED, "no key", explicit=True)
-        house.line.bring([item(1), item(2)])
-        assert house.endpoint.others(BROKEN) == OtherItems(3), "others may come"
-        house.line.end()
-        assert house.endpoint.others(BROKEN) == OtherItems(2), "no others will come"
+        bench = Bench()
+        heard = CallError(Kind.UNAUTHORIZED, "no key", explicit=True)
+        bench.queue.add([item(1), item(2)])
+        assert bench.endpoint.others(BROKEN) == OtherItems(3), "more items may come"
+        bench.queue.close()
+        assert bench.endpoint.others(BROKEN) == OtherItems(2), "there are only these"
         limited = CallError(Kind.RATE_LIMITED, "slow down", retry_after=3600.0)
-        assert house.endpoint.others(limited) == OtherItems(3, too_few=True), "a limit may be of one alone"
-        house.endpoint.answered = 5
-        assert house.endpoint.others(BROKEN) == OtherItems(3, too_few=True), "it answered others"
-        assert house.endpoint.others(told) == OtherItems(2)
-        await house.line.get()
-        await house.line.get()
-        assert not house.endpoint.others(BROKEN).more_coming
+        assert bench.endpoint.others(limited) == OtherItems(3, too_few=True), "a limit may concern only one item"
+        bench.endpoint.answered = 5
+        assert bench.endpoint.others(BROKEN) == OtherItems(3, too_few=True), "it answered other items"
+        assert bench.endpoint.others(heard) == OtherItems(2)
+        await bench.queue.get()
+        await bench.queue.get()
+        assert not bench.endpoint.others(BROKEN).more_coming
 
     run(main())
 
 
-def test_a_wrong_outcome_of_a_simulated_world_is_noticed() -> None:
-    """The trial judges outcomes by code of its own, not by the rule that it tries."""
+def test_the_check_of_random_worlds_notices_wrong_results() -> None:
+    """Random judges are checked by code that does not share the queue's decisions."""
     world = failure_attribution.World(
         0, items=3, concurrency=1, takes_s=1.0, doomed={1: failure_attribution.PASSING[0]}
     )

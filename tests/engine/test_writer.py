@@ -1,4 +1,4 @@
-"""The one writer: nothing handed over is lost, however a run is left."""
+"""The one writer: no written entry is lost, however a run ends."""
 
 import asyncio
 import errno
@@ -13,7 +13,6 @@ import pytest
 from aif.core import batching
 from aif.core.errors import StoreDamaged
 from aif.core.types import Usage
-from aif.engine import writer as writers
 from aif.engine.writer import Writer
 from aif.providers.base import Reply
 from aif.store import journal, records
@@ -39,7 +38,7 @@ def entries(ledger: Ledger, n: int, text: str = "words") -> list[Entry]:
     ]  # fmt: skip
 
 
-def kept(folder: Path) -> set[str]:
+def journaled(folder: Path) -> set[str]:
     return {r["id"] for _, r in journal.replay(folder) if isinstance(r, dict) and r["t"] == "call"}
 
 
@@ -58,7 +57,7 @@ async def test_everything_is_synced_and_stored_in_order(ledger: Ledger) -> None:
     )
     running = asyncio.create_task(writer.run())
     for entry in entries(ledger, 500):
-        await writer.keep(entry)
+        await writer.write(entry)
     await writer.flush()
 
     assert seen == [f"call{i}" for i in range(500)]
@@ -67,20 +66,20 @@ async def test_everything_is_synced_and_stored_in_order(ledger: Ledger) -> None:
     await running
 
 
-async def test_a_flush_waits_for_what_was_there_and_not_for_what_comes(ledger: Ledger) -> None:
-    """Judges go on when generation has ended: the moment at which nothing is outstanding may not come for an hour."""
+async def test_a_flush_waits_only_for_entries_written_before_it(ledger: Ledger) -> None:
+    """Judges keep writing when generation has ended: the queue may not be empty for an hour."""
     writer = Writer(ledger, 4, 2, lambda synced: None, lambda: None, lambda: None)
     running = asyncio.create_task(writer.run())
-    some = entries(ledger, 3000)
-    for entry in some[:200]:
-        await writer.keep(entry)
+    all_entries = entries(ledger, 3000)
+    for entry in all_entries[:200]:
+        await writer.write(entry)
 
-    async def go_on() -> None:
-        for entry in some[200:]:
-            await writer.keep(entry)
+    async def write_on() -> None:
+        for entry in all_entries[200:]:
+            await writer.write(entry)
             await asyncio.sleep(0)
 
-    more = asyncio.create_task(go_on())
+    more = asyncio.create_task(write_on())
     async with asyncio.timeout(30):
         await writer.flush()
     with Reader.of(ledger.store) as reader:
@@ -88,119 +87,119 @@ async def test_a_flush_waits_for_what_was_there_and_not_for_what_comes(ledger: L
     await more
     await writer.close()
     await running
-    assert len(kept(ledger.journal.folder)) == len(some)
+    assert len(journaled(ledger.journal.folder)) == len(all_entries)
 
 
 @pytest.mark.parametrize("turns", [0, 1, 5, 50])
-async def test_a_run_that_is_left_at_once_keeps_what_was_handed_over(ledger: Ledger, turns: int) -> None:
+async def test_a_run_that_is_cancelled_journals_every_written_entry(ledger: Ledger, turns: int) -> None:
     writer = Writer(ledger, 4, 2, lambda synced: None, lambda: None, lambda: None)
     running = asyncio.create_task(writer.run())
     await asyncio.sleep(0)
     for entry in entries(ledger, 300):
-        await writer.keep(entry)
+        await writer.write(entry)
     for _ in range(turns):
         await asyncio.sleep(0)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
 
-    assert kept(ledger.journal.folder) == {f"call{i}" for i in range(300)}
+    assert journaled(ledger.journal.folder) == {f"call{i}" for i in range(300)}
     ledger.close()
-    with Ledger.open(ledger.places.store, print) as again:
-        (row,) = again.store.cursor().execute("SELECT count(*), count(DISTINCT id) FROM calls").fetchall()
+    with Ledger.open(ledger.places.store, print) as reopened:
+        (row,) = reopened.store.cursor().execute("SELECT count(*), count(DISTINCT id) FROM calls").fetchall()
         assert row == (300, 300)
 
 
-async def test_a_store_that_fails_loses_nothing_of_the_journal(ledger: Ledger) -> None:
+async def test_a_store_that_fails_loses_no_journal_entry(ledger: Ledger) -> None:
     writer = Writer(ledger, 4, 2, lambda synced: None, lambda: None, lambda: None)
     ledger.store.close()  # what a failing disk looks like to the committing thread
     running = asyncio.create_task(writer.run())
     for entry in entries(ledger, 300):
-        await writer.keep(entry)
+        await writer.write(entry)
     with pytest.raises(BaseExceptionGroup):
         await running
 
-    assert kept(ledger.journal.folder) == {f"call{i}" for i in range(300)}
+    assert journaled(ledger.journal.folder) == {f"call{i}" for i in range(300)}
 
 
-async def test_where_asking_meets_damage_what_is_in_flight_is_still_kept(ledger: Ledger) -> None:
+async def test_after_store_damage_calls_in_flight_are_still_journaled(ledger: Ledger) -> None:
     stopped: list[bool] = []
     writer = Writer(ledger, 4, 2, lambda synced: None, lambda: None, lambda: stopped.append(True))
     running = asyncio.create_task(writer.run())
     for n, entry in enumerate(entries(ledger, 300)):
         if n == 100:
-            writer.give_up(StoreDamaged("block 7"))
-        await writer.keep(entry)
+            writer.fail(StoreDamaged("block 7"))
+        await writer.write(entry)
     await writer.flush()
     await writer.close()
     with pytest.raises(StoreDamaged, match="block 7"):
         await running
     assert stopped == [True]
-    assert kept(ledger.journal.folder) == {f"call{i}" for i in range(300)}
+    assert journaled(ledger.journal.folder) == {f"call{i}" for i in range(300)}
 
 
 @pytest.mark.skipif(
     resource.getrlimit(resource.RLIMIT_FSIZE)[1] != resource.RLIM_INFINITY, reason="files are limited here already"
 )
-@pytest.mark.parametrize("left", [False, True])
+@pytest.mark.parametrize("cancelled", [False, True])
 @pytest.mark.parametrize("room", [False, True])
-async def test_on_a_full_disk_what_fits_is_kept_and_the_rest_once_there_is_room(
-    ledger: Ledger, room: bool, left: bool
+async def test_on_a_full_disk_the_rest_is_journaled_once_there_is_room(
+    ledger: Ledger, room: bool, cancelled: bool
 ) -> None:
-    """The disk is full by a limit on the files' size; where room is made before the end, nothing is lost. Where the run
-    is left at once it is said, too."""
+    """A limit on file size stands in for a full disk. If it is lifted before the end, nothing is lost. A run that is
+    cancelled raises the error, too."""
     stopped: list[bool] = []
     writer = Writer(ledger, 4, 2, lambda synced: None, lambda: None, lambda: stopped.append(True))
     first, *rest = entries(ledger, 40)
     ledger.journal.append([first.record])
-    had = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (ledger.journal.position.offset + 3000, had[1]))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (ledger.journal.position.offset + 3000, before[1]))
     try:
         running = asyncio.create_task(writer.run())
         for entry in rest:
-            await writer.keep(entry)
+            await writer.write(entry)
         await writer.flush()
         if room:
-            resource.setrlimit(resource.RLIMIT_FSIZE, had)
-        if left:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        if cancelled:
             running.cancel()
         else:
             await writer.close()
         with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
             await running
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, had)
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
     assert stopped
-    found = kept(ledger.journal.folder)
-    assert found == {f"call{i}" for i in range(40)} if room else 1 < len(found) < 40
-    assert not [one for _, one in journal.replay(ledger.journal.folder) if isinstance(one, journal.Damage)]
+    ids = journaled(ledger.journal.folder)
+    assert ids == {f"call{i}" for i in range(40)} if room else 1 < len(ids) < 40
+    assert not [r for _, r in journal.replay(ledger.journal.folder) if isinstance(r, journal.Damage)]
 
 
-async def test_what_is_on_its_way_into_the_store_is_bounded_by_bytes(
+async def test_entries_not_yet_in_the_store_are_bounded_by_bytes(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """4,096 replies of 200 KB would be 800 MB; and as one transaction more than DuckDB has."""
+    """4,096 replies of 200 KB would be 800 MB, and too much for one DuckDB transaction."""
     monkeypatch.setattr(batching, "MAX_BATCH_BYTES", 1000)
-    monkeypatch.setattr(writers, "HELD_BYTES", 4000)
-    monkeypatch.setattr(writers, "COMMIT_EVERY_S", 0.0)
-    monkeypatch.setattr(writers, "LATE_S", 0.0)
+    monkeypatch.setattr("aif.engine.writer.HELD_BYTES", 4000)
+    monkeypatch.setattr("aif.engine.writer.COMMIT_EVERY_S", 0.0)
+    monkeypatch.setattr("aif.engine.writer.LATE_S", 0.0)
     applied: list[int] = []
     apply = ledger.store.apply
 
-    def noted(steps: Any, *where: Any) -> None:
+    def record(steps: Any, *where: Any) -> None:
         applied.append(sum(sum(step.tables["completions"]["bytes"].to_pylist()) for step in steps))
         apply(steps, *where)
 
-    monkeypatch.setattr(ledger.store, "apply", noted)
+    monkeypatch.setattr(ledger.store, "apply", record)
     seen: list[str] = []
     writer = Writer(
         ledger, 4, 2, lambda synced: seen.extend(e.record["id"] for e in synced), lambda: None, lambda: None
     )
     running = asyncio.create_task(writer.run())
-    some = entries(ledger, 300, "w" * 300)
-    some[7].record["text"] = "long" * 1000
-    for entry in some:
-        await writer.keep(entry)
+    long_entries = entries(ledger, 300, "w" * 300)
+    long_entries[7].record["text"] = "long" * 1000
+    for entry in long_entries:
+        await writer.write(entry)
         assert writer._bytes <= 4000 + entry.bytes
     await writer.close()
     await running

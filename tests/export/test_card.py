@@ -227,7 +227,7 @@ def test_it_says_how_complete_it_is_and_what_is_missing_but_no_message() -> None
     card = section(render_card(facts()), "Prompt counts")
     assert "- 30 prompts × 4 = 120 completions = 118 answered + 1 failed + 1 pending" in card
     assert "- 29 judgements = 27 answered + 1 failed + 1 pending" in card
-    assert "- 27 of 30 prompts have all that is wanted of them (90.0%)" in card
+    assert "- 27 of 30 prompts complete (90.0%)" in card
     assert "| able | completions | 60 | 58 | 1 | 1 |" in card
     assert "Missing: 1 of able (blocked), 1 of able (timeout), 1 of strict (unreadable)." in card
     assert "sk-123" not in card
@@ -283,7 +283,7 @@ def test_scores_that_are_shares_are_told_as_such() -> None:
     aspects = {**rubric.sheet.aspects, "honesty": rubric.sheet.aspects["honesty"].model_copy(update={"scale": (0, 40)})}
     mixed = replace(rubric, sheet=rubric.sheet.model_copy(update={"aspects": aspects}))
     card = render_card(facts(rubric=mixed, chosen=np.array([0.9]), rejected=np.array([0.1])))
-    assert "a score is the mean of shares of each aspect's range, from 0 to 1. Ties" in card
+    assert "a score is the mean of each aspect's rating scaled from 0 to 1. Ties" in card
     assert "0.9–1" in card
     assert "shares" not in render_card(facts())
 
@@ -314,7 +314,7 @@ def test_how_it_was_made_says_what_the_pipeline_says() -> None:
     made = section(render_card(facts(SECRETIVE)), "How this was made")
     assert "`best_vs_worst` by the overall score" in made
     assert "Chosen is the best completion that was not cut at its limit" in made
-    assert "rejected is the lowest of those lower by at least 1.5. Ties" in made
+    assert "rejected is the lowest of those at least 1.5 below it. Ties" in made
     assert "makes no pair" in made.split("Ties make no pair")[1]
     assert "*ultrafeedback*, digest `" in made
     assert "Overall (1–10, weight 0)" in made
@@ -340,17 +340,21 @@ def test_several_judges_are_named_with_how_far_they_agree() -> None:
 @pytest.mark.parametrize(
     ("sets", "words"),
     [
-        (("pairs.policy=all",), "Every completion that was not cut at its limit is chosen over every one lower. "),
+        (
+            ("pairs.policy=all",),
+            "Every completion that was not cut at its limit is chosen over every completion below it. ",
+        ),
         (
             ("pairs.policy=all", "pairs.max_pairs_per_prompt=3", "pairs.max_length_ratio=2.0"),
-            "over every one lower and at most 2 times as long or as short; of a prompt's pairs the widest 3 stay. ",
+            "over every completion below it, at most 2 times as long or as short; of each prompt the 3 pairs with the "
+            "largest margin stay. ",
         ),
         (
             ("pairs.policy=on_policy", "pairs.model=poor", "pairs.max_per_model=1000"),
-            "not cut at its limit, of the pairs with poor on one side; rejected is drawn from those lower; no model is "
-            "on a side more than 1,000 times. ",
+            "not cut at its limit, in pairs with poor as chosen or rejected; rejected is drawn from those below it; "
+            "each model is chosen at most 1,000 times, and rejected at most as often. ",
         ),
-        (("pairs.min_margin=0.5",), "rejected is drawn from those lower by at least 0.5. "),
+        (("pairs.min_margin=0.5",), "rejected is drawn from those at least 0.5 below it. "),
     ],
 )
 def test_the_rule_of_pairing_is_told(sets: tuple[str, ...], words: str) -> None:

@@ -897,14 +897,16 @@ def test_below_the_completeness_that_was_asked_for_what_is_missing_is_told(
     screen = io.StringIO()
     tell_exported(Console(width=300, file=screen), exported)
     said, path = screen.getvalue(), pipeline.path
-    assert ("6 of 8 prompts have all that is wanted of them (75.0%); export.completeness is" in said) is told
-    assert ("  fair: 1 completion failed for good: blocked, as in: the provider's filter refused it\n" in said) is told
-    assert ("  poor: 1 completion not asked yet\n" in said) is told
-    assert ("  strict: 1 judgement waiting for completions that are pending\n" in said) is told
-    assert (f"`aif run {path}` asks for what is pending" in said) is told
-    assert (f"`aif run {path} --retry-failed` asks again" in said) is told
+    assert ("6 of 8 prompts complete (75.0%); export.completeness is" in said) is told
+    assert (
+        "  fair: 1 completion failed permanently: blocked, as in: the provider's filter refused it\n" in said
+    ) is told
+    assert ("  poor: 1 completion, not sent yet\n" in said) is told
+    assert ("  strict: 1 judgement, waiting for pending completions\n" in said) is told
+    assert (f"`aif run {path}` requests what is pending" in said) is told
+    assert (f"`aif run {path} --retry-failed` retries" in said) is told
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "6 of 8 prompts have all that is wanted of them (75.0%)" in card
+    assert "6 of 8 prompts complete (75.0%)" in card
     assert json.loads((tmp_path / "out" / MANIFEST).read_text())["complete"] == {"prompts": 8, "whole": 6}
 
 
@@ -919,7 +921,7 @@ def test_a_refused_export_leaves_the_older_one_as_it_is(tmp_path: Path) -> None:
         ledger.keep([records.retry(LATER)])  # what had failed is pending now, and still missing
         with pytest.raises(Incomplete, match="nothing was exported: 6 of 8 prompts") as refused:
             export(pipeline, rubric, ledger, out, silent)
-    assert "fair: 1 completion to be asked again: blocked" in str(refused.value)
+    assert "fair: 1 completion to be retried: blocked" in str(refused.value)
     assert refused.value.exit == Exit.FAILURES
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
     pipeline, rubric, ledger = build(tmp_path, 8, sets=refusing)

@@ -26,7 +26,7 @@ from aif.cli.views.export import question
 from aif.config.pipeline import parse
 from aif.core.errors import Exit
 from aif.engine.prepare import rubric_of
-from aif.engine.rebuild import again
+from aif.engine.rebuild import rebuild
 from aif.export.dataset import export
 from aif.export.formats import FORMATS, content_digest, file_path
 from aif.export.manifest import Manifest
@@ -357,7 +357,7 @@ def test_what_is_outside_of_pairs_counts_too(tmp_path: Path) -> None:
         states.append(state())
     assert len(set(states)) == 3
     assert states[0] == states[-1]
-    again(pipeline, print)
+    rebuild(pipeline, print)
     run(path)
     assert state() == states[-1], "a store that is made again is the same"
 

@@ -20,7 +20,7 @@ import pytest
 from aif.config.pipeline import Pipeline, load
 from aif.core.errors import BadInput, Exit, NotStarted
 from aif.core.types import Message, digest
-from aif.engine.connect import opened
+from aif.engine.connect import open_endpoints
 from aif.providers.base import Request
 from aif.servers import model_identity
 from aif.servers.fleet import Fleet, Timings, _open_log, error_in_log
@@ -170,9 +170,9 @@ def test_one_that_ends_before_it_is_ready_is_refused_with_the_reason_and_the_oth
     path = pipeline(tmp_path, {"a": fakes.launch(FAKE_ENDS="1"), "b": fakes.launch()}, fakes.launch())
     made, ended = run(path)
 
-    assert list(ended.asked.refused) == ["a"]
-    assert ended.asked.refused["a"].startswith("its server ended before it was ready: exit code 3; its log ")
-    assert ended.asked.refused["a"].endswith("a-1.log ends with: ValueError: No room for the weights")
+    assert list(ended.calling.refused) == ["a"]
+    assert ended.calling.refused["a"].startswith("its server ended before it was ready: exit code 3; its log ")
+    assert ended.calling.refused["a"].endswith("a-1.log ends with: ValueError: No room for the weights")
     answered = ask(made, "SELECT identity, count(*) AS n FROM completions GROUP BY identity")
     assert answered == [{"identity": "b", "n": 12}]
     assert [words(record, "--served-model-name") for record in fakes.started()] == ["a", "b"], "nothing to be judged"
@@ -183,8 +183,8 @@ def test_one_that_the_system_can_not_start_is_refused_and_the_others_go_on(tmp_p
     (Places(load(path).store).logs / "a-1.log").mkdir(parents=True)
     made, ended = run(path)
 
-    assert list(ended.asked.refused) == ["a"]
-    assert ended.asked.refused["a"].startswith("its server can't be started: [Errno 21] Is a directory")
+    assert list(ended.calling.refused) == ["a"]
+    assert ended.calling.refused["a"].startswith("its server can't be started: [Errno 21] Is a directory")
     assert ask(made, "SELECT count(*) AS n FROM completions WHERE identity = 'b'") == [{"n": 12}]
 
 
@@ -193,14 +193,14 @@ def test_a_log_for_which_there_is_no_room_is_named(tmp_path: Path, fakes: Fakes)
     (tmp_path / "feedback.logs" / "a-1.log").symlink_to("/dev/full")
     _, ended = run(pipeline(tmp_path, {"a": fakes.launch(), "b": fakes.launch()}, fakes.launch()))
 
-    assert re.search("No space left on device: '.*feedback.logs/a-1.log'", ended.asked.refused["a"])
+    assert re.search("No space left on device: '.*feedback.logs/a-1.log'", ended.calling.refused["a"])
 
 
 def test_one_that_is_not_ready_in_time_is_refused(tmp_path: Path, fakes: Fakes) -> None:
     path = pipeline(tmp_path, {"a": fakes.launch({"ready_s": 0.3}, FAKE_STALLS="1")}, fakes.launch())
     _, ended = run(path)
 
-    assert ended.asked.refused["a"].startswith("its server was not ready within launch.ready_s (0.3 s)")
+    assert ended.calling.refused["a"].startswith("its server was not ready within launch.ready_s (0.3 s)")
 
 
 def test_a_model_that_can_not_be_had_is_refused_and_one_that_can_is_fetched_first(
@@ -210,8 +210,8 @@ def test_a_model_that_can_not_be_had_is_refused_and_one_that_can_is_fetched_firs
     pool = {name: fakes.launch({"model": f"org/{name}", "ready_s": 60}, **there) for name in ("gated", "small")}
     _, ended = run(pipeline(tmp_path, pool, fakes.launch(), 3))
 
-    assert list(ended.asked.refused) == ["gated"]
-    assert "accept its licence" in ended.asked.refused["gated"]
+    assert list(ended.calling.refused) == ["gated"]
+    assert "accept its licence" in ended.calling.refused["gated"]
     assert [words(record, "--model") for record in fakes.started()] == ["org/small"]
     assert list((tmp_path / "home").rglob("model.safetensors"))
 
@@ -314,11 +314,11 @@ def test_what_changed_and_what_that_comes_to_is_said_before_anything_is_asked(tm
 
     said = aif("estimate", path).communicate()[1]
     assert re.search(
-        r"a: its server loads something else than what was last asked: model.safetensors \(\w+ → \w+\)", said
+        r"a: its server now loads a different model than in its last run: model.safetensors \(\w+ → \w+\)", said
     )
     assert re.search(r"It is the model a\+sha256:\w{12}, which has 0 of 24 answers", said)
-    assert "judge: its server loads something else than what was last asked: --dtype ('half' → 'float32')" in said
-    assert "to ask now, in all: 24 completions, 6 judgements" in said
+    assert "judge: its server now loads a different model than in its last run: --dtype ('half' → 'float32')" in said
+    assert "pending now, in all: 24 completions, 6 judgements" in said
     assert asked(made) == calls
     assert recorded(made) == records
 
@@ -369,7 +369,7 @@ def test_files_that_change_while_a_server_loads_them_end_it(
     monkeypatch.setattr(Fleet, "plan", plan)
     made, ended = run(path)
 
-    assert ended.asked.refused["a"].startswith("its model's files have changed since the run was planned")
+    assert ended.calling.refused["a"].startswith("its model's files have changed since the run was planned")
     assert not (fakes.folder / "calls.jsonl").read_text()
     made, ended = run(path)
     assert not ended.incomplete
@@ -390,7 +390,7 @@ def test_files_that_go_while_a_server_loads_them_end_it_alone(
     monkeypatch.setattr("aif.servers.fleet.loads_other_files", gone)
     _, ended = run(path)
 
-    assert ended.asked.refused["a"].startswith("a: model.safetensors: can't be read")
+    assert ended.calling.refused["a"].startswith("a: model.safetensors: can't be read")
     assert [json.loads(line)["model"] for line in (fakes.folder / "calls.jsonl").read_text().splitlines()] == ["b"] * 12
 
 
@@ -437,7 +437,7 @@ async def test_a_server_that_is_being_stopped_is_not_starting(tmp_path: Path, fa
 async def attended(path: Path, told: list[str], timings: Timings = QUICK) -> AsyncIterator[Any]:
     """The endpoints of a pipeline with a fleet that serves them, without a run."""
     made = load(path)
-    async with opened(made) as endpoints, asyncio.TaskGroup() as group:
+    async with open_endpoints(made) as endpoints, asyncio.TaskGroup() as group:
         keys = {(e.stage, e.name) for e in endpoints if e.name == "a"}
         fleet = await Fleet.plan(made, endpoints, keys, Places(made.store).logs, told.append)
         fleet.timings = timings

@@ -16,9 +16,9 @@ from rich.console import Console
 
 from aif.cli.views.summary import tell_marks, tell_status
 from aif.config.pipeline import load
-from aif.engine.outcome_text import marked
+from aif.engine.outcome_text import reasoning_mark_text
 from aif.engine.prepare import prepare
-from aif.engine.workload import foresee
+from aif.engine.workload import prepare_and_estimate
 from aif.store.journal_batches import Rubrics, entry_of
 from aif.store.ledger import Ledger
 from aif.store.reader import Reader
@@ -152,10 +152,10 @@ def test_what_changes_and_what_it_costs_is_said_before(kept: Kept) -> None:
     told: list[str] = []
     pipeline = load(kept.path, ["models.r1.reasoning_tags=none"])
 
-    foreseen = foresee(pipeline, None, told.append)
+    foreseen = prepare_and_estimate(pipeline, None, told.append)
 
     assert told[0] == "reasoning_tags of r1 are others now: 3 replies are read again, 3 otherwise than before"
-    assert told[1].startswith("judge: 3 judgements were shown texts that are read otherwise now: asked again for $0.01")
+    assert told[1].startswith("judge: 3 judgements were shown texts that are parsed differently now: retried for $0.01")
     assert foreseen.calls == 3
 
 
@@ -216,13 +216,13 @@ def test_what_looks_like_a_mark_is_counted_with_an_example(kept: Kept) -> None:
         ("r1", "left", 1, "See <|im_start|> there."),
     }
     for said in shown:
-        assert "r1: 1 completion with what looks like a mark of reasoning (see reasoning_tags), as in " in said
+        assert "r1: 1 completion with what looks like a reasoning mark (see reasoning_tags), as in " in said
         assert "r1: 1 completion cut where the reply may only speak of a mark" in said
     told = aif("failures", kept.path).stdout
     assert "See <|im_start|> there." in told
     assert aif("export", kept.path).returncode == 0
     card = (kept.store.parent / "dataset" / "README.md").read_text()
-    assert "what looks like a mark of reasoning" in card
+    assert "what looks like a reasoning mark" in card
     assert "It opens with" not in card.partition("## A row")[0], "what was cut may hold reasoning"
 
 
@@ -233,7 +233,7 @@ def test_a_text_cut_at_its_limit_is_counted_where_others_of_the_model_have_thoug
     with Reader.open(kept.store) as reader:
         (mark,) = reader.marks()
     assert (mark.model, mark.what, mark.completions, mark.example) == ("r1", "whole", 1, "Thinking of it, still...")
-    assert "maybe before their reasoning ended" in marked(mark)
+    assert "maybe before their reasoning ended" in reasoning_mark_text(mark)
 
 
 def test_thoughts_in_an_earlier_answer_of_a_prompt_are_counted(tmp_path: Path) -> None:
@@ -249,7 +249,7 @@ def test_thoughts_in_an_earlier_answer_of_a_prompt_are_counted(tmp_path: Path) -
     with ledger, Reader.of(ledger.store) as reader:
         (mark,) = reader.marks()
     assert (mark.model, mark.what, mark.completions, mark.example) == ("", "left", 1, "Hm.</think>Paris.")
-    assert marked(mark).startswith("1 prompt with what looks like a mark of reasoning in an earlier answer")
+    assert reasoning_mark_text(mark).startswith("1 prompt with what looks like a reasoning mark in an earlier answer")
 
 
 def test_an_older_journal_holds_texts_as_they_were_read_then(tmp_path: Path) -> None:

@@ -17,10 +17,10 @@ from aif.cli.views.progress import Terminal
 from aif.config.pipeline import Pipeline, load
 from aif.core.errors import JournalDamaged, StoreDamaged, StoreLocked, StoreOutOfMemory
 from aif.core.types import digest, fraction
-from aif.engine.feedback import feedback
 from aif.engine.make_pairs import make_pairs
-from aif.engine.orchestrator import Run
-from aif.engine.rebuild import again
+from aif.engine.orchestrator import Orchestrator
+from aif.engine.rebuild import rebuild
+from aif.engine.run import run_pipeline
 from aif.judging.rubric import Rubric
 from aif.store import journal
 from aif.store import records as events
@@ -317,7 +317,7 @@ def test_a_run_whose_store_fails_it_loses_no_reply_and_goes_on(
     served, said = serve(latency_s=0.05), StringIO()
     path = write(tmp_path, served, count=8)
     _fail_a_commit(monkeypatch)
-    ended = feedback(load(path), Terminal(Console(file=said, width=200)))
+    ended = run_pipeline(load(path), Terminal(Console(file=said, width=200)))
     assert not ended.incomplete
     assert served.stats()["calls"] == 40
     assert said.getvalue().count("made again") == 1
@@ -344,9 +344,9 @@ def test_a_run_that_was_told_to_stop_stays_stopped_on_a_store_made_again(
         return pairs(pipeline, rubric, store)
 
     monkeypatch.setattr(Store, "apply", apply)
-    monkeypatch.setattr("aif.engine.feedback.make_pairs", damaged_pairs)
-    ended = feedback(load(path), Terminal(Console(file=StringIO(), width=200)))
-    assert ended.asked.stopped
+    monkeypatch.setattr("aif.engine.run.make_pairs", damaged_pairs)
+    ended = run_pipeline(load(path), Terminal(Console(file=StringIO(), width=200)))
+    assert ended.calling.stopped
     assert 0 < asked[0] < 40
     assert served.stats()["calls"] == asked[0]
 
@@ -356,18 +356,18 @@ def test_ctrl_c_behind_a_run_that_stops_by_itself_still_waits_for_what_is_in_fli
 ) -> None:
     served = serve(latency_s=0.05)
     path = write(tmp_path, served, count=8)
-    stop, times = Run.stop, [0]
+    stop, times = Orchestrator.stop, [0]
 
-    def stopping(run: Run) -> None:
+    def stopping(run: Orchestrator) -> None:
         stop(run)
         times[0] += 1
         if times[0] == 1:
             os.kill(os.getpid(), signal.SIGINT)
 
     _fail_a_commit(monkeypatch)
-    monkeypatch.setattr(Run, "stop", stopping)
-    ended = feedback(load(path), Terminal(Console(file=StringIO(), width=200)))
-    assert ended.asked.stopped
+    monkeypatch.setattr(Orchestrator, "stop", stopping)
+    ended = run_pipeline(load(path), Terminal(Console(file=StringIO(), width=200)))
+    assert ended.calling.stopped
     assert ask(load(path), "SELECT count(*) AS n FROM calls") == [{"n": served.stats()["calls"]}]
 
 
@@ -378,7 +378,7 @@ def test_a_flipped_byte_never_ends_a_run(kept: Kept) -> None:
         kept.places.store.write_bytes(whole)
         _flip(kept.places.store, int(fraction("flip", n) * len(whole)))
         said = StringIO()
-        feedback(kept.pipeline, Terminal(Console(file=said, width=300)))
+        run_pipeline(kept.pipeline, Terminal(Console(file=said, width=300)))
         mended += said.getvalue().count("it is made again from the journal")
     assert mended
     assert kept.served.stats()["calls"] == 20
@@ -440,7 +440,7 @@ def test_with_its_source_gone_a_store_can_be_made_again_and_a_run_goes_on(kept: 
     before = ask(kept.pipeline, "FROM pairs ORDER BY prompt_id")
     (kept.path.parent / "prompts.jsonl").unlink()
     told: list[str] = []
-    again(kept.pipeline, told.append)
+    rebuild(kept.pipeline, told.append)
     assert ask(kept.pipeline, "FROM pairs ORDER BY prompt_id") == before
 
     _, ended = run(kept.path)
@@ -461,7 +461,7 @@ def test_what_is_lost_far_before_the_end_of_a_reading_is_read_again(tmp_path: Pa
     _flip(segment, sum(map(len, lines[:first])) + 60)
 
     for _ in range(2):
-        again(pipeline, lambda _: None)
+        rebuild(pipeline, lambda _: None)
         assert [ask(pipeline, f"SELECT * FROM {table} ORDER BY ALL") for table in tables] == held
     told = Ledger.open(pipeline.store, pytest.fail)
     assert not told.store.damaged
@@ -477,8 +477,8 @@ def test_with_its_source_gone_a_damaged_journal_still_makes_a_store(kept: Kept) 
     source.unlink()
     kept.places.store.unlink()
     told: list[str] = []
-    again(kept.pipeline, told.append)
-    assert "going on with the prompts that were read before" in told[-1]
+    rebuild(kept.pipeline, told.append)
+    assert "using the prompts that were read before" in told[-1]
     with Ledger.open(kept.places.store, pytest.fail) as ledger, Results.of(ledger.store) as reader:
         assert reader.books().outcomes["pending"] == 1
         assert reader.selected().num_rows == 3
@@ -499,7 +499,7 @@ def test_random_flips_in_the_store_are_told_and_mended_by_a_rebuild(kept: Kept) 
         try:
             seen = kept.read()
         except StoreDamaged:
-            again(kept.pipeline, lambda _: None)
+            rebuild(kept.pipeline, lambda _: None)
             seen = kept.read()
             whole = kept.places.store.read_bytes()
         assert seen == kept.rows

@@ -19,8 +19,8 @@ from aif.cli.views.progress import Terminal
 from aif.config.pipeline import load
 from aif.core.errors import BadInput, JournalDamaged
 from aif.core.types import Spent
-from aif.engine.feedback import feedback
-from aif.engine.rebuild import again
+from aif.engine.rebuild import rebuild
+from aif.engine.run import run_pipeline
 from aif.providers.base import CallError, Kind
 from aif.providers.retry import RetryPolicy
 from aif.simulator import SimulatedModels
@@ -88,8 +88,8 @@ def asked_no_more(kept: Kept) -> None:
 def test_a_rebuild_over_a_journal_of_which_no_line_is_left_loses_nothing(kept: Kept) -> None:
     damage(kept, lambda n, line: True)
     told: list[str] = []
-    found = again(kept.pipeline, told.append)
-    assert (found.calls, found.alike, found.lost) == (20, 4, 0)
+    found = rebuild(kept.pipeline, told.append)
+    assert (found.calls, found.unchanged, found.no_longer_readable) == (20, 4, 0)
     assert kept.read() == kept.rows
     assert any("lacked" in line and "they are in it again" in line for line in told)
     assert former(kept) == []
@@ -102,7 +102,7 @@ def test_a_rebuild_over_a_journal_of_which_no_line_is_left_loses_nothing(kept: K
 
 def test_newlines_of_another_system_lose_nothing_even_without_a_store(kept: Kept) -> None:
     segment(kept).write_bytes(segment(kept).read_bytes().replace(b"\n", b"\r\n"))
-    again(kept.pipeline, lambda words: None)
+    rebuild(kept.pipeline, lambda words: None)
     assert kept.read() == kept.rows
     kept.places.store.unlink()
     kept.reopened()
@@ -135,7 +135,7 @@ def test_many_lines_lost_end_a_command_before_anything_is_asked(kept: Kept) -> N
     calls = [n for n, line in enumerate(lines(kept)) if b'"t":"call"' in line]
     damage(kept, lambda n, line: n in calls[: FEW + 1])
     kept.places.store.unlink()
-    for command in (run, lambda path: again(load(path), lambda words: None), run):
+    for command in (run, lambda path: rebuild(load(path), lambda words: None), run):
         with pytest.raises(JournalDamaged, match=f"{FEW + 1} lines are damaged") as told:
             command(kept.path)
         assert f"mv {segment(kept)} {segment(kept)}.damaged; touch {segment(kept)}" in str(told.value)
@@ -254,7 +254,7 @@ def test_a_mending_killed_before_it_puts_back_makes_no_damage_good(
     with monkeypatch.context() as patched:
         patched.setattr(Ledger, "_put_back", killed)
         with pytest.raises(KeyboardInterrupt):
-            again(kept.pipeline, lambda words: None)
+            rebuild(kept.pipeline, lambda words: None)
     if number > FEW:
         with pytest.raises(JournalDamaged, match=f"{number} lines are damaged"):
             run(kept.path)
@@ -437,7 +437,7 @@ def test_a_mending_that_is_broken_off_is_gone_on_with(kept: Kept, monkeypatch: p
         with pytest.raises(KeyboardInterrupt):
             kept.reopened()
         with pytest.raises(KeyboardInterrupt):
-            again(kept.pipeline, lambda words: None)
+            rebuild(kept.pipeline, lambda words: None)
     kept.reopened()
     assert kept.read() == kept.rows
     assert former(kept) == []
@@ -507,7 +507,7 @@ def test_a_journal_from_a_store_makes_the_same_store(tmp_path: Path, serve: Serv
     rows(tmp_path, "brought.jsonl", answered(0), answered(1))
     for retry in (False, True):
         quick = RetryPolicy(attempts=2, first_wait_s=0.01, longest_wait_s=0.02, silent_s=0.2)
-        feedback(load(path), Terminal(Console(file=StringIO())), policy=quick, retry_failed=retry)
+        run_pipeline(load(path), Terminal(Console(file=StringIO())), policy=quick, retry_failed=retry)
     with Ledger.open(load(path).store, print) as ledger:
         ledger.keep([events.split(0.1, 0.25)])
     kept = unrun(path, served)
@@ -530,7 +530,7 @@ def test_spend_is_counted_once(kept: Kept) -> None:
         before = reader.spent()
     for _ in range(2):
         damage(kept, lambda n, line: n % 3 == 0)
-        again(kept.pipeline, lambda words: None)
+        rebuild(kept.pipeline, lambda words: None)
     with Reader.open(kept.places.store) as reader:
         assert reader.spent() == before != Spent(1)
     assert kept.read() == kept.rows
@@ -643,7 +643,7 @@ def test_a_prompt_of_which_a_completion_is_lost_is_not_whole(tmp_path: Path, ser
     source = path.parent / "prompts.jsonl"
     whole = source.read_bytes()
     source.unlink()
-    again(pipeline, lambda words: None)
+    rebuild(pipeline, lambda words: None)
     with Reader.open(pipeline.store) as reader:
         balance = reader.balance()
         assert (balance.prompts, balance.whole) == (3, 2)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from aif.cli.main import SELDOM
 from aif.config.pipeline import load
-from aif.engine.connect import opened
-from aif.engine.orchestrator import Run
+from aif.engine.connect import open_endpoints
+from aif.engine.orchestrator import Orchestrator
 from aif.engine.prepare import prepare, rubric_of
 from aif.store.ingest import Entry
 from aif.store.ledger import Ledger
@@ -32,7 +32,7 @@ class Observer:
         self.acknowledged_s: list[float] = []
         self.held_s: list[float] = []
 
-    def kept(self, entries: Sequence[Entry]) -> None:
+    def on_calls(self, entries: Sequence[Entry]) -> None:
         now = datetime.now(UTC)
         for entry in entries:
             received = datetime.fromisoformat(entry.record["started"]).timestamp() + entry.record["seconds"]
@@ -71,9 +71,9 @@ async def _run(path: Path, observer: Observer) -> None:
     rubric = rubric_of(loaded)
     with Ledger.open(loaded.store, print, rubric) as ledger:
         prepare(loaded, ledger, rubric, print)
-        async with opened(loaded) as endpoints:
+        async with open_endpoints(loaded) as endpoints:
             looking = asyncio.create_task(observer.look())
-            await Run(loaded, ledger, rubric, endpoints, observer).work()
+            await Orchestrator(loaded, ledger, rubric, endpoints, observer).work()
             looking.cancel()
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from aif.cli.views.progress import Terminal
 from aif.config.pipeline import load
-from aif.engine.feedback import feedback
+from aif.engine.run import run_pipeline
 from aif.providers.retry import RetryPolicy
 from aif.simulator.faults import Arrival, Fault, Faults, InjectedFault
 from aif.store.ledger import Ledger
@@ -117,7 +117,7 @@ def _calm(folder: Path, budget: float, concurrency: int) -> Figures:
 
 def _ended(path: Path) -> bool:
     """Run to the end; return whether the run stopped at the budget."""
-    return feedback(load(path), Terminal(Console(quiet=True)), policy=QUICK).asked.short is not None
+    return run_pipeline(load(path), Terminal(Console(quiet=True)), policy=QUICK).calling.budget_shortfall is not None
 
 
 def _pipeline(folder: Path, base_url: str, budget: float, concurrency: int) -> Path:

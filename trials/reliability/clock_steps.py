@@ -18,7 +18,7 @@ from rich.console import Console
 
 from aif.cli.views.progress import Terminal
 from aif.config.pipeline import load
-from aif.engine.feedback import feedback
+from aif.engine.run import run_pipeline
 from aif.simulator import Call
 from aif.simulator.faults import Arrival, Fault, Faults, InjectedFault
 from aif.store.reader import Reader
@@ -163,7 +163,7 @@ def _query(path: Path, query: str) -> list[dict[str, Any]]:
 
 
 def _undisturbed(path: Path, _: Sequence[int]) -> None:
-    feedback(load(path), Terminal(Console(file=StringIO())))
+    run_pipeline(load(path), Terminal(Console(file=StringIO())))
 
 
 def _stepped(clock: Path) -> _Run:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from aif.core.types import Message
-from aif.engine.work_queue import Queue, QueueItem, serve
+from aif.engine.work_queue import QueueItem, WorkQueue, run_workers
 from aif.providers.base import ACCESS_ERRORS, REQUEST_ERRORS, TRANSIENT, CallError, Kind, Reply, Request
 from aif.providers.concurrency import ENOUGH_ITEMS, OtherItems
 from aif.providers.endpoint import Endpoint, Halted
@@ -233,8 +233,8 @@ async def play(world: World) -> Outcome:
     async def page() -> None:
         while remaining and not endpoint.halt.is_set():
             batch, remaining[: 16 if not world.interval_s else 1] = remaining[: 16 if not world.interval_s else 1], []
-            line.bring(map(queue_item, batch))
-            await line.room()
+            line.add(map(queue_item, batch))
+            await line.wait_for_room()
             if world.interval_s:
                 await asyncio.sleep(world.interval_s)
 
@@ -259,8 +259,8 @@ async def play(world: World) -> Outcome:
         calls.append(Call(n, began, loop.time() - 1000.0, server.came[n] if error else None, verdict))
         return verdict
 
-    line = Queue(endpoint, random_item)
-    await serve(endpoint, line, page, ask)
+    line = WorkQueue(endpoint, random_item)
+    await run_workers(endpoint, line, page, ask)
     took_s = max((call.ended for call in calls), default=0.0)
     return Outcome(calls, ends, endpoint.refused, took_s, frozenset(decided))
 

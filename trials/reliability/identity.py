@@ -13,8 +13,8 @@ from rich.console import Console
 
 from aif.cli.views.progress import Terminal
 from aif.config.pipeline import Pipeline, parse
-from aif.engine.feedback import feedback
 from aif.engine.prepare import prepare, rubric_of
+from aif.engine.run import run_pipeline
 from aif.judging.rubric import Sheet
 from aif.simulator import SimulatedModels
 from aif.store.ledger import Ledger
@@ -168,7 +168,7 @@ def _calls_of_run(pipeline: Pipeline, call_log: CallLog) -> int | None:
 
 
 def _run(pipeline: Pipeline) -> None:
-    feedback(pipeline, Terminal(Console(file=StringIO())))
+    run_pipeline(pipeline, Terminal(Console(file=StringIO())))
 
 
 def _ignore(words: str) -> None:

@@ -6,8 +6,8 @@ from rich.console import Console
 
 from aif.cli.views.progress import Terminal
 from aif.config.pipeline import load
-from aif.engine.feedback import Person, flow
 from aif.engine.prepare import prepare, rubric_of
+from aif.engine.run import StopRequest, call_endpoints
 from aif.providers.retry import RetryPolicy
 from aif.store.ledger import Ledger
 from aif.store.reader import Reader
@@ -26,8 +26,8 @@ async def run(path: Path) -> tuple[dict[str, str], dict[Key, Tally]]:
     rubric = rubric_of(pipeline)
     with Ledger.open(pipeline.store, _ignore, rubric) as ledger:
         prepare(pipeline, ledger, rubric, _ignore)
-        flow_result = await flow(
-            pipeline, ledger, rubric, Terminal(Console(quiet=True)), _ignore, None, RetryPolicy(), Person()
+        flow_result = await call_endpoints(
+            pipeline, ledger, rubric, Terminal(Console(quiet=True)), _ignore, None, RetryPolicy(), StopRequest()
         )
         with Reader.of(ledger.store) as reader:
             return flow_result.refused, reader.tallies()

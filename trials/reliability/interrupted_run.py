@@ -15,8 +15,8 @@ from rich.console import Console
 
 from aif.cli.views.progress import Terminal
 from aif.config.pipeline import load
-from aif.engine.feedback import feedback
 from aif.engine.prepare import prepare, rubric_of
+from aif.engine.run import run_pipeline
 from aif.export.dataset import export
 from aif.providers.retry import RetryPolicy
 from aif.simulator import Call
@@ -42,7 +42,7 @@ def run_to_end(path: Path, limit: int | None = None) -> str:
     """Run a pipeline to its end in this process, with short waits between retries; return the output."""
     output = StringIO()
     quick = RetryPolicy(first_wait_s=0.01, longest_wait_s=0.1)
-    ended = feedback(load(path), Terminal(Console(file=output, width=500)), limit=limit, policy=quick)
+    ended = run_pipeline(load(path), Terminal(Console(file=output, width=500)), limit=limit, policy=quick)
     assert not ended.incomplete, output.getvalue()
     return output.getvalue()
 

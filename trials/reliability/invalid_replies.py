@@ -13,7 +13,7 @@ from rich.console import Console
 from aif.cli.views.progress import Terminal
 from aif.config.pipeline import load
 from aif.core.types import Rating, fraction
-from aif.engine.feedback import feedback
+from aif.engine.run import run_pipeline
 from aif.judging.parse import Unparseable, parse_reply
 from aif.judging.rubric import ReplyForm
 from aif.providers.retry import RetryPolicy
@@ -162,7 +162,7 @@ def _run(folder: Path, rubric: str, form: ReplyForm, provider: str, prompts: int
         path = pipeline(folder, server.base_url, prompts, rubric=rubric, judges={"reply": form, "provider": provider})
         pipeline_read = load(path)
         policy = RetryPolicy(attempts=8, first_wait_s=0.001, longest_wait_s=0.002)
-        feedback(pipeline_read, Terminal(Console(quiet=True)), policy=policy)
+        run_pipeline(pipeline_read, Terminal(Console(quiet=True)), policy=policy)
     sent = Counter(filter(None, (plan.kinds.get(call.number) for call in call_log.calls if call.sent)))
     checked = _checked(pipeline_read.store, hostile)
     Ledger.open(pipeline_read.store, lambda words: None, anew=True).close()  # read the journal again into a new store

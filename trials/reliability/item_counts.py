@@ -15,9 +15,9 @@ from aif.cli.views.progress import Terminal
 from aif.cli.views.summary import tell_status, tell_summary
 from aif.config.pipeline import Pipeline, load
 from aif.core.errors import Incomplete
-from aif.engine.feedback import feedback
 from aif.engine.prepare import rubric_of
-from aif.engine.progress import read
+from aif.engine.progress import read_snapshot
+from aif.engine.run import run_pipeline
 from aif.export.dataset import export
 from aif.providers.retry import RetryPolicy
 from aif.simulator.faults import Fault, Faults
@@ -41,17 +41,17 @@ def trial(folder: Path, full: bool) -> Figures:
     half = prompts // 2
     with served(call_log, faults=Faults({Fault.REFUSAL: 0.08}, lasting=True)) as server:
         path = pipeline(folder, server.base_url, prompts)
-        feedback(load(path), Terminal(Console(quiet=True)), limit=half, policy=QUICK)
+        run_pipeline(load(path), Terminal(Console(quiet=True)), limit=half, policy=QUICK)
         states.append(_state(f"--limit {half}", load(path), folder, call_log, prompts, 4))
         if full:
             _kill_in_mid_run(path, folder)
             # only the server knows what was in flight when the run was killed
             states.append(_state("killed", load(path), folder, None, prompts, 4))
-        feedback(load(path), Terminal(Console(quiet=True)), policy=QUICK)
+        run_pipeline(load(path), Terminal(Console(quiet=True)), policy=QUICK)
         states.append(_state("finished", load(path), folder, None if full else call_log, prompts, 4))
         states.append(_refused(load(path, ["export.incomplete=refuse"]), folder))
         other = load(path, ["completions.per_prompt=3", "completions.temperature=0.7"])
-        feedback(other, Terminal(Console(quiet=True)), limit=half, policy=QUICK)
+        run_pipeline(other, Terminal(Console(quiet=True)), limit=half, policy=QUICK)
         states.append(_state("another plan", other, folder, None, prompts, 3))
     return {"prompts": prompts, "states": states}
 
@@ -61,7 +61,7 @@ def _kill_in_mid_run(path: Path, folder: Path) -> None:
     end = time.monotonic() + 30
 
     def answered() -> int:
-        left = read(file)
+        left = read_snapshot(file)
         return sum(line.answered for line in left.lines) if left else 0
 
     first = 0

@@ -30,8 +30,8 @@ from rich.console import Console
 from aif.cli.views.progress import Terminal
 from aif.config.pipeline import load
 from aif.core.errors import BadInput, JournalDamaged
-from aif.engine.feedback import feedback
-from aif.engine.rebuild import again
+from aif.engine.rebuild import rebuild
+from aif.engine.run import run_pipeline
 from aif.providers.retry import RetryPolicy
 from aif.simulator.faults import Fault, Faults
 from aif.store.journal import Journal, segments
@@ -362,9 +362,9 @@ def _refusal(command: str, path: Path) -> str:
     pipeline_read, policy = load(path), RetryPolicy(first_wait_s=0.01, longest_wait_s=0.1)
     try:
         if command == "run":
-            feedback(pipeline_read, Terminal(Console(file=StringIO())), policy=policy)
+            run_pipeline(pipeline_read, Terminal(Console(file=StringIO())), policy=policy)
         elif command == "rebuild":
-            again(pipeline_read, _ignore)
+            rebuild(pipeline_read, _ignore)
         else:
             export_digests(path, path.parent / "dataset")
     except JournalDamaged as error:

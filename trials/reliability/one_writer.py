@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from aif.core.errors import Exit
-from aif.engine.progress import Snapshot, read
+from aif.engine.progress import Snapshot, read_snapshot
 from aif.simulator.faults import Fault, Faults
 from aif.store.lock import Places, note_in
 from trials.reliability import Figures
@@ -29,7 +29,7 @@ def trial(folder: Path, full: bool) -> Figures:
         places = Places(folder / "store" / "feedback.duckdb")
         run = start("run", path, stdout=subprocess.DEVNULL)
         try:
-            _until(lambda: _has_everything(read(places.progress)))
+            _until(lambda: _has_everything(read_snapshot(places.progress)))
             status_calls = [_status_errors(path, run.pid, call_log) for _ in range(60 if full else 1)]
             failures = [_failures_shown(path) for _ in range(5 if full else 0)]
             turned_away = [
@@ -101,7 +101,7 @@ def _status_errors(path: Path, pid: int, call_log: CallLog) -> tuple[str, float,
 
 def _failures_shown(path: Path) -> bool:
     code, output, *_ = _timed("failures", path)
-    return code == Exit.DONE and bool(re.search(r"blocked, [\d,]+ items?, waits for --retry-failed", output))
+    return code == Exit.DONE and bool(re.search(r"blocked, [\d,]+ items?, retry with --retry-failed", output))
 
 
 def _refusal(command: str, path: Path, pid: int) -> list[object]:

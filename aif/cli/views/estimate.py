@@ -10,7 +10,7 @@ from rich.text import Text
 from aif.core import formatting
 from aif.core.errors import BadInput, NotStarted
 from aif.core.formatting import counted, describe_spending, dollars
-from aif.engine.estimate import Estimate, EstimateLine, Span, unfit
+from aif.engine.estimate import Estimate, EstimateLine, Span, overflow_text
 
 WIDE = 100  # columns
 AT_MOST = (
@@ -26,7 +26,7 @@ def compact(tokens: float) -> str:
 def tell_estimate(console: Console, estimate: Estimate) -> None:
     """What is to be asked of each model and judge, what it comes to, and how each figure was made."""
     if not estimate.calls:
-        there = f": all {estimate.kept:,} answers are there" if estimate.kept else ""
+        there = f": all {estimate.stored:,} answers are there" if estimate.stored else ""
         console.print(f"nothing to ask{there}{_failed(estimate)}", soft_wrap=True)
         return
 
@@ -37,9 +37,9 @@ def tell_estimate(console: Console, estimate: Estimate) -> None:
     spent = f"{'at least ' if estimate.spent.unpriced else ''}{spent}"
     console.print(_table(estimate, console.width >= WIDE))
     say(f"\n{_sentence(estimate)}")
-    say(f"{estimate.kept:,} answers are there already; {spent}{_failed(estimate)}")
-    for one in estimate.tight:
-        say(unfit(one), "yellow")
+    say(f"{estimate.stored:,} answers are there already; {spent}{_failed(estimate)}")
+    for one in estimate.overflows:
+        say(overflow_text(one), "yellow")
     say("\nHow it was reckoned", "bold")
     for basis in dict.fromkeys(line.basis for line in estimate.lines if line.calls):
         names = ", ".join(line.name for line in estimate.lines if line.basis == basis)
@@ -51,7 +51,7 @@ def tell_estimate(console: Console, estimate: Estimate) -> None:
 
 def tell_short(console: Console, estimate: Estimate) -> None:
     """The same in a line, for logs, and one for each model or judge that can't hold what it is to be asked."""
-    for sentence in (_sentence(estimate), *map(unfit, estimate.tight)):
+    for sentence in (_sentence(estimate), *map(overflow_text, estimate.overflows)):
         console.print(sentence, markup=False, soft_wrap=True)
 
 
@@ -130,10 +130,10 @@ def _table(estimate: Estimate, wide: bool) -> Table:
 
     for line in estimate.lines:
         figures = told(line, _dollars(line.usd), line.at_least) if line.calls else ()
-        grid.add_row(Text(line.name), f"{line.calls:,}", f"{line.kept:,}", *figures)
+        grid.add_row(Text(line.name), f"{line.calls:,}", f"{line.stored:,}", *figures)
     usd = f"{'≥ ' if estimate.unpriced else ''}{_dollars(estimate.usd)}"
     figures = told(estimate, usd, estimate.at_least)
-    grid.add_row("all", f"{estimate.calls:,}", f"{estimate.kept:,}", *figures, style="bold")
+    grid.add_row("all", f"{estimate.calls:,}", f"{estimate.stored:,}", *figures, style="bold")
     return grid
 
 

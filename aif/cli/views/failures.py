@@ -7,7 +7,7 @@ from rich.console import Console
 from aif.cli.views.progress import say
 from aif.core.formatting import counted
 from aif.core.types import FailureGroup
-from aif.engine.advice import THEN, mend
+from aif.engine.advice import NEXT_STEPS, fix
 
 
 def tell_failures(console: Console, failures: Sequence[FailureGroup]) -> None:
@@ -24,9 +24,9 @@ def _tell(console: Console, title: str, failures: Sequence[FailureGroup]) -> Non
     for one in failures:
         items = counted(one.items, "call" if one.verdict == "again" else "item")
         if not one.kind:
-            say(console, f"{one.endpoint}: {items}, {THEN[one.verdict]}")
+            say(console, f"{one.endpoint}: {items}, {NEXT_STEPS[one.verdict]}")
             continue
-        say(console, f"{one.endpoint}: {one.kind}, {items}, {THEN[one.verdict]}")
+        say(console, f"{one.endpoint}: {one.kind}, {items}, {NEXT_STEPS[one.verdict]}")
         say(console, f"    {one.example}")
-        if what := mend(one.kind, one.example):
+        if what := fix(one.kind, one.example):
             say(console, f"    → {what}", "dim")

@@ -12,7 +12,7 @@ from rich.text import Text
 from aif.config.pipeline import Pipeline
 from aif.core.errors import BadInput
 from aif.engine.make_pairs import policy_of, scores_of
-from aif.engine.outcome_text import OUTCOMES, rule_of
+from aif.engine.outcome_text import OUTCOME_TEXTS, policy_text
 from aif.engine.prepare import is_prepared, rubric_of
 from aif.pairing.pairs import PairingResult, PairPolicy, pair_prompts
 from aif.pairing.scores import Floats, Ints
@@ -53,7 +53,7 @@ def tell_outlook(console: Console, one: Preview, other: Preview | None, versus: 
     shown = [one, other] if other else [one]
     heads = ["as it is", ", ".join(versus)] if other else [""]
     for head, each in zip(heads, shown, strict=True):
-        console.print(f"{head + ': ' if head else ''}{each.policy.name}: {rule_of(each.policy)}", markup=False)
+        console.print(f"{head + ': ' if head else ''}{each.policy.name}: {policy_text(each.policy)}", markup=False)
     _tell(console, "Prompts", heads, _outcomes(shown))
     _tell(console, "Pairs", heads, _numbers(shown))
     _tell(console, "Models, chosen / rejected", heads, _models(shown))
@@ -78,8 +78,8 @@ def _tell(console: Console, title: str, heads: Sequence[str], rows: Rows) -> Non
 
 
 def _outcomes(shown: Sequence[Preview]) -> Rows:
-    met = [outcome for outcome in OUTCOMES if any(each.outcomes[outcome] for each in shown)]
-    words = {outcome: OUTCOMES[outcome] for outcome in met} | {"paired": "with pairs"}
+    met = [outcome for outcome in OUTCOME_TEXTS if any(each.outcomes[outcome] for each in shown)]
+    words = {outcome: OUTCOME_TEXTS[outcome] for outcome in met} | {"paired": "with pairs"}
     rows = [(words[outcome], [f"{each.outcomes[outcome]:,}" for each in shown]) for outcome in met]
     return [*rows, ("all", [f"{sum(each.outcomes.values()):,}" for each in shown])]
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from aif.core.formatting import compact, describe_spending, dollars, duration, escape_controls
-from aif.engine.progress import GONE, Snapshot
+from aif.engine.progress import DISPLAY_CLOSED, Snapshot
 
 LINE_EVERY_S = 10.0
 
@@ -19,7 +19,7 @@ WIDE = 100  # columns
 
 def say(console: Console, words: str, style: str | None = None) -> None:
     """Words to a person, as they are, whoever wrote them. Where nobody reads them any more, what goes on goes on."""
-    with suppress(*GONE):
+    with suppress(*DISPLAY_CLOSED):
         console.print(escape_controls(words), highlight=False, markup=False, soft_wrap=True, style=style)
 
 
@@ -92,7 +92,7 @@ class Terminal:
         self._console = console
         self.every_s = 0.25 if console.is_terminal else LINE_EVERY_S
 
-    def say(self, words: str) -> None:
+    def print_line(self, words: str) -> None:
         say(self._console, words)
 
     @contextmanager

@@ -13,7 +13,15 @@ from aif.cli.views.progress import say
 from aif.core.errors import BadInput
 from aif.core.formatting import counted
 from aif.core.types import Message, Prompt, prompt_id
-from aif.engine.rubric_trial import Tried, another_best, aspects_of, kendall, means_by_model, rank, scores_of_both
+from aif.engine.rubric_trial import (
+    TrialResult,
+    aspects_of,
+    count_changed_best,
+    kendall,
+    means_by_model,
+    rank,
+    scores_of_both,
+)
 from aif.judging.lint import COMPLETIONS, Finding, request_sizes
 from aif.judging.rubric import ReplyForm, Rubric, render, shown_order
 from aif.store.reader import Reader
@@ -103,7 +111,7 @@ def tell_lint(console: Console, findings: list[Finding], rubric: Rubric | None) 
 SHOWN = 20  # prompts told one by one
 
 
-def tell_trial(console: Console, tried: Tried) -> None:
+def tell_trial(console: Console, tried: TrialResult) -> None:
     """Old and new ratings side by side: by model, by prompt, and how far they agree."""
     old, new = tried.names
     rated, kept = len(tried.after), [prompt_id for prompt_id in tried.after if prompt_id in tried.before]
@@ -116,7 +124,7 @@ def tell_trial(console: Console, tried: Tried) -> None:
         if len(kept) > SHOWN:
             console.print(f"and {len(kept) - SHOWN:,} prompts more", style="dim")
         both = [scores_of_both(tried, prompt_id) for prompt_id in kept]
-        console.print(f"\nanother completion is the best in {another_best(both):,} of {len(kept):,} prompts")
+        console.print(f"\nanother completion is the best in {count_changed_best(both):,} of {len(kept):,} prompts")
         tau = kendall(both)
         said = "none, one of both finds no difference" if tau is None else f"{tau:.2f}"
         agreed = f"agreement on the order of a prompt's completions (Kendall's tau-b, 1 is the same): {said}"
@@ -129,7 +137,7 @@ def tell_trial(console: Console, tried: Tried) -> None:
         )
 
 
-def _by_model(tried: Tried, among: Sequence[str]) -> Table:
+def _by_model(tried: TrialResult, among: Sequence[str]) -> Table:
     """Means by model, of the score and of the aspects that both rubrics have; best by the new score first."""
     means = [means_by_model(ratings, among) for ratings in (tried.before, tried.after)]
     shared = [name for name in aspects_of(tried.after) if name in aspects_of(tried.before)]
@@ -144,7 +152,7 @@ def _by_model(tried: Tried, among: Sequence[str]) -> Table:
     return grid
 
 
-def _by_prompt(tried: Tried, kept: Sequence[str]) -> Table:
+def _by_prompt(tried: TrialResult, kept: Sequence[str]) -> Table:
     grid = Table(box=None, padding=(0, 2, 0, 0))
     for head in ("prompt", "model", "score", "rank"):
         grid.add_column(head, justify="right" if head in ("score", "rank") else "left", no_wrap=True)

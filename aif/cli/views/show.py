@@ -14,7 +14,7 @@ from aif.cli.views.progress import say
 from aif.cli.views.rubric import tell_messages
 from aif.core.formatting import counted
 from aif.core.types import PROVIDED_JUDGE, Principle, Prompt, provided_identity
-from aif.engine.outcome_text import OUTCOMES, rule_of
+from aif.engine.outcome_text import OUTCOME_TEXTS, policy_text
 from aif.judging.rubric import render
 from aif.planning.plan import sent_messages
 from aif.store.journal_batches import Rubrics
@@ -58,7 +58,7 @@ def _tell_outcome(console: Console, reader: Reader, prompt_id: str, selected: bo
     if outcome.unrated:
         console.print(f"left out: {counted(outcome.unrated, 'completion')} without any rating", highlight=False)
     if policy is None or outcome.outcome != "paired":
-        console.print(f"no pair: {OUTCOMES[outcome.outcome]} ({outcome.outcome})", highlight=False)
+        console.print(f"no pair: {OUTCOME_TEXTS[outcome.outcome]} ({outcome.outcome})", highlight=False)
         return
     models, pairs = reader.authors(prompt_id), reader.pairs_of(prompt_id)
     for pair in pairs:
@@ -72,7 +72,7 @@ def _tell_outcome(console: Console, reader: Reader, prompt_id: str, selected: bo
             said = f"but      {one.judge} has it the other way: {one.score_chosen:.3f}, {one.score_rejected:.3f}"
             console.print(said, highlight=False, markup=False)
     console.print(
-        f"because  {policy.name} by {policy.score} over {', '.join(outcome.aspects)}: {rule_of(policy)}",
+        f"because  {policy.name} by {policy.score} over {', '.join(outcome.aspects)}: {policy_text(policy)}",
         highlight=False, markup=False, soft_wrap=True,
     )  # fmt: skip
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from aif.cli.views.failures import tell_failures
 from aif.cli.views.progress import WIDE, say, table
 from aif.core.formatting import counted, duration
-from aif.engine.progress import FILE_EVERY_S, Snapshot, read
+from aif.engine.progress import FILE_EVERY_S, Snapshot, read_snapshot
 from aif.store.lock import Places, holder, is_held, note_in
 
 SILENT_S = 10 * FILE_EVERY_S  # so long without a word, and it is said
@@ -53,7 +53,7 @@ def tell_failures_so_far(console: Console, store: Path) -> bool:
 def tell_left_behind(console: Console, store: Path) -> None:
     """What became of the last run, where nobody holds the store and its file is still there: it was killed, unless it
     ran on another machine, whose lock need not be seen here."""
-    if (left := read(Places(store).progress)) is None:
+    if (left := read_snapshot(Places(store).progress)) is None:
         return
     done = sum(line.answered for line in left.lines)
     heard = (
@@ -73,7 +73,7 @@ def tell_left_behind(console: Console, store: Path) -> None:
 def _of_holder(places: Places) -> Snapshot | None:
     """What the holder of the lock keeps. Whoever takes the lock removes what another left (see Ledger.open); between
     the two the process is another."""
-    snapshot, note = read(places.progress), note_in(places.lock)
+    snapshot, note = read_snapshot(places.progress), note_in(places.lock)
     if snapshot and note and (snapshot.pid, snapshot.host) != (note.pid, note.host):
         return None
     return snapshot

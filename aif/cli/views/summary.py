@@ -10,7 +10,14 @@ from rich.text import Text
 from aif.cli.views.failures import tell_failures
 from aif.cli.views.progress import say
 from aif.core.formatting import counted, describe_spending, dollars, escape_controls, plural
-from aif.engine.outcome_text import OUTCOMES, STAGES, balanced, beside, counts, marked
+from aif.engine.outcome_text import (
+    OUTCOME_TEXTS,
+    STAGE_NAMES,
+    balance_lines,
+    reasoning_mark_text,
+    row_notes,
+    tally_counts,
+)
 from aif.store.lock import Places
 from aif.store.reader import Reader
 from aif.store.report_queries import Balance, Books
@@ -40,7 +47,7 @@ def tell_summary(console: Console, reader: Reader, seconds: float, budget: float
 def tell_marks(console: Console, reader: Reader) -> None:
     """What looks like reasoning in a text, and what was cut in doubt: a line each and an example."""
     for one in reader.marks():
-        say(console, f"{marked(one)}, as in {one.prompt_id[:12]}: {one.example}")
+        say(console, f"{reasoning_mark_text(one)}, as in {one.prompt_id[:12]}: {one.example}")
 
 
 def _tell(
@@ -56,7 +63,7 @@ def _tell(
     console.print(f"\n[bold]{pairs}[/bold]{took}\n")
     console.print(_books(books))
     console.print()
-    for said in balanced(balance):
+    for said in balance_lines(balance):
         say(console, said)
     if leaderboard:
         tell_leaderboard(console, leaderboard)
@@ -90,7 +97,7 @@ def _books(books: Books) -> Table:
         if reason != "selected":
             grid.add_row(f"- {rows:,}", reason.replace("_", " "), style="dim")
     grid.add_row(f"= {books.selected:,}", plural(books.selected, "prompt"))
-    for outcome, words in OUTCOMES.items():
+    for outcome, words in OUTCOME_TEXTS.items():
         if outcome != "paired" and (n := books.outcomes.get(outcome, 0)):
             grid.add_row(f"- {n:,}", words, style="dim")
     paired = books.outcomes.get("paired", 0)
@@ -99,7 +106,7 @@ def _books(books: Books) -> Table:
     )
     if books.pairs != paired:
         grid.add_row(f"{books.pairs:,}", "pairs of these")
-    for n, words in beside(books):
+    for n, words in row_notes(books):
         grid.add_row(f"{n:,}", words, style="dim")
     return grid
 
@@ -185,7 +192,7 @@ def tell_items(console: Console, balance: Balance) -> None:
     for name in ("", "", "wanted", "answered", "failed", "pending"):
         grid.add_column(name, justify="right" if name else "left")
     for (stage, name), one in balance.tallies.items():
-        grid.add_row(_named(name), STAGES[stage], *(f"{n:,}" for n in counts(one)))
+        grid.add_row(_named(name), STAGE_NAMES[stage], *(f"{n:,}" for n in tally_counts(one)))
     console.print(grid)
 
 

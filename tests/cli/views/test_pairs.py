@@ -56,7 +56,7 @@ def told(one: Preview, other: Preview | None = None, versus: Sequence[str] = ())
 
 def test_prompts_margins_lengths_and_models_of_one_policy(store: Pipeline) -> None:
     found = told(seen(store, "pairs.policy=best_vs_worst"))
-    assert (found["with pairs"], found["tied: no completion is lower than the best"], found["pending"]) == (
+    assert (found["with pairs"], found["tied: no completion scores below the best"], found["pending"]) == (
         "6", "1", "1",
     )  # fmt: skip
     assert (found["all"], found["pairs"]) == ("8", "6")
@@ -93,7 +93,7 @@ def test_what_differs_is_counted_by_prompt(store: Pipeline, sets: list[str], dif
 
 def test_without_any_pair_there_is_still_something_to_tell(store: Pipeline) -> None:
     found = told(seen(store, "pairs.min_margin=4.5"), seen(store), ["pairs.min_margin=0"])
-    assert found["lower ones, but none by min_margin"] == "6 0"
+    assert found["no completion is below the best by min_margin"] == "6 0"
     assert found["margin, mean"].startswith("– ")
     assert found["pairs by the second only"] == "6"
 

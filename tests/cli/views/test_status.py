@@ -72,8 +72,8 @@ def test_a_run_is_told_with_progress_rate_spend_eta_and_what_failed(held: Places
     assert "1:01 gone, 2:05 to go, $1.75 spent" in said
     for part in ("40/100", "2.5", "30/100", "$0.2500", "$1.50"):
         assert part in said
-    assert "able: blocked, 1 item, waits for --retry-failed\n    the filter refused it\n    → " in said
-    assert "strict: timeout, 2 items, asked again by the next run\n    nothing in 120 s\n    → " in said
+    assert "able: blocked, 1 item, retry with --retry-failed\n    the filter refused it\n    → " in said
+    assert "strict: timeout, 2 items, retried by the next run\n    nothing in 120 s\n    → " in said
     failures = told(tell_failures_so_far, held)
     assert "able: blocked, 1 item" in failures
     assert "40/100" not in failures

@@ -17,7 +17,7 @@ from aif.cli.views.summary import tell_leaderboard, tell_status, tell_summary
 from aif.config.pipeline import parse
 from aif.core.types import FailureGroup
 from aif.engine.make_pairs import make_pairs
-from aif.engine.outcome_text import balanced, shortfall
+from aif.engine.outcome_text import balance_lines, shortfall_lines
 from aif.engine.prepare import rubric_of
 from aif.export.dataset import export
 from aif.store import records
@@ -142,11 +142,11 @@ def test_status_summary_and_card_say_the_same(tmp_path: Path) -> None:
     for text in (status, summary, card):
         assert numbers(text) == [(20, 17, 2, 1), (5, 3, 1, 1)], text
         assert "5 prompts × 4 = 20 completions" in text
-        assert "1 of 5 prompts have all that is wanted of them (20.0%)" in text
+        assert "1 of 5 prompts complete (20.0%)" in text
     for row in ("able completions 5 4 1 0", "poor completions 5 4 0 1", "strict judgements 5 3 1 1"):
         assert row in re.sub(r"[ |]+", " ", status)
         assert row in re.sub(r"[ |]+", " ", card)
-    assert "able: blocked, 1 item, waits for --retry-failed" in status
+    assert "able: blocked, 1 item, retry with --retry-failed" in status
 
 
 def test_what_has_no_price_is_told_as_unknown_never_as_nothing(tmp_path: Path) -> None:
@@ -171,14 +171,14 @@ def test_what_was_read_anew_and_not_planned_yet_is_said(tmp_path: Path) -> None:
     with made(tmp_path, {}, {}) as ledger:
         ledger.keep([records.page(0, [], []), records.selected("other", {})])
         with Reader.of(ledger.store) as reader:
-            assert balanced(reader.balance())[-1] == "no prompt is selected"
+            assert balance_lines(reader.balance())[-1] == "no prompt is selected"
         (one,) = {row["prompt_id"] for row in _ask(ledger, "SELECT min(prompt_id) AS prompt_id FROM prompts")}
         ledger.keep([records.page(0, [(one, "s")], []), records.selected("third", {})])
         with Reader.of(ledger.store) as reader:
-            said = balanced(reader.balance())
+            said = balance_lines(reader.balance())
     assert said[-2:] == [
-        "1 prompt not planned yet: the next run begins with that",
-        "0 of 1 prompt have all that is wanted of them (0.0%)",
+        "1 prompt not planned yet: the next run plans them first",
+        "0 of 1 prompt complete (0.0%)",
     ]
 
 
@@ -256,16 +256,16 @@ def test_what_is_missing_is_named_with_what_gets_it() -> None:
         FailureGroup("judgement", "strict", "", "pending", 3, "", "p"),
     )
     balance = Balance(3000, 2999, {4: 3000}, {}, missing)
-    said = shortfall(balance, 1.0, "p.yaml")
-    assert said[0].startswith("2,999 of 3,000 prompts have all that is wanted of them (almost 100%)")
-    assert said[1].startswith("  able: 1 completion failed for good: blocked, as in: its filter")
+    said = shortfall_lines(balance, 1.0, "p.yaml")
+    assert said[0].startswith("2,999 of 3,000 prompts complete (almost 100%)")
+    assert said[1].startswith("  able: 1 completion failed permanently: blocked, as in: its filter")
     assert len(said[1]) < 250
     assert said[2:4] == [
-        "  strict: 2,000 judgements to be asked again: timeout, as in: no answer",
-        "  strict: 3 judgements not asked yet",
+        "  strict: 2,000 judgements to be retried: timeout, as in: no answer",
+        "  strict: 3 judgements, not sent yet",
     ]
     assert "`aif run p.yaml`" in said[4]
     assert "--retry-failed" in said[5]
-    assert shortfall(balance, 0.9, "p.yaml") == []
+    assert shortfall_lines(balance, 0.9, "p.yaml") == []
     failed = Balance(4, 3, {4: 4}, {}, missing[:1])
-    assert not any("pending" in line for line in shortfall(failed, 1.0, "p.yaml"))
+    assert not any("pending" in line for line in shortfall_lines(failed, 1.0, "p.yaml"))

@@ -1,4 +1,4 @@
-"""A run that is told to stop, in each of its phases, at real terminals and pipes."""
+"""Stopping a run in each of its phases, at real terminals and pipes; its limit of open files."""
 
 import os
 import pty
@@ -33,19 +33,19 @@ def asked(served: Served) -> bool:
 
 
 def finished(path: Path, served: Served) -> None:
-    """What was asked before is not asked again, and the rest is."""
+    """Run to the end; earlier calls are not repeated, and all others are made."""
     _, ended = run(path)
     assert not ended.incomplete
     assert served.stats()["requests"] == {"distinct": 60, "repeated": 0}
 
 
-@pytest.mark.parametrize("one", ASKED)
-def test_asked_to_stop_it_finishes_what_is_in_flight(tmp_path: Path, serve: Serve, one: signal.Signals) -> None:
+@pytest.mark.parametrize("number", ASKED)
+def test_the_first_ctrl_c_finishes_calls_in_flight(tmp_path: Path, serve: Serve, number: signal.Signals) -> None:
     served = serve(latency_s=0.3)
     path = write(tmp_path, served)
     process = started(path)
     until(lambda: asked(served), "the first calls")
-    process.send_signal(one)
+    process.send_signal(number)
     _, err = process.communicate(timeout=60)
 
     assert process.returncode == Exit.INTERRUPTED, err
@@ -54,15 +54,17 @@ def test_asked_to_stop_it_finishes_what_is_in_flight(tmp_path: Path, serve: Serv
     finished(path, served)
 
 
-@pytest.mark.parametrize("one", ASKED)
-def test_while_it_reads_it_leaves_at_once_and_says_so(tmp_path: Path, serve: Serve, one: signal.Signals) -> None:
+@pytest.mark.parametrize("number", ASKED)
+def test_ctrl_c_while_reading_prompts_leaves_at_once_with_a_message(
+    tmp_path: Path, serve: Serve, number: signal.Signals
+) -> None:
     path = write(tmp_path, serve())
     (tmp_path / "prompts.jsonl").unlink()
-    os.mkfifo(tmp_path / "prompts.jsonl")  # who opens it waits for somebody to write
+    os.mkfifo(tmp_path / "prompts.jsonl")  # opening it blocks until somebody writes
     process = started(path)
     lock = Places(load(path).store).lock
     until(lambda: lock.exists() and lock.stat().st_size, "the store")
-    process.send_signal(one)
+    process.send_signal(number)
     _, err = process.communicate(timeout=60)
 
     assert process.returncode == Exit.INTERRUPTED, err
@@ -70,7 +72,7 @@ def test_while_it_reads_it_leaves_at_once_and_says_so(tmp_path: Path, serve: Ser
     assert "Traceback" not in err
 
 
-def test_a_reader_that_ctrl_c_ended_as_well_takes_no_word_from_who_still_hears(tmp_path: Path, serve: Serve) -> None:
+def test_if_ctrl_c_ends_the_reader_of_stdout_stderr_still_gets_the_message(tmp_path: Path, serve: Serve) -> None:
     """`aif run … | tee log`: Ctrl-C ends tee at once."""
     served = serve(latency_s=0.3)
     path = write(tmp_path, served)
@@ -86,7 +88,7 @@ def test_a_reader_that_ctrl_c_ended_as_well_takes_no_word_from_who_still_hears(t
     assert f"stopped; everything answered is kept. `aif run {path}` goes on" in err
 
 
-def test_a_terminal_that_closes_stops_it_in_order(tmp_path: Path, serve: Serve) -> None:
+def test_a_terminal_that_closes_finishes_calls_in_flight(tmp_path: Path, serve: Serve) -> None:
     served = serve(latency_s=0.3)
     path = write(tmp_path, served)
     mine, theirs = pty.openpty()
@@ -94,13 +96,13 @@ def test_a_terminal_that_closes_stops_it_in_order(tmp_path: Path, serve: Serve) 
     os.close(theirs)
     until(lambda: asked(served), "the first calls")
     os.close(mine)
-    process.send_signal(signal.SIGHUP)  # by the system only if the terminal were this process's own
+    process.send_signal(signal.SIGHUP)  # the system sends it only if the terminal is this process's own
 
     assert process.wait(60) == Exit.INTERRUPTED
     finished(path, served)
 
 
-def test_every_call_has_its_connection_where_few_files_are_given(tmp_path: Path, serve: Serve) -> None:
+def test_the_limit_of_open_files_is_raised_for_all_connections(tmp_path: Path, serve: Serve) -> None:
     path = write(tmp_path, serve(latency_s=0.3), 40)
     command = [sys.executable, "-m", "aif", "run", str(path)]
     few = subprocess.run(
@@ -111,10 +113,10 @@ def test_every_call_has_its_connection_where_few_files_are_given(tmp_path: Path,
     assert ask(load(path), "SELECT count(*) AS n FROM calls WHERE kind IS NOT NULL") == [{"n": 0}]
 
 
-def test_where_the_system_allows_no_more_it_is_said(tmp_path: Path, serve: Serve) -> None:
+def test_a_low_hard_limit_of_open_files_is_reported(tmp_path: Path, serve: Serve) -> None:
     path = write(tmp_path, serve(), 1)
     command = [sys.executable, "-m", "aif", "run", str(path)]
     few = subprocess.run(["sh", "-c", 'ulimit -n 300; exec "$@"', "sh", *command], capture_output=True, text=True)
 
     assert few.returncode == Exit.DONE, few.stderr
-    assert "only 300 files may be open here (ulimit -n), and " in few.stderr
+    assert "this process may open 300 files (ulimit -n), and needs up to " in few.stderr

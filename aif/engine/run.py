@@ -1,0 +1,230 @@
+"""All of `aif run`: prepare the store, make the pending calls, make pairs.
+
+run_pipeline -> prepare (prompts, plan) -> call_endpoints -> Orchestrator.work (all calls) -> make_pairs.
+"""
+
+import asyncio
+import resource
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from aif.config.pipeline import Pipeline, request_options
+from aif.core.environment import ENVIRON
+from aif.core.formatting import counted
+from aif.engine.advice import fix
+from aif.engine.budget import BudgetShortfall
+from aif.engine.connect import open_endpoints
+from aif.engine.make_pairs import make_pairs
+from aif.engine.orchestrator import Orchestrator
+from aif.engine.prepare import prepare, rubric_of
+from aif.engine.progress import Display, ProgressTracker, show_progress
+from aif.judging.rubric import Rubric
+from aif.providers.endpoint import Endpoint
+from aif.providers.retry import RetryPolicy
+from aif.servers.command import check_owner, programs_run, secret_destinations
+from aif.servers.fleet import Fleet
+from aif.servers.placement import EndpointKey
+from aif.store import records
+from aif.store.ledger import Ledger
+from aif.store.reader import Reader
+from aif.store.report_queries import Tally
+
+OTHER_FILES = 256  # open files besides connections of calls: store, journal, logs, libraries
+
+
+@dataclass(frozen=True, slots=True)
+class CallingResult:
+    """How the calls of a run ended. `stopped`: by a person, the budget or an error, before all was done.
+
+    `refused`: by endpoint that takes no more calls, the reason and the fix. `budget_shortfall`: set if the budget
+    refused calls. `retry_after_s`: by endpoint with pending items, the seconds for which it asked for no calls.
+    """
+
+    stopped: bool
+    refused: dict[str, str]
+    budget_shortfall: BudgetShortfall | None
+    retry_after_s: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """How a run ended: its calls, prompts by outcome of pairing, and items by model and judge."""
+
+    calling: CallingResult
+    outcomes: dict[str, int]
+    tallies: dict[tuple[str, str], Tally]
+    seconds: float
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether a completion or judgement has no answer."""
+        return any(tally.answered < tally.wanted for tally in self.tallies.values())
+
+
+@dataclass
+class StopRequest:
+    """Whether a person has asked the run to stop. Outlives a restart of the run on a rebuilt store."""
+
+    stopped: bool = False
+
+
+def run_pipeline(
+    pipeline: Pipeline,
+    display: Display,
+    *,
+    limit: int | None = None,
+    retry_failed: bool = False,
+    policy: RetryPolicy | None = None,
+    consent: Callable[[Ledger, Rubric], None] | None = None,
+) -> RunResult:
+    """Make all pending calls of a pipeline, then its pairs, in its store.
+
+    `limit` restricts the calls to the first prompts. `consent` is called once all is prepared and before the first
+    call; an exception it raises ends the run. Raises AifError if the pipeline, its sources or its store can't be used.
+    """
+    began = time.monotonic()
+
+    tell = display.print_line
+    rubric = rubric_of(pipeline)
+    report_programs_and_secrets(pipeline, tell)
+    for endpoint in (*pipeline.models.values(), *pipeline.judges.values()):
+        request_options(endpoint, ENVIRON)  # raises for a missing key, before anything is read
+    agreed, stop = False, StopRequest()  # both stay if the store is rebuilt during the run
+
+    def with_ledger(ledger: Ledger) -> RunResult:
+        nonlocal agreed
+        identities = prepare(pipeline, ledger, rubric, tell)
+        if consent is not None and not agreed:
+            consent(ledger, rubric)
+        if identities:
+            ledger.keep(identities)
+        if retry_failed and not agreed:
+            ledger.keep([records.retry(datetime.now(UTC))])
+        agreed = True
+        calling = call_endpoints(pipeline, ledger, rubric, display, tell, limit, policy or RetryPolicy(), stop)
+        result = asyncio.run(calling)
+        outcomes = make_pairs(pipeline, rubric, ledger.store)
+        with Reader.of(ledger.store) as reader:
+            tallies = reader.tallies(limit)
+        return RunResult(result, outcomes, tallies, time.monotonic() - began)
+
+    return Ledger.use(pipeline.store, tell, rubric, with_ledger, tags=pipeline.reasoning_tags)
+
+
+def report_programs_and_secrets(pipeline: Pipeline, tell: Callable[[str], None]) -> None:
+    """Report which programs a pipeline starts and which secrets it sends over an unsafe connection.
+
+    Raises BadInput if the pipeline file belongs to another user and does either.
+    """
+    check_owner(pipeline)
+    for line in (*programs_run(pipeline), *secret_destinations(pipeline, unsafe=True)):
+        tell(line)
+
+
+async def call_endpoints(
+    pipeline: Pipeline,
+    ledger: Ledger,
+    rubric: Rubric,
+    display: Display,
+    tell: Callable[[str], None],
+    limit: int | None,
+    policy: RetryPolicy,
+    stop: StopRequest,
+) -> CallingResult:
+    """Make every pending call of a prepared store: start servers, show progress, handle Ctrl-C."""
+    async with open_endpoints(pipeline, policy=policy) as endpoints:
+        with Reader.of(ledger.store) as reader:
+            all_tallies = reader.tallies()
+            tallies = all_tallies if limit is None else reader.tallies(limit)
+            spent, budget = reader.spent(), pipeline.budget_usd
+            tracker = ProgressTracker(endpoints, tallies, reader.failures(), spent=spent, budget=budget)
+        for endpoint in endpoints:
+            if tally := all_tallies.get((endpoint.stage, endpoint.name)):
+                endpoint.answered = tally.answered
+        fleet = await Fleet.plan(pipeline, endpoints, _pending(pipeline, tallies), ledger.places.logs, tell)
+        _raise_file_limit(endpoints, tell)
+        orchestrator = Orchestrator(pipeline, ledger, rubric, endpoints, tracker, spent, limit)
+        if stop.stopped:
+            orchestrator.stop()
+        ended = asyncio.Event()
+        progress = asyncio.create_task(show_progress(tracker, display, ledger.places.progress, ended))
+        try:
+            with _signals(orchestrator, display, stop):
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(fleet.run())
+                    await orchestrator.work()
+        finally:
+            ended.set()
+            await progress
+        refused = {e.name: _refusal(e) for e in endpoints if e.refused}
+        retry_after_s = {e.name: wait_s for e in endpoints if (wait_s := e.retry_at - e.clock()) > 0}
+        return CallingResult(orchestrator.stopping, refused, orchestrator.budget_shortfall, retry_after_s)
+
+
+def _refusal(endpoint: Endpoint) -> str:
+    """Return why an endpoint takes no more calls, and the fix."""
+    advice = fix(endpoint.refusal, endpoint.refused or "") if endpoint.refusal else ""
+    return f"{endpoint.refused}" + (f"\n    → {advice}" if advice else "")
+
+
+def _raise_file_limit(endpoints: Sequence[Endpoint], tell: Callable[[str], None]) -> None:
+    """Allow a connection for every call in flight: many systems limit a process to 256 or 1,024 open files by
+    default."""
+    wanted = sum(endpoint.concurrency for endpoint in endpoints) + OTHER_FILES
+    limit, maximum = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY or limit >= wanted:
+        return
+    limit = wanted if maximum == resource.RLIM_INFINITY else min(wanted, maximum)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, maximum))
+    if limit < wanted:
+        tell(f"this process may open {limit} files (ulimit -n), and needs up to {wanted}; lower `concurrency`")
+
+
+def _pending(pipeline: Pipeline, tallies: dict[EndpointKey, Tally]) -> set[EndpointKey]:
+    """Return the models and judges with pending items; every judge, if completions are pending."""
+    pending = {key for key, tally in tallies.items() if tally.pending}
+    generating = any(stage == "completion" for stage, _ in pending)
+    return pending | {("judgement", name) for name in pipeline.judges if generating}
+
+
+@contextmanager
+def _signals(orchestrator: Orchestrator, display: Display, stop: StopRequest) -> Iterator[None]:
+    """Handle Ctrl-C and SIGTERM: the first finishes calls in flight, the second leaves at once.
+
+    SIGHUP (the terminal closes; it comes from the shell and from the system) finishes calls in flight too, and does not
+    count as the first. Neither does a run that stops by itself (its budget, a full disk).
+    """
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    interrupted = False
+
+    def finish() -> None:
+        stop.stopped = True
+        orchestrator.stop()
+
+    def interrupt() -> None:
+        nonlocal interrupted
+        if interrupted:
+            task.cancel()
+            return
+        interrupted = True
+        finish()
+        in_flight = sum(endpoint.in_flight for endpoint in orchestrator.endpoints)
+        display.print_line(f"stopping: waiting for {counted(in_flight, 'call')} in flight (again to leave at once)")
+
+    handlers = {signal.SIGINT: interrupt, signal.SIGTERM: interrupt, signal.SIGHUP: finish}
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # by nohup
+        del handlers[signal.SIGHUP]
+    previous = {number: signal.getsignal(number) for number in handlers}
+    for number, handler in handlers.items():
+        loop.add_signal_handler(number, handler)
+    try:
+        yield
+    finally:
+        for number, handler_before in previous.items():
+            loop.remove_signal_handler(number)
+            signal.signal(number, handler_before)
