@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from aif.cli.views.progress import Terminal
-from aif.cli.views.summary import tell_status, tell_summary
+from aif.cli.views.summary import print_status, print_summary
 from aif.config.pipeline import Pipeline, load
 from aif.core.errors import Incomplete
 from aif.engine.feedback import feedback
@@ -82,8 +82,8 @@ def _state(name: str, one: Pipeline, folder: Path, record: Record | None, prompt
         export(one, rubric_of(one), ledger, out, lambda words: None)
     with Reader.open(one.store) as reader:
         texts = {
-            "status": _told(lambda console: tell_status(console, reader)),
-            "summary": _told(lambda console: tell_summary(console, reader, 1.0)),
+            "status": _told(lambda console: print_status(console, reader)),
+            "summary": _told(lambda console: print_summary(console, reader, 1.0)),
             "card": (out / "README.md").read_text(encoding="utf-8"),
         }
     return {

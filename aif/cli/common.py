@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import shlex
 import sys
 from pathlib import Path
 from shutil import which
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 from rich.console import Console
 
-from aif.core.errors import BadInput
+from aif.core.errors import BadInput, StoreLocked
 
 if TYPE_CHECKING:
     from aif.config.pipeline import Pipeline
@@ -64,12 +65,32 @@ def load(file: Path, sets: list[str] | None) -> "Pipeline":
     return one
 
 
-def tell(words: str) -> None:
+def load_unlocked(file: Path, sets: list[str] | None) -> "Pipeline":
+    """The pipeline, where no other process holds its store: told at once, before anything heavy is loaded."""
+    from aif.store.lock import Places, busy, holder, is_held
+
+    one = load(file, sets)
+    lock = Places(one.store).lock
+    if is_held(lock):
+        raise StoreLocked(busy(one.store, holder(lock)))
+    return one
+
+
+def arguments(file: Path, sets: list[str] | None) -> str:
+    """A pipeline file and what was set, as another command takes them."""
+    return shlex.join([str(file), *repeated("--set", sets)])
+
+
+def repeated(option: str, values: list[str] | None) -> list[str]:
+    return [word for value in values or [] for word in (option, value)]
+
+
+def print_message(words: str) -> None:
     """A line beside the output."""
     err.print(words, markup=False, soft_wrap=True)
 
 
-def me() -> str:
+def command_name() -> str:
     """How this command was called, so that what is told can be typed."""
     typed = Path(sys.argv[0])
     return "aif" if which("aif") == str(typed.absolute()) or typed.name != "aif" else str(typed)

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from aif.cli.views.rubric import tell_trial
+from aif.cli.views.rubric import print_trial
 from aif.config.pipeline import load as load_pipeline
 from aif.core.errors import BadInput, Exit
 from aif.core.resources import shipped
@@ -338,7 +338,7 @@ def test_means_are_over_the_prompts_that_both_rated() -> None:
         "b": {"3": Rated("x", 1.0, {"tone": 1.0})},
     }
     console = Console(file=StringIO(), record=True, width=100)
-    tell_trial(console, Tried(("old", "new"), old, new, [], Asked(False, {}, None)))
+    print_trial(console, Tried(("old", "new"), old, new, [], Asked(False, {}, None)))
     lines = [" ".join(line.split()) for line in console.export_text().splitlines()]
     assert "2 prompts rated by new, 1 of them by old too" in lines
     assert "y 2.00 → 6.00 – → 1.00" in lines

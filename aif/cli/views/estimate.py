@@ -23,7 +23,7 @@ def compact(tokens: float) -> str:
     return words.compact(round(tokens))
 
 
-def tell_estimate(console: Console, estimate: Estimate) -> None:
+def print_estimate(console: Console, estimate: Estimate) -> None:
     """What is to be asked of each model and judge, what it comes to, and how each figure was made."""
     if not estimate.calls:
         there = f": all {estimate.kept:,} answers are there" if estimate.kept else ""
@@ -49,7 +49,7 @@ def tell_estimate(console: Console, estimate: Estimate) -> None:
         say("`aif estimate --probe N` measures what is assumed on N prompts asked for real; all of it is kept", "dim")
 
 
-def tell_short(console: Console, estimate: Estimate) -> None:
+def print_estimate_line(console: Console, estimate: Estimate) -> None:
     """The same in a line, for logs, and one for each model or judge that can't hold what it is to be asked."""
     for sentence in (_sentence(estimate), *map(unfit, estimate.tight)):
         console.print(sentence, markup=False, soft_wrap=True)
@@ -62,15 +62,15 @@ def ask(console: Console, estimate: Estimate, above_usd: float, *, yes: bool) ->
     """
     dear = bool(estimate.unpriced) or estimate.usd.expected > above_usd
     if yes or not dear or not by_hand():
-        tell_short(console, estimate)
+        print_estimate_line(console, estimate)
         return
-    tell_estimate(console, estimate)
+    print_estimate(console, estimate)
     _question(console)
 
 
 def ask_for_probe(console: Console, estimate: Estimate, *, yes: bool) -> None:
     """Tells what a probe comes to, and asks for it unless it costs nothing. Raises BadInput without a terminal."""
-    tell_short(console, estimate)
+    print_estimate_line(console, estimate)
     if yes or not (estimate.unpriced or estimate.usd.most):
         return
     if not by_hand():

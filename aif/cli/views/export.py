@@ -14,7 +14,7 @@ from aif.export.hub import ENDPOINT
 from aif.export.publish import Plan, concerns
 
 
-def tell_exported(console: Console, exported: Exported) -> None:
+def print_exported(console: Console, exported: Exported) -> None:
     """What was written, and what to do with it."""
     books = exported.books
     console.print(f"\n[bold]{counted(books.pairs, 'pair')} of {counted(books.selected, 'prompt')}[/bold]\n")
@@ -34,7 +34,7 @@ def tell_exported(console: Console, exported: Exported) -> None:
     console.print(f"load     load_dataset({load})", soft_wrap=True, markup=False)
 
 
-def tell_plan(console: Console, plan: Plan) -> None:
+def print_plan(console: Console, plan: Plan) -> None:
     """What would be sent where, and what to know first."""
     kind = "public" if plan.public else "private"
     state = f"as it is at {plan.head[:12]}" if plan.head else "new"
@@ -62,7 +62,7 @@ def question(plan: Plan) -> str:
     return f"Send {len(plan.sent)} files ({size}){removed}, in one commit to the {kind} dataset {plan.repo}?"
 
 
-def tell_published(console: Console, plan: Plan, revision: str) -> None:
+def print_published(console: Console, plan: Plan, revision: str) -> None:
     """The commit, and how to load it."""
     config = default_config(plan.run.rows)
     console.print(f"\nrevision  {revision}", soft_wrap=True, markup=False)

@@ -10,15 +10,15 @@ from aif.core.words import counted
 from aif.engine.advice import THEN, mend
 
 
-def tell_failures(console: Console, failures: Sequence[Failing]) -> None:
+def print_failures(console: Console, failures: Sequence[Failing]) -> None:
     """Each kind in a line, with an example and what to do; nothing where there is none. Apart stand calls that were
     made again: their items may be answered by now."""
     again = [one for one in failures if one.verdict == "again"]
-    _tell(console, "Without an answer", [one for one in failures if one not in again])
-    _tell(console, "Calls that failed and were made again", again)
+    _print_section(console, "Without an answer", [one for one in failures if one not in again])
+    _print_section(console, "Calls that failed and were made again", again)
 
 
-def _tell(console: Console, title: str, failures: Sequence[Failing]) -> None:
+def _print_section(console: Console, title: str, failures: Sequence[Failing]) -> None:
     if failures:
         console.print(f"\n[bold]{title}[/bold]")
     for one in failures:

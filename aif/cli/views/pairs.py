@@ -48,23 +48,25 @@ def outlook(pipeline: Pipeline, reader: Results) -> Preview:
     return Preview(policy, outcomes, paired, scores.lengths)
 
 
-def tell_outlook(console: Console, one: Preview, other: Preview | None, versus: Sequence[str]) -> None:
+def print_preview(console: Console, one: Preview, other: Preview | None, versus: Sequence[str]) -> None:
     """One policy, or two in columns and what differs between them."""
     shown = [one, other] if other else [one]
     heads = ["as it is", ", ".join(versus)] if other else [""]
     for head, each in zip(heads, shown, strict=True):
         console.print(f"{head + ': ' if head else ''}{each.policy.name}: {rule_of(each.policy)}", markup=False)
-    _tell(console, "Prompts", heads, _outcomes(shown))
-    _tell(console, "Pairs", heads, _numbers(shown))
-    _tell(console, "Models, chosen / rejected", heads, _models(shown))
+    _print_table(console, "Prompts", heads, _outcomes(shown))
+    _print_table(console, "Pairs", heads, _numbers(shown))
+    _print_table(console, "Models, chosen / rejected", heads, _models(shown))
     if other:
-        _tell(console, "Prompts by what differs", [""], [(words, [f"{n:,}"]) for words, n in differing(one, other)])
+        _print_table(
+            console, "Prompts by what differs", [""], [(words, [f"{n:,}"]) for words, n in differing(one, other)]
+        )
 
 
 Rows = list[tuple[str, list[str]]]
 
 
-def _tell(console: Console, title: str, heads: Sequence[str], rows: Rows) -> None:
+def _print_table(console: Console, title: str, heads: Sequence[str], rows: Rows) -> None:
     grid = Table(
         box=None, padding=(0, 2, 0, 0), title=f"\n{title}", title_justify="left", title_style="bold", show_edge=False
     )

@@ -27,7 +27,7 @@ _COMPLETIONS = (
 )
 
 
-def tell_rubric(console: Console, rubric: Rubric) -> None:
+def print_rubric(console: Console, rubric: Rubric) -> None:
     """Aspects with scale and weight, requests with their mode."""
     sheet = rubric.sheet
     console.print(f"[bold]{sheet.name}[/bold]  {sheet.description}\ndigest {rubric.digest}\n", soft_wrap=True)
@@ -45,21 +45,21 @@ def tell_rubric(console: Console, rubric: Rubric) -> None:
     console.print(f"\nscores for pairs: {', '.join(rubric.scores()) or 'none'}")
 
 
-def tell_messages(console: Console, messages: Sequence[Message]) -> None:
+def print_messages(console: Console, messages: Sequence[Message]) -> None:
     """Turns word for word, each under its role."""
     for message in messages:
         console.print(f"\n[bold]{message.role}[/bold]")
         say(console, message.content)
 
 
-def tell_rendered(console: Console, rubric: Rubric, form: Form, store: Path | None, prefix: str | None) -> None:
+def print_rendered(console: Console, rubric: Rubric, form: Form, store: Path | None, prefix: str | None) -> None:
     """Every request's messages and schema, for a stored prompt or an example."""
     prompt, texts = _stored(store, prefix) if store and prefix else (_EXAMPLE, list(_COMPLETIONS))
     for request, ask in rubric.sheet.requests.items():
         shown = texts if ask.mode == "listwise" else texts[:1]
         seen = render(rubric, request, prompt, shown, form)
         console.print(Rule(f"[bold]request {request} ({ask.mode}, {len(shown)} of {len(texts)} completions)"))
-        tell_messages(console, seen.messages)
+        print_messages(console, seen.messages)
         console.print(f"\n[bold]shared[/bold] the first {seen.shared:,} characters of the user message")
         if form == "schema":
             console.print("\n[bold]schema[/bold]")
@@ -85,7 +85,7 @@ def _stored(store: Path, prefix: str) -> tuple[Prompt, list[str]]:
     return prompt, [texts[key] for key in order(name, list(texts), 0)]
 
 
-def tell_lint(console: Console, findings: list[Finding], rubric: Rubric | None) -> None:
+def print_lint(console: Console, findings: list[Finding], rubric: Rubric | None) -> None:
     """A line for each finding, then what each request costs."""
     for error, text in findings:
         console.print("[red]error[/red]   " if error else "[yellow]warning[/yellow] ", end="")
@@ -110,7 +110,7 @@ def tell_lint(console: Console, findings: list[Finding], rubric: Rubric | None) 
 SHOWN = 20  # prompts told one by one
 
 
-def tell_trial(console: Console, tried: Tried) -> None:
+def print_trial(console: Console, tried: Tried) -> None:
     """Old and new ratings side by side: by model, by prompt, and how far they agree."""
     old, new = tried.names
     rated, kept = len(tried.after), [prompt_id for prompt_id in tried.after if prompt_id in tried.before]

@@ -11,7 +11,7 @@ from rich.rule import Rule
 from rich.text import Text
 
 from aif.cli.views.progress import say
-from aif.cli.views.rubric import tell_messages
+from aif.cli.views.rubric import print_messages
 from aif.core.types import CARRIED, Principle, Prompt, as_messages, carried_identity
 from aif.core.words import counted
 from aif.engine.outcome_text import OUTCOMES, rule_of
@@ -21,7 +21,7 @@ from aif.store.journal_batches import Rubrics
 from aif.store.reader import Reader
 
 
-def tell_story(console: Console, reader: Reader, prefix: str) -> None:
+def print_prompt(console: Console, reader: Reader, prefix: str) -> None:
     """Prints the story of the prompt whose id begins with `prefix`. Raises BadInput where there is none."""
     prompt_id = reader.find(prefix)
     row = reader.sql(
@@ -33,11 +33,11 @@ def tell_story(console: Console, reader: Reader, prefix: str) -> None:
     console.print(_head(f"prompt {prompt_id}"))
     said = f"source {row['source'] or '(no longer selected)'}   meta {row['meta']}"
     say(console, said)
-    tell_messages(console, prompt.messages)
-    _tell_outcome(console, reader, prompt_id, selected=row["source"] is not None)
+    print_messages(console, prompt.messages)
+    _print_outcome(console, reader, prompt_id, selected=row["source"] is not None)
     principles = reader.texts("principle")
-    names = _tell_completions(console, reader, prompt, principles)
-    _tell_judgements(console, reader, prompt, names)
+    names = _print_completions(console, reader, prompt, principles)
+    _print_judgements(console, reader, prompt, names)
 
 
 def _points(score: float) -> str:
@@ -49,7 +49,7 @@ def _head(words: str) -> Rule:
     return Rule(Text(words, style="bold"))
 
 
-def _tell_outcome(console: Console, reader: Reader, prompt_id: str, selected: bool) -> None:
+def _print_outcome(console: Console, reader: Reader, prompt_id: str, selected: bool) -> None:
     console.print(_head("outcome"))
     found = reader.sql("SELECT * FROM outcomes WHERE prompt_id = ?", [prompt_id])
     if not found:
@@ -95,7 +95,7 @@ WHERE s.prompt_id = ? ORDER BY s.slot
 """
 
 
-def _tell_completions(
+def _print_completions(
     console: Console, reader: Reader, prompt: Prompt, principles: Mapping[str, str]
 ) -> dict[str, str]:
     """Returns what each is called from here on: by its model, and by its key too where the model wrote several."""
@@ -133,7 +133,7 @@ def _tell_completions(
             say(console, f"sent with the system turn: {head}", "dim")
         elif sent != prompt.messages:
             say(console, f"sent with the first turn as: {sent[0].content}", "dim")
-        _tell_call(console, slot)
+        _print_call(console, slot)
         if slot["reasoning"]:
             console.print("[bold]reasoning[/bold] (never judged, never exported)")
             say(console, slot["reasoning"], "dim")
@@ -141,7 +141,7 @@ def _tell_completions(
     return names
 
 
-def _tell_call(console: Console, row: Mapping[str, Any]) -> None:
+def _print_call(console: Console, row: Mapping[str, Any]) -> None:
     usd = "price unknown" if row["usd"] is None else f"${row['usd']:.6f}"
     console.print(
         f"settings {row['sent']}  served {row['served']}\n"
@@ -160,12 +160,12 @@ ORDER BY d.judge, j.pass, j.request, j.key
 """
 
 
-def _tell_judgements(console: Console, reader: Reader, prompt: Prompt, names: Mapping[str, str]) -> None:
+def _print_judgements(console: Console, reader: Reader, prompt: Prompt, names: Mapping[str, str]) -> None:
     texts = dict(_texts(reader, prompt.prompt_id))
     rubrics = Rubrics()
     for row in reader.sql(_JUDGEMENTS, [prompt.prompt_id]):
         if row["identity"] == CARRIED:
-            _tell_carried_scores(console, reader, row, names)
+            _print_carried_scores(console, reader, row, names)
             continue
         rubrics.files[row["rubric"]] = orjson.loads(row["files"])
         rubric = rubrics.get(row["rubric"])
@@ -178,11 +178,11 @@ def _tell_judgements(console: Console, reader: Reader, prompt: Prompt, names: Ma
         )
         if len(shown) == 1 and rubric.sheet.requests[row["request"]].mode == "listwise":
             console.print("asked by itself, since all completions together did not fit the judge", highlight=False)
-        _tell_call(console, row)
+        _print_call(console, row)
         material = orjson.loads(row["shown_material"]) if row["shown_material"] else {}
         asked = replace(prompt, material={slot: one["text"] for slot, one in material.items()})
         seen = render(rubric, row["request"], asked, [texts[key] for key in shown], row["form"])
-        tell_messages(console, seen.messages)
+        print_messages(console, seen.messages)
         console.print("\n[bold]the judge's reply[/bold]")
         say(console, row["text"])
         console.print("\n[bold]read as[/bold]")
@@ -202,7 +202,7 @@ def _tell_judgements(console: Console, reader: Reader, prompt: Prompt, names: Ma
             say(console, failure["raw"])
 
 
-def _tell_carried_scores(console: Console, reader: Reader, row: Mapping[str, Any], names: Mapping[str, str]) -> None:
+def _print_carried_scores(console: Console, reader: Reader, row: Mapping[str, Any], names: Mapping[str, str]) -> None:
     """With their sources where these are several: those of two are not compared."""
     console.print(_head("scores that came with the completions"))
     found = reader.sql("SELECT key, source FROM carried WHERE prompt_id = ?", [row["prompt_id"]])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from aif.cli.views.failures import tell_failures
+from aif.cli.views.failures import print_failures
 from aif.cli.views.progress import WIDE, say, table
 from aif.core.words import clock, counted
 from aif.engine.progress import FILE_EVERY_S, Snapshot, read
@@ -15,7 +15,7 @@ from aif.store.lock import Places, holder, is_held, note_in
 SILENT_S = 10 * FILE_EVERY_S  # so long without a word, and it is said
 
 
-def tell_progress(console: Console, store: Path) -> bool:
+def print_progress(console: Console, store: Path) -> bool:
     """How far the run is that holds the store now, and what has no answer. False where nobody holds it."""
     places = Places(store)
     if not is_held(places.lock):
@@ -23,22 +23,22 @@ def tell_progress(console: Console, store: Path) -> bool:
     say(console, f"{store}: {holder(places.lock)}")
     if snapshot := _of_holder(places):
         console.print(table(snapshot, wide=console.width >= WIDE))
-        _tell_silence(console, snapshot)
-        tell_failures(console, snapshot.failures)
+        _print_silence(console, snapshot)
+        print_failures(console, snapshot.failures)
     else:
         say(console, "it asks no model now, so there is no progress to tell; ask again when it has ended")
     return True
 
 
-def tell_failures_so_far(console: Console, store: Path) -> bool:
+def print_failures_so_far(console: Console, store: Path) -> bool:
     """What has no answer in the run that holds the store now. False where nobody holds it."""
     places = Places(store)
     if not is_held(places.lock):
         return False
     say(console, f"{store}: {holder(places.lock)}")
     if snapshot := _of_holder(places):
-        _tell_silence(console, snapshot)
-        tell_failures(console, snapshot.failures)
+        _print_silence(console, snapshot)
+        print_failures(console, snapshot.failures)
         left = [line for line in snapshot.lines if line.left]
         for line in left:
             refused = f", and takes no more calls: {line.refused}" if line.refused else ""
@@ -50,7 +50,7 @@ def tell_failures_so_far(console: Console, store: Path) -> bool:
     return True
 
 
-def tell_left_behind(console: Console, store: Path) -> None:
+def print_dead_run(console: Console, store: Path) -> None:
     """What became of the last run, where nobody holds the store and its file is still there: it was killed, unless it
     ran on another machine, whose lock need not be seen here."""
     if (left := read(Places(store).progress)) is None:
@@ -79,7 +79,7 @@ def _of_holder(places: Places) -> Snapshot | None:
     return snapshot
 
 
-def _tell_silence(console: Console, snapshot: Snapshot) -> None:
+def _print_silence(console: Console, snapshot: Snapshot) -> None:
     silent_s = (datetime.now(UTC) - datetime.fromisoformat(snapshot.updated)).total_seconds()
     if silent_s > SILENT_S:
         say(

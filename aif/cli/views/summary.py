@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from aif.cli.views.failures import tell_failures
+from aif.cli.views.failures import print_failures
 from aif.cli.views.progress import say
 from aif.core.words import counted, dollars, of, spending, visible
 from aif.engine.outcome_text import OUTCOMES, STAGES, balanced, beside, counts, marked
@@ -15,34 +15,34 @@ from aif.store.lock import Places
 from aif.store.reader import Balance, Books, Reader
 
 
-def tell_status(console: Console, reader: Reader, budget: float | None = None) -> None:
+def print_status(console: Console, reader: Reader, budget: float | None = None) -> None:
     """How a store stands that no run holds: as the summary, by model and judge, and without what takes reading every
     rating (the means by aspect: 2 s of CPU for 64,000 prompts)."""
     balance = reader.balance()
-    tell_items(console, balance)
-    _tell(console, reader, balance, reader.sql("FROM standings"), "", budget)
-    tell_failures(console, balance.missing)
-    tell_marks(console, reader)
+    print_items(console, balance)
+    _print_results(console, reader, balance, reader.sql("FROM standings"), "", budget)
+    print_failures(console, balance.missing)
+    print_reasoning_marks(console, reader)
 
 
-def tell_summary(console: Console, reader: Reader, seconds: float, budget: float | None = None) -> None:
+def print_summary(console: Console, reader: Reader, seconds: float, budget: float | None = None) -> None:
     """How a run ended: books, models, how judges agree, tokens and spend (USD, of which budget), failures."""
     balance = reader.balance()
-    _tell(console, reader, balance, reader.sql("FROM leaderboard"), f" in {seconds:.1f} s", budget)
-    tell_failures(console, balance.missing)
+    _print_results(console, reader, balance, reader.sql("FROM leaderboard"), f" in {seconds:.1f} s", budget)
+    print_failures(console, balance.missing)
     for endpoint, replies, word in reader.endings():
         said = f"ended by {word!r}, which is no word known: kept as if cut"
         say(console, f"{endpoint}: {counted(replies, 'answer')} {said}")
-    tell_marks(console, reader)
+    print_reasoning_marks(console, reader)
 
 
-def tell_marks(console: Console, reader: Reader) -> None:
+def print_reasoning_marks(console: Console, reader: Reader) -> None:
     """What looks like reasoning in a text, and what was cut in doubt: a line each and an example."""
     for one in reader.marks():
         say(console, f"{marked(one)}, as in {one.prompt_id[:12]}: {one.example}")
 
 
-def _tell(
+def _print_results(
     console: Console,
     reader: Reader,
     balance: Balance,
@@ -58,7 +58,7 @@ def _tell(
     for said in balanced(balance):
         say(console, said)
     if leaderboard:
-        tell_leaderboard(console, leaderboard)
+        print_leaderboard(console, leaderboard)
     agreement = reader.sql("SELECT * FROM score_agreement")
     if agreement:
         console.print(_agreement(agreement))
@@ -101,7 +101,7 @@ def _books(books: Books) -> Table:
     return grid
 
 
-def tell_leaderboard(console: Console, rows: list[dict[str, Any]]) -> None:
+def print_leaderboard(console: Console, rows: list[dict[str, Any]]) -> None:
     """One table where there is room for it, with the aspects' first letters if need be; else names, which may be long,
     stand whole in two."""
     aspects = sorted({name for row in rows for name in row.get("aspects") or {}})
@@ -176,7 +176,7 @@ def _spend(rows: list[dict[str, Any]]) -> Table:
     return grid
 
 
-def tell_items(console: Console, balance: Balance) -> None:
+def print_items(console: Console, balance: Balance) -> None:
     """What is wanted of each model and judge, and how it stands."""
     grid = _grid("Items")
     for name in ("", "", "wanted", "answered", "failed", "pending"):
@@ -186,7 +186,7 @@ def tell_items(console: Console, balance: Balance) -> None:
     console.print(grid)
 
 
-def tell_places(console: Console, store: Path) -> None:
+def print_files(console: Console, store: Path) -> None:
     """Where everything lies; paths are not broken, so that they can be copied."""
     console.print("\n[bold]Where it lies[/bold]")
     for name, path, what in (

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from aif.cli.views.pairs import Preview, differing, outlook, tell_outlook
+from aif.cli.views.pairs import Preview, differing, outlook, print_preview
 from aif.config.pipeline import Pipeline, parse
 from aif.core.errors import BadInput
 from aif.engine.make_pairs import make_pairs
@@ -49,7 +49,7 @@ def seen(pipeline: Pipeline, *sets: str) -> Preview:
 def told(one: Preview, other: Preview | None = None, versus: Sequence[str] = ()) -> dict[str, str]:
     """What is printed, by the first words of its line."""
     screen = io.StringIO()
-    tell_outlook(Console(width=200, file=screen), one, other, versus)
+    print_preview(Console(width=200, file=screen), one, other, versus)
     lines = [line.rstrip().partition("  ") for line in screen.getvalue().splitlines()]
     return {words: " ".join(rest.split()) for words, _, rest in lines}
 

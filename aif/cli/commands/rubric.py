@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aif.cli.common import File, Sets, err, load, me, new_name, out
+from aif.cli.common import File, Sets, command_name, err, load, new_name, out
 from aif.core.errors import BadInput, BudgetReached, Exit, ProviderRefused
 from aif.core.file_permissions import shared
 
@@ -34,9 +34,9 @@ Name = Annotated[str, typer.Argument(metavar="RUBRIC", help="A shipped rubric's 
 @app.command("show")
 def show(name: Name) -> None:
     """A rubric's aspects, scales, weights and requests."""
-    from aif.cli.views.rubric import tell_rubric
+    from aif.cli.views.rubric import print_rubric
 
-    tell_rubric(out, _rubric(name))
+    print_rubric(out, _rubric(name))
 
 
 @app.command("render")
@@ -49,13 +49,13 @@ def render(
     prompt_id: Annotated[str | None, typer.Option(help="With --pipeline: which prompt.")] = None,
 ) -> None:
     """Exactly what a judge sees, for every request of a rubric."""
-    from aif.cli.views.rubric import tell_rendered
+    from aif.cli.views.rubric import print_rendered
 
     if form not in ("schema", "text"):
         raise BadInput(f"--form {form}: expected schema or text")
     if (pipeline is None) != (prompt_id is None):
         raise BadInput("--pipeline and --prompt-id go together")
-    tell_rendered(
+    print_rendered(
         out,
         _rubric(name),
         "text" if form == "text" else "schema",
@@ -77,9 +77,9 @@ def copy(name: Name, folder: Annotated[Path, typer.Argument(metavar="DIR", help=
     out.print(
         f"{folder} is a copy of {rubric.sheet.name}, called {called}. Next:\n"
         f"  edit {folder / 'rubric.yaml'} and the templates it names\n"
-        f"  {me()} rubric lint {folder}    what is wrong or unwise\n"
-        f"  {me()} rubric render {folder}  what the judge sees\n"
-        f"  {me()} rubric try {folder} PIPELINE  rates completions you have, beside the ratings you have\n"
+        f"  {command_name()} rubric lint {folder}    what is wrong or unwise\n"
+        f"  {command_name()} rubric render {folder}  what the judge sees\n"
+        f"  {command_name()} rubric try {folder} PIPELINE  rates completions you have, beside the ratings you have\n"
         f"then write `rubric: {folder}` into the pipeline file",
         soft_wrap=True, markup=False,
     )  # fmt: skip
@@ -88,11 +88,11 @@ def copy(name: Name, folder: Annotated[Path, typer.Argument(metavar="DIR", help=
 @app.command("lint")
 def lint(name: Name) -> None:
     """All that is wrong with a rubric, what is legal but unwise, and what its requests cost."""
-    from aif.cli.views.rubric import tell_lint
+    from aif.cli.views.rubric import print_lint
     from aif.judging.lint import lint
 
     findings, rubric = lint(_rubric_folder(name))
-    tell_lint(out, findings, rubric)
+    print_lint(out, findings, rubric)
     if rubric is None:
         raise typer.Exit(Exit.BAD_INPUT)
 
@@ -110,7 +110,7 @@ def try_(
 ) -> None:
     """Rate completions that a pipeline has by another rubric, beside the ratings it has. What is asked is kept."""
     from aif.cli.views.progress import Terminal
-    from aif.cli.views.rubric import tell_trial
+    from aif.cli.views.rubric import print_trial
     from aif.engine.outcome_text import reached
     from aif.engine.rubric_trial import Bill, attempt, told
 
@@ -129,7 +129,7 @@ def try_(
     if tried is None:
         err.print("nothing was asked")
         return
-    tell_trial(out, tried)
+    print_trial(out, tried)
     if tried.asked.refused:
         lines = "\n".join(f"  {name}: {why}" for name, why in tried.asked.refused.items())
         raise ProviderRefused(f"given up until something is mended:\n{lines}\nthen the same command goes on")
