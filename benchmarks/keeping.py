@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from aif.cli.main import SELDOM
+from aif.cli.main import GC_THRESHOLDS
 from aif.config.pipeline import load
 from aif.engine.connect import opened
 from aif.engine.orchestrator import Run
@@ -49,7 +49,7 @@ def trial(folder: Path, full: bool) -> Figures:
     with serving(200, 400) as server:
         path = pipeline(folder, server.base_url, prompts, 256)
         watch = Watch()
-        gc.set_threshold(*SELDOM)  # as the command does
+        gc.set_threshold(*GC_THRESHOLDS)  # as the command does
         asyncio.run(_run(path, watch))
     store = folder / "store"
     calls = prompts * (len(MODELS) + 1)

@@ -93,8 +93,8 @@ def _asked(path: Path, pid: int, record: Record) -> tuple[str, float, float]:
             "who runs": f"held by process {pid} on {os.uname().nodename} since" in said,
             "progress of each": len(done) == 5 and 0 < sum(done) <= answered,
             "rate, spend": "per s" in said and "spent" in said,
-            "ETA": re.search(r"[\d:]+ to go", said),
-            "failures with an example and what to do": re.search(r"blocked, .*\n +\S.*\n +→ ", said),
+            "ETA": re.search(r"ETA [\d:]+", said),
+            "failures with an example and what to do": re.search(r"blocked: .*\n +\S.*\n +\S.*\n +→ ", said),
         }.items()
         if not true
     ]
@@ -103,7 +103,7 @@ def _asked(path: Path, pid: int, record: Record) -> tuple[str, float, float]:
 
 def _told_what_failed(path: Path) -> bool:
     code, said, *_ = _timed("failures", path)
-    return code == Exit.DONE and bool(re.search(r"blocked, [\d,]+ items?, waits for --retry-failed", said))
+    return code == Exit.DONE and bool(re.search(r"blocked: [\d,]+ \(waits for --retry-failed\)", said))
 
 
 def _turned_away(command: str, path: Path, pid: int) -> list[object]:

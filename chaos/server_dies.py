@@ -207,7 +207,7 @@ def _stopped(folder: Path, signals: Sequence[signal.Signals]) -> dict[str, Any]:
             "seconds": round(took_s, 1),
             "lost": max(0, answered - kept - flying),
             "left": left,
-            "said": "goes on" in said,
+            "said": "resumes" in said,
         }
 
 

@@ -363,7 +363,7 @@ def test_the_story_tells_where_completions_and_scores_come_from(tmp_path: Path) 
         print_prompt(console, reader, reader.example())
     told = told_by(console)
 
-    assert told.count("it came with the prompt; nobody was asked for it") == 3
+    assert told.count("it came with the prompt; no model was called for it") == 3
     assert "scores that came with the completions" in told
     assert "ben: 9" in told
 

@@ -83,7 +83,7 @@ def test_what_fits_is_rated_together_beside_what_does_not(tmp_path: Path, serve:
     with Reader.open(pipeline.store) as reader:
         print_prompt(console := Console(file=StringIO(), width=200), reader, one["prompt_id"])
         assert reader.apart() == {"judge": 4}
-    assert "asked by itself, since all completions together did not fit the judge" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert "judged alone: all completions together exceed the judge's context window" in console.file.getvalue()  # type: ignore[attr-defined]
     exported = card_of(pipeline, tmp_path / "out")
     assert "judge was asked about one completion at a time for 4 prompts" in " ".join(exported.split())
 

@@ -5,31 +5,43 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from aif.cli.common import print_message
+from aif.cli.console import print_message
 from aif.core.errors import BudgetReached, Exit, ProviderRefused
 
 if TYPE_CHECKING:
-    from aif.engine.feedback import Ended
+    from aif.engine.feedback import Asked, Ended
 
 
-def leave(typed: str, ended: "Ended") -> None:
-    """The exit code of a run, said with its reason."""
+def exit_with_outcome(arguments: str, ended: "Ended") -> None:
+    """Report how a run ended and exit with its code; return if every item has an answer. `arguments` are the pipeline
+    file and overrides, to quote in commands."""
     from aif.core.words import clock
+
+    exit_if_cut_short(f"aif run {arguments}", ended.asked)
+    if ended.incomplete:
+        tallies = ended.tallies.values()
+        wanted, answered = sum(tally.wanted for tally in tallies), sum(tally.answered for tally in tallies)
+        pauses = "".join(f"; {name} asked for a pause of {clock(s)}" for name, s in ended.asked.waits.items())
+        print_message(
+            f"finished with failures: {wanted - answered:,} of {wanted:,} unanswered; see `aif failures {arguments}`"
+            f"{pauses}"
+        )
+        raise typer.Exit(Exit.FAILURES)
+
+
+def exit_if_cut_short(command: str, asked: "Asked") -> None:
+    """Exit with a message if the budget was reached, a provider refused all calls, or a person stopped the run.
+    `command` resumes it."""
     from aif.engine.outcome_text import reached
 
-    asked = ended.asked
     if asked.short:
-        said = reached(asked.short, f"aif run {re.sub('budget_usd=[^ ]*', 'budget_usd=…', typed)}")
+        message = reached(asked.short, re.sub("budget_usd=[^ ]*", "budget_usd=…", command))
         if not asked.refused:
-            raise BudgetReached(said)
-        print_message(said)
+            raise BudgetReached(message)
+        print_message(message)
     if asked.refused:
-        lines = "\n".join(f"  {name}: {why}" for name, why in asked.refused.items())
-        raise ProviderRefused(f"given up until something is mended:\n{lines}\nthen `aif run {typed}` goes on")
+        causes = "\n".join(f"  {name}: {cause}" for name, cause in asked.refused.items())
+        raise ProviderRefused(f"stopped; fix this and rerun `{command}`:\n{causes}")
     if asked.stopped:
-        print_message(f"stopped; everything answered is kept. `aif run {typed}` goes on")
+        print_message(f"stopped; all answers are stored; `{command}` resumes")
         raise typer.Exit(Exit.INTERRUPTED)
-    if ended.incomplete:
-        waits = "".join(f"; {name} asks to be left alone for {clock(wait_s)}" for name, wait_s in asked.waits.items())
-        print_message(f"done, but not all was answered: `aif failures {typed}` says why{waits}")
-        raise typer.Exit(Exit.FAILURES)

@@ -24,35 +24,58 @@ from aif.cli.commands.run import run
 from aif.cli.commands.show import show
 from aif.cli.commands.simulate import simulate
 from aif.cli.commands.status import status
-from aif.cli.common import err, out
+from aif.cli.console import out, print_message
 from aif.core.errors import FULL, AifError, Exit
 from aif.core.file_permissions import PRIVATE
 
-# Python looks for cycles each 700 objects unless told otherwise, and each time through more that came to stay. Looked
-# for so seldom, and what was there before a run left out of it (see engine/run.py), a call takes a quarter less CPU.
-SELDOM = 20_000, 20, 20
+# With Python's own threshold of 700 the collector scans hundreds of thousands of long-lived objects again and again.
+# These thresholds, with what exists before a run excluded (see engine/orchestrator.py), save a quarter of a call's CPU.
+GC_THRESHOLDS = 20_000, 20, 20
 
 
 class _Commands(TyperGroup):
-    """Tells of Ctrl-C, SIGTERM and SIGHUP wherever no command has an answer of its own to them."""
+    """Reports Ctrl-C, SIGTERM and SIGHUP where a command doesn't do so itself."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is closed; Python at its end would die of another
-            err.print("\naif: stopped; what was there before is kept, and the same command goes on", soft_wrap=True)
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would end Python's shutdown with a traceback
+            print_message("\naif: interrupted; nothing stored was lost, and the same command resumes")
             raise typer.Exit(Exit.INTERRUPTED) from None
 
+
+_HELP = (
+    "Turn prompts into a preference dataset: completions from several models, ratings by a judge, chosen and rejected."
+)
 
 app = typer.Typer(
     cls=_Commands,
     name="aif",
-    help="Prompts in, a preference dataset that trains out: completions, ratings by a judge, chosen and rejected.",
+    help=_HELP,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _print_version(version: bool) -> None:
+    if version:
+        from aif import __version__
+
+        out.print(f"aif {__version__}")
+        raise typer.Exit
+
+
+@app.callback(help=_HELP)
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
 for command in (
     run, estimate, status, failures, doctor, show, pairs, export, publish, rebuild, reparse, simulate, init,
 ):  # fmt: skip
@@ -60,58 +83,42 @@ for command in (
 app.add_typer(rubric.app, name="rubric")
 
 
-def _version(asked: bool) -> None:
-    if asked:
-        from aif import __version__
+def main() -> None:
+    """Run the `aif` command. An error that the user can fix becomes one line and an exit code."""
+    gc.set_threshold(*GC_THRESHOLDS)
+    os.umask(PRIVATE)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # characters that the terminal can't show are replaced
+            stream.reconfigure(errors="replace")
+    for stop in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(stop) is signal.SIG_DFL:  # nohup ignores SIGHUP
+            signal.signal(stop, signal.default_int_handler)
+    try:
+        app()
+    except Exception as raised:
+        sys.exit(_exit_code(_first(raised)))
+    except asyncio.CancelledError:
+        print_message("aif: stopped at once; the answers so far are stored, and the same command resumes")
+        sys.exit(Exit.INTERRUPTED)
 
-        out.print(f"aif {__version__}")
-        raise typer.Exit
 
-
-@app.callback()
-def _options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Tell the version.")
-    ] = False,
-) -> None:
-    """Prompts in, a preference dataset that trains out: completions, ratings by a judge, chosen and rejected."""
-
-
-def _leaf(error: BaseException) -> BaseException:
-    """The first error inside a group of them."""
+def _first(error: BaseException) -> BaseException:
+    """The first error of a group, which may hold groups."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
 
 
-def main() -> None:
-    """The entry point: every error a person can mend is one line and an exit code."""
-    gc.set_threshold(*SELDOM)
-    os.umask(PRIVATE)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # what a terminal can't show is replaced
-            stream.reconfigure(errors="replace")
-    for one in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(one) is signal.SIG_DFL:  # else by nohup
-            signal.signal(one, signal.default_int_handler)
-    try:
-        app()
-    except Exception as raised:
-        sys.exit(_code(_leaf(raised)))
-    except asyncio.CancelledError:
-        err.print("aif: left at once; what was answered is kept, and the same command goes on", soft_wrap=True)
-        sys.exit(Exit.INTERRUPTED)
-
-
-def _code(error: BaseException) -> int:
+def _exit_code(error: BaseException) -> int:
+    """Print an error and return its exit code; raise what is a bug."""
     if isinstance(error, AifError):
-        err.print(f"aif: {error}", markup=False, soft_wrap=True)
+        print_message(f"aif: {error}")
         return int(error.exit)
     if isinstance(error, OSError) and error.strerror:
         full = error.errno in FULL
-        then = "; make room, and the same command goes on" if full else ""
+        fix = "; free some space, and the same command resumes" if full else ""
         where = f"{error.filename}: " if error.filename else ""
-        err.print(f"aif: {where}{error.strerror}; what was answered before is kept{then}", markup=False, soft_wrap=True)
+        print_message(f"aif: {where}{error.strerror}; the answers so far are stored{fix}")
         return int(Exit.DISK if full else Exit.BUG)
     raise error
 

@@ -5,12 +5,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from aif.cli.common import arguments, err, out, print_message
+from aif.cli.common import arguments
+from aif.cli.console import out, print_message
 from aif.core.errors import BadInput, StoreDamaged, StoreLocked
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from aif.cli.running import RunningProcess
     from aif.config.pipeline import Pipeline
     from aif.judging.rubric import Rubric
     from aif.store.ledger import Ledger
@@ -21,90 +23,99 @@ AnyReader = TypeVar("AnyReader", bound="Reader")
 
 
 @contextmanager
-def open_store(of: "type[AnyReader]", one: "Pipeline", file: Path, sets: list[str] | None) -> "Iterator[AnyReader]":
-    """The store of a pipeline, where no run holds it. What to do is said where it is broken."""
+def open_store(
+    kind: "type[AnyReader]", pipeline: "Pipeline", file: Path, sets: list[str] | None
+) -> "Iterator[AnyReader]":
+    """Open a store to read. Raises StoreLocked if a run holds it; StoreDamaged names the command that rebuilds it."""
     from aif.store.lock import Places
 
     try:
-        with of.open(one.store) as reader:
+        with kind.open(pipeline.store) as reader:
             yield reader
     except StoreDamaged as error:
-        typed = arguments(file, sets)
-        if Places(one.store).journal.exists():
-            mend = f"`aif rebuild {typed}` makes it again from the journal beside it, and so does the next `aif run`"
+        if Places(pipeline.store).journal.exists():
+            fix = f"`aif rebuild {arguments(file, sets)}` rebuilds it from the journal, and so does the next `aif run`"
         else:
-            mend = "there is no journal beside it to make it from: name another `store`"
-        raise StoreDamaged(f"{error}; {mend}") from error
+            fix = "there is no journal to rebuild it from; set another `store`"
+        raise StoreDamaged(f"{error}; {fix}") from error
 
 
 @contextmanager
-def reading(
-    one: "Pipeline", file: Path, sets: list[str] | None, held: "Callable[[Console, Path], bool]"
+def open_or_print_running(
+    pipeline: "Pipeline",
+    file: Path,
+    sets: list[str] | None,
+    print_running: "Callable[[Console, RunningProcess], None]",
 ) -> "Iterator[Reader | None]":
-    """The store of a pipeline; None where a run holds it, of which `held` has told."""
-    if held(out, one.store):
+    """Open a store to read, and report if it belongs to a different version of the pipeline. While a run holds it,
+    print that run with `print_running` and yield None."""
+    from aif.cli.running import running_process
+
+    if running := running_process(pipeline.store):
+        print_running(out, running)
         yield None
         return
     from aif.store.reader import Reader
 
     with ExitStack() as stack:
         try:
-            reader = stack.enter_context(open_store(Reader, one, file, sets))
-        except StoreLocked:  # a run has begun this moment
-            if not held(out, one.store):
+            reader = stack.enter_context(open_store(Reader, pipeline, file, sets))
+        except StoreLocked:  # a run has just begun
+            if not (running := running_process(pipeline.store)):
                 raise
+            print_running(out, running)
             yield None
             return
-        print_if_another(one, reader, arguments(file, sets))
+        report_if_outdated(pipeline, reader, arguments(file, sets))
         yield reader
 
 
-def print_if_behind(one: "Pipeline", reader: "Reader") -> bool:
-    """Whether the journal holds more than a store tells, which is said: a run was killed, or its disk was full."""
+def report_if_behind(pipeline: "Pipeline", reader: "Reader") -> bool:
+    """Report, and return, whether the journal has answers that the store lacks, after a run was killed or its disk was
+    full."""
     from aif.store.journal import Damage, Position, replay
     from aif.store.lock import Places
 
     (at,) = reader.sql('SELECT segment, "offset" FROM about')
-    beyond = replay(Places(one.store).journal, Position(at["segment"], at["offset"]))
-    if behind := any(not isinstance(found, Damage) for _, found in beyond):
+    newer = replay(Places(pipeline.store).journal, Position(at["segment"], at["offset"]))
+    if behind := any(not isinstance(item, Damage) for _, item in newer):
         print_message(
-            f"{one.store}: is behind its journal, which has more answers; the next run or export takes them in"
+            f"{pipeline.store}: is behind its journal, which has more answers; the next run or export adds them"
         )
     return behind
 
 
-def print_if_another(one: "Pipeline", reader: "Reader", typed: str) -> None:
-    """Says so where what a store tells is of another pipeline: this one edited since, or a trial that was killed."""
+def report_if_outdated(pipeline: "Pipeline", reader: "Reader", arguments: str) -> None:
+    """Report if the store was last updated with another version of the pipeline file, or by a trial that was killed."""
     from aif.engine.prepare import is_prepared, rubric_of
 
     if reader.marked("sources") is None:
-        print_message(f"the store holds no prompts yet: `aif run {typed}` begins with reading them")
+        print_message(f"the store has no prompts yet; `aif run {arguments}` reads them first")
         return
     try:
-        prepared = is_prepared(one, rubric_of(one), reader)
-    except BadInput:  # its rubric or principles can't be read now: then they are not what the store has, either
+        prepared = is_prepared(pipeline, rubric_of(pipeline), reader)
+    except BadInput:  # its rubric or principles can't be read now, so the store was made with others
         prepared = False
     if not prepared:
-        err.print(
-            f"the store is as another state of {one.path} left it, or an `aif rubric try` that was killed; "
-            f"`aif export {typed}` brings it to what the file says now and calls no model",
-            soft_wrap=True, markup=False, highlight=False,
-        )  # fmt: skip
+        print_message(
+            f"the store was last updated with a different version of {pipeline.path}, or by an `aif rubric try` that "
+            f"was killed; `aif export {arguments}` updates it and calls no model"
+        )
 
 
-def with_prepared_store(one: "Pipeline", typed: str, work: "Callable[[Rubric, Ledger], T]") -> "T":
-    """What `work` makes of a store that a run has made, brought to what the pipeline says now; its prompts are those it
-    has."""
+def with_prepared_store(pipeline: "Pipeline", arguments: str, work: "Callable[[Rubric, Ledger], T]") -> "T":
+    """Open a store to write, update it to the pipeline without reading the sources again, and return what `work` makes
+    of it. Raises BadInput if there is no store yet."""
     from aif.engine.prepare import prepare, rubric_of
     from aif.store.ledger import Ledger
     from aif.store.lock import Places
 
-    if not Places(one.store).any:
-        raise BadInput(f"{one.store}: no store here yet; `aif run {typed}` makes it")
-    rubric = rubric_of(one)
+    if not Places(pipeline.store).any:
+        raise BadInput(f"{pipeline.store}: no store yet; `aif run {arguments}` creates it")
+    rubric = rubric_of(pipeline)
 
     def prepared(ledger: Ledger) -> "T":
-        prepare(one, ledger, rubric, print_message, reread=False)
+        prepare(pipeline, ledger, rubric, print_message, reread=False)
         return work(rubric, ledger)
 
-    return Ledger.use(one.store, print_message, rubric, prepared, tags=one.tags)
+    return Ledger.use(pipeline.store, print_message, rubric, prepared, tags=pipeline.tags)

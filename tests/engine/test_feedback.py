@@ -49,7 +49,7 @@ def test_asked_to_stop_it_finishes_what_is_in_flight(tmp_path: Path, serve: Serv
     _, err = process.communicate(timeout=60)
 
     assert process.returncode == Exit.INTERRUPTED, err
-    assert f"`aif run {path}` goes on" in err
+    assert f"`aif run {path}` resumes" in err
     assert {row["verdict"] for row in ask(load(path), "SELECT verdict FROM calls")} == {"answered"}
     finished(path, served)
 
@@ -66,7 +66,7 @@ def test_while_it_reads_it_leaves_at_once_and_says_so(tmp_path: Path, serve: Ser
     _, err = process.communicate(timeout=60)
 
     assert process.returncode == Exit.INTERRUPTED, err
-    assert err.endswith("aif: stopped; what was there before is kept, and the same command goes on\n")
+    assert err.endswith("aif: interrupted; nothing stored was lost, and the same command resumes\n")
     assert "Traceback" not in err
 
 
@@ -83,7 +83,7 @@ def test_a_reader_that_ctrl_c_ended_as_well_takes_no_word_from_who_still_hears(t
     _, err = process.communicate(timeout=60)
 
     assert process.returncode == Exit.INTERRUPTED, err
-    assert f"stopped; everything answered is kept. `aif run {path}` goes on" in err
+    assert f"stopped; all answers are stored; `aif run {path}` resumes" in err
 
 
 def test_a_terminal_that_closes_stops_it_in_order(tmp_path: Path, serve: Serve) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from aif.cli.views import progress as drawn
+from aif.cli.console import print_text
+from aif.cli.views.progress import Terminal, progress_line, progress_table
 from aif.core import words
 from aif.core.types import Failing, Spent
 from aif.engine import progress
@@ -97,7 +98,7 @@ def test_spend_is_unknown_as_soon_as_one_price_is(board: Board) -> None:
     assert board.snapshot().lines[0].usd == pytest.approx(0.03)
     board.kept(kept("large", "answered", usd=None))
     assert board.snapshot().lines[0].usd is None
-    assert "unknown" in drawn.line(board.snapshot())
+    assert "unknown" in progress_line(board.snapshot())
 
 
 def test_spend_is_unknown_where_no_usage_was_told_either(board: Board) -> None:
@@ -122,9 +123,9 @@ def test_what_failed_is_counted_by_kind_with_what_had_failed_for_good(board: Boa
 def test_a_line_says_all_in_a_line(board: Board, clock: Clock) -> None:
     clock.now += 3725
     board.kept(kept("judge", "failed"))
-    said = drawn.line(board.snapshot())
+    said = progress_line(board.snapshot())
 
-    assert said.startswith("1:02:05 completions 20/100")
+    assert said.startswith("elapsed 1:02:05, ETA ? · 20 of 200 (10.0%) · completions 20/100 (")
     assert "judgements 0/100 (0.0/s, 1 failed)" in said
 
 
@@ -132,14 +133,14 @@ def test_what_servers_do_instead_of_answering_is_said(board: Board) -> None:
     large, judge = board._endpoints
     large.doing, judge.doing = "starting", "waiting"
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(drawn.table(board.snapshot(), wide=False))
+    console.print(progress_table(board.snapshot(), 80))
 
-    assert drawn.line(board.snapshot()).endswith(" · large starting · judge waiting")
+    assert progress_line(board.snapshot()).endswith(" · large: starting · judge: waiting")
     assert "starting" in console.export_text()
     judge.doing = "starting"
-    assert drawn.line(board.snapshot()).endswith(" · large, judge starting")
+    assert progress_line(board.snapshot()).endswith(" · large, judge: starting")
     large.refuse("no room")
-    assert drawn.line(board.snapshot()).endswith(" · judge starting · large refused")
+    assert progress_line(board.snapshot()).endswith(" · judge: starting · large: refused")
 
 
 def test_the_file_says_what_the_screen_says_and_goes_when_the_run_ends(board: Board, tmp_path: Path) -> None:
@@ -177,11 +178,11 @@ class Gone(io.StringIO):
 
 def test_where_nobody_reads_on_the_file_does_and_a_line_ends_nothing(board: Board, tmp_path: Path) -> None:
     file, console = tmp_path / "p.json", Console(file=Gone(), force_terminal=True)
-    drawn.say(console, "starting it again")
+    print_text(console, "starting it again")
 
     async def watch() -> None:
         ended = asyncio.Event()
-        shown = asyncio.create_task(progress.show(board, drawn.Terminal(console), file, ended))
+        shown = asyncio.create_task(progress.show(board, Terminal(console), file, ended))
         await asyncio.sleep(0)
         assert progress.read(file) is not None
         ended.set()
@@ -194,7 +195,7 @@ def test_where_nobody_reads_on_the_file_does_and_a_line_ends_nothing(board: Boar
 def test_the_table_fits_80_columns(board: Board) -> None:
     board.kept(kept("large", "answered", 50))
     console = Console(width=80, record=True, quiet=False, file=Path("/dev/null").open("w"))  # noqa: SIM115
-    console.print(drawn.table(board.snapshot(), wide=False))
+    console.print(progress_table(board.snapshot(), 80))
     said = console.export_text()
     console.file.close()
 
@@ -210,18 +211,22 @@ def test_no_name_and_no_message_takes_the_room_of_the_figures(clock: Clock, widt
     board = Board([first, second], {("completion", name): all_of_it, ("judgement", "judge"): all_of_it}, clock=clock)
     second.refuse("HTTP 401: " + 20 * "what the provider had to say of it, ")
     console = Console(width=width, record=True, file=io.StringIO())
-    console.print(drawn.table(board.snapshot(), wide=width >= drawn.WIDE))
+    console.print(progress_table(board.snapshot(), width))
     lines = console.export_text().splitlines()
 
-    assert all(head in lines[1] for head in ("done", "per s", "open", "failed", "in", "out", "USD"))
+    heads = ("done", "per s", "in flight", "failed", "USD", *(("in", "out") if width == 140 else ()))
+    assert all(f" {head} " in lines[2] for head in heads)
+    assert lines[0].startswith(" 0 of 128,000 (0.0%) ")
+    assert lines[0].rstrip().endswith(" elapsed 0:00, ETA ?")
+    assert "────────" in next(line for line in lines if "0/64,000" in line), "bars also at 80 columns"
     assert sum("0/64,000" in line for line in lines) == 2
-    assert lines[-1].startswith(" judge refused: HTTP 401: what the provider")
+    assert lines[-1].startswith(" judge: refused: HTTP 401: what the provider")
     assert all(len(line) <= width for line in lines)
 
 
 def test_what_others_wrote_moves_no_cursor() -> None:
     console = Console(file=io.StringIO(), width=80)
-    drawn.say(console, "red\x1b[31m [bold]as it is[/bold]\x07\x9b2J\n\ttabs and lines stay")
+    print_text(console, "red\x1b[31m [bold]as it is[/bold]\x07\x9b2J\n\ttabs and lines stay")
     assert isinstance(console.file, io.StringIO)
     assert console.file.getvalue() == "red␛[31m [bold]as it is[/bold]␇�2J\n        tabs and lines stay\n"
 
@@ -236,7 +241,7 @@ def test_what_the_store_has_spent_is_told_where_there_is_a_budget_or_not_all_is_
 
     assert progress.read(tmp_path / "progress.json") == snapshot
     told = "$2.12 spent in all, of which up to $0.6250 unknown; $2.88 of the budget of $5.00 left"
-    assert told in drawn.line(snapshot)
+    assert told in progress_line(snapshot)
     assert words.spending(Spent(1.0), None) == ""
     assert words.spending(Spent(1.0), 0.5) == "$1.00 spent in all; $0.00 of the budget of $0.5000 left"
     assert words.spending(Spent(1.0, 2.0), None) == "$3.00 spent in all, of which up to $2.00 unknown"

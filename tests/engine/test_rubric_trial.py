@@ -102,7 +102,7 @@ def test_what_a_trial_asked_is_made_again_from_the_journal(typed: Typed, tmp_pat
     first = tried(path)
     code, out, _ = typed("rebuild", path)
     assert code == Exit.DONE
-    assert "20 read as before, 0 otherwise, 0 only now, 0 no longer" in out
+    assert "20 unchanged, 0 changed, 0 newly readable, 0 no longer readable" in out
     assert tried(path, agreed=lambda bill: pytest.fail("asked again")) == first
 
 
@@ -214,7 +214,7 @@ def test_after_a_trial_that_was_killed_what_the_store_tells_is_not_taken_for_the
         process.kill()
 
     for words in (["status", path], ["failures", path], ["show", path, ask(load_pipeline(path), FIRST)[0]["id"]]):
-        assert "or an `aif rubric try` that was killed" in typed(*words)[2]
+        assert "or by an `aif rubric try` that was killed" in typed(*words)[2]
     _, ended = run(path)
     assert not ended.incomplete
     assert state(path) == before
@@ -286,7 +286,7 @@ def test_a_trial_shows_the_judge_what_prompts_bring(typed: Typed, tmp_path: Path
         < out.index("completion 1]]")
     )
     _, out, _ = typed("rubric", "render", "mt-bench")
-    assert "this prompt has no reference; a prompt that has" in out
+    assert "this prompt has no reference; with it, the judge sees it before the completions" in out
     assert "material reference: Reference answer" in typed("rubric", "show", "mt-bench")[1]
 
 
@@ -344,7 +344,7 @@ def test_means_are_over_the_prompts_that_both_rated() -> None:
     assert "y 2.00 → 6.00 – → 1.00" in lines
     assert "x 4.00 → 5.00 4.00 → 3.00" in lines
     assert "a y 2.00 → 6.00 2 → 1" in lines
-    assert "another completion is the best in 1 of 1 prompts" in lines
+    assert "a different completion is best in 1 of 1 prompts" in lines
 
 
 # --- as it is typed --------------------------------------------------------------------------------------------------
@@ -358,7 +358,7 @@ def test_a_trial_is_told_and_asks_before_it_spends(typed: Typed, tmp_path: Path,
     code, _, err = typed("rubric", "try", "mt-bench", path)
     assert code == Exit.BAD_INPUT
     assert "12 requests to judge, about" in err
-    assert "--yes goes on unasked" in err
+    assert "no terminal to confirm the cost; pass --yes" in err
     assert served.stats()["calls"] == calls
 
     code, out, _ = typed("rubric", "try", "mt-bench", path, "--yes", "--limit", "2")
@@ -371,7 +371,8 @@ def test_a_trial_is_told_and_asks_before_it_spends(typed: Typed, tmp_path: Path,
     assert "judge: truncated, 12 without a rating: " in out
     code, _, err = typed("rubric", "try", "mt-bench", path, "--yes", "--set", "judges.judge.model=nobody")
     assert code == Exit.REFUSED
-    assert "then the same command goes on" in err
+    rerun = f"aif rubric try mt-bench {path} --limit 20 --set judges.judge.model=nobody"
+    assert f"stopped; fix this and rerun `{rerun}`:\n" in err
     assert typed("rubric", "try", "nowhere", path)[0] == Exit.BAD_INPUT
 
 

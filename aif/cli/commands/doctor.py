@@ -4,24 +4,24 @@ import asyncio
 
 import typer
 
-from aif.cli.common import File, Sets, load, out
+from aif.cli.common import File, Sets, load
+from aif.cli.console import out
 from aif.core.errors import Exit
 
 
 def doctor(pipeline: File, sets: Sets = None) -> None:
-    """One real request to every model and judge: key, access, template, schema, disk, each with the way to mend it."""
+    """Send one real request to every model and judge: check key, access, template, schema and disk, with fixes."""
+    from aif.cli.views.doctor import print_finding
     from aif.engine.doctor import examine
 
-    one = load(pipeline, sets)
+    loaded = load(pipeline, sets)
 
-    async def print_message() -> bool:
+    async def check() -> bool:
         fine = True
-        async for finding in examine(one):
+        async for finding in examine(loaded):
             fine &= finding.fine
-            mark = "[green]ok[/green]  " if finding.fine else "[red]mend[/red]"
-            out.print(mark, end=" ")
-            out.print(f"{finding.what}: {finding.words}", markup=False, soft_wrap=True)
+            print_finding(out, finding)
         return fine
 
-    if not asyncio.run(print_message()):
+    if not asyncio.run(check()):
         raise typer.Exit(Exit.BAD_INPUT)

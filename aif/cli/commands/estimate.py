@@ -4,37 +4,40 @@ from typing import Annotated
 
 import typer
 
-from aif.cli.common import File, Sets, Yes, arguments, err, load_unlocked, out, print_message
-from aif.cli.ending import leave
+from aif.cli.common import File, Sets, Yes, arguments, load_unlocked
+from aif.cli.console import err, out, print_message
+from aif.cli.ending import exit_with_outcome
 
 
 def estimate(
     pipeline: File,
-    limit: Annotated[int | None, typer.Option(min=1, help="Estimate the first so many prompts only.")] = None,
+    limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="Only the first N prompts.")] = None,
     probe: Annotated[
-        int | None, typer.Option(min=1, help="Ask about the first so many prompts for real, to measure; all is kept.")
+        int | None,
+        typer.Option(metavar="N", min=1, help="Run the first N prompts to measure them; their results are stored."),
     ] = None,
     yes: Yes = False,
     sets: Sets = None,
 ) -> None:
-    """What a run would ask and what that comes to: calls, tokens, dollars, time. No model is called without --probe."""
-    one = load_unlocked(pipeline, sets)
-    from aif.cli.views.estimate import ask_for_probe, print_estimate
+    """Estimate what a run would cost: calls, tokens, dollars, time. Calls no model without --probe."""
+    loaded = load_unlocked(pipeline, sets)
+    from aif.cli.views.estimate import print_estimate
     from aif.engine.workload import foresee
 
     if probe is not None:
+        from aif.cli.confirm import confirm_probe
         from aif.cli.views.progress import Terminal
         from aif.core.words import counted
         from aif.engine.feedback import feedback
 
         first = min(probe, limit or probe)
-        told = foresee(one, first, print_message)
-        err.print(f"the probe, the first {counted(first, 'prompt')}: ", end="")
-        if told.calls:
-            ask_for_probe(err, told, yes=yes)
-            ended = feedback(one, Terminal(err), limit=first)
+        probe_cost = foresee(loaded, first, print_message)
+        name = f"probe of the first {counted(first, 'prompt')}"
+        if probe_cost.calls:
+            confirm_probe(name, probe_cost, yes=yes)
+            ended = feedback(loaded, Terminal(err), limit=first)
             if ended.asked.stopped or ended.asked.refused or ended.asked.short:
-                leave(arguments(pipeline, sets), ended)
+                exit_with_outcome(arguments(pipeline, sets), ended)
         else:
-            err.print("nothing to ask")
-    print_estimate(out, foresee(one, limit, print_message))
+            print_message(f"{name}: nothing to call")
+    print_estimate(out, foresee(loaded, limit, print_message))

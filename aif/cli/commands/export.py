@@ -5,22 +5,27 @@ from typing import Annotated
 
 import typer
 
-from aif.cli.common import File, Sets, arguments, load_unlocked, out, print_message
+from aif.cli.common import File, Sets, arguments, load_unlocked
+from aif.cli.console import out, print_message
 from aif.cli.open_store import with_prepared_store
 
 
 def export(
     pipeline: File,
-    to: Annotated[Path | None, typer.Option("--out", help="The folder to make; beside the store if left out.")] = None,
+    to: Annotated[
+        Path | None, typer.Option("--out", help="Folder to write. Default: `dataset` beside the store.")
+    ] = None,
     sets: Sets = None,
 ) -> None:
-    """Pairs by the pipeline's policy, as a dataset with its card. No model is called."""
-    one = load_unlocked(pipeline, sets)
+    """Write the pairs as a dataset with its card. Calls no model."""
+    loaded = load_unlocked(pipeline, sets)
     from aif.cli.views.export import print_exported
-    from aif.export.dataset import export as write
+    from aif.export import dataset
 
-    place = to or one.store.parent / "dataset"
+    folder = to or loaded.store.parent / "dataset"
     exported = with_prepared_store(
-        one, arguments(pipeline, sets), lambda rubric, ledger: write(one, rubric, ledger, place, print_message)
+        loaded,
+        arguments(pipeline, sets),
+        lambda rubric, ledger: dataset.export(loaded, rubric, ledger, folder, print_message),
     )
     print_exported(out, exported)

@@ -6,12 +6,13 @@ from typing import Annotated
 
 import typer
 
-from aif.cli.common import command_name, new_name, out
+from aif.cli.common import command_name, new_name
+from aif.cli.console import out
 from aif.core.file_permissions import shared
 
 
 def init(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")]) -> None:
-    """A folder to start from: a pipeline with every choice explained, and a few prompts."""
+    """Create a folder to start from: a pipeline file that explains every choice, and a few prompts."""
     from shutil import copytree
 
     from aif.core.resources import shipped
@@ -20,5 +21,5 @@ def init(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folde
     with shared():
         copytree(shipped("data", "starter"), folder, dirs_exist_ok=True)
     file.write_text(file.read_text(encoding="utf-8").replace("name: demo", f'name: "{name}"', 1), encoding="utf-8")
-    out.print(f"{file} and {folder / 'prompts.jsonl'} are there. Next:", soft_wrap=True)
+    out.print(f"created {file} and {folder / 'prompts.jsonl'}. Next:", soft_wrap=True)
     out.print(f"  {command_name()} run {shlex.quote(str(file))}", soft_wrap=True, markup=False)

@@ -4,7 +4,8 @@ from typing import Annotated, Optional
 
 import typer
 
-from aif.cli.common import File, Sets, load, out
+from aif.cli.common import File, Sets, load
+from aif.cli.console import out
 from aif.cli.open_store import open_store
 
 
@@ -13,16 +14,17 @@ def pairs(
     sets: Sets = None,
     versus: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option("--versus", metavar="KEY=VALUE", help="Compare with this key changed, such as pairs.policy=all."),
+        typer.Option("--versus", metavar="KEY=VALUE", help="Compare with this override, such as pairs.policy=all."),
     ] = None,
 ) -> None:
-    """What a policy makes of the ratings there are, beside another. Nothing is written, no model is called."""
-    from aif.cli.views.pairs import outlook, print_preview
+    """Preview the pairs a policy would make; compare two policies. Writes nothing and calls no model."""
+    from aif.cli.views.pairs import print_preview
+    from aif.engine.pair_preview import preview
     from aif.store.results import Results
 
-    one = load(pipeline, sets)
-    other = load(pipeline, [*(sets or []), *versus]) if versus else None
-    with open_store(Results, one, pipeline, sets) as reader:
-        seen = outlook(one, reader)
-        beside = outlook(other, reader) if other else None
-    print_preview(out, seen, beside, versus or [])
+    loaded = load(pipeline, sets)
+    compared = load(pipeline, [*(sets or []), *versus]) if versus else None
+    with open_store(Results, loaded, pipeline, sets) as reader:
+        first = preview(loaded, reader)
+        second = preview(compared, reader) if compared else None
+    print_preview(out, first, second, versus or [])

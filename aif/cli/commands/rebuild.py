@@ -1,32 +1,22 @@
-"""`aif rebuild` and `aif reparse`: the store made again from the journal."""
+"""`aif rebuild` and `aif reparse`: rebuild the store from the journal and report which ratings changed."""
 
-from typing import TYPE_CHECKING
-
-from aif.cli.common import File, Sets, load_unlocked, out, print_message
-
-if TYPE_CHECKING:
-    from aif.config.pipeline import Pipeline
+from aif.cli.common import File, Sets, load_unlocked
+from aif.cli.console import out, print_message
 
 
 def rebuild(pipeline: File, sets: Sets = None) -> None:
-    """Make the store again from the journal. The old one goes once nothing is left that only it holds."""
-    _rebuild(load_unlocked(pipeline, sets), "made again from")
+    """Rebuild the store from the journal. The old store is deleted once the new one has all that it held."""
+    _rebuild(pipeline, sets, "the store was rebuilt from {} stored calls")
 
 
 def reparse(pipeline: File, sets: Sets = None) -> None:
-    """Read every kept reply again with today's reader. No model is called."""
-    _rebuild(load_unlocked(pipeline, sets), "made again by today's reader from")
+    """Re-parse all stored judge replies with the current parser. Calls no model."""
+    _rebuild(pipeline, sets, "the store was re-parsed with the current parser from {} stored calls")
 
 
-def _rebuild(pipeline: "Pipeline", done: str) -> None:
+def _rebuild(file: File, sets: Sets, done: str) -> None:
+    pipeline = load_unlocked(file, sets)
+    from aif.cli.views.rebuild import print_rebuilt
     from aif.engine.rebuild import again
 
-    told = again(pipeline, print_message)
-    out.print(f"the store is {done} {told.calls:,} kept calls in {told.seconds:.1f} s; no model was called")
-    if not told.alike + told.changed + told.lost:
-        out.print(f"judgements: {told.gained:,} read; no earlier reading was there to compare them with")
-        return
-    out.print(
-        f"judgements: {told.alike:,} read as before, {told.changed:,} otherwise, "
-        f"{told.gained:,} only now, {told.lost:,} no longer"
-    )
+    print_rebuilt(out, again(pipeline, print_message), done)

@@ -1,31 +1,34 @@
-"""The commands of `aif rubric`."""
+"""`aif rubric`: list, show, render, copy, lint and try rubrics."""
 
 import re
-import sys
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aif.cli.common import File, Sets, command_name, err, load, new_name, out
-from aif.core.errors import BadInput, BudgetReached, Exit, ProviderRefused
+from aif.cli.common import File, Sets, Yes, command_name, load, new_name, repeated
+from aif.cli.console import err, out, print_text
+from aif.cli.ending import exit_if_cut_short
+from aif.core.errors import BadInput, Exit
 from aif.core.file_permissions import shared
 
 if TYPE_CHECKING:
+    from aif.engine.rubric_trial import Bill
     from aif.judging.rubric import Rubric
 
-app = typer.Typer(help="What the judge is asked.", no_args_is_help=True)
+app = typer.Typer(help="Work with rubrics: what a judge is asked.", no_args_is_help=True)
 
 
 @app.command("list")
 def list_() -> None:
-    """The rubrics that aif ships."""
+    """List the rubrics that aif ships."""
     from aif.core.resources import shipped
     from aif.judging.rubric import load
 
     for folder in sorted(shipped("prompts", "rubrics").iterdir()):
         rubric = load(folder)
-        out.print(f"[bold]{rubric.sheet.name}[/bold]  {rubric.sheet.description}", soft_wrap=True)
+        print_text(out, rubric.sheet.description, "bold", label=f"{rubric.sheet.name}  ")
 
 
 Name = Annotated[str, typer.Argument(metavar="RUBRIC", help="A shipped rubric's name, or a folder.")]
@@ -33,7 +36,7 @@ Name = Annotated[str, typer.Argument(metavar="RUBRIC", help="A shipped rubric's 
 
 @app.command("show")
 def show(name: Name) -> None:
-    """A rubric's aspects, scales, weights and requests."""
+    """Show a rubric's aspects, scales, weights and requests."""
     from aif.cli.views.rubric import print_rubric
 
     print_rubric(out, _rubric(name))
@@ -42,13 +45,13 @@ def show(name: Name) -> None:
 @app.command("render")
 def render(
     name: Name,
-    form: Annotated[str, typer.Option(help="How the reply is asked for: schema or text.")] = "schema",
+    form: Annotated[str, typer.Option(help="How the reply is requested: schema or text.")] = "schema",
     pipeline: Annotated[
-        Path | None, typer.Option(help="Take the prompt and its completions from this pipeline's store.")
+        Path | None, typer.Option(help="Use a prompt and its completions from this pipeline's store.")
     ] = None,
-    prompt_id: Annotated[str | None, typer.Option(help="With --pipeline: which prompt.")] = None,
+    prompt_id: Annotated[str | None, typer.Option(help="With --pipeline: the prompt's id.")] = None,
 ) -> None:
-    """Exactly what a judge sees, for every request of a rubric."""
+    """Print exactly what a judge sees, for every request of a rubric."""
     from aif.cli.views.rubric import print_rendered
 
     if form not in ("schema", "text"):
@@ -66,20 +69,20 @@ def render(
 
 @app.command("copy")
 def copy(name: Name, folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")]) -> None:
-    """A rubric of your own, as a copy of another: a folder to edit."""
-    rubric, called = _rubric(name), new_name(folder)
+    """Copy a rubric to a new folder, to edit."""
+    rubric, new = _rubric(name), new_name(folder)
     with shared():
         folder.mkdir(parents=True, exist_ok=True)
         for file, text in rubric.files.items():
             if file == "rubric.yaml":
-                text = re.sub(r"(?m)^name:.*$", f'name: "{called}"', text, count=1)
+                text = re.sub(r"(?m)^name:.*$", f'name: "{new}"', text, count=1)
             (folder / file).write_text(text, encoding="utf-8")
     out.print(
-        f"{folder} is a copy of {rubric.sheet.name}, called {called}. Next:\n"
+        f"{folder} is a copy of {rubric.sheet.name}, named {new}. Next:\n"
         f"  edit {folder / 'rubric.yaml'} and the templates it names\n"
-        f"  {command_name()} rubric lint {folder}    what is wrong or unwise\n"
-        f"  {command_name()} rubric render {folder}  what the judge sees\n"
-        f"  {command_name()} rubric try {folder} PIPELINE  rates completions you have, beside the ratings you have\n"
+        f"  {command_name()} rubric lint {folder}    lists errors and warnings\n"
+        f"  {command_name()} rubric render {folder}  prints what a judge sees\n"
+        f"  {command_name()} rubric try {folder} PIPELINE  rates stored completions with it, beside their ratings\n"
         f"then write `rubric: {folder}` into the pipeline file",
         soft_wrap=True, markup=False,
     )  # fmt: skip
@@ -87,7 +90,7 @@ def copy(name: Name, folder: Annotated[Path, typer.Argument(metavar="DIR", help=
 
 @app.command("lint")
 def lint(name: Name) -> None:
-    """All that is wrong with a rubric, what is legal but unwise, and what its requests cost."""
+    """List a rubric's errors and warnings, and the tokens its requests cost."""
     from aif.cli.views.rubric import print_lint
     from aif.judging.lint import lint
 
@@ -101,47 +104,36 @@ def lint(name: Name) -> None:
 def try_(
     name: Name,
     pipeline: File,
-    limit: Annotated[int, typer.Option(min=1, help="On the first so many prompts that are completed.")] = 20,
+    limit: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Only the first N prompts that have all completions.")
+    ] = 20,
     judge: Annotated[
-        str | None, typer.Option(metavar="NAME", help="One of the pipeline's judges; all if left out.")
+        str | None, typer.Option(metavar="NAME", help="One of the pipeline's judges. Default: all.")
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Don't ask before spending.")] = False,
+    yes: Yes = False,
     sets: Sets = None,
 ) -> None:
-    """Rate completions that a pipeline has by another rubric, beside the ratings it has. What is asked is kept."""
+    """Rate a pipeline's completions with another rubric and compare with its ratings. The results are stored."""
+    from aif.cli.confirm import confirm_trial
     from aif.cli.views.progress import Terminal
     from aif.cli.views.rubric import print_trial
-    from aif.engine.outcome_text import reached
-    from aif.engine.rubric_trial import Bill, attempt, told
+    from aif.engine.rubric_trial import attempt, told
 
-    def agreed(bill: Bill) -> bool:
-        err.print(told(bill), soft_wrap=True)
-        if yes or bill.usd == 0:
-            return True
-        if not sys.stdin.isatty():
-            raise BadInput("nobody can be asked whether to spend that; --yes goes on unasked")
-        try:
-            return typer.confirm("Ask?", err=True)
-        except typer.Abort:
-            return False
+    def agreed(bill: "Bill") -> bool:
+        return confirm_trial(told(bill), free=bill.usd == 0, yes=yes)
 
     tried = attempt(load(pipeline, sets), _rubric(name), Terminal(err), agreed, limit=limit, judge=judge)
     if tried is None:
-        err.print("nothing was asked")
+        err.print("no model was called")
         return
     print_trial(out, tried)
-    if tried.asked.refused:
-        lines = "\n".join(f"  {name}: {why}" for name, why in tried.asked.refused.items())
-        raise ProviderRefused(f"given up until something is mended:\n{lines}\nthen the same command goes on")
-    if tried.asked.short:
-        raise BudgetReached(reached(tried.asked.short, "the same command"))
-    if tried.asked.stopped:
-        err.print("stopped; everything answered is kept, and the same command goes on", soft_wrap=True)
-        raise typer.Exit(Exit.INTERRUPTED)
+    options = ["--limit", str(limit), *(["--judge", judge] if judge else []), *repeated("--set", sets)]
+    exit_if_cut_short(shlex.join(["aif", "rubric", "try", name, str(pipeline), *options]), tried.asked)
     if tried.failures:
         raise typer.Exit(Exit.FAILURES)
-    next_ = f"to rate by it from now on: `rubric: {name}` in {pipeline}; what was asked here is not asked again"
-    out.print(next_, soft_wrap=True, markup=False)
+    print_text(
+        out, f"to rate with it from now on, set `rubric: {name}` in {pipeline}; these ratings are not paid for again"
+    )
 
 
 def _rubric(name: str) -> "Rubric":

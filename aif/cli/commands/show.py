@@ -4,20 +4,21 @@ from typing import Annotated
 
 import typer
 
-from aif.cli.common import File, Sets, arguments, load, out
-from aif.cli.open_store import open_store, print_if_another
+from aif.cli.common import File, Sets, arguments, load
+from aif.cli.console import out
+from aif.cli.open_store import open_store, report_if_outdated
 
 
 def show(
     pipeline: File,
-    prompt_id: Annotated[str, typer.Argument(help="The id of a prompt, or its first digits.")],
+    prompt_id: Annotated[str, typer.Argument(help="A prompt's id (the dataset's prompt_id column), or how it starts.")],
     sets: Sets = None,
 ) -> None:
-    """From a published row back to everything: messages, order, raw replies, ratings, why these two."""
+    """Show everything about one prompt: messages, order shown to judges, raw replies, ratings, why this pair."""
     from aif.cli.views.show import print_prompt
     from aif.store.reader import Reader
 
-    one = load(pipeline, sets)
-    with open_store(Reader, one, pipeline, sets) as reader:
-        print_if_another(one, reader, arguments(pipeline, sets))
+    loaded = load(pipeline, sets)
+    with open_store(Reader, loaded, pipeline, sets) as reader:
+        report_if_outdated(loaded, reader, arguments(pipeline, sets))
         print_prompt(out, reader, prompt_id)

@@ -1,18 +1,21 @@
-"""`aif status`: how far a run is, from its progress file while it goes on, else from the store."""
+"""`aif status`: how far a run is, from its progress file during a run, else from the store."""
 
-from aif.cli.common import File, Sets, err, load, out
-from aif.cli.open_store import print_if_behind, reading
+from aif.cli.common import File, Sets, load
+from aif.cli.console import err, out
+from aif.cli.open_store import open_or_print_running, report_if_behind
 
 
 def status(pipeline: File, sets: Sets = None) -> None:
-    """How far a run is, also while it goes on: done, failed and pending, how fast, what it cost, what is wrong."""
-    from aif.cli.views.status import print_dead_run, print_progress
+    """Show progress, also during a run: done, failed and pending, rate, cost, problems."""
+    from aif.cli.running import dead_run
+    from aif.cli.views.status import print_dead_run, print_running
 
-    one = load(pipeline, sets)
-    with reading(one, pipeline, sets, print_progress) as reader:
+    loaded = load(pipeline, sets)
+    with open_or_print_running(loaded, pipeline, sets, print_running) as reader:
         if reader:
             from aif.cli.views.summary import print_status
 
-            print_dead_run(err, one.store)
-            print_if_behind(one, reader)
-            print_status(out, reader, one.budget_usd)
+            if left := dead_run(loaded.store):
+                print_dead_run(err, left)
+            report_if_behind(loaded, reader)
+            print_status(out, reader, loaded.budget_usd)

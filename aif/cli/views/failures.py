@@ -1,32 +1,49 @@
-"""What has no answer, as it is told: by kind, with an example and what to do."""
+"""What `aif failures` prints, also at the end of a run and in `aif status`: a group a kind, with a fix."""
 
 from collections.abc import Sequence
 
 from rich.console import Console
 
-from aif.cli.views.progress import say
+from aif.cli.console import print_text
+from aif.cli.views.grouping import pattern
 from aif.core.types import Failing
-from aif.core.words import counted
 from aif.engine.advice import THEN, mend
 
 
 def print_failures(console: Console, failures: Sequence[Failing]) -> None:
-    """Each kind in a line, with an example and what to do; nothing where there is none. Apart stand calls that were
-    made again: their items may be answered by now."""
-    again = [one for one in failures if one.verdict == "again"]
-    _print_section(console, "Without an answer", [one for one in failures if one not in again])
-    _print_section(console, "Calls that failed and were made again", again)
+    """Print failures, retried calls and pending items, alike ones of several endpoints together; nothing if there are
+    none. Retried calls are apart: their items may have an answer by now."""
+    retried = [failing for failing in failures if failing.verdict == "again"]
+    failed = [failing for failing in failures if failing.kind and failing not in retried]
+    pending = [failing for failing in failures if not failing.kind]
+    for title, section in (("Failures", failed), ("Failed calls that were retried", retried), ("Pending", pending)):
+        if section:
+            console.print(f"\n[bold]{title}[/bold]")
+        for group in group_failures(section):
+            _print_group(console, group)
 
 
-def _print_section(console: Console, title: str, failures: Sequence[Failing]) -> None:
-    if failures:
-        console.print(f"\n[bold]{title}[/bold]")
-    for one in failures:
-        items = counted(one.items, "call" if one.verdict == "again" else "item")
-        if not one.kind:
-            say(console, f"{one.endpoint}: {items}, {THEN[one.verdict]}")
-            continue
-        say(console, f"{one.endpoint}: {one.kind}, {items}, {THEN[one.verdict]}")
-        say(console, f"    {one.example}")
-        if what := mend(one.kind, one.example):
-            say(console, f"    → {what}", "dim")
+def group_failures(failures: Sequence[Failing]) -> list[list[Failing]]:
+    """Group failures of one kind, verdict, fix and message pattern; the most items first."""
+    groups: dict[tuple[str, ...], list[Failing]] = {}
+    for failing in failures:
+        kind, text = failing.kind, failing.example
+        key = (kind, failing.verdict, mend(kind, text), pattern(text, failing.endpoint)) if kind else (failing.verdict,)
+        groups.setdefault(key, []).append(failing)
+    return sorted(groups.values(), key=_items, reverse=True)
+
+
+def _items(group: Sequence[Failing]) -> int:
+    return sum(failing.items for failing in group)
+
+
+def _print_group(console: Console, group: Sequence[Failing]) -> None:
+    first, then = group[0], THEN[group[0].verdict]
+    print_text(console, f"{first.kind}: {_items(group):,} ({then})" if first.kind else f"{then}: {_items(group):,}")
+    several = len(group) > 1
+    names = (f"{failing.endpoint} {failing.items:,}" if several else failing.endpoint for failing in group)
+    print_text(console, f"    {', '.join(names)}")
+    if first.kind:
+        print_text(console, f"    {'for example: ' if several else ''}{first.example}")
+        if fix := mend(first.kind, first.example):
+            print_text(console, f"    → {fix}", "dim")

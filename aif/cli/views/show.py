@@ -1,4 +1,4 @@
-"""One prompt from a published row back to everything: what was sent, what came back, how it was read, why it paired."""
+"""What `aif show` prints of one prompt: requests, raw replies, ratings, and why its pair was chosen."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.rule import Rule
 from rich.text import Text
 
-from aif.cli.views.progress import say
+from aif.cli.console import print_text
 from aif.cli.views.rubric import print_messages
 from aif.core.types import CARRIED, Principle, Prompt, as_messages, carried_identity
 from aif.core.words import counted
@@ -22,7 +22,7 @@ from aif.store.reader import Reader
 
 
 def print_prompt(console: Console, reader: Reader, prefix: str) -> None:
-    """Prints the story of the prompt whose id begins with `prefix`. Raises BadInput where there is none."""
+    """Print everything about the prompt whose id starts with `prefix`. Raises BadInput if there is none or several."""
     prompt_id = reader.find(prefix)
     row = reader.sql(
         "SELECT p.messages, p.meta, e.source FROM prompts p LEFT JOIN selection e ON p.prompt_id = e.prompt_id "
@@ -31,8 +31,7 @@ def print_prompt(console: Console, reader: Reader, prefix: str) -> None:
     )[0]
     prompt = Prompt(prompt_id, as_messages(row["messages"]), row["source"] or "")
     console.print(_head(f"prompt {prompt_id}"))
-    said = f"source {row['source'] or '(no longer selected)'}   meta {row['meta']}"
-    say(console, said)
+    print_text(console, f"source {row['source'] or '(no longer selected)'}   meta {row['meta']}")
     print_messages(console, prompt.messages)
     _print_outcome(console, reader, prompt_id, selected=row["source"] is not None)
     principles = reader.texts("principle")
@@ -41,7 +40,7 @@ def print_prompt(console: Console, reader: Reader, prefix: str) -> None:
 
 
 def _points(score: float) -> str:
-    """A score so that it can be told from another: some are likelihoods."""
+    """A score with enough digits to tell it from others: some are likelihoods."""
     return f"{score:.3f}" if 0.001 <= abs(score) < 1e6 or not score else f"{score:.6g}"
 
 
@@ -51,14 +50,14 @@ def _head(words: str) -> Rule:
 
 def _print_outcome(console: Console, reader: Reader, prompt_id: str, selected: bool) -> None:
     console.print(_head("outcome"))
-    found = reader.sql("SELECT * FROM outcomes WHERE prompt_id = ?", [prompt_id])
-    if not found:
+    rows = reader.sql("SELECT * FROM outcomes WHERE prompt_id = ?", [prompt_id])
+    if not rows:
         console.print(
-            "no pair was made of it yet; `aif run` or `aif export` makes them" if selected else
-            "none: the pipeline's sources no longer hold it, or its limits leave it out"
+            "no pair yet; `aif run` and `aif export` make pairs" if selected else
+            "none: the pipeline's sources no longer have this prompt, or their limits leave it out"
         )  # fmt: skip
         return
-    outcome, policy = found[0], reader.paired_by()
+    outcome, policy = rows[0], reader.paired_by()
     if outcome["unrated"]:
         console.print(f"left out: {counted(outcome['unrated'], 'completion')} without any rating", highlight=False)
     if policy is None or outcome["outcome"] != "paired":
@@ -71,17 +70,14 @@ def _print_outcome(console: Console, reader: Reader, prompt_id: str, selected: b
             console.print(f"[bold]pair {pair['n'] + 1} of {len(pairs)}")
         for side in ("chosen", "rejected"):
             key = pair[side]
-            said = f"{side:<8} {models.get(key, 'a former model')}, score {_points(pair[f'score_{side}'])} ({key})"
-            console.print(said, highlight=False, markup=False)
-        for one in reader.sql("SELECT * FROM dissent WHERE prompt_id = ? AND n = ?", [prompt_id, pair["n"]]):
-            said = (
-                f"but      {one['judge']} has it the other way: {one['score_chosen']:.3f}, {one['score_rejected']:.3f}"
-            )
-            console.print(said, highlight=False, markup=False)
-    console.print(
-        f"because  {policy.name} by {policy.score} over {', '.join(outcome['aspects'])}: {rule_of(policy)}",
-        highlight=False, markup=False, soft_wrap=True,
-    )  # fmt: skip
+            score = _points(pair[f"score_{side}"])
+            print_text(console, f"{side:<8} {models.get(key, 'a former model')}, score {score} ({key})")
+        for row in reader.sql("SELECT * FROM dissent WHERE prompt_id = ? AND n = ?", [prompt_id, pair["n"]]):
+            scores = f"{row['score_chosen']:.3f} < {row['score_rejected']:.3f}"
+            print_text(console, f"but      {row['judge']} prefers the rejected answer: {scores}")
+    print_text(
+        console, f"because  {policy.name} by {policy.score} over {', '.join(outcome['aspects'])}: {rule_of(policy)}"
+    )
 
 
 _SLOTS = """
@@ -98,7 +94,7 @@ WHERE s.prompt_id = ? ORDER BY s.slot
 def _print_completions(
     console: Console, reader: Reader, prompt: Prompt, principles: Mapping[str, str]
 ) -> dict[str, str]:
-    """Returns what each is called from here on: by its model, and by its key too where the model wrote several."""
+    """Print the completions. Return a name for each by key: its model, with the key if the model wrote several."""
     slots = reader.sql(_SLOTS, [prompt.prompt_id])
     written = Counter(slot["model"] for slot in slots)
     names = {
@@ -108,36 +104,36 @@ def _print_completions(
     for slot in slots:
         score = f", score {_points(slot['score'])}" if slot["score"] is not None else ""
         console.print(_head(f"completion {slot['key']}"))
-        say(console, f"by {slot['model']}: {slot['state']}{score}", "bold")
+        print_text(console, f"by {slot['model']}: {slot['state']}{score}", "bold")
         if slot["finish"] == "length":
-            console.print("cut at max_tokens, so it may be rejected but never chosen")
+            console.print("cut at max_tokens, so it can be rejected but never chosen")
         if slot["spread"] is not None:
-            console.print(f"by judge {slot['by_judge']}; spread {slot['spread']:.3f}", highlight=False, markup=False)
+            print_text(console, f"by judge {slot['by_judge']}; spread {slot['spread']:.3f}")
         if slot["identity"] == carried_identity(slot["model"]):
-            console.print("it came with the prompt; nobody was asked for it", highlight=False)
-            say(console, f"\n{slot['text']}")
+            console.print("it came with the prompt; no model was called for it", highlight=False)
+            print_text(console, f"\n{slot['text']}", verbatim=True)
             continue
         console.print(
             f"model {slot['identity']}, sample {slot['sample']}, seed {slot['seed']}", highlight=False, markup=False
         )
         if slot["text"] is None:
             if slot["kind"]:
-                say(console, f"{slot['kind']}: {slot['message']}")
+                print_text(console, f"{slot['kind']}: {slot['message']}")
             if slot["raw"]:
-                say(console, f"received: {slot['raw']}")
+                print_text(console, f"received: {slot['raw']}", verbatim=True)
             continue
         principle = Principle("", principles[slot["principle"]]) if slot["principle"] else None
         sent = sent_messages(prompt, principle, slot["system"])
         head = sent[0].content if sent[0].role == "system" else None
         if head:
-            say(console, f"sent with the system turn: {head}", "dim")
+            print_text(console, f"sent with the system turn: {head}", "dim", verbatim=True)
         elif sent != prompt.messages:
-            say(console, f"sent with the first turn as: {sent[0].content}", "dim")
+            print_text(console, f"sent with the first turn as: {sent[0].content}", "dim", verbatim=True)
         _print_call(console, slot)
         if slot["reasoning"]:
             console.print("[bold]reasoning[/bold] (never judged, never exported)")
-            say(console, slot["reasoning"], "dim")
-        say(console, f"\n{slot['text']}")
+            print_text(console, slot["reasoning"], "dim", verbatim=True)
+        print_text(console, f"\n{slot['text']}", verbatim=True)
     return names
 
 
@@ -177,40 +173,40 @@ def _print_judgements(console: Console, reader: Reader, prompt: Prompt, names: M
             f"rubric {rubric.sheet.name} {row['rubric'][:12]}, order shown: {order}", highlight=False, markup=False
         )
         if len(shown) == 1 and rubric.sheet.requests[row["request"]].mode == "listwise":
-            console.print("asked by itself, since all completions together did not fit the judge", highlight=False)
+            console.print("judged alone: all completions together exceed the judge's context window", highlight=False)
         _print_call(console, row)
         material = orjson.loads(row["shown_material"]) if row["shown_material"] else {}
-        asked = replace(prompt, material={slot: one["text"] for slot, one in material.items()})
+        asked = replace(prompt, material={slot: piece["text"] for slot, piece in material.items()})
         seen = render(rubric, row["request"], asked, [texts[key] for key in shown], row["form"])
         print_messages(console, seen.messages)
         console.print("\n[bold]the judge's reply[/bold]")
-        say(console, row["text"])
-        console.print("\n[bold]read as[/bold]")
+        print_text(console, row["text"], verbatim=True)
+        console.print("\n[bold]parsed as[/bold]")
         for rating in row["ratings"]:
-            said = "N/A" if rating["score"] is None else f"{rating['score']:g}"
+            score = "N/A" if rating["score"] is None else f"{rating['score']:g}"
             types = f" types {rating['types']}" if rating["types"] else ""
             name = names.get(rating["completion"], "")
-            say(console, f"{name}, {rating['aspect']}: {said}{types}: {rating['rationale']}")
+            print_text(console, f"{name}, {rating['aspect']}: {score}{types}: {rating['rationale']}")
     for failure in reader.sql(
         "SELECT f.*, d.judge FROM failed f JOIN needed d ON d.failure = f.key WHERE d.prompt_id = ?",
         [prompt.prompt_id],
     ):
-        said = f"judgement by {failure['judge']} without a rating: {failure['request']}, {failure['verdict']}"
-        console.print(_head(said))
-        say(console, f"{failure['kind']}: {failure['message']}")
+        console.print(
+            _head(f"judgement by {failure['judge']} without a rating: {failure['request']}, {failure['verdict']}")
+        )
+        print_text(console, f"{failure['kind']}: {failure['message']}")
         if failure["raw"]:
-            say(console, failure["raw"])
+            print_text(console, failure["raw"], verbatim=True)
 
 
 def _print_carried_scores(console: Console, reader: Reader, row: Mapping[str, Any], names: Mapping[str, str]) -> None:
-    """With their sources where these are several: those of two are not compared."""
+    """With their sources if there are several: scores of different sources are not compared."""
     console.print(_head("scores that came with the completions"))
-    found = reader.sql("SELECT key, source FROM carried WHERE prompt_id = ?", [row["prompt_id"]])
-    sources = {one["key"]: one["source"] for one in found if one["source"]}
+    carried = reader.sql("SELECT key, source FROM carried WHERE prompt_id = ?", [row["prompt_id"]])
+    sources = {row["key"]: row["source"] for row in carried if row["source"]}
     for rating in row["ratings"]:
         of = f", of source {sources[rating['completion']]}" if len(set(sources.values())) > 1 else ""
-        said = f"{names.get(rating['completion'], '')}: {rating['score']:g}{of}"
-        console.print(said, markup=False, highlight=False)
+        print_text(console, f"{names.get(rating['completion'], '')}: {rating['score']:g}{of}")
 
 
 def _texts(reader: Reader, prompt_id: str) -> Iterator[tuple[str, str]]:

@@ -7,10 +7,11 @@ from pathlib import Path
 import yaml
 from rich.console import Console
 
-from aif.cli.views.pairs import outlook, print_preview
+from aif.cli.views.pairs import print_preview
 from aif.cli.views.show import print_prompt
 from aif.cli.views.summary import print_items, print_status, print_summary
 from aif.engine.make_pairs import make_pairs
+from aif.engine.pair_preview import preview
 from aif.store.results import Results
 from tests.building import Cut, Fate, build, complete, rate
 from tests.engine.test_orchestrator import run
@@ -39,7 +40,7 @@ def test_names_from_outside_are_told_as_they_are(tmp_path: Path) -> None:
         summary = told(lambda console: print_summary(console, reader, 1.0))
         status = told(lambda console: print_status(console, reader))
         items = told(lambda console: print_items(console, reader.balance()))
-        pairs = told(lambda console: print_preview(console, outlook(pipeline, reader), None, []))
+        pairs = told(lambda console: print_preview(console, preview(pipeline, reader), None, []))
     assert "source [/red] hearsay" in story
     assert "by cat\\: answered" in story
     for text in (story, summary, status, items, pairs):
@@ -81,7 +82,7 @@ def test_a_prompt_that_is_no_longer_selected_is_not_promised_a_pair(tmp_path: Pa
         with Results.of(ledger.store) as reader:
             (gone,) = reader.sql("SELECT prompt_id FROM prompts ANTI JOIN selection USING (prompt_id)")
             story = told(lambda console: print_prompt(console, reader, gone["prompt_id"]))
-    assert "no longer hold it" in story
+    assert "no longer have this prompt" in story
 
 
 def test_a_judgement_that_failed_is_told(tmp_path: Path) -> None:

@@ -123,8 +123,8 @@ def test_replies_that_ended_by_an_unknown_word_are_counted_by_word(tmp_path: Pat
     with ledger, Reader.of(ledger.store) as reader:
         assert reader.endings() == [("fair", 1, "[b]odd"), ("fair", 2, "weird")]
         summary = told(lambda console: print_summary(console, reader, 2.0), width=120)
-    assert "fair: 1 answer ended by '[b]odd', which is no word known: kept as if cut" in summary
-    assert "fair: 2 answers ended by 'weird'" in summary
+    assert "fair: 1 answer ended with the unknown finish reason '[b]odd': stored as if cut" in summary
+    assert "fair: 2 answers ended with the unknown finish reason 'weird'" in summary
     assert re.search(r"^fair .*5 \(3 cut\)", summary, re.MULTILINE)
     assert re.search(r"^poor .*5 \(1 cut\)", summary, re.MULTILINE)
 
@@ -145,7 +145,7 @@ def test_status_summary_and_card_say_the_same(tmp_path: Path) -> None:
     for row in ("able completions 5 4 1 0", "poor completions 5 4 0 1", "strict judgements 5 3 1 1"):
         assert row in re.sub(r"[ |]+", " ", status)
         assert row in re.sub(r"[ |]+", " ", card)
-    assert "able: blocked, 1 item, waits for --retry-failed" in status
+    assert "blocked: 3 (waits for --retry-failed)\n    able 1, fair 1, strict 1\n" in status
 
 
 def test_what_has_no_price_is_told_as_unknown_never_as_nothing(tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ def test_names_stand_whole_and_no_line_is_too_long(tmp_path: Path, width: int) -
     assert all(len(line) <= width for line in text.splitlines())
     for name in LONG:
         assert re.search(rf"^{re.escape(name)} +64,000 +4\.00", text, re.MULTILINE), text
-    assert ("Their ratings by aspect" in text) is (width == 80)
+    assert ("Models, ratings by aspect" in text) is (width == 80)
     assert len(re.findall(r"4\.00", text)) == 4 * 5
 
 
