@@ -23,7 +23,7 @@ Yes = Annotated[bool, typer.Option("--yes", help="Spend without asking for confi
 
 
 def load(file: Path, sets: list[str] | None) -> "Pipeline":
-    """Load a pipeline file with its overrides. Raises BadInput where its store is in another place (see `place_of`)."""
+    """Load a pipeline file with its overrides. Raises BadInput if an earlier version of aif put its store elsewhere."""
     from aif.config import pipeline
     from aif.store.lock import place_of
 
@@ -33,7 +33,7 @@ def load(file: Path, sets: list[str] | None) -> "Pipeline":
 
 
 def load_unlocked(file: Path, sets: list[str] | None) -> "Pipeline":
-    """Load a pipeline whose store nobody holds. Raises StoreLocked at once, before anything heavy is imported."""
+    """Load a pipeline. Raises StoreLocked if a process holds its store, before anything heavy is imported."""
     from aif.store.lock import Places, busy, holder, is_held
 
     pipeline = load(file, sets)
@@ -44,7 +44,7 @@ def load_unlocked(file: Path, sets: list[str] | None) -> "Pipeline":
 
 
 def arguments(file: Path, sets: list[str] | None) -> str:
-    """Return a pipeline file and its overrides as shell words, to quote in a command."""
+    """Return a pipeline file and its `--set` overrides as shell words, for a command that the user can type."""
     return shlex.join([str(file), *repeated("--set", sets)])
 
 

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 
 def exit_with_outcome(arguments: str, ended: "Ended") -> None:
-    """Report how a run ended and exit with its code; return if every item has an answer. `arguments` are the pipeline
-    file and overrides, to quote in commands."""
+    """Print how a run ended and exit with its exit code; return if every item has an answer. `arguments` are the
+    pipeline file and overrides as the user typed them, for the commands in the messages."""
     from aif.core.words import clock
 
     exit_if_cut_short(f"aif run {arguments}", ended.asked)
@@ -30,8 +30,8 @@ def exit_with_outcome(arguments: str, ended: "Ended") -> None:
 
 
 def exit_if_cut_short(command: str, asked: "Asked") -> None:
-    """Exit with a message if the budget was reached, a provider refused all calls, or a person stopped the run.
-    `command` resumes it."""
+    """Exit with a message and code if the budget was reached, a provider refuses all calls, or a person stopped the
+    run; return otherwise. `command` is the one that resumes it."""
     from aif.engine.outcome_text import reached
 
     if asked.short:

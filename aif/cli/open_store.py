@@ -47,8 +47,8 @@ def open_or_print_running(
     sets: list[str] | None,
     print_running: "Callable[[Console, RunningProcess], None]",
 ) -> "Iterator[Reader | None]":
-    """Open a store to read, and report if it belongs to a different version of the pipeline. While a run holds it,
-    print that run with `print_running` and yield None."""
+    """Open a store to read; print a message if it was last updated with another version of the pipeline. While a run
+    holds the store, print that run with `print_running` and yield None."""
     from aif.cli.running import running_process
 
     if running := running_process(pipeline.store):
@@ -71,8 +71,7 @@ def open_or_print_running(
 
 
 def report_if_behind(pipeline: "Pipeline", reader: "Reader") -> bool:
-    """Report, and return, whether the journal has answers that the store lacks, after a run was killed or its disk was
-    full."""
+    """Print a message if the journal has answers that the store lacks, as after a killed run. Return whether it has."""
     from aif.store.journal import Damage, Position, replay
     from aif.store.lock import Places
 
@@ -86,7 +85,7 @@ def report_if_behind(pipeline: "Pipeline", reader: "Reader") -> bool:
 
 
 def report_if_outdated(pipeline: "Pipeline", reader: "Reader", arguments: str) -> None:
-    """Report if the store was last updated with another version of the pipeline file, or by a trial that was killed."""
+    """Print a message if the store was last updated with another version of the pipeline, or by a killed trial."""
     from aif.engine.prepare import is_prepared, rubric_of
 
     if reader.marked("sources") is None:

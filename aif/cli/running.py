@@ -12,8 +12,8 @@ SILENT_S = 10 * FILE_EVERY_S  # a run that wrote nothing for longer is reported 
 
 @dataclass(frozen=True, slots=True)
 class RunningProcess:
-    """The process that holds a store: `holder` names it. `snapshot` is the progress it last wrote, None if it calls no
-    model now; `silent_s` is how long ago it wrote that, None if it wrote recently."""
+    """The process that holds a store's lock: who it is (`holder`, a sentence), the progress it last wrote (None if it
+    calls no model now), and for how many seconds it wrote nothing (`silent_s`, None if it wrote recently)."""
 
     store: Path
     holder: str
@@ -32,8 +32,7 @@ def running_process(store: Path) -> RunningProcess | None:
 
 
 def _own_snapshot(places: Places) -> Snapshot | None:
-    """The progress file, unless another process left it: whoever takes the lock removes an old one a little later (see
-    Ledger.open)."""
+    """Read the progress file; None if an earlier process left it (the one that took the lock is about to remove it)."""
     snapshot, note = read(places.progress), note_in(places.lock)
     if snapshot and note and (snapshot.pid, snapshot.host) != (note.pid, note.host):
         return None

@@ -6,12 +6,12 @@ from aif.cli.console import out, print_message
 
 def rebuild(pipeline: File, sets: Sets = None) -> None:
     """Rebuild the store from the journal. The old store is deleted once the new one has all that it held."""
-    _rebuild(pipeline, sets, "the store was rebuilt from {} stored calls")
+    _rebuild(pipeline, sets, "rebuilt the store from {} stored calls")
 
 
 def reparse(pipeline: File, sets: Sets = None) -> None:
     """Re-parse all stored judge replies with the current parser. Calls no model."""
-    _rebuild(pipeline, sets, "the store was re-parsed with the current parser from {} stored calls")
+    _rebuild(pipeline, sets, "re-parsed {} stored calls with the current parser")
 
 
 def _rebuild(file: File, sets: Sets, done: str) -> None:

@@ -44,7 +44,7 @@ def run(
 def _consent(
     pipeline: "Pipeline", limit: int | None, retry_failed: bool, yes: bool
 ) -> "Callable[[Ledger, Rubric], None]":
-    """Return what a run calls before its first call: it prints what will be spent and may ask for confirmation."""
+    """Return the callback of a run that prints what it will spend, and asks for confirmation if that is a lot."""
 
     def consent(ledger: "Ledger", rubric: "Rubric") -> None:
         if all(endpoint.free for endpoint in (*pipeline.models.values(), *pipeline.judges.values())):

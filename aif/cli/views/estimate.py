@@ -72,7 +72,7 @@ def _over_budget(estimate: Estimate) -> str:
 
 
 def _table(estimate: Estimate, wide: bool) -> Table:
-    """A narrow table has tokens as expected only, without what they are at most."""
+    """A table of the estimate by model and judge; without `wide`, tokens have no upper bound beside the expectation."""
     grid = Table(box=None, padding=(0, 2, 0, 0), show_edge=False)
     grid.add_column("")
     for name in ("calls", "stored", "tokens in", "out", "USD", "time"):

@@ -35,7 +35,7 @@ def print_exported(console: Console, exported: Exported) -> None:
 
 
 def print_plan(console: Console, plan: Plan) -> None:
-    """Print what would be sent where, and what to know before."""
+    """Print the files that would be uploaded, to which dataset, and warnings to read before."""
     kind = "public" if plan.public else "private"
     state = f"now at commit {plan.head[:12]}" if plan.head else "new"
     console.print(f"\n[bold]{escape(plan.repo)}[/bold]  {kind} dataset at {ENDPOINT}, {state}\n", soft_wrap=True)

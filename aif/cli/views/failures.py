@@ -11,8 +11,8 @@ from aif.engine.advice import THEN, mend
 
 
 def print_failures(console: Console, failures: Sequence[Failing]) -> None:
-    """Print failures, retried calls and pending items, alike ones of several endpoints together; nothing if there are
-    none. Retried calls are apart: their items may have an answer by now."""
+    """Print failures, retried calls and pending items, one entry for endpoints that fail alike. Retried calls are apart
+    from failures: their items may have an answer by now."""
     retried = [failing for failing in failures if failing.verdict == "again"]
     failed = [failing for failing in failures if failing.kind and failing not in retried]
     pending = [failing for failing in failures if not failing.kind]
@@ -24,7 +24,7 @@ def print_failures(console: Console, failures: Sequence[Failing]) -> None:
 
 
 def group_failures(failures: Sequence[Failing]) -> list[list[Failing]]:
-    """Group failures of one kind, verdict, fix and message pattern; the most items first."""
+    """Group failures with the same kind, verdict, fix and message pattern; the group with the most items is first."""
     groups: dict[tuple[str, ...], list[Failing]] = {}
     for failing in failures:
         kind, text = failing.kind, failing.example

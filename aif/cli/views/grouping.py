@@ -8,14 +8,14 @@ NAME_WIDTH = 24
 
 
 def pattern(message: str, name: str = "") -> str:
-    """Return a message without what differs from endpoint to endpoint: its own name, and every word with a digit or a
-    sign in it (numbers, ids, URLs, quoted names)."""
+    """Replace in an error message what differs between endpoints by #: the endpoint's `name`, and words that are not
+    all letters (numbers, ids, URLs, quoted names). Messages with the same pattern have the same cause."""
     words = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", "#", message).split() if name else message.split()
     return " ".join(word if word.strip(".,:;!?()[]").isalpha() else "#" for word in words)
 
 
 def grouped(messages: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    """Group (name, message) pairs whose messages match in pattern: the first message -> the names."""
+    """Group (endpoint, message) pairs by the pattern of the message; return the first message of each -> endpoints."""
     groups: dict[str, tuple[str, list[str]]] = {}
     for name, message in messages:
         groups.setdefault(pattern(message, name), (message, []))[1].append(name)
@@ -23,7 +23,7 @@ def grouped(messages: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
 
 
 def few(names: Sequence[str]) -> str:
-    """Return the first names, shortened, and how many more there are."""
+    """Return the first two names, shortened, and how many more there are: `a, b and 10 more`."""
     shown = ", ".join(shortened(name) for name in names[:SHOWN_NAMES])
     return f"{shown} and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else shown
 

@@ -7,8 +7,8 @@ from aif.engine.rebuild import Again
 
 
 def print_rebuilt(console: Console, rebuilt: Again, done: str) -> None:
-    """Print how many calls were read, and how today's ratings compare with the earlier ones. `done` says what was done
-    to {} stored calls."""
+    """Print how many calls were read, and how the ratings compare with the earlier ones. `done` is a sentence with {}
+    in place of the number of calls."""
     print_text(console, f"{done.format(f'{rebuilt.calls:,}')} in {rebuilt.seconds:.1f} s; no model was called")
     if not rebuilt.alike + rebuilt.changed + rebuilt.lost:
         print_text(console, f"judgements: {rebuilt.gained:,} readable; there was no earlier store to compare with")

@@ -200,7 +200,7 @@ def _print_judgements(console: Console, reader: Reader, prompt: Prompt, names: M
 
 
 def _print_carried_scores(console: Console, reader: Reader, row: Mapping[str, Any], names: Mapping[str, str]) -> None:
-    """With their sources if there are several: scores of different sources are not compared."""
+    """Print scores that came with the prompt, with their sources if there are several: these are never compared."""
     console.print(_head("scores that came with the completions"))
     carried = reader.sql("SELECT key, source FROM carried WHERE prompt_id = ?", [row["prompt_id"]])
     sources = {row["key"]: row["source"] for row in carried if row["source"]}

@@ -17,8 +17,8 @@ from aif.store.reader import Balance, Books, Reader, Tally
 
 
 def print_status(console: Console, reader: Reader, budget: float | None = None) -> None:
-    """Print items by model and judge, then the summary without means by aspect: these read every rating (2 s of CPU
-    for 64,000 prompts)."""
+    """Print items by model and judge, then a run's summary, but without mean ratings by aspect: they would take 2 s of
+    CPU for 64,000 prompts."""
     balance = reader.balance()
     print_items(console, balance)
     _print_results(console, reader, balance, reader.sql("FROM standings"), "", budget)
@@ -38,7 +38,7 @@ def print_summary(console: Console, reader: Reader, seconds: float, budget: floa
 
 
 def print_reasoning_marks(console: Console, reader: Reader) -> None:
-    """Print which texts may hold reasoning: a line and an example for each model and sign of it."""
+    """Print how many completions of each model may contain reasoning by mistake, with an example."""
     for mark in reader.marks():
         print_text(console, f"{marked(mark)}, as in {mark.prompt_id[:12]}: {mark.example}")
 
