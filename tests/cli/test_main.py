@@ -206,6 +206,16 @@ def test_after_a_run_everything_without_an_answer_is_told_with_its_last_cause(
     assert "nothing failed" not in told
 
 
+def test_a_run_with_failures_says_how_many_items_are_unanswered(
+    typed: Typed, tmp_path: Path, serve: Callable[..., Served]
+) -> None:
+    path = write(tmp_path, serve(faults=refusing("judge", Fault.REFUSAL)), count=2)
+    code, out, err = typed("run", path)
+    assert code == Exit.FAILURES
+    assert err.endswith(f"finished with failures: 2 of 10 unanswered; see `aif failures {path}`\n")
+    assert "blocked: 2 (waits for --retry-failed)\n    judge\n" in out
+
+
 def test_what_was_not_reached_is_told_as_not_asked_yet(
     typed: Typed, tmp_path: Path, serve: Callable[..., Served]
 ) -> None:
@@ -434,6 +444,16 @@ def test_rubrics_can_be_looked_at(typed: Typed) -> None:
     code, out, _ = typed("rubric", "render", "ultrafeedback")
     assert code == Exit.DONE
     assert out.count("completion 2]]") == 4  # four listwise requests; the critique sees one completion
+
+
+def test_each_command_is_in_the_module_of_its_name() -> None:
+    modules = {
+        command.callback.__name__: command.callback.__module__.removeprefix("aif.cli.commands.")
+        for command in main.app.registered_commands
+        if command.callback
+    }
+    assert modules == {name: name for name in modules} | {"reparse": "rebuild"}
+    assert len(modules) == 13
 
 
 def test_help_names_every_command() -> None:
