@@ -15,15 +15,16 @@ ROOT = Path(__file__).resolve().parent.parent
 
 EXITS = {
     Exit.DONE: "done",
-    Exit.BUG: "a bug of aif's, or the system refused (a file, the disk)",
-    Exit.BAD_INPUT: "bad input: the pipeline file, a source, an argument; or not started, since the answer was no",
-    Exit.FAILURES: "not all was answered (`aif failures` says why): `aif run` is done, or an export is refused",
-    Exit.BUDGET: "the budget is reached: raise `budget_usd`, and the same command goes on",
-    Exit.REFUSED: "a provider refuses for good: key, quota, model; mend it and run again",
-    Exit.LOCKED: "another run holds the store",
-    Exit.DAMAGED: "store or journal can't be read",
-    Exit.DISK: "the disk is full (make room, and the same command goes on), or memory (the message says what to lower)",
-    Exit.INTERRUPTED: "interrupted; the same command goes on",
+    Exit.BUG: "a bug in aif, or a system error (a file, the disk)",
+    Exit.BAD_INPUT: "bad input (the pipeline file, a source, an argument), or the confirmation was declined",
+    Exit.FAILURES: "unanswered items (see `aif failures`): `aif run` finished with failures, or an export was refused",
+    Exit.BUDGET: "the budget is reached: raise `budget_usd` and run the same command to resume",
+    Exit.REFUSED: "a provider refuses all calls: key, quota, model; fix it and run the same command to resume",
+    Exit.LOCKED: "another process holds the store",
+    Exit.DAMAGED: "the store or the journal can't be read",
+    Exit.DISK: "the disk is full (free some space and run the same command to resume), or memory is (the message says "
+    "what to lower)",
+    Exit.INTERRUPTED: "interrupted; the same command resumes",
 }
 
 

@@ -1,4 +1,4 @@
-"""The command line: what each command does, and all that is printed to a terminal.
+"""The command line: commands/ has one module a command, views/ what each prints, main.py the app and its exit codes.
 
-Decides nothing that a library's user would need: that stands below.
+Whatever a user of the library needs is in the packages below: this one parses arguments, asks for confirmation, prints.
 """

@@ -1,82 +1,66 @@
-"""What the commands share: where they print, the arguments they take alike, and how they call themselves."""
+"""What the commands share: their common arguments, loading a pipeline, and quoting a command for the user to type."""
 
-import errno
-import os
 import re
+import shlex
 import sys
 from pathlib import Path
 from shutil import which
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
-from rich.console import Console
 
-from aif.core.errors import BadInput
+from aif.core.errors import BadInput, StoreLocked
 
 if TYPE_CHECKING:
     from aif.config.pipeline import Pipeline
 
-
-class SafeConsole(Console):
-    """Where a person reads. Once nobody does (the terminal was closed; Ctrl-C ended the `tee` behind it as well) what
-    is said goes nowhere, so that whatever goes on comes to its own end and exit code. rich would end the program at a
-    broken pipe, and knows nothing of a terminal that was closed. Of what a server or a file said, control characters
-    are shown, not obeyed."""
-
-    def print(self, *objects: Any, **how: Any) -> None:
-        from aif.core.formatting import escape_controls
-
-        super().print(*(escape_controls(one) if isinstance(one, str) else one for one in objects), **how)
-
-    def on_broken_pipe(self) -> None:
-        self.quiet = True
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self.file.fileno())  # Python flushes what is left at its end
-        os.close(nowhere)
-
-    def _check_buffer(self) -> None:
-        try:
-            super()._check_buffer()
-        except OSError as error:
-            if error.errno != errno.EIO:
-                raise
-            self.on_broken_pipe()
-
-
-out = SafeConsole(highlight=False)
-err = SafeConsole(stderr=True, highlight=False)
-
 File = Annotated[Path, typer.Argument(metavar="PIPELINE", help="The pipeline file.")]
 Sets = Annotated[
     Optional[list[str]],  # noqa: UP045 - typer reads this annotation at run time
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the pipeline, such as models.a.concurrency=8."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a pipeline key, such as models.a.concurrency=8."),
 ]
-Yes = Annotated[bool, typer.Option("--yes", help="Spend without asking first.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Spend without asking for confirmation.")]
 
 
 def load(file: Path, sets: list[str] | None) -> "Pipeline":
-    """The pipeline in a file, with what was set. Raises BadInput where its store lies elsewhere (see `place_of`)."""
+    """Load a pipeline file with its overrides. Raises BadInput if an earlier version of aif put its store elsewhere."""
     from aif.config import pipeline
     from aif.store.lock import place_of
 
-    one = pipeline.load(file, sets or [])
-    place_of(one.store, one.declared_store)
-    return one
+    loaded = pipeline.load(file, sets or [])
+    place_of(loaded.store, loaded.declared_store)
+    return loaded
 
 
-def tell(words: str) -> None:
-    """A line beside the output."""
-    err.print(words, markup=False, soft_wrap=True)
+def load_unlocked(file: Path, sets: list[str] | None) -> "Pipeline":
+    """Load a pipeline. Raises StoreLocked if a process holds its store, before anything heavy is imported."""
+    from aif.store.lock import Places, busy, holder, is_held
+
+    pipeline = load(file, sets)
+    lock = Places(pipeline.store).lock
+    if is_held(lock):
+        raise StoreLocked(busy(pipeline.store, holder(lock)))
+    return pipeline
 
 
-def me() -> str:
-    """How this command was called, so that what is told can be typed."""
-    typed = Path(sys.argv[0])
-    return "aif" if which("aif") == str(typed.absolute()) or typed.name != "aif" else str(typed)
+def arguments(file: Path, sets: list[str] | None) -> str:
+    """Return a pipeline file and its `--set` overrides as shell words, for a command that the user can type."""
+    return shlex.join([str(file), *repeated("--set", sets)])
+
+
+def repeated(option: str, values: list[str] | None) -> list[str]:
+    """Return the shell words of an option that is given once for each value."""
+    return [word for value in values or [] for word in (option, value)]
+
+
+def command_name() -> str:
+    """Return how this program was called, so that the user can type the commands it prints."""
+    program = Path(sys.argv[0])
+    return "aif" if which("aif") == str(program.absolute()) or program.name != "aif" else str(program)
 
 
 def new_name(folder: Path) -> str:
-    """A name made of a new folder's. Raises BadInput where something stands there."""
+    """Return a pipeline's or rubric's name made from its new folder's. Raises BadInput if the folder isn't empty."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BadInput(f"{folder} is not empty; name a new folder")
     return re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name).strip("-.") or "demo"

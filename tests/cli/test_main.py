@@ -111,7 +111,7 @@ def test_a_store_that_cant_be_written_names_its_key(typed: Typed, tmp_path: Path
     assert code == Exit.BAD_INPUT
     assert "runs/test: can't be written to: " in err
     assert "name another place by `store:`" in err
-    assert "mend disk" in typed("doctor", path)[1]
+    assert "FAIL disk" in typed("doctor", path)[1]
 
 
 @pytest.mark.parametrize("row", ['{"prompt": "fine"', '{"text": "no prompt here"}', '["a list"]', '{"prompt": 7}'])
@@ -197,13 +197,25 @@ def test_after_a_run_everything_without_an_answer_is_told_with_its_last_cause(
     assert code == Exit.REFUSED
     with Reader.open(load(path).store) as reader:
         assert reader._query("SELECT count(*) AS n FROM calls WHERE endpoint = 'tiny'")[0]["n"] < 12
-    refused = r"tiny: unauthorized, 12 items, no more calls until this is fixed\n +HTTP 401: .+\n +→ set the key"
+    refused = (
+        r"unauthorized: 12 \(takes no more calls until this is fixed\)\n    tiny\n    HTTP 401: .+\n    → set the key"
+    )
     for told in (summary, typed("failures", path)[1], typed("status", path)[1]):
         assert re.search(refused, told), told
-        assert "judge: 12 items, waiting for pending completions\n" in told
+        assert "waiting for pending: 12\n    judge\n" in told
         assert "nothing failed" not in told
     code, told, _ = typed("failures", path, "--set", "seed=5")
     assert "nothing failed" not in told
+
+
+def test_a_run_with_failures_says_how_many_items_are_unanswered(
+    typed: Typed, tmp_path: Path, serve: Callable[..., Served]
+) -> None:
+    path = write(tmp_path, serve(faults=refusing("judge", Fault.REFUSAL)), count=2)
+    code, out, err = typed("run", path)
+    assert code == Exit.FAILURES
+    assert err.endswith(f"finished with failures: 2 of 10 unanswered; see `aif failures {path}`\n")
+    assert "blocked: 2 (waits for --retry-failed)\n    judge\n" in out
 
 
 def test_what_was_not_reached_is_told_as_not_asked_yet(
@@ -213,8 +225,9 @@ def test_what_was_not_reached_is_told_as_not_asked_yet(
     code, summary, _ = typed("run", path, "--limit", "2")
     assert code == Exit.DONE
     for told in (summary, typed("failures", path)[1]):
-        assert all(f"{name}: 4 items, not sent yet\n" in told for name in POOL)
-        assert "judge: 4 items, waiting for pending completions\n" in told
+        assert re.search(r"not asked yet: 16\n    (\w+ 4(, )?){4}\n", told), told
+        assert all(f"{name} 4" in told for name in POOL)
+        assert "waiting for pending: 4\n    judge\n" in told
         assert "nothing failed" not in told
     assert typed("run", path)[0] == Exit.DONE
     assert typed("failures", path)[1] == "nothing failed\n"
@@ -248,13 +261,13 @@ def test_policies_are_compared_over_the_ratings_there_are(
     code, out, _ = typed("pairs", path, "--versus", "pairs.policy=all", "--versus", "pairs.max_pairs_per_prompt=2")
     assert code == Exit.DONE
     assert re.search(r"^pairs +6 +12 *$", out, re.MULTILINE)
-    assert "the same chosen, another rejected" in out
+    assert "same chosen, different rejected" in out
     code, _, err = typed("pairs", path, "--versus", "pairs.polcy=all")
     assert code == Exit.BAD_INPUT
     assert "did you mean 'policy'" in err
     code, _, err = typed("pairs", path, "--versus", "seed=3")
     assert code == Exit.BAD_INPUT
-    assert "last brought to" in err
+    assert "the store was last updated with other models" in err
     assert served.stats()["calls"] == calls
 
 
@@ -268,14 +281,14 @@ def test_several_pairs_and_judges_are_told(typed: Typed, tmp_path: Path, serve: 
     assert pairs > 8
     assert re.search(rf"{pairs} +pairs of these", out)
     assert re.search(r"judge, wild +32 +\d\.\d\d +-?\d\.\d\d", out)
-    disputed = int(re.search(rf"of {pairs} pairs (\d+) are the other way round for some judge", out)[1])  # type: ignore[index]
+    disputed = int(re.search(rf"(\d+) of {pairs} pairs: at least one judge prefers the rejected answer", out)[1])  # type: ignore[index]
     assert disputed > 0
 
     with Reader.open(load(path).store) as reader:
         (one,) = reader._query("SELECT * FROM dissent ORDER BY prompt_id, n LIMIT 1")
     _, out, _ = typed("show", path, one["prompt_id"])
     assert re.search(r"pair 1 of [2-6]", out)
-    assert f"{one['judge']} has it the other way: {one['score_chosen']:.3f}, {one['score_rejected']:.3f}" in out
+    assert f"{one['judge']} prefers the rejected answer: {one['score_chosen']:.3f} < {one['score_rejected']:.3f}" in out
     assert len(re.findall(r"by judge judge \d\.\d{3}, wild \d\.\d{3}; spread", out)) == 4
     assert out.count("judgement") >= 2
 
@@ -298,7 +311,7 @@ def test_rebuild_and_reparse_give_the_same_store(typed: Typed, tmp_path: Path, s
     for command in ("rebuild", "reparse"):
         code, out, _ = typed(command, path)
         assert code == Exit.DONE
-        assert "6 read as before, 0 otherwise, 0 only now, 0 no longer" in out
+        assert "6 unchanged, 0 changed, 0 newly readable, 0 no longer readable" in out
     assert typed("run", path)[0] == Exit.DONE
     assert served.stats()["calls"] == 30
 
@@ -315,7 +328,7 @@ def test_who_holds_the_store_is_told_to_whoever_wants_it(
             code, out, _ = typed(command, path)
             assert code == Exit.DONE
             assert f"held by process {os.getpid()} on {socket.gethostname()}" in out
-            assert "it asks no model now" in out
+            assert "it calls no model now" in out
         for command in ("run", "export", "rebuild", "reparse", "estimate"):
             code, out, err = typed(command, path)
             assert (code, out) == (Exit.LOCKED, "")
@@ -335,9 +348,9 @@ def test_of_a_broken_store_is_said_what_to_do(
     words = [command, path, "0"] if command == "show" else [command, path]
     code, _, err = typed(*words)
     assert code == Exit.DAMAGED
-    assert f"`aif rebuild {path}` makes it again from the journal" in err
+    assert f"`aif rebuild {path}` rebuilds it from the journal" in err
     shutil.rmtree(store.with_suffix(".journal"))
-    assert "there is no journal beside it to make it from: name another `store`" in typed(*words)[2]
+    assert "there is no journal to rebuild it from; set another `store`" in typed(*words)[2]
 
 
 @pytest.mark.parametrize(
@@ -375,10 +388,11 @@ def test_a_refusal_is_told_by_failures_with_its_mend(
     path = write(tmp_path, served, count=3, models=models)
     code, _, err = typed("run", path)
     assert code == Exit.REFUSED
-    assert "given up until something is mended" in err
+    assert "stopped; fix this and rerun `aif run" in err
     _, out, _ = typed("failures", path)
-    assert "tiny: unauthorized" in out
-    assert "no more calls until this is fixed" in out
+    assert (
+        "unauthorized: 12 (takes no more calls until this is mended)\n    large 3, medium 3, small 3, tiny 3\n" in out
+    )
 
 
 def test_a_port_that_is_taken_is_told_in_a_line(typed: Typed, serve: Callable[..., Served]) -> None:
@@ -386,7 +400,7 @@ def test_a_port_that_is_taken_is_told_in_a_line(typed: Typed, serve: Callable[..
     code, _, err = typed("simulate", "--port", port)
 
     assert code == Exit.BAD_INPUT
-    assert f"127.0.0.1:{port}: can't be listened on" in err
+    assert f"127.0.0.1:{port}: can't listen: " in err
 
 
 def test_doctor_finds_what_is_wrong_and_says_how_to_mend_it(
@@ -399,14 +413,14 @@ def test_doctor_finds_what_is_wrong_and_says_how_to_mend_it(
 
     code, out, _ = typed("doctor", path, "--set", "models.tiny.model=huge", "--set", "judges.judge.api_key_env=GONE")
     assert code == Exit.BAD_INPUT
-    assert "mend judge: no API key; set the environment variable GONE" in out
+    assert "FAIL judge: no API key; set the environment variable GONE" in out
     assert "tiny: unknown_model" in out  # one missing key hides nothing else
     assert "large: answers as large" in out
     assert "prompts prompts: its first row is a prompt of 1 turn\n" in out
 
     code, out, _ = typed("doctor", path, "--set", "prompts=[{file: gone.jsonl}]")
     assert code == Exit.BAD_INPUT
-    assert "mend prompts gone: prompt file 'gone.jsonl' not found" in out
+    assert "FAIL prompts gone: prompt file 'gone.jsonl' not found" in out
 
 
 def test_doctor_tells_names_as_they_are(typed: Typed, tmp_path: Path, serve: Callable[..., Served]) -> None:
@@ -436,6 +450,16 @@ def test_rubrics_can_be_looked_at(typed: Typed) -> None:
     assert out.count("completion 2]]") == 4  # four listwise requests; the critique sees one completion
 
 
+def test_each_command_is_in_the_module_of_its_name() -> None:
+    modules = {
+        command.callback.__name__: command.callback.__module__.removeprefix("aif.cli.commands.")
+        for command in main.app.registered_commands
+        if command.callback
+    }
+    assert modules == {name: name for name in modules} | {"reparse": "rebuild"}
+    assert len(modules) == 13
+
+
 def test_help_names_every_command() -> None:
     told = subprocess.run([sys.executable, "-m", "aif", "--help"], capture_output=True, text=True, check=True).stdout
     for command in (
@@ -460,7 +484,7 @@ def test_a_store_that_no_prompt_has_reached_says_so(typed: Typed, tmp_path: Path
     assert typed("run", path)[0] == Exit.BAD_INPUT
     code, out, err = typed("status", path)
     assert code == 0
-    assert f"the store holds no prompts yet: `aif run {path}` begins with reading them" in err
+    assert f"the store has no prompts yet; `aif run {path}` reads them first" in err
     assert "no prompt is selected" in out
     assert "100" not in out
 

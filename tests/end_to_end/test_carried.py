@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from aif.cli.views.show import tell_story
+from aif.cli.views.show import print_prompt
 from aif.config.pipeline import Pipeline, load
 from aif.core.errors import BadInput
 from aif.core.types import KEY_LENGTH, digest
@@ -231,7 +231,7 @@ def test_scores_that_are_likelihoods_pair_and_are_told_apart(tmp_path: Path) -> 
     assert ended.outcomes["paired"] == 1
     console = Console(file=StringIO(), width=100)
     with Reader.open(pipeline.store) as reader:
-        tell_story(console, reader, "")
+        print_prompt(console, reader, "")
     assert "ann, score 3e-11" in told_by(console)
     assert re.search(r"rejected (ben|cat), score 1e-11", told_by(console))
 
@@ -247,7 +247,7 @@ def test_no_mean_is_made_of_scores_of_several_sources_and_each_is_told_with_its_
     assert "of 2 sources, each on a scale of its own: pairs are made within a source" in card
     console = Console(file=StringIO(), width=100)
     with Reader.open(pipeline.store) as reader:
-        tell_story(console, reader, reader.example())
+        print_prompt(console, reader, reader.example())
     assert "a-good: 0.95, of source a.jsonl" in told_by(console)
     pipeline, _ = run(path, "prompts.0.source=one", "prompts.1.source=one")
     assert len(ask(pipeline, means)) == 4
@@ -360,10 +360,10 @@ def test_the_story_tells_where_completions_and_scores_come_from(tmp_path: Path) 
     pipeline, _ = run(scored(tmp_path, answered(0, 3, 9, 1)))
     console = Console(width=100, file=StringIO())
     with Reader.open(pipeline.store) as reader:
-        tell_story(console, reader, reader.example())
+        print_prompt(console, reader, reader.example())
     told = told_by(console)
 
-    assert told.count("it came with the prompt; nobody was asked for it") == 3
+    assert told.count("it came with the prompt; no model was called for it") == 3
     assert "scores that came with the completions" in told
     assert "ben: 9" in told
 
@@ -390,7 +390,7 @@ def test_the_judge_is_shown_what_a_prompt_brings_for_it(tmp_path: Path, serve: S
     console = Console(width=100, file=StringIO())
     with Reader.open(pipeline.store) as reader:
         first = reader._query("SELECT prompt_id FROM selection ORDER BY position LIMIT 1")[0]["prompt_id"]
-        tell_story(console, reader, first)
+        print_prompt(console, reader, first)
     assert "It is dark at sea." in told_by(console)
 
 

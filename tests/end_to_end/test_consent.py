@@ -21,7 +21,7 @@ from tests.support.serving import POOL, Served
 
 Serve = Callable[..., Served]
 
-QUESTION = "Go on? [y/N] "
+QUESTION = "Continue? [y/N] "
 PRICE = {"input": 1000, "output": 1000}  # a tenth of a cent a token: a few prompts are more than a dollar
 
 
@@ -68,7 +68,7 @@ def test_yes_goes_on(tmp_path: Path, serve: Serve) -> None:
 
     assert code == Exit.DONE, seen
     assert served.stats()["calls"] == 20
-    assert seen.index("to ask: 20 calls") < seen.index(QUESTION)
+    assert seen.index("estimate: 20 calls") < seen.index(QUESTION)
 
 
 @pytest.mark.parametrize(("answer", "code"), [(b"\n", 2), (b"n\n", 2), (b"\x04", 2), (signal.SIGINT, 130)])
@@ -80,7 +80,7 @@ def test_anything_else_asks_nothing_and_loses_nothing(
     ended, seen = at_a_terminal("run", path, answer=answer)
 
     assert ended == code, seen
-    assert "not started; nothing was asked" in seen
+    assert "not started; no model was called" in seen
     assert "Traceback" not in seen
     assert served.stats()["calls"] == 0
     _, after = run(path)
@@ -100,7 +100,7 @@ def test_an_unknown_price_is_asked_about_however_few_the_calls(tmp_path: Path, s
     code, seen = at_a_terminal("run", priced(tmp_path, served, price=None), "--limit", "1", answer=b"\n")
 
     assert (code, served.stats()["calls"]) == (Exit.BAD_INPUT, 0)
-    assert "dollars unknown for judge, set `price`" in seen
+    assert "dollars unknown for judge, set `price`" in " ".join(seen.split())
 
 
 def test_a_batch_job_is_told_in_a_line_and_goes_on(tmp_path: Path, serve: Serve) -> None:
@@ -109,11 +109,11 @@ def test_a_batch_job_is_told_in_a_line_and_goes_on(tmp_path: Path, serve: Serve)
     done = aif("run", path)
 
     assert done.returncode == Exit.DONE
-    assert "to ask: 20 calls" in done.stderr
+    assert "estimate: 20 calls" in done.stderr
     assert QUESTION not in done.stderr
 
     done = aif("run", path)
-    assert "to ask" not in done.stderr, "there is nothing left to ask"
+    assert "estimate:" not in done.stderr, "there is nothing left to call"
 
 
 def test_failures_wait_where_they_were_when_the_answer_is_no(tmp_path: Path, serve: Serve) -> None:
@@ -125,7 +125,7 @@ def test_failures_wait_where_they_were_when_the_answer_is_no(tmp_path: Path, ser
     code, seen = at_a_terminal("run", path, "--retry-failed", answer=b"n\n")
 
     assert code == Exit.BAD_INPUT
-    assert "to ask: 4 calls" in seen
+    assert "estimate: 4 calls" in seen
     assert aif("failures", path).stdout == before
 
 
@@ -135,10 +135,10 @@ def test_an_estimate_calls_nobody_and_a_run_after_it_goes_on_from_there(tmp_path
     told = aif("estimate", path)
 
     assert told.returncode == Exit.DONE, told.stderr
-    assert "to ask: 20 calls" in told.stdout
+    assert "estimate: 20 calls" in told.stdout
     assert served.stats()["calls"] == 0
     run(path)
-    assert "nothing to ask: all 20 answers are there" in aif("estimate", path).stdout
+    assert "nothing to call: all 20 answers are stored" in aif("estimate", path).stdout
 
 
 def test_a_probe_is_asked_for_and_all_it_asked_is_kept(tmp_path: Path, serve: Serve) -> None:
@@ -146,14 +146,14 @@ def test_a_probe_is_asked_for_and_all_it_asked_is_kept(tmp_path: Path, serve: Se
     path = priced(tmp_path, served)
     refused = aif("estimate", path, "--probe", "2")
     assert refused.returncode == Exit.BAD_INPUT
-    assert "add --yes" in refused.stderr
+    assert "no terminal to confirm the cost of --probe; pass --yes" in refused.stderr
     assert at_a_terminal("estimate", path, "--probe", "2", answer=b"n\n")[0] == Exit.BAD_INPUT
     assert served.stats()["calls"] == 0
 
     told = aif("estimate", path, "--probe", "2", "--yes")
     assert told.returncode == Exit.DONE, told.stderr
-    assert "the probe, the first 2 prompts: to ask: 10 calls" in told.stderr
-    assert "to ask: 10 calls" in told.stdout
+    assert "probe of the first 2 prompts: estimate: 10 calls" in told.stderr
+    assert "estimate: 10 calls" in told.stdout
     assert "measured on 2 calls" in told.stdout
     run(path)
     assert served.stats()["requests"] == {"distinct": 20, "repeated": 0}

@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
-from aif.cli.views.show import tell_story
+from aif.cli.views.show import print_prompt
 from aif.config.pipeline import Pipeline
 from aif.engine.prepare import rubric_of
 from aif.export.dataset import export
@@ -82,9 +82,9 @@ def test_what_fits_is_rated_together_beside_what_does_not(tmp_path: Path, serve:
     assert narrow.stats()["refused"] == 4
     (one,) = ask(pipeline, "SELECT prompt_id FROM judgements WHERE len(completions) = 1 LIMIT 1")
     with Reader.open(pipeline.store) as reader:
-        tell_story(console := Console(file=StringIO(), width=200), reader, one["prompt_id"])
+        print_prompt(console := Console(file=StringIO(), width=200), reader, one["prompt_id"])
         assert reader.apart() == {"judge": 4}
-    assert "asked by itself, since all completions together did not fit the judge" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert "judged alone: all completions together exceed the judge's context window" in console.file.getvalue()  # type: ignore[attr-defined]
     exported = card_of(pipeline, tmp_path / "out")
     assert "judge was asked about one completion at a time for 4 prompts" in " ".join(exported.split())
 

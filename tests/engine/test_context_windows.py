@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from aif.cli.views.estimate import tell_estimate, tell_short
+from aif.cli.views.estimate import print_estimate, print_estimate_line
 from aif.config.pipeline import load
 from aif.config.sections import DeclaredEndpoint, Judge
 from aif.engine.context_windows import known_windows, listed_window
@@ -129,7 +129,7 @@ def test_a_server_without_a_list_is_no_error(status: int, body: bytes) -> None:
 
 
 def shown(estimate: Estimate) -> str:
-    tell_estimate(Console(file=(words := StringIO()), width=400), estimate)
+    print_estimate(Console(file=(words := StringIO()), width=400), estimate)
     return words.getvalue()
 
 
@@ -158,7 +158,7 @@ def test_estimate_and_doctor_report_that_four_long_completions_do_not_fit(tmp_pa
     (words,) = asyncio.run(findings(long))
     assert "of the first prompts, 9 of 9 requests would not fit into judge's 8,192 tokens" in words
 
-    tell_short(Console(file=(opening := StringIO()), width=400), foreseen(path, long))
+    print_estimate_line(Console(file=(opening := StringIO()), width=400), foreseen(path, long))
     assert "9 of 9 requests would not fit" in opening.getvalue()
     done = aif("run", path, "--yes", "--limit", "1", "--set", long)
     assert "1 of 1 request would not fit into judge's 8,192 tokens" in done.stderr

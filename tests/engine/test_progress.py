@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from aif.cli.views import progress as drawn
+from aif.cli.console import print_text
+from aif.cli.views.progress import Terminal, progress_line, progress_table
 from aif.core import formatting
 from aif.core.types import FailureGroup, Spent
 from aif.engine import progress
@@ -97,7 +98,7 @@ def test_spend_is_unknown_as_soon_as_one_price_is(tracker: ProgressTracker) -> N
     assert tracker.snapshot().lines[0].usd == pytest.approx(0.03)
     tracker.on_calls(calls("large", "answered", usd=None))
     assert tracker.snapshot().lines[0].usd is None
-    assert "unknown" in drawn.line(tracker.snapshot())
+    assert "unknown" in progress_line(tracker.snapshot())
 
 
 def test_spend_is_unknown_without_usage_too(tracker: ProgressTracker) -> None:
@@ -125,9 +126,9 @@ def test_failures_are_counted_by_kind_with_earlier_permanent_failures(tracker: P
 def test_the_progress_line(tracker: ProgressTracker, clock: Clock) -> None:
     clock.now += 3725
     tracker.on_calls(calls("judge", "failed"))
-    text = drawn.line(tracker.snapshot())
+    text = progress_line(tracker.snapshot())
 
-    assert text.startswith("1:02:05 completions 20/100")
+    assert text.startswith("elapsed 1:02:05, ETA ? · 20 of 200 (10.0%) · completions 20/100 (")
     assert "judgements 0/100 (0.0/s, 1 failed)" in text
 
 
@@ -135,14 +136,14 @@ def test_starting_and_waiting_servers_are_shown(tracker: ProgressTracker) -> Non
     large, judge = tracker._endpoints
     large.server_status, judge.server_status = "starting", "waiting"
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(drawn.table(tracker.snapshot(), wide=False))
+    console.print(progress_table(tracker.snapshot(), 80))
 
-    assert drawn.line(tracker.snapshot()).endswith(" · large starting · judge waiting")
+    assert progress_line(tracker.snapshot()).endswith(" · large: starting · judge: waiting")
     assert "starting" in console.export_text()
     judge.server_status = "starting"
-    assert drawn.line(tracker.snapshot()).endswith(" · large, judge starting")
+    assert progress_line(tracker.snapshot()).endswith(" · large, judge: starting")
     large.refuse("no room")
-    assert drawn.line(tracker.snapshot()).endswith(" · judge starting · large refused")
+    assert progress_line(tracker.snapshot()).endswith(" · judge: starting · large: refused")
 
 
 def test_the_file_has_the_displayed_snapshot_and_is_removed_when_the_run_ends(
@@ -184,11 +185,11 @@ def test_with_a_closed_terminal_the_file_is_updated_and_printing_does_not_fail(
     tracker: ProgressTracker, tmp_path: Path
 ) -> None:
     file, console = tmp_path / "p.json", Console(file=Closed(), force_terminal=True)
-    drawn.say(console, "starting it again")
+    print_text(console, "starting it again")
 
     async def watch() -> None:
         ended = asyncio.Event()
-        shown = asyncio.create_task(progress.show_progress(tracker, drawn.Terminal(console), file, ended))
+        shown = asyncio.create_task(progress.show_progress(tracker, Terminal(console), file, ended))
         await asyncio.sleep(0)
         assert progress.read_snapshot(file) is not None
         ended.set()
@@ -201,7 +202,7 @@ def test_with_a_closed_terminal_the_file_is_updated_and_printing_does_not_fail(
 def test_the_table_fits_80_columns(tracker: ProgressTracker) -> None:
     tracker.on_calls(calls("large", "answered", 50))
     console = Console(width=80, record=True, quiet=False, file=Path("/dev/null").open("w"))  # noqa: SIM115
-    console.print(drawn.table(tracker.snapshot(), wide=False))
+    console.print(progress_table(tracker.snapshot(), 80))
     text = console.export_text()
     console.file.close()
 
@@ -219,18 +220,22 @@ def test_long_names_and_messages_leave_room_for_the_figures(clock: Clock, width:
     )
     second.refuse("HTTP 401: " + 20 * "what the provider had to say of it, ")
     console = Console(width=width, record=True, file=io.StringIO())
-    console.print(drawn.table(tracker.snapshot(), wide=width >= drawn.WIDE))
+    console.print(progress_table(tracker.snapshot(), width))
     lines = console.export_text().splitlines()
 
-    assert all(head in lines[1] for head in ("done", "per s", "open", "failed", "in", "out", "USD"))
+    heads = ("done", "per s", "in flight", "failed", "USD", *(("in", "out") if width == 140 else ()))
+    assert all(f" {head} " in lines[2] for head in heads)
+    assert lines[0].startswith(" 0 of 128,000 (0.0%) ")
+    assert lines[0].rstrip().endswith(" elapsed 0:00, ETA ?")
+    assert "────────" in next(line for line in lines if "0/64,000" in line), "bars also at 80 columns"
     assert sum("0/64,000" in line for line in lines) == 2
-    assert lines[-1].startswith(" judge refused: HTTP 401: what the provider")
+    assert lines[-1].startswith(" judge: refused: HTTP 401: what the provider")
     assert all(len(line) <= width for line in lines)
 
 
 def test_control_characters_in_messages_are_not_printed() -> None:
     console = Console(file=io.StringIO(), width=80)
-    drawn.say(console, "red\x1b[31m [bold]as it is[/bold]\x07\x9b2J\n\ttabs and lines stay")
+    print_text(console, "red\x1b[31m [bold]as it is[/bold]\x07\x9b2J\n\ttabs and lines stay")
     assert isinstance(console.file, io.StringIO)
     assert console.file.getvalue() == "red␛[31m [bold]as it is[/bold]␇�2J\n        tabs and lines stay\n"
 
@@ -243,7 +248,7 @@ def test_total_spend_is_shown_with_a_budget_or_unknown_costs(clock: Clock, tmp_p
 
     assert progress.read_snapshot(tmp_path / "progress.json") == snapshot
     spend = "$2.12 spent in all, of which up to $0.6250 unknown; $2.88 of the budget of $5.00 left"
-    assert spend in drawn.line(snapshot)
+    assert spend in progress_line(snapshot)
     assert formatting.describe_spending(Spent(1.0), None) == ""
     assert formatting.describe_spending(Spent(1.0), 0.5) == "$1.00 spent in all; $0.00 of the budget of $0.5000 left"
     assert formatting.describe_spending(Spent(1.0, 2.0), None) == "$3.00 spent in all, of which up to $2.00 unknown"

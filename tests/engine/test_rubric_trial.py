@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from aif.cli.views.rubric import tell_trial
+from aif.cli.views.rubric import print_trial
 from aif.config.pipeline import load as load_pipeline
 from aif.core.errors import BadInput, Exit
 from aif.core.resources import shipped
@@ -111,7 +111,7 @@ def test_judgements_of_a_trial_are_rebuilt_from_the_journal(typed: Typed, tmp_pa
     first = tried(path)
     code, out, _ = typed("rebuild", path)
     assert code == Exit.DONE
-    assert "20 read as before, 0 otherwise, 0 only now, 0 no longer" in out
+    assert "20 unchanged, 0 changed, 0 newly readable, 0 no longer readable" in out
     assert tried(path, consent=lambda cost: pytest.fail("calls were repeated")) == first
 
 
@@ -221,7 +221,7 @@ def test_after_a_killed_trial_views_warn_that_the_store_has_another_rubric(
         process.kill()
 
     for words in (["status", path], ["failures", path], ["show", path, ask(load_pipeline(path), FIRST)[0]["id"]]):
-        assert "or an `aif rubric try` that was killed" in typed(*words)[2]
+        assert "or by an `aif rubric try` that was killed" in typed(*words)[2]
     _, ended = run(path)
     assert not ended.incomplete
     assert state(path) == before
@@ -293,7 +293,7 @@ def test_a_trial_shows_judges_the_material_of_prompts(typed: Typed, tmp_path: Pa
         < out.index("completion 1]]")
     )
     _, out, _ = typed("rubric", "render", "mt-bench")
-    assert "this prompt has no reference; a prompt that has" in out
+    assert "this prompt has no reference; with it, the judge sees it before the completions" in out
     assert "material reference: Reference answer" in typed("rubric", "show", "mt-bench")[1]
 
 
@@ -345,13 +345,13 @@ def test_means_are_over_prompts_rated_by_both_rubrics() -> None:
         "b": {"3": RatedCompletion("x", 1.0, {"tone": 1.0})},
     }
     console = Console(file=StringIO(), record=True, width=100)
-    tell_trial(console, TrialResult(("old", "new"), old, new, [], CallingResult(False, {}, None)))
+    print_trial(console, TrialResult(("old", "new"), old, new, [], CallingResult(False, {}, None)))
     lines = [" ".join(line.split()) for line in console.export_text().splitlines()]
     assert "2 prompts rated by new, 1 of them by old too" in lines
     assert "y 2.00 → 6.00 – → 1.00" in lines
     assert "x 4.00 → 5.00 4.00 → 3.00" in lines
     assert "a y 2.00 → 6.00 2 → 1" in lines
-    assert "another completion is the best in 1 of 1 prompts" in lines
+    assert "a different completion is best in 1 of 1 prompts" in lines
 
 
 # --- on the command line ----------------------------------------------------------------------------------------------
@@ -365,7 +365,7 @@ def test_a_trial_shows_its_cost_and_asks_before_it_spends(typed: Typed, tmp_path
     code, _, err = typed("rubric", "try", "mt-bench", path)
     assert code == Exit.BAD_INPUT
     assert "12 requests to judge, about" in err
-    assert "--yes goes on unasked" in err
+    assert "no terminal to confirm the cost; pass --yes" in err
     assert served.stats()["calls"] == calls
 
     code, out, _ = typed("rubric", "try", "mt-bench", path, "--yes", "--limit", "2")
@@ -378,7 +378,8 @@ def test_a_trial_shows_its_cost_and_asks_before_it_spends(typed: Typed, tmp_path
     assert "judge: truncated, 12 without a rating: " in out
     code, _, err = typed("rubric", "try", "mt-bench", path, "--yes", "--set", "judges.judge.model=nobody")
     assert code == Exit.REFUSED
-    assert "then the same command goes on" in err
+    rerun = f"aif rubric try mt-bench {path} --limit 20 --set judges.judge.model=nobody"
+    assert f"stopped; fix this and rerun `{rerun}`:\n" in err
     assert typed("rubric", "try", "nowhere", path)[0] == Exit.BAD_INPUT
 
 

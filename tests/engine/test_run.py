@@ -49,7 +49,7 @@ def test_the_first_ctrl_c_finishes_calls_in_flight(tmp_path: Path, serve: Serve,
     _, err = process.communicate(timeout=60)
 
     assert process.returncode == Exit.INTERRUPTED, err
-    assert f"`aif run {path}` goes on" in err
+    assert f"`aif run {path}` resumes" in err
     assert {row["verdict"] for row in ask(load(path), "SELECT verdict FROM calls")} == {"answered"}
     finished(path, served)
 
@@ -68,7 +68,7 @@ def test_ctrl_c_while_reading_prompts_leaves_at_once_with_a_message(
     _, err = process.communicate(timeout=60)
 
     assert process.returncode == Exit.INTERRUPTED, err
-    assert err.endswith("aif: stopped; what was there before is kept, and the same command goes on\n")
+    assert err.endswith("aif: interrupted; nothing stored was lost, and the same command resumes\n")
     assert "Traceback" not in err
 
 
@@ -85,7 +85,7 @@ def test_if_ctrl_c_ends_the_reader_of_stdout_stderr_still_gets_the_message(tmp_p
     _, err = process.communicate(timeout=60)
 
     assert process.returncode == Exit.INTERRUPTED, err
-    assert f"stopped; everything answered is kept. `aif run {path}` goes on" in err
+    assert f"stopped; all answers are stored; `aif run {path}` resumes" in err
 
 
 def test_a_terminal_that_closes_finishes_calls_in_flight(tmp_path: Path, serve: Serve) -> None:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from aif.cli.views.export import tell_exported
+from aif.cli.views.export import print_exported
 from aif.config.pipeline import Pipeline, parse
 from aif.core import batching
 from aif.core.errors import AifError, BadInput, Exit, Incomplete
@@ -861,7 +861,7 @@ def test_what_was_written_is_told(tmp_path: Path, built: Built) -> None:
     with ledger:
         exported = export(pipeline, rubric, ledger, tmp_path / "out", silent)
     screen = io.StringIO()
-    tell_exported(Console(width=200, file=screen), exported)
+    print_exported(Console(width=200, file=screen), exported)
     text = screen.getvalue()
     assert "6 pairs of 6 prompts" in text
     assert str(tmp_path / "out") in text
@@ -875,7 +875,7 @@ def test_the_line_that_loads_a_dataset_works_where_its_folder_looks_like_a_patte
     with ledger:
         exported = export(pipeline, rubric, ledger, tmp_path / "out [v1]*", silent)
     screen = io.StringIO()
-    tell_exported(Console(width=200, file=screen), exported)
+    print_exported(Console(width=200, file=screen), exported)
     (line,) = re.findall(r"^load +(.*)$", screen.getvalue(), re.MULTILINE)
     loaded = eval(line, {"load_dataset": datasets.load_dataset})
     assert {split: rows.num_rows for split, rows in loaded.items()} == {"train": 6}
@@ -895,7 +895,7 @@ def test_below_the_completeness_that_was_asked_for_what_is_missing_is_told(
     with ledger:
         exported = export(pipeline, rubric, ledger, tmp_path / "out", silent)
     screen = io.StringIO()
-    tell_exported(Console(width=300, file=screen), exported)
+    print_exported(Console(width=300, file=screen), exported)
     said, path = screen.getvalue(), pipeline.path
     assert ("6 of 8 prompts complete (75.0%); export.completeness is" in said) is told
     assert (

@@ -243,7 +243,7 @@ def test_without_a_terminal_nothing_is_sent_unasked(desk: Desk) -> None:
     code, told, said = desk.one("team/pairs")
     assert code == Exit.BAD_INPUT
     assert re.search(r"added +README.md", told)
-    assert "--yes sends it unasked" in said
+    assert "nothing was sent: no terminal to confirm the upload; pass --yes" in said
     assert desk.hub.writes() == []
 
 

@@ -189,7 +189,7 @@ def test_rebuilt_from_its_journal_the_store_is_the_same(finished: dict[str, Any]
     told = _aif("rebuild", finished["path"])
 
     assert told.returncode == Exit.DONE, told.stderr
-    assert "0 otherwise, 0 only now, 0 no longer" in told.stdout
+    assert "0 changed, 0 newly readable, 0 no longer readable" in told.stdout
     assert _ask(finished["path"], "SELECT * FROM pairs ORDER BY prompt_id") == before
 
 

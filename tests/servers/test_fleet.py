@@ -586,7 +586,7 @@ def test_a_stop_finishes_what_is_in_flight_and_stops_the_servers(tmp_path: Path,
     _, err = process.communicate(timeout=60)
 
     assert process.returncode == Exit.INTERRUPTED, err
-    assert "goes on" in err
+    assert "resumes" in err
     assert not fakes.alive()
     assert {row["verdict"] for row in ask(load(path), "SELECT verdict FROM calls")} == {"answered"}
 
@@ -620,7 +620,7 @@ def test_a_stop_while_a_model_is_fetched_does_not_wait_for_it(tmp_path: Path, fa
             _, err = process.communicate(timeout=30)
 
     assert process.returncode == Exit.INTERRUPTED, err
-    assert "goes on" in err
+    assert "resumes" in err
     assert "Traceback" not in err
     assert fakes.started() == []
 
@@ -660,7 +660,7 @@ def test_doctor_tells_what_would_be_launched_without_launching_it(
     out, _ = aif("doctor", path).communicate(timeout=60)
 
     assert "a: org/gone is not complete in the Hub's cache" in out
-    assert re.search(r"mend b: \S+ has no vLLM", out)
+    assert re.search(r"FAIL b: \S+ has no vLLM", out)
     assert f"judge: can be launched: vLLM and {fakes.model} are there" in out
     assert "servers: 2 of 3, launched by `aif run`: b on the CPU" in out
     assert fakes.started() == []
@@ -676,4 +676,4 @@ def test_doctor_tells_what_would_be_launched_without_launching_it(
     path.chmod(0o644)
 
     out, _ = aif("doctor", path, "--set", "models.b.launch.gpus=2").communicate(timeout=60)
-    assert "mend servers: b: launch.gpus is 2, but this machine has no GPU" in out
+    assert "FAIL servers: b: launch.gpus is 2, but this machine has no GPU" in out

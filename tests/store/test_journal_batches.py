@@ -14,7 +14,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from aif.cli.views.summary import tell_marks, tell_status
+from aif.cli.views.summary import print_reasoning_marks, print_status
 from aif.config.pipeline import load
 from aif.engine.outcome_text import reasoning_mark_text
 from aif.engine.prepare import prepare
@@ -207,7 +207,7 @@ def test_what_looks_like_a_mark_is_counted_with_an_example(kept: Kept) -> None:
     shown = []
     with Reader.open(kept.store) as reader:
         marks = reader.marks()
-        for tell in (tell_status, tell_marks):
+        for tell in (print_status, print_reasoning_marks):
             console = Console(record=True, width=300, file=StringIO())
             tell(console, reader)
             shown.append(console.export_text())

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from aif.cli.main import SELDOM
+from aif.cli.main import GC_THRESHOLDS
 from aif.config.pipeline import load
 from aif.engine.connect import open_endpoints
 from aif.engine.orchestrator import Orchestrator
@@ -51,7 +51,7 @@ def trial(folder: Path, full: bool) -> Figures:
     with serving(200, 400) as server:
         path = pipeline(folder, server.base_url, prompts, 256)
         observer = Observer()
-        gc.set_threshold(*SELDOM)  # as the command does
+        gc.set_threshold(*GC_THRESHOLDS)  # as the command does
         asyncio.run(_run(path, observer))
     store = folder / "store"
     calls = prompts * (len(MODELS) + 1)

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from aif.cli.views.progress import Terminal
-from aif.cli.views.summary import tell_status, tell_summary
+from aif.cli.views.summary import print_status, print_summary
 from aif.config.pipeline import Pipeline, load
 from aif.core.errors import Incomplete
 from aif.engine.prepare import rubric_of
@@ -86,8 +86,8 @@ def _state(
         export(pipeline, rubric_of(pipeline), ledger, out, lambda words: None)
     with Reader.open(pipeline.store) as reader:
         texts = {
-            "status": _printed(lambda console: tell_status(console, reader)),
-            "summary": _printed(lambda console: tell_summary(console, reader, 1.0)),
+            "status": _printed(lambda console: print_status(console, reader)),
+            "summary": _printed(lambda console: print_summary(console, reader, 1.0)),
             "card": (out / "README.md").read_text(encoding="utf-8"),
         }
     return {

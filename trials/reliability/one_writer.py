@@ -91,8 +91,8 @@ def _status_errors(path: Path, pid: int, call_log: CallLog) -> tuple[str, float,
             "who runs": f"held by process {pid} on {os.uname().nodename} since" in output,
             "progress of each": len(done) == 5 and 0 < sum(done) <= answered,
             "rate, spend": "per s" in output and "spent" in output,
-            "ETA": re.search(r"[\d:]+ to go", output),
-            "failures with an example and what to do": re.search(r"blocked, .*\n +\S.*\n +→ ", output),
+            "ETA": re.search(r"ETA [\d:]+", output),
+            "failures with an example and what to do": re.search(r"blocked: .*\n +\S.*\n +\S.*\n +→ ", output),
         }.items()
         if not true
     ]
@@ -101,7 +101,7 @@ def _status_errors(path: Path, pid: int, call_log: CallLog) -> tuple[str, float,
 
 def _failures_shown(path: Path) -> bool:
     code, output, *_ = _timed("failures", path)
-    return code == Exit.DONE and bool(re.search(r"blocked, [\d,]+ items?, retry with --retry-failed", output))
+    return code == Exit.DONE and bool(re.search(r"blocked: [\d,]+ \(waits with --retry-failed\)", output))
 
 
 def _refusal(command: str, path: Path, pid: int) -> list[object]:

@@ -209,7 +209,7 @@ def _stopped(folder: Path, signals: Sequence[signal.Signals]) -> dict[str, Any]:
             "seconds": round(took_s, 1),
             "lost": max(0, answered - journaled - flying),
             "left": left,
-            "said": "goes on" in output,
+            "said": "resumes" in output,
         }
 
 

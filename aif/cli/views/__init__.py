@@ -1,4 +1,4 @@
-"""What each command prints: one module a command, drawn with rich from values that other packages computed.
+"""What the commands print: one module a command, drawn with rich from values that other packages computed.
 
-A view decides nothing and reads no file or store of its own.
+A view decides nothing and opens no file. `show`, `summary` and `rubric` query the store's Reader.
 """

@@ -1,99 +1,56 @@
-"""An estimate as a person reads it, and the question whether to spend so much."""
+"""What `aif estimate` prints, also before a run that costs something."""
 
-import sys
 from collections.abc import Callable
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from aif.cli.console import print_text
 from aif.core import formatting
-from aif.core.errors import BadInput, NotStarted
 from aif.core.formatting import counted, describe_spending, dollars
 from aif.engine.estimate import Estimate, EstimateLine, Span, overflow_text
 
 WIDE = 100  # columns
 AT_MOST = (
-    "each is asked three times, since no reply can be used, and each is as long as its max_tokens allows; a judgement "
-    "cut there gets twice the room, then four times. What times out may be billed on top"
+    "if no reply is usable, each is requested three times and is as long as its max_tokens allows; a judgement cut "
+    "there gets twice the tokens, then four times. Calls that time out may be billed on top"
 )
 
 
-def compact(tokens: float) -> str:
-    return formatting.compact(round(tokens))
-
-
-def tell_estimate(console: Console, estimate: Estimate) -> None:
-    """What is to be asked of each model and judge, what it comes to, and how each figure was made."""
+def print_estimate(console: Console, estimate: Estimate) -> None:
+    """Print the calls to make for each model and judge, what they cost, and how each figure was estimated."""
     if not estimate.calls:
-        there = f": all {estimate.stored:,} answers are there" if estimate.stored else ""
-        console.print(f"nothing to ask{there}{_failed(estimate)}", soft_wrap=True)
+        stored = f": all {estimate.stored:,} answers are stored" if estimate.stored else ""
+        print_text(console, f"nothing to call{stored}{_failed(estimate)}")
         return
-
-    def say(words: str, style: str = "") -> None:
-        console.print(words, style=style, markup=False, soft_wrap=True)
-
     spent = describe_spending(estimate.spent, estimate.budget) or f"{dollars(estimate.spent.counted)} spent so far"
     spent = f"{'at least ' if estimate.spent.unpriced else ''}{spent}"
     console.print(_table(estimate, console.width >= WIDE))
-    say(f"\n{_sentence(estimate)}")
-    say(f"{estimate.stored:,} answers are there already; {spent}{_failed(estimate)}")
-    for one in estimate.overflows:
-        say(overflow_text(one), "yellow")
-    say("\nHow it was reckoned", "bold")
+    print_text(console, f"\n{_sentence(estimate)}")
+    print_text(console, f"{estimate.stored:,} answers are stored already; {spent}{_failed(estimate)}")
+    for misfit in estimate.overflows:
+        print_text(console, overflow_text(misfit), "yellow")
+    print_text(console, "\nHow this was estimated", "bold")
     for basis in dict.fromkeys(line.basis for line in estimate.lines if line.calls):
         names = ", ".join(line.name for line in estimate.lines if line.basis == basis)
-        say(f"{names}: {'; '.join(basis)}")
-    say(f"at most: {AT_MOST}", "dim")
+        print_text(console, f"{names}: {'; '.join(basis)}")
+    print_text(console, f"at most: {AT_MOST}", "dim")
     if any(line.at_least for line in estimate.lines):
-        say("`aif estimate --probe N` measures what is assumed on N prompts asked for real; all of it is kept", "dim")
+        hint = "`aif estimate --probe N` runs N prompts to measure what is assumed here; their results are stored"
+        print_text(console, hint, "dim")
 
 
-def tell_short(console: Console, estimate: Estimate) -> None:
-    """The same in a line, for logs, and one for each model or judge that can't hold what it is to be asked."""
-    for sentence in (_sentence(estimate), *map(overflow_text, estimate.overflows)):
-        console.print(sentence, markup=False, soft_wrap=True)
+def print_estimate_line(console: Console, estimate: Estimate, prefix: str = "") -> None:
+    """Print an estimate in one line after `prefix`, for logs, and a line for each model or judge whose context window
+    is too short."""
+    for sentence in (prefix + _sentence(estimate), *map(overflow_text, estimate.overflows)):
+        print_text(console, sentence)
 
 
-def ask(console: Console, estimate: Estimate, above_usd: float, *, yes: bool) -> None:
-    """Tells what a run comes to. By hand, when that is more than `above_usd` or not known, asks whether to go on.
-
-    Without a terminal to ask at it goes on, as batch jobs must. Raises NotStarted where the answer is no.
-    """
-    dear = bool(estimate.unpriced) or estimate.usd.expected > above_usd
-    if yes or not dear or not by_hand():
-        tell_short(console, estimate)
-        return
-    tell_estimate(console, estimate)
-    _question(console)
-
-
-def ask_for_probe(console: Console, estimate: Estimate, *, yes: bool) -> None:
-    """Tells what a probe comes to, and asks for it unless it costs nothing. Raises BadInput without a terminal."""
-    tell_short(console, estimate)
-    if yes or not (estimate.unpriced or estimate.usd.most):
-        return
-    if not by_hand():
-        raise BadInput("--probe spends money, and there is no terminal to ask at; add --yes")
-    _question(console)
-
-
-def by_hand() -> bool:
-    """Whether somebody sits there who can be asked."""
-    return sys.stdin.isatty() and sys.stderr.isatty()
-
-
-def _question(console: Console) -> None:
-    """Raises NotStarted unless the answer is yes; at Ctrl-C KeyboardInterrupt, in a line of its own."""
-    try:
-        said = console.input("Go on? [y/N] ", markup=False)
-    except EOFError:
-        said = ""
-    except KeyboardInterrupt:
-        console.print("\nnot started; nothing was asked")
-        raise
-    if said.strip().lower() not in ("y", "yes"):
-        raise NotStarted("not started; nothing was asked. --yes goes on unasked, --limit N asks about fewer prompts")
+def compact(tokens: float) -> str:
+    """Return a number of tokens in few letters: 950, 12.3k, 4.5M."""
+    return formatting.compact(round(tokens))
 
 
 def _sentence(estimate: Estimate) -> str:
@@ -104,36 +61,36 @@ def _sentence(estimate: Estimate) -> str:
         money = f"{known}dollars unknown for {', '.join(estimate.unpriced)}, set `price`"
     tokens = f"{compact(estimate.input.expected)} tokens in, {compact(estimate.output.expected)} out"
     time = _time(estimate.seconds, estimate.at_least)
-    return f"to ask: {counted(estimate.calls, 'call')}, {tokens}; {money}; time {time}{_beyond(estimate)}"
+    return f"estimate: {counted(estimate.calls, 'call')}, {tokens}; {money}; time {time}{_over_budget(estimate)}"
 
 
-def _beyond(estimate: Estimate) -> str:
-    """Says so where what is to be asked is more than the budget has left."""
+def _over_budget(estimate: Estimate) -> str:
     if estimate.budget is None or estimate.usd.most <= (left := estimate.spent.left(estimate.budget)):
         return ""
     sure = "is" if estimate.usd.expected > left else "may be"
-    return f"; that {sure} more than the {dollars(left)} left of budget_usd, where the run would stop"
+    return f"; this {sure} more than the {dollars(left)} left of budget_usd, where the run would stop"
 
 
 def _table(estimate: Estimate, wide: bool) -> Table:
-    """In a narrow terminal tokens are told as expected, without what they are at most."""
+    """A table of the estimate by model and judge; without `wide`, tokens have no upper bound beside the expectation."""
     grid = Table(box=None, padding=(0, 2, 0, 0), show_edge=False)
-    grid.add_column("to ask", style="cyan", overflow="fold")
-    for name in ("calls", "kept", "tokens in", "out", "USD", "time"):
+    grid.add_column("")
+    for name in ("calls", "stored", "tokens in", "out", "USD", "time"):
         grid.add_column(name, justify="right", no_wrap=True)
 
-    def told(one: EstimateLine | Estimate, usd: str, at_least: bool) -> tuple[str, ...]:
+    def figures(part: EstimateLine | Estimate, usd: str, at_least: bool) -> tuple[str, ...]:
         tokens = [
-            _range(compact, span if wide else Span(span.expected, span.expected)) for span in (one.input, one.output)
+            _range(compact, span if wide else Span(span.expected, span.expected)) for span in (part.input, part.output)
         ]
-        return (*tokens, usd, _time(one.seconds, at_least))
+        return (*tokens, usd, _time(part.seconds, at_least))
 
     for line in estimate.lines:
-        figures = told(line, _dollars(line.usd), line.at_least) if line.calls else ()
-        grid.add_row(Text(line.name), f"{line.calls:,}", f"{line.stored:,}", *figures)
+        cells = figures(line, _dollars(line.usd), line.at_least) if line.calls else ()
+        label = Text(line.name, "cyan", no_wrap=True, overflow="ellipsis")
+        grid.add_row(label, f"{line.calls:,}", f"{line.stored:,}", *cells)
     usd = f"{'≥ ' if estimate.unpriced else ''}{_dollars(estimate.usd)}"
-    figures = told(estimate, usd, estimate.at_least)
-    grid.add_row("all", f"{estimate.calls:,}", f"{estimate.stored:,}", *figures, style="bold")
+    cells = figures(estimate, usd, estimate.at_least)
+    grid.add_row("all", f"{estimate.calls:,}", f"{estimate.stored:,}", *cells, style="bold")
     return grid
 
 
@@ -141,8 +98,8 @@ def _dollars(usd: Span | None) -> str:
     return "unknown" if usd is None else _range(dollars, usd)
 
 
-def _range(told: Callable[[float], str], span: Span) -> str:
-    expected, most = told(span.expected), told(span.most)
+def _range(shown: Callable[[float], str], span: Span) -> str:
+    expected, most = shown(span.expected), shown(span.most)
     return expected if expected == most else f"{expected} – {most}"
 
 
@@ -156,4 +113,4 @@ def _time(seconds: float | None, at_least: bool) -> str:
 def _failed(estimate: Estimate) -> str:
     if not estimate.failed:
         return ""
-    return f"; {estimate.failed:,} failed for good and are not counted (`aif run --retry-failed` asks them again)"
+    return f"; {estimate.failed:,} permanent failures are not counted (`aif run --retry-failed` retries them)"

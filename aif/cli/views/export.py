@@ -1,4 +1,4 @@
-"""What a person reads before and after an export, and before and after it is published."""
+"""What `aif export` and `aif publish` print."""
 
 import glob
 
@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.markup import escape
 
-from aif.cli.views.progress import say
+from aif.cli.console import print_text
 from aif.core.formatting import counted
 from aif.export.card import default_config
 from aif.export.dataset import ExportResult
@@ -14,56 +14,56 @@ from aif.export.hub import ENDPOINT
 from aif.export.publish import PublishPlan, publish_warnings
 
 
-def tell_exported(console: Console, exported: ExportResult) -> None:
-    """What was written, and what to do with it."""
-    books = exported.prompt_counts
-    console.print(f"\n[bold]{counted(books.pairs, 'pair')} of {counted(books.selected, 'prompt')}[/bold]\n")
+def print_exported(console: Console, exported: ExportResult) -> None:
+    """Print what was written and how to load it."""
+    counts = exported.prompt_counts
+    console.print(f"\n[bold]{counted(counts.pairs, 'pair')} of {counted(counts.selected, 'prompt')}[/bold]\n")
     width = max(5, *map(len, exported.rows))
     for config, splits in exported.rows.items():
-        counts = ", ".join(f"{split} {rows:,}" for split, rows in splits.items())
-        console.print(f"  {config:<{width}} {counts}", soft_wrap=True)
+        splits_text = ", ".join(f"{split} {rows:,}" for split, rows in splits.items())
+        console.print(f"  {config:<{width}} {splits_text}", soft_wrap=True)
     if exported.shortfall:
-        say(console, "\n" + "\n".join(exported.shortfall))
+        print_text(console, "\n" + "\n".join(exported.shortfall))
     console.print(f"\ndataset  {exported.path}", soft_wrap=True, markup=False)
     console.print(f"card     {exported.path / 'README.md'}", soft_wrap=True, markup=False)
     config = default_config(exported.rows)
     load, folder = f'"{exported.path}", "{config}"', str(exported.path / config)
-    if folder != glob.escape(folder):  # datasets takes the name of such a folder for a pattern
-        named = {split: f"{glob.escape(folder)}/{split}-*.parquet" for split in exported.rows[config]}
-        load = f'"parquet", data_files={named}'
+    if folder != glob.escape(folder):  # datasets would read such a folder's name as a pattern
+        files = {split: f"{glob.escape(folder)}/{split}-*.parquet" for split in exported.rows[config]}
+        load = f'"parquet", data_files={files}'
     console.print(f"load     load_dataset({load})", soft_wrap=True, markup=False)
 
 
-def tell_plan(console: Console, plan: PublishPlan) -> None:
-    """What would be sent where, and what to know first."""
+def print_plan(console: Console, plan: PublishPlan) -> None:
+    """Print the files that would be uploaded, to which dataset, and warnings to read before."""
     kind = "public" if plan.public else "private"
-    state = f"as it is at {plan.head[:12]}" if plan.head else "new"
+    state = f"now at commit {plan.head[:12]}" if plan.head else "new"
     console.print(f"\n[bold]{escape(plan.repo)}[/bold]  {kind} dataset at {ENDPOINT}, {state}\n", soft_wrap=True)
-    told = [file for file in plan.files if file.change != "unchanged"]
-    width = max((len(file.path) for file in told), default=0)
-    for file in told:
+    changed = [file for file in plan.files if file.change != "unchanged"]
+    width = max((len(file.path) for file in changed), default=0)
+    for file in changed:
         line = f"  {file.change:<8}  {file.path:<{width}}  {decimal(file.size):>10}"
         console.print(line, markup=False, soft_wrap=True)
-    if unchanged := len(plan.files) - len(told):
+    if unchanged := len(plan.files) - len(changed):
         console.print(f"  unchanged {unchanged} files", style="dim")
     console.print()
     for config, splits in plan.run.rows.items():
         console.print(f"  {config:<7}  {', '.join(f'{split} {n:,}' for split, n in splits.items())}", soft_wrap=True)
     console.print(f"  licence  {plan.pipeline.export.license or 'none'}", markup=False, soft_wrap=True)
-    for words in publish_warnings(plan):
-        console.print(f"  [yellow]![/yellow] {escape(words)}", soft_wrap=True)
+    for concern in publish_warnings(plan):
+        console.print(f"  [yellow]![/yellow] {escape(concern)}", soft_wrap=True)
 
 
 def question(plan: PublishPlan) -> str:
-    """What is asked before anything is sent."""
+    """Return the question to confirm before anything is sent."""
     size = decimal(sum(file.size for file in plan.sent))
     removed = f", remove {len(plan.removed)}" if plan.removed else ""
     kind = "public" if plan.public else "private"
     return f"Send {len(plan.sent)} files ({size}){removed}, in one commit to the {kind} dataset {plan.repo}?"
 
 
-def tell_published(console: Console, plan: PublishPlan, revision: str) -> None:
-    """The commit, and how to load it."""
+def print_published(console: Console, plan: PublishPlan, revision: str) -> None:
+    """Print the commit and how to load it."""
     config = default_config(plan.run.rows)
     console.print(f"\nrevision  {revision}", soft_wrap=True, markup=False)
     console.print(f"page      {ENDPOINT}/datasets/{plan.repo}", soft_wrap=True, markup=False)

@@ -1,32 +1,49 @@
-"""What has no answer, as it is told: by kind, with an example and what to do."""
+"""What `aif failures` prints, also at the end of a run and in `aif status`: a group a kind, with a fix."""
 
 from collections.abc import Sequence
 
 from rich.console import Console
 
-from aif.cli.views.progress import say
-from aif.core.formatting import counted
+from aif.cli.console import print_text
+from aif.cli.views.grouping import pattern
 from aif.core.types import FailureGroup
 from aif.engine.advice import NEXT_STEPS, fix
 
 
-def tell_failures(console: Console, failures: Sequence[FailureGroup]) -> None:
-    """Each kind in a line, with an example and what to do; nothing where there is none. Apart stand calls that were
-    made again: their items may be answered by now."""
-    again = [one for one in failures if one.verdict == "again"]
-    _tell(console, "Without an answer", [one for one in failures if one not in again])
-    _tell(console, "Calls that failed and were made again", again)
+def print_failures(console: Console, failures: Sequence[FailureGroup]) -> None:
+    """Print failures, retried calls and pending items, one entry for endpoints that fail alike. Retried calls are apart
+    from failures: their items may have an answer by now."""
+    retried = [failing for failing in failures if failing.verdict == "again"]
+    failed = [failing for failing in failures if failing.kind and failing not in retried]
+    pending = [failing for failing in failures if not failing.kind]
+    for title, section in (("Failures", failed), ("Failed calls that were retried", retried), ("Pending", pending)):
+        if section:
+            console.print(f"\n[bold]{title}[/bold]")
+        for group in group_failures(section):
+            _print_group(console, group)
 
 
-def _tell(console: Console, title: str, failures: Sequence[FailureGroup]) -> None:
-    if failures:
-        console.print(f"\n[bold]{title}[/bold]")
-    for one in failures:
-        items = counted(one.items, "call" if one.verdict == "again" else "item")
-        if not one.kind:
-            say(console, f"{one.endpoint}: {items}, {NEXT_STEPS[one.verdict]}")
-            continue
-        say(console, f"{one.endpoint}: {one.kind}, {items}, {NEXT_STEPS[one.verdict]}")
-        say(console, f"    {one.example}")
-        if what := fix(one.kind, one.example):
-            say(console, f"    → {what}", "dim")
+def group_failures(failures: Sequence[FailureGroup]) -> list[list[FailureGroup]]:
+    """Group failures with the same kind, verdict, fix and message pattern; the group with the most items is first."""
+    groups: dict[tuple[str, ...], list[FailureGroup]] = {}
+    for failing in failures:
+        kind, text = failing.kind, failing.example
+        key = (kind, failing.verdict, fix(kind, text), pattern(text, failing.endpoint)) if kind else (failing.verdict,)
+        groups.setdefault(key, []).append(failing)
+    return sorted(groups.values(), key=_items, reverse=True)
+
+
+def _items(group: Sequence[FailureGroup]) -> int:
+    return sum(failing.items for failing in group)
+
+
+def _print_group(console: Console, group: Sequence[FailureGroup]) -> None:
+    first, then = group[0], NEXT_STEPS[group[0].verdict]
+    print_text(console, f"{first.kind}: {_items(group):,} ({then})" if first.kind else f"{then}: {_items(group):,}")
+    several = len(group) > 1
+    names = (f"{failing.endpoint} {failing.items:,}" if several else failing.endpoint for failing in group)
+    print_text(console, f"    {', '.join(names)}")
+    if first.kind:
+        print_text(console, f"    {'for example: ' if several else ''}{first.example}")
+        if advice := fix(first.kind, first.example):
+            print_text(console, f"    → {advice}", "dim")

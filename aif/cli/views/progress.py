@@ -1,105 +1,139 @@
-"""A run that goes on, drawn: a live table in a terminal, a line now and then elsewhere."""
+"""A run's progress, drawn: a live table in a terminal, a log line every few seconds elsewhere."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress_bar import ProgressBar
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from aif.core.formatting import compact, describe_spending, dollars, duration, escape_controls
-from aif.engine.progress import DISPLAY_CLOSED, Snapshot
+from aif.cli.console import print_text
+from aif.cli.views.grouping import few, grouped
+from aif.core.formatting import compact, describe_spending, dollars, duration
+from aif.engine.progress import EndpointState, Snapshot
 
 LINE_EVERY_S = 10.0
-
-WIDE = 100  # columns
-
-
-def say(console: Console, words: str, style: str | None = None) -> None:
-    """Words to a person, as they are, whoever wrote them. Where nobody reads them any more, what goes on goes on."""
-    with suppress(*DISPLAY_CLOSED):
-        console.print(escape_controls(words), highlight=False, markup=False, soft_wrap=True, style=style)
+WIDE = 100  # columns from which tokens are shown for each model; below, only their sum
+REFRESH_PER_S = 4
 
 
-def line(snapshot: Snapshot) -> str:
-    """A snapshot in one line, for logs."""
-    parts = []
-    for stage, word in (("completion", "completions"), ("judgement", "judgements")):
-        lines = [one for one in snapshot.lines if one.stage == stage]
-        done, wanted = sum(one.answered for one in lines), sum(one.wanted for one in lines)
-        failed = sum(one.failed + one.later for one in lines)
-        rate = sum(one.rate for one in lines)
-        parts.append(f"{word} {done:,}/{wanted:,} ({rate:.1f}/s{f', {failed:,} failed' if failed else ''})")
-    refused = "".join(f" · {one.name} refused" for one in snapshot.lines if one.refused)
-    busy: dict[str, list[str]] = {}
-    for one in snapshot.lines:
-        if one.doing and not one.refused:
-            busy.setdefault(one.doing, []).append(one.name)
-    doing = "".join(f" · {', '.join(names)} {what}" for what, names in busy.items())
-    state = " · ".join([*parts, dollars(_usd(snapshot)), f"ETA {duration(snapshot.eta_s)}"])
-    said = f" · {told}" if (told := describe_spending(snapshot.spent, snapshot.budget)) else ""
-    return f"{duration(snapshot.elapsed_s)} {state}{said}{doing}{refused}"
+def progress_line(snapshot: Snapshot) -> str:
+    """Return a snapshot as one line, for logs."""
+    parts = [f"{_times(snapshot)}", _overall(snapshot)]
+    for stage, noun in (("completion", "completions"), ("judgement", "judgements")):
+        states = [state for state in snapshot.lines if state.stage == stage]
+        answered, wanted = sum(state.answered for state in states), sum(state.wanted for state in states)
+        failed = sum(map(_failed, states))
+        rate = sum(state.rate for state in states)
+        parts.append(f"{noun} {answered:,}/{wanted:,} ({rate:.1f}/s{f', {failed:,} failed' if failed else ''})")
+    parts.append(_spend(snapshot))
+    parts += [f"{few(names)}: {activity}" for activity, names in _activities(snapshot).items()]
+    if refused := [state.name for state in snapshot.lines if state.refused]:
+        parts.append(f"{few(refused)}: refused")
+    return " · ".join(parts)
 
 
-def table(snapshot: Snapshot, wide: bool) -> Group:
-    """A snapshot as a table, for eyes; with bars where the terminal is wide. What endpoints do instead of answering
-    stands below it, so that no message, however long, takes the room of the figures."""
-    grid = Table(box=None, padding=(0, 1), title_justify="left", title_style="bold")
-    grid.title = (
-        f"{duration(snapshot.elapsed_s)} gone, {duration(snapshot.eta_s)} to go, {dollars(_usd(snapshot))} spent"
-    )
-    heads = ("", "", "done", "per s", "open", "failed", "in", "out", "USD")
+def progress_table(snapshot: Snapshot, width: int) -> Group:
+    """Return a snapshot as a table of `width` columns: the whole run first, then a row for each model and judge, then
+    what they do instead of answering."""
+    wide = width >= WIDE
+    grid = Table(box=None, padding=(0, 1))
+    heads = ("", "", "done", "per s", "in flight", "failed", *(("in", "out") if wide else ()), "USD")
     for n, head in enumerate(heads):
-        # only a column that may wrap is narrowed where the room is short: the name's
+        # only the names may be narrowed
         grid.add_column(head, justify="left" if n < 2 else "right", no_wrap=n > 0)
-    told = describe_spending(snapshot.spent, snapshot.budget)
-    notes = [Text(f" {told}", "dim")] if told else []
-    for one in snapshot.lines:
-        failed = one.failed + one.later
+    for state in snapshot.lines:
         grid.add_row(
-            Text(one.name, "cyan" if one.stage == "completion" else "magenta", no_wrap=True, overflow="ellipsis"),
-            bar(one.answered + one.failed + one.later, one.wanted) if wide else "",
-            f"{one.answered:,}/{one.wanted:,}",
-            f"{one.rate:.1f}",
-            str(one.in_flight),
-            Text(f"{failed:,}", style="red" if failed else "dim"),
-            compact(one.input_tokens),
-            compact(one.output_tokens),
-            dollars(one.usd),
+            Text(state.name, "cyan" if state.stage == "completion" else "magenta", no_wrap=True, overflow="ellipsis"),
+            _bar(_ended(state), state.wanted, 16 if width >= 120 else 8),
+            f"{state.answered:,}/{state.wanted:,}",
+            f"{state.rate:.1f}",
+            str(state.in_flight),
+            Text(f"{_failed(state):,}", style="red" if _failed(state) else "dim"),
+            *((compact(state.input_tokens), compact(state.output_tokens)) if wide else ()),
+            dollars(state.usd),
         )
-        if one.refused:
-            notes.append(Text(f" {one.name} refused: {one.refused}", "red", no_wrap=True, overflow="ellipsis"))
-        elif one.doing:
-            notes.append(Text(f" {one.name} {one.doing}", "yellow", no_wrap=True, overflow="ellipsis"))
-    return Group(grid, *notes)
+    spend = Padding(Text(_spend(snapshot), "dim"), (0, 1))
+    return Group(_overall_row(snapshot, width), spend, grid, *_notes(snapshot))
 
 
-def bar(done: int, wanted: int) -> ProgressBar:
-    return ProgressBar(total=max(1, wanted), completed=done, width=16)
+def _overall_row(snapshot: Snapshot, width: int) -> Table:
+    states, overall, times = snapshot.lines, _overall(snapshot), _times(snapshot)
+    bar_width = max(8, min(40, width - len(overall) - len(times) - 6))
+    row = Table.grid(padding=(0, 1))
+    bar = _bar(sum(map(_ended, states)), sum(state.wanted for state in states), bar_width)
+    row.add_row("", Text(overall, "bold"), bar, Text(times))
+    return row
 
 
-def _usd(snapshot: Snapshot) -> float | None:
-    known = [one.usd for one in snapshot.lines]
-    return None if None in known else sum(usd for usd in known if usd is not None)
+def _notes(snapshot: Snapshot) -> Iterator[Text]:
+    """What endpoints do instead of answering, below the table, so that a long message narrows no column."""
+    refusals = grouped((state.name, state.refused) for state in snapshot.lines if state.refused)
+    for activity, names in _activities(snapshot).items():
+        yield Text(f" {few(names)}: {activity}", "yellow", no_wrap=True, overflow="ellipsis")
+    for refusal, names in refusals.items():
+        yield Text(f" {few(names)}: refused: {refusal}", "red", no_wrap=True, overflow="ellipsis")
+
+
+def _activities(snapshot: Snapshot) -> dict[str, list[str]]:
+    """What endpoints do instead of answering -> their names."""
+    return grouped((state.name, state.doing) for state in snapshot.lines if state.doing and not state.refused)
+
+
+def _overall(snapshot: Snapshot) -> str:
+    answered, wanted = (sum(getattr(state, name) for state in snapshot.lines) for name in ("answered", "wanted"))
+    percent = int(1000 * answered / wanted) / 10 if wanted else 0.0  # rounded down: 100 % only when all are answered
+    return f"{answered:,} of {wanted:,} ({percent:.1f}%)"
+
+
+def _times(snapshot: Snapshot) -> str:
+    return f"elapsed {duration(snapshot.elapsed_s)}, ETA {duration(snapshot.eta_s)}"
+
+
+def _spend(snapshot: Snapshot) -> str:
+    """The spend of the store against its budget, if there is one or not all is known, else of this run; and tokens."""
+    tokens = (sum(getattr(state, name) for state in snapshot.lines) for name in ("input_tokens", "output_tokens"))
+    tokens_in, tokens_out = map(compact, tokens)
+    unpriced = [state.name for state in snapshot.lines if state.usd is None]
+    spent = describe_spending(snapshot.spent, snapshot.budget)
+    spent = spent or f"{dollars(sum(state.usd or 0.0 for state in snapshot.lines))} spent in this run"
+    plus = f", plus {few(unpriced)} (price unknown)" if unpriced else ""
+    return f"{spent}{plus}; {tokens_in} tokens in, {tokens_out} out"
+
+
+def _ended(state: EndpointState) -> int:
+    return state.answered + _failed(state)
+
+
+def _failed(state: EndpointState) -> int:
+    return state.failed + state.later
+
+
+def _bar(ended: int, wanted: int, width: int) -> Text:
+    """A bar that can be read without colors, too, unlike rich's."""
+    halves = min(2 * width, 2 * width * ended // max(1, wanted))
+    full = "━" * (halves // 2) + "╸" * (halves % 2)
+    return Text(full, "green").append("─" * (width - len(full)), "dim")
 
 
 class Terminal:
-    """A console as the screen of a run."""
+    """The Screen of a run on a console: a live table in a terminal, else a log line every 10 s."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self.every_s = 0.25 if console.is_terminal else LINE_EVERY_S
+        self.every_s = 1 / REFRESH_PER_S if console.is_terminal else LINE_EVERY_S
 
     def print_line(self, words: str) -> None:
-        say(self._console, words)
+        """Print a line of text."""
+        print_text(self._console, words)
 
     @contextmanager
     def drawing(self) -> Iterator[Callable[[Snapshot], None]]:
-        """A table that stays in its place; without a terminal a line each time."""
+        """Yield a function that draws a snapshot: over the last one in a terminal, else as a new line."""
         if not self._console.is_terminal:
-            yield lambda snapshot: self._console.print(line(snapshot), soft_wrap=True, markup=False)
+            yield lambda snapshot: self._console.print(progress_line(snapshot), soft_wrap=True, markup=False)
             return
-        with Live(console=self._console, refresh_per_second=4, transient=True) as live:
-            yield lambda snapshot: live.update(table(snapshot, wide=self._console.width >= WIDE))
+        with Live(console=self._console, refresh_per_second=REFRESH_PER_S, transient=True) as live:
+            yield lambda snapshot: live.update(progress_table(snapshot, self._console.width))

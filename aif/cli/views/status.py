@@ -1,90 +1,71 @@
-"""A run that goes on as others see it, who can't open the store it holds: by its lock and the file it keeps."""
+"""What `aif status` and `aif failures` print while another process holds the store, and after a run died."""
 
 import socket
-from datetime import UTC, datetime
-from pathlib import Path
 
 from rich.console import Console
 
-from aif.cli.views.failures import tell_failures
-from aif.cli.views.progress import WIDE, say, table
+from aif.cli.console import print_text
+from aif.cli.running import RunningProcess
+from aif.cli.views.failures import print_failures
+from aif.cli.views.grouping import grouped
+from aif.cli.views.progress import progress_table
 from aif.core.formatting import counted, duration
-from aif.engine.progress import FILE_EVERY_S, Snapshot, read_snapshot
-from aif.store.lock import Places, holder, is_held, note_in
-
-SILENT_S = 10 * FILE_EVERY_S  # so long without a word, and it is said
+from aif.engine.progress import Snapshot
 
 
-def tell_progress(console: Console, store: Path) -> bool:
-    """How far the run is that holds the store now, and what has no answer. False where nobody holds it."""
-    places = Places(store)
-    if not is_held(places.lock):
-        return False
-    say(console, f"{store}: {holder(places.lock)}")
-    if snapshot := _of_holder(places):
-        console.print(table(snapshot, wide=console.width >= WIDE))
-        _tell_silence(console, snapshot)
-        tell_failures(console, snapshot.failures)
-    else:
-        say(console, "it asks no model now, so there is no progress to tell; ask again when it has ended")
-    return True
-
-
-def tell_failures_so_far(console: Console, store: Path) -> bool:
-    """What has no answer in the run that holds the store now. False where nobody holds it."""
-    places = Places(store)
-    if not is_held(places.lock):
-        return False
-    say(console, f"{store}: {holder(places.lock)}")
-    if snapshot := _of_holder(places):
-        _tell_silence(console, snapshot)
-        tell_failures(console, snapshot.failures)
-        left = [line for line in snapshot.lines if line.left]
-        for line in left:
-            refused = f", and takes no more calls: {line.refused}" if line.refused else ""
-            say(console, f"{line.name}: {counted(line.left, 'item')} without an answer yet{refused}")
-        if not left and not snapshot.failures:
-            say(console, "nothing failed so far")
-    else:
-        say(console, "it asks no model now; ask again when it has ended")
-    return True
-
-
-def tell_left_behind(console: Console, store: Path) -> None:
-    """What became of the last run, where nobody holds the store and its file is still there: it was killed, unless it
-    ran on another machine, whose lock need not be seen here."""
-    if (left := read_snapshot(Places(store).progress)) is None:
+def print_running(console: Console, running: RunningProcess) -> None:
+    """Print who holds the store, how far it is, and its failures."""
+    print_text(console, f"{running.store}: {running.holder}")
+    if running.snapshot is None:
+        print_text(console, "it calls no model now, so there is no progress to show; try again once it has ended")
         return
-    done = sum(line.answered for line in left.lines)
-    heard = (
-        f"the run that began {left.started} (process {left.pid} on {left.host}) was last heard of {left.updated} with "
-        f"{done:,} answers"
+    console.print(progress_table(running.snapshot, console.width))
+    _print_silence(console, running.silent_s)
+    print_failures(console, running.snapshot.failures)
+
+
+def print_running_failures(console: Console, running: RunningProcess) -> None:
+    """Print who holds the store, its failures so far, and what is unanswered yet."""
+    print_text(console, f"{running.store}: {running.holder}")
+    if running.snapshot is None:
+        print_text(console, "it calls no model now; try again once it has ended")
+        return
+    _print_silence(console, running.silent_s)
+    print_failures(console, running.snapshot.failures)
+    left = [state for state in running.snapshot.lines if state.left]
+    if not left and not running.snapshot.failures:
+        print_text(console, "nothing failed so far")
+    if left:
+        console.print("\n[bold]Pending[/bold]")
+        print_text(console, f"unanswered so far: {sum(state.left for state in left):,}")
+        print_text(console, f"    {', '.join(f'{state.name} {state.left:,}' for state in left)}")
+    refusals = grouped((state.name, state.refused) for state in left if state.refused)
+    for refused, names in refusals.items():
+        print_text(console, f"no more calls to {', '.join(names)}: {refused}")
+
+
+def print_dead_run(console: Console, left: Snapshot) -> None:
+    """Print that a run died and that the next one resumes; a run on another machine may be alive."""
+    answered = sum(state.answered for state in left.lines)
+    last = (
+        f"the run that began {left.started} (process {left.pid} on {left.host}) last wrote its progress "
+        f"{left.updated}, with {counted(answered, 'answer')}"
     )
     if left.host == socket.gethostname():
         then = (
-            "and holds the store no more: it was killed or crashed. What was answered is kept; the next `aif run` "
-            "takes in what of it the store does not have yet, and goes on"
+            "It no longer holds the store: it was killed or crashed. Its answers are in the journal; the next "
+            "`aif run` adds those that the store lacks, and resumes"
         )
     else:
-        then = "and may still go on there: locks of a shared folder need not be seen from here"
-    say(console, f"{heard}, {then}")
+        then = "It may still be running there: this machine may not see locks on a shared folder"
+    print_text(console, f"{last}. {then}")
 
 
-def _of_holder(places: Places) -> Snapshot | None:
-    """What the holder of the lock keeps. Whoever takes the lock removes what another left (see Ledger.open); between
-    the two the process is another."""
-    snapshot, note = read_snapshot(places.progress), note_in(places.lock)
-    if snapshot and note and (snapshot.pid, snapshot.host) != (note.pid, note.host):
-        return None
-    return snapshot
-
-
-def _tell_silence(console: Console, snapshot: Snapshot) -> None:
-    silent_s = (datetime.now(UTC) - datetime.fromisoformat(snapshot.updated)).total_seconds()
-    if silent_s > SILENT_S:
-        say(
+def _print_silence(console: Console, silent_s: float | None) -> None:
+    if silent_s is not None:
+        print_text(
             console,
-            f"last heard of {duration(silent_s)} ago, and these are the figures of then: is it stopped (Ctrl-Z), or "
-            "its disk full?",
+            f"its last progress is {duration(silent_s)} old, and so are these figures; is the process "
+            "suspended (Ctrl-Z), or its disk full?",
             "yellow",
         )

@@ -1,5 +1,6 @@
-"""What a person reads when a run has ended, and when they ask how it stands."""
+"""What `aif run` prints at its end, and `aif status` of a store that no run holds."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from aif.cli.views.failures import tell_failures
-from aif.cli.views.progress import say
+from aif.cli.console import print_text
+from aif.cli.views.failures import print_failures
 from aif.core.formatting import counted, describe_spending, dollars, escape_controls, plural
 from aif.engine.outcome_text import (
     OUTCOME_TEXTS,
@@ -20,37 +21,37 @@ from aif.engine.outcome_text import (
 )
 from aif.store.lock import Places
 from aif.store.reader import Reader
-from aif.store.report_queries import Balance, Books
+from aif.store.report_queries import Balance, Books, Tally
 
 
-def tell_status(console: Console, reader: Reader, budget: float | None = None) -> None:
-    """How a store stands that no run holds: as the summary, by model and judge, and without what takes reading every
-    rating (the means by aspect: 2 s of CPU for 64,000 prompts)."""
+def print_status(console: Console, reader: Reader, budget: float | None = None) -> None:
+    """Print items by model and judge, then a run's summary, but without mean ratings by aspect: they would take 2 s of
+    CPU for 64,000 prompts."""
     balance = reader.balance()
-    tell_items(console, balance)
-    _tell(console, reader, balance, reader.standings(), "", budget)
-    tell_failures(console, balance.missing)
-    tell_marks(console, reader)
+    print_items(console, balance)
+    _print_results(console, reader, balance, reader.standings(), "", budget)
+    print_failures(console, balance.missing)
+    print_reasoning_marks(console, reader)
 
 
-def tell_summary(console: Console, reader: Reader, seconds: float, budget: float | None = None) -> None:
-    """How a run ended: books, models, how judges agree, tokens and spend (USD, of which budget), failures."""
+def print_summary(console: Console, reader: Reader, seconds: float, budget: float | None = None) -> None:
+    """Print a run's prompt counts, models, judges' agreement, tokens and spend (USD, as is `budget`), failures."""
     balance = reader.balance()
-    _tell(console, reader, balance, reader.leaderboard(), f" in {seconds:.1f} s", budget)
-    tell_failures(console, balance.missing)
+    _print_results(console, reader, balance, reader.leaderboard(), f" in {seconds:.1f} s", budget)
+    print_failures(console, balance.missing)
     for endpoint, replies, word in reader.endings():
-        said = f"ended by {word!r}, which is no word known: kept as if cut"
-        say(console, f"{endpoint}: {counted(replies, 'answer')} {said}")
-    tell_marks(console, reader)
+        unknown = f"ended with the unknown finish reason {word!r}: stored as if cut"
+        print_text(console, f"{endpoint}: {counted(replies, 'answer')} {unknown}")
+    print_reasoning_marks(console, reader)
 
 
-def tell_marks(console: Console, reader: Reader) -> None:
-    """What looks like reasoning in a text, and what was cut in doubt: a line each and an example."""
-    for one in reader.marks():
-        say(console, f"{reasoning_mark_text(one)}, as in {one.prompt_id[:12]}: {one.example}")
+def print_reasoning_marks(console: Console, reader: Reader) -> None:
+    """Print how many completions of each model may contain reasoning by mistake, with an example."""
+    for mark in reader.marks():
+        print_text(console, f"{reasoning_mark_text(mark)}, as in {mark.prompt_id[:12]}: {mark.example}")
 
 
-def _tell(
+def _print_results(
     console: Console,
     reader: Reader,
     balance: Balance,
@@ -58,62 +59,63 @@ def _tell(
     took: str,
     budget: float | None,
 ) -> None:
-    books = reader.books()
-    pairs = f"{counted(books.selected, 'prompt')}, {counted(books.pairs, 'pair')}"
+    prompts = reader.books()
+    pairs = f"{counted(prompts.selected, 'prompt')}, {counted(prompts.pairs, 'pair')}"
     console.print(f"\n[bold]{pairs}[/bold]{took}\n")
-    console.print(_books(books))
+    console.print(_prompt_counts(prompts))
     console.print()
-    for said in balance_lines(balance):
-        say(console, said)
+    for sentence in balance_lines(balance):
+        print_text(console, sentence)
     if leaderboard:
-        tell_leaderboard(console, leaderboard)
+        print_leaderboard(console, leaderboard)
     agreement = reader.score_agreement()
     if agreement:
         console.print(_agreement(agreement))
-        console.print(f"of {counted(books.pairs, 'pair')} {reader.disputed():,} are the other way round for some judge")
-    for judge, prompts in reader.apart().items():
-        say(
+        disputed = f"{reader.disputed():,} of {counted(prompts.pairs, 'pair')}"
+        print_text(console, f"{disputed}: at least one judge prefers the rejected answer")
+    for judge, n in reader.apart().items():
+        print_text(
             console,
-            f"{judge}: {counted(prompts, 'prompt')} rated one completion by one, since it can't hold all together",
+            f"{judge}: {counted(n, 'prompt')} rated one completion at a time: all together exceed its context window",
         )
     spend = reader.spend()
     if spend:
         console.print(_spend(spend))
-    if told := describe_spending(reader.spent(), budget):
-        say(console, told)
+    if spent := describe_spending(reader.spent(), budget):
+        print_text(console, spent)
 
 
 def _grid(title: str) -> Table:
     return Table(box=None, padding=(0, 2, 0, 0), title=title, title_justify="left", title_style="bold", show_edge=False)
 
 
-def _books(books: Books) -> Table:
+def _prompt_counts(prompts: Books) -> Table:
     grid = _grid("Prompts")
     for side in ("right", "left"):
         grid.add_column(justify=side, no_wrap=side == "right")
     grid.show_header = False
-    grid.add_row(f"{sum(books.intake.values()):,}", f"{plural(sum(books.intake.values()), 'row')} read")
-    for reason, rows in books.intake.items():
+    grid.add_row(f"{sum(prompts.intake.values()):,}", f"{plural(sum(prompts.intake.values()), 'row')} read")
+    for reason, rows in prompts.intake.items():
         if reason != "selected":
             grid.add_row(f"- {rows:,}", reason.replace("_", " "), style="dim")
-    grid.add_row(f"= {books.selected:,}", plural(books.selected, "prompt"))
+    grid.add_row(f"= {prompts.selected:,}", plural(prompts.selected, "prompt"))
     for outcome, words in OUTCOME_TEXTS.items():
-        if outcome != "paired" and (n := books.outcomes.get(outcome, 0)):
+        if outcome != "paired" and (n := prompts.outcomes.get(outcome, 0)):
             grid.add_row(f"- {n:,}", words, style="dim")
-    paired = books.outcomes.get("paired", 0)
+    paired = prompts.outcomes.get("paired", 0)
     grid.add_row(
-        f"= {paired:,}", plural(paired, "pair") if books.pairs == paired else "prompts with pairs", style="bold"
+        f"= {paired:,}", plural(paired, "pair") if prompts.pairs == paired else "prompts with pairs", style="bold"
     )
-    if books.pairs != paired:
-        grid.add_row(f"{books.pairs:,}", "pairs of these")
-    for n, words in row_notes(books):
+    if prompts.pairs != paired:
+        grid.add_row(f"{prompts.pairs:,}", "pairs of these")
+    for n, words in row_notes(prompts):
         grid.add_row(f"{n:,}", words, style="dim")
     return grid
 
 
-def tell_leaderboard(console: Console, rows: list[dict[str, Any]]) -> None:
-    """One table where there is room for it, with the aspects' first letters if need be; else names, which may be long,
-    stand whole in two."""
+def print_leaderboard(console: Console, rows: list[dict[str, Any]]) -> None:
+    """Print models by score: in one table if it fits, with aspects shortened if they must be, else in two tables, so
+    that names are not cut."""
     aspects = sorted({name for row in rows for name in row.get("aspects") or {}})
     for wide in (True, False):
         grid = _leaderboard(rows, aspects, wide, sides=True)
@@ -126,7 +128,7 @@ def tell_leaderboard(console: Console, rows: list[dict[str, Any]]) -> None:
 
 
 def _leaderboard(rows: list[dict[str, Any]], aspects: list[str], wide: bool, sides: bool) -> Table:
-    grid = _grid("\nModels, best first" if sides else "\nTheir ratings by aspect")
+    grid = _grid("\nModels, best first" if sides else "\nModels, ratings by aspect")
     grid.padding = (0, 2 if wide else 1, 0, 0)
     heads = [aspect.replace("_", " ") if wide else f"{aspect[:5]}." for aspect in aspects]
     grid.add_column("model")
@@ -148,12 +150,12 @@ def _leaderboard(rows: list[dict[str, Any]], aspects: list[str], wide: bool, sid
 
 
 def _named(name: str) -> Text:
-    """A name in a column that may be narrowed: cut there, never folded letter by letter."""
+    """A name for a column that may be narrowed: cut with … there, not wrapped."""
     return Text(escape_controls(name), "cyan", no_wrap=True, overflow="ellipsis")
 
 
 def _agreement(rows: list[dict[str, Any]]) -> Table:
-    grid = _grid("\nJudges, by their own scores")
+    grid = _grid("\nJudges, by their scores")
     grid.add_column("")
     for name in ("completions", "mean difference", "correlation"):
         grid.add_column(name, justify="right", no_wrap=True)
@@ -177,7 +179,7 @@ def _spend(rows: list[dict[str, Any]]) -> Table:
     for row in rows:
         parts = [dollars(row["usd"])] if row["usd"] is not None else []
         parts += [f"up to {dollars(row['unknown'])}"] if row["unknown"] else []
-        parts += [f"{row['unpriced']:,} calls unknown"] if row["unpriced"] and parts else []
+        parts += [f"{counted(row['unpriced'], 'call')} unknown"] if row["unpriced"] and parts else []
         usd = " + ".join(parts) or "unknown"
         grid.add_row(
             _named(row["endpoint"]), f"{row['calls']:,}",
@@ -186,22 +188,41 @@ def _spend(rows: list[dict[str, Any]]) -> Table:
     return grid
 
 
-def tell_items(console: Console, balance: Balance) -> None:
-    """What is wanted of each model and judge, and how it stands."""
+def print_items(console: Console, balance: Balance) -> None:
+    """Print the items of each model and judge: wanted, answered, failed, pending."""
     grid = _grid("Items")
     for name in ("", "", "wanted", "answered", "failed", "pending"):
         grid.add_column(name, justify="right" if name else "left")
-    for (stage, name), one in balance.tallies.items():
-        grid.add_row(_named(name), STAGE_NAMES[stage], *(f"{n:,}" for n in tally_counts(one)))
+    for (stage, name), tally in balance.tallies.items():
+        grid.add_row(_named(name), STAGE_NAMES[stage], *(f"{n:,}" for n in tally_counts(tally)))
     console.print(grid)
 
 
-def tell_places(console: Console, store: Path) -> None:
-    """Where everything lies; paths are not broken, so that they can be copied."""
-    console.print("\n[bold]Where it lies[/bold]")
-    for name, path, what in (
-        ("store", store, "DuckDB: views leaderboard, ratings, pairs, spend, failures"),
-        ("journal", Places(store).journal, "everything paid for; the store is made from it"),
+def print_files(console: Console, store: Path) -> None:
+    """Print where store and journal are."""
+    console.print("\n[bold]Files[/bold]")
+    for path, meaning in (
+        (store, "the store (DuckDB): views leaderboard, ratings, pairs, spend, failures"),
+        (Places(store).journal, "the journal: every paid answer; the store can be rebuilt from it"),
     ):
-        say(console, f"  {path}")
-        say(console, f"      the {name}: {what}", "dim")
+        print_text(console, f"  {path}")
+        print_text(console, f"      {meaning}", "dim")
+
+
+def print_next_steps(console: Console, program: str, arguments: str, tallies: Collection[Tally], example: str) -> None:
+    """Print the commands that make sense next. `program` and `arguments` are how the user called the run; `example` is
+    a prompt with a pair, or empty."""
+    pending, failed = (sum(getattr(tally, name) for tally in tallies) for name in ("pending", "failed"))
+    steps = []
+    if pending:
+        steps.append((f"run {arguments}", "continues with what is pending"))
+    if pending or failed:
+        steps.append((f"failures {arguments}", "what has no answer, why, and how to fix it"))
+    if example:
+        steps.append((f"export {arguments}", "pairs and a dataset with its card; calls no model"))
+        steps.append((f"show {arguments} {example}", "how a pair was made"))
+    if steps:
+        console.print("\n[bold]Next[/bold]")
+    for command, meaning in steps:
+        console.print(f"  {program} {command}", soft_wrap=True, markup=False)
+        console.print(f"      {meaning}", style="dim")

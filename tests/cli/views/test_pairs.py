@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from aif.cli.views.pairs import Preview, differing, outlook, tell_outlook
+from aif.cli.views.pairs import print_preview
 from aif.config.pipeline import Pipeline, parse
 from aif.core.errors import BadInput
 from aif.engine.make_pairs import make_pairs
+from aif.engine.pair_preview import PairPreview, differing, preview
 from aif.store.results import Results
 from tests.support.building import PIPELINE, Fate, build
 from tests.support.building import rate as rate_by_quality
@@ -41,15 +42,15 @@ def with_sets(pipeline: Pipeline, *sets: str) -> Pipeline:
     return parse(PIPELINE, pipeline.path, [f"store={pipeline.store}", *sets])
 
 
-def seen(pipeline: Pipeline, *sets: str) -> Preview:
+def seen(pipeline: Pipeline, *sets: str) -> PairPreview:
     with Results.open(pipeline.store) as reader:
-        return outlook(with_sets(pipeline, *sets), reader)
+        return preview(with_sets(pipeline, *sets), reader)
 
 
-def told(one: Preview, other: Preview | None = None, versus: Sequence[str] = ()) -> dict[str, str]:
+def told(one: PairPreview, other: PairPreview | None = None, versus: Sequence[str] = ()) -> dict[str, str]:
     """What is printed, by the first words of its line."""
     screen = io.StringIO()
-    tell_outlook(Console(width=200, file=screen), one, other, versus)
+    print_preview(Console(width=200, file=screen), one, other, versus)
     lines = [line.rstrip().partition("  ") for line in screen.getvalue().splitlines()]
     return {words: " ".join(rest.split()) for words, _, rest in lines}
 
@@ -60,9 +61,9 @@ def test_prompts_margins_lengths_and_models_of_one_policy(store: Pipeline) -> No
         "6", "1", "1",
     )  # fmt: skip
     assert (found["all"], found["pairs"]) == ("8", "6")
-    assert (found["margin, least"], found["margin, median"], found["margin, most"]) == ("4.00", "4.00", "4.00")
+    assert [found[f"margin, {name}"] for name in ("min", "p25", "median", "p75", "max")] == ["4.00"] * 5
     assert (found["characters of chosen, median"], found["characters of rejected, median"]) == ("400", "200")
-    assert (found["chosen is longer"], found["times as long as rejected"]) == ("100.0%", "2.00")
+    assert (found["chosen is longer"], found["chosen / rejected length, mean"]) == ("100.0%", "2.00")
     assert found["poor"] == "0 (0.0%) / 6 (100.0%)"
 
 
@@ -70,8 +71,8 @@ def test_two_policies_stand_side_by_side(store: Pipeline) -> None:
     one, other = seen(store, "pairs.policy=best_vs_worst"), seen(store, "pairs.policy=all")
     found = told(one, other, ["pairs.policy=all"])
     assert (found["with pairs"], found["pairs"]) == ("6 6", "6 36")
-    assert (found["margin, mean"], found["times as long as rejected"]) == ("4.00 2.33", "2.00 1.41")
-    assert found["another chosen"] == "6"
+    assert (found["margin, mean"], found["chosen / rejected length, mean"]) == ("4.00 2.33", "2.00 1.41")
+    assert found["different chosen"] == "6"
     assert sum(n for _, n in differing(one, other)) == 6
 
 
@@ -95,7 +96,7 @@ def test_without_any_pair_there_is_still_something_to_tell(store: Pipeline) -> N
     found = told(seen(store, "pairs.min_margin=4.5"), seen(store), ["pairs.min_margin=0"])
     assert found["no completion is below the best by min_margin"] == "6 0"
     assert found["margin, mean"].startswith("– ")
-    assert found["pairs by the second only"] == "6"
+    assert found["pairs only with the second"] == "6"
 
 
 def test_nothing_is_written(store: Pipeline) -> None:
@@ -108,9 +109,9 @@ def test_nothing_is_written(store: Pipeline) -> None:
     "change", ["seed=8", "judges.strict.max_tokens=77", "rubric=ultrafeedback", "completions.max_tokens=9"]
 )
 def test_a_store_that_was_brought_to_another_pipeline_is_not_guessed_from(store: Pipeline, change: str) -> None:
-    with pytest.raises(BadInput, match=r"not those the store was last brought to; `aif export"):
+    with pytest.raises(BadInput, match=r"the store was last updated with other models.*; `aif export"):
         seen(store, change)
 
 
 def test_a_judges_weight_can_be_compared_without_asking_it_again(store: Pipeline) -> None:
-    assert dict(differing(seen(store), seen(store, "judges.strict.weight=3")))["the same pairs"] == 6
+    assert dict(differing(seen(store), seen(store, "judges.strict.weight=3")))["same pairs"] == 6

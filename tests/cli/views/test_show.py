@@ -7,10 +7,11 @@ from pathlib import Path
 import yaml
 from rich.console import Console
 
-from aif.cli.views.pairs import outlook, tell_outlook
-from aif.cli.views.show import tell_story
-from aif.cli.views.summary import tell_items, tell_status, tell_summary
+from aif.cli.views.pairs import print_preview
+from aif.cli.views.show import print_prompt
+from aif.cli.views.summary import print_items, print_status, print_summary
 from aif.engine.make_pairs import make_pairs
+from aif.engine.pair_preview import preview
 from aif.store.results import Results
 from tests.end_to_end.test_carried import answered, rows, scored
 from tests.engine.test_orchestrator import run
@@ -35,11 +36,11 @@ def test_names_from_outside_are_told_as_they_are(tmp_path: Path) -> None:
     rows(tmp_path, "prompts.jsonl", row)
     pipeline, _ = run(path)
     with Results.open(pipeline.store) as reader:
-        story = told(lambda console: tell_story(console, reader, reader.example()))
-        summary = told(lambda console: tell_summary(console, reader, 1.0))
-        status = told(lambda console: tell_status(console, reader))
-        items = told(lambda console: tell_items(console, reader.balance()))
-        pairs = told(lambda console: tell_outlook(console, outlook(pipeline, reader), None, []))
+        story = told(lambda console: print_prompt(console, reader, reader.example()))
+        summary = told(lambda console: print_summary(console, reader, 1.0))
+        status = told(lambda console: print_status(console, reader))
+        items = told(lambda console: print_items(console, reader.balance()))
+        pairs = told(lambda console: print_preview(console, preview(pipeline, reader), None, []))
     assert "source [/red] hearsay" in story
     assert "by cat\\: answered" in story
     for text in (story, summary, status, items, pairs):
@@ -53,7 +54,7 @@ def test_what_was_cut_is_said_since_it_is_never_chosen(tmp_path: Path) -> None:
     with ledger:
         make_pairs(pipeline, rubric, ledger.store)
         with Results.of(ledger.store) as reader:
-            story = told(lambda console: tell_story(console, reader, reader.example()))
+            story = told(lambda console: print_prompt(console, reader, reader.example()))
     assert "chosen   fair, score 4.000" in story
     (able,) = [part for part in story.split(" completion ")[1:] if "\nby able: " in part]
     assert "cut at max_tokens" in able
@@ -66,7 +67,7 @@ def test_two_completions_of_one_model_are_told_apart(tmp_path: Path) -> None:
     with ledger:
         make_pairs(pipeline, rubric, ledger.store)
         with Results.of(ledger.store) as reader:
-            story = told(lambda console: tell_story(console, reader, reader.example()))
+            story = told(lambda console: print_prompt(console, reader, reader.example()))
             keys = [row["key"] for row in reader._query("SELECT key FROM slots WHERE model = 'able'")]
     assert all(f"= able ({key[:8]})" in story and f"able ({key[:8]}), honesty: 5" in story for key in keys)
     assert "= poor" in story
@@ -80,8 +81,8 @@ def test_a_prompt_that_is_no_longer_selected_is_not_promised_a_pair(tmp_path: Pa
         make_pairs(pipeline, rubric, ledger.store)
         with Results.of(ledger.store) as reader:
             (gone,) = reader._query("SELECT prompt_id FROM prompts ANTI JOIN selection USING (prompt_id)")
-            story = told(lambda console: tell_story(console, reader, gone["prompt_id"]))
-    assert "no longer hold it" in story
+            story = told(lambda console: print_prompt(console, reader, gone["prompt_id"]))
+    assert "no longer have this prompt" in story
 
 
 def test_a_judgement_that_failed_is_told(tmp_path: Path) -> None:
@@ -92,6 +93,6 @@ def test_a_judgement_that_failed_is_told(tmp_path: Path) -> None:
         make_pairs(pipeline, rubric, ledger.store)
         with Results.of(ledger.store) as reader:
             (one,) = reader._query("SELECT prompt_id FROM selection")
-            story = told(lambda console: tell_story(console, reader, one["prompt_id"]))
+            story = told(lambda console: print_prompt(console, reader, one["prompt_id"]))
     assert "no pair: no judge gave a readable rating (judgement_failed)" in story
     assert "judgement by strict without a rating: ratings, failed" in story

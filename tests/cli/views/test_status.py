@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from aif.cli.views.status import tell_failures_so_far, tell_left_behind, tell_progress
+from aif.cli.running import RunningProcess, dead_run, running_process
+from aif.cli.views.status import print_dead_run, print_running, print_running_failures
 from aif.core.types import FailureGroup, Spent
 from aif.engine.progress import EndpointState, Snapshot
 from aif.store.lock import Lock, Places
@@ -59,75 +60,87 @@ def keep(places: Places, snapshot: Snapshot) -> None:
     places.progress.write_text(json.dumps(asdict(snapshot)))
 
 
-def told(tell: Callable[[Console, Path], object], places: Places) -> str:
+def printed(print_run: Callable[[Console, RunningProcess], None], places: Places) -> str:
+    """What is printed of the process that holds the store; nothing if nobody does."""
     screen = io.StringIO()
-    tell(Console(width=100, file=screen), places.store)
+    if running := running_process(places.store):
+        print_run(Console(width=100, file=screen), running)
+    return screen.getvalue()
+
+
+def printed_dead(places: Places) -> str:
+    screen = io.StringIO()
+    if left := dead_run(places.store):
+        print_dead_run(Console(width=100, file=screen), left)
     return screen.getvalue()
 
 
 def test_a_run_is_told_with_progress_rate_spend_eta_and_what_failed(held: Places) -> None:
     keep(held, _now())
-    said = told(tell_progress, held)
+    said = printed(print_running, held)
     assert f"held by process {os.getpid()} on {socket.gethostname()} since" in said
-    assert "1:01 gone, 2:05 to go, $1.75 spent" in said
+    assert "70 of 200 (35.0%)" in said
+    assert "elapsed 1:01, ETA 2:05" in said
+    assert "$1.75 spent in this run; 10.0k tokens in, 1.7k out" in said
+    assert said.count("$1.75") == 1
     for part in ("40/100", "2.5", "30/100", "$0.2500", "$1.50"):
         assert part in said
-    assert "able: blocked, 1 item, retry with --retry-failed\n    the filter refused it\n    → " in said
-    assert "strict: timeout, 2 items, retried by the next run\n    nothing in 120 s\n    → " in said
-    failures = told(tell_failures_so_far, held)
-    assert "able: blocked, 1 item" in failures
+    assert "blocked: 1 (waits with --retry-failed)\n    able\n    the filter refused it\n    → " in said
+    assert "timeout: 2 (asked again by the next run)\n    strict\n    nothing in 120 s\n    → " in said
+    failures = printed(print_running_failures, held)
+    assert "blocked: 1 (waits for --retry-failed)\n    able\n" in failures
     assert "40/100" not in failures
-    assert "last heard" not in said + failures
+    assert "last progress" not in said + failures
     made_again = FailureGroup("completion", "able", "rate_limited", "again", 3, "slow down", "p")
     keep(held, replace(_now(), failures=(made_again, *SNAPSHOT.failures)))
-    without, again = told(tell_failures_so_far, held).split("Calls that failed and were made again")
+    without, again = printed(print_running_failures, held).split("Failed calls that were retried")
     assert "slow down" not in without, "its item may be answered by now"
-    assert "able: rate_limited, 3 calls" in again
+    assert "rate_limited: 3 (made again in this run)\n    able\n" in again
 
 
 def test_nothing_failed_is_said_of_a_run_that_has_nothing_left_to_answer(held: Places) -> None:
     able, strict = SNAPSHOT.lines
     strict = replace(strict, refused="no such key")
     keep(held, replace(_now(), lines=(able, strict), failures=()))
-    said = told(tell_failures_so_far, held)
-    assert "able: 59 items without an answer yet\n" in said
-    assert "strict: 68 items without an answer yet, and takes no more calls: no such key\n" in said
+    said = printed(print_running_failures, held)
+    assert "unanswered so far: 127\n    able 59, strict 68\n" in said
+    assert "no more calls to strict: no such key\n" in said
     assert "nothing failed" not in said
     keep(held, replace(_now(), lines=(replace(able, answered=99),), failures=()))
-    assert "nothing failed so far" in told(tell_failures_so_far, held)
+    assert "nothing failed so far" in printed(print_running_failures, held)
 
 
 @pytest.mark.parametrize("torn", [None, "", '{"pid": 1', "{}"])
 def test_a_holder_that_keeps_nothing_readable_is_named_and_no_more(held: Places, torn: str | None) -> None:
     if torn is not None:
         held.progress.write_text(torn)
-    said = told(tell_progress, held)
+    said = printed(print_running, held)
     assert "held by process" in said
-    assert "it asks no model now" in said
-    assert "it asks no model now" in told(tell_failures_so_far, held)
+    assert "it calls no model now" in said
+    assert "it calls no model now" in printed(print_running_failures, held)
 
 
 @pytest.mark.parametrize("change", [{"pid": 1}, {"host": "elsewhere"}])
 def test_what_another_process_kept_is_not_told_of_the_holder(held: Places, change: dict[str, object]) -> None:
     keep(held, replace(_now(), **change))  # type: ignore[arg-type]
-    assert "40/100" not in told(tell_progress, held)
-    assert "blocked" not in told(tell_failures_so_far, held)
+    assert "40/100" not in printed(print_running, held)
+    assert "blocked" not in printed(print_running_failures, held)
 
 
 @pytest.mark.parametrize(("ago_s", "said"), [(0, False), (5, False), (90, True), (-3600, False)])
 def test_figures_that_are_old_are_said_to_be(held: Places, ago_s: int, said: bool) -> None:
     """A clock that was set back says nothing."""
     keep(held, replace(SNAPSHOT, updated=(datetime.now(UTC) - timedelta(seconds=ago_s)).isoformat(timespec="seconds")))
-    assert ("last heard of 1:3" in told(tell_progress, held)) is said
-    assert ("these are the figures of then" in told(tell_failures_so_far, held)) is said
+    assert ("its last progress is 1:3" in printed(print_running, held)) is said
+    assert ("so are these figures" in printed(print_running_failures, held)) is said
 
 
 def test_of_a_run_that_was_killed_is_said_just_that(places: Places) -> None:
-    assert told(tell_left_behind, places) == ""
+    assert printed_dead(places) == ""
     keep(places, _now())
-    assert told(tell_progress, places) == told(tell_failures_so_far, places) == ""
-    said = told(tell_left_behind, places)
-    assert f"(process {os.getpid()} on {socket.gethostname()}) was last heard of" in said
+    assert printed(print_running, places) == printed(print_running_failures, places) == ""
+    said = printed_dead(places)
+    assert f"(process {os.getpid()} on {socket.gethostname()}) last wrote its progress " in said
     assert "with 70 answers" in said
     assert "it was killed" in said
 
@@ -135,7 +148,7 @@ def test_of_a_run_that_was_killed_is_said_just_that(places: Places) -> None:
 def test_of_a_run_on_another_host_it_is_not_known_whether_it_goes_on(places: Places) -> None:
     """A folder that is shared need not take locks across."""
     keep(places, replace(_now(), host="elsewhere"))
-    said = told(tell_left_behind, places)
-    assert "on elsewhere) was last heard of" in said
+    said = printed_dead(places)
+    assert "on elsewhere) last wrote its progress " in said
     assert "it was killed" not in said
-    assert "may still go on there" in said
+    assert "may still be running there" in said

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from aif.cli.views.summary import tell_leaderboard, tell_status, tell_summary
+from aif.cli.views.summary import print_leaderboard, print_status, print_summary
 from aif.config.pipeline import parse
 from aif.core.types import FailureGroup
 from aif.engine.make_pairs import make_pairs
@@ -123,9 +123,9 @@ def test_replies_that_ended_by_an_unknown_word_are_counted_by_word(tmp_path: Pat
     _, _, ledger = build(tmp_path, 5, complete=said)
     with ledger, Reader.of(ledger.store) as reader:
         assert reader.endings() == [("fair", 1, "[b]odd"), ("fair", 2, "weird")]
-        summary = told(lambda console: tell_summary(console, reader, 2.0), width=120)
-    assert "fair: 1 answer ended by '[b]odd', which is no word known: kept as if cut" in summary
-    assert "fair: 2 answers ended by 'weird'" in summary
+        summary = told(lambda console: print_summary(console, reader, 2.0), width=120)
+    assert "fair: 1 answer ended with the unknown finish reason '[b]odd': stored as if cut" in summary
+    assert "fair: 2 answers ended with the unknown finish reason 'weird'" in summary
     assert re.search(r"^fair .*5 \(3 cut\)", summary, re.MULTILINE)
     assert re.search(r"^poor .*5 \(1 cut\)", summary, re.MULTILINE)
 
@@ -136,8 +136,8 @@ def test_status_summary_and_card_say_the_same(tmp_path: Path) -> None:
         pipeline = parse(PIPELINE, tmp_path / "pipeline.yaml", [f"store={ledger.store.path}"])
         export(pipeline, rubric_of(pipeline), ledger, tmp_path / "out", lambda words: None)
         with Reader.of(ledger.store) as reader:
-            status = told(lambda console: tell_status(console, reader))
-            summary = told(lambda console: tell_summary(console, reader, 2.0))
+            status = told(lambda console: print_status(console, reader))
+            summary = told(lambda console: print_summary(console, reader, 2.0))
     card = (tmp_path / "out" / "README.md").read_text()
     for text in (status, summary, card):
         assert numbers(text) == [(20, 17, 2, 1), (5, 3, 1, 1)], text
@@ -146,7 +146,7 @@ def test_status_summary_and_card_say_the_same(tmp_path: Path) -> None:
     for row in ("able completions 5 4 1 0", "poor completions 5 4 0 1", "strict judgements 5 3 1 1"):
         assert row in re.sub(r"[ |]+", " ", status)
         assert row in re.sub(r"[ |]+", " ", card)
-    assert "able: blocked, 1 item, retry with --retry-failed" in status
+    assert "blocked: 3 (waits with --retry-failed)\n    able 1, fair 1, strict 1\n" in status
 
 
 def test_what_has_no_price_is_told_as_unknown_never_as_nothing(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_what_has_no_price_is_told_as_unknown_never_as_nothing(tmp_path: Path) -
         db.execute("UPDATE calls SET usd = NULL WHERE endpoint = 'plain' AND rowid % 2 = 0")
         spend = {row["endpoint"]: row["usd"] for row in _ask(ledger, "FROM spend")}
         with Reader.of(ledger.store) as reader:
-            said = told(lambda console: tell_summary(console, reader, 1.0))
+            said = told(lambda console: print_summary(console, reader, 1.0))
     assert (spend["able"], spend["fair"], spend["poor"]) == (None, None, 0)
     assert [len(re.findall(rf"{name} .* unknown *\n", said)) for name in ("able", "fair", "plain")] == [1, 1, 1]
     assert re.search(r"plain .* \$0\.00\d+ \+ \d+ calls unknown", said)
@@ -203,7 +203,7 @@ def test_completions_that_came_with_prompts_are_apart_from_those_a_model_of_that
     with Reader.open(pipeline.store) as reader:
         tallies, balance = reader.tallies(), reader.balance()
         board = {(one["model"], one["carried"]): one["completions"] for one in reader._query("FROM leaderboard")}
-        status = told(lambda console: tell_status(console, reader))
+        status = told(lambda console: print_status(console, reader))
     assert tallies["completion", "large"] == Tally(3, 3, 0, 0)
     assert tallies["carried", "large"] == Tally(1, 1, 0, 0)
     assert (board["large", False], board["large", True], board["ben", True]) == (3, 1, 1)
@@ -227,11 +227,11 @@ def test_names_stand_whole_and_no_line_is_too_long(tmp_path: Path, width: int) -
         }
         for name in LONG
     ]  # fmt: skip
-    text = told(lambda console: tell_leaderboard(console, board), width)
+    text = told(lambda console: print_leaderboard(console, board), width)
     assert all(len(line) <= width for line in text.splitlines())
     for name in LONG:
         assert re.search(rf"^{re.escape(name)} +64,000 +4\.00", text, re.MULTILINE), text
-    assert ("Their ratings by aspect" in text) is (width == 80)
+    assert ("Models, ratings by aspect" in text) is (width == 80)
     assert len(re.findall(r"4\.00", text)) == 4 * 5
 
 
@@ -240,7 +240,7 @@ def test_one_is_told_as_one(tmp_path: Path) -> None:
         pipeline = parse(PIPELINE, tmp_path / "pipeline.yaml", [f"store={ledger.store.path}"])
         make_pairs(pipeline, rubric_of(pipeline), ledger.store)
         with Reader.of(ledger.store) as reader:
-            said = told(lambda console: tell_summary(console, reader, 2.0))
+            said = told(lambda console: print_summary(console, reader, 2.0))
     assert "1 prompt, 1 pair in 2.0 s" in said
     for words in ("1 +row read", "= 1 +prompt", "= 1 +pair"):
         assert re.search(rf"{words} *$", said, re.MULTILINE)

@@ -6,7 +6,9 @@ import pty
 import subprocess
 import sys
 
-from aif.cli.common import SafeConsole
+import pytest
+
+from aif.cli.console import SafeConsole, print_text, wrap
 
 
 def test_a_terminal_that_was_closed_hears_nothing_more() -> None:
@@ -52,3 +54,28 @@ def test_what_a_terminal_can_t_show_is_replaced() -> None:
 
     assert ended.stdout == "? ?é?\n".encode("latin-1")
     assert not ended.stderr
+
+
+def test_in_a_terminal_lines_break_at_spaces_and_commands_stay_whole() -> None:
+    text = (
+        "the store is behind; `aif export a.yaml` updates it\n    /a/path/that/is/longer/than/the/line and more of it"
+    )
+    assert wrap(text, 30).splitlines() == [
+        "the store is behind;",
+        "`aif export a.yaml` updates it",
+        "    /a/path/that/is/longer/than/the/line",
+        "    and more of it",
+    ]
+    assert wrap("ok   the disk is full", 16, hang=5).splitlines() == ["ok   the disk is", "     full"]
+    assert wrap("a  b\n\n c", 30) == "a  b\n\n c"
+    assert wrap("漢字 漢字", 6).splitlines() == ["漢字", "漢字"]
+
+
+@pytest.mark.parametrize(("terminal", "verbatim", "lines"), [(True, False, 2), (True, True, 1), (False, False, 1)])
+def test_a_file_and_a_verbatim_text_get_no_line_breaks(terminal: bool, verbatim: bool, lines: int) -> None:
+    screen = io.StringIO()
+    console = SafeConsole(file=screen, width=20, force_terminal=terminal, color_system=None)
+    print_text(console, "[b]first[/b] of some words", label="FAIL ", verbatim=verbatim)
+
+    assert len(screen.getvalue().splitlines()) == lines
+    assert " ".join(screen.getvalue().split()) == "FAIL [b]first[/b] of some words"

@@ -1,0 +1,78 @@
+"""Ask a person to confirm a cost or an upload before anything is spent or sent."""
+
+import sys
+from typing import TYPE_CHECKING
+
+import typer
+
+from aif.cli.console import err, print_message
+from aif.core.errors import BadInput, NotStarted
+
+if TYPE_CHECKING:
+    from aif.engine.estimate import Estimate
+
+
+def confirm_run(estimate: "Estimate", confirm_usd: float, *, yes: bool) -> None:
+    """Print what a run would cost; ask for confirmation if that is unknown or more than `confirm_usd`. Without a
+    terminal the run starts, as batch jobs need. Raises NotStarted if the answer is no."""
+    from aif.cli.views.estimate import print_estimate, print_estimate_line
+
+    expensive = bool(estimate.unpriced) or estimate.usd.expected > confirm_usd
+    if yes or not expensive or not _is_interactive():
+        print_estimate_line(err, estimate)
+        return
+    print_estimate(err, estimate)
+    _ask_to_start()
+
+
+def confirm_probe(probe: str, estimate: "Estimate", *, yes: bool) -> None:
+    """Print what a probe would cost, after `probe`, its name; ask for confirmation unless it is free. Raises BadInput
+    without a terminal."""
+    from aif.cli.views.estimate import print_estimate_line
+
+    print_estimate_line(err, estimate, f"{probe}: ")
+    if yes or not (estimate.unpriced or estimate.usd.most):
+        return
+    if not _is_interactive():
+        raise BadInput("no terminal to confirm the cost of --probe; pass --yes")
+    _ask_to_start()
+
+
+def confirm_trial(cost: str, *, free: bool, yes: bool) -> bool:
+    """Print what a rubric's trial would cost, and ask for confirmation unless it is free. Return whether to start.
+    Raises BadInput without a terminal."""
+    print_message(cost)
+    if yes or free:
+        return True
+    if not sys.stdin.isatty():
+        raise BadInput("no terminal to confirm the cost; pass --yes")
+    try:
+        return typer.confirm("Continue?", err=True)
+    except typer.Abort:
+        return False
+
+
+def confirm_upload(question: str, *, yes: bool) -> bool:
+    """Ask before anything is uploaded. Return whether to send it. Raises BadInput without a terminal."""
+    if yes:
+        return True
+    if not sys.stdin.isatty():
+        raise BadInput("nothing was sent: no terminal to confirm the upload; pass --yes")
+    return typer.confirm(f"\n{question}")
+
+
+def _is_interactive() -> bool:
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def _ask_to_start() -> None:
+    """Raise NotStarted unless the answer is yes; at Ctrl-C, end the line and raise KeyboardInterrupt."""
+    try:
+        answer = err.input("Continue? [y/N] ", markup=False)
+    except EOFError:
+        answer = ""
+    except KeyboardInterrupt:
+        err.print("\nnot started; no model was called")
+        raise
+    if answer.strip().lower() not in ("y", "yes"):
+        raise NotStarted("not started; no model was called. --yes skips this question, --limit N runs fewer prompts")

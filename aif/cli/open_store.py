@@ -1,0 +1,119 @@
+"""A pipeline's store as the commands open it: to read, also while a run holds it, or prepared for an export."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from aif.cli.common import arguments
+from aif.cli.console import out, print_message
+from aif.core.errors import BadInput, StoreDamaged, StoreLocked
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from aif.cli.running import RunningProcess
+    from aif.config.pipeline import Pipeline
+    from aif.judging.rubric import Rubric
+    from aif.store.ledger import Ledger
+    from aif.store.reader import Reader
+
+T = TypeVar("T")
+AnyReader = TypeVar("AnyReader", bound="Reader")
+
+
+@contextmanager
+def open_store(
+    kind: "type[AnyReader]", pipeline: "Pipeline", file: Path, sets: list[str] | None
+) -> "Iterator[AnyReader]":
+    """Open a store to read. Raises StoreLocked if a run holds it; StoreDamaged names the command that rebuilds it."""
+    from aif.store.lock import Places
+
+    try:
+        with kind.open(pipeline.store) as reader:
+            yield reader
+    except StoreDamaged as error:
+        if Places(pipeline.store).journal.exists():
+            fix = f"`aif rebuild {arguments(file, sets)}` rebuilds it from the journal, and so does the next `aif run`"
+        else:
+            fix = "there is no journal to rebuild it from; set another `store`"
+        raise StoreDamaged(f"{error}; {fix}") from error
+
+
+@contextmanager
+def open_or_print_running(
+    pipeline: "Pipeline",
+    file: Path,
+    sets: list[str] | None,
+    print_running: "Callable[[Console, RunningProcess], None]",
+) -> "Iterator[Reader | None]":
+    """Open a store to read; print a message if it was last updated with another version of the pipeline. While a run
+    holds the store, print that run with `print_running` and yield None."""
+    from aif.cli.running import running_process
+
+    if running := running_process(pipeline.store):
+        print_running(out, running)
+        yield None
+        return
+    from aif.store.reader import Reader
+
+    with ExitStack() as stack:
+        try:
+            reader = stack.enter_context(open_store(Reader, pipeline, file, sets))
+        except StoreLocked:  # a run has just begun
+            if not (running := running_process(pipeline.store)):
+                raise
+            print_running(out, running)
+            yield None
+            return
+        report_if_outdated(pipeline, reader, arguments(file, sets))
+        yield reader
+
+
+def report_if_behind(pipeline: "Pipeline", reader: "Reader") -> bool:
+    """Print a message if the journal has answers that the store lacks, as after a killed run. Return whether it has."""
+    from aif.store.journal import Damage, replay
+    from aif.store.lock import Places
+
+    newer = replay(Places(pipeline.store).journal, reader.journal_position())
+    if behind := any(not isinstance(item, Damage) for _, item in newer):
+        print_message(
+            f"{pipeline.store}: is behind its journal, which has more answers; the next run or export adds them"
+        )
+    return behind
+
+
+def report_if_outdated(pipeline: "Pipeline", reader: "Reader", arguments: str) -> None:
+    """Print a message if the store was last updated with another version of the pipeline, or by a killed trial."""
+    from aif.engine.prepare import is_prepared, rubric_of
+
+    if reader.marked("sources") is None:
+        print_message(f"the store has no prompts yet; `aif run {arguments}` reads them first")
+        return
+    try:
+        prepared = is_prepared(pipeline, rubric_of(pipeline), reader)
+    except BadInput:  # its rubric or principles can't be read now, so the store was made with others
+        prepared = False
+    if not prepared:
+        print_message(
+            f"the store was last updated with a different version of {pipeline.path}, or by an `aif rubric try` that "
+            f"was killed; `aif export {arguments}` updates it and calls no model"
+        )
+
+
+def with_prepared_store(pipeline: "Pipeline", arguments: str, work: "Callable[[Rubric, Ledger], T]") -> "T":
+    """Open a store to write, update it to the pipeline without reading the sources again, and return what `work` makes
+    of it. Raises BadInput if there is no store yet."""
+    from aif.engine.prepare import prepare, rubric_of
+    from aif.store.ledger import Ledger
+    from aif.store.lock import Places
+
+    if not Places(pipeline.store).any:
+        raise BadInput(f"{pipeline.store}: no store yet; `aif run {arguments}` creates it")
+    rubric = rubric_of(pipeline)
+
+    def prepared(ledger: Ledger) -> "T":
+        prepare(pipeline, ledger, rubric, print_message, reread=False)
+        return work(rubric, ledger)
+
+    return Ledger.use(pipeline.store, print_message, rubric, prepared, tags=pipeline.reasoning_tags)

@@ -1,0 +1,12 @@
+"""What `aif doctor` prints."""
+
+from rich.console import Console
+
+from aif.cli.console import print_text
+from aif.engine.doctor import Check
+
+
+def print_finding(console: Console, check: Check) -> None:
+    """Print one check as ok or FAIL, with its text."""
+    label, style = ("ok   ", "green") if check.ok else ("FAIL ", "red")
+    print_text(console, f"{check.subject}: {check.text}", style, label=label)

@@ -1,0 +1,22 @@
+"""What `aif rebuild` and `aif reparse` print."""
+
+from rich.console import Console
+
+from aif.cli.console import print_text
+from aif.engine.rebuild import RebuildResult
+
+
+def print_rebuilt(console: Console, rebuilt: RebuildResult, done: str) -> None:
+    """Print how many calls were read, and how the ratings compare with the earlier ones. `done` is a sentence with {}
+    in place of the number of calls."""
+    print_text(console, f"{done.format(f'{rebuilt.calls:,}')} in {rebuilt.seconds:.1f} s; no model was called")
+    if not rebuilt.unchanged + rebuilt.changed + rebuilt.no_longer_readable:
+        print_text(
+            console, f"judgements: {rebuilt.newly_readable:,} readable; there was no earlier store to compare with"
+        )
+        return
+    print_text(
+        console,
+        f"judgements: {rebuilt.unchanged:,} unchanged, {rebuilt.changed:,} changed, "
+        f"{rebuilt.newly_readable:,} newly readable, {rebuilt.no_longer_readable:,} no longer readable",
+    )

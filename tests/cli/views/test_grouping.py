@@ -1,0 +1,56 @@
+"""Failures and notes that many endpoints share take one line, and what differs stays apart."""
+
+import io
+
+from rich.console import Console
+
+from aif.cli.views.failures import group_failures, print_failures
+from aif.cli.views.grouping import few, grouped, pattern
+from aif.core.types import FailureGroup
+
+NAMES = [f"model-{n}" for n in range(12)]
+
+
+def failing(name: str, kind: str, items: int, example: str, verdict: str = "failed") -> FailureGroup:
+    return FailureGroup("completion", name, kind, verdict, items, example, "p")
+
+
+def test_a_pattern_leaves_out_names_numbers_and_quotes() -> None:
+    first = pattern("large: nothing came in 120 s from http://a:8000/v1 for 'x'", "large")
+    assert first == pattern("tiny: nothing came in 30 s from http://b:9000/v1 for 'yy'", "tiny")
+    assert first != pattern("tiny: nothing was sent in 30 s to http://b:9000/v1 for 'yy'", "tiny")
+
+
+def test_names_are_few_and_short() -> None:
+    assert few(["a"]) == "a"
+    assert few(["a", "b"]) == "a, b"
+    assert few(NAMES) == "model-0, model-1 and 10 more"
+    assert few(["meta-llama/Llama-3.3-70B-Instruct-Turbo"]) == "meta-llama/Llama-3.3-70…"
+    assert grouped([("a", "asks again in 1 s"), ("b", "starting"), ("c", "asks again in 2 s")]) == {
+        "asks again in 1 s": ["a", "c"],
+        "starting": ["b"],
+    }
+
+
+def test_failures_that_are_alike_are_one_group() -> None:
+    alike = [failing(name, "timeout", n + 1, f"{name}: nothing in {n} s") for n, name in enumerate(NAMES)]
+    other = failing("model-3", "timeout", 5, "the connection was closed")
+    later = failing("model-4", "timeout", 7, "model-4: nothing in 4 s", "later")
+    blocked = failing("model-5", "blocked", 90, "model-5: nothing in 4 s")
+    groups = group_failures([other, *alike, later, blocked])
+    assert groups == [[blocked], alike, [later], [other]]
+
+    screen = io.StringIO()
+    print_failures(Console(width=80, file=screen), [*alike, failing("a", "", 4, "", "pending")])
+    lines = screen.getvalue().splitlines()
+    assert lines[1:3] == ["Failures", "timeout: 78 (waits for --retry-failed)"]
+    assert lines[3] == f"    {', '.join(f'{name} {n + 1}' for n, name in enumerate(NAMES))}"
+    assert lines[4] == "    for example: model-0: nothing in 0 s"
+    assert lines[5].startswith("    → ")
+    assert lines[7:] == ["Pending", "not asked yet: 4", "    a"]
+
+
+def test_nothing_is_printed_without_failures() -> None:
+    screen = io.StringIO()
+    print_failures(Console(file=screen), [])
+    assert not screen.getvalue()
