@@ -45,8 +45,8 @@ class Client:
 
 def endpoint(server: Server, most: int = 8, rpm: float | None = None, tpm: float | None = None) -> Endpoint:
     clock = asyncio.get_running_loop().time
-    pace, free = RateLimiter(rpm, tpm), lambda *usage: 0.0
-    one = Endpoint("m", "completion", "m", Client(server), most, free, free, pace, clock=clock)
+    rate_limiter, free = RateLimiter(rpm, tpm), lambda *usage: 0.0
+    one = Endpoint("m", "completion", "m", Client(server), most, free, free, rate_limiter, clock=clock)
     one.jitter = lambda: 1.0
     return one
 
@@ -82,8 +82,8 @@ def came(one: Endpoint) -> list[float]:
 
 def test_after_a_429_everybody_waits_and_one_call_asks_whether_it_is_over() -> None:
     async def main() -> None:
-        told = CallError(Kind.RATE_LIMITED, "slow down", retry_after=20.0)
-        one = endpoint(lambda now: told if 0.5 <= now < 75 else None)
+        limited = CallError(Kind.RATE_LIMITED, "slow down", retry_after=20.0)
+        one = endpoint(lambda now: limited if 0.5 <= now < 75 else None)
         await asked(one, 100)
         during = [at for at in came(one) if 1.0 < at < 75]
 
@@ -122,8 +122,8 @@ def test_tokens_count_as_the_provider_counted_them() -> None:
 def test_what_headers_say_is_learned_from_answers_and_refusals() -> None:
     async def main() -> None:
         quotas = (Quota("requests", 60, 0, 60.0),)
-        told = CallError(Kind.RATE_LIMITED, "slow down", retry_after=1.0, quotas=quotas)
-        one = endpoint(lambda now: told if now < 0.5 else Reply("yes", "stop", None, quotas=quotas), most=8)
+        limited = CallError(Kind.RATE_LIMITED, "slow down", retry_after=1.0, quotas=quotas)
+        one = endpoint(lambda now: limited if now < 0.5 else Reply("yes", "stop", None, quotas=quotas), most=8)
         await asked(one, 100)
         assert 58 <= len([at for at in came(one) if 10 <= at < 70]) <= 61
 
@@ -148,13 +148,13 @@ def test_a_reply_that_can_t_be_read_tells_of_limits_and_tokens_as_well() -> None
 
 
 @pytest.mark.parametrize("kind", [Kind.UNAUTHORIZED, Kind.QUOTA_EXHAUSTED, Kind.UNKNOWN_MODEL])
-def test_what_only_a_person_can_mend_stops_the_endpoint_at_once_also_in_the_middle(kind: Kind) -> None:
+def test_what_only_a_person_can_fix_stops_the_endpoint_at_once_also_in_the_middle(kind: Kind) -> None:
     async def main() -> None:
-        refusal = CallError(kind, "HTTP 401: mend it", explicit=True)
+        refusal = CallError(kind, "HTTP 401: bad key", explicit=True)
         one = endpoint(lambda now: refusal if now >= 100 else None, most=8)
         await asked(one, 10_000)
 
-        assert one.refused == "HTTP 401: mend it"
+        assert one.refused == "HTTP 401: bad key"
         assert len([at for at in came(one) if at >= 100]) <= 8
 
     run(main())
@@ -274,7 +274,7 @@ def test_what_it_does_instead_of_answering_is_said() -> None:
     run(main())
 
 
-def test_a_request_is_changed_only_by_what_another_sample_can_mend() -> None:
+def test_a_request_is_changed_only_by_what_another_sample_can_avoid() -> None:
     """Also where a 429 came in between: a reply known to be of no use is not asked for again."""
     request = Request((Message("user", "hi"),), 100, seed=7)
     cut, unread = CallError(Kind.TRUNCATED, "cut"), CallError(Kind.UNREADABLE, "what?")

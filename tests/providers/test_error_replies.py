@@ -29,7 +29,7 @@ def _violates(*quotas: str) -> dict[str, Any]:
     return {"@type": "type.googleapis.com/google.rpc.QuotaFailure", "violations": [{"quotaId": one} for one in quotas]}
 
 
-def heard(status: int, said: Any, headers: dict[str, str] | None = None) -> CallError:
+def error_for(status: int, said: Any, headers: dict[str, str] | None = None) -> CallError:
     """What a response means; of status 200, too."""
     content = said if isinstance(said, str) else json.dumps(said)
     with pytest.raises(CallError) as caught:
@@ -178,7 +178,7 @@ TOLD: dict[str, tuple[int, Any, Kind]] = {
 
 @pytest.mark.parametrize(("status", "said", "kind"), TOLD.values(), ids=list(TOLD))
 def test_words_and_codes_tell_the_kind(status: int, said: Any, kind: Kind) -> None:
-    error = heard(status, said)
+    error = error_for(status, said)
 
     assert (error.kind, error.explicit, error.busy) == (kind, True, False)
     assert f"HTTP {status}" in error.message
@@ -198,7 +198,7 @@ def test_words_and_codes_tell_the_kind(status: int, said: Any, kind: Kind) -> No
     ],
 )
 def test_they_tell_it_in_a_body_of_status_200_too(status: int, said: Any, kind: Kind, around: Any) -> None:
-    assert heard(200, around(status, said)).kind is kind
+    assert error_for(200, around(status, said)).kind is kind
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_they_tell_it_in_a_body_of_status_200_too(status: int, said: Any, kind: 
     ],
 )
 def test_a_server_that_is_there_and_may_come_back(status: int, said: Any, kind: Kind) -> None:
-    error = heard(status, said)
+    error = error_for(status, said)
 
     assert (error.kind, error.busy) == (kind, True)
 
@@ -259,7 +259,7 @@ def test_a_server_that_is_there_and_may_come_back(status: int, said: Any, kind: 
     ],
 )
 def test_a_status_alone_tells_less(status: int, said: Any, kind: Kind) -> None:
-    error = heard(status, said)
+    error = error_for(status, said)
 
     assert (error.kind, error.explicit, error.busy) == (kind, False, False)
 
@@ -274,12 +274,12 @@ def test_a_status_alone_tells_less(status: int, said: Any, kind: Kind) -> None:
 )
 def test_a_template_that_takes_no_such_turns_is_no_outage(said: str) -> None:
     """llama.cpp: a run waited for it, 89 s or half an hour."""
-    assert (heard(500, _error(said)).kind, heard(500, _error(said)).explicit) == (SHAPE, True)
+    assert (error_for(500, _error(said)).kind, error_for(500, _error(said)).explicit) == (SHAPE, True)
 
 
 @pytest.mark.parametrize(("status", "kind"), [(401, KEYS), (402, QUOTA)])
 def test_but_for_a_key_and_for_money_it_does(status: int, kind: Kind) -> None:
-    assert (heard(status, "").kind, heard(status, "").explicit) == (kind, True)
+    assert (error_for(status, "").kind, error_for(status, "").explicit) == (kind, True)
 
 
 @pytest.mark.parametrize(
@@ -287,7 +287,7 @@ def test_but_for_a_key_and_for_money_it_does(status: int, kind: Kind) -> None:
 )
 def test_minimax_tells_its_own_status_beside_what_looks_like_a_reply(code: int, kind: Kind) -> None:
     whole = {"choices": [{"message": {"content": "Yes."}, "finish_reason": "stop"}]}
-    error = heard(200, whole | {"base_resp": {"status_code": code, "status_msg": "no"}})
+    error = error_for(200, whole | {"base_resp": {"status_code": code, "status_msg": "no"}})
 
     assert (error.kind, error.explicit) == (kind, True)
     fine = json.dumps(whole | {"base_resp": {"status_code": 0, "status_msg": "success"}}).encode()
@@ -308,17 +308,19 @@ def test_the_server_s_words_are_shown_wherever_they_stand() -> None:
         "its words",
         "<html><style>p {}</style><script>var x</script><p>its <b>words</b></p></html>",
     ):
-        error = heard(400, said)
+        error = error_for(400, said)
         assert "its words" in error.message
         assert "sent" not in error.message
         assert "var x" not in error.message
         assert error.raw
-    assert "body.n: its words" in heard(400, {"detail": [{"loc": ["body", "n"], "msg": "its words"}]}).message
-    assert heard(429, {"error": {"message": "", "code": "billing_limit"}}).message.startswith("HTTP 429: billing_limit")
+    assert "body.n: its words" in error_for(400, {"detail": [{"loc": ["body", "n"], "msg": "its words"}]}).message
+    assert error_for(429, {"error": {"message": "", "code": "billing_limit"}}).message.startswith(
+        "HTTP 429: billing_limit"
+    )
 
 
 def test_a_firewall_s_page_is_called_one() -> None:
-    assert "a page, and no API's answer" in heard(403, "<html><title>Attention Required!</title></html>").message
+    assert "a page, and no API's answer" in error_for(403, "<html><title>Attention Required!</title></html>").message
 
 
 @pytest.mark.parametrize(
@@ -329,7 +331,7 @@ def test_a_firewall_s_page_is_called_one() -> None:
     ],
 )
 def test_a_url_that_wants_https(said: str) -> None:
-    error = heard(400, said)
+    error = error_for(400, said)
 
     assert (error.kind, error.explicit) == (URL, True)
     assert "https" in error.message.lower()
@@ -337,7 +339,7 @@ def test_a_url_that_wants_https(said: str) -> None:
 
 def test_where_a_redirect_leads() -> None:
     def moved(to: str) -> str:
-        return heard(308, "<html>", {"Location": to}).message
+        return error_for(308, "<html>", {"Location": to}).message
 
     base = "https://gateway.example.net/v1"
     assert moved(f"{base}/chat/completions") == f"HTTP 308 to {base}/chat/completions: set base_url to {base}"
@@ -349,10 +351,10 @@ def test_where_a_redirect_leads() -> None:
 
 def test_when_a_long_limit_ends() -> None:
     words = "Limit on requests per day reached. "
-    assert "it ends in 10 min" in heard(429, words + "Please try again in 9m38.5s.").message
-    assert "it ends in 3 h 20 min" in heard(429, words, {"Retry-After": "12000"}).message
-    assert "it ends later" in heard(429, words).message
-    assert heard(429, "Slow down", {"Retry-After": "80000"}).kind is RATE, "a long wait alone is no day's limit"
+    assert "it ends in 10 min" in error_for(429, words + "Please try again in 9m38.5s.").message
+    assert "it ends in 3 h 20 min" in error_for(429, words, {"Retry-After": "12000"}).message
+    assert "it ends later" in error_for(429, words).message
+    assert error_for(429, "Slow down", {"Retry-After": "80000"}).kind is RATE, "a long wait alone is no day's limit"
 
 
 @pytest.mark.parametrize(
@@ -370,13 +372,13 @@ def test_when_a_long_limit_ends() -> None:
     ],
 )
 def test_a_wait_in_words(said: str, seconds: float | None) -> None:
-    assert heard(429, said).retry_after == seconds
-    assert heard(429, said, {"Retry-After": "7"}).retry_after == 7.0
+    assert error_for(429, said).retry_after == seconds
+    assert error_for(429, said, {"Retry-After": "7"}).retry_after == 7.0
 
 
 @pytest.mark.parametrize("status", [200, 408, 409, 425, 429, 500, 503])
 def test_every_failure_that_may_pass_says_how_long_to_wait(status: int) -> None:
-    assert heard(status, _error("not now"), {"Retry-After": "7"}).retry_after == 7.0
+    assert error_for(status, _error("not now"), {"Retry-After": "7"}).retry_after == 7.0
 
 
 _KEYS = [
@@ -397,7 +399,7 @@ _ODD = st.recursive(
 
 @given(st.integers(200, 599), _ODD)
 def test_whatever_a_body_holds_it_has_a_meaning(status: int, said: Any) -> None:
-    error = heard(status, said)
+    error = error_for(status, said)
 
     assert error.message.encode()
     assert len(error.message) < MAX_MESSAGE_CHARS + 160
@@ -411,7 +413,7 @@ def test_whatever_a_body_holds_it_has_a_meaning(status: int, said: Any) -> None:
 def test_a_long_body_takes_no_time(piece: str) -> None:
     """Patterns that look back over what they have seen would take minutes of a page of 2 MB."""
     for said in (piece * (2_000_000 // len(piece)), json.dumps({"error": piece * 100_000})):
-        assert heard(400, said).kind
+        assert error_for(400, said).kind
 
 
 @given(
@@ -464,7 +466,7 @@ PER_MINUTE = {"Groq's", "no minute holds it"}
 def test_an_overflow_says_how_much_the_model_holds(name: str) -> None:
     status, said, _ = TOLD[name]
     none = name in SAYS_NOTHING | PER_MINUTE or name == "Google's room"
-    assert context_window_in(heard(status, said).message) == (None if none else 8)
+    assert context_window_in(error_for(status, said).message) == (None if none else 8)
 
 
 def test_numbers_with_commas_and_sums() -> None:

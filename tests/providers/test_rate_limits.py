@@ -21,14 +21,14 @@ def sent_at(
 ) -> list[tuple[float, int]]:
     """When each request of (seconds since the one before, tokens) was sent, each as soon as it could after those before
     it; `late` is how much longer than asked the waits were."""
-    pace, at, now = RateLimiter(rpm, tpm), START, START
+    limiter, at, now = RateLimiter(rpm, tpm), START, START
     sent: list[tuple[float, int]] = []
     for gap, tokens in arrivals:
         at += gap
         now = max(now, at)
-        while wait := pace.wait(cost(tokens), now):
+        while wait := limiter.wait(cost(tokens), now):
             now += wait + late
-        pace.take(cost(tokens), now)
+        limiter.take(cost(tokens), now)
         sent.append((now, tokens))
     return sent
 
@@ -102,46 +102,46 @@ def test_nearly_all_of_a_limit_of_tokens_is_used(sizes: list[int]) -> None:
 
 def test_tokens_are_learned_from_what_providers_count() -> None:
     """A language of one token a character: the first prompts are charged afterwards, later ones beforehand."""
-    pace = RateLimiter(None, 60_000)
-    first = pace.cost(8000, 100)
+    limiter = RateLimiter(None, 60_000)
+    first = limiter.cost(8000, 100)
     assert (first.prompt, first.amount("tokens")) == (2000, 2100)
-    pace.take(first, START)
-    assert pace.wait(cost(1), START + 1.2) == 0
-    pace.record_prompt_tokens(first, 8000, START + 1.2)
-    assert pace.wait(cost(1), START + 1.2) == pytest.approx(8100 * MINUTE_S / 60_000 - 2.2)
+    limiter.take(first, START)
+    assert limiter.wait(cost(1), START + 1.2) == 0
+    limiter.record_prompt_tokens(first, 8000, START + 1.2)
+    assert limiter.wait(cost(1), START + 1.2) == pytest.approx(8100 * MINUTE_S / 60_000 - 2.2)
 
-    assert pace.cost(8000, 100).prompt > 3700
+    assert limiter.cost(8000, 100).prompt > 3700
 
 
 def learned(*quotas: Quota, at: float = START, given: float | None = None) -> RateLimiter:
-    """A pace that met with a 429 after it was told of these."""
-    pace = RateLimiter(given, None)
-    pace.learn(quotas)
-    pace.record_limit_hit(at)
-    return pace
+    """A limiter that has read these quotas, then got a 429."""
+    limiter = RateLimiter(given, None)
+    limiter.learn(quotas)
+    limiter.record_limit_hit(at)
+    return limiter
 
 
-def per_minute(pace: RateLimiter, tokens: int = 10, now: float = START) -> int:
+def per_minute(limiter: RateLimiter, tokens: int = 10, now: float = START) -> int:
     """Requests that go within a minute, if the headers stay as they are."""
     end, n = now + 60, 0
-    while (now := now + pace.wait(cost(tokens), now)) < end:
-        pace.take(cost(tokens), now)
+    while (now := now + limiter.wait(cost(tokens), now)) < end:
+        limiter.take(cost(tokens), now)
         n += 1
     return n
 
 
 def test_what_headers_say_is_obeyed_once_a_429_confirms_it_and_for_ten_minutes() -> None:
     quota = Quota("requests", 600, 0, 60.0)
-    pace = RateLimiter(None, None)
-    pace.learn([quota])
-    assert pace.wait(cost(10), START) == 0
+    limiter = RateLimiter(None, None)
+    limiter.learn([quota])
+    assert limiter.wait(cost(10), START) == 0
     for _ in range(1000):
-        pace.take(cost(10), START)
-    assert pace.wait(cost(10), START) == 0, "as long as all are answered there is no limit"
+        limiter.take(cost(10), START)
+    assert limiter.wait(cost(10), START) == 0, "as long as all are answered there is no limit"
 
-    pace.record_limit_hit(START)
-    assert 600 <= per_minute(pace) <= 611
-    assert pace.wait(cost(10), START + BELIEVED_S) == 0
+    limiter.record_limit_hit(START)
+    assert 600 <= per_minute(limiter) <= 611
+    assert limiter.wait(cost(10), START + BELIEVED_S) == 0
 
 
 @pytest.mark.parametrize(
@@ -164,13 +164,13 @@ def test_what_is_left_and_what_comes_back_may_be_used(quota: Quota, requests: in
 
 
 def test_the_scarcest_quota_counts_and_the_newest_of_each() -> None:
-    pace = learned(Quota("requests", 6000, 0, 60.0), Quota("tokens", 3000, 0, 60.0))
-    assert 300 <= per_minute(pace) <= 307
-    pace.learn([Quota("tokens", 60_000, 60_000, 0.0)])
-    assert 6000 <= per_minute(pace, now=START + 60) <= 6150
+    limiter = learned(Quota("requests", 6000, 0, 60.0), Quota("tokens", 3000, 0, 60.0))
+    assert 300 <= per_minute(limiter) <= 307
+    limiter.learn([Quota("tokens", 60_000, 60_000, 0.0)])
+    assert 6000 <= per_minute(limiter, now=START + 60) <= 6150
 
 
 def test_what_is_given_is_not_learned() -> None:
-    pace = learned(Quota("requests", 60, 0, 60.0), given=6000)
+    limiter = learned(Quota("requests", 60, 0, 60.0), given=6000)
 
-    assert per_minute(pace) >= 5900
+    assert per_minute(limiter) >= 5900
