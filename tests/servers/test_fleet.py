@@ -239,7 +239,7 @@ def test_a_python_without_vllm_is_reported(tmp_path: Path, fakes: Fakes) -> None
         run(path)
 
 
-# --- which model was served ---------------------------------------------------------------------------------------------
+# --- which model was served -------------------------------------------------------------------------------------------
 
 ANSWERS = (
     "SELECT s.model, c.identity, count(*) AS n FROM slots s JOIN completions c USING (key) GROUP BY ALL ORDER BY ALL"
