@@ -13,7 +13,7 @@ from aif.engine.connect import opened
 from aif.engine.orchestrator import Run
 from aif.engine.prepare import prepare, rubric_of
 from aif.store.ingest import Entry
-from aif.store.ledger import Ledger
+from aif.store.journaled_store import JournaledStore
 from benchmarks.house import MODELS, pipeline, serving
 from measured import Figures
 
@@ -67,7 +67,7 @@ def trial(folder: Path, full: bool) -> Figures:
 async def _run(path: Path, watch: Watch) -> None:
     loaded = load(path)
     rubric = rubric_of(loaded)
-    with Ledger.open(loaded.store, print, rubric) as ledger:
+    with JournaledStore.open(loaded.store, print, rubric) as ledger:
         prepare(loaded, ledger, rubric, print)
         async with opened(loaded) as endpoints:
             looking = asyncio.create_task(watch.look())

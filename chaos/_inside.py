@@ -9,7 +9,7 @@ from aif.config.pipeline import load
 from aif.engine.feedback import Person, flow
 from aif.engine.prepare import prepare, rubric_of
 from aif.providers.retry import RetryPolicy
-from aif.store.ledger import Ledger
+from aif.store.journaled_store import JournaledStore
 from aif.store.reader import Reader
 from aif.store.report_queries import Tally
 
@@ -24,7 +24,7 @@ async def run(path: Path) -> tuple[dict[str, str], dict[Key, Tally]]:
     """`aif run` of a pipeline file: who was refused and why, and how everybody's items stand."""
     pipeline = load(path)
     rubric = rubric_of(pipeline)
-    with Ledger.open(pipeline.store, _silent, rubric) as ledger:
+    with JournaledStore.open(pipeline.store, _silent, rubric) as ledger:
         prepare(pipeline, ledger, rubric, _silent)
         asked = await flow(
             pipeline, ledger, rubric, Terminal(Console(quiet=True)), _silent, None, RetryPolicy(), Person()

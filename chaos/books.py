@@ -21,8 +21,8 @@ from aif.engine.progress import read
 from aif.export.dataset import export
 from aif.providers.retry import RetryPolicy
 from aif.simulator.faults import Fault, Faults
-from aif.store.ledger import Ledger
-from aif.store.lock import Places
+from aif.store.journaled_store import JournaledStore
+from aif.store.paths import StorePaths
 from aif.store.reader import Reader
 from chaos import Figures
 from chaos.house import JUDGE, Record, pipeline, served, start
@@ -57,7 +57,7 @@ def trial(folder: Path, full: bool) -> Figures:
 
 
 def _kill_in_mid_run(path: Path, folder: Path) -> None:
-    run, file = start("run", path, stdout=subprocess.DEVNULL), Places(folder / "store" / "feedback.duckdb").progress
+    run, file = start("run", path, stdout=subprocess.DEVNULL), StorePaths(folder / "store" / "feedback.duckdb").progress
     end = time.monotonic() + 30
 
     def answered() -> int:
@@ -78,7 +78,7 @@ def _state(name: str, one: Pipeline, folder: Path, record: Record | None, prompt
     """The balance as each of the three tells it: completions, then judgements, each wanted, answered, failed, pending;
     and, where it is to be known, how many the server answered."""
     out = folder / "dataset"
-    with Ledger.open(one.store, lambda words: None) as ledger:
+    with JournaledStore.open(one.store, lambda words: None) as ledger:
         export(one, rubric_of(one), ledger, out, lambda words: None)
     with Reader.open(one.store) as reader:
         texts = {
@@ -117,7 +117,7 @@ def _refused(one: Pipeline, folder: Path) -> dict[str, Any]:
     out = folder / "dataset"
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     said = ""
-    with Ledger.open(one.store, lambda words: None) as ledger:
+    with JournaledStore.open(one.store, lambda words: None) as ledger:
         try:
             export(one, rubric_of(one), ledger, out, lambda words: None)
         except Incomplete as error:

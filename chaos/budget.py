@@ -13,7 +13,7 @@ from aif.config.pipeline import load
 from aif.engine.feedback import feedback
 from aif.providers.retry import RetryPolicy
 from aif.simulator.faults import Arrival, Fault, Faults, Mishap
-from aif.store.ledger import Ledger
+from aif.store.journaled_store import JournaledStore
 from aif.store.reader import Reader
 from chaos import Figures
 from chaos.house import Record, pipeline, served, start
@@ -89,7 +89,7 @@ def _killed(folder: Path, budget: float, flying: int, draw: random.Random, most:
             process.kill()
             process.communicate()
             time.sleep(0.3)  # until the server has noticed, and tells of what was in flight
-            Ledger.open(_store(path), lambda words: None).close()
+            JournaledStore.open(_store(path), lambda words: None).close()
             at_kills.append(_books(path, record))
         reached = _ended(path)
     return {"kills": kills, "at_kills": at_kills, "reached": reached} | _books(path, record)

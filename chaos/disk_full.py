@@ -15,7 +15,7 @@ from unittest import SkipTest
 
 from aif.core.errors import Exit
 from aif.store.journal import Damage, replay
-from aif.store.lock import Places
+from aif.store.paths import StorePaths
 from chaos import Figures
 from chaos.house import Record, aif, pipeline, served
 from chaos.keeping import FORMATS, finish, journalled, sent, undisturbed, written
@@ -69,7 +69,7 @@ def _filled(disk: Path, room: int, prompts: int, wanted: dict[str, str]) -> Fill
     record = Record()
     with served(record, latency_s=0.1) as server:
         path = pipeline(disk, server.base_url, prompts, export=FORMATS)
-        places, dataset = Places(disk / "store" / "feedback.duckdb"), disk / "store" / "dataset"
+        places, dataset = StorePaths(disk / "store" / "feedback.duckdb"), disk / "store" / "dataset"
         with _only(disk, room):
             run = _stop("run", path)
             answered = sent(record.calls, inf)

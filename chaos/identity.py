@@ -16,7 +16,7 @@ from aif.engine.feedback import feedback
 from aif.engine.prepare import prepare, rubric_of
 from aif.judging.rubric import Sheet
 from aif.simulator import Cast
-from aif.store.ledger import Ledger
+from aif.store.journaled_store import JournaledStore
 from aif.store.reader import Reader
 from chaos import Figures, changes
 from chaos.changes import CHANGED, CHANGES, Change, Patch
@@ -118,7 +118,7 @@ class _House:
         rows = []
         with _opened(self._pipeline({})) as ledger:
             for change, one in made:
-                if one.store == ledger.places.store:
+                if one.store == ledger.paths.store:
                     rows.append(_Row(change, one, _pending(one, ledger)))
                 else:
                     with _opened(one) as other:
@@ -144,11 +144,11 @@ class _House:
         return parse(text, self._folder / "pipeline.yaml")
 
 
-def _opened(pipeline: Pipeline) -> Ledger:
-    return Ledger.open(pipeline.store, _unheard)
+def _opened(pipeline: Pipeline) -> JournaledStore:
+    return JournaledStore.open(pipeline.store, _unheard)
 
 
-def _pending(pipeline: Pipeline, ledger: Ledger) -> dict[str, int]:
+def _pending(pipeline: Pipeline, ledger: JournaledStore) -> dict[str, int]:
     """What the pipeline would ask, by model and judge, as the store's plan has it."""
     prepare(pipeline, ledger, rubric_of(pipeline), _unheard)
     with Reader.of(ledger.store) as reader:

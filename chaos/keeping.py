@@ -21,8 +21,8 @@ from aif.export.dataset import export
 from aif.providers.retry import RetryPolicy
 from aif.simulator import Call
 from aif.store.journal import Damage, replay
-from aif.store.ledger import Ledger
-from aif.store.lock import Places
+from aif.store.journaled_store import JournaledStore
+from aif.store.paths import StorePaths
 from chaos.house import pipeline
 from measured.house import digests
 from tests.serving import Served
@@ -52,11 +52,11 @@ def written(path: Path, out: Path) -> dict[str, str]:
     one = load(path)
     rubric = rubric_of(one)
 
-    def whole(ledger: Ledger) -> None:
+    def whole(ledger: JournaledStore) -> None:
         prepare(one, ledger, rubric, _silent, reread=False)
         export(one, rubric, ledger, out, _silent)
 
-    Ledger.use(one.store, _silent, rubric, whole)
+    JournaledStore.use(one.store, _silent, rubric, whole)
     return digests(out)
 
 
@@ -66,7 +66,7 @@ def _silent(words: str) -> None:
 
 def records(store: Path) -> list[dict[str, Any]]:
     """What the journal holds, but for damaged lines."""
-    return [found for _, found in replay(Places(store).journal) if not isinstance(found, Damage)]
+    return [found for _, found in replay(StorePaths(store).journal) if not isinstance(found, Damage)]
 
 
 def journalled(store: Path) -> set[str]:
@@ -89,7 +89,7 @@ def shown(call: Call) -> str:
 
 def killed(process: Popen[str], store: Path, traced: bool = False) -> float:
     """Kills it (-9); where it is traced, the one within that holds the store, if it still does. Returns when."""
-    note = Places(store).lock.read_bytes() if traced else b""
+    note = StorePaths(store).lock.read_bytes() if traced else b""
     at = monotonic()
     if note or not traced:
         with suppress(ProcessLookupError):

@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 import yaml
 
-from aif.store.lock import Places
+from aif.store.paths import StorePaths
 from benchmarks.house import aif
 from chaos import Figures
 from chaos.house import Record, pipeline, served
@@ -114,7 +114,7 @@ def _measured(folder: Path, world: World) -> dict[str, float | str]:
         }
         peaks = {name: _peak(*words) for name, words in commands.items()}
         if world.loses:
-            shutil.rmtree(Places(folder / "store" / "feedback.duckdb").journal)
+            shutil.rmtree(StorePaths(folder / "store" / "feedback.duckdb").journal)
             before = len(record.calls)
             peaks["journal gone"] = _peak(*asked[-1])
             if more := len(record.calls) - before:

@@ -18,7 +18,7 @@ from aif.judging.parse import Unparseable, read
 from aif.judging.rubric import Form
 from aif.providers.retry import RetryPolicy
 from aif.simulator import Arrival, Fault, Mishap
-from aif.store.ledger import Ledger
+from aif.store.journaled_store import JournaledStore
 from aif.store.reader import Reader
 from chaos import Figures
 from chaos.house import JUDGE, Record, pipeline, served
@@ -156,7 +156,7 @@ def _run(folder: Path, rubric: str, form: Form, provider: str, prompts: int) -> 
         feedback(read_in, Terminal(Console(quiet=True)), policy=patient)
     sent = Counter(filter(None, (befall.kinds.get(call.number) for call in record.calls if call.sent)))
     found = _checked(read_in.store, hostile)
-    Ledger.open(read_in.store, lambda words: None, anew=True).close()  # the way of a journal that is read again
+    JournaledStore.open(read_in.store, lambda words: None, rebuild=True).close()  # rebuilt
     found["invalid"]["rows other than before, made again from the journal"] = int(
         found != _checked(read_in.store, hostile)
     )

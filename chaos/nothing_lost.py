@@ -16,7 +16,7 @@ from random import Random
 from time import sleep
 from typing import Any
 
-from aif.store.lock import Places
+from aif.store.paths import StorePaths
 from chaos import Figures
 from chaos._trace import Trace
 from chaos.house import Record, pipeline, served, start
@@ -107,7 +107,7 @@ def _killed(path: Path, record: Record, wanted: Mapping[str, str], point: Point,
     """A command killed at a point, or None where it had ended before."""
     store, first = path.parent / "store" / "feedback.duckdb", len(record.calls)
     calls = first + point.calls
-    lock = Places(store).lock
+    lock = StorePaths(store).lock
     former = lock.read_bytes() if lock.exists() else b""
     under, environ = (trace.before, trace.environ) if trace else ([], {})
     process = start(point.command, path, under=under, environ=environ)
@@ -127,7 +127,7 @@ def _killed(path: Path, record: Record, wanted: Mapping[str, str], point: Point,
 def _cut_back(store: Path, synced: Mapping[str, int]) -> int:
     """Cuts the files that are appended to back to what had been synced. Returns how many bytes that were."""
     cut = 0
-    for path in (*Places(store).journal.iterdir(), store.with_name(store.name + ".wal")):
+    for path in (*StorePaths(store).journal.iterdir(), store.with_name(store.name + ".wal")):
         if path.exists() and str(path) in synced and (more := path.stat().st_size - synced[str(path)]) > 0:
             os.truncate(path, synced[str(path)])
             cut += more
@@ -145,17 +145,17 @@ def _damaged(folder: Path, wanted: Mapping[str, str], prompts: int) -> list[dict
         _killed(path, record, wanted, Point("asking", "run", prompts * PER_PROMPT // 2, 0.3), None)
         settle(server)
 
-        def goes_on(name: str, harm: Callable[[Places], None]) -> dict[str, Any]:
+        def goes_on(name: str, harm: Callable[[StorePaths], None]) -> dict[str, Any]:
             copy = pipeline(folder / name, server.base_url, prompts, export=FORMATS)
             shutil.copytree(path.parent / "store", copy.parent / "store")
-            places, calls = Places(copy.parent / "store" / "feedback.duckdb"), len(record.calls)
+            places, calls = StorePaths(copy.parent / "store" / "feedback.duckdb"), len(record.calls)
             harm(places)
             said = [line for line in finish(copy).splitlines() if str(places.store.with_suffix("")) in line]
             calls = len(record.calls) - calls
             same = written(copy, copy.parent / "dataset") == wanted
             return {"damage": name, "calls": calls, "said": len(said), "same": same}
 
-        harms: Sequence[tuple[str, Callable[[Places], None]]] = [
+        harms: Sequence[tuple[str, Callable[[StorePaths], None]]] = [
             ("none", lambda places: None),
             ("store truncated", lambda places: os.truncate(places.store, places.store.stat().st_size // 2)),
             ("store deleted", lambda places: places.store.unlink()),
@@ -169,11 +169,11 @@ def _damaged(folder: Path, wanted: Mapping[str, str], prompts: int) -> list[dict
         return [goes_on(*one) for one in harms]
 
 
-def _log(places: Places) -> Path:
+def _log(places: StorePaths) -> Path:
     return places.store.with_name(places.store.name + ".wal")
 
 
-def _segment(places: Places) -> Path:
+def _segment(places: StorePaths) -> Path:
     return places.journal / "000001.jsonl"
 
 
@@ -183,11 +183,11 @@ def _flip(path: Path, at: int) -> None:
     path.write_bytes(content)
 
 
-def _flip_anywhere(random: Random, places: Places) -> None:
+def _flip_anywhere(random: Random, places: StorePaths) -> None:
     _flip(places.store, random.randrange(places.store.stat().st_size))
 
 
-def _flip_line(places: Places) -> None:
+def _flip_line(places: StorePaths) -> None:
     """Of a completion. The store goes, too: what it has taken in, it would not read again."""
     places.store.unlink()
     content = _segment(places).read_bytes()

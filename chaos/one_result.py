@@ -11,7 +11,7 @@ from aif.core.types import fraction
 from aif.simulator import Fault
 from aif.simulator.faults import Arrival, Mishap
 from aif.store.journal import Journal
-from aif.store.lock import Places
+from aif.store.paths import StorePaths
 from aif.store.reader import Reader
 from chaos import Figures
 from chaos.house import Record, pipeline, served
@@ -34,7 +34,7 @@ def trial(folder: Path, full: bool) -> Figures:
         wanted = undisturbed(folder / "undisturbed", server.base_url, prompts, models=changes["models"])
     with served(record, latency_s=0.02, faults=_twice) as server:
         path = pipeline(folder / "run", server.base_url, prompts, **changes)
-        places = Places(path.parent / "store" / "feedback.duckdb")
+        places = StorePaths(path.parent / "store" / "feedback.duckdb")
         finish(path, limit=prompts // 2)
         older = Path(shutil.copy(places.store, folder / "older.duckdb"))
         finish(path)
@@ -87,25 +87,25 @@ def _billed(store: Path) -> int:
 # --- what disturbs a finished run; each returns the tokens that were billed by it -------------------------------------
 
 
-def _segment_again(places: Places, older: Path) -> int:
+def _segment_again(places: StorePaths, older: Path) -> int:
     shutil.copy(places.journal / "000001.jsonl", places.journal / "000002.jsonl")
     return 0
 
 
-def _lines_again(places: Places, older: Path) -> int:
+def _lines_again(places: StorePaths, older: Path) -> int:
     """Some of them, behind all others."""
     lines = _lines(places)
     _write(places, [*lines, *Random(1).sample(lines, len(lines) // 3)])
     return 0
 
 
-def _lines_doubled(places: Places, older: Path) -> int:
+def _lines_doubled(places: StorePaths, older: Path) -> int:
     _write(places, [one for line in _lines(places) for one in (line, line)])
     places.store.unlink()
     return 0
 
 
-def _out_of_order(places: Places, older: Path) -> int:
+def _out_of_order(places: StorePaths, older: Path) -> int:
     """Every call in another's place."""
     lines = _lines(places)
     calls = [n for n, line in enumerate(lines) if b'"t":"call"' in line]
@@ -115,13 +115,13 @@ def _out_of_order(places: Places, older: Path) -> int:
     return 0
 
 
-def _store_behind(places: Places, older: Path) -> int:
+def _store_behind(places: StorePaths, older: Path) -> int:
     """What a kill between journal and store leaves."""
     shutil.copy(older, places.store)
     return 0
 
 
-def _late_replies(places: Places, older: Path) -> int:
+def _late_replies(places: StorePaths, older: Path) -> int:
     """A second reply to each of some keys, in other words, and a failure behind the answer."""
     some = [one for one in records(places.store) if one.get("verdict") == "answered"][::3]
     late = [one | {"id": f"{one['id']}-late", "text": f"{one['text']} And more."} for one in some]
@@ -132,7 +132,7 @@ def _late_replies(places: Places, older: Path) -> int:
     return sum(one["usage"]["input"] + one["usage"]["output"] for one in late + gone)
 
 
-DISTURBED: dict[str, Callable[[Places, Path], int]] = {
+DISTURBED: dict[str, Callable[[StorePaths, Path], int]] = {
     "a segment again behind itself": _segment_again,
     "lines again behind all others": _lines_again,
     "every line doubled": _lines_doubled,
@@ -145,11 +145,11 @@ DISTURBED: dict[str, Callable[[Places, Path], int]] = {
 SHORT = ("every line doubled", "second replies and failures behind the answer")
 
 
-def _lines(places: Places) -> list[bytes]:
+def _lines(places: StorePaths) -> list[bytes]:
     return (places.journal / "000001.jsonl").read_bytes().splitlines(keepends=True)
 
 
-def _write(places: Places, lines: Iterable[bytes]) -> None:
+def _write(places: StorePaths, lines: Iterable[bytes]) -> None:
     (places.journal / "000001.jsonl").write_bytes(b"".join(lines))
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from aif.core.errors import Exit
 from aif.engine.progress import Snapshot, read
 from aif.simulator.faults import Fault, Faults
-from aif.store.lock import Places, note_in
+from aif.store.lock import read_note
+from aif.store.paths import StorePaths
 from chaos import Figures
 from chaos.house import Record, pipeline, served, start
 
@@ -28,7 +29,7 @@ def trial(folder: Path, full: bool) -> Figures:
     record = Record()
     with served(record, latency_s=0.25, faults=Faults({Fault.REFUSAL: 0.05}, lasting=True)) as one:
         path = pipeline(folder, one.base_url, 3000 if full else 400)
-        places = Places(folder / "store" / "feedback.duckdb")
+        places = StorePaths(folder / "store" / "feedback.duckdb")
         run = start("run", path, stdout=subprocess.DEVNULL)
         try:
             _until(lambda: _underway(read(places.progress)))
@@ -42,7 +43,7 @@ def trial(folder: Path, full: bool) -> Figures:
         finally:
             run.send_signal(signal.SIGKILL)
             run.wait()
-    left = note_in(places.lock)
+    left = read_note(places.lock)
     code, said, _, _ = _timed("status", path)
     return {
         "full": full,

@@ -22,7 +22,7 @@ from aif.config.pipeline import load
 from aif.core.types import fraction
 from aif.simulator import Cast
 from aif.simulator.faults import Arrival, Fault, Mishap
-from aif.store.lock import Places
+from aif.store.paths import StorePaths
 from aif.store.reader import Reader
 from chaos import Figures
 from chaos.house import JUDGE, POOL, Record, aif, pipeline
@@ -55,7 +55,7 @@ def trial(folder: Path, full: bool) -> Figures:
     with serving(Cast(POOL, {JUDGE: 0.1, OTHER: 0.2}, 7), on_call=record, faults=befall) as server:
         path = _pipeline(left, server.base_url, 60 if full else 4)
         store = load(path).store
-        with _watched(Places(store), left / "watched"):
+        with _watched(StorePaths(store), left / "watched"):
             for n in range(2):  # the judge's key is refused, then taken
                 befall.refusing = n == 0
                 _tell(said, "run", path, "--yes")
@@ -166,7 +166,7 @@ def _baited(store: Path) -> str:
 
 
 @contextmanager
-def _watched(places: Places, into: Path) -> Iterator[None]:
+def _watched(places: StorePaths, into: Path) -> Iterator[None]:
     """Copies what is there during a run alone, again and again."""
     into.mkdir()
     over = threading.Event()

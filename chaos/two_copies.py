@@ -35,8 +35,8 @@ from aif.engine.rebuild import again
 from aif.providers.retry import RetryPolicy
 from aif.simulator.faults import Fault, Faults
 from aif.store.journal import Journal, segments
-from aif.store.ledger import Ledger
-from aif.store.lock import Places
+from aif.store.journaled_store import JournaledStore
+from aif.store.paths import StorePaths
 from chaos import Figures
 from chaos.house import Record, pipeline, served, start
 from chaos.keeping import SHOWN, finish, records, shown, written
@@ -122,11 +122,11 @@ def _states(folder: Path, made: Callable[[Path], Path]) -> list[Path]:
     for share in STATES:
         place = folder / f"state-{share}" / "feedback.duckdb"
         place.parent.mkdir()
-        journal, _ = Journal.open(Places(place).journal, SEGMENT_BYTES)
+        journal, _ = Journal.open(StorePaths(place).journal, SEGMENT_BYTES)
         for one in every[: int(share * len(every))]:
             journal.append([one])
         journal.close()
-        with Ledger.open(place, _unheard):
+        with JournaledStore.open(place, _unheard):
             shutil.copytree(place.parent, folder / f"state-{share}-killed")
         found.append(place.parent)
     return found
@@ -134,16 +134,16 @@ def _states(folder: Path, made: Callable[[Path], Path]) -> list[Path]:
 
 # --- harm -------------------------------------------------------------------------------------------------------------
 
-Harm = Callable[[Random, Places, list[Path]], None]
+Harm = Callable[[Random, StorePaths, list[Path]], None]
 
 
-def _lines(places: Places) -> Iterator[tuple[Path, list[bytes]]]:
+def _lines(places: StorePaths) -> Iterator[tuple[Path, list[bytes]]]:
     for n in segments(places.journal):
         path = places.journal / f"{n:06d}.jsonl"
         yield path, path.read_bytes().splitlines(keepends=True)
 
 
-def _flips(share: float, random: Random, places: Places, states: list[Path]) -> None:
+def _flips(share: float, random: Random, places: StorePaths, states: list[Path]) -> None:
     for path, lines in list(_lines(places)):
         for n, line in enumerate(lines):
             if random.random() < share:
@@ -152,12 +152,12 @@ def _flips(share: float, random: Random, places: Places, states: list[Path]) -> 
         path.write_bytes(b"".join(lines))
 
 
-def _newlines(end: bytes, random: Random, places: Places, states: list[Path]) -> None:
+def _newlines(end: bytes, random: Random, places: StorePaths, states: list[Path]) -> None:
     for path, lines in list(_lines(places)):
         path.write_bytes(b"".join(line[:-1] + end for line in lines))
 
 
-def _mixed_up(change: Callable[[Random, list[bytes]], list[bytes]], random: Random, places: Places, _: Any) -> None:
+def _mixed_up(change: Callable[[Random, list[bytes]], list[bytes]], random: Random, places: StorePaths, _: Any) -> None:
     if found := list(_lines(places)):
         path, lines = random.choice(found)
         path.write_bytes(b"".join(change(random, lines)))
@@ -171,54 +171,54 @@ def _some_gone(random: Random, lines: list[bytes]) -> list[bytes]:
     return [line for line in lines if random.random() < 0.7]
 
 
-def _cut(random: Random, places: Places, states: list[Path]) -> None:
+def _cut(random: Random, places: StorePaths, states: list[Path]) -> None:
     if numbers := segments(places.journal):
         path = places.journal / f"{random.choice(numbers):06d}.jsonl"
         os.truncate(path, random.randint(0, path.stat().st_size))
 
 
-def _segment_gone(random: Random, places: Places, states: list[Path]) -> None:
+def _segment_gone(random: Random, places: StorePaths, states: list[Path]) -> None:
     if numbers := segments(places.journal):
         (places.journal / f"{random.choice(numbers):06d}.jsonl").unlink()
 
 
-def _segment_older(random: Random, places: Places, states: list[Path]) -> None:
+def _segment_older(random: Random, places: StorePaths, states: list[Path]) -> None:
     if older := sorted((states[0] / "feedback.journal").iterdir()):
         path = random.choice(older)
         shutil.copy(path, places.journal / path.name)
 
 
-def _journal_gone(random: Random, places: Places, states: list[Path]) -> None:
+def _journal_gone(random: Random, places: StorePaths, states: list[Path]) -> None:
     shutil.rmtree(places.journal)
 
 
-def _store_gone(random: Random, places: Places, states: list[Path]) -> None:
+def _store_gone(random: Random, places: StorePaths, states: list[Path]) -> None:
     places.store.unlink()
 
 
-def _store_cut(random: Random, places: Places, states: list[Path]) -> None:
+def _store_cut(random: Random, places: StorePaths, states: list[Path]) -> None:
     os.truncate(places.store, random.randint(0, places.store.stat().st_size))
 
 
-def _store_flipped(random: Random, places: Places, states: list[Path]) -> None:
+def _store_flipped(random: Random, places: StorePaths, states: list[Path]) -> None:
     content = bytearray(places.store.read_bytes())
     for _ in range(random.choice([1, 1, 3, 30])):
         content[random.randrange(len(content))] ^= 0x20
     places.store.write_bytes(content)
 
 
-def _log_gone(random: Random, places: Places, states: list[Path]) -> None:
+def _log_gone(random: Random, places: StorePaths, states: list[Path]) -> None:
     places.store.with_name(places.store.name + ".wal").unlink(missing_ok=True)
 
 
-def _log_flipped(random: Random, places: Places, states: list[Path]) -> None:
+def _log_flipped(random: Random, places: StorePaths, states: list[Path]) -> None:
     log = places.store.with_name(places.store.name + ".wal")
     content = bytearray(log.read_bytes())
     content[random.randrange(len(content))] ^= 0x20
     log.write_bytes(content)
 
 
-def _store_aside(random: Random, places: Places, states: list[Path]) -> None:
+def _store_aside(random: Random, places: StorePaths, states: list[Path]) -> None:
     """An earlier mending was killed: beside this store lies another."""
     shutil.copy(random.choice(states) / "feedback.duckdb", places.store.with_name("feedback.duckdb.aside"))
 
@@ -249,7 +249,7 @@ HARMS: dict[str, Harm] = {
 # --- what is there ----------------------------------------------------------------------------------------------------
 
 
-def _by_journal(places: Places) -> Held:
+def _by_journal(places: StorePaths) -> Held:
     into = Held()
     for path in places.journal.glob("*.jsonl"):
         for part in re.split(rb'[\r\n]+|(?=[0-9a-f]{8} \{")', path.read_bytes()):
@@ -281,13 +281,13 @@ def _in_store(path: Path, into: Held) -> None:
             into.usd |= dict(db.execute("SELECT id, coalesce(usd, bound, 0) FROM calls").fetchall())
 
 
-def _by_store(places: Places) -> Held:
+def _by_store(places: StorePaths) -> Held:
     into = Held()
     _in_store(places.store, into)
     return into
 
 
-def _held(places: Places) -> Held:
+def _held(places: StorePaths) -> Held:
     """By the journal, the store, and stores set aside."""
     held = _by_journal(places)
     for path in places.store.parent.glob("feedback.duckdb*"):
@@ -303,7 +303,7 @@ def _case(
     folder: Path, made: Callable[[Path], Path], states: list[Path], record: Record, random: Random, n: int
 ) -> Case:
     path = made(folder)
-    places = Places(_store(path))
+    places = StorePaths(_store(path))
     places.store.parent.mkdir()
     journal, store = (random.choice([*states, states[-1]]) for _ in range(2))
     shutil.copytree(journal / "feedback.journal", places.journal)

@@ -57,10 +57,10 @@ Yes = Annotated[bool, typer.Option("--yes", help="Spend without asking first.")]
 def load(file: Path, sets: list[str] | None) -> "Pipeline":
     """The pipeline in a file, with what was set. Raises BadInput where its store lies elsewhere (see `place_of`)."""
     from aif.config import pipeline
-    from aif.store.lock import place_of
+    from aif.store.paths import check_old_location
 
     one = pipeline.load(file, sets or [])
-    place_of(one.store, one.named_store)
+    check_old_location(one.store, one.named_store)
     return one
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from aif.config.pipeline import Pipeline
     from aif.engine.feedback import Ended
     from aif.judging.rubric import Rubric
-    from aif.store.ledger import Ledger
+    from aif.store.journaled_store import JournaledStore
     from aif.store.reader import Reader
 
 T = TypeVar("T")
@@ -97,7 +97,7 @@ def run(
     ended = feedback(one, Terminal(err), limit=limit, retry_failed=retry_failed, consent=consent)
     with Reader.open(one.store) as reader:
         tell_summary(out, reader, ended.seconds, one.budget_usd)
-        example = reader.example()
+        example = reader.example_prompt_id()
     tell_places(out, one.store)
     typed = _typed(pipeline, sets)
     _tell_next(typed, ended, example)
@@ -106,28 +106,29 @@ def run(
 
 def _to_write(file: Path, sets: list[str] | None) -> "Pipeline":
     """The pipeline, where no other process holds its store: told at once, before anything heavy is loaded."""
-    from aif.store.lock import Places, busy, holder, is_held
+    from aif.store.lock import busy_message, holder_text, is_held
+    from aif.store.paths import StorePaths
 
     one = load(file, sets)
-    lock = Places(one.store).lock
+    lock = StorePaths(one.store).lock
     if is_held(lock):
-        raise StoreLocked(busy(one.store, holder(lock)))
+        raise StoreLocked(busy_message(one.store, holder_text(lock)))
     return one
 
 
 def _consent(
     pipeline: "Pipeline", limit: int | None, retry_failed: bool, yes: bool
-) -> "Callable[[Ledger, Rubric], None]":
+) -> "Callable[[JournaledStore, Rubric], None]":
     """Tells and asks about what a run is going to spend, where anything can be spent."""
 
-    def consent(ledger: "Ledger", rubric: "Rubric") -> None:
+    def consent(ledger: "JournaledStore", rubric: "Rubric") -> None:
         if all(one.free for one in (*pipeline.models.values(), *pipeline.judges.values())):
             return
         from aif.cli.views.estimate import ask
         from aif.engine.workload import estimated
-        from aif.store.forecast import Forecast
+        from aif.store.estimate_queries import EstimateReader
 
-        with Forecast.of(ledger.store, retry_failed) as outlook:
+        with EstimateReader.of(ledger.store, retry_failed) as outlook:
             estimate = estimated(pipeline, rubric, outlook, limit)
         if estimate.calls:
             ask(err, estimate, pipeline.confirm_usd, yes=yes)
@@ -219,17 +220,17 @@ Asked = TypeVar("Asked", bound="Reader")
 @contextmanager
 def _open(of: "type[Asked]", one: "Pipeline", file: Path, sets: list[str] | None) -> "Iterator[Asked]":
     """The store of a pipeline, where no run holds it. What to do is said where it is broken."""
-    from aif.store.lock import Places
+    from aif.store.paths import StorePaths
 
     try:
         with of.open(one.store) as reader:
             yield reader
     except StoreDamaged as error:
         typed = _typed(file, sets)
-        if Places(one.store).journal.exists():
+        if StorePaths(one.store).journal.exists():
             mend = f"`aif rebuild {typed}` makes it again from the journal beside it, and so does the next `aif run`"
         else:
-            mend = "there is no journal beside it to make it from: name another `store`"
+            mend = "there is no journal beside it to rebuild it from: set `store` to another path"
         raise StoreDamaged(f"{error}; {mend}") from error
 
 
@@ -273,9 +274,9 @@ def status(pipeline: File, sets: Sets = None) -> None:
 def _tell_if_behind(one: "Pipeline", reader: "Reader") -> bool:
     """Whether the journal holds more than a store tells, which is said: a run was killed, or its disk was full."""
     from aif.store.journal import Damage, replay
-    from aif.store.lock import Places
+    from aif.store.paths import StorePaths
 
-    beyond = replay(Places(one.store).journal, reader.journal_position())
+    beyond = replay(StorePaths(one.store).journal, reader.journal_position())
     if behind := any(not isinstance(found, Damage) for _, found in beyond):
         tell(f"{one.store}: is behind its journal, which has more answers; the next run or export takes them in")
     return behind
@@ -285,7 +286,7 @@ def _tell_if_another(one: "Pipeline", reader: "Reader", typed: str) -> None:
     """Says so where what a store tells is of another pipeline: this one edited since, or a trial that was killed."""
     from aif.engine.prepare import is_prepared, rubric_of
 
-    if reader.marked("sources") is None:
+    if reader.get_mark("sources") is None:
         tell(f"the store holds no prompts yet: `aif run {typed}` begins with reading them")
         return
     try:
@@ -312,7 +313,7 @@ def failures(pipeline: File, sets: Sets = None) -> None:
             from aif.cli.views.summary import tell_marks
             from aif.engine.outcome_text import unplanned
 
-            balance, behind = reader.balance(), _tell_if_behind(one, reader)
+            balance, behind = reader.item_counts(), _tell_if_behind(one, reader)
             tell_failures(out, balance.missing)
             tell_marks(out, reader)
             if balance.unplanned:
@@ -368,32 +369,32 @@ def pairs(
 ) -> None:
     """What a policy makes of the ratings there are, beside another. Nothing is written, no model is called."""
     from aif.cli.views.pairs import outlook, tell_outlook
-    from aif.store.results import Results
+    from aif.store.result_queries import ResultReader
 
     one = load(pipeline, sets)
     other = load(pipeline, [*(sets or []), *versus]) if versus else None
-    with _open(Results, one, pipeline, sets) as reader:
+    with _open(ResultReader, one, pipeline, sets) as reader:
         seen = outlook(one, reader)
         beside = outlook(other, reader) if other else None
     tell_outlook(out, seen, beside, versus or [])
 
 
-def _made(one: "Pipeline", typed: str, work: "Callable[[Rubric, Ledger], T]") -> "T":
+def _made(one: "Pipeline", typed: str, work: "Callable[[Rubric, JournaledStore], T]") -> "T":
     """What `work` makes of a store that a run has made, brought to what the pipeline says now; its prompts are those it
     has."""
     from aif.engine.prepare import prepare, rubric_of
-    from aif.store.ledger import Ledger
-    from aif.store.lock import Places
+    from aif.store.journaled_store import JournaledStore
+    from aif.store.paths import StorePaths
 
-    if not Places(one.store).any:
+    if not StorePaths(one.store).any:
         raise BadInput(f"{one.store}: no store here yet; `aif run {typed}` makes it")
     rubric = rubric_of(one)
 
-    def prepared(ledger: Ledger) -> "T":
+    def prepared(ledger: JournaledStore) -> "T":
         prepare(one, ledger, rubric, tell, reread=False)
         return work(rubric, ledger)
 
-    return Ledger.use(one.store, tell, rubric, prepared, tags=one.tags)
+    return JournaledStore.use(one.store, tell, rubric, prepared, tags=one.tags)
 
 
 @app.command()

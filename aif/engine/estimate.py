@@ -12,7 +12,7 @@ from aif.core.types import UNSPENT, Spent, Stage, Usage
 from aif.core.words import counted
 from aif.judging.request import replies_at_most
 from aif.judging.rubric import Rubric
-from aif.store.forecast import Replies
+from aif.store.estimate_queries import ReplyUsage
 from aif.store.report_queries import Tally
 
 BYTES_A_TOKEN = 4.0  # of English, and of most other scripts in UTF-8; what providers reckon with
@@ -228,7 +228,7 @@ def _seconds(work: Work, one: DeclaredEndpoint, calls: int, coming: float) -> fl
 # --- how long replies are ---------------------------------------------------------------------------------------------
 
 
-def completion_length(model: Model, max_tokens: int, had: Replies | None) -> Length:
+def completion_length(model: Model, max_tokens: int, had: ReplyUsage | None) -> Length:
     """What a model writes: as measured under this `max_tokens`, else a typical answer."""
     if had and had.items:
         # what reasoning took is billed, and no judge sees it
@@ -241,7 +241,7 @@ def completion_length(model: Model, max_tokens: int, had: Replies | None) -> Len
 
 
 def judgement_length(
-    rubric: Rubric, judge: Judge, asked: Sequence[tuple[str, int]], had: Mapping[str, Replies]
+    rubric: Rubric, judge: Judge, asked: Sequence[tuple[str, int]], had: Mapping[str, ReplyUsage]
 ) -> Length:
     """What a judge writes: the mean over `asked`, requests with the number of completions they show. Of a request that
     was measured its tokens a completion, else what the rubric gives room for."""
@@ -260,7 +260,7 @@ def judgement_length(
     return Length(span, span, basis)
 
 
-def _judged(rubric: Rubric, judge: Judge, request: str, n: int, had: Replies | None) -> float:
+def _judged(rubric: Rubric, judge: Judge, request: str, n: int, had: ReplyUsage | None) -> float:
     if had and had.shown:
         return min(judge.max_tokens, had.output / had.calls * had.items * n / had.shown)
     if judge.reasons:

@@ -26,7 +26,7 @@ from aif.servers.command import check_stranger, runs, sends
 from aif.servers.fleet import Fleet
 from aif.servers.placement import Key
 from aif.store import records
-from aif.store.ledger import Ledger
+from aif.store.journaled_store import JournaledStore
 from aif.store.reader import Reader
 from aif.store.report_queries import Tally
 
@@ -75,7 +75,7 @@ def feedback(
     limit: int | None = None,
     retry_failed: bool = False,
     policy: RetryPolicy | None = None,
-    consent: Callable[[Ledger, Rubric], None] | None = None,
+    consent: Callable[[JournaledStore, Rubric], None] | None = None,
 ) -> Ended:
     """Prompts in, ratings and pairs in the store: does what is pending, and tells how it ended.
 
@@ -91,7 +91,7 @@ def feedback(
         options(one, ENVIRON)  # a missing key is told before anything is read
     agreed, person = False, Person()  # both hold where the store is made again in mid-run
 
-    def whole(ledger: Ledger) -> Ended:
+    def whole(ledger: JournaledStore) -> Ended:
         nonlocal agreed
         served = prepare(pipeline, ledger, rubric, tell)
         if consent is not None and not agreed:
@@ -108,7 +108,7 @@ def feedback(
             tallies = reader.tallies(limit)
         return Ended(asked, outcomes, tallies, time.monotonic() - began)
 
-    return Ledger.use(pipeline.store, tell, rubric, whole, tags=pipeline.tags)
+    return JournaledStore.use(pipeline.store, tell, rubric, whole, tags=pipeline.tags)
 
 
 def announce(pipeline: Pipeline, tell: Callable[[str], None]) -> None:
@@ -120,7 +120,7 @@ def announce(pipeline: Pipeline, tell: Callable[[str], None]) -> None:
 
 async def flow(
     pipeline: Pipeline,
-    ledger: Ledger,
+    ledger: JournaledStore,
     rubric: Rubric,
     screen: Screen,
     tell: Callable[[str], None],
@@ -134,17 +134,17 @@ async def flow(
             whole = reader.tallies()
             within = whole if limit is None else reader.tallies(limit)
             spent, budget = reader.spent(), pipeline.budget_usd
-            board = Board(endpoints, within, reader.failures(), spent=spent, budget=budget)
+            board = Board(endpoints, within, reader.permanent_failures(), spent=spent, budget=budget)
         for endpoint in endpoints:
             if tally := whole.get((endpoint.stage, endpoint.name)):
                 endpoint.answered = tally.answered
-        fleet = await Fleet.of(pipeline, endpoints, _pending(pipeline, within), ledger.places.logs, tell)
+        fleet = await Fleet.of(pipeline, endpoints, _pending(pipeline, within), ledger.paths.logs, tell)
         _make_room(endpoints, tell)
         run = Run(pipeline, ledger, rubric, endpoints, board, spent, limit)
         if person.stopped:
             run.stop()
         ended = asyncio.Event()
-        drawing = asyncio.create_task(show(board, screen, ledger.places.progress, ended))
+        drawing = asyncio.create_task(show(board, screen, ledger.paths.progress, ended))
         try:
             with _signals(run, screen, person):
                 async with asyncio.TaskGroup() as group:

@@ -16,7 +16,7 @@ from aif.pairing.pairs import OUTCOMES as PAIR_OUTCOMES
 from aif.pairing.pairs import Paired, PairPolicy, counts, pair_parts
 from aif.pairing.scores import Scores
 from aif.store.database import Store
-from aif.store.results import Results
+from aif.store.result_queries import ResultReader
 
 # What keeps a prompt from being compared at all, beside the reasons pairs gives.
 UNPAIRED = ("pending", "too_few_completions", "judgement_failed")
@@ -32,7 +32,7 @@ def make_pairs(pipeline: Pipeline, rubric: Rubric, store: Store) -> dict[str, in
     """
     say_who_judges(pipeline, rubric, store)
     policy, found = policy_of(pipeline, rubric), Counter[str]()
-    with Results.of(store) as reader:
+    with ResultReader.of(store) as reader:
         if unsourced(pipeline, reader):
             raise BadInput(
                 f"{pipeline.path}: the version of aif that read the scores did not keep from which source each is, and "
@@ -48,22 +48,22 @@ def make_pairs(pipeline: Pipeline, rubric: Rubric, store: Store) -> dict[str, in
                     "scores": paired.scores(),
                     "judge_scores": paired.judge_scores(),
                 }
-            unpaired = reader.unpaired()
+            unpaired = reader.unpaired_prompts()
             found.update(unpaired.column("outcome").to_pylist())
             yield {"outcomes": unpaired}
 
-        store.keep_outcomes(parts(), orjson.dumps(asdict(policy)).decode())
+        store.replace_outcomes(parts(), orjson.dumps(asdict(policy)).decode())
     return {outcome: found[outcome] for outcome in OUTCOMES}
 
 
-def _paired(pipeline: Pipeline, rubric: Rubric, reader: Results, policy: PairPolicy) -> Iterator[Paired]:
+def _paired(pipeline: Pipeline, rubric: Rubric, reader: ResultReader, policy: PairPolicy) -> Iterator[Paired]:
     """What became of the prompts, a part after the other. (800,000 completions took 1,255 MB at once, and take 747.)"""
     all_pairs = policy.name in ("all", "on_policy")
-    parts = reader.scores_by_part(*_weights(pipeline, rubric), all_pairs)
+    parts = reader.scores_in_parts(*_weights(pipeline, rubric), all_pairs)
     return pair_parts((_ranged(scores, rubric) for scores in parts), policy)
 
 
-def scores_of(pipeline: Pipeline, rubric: Rubric, reader: Results) -> Scores:
+def scores_of(pipeline: Pipeline, rubric: Rubric, reader: ResultReader) -> Scores:
     """The ratings in the store, with the weights that rubric and pipeline give aspects and judges."""
     return _ranged(reader.scores(*_weights(pipeline, rubric)), rubric)
 

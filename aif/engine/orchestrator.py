@@ -31,9 +31,9 @@ from aif.providers.endpoint import Endpoint, Halted
 from aif.providers.retry import Verdict
 from aif.store import records
 from aif.store.ingest import Entry
-from aif.store.ledger import Ledger
+from aif.store.journaled_store import JournaledStore
 from aif.store.reader import Reader
-from aif.store.run_queries import Need, Ready, Todo
+from aif.store.run_queries import JudgeablePrompt, PendingJudgement, PendingSlot
 
 PAGE = 512
 # So many calls of an endpoint in a row that the budget did not cover, and it is asked no more. The first says little:
@@ -70,7 +70,7 @@ class Run:
     cost before; `short` tells afterwards whether the budget left something unasked."""
 
     pipeline: Pipeline
-    ledger: Ledger
+    ledger: JournaledStore
     rubric: Rubric
     endpoints: list[Endpoint]
     observer: Observer
@@ -103,7 +103,7 @@ class Run:
 
     async def work(self) -> None:
         """Does everything that is pending, once. What could not be done is in the store's `failures`."""
-        self.ledger.store.begin(self.limit)
+        self.ledger.store.list_pending(self.limit)
         least = self.pipeline.completions
         self._writer = Writer(
             self.ledger, least.per_prompt, least.min_completions, self._kept, self._wake_judges, self.stop
@@ -237,7 +237,7 @@ class Run:
 
     # --- completions --------------------------------------------------------------------------------------------------
 
-    def completion(self, todo: Todo) -> Job:
+    def completion(self, todo: PendingSlot) -> Job:
         slot = todo.slot
         model = self.pipeline.models[slot.model]
         request = slot_request(self.pipeline, todo)
@@ -252,16 +252,16 @@ class Run:
 
     # --- judgements ---------------------------------------------------------------------------------------------------
 
-    def in_turn(self, needs: Iterable[Need]) -> Iterable[list[Need]]:
+    def in_turn(self, needs: Iterable[PendingJudgement]) -> Iterable[list[PendingJudgement]]:
         """Judgements by those that begin alike: a prefix is in a provider's cache once the first reply has begun, so
         asked together each would pay for all of it, and at Anthropic's for writing it, too."""
-        alike: dict[Any, list[Need]] = {}
+        alike: dict[Any, list[PendingJudgement]] = {}
         for need in needs:
             one = need.judge_pass, self.rubric.sheet.requests[need.request].mode, need.answers
             alike.setdefault(one if self.rubric.shares(need.request) else need, []).append(need)
         return alike.values()
 
-    def judgement(self, ready: Ready, need: Need) -> Job:
+    def judgement(self, ready: JudgeablePrompt, need: PendingJudgement) -> Job:
         judge = self.pipeline.judges[need.judge]
         shown = order(ready.prompt.prompt_id, need.answers, need.judge_pass)
         texts = [ready.texts[k] for k in shown]
@@ -294,13 +294,13 @@ class Run:
         parts = partial(self._one_by_one, ready, need) if apart and len(shown) > 1 else None
         return Job(item, partial(once_more, request), ratings, parts=parts, apart=apart)
 
-    async def _one_by_one(self, ready: Ready, need: Need) -> list[QueueItem[Job]]:
+    async def _one_by_one(self, ready: JudgeablePrompt, need: PendingJudgement) -> list[QueueItem[Job]]:
         """The judgements of one completion each that take the place of one of all together, but for those there are."""
         spec = judging_spec(self.rubric, need.request, 1, self.pipeline.judges[need.judge])
         rest = need.identity, need.judge_pass, spec, need.material
         ids = {key: [text_id(ready.texts[key])] for key in need.answers}
         each = {key: [judgement_key((key,), *rest, texts) for texts in ([], ids[key])] for key in need.answers}
-        done = await self.ask(self.reader.done, [one for both in each.values() for one in both])
+        done = await self.ask(self.reader.finished_judgements, [one for both in each.values() for one in both])
         needs = [
             replace(need, spec=spec, answers=(key,), outdated=done.get(both[0], (False, None))[0])
             for key, both in each.items()
@@ -309,7 +309,7 @@ class Run:
         return [QueueItem(partial(self.judgement, ready, one)) for one in needs]
 
 
-def slot_request(pipeline: Pipeline, todo: Todo) -> Request:
+def slot_request(pipeline: Pipeline, todo: PendingSlot) -> Request:
     """What the model of a slot is sent."""
     model = pipeline.models[todo.slot.model]
     principle = Principle("", todo.principle) if todo.principle else None
@@ -378,13 +378,13 @@ class _Completions(_Pager):
             await line.room()
 
     async def elsewhere(self) -> QueueItem[Job] | None:
-        seq = self._between(await self._run.ask(self._run.reader.last_todo, self._endpoint.name))
+        seq = self._between(await self._run.ask(self._run.reader.last_pending_slot, self._endpoint.name))
         return self._item((await self._page(seq - 1, 1))[0]) if seq is not None else None
 
-    async def _page(self, after: int, limit: int) -> list[Todo]:
-        return await self._run.ask(self._run.reader.todo, self._endpoint.name, after, limit)
+    async def _page(self, after: int, limit: int) -> list[PendingSlot]:
+        return await self._run.ask(self._run.reader.pending_slots, self._endpoint.name, after, limit)
 
-    def _item(self, todo: Todo) -> QueueItem[Job]:
+    def _item(self, todo: PendingSlot) -> QueueItem[Job]:
         return QueueItem(partial(self._run.completion, todo))
 
 
@@ -407,17 +407,17 @@ class _Judgements(_Pager):
                 await more.wait()
 
     async def elsewhere(self) -> QueueItem[Job] | None:
-        seq = self._between(await self._run.ask(self._run.reader.last_ready))
+        seq = self._between(await self._run.ask(self._run.reader.last_judgeable_prompt))
         if self._line is None or seq is None:
             return None
         items = self._items((await self._page(seq - 1, 1))[0])
         self._line.bring(items[1:])
         return items[0] if items else None
 
-    async def _page(self, after: int, limit: int) -> list[Ready]:
-        return await self._run.ask(self._run.reader.ready, after, limit)
+    async def _page(self, after: int, limit: int) -> list[JudgeablePrompt]:
+        return await self._run.ask(self._run.reader.judgeable_prompts, after, limit)
 
-    def _items(self, ready: Ready) -> list[QueueItem[Job]]:
+    def _items(self, ready: JudgeablePrompt) -> list[QueueItem[Job]]:
         needs = [need for need in ready.needs if need.judge == self._endpoint.name]
         made = ([partial(self._run.judgement, ready, need) for need in alike] for alike in self._run.in_turn(needs))
         return [QueueItem(first, then) for first, *then in made]

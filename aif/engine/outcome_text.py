@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from aif.core.words import counted, dollars, spending
 from aif.engine.advice import THEN
 from aif.engine.budget import Short
-from aif.store.report_queries import Balance, Books, Marked, Tally
+from aif.store.report_queries import ItemCounts, PromptCounts, ReasoningMarks, Tally
 
 if TYPE_CHECKING:  # it loads numpy
     from aif.pairing.pairs import PairPolicy
@@ -53,20 +53,20 @@ def rule_of(policy: "PairPolicy") -> str:
     return said
 
 
-def marked(one: Marked) -> str:
+def marked(one: ReasoningMarks) -> str:
     """The same in words, without the example."""
     if not one.model:
         prompts = counted(one.completions, "prompt")
         return f"{prompts} with what looks like a mark of reasoning in an earlier answer, which judges are shown"
     completions = counted(one.completions, "completion")
-    if one.what == "left":
+    if one.kind == "left":
         return f"{one.model}: {completions} with what looks like a mark of reasoning (see reasoning_tags)"
-    if one.what == "whole":
+    if one.kind == "whole":
         return f"{one.model}: {completions} cut at max_tokens, maybe before their reasoning ended, as others have some"
     return f"{one.model}: {completions} cut where the reply may only speak of a mark (see reasoning_tags)"
 
 
-def beside(books: Books) -> list[tuple[int, str]]:
+def beside(books: PromptCounts) -> list[tuple[int, str]]:
     """What was met in rows and left out none, or not them alone."""
     found = [
         (books.empty, "completions left out, having no text"),
@@ -99,7 +99,7 @@ def counts(tally: Tally) -> tuple[int, int, int, int]:
     return tally.wanted, tally.answered, tally.failed, tally.pending
 
 
-def balanced(balance: Balance) -> list[str]:
+def balanced(balance: ItemCounts) -> list[str]:
     """The same in words, over all models and over all judges: prompts × slots = answered + failed + pending."""
     times = " + ".join(f"{counted(prompts, 'prompt')} × {n:,}" for n, prompts in balance.slots.items())
     said = []
@@ -112,12 +112,12 @@ def balanced(balance: Balance) -> list[str]:
     return [*said, whole(balance)]
 
 
-def unplanned(balance: Balance) -> str:
+def unplanned(balance: ItemCounts) -> str:
     """That some prompts have no items yet, so that nothing is told of these."""
     return f"{counted(balance.unplanned, 'prompt')} not planned yet: the next run begins with that"
 
 
-def shortfall(balance: Balance, least: float, typed: str) -> list[str]:
+def shortfall(balance: ItemCounts, least: float, typed: str) -> list[str]:
     """What is missing, line by line, where less than a share of the prompts has all that is wanted of it, and what gets
     it; `typed` is the pipeline file as a command takes it."""
     if balance.completeness >= least:
@@ -140,11 +140,11 @@ def shortfall(balance: Balance, least: float, typed: str) -> list[str]:
     return said
 
 
-def whole(balance: Balance) -> str:
+def whole(balance: ItemCounts) -> str:
     """How complete the dataset is that can be made now."""
     if not balance.prompts:
         return "no prompt is selected"
     share = f"{balance.completeness:.1%}"
-    if share == "100.0%" and balance.whole < balance.prompts:
+    if share == "100.0%" and balance.complete < balance.prompts:
         share = "almost 100%"
-    return f"{balance.whole:,} of {counted(balance.prompts, 'prompt')} have all that is wanted of them ({share})"
+    return f"{balance.complete:,} of {counted(balance.prompts, 'prompt')} have all that is wanted of them ({share})"

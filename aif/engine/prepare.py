@@ -27,7 +27,7 @@ from aif.store.report_queries import Tally
 
 if TYPE_CHECKING:  # who only asks has no use for them
     from aif.store.database import Store
-    from aif.store.ledger import Ledger
+    from aif.store.journaled_store import JournaledStore
 
 PAGE = 2000  # rows, at most
 CARRIED_MOST = 65_535  # completions that come with one prompt: the store numbers so many
@@ -88,7 +88,7 @@ def specs_of(pipeline: Pipeline, rubric: Rubric, carried: Iterable[int]) -> list
 
 
 def prepare(
-    pipeline: Pipeline, ledger: "Ledger", rubric: Rubric, tell: Callable[[str], None], reread: bool = True
+    pipeline: Pipeline, ledger: "JournaledStore", rubric: Rubric, tell: Callable[[str], None], reread: bool = True
 ) -> list[Record]:
     """Brings store and journal to what the pipeline file and its sources say now. Calls no model.
 
@@ -101,9 +101,9 @@ def prepare(
     fingerprint = _read_sources(pipeline, ledger, tell, reread)
     _keep_texts(ledger, rubric, principles)
     mark = _plan_mark(pipeline, principles, fingerprint)
-    if ledger.store.marked("plan") != mark:
+    if ledger.store.get_mark("plan") != mark:
         with Reader.of(ledger.store) as reader:
-            ledger.store.replan(_planned(pipeline, principles, reader), mark)
+            ledger.store.replace_slots(_planned(pipeline, principles, reader), mark)
     say_who_judges(pipeline, rubric, ledger.store)
     _keep_materials(pipeline, ledger, rubric, fingerprint)
     _tell_outdated(pipeline, ledger.store, tell)
@@ -112,7 +112,7 @@ def prepare(
     return [one.record for one in seen]
 
 
-def _tell_changed(seen: Sequence[model_identity.Seen], ledger: "Ledger", tell: Callable[[str], None]) -> None:
+def _tell_changed(seen: Sequence[model_identity.Seen], ledger: "JournaledStore", tell: Callable[[str], None]) -> None:
     """Says of models that are others now what changed, and how much is to be asked."""
     with Reader.of(ledger.store) as reader:
         tallies = reader.tallies()
@@ -134,7 +134,7 @@ def _tell_outdated(pipeline: Pipeline, store: "Store", tell: Callable[[str], Non
     """Says which judgements are to be asked again, since reasoning is told apart otherwise now in texts that they were
     shown, and what that costs at most: what they were sent, and a token for each byte of the texts."""
     with Reader.of(store) as reader:
-        for name, judgements, sent in reader.outdated():
+        for name, judgements, sent in reader.outdated_judgements():
             judge = pipeline.judges[name]
             usd = judge.bound(sent, judgements * judge.max_tokens)
             cost = (
@@ -153,16 +153,16 @@ def say_who_judges(pipeline: Pipeline, rubric: Rubric, store: "Store") -> None:
     Raises BadInput where scores are to take the judges' place, and there are none.
     """
     with Reader.of(store) as reader:
-        sizes = reader.carried_sizes()
-        if pipeline.scored and not reader.any_score():
+        sizes = reader.provided_sizes()
+        if pipeline.scored and not reader.any_provided_score():
             raise BadInput(
                 f"{pipeline.path}: prompts: completions.score: no completion of any row has a score; correct the rows, "
                 "or take the key out and name judges"
             )
-    store.judged_by(specs_of(pipeline, rubric, sizes))
+    store.set_judging_specs(specs_of(pipeline, rubric, sizes))
 
 
-def _keep_materials(pipeline: Pipeline, ledger: "Ledger", rubric: Rubric, fingerprint: str) -> None:
+def _keep_materials(pipeline: Pipeline, ledger: "JournaledStore", rubric: Rubric, fingerprint: str) -> None:
     """Keeps what the rubric shows the judge of each prompt's material, by digest, and says which prompt has which."""
     slots = {slot for source in pipeline.prompts for slot in source.material}
     if unknown := sorted(slots - rubric.sheet.material.keys()):
@@ -172,19 +172,19 @@ def _keep_materials(pipeline: Pipeline, ledger: "Ledger", rubric: Rubric, finger
             f"{known}"
         )
     mark = _materials_mark(rubric, fingerprint)
-    if ledger.store.marked("materials") == mark:
+    if ledger.store.get_mark("materials") == mark:
         return
     with Reader.of(ledger.store) as reader:
-        for batch in reader.materials() if slots else ():
+        for batch in reader.prompts_with_material() if slots else ():
             shown = {name: prompt for prompt in batch if (name := rubric.material_digest(prompt))}
-            held = reader.digests("material", list(shown))
+            held = reader.stored_digests("material", list(shown))
             if new := [(name, prompt) for name, prompt in shown.items() if name not in held]:
                 ledger.keep([events.text(name, "material", rubric.material_of(prompt)) for name, prompt in new])
-        ledger.store.show_materials(_shown(rubric, reader) if slots else (), mark)
+        ledger.store.set_materials(_shown(rubric, reader) if slots else (), mark)
 
 
 def _shown(rubric: Rubric, reader: Reader) -> Iterator[list[tuple[str, str]]]:
-    for batch in reader.materials():
+    for batch in reader.prompts_with_material():
         yield [(prompt.prompt_id, name) for prompt in batch if (name := rubric.material_digest(prompt))]
 
 
@@ -195,17 +195,17 @@ def _materials_mark(rubric: Rubric, fingerprint: str) -> str:
 def is_prepared(pipeline: Pipeline, rubric: Rubric, reader: Reader) -> bool:
     """Whether the store has the plan and the judging that the pipeline wants, over the prompts it has."""
     model_identity.known(pipeline, reader.texts("model").values())
-    fingerprint = reader.marked("sources") or ""
+    fingerprint = reader.get_mark("sources") or ""
     marks = {
         "plan": _plan_mark(pipeline, principles_of(pipeline), fingerprint),
         "materials": _materials_mark(rubric, fingerprint),
     }
-    read = reader.marked("tags")
+    read = reader.get_mark("tags")
     return (
         known(read, pipeline.tags) == known(read, {})
-        and all(reader.marked(name) == mark for name, mark in marks.items())
+        and all(reader.get_mark(name) == mark for name, mark in marks.items())
         and not unsourced(pipeline, reader)
-        and reader.specs() == set(specs_of(pipeline, rubric, reader.carried_sizes()))
+        and reader.judging_specs() == set(specs_of(pipeline, rubric, reader.provided_sizes()))
     )
 
 
@@ -214,10 +214,10 @@ def _plan_mark(pipeline: Pipeline, principles: Principles | None, fingerprint: s
     return digest([fingerprint, plan])
 
 
-def _keep_texts(ledger: "Ledger", rubric: Rubric, principles: Principles | None) -> None:
+def _keep_texts(ledger: "JournaledStore", rubric: Rubric, principles: Principles | None) -> None:
     texts = {digest(text): text for pool in principles.pools.values() for text in pool} if principles else {}
     with Reader.of(ledger.store) as reader:
-        known = reader.digests("principle", list(texts)) | reader.digests("rubric", [rubric.digest])
+        known = reader.stored_digests("principle", list(texts)) | reader.stored_digests("rubric", [rubric.digest])
     new = [events.text(name, "principle", text) for name, text in texts.items() if name not in known]
     if rubric.files and rubric.digest not in known:
         new.append(events.text(rubric.digest, "rubric", dict(rubric.files)))
@@ -230,8 +230,8 @@ def _planned(
 ) -> Iterator[Sequence[tuple[int, Slot, str | None]]]:
     pool, per_prompt = pool_of(pipeline), pipeline.completions.per_prompt
     texts = {text: digest(text) for texts in principles.pools.values() for text in texts} if principles else {}
-    for batch in reader.selection():
-        carried = reader.carried([prompt.prompt_id for _, prompt in batch])
+    for batch in reader.selected_prompts():
+        carried = reader.provided_completions([prompt.prompt_id for _, prompt in batch])
         yield [
             (position, slot, texts[slot.principle.text] if slot.principle else None)
             for position, prompt in batch
@@ -243,7 +243,7 @@ def _planned(
         ]
 
 
-def _read_sources(pipeline: Pipeline, ledger: "Ledger", tell: Callable[[str], None], reread: bool) -> str:
+def _read_sources(pipeline: Pipeline, ledger: "JournaledStore", tell: Callable[[str], None], reread: bool) -> str:
     """Reads the sources where they have changed since they were last read whole. Returns their fingerprint.
 
     They are read again, too, where the journal has lost a line to damage, since it may have held some of them, and
@@ -251,8 +251,8 @@ def _read_sources(pipeline: Pipeline, ledger: "Ledger", tell: Callable[[str], No
     are as they were: the journal has their prompts.
     """
     with Reader.of(ledger.store) as reader:
-        lost = ledger.store.damaged or unsourced(pipeline, reader)
-    marked = ledger.store.marked("sources")
+        lost = ledger.store.damaged_lines or unsourced(pipeline, reader)
+    marked = ledger.store.get_mark("sources")
     if marked and not reread and not lost:
         return marked
     # what is left out for want of a pool is another thing with one
@@ -291,13 +291,13 @@ def _read_sources(pipeline: Pipeline, ledger: "Ledger", tell: Callable[[str], No
             f"{pipeline.path}: prompts: every row was left out ({why}); correct the rows, or field: of the sources"
         )
     ledger.keep([events.selected(fingerprint, counts)])
-    ledger.made_good()
+    ledger.clear_damage()
     return fingerprint
 
 
 def unsourced(pipeline: Pipeline, reader: Reader) -> bool:
     """Whether scores came from several sources, and it is not known of some from which."""
-    return len(pipeline.scales) > 1 and reader.any_unsourced()
+    return len(pipeline.scales) > 1 and reader.any_score_without_source()
 
 
 class _Collision(Exception):
@@ -317,7 +317,7 @@ def _rows(pipeline: Pipeline) -> Iterator[tuple[str, Prompt | Skipped]]:
 def _pages(
     rows: Iterable[tuple[str, Prompt | Skipped]],
     counts: Counter[tuple[str, str]],
-    ledger: "Ledger",
+    ledger: "JournaledStore",
     tell: Callable[[str], None],
     pool: bool,
 ) -> Iterator[list[Record]]:
@@ -376,14 +376,14 @@ class _Page:
     counts: Counter[tuple[str, str]]
 
     @classmethod
-    def of(cls, rows: Sequence[tuple[str, Prompt]], ledger: "Ledger", first: bool) -> "_Page":
+    def of(cls, rows: Sequence[tuple[str, Prompt]], ledger: "JournaledStore", first: bool) -> "_Page":
         keys = [[carried_key(prompt.prompt_id, one) for one in _came(prompt)] for _, prompt in rows]
         ids, every = [prompt.prompt_id for _, prompt in rows], [key for some in keys for key in some]
         with Reader.of(ledger.store) as reader:
-            stored, held = reader.known(ids), reader.held(every)
+            stored, held = reader.known_prompts(ids), reader.stored_completions(every)
             # what an interrupted reading left behind is nothing that this one has taken
-            taken, gathered = (set(), {}) if first else reader.taken(ids, every)
-            had = Counter[str]({} if first or not every else reader.gathered(ids))
+            taken, gathered = (set(), {}) if first else reader.already_gathered(ids, every)
+            had = Counter[str]({} if first or not every else reader.provided_counts(ids))
         page = cls([], [], [], [], [], Counter())
         turns = {prompt_id: stored[prompt_id][2] for prompt_id in taken}
         for (source, prompt), own in zip(rows, keys, strict=True):

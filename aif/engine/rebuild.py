@@ -8,8 +8,8 @@ from aif.config.pipeline import Pipeline
 from aif.core.errors import BadInput, StoreDamaged
 from aif.engine.make_pairs import make_pairs
 from aif.engine.prepare import prepare, rubric_of
-from aif.store.ledger import Ledger
-from aif.store.lock import Places
+from aif.store.journaled_store import JournaledStore
+from aif.store.paths import StorePaths
 from aif.store.reader import Reader
 
 
@@ -29,19 +29,19 @@ def again(pipeline: Pipeline, tell: Callable[[str], None]) -> Again:
     """Sets the store aside and makes another from the journal, and from what only the former holds. Pairs are made
     again by the pipeline's policy."""
     began = time.monotonic()
-    places = Places(pipeline.store)
+    places = StorePaths(pipeline.store)
     if not places.any:
         raise BadInput(f"{places.journal}: there is no journal to make a store from")
     rubric = rubric_of(pipeline)
     before = _readings(places, tell)
 
-    def whole(ledger: Ledger) -> tuple[int, dict[str, str]]:
+    def whole(ledger: JournaledStore) -> tuple[int, dict[str, str]]:
         prepare(pipeline, ledger, rubric, tell, reread=False)
         make_pairs(pipeline, rubric, ledger.store)
         with Reader.of(ledger.store) as reader:
-            return reader.calls(), reader.rating_digests()
+            return reader.call_count(), reader.rating_digests()
 
-    calls, after = Ledger.use(pipeline.store, tell, rubric, whole, anew=True, tags=pipeline.tags)
+    calls, after = JournaledStore.use(pipeline.store, tell, rubric, whole, rebuild=True, tags=pipeline.tags)
     both = before.keys() & after.keys()
     alike = sum(before[key] == after[key] for key in both)
     return Again(
@@ -49,7 +49,7 @@ def again(pipeline: Pipeline, tell: Callable[[str], None]) -> Again:
     )
 
 
-def _readings(places: Places, tell: Callable[[str], None]) -> dict[str, str]:
+def _readings(places: StorePaths, tell: Callable[[str], None]) -> dict[str, str]:
     if not places.store.exists():
         return {}
     try:

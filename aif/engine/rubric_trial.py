@@ -26,11 +26,11 @@ from aif.pairing.scores import ScoreRows, score, slack
 from aif.providers.base import Request
 from aif.providers.retry import RetryPolicy
 from aif.store.database import Store
-from aif.store.ledger import Ledger
-from aif.store.lock import Places
+from aif.store.journaled_store import JournaledStore
+from aif.store.paths import StorePaths
 from aif.store.reader import Reader
-from aif.store.report_queries import Unrated
-from aif.store.results import Results
+from aif.store.report_queries import UnratedJudgements
+from aif.store.result_queries import ResultReader
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class Tried:
     names: tuple[str, str]
     before: Ratings
     after: Ratings
-    failures: Sequence[Unrated]
+    failures: Sequence[UnratedJudgements]
     asked: Asked
 
 
@@ -89,16 +89,16 @@ def attempt(
     present, asked = rubric_of(pipeline), _asking(pipeline, judge)
     announce(asked.model_copy(update={"models": {}}), tell)
     _score(pipeline, rubric)
-    if not Places(pipeline.store).any:
+    if not StorePaths(pipeline.store).any:
         raise BadInput(f"{pipeline.store}: no store here yet; `aif run {pipeline.path}` makes it")
     consented, person = False, Person()  # both hold where the store is made again in mid-run
 
-    def whole(ledger: Ledger) -> Tried | None:
+    def whole(ledger: JournaledStore) -> Tried | None:
         nonlocal consented
         try:
             prepare(asked, ledger, present, tell, reread=False)
             with Reader.of(ledger.store) as reader:
-                reach = reader.reach(limit)
+                reach = reader.judgeable_limit(limit)
             if not reach:
                 raise BadInput(f"{pipeline.store}: no prompt has all its completions yet; `aif run` goes on with them")
             before = _ratings(asked, present, ledger.store, reach)
@@ -111,12 +111,12 @@ def attempt(
             flowed = asyncio.run(flow(judging, ledger, rubric, screen, tell, reach, policy or RetryPolicy(), person))
             after = _ratings(asked, rubric, ledger.store, reach)
             with Reader.of(ledger.store) as reader:
-                failures = reader.unrated(reach)
+                failures = reader.unrated_judgements(reach)
         finally:
             prepare(pipeline, ledger, present, tell, reread=False)
         return Tried((present.sheet.name, rubric.sheet.name), before, after, failures, flowed)
 
-    return Ledger.use(pipeline.store, tell, present, whole, tags=pipeline.tags)
+    return JournaledStore.use(pipeline.store, tell, present, whole, tags=pipeline.tags)
 
 
 def _asking(pipeline: Pipeline, judge: str | None) -> Pipeline:
@@ -140,12 +140,12 @@ def _score(pipeline: Pipeline, rubric: Rubric) -> Score:
 
 
 def _bill(pipeline: Pipeline, rubric: Rubric, store: Store, reach: int) -> Bill:
-    store.begin(reach)
+    store.list_pending(reach)
     requests = input_tokens = output_tokens = 0
     usd: float | None = 0.0
     with Reader.of(store) as reader:
         after = 0
-        while rows := reader.ready(after, PAGE):
+        while rows := reader.judgeable_prompts(after, PAGE):
             after = rows[-1].seq
             for ready in rows:
                 for need in ready.needs:
@@ -171,9 +171,9 @@ def _sent(request: Request) -> int:
 def _ratings(pipeline: Pipeline, rubric: Rubric, store: Store, reach: int) -> Ratings:
     """What the pipeline's judges said by a rubric of the completions of the first prompts, where all is said. Of an
     aspect that several judges rated, the mean."""
-    with Results.of(store) as reader:
+    with ResultReader.of(store) as reader:
         scores = scores_of(pipeline, rubric, reader)
-        within = reader.selected_before(reach)
+        within = reader.prompt_ids_before(reach)
     means = score(scores, ScoreRows.of(scores), _score(pipeline, rubric), pipeline.pairs.missing).means
     found: dict[str, dict[str, Rated]] = {prompt_id: {} for prompt_id in within}
     rows = zip(*(column.to_pylist() for column in (scores.prompt_ids, scores.completions, scores.models)), strict=True)

@@ -28,9 +28,9 @@ from aif.judging.rubric import Rubric, render
 from aif.providers.base import Request
 from aif.providers.error_replies import holds
 from aif.servers.tokenizer import tokenizer_of
-from aif.store.forecast import Forecast, Replies, SlotCall
+from aif.store.estimate_queries import CompletionCall, EstimateReader, ReplyUsage
 from aif.store.journal_batches import Rubrics
-from aif.store.ledger import Ledger
+from aif.store.journaled_store import JournaledStore
 from aif.store.report_queries import Tally
 
 SAMPLE = 1000  # calls whose requests are made to see how large they are: the mean of 64,000 within about 3 %
@@ -44,20 +44,20 @@ def foresee(pipeline: Pipeline, limit: int | None, tell: Callable[[str], None]) 
     """Takes in what is new of the sources, plans, and estimates what a run would come to."""
     rubric = rubric_of(pipeline)
 
-    def whole(ledger: Ledger) -> Estimate:
+    def whole(ledger: JournaledStore) -> Estimate:
         prepare(pipeline, ledger, rubric, tell)
-        with Forecast.of(ledger.store) as reader:
+        with EstimateReader.of(ledger.store) as reader:
             return estimated(pipeline, rubric, reader, limit)
 
-    return Ledger.use(pipeline.store, tell, rubric, whole, tags=pipeline.tags)
+    return JournaledStore.use(pipeline.store, tell, rubric, whole, tags=pipeline.tags)
 
 
-def estimated(pipeline: Pipeline, rubric: Rubric, reader: Forecast, limit: int | None) -> Estimate:
+def estimated(pipeline: Pipeline, rubric: Rubric, reader: EstimateReader, limit: int | None) -> Estimate:
     """What a run would come to, by a store that is prepared for it."""
     tallies = reader.tallies(limit)
     endpoints = everyone(pipeline)
     asked = {key: one for key, one in endpoints.items() if key in tallies and tallies[key].pending}
-    held = asyncio.run(windows(asked, {key: holds(reader.overflowed(*key)) for key in asked}))
+    held = asyncio.run(windows(asked, {key: holds(reader.overflow_message(*key)) for key in asked}))
     works = []
     for (stage, name), one in endpoints.items():
         tally = tallies.get((stage, name), Tally(0, 0, 0, 0))
@@ -77,17 +77,17 @@ def _coming(reply: Length) -> float:
 
 
 def _model_work(
-    pipeline: Pipeline, model: Model, tally: Tally, reader: Forecast, limit: int | None, window: int | None
+    pipeline: Pipeline, model: Model, tally: Tally, reader: EstimateReader, limit: int | None, window: int | None
 ) -> Work:
     sampling = pipeline.sampling(model)
 
-    def request(call: SlotCall) -> Request:
+    def request(call: CompletionCall) -> Request:
         principle = Principle("", call.principle) if call.principle else None
         return completion_request(call.prompt, principle, call.system or model.system, sampling, seed=0)
 
     requests = [request(call) for call in reader.slots_to_ask(model.name, limit, SAMPLE)]
     had = [(request(call).messages, call.tokens or 0) for call in reader.slots_asked(model.identity, MEASURED)]
-    used = reader.completing(model.identity, sampling.max_tokens)
+    used = reader.completion_usage(model.identity, sampling.max_tokens)
     length = completion_length(model, sampling.max_tokens, used)
     rate = _rate(model, had, requests)
     found = tight("completion", model, window, [size(one, rate) for one in requests], tally.pending)
@@ -103,7 +103,7 @@ def _judge_work(
     rubric: Rubric,
     judge: Judge,
     tally: Tally,
-    reader: Forecast,
+    reader: EstimateReader,
     limit: int | None,
     window: int | None,
     coming: Mapping[str, float],
@@ -115,7 +115,7 @@ def _judge_work(
         for call in waiting
     ]
     rate = _rate(judge, _judged(rubric, reader, judge), requests)
-    used = reader.judging(judge.name)
+    used = reader.judgement_usage(judge.name)
     asked = [(call.request, len(call.texts) + len(call.awaited)) for call in waiting]
     length = judgement_length(rubric, judge, asked, used)
     awaited = [model for call in waiting for model in call.awaited]
@@ -129,10 +129,10 @@ def _judge_work(
     )
 
 
-def _judged(rubric: Rubric, reader: Forecast, judge: Judge) -> list[tuple[Messages, int]]:
+def _judged(rubric: Rubric, reader: EstimateReader, judge: Judge) -> list[tuple[Messages, int]]:
     """Judgements that were asked for, as they were sent by the rubric of then."""
     calls = reader.judgements_asked(judge.identity, MEASURED)
-    rubrics = Rubrics(made={rubric.digest: rubric})
+    rubrics = Rubrics(loaded={rubric.digest: rubric})
     if any(call.rubric != rubric.digest for call in calls):
         rubrics.files.update(reader.texts("rubric"))
     return [
@@ -150,7 +150,7 @@ def _work(
     awaited: Sequence[str],
     rate: Rate,
     length: Length,
-    used: Sequence[Replies],
+    used: Sequence[ReplyUsage],
 ) -> Work:
     items, calls = sum(one.items for one in used), sum(one.calls for one in used)
     sent = sum(one.input for one in used)

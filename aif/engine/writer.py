@@ -14,7 +14,7 @@ from aif.core.errors import StoreDamaged, StoreStarved
 from aif.core.paging import PAGE_BYTES, pages
 from aif.store.ingest import Entry, steps
 from aif.store.journal import Position
-from aif.store.ledger import Ledger
+from aif.store.journaled_store import JournaledStore
 
 # What a crash loses was in flight, or younger than this and a sync; on two busy cores the slowest took 1 s (p99).
 SYNC_EVERY_S = 0.05
@@ -36,7 +36,7 @@ class Writer:
 
     def __init__(
         self,
-        ledger: Ledger,
+        ledger: JournaledStore,
         per_prompt: int,
         min_completions: int,
         on_kept: Callable[[list[Entry]], None],
@@ -191,7 +191,7 @@ class Writer:
         self._ledger.store.apply(steps(entries), position)
         places = sorted({entry.place[0] for entry in entries if entry.place})
         if places:
-            self._ledger.store.notice_ready(places, *self._enough)
+            self._ledger.store.add_judgeable(places, *self._enough)
         return bool(places)
 
 

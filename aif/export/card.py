@@ -26,7 +26,7 @@ from aif.engine.outcome_text import OUTCOMES, STAGES, balanced, beside, counts, 
 from aif.judging.rubric import Rubric
 from aif.pairing.labels import LabelCounts, balancing
 from aif.pairing.scores import TOLERANCE, Floats
-from aif.store.report_queries import Balance, Books, Marked
+from aif.store.report_queries import ItemCounts, PromptCounts, ReasoningMarks
 
 # The tag, and the configs that give it; None: every dataset has it.
 TAGS: Mapping[str, Collection[str] | None] = {
@@ -67,8 +67,8 @@ class CardFacts:
     rubric: Rubric
     rows: Mapping[str, Mapping[str, int]]
     files: Mapping[str, Mapping[str, str]]
-    books: Books
-    balance: Balance
+    books: PromptCounts
+    balance: ItemCounts
     sources: Sequence[tuple[str, int, int]]
     chosen: Floats
     rejected: Floats
@@ -82,7 +82,7 @@ class CardFacts:
     calls: tuple[datetime, datetime] | None
     labels: LabelCounts | None = None
     apart: Mapping[str, int] = field(default_factory=dict)
-    marks: Sequence[Marked] = ()
+    marks: Sequence[ReasoningMarks] = ()
 
 
 def render(facts: CardFacts) -> str:
@@ -245,7 +245,7 @@ def _usd(row: Mapping[str, Any]) -> str:
     return f"{row['usd']:,.4f}{unknown}" + (f" and {row['unpriced']:,} calls unknown" if row["unpriced"] else "")
 
 
-def _books(books: Books) -> list[tuple[str, str]]:
+def _books(books: PromptCounts) -> list[tuple[str, str]]:
     """Lines that add up: rows read to prompts, prompts to pairs."""
     left_out = [(f"− {rows:,}", reason) for reason, rows in books.intake.items() if reason != "selected" and rows]
     dropped = [

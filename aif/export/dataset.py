@@ -36,9 +36,9 @@ from aif.export.ultrafeedback import OVERALL, Annotated
 from aif.judging.rubric import Rubric
 from aif.pairing.labels import LabelCounts, best, labelled
 from aif.store import records
-from aif.store.ledger import Ledger
-from aif.store.report_queries import BESIDE, Balance, Books
-from aif.store.results import Results
+from aif.store.journaled_store import JournaledStore
+from aif.store.report_queries import SIDE_COUNTS, ItemCounts, PromptCounts
+from aif.store.result_queries import ResultReader
 
 WHOLE_GROUP = 500  # prompts with all that is known of each: about 40 KB; 0.5 s to fetch, of 4,000 prompts as of 16,000
 SAMPLED = 200  # of so many first rows the shortest stands in the card
@@ -53,14 +53,14 @@ class Exported:
 
     path: Path
     rows: dict[str, dict[str, int]]
-    books: Books
+    books: PromptCounts
     shortfall: Sequence[str]
 
 
 def export(
     pipeline: Pipeline,
     rubric: Rubric,
-    ledger: Ledger,
+    ledger: JournaledStore,
     out: Path,
     tell: Told,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
@@ -74,12 +74,12 @@ def export(
     out = out.resolve()
     check_place(out)
     make_pairs(pipeline, rubric, ledger.store)
-    with Results.of(ledger.store) as reader:
-        books, balance = reader.books(), reader.balance()
+    with ResultReader.of(ledger.store) as reader:
+        books, balance = reader.prompt_counts(), reader.item_counts()
         short = shortfall(balance, pipeline.export.completeness, shlex.quote(str(pipeline.path)))
         if short and pipeline.export.incomplete == "refuse":
             raise Incomplete("\n".join([f"nothing was exported: {short[0]}", *short[1:]]))
-        paired = reader.paired()
+        paired = reader.pair_keys()
         found = _rows(pipeline, rubric, reader, paired)
         formats = _with_rows(pipeline, found, books, tell)
         parts = _parts(pipeline, ledger, reader, formats, found, tell)
@@ -95,22 +95,22 @@ def export(
 # --- what rows are made of --------------------------------------------------------------------------------------------
 
 
-def _rows(pipeline: Pipeline, rubric: Rubric, reader: Results, paired: pa.Table) -> dict[Of, DatasetRows]:
+def _rows(pipeline: Pipeline, rubric: Rubric, reader: ResultReader, paired: pa.Table) -> dict[Of, DatasetRows]:
     """What the pipeline's formats are made of."""
     wanted = {made_of(config) for config in pipeline.export.formats}
-    found: dict[Of, DatasetRows] = {"pairs": DatasetRows(paired, reader.pairs)}
+    found: dict[Of, DatasetRows] = {"pairs": DatasetRows(paired, reader.pairs_with_texts)}
     if "prompts" in wanted:
-        found["prompts"] = DatasetRows(reader.selected(), _annotating(pipeline, rubric, reader), WHOLE_GROUP)
+        found["prompts"] = DatasetRows(reader.selected_ids(), _annotating(pipeline, rubric, reader), WHOLE_GROUP)
     if wanted & {"best", "labels"}:
-        scored = reader.scored()
+        scored = reader.scored_completions()
         labels = labelled(scored, paired, pipeline.export.kto)
-        found["best"] = DatasetRows(best(scored, pipeline.seed), reader.completed)
-        found["labels"] = DatasetRows(labels.rows, reader.completed, left_out=labels.left_out)
+        found["best"] = DatasetRows(best(scored, pipeline.seed), reader.completions_with_texts)
+        found["labels"] = DatasetRows(labels.rows, reader.completions_with_texts, left_out=labels.left_out)
     return found
 
 
 def _annotating(
-    pipeline: Pipeline, rubric: Rubric, reader: Results
+    pipeline: Pipeline, rubric: Rubric, reader: ResultReader
 ) -> Callable[[pa.Table, int], Iterator[list[Annotated]]]:
     drawn = principles_of(pipeline)
     pools = drawn.pools.items() if drawn else ()
@@ -118,13 +118,13 @@ def _annotating(
     aspects = {name: request.aspects for name, request in rubric.sheet.requests.items()} | {CARRIED: (OVERALL,)}
 
     def fetch(selected: pa.Table, batch: int) -> Iterator[list[Annotated]]:
-        for found in reader.whole(selected, batch):
+        for found in reader.prompt_results(selected, batch):
             yield [Annotated(whole, aspects, principles) for whole in found]
 
     return fetch
 
 
-def _with_rows(pipeline: Pipeline, found: Mapping[Of, DatasetRows], books: Books, tell: Told) -> tuple[str, ...]:
+def _with_rows(pipeline: Pipeline, found: Mapping[Of, DatasetRows], books: PromptCounts, tell: Told) -> tuple[str, ...]:
     """The formats of which there are rows. Raises BadInput where there is none."""
     formats = tuple(config for config in pipeline.export.formats if found[made_of(config)].index.num_rows)
     became = ", ".join(f"{outcome} {n:,}" for outcome, n in books.outcomes.items())
@@ -165,8 +165,8 @@ def _label_counts(parts: Mapping[Part, pa.Table], left_out: Mapping[str, int], t
 
 def _parts(
     pipeline: Pipeline,
-    ledger: Ledger,
-    reader: Results,
+    ledger: JournaledStore,
+    reader: ResultReader,
     formats: Sequence[str],
     found: Mapping[Of, DatasetRows],
     tell: Told,
@@ -211,7 +211,9 @@ def _tell_test(pipeline: Pipeline, test: int, prompts: int, tell: Told) -> None:
         )
 
 
-def _test_share(pipeline: Pipeline, ledger: Ledger, reader: Results, drawn: Mapping[str, float], tell: Told) -> float:
+def _test_share(
+    pipeline: Pipeline, ledger: JournaledStore, reader: ResultReader, drawn: Mapping[str, float], tell: Told
+) -> float:
     """The share of prompt hashes that is held out.
 
     A count is turned into one that gives exactly so many of the prompts in the default config and of those that may yet
@@ -220,9 +222,9 @@ def _test_share(pipeline: Pipeline, ledger: Ledger, reader: Results, drawn: Mapp
     asked = pipeline.export.test_size
     if isinstance(asked, float) or asked == 0:
         return float(asked)
-    if (fixed := reader.threshold(asked)) is not None:
+    if (fixed := reader.test_threshold(asked)) is not None:
         return fixed
-    to_come = [fraction("split", prompt_id) for prompt_id in reader.pending() if prompt_id not in drawn]
+    to_come = [fraction("split", prompt_id) for prompt_id in reader.pending_prompt_ids() if prompt_id not in drawn]
     if asked >= len(drawn) + len(to_come):
         raise BadInput(
             f"{pipeline.path}: export.test_size: {asked:,} can't be held out of {counted(len(drawn), 'prompt')}; "
@@ -244,12 +246,12 @@ def _test_share(pipeline: Pipeline, ledger: Ledger, reader: Results, drawn: Mapp
 def _describe(
     pipeline: Pipeline,
     rubric: Rubric,
-    reader: Results,
+    reader: ResultReader,
     folder: Path,
     rows: dict[str, dict[str, int]],
     names: dict[str, dict[str, str]],
-    books: Books,
-    balance: Balance,
+    books: PromptCounts,
+    balance: ItemCounts,
     paired: pa.Table,
     labels: LabelCounts | None,
     made: datetime,
@@ -263,20 +265,20 @@ def _describe(
         names,
         books,
         balance,
-        reader.sources(),
+        reader.source_counts(),
         paired.column("score_chosen").to_numpy(),
         paired.column("score_rejected").to_numpy(),
         reader.leaderboard(),
         reader.score_agreement(),
-        reader.disputed(),
+        reader.disputed_pairs(),
         spend,
         _sample(folder, names),
         __version__,
         made,
         calls,
         labels,
-        reader.apart(),
-        reader.marks(),
+        reader.judged_singly(),
+        reader.reasoning_marks(),
     )
     run = {
         MARKER[0]: MARKER[1],
@@ -287,8 +289,8 @@ def _describe(
         "files": names,
         "state": state_of(reader, books, paired),
         "test_size": pipeline.export.test_size,
-        "books": {name: said for name, said in asdict(books).items() if said or name not in BESIDE},
-        "complete": {"prompts": balance.prompts, "whole": balance.whole},
+        "books": {name: said for name, said in asdict(books).items() if said or name not in SIDE_COUNTS},
+        "complete": {"prompts": balance.prompts, "whole": balance.complete},
         "calls": [moment.isoformat(timespec="seconds") for moment in calls or ()],
         "spend": spend,
         **({"kto": pipeline.export.kto.model_dump(exclude_none=True) | asdict(labels)} if labels else {}),

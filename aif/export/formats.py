@@ -15,7 +15,7 @@ import pyarrow as pa
 from aif.core.types import as_dicts
 from aif.export.layout import TURNS, Layout, Of, Row, Turns, assistant, columns, unanswered
 from aif.export.ultrafeedback import ULTRAFEEDBACK
-from aif.store.results import Completed, Pair
+from aif.store.result_queries import Pair, ScoredCompletion
 
 Part = Literal["train", "test"]
 
@@ -113,12 +113,12 @@ def _h4_gen_faults(row: Row) -> Iterator[str]:
 # --- completions ------------------------------------------------------------------------------------------------------
 
 
-def _one(one: Completed) -> Row:
+def _one(one: ScoredCompletion) -> Row:
     """The columns of `_ONE`."""
     return {"prompt_id": one.prompt_id, "source": one.source, "model": one.model, "score": one.score}
 
 
-def _kto(one: Completed) -> Row:
+def _kto(one: ScoredCompletion) -> Row:
     return {
         "prompt": as_dicts(one.messages),
         "completion": [assistant(one.completion)],
@@ -127,7 +127,7 @@ def _kto(one: Completed) -> Row:
     }
 
 
-def _sft(one: Completed) -> Row:
+def _sft(one: ScoredCompletion) -> Row:
     return {"messages": [*as_dicts(one.messages), assistant(one.completion)], **_one(one)}
 
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from aif.core.types import digest
 from aif.store.reader import Reader
-from aif.store.report_queries import Books
+from aif.store.report_queries import PromptCounts
 
 _SORTED = orjson.OPT_SORT_KEYS  # as in `records.digest`
 NAME = "run.json"
@@ -25,7 +25,7 @@ class RunFile(BaseModel):
     made_by: Literal["aif"]
     rows: dict[str, dict[str, int]]
     files: dict[str, dict[str, str]]
-    books: Books
+    books: PromptCounts
     rubric: str
     state: str
     pipeline_yaml: str
@@ -68,10 +68,12 @@ def sealed(run: dict[str, Any]) -> dict[str, Any]:
     return {**rest, "digest": digest(rest)}
 
 
-def state_of(reader: Reader, books: Books, paired: pa.Table) -> str:
+def state_of(reader: Reader, books: PromptCounts, paired: pa.Table) -> str:
     """A digest that changes when an export would: with the sources and what they brought, the plan, what was asked and
     how it was read, the pairs, what became of the other prompts."""
-    head = orjson.dumps([reader.marked("plan"), *reader.read(), books.intake, books.outcomes], option=_SORTED)
+    head = orjson.dumps(
+        [reader.get_mark("plan"), *reader.replies_digest(), books.intake, books.outcomes], option=_SORTED
+    )
     found = hashlib.sha256(head[:-1] + b",[")
     for start in range(0, paired.num_rows, 10_000):  # 1,800,000 pairs at once take 2.8 GB
         rows = orjson.dumps(paired.slice(start, 10_000).to_pylist(), option=_SORTED)

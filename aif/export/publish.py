@@ -32,8 +32,8 @@ from aif.export.hub import There
 from aif.export.manifest import NAME, RunFile, marked, parsed, sealed, state_of
 from aif.judging.rubric import Rubric
 from aif.sources.load import local_folder
-from aif.store.ledger import Ledger
-from aif.store.results import Results
+from aif.store.journaled_store import JournaledStore
+from aif.store.result_queries import ResultReader
 
 CARD = "README.md"
 DESCRIBED = (CARD, "pipeline.yaml", NAME)  # what a dataset holds beside its data files
@@ -87,7 +87,7 @@ class Plan:
 # --- what there is to publish -----------------------------------------------------------------------------------------
 
 
-def exported(pipeline: Pipeline, rubric: Rubric, ledger: Ledger, folder: Path, mend: str) -> Found:
+def exported(pipeline: Pipeline, rubric: Rubric, ledger: JournaledStore, folder: Path, mend: str) -> Found:
     """The export in `folder`, where it is what `aif export` would write now. Calls no model.
 
     Raises BadInput where it isn't, with `mend`, the command that makes it so.
@@ -95,8 +95,8 @@ def exported(pipeline: Pipeline, rubric: Rubric, ledger: Ledger, folder: Path, m
     found = _whole(folder, mend)
     run = found.run
     make_pairs(pipeline, rubric, ledger.store)
-    with Results.of(ledger.store) as reader:
-        state = state_of(reader, reader.books(), reader.paired())
+    with ResultReader.of(ledger.store) as reader:
+        state = state_of(reader, reader.prompt_counts(), reader.pair_keys())
     changed = [f"`{key}`" for key in _differing(run.pipeline_yaml, pipeline.public)]
     changed += ["the rubric"] if run.rubric != rubric.digest else []
     if run.state != state and not changed:  # other pairs may only follow from the others

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from aif.core.types import Principle, Rating, as_dicts
 from aif.export.layout import TURNS, Layout, Row, columns, unanswered
-from aif.store.results import Answer, Verdict, Whole
+from aif.store.result_queries import CompletionResult, JudgementResult, PromptResult
 
 OVERALL = "overall"  # the aspect of this name is openbmb's critique with its overall score
 NOT_ASKED = "not_asked"  # the reason why there is no answer yet, beside the kinds of failure
@@ -25,7 +25,7 @@ NOT_ASKED = "not_asked"  # the reason why there is no answer yet, beside the kin
 class Annotated:
     """A prompt with all that is known of it; which aspects each request asks about, and principles by digest."""
 
-    whole: Whole
+    whole: PromptResult
     aspects: Mapping[str, Sequence[str]]
     principles: Mapping[str, Principle]
 
@@ -50,7 +50,7 @@ def _row(one: Annotated) -> Row:
     }
 
 
-def _completion(answer: Answer, principle: Principle | None, annotations: list[Row]) -> Row:
+def _completion(answer: CompletionResult, principle: Principle | None, annotations: list[Row]) -> Row:
     overall = [one for one in annotations if one["aspect"] == OVERALL and one["state"] == "rated"]
     return {
         "model": answer.model,
@@ -74,7 +74,7 @@ def _state(state: str) -> str:
     return "pending" if state == "later" else state
 
 
-def _annotations(verdicts: Sequence[Verdict], aspects: Mapping[str, Sequence[str]]) -> dict[str, list[Row]]:
+def _annotations(verdicts: Sequence[JudgementResult], aspects: Mapping[str, Sequence[str]]) -> dict[str, list[Row]]:
     """By completion, a row for each aspect that a judge was to rate it in."""
     found: dict[str, list[Row]] = {}
     for verdict in verdicts:
@@ -85,7 +85,7 @@ def _annotations(verdicts: Sequence[Verdict], aspects: Mapping[str, Sequence[str
     return found
 
 
-def _annotation(verdict: Verdict, aspect: str, rating: Rating | None) -> Row:
+def _annotation(verdict: JudgementResult, aspect: str, rating: Rating | None) -> Row:
     return {
         "judge": verdict.judge,
         "aspect": aspect,
@@ -98,7 +98,7 @@ def _annotation(verdict: Verdict, aspect: str, rating: Rating | None) -> Row:
     }
 
 
-def _judgement(verdict: Verdict) -> Row:
+def _judgement(verdict: JudgementResult) -> Row:
     return {
         "id": verdict.key,
         "judge": verdict.judge,

@@ -19,7 +19,7 @@ from aif.config.pipeline import load
 from aif.core.errors import Exit
 from aif.simulator import Arrival, Cast, Fault, Mishap
 from aif.store import records
-from aif.store.ledger import Ledger
+from aif.store.journaled_store import JournaledStore
 from aif.store.reader import Reader
 from tests.engine.test_orchestrator import write
 from tests.serving import POOL, Served
@@ -110,7 +110,7 @@ def test_a_store_that_cant_be_written_names_its_key(typed: Typed, tmp_path: Path
     code, _, err = typed("run", path)
     assert code == Exit.BAD_INPUT
     assert "runs/test: can't be written to: " in err
-    assert "name another place by `store:`" in err
+    assert "set `store:` to another path" in err
     assert "mend disk" in typed("doctor", path)[1]
 
 
@@ -180,7 +180,7 @@ def test_a_run_is_told_and_its_prompts_can_be_shown(typed: Typed, tmp_path: Path
 
     code, _, err = typed("show", path, "zzz")
     assert code == Exit.BAD_INPUT
-    assert "no prompt 'zzz'" in err
+    assert "no prompt starts with 'zzz'" in err
 
 
 def refusing(name: str, fault: Fault) -> Callable[[Arrival], Mishap | None]:
@@ -226,7 +226,7 @@ def test_nothing_is_said_of_prompts_that_are_not_planned_yet_or_of_answers_the_s
     path = write(tmp_path, serve(), count=3)
     assert typed("run", path)[0] == Exit.DONE
     older = Path(shutil.copy(tmp_path / "feedback.duckdb", tmp_path / "older.duckdb"))
-    with Ledger.open(load(path).store, print) as ledger, Reader.of(ledger.store) as reader:
+    with JournaledStore.open(load(path).store, print) as ledger, Reader.of(ledger.store) as reader:
         (one,) = reader._query("SELECT min(prompt_id) AS id FROM prompts")
         ledger.keep([records.page(0, [(one["id"], "s")], []), records.selected("other", {})])
     _, told, _ = typed("failures", path)
@@ -310,7 +310,7 @@ def test_who_holds_the_store_is_told_to_whoever_wants_it(
     path = write(tmp_path, served, count=2)
     typed("run", path)
     calls = served.stats()["calls"]
-    with Ledger.open(load(path).store, print):
+    with JournaledStore.open(load(path).store, print):
         for command in ("status", "failures"):
             code, out, _ = typed(command, path)
             assert code == Exit.DONE
@@ -320,7 +320,7 @@ def test_who_holds_the_store_is_told_to_whoever_wants_it(
             code, out, err = typed(command, path)
             assert (code, out) == (Exit.LOCKED, "")
             assert f"held by process {os.getpid()} on {socket.gethostname()}" in err
-            assert "`aif status` and `aif failures` answer meanwhile" in err
+            assert "`aif status` and `aif failures` work meanwhile" in err
     assert served.stats()["calls"] == calls
 
 
@@ -337,7 +337,7 @@ def test_of_a_broken_store_is_said_what_to_do(
     assert code == Exit.DAMAGED
     assert f"`aif rebuild {path}` makes it again from the journal" in err
     shutil.rmtree(store.with_suffix(".journal"))
-    assert "there is no journal beside it to make it from: name another `store`" in typed(*words)[2]
+    assert "there is no journal beside it to rebuild it from: set `store` to another path" in typed(*words)[2]
 
 
 @pytest.mark.parametrize(

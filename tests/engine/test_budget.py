@@ -22,7 +22,7 @@ from aif.simulator import Call
 from aif.simulator.faults import Fault, Faults
 from aif.store import records
 from aif.store.database import Store
-from aif.store.ledger import Ledger
+from aif.store.journaled_store import JournaledStore
 from aif.store.reader import Reader
 from tests.building import Fate, build
 from tests.engine.test_orchestrator import aif, ask, run, write
@@ -281,7 +281,7 @@ def test_no_tokenizer_makes_more_tokens_than_are_counted(schema: str, texts: lis
 # --- in the journal and the store -------------------------------------------------------------------------------------
 
 
-def spent(ledger: Ledger) -> Spent:
+def spent(ledger: JournaledStore) -> Spent:
     with Reader.of(ledger.store) as reader:
         had = reader.spent()
     return Spent(round(had.known, 9), round(had.unknown, 9), had.unpriced)
@@ -298,7 +298,7 @@ def test_of_a_run_that_crashed_its_ceiling_counts_however_often_it_is_read(tmp_p
         assert spent(ledger) == Spent(0.008, 0.512, 0), "an old ceiling comes once more"
         ledger.keep([records.reserve("built", 3, 0.008), records.reserve("other", 2, 0.0)])
         assert spent(ledger) == Spent(0.008, 0.0, 0), "both ended in order after all"
-    with Ledger.open(ledger.places.store, lambda words: None, anew=True) as again:
+    with JournaledStore.open(ledger.paths.store, lambda words: None, rebuild=True) as again:
         assert spent(again) == Spent(0.008, 0.0, 0)
 
 

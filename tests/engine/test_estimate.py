@@ -31,7 +31,7 @@ from aif.engine.workload import estimated, foresee
 from aif.judging.rubric import Rubric
 from aif.judging.rubric import load as load_rubric
 from aif.simulator import Arrival, Cast, Fault, Mishap
-from aif.store.forecast import Forecast, Replies
+from aif.store.estimate_queries import EstimateReader, ReplyUsage
 from aif.store.report_queries import Tally
 from tests.building import Fate, build
 from tests.engine.test_orchestrator import ask, run, write
@@ -163,9 +163,9 @@ def test_all_are_asked_side_by_side_so_the_slowest_is_the_time_of_all() -> None:
     assert not told.at_least
 
 
-def used(**given: Any) -> Replies:
-    return Replies(**{"items": 10, "shown": 40, "calls": 10, "input": 9000, "cached": 0, "written": 0, "output": 4000,
-                      "reasoning": 1000, "seconds": 20.0} | given)  # fmt: skip
+def used(**given: Any) -> ReplyUsage:
+    return ReplyUsage(**{"items": 10, "shown": 40, "calls": 10, "input": 9000, "cached": 0, "written": 0,
+                      "output": 4000, "reasoning": 1000, "seconds": 20.0} | given)  # fmt: skip
 
 
 def model(**keys: Any) -> Model:
@@ -391,14 +391,18 @@ def test_what_failed_for_good_counts_when_it_is_asked_again(tmp_path: Path) -> N
         return Fate.FAILED if number == 0 and model in ("able", "fair", "plain") else f"{model} on {number}"
 
     pipeline, rubric, ledger = build(tmp_path, 3, complete=complete)
-    with ledger, Forecast.of(ledger.store) as outlook, Forecast.of(ledger.store, retry_failed=True) as retried:
+    with (
+        ledger,
+        EstimateReader.of(ledger.store) as outlook,
+        EstimateReader.of(ledger.store, retry_failed=True) as retried,
+    ):
         told = estimated(pipeline, rubric, outlook, None)
         assert (told.calls, told.failed) == (0, 3)
         told = estimated(pipeline, rubric, retried, None)
         assert to_ask(told) == {"able": 1, "fair": 1, "plain": 1, "strict": 1}
         assert told.failed == 0
         assert estimated(pipeline, rubric, outlook, None).failed == 3, "nothing of it is written"
-    with Forecast.open(pipeline.store) as outlook:
+    with EstimateReader.open(pipeline.store) as outlook:
         assert estimated(pipeline, rubric, outlook, None).failed == 3
 
 

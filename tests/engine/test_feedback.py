@@ -13,7 +13,7 @@ import pytest
 
 from aif.config.pipeline import load
 from aif.core.errors import Exit
-from aif.store.lock import Places
+from aif.store.paths import StorePaths
 from tests.engine.test_orchestrator import ask, run, write
 from tests.processes import until
 from tests.serving import Served
@@ -60,7 +60,7 @@ def test_while_it_reads_it_leaves_at_once_and_says_so(tmp_path: Path, serve: Ser
     (tmp_path / "prompts.jsonl").unlink()
     os.mkfifo(tmp_path / "prompts.jsonl")  # who opens it waits for somebody to write
     process = started(path)
-    lock = Places(load(path).store).lock
+    lock = StorePaths(load(path).store).lock
     until(lambda: lock.exists() and lock.stat().st_size, "the store")
     process.send_signal(one)
     _, err = process.communicate(timeout=60)

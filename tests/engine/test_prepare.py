@@ -13,9 +13,9 @@ from aif.engine.prepare import prepare, rubric_of
 from aif.store import connection, records
 from aif.store.connection import SETTINGS
 from aif.store.journal import replay
-from aif.store.ledger import Ledger
+from aif.store.journaled_store import JournaledStore
 from aif.store.reader import Reader
-from aif.store.run_queries import Todo
+from aif.store.run_queries import PendingSlot
 
 PIPELINE = """
 name: intake
@@ -44,13 +44,13 @@ def pipeline(tmp_path: Path) -> Pipeline:
 def taken_in(pipeline: Pipeline) -> tuple[list[tuple[str, str]], dict[str, int], list[str], int]:
     """Selected prompts with their source, rows by reason, what was told, and how many records the journal grew by."""
     told: list[str] = []
-    with Ledger.open(pipeline.store, print) as ledger:
+    with JournaledStore.open(pipeline.store, print) as ledger:
         before = ledger.journal.position
         prepare(pipeline, ledger, rubric_of(pipeline), told.append)
         grown = ledger.journal.position.offset - before.offset
         with Reader.of(ledger.store) as reader:
-            selected = [(p.messages[0].content, p.source) for page in reader.selection() for _, p in page]
-            return selected, reader.books().intake, told, grown
+            selected = [(p.messages[0].content, p.source) for page in reader.selected_prompts() for _, p in page]
+            return selected, reader.prompt_counts().intake, told, grown
 
 
 def test_each_prompt_is_there_once_in_file_order_with_its_first_source(pipeline: Pipeline) -> None:
@@ -79,7 +79,7 @@ def test_a_source_that_grows_or_shrinks_is_followed(pipeline: Pipeline, tmp_path
 
 
 def test_reading_that_was_interrupted_starts_anew(pipeline: Pipeline) -> None:
-    with Ledger.open(pipeline.store, print) as ledger:
+    with JournaledStore.open(pipeline.store, print) as ledger:
         ledger.keep([records.page(0, [("0" * 64, "gone")]), records.page(1, [("1" * 64, "gone")])])
     selected, intake, _, _ = taken_in(pipeline)
 
@@ -100,7 +100,7 @@ def test_pages_join_without_losing_or_doubling_a_prompt(pipeline: Pipeline, tmp_
 
 def test_only_the_keys_of_changed_principles_change(pipeline: Pipeline, tmp_path: Path) -> None:
     def keys() -> set[str]:
-        with Ledger.open(pipeline.store, print) as ledger:
+        with JournaledStore.open(pipeline.store, print) as ledger:
             prepare(pipeline, ledger, rubric_of(pipeline), lambda _: None)
             with Reader.of(ledger.store) as reader:
                 return {row["key"] for row in reader._query("SELECT key FROM slots")}
@@ -137,7 +137,7 @@ def test_a_completion_without_a_text_is_counted_but_is_no_row(pipeline: Pipeline
 
     assert intake == {"selected": 3, "too_long": 1}
     with Reader.open(pipeline.store) as reader:
-        assert reader.books().empty == 2
+        assert reader.prompt_counts().empty == 2
 
 
 def test_sources_without_rows_are_bad_input(pipeline: Pipeline, tmp_path: Path) -> None:
@@ -175,17 +175,17 @@ def test_pages_are_cut_by_bytes_wherever_prompts_are_read_or_kept(
     pipeline = mixed(tmp_path, monkeypatch)
     wanted = [f"{n} {'x' * size}" for n, size in enumerate(MIXED)]
 
-    with Ledger.open(pipeline.store, print) as ledger:
+    with JournaledStore.open(pipeline.store, print) as ledger:
         prepare(pipeline, ledger, rubric_of(pipeline), print)
-        kept = [record["rows"] for _, record in replay(ledger.places.journal) if record["t"] == "page"]  # type: ignore[index]
+        kept = [record["rows"] for _, record in replay(ledger.paths.journal) if record["t"] == "page"]  # type: ignore[index]
         sizes = dict(Reader.of(ledger.store)._rows("SELECT prompt_id, bytes FROM prompts"))
         assert sound([[sizes[prompt_id] for prompt_id, _ in page] for page in kept])
 
         with Reader.of(ledger.store) as reader:
-            selected = [[prompt for _, prompt in page] for page in reader.selection()]
-            ledger.store.begin(None)
-            asked: list[list[Todo]] = []
-            while page := reader.todo("m", asked[-1][-1].seq if asked else 0, 512):
+            selected = [[prompt for _, prompt in page] for page in reader.selected_prompts()]
+            ledger.store.list_pending(None)
+            asked: list[list[PendingSlot]] = []
+            while page := reader.pending_slots("m", asked[-1][-1].seq if asked else 0, 512):
                 asked.append(page)
 
     assert [prompt.messages[0].content for page in selected for prompt in page] == wanted
@@ -199,18 +199,18 @@ def test_long_prompts_find_room_where_one_page_of_rows_would_not(
 ) -> None:
     """1,200 prompts of 50,000 characters are 60 MB: kept, planned and read in 48 MB of DuckDB's."""
     monkeypatch.setitem(SETTINGS, "memory_limit", "48MB")
-    monkeypatch.setattr(connection, "AMPLE", "48MB")
+    monkeypatch.setattr(connection, "MOST_MEMORY", "48MB")
     monkeypatch.setattr(paging, "PAGE_BYTES", 2**20)
     rows(tmp_path / "a.jsonl", *(f"{n} {'word ' * 10_000}" for n in range(1200)))
     rows(tmp_path / "b.jsonl")
     pipeline = parse(PIPELINE.format(folder=tmp_path), tmp_path / "p.yaml")
 
-    with Ledger.open(pipeline.store, print) as ledger:
+    with JournaledStore.open(pipeline.store, print) as ledger:
         prepare(pipeline, ledger, rubric_of(pipeline), print)
-        ledger.store.begin(None)
+        ledger.store.list_pending(None)
         with Reader.of(ledger.store) as reader:
-            assert sum(len(page) for page in reader.selection()) == 1200
-            assert len(reader.todo("m", 0, 512)) == 20
+            assert sum(len(page) for page in reader.selected_prompts()) == 1200
+            assert len(reader.pending_slots("m", 0, 512)) == 20
 
 
 def test_more_completions_of_one_prompt_than_can_be_numbered_are_bad_input(
@@ -263,7 +263,7 @@ def test_prompts_that_differ_in_form_alone_are_kept_and_named(pipeline: Pipeline
     rows(tmp_path / "b.jsonl", *(" " * n + "tea" for n in range(1, 7)))
     selected, intake, told, _ = taken_in(pipeline)
     with Reader.open(pipeline.store) as reader:
-        assert reader.books().alike == 8
+        assert reader.prompt_counts().alike == 8
 
     assert [line.rpartition(": ")[2] for line in told[1:3]] == [f"{tmp_path}/a.jsonl:{n}" for n in (1, 2)]
     assert len(selected) == 11

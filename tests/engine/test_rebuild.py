@@ -11,15 +11,15 @@ from aif.core.errors import StoreDamaged, StoreStarved
 from aif.engine import rebuild
 from aif.engine.prepare import prepare
 from aif.engine.rebuild import again
-from aif.store.lock import Places
+from aif.store.paths import StorePaths
 from tests.engine.test_orchestrator import write
 from tests.serving import Served
-from tests.store.test_ledger import Kept
+from tests.store.test_journaled_store import Kept
 
 
 @pytest.mark.parametrize(
     ("trouble", "told"),
-    [(StoreStarved("no room"), "it gets"), (StoreDamaged("s: block 3"), "s: block 3; it is made again")],
+    [(StoreStarved("no room"), "trying again with"), (StoreDamaged("s: block 3"), "s: block 3; rebuilding it")],
 )
 def test_it_is_gone_on_with_as_every_command_does(
     tmp_path: Path, serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch, trouble: Exception, told: str
@@ -43,7 +43,7 @@ def test_a_store_that_was_set_aside_is_enough_to_make_it_from(tmp_path: Path, se
     """As the refusal of a store that can't be opened says to do where there is no journal beside it."""
     served = serve()
     kept = Kept(write(tmp_path, served, count=2), served)
-    places = Places(kept.pipeline.store)
+    places = StorePaths(kept.pipeline.store)
     places.store.rename(places.store.with_name(places.store.name + ".aside2"))
     shutil.rmtree(places.journal)
 

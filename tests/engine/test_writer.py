@@ -18,12 +18,12 @@ from aif.engine.writer import Writer
 from aif.providers.base import Reply
 from aif.store import journal, records
 from aif.store.ingest import Entry
-from aif.store.ledger import Ledger
+from aif.store.journaled_store import JournaledStore
 from aif.store.reader import Reader
 from tests.building import STARTED, Fate, build
 
 
-def entries(ledger: Ledger, n: int, text: str = "words") -> list[Entry]:
+def entries(ledger: JournaledStore, n: int, text: str = "words") -> list[Entry]:
     item = records.CallItem(
         "completion", "k", "p", "able", "able", {"sample": 0, "seed": 1, "principle": None, "system": "role"}
     )
@@ -51,7 +51,7 @@ def ledger(tmp_path: Path) -> Any:
         opened.close()
 
 
-async def test_everything_is_synced_and_stored_in_order(ledger: Ledger) -> None:
+async def test_everything_is_synced_and_stored_in_order(ledger: JournaledStore) -> None:
     seen: list[str] = []
     writer = Writer(
         ledger, 4, 2, lambda synced: seen.extend(e.record["id"] for e in synced), lambda: None, lambda: None
@@ -67,7 +67,7 @@ async def test_everything_is_synced_and_stored_in_order(ledger: Ledger) -> None:
     await running
 
 
-async def test_a_flush_waits_for_what_was_there_and_not_for_what_comes(ledger: Ledger) -> None:
+async def test_a_flush_waits_for_what_was_there_and_not_for_what_comes(ledger: JournaledStore) -> None:
     """Judges go on when generation has ended: the moment at which nothing is outstanding may not come for an hour."""
     writer = Writer(ledger, 4, 2, lambda synced: None, lambda: None, lambda: None)
     running = asyncio.create_task(writer.run())
@@ -92,7 +92,7 @@ async def test_a_flush_waits_for_what_was_there_and_not_for_what_comes(ledger: L
 
 
 @pytest.mark.parametrize("turns", [0, 1, 5, 50])
-async def test_a_run_that_is_left_at_once_keeps_what_was_handed_over(ledger: Ledger, turns: int) -> None:
+async def test_a_run_that_is_left_at_once_keeps_what_was_handed_over(ledger: JournaledStore, turns: int) -> None:
     writer = Writer(ledger, 4, 2, lambda synced: None, lambda: None, lambda: None)
     running = asyncio.create_task(writer.run())
     await asyncio.sleep(0)
@@ -105,12 +105,12 @@ async def test_a_run_that_is_left_at_once_keeps_what_was_handed_over(ledger: Led
 
     assert kept(ledger.journal.folder) == {f"call{i}" for i in range(300)}
     ledger.close()
-    with Ledger.open(ledger.places.store, print) as again:
+    with JournaledStore.open(ledger.paths.store, print) as again:
         (row,) = again.store.cursor().execute("SELECT count(*), count(DISTINCT id) FROM calls").fetchall()
         assert row == (300, 300)
 
 
-async def test_a_store_that_fails_loses_nothing_of_the_journal(ledger: Ledger) -> None:
+async def test_a_store_that_fails_loses_nothing_of_the_journal(ledger: JournaledStore) -> None:
     writer = Writer(ledger, 4, 2, lambda synced: None, lambda: None, lambda: None)
     ledger.store.close()  # what a failing disk looks like to the committing thread
     running = asyncio.create_task(writer.run())
@@ -122,7 +122,7 @@ async def test_a_store_that_fails_loses_nothing_of_the_journal(ledger: Ledger) -
     assert kept(ledger.journal.folder) == {f"call{i}" for i in range(300)}
 
 
-async def test_where_asking_meets_damage_what_is_in_flight_is_still_kept(ledger: Ledger) -> None:
+async def test_where_asking_meets_damage_what_is_in_flight_is_still_kept(ledger: JournaledStore) -> None:
     stopped: list[bool] = []
     writer = Writer(ledger, 4, 2, lambda synced: None, lambda: None, lambda: stopped.append(True))
     running = asyncio.create_task(writer.run())
@@ -144,7 +144,7 @@ async def test_where_asking_meets_damage_what_is_in_flight_is_still_kept(ledger:
 @pytest.mark.parametrize("left", [False, True])
 @pytest.mark.parametrize("room", [False, True])
 async def test_on_a_full_disk_what_fits_is_kept_and_the_rest_once_there_is_room(
-    ledger: Ledger, room: bool, left: bool
+    ledger: JournaledStore, room: bool, left: bool
 ) -> None:
     """The disk is full by a limit on the files' size; where room is made before the end, nothing is lost. Where the run
     is left at once it is said, too."""
@@ -177,7 +177,7 @@ async def test_on_a_full_disk_what_fits_is_kept_and_the_rest_once_there_is_room(
 
 
 async def test_what_is_on_its_way_into_the_store_is_bounded_by_bytes(
-    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    ledger: JournaledStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """4,096 replies of 200 KB would be 800 MB; and as one transaction more than DuckDB has."""
     monkeypatch.setattr(paging, "PAGE_BYTES", 1000)

@@ -16,12 +16,12 @@ from aif.config.sections import public
 from aif.core.types import Failing
 from aif.engine.prepare import rubric_of
 from aif.export.card import CardFacts, cell, fenced, render
-from aif.store.report_queries import Balance, Books, Tally
+from aif.store.report_queries import ItemCounts, PromptCounts, Tally
 from tests.building import PIPELINE
 
-BALANCE = Balance(
+BALANCE = ItemCounts(
     prompts=30,
-    whole=27,
+    complete=27,
     slots={4: 30},
     tallies={
         ("completion", "able"): Tally(60, 58, 1, 1),
@@ -72,7 +72,7 @@ def facts(text: str = PIPELINE, *sets: str, **changes: Any) -> CardFacts:
             config: {split: f"{config}/{split}-00000-of-00001-0a1b.parquet" for split in splits}
             for config, splits in {"trl": ["train", "test"], "h4": ["train_prefs", "test_prefs"]}.items()
         },
-        books=Books({"selected": 30, "duplicate": 4, "too_long": 1}, {"paired": 23, "tie": 5, "pending": 2}, 23),
+        books=PromptCounts({"selected": 30, "duplicate": 4, "too_long": 1}, {"paired": 23, "tie": 5, "pending": 2}, 23),
         balance=BALANCE,
         sources=[("first", 20, 15), ("second", 10, 8)],
         chosen=np.array([5.0, 4.75, 4.5] + [4.0] * 20),
@@ -221,7 +221,7 @@ def test_who_was_not_steered_is_named() -> None:
 
 def test_it_says_how_complete_it_is_and_what_is_missing_but_no_message() -> None:
     """A server's words may hold anything."""
-    card = section(render(facts()), "Books")
+    card = section(render(facts()), "PromptCounts")
     assert "- 30 prompts × 4 = 120 completions = 118 answered + 1 failed + 1 pending" in card
     assert "- 29 judgements = 27 answered + 1 failed + 1 pending" in card
     assert "- 27 of 30 prompts have all that is wanted of them (90.0%)" in card
@@ -239,7 +239,7 @@ def test_a_name_that_came_with_prompts_is_apart_from_the_model_of_that_name() ->
 
 
 def test_the_books_add_up() -> None:
-    lines = re.findall(r"^\| ([−=]? ?[\d,]+) \| (.*) \|$", section(render(facts()), "Books"), re.MULTILINE)
+    lines = re.findall(r"^\| ([−=]? ?[\d,]+) \| (.*) \|$", section(render(facts()), "PromptCounts"), re.MULTILINE)
     amounts = [int(amount.replace("−", "-").replace("=", "").replace(" ", "").replace(",", "")) for amount, _ in lines]
     assert lines[0] == ("35", "rows read")
     assert sum(amounts[:3]) == amounts[3] == 30
@@ -390,7 +390,7 @@ def test_the_bill_tells_what_it_does_not_know() -> None:
 
 def test_of_many_sources_the_rest_is_summed() -> None:
     card = render(facts(sources=[(f"s{n}", 100 - n, 10) for n in range(25)]))
-    table = section(card, "Books")
+    table = section(card, "PromptCounts")
     assert "| s19 | 81 | 10 |" in table
     assert "| s20 |" not in table
     assert f"| 5 more | {80 + 79 + 78 + 77 + 76} | 50 |" in table

@@ -31,8 +31,8 @@ from aif.export.dataset import export
 from aif.export.formats import FORMATS, digest_of, file_of
 from aif.export.manifest import RunFile
 from aif.export.publish import File, Plan, _closed, _is_blank, _listed, concerns
-from aif.store.ledger import Ledger
-from aif.store.report_queries import Books
+from aif.store.journaled_store import JournaledStore
+from aif.store.report_queries import PromptCounts
 from tests.building import PIPELINE, Fate, build, complete
 from tests.engine.test_orchestrator import run
 from tests.hub import Commit, Hub, User, serving_hub
@@ -264,7 +264,7 @@ RUN = RunFile(
     made_by="aif",
     rows={"trl": {"train": 3}},
     files={},
-    books=Books({}, {"paired": 3, "pending": 2}, 3),
+    books=PromptCounts({}, {"paired": 3, "pending": 2}, 3),
     rubric="",
     state="",
     pipeline_yaml="",
@@ -338,7 +338,7 @@ def test_what_is_outside_of_pairs_counts_too(tmp_path: Path) -> None:
         return answered(0, 5, score, 1) | {"correct_answers": known}
 
     def state() -> str:
-        with Ledger.open(pipeline.store, print) as ledger:
+        with JournaledStore.open(pipeline.store, print) as ledger:
             made = export(pipeline, rubric_of(pipeline), ledger, tmp_path / "out", lambda words: None)
         assert made.books.pairs == 1
         found: str = json.loads((tmp_path / "out" / "run.json").read_text())["state"]

@@ -24,7 +24,7 @@ from aif.engine.connect import opened
 from aif.providers.base import Request
 from aif.servers import model_identity
 from aif.servers.fleet import Fleet, Patience, _appending, telling
-from aif.store.lock import Places
+from aif.store.paths import StorePaths
 from aif.store.reader import Reader
 from tests.engine.test_orchestrator import ask, run, write
 from tests.fakes.vllm.entrypoints.openai.api_server import TRACEBACK
@@ -114,7 +114,7 @@ def test_with_gpus_enough_all_run_together_each_on_its_own(
     assert "--tensor-parallel-size" not in started["a"]["words"]
     assert words(started["judge"], "--max-model-len") == "4096"
     assert started["judge"]["environ"]["EXTRA"] == "1"
-    logs = {log.name: log.read_text() for log in Places(made.store).logs.iterdir()}
+    logs = {log.name: log.read_text() for log in StorePaths(made.store).logs.iterdir()}
     assert set(logs) == {"a-1.log", "b-1.log", "judge-1.log"}
     assert "judge is served" in logs["judge-1.log"]
     assert "--swap" in logs["judge-1.log"]
@@ -180,7 +180,7 @@ def test_one_that_ends_before_it_is_ready_is_refused_with_the_reason_and_the_oth
 
 def test_one_that_the_system_can_not_start_is_refused_and_the_others_go_on(tmp_path: Path, fakes: Fakes) -> None:
     path = pipeline(tmp_path, {"a": fakes.launch(), "b": fakes.launch()}, fakes.launch())
-    (Places(load(path).store).logs / "a-1.log").mkdir(parents=True)
+    (StorePaths(load(path).store).logs / "a-1.log").mkdir(parents=True)
     made, ended = run(path)
 
     assert list(ended.asked.refused) == ["a"]
@@ -439,7 +439,7 @@ async def attended(path: Path, told: list[str], patience: Patience = QUICK) -> A
     made = load(path)
     async with opened(made) as endpoints, asyncio.TaskGroup() as group:
         keys = {(e.stage, e.name) for e in endpoints if e.name == "a"}
-        fleet = await Fleet.of(made, endpoints, keys, Places(made.store).logs, told.append)
+        fleet = await Fleet.of(made, endpoints, keys, StorePaths(made.store).logs, told.append)
         fleet.patience = patience
         group.create_task(fleet.attend())
         endpoint = next(e for e in endpoints if e.name == "a")
@@ -528,7 +528,7 @@ async def test_a_log_that_grows_without_end_keeps_its_begin_its_end_and_what_wen
     monkeypatch.setattr("aif.servers.fleet.LOG_KEPT", 100_000)
     told: list[str] = []
     path, patience = pipeline(tmp_path, {"a": fakes.launch()}, fakes.launch()), replace(QUICK, look_s=0.02)
-    log = Places(load(path).store).logs / "a-1.log"
+    log = StorePaths(load(path).store).logs / "a-1.log"
     async with attended(path, told, patience) as endpoint:
         await _answered(endpoint)
         with log.open("ab", buffering=0) as server:

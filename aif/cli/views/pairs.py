@@ -16,7 +16,7 @@ from aif.engine.outcome_text import OUTCOMES, rule_of
 from aif.engine.prepare import is_prepared, rubric_of
 from aif.pairing.pairs import Paired, PairPolicy, pair
 from aif.pairing.scores import Floats, Ints
-from aif.store.results import Results
+from aif.store.result_queries import ResultReader
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Preview:
     lengths: Ints
 
 
-def outlook(pipeline: Pipeline, reader: Results) -> Preview:
+def outlook(pipeline: Pipeline, reader: ResultReader) -> Preview:
     """Pairs by the pipeline's policy, from the store as it is. Writes nothing.
 
     Raises BadInput where the store was last planned or judged for a pipeline that differs in more than `pairs`.
@@ -44,7 +44,7 @@ def outlook(pipeline: Pipeline, reader: Results) -> Preview:
     scores = scores_of(pipeline, rubric, reader)
     policy = policy_of(pipeline, rubric)
     paired = pair(scores, policy)
-    outcomes = Counter(paired.outcome.to_pylist()) + Counter(reader.unpaired().column("outcome").to_pylist())
+    outcomes = Counter(paired.outcome.to_pylist()) + Counter(reader.unpaired_prompts().column("outcome").to_pylist())
     return Preview(policy, outcomes, paired, scores.lengths)
 
 

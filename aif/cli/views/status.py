@@ -10,17 +10,18 @@ from aif.cli.views.failures import tell_failures
 from aif.cli.views.progress import WIDE, say, table
 from aif.core.words import clock, counted
 from aif.engine.progress import FILE_EVERY_S, Snapshot, read
-from aif.store.lock import Places, holder, is_held, note_in
+from aif.store.lock import holder_text, is_held, read_note
+from aif.store.paths import StorePaths
 
 SILENT_S = 10 * FILE_EVERY_S  # so long without a word, and it is said
 
 
 def tell_progress(console: Console, store: Path) -> bool:
     """How far the run is that holds the store now, and what has no answer. False where nobody holds it."""
-    places = Places(store)
+    places = StorePaths(store)
     if not is_held(places.lock):
         return False
-    say(console, f"{store}: {holder(places.lock)}")
+    say(console, f"{store}: {holder_text(places.lock)}")
     if snapshot := _of_holder(places):
         console.print(table(snapshot, wide=console.width >= WIDE))
         _tell_silence(console, snapshot)
@@ -32,10 +33,10 @@ def tell_progress(console: Console, store: Path) -> bool:
 
 def tell_failures_so_far(console: Console, store: Path) -> bool:
     """What has no answer in the run that holds the store now. False where nobody holds it."""
-    places = Places(store)
+    places = StorePaths(store)
     if not is_held(places.lock):
         return False
-    say(console, f"{store}: {holder(places.lock)}")
+    say(console, f"{store}: {holder_text(places.lock)}")
     if snapshot := _of_holder(places):
         _tell_silence(console, snapshot)
         tell_failures(console, snapshot.failures)
@@ -53,7 +54,7 @@ def tell_failures_so_far(console: Console, store: Path) -> bool:
 def tell_left_behind(console: Console, store: Path) -> None:
     """What became of the last run, where nobody holds the store and its file is still there: it was killed, unless it
     ran on another machine, whose lock need not be seen here."""
-    if (left := read(Places(store).progress)) is None:
+    if (left := read(StorePaths(store).progress)) is None:
         return
     done = sum(line.answered for line in left.lines)
     heard = (
@@ -70,10 +71,10 @@ def tell_left_behind(console: Console, store: Path) -> None:
     say(console, f"{heard}, {then}")
 
 
-def _of_holder(places: Places) -> Snapshot | None:
+def _of_holder(places: StorePaths) -> Snapshot | None:
     """What the holder of the lock keeps. Whoever takes the lock removes what another left (see Ledger.open); between
     the two the process is another."""
-    snapshot, note = read(places.progress), note_in(places.lock)
+    snapshot, note = read(places.progress), read_note(places.lock)
     if snapshot and note and (snapshot.pid, snapshot.host) != (note.pid, note.host):
         return None
     return snapshot

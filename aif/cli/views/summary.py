@@ -11,15 +11,15 @@ from aif.cli.views.failures import tell_failures
 from aif.cli.views.progress import say
 from aif.core.words import counted, dollars, of, spending, visible
 from aif.engine.outcome_text import OUTCOMES, STAGES, balanced, beside, counts, marked
-from aif.store.lock import Places
+from aif.store.paths import StorePaths
 from aif.store.reader import Reader
-from aif.store.report_queries import Balance, Books
+from aif.store.report_queries import ItemCounts, PromptCounts
 
 
 def tell_status(console: Console, reader: Reader, budget: float | None = None) -> None:
     """How a store stands that no run holds: as the summary, by model and judge, and without what takes reading every
     rating (the means by aspect: 2 s of CPU for 64,000 prompts)."""
-    balance = reader.balance()
+    balance = reader.item_counts()
     tell_items(console, balance)
     _tell(console, reader, balance, reader.standings(), "", budget)
     tell_failures(console, balance.missing)
@@ -28,10 +28,10 @@ def tell_status(console: Console, reader: Reader, budget: float | None = None) -
 
 def tell_summary(console: Console, reader: Reader, seconds: float, budget: float | None = None) -> None:
     """How a run ended: books, models, how judges agree, tokens and spend (USD, of which budget), failures."""
-    balance = reader.balance()
+    balance = reader.item_counts()
     _tell(console, reader, balance, reader.leaderboard(), f" in {seconds:.1f} s", budget)
     tell_failures(console, balance.missing)
-    for endpoint, replies, word in reader.endings():
+    for endpoint, replies, word in reader.unknown_endings():
         said = f"ended by {word!r}, which is no word known: kept as if cut"
         say(console, f"{endpoint}: {counted(replies, 'answer')} {said}")
     tell_marks(console, reader)
@@ -39,19 +39,19 @@ def tell_summary(console: Console, reader: Reader, seconds: float, budget: float
 
 def tell_marks(console: Console, reader: Reader) -> None:
     """What looks like reasoning in a text, and what was cut in doubt: a line each and an example."""
-    for one in reader.marks():
+    for one in reader.reasoning_marks():
         say(console, f"{marked(one)}, as in {one.prompt_id[:12]}: {one.example}")
 
 
 def _tell(
     console: Console,
     reader: Reader,
-    balance: Balance,
+    balance: ItemCounts,
     leaderboard: list[dict[str, Any]],
     took: str,
     budget: float | None,
 ) -> None:
-    books = reader.books()
+    books = reader.prompt_counts()
     pairs = f"{counted(books.selected, 'prompt')}, {counted(books.pairs, 'pair')}"
     console.print(f"\n[bold]{pairs}[/bold]{took}\n")
     console.print(_books(books))
@@ -63,8 +63,10 @@ def _tell(
     agreement = reader.score_agreement()
     if agreement:
         console.print(_agreement(agreement))
-        console.print(f"of {counted(books.pairs, 'pair')} {reader.disputed():,} are the other way round for some judge")
-    for judge, prompts in reader.apart().items():
+        console.print(
+            f"of {counted(books.pairs, 'pair')} {reader.disputed_pairs():,} are the other way round for some judge"
+        )
+    for judge, prompts in reader.judged_singly().items():
         say(
             console,
             f"{judge}: {counted(prompts, 'prompt')} rated one completion by one, since it can't hold all together",
@@ -80,7 +82,7 @@ def _grid(title: str) -> Table:
     return Table(box=None, padding=(0, 2, 0, 0), title=title, title_justify="left", title_style="bold", show_edge=False)
 
 
-def _books(books: Books) -> Table:
+def _books(books: PromptCounts) -> Table:
     grid = _grid("Prompts")
     for side in ("right", "left"):
         grid.add_column(justify=side, no_wrap=side == "right")
@@ -177,7 +179,7 @@ def _spend(rows: list[dict[str, Any]]) -> Table:
     return grid
 
 
-def tell_items(console: Console, balance: Balance) -> None:
+def tell_items(console: Console, balance: ItemCounts) -> None:
     """What is wanted of each model and judge, and how it stands."""
     grid = _grid("Items")
     for name in ("", "", "wanted", "answered", "failed", "pending"):
@@ -192,7 +194,7 @@ def tell_places(console: Console, store: Path) -> None:
     console.print("\n[bold]Where it lies[/bold]")
     for name, path, what in (
         ("store", store, "DuckDB: views leaderboard, ratings, pairs, spend, failures"),
-        ("journal", Places(store).journal, "everything paid for; the store is made from it"),
+        ("journal", StorePaths(store).journal, "everything paid for; the store is made from it"),
     ):
         say(console, f"  {path}")
         say(console, f"      the {name}: {what}", "dim")

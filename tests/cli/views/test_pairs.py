@@ -11,7 +11,7 @@ from aif.cli.views.pairs import Preview, differing, outlook, tell_outlook
 from aif.config.pipeline import Pipeline, parse
 from aif.core.errors import BadInput
 from aif.engine.make_pairs import make_pairs
-from aif.store.results import Results
+from aif.store.result_queries import ResultReader
 from tests.building import PIPELINE, Fate, build
 from tests.building import rate as rate_by_quality
 
@@ -42,7 +42,7 @@ def with_sets(pipeline: Pipeline, *sets: str) -> Pipeline:
 
 
 def seen(pipeline: Pipeline, *sets: str) -> Preview:
-    with Results.open(pipeline.store) as reader:
+    with ResultReader.open(pipeline.store) as reader:
         return outlook(with_sets(pipeline, *sets), reader)
 
 
