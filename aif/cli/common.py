@@ -25,21 +25,22 @@ Yes = Annotated[bool, typer.Option("--yes", help="Spend without asking for confi
 def load(file: Path, sets: list[str] | None) -> "Pipeline":
     """Load a pipeline file with its overrides. Raises BadInput if an earlier version of aif put its store elsewhere."""
     from aif.config import pipeline
-    from aif.store.lock import place_of
+    from aif.store.paths import check_old_location
 
     loaded = pipeline.load(file, sets or [])
-    place_of(loaded.store, loaded.declared_store)
+    check_old_location(loaded.store, loaded.declared_store)
     return loaded
 
 
 def load_unlocked(file: Path, sets: list[str] | None) -> "Pipeline":
     """Load a pipeline. Raises StoreLocked if a process holds its store, before anything heavy is imported."""
-    from aif.store.lock import Places, busy, holder, is_held
+    from aif.store.lock import busy_message, holder_text, is_held
+    from aif.store.paths import StorePaths
 
     pipeline = load(file, sets)
-    lock = Places(pipeline.store).lock
+    lock = StorePaths(pipeline.store).lock
     if is_held(lock):
-        raise StoreLocked(busy(pipeline.store, holder(lock)))
+        raise StoreLocked(busy_message(pipeline.store, holder_text(lock)))
     return pipeline
 
 

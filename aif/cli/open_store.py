@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from aif.cli.running import RunningProcess
     from aif.config.pipeline import Pipeline
     from aif.judging.rubric import Rubric
-    from aif.store.ledger import Ledger
+    from aif.store.journaled_store import JournaledStore
     from aif.store.reader import Reader
 
 T = TypeVar("T")
@@ -27,13 +27,13 @@ def open_store(
     kind: "type[AnyReader]", pipeline: "Pipeline", file: Path, sets: list[str] | None
 ) -> "Iterator[AnyReader]":
     """Open a store to read. Raises StoreLocked if a run holds it; StoreDamaged names the command that rebuilds it."""
-    from aif.store.lock import Places
+    from aif.store.paths import StorePaths
 
     try:
         with kind.open(pipeline.store) as reader:
             yield reader
     except StoreDamaged as error:
-        if Places(pipeline.store).journal.exists():
+        if StorePaths(pipeline.store).journal.exists():
             fix = f"`aif rebuild {arguments(file, sets)}` rebuilds it from the journal, and so does the next `aif run`"
         else:
             fix = "there is no journal to rebuild it from; set another `store`"
@@ -73,9 +73,9 @@ def open_or_print_running(
 def report_if_behind(pipeline: "Pipeline", reader: "Reader") -> bool:
     """Print a message if the journal has answers that the store lacks, as after a killed run. Return whether it has."""
     from aif.store.journal import Damage, replay
-    from aif.store.lock import Places
+    from aif.store.paths import StorePaths
 
-    newer = replay(Places(pipeline.store).journal, reader.journal_position())
+    newer = replay(StorePaths(pipeline.store).journal, reader.journal_position())
     if behind := any(not isinstance(item, Damage) for _, item in newer):
         print_message(
             f"{pipeline.store}: is behind its journal, which has more answers; the next run or export adds them"
@@ -87,7 +87,7 @@ def report_if_outdated(pipeline: "Pipeline", reader: "Reader", arguments: str) -
     """Print a message if the store was last updated with another version of the pipeline, or by a killed trial."""
     from aif.engine.prepare import is_prepared, rubric_of
 
-    if reader.marked("sources") is None:
+    if reader.get_mark("sources") is None:
         print_message(f"the store has no prompts yet; `aif run {arguments}` reads them first")
         return
     try:
@@ -101,19 +101,19 @@ def report_if_outdated(pipeline: "Pipeline", reader: "Reader", arguments: str) -
         )
 
 
-def with_prepared_store(pipeline: "Pipeline", arguments: str, work: "Callable[[Rubric, Ledger], T]") -> "T":
+def with_prepared_store(pipeline: "Pipeline", arguments: str, work: "Callable[[Rubric, JournaledStore], T]") -> "T":
     """Open a store to write, update it to the pipeline without reading the sources again, and return what `work` makes
     of it. Raises BadInput if there is no store yet."""
     from aif.engine.prepare import prepare, rubric_of
-    from aif.store.ledger import Ledger
-    from aif.store.lock import Places
+    from aif.store.journaled_store import JournaledStore
+    from aif.store.paths import StorePaths
 
-    if not Places(pipeline.store).any:
+    if not StorePaths(pipeline.store).any:
         raise BadInput(f"{pipeline.store}: no store yet; `aif run {arguments}` creates it")
     rubric = rubric_of(pipeline)
 
-    def prepared(ledger: Ledger) -> "T":
+    def prepared(ledger: JournaledStore) -> "T":
         prepare(pipeline, ledger, rubric, print_message, reread=False)
         return work(rubric, ledger)
 
-    return Ledger.use(pipeline.store, print_message, rubric, prepared, tags=pipeline.reasoning_tags)
+    return JournaledStore.use(pipeline.store, print_message, rubric, prepared, tags=pipeline.reasoning_tags)

@@ -70,7 +70,7 @@ class StoreLocked(AifError):
 
 
 class StoreDamaged(AifError):
-    """The store can't be read. `Ledger.use` rebuilds it from the journal."""
+    """The store can't be read. `JournaledStore.use` rebuilds it from the journal."""
 
     exit = Exit.DAMAGED
 

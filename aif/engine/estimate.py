@@ -12,7 +12,7 @@ from aif.core.formatting import counted
 from aif.core.types import UNSPENT, Spent, Stage, Usage
 from aif.judging.request import max_billed_replies
 from aif.judging.rubric import Rubric
-from aif.store.forecast import Replies
+from aif.store.estimate_queries import ReplyUsage
 from aif.store.report_queries import Tally
 
 BYTES_A_TOKEN = 4.0  # of English, and of most other scripts in UTF-8; providers assume it too
@@ -249,7 +249,7 @@ def _seconds(work: EndpointWork, endpoint: DeclaredEndpoint, pending: int, compl
 # --- how long replies are ---------------------------------------------------------------------------------------------
 
 
-def completion_length(model: Model, max_tokens: int, measured: Replies | None) -> ReplyLength:
+def completion_length(model: Model, max_tokens: int, measured: ReplyUsage | None) -> ReplyLength:
     """Return the length of a model's completions, as measured with this `max_tokens`; if not measured, a typical
     one."""
     if measured and measured.items:
@@ -264,7 +264,7 @@ def completion_length(model: Model, max_tokens: int, measured: Replies | None) -
 
 
 def judgement_length(
-    rubric: Rubric, judge: Judge, requests: Sequence[tuple[str, int]], measured: Mapping[str, Replies]
+    rubric: Rubric, judge: Judge, requests: Sequence[tuple[str, int]], measured: Mapping[str, ReplyUsage]
 ) -> ReplyLength:
     """Return the mean length of a judge's replies to `requests`, pairs of request name and number of completions shown.
 
@@ -286,7 +286,7 @@ def judgement_length(
     return ReplyLength(span, span, basis)
 
 
-def _judgement_tokens(rubric: Rubric, judge: Judge, request: str, n: int, measured: Replies | None) -> float:
+def _judgement_tokens(rubric: Rubric, judge: Judge, request: str, n: int, measured: ReplyUsage | None) -> float:
     if measured and measured.shown:
         return min(judge.max_tokens, measured.output / measured.calls * measured.items * n / measured.shown)
     if judge.is_reasoning_model:

@@ -16,7 +16,7 @@ from aif.judging.rubric import Rubric
 from aif.pairing.pairs import OUTCOMES, PairingResult, PairPolicy, count_outcomes, pair_prompts_by_part
 from aif.pairing.scores import RatingColumns
 from aif.store.database import Store
-from aif.store.results import Results
+from aif.store.result_queries import ResultReader
 
 # Why a prompt has no ratings to compare.
 UNPAIRED = ("pending", "too_few_completions", "judgement_failed")
@@ -32,7 +32,7 @@ def make_pairs(pipeline: Pipeline, rubric: Rubric, store: Store) -> dict[str, in
     """
     set_judging_specs(pipeline, rubric, store)
     policy, outcomes = policy_of(pipeline, rubric), Counter[str]()
-    with Results.of(store) as reader:
+    with ResultReader.of(store) as reader:
         if has_unsourced_scores(pipeline, reader):
             raise BadInput(
                 f"{pipeline.path}: an older version of aif read the scores and did not store the source of each, and "
@@ -48,22 +48,22 @@ def make_pairs(pipeline: Pipeline, rubric: Rubric, store: Store) -> dict[str, in
                     "scores": paired.scores(),
                     "judge_scores": paired.judge_scores(),
                 }
-            unpaired = reader.unpaired()
+            unpaired = reader.unpaired_prompts()
             outcomes.update(unpaired.column("outcome").to_pylist())
             yield {"outcomes": unpaired}
 
-        store.keep_outcomes(parts(), orjson.dumps(asdict(policy)).decode())
+        store.replace_outcomes(parts(), orjson.dumps(asdict(policy)).decode())
     return {outcome: outcomes[outcome] for outcome in ALL_OUTCOMES}
 
 
-def _paired(pipeline: Pipeline, rubric: Rubric, reader: Results, policy: PairPolicy) -> Iterator[PairingResult]:
+def _paired(pipeline: Pipeline, rubric: Rubric, reader: ResultReader, policy: PairPolicy) -> Iterator[PairingResult]:
     """Yield pairs in parts, to save memory: 800,000 completions take 747 MB, and took 1,255 MB at once."""
     all_pairs = policy.name in ("all", "on_policy")
-    parts = reader.scores_by_part(*_weights(pipeline, rubric), all_pairs)
+    parts = reader.scores_in_parts(*_weights(pipeline, rubric), all_pairs)
     return pair_prompts_by_part((_ranged(scores, rubric) for scores in parts), policy)
 
 
-def scores_of(pipeline: Pipeline, rubric: Rubric, reader: Results) -> RatingColumns:
+def scores_of(pipeline: Pipeline, rubric: Rubric, reader: ResultReader) -> RatingColumns:
     """Return the ratings in the store, with the weights of aspects (from the rubric) and judges (from the pipeline)."""
     return _ranged(reader.scores(*_weights(pipeline, rubric)), rubric)
 

@@ -31,9 +31,9 @@ from aif.providers.endpoint import Endpoint, Halted
 from aif.providers.retry import Verdict
 from aif.store import records
 from aif.store.ingest import Entry
-from aif.store.ledger import Ledger
+from aif.store.journaled_store import JournaledStore
 from aif.store.reader import Reader
-from aif.store.run_queries import Need, Ready, Todo
+from aif.store.run_queries import JudgeablePrompt, PendingJudgement, PendingSlot
 
 PAGE = 512  # items that a pager reads at once
 # After this many calls in a row that the budget did not cover, an endpoint stops. The first says little: requests
@@ -76,7 +76,7 @@ class Orchestrator:
     """
 
     pipeline: Pipeline
-    ledger: Ledger
+    ledger: JournaledStore
     rubric: Rubric
     endpoints: list[Endpoint]
     observer: Observer
@@ -109,7 +109,7 @@ class Orchestrator:
 
     async def work(self) -> None:
         """Make every pending call, with retries. Items that failed are in the store's `failures`."""
-        self.ledger.store.begin(self.limit)
+        self.ledger.store.list_pending(self.limit)
         completions = self.pipeline.completions
         self._writer = Writer(
             self.ledger,
@@ -248,7 +248,7 @@ class Orchestrator:
 
     # --- completions --------------------------------------------------------------------------------------------------
 
-    def completion_job(self, todo: Todo) -> Job:
+    def completion_job(self, todo: PendingSlot) -> Job:
         """Return the job for a pending completion."""
         slot = todo.slot
         model = self.pipeline.models[slot.model]
@@ -264,16 +264,16 @@ class Orchestrator:
 
     # --- judgements ---------------------------------------------------------------------------------------------------
 
-    def group_by_prefix(self, needs: Iterable[Need]) -> Iterable[list[Need]]:
+    def group_by_prefix(self, needs: Iterable[PendingJudgement]) -> Iterable[list[PendingJudgement]]:
         """Group judgements whose requests share a prefix, to be sent one after another. A provider caches a prefix once
         the first reply has begun; sent at the same time, each request would pay for all of it."""
-        groups: dict[Any, list[Need]] = {}
+        groups: dict[Any, list[PendingJudgement]] = {}
         for need in needs:
             prefix = need.judge_pass, self.rubric.sheet.requests[need.request].mode, need.answers
             groups.setdefault(prefix if self.rubric.shares_prefix(need.request) else need, []).append(need)
         return groups.values()
 
-    def judgement_job(self, ready: Ready, need: Need) -> Job:
+    def judgement_job(self, ready: JudgeablePrompt, need: PendingJudgement) -> Job:
         """Return the job for a pending judgement of a prompt that is ready."""
         judge = self.pipeline.judges[need.judge]
         shown = shown_order(ready.prompt.prompt_id, need.answers, need.judge_pass)
@@ -307,7 +307,7 @@ class Orchestrator:
         parts = partial(self._one_by_one, ready, need) if apart and len(shown) > 1 else None
         return Job(item, partial(resampled_request, request), ratings, parts=parts, apart=apart)
 
-    async def _one_by_one(self, ready: Ready, need: Need) -> list[QueueItem[Job]]:
+    async def _one_by_one(self, ready: JudgeablePrompt, need: PendingJudgement) -> list[QueueItem[Job]]:
         """Return judgements of one completion each, in place of a judgement of all that exceeds the context window;
         without those that are answered already."""
         spec = judging_spec(self.rubric, need.request, 1, self.pipeline.judges[need.judge])
@@ -315,7 +315,7 @@ class Orchestrator:
         ids = {key: [text_id(ready.texts[key])] for key in need.answers}
         # a judgement that replaces an outdated one has the texts' ids in its key
         keys = {key: [judgement_key((key,), *request, texts) for texts in ([], ids[key])] for key in need.answers}
-        done = await self.query(self.reader.done, [k for both in keys.values() for k in both])
+        done = await self.query(self.reader.finished_judgements, [k for both in keys.values() for k in both])
         needs = [
             replace(need, spec=spec, answers=(key,), outdated=done.get(both[0], (False, None))[0])
             for key, both in keys.items()
@@ -324,7 +324,7 @@ class Orchestrator:
         return [QueueItem(partial(self.judgement_job, ready, single)) for single in needs]
 
 
-def slot_request(pipeline: Pipeline, todo: Todo) -> Request:
+def slot_request(pipeline: Pipeline, todo: PendingSlot) -> Request:
     """Return the request that is sent to the model for a pending completion."""
     model = pipeline.models[todo.slot.model]
     principle = Principle("", todo.principle) if todo.principle else None
@@ -393,13 +393,13 @@ class _Completions(_Pager):
             await queue.wait_for_room()
 
     async def draw_distant(self) -> QueueItem[Job] | None:
-        seq = self._draw(await self._run.query(self._run.reader.last_todo, self._endpoint.name))
+        seq = self._draw(await self._run.query(self._run.reader.last_pending_slot, self._endpoint.name))
         return self._item((await self._page(seq - 1, 1))[0]) if seq is not None else None
 
-    async def _page(self, after: int, limit: int) -> list[Todo]:
-        return await self._run.query(self._run.reader.todo, self._endpoint.name, after, limit)
+    async def _page(self, after: int, limit: int) -> list[PendingSlot]:
+        return await self._run.query(self._run.reader.pending_slots, self._endpoint.name, after, limit)
 
-    def _item(self, todo: Todo) -> QueueItem[Job]:
+    def _item(self, todo: PendingSlot) -> QueueItem[Job]:
         return QueueItem(partial(self._run.completion_job, todo))
 
 
@@ -422,17 +422,17 @@ class _Judgements(_Pager):
                 await more.wait()
 
     async def draw_distant(self) -> QueueItem[Job] | None:
-        seq = self._draw(await self._run.query(self._run.reader.last_ready))
+        seq = self._draw(await self._run.query(self._run.reader.last_judgeable_prompt))
         if self._queue is None or seq is None:
             return None
         items = self._items((await self._page(seq - 1, 1))[0])
         self._queue.add(items[1:])
         return items[0] if items else None
 
-    async def _page(self, after: int, limit: int) -> list[Ready]:
-        return await self._run.query(self._run.reader.ready, after, limit)
+    async def _page(self, after: int, limit: int) -> list[JudgeablePrompt]:
+        return await self._run.query(self._run.reader.judgeable_prompts, after, limit)
 
-    def _items(self, ready: Ready) -> list[QueueItem[Job]]:
+    def _items(self, ready: JudgeablePrompt) -> list[QueueItem[Job]]:
         needs = [need for need in ready.needs if need.judge == self._endpoint.name]
         groups = self._run.group_by_prefix(needs)
         jobs = ([partial(self._run.judgement_job, ready, need) for need in group] for group in groups)

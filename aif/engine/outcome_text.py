@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from aif.core.formatting import counted, describe_spending, dollars
 from aif.engine.advice import NEXT_STEPS
 from aif.engine.budget import BudgetShortfall
-from aif.store.report_queries import Balance, Books, Marked, Tally
+from aif.store.report_queries import ItemCounts, PromptCounts, ReasoningMarks, Tally
 
 if TYPE_CHECKING:  # it loads numpy
     from aif.pairing.pairs import PairPolicy
@@ -59,15 +59,15 @@ def policy_text(policy: "PairPolicy") -> str:
     return text
 
 
-def reasoning_mark_text(marked: Marked) -> str:
+def reasoning_mark_text(marked: ReasoningMarks) -> str:
     """Return a sentence on completions that seem to have leftover reasoning tags, or were cut at a doubtful tag."""
     if not marked.model:
         prompts = counted(marked.completions, "prompt")
         return f"{prompts} with what looks like a reasoning mark in an earlier answer, which judges are shown"
     completions = counted(marked.completions, "completion")
-    if marked.what == "left":
+    if marked.kind == "left":
         return f"{marked.model}: {completions} with what looks like a reasoning mark (see reasoning_tags)"
-    if marked.what == "whole":
+    if marked.kind == "whole":
         return (
             f"{marked.model}: {completions} cut at max_tokens, maybe before their reasoning ended; other completions "
             "of this model have reasoning"
@@ -75,7 +75,7 @@ def reasoning_mark_text(marked: Marked) -> str:
     return f"{marked.model}: {completions} cut at a mark that the reply may only quote (see reasoning_tags)"
 
 
-def row_notes(rows: Books) -> list[tuple[int, str]]:
+def row_notes(rows: PromptCounts) -> list[tuple[int, str]]:
     """Return (count, text) notes on rows that are used but have something unusual, such as a completion without
     text."""
     notes = [
@@ -105,7 +105,7 @@ def tally_counts(tally: Tally) -> tuple[int, int, int, int]:
     return tally.wanted, tally.answered, tally.failed, tally.pending
 
 
-def balance_lines(balance: Balance) -> list[str]:
+def balance_lines(balance: ItemCounts) -> list[str]:
     """Return one line for completions and one for judgements, such as "20 completions = 17 answered + 2 failed + 1
     pending", and one for complete prompts."""
     times = " + ".join(f"{counted(prompts, 'prompt')} × {n:,}" for n, prompts in balance.slots.items())
@@ -120,12 +120,12 @@ def balance_lines(balance: Balance) -> list[str]:
     return [*lines, completeness_text(balance)]
 
 
-def unplanned_text(balance: Balance) -> str:
+def unplanned_text(balance: ItemCounts) -> str:
     """Return a sentence on prompts that have no planned completions yet and so are missing from the other counts."""
     return f"{counted(balance.unplanned, 'prompt')} not planned yet: the next run plans them first"
 
 
-def shortfall_lines(balance: Balance, least: float, typed: str) -> list[str]:
+def shortfall_lines(balance: ItemCounts, least: float, typed: str) -> list[str]:
     """Return lines that list what is missing, and the commands that complete it, if the share of complete prompts is
     below `least`; else no lines. `typed` is the pipeline file as typed in a command."""
     if balance.completeness >= least:
@@ -146,11 +146,11 @@ def shortfall_lines(balance: Balance, least: float, typed: str) -> list[str]:
     return lines
 
 
-def completeness_text(balance: Balance) -> str:
+def completeness_text(balance: ItemCounts) -> str:
     """Return how many prompts are complete, such as "2,925 of 3,000 prompts complete (97.5%)"."""
     if not balance.prompts:
         return "no prompt is selected"
     share = f"{balance.completeness:.1%}"
-    if share == "100.0%" and balance.whole < balance.prompts:
+    if share == "100.0%" and balance.complete < balance.prompts:
         share = "almost 100%"
-    return f"{balance.whole:,} of {counted(balance.prompts, 'prompt')} complete ({share})"
+    return f"{balance.complete:,} of {counted(balance.prompts, 'prompt')} complete ({share})"

@@ -10,7 +10,7 @@ from aif.engine.make_pairs import policy_of, scores_of
 from aif.engine.prepare import is_prepared, rubric_of
 from aif.pairing.pairs import PairingResult, PairPolicy, pair_prompts
 from aif.pairing.scores import Ints
-from aif.store.results import Results
+from aif.store.result_queries import ResultReader
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class PairPreview:
     lengths: Ints
 
 
-def preview(pipeline: Pipeline, reader: Results) -> PairPreview:
+def preview(pipeline: Pipeline, reader: ResultReader) -> PairPreview:
     """Return the pairs that the pipeline's policy would make of the store's ratings. Writes nothing.
 
     Raises BadInput if the store was last updated with a pipeline that differs in more than `pairs` and judges' weights.
@@ -39,7 +39,7 @@ def preview(pipeline: Pipeline, reader: Results) -> PairPreview:
     scores = scores_of(pipeline, rubric, reader)
     policy = policy_of(pipeline, rubric)
     paired = pair_prompts(scores, policy)
-    outcomes = Counter(paired.outcome.to_pylist()) + Counter(reader.unpaired().column("outcome").to_pylist())
+    outcomes = Counter(paired.outcome.to_pylist()) + Counter(reader.unpaired_prompts().column("outcome").to_pylist())
     return PairPreview(policy, outcomes, paired, scores.lengths)
 
 

@@ -21,7 +21,7 @@ from aif.store.report_queries import Tally
 
 if TYPE_CHECKING:  # callers that only read a store need neither
     from aif.store.database import Store
-    from aif.store.ledger import Ledger
+    from aif.store.journaled_store import JournaledStore
 
 
 def rubric_of(pipeline: Pipeline) -> Rubric:
@@ -87,7 +87,7 @@ def specs_of(pipeline: Pipeline, rubric: Rubric, carried: Iterable[int]) -> list
 
 
 def prepare(
-    pipeline: Pipeline, ledger: "Ledger", rubric: Rubric, tell: Callable[[str], None], reread: bool = True
+    pipeline: Pipeline, ledger: "JournaledStore", rubric: Rubric, tell: Callable[[str], None], reread: bool = True
 ) -> list[Record]:
     """Update journal and store to the pipeline file and its sources. Calls no model.
 
@@ -100,9 +100,9 @@ def prepare(
     fingerprint = read_prompts(pipeline, ledger, tell, reread)
     _store_texts(ledger, rubric, principles)
     mark = _plan_mark(pipeline, principles, fingerprint)
-    if ledger.store.marked("plan") != mark:
+    if ledger.store.get_mark("plan") != mark:
         with Reader.of(ledger.store) as reader:
-            ledger.store.replan(_plan(pipeline, principles, reader), mark)
+            ledger.store.replace_slots(_plan(pipeline, principles, reader), mark)
     set_judging_specs(pipeline, rubric, ledger.store)
     _store_materials(pipeline, ledger, rubric, fingerprint)
     _report_outdated(pipeline, ledger.store, tell)
@@ -112,7 +112,7 @@ def prepare(
 
 
 def _report_changed_models(
-    changed: Sequence[model_identity.ModelChange], ledger: "Ledger", tell: Callable[[str], None]
+    changed: Sequence[model_identity.ModelChange], ledger: "JournaledStore", tell: Callable[[str], None]
 ) -> None:
     """Report which models have changed on disk, how, and how many calls are pending now."""
     with Reader.of(ledger.store) as reader:
@@ -136,7 +136,7 @@ def _report_outdated(pipeline: Pipeline, store: "Store", tell: Callable[[str], N
     """Report which judgements are requested again because reasoning tags are parsed differently now, so that judges
     were shown other texts; and the most they can cost, at a token per byte."""
     with Reader.of(store) as reader:
-        for name, judgements, sent in reader.outdated():
+        for name, judgements, sent in reader.outdated_judgements():
             judge = pipeline.judges[name]
             usd = judge.max_cost(sent, judgements * judge.max_tokens)
             cost = (
@@ -155,16 +155,16 @@ def set_judging_specs(pipeline: Pipeline, rubric: Rubric, store: "Store") -> Non
     Raises BadInput if the pipeline uses scores of its rows in place of judges, and no row has any.
     """
     with Reader.of(store) as reader:
-        sizes = reader.carried_sizes()
-        if pipeline.has_scores and not reader.any_score():
+        sizes = reader.provided_sizes()
+        if pipeline.has_scores and not reader.any_provided_score():
             raise BadInput(
                 f"{pipeline.path}: prompts: completions.score: no completion of any row has a score; correct the rows, "
                 "or remove the key and add judges"
             )
-    store.judged_by(specs_of(pipeline, rubric, sizes))
+    store.set_judging_specs(specs_of(pipeline, rubric, sizes))
 
 
-def _store_materials(pipeline: Pipeline, ledger: "Ledger", rubric: Rubric, fingerprint: str) -> None:
+def _store_materials(pipeline: Pipeline, ledger: "JournaledStore", rubric: Rubric, fingerprint: str) -> None:
     """Store the material that judges are shown with each prompt, once by digest, and which prompt has which."""
     slots = {slot for source in pipeline.prompts for slot in source.material}
     if unknown := sorted(slots - rubric.sheet.material.keys()):
@@ -174,19 +174,19 @@ def _store_materials(pipeline: Pipeline, ledger: "Ledger", rubric: Rubric, finge
             f"{known}"
         )
     mark = _materials_mark(rubric, fingerprint)
-    if ledger.store.marked("materials") == mark:
+    if ledger.store.get_mark("materials") == mark:
         return
     with Reader.of(ledger.store) as reader:
-        for batch in reader.materials() if slots else ():
+        for batch in reader.prompts_with_material() if slots else ():
             shown = {name: prompt for prompt in batch if (name := rubric.material_digest(prompt))}
-            stored = reader.digests("material", list(shown))
+            stored = reader.stored_digests("material", list(shown))
             if new := [(name, prompt) for name, prompt in shown.items() if name not in stored]:
                 ledger.keep([records.text(name, "material", rubric.material_of(prompt)) for name, prompt in new])
-        ledger.store.show_materials(_material_digests(rubric, reader) if slots else (), mark)
+        ledger.store.set_materials(_material_digests(rubric, reader) if slots else (), mark)
 
 
 def _material_digests(rubric: Rubric, reader: Reader) -> Iterator[list[tuple[str, str]]]:
-    for batch in reader.materials():
+    for batch in reader.prompts_with_material():
         yield [(prompt.prompt_id, name) for prompt in batch if (name := rubric.material_digest(prompt))]
 
 
@@ -197,17 +197,17 @@ def _materials_mark(rubric: Rubric, fingerprint: str) -> str:
 def is_prepared(pipeline: Pipeline, rubric: Rubric, reader: Reader) -> bool:
     """Return whether the store's plan and judging requests are those of this pipeline, over the prompts it has."""
     model_identity.identify_models(pipeline, reader.texts("model").values())
-    fingerprint = reader.marked("sources") or ""
+    fingerprint = reader.get_mark("sources") or ""
     marks = {
         "plan": _plan_mark(pipeline, principles_of(pipeline), fingerprint),
         "materials": _materials_mark(rubric, fingerprint),
     }
-    tags = reader.marked("tags")
+    tags = reader.get_mark("tags")
     return (
         merge_tags(tags, pipeline.reasoning_tags) == merge_tags(tags, {})
-        and all(reader.marked(name) == mark for name, mark in marks.items())
+        and all(reader.get_mark(name) == mark for name, mark in marks.items())
         and not has_unsourced_scores(pipeline, reader)
-        and reader.specs() == set(specs_of(pipeline, rubric, reader.carried_sizes()))
+        and reader.judging_specs() == set(specs_of(pipeline, rubric, reader.provided_sizes()))
     )
 
 
@@ -216,10 +216,10 @@ def _plan_mark(pipeline: Pipeline, principles: Principles | None, fingerprint: s
     return digest([fingerprint, plan])
 
 
-def _store_texts(ledger: "Ledger", rubric: Rubric, principles: Principles | None) -> None:
+def _store_texts(ledger: "JournaledStore", rubric: Rubric, principles: Principles | None) -> None:
     texts = {digest(text): text for pool in principles.pools.values() for text in pool} if principles else {}
     with Reader.of(ledger.store) as reader:
-        known = reader.digests("principle", list(texts)) | reader.digests("rubric", [rubric.digest])
+        known = reader.stored_digests("principle", list(texts)) | reader.stored_digests("rubric", [rubric.digest])
     new = [records.text(name, "principle", text) for name, text in texts.items() if name not in known]
     if rubric.files and rubric.digest not in known:
         new.append(records.text(rubric.digest, "rubric", dict(rubric.files)))
@@ -232,8 +232,8 @@ def _plan(
 ) -> Iterator[Sequence[tuple[int, Slot, str | None]]]:
     pool, per_prompt = pool_of(pipeline), pipeline.completions.per_prompt
     texts = {text: digest(text) for texts in principles.pools.values() for text in texts} if principles else {}
-    for batch in reader.selection():
-        carried = reader.carried([prompt.prompt_id for _, prompt in batch])
+    for batch in reader.selected_prompts():
+        carried = reader.provided_completions([prompt.prompt_id for _, prompt in batch])
         yield [
             (position, slot, texts[slot.principle.text] if slot.principle else None)
             for position, prompt in batch

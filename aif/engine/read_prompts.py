@@ -20,14 +20,14 @@ from aif.store.reader import Reader
 from aif.store.records import Record
 
 if TYPE_CHECKING:  # callers that only read a store need no ledger
-    from aif.store.ledger import Ledger
+    from aif.store.journaled_store import JournaledStore
 
 PAGE = 2000  # rows, at most
 MAX_CARRIED = 65_535  # completions that come with one prompt: the store numbers them in 16 bits
 MAX_REPORTED = 5  # rows of each kind of problem that are printed
 
 
-def read_prompts(pipeline: Pipeline, ledger: "Ledger", tell: Callable[[str], None], reread: bool) -> str:
+def read_prompts(pipeline: Pipeline, ledger: "JournaledStore", tell: Callable[[str], None], reread: bool) -> str:
     """Read the sources if they changed since they were last read completely. Return a fingerprint of what was read.
 
     Sources are also read again if the journal lost a line to damage, since it may have held prompts, and if it is
@@ -35,8 +35,8 @@ def read_prompts(pipeline: Pipeline, ledger: "Ledger", tell: Callable[[str], Non
     Sources that can't be reached now, but were read as declared, stay as they are in the journal.
     """
     with Reader.of(ledger.store) as reader:
-        lost = ledger.store.damaged or has_unsourced_scores(pipeline, reader)
-    previous = ledger.store.marked("sources")
+        lost = ledger.store.damaged_lines or has_unsourced_scores(pipeline, reader)
+    previous = ledger.store.get_mark("sources")
     if previous and not reread and not lost:
         return previous
     # which rows are left out depends on whether there are models
@@ -75,13 +75,13 @@ def read_prompts(pipeline: Pipeline, ledger: "Ledger", tell: Callable[[str], Non
             f"{pipeline.path}: prompts: every row was left out ({why}); correct the rows, or field: of the sources"
         )
     ledger.keep([records.selected(fingerprint, counts)])
-    ledger.made_good()
+    ledger.clear_damage()
     return fingerprint
 
 
 def has_unsourced_scores(pipeline: Pipeline, reader: Reader) -> bool:
     """Return whether the pipeline has scores of several sources, and the store doesn't know the source of some."""
-    return len(pipeline.score_scales) > 1 and reader.any_unsourced()
+    return len(pipeline.score_scales) > 1 and reader.any_score_without_source()
 
 
 class _Collision(Exception):
@@ -101,7 +101,7 @@ def _rows(pipeline: Pipeline) -> Iterator[tuple[str, Prompt | Skipped]]:
 def _pages(
     rows: Iterable[tuple[str, Prompt | Skipped]],
     counts: Counter[tuple[str, str]],
-    ledger: "Ledger",
+    ledger: "JournaledStore",
     tell: Callable[[str], None],
     has_models: bool,
 ) -> Iterator[list[Record]]:
@@ -166,14 +166,14 @@ class _Page:
     counts: Counter[tuple[str, str]]
 
     @classmethod
-    def of(cls, rows: Sequence[tuple[str, Prompt]], ledger: "Ledger", first: bool) -> "_Page":
+    def of(cls, rows: Sequence[tuple[str, Prompt]], ledger: "JournaledStore", first: bool) -> "_Page":
         keys = [[provided_key(prompt.prompt_id, c) for c in _row_completions(prompt)] for _, prompt in rows]
         ids, all_keys = [prompt.prompt_id for _, prompt in rows], [key for row in keys for key in row]
         with Reader.of(ledger.store) as reader:
-            stored, stored_keys = reader.known(ids), reader.held(all_keys)
+            stored, stored_keys = reader.known_prompts(ids), reader.stored_completions(all_keys)
             # the first page ignores what an interrupted reading left
-            taken, gathered = (set(), {}) if first else reader.taken(ids, all_keys)
-            sizes = Counter[str]({} if first or not all_keys else reader.gathered(ids))
+            taken, gathered = (set(), {}) if first else reader.already_gathered(ids, all_keys)
+            sizes = Counter[str]({} if first or not all_keys else reader.provided_counts(ids))
         page = cls([], [], [], [], [], Counter())
         turns = {prompt_id: stored[prompt_id][2] for prompt_id in taken}
         for (source, prompt), row_keys in zip(rows, keys, strict=True):

@@ -8,8 +8,8 @@ from aif.config.pipeline import Pipeline
 from aif.core.errors import BadInput, StoreDamaged
 from aif.engine.make_pairs import make_pairs
 from aif.engine.prepare import prepare, rubric_of
-from aif.store.ledger import Ledger
-from aif.store.lock import Places
+from aif.store.journaled_store import JournaledStore
+from aif.store.paths import StorePaths
 from aif.store.reader import Reader
 
 
@@ -31,19 +31,21 @@ def rebuild(pipeline: Pipeline, tell: Callable[[str], None]) -> RebuildResult:
     Raises BadInput if there is neither journal nor store.
     """
     began = time.monotonic()
-    places = Places(pipeline.store)
+    places = StorePaths(pipeline.store)
     if not places.any:
         raise BadInput(f"{places.journal}: there is no journal to rebuild a store from")
     rubric = rubric_of(pipeline)
     before = _stored_ratings(places, tell)
 
-    def with_ledger(ledger: Ledger) -> tuple[int, dict[str, str]]:
+    def with_ledger(ledger: JournaledStore) -> tuple[int, dict[str, str]]:
         prepare(pipeline, ledger, rubric, tell, reread=False)
         make_pairs(pipeline, rubric, ledger.store)
         with Reader.of(ledger.store) as reader:
-            return reader.calls(), reader.rating_digests()
+            return reader.call_count(), reader.rating_digests()
 
-    calls, after = Ledger.use(pipeline.store, tell, rubric, with_ledger, anew=True, tags=pipeline.reasoning_tags)
+    calls, after = JournaledStore.use(
+        pipeline.store, tell, rubric, with_ledger, rebuild=True, tags=pipeline.reasoning_tags
+    )
     both = before.keys() & after.keys()
     unchanged = sum(before[key] == after[key] for key in both)
     return RebuildResult(
@@ -56,7 +58,7 @@ def rebuild(pipeline: Pipeline, tell: Callable[[str], None]) -> RebuildResult:
     )
 
 
-def _stored_ratings(places: Places, tell: Callable[[str], None]) -> dict[str, str]:
+def _stored_ratings(places: StorePaths, tell: Callable[[str], None]) -> dict[str, str]:
     if not places.store.exists():
         return {}
     try:

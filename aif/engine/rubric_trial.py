@@ -26,11 +26,11 @@ from aif.pairing.scores import PromptRows, compute_scores, tolerance
 from aif.providers.base import Request
 from aif.providers.retry import RetryPolicy
 from aif.store.database import Store
-from aif.store.ledger import Ledger
-from aif.store.lock import Places
+from aif.store.journaled_store import JournaledStore
+from aif.store.paths import StorePaths
 from aif.store.reader import Reader
-from aif.store.report_queries import Unrated
-from aif.store.results import Results
+from aif.store.report_queries import UnratedJudgements
+from aif.store.result_queries import ResultReader
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class TrialResult:
     names: tuple[str, str]
     before: Ratings
     after: Ratings
-    failures: Sequence[Unrated]
+    failures: Sequence[UnratedJudgements]
     calling: CallingResult
 
 
@@ -94,16 +94,16 @@ def try_rubric(
     current, judging = rubric_of(pipeline), _with_judges(pipeline, judge)
     report_programs_and_secrets(judging.model_copy(update={"models": {}}), tell)
     _score(pipeline, rubric)
-    if not Places(pipeline.store).any:
+    if not StorePaths(pipeline.store).any:
         raise BadInput(f"{pipeline.store}: no store here yet; `aif run {pipeline.path}` makes it")
     agreed, stop = False, StopRequest()  # both stay if the store is rebuilt during the trial
 
-    def with_ledger(ledger: Ledger) -> TrialResult | None:
+    def with_ledger(ledger: JournaledStore) -> TrialResult | None:
         nonlocal agreed
         try:
             prepare(judging, ledger, current, tell, reread=False)
             with Reader.of(ledger.store) as reader:
-                reach = reader.reach(limit)
+                reach = reader.judgeable_limit(limit)
             if not reach:
                 raise BadInput(f"{pipeline.store}: no prompt has all its completions yet; `aif run` makes them")
             before = _ratings(judging, current, ledger.store, reach)
@@ -118,12 +118,12 @@ def try_rubric(
             )
             after = _ratings(judging, rubric, ledger.store, reach)
             with Reader.of(ledger.store) as reader:
-                failures = reader.unrated(reach)
+                failures = reader.unrated_judgements(reach)
         finally:
             prepare(pipeline, ledger, current, tell, reread=False)
         return TrialResult((current.sheet.name, rubric.sheet.name), before, after, failures, calling)
 
-    return Ledger.use(pipeline.store, tell, current, with_ledger, tags=pipeline.reasoning_tags)
+    return JournaledStore.use(pipeline.store, tell, current, with_ledger, tags=pipeline.reasoning_tags)
 
 
 def _with_judges(pipeline: Pipeline, judge: str | None) -> Pipeline:
@@ -147,12 +147,12 @@ def _score(pipeline: Pipeline, rubric: Rubric) -> ScoreName:
 
 
 def _cost(pipeline: Pipeline, rubric: Rubric, store: Store, reach: int) -> TrialCost:
-    store.begin(reach)
+    store.list_pending(reach)
     requests = input_tokens = output_tokens = 0
     usd: float | None = 0.0
     with Reader.of(store) as reader:
         after = 0
-        while rows := reader.ready(after, PAGE):
+        while rows := reader.judgeable_prompts(after, PAGE):
             after = rows[-1].seq
             for ready in rows:
                 for need in ready.needs:
@@ -178,9 +178,9 @@ def _input_tokens(request: Request) -> int:
 def _ratings(pipeline: Pipeline, rubric: Rubric, store: Store, reach: int) -> Ratings:
     """Return the ratings by a rubric of completions of the first prompts; an aspect rated by several judges has the
     mean of their ratings."""
-    with Results.of(store) as reader:
+    with ResultReader.of(store) as reader:
         scores = scores_of(pipeline, rubric, reader)
-        within = reader.selected_before(reach)
+        within = reader.prompt_ids_before(reach)
     by = _score(pipeline, rubric)
     means = compute_scores(scores, PromptRows.from_columns(scores), by, pipeline.pairs.missing).means
     rated: dict[str, dict[str, RatedCompletion]] = {prompt_id: {} for prompt_id in within}

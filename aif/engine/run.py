@@ -29,7 +29,7 @@ from aif.servers.command import check_owner, programs_run, secret_destinations
 from aif.servers.fleet import Fleet
 from aif.servers.placement import EndpointKey
 from aif.store import records
-from aif.store.ledger import Ledger
+from aif.store.journaled_store import JournaledStore
 from aif.store.reader import Reader
 from aif.store.report_queries import Tally
 
@@ -79,7 +79,7 @@ def run_pipeline(
     limit: int | None = None,
     retry_failed: bool = False,
     policy: RetryPolicy | None = None,
-    consent: Callable[[Ledger, Rubric], None] | None = None,
+    consent: Callable[[JournaledStore, Rubric], None] | None = None,
 ) -> RunResult:
     """Make all pending calls of a pipeline, then its pairs, in its store.
 
@@ -95,7 +95,7 @@ def run_pipeline(
         request_options(endpoint, ENVIRON)  # raises for a missing key, before anything is read
     agreed, stop = False, StopRequest()  # both stay if the store is rebuilt during the run
 
-    def with_ledger(ledger: Ledger) -> RunResult:
+    def with_ledger(ledger: JournaledStore) -> RunResult:
         nonlocal agreed
         identities = prepare(pipeline, ledger, rubric, tell)
         if consent is not None and not agreed:
@@ -112,7 +112,7 @@ def run_pipeline(
             tallies = reader.tallies(limit)
         return RunResult(result, outcomes, tallies, time.monotonic() - began)
 
-    return Ledger.use(pipeline.store, tell, rubric, with_ledger, tags=pipeline.reasoning_tags)
+    return JournaledStore.use(pipeline.store, tell, rubric, with_ledger, tags=pipeline.reasoning_tags)
 
 
 def report_programs_and_secrets(pipeline: Pipeline, tell: Callable[[str], None]) -> None:
@@ -127,7 +127,7 @@ def report_programs_and_secrets(pipeline: Pipeline, tell: Callable[[str], None])
 
 async def call_endpoints(
     pipeline: Pipeline,
-    ledger: Ledger,
+    ledger: JournaledStore,
     rubric: Rubric,
     display: Display,
     tell: Callable[[str], None],
@@ -141,17 +141,17 @@ async def call_endpoints(
             all_tallies = reader.tallies()
             tallies = all_tallies if limit is None else reader.tallies(limit)
             spent, budget = reader.spent(), pipeline.budget_usd
-            tracker = ProgressTracker(endpoints, tallies, reader.failures(), spent=spent, budget=budget)
+            tracker = ProgressTracker(endpoints, tallies, reader.permanent_failures(), spent=spent, budget=budget)
         for endpoint in endpoints:
             if tally := all_tallies.get((endpoint.stage, endpoint.name)):
                 endpoint.answered = tally.answered
-        fleet = await Fleet.plan(pipeline, endpoints, _pending(pipeline, tallies), ledger.places.logs, tell)
+        fleet = await Fleet.plan(pipeline, endpoints, _pending(pipeline, tallies), ledger.paths.logs, tell)
         _raise_file_limit(endpoints, tell)
         orchestrator = Orchestrator(pipeline, ledger, rubric, endpoints, tracker, spent, limit)
         if stop.stopped:
             orchestrator.stop()
         ended = asyncio.Event()
-        progress = asyncio.create_task(show_progress(tracker, display, ledger.places.progress, ended))
+        progress = asyncio.create_task(show_progress(tracker, display, ledger.paths.progress, ended))
         try:
             with _signals(orchestrator, display, stop):
                 async with asyncio.TaskGroup() as group:

@@ -29,9 +29,9 @@ from aif.judging.rubric import Rubric, render
 from aif.providers.base import Request
 from aif.providers.error_replies import context_window_in
 from aif.servers.tokenizer import local_tokenizer
-from aif.store.forecast import Forecast, Replies, SlotCall
+from aif.store.estimate_queries import CompletionCall, EstimateReader, ReplyUsage
 from aif.store.journal_batches import Rubrics
-from aif.store.ledger import Ledger
+from aif.store.journaled_store import JournaledStore
 from aif.store.report_queries import Tally
 
 SAMPLE = 1000  # pending calls whose requests are built to measure their size: the mean of 64,000 within about 3 %
@@ -45,20 +45,22 @@ def prepare_and_estimate(pipeline: Pipeline, limit: int | None, tell: Callable[[
     """Read new prompts, plan completions, and estimate a run. `limit`: of the first prompts only."""
     rubric = rubric_of(pipeline)
 
-    def with_ledger(ledger: Ledger) -> Estimate:
+    def with_ledger(ledger: JournaledStore) -> Estimate:
         prepare(pipeline, ledger, rubric, tell)
-        with Forecast.of(ledger.store) as reader:
+        with EstimateReader.of(ledger.store) as reader:
             return estimate_run(pipeline, rubric, reader, limit)
 
-    return Ledger.use(pipeline.store, tell, rubric, with_ledger, tags=pipeline.reasoning_tags)
+    return JournaledStore.use(pipeline.store, tell, rubric, with_ledger, tags=pipeline.reasoning_tags)
 
 
-def estimate_run(pipeline: Pipeline, rubric: Rubric, reader: Forecast, limit: int | None) -> Estimate:
+def estimate_run(pipeline: Pipeline, rubric: Rubric, reader: EstimateReader, limit: int | None) -> Estimate:
     """Estimate a run over a store that is prepared for it (see prepare.py). `limit`: of the first prompts only."""
     tallies = reader.tallies(limit)
     endpoints = declared_endpoints(pipeline)
     pending = {key: endpoint for key, endpoint in endpoints.items() if key in tallies and tallies[key].pending}
-    windows = asyncio.run(known_windows(pending, {key: context_window_in(reader.overflowed(*key)) for key in pending}))
+    windows = asyncio.run(
+        known_windows(pending, {key: context_window_in(reader.overflow_message(*key)) for key in pending})
+    )
     works = []
     for (stage, name), endpoint in endpoints.items():
         tally = tallies.get((stage, name), Tally(0, 0, 0, 0))
@@ -78,17 +80,17 @@ def _shown_tokens(reply: ReplyLength) -> float:
 
 
 def _model_work(
-    pipeline: Pipeline, model: Model, tally: Tally, reader: Forecast, limit: int | None, window: int | None
+    pipeline: Pipeline, model: Model, tally: Tally, reader: EstimateReader, limit: int | None, window: int | None
 ) -> EndpointWork:
     sampling = pipeline.sampling(model)
 
-    def request(call: SlotCall) -> Request:
+    def request(call: CompletionCall) -> Request:
         principle = Principle("", call.principle) if call.principle else None
         return completion_request(call.prompt, principle, call.system or model.system, sampling, seed=0)
 
     requests = [request(call) for call in reader.slots_to_ask(model.name, limit, SAMPLE)]
     answered = [(request(call).messages, call.tokens or 0) for call in reader.slots_asked(model.identity, MEASURED)]
-    replies = reader.completing(model.identity, sampling.max_tokens)
+    replies = reader.completion_usage(model.identity, sampling.max_tokens)
     length = completion_length(model, sampling.max_tokens, replies)
     rate = _rate(model, answered, requests)
     sizes = [context_tokens(request, rate) for request in requests]
@@ -106,7 +108,7 @@ def _judge_work(
     rubric: Rubric,
     judge: Judge,
     tally: Tally,
-    reader: Forecast,
+    reader: EstimateReader,
     limit: int | None,
     window: int | None,
     completion_tokens: Mapping[str, float],
@@ -118,7 +120,7 @@ def _judge_work(
         for call in pending
     ]
     rate = _rate(judge, _answered_judgements(rubric, reader, judge), requests)
-    replies = reader.judging(judge.name)
+    replies = reader.judgement_usage(judge.name)
     shown = [(call.request, len(call.texts) + len(call.awaited)) for call in pending]
     length = judgement_length(rubric, judge, shown, replies)
     awaited = [model for call in pending for model in call.awaited]
@@ -131,10 +133,10 @@ def _judge_work(
     return replace(work, overflow=overflow)
 
 
-def _answered_judgements(rubric: Rubric, reader: Forecast, judge: Judge) -> list[tuple[Messages, int]]:
+def _answered_judgements(rubric: Rubric, reader: EstimateReader, judge: Judge) -> list[tuple[Messages, int]]:
     """Return (messages, input tokens) of answered judging requests, each with the rubric it was sent with."""
     calls = reader.judgements_asked(judge.identity, MEASURED)
-    rubrics = Rubrics(made={rubric.digest: rubric})
+    rubrics = Rubrics(loaded={rubric.digest: rubric})
     if any(call.rubric != rubric.digest for call in calls):
         rubrics.files.update(reader.texts("rubric"))
     return [
@@ -152,7 +154,7 @@ def _work(
     awaited: Sequence[str],
     rate: TokenRate,
     length: ReplyLength,
-    replies: Sequence[Replies],
+    replies: Sequence[ReplyUsage],
 ) -> EndpointWork:
     items, calls = sum(r.items for r in replies), sum(r.calls for r in replies)
     input_tokens = sum(r.input for r in replies)

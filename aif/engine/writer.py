@@ -14,7 +14,7 @@ from aif.core.batching import MAX_BATCH_BYTES, batched
 from aif.core.errors import StoreDamaged, StoreOutOfMemory
 from aif.store.ingest import Entry, steps
 from aif.store.journal import Position
-from aif.store.ledger import Ledger
+from aif.store.journaled_store import JournaledStore
 
 # A crash loses calls in flight and entries younger than this plus one sync; the slowest sync (p99) took 1 s on two busy
 # cores.
@@ -40,7 +40,7 @@ class Writer:
 
     def __init__(
         self,
-        ledger: Ledger,
+        ledger: JournaledStore,
         per_prompt: int,
         min_completions: int,
         on_synced: Callable[[list[Entry]], None],
@@ -196,7 +196,7 @@ class Writer:
         self._ledger.store.apply(steps(entries), position)
         positions = sorted({entry.place[0] for entry in entries if entry.place})
         if positions:
-            self._ledger.store.notice_ready(positions, *self._enough)
+            self._ledger.store.add_judgeable(positions, *self._enough)
         return bool(positions)
 
 

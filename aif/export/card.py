@@ -34,7 +34,7 @@ from aif.engine.outcome_text import (
 from aif.judging.rubric import Rubric
 from aif.pairing.labels import LabelCounts, balancing_weight
 from aif.pairing.scores import TOLERANCE, Floats
-from aif.store.report_queries import Balance, Books, Marked
+from aif.store.report_queries import ItemCounts, PromptCounts, ReasoningMarks
 
 # The tags, each with the configs that it is for; None: every dataset has the tag.
 TAGS: Mapping[str, Collection[str] | None] = {
@@ -78,8 +78,8 @@ class CardFacts:
     rubric: Rubric
     rows: Mapping[str, Mapping[str, int]]
     files: Mapping[str, Mapping[str, str]]
-    prompt_counts: Books
-    balance: Balance
+    prompt_counts: PromptCounts
+    balance: ItemCounts
     sources: Sequence[tuple[str, int, int]]
     chosen: Floats
     rejected: Floats
@@ -93,7 +93,7 @@ class CardFacts:
     calls: tuple[datetime, datetime] | None
     labels: LabelCounts | None = None
     apart: Mapping[str, int] = field(default_factory=dict)
-    marks: Sequence[Marked] = ()
+    marks: Sequence[ReasoningMarks] = ()
 
 
 def render_card(facts: CardFacts) -> str:
@@ -262,7 +262,7 @@ def _usd(row: Mapping[str, Any]) -> str:
     return f"{row['usd']:,.4f}{unknown}" + (f" and {row['unpriced']:,} calls unknown" if row["unpriced"] else "")
 
 
-def _count_lines(prompt_counts: Books) -> list[tuple[str, str]]:
+def _count_lines(prompt_counts: PromptCounts) -> list[tuple[str, str]]:
     """Return (amount, description) lines that add up: rows read to prompts, prompts to pairs."""
     intake, outcomes = prompt_counts.intake, prompt_counts.outcomes
     left_out = [(f"− {rows:,}", reason) for reason, rows in intake.items() if reason != "selected" and rows]

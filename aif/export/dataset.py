@@ -36,9 +36,9 @@ from aif.export.ultrafeedback import OVERALL, AnnotatedPrompt
 from aif.judging.rubric import Rubric
 from aif.pairing.labels import LabelCounts, best_completions, label_completions
 from aif.store import records
-from aif.store.ledger import Ledger
-from aif.store.report_queries import BESIDE, Balance, Books
-from aif.store.results import Results
+from aif.store.journaled_store import JournaledStore
+from aif.store.report_queries import SIDE_COUNTS, ItemCounts, PromptCounts
+from aif.store.result_queries import ResultReader
 
 WHOLE_GROUP = 500  # prompts with all that is known of each: about 40 KB; 0.5 s to fetch, of 4,000 prompts as of 16,000
 SAMPLED = 200  # the card shows the shortest of the first rows, of this many
@@ -55,14 +55,14 @@ class ExportResult:
 
     path: Path
     rows: dict[str, dict[str, int]]
-    prompt_counts: Books
+    prompt_counts: PromptCounts
     shortfall: Sequence[str]
 
 
 def export(
     pipeline: Pipeline,
     rubric: Rubric,
-    ledger: Ledger,
+    ledger: JournaledStore,
     out: Path,
     tell: Tell,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
@@ -76,12 +76,12 @@ def export(
     out = out.resolve()
     check_destination(out)
     make_pairs(pipeline, rubric, ledger.store)
-    with Results.of(ledger.store) as reader:
-        prompt_counts, balance = reader.books(), reader.balance()
+    with ResultReader.of(ledger.store) as reader:
+        prompt_counts, balance = reader.prompt_counts(), reader.item_counts()
         short = shortfall_lines(balance, pipeline.export.completeness, shlex.quote(str(pipeline.path)))
         if short and pipeline.export.incomplete == "refuse":
             raise Incomplete("\n".join([f"nothing was exported: {short[0]}", *short[1:]]))
-        paired = reader.paired()
+        paired = reader.pair_keys()
         by_kind = _rows_by_kind(pipeline, rubric, reader, paired)
         formats = _formats_with_rows(pipeline, by_kind, prompt_counts, tell)
         parts = _split(pipeline, ledger, reader, formats, by_kind, tell)
@@ -97,22 +97,24 @@ def export(
 # --- what rows are made from ------------------------------------------------------------------------------------------
 
 
-def _rows_by_kind(pipeline: Pipeline, rubric: Rubric, reader: Results, paired: pa.Table) -> dict[RowKind, DatasetRows]:
+def _rows_by_kind(
+    pipeline: Pipeline, rubric: Rubric, reader: ResultReader, paired: pa.Table
+) -> dict[RowKind, DatasetRows]:
     """Return what the rows of the pipeline's formats are made from: pairs, completions and prompts, by kind of row."""
     wanted = {row_kind(config) for config in pipeline.export.formats}
-    by_kind: dict[RowKind, DatasetRows] = {"pairs": DatasetRows(paired, reader.pairs)}
+    by_kind: dict[RowKind, DatasetRows] = {"pairs": DatasetRows(paired, reader.pairs_with_texts)}
     if "prompts" in wanted:
-        by_kind["prompts"] = DatasetRows(reader.selected(), _fetch_annotated(pipeline, rubric, reader), WHOLE_GROUP)
+        by_kind["prompts"] = DatasetRows(reader.selected_ids(), _fetch_annotated(pipeline, rubric, reader), WHOLE_GROUP)
     if wanted & {"best", "labels"}:
-        scored = reader.scored()
+        scored = reader.scored_completions()
         labels = label_completions(scored, paired, pipeline.export.kto)
-        by_kind["best"] = DatasetRows(best_completions(scored, pipeline.seed), reader.completed)
-        by_kind["labels"] = DatasetRows(labels.rows, reader.completed, left_out=labels.left_out)
+        by_kind["best"] = DatasetRows(best_completions(scored, pipeline.seed), reader.completions_with_texts)
+        by_kind["labels"] = DatasetRows(labels.rows, reader.completions_with_texts, left_out=labels.left_out)
     return by_kind
 
 
 def _fetch_annotated(
-    pipeline: Pipeline, rubric: Rubric, reader: Results
+    pipeline: Pipeline, rubric: Rubric, reader: ResultReader
 ) -> Callable[[pa.Table, int], Iterator[list[AnnotatedPrompt]]]:
     """Return the function that fetches prompts with all their completions, ratings and judgements, in batches."""
     drawn = principles_of(pipeline)
@@ -121,14 +123,14 @@ def _fetch_annotated(
     aspects = {name: request.aspects for name, request in rubric.sheet.requests.items()} | {PROVIDED_JUDGE: (OVERALL,)}
 
     def fetch(selected: pa.Table, batch: int) -> Iterator[list[AnnotatedPrompt]]:
-        for prompts in reader.whole(selected, batch):
+        for prompts in reader.prompt_results(selected, batch):
             yield [AnnotatedPrompt(whole, aspects, principles) for whole in prompts]
 
     return fetch
 
 
 def _formats_with_rows(
-    pipeline: Pipeline, by_kind: Mapping[RowKind, DatasetRows], prompt_counts: Books, tell: Tell
+    pipeline: Pipeline, by_kind: Mapping[RowKind, DatasetRows], prompt_counts: PromptCounts, tell: Tell
 ) -> tuple[str, ...]:
     """Return the pipeline's formats that have rows; report the others. Raises BadInput if none has."""
     formats = tuple(config for config in pipeline.export.formats if by_kind[row_kind(config)].index.num_rows)
@@ -170,8 +172,8 @@ def _label_counts(parts: Mapping[Part, pa.Table], left_out: Mapping[str, int], t
 
 def _split(
     pipeline: Pipeline,
-    ledger: Ledger,
-    reader: Results,
+    ledger: JournaledStore,
+    reader: ResultReader,
     formats: Sequence[str],
     by_kind: Mapping[RowKind, DatasetRows],
     tell: Tell,
@@ -220,7 +222,9 @@ def _tell_test_size(pipeline: Pipeline, test: int, prompts: int, tell: Tell) -> 
         )
 
 
-def _test_share(pipeline: Pipeline, ledger: Ledger, reader: Results, draws: Mapping[str, float], tell: Tell) -> float:
+def _test_share(
+    pipeline: Pipeline, ledger: JournaledStore, reader: ResultReader, draws: Mapping[str, float], tell: Tell
+) -> float:
     """Return the share of draws that is held out as the test part.
 
     A `test_size` that is a count is turned into a share once, and journalled: the share that holds out this many of the
@@ -229,9 +233,9 @@ def _test_share(pipeline: Pipeline, ledger: Ledger, reader: Results, draws: Mapp
     asked = pipeline.export.test_size
     if isinstance(asked, float) or asked == 0:
         return float(asked)
-    if (fixed := reader.threshold(asked)) is not None:
+    if (fixed := reader.test_threshold(asked)) is not None:
         return fixed
-    pending = [fraction("split", prompt_id) for prompt_id in reader.pending() if prompt_id not in draws]
+    pending = [fraction("split", prompt_id) for prompt_id in reader.pending_prompt_ids() if prompt_id not in draws]
     if asked >= len(draws) + len(pending):
         raise BadInput(
             f"{pipeline.path}: export.test_size: {asked:,} can't be held out of {counted(len(draws), 'prompt')}; "
@@ -253,12 +257,12 @@ def _test_share(pipeline: Pipeline, ledger: Ledger, reader: Results, draws: Mapp
 def _describe(
     pipeline: Pipeline,
     rubric: Rubric,
-    reader: Results,
+    reader: ResultReader,
     folder: Path,
     rows: dict[str, dict[str, int]],
     files: dict[str, dict[str, str]],
-    prompt_counts: Books,
-    balance: Balance,
+    prompt_counts: PromptCounts,
+    balance: ItemCounts,
     paired: pa.Table,
     labels: LabelCounts | None,
     made: datetime,
@@ -273,20 +277,20 @@ def _describe(
         files,
         prompt_counts,
         balance,
-        reader.sources(),
+        reader.source_counts(),
         paired.column("score_chosen").to_numpy(),
         paired.column("score_rejected").to_numpy(),
         reader.leaderboard(),
         reader.score_agreement(),
-        reader.disputed(),
+        reader.disputed_pairs(),
         spend,
         _sample(folder, files),
         __version__,
         made,
         calls,
         labels,
-        reader.apart(),
-        reader.marks(),
+        reader.judged_singly(),
+        reader.reasoning_marks(),
     )
     run = {
         MARKER[0]: MARKER[1],
@@ -297,8 +301,8 @@ def _describe(
         "files": files,
         "state": store_state(reader, prompt_counts, paired),
         "test_size": pipeline.export.test_size,
-        "books": {name: count for name, count in asdict(prompt_counts).items() if count or name not in BESIDE},
-        "complete": {"prompts": balance.prompts, "whole": balance.whole},
+        "books": {name: count for name, count in asdict(prompt_counts).items() if count or name not in SIDE_COUNTS},
+        "complete": {"prompts": balance.prompts, "whole": balance.complete},
         "calls": [moment.isoformat(timespec="seconds") for moment in calls or ()],
         "spend": spend,
         **({"kto": pipeline.export.kto.model_dump(exclude_none=True) | asdict(labels)} if labels else {}),

@@ -18,7 +18,7 @@ import pyarrow as pa
 from aif.core.types import as_dicts
 from aif.export.layout import TURNS, Layout, Row, RowKind, Turns, arrow_schema, assistant_turn, last_turn_faults
 from aif.export.ultrafeedback import ULTRAFEEDBACK
-from aif.store.results import Completed, Pair
+from aif.store.result_queries import Pair, ScoredCompletion
 
 Part = Literal["train", "test"]
 
@@ -116,7 +116,7 @@ def _h4_gen_faults(row: Row) -> Iterator[str]:
 # --- completions ------------------------------------------------------------------------------------------------------
 
 
-def _completion_values(completed: Completed) -> Row:
+def _completion_values(completed: ScoredCompletion) -> Row:
     """Return the values of the columns that completion formats share (`_COMPLETION_COLUMNS`)."""
     return {
         "prompt_id": completed.prompt_id,
@@ -126,7 +126,7 @@ def _completion_values(completed: Completed) -> Row:
     }
 
 
-def _kto(completed: Completed) -> Row:
+def _kto(completed: ScoredCompletion) -> Row:
     return {
         "prompt": as_dicts(completed.messages),
         "completion": [assistant_turn(completed.completion)],
@@ -135,7 +135,7 @@ def _kto(completed: Completed) -> Row:
     }
 
 
-def _sft(completed: Completed) -> Row:
+def _sft(completed: ScoredCompletion) -> Row:
     messages = [*as_dicts(completed.messages), assistant_turn(completed.completion)]
     return {"messages": messages, **_completion_values(completed)}
 

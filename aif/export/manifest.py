@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from aif.core.types import digest
 from aif.store.reader import Reader
-from aif.store.report_queries import Books
+from aif.store.report_queries import PromptCounts
 
 _SORTED = orjson.OPT_SORT_KEYS  # as in `records.digest`
 MANIFEST = "run.json"
@@ -31,7 +31,7 @@ class Manifest(BaseModel):
     made_by: Literal["aif"]
     rows: dict[str, dict[str, int]]
     files: dict[str, dict[str, str]]
-    prompt_counts: Books = Field(alias="books")
+    prompt_counts: PromptCounts = Field(alias="books")
     rubric: str
     state: str
     pipeline_yaml: str
@@ -74,14 +74,15 @@ def with_digest(run: dict[str, Any]) -> dict[str, Any]:
     return {**rest, "digest": digest(rest)}
 
 
-def store_state(reader: Reader, prompt_counts: Books, paired: pa.Table) -> str:
+def store_state(reader: Reader, prompt_counts: PromptCounts, paired: pa.Table) -> str:
     """Return a digest of the store that changes whenever an export of it would.
 
     It covers the sources and their rows, the plan, the calls and how their replies were parsed, the pairs, and the
     outcomes of all prompts.
     """
     head = orjson.dumps(
-        [reader.marked("plan"), *reader.read(), prompt_counts.intake, prompt_counts.outcomes], option=_SORTED
+        [reader.get_mark("plan"), *reader.replies_digest(), prompt_counts.intake, prompt_counts.outcomes],
+        option=_SORTED,
     )
     state = hashlib.sha256(head[:-1] + b",[")
     for start in range(0, paired.num_rows, 10_000):  # 1,800,000 pairs at once take 2.8 GB

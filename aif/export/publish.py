@@ -32,8 +32,8 @@ from aif.export.hub import HubDataset
 from aif.export.manifest import MANIFEST, Manifest, parse, parse_any_version, store_state, with_digest
 from aif.judging.rubric import Rubric
 from aif.sources.load import local_folder
-from aif.store.ledger import Ledger
-from aif.store.results import Results
+from aif.store.journaled_store import JournaledStore
+from aif.store.result_queries import ResultReader
 
 CARD = "README.md"
 METADATA_FILES = (CARD, "pipeline.yaml", MANIFEST)  # the files of an export beside its data files
@@ -93,7 +93,7 @@ class PublishPlan:
 # --- what there is to publish -----------------------------------------------------------------------------------------
 
 
-def load_export(pipeline: Pipeline, rubric: Rubric, ledger: Ledger, folder: Path, command: str) -> LoadedExport:
+def load_export(pipeline: Pipeline, rubric: Rubric, ledger: JournaledStore, folder: Path, command: str) -> LoadedExport:
     """Read the export in `folder`, which must be what `aif export` would write now. Calls no model.
 
     Raises BadInput if it is out of date or damaged; the message names `command`, which exports again.
@@ -101,8 +101,8 @@ def load_export(pipeline: Pipeline, rubric: Rubric, ledger: Ledger, folder: Path
     loaded = _read_export(folder, command)
     run = loaded.run
     make_pairs(pipeline, rubric, ledger.store)
-    with Results.of(ledger.store) as reader:
-        state = store_state(reader, reader.books(), reader.paired())
+    with ResultReader.of(ledger.store) as reader:
+        state = store_state(reader, reader.prompt_counts(), reader.pair_keys())
     changed = [f"`{key}`" for key in _changed_keys(run.pipeline_yaml, pipeline.public_yaml)]
     changed += ["the rubric"] if run.rubric != rubric.digest else []
     if run.state != state and not changed:  # a changed pipeline or rubric may explain other pairs

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from aif.core.types import Principle, Rating, as_dicts
 from aif.export.layout import TURNS, Layout, Row, arrow_schema, last_turn_faults
-from aif.store.results import Answer, Verdict, Whole
+from aif.store.result_queries import CompletionResult, JudgementResult, PromptResult
 
 OVERALL = "overall"  # the aspect whose rating and rationale are openbmb's overall_score and critique
 NOT_ASKED = "not_asked"  # a `reason`, beside the kinds of failure
@@ -25,7 +25,7 @@ NOT_ASKED = "not_asked"  # a `reason`, beside the kinds of failure
 class AnnotatedPrompt:
     """A prompt with its completions and judgements, the aspects of each request, and the principles by digest."""
 
-    whole: Whole
+    whole: PromptResult
     aspects: Mapping[str, Sequence[str]]
     principles: Mapping[str, Principle]
 
@@ -50,7 +50,7 @@ def _row(prompt: AnnotatedPrompt) -> Row:
     }
 
 
-def _completion(answer: Answer, principle: Principle | None, annotations: list[Row]) -> Row:
+def _completion(answer: CompletionResult, principle: Principle | None, annotations: list[Row]) -> Row:
     overall = [row for row in annotations if row["aspect"] == OVERALL and row["state"] == "rated"]
     return {
         "model": answer.model,
@@ -74,7 +74,7 @@ def _state(state: str) -> str:
     return "pending" if state == "later" else state
 
 
-def _annotations(verdicts: Sequence[Verdict], aspects: Mapping[str, Sequence[str]]) -> dict[str, list[Row]]:
+def _annotations(verdicts: Sequence[JudgementResult], aspects: Mapping[str, Sequence[str]]) -> dict[str, list[Row]]:
     """Return each completion's annotations, by its key: one for each judge and aspect, with or without a rating."""
     rows: dict[str, list[Row]] = {}
     for verdict in verdicts:
@@ -85,7 +85,7 @@ def _annotations(verdicts: Sequence[Verdict], aspects: Mapping[str, Sequence[str
     return rows
 
 
-def _annotation(verdict: Verdict, aspect: str, rating: Rating | None) -> Row:
+def _annotation(verdict: JudgementResult, aspect: str, rating: Rating | None) -> Row:
     return {
         "judge": verdict.judge,
         "aspect": aspect,
@@ -98,7 +98,7 @@ def _annotation(verdict: Verdict, aspect: str, rating: Rating | None) -> Row:
     }
 
 
-def _judgement(verdict: Verdict) -> Row:
+def _judgement(verdict: JudgementResult) -> Row:
     return {
         "id": verdict.key,
         "judge": verdict.judge,

@@ -1,4 +1,4 @@
-"""What is kept: the journal of all that was paid for, the DuckDB store made from it, and every question asked of it.
+"""Storage: the append-only journal of everything paid for, and the DuckDB store that is built from it and queried.
 
-The only package with SQL. Calls no model.
+The only package that contains SQL or imports DuckDB. It calls no model.
 """

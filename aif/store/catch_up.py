@@ -1,8 +1,8 @@
-"""The store follows its journal: what it lacks is read, and taken in portion by portion.
+"""Bring the store up to date with its journal: read the records that the store lacks, and insert them batch by batch.
 
-Where that is much, another process reads it, as a stream of pickles: Python reads and DuckDB writes at the same time
-then, which two threads of one interpreter hardly do (200,000 calls: 14.6 s by two threads, 10.0 by two processes; in
-turn 15.6). The process ends when it can write no more, however this one ended.
+A long journal is read by a second process, which sends pickled batches through a pipe: Python parses while DuckDB
+writes. Two threads of one interpreter hardly overlap (200,000 calls: 14.6 s by two threads, 10.0 s by two processes,
+15.6 s one after the other). The second process ends when it can't write to the pipe, so it never outlives this one.
 """
 
 import gc
@@ -19,102 +19,110 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from aif.core.environment import ENVIRON
 from aif.core.errors import AifError
 from aif.store.journal import Damage, Position, ahead
-from aif.store.journal_batches import Portion, Rubrics, portions
+from aif.store.journal_batches import JournalBatch, Rubrics, read_batches
 
-if TYPE_CHECKING:  # the other process needs no DuckDB
+if TYPE_CHECKING:  # the second process needs no DuckDB
     from aif.store.database import Store
 
-FAR = 32 * 2**20  # bytes that are worth the 0.5 s until a process has started
+OTHER_PROCESS_BYTES = 32 * 2**20  # from here on a second process is worth the 0.5 s that its start takes
 
 
-def follow(store: "Store", folder: Path, rubrics: Rubrics, far: float = FAR) -> tuple[int, list[Damage]]:
-    """Lets the store take in what the journal holds beyond it; from so many bytes on, another process reads it. Returns
-    how many records these were, and what was damaged there."""
+def catch_up(
+    store: "Store", folder: Path, rubrics: Rubrics, other_process_bytes: float = OTHER_PROCESS_BYTES
+) -> tuple[int, list[Damage]]:
+    """Insert into the store all records of the journal in `folder` that it lacks.
+
+    Return the number of records read and the damaged lines met. If at least `other_process_bytes` of journal are
+    missing, a second process reads them.
+    """
     start = store.position
-    if ahead(folder, start) < far:
-        return _take_in(store, portions(folder, start, rubrics))
-    with store.roomy():
-        return _take_in(store, _elsewhere(folder, start, rubrics))
+    if ahead(folder, start) < other_process_bytes:
+        return _apply(store, read_batches(folder, start, rubrics))
+    with store.more_memory():
+        return _apply(store, _read_in_process(folder, start, rubrics))
 
 
-def _take_in(store: "Store", found: Generator[Portion]) -> tuple[int, list[Damage]]:
-    taken_in, damaged = 0, list[Damage]()
-    with closing(found):
-        for portion in found:
-            store.apply(portion.steps, portion.position, len(portion.damaged))
-            taken_in += portion.records
-            damaged += portion.damaged
-    return taken_in, damaged
+def _apply(store: "Store", batches: Generator[JournalBatch]) -> tuple[int, list[Damage]]:
+    records, damaged = 0, list[Damage]()
+    with closing(batches):
+        for batch in batches:
+            store.apply(batch.steps, batch.position, len(batch.damaged))
+            records += batch.records
+            damaged += batch.damaged
+    return records, damaged
 
 
-def _elsewhere(folder: Path, start: Position, rubrics: Rubrics) -> Generator[Portion]:
-    """As `portions`, by another process; by this one where there is none to be had."""
+def _read_in_process(folder: Path, start: Position, rubrics: Rubrics) -> Generator[JournalBatch]:
+    """Like `read_batches`, in a second process; in this one if no process can be started."""
     try:
-        process, pipe = _reader(folder, start)
+        process, pipe = _start(folder, start)
     except OSError:
-        yield from portions(folder, start, rubrics)
+        yield from read_batches(folder, start, rubrics)
         return
     with process, pipe:
         assert process.stdin is not None
-        with suppress(BrokenPipeError), process.stdin as into:
-            pickle.dump((rubrics.files, rubrics.tags), into)
-        while isinstance(found := _next(process, pipe, folder), Portion):
-            yield found
-    if isinstance(found, Exception):
-        raise found
-    rubrics.files, lost, rubrics.otherwise = found
+        with suppress(BrokenPipeError), process.stdin as stdin:
+            pickle.dump((rubrics.files, rubrics.tags), stdin)
+        while isinstance(message := _receive(process, pipe, folder), JournalBatch):
+            yield message
+    if isinstance(message, Exception):
+        raise message
+    rubrics.files, lost, rubrics.old_text_ids = message
     rubrics.lost |= lost
 
 
-def _reader(folder: Path, start: Position) -> tuple[subprocess.Popen[bytes], BinaryIO]:
-    """A process that runs `main`, and the pipe it writes to: not its stdout, which any module may print to. It finds
-    its modules where this one does, and has a session of its own, since Ctrl-C is ours to answer."""
-    ours, its = os.pipe()
-    pipe = open(ours, "rb")  # noqa: PTH123, SIM115 - closed by who reads from it
+def _start(folder: Path, start: Position) -> tuple[subprocess.Popen[bytes], BinaryIO]:
+    """Start a process that runs `main`; return it with the pipe it writes to.
+
+    The pipe is not its stdout, which any module may print to. It uses this process's module path, and its own process
+    group, since Ctrl-C is handled here.
+    """
+    read_end, write_end = os.pipe()
+    pipe = open(read_end, "rb")  # noqa: PTH123, SIM115 - closed by the caller
     command = [
         sys.executable,
         "-P",
         "-m",
         "aif.store.catch_up",
         str(folder),
-        *map(str, (start.segment, start.offset, its)),
+        *map(str, (start.segment, start.offset, write_end)),
     ]
     environ = ENVIRON | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    quiet = subprocess.DEVNULL
+    null = subprocess.DEVNULL
     try:
         process = subprocess.Popen(  # noqa: S603
-            command, stdin=subprocess.PIPE, stdout=quiet, pass_fds=(its,), env=environ, start_new_session=True
+            command, stdin=subprocess.PIPE, stdout=null, pass_fds=(write_end,), env=environ, start_new_session=True
         )
     except OSError:
         pipe.close()
         raise
     finally:
-        os.close(its)
+        os.close(write_end)
     return process, pipe
 
 
-def _next(process: subprocess.Popen[bytes], pipe: BinaryIO, folder: Path) -> Any:
-    """What the other process sent. Raises AifError where it was cut short."""
+def _receive(process: subprocess.Popen[bytes], pipe: BinaryIO, folder: Path) -> Any:
+    """Return the next object that the process sent. Raise AifError if the process died."""
     try:
         return pickle.load(pipe)  # noqa: S301 - our own
     except Exception as error:
         process.kill()
-        ended = process.wait()
-        how = (
-            f"was killed (signal {-ended}), for want of memory perhaps" if ended < 0 else f"failed (exit code {ended})"
-        )
-        raise AifError(f"{folder}: the process that read it {how}; what was read is kept: try again") from error
+        code = process.wait()
+        reason = f"was killed (signal {-code}), perhaps out of memory" if code < 0 else f"failed (exit code {code})"
+        raise AifError(
+            f"{folder}: the process that reads it {reason}; what it read is stored: run the same command again"
+        ) from error
 
 
 def main(folder: str, segment: str, offset: str, pipe: str) -> None:
-    """Writes portions to the pipe, and behind them what became of rubrics, or what went wrong."""
+    """Run in the second process: write batches to the pipe, then what changed in `Rubrics`, or the exception raised."""
     gc.disable()  # records hold no cycles
-    with suppress(BrokenPipeError, EOFError), open(int(pipe), "wb") as out:  # noqa: PTH123 - else nobody reads on
+    with suppress(BrokenPipeError, EOFError), open(int(pipe), "wb") as out:  # noqa: PTH123 - the reader has gone
         rubrics = Rubrics(*pickle.load(sys.stdin.buffer))  # noqa: S301 - our own
         try:
-            for portion in portions(Path(folder), Position(int(segment), int(offset)), rubrics):
-                pickle.dump(portion, out)
-            pickle.dump((rubrics.files, rubrics.lost, rubrics.otherwise), out)
+            for batch in read_batches(Path(folder), Position(int(segment), int(offset)), rubrics):
+                pickle.dump(batch, out)
+            pickle.dump((rubrics.files, rubrics.lost, rubrics.old_text_ids), out)
         except BrokenPipeError:
             raise
         except Exception as error:

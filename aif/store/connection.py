@@ -1,4 +1,4 @@
-"""The file of the store as DuckDB opens it, and what DuckDB says of a file that it can't read."""
+"""Open the store's DuckDB file, and translate DuckDB's errors about files and memory into aif's."""
 
 import os
 import re
@@ -10,17 +10,19 @@ from typing import TypeVar
 import duckdb
 
 from aif.core.errors import DISK_FULL, StoreDamaged, StoreLocked, StoreOutOfMemory
-from aif.store.lock import Places, busy, holder, is_held, note_in
+from aif.store.lock import busy_message, holder_text, is_held, read_note
+from aif.store.paths import StorePaths
 
 SCHEMA_VERSION = 5
 
 T = TypeVar("T")
 
-# 2.0 files can't be read by 1.x unless made so, and 1.5 is what most people have. The memory limit is DuckDB's share of
-# a run's footprint; beyond it sorts and joins spill beside the store. Over 200,000 prompts with two completions a run
-# takes 740 MB at most with 320 MB; pairs take no longer than with 512. A checkpoint writes indexes anew: each 16 MB of
-# log, as DuckDB has it, 1,000,000 calls took 192 s of CPU, and each 128 MB they took 134. Up to the threshold a column
-# is read of the rows alone whose keys a query names, else of all 2,048 that stand together: 400 MB of texts of 200 KB.
+# DuckDB 2.0 files can't be read by 1.x unless written in an older format, and 1.5 is what most people have. The memory
+# limit is DuckDB's share of a run's memory; beyond it sorts and joins spill to disk beside the store. Over 200,000
+# prompts with two completions a run takes at most 740 MB with 320 MB; pairs take no longer than with 512 MB. A
+# checkpoint rewrites indexes: at every 16 MB of log (DuckDB's default) 1,000,000 calls took 192 s of CPU, at every
+# 128 MB 134 s. Up to the filter threshold, DuckDB reads a column only for the rows whose keys a query names, instead of
+# all 2,048 rows around each: 400 MB for texts of 200 KB.
 SETTINGS: dict[str, str | bool | int | float | list[str]] = {
     "storage_compatibility_version": "v1.5.0",
     "memory_limit": "320MB",
@@ -28,124 +30,132 @@ SETTINGS: dict[str, str | bool | int | float | list[str]] = {
     "dynamic_or_filter_threshold": 2048,
 }
 
-# By zstd, which DuckDB takes for texts above 4 KB, a row is read with all before it: 160 of 100 KB took 38 s, and take
-# 0.05 without. (Named at the opening, 2.0 passes over it.)
-_SCATTERED = "SET disabled_compression_methods = 'zstd'"
+# DuckDB compresses texts above 4 KB with zstd, and then reads a row together with all rows before it: 160 rows of
+# 100 KB took 38 s, and 0.05 s without. (As a setting at opening, DuckDB 2.0 ignores it.)
+_NO_ZSTD = "SET disabled_compression_methods = 'zstd'"
 
-ROOMY = "500MB"  # the memory limit while a store is made again: with 1GB that takes 1.3 GB in all
-AMPLE = "1GB"  # and where another was too little
+REBUILD_MEMORY = "500MB"  # the memory limit during a rebuild: with 1GB a rebuild takes 1.3 GB in all
+MOST_MEMORY = "1GB"  # the limit after another was too low
 
 
 def connect(path: Path, read_only: bool = False) -> duckdb.DuckDBPyConnection:
-    """Opens the file. Raises StoreDamaged where DuckDB can't read it."""
+    """Open a store file with aif's DuckDB settings.
+
+    Raises StoreDamaged if DuckDB can't read it, StoreLocked if another process has it open, StoreOutOfMemory if it needs
+    too much memory.
+    """
     settings = {**SETTINGS, "temp_directory": str(path.with_suffix(".spill"))}
     if read_only:
         del settings["storage_compatibility_version"]
     try:
         try:
             db = duckdb.connect(str(path), read_only=read_only, config=settings)
-        except duckdb.OutOfMemoryException:  # its log is taken in while it is opened
-            db = duckdb.connect(str(path), read_only=read_only, config=settings | {"memory_limit": AMPLE})
-        db.execute(_SCATTERED)
+        except duckdb.OutOfMemoryException:  # opening replays the write-ahead log
+            db = duckdb.connect(str(path), read_only=read_only, config=settings | {"memory_limit": MOST_MEMORY})
+        db.execute(_NO_ZSTD)
     except duckdb.OutOfMemoryException as error:
-        raise starved(path) from error
+        raise memory_error(path) from error
     except duckdb.Error as error:
         if "Could not set lock" in str(error):
             raise StoreLocked(_open_elsewhere(path, str(error))) from error
-        raise unreadable(path, "DuckDB can't open it", error) from error
+        raise file_error(path, "DuckDB can't open it", error) from error
     return db
 
 
-def _open_elsewhere(path: Path, why: str) -> str:
-    """Who has the file open: whoever writes to it, or a program that reads it, by DuckDB's own words."""
-    lock = Places(path).lock
-    if is_held(lock) and not ((note := note_in(lock)) and note.mine):
-        return busy(path, holder(lock))
-    found = re.search(r"held in (.+) \(PID (\d+)\)", why)
-    program = f"process {found[2]} ({Path(found[1]).name})" if found else "another program"
+def _open_elsewhere(path: Path, message: str) -> str:
+    """Name the process that has the file open: aif's writer, or the program named in DuckDB's message."""
+    lock = StorePaths(path).lock
+    if is_held(lock) and not ((note := read_note(lock)) and note.mine):
+        return busy_message(path, holder_text(lock))
+    match = re.search(r"held in (.+) \(PID (\d+)\)", message)
+    program = f"process {match[2]} ({Path(match[1]).name})" if match else "another program"
     return f"{path}: {program} has it open"
 
 
-# What DuckDB raises when the file under it is not what it wrote. A flipped byte shows when its block is read, as the
-# base class itself (2.0).
+# DuckDB's exceptions when a file is not what it wrote. A flipped byte shows only when its block is read, as the base
+# class `duckdb.Error` itself (2.0).
 DAMAGE = (duckdb.IOException, duckdb.InternalException, duckdb.FatalException, duckdb.SerializationException)
 
 
-def _full(error: duckdb.Error, path: Path) -> OSError | None:
-    """What a full disk is to the rest of the house. DuckDB tells of one in words only: in a commit by a
-    TransactionException, in a checkpoint by a FatalException."""
+def _disk_full(error: duckdb.Error, path: Path) -> OSError | None:
+    """Return an OSError if DuckDB's error is about a full disk, which only its message tells: it is a
+    TransactionException in a commit and a FatalException in a checkpoint."""
     return next((OSError(n, os.strerror(n), str(path)) for n in DISK_FULL if os.strerror(n) in str(error)), None)
 
 
-def unreadable(path: Path, what: str, error: duckdb.Error) -> Exception:
-    """What DuckDB's error about a file is to the rest of the house: a full disk, or a damaged store."""
-    return _full(error, path) or StoreDamaged(f"{path}: {what} ({str(error).splitlines()[0]})")
+def file_error(path: Path, what: str, error: duckdb.Error) -> Exception:
+    """Translate a DuckDB error about a file: OSError for a full disk, else StoreDamaged with `what` as its message."""
+    return _disk_full(error, path) or StoreDamaged(f"{path}: {what} ({str(error).splitlines()[0]})")
 
 
-_WANT = ("Out of Memory Error", "bad allocation")  # the latter where the system gives none
+_NO_MEMORY = ("Out of Memory Error", "bad allocation")  # the latter when the system gives none
 
 
 @contextmanager
-def roomier() -> Iterator[None]:
-    """Within it stores are opened with more memory."""
-    before, SETTINGS["memory_limit"] = SETTINGS["memory_limit"], AMPLE
+def larger_memory_limit() -> Iterator[None]:
+    """Give stores that are opened in this context DuckDB's largest memory limit."""
+    before, SETTINGS["memory_limit"] = SETTINGS["memory_limit"], MOST_MEMORY
     try:
         yield
     finally:
         SETTINGS["memory_limit"] = before
 
 
-def starved(path: Path) -> StoreOutOfMemory:
+def memory_error(path: Path) -> StoreOutOfMemory:
+    """Return the exception for a query that fails even with the largest memory limit."""
     return StoreOutOfMemory(
-        f"{path}: {AMPLE} of memory is too little for what the store was asked; what was answered is kept. Lower "
-        "max_chars of the source that has the longest prompts, or its limit, and run the same command"
+        f"{path}: a query needs more than {MOST_MEMORY} of memory; what was answered is stored. Lower max_chars or "
+        "limit of the source with the longest prompts, and run the same command"
     )
 
 
 @contextmanager
-def noticing(path: Path) -> Iterator[None]:
-    """Turns DuckDB's words for a damaged file, a full disk, want of memory and Ctrl-C into ours."""
+def translated_errors(path: Path) -> Iterator[None]:
+    """Turn DuckDB's errors about damage, a full disk and memory into StoreDamaged, OSError and StoreOutOfMemory, and its
+    interrupt into KeyboardInterrupt. Other errors pass unchanged."""
     try:
         yield
     except duckdb.Error as error:
-        # also of a rollback that finds no room, and of all that is asked after it
-        if any(words in str(error) for words in _WANT):
-            raise starved(path) from error
-        if not isinstance(error, DAMAGE) and type(error) is not duckdb.Error and not _full(error, path):
+        # also a rollback that lacks memory, and every query after it
+        if any(words in str(error) for words in _NO_MEMORY):
+            raise memory_error(path) from error
+        if not isinstance(error, DAMAGE) and type(error) is not duckdb.Error and not _disk_full(error, path):
             raise
-        raise unreadable(path, "the store is damaged", error) from error
+        raise file_error(path, "the store is damaged", error) from error
     except RuntimeError as error:
         if "interrupted" in str(error).lower():
             raise KeyboardInterrupt from error
         raise
 
 
-def twice(db: duckdb.DuckDBPyConnection, path: Path, ask: Callable[[], T]) -> T:
-    """What is asked of DuckDB. Where it finds no room, it has more from then on, and is asked once more, if it still
-    takes questions: with a transaction that was begun before it may not."""
+def with_more_memory(db: duckdb.DuckDBPyConnection, path: Path, query: Callable[[], T]) -> T:
+    """Return `query()`. If it runs out of memory, raise the connection's memory limit for good and try once more.
+
+    Raises StoreOutOfMemory if that fails too, or if the connection is in a transaction that can't continue.
+    """
     try:
-        with noticing(path):
-            return ask()
-    except StoreOutOfMemory as starving:
+        with translated_errors(path):
+            return query()
+    except StoreOutOfMemory as starved:
         try:
-            db.execute(f"SET memory_limit = '{AMPLE}'")
+            db.execute(f"SET memory_limit = '{MOST_MEMORY}'")
         except duckdb.Error:
-            raise starving from None
-    with noticing(path):
-        return ask()
+            raise starved from None
+    with translated_errors(path):
+        return query()
 
 
 def check_version(db: duckdb.DuckDBPyConnection, path: Path) -> None:
-    """Raises StoreDamaged where this is no store of ours, or one of another version."""
+    """Raise StoreDamaged if the file is not an aif store, or has another schema version."""
     try:
         rows = db.execute("SELECT schema_version FROM about").fetchall()
     except duckdb.Error as error:
-        raise unreadable(path, "this is no store of aif's, or a damaged one", error) from error
+        raise file_error(path, "not an aif store, or damaged", error) from error
     if rows != [(SCHEMA_VERSION,)]:
-        made = rows[0][0] if rows else "?"
-        raise StoreDamaged(f"{path}: made by another version of aif (schema {made}, now {SCHEMA_VERSION})")
+        version = rows[0][0] if rows else "?"
+        raise StoreDamaged(f"{path}: made by another version of aif (schema {version}, now {SCHEMA_VERSION})")
 
 
-def within(limit: int | None) -> str:
-    """The condition, in SQL, that a row's prompt is among the first `limit`."""
+def limit_condition(limit: int | None) -> str:
+    """Return the SQL condition that a row's prompt is among the first `limit` selected ones; None is all of them."""
     return "true" if limit is None else f"position < {limit}"

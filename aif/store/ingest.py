@@ -1,4 +1,4 @@
-"""Journal records as rows of the store's tables. Pure."""
+"""Turn journal records into rows of the store's tables. It reads and writes no file."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -73,9 +73,11 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Entry:
-    """A journal record with what the store needs besides: the ratings read from a judgement's reply (None: not
-    readable), the place (position, slot) of a completion that belongs to the run that goes on, and how many items are
-    asked in the place of this one."""
+    """A journal record with what the store needs besides.
+
+    `ratings` are parsed from a judge's reply; None if it can't be parsed. `place` is the (position, slot) of a
+    completion of the current run. `parts` is the number of items that replace this one, if it was split.
+    """
 
     record: Record
     ratings: tuple[Rating, ...] | None = None
@@ -84,43 +86,43 @@ class Entry:
 
     @cached_property
     def bytes(self) -> int:
-        """Of the reply that a call's record holds: asked for four times on its way into the store."""
+        """The size of the call's reply in UTF-8. It is needed four times on the way into the store."""
         return utf8_size(
             *(self.record.get(name) for name in ("text", "reasoning", "raw")), *self.record.get("said", ())
         )
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """Rows to take in, by table, and the keys of what was answered and of what has failed among them."""
+class RowBatch:
+    """Rows to insert, by table, with the keys of the answered and of the failed items among them."""
 
     tables: dict[str, pa.Table]
     answered: list[str]
     failed: list[str]
 
 
-Step = Batch | Record
+Step = RowBatch | Record
 
 
 def steps(entries: Iterable[Entry]) -> list[Step]:
-    """What the store does with entries, in their order: rows to take in, and between them the records that depend on
-    what came before them."""
-    found: list[Step] = []
+    """Turn entries into steps for `Store.apply`, in order: batches of rows, and between them the records whose effect
+    depends on earlier rows (`page`, `selected`, `retry`, ...)."""
+    steps: list[Step] = []
     rows = _Rows()
     for entry in entries:
         match entry.record["t"]:
             case "call":
-                rows.call(entry)
+                rows.add_call(entry)
             case "prompt" | "carried" | "text" | "reserve":
-                rows.kept(entry.record)
+                rows.add(entry.record)
             case _:
-                found += [rows.batch(), entry.record]
+                steps += [rows.batch(), entry.record]
                 rows = _Rows()
-    return [*found, rows.batch()]
+    return [*steps, rows.batch()]
 
 
-def table(name: str, rows: Sequence[dict[str, Any]]) -> pa.Table:
-    """Rows of a table as Arrow has them; what a row leaves out is NULL."""
+def arrow_table(name: str, rows: Sequence[dict[str, Any]]) -> pa.Table:
+    """Return rows of a store's table as an Arrow table. Columns missing in a row are NULL."""
     columns = COLUMNS[name]
     return pa.Table.from_arrays([_column(rows, column) for column in columns], schema=columns)
 
@@ -131,7 +133,8 @@ def _column(rows: Sequence[dict[str, Any]], column: pa.Field) -> pa.Array:
 
 
 def _ratings(rows: Sequence[Sequence[Rating]]) -> pa.Array:
-    """Column by column: of a judgement with 16 ratings that takes 22 µs with all its columns, and 57 as a dict each."""
+    """Return ratings as an Arrow array, built column by column: a judgement with 16 ratings takes 22 µs with all its
+    columns, in place of 57 µs with a dict for each rating."""
     ends, flat = [0], list[Rating]()
     for ratings in rows:
         flat += ratings
@@ -143,19 +146,19 @@ def _ratings(rows: Sequence[Sequence[Rating]]) -> pa.Array:
 
 @dataclass
 class _Rows:
-    """Records turned into rows by table, in order. Of a prompt and of what failed, the last word on a key stands."""
+    """Collects rows by table, in order. A later row of a prompt or failure replaces the former one with its key."""
 
     tables: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: {name: [] for name in COLUMNS})
     last: dict[str, dict[str, dict[str, Any]]] = field(default_factory=lambda: {"prompts": {}, "failed": {}})
 
-    def batch(self) -> Batch:
+    def batch(self) -> RowBatch:
         rows = self.tables | {name: list(rows.values()) for name, rows in self.last.items()}
         answered = [row["key"] for row in (*self.tables["completions"], *self.tables["judgements"])]
-        return Batch(
-            {name: table(name, rows[name]) for name in COLUMNS if rows[name]}, answered, list(self.last["failed"])
+        return RowBatch(
+            {name: arrow_table(name, rows[name]) for name in COLUMNS if rows[name]}, answered, list(self.last["failed"])
         )
 
-    def kept(self, r: Record) -> None:
+    def add(self, r: Record) -> None:
         match r["t"]:
             case "prompt":
                 meta, material = _json(r["meta"]), _json(r["material"]) if r.get("material") else None
@@ -168,17 +171,17 @@ class _Rows:
             case "carried":
                 row = {name: r[name] for name in ("key", "prompt_id", "text")}
                 row |= {"identity": provided_identity(r["model"]), "sample": 0, "seed": 0, "finish": "stop"}
-                row |= _measured(r["text"]) | {"mark": leftover_tag(r["text"])}
+                row |= _text_facts(r["text"]) | {"mark": leftover_tag(r["text"])}
                 self.tables["completions"].append(row)
             case "reserve":
                 self.tables["reserved"].append({name: r[name] for name in ("run", "n", "usd")})
             case _:
                 self.tables["texts"].append({"digest": r["digest"], "kind": r["kind"], "content": _json(r["content"])})
 
-    def call(self, entry: Entry) -> None:
+    def add_call(self, entry: Entry) -> None:
         r, usage = entry.record, entry.record["usage"] or {}
-        said = r["verdict"] == "answered" and r["text"] is not None
-        answered = said if r["stage"] == "completion" else entry.ratings is not None
+        has_text = r["verdict"] == "answered" and r["text"] is not None
+        answered = has_text if r["stage"] == "completion" else entry.ratings is not None
         self.tables["calls"].append(
             {
                 **{name: r[name] for name in _CALL},
@@ -194,16 +197,16 @@ class _Rows:
         if answered:
             self.last["failed"].pop(r["key"], None)
             if entry.ratings is None:
-                self._completion(r, usage)
+                self._add_completion(r, usage)
             else:
-                self._judgement(r, entry.ratings)
+                self._add_judgement(r, entry.ratings)
         elif r["item"]:
-            self._failed(r)
+            self._add_failed(r)
         if entry.place and (answered or r["verdict"] == "failed"):
             position, slot = entry.place
             self.tables["settled"].append({"position": position, "slot": slot, "answered": answered})
 
-    def _completion(self, r: Record, usage: dict[str, Any]) -> None:
+    def _add_completion(self, r: Record, usage: dict[str, Any]) -> None:
         self.tables["completions"].append(
             {
                 **{name: r[name] for name in ("key", "prompt_id", "identity", "text", "reasoning", "finish")},
@@ -212,11 +215,11 @@ class _Rows:
                 "call_id": r["id"],
                 "said": _json(r["said"]) if "said" in r else None,
                 "mark": r.get("mark"),
-                **_measured(r["text"], r["reasoning"]),
+                **_text_facts(r["text"], r["reasoning"]),
             }
         )
 
-    def _judgement(self, r: Record, ratings: tuple[Rating, ...]) -> None:
+    def _add_judgement(self, r: Record, ratings: tuple[Rating, ...]) -> None:
         item = r["item"]
         self.tables["judgements"].append(
             {
@@ -233,16 +236,16 @@ class _Rows:
             }
         )
 
-    def _failed(self, r: Record) -> None:
+    def _add_failed(self, r: Record) -> None:
         item = r["item"]
         row = {
             name: r[name]
             for name in ("key", "stage", "prompt_id", "endpoint", "kind", "message", "started", "identity")
         }
-        # whatever else became of the call (answered: read once, and not by today's reader), its item is asked again
+        # any other verdict is retried: also `answered`, when the current parser can't read the reply
         row["verdict"] = "failed" if r["verdict"] == "failed" else "later"
         row["kind"] = r["kind"] or "unreadable"
-        row["message"] = r["message"] or "the reply was read once, and can't be by this version's reader"
+        row["message"] = r["message"] or "an earlier version could parse this reply; the current parser can't"
         row["raw"] = _raw(r)
         if r["stage"] == "judgement":
             row |= {name: item[name] for name in ("pass", "request", "spec")} | {"material": item.get("material")}
@@ -254,20 +257,20 @@ _CALL = ("id", "stage", "key", "prompt_id", "endpoint", "n", "started", "seconds
 
 
 def _raw(r: Record) -> str | None:
-    """What came and could not be used, all of it: of a reply that is all reasoning, too."""
+    """Return the whole reply that could not be used, also one that is all reasoning."""
     raw: str | None = r["said"][0] if r["raw"] is None and "said" in r else r["raw"]
     return r["text"] if raw is None else raw
 
 
 def _shown(item: dict[str, Any]) -> list[str] | None:
-    """Which texts a judge was shown, in the order of the sorted keys; None where the record doesn't say."""
+    """Return the text_ids a judge was shown, in the order of the sorted keys; None if the record has none."""
     return (
         [text for _, text in sorted(zip(item["completions"], item["shown"], strict=True))] if "shown" in item else None
     )
 
 
-def _measured(text: str, reasoning: str | None = None) -> dict[str, Any]:
-    """What is asked of a completion so often that its text is not to be read for it."""
+def _text_facts(text: str, reasoning: str | None = None) -> dict[str, Any]:
+    """Return columns with facts about a text that queries need without reading the text."""
     return {"text_id": text_id(text), "chars": len(text), "bytes": utf8_size(text, reasoning)}
 
 

@@ -1,13 +1,13 @@
 """The append-only journal of everything paid for: JSON lines in segments, each line with its checksum.
 
-A record counts as kept once `append` has returned: it is synced to disk. The journal is enough by itself; the store is
-derived from it. Its record types (records.py) are the only format that later versions must go on reading.
+A record is stored once `append` has returned: it is synced to disk. The journal alone is enough; the store is built
+from it. Its record types (records.py) are the only format that later versions must be able to read.
 
     feedback.journal/000001.jsonl     8 hex digits of the line's CRC-32, a space, a JSON object, a newline
 
-Each object says under `at` where its line begins: [segment, byte]. So a line that stands elsewhere is known for a copy
-where it also stands there, or has been met before (a segment restored behind another, lines doubled), and nothing is
-taken in twice.
+Each object holds under `at` where its line was written: [segment, byte]. A line found elsewhere is a copy if the same
+line is also there, or was read before (a segment restored under another number, lines duplicated); copies are skipped,
+so no record is applied twice.
 """
 
 import os
@@ -27,13 +27,13 @@ from aif.core.errors import JournalDamaged
 
 SEGMENT_BYTES = 256 * 2**20
 
-_BEGIN = rb'[0-9a-f]{8} \{"'  # of a line
-_NOTHING = b"\xef\xbb\xbf\r\n "  # what editors put before and behind lines
+_LINE_START = rb'[0-9a-f]{8} \{"'
+_EDITOR_BYTES = b"\xef\xbb\xbf\r\n "  # what editors add before and after lines
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Position:
-    """A place between two records: the segment's number (from 1) and the byte in it."""
+    """A place between two records of the journal: the segment's number (from 1) and the byte offset in it."""
 
     segment: int
     offset: int
@@ -44,7 +44,7 @@ START = Position(1, 0)
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """A line that can't be trusted: what it held is lost, and is asked again."""
+    """A damaged line of the journal: its record is lost, and what it held is requested again."""
 
     path: Path
     offset: int
@@ -55,29 +55,30 @@ class Damage:
 
 
 def segment(folder: Path, number: int) -> Path:
+    """Return the path of a segment file."""
     return folder / f"{number:06d}.jsonl"
 
 
 def segments(folder: Path) -> list[int]:
-    """The numbers of the segments there are, in order."""
+    """Return the numbers of the existing segments in order."""
     return sorted(int(path.stem) for path in folder.glob("[0-9]*.jsonl") if re.fullmatch("[0-9]{6,}", path.stem))
 
 
 def ahead(folder: Path, start: Position) -> int:
-    """How many bytes of journal there are from `start` on."""
+    """Return the number of bytes in the journal after `start`."""
     return sum(segment(folder, n).stat().st_size for n in segments(folder) if n >= start.segment) - start.offset
 
 
 def encode(record: dict[str, Any]) -> bytes:
-    """A record as its line."""
+    """Return a record as a line of the journal."""
     body = orjson.dumps(record)
     return b"%08x %b\n" % (zlib.crc32(body), body)
 
 
 def decode(line: bytes) -> dict[str, Any] | str:
-    """A line's record, or the reason why it has none."""
+    """Return a line's record, or as text the reason why it can't be read."""
     if not line.endswith(b"\n"):
-        return "the line is torn"
+        return "the line is incomplete"
     body = line[9:-1]
     if line[8:9] != b" " or line[:8] != b"%08x" % zlib.crc32(body):
         return "the checksum does not match"
@@ -85,16 +86,16 @@ def decode(line: bytes) -> dict[str, Any] | str:
     return record
 
 
-def _lines(records: Sequence[dict[str, Any]], begin: Position) -> bytes:
+def _lines(records: Sequence[dict[str, Any]], start: Position) -> bytes:
     data = bytearray()
     for record in records:
-        data += encode({**record, "at": [begin.segment, begin.offset + len(data)]})
+        data += encode({**record, "at": [start.segment, start.offset + len(data)]})
     return bytes(data)
 
 
 def replay(folder: Path, start: Position = START) -> Iterator[tuple[Position, dict[str, Any] | Damage]]:
-    """Every record from `start` on, once, each with the position behind it; damaged lines come as Damage."""
-    moved: set[tuple[Position, bytes]] = set()
+    """Yield every record after `start` once, with the position after it; for damaged lines, a Damage instead."""
+    copied: set[tuple[Position, bytes]] = set()
     for number in segments(folder):
         if number < start.segment:
             continue
@@ -103,50 +104,52 @@ def replay(folder: Path, start: Position = START) -> Iterator[tuple[Position, di
         with path.open("rb") as file:
             file.seek(offset)
             for line in file:
-                for found, begin, end in _records(line, offset):
-                    behind = Position(number, end)
-                    if isinstance(found, str):
-                        yield behind, Damage(path, begin, found)
+                for record, start_byte, end_byte in _records(line, offset):
+                    after = Position(number, end_byte)
+                    if isinstance(record, str):
+                        yield after, Damage(path, start_byte, record)
                         continue
-                    written = Position(*found.pop("at", (number, begin)))
-                    if written != Position(number, begin):
-                        said = line[begin - offset : end - offset]
-                        if (written, said[:8]) in moved or _stands(folder, written, said):
+                    written_at = Position(*record.pop("at", (number, start_byte)))
+                    if written_at != Position(number, start_byte):
+                        text = line[start_byte - offset : end_byte - offset]
+                        if (written_at, text[:8]) in copied or _line_is_at(folder, written_at, text):
                             continue
-                        moved.add((written, said[:8]))
-                    yield behind, found
+                        copied.add((written_at, text[:8]))
+                    yield after, record
                 offset += len(line)
 
 
 def _records(line: bytes, offset: int) -> Iterator[tuple[dict[str, Any] | str, int, int]]:
-    """What a line holds: a record, or the reason why not; with its begin and end. There are several where the end of a
-    line is damaged, or of all, as by a program that puts \\r in the place of \\n. (No text within a record looks like
-    the begin of one: its quotes are escaped.)"""
-    if not isinstance(found := decode(line), str):
-        yield found, offset, offset + len(line)
+    """Yield each record of a line, or the reason why it can't be read, with its first byte and the byte after it.
+
+    A line holds several records if newlines between them are damaged, as by a program that writes \\r for \\n. (Text
+    inside a record never looks like the start of one: its quotes are escaped.)
+    """
+    if not isinstance(record := decode(line), str):
+        yield record, offset, offset + len(line)
         return
-    begins = sorted({0, *(one.start() for one in re.finditer(_BEGIN, line))})
-    for begin, end in pairwise((*begins, len(line))):
-        part = line[begin:end]
-        whole = _whole(part)
-        if not isinstance(whole, str) or part.strip(_NOTHING):
-            yield found if isinstance(whole, str) else whole, offset + begin, offset + end
+    starts = sorted({0, *(match.start() for match in re.finditer(_LINE_START, line))})
+    for start, end in pairwise((*starts, len(line))):
+        part = line[start:end]
+        repaired = _decode_without_end(part)
+        if not isinstance(repaired, str) or part.strip(_EDITOR_BYTES):
+            yield record if isinstance(repaired, str) else repaired, offset + start, offset + end
 
 
-def _whole(line: bytes) -> dict[str, Any] | str:
-    """The record of a line, whatever stands at its end."""
+def _decode_without_end(line: bytes) -> dict[str, Any] | str:
+    """Decode a line whatever follows its JSON object."""
     return decode(line[: line.rfind(b"}") + 1] + b"\n")
 
 
 def ends_at(folder: Path, end: Position) -> bool:
-    """Whether a line ends there: else whoever stopped there read another state of the journal."""
+    """Return whether a line ends at this position. If not, a store that stopped there read another journal."""
     with segment(folder, end.segment).open("rb") as file:
         file.seek(max(0, end.offset - 1))
         return not end.offset or file.read(1) == b"\n"
 
 
-def _stands(folder: Path, at: Position, line: bytes) -> bool:
-    """Whether this very line stands there."""
+def _line_is_at(folder: Path, at: Position, line: bytes) -> bool:
+    """Return whether the journal holds exactly this line at that position."""
     path = segment(folder, at.segment)
     if not path.exists():
         return False
@@ -156,7 +159,7 @@ def _stands(folder: Path, at: Position, line: bytes) -> bool:
 
 
 class Journal:
-    """The writing end. One process writes (the store's lock sees to that); one thread calls `append`."""
+    """The journal, open for appending. The store's lock keeps other processes out; only one thread calls `append`."""
 
     def __init__(self, folder: Path, position: Position, segment_bytes: int) -> None:
         self.folder = folder
@@ -167,44 +170,49 @@ class Journal:
 
     @classmethod
     def open(cls, folder: Path, segment_bytes: int = SEGMENT_BYTES) -> tuple[Self, Damage | None]:
-        """Opens for writing behind the last whole line. What a crash left torn behind it is cut off and told."""
+        """Open the journal to append after its last complete line.
+
+        An incomplete line that a crash left at the end is removed and returned as Damage. Raises JournalDamaged if
+        segments are missing.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         numbers = segments(folder)
         if missing := sorted({*range(1, max(numbers, default=0))} - {*numbers}):
             empty = " ".join(shlex.quote(str(segment(folder, n))) for n in missing)
             raise JournalDamaged(
-                f"{folder}: segments are missing (found {numbers}); put them back from a copy. To go on without:\n"
-                f"  touch {empty}\nWhat the store has of theirs is put back, and the rest is asked and paid for again."
+                f"{folder}: segments are missing (there are {numbers}); restore them from a backup. To continue "
+                f"without them:\n  touch {empty}\nThe records that the store still has are then written back, and the "
+                "rest is requested and paid for again."
             )
         last = numbers[-1] if numbers else 1
         path = segment(folder, last)
         size = path.stat().st_size if path.exists() else 0
-        whole = _whole_lines(path) if size else 0
-        torn = None
-        if whole < size and _is_torn(path, whole):
-            os.truncate(path, whole)
-            torn = Damage(path, whole, f"a torn last line of {size - whole} bytes was cut off")
-        elif whole < size:
+        end = _complete_bytes(path) if size else 0
+        removed = None
+        if end < size and _is_incomplete(path, end):
+            os.truncate(path, end)
+            removed = Damage(path, end, f"an incomplete last line of {size - end} bytes was removed")
+        elif end < size:
             with path.open("ab") as file:
-                whole = size + file.write(b"\n")
-        return cls(folder, Position(last, whole), segment_bytes), torn
+                end = size + file.write(b"\n")
+        return cls(folder, Position(last, end), segment_bytes), removed
 
     @property
     def emptied(self) -> list[Path]:
-        """Segments before the last that hold nothing: what was in them was moved away, or is lost."""
+        """Empty segments before the last one: their records were moved away or are lost."""
         paths = (segment(self.folder, n) for n in segments(self.folder) if n < self.position.segment)
         return [path for path in paths if not path.stat().st_size]
 
-    def hold_place(self) -> None:
-        """Puts a line that is none into each of `emptied`, so that it counts as damage and is told of once."""
+    def mark_emptied(self) -> None:
+        """Write an invalid line into each emptied segment, so that it is counted and reported as damage once."""
         for path in self.emptied:
             path.write_bytes(b"emptied\n")
 
     def append(self, records: Sequence[dict[str, Any]]) -> Position:
-        """Writes the records and syncs them. Returns the position behind the last one.
+        """Write the records and sync them to disk. Return the position after the last one.
 
-        On an error (disk full) the file is cut back to the last synced record, so that none of these is kept and no
-        torn line stays inside.
+        On an error (disk full) the file is cut back to its former end: none of these records is stored, and no
+        incomplete line is left.
         """
         if self.position.offset >= self._segment_bytes:
             self._next_segment()
@@ -216,7 +224,7 @@ class Journal:
                 written += os.pwrite(self._file, data[written:], before.offset + written)
             os.fsync(self._file)
             self.position = Position(before.segment, before.offset + written)
-        except BaseException as error:  # an interrupt, too: what it leaves behind was never acknowledged
+        except BaseException as error:  # also an interrupt: nothing was reported as stored
             os.ftruncate(self._file, before.offset)
             self.position = before
             if isinstance(error, OSError):
@@ -225,11 +233,11 @@ class Journal:
         return self.position
 
     def close(self) -> None:
-        """A journal that holds nothing leaves nothing: a folder would be taken for one to make a store from."""
+        """Close the file; remove an empty journal, whose folder would be taken for one to rebuild a store from."""
         os.close(self._file)
         if self.position == START:
             segment(self.folder, START.segment).unlink()
-            with suppress(OSError):  # something else is in it
+            with suppress(OSError):  # other files are in it
                 self.folder.rmdir()
 
     def _next_segment(self) -> None:
@@ -247,18 +255,18 @@ class Journal:
             os.close(handle)
 
 
-def _is_torn(path: Path, at: int) -> bool:
-    """Whether what stands there is what a crash leaves: one line begun, or room that was never written. Else lines have
-    lost their ends, or it is nothing of ours: that stays, as damage."""
+def _is_incomplete(path: Path, at: int) -> bool:
+    """Return whether the file's end from byte `at` is what a crash leaves: the start of one line, or zero bytes. Other
+    bytes (complete records without newlines, a foreign text) stay in the file and count as damage."""
     with path.open("rb") as file:
         file.seek(at)
         rest = file.read()
-    begun = re.fullmatch(rb"[0-9a-f]{0,8}|[0-9a-f]{8} .*|\0*", rest, re.DOTALL)
-    return bool(begun) and isinstance(_whole(rest), str) and len(re.findall(_BEGIN, rest)) < 2
+    started = re.fullmatch(rb"[0-9a-f]{0,8}|[0-9a-f]{8} .*|\0*", rest, re.DOTALL)
+    return bool(started) and isinstance(_decode_without_end(rest), str) and len(re.findall(_LINE_START, rest)) < 2
 
 
-def _whole_lines(path: Path, block: int = 1 << 16) -> int:
-    """The length of a file up to and with its last newline."""
+def _complete_bytes(path: Path, block: int = 1 << 16) -> int:
+    """Return the length of a file up to and including its last newline."""
     with path.open("rb") as file:
         end = file.seek(0, os.SEEK_END)
         while end > 0:

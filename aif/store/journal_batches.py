@@ -1,4 +1,4 @@
-"""What a journal holds, in portions that a store takes in one after the other."""
+"""Read the journal in batches that the store applies one by one; parse judges' replies with the current parser."""
 
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
@@ -16,50 +16,56 @@ from aif.store.ingest import Entry, Step, steps
 from aif.store.journal import Damage, Position
 from aif.store.records import Record
 
-RECORDS = 2000  # a portion, and a transaction, at most
+RECORDS = 2000  # in a batch, which is one transaction, at most
 
 
 @dataclass
 class Rubrics:
-    """Rubrics by digest, made when first needed from the files that were journalled; and the marks around reasoning by
-    who is read with them, `stage/name`, where these are not those of all models. `otherwise` are completions that an
-    earlier version recorded with another text than is read now: text_id of that, by key."""
+    """The rubrics and reasoning tags that journalled replies are parsed with.
+
+    `files` are the files of each rubric by digest, `loaded` the rubrics made of them. `lost` are digests of rubrics
+    that replies need and that are missing or invalid. `tags` are the reasoning tags by `stage/identity`, if they differ
+    from the default ones. `old_text_ids`, by completion key, are the text_ids of completions that an earlier version
+    recorded with a text that is split differently now.
+    """
 
     files: dict[str, dict[str, str]] = field(default_factory=dict)
     tags: dict[str, Tags] = field(default_factory=dict)
-    made: dict[str, Rubric | None] = field(default_factory=dict)
+    loaded: dict[str, Rubric | None] = field(default_factory=dict)
     lost: set[str] = field(default_factory=set)
-    otherwise: dict[str, str] = field(default_factory=dict)
+    old_text_ids: dict[str, str] = field(default_factory=dict)
 
     def get(self, digest: str) -> Rubric | None:
-        """The rubric, or None where its record was damaged, or is no rubric to this version: `lost` then names it."""
-        if digest not in self.made and digest in self.files:
+        """Return the rubric. If its record was damaged, or this version can't load it, return None and add it to
+        `lost`."""
+        if digest not in self.loaded and digest in self.files:
             try:
-                self.made[digest] = Rubric.from_files(self.files[digest], f"rubric {digest[:12]}")
+                self.loaded[digest] = Rubric.from_files(self.files[digest], f"rubric {digest[:12]}")
             except BadInput:
-                self.made[digest] = None
-        if (rubric := self.made.get(digest)) is None:
+                self.loaded[digest] = None
+        if (rubric := self.loaded.get(digest)) is None:
             self.lost.add(digest)
         return rubric
 
 
-def entry_of(record: Record, rubrics: Rubrics) -> Entry:
-    """A journalled record with what the store needs besides: a judgement's reply is read by today's reader."""
+def parse_record(record: Record, rubrics: Rubrics) -> Entry:
+    """Return the record with the ratings parsed from it, if it is a judge's reply. A rubric's record is added to
+    `rubrics`."""
     if record["t"] == "text" and record["kind"] == "rubric":
         rubrics.files[record["digest"]] = record["content"]
     if record["t"] != "call":
         return Entry(record)
     if record["stage"] == "judgement":
-        record = _shown(record, rubrics.otherwise)
+        record = _with_shown(record, rubrics.old_text_ids)
     if record["text"] is None:
         return Entry(record)
-    who = f"{record['stage']}/{record['identity'].partition(DIGEST_SUFFIX)[0]}"
-    record = _read_again(record, rubrics.tags.get(who, "auto"))
+    author = f"{record['stage']}/{record['identity'].partition(DIGEST_SUFFIX)[0]}"
+    record = _split_again(record, rubrics.tags.get(author, "auto"))
     if record["stage"] != "judgement":
         if "was" in record and text_id(record["was"]) != text_id(record["text"]):
-            rubrics.otherwise.setdefault(record["key"], text_id(record["was"]))
+            rubrics.old_text_ids.setdefault(record["key"], text_id(record["was"]))
         return Entry(record)
-    if record["kind"] not in (None, "unreadable"):  # truncated, blocked: read or not, it is no judgement
+    if record["kind"] not in (None, "unreadable"):  # truncated or blocked: even if it can be parsed, it is no judgement
         return Entry(record)
     item = record["item"]
     if (rubric := rubrics.get(item["rubric"])) is None:
@@ -70,38 +76,42 @@ def entry_of(record: Record, rubrics: Rubrics) -> Entry:
         return Entry(record)
 
 
-def _shown(record: Record, otherwise: dict[str, str]) -> Record:
-    """A judgement's record with the texts that it was shown, where it names none and some are read otherwise now: a
-    completion of that key that came since may be as it was recorded."""
+def _with_shown(record: Record, old_text_ids: dict[str, str]) -> Record:
+    """Add `shown` to a judgement's record that lacks it, if texts it was shown are split differently now: a completion
+    with the same key may be recorded again later with the old text."""
     item = record["item"]
-    if "shown" in item or otherwise.keys().isdisjoint(item.get("completions", ())):
+    if "shown" in item or old_text_ids.keys().isdisjoint(item.get("completions", ())):
         return record
-    return {**record, "item": {**item, "shown": [otherwise.get(key, "") for key in item["completions"]]}}
+    return {**record, "item": {**item, "shown": [old_text_ids.get(key, "") for key in item["completions"]]}}
 
 
-def _read_again(record: Record, tags: Tags) -> Record:
-    """A call's record with text and reasoning as they are told apart now; where an earlier version cut none, `said` is
-    what came, and `was` the text. What has no text then is empty, and what was empty and has one is an answer."""
+def _split_again(record: Record, tags: Tags) -> Record:
+    """Split a call's reply into text and reasoning with the current tags.
+
+    If that differs from a record of an earlier version, which cut nothing, `said` holds the reply as received and `was`
+    the recorded text. A completion left without text becomes an empty reply; an empty one that has text is an answer.
+    """
     if record["kind"] not in (None, Kind.EMPTY, Kind.UNREADABLE):
         return record
     content, thoughts = record.get("said") or (record["text"], record["reasoning"] or "")
-    told = split_reasoning(content, thoughts, tags)
-    if (told.text, told.mark) == (record["text"], record.get("mark")):
+    parts = split_reasoning(content, thoughts, tags)
+    if (parts.text, parts.mark) == (record["text"], record.get("mark")):
         return record
-    again = {**record, "text": told.text, "reasoning": told.reasoning, "mark": told.mark}
-    if told.text != record["text"] and "said" not in record:
-        again |= {"said": [content, thoughts], "was": record["text"]}
-    blank = is_blank(told.text)
+    changed = {**record, "text": parts.text, "reasoning": parts.reasoning, "mark": parts.mark}
+    if parts.text != record["text"] and "said" not in record:
+        changed |= {"said": [content, thoughts], "was": record["text"]}
+    blank = is_blank(parts.text)
     if record["stage"] == "completion" and blank == (record["kind"] is None):
-        said = "The completion is empty: all of it is reasoning, as it is read now." if blank else None
-        again |= {"verdict": "later", "kind": Kind.EMPTY} if blank else {"verdict": "answered", "kind": None}
-        again["message"] = said
-    return again
+        changed |= {"verdict": "later", "kind": Kind.EMPTY} if blank else {"verdict": "answered", "kind": None}
+        changed["message"] = (
+            "The completion is empty: all of it is reasoning, with the current tags." if blank else None
+        )
+    return changed
 
 
 @dataclass(frozen=True, slots=True)
-class Portion:
-    """So many records as what the store does with them, the position behind them, and what was damaged among them."""
+class JournalBatch:
+    """Up to `RECORDS` records as steps for the store, with the position after them and the damaged lines among them."""
 
     position: Position
     records: int
@@ -109,18 +119,18 @@ class Portion:
     damaged: list[Damage]
 
 
-def portions(folder: Path, start: Position, rubrics: Rubrics) -> Generator[Portion]:
-    """The journal from `start` on. Rubrics that stand there are added to `rubrics`, and named there if lost."""
-    for page in batched(_sized(folder, start), lambda line: line[2], RECORDS):
-        entries = [entry_of(found, rubrics) for _, found, _ in page if not isinstance(found, Damage)]
-        broken = [found for _, found, _ in page if isinstance(found, Damage)]
-        yield Portion(page[-1][0], len(entries), steps(entries), broken)
+def read_batches(folder: Path, start: Position, rubrics: Rubrics) -> Generator[JournalBatch]:
+    """Yield the journal after `start` in batches. Rubrics found there are added to `rubrics`."""
+    for page in batched(_with_sizes(folder, start), lambda line: line[2], RECORDS):
+        entries = [parse_record(record, rubrics) for _, record, _ in page if not isinstance(record, Damage)]
+        damaged = [record for _, record, _ in page if isinstance(record, Damage)]
+        yield JournalBatch(page[-1][0], len(entries), steps(entries), damaged)
 
 
-def _sized(folder: Path, start: Position) -> Iterator[tuple[Position, Record | Damage, int]]:
-    """What stands there, with the position behind it and the bytes up to there."""
+def _with_sizes(folder: Path, start: Position) -> Iterator[tuple[Position, Record | Damage, int]]:
+    """Yield what `journal.replay` yields, each with its size in bytes."""
     last = start
-    for position, found in journal.replay(folder, start):
-        begun = last.offset if last.segment == position.segment else 0
-        yield position, found, position.offset - begun
+    for position, record in journal.replay(folder, start):
+        begin = last.offset if last.segment == position.segment else 0
+        yield position, record, position.offset - begin
         last = position

@@ -1,4 +1,4 @@
-"""What the store holds of one prompt."""
+"""Queries about one prompt: its completions, judgements and pairs."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +12,8 @@ from aif.store.query import Queries
 
 @dataclass(frozen=True, slots=True)
 class StoredPrompt:
-    """A prompt with its material; `meta` is the JSON text of its row's other columns, `source` None where the pipeline
-    no longer selects it."""
+    """A prompt with its material, and the JSON text of its row's other columns (`meta`). `source` is None if the
+    pipeline no longer selects the prompt."""
 
     prompt: Prompt
     meta: str
@@ -22,7 +22,7 @@ class StoredPrompt:
 
 @dataclass(frozen=True, slots=True)
 class Dissent:
-    """A judge who rates a pair's rejected completion above its chosen one, with its own scores of the two."""
+    """A judge that scores a pair's rejected completion above its chosen one, with its own two scores."""
 
     judge: str
     score_chosen: float
@@ -31,8 +31,8 @@ class Dissent:
 
 @dataclass(frozen=True, slots=True)
 class PairKeys:
-    """A pair by the keys of its completions, with their scores and the judges who disagree. `n` counts the pairs of a
-    prompt from 0."""
+    """A pair: its number `n` (from 0 within the prompt), the keys and scores of its completions, and the judges that
+    would reverse it."""
 
     n: int
     chosen: str
@@ -43,9 +43,9 @@ class PairKeys:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of a prompt when pairs were last made: `paired` or why not; the aspects that its scores are made of,
-    and how many completions were left out for want of a rating."""
+class PromptOutcome:
+    """The result of pairing a prompt: `paired` or the reason why not, the aspects in its scores, and the number of
+    completions left out because they have no rating."""
 
     outcome: str
     aspects: tuple[str, ...]
@@ -53,24 +53,24 @@ class Outcome:
 
 
 class PromptQueries(Queries):
-    """What is asked of one prompt."""
+    """Queries about one prompt."""
 
-    def example(self) -> str:
-        """The first digits of a paired prompt's id, or nothing."""
+    def example_prompt_id(self) -> str:
+        """Return the first 12 characters of some paired prompt's id; empty if no prompt is paired."""
         rows = self._rows("SELECT left(min(prompt_id), 12) FROM outcomes WHERE outcome = 'paired'")
         return str(rows[0][0] or "")
 
-    def find(self, prefix: str) -> str:
-        """The id of the one prompt whose id begins so."""
+    def find_prompt_id(self, prefix: str) -> str:
+        """Return the id that starts with `prefix`. Raises BadInput if no id or several ids do."""
         rows = self._rows("SELECT prompt_id FROM prompts WHERE starts_with(prompt_id, ?) LIMIT 3", [prefix])
         if not rows:
-            raise BadInput(f"no prompt {prefix!r} in the store; `prompt_id` of an exported row is what is looked for")
+            raise BadInput(f"no prompt starts with {prefix!r}; use the dataset's prompt_id column")
         if len(rows) > 1:
-            raise BadInput(f"several prompts begin with {prefix!r}; give more of the id")
+            raise BadInput(f"several prompts start with {prefix!r}; give more of the id")
         return str(rows[0][0])
 
     def prompt(self, prompt_id: str) -> StoredPrompt:
-        """The prompt with this whole id."""
+        """Return the prompt with this id, which must exist."""
         ((messages, meta, material, source),) = self._rows(
             "SELECT p.messages, p.meta, p.material, e.source FROM prompts p "
             "LEFT JOIN selection e ON p.prompt_id = e.prompt_id WHERE p.prompt_id = ?",
@@ -79,13 +79,13 @@ class PromptQueries(Queries):
         slots = orjson.loads(material) if material else {}
         return StoredPrompt(Prompt(prompt_id, as_messages(messages), source or "", material=slots), meta, source)
 
-    def outcome(self, prompt_id: str) -> Outcome | None:
-        """What became of the prompt; None where no pairs were made since it was selected."""
+    def outcome(self, prompt_id: str) -> PromptOutcome | None:
+        """Return the prompt's outcome; None if pairs were not made since it was selected."""
         rows = self._rows("SELECT outcome, aspects, unrated FROM outcomes WHERE prompt_id = ?", [prompt_id])
-        return Outcome(rows[0][0], tuple(rows[0][1] or ()), rows[0][2] or 0) if rows else None
+        return PromptOutcome(rows[0][0], tuple(rows[0][1] or ()), rows[0][2] or 0) if rows else None
 
     def pairs_of(self, prompt_id: str) -> list[PairKeys]:
-        """The prompt's pairs in order."""
+        """Return the prompt's pairs, ordered by number."""
         dissents: dict[int, list[Dissent]] = {}
         query = "SELECT n, judge, score_chosen, score_rejected FROM dissent WHERE prompt_id = ?"
         for n, *scores in self._rows(query, [prompt_id]):
@@ -99,38 +99,39 @@ class PromptQueries(Queries):
             for n, chosen, rejected, high, low in rows
         ]
 
-    def authors(self, prompt_id: str) -> dict[str, str]:
-        """The models that write the prompt's planned completions, by the completion's key."""
+    def models_by_key(self, prompt_id: str) -> dict[str, str]:
+        """Return the model of each planned completion of the prompt, by the completion's key."""
         return dict(self._rows("SELECT key, model FROM slots WHERE prompt_id = ?", [prompt_id]))
 
     def completion_texts(self, prompt_id: str) -> dict[str, str]:
-        """The texts of the prompt's completions by key, of former plans too."""
+        """Return the texts of all stored completions of the prompt by key, also those no longer planned."""
         return dict(self._rows("SELECT key, text FROM completions WHERE prompt_id = ?", [prompt_id]))
 
     def planned_texts(self, prompt_id: str) -> dict[str, str]:
-        """The texts of the completions that the present plan wants of the prompt, by key."""
+        """Return the texts of the prompt's planned completions that exist, by key."""
         query = "SELECT c.key, c.text FROM slots s JOIN completions c ON s.key = c.key WHERE s.prompt_id = ?"
         return dict(self._rows(query, [prompt_id]))
 
     def score_sources(self, prompt_id: str) -> dict[str, str]:
-        """Whose scale the score is on that came with a completion, by the completion's key, where that is known."""
+        """Return the source of each provided score of the prompt, whose scale the score is on, by completion key."""
         return dict(
             self._rows("SELECT key, source FROM carried WHERE prompt_id = ? AND source IS NOT NULL", [prompt_id])
         )
 
     def slots_with_calls(self, prompt_id: str) -> list[dict[str, Any]]:
-        """The prompt's slots, with the columns of view `slot_states`, of the completion (text, reasoning, finish,
-        system), its scores (score, spread, by_judge) and the call that it came of (sent, served, seconds, n, tokens,
-        usd); `raw` is what was received and could not be used."""
+        """Return a row for each planned completion of the prompt: the columns of view `slot_states`, the completion
+        (text, reasoning, finish, system), its scores (score, spread, by_judge), its call (sent, served, seconds, n,
+        input_tokens, output_tokens, usd), and `raw`, a received reply that could not be used."""
         return self._query(_SLOTS, [prompt_id])
 
     def judgements_with_calls(self, prompt_id: str) -> list[dict[str, Any]]:
-        """The prompt's judgements that the pipeline wants, with the columns of table `judgements`, of their calls, and
-        as JSON the files of their rubrics (`files`) and the material that was shown (`shown_material`)."""
+        """Return a row for each answered judgement of the prompt that the pipeline wants: the columns of table
+        `judgements`, its call (as in `slots_with_calls`), and as JSON its rubric's files (`files`) and the material
+        shown (`shown_material`)."""
         return self._query(_JUDGEMENTS, [prompt_id])
 
     def failed_judgements(self, prompt_id: str) -> list[dict[str, Any]]:
-        """The prompt's judgements that have no ratings, with the columns of table `failed` and the judge's name."""
+        """Return a row for each failed judgement of the prompt: the columns of table `failed` and the judge's name."""
         query = "SELECT f.*, d.judge FROM failed f JOIN needed d ON d.failure = f.key WHERE d.prompt_id = ?"
         return self._query(query, [prompt_id])
 

@@ -1,4 +1,4 @@
-"""How the store is read: a connection that only reads, and the ways of asking it that its subclasses share."""
+"""A read-only connection to the store, with the ways to run SQL that its subclasses share."""
 
 from collections.abc import Iterable, Sequence
 from itertools import islice
@@ -11,31 +11,31 @@ import orjson
 
 from aif.core.batching import KEYS_PER_QUERY
 from aif.core.errors import BadInput, StoreDamaged
-from aif.store.connection import check_version, connect, twice
-from aif.store.lock import Places
+from aif.store.connection import check_version, connect, with_more_memory
+from aif.store.paths import StorePaths
 
-if TYPE_CHECKING:  # these load numpy, 0.2 s of CPU, which `aif status` can do without
+if TYPE_CHECKING:  # these load numpy, 0.2 s of CPU, which `aif status` does not need
     import pyarrow as pa
 
     from aif.store.database import Store
 
-_KEY = {"prompts": "prompt_id", "completions": "key", "texts": "digest"}
+_KEY = {"prompts": "prompt_id", "completions": "key", "texts": "digest"}  # each table's primary key
 
 
-def _encoded(rows: "pa.Table") -> "pa.Table":
+def _dictionary_encoded(rows: "pa.Table") -> "pa.Table":
     import pyarrow as pa
 
     def encoded(column: "pa.ChunkedArray") -> "pa.ChunkedArray | pa.Array":
         if pa.types.is_string(column.type):
             return column.dictionary_encode()
-        # copied, or it keeps all that DuckDB gave with it, the texts too
+        # copied: else it keeps the whole buffer from DuckDB, texts included
         return pa.array(column.to_numpy().copy(), column.type)
 
     return pa.table({name: encoded(rows[name]) for name in rows.column_names})
 
 
 class Queries:
-    """The asking end of the store. One thread uses one reader."""
+    """A read-only connection to a store. Use each instance in one thread only."""
 
     def __init__(self, db: duckdb.DuckDBPyConnection, path: Path) -> None:
         self._db = db
@@ -43,14 +43,17 @@ class Queries:
 
     @classmethod
     def of(cls, store: "Store") -> Self:
-        """Reads beside the writer, in the same process. Call it from the thread that owns the store."""
+        """Connect to a store that this process has open for writing. Call it in the thread that owns the store."""
         return cls(store.cursor(), store.path)
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Reads a store that no run holds."""
-        if not path.exists() and Places(path).journal.exists():
-            raise StoreDamaged(f"{path}: the store is gone")
+        """Open a store that no process writes to.
+
+        Raises BadInput if there is none, StoreDamaged if it can't be read or is missing beside its journal.
+        """
+        if not path.exists() and StorePaths(path).journal.exists():
+            raise StoreDamaged(f"{path}: the store is missing")
         if not path.exists():
             raise BadInput(f"{path}: no store here yet; `aif run` makes it")
         db = connect(path, read_only=True)
@@ -73,50 +76,52 @@ class Queries:
         self.close()
 
     def _query(self, query: str, parameters: Sequence[Any] = ()) -> list[dict[str, Any]]:
-        """Rows as dicts, for what is only shown."""
+        """Return the rows as dicts."""
 
-        def ask() -> list[dict[str, Any]]:
+        def run() -> list[dict[str, Any]]:
             rows = self._db.execute(query, parameters)
             names = [name for name, *_ in rows.description]
             return [dict(zip(names, row, strict=True)) for row in rows.fetchall()]
 
-        return twice(self._db, self._path, ask)
+        return with_more_memory(self._db, self._path, run)
+
+    def _rows(self, query: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> list[tuple[Any, ...]]:
+        """Return the rows as tuples."""
+        return with_more_memory(self._db, self._path, lambda: self._db.execute(query, parameters).fetchall())
 
     def _arrow(self, query: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> "pa.Table":
-        """Rows as an Arrow table."""
-        table = twice(self._db, self._path, lambda: self._db.sql(query, params=parameters).to_arrow_table())
+        """Return the rows as an Arrow table."""
+        table = with_more_memory(self._db, self._path, lambda: self._db.sql(query, params=parameters).to_arrow_table())
         assert table is not None
         return table
 
-    def _numbered(self, query: str) -> "pa.Table":
-        """The same, each text once and by number, and no column with NULLs but texts: of 2,500,000 pairs that is 0.1 GB
-        in place of 0.6."""
+    def _arrow_by_number(self, query: str) -> "pa.Table":
+        """Return the rows as an Arrow table whose texts are dictionary-encoded: 2,500,000 pairs take 0.1 GB in place of
+        0.6. Only text columns may hold NULLs."""
         import pyarrow as pa
 
-        def ask() -> list[pa.Table]:
+        def run() -> list[pa.Table]:
             rows = self._db.sql(query).to_arrow_reader(100_000)
-            return [_encoded(rows.schema.empty_table()), *(_encoded(pa.Table.from_batches([one])) for one in rows)]
+            parts = (_dictionary_encoded(pa.Table.from_batches([batch])) for batch in rows)
+            return [_dictionary_encoded(rows.schema.empty_table()), *parts]
 
-        return pa.concat_tables(twice(self._db, self._path, ask)).unify_dictionaries()
-
-    def _rows(self, query: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> list[tuple[Any, ...]]:
-        return twice(self._db, self._path, lambda: self._db.execute(query, parameters).fetchall())
+        return pa.concat_tables(with_more_memory(self._db, self._path, run)).unify_dictionaries()
 
     def _column(self, table: str, column: str, keys: Iterable[str]) -> dict[str, Any]:
-        """A column by its table's key, of those of these keys that are there. No more is read of it than that."""
-        key, found, wanted = _KEY[table], dict[str, Any](), iter(dict.fromkeys(keys))
-        while some := list(islice(wanted, KEYS_PER_QUERY)):
-            found |= self._rows(f"SELECT {key}, {column} FROM {table} WHERE {key} IN (SELECT unnest(?))", [some])
-        return found
+        """Return a column's values by the table's key, for the given keys that exist. DuckDB reads only their rows."""
+        key, values, remaining = _KEY[table], dict[str, Any](), iter(dict.fromkeys(keys))
+        while page := list(islice(remaining, KEYS_PER_QUERY)):
+            values |= self._rows(f"SELECT {key}, {column} FROM {table} WHERE {key} IN (SELECT unnest(?))", [page])
+        return values
 
     def texts(self, kind: str) -> dict[str, Any]:
-        """Texts of one kind by digest."""
+        """Return all stored texts of a kind (`principle`, `rubric`, `material`, `model`) by digest."""
         return {
             digest: orjson.loads(text)
             for digest, text in self._rows("SELECT digest, content FROM texts WHERE kind = ?", [kind])
         }
 
-    def marked(self, name: str) -> str | None:
-        """What was remembered under this name (see `Store.mark`)."""
+    def get_mark(self, name: str) -> str | None:
+        """Return the value stored under this name by `Store.set_mark`."""
         rows = self._rows("SELECT value FROM marks WHERE name = ?", [name])
         return str(rows[0][0]) if rows else None

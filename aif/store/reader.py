@@ -1,4 +1,4 @@
-"""All that is asked of the store but for pairs (results.py) and estimates (forecast.py)."""
+"""All queries on the store, except those for datasets (result_queries.py) and estimates (estimate_queries.py)."""
 
 from aif.store.prompt_queries import PromptQueries
 from aif.store.report_queries import ReportQueries
@@ -6,4 +6,4 @@ from aif.store.run_queries import RunQueries
 
 
 class Reader(RunQueries, ReportQueries, PromptQueries):
-    """Answers to what a run, a report and a look at one prompt ask. One thread uses one reader."""
+    """A read-only connection to a store with the queries of a run, of reports, and on one prompt."""

@@ -1,30 +1,30 @@
-"""The journal's record types: what is kept for good, one JSON object a line.
+"""The record types of the journal, one JSON object a line. Each function here builds a record of one type.
 
 Every record has `t`, its type, and `v`, that type's version. These shapes are a promise: later versions read them.
 
-    prompt     a prompt as it came in: prompt_id, messages, meta, material
-    carried    a completion that came with its prompt: key, prompt_id, model, text
-    page       some of the prompts the sources hold now, in order: start (position of the first),
-               rows [[prompt_id, source]]; and of the completions they carry: carried [[prompt_id, key, score]], and,
-               where scores came with them, whose scale each is on: sources
+    prompt     a prompt as its source holds it: prompt_id, messages, meta, material
+    carried    a completion provided with its prompt: key, prompt_id, model, text
+    page       some of the prompts that the sources hold now, in order: start (position of the first),
+               rows [[prompt_id, source]]; and their provided completions: carried [[prompt_id, key, score]], with the
+               source whose scale each score is on: sources
     selected   the end of the pages: fingerprint of the sources, counts [[source, reason, rows]]
-    text       a text that others name by digest: kind (principle, rubric, material, model), content
-    call       one call to an endpoint, whatever came of it
-    reserve    a ceiling that the counted spend of a run stays below from here on: run, n (from 1: the highest of a run
-               holds), usd. Lowered to what was counted where the run ends in order; of one that crashed it counts
-    retry      from here on, failures for good are pending again (`--retry-failed`)
-    split      the threshold that a test size was turned into: asked, threshold
-    mended     so many of the damaged lines before it are made good: lines
+    text       a text that other records name by digest: kind (principle, rubric, material, model), content
+    call       one call to an endpoint, whatever its result
+    reserve    from here on the spend counted in a run stays below this ceiling: run, n (from 1; the highest of a run
+               is valid), usd. A run that ends in order lowers it to its counted spend; of a crashed run it counts
+    retry      from here on, permanent failures are pending again (`--retry-failed`)
+    split      the threshold computed for a test size: asked, threshold
+    mended     this number of the damaged lines before it were recovered: lines
 
 A call holds: id, stage, key, prompt_id, endpoint, identity, n, started, seconds, verdict, kind, message, raw, usage,
-usd, sent, served, text, reasoning, finish; where usd is not known, but what it can be at most is, that as bound. Its id
-is its run's, a hyphen, and a number. Where reasoning was cut out of the text, `said` holds [the content as it came, the
-thoughts that came apart from it]; `mark` says what looks like a mark of reasoning (see core/reasoning.py). In `item`
-stands what its stage needs besides:
+usd, sent, served, text, reasoning, finish; if usd is unknown, bound is the most it can be, if that is known. The id is
+the run's id, a hyphen and a number. If reasoning was cut out of the text, `said` holds [the content as received, the
+reasoning received apart from it]; `mark` is what looks like a reasoning tag (see core/reasoning.py). `item` holds what
+its stage needs besides:
     completion: sample, seed, principle (digest), system
     judgement:  pass, request, rubric (digest), spec, material (digest or null), form, completions (keys in the order
-                shown), shown (text_id of each; where it is missing, of the text as the completion's record holds it)
-One that was put back from a store holds in it what the store knew: nothing where nothing came of the call in the end.
+                shown), shown (text_id of each; without it, the texts as the completions' records hold them)
+A call written back from a store has in `item` what the store knew: nothing if the item never got a result.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -38,31 +38,39 @@ from aif.providers.base import CallError, Reply
 Record = dict[str, Any]
 
 
-def prompt(one: Prompt) -> Record:
+def prompt(prompt: Prompt) -> Record:
     return {
         "t": "prompt",
         "v": 1,
-        "prompt_id": one.prompt_id,
-        "messages": as_dicts(one.messages),
-        "meta": dict(one.meta),
-        "material": dict(one.material),
+        "prompt_id": prompt.prompt_id,
+        "messages": as_dicts(prompt.messages),
+        "meta": dict(prompt.meta),
+        "material": dict(prompt.material),
     }
 
 
-def carried(key: str, prompt_id: str, one: ProvidedCompletion) -> Record:
-    return {"t": "carried", "v": 1, "key": key, "prompt_id": prompt_id, "model": one.model, "text": one.text}
+def carried(key: str, prompt_id: str, completion: ProvidedCompletion) -> Record:
+    return {
+        "t": "carried",
+        "v": 1,
+        "key": key,
+        "prompt_id": prompt_id,
+        "model": completion.model,
+        "text": completion.text,
+    }
 
 
 def page(start: int, rows: Iterable[tuple[str, str]], carried: Iterable[Sequence[Any]] = ()) -> Record:
-    """`carried`: prompt_id, key, score, and the source of a score."""
-    came = [list(row) for row in carried]
-    sources = [row.pop() if len(row) > 3 else None for row in came]
+    """Build a page of the selection. `rows` are (prompt_id, source); `carried` are the provided completions as
+    (prompt_id, key, score), or with the source whose scale the score is on as a fourth value."""
+    provided = [list(row) for row in carried]
+    sources = [row.pop() if len(row) > 3 else None for row in provided]
     return {
         "t": "page",
         "v": 1,
         "start": start,
         "rows": [list(row) for row in rows],
-        "carried": came,
+        "carried": provided,
         **({"sources": sources} if any(sources) else {}),
     }
 
@@ -94,7 +102,7 @@ def mended(lines: int) -> Record:
 
 @dataclass(frozen=True, slots=True)
 class CallItem:
-    """What a call is for: its place in the journal's terms."""
+    """The completion or judgement that a call is for, as the journal records it; `details` becomes `item`."""
 
     stage: Stage
     key: str
@@ -117,9 +125,11 @@ def call(
     usd: float | None,
     bound: float | None = None,
 ) -> Record:
-    """The record of one call. A reply that could not be used is kept whole, as one that could. `bound` is the most it
-    can have cost."""
-    had = reply or (error.reply if error else None)
+    """Build the record of one call, with the whole reply even if it could not be used.
+
+    `usd` is the cost, None if unknown; `bound` is then the most it can have cost. `n` counts the attempts at the item.
+    """
+    received = reply or (error.reply if error else None)
     return {
         "t": "call",
         "v": 1,
@@ -137,14 +147,14 @@ def call(
         "kind": error.kind if error else None,
         "message": error.message if error else None,
         "raw": error.raw or None if error else None,
-        "usage": asdict(had.usage) if had and had.usage else None,
+        "usage": asdict(received.usage) if received and received.usage else None,
         "usd": usd,
         **({"bound": bound} if usd is None and bound is not None else {}),
-        "sent": dict(had.sent) if had else {},
-        "served": dict(had.served) if had else {},
-        "text": had.text if had else None,
-        "reasoning": had.reasoning if had else None,
-        "finish": had.finish if had else None,
-        **({"said": list(had.received)} if had and had.received else {}),
-        **({"mark": had.mark} if had and had.mark else {}),
+        "sent": dict(received.sent) if received else {},
+        "served": dict(received.served) if received else {},
+        "text": received.text if received else None,
+        "reasoning": received.reasoning if received else None,
+        "finish": received.finish if received else None,
+        **({"said": list(received.received)} if received and received.received else {}),
+        **({"mark": received.mark} if received and received.mark else {}),
     }

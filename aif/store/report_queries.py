@@ -1,4 +1,8 @@
-"""What is reported of a store: how items stand, what became of prompts, who wrote what, what it cost."""
+"""Queries for summaries and reports: progress, failures, spend, models, pairs.
+
+An item is a completion or judgement that the pipeline wants. It is answered, failed (permanently), later (failed, and
+retried by the next run) or pending.
+"""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -9,26 +13,29 @@ import orjson
 
 from aif.core.types import FailureGroup, Spent
 from aif.providers.base import UNKNOWN_FINISH
-from aif.store.connection import within
+from aif.store.connection import limit_condition
 from aif.store.journal import Position
 from aif.store.query import Queries
 from aif.store.run_queries import OUTDATED
 
-if TYPE_CHECKING:  # it loads numpy, 0.2 s of CPU, which `aif status` can do without
+if TYPE_CHECKING:  # it loads numpy, 0.2 s of CPU, which `aif status` does not need
     from aif.pairing.pairs import PairPolicy
 
-BESIDE = ("empty_completion", "rescored", "alike")  # what intake counts that is no row left out
+# Reasons in table `intake` that count other things than rows left out.
+SIDE_COUNTS = ("empty_completion", "rescored", "alike")
 
 
 @dataclass(frozen=True, slots=True)
-class Marked:
-    """Completions of a model with what looks like a mark of reasoning: it was `left` in the text, or `cut` where the
-    reply may only speak of it; or the `whole` may be thoughts, since it is cut and others of the model have some before
-    their text. Without a model: prompts with one `left` in an earlier answer. `example` is a piece of
-    one as it came, which may hold reasoning where it was cut."""
+class ReasoningMarks:
+    """Completions of a model that contain what looks like reasoning tags, counted by `kind`, with an example.
+
+    `left`: a tag is still in the text. `cut`: reasoning was cut at a tag that the reply may only mention. `whole`: the
+    text ends at max_tokens and may be all reasoning, since other completions of the model contain reasoning. An empty
+    `model` stands for prompts with a tag `left` in an earlier assistant turn. `example` is a piece of one, as received.
+    """
 
     model: str
-    what: str
+    kind: str
     completions: int
     prompt_id: str
     example: str
@@ -36,7 +43,7 @@ class Marked:
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """How the items of one model or judge stand. They sum to `wanted`."""
+    """The item counts of one model or judge, by state. `wanted` is their sum with those never requested."""
 
     wanted: int
     answered: int
@@ -45,48 +52,49 @@ class Tally:
 
     @property
     def pending(self) -> int:
-        """Not asked yet, or to be asked again."""
+        """Items never requested, and those to be retried."""
         return self.wanted - self.answered - self.failed
 
 
 @dataclass(frozen=True, slots=True)
-class Balance:
-    """All that the present pipeline wants, and how it stands: answered + failed + pending. Judgements are counted as if
-    every completion came through that is still pending.
+class ItemCounts:
+    """The counts of all items that the pipeline wants now, by model and judge (`tallies`), and of prompts.
 
-    `slots` has the prompts by how many completions each is to have; `whole` counts those of which nothing is missing.
+    Judgements are counted as if every pending completion will be answered. `slots` is the number of prompts by planned
+    completions each; `complete` is the number of prompts with no item missing; `missing` groups the missing items.
     """
 
     prompts: int
-    whole: int
+    complete: int
     slots: dict[int, int]
     tallies: dict[tuple[str, str], Tally]
     missing: tuple[FailureGroup, ...]
 
     @property
     def completeness(self) -> float:
-        """The share of the selected prompts of which every completion planned and every judgement wanted is there."""
-        return self.whole / self.prompts if self.prompts else 1.0
+        """The share of selected prompts, 0 to 1, with every planned completion and every wanted judgement."""
+        return self.complete / self.prompts if self.prompts else 1.0
 
     def total(self, *stages: str) -> Tally:
-        found = [tally for (stage, _), tally in self.tallies.items() if stage in stages]
+        """Return the sum of the tallies of these stages (`carried`, `completion`, `judgement`)."""
+        tallies = [tally for (stage, _), tally in self.tallies.items() if stage in stages]
         names = ("wanted", "answered", "failed", "later")
-        return Tally(*(sum(getattr(one, name) for one in found) for name in names))
+        return Tally(*(sum(getattr(tally, name) for tally in tallies) for name in names))
 
     @property
     def unplanned(self) -> int:
-        """Prompts that have no slots yet, and so no items."""
+        """The number of selected prompts without planned completions yet, and so without items."""
         return self.prompts - sum(self.slots.values())
 
 
 @dataclass(frozen=True, slots=True)
-class Books:
-    """Where every prompt is: rows read = selected + each reason left out; selected = the sum of outcomes.
+class PromptCounts:
+    """Counts that account for every row read: `intake` by reason (selected, or why left out), and for every selected
+    prompt: `outcomes` (paired, or why not).
 
-    `pairs` are those of the prompts that are paired, one each or several. `empty` counts completions that rows carried
-    without a text: they were left out, not their rows; `rescored` scores of completions that had another, or none,
-    before; `alike` prompts that differ from an earlier one in form alone; `unrated` completions that are left out of
-    their prompt's pairs.
+    `pairs` is the number of pairs. `empty` counts provided completions without text, which were left out; `rescored`
+    scores that replaced another score, or none; `alike` prompts that differ from an earlier one only in spaces or
+    Unicode form; `unrated` completions left out of pairs because they have no rating.
     """
 
     intake: dict[str, int]
@@ -99,13 +107,14 @@ class Books:
 
     @property
     def selected(self) -> int:
+        """The number of selected prompts."""
         return sum(self.outcomes.values())
 
 
 @dataclass(frozen=True, slots=True)
-class Unrated:
-    """Judgements of one judge that have no ratings for the same reason: `kind` of failure or `not asked`, how many, and
-    an example's message."""
+class UnratedJudgements:
+    """The number of a judge's judgements without ratings for one reason: `kind` of failure, or "not asked"; with the
+    error message of one as example."""
 
     endpoint: str
     kind: str
@@ -114,21 +123,22 @@ class Unrated:
 
 
 class ReportQueries(Queries):
-    """What is reported."""
+    """Queries for summaries and reports."""
 
     def tallies(self, limit: int | None = None) -> dict[tuple[str, str], Tally]:
-        """By (stage, endpoint), of the prompts before position `limit`. Stage `carried` has completions that came with
-        their prompts, by who wrote them; what a judge will be asked about completions still to come is counted."""
+        """Return the tallies by (stage, model or judge), for the prompts before position `limit`.
+
+        Stage `carried` is completions provided with prompts, by author. Judgements of pending completions count.
+        """
         rows = self._rows(
             f"SELECT stage, endpoint, count(*), count(*) FILTER (state = 'answered'), "
             f"count(*) FILTER (state = 'failed'), count(*) FILTER (state = 'later') "
-            f"FROM items WHERE {within(limit)} GROUP BY ALL ORDER BY ALL"
+            f"FROM items WHERE {limit_condition(limit)} GROUP BY ALL ORDER BY ALL"
         )
         return {(stage, endpoint): Tally(*counts) for stage, endpoint, *counts in rows}
 
-    def balance(self) -> Balance:
-        """How all that is wanted stands: 0.25 s of CPU for 64,000 prompts, and as much again where something is
-        missing."""
+    def item_counts(self) -> ItemCounts:
+        """Count all items. It takes 0.25 s of CPU for 64,000 prompts, twice that if items are missing."""
         prompts = self._rows("SELECT count(*) FROM selection")[0][0]
         slots = dict(
             self._rows(
@@ -145,30 +155,31 @@ class ReportQueries(Queries):
         for stage, endpoint, state, items in rows:
             if stage:
                 counts.setdefault((stage, endpoint), Counter())[state] += items
-        lacking = next(items for stage, *_, items in rows if stage is None)
-        return Balance(
+        incomplete = next(items for stage, *_, items in rows if stage is None)
+        return ItemCounts(
             prompts,
-            sum(slots.values()) - lacking,
+            sum(slots.values()) - incomplete,
             slots,
-            {place: Tally(n.total(), n["answered"], n["failed"], n["later"]) for place, n in counts.items()},
-            tuple(self._missing("true")) if lacking else (),
+            {key: Tally(n.total(), n["answered"], n["failed"], n["later"]) for key, n in counts.items()},
+            tuple(self._missing("true")) if incomplete else (),
         )
 
-    def failures(self) -> list[FailureGroup]:
-        """What has failed for good, by kind, most first. (Where nothing has, to look for it among 1,000,000 items would
-        take a second.)"""
-        had = self._rows("SELECT 1 FROM failed WHERE verdict = 'failed' LIMIT 1")
-        return self._missing("verdict = 'failed'") if had else []
+    def permanent_failures(self) -> list[FailureGroup]:
+        """Return the permanently failed items by kind, most first."""
+        # the view takes 1 s for 1,000,000 items, even if none failed
+        any_failed = self._rows("SELECT 1 FROM failed WHERE verdict = 'failed' LIMIT 1")
+        return self._missing("verdict = 'failed'") if any_failed else []
 
-    def _missing(self, which: str) -> list[FailureGroup]:
+    def _missing(self, condition: str) -> list[FailureGroup]:
         rows = self._rows(
             "SELECT stage, endpoint, coalesce(kind, ''), verdict, items, coalesce(example, ''), prompt_id "
-            f"FROM failures WHERE {which} ORDER BY kind IS NULL, items DESC, endpoint, kind, verdict"
+            f"FROM failures WHERE {condition} ORDER BY kind IS NULL, items DESC, endpoint, kind, verdict"
         )
         return [FailureGroup(*row) for row in rows]
 
-    def endings(self) -> list[tuple[str, int, str]]:
-        """Replies that ended by a word that is not known, by endpoint and word; they are kept as if they were cut."""
+    def unknown_endings(self) -> list[tuple[str, int, str]]:
+        """Return (endpoint, replies, finish reason) for finish reasons that aif does not know. Such replies count as
+        cut at max_tokens."""
         word = f"json_extract_string(served, '$.{UNKNOWN_FINISH}')"
         return self._rows(
             f"SELECT endpoint, count(*), {word} FROM calls WHERE verdict = 'answered' AND contains(served::VARCHAR, ?) "
@@ -176,10 +187,10 @@ class ReportQueries(Queries):
             [f'"{UNKNOWN_FINISH}":'],
         )
 
-    def marks(self) -> list[Marked]:
-        """Completions of the plan with what looks like a mark of reasoning, by model, and prompts; with an example."""
+    def reasoning_marks(self) -> list[ReasoningMarks]:
+        """Count the planned completions and selected prompts that contain what looks like reasoning tags."""
         rows = self._rows(
-            "SELECT s.model, split_part(coalesce(mark, 'whole'), ': ', 1) AS what, count(*), min(s.prompt_id), "
+            "SELECT s.model, split_part(coalesce(mark, 'whole'), ': ', 1) AS kind, count(*), min(s.prompt_id), "
             "min_by(mark, s.prompt_id), min_by(s.key, s.prompt_id) FROM slots s JOIN completions c ON s.key = c.key "
             "WHERE mark IS NOT NULL OR (finish = 'length' AND reasoning IS NULL AND c.identity IN "
             "(SELECT identity FROM completions WHERE said IS NOT NULL AND reasoning IS NOT NULL)) GROUP BY ALL "
@@ -188,21 +199,22 @@ class ReportQueries(Queries):
             "USING (prompt_id) WHERE mark IS NOT NULL HAVING count(*) > 0 ORDER BY ALL"
         )
         return [
-            Marked(model, what, n, id, mark.partition(": ")[2] if mark else self._beginning(key))
-            for model, what, n, id, mark, key in rows
+            ReasoningMarks(model, kind, n, id, mark.partition(": ")[2] if mark else self._beginning(key))
+            for model, kind, n, id, mark, key in rows
         ]
 
     def _beginning(self, key: str) -> str:
-        """Of one text: of all that may be shown, 2,048 of 200 kB would be in memory at once."""
+        """Return the first 60 characters of a completion. (In the query above, 2,048 texts of 200 kB would be read.)"""
         rows = self._rows(
             "SELECT regexp_replace(left(text, 60), '\\s+', ' ', 'g') FROM completions WHERE key = ?", [key]
         )
         return str(rows[0][0])
 
-    def outdated(self) -> list[tuple[str, int, int]]:
-        """By judge, how many judgements are wanted of texts that are others than it was shown, and their tokens."""
-        if not self.marked("texts"):
-            return []  # by far most: to look takes 0.25 s of 64,000 prompts
+    def outdated_judgements(self) -> list[tuple[str, int, int]]:
+        """Return (judge, judgements, estimated input tokens) for pending judgements of completions whose texts the
+        judge saw differently before."""
+        if not self.get_mark("texts"):
+            return []  # almost always: the query takes 0.25 s for 64,000 prompts
         return self._rows(
             "WITH again AS (SELECT d.judge, d.answers, max(k.input_tokens) AS sent FROM needed d "
             f"JOIN judgements o ON {OUTDATED} LEFT JOIN calls k ON o.call_id = k.id "
@@ -212,10 +224,11 @@ class ReportQueries(Queries):
             "WHERE key IN (SELECT unnest(answers)))))::BIGINT FROM again GROUP BY judge ORDER BY judge"
         )
 
-    def apart(self) -> dict[str, int]:
-        """Of how many prompts a judge was asked about one completion at a time, since it can't hold all of them."""
-        if not self._rows("SELECT 1 FROM specs WHERE instead IS NOT NULL LIMIT 1"):  # to look takes 0.1 s of 64,000
-            return {}
+    def judged_singly(self) -> dict[str, int]:
+        """Return, by judge, the number of prompts judged one completion at a time because all together exceed the
+        judge's context window."""
+        if not self._rows("SELECT 1 FROM specs WHERE instead IS NOT NULL LIMIT 1"):
+            return {}  # the query takes 0.1 s for 64,000 prompts
         return dict(
             self._rows(
                 "SELECT judge, count(DISTINCT prompt_id) FROM needed WHERE state = 'answered' "
@@ -224,14 +237,15 @@ class ReportQueries(Queries):
         )
 
     def spent(self) -> Spent:
-        """What all calls ever made cost, and runs that crashed may have cost besides."""
+        """Return the cost of all calls ever made, and the most that crashed runs may have cost besides."""
         (row,) = self._rows("SELECT known, unknown, unpriced FROM spent")
         return Spent(*row)
 
-    def books(self) -> Books:
-        """Every prompt once, by what became of it. Prompts that have no outcome yet are pending."""
+    def prompt_counts(self) -> PromptCounts:
+        """Count every row read and every selected prompt once, by outcome. Prompts without an outcome yet are
+        `pending`."""
         intake = dict(self._rows("SELECT reason, sum(rows)::BIGINT FROM intake GROUP BY reason ORDER BY reason"))
-        beside = [intake.pop(name, 0) for name in BESIDE]
+        side_counts = [intake.pop(name, 0) for name in SIDE_COUNTS]
         outcomes = dict(
             self._rows(
                 "SELECT coalesce(o.outcome, 'pending') AS outcome, count(*) FROM selection e "
@@ -242,74 +256,76 @@ class ReportQueries(Queries):
         unrated = self._rows(
             "SELECT coalesce(sum(unrated), 0)::BIGINT FROM outcomes SEMI JOIN selection USING (prompt_id)"
         )
-        return Books(intake, outcomes, pairs, *beside, *unrated[0])
+        return PromptCounts(intake, outcomes, pairs, *side_counts, *unrated[0])
 
-    def read(self) -> tuple[int, int, int]:
-        """How many calls were made, how many judgements read, and a hash of all that was read in them."""
+    def replies_digest(self) -> tuple[int, int, int]:
+        """Return the number of calls, the number of judgements, and a hash of all ratings."""
         (row,) = self._rows(
             "SELECT (SELECT count(*) FROM calls), count(*), coalesce(bit_xor(hash(key, ratings)), 0) FROM judgements"
         )
         return row[0], row[1], row[2]
 
-    def paired_by(self) -> "PairPolicy | None":
-        """The policy that pairs were last made by."""
-        said = self.marked("pairs")
-        if not said:
+    def pair_policy(self) -> "PairPolicy | None":
+        """Return the policy that the stored pairs were made with; None before pairs are made."""
+        policy = self.get_mark("pairs")
+        if not policy:
             return None
         from aif.pairing.pairs import PairPolicy
 
-        return PairPolicy(**orjson.loads(said))
+        return PairPolicy(**orjson.loads(policy))
 
-    def disputed(self) -> int:
-        """Pairs of which some judge rates the rejected completion above the chosen one."""
+    def disputed_pairs(self) -> int:
+        """Return the number of pairs whose rejected completion some judge scores above the chosen one."""
         return int(self._rows("SELECT count(DISTINCT (prompt_id, n)) FROM dissent")[0][0])
 
     def standings(self) -> list[dict[str, Any]]:
-        """The rows of view `standings`: who wrote what, best first, without means by aspect."""
+        """Return the rows of view `standings`: completions, mean score and pairs by model, best first."""
         return self._query("FROM standings")
 
     def leaderboard(self) -> list[dict[str, Any]]:
-        """The rows of view `leaderboard`. It reads every rating: 2 s of CPU for 64,000 prompts."""
+        """Return the rows of view `leaderboard`: the standings with the mean rating by aspect. It reads every rating:
+        2 s of CPU for 64,000 prompts."""
         return self._query("FROM leaderboard")
 
     def score_agreement(self) -> list[dict[str, Any]]:
-        """The rows of view `score_agreement`: how far each two judges agree."""
+        """Return the rows of view `score_agreement`: how far the scores of each two judges agree."""
         return self._query("FROM score_agreement")
 
     def spend(self) -> list[dict[str, Any]]:
-        """The rows of view `spend`: calls, tokens and USD by model and judge."""
+        """Return the rows of view `spend`: calls, tokens and USD by model and judge."""
         return self._query("FROM spend")
 
-    def sources(self) -> list[tuple[str, int, int]]:
-        """Each source with how many of its prompts are selected and how many pairs were made of them, most first."""
+    def source_counts(self) -> list[tuple[str, int, int]]:
+        """Return (source, selected prompts, pairs) for each source, most prompts first."""
         return self._rows(
             "SELECT e.source, count(DISTINCT e.prompt_id) AS prompts, count(p.prompt_id) FROM selection e "
             "LEFT JOIN preferences p ON e.prompt_id = p.prompt_id GROUP BY e.source ORDER BY prompts DESC, e.source"
         )
 
     def call_period(self) -> tuple[datetime, datetime] | None:
-        """When the first and the last call were started; None before the first."""
+        """Return when the first and the last call started; None before any call."""
         ((first, last),) = self._rows("SELECT epoch(min(started)), epoch(max(started)) FROM calls")
         return None if first is None else (datetime.fromtimestamp(first, UTC), datetime.fromtimestamp(last, UTC))
 
-    def calls(self) -> int:
-        """The number of calls made."""
+    def call_count(self) -> int:
+        """Return the number of calls made."""
         return int(self._rows("SELECT count(*) FROM calls")[0][0])
 
     def rating_digests(self) -> dict[str, str]:
-        """A digest of each judgement's ratings, by the judgement's key."""
+        """Return a digest of each judgement's ratings, by the judgement's key."""
         return dict(self._rows("SELECT key, sha256(to_json(ratings)::VARCHAR) FROM judgements"))
 
-    def unrated(self, limit: int) -> list[Unrated]:
-        """Judgements without ratings that could be asked for, of the prompts before position `limit`."""
+    def unrated_judgements(self, limit: int) -> list[UnratedJudgements]:
+        """Count the judgements without ratings of the prompts before position `limit`, except those that wait for
+        completions."""
         rows = self._rows(
             "SELECT endpoint, coalesce(kind, 'not asked') AS kind, count(*) AS items, coalesce(min(message), '') "
             "AS example FROM items WHERE stage = 'judgement' AND state <> 'answered' AND NOT waits AND position < ? "
             "GROUP BY ALL ORDER BY ALL",
             [limit],
         )
-        return [Unrated(*row) for row in rows]
+        return [UnratedJudgements(*row) for row in rows]
 
     def journal_position(self) -> Position:
-        """How far into its journal the store has come."""
+        """Return the position in the journal up to which its records are in the store."""
         return Position(*self._rows('SELECT segment, "offset" FROM about')[0])

@@ -1,7 +1,7 @@
-"""What a store that was set aside holds and another lacks, as the journal's records.
+"""Turn what a set-aside store holds, and the current store lacks, back into records for the journal.
 
-Of a call a store has all that the journal has, but for how a judge reasoned and finished, the words of an answer that
-came when there was one already, and what a call was for of which nothing came.
+A store has everything of a call but: a judge's reasoning and finish reason, the text of a second answer to an item, and
+the `item` of a call whose item never got a result.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,14 +14,16 @@ from aif.core.types import Prompt, ProvidedCompletion, as_messages, provided_ide
 from aif.store import records
 from aif.store.reader import Reader
 from aif.store.records import Record
-from aif.store.set_aside import Former
+from aif.store.set_aside import SetAsideStore
 
-AT_ONCE = 40  # rows: of prompts of 400,000 Chinese characters they are 48 MB, and several times that on their way
+ROWS_AT_ONCE = 40  # prompts of 400,000 Chinese characters are 48 MB, and several times that while being converted
 PAGE = 2000  # prompts
 
 Row = dict[str, Any]
 
-_PLAIN: dict[str, tuple[str, Callable[[Row], Record]]] = {  # tables, by what tells their rows
+_SIMPLE_TABLES: dict[
+    str, tuple[str, Callable[[Row], Record]]
+] = {  # by table: its key, and a function from a row to its record
     "texts": ("digest", lambda row: records.text(row["digest"], row["kind"], orjson.loads(row["content"]))),
     "prompts": ("prompt_id", lambda row: records.prompt(_prompt(row))),
     "reserved": ("run, n", lambda row: records.reserve(**row)),
@@ -35,45 +37,49 @@ _ITEM = {
 _USAGE = {"input": "input", "output": "output", "cached": "cached", "reasoning": "reasoning", "written": "cache_write"}
 
 
-def missing(former: Former, reader: Reader, retried: bool = False) -> Iterator[list[Record]]:
-    """The records that the reader's store lacks. Each batch is to be kept before the next is asked for: answers are
-    looked for once calls are there, of which some rows may be damaged. `retried`: since the former store was written
-    to, failures for good were told to be asked again."""
-    for name, (keys, made) in _PLAIN.items():
-        for rows in _lacking(former, reader, name, keys, name, keys):
-            yield [made(row) for row in rows]
-    for rows in _lacking(former, reader, "calls", "id", "calls", "id"):
-        yield _calls(former, reader, rows, retried)
-    came = "CASE WHEN call_id IS NULL THEN key END AS key"
-    for rows in _lacking(former, reader, "completions", came, "completions", "key"):
-        yield [records.carried(row["key"], row["prompt_id"], _carried(row)) for row in rows]
-    # by their calls: read otherwise now, an answer may be none
+def missing_records(old_store: SetAsideStore, reader: Reader, retried: bool = False) -> Iterator[list[Record]]:
+    """Yield batches of the records that the reader's store lacks.
+
+    Store each batch before taking the next: answers are searched after calls, some of whose rows may be damaged.
+    `retried` says that `--retry-failed` was used since the old store was last written.
+    """
+    for name, (keys, record_of) in _SIMPLE_TABLES.items():
+        for rows in _lacking(old_store, reader, name, keys, name, keys):
+            yield [record_of(row) for row in rows]
+    for rows in _lacking(old_store, reader, "calls", "id", "calls", "id"):
+        yield _calls(old_store, reader, rows, retried)
+    provided_key = "CASE WHEN call_id IS NULL THEN key END AS key"
+    for rows in _lacking(old_store, reader, "completions", provided_key, "completions", "key"):
+        yield [records.carried(row["key"], row["prompt_id"], _provided(row)) for row in rows]
+    # compared by their calls: with the current parser, an answer may be none
     for stage in ("completion", "judgement"):
-        for rows in _lacking(former, reader, f"{stage}s", "call_id AS id", "calls", "id"):
-            yield _calls_of(former, stage, rows)
+        for rows in _lacking(old_store, reader, f"{stage}s", "call_id AS id", "calls", "id"):
+            yield _calls_of(old_store, stage, rows)
 
 
-def selection(former: Former) -> Iterator[list[Record]]:
-    """Which prompts the sources held, as that store was last told."""
-    start, page = 0, "SELECT prompt_id, source FROM selection WHERE position >= ? AND position < ? ORDER BY position"
-    while rows := former.rows(page, [start, start + PAGE]):
+def selection_records(old_store: SetAsideStore) -> Iterator[list[Record]]:
+    """Yield batches of the records that restore the old store's selection of prompts."""
+    start, query = 0, "SELECT prompt_id, source FROM selection WHERE position >= ? AND position < ? ORDER BY position"
+    while rows := old_store.rows(query, [start, start + PAGE]):
         carried = "FROM carried WHERE prompt_id IN (SELECT unnest(?)) ORDER BY prompt_id, n"
-        came = former.rows(carried, [[row["prompt_id"] for row in rows]])
-        brought = ((one["prompt_id"], one["key"], one["score"], one.get("source")) for one in came)
-        yield [records.page(start, (tuple(row.values()) for row in rows), brought)]
+        completions = old_store.rows(carried, [[row["prompt_id"] for row in rows]])
+        provided = ((row["prompt_id"], row["key"], row["score"], row.get("source")) for row in completions)
+        yield [records.page(start, (tuple(row.values()) for row in rows), provided)]
         start += len(rows)
-    counts = {(row["source"], row["reason"]): row["rows"] for row in former.rows("FROM intake")}
-    marks = former.rows("SELECT value FROM marks WHERE name = 'sources'")
-    if marks and not former.torn:
+    counts = {(row["source"], row["reason"]): row["rows"] for row in old_store.rows("FROM intake")}
+    marks = old_store.rows("SELECT value FROM marks WHERE name = 'sources'")
+    if marks and not old_store.torn:
         yield [records.selected(marks[0]["value"], counts)]
 
 
-def _lacking(former: Former, reader: Reader, name: str, columns: str, ours: str, keys: str) -> Iterator[list[Row]]:
-    """Rows of a table by keys that the reader's store has not in its own."""
-    for rows in former.columns(name, columns):
-        lacking = reader.lacks(ours, keys, rows)
-        for n in range(0, len(lacking), AT_ONCE):
-            yield former.at(name, lacking[n : n + AT_ONCE])
+def _lacking(
+    old_store: SetAsideStore, reader: Reader, name: str, columns: str, ours: str, keys: str
+) -> Iterator[list[Row]]:
+    """Yield rows of table `name` whose key, `columns`, is not among the `keys` of the reader's table `ours`."""
+    for rows in old_store.columns(name, columns):
+        lacking = reader.missing_rows(ours, keys, rows)
+        for n in range(0, len(lacking), ROWS_AT_ONCE):
+            yield old_store.rows_at(name, lacking[n : n + ROWS_AT_ONCE])
 
 
 def _prompt(row: Row) -> Prompt:
@@ -81,70 +87,81 @@ def _prompt(row: Row) -> Prompt:
     return Prompt(row["prompt_id"], as_messages(row["messages"]), "", orjson.loads(row["meta"]), material)
 
 
-def _carried(row: Row) -> ProvidedCompletion:
+def _provided(row: Row) -> ProvidedCompletion:
     return ProvidedCompletion(row["identity"].removeprefix(provided_identity("")), row["text"])
 
 
-def _calls(former: Former, reader: Reader, rows: list[Row], retried: bool) -> list[Record]:
-    """The calls of these rows, with what came of them: an answer, or how the item stands since."""
+def _calls(old_store: SetAsideStore, reader: Reader, rows: list[Row], retried: bool) -> list[Record]:
+    """Return the records of these calls, each with its answer, or with its item's state if it was the last call."""
     ids, keys = [row["id"] for row in rows], [row["key"] for row in rows]
-    had = {
+    answers = {
         row["call_id"]: row
         for name in ("completions", "judgements")
-        for row in _among(former.rows, name, "call_id", ids)
+        for row in _matching(old_store.rows, name, "call_id", ids)
     }
-    stands = _stands(former, reader, keys, retried)
-    return [_call(row, had.get(row["id"]) or stands.get((row["key"], row["started"]), {})) for row in rows]
+    failures = _last_failures(old_store, reader, keys, retried)
+    return [_call(row, answers.get(row["id"]) or failures.get((row["key"], row["started"]), {})) for row in rows]
 
 
-def _stands(former: Former, reader: Reader, keys: list[str], retried: bool) -> dict[tuple[str, datetime], Row]:
-    """How these items stand by their last calls, where no answer came; but for those on which the reader's store has
-    the word of a call that the former never heard of: that one is later."""
-    words = {(row["key"], row["started"]) for row in _among(reader._query, "failed", "key", keys)}
-    heard = {(row["key"], row["started"]) for row in _among(former.rows, "calls", "key", [key for key, _ in words])}
-    later = {key for key, _ in words - heard}
-    now = {"verdict": "later"} if retried else {}
-    rows = _among(former.rows, "failed", "key", keys)
-    return {(row["key"], row["started"]): row | now for row in rows if row["key"] not in later}
+def _last_failures(
+    old_store: SetAsideStore, reader: Reader, keys: list[str], retried: bool
+) -> dict[tuple[str, datetime], Row]:
+    """Return the old store's rows of table `failed` for these items, by key and start of the last call; without items
+    for which the reader's store has a failed call that the old store does not know, since that call is later."""
+    ours = {(row["key"], row["started"]) for row in _matching(reader._query, "failed", "key", keys)}
+    known = {
+        (row["key"], row["started"]) for row in _matching(old_store.rows, "calls", "key", [key for key, _ in ours])
+    }
+    later = {key for key, _ in ours - known}
+    changes = {"verdict": "later"} if retried else {}
+    rows = _matching(old_store.rows, "failed", "key", keys)
+    return {(row["key"], row["started"]): row | changes for row in rows if row["key"] not in later}
 
 
-def _calls_of(former: Former, stage: str, answers: list[Row]) -> list[Record]:
-    """The calls of these answers, made of them alone where a call's row can't be read: its cost is not known then."""
-    calls = {row["id"]: row for row in _among(former.rows, "calls", "id", [one["call_id"] for one in answers])}
+def _calls_of(old_store: SetAsideStore, stage: str, answers: list[Row]) -> list[Record]:
+    """Return the records of the calls of these answers. If a call's row can't be read, its record is made from the
+    answer alone, and its cost is unknown."""
+    calls = {
+        row["id"]: row for row in _matching(old_store.rows, "calls", "id", [answer["call_id"] for answer in answers])
+    }
     return [
         _call(
-            calls.get(one["call_id"])
-            or one | {"id": one["call_id"], "stage": stage, "endpoint": one.get("judge"), "verdict": "answered"},
-            one,
+            calls.get(answer["call_id"])
+            or answer
+            | {"id": answer["call_id"], "stage": stage, "endpoint": answer.get("judge"), "verdict": "answered"},
+            answer,
         )
-        for one in answers
+        for answer in answers
     ]
 
 
-def _among(ask: Callable[[str, list[Any]], list[Row]], name: str, key: str, values: list[str]) -> list[Row]:
-    return ask(f"SELECT * FROM {name} WHERE {key} IN (SELECT unnest(?))", [values]) if values else []
+def _matching(query: Callable[[str, list[Any]], list[Row]], name: str, key: str, values: list[str]) -> list[Row]:
+    return query(f"SELECT * FROM {name} WHERE {key} IN (SELECT unnest(?))", [values]) if values else []
 
 
-def _call(row: Row, had: Row) -> Record:
-    item: Row = {name: had.get(name) for name in _ITEM[row["stage"]]} if had else {}
-    if "answers" in had:  # of a judgement that failed the order is not known
-        item["completions"] = had.get("completions") or had["answers"]
-        if had.get("shown"):
-            shown = dict(zip(had["answers"], had["shown"], strict=True))
+def _call(row: Row, result: Row) -> Record:
+    """Build a call's record from its row and its answer's or failure's row (empty if it has none)."""
+    item: Row = {name: result.get(name) for name in _ITEM[row["stage"]]} if result else {}
+    if "answers" in result:  # of a failed judgement the order is unknown
+        item["completions"] = result.get("completions") or result["answers"]
+        if result.get("shown"):
+            shown = dict(zip(result["answers"], result["shown"], strict=True))
             item["shown"] = [shown[key] for key in item["completions"]]
     tokens = {name: row.get(f"{column}_tokens") for name, column in _USAGE.items()}
     return {
         "t": "call",
         "v": 1,
         **{name: row.get(name) for name in _CALL},
-        "verdict": had.get("verdict", "failed") if row["verdict"] == "failed" else row["verdict"],  # it may be retried
-        "identity": had.get("identity"),
+        "verdict": result.get("verdict", "failed")
+        if row["verdict"] == "failed"
+        else row["verdict"],  # it may be pending again
+        "identity": result.get("identity"),
         "item": item,
         "started": row["started"].replace(tzinfo=UTC).isoformat() if row.get("started") else None,
         "usage": tokens if set(tokens.values()) != {None} else None,
         **({"bound": row["bound"]} if row.get("bound") is not None else {}),
         "sent": orjson.loads(row.get("sent") or "{}"),
         "served": orjson.loads(row.get("served") or "{}"),
-        **{name: had.get(name) for name in ("text", "reasoning", "finish")},
-        **({"said": orjson.loads(had["said"])} if had.get("said") else {}),
+        **{name: result.get(name) for name in ("text", "reasoning", "finish")},
+        **({"said": orjson.loads(result["said"])} if result.get("said") else {}),
     }

@@ -1,6 +1,10 @@
-"""A store that was set aside."""
+"""Stores that were set aside: renamed because they can't be used, and kept because they may hold records that the
+journal lacks. They are read as far as possible, then deleted."""
 
+import os
+import re
 from collections.abc import Iterator, Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -13,20 +17,25 @@ from aif.store.query import Queries
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_TOGETHER = 2048  # rows of which DuckDB reads all or none; to ask further, row by row, took 24 s of one bad block
+# DuckDB reads this many rows together or not at all. Trying rows one by one took 24 s for one damaged block.
+_ROWS_TOGETHER = 2048
 
 
-class Former(Queries):
-    """A store that was set aside: of whichever version, and however damaged. `torn`: some of it could not be read."""
+class SetAsideStore(Queries):
+    """A store that was set aside, of any version and with any damage. Queries return what can be read.
+
+    `torn` is true once a query failed: part of the store can't be read.
+    """
 
     torn = False
 
     @classmethod
     def open(cls, path: Path) -> Self:
+        """Open the file. Raises StoreDamaged if DuckDB can't open it."""
         return cls(connect(path, read_only=True), path)
 
-    def said(self, query: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> "pa.Table | None":
-        """An answer, or None where the file can't give it."""
+    def table(self, query: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> "pa.Table | None":
+        """Return the result as an Arrow table, or None if the query fails."""
         try:
             return self._arrow(query, parameters)
         except (StoreDamaged, duckdb.Error):
@@ -34,34 +43,86 @@ class Former(Queries):
             return None
 
     def rows(self, query: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> list[dict[str, Any]]:
-        """As much of an answer as the file gives: all of it or nothing."""
-        found = self.said(query, parameters)
-        return found.to_pylist() if found is not None else []
+        """Return the result as dicts; empty if the query fails."""
+        table = self.table(query, parameters)
+        return table.to_pylist() if table is not None else []
 
     def columns(self, name: str, columns: str, page: int = 16_384) -> "Iterator[pa.Table]":
-        """Some columns of a table, with the numbers of its rows, by the page: where one can't be read, by the half of
-        it, down to the rows that DuckDB reads together."""
-        for found in self.rows(f"SELECT max(rowid) AS last FROM {name}"):
-            for start in range(0, (found["last"] or 0) + 1, page):
-                yield from self._between(name, columns, start, start + page)
+        """Yield pages of a table's `columns` with the number of each row (`row`). Of a page with damage, all rows are
+        yielded but those that DuckDB reads together with the damaged ones."""
+        for last in self.rows(f"SELECT max(rowid) AS last FROM {name}"):
+            for start in range(0, (last["last"] or 0) + 1, page):
+                yield from self._columns_between(name, columns, start, start + page)
 
-    def _between(self, name: str, columns: str, start: int, end: int) -> "Iterator[pa.Table]":
+    def _columns_between(self, name: str, columns: str, start: int, end: int) -> "Iterator[pa.Table]":
         query = f"SELECT rowid AS row, {columns} FROM {name} WHERE rowid >= ? AND rowid < ?"
-        if (rows := self.said(query, [start, end])) is not None:
+        if (rows := self.table(query, [start, end])) is not None:
             yield rows
-        elif end - start > _TOGETHER:
+        elif end - start > _ROWS_TOGETHER:
             half = (start + end) // 2
-            yield from self._between(name, columns, start, half)
-            yield from self._between(name, columns, half, end)
+            yield from self._columns_between(name, columns, start, half)
+            yield from self._columns_between(name, columns, half, end)
 
-    def at(self, name: str, numbers: list[int]) -> list[dict[str, Any]]:
-        """Whole rows of a table by their numbers, in order; of those that can't be read together, each that can."""
+    def rows_at(self, name: str, numbers: list[int]) -> list[dict[str, Any]]:
+        """Return whole rows of a table by their numbers, in order, without those that can't be read."""
         first, last = min(numbers), max(numbers)
         query = (
             f"SELECT * FROM {name} WHERE rowid IN (SELECT unnest($n)) AND rowid BETWEEN $first AND $last ORDER BY rowid"
         )
-        found = self.said(query, {"n": numbers, "first": first, "last": last})
-        if found is not None or len(numbers) == 1:
-            return found.to_pylist() if found is not None else []
+        table = self.table(query, {"n": numbers, "first": first, "last": last})
+        if table is not None or len(numbers) == 1:
+            return table.to_pylist() if table is not None else []
         half = len(numbers) // 2
-        return self.at(name, numbers[:half]) + self.at(name, numbers[half:])
+        return self.rows_at(name, numbers[:half]) + self.rows_at(name, numbers[half:])
+
+
+# --- the files --------------------------------------------------------------------------------------------------------
+
+
+def store_files(path: Path) -> tuple[Path, Path]:
+    """Return the paths of a store's file and its write-ahead log."""
+    return path, path.with_name(path.name + ".wal")
+
+
+def free_path(path: Path, suffix: str) -> Path:
+    """Return an unused path for the file under another suffix, with a number if needed; its log's path is unused
+    too."""
+    name = re.sub(r"\.aside\d*$", "", path.name) + suffix
+    paths = (path.with_name(f"{name}{n or ''}") for n in chain([0], count(2)))
+    return next(path for path in paths if not any(map(os.path.lexists, store_files(path))))
+
+
+def set_aside(path: Path, suffix: str = ".aside") -> Path:
+    """Rename a store and its write-ahead log to unused paths, since they may hold what no other file does; return the
+    store's new path. The log is first: after a kill in between, its name shows which store it belongs to."""
+    renames = planned_renames(path, suffix)
+    for file, new_path in renames:
+        if os.path.lexists(file):
+            file.rename(new_path)
+    return renames[-1][1]
+
+
+def planned_renames(path: Path, suffix: str = ".aside") -> list[tuple[Path, Path]]:
+    """Return the renames of `set_aside`, in order."""
+    return list(zip(reversed(store_files(path)), reversed(store_files(free_path(path, suffix))), strict=True))
+
+
+def restore_log(path: Path) -> None:
+    """Undo a `set_aside` that was killed between its two renames: give the store its write-ahead log back."""
+    _, log = store_files(path)
+    logs_alone = (moved for moved in asides(path, ".wal") if not moved.with_suffix("").exists())
+    if path.exists() and not log.exists() and (moved := next(logs_alone, None)):
+        moved.rename(log)
+
+
+def asides(path: Path, end: str = "") -> list[Path]:
+    """Return the stores (or with `end` ".wal", the logs) that were set aside from this path and not yet deleted."""
+    name = re.compile(re.escape(path.name + ".aside") + r"\d*" + re.escape(end))
+    return sorted(file for file in path.parent.iterdir() if name.fullmatch(file.name))
+
+
+def delete_aside(path: Path) -> None:
+    """Delete a store that was set aside, once the journal holds all its records. The log is first: alone, it would be
+    taken by `restore_log`."""
+    for name in reversed(store_files(path)):
+        name.unlink(missing_ok=True)

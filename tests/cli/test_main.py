@@ -19,7 +19,7 @@ from aif.config.pipeline import load
 from aif.core.errors import Exit
 from aif.simulator import Arrival, Fault, InjectedFault, SimulatedModels
 from aif.store import records
-from aif.store.ledger import Ledger
+from aif.store.journaled_store import JournaledStore
 from aif.store.reader import Reader
 from tests.engine.test_orchestrator import write
 from tests.support.serving import POOL, Served
@@ -239,7 +239,7 @@ def test_nothing_is_said_of_prompts_that_are_not_planned_yet_or_of_answers_the_s
     path = write(tmp_path, serve(), count=3)
     assert typed("run", path)[0] == Exit.DONE
     older = Path(shutil.copy(tmp_path / "feedback.duckdb", tmp_path / "older.duckdb"))
-    with Ledger.open(load(path).store, print) as ledger, Reader.of(ledger.store) as reader:
+    with JournaledStore.open(load(path).store, print) as ledger, Reader.of(ledger.store) as reader:
         (one,) = reader._query("SELECT min(prompt_id) AS id FROM prompts")
         ledger.keep([records.page(0, [(one["id"], "s")], []), records.selected("other", {})])
     _, told, _ = typed("failures", path)
@@ -323,7 +323,7 @@ def test_who_holds_the_store_is_told_to_whoever_wants_it(
     path = write(tmp_path, served, count=2)
     typed("run", path)
     calls = served.stats()["calls"]
-    with Ledger.open(load(path).store, print):
+    with JournaledStore.open(load(path).store, print):
         for command in ("status", "failures"):
             code, out, _ = typed(command, path)
             assert code == Exit.DONE

@@ -21,8 +21,8 @@ from aif.engine.rebuild import rebuild
 from aif.export.dataset import export
 from aif.store import journal
 from aif.store.journal import Damage
-from aif.store.ledger import Ledger
-from aif.store.lock import Places
+from aif.store.journaled_store import JournaledStore
+from aif.store.paths import StorePaths
 from aif.store.reader import Reader
 from tests.engine.test_orchestrator import ask, run, write
 from tests.support.serving import Served
@@ -64,7 +64,7 @@ def slots(pipeline: Pipeline) -> dict[str, list[str]]:
 
 def export_of(pipeline: Pipeline, out: Path) -> dict[str, bytes]:
     """The data files of an export, by name."""
-    with Ledger.open(pipeline.store, print) as ledger:
+    with JournaledStore.open(pipeline.store, print) as ledger:
         export(pipeline, rubric_of(pipeline), ledger, out, lambda words: None)
     return {path.name: path.read_bytes() for path in out.rglob("*.parquet")}
 
@@ -100,7 +100,7 @@ def test_one_completion_a_row_is_gathered_over_rows_and_files(tmp_path: Path, se
     assert list(slots(pipeline).values()) == [list(WRITERS)] * 2
     assert not ended.incomplete
     with Reader.open(pipeline.store) as reader:
-        assert reader.books().intake == {"selected": 2, "gathered": 4}
+        assert reader.prompt_counts().intake == {"selected": 2, "gathered": 4}
 
 
 def test_a_pool_answers_the_prompts_that_bring_nothing(tmp_path: Path, serve: Serve) -> None:
@@ -121,7 +121,7 @@ def test_a_pool_answers_the_prompts_that_bring_nothing(tmp_path: Path, serve: Se
 def test_without_a_pool_a_prompt_that_brings_nothing_is_counted(tmp_path: Path, serve: Serve) -> None:
     pipeline, _ = run(bring(tmp_path, serve(), answered(0), answered(1) | {"answers": []}))
     with Reader.open(pipeline.store) as reader:
-        assert reader.books().intake == {"selected": 1, "no_completions": 1}
+        assert reader.prompt_counts().intake == {"selected": 1, "no_completions": 1}
 
 
 def test_a_pool_that_comes_or_goes_changes_which_prompts_are_taken(tmp_path: Path, serve: Serve) -> None:
@@ -136,7 +136,7 @@ def test_a_pool_that_comes_or_goes_changes_which_prompts_are_taken(tmp_path: Pat
     pipeline, ended = run(path)
     assert list(map(len, slots(pipeline).values())) == [3]
     with Reader.open(pipeline.store) as reader:
-        assert reader.books().intake == {"selected": 1, "no_completions": 1}
+        assert reader.prompt_counts().intake == {"selected": 1, "no_completions": 1}
 
 
 def test_too_few_completions_are_not_judged(tmp_path: Path, serve: Serve) -> None:
@@ -184,7 +184,7 @@ def test_scores_that_come_with_completions_go_straight_to_pairs(tmp_path: Path) 
         {"chosen_model": "ann", "rejected_model": "cat", "score_chosen": 5.0, "score_rejected": 1.0},
     ]
     with Reader.open(pipeline.store) as reader:
-        assert reader.books().unrated == 1 + 2
+        assert reader.prompt_counts().unrated == 1 + 2
     assert ask(pipeline, "SELECT count(*) AS n FROM calls") == [{"n": 0}]
     assert export_of(pipeline, tmp_path / "out")
 
@@ -247,7 +247,7 @@ def test_no_mean_is_made_of_scores_of_several_sources_and_each_is_told_with_its_
     assert "of 2 sources, each on a scale of its own: pairs are made within a source" in card
     console = Console(file=StringIO(), width=100)
     with Reader.open(pipeline.store) as reader:
-        print_prompt(console, reader, reader.example())
+        print_prompt(console, reader, reader.example_prompt_id())
     assert "a-good: 0.95, of source a.jsonl" in told_by(console)
     pipeline, _ = run(path, "prompts.0.source=one", "prompts.1.source=one")
     assert len(ask(pipeline, means)) == 4
@@ -272,10 +272,10 @@ def test_of_two_scores_of_a_completion_the_first_holds_and_is_told(tmp_path: Pat
     rows(tmp_path, "b.jsonl", *held, held[1])
     rows(tmp_path, "a.jsonl", *(json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()))
     pipeline, told = load(path), list[str]()
-    with Ledger.open(pipeline.store, print) as ledger:
+    with JournaledStore.open(pipeline.store, print) as ledger:
         prepare(pipeline, ledger, rubric_of(pipeline), told.append)
         with Reader.of(ledger.store) as reader:
-            books = reader.books()
+            books = reader.prompt_counts()
     said = "a completion of {} has score {} here; it had score {} ({}.jsonl) before, and keeps that"
     assert [line.partition("b.jsonl:1: ")[2] for line in told[1:]] == [
         said.format("a-good", 3, 0.95, "a"),
@@ -290,14 +290,16 @@ def test_a_journal_that_tells_no_source_of_scores_has_them_read_again(tmp_path: 
     """As earlier versions wrote them; where the sources are gone, that is said, and nothing is compared."""
     path = two_sources(tmp_path)
     pipeline, _ = run(path)
-    kept = [record for _, record in journal.replay(Places(pipeline.store).journal) if not isinstance(record, Damage)]
+    kept = [
+        record for _, record in journal.replay(StorePaths(pipeline.store).journal) if not isinstance(record, Damage)
+    ]
     assert [record.pop("sources") for record in kept if "sources" in record] != []
-    shutil.rmtree(Places(pipeline.store).journal)
+    shutil.rmtree(StorePaths(pipeline.store).journal)
     pipeline.store.unlink()
-    with Ledger.open(pipeline.store, print) as ledger:
+    with JournaledStore.open(pipeline.store, print) as ledger:
         ledger.keep([{name: said for name, said in record.items() if name != "at"} for record in kept])
         with Reader.of(ledger.store) as reader:
-            assert reader.any_unsourced()
+            assert reader.any_score_without_source()
     (tmp_path / "b.jsonl").rename(tmp_path / "gone.jsonl")
     told = r"did not store the source of each.*put the sources back, and `aif run` reads them again"
     with pytest.raises(BadInput, match=told):
@@ -360,7 +362,7 @@ def test_the_story_tells_where_completions_and_scores_come_from(tmp_path: Path) 
     pipeline, _ = run(scored(tmp_path, answered(0, 3, 9, 1)))
     console = Console(width=100, file=StringIO())
     with Reader.open(pipeline.store) as reader:
-        print_prompt(console, reader, reader.example())
+        print_prompt(console, reader, reader.example_prompt_id())
     told = told_by(console)
 
     assert told.count("it came with the prompt; no model was called for it") == 3

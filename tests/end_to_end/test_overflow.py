@@ -18,8 +18,8 @@ from aif.config.pipeline import Pipeline
 from aif.engine.prepare import rubric_of
 from aif.export.dataset import export
 from aif.simulator.faults import Arrival, Fault, InjectedFault
-from aif.store.forecast import Forecast
-from aif.store.ledger import Ledger
+from aif.store.estimate_queries import EstimateReader
+from aif.store.journaled_store import JournaledStore
 from aif.store.reader import Reader
 from aif.store.report_queries import Tally
 from tests.engine.test_orchestrator import ask, run, write
@@ -65,7 +65,10 @@ def test_what_does_not_fit_is_rated_one_completion_by_one(tmp_path: Path, serve:
 
     run(path)
     assert narrow.stats()["calls"] == 30, "a finished run asks nobody, and nothing that did not fit"
-    with Ledger.open(pipeline.store, print) as ledger, Forecast.of(ledger.store, retry_failed=True) as outlook:
+    with (
+        JournaledStore.open(pipeline.store, print) as ledger,
+        EstimateReader.of(ledger.store, retry_failed=True) as outlook,
+    ):
         assert outlook.tallies()["judgement", "judge"].pending == 0, "nor is it told that a retry would"
     run(path, retry_failed=True)
     assert narrow.stats()["calls"] == 30
@@ -83,7 +86,7 @@ def test_what_fits_is_rated_together_beside_what_does_not(tmp_path: Path, serve:
     (one,) = ask(pipeline, "SELECT prompt_id FROM judgements WHERE len(completions) = 1 LIMIT 1")
     with Reader.open(pipeline.store) as reader:
         print_prompt(console := Console(file=StringIO(), width=200), reader, one["prompt_id"])
-        assert reader.apart() == {"judge": 4}
+        assert reader.judged_singly() == {"judge": 4}
     assert "judged alone: all completions together exceed the judge's context window" in console.file.getvalue()  # type: ignore[attr-defined]
     exported = card_of(pipeline, tmp_path / "out")
     assert "judge was asked about one completion at a time for 4 prompts" in " ".join(exported.split())
@@ -154,7 +157,7 @@ def test_a_completion_too_long_by_itself_is_left_out_and_the_others_make_pairs(t
         {"kind": "context_overflow", "verdict": "failed", "items": 3}
     ]
     with Reader.open(pipeline.store) as reader:
-        assert reader.books().unrated == 3
+        assert reader.prompt_counts().unrated == 3
 
 
 def test_what_is_too_long_by_itself_stays_so_where_nothing_else_is_asked(tmp_path: Path, serve: Serve) -> None:
@@ -224,5 +227,5 @@ def forms(pipeline: Pipeline) -> dict[int, int]:
 
 def card_of(pipeline: Pipeline, to: Path) -> str:
     rubric = rubric_of(pipeline)
-    Ledger.use(pipeline.store, print, rubric, lambda ledger: export(pipeline, rubric, ledger, to, print))
+    JournaledStore.use(pipeline.store, print, rubric, lambda ledger: export(pipeline, rubric, ledger, to, print))
     return (to / "README.md").read_text()

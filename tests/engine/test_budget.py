@@ -22,7 +22,7 @@ from aif.simulator import Call
 from aif.simulator.faults import Fault, Faults
 from aif.store import records
 from aif.store.database import Store
-from aif.store.ledger import Ledger
+from aif.store.journaled_store import JournaledStore
 from aif.store.reader import Reader
 from tests.engine.test_orchestrator import aif, ask, run, write
 from tests.support.building import Fate, build
@@ -283,7 +283,7 @@ def test_no_tokenizer_makes_more_tokens_than_are_counted(schema: str, texts: lis
 # --- in the journal and the store -------------------------------------------------------------------------------------
 
 
-def spent(ledger: Ledger) -> Spent:
+def spent(ledger: JournaledStore) -> Spent:
     with Reader.of(ledger.store) as reader:
         total = reader.spent()
     return Spent(round(total.known, 9), round(total.unknown, 9), total.unpriced)
@@ -300,7 +300,7 @@ def test_the_ceiling_of_a_crashed_run_counts_once_however_often_it_is_read(tmp_p
         assert spent(ledger) == Spent(0.008, 0.512, 0), "an old ceiling is read again"
         ledger.keep([records.reserve("built", 3, 0.008), records.reserve("other", 2, 0.0)])
         assert spent(ledger) == Spent(0.008, 0.0, 0), "both runs closed their ceilings"
-    with Ledger.open(ledger.places.store, lambda words: None, anew=True) as rebuilt:
+    with JournaledStore.open(ledger.paths.store, lambda words: None, rebuild=True) as rebuilt:
         assert spent(rebuilt) == Spent(0.008, 0.0, 0)
 
 

@@ -31,7 +31,7 @@ from aif.engine.workload import estimate_run, prepare_and_estimate
 from aif.judging.rubric import Rubric
 from aif.judging.rubric import load as load_rubric
 from aif.simulator import Arrival, Fault, InjectedFault, SimulatedModels
-from aif.store.forecast import Forecast, Replies
+from aif.store.estimate_queries import EstimateReader, ReplyUsage
 from aif.store.report_queries import Tally
 from tests.engine.test_orchestrator import ask, run, write
 from tests.support.building import Fate, build
@@ -163,8 +163,8 @@ def test_endpoints_work_in_parallel_so_the_slowest_gives_the_time() -> None:
     assert not estimate.at_least
 
 
-def used(**given: Any) -> Replies:
-    return Replies(**{"items": 10, "shown": 40, "calls": 10, "input": 9000, "cached": 0, "written": 0, "output": 4000,
+def used(**given: Any) -> ReplyUsage:
+    return ReplyUsage(**{"items": 10, "shown": 40, "calls": 10, "input": 9000, "cached": 0, "written": 0, "output": 4000,
                       "reasoning": 1000, "seconds": 20.0} | given)  # fmt: skip
 
 
@@ -389,14 +389,18 @@ def test_permanent_failures_count_when_they_are_retried(tmp_path: Path) -> None:
         return Fate.FAILED if number == 0 and model in ("able", "fair", "plain") else f"{model} on {number}"
 
     pipeline, rubric, ledger = build(tmp_path, 3, complete=complete)
-    with ledger, Forecast.of(ledger.store) as outlook, Forecast.of(ledger.store, retry_failed=True) as retried:
+    with (
+        ledger,
+        EstimateReader.of(ledger.store) as outlook,
+        EstimateReader.of(ledger.store, retry_failed=True) as retried,
+    ):
         estimate = estimate_run(pipeline, rubric, outlook, None)
         assert (estimate.calls, estimate.failed) == (0, 3)
         estimate = estimate_run(pipeline, rubric, retried, None)
         assert to_ask(estimate) == {"able": 1, "fair": 1, "plain": 1, "strict": 1}
         assert estimate.failed == 0
         assert estimate_run(pipeline, rubric, outlook, None).failed == 3, "nothing of it is written"
-    with Forecast.open(pipeline.store) as outlook:
+    with EstimateReader.open(pipeline.store) as outlook:
         assert estimate_run(pipeline, rubric, outlook, None).failed == 3
 
 

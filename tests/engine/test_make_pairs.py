@@ -12,9 +12,9 @@ from aif.config.pipeline import Pipeline, parse
 from aif.engine.make_pairs import ALL_OUTCOMES, make_pairs, scores_of
 from aif.engine.outcome_text import OUTCOME_TEXTS
 from aif.judging.rubric import Rubric
-from aif.store import records, results
-from aif.store.ledger import Ledger
-from aif.store.results import Results
+from aif.store import records, result_queries
+from aif.store.journaled_store import JournaledStore
+from aif.store.result_queries import ResultReader
 from tests.support.building import PIPELINE, Cut, Fate, build
 from tests.support.building import rate as rate_by_quality
 
@@ -26,9 +26,9 @@ def with_sets(pipeline: Pipeline, *sets: str) -> Pipeline:
     return parse(PIPELINE, pipeline.path, [f"store={pipeline.store}", *sets])
 
 
-def outcomes(ledger: Ledger) -> dict[int, str]:
+def outcomes(ledger: JournaledStore) -> dict[int, str]:
     """Return outcomes by position in the selection; fails if a prompt has none or several."""
-    with Results.of(ledger.store) as reader:
+    with ResultReader.of(ledger.store) as reader:
         rows = reader._query("SELECT e.position, o.outcome FROM selection e LEFT JOIN outcomes o USING (prompt_id)")
         strays = reader._query("SELECT * FROM outcomes WHERE prompt_id NOT IN (SELECT prompt_id FROM selection)")
     assert strays == []
@@ -36,15 +36,15 @@ def outcomes(ledger: Ledger) -> dict[int, str]:
     return {row["position"]: row["outcome"] for row in rows}
 
 
-def outcome_at(ledger: Ledger, position: int) -> dict[str, Any]:
-    with Results.of(ledger.store) as reader:
+def outcome_at(ledger: JournaledStore, position: int) -> dict[str, Any]:
+    with ResultReader.of(ledger.store) as reader:
         (row,) = reader._query(
             "SELECT o.* FROM outcomes o JOIN selection e USING (prompt_id) WHERE e.position = ?", [position]
         )
     return row
 
 
-def make(built: tuple[Pipeline, Rubric, Ledger]) -> tuple[dict[str, int], dict[int, str]]:
+def make(built: tuple[Pipeline, Rubric, JournaledStore]) -> tuple[dict[str, int], dict[int, str]]:
     """Return counts as make_pairs returns them, and outcomes as stored."""
     pipeline, rubric, ledger = built
     counts = make_pairs(pipeline, rubric, ledger.store)
@@ -99,10 +99,10 @@ def test_compared_and_uncompared_prompts_add_up_to_all_prompts(tmp_path: Path, s
     _, rubric, ledger = built
     with ledger:
         counts, stored = make(built)
-        with Results.of(ledger.store) as reader:
+        with ResultReader.of(ledger.store) as reader:
             compared = set(scores_of(built[0], rubric, reader).prompt_ids.to_pylist())
-            not_compared = reader.unpaired().column("prompt_id").to_pylist()
-            selected = [prompt.prompt_id for page in reader.selection() for _, prompt in page]
+            not_compared = reader.unpaired_prompts().column("prompt_id").to_pylist()
+            selected = [prompt.prompt_id for page in reader.selected_prompts() for _, prompt in page]
     assert sorted([*compared, *not_compared]) == sorted(selected)
     assert sum(counts.values()) == 60
 
@@ -161,7 +161,7 @@ def test_a_failed_request_is_a_missing_aspect_and_a_pending_request_keeps_the_pr
 
 def test_another_policy_replaces_the_outcomes_of_the_first(tmp_path: Path) -> None:
     pipeline, rubric, ledger = build(tmp_path, 6)
-    with ledger, Results.of(ledger.store) as reader:
+    with ledger, ResultReader.of(ledger.store) as reader:
         assert make_pairs(pipeline, rubric, ledger.store)["paired"] == 6
         assert make_pairs(with_sets(pipeline, "pairs.min_margin=4.5"), rubric, ledger.store)["margin"] == 6
         assert make_pairs(with_sets(pipeline, "pairs.policy=best_vs_worst"), rubric, ledger.store)["paired"] == 6
@@ -187,8 +187,8 @@ def test_ratings_by_other_settings_of_the_judge_do_not_count(tmp_path: Path) -> 
 def test_prompts_read_again_are_pending_until_they_are_planned(tmp_path: Path) -> None:
     pipeline, rubric, ledger = build(tmp_path, 5)
     with ledger:
-        with Results.of(ledger.store) as reader:
-            rows = [(prompt.prompt_id, prompt.source) for page in reader.selection() for _, prompt in page]
+        with ResultReader.of(ledger.store) as reader:
+            rows = [(prompt.prompt_id, prompt.source) for page in reader.selected_prompts() for _, prompt in page]
         turned = [rows[4], *rows[:4]]
         ledger.keep([records.page(0, turned), records.selected("another fingerprint", {("s0", "selected"): 5})])
         counts = make_pairs(pipeline, rubric, ledger.store)
@@ -201,21 +201,21 @@ def test_prompts_read_again_are_pending_until_they_are_planned(tmp_path: Path) -
 
 def test_all_pairs_of_a_prompt_are_stored_in_order(tmp_path: Path) -> None:
     pipeline, rubric, ledger = build(tmp_path, 5, sets=["pairs.policy=all"])
-    with ledger, Results.of(ledger.store) as reader:
+    with ledger, ResultReader.of(ledger.store) as reader:
         assert make_pairs(pipeline, rubric, ledger.store)["paired"] == 5
-        assert (reader.books().pairs, reader.books().outcomes) == (30, {"paired": 5})
-        table = reader.paired()
+        assert (reader.prompt_counts().pairs, reader.prompt_counts().outcomes) == (30, {"paired": 5})
+        table = reader.pair_keys()
         keys = list(zip(table["prompt_id"].to_pylist(), table["n"].to_pylist(), strict=True))
         assert keys == sorted(keys)
         assert [n for _, n in keys] == [*range(6)] * 5
-        first = [(pair.chosen_model, pair.rejected_model, pair.n) for pair in next(reader.pairs(table, 6))]
+        first = [(pair.chosen_model, pair.rejected_model, pair.n) for pair in next(reader.pairs_with_texts(table, 6))]
         assert first[0] == ("able", "poor", 0)
         assert {(chosen, rejected) for chosen, rejected, _ in first} == set(combinations(MODELS, 2))
         board = {row["model"]: (row["chosen"], row["rejected"]) for row in reader._query("FROM leaderboard")}
         assert board == {"able": (15, 0), "fair": (10, 5), "plain": (5, 10), "poor": (0, 15)}
 
         make_pairs(with_sets(pipeline, "pairs.policy=all", "pairs.max_pairs_per_prompt=2"), rubric, ledger.store)
-        assert reader.books().pairs == 10
+        assert reader.prompt_counts().pairs == 10
         make_pairs(with_sets(pipeline, "pairs.policy=on_policy", "pairs.model=plain"), rubric, ledger.store)
         assert {row["chosen_model"] for row in reader._query("FROM pairs")} == {"able"}
         assert {row["rejected_model"] for row in reader._query("FROM pairs")} == {"plain"}
@@ -227,7 +227,7 @@ def test_lengths_are_characters_and_prompts_beyond_a_cap_are_counted(tmp_path: P
 
     pipeline, rubric, ledger = build(tmp_path, 9, complete=complete)
     ratio = "pairs.max_length_ratio=1.9"
-    with ledger, Results.of(ledger.store) as reader:
+    with ledger, ResultReader.of(ledger.store) as reader:
         assert make_pairs(with_sets(pipeline, ratio), rubric, ledger.store)["paired"] == 9
         assert {row["rejected_model"] for row in reader._query("FROM pairs")} == {"fair"}
         counts = make_pairs(with_sets(pipeline, ratio, "pairs.max_per_model=4"), rubric, ledger.store)
@@ -250,14 +250,14 @@ def rate_otherwise(number: int, model: str, aspect: str) -> int | str | Fate:
     return 6 - rate_by_quality(number, model, aspect)
 
 
-def two_judges(folder: Path, *sets: str) -> tuple[Pipeline, Rubric, Ledger]:
+def two_judges(folder: Path, *sets: str) -> tuple[Pipeline, Rubric, JournaledStore]:
     build(folder, 4, sets=[ONE, *sets])[2].close()
     return build(folder, 4, sets=[TWO, *sets], rate=rate_otherwise)
 
 
 def test_the_score_is_the_weighted_mean_of_judges_over_aspects_rated_for_all(tmp_path: Path) -> None:
     pipeline, rubric, ledger = two_judges(tmp_path)
-    with ledger, Results.of(ledger.store) as reader:
+    with ledger, ResultReader.of(ledger.store) as reader:
         assert make_pairs(pipeline, rubric, ledger.store)["paired"] == 4
         whole, failed, lacking = (outcome_at(ledger, position)["aspects"] for position in (0, 1, 2))
         assert len(whole) == 8
@@ -275,9 +275,9 @@ def test_the_score_is_the_weighted_mean_of_judges_over_aspects_rated_for_all(tmp
 
 def test_pairs_that_judges_disagree_on_are_stored_with_both_scores(tmp_path: Path) -> None:
     pipeline, rubric, ledger = two_judges(tmp_path)
-    with ledger, Results.of(ledger.store) as reader:
+    with ledger, ResultReader.of(ledger.store) as reader:
         make_pairs(pipeline, rubric, ledger.store)
-        assert reader.disputed() == 3
+        assert reader.disputed_pairs() == 3
         assert {
             (row["judge"], row["score_chosen"], row["score_rejected"] > 1) for row in reader._query("FROM dissent")
         } == {("second", 1.0, True)}
@@ -294,7 +294,7 @@ def test_pairs_that_judges_disagree_on_are_stored_with_both_scores(tmp_path: Pat
 
 def test_another_name_for_a_judge_is_the_same_judge(tmp_path: Path) -> None:
     pipeline, rubric, ledger = build(tmp_path, 3, sets=[ONE])
-    with ledger, Results.of(ledger.store) as reader:
+    with ledger, ResultReader.of(ledger.store) as reader:
         renamed = with_sets(pipeline, "judges={other: {provider: openai, model: m1}}")
         assert make_pairs(renamed, rubric, ledger.store)["paired"] == 3
         assert reader._query("SELECT DISTINCT judge FROM ratings") == [{"judge": "other"}]
@@ -312,7 +312,7 @@ def test_single_judgements_of_different_judges_are_not_averaged_within_a_prompt(
     sets = ["rubric=ultrafeedback", "pairs.score=overall"]
     build(tmp_path, 2, sets=[ONE, *sets])[2].close()
     pipeline, rubric, ledger = build(tmp_path, 2, sets=[TWO, *sets], rate=rate)
-    with ledger, Results.of(ledger.store) as reader:
+    with ledger, ResultReader.of(ledger.store) as reader:
         make_pairs(pipeline, rubric, ledger.store)
         assert outcome_at(ledger, 0)["aspects"] == ["first/overall"]
         assert outcome_at(ledger, 1)["aspects"] == ["first/overall", "second/overall"]
@@ -336,21 +336,21 @@ def test_pairs_are_the_same_in_parts_of_any_size(
     pipeline, rubric, ledger = build(tmp_path, 12, sets=[f"pairs={{policy: all, max_per_model: {cap}}}"])
     outcomes_by_part: list[Any] = []
     parts: list[int] = []
-    rated = Results._rated_among
+    rated = ResultReader._rated_between
 
-    def counted(self: Results, *arguments: Any) -> Any:
+    def counted(self: ResultReader, *arguments: Any) -> Any:
         parts.append(1)
         return rated(self, *arguments)
 
-    monkeypatch.setattr(Results, "_rated_among", counted)
+    monkeypatch.setattr(ResultReader, "_rated_among", counted)
     with ledger:
         for looked_at, completions in ((10**9, 10**9), (33, 10**9), (10**9, 5), (1, 1)):
-            monkeypatch.setattr(results, "PAIRS_AT_ONCE", looked_at)
-            monkeypatch.setattr(results, "AT_ONCE", completions)
+            monkeypatch.setattr(result_queries, "PAIRS_AT_ONCE", looked_at)
+            monkeypatch.setattr(result_queries, "AT_ONCE", completions)
             parts.clear()
             counts = make_pairs(pipeline, rubric, ledger.store)
-            with Results.of(ledger.store) as reader:
-                outcomes_by_part.append((counts, reader.paired().to_pylist()))
+            with ResultReader.of(ledger.store) as reader:
+                outcomes_by_part.append((counts, reader.pair_keys().to_pylist()))
             outcomes_by_part.append(len(parts))
 
     assert outcomes_by_part[1::2] == [1, 6, 10, 12]

@@ -20,7 +20,7 @@ from aif.core.errors import Exit, StoreLocked
 from aif.engine.run import RunResult, run_pipeline
 from aif.providers.retry import RetryPolicy
 from aif.simulator import SimulatedModels
-from aif.store.ledger import Ledger
+from aif.store.journaled_store import JournaledStore
 from aif.store.reader import Reader
 from tests.support.serving import POOL, Served
 
@@ -278,7 +278,10 @@ def test_a_limit_runs_only_the_first_prompts(tmp_path: Path, serve: Serve) -> No
 
 def test_a_second_run_says_who_holds_the_store(tmp_path: Path, serve: Serve) -> None:
     path = write(tmp_path, serve())
-    with Ledger.open(load(path).store, print), pytest.raises(StoreLocked, match=f"process {os.getpid()} on .* since"):
+    with (
+        JournaledStore.open(load(path).store, print),
+        pytest.raises(StoreLocked, match=f"process {os.getpid()} on .* since"),
+    ):
         run(path)
 
 

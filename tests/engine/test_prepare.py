@@ -8,7 +8,7 @@ import pytest
 from aif.config.pipeline import Pipeline, parse
 from aif.core.errors import BadInput
 from aif.engine.prepare import prepare, principles_of, rubric_of
-from aif.store.ledger import Ledger
+from aif.store.journaled_store import JournaledStore
 from aif.store.reader import Reader
 from tests.engine.test_read_prompts import PIPELINE, pipeline, read, rows
 
@@ -17,7 +17,7 @@ __all__ = ["pipeline"]  # a fixture
 
 def test_only_slots_with_changed_principles_get_new_keys(pipeline: Pipeline, tmp_path: Path) -> None:
     def keys() -> set[str]:
-        with Ledger.open(pipeline.store, print) as ledger:
+        with JournaledStore.open(pipeline.store, print) as ledger:
             prepare(pipeline, ledger, rubric_of(pipeline), lambda _: None)
             with Reader.of(ledger.store) as reader:
                 return {row["key"] for row in reader._query("SELECT key FROM slots")}

@@ -12,9 +12,9 @@ from aif.engine.prepare import prepare, rubric_of
 from aif.store import connection, records
 from aif.store.connection import SETTINGS
 from aif.store.journal import replay
-from aif.store.ledger import Ledger
+from aif.store.journaled_store import JournaledStore
 from aif.store.reader import Reader
-from aif.store.run_queries import Todo
+from aif.store.run_queries import PendingSlot
 
 PIPELINE = """
 name: prompts
@@ -43,13 +43,13 @@ def pipeline(tmp_path: Path) -> Pipeline:
 def read(pipeline: Pipeline) -> tuple[list[tuple[str, str]], dict[str, int], list[str], int]:
     """Return selected prompts with their source, rows by reason, messages, and the bytes that the journal grew by."""
     messages: list[str] = []
-    with Ledger.open(pipeline.store, print) as ledger:
+    with JournaledStore.open(pipeline.store, print) as ledger:
         before = ledger.journal.position
         prepare(pipeline, ledger, rubric_of(pipeline), messages.append)
         grown = ledger.journal.position.offset - before.offset
         with Reader.of(ledger.store) as reader:
-            selected = [(p.messages[0].content, p.source) for page in reader.selection() for _, p in page]
-            return selected, reader.books().intake, messages, grown
+            selected = [(p.messages[0].content, p.source) for page in reader.selected_prompts() for _, p in page]
+            return selected, reader.prompt_counts().intake, messages, grown
 
 
 def test_each_prompt_is_selected_once_in_file_order_with_its_first_source(pipeline: Pipeline) -> None:
@@ -78,7 +78,7 @@ def test_a_source_that_grows_or_shrinks_is_read_again(pipeline: Pipeline, tmp_pa
 
 
 def test_interrupted_reading_starts_over(pipeline: Pipeline) -> None:
-    with Ledger.open(pipeline.store, print) as ledger:
+    with JournaledStore.open(pipeline.store, print) as ledger:
         ledger.keep([records.page(0, [("0" * 64, "old")]), records.page(1, [("1" * 64, "old")])])
     selected, intake, _, _ = read(pipeline)
 
@@ -117,7 +117,7 @@ def test_a_completion_without_text_is_counted_but_not_as_a_row(pipeline: Pipelin
 
     assert intake == {"selected": 3, "too_long": 1}
     with Reader.open(pipeline.store) as reader:
-        assert reader.books().empty == 2
+        assert reader.prompt_counts().empty == 2
 
 
 def test_sources_without_rows_are_bad_input(pipeline: Pipeline, tmp_path: Path) -> None:
@@ -155,17 +155,17 @@ def test_pages_are_cut_by_bytes_wherever_prompts_are_read_or_stored(
     pipeline = mixed(tmp_path, monkeypatch)
     wanted = [f"{n} {'x' * size}" for n, size in enumerate(MIXED)]
 
-    with Ledger.open(pipeline.store, print) as ledger:
+    with JournaledStore.open(pipeline.store, print) as ledger:
         prepare(pipeline, ledger, rubric_of(pipeline), print)
-        stored = [record["rows"] for _, record in replay(ledger.places.journal) if record["t"] == "page"]  # type: ignore[index]
+        stored = [record["rows"] for _, record in replay(ledger.paths.journal) if record["t"] == "page"]  # type: ignore[index]
         sizes = dict(Reader.of(ledger.store)._rows("SELECT prompt_id, bytes FROM prompts"))
         assert within_bound([[sizes[prompt_id] for prompt_id, _ in page] for page in stored])
 
         with Reader.of(ledger.store) as reader:
-            selected = [[prompt for _, prompt in page] for page in reader.selection()]
-            ledger.store.begin(None)
-            pending: list[list[Todo]] = []
-            while page := reader.todo("m", pending[-1][-1].seq if pending else 0, 512):
+            selected = [[prompt for _, prompt in page] for page in reader.selected_prompts()]
+            ledger.store.list_pending(None)
+            pending: list[list[PendingSlot]] = []
+            while page := reader.pending_slots("m", pending[-1][-1].seq if pending else 0, 512):
                 pending.append(page)
 
     assert [prompt.messages[0].content for page in selected for prompt in page] == wanted
@@ -183,12 +183,12 @@ def test_long_prompts_are_paged_to_fit_into_memory(tmp_path: Path, monkeypatch: 
     rows(tmp_path / "b.jsonl")
     pipeline = parse(PIPELINE.format(folder=tmp_path), tmp_path / "p.yaml")
 
-    with Ledger.open(pipeline.store, print) as ledger:
+    with JournaledStore.open(pipeline.store, print) as ledger:
         prepare(pipeline, ledger, rubric_of(pipeline), print)
-        ledger.store.begin(None)
+        ledger.store.list_pending(None)
         with Reader.of(ledger.store) as reader:
-            assert sum(len(page) for page in reader.selection()) == 1200
-            assert len(reader.todo("m", 0, 512)) == 20
+            assert sum(len(page) for page in reader.selected_prompts()) == 1200
+            assert len(reader.pending_slots("m", 0, 512)) == 20
 
 
 def test_too_many_completions_of_one_prompt_are_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,7 +239,7 @@ def test_prompts_that_differ_only_in_form_are_kept_and_reported(pipeline: Pipeli
     rows(tmp_path / "b.jsonl", *(" " * n + "tea" for n in range(1, 7)))
     selected, intake, messages, _ = read(pipeline)
     with Reader.open(pipeline.store) as reader:
-        assert reader.books().alike == 8
+        assert reader.prompt_counts().alike == 8
 
     assert [line.rpartition(": ")[2] for line in messages[1:3]] == [f"{tmp_path}/a.jsonl:{n}" for n in (1, 2)]
     assert len(selected) == 11

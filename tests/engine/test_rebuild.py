@@ -10,9 +10,9 @@ import pytest
 from aif.core.errors import StoreDamaged, StoreOutOfMemory
 from aif.engine.prepare import prepare
 from aif.engine.rebuild import RebuildResult, rebuild
-from aif.store.lock import Places
+from aif.store.paths import StorePaths
 from tests.engine.test_orchestrator import write
-from tests.store.test_ledger import Kept
+from tests.store.test_journaled_store import Kept
 from tests.support.serving import Served
 
 
@@ -42,7 +42,7 @@ def test_a_store_that_was_set_aside_is_rebuilt_without_a_journal(tmp_path: Path,
     """The error for a store that can't be opened and has no journal says so."""
     served = serve()
     kept = Kept(write(tmp_path, served, count=2), served)
-    places = Places(kept.pipeline.store)
+    places = StorePaths(kept.pipeline.store)
     places.store.rename(places.store.with_name(places.store.name + ".aside2"))
     shutil.rmtree(places.journal)
 

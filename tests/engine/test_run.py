@@ -13,7 +13,7 @@ import pytest
 
 from aif.config.pipeline import load
 from aif.core.errors import Exit
-from aif.store.lock import Places
+from aif.store.paths import StorePaths
 from tests.engine.test_orchestrator import ask, run, write
 from tests.support.processes import until
 from tests.support.serving import Served
@@ -62,7 +62,7 @@ def test_ctrl_c_while_reading_prompts_leaves_at_once_with_a_message(
     (tmp_path / "prompts.jsonl").unlink()
     os.mkfifo(tmp_path / "prompts.jsonl")  # opening it blocks until somebody writes
     process = started(path)
-    lock = Places(load(path).store).lock
+    lock = StorePaths(load(path).store).lock
     until(lambda: lock.exists() and lock.stat().st_size, "the store")
     process.send_signal(number)
     _, err = process.communicate(timeout=60)

@@ -17,12 +17,12 @@ from aif.engine.writer import Writer
 from aif.providers.base import Reply
 from aif.store import journal, records
 from aif.store.ingest import Entry
-from aif.store.ledger import Ledger
+from aif.store.journaled_store import JournaledStore
 from aif.store.reader import Reader
 from tests.support.building import STARTED, Fate, build
 
 
-def entries(ledger: Ledger, n: int, text: str = "words") -> list[Entry]:
+def entries(ledger: JournaledStore, n: int, text: str = "words") -> list[Entry]:
     item = records.CallItem(
         "completion", "k", "p", "able", "able", {"sample": 0, "seed": 1, "principle": None, "system": "role"}
     )
@@ -50,7 +50,7 @@ def ledger(tmp_path: Path) -> Any:
         opened.close()
 
 
-async def test_everything_is_synced_and_stored_in_order(ledger: Ledger) -> None:
+async def test_everything_is_synced_and_stored_in_order(ledger: JournaledStore) -> None:
     seen: list[str] = []
     writer = Writer(
         ledger, 4, 2, lambda synced: seen.extend(e.record["id"] for e in synced), lambda: None, lambda: None
@@ -66,7 +66,7 @@ async def test_everything_is_synced_and_stored_in_order(ledger: Ledger) -> None:
     await running
 
 
-async def test_a_flush_waits_only_for_entries_written_before_it(ledger: Ledger) -> None:
+async def test_a_flush_waits_only_for_entries_written_before_it(ledger: JournaledStore) -> None:
     """Judges keep writing when generation has ended: the queue may not be empty for an hour."""
     writer = Writer(ledger, 4, 2, lambda synced: None, lambda: None, lambda: None)
     running = asyncio.create_task(writer.run())
@@ -91,7 +91,7 @@ async def test_a_flush_waits_only_for_entries_written_before_it(ledger: Ledger) 
 
 
 @pytest.mark.parametrize("turns", [0, 1, 5, 50])
-async def test_a_run_that_is_cancelled_journals_every_written_entry(ledger: Ledger, turns: int) -> None:
+async def test_a_run_that_is_cancelled_journals_every_written_entry(ledger: JournaledStore, turns: int) -> None:
     writer = Writer(ledger, 4, 2, lambda synced: None, lambda: None, lambda: None)
     running = asyncio.create_task(writer.run())
     await asyncio.sleep(0)
@@ -104,12 +104,12 @@ async def test_a_run_that_is_cancelled_journals_every_written_entry(ledger: Ledg
 
     assert journaled(ledger.journal.folder) == {f"call{i}" for i in range(300)}
     ledger.close()
-    with Ledger.open(ledger.places.store, print) as reopened:
+    with JournaledStore.open(ledger.paths.store, print) as reopened:
         (row,) = reopened.store.cursor().execute("SELECT count(*), count(DISTINCT id) FROM calls").fetchall()
         assert row == (300, 300)
 
 
-async def test_a_store_that_fails_loses_no_journal_entry(ledger: Ledger) -> None:
+async def test_a_store_that_fails_loses_no_journal_entry(ledger: JournaledStore) -> None:
     writer = Writer(ledger, 4, 2, lambda synced: None, lambda: None, lambda: None)
     ledger.store.close()  # what a failing disk looks like to the committing thread
     running = asyncio.create_task(writer.run())
@@ -121,7 +121,7 @@ async def test_a_store_that_fails_loses_no_journal_entry(ledger: Ledger) -> None
     assert journaled(ledger.journal.folder) == {f"call{i}" for i in range(300)}
 
 
-async def test_after_store_damage_calls_in_flight_are_still_journaled(ledger: Ledger) -> None:
+async def test_after_store_damage_calls_in_flight_are_still_journaled(ledger: JournaledStore) -> None:
     stopped: list[bool] = []
     writer = Writer(ledger, 4, 2, lambda synced: None, lambda: None, lambda: stopped.append(True))
     running = asyncio.create_task(writer.run())
@@ -143,7 +143,7 @@ async def test_after_store_damage_calls_in_flight_are_still_journaled(ledger: Le
 @pytest.mark.parametrize("cancelled", [False, True])
 @pytest.mark.parametrize("room", [False, True])
 async def test_on_a_full_disk_the_rest_is_journaled_once_there_is_room(
-    ledger: Ledger, room: bool, cancelled: bool
+    ledger: JournaledStore, room: bool, cancelled: bool
 ) -> None:
     """A limit on file size stands in for a full disk. If it is lifted before the end, nothing is lost. A run that is
     cancelled raises the error, too."""
@@ -176,7 +176,7 @@ async def test_on_a_full_disk_the_rest_is_journaled_once_there_is_room(
 
 
 async def test_entries_not_yet_in_the_store_are_bounded_by_bytes(
-    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    ledger: JournaledStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """4,096 replies of 200 KB would be 800 MB, and too much for one DuckDB transaction."""
     monkeypatch.setattr(batching, "MAX_BATCH_BYTES", 1000)

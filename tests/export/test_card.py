@@ -16,12 +16,12 @@ from aif.config.sections import publishable_name
 from aif.core.types import FailureGroup
 from aif.engine.prepare import rubric_of
 from aif.export.card import CardFacts, code_block, render_card, table_cell
-from aif.store.report_queries import Balance, Books, Tally
+from aif.store.report_queries import ItemCounts, PromptCounts, Tally
 from tests.support.building import PIPELINE
 
-BALANCE = Balance(
+BALANCE = ItemCounts(
     prompts=30,
-    whole=27,
+    complete=27,
     slots={4: 30},
     tallies={
         ("completion", "able"): Tally(60, 58, 1, 1),
@@ -35,7 +35,7 @@ BALANCE = Balance(
         FailureGroup("judgement", "strict", "", "pending", 1, "", "p4"),
     ),
 )
-COUNTS = Books({"selected": 30, "duplicate": 4, "too_long": 1}, {"paired": 23, "tie": 5, "pending": 2}, 23)
+COUNTS = PromptCounts({"selected": 30, "duplicate": 4, "too_long": 1}, {"paired": 23, "tie": 5, "pending": 2}, 23)
 MADE = datetime(2026, 4, 2, 8, 15, tzinfo=UTC)
 
 SECRETIVE = """

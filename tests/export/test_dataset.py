@@ -32,11 +32,18 @@ from aif.export.manifest import MANIFEST, store_state
 from aif.export.ultrafeedback import ULTRAFEEDBACK, AnnotatedPrompt
 from aif.judging.rubric import Rubric
 from aif.store import records
-from aif.store.ledger import Ledger
-from aif.store.results import Answer, Completed, Pair, Results, Verdict, Whole
+from aif.store.journaled_store import JournaledStore
+from aif.store.result_queries import (
+    CompletionResult,
+    JudgementResult,
+    Pair,
+    PromptResult,
+    ResultReader,
+    ScoredCompletion,
+)
 from tests.support.building import PIPELINE, Cut, Fate, build, complete, rate
 
-Built = tuple[Pipeline, Rubric, Ledger]
+Built = tuple[Pipeline, Rubric, JournaledStore]
 
 LATER = datetime(2026, 5, 1, 9, 30, tzinfo=UTC)
 
@@ -75,8 +82,8 @@ def test_trl_loads_with_its_features_prompts_and_answers(tmp_path: Path) -> None
     pipeline, rubric, ledger = build(tmp_path, sets=["export.test_size=3", "pairs.policy=best_vs_worst"])
     with ledger:
         exported = export(pipeline, rubric, ledger, tmp_path / "out", silent)
-        with Results.of(ledger.store) as reader:
-            asked = {prompt.prompt_id: (n, prompt) for page in reader.selection() for n, prompt in page}
+        with ResultReader.of(ledger.store) as reader:
+            asked = {prompt.prompt_id: (n, prompt) for page in reader.selected_prompts() for n, prompt in page}
     assert exported == ExportResult(
         tmp_path / "out",
         {
@@ -224,7 +231,7 @@ def test_no_prompt_of_any_format_holds_a_principle(tmp_path: Path) -> None:
     pipeline, rubric, ledger = build(tmp_path, 12, sets=[ALL])
     with ledger:
         export(pipeline, rubric, ledger, tmp_path / "out", silent)
-        with Results.of(ledger.store) as reader:
+        with ResultReader.of(ledger.store) as reader:
             principles = set(reader.texts("principle").values())
     steered = 0
     for config in ("trl", "h4", "kto", "reward", "sft", "ultrafeedback"):
@@ -411,8 +418,8 @@ def test_ultrafeedback_has_a_state_for_everything(tmp_path: Path) -> None:
     )
     with ledger:
         export(pipeline, rubric, ledger, tmp_path / "out", silent)
-        with Results.of(ledger.store) as reader:
-            places = {prompt.prompt_id: n for page in reader.selection() for n, prompt in page}
+        with ResultReader.of(ledger.store) as reader:
+            places = {prompt.prompt_id: n for page in reader.selected_prompts() for n, prompt in page}
     rows = {places[row["prompt_id"]]: row for row in rows_of(tmp_path / "out", "ultrafeedback", tmp_path / "cache")}
     assert sorted(rows) == list(range(8))
 
@@ -523,12 +530,12 @@ def test_the_fixed_test_share_is_in_the_journal(tmp_path: Path) -> None:
     pipeline, rubric, ledger = build(tmp_path, 12, sets=["export.test_size=3"])
     with ledger:
         export(pipeline, rubric, ledger, tmp_path / "before", silent)
-        with Results.of(ledger.store) as reader:
-            bound = reader.threshold(3)
+        with ResultReader.of(ledger.store) as reader:
+            bound = reader.test_threshold(3)
     assert bound is not None
-    with Ledger.open(pipeline.store, silent, anew=True) as anew, Results.of(anew.store) as reader:
-        assert reader.threshold(3) == bound
-        assert reader.threshold(4) is None
+    with JournaledStore.open(pipeline.store, silent, rebuild=True) as anew, ResultReader.of(anew.store) as reader:
+        assert reader.test_threshold(3) == bound
+        assert reader.test_threshold(4) is None
 
 
 def test_a_share_is_approximate_and_other_pairs_do_not_change_it(tmp_path: Path) -> None:
@@ -723,27 +730,27 @@ def test_an_export_killed_between_the_two_moves_is_restored(tmp_path: Path, buil
 PAIR = Pair(
     "ab" * 32, "s", (Message("system", "Be brief."), Message("user", "Why?")), "Because.", "No.", "m", "n", 4.5, 2.0
 )
-ONE = Completed("ab" * 32, "s", PAIR.messages, "Because.", "m", 4.5, True)
+ONE = ScoredCompletion("ab" * 32, "s", PAIR.messages, "Because.", "m", 4.5, True)
 WHOLE = AnnotatedPrompt(
-    Whole(
+    PromptResult(
         "ab" * 32, "s", PAIR.messages, {"correct_answers": ["Because."], "incorrect_answers": "No."},
         {"reference": "Because it is so."},
         (
-            Answer("1" * 32, "m", "steer", "answered", None, "Because.", "stop", 4.5),
-            Answer("2" * 32, "n", None, "failed", "blocked", None, None, None),
-            Answer("3" * 32, "o", None, "answered", None, "Hm.", "length", None),
+            CompletionResult("1" * 32, "m", "steer", "answered", None, "Because.", "stop", 4.5),
+            CompletionResult("2" * 32, "n", None, "failed", "blocked", None, None, None),
+            CompletionResult("3" * 32, "o", None, "answered", None, "Hm.", "length", None),
         ),
         (
-            Verdict(
+            JudgementResult(
                 "a" * 32, "judge", 0, "aspects", ("1" * 32, "3" * 32), "answered", None, "{}", ("3" * 32, "1" * 32),
                 (
                     Rating("3" * 32, "honesty", "not_applicable", None, "A poem."),
                     Rating("1" * 32, "honesty", "rated", 4.0, "Sound.", (1, 3)),
                 ),
             ),
-            Verdict(None, "judge", 0, "critique", ("1" * 32,), "pending", None, None, (), ()),
-            Verdict("b" * 32, "judge", 0, "critique", ("3" * 32,), "failed", "unreadable", "Hm?", (), ()),
-            Verdict(
+            JudgementResult(None, "judge", 0, "critique", ("1" * 32,), "pending", None, None, (), ()),
+            JudgementResult("b" * 32, "judge", 0, "critique", ("3" * 32,), "failed", "unreadable", "Hm?", (), ()),
+            JudgementResult(
                 "c" * 32, "other", 0, "critique", ("1" * 32,), "answered", None, "{}", ("1" * 32,),
                 (Rating("1" * 32, "overall", "rated", 9.0, "Well done."),),
             ),
@@ -988,8 +995,8 @@ def test_the_store_state_is_the_digest_of_all_pairs(tmp_path: Path) -> None:
     pipeline, rubric, ledger = build(tmp_path, 5, sets=["pairs.policy=all"])
     with ledger:
         make_pairs(pipeline, rubric, ledger.store)
-        with Results.of(ledger.store) as reader:
-            books, paired = reader.books(), reader.paired()
-            told = [reader.marked("plan"), *reader.read(), books.intake, books.outcomes]
+        with ResultReader.of(ledger.store) as reader:
+            books, paired = reader.prompt_counts(), reader.pair_keys()
+            told = [reader.get_mark("plan"), *reader.replies_digest(), books.intake, books.outcomes]
             assert store_state(reader, books, paired) == digest([*told, paired.to_pylist()])
             assert store_state(reader, books, paired.slice(0, 0)) == digest([*told, []])

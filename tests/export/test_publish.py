@@ -31,8 +31,8 @@ from aif.export.dataset import export
 from aif.export.formats import FORMATS, content_digest, file_path
 from aif.export.manifest import Manifest
 from aif.export.publish import FileChange, PublishPlan, _is_blank, _listed_files, _restricted_sources, publish_warnings
-from aif.store.ledger import Ledger
-from aif.store.report_queries import Books
+from aif.store.journaled_store import JournaledStore
+from aif.store.report_queries import PromptCounts
 from tests.end_to_end.test_carried import Row, answered, rows, scored
 from tests.engine.test_orchestrator import run
 from tests.support.building import PIPELINE, Fate, build, complete
@@ -264,7 +264,7 @@ RUN = Manifest(
     made_by="aif",
     rows={"trl": {"train": 3}},
     files={},
-    books=Books({}, {"paired": 3, "pending": 2}, 3),
+    books=PromptCounts({}, {"paired": 3, "pending": 2}, 3),
     rubric="",
     state="",
     pipeline_yaml="",
@@ -343,7 +343,7 @@ def test_changes_outside_of_pairs_count_too(tmp_path: Path) -> None:
         return answered(0, 5, score, 1) | {"correct_answers": known}
 
     def state() -> str:
-        with Ledger.open(pipeline.store, print) as ledger:
+        with JournaledStore.open(pipeline.store, print) as ledger:
             made = export(pipeline, rubric_of(pipeline), ledger, tmp_path / "out", lambda words: None)
         assert made.prompt_counts.pairs == 1
         found: str = json.loads((tmp_path / "out" / "run.json").read_text())["state"]

@@ -13,7 +13,7 @@ import yaml
 from aif.config.pipeline import load
 from aif.core.errors import Exit
 from aif.core.resources import shipped
-from aif.store.lock import Places
+from aif.store.paths import StorePaths
 from aif.store.reader import Reader
 from tests.real.tiny_model import build
 from trials.reliability.server_failures import kill_real_vllm
@@ -126,7 +126,7 @@ def test_no_key_reaches_a_server_and_the_hub_s_token_does(finished: dict[str, An
 
 
 def test_each_server_has_its_log(finished: dict[str, Any]) -> None:
-    logs = {log.name: log.read_text() for log in Places(load(finished["path"]).store).logs.iterdir()}
+    logs = {log.name: log.read_text() for log in StorePaths(load(finished["path"]).store).logs.iterdir()}
 
     assert set(logs) == {"one-1.log", "two-1.log", "judge-1.log"}
     assert all(log.count("=== ") >= 1 and "/health" in log for log in logs.values())

@@ -26,7 +26,7 @@ from aif.engine.connect import open_endpoints
 from aif.providers.base import Request
 from aif.servers import model_identity
 from aif.servers.fleet import Fleet, Timings, _open_log, error_in_log
-from aif.store.lock import Places
+from aif.store.paths import StorePaths
 from aif.store.reader import Reader
 from tests.engine.test_orchestrator import ask, run, write
 from tests.support.fakes.vllm.entrypoints.openai.api_server import TRACEBACK
@@ -116,7 +116,7 @@ def test_with_gpus_enough_all_run_together_each_on_its_own(
     assert "--tensor-parallel-size" not in started["a"]["words"]
     assert words(started["judge"], "--max-model-len") == "4096"
     assert started["judge"]["environ"]["EXTRA"] == "1"
-    logs = {log.name: log.read_text() for log in Places(made.store).logs.iterdir()}
+    logs = {log.name: log.read_text() for log in StorePaths(made.store).logs.iterdir()}
     assert set(logs) == {"a-1.log", "b-1.log", "judge-1.log"}
     assert "judge is served" in logs["judge-1.log"]
     assert "--swap" in logs["judge-1.log"]
@@ -178,7 +178,7 @@ def test_a_server_that_ends_before_it_is_ready_stops_its_endpoint_alone(tmp_path
 
 def test_a_server_that_can_not_start_stops_its_endpoint_alone(tmp_path: Path, fakes: Fakes) -> None:
     path = pipeline(tmp_path, {"a": fakes.launch(), "b": fakes.launch()}, fakes.launch())
-    (Places(load(path).store).logs / "a-1.log").mkdir(parents=True)
+    (StorePaths(load(path).store).logs / "a-1.log").mkdir(parents=True)
     made, ended = run(path)
 
     assert list(ended.calling.refused) == ["a"]
@@ -437,7 +437,7 @@ async def attended(path: Path, told: list[str], timings: Timings = QUICK) -> Asy
     made = load(path)
     async with open_endpoints(made) as endpoints, asyncio.TaskGroup() as group:
         keys = {(e.stage, e.name) for e in endpoints if e.name == "a"}
-        fleet = await Fleet.plan(made, endpoints, keys, Places(made.store).logs, told.append)
+        fleet = await Fleet.plan(made, endpoints, keys, StorePaths(made.store).logs, told.append)
         fleet.timings = timings
         group.create_task(fleet.run())
         endpoint = next(e for e in endpoints if e.name == "a")
@@ -526,7 +526,7 @@ async def test_an_endless_log_keeps_its_beginning_its_end_and_the_error(
     monkeypatch.setattr("aif.servers.fleet.LOG_KEPT", 100_000)
     told: list[str] = []
     path, timings = pipeline(tmp_path, {"a": fakes.launch()}, fakes.launch()), replace(QUICK, check_s=0.02)
-    log = Places(load(path).store).logs / "a-1.log"
+    log = StorePaths(load(path).store).logs / "a-1.log"
     async with attended(path, told, timings) as endpoint:
         await _answered(endpoint)
         with log.open("ab", buffering=0) as server:

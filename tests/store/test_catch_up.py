@@ -1,4 +1,4 @@
-"""A store that takes in what its journal holds beyond it: in this process, or read by another."""
+"""A store catches up with its journal, read by this process or by another."""
 
 import os
 import signal
@@ -12,17 +12,17 @@ import pytest
 
 from aif.core.errors import AifError
 from aif.store import records as events
-from aif.store.catch_up import FAR, follow
+from aif.store.catch_up import OTHER_PROCESS_BYTES, catch_up
 from aif.store.database import Store
 from aif.store.ingest import Step
 from aif.store.journal import START, Journal, Position
 from aif.store.journal_batches import RECORDS, Rubrics
-from aif.store.lock import Places
+from aif.store.paths import StorePaths
 from aif.store.reader import Reader
 from tests.support.building import build
 from tests.support.processes import alive
 
-WAYS = pytest.mark.parametrize("far", [FAR, 0], ids=["here", "elsewhere"])
+WAYS = pytest.mark.parametrize("far", [OTHER_PROCESS_BYTES, 0], ids=["here", "elsewhere"])
 TABLES = ("prompts", "selection", "intake", "texts", "completions", "judgements", "calls", "failed", "reserved")
 
 
@@ -48,15 +48,15 @@ def reserved(store: Store) -> int:
 
 
 @WAYS
-def test_a_store_made_again_holds_what_the_first_held(tmp_path: Path, far: int) -> None:
+def test_a_rebuilt_store_holds_the_same_rows(tmp_path: Path, far: int) -> None:
     pipeline, rubric, ledger = build(tmp_path)
-    places = Places(pipeline.store)
+    places = StorePaths(pipeline.store)
     ledger.close()
     held = _tables(places.store)
     rubrics = Rubrics()
     with anew(tmp_path / "again.duckdb") as store:
-        taken_in, damaged = follow(store, places.journal, rubrics, far)
-        assert follow(store, places.journal, rubrics, far) == (0, [])
+        taken_in, damaged = catch_up(store, places.journal, rubrics, far)
+        assert catch_up(store, places.journal, rubrics, far) == (0, [])
     assert _tables(tmp_path / "again.duckdb") == held
     assert taken_in >= sum(len(held[name]) for name in ("calls", "prompts", "texts"))
     assert not damaged
@@ -70,15 +70,15 @@ def _tables(store: Path) -> dict[str, list[dict[str, object]]]:
 
 
 @WAYS
-def test_what_is_damaged_is_told_and_what_stands_behind_it_taken_in(tmp_path: Path, far: int) -> None:
+def test_a_damaged_line_is_reported_and_the_records_after_it_are_applied(tmp_path: Path, far: int) -> None:
     folder = journal(tmp_path / "j", RECORDS + 10)
     segment = folder / "000001.jsonl"
     text = bytearray(segment.read_bytes())
     text[text.index(b'"n":5,')] ^= 0x20
     segment.write_bytes(text)
     with anew(tmp_path / "s.duckdb") as store:
-        taken_in, damaged = follow(store, folder, Rubrics(), far)
-        assert (taken_in, store.damaged, reserved(store)) == (RECORDS + 9, 1, RECORDS + 9)
+        taken_in, damaged = catch_up(store, folder, Rubrics(), far)
+        assert (taken_in, store.damaged_lines, reserved(store)) == (RECORDS + 9, 1, RECORDS + 9)
     assert [one.reason for one in damaged] == ["the checksum does not match"]
 
 
@@ -86,13 +86,13 @@ def test_what_is_damaged_is_told_and_what_stands_behind_it_taken_in(tmp_path: Pa
 def test_a_rubric_that_is_lost_is_named(tmp_path: Path, far: int) -> None:
     pipeline, rubric, ledger = build(tmp_path, 2)
     ledger.close()
-    places = Places(pipeline.store)
+    places = StorePaths(pipeline.store)
     segment = places.journal / "000001.jsonl"
     lines = segment.read_bytes().splitlines(keepends=True)
     segment.write_bytes(b"".join(line for line in lines if b'"kind":"rubric"' not in line))
     rubrics = Rubrics()
     with anew(tmp_path / "again.duckdb") as store:
-        follow(store, places.journal, rubrics, far)
+        catch_up(store, places.journal, rubrics, far)
     assert rubrics.lost == {rubric.digest}
 
 
@@ -101,11 +101,11 @@ def test_a_journal_that_cannot_be_read_is_an_error(tmp_path: Path, far: int) -> 
     folder = tmp_path / "j"
     (folder / "000001.jsonl").mkdir(parents=True)
     with anew(tmp_path / "s.duckdb") as store, pytest.raises(IsADirectoryError):
-        follow(store, folder, Rubrics(), far)
+        catch_up(store, folder, Rubrics(), far)
 
 
 class Watched(Store):
-    """Remembers in which threads it was at work, and which processes read for it; ends these if told to."""
+    """Records the threads it was used in and the reader processes; kills these if `ends_them`."""
 
     threads: set[int]
     readers: set[int]
@@ -127,12 +127,12 @@ class Watched(Store):
 
 
 def _readers() -> set[int]:
-    """Processes that read a journal for this one."""
+    """The ids of the processes that read a journal for this one."""
     found = set()
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             words, command = stat.read_text().rpartition(")")[2].split(), stat.with_name("cmdline").read_text()
-        except OSError:  # it has ended meanwhile
+        except OSError:  # it has ended
             continue
         if int(words[1]) == os.getpid() and "aif.store.catch_up" in command:
             found.add(int(stat.parent.name))
@@ -140,11 +140,11 @@ def _readers() -> set[int]:
 
 
 @WAYS
-def test_a_store_that_follows_is_at_work_in_no_thread_but_its_owners(tmp_path: Path, far: int) -> None:
-    """In another, it would be when a second Ctrl-C closes it, which DuckDB refuses."""
+def test_the_store_is_written_only_in_its_owners_thread(tmp_path: Path, far: int) -> None:
+    """In another, a second Ctrl-C would close it while in use, which DuckDB refuses."""
     folder = journal(tmp_path / "j", 2 * RECORDS + 1)
     store = Watched.at(tmp_path / "s.duckdb")
-    assert follow(store, folder, Rubrics(), far) == (2 * RECORDS + 1, [])
+    assert catch_up(store, folder, Rubrics(), far) == (2 * RECORDS + 1, [])
     assert reserved(store) == 2 * RECORDS + 1
     store.close()
     assert store.threads == {get_ident()}
@@ -154,21 +154,21 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="pr
 
 
 @needs_proc
-def test_a_reader_that_is_killed_is_told_and_what_it_read_is_kept(tmp_path: Path) -> None:
+def test_a_killed_reader_process_is_reported_and_its_records_are_stored(tmp_path: Path) -> None:
     folder = journal(tmp_path / "j", 40 * RECORDS)
     store = Watched.at(tmp_path / "s.duckdb", ends_them=True)
-    with pytest.raises(AifError, match=r"was killed \(signal 9\).*try again"):
-        follow(store, folder, Rubrics(), 0)
+    with pytest.raises(AifError, match=r"was killed \(signal 9\).*run the same command again"):
+        catch_up(store, folder, Rubrics(), 0)
     assert len(store.readers) == 1
     assert 0 < reserved(store) < 40 * RECORDS
     store.ends_them = False
-    follow(store, folder, Rubrics(), 0)
+    catch_up(store, folder, Rubrics(), 0)
     assert reserved(store) == 40 * RECORDS
     store.close()
 
 
 class Broken(Watched):
-    """Fails once it has taken in a portion."""
+    """Fails after the first batch."""
 
     def apply(self, steps: Sequence[Step], position: Position, damaged: int = 0) -> None:
         if self.position != START:
@@ -177,47 +177,52 @@ class Broken(Watched):
 
 
 @needs_proc
-def test_a_reader_ends_with_who_it_reads_for(tmp_path: Path) -> None:
+def test_the_reader_process_ends_with_this_one(tmp_path: Path) -> None:
     folder = journal(tmp_path / "j", 40 * RECORDS)
     store = Broken.at(tmp_path / "s.duckdb")
     with pytest.raises(OSError, match="No space left"):
-        follow(store, folder, Rubrics(), 0)
+        catch_up(store, folder, Rubrics(), 0)
     store.close()
     assert store.readers
     assert not any(map(alive, store.readers))
 
 
-def test_the_reader_is_ours_wherever_it_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Someone's own files of the names of modules stand in the folder; what they print is no portion."""
+def test_the_reader_process_ignores_modules_in_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A user's files named like modules are in the folder; their output is no batch."""
     folder = journal(tmp_path / "j", RECORDS + 1)
     for name in ("random", "aif", "sitecustomize"):
         (tmp_path / f"{name}.py").write_text("print('hello')\nraise SystemExit(3)\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONUNBUFFERED", "1")
     with anew(tmp_path / "s.duckdb") as store:
-        assert follow(store, folder, Rubrics(), 0) == (RECORDS + 1, [])
+        assert catch_up(store, folder, Rubrics(), 0) == (RECORDS + 1, [])
 
 
-def test_where_no_process_is_to_be_had_it_is_read_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_second_process_the_journal_is_read_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = journal(tmp_path / "j", 3)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "none"))
     with anew(tmp_path / "s.duckdb") as store:
-        assert follow(store, folder, Rubrics(), 0) == (3, [])
+        assert catch_up(store, folder, Rubrics(), 0) == (3, [])
 
 
-def test_a_reader_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_reader_process_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = journal(tmp_path / "j", 3)
     (tmp_path / "aif.py").write_text("raise SystemExit(3)\n")
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
-    with anew(tmp_path / "s.duckdb") as store, pytest.raises(AifError, match=r"failed \(exit code 3\).*try again"):
-        follow(store, folder, Rubrics(), 0)
+    with (
+        anew(tmp_path / "s.duckdb") as store,
+        pytest.raises(AifError, match=r"failed \(exit code 3\).*run the same command again"),
+    ):
+        catch_up(store, folder, Rubrics(), 0)
 
 
 def _limit(store: Store) -> str:
     return str(store.cursor().execute("SELECT current_setting('memory_limit')").fetchall()[0][0])
 
 
-def test_a_store_that_is_made_again_has_more_memory_only_meanwhile(tmp_path: Path) -> None:
+def test_a_rebuild_has_more_memory_only_while_it_lasts(tmp_path: Path) -> None:
     with anew(tmp_path / "s.duckdb") as store:
         before = _limit(store)
         with pytest.raises(AifError), _stopped(store):
@@ -227,6 +232,6 @@ def test_a_store_that_is_made_again_has_more_memory_only_meanwhile(tmp_path: Pat
 
 @contextmanager
 def _stopped(store: Store) -> Iterator[None]:
-    with store.roomy():
+    with store.more_memory():
         yield
         raise AifError("stopped")

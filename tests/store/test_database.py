@@ -1,4 +1,4 @@
-"""The store and what is asked of it: states of slots and judgements, work lists, views."""
+"""The store: states of slots and judgements, lists of pending work, views."""
 
 from collections.abc import Iterator
 from datetime import timedelta
@@ -17,21 +17,21 @@ from aif.providers.base import CallError, Kind, Reply
 from aif.providers.retry import Verdict
 from aif.store import records
 from aif.store.database import Store
-from aif.store.ledger import Ledger
+from aif.store.journaled_store import JournaledStore
 from aif.store.reader import Reader
 from tests.support.building import STARTED, Cut, Fate, build
 
 
-def sql(ledger: Ledger, query: str) -> list[dict[str, Any]]:
+def sql(ledger: JournaledStore, query: str) -> list[dict[str, Any]]:
     with Reader.of(ledger.store) as reader:
         return reader._query(query)
 
 
-def states(ledger: Ledger, view: str) -> dict[str, int]:
+def states(ledger: JournaledStore, view: str) -> dict[str, int]:
     return {row["state"]: row["n"] for row in sql(ledger, f"SELECT state, count(*) AS n FROM {view} GROUP BY state")}
 
 
-def fail(ledger: Ledger, slot: dict[str, Any], verdict: str, n: int = 1) -> None:
+def fail(ledger: JournaledStore, slot: dict[str, Any], verdict: str, n: int = 1) -> None:
     details = {"sample": 0, "seed": slot["seed"], "principle": slot["principle"], "system": "role"}
     item = records.CallItem("completion", slot["key"], slot["prompt_id"], slot["model"], slot["identity"], details)
     error = CallError(Kind.TIMEOUT, "no answer")
@@ -45,8 +45,8 @@ def fail(ledger: Ledger, slot: dict[str, Any], verdict: str, n: int = 1) -> None
     )  # fmt: skip
 
 
-def test_a_prompt_is_judged_when_all_its_slots_are_terminal_and_enough_are_answered(tmp_path: Path) -> None:
-    """Prompt 0: one slot pending. 1: one failed for good. 2: three failed, so too few are left. 3: whole."""
+def test_a_prompt_is_judged_when_no_slot_is_pending_and_enough_are_answered(tmp_path: Path) -> None:
+    """Prompt 0: one slot pending. 1: one failed permanently. 2: three failed, so too few are left. 3: complete."""
 
     def complete(number: int, model: str) -> str | Cut | Fate:
         if number == 0 and model == "poor":
@@ -71,23 +71,23 @@ def test_single_requests_are_needed_for_each_completion_and_listwise_ones_once(t
         }  # fmt: skip
 
 
-def test_later_is_pending_again_and_failed_waits_until_retry(tmp_path: Path) -> None:
+def test_later_is_pending_again_and_failed_only_after_retry(tmp_path: Path) -> None:
     _, _, ledger = build(tmp_path, 1, complete=lambda n, m: Fate.PENDING)
     with ledger:
         first, second = sql(ledger, "SELECT * FROM slots ORDER BY slot")[:2]
         fail(ledger, first, "later")
         fail(ledger, second, "failed")
         assert states(ledger, "slot_states") == {"pending": 2, "later": 1, "failed": 1}
-        ledger.store.begin(None)
+        ledger.store.list_pending(None)
         assert len(sql(ledger, "FROM todo")) == 3
         assert len(sql(ledger, "FROM settled")) == 1
         ledger.keep([records.retry(STARTED)])
-        assert states(ledger, "slot_states") == {"pending": 2, "later": 2}  # with the last word on each
+        assert states(ledger, "slot_states") == {"pending": 2, "later": 2}
         with Reader.of(ledger.store) as reader:
-            assert reader.failures() == []
+            assert reader.permanent_failures() == []
 
 
-def test_an_answer_ends_a_failure_and_the_bill_keeps_both(tmp_path: Path) -> None:
+def test_an_answer_ends_a_failure_and_both_calls_are_counted(tmp_path: Path) -> None:
     _, _, ledger = build(tmp_path, 1, complete=lambda n, m: Fate.PENDING)
     with ledger:
         for n, slot in enumerate(sql(ledger, "SELECT * FROM slots")):
@@ -100,11 +100,11 @@ def test_an_answer_ends_a_failure_and_the_bill_keeps_both(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("step", [timedelta(hours=1), timedelta(0), timedelta(hours=-1), timedelta(days=-400)])
-def test_a_provider_takes_no_call_until_a_later_run_is_answered_whatever_the_clock_says(
+def test_a_refusal_counts_until_a_later_run_is_answered_whatever_the_clock_says(
     tmp_path: Path, step: timedelta
 ) -> None:
-    """Refused after an answer, what it was not asked has its last word, also when what was in flight is answered after
-    that; answering in another run it has not. The clock is put `step` on before each call."""
+    """After a refusal, pending items have its error, even if calls in flight are answered later; not once a later run
+    is answered. The clock moves by `step` before each call."""
     _, _, ledger = build(tmp_path, 2, complete=lambda n, m: Fate.PENDING)
     with ledger:
         slot, _ = sql(ledger, "SELECT * FROM slots WHERE model = 'able'")
@@ -128,14 +128,14 @@ def test_a_provider_takes_no_call_until_a_later_run_is_answered_whatever_the_clo
             assert told == [stands if n in (0, 1, 3, 4) else {"verdict": "pending", "example": None, "items": 1}]
 
 
-def test_prompts_become_ready_once(tmp_path: Path) -> None:
+def test_prompts_become_judgeable_once(tmp_path: Path) -> None:
     _, _, ledger = build(tmp_path, 6, rate=pending)
     with ledger:
-        ledger.store.begin(None)
+        ledger.store.list_pending(None)
         before = sql(ledger, "SELECT position FROM ready ORDER BY seq")
         assert [row["position"] for row in before] == list(range(6))
         with Reader.of(ledger.store) as reader:
-            first, rest = reader.ready(0, 4), reader.ready(4, 4)
+            first, rest = reader.judgeable_prompts(0, 4), reader.judgeable_prompts(4, 4)
         assert [len(page) for page in (first, rest)] == [4, 2]
         assert all(len(ready.needs) == 1 and len(ready.texts) == 4 for ready in first + rest)
 
@@ -148,7 +148,7 @@ def alike(number: int, model: str, aspect: str) -> int:
     return 3
 
 
-def test_another_rubric_asks_all_and_going_back_asks_nothing(tmp_path: Path) -> None:
+def test_another_rubric_needs_all_judgements_and_changing_back_needs_none(tmp_path: Path) -> None:
     for sets, asked in ((["rubric=unified"], 0), (["rubric=ultrafeedback"], 16), (["rubric=unified"], 0)):
         _, _, ledger = build(tmp_path, 2, sets=sets, rate=pending if asked else alike)
         with ledger:
@@ -167,20 +167,20 @@ def test_the_leaderboard_counts_sides_and_means(tmp_path: Path) -> None:
         assert dict(board["poor"]["aspects"])["honesty"] == 1
 
 
-def test_what_was_applied_once_changes_nothing_when_it_comes_again(tmp_path: Path) -> None:
+def test_records_applied_twice_change_nothing(tmp_path: Path) -> None:
     _, _, ledger = build(tmp_path, 3)
     with ledger:
         tables = ("prompts", "completions", "judgements", "calls", "selection", "texts")
         before = {table: sql(ledger, f"FROM {table} ORDER BY ALL") for table in tables}
         ledger.store._db.execute('UPDATE about SET segment = 1, "offset" = 0')
-    Ledger.open(ledger.places.store, print).close()
-    again = Ledger.open(ledger.places.store, print)
+    JournaledStore.open(ledger.paths.store, print).close()
+    again = JournaledStore.open(ledger.paths.store, print)
     with again:
         assert {table: sql(again, f"FROM {table} ORDER BY ALL") for table in tables} == before
 
 
-def test_a_failure_that_comes_behind_the_answer_changes_nothing(tmp_path: Path) -> None:
-    """Out of order: an attempt that was given up is told of after the one that was answered."""
+def test_a_failure_after_the_answer_changes_nothing(tmp_path: Path) -> None:
+    """Out of order: an abandoned attempt is recorded after the answered one."""
     _, _, ledger = build(tmp_path, 2)
     with ledger:
         before = {
@@ -194,7 +194,7 @@ def test_a_failure_that_comes_behind_the_answer_changes_nothing(tmp_path: Path) 
         assert sql(ledger, "SELECT count(*) AS n FROM calls") == [{"n": 2 * 4 + 2 + 2}], "the bill has them"
 
 
-def test_a_transaction_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_a_failed_transaction_leaves_nothing_behind(tmp_path: Path) -> None:
     _, _, ledger = build(tmp_path, 2)
     with ledger:
         position, calls = ledger.store.position, sql(ledger, "SELECT count(*) AS n FROM calls")
@@ -204,7 +204,7 @@ def test_a_transaction_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
         assert sql(ledger, "SELECT count(*) AS n FROM calls") == calls
 
 
-def test_rows_of_a_transaction_do_not_stay_in_memory_until_its_end(tmp_path: Path) -> None:
+def test_rows_of_a_transaction_leave_memory_before_its_end(tmp_path: Path) -> None:
     held: list[int] = []
 
     def parts() -> Iterator[dict[str, pa.Table]]:
@@ -215,16 +215,15 @@ def test_rows_of_a_transaction_do_not_stay_in_memory_until_its_end(tmp_path: Pat
 
     _, _, ledger = build(tmp_path, 1)
     with ledger:
-        ledger.store.keep_outcomes(parts(), "{}")
+        ledger.store.replace_outcomes(parts(), "{}")
         assert sql(ledger, "SELECT count(*) AS n, min(outcome) AS least FROM outcomes") == [
             {"n": 100_000, "least": "paired"}
         ]
     assert max(held) - held[0] < 4 * 2**20
 
 
-def test_what_a_kill_left_half_made_is_made_anew(tmp_path: Path) -> None:
-    """The file under its working name; and the log of a store that somebody deleted, which may hold what nothing else
-    does, is kept."""
+def test_a_store_left_incomplete_by_a_kill_is_created_again(tmp_path: Path) -> None:
+    """The file under its temporary name. The log of a deleted store is kept: it may hold what nothing else has."""
     path = tmp_path / "s.duckdb"
     for name in ("s.duckdb.new", "s.duckdb.new.wal", "s.duckdb.wal"):
         (tmp_path / name).write_bytes(b"half")
@@ -244,19 +243,19 @@ def test_a_store_of_another_version_is_not_opened(tmp_path: Path, version: int) 
 
 
 def test_times_can_be_read_without_another_package(tmp_path: Path) -> None:
-    """A TIMESTAMPTZ column would make DuckDB's Python client ask for pytz."""
+    """For a TIMESTAMPTZ column DuckDB's Python client needs pytz."""
     _, _, ledger = build(tmp_path, 1)
     with ledger:
         cursor = ledger.store.cursor()
         assert cursor.execute("SELECT min(started) FROM calls").fetchone() == (STARTED.replace(tzinfo=None),)
 
 
-def test_a_store_is_not_made_again_because_its_file_has_shrunk(tmp_path: Path) -> None:
-    """DuckDB cuts free blocks off the end of the file when it closes; the third opening took that for damage."""
+def test_a_store_whose_file_shrank_is_not_rebuilt(tmp_path: Path) -> None:
+    """DuckDB removes free blocks from the file's end when it closes it; the third opening took that for damage."""
     pipeline, rubric, ledger = build(tmp_path, 20)
     ledger.close()
     said: list[str] = []
     for _ in range(6):
-        with Ledger.open(pipeline.store, said.append) as ledger:
+        with JournaledStore.open(pipeline.store, said.append) as ledger:
             prepare(pipeline, ledger, rubric, said.append)
     assert said == []

@@ -1,4 +1,4 @@
-"""The journal: what was acknowledged is there again, whatever happened to the process, the disk or a byte."""
+"""The journal: acknowledged records survive kills, full disks and damaged bytes."""
 
 import os
 import re
@@ -43,7 +43,7 @@ def writing(folder: Path, segment_bytes: int = 2**20) -> Iterator[Journal]:
 
 
 def written(folder: Path, records: list[Record] = RECORDS, segment_bytes: int = 2**20) -> list[Position]:
-    """A journal of these records, each appended by itself. Returns the positions behind them."""
+    """Write a journal, record by record; return the positions after them."""
     with writing(folder, segment_bytes) as journal:
         return [journal.append([record]) for record in records]
 
@@ -56,10 +56,10 @@ def damaged(folder: Path) -> list[Damage]:
     return [found for _, found in replay(folder) if isinstance(found, Damage)]
 
 
-# --- what was written is read ----------------------------------------------------------------------------------------
+# --- reading ---------------------------------------------------------------------------------------------------------
 
 
-def test_what_was_appended_is_replayed_in_order(tmp_path: Path) -> None:
+def test_appended_records_are_replayed_in_order(tmp_path: Path) -> None:
     with writing(tmp_path / "runs" / "journal") as journal:
         assert journal.position == START
         journal.append(RECORDS[:2])
@@ -70,7 +70,7 @@ def test_what_was_appended_is_replayed_in_order(tmp_path: Path) -> None:
 
 
 def test_a_line_is_a_checksum_and_a_json_object(tmp_path: Path) -> None:
-    """The format is a promise: pinned."""
+    """The format is a promise."""
     written(tmp_path, [{"t": "prompt", "v": 1}])
     body = b'{"t":"prompt","v":1,"at":[1,0]}'
     assert (
@@ -89,13 +89,13 @@ VALUES = st.recursive(
 
 @settings(deadline=None)
 @given(st.dictionaries(st.text(st.characters(codec="utf-8")), VALUES))
-def test_a_record_is_one_line_and_comes_back_from_it(record: Record) -> None:
+def test_a_record_is_encoded_as_one_line_and_decoded(record: Record) -> None:
     line = encode(record)
     assert line.count(b"\n") == 1
     assert decode(line) == record
 
 
-def test_replay_goes_on_from_any_position(tmp_path: Path) -> None:
+def test_replay_starts_at_any_position(tmp_path: Path) -> None:
     positions = written(tmp_path, segment_bytes=120)
     assert len(segments(tmp_path)) > 2
     assert positions == sorted(set(positions))
@@ -110,7 +110,7 @@ def test_a_full_segment_is_followed_by_another(tmp_path: Path) -> None:
         positions = [journal.append([{"n": n}]) for n in range(5)]
     assert positions == [
         Position(1, line),
-        Position(1, 2 * line + 1),  # where it stands has a digit more
+        Position(1, 2 * line + 1),  # its offset has a digit more
         Position(2, line),
         Position(2, 2 * line + 1),
         Position(3, line),
@@ -118,7 +118,7 @@ def test_a_full_segment_is_followed_by_another(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["000001.jsonl", "000002.jsonl", "000003.jsonl"]
 
 
-def test_what_is_appended_at_once_stays_in_one_segment(tmp_path: Path) -> None:
+def test_records_appended_together_stay_in_one_segment(tmp_path: Path) -> None:
     with writing(tmp_path, segment_bytes=10) as journal:
         journal.append(RECORDS)
         journal.append(RECORDS)
@@ -127,7 +127,7 @@ def test_what_is_appended_at_once_stays_in_one_segment(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("segment_bytes", [1, 60, 2**20])
-def test_reopening_goes_on_behind_the_last_record(tmp_path: Path, segment_bytes: int) -> None:
+def test_a_reopened_journal_appends_after_the_last_record(tmp_path: Path, segment_bytes: int) -> None:
     end = START
     for record in RECORDS:
         with writing(tmp_path, segment_bytes) as journal:
@@ -145,21 +145,23 @@ def test_a_journal_that_was_never_written_to_is_empty(tmp_path: Path) -> None:
 # --- damage ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_last_line_torn_at_any_byte_is_cut_off_and_told(tmp_path: Path) -> None:
+def test_a_last_line_incomplete_at_any_byte_is_removed_and_reported(tmp_path: Path) -> None:
     *_, whole, end = written(tmp_path)
     path = tmp_path / "000001.jsonl"
     content = path.read_bytes()
     for cut in range(whole.offset + 1, end.offset - 1):
         path.write_bytes(content[:cut])
         journal, torn = Journal.open(tmp_path)
-        assert str(torn) == (f"{path}: byte {whole.offset}: a torn last line of {cut - whole.offset} bytes was cut off")
+        assert str(torn) == (
+            f"{path}: byte {whole.offset}: an incomplete last line of {cut - whole.offset} bytes was removed"
+        )
         assert journal.position == whole
         journal.append([RECORDS[-1]])
         journal.close()
         assert path.read_bytes() == content
 
 
-def test_a_last_line_that_lacks_its_end_alone_is_whole(tmp_path: Path) -> None:
+def test_a_last_line_without_its_newline_is_complete(tmp_path: Path) -> None:
     end = written(tmp_path)[-1]
     os.truncate(tmp_path / "000001.jsonl", end.offset - 1)
     written(tmp_path, [{"n": 99}])
@@ -168,8 +170,8 @@ def test_a_last_line_that_lacks_its_end_alone_is_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("end", [b"\r\n", b"\r", b"", b"\0"])
-def test_lines_that_end_otherwise_are_read_and_written_behind(tmp_path: Path, end: bytes) -> None:
-    """As unix2dos, an editor or a transfer leaves them, with a mark before the first; some are there twice."""
+def test_lines_with_other_newlines_are_read_and_appended_to(tmp_path: Path, end: bytes) -> None:
+    """As unix2dos, an editor or a transfer leaves them, with a byte order mark; one line is there twice."""
     written(tmp_path, segment_bytes=300)
     for path in tmp_path.iterdir():
         lines = path.read_bytes().splitlines()
@@ -180,17 +182,17 @@ def test_lines_that_end_otherwise_are_read_and_written_behind(tmp_path: Path, en
     assert kept(tmp_path) == [*RECORDS, {"n": 99}]
 
 
-def test_lines_that_lost_their_ends_are_counted_one_by_one(tmp_path: Path) -> None:
+def test_lines_without_newlines_are_counted_one_by_one(tmp_path: Path) -> None:
     written(tmp_path)
     path = tmp_path / "000001.jsonl"
     path.write_bytes(path.read_bytes().replace(b"\n", b"").replace(b'"n":', b'"m":'))
     assert len(damaged(tmp_path)) == len(RECORDS)
     Journal.open(tmp_path)[0].close()
-    assert len(damaged(tmp_path)) == len(RECORDS), "they are not taken for one line that a crash has torn"
+    assert len(damaged(tmp_path)) == len(RECORDS), "they are not taken for one incomplete line"
 
 
-def test_no_text_is_taken_for_a_line(tmp_path: Path) -> None:
-    """Whatever a model writes: in a record its quotes are escaped."""
+def test_text_in_a_record_is_not_taken_for_a_line(tmp_path: Path) -> None:
+    """Whatever a model writes: quotes in a record are escaped."""
     line = encode({"t": "call", "at": [1, 0]}).decode().strip()
     (behind,) = written(tmp_path, [{"text": f"so: {line}\r\n{line}"}])
     path = tmp_path / "000001.jsonl"
@@ -200,17 +202,17 @@ def test_no_text_is_taken_for_a_line(tmp_path: Path) -> None:
     assert behind.offset == path.stat().st_size
 
 
-def test_a_segment_that_holds_nothing_whole_is_emptied(tmp_path: Path) -> None:
-    """Longer than the block that is looked through at a time."""
+def test_a_segment_of_zero_bytes_is_emptied(tmp_path: Path) -> None:
+    """Longer than the block searched at a time."""
     (tmp_path / "000001.jsonl").write_bytes(b"\0" * 200_000)
     journal, torn = Journal.open(tmp_path)
-    assert torn == Damage(tmp_path / "000001.jsonl", 0, "a torn last line of 200000 bytes was cut off")
+    assert torn == Damage(tmp_path / "000001.jsonl", 0, "an incomplete last line of 200000 bytes was removed")
     assert (tmp_path / "000001.jsonl").read_bytes() == b""
     journal.close()
 
 
-def test_what_no_crash_leaves_is_not_cut_off(tmp_path: Path) -> None:
-    """A file that was packed, or that is another's: who knows what is in it."""
+def test_bytes_that_no_crash_leaves_are_not_removed(tmp_path: Path) -> None:
+    """A compressed or foreign file."""
     path = tmp_path / "000001.jsonl"
     path.write_bytes(b"\x1f\x8b" + b"x" * 200_000)
     journal, torn = Journal.open(tmp_path)
@@ -222,7 +224,7 @@ def test_what_no_crash_leaves_is_not_cut_off(tmp_path: Path) -> None:
     assert len(damaged(tmp_path)) == 1
 
 
-def test_a_torn_line_longer_than_a_block_is_cut_off(tmp_path: Path) -> None:
+def test_an_incomplete_line_longer_than_a_block_is_removed(tmp_path: Path) -> None:
     end = written(tmp_path)[-1]
     with (tmp_path / "000001.jsonl").open("ab") as file:
         file.write(b"\0" * 200_000)
@@ -233,16 +235,16 @@ def test_a_torn_line_longer_than_a_block_is_cut_off(tmp_path: Path) -> None:
     assert kept(tmp_path) == RECORDS
 
 
-def test_a_torn_line_is_told_by_replay_too(tmp_path: Path) -> None:
+def test_replay_reports_an_incomplete_line(tmp_path: Path) -> None:
     *_, whole, end = written(tmp_path)
     os.truncate(tmp_path / "000001.jsonl", end.offset - 2)
     assert kept(tmp_path) == RECORDS[:-1]
-    assert damaged(tmp_path) == [Damage(tmp_path / "000001.jsonl", whole.offset, "the line is torn")]
+    assert damaged(tmp_path) == [Damage(tmp_path / "000001.jsonl", whole.offset, "the line is incomplete")]
 
 
 @pytest.mark.parametrize("flip", [0x01, 0x20, 0x80, 0xFF])
 def test_a_flipped_byte_loses_its_record_and_no_other(tmp_path: Path, flip: int) -> None:
-    """Every byte of the file. The end of a line holds nothing that could be lost."""
+    """At every byte of the file. A newline holds nothing that could be lost."""
     positions = written(tmp_path)
     path = tmp_path / "000001.jsonl"
     content = path.read_bytes()
@@ -252,7 +254,7 @@ def test_a_flipped_byte_loses_its_record_and_no_other(tmp_path: Path, flip: int)
         lost = set() if at + 1 in {position.offset for position in positions} else {n}
         assert kept(tmp_path) == [record for i, record in enumerate(RECORDS) if i not in lost], at
         reasons = {damage.reason for damage in damaged(tmp_path)}
-        assert reasons <= {"the checksum does not match", "the line is torn"}
+        assert reasons <= {"the checksum does not match", "the line is incomplete"}
         assert len(damaged(tmp_path)) == len(lost)
 
 
@@ -274,7 +276,7 @@ def test_any_bytes_are_a_record_or_a_reason(line: bytes) -> None:
     assert isinstance(decode(line), str)
 
 
-def test_an_upper_case_checksum_is_none() -> None:
+def test_an_upper_case_checksum_is_invalid() -> None:
     line = encode({"n": 3})
     assert line[:8] != line[:8].upper()
     assert decode(line[:8].upper() + line[8:]) == "the checksum does not match"
@@ -286,7 +288,7 @@ def test_a_missing_segment_is_refused(tmp_path: Path, gone: int) -> None:
     (tmp_path / f"{gone:06d}.jsonl").unlink()
     left = [n for n in range(1, 7) if n != gone]
     with pytest.raises(
-        JournalDamaged, match=re.escape(f"segments are missing (found {left}); put them back from a copy")
+        JournalDamaged, match=re.escape(f"segments are missing (there are {left}); restore them from a backup")
     ):
         Journal.open(tmp_path)
 
@@ -302,8 +304,8 @@ def test_other_files_in_the_folder_are_no_segments(tmp_path: Path) -> None:
 # --- copies ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_segment_that_is_there_twice_is_read_once(tmp_path: Path) -> None:
-    """Copied behind the others, as by a restore; what is written behind the copy is read."""
+def test_a_copied_segment_is_read_once(tmp_path: Path) -> None:
+    """Copied after the others, as by a restore; records appended after the copy are read."""
     written(tmp_path, segment_bytes=120)
     last = segments(tmp_path)[-1]
     (tmp_path / f"{last + 1:06d}.jsonl").write_bytes((tmp_path / "000001.jsonl").read_bytes())
@@ -314,8 +316,8 @@ def test_a_segment_that_is_there_twice_is_read_once(tmp_path: Path) -> None:
 
 @settings(deadline=None)
 @given(st.lists(st.integers(0, len(RECORDS) - 1), max_size=12))
-def test_lines_that_are_there_again_are_read_once(again: list[int]) -> None:
-    """Whichever, in any order: what they stand behind stays as it is, and what comes behind them is read."""
+def test_copied_lines_are_read_once(again: list[int]) -> None:
+    """Any lines, in any order; records appended after them are read."""
     with TemporaryDirectory() as name:
         folder = Path(name)
         written(folder)
@@ -327,22 +329,22 @@ def test_lines_that_are_there_again_are_read_once(again: list[int]) -> None:
         assert kept(folder) == [*RECORDS, {"n": 99}]
 
 
-def test_lines_that_are_all_doubled_are_read_once(tmp_path: Path) -> None:
-    """Each behind itself, so that none but the first stands where it was written."""
+def test_doubled_lines_are_read_once(tmp_path: Path) -> None:
+    """Each after itself, so that only the first is where it was written."""
     written(tmp_path)
     path = tmp_path / "000001.jsonl"
     path.write_bytes(b"".join(line * 2 for line in path.read_bytes().splitlines(keepends=True)))
     assert kept(tmp_path) == RECORDS
 
 
-def test_a_record_that_comes_again_is_no_copy(tmp_path: Path) -> None:
-    """Sources that went back to what they were make the same records as before."""
+def test_an_equal_record_is_no_copy(tmp_path: Path) -> None:
+    """Sources changed back make the same records as before."""
     written(tmp_path, [RECORDS[1], RECORDS[2], RECORDS[1]])
     assert kept(tmp_path) == [RECORDS[1], RECORDS[2], RECORDS[1]]
 
 
-def test_lines_that_were_moved_are_no_copies(tmp_path: Path) -> None:
-    """Somebody took a line out by hand: all behind it stand elsewhere than they say, and nowhere else."""
+def test_moved_lines_are_no_copies(tmp_path: Path) -> None:
+    """A user deleted a line: the lines after it are only elsewhere than they say."""
     positions = written(tmp_path)
     path = tmp_path / "000001.jsonl"
     path.write_bytes(path.read_bytes()[positions[0].offset :])
@@ -352,7 +354,7 @@ def test_lines_that_were_moved_are_no_copies(tmp_path: Path) -> None:
 # --- failure while writing -------------------------------------------------------------------------------------------
 
 
-def test_a_record_that_is_no_json_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_an_unencodable_record_leaves_nothing_behind(tmp_path: Path) -> None:
     with writing(tmp_path) as journal:
         journal.append(RECORDS[:1])
         for bad in ({"text": "\ud800"}, {"n": 2**70}, {"n": object()}):
@@ -362,7 +364,7 @@ def test_a_record_that_is_no_json_leaves_nothing_behind(tmp_path: Path) -> None:
     assert kept(tmp_path) == RECORDS
 
 
-def test_a_segment_that_cannot_be_made_keeps_none_of_the_records(tmp_path: Path) -> None:
+def test_a_segment_that_cannot_be_created_stores_no_record(tmp_path: Path) -> None:
     with writing(tmp_path, segment_bytes=1) as journal:
         end = journal.append(RECORDS[:1])
         in_the_way = tmp_path / "000002.jsonl"
@@ -402,8 +404,8 @@ journal.close()
     resource.getrlimit(resource.RLIMIT_FSIZE)[1] != resource.RLIM_INFINITY, reason="files are limited here already"
 )
 @pytest.mark.parametrize("room", [0, 1, 30, 60, 4000])
-def test_a_disk_that_is_full_leaves_no_torn_line_and_is_no_end(tmp_path: Path, room: int) -> None:
-    """The write stops part of the way (a limit on the file's size), is undone, and goes on when there is room again."""
+def test_a_full_disk_leaves_no_incomplete_line_and_appending_continues(tmp_path: Path, room: int) -> None:
+    """A write that stops part of the way (a limit on the file's size) is undone; appending works when there is room."""
     limit = len(encode({"n": 0, "at": [1, 0]})) + room
     ran = subprocess.run(
         [sys.executable, "-c", FULL_DISK, str(tmp_path), str(limit)], capture_output=True, text=True, timeout=60
@@ -415,10 +417,10 @@ def test_a_disk_that_is_full_leaves_no_torn_line_and_is_no_end(tmp_path: Path, r
 
 
 class Interruption(BaseException):
-    """What a signal raises in the midst of an append."""
+    """Raised by a signal during an append."""
 
 
-def test_an_interrupted_append_is_kept_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_an_interrupted_append_is_stored_whole_or_not_at_all(tmp_path: Path) -> None:
     def interrupt(signum: int, frame: FrameType | None) -> None:
         raise Interruption
 
@@ -438,7 +440,7 @@ def test_an_interrupted_append_is_kept_whole_or_not_at_all(tmp_path: Path) -> No
                     interrupted += 1
                 assert path.stat().st_size == journal.position.offset
                 whole += journal.position != before
-                if path.stat().st_size > 5_000_000:  # a test need not fill the disk
+                if path.stat().st_size > 5_000_000:  # do not fill the disk
                     os.truncate(path, 0)
                     journal.position, whole = START, 0
     finally:
@@ -464,12 +466,12 @@ while True:
 
 
 @pytest.mark.parametrize("after", [1, 10, 40])
-def test_a_killed_process_loses_nothing_it_had_acknowledged(tmp_path: Path, after: int) -> None:
+def test_a_killed_process_loses_no_acknowledged_record(tmp_path: Path, after: int) -> None:
     process = subprocess.Popen([sys.executable, "-c", APPENDING, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert process.stdout
     for _ in range(after):
         process.stdout.readline()
-    time.sleep(0.003)  # into the midst of the next ones
+    time.sleep(0.003)  # during the next ones
     process.kill()
     acknowledged = [int(line) for line in process.stdout.read().splitlines()] or [after * 7]
     process.stdout.close()
@@ -496,7 +498,7 @@ def call(reply: Reply | None = None, error: CallError | None = None) -> Record:
 
 
 def test_the_records_shapes_are_pinned() -> None:
-    """They are a promise: a later version reads them."""
+    """They are a promise: later versions read them."""
     one = Prompt("p", (Message("user", "Why?"),), "facts", {"row": 7})
     assert events.prompt(one) == {
         "t": "prompt",
@@ -563,13 +565,13 @@ def test_the_records_shapes_are_pinned() -> None:
     }
 
 
-def test_a_reply_that_could_not_be_used_is_kept_whole() -> None:
+def test_an_unusable_reply_is_recorded_whole() -> None:
     failed = call(error=CallError(Kind.UNREADABLE, "no rating", reply=REPLY))
     differing = {key: value for key, value in failed.items() if call(REPLY)[key] != value}
     assert differing == {"kind": "unreadable", "message": "no rating"}
 
 
-def test_what_was_no_reply_is_kept_raw() -> None:
+def test_a_response_that_is_no_reply_is_recorded_raw() -> None:
     failed = call(error=CallError(Kind.BAD_REPLY, "not JSON", raw="<html>"))
     assert (failed["kind"], failed["raw"]) == ("bad_reply", "<html>")
     assert [failed[key] for key in ("usage", "text", "reasoning", "finish")] == [None] * 4

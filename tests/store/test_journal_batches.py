@@ -1,4 +1,4 @@
-"""Replies that are read again with other marks of reasoning, and judgements that stand while their texts do."""
+"""Replies split again with other reasoning tags; judgements count only for the texts they were made of."""
 
 import json
 import threading
@@ -19,8 +19,8 @@ from aif.config.pipeline import load
 from aif.engine.outcome_text import reasoning_mark_text
 from aif.engine.prepare import prepare
 from aif.engine.workload import prepare_and_estimate
-from aif.store.journal_batches import Rubrics, entry_of
-from aif.store.ledger import Ledger
+from aif.store.journal_batches import Rubrics, parse_record
+from aif.store.journaled_store import JournaledStore
 from aif.store.reader import Reader
 from tests.engine.test_orchestrator import aif, ask, run
 from tests.support.building import build
@@ -29,7 +29,7 @@ THOUGHT = "Thinking of it.</think>Paris, says r1."
 
 
 class Server:
-    """r1 thinks in its text, the judge rates by the schema, if `tight` one completion alone; `calls` counts both."""
+    """r1 reasons in its text; the judge rates by the schema, single completions if `tight`. `calls` counts both."""
 
     def __init__(self) -> None:
         self.calls = Counter[str]()
@@ -45,7 +45,7 @@ class Server:
 
 
 def _least(schema: dict[str, Any], whole: dict[str, Any] | None = None, at: int = 0) -> Any:
-    """What says the least by a schema, and a little more of the second completion."""
+    """The smallest reply that a schema allows, with a higher rating for the second completion."""
     whole = whole or schema
     if "$ref" in schema:
         schema = whole["$defs"][schema["$ref"].rpartition("/")[2]]
@@ -82,7 +82,7 @@ def _served(server: Server) -> Iterator[str]:
 
 
 class Kept:
-    """A pipeline of three prompts, run as often as one likes."""
+    """A pipeline of three prompts, to be run several times."""
 
     def __init__(self, folder: Path, url: str, server: Server) -> None:
         self.path, self.server = folder / "p.yaml", server
@@ -99,7 +99,7 @@ class Kept:
         self.path.write_text(yaml.safe_dump(said))
 
     def run(self, tags: str = "auto", whose: str = "models.r1") -> dict[str, int]:
-        """What a run asks."""
+        """Run the pipeline; return the number of calls by model."""
         self.server.calls.clear()
         run(self.path, f"{whose}.reasoning_tags={tags}")
         return dict(self.server.calls)
@@ -122,7 +122,7 @@ def kept(tmp_path: Path) -> Iterator[Kept]:
 ASKED = {"r1": 3, "plain": 3, "judge": 3}
 
 
-def test_other_marks_ask_the_judges_alone_and_going_back_is_free(kept: Kept) -> None:
+def test_changed_tags_call_only_judges_and_changing_back_is_free(kept: Kept) -> None:
     assert kept.run() == ASKED
     assert kept.texts() == {"Paris, says r1."}
 
@@ -137,7 +137,7 @@ def test_other_marks_ask_the_judges_alone_and_going_back_is_free(kept: Kept) -> 
     assert kept.run("none", "judges.judge") == {}
 
 
-def test_what_is_rated_one_by_one_is_rated_again_in_the_same_run(kept: Kept) -> None:
+def test_completions_judged_singly_are_judged_again_in_the_same_run(kept: Kept) -> None:
     kept.server.tight = True
     kept.path.write_text(kept.path.read_text().replace("  judge:\n", "  judge:\n    on_overflow: single\n"))
 
@@ -147,19 +147,19 @@ def test_what_is_rated_one_by_one_is_rated_again_in_the_same_run(kept: Kept) -> 
     assert kept.run() == {"judge": 3}, "that all together are too long is asked again, and nothing that was rated"
 
 
-def test_what_changes_and_what_it_costs_is_said_before(kept: Kept) -> None:
+def test_an_estimate_reports_the_changes_and_their_cost(kept: Kept) -> None:
     kept.run()
     told: list[str] = []
     pipeline = load(kept.path, ["models.r1.reasoning_tags=none"])
 
     foreseen = prepare_and_estimate(pipeline, None, told.append)
 
-    assert told[0] == "reasoning_tags of r1 are others now: 3 replies are read again, 3 otherwise than before"
+    assert told[0] == "reasoning_tags of r1 changed: 3 replies were split again, 3 with another result"
     assert told[1].startswith("judge: 3 judgements were shown texts that are parsed differently now: retried for $0.01")
     assert foreseen.calls == 3
 
 
-def test_a_reply_without_text_by_other_marks_is_asked_for_again_and_one_that_has_one_is_an_answer(kept: Kept) -> None:
+def test_a_reply_that_becomes_empty_is_requested_again_and_one_that_gains_text_is_an_answer(kept: Kept) -> None:
     kept.server.says = lambda n: "<plan>All of it is thought."
     plan = "['<plan>', '</plan>']"
     assert kept.run(plan).keys() == {"r1", "plain"}
@@ -174,7 +174,7 @@ def test_a_reply_without_text_by_other_marks_is_asked_for_again_and_one_that_has
     assert kept.run(plan) == {}
 
 
-def test_the_store_alone_knows_enough_to_read_again(kept: Kept) -> None:
+def test_the_store_alone_can_split_replies_again(kept: Kept) -> None:
     kept.run()
     kept.run("none")
     for file in sorted((kept.store.parent / "feedback.journal").iterdir()):
@@ -186,7 +186,7 @@ def test_the_store_alone_knows_enough_to_read_again(kept: Kept) -> None:
     assert kept.texts() == {THOUGHT}
 
 
-def test_a_judgement_does_not_outlive_a_text_that_was_lost(kept: Kept) -> None:
+def test_a_judgement_of_a_lost_text_is_not_used(kept: Kept) -> None:
     kept.run()
     kept.server.says = lambda n: "<think>x</think>Another text."
     journal = next((kept.store.parent / "feedback.journal").iterdir())
@@ -200,18 +200,18 @@ def test_a_judgement_does_not_outlive_a_text_that_was_lost(kept: Kept) -> None:
     assert kept.run() == {}
 
 
-def test_what_looks_like_a_mark_is_counted_with_an_example(kept: Kept) -> None:
+def test_reasoning_tags_in_texts_are_counted_with_an_example(kept: Kept) -> None:
     kept.server.says = lambda n: ["<think>x</think>It opens with <think>.", "See <|im_start|> there.", "Paris."][n - 1]
     kept.run()
 
     shown = []
     with Reader.open(kept.store) as reader:
-        marks = reader.marks()
+        marks = reader.reasoning_marks()
         for tell in (print_status, print_reasoning_marks):
             console = Console(record=True, width=300, file=StringIO())
             tell(console, reader)
             shown.append(console.export_text())
-    assert {(one.model, one.what, one.completions, one.example) for one in marks} == {
+    assert {(one.model, one.kind, one.completions, one.example) for one in marks} == {
         ("r1", "cut", 1, "<think>x</think>It opens with <think>."),
         ("r1", "left", 1, "See <|im_start|> there."),
     }
@@ -226,17 +226,17 @@ def test_what_looks_like_a_mark_is_counted_with_an_example(kept: Kept) -> None:
     assert "It opens with" not in card.partition("## A row")[0], "what was cut may hold reasoning"
 
 
-def test_a_text_cut_at_its_limit_is_counted_where_others_of_the_model_have_thoughts(kept: Kept) -> None:
+def test_a_text_cut_at_max_tokens_is_counted_if_others_of_the_model_have_reasoning(kept: Kept) -> None:
     kept.server.says = lambda n: THOUGHT if n > 1 else "Thinking of it, still..."
     kept.run()
 
     with Reader.open(kept.store) as reader:
-        (mark,) = reader.marks()
-    assert (mark.model, mark.what, mark.completions, mark.example) == ("r1", "whole", 1, "Thinking of it, still...")
+        (mark,) = reader.reasoning_marks()
+    assert (mark.model, mark.kind, mark.completions, mark.example) == ("r1", "whole", 1, "Thinking of it, still...")
     assert "maybe before their reasoning ended" in reasoning_mark_text(mark)
 
 
-def test_thoughts_in_an_earlier_answer_of_a_prompt_are_counted(tmp_path: Path) -> None:
+def test_reasoning_in_an_assistant_turn_of_a_prompt_is_counted(tmp_path: Path) -> None:
     def turns(number: int) -> list[dict[str, str]]:
         first = "Hm.</think>Paris." if number else "Paris."
         return [
@@ -247,29 +247,29 @@ def test_thoughts_in_an_earlier_answer_of_a_prompt_are_counted(tmp_path: Path) -
 
     *_, ledger = build(tmp_path, 2, ask=turns)
     with ledger, Reader.of(ledger.store) as reader:
-        (mark,) = reader.marks()
-    assert (mark.model, mark.what, mark.completions, mark.example) == ("", "left", 1, "Hm.</think>Paris.")
+        (mark,) = reader.reasoning_marks()
+    assert (mark.model, mark.kind, mark.completions, mark.example) == ("", "left", 1, "Hm.</think>Paris.")
     assert reasoning_mark_text(mark).startswith("1 prompt with what looks like a reasoning mark in an earlier answer")
 
 
-def test_an_older_journal_holds_texts_as_they_were_read_then(tmp_path: Path) -> None:
+def test_texts_of_an_older_journal_are_split_again(tmp_path: Path) -> None:
     said = {"able": "Hm.</think>Four.", "fair": "<think> is a tag.", "plain": "Four.", "poor": "[THINK]4[/THINK]4."}
     pipeline, rubric, ledger = build(tmp_path, 2, complete=lambda number, model: said[model])
     ledger.close()
-    with Ledger.open(pipeline.store, print) as ledger, Reader.of(ledger.store) as reader:
+    with JournaledStore.open(pipeline.store, print) as ledger, Reader.of(ledger.store) as reader:
         texts = {row["text"] for row in reader._query("SELECT text FROM completions")}
         states = {row["state"] for row in reader._query("SELECT state FROM needed")}
     assert texts == {"Four.", "<think> is a tag.", "4."}
     assert states == {"pending"}, "the judge was shown what is another text now"
 
-    plain = Ledger.open(pipeline.store, print, tags=dict.fromkeys(pipeline.reasoning_tags, "none"))
+    plain = JournaledStore.open(pipeline.store, print, tags=dict.fromkeys(pipeline.reasoning_tags, "none"))
     prepare(pipeline, plain, rubric, print)
     with plain as ledger, Reader.of(ledger.store) as reader:
         states = {row["state"] for row in reader._query("SELECT state FROM needed")}
     assert states == {"answered"}
 
 
-def test_the_store_of_an_older_journal_alone_knows_what_came_and_what_was_shown(tmp_path: Path) -> None:
+def test_the_store_of_an_older_journal_holds_replies_as_received_and_as_shown(tmp_path: Path) -> None:
     said = {"able": "Hm.</think>Four.", "fair": "[THINK]All of it.", "plain": "Four.", "poor": "[THINK]4[/THINK]4."}
     pipeline, rubric, ledger = build(tmp_path, 2, complete=lambda number, model: said[model])
     ledger.close()
@@ -277,7 +277,7 @@ def test_the_store_of_an_older_journal_alone_knows_what_came_and_what_was_shown(
         file.unlink()
 
     def had(tags: Any) -> tuple[set[str], set[str], set[str]]:
-        again = Ledger.open(pipeline.store, print, tags=dict.fromkeys(pipeline.reasoning_tags, tags))
+        again = JournaledStore.open(pipeline.store, print, tags=dict.fromkeys(pipeline.reasoning_tags, tags))
         prepare(pipeline, again, rubric, print)
         with again as ledger, Reader.of(ledger.store) as reader:
             words = "SELECT text AS it FROM completions", "SELECT raw AS it FROM calls WHERE raw IS NOT NULL"
@@ -290,7 +290,7 @@ def test_the_store_of_an_older_journal_alone_knows_what_came_and_what_was_shown(
     assert texts == set(said.values()) - {"[THINK]All of it."}
 
 
-def test_what_was_said_of_a_reply_without_text_is_not_said_of_one_that_came_since(tmp_path: Path) -> None:
+def test_a_judgement_of_an_empty_reply_is_not_used_for_a_later_reply(tmp_path: Path) -> None:
     said = {"able": "Two.", "fair": "[THINK]All of it.", "plain": "Four.", "poor": "Five."}
     pipeline, rubric, ledger = build(tmp_path, 1, complete=lambda number, model: said[model])
     with ledger, Reader.of(ledger.store) as reader:
@@ -298,7 +298,7 @@ def test_what_was_said_of_a_reply_without_text_is_not_said_of_one_that_came_sinc
         assert {row["state"] for row in reader._query("SELECT state FROM foreseen")} == {"pending"}
     build(tmp_path, 1, complete=lambda number, model: "Three.")[2].close()
 
-    again = Ledger.open(pipeline.store, print, anew=True)
+    again = JournaledStore.open(pipeline.store, print, rebuild=True)
     prepare(pipeline, again, rubric, print)
     with again as ledger, Reader.of(ledger.store) as reader:
         assert reader._query("SELECT text FROM completions WHERE key = ?", [gone["key"]]) == [{"text": "Three."}]
@@ -306,16 +306,16 @@ def test_what_was_said_of_a_reply_without_text_is_not_said_of_one_that_came_sinc
         assert {row["state"] for row in reader._query("SELECT state FROM needed")} == {"pending"}
 
 
-def test_a_record_whose_split_stands_is_left_as_it_is() -> None:
+def test_a_record_that_splits_the_same_is_unchanged() -> None:
     call = {"t": "call", "stage": "completion", "identity": "m", "kind": None, "text": "4.", "reasoning": "2 + 2"}
 
-    assert entry_of(call, Rubrics()).record is call
+    assert parse_record(call, Rubrics()).record is call
 
 
-def test_the_marks_of_a_name_hold_for_whatever_was_served_under_it() -> None:
+def test_tags_of_a_name_apply_to_every_model_served_under_it() -> None:
     call = {
         "t": "call", "stage": "completion", "identity": "m+sha256:0123456789ab", "kind": None, "verdict": "answered",
         "text": THOUGHT, "reasoning": None,
     }  # fmt: skip
 
-    assert entry_of(call, Rubrics(tags={"completion/m": "none"})).record["text"] == THOUGHT
+    assert parse_record(call, Rubrics(tags={"completion/m": "none"})).record["text"] == THOUGHT

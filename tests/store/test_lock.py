@@ -1,4 +1,4 @@
-"""One writer: who holds a store is told truly or not at all, and whoever only looks keeps nobody out."""
+"""One writer: the named holder is right or none is named, and status checks refuse no run."""
 
 import errno
 import fcntl
@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 
 from aif.core.errors import BadInput, StoreLocked
-from aif.store.lock import Lock, Note, Places, busy, holder, is_held, note_in, place_of
+from aif.store.lock import Lock, LockNote, busy_message, holder_text, is_held, read_note
+from aif.store.paths import StorePaths, check_old_location
 
-ME = Note(os.getpid(), socket.gethostname(), "2026-03-01T12:00:00+00:00", "aif run p.yaml")
+ME = LockNote(os.getpid(), socket.gethostname(), "2026-03-01T12:00:00+00:00", "aif run p.yaml")
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def gone() -> int:
 
 @contextmanager
 def taken(path: Path, how: int = fcntl.LOCK_EX) -> Iterator[None]:
-    """A lock that is held by somebody who has written nothing into it."""
+    """Hold a lock without a note."""
     with path.open("a+b") as file:
         fcntl.flock(file, how | fcntl.LOCK_NB)
         yield
@@ -46,7 +47,9 @@ def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytes
     path.touch()
     monkeypatch.setattr(fcntl, "flock", refuse)
     for asked in (Lock, is_held):
-        with pytest.raises(BadInput, match=r"feedback\.lock: its file system takes no locks .*local disk: store: "):
+        with pytest.raises(
+            BadInput, match=r"feedback\.lock: its file system does not support locks .*local disk: store: "
+        ):
             asked(path)
 
 
@@ -54,7 +57,7 @@ def test_the_holder_is_named_by_process_host_time_and_command(tmp_path: Path, mo
     monkeypatch.setattr(sys, "argv", ["/somewhere/bin/aif", "run", "two words.yaml"])
     path = tmp_path / "feedback.lock"
     lock = Lock(path)
-    note = note_in(path)
+    note = read_note(path)
     assert note is not None
     assert (note.pid, note.host, note.command) == (os.getpid(), socket.gethostname(), "aif run 'two words.yaml'")
     with pytest.raises(StoreLocked) as refused:
@@ -68,28 +71,28 @@ def test_the_holder_is_named_by_process_host_time_and_command(tmp_path: Path, mo
 
 
 @pytest.mark.parametrize("torn", ["", '{"pid": 4', "null", "7", '{"pid": "four"}', '{"pid": 4, "host": "here"}'])
-def test_a_torn_note_names_nobody(tmp_path: Path, torn: str) -> None:
+def test_an_incomplete_note_names_no_holder(tmp_path: Path, torn: str) -> None:
     path = tmp_path / "feedback.lock"
     path.write_text(torn)
     with taken(path):
         assert is_held(path)
-        assert holder(path) == "held by another process, which left no word of who it is"
-        with pytest.raises(StoreLocked, match="left no word"):
+        assert holder_text(path) == "held by another process, which left no note of its name"
+        with pytest.raises(StoreLocked, match="left no note"):
             Lock(path)
 
 
-def test_what_a_process_that_is_gone_has_left_is_not_said_of_the_holder(tmp_path: Path, gone: int) -> None:
+def test_the_note_of_an_ended_process_is_not_used(tmp_path: Path, gone: int) -> None:
     path = tmp_path / "feedback.lock"
     path.write_text(json.dumps(asdict(ME) | {"pid": gone}))
     with taken(path):
-        assert "left no word" in holder(path)
+        assert "left no note" in holder_text(path)
 
 
-def test_of_another_host_the_note_is_believed_since_its_processes_are_not_known_here(tmp_path: Path, gone: int) -> None:
+def test_the_note_of_another_host_is_used(tmp_path: Path, gone: int) -> None:
     path = tmp_path / "feedback.lock"
     path.write_text(json.dumps(asdict(ME) | {"pid": gone, "host": "elsewhere"}))
     with taken(path):
-        assert f"held by process {gone} on elsewhere since" in holder(path)
+        assert f"held by process {gone} on elsewhere since" in holder_text(path)
 
 
 def test_a_killed_holder_leaves_no_lock_behind(tmp_path: Path) -> None:
@@ -101,8 +104,8 @@ def test_a_killed_holder_leaves_no_lock_behind(tmp_path: Path) -> None:
     Lock(path).release()
 
 
-def test_whoever_looks_keeps_no_run_out(tmp_path: Path) -> None:
-    """`aif status` takes the lock for a moment to see whether it is free."""
+def test_a_status_check_refuses_no_run(tmp_path: Path) -> None:
+    """`aif status` takes the lock for a moment to check it."""
     path = tmp_path / "feedback.lock"
     look, seen = taken(path, fcntl.LOCK_SH), threading.Event()
 
@@ -119,7 +122,7 @@ def test_whoever_looks_keeps_no_run_out(tmp_path: Path) -> None:
     leaving.join()
 
 
-def test_two_that_look_see_no_holder_in_each_other(tmp_path: Path) -> None:
+def test_two_status_checks_do_not_see_each_other_as_holders(tmp_path: Path) -> None:
     path = tmp_path / "feedback.lock"
     path.touch()
     with taken(path, fcntl.LOCK_SH):
@@ -127,11 +130,11 @@ def test_two_that_look_see_no_holder_in_each_other(tmp_path: Path) -> None:
     assert not is_held(tmp_path / "none.lock")
 
 
-def test_what_answers_meanwhile_is_said(tmp_path: Path) -> None:
-    assert "`aif status` and `aif failures` answer meanwhile" in busy(tmp_path / "feedback.duckdb", "held")
+def test_a_busy_message_names_the_commands_that_work(tmp_path: Path) -> None:
+    assert "`aif status` and `aif failures` work meanwhile" in busy_message(tmp_path / "feedback.duckdb", "held")
 
 
-# a store that lies where it was looked for up to now
+# a store where earlier versions put it
 
 
 @pytest.fixture
@@ -165,23 +168,23 @@ def fill(folder: Path, *names: str) -> None:
         ),
     ],
 )
-def test_a_store_of_the_working_folder_is_named_with_the_command_that_adopts_it(
+def test_a_store_in_the_working_directory_is_reported_with_the_command_that_moves_it(
     tmp_path: Path, here: Path, named: str, files: list[str], left: list[str]
 ) -> None:
-    """And nothing else that is called so; what is there already is not written over."""
+    """Other files with the same names stay, and nothing is overwritten."""
     store, former = tmp_path / "the file's" / named, (here / named).parent
     fill(former, *files)
     fill(store.parent, "s.yaml", "s.lock")
     (store.parent / "s.lock").write_text("mine")
     with pytest.raises(BadInput) as told:
-        place_of(store, Path(named))
+        check_old_location(store, Path(named))
     said = str(told.value)
     assert str(former) in said
     assert str(store) in said
     command = next(line for line in said.splitlines() if line.startswith("  mkdir"))
     subprocess.run(["sh", "-c", command], cwd="/")
 
-    place_of(store, Path(named))
+    check_old_location(store, Path(named))
     mine = {"s.lock"} & {*files}
     assert sorted(path.name for path in former.iterdir()) == sorted({*left} | mine)
     ours = [name for name in files if name.split("/")[0] not in {*left} | mine]
@@ -190,26 +193,28 @@ def test_a_store_of_the_working_folder_is_named_with_the_command_that_adopts_it(
     assert (store.parent / "s.yaml").read_text() == "s.yaml"
 
 
-def test_where_both_have_one_or_an_absolute_place_is_given_nothing_is_adopted(tmp_path: Path, here: Path) -> None:
+def test_nothing_is_reported_if_both_places_have_a_store_or_the_path_is_absolute(tmp_path: Path, here: Path) -> None:
     named, store = Path("runs/p/feedback.duckdb"), tmp_path / "p/runs/p/feedback.duckdb"
-    place_of(store, named)
+    check_old_location(store, named)
     fill(here, str(named))
-    place_of(store, store)
-    place_of(here / named, named)
+    check_old_location(store, store)
+    check_old_location(here / named, named)
     fill(store.parent, "feedback.journal/000001.jsonl")
-    place_of(store, named)
+    check_old_location(store, named)
 
 
-def test_a_store_that_somebody_writes_to_is_not_moved_under_them(tmp_path: Path, here: Path) -> None:
+def test_a_store_in_use_is_not_to_be_moved(tmp_path: Path, here: Path) -> None:
     named = Path("runs/p/feedback.duckdb")
     fill(here, str(named))
-    lock = Lock(Places(here / named).lock)
+    lock = Lock(StorePaths(here / named).lock)
     with pytest.raises(StoreLocked, match=f"held by process {os.getpid()}"):
-        place_of(tmp_path / "p" / named, named)
+        check_old_location(tmp_path / "p" / named, named)
     lock.release()
 
 
-def test_a_folder_that_cant_be_made_names_the_key(tmp_path: Path) -> None:
+def test_a_folder_that_cant_be_made_names_the_setting(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("no folder")
-    with pytest.raises(BadInput, match=r"runs/p: can't be written to: .*; correct its rights, .* by `store:`"):
+    with pytest.raises(
+        BadInput, match=r"runs/p: can't be written to: .*; fix its permissions, or set `store:` to another path"
+    ):
         Lock(tmp_path / "runs/p/feedback.lock")

@@ -1,4 +1,4 @@
-"""What is asked of the store: whatever has no answer is told once, with the last word on it."""
+"""Queries: each unanswered item is counted once, by its last failure; damaged columns are read as far as possible."""
 
 import os
 import sys
@@ -20,9 +20,9 @@ from aif.providers.base import CallError, Kind, Reply
 from aif.providers.retry import Verdict
 from aif.store import records
 from aif.store.database import Store
-from aif.store.ledger import Ledger
+from aif.store.journaled_store import JournaledStore
 from aif.store.reader import Reader
-from aif.store.set_aside import Former
+from aif.store.set_aside import SetAsideStore
 from tests.support.building import STARTED, Fate, build, completion_item, judgement_item
 
 ENDS: list[Verdict] = ["answered", "again", "later", "failed", "refused"]
@@ -30,8 +30,8 @@ KINDS = {"again": Kind.SERVER_ERROR, "later": Kind.TIMEOUT, "failed": Kind.BLOCK
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads what the system says of the process")
-def test_of_texts_by_number_nothing_else_is_kept(tmp_path: Path) -> None:
-    """A column of numbers, taken as DuckDB gives it, keeps the texts of the same rows: 400 MB of these."""
+def test_dictionary_encoded_rows_hold_no_other_memory(tmp_path: Path) -> None:
+    """A column of numbers from DuckDB keeps the texts of its rows in memory unless it is copied: 400 MB here."""
 
     def held_mb() -> float:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
@@ -39,7 +39,7 @@ def test_of_texts_by_number_nothing_else_is_kept(tmp_path: Path) -> None:
     _, _, ledger = build(tmp_path, 1)
     with ledger, Reader.of(ledger.store) as reader:
         before = held_mb()
-        found = reader._numbered(
+        found = reader._arrow_by_number(
             "SELECT i::UINTEGER AS n, repeat((i % 7)::VARCHAR, 2000) AS text FROM range(200000) t(i)"
         )
         assert held_mb() - before < 200
@@ -47,14 +47,14 @@ def test_of_texts_by_number_nothing_else_is_kept(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def unasked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Pipeline, Rubric, Ledger]]:
+def unasked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Pipeline, Rubric, JournaledStore]]:
     made = build(tmp_path_factory.mktemp("unasked"), 2, complete=lambda n, m: Fate.PENDING)
     with made[2]:
         yield made
 
 
 def come(item: records.CallItem, verdict: Verdict, at: int, text: str = "Four.") -> dict[str, Any]:
-    """A call as a run keeps it: each hundred calls are a run."""
+    """The record of a call; each hundred calls are a run."""
     error = None if verdict == "answered" else CallError(KINDS[verdict], f"{verdict} says the server")
     reply = None if error else Reply(text, "stop", Usage(1, 1))
     return records.call(
@@ -76,10 +76,10 @@ Drawn = list[list[Verdict]]
 @example(slots=[["failed"]] * 8, judged=[[], []], turns=Random(1))
 @example(slots=[["refused"]] + [[]] * 7, judged=[[], []], turns=Random(1))
 @example(slots=[["answered"]] * 8, judged=[["again"], []], turns=Random(1))
-def test_each_item_without_an_answer_is_told_once_with_the_last_word_on_it(
-    unasked: tuple[Pipeline, Rubric, Ledger], slots: Drawn, judged: Drawn, turns: Random
+def test_each_unanswered_item_is_counted_once_by_its_last_failure(
+    unasked: tuple[Pipeline, Rubric, JournaledStore], slots: Drawn, judged: Drawn, turns: Random
 ) -> None:
-    """Whatever became of each slot and judgement, in whichever order and over how many runs the calls came."""
+    """Whatever the results of the calls, and in whatever order and number of runs."""
     pipeline, rubric, ledger = unasked
     for name in ("calls", "failed", "completions", "judgements"):
         ledger.store.cursor().execute(f"DELETE FROM {name}")
@@ -97,19 +97,19 @@ def test_each_item_without_an_answer_is_told_once_with_the_last_word_on_it(
         for part in filter(None, (calls[:cut], calls[cut:])):
             ledger.keep(part)
 
-    ledger.store.begin(None)
+    ledger.store.list_pending(None)
     with Reader.of(ledger.store) as reader:
-        todos = [todo for name in pipeline.models for todo in reader.todo(name, 0, 100)]
+        todos = [todo for name in pipeline.models for todo in reader.pending_slots(name, 0, 100)]
     keep([(completion_item(pipeline, todo), ends, "Four.") for todo, ends in zip(todos, slots, strict=True)])
-    ledger.store.begin(None)
+    ledger.store.list_pending(None)
     with Reader.of(ledger.store) as reader:
-        ready = [(one, need) for one in reader.ready(0, 100) for need in one.needs]
+        ready = [(one, need) for one in reader.judgeable_prompts(0, 100) for need in one.needs]
     keep(
         [(judgement_item(pipeline, rubric, *one), ends, "no rating") for one, ends in zip(ready, judged, strict=False)]
     )
 
     with Reader.of(ledger.store) as reader:
-        balance = reader.balance()
+        balance = reader.item_counts()
         rows = reader._query("SELECT stage, endpoint, state, waits, kind FROM items WHERE state <> 'answered'")
     told = Counter[tuple[str, str]]()
     for one in balance.missing:
@@ -124,8 +124,8 @@ def test_each_item_without_an_answer_is_told_once_with_the_last_word_on_it(
     assert words >= {(row["stage"], row["endpoint"], row["kind"]) for row in rows if row["kind"]}
 
 
-def test_of_a_column_with_a_bad_block_all_is_read_but_what_is_in_it(tmp_path: Path) -> None:
-    """But for rows that DuckDB reads together with some of it: 2,048 at either end."""
+def test_a_column_with_a_damaged_block_is_read_except_for_that_block(tmp_path: Path) -> None:
+    """Except for rows that DuckDB reads together with some of it: 2,048 at either end."""
     path, block = tmp_path / "s.duckdb", 256 * 1024
     Store.open(path).close()
     with duckdb.connect(str(path)) as db:
@@ -135,9 +135,9 @@ def test_of_a_column_with_a_bad_block_all_is_read_but_what_is_in_it(tmp_path: Pa
         parts = "SELECT start, count, block_id FROM pragma_storage_info('calls') WHERE column_name = 'id'"
         first, count, place = db.execute(f"{parts} AND segment_type = 'VARCHAR' ORDER BY start").fetchall()[2]
     with path.open("r+b") as file:
-        file.seek(3 * 4096 + place * block + 5000)  # behind the headers
+        file.seek(3 * 4096 + place * block + 5000)  # after the headers
         file.write(b"?!")
-    with Former.open(path) as former:
+    with SetAsideStore.open(path) as former:
         found = {row for rows in former.columns("calls", "id") for row in rows["row"].to_pylist()}
         assert former.torn
     assert found >= {*range(60_000)} - {*range(first - 2048, first + count + 2048)}

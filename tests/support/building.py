@@ -15,10 +15,10 @@ from aif.engine.prepare import prepare, rubric_of
 from aif.judging.rubric import Aspect, Rubric, judgement_key, shown_order
 from aif.providers.base import CallError, Kind, Reply
 from aif.store import records as events
-from aif.store.ledger import Ledger
+from aif.store.journaled_store import JournaledStore
 from aif.store.reader import Reader
 from aif.store.records import Record
-from aif.store.run_queries import Need, Ready, Todo
+from aif.store.run_queries import JudgeablePrompt, PendingJudgement, PendingSlot
 
 STARTED = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
@@ -89,7 +89,7 @@ def build(
     ask: Callable[[int], Column] = ask,
     complete: Complete = complete,
     rate: Rate = rate,
-) -> tuple[Pipeline, Rubric, Ledger]:
+) -> tuple[Pipeline, Rubric, JournaledStore]:
     """Return a pipeline, its rubric and its open ledger, with `n_prompts` prompts of four judged completions each.
 
     `sets` are `--set` arguments. The hooks return each prompt (by its number), each completion (by prompt and model)
@@ -100,7 +100,7 @@ def build(
     (folder / "prompts.jsonl").write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
     pipeline = parse(PIPELINE, folder / "pipeline.yaml", [f"store={folder}/store/feedback.duckdb", *sets])
     rubric = rubric_of(pipeline)
-    ledger = Ledger.open(pipeline.store, _silent)
+    ledger = JournaledStore.open(pipeline.store, _silent)
     prepare(pipeline, ledger, rubric, _silent)
     _keep(ledger, _completions(pipeline, ledger, complete))
     _keep(ledger, _judgements(pipeline, rubric, ledger, rate))
@@ -111,20 +111,20 @@ def _silent(words: str) -> None:
     pass
 
 
-def _keep(ledger: Ledger, records: list[Record]) -> None:
+def _keep(ledger: JournaledStore, records: list[Record]) -> None:
     for start in range(0, len(records), 2000):
         ledger.keep(records[start : start + 2000])
 
 
-def _completions(pipeline: Pipeline, ledger: Ledger, complete: Complete) -> list[Record]:
-    ledger.store.begin(None)
+def _completions(pipeline: Pipeline, ledger: JournaledStore, complete: Complete) -> list[Record]:
+    ledger.store.list_pending(None)
     with Reader.of(ledger.store) as reader:
-        todos = [todo for name in pipeline.models for todo in reader.todo(name, 0, 10**9)]
+        todos = [todo for name in pipeline.models for todo in reader.pending_slots(name, 0, 10**9)]
     found = [(todo, complete(todo.position, todo.slot.model)) for todo in todos]
     return [_completion(pipeline, todo, said) for todo, said in found if said is not Fate.PENDING]
 
 
-def _completion(pipeline: Pipeline, todo: Todo, said: str | Cut | Fate) -> Record:
+def _completion(pipeline: Pipeline, todo: PendingSlot, said: str | Cut | Fate) -> Record:
     item = completion_item(pipeline, todo)
     if isinstance(said, Fate):
         return _call(item, todo.position, None, CallError(Kind.BLOCKED, "the provider's filter refused it"))
@@ -134,7 +134,7 @@ def _completion(pipeline: Pipeline, todo: Todo, said: str | Cut | Fate) -> Recor
     return _call(item, todo.position, Reply(text, finish, Usage(20, len(text) // 4), served=served), None)
 
 
-def completion_item(pipeline: Pipeline, todo: Todo) -> events.CallItem:
+def completion_item(pipeline: Pipeline, todo: PendingSlot) -> events.CallItem:
     slot = todo.slot
     details = {
         "sample": slot.sample,
@@ -145,17 +145,22 @@ def completion_item(pipeline: Pipeline, todo: Todo) -> events.CallItem:
     return events.CallItem("completion", slot.key, slot.prompt_id, slot.model, slot.identity, details)
 
 
-def _judgements(pipeline: Pipeline, rubric: Rubric, ledger: Ledger, rate: Rate) -> list[Record]:
-    ledger.store.begin(None)
+def _judgements(pipeline: Pipeline, rubric: Rubric, ledger: JournaledStore, rate: Rate) -> list[Record]:
+    ledger.store.list_pending(None)
     with Reader.of(ledger.store) as reader:
-        prompts = reader.ready(0, 10**9)
+        prompts = reader.judgeable_prompts(0, 10**9)
         places = {row["key"]: row for row in reader._query("SELECT key, model, position FROM slots")}
     records = [_judgement(pipeline, rubric, ready, need, places, rate) for ready in prompts for need in ready.needs]
     return [record for record in records if record]
 
 
 def _judgement(
-    pipeline: Pipeline, rubric: Rubric, ready: Ready, need: Need, places: dict[str, dict[str, Any]], rate: Rate
+    pipeline: Pipeline,
+    rubric: Rubric,
+    ready: JudgeablePrompt,
+    need: PendingJudgement,
+    places: dict[str, dict[str, Any]],
+    rate: Rate,
 ) -> Record | None:
     item = judgement_item(pipeline, rubric, ready, need)
     shown = item.details["completions"]
@@ -174,7 +179,9 @@ def _judgement(
     return _call(item, number, Reply(text, "stop", Usage(900, 120, cached=400)), None)
 
 
-def judgement_item(pipeline: Pipeline, rubric: Rubric, ready: Ready, need: Need) -> events.CallItem:
+def judgement_item(
+    pipeline: Pipeline, rubric: Rubric, ready: JudgeablePrompt, need: PendingJudgement
+) -> events.CallItem:
     shown = shown_order(ready.prompt.prompt_id, need.answers, need.judge_pass)
     key = judgement_key(shown, need.identity, need.judge_pass, need.spec, need.material)
     details = {

@@ -14,10 +14,10 @@ from aif.engine.prepare import prepare, rubric_of
 from aif.judging.rubric import Rubric
 from aif.providers.base import Reply
 from aif.store import records
-from aif.store.ledger import Ledger
+from aif.store.journaled_store import JournaledStore
 from aif.store.reader import Reader
 from aif.store.records import Record
-from aif.store.run_queries import Need, Ready, Todo
+from aif.store.run_queries import JudgeablePrompt, PendingJudgement, PendingSlot
 from tests.support.building import STARTED, completion_item, judgement_item
 from trials.performance.server import ANSWER, instance
 
@@ -31,16 +31,16 @@ def fill(path: Path, limit: int | None = None) -> None:
     """
     pipeline = load(path)
     rubric = rubric_of(pipeline)
-    with Ledger.open(pipeline.store, print) as ledger:
+    with JournaledStore.open(pipeline.store, print) as ledger:
         prepare(pipeline, ledger, rubric, print)
-        ledger.store.begin(limit)
+        ledger.store.list_pending(limit)
         with Reader.of(ledger.store) as reader:
             for model in pipeline.models:
-                for todos in _pages(lambda after, model=model: reader.todo(model, after, PAGE)):
+                for todos in _pages(lambda after, model=model: reader.pending_slots(model, after, PAGE)):
                     ledger.keep([_completion(pipeline, todo) for todo in todos])
-        ledger.store.begin(limit)
+        ledger.store.list_pending(limit)
         with Reader.of(ledger.store) as reader:
-            for readies in _pages(lambda after: reader.ready(after, PAGE)):
+            for readies in _pages(lambda after: reader.judgeable_prompts(after, PAGE)):
                 ledger.keep([_judgement(pipeline, rubric, ready, need) for ready in readies for need in ready.needs])
 
 
@@ -51,11 +51,11 @@ def _pages(page: Any) -> Iterator[Any]:
         yield rows
 
 
-def _completion(pipeline: Pipeline, todo: Todo) -> Record:
+def _completion(pipeline: Pipeline, todo: PendingSlot) -> Record:
     return _call(completion_item(pipeline, todo), Reply(f"{todo.slot.model}: {ANSWER}", "stop", Usage(50, 300)))
 
 
-def _judgement(pipeline: Pipeline, rubric: Rubric, ready: Ready, need: Need) -> Record:
+def _judgement(pipeline: Pipeline, rubric: Rubric, ready: JudgeablePrompt, need: PendingJudgement) -> Record:
     item = judgement_item(pipeline, rubric, ready, need)
     schema = rubric.schema(need.request, len(need.answers))
     text = orjson.dumps(instance(schema, schema, int(5 * fraction(item.key)))).decode()

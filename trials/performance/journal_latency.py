@@ -13,7 +13,7 @@ from aif.engine.connect import open_endpoints
 from aif.engine.orchestrator import Orchestrator
 from aif.engine.prepare import prepare, rubric_of
 from aif.store.ingest import Entry
-from aif.store.ledger import Ledger
+from aif.store.journaled_store import JournaledStore
 from trials.harness import Figures
 from trials.performance.measured_run import MODELS, pipeline, serving
 
@@ -69,7 +69,7 @@ def trial(folder: Path, full: bool) -> Figures:
 async def _run(path: Path, observer: Observer) -> None:
     loaded = load(path)
     rubric = rubric_of(loaded)
-    with Ledger.open(loaded.store, print, rubric) as ledger:
+    with JournaledStore.open(loaded.store, print, rubric) as ledger:
         prepare(loaded, ledger, rubric, print)
         async with open_endpoints(loaded) as endpoints:
             looking = asyncio.create_task(observer.look())

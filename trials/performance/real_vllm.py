@@ -20,7 +20,7 @@ from aif.config.pipeline import load
 from aif.engine.orchestrator import slot_request
 from aif.engine.prepare import prepare, rubric_of
 from aif.providers import chat_completions
-from aif.store.ledger import Ledger
+from aif.store.journaled_store import JournaledStore
 from aif.store.reader import Reader
 from trials.common import pipeline
 from trials.harness import Figures
@@ -71,11 +71,11 @@ def _bodies(path: Path) -> list[bytes]:
     """Return the request bodies that `aif run` will post, in the same order. The prepared prompts stay in the store."""
     loaded = load(path)
     rubric = rubric_of(loaded)
-    with Ledger.open(loaded.store, print, rubric) as ledger:
+    with JournaledStore.open(loaded.store, print, rubric) as ledger:
         prepare(loaded, ledger, rubric, print)
-        ledger.store.begin(None)
+        ledger.store.list_pending(None)
         with Reader.of(ledger.store) as reader:
-            todos = reader.todo(MODEL, 0, 100_000)
+            todos = reader.pending_slots(MODEL, 0, 100_000)
     requests = (slot_request(loaded, todo) for todo in todos)
     return [orjson.dumps(chat_completions.request_body(request, MODEL)) for request in requests]
 

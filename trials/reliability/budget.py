@@ -13,7 +13,7 @@ from aif.config.pipeline import load
 from aif.engine.run import run_pipeline
 from aif.providers.retry import RetryPolicy
 from aif.simulator.faults import Arrival, Fault, Faults, InjectedFault
-from aif.store.ledger import Ledger
+from aif.store.journaled_store import JournaledStore
 from aif.store.reader import Reader
 from trials.reliability import Figures
 from trials.reliability.simulated_run import CallLog, pipeline, served, start
@@ -100,7 +100,7 @@ def _killed(folder: Path, budget: float, concurrency: int, draw: random.Random, 
             process.kill()
             process.communicate()
             time.sleep(0.3)  # until the server has noticed the kill and logged the calls in flight
-            Ledger.open(_store(path), lambda words: None).close()
+            JournaledStore.open(_store(path), lambda words: None).close()
             at_kills.append(_bill_and_count(path, call_log))
         reached = _ended(path)
     return {"kills": kills, "at_kills": at_kills, "reached": reached} | _bill_and_count(path, call_log)

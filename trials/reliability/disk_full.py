@@ -15,7 +15,7 @@ from unittest import SkipTest
 
 from aif.core.errors import Exit
 from aif.store.journal import Damage, replay
-from aif.store.lock import Places
+from aif.store.paths import StorePaths
 from trials.reliability import Figures
 from trials.reliability.interrupted_run import (
     FORMATS,
@@ -81,7 +81,7 @@ def _filled(disk: Path, room: int, prompts: int, wanted: dict[str, str]) -> Fill
     call_log = CallLog()
     with served(call_log, latency_s=0.1) as server:
         path = pipeline(disk, server.base_url, prompts, export=FORMATS)
-        places, dataset = Places(disk / "store" / "feedback.duckdb"), disk / "store" / "dataset"
+        places, dataset = StorePaths(disk / "store" / "feedback.duckdb"), disk / "store" / "dataset"
         with _leave_free(disk, room):
             run = _stop("run", path)
             answered = bodies_sent(call_log.calls, inf)

@@ -11,7 +11,7 @@ from aif.core.types import fraction
 from aif.simulator import Fault
 from aif.simulator.faults import Arrival, InjectedFault
 from aif.store.journal import Journal
-from aif.store.lock import Places
+from aif.store.paths import StorePaths
 from aif.store.reader import Reader
 from trials.reliability import Figures
 from trials.reliability.interrupted_run import FORMATS, export_digests, journal_records, run_to_end, undisturbed_digests
@@ -34,7 +34,7 @@ def trial(folder: Path, full: bool) -> Figures:
         wanted = undisturbed_digests(folder / "undisturbed", server.base_url, prompts, models=changes["models"])
     with served(call_log, latency_s=0.02, faults=_twice) as server:
         path = pipeline(folder / "run", server.base_url, prompts, **changes)
-        places = Places(path.parent / "store" / "feedback.duckdb")
+        places = StorePaths(path.parent / "store" / "feedback.duckdb")
         run_to_end(path, limit=prompts // 2)
         older = Path(shutil.copy(places.store, folder / "older.duckdb"))
         run_to_end(path)
@@ -87,25 +87,25 @@ def _billed(store: Path) -> int:
 # --- disturbances of a finished run; each returns the tokens that it adds to the bill ---------------------------------
 
 
-def _segment_again(places: Places, older: Path) -> int:
+def _segment_again(places: StorePaths, older: Path) -> int:
     shutil.copy(places.journal / "000001.jsonl", places.journal / "000002.jsonl")
     return 0
 
 
-def _lines_again(places: Places, older: Path) -> int:
+def _lines_again(places: StorePaths, older: Path) -> int:
     """Append a third of the lines again."""
     lines = _lines(places)
     _write(places, [*lines, *Random(1).sample(lines, len(lines) // 3)])
     return 0
 
 
-def _lines_doubled(places: Places, older: Path) -> int:
+def _lines_doubled(places: StorePaths, older: Path) -> int:
     _write(places, [copy for line in _lines(places) for copy in (line, line)])
     places.store.unlink()
     return 0
 
 
-def _out_of_order(places: Places, older: Path) -> int:
+def _out_of_order(places: StorePaths, older: Path) -> int:
     """Shuffle the lines of all calls."""
     lines = _lines(places)
     calls = [n for n, line in enumerate(lines) if b'"t":"call"' in line]
@@ -115,13 +115,13 @@ def _out_of_order(places: Places, older: Path) -> int:
     return 0
 
 
-def _store_behind(places: Places, older: Path) -> int:
+def _store_behind(places: StorePaths, older: Path) -> int:
     """Restore an older store, as a kill between journal and store leaves it."""
     shutil.copy(older, places.store)
     return 0
 
 
-def _late_replies(places: Places, older: Path) -> int:
+def _late_replies(places: StorePaths, older: Path) -> int:
     """Append, for a third of the keys, a second reply with another text, and a failure."""
     answers = [record for record in journal_records(places.store) if record.get("verdict") == "answered"][::3]
     late_replies = [
@@ -137,7 +137,7 @@ def _late_replies(places: Places, older: Path) -> int:
     return sum(record["usage"]["input"] + record["usage"]["output"] for record in late_replies + failures)
 
 
-DISTURBANCES: dict[str, Callable[[Places, Path], int]] = {
+DISTURBANCES: dict[str, Callable[[StorePaths, Path], int]] = {
     "a repeated segment": _segment_again,
     "repeated lines at the end": _lines_again,
     "every line doubled": _lines_doubled,
@@ -150,11 +150,11 @@ DISTURBANCES: dict[str, Callable[[Places, Path], int]] = {
 SHORT = ("every line doubled", "second replies and failures after an answer")
 
 
-def _lines(places: Places) -> list[bytes]:
+def _lines(places: StorePaths) -> list[bytes]:
     return (places.journal / "000001.jsonl").read_bytes().splitlines(keepends=True)
 
 
-def _write(places: Places, lines: Iterable[bytes]) -> None:
+def _write(places: StorePaths, lines: Iterable[bytes]) -> None:
     (places.journal / "000001.jsonl").write_bytes(b"".join(lines))
 
 

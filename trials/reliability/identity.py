@@ -17,7 +17,7 @@ from aif.engine.prepare import prepare, rubric_of
 from aif.engine.run import run_pipeline
 from aif.judging.rubric import Sheet
 from aif.simulator import SimulatedModels
-from aif.store.ledger import Ledger
+from aif.store.journaled_store import JournaledStore
 from aif.store.reader import Reader
 from tests.support.keys import keys
 from tests.support.serving import serving
@@ -121,7 +121,7 @@ class _FinishedRun:
         rows = []
         with _open(self._pipeline({})) as ledger:
             for change, pipeline in pipelines:
-                if pipeline.store == ledger.places.store:
+                if pipeline.store == ledger.paths.store:
                     rows.append(_Result(change, pipeline, _pending(pipeline, ledger)))
                 else:
                     with _open(pipeline) as other:
@@ -147,11 +147,11 @@ class _FinishedRun:
         return parse(text, self._folder / "pipeline.yaml")
 
 
-def _open(pipeline: Pipeline) -> Ledger:
-    return Ledger.open(pipeline.store, _ignore)
+def _open(pipeline: Pipeline) -> JournaledStore:
+    return JournaledStore.open(pipeline.store, _ignore)
 
 
-def _pending(pipeline: Pipeline, ledger: Ledger) -> dict[str, int]:
+def _pending(pipeline: Pipeline, ledger: JournaledStore) -> dict[str, int]:
     """Return the calls that the store plans for a pipeline, by model and judge."""
     prepare(pipeline, ledger, rubric_of(pipeline), _ignore)
     with Reader.of(ledger.store) as reader:

@@ -9,7 +9,7 @@ from aif.config.pipeline import load
 from aif.engine.prepare import prepare, rubric_of
 from aif.engine.run import StopRequest, call_endpoints
 from aif.providers.retry import RetryPolicy
-from aif.store.ledger import Ledger
+from aif.store.journaled_store import JournaledStore
 from aif.store.reader import Reader
 from aif.store.report_queries import Tally
 
@@ -24,7 +24,7 @@ async def run(path: Path) -> tuple[dict[str, str], dict[Key, Tally]]:
     """Run a pipeline as `aif run` does; return why endpoints were refused, by name, and the item counts by endpoint."""
     pipeline = load(path)
     rubric = rubric_of(pipeline)
-    with Ledger.open(pipeline.store, _ignore, rubric) as ledger:
+    with JournaledStore.open(pipeline.store, _ignore, rubric) as ledger:
         prepare(pipeline, ledger, rubric, _ignore)
         flow_result = await call_endpoints(
             pipeline, ledger, rubric, Terminal(Console(quiet=True)), _ignore, None, RetryPolicy(), StopRequest()

@@ -21,8 +21,8 @@ from aif.export.dataset import export
 from aif.providers.retry import RetryPolicy
 from aif.simulator import Call
 from aif.store.journal import Damage, replay
-from aif.store.ledger import Ledger
-from aif.store.lock import Places
+from aif.store.journaled_store import JournaledStore
+from aif.store.paths import StorePaths
 from tests.support.serving import Served
 from trials.common import digests
 from trials.reliability.simulated_run import pipeline
@@ -52,11 +52,11 @@ def export_digests(path: Path, out: Path) -> dict[str, str]:
     pipeline_read = load(path)
     rubric = rubric_of(pipeline_read)
 
-    def write(ledger: Ledger) -> None:
+    def write(ledger: JournaledStore) -> None:
         prepare(pipeline_read, ledger, rubric, _ignore, reread=False)
         export(pipeline_read, rubric, ledger, out, _ignore)
 
-    Ledger.use(pipeline_read.store, _ignore, rubric, write)
+    JournaledStore.use(pipeline_read.store, _ignore, rubric, write)
     return digests(out)
 
 
@@ -66,7 +66,7 @@ def _ignore(words: str) -> None:
 
 def journal_records(store: Path) -> list[dict[str, Any]]:
     """Return the journal's records, without damaged lines."""
-    return [entry for _, entry in replay(Places(store).journal) if not isinstance(entry, Damage)]
+    return [entry for _, entry in replay(StorePaths(store).journal) if not isinstance(entry, Damage)]
 
 
 def journaled_bodies(store: Path) -> set[str]:
@@ -93,7 +93,7 @@ def kill_run(process: Popen[str], store: Path, traced: bool = False) -> float:
 
     A traced run is a child of strace: the process to kill is the one that holds the store's lock, if it still does.
     """
-    note = Places(store).lock.read_bytes() if traced else b""
+    note = StorePaths(store).lock.read_bytes() if traced else b""
     at = monotonic()
     if note or not traced:
         with suppress(ProcessLookupError):

@@ -18,7 +18,7 @@ from aif.judging.parse import Unparseable, parse_reply
 from aif.judging.rubric import ReplyForm
 from aif.providers.retry import RetryPolicy
 from aif.simulator import Arrival, Fault, InjectedFault
-from aif.store.ledger import Ledger
+from aif.store.journaled_store import JournaledStore
 from aif.store.reader import Reader
 from tests.support.replies import FORMS, KINDS, RUBRICS, Asked, Case, faults, fields, spoilt
 from trials.reliability import Figures
@@ -165,7 +165,9 @@ def _run(folder: Path, rubric: str, form: ReplyForm, provider: str, prompts: int
         run_pipeline(pipeline_read, Terminal(Console(quiet=True)), policy=policy)
     sent = Counter(filter(None, (plan.kinds.get(call.number) for call in call_log.calls if call.sent)))
     checked = _checked(pipeline_read.store, hostile)
-    Ledger.open(pipeline_read.store, lambda words: None, anew=True).close()  # read the journal again into a new store
+    JournaledStore.open(
+        pipeline_read.store, lambda words: None, rebuild=True
+    ).close()  # read the journal again into a new store
     checked["invalid"]["rows that differ after a rebuild from the journal"] = int(
         checked != _checked(pipeline_read.store, hostile)
     )

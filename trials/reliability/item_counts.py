@@ -21,8 +21,8 @@ from aif.engine.run import run_pipeline
 from aif.export.dataset import export
 from aif.providers.retry import RetryPolicy
 from aif.simulator.faults import Fault, Faults
-from aif.store.ledger import Ledger
-from aif.store.lock import Places
+from aif.store.journaled_store import JournaledStore
+from aif.store.paths import StorePaths
 from aif.store.reader import Reader
 from trials.reliability import Figures
 from trials.reliability.simulated_run import JUDGE, CallLog, pipeline, served, start
@@ -57,7 +57,7 @@ def trial(folder: Path, full: bool) -> Figures:
 
 
 def _kill_in_mid_run(path: Path, folder: Path) -> None:
-    run, file = start("run", path, stdout=subprocess.DEVNULL), Places(folder / "store" / "feedback.duckdb").progress
+    run, file = start("run", path, stdout=subprocess.DEVNULL), StorePaths(folder / "store" / "feedback.duckdb").progress
     end = time.monotonic() + 30
 
     def answered() -> int:
@@ -82,7 +82,7 @@ def _state(
     With a call log, also how many the server answered.
     """
     out = folder / "dataset"
-    with Ledger.open(pipeline.store, lambda words: None) as ledger:
+    with JournaledStore.open(pipeline.store, lambda words: None) as ledger:
         export(pipeline, rubric_of(pipeline), ledger, out, lambda words: None)
     with Reader.open(pipeline.store) as reader:
         texts = {
@@ -123,7 +123,7 @@ def _refused(pipeline: Pipeline, folder: Path) -> dict[str, Any]:
     out = folder / "dataset"
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     message = ""
-    with Ledger.open(pipeline.store, lambda words: None) as ledger:
+    with JournaledStore.open(pipeline.store, lambda words: None) as ledger:
         try:
             export(pipeline, rubric_of(pipeline), ledger, out, lambda words: None)
         except Incomplete as error:

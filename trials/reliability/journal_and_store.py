@@ -35,8 +35,8 @@ from aif.engine.run import run_pipeline
 from aif.providers.retry import RetryPolicy
 from aif.simulator.faults import Fault, Faults
 from aif.store.journal import Journal, segments
-from aif.store.ledger import Ledger
-from aif.store.lock import Places
+from aif.store.journaled_store import JournaledStore
+from aif.store.paths import StorePaths
 from trials.reliability import Figures
 from trials.reliability.interrupted_run import SHOWN_DIGITS, export_digests, journal_records, run_to_end, shown_digest
 from trials.reliability.simulated_run import CallLog, pipeline, served, start
@@ -124,11 +124,11 @@ def _states(folder: Path, new_run: Callable[[Path], Path]) -> list[Path]:
     for share in STATES:
         place = folder / f"state-{share}" / "feedback.duckdb"
         place.parent.mkdir()
-        journal, _ = Journal.open(Places(place).journal, SEGMENT_BYTES)
+        journal, _ = Journal.open(StorePaths(place).journal, SEGMENT_BYTES)
         for record in all_records[: int(share * len(all_records))]:
             journal.append([record])
         journal.close()
-        with Ledger.open(place, _ignore):
+        with JournaledStore.open(place, _ignore):
             shutil.copytree(place.parent, folder / f"state-{share}-killed")
         states.append(place.parent)
     return states
@@ -136,16 +136,16 @@ def _states(folder: Path, new_run: Callable[[Path], Path]) -> list[Path]:
 
 # --- damage -----------------------------------------------------------------------------------------------------------
 
-Harm = Callable[[Random, Places, list[Path]], None]
+Harm = Callable[[Random, StorePaths, list[Path]], None]
 
 
-def _lines(places: Places) -> Iterator[tuple[Path, list[bytes]]]:
+def _lines(places: StorePaths) -> Iterator[tuple[Path, list[bytes]]]:
     for n in segments(places.journal):
         path = places.journal / f"{n:06d}.jsonl"
         yield path, path.read_bytes().splitlines(keepends=True)
 
 
-def _flips(share: float, random: Random, places: Places, states: list[Path]) -> None:
+def _flips(share: float, random: Random, places: StorePaths, states: list[Path]) -> None:
     for path, lines in list(_lines(places)):
         for n, line in enumerate(lines):
             if random.random() < share:
@@ -154,13 +154,13 @@ def _flips(share: float, random: Random, places: Places, states: list[Path]) -> 
         path.write_bytes(b"".join(lines))
 
 
-def _newlines(end: bytes, random: Random, places: Places, states: list[Path]) -> None:
+def _newlines(end: bytes, random: Random, places: StorePaths, states: list[Path]) -> None:
     for path, lines in list(_lines(places)):
         path.write_bytes(b"".join(line[:-1] + end for line in lines))
 
 
 def _change_segment(
-    change: Callable[[Random, list[bytes]], list[bytes]], random: Random, places: Places, _: Any
+    change: Callable[[Random, list[bytes]], list[bytes]], random: Random, places: StorePaths, _: Any
 ) -> None:
     if segments_lines := list(_lines(places)):
         path, lines = random.choice(segments_lines)
@@ -175,54 +175,54 @@ def _some_gone(random: Random, lines: list[bytes]) -> list[bytes]:
     return [line for line in lines if random.random() < 0.7]
 
 
-def _cut(random: Random, places: Places, states: list[Path]) -> None:
+def _cut(random: Random, places: StorePaths, states: list[Path]) -> None:
     if numbers := segments(places.journal):
         path = places.journal / f"{random.choice(numbers):06d}.jsonl"
         os.truncate(path, random.randint(0, path.stat().st_size))
 
 
-def _segment_gone(random: Random, places: Places, states: list[Path]) -> None:
+def _segment_gone(random: Random, places: StorePaths, states: list[Path]) -> None:
     if numbers := segments(places.journal):
         (places.journal / f"{random.choice(numbers):06d}.jsonl").unlink()
 
 
-def _segment_older(random: Random, places: Places, states: list[Path]) -> None:
+def _segment_older(random: Random, places: StorePaths, states: list[Path]) -> None:
     if older := sorted((states[0] / "feedback.journal").iterdir()):
         path = random.choice(older)
         shutil.copy(path, places.journal / path.name)
 
 
-def _journal_gone(random: Random, places: Places, states: list[Path]) -> None:
+def _journal_gone(random: Random, places: StorePaths, states: list[Path]) -> None:
     shutil.rmtree(places.journal)
 
 
-def _store_gone(random: Random, places: Places, states: list[Path]) -> None:
+def _store_gone(random: Random, places: StorePaths, states: list[Path]) -> None:
     places.store.unlink()
 
 
-def _store_cut(random: Random, places: Places, states: list[Path]) -> None:
+def _store_cut(random: Random, places: StorePaths, states: list[Path]) -> None:
     os.truncate(places.store, random.randint(0, places.store.stat().st_size))
 
 
-def _store_flipped(random: Random, places: Places, states: list[Path]) -> None:
+def _store_flipped(random: Random, places: StorePaths, states: list[Path]) -> None:
     content = bytearray(places.store.read_bytes())
     for _ in range(random.choice([1, 1, 3, 30])):
         content[random.randrange(len(content))] ^= 0x20
     places.store.write_bytes(content)
 
 
-def _log_gone(random: Random, places: Places, states: list[Path]) -> None:
+def _log_gone(random: Random, places: StorePaths, states: list[Path]) -> None:
     places.store.with_name(places.store.name + ".wal").unlink(missing_ok=True)
 
 
-def _log_flipped(random: Random, places: Places, states: list[Path]) -> None:
+def _log_flipped(random: Random, places: StorePaths, states: list[Path]) -> None:
     log = places.store.with_name(places.store.name + ".wal")
     content = bytearray(log.read_bytes())
     content[random.randrange(len(content))] ^= 0x20
     log.write_bytes(content)
 
 
-def _store_aside(random: Random, places: Places, states: list[Path]) -> None:
+def _store_aside(random: Random, places: StorePaths, states: list[Path]) -> None:
     """Put another store beside this one, as a killed repair leaves it."""
     shutil.copy(random.choice(states) / "feedback.duckdb", places.store.with_name("feedback.duckdb.aside"))
 
@@ -253,7 +253,7 @@ HARMS: dict[str, Harm] = {
 # --- reading both copies ----------------------------------------------------------------------------------------------
 
 
-def _journal_contents(places: Places) -> Contents:
+def _journal_contents(places: StorePaths) -> Contents:
     into = Contents()
     for path in places.journal.glob("*.jsonl"):
         for part in re.split(rb'[\r\n]+|(?=[0-9a-f]{8} \{")', path.read_bytes()):
@@ -285,13 +285,13 @@ def _add_store(path: Path, into: Contents) -> None:
             into.usd |= dict(db.execute("SELECT id, coalesce(usd, bound, 0) FROM calls").fetchall())
 
 
-def _store_contents(places: Places) -> Contents:
+def _store_contents(places: StorePaths) -> Contents:
     into = Contents()
     _add_store(places.store, into)
     return into
 
 
-def _contents(places: Places) -> Contents:
+def _contents(places: StorePaths) -> Contents:
     """Return what journal, store and stores set aside hold together."""
     contents = _journal_contents(places)
     for path in places.store.parent.glob("feedback.duckdb*"):
@@ -307,7 +307,7 @@ def _case(
     folder: Path, new_run: Callable[[Path], Path], states: list[Path], call_log: CallLog, random: Random, n: int
 ) -> Case:
     path = new_run(folder)
-    places = Places(_store(path))
+    places = StorePaths(_store(path))
     places.store.parent.mkdir()
     journal, store = (random.choice([*states, states[-1]]) for _ in range(2))
     shutil.copytree(journal / "feedback.journal", places.journal)

@@ -22,7 +22,7 @@ from aif.config.pipeline import load
 from aif.core.types import fraction
 from aif.simulator import SimulatedModels
 from aif.simulator.faults import Arrival, Fault, InjectedFault
-from aif.store.lock import Places
+from aif.store.paths import StorePaths
 from aif.store.reader import Reader
 from tests.support.serving import serving
 from trials.reliability import Figures
@@ -55,7 +55,7 @@ def trial(folder: Path, full: bool) -> Figures:
     with serving(SimulatedModels(POOL, {JUDGE: 0.1, OTHER: 0.2}, 7), on_call=call_log, faults=plan) as server:
         path = _pipeline(folder_left, server.base_url, 60 if full else 4)
         store = load(path).store
-        with _copied_during_run(Places(store), folder_left / "watched"):
+        with _copied_during_run(StorePaths(store), folder_left / "watched"):
             for n in range(2):  # the judge's key is refused first, and accepted in the second run
                 plan.refusing = n == 0
                 _run_command(outputs, "run", path, "--yes")
@@ -164,7 +164,7 @@ def _baited(store: Path) -> str:
 
 
 @contextmanager
-def _copied_during_run(places: Places, into: Path) -> Iterator[None]:
+def _copied_during_run(places: StorePaths, into: Path) -> Iterator[None]:
     """Copy the files that exist only during a run (lock, progress) to `into`, ten times a second."""
     into.mkdir()
     over = threading.Event()

@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 import yaml
 
-from aif.store.lock import Places
+from aif.store.paths import StorePaths
 from trials.performance.measured_run import aif
 from trials.reliability import Figures
 from trials.reliability.simulated_run import CallLog, pipeline, served
@@ -118,7 +118,7 @@ def _measured(folder: Path, workload: Workload) -> dict[str, float | str]:
         }
         peaks = {name: _peak(*words) for name, words in commands.items()}
         if workload.loses:
-            shutil.rmtree(Places(folder / "store" / "feedback.duckdb").journal)
+            shutil.rmtree(StorePaths(folder / "store" / "feedback.duckdb").journal)
             before = len(call_log.calls)
             peaks["journal gone"] = _peak(*asked[-1])
             if more := len(call_log.calls) - before:

@@ -16,7 +16,7 @@ from random import Random
 from time import sleep
 from typing import Any
 
-from aif.store.lock import Places
+from aif.store.paths import StorePaths
 from trials.common import digests
 from trials.reliability import Figures
 from trials.reliability.interrupted_run import (
@@ -124,7 +124,7 @@ def _killed(path: Path, call_log: CallLog, wanted: Mapping[str, str], point: Poi
     """Run a command and kill it at a point; return None if it ended before that."""
     store, first = path.parent / "store" / "feedback.duckdb", len(call_log.calls)
     calls = first + point.calls
-    lock = Places(store).lock
+    lock = StorePaths(store).lock
     former = lock.read_bytes() if lock.exists() else b""
     under, environ = (trace.before, trace.environ) if trace else ([], {})
     process = start(point.command, path, under=under, environ=environ)
@@ -148,7 +148,7 @@ def _killed(path: Path, call_log: CallLog, wanted: Mapping[str, str], point: Poi
 def _cut_back(store: Path, synced: Mapping[str, int]) -> int:
     """Cut journal and write-ahead log back to what was synced; return the number of bytes cut off."""
     cut = 0
-    for path in (*Places(store).journal.iterdir(), store.with_name(store.name + ".wal")):
+    for path in (*StorePaths(store).journal.iterdir(), store.with_name(store.name + ".wal")):
         if path.exists() and str(path) in synced and (more := path.stat().st_size - synced[str(path)]) > 0:
             os.truncate(path, synced[str(path)])
             cut += more
@@ -166,17 +166,17 @@ def _damaged(folder: Path, wanted: Mapping[str, str], prompts: int) -> list[dict
         _killed(path, call_log, wanted, Point("asking", "run", prompts * PER_PROMPT // 2, 0.3), None)
         wait_until_idle(server)
 
-        def resume_after(name: str, harm: Callable[[Places], None]) -> dict[str, Any]:
+        def resume_after(name: str, harm: Callable[[StorePaths], None]) -> dict[str, Any]:
             copy = pipeline(folder / name, server.base_url, prompts, export=FORMATS)
             shutil.copytree(path.parent / "store", copy.parent / "store")
-            places, calls = Places(copy.parent / "store" / "feedback.duckdb"), len(call_log.calls)
+            places, calls = StorePaths(copy.parent / "store" / "feedback.duckdb"), len(call_log.calls)
             harm(places)
             messages = [line for line in run_to_end(copy).splitlines() if str(places.store.with_suffix("")) in line]
             calls = len(call_log.calls) - calls
             same = export_digests(copy, copy.parent / "dataset") == wanted
             return {"damage": name, "calls": calls, "said": len(messages), "same": same}
 
-        harms: Sequence[tuple[str, Callable[[Places], None]]] = [
+        harms: Sequence[tuple[str, Callable[[StorePaths], None]]] = [
             ("none", lambda places: None),
             ("store truncated", lambda places: os.truncate(places.store, places.store.stat().st_size // 2)),
             ("store deleted", lambda places: places.store.unlink()),
@@ -190,11 +190,11 @@ def _damaged(folder: Path, wanted: Mapping[str, str], prompts: int) -> list[dict
         return [resume_after(*harm) for harm in harms]
 
 
-def _log(places: Places) -> Path:
+def _log(places: StorePaths) -> Path:
     return places.store.with_name(places.store.name + ".wal")
 
 
-def _segment(places: Places) -> Path:
+def _segment(places: StorePaths) -> Path:
     return places.journal / "000001.jsonl"
 
 
@@ -204,11 +204,11 @@ def _flip(path: Path, at: int) -> None:
     path.write_bytes(content)
 
 
-def _flip_anywhere(random: Random, places: Places) -> None:
+def _flip_anywhere(random: Random, places: StorePaths) -> None:
     _flip(places.store, random.randrange(places.store.stat().st_size))
 
 
-def _flip_line(places: Places) -> None:
+def _flip_line(places: StorePaths) -> None:
     """Flip a byte in a completion's line. Delete the store too: otherwise that line would not be read again."""
     places.store.unlink()
     content = _segment(places).read_bytes()

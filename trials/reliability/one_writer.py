@@ -11,7 +11,8 @@ from pathlib import Path
 from aif.core.errors import Exit
 from aif.engine.progress import Snapshot, read_snapshot
 from aif.simulator.faults import Fault, Faults
-from aif.store.lock import Places, note_in
+from aif.store.lock import read_note
+from aif.store.paths import StorePaths
 from trials.reliability import Figures
 from trials.reliability.simulated_run import CallLog, pipeline, served, start
 
@@ -26,7 +27,7 @@ def trial(folder: Path, full: bool) -> Figures:
     call_log = CallLog()
     with served(call_log, latency_s=0.25, faults=Faults({Fault.REFUSAL: 0.05}, lasting=True)) as server:
         path = pipeline(folder, server.base_url, 3000 if full else 400)
-        places = Places(folder / "store" / "feedback.duckdb")
+        places = StorePaths(folder / "store" / "feedback.duckdb")
         run = start("run", path, stdout=subprocess.DEVNULL)
         try:
             _until(lambda: _has_everything(read_snapshot(places.progress)))
@@ -40,7 +41,7 @@ def trial(folder: Path, full: bool) -> Figures:
         finally:
             run.send_signal(signal.SIGKILL)
             run.wait()
-    left = note_in(places.lock)
+    left = read_note(places.lock)
     code, output, _, _ = _timed("status", path)
     return {
         "full": full,

@@ -16,7 +16,7 @@ def failures(pipeline: File, sets: Sets = None) -> None:
             from aif.cli.views.summary import print_reasoning_marks
             from aif.engine.outcome_text import unplanned_text
 
-            balance, behind = reader.balance(), report_if_behind(loaded, reader)
+            balance, behind = reader.item_counts(), report_if_behind(loaded, reader)
             print_failures(out, balance.missing)
             print_reasoning_marks(out, reader)
             if balance.unplanned:

@@ -20,11 +20,11 @@ def pairs(
     """Preview the pairs a policy would make; compare two policies. Writes nothing and calls no model."""
     from aif.cli.views.pairs import print_preview
     from aif.engine.pair_preview import preview
-    from aif.store.results import Results
+    from aif.store.result_queries import ResultReader
 
     loaded = load(pipeline, sets)
     compared = load(pipeline, [*(sets or []), *versus]) if versus else None
-    with open_store(Results, loaded, pipeline, sets) as reader:
+    with open_store(ResultReader, loaded, pipeline, sets) as reader:
         first = preview(loaded, reader)
         second = preview(compared, reader) if compared else None
     print_preview(out, first, second, versus or [])

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from aif.config.pipeline import Pipeline
     from aif.judging.rubric import Rubric
-    from aif.store.ledger import Ledger
+    from aif.store.journaled_store import JournaledStore
 
 
 def run(
@@ -34,7 +34,7 @@ def run(
     ended = run_pipeline(loaded, Terminal(err), limit=limit, retry_failed=retry_failed, consent=consent)
     with Reader.open(loaded.store) as reader:
         print_summary(out, reader, ended.seconds, loaded.budget_usd)
-        example = reader.example()
+        example = reader.example_prompt_id()
     print_files(out, loaded.store)
     print_next_steps(out, command_name(), arguments(pipeline, sets), ended.tallies.values(), example)
     exit_with_outcome(arguments(pipeline, sets), ended)
@@ -42,17 +42,17 @@ def run(
 
 def _consent(
     pipeline: "Pipeline", limit: int | None, retry_failed: bool, yes: bool
-) -> "Callable[[Ledger, Rubric], None]":
+) -> "Callable[[JournaledStore, Rubric], None]":
     """Return the callback of a run that prints what it will spend, and asks for confirmation if that is a lot."""
 
-    def consent(ledger: "Ledger", rubric: "Rubric") -> None:
+    def consent(ledger: "JournaledStore", rubric: "Rubric") -> None:
         if all(endpoint.is_free for endpoint in (*pipeline.models.values(), *pipeline.judges.values())):
             return
         from aif.cli.confirm import confirm_run
         from aif.engine.workload import estimate_run
-        from aif.store.forecast import Forecast
+        from aif.store.estimate_queries import EstimateReader
 
-        with Forecast.of(ledger.store, retry_failed) as outlook:
+        with EstimateReader.of(ledger.store, retry_failed) as outlook:
             estimate = estimate_run(pipeline, rubric, outlook, limit)
         if estimate.calls:
             confirm_run(estimate, pipeline.confirm_usd, yes=yes)

@@ -78,7 +78,7 @@ def print_rendered(console: Console, rubric: Rubric, form: ReplyForm, store: Pat
 
 def _stored(store: Path, prefix: str) -> tuple[Prompt, list[str]]:
     with Reader.open(store) as reader:
-        name = reader.find(prefix)
+        name = reader.find_prompt_id(prefix)
         prompt, texts = reader.prompt(name).prompt, reader.planned_texts(name)
     if not texts:
         raise BadInput(f"{store}: prompt {name[:12]} has no completions yet")

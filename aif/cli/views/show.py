@@ -23,7 +23,7 @@ from aif.store.reader import Reader
 
 def print_prompt(console: Console, reader: Reader, prefix: str) -> None:
     """Print everything about the prompt whose id starts with `prefix`. Raises BadInput if there is none or several."""
-    prompt_id = reader.find(prefix)
+    prompt_id = reader.find_prompt_id(prefix)
     stored = reader.prompt(prompt_id)
     prompt = stored.prompt
     console.print(_head(f"prompt {prompt_id}"))
@@ -53,13 +53,13 @@ def _print_outcome(console: Console, reader: Reader, prompt_id: str, selected: b
             "none: the pipeline's sources no longer have this prompt, or their limits leave it out"
         )  # fmt: skip
         return
-    policy = reader.paired_by()
+    policy = reader.pair_policy()
     if outcome.unrated:
         console.print(f"left out: {counted(outcome.unrated, 'completion')} without any rating", highlight=False)
     if policy is None or outcome.outcome != "paired":
         console.print(f"no pair: {OUTCOME_TEXTS[outcome.outcome]} ({outcome.outcome})", highlight=False)
         return
-    models, pairs = reader.authors(prompt_id), reader.pairs_of(prompt_id)
+    models, pairs = reader.models_by_key(prompt_id), reader.pairs_of(prompt_id)
     for pair in pairs:
         if len(pairs) > 1:
             console.print(f"[bold]pair {pair.n + 1} of {len(pairs)}")

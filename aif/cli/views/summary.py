@@ -19,15 +19,15 @@ from aif.engine.outcome_text import (
     row_notes,
     tally_counts,
 )
-from aif.store.lock import Places
+from aif.store.paths import StorePaths
 from aif.store.reader import Reader
-from aif.store.report_queries import Balance, Books, Tally
+from aif.store.report_queries import ItemCounts, PromptCounts, Tally
 
 
 def print_status(console: Console, reader: Reader, budget: float | None = None) -> None:
     """Print items by model and judge, then a run's summary, but without mean ratings by aspect: they would take 2 s of
     CPU for 64,000 prompts."""
-    balance = reader.balance()
+    balance = reader.item_counts()
     print_items(console, balance)
     _print_results(console, reader, balance, reader.standings(), "", budget)
     print_failures(console, balance.missing)
@@ -36,10 +36,10 @@ def print_status(console: Console, reader: Reader, budget: float | None = None) 
 
 def print_summary(console: Console, reader: Reader, seconds: float, budget: float | None = None) -> None:
     """Print a run's prompt counts, models, judges' agreement, tokens and spend (USD, as is `budget`), failures."""
-    balance = reader.balance()
+    balance = reader.item_counts()
     _print_results(console, reader, balance, reader.leaderboard(), f" in {seconds:.1f} s", budget)
     print_failures(console, balance.missing)
-    for endpoint, replies, word in reader.endings():
+    for endpoint, replies, word in reader.unknown_endings():
         unknown = f"ended with the unknown finish reason {word!r}: stored as if cut"
         print_text(console, f"{endpoint}: {counted(replies, 'answer')} {unknown}")
     print_reasoning_marks(console, reader)
@@ -47,19 +47,19 @@ def print_summary(console: Console, reader: Reader, seconds: float, budget: floa
 
 def print_reasoning_marks(console: Console, reader: Reader) -> None:
     """Print how many completions of each model may contain reasoning by mistake, with an example."""
-    for mark in reader.marks():
+    for mark in reader.reasoning_marks():
         print_text(console, f"{reasoning_mark_text(mark)}, as in {mark.prompt_id[:12]}: {mark.example}")
 
 
 def _print_results(
     console: Console,
     reader: Reader,
-    balance: Balance,
+    balance: ItemCounts,
     leaderboard: list[dict[str, Any]],
     took: str,
     budget: float | None,
 ) -> None:
-    prompts = reader.books()
+    prompts = reader.prompt_counts()
     pairs = f"{counted(prompts.selected, 'prompt')}, {counted(prompts.pairs, 'pair')}"
     console.print(f"\n[bold]{pairs}[/bold]{took}\n")
     console.print(_prompt_counts(prompts))
@@ -71,9 +71,9 @@ def _print_results(
     agreement = reader.score_agreement()
     if agreement:
         console.print(_agreement(agreement))
-        disputed = f"{reader.disputed():,} of {counted(prompts.pairs, 'pair')}"
+        disputed = f"{reader.disputed_pairs():,} of {counted(prompts.pairs, 'pair')}"
         print_text(console, f"{disputed}: at least one judge prefers the rejected answer")
-    for judge, n in reader.apart().items():
+    for judge, n in reader.judged_singly().items():
         print_text(
             console,
             f"{judge}: {counted(n, 'prompt')} rated one completion at a time: all together exceed its context window",
@@ -89,7 +89,7 @@ def _grid(title: str) -> Table:
     return Table(box=None, padding=(0, 2, 0, 0), title=title, title_justify="left", title_style="bold", show_edge=False)
 
 
-def _prompt_counts(prompts: Books) -> Table:
+def _prompt_counts(prompts: PromptCounts) -> Table:
     grid = _grid("Prompts")
     for side in ("right", "left"):
         grid.add_column(justify=side, no_wrap=side == "right")
@@ -188,7 +188,7 @@ def _spend(rows: list[dict[str, Any]]) -> Table:
     return grid
 
 
-def print_items(console: Console, balance: Balance) -> None:
+def print_items(console: Console, balance: ItemCounts) -> None:
     """Print the items of each model and judge: wanted, answered, failed, pending."""
     grid = _grid("Items")
     for name in ("", "", "wanted", "answered", "failed", "pending"):
@@ -203,7 +203,7 @@ def print_files(console: Console, store: Path) -> None:
     console.print("\n[bold]Files[/bold]")
     for path, meaning in (
         (store, "the store (DuckDB): views leaderboard, ratings, pairs, spend, failures"),
-        (Places(store).journal, "the journal: every paid answer; the store can be rebuilt from it"),
+        (StorePaths(store).journal, "the journal: every paid answer; the store can be rebuilt from it"),
     ):
         print_text(console, f"  {path}")
         print_text(console, f"      {meaning}", "dim")

@@ -12,7 +12,7 @@ from aif.config.pipeline import Pipeline, parse
 from aif.core.errors import BadInput
 from aif.engine.make_pairs import make_pairs
 from aif.engine.pair_preview import PairPreview, differing, preview
-from aif.store.results import Results
+from aif.store.result_queries import ResultReader
 from tests.support.building import PIPELINE, Fate, build
 from tests.support.building import rate as rate_by_quality
 
@@ -43,7 +43,7 @@ def with_sets(pipeline: Pipeline, *sets: str) -> Pipeline:
 
 
 def seen(pipeline: Pipeline, *sets: str) -> PairPreview:
-    with Results.open(pipeline.store) as reader:
+    with ResultReader.open(pipeline.store) as reader:
         return preview(with_sets(pipeline, *sets), reader)
 
 

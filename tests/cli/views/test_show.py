@@ -12,7 +12,7 @@ from aif.cli.views.show import print_prompt
 from aif.cli.views.summary import print_items, print_status, print_summary
 from aif.engine.make_pairs import make_pairs
 from aif.engine.pair_preview import preview
-from aif.store.results import Results
+from aif.store.result_queries import ResultReader
 from tests.end_to_end.test_carried import answered, rows, scored
 from tests.engine.test_orchestrator import run
 from tests.support.building import Cut, Fate, build, complete, rate
@@ -35,11 +35,11 @@ def test_names_from_outside_are_told_as_they_are(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump(declared))
     rows(tmp_path, "prompts.jsonl", row)
     pipeline, _ = run(path)
-    with Results.open(pipeline.store) as reader:
-        story = told(lambda console: print_prompt(console, reader, reader.example()))
+    with ResultReader.open(pipeline.store) as reader:
+        story = told(lambda console: print_prompt(console, reader, reader.example_prompt_id()))
         summary = told(lambda console: print_summary(console, reader, 1.0))
         status = told(lambda console: print_status(console, reader))
-        items = told(lambda console: print_items(console, reader.balance()))
+        items = told(lambda console: print_items(console, reader.item_counts()))
         pairs = told(lambda console: print_preview(console, preview(pipeline, reader), None, []))
     assert "source [/red] hearsay" in story
     assert "by cat\\: answered" in story
@@ -53,8 +53,8 @@ def test_what_was_cut_is_said_since_it_is_never_chosen(tmp_path: Path) -> None:
     )
     with ledger:
         make_pairs(pipeline, rubric, ledger.store)
-        with Results.of(ledger.store) as reader:
-            story = told(lambda console: print_prompt(console, reader, reader.example()))
+        with ResultReader.of(ledger.store) as reader:
+            story = told(lambda console: print_prompt(console, reader, reader.example_prompt_id()))
     assert "chosen   fair, score 4.000" in story
     (able,) = [part for part in story.split(" completion ")[1:] if "\nby able: " in part]
     assert "cut at max_tokens" in able
@@ -66,8 +66,8 @@ def test_two_completions_of_one_model_are_told_apart(tmp_path: Path) -> None:
     pipeline, rubric, ledger = build(tmp_path, 1, sets=[pool])
     with ledger:
         make_pairs(pipeline, rubric, ledger.store)
-        with Results.of(ledger.store) as reader:
-            story = told(lambda console: print_prompt(console, reader, reader.example()))
+        with ResultReader.of(ledger.store) as reader:
+            story = told(lambda console: print_prompt(console, reader, reader.example_prompt_id()))
             keys = [row["key"] for row in reader._query("SELECT key FROM slots WHERE model = 'able'")]
     assert all(f"= able ({key[:8]})" in story and f"able ({key[:8]}), honesty: 5" in story for key in keys)
     assert "= poor" in story
@@ -79,7 +79,7 @@ def test_a_prompt_that_is_no_longer_selected_is_not_promised_a_pair(tmp_path: Pa
     pipeline, rubric, ledger = build(tmp_path, 2)
     with ledger:
         make_pairs(pipeline, rubric, ledger.store)
-        with Results.of(ledger.store) as reader:
+        with ResultReader.of(ledger.store) as reader:
             (gone,) = reader._query("SELECT prompt_id FROM prompts ANTI JOIN selection USING (prompt_id)")
             story = told(lambda console: print_prompt(console, reader, gone["prompt_id"]))
     assert "no longer have this prompt" in story
@@ -91,7 +91,7 @@ def test_a_judgement_that_failed_is_told(tmp_path: Path) -> None:
     )
     with ledger:
         make_pairs(pipeline, rubric, ledger.store)
-        with Results.of(ledger.store) as reader:
+        with ResultReader.of(ledger.store) as reader:
             (one,) = reader._query("SELECT prompt_id FROM selection")
             story = told(lambda console: print_prompt(console, reader, one["prompt_id"]))
     assert "no pair: no judge gave a readable rating (judgement_failed)" in story

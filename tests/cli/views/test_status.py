@@ -16,7 +16,8 @@ from aif.cli.running import RunningProcess, dead_run, running_process
 from aif.cli.views.status import print_dead_run, print_running, print_running_failures
 from aif.core.types import FailureGroup, Spent
 from aif.engine.progress import EndpointState, Snapshot
-from aif.store.lock import Lock, Places
+from aif.store.lock import Lock
+from aif.store.paths import StorePaths
 
 NOW = datetime.now(UTC)
 SNAPSHOT = Snapshot(
@@ -45,22 +46,22 @@ def _now() -> Snapshot:
 
 
 @pytest.fixture
-def places(tmp_path: Path) -> Places:
-    return Places(tmp_path / "feedback.duckdb")
+def places(tmp_path: Path) -> StorePaths:
+    return StorePaths(tmp_path / "feedback.duckdb")
 
 
 @pytest.fixture
-def held(places: Places) -> Iterator[Places]:
+def held(places: StorePaths) -> Iterator[StorePaths]:
     lock = Lock(places.lock)
     yield places
     lock.release()
 
 
-def keep(places: Places, snapshot: Snapshot) -> None:
+def keep(places: StorePaths, snapshot: Snapshot) -> None:
     places.progress.write_text(json.dumps(asdict(snapshot)))
 
 
-def printed(print_run: Callable[[Console, RunningProcess], None], places: Places) -> str:
+def printed(print_run: Callable[[Console, RunningProcess], None], places: StorePaths) -> str:
     """What is printed of the process that holds the store; nothing if nobody does."""
     screen = io.StringIO()
     if running := running_process(places.store):
@@ -68,14 +69,14 @@ def printed(print_run: Callable[[Console, RunningProcess], None], places: Places
     return screen.getvalue()
 
 
-def printed_dead(places: Places) -> str:
+def printed_dead(places: StorePaths) -> str:
     screen = io.StringIO()
     if left := dead_run(places.store):
         print_dead_run(Console(width=100, file=screen), left)
     return screen.getvalue()
 
 
-def test_a_run_is_told_with_progress_rate_spend_eta_and_what_failed(held: Places) -> None:
+def test_a_run_is_told_with_progress_rate_spend_eta_and_what_failed(held: StorePaths) -> None:
     keep(held, _now())
     said = printed(print_running, held)
     assert f"held by process {os.getpid()} on {socket.gethostname()} since" in said
@@ -98,7 +99,7 @@ def test_a_run_is_told_with_progress_rate_spend_eta_and_what_failed(held: Places
     assert "rate_limited: 3 (made again in this run)\n    able\n" in again
 
 
-def test_nothing_failed_is_said_of_a_run_that_has_nothing_left_to_answer(held: Places) -> None:
+def test_nothing_failed_is_said_of_a_run_that_has_nothing_left_to_answer(held: StorePaths) -> None:
     able, strict = SNAPSHOT.lines
     strict = replace(strict, refused="no such key")
     keep(held, replace(_now(), lines=(able, strict), failures=()))
@@ -111,7 +112,7 @@ def test_nothing_failed_is_said_of_a_run_that_has_nothing_left_to_answer(held: P
 
 
 @pytest.mark.parametrize("torn", [None, "", '{"pid": 1', "{}"])
-def test_a_holder_that_keeps_nothing_readable_is_named_and_no_more(held: Places, torn: str | None) -> None:
+def test_a_holder_that_keeps_nothing_readable_is_named_and_no_more(held: StorePaths, torn: str | None) -> None:
     if torn is not None:
         held.progress.write_text(torn)
     said = printed(print_running, held)
@@ -121,21 +122,21 @@ def test_a_holder_that_keeps_nothing_readable_is_named_and_no_more(held: Places,
 
 
 @pytest.mark.parametrize("change", [{"pid": 1}, {"host": "elsewhere"}])
-def test_what_another_process_kept_is_not_told_of_the_holder(held: Places, change: dict[str, object]) -> None:
+def test_what_another_process_kept_is_not_told_of_the_holder(held: StorePaths, change: dict[str, object]) -> None:
     keep(held, replace(_now(), **change))  # type: ignore[arg-type]
     assert "40/100" not in printed(print_running, held)
     assert "blocked" not in printed(print_running_failures, held)
 
 
 @pytest.mark.parametrize(("ago_s", "said"), [(0, False), (5, False), (90, True), (-3600, False)])
-def test_figures_that_are_old_are_said_to_be(held: Places, ago_s: int, said: bool) -> None:
+def test_figures_that_are_old_are_said_to_be(held: StorePaths, ago_s: int, said: bool) -> None:
     """A clock that was set back says nothing."""
     keep(held, replace(SNAPSHOT, updated=(datetime.now(UTC) - timedelta(seconds=ago_s)).isoformat(timespec="seconds")))
     assert ("its last progress is 1:3" in printed(print_running, held)) is said
     assert ("so are these figures" in printed(print_running_failures, held)) is said
 
 
-def test_of_a_run_that_was_killed_is_said_just_that(places: Places) -> None:
+def test_of_a_run_that_was_killed_is_said_just_that(places: StorePaths) -> None:
     assert printed_dead(places) == ""
     keep(places, _now())
     assert printed(print_running, places) == printed(print_running_failures, places) == ""
@@ -145,7 +146,7 @@ def test_of_a_run_that_was_killed_is_said_just_that(places: Places) -> None:
     assert "it was killed" in said
 
 
-def test_of_a_run_on_another_host_it_is_not_known_whether_it_goes_on(places: Places) -> None:
+def test_of_a_run_on_another_host_it_is_not_known_whether_it_goes_on(places: StorePaths) -> None:
     """A folder that is shared need not take locks across."""
     keep(places, replace(_now(), host="elsewhere"))
     said = printed_dead(places)

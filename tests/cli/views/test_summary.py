@@ -21,9 +21,9 @@ from aif.engine.outcome_text import balance_lines, shortfall_lines
 from aif.engine.prepare import rubric_of
 from aif.export.dataset import export
 from aif.store import records
-from aif.store.ledger import Ledger
+from aif.store.journaled_store import JournaledStore
 from aif.store.reader import Reader
-from aif.store.report_queries import Balance, Tally
+from aif.store.report_queries import ItemCounts, Tally
 from tests.end_to_end.test_carried import answered as bringing
 from tests.end_to_end.test_carried import rows
 from tests.engine.test_orchestrator import run, write
@@ -42,7 +42,7 @@ def told(tell: Callable[[Console], None], width: int = 80) -> str:
 
 def made(
     folder: Path, completions: Completions, judgements: Mapping[int, Fate | None], *sets: str, count: int = 5
-) -> Ledger:
+) -> JournaledStore:
     """A store in which each completion has its fate (by prompt and model), and each prompt's judgement."""
     _, _, ledger = build(
         folder,
@@ -93,7 +93,7 @@ def test_whatever_became_of_each_item_the_books_balance(plans: list[tuple[int, l
             sets = (f"completions.per_prompt={per_prompt}", f"principles={principles}")
             with made(Path(name), completions, judgements, *sets) as ledger, Reader.of(ledger.store) as reader:
                 slots = [(row["position"], row["model"]) for row in reader._query("SELECT position, model FROM slots")]
-                balance = reader.balance()
+                balance = reader.item_counts()
                 assert balance.tallies == reader.tallies() == counted(slots, completions, judgements)
                 first = [(n, model) for n, model in slots if n < 2]
                 assert reader.tallies(limit=2) == counted(first, completions, judgements)
@@ -101,8 +101,8 @@ def test_whatever_became_of_each_item_the_books_balance(plans: list[tuple[int, l
                 _check(balance, 5, per_prompt, whole=5 - len(bad))
 
 
-def _check(balance: Balance, prompts: int, per_prompt: int, whole: int) -> None:
-    assert (balance.prompts, balance.whole, balance.slots) == (prompts, whole, {per_prompt: prompts})
+def _check(balance: ItemCounts, prompts: int, per_prompt: int, whole: int) -> None:
+    assert (balance.prompts, balance.complete, balance.slots) == (prompts, whole, {per_prompt: prompts})
     assert balance.total("completion").wanted == prompts * per_prompt
     for place, tally in balance.tallies.items():
         missing = [one for one in balance.missing if (one.stage, one.endpoint) == place]
@@ -122,7 +122,7 @@ def test_replies_that_ended_by_an_unknown_word_are_counted_by_word(tmp_path: Pat
 
     _, _, ledger = build(tmp_path, 5, complete=said)
     with ledger, Reader.of(ledger.store) as reader:
-        assert reader.endings() == [("fair", 1, "[b]odd"), ("fair", 2, "weird")]
+        assert reader.unknown_endings() == [("fair", 1, "[b]odd"), ("fair", 2, "weird")]
         summary = told(lambda console: print_summary(console, reader, 2.0), width=120)
     assert "fair: 1 answer ended with the unknown finish reason '[b]odd': stored as if cut" in summary
     assert "fair: 2 answers ended with the unknown finish reason 'weird'" in summary
@@ -171,18 +171,18 @@ def test_what_was_read_anew_and_not_planned_yet_is_said(tmp_path: Path) -> None:
     with made(tmp_path, {}, {}) as ledger:
         ledger.keep([records.page(0, [], []), records.selected("other", {})])
         with Reader.of(ledger.store) as reader:
-            assert balance_lines(reader.balance())[-1] == "no prompt is selected"
+            assert balance_lines(reader.item_counts())[-1] == "no prompt is selected"
         (one,) = {row["prompt_id"] for row in _ask(ledger, "SELECT min(prompt_id) AS prompt_id FROM prompts")}
         ledger.keep([records.page(0, [(one, "s")], []), records.selected("third", {})])
         with Reader.of(ledger.store) as reader:
-            said = balance_lines(reader.balance())
+            said = balance_lines(reader.item_counts())
     assert said[-2:] == [
         "1 prompt not planned yet: the next run plans them first",
         "0 of 1 prompt complete (0.0%)",
     ]
 
 
-def _ask(ledger: Ledger, query: str) -> list[dict[str, Any]]:
+def _ask(ledger: JournaledStore, query: str) -> list[dict[str, Any]]:
     with Reader.of(ledger.store) as reader:
         return reader._query(query)
 
@@ -201,7 +201,7 @@ def test_completions_that_came_with_prompts_are_apart_from_those_a_model_of_that
     pipeline, ended = run(path)
     assert not ended.incomplete
     with Reader.open(pipeline.store) as reader:
-        tallies, balance = reader.tallies(), reader.balance()
+        tallies, balance = reader.tallies(), reader.item_counts()
         board = {(one["model"], one["carried"]): one["completions"] for one in reader._query("FROM leaderboard")}
         status = told(lambda console: print_status(console, reader))
     assert tallies["completion", "large"] == Tally(3, 3, 0, 0)
@@ -255,7 +255,7 @@ def test_what_is_missing_is_named_with_what_gets_it() -> None:
         FailureGroup("judgement", "strict", "timeout", "later", 2000, "no answer", "p"),
         FailureGroup("judgement", "strict", "", "pending", 3, "", "p"),
     )
-    balance = Balance(3000, 2999, {4: 3000}, {}, missing)
+    balance = ItemCounts(3000, 2999, {4: 3000}, {}, missing)
     said = shortfall_lines(balance, 1.0, "p.yaml")
     assert said[0].startswith("2,999 of 3,000 prompts complete (almost 100%)")
     assert said[1].startswith("  able: 1 completion failed permanently: blocked, as in: its filter")
@@ -267,5 +267,5 @@ def test_what_is_missing_is_named_with_what_gets_it() -> None:
     assert "`aif run p.yaml`" in said[4]
     assert "--retry-failed" in said[5]
     assert shortfall_lines(balance, 0.9, "p.yaml") == []
-    failed = Balance(4, 3, {4: 4}, {}, missing[:1])
+    failed = ItemCounts(4, 3, {4: 4}, {}, missing[:1])
     assert not any("pending" in line for line in shortfall_lines(failed, 1.0, "p.yaml"))

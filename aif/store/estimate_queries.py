@@ -1,4 +1,4 @@
-"""What a run would ask, and what asking took so far: the store's answers for an estimate."""
+"""Queries for estimates: samples of pending requests, and the tokens and seconds of calls made so far."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import orjson
 from aif.core.types import Prompt
 from aif.judging.rubric import ReplyForm
 from aif.planning.plan import SystemMode
-from aif.store.connection import within
+from aif.store.connection import limit_condition
 from aif.store.reader import Reader
 
 if TYPE_CHECKING:
@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class SlotCall:
-    """A call for a completion: to be made, or made, and then how a system turn was sent and the request's tokens."""
+class CompletionCall:
+    """A completion request, pending or answered. If answered, `system` is how the system message was sent, and `tokens`
+    the request's input tokens."""
 
     prompt: Prompt
     principle: str | None
@@ -27,8 +28,9 @@ class SlotCall:
 
 
 @dataclass(frozen=True, slots=True)
-class JudgeCall:
-    """A judgement to be asked for: the completions shown that are there, and the models of those still to come."""
+class PlannedJudgement:
+    """A pending judgement: the texts of the completions that exist, and the models of those still pending
+    (`awaited`)."""
 
     prompt: Prompt
     request: str
@@ -37,8 +39,8 @@ class JudgeCall:
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
-    """A judgement as it was asked for: by which rubric (its digest), in which form, and the request's tokens."""
+class AnsweredJudgement:
+    """An answered judgement as it was requested: the texts shown, the rubric's digest, and the input tokens."""
 
     prompt: Prompt
     request: str
@@ -49,9 +51,12 @@ class Judged:
 
 
 @dataclass(frozen=True, slots=True)
-class Replies:
-    """What calls came to whose tokens were counted: `items` answered by so many `calls`, about `shown` completions in
-    all; tokens and seconds of all calls together."""
+class ReplyUsage:
+    """Total tokens and seconds of the calls that reported their tokens.
+
+    `calls` calls answered `items` items and showed judges `shown` completions in all. `cached` and `written` are tokens
+    read from and written to a prompt cache.
+    """
 
     items: int
     shown: int
@@ -72,13 +77,13 @@ _USED = (
 )
 
 
-class Forecast(Reader):
-    """A reader that also looks ahead."""
+class EstimateReader(Reader):
+    """A `Reader` with the queries for estimates."""
 
     @classmethod
     def of(cls, store: "Store", retry_failed: bool = False) -> Self:
-        """A reader beside the writer. With `retry_failed` all that failed for good counts as pending, as after
-        `--retry-failed`: a temporary view of this connection alone stands before the table, for every view."""
+        """Connect to a store open for writing. With `retry_failed`, permanent failures count as pending, as after
+        `--retry-failed`: a temporary view, which only this connection sees, hides the table `failed` from all views."""
         reader = super().of(store)
         if retry_failed:
             ((database,),) = reader._rows("SELECT format('\"{}\"', current_database())")
@@ -86,18 +91,18 @@ class Forecast(Reader):
             reader._rows(f"CREATE TEMP VIEW failed AS {query}")
         return reader
 
-    def slots_to_ask(self, model: str, limit: int | None, most: int) -> list[SlotCall]:
-        """At most so many of a model's slots that are pending, spread evenly."""
+    def slots_to_ask(self, model: str, limit: int | None, most: int) -> list[CompletionCall]:
+        """Return an even sample of at most `most` of the model's pending completions."""
         rows = self._rows(
-            f"SELECT s.position, x.content, NULL, NULL FROM (SELECT * FROM slot_states "
-            f"WHERE model = ? AND state IN ('pending', 'later') AND {within(limit)} {_spread('position, slot')}) s "
+            f"SELECT s.position, x.content, NULL, NULL FROM (SELECT * FROM slot_states WHERE model = ? "
+            f"AND state IN ('pending', 'later') AND {limit_condition(limit)} {_spread('position, slot')}) s "
             f"LEFT JOIN texts x ON x.digest = s.principle",
             [model, most],
         )
-        return self._slot_calls(rows)
+        return self._completion_calls(rows)
 
-    def slots_asked(self, identity: str, most: int) -> list[SlotCall]:
-        """At most so many calls that a model answered, spread evenly over the prompts of now."""
+    def slots_asked(self, identity: str, most: int) -> list[CompletionCall]:
+        """Return an even sample of at most `most` answered completions of the selected prompts, by model identity."""
         rows = self._rows(
             f"SELECT s.position, x.content, s.system, s.input_tokens FROM ("
             f"SELECT e.position, c.principle, c.system, k.input_tokens FROM completions c "
@@ -106,55 +111,56 @@ class Forecast(Reader):
             f"LEFT JOIN texts x ON x.digest = s.principle",
             [identity, most],
         )
-        return self._slot_calls(rows)
+        return self._completion_calls(rows)
 
-    def _slot_calls(self, rows: Sequence[tuple[Any, ...]]) -> list[SlotCall]:
-        prompts = self._prompts_at([at for at, *_ in rows])
+    def _completion_calls(self, rows: Sequence[tuple[Any, ...]]) -> list[CompletionCall]:
+        prompts = self._prompts_at([position for position, *_ in rows])
         return [
-            SlotCall(prompts[at], orjson.loads(principle) if principle else None, system, tokens)
-            for at, principle, system, tokens in rows
+            CompletionCall(prompts[position], orjson.loads(principle) if principle else None, system, tokens)
+            for position, principle, system, tokens in rows
         ]
 
-    def judgements_to_ask(self, judge: str, limit: int | None, most: int) -> list[JudgeCall]:
-        """At most so many of a judge's judgements that are pending, spread evenly over requests and prompts."""
+    def judgements_to_ask(self, judge: str, limit: int | None, most: int) -> list[PlannedJudgement]:
+        """Return an even sample of at most `most` of the judge's pending judgements, over requests and prompts."""
         rows = self._rows(
             f"SELECT position, request, answers FROM foreseen WHERE judge = ? AND state IN ('pending', 'later') "
-            f"AND {within(limit)} {_spread('request, position, answers')}",
+            f"AND {limit_condition(limit)} {_spread('request, position, answers')}",
             [judge, most],
         )
-        positions = list({at for at, *_ in rows})
+        positions = list({position for position, *_ in rows})
         prompts, texts = self._prompts_at(positions), self._texts_at(positions)
         owners = dict(self._rows("SELECT key, model FROM slots WHERE position IN (SELECT unnest(?))", [positions]))
         return [
-            JudgeCall(
-                prompts[at],
+            PlannedJudgement(
+                prompts[position],
                 request,
-                tuple(texts[at][key] for key in answers if key in texts.get(at, {})),
-                tuple(owners[key] for key in answers if key not in texts.get(at, {})),
+                tuple(texts[position][key] for key in answers if key in texts.get(position, {})),
+                tuple(owners[key] for key in answers if key not in texts.get(position, {})),
             )
-            for at, request, answers in rows
+            for position, request, answers in rows
         ]
 
-    def judgements_asked(self, identity: str, most: int) -> list[Judged]:
-        """At most so many calls that a judge answered, whatever the rubric then, spread over the prompts of now."""
+    def judgements_asked(self, identity: str, most: int) -> list[AnsweredJudgement]:
+        """Return an even sample of at most `most` answered judgements of the selected prompts, with any rubric, by the
+        judge's identity."""
         rows = self._rows(
             f"SELECT e.position, j.request, j.completions, j.rubric, j.form, k.input_tokens, j.shown FROM judgements j "
             f"JOIN calls k ON j.call_id = k.id JOIN selection e ON j.prompt_id = e.prompt_id "
             f"WHERE j.identity = ? AND k.input_tokens IS NOT NULL {_spread('j.request, e.position, j.key')}",
             [identity, most],
         )
-        prompts = self._prompts_at(list({at for at, *_ in rows}))
+        prompts = self._prompts_at(list({position for position, *_ in rows}))
         texts = self._column("completions", "text", [key for _, _, keys, *_ in rows for key in keys])
         ids = self._column("completions", "text_id", texts)
         return [
-            Judged(prompts[at], request, tuple(texts[key] for key in keys), rubric, form, tokens)
-            for at, request, keys, rubric, form, tokens, shown in rows
-            if texts.keys() >= set(keys)  # else the journal has lost one to damage
+            AnsweredJudgement(prompts[position], request, tuple(texts[key] for key in keys), rubric, form, tokens)
+            for position, request, keys, rubric, form, tokens, shown in rows
+            if texts.keys() >= set(keys)  # else a completion was lost to damage
             and (shown is None or shown == [ids[key] for key in sorted(keys)])
         ]
 
-    def overflowed(self, stage: str, endpoint: str) -> str:
-        """What a model or judge said last of a request that it could not hold."""
+    def overflow_message(self, stage: str, endpoint: str) -> str:
+        """Return the last error of a model or judge about a request beyond its context window; empty if none."""
         rows = self._rows(
             "SELECT message FROM calls WHERE stage = ? AND endpoint = ? AND kind = 'context_overflow' "
             "ORDER BY rowid DESC LIMIT 1",
@@ -162,18 +168,18 @@ class Forecast(Reader):
         )
         return rows[0][0] or "" if rows else ""
 
-    def completing(self, identity: str, max_tokens: int) -> Replies:
-        """What a model's completions took that were asked for with this `max_tokens`."""
+    def completion_usage(self, identity: str, max_tokens: int) -> ReplyUsage:
+        """Return the usage of a model's completions that were requested with this `max_tokens`."""
         rows = self._rows(
             f"SELECT count(DISTINCT c.key), 0, {_USED} FROM calls k JOIN completions c ON k.key = c.key "
             f"WHERE c.identity = ? AND k.output_tokens IS NOT NULL "
             f"AND coalesce(k.sent->>'max_tokens', k.sent->>'max_completion_tokens')::BIGINT = ?",
             [identity, max_tokens],
         )
-        return Replies(*rows[0])
+        return ReplyUsage(*rows[0])
 
-    def judging(self, judge: str) -> dict[str, Replies]:
-        """What a judge's judgements took, by request, as the present rubric makes it."""
+    def judgement_usage(self, judge: str) -> dict[str, ReplyUsage]:
+        """Return the usage of a judge's judgements with the current rubric, by the rubric's request."""
         rows = self._rows(
             f"SELECT p.request, count(*) FILTER (k.id = j.call_id), "
             f"coalesce(sum(len(j.completions)) FILTER (k.id = j.call_id), 0)::BIGINT, {_USED} "
@@ -184,9 +190,9 @@ class Forecast(Reader):
             f"WHERE k.output_tokens IS NOT NULL GROUP BY p.request",
             [judge],
         )
-        return {request: Replies(*used) for request, *used in rows}
+        return {request: ReplyUsage(*used) for request, *used in rows}
 
 
 def _spread(order: str) -> str:
-    """Of the rows, at most as many as the next parameter says, one out of every so many."""
+    """Return an SQL clause that keeps an even sample of the rows in this order, at most as many as its parameter."""
     return f"QUALIFY (row_number() OVER (ORDER BY {order}) - 1) % ((count(*) OVER () - 1) // ? + 1) = 0"

@@ -1,4 +1,4 @@
-"""Journal and store together: whatever happens to either, what was kept is there or is said to be lost."""
+"""Journal and store together: whatever happens to either, each stored record is there or is reported as lost."""
 
 import os
 import signal
@@ -25,13 +25,14 @@ from aif.judging.rubric import Rubric
 from aif.store import journal
 from aif.store import records as events
 from aif.store.database import Store
-from aif.store.ingest import Batch, Step
+from aif.store.ingest import RowBatch, Step
 from aif.store.journal import Position
-from aif.store.journal_batches import RECORDS, entry_of
-from aif.store.ledger import Ledger
-from aif.store.lock import Lock, Places, holder, is_held
+from aif.store.journal_batches import RECORDS, parse_record
+from aif.store.journaled_store import JournaledStore
+from aif.store.lock import Lock, holder_text, is_held
+from aif.store.paths import StorePaths
 from aif.store.reader import Reader
-from aif.store.results import Results
+from aif.store.result_queries import ResultReader
 from tests.end_to_end.test_carried import answered, scored
 from tests.engine.test_orchestrator import ask, run, write
 from tests.support.serving import Served
@@ -40,22 +41,22 @@ TABLES = ("prompts", "selection", "intake", "texts", "completions", "judgements"
 
 
 class Kept:
-    """A finished run, its files, and all the store holds of what the journal knows."""
+    """A finished run, its files, and the rows of its store."""
 
     def __init__(self, path: Path, served: Served) -> None:
         self.path, self.served = path, served
         self.pipeline, _ = run(path)
-        self.places = Places(self.pipeline.store)
+        self.paths = StorePaths(self.pipeline.store)
         self.rows = self.read()
 
     def read(self) -> dict[str, list[dict[str, Any]]]:
-        with Reader.open(self.places.store) as reader:
+        with Reader.open(self.paths.store) as reader:
             return {table: reader._query(f"SELECT * FROM {table} ORDER BY ALL") for table in TABLES}
 
     def reopened(self) -> list[str]:
-        """What is told when the ledger is opened for writing and closed again."""
+        """Open the store for writing and close it; return what was reported."""
         told: list[str] = []
-        Ledger.open(self.places.store, told.append).close()
+        JournaledStore.open(self.paths.store, told.append).close()
         return told
 
 
@@ -94,15 +95,15 @@ def _replace(path: Path) -> None:
 
 
 @pytest.mark.parametrize("harm", [_delete, _truncate, _empty, _garble, _replace])
-def test_a_store_that_is_lost_or_damaged_is_made_again_from_the_journal(
-    kept: Kept, harm: Callable[[Path], None]
-) -> None:
-    harm(kept.places.store)
+def test_a_lost_or_damaged_store_is_rebuilt_from_the_journal(kept: Kept, harm: Callable[[Path], None]) -> None:
+    harm(kept.paths.store)
     told = kept.reopened()
 
-    assert "made again from the journal" in told[0]
-    assert all("it is kept as" in line for line in told[1:]), "what can't be read may hold what nothing else does"
-    assert len(told) - 1 == len(list(kept.places.store.parent.glob("*.unreadable"))) <= 1
+    assert "rebuilding it from the journal" in told[0]
+    assert all("so it was renamed to" in line for line in told[1:]), (
+        "what can't be read may hold what nothing else does"
+    )
+    assert len(told) - 1 == len(list(kept.paths.store.parent.glob("*.unreadable"))) <= 1
     assert kept.read() == kept.rows
     assert kept.reopened() == []
     run(kept.path)
@@ -110,25 +111,25 @@ def test_a_store_that_is_lost_or_damaged_is_made_again_from_the_journal(
 
 
 def test_a_store_without_its_write_ahead_log_catches_up(kept: Kept) -> None:
-    """DuckDB opens a store whose log was deleted without a word, at an older state."""
-    ledger = Ledger.open(kept.places.store, print)
+    """DuckDB opens a store whose log was deleted without an error, at an older state."""
+    ledger = JournaledStore.open(kept.paths.store, print)
     older = ledger.store.position
-    records = [r for _, r in journal.replay(kept.places.journal) if isinstance(r, dict)]
+    records = [r for _, r in journal.replay(kept.paths.journal) if isinstance(r, dict)]
     ledger.close()
-    kept.places.store.unlink()
-    half = Ledger.open(kept.places.store, lambda _: None)
+    kept.paths.store.unlink()
+    half = JournaledStore.open(kept.paths.store, lambda _: None)
     half.store._db.execute('UPDATE about SET segment = 1, "offset" = 0')
     half.close()
 
     (told,) = kept.reopened()
     assert "was behind its journal" in told
     assert kept.read() == kept.rows, "what was applied twice is there once"
-    assert Ledger.open(kept.places.store, print).store.position == older
+    assert JournaledStore.open(kept.paths.store, print).store.position == older
     assert records
 
 
 def test_a_replayed_segment_changes_nothing(kept: Kept) -> None:
-    segment = kept.places.journal / "000001.jsonl"
+    segment = kept.paths.journal / "000001.jsonl"
     lines = segment.read_bytes().splitlines(keepends=True)
     with segment.open("ab") as file:
         file.writelines(line for line in lines if b'"t":"call"' in line)
@@ -137,10 +138,10 @@ def test_a_replayed_segment_changes_nothing(kept: Kept) -> None:
     assert kept.read() == kept.rows
 
 
-def test_what_the_store_lacks_of_the_journal_is_not_passed_over(tmp_path: Path) -> None:
-    """As a run leaves it that was left at once, before what is kept next."""
+def test_records_that_the_store_lacks_are_added_before_new_ones(tmp_path: Path) -> None:
+    """As an interrupted run leaves it."""
     texts = [events.text(digest(word), "principle", word) for word in ("one", "two", "three")]
-    with Ledger.open(tmp_path / "s.duckdb", pytest.fail) as ledger:
+    with JournaledStore.open(tmp_path / "s.duckdb", pytest.fail) as ledger:
         ledger.keep(texts[:1])
         ledger.journal.append(texts[1:2])
         ledger.keep(texts[2:])
@@ -148,41 +149,41 @@ def test_what_the_store_lacks_of_the_journal_is_not_passed_over(tmp_path: Path) 
             assert sorted(reader.texts("principle").values()) == ["one", "three", "two"]
 
 
-def test_a_torn_last_line_is_cut_off_told_and_asked_again(kept: Kept) -> None:
-    segment = kept.places.journal / "000001.jsonl"
+def test_an_incomplete_last_line_is_removed_reported_and_requested_again(kept: Kept) -> None:
+    segment = kept.paths.journal / "000001.jsonl"
     os.truncate(segment, segment.stat().st_size - 10)
-    kept.places.store.unlink()
+    kept.paths.store.unlink()
     told = kept.reopened()
 
-    assert any("torn last line" in line for line in told)
+    assert any("incomplete last line" in line for line in told)
     run(kept.path)
     assert kept.served.stats()["calls"] == 21
     assert len(kept.read()["judgements"]) == 4
 
 
 def test_a_flipped_byte_in_the_journal_loses_exactly_that_reply(kept: Kept) -> None:
-    segment = kept.places.journal / "000001.jsonl"
+    segment = kept.paths.journal / "000001.jsonl"
     lines = segment.read_bytes().splitlines(keepends=True)
     calls = [n for n, line in enumerate(lines) if b'"t":"call"' in line and b'"stage":"completion"' in line]
     _flip(segment, sum(map(len, lines[: calls[3]])) + 50)
-    kept.places.store.unlink()
+    kept.paths.store.unlink()
     told = kept.reopened()
 
-    assert [line for line in told if "checksum" in line and "lost and asked again" in line]
+    assert [line for line in told if "checksum" in line and "lost and requested again" in line]
     assert len(kept.read()["completions"]) == 15
     _, ended = run(kept.path)
     assert not ended.incomplete
     assert kept.served.stats()["calls"] == 21, "the judgement still holds: the same completion came back"
 
 
-def test_a_journal_that_is_gone_is_written_again_from_the_store(kept: Kept) -> None:
-    for segment in kept.places.journal.iterdir():
+def test_a_missing_journal_is_written_again_from_the_store(kept: Kept) -> None:
+    for segment in kept.paths.journal.iterdir():
         segment.unlink()
     told = kept.reopened()
-    assert "the journal is gone; it is written again from the store" in told[0]
+    assert "the journal is missing; writing it again from the store" in told[0]
     assert kept.read() == kept.rows
 
-    kept.places.store.unlink()
+    kept.paths.store.unlink()
     kept.reopened()
     assert kept.read() == kept.rows, "by the journal alone"
     run(kept.path)
@@ -190,18 +191,18 @@ def test_a_journal_that_is_gone_is_written_again_from_the_store(kept: Kept) -> N
 
 
 def test_a_journal_of_a_later_version_is_refused(kept: Kept) -> None:
-    segment = kept.places.journal / "000001.jsonl"
+    segment = kept.paths.journal / "000001.jsonl"
     with segment.open("ab") as file:
         file.write(journal.encode({"t": "hologram", "v": 1}))
 
     with pytest.raises(JournalDamaged, match=r"hologram.*later version"):
         kept.reopened()
-    assert not is_held(kept.places.lock)
+    assert not is_held(kept.paths.lock)
 
 
-def test_a_run_waits_for_whoever_only_reads_the_store(kept: Kept) -> None:
-    """An `aif status` of this very moment, or somebody's own DuckDB, which is named."""
-    store = kept.places.store
+def test_a_run_waits_for_a_reader_of_the_store(kept: Kept) -> None:
+    """`aif status`, or a user's DuckDB, which is named."""
+    store = kept.paths.store
     program = "import duckdb, sys; db = duckdb.connect(sys.argv[1], read_only=True); print('open', flush=True); input()"
     words = [sys.executable, "-c", program, str(store)]
     reading = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -213,38 +214,38 @@ def test_a_run_waits_for_whoever_only_reads_the_store(kept: Kept) -> None:
         told.append(words)
         reading.communicate(b"\n")
 
-    Ledger.open(store, leave).close()
+    JournaledStore.open(store, leave).close()
     (said,) = told
     assert said.startswith(f"{store}: process {reading.pid} (python")
     assert "has it open; waiting up to 5 s" in said
 
 
-def test_what_a_killed_run_left_of_its_progress_goes_with_the_next_lock(kept: Kept) -> None:
-    kept.places.progress.write_text("of a run that was killed")
-    with Ledger.open(kept.places.store, print):
-        assert not kept.places.progress.exists()
+def test_the_progress_file_of_a_killed_run_is_deleted_with_the_next_lock(kept: Kept) -> None:
+    kept.paths.progress.write_text("of a run that was killed")
+    with JournaledStore.open(kept.paths.store, print):
+        assert not kept.paths.progress.exists()
 
 
-def test_the_lock_names_its_holder_and_is_let_go(kept: Kept) -> None:
-    with Ledger.open(kept.places.store, print):
-        assert is_held(kept.places.lock)
+def test_the_lock_names_its_holder_and_is_released(kept: Kept) -> None:
+    with JournaledStore.open(kept.paths.store, print):
+        assert is_held(kept.paths.lock)
         with pytest.raises(StoreLocked, match=f"process {os.getpid()}"):
-            Ledger.open(kept.places.store, print)
-    assert not is_held(kept.places.lock)
+            JournaledStore.open(kept.paths.store, print)
+    assert not is_held(kept.paths.lock)
 
 
-def test_looking_at_a_lock_turns_no_run_away(kept: Kept) -> None:
-    """`aif status` looks at it just when a run starts."""
-    looking = Thread(target=lambda: [is_held(kept.places.lock) for _ in range(3000)])
+def test_checking_a_lock_refuses_no_run(kept: Kept) -> None:
+    """`aif status` checks it just when a run starts."""
+    looking = Thread(target=lambda: [is_held(kept.paths.lock) for _ in range(3000)])
     looking.start()
     while looking.is_alive():
-        Ledger.open(kept.places.store, pytest.fail).close()
+        JournaledStore.open(kept.paths.store, pytest.fail).close()
     looking.join()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="open files are counted in /proc")
-def test_an_opening_that_fails_leaves_nothing_open(kept: Kept) -> None:
-    segment = kept.places.journal / "000001.jsonl"
+def test_a_failed_open_leaves_nothing_open(kept: Kept) -> None:
+    segment = kept.paths.journal / "000001.jsonl"
     whole = segment.read_bytes()
     segment.write_bytes(whole + journal.encode({"t": "hologram", "v": 1}))
     before = set(Path("/proc/self/fd").iterdir())
@@ -255,51 +256,50 @@ def test_an_opening_that_fails_leaves_nothing_open(kept: Kept) -> None:
     assert kept.reopened() == []
 
 
-# --- damage that shows only on the way --------------------------------------------------------------------------------
+# --- damage that shows only during work -------------------------------------------------------------------------------
 
 
-def test_a_store_that_shows_damage_under_the_work_is_made_again_and_worked_on_once_more(kept: Kept) -> None:
+def test_damage_found_during_work_rebuilds_the_store_and_repeats_the_work(kept: Kept) -> None:
     told: list[str] = []
     tries: list[int] = []
 
-    def work(ledger: Ledger) -> str:
+    def work(ledger: JournaledStore) -> str:
         tries.append(len(tries))
         if len(tries) == 1:
             raise BaseExceptionGroup("two threads met it", [StoreDamaged("s: block 3"), StoreDamaged("s: block 4")])
         return "done"
 
-    assert Ledger.use(kept.places.store, told.append, None, work) == "done"
-    assert told == ["s: block 3; it is made again from the journal"]
+    assert JournaledStore.use(kept.paths.store, told.append, None, work) == "done"
+    assert told == ["s: block 3; rebuilding it from the journal"]
     assert kept.read() == kept.rows
 
 
-def test_damage_that_shows_again_is_raised(kept: Kept) -> None:
+def test_damage_found_twice_is_raised(kept: Kept) -> None:
     told: list[str] = []
 
-    def work(ledger: Ledger) -> None:
+    def work(ledger: JournaledStore) -> None:
         raise StoreDamaged("s: block 3")
 
     with pytest.raises(StoreDamaged, match="block 3"):
-        Ledger.use(kept.places.store, told.append, None, work)
+        JournaledStore.use(kept.paths.store, told.append, None, work)
     assert len(told) == 1
 
 
 @pytest.mark.parametrize("other", [ValueError("a bug"), KeyboardInterrupt()])
-def test_what_else_went_wrong_is_not_taken_for_damage(kept: Kept, other: BaseException) -> None:
-    def work(ledger: Ledger) -> None:
+def test_other_errors_are_not_taken_for_damage(kept: Kept, other: BaseException) -> None:
+    def work(ledger: JournaledStore) -> None:
         raise BaseExceptionGroup("", [StoreDamaged("s: block 3"), other])
 
     with pytest.raises(BaseExceptionGroup):
-        Ledger.use(kept.places.store, pytest.fail, None, work)
+        JournaledStore.use(kept.paths.store, pytest.fail, None, work)
 
 
 def _has_calls(steps: Sequence[Step]) -> bool:
-    return any(isinstance(step, Batch) and "calls" in step.tables for step in steps)
+    return any(isinstance(step, RowBatch) and "calls" in step.tables for step in steps)
 
 
 def _fail_a_commit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first commit of calls fails, with others in flight, as on a bad disk, which can't be had to order: so the
-    method is replaced."""
+    """Let the first commit of calls fail while others are in flight, as on a failing disk."""
     sound, failed = Store.apply, list[str]()
 
     def apply(store: Store, steps: Sequence[Step], position: Position, damaged: int = 0) -> None:
@@ -311,7 +311,7 @@ def _fail_a_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Store, "apply", apply)
 
 
-def test_a_run_whose_store_fails_it_loses_no_reply_and_goes_on(
+def test_a_run_whose_store_fails_loses_no_reply_and_continues(
     tmp_path: Path, serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served, said = serve(latency_s=0.05), StringIO()
@@ -320,13 +320,13 @@ def test_a_run_whose_store_fails_it_loses_no_reply_and_goes_on(
     ended = run_pipeline(load(path), Terminal(Console(file=said, width=200)))
     assert not ended.incomplete
     assert served.stats()["calls"] == 40
-    assert said.getvalue().count("made again") == 1
+    assert said.getvalue().count("rebuilding it") == 1
 
 
-def test_a_run_that_was_told_to_stop_stays_stopped_on_a_store_made_again(
+def test_a_stopped_run_stays_stopped_on_a_rebuilt_store(
     tmp_path: Path, serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ctrl-C, and then the store shows damage when pairs are made of it."""
+    """Ctrl-C, and then pairing finds damage in the store."""
     served = serve(latency_s=0.05)
     path = write(tmp_path, served, count=8)
     sound, pairs, asked, stopped = Store.apply, make_pairs, [0], [0]
@@ -351,7 +351,7 @@ def test_a_run_that_was_told_to_stop_stays_stopped_on_a_store_made_again(
     assert served.stats()["calls"] == asked[0]
 
 
-def test_ctrl_c_behind_a_run_that_stops_by_itself_still_waits_for_what_is_in_flight(
+def test_ctrl_c_after_a_run_stops_by_itself_still_waits_for_calls_in_flight(
     tmp_path: Path, serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served = serve(latency_s=0.05)
@@ -372,28 +372,28 @@ def test_ctrl_c_behind_a_run_that_stops_by_itself_still_waits_for_what_is_in_fli
 
 
 def test_a_flipped_byte_never_ends_a_run(kept: Kept) -> None:
-    """Wherever it is: a run meets it and mends it, or it lies where nothing was read."""
-    whole, mended = kept.places.store.read_bytes(), 0
+    """Wherever it is: the run meets and fixes it, or nothing reads it."""
+    whole, mended = kept.paths.store.read_bytes(), 0
     for n in range(10):
-        kept.places.store.write_bytes(whole)
-        _flip(kept.places.store, int(fraction("flip", n) * len(whole)))
+        kept.paths.store.write_bytes(whole)
+        _flip(kept.paths.store, int(fraction("flip", n) * len(whole)))
         said = StringIO()
         run_pipeline(kept.pipeline, Terminal(Console(file=said, width=300)))
-        mended += said.getvalue().count("it is made again from the journal")
+        mended += said.getvalue().count("rebuilding it from the journal")
     assert mended
     assert kept.served.stats()["calls"] == 20
 
 
-def test_an_unreadable_reply_is_kept_and_a_mended_reader_reads_it(kept: Kept) -> None:
-    """A reply that was kept as unreadable becomes a judgement when today's reader can read it."""
+def test_an_unparseable_reply_is_stored_and_a_fixed_parser_parses_it(kept: Kept) -> None:
+    """An unparseable reply becomes a judgement once the current parser can parse it."""
     record = next(
-        r for _, r in journal.replay(kept.places.journal) if isinstance(r, dict) and r.get("stage") == "judgement"
+        r for _, r in journal.replay(kept.paths.journal) if isinstance(r, dict) and r.get("stage") == "judgement"
     )
-    rubrics = Ledger.open(kept.places.store, print)
+    rubrics = JournaledStore.open(kept.paths.store, print)
     refused = {**record, "verdict": "failed", "kind": "unreadable", "message": "an older reader could not read it"}
-    assert len(entry_of(refused, rubrics.rubrics).ratings or ()) == 16
-    assert entry_of({**refused, "text": record["text"][:-5]}, rubrics.rubrics).ratings is None
-    assert entry_of({**refused, "kind": "truncated"}, rubrics.rubrics).ratings is None
+    assert len(parse_record(refused, rubrics.rubrics).ratings or ()) == 16
+    assert parse_record({**refused, "text": record["text"][:-5]}, rubrics.rubrics).ratings is None
+    assert parse_record({**refused, "kind": "truncated"}, rubrics.rubrics).ratings is None
     rubrics.close()
 
 
@@ -405,12 +405,12 @@ def test_the_store_is_readable_by_duckdb_1_5(kept: Kept) -> None:
 
 
 @pytest.mark.parametrize("kind", [b'"t":"prompt"', b'"t":"page"', b'"kind":"rubric"', b'"kind":"principle"'])
-def test_a_damaged_line_of_any_kind_is_made_good_by_the_next_run(kept: Kept, kind: bytes) -> None:
-    segment = kept.places.journal / "000001.jsonl"
+def test_a_damaged_line_of_any_kind_is_recovered_by_the_next_run(kept: Kept, kind: bytes) -> None:
+    segment = kept.paths.journal / "000001.jsonl"
     lines = segment.read_bytes().splitlines(keepends=True)
     (first, *_) = (n for n, line in enumerate(lines) if kind in line)
     _flip(segment, sum(map(len, lines[:first])) + 60)
-    kept.places.store.unlink()
+    kept.paths.store.unlink()
     calls = kept.served.stats()["calls"]
     _, ended = run(kept.path)
     after = kept.read()
@@ -422,21 +422,21 @@ def test_a_damaged_line_of_any_kind_is_made_good_by_the_next_run(kept: Kept, kin
     assert after["judgements"] == kept.rows["judgements"]
 
 
-def test_a_rubric_that_this_version_refuses_keeps_nothing_else_from_the_store(kept: Kept) -> None:
+def test_a_rubric_that_this_version_refuses_stops_no_other_record(kept: Kept) -> None:
     record = {"t": "text", "v": 1, "digest": "f" * 64, "kind": "rubric", "content": {"rubric.yaml": "name: former"}}
-    calls = [r for _, r in journal.replay(kept.places.journal) if isinstance(r, dict) and r["t"] == "call"]
+    calls = [r for _, r in journal.replay(kept.paths.journal) if isinstance(r, dict) and r["t"] == "call"]
     call = next(call for call in calls if call["stage"] == "judgement")
     other = call | {"id": "former", "key": "0" * 32, "item": call["item"] | {"rubric": "f" * 64, "spec": "0" * 32}}
-    with Ledger.open(kept.places.store, pytest.fail) as ledger:
+    with JournaledStore.open(kept.paths.store, pytest.fail) as ledger:
         ledger.journal.append([record, other])
     told = kept.reopened()
     assert len(told) == 2
-    assert "was behind its journal, and has taken in what it lacked (2 records)" in told[0]
-    assert "rubric ffffffffffff is lost, or this version can't use it" in told[1]
+    assert "was behind its journal; 2 records were added" in told[0]
+    assert "rubric ffffffffffff is missing, or this version can't use it" in told[1]
     assert kept.read()["judgements"] == kept.rows["judgements"]
 
 
-def test_with_its_source_gone_a_store_can_be_made_again_and_a_run_goes_on(kept: Kept) -> None:
+def test_without_its_source_a_store_is_rebuilt_and_a_run_continues(kept: Kept) -> None:
     before = ask(kept.pipeline, "FROM pairs ORDER BY prompt_id")
     (kept.path.parent / "prompts.jsonl").unlink()
     told: list[str] = []
@@ -449,13 +449,13 @@ def test_with_its_source_gone_a_store_can_be_made_again_and_a_run_goes_on(kept: 
 
 
 @pytest.mark.parametrize("kind", [b'"t":"prompt"', b'"t":"carried"', b'"t":"page"'])
-def test_what_is_lost_far_before_the_end_of_a_reading_is_read_again(tmp_path: Path, kind: bytes) -> None:
-    """The store takes the journal in by the batch: the reading's end comes in a later one than the lost line."""
+def test_a_page_lost_in_an_earlier_batch_is_read_again(tmp_path: Path, kind: bytes) -> None:
+    """The store reads the journal in batches: the end of the sources' pages is in a later one than the lost page."""
     path = scored(tmp_path, *(answered(n, n % 3, 2, 1) for n in range(RECORDS // 4 + 1)))
     pipeline, _ = run(path)
     tables = ("prompts", "selection", "carried", "outcomes")
     held = [ask(pipeline, f"SELECT * FROM {table} ORDER BY ALL") for table in tables]
-    segment = Places(pipeline.store).journal / "000001.jsonl"
+    segment = StorePaths(pipeline.store).journal / "000001.jsonl"
     lines = segment.read_bytes().splitlines(keepends=True)
     first = next(n for n, line in enumerate(lines) if kind in line[:40])
     _flip(segment, sum(map(len, lines[:first])) + 60)
@@ -463,25 +463,25 @@ def test_what_is_lost_far_before_the_end_of_a_reading_is_read_again(tmp_path: Pa
     for _ in range(2):
         rebuild(pipeline, lambda _: None)
         assert [ask(pipeline, f"SELECT * FROM {table} ORDER BY ALL") for table in tables] == held
-    told = Ledger.open(pipeline.store, pytest.fail)
-    assert not told.store.damaged
+    told = JournaledStore.open(pipeline.store, pytest.fail)
+    assert not told.store.damaged_lines
     told.close()
 
 
-def test_with_its_source_gone_a_damaged_journal_still_makes_a_store(kept: Kept) -> None:
-    """The prompt that was lost is pending, since it can't be read again; all others are as they were."""
-    segment = kept.places.journal / "000001.jsonl"
+def test_without_its_source_a_damaged_journal_still_makes_a_store(kept: Kept) -> None:
+    """The lost prompt is pending, since it can't be read again; all others are unchanged."""
+    segment = kept.paths.journal / "000001.jsonl"
     _flip(segment, segment.read_bytes().index(b'"t":"prompt"') + 60)
     source = kept.path.parent / "prompts.jsonl"
     rows = source.read_bytes()
     source.unlink()
-    kept.places.store.unlink()
+    kept.paths.store.unlink()
     told: list[str] = []
     rebuild(kept.pipeline, told.append)
     assert "using the prompts that were read before" in told[-1]
-    with Ledger.open(kept.places.store, pytest.fail) as ledger, Results.of(ledger.store) as reader:
-        assert reader.books().outcomes["pending"] == 1
-        assert reader.selected().num_rows == 3
+    with JournaledStore.open(kept.paths.store, pytest.fail) as ledger, ResultReader.of(ledger.store) as reader:
+        assert reader.prompt_counts().outcomes["pending"] == 1
+        assert reader.selected_ids().num_rows == 3
 
     source.write_bytes(rows)
     _, ended = run(kept.path)
@@ -489,30 +489,28 @@ def test_with_its_source_gone_a_damaged_journal_still_makes_a_store(kept: Kept) 
     assert kept.read()["selection"] == kept.rows["selection"]
 
 
-def test_random_flips_in_the_store_are_told_and_mended_by_a_rebuild(kept: Kept) -> None:
-    """Whatever block they hit: either nothing read it, or it is damage, and never another number."""
-    size = kept.places.store.stat().st_size
-    whole = kept.places.store.read_bytes()
+def test_random_flips_in_the_store_are_reported_and_fixed_by_a_rebuild(kept: Kept) -> None:
+    """Whatever block they hit: nothing read it, or it is damage; a number never changes."""
+    size = kept.paths.store.stat().st_size
+    whole = kept.paths.store.read_bytes()
     for n in range(12):
-        kept.places.store.write_bytes(whole)
-        _flip(kept.places.store, int(fraction("flip", n) * size))
+        kept.paths.store.write_bytes(whole)
+        _flip(kept.paths.store, int(fraction("flip", n) * size))
         try:
             seen = kept.read()
         except StoreDamaged:
             rebuild(kept.pipeline, lambda _: None)
             seen = kept.read()
-            whole = kept.places.store.read_bytes()
+            whole = kept.paths.store.read_bytes()
         assert seen == kept.rows
 
 
-def test_the_lock_shows_what_was_typed_without_the_values_that_were_set(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_lock_shows_the_command_without_the_values_it_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "sys.argv", ["/bin/aif", "run", "p.yaml", "--set", "models.a.terms=sk-in-the\nwrong-place", "--yes"]
     )
     lock = Lock(tmp_path / "feedback.lock")
-    said = holder(tmp_path / "feedback.lock")
+    said = holder_text(tmp_path / "feedback.lock")
     lock.release()
 
     assert "(aif run p.yaml --set models.a.terms=… --yes)" in said
@@ -520,20 +518,20 @@ def test_the_lock_shows_what_was_typed_without_the_values_that_were_set(
     assert "wrong" not in said
 
 
-def test_where_duckdb_finds_no_room_the_work_is_done_once_more_with_more(kept: Kept) -> None:
-    """A transaction that ends in want of memory may leave a connection that answers nothing."""
+def test_work_that_runs_out_of_memory_is_repeated_with_more(kept: Kept) -> None:
+    """A transaction that runs out of memory may leave a connection that fails every query."""
     told: list[str] = []
     limits: list[str] = []
 
-    def work(ledger: Ledger) -> str:
+    def work(ledger: JournaledStore) -> str:
         limits.append(str(ledger.store.cursor().execute("SELECT current_setting('memory_limit')").fetchall()[0][0]))
         if len(limits) == 1:
             raise ExceptionGroup("", [StoreOutOfMemory("no room")])
         return "done"
 
-    assert Ledger.use(kept.places.store, told.append, None, work) == "done"
+    assert JournaledStore.use(kept.paths.store, told.append, None, work) == "done"
     assert limits[0] != limits[1]
-    assert any("it gets" in words for words in told)
-    with Ledger.open(kept.places.store, print) as ledger:  # and who comes after has what is usual
+    assert any("trying again with" in words for words in told)
+    with JournaledStore.open(kept.paths.store, print) as ledger:  # the next one has the usual limit
         work(ledger)
     assert limits[2] == limits[0]

@@ -1,4 +1,4 @@
-"""What came out, as the store holds it: ratings for scoring, pairs and completions with their texts, whole prompts."""
+"""Queries for pairing and datasets: ratings to score, pairs and completions with texts, prompts with all results."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,17 +15,17 @@ from aif.core.types import PROVIDED_JUDGE, Message, Rating, as_messages
 from aif.pairing.scores import RatingColumns
 from aif.store.reader import Reader
 
-# Completions whose ratings are brought together and paired at a time, and pairs of them that a policy looks at. Those
-# of 200,000 prompts with four find no room in 512 MB of DuckDB's; making pairs of them took 1,255 MB in one go, takes
-# 825 by 200,000 completions and 747 by 100,000.
-AT_ONCE = 100_000
+# Completions that are scored and paired at a time, and pairs of them that a policy compares. 200,000 prompts with four
+# completions don't fit into 512 MB of DuckDB's memory; pairing them took 1,255 MB at once, and takes 825 MB by 200,000
+# completions and 747 MB by 100,000.
+COMPLETIONS_AT_ONCE = 100_000
 PAIRS_AT_ONCE = 500_000
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A prompt with the texts of its chosen and rejected completions, the models' names and the scores. `n` tells the
-    pairs of a prompt apart."""
+    """A preference pair: a prompt with the texts, models and scores of its chosen and rejected completions. `n` numbers
+    the pairs of a prompt from 0."""
 
     prompt_id: str
     source: str
@@ -40,8 +40,8 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
-class Completed:
-    """A prompt with the text of one of its completions, the model's name and the score; `label` where it has one."""
+class ScoredCompletion:
+    """A prompt with one of its completions, the model's name and the score; `label` is the KTO label, if it has one."""
 
     prompt_id: str
     source: str
@@ -53,9 +53,9 @@ class Completed:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """A slot and what came of it. Without an answer `text` and `finish` are None, and `kind` says why if it was asked.
-    `principle` is the digest of its text."""
+class CompletionResult:
+    """A planned completion with its result. `text` and `finish` are None if it is missing; `kind` is then the reason,
+    if it failed. `principle` is a digest of the principle's text."""
 
     key: str
     model: str
@@ -68,9 +68,9 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """A judgement that is wanted of some completions (sorted keys), and what came of it. `key` is None if it was never
-    asked; `text` the judge's words, also where they could not be read; `shown` the keys in the order the judge saw."""
+class JudgementResult:
+    """A wanted judgement of some completions (`answers`, sorted keys) with its result. `key` is None if it was never
+    requested; `text` is the judge's reply, also an unparseable one; `shown` are the keys in the order shown."""
 
     key: str | None
     judge: str
@@ -85,27 +85,28 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
-class Whole:
-    """All that is known of a prompt: what its row held besides, the judge's material, every slot of the plan, and every
-    judgement that is wanted."""
+class PromptResult:
+    """A prompt with its metadata, its material, and all planned completions (`answers`) and wanted judgements
+    (`verdicts`) with their results."""
 
     prompt_id: str
     source: str
     messages: tuple[Message, ...]
     meta: Mapping[str, Any]
     material: Mapping[str, str]
-    answers: tuple[Answer, ...]
-    verdicts: tuple[Verdict, ...]
+    answers: tuple[CompletionResult, ...]
+    verdicts: tuple[JudgementResult, ...]
 
 
 _Page = tuple[list[dict[str, Any]], dict[str, tuple[Message, ...]], dict[str, str]]
 
 
-class Results(Reader):
-    """A reader of what came out."""
+class ResultReader(Reader):
+    """A `Reader` with the queries for pairing and datasets."""
 
-    def unpaired(self) -> pa.Table:
-        """Prompts that can't go to pairs, with the reason: pending, too_few_completions or judgement_failed."""
+    def unpaired_prompts(self) -> pa.Table:
+        """Return (prompt_id, outcome) of the prompts that can't be paired; outcome is pending, too_few_completions or
+        judgement_failed."""
         return self._arrow(
             """
             WITH judged AS (
@@ -127,37 +128,39 @@ class Results(Reader):
         )
 
     def scores(self, aspects: Mapping[str, float], judges: Mapping[str, float]) -> RatingColumns:
-        """The ratings of every prompt whose judging is complete, one row per completion, a column per judge and aspect;
-        both by name with their weights.
+        """Return the mean rating of each completion of the prompts without pending judgements: a row for each
+        completion, a column for each judge and aspect. Both are given by name with their weights.
 
-        A prompt with a judgement that failed for good is there with what was rated; one with a pending one is not.
-        Ratings of several passes of a judge are averaged; what one of them found not applicable is missing.
+        Ratings of a judge's passes are averaged; a rating is missing if any pass found the aspect not applicable.
         """
         parts = list(self._rated(aspects, judges, all_pairs=False))
         return _scores(pa.concat_tables(parts), aspects, judges)
 
-    def scores_by_part(
+    def scores_in_parts(
         self, aspects: Mapping[str, float], judges: Mapping[str, float], all_pairs: bool
     ) -> Iterator[RatingColumns]:
-        """The same, so many prompts at a time as have some 100,000 completions, in order; or fewer where all their
-        pairs are looked at."""
+        """Yield `scores` in parts, in order: whole prompts with some 100,000 completions in all, or with `all_pairs`
+        some 500,000 pairs of completions."""
         return (_scores(part, aspects, judges) for part in self._rated(aspects, judges, all_pairs))
 
     def _rated(self, aspects: Iterable[str], judges: Iterable[str], all_pairs: bool) -> Iterator[pa.Table]:
         columns = _columns(aspects, judges)
         sizes = self._arrow("SELECT position, count(*) AS n FROM slots GROUP BY position ORDER BY position")
         positions, n = (sizes.column(name).to_numpy().astype(np.int64) for name in ("position", "n"))
-        part = np.cumsum(n) // AT_ONCE
+        part = np.cumsum(n) // COMPLETIONS_AT_ONCE
         if all_pairs:
             part += np.cumsum(n * n) // PAIRS_AT_ONCE
         starts = np.flatnonzero(np.diff(part, prepend=-1))
-        for some in np.split(positions, starts[1:]):
-            yield self._rated_among(columns, *((int(some[0]), int(some[-1])) if len(some) else (0, -1)))
+        for group in np.split(positions, starts[1:]):
+            yield self._rated_between(columns, *((int(group[0]), int(group[-1])) if len(group) else (0, -1)))
 
-    def _rated_among(self, columns: Sequence[tuple[str, str]], first: int, last: int) -> pa.Table:
-        """What is said of the prompts at these positions, a column `mean0`, `mean1`, … for each judge and aspect."""
+    def _rated_between(self, columns: Sequence[tuple[str, str]], first: int, last: int) -> pa.Table:
+        """Return the completions of the prompts at positions `first` to `last`, with a column `mean0`, `mean1`, ... for
+        each judge and aspect."""
         means = [_MEAN.format(n=n) for n in range(len(columns))]
-        names = {f"{what}{n}": name for n, pair in enumerate(columns) for what, name in zip("ja", pair, strict=True)}
+        names = {
+            f"{letter}{n}": name for n, pair in enumerate(columns) for letter, name in zip("ja", pair, strict=True)
+        }
         return self._arrow(
             f"""
             WITH wanted AS MATERIALIZED (
@@ -184,24 +187,25 @@ class Results(Reader):
 
     # --- pairs --------------------------------------------------------------------------------------------------------
 
-    def paired(self) -> pa.Table:
-        """Every pair without its texts, by prompt_id and n: prompt_id, n, source, chosen and rejected (keys), the
-        models' names and the scores. (Sorted by number: of 2,480,000 pairs DuckDB's sort took 490 MB more.)"""
-        found = self._numbered(
+    def pair_keys(self) -> pa.Table:
+        """Return all pairs without texts, ordered by prompt_id and n: prompt_id, n, source, chosen and rejected (keys),
+        chosen_model, rejected_model, score_chosen, score_rejected."""
+        # sorted here: DuckDB's sort took 490 MB more for 2,480,000 pairs
+        pairs = self._arrow_by_number(
             "SELECT prompt_id, n, source, chosen, rejected, chosen_model, rejected_model, score_chosen, score_rejected "
             "FROM pairs"
         )
-        prompts = found.column("prompt_id").combine_chunks()
-        places = pc.rank(prompts.dictionary).to_numpy()[prompts.indices.to_numpy()]
-        return found.take(pa.array(np.lexsort((found.column("n").to_numpy(), places))))
+        prompts = pairs.column("prompt_id").combine_chunks()
+        ranks = pc.rank(prompts.dictionary).to_numpy()[prompts.indices.to_numpy()]
+        return pairs.take(pa.array(np.lexsort((pairs.column("n").to_numpy(), ranks))))
 
-    def pairs(self, paired: pa.Table, batch: int) -> Iterator[list[Pair]]:
-        """Rows of `paired` with their texts, at most so many at a time, in the table's order.
+    def pairs_with_texts(self, pairs: pa.Table, batch: int) -> Iterator[list[Pair]]:
+        """Yield rows of `pair_keys` with their texts, at most `batch` at a time, in the table's order.
 
-        Texts are fetched by key, page by page: to sort 64,000 rows of 10 KB ends in an out-of-memory error (see
-        `selection`).
+        Texts are fetched by key, page by page: sorting 64,000 rows of 10 KB runs out of memory (see
+        `selected_prompts`).
         """
-        for rows, messages, texts in self._with_texts(paired, batch, "chosen", "rejected"):
+        for rows, messages, texts in self._with_texts(pairs, batch, "chosen", "rejected"):
             yield [
                 Pair(
                     **row
@@ -214,24 +218,24 @@ class Results(Reader):
                 for row in rows
             ]
 
-    def _with_texts(self, index: pa.Table, batch: int, *columns: str) -> Iterator[_Page]:
-        """Pages of rows, with the turns of their prompts by id, and the texts of the completions that these columns
-        name by key."""
-        for start in range(0, index.num_rows, batch):
-            for rows in self._cut(index.slice(start, batch).to_pylist(), columns):
+    def _with_texts(self, table: pa.Table, batch: int, *columns: str) -> Iterator[_Page]:
+        """Yield pages of rows, with their prompts' messages by id, and by key the texts of the completions whose keys
+        are in these columns."""
+        for start in range(0, table.num_rows, batch):
+            for rows in self._pages(table.slice(start, batch).to_pylist(), columns):
                 messages = self._column("prompts", "messages", [row["prompt_id"] for row in rows])
                 texts = self._column("completions", "text", [row[column] for row in rows for column in columns])
-                yield rows, {id: as_messages(one) for id, one in messages.items()}, texts
+                yield rows, {id: as_messages(turns) for id, turns in messages.items()}, texts
 
-    def _cut(self, rows: list[dict[str, Any]], columns: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
-        """These rows, a page at a time."""
+    def _pages(self, rows: list[dict[str, Any]], columns: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
+        """Split rows into pages whose texts fit into memory."""
         prompts = self._column("prompts", "bytes", [row["prompt_id"] for row in rows])
         bytes = prompts | self._column("completions", "bytes", [row[column] for row in rows for column in columns])
         return batched(rows, lambda row: sum(bytes[row[side]] for side in ("prompt_id", *columns)), len(rows))
 
-    def scored(self) -> pa.Table:
-        """Every completion that has a score, by prompt_id and slot: prompt_id, source, completion (key), text_id (a
-        digest of the text), model, score, truncated, scale (whose the score is on, if it came with the completion)."""
+    def scored_completions(self) -> pa.Table:
+        """Return all completions with a score, ordered by prompt_id and slot: prompt_id, source, completion (key),
+        text_id, model, score, truncated, scale (the source of a provided score)."""
         return self._arrow(
             "SELECT s.prompt_id, e.source, s.key AS completion, c.text_id, s.model, x.score, "
             "c.finish IS NOT DISTINCT FROM 'length' AS truncated, a.source AS scale "
@@ -241,70 +245,74 @@ class Results(Reader):
             [PROVIDED_JUDGE],
         )
 
-    def completed(self, scored: pa.Table, batch: int) -> Iterator[list[Completed]]:
-        """Rows of `scored`, with or without a label, with their texts, at most so many at a time, in the table's
-        order."""
-        wanted = [name for name in scored.column_names if name not in ("text_id", "truncated", "scale")]
-        for rows, messages, texts in self._with_texts(scored.select(wanted), batch, "completion"):
+    def completions_with_texts(self, scored: pa.Table, batch: int) -> Iterator[list[ScoredCompletion]]:
+        """Yield rows of `scored_completions`, or of such a table with a column `label`, with their texts, at most
+        `batch` at a time, in the table's order."""
+        columns = [name for name in scored.column_names if name not in ("text_id", "truncated", "scale")]
+        for rows, messages, texts in self._with_texts(scored.select(columns), batch, "completion"):
             yield [
-                Completed(**row | {"messages": messages[row["prompt_id"]], "completion": texts[row["completion"]]})
+                ScoredCompletion(
+                    **row | {"messages": messages[row["prompt_id"]], "completion": texts[row["completion"]]}
+                )
                 for row in rows
             ]
 
-    def selected(self) -> pa.Table:
-        """Every selected prompt that the journal has not lost, by prompt_id: prompt_id and source."""
+    def selected_ids(self) -> pa.Table:
+        """Return (prompt_id, source) of all selected prompts not lost to damage, ordered by prompt_id."""
         return self._arrow(
             "SELECT prompt_id, source FROM selection SEMI JOIN prompts USING (prompt_id) ORDER BY prompt_id"
         )
 
-    def whole(self, selected: pa.Table, batch: int) -> Iterator[list[Whole]]:
-        """Rows of `selected` with all that is known of each prompt, at most so many at a time, in the table's order."""
+    def prompt_results(self, selected: pa.Table, batch: int) -> Iterator[list[PromptResult]]:
+        """Yield the prompts of `selected_ids` with all their results, at most `batch` at a time, in the table's
+        order."""
         for start in range(0, selected.num_rows, batch):
             rows = selected.slice(start, batch).to_pylist()
             bytes = dict(self._rows(_BYTES, [[row["prompt_id"] for row in rows]]))
-            yield from map(self._wholes, batched(rows, _of(bytes), batch))
+            yield from map(self._prompt_results, batched(rows, _size_by_prompt(bytes), batch))
 
-    def _wholes(self, rows: Sequence[Mapping[str, Any]]) -> list[Whole]:
+    def _prompt_results(self, rows: Sequence[Mapping[str, Any]]) -> list[PromptResult]:
         ids = [row["prompt_id"] for row in rows]
         messages, meta, material = (self._column("prompts", name, ids) for name in ("messages", "meta", "material"))
-        answers, verdicts = self._grouped(_ANSWERS, ids), self._grouped(_VERDICTS, ids)
-        texts = self._column("completions", "text", [row["key"] for some in answers.values() for row in some])
+        answers, verdicts = self._by_prompt(_ANSWERS, ids), self._by_prompt(_VERDICTS, ids)
+        texts = self._column("completions", "text", [row["key"] for slots in answers.values() for row in slots])
         return [
-            Whole(
+            PromptResult(
                 id,
                 row["source"],
                 as_messages(messages[id]),
                 orjson.loads(meta[id]),
                 orjson.loads(material[id] or "{}"),
-                tuple(Answer(**one, text=texts.get(one["key"])) for one in answers.get(id, ())),
-                tuple(map(_verdict, verdicts.get(id, ()))),
+                tuple(CompletionResult(**slot, text=texts.get(slot["key"])) for slot in answers.get(id, ())),
+                tuple(map(_judgement_result, verdicts.get(id, ()))),
             )
             for id, row in zip(ids, rows, strict=True)
         ]
 
-    def _grouped(self, query: str, ids: list[str]) -> dict[str, list[dict[str, Any]]]:
+    def _by_prompt(self, query: str, ids: list[str]) -> dict[str, list[dict[str, Any]]]:
         grouped: dict[str, list[dict[str, Any]]] = {}
         for row in self._query(query, [ids]):
             grouped.setdefault(row.pop("prompt_id"), []).append(row)
         return grouped
 
-    def threshold(self, asked: int) -> float | None:
-        """The share of prompt hashes that was fixed as the test split when so many prompts were first asked for."""
+    def test_threshold(self, asked: int) -> float | None:
+        """Return the share of prompt hashes, 0 to 1, fixed as the test split when a test size of `asked` prompts was
+        first exported; None before."""
         rows = self._rows("SELECT threshold FROM splits WHERE asked = ? ORDER BY rowid LIMIT 1", [asked])
         return float(rows[0][0]) if rows else None
 
-    def pending(self) -> list[str]:
-        """Ids of the prompts that are not done with."""
+    def pending_prompt_ids(self) -> list[str]:
+        """Return the ids of the prompts whose outcome is `pending`."""
         return [row[0] for row in self._rows("SELECT prompt_id FROM outcomes WHERE outcome = 'pending'")]
 
 
-# What one judge said of one aspect of a completion, over all passes.
+# The mean rating of one aspect of a completion by one judge, over all passes.
 _MEAN = """
 CASE WHEN bool_and(j.state = 'rated') FILTER (judge = $j{n} AND aspect = $a{n})
      THEN avg(score) FILTER (judge = $j{n} AND aspect = $a{n}) END AS mean{n}
 """
 
-# What is held of a prompt, of former plans, too.
+# Bytes of all texts of a prompt, also of those no longer planned.
 _BYTES = """
 SELECT prompt_id, sum(bytes)::BIGINT FROM (
     SELECT prompt_id, bytes FROM prompts UNION ALL SELECT prompt_id, bytes FROM completions
@@ -319,7 +327,7 @@ LEFT JOIN scores x ON s.key = x.completion
 WHERE s.prompt_id IN (SELECT unnest(?)) ORDER BY s.prompt_id, s.slot
 """
 
-# What was received and could not be used is the judge's words only for these kinds; else it may be an error page.
+# A reply that could not be used is the judge's own only for these kinds; else it may be an error page.
 _VERDICTS = """
 SELECT d.prompt_id, coalesce(d.judgement, f.key) AS key, d.judge, d.pass AS judge_pass, d.request, d.answers, d.state,
        f.kind, coalesce(j.text, f.raw) AS text, j.completions AS shown, j.ratings
@@ -330,12 +338,12 @@ WHERE d.prompt_id IN (SELECT unnest(?)) ORDER BY d.prompt_id, d.judge, d.pass, d
 """
 
 
-def _of(bytes: Mapping[str, int]) -> Callable[[Mapping[str, Any]], int]:
+def _size_by_prompt(bytes: Mapping[str, int]) -> Callable[[Mapping[str, Any]], int]:
     return lambda row: bytes[row["prompt_id"]]
 
 
-def _verdict(row: Mapping[str, Any]) -> Verdict:
-    return Verdict(
+def _judgement_result(row: Mapping[str, Any]) -> JudgementResult:
+    return JudgementResult(
         **{
             **row,
             "answers": tuple(row["answers"]),
@@ -348,7 +356,7 @@ def _verdict(row: Mapping[str, Any]) -> Verdict:
 
 
 def _columns(aspects: Iterable[str], judges: Iterable[str]) -> list[tuple[str, str]]:
-    """The columns of Scores, as (judge, aspect)."""
+    """Return the columns of `RatingColumns` as (judge, aspect)."""
     return list(product(judges, aspects))
 
 

@@ -1,0 +1,373 @@
+"""The store with its journal, opened for writing: every record goes to the journal first, then into the store.
+
+After a kill between the two, or a crash, the next command that opens the store recovers: it takes the lock, removes an
+incomplete last line, and inserts the records that the store lacks (catch_up.py). A store that is missing, damaged, of
+another version, or made from another journal is set aside and rebuilt from the journal. Records that only the old store
+has are written back to the journal (salvage.py); it is deleted when none are left.
+"""
+
+import math
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Self, TypeVar
+
+import orjson
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
+
+from aif.core import reasoning
+from aif.core.errors import BadInput, JournalDamaged, StoreDamaged, StoreLocked, StoreOutOfMemory
+from aif.core.reasoning import Tags
+from aif.core.types import DIGEST_SUFFIX
+from aif.judging.rubric import Rubric
+from aif.store import journal, records, salvage
+from aif.store.catch_up import catch_up
+from aif.store.connection import MOST_MEMORY, larger_memory_limit
+from aif.store.database import Store
+from aif.store.journal import START, Damage, Journal, Position
+from aif.store.journal_batches import Rubrics
+from aif.store.lock import Lock
+from aif.store.paths import StorePaths
+from aif.store.reader import Reader
+from aif.store.records import Record
+from aif.store.set_aside import SetAsideStore, asides, delete_aside, free_path, planned_renames, set_aside
+
+READER_WAIT_S = 5  # how long a reader of the store is waited for
+FEW_DAMAGED = 5  # damaged lines up to which what they held is requested again without asking the user
+
+T = TypeVar("T")
+
+Notify = Callable[[str], None]
+
+
+class JournaledStore:
+    """A store and its journal, open for writing by this process, which holds their lock. Close it to release both.
+
+    `keep` stores records. `rubrics` are those that journalled replies are parsed with.
+    """
+
+    def __init__(
+        self, paths: StorePaths, journal: Journal, store: Store, rubrics: Rubrics, resources: ExitStack
+    ) -> None:
+        self.paths = paths
+        self.journal = journal
+        self.store = store
+        self.rubrics = rubrics
+        self._resources = resources
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        notify: Notify,
+        rubric: Rubric | None = None,
+        rebuild: bool = False,
+        tags: Mapping[str, Tags] = MappingProxyType({}),
+    ) -> Self:
+        """Open the store at `path` for writing, and recover from crashes and damage.
+
+        `notify` gets a line for each problem found. `rubric` is the pipeline's, for a journal that lost it. `rebuild`
+        builds a new store from the journal in any case. `tags` are the pipeline's reasoning tags (`Pipeline.tags`): if
+        they changed since replies were read, the store is rebuilt with them.
+
+        Raises StoreLocked if another process has the lock, JournalDamaged if records are lost that the user should
+        restore first, BadInput if `path` can't be a store.
+        """
+        paths = StorePaths(path)
+        with ExitStack() as resources:
+            resources.callback(Lock(paths.lock).release)
+            paths.progress.unlink(missing_ok=True)  # of a killed run; from here on this process writes it
+            opened, torn = Journal.open(paths.journal)
+            resources.callback(opened.close)
+            if torn:
+                notify(f"{torn}; what it held is requested again, unless the store has it")
+                if opened.position == START and not paths.store.exists() and not asides(path):
+                    raise JournalDamaged(
+                        f"{paths.journal}: has no complete record, and {path.name} is not beside it: restore one of "
+                        "the two from a backup. Without them, the same command starts from nothing, requests and pays "
+                        "for everything again"
+                    )
+            rubrics, end = Rubrics(), opened.position
+            store, reused = _usable_store(paths, opened, notify, rebuild)
+            if changed := _changed_tags(store, tags):
+                with Reader.of(store) as reader:
+                    before, rubrics.tags = (
+                        _reply_digests(reader, changed),
+                        reasoning.merge_tags(store.get_mark("tags"), tags),
+                    )
+                if before:
+                    store.close()
+                    set_aside(path)
+                    store, reused = Store.open(path), False
+                store.set_mark("tags", orjson.dumps(rubrics.tags).decode())
+            rubrics.tags = reasoning.merge_tags(store.get_mark("tags"), {})
+            resources.callback(store.close)
+            opened.mark_emptied()
+            old_stores = asides(path)
+            with Reader.of(store) as reader:
+                rubrics.files.update(reader.texts("rubric"))
+            for old_store in old_stores:
+                rubrics.files |= _rubric_files(old_store)
+            if rubric:
+                rubrics.files.setdefault(rubric.digest, dict(rubric.files))
+            inserted, damaged = catch_up(store, paths.journal, rubrics)
+            if old_stores and store.damaged_lines > len(damaged):  # killed earlier, after these lines were read
+                damaged = _damaged_lines(paths.journal)
+            if reused and inserted:
+                notify(f"{path}: was behind its journal; {inserted:,} records were added")
+            journaled = cls(paths, opened, store, rubrics, resources)
+            for old_store in old_stores:
+                journaled._write_back(old_store, end, damaged, notify)
+            journaled._report_damage(damaged, bool(old_stores), notify)
+            store.compare_texts()
+            if changed and before:
+                with Reader.of(store) as reader:
+                    after = _reply_digests(reader, changed)
+                differing = sum(before.get(key) != after.get(key) for key in before.keys() | after.keys())
+                names = ", ".join(sorted({name.partition("/")[2] for name in changed}))
+                notify(
+                    f"reasoning_tags of {names} changed: {len(before):,} replies were split again, {differing:,} with "
+                    "another result"
+                )
+            journaled._resources = resources.pop_all()
+            return journaled
+
+    @classmethod
+    def use(
+        cls,
+        path: Path,
+        notify: Notify,
+        rubric: Rubric | None,
+        work: Callable[[Self], T],
+        rebuild: bool = False,
+        tags: Mapping[str, Tags] = MappingProxyType({}),
+    ) -> T:
+        """Open the store, and return `work(journaled_store)`. The other arguments are those of `open`.
+
+        Damage in a store file shows only when the damaged block is read, in any thread. The store is then rebuilt from
+        the journal, and `work` runs once more, on what is stored by then; a second failure is raised. It also runs
+        again, with a larger memory limit, if DuckDB ran out of memory.
+        """
+        try:
+            with cls.open(path, notify, rubric, rebuild, tags) as journaled:
+                return work(journaled)
+        except (StoreDamaged, StoreOutOfMemory, BaseExceptionGroup) as error:
+            if (trouble := _store_trouble(error)) is None:
+                raise
+        if isinstance(trouble, StoreOutOfMemory):
+            notify(f"{path}: the store needs more memory than its limit; trying again with {MOST_MEMORY}")
+            with larger_memory_limit(), cls.open(path, notify, rubric, rebuild, tags) as journaled:
+                return work(journaled)
+        notify(f"{trouble}; rebuilding it from the journal")
+        with cls.open(path, notify, rubric, rebuild=True, tags=tags) as journaled:
+            return work(journaled)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._resources.close()
+
+    def _write_back(self, aside: Path, end: Position, damaged: Sequence[Damage], notify: Notify) -> None:
+        """Store the records of a set-aside store that the journal lacked up to `end`. Delete that store if all of it
+        could be read."""
+        written = 0
+        try:
+            old_store = SetAsideStore.open(aside)
+        except StoreDamaged as error:
+            log = aside.with_name(aside.name + ".wal")
+            notify(f"{error}; {_rename_unreadable(log if log.exists() else aside)}")
+            if aside.exists():  # without its log it may be readable, as of the last checkpoint
+                self._write_back(aside, end, damaged, notify)
+            return
+        with old_store, Reader.of(self.store) as reader:
+            if calls := _foreign_calls(old_store, reader, len(damaged)):
+                raise JournalDamaged(
+                    f"{aside}: holds {calls:,} calls, and no run of them is in {self.paths.journal}: one of the two "
+                    "belongs to another pipeline; move it there"
+                )
+            about = old_store.rows('SELECT segment, "offset", damaged FROM about')
+            *position, lacking = about[0].values() if about else (1, 0, 1)
+            reached = Position(*position)
+            for batch in filter(None, salvage.missing_records(old_store, reader, self._retried(reached))):
+                self.keep(batch)
+                written += len(batch)
+            if old_store.torn or lacking:
+                reached = START
+            recovered = self.store.damaged_lines
+            if self.store.get_mark("sources") is None or (reached >= end and (written or recovered)):
+                for batch in salvage.selection_records(old_store):
+                    self.keep(batch)
+            if reached < max((Position(int(line.path.stem), line.offset + 1) for line in damaged), default=START):
+                recovered = min(written, recovered - 1)
+            elif reached < end or old_store.torn:
+                recovered -= 1  # the selection is not recovered: one is left, so that the sources are read again
+            if recovered > 0:
+                self.keep([records.mended(recovered)])
+        if written:
+            notify(f"{self.paths.journal}: lacked {written:,} records that the store has; they were written back")
+        if old_store.torn:
+            notify(f"{aside}: part of it can't be read; {_rename_unreadable(aside)}")
+        else:
+            delete_aside(aside)
+
+    def _retried(self, since: Position) -> bool:
+        """Return whether `--retry-failed` was used after this position of the journal."""
+        replayed = journal.replay(self.journal.folder, since)
+        return any(isinstance(record, dict) and record["t"] == "retry" for _, record in replayed)
+
+    def _report_damage(self, damaged: Sequence[Damage], some_written_back: bool, notify: Notify) -> None:
+        """Report damaged lines. Raises JournalDamaged if they are many and no old store has what they held."""
+        result = "was recovered or is requested again" if some_written_back else "is lost and requested again"
+        for line in damaged[:FEW_DAMAGED]:
+            notify(f"{line}; what it held {result}")
+        for digest in sorted(self.rubrics.lost):
+            notify(
+                f"{self.paths.journal}: rubric {digest[:12]} is missing, or this version can't use it; judgements made "
+                "with it are requested again if the pipeline wants them"
+            )
+        if (lost := self.store.damaged_lines) > FEW_DAMAGED:
+            broken = sorted({line.path for line in _damaged_lines(self.paths.journal)})
+            moves = [(shlex.quote(str(path)), shlex.quote(str(free_path(path, ".damaged")))) for path in broken]
+            commands = "\n".join(f"  mv {path} {new_path}; touch {path}" for path, new_path in moves)
+            raise JournalDamaged(
+                f"{self.paths.journal}: {lost:,} lines are damaged, and no other file has what they held: restore the "
+                f"journal from a backup. To continue without them, and request and pay for that again:\n{commands}\n"
+                "The other records of these files are written back from the store."
+            )
+
+    def clear_damage(self) -> None:
+        """Reset the count of damaged lines: the sources were read completely since."""
+        if lost := self.store.damaged_lines:
+            self.keep([records.mended(lost)])
+
+    def keep(self, records: Sequence[Record]) -> None:
+        """Append the records to the journal, then insert all that the store lacks; for records outside a run's flow of
+        calls. An interrupted run or call may have left the journal ahead of the store."""
+        self.journal.append(records)
+        catch_up(self.store, self.paths.journal, self.rubrics, other_process_bytes=math.inf)
+
+
+def _store_trouble(error: BaseException) -> StoreDamaged | StoreOutOfMemory | None:
+    """Return the store's error in an exception or group; None if the group holds other errors too."""
+    while isinstance(error, BaseExceptionGroup):
+        if error.split((StoreDamaged, StoreOutOfMemory))[1] is not None:
+            return None
+        error = error.exceptions[0]
+    return error if isinstance(error, (StoreDamaged, StoreOutOfMemory)) else None
+
+
+def _changed_tags(store: Store, tags: Mapping[str, Tags]) -> list[str]:
+    """Return the names (`stage/identity`) whose reasoning tags differ from those that the store was read with."""
+    stored = store.get_mark("tags")
+    old, new = reasoning.merge_tags(stored, {}), reasoning.merge_tags(stored, tags)
+    return [name for name in old.keys() | new.keys() if old.get(name) != new.get(name)]
+
+
+def _reply_digests(reader: Reader, names: Sequence[str]) -> dict[str, str]:
+    """Return a digest of how each reply of these `stage/identity` is read, by item key."""
+    rows = reader._query(
+        "SELECT key, digest FROM (SELECT key, text_id AS digest, 'completion' AS stage, identity FROM completions "
+        "UNION ALL SELECT key, sha256(to_json(ratings)::VARCHAR), 'judgement', identity FROM judgements UNION ALL "
+        "SELECT key, kind, stage, identity FROM failed WHERE kind IN ('empty', 'unreadable')) "
+        "WHERE stage || '/' || split_part(identity, $2, 1) IN (SELECT unnest($1))",
+        [list(names), DIGEST_SUFFIX],
+    )
+    return {row["key"]: row["digest"] for row in rows}
+
+
+def _damaged_lines(folder: Path) -> list[Damage]:
+    return [record for _, record in journal.replay(folder) if isinstance(record, Damage)]
+
+
+def _rubric_files(aside: Path) -> dict[str, dict[str, str]]:
+    """Return the files of the rubrics in a set-aside store, by digest; empty if it can't be read."""
+    try:
+        with SetAsideStore.open(aside) as old_store:
+            rows = old_store.rows("SELECT digest, content FROM texts WHERE kind = 'rubric'")
+    except StoreDamaged:
+        return {}
+    return {row["digest"]: orjson.loads(row["content"]) for row in rows}
+
+
+def _foreign_calls(old_store: SetAsideStore, reader: Reader, damaged: int) -> int:
+    """Return the number of calls in a set-aside store that is another pipeline's, else 0: their cost would be counted
+    here. It is another's if the reader's store knows none of its runs, and `damaged` lines can't explain that."""
+    runs = "SELECT run, count(*) AS n FROM calls GROUP BY run"
+    theirs, ours = ({row["run"]: row["n"] for row in rows} for rows in (old_store.rows(runs), reader._query(runs)))
+    calls: int = sum(theirs.values())
+    return calls if ours and calls > damaged and not theirs.keys() & ours.keys() else 0
+
+
+def _rename_unreadable(aside: Path) -> str:
+    """Rename a store that can't be read; return the end of a message that says so."""
+    renamed = set_aside(aside, ".unreadable")
+    return f"it may hold records that the journal lacks, so it was renamed to {renamed}"
+
+
+def _usable_store(paths: StorePaths, opened: Journal, notify: Notify, rebuild: bool) -> tuple[Store, bool]:
+    """Return the existing store and True; or if it is missing, damaged or doesn't fit the journal, an empty one to be
+    built from the journal, and False.
+
+    Only aif's stores are set aside: a file that can't be read and has no journal may be another program's.
+    """
+    path, empty = paths.store, opened.position == START
+    if path.is_dir():
+        raise BadInput(f"{path}: is a folder; set `store` to a file name that ends with .duckdb")
+    missing = not path.exists() or path.stat().st_size == 0
+    if missing and not empty and not rebuild:
+        notify(f"{path}: the store is missing; rebuilding it from the journal")
+    try:
+        store = _open_store(path, notify)
+    except StoreDamaged as error:
+        if empty:
+            moves = "\n".join(
+                f"  mv {shlex.quote(str(a))} {shlex.quote(str(b))}" for a, b in planned_renames(path) if a.exists()
+            )
+            raise BadInput(
+                f"{error}; there is no journal beside it to rebuild it from: set `store` to another path, or restore "
+                "the journal from a backup. If it is this pipeline's store, this recovers what can be read of it, and "
+                f"the next command requests and pays for the rest again:\n{moves}"
+            ) from error
+        if not rebuild:
+            notify(f"{error}; rebuilding it from the journal")
+    else:
+        reached = store.position
+        fits = reached <= opened.position and journal.ends_at(opened.folder, reached)
+        fits = fits and (reached == START or not opened.emptied)  # the store may have what was in emptied segments
+        lacking = store.damaged_lines > FEW_DAMAGED  # a command refused to continue; the segments may be restored now
+        if fits and not lacking and not rebuild:
+            return store, not missing
+        store.close()
+        if fits and lacking and not rebuild:
+            notify(f"{path}: lacks records of damaged journal lines; rebuilding it, in case they were restored")
+        elif empty and reached != START:
+            notify(f"{paths.journal}: the journal is missing; writing it again from the store")
+        elif not fits:
+            notify(f"{path}: was made from another version of its journal; rebuilding it from both")
+    set_aside(path)
+    return Store.open(path), False
+
+
+def _open_store(path: Path, notify: Notify) -> Store:
+    """Open the store; wait some seconds for a process that reads it, such as `aif status`."""
+
+    def notify_once(attempt: RetryCallState) -> None:
+        if attempt.attempt_number == 1 and attempt.outcome is not None:
+            notify(f"{attempt.outcome.exception()}; waiting up to {READER_WAIT_S} s for it")
+
+    retrying = Retrying(
+        retry=retry_if_exception_type(StoreLocked),
+        wait=wait_fixed(0.1),
+        stop=stop_after_delay(READER_WAIT_S),
+        before_sleep=notify_once,
+        reraise=True,
+    )
+    return retrying(Store.open, path)
