@@ -21,9 +21,8 @@ PAGE = 2000  # prompts
 
 Row = dict[str, Any]
 
-_SIMPLE_TABLES: dict[
-    str, tuple[str, Callable[[Row], Record]]
-] = {  # by table: its key, and a function from a row to its record
+# By table: its key, and a function from a row to its record.
+_SIMPLE_TABLES: dict[str, tuple[str, Callable[[Row], Record]]] = {
     "texts": ("digest", lambda row: records.text(row["digest"], row["kind"], orjson.loads(row["content"]))),
     "prompts": ("prompt_id", lambda row: records.prompt(_prompt(row))),
     "reserved": ("run, n", lambda row: records.reserve(**row)),
