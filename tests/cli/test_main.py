@@ -283,7 +283,7 @@ def test_several_pairs_and_judges_are_told(typed: Typed, tmp_path: Path, serve: 
     assert f"{pairs} pairs of 8 prompts" in out
     card = (tmp_path / "dataset" / "README.md").read_text()
     assert f"| {pairs} | pairs of these |" in card
-    assert f"Of the pairs {disputed} are the other way round for some judge." in card
+    assert f"{disputed} of {pairs} pairs: at least one judge prefers the rejected answer." in card
 
 
 def _first_id(path: Path) -> str:

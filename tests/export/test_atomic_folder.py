@@ -1,4 +1,4 @@
-"""The folder of a dataset: there whole or not at all."""
+"""Atomic replacement of a folder."""
 
 import errno
 import os
@@ -24,7 +24,7 @@ def files_up_to(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, had)
 
 
-def test_on_a_full_disk_what_was_written_goes_and_the_older_folder_stays(tmp_path: Path) -> None:
+def test_on_a_full_disk_the_partial_folder_is_removed_and_the_older_one_stays(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with replace_folder(out) as partial:
         (partial / "data").write_bytes(b"older")
@@ -34,7 +34,7 @@ def test_on_a_full_disk_what_was_written_goes_and_the_older_folder_stays(tmp_pat
     assert (out / "data").read_bytes() == b"older"
 
 
-def test_where_nothing_may_be_written_it_is_bad_input(tmp_path: Path) -> None:
+def test_a_folder_below_a_file_is_bad_input(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(BadInput, match="can't be written"), replace_folder(tmp_path / "file" / "out"):
         pass

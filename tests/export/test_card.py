@@ -162,12 +162,12 @@ def test_stated_terms_are_listed_and_endpoints_without_terms_are_named() -> None
     ("rows", "bucket"),
     [(999, "n<1K"), (1000, "1K<n<10K"), (9999, "1K<n<10K"), (10_000, "10K<n<100K"), (2_000_000, "1M<n<10M")],
 )
-def test_the_size_bucket_is_that_of_the_config_that_loads_unasked(rows: int, bucket: str) -> None:
+def test_the_size_bucket_is_that_of_the_default_config(rows: int, bucket: str) -> None:
     card = render_card(facts(rows={"trl": {"train": rows - 9, "test": 9}, "h4": {"train_prefs": rows}}))
     assert metadata(card)["size_categories"] == [bucket]
 
 
-def test_with_h4_alone_it_is_the_default_and_nothing_speaks_of_trl() -> None:
+def test_with_h4_alone_it_is_the_default_and_trl_is_not_mentioned() -> None:
     card = render_card(facts(rows={"h4": {"train_prefs": 20}}, files={"h4": {"train_prefs": "h4/p.parquet"}}))
     assert [(c["config_name"], c.get("default")) for c in metadata(card)["configs"]] == [("h4", True)]
     assert "trl" not in metadata(card)["tags"]
@@ -176,7 +176,7 @@ def test_with_h4_alone_it_is_the_default_and_nothing_speaks_of_trl() -> None:
     assert "There is no test split" in card
 
 
-def test_a_test_split_is_spoken_of_where_there_is_one() -> None:
+def test_a_test_split_is_described_if_there_is_one() -> None:
     """h4 has three train splits; another config may hold out a prompt where the default one holds out none."""
     both, asked, none = (
         "Train and test share no prompt",
@@ -195,7 +195,7 @@ def test_a_test_split_is_spoken_of_where_there_is_one() -> None:
     assert said({"trl": {"train": 20}, "ultrafeedback": {"train": 28, "test": 2}}) == [True, False, False]
 
 
-def test_what_was_meant_is_not_told_as_what_became_of_it() -> None:
+def test_planned_work_is_not_described_as_done() -> None:
     """Some completions fail, some are pending: the counts say so, and no sentence may contradict them."""
     card = render_card(facts())
     assert "30 prompts went to a pool of 4 models for 4 completions each, the completions went to strict to be" in card
@@ -203,7 +203,7 @@ def test_what_was_meant_is_not_told_as_what_became_of_it() -> None:
         assert words not in card
 
 
-def test_what_the_judge_saw_is_told_with_what_came_for_it_and_how_many_at_a_time() -> None:
+def test_the_card_says_what_the_judge_saw() -> None:
     def saw(*sets: str) -> str:
         made = section(render_card(facts(PIPELINE, *sets)), "How this was made")
         return next(line for line in made.splitlines() if "**What the judge saw**" in line)
@@ -217,12 +217,12 @@ def test_what_the_judge_saw_is_told_with_what_came_for_it_and_how_many_at_a_time
     assert "truthfulness, helpfulness) or one at a time (critique), but neither" in saw("rubric=ultrafeedback")
 
 
-def test_who_was_not_steered_is_named() -> None:
+def test_models_without_principles_are_named() -> None:
     assert "one drawn for each except those of plain. They" in render_card(facts(PIPELINE, "models.plain.system=none"))
     assert "one drawn for each. They" in render_card(facts())
 
 
-def test_it_says_how_complete_it_is_and_what_is_missing_but_no_message() -> None:
+def test_the_card_says_how_complete_it_is_and_what_is_missing_without_messages() -> None:
     """A server's words may hold anything."""
     card = section(render_card(facts()), "Prompt counts")
     assert "- 30 prompts × 4 = 120 completions = 118 answered + 1 failed + 1 pending" in card
@@ -234,7 +234,7 @@ def test_it_says_how_complete_it_is_and_what_is_missing_but_no_message() -> None
     assert "internal.example" not in card
 
 
-def test_a_name_that_came_with_prompts_is_apart_from_the_model_of_that_name() -> None:
+def test_carried_completions_are_listed_apart_from_the_model_of_that_name() -> None:
     rows = facts().leaderboard
     card = section(render_card(facts(leaderboard=[rows[0], {**rows[0], "carried": True}])), "Models")
     assert re.search(r"^\| able \| 30 ", card, re.MULTILINE)
@@ -278,7 +278,7 @@ def test_scores_of_any_size_have_their_bars(times: float) -> None:
     assert len(bins) > 7
 
 
-def test_scores_that_are_shares_are_told_as_such() -> None:
+def test_scores_that_are_shares_are_described_as_such() -> None:
     rubric = rubric_of(parse(PIPELINE, Path("pipeline.yaml")))
     aspects = {**rubric.sheet.aspects, "honesty": rubric.sheet.aspects["honesty"].model_copy(update={"scale": (0, 40)})}
     mixed = replace(rubric, sheet=rubric.sheet.model_copy(update={"aspects": aspects}))
@@ -288,11 +288,11 @@ def test_scores_that_are_shares_are_told_as_such() -> None:
     assert "shares" not in render_card(facts())
 
 
-def test_margins_are_told() -> None:
+def test_margin_statistics() -> None:
     assert "mean 1.29, min 1.00, p25 1.00, median 1.00, p75 1.00, max 4.00" in render_card(facts())
 
 
-def test_the_pool_is_listed_best_first_with_gaps_where_nothing_is_known() -> None:
+def test_the_pool_is_listed_best_first_with_gaps_for_unknown_values() -> None:
     table = section(render_card(facts()), "Models").strip().splitlines()
     assert table[0].startswith("| model | completions | score | honesty | helpfulness | chosen")
     assert table[2] == "| able | 30 | 4.31 | 3.25 | 4.00 | 20 | 3 | 81 | 2 |"
@@ -310,7 +310,7 @@ def test_neither_hosts_nor_paths_nor_keys_are_in_it() -> None:
     assert "wise (gpt-large)" in made
 
 
-def test_how_it_was_made_says_what_the_pipeline_says() -> None:
+def test_how_this_was_made_agrees_with_the_pipeline() -> None:
     made = section(render_card(facts(SECRETIVE)), "How this was made")
     assert "`best_vs_worst` by the overall score" in made
     assert "Chosen is the best completion that was not cut at its limit" in made
@@ -357,11 +357,11 @@ def test_several_judges_are_named_with_how_far_they_agree() -> None:
         (("pairs.min_margin=0.5",), "rejected is drawn from those at least 0.5 below it. "),
     ],
 )
-def test_the_rule_of_pairing_is_told(sets: tuple[str, ...], words: str) -> None:
+def test_the_pairing_rule_is_described(sets: tuple[str, ...], words: str) -> None:
     assert words in section(render_card(facts(PIPELINE, *sets)), "How this was made")
 
 
-def test_simulated_texts_are_called_so() -> None:
+def test_simulated_models_are_named() -> None:
     assert "A rehearsal, not training data**: able, fair, plain, poor, strict are simulated" in render_card(facts())
     assert "rehearsal" not in render_card(facts(SECRETIVE))
 
@@ -379,7 +379,7 @@ def test_no_text_of_a_prompt_ends_its_block_or_passes_for_the_run_section() -> N
     assert yaml.safe_load(shown)["prompt"][0]["content"] == text
 
 
-def test_time_and_spend_stand_in_the_marked_section_alone() -> None:
+def test_time_and_spend_are_in_the_marked_section_alone() -> None:
     one = facts()
     other = replace(one, made=datetime(2027, 1, 1, tzinfo=UTC), calls=None, spend=one.spend[:1], version="10.0")
     cut = re.compile("<!-- run:begin -->.*<!-- run:end -->", re.DOTALL)
@@ -387,7 +387,7 @@ def test_time_and_spend_stand_in_the_marked_section_alone() -> None:
     assert cut.sub("", render_card(one)) == cut.sub("", render_card(other))
 
 
-def test_the_bill_tells_what_it_does_not_know() -> None:
+def test_the_spend_table_shows_unknown_costs() -> None:
     run = section(render_card(facts()), "The run")
     assert "| judgement | strict | 1,234 | 1,200 | 5,000,000 | 0 | 70,000 | 12.5000 and 3 calls unknown |" in run
     assert "| completion | able | 10 | 10 | 100 | 0 | 50 | unknown |" in run
@@ -437,7 +437,7 @@ def test_of_a_path_its_last_part_is_public(name: str, shown: str) -> None:
     assert publishable_name(name) == shown
 
 
-def test_what_lies_in_a_folder_below_this_one_betrays_it_neither() -> None:
+def test_a_path_in_a_relative_folder_is_not_public_either() -> None:
     """A name on the Hub has one slash; a server may call its model whatever it likes."""
     launched = "models.local={provider: vllm, launch: {model: someone/models/llama-7b}, revision: refs/pr/1}"
     one = facts(SECRETIVE, launched, "models.hosted.model=accounts/fast/models/llama")

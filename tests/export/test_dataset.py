@@ -1,4 +1,4 @@
-"""A dataset as people get it: read back by `datasets`, the same to the byte, never torn, in nobody else's place."""
+"""Exports as users get them: loaded by `datasets`, byte-identical, and replaced atomically."""
 
 import hashlib
 import io
@@ -71,7 +71,7 @@ def digests(out: Path) -> dict[str, str]:
 # --- what is in it ----------------------------------------------------------------------------------------------------
 
 
-def test_trl_loads_with_its_features_and_holds_what_was_asked_and_answered(tmp_path: Path) -> None:
+def test_trl_loads_with_its_features_prompts_and_answers(tmp_path: Path) -> None:
     pipeline, rubric, ledger = build(tmp_path, sets=["export.test_size=3", "pairs.policy=best_vs_worst"])
     with ledger:
         exported = export(pipeline, rubric, ledger, tmp_path / "out", silent)
@@ -144,7 +144,7 @@ def test_h4_has_the_columns_and_splits_of_ultrafeedback_binarized(tmp_path: Path
     assert three_turns[0]["chosen"][0]["role"] == "system"
 
 
-def test_the_first_config_is_the_one_that_loads_unasked_and_only_the_formats_asked_for_are_there(
+def test_the_first_config_is_the_default_and_only_the_requested_formats_are_there(
     tmp_path: Path,
 ) -> None:
     pipeline, rubric, ledger = build(tmp_path, 4)
@@ -157,7 +157,7 @@ def test_the_first_config_is_the_one_that_loads_unasked_and_only_the_formats_ask
     assert not (tmp_path / "one" / "trl").exists()
 
 
-def test_rows_stand_in_the_order_of_prompt_id(tmp_path: Path) -> None:
+def test_rows_are_in_the_order_of_prompt_id(tmp_path: Path) -> None:
     pipeline, rubric, ledger = build(tmp_path, 30)
     with ledger:
         export(pipeline, rubric, ledger, tmp_path / "out", silent)
@@ -166,7 +166,7 @@ def test_rows_stand_in_the_order_of_prompt_id(tmp_path: Path) -> None:
     assert len(found) == 30
 
 
-def test_run_json_holds_books_spend_and_pipeline(tmp_path: Path) -> None:
+def test_run_json_has_prompt_counts_spend_and_pipeline(tmp_path: Path) -> None:
     pipeline, rubric, ledger = build(tmp_path, 8, rate=lambda n, model, aspect: 3 if n == 0 else rate(n, model, aspect))
     with ledger:
         export(pipeline, rubric, ledger, tmp_path / "out", silent, now=lambda: LATER)
@@ -236,7 +236,7 @@ def test_no_prompt_of_any_format_holds_a_principle(tmp_path: Path) -> None:
     assert steered == 12 * 4  # and there they were
 
 
-def test_reward_is_the_pairs_whole_with_how_far_they_are_apart(tmp_path: Path) -> None:
+def test_reward_has_whole_conversations_and_their_margin(tmp_path: Path) -> None:
     pipeline, rubric, ledger = build(tmp_path, 9, sets=[ALL])
     with ledger:
         export(pipeline, rubric, ledger, tmp_path / "out", silent)
@@ -265,7 +265,7 @@ def test_sft_has_the_chosen_one_of_every_pair_and_of_a_tie_one_of_the_best(tmp_p
             assert (row["model"], row["score"]) == (pair["chosen_model"], pair["score_chosen"])
 
 
-def test_what_was_cut_is_neither_sft_nor_desirable(tmp_path: Path) -> None:
+def test_a_completion_cut_at_max_tokens_is_neither_in_sft_nor_desirable(tmp_path: Path) -> None:
     pipeline, rubric, ledger = build(
         tmp_path, 12, sets=[ALL, "export.kto={rule: scores, desirable: 4, undesirable: 2}"],
         complete=lambda n, model: Cut(complete(n, model)) if model == "able" else complete(n, model),
@@ -327,7 +327,7 @@ def test_a_card_advises_the_weight_where_labels_are_out_of_balance(tmp_path: Pat
     assert 'load_dataset("REPOSITORY_OR_FOLDER", "kto", split="train")' in card
 
 
-def test_a_label_that_none_has_is_told(tmp_path: Path) -> None:
+def test_a_missing_label_is_reported(tmp_path: Path) -> None:
     told: list[str] = []
     pipeline, rubric, ledger = build(
         tmp_path, 4, sets=["export={formats: [kto], kto: {rule: scores, desirable: 1, undesirable: 0}}"]
@@ -338,7 +338,7 @@ def test_a_label_that_none_has_is_told(tmp_path: Path) -> None:
     assert told == ["kto: no completion to train on is undesirable; KTO needs both, so see export.kto"]
 
 
-def test_without_pairs_what_needs_none_is_exported_and_the_rest_is_told(tmp_path: Path) -> None:
+def test_without_pairs_formats_that_need_none_are_exported_and_the_others_reported(tmp_path: Path) -> None:
     told: list[str] = []
     pipeline, rubric, ledger = build(
         tmp_path, 6, sets=[ALL, "export.kto={rule: scores, desirable: 5, undesirable: 1}"], rate=lambda *_: 3
@@ -355,7 +355,7 @@ def test_without_pairs_what_needs_none_is_exported_and_the_rest_is_told(tmp_path
     assert "## Scores" not in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_nothing_at_all_says_of_each_format_why(tmp_path: Path) -> None:
+def test_an_empty_export_gives_the_reason_for_each_format(tmp_path: Path) -> None:
     pipeline, rubric, ledger = build(
         tmp_path, 3, sets=["export.formats=[sft, kto, reward]"], complete=lambda n, model: Fate.PENDING
     )
@@ -366,7 +366,7 @@ def test_nothing_at_all_says_of_each_format_why(tmp_path: Path) -> None:
         export(pipeline, rubric, ledger, tmp_path / "out", silent)
 
 
-def test_what_docs_convert_for_other_trainers_is_what_they_take(
+def test_the_conversions_in_the_docs_give_what_other_trainers_take(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipeline, rubric, ledger = build(tmp_path, 4, sets=[ALL])
@@ -389,7 +389,7 @@ def test_what_docs_convert_for_other_trainers_is_what_they_take(
 # --- ultrafeedback ----------------------------------------------------------------------------------------------------
 
 
-def test_ultrafeedback_says_of_everything_how_it_stands(tmp_path: Path) -> None:
+def test_ultrafeedback_has_a_state_for_everything(tmp_path: Path) -> None:
     def answered(number: int, model: str) -> str | Cut | Fate:
         if (number, model) == (0, "poor"):
             return Fate.FAILED
@@ -455,7 +455,7 @@ def test_ultrafeedback_says_of_everything_how_it_stands(tmp_path: Path) -> None:
     assert "the provider's filter refused it" not in json.dumps(list(rows.values()))  # a message may name a host
 
 
-def test_of_what_failed_the_judge_s_words_are_kept_and_a_server_s_are_not(tmp_path: Path) -> None:
+def test_an_unparseable_judge_reply_is_exported_and_a_server_error_is_not(tmp_path: Path) -> None:
     pipeline, rubric, ledger = build(
         tmp_path, 2, sets=["export.formats=[ultrafeedback]"],
         rate=lambda n, model, aspect: Fate.FAILED,
@@ -475,7 +475,7 @@ def test_of_what_failed_the_judge_s_words_are_kept_and_a_server_s_are_not(tmp_pa
     assert said == [("failed", "unreadable", "Mostly 4s."), ("failed", "bad_request", None)]
 
 
-def test_answers_that_came_with_a_prompt_are_texts_whatever_they_came_as() -> None:
+def test_reference_answers_are_lists_of_texts_in_any_input_form() -> None:
     def answers(meta: dict[str, Any]) -> tuple[Any, Any]:
         row = ULTRAFEEDBACK.row(replace(WHOLE, whole=replace(WHOLE.whole, meta=meta)))
         assert ULTRAFEEDBACK.check(row) is None
@@ -487,7 +487,7 @@ def test_answers_that_came_with_a_prompt_are_texts_whatever_they_came_as() -> No
     assert answers({}) == ([], [])
 
 
-def test_several_judges_stand_side_by_side_and_are_averaged_by_aspect() -> None:
+def test_several_judges_are_listed_and_averaged_by_aspect() -> None:
     row = ULTRAFEEDBACK.row(WHOLE)
     first, second, third = row["completions"]
     assert [(one["judge"], one["aspect"], one["state"]) for one in first["annotations"]] == [
@@ -503,7 +503,7 @@ def test_several_judges_stand_side_by_side_and_are_averaged_by_aspect() -> None:
 # --- splits -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_count_gives_exactly_so_many_and_growth_moves_no_test_prompt_into_train(tmp_path: Path) -> None:
+def test_a_count_is_exact_and_growth_moves_no_test_prompt_into_train(tmp_path: Path) -> None:
     told: list[str] = []
     pipeline, rubric, ledger = build(tmp_path, 12, sets=["export.test_size=3"])
     with ledger:
@@ -519,7 +519,7 @@ def test_a_count_gives_exactly_so_many_and_growth_moves_no_test_prompt_into_trai
     assert f"the test split has {grown.rows['trl']['test']} prompts, not 3" in told[-1]
 
 
-def test_the_fixed_bound_is_in_the_journal(tmp_path: Path) -> None:
+def test_the_fixed_test_share_is_in_the_journal(tmp_path: Path) -> None:
     pipeline, rubric, ledger = build(tmp_path, 12, sets=["export.test_size=3"])
     with ledger:
         export(pipeline, rubric, ledger, tmp_path / "before", silent)
@@ -531,7 +531,7 @@ def test_the_fixed_bound_is_in_the_journal(tmp_path: Path) -> None:
         assert reader.threshold(4) is None
 
 
-def test_a_share_is_about_so_many_and_other_pairs_do_not_move_it(tmp_path: Path) -> None:
+def test_a_share_is_approximate_and_other_pairs_do_not_change_it(tmp_path: Path) -> None:
     pipeline, rubric, ledger = build(tmp_path, 200, sets=["export.test_size=0.25"])
     with ledger:
         export(pipeline, rubric, ledger, tmp_path / "out", silent)
@@ -547,7 +547,7 @@ def test_without_test_size_there_is_no_test_split(tmp_path: Path) -> None:
     assert not list((tmp_path / "out").rglob("test*"))
 
 
-def test_a_share_that_no_pair_falls_into_is_told(tmp_path: Path) -> None:
+def test_a_test_split_without_pairs_is_reported(tmp_path: Path) -> None:
     told: list[str] = []
     pipeline, rubric, ledger = build(tmp_path, 4, sets=["export.test_size=0.0001"])
     with ledger:
@@ -566,13 +566,13 @@ def test_nothing_left_to_train_on_is_refused(tmp_path: Path, size: str, words: s
     assert not (tmp_path / "out").exists()
 
 
-def test_no_pairs_is_refused_and_says_what_became_of_the_prompts(tmp_path: Path) -> None:
+def test_an_export_without_pairs_is_refused_with_the_outcomes_of_the_prompts(tmp_path: Path) -> None:
     pipeline, rubric, ledger = build(tmp_path, 3, complete=lambda number, model: Fate.PENDING)
     with ledger, pytest.raises(BadInput, match="of 3 prompts: pending 3"):
         export(pipeline, rubric, ledger, tmp_path / "out", silent)
 
 
-def test_all_pairs_of_a_prompt_are_on_one_side_and_a_count_is_of_prompts(tmp_path: Path) -> None:
+def test_all_pairs_of_a_prompt_are_in_one_split_and_a_count_is_of_prompts(tmp_path: Path) -> None:
     told: list[str] = []
     pipeline, rubric, ledger = build(tmp_path, 20, sets=["pairs.policy=all", "export.test_size=5"])
     with ledger:
@@ -594,7 +594,7 @@ def test_all_pairs_of_a_prompt_are_on_one_side_and_a_count_is_of_prompts(tmp_pat
 # --- the same bytes ---------------------------------------------------------------------------------------------------
 
 
-def test_data_files_are_the_same_for_any_number_of_threads_and_in_a_store_made_again(tmp_path: Path) -> None:
+def test_data_files_are_the_same_for_any_number_of_threads_and_after_a_rebuild(tmp_path: Path) -> None:
     pipeline, rubric, ledger = build(tmp_path, 60, sets=[ALL, "export.test_size=10"])
     with ledger:
         ledger.store.cursor().execute("SET threads = 1")
@@ -665,14 +665,14 @@ def test_a_file_is_left_as_it_is(tmp_path: Path, built: Built) -> None:
     assert (tmp_path / "out").read_text() == "a file"
 
 
-def test_a_place_that_cannot_be_made_is_told(tmp_path: Path, built: Built) -> None:
+def test_a_folder_that_cannot_be_made_is_reported(tmp_path: Path, built: Built) -> None:
     pipeline, rubric, ledger = built
     (tmp_path / "file").write_text("")
     with ledger, pytest.raises(BadInput, match="can't be written"):
         export(pipeline, rubric, ledger, tmp_path / "file" / "out", silent)
 
 
-def test_through_a_link_the_folder_behind_it_is_replaced(tmp_path: Path, built: Built) -> None:
+def test_through_a_symlink_its_target_is_replaced(tmp_path: Path, built: Built) -> None:
     pipeline, rubric, ledger = built
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")
@@ -684,7 +684,7 @@ def test_through_a_link_the_folder_behind_it_is_replaced(tmp_path: Path, built: 
     assert ids(tmp_path / "link", "train") == ids(tmp_path / "real", "train")
 
 
-def test_an_export_that_fails_on_the_way_leaves_the_older_one(tmp_path: Path, built: Built) -> None:
+def test_a_failed_export_leaves_the_older_one(tmp_path: Path, built: Built) -> None:
     pipeline, rubric, ledger = built
 
     def torn() -> datetime:
@@ -704,7 +704,7 @@ def test_an_export_that_fails_on_the_way_leaves_the_older_one(tmp_path: Path, bu
     assert not (tmp_path / ".first.aif-partial").exists()
 
 
-def test_an_export_cut_off_between_the_two_moves_is_put_back(tmp_path: Path, built: Built) -> None:
+def test_an_export_killed_between_the_two_moves_is_restored(tmp_path: Path, built: Built) -> None:
     pipeline, rubric, ledger = built
     with ledger:
         export(pipeline, rubric, ledger, tmp_path / "out", silent)
@@ -764,7 +764,7 @@ def sound(layout: Layout) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
-def test_a_sound_row_passes(layout: Layout) -> None:
+def test_a_valid_row_passes(layout: Layout) -> None:
     assert layout.check(sound(layout)) is None
 
 
@@ -828,9 +828,7 @@ SYSTEM_LATE = [{"role": "user", "content": "Why?"}, {"role": "system", "content"
         (ULTRAFEEDBACK, lambda row: row["judgements"].pop(0), "not there"),
     ],
 )
-def test_a_row_that_is_not_as_declared_is_found(
-    layout: Layout, spoil: Callable[[dict[str, Any]], None], words: str
-) -> None:
+def test_an_invalid_row_is_detected(layout: Layout, spoil: Callable[[dict[str, Any]], None], words: str) -> None:
     row = sound(layout)
     spoil(row)
     fault = layout.check(row)
@@ -856,7 +854,7 @@ def test_every_layout_fills_its_columns_and_no_other(layout: Layout) -> None:
     assert sound(layout) == row
 
 
-def test_what_was_written_is_told(tmp_path: Path, built: Built) -> None:
+def test_the_written_export_is_reported(tmp_path: Path, built: Built) -> None:
     pipeline, rubric, ledger = built
     with ledger:
         exported = export(pipeline, rubric, ledger, tmp_path / "out", silent)
@@ -888,7 +886,7 @@ def partly(number: int, model: str) -> str | Fate:
 
 
 @pytest.mark.parametrize(("least", "told"), [("1.0", True), ("0.76", True), ("0.75", False), ("0", False)])
-def test_below_the_completeness_that_was_asked_for_what_is_missing_is_told(
+def test_an_export_below_the_requested_completeness_says_what_is_missing(
     tmp_path: Path, least: str, told: bool
 ) -> None:
     pipeline, rubric, ledger = build(tmp_path, 8, complete=partly, sets=[f"export.completeness={least}"])
@@ -929,7 +927,7 @@ def test_a_refused_export_leaves_the_older_one_as_it_is(tmp_path: Path) -> None:
         assert export(pipeline, rubric, ledger, out, silent).shortfall == []
 
 
-def test_what_is_loaded_is_what_was_last_exported_of_whichever_run(tmp_path: Path) -> None:
+def test_loading_gives_the_last_export_of_any_run(tmp_path: Path) -> None:
     """load_dataset caches by the folder's last name: a second export must not give the first once more."""
     cache, out = tmp_path / "cache", tmp_path / "dataset"
     loaded = []
@@ -944,7 +942,7 @@ def test_what_is_loaded_is_what_was_last_exported_of_whichever_run(tmp_path: Pat
     assert loaded[0] != loaded[1]
 
 
-def test_a_count_is_of_pending_prompts_too_so_that_an_early_export_fixes_no_large_share(tmp_path: Path) -> None:
+def test_a_count_includes_pending_prompts_so_that_an_early_export_fixes_no_large_share(tmp_path: Path) -> None:
     def rated(number: int, model: str, aspect: str) -> int | Fate:
         return rate(number, model, aspect) if number < 10 else Fate.PENDING
 
@@ -960,7 +958,7 @@ def test_a_count_is_of_pending_prompts_too_so_that_an_early_export_fixes_no_larg
 
 
 @pytest.mark.parametrize("policy", ["on_policy, model: plain", "all, max_length_ratio: 1.3"])
-def test_what_sft_calls_the_best_is_the_best_whichever_pairs_a_policy_makes(tmp_path: Path, policy: str) -> None:
+def test_sft_has_the_best_completion_with_any_pairing_policy(tmp_path: Path, policy: str) -> None:
     """Of `able` no pair can be made: it is beyond the length ratio, or has no part in what is on policy."""
 
     def said(number: int, model: str) -> str:
@@ -986,7 +984,7 @@ def test_row_groups_are_cut_by_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert len(list(parquet.read_rows(file))) == 6
 
 
-def test_what_tells_an_export_from_the_store_is_the_digest_of_all_pairs_at_once(tmp_path: Path) -> None:
+def test_the_store_state_is_the_digest_of_all_pairs(tmp_path: Path) -> None:
     pipeline, rubric, ledger = build(tmp_path, 5, sets=["pairs.policy=all"])
     with ledger:
         make_pairs(pipeline, rubric, ledger.store)

@@ -148,7 +148,7 @@ def ours(files: dict[str, bytes] | Any) -> dict[str, bytes]:
 # --- what is published ------------------------------------------------------------------------------------------------
 
 
-def test_from_new_to_changed_in_one_commit_each_and_readers_get_each_by_its_revision(desk: Desk) -> None:
+def test_a_new_and_a_changed_dataset_are_a_commit_each_and_load_by_revision(desk: Desk) -> None:
     first, second = desk.publish(desk.words("team/pairs", "--yes"), desk.words("team/pairs"))
     repo = desk.hub.repos["team/pairs"]
     assert (first[0], second[0]) == (Exit.DONE, Exit.DONE), (first, second)
@@ -190,7 +190,7 @@ def test_from_new_to_changed_in_one_commit_each_and_readers_get_each_by_its_revi
     assert len({frozenset(chain(*one["rows"].values())) for one in loaded}) == 1
 
 
-def test_what_is_public_stays_so_and_what_is_private_too(desk: Desk) -> None:
+def test_publishing_never_changes_the_visibility(desk: Desk) -> None:
     opened, hidden, closed, again = desk.publish(
         desk.words("team/open", "--public", "--yes"),
         desk.words("team/open", "--yes"),
@@ -222,7 +222,7 @@ FREE: list[dict[str, bytes]] = [
 ]
 
 
-def test_nothing_is_taken_over_that_is_not_aifs(desk: Desk) -> None:
+def test_a_dataset_that_is_no_export_is_not_replaced(desk: Desk) -> None:
     repos = {f"team/r{i}": desk.hub.make(f"team/r{i}", True, **there) for i, there in enumerate([*OTHERS, *FREE])}
     before = {name: repo.head.files for name, repo in repos.items()}
     typed = desk.publish(*(desk.words(name, "--yes") for name in repos))
@@ -239,7 +239,7 @@ def test_nothing_is_taken_over_that_is_not_aifs(desk: Desk) -> None:
 # --- asking first -----------------------------------------------------------------------------------------------------
 
 
-def test_without_a_terminal_nothing_is_sent_unasked(desk: Desk) -> None:
+def test_without_a_terminal_nothing_is_sent_without_yes(desk: Desk) -> None:
     code, told, said = desk.one("team/pairs")
     assert code == Exit.BAD_INPUT
     assert re.search(r"added +README.md", told)
@@ -272,7 +272,7 @@ RUN = Manifest(
 )
 
 
-def test_what_whoever_publishes_should_know_is_said() -> None:
+def test_warnings_before_publishing() -> None:
     from aif.config.pipeline import parse
 
     text = """
@@ -300,7 +300,7 @@ def _rest(plan: PublishPlan) -> tuple[Any, ...]:
     return plan.folder, plan.run, plan.repo, plan.public, plan.head, plan.files
 
 
-def test_the_question_names_all_that_will_happen() -> None:
+def test_the_question_names_all_changes() -> None:
     files = (
         FileChange("a", 2000, "added"),
         FileChange("b", 500, "changed"),
@@ -314,7 +314,7 @@ def test_the_question_names_all_that_will_happen() -> None:
 # --- only what the pipeline says --------------------------------------------------------------------------------------
 
 
-def test_an_export_that_is_not_what_the_pipeline_says_is_never_published(desk: Desk) -> None:
+def test_an_export_that_differs_from_the_pipeline_is_not_published(desk: Desk) -> None:
     other = desk.publish(
         [*desk.words("team/pairs", "--yes"), "--set", "pairs.policy=best_vs_worst", "--set", "export.license=mit"],
         [*desk.words("team/pairs", "--yes"), "--set", "rubric=ultrafeedback"],
@@ -336,7 +336,7 @@ def test_an_export_that_is_not_what_the_pipeline_says_is_never_published(desk: D
     assert desk.hub.requests == []
 
 
-def test_what_is_outside_of_pairs_counts_too(tmp_path: Path) -> None:
+def test_changes_outside_of_pairs_count_too(tmp_path: Path) -> None:
     """A score, a reference, a source's name: no call is made, and every pair stays as it is."""
 
     def row(score: int, known: str) -> Row:
@@ -369,7 +369,7 @@ def test_every_pair_is_counted_in_the_commit(desk: Desk) -> None:
     assert desk.head("team/pairs").summary == "Publish 18 pairs of built"
 
 
-def test_an_export_that_was_damaged_is_never_published(desk: Desk) -> None:
+def test_a_damaged_export_is_not_published(desk: Desk) -> None:
     path = next((desk.out / "trl").iterdir()).relative_to(desk.out)
     cases: dict[str, Callable[[Path], object]] = {
         f"{path} has changed since the export": lambda folder: (folder / path).write_bytes(b"PAR1"),
@@ -403,7 +403,7 @@ def _edit(file: Path, before: str, after: str) -> None:
     file.write_text(text.replace(before, after, 1))
 
 
-def test_what_is_published_is_what_was_shown_whatever_is_exported_meanwhile(desk: Desk) -> None:
+def test_only_the_files_that_were_shown_are_published(desk: Desk) -> None:
     shown, data = desk.files(), next((desk.out / "trl").iterdir())
 
     def meanwhile(do: Callable[[], object]) -> tuple[int, str]:
@@ -435,7 +435,7 @@ def test_what_is_published_is_what_was_shown_whatever_is_exported_meanwhile(desk
     assert ours(desk.head("team/pairs").files) == shown
 
 
-def test_an_export_that_goes_while_it_is_compared_is_told(desk: Desk) -> None:
+def test_an_export_deleted_during_the_comparison_is_reported(desk: Desk) -> None:
     def once(method: str, path: str) -> None:
         desk.hub.fail = lambda method, path: None
         shutil.rmtree(desk.out)
@@ -446,7 +446,7 @@ def test_an_export_that_goes_while_it_is_compared_is_told(desk: Desk) -> None:
     assert "can't be read: No such file or directory. Nothing was published" in said
 
 
-def test_prompts_that_are_pending_are_told(desk: Desk) -> None:
+def test_pending_prompts_are_reported(desk: Desk) -> None:
     desk.export(13, complete=lambda n, model: Fate.PENDING if n == 12 else complete(n, model))
     code, told, said = desk.one("team/pairs", "--yes")
     assert code == Exit.DONE, said
@@ -456,7 +456,7 @@ def test_prompts_that_are_pending_are_told(desk: Desk) -> None:
 # --- what can go wrong ------------------------------------------------------------------------------------------------
 
 
-def test_who_may_not_write_is_told_in_a_line_with_the_mend(desk: Desk) -> None:
+def test_a_refused_token_is_reported_in_a_line_with_its_fix(desk: Desk) -> None:
     desk.hub.users["hf_bob"] = User("bob")
     desk.hub.make("club/open", private=True)
     cases = [
@@ -477,7 +477,7 @@ def test_who_may_not_write_is_told_in_a_line_with_the_mend(desk: Desk) -> None:
     assert [len(repo.commits) for repo in desk.hub.repos.values()] == [1]
 
 
-def test_a_network_or_a_hub_that_fails_is_told_and_the_same_command_goes_on(desk: Desk) -> None:
+def test_a_failed_network_or_hub_is_reported_and_the_same_command_resumes(desk: Desk) -> None:
     gone = desk.one("team/pairs", "--yes", HF_ENDPOINT="http://127.0.0.1:9")
     offline = desk.one("team/pairs", "--yes", HF_HUB_OFFLINE="1")
     desk.hub.fail = lambda method, path: 500 if "/commit/" in path else None
@@ -495,7 +495,7 @@ def test_a_network_or_a_hub_that_fails_is_told_and_the_same_command_goes_on(desk
     assert ours(desk.head("team/pairs").files) == desk.files()
 
 
-def test_a_licence_the_hub_does_not_know_is_told_in_its_words(desk: Desk) -> None:
+def test_a_licence_the_hub_does_not_know_is_reported_in_its_words(desk: Desk) -> None:
     desk.export(12, "export.license=mine")
     code, _, said = desk.one("team/pairs", "--yes")
     assert code == Exit.BAD_INPUT
@@ -503,7 +503,7 @@ def test_a_licence_the_hub_does_not_know_is_told_in_its_words(desk: Desk) -> Non
     assert len(desk.hub.repos["team/pairs"].commits) == 1
 
 
-def test_what_is_opened_while_files_are_sent_gets_no_commit(desk: Desk) -> None:
+def test_a_dataset_made_public_during_the_upload_gets_no_commit(desk: Desk) -> None:
     repo = desk.hub.make("team/pairs", private=True)
     desk.hub.on_upload = lambda: setattr(repo, "private", False)
     code, _, said = desk.one("team/pairs", "--yes")
@@ -512,7 +512,7 @@ def test_what_is_opened_while_files_are_sent_gets_no_commit(desk: Desk) -> None:
     assert len(repo.commits) == 1
 
 
-def test_what_somebody_puts_into_a_new_dataset_is_not_run_over(desk: Desk) -> None:
+def test_files_added_by_others_to_a_new_dataset_are_not_overwritten(desk: Desk) -> None:
     def fill(method: str, path: str) -> None:
         if method == "GET" and (repo := desk.hub.repos.get("team/pairs")) and len(repo.commits) == 1:
             repo.commit("notes", {**repo.head.files, "README.md": b"# Mine"})
@@ -524,7 +524,7 @@ def test_what_somebody_puts_into_a_new_dataset_is_not_run_over(desk: Desk) -> No
     assert desk.head("team/pairs").files["README.md"] == b"# Mine"
 
 
-def test_another_pipelines_export_is_replaced_with_a_word(desk: Desk) -> None:
+def test_replacing_another_pipelines_export_is_reported(desk: Desk) -> None:
     assert "it replaces" not in desk.one("team/pairs", "--yes")[1]
     repo = desk.hub.repos["team/pairs"]
     files = dict(repo.head.files)
@@ -535,7 +535,7 @@ def test_another_pipelines_export_is_replaced_with_a_word(desk: Desk) -> None:
     assert "it replaces the export of the pipeline other" in told
 
 
-def test_prompts_of_a_source_that_not_everyone_sees_are_not_made_public_unsaid(tmp_path: Path) -> None:
+def test_making_prompts_of_a_restricted_source_public_is_reported(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     names = ("team/secret", "team/gated", "team/open", "team/gone", "folder", "team/secret")
     listed = "".join(f"\n  - {{hub: {name}, source: s{n}}}" for n, name in enumerate(names))
@@ -554,7 +554,7 @@ def test_prompts_of_a_source_that_not_everyone_sees_are_not_made_public_unsaid(t
     ]
 
 
-def test_what_somebody_commits_meanwhile_is_not_run_over(desk: Desk) -> None:
+def test_a_commit_of_somebody_else_is_not_overwritten(desk: Desk) -> None:
     repo = desk.hub.make("team/pairs")
     desk.hub.on_upload = lambda: repo.commit("notes", {**repo.head.files, "README.md": b"# Mine"})
     code, _, said = desk.one("team/pairs", "--yes")
@@ -565,7 +565,7 @@ def test_what_somebody_commits_meanwhile_is_not_run_over(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_stopped_in_mid_upload_nothing_is_published_and_the_same_command_goes_on(
+def test_a_stop_during_the_upload_publishes_nothing_and_the_same_command_resumes(
     desk: Desk, how: signal.Signals
 ) -> None:
     reached, stopped = threading.Semaphore(0), threading.Event()
@@ -612,7 +612,7 @@ def test_data_files_are_known_by_their_name(split: tuple[str, str], digest: str)
         st.none() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
     )
 )
-def test_a_run_json_from_elsewhere_names_no_file_of_others(files: Any) -> None:
+def test_a_forged_run_json_removes_no_other_files(files: Any) -> None:
     assert _listed_files(files) == set()
     ours = file_path("trl", "train", "0123456789abcdef")
     assert _listed_files({"trl": {"train": ours, "test": files}}) == {ours}
@@ -625,5 +625,5 @@ def test_a_run_json_from_elsewhere_names_no_file_of_others(files: Any) -> None:
         (b"---\na: 1\n---\nwords", False), (b"words", False), (b"---\na: 1\n", False), (b"--- x ---", False),
     ],
 )  # fmt: skip
-def test_a_card_without_words_is_blank(card: bytes, blank: bool) -> None:
+def test_a_card_without_text_is_blank(card: bytes, blank: bool) -> None:
     assert _is_blank(card) == blank

@@ -1,4 +1,4 @@
-"""What a server is started with: which GPUs there are, which variables it sees, which command."""
+"""The command and the environment of a server, the GPUs there are, and what a pipeline of another user may do."""
 
 import os
 from collections.abc import Mapping
@@ -60,11 +60,11 @@ def smi(tmp_path: Path) -> Mapping[str, str]:
         ("1,1", ("1",)),
     ],
 )
-def test_gpus_are_those_that_the_environment_names(smi: Mapping[str, str], named: str, found: tuple[str, ...]) -> None:
+def test_gpus_are_those_in_cuda_visible_devices(smi: Mapping[str, str], named: str, found: tuple[str, ...]) -> None:
     assert available_gpus({**smi, "CUDA_VISIBLE_DEVICES": named}) == found
 
 
-def test_gpus_are_else_those_that_nvidia_smi_tells(smi: Mapping[str, str], tmp_path: Path) -> None:
+def test_gpus_are_else_those_that_nvidia_smi_lists(smi: Mapping[str, str], tmp_path: Path) -> None:
     broken = (tmp_path / "nvidia-smi").read_text()
     assert available_gpus(smi) == ("0", "1", "2")
     assert available_gpus({"PATH": str(tmp_path / "nothing")}) == CPU
@@ -112,13 +112,13 @@ def test_no_key_reaches_a_server(keys: dict[str, str]) -> None:
     assert {"HF_TOKEN": "t", "HF_HOME": "h", "PATH": "p", "TOKENIZERS_PARALLELISM": "1"}.items() <= kept.items()
 
 
-def test_what_launch_env_says_goes_before(tmp_path: Path) -> None:
+def test_launch_env_overrides_the_environment(tmp_path: Path) -> None:
     one = entry(tmp_path, "{model: org/m, env: {VLLM_LOGGING_LEVEL: DEBUG}}")
 
     assert server_environment(one, {"VLLM_LOGGING_LEVEL": "INFO"}, ())["VLLM_LOGGING_LEVEL"] == "DEBUG"
 
 
-def test_numbers_from_nvidia_smi_are_told_in_its_order_and_those_named_are_left_in_theirs(tmp_path: Path) -> None:
+def test_gpu_numbers_of_nvidia_smi_use_its_order_and_others_stay_as_they_are(tmp_path: Path) -> None:
     one = entry(tmp_path, "{model: org/m}")
 
     assert server_environment(one, {}, (), ("1", "2"))["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
@@ -126,7 +126,7 @@ def test_numbers_from_nvidia_smi_are_told_in_its_order_and_those_named_are_left_
     assert "CUDA_VISIBLE_DEVICES" not in server_environment(one, {}, (), CPU)
 
 
-def test_the_command_says_what_the_pipeline_does(tmp_path: Path) -> None:
+def test_the_command_has_the_settings_of_the_pipeline(tmp_path: Path) -> None:
     one = entry(tmp_path, "{model: org/m, gpus: 2, max_model_len: 512, args: [--dtype, half]}", ", revision: v1")
 
     assert server_command(one, 8100)[1:] == [
@@ -144,7 +144,7 @@ def test_the_window_of_the_entry_is_the_servers_too(tmp_path: Path) -> None:
     )
 
 
-def test_a_folder_beside_the_pipeline_file_is_meant_before_the_hub(tmp_path: Path) -> None:
+def test_a_folder_beside_the_pipeline_file_comes_before_the_hub(tmp_path: Path) -> None:
     (tmp_path / "org" / "m").mkdir(parents=True)
     one = entry(tmp_path, "{model: org/m, python: env/bin/python}", ", revision: v1, model: short")
 
@@ -155,14 +155,14 @@ def test_a_folder_beside_the_pipeline_file_is_meant_before_the_hub(tmp_path: Pat
 
 
 @pytest.mark.parametrize(("python", "meant"), [("python3.12", "python3.12"), ("env/bin/python", "{}/env/bin/python")])
-def test_a_python_is_looked_for_beside_the_file_or_in_the_path(tmp_path: Path, python: str, meant: str) -> None:
+def test_python_is_searched_beside_the_pipeline_file_or_in_path(tmp_path: Path, python: str, meant: str) -> None:
     (tmp_path / "env" / "bin").mkdir(parents=True)
     (tmp_path / "env" / "bin" / "python").touch()
 
     assert entry(tmp_path, f"{{model: org/m, python: {python}}}").python == meant.format(tmp_path)
 
 
-def test_only_those_with_work_are_launched(tmp_path: Path) -> None:
+def test_only_endpoints_with_work_are_launched(tmp_path: Path) -> None:
     made: Any = parse(
         "{name: t, prompts: [{file: p.jsonl}], completions: {per_prompt: 2}, judges: {j: {provider: simulator}}, "
         "models: {a: {provider: vllm, samples: 2, launch: {model: ./gone}}}}",
@@ -185,13 +185,13 @@ def test_only_those_with_work_are_launched(tmp_path: Path) -> None:
         "--conf=x",
     ],
 )
-def test_what_aif_sets_itself_is_refused_however_it_is_spelt(tmp_path: Path, word: str) -> None:
+def test_arguments_that_aif_sets_are_refused_in_any_spelling(tmp_path: Path, word: str) -> None:
     with pytest.raises(BadInput, match="is set by aif"):
         entry(tmp_path, f"{{model: org/m, args: ['{word}']}}")
 
 
 @pytest.mark.parametrize("word", ["--api-key", "--api_key=k", "--hf_token=k", "--api=k", "--hf-t=k"])
-def test_no_key_is_taken_as_an_argument(tmp_path: Path, word: str) -> None:
+def test_api_key_is_refused_as_an_argument(tmp_path: Path, word: str) -> None:
     with pytest.raises(BadInput, match="an API key must not be in the file") as caught:
         entry(tmp_path, f"{{model: org/m, args: ['{word}']}}")
     assert "=k" not in str(caught.value)
@@ -212,7 +212,7 @@ judges:
 """
 
 
-def test_what_a_pipeline_runs_and_sends_is_said(tmp_path: Path) -> None:
+def test_programs_and_secret_destinations_are_listed(tmp_path: Path) -> None:
     (tmp_path / "tool").touch()
     made = parse(PAID, tmp_path / "pipeline.yaml")
     way = "which anybody on the way can read; give an address with https"
@@ -223,7 +223,7 @@ def test_what_a_pipeline_runs_and_sends_is_said(tmp_path: Path) -> None:
     assert list(secret_destinations(made, unsafe=True)) == [open_to_all]
 
 
-def test_a_pipeline_that_somebody_else_may_have_written_runs_nothing_and_sends_nothing(
+def test_a_pipeline_of_another_user_runs_nothing_and_sends_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "pipeline.yaml"
@@ -264,11 +264,11 @@ judges: {j: {provider: simulator}}
 
 
 @pytest.mark.parametrize("word", ["--hf-overrides", "--model-impl=vllm", "--hostile", "-tp", "--"])
-def test_no_other_argument_is_taken_for_one_of_them(tmp_path: Path, word: str) -> None:
+def test_similar_arguments_are_not_refused(tmp_path: Path, word: str) -> None:
     assert entry(tmp_path, f"{{model: org/m, args: ['{word}']}}").launch.args == (word,)
 
 
-def test_which_gpus_a_server_has_is_not_said_in_its_environment(tmp_path: Path) -> None:
+def test_launch_env_may_not_set_the_gpus(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"CUDA_VISIBLE_DEVICES: aif assigns GPUs to each server; set it for aif itself"):
         entry(tmp_path, "{model: org/m, env: {CUDA_VISIBLE_DEVICES: 1}}")
 
@@ -290,7 +290,7 @@ def test_an_adapter_is_found_by_its_name(tmp_path: Path, modules: str, path: str
     assert server_command(one, 1)[6] == ("a.base" if path else "a")
 
 
-def test_a_server_tells_nobody_of_its_use_unless_the_pipeline_says_so(tmp_path: Path) -> None:
+def test_telemetry_is_off_unless_launch_env_turns_it_on(tmp_path: Path) -> None:
     kept = server_environment(entry(tmp_path, "{model: org/m}"), {}, ())
 
     assert [kept[name] for name in ("DO_NOT_TRACK", "VLLM_NO_USAGE_STATS", "HF_HUB_DISABLE_TELEMETRY")] == ["1"] * 3

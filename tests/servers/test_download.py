@@ -1,5 +1,4 @@
-"""A model's files, from a Hub on loopback: brought once, without duplicates, and told in plain words where they can't
-be had."""
+"""Downloads of a model's files from a Hub on loopback: once, without duplicates, with plain messages for failures."""
 
 import os
 import subprocess
@@ -26,14 +25,14 @@ def names(folder: Path) -> set[str]:
     return {file.name for file in root if file.is_file()}
 
 
-def test_files_are_brought_once_without_their_duplicates(tmp_path: Path, hub: str) -> None:
+def test_files_are_downloaded_once_without_duplicates(tmp_path: Path, hub: str) -> None:
     assert fetched(tmp_path, hub, "org/small", "") == (0, "downloading org/small, 0.0 GB\n")
     assert names(tmp_path) == {"config.json", "model.safetensors"}
     assert fetched(tmp_path, hub, "org/small", "") == (0, "")
     assert fetched(tmp_path, hub, "org/small", "", offline=True) == (0, "")
 
 
-def test_weights_in_the_old_format_are_brought_where_there_are_no_others(tmp_path: Path, hub: str) -> None:
+def test_weights_in_old_formats_are_downloaded_if_there_are_no_others(tmp_path: Path, hub: str) -> None:
     assert fetched(tmp_path, hub, "org/old", COMMIT)[0] == 0
     assert names(tmp_path) == {"config.json", "pytorch_model.bin"}
 
@@ -56,7 +55,7 @@ def test_weights_in_the_old_format_are_brought_where_there_are_no_others(tmp_pat
         ("org/small", "v9", "org/small has no revision 'v9' on the Hub"),
     ],
 )
-def test_what_can_not_be_had_is_told_with_the_mend(
+def test_a_failed_download_is_reported_with_its_fix(
     tmp_path: Path, hub: str, option: list[str], model: str, revision: str, said: str
 ) -> None:
     code, told = fetched(tmp_path, hub, *option, model, revision)
@@ -67,13 +66,13 @@ def test_what_can_not_be_had_is_told_with_the_mend(
 
 
 @pytest.mark.parametrize("model", ["org/small", "org/mistral"])
-def test_a_check_brings_no_weights(tmp_path: Path, hub: str, model: str) -> None:
+def test_a_check_downloads_no_weights(tmp_path: Path, hub: str, model: str) -> None:
     assert fetched(tmp_path, hub, "--check", model, "") == (0, "")
     assert names(tmp_path) <= {"config.json"}
 
 
 @pytest.mark.parametrize("option", [[], ["--check"]])
-def test_without_the_hub_and_the_files_that_is_told(tmp_path: Path, hub: str, option: list[str]) -> None:
+def test_offline_with_an_incomplete_cache_is_reported(tmp_path: Path, hub: str, option: list[str]) -> None:
     code, told = fetched(tmp_path, hub, *option, "org/small", "", offline=True)
 
     assert code == 1
@@ -83,7 +82,7 @@ def test_without_the_hub_and_the_files_that_is_told(tmp_path: Path, hub: str, op
 
 
 @pytest.mark.parametrize("option", [[], ["--check"]])
-def test_a_hub_that_says_the_token_back_gets_it_into_no_line(
+def test_a_token_repeated_by_the_hub_is_in_no_message(
     tmp_path: Path, option: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_f3a9c51d2e8b7064")

@@ -1,5 +1,7 @@
-"""Servers of their own processes: started, awaited, watched, swapped and stopped, and none of them left, however aif
-ends. What they run is tests/support/fakes/vllm, found by PYTHONPATH in the place of vLLM."""
+"""Servers as real processes: started, watched, restarted and stopped, and none of them left, however aif ends.
+
+They run tests/fakes/vllm, which PYTHONPATH puts in place of vLLM.
+"""
 
 import asyncio
 import json
@@ -121,9 +123,7 @@ def test_with_gpus_enough_all_run_together_each_on_its_own(
     assert "secret" not in logs["judge-1.log"]
 
 
-def test_where_one_has_room_they_follow_one_another_and_a_finished_run_starts_none(
-    tmp_path: Path, fakes: Fakes
-) -> None:
+def test_on_one_gpu_servers_run_in_turn_and_a_finished_run_starts_none(tmp_path: Path, fakes: Fakes) -> None:
     path = pipeline(tmp_path, {"a": fakes.launch(), "b": fakes.launch()}, fakes.launch())
     made, ended = run(path)
 
@@ -148,25 +148,23 @@ def _entries(path: Path, key: str) -> dict[str, Any]:
     return entries
 
 
-def test_a_launched_judge_sees_what_models_elsewhere_say(tmp_path: Path, fakes: Fakes, serve: Any) -> None:
-    model_identity = serve()
-    path = write(tmp_path, model_identity, 6, judges={"judge": fakes.launch()})
+def test_a_launched_judge_rates_completions_of_other_endpoints(tmp_path: Path, fakes: Fakes, serve: Any) -> None:
+    served = serve()
+    path = write(tmp_path, served, 6, judges={"judge": fakes.launch()})
     _, ended = run(path)
 
     assert not ended.incomplete
     assert len(fakes.started()) == 1
 
 
-def test_no_server_is_started_for_a_judge_who_gets_nothing_to_see(tmp_path: Path, fakes: Fakes) -> None:
+def test_no_server_is_started_for_a_judge_without_completions(tmp_path: Path, fakes: Fakes) -> None:
     _, ended = run(write(tmp_path, NOWHERE, 3, judges={"judge": fakes.launch()}))
 
     assert ended.incomplete
     assert fakes.started() == []
 
 
-def test_one_that_ends_before_it_is_ready_is_refused_with_the_reason_and_the_others_go_on(
-    tmp_path: Path, fakes: Fakes
-) -> None:
+def test_a_server_that_ends_before_it_is_ready_stops_its_endpoint_alone(tmp_path: Path, fakes: Fakes) -> None:
     path = pipeline(tmp_path, {"a": fakes.launch(FAKE_ENDS="1"), "b": fakes.launch()}, fakes.launch())
     made, ended = run(path)
 
@@ -178,7 +176,7 @@ def test_one_that_ends_before_it_is_ready_is_refused_with_the_reason_and_the_oth
     assert [words(record, "--served-model-name") for record in fakes.started()] == ["a", "b"], "nothing to be judged"
 
 
-def test_one_that_the_system_can_not_start_is_refused_and_the_others_go_on(tmp_path: Path, fakes: Fakes) -> None:
+def test_a_server_that_can_not_start_stops_its_endpoint_alone(tmp_path: Path, fakes: Fakes) -> None:
     path = pipeline(tmp_path, {"a": fakes.launch(), "b": fakes.launch()}, fakes.launch())
     (Places(load(path).store).logs / "a-1.log").mkdir(parents=True)
     made, ended = run(path)
@@ -188,7 +186,7 @@ def test_one_that_the_system_can_not_start_is_refused_and_the_others_go_on(tmp_p
     assert ask(made, "SELECT count(*) AS n FROM completions WHERE identity = 'b'") == [{"n": 12}]
 
 
-def test_a_log_for_which_there_is_no_room_is_named(tmp_path: Path, fakes: Fakes) -> None:
+def test_a_full_disk_names_the_log(tmp_path: Path, fakes: Fakes) -> None:
     (tmp_path / "feedback.logs").mkdir()
     (tmp_path / "feedback.logs" / "a-1.log").symlink_to("/dev/full")
     _, ended = run(pipeline(tmp_path, {"a": fakes.launch(), "b": fakes.launch()}, fakes.launch()))
@@ -196,14 +194,14 @@ def test_a_log_for_which_there_is_no_room_is_named(tmp_path: Path, fakes: Fakes)
     assert re.search("No space left on device: '.*feedback.logs/a-1.log'", ended.calling.refused["a"])
 
 
-def test_one_that_is_not_ready_in_time_is_refused(tmp_path: Path, fakes: Fakes) -> None:
+def test_a_server_that_is_not_ready_in_time_stops_its_endpoint(tmp_path: Path, fakes: Fakes) -> None:
     path = pipeline(tmp_path, {"a": fakes.launch({"ready_s": 0.3}, FAKE_STALLS="1")}, fakes.launch())
     _, ended = run(path)
 
     assert ended.calling.refused["a"].startswith("its server was not ready within launch.ready_s (0.3 s)")
 
 
-def test_a_model_that_can_not_be_had_is_refused_and_one_that_can_is_fetched_first(
+def test_a_failed_download_stops_its_endpoint_and_others_download_before_they_start(
     tmp_path: Path, fakes: Fakes, hub: str
 ) -> None:
     there = {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
@@ -226,7 +224,7 @@ def test_a_model_that_can_not_be_had_is_refused_and_one_that_can_is_fetched_firs
         ({"python": "/no/such/python"}, "a: launch.python: /no/such/python can't be run: No such file or directory"),
     ],
 )
-def test_what_can_not_be_started_is_told_before_anything_is(
+def test_a_server_that_can_not_be_placed_is_reported_before_any_starts(
     tmp_path: Path, fakes: Fakes, launch: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(BadInput, match=said):
@@ -234,14 +232,14 @@ def test_what_can_not_be_started_is_told_before_anything_is(
     assert fakes.started() == []
 
 
-def test_a_python_without_vllm_is_told(tmp_path: Path, fakes: Fakes) -> None:
+def test_a_python_without_vllm_is_reported(tmp_path: Path, fakes: Fakes) -> None:
     path = pipeline(tmp_path, {"a": fakes.launch(PYTHONPATH=str(tmp_path))}, fakes.launch())
     (tmp_path / "vllm").mkdir()  # a folder of that name is no vLLM
     with pytest.raises(BadInput, match=r"a: .* has no vLLM; `pip install vllm`"):
         run(path)
 
 
-# --- who was served ---------------------------------------------------------------------------------------------------
+# --- which model was served -------------------------------------------------------------------------------------------
 
 ANSWERS = (
     "SELECT s.model, c.identity, count(*) AS n FROM slots s JOIN completions c USING (key) GROUP BY ALL ORDER BY ALL"
@@ -257,7 +255,7 @@ def recorded(made: Pipeline) -> list[Any]:
         return sorted(reader.texts("model").values(), key=lambda row: (row["endpoint"], row["n"]))
 
 
-def test_other_weights_in_the_same_folder_are_asked_anew_and_the_first_are_found_again(
+def test_other_weights_in_the_same_folder_are_called_and_the_first_are_recognized_again(
     tmp_path: Path, fakes: Fakes, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base = tmp_path / "base"
@@ -292,7 +290,7 @@ def test_other_weights_in_the_same_folder_are_asked_anew_and_the_first_are_found
     assert [(row["endpoint"], row["n"]) for row in recorded(made)][:3] == [("a", 0), ("a", 1), ("a", 2)]
 
 
-def test_what_changed_and_what_that_comes_to_is_said_before_anything_is_asked(tmp_path: Path, fakes: Fakes) -> None:
+def test_changed_files_and_their_cost_are_reported_before_any_call(tmp_path: Path, fakes: Fakes) -> None:
     (fakes.model / "model.safetensors").write_text("first")
     path = pipeline(tmp_path, {"a": fakes.launch()}, fakes.launch({"args": ["--dtype", "half"]}))
     made, _ = run(path)
@@ -333,7 +331,7 @@ def test_what_changed_and_what_that_comes_to_is_said_before_anything_is_asked(tm
     assert str(tmp_path) not in json.dumps(run_json["served"])
 
 
-def test_what_a_former_version_has_asked_is_not_asked_again(
+def test_answers_of_an_earlier_version_are_not_asked_again(
     tmp_path: Path, fakes: Fakes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (fakes.model / "model.safetensors").write_text("first")
@@ -355,7 +353,7 @@ def test_what_a_former_version_has_asked_is_not_asked_again(
     assert asked(made) == 2 * calls
 
 
-def test_files_that_change_while_a_server_loads_them_end_it(
+def test_files_that_change_while_a_server_loads_them_stop_it(
     tmp_path: Path, fakes: Fakes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (fakes.model / "model.safetensors").write_text("first")
@@ -376,7 +374,7 @@ def test_files_that_change_while_a_server_loads_them_end_it(
     assert made.models["a"].identity.startswith("a+sha256:")
 
 
-def test_files_that_go_while_a_server_loads_them_end_it_alone(
+def test_files_deleted_while_a_server_loads_them_stop_it_alone(
     tmp_path: Path, fakes: Fakes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (fakes.model / "model.safetensors").write_text("first")
@@ -394,7 +392,7 @@ def test_files_that_go_while_a_server_loads_them_end_it_alone(
     assert [json.loads(line)["model"] for line in (fakes.folder / "calls.jsonl").read_text().splitlines()] == ["b"] * 12
 
 
-def test_an_adapter_is_asked_for_by_its_name_and_its_base_has_another(tmp_path: Path, fakes: Fakes) -> None:
+def test_calls_name_the_adapter_and_the_base_has_another_name(tmp_path: Path, fakes: Fakes) -> None:
     adapter = tmp_path / "lora"
     adapter.mkdir()
     (adapter / "adapter_model.safetensors").write_text("first")
@@ -409,7 +407,7 @@ def test_an_adapter_is_asked_for_by_its_name_and_its_base_has_another(tmp_path: 
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="of Linux")
-def test_a_log_that_finds_no_room_is_named() -> None:
+def test_a_log_on_a_full_disk_is_named() -> None:
     with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
         _open_log(Path("/dev/full"), "a start")
 
@@ -458,7 +456,7 @@ async def _answered(endpoint: Any) -> str:
     return str((await endpoint.client.ask(REQUEST)).text)
 
 
-async def test_one_that_dies_is_started_again_and_its_engine_is_gone_before(tmp_path: Path, fakes: Fakes) -> None:
+async def test_a_server_that_dies_is_restarted_after_its_engine_has_ended(tmp_path: Path, fakes: Fakes) -> None:
     told: list[str] = []
     async with attended(pipeline(tmp_path, {"a": fakes.launch()}, fakes.launch()), told) as endpoint:
         await _answered(endpoint)
@@ -473,7 +471,7 @@ async def test_one_that_dies_is_started_again_and_its_engine_is_gone_before(tmp_
     assert told[1].endswith("ends with: a is served; starting it again in 0.01 s (1 of 2)")
 
 
-async def test_one_that_keeps_dying_is_given_up(tmp_path: Path, fakes: Fakes) -> None:
+async def test_a_server_that_keeps_dying_is_given_up(tmp_path: Path, fakes: Fakes) -> None:
     told: list[str] = []
     async with attended(pipeline(tmp_path, {"a": fakes.launch()}, fakes.launch()), told) as endpoint:
         while await endpoint.ready():
@@ -484,7 +482,7 @@ async def test_one_that_keeps_dying_is_given_up(tmp_path: Path, fakes: Fakes) ->
     assert len(fakes.started()) == 3
 
 
-async def test_while_one_is_down_the_other_answers(
+async def test_while_one_server_is_down_the_other_answers(
     tmp_path: Path, fakes: Fakes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
@@ -497,7 +495,7 @@ async def test_while_one_is_down_the_other_answers(
         assert await _answered(endpoint)
 
 
-async def test_one_that_hangs_is_ended_and_started_again(tmp_path: Path, fakes: Fakes) -> None:
+async def test_a_server_whose_health_check_hangs_is_restarted(tmp_path: Path, fakes: Fakes) -> None:
     told: list[str] = []
     timings = replace(QUICK, check_s=0.02, hung_s=0.1)
     async with attended(pipeline(tmp_path, {"a": fakes.launch()}, fakes.launch()), told, timings) as endpoint:
@@ -511,7 +509,7 @@ async def test_one_that_hangs_is_ended_and_started_again(tmp_path: Path, fakes: 
     assert not alive(first["engine"])
 
 
-async def test_one_that_is_well_and_answers_no_call_is_ended_and_started_again(tmp_path: Path, fakes: Fakes) -> None:
+async def test_a_healthy_server_that_answers_no_call_is_restarted(tmp_path: Path, fakes: Fakes) -> None:
     told: list[str] = []
     path = pipeline(tmp_path, {"a": {**fakes.launch(FAKE_LATENCY="60"), "timeout_s": 0.1}}, fakes.launch())
     async with attended(path, told, replace(QUICK, check_s=0.02)) as endpoint:
@@ -522,7 +520,7 @@ async def test_one_that_is_well_and_answers_no_call_is_ended_and_started_again(t
     assert told[1].startswith("a: its server hangs, it answered no call within timeout_s: its log ")
 
 
-async def test_a_log_that_grows_without_end_keeps_its_begin_its_end_and_what_went_wrong(
+async def test_an_endless_log_keeps_its_beginning_its_end_and_the_error(
     tmp_path: Path, fakes: Fakes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("aif.servers.fleet.LOG_KEPT", 100_000)
@@ -548,7 +546,7 @@ async def _until(condition: Callable[[], object]) -> None:
     await asyncio.to_thread(until, condition)
 
 
-def test_a_run_goes_on_when_a_server_is_killed_under_it(tmp_path: Path, fakes: Fakes) -> None:
+def test_a_run_continues_when_a_server_is_killed(tmp_path: Path, fakes: Fakes) -> None:
     path = pipeline(tmp_path, {"a": fakes.launch(FAKE_LATENCY="0.1")}, fakes.launch(), 10)
     process = aif("run", path, "--set", "models.a.concurrency=8")
     until(lambda: _answers(tmp_path) >= 8, "the first answers")
@@ -578,7 +576,7 @@ def test_when_aif_is_killed_no_process_is_left(tmp_path: Path, fakes: Fakes) -> 
     until(lambda: not fakes.alive(), "the servers' end")
 
 
-def test_a_stop_finishes_what_is_in_flight_and_stops_the_servers(tmp_path: Path, fakes: Fakes) -> None:
+def test_a_stop_finishes_calls_in_flight_and_stops_the_servers(tmp_path: Path, fakes: Fakes) -> None:
     path = pipeline(tmp_path, {"a": fakes.launch(FAKE_LATENCY="0.1")}, fakes.launch(), 40)
     process = aif("run", path, "--set", "models.a.concurrency=4", start_new_session=True)
     until(lambda: _answers(tmp_path) >= 4, "the first answers")
@@ -606,7 +604,7 @@ def test_a_stop_while_servers_start_does_not_wait_for_them(
     assert not fakes.alive()
 
 
-def test_a_stop_while_a_model_is_fetched_does_not_wait_for_it(tmp_path: Path, fakes: Fakes) -> None:
+def test_a_stop_during_a_download_does_not_wait_for_it(tmp_path: Path, fakes: Fakes) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, and never says a word
         there = {
             "HF_ENDPOINT": f"http://127.0.0.1:{silent.getsockname()[1]}",
@@ -625,10 +623,10 @@ def test_a_stop_while_a_model_is_fetched_does_not_wait_for_it(tmp_path: Path, fa
     assert fakes.started() == []
 
 
-# --- what is told -----------------------------------------------------------------------------------------------------
+# --- messages ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_telling_line_of_a_log_is_the_cause_not_what_follows_from_it() -> None:
+def test_the_error_shown_of_a_log_is_the_cause_not_its_consequences() -> None:
     assert error_in_log(TRACEBACK.splitlines()) == "ValueError: No room for the weights"
     said = "pydantic_core._pydantic_core.ValidationError: 1 error for ModelConfig\n  max_model_len is too long\nbye"
     assert error_in_log(said.splitlines()).endswith(
@@ -651,7 +649,7 @@ RuntimeError: Engine core initialization failed. See root cause above. Failed co
     assert error_in_log([]) == ""
 
 
-def test_doctor_tells_what_would_be_launched_without_launching_it(
+def test_doctor_shows_what_would_be_launched_without_launching_it(
     tmp_path: Path, fakes: Fakes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = pipeline(

@@ -1,4 +1,4 @@
-"""Nothing of a guarded command is left, whoever ends first and however."""
+"""No process of a guarded command is left, whichever process ends first and in any way."""
 
 import os
 import signal
@@ -49,7 +49,7 @@ def ended() -> Iterator[list[Guarded]]:
         one.guard.wait(30)
 
 
-def test_when_the_pipe_closes_all_are_ended(tmp_path: Path, ended: list[Guarded]) -> None:
+def test_all_processes_end_when_the_pipe_closes(tmp_path: Path, ended: list[Guarded]) -> None:
     one = Guarded(tmp_path, "sleep 600 & echo $!; echo $$; sleep 600")
     ended.append(one)
     pids = one.pids(2)
@@ -60,7 +60,7 @@ def test_when_the_pipe_closes_all_are_ended(tmp_path: Path, ended: list[Guarded]
     assert not any(alive(pid) for pid in pids)
 
 
-def test_who_does_not_hear_sigterm_is_killed(tmp_path: Path, ended: list[Guarded]) -> None:
+def test_a_process_that_ignores_sigterm_is_killed(tmp_path: Path, ended: list[Guarded]) -> None:
     one = Guarded(tmp_path, "trap '' TERM; sleep 600 & echo $!; echo $$; wait; sleep 600", grace_s=0.2)
     ended.append(one)
     pids = one.pids(2)
@@ -71,7 +71,7 @@ def test_who_does_not_hear_sigterm_is_killed(tmp_path: Path, ended: list[Guarded
 
 
 @LINUX
-def test_who_left_the_group_and_its_parent_is_found(tmp_path: Path, ended: list[Guarded]) -> None:
+def test_a_process_that_left_the_group_and_its_parent_is_ended(tmp_path: Path, ended: list[Guarded]) -> None:
     one = Guarded(tmp_path, "(setsid sh -c 'trap \"\" TERM; echo $$; sleep 600' &) ; echo $$; sleep 600", grace_s=0.2)
     ended.append(one)
     pids = one.pids(2)
@@ -81,7 +81,7 @@ def test_who_left_the_group_and_its_parent_is_found(tmp_path: Path, ended: list[
     assert not any(alive(pid) for pid in pids)
 
 
-def test_when_the_command_ends_what_it_started_is_ended_and_its_exit_code_told(
+def test_when_the_command_ends_its_children_are_ended_and_its_exit_code_is_returned(
     tmp_path: Path, ended: list[Guarded]
 ) -> None:
     one = Guarded(tmp_path, "sleep 600 & echo $!; exit 7")
@@ -92,7 +92,7 @@ def test_when_the_command_ends_what_it_started_is_ended_and_its_exit_code_told(
     assert not alive(pid)
 
 
-def test_a_server_that_is_killed_takes_its_engine_along(tmp_path: Path, ended: list[Guarded]) -> None:
+def test_when_the_server_is_killed_its_engine_ends(tmp_path: Path, ended: list[Guarded]) -> None:
     one = Guarded(tmp_path, "sleep 600 & echo $!; kill -9 $$")
     ended.append(one)
     (pid,) = one.pids(1)
@@ -101,7 +101,7 @@ def test_a_server_that_is_killed_takes_its_engine_along(tmp_path: Path, ended: l
     assert not alive(pid)
 
 
-def test_when_the_guard_is_killed_all_are_killed(tmp_path: Path, ended: list[Guarded]) -> None:
+def test_when_the_guard_is_killed_all_processes_are_killed(tmp_path: Path, ended: list[Guarded]) -> None:
     one = Guarded(tmp_path, "trap '' TERM; sleep 600 & echo $!; echo $$; wait")
     ended.append(one)
     pids = one.pids(2)
@@ -111,7 +111,7 @@ def test_when_the_guard_is_killed_all_are_killed(tmp_path: Path, ended: list[Gua
 
 
 @LINUX
-def test_when_the_witness_is_killed_another_takes_its_place(tmp_path: Path, ended: list[Guarded]) -> None:
+def test_when_the_witness_is_killed_another_is_started(tmp_path: Path, ended: list[Guarded]) -> None:
     one = Guarded(tmp_path, "trap '' TERM; sleep 600 & echo $!; echo $$; wait")
     ended.append(one)
     pids = one.pids(2)
@@ -137,7 +137,7 @@ def test_sigterm_to_the_guard_ends_all(tmp_path: Path, ended: list[Guarded]) -> 
     assert not any(alive(pid) for pid in pids)
 
 
-def test_a_command_that_is_not_there_is_told() -> None:
+def test_a_missing_command_is_reported() -> None:
     words = [sys.executable, "-I", "-S", PATH, "1", "/no/such/python", "-m", "vllm"]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as guarded:
         assert guarded.wait(30) == 127

@@ -1,5 +1,4 @@
-"""What a launched server loads: which of a folder's files and which arguments count, what is read again, and when a
-model is another one."""
+"""Which files and arguments identify a launched model, when files are read again, and when a server has other files."""
 
 import json
 import os
@@ -67,9 +66,7 @@ def past() -> Past:
     return Past()
 
 
-def test_the_first_content_keeps_the_name_and_another_is_another_model_until_it_is_back(
-    tmp_path: Path, past: Past
-) -> None:
+def test_the_first_content_keeps_the_plain_name_and_other_content_is_another_model(tmp_path: Path, past: Past) -> None:
     one = pipeline(tmp_path, {"model": str(model(tmp_path / "m"))})
     assert past.look(one) == "policy"
     assert past.seen[0].changes == ""
@@ -90,7 +87,7 @@ def test_the_first_content_keeps_the_name_and_another_is_another_model_until_it_
     assert past.read(one) == "policy"
 
 
-def test_what_reasoning_is_goes_by_the_name(tmp_path: Path, past: Past) -> None:
+def test_reasoning_tags_depend_on_the_declared_name(tmp_path: Path, past: Past) -> None:
     one = pipeline(tmp_path, {"model": str(model(tmp_path / "m"))}, reasoning_tags="none")
     tags = one.reasoning_tags
     past.look(one)
@@ -99,7 +96,7 @@ def test_what_reasoning_is_goes_by_the_name(tmp_path: Path, past: Past) -> None:
     assert one.reasoning_tags == tags
 
 
-def test_another_folder_under_the_name_is_another_model_unless_it_holds_the_same(tmp_path: Path, past: Past) -> None:
+def test_another_folder_is_another_model_unless_its_content_is_the_same(tmp_path: Path, past: Past) -> None:
     first, same = model(tmp_path / "ckpt_1000"), model(tmp_path / "elsewhere")
     assert past.look(pipeline(tmp_path, {"model": str(first)})) == "policy"
     assert past.look(pipeline(tmp_path, {"model": str(same)})) == "policy"
@@ -115,7 +112,7 @@ def test_another_folder_under_the_name_is_another_model_unless_it_holds_the_same
         "rng_state.pth", "original/consolidated.safetensors", "pytorch_model.bin", "eval_results.json", "modeling_x.py",
     ],
 )  # fmt: skip
-def test_what_no_server_loads_changes_nothing(tmp_path: Path, past: Past, name: str) -> None:
+def test_files_that_vllm_does_not_load_change_nothing(tmp_path: Path, past: Past, name: str) -> None:
     one = pipeline(tmp_path, {"model": str(model(tmp_path / "m"))})
     past.look(one)
     model(tmp_path / "m", **{name: "new"})
@@ -133,7 +130,7 @@ def test_what_no_server_loads_changes_nothing(tmp_path: Path, past: Past, name: 
         "additional_chat_templates/tool.jinja", "quantize_config.json", "hf_quant_config.json", "params.json",
     ],
 )  # fmt: skip
-def test_what_a_server_loads_counts(tmp_path: Path, past: Past, name: str) -> None:
+def test_files_that_vllm_loads_change_the_identity(tmp_path: Path, past: Past, name: str) -> None:
     one = pipeline(tmp_path, {"model": str(model(tmp_path / "m"))})
     past.look(one)
     model(tmp_path / "m", **{name: "new"})
@@ -142,7 +139,7 @@ def test_what_a_server_loads_counts(tmp_path: Path, past: Past, name: str) -> No
     assert name in past.seen[0].changes
 
 
-def test_weights_in_the_old_format_count_where_there_are_no_others_or_where_it_is_said() -> None:
+def test_weights_in_old_formats_count_without_safetensors_or_with_load_format() -> None:
     names = ["pytorch_model.bin", "m.pt", "training_args.bin", "scheduler.pt", "x.py"]
     assert loaded_files(names, ()) == ["m.pt", "pytorch_model.bin"]
     assert loaded_files([*names, "model.safetensors"], ()) == ["model.safetensors"]
@@ -172,7 +169,7 @@ def test_weights_in_the_old_format_count_where_there_are_no_others_or_where_it_i
         (["--invented", "x", "y"], {"--invented": digest("x\0y")}),
     ],
 )
-def test_arguments_count_by_what_they_change(args: list[str], counts: dict[str, str]) -> None:
+def test_arguments_that_change_the_text_are_part_of_the_identity(args: list[str], counts: dict[str, str]) -> None:
     assert identity_arguments(args) == counts
 
 
@@ -192,7 +189,7 @@ def test_no_argument_is_in_both_lists() -> None:
         ), name
 
 
-def test_an_argument_that_is_not_known_counts_and_is_said_once(tmp_path: Path, past: Past) -> None:
+def test_an_unknown_argument_counts_and_is_reported_once(tmp_path: Path, past: Past) -> None:
     folder = str(model(tmp_path / "m"))
     one = pipeline(tmp_path, {"model": folder, "args": ["--invented", "1", "--dtype", "half", "--max-num-seqs", "9"]})
     past.look(one)
@@ -209,7 +206,7 @@ def test_an_argument_that_is_not_known_counts_and_is_said_once(tmp_path: Path, p
     assert len(past.told) == 1
 
 
-def test_a_file_or_folder_that_an_argument_names_counts_by_its_content(tmp_path: Path, past: Past) -> None:
+def test_a_file_or_folder_in_an_argument_counts_by_its_content(tmp_path: Path, past: Past) -> None:
     template, words = tmp_path / "t.jinja", model(tmp_path / "tokenizer")
     template.write_text("one")
     args = ["--chat-template", str(template), "--tokenizer", str(words)]
@@ -227,7 +224,7 @@ def test_a_file_or_folder_that_an_argument_names_counts_by_its_content(tmp_path:
 
 
 @pytest.mark.parametrize("syntax", ["name=path", "json"])
-def test_an_adapter_that_is_asked_for_counts_and_others_do_not(tmp_path: Path, past: Past, syntax: str) -> None:
+def test_only_the_adapter_that_calls_use_counts(tmp_path: Path, past: Past, syntax: str) -> None:
     for name in ("policy", "critic"):
         model(tmp_path / name, adapter_config__json="{}", adapter_model__safetensors=name)
     modules = [
@@ -256,7 +253,7 @@ def test_an_adapter_on_the_hub_counts_by_its_name(tmp_path: Path, past: Past) ->
     assert past.seen[0].changes == "adapter ('org/a' → 'org/b')"
 
 
-def test_files_of_one_size_and_time_are_told_apart_and_what_stays_is_not_read_again(
+def test_files_with_equal_size_and_mtime_differ_and_unchanged_files_are_not_read_again(
     tmp_path: Path, past: Past, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(model_files, "_SETTLED_S", -1.0)
@@ -284,7 +281,7 @@ def test_files_of_one_size_and_time_are_told_apart_and_what_stays_is_not_read_ag
     assert read[len(BASE) :] == ["model.safetensors"]
 
 
-def test_what_was_kept_of_a_file_that_may_no_longer_be_looked_at_is_in_nobodys_way(
+def test_a_cached_file_that_is_now_forbidden_does_no_harm(
     tmp_path: Path, past: Past, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(model_files, "_SETTLED_S", -1.0)
@@ -305,7 +302,7 @@ def test_what_was_kept_of_a_file_that_may_no_longer_be_looked_at_is_in_nobodys_w
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"x": 1}', b'{"x": [1, 2, 3, 4]}', b"\xff"])
-def test_what_was_kept_of_files_may_be_anything(tmp_path: Path, past: Past, content: bytes) -> None:
+def test_a_damaged_cache_is_ignored(tmp_path: Path, past: Past, content: bytes) -> None:
     place = model_files._cache_file()
     place.parent.mkdir(parents=True, exist_ok=True)
     place.write_bytes(content)
@@ -314,7 +311,9 @@ def test_what_was_kept_of_files_may_be_anything(tmp_path: Path, past: Past, cont
     assert len(past[0]["parts"]) == len(BASE)
 
 
-def test_nothing_needs_to_be_kept_of_files(tmp_path: Path, past: Past, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_can_not_be_written_is_no_error(
+    tmp_path: Path, past: Past, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     monkeypatch.setattr(model_files, "_SETTLED_S", -1.0)
@@ -322,7 +321,7 @@ def test_nothing_needs_to_be_kept_of_files(tmp_path: Path, past: Past, monkeypat
     assert past.look(pipeline(tmp_path, {"model": str(model(tmp_path / "m"))})) == "policy"
 
 
-def test_where_nobody_has_a_home_nothing_is_kept(tmp_path: Path, past: Past, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_home_folder_there_is_no_cache(tmp_path: Path, past: Past, monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in ("XDG_CACHE_HOME", "HOME"):
         monkeypatch.delenv(variable)
     monkeypatch.setattr(os, "getuid", lambda: 2**31 - 5)
@@ -333,13 +332,13 @@ def test_where_nobody_has_a_home_nothing_is_kept(tmp_path: Path, past: Past, mon
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
 
-def test_a_young_file_is_read_again(tmp_path: Path, past: Past) -> None:
+def test_a_file_changed_a_moment_ago_is_not_cached(tmp_path: Path, past: Past) -> None:
     past.look(pipeline(tmp_path, {"model": str(model(tmp_path / "m"))}))
 
     assert not model_files._cache_file().exists()
 
 
-def test_a_file_that_can_not_be_read_is_told(tmp_path: Path, past: Past, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_can_not_be_read_is_reported(tmp_path: Path, past: Past, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(path: Path, over: Event) -> str:
         raise PermissionError(13, "Permission denied", str(path))
 
@@ -348,7 +347,7 @@ def test_a_file_that_can_not_be_read_is_told(tmp_path: Path, past: Past, monkeyp
         past.look(pipeline(tmp_path, {"model": str(model(tmp_path / "m"))}))
 
 
-def test_a_folder_that_is_gone_is_what_it_was(tmp_path: Path, past: Past) -> None:
+def test_a_deleted_folder_keeps_its_last_identity(tmp_path: Path, past: Past) -> None:
     one = pipeline(tmp_path, {"model": str(model(tmp_path / "m"))})
     past.look(one)
     model(tmp_path / "m", model__safetensors="trained")
@@ -359,7 +358,7 @@ def test_a_folder_that_is_gone_is_what_it_was(tmp_path: Path, past: Past) -> Non
     assert past.read(pipeline(tmp_path, {"model": str(tmp_path / "never")})) == "policy+sha256:?"
 
 
-def test_two_entries_of_one_name_that_are_seen_together_both_keep_it(tmp_path: Path) -> None:
+def test_two_entries_of_one_name_seen_together_both_keep_the_plain_name(tmp_path: Path) -> None:
     one = pipeline(tmp_path, {"model": str(model(tmp_path / "m"))})
     launch = {"model": str(tmp_path / "m"), "args": ["--dtype", "half"]}
     two = pipeline(tmp_path, launch, temperature=0.5)
@@ -383,7 +382,7 @@ def online(hub: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.
     return monkeypatch
 
 
-def test_a_model_on_the_hub_is_known_by_its_files_without_a_download(
+def test_a_model_on_the_hub_is_identified_by_its_files_without_a_download(
     tmp_path: Path, past: Past, online: pytest.MonkeyPatch
 ) -> None:
     one = pipeline(tmp_path, {"model": "org/small"})
@@ -403,7 +402,7 @@ def test_a_model_on_the_hub_is_known_by_its_files_without_a_download(
     assert past.look(one).startswith("policy+sha256:")
 
 
-def test_without_the_hub_what_is_in_the_cache_is_the_same_model_and_else_what_is_on_record(
+def test_offline_the_cache_identifies_the_model_and_else_the_last_record(
     tmp_path: Path, past: Past, online: pytest.MonkeyPatch
 ) -> None:
     one = pipeline(tmp_path, {"model": "org/small"})
@@ -433,7 +432,7 @@ def test_without_the_hub_what_is_in_the_cache_is_the_same_model_and_else_what_is
     assert past.seen == []
 
 
-def test_ctrl_c_ends_the_reading_of_files() -> None:
+def test_ctrl_c_stops_the_reading_of_files() -> None:
     began = time.monotonic()
     Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
 
@@ -442,7 +441,7 @@ def test_ctrl_c_ends_the_reading_of_files() -> None:
     assert time.monotonic() - began < 10
 
 
-def test_the_reading_of_files_can_be_ended_and_nothing_half_read_is_kept(
+def test_the_reading_of_files_can_be_stopped_and_nothing_partial_is_cached(
     tmp_path: Path, past: Past, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = pipeline(tmp_path, {"model": str(model(tmp_path / "m"))})
@@ -457,7 +456,7 @@ def test_the_reading_of_files_can_be_ended_and_nothing_half_read_is_kept(
     assert model_files._read_cache() == {}
 
 
-def test_a_home_folder_of_nobody_is_told(tmp_path: Path, past: Past) -> None:
+def test_a_home_folder_of_an_unknown_user_is_reported(tmp_path: Path, past: Past) -> None:
     for launch in ({"model": "~nobody-here/m"}, {"model": "m", "python": "~nobody-here/python"}):
         with pytest.raises(BadInput, match="no such home folder"):
             launched_endpoints(pipeline(tmp_path, launch), [("completion", "a")])
@@ -466,7 +465,7 @@ def test_a_home_folder_of_nobody_is_told(tmp_path: Path, past: Past) -> None:
     assert past[0]["parts"]["adapter"] == "~nobody-here/a"
 
 
-def test_a_server_is_asked_only_if_it_loaded_what_was_looked_at(tmp_path: Path, past: Past) -> None:
+def test_a_server_is_used_only_if_its_files_are_those_of_the_plan(tmp_path: Path, past: Past) -> None:
     folder = model(tmp_path / "m")
     one = pipeline(tmp_path, {"model": str(folder)})
     past.look(one)

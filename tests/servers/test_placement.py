@@ -1,4 +1,4 @@
-"""Servers on GPUs: nobody twice, nobody left out, nothing beyond the machine, and judges after models."""
+"""Placement of servers on GPUs: no GPU twice, no endpoint left out, and judges after models."""
 
 import pytest
 from hypothesis import given
@@ -33,7 +33,7 @@ def names(shift: Shift) -> list[str]:
 
 
 @given(machines())
-def test_every_wish_has_its_servers_in_one_shift_and_no_gpu_is_used_twice(
+def test_every_request_has_its_servers_in_one_shift_and_no_gpu_is_used_twice(
     machine: tuple[list[GpuRequest], tuple[str, ...]],
 ) -> None:
     wanted, gpus = machine
@@ -113,10 +113,12 @@ def test_on_a_cpu_one_runs_after_another() -> None:
         (GpuRequest("judgement", "big", 1, 2), CPU, "launch.replicas 2, but this machine has no GPU"),
     ],
 )
-def test_what_can_never_fit_is_named_with_what_there_is(wish: GpuRequest, gpus: tuple[str, ...], said: str) -> None:
+def test_a_request_that_can_never_fit_is_reported_with_the_gpus_there_are(
+    wish: GpuRequest, gpus: tuple[str, ...], said: str
+) -> None:
     with pytest.raises(BadInput, match=said):
         plan_shifts([GpuRequest("completion", "small", 1), wish], gpus)
 
 
-def test_without_wishes_there_is_no_shift() -> None:
+def test_without_requests_there_is_no_shift() -> None:
     assert plan_shifts([], CPU) == ()

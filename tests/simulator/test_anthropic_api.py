@@ -1,4 +1,4 @@
-"""The simulator's Messages: what it says, what it refuses, and what its prefix cache bills."""
+"""The simulator's Messages API: its replies, what it refuses, and what its prompt cache bills."""
 
 import json
 from collections.abc import AsyncIterator, Callable
@@ -128,7 +128,7 @@ def test_a_prefix_is_written_once_and_read_from_then_on() -> None:
         assert usage["input_tokens"] + sum(billed(reply)) == 4 + count_tokens(LONG + "Be brief.")
 
 
-def test_requests_that_come_together_all_write() -> None:
+def test_requests_in_flight_together_all_write_the_cache() -> None:
     """A cache entry can be read once the first reply has begun."""
     endpoint = Messages(MODELS, 32768)
     finishes = [endpoint.begin(ask(marked(LONG, tail))) for tail in ("Be brief.", "Be honest.")]
@@ -197,7 +197,7 @@ async def post() -> AsyncIterator[Post]:
         yield send
 
 
-async def test_key_is_asked_for_under_either_name(post: Post) -> None:
+async def test_the_key_is_required_under_either_header(post: Post) -> None:
     async with Simulator(MODELS, require_key="open-sesame") as simulator:
         missing, wrong = await post(simulator, ask()), await post(simulator, ask(), x_api_key="wrong")
         right = [

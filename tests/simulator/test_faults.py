@@ -1,4 +1,4 @@
-"""What goes wrong on purpose, as a client sees it over a real socket; and the clock that goes faster for both."""
+"""Injected faults as a client sees them over a real socket, and rate limits under a faster clock."""
 
 import asyncio
 import json
@@ -44,16 +44,14 @@ def always(fault: Fault, **how: Any) -> Any:
         (Fault.UNKNOWN_MODEL, 404),
     ],
 )
-async def test_a_refusal_comes_in_the_shape_of_its_api_and_says_the_key_back(
-    path: str, fault: Fault, status: int
-) -> None:
+async def test_a_refusal_has_the_shape_of_its_api_and_repeats_the_key(path: str, fault: Fault, status: int) -> None:
     async with Simulator(MODELS, faults=always(fault)) as simulator:
         got, _, body = await post(simulator, path)
     assert got == status
     assert "sk-planted" in json.loads(body)["error"]["message"]
 
 
-async def test_an_empty_account_is_told_as_each_provider_tells_it() -> None:
+async def test_an_empty_account_is_reported_as_each_provider_does() -> None:
     async with Simulator(MODELS, faults=always(Fault.QUOTA)) as simulator:
         assert [(await post(simulator, path))[0] for path in ("/chat/completions", "/messages")] == [429, 400]
 
@@ -68,7 +66,7 @@ async def test_retry_after_in_seconds_as_a_date_or_not_at_all() -> None:
     assert "Retry-After" not in headers[2]
 
 
-async def test_what_is_no_reply_comes_with_status_200() -> None:
+async def test_broken_replies_have_status_200() -> None:
     bodies = {}
     for fault in (Fault.HTML, Fault.BROKEN_JSON, Fault.NO_CHOICES, Fault.CONTROL):
         async with Simulator(MODELS, faults=always(fault)) as simulator:
@@ -91,7 +89,7 @@ async def test_what_is_no_reply_comes_with_status_200() -> None:
         (Fault.SAYS, "these words", "stop"),
     ],
 )
-async def test_a_reply_with_other_words(fault: Fault, text: str, reason: str) -> None:
+async def test_a_reply_with_another_text(fault: Fault, text: str, reason: str) -> None:
     async with Simulator(MODELS, faults=always(fault, text="these words")) as simulator:
         _, _, body = await post(simulator)
         _, _, anthropic = await post(simulator, "/messages")
@@ -133,7 +131,7 @@ async def test_a_client_that_gives_up_ends_its_call_and_is_billed() -> None:
     assert call.usage["completion_tokens"] > 0
 
 
-async def test_every_call_is_told_of_with_its_key_and_how_often_it_came() -> None:
+async def test_on_call_gets_every_call_with_its_key_and_count() -> None:
     calls: list[Call] = []
     async with Simulator(MODELS, on_call=calls.append) as simulator:
         for seed in (1, 2, 1):
@@ -164,12 +162,12 @@ def test_a_lasting_fault_comes_again_on_every_retry() -> None:
         assert len({faults(Arrival("m", key, nth, nth, 0.0)) for nth in range(1, 6)}) == 1
 
 
-def test_shares_above_the_whole_are_refused() -> None:
+def test_shares_above_1_are_refused() -> None:
     with pytest.raises(BadInput, match="above 1"):
         Faults({Fault.EMPTY: 0.6, Fault.HTML: 0.6})
 
 
-def test_an_allowance_refills_all_the_time_and_counts_what_it_refused() -> None:
+def test_a_rate_limiter_refills_continuously_and_counts_refused_requests() -> None:
     limiter = RateLimitBuckets(60, None, burst_s=2)
     limiter.take(0, 0.0)
     limiter.take(0, 0.0)
@@ -180,7 +178,7 @@ def test_an_allowance_refills_all_the_time_and_counts_what_it_refused() -> None:
     limiter.take(0, 2.0)
 
 
-def test_tokens_are_limited_too_and_what_is_left_is_said() -> None:
+def test_tokens_are_limited_too_and_headers_report_what_is_left() -> None:
     limiter = RateLimitBuckets(None, 600)
     limiter.take(400, 0.0)
     with pytest.raises(RefusedError, match="tokens per min"):
