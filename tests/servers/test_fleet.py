@@ -1,6 +1,6 @@
 """Servers as real processes: started, watched, restarted and stopped, and none of them left, however aif ends.
 
-They run tests/support/fakes/vllm, which PYTHONPATH puts in place of vLLM.
+They run tests/fakes/vllm, which PYTHONPATH puts in place of vLLM.
 """
 
 import asyncio
