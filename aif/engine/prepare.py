@@ -9,7 +9,7 @@ from aif.core.errors import BadInput
 from aif.core.reasoning import merge_tags
 from aif.core.resources import find_resource, shipped
 from aif.core.types import PROVIDED_JUDGE, JudgingSpec, Slot, digest
-from aif.engine.read_prompts import has_unsourced_scores, read_prompts
+from aif.engine.read_prompts import has_unsourced_scores, update_prompts
 from aif.judging.request import judging_spec
 from aif.judging.rubric import IMPORTED_SCORES, Rubric, load
 from aif.planning.plan import PoolModel, Principles, plan_digest, plan_slots, provided_slots
@@ -97,7 +97,7 @@ def prepare(
     principles = principles_of(pipeline)
     with Reader.of(ledger.store) as reader:
         identities = model_identity.identify_models(pipeline, reader.texts("model").values(), tell if reread else None)
-    fingerprint = read_prompts(pipeline, ledger, tell, reread)
+    fingerprint = update_prompts(pipeline, ledger, tell, reread)
     _store_texts(ledger, rubric, principles)
     mark = _plan_mark(pipeline, principles, fingerprint)
     if ledger.store.get_mark("plan") != mark:

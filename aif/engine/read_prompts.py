@@ -12,8 +12,7 @@ from aif.core.batching import batched, utf8_size
 from aif.core.errors import BadInput
 from aif.core.types import Prompt, ProvidedCompletion, digest, normalized
 from aif.planning.plan import provided_key
-from aif.sources.load import read_prompts as _read_source
-from aif.sources.load import source_fingerprint
+from aif.sources.load import read_prompts, source_fingerprint
 from aif.sources.prompt_rows import Skipped
 from aif.store import records
 from aif.store.reader import Reader
@@ -27,7 +26,7 @@ MAX_CARRIED = 65_535  # completions that come with one prompt: the store numbers
 MAX_REPORTED = 5  # rows of each kind of problem that are printed
 
 
-def read_prompts(pipeline: Pipeline, ledger: "JournaledStore", tell: Callable[[str], None], reread: bool) -> str:
+def update_prompts(pipeline: Pipeline, ledger: "JournaledStore", tell: Callable[[str], None], reread: bool) -> str:
     """Read the sources if they changed since they were last read completely. Return a fingerprint of what was read.
 
     Sources are also read again if the journal lost a line to damage, since it may have held prompts, and if it is
@@ -94,7 +93,7 @@ class _Collision(Exception):
 
 def _rows(pipeline: Pipeline) -> Iterator[tuple[str, Prompt | Skipped]]:
     for source in pipeline.prompts:
-        for row in _read_source(source, base=pipeline.folder):
+        for row in read_prompts(source, base=pipeline.folder):
             yield source.source, row
 
 

@@ -23,7 +23,7 @@ from aif.sources.prompt_rows import Skipped, read_row
 
 def read_prompts(source: Source, *, base: Path | None) -> Iterator[Prompt | Skipped]:
     """Yield the prompts of a source up to its `limit`, and a `Skipped` for each row and completion that is left out
-    (`prompt_rows` decides that; `aif.engine.prepare` counts them).
+    (`prompt_rows` decides that; `aif.engine.read_prompts` counts them).
 
     The limit counts prompts, not skipped rows; consecutive rows with a completion each of the same prompt count once.
     `base` is the folder where relative paths are searched first. Raises BadInput with the row's place if a row or the

@@ -41,8 +41,8 @@ MOST_MEMORY = "1GB"  # the limit after another was too low
 def connect(path: Path, read_only: bool = False) -> duckdb.DuckDBPyConnection:
     """Open a store file with aif's DuckDB settings.
 
-    Raises StoreDamaged if DuckDB can't read it, StoreLocked if another process has it open, StoreOutOfMemory if it needs
-    too much memory.
+    Raises StoreDamaged if DuckDB can't read it, StoreLocked if another process has it open, and
+    StoreOutOfMemory if opening it needs too much memory.
     """
     settings = {**SETTINGS, "temp_directory": str(path.with_suffix(".spill"))}
     if read_only:
@@ -111,8 +111,10 @@ def memory_error(path: Path) -> StoreOutOfMemory:
 
 @contextmanager
 def translated_errors(path: Path) -> Iterator[None]:
-    """Turn DuckDB's errors about damage, a full disk and memory into StoreDamaged, OSError and StoreOutOfMemory, and its
-    interrupt into KeyboardInterrupt. Other errors pass unchanged."""
+    """Turn DuckDB's errors about damage, a full disk and memory into StoreDamaged, OSError and StoreOutOfMemory.
+
+    Its error for an interrupt becomes KeyboardInterrupt; other errors pass unchanged.
+    """
     try:
         yield
     except duckdb.Error as error:

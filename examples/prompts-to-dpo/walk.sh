@@ -10,7 +10,7 @@ model=${MODEL:-Qwen/Qwen2.5-0.5B-Instruct}
 # 1. What will it cost? Calls, tokens, dollars, hours.
 aif estimate "$here/pipeline.yaml"
 
-# 2. Ask the pool and the judge. Stop it at any time: the same command goes on.
+# 2. Call the pool and the judge. Stop it at any time: the same command resumes.
 aif run --yes "$here/pipeline.yaml"
 
 # 3. Which pairs come out, before anything is written? And what would another policy give?

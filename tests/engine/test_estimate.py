@@ -164,8 +164,9 @@ def test_endpoints_work_in_parallel_so_the_slowest_gives_the_time() -> None:
 
 
 def used(**given: Any) -> ReplyUsage:
-    return ReplyUsage(**{"items": 10, "shown": 40, "calls": 10, "input": 9000, "cached": 0, "written": 0, "output": 4000,
-                      "reasoning": 1000, "seconds": 20.0} | given)  # fmt: skip
+    defaults = {"items": 10, "shown": 40, "calls": 10, "input": 9000, "cached": 0, "written": 0, "output": 4000,
+                "reasoning": 1000, "seconds": 20.0}  # fmt: skip
+    return ReplyUsage(**(defaults | given))
 
 
 def model(**keys: Any) -> Model:

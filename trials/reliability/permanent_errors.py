@@ -14,7 +14,7 @@ from trials.reliability import Figures, simulated_run
 NUMBER = 6
 PROMISE = (
     "A permanent error stops its provider within the calls in flight, or three, whichever is more, and says what to "
-    "fix; other providers go on, and after the fix the same command resumes."
+    "fix; other providers continue, and after the fix the same command resumes."
 )
 
 # By word that the error's line must contain.
