@@ -98,7 +98,7 @@ def export(
 
 
 def _rows_by_kind(pipeline: Pipeline, rubric: Rubric, reader: Results, paired: pa.Table) -> dict[RowKind, DatasetRows]:
-    """Return the pairs, completions and prompts that the rows of the pipeline's formats are made from, by kind of row."""
+    """Return what the rows of the pipeline's formats are made from (pairs, completions, prompts), by kind of row."""
     wanted = {row_kind(config) for config in pipeline.export.formats}
     by_kind: dict[RowKind, DatasetRows] = {"pairs": DatasetRows(paired, reader.pairs)}
     if "prompts" in wanted:

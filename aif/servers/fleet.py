@@ -119,7 +119,7 @@ class Fleet:
         return cls(pipeline, launched, endpoints, shifts, logs, tell, environ)
 
     def __post_init__(self) -> None:
-        """Multiply the default concurrency of each endpoint by its number of servers, and stop endpoints without work."""
+        """Multiply each default concurrency by the number of servers, and stop endpoints that have no work."""
         placements = [server for shift in self.shifts for server in shift]
         servers = Counter(server.key for server in placements)
         logs = self._log_files(placements)
