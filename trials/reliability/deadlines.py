@@ -12,7 +12,10 @@ from aif.simulator.faults import Arrival, Fault
 from trials.reliability import Figures, fast_clock, in_process, simulated_run
 
 NUMBER = 5
-PROMISE = "Every call ends within its deadline; a hopeless item fails after six attempts, with its cause; all others continue."
+PROMISE = (
+    "Every call ends within its deadline; a hopeless item fails after six attempts, with its cause; "
+    "all others continue."
+)
 
 TIMEOUT_S = 20.0
 ATTEMPTS = RetryPolicy().attempts
