@@ -21,7 +21,8 @@ _BODY_KEYS = (
     "stop_sequences do_sample reasoning_format include_reasoning disable_reasoning safe_prompt prompt_mode verbosity "
     "context_length_exceeded_behavior transforms plugins num_ctx"
 )
-# The right key for words of other tools; a word that is added here leads to the key.
+# The right key for words of other tools. A word that is added here leads to the key, unless it is one of _SECRET_KEYS or
+# _BODY_KEYS or has a prefix that unknown_key_message checks first.
 _SYNONYMS: Mapping[str, str] = {
     word: key
     for key, words in {
@@ -37,7 +38,7 @@ _SYNONYMS: Mapping[str, str] = {
         "requests_per_minute": "rpm max_rpm rate_limit max_requests_per_minute",
         "tokens_per_minute": "tpm max_tpm max_tokens_per_minute",
         "reasoning_effort": "effort thinking_effort reasoning",
-        "reasoning_tags": "think_tags thinking_tags think_tag reasoning_parser reasoning_format strip_thinking",
+        "reasoning_tags": "think_tags thinking_tags think_tag reasoning_parser strip_thinking",
         "service_tier": "tier",
         "temperature": "temp",
         "model": "model_name model_id checkpoint deployment engine",

@@ -6,7 +6,8 @@ has the columns and splits of ultrafeedback_binarized; DPOTrainer raises on it a
 completions of a prompt had different ones.
 
 To add a column to `trl`: add it to `_TRL_SCHEMA` and `_trl` here, to data/schemas/trl.schema.json (every row is checked
-against it), and to the table in docs/formats.md (a test compares them).
+against it), and to the table in docs/formats.md (a test compares them). A value that `Pair` lacks comes from
+store/result_queries.py (`Pair`, `pairs_with_texts`).
 """
 
 import re

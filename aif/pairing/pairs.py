@@ -34,7 +34,7 @@ from aif.pairing.scores import (
     tolerance,
 )
 
-# Why a prompt has no pair. If several apply, the first one counts.
+# Why a prompt has no pair, in the order of display. If several apply, the first that _find_candidates records counts.
 REASONS = (
     "too_few",  # fewer than two completions
     "unrated",  # fewer than min_completions of them are rated

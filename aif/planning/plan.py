@@ -1,10 +1,11 @@
 """Decide which completions a prompt gets: prompt and seed -> slots. Pure.
 
 For each prompt, the pool's models are ranked by a hash of (seed, prompt, model, sample); the best `per_prompt` get a
-slot. So another model in the pool replaces at most one slot of a prompt for each of its samples; all other slots, of
-earlier prompts too, keep their model, principle, sampling seed and key. Principle and sampling seed are drawn from the
-same tuple, never from the slot's number. If a model is in the pool with several settings, the settings of all but the
-first are added to the tuple: else the entries would be drawn together, with the same principle and seed.
+slot. So a model that is added to the pool replaces at most one slot of a prompt for each of its samples; all other
+slots, of earlier prompts too, keep their model, principle, sampling seed and key. Principle and sampling seed are drawn
+from the same tuple, never from the slot's number. If a model is in the pool with several settings, the settings of all
+but the first (sorted by sampling settings, then system) are added to the tuple: else the entries would be drawn
+together, with the same principle and seed. A new entry that sorts before the old one takes over its slots.
 """
 
 from collections.abc import Mapping, Sequence
@@ -188,8 +189,8 @@ def plan_slots(
 ) -> tuple[Slot, ...]:
     """Return the `per_prompt` slots of a prompt, best rank first. The order of the pool doesn't matter.
 
-    Of 10 models a prompt gets those with the lowest hashes of (seed, prompt, model, sample). An 11th model takes at
-    most one slot of a prompt (per sample of it); no other slot changes. Raises BadInput if the pool has too few models
+    Of 10 models a prompt gets those with the lowest hashes of (seed, prompt, model, sample). An 11th model of
+    another identity takes at most one slot of a prompt (per sample of it); no other slot changes. Raises BadInput if the pool has too few models
     and samples.
     """
     candidates: list[tuple[PoolModel, int, DrawKey]] = [
@@ -205,8 +206,8 @@ def plan_slots(
 
 @lru_cache(maxsize=8)
 def _with_settings(pool: tuple[PoolModel, ...]) -> list[tuple[PoolModel, tuple[str, ...]]]:
-    """Return each model with the settings that it adds to its draw key: none for the first entry of an identity, so the
-    completions paid for before a second entry was added stay."""
+    """Return each model with the settings that it adds to its draw key: none for the first entry of an identity, sorted
+    by sampling settings and system. So its completions stay if another entry is added that sorts after it."""
     first: dict[str, PoolModel] = {}
     for model in sorted(pool, key=lambda entry: (repr(entry.sampling), entry.system)):
         first.setdefault(model.identity, model)

@@ -50,7 +50,8 @@ _LITERAL = frozenset({"enum", "const", "default", "examples"})
 MAX_TOKENS = 2**31  # larger numbers are no token counts
 
 # Every finish reason that aif knows, by its meaning: lower case, "_" for other characters, without "FinishReason.". A
-# new provider's finish reason is added here. One that isn't here counts as "length" (see with_finish_reason).
+# new provider's finish reason is added here. One that isn't here counts as "length": a completion is
+# rated but never chosen, a judgement is parsed as usual (see with_finish_reason).
 _FINISH_REASONS: tuple[tuple[Finish | Literal["error"], str], ...] = (
     ("stop", "stop"),  # OpenAI, Gemini and most
     ("stop", "eos eos_token stop_sequence"),  # Together, TGI; watsonx

@@ -1,5 +1,8 @@
 """Bring the store up to date with its journal: read the records that the store lacks, and insert them batch by batch.
 
+JournaledStore.open calls it. So a reply that was in the journal but not in the store when a run was killed is inserted
+by the next command that writes: run, export, rebuild.
+
 A long journal is read by a second process, which sends pickled batches through a pipe: Python parses while DuckDB
 writes. Two threads of one interpreter hardly overlap (200,000 calls: 14.6 s by two threads, 10.0 s by two processes,
 15.6 s one after the other). The second process ends when it can't write to the pipe, so it never outlives this one.

@@ -178,8 +178,8 @@ class ReportQueries(Queries):
         return [FailureGroup(*row) for row in rows]
 
     def unknown_endings(self) -> list[tuple[str, int, str]]:
-        """Return (endpoint, replies, finish reason) for finish reasons that aif does not know. Such replies count as
-        cut at max_tokens."""
+        """Return (endpoint, replies, finish reason) for finish reasons that aif does not know. Such
+        completions count as cut at max_tokens; such judgements are parsed like any other."""
         word = f"json_extract_string(served, '$.{UNKNOWN_FINISH}')"
         return self._rows(
             f"SELECT endpoint, count(*), {word} FROM calls WHERE verdict = 'answered' AND contains(served::VARCHAR, ?) "

@@ -1,4 +1,5 @@
-"""`aif export`: write the pairs as a dataset with its card."""
+"""`aif export`: bring the store up to date with journal and pipeline (`with_prepared_store`), then make pairs and write
+them as a dataset with its card (`aif.export.dataset.export`)."""
 
 from pathlib import Path
 from typing import Annotated
