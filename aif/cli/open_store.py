@@ -110,7 +110,7 @@ def with_prepared_store(pipeline: "Pipeline", arguments: str, work: "Callable[[R
     from aif.store.lock import Places
 
     if not Places(pipeline.store).any:
-        raise BadInput(f"{pipeline.store}: no store yet; `aif run {arguments}` creates it")
+        raise BadInput(f"{pipeline.store}: no store here yet; `aif run {arguments}` makes it")
     rubric = rubric_of(pipeline)
 
     def prepared(ledger: Ledger) -> "T":
