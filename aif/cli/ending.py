@@ -7,7 +7,6 @@ import typer
 
 from aif.cli.console import print_message
 from aif.core.errors import BudgetReached, Exit, ProviderRefused
-from aif.core.formatting import duration
 
 if TYPE_CHECKING:
     from aif.engine.run import CallingResult, RunResult
@@ -21,6 +20,8 @@ def exit_with_outcome(arguments: str, ended: "RunResult") -> None:
     if ended.incomplete:
         tallies = ended.tallies.values()
         wanted, answered = sum(tally.wanted for tally in tallies), sum(tally.answered for tally in tallies)
+        from aif.core.formatting import duration
+
         pauses = "".join(
             f"; {name} asked for a pause of {duration(s)}" for name, s in ended.calling.retry_after_s.items()
         )

@@ -109,7 +109,7 @@ def with_prepared_store(pipeline: "Pipeline", arguments: str, work: "Callable[[R
     from aif.store.paths import StorePaths
 
     if not StorePaths(pipeline.store).any:
-        raise BadInput(f"{pipeline.store}: no store yet; `aif run {arguments}` creates it")
+        raise BadInput(f"{pipeline.store}: no store here yet; `aif run {arguments}` makes it")
     rubric = rubric_of(pipeline)
 
     def prepared(ledger: JournaledStore) -> "T":

@@ -21,8 +21,8 @@ _BODY_KEYS = (
     "stop_sequences do_sample reasoning_format include_reasoning disable_reasoning safe_prompt prompt_mode verbosity "
     "context_length_exceeded_behavior transforms plugins num_ctx"
 )
-# The right key for words of other tools. A word that is added here leads to the key, unless it is one of _SECRET_KEYS or
-# _BODY_KEYS or has a prefix that unknown_key_message checks first.
+# The right key for words of other tools. A word that is added here leads to the key, unless it is in _SECRET_KEYS or
+# _BODY_KEYS or begins like a system prompt: unknown_key_message checks these first.
 _SYNONYMS: Mapping[str, str] = {
     word: key
     for key, words in {

@@ -24,9 +24,9 @@ TURNS = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 class Layout:
     """The columns (`schema`) of a data file, and the function `row` that makes a row from a value of its `kind`.
 
-    A row is made from a Pair ("pairs"), a ScoredCompletion ("best", "labels") or an AnnotatedPrompt ("prompts"). Two checks
-    apply to it: the JSON Schema `data/schemas/<name>.schema.json`, and `faults`, which yields what a JSON Schema can't
-    express, such as relations between columns.
+    A row is made from a Pair ("pairs"), a ScoredCompletion ("best", "labels") or an AnnotatedPrompt ("prompts"). Two
+    checks apply to it: the JSON Schema `data/schemas/<name>.schema.json`, and `faults`, which yields what a JSON
+    Schema can't express, such as relations between columns.
     """
 
     name: str

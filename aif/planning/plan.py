@@ -189,9 +189,9 @@ def plan_slots(
 ) -> tuple[Slot, ...]:
     """Return the `per_prompt` slots of a prompt, best rank first. The order of the pool doesn't matter.
 
-    Of 10 models a prompt gets those with the lowest hashes of (seed, prompt, model, sample). An 11th model of
-    another identity takes at most one slot of a prompt (per sample of it); no other slot changes. Raises BadInput if the pool has too few models
-    and samples.
+    Of 10 models a prompt gets those with the lowest hashes of (seed, prompt, model, sample). An 11th model of another
+    identity takes at most one slot of a prompt (per sample of it); no other slot changes. Raises BadInput if the pool
+    has too few models and samples.
     """
     candidates: list[tuple[PoolModel, int, DrawKey]] = [
         (model, sample, (seed, prompt.prompt_id, model.identity, sample, *settings))

@@ -1,8 +1,9 @@
 """Turn a row of a source into a prompt with the completions and material that it brings, or a reason to skip it.
 
 This is where it is decided that a row is no prompt: `_parse_turns` and `_why_no_prompt` return a `Skipped` or a reason
-(empty, too long, no user turn, a conversation of an unknown shape). `aif.engine.read_prompts` counts the skipped rows. A row
-that contradicts the pipeline file (a missing column, another type) raises BadInput, before anything is spent. No I/O.
+(empty, too long, no user turn, a conversation of an unknown shape). `aif.engine.read_prompts` counts the skipped rows.
+A row that contradicts the pipeline file (a missing column, another type) raises BadInput, before anything is
+spent. No I/O.
 """
 
 import re
