@@ -112,8 +112,8 @@ def with_prepared_store(pipeline: "Pipeline", arguments: str, work: "Callable[[R
         raise BadInput(f"{pipeline.store}: no store here yet; `aif run {arguments}` makes it")
     rubric = rubric_of(pipeline)
 
-    def prepared(ledger: JournaledStore) -> "T":
-        prepare(pipeline, ledger, rubric, print_message, reread=False)
-        return work(rubric, ledger)
+    def prepared(journaled: JournaledStore) -> "T":
+        prepare(pipeline, journaled, rubric, print_message, reread=False)
+        return work(rubric, journaled)
 
     return JournaledStore.use(pipeline.store, print_message, rubric, prepared, tags=pipeline.reasoning_tags)

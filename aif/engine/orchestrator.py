@@ -76,7 +76,7 @@ class Orchestrator:
     """
 
     pipeline: Pipeline
-    ledger: JournaledStore
+    journaled: JournaledStore
     rubric: Rubric
     endpoints: list[Endpoint]
     observer: Observer
@@ -109,10 +109,10 @@ class Orchestrator:
 
     async def work(self) -> None:
         """Make every pending call, with retries. Items that failed are in the store's `failures`."""
-        self.ledger.store.list_pending(self.limit)
+        self.journaled.store.list_pending(self.limit)
         completions = self.pipeline.completions
         self._writer = Writer(
-            self.ledger,
+            self.journaled,
             completions.per_prompt,
             completions.min_completions,
             self._on_synced,
@@ -120,7 +120,7 @@ class Orchestrator:
             self.stop,
         )
         # the thread ends first: a reader must not be closed during a query
-        with Reader.of(self.ledger.store) as reader, ThreadPoolExecutor(1, "reader") as thread, _frozen_heap():
+        with Reader.of(self.journaled.store) as reader, ThreadPoolExecutor(1, "reader") as thread, _frozen_heap():
             self.reader, self._thread = reader, thread
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._writer.run())

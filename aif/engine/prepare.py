@@ -87,7 +87,7 @@ def specs_of(pipeline: Pipeline, rubric: Rubric, carried: Iterable[int]) -> list
 
 
 def prepare(
-    pipeline: Pipeline, ledger: "JournaledStore", rubric: Rubric, tell: Callable[[str], None], reread: bool = True
+    pipeline: Pipeline, journaled: "JournaledStore", rubric: Rubric, tell: Callable[[str], None], reread: bool = True
 ) -> list[Record]:
     """Update journal and store to the pipeline file and its sources. Calls no model.
 
@@ -95,27 +95,27 @@ def prepare(
     servers count as unchanged. Returns records of these models, to be journaled before the first call.
     """
     principles = principles_of(pipeline)
-    with Reader.of(ledger.store) as reader:
+    with Reader.of(journaled.store) as reader:
         identities = model_identity.identify_models(pipeline, reader.texts("model").values(), tell if reread else None)
-    fingerprint = update_prompts(pipeline, ledger, tell, reread)
-    _store_texts(ledger, rubric, principles)
+    fingerprint = update_prompts(pipeline, journaled, tell, reread)
+    _store_texts(journaled, rubric, principles)
     mark = _plan_mark(pipeline, principles, fingerprint)
-    if ledger.store.get_mark("plan") != mark:
-        with Reader.of(ledger.store) as reader:
-            ledger.store.replace_slots(_plan(pipeline, principles, reader), mark)
-    set_judging_specs(pipeline, rubric, ledger.store)
-    _store_materials(pipeline, ledger, rubric, fingerprint)
-    _report_outdated(pipeline, ledger.store, tell)
+    if journaled.store.get_mark("plan") != mark:
+        with Reader.of(journaled.store) as reader:
+            journaled.store.replace_slots(_plan(pipeline, principles, reader), mark)
+    set_judging_specs(pipeline, rubric, journaled.store)
+    _store_materials(pipeline, journaled, rubric, fingerprint)
+    _report_outdated(pipeline, journaled.store, tell)
     if changed := [seen for seen in identities if seen.changes]:
-        _report_changed_models(changed, ledger, tell)
+        _report_changed_models(changed, journaled, tell)
     return [seen.record for seen in identities]
 
 
 def _report_changed_models(
-    changed: Sequence[model_identity.ModelChange], ledger: "JournaledStore", tell: Callable[[str], None]
+    changed: Sequence[model_identity.ModelChange], journaled: "JournaledStore", tell: Callable[[str], None]
 ) -> None:
     """Report which models have changed on disk, how, and how many calls are pending now."""
-    with Reader.of(ledger.store) as reader:
+    with Reader.of(journaled.store) as reader:
         tallies = reader.tallies()
     for seen in changed:
         model = seen.entry
@@ -164,7 +164,7 @@ def set_judging_specs(pipeline: Pipeline, rubric: Rubric, store: "Store") -> Non
     store.set_judging_specs(specs_of(pipeline, rubric, sizes))
 
 
-def _store_materials(pipeline: Pipeline, ledger: "JournaledStore", rubric: Rubric, fingerprint: str) -> None:
+def _store_materials(pipeline: Pipeline, journaled: "JournaledStore", rubric: Rubric, fingerprint: str) -> None:
     """Store the material that judges are shown with each prompt, once by digest, and which prompt has which."""
     slots = {slot for source in pipeline.prompts for slot in source.material}
     if unknown := sorted(slots - rubric.sheet.material.keys()):
@@ -174,15 +174,15 @@ def _store_materials(pipeline: Pipeline, ledger: "JournaledStore", rubric: Rubri
             f"{known}"
         )
     mark = _materials_mark(rubric, fingerprint)
-    if ledger.store.get_mark("materials") == mark:
+    if journaled.store.get_mark("materials") == mark:
         return
-    with Reader.of(ledger.store) as reader:
+    with Reader.of(journaled.store) as reader:
         for batch in reader.prompts_with_material() if slots else ():
             shown = {name: prompt for prompt in batch if (name := rubric.material_digest(prompt))}
             stored = reader.stored_digests("material", list(shown))
             if new := [(name, prompt) for name, prompt in shown.items() if name not in stored]:
-                ledger.keep([records.text(name, "material", rubric.material_of(prompt)) for name, prompt in new])
-        ledger.store.set_materials(_material_digests(rubric, reader) if slots else (), mark)
+                journaled.keep([records.text(name, "material", rubric.material_of(prompt)) for name, prompt in new])
+        journaled.store.set_materials(_material_digests(rubric, reader) if slots else (), mark)
 
 
 def _material_digests(rubric: Rubric, reader: Reader) -> Iterator[list[tuple[str, str]]]:
@@ -216,15 +216,15 @@ def _plan_mark(pipeline: Pipeline, principles: Principles | None, fingerprint: s
     return digest([fingerprint, plan])
 
 
-def _store_texts(ledger: "JournaledStore", rubric: Rubric, principles: Principles | None) -> None:
+def _store_texts(journaled: "JournaledStore", rubric: Rubric, principles: Principles | None) -> None:
     texts = {digest(text): text for pool in principles.pools.values() for text in pool} if principles else {}
-    with Reader.of(ledger.store) as reader:
+    with Reader.of(journaled.store) as reader:
         known = reader.stored_digests("principle", list(texts)) | reader.stored_digests("rubric", [rubric.digest])
     new = [records.text(name, "principle", text) for name, text in texts.items() if name not in known]
     if rubric.files and rubric.digest not in known:
         new.append(records.text(rubric.digest, "rubric", dict(rubric.files)))
     if new:
-        ledger.keep(new)
+        journaled.keep(new)
 
 
 def _plan(

@@ -18,7 +18,7 @@ from aif.store import records
 from aif.store.reader import Reader
 from aif.store.records import Record
 
-if TYPE_CHECKING:  # callers that only read a store need no ledger
+if TYPE_CHECKING:  # callers that only read a store need no journaled store
     from aif.store.journaled_store import JournaledStore
 
 PAGE = 2000  # rows, at most
@@ -26,16 +26,16 @@ MAX_CARRIED = 65_535  # completions that come with one prompt: the store numbers
 MAX_REPORTED = 5  # rows of each kind of problem that are printed
 
 
-def update_prompts(pipeline: Pipeline, ledger: "JournaledStore", tell: Callable[[str], None], reread: bool) -> str:
+def update_prompts(pipeline: Pipeline, journaled: "JournaledStore", tell: Callable[[str], None], reread: bool) -> str:
     """Read the sources if they changed since they were last read completely. Return a fingerprint of what was read.
 
     Sources are also read again if the journal lost a line to damage, since it may have held prompts, and if it is
     unknown from which source scores came. Without `reread`, sources that were read before are not looked at again.
     Sources that can't be reached now, but were read as declared, stay as they are in the journal.
     """
-    with Reader.of(ledger.store) as reader:
-        lost = ledger.store.damaged_lines or has_unsourced_scores(pipeline, reader)
-    previous = ledger.store.get_mark("sources")
+    with Reader.of(journaled.store) as reader:
+        lost = journaled.store.damaged_lines or has_unsourced_scores(pipeline, reader)
+    previous = journaled.store.get_mark("sources")
     if previous and not reread and not lost:
         return previous
     # which rows are left out depends on whether there are models
@@ -53,8 +53,8 @@ def update_prompts(pipeline: Pipeline, ledger: "JournaledStore", tell: Callable[
     tell("reading prompts")
     counts: Counter[tuple[str, str]] = Counter()
     try:
-        for page in _pages(_rows(pipeline), counts, ledger, tell, bool(pipeline.models)):
-            ledger.keep(page)
+        for page in _pages(_rows(pipeline), counts, journaled, tell, bool(pipeline.models)):
+            journaled.keep(page)
     except _Collision as collision:
         last, prompts = collision.prompt, (row for _, row in _rows(pipeline) if isinstance(row, Prompt))
         same_id = (prompt for prompt in prompts if prompt.prompt_id == last.prompt_id)
@@ -73,8 +73,8 @@ def update_prompts(pipeline: Pipeline, ledger: "JournaledStore", tell: Callable[
         raise BadInput(
             f"{pipeline.path}: prompts: every row was left out ({why}); correct the rows, or field: of the sources"
         )
-    ledger.keep([records.selected(fingerprint, counts)])
-    ledger.clear_damage()
+    journaled.keep([records.selected(fingerprint, counts)])
+    journaled.clear_damage()
     return fingerprint
 
 
@@ -100,7 +100,7 @@ def _rows(pipeline: Pipeline) -> Iterator[tuple[str, Prompt | Skipped]]:
 def _pages(
     rows: Iterable[tuple[str, Prompt | Skipped]],
     counts: Counter[tuple[str, str]],
-    ledger: "JournaledStore",
+    journaled: "JournaledStore",
     tell: Callable[[str], None],
     has_models: bool,
 ) -> Iterator[list[Record]]:
@@ -121,7 +121,9 @@ def _pages(
         reported += len(bad)
         counts.update((source, "no_completions") for source, prompt in prompts if not (has_models or prompt.provided))
         page = _Page.of(
-            [(source, prompt) for source, prompt in prompts if has_models or prompt.provided], ledger, first=start == 0
+            [(source, prompt) for source, prompt in prompts if has_models or prompt.provided],
+            journaled,
+            first=start == 0,
         )
         for source, prompt in page.selected:
             first = seen.setdefault(_normalized(prompt), prompt.where)
@@ -165,10 +167,10 @@ class _Page:
     counts: Counter[tuple[str, str]]
 
     @classmethod
-    def of(cls, rows: Sequence[tuple[str, Prompt]], ledger: "JournaledStore", first: bool) -> "_Page":
+    def of(cls, rows: Sequence[tuple[str, Prompt]], journaled: "JournaledStore", first: bool) -> "_Page":
         keys = [[provided_key(prompt.prompt_id, c) for c in _row_completions(prompt)] for _, prompt in rows]
         ids, all_keys = [prompt.prompt_id for _, prompt in rows], [key for row in keys for key in row]
-        with Reader.of(ledger.store) as reader:
+        with Reader.of(journaled.store) as reader:
             stored, stored_keys = reader.known_prompts(ids), reader.stored_completions(all_keys)
             # the first page ignores what an interrupted reading left
             taken, gathered = (set(), {}) if first else reader.already_gathered(ids, all_keys)

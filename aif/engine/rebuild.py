@@ -37,14 +37,14 @@ def rebuild(pipeline: Pipeline, tell: Callable[[str], None]) -> RebuildResult:
     rubric = rubric_of(pipeline)
     before = _stored_ratings(places, tell)
 
-    def with_ledger(ledger: JournaledStore) -> tuple[int, dict[str, str]]:
-        prepare(pipeline, ledger, rubric, tell, reread=False)
-        make_pairs(pipeline, rubric, ledger.store)
-        with Reader.of(ledger.store) as reader:
+    def with_store(journaled: JournaledStore) -> tuple[int, dict[str, str]]:
+        prepare(pipeline, journaled, rubric, tell, reread=False)
+        make_pairs(pipeline, rubric, journaled.store)
+        with Reader.of(journaled.store) as reader:
             return reader.call_count(), reader.rating_digests()
 
     calls, after = JournaledStore.use(
-        pipeline.store, tell, rubric, with_ledger, rebuild=True, tags=pipeline.reasoning_tags
+        pipeline.store, tell, rubric, with_store, rebuild=True, tags=pipeline.reasoning_tags
     )
     both = before.keys() & after.keys()
     unchanged = sum(before[key] == after[key] for key in both)

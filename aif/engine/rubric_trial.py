@@ -98,32 +98,32 @@ def try_rubric(
         raise BadInput(f"{pipeline.store}: no store here yet; `aif run {pipeline.path}` makes it")
     agreed, stop = False, StopRequest()  # both stay if the store is rebuilt during the trial
 
-    def with_ledger(ledger: JournaledStore) -> TrialResult | None:
+    def with_store(journaled: JournaledStore) -> TrialResult | None:
         nonlocal agreed
         try:
-            prepare(judging, ledger, current, tell, reread=False)
-            with Reader.of(ledger.store) as reader:
+            prepare(judging, journaled, current, tell, reread=False)
+            with Reader.of(journaled.store) as reader:
                 reach = reader.judgeable_limit(limit)
             if not reach:
                 raise BadInput(f"{pipeline.store}: no prompt has all its completions yet; `aif run` makes them")
-            before = _ratings(judging, current, ledger.store, reach)
-            prepare(judging, ledger, rubric, tell, reread=False)
-            cost = _cost(judging, rubric, ledger.store, reach)
+            before = _ratings(judging, current, journaled.store, reach)
+            prepare(judging, journaled, rubric, tell, reread=False)
+            cost = _cost(judging, rubric, journaled.store, reach)
             if cost.requests and not agreed and not consent(cost):
                 return None
             agreed = True
             judges_only = judging.model_copy(update={"models": {}})
             calling = asyncio.run(
-                call_endpoints(judges_only, ledger, rubric, display, tell, reach, policy or RetryPolicy(), stop)
+                call_endpoints(judges_only, journaled, rubric, display, tell, reach, policy or RetryPolicy(), stop)
             )
-            after = _ratings(judging, rubric, ledger.store, reach)
-            with Reader.of(ledger.store) as reader:
+            after = _ratings(judging, rubric, journaled.store, reach)
+            with Reader.of(journaled.store) as reader:
                 failures = reader.unrated_judgements(reach)
         finally:
-            prepare(pipeline, ledger, current, tell, reread=False)
+            prepare(pipeline, journaled, current, tell, reread=False)
         return TrialResult((current.sheet.name, rubric.sheet.name), before, after, failures, calling)
 
-    return JournaledStore.use(pipeline.store, tell, current, with_ledger, tags=pipeline.reasoning_tags)
+    return JournaledStore.use(pipeline.store, tell, current, with_store, tags=pipeline.reasoning_tags)
 
 
 def _with_judges(pipeline: Pipeline, judge: str | None) -> Pipeline:

@@ -95,24 +95,24 @@ def run_pipeline(
         request_options(endpoint, ENVIRON)  # raises for a missing key, before anything is read
     agreed, stop = False, StopRequest()  # both stay if the store is rebuilt during the run
 
-    def with_ledger(ledger: JournaledStore) -> RunResult:
+    def with_store(journaled: JournaledStore) -> RunResult:
         nonlocal agreed
-        identities = prepare(pipeline, ledger, rubric, tell)
+        identities = prepare(pipeline, journaled, rubric, tell)
         if consent is not None and not agreed:
-            consent(ledger, rubric)
+            consent(journaled, rubric)
         if identities:
-            ledger.keep(identities)
+            journaled.keep(identities)
         if retry_failed and not agreed:
-            ledger.keep([records.retry(datetime.now(UTC))])
+            journaled.keep([records.retry(datetime.now(UTC))])
         agreed = True
-        calling = call_endpoints(pipeline, ledger, rubric, display, tell, limit, policy or RetryPolicy(), stop)
+        calling = call_endpoints(pipeline, journaled, rubric, display, tell, limit, policy or RetryPolicy(), stop)
         result = asyncio.run(calling)
-        outcomes = make_pairs(pipeline, rubric, ledger.store)
-        with Reader.of(ledger.store) as reader:
+        outcomes = make_pairs(pipeline, rubric, journaled.store)
+        with Reader.of(journaled.store) as reader:
             tallies = reader.tallies(limit)
         return RunResult(result, outcomes, tallies, time.monotonic() - began)
 
-    return JournaledStore.use(pipeline.store, tell, rubric, with_ledger, tags=pipeline.reasoning_tags)
+    return JournaledStore.use(pipeline.store, tell, rubric, with_store, tags=pipeline.reasoning_tags)
 
 
 def report_programs_and_secrets(pipeline: Pipeline, tell: Callable[[str], None]) -> None:
@@ -127,7 +127,7 @@ def report_programs_and_secrets(pipeline: Pipeline, tell: Callable[[str], None])
 
 async def call_endpoints(
     pipeline: Pipeline,
-    ledger: JournaledStore,
+    journaled: JournaledStore,
     rubric: Rubric,
     display: Display,
     tell: Callable[[str], None],
@@ -137,7 +137,7 @@ async def call_endpoints(
 ) -> CallingResult:
     """Make every pending call of a prepared store: start servers, show progress, handle Ctrl-C."""
     async with open_endpoints(pipeline, policy=policy) as endpoints:
-        with Reader.of(ledger.store) as reader:
+        with Reader.of(journaled.store) as reader:
             all_tallies = reader.tallies()
             tallies = all_tallies if limit is None else reader.tallies(limit)
             spent, budget = reader.spent(), pipeline.budget_usd
@@ -145,13 +145,13 @@ async def call_endpoints(
         for endpoint in endpoints:
             if tally := all_tallies.get((endpoint.stage, endpoint.name)):
                 endpoint.answered = tally.answered
-        fleet = await Fleet.plan(pipeline, endpoints, _pending(pipeline, tallies), ledger.paths.logs, tell)
+        fleet = await Fleet.plan(pipeline, endpoints, _pending(pipeline, tallies), journaled.paths.logs, tell)
         _raise_file_limit(endpoints, tell)
-        orchestrator = Orchestrator(pipeline, ledger, rubric, endpoints, tracker, spent, limit)
+        orchestrator = Orchestrator(pipeline, journaled, rubric, endpoints, tracker, spent, limit)
         if stop.stopped:
             orchestrator.stop()
         ended = asyncio.Event()
-        progress = asyncio.create_task(show_progress(tracker, display, ledger.paths.progress, ended))
+        progress = asyncio.create_task(show_progress(tracker, display, journaled.paths.progress, ended))
         try:
             with _signals(orchestrator, display, stop):
                 async with asyncio.TaskGroup() as group:

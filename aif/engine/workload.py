@@ -45,12 +45,12 @@ def prepare_and_estimate(pipeline: Pipeline, limit: int | None, tell: Callable[[
     """Read new prompts, plan completions, and estimate a run. `limit`: of the first prompts only."""
     rubric = rubric_of(pipeline)
 
-    def with_ledger(ledger: JournaledStore) -> Estimate:
-        prepare(pipeline, ledger, rubric, tell)
-        with EstimateReader.of(ledger.store) as reader:
+    def with_store(journaled: JournaledStore) -> Estimate:
+        prepare(pipeline, journaled, rubric, tell)
+        with EstimateReader.of(journaled.store) as reader:
             return estimate_run(pipeline, rubric, reader, limit)
 
-    return JournaledStore.use(pipeline.store, tell, rubric, with_ledger, tags=pipeline.reasoning_tags)
+    return JournaledStore.use(pipeline.store, tell, rubric, with_store, tags=pipeline.reasoning_tags)
 
 
 def estimate_run(pipeline: Pipeline, rubric: Rubric, reader: EstimateReader, limit: int | None) -> Estimate:

@@ -40,14 +40,14 @@ class Writer:
 
     def __init__(
         self,
-        ledger: JournaledStore,
+        journaled: JournaledStore,
         per_prompt: int,
         min_completions: int,
         on_synced: Callable[[list[Entry]], None],
         on_ready: Callable[[], None],
         on_error: Callable[[], None],
     ) -> None:
-        self._ledger = ledger
+        self._journaled = journaled
         self._enough = (per_prompt, min_completions)
         self._on_synced = on_synced
         self._on_ready = on_ready
@@ -125,12 +125,12 @@ class Writer:
         if not rest:
             return
         try:
-            self._ledger.journal.append(rest)
+            self._journaled.journal.append(rest)
         except OSError as error:
             self._error = self._error or error
             for record in rest:
                 with suppress(OSError):
-                    self._ledger.journal.append([record])
+                    self._journaled.journal.append([record])
 
     async def _sync(self, thread: ThreadPoolExecutor) -> None:
         loop, more = asyncio.get_running_loop(), True
@@ -145,7 +145,7 @@ class Writer:
             for entries in batched(received, lambda entry: entry.bytes, QUEUED):
                 records = [entry.record for entry in entries]
                 try:
-                    position = await loop.run_in_executor(thread, self._ledger.journal.append, records)
+                    position = await loop.run_in_executor(thread, self._journaled.journal.append, records)
                 except OSError as error:
                     self._unwritten += entries
                     self._settle(entries)
@@ -193,10 +193,10 @@ class Writer:
 
     def _store(self, entries: list[Entry], position: Position) -> bool:
         """Apply entries to the store. Return whether prompts may have become ready to be judged."""
-        self._ledger.store.apply(steps(entries), position)
+        self._journaled.store.apply(steps(entries), position)
         positions = sorted({entry.place[0] for entry in entries if entry.place})
         if positions:
-            self._ledger.store.add_judgeable(positions, *self._enough)
+            self._journaled.store.add_judgeable(positions, *self._enough)
         return bool(positions)
 
 

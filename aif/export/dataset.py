@@ -62,7 +62,7 @@ class ExportResult:
 def export(
     pipeline: Pipeline,
     rubric: Rubric,
-    ledger: JournaledStore,
+    journaled: JournaledStore,
     out: Path,
     tell: Tell,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
@@ -75,8 +75,8 @@ def export(
     """
     out = out.resolve()
     check_destination(out)
-    make_pairs(pipeline, rubric, ledger.store)
-    with ResultReader.of(ledger.store) as reader:
+    make_pairs(pipeline, rubric, journaled.store)
+    with ResultReader.of(journaled.store) as reader:
         prompt_counts, balance = reader.prompt_counts(), reader.item_counts()
         short = shortfall_lines(balance, pipeline.export.completeness, shlex.quote(str(pipeline.path)))
         if short and pipeline.export.incomplete == "refuse":
@@ -84,7 +84,7 @@ def export(
         paired = reader.pair_keys()
         by_kind = _rows_by_kind(pipeline, rubric, reader, paired)
         formats = _formats_with_rows(pipeline, by_kind, prompt_counts, tell)
-        parts = _split(pipeline, ledger, reader, formats, by_kind, tell)
+        parts = _split(pipeline, journaled, reader, formats, by_kind, tell)
         labels = _label_counts(parts["labels"], by_kind["labels"].left_out, tell) if "kto" in formats else None
         with replace_folder(out) as partial:
             rows = parquet.write_files(formats, by_kind, parts, partial)
@@ -172,7 +172,7 @@ def _label_counts(parts: Mapping[Part, pa.Table], left_out: Mapping[str, int], t
 
 def _split(
     pipeline: Pipeline,
-    ledger: JournaledStore,
+    journaled: JournaledStore,
     reader: ResultReader,
     formats: Sequence[str],
     by_kind: Mapping[RowKind, DatasetRows],
@@ -183,7 +183,7 @@ def _split(
     A prompt is in the same part in every format: in test if its draw is below the held-out share.
     """
     draws = _draws(by_kind[row_kind(default_config(formats))].index)
-    share = _test_share(pipeline, ledger, reader, draws, tell)
+    share = _test_share(pipeline, journaled, reader, draws, tell)
     parts: dict[RowKind, dict[Part, pa.Table]] = {}
     for config in formats:
         kind, index = row_kind(config), by_kind[row_kind(config)].index
@@ -223,7 +223,7 @@ def _tell_test_size(pipeline: Pipeline, test: int, prompts: int, tell: Tell) -> 
 
 
 def _test_share(
-    pipeline: Pipeline, ledger: JournaledStore, reader: ResultReader, draws: Mapping[str, float], tell: Tell
+    pipeline: Pipeline, journaled: JournaledStore, reader: ResultReader, draws: Mapping[str, float], tell: Tell
 ) -> float:
     """Return the share of draws that is held out as the test part.
 
@@ -242,7 +242,7 @@ def _test_share(
             "lower it, or give a share such as 0.05"
         )
     threshold = sorted([*draws.values(), *pending])[asked]
-    ledger.keep([records.split(asked, threshold)])
+    journaled.keep([records.split(asked, threshold)])
     prompts = counted(len(draws), "prompt") + (f" and {len(pending):,} that are pending" if pending else "")
     tell(
         f"test split: fixed at {threshold:.2%} of all prompts, which is {asked:,} of {prompts}; it grows with the "

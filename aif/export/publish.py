@@ -93,15 +93,17 @@ class PublishPlan:
 # --- what there is to publish -----------------------------------------------------------------------------------------
 
 
-def load_export(pipeline: Pipeline, rubric: Rubric, ledger: JournaledStore, folder: Path, command: str) -> LoadedExport:
+def load_export(
+    pipeline: Pipeline, rubric: Rubric, journaled: JournaledStore, folder: Path, command: str
+) -> LoadedExport:
     """Read the export in `folder`, which must be what `aif export` would write now. Calls no model.
 
     Raises BadInput if it is out of date or damaged; the message names `command`, which exports again.
     """
     loaded = _read_export(folder, command)
     run = loaded.run
-    make_pairs(pipeline, rubric, ledger.store)
-    with ResultReader.of(ledger.store) as reader:
+    make_pairs(pipeline, rubric, journaled.store)
+    with ResultReader.of(journaled.store) as reader:
         state = store_state(reader, reader.prompt_counts(), reader.pair_keys())
     changed = [f"`{key}`" for key in _changed_keys(run.pipeline_yaml, pipeline.public_yaml)]
     changed += ["the rubric"] if run.rubric != rubric.digest else []

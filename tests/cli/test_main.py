@@ -239,9 +239,9 @@ def test_nothing_is_said_of_prompts_that_are_not_planned_yet_or_of_answers_the_s
     path = write(tmp_path, serve(), count=3)
     assert typed("run", path)[0] == Exit.DONE
     older = Path(shutil.copy(tmp_path / "feedback.duckdb", tmp_path / "older.duckdb"))
-    with JournaledStore.open(load(path).store, print) as ledger, Reader.of(ledger.store) as reader:
+    with JournaledStore.open(load(path).store, print) as journaled, Reader.of(journaled.store) as reader:
         (one,) = reader._query("SELECT min(prompt_id) AS id FROM prompts")
-        ledger.keep([records.page(0, [(one["id"], "s")], []), records.selected("other", {})])
+        journaled.keep([records.page(0, [(one["id"], "s")], []), records.selected("other", {})])
     _, told, _ = typed("failures", path)
     assert told == "1 prompt not planned yet: the next run plans them first\n"
     shutil.copy(older, tmp_path / "feedback.duckdb")

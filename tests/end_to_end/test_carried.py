@@ -64,8 +64,8 @@ def slots(pipeline: Pipeline) -> dict[str, list[str]]:
 
 def export_of(pipeline: Pipeline, out: Path) -> dict[str, bytes]:
     """The data files of an export, by name."""
-    with JournaledStore.open(pipeline.store, print) as ledger:
-        export(pipeline, rubric_of(pipeline), ledger, out, lambda words: None)
+    with JournaledStore.open(pipeline.store, print) as journaled:
+        export(pipeline, rubric_of(pipeline), journaled, out, lambda words: None)
     return {path.name: path.read_bytes() for path in out.rglob("*.parquet")}
 
 
@@ -272,9 +272,9 @@ def test_of_two_scores_of_a_completion_the_first_holds_and_is_told(tmp_path: Pat
     rows(tmp_path, "b.jsonl", *held, held[1])
     rows(tmp_path, "a.jsonl", *(json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()))
     pipeline, told = load(path), list[str]()
-    with JournaledStore.open(pipeline.store, print) as ledger:
-        prepare(pipeline, ledger, rubric_of(pipeline), told.append)
-        with Reader.of(ledger.store) as reader:
+    with JournaledStore.open(pipeline.store, print) as journaled:
+        prepare(pipeline, journaled, rubric_of(pipeline), told.append)
+        with Reader.of(journaled.store) as reader:
             books = reader.prompt_counts()
     said = "a completion of {} has score {} here; it had score {} ({}.jsonl) before, and keeps that"
     assert [line.partition("b.jsonl:1: ")[2] for line in told[1:]] == [
@@ -296,9 +296,9 @@ def test_a_journal_that_tells_no_source_of_scores_has_them_read_again(tmp_path: 
     assert [record.pop("sources") for record in kept if "sources" in record] != []
     shutil.rmtree(StorePaths(pipeline.store).journal)
     pipeline.store.unlink()
-    with JournaledStore.open(pipeline.store, print) as ledger:
-        ledger.keep([{name: said for name, said in record.items() if name != "at"} for record in kept])
-        with Reader.of(ledger.store) as reader:
+    with JournaledStore.open(pipeline.store, print) as journaled:
+        journaled.keep([{name: said for name, said in record.items() if name != "at"} for record in kept])
+        with Reader.of(journaled.store) as reader:
             assert reader.any_score_without_source()
     (tmp_path / "b.jsonl").rename(tmp_path / "gone.jsonl")
     told = r"did not store the source of each.*put the sources back, and `aif run` reads them again"

@@ -66,8 +66,8 @@ def test_what_does_not_fit_is_rated_one_completion_by_one(tmp_path: Path, serve:
     run(path)
     assert narrow.stats()["calls"] == 30, "a finished run asks nobody, and nothing that did not fit"
     with (
-        JournaledStore.open(pipeline.store, print) as ledger,
-        EstimateReader.of(ledger.store, retry_failed=True) as outlook,
+        JournaledStore.open(pipeline.store, print) as journaled,
+        EstimateReader.of(journaled.store, retry_failed=True) as outlook,
     ):
         assert outlook.tallies()["judgement", "judge"].pending == 0, "nor is it told that a retry would"
     run(path, retry_failed=True)
@@ -227,5 +227,5 @@ def forms(pipeline: Pipeline) -> dict[int, int]:
 
 def card_of(pipeline: Pipeline, to: Path) -> str:
     rubric = rubric_of(pipeline)
-    JournaledStore.use(pipeline.store, print, rubric, lambda ledger: export(pipeline, rubric, ledger, to, print))
+    JournaledStore.use(pipeline.store, print, rubric, lambda journaled: export(pipeline, rubric, journaled, to, print))
     return (to / "README.md").read_text()

@@ -283,24 +283,24 @@ def test_no_tokenizer_makes_more_tokens_than_are_counted(schema: str, texts: lis
 # --- in the journal and the store -------------------------------------------------------------------------------------
 
 
-def spent(ledger: JournaledStore) -> Spent:
-    with Reader.of(ledger.store) as reader:
+def spent(journaled: JournaledStore) -> Spent:
+    with Reader.of(journaled.store) as reader:
         total = reader.spent()
     return Spent(round(total.known, 9), round(total.unknown, 9), total.unpriced)
 
 
 def test_the_ceiling_of_a_crashed_run_counts_once_however_often_it_is_read(tmp_path: Path) -> None:
-    _, _, ledger = build(tmp_path, 2, complete=lambda n, m: f"{m} on {n}", rate=lambda n, m, a: Fate.PENDING)
-    with ledger:
-        assert spent(ledger) == Spent(0.008, 0.0, 0)  # 8 completions at 0.001, of the run `built`
+    _, _, journaled = build(tmp_path, 2, complete=lambda n, m: f"{m} on {n}", rate=lambda n, m, a: Fate.PENDING)
+    with journaled:
+        assert spent(journaled) == Spent(0.008, 0.0, 0)  # 8 completions at 0.001, of the run `built`
         first = records.reserve("built", 1, 0.01)
-        ledger.keep([first, records.reserve("built", 2, 0.02), records.reserve("other", 1, 0.5)])
-        assert spent(ledger) == Spent(0.008, 0.512, 0)
-        ledger.keep([first])
-        assert spent(ledger) == Spent(0.008, 0.512, 0), "an old ceiling is read again"
-        ledger.keep([records.reserve("built", 3, 0.008), records.reserve("other", 2, 0.0)])
-        assert spent(ledger) == Spent(0.008, 0.0, 0), "both runs closed their ceilings"
-    with JournaledStore.open(ledger.paths.store, lambda words: None, rebuild=True) as rebuilt:
+        journaled.keep([first, records.reserve("built", 2, 0.02), records.reserve("other", 1, 0.5)])
+        assert spent(journaled) == Spent(0.008, 0.512, 0)
+        journaled.keep([first])
+        assert spent(journaled) == Spent(0.008, 0.512, 0), "an old ceiling is read again"
+        journaled.keep([records.reserve("built", 3, 0.008), records.reserve("other", 2, 0.0)])
+        assert spent(journaled) == Spent(0.008, 0.0, 0), "both runs closed their ceilings"
+    with JournaledStore.open(journaled.paths.store, lambda words: None, rebuild=True) as rebuilt:
         assert spent(rebuilt) == Spent(0.008, 0.0, 0)
 
 

@@ -389,11 +389,11 @@ def test_permanent_failures_count_when_they_are_retried(tmp_path: Path) -> None:
     def complete(number: int, model: str) -> str | Fate:
         return Fate.FAILED if number == 0 and model in ("able", "fair", "plain") else f"{model} on {number}"
 
-    pipeline, rubric, ledger = build(tmp_path, 3, complete=complete)
+    pipeline, rubric, journaled = build(tmp_path, 3, complete=complete)
     with (
-        ledger,
-        EstimateReader.of(ledger.store) as outlook,
-        EstimateReader.of(ledger.store, retry_failed=True) as retried,
+        journaled,
+        EstimateReader.of(journaled.store) as outlook,
+        EstimateReader.of(journaled.store, retry_failed=True) as retried,
     ):
         estimate = estimate_run(pipeline, rubric, outlook, None)
         assert (estimate.calls, estimate.failed) == (0, 3)

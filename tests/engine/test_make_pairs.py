@@ -26,9 +26,9 @@ def with_sets(pipeline: Pipeline, *sets: str) -> Pipeline:
     return parse(PIPELINE, pipeline.path, [f"store={pipeline.store}", *sets])
 
 
-def outcomes(ledger: JournaledStore) -> dict[int, str]:
+def outcomes(journaled: JournaledStore) -> dict[int, str]:
     """Return outcomes by position in the selection; fails if a prompt has none or several."""
-    with ResultReader.of(ledger.store) as reader:
+    with ResultReader.of(journaled.store) as reader:
         rows = reader._query("SELECT e.position, o.outcome FROM selection e LEFT JOIN outcomes o USING (prompt_id)")
         strays = reader._query("SELECT * FROM outcomes WHERE prompt_id NOT IN (SELECT prompt_id FROM selection)")
     assert strays == []
@@ -36,8 +36,8 @@ def outcomes(ledger: JournaledStore) -> dict[int, str]:
     return {row["position"]: row["outcome"] for row in rows}
 
 
-def outcome_at(ledger: JournaledStore, position: int) -> dict[str, Any]:
-    with ResultReader.of(ledger.store) as reader:
+def outcome_at(journaled: JournaledStore, position: int) -> dict[str, Any]:
+    with ResultReader.of(journaled.store) as reader:
         (row,) = reader._query(
             "SELECT o.* FROM outcomes o JOIN selection e USING (prompt_id) WHERE e.position = ?", [position]
         )
@@ -46,9 +46,9 @@ def outcome_at(ledger: JournaledStore, position: int) -> dict[str, Any]:
 
 def make(built: tuple[Pipeline, Rubric, JournaledStore]) -> tuple[dict[str, int], dict[int, str]]:
     """Return counts as make_pairs returns them, and outcomes as stored."""
-    pipeline, rubric, ledger = built
-    counts = make_pairs(pipeline, rubric, ledger.store)
-    return counts, outcomes(ledger)
+    pipeline, rubric, journaled = built
+    counts = make_pairs(pipeline, rubric, journaled.store)
+    return counts, outcomes(journaled)
 
 
 def test_each_reason_for_no_pair_is_told_apart(tmp_path: Path) -> None:
@@ -96,10 +96,10 @@ def test_compared_and_uncompared_prompts_add_up_to_all_prompts(tmp_path: Path, s
         complete=lambda number, model: completion[number, model] or f"{model} on {number}",
         rate=lambda number, model, aspect: judgement[number] or draw.randint(1, 5),
     )
-    _, rubric, ledger = built
-    with ledger:
+    _, rubric, journaled = built
+    with journaled:
         counts, stored = make(built)
-        with ResultReader.of(ledger.store) as reader:
+        with ResultReader.of(journaled.store) as reader:
             compared = set(scores_of(built[0], rubric, reader).prompt_ids.to_pylist())
             not_compared = reader.unpaired_prompts().column("prompt_id").to_pylist()
             selected = [prompt.prompt_id for page in reader.selected_prompts() for _, prompt in page]
@@ -133,13 +133,13 @@ def test_an_aspect_that_is_not_applicable_to_one_completion_is_left_out_for_all(
     def rate(number: int, model: str, aspect: str) -> int | str:
         return "N/A" if (aspect, model) == ("honesty", "fair") else rate_by_quality(number, model, aspect)
 
-    pipeline, rubric, ledger = build(tmp_path, 2, rate=rate)
-    with ledger:
-        make_pairs(pipeline, rubric, ledger.store)
-        row = outcome_at(ledger, 0)
+    pipeline, rubric, journaled = build(tmp_path, 2, rate=rate)
+    with journaled:
+        make_pairs(pipeline, rubric, journaled.store)
+        row = outcome_at(journaled, 0)
         assert row["outcome"] == "paired"
         assert row["aspects"] == ["instruction_following", "truthfulness", "helpfulness"]
-        counts = make_pairs(with_sets(pipeline, "pairs.missing=drop"), rubric, ledger.store)
+        counts = make_pairs(with_sets(pipeline, "pairs.missing=drop"), rubric, journaled.store)
     assert counts["missing_aspect"] == 2
 
 
@@ -152,19 +152,19 @@ def test_a_failed_request_is_a_missing_aspect_and_a_pending_request_keeps_the_pr
         return rate_by_quality(number, model, aspect)
 
     built = build(tmp_path, 3, sets=["rubric=ultrafeedback"], rate=rate)
-    with built[2] as ledger:
+    with built[2] as journaled:
         _, stored = make(built)
         assert stored == {0: "paired", 1: "pending", 2: "paired"}
-        assert "truthfulness" not in outcome_at(ledger, 0)["aspects"]
-        assert "truthfulness" in outcome_at(ledger, 2)["aspects"]
+        assert "truthfulness" not in outcome_at(journaled, 0)["aspects"]
+        assert "truthfulness" in outcome_at(journaled, 2)["aspects"]
 
 
 def test_another_policy_replaces_the_outcomes_of_the_first(tmp_path: Path) -> None:
-    pipeline, rubric, ledger = build(tmp_path, 6)
-    with ledger, ResultReader.of(ledger.store) as reader:
-        assert make_pairs(pipeline, rubric, ledger.store)["paired"] == 6
-        assert make_pairs(with_sets(pipeline, "pairs.min_margin=4.5"), rubric, ledger.store)["margin"] == 6
-        assert make_pairs(with_sets(pipeline, "pairs.policy=best_vs_worst"), rubric, ledger.store)["paired"] == 6
+    pipeline, rubric, journaled = build(tmp_path, 6)
+    with journaled, ResultReader.of(journaled.store) as reader:
+        assert make_pairs(pipeline, rubric, journaled.store)["paired"] == 6
+        assert make_pairs(with_sets(pipeline, "pairs.min_margin=4.5"), rubric, journaled.store)["margin"] == 6
+        assert make_pairs(with_sets(pipeline, "pairs.policy=best_vs_worst"), rubric, journaled.store)["paired"] == 6
         sides = reader._query("SELECT DISTINCT chosen_model, rejected_model, score_chosen, score_rejected FROM pairs")
         assert sides == [{"chosen_model": "able", "rejected_model": "poor", "score_chosen": 5.0, "score_rejected": 1.0}]
         scores = reader._query(
@@ -177,22 +177,22 @@ def test_another_policy_replaces_the_outcomes_of_the_first(tmp_path: Path) -> No
 
 
 def test_ratings_by_other_settings_of_the_judge_do_not_count(tmp_path: Path) -> None:
-    pipeline, rubric, ledger = build(tmp_path, 4)
-    with ledger:
+    pipeline, rubric, journaled = build(tmp_path, 4)
+    with journaled:
         other = with_sets(pipeline, "judges.strict.max_tokens=77")
-        assert make_pairs(other, rubric, ledger.store)["pending"] == 4
-        assert make_pairs(pipeline, rubric, ledger.store)["paired"] == 4
+        assert make_pairs(other, rubric, journaled.store)["pending"] == 4
+        assert make_pairs(pipeline, rubric, journaled.store)["paired"] == 4
 
 
 def test_prompts_read_again_are_pending_until_they_are_planned(tmp_path: Path) -> None:
-    pipeline, rubric, ledger = build(tmp_path, 5)
-    with ledger:
-        with ResultReader.of(ledger.store) as reader:
+    pipeline, rubric, journaled = build(tmp_path, 5)
+    with journaled:
+        with ResultReader.of(journaled.store) as reader:
             rows = [(prompt.prompt_id, prompt.source) for page in reader.selected_prompts() for _, prompt in page]
         turned = [rows[4], *rows[:4]]
-        ledger.keep([records.page(0, turned), records.selected("another fingerprint", {("s0", "selected"): 5})])
-        counts = make_pairs(pipeline, rubric, ledger.store)
-        assert set(outcomes(ledger).values()) == {"pending"}
+        journaled.keep([records.page(0, turned), records.selected("another fingerprint", {("s0", "selected"): 5})])
+        counts = make_pairs(pipeline, rubric, journaled.store)
+        assert set(outcomes(journaled).values()) == {"pending"}
     assert counts["pending"] == sum(counts.values()) == 5
 
 
@@ -200,9 +200,9 @@ def test_prompts_read_again_are_pending_until_they_are_planned(tmp_path: Path) -
 
 
 def test_all_pairs_of_a_prompt_are_stored_in_order(tmp_path: Path) -> None:
-    pipeline, rubric, ledger = build(tmp_path, 5, sets=["pairs.policy=all"])
-    with ledger, ResultReader.of(ledger.store) as reader:
-        assert make_pairs(pipeline, rubric, ledger.store)["paired"] == 5
+    pipeline, rubric, journaled = build(tmp_path, 5, sets=["pairs.policy=all"])
+    with journaled, ResultReader.of(journaled.store) as reader:
+        assert make_pairs(pipeline, rubric, journaled.store)["paired"] == 5
         assert (reader.prompt_counts().pairs, reader.prompt_counts().outcomes) == (30, {"paired": 5})
         table = reader.pair_keys()
         keys = list(zip(table["prompt_id"].to_pylist(), table["n"].to_pylist(), strict=True))
@@ -214,9 +214,9 @@ def test_all_pairs_of_a_prompt_are_stored_in_order(tmp_path: Path) -> None:
         board = {row["model"]: (row["chosen"], row["rejected"]) for row in reader._query("FROM leaderboard")}
         assert board == {"able": (15, 0), "fair": (10, 5), "plain": (5, 10), "poor": (0, 15)}
 
-        make_pairs(with_sets(pipeline, "pairs.policy=all", "pairs.max_pairs_per_prompt=2"), rubric, ledger.store)
+        make_pairs(with_sets(pipeline, "pairs.policy=all", "pairs.max_pairs_per_prompt=2"), rubric, journaled.store)
         assert reader.prompt_counts().pairs == 10
-        make_pairs(with_sets(pipeline, "pairs.policy=on_policy", "pairs.model=plain"), rubric, ledger.store)
+        make_pairs(with_sets(pipeline, "pairs.policy=on_policy", "pairs.model=plain"), rubric, journaled.store)
         assert {row["chosen_model"] for row in reader._query("FROM pairs")} == {"able"}
         assert {row["rejected_model"] for row in reader._query("FROM pairs")} == {"plain"}
 
@@ -225,14 +225,16 @@ def test_lengths_are_characters_and_prompts_beyond_a_cap_are_counted(tmp_path: P
     def complete(number: int, model: str) -> str:
         return "é" * (30 if model == "able" else 15 if model == "fair" else 14) + model[0] + str(number)
 
-    pipeline, rubric, ledger = build(tmp_path, 9, complete=complete)
+    pipeline, rubric, journaled = build(tmp_path, 9, complete=complete)
     ratio = "pairs.max_length_ratio=1.9"
-    with ledger, ResultReader.of(ledger.store) as reader:
-        assert make_pairs(with_sets(pipeline, ratio), rubric, ledger.store)["paired"] == 9
+    with journaled, ResultReader.of(journaled.store) as reader:
+        assert make_pairs(with_sets(pipeline, ratio), rubric, journaled.store)["paired"] == 9
         assert {row["rejected_model"] for row in reader._query("FROM pairs")} == {"fair"}
-        counts = make_pairs(with_sets(pipeline, ratio, "pairs.max_per_model=4"), rubric, ledger.store)
+        counts = make_pairs(with_sets(pipeline, ratio, "pairs.max_per_model=4"), rubric, journaled.store)
         assert (counts["paired"], counts["model_cap"]) == (4, 5)
-        assert make_pairs(with_sets(pipeline, "pairs.max_length_ratio=1.0"), rubric, ledger.store)["length_ratio"] == 9
+        assert (
+            make_pairs(with_sets(pipeline, "pairs.max_length_ratio=1.0"), rubric, journaled.store)["length_ratio"] == 9
+        )
 
 
 # --- several judges ---------------------------------------------------------------------------------------------------
@@ -256,10 +258,10 @@ def two_judges(folder: Path, *sets: str) -> tuple[Pipeline, Rubric, JournaledSto
 
 
 def test_the_score_is_the_weighted_mean_of_judges_over_aspects_rated_for_all(tmp_path: Path) -> None:
-    pipeline, rubric, ledger = two_judges(tmp_path)
-    with ledger, ResultReader.of(ledger.store) as reader:
-        assert make_pairs(pipeline, rubric, ledger.store)["paired"] == 4
-        whole, failed, lacking = (outcome_at(ledger, position)["aspects"] for position in (0, 1, 2))
+    pipeline, rubric, journaled = two_judges(tmp_path)
+    with journaled, ResultReader.of(journaled.store) as reader:
+        assert make_pairs(pipeline, rubric, journaled.store)["paired"] == 4
+        whole, failed, lacking = (outcome_at(journaled, position)["aspects"] for position in (0, 1, 2))
         assert len(whole) == 8
         assert failed == [f"first/{aspect}" for aspect in rubric.sheet.aspects]
         assert set(whole) - set(lacking) == {"second/honesty"}
@@ -274,9 +276,9 @@ def test_the_score_is_the_weighted_mean_of_judges_over_aspects_rated_for_all(tmp
 
 
 def test_pairs_that_judges_disagree_on_are_stored_with_both_scores(tmp_path: Path) -> None:
-    pipeline, rubric, ledger = two_judges(tmp_path)
-    with ledger, ResultReader.of(ledger.store) as reader:
-        make_pairs(pipeline, rubric, ledger.store)
+    pipeline, rubric, journaled = two_judges(tmp_path)
+    with journaled, ResultReader.of(journaled.store) as reader:
+        make_pairs(pipeline, rubric, journaled.store)
         assert reader.disputed_pairs() == 3
         assert {
             (row["judge"], row["score_chosen"], row["score_rejected"] > 1) for row in reader._query("FROM dissent")
@@ -293,10 +295,10 @@ def test_pairs_that_judges_disagree_on_are_stored_with_both_scores(tmp_path: Pat
 
 
 def test_another_name_for_a_judge_is_the_same_judge(tmp_path: Path) -> None:
-    pipeline, rubric, ledger = build(tmp_path, 3, sets=[ONE])
-    with ledger, ResultReader.of(ledger.store) as reader:
+    pipeline, rubric, journaled = build(tmp_path, 3, sets=[ONE])
+    with journaled, ResultReader.of(journaled.store) as reader:
         renamed = with_sets(pipeline, "judges={other: {provider: openai, model: m1}}")
-        assert make_pairs(renamed, rubric, ledger.store)["paired"] == 3
+        assert make_pairs(renamed, rubric, journaled.store)["paired"] == 3
         assert reader._query("SELECT DISTINCT judge FROM ratings") == [{"judge": "other"}]
         assert reader._query("SELECT DISTINCT judge FROM judge_scores") == [{"judge": "other"}]
 
@@ -311,17 +313,17 @@ def test_single_judgements_of_different_judges_are_not_averaged_within_a_prompt(
 
     sets = ["rubric=ultrafeedback", "pairs.score=overall"]
     build(tmp_path, 2, sets=[ONE, *sets])[2].close()
-    pipeline, rubric, ledger = build(tmp_path, 2, sets=[TWO, *sets], rate=rate)
-    with ledger, ResultReader.of(ledger.store) as reader:
-        make_pairs(pipeline, rubric, ledger.store)
-        assert outcome_at(ledger, 0)["aspects"] == ["first/overall"]
-        assert outcome_at(ledger, 1)["aspects"] == ["first/overall", "second/overall"]
+    pipeline, rubric, journaled = build(tmp_path, 2, sets=[TWO, *sets], rate=rate)
+    with journaled, ResultReader.of(journaled.store) as reader:
+        make_pairs(pipeline, rubric, journaled.store)
+        assert outcome_at(journaled, 0)["aspects"] == ["first/overall"]
+        assert outcome_at(journaled, 1)["aspects"] == ["first/overall", "second/overall"]
         rows = reader._query(
             "SELECT s.position, s.model, x.score FROM scores x JOIN slots s ON s.key = x.completion ORDER BY ALL"
         )
         assert [row["score"] for row in rows] == [5, 4, 2, 1, 4, 3.25, 1.75, 1]
         dropping = with_sets(pipeline, TWO, *sets, "pairs.missing=drop")
-        assert make_pairs(dropping, rubric, ledger.store)["missing_aspect"] == 1
+        assert make_pairs(dropping, rubric, journaled.store)["missing_aspect"] == 1
 
 
 def test_every_outcome_has_a_text() -> None:
@@ -333,7 +335,7 @@ def test_pairs_are_the_same_in_parts_of_any_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap: object, pairs: int
 ) -> None:
     """Parts are cut by their number of pairs: 25,000 prompts with 32 completions each have 12,000,000."""
-    pipeline, rubric, ledger = build(tmp_path, 12, sets=[f"pairs={{policy: all, max_per_model: {cap}}}"])
+    pipeline, rubric, journaled = build(tmp_path, 12, sets=[f"pairs={{policy: all, max_per_model: {cap}}}"])
     outcomes_by_part: list[Any] = []
     parts: list[int] = []
     rated = ResultReader._rated_between
@@ -343,13 +345,13 @@ def test_pairs_are_the_same_in_parts_of_any_size(
         return rated(self, *arguments)
 
     monkeypatch.setattr(ResultReader, "_rated_among", counted)
-    with ledger:
+    with journaled:
         for looked_at, completions in ((10**9, 10**9), (33, 10**9), (10**9, 5), (1, 1)):
             monkeypatch.setattr(result_queries, "PAIRS_AT_ONCE", looked_at)
             monkeypatch.setattr(result_queries, "AT_ONCE", completions)
             parts.clear()
-            counts = make_pairs(pipeline, rubric, ledger.store)
-            with ResultReader.of(ledger.store) as reader:
+            counts = make_pairs(pipeline, rubric, journaled.store)
+            with ResultReader.of(journaled.store) as reader:
                 outcomes_by_part.append((counts, reader.pair_keys().to_pylist()))
             outcomes_by_part.append(len(parts))
 

@@ -17,9 +17,9 @@ __all__ = ["pipeline"]  # a fixture
 
 def test_only_slots_with_changed_principles_get_new_keys(pipeline: Pipeline, tmp_path: Path) -> None:
     def keys() -> set[str]:
-        with JournaledStore.open(pipeline.store, print) as ledger:
-            prepare(pipeline, ledger, rubric_of(pipeline), lambda _: None)
-            with Reader.of(ledger.store) as reader:
+        with JournaledStore.open(pipeline.store, print) as journaled:
+            prepare(pipeline, journaled, rubric_of(pipeline), lambda _: None)
+            with Reader.of(journaled.store) as reader:
                 return {row["key"] for row in reader._query("SELECT key FROM slots")}
 
     rows(tmp_path / "a.jsonl", *(f"prompt {n}" for n in range(200)))

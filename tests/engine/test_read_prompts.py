@@ -43,11 +43,11 @@ def pipeline(tmp_path: Path) -> Pipeline:
 def read(pipeline: Pipeline) -> tuple[list[tuple[str, str]], dict[str, int], list[str], int]:
     """Return selected prompts with their source, rows by reason, messages, and the bytes that the journal grew by."""
     messages: list[str] = []
-    with JournaledStore.open(pipeline.store, print) as ledger:
-        before = ledger.journal.position
-        prepare(pipeline, ledger, rubric_of(pipeline), messages.append)
-        grown = ledger.journal.position.offset - before.offset
-        with Reader.of(ledger.store) as reader:
+    with JournaledStore.open(pipeline.store, print) as journaled:
+        before = journaled.journal.position
+        prepare(pipeline, journaled, rubric_of(pipeline), messages.append)
+        grown = journaled.journal.position.offset - before.offset
+        with Reader.of(journaled.store) as reader:
             selected = [(p.messages[0].content, p.source) for page in reader.selected_prompts() for _, p in page]
             return selected, reader.prompt_counts().intake, messages, grown
 
@@ -78,8 +78,8 @@ def test_a_source_that_grows_or_shrinks_is_read_again(pipeline: Pipeline, tmp_pa
 
 
 def test_interrupted_reading_starts_over(pipeline: Pipeline) -> None:
-    with JournaledStore.open(pipeline.store, print) as ledger:
-        ledger.keep([records.page(0, [("0" * 64, "old")]), records.page(1, [("1" * 64, "old")])])
+    with JournaledStore.open(pipeline.store, print) as journaled:
+        journaled.keep([records.page(0, [("0" * 64, "old")]), records.page(1, [("1" * 64, "old")])])
     selected, intake, _, _ = read(pipeline)
 
     assert [text for text, _ in selected] == ["one", "two", "three"]
@@ -155,15 +155,15 @@ def test_pages_are_cut_by_bytes_wherever_prompts_are_read_or_stored(
     pipeline = mixed(tmp_path, monkeypatch)
     wanted = [f"{n} {'x' * size}" for n, size in enumerate(MIXED)]
 
-    with JournaledStore.open(pipeline.store, print) as ledger:
-        prepare(pipeline, ledger, rubric_of(pipeline), print)
-        stored = [record["rows"] for _, record in replay(ledger.paths.journal) if record["t"] == "page"]  # type: ignore[index]
-        sizes = dict(Reader.of(ledger.store)._rows("SELECT prompt_id, bytes FROM prompts"))
+    with JournaledStore.open(pipeline.store, print) as journaled:
+        prepare(pipeline, journaled, rubric_of(pipeline), print)
+        stored = [record["rows"] for _, record in replay(journaled.paths.journal) if record["t"] == "page"]  # type: ignore[index]
+        sizes = dict(Reader.of(journaled.store)._rows("SELECT prompt_id, bytes FROM prompts"))
         assert within_bound([[sizes[prompt_id] for prompt_id, _ in page] for page in stored])
 
-        with Reader.of(ledger.store) as reader:
+        with Reader.of(journaled.store) as reader:
             selected = [[prompt for _, prompt in page] for page in reader.selected_prompts()]
-            ledger.store.list_pending(None)
+            journaled.store.list_pending(None)
             pending: list[list[PendingSlot]] = []
             while page := reader.pending_slots("m", pending[-1][-1].seq if pending else 0, 512):
                 pending.append(page)
@@ -183,10 +183,10 @@ def test_long_prompts_are_paged_to_fit_into_memory(tmp_path: Path, monkeypatch: 
     rows(tmp_path / "b.jsonl")
     pipeline = parse(PIPELINE.format(folder=tmp_path), tmp_path / "p.yaml")
 
-    with JournaledStore.open(pipeline.store, print) as ledger:
-        prepare(pipeline, ledger, rubric_of(pipeline), print)
-        ledger.store.list_pending(None)
-        with Reader.of(ledger.store) as reader:
+    with JournaledStore.open(pipeline.store, print) as journaled:
+        prepare(pipeline, journaled, rubric_of(pipeline), print)
+        journaled.store.list_pending(None)
+        with Reader.of(journaled.store) as reader:
             assert sum(len(page) for page in reader.selected_prompts()) == 1200
             assert len(reader.pending_slots("m", 0, 512)) == 20
 

@@ -22,7 +22,7 @@ from aif.store.reader import Reader
 from tests.support.building import STARTED, Fate, build
 
 
-def entries(ledger: JournaledStore, n: int, text: str = "words") -> list[Entry]:
+def entries(journaled: JournaledStore, n: int, text: str = "words") -> list[Entry]:
     item = records.CallItem(
         "completion", "k", "p", "able", "able", {"sample": 0, "seed": 1, "principle": None, "system": "role"}
     )
@@ -38,39 +38,39 @@ def entries(ledger: JournaledStore, n: int, text: str = "words") -> list[Entry]:
     ]  # fmt: skip
 
 
-def journaled(folder: Path) -> set[str]:
+def journaled_calls(folder: Path) -> set[str]:
     return {r["id"] for _, r in journal.replay(folder) if isinstance(r, dict) and r["t"] == "call"}
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> Any:
+def journaled(tmp_path: Path) -> Any:
     _, _, opened = build(tmp_path, 1, complete=lambda n, m: Fate.PENDING)
     yield opened
     with suppress(OSError):  # a test may have closed it
         opened.close()
 
 
-async def test_everything_is_synced_and_stored_in_order(ledger: JournaledStore) -> None:
+async def test_everything_is_synced_and_stored_in_order(journaled: JournaledStore) -> None:
     seen: list[str] = []
     writer = Writer(
-        ledger, 4, 2, lambda synced: seen.extend(e.record["id"] for e in synced), lambda: None, lambda: None
+        journaled, 4, 2, lambda synced: seen.extend(e.record["id"] for e in synced), lambda: None, lambda: None
     )
     running = asyncio.create_task(writer.run())
-    for entry in entries(ledger, 500):
+    for entry in entries(journaled, 500):
         await writer.write(entry)
     await writer.flush()
 
     assert seen == [f"call{i}" for i in range(500)]
-    assert ledger.store.position == ledger.journal.position
+    assert journaled.store.position == journaled.journal.position
     await writer.close()
     await running
 
 
-async def test_a_flush_waits_only_for_entries_written_before_it(ledger: JournaledStore) -> None:
+async def test_a_flush_waits_only_for_entries_written_before_it(journaled: JournaledStore) -> None:
     """Judges keep writing when generation has ended: the queue may not be empty for an hour."""
-    writer = Writer(ledger, 4, 2, lambda synced: None, lambda: None, lambda: None)
+    writer = Writer(journaled, 4, 2, lambda synced: None, lambda: None, lambda: None)
     running = asyncio.create_task(writer.run())
-    all_entries = entries(ledger, 3000)
+    all_entries = entries(journaled, 3000)
     for entry in all_entries[:200]:
         await writer.write(entry)
 
@@ -82,50 +82,50 @@ async def test_a_flush_waits_only_for_entries_written_before_it(ledger: Journale
     more = asyncio.create_task(write_on())
     async with asyncio.timeout(30):
         await writer.flush()
-    with Reader.of(ledger.store) as reader:
+    with Reader.of(journaled.store) as reader:
         assert reader._query("SELECT count(*) AS n FROM calls")[0]["n"] >= 200
     await more
     await writer.close()
     await running
-    assert len(journaled(ledger.journal.folder)) == len(all_entries)
+    assert len(journaled_calls(journaled.journal.folder)) == len(all_entries)
 
 
 @pytest.mark.parametrize("turns", [0, 1, 5, 50])
-async def test_a_run_that_is_cancelled_journals_every_written_entry(ledger: JournaledStore, turns: int) -> None:
-    writer = Writer(ledger, 4, 2, lambda synced: None, lambda: None, lambda: None)
+async def test_a_run_that_is_cancelled_journals_every_written_entry(journaled: JournaledStore, turns: int) -> None:
+    writer = Writer(journaled, 4, 2, lambda synced: None, lambda: None, lambda: None)
     running = asyncio.create_task(writer.run())
     await asyncio.sleep(0)
-    for entry in entries(ledger, 300):
+    for entry in entries(journaled, 300):
         await writer.write(entry)
     for _ in range(turns):
         await asyncio.sleep(0)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
 
-    assert journaled(ledger.journal.folder) == {f"call{i}" for i in range(300)}
-    ledger.close()
-    with JournaledStore.open(ledger.paths.store, print) as reopened:
+    assert journaled_calls(journaled.journal.folder) == {f"call{i}" for i in range(300)}
+    journaled.close()
+    with JournaledStore.open(journaled.paths.store, print) as reopened:
         (row,) = reopened.store.cursor().execute("SELECT count(*), count(DISTINCT id) FROM calls").fetchall()
         assert row == (300, 300)
 
 
-async def test_a_store_that_fails_loses_no_journal_entry(ledger: JournaledStore) -> None:
-    writer = Writer(ledger, 4, 2, lambda synced: None, lambda: None, lambda: None)
-    ledger.store.close()  # what a failing disk looks like to the committing thread
+async def test_a_store_that_fails_loses_no_journal_entry(journaled: JournaledStore) -> None:
+    writer = Writer(journaled, 4, 2, lambda synced: None, lambda: None, lambda: None)
+    journaled.store.close()  # what a failing disk looks like to the committing thread
     running = asyncio.create_task(writer.run())
-    for entry in entries(ledger, 300):
+    for entry in entries(journaled, 300):
         await writer.write(entry)
     with pytest.raises(BaseExceptionGroup):
         await running
 
-    assert journaled(ledger.journal.folder) == {f"call{i}" for i in range(300)}
+    assert journaled_calls(journaled.journal.folder) == {f"call{i}" for i in range(300)}
 
 
-async def test_after_store_damage_calls_in_flight_are_still_journaled(ledger: JournaledStore) -> None:
+async def test_after_store_damage_calls_in_flight_are_still_journaled(journaled: JournaledStore) -> None:
     stopped: list[bool] = []
-    writer = Writer(ledger, 4, 2, lambda synced: None, lambda: None, lambda: stopped.append(True))
+    writer = Writer(journaled, 4, 2, lambda synced: None, lambda: None, lambda: stopped.append(True))
     running = asyncio.create_task(writer.run())
-    for n, entry in enumerate(entries(ledger, 300)):
+    for n, entry in enumerate(entries(journaled, 300)):
         if n == 100:
             writer.fail(StoreDamaged("block 7"))
         await writer.write(entry)
@@ -134,7 +134,7 @@ async def test_after_store_damage_calls_in_flight_are_still_journaled(ledger: Jo
     with pytest.raises(StoreDamaged, match="block 7"):
         await running
     assert stopped == [True]
-    assert journaled(ledger.journal.folder) == {f"call{i}" for i in range(300)}
+    assert journaled_calls(journaled.journal.folder) == {f"call{i}" for i in range(300)}
 
 
 @pytest.mark.skipif(
@@ -143,16 +143,16 @@ async def test_after_store_damage_calls_in_flight_are_still_journaled(ledger: Jo
 @pytest.mark.parametrize("cancelled", [False, True])
 @pytest.mark.parametrize("room", [False, True])
 async def test_on_a_full_disk_the_rest_is_journaled_once_there_is_room(
-    ledger: JournaledStore, room: bool, cancelled: bool
+    journaled: JournaledStore, room: bool, cancelled: bool
 ) -> None:
     """A limit on file size stands in for a full disk. If it is lifted before the end, nothing is lost. A run that is
     cancelled raises the error, too."""
     stopped: list[bool] = []
-    writer = Writer(ledger, 4, 2, lambda synced: None, lambda: None, lambda: stopped.append(True))
-    first, *rest = entries(ledger, 40)
-    ledger.journal.append([first.record])
+    writer = Writer(journaled, 4, 2, lambda synced: None, lambda: None, lambda: stopped.append(True))
+    first, *rest = entries(journaled, 40)
+    journaled.journal.append([first.record])
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (ledger.journal.position.offset + 3000, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (journaled.journal.position.offset + 3000, before[1]))
     try:
         running = asyncio.create_task(writer.run())
         for entry in rest:
@@ -170,13 +170,13 @@ async def test_on_a_full_disk_the_rest_is_journaled_once_there_is_room(
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
     assert stopped
-    ids = journaled(ledger.journal.folder)
+    ids = journaled_calls(journaled.journal.folder)
     assert ids == {f"call{i}" for i in range(40)} if room else 1 < len(ids) < 40
-    assert not [r for _, r in journal.replay(ledger.journal.folder) if isinstance(r, journal.Damage)]
+    assert not [r for _, r in journal.replay(journaled.journal.folder) if isinstance(r, journal.Damage)]
 
 
 async def test_entries_not_yet_in_the_store_are_bounded_by_bytes(
-    ledger: JournaledStore, monkeypatch: pytest.MonkeyPatch
+    journaled: JournaledStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """4,096 replies of 200 KB would be 800 MB, and too much for one DuckDB transaction."""
     monkeypatch.setattr(batching, "MAX_BATCH_BYTES", 1000)
@@ -184,19 +184,19 @@ async def test_entries_not_yet_in_the_store_are_bounded_by_bytes(
     monkeypatch.setattr("aif.engine.writer.COMMIT_EVERY_S", 0.0)
     monkeypatch.setattr("aif.engine.writer.LATE_S", 0.0)
     applied: list[int] = []
-    apply = ledger.store.apply
+    apply = journaled.store.apply
 
     def record(steps: Any, *where: Any) -> None:
         applied.append(sum(sum(step.tables["completions"]["bytes"].to_pylist()) for step in steps))
         apply(steps, *where)
 
-    monkeypatch.setattr(ledger.store, "apply", record)
+    monkeypatch.setattr(journaled.store, "apply", record)
     seen: list[str] = []
     writer = Writer(
-        ledger, 4, 2, lambda synced: seen.extend(e.record["id"] for e in synced), lambda: None, lambda: None
+        journaled, 4, 2, lambda synced: seen.extend(e.record["id"] for e in synced), lambda: None, lambda: None
     )
     running = asyncio.create_task(writer.run())
-    long_entries = entries(ledger, 300, "w" * 300)
+    long_entries = entries(journaled, 300, "w" * 300)
     long_entries[7].record["text"] = "long" * 1000
     for entry in long_entries:
         await writer.write(entry)
@@ -207,4 +207,4 @@ async def test_entries_not_yet_in_the_store_are_bounded_by_bytes(
     assert seen == [f"call{i}" for i in range(300)]
     assert sum(applied) == 299 * 300 + 4000
     assert sorted(applied)[-2] <= 1000
-    assert ledger.store.position == ledger.journal.position
+    assert journaled.store.position == journaled.journal.position

@@ -79,10 +79,10 @@ def digests(out: Path) -> dict[str, str]:
 
 
 def test_trl_loads_with_its_features_prompts_and_answers(tmp_path: Path) -> None:
-    pipeline, rubric, ledger = build(tmp_path, sets=["export.test_size=3", "pairs.policy=best_vs_worst"])
-    with ledger:
-        exported = export(pipeline, rubric, ledger, tmp_path / "out", silent)
-        with ResultReader.of(ledger.store) as reader:
+    pipeline, rubric, journaled = build(tmp_path, sets=["export.test_size=3", "pairs.policy=best_vs_worst"])
+    with journaled:
+        exported = export(pipeline, rubric, journaled, tmp_path / "out", silent)
+        with ResultReader.of(journaled.store) as reader:
             asked = {prompt.prompt_id: (n, prompt) for page in reader.selected_prompts() for n, prompt in page}
     assert exported == ExportResult(
         tmp_path / "out",
@@ -125,9 +125,9 @@ def test_trl_loads_with_its_features_prompts_and_answers(tmp_path: Path) -> None
 
 
 def test_h4_has_the_columns_and_splits_of_ultrafeedback_binarized(tmp_path: Path) -> None:
-    pipeline, rubric, ledger = build(tmp_path, sets=["export.test_size=3"])
-    with ledger:
-        export(pipeline, rubric, ledger, tmp_path / "out", silent)
+    pipeline, rubric, journaled = build(tmp_path, sets=["export.test_size=3"])
+    with journaled:
+        export(pipeline, rubric, journaled, tmp_path / "out", silent)
     found = load(tmp_path / "out", "h4", tmp_path / "cache")
     assert list(found) == ["train_prefs", "test_prefs", "train_sft", "test_sft", "train_gen", "test_gen"]
     turns = datasets.List({"role": datasets.Value("string"), "content": datasets.Value("string")})
@@ -154,29 +154,31 @@ def test_h4_has_the_columns_and_splits_of_ultrafeedback_binarized(tmp_path: Path
 def test_the_first_config_is_the_default_and_only_the_requested_formats_are_there(
     tmp_path: Path,
 ) -> None:
-    pipeline, rubric, ledger = build(tmp_path, 4)
-    with ledger:
-        export(pipeline, rubric, ledger, tmp_path / "both", silent)
+    pipeline, rubric, journaled = build(tmp_path, 4)
+    with journaled:
+        export(pipeline, rubric, journaled, tmp_path / "both", silent)
         only = with_sets(pipeline, "export.formats=[h4]")
-        assert list(export(only, rubric, ledger, tmp_path / "one", silent).rows) == ["h4"]
+        assert list(export(only, rubric, journaled, tmp_path / "one", silent).rows) == ["h4"]
     assert "chosen_model" in load(tmp_path / "both", None, tmp_path / "cache")["train"].features
     assert "messages" in load(tmp_path / "one", None, tmp_path / "cache")["train_prefs"].features
     assert not (tmp_path / "one" / "trl").exists()
 
 
 def test_rows_are_in_the_order_of_prompt_id(tmp_path: Path) -> None:
-    pipeline, rubric, ledger = build(tmp_path, 30)
-    with ledger:
-        export(pipeline, rubric, ledger, tmp_path / "out", silent)
+    pipeline, rubric, journaled = build(tmp_path, 30)
+    with journaled:
+        export(pipeline, rubric, journaled, tmp_path / "out", silent)
     found = ids(tmp_path / "out", "train")
     assert found == sorted(found)
     assert len(found) == 30
 
 
 def test_run_json_has_prompt_counts_spend_and_pipeline(tmp_path: Path) -> None:
-    pipeline, rubric, ledger = build(tmp_path, 8, rate=lambda n, model, aspect: 3 if n == 0 else rate(n, model, aspect))
-    with ledger:
-        export(pipeline, rubric, ledger, tmp_path / "out", silent, now=lambda: LATER)
+    pipeline, rubric, journaled = build(
+        tmp_path, 8, rate=lambda n, model, aspect: 3 if n == 0 else rate(n, model, aspect)
+    )
+    with journaled:
+        export(pipeline, rubric, journaled, tmp_path / "out", silent, now=lambda: LATER)
     run = json.loads((tmp_path / "out" / "run.json").read_text())
     assert run["made_by"] == "aif"
     assert run["made"] == "2026-05-01T09:30:00+00:00"
@@ -206,9 +208,9 @@ def rows_of(out: Path, config: str, cache: Path) -> list[dict[str, Any]]:
 def test_every_format_loads_with_the_columns_of_its_layout_and_one_prompt_is_in_one_part_everywhere(
     tmp_path: Path,
 ) -> None:
-    pipeline, rubric, ledger = build(tmp_path, 30, sets=[ALL, "export.test_size=5"])
-    with ledger:
-        exported = export(pipeline, rubric, ledger, tmp_path / "out", silent)
+    pipeline, rubric, journaled = build(tmp_path, 30, sets=[ALL, "export.test_size=5"])
+    with journaled:
+        exported = export(pipeline, rubric, journaled, tmp_path / "out", silent)
     assert exported.rows == {
         "trl": {"train": 25, "test": 5},
         "h4": {f"{part}_{kind}": n for kind in ("prefs", "sft", "gen") for part, n in (("train", 25), ("test", 5))},
@@ -228,10 +230,10 @@ def test_every_format_loads_with_the_columns_of_its_layout_and_one_prompt_is_in_
 
 
 def test_no_prompt_of_any_format_holds_a_principle(tmp_path: Path) -> None:
-    pipeline, rubric, ledger = build(tmp_path, 12, sets=[ALL])
-    with ledger:
-        export(pipeline, rubric, ledger, tmp_path / "out", silent)
-        with ResultReader.of(ledger.store) as reader:
+    pipeline, rubric, journaled = build(tmp_path, 12, sets=[ALL])
+    with journaled:
+        export(pipeline, rubric, journaled, tmp_path / "out", silent)
+        with ResultReader.of(journaled.store) as reader:
             principles = set(reader.texts("principle").values())
     steered = 0
     for config in ("trl", "h4", "kto", "reward", "sft", "ultrafeedback"):
@@ -244,9 +246,9 @@ def test_no_prompt_of_any_format_holds_a_principle(tmp_path: Path) -> None:
 
 
 def test_reward_has_whole_conversations_and_their_margin(tmp_path: Path) -> None:
-    pipeline, rubric, ledger = build(tmp_path, 9, sets=[ALL])
-    with ledger:
-        export(pipeline, rubric, ledger, tmp_path / "out", silent)
+    pipeline, rubric, journaled = build(tmp_path, 9, sets=[ALL])
+    with journaled:
+        export(pipeline, rubric, journaled, tmp_path / "out", silent)
     trl = {row["prompt_id"]: row for row in rows_of(tmp_path / "out", "trl", tmp_path / "cache")}
     for row in rows_of(tmp_path / "out", "reward", tmp_path / "cache"):
         pair = trl[row["prompt_id"]]
@@ -256,11 +258,11 @@ def test_reward_has_whole_conversations_and_their_margin(tmp_path: Path) -> None
 
 
 def test_sft_has_the_chosen_one_of_every_pair_and_of_a_tie_one_of_the_best(tmp_path: Path) -> None:
-    pipeline, rubric, ledger = build(
+    pipeline, rubric, journaled = build(
         tmp_path, 12, sets=[ALL], rate=lambda n, model, aspect: 3 if n % 4 == 0 else rate(n, model, aspect)
     )
-    with ledger:
-        export(pipeline, rubric, ledger, tmp_path / "out", silent)
+    with journaled:
+        export(pipeline, rubric, journaled, tmp_path / "out", silent)
     trl = {row["prompt_id"]: row for row in rows_of(tmp_path / "out", "trl", tmp_path / "cache")}
     rows = rows_of(tmp_path / "out", "sft", tmp_path / "cache")
     assert (len(trl), len(rows)) == (9, 12)
@@ -273,12 +275,12 @@ def test_sft_has_the_chosen_one_of_every_pair_and_of_a_tie_one_of_the_best(tmp_p
 
 
 def test_a_completion_cut_at_max_tokens_is_neither_in_sft_nor_desirable(tmp_path: Path) -> None:
-    pipeline, rubric, ledger = build(
+    pipeline, rubric, journaled = build(
         tmp_path, 12, sets=[ALL, "export.kto={rule: scores, desirable: 4, undesirable: 2}"],
         complete=lambda n, model: Cut(complete(n, model)) if model == "able" else complete(n, model),
     )  # fmt: skip
-    with ledger:
-        export(pipeline, rubric, ledger, tmp_path / "out", silent)
+    with journaled:
+        export(pipeline, rubric, journaled, tmp_path / "out", silent)
     assert {row["model"] for row in rows_of(tmp_path / "out", "sft", tmp_path / "cache")} == {"fair"}
     kto = rows_of(tmp_path / "out", "kto", tmp_path / "cache")
     assert {(row["model"], row["label"]) for row in kto} == {("fair", True), ("plain", False), ("poor", False)}
@@ -290,9 +292,9 @@ def test_a_completion_cut_at_max_tokens_is_neither_in_sft_nor_desirable(tmp_path
 
 
 def test_kto_labels_the_sides_of_the_pairs_and_says_so(tmp_path: Path) -> None:
-    pipeline, rubric, ledger = build(tmp_path, 12, sets=[ALL, "export.test_size=3"])
-    with ledger:
-        export(pipeline, rubric, ledger, tmp_path / "out", silent)
+    pipeline, rubric, journaled = build(tmp_path, 12, sets=[ALL, "export.test_size=3"])
+    with journaled:
+        export(pipeline, rubric, journaled, tmp_path / "out", silent)
     trl = {row["prompt_id"]: row for row in rows_of(tmp_path / "out", "trl", tmp_path / "cache")}
     kto = rows_of(tmp_path / "out", "kto", tmp_path / "cache")
     assert len(kto) == 24
@@ -314,20 +316,20 @@ def test_kto_labels_the_sides_of_the_pairs_and_says_so(tmp_path: Path) -> None:
 
 def test_the_neighbours_of_kto_are_of_different_prompts(tmp_path: Path) -> None:
     """TRL makes its mismatched pairs, for the KL term, of neighbours."""
-    pipeline, rubric, ledger = build(tmp_path, 60, sets=[ALL])
-    with ledger:
-        export(pipeline, rubric, ledger, tmp_path / "out", silent)
+    pipeline, rubric, journaled = build(tmp_path, 60, sets=[ALL])
+    with journaled:
+        export(pipeline, rubric, journaled, tmp_path / "out", silent)
     prompts = ids(tmp_path / "out", "train", "kto")
     assert len(prompts) == 120
     assert sum(one == other for one, other in pairwise(prompts)) <= 6
 
 
 def test_a_card_advises_the_weight_where_labels_are_out_of_balance(tmp_path: Path) -> None:
-    pipeline, rubric, ledger = build(
+    pipeline, rubric, journaled = build(
         tmp_path, 12, sets=["export={formats: [kto], kto: {rule: scores, desirable: 5, undesirable: 4}}"]
     )
-    with ledger:
-        export(pipeline, rubric, ledger, tmp_path / "out", silent)
+    with journaled:
+        export(pipeline, rubric, journaled, tmp_path / "out", silent)
     card = (tmp_path / "out" / "README.md").read_text()
     assert "`desirable_weight` from 3.00 to 4.00" in card
     assert 'KTOConfig(output_dir="kto-model", desirable_weight=3.50)' in card
@@ -336,22 +338,22 @@ def test_a_card_advises_the_weight_where_labels_are_out_of_balance(tmp_path: Pat
 
 def test_a_missing_label_is_reported(tmp_path: Path) -> None:
     told: list[str] = []
-    pipeline, rubric, ledger = build(
+    pipeline, rubric, journaled = build(
         tmp_path, 4, sets=["export={formats: [kto], kto: {rule: scores, desirable: 1, undesirable: 0}}"]
     )
-    with ledger:
-        exported = export(pipeline, rubric, ledger, tmp_path / "out", told.append)
+    with journaled:
+        exported = export(pipeline, rubric, journaled, tmp_path / "out", told.append)
     assert exported.rows == {"kto": {"train": 16}}
     assert told == ["kto: no completion to train on is undesirable; KTO needs both, so see export.kto"]
 
 
 def test_without_pairs_formats_that_need_none_are_exported_and_the_others_reported(tmp_path: Path) -> None:
     told: list[str] = []
-    pipeline, rubric, ledger = build(
+    pipeline, rubric, journaled = build(
         tmp_path, 6, sets=[ALL, "export.kto={rule: scores, desirable: 5, undesirable: 1}"], rate=lambda *_: 3
     )
-    with ledger:
-        exported = export(pipeline, rubric, ledger, tmp_path / "out", told.append)
+    with journaled:
+        exported = export(pipeline, rubric, journaled, tmp_path / "out", told.append)
     assert exported.rows == {"ultrafeedback": {"train": 6}, "sft": {"train": 6}}
     assert told == [
         *(f"{config} is left out: there are no pairs; of 6 prompts: tie 6" for config in ("trl", "h4")),
@@ -363,22 +365,22 @@ def test_without_pairs_formats_that_need_none_are_exported_and_the_others_report
 
 
 def test_an_empty_export_gives_the_reason_for_each_format(tmp_path: Path) -> None:
-    pipeline, rubric, ledger = build(
+    pipeline, rubric, journaled = build(
         tmp_path, 3, sets=["export.formats=[sft, kto, reward]"], complete=lambda n, model: Fate.PENDING
     )
     with (
-        ledger,
+        journaled,
         pytest.raises(BadInput, match=r"nothing to export: there is no .* score.*; no .* label .*; .* no pairs"),
     ):
-        export(pipeline, rubric, ledger, tmp_path / "out", silent)
+        export(pipeline, rubric, journaled, tmp_path / "out", silent)
 
 
 def test_the_conversions_in_the_docs_give_what_other_trainers_take(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pipeline, rubric, ledger = build(tmp_path, 4, sets=[ALL])
-    with ledger:
-        export(pipeline, rubric, ledger, tmp_path / "out", silent)
+    pipeline, rubric, journaled = build(tmp_path, 4, sets=[ALL])
+    with journaled:
+        export(pipeline, rubric, journaled, tmp_path / "out", silent)
     page = (Path(__file__).parents[2] / "docs" / "formats.md").read_text()
     code = page.partition("### LLaMA-Factory")[2].partition("```python\n")[2].partition("```")[0]
     monkeypatch.chdir(tmp_path)
@@ -413,12 +415,12 @@ def test_ultrafeedback_has_a_state_for_everything(tmp_path: Path) -> None:
             return Fate.PENDING
         return rate(number, model, aspect)
 
-    pipeline, rubric, ledger = build(
+    pipeline, rubric, journaled = build(
         tmp_path, 8, sets=["export.formats=[ultrafeedback]", "rubric=ultrafeedback"], complete=answered, rate=rated
     )
-    with ledger:
-        export(pipeline, rubric, ledger, tmp_path / "out", silent)
-        with ResultReader.of(ledger.store) as reader:
+    with journaled:
+        export(pipeline, rubric, journaled, tmp_path / "out", silent)
+        with ResultReader.of(journaled.store) as reader:
             places = {prompt.prompt_id: n for page in reader.selected_prompts() for n, prompt in page}
     rows = {places[row["prompt_id"]]: row for row in rows_of(tmp_path / "out", "ultrafeedback", tmp_path / "cache")}
     assert sorted(rows) == list(range(8))
@@ -463,18 +465,18 @@ def test_ultrafeedback_has_a_state_for_everything(tmp_path: Path) -> None:
 
 
 def test_an_unparseable_judge_reply_is_exported_and_a_server_error_is_not(tmp_path: Path) -> None:
-    pipeline, rubric, ledger = build(
+    pipeline, rubric, journaled = build(
         tmp_path, 2, sets=["export.formats=[ultrafeedback]"],
         rate=lambda n, model, aspect: Fate.FAILED,
     )  # fmt: skip
-    with ledger:
-        cursor = ledger.store.cursor()
+    with journaled:
+        cursor = journaled.store.cursor()
         prompts = [row[0] for row in cursor.execute("SELECT prompt_id FROM selection ORDER BY position").fetchall()]
         for prompt_id, kind, raw in zip(
             prompts, ("unreadable", "bad_request"), ("Mostly 4s.", "host.internal"), strict=True
         ):
             cursor.execute("UPDATE failed SET kind = ?, raw = ? WHERE prompt_id = ?", [kind, raw, prompt_id])
-        export(pipeline, rubric, ledger, tmp_path / "out", silent)
+        export(pipeline, rubric, journaled, tmp_path / "out", silent)
     rows = {row["prompt_id"]: row for row in rows_of(tmp_path / "out", "ultrafeedback", tmp_path / "cache")}
     said = [
         (one["state"], one["reason"], one["text"]) for prompt_id in prompts for one in rows[prompt_id]["judgements"]
@@ -512,14 +514,14 @@ def test_several_judges_are_listed_and_averaged_by_aspect() -> None:
 
 def test_a_count_is_exact_and_growth_moves_no_test_prompt_into_train(tmp_path: Path) -> None:
     told: list[str] = []
-    pipeline, rubric, ledger = build(tmp_path, 12, sets=["export.test_size=3"])
-    with ledger:
-        export(pipeline, rubric, ledger, tmp_path / "small", told.append)
+    pipeline, rubric, journaled = build(tmp_path, 12, sets=["export.test_size=3"])
+    with journaled:
+        export(pipeline, rubric, journaled, tmp_path / "small", told.append)
     assert len(ids(tmp_path / "small", "test")) == 3
     assert "fixed at" in told[0]
-    pipeline, rubric, ledger = build(tmp_path, 120, sets=["export.test_size=3"])
-    with ledger:
-        grown = export(pipeline, rubric, ledger, tmp_path / "grown", told.append)
+    pipeline, rubric, journaled = build(tmp_path, 120, sets=["export.test_size=3"])
+    with journaled:
+        grown = export(pipeline, rubric, journaled, tmp_path / "grown", told.append)
     assert set(ids(tmp_path / "small", "test")) <= set(ids(tmp_path / "grown", "test"))
     assert set(ids(tmp_path / "small", "train")) <= set(ids(tmp_path / "grown", "train"))
     assert grown.rows["trl"]["test"] > 3
@@ -527,10 +529,10 @@ def test_a_count_is_exact_and_growth_moves_no_test_prompt_into_train(tmp_path: P
 
 
 def test_the_fixed_test_share_is_in_the_journal(tmp_path: Path) -> None:
-    pipeline, rubric, ledger = build(tmp_path, 12, sets=["export.test_size=3"])
-    with ledger:
-        export(pipeline, rubric, ledger, tmp_path / "before", silent)
-        with ResultReader.of(ledger.store) as reader:
+    pipeline, rubric, journaled = build(tmp_path, 12, sets=["export.test_size=3"])
+    with journaled:
+        export(pipeline, rubric, journaled, tmp_path / "before", silent)
+        with ResultReader.of(journaled.store) as reader:
             bound = reader.test_threshold(3)
     assert bound is not None
     with JournaledStore.open(pipeline.store, silent, rebuild=True) as anew, ResultReader.of(anew.store) as reader:
@@ -539,26 +541,26 @@ def test_the_fixed_test_share_is_in_the_journal(tmp_path: Path) -> None:
 
 
 def test_a_share_is_approximate_and_other_pairs_do_not_change_it(tmp_path: Path) -> None:
-    pipeline, rubric, ledger = build(tmp_path, 200, sets=["export.test_size=0.25"])
-    with ledger:
-        export(pipeline, rubric, ledger, tmp_path / "out", silent)
+    pipeline, rubric, journaled = build(tmp_path, 200, sets=["export.test_size=0.25"])
+    with journaled:
+        export(pipeline, rubric, journaled, tmp_path / "out", silent)
     assert 30 <= len(ids(tmp_path / "out", "test")) <= 70
     assert set(ids(tmp_path / "out", "test")).isdisjoint(ids(tmp_path / "out", "train"))
 
 
 def test_without_test_size_there_is_no_test_split(tmp_path: Path) -> None:
-    pipeline, rubric, ledger = build(tmp_path, 4)
-    with ledger:
-        exported = export(pipeline, rubric, ledger, tmp_path / "out", silent)
+    pipeline, rubric, journaled = build(tmp_path, 4)
+    with journaled:
+        exported = export(pipeline, rubric, journaled, tmp_path / "out", silent)
     assert exported.rows == {"trl": {"train": 4}, "h4": {"train_prefs": 4, "train_sft": 4, "train_gen": 4}}
     assert not list((tmp_path / "out").rglob("test*"))
 
 
 def test_a_test_split_without_pairs_is_reported(tmp_path: Path) -> None:
     told: list[str] = []
-    pipeline, rubric, ledger = build(tmp_path, 4, sets=["export.test_size=0.0001"])
-    with ledger:
-        exported = export(pipeline, rubric, ledger, tmp_path / "out", told.append)
+    pipeline, rubric, journaled = build(tmp_path, 4, sets=["export.test_size=0.0001"])
+    with journaled:
+        exported = export(pipeline, rubric, journaled, tmp_path / "out", told.append)
     assert exported.rows["trl"] == {"train": 4}
     assert "no test split" in told[0]
 
@@ -567,24 +569,24 @@ def test_a_test_split_without_pairs_is_reported(tmp_path: Path) -> None:
     ("size", "words"), [("4", "4 can't be held out of 4 prompts"), ("0.9999", "all 4 prompts of trl fall into")]
 )
 def test_nothing_left_to_train_on_is_refused(tmp_path: Path, size: str, words: str) -> None:
-    pipeline, rubric, ledger = build(tmp_path, 4, sets=[f"export.test_size={size}"])
-    with ledger, pytest.raises(BadInput, match=words):
-        export(pipeline, rubric, ledger, tmp_path / "out", silent)
+    pipeline, rubric, journaled = build(tmp_path, 4, sets=[f"export.test_size={size}"])
+    with journaled, pytest.raises(BadInput, match=words):
+        export(pipeline, rubric, journaled, tmp_path / "out", silent)
     assert not (tmp_path / "out").exists()
 
 
 def test_an_export_without_pairs_is_refused_with_the_outcomes_of_the_prompts(tmp_path: Path) -> None:
-    pipeline, rubric, ledger = build(tmp_path, 3, complete=lambda number, model: Fate.PENDING)
-    with ledger, pytest.raises(BadInput, match="of 3 prompts: pending 3"):
-        export(pipeline, rubric, ledger, tmp_path / "out", silent)
+    pipeline, rubric, journaled = build(tmp_path, 3, complete=lambda number, model: Fate.PENDING)
+    with journaled, pytest.raises(BadInput, match="of 3 prompts: pending 3"):
+        export(pipeline, rubric, journaled, tmp_path / "out", silent)
 
 
 def test_all_pairs_of_a_prompt_are_in_one_split_and_a_count_is_of_prompts(tmp_path: Path) -> None:
     told: list[str] = []
-    pipeline, rubric, ledger = build(tmp_path, 20, sets=["pairs.policy=all", "export.test_size=5"])
-    with ledger:
-        exported = export(pipeline, rubric, ledger, tmp_path / "out", told.append)
-        again = export(pipeline, rubric, ledger, tmp_path / "again", told.append)
+    pipeline, rubric, journaled = build(tmp_path, 20, sets=["pairs.policy=all", "export.test_size=5"])
+    with journaled:
+        exported = export(pipeline, rubric, journaled, tmp_path / "out", told.append)
+        again = export(pipeline, rubric, journaled, tmp_path / "again", told.append)
     assert exported.rows["trl"] == again.rows["trl"] == {"train": 90, "test": 30}
     assert (exported.prompt_counts.pairs, exported.prompt_counts.outcomes) == (120, {"paired": 20})
     train, test = ids(tmp_path / "out", "train"), ids(tmp_path / "out", "test")
@@ -602,12 +604,12 @@ def test_all_pairs_of_a_prompt_are_in_one_split_and_a_count_is_of_prompts(tmp_pa
 
 
 def test_data_files_are_the_same_for_any_number_of_threads_and_after_a_rebuild(tmp_path: Path) -> None:
-    pipeline, rubric, ledger = build(tmp_path, 60, sets=[ALL, "export.test_size=10"])
-    with ledger:
-        ledger.store.cursor().execute("SET threads = 1")
-        export(pipeline, rubric, ledger, tmp_path / "one", silent)
-        ledger.store.cursor().execute("SET threads = 8")
-        export(pipeline, rubric, ledger, tmp_path / "eight", silent, now=lambda: LATER)
+    pipeline, rubric, journaled = build(tmp_path, 60, sets=[ALL, "export.test_size=10"])
+    with journaled:
+        journaled.store.cursor().execute("SET threads = 1")
+        export(pipeline, rubric, journaled, tmp_path / "one", silent)
+        journaled.store.cursor().execute("SET threads = 8")
+        export(pipeline, rubric, journaled, tmp_path / "eight", silent, now=lambda: LATER)
     pipeline.store.unlink()
     with build(tmp_path, 60, sets=[ALL, "export.test_size=10"])[2] as again:
         export(pipeline, rubric, again, tmp_path / "again", silent)
@@ -616,16 +618,16 @@ def test_data_files_are_the_same_for_any_number_of_threads_and_after_a_rebuild(t
 
 
 def test_the_card_differs_in_its_marked_section_alone(tmp_path: Path) -> None:
-    pipeline, rubric, ledger = build(tmp_path, 6)
+    pipeline, rubric, journaled = build(tmp_path, 6)
 
     def parts(out: Path) -> tuple[str, str, str]:
         head, _, rest = (out / "README.md").read_text().partition("<!-- run:begin -->")
         run, _, tail = rest.partition("<!-- run:end -->")
         return head, run, tail
 
-    with ledger:
-        export(pipeline, rubric, ledger, tmp_path / "one", silent)
-        export(pipeline, rubric, ledger, tmp_path / "two", silent, now=lambda: LATER)
+    with journaled:
+        export(pipeline, rubric, journaled, tmp_path / "one", silent)
+        export(pipeline, rubric, journaled, tmp_path / "two", silent, now=lambda: LATER)
     one, two = parts(tmp_path / "one"), parts(tmp_path / "two")
     assert (one[0], one[2]) == (two[0], two[2])
     assert "2026-05-01 09:30 UTC" in two[1]
@@ -641,12 +643,12 @@ def built(tmp_path: Path) -> Built:
 
 
 def test_an_older_export_and_an_empty_folder_are_replaced(tmp_path: Path, built: Built) -> None:
-    pipeline, rubric, ledger = built
+    pipeline, rubric, journaled = built
     (tmp_path / "out").mkdir()
-    with ledger:
-        export(pipeline, rubric, ledger, tmp_path / "out", silent)
+    with journaled:
+        export(pipeline, rubric, journaled, tmp_path / "out", silent)
         (tmp_path / "out" / "stray.txt").write_text("of the older export")
-        export(pipeline, rubric, ledger, tmp_path / "out", silent)
+        export(pipeline, rubric, journaled, tmp_path / "out", silent)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "README.md", "h4", "pipeline.yaml", "run.json", "trl",
     ]  # fmt: skip
@@ -655,73 +657,73 @@ def test_an_older_export_and_an_empty_folder_are_replaced(tmp_path: Path, built:
 
 @pytest.mark.parametrize("name", ["notes.txt", "run.json", "folder/file"])
 def test_a_folder_with_something_else_is_left_as_it_is(tmp_path: Path, built: Built, name: str) -> None:
-    pipeline, rubric, ledger = built
+    pipeline, rubric, journaled = built
     kept = tmp_path / "out" / name
     kept.parent.mkdir(parents=True)
     kept.write_text('{"someone": "else"}')
-    with ledger, pytest.raises(BadInput, match="already exists and isn't an aif export"):
-        export(pipeline, rubric, ledger, tmp_path / "out", silent)
+    with journaled, pytest.raises(BadInput, match="already exists and isn't an aif export"):
+        export(pipeline, rubric, journaled, tmp_path / "out", silent)
     assert kept.read_text() == '{"someone": "else"}'
 
 
 def test_a_file_is_left_as_it_is(tmp_path: Path, built: Built) -> None:
-    pipeline, rubric, ledger = built
+    pipeline, rubric, journaled = built
     (tmp_path / "out").write_text("a file")
-    with ledger, pytest.raises(BadInput):
-        export(pipeline, rubric, ledger, tmp_path / "out", silent)
+    with journaled, pytest.raises(BadInput):
+        export(pipeline, rubric, journaled, tmp_path / "out", silent)
     assert (tmp_path / "out").read_text() == "a file"
 
 
 def test_a_folder_that_cannot_be_made_is_reported(tmp_path: Path, built: Built) -> None:
-    pipeline, rubric, ledger = built
+    pipeline, rubric, journaled = built
     (tmp_path / "file").write_text("")
-    with ledger, pytest.raises(BadInput, match="can't be written"):
-        export(pipeline, rubric, ledger, tmp_path / "file" / "out", silent)
+    with journaled, pytest.raises(BadInput, match="can't be written"):
+        export(pipeline, rubric, journaled, tmp_path / "file" / "out", silent)
 
 
 def test_through_a_symlink_its_target_is_replaced(tmp_path: Path, built: Built) -> None:
-    pipeline, rubric, ledger = built
+    pipeline, rubric, journaled = built
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")
-    with ledger:
+    with journaled:
         for _ in range(2):
-            exported = export(pipeline, rubric, ledger, tmp_path / "link", silent)
+            exported = export(pipeline, rubric, journaled, tmp_path / "link", silent)
     assert exported.path == tmp_path / "real"
     assert (tmp_path / "link").is_symlink()
     assert ids(tmp_path / "link", "train") == ids(tmp_path / "real", "train")
 
 
 def test_a_failed_export_leaves_the_older_one(tmp_path: Path, built: Built) -> None:
-    pipeline, rubric, ledger = built
+    pipeline, rubric, journaled = built
 
     def torn() -> datetime:
         raise KeyboardInterrupt
 
-    with ledger:
-        export(pipeline, rubric, ledger, tmp_path / "out", silent, now=lambda: LATER)
+    with journaled:
+        export(pipeline, rubric, journaled, tmp_path / "out", silent, now=lambda: LATER)
         before = (tmp_path / "out" / "run.json").read_bytes()
         with pytest.raises(KeyboardInterrupt):
-            export(pipeline, rubric, ledger, tmp_path / "out", silent, now=torn)
+            export(pipeline, rubric, journaled, tmp_path / "out", silent, now=torn)
         assert (tmp_path / "out" / "run.json").read_bytes() == before
         with pytest.raises(KeyboardInterrupt):
-            export(pipeline, rubric, ledger, tmp_path / "first", silent, now=torn)
+            export(pipeline, rubric, journaled, tmp_path / "first", silent, now=torn)
         assert not (tmp_path / "first").exists()
-        export(pipeline, rubric, ledger, tmp_path / "first", silent)
+        export(pipeline, rubric, journaled, tmp_path / "first", silent)
     assert len(ids(tmp_path / "first", "train")) == 6
     assert not (tmp_path / ".first.aif-partial").exists()
 
 
 def test_an_export_killed_between_the_two_moves_is_restored(tmp_path: Path, built: Built) -> None:
-    pipeline, rubric, ledger = built
-    with ledger:
-        export(pipeline, rubric, ledger, tmp_path / "out", silent)
+    pipeline, rubric, journaled = built
+    with journaled:
+        export(pipeline, rubric, journaled, tmp_path / "out", silent)
         shutil.copytree(tmp_path / "out", tmp_path / ".out.aif-partial")
         (tmp_path / "out").rename(tmp_path / ".out.aif-replaced")
         refused = with_sets(pipeline, "export.test_size=99")
         with pytest.raises(BadInput):
-            export(refused, rubric, ledger, tmp_path / "out", silent)
+            export(refused, rubric, journaled, tmp_path / "out", silent)
         assert len(ids(tmp_path / "out", "train")) == 6
-        export(pipeline, rubric, ledger, tmp_path / "out", silent)
+        export(pipeline, rubric, journaled, tmp_path / "out", silent)
     assert not [path.name for path in tmp_path.iterdir() if path.name.startswith("out.")]
 
 
@@ -845,12 +847,15 @@ def test_an_invalid_row_is_detected(layout: Layout, spoil: Callable[[dict[str, A
 
 def test_a_bad_row_stops_the_export_and_names_file_and_row(tmp_path: Path) -> None:
     """No client lets an empty completion through; one that got into the store all the same must not be published."""
-    pipeline, rubric, ledger = build(
+    pipeline, rubric, journaled = build(
         tmp_path, 5, sets=["pairs.policy=best_vs_worst"],
         complete=lambda number, model: "" if (number, model) == (2, "poor") else complete(number, model),
     )  # fmt: skip
-    with ledger, pytest.raises(AifError, match=r"train-00000-of-00001\.parquet: row \d \([0-9a-f]{64}\): .*rejected"):
-        export(pipeline, rubric, ledger, tmp_path / "out", silent)
+    with (
+        journaled,
+        pytest.raises(AifError, match=r"train-00000-of-00001\.parquet: row \d \([0-9a-f]{64}\): .*rejected"),
+    ):
+        export(pipeline, rubric, journaled, tmp_path / "out", silent)
     assert not (tmp_path / "out").exists()
 
 
@@ -862,9 +867,9 @@ def test_every_layout_fills_its_columns_and_no_other(layout: Layout) -> None:
 
 
 def test_the_written_export_is_reported(tmp_path: Path, built: Built) -> None:
-    pipeline, rubric, ledger = built
-    with ledger:
-        exported = export(pipeline, rubric, ledger, tmp_path / "out", silent)
+    pipeline, rubric, journaled = built
+    with journaled:
+        exported = export(pipeline, rubric, journaled, tmp_path / "out", silent)
     screen = io.StringIO()
     print_exported(Console(width=200, file=screen), exported)
     text = screen.getvalue()
@@ -876,9 +881,9 @@ def test_the_written_export_is_reported(tmp_path: Path, built: Built) -> None:
 def test_the_line_that_loads_a_dataset_works_where_its_folder_looks_like_a_pattern(
     tmp_path: Path, built: Built
 ) -> None:
-    pipeline, rubric, ledger = built
-    with ledger:
-        exported = export(pipeline, rubric, ledger, tmp_path / "out [v1]*", silent)
+    pipeline, rubric, journaled = built
+    with journaled:
+        exported = export(pipeline, rubric, journaled, tmp_path / "out [v1]*", silent)
     screen = io.StringIO()
     print_exported(Console(width=200, file=screen), exported)
     (line,) = re.findall(r"^load +(.*)$", screen.getvalue(), re.MULTILINE)
@@ -896,9 +901,9 @@ def partly(number: int, model: str) -> str | Fate:
 def test_an_export_below_the_requested_completeness_says_what_is_missing(
     tmp_path: Path, least: str, told: bool
 ) -> None:
-    pipeline, rubric, ledger = build(tmp_path, 8, complete=partly, sets=[f"export.completeness={least}"])
-    with ledger:
-        exported = export(pipeline, rubric, ledger, tmp_path / "out", silent)
+    pipeline, rubric, journaled = build(tmp_path, 8, complete=partly, sets=[f"export.completeness={least}"])
+    with journaled:
+        exported = export(pipeline, rubric, journaled, tmp_path / "out", silent)
     screen = io.StringIO()
     print_exported(Console(width=300, file=screen), exported)
     said, path = screen.getvalue(), pipeline.path
@@ -917,21 +922,21 @@ def test_an_export_below_the_requested_completeness_says_what_is_missing(
 
 def test_a_refused_export_leaves_the_older_one_as_it_is(tmp_path: Path) -> None:
     out, refusing = tmp_path / "out", ["export.incomplete=refuse", "export.completeness=0.8"]
-    pipeline, rubric, ledger = build(tmp_path, 8, complete=partly)
-    with ledger:
-        export(pipeline, rubric, ledger, out, silent)
+    pipeline, rubric, journaled = build(tmp_path, 8, complete=partly)
+    with journaled:
+        export(pipeline, rubric, journaled, out, silent)
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    pipeline, rubric, ledger = build(tmp_path, 8, complete=partly, sets=refusing)
-    with ledger:
-        ledger.keep([records.retry(LATER)])  # what had failed is pending now, and still missing
+    pipeline, rubric, journaled = build(tmp_path, 8, complete=partly, sets=refusing)
+    with journaled:
+        journaled.keep([records.retry(LATER)])  # what had failed is pending now, and still missing
         with pytest.raises(Incomplete, match="nothing was exported: 6 of 8 prompts") as refused:
-            export(pipeline, rubric, ledger, out, silent)
+            export(pipeline, rubric, journaled, out, silent)
     assert "fair: 1 completion to be retried: blocked" in str(refused.value)
     assert refused.value.exit == Exit.FAILURES
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
-    pipeline, rubric, ledger = build(tmp_path, 8, sets=refusing)
-    with ledger:
-        assert export(pipeline, rubric, ledger, out, silent).shortfall == []
+    pipeline, rubric, journaled = build(tmp_path, 8, sets=refusing)
+    with journaled:
+        assert export(pipeline, rubric, journaled, out, silent).shortfall == []
 
 
 def test_loading_gives_the_last_export_of_any_run(tmp_path: Path) -> None:
@@ -939,9 +944,9 @@ def test_loading_gives_the_last_export_of_any_run(tmp_path: Path) -> None:
     cache, out = tmp_path / "cache", tmp_path / "dataset"
     loaded = []
     for policy in ("best_vs_random", "best_vs_worst"):
-        pipeline, rubric, ledger = build(tmp_path, 8, sets=[f"pairs.policy={policy}"])
-        with ledger:
-            export(pipeline, rubric, ledger, out, silent)
+        pipeline, rubric, journaled = build(tmp_path, 8, sets=[f"pairs.policy={policy}"])
+        with journaled:
+            export(pipeline, rubric, journaled, out, silent)
         loaded.append(load(out, "trl", cache)["train"]["score_rejected"][:])
         (path,) = (out / "trl").glob("train-*.parquet")
         assert loaded[-1] == pq.read_table(path).column("score_rejected").to_pylist()
@@ -953,12 +958,12 @@ def test_a_count_includes_pending_prompts_so_that_an_early_export_fixes_no_large
     def rated(number: int, model: str, aspect: str) -> int | Fate:
         return rate(number, model, aspect) if number < 10 else Fate.PENDING
 
-    pipeline, rubric, ledger = build(tmp_path, 60, sets=["export.test_size=6"], rate=rated)
-    with ledger:
-        early = export(pipeline, rubric, ledger, tmp_path / "out", silent).rows["trl"]
-    pipeline, rubric, ledger = build(tmp_path, 60, sets=["export.test_size=6"])
-    with ledger:
-        late = export(pipeline, rubric, ledger, tmp_path / "out", silent).rows["trl"]
+    pipeline, rubric, journaled = build(tmp_path, 60, sets=["export.test_size=6"], rate=rated)
+    with journaled:
+        early = export(pipeline, rubric, journaled, tmp_path / "out", silent).rows["trl"]
+    pipeline, rubric, journaled = build(tmp_path, 60, sets=["export.test_size=6"])
+    with journaled:
+        late = export(pipeline, rubric, journaled, tmp_path / "out", silent).rows["trl"]
 
     assert sum(early.values()) == 10
     assert late == {"train": 54, "test": 6}
@@ -973,17 +978,19 @@ def test_sft_has_the_best_completion_with_any_pairing_policy(tmp_path: Path, pol
 
     sets = [f"pairs={{policy: {policy}, min_margin: 2.0}}", "export.formats=[trl, sft]"]
     rated = {"able": 5, "fair": 4, "plain": 4 if "on_policy" in policy else 2, "poor": 1}
-    pipeline, rubric, ledger = build(tmp_path, 6, sets=sets, complete=said, rate=lambda n, model, aspect: rated[model])
-    with ledger:
-        export(pipeline, rubric, ledger, tmp_path / "out", silent)
+    pipeline, rubric, journaled = build(
+        tmp_path, 6, sets=sets, complete=said, rate=lambda n, model, aspect: rated[model]
+    )
+    with journaled:
+        export(pipeline, rubric, journaled, tmp_path / "out", silent)
     assert set(load(tmp_path / "out", "sft", tmp_path / "cache")["train"]["model"]) == {"able"}
 
 
 def test_row_groups_are_cut_by_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pipeline, rubric, ledger = build(tmp_path, 6, complete=lambda n, model: f"{model} {n} " + "w" * 300)
+    pipeline, rubric, journaled = build(tmp_path, 6, complete=lambda n, model: f"{model} {n} " + "w" * 300)
     monkeypatch.setattr(batching, "MAX_BATCH_BYTES", 1000)
-    with ledger:
-        done = export(pipeline, rubric, ledger, tmp_path / "out", print)
+    with journaled:
+        done = export(pipeline, rubric, journaled, tmp_path / "out", print)
     (file,) = (done.path / "trl").glob("*.parquet")
 
     found = pq.ParquetFile(file)
@@ -992,10 +999,10 @@ def test_row_groups_are_cut_by_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_the_store_state_is_the_digest_of_all_pairs(tmp_path: Path) -> None:
-    pipeline, rubric, ledger = build(tmp_path, 5, sets=["pairs.policy=all"])
-    with ledger:
-        make_pairs(pipeline, rubric, ledger.store)
-        with ResultReader.of(ledger.store) as reader:
+    pipeline, rubric, journaled = build(tmp_path, 5, sets=["pairs.policy=all"])
+    with journaled:
+        make_pairs(pipeline, rubric, journaled.store)
+        with ResultReader.of(journaled.store) as reader:
             books, paired = reader.prompt_counts(), reader.pair_keys()
             told = [reader.get_mark("plan"), *reader.replies_digest(), books.intake, books.outcomes]
             assert store_state(reader, books, paired) == digest([*told, paired.to_pylist()])

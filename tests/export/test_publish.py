@@ -86,9 +86,9 @@ class Desk:
         """Exports by a pipeline that is changed by `sets`; what is published from then on is this one."""
         self.sets = [f"store={self.folder}/store/feedback.duckdb", *sets]
         (self.folder / "pipeline.yaml").write_text(PIPELINE)
-        pipeline, rubric, ledger = build(self.folder, n_prompts, sets=sets, **hooks)
-        with ledger:
-            export(pipeline, rubric, ledger, self.out, lambda words: None)
+        pipeline, rubric, journaled = build(self.folder, n_prompts, sets=sets, **hooks)
+        with journaled:
+            export(pipeline, rubric, journaled, self.out, lambda words: None)
 
     def words(self, repo: str, *words: str) -> list[str]:
         sets = [word for one in self.sets for word in ("--set", one)]
@@ -328,8 +328,8 @@ def test_an_export_that_differs_from_the_pipeline_is_not_published(desk: Desk) -
     assert f"elsewhere: no aif export here; run `aif export {desk.folder}/pipeline.yaml --out" in other[2][2]
     assert "no store here yet; `aif run" in other[3][2]
 
-    _, _, ledger = build(desk.folder, 13, sets=[])
-    ledger.close()
+    _, _, journaled = build(desk.folder, 13, sets=[])
+    journaled.close()
     ((code, _, said),) = desk.publish(desk.words("team/pairs", "--yes"))
     assert code == Exit.BAD_INPUT
     assert "this export is out of date: the store changed since; run `aif export" in said
@@ -343,8 +343,8 @@ def test_changes_outside_of_pairs_count_too(tmp_path: Path) -> None:
         return answered(0, 5, score, 1) | {"correct_answers": known}
 
     def state() -> str:
-        with JournaledStore.open(pipeline.store, print) as ledger:
-            made = export(pipeline, rubric_of(pipeline), ledger, tmp_path / "out", lambda words: None)
+        with JournaledStore.open(pipeline.store, print) as journaled:
+            made = export(pipeline, rubric_of(pipeline), journaled, tmp_path / "out", lambda words: None)
         assert made.prompt_counts.pairs == 1
         found: str = json.loads((tmp_path / "out" / "run.json").read_text())["state"]
         return found

@@ -20,14 +20,14 @@ CONFIGS = ("trl", "h4", "ultrafeedback", "kto", "reward", "sft")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every config of 16 prompts, every third with a system turn and earlier turns; one in four completions was cut."""
     folder = tmp_path_factory.mktemp("exported")
-    pipeline, rubric, ledger = build(
+    pipeline, rubric, journaled = build(
         folder,
         PAIRS,
         sets=[f"export.formats=[{', '.join(CONFIGS)}]", "pairs.policy=best_vs_worst"],
         complete=lambda n, model: Cut("And so on") if model == "plain" else f"{n + 1}." if model == "able" else "No.",
     )
-    with ledger:
-        return export(pipeline, rubric, ledger, folder / "dataset", lambda words: None).path
+    with journaled:
+        return export(pipeline, rubric, journaled, folder / "dataset", lambda words: None).path
 
 
 def loaded(dataset: Path, config: str, tmp_path: Path, split: str = "train") -> Dataset:

@@ -303,7 +303,7 @@ def test_changed_files_and_their_cost_are_reported_before_any_call(tmp_path: Pat
     path.write_text(changed)
     calls, records = asked(made), recorded(made)
 
-    def no(ledger: Any, rubric: Any) -> None:
+    def no(journaled: Any, rubric: Any) -> None:
         raise NotStarted("no")
 
     with pytest.raises(NotStarted):

@@ -49,9 +49,9 @@ def reserved(store: Store) -> int:
 
 @WAYS
 def test_a_rebuilt_store_holds_the_same_rows(tmp_path: Path, far: int) -> None:
-    pipeline, rubric, ledger = build(tmp_path)
+    pipeline, rubric, journaled = build(tmp_path)
     places = StorePaths(pipeline.store)
-    ledger.close()
+    journaled.close()
     held = _tables(places.store)
     rubrics = Rubrics()
     with anew(tmp_path / "again.duckdb") as store:
@@ -84,8 +84,8 @@ def test_a_damaged_line_is_reported_and_the_records_after_it_are_applied(tmp_pat
 
 @WAYS
 def test_a_rubric_that_is_lost_is_named(tmp_path: Path, far: int) -> None:
-    pipeline, rubric, ledger = build(tmp_path, 2)
-    ledger.close()
+    pipeline, rubric, journaled = build(tmp_path, 2)
+    journaled.close()
     places = StorePaths(pipeline.store)
     segment = places.journal / "000001.jsonl"
     lines = segment.read_bytes().splitlines(keepends=True)

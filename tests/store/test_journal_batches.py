@@ -245,8 +245,8 @@ def test_reasoning_in_an_assistant_turn_of_a_prompt_is_counted(tmp_path: Path) -
             {"role": "user", "content": "And of Peru?"},
         ]
 
-    *_, ledger = build(tmp_path, 2, ask=turns)
-    with ledger, Reader.of(ledger.store) as reader:
+    *_, journaled = build(tmp_path, 2, ask=turns)
+    with journaled, Reader.of(journaled.store) as reader:
         (mark,) = reader.reasoning_marks()
     assert (mark.model, mark.kind, mark.completions, mark.example) == ("", "left", 1, "Hm.</think>Paris.")
     assert reasoning_mark_text(mark).startswith("1 prompt with what looks like a reasoning mark in an earlier answer")
@@ -254,9 +254,9 @@ def test_reasoning_in_an_assistant_turn_of_a_prompt_is_counted(tmp_path: Path) -
 
 def test_texts_of_an_older_journal_are_split_again(tmp_path: Path) -> None:
     said = {"able": "Hm.</think>Four.", "fair": "<think> is a tag.", "plain": "Four.", "poor": "[THINK]4[/THINK]4."}
-    pipeline, rubric, ledger = build(tmp_path, 2, complete=lambda number, model: said[model])
-    ledger.close()
-    with JournaledStore.open(pipeline.store, print) as ledger, Reader.of(ledger.store) as reader:
+    pipeline, rubric, journaled = build(tmp_path, 2, complete=lambda number, model: said[model])
+    journaled.close()
+    with JournaledStore.open(pipeline.store, print) as journaled, Reader.of(journaled.store) as reader:
         texts = {row["text"] for row in reader._query("SELECT text FROM completions")}
         states = {row["state"] for row in reader._query("SELECT state FROM needed")}
     assert texts == {"Four.", "<think> is a tag.", "4."}
@@ -264,22 +264,22 @@ def test_texts_of_an_older_journal_are_split_again(tmp_path: Path) -> None:
 
     plain = JournaledStore.open(pipeline.store, print, tags=dict.fromkeys(pipeline.reasoning_tags, "none"))
     prepare(pipeline, plain, rubric, print)
-    with plain as ledger, Reader.of(ledger.store) as reader:
+    with plain as journaled, Reader.of(journaled.store) as reader:
         states = {row["state"] for row in reader._query("SELECT state FROM needed")}
     assert states == {"answered"}
 
 
 def test_the_store_of_an_older_journal_holds_replies_as_received_and_as_shown(tmp_path: Path) -> None:
     said = {"able": "Hm.</think>Four.", "fair": "[THINK]All of it.", "plain": "Four.", "poor": "[THINK]4[/THINK]4."}
-    pipeline, rubric, ledger = build(tmp_path, 2, complete=lambda number, model: said[model])
-    ledger.close()
+    pipeline, rubric, journaled = build(tmp_path, 2, complete=lambda number, model: said[model])
+    journaled.close()
     for file in (pipeline.store.parent / "feedback.journal").iterdir():
         file.unlink()
 
     def had(tags: Any) -> tuple[set[str], set[str], set[str]]:
         again = JournaledStore.open(pipeline.store, print, tags=dict.fromkeys(pipeline.reasoning_tags, tags))
         prepare(pipeline, again, rubric, print)
-        with again as ledger, Reader.of(ledger.store) as reader:
+        with again as journaled, Reader.of(journaled.store) as reader:
             words = "SELECT text AS it FROM completions", "SELECT raw AS it FROM calls WHERE raw IS NOT NULL"
             states = "SELECT state AS it FROM foreseen"
             texts, raw, stands = ({row["it"] for row in reader._query(one)} for one in (*words, states))
@@ -292,15 +292,15 @@ def test_the_store_of_an_older_journal_holds_replies_as_received_and_as_shown(tm
 
 def test_a_judgement_of_an_empty_reply_is_not_used_for_a_later_reply(tmp_path: Path) -> None:
     said = {"able": "Two.", "fair": "[THINK]All of it.", "plain": "Four.", "poor": "Five."}
-    pipeline, rubric, ledger = build(tmp_path, 1, complete=lambda number, model: said[model])
-    with ledger, Reader.of(ledger.store) as reader:
+    pipeline, rubric, journaled = build(tmp_path, 1, complete=lambda number, model: said[model])
+    with journaled, Reader.of(journaled.store) as reader:
         (gone,) = reader._query("SELECT key, prompt_id FROM failed WHERE stage = 'completion'")
         assert {row["state"] for row in reader._query("SELECT state FROM foreseen")} == {"pending"}
     build(tmp_path, 1, complete=lambda number, model: "Three.")[2].close()
 
     again = JournaledStore.open(pipeline.store, print, rebuild=True)
     prepare(pipeline, again, rubric, print)
-    with again as ledger, Reader.of(ledger.store) as reader:
+    with again as journaled, Reader.of(journaled.store) as reader:
         assert reader._query("SELECT text FROM completions WHERE key = ?", [gone["key"]]) == [{"text": "Three."}]
         assert {row["shown"] is None for row in reader._query("SELECT shown FROM judgements")} == {False}
         assert {row["state"] for row in reader._query("SELECT state FROM needed")} == {"pending"}

@@ -112,10 +112,10 @@ def test_a_lost_or_damaged_store_is_rebuilt_from_the_journal(kept: Kept, harm: C
 
 def test_a_store_without_its_write_ahead_log_catches_up(kept: Kept) -> None:
     """DuckDB opens a store whose log was deleted without an error, at an older state."""
-    ledger = JournaledStore.open(kept.paths.store, print)
-    older = ledger.store.position
+    journaled = JournaledStore.open(kept.paths.store, print)
+    older = journaled.store.position
     records = [r for _, r in journal.replay(kept.paths.journal) if isinstance(r, dict)]
-    ledger.close()
+    journaled.close()
     kept.paths.store.unlink()
     half = JournaledStore.open(kept.paths.store, lambda _: None)
     half.store._db.execute('UPDATE about SET segment = 1, "offset" = 0')
@@ -141,11 +141,11 @@ def test_a_replayed_segment_changes_nothing(kept: Kept) -> None:
 def test_records_that_the_store_lacks_are_added_before_new_ones(tmp_path: Path) -> None:
     """As an interrupted run leaves it."""
     texts = [events.text(digest(word), "principle", word) for word in ("one", "two", "three")]
-    with JournaledStore.open(tmp_path / "s.duckdb", pytest.fail) as ledger:
-        ledger.keep(texts[:1])
-        ledger.journal.append(texts[1:2])
-        ledger.keep(texts[2:])
-        with Reader.of(ledger.store) as reader:
+    with JournaledStore.open(tmp_path / "s.duckdb", pytest.fail) as journaled:
+        journaled.keep(texts[:1])
+        journaled.journal.append(texts[1:2])
+        journaled.keep(texts[2:])
+        with Reader.of(journaled.store) as reader:
             assert sorted(reader.texts("principle").values()) == ["one", "three", "two"]
 
 
@@ -263,7 +263,7 @@ def test_damage_found_during_work_rebuilds_the_store_and_repeats_the_work(kept: 
     told: list[str] = []
     tries: list[int] = []
 
-    def work(ledger: JournaledStore) -> str:
+    def work(journaled: JournaledStore) -> str:
         tries.append(len(tries))
         if len(tries) == 1:
             raise BaseExceptionGroup("two threads met it", [StoreDamaged("s: block 3"), StoreDamaged("s: block 4")])
@@ -277,7 +277,7 @@ def test_damage_found_during_work_rebuilds_the_store_and_repeats_the_work(kept: 
 def test_damage_found_twice_is_raised(kept: Kept) -> None:
     told: list[str] = []
 
-    def work(ledger: JournaledStore) -> None:
+    def work(journaled: JournaledStore) -> None:
         raise StoreDamaged("s: block 3")
 
     with pytest.raises(StoreDamaged, match="block 3"):
@@ -287,7 +287,7 @@ def test_damage_found_twice_is_raised(kept: Kept) -> None:
 
 @pytest.mark.parametrize("other", [ValueError("a bug"), KeyboardInterrupt()])
 def test_other_errors_are_not_taken_for_damage(kept: Kept, other: BaseException) -> None:
-    def work(ledger: JournaledStore) -> None:
+    def work(journaled: JournaledStore) -> None:
         raise BaseExceptionGroup("", [StoreDamaged("s: block 3"), other])
 
     with pytest.raises(BaseExceptionGroup):
@@ -427,8 +427,8 @@ def test_a_rubric_that_this_version_refuses_stops_no_other_record(kept: Kept) ->
     calls = [r for _, r in journal.replay(kept.paths.journal) if isinstance(r, dict) and r["t"] == "call"]
     call = next(call for call in calls if call["stage"] == "judgement")
     other = call | {"id": "former", "key": "0" * 32, "item": call["item"] | {"rubric": "f" * 64, "spec": "0" * 32}}
-    with JournaledStore.open(kept.paths.store, pytest.fail) as ledger:
-        ledger.journal.append([record, other])
+    with JournaledStore.open(kept.paths.store, pytest.fail) as journaled:
+        journaled.journal.append([record, other])
     told = kept.reopened()
     assert len(told) == 2
     assert "was behind its journal; 2 records were added" in told[0]
@@ -479,7 +479,7 @@ def test_without_its_source_a_damaged_journal_still_makes_a_store(kept: Kept) ->
     told: list[str] = []
     rebuild(kept.pipeline, told.append)
     assert "using the prompts that were read before" in told[-1]
-    with JournaledStore.open(kept.paths.store, pytest.fail) as ledger, ResultReader.of(ledger.store) as reader:
+    with JournaledStore.open(kept.paths.store, pytest.fail) as journaled, ResultReader.of(journaled.store) as reader:
         assert reader.prompt_counts().outcomes["pending"] == 1
         assert reader.selected_ids().num_rows == 3
 
@@ -523,8 +523,8 @@ def test_work_that_runs_out_of_memory_is_repeated_with_more(kept: Kept) -> None:
     told: list[str] = []
     limits: list[str] = []
 
-    def work(ledger: JournaledStore) -> str:
-        limits.append(str(ledger.store.cursor().execute("SELECT current_setting('memory_limit')").fetchall()[0][0]))
+    def work(journaled: JournaledStore) -> str:
+        limits.append(str(journaled.store.cursor().execute("SELECT current_setting('memory_limit')").fetchall()[0][0]))
         if len(limits) == 1:
             raise ExceptionGroup("", [StoreOutOfMemory("no room")])
         return "done"
@@ -532,6 +532,6 @@ def test_work_that_runs_out_of_memory_is_repeated_with_more(kept: Kept) -> None:
     assert JournaledStore.use(kept.paths.store, told.append, None, work) == "done"
     assert limits[0] != limits[1]
     assert any("trying again with" in words for words in told)
-    with JournaledStore.open(kept.paths.store, print) as ledger:  # the next one has the usual limit
-        work(ledger)
+    with JournaledStore.open(kept.paths.store, print) as journaled:  # the next one has the usual limit
+        work(journaled)
     assert limits[2] == limits[0]

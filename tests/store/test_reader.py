@@ -36,8 +36,8 @@ def test_dictionary_encoded_rows_hold_no_other_memory(tmp_path: Path) -> None:
     def held_mb() -> float:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
-    _, _, ledger = build(tmp_path, 1)
-    with ledger, Reader.of(ledger.store) as reader:
+    _, _, journaled = build(tmp_path, 1)
+    with journaled, Reader.of(journaled.store) as reader:
         before = held_mb()
         found = reader._arrow_by_number(
             "SELECT i::UINTEGER AS n, repeat((i % 7)::VARCHAR, 2000) AS text FROM range(200000) t(i)"
@@ -80,9 +80,9 @@ def test_each_unanswered_item_is_counted_once_by_its_last_failure(
     unasked: tuple[Pipeline, Rubric, JournaledStore], slots: Drawn, judged: Drawn, turns: Random
 ) -> None:
     """Whatever the results of the calls, and in whatever order and number of runs."""
-    pipeline, rubric, ledger = unasked
+    pipeline, rubric, journaled = unasked
     for name in ("calls", "failed", "completions", "judgements"):
-        ledger.store.cursor().execute(f"DELETE FROM {name}")
+        journaled.store.cursor().execute(f"DELETE FROM {name}")
     at = iter(range(0, 10**6, turns.choice([1, 40])))
 
     def keep(asked: list[tuple[records.CallItem, list[Verdict], str]]) -> None:
@@ -95,20 +95,20 @@ def test_each_unanswered_item_is_counted_once_by_its_last_failure(
                 left.remove(one)
         cut = turns.randint(0, len(calls))
         for part in filter(None, (calls[:cut], calls[cut:])):
-            ledger.keep(part)
+            journaled.keep(part)
 
-    ledger.store.list_pending(None)
-    with Reader.of(ledger.store) as reader:
+    journaled.store.list_pending(None)
+    with Reader.of(journaled.store) as reader:
         todos = [todo for name in pipeline.models for todo in reader.pending_slots(name, 0, 100)]
     keep([(completion_item(pipeline, todo), ends, "Four.") for todo, ends in zip(todos, slots, strict=True)])
-    ledger.store.list_pending(None)
-    with Reader.of(ledger.store) as reader:
+    journaled.store.list_pending(None)
+    with Reader.of(journaled.store) as reader:
         ready = [(one, need) for one in reader.judgeable_prompts(0, 100) for need in one.needs]
     keep(
         [(judgement_item(pipeline, rubric, *one), ends, "no rating") for one, ends in zip(ready, judged, strict=False)]
     )
 
-    with Reader.of(ledger.store) as reader:
+    with Reader.of(journaled.store) as reader:
         balance = reader.item_counts()
         rows = reader._query("SELECT stage, endpoint, state, waits, kind FROM items WHERE state <> 'answered'")
     told = Counter[tuple[str, str]]()

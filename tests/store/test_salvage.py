@@ -325,8 +325,8 @@ def test_a_kill_while_a_set_aside_store_is_deleted_leaves_no_log_for_another(
     kept: Kept, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, unlink = kept.paths.store, Path.unlink
-    with JournaledStore.open(store, pytest.fail) as ledger:
-        ledger.keep([events.mended(0)])
+    with JournaledStore.open(store, pytest.fail) as journaled:
+        journaled.keep([events.mended(0)])
         for path in kept.path.parent.glob("feedback.duckdb*"):
             shutil.copy(path, path.with_name(path.name.replace(".duckdb", ".duckdb.aside")))
 
@@ -351,8 +351,8 @@ def test_a_log_without_its_store_is_kept(kept: Kept) -> None:
     store = kept.paths.store
     other = kept.path.parent / "other"
     other.mkdir()
-    with JournaledStore.open(other / "feedback.duckdb", lambda words: None) as ledger:
-        ledger.keep([events.mended(0)])
+    with JournaledStore.open(other / "feedback.duckdb", lambda words: None) as journaled:
+        journaled.keep([events.mended(0)])
         shutil.copy(other / "feedback.duckdb.wal", f"{store}.aside.wal")
     log = Path(f"{store}.aside.wal").read_bytes()
     for _ in range(2):
@@ -376,8 +376,8 @@ def test_an_unreadable_store_is_kept_and_reported_once(kept: Kept) -> None:
 
 def test_a_store_with_an_unreadable_log_gives_its_other_records(kept: Kept) -> None:
     whole, log = lines(kept), kept.paths.store.with_name("feedback.duckdb.wal")
-    with JournaledStore.open(kept.paths.store, pytest.fail) as ledger:
-        ledger.keep([events.mended(0)])
+    with JournaledStore.open(kept.paths.store, pytest.fail) as journaled:
+        journaled.keep([events.mended(0)])
         of_before = log.read_bytes()
     segment(kept).write_bytes(b"".join(whole[:8]))
     log.write_bytes(of_before)
@@ -428,11 +428,11 @@ def test_an_interrupted_recovery_is_continued(kept: Kept, monkeypatch: pytest.Mo
     segment(kept).write_bytes(b"".join(lines(kept)[:3]))
     keep, times = JournaledStore.keep, [0]
 
-    def broken_off(ledger: JournaledStore, kept: list[dict[str, Any]]) -> None:
+    def broken_off(journaled: JournaledStore, kept: list[dict[str, Any]]) -> None:
         times[0] += 1
         if times[0] % 3 == 0:
             raise KeyboardInterrupt
-        keep(ledger, kept)
+        keep(journaled, kept)
 
     with monkeypatch.context() as patched:
         patched.setattr(JournaledStore, "keep", broken_off)
@@ -510,8 +510,8 @@ def test_a_journal_written_from_a_store_makes_the_same_store(tmp_path: Path, ser
     for retry in (False, True):
         quick = RetryPolicy(attempts=2, first_wait_s=0.01, longest_wait_s=0.02, silent_s=0.2)
         run_pipeline(load(path), Terminal(Console(file=StringIO())), policy=quick, retry_failed=retry)
-    with JournaledStore.open(load(path).store, print) as ledger:
-        ledger.keep([events.split(0.1, 0.25)])
+    with JournaledStore.open(load(path).store, print) as journaled:
+        journaled.keep([events.split(0.1, 0.25)])
     kept = unrun(path, served)
     spent = "SELECT round(known, 9) AS known, round(unknown, 9) AS unknown, unpriced FROM spent"  # summed in any order
     more = "SELECT * FROM reserved ORDER BY ALL", spent, "FROM carried ORDER BY ALL"
@@ -543,20 +543,20 @@ def test_spend_is_counted_once(kept: Kept) -> None:
 Words = list[str]
 
 
-def says(ledger: JournaledStore, word: str, n: int) -> None:
+def says(journaled: JournaledStore, word: str, n: int) -> None:
     """Store the n-th event of an item: the verdict of a call, or `retry`."""
-    with Reader.of(ledger.store) as reader:
+    with Reader.of(journaled.store) as reader:
         (slot,) = reader._query("SELECT * FROM slots ORDER BY slot LIMIT 1")
     details = {"sample": 0, "seed": slot["seed"], "principle": slot["principle"], "system": "role"}
     item = events.CallItem("completion", slot["key"], slot["prompt_id"], slot["model"], slot["identity"], details)
     if word == "retry":
-        ledger.keep([events.retry(STARTED)])
+        journaled.keep([events.retry(STARTED)])
         return
     started, error = STARTED + timedelta(minutes=n), CallError(Kind.TIMEOUT, f"word {n}")
     one = events.call(
         item, id=f"run{n}-1", n=1, started=started, seconds=1, verdict=word, reply=None, error=error, usd=None
     )
-    ledger.keep([one])
+    journaled.keep([one])
 
 
 @pytest.mark.parametrize(
@@ -578,14 +578,14 @@ def says(ledger: JournaledStore, word: str, n: int) -> None:
 def test_the_last_call_or_retry_decides_an_item(tmp_path: Path, words: Words, seen: int, lost: list[int]) -> None:
     """The set-aside store has seen the first events, and lines of the journal are lost: the records written back are
     after later ones, though they may be older."""
-    pipeline, _, ledger = build(tmp_path, 1, complete=lambda number, model: Fate.PENDING)
-    ledger.close()
+    pipeline, _, journaled = build(tmp_path, 1, complete=lambda number, model: Fate.PENDING)
+    journaled.close()
     store, stands = pipeline.store, "SELECT verdict, message, started FROM failed"
     path = StorePaths(store).journal / "000001.jsonl"
     begun = path.read_bytes().count(b"\n")
     for n, word in enumerate(words):
-        with JournaledStore.open(store, pytest.fail) as ledger:
-            says(ledger, word, n)
+        with JournaledStore.open(store, pytest.fail) as journaled:
+            says(journaled, word, n)
         if n + 1 == seen:
             shutil.copy(store, tmp_path / "former")
     before = ask(pipeline, stands)

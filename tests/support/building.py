@@ -1,4 +1,4 @@
-"""Build a store with prompts, completions and judgements through the ledger, as a run does, but without a server."""
+"""Build a store with prompts, completions and judgements through a JournaledStore, as a run does, but without a server."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -90,7 +90,7 @@ def build(
     complete: Complete = complete,
     rate: Rate = rate,
 ) -> tuple[Pipeline, Rubric, JournaledStore]:
-    """Return a pipeline, its rubric and its open ledger, with `n_prompts` prompts of four judged completions each.
+    """Return a pipeline, its rubric and its open store, with `n_prompts` prompts of four judged completions each.
 
     `sets` are `--set` arguments. The hooks return each prompt (by its number), each completion (by prompt and model)
     and each rating (by prompt, model and aspect; "N/A" is possible). If one rating of a judgement is a Fate, the whole
@@ -100,25 +100,25 @@ def build(
     (folder / "prompts.jsonl").write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
     pipeline = parse(PIPELINE, folder / "pipeline.yaml", [f"store={folder}/store/feedback.duckdb", *sets])
     rubric = rubric_of(pipeline)
-    ledger = JournaledStore.open(pipeline.store, _silent)
-    prepare(pipeline, ledger, rubric, _silent)
-    _keep(ledger, _completions(pipeline, ledger, complete))
-    _keep(ledger, _judgements(pipeline, rubric, ledger, rate))
-    return pipeline, rubric, ledger
+    journaled = JournaledStore.open(pipeline.store, _silent)
+    prepare(pipeline, journaled, rubric, _silent)
+    _keep(journaled, _completions(pipeline, journaled, complete))
+    _keep(journaled, _judgements(pipeline, rubric, journaled, rate))
+    return pipeline, rubric, journaled
 
 
 def _silent(words: str) -> None:
     pass
 
 
-def _keep(ledger: JournaledStore, records: list[Record]) -> None:
+def _keep(journaled: JournaledStore, records: list[Record]) -> None:
     for start in range(0, len(records), 2000):
-        ledger.keep(records[start : start + 2000])
+        journaled.keep(records[start : start + 2000])
 
 
-def _completions(pipeline: Pipeline, ledger: JournaledStore, complete: Complete) -> list[Record]:
-    ledger.store.list_pending(None)
-    with Reader.of(ledger.store) as reader:
+def _completions(pipeline: Pipeline, journaled: JournaledStore, complete: Complete) -> list[Record]:
+    journaled.store.list_pending(None)
+    with Reader.of(journaled.store) as reader:
         todos = [todo for name in pipeline.models for todo in reader.pending_slots(name, 0, 10**9)]
     found = [(todo, complete(todo.position, todo.slot.model)) for todo in todos]
     return [_completion(pipeline, todo, said) for todo, said in found if said is not Fate.PENDING]
@@ -145,9 +145,9 @@ def completion_item(pipeline: Pipeline, todo: PendingSlot) -> events.CallItem:
     return events.CallItem("completion", slot.key, slot.prompt_id, slot.model, slot.identity, details)
 
 
-def _judgements(pipeline: Pipeline, rubric: Rubric, ledger: JournaledStore, rate: Rate) -> list[Record]:
-    ledger.store.list_pending(None)
-    with Reader.of(ledger.store) as reader:
+def _judgements(pipeline: Pipeline, rubric: Rubric, journaled: JournaledStore, rate: Rate) -> list[Record]:
+    journaled.store.list_pending(None)
+    with Reader.of(journaled.store) as reader:
         prompts = reader.judgeable_prompts(0, 10**9)
         places = {row["key"]: row for row in reader._query("SELECT key, model, position FROM slots")}
     records = [_judgement(pipeline, rubric, ready, need, places, rate) for ready in prompts for need in ready.needs]

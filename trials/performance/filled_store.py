@@ -31,17 +31,17 @@ def fill(path: Path, limit: int | None = None) -> None:
     """
     pipeline = load(path)
     rubric = rubric_of(pipeline)
-    with JournaledStore.open(pipeline.store, print) as ledger:
-        prepare(pipeline, ledger, rubric, print)
-        ledger.store.list_pending(limit)
-        with Reader.of(ledger.store) as reader:
+    with JournaledStore.open(pipeline.store, print) as journaled:
+        prepare(pipeline, journaled, rubric, print)
+        journaled.store.list_pending(limit)
+        with Reader.of(journaled.store) as reader:
             for model in pipeline.models:
                 for todos in _pages(lambda after, model=model: reader.pending_slots(model, after, PAGE)):
-                    ledger.keep([_completion(pipeline, todo) for todo in todos])
-        ledger.store.list_pending(limit)
-        with Reader.of(ledger.store) as reader:
+                    journaled.keep([_completion(pipeline, todo) for todo in todos])
+        journaled.store.list_pending(limit)
+        with Reader.of(journaled.store) as reader:
             for readies in _pages(lambda after: reader.judgeable_prompts(after, PAGE)):
-                ledger.keep([_judgement(pipeline, rubric, ready, need) for ready in readies for need in ready.needs])
+                journaled.keep([_judgement(pipeline, rubric, ready, need) for ready in readies for need in ready.needs])
 
 
 def _pages(page: Any) -> Iterator[Any]:

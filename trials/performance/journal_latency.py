@@ -69,11 +69,11 @@ def trial(folder: Path, full: bool) -> Figures:
 async def _run(path: Path, observer: Observer) -> None:
     loaded = load(path)
     rubric = rubric_of(loaded)
-    with JournaledStore.open(loaded.store, print, rubric) as ledger:
-        prepare(loaded, ledger, rubric, print)
+    with JournaledStore.open(loaded.store, print, rubric) as journaled:
+        prepare(loaded, journaled, rubric, print)
         async with open_endpoints(loaded) as endpoints:
             looking = asyncio.create_task(observer.look())
-            await Orchestrator(loaded, ledger, rubric, endpoints, observer).work()
+            await Orchestrator(loaded, journaled, rubric, endpoints, observer).work()
             looking.cancel()
 
 

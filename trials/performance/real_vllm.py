@@ -71,10 +71,10 @@ def _bodies(path: Path) -> list[bytes]:
     """Return the request bodies that `aif run` will post, in the same order. The prepared prompts stay in the store."""
     loaded = load(path)
     rubric = rubric_of(loaded)
-    with JournaledStore.open(loaded.store, print, rubric) as ledger:
-        prepare(loaded, ledger, rubric, print)
-        ledger.store.list_pending(None)
-        with Reader.of(ledger.store) as reader:
+    with JournaledStore.open(loaded.store, print, rubric) as journaled:
+        prepare(loaded, journaled, rubric, print)
+        journaled.store.list_pending(None)
+        with Reader.of(journaled.store) as reader:
             todos = reader.pending_slots(MODEL, 0, 100_000)
     requests = (slot_request(loaded, todo) for todo in todos)
     return [orjson.dumps(chat_completions.request_body(request, MODEL)) for request in requests]

@@ -108,8 +108,10 @@ class _FinishedRun:
         base = self._pipeline({})
         _run(base)
         states = {repr(change.given): change.given for change in CHANGES}
-        with _open(base) as ledger:
-            unfinished = [pipeline for pipeline in map(self._pipeline, states.values()) if _pending(pipeline, ledger)]
+        with _open(base) as journaled:
+            unfinished = [
+                pipeline for pipeline in map(self._pipeline, states.values()) if _pending(pipeline, journaled)
+            ]
         for pipeline in unfinished:
             _run(pipeline)
 
@@ -119,10 +121,10 @@ class _FinishedRun:
             (change, self._changed(change)) for change in sorted(CHANGES, key=lambda change: repr(change.given))
         ]
         rows = []
-        with _open(self._pipeline({})) as ledger:
+        with _open(self._pipeline({})) as journaled:
             for change, pipeline in pipelines:
-                if pipeline.store == ledger.paths.store:
-                    rows.append(_Result(change, pipeline, _pending(pipeline, ledger)))
+                if pipeline.store == journaled.paths.store:
+                    rows.append(_Result(change, pipeline, _pending(pipeline, journaled)))
                 else:
                     with _open(pipeline) as other:
                         rows.append(_Result(change, pipeline, _pending(pipeline, other)))
@@ -151,10 +153,10 @@ def _open(pipeline: Pipeline) -> JournaledStore:
     return JournaledStore.open(pipeline.store, _ignore)
 
 
-def _pending(pipeline: Pipeline, ledger: JournaledStore) -> dict[str, int]:
+def _pending(pipeline: Pipeline, journaled: JournaledStore) -> dict[str, int]:
     """Return the calls that the store plans for a pipeline, by model and judge."""
-    prepare(pipeline, ledger, rubric_of(pipeline), _ignore)
-    with Reader.of(ledger.store) as reader:
+    prepare(pipeline, journaled, rubric_of(pipeline), _ignore)
+    with Reader.of(journaled.store) as reader:
         return {row["endpoint"]: row["n"] for row in reader._query(_PENDING)}
 
 

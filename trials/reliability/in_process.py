@@ -24,12 +24,12 @@ async def run(path: Path) -> tuple[dict[str, str], dict[Key, Tally]]:
     """Run a pipeline as `aif run` does; return why endpoints were refused, by name, and the item counts by endpoint."""
     pipeline = load(path)
     rubric = rubric_of(pipeline)
-    with JournaledStore.open(pipeline.store, _ignore, rubric) as ledger:
-        prepare(pipeline, ledger, rubric, _ignore)
+    with JournaledStore.open(pipeline.store, _ignore, rubric) as journaled:
+        prepare(pipeline, journaled, rubric, _ignore)
         flow_result = await call_endpoints(
-            pipeline, ledger, rubric, Terminal(Console(quiet=True)), _ignore, None, RetryPolicy(), StopRequest()
+            pipeline, journaled, rubric, Terminal(Console(quiet=True)), _ignore, None, RetryPolicy(), StopRequest()
         )
-        with Reader.of(ledger.store) as reader:
+        with Reader.of(journaled.store) as reader:
             return flow_result.refused, reader.tallies()
 
 

@@ -52,9 +52,9 @@ def export_digests(path: Path, out: Path) -> dict[str, str]:
     pipeline_read = load(path)
     rubric = rubric_of(pipeline_read)
 
-    def write(ledger: JournaledStore) -> None:
-        prepare(pipeline_read, ledger, rubric, _ignore, reread=False)
-        export(pipeline_read, rubric, ledger, out, _ignore)
+    def write(journaled: JournaledStore) -> None:
+        prepare(pipeline_read, journaled, rubric, _ignore, reread=False)
+        export(pipeline_read, rubric, journaled, out, _ignore)
 
     JournaledStore.use(pipeline_read.store, _ignore, rubric, write)
     return digests(out)

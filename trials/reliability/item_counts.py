@@ -82,8 +82,8 @@ def _state(
     With a call log, also how many the server answered.
     """
     out = folder / "dataset"
-    with JournaledStore.open(pipeline.store, lambda words: None) as ledger:
-        export(pipeline, rubric_of(pipeline), ledger, out, lambda words: None)
+    with JournaledStore.open(pipeline.store, lambda words: None) as journaled:
+        export(pipeline, rubric_of(pipeline), journaled, out, lambda words: None)
     with Reader.open(pipeline.store) as reader:
         texts = {
             "status": _printed(lambda console: print_status(console, reader)),
@@ -123,12 +123,12 @@ def _refused(pipeline: Pipeline, folder: Path) -> dict[str, Any]:
     out = folder / "dataset"
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     message = ""
-    with JournaledStore.open(pipeline.store, lambda words: None) as ledger:
+    with JournaledStore.open(pipeline.store, lambda words: None) as journaled:
         try:
-            export(pipeline, rubric_of(pipeline), ledger, out, lambda words: None)
+            export(pipeline, rubric_of(pipeline), journaled, out, lambda words: None)
         except Incomplete as error:
             message = str(error)
-        with Reader.of(ledger.store) as reader:
+        with Reader.of(journaled.store) as reader:
             missing = sum(tally.wanted - tally.answered for tally in reader.tallies().values())
     named = sum(int(n.replace(",", "")) for n in re.findall(r"^  \S+: ([\d,]+) ", message, re.MULTILINE))
     after = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}

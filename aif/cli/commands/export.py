@@ -27,6 +27,6 @@ def export(
     exported = with_prepared_store(
         loaded,
         arguments(pipeline, sets),
-        lambda rubric, ledger: dataset.export(loaded, rubric, ledger, folder, print_message),
+        lambda rubric, journaled: dataset.export(loaded, rubric, journaled, folder, print_message),
     )
     print_exported(out, exported)

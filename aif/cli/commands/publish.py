@@ -32,7 +32,9 @@ def publish(
     out_option = ["--out", str(folder)] if folder else []
     export = shlex.join(["aif", "export", str(pipeline), *out_option, *repeated("--set", sets)])
     current = with_prepared_store(
-        loaded, arguments(pipeline, sets), lambda rubric, ledger: load_export(loaded, rubric, ledger, place, export)
+        loaded,
+        arguments(pipeline, sets),
+        lambda rubric, journaled: load_export(loaded, rubric, journaled, place, export),
     )
     plan = plan_publish(loaded, place, current, repo, public)
     print_plan(out, plan)

@@ -45,14 +45,14 @@ def _consent(
 ) -> "Callable[[JournaledStore, Rubric], None]":
     """Return the callback of a run that prints what it will spend, and asks for confirmation if that is a lot."""
 
-    def consent(ledger: "JournaledStore", rubric: "Rubric") -> None:
+    def consent(journaled: "JournaledStore", rubric: "Rubric") -> None:
         if all(endpoint.is_free for endpoint in (*pipeline.models.values(), *pipeline.judges.values())):
             return
         from aif.cli.confirm import confirm_run
         from aif.engine.workload import estimate_run
         from aif.store.estimate_queries import EstimateReader
 
-        with EstimateReader.of(ledger.store, retry_failed) as outlook:
+        with EstimateReader.of(journaled.store, retry_failed) as outlook:
             estimate = estimate_run(pipeline, rubric, outlook, limit)
         if estimate.calls:
             confirm_run(estimate, pipeline.confirm_usd, yes=yes)

@@ -32,9 +32,9 @@ def rate(number: int, model: str, aspect: str) -> int | Fate:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Pipeline:
-    pipeline, rubric, ledger = build(tmp_path, 8, complete=complete, rate=rate)
-    with ledger:
-        make_pairs(pipeline, rubric, ledger.store)
+    pipeline, rubric, journaled = build(tmp_path, 8, complete=complete, rate=rate)
+    with journaled:
+        make_pairs(pipeline, rubric, journaled.store)
     return pipeline
 
 

@@ -48,12 +48,12 @@ def test_names_from_outside_are_told_as_they_are(tmp_path: Path) -> None:
 
 
 def test_what_was_cut_is_said_since_it_is_never_chosen(tmp_path: Path) -> None:
-    pipeline, rubric, ledger = build(
+    pipeline, rubric, journaled = build(
         tmp_path, 1, complete=lambda n, model: Cut("able was cu") if model == "able" else complete(n, model)
     )
-    with ledger:
-        make_pairs(pipeline, rubric, ledger.store)
-        with ResultReader.of(ledger.store) as reader:
+    with journaled:
+        make_pairs(pipeline, rubric, journaled.store)
+        with ResultReader.of(journaled.store) as reader:
             story = told(lambda console: print_prompt(console, reader, reader.example_prompt_id()))
     assert "chosen   fair, score 4.000" in story
     (able,) = [part for part in story.split(" completion ")[1:] if "\nby able: " in part]
@@ -63,10 +63,10 @@ def test_what_was_cut_is_said_since_it_is_never_chosen(tmp_path: Path) -> None:
 
 def test_two_completions_of_one_model_are_told_apart(tmp_path: Path) -> None:
     pool = "models={able: {provider: simulator, quality: 0.9, samples: 3}, poor: {provider: simulator, quality: 0.1}}"
-    pipeline, rubric, ledger = build(tmp_path, 1, sets=[pool])
-    with ledger:
-        make_pairs(pipeline, rubric, ledger.store)
-        with ResultReader.of(ledger.store) as reader:
+    pipeline, rubric, journaled = build(tmp_path, 1, sets=[pool])
+    with journaled:
+        make_pairs(pipeline, rubric, journaled.store)
+        with ResultReader.of(journaled.store) as reader:
             story = told(lambda console: print_prompt(console, reader, reader.example_prompt_id()))
             keys = [row["key"] for row in reader._query("SELECT key FROM slots WHERE model = 'able'")]
     assert all(f"= able ({key[:8]})" in story and f"able ({key[:8]}), honesty: 5" in story for key in keys)
@@ -74,24 +74,24 @@ def test_two_completions_of_one_model_are_told_apart(tmp_path: Path) -> None:
 
 
 def test_a_prompt_that_is_no_longer_selected_is_not_promised_a_pair(tmp_path: Path) -> None:
-    _, _, ledger = build(tmp_path, 3)
-    ledger.close()
-    pipeline, rubric, ledger = build(tmp_path, 2)
-    with ledger:
-        make_pairs(pipeline, rubric, ledger.store)
-        with ResultReader.of(ledger.store) as reader:
+    _, _, journaled = build(tmp_path, 3)
+    journaled.close()
+    pipeline, rubric, journaled = build(tmp_path, 2)
+    with journaled:
+        make_pairs(pipeline, rubric, journaled.store)
+        with ResultReader.of(journaled.store) as reader:
             (gone,) = reader._query("SELECT prompt_id FROM prompts ANTI JOIN selection USING (prompt_id)")
             story = told(lambda console: print_prompt(console, reader, gone["prompt_id"]))
     assert "no longer have this prompt" in story
 
 
 def test_a_judgement_that_failed_is_told(tmp_path: Path) -> None:
-    pipeline, rubric, ledger = build(
+    pipeline, rubric, journaled = build(
         tmp_path, 1, rate=lambda n, model, aspect: Fate.FAILED if model == "able" else rate(n, model, aspect)
     )
-    with ledger:
-        make_pairs(pipeline, rubric, ledger.store)
-        with ResultReader.of(ledger.store) as reader:
+    with journaled:
+        make_pairs(pipeline, rubric, journaled.store)
+        with ResultReader.of(journaled.store) as reader:
             (one,) = reader._query("SELECT prompt_id FROM selection")
             story = told(lambda console: print_prompt(console, reader, one["prompt_id"]))
     assert "no pair: no judge gave a readable rating (judgement_failed)" in story

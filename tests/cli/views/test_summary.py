@@ -44,14 +44,14 @@ def made(
     folder: Path, completions: Completions, judgements: Mapping[int, Fate | None], *sets: str, count: int = 5
 ) -> JournaledStore:
     """A store in which each completion has its fate (by prompt and model), and each prompt's judgement."""
-    _, _, ledger = build(
+    _, _, journaled = build(
         folder,
         count,
         sets=sets,
         complete=lambda n, model: completions.get((n, model)) or complete(n, model),
         rate=lambda n, model, aspect: judgements.get(n) or rate(n, model, aspect),
     )
-    return ledger
+    return journaled
 
 
 def counted(
@@ -91,7 +91,7 @@ def test_whatever_became_of_each_item_the_books_balance(plans: list[tuple[int, l
             }
             judgements = {n: row[4] for n, row in enumerate(drawn)}
             sets = (f"completions.per_prompt={per_prompt}", f"principles={principles}")
-            with made(Path(name), completions, judgements, *sets) as ledger, Reader.of(ledger.store) as reader:
+            with made(Path(name), completions, judgements, *sets) as journaled, Reader.of(journaled.store) as reader:
                 slots = [(row["position"], row["model"]) for row in reader._query("SELECT position, model FROM slots")]
                 balance = reader.item_counts()
                 assert balance.tallies == reader.tallies() == counted(slots, completions, judgements)
@@ -120,8 +120,8 @@ def test_replies_that_ended_by_an_unknown_word_are_counted_by_word(tmp_path: Pat
         word = ends.get((model, n))
         return text if word is None or not isinstance(text, str) else Cut(text, word)
 
-    _, _, ledger = build(tmp_path, 5, complete=said)
-    with ledger, Reader.of(ledger.store) as reader:
+    _, _, journaled = build(tmp_path, 5, complete=said)
+    with journaled, Reader.of(journaled.store) as reader:
         assert reader.unknown_endings() == [("fair", 1, "[b]odd"), ("fair", 2, "weird")]
         summary = told(lambda console: print_summary(console, reader, 2.0), width=120)
     assert "fair: 1 answer ended with the unknown finish reason '[b]odd': stored as if cut" in summary
@@ -132,10 +132,10 @@ def test_replies_that_ended_by_an_unknown_word_are_counted_by_word(tmp_path: Pat
 
 def test_status_summary_and_card_say_the_same(tmp_path: Path) -> None:
     completions = {(0, "fair"): Fate.FAILED, (1, "poor"): Fate.PENDING, (2, "able"): Fate.FAILED}
-    with made(tmp_path, completions, {3: Fate.FAILED}) as ledger:
-        pipeline = parse(PIPELINE, tmp_path / "pipeline.yaml", [f"store={ledger.store.path}"])
-        export(pipeline, rubric_of(pipeline), ledger, tmp_path / "out", lambda words: None)
-        with Reader.of(ledger.store) as reader:
+    with made(tmp_path, completions, {3: Fate.FAILED}) as journaled:
+        pipeline = parse(PIPELINE, tmp_path / "pipeline.yaml", [f"store={journaled.store.path}"])
+        export(pipeline, rubric_of(pipeline), journaled, tmp_path / "out", lambda words: None)
+        with Reader.of(journaled.store) as reader:
             status = told(lambda console: print_status(console, reader))
             summary = told(lambda console: print_summary(console, reader, 2.0))
     card = (tmp_path / "out" / "README.md").read_text()
@@ -150,16 +150,16 @@ def test_status_summary_and_card_say_the_same(tmp_path: Path) -> None:
 
 
 def test_what_has_no_price_is_told_as_unknown_never_as_nothing(tmp_path: Path) -> None:
-    with made(tmp_path, {}, {}) as ledger:
-        db = ledger.store.cursor()
+    with made(tmp_path, {}, {}) as journaled:
+        db = journaled.store.cursor()
         db.execute("UPDATE calls SET usd = NULL WHERE endpoint IN ('able', 'fair')")
         db.execute(
             "UPDATE calls SET usd = 0 WHERE endpoint = 'able' AND prompt_id = (SELECT min(prompt_id) FROM calls)"
         )
         db.execute("UPDATE calls SET usd = 0 WHERE endpoint = 'poor'")
         db.execute("UPDATE calls SET usd = NULL WHERE endpoint = 'plain' AND rowid % 2 = 0")
-        spend = {row["endpoint"]: row["usd"] for row in _ask(ledger, "FROM spend")}
-        with Reader.of(ledger.store) as reader:
+        spend = {row["endpoint"]: row["usd"] for row in _ask(journaled, "FROM spend")}
+        with Reader.of(journaled.store) as reader:
             said = told(lambda console: print_summary(console, reader, 1.0))
     assert (spend["able"], spend["fair"], spend["poor"]) == (None, None, 0)
     assert [len(re.findall(rf"{name} .* unknown *\n", said)) for name in ("able", "fair", "plain")] == [1, 1, 1]
@@ -168,13 +168,13 @@ def test_what_has_no_price_is_told_as_unknown_never_as_nothing(tmp_path: Path) -
 
 
 def test_what_was_read_anew_and_not_planned_yet_is_said(tmp_path: Path) -> None:
-    with made(tmp_path, {}, {}) as ledger:
-        ledger.keep([records.page(0, [], []), records.selected("other", {})])
-        with Reader.of(ledger.store) as reader:
+    with made(tmp_path, {}, {}) as journaled:
+        journaled.keep([records.page(0, [], []), records.selected("other", {})])
+        with Reader.of(journaled.store) as reader:
             assert balance_lines(reader.item_counts())[-1] == "no prompt is selected"
-        (one,) = {row["prompt_id"] for row in _ask(ledger, "SELECT min(prompt_id) AS prompt_id FROM prompts")}
-        ledger.keep([records.page(0, [(one, "s")], []), records.selected("third", {})])
-        with Reader.of(ledger.store) as reader:
+        (one,) = {row["prompt_id"] for row in _ask(journaled, "SELECT min(prompt_id) AS prompt_id FROM prompts")}
+        journaled.keep([records.page(0, [(one, "s")], []), records.selected("third", {})])
+        with Reader.of(journaled.store) as reader:
             said = balance_lines(reader.item_counts())
     assert said[-2:] == [
         "1 prompt not planned yet: the next run plans them first",
@@ -182,8 +182,8 @@ def test_what_was_read_anew_and_not_planned_yet_is_said(tmp_path: Path) -> None:
     ]
 
 
-def _ask(ledger: JournaledStore, query: str) -> list[dict[str, Any]]:
-    with Reader.of(ledger.store) as reader:
+def _ask(journaled: JournaledStore, query: str) -> list[dict[str, Any]]:
+    with Reader.of(journaled.store) as reader:
         return reader._query(query)
 
 
@@ -236,10 +236,10 @@ def test_names_stand_whole_and_no_line_is_too_long(tmp_path: Path, width: int) -
 
 
 def test_one_is_told_as_one(tmp_path: Path) -> None:
-    with made(tmp_path, {}, {}, count=1) as ledger:
-        pipeline = parse(PIPELINE, tmp_path / "pipeline.yaml", [f"store={ledger.store.path}"])
-        make_pairs(pipeline, rubric_of(pipeline), ledger.store)
-        with Reader.of(ledger.store) as reader:
+    with made(tmp_path, {}, {}, count=1) as journaled:
+        pipeline = parse(PIPELINE, tmp_path / "pipeline.yaml", [f"store={journaled.store.path}"])
+        make_pairs(pipeline, rubric_of(pipeline), journaled.store)
+        with Reader.of(journaled.store) as reader:
             said = told(lambda console: print_summary(console, reader, 2.0))
     assert "1 prompt, 1 pair in 2.0 s" in said
     for words in ("1 +row read", "= 1 +prompt", "= 1 +pair"):
