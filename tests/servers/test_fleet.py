@@ -314,7 +314,7 @@ def test_changed_files_and_their_cost_are_reported_before_any_call(tmp_path: Pat
     assert re.search(
         r"a: its server now loads a different model than in its last run: model.safetensors \(\w+ → \w+\)", said
     )
-    assert re.search(r"It is the model a\+sha256:\w{12}, which has 0 of 24 answers", said)
+    assert re.search(r"It counts as model a\+sha256:\w{12}, which has 0 of 24 answers", said)
     assert "judge: its server now loads a different model than in its last run: --dtype ('half' → 'float32')" in said
     assert "pending now, in all: 24 completions, 6 judgements" in said
     assert asked(made) == calls

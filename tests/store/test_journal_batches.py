@@ -217,7 +217,7 @@ def test_reasoning_tags_in_texts_are_counted_with_an_example(kept: Kept) -> None
     }
     for said in shown:
         assert "r1: 1 completion with what looks like a reasoning mark (see reasoning_tags), as in " in said
-        assert "r1: 1 completion cut where the reply may only speak of a mark" in said
+        assert "r1: 1 completion cut at a mark that the reply may only quote" in said
     told = aif("failures", kept.path).stdout
     assert "See <|im_start|> there." in told
     assert aif("export", kept.path).returncode == 0
