@@ -1,4 +1,4 @@
-"""Build a store with prompts, completions and judgements through a JournaledStore, as a run does, but without a server."""
+"""Build a store with prompts, completions and judgements through a JournaledStore, as a run does, without a server."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
