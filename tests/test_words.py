@@ -18,7 +18,16 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = sorted(path.parent.name for path in ROOT.glob("aif/*/__init__.py"))
 PAGES = sorted(
     path
-    for pattern in ("*.md", "docs/**/*.md", "pipelines/*", "data/*", "data/starter/*", "examples/**/*", "Makefile")
+    for pattern in (
+        "*.md",
+        "docs/**/*.md",
+        "pipelines/*",
+        "data/*",
+        "data/starter/*",
+        "data/schemas/*",
+        "examples/**/*",
+        "Makefile",
+    )
     for path in ROOT.glob(pattern)
     if path.is_file() and path.name != "CHANGELOG.md"
 )

@@ -1,43 +1,43 @@
--- The store: one DuckDB file, derived from the journal, open to anyone's SQL.
+-- The store: one DuckDB file, built from the journal, for anyone to query.
 -- A store of another version is rebuilt from the journal; there are no migrations.
 
 CREATE TABLE about (schema_version INTEGER, segment BIGINT, "offset" BIGINT, damaged BIGINT);
 
 -- ---------------------------------------------------------------------------------------------------------------------
--- What came in
+-- Input
 
--- Every prompt ever read, as it last came in.
+-- All prompts ever read, as the sources last held them.
 CREATE TABLE prompts (
     prompt_id VARCHAR PRIMARY KEY,          -- sha256 of the text (single user turn) or of the canonical messages
     messages  STRUCT(role VARCHAR, content VARCHAR)[],
     meta      JSON,                         -- the row's other columns
-    material  JSON,                         -- by the rubric's slot: what a judge is shown beside the conversation
-    mark      VARCHAR,                      -- what looks like a mark of reasoning in an earlier answer: `left: …`
-    bytes     BIGINT                        -- of all of these
+    material  JSON,                         -- by the rubric's slot: text shown to judges beside the conversation
+    mark      VARCHAR,                      -- what looks like a reasoning tag in an assistant turn: `left: …`
+    bytes     BIGINT                        -- of all these texts
 );
 
--- The prompts of the pipeline as its sources stand now, each once, in file order.
+-- The prompts in the pipeline's sources now, each once, in file order.
 CREATE TABLE selection (position BIGINT, prompt_id VARCHAR, source VARCHAR);
 
--- The completions that came with the selected prompts, which then get none from the pool.
+-- The completions provided with selected prompts. Such prompts get no completions from models.
 CREATE TABLE carried (
     prompt_id VARCHAR,
     n         USMALLINT,
     key       VARCHAR,                      -- in completions
-    score     DOUBLE,                       -- as it came, if any
-    source    VARCHAR                       -- whose scale the score is on
+    score     DOUBLE,                       -- as provided, if any
+    source    VARCHAR                       -- the source whose scale the score is on
 );
 
--- How many rows of each source were kept, and why others were not.
+-- The number of rows of each source that were selected, or left out, by reason.
 CREATE TABLE intake (source VARCHAR, reason VARCHAR, rows BIGINT);
 
--- Texts by digest: principles (text), rubrics (the folder's files) and material (what a judge was shown of a prompt's).
+-- Texts by digest: principles (text), rubrics (the folder's files) and material (as shown to judges).
 CREATE TABLE texts (digest VARCHAR PRIMARY KEY, kind VARCHAR, content JSON);
 
 -- ---------------------------------------------------------------------------------------------------------------------
--- What was asked and answered
+-- Requests and answers
 
--- The completions the present plan wants: which model answers which prompt, steered and sampled how.
+-- The plan: the completions wanted now, with the model, principle and sampling seed of each.
 CREATE TABLE slots (
     position  BIGINT,
     prompt_id VARCHAR,
@@ -50,7 +50,7 @@ CREATE TABLE slots (
     principle VARCHAR                       -- digest of its text, in texts
 );
 
--- One row per completion had. Insert-only; those of former plans stay. One that came with its prompt has no call.
+-- All completions, also those no longer planned. Insert-only. A provided completion has no call.
 CREATE TABLE completions (
     key           VARCHAR PRIMARY KEY,
     prompt_id     VARCHAR,
@@ -58,21 +58,20 @@ CREATE TABLE completions (
     sample        USMALLINT,
     seed          BIGINT,
     principle     VARCHAR,
-    system        VARCHAR,                  -- role, fold_into_user or none: how a system turn was sent
+    system        VARCHAR,                  -- how the system message was sent: role, fold_into_user or none
     text          VARCHAR,
-    reasoning     VARCHAR,                  -- kept apart: never judged, never exported
-    said          JSON,                     -- [content as it came, thoughts that came apart], where these are others
-    mark          VARCHAR,                  -- what looks like a mark of reasoning: `left: …`, or `cut: …` in doubt
+    reasoning     VARCHAR,                  -- never judged, never exported
+    said          JSON,                     -- [content as received, reasoning received apart], if text differs
+    mark          VARCHAR,                  -- what looks like a reasoning tag: `left: …` in the text, or `cut: …`
     finish        VARCHAR,                  -- stop or length
     output_tokens BIGINT,
     call_id       VARCHAR,                  -- in calls
-    text_id       VARCHAR,                  -- a digest of the text: equal where texts are, but for how they are composed
-                                            -- (NFC) and for blanks at their ends
+    text_id       VARCHAR,                  -- a digest of the text, NFC-normalized and without spaces at its ends
     chars         BIGINT,                   -- of the text
     bytes         BIGINT                    -- of text and reasoning
 );
 
--- One row per judgement read. `completions` are keys in the order the judge saw them.
+-- All parsed judgements. `completions` are keys in the order shown to the judge.
 CREATE TABLE judgements (
     key         VARCHAR PRIMARY KEY,
     prompt_id   VARCHAR,
@@ -81,20 +80,20 @@ CREATE TABLE judgements (
     pass        USMALLINT,
     request     VARCHAR,                    -- which request of the rubric
     rubric      VARCHAR,                    -- digest of its files, in texts
-    spec        VARCHAR,                    -- digest of what reached the wire besides prompt and completions
-    material    VARCHAR,                    -- digest of what was shown beside the conversation, in texts
+    spec        VARCHAR,                    -- digest of the request apart from prompt and completions
+    material    VARCHAR,                    -- digest of the material shown, in texts
     form        VARCHAR,                    -- schema or text
     completions VARCHAR[],
     answers     VARCHAR[],                  -- the same keys, sorted
-    shown       VARCHAR[],                  -- text_id of each of `answers` as the judge saw it, '' where not known; NULL: as it is
-    text        VARCHAR,                    -- the judge's raw words
+    shown       VARCHAR[],                  -- text_id of each of `answers` when shown, '' if unknown; NULL: as now
+    text        VARCHAR,                    -- the judge's reply
     said        JSON,                       -- as in completions
     ratings     STRUCT(completion VARCHAR, aspect VARCHAR, state VARCHAR, score DOUBLE, rationale VARCHAR, types INTEGER[])[],
     call_id     VARCHAR,
     bytes       BIGINT                      -- of text and rationales
 );
 
--- Every call made, answered or not, with what it used: the bill. Insert-only.
+-- All calls, answered or not, with their tokens and cost. Insert-only.
 CREATE TABLE calls (
     id               VARCHAR PRIMARY KEY,
     run              VARCHAR,
@@ -102,30 +101,30 @@ CREATE TABLE calls (
     key              VARCHAR,
     prompt_id        VARCHAR,
     endpoint         VARCHAR,               -- the model's or judge's name in the pipeline
-    n                USMALLINT,             -- which attempt at this item in its run
+    n                USMALLINT,             -- the attempt at this item in its run, from 1
     started          TIMESTAMP,             -- UTC
     seconds          DOUBLE,
     verdict          VARCHAR,               -- answered, again, later, failed, refused
-    kind             VARCHAR,               -- why it gave no usable reply
+    kind             VARCHAR,               -- the kind of failure, if there is no usable reply
     message          VARCHAR,
-    raw              VARCHAR,               -- what was received and could not be used
+    raw              VARCHAR,               -- a received reply that could not be used
     input_tokens     BIGINT,
-    cached_tokens    BIGINT,                -- of these: read from a prefix cache
-    cache_write_tokens BIGINT,              -- and written to one at a price of its own
+    cached_tokens    BIGINT,                -- those of input_tokens read from a cache
+    cache_write_tokens BIGINT,              -- those written to a cache, if priced
     output_tokens    BIGINT,
     reasoning_tokens BIGINT,
-    usd              DOUBLE,                -- at the price declared then; NULL: not known
-    bound            DOUBLE,                -- what it is at most, where it is not known; NULL: no price either
-    sent             JSON,                  -- the settings as they went over the wire
-    served           JSON                   -- what the server said of itself
+    usd              DOUBLE,                -- at the price declared then; NULL: unknown
+    bound            DOUBLE,                -- the most it can be, if unknown; NULL: no price
+    sent             JSON,                  -- the settings as sent
+    served           JSON                   -- the server's facts about itself
 );
 
--- What each run's spend stays below, by its own word: the last (highest n) holds. Lowered to what was counted where it
--- ended in order. Insert-only.
+-- Ceilings that each run's spend stays below: the highest n is valid. A run that ends in order lowers it to its counted
+-- spend. Insert-only.
 CREATE TABLE reserved (run VARCHAR, n BIGINT, usd DOUBLE, PRIMARY KEY (run, n));
 
--- Items without an answer now whose calls failed, by their last one: `later` (pending again on the next run, whether the
--- item, its endpoint or the provider was at fault) or `failed` (waits for --retry-failed).
+-- Unanswered items whose calls failed, with the last failure. `verdict` is `later` (retried by the next run) or `failed`
+-- (permanent; retried with --retry-failed).
 CREATE TABLE failed (
     key       VARCHAR PRIMARY KEY,
     stage     VARCHAR,
@@ -137,7 +136,7 @@ CREATE TABLE failed (
     raw       VARCHAR,
     started   TIMESTAMP,                    -- UTC
     identity  VARCHAR,
-    pass      USMALLINT,                    -- from here on: of a judgement
+    pass      USMALLINT,                    -- from here on: judgements only
     request   VARCHAR,
     spec      VARCHAR,
     material  VARCHAR,
@@ -146,17 +145,17 @@ CREATE TABLE failed (
 );
 
 -- ---------------------------------------------------------------------------------------------------------------------
--- What came out
+-- Results
 
--- What became of each prompt when pairs were last made: `paired`, or why not.
+-- The result of each prompt when pairs were last made: `paired`, or why not.
 CREATE TABLE outcomes (
     prompt_id VARCHAR,
     outcome   VARCHAR,
-    aspects   VARCHAR[],                    -- that entered the score; as judge/aspect where there are several judges
-    unrated   BIGINT                        -- completions that are left out of its pairs, having no rating
+    aspects   VARCHAR[],                    -- in the score; as judge/aspect if there are several judges
+    unrated   BIGINT                        -- completions left out of its pairs: they have no rating
 );
 
--- The pairs as they were last made, one row each.
+-- The pairs as last made, one row each.
 CREATE TABLE preferences (
     prompt_id      VARCHAR,
     n              UINTEGER,                -- from 0 within the prompt
@@ -166,18 +165,18 @@ CREATE TABLE preferences (
     score_rejected DOUBLE
 );
 
--- The score by which pairs were last made, of every completion that has one. `spread` is the highest of the judges' own
--- scores of it less the lowest; NULL where fewer than two judges have one.
+-- The score of each completion when pairs were last made. `spread` is the highest of the judges' scores minus the lowest;
+-- NULL if fewer than two judges have one.
 CREATE TABLE scores (completion VARCHAR, score DOUBLE, spread DOUBLE);
 
--- Each judge's own score of a completion: its mean over the aspects that entered from it.
+-- Each judge's own score of a completion: the mean over its aspects in the score.
 CREATE TABLE judge_scores (completion VARCHAR, judge VARCHAR, score DOUBLE);
 
--- The share of prompt hashes that goes to the test split, fixed at the first export that asked for so many.
+-- The share of prompt hashes in the test split, fixed at the first export with this test size (`asked`).
 CREATE TABLE splits (asked DOUBLE, threshold DOUBLE);
 
 -- ---------------------------------------------------------------------------------------------------------------------
--- Of the run that goes on: made anew at its start
+-- The current run: replaced at the start of each
 
 CREATE TABLE settled (position BIGINT, slot USMALLINT, answered BOOLEAN);
 CREATE TABLE todo (seq BIGINT, model VARCHAR, position BIGINT, slot USMALLINT);
@@ -186,35 +185,35 @@ CREATE TABLE incoming (position BIGINT, prompt_id VARCHAR PRIMARY KEY, source VA
 CREATE TABLE incoming_carried (seq BIGINT, prompt_id VARCHAR, key VARCHAR PRIMARY KEY, score DOUBLE, source VARCHAR);
 CREATE TABLE specs (
     judge VARCHAR, identity VARCHAR, pass USMALLINT, request VARCHAR, listwise BOOLEAN, n USMALLINT, least USMALLINT,
-    spec VARCHAR, instead VARCHAR           -- the spec of a request about one completion, where all together don't fit
+    spec VARCHAR, instead VARCHAR           -- the spec for single completions, if all together don't fit
 );
-CREATE TABLE materials (prompt_id VARCHAR PRIMARY KEY, digest VARCHAR);  -- what the present rubric shows, in texts
+CREATE TABLE materials (prompt_id VARCHAR PRIMARY KEY, digest VARCHAR);  -- as the current rubric shows it; in texts
 CREATE TABLE marks (name VARCHAR PRIMARY KEY, value VARCHAR);
 
 -- ---------------------------------------------------------------------------------------------------------------------
--- Views: what a person asks for
+-- Views for users
 
--- Each slot of the present plan and how it stands: answered, failed, later or pending; `kind` and `message` of the last
--- word on it where it is failed or later. `carried`: the completion came with its prompt.
+-- Each planned completion with its state: answered, failed, later or pending; `kind` and `message` of its last failure if
+-- failed or later. `carried`: it was provided with its prompt.
 CREATE VIEW slot_states AS
 SELECT s.*, a.key IS NOT NULL AS carried, f.kind, f.message, hash(c.text_id) AS shows,
        CASE WHEN c.key IS NOT NULL THEN 'answered' WHEN f.key IS NULL THEN 'pending' ELSE f.verdict END AS state
 FROM slots s LEFT JOIN completions c ON s.key = c.key LEFT JOIN failed f ON s.key = f.key
 LEFT JOIN carried a ON s.key = a.key;
 
--- Whether a judgement stands: the texts that it was shown are those there are. (`shows` is a number for each text: to gather
--- the texts' ids themselves takes twice the time of all the view.) In nearly every store they are, and nothing is compared,
--- which takes half the time of the view; `stands` is replaced by `shown_now` where some are not.
+-- Whether a judgement is valid: the texts it was shown are the present ones. (`shows` is a hash of each text_id: gathering
+-- the text_ids themselves takes twice as long as the whole view.) In nearly all stores it is always valid, and nothing is
+-- compared, which halves the view's time; `stands` is replaced by `shown_now` once a text differs.
 CREATE MACRO shown_now(shown, shows) AS
 CASE WHEN shown IS NULL THEN true ELSE list_transform(shown, lambda id: hash(id)) = shows END;
 CREATE MACRO stands(shown, shows) AS true;
 
--- Each judgement the present rubric wants, as if every completion came through that is still pending, and how it stands.
--- `whole`: all the prompt's slots are terminal, so that it can be asked for. A judgement stands while the texts that it was
--- shown are those there are. What the judge said is too long for it, and is to be asked one completion by one then, stands
--- there so, unless it was answered after all. (One look at what is coming, not one for
--- each kind of request: DuckDB 2.0 filters before it groups only where the groups are used once. Of 48,000 prompts, what
--- two of them need takes 9 ms so, and 80 otherwise.)
+-- Each judgement that the current rubric wants, with its state, as if every pending completion will be answered.
+-- `whole`: no completion of the prompt is pending, so the judgement can be requested. A judgement counts only if the texts
+-- it was shown are the present ones. If all completions together exceed a judge's context window and are to be judged one
+-- by one, the judgements of single completions are here instead, unless the judge answered after all. (The pending
+-- completions are grouped once, not for each kind of request: DuckDB 2.0 filters before grouping only if the groups are
+-- used once. For 2 of 48,000 prompts this takes 9 ms in place of 80.)
 CREATE VIEW foreseen AS
 WITH coming AS (
     SELECT position, prompt_id, bool_and(state IN ('answered', 'failed')) AS whole,
@@ -245,14 +244,13 @@ LEFT JOIN failed f ON w.prompt_id = f.prompt_id AND w.spec = f.spec AND w.identi
     AND w.answers = f.answers AND f.material IS NOT DISTINCT FROM w.material
     AND stands(f.shown, CASE WHEN w.listwise THEN w.every_shows ELSE [w.every_shows[list_position(w.every, w.answers[1])]] END);
 
--- Each judgement wanted of the present completions. A prompt has some as soon as all its slots are terminal and enough of
--- them are answered. (No state is NULL: what can't be known before the joins keeps DuckDB 2.0 from filtering before them,
--- which takes 60 ms of 10,000 prompts instead of 37.)
+-- Each judgement that can be requested or was: those of prompts without pending completions and with enough answered ones.
+-- (No state is NULL: the condition keeps DuckDB 2.0 from filtering before the joins, which takes 60 ms for 10,000 prompts
+-- instead of 37.)
 CREATE VIEW needed AS SELECT * EXCLUDE (whole) FROM foreseen WHERE whole OR state IS NULL;
 
--- Each rating of the present plan's completions, with who wrote and who judged, by the names they have now. (What is
--- used of a rating is taken out of it before the join: of 1.6 million ratings, means by model and aspect take 0.8 s so,
--- and 9 s and 300 MB more where whole ratings go through it.)
+-- Each rating of the planned completions, with the present names of model and judge. (The ratings' fields are extracted
+-- before the join: means by model and aspect of 1.6 million ratings take 0.8 s, in place of 9 s and 300 MB more.)
 CREATE VIEW ratings AS
 WITH said AS (
     SELECT key, prompt_id, completions, r.completion, r.aspect, r.state, r.score, r.rationale, r.types
@@ -263,9 +261,9 @@ SELECT j.prompt_id, s.model, j.completion, j.aspect, j.state, j.score, j.rationa
 FROM said j JOIN needed d ON d.judgement = j.key
 JOIN slots s ON s.key = j.completion LEFT JOIN carried a ON s.key = a.key;
 
--- All that is wanted, and how it stands: completions that came with their prompts (stage `carried`), those asked of
--- models, judgements asked of judges as if every completion came through that is still pending. Whatever is counted as
--- done, failed or pending is counted here. `waits`: it can't be asked for yet, since completions of its prompt are pending.
+-- All items that the pipeline wants, with their state: provided completions (stage `carried`), completions of models, and
+-- judgements, as if every pending completion will be answered. All counts of answered, failed and pending items are counts
+-- of this view. `waits`: it can't be requested yet, since completions of its prompt are pending.
 CREATE VIEW items AS
 SELECT CASE WHEN carried THEN 'carried' ELSE 'completion' END AS stage, model AS endpoint, position, prompt_id, state,
        kind, message, false AS waits
@@ -273,9 +271,9 @@ FROM slot_states
 UNION ALL
 SELECT 'judgement', judge, position, prompt_id, state, kind, message, state = 'pending' AND NOT whole FROM foreseen;
 
--- Who wrote what, best first: completions, and as pairs were last made the mean score, and how often a name is on each
--- side of a pair. Of scores of several sources, each on a scale of its own, there is no mean. Completions that came with
--- their prompts (`carried`) are apart from those asked of a model of that name.
+-- Models, best first: their completions, mean score, and the number of pairs on each side, as pairs were last made. Scores
+-- of several sources have different scales, and so no mean. Provided completions (`carried`) are counted apart from those
+-- of a model of the same name.
 CREATE VIEW standings AS
 WITH own AS (
     SELECT s.prompt_id, s.key, s.model, a.key IS NOT NULL AS carried FROM slots s LEFT JOIN carried a ON s.key = a.key
@@ -291,7 +289,7 @@ WITH own AS (
 SELECT * FROM answered LEFT JOIN sides USING (model, carried)
 ORDER BY mean_score DESC NULLS LAST, model, carried;
 
--- The same with the mean rating by aspect, which takes reading every rating.
+-- The same with the mean rating by aspect, for which every rating is read.
 CREATE VIEW leaderboard AS
 WITH rated AS (
     SELECT model, carried, aspect, avg(score) AS mean FROM ratings
@@ -301,9 +299,9 @@ WITH rated AS (
 )
 SELECT * FROM standings LEFT JOIN by_aspect USING (model, carried) ORDER BY mean_score DESC NULLS LAST, model, carried;
 
--- Calls, tokens and dollars by model and judge. `usd` is what is known (NULL where that is nothing and some had no price);
--- `unknown` is how much more it may be at most, of calls whose cost nothing tells (a timeout, a broken reply); `unpriced`
--- counts those that had no price, in neither.
+-- Calls, tokens and dollars by model and judge. `usd` is the known cost (NULL if it is 0 and some calls had no price);
+-- `unknown` is the most that calls of unknown cost (a timeout, a broken reply) may add; `unpriced` is the number of calls
+-- without a price, which are in neither.
 CREATE VIEW spend AS
 SELECT stage, endpoint, count(*) AS calls, count(*) FILTER (verdict = 'answered') AS answered,
        sum(input_tokens)::BIGINT AS input_tokens, sum(cached_tokens)::BIGINT AS cached_tokens,
@@ -312,8 +310,8 @@ SELECT stage, endpoint, count(*) AS calls, count(*) FILTER (verdict = 'answered'
        CASE WHEN unpriced = 0 OR sum(usd) > 0 THEN sum(usd) END AS usd, sum(bound) AS unknown, sum(seconds) AS seconds
 FROM calls GROUP BY ALL ORDER BY stage, endpoint;
 
--- The same of all calls, which is what counts against a budget: known + unknown. Here `unknown` holds besides what runs
--- that crashed had reserved and no call accounts for.
+-- The same of all calls. A budget counts known + unknown. Here `unknown` includes what crashed runs had reserved and no
+-- call accounts for.
 CREATE VIEW spent AS
 WITH runs AS (
     SELECT run, sum(usd) AS usd, sum(bound) AS bound, count(*) FILTER (usd IS NULL AND bound IS NULL) AS unpriced
@@ -329,9 +327,9 @@ SELECT coalesce(sum(usd), 0)::DOUBLE AS known,
        coalesce(sum(unpriced), 0)::BIGINT AS unpriced
 FROM runs;
 
--- Why a model or judge was given up, if it was: its last refusal in the last run that asked it (what was in flight then
--- may be answered after it), else its last call, if that is one the next run makes again. (Calls stand in the order in
--- which they ended. Their `started` is a clock's, which may be put back in between.)
+-- Why calls to a model or judge were stopped, if they were: its last refusal in the last run that called it (calls in
+-- flight then may end later), else its last call, if the next run retries it. (Rows are in the order in which calls ended.
+-- `started` is no order: a clock may be set back.)
 CREATE VIEW troubles AS
 WITH last AS (SELECT stage, endpoint, max_by(run, rowid) AS run, max(rowid) AS at FROM calls GROUP BY ALL)
 SELECT c.stage, c.endpoint, bool_or(c.verdict = 'refused') AS refused,
@@ -340,9 +338,9 @@ FROM calls c JOIN last USING (stage, endpoint, run)
 WHERE c.verdict = 'refused' OR (c.rowid = last.at AND c.verdict IN ('again', 'later'))
 GROUP BY ALL;
 
--- All that has no answer now, each item once, by the last word on it, with an example. `verdict`: failed (for good), later
--- (the next run asks again), refused (its provider takes no call until something is mended), waiting (for completions),
--- or pending (not asked yet). What was not asked since its model or judge was given up has that one's last word.
+-- All unanswered items, each counted once, by the last failure, with an example. `verdict`: failed (permanently), later
+-- (the next run retries), refused (the provider refuses all calls until something is fixed), waiting (for completions), or
+-- pending (never requested). Items never requested because calls to their model or judge were stopped have its failure.
 CREATE VIEW failures AS
 WITH missing AS (
     SELECT stage, endpoint, state, waits, kind, count(*) AS items, min(message) AS message, min(prompt_id) AS prompt_id
@@ -370,8 +368,8 @@ JOIN completions r ON o.rejected = r.key
 JOIN slots sc ON o.chosen = sc.key
 JOIN slots sr ON o.rejected = sr.key;
 
--- How far judges agree on an aspect: of every two, over the completions that both rated for it, the mean absolute
--- difference and the correlation (NULL where one of them always says the same).
+-- How far each two judges agree on an aspect: over the completions that both rated, the mean absolute difference and the
+-- correlation (NULL if one of them always gives the same rating).
 CREATE VIEW agreement AS
 WITH said AS (
     SELECT completion, aspect, judge, avg(score) AS score FROM ratings WHERE state = 'rated' GROUP BY ALL
@@ -381,14 +379,14 @@ SELECT a.judge, b.judge AS other, a.aspect, count(*) AS completions, avg(abs(a.s
 FROM said a JOIN said b ON a.completion = b.completion AND a.aspect = b.aspect AND a.judge < b.judge
 GROUP BY ALL ORDER BY a.judge, other, a.aspect;
 
--- The same of the judges' own scores, by which pairs were last made.
+-- The same for the judges' own scores, as pairs were last made.
 CREATE VIEW score_agreement AS
 SELECT a.judge, b.judge AS other, count(*) AS completions, avg(abs(a.score - b.score)) AS difference,
        CASE WHEN stddev_pop(a.score) > 0 AND stddev_pop(b.score) > 0 THEN corr(a.score, b.score) END AS correlation
 FROM judge_scores a JOIN judge_scores b ON a.completion = b.completion AND a.judge < b.judge
 GROUP BY ALL ORDER BY a.judge, other;
 
--- The judges who rate a pair's rejected completion above its chosen one, with their own scores of the two.
+-- The judges that score a pair's rejected completion above its chosen one, with their own two scores.
 CREATE VIEW dissent AS
 SELECT p.prompt_id, p.n, c.judge, c.score AS score_chosen, r.score AS score_rejected
 FROM preferences p
