@@ -157,15 +157,15 @@ class Orchestrator:
     async def _attempt(self, endpoint: Endpoint, queue: WorkQueue[Job], item: QueueItem[Job]) -> Verdict | None:
         """Make one call for an item and record it. Return what becomes of the item, None if no call was to be made."""
         clock = asyncio.get_running_loop().time
-        job, course = item.job, item.course
+        job, state = item.job, item.retry_state
         call, error, parts = _Call(), None, None
-        item.caller.may_split = job.apart
-        request = job.request(course.resampled, course.last_unusable)
+        item.history.may_split = job.apart
+        request = job.request(state.resampled, state.last_unusable)
         try:
-            async with endpoint.attempt(request, item.caller) as attempt:
+            async with endpoint.attempt(request, item.history) as attempt:
                 call.bound = endpoint.max_cost(request)
                 await self._reserve(endpoint, call.bound or 0.0)
-                course.n += 1
+                state.n += 1
                 call.started, began = datetime.now(UTC), clock()
                 try:
                     call.reply = await attempt.send()
@@ -175,7 +175,7 @@ class Orchestrator:
         except Halted:
             return None
         except CallError as failure:
-            error, verdict = failure, endpoint.verdict(failure, item.caller, course)
+            error, verdict = failure, endpoint.verdict(failure, item.history, state)
             if job.parts and failure.kind is Kind.CONTEXT_OVERFLOW:
                 parts = await self._guarded(job.parts()) or []
         else:
@@ -231,7 +231,7 @@ class Orchestrator:
         record = records.call(
             item.job.item,
             id=f"{self._id}-{self._calls}",
-            n=item.course.n,
+            n=item.retry_state.n,
             started=call.started,
             seconds=call.seconds,
             verdict=verdict,

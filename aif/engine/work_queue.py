@@ -1,9 +1,9 @@
 """The queue of one endpoint: decides which item is sent next.
 
-New items come from a pager, in order. Items to retry come before new ones; while the endpoint answers nothing, new ones
-come first. An item that is backing off gives its slot to the next item. Neighbouring rows tend to fail alike, so while
-it is unclear whether the item or the endpoint is at fault, the next item is a distant one: drawn at random from the
-pending items that the pager has not reached.
+New items come in order from the orchestrator, in pages. Items to retry come before new ones; while the endpoint answers
+nothing, new ones come first. An item that is backing off gives its slot to the next item. Neighbouring rows tend to
+fail alike, so while it is unclear whether the item or the endpoint is at fault, the next item is a distant one: drawn
+at random from the pending items that have not been added yet.
 """
 
 import asyncio
@@ -21,25 +21,25 @@ from aif.providers.retry import RetryState, Verdict
 T = TypeVar("T")
 
 # Per call that may be in flight:
-QUEUED = 2  # new items in the queue; below this the pager adds more
-UNFINISHED = 8  # items begun and not finished; above this it adds none, since they stay in memory
+QUEUED = 2  # new items in the queue; below this the next page is added
+UNFINISHED = 8  # items begun and not finished; above this none is added, since they stay in memory
 
 MAX_DISTANT = 2  # distant items waiting for their first attempt
 
 
 @dataclass(slots=True, eq=False)
 class QueueItem(Generic[T]):
-    """One item of work. `make` builds its job when its turn comes: building a page of requests at once would stall all
-    calls.
+    """A completion or judgement to request. `make` builds its job just before it is sent, since building many requests
+    at once would stall all calls.
 
-    `then` has the items to send after it, one by one (judgements with the same prefix). `caller` and `course` hold its
-    failures so far.
+    `following` are the jobs of the items to send after it, one at a time: judgements with the same prompt prefix, for
+    the provider's cache. `history` and `retry_state` hold its failures so far: who is at fault, when to retry.
     """
 
     make: Callable[[], T]
-    then: Sequence[Callable[[], T]] = ()
-    caller: ItemHistory = field(default_factory=ItemHistory)
-    course: RetryState = field(default_factory=RetryState)
+    following: Sequence[Callable[[], T]] = ()
+    history: ItemHistory = field(default_factory=ItemHistory)
+    retry_state: RetryState = field(default_factory=RetryState)
     distant: bool = False  # distant, and its first attempt has not ended
     _job: T | None = None
 
@@ -52,13 +52,13 @@ class QueueItem(Generic[T]):
     @property
     def size(self) -> int:
         """Number of items, itself and those after it."""
-        return 1 + len(self.then)
+        return 1 + len(self.following)
 
 
 class WorkQueue(asyncio.Queue["QueueItem[T] | None"]):
-    """The items of one endpoint that are ready to be sent. `get` returns the next one, or None when all are finished.
+    """The items of one endpoint that are ready to be sent. `get` returns the next item, or None when all are finished.
 
-    `draw_distant` returns a pending item that the pager has not reached yet, or None.
+    `draw_distant` returns a random pending item that has not been added yet, or None if there is none.
     """
 
     def __init__(self, endpoint: Endpoint, draw_distant: Callable[[], Awaitable[QueueItem[T] | None]]) -> None:
@@ -87,7 +87,7 @@ class WorkQueue(asyncio.Queue["QueueItem[T] | None"]):
         if item is None:
             self._ends += 1
         else:
-            (self._retries if item.course.n else self._new).append(item)
+            (self._retries if item.retry_state.n else self._new).append(item)
 
     def _get(self) -> QueueItem[T] | None:
         if not self._new and not self._retries:
@@ -97,14 +97,14 @@ class WorkQueue(asyncio.Queue["QueueItem[T] | None"]):
         if first and self._endpoint.limiter.probing:
             first, second = second, first
         item = (first or second).popleft()
-        if self._distant_owed and not item.course.n:
+        if self._distant_owed and not item.retry_state.n:
             self._distant_owed = False
-            item.distant = item.caller.sampled = True
+            item.distant = item.history.sampled = True
             self._distant += 1
         self._notify_room()
         return item
 
-    # --- for the pager ------------------------------------------------------------------------------------------------
+    # --- adding items -------------------------------------------------------------------------------------------------
 
     def add(self, items: Iterable[QueueItem[T]]) -> None:
         """Append new items."""
@@ -147,15 +147,13 @@ class WorkQueue(asyncio.Queue["QueueItem[T] | None"]):
             return OtherItems(min(ENOUGH_ITEMS, self._unfinished), more_coming=more)
         if not self._endpoint.answered:
             # with few items nothing tells a limit of the endpoint from a limit that only this item exceeds
-            # with too few items, a limit that one item alone meets can't be told from the endpoint's
             limited = error.kind is Kind.RATE_LIMITED and self._added < ENOUGH_ITEMS
             enough = ENOUGH_ITEMS if limited else min(ENOUGH_ITEMS, self._added)
             return OtherItems(enough, too_few=limited, more_coming=more)
         return OtherItems(too_few=self._unfinished < ENOUGH_ITEMS, more_coming=more)
 
     def attempted(self, item: QueueItem[T]) -> None:
-        """Note that an attempt of the item has ended: if it was drawn at random, it counts as any other from then
-        on."""
+        """Note that an attempt of the item has ended. A distant item counts as an ordinary one from then on."""
         if item.distant:
             item.distant = False
             self._distant -= 1
@@ -164,7 +162,7 @@ class WorkQueue(asyncio.Queue["QueueItem[T] | None"]):
         """Remove an item that this run will not send again. Return the item to send right after it, if any."""
         self._count(-1)
         self._notify_room()
-        return QueueItem(item.then[0], item.then[1:]) if item.then else None
+        return QueueItem(item.following[0], item.following[1:]) if item.following else None
 
     def drop(self, item: QueueItem[T]) -> None:
         """Remove an item, and those to send after it, without sending them."""
@@ -172,7 +170,8 @@ class WorkQueue(asyncio.Queue["QueueItem[T] | None"]):
         self._notify_room()
 
     async def take_distant(self) -> QueueItem[T] | None:
-        """Return a pending item drawn at random, far from the current ones if possible; None if there is none."""
+        """Return a pending item drawn at random, not a neighbour of the current ones if possible; None if there is
+        none."""
         if self._distant >= MAX_DISTANT:
             return None
         self._distant += 1
@@ -188,7 +187,7 @@ class WorkQueue(asyncio.Queue["QueueItem[T] | None"]):
             self._distant -= 1
             self._distant_owed = True
         else:
-            item.distant = item.caller.sampled = True
+            item.distant = item.history.sampled = True
         self._count(-1)
         return item
 
@@ -196,20 +195,20 @@ class WorkQueue(asyncio.Queue["QueueItem[T] | None"]):
 async def run_workers(
     endpoint: Endpoint,
     queue: WorkQueue[T],
-    page: Callable[[], Awaitable[None]],
+    add_items: Callable[[], Awaitable[None]],
     attempt: Callable[[QueueItem[T]], Awaitable[Verdict | None]],
 ) -> None:
     """Send the items of one endpoint with as many workers as calls may be in flight, until all are finished or it is
     halted.
 
-    `page` adds all items to the queue, and returns when there are no more. `attempt` makes one call for an item and
-    returns what becomes of it, or None if no call was made. While the endpoint's servers start, workers wait with their
-    items.
+    `add_items` adds all items to the queue, in pages, and returns when there are no more. `attempt` makes one call for
+    an item and returns whether it is answered, retried, failed or pending, or None if no call was made. While the
+    endpoint's servers start, workers wait with their items.
     """
     async with asyncio.TaskGroup() as group:
         for _ in range(endpoint.concurrency):
             group.create_task(_work(endpoint, queue, attempt, group))
-        await page()
+        await add_items()
         queue.close()
     endpoint.done.set()
 
@@ -222,14 +221,14 @@ async def _work(
 ) -> None:
     item: QueueItem[T] | None = None
     while (item := item or await queue.get()) is not None:
-        if endpoint.halt.is_set():  # the queue is emptied, so that its pager can end
+        if endpoint.halt.is_set():  # the queue is emptied, so that `add_items` can end
             queue.drop(item)
             item = None
             continue
         verdict = await attempt(item)
         queue.attempted(item)
         if verdict == "again":
-            if item.course.wait_s:
+            if item.retry_state.wait_s:
                 group.create_task(_back_off(endpoint, queue, item))
             else:
                 queue.put_nowait(item)
@@ -239,7 +238,7 @@ async def _work(
 
 
 async def _back_off(endpoint: Endpoint, queue: WorkQueue[T], item: QueueItem[T]) -> None:
-    if await endpoint.sleep(item.course.wait_s):
+    if await endpoint.sleep(item.retry_state.wait_s):
         queue.put_nowait(item)
     else:
         queue.drop(item)

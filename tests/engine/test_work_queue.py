@@ -52,14 +52,14 @@ class Bench:
     async def _attempt(self, item: QueueItem[int]) -> Verdict | None:
         verdict: Verdict = "answered"
         try:
-            async with self.endpoint.attempt(Request((Message("user", str(item.job)),), 1), item.caller) as attempt:
-                item.course.n += 1
+            async with self.endpoint.attempt(Request((Message("user", str(item.job)),), 1), item.history) as attempt:
+                item.retry_state.n += 1
                 self.sent.append(item.job)
                 await attempt.send()
         except Halted:
             return None
         except CallError as error:
-            verdict = self.endpoint.verdict(error, item.caller, item.course)
+            verdict = self.endpoint.verdict(error, item.history, item.retry_state)
         self.ends[item.job] = verdict
         return verdict
 

@@ -243,16 +243,16 @@ async def play(world: World) -> Outcome:
         error: CallError | None = None
         try:
             text = str(n).rjust(LONG if world.doomed.get(n) is OVERFLOW else SHORTER)
-            async with endpoint.attempt(Request((Message("user", text),), 10), item.caller) as attempt:
-                item.course.n += 1
+            async with endpoint.attempt(Request((Message("user", text),), 10), item.history) as attempt:
+                item.retry_state.n += 1
                 began = loop.time() - 1000.0
                 await attempt.send()
         except Halted:
             return None
         except CallError as failure:
             error, others = failure, endpoint.others(failure)
-            verdict = endpoint.verdict(error, item.caller, item.course)
-            decided.add(_row(error, item.caller.blame, verdict, others))
+            verdict = endpoint.verdict(error, item.history, item.retry_state)
+            decided.add(_row(error, item.history.blame, verdict, others))
         else:
             verdict = "answered"
         ends[n] = verdict
