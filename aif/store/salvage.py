@@ -43,16 +43,16 @@ def missing_records(old_store: SetAsideStore, reader: Reader, retried: bool = Fa
     `retried` says that `--retry-failed` was used since the old store was last written.
     """
     for name, (keys, record_of) in _SIMPLE_TABLES.items():
-        for rows in _lacking(old_store, reader, name, keys, name, keys):
+        for rows in _missing_rows(old_store, reader, name, keys, name, keys):
             yield [record_of(row) for row in rows]
-    for rows in _lacking(old_store, reader, "calls", "id", "calls", "id"):
+    for rows in _missing_rows(old_store, reader, "calls", "id", "calls", "id"):
         yield _calls(old_store, reader, rows, retried)
     provided_key = "CASE WHEN call_id IS NULL THEN key END AS key"
-    for rows in _lacking(old_store, reader, "completions", provided_key, "completions", "key"):
+    for rows in _missing_rows(old_store, reader, "completions", provided_key, "completions", "key"):
         yield [records.carried(row["key"], row["prompt_id"], _provided(row)) for row in rows]
     # compared by their calls: with the current parser, an answer may be none
     for stage in ("completion", "judgement"):
-        for rows in _lacking(old_store, reader, f"{stage}s", "call_id AS id", "calls", "id"):
+        for rows in _missing_rows(old_store, reader, f"{stage}s", "call_id AS id", "calls", "id"):
             yield _calls_of(old_store, stage, rows)
 
 
@@ -71,14 +71,17 @@ def selection_records(old_store: SetAsideStore) -> Iterator[list[Record]]:
         yield [records.selected(marks[0]["value"], counts)]
 
 
-def _lacking(
-    old_store: SetAsideStore, reader: Reader, name: str, columns: str, ours: str, keys: str
+def _missing_rows(
+    old_store: SetAsideStore, reader: Reader, old_table: str, old_key: str, table: str, key: str
 ) -> Iterator[list[Row]]:
-    """Yield rows of table `name` whose key, `columns`, is not among the `keys` of the reader's table `ours`."""
-    for rows in old_store.columns(name, columns):
-        lacking = reader.missing_rows(ours, keys, rows)
-        for n in range(0, len(lacking), ROWS_AT_ONCE):
-            yield old_store.rows_at(name, lacking[n : n + ROWS_AT_ONCE])
+    """Yield, in batches, the rows of `old_table` in the old store whose key is missing in the reader's `table`.
+
+    `old_key` and `key` name the columns of the key in each.
+    """
+    for rows in old_store.columns(old_table, old_key):
+        numbers = reader.missing_rows(table, key, rows)
+        for n in range(0, len(numbers), ROWS_AT_ONCE):
+            yield old_store.rows_at(old_table, numbers[n : n + ROWS_AT_ONCE])
 
 
 def _prompt(row: Row) -> Prompt:
