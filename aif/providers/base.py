@@ -90,8 +90,8 @@ class Quota:
 class Reply:
     """A model's reply, with its reasoning split from its text.
 
-    `received` holds content and reasoning exactly as the server sent them, where splitting changed either; `mark`
-    describes text that looks like a reasoning mark but may be none (see core/reasoning.py). `sent` are the settings of
+    `received` holds content and reasoning exactly as the server sent them, where splitting changed either; `mark` is an
+    example of a doubtful split: text that may be a reasoning tag (see core/reasoning.py). `sent` are the settings of
     the request (without messages and schema), `served` what the server reports about itself (model, fingerprint,
     request id), `quotas` the rate limits it reports.
 

@@ -332,9 +332,9 @@ def with_finish_reason(reason: Any, reply: Reply) -> Reply:
 
 
 def with_content(reply: Reply, content: str, reasoning: str, tags: Tags) -> Reply:
-    """Return the reply with its content split into text and reasoning.
+    """Return the reply with its content split into text and reasoning, by the model's reasoning `tags`.
 
-    Usage that counts no output tokens for a non-empty reply is dropped as wrong.
+    If a non-empty reply reports usage with 0 output tokens, the usage is wrong and becomes None.
     """
     content, reasoning = replace_surrogates(content), replace_surrogates(reasoning)
     parts = split_reasoning(content, reasoning, tags)

@@ -79,8 +79,8 @@ MANY_OTHERS = OtherItems()
 class Permit:
     """Permission to make one call, as returned by `ConcurrencyLimiter.enter`.
 
-    `n` is the call's number, from 1; `answers`, `limits` and `episode` are the numbers of answers, rate-limited items
-    and pauses before it. `probe`: the call tests whether a paused endpoint answers again.
+    `n` is the call's number, from 1. `answers`, `limits` and `episode` count, at the time it was sent, answered calls,
+    items that got a 429, and pauses. `probe`: the call tests whether a paused endpoint answers again.
     """
 
     item: ItemHistory
@@ -208,7 +208,10 @@ class ConcurrencyLimiter:
     # --- replies ------------------------------------------------------------------------------------------------------
 
     def _replied(self, permit: Permit, error: CallError | None, now: float, others: OtherItems) -> Blame:
-        """Handle a reply. Even an unusable one shows that the endpoint accepts requests."""
+        """Record a reply, and return who is at fault if it is unusable (`error`).
+
+        Even an unusable reply shows that the endpoint accepts requests.
+        """
         self._answers += 1
         self._newest_answered = max(self._newest_answered, permit.n)
         self._reached = True
@@ -241,10 +244,10 @@ class ConcurrencyLimiter:
         return permit.probe or self._paused == "not answering"
 
     def _unusable_reply(self, permit: Permit, error: CallError, now: float, others: OtherItems) -> Blame:
-        """Handle a reply that is empty, unparseable or blocked by a filter.
+        """Return who is at fault for a reply that is empty, unparseable or blocked by a filter.
 
-        They end the endpoint: after ENOUGH_ITEMS in a row if it never gave a usable reply, since each one costs, else
-        (and if a filter blocks) after ENOUGH_UNUSABLE.
+        The endpoint is ended after 20 different items (ENOUGH_UNUSABLE) in a row without a usable reply. If it never
+        gave a usable reply and no filter blocks, 3 (ENOUGH_ITEMS) are enough, since each costs money.
         """
         alike, blocked = self._failing["unusable"], error.kind is Kind.BLOCKED
         alike.add(permit.item)
@@ -287,10 +290,10 @@ class ConcurrencyLimiter:
     # --- transient failures -------------------------------------------------------------------------------------------
 
     def _rate_limited(self, permit: Permit, asked_s: float, now: float, others: OtherItems) -> Blame:
-        """Handle a 429.
+        """Return who is at fault for a 429. Back off, unless the fault is probably the item's.
 
-        If an item gets it again while other items are answered and hardly any are limited, its request exceeds what the
-        limit ever allows: the item is at fault, and the others continue.
+        If an item gets a second 429 while other items are answered and hardly any are limited, its request is larger
+        than the limit allows at any time: the item is at fault, and the others continue.
         """
         item, items_fault = permit.item, self._is_items_fault(permit, "transient")
         self._limits += item.limited_at is None
@@ -313,10 +316,10 @@ class ConcurrencyLimiter:
         return "unknown" if others.too_few and not alike else "endpoint"
 
     def _failed(self, permit: Permit, asked_s: float, now: float, enough: int) -> Blame:
-        """Handle a transient failure other than a 429.
+        """Return who is at fault for a transient failure other than a 429; pause the endpoint if enough items fail.
 
-        An item that fails while others are answered is no sign of an outage. Nor does an outage excuse it: else an item
-        that always hangs could be retried forever.
+        An item that fails while others are answered is at fault, even during an outage: otherwise an item that always
+        hangs could be retried forever.
         """
         items_fault = self._is_items_fault(permit, "transient")
         if permit.episode < self._outage:
@@ -365,9 +368,10 @@ class ConcurrencyLimiter:
     # --- permanent failures -------------------------------------------------------------------------------------------
 
     def _refused(self, permit: Permit, error: CallError, now: float, others: OtherItems) -> Blame:
-        """Handle an access error or a request error.
+        """Return who is at fault for an access error or a request error; end the endpoint once enough items fail alike.
 
-        If the server itself names the key, the account or the model as the cause, no item can be at fault.
+        If the server's message names the key, the account or the model as the cause, no item from elsewhere in the
+        queue is tried first.
         """
         failure: FailureClass = "access" if error.kind in ACCESS_ERRORS else "request"
         # rows may be sorted by length: an item longer than all answered ones is at fault if the server says so

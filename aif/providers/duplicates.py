@@ -2,8 +2,8 @@
 
 A response that comes twice on a connection (from a proxy that repeats itself) is taken as the answer to the next
 request on it, and from then on every answer there is one request late. HTTP/1.1 can't show that, but the reply can: its
-id and all its bytes equal those of another request's reply. A gateway with a cache that ignores the seed sends the same
-reply again, too, over any connection.
+id and all its bytes equal those of another request's reply. A gateway whose cache ignores the seed also sends the same
+reply to two requests, but over any connection; it is recognised because the duplicate comes again on new connections.
 """
 
 from collections import OrderedDict

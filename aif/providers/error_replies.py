@@ -230,7 +230,8 @@ def classify(status: int, headers: Mapping[str, str], text: str, *, keys: Sequen
 def error_in_body(data: Any) -> CallError | None:
     """Return the error reported in a parsed body of status 200; None if it reports none.
 
-    It may be under any name, in a list or in a choice: OpenRouter, MiniMax (`base_resp`), LM Studio, gateways.
+    The error may be in a field of another name than `error`, in a list, or in a choice of the completion: OpenRouter,
+    MiniMax (`base_resp`), LM Studio and gateways do that.
     """
     reported = _error_text_of(data, "")
     error = _error(200, {}, reported, "", ())

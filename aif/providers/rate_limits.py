@@ -32,7 +32,7 @@ class RequestCost:
     room: int
 
     def amount(self, measure: Measure) -> int:
-        """Return the amount that counts against a limit of this measure."""
+        """Return how much the request uses of a limit: 1 of a limit on requests, its tokens of a limit on tokens."""
         counted = {"requests": 1, "tokens": self.prompt + self.room, "input": self.prompt, "output": self.room}
         return counted[measure]
 
@@ -44,8 +44,8 @@ class RateLimiter:
     second's worth (always one request) is caught up after idling. A request larger than a minute's tokens is sent
     alone, and the next one waits accordingly. A limit of None is learned from the provider's response headers.
 
-    A request counts with its prompt and all that it may write, as OpenAI counts; what it didn't write is not given
-    back. The ratio of tokens to characters is learned from the usage in replies; underestimates are charged then.
+    A request counts with its prompt and its `max_tokens`, as OpenAI counts; unused output tokens are not refunded. The
+    ratio of tokens to characters is learned from the usage in replies; underestimates are charged when a reply arrives.
     """
 
     def __init__(self, requests_per_minute: float | None, tokens_per_minute: float | None) -> None:
@@ -97,7 +97,10 @@ class RateLimiter:
 
 
 class _ConfiguredLimit:
-    """A limit per minute that holds in every 60 s window: spread evenly, and checked against the last minute."""
+    """A limit per minute that is never exceeded within any 60 s.
+
+    Requests are spaced evenly; one also waits if those of the last minute leave no room for it.
+    """
 
     def __init__(self, per_minute: float) -> None:
         self._per_minute = per_minute
@@ -122,10 +125,10 @@ class _ConfiguredLimit:
 
 
 class _LearnedLimit:
-    """A limit learned from headers: what remains may be used up within a minute, plus what is refilled meanwhile.
+    """A limit learned from response headers: the reported remainder and the refill may be used up within a minute.
 
-    It refills at the pace at which the quota is said to be full again. So the time span that the header's name suggests
-    doesn't matter: some providers report a daily limit under the name of a per-minute one.
+    The refill rate follows from the reported time until the quota is full. The time span in the header's name is
+    ignored: some providers report a daily limit under the name of a per-minute limit.
     """
 
     def __init__(self) -> None:
