@@ -83,9 +83,9 @@ def _disk_full(error: duckdb.Error, path: Path) -> OSError | None:
     return next((OSError(n, os.strerror(n), str(path)) for n in DISK_FULL if os.strerror(n) in str(error)), None)
 
 
-def file_error(path: Path, what: str, error: duckdb.Error) -> Exception:
-    """Translate a DuckDB error about a file: OSError for a full disk, else StoreDamaged with `what` as its message."""
-    return _disk_full(error, path) or StoreDamaged(f"{path}: {what} ({str(error).splitlines()[0]})")
+def file_error(path: Path, message: str, error: duckdb.Error) -> Exception:
+    """Translate a DuckDB error about a file: OSError for a full disk, else StoreDamaged with `message`."""
+    return _disk_full(error, path) or StoreDamaged(f"{path}: {message} ({str(error).splitlines()[0]})")
 
 
 _NO_MEMORY = ("Out of Memory Error", "bad allocation")  # the latter when the system gives none

@@ -119,9 +119,10 @@ class Store:
                 raise
 
     def apply(self, steps: Sequence[Step], position: Position, damaged: int = 0) -> None:
-        """Apply steps made of the journal up to `position`, all or none. An existing answer is never replaced.
+        """Apply steps (see `ingest.steps`) in one transaction, and store `position`, up to which the journal is now
+        applied. An existing answer is never replaced.
 
-        `damaged` is the number of damaged lines among them.
+        `damaged` is the number of damaged journal lines among those that the steps were made from.
         """
 
         def apply_all() -> None:
@@ -208,8 +209,11 @@ class Store:
         self.set_mark("sources", record["fingerprint"])
 
     def _insert_provided_scores(self) -> None:
-        """Insert a judgement for each prompt whose completions were provided, with their scores as ratings. If any
-        prompt has scores, one without gets a judgement without ratings, since no judge will rate it."""
+        """Insert a judgement for each prompt with provided completions, with their scores as ratings.
+
+        Does nothing if no completion has a score. Otherwise a prompt without scores gets a judgement without ratings,
+        since no judge will rate it.
+        """
         # a judge may have this name too, but its judgements have calls
         self._db.execute("DELETE FROM judgements WHERE identity = ? AND call_id IS NULL", [PROVIDED_JUDGE])
         self._db.execute(
@@ -235,8 +239,9 @@ class Store:
         return rows[0][0] if rows else None
 
     def compare_texts(self) -> None:
-        """Check whether any completion is missing, or differs from what a judge was shown. If so, judgements count from
-        now on only for the texts they were made of. A run can't cause that: it never replaces a completion."""
+        """Check whether a completion is missing, or differs from the text that a judge was shown. If so, a judgement
+        from now on counts only for the texts it was made from. A run can't cause that: it never replaces a
+        completion."""
         if self.get_mark("texts"):
             return
         shown = " UNION ALL ".join(

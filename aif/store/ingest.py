@@ -73,7 +73,7 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Entry:
-    """A journal record with what the store needs besides.
+    """A journal record, and what the store needs in addition.
 
     `ratings` are parsed from a judge's reply; None if it can't be parsed. `place` is the (position, slot) of a
     completion of the current run. `parts` is the number of items that replace this one, if it was split.
@@ -86,7 +86,7 @@ class Entry:
 
     @cached_property
     def bytes(self) -> int:
-        """The size of the call's reply in UTF-8. It is needed four times on the way into the store."""
+        """Size of the call's reply in UTF-8, in bytes. Cached: it is used four times."""
         return utf8_size(
             *(self.record.get(name) for name in ("text", "reasoning", "raw")), *self.record.get("said", ())
         )
@@ -257,7 +257,7 @@ _CALL = ("id", "stage", "key", "prompt_id", "endpoint", "n", "started", "seconds
 
 
 def _raw(r: Record) -> str | None:
-    """Return the whole reply that could not be used, also one that is all reasoning."""
+    """Return the complete reply that could not be used, even if all of it is reasoning."""
     raw: str | None = r["said"][0] if r["raw"] is None and "said" in r else r["raw"]
     return r["text"] if raw is None else raw
 

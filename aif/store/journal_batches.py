@@ -111,7 +111,11 @@ def _split_again(record: Record, tags: Tags) -> Record:
 
 @dataclass(frozen=True, slots=True)
 class JournalBatch:
-    """Up to `RECORDS` records as steps for the store, with the position after them and the damaged lines among them."""
+    """Up to RECORDS journal records, as steps (row batches and records) that `Store.apply` takes.
+
+    `position` is the position in the journal after the batch; `records` is the number of readable records; `damaged`
+    are the damaged lines.
+    """
 
     position: Position
     records: int

@@ -3,7 +3,7 @@
 After a kill between the two, or a crash, the next command that opens the store recovers: it takes the lock, removes an
 incomplete last line, and inserts the records that the store lacks (catch_up.py). A store that is missing, damaged, of
 another version, or made from another journal is set aside and rebuilt from the journal. Records that only the old store
-has are written back to the journal (salvage.py); it is deleted when none are left.
+has are written back to the journal (salvage.py), then the old store is deleted.
 """
 
 import math
@@ -176,8 +176,12 @@ class JournaledStore:
         self._resources.close()
 
     def _write_back(self, aside: Path, end: Position, damaged: Sequence[Damage], notify: Notify) -> None:
-        """Store the records of a set-aside store that the journal lacked up to `end`. Delete that store if all of it
-        could be read."""
+        """Write the records that only a set-aside store has back to the journal and the current store. Then delete the
+        set-aside store, or rename it if part of it can't be read.
+
+        `end` is the end of the journal before this; a set-aside store that reaches it also has the newest selection of
+        prompts. `damaged` are the damaged lines of the journal.
+        """
         written = 0
         try:
             old_store = SetAsideStore.open(aside)
@@ -224,7 +228,7 @@ class JournaledStore:
         return any(isinstance(record, dict) and record["t"] == "retry" for _, record in replayed)
 
     def _report_damage(self, damaged: Sequence[Damage], some_written_back: bool, notify: Notify) -> None:
-        """Report damaged lines. Raises JournalDamaged if they are many and no old store has what they held."""
+        """Report damaged lines. Raises JournalDamaged if more than FEW_DAMAGED of them are not recovered."""
         result = "was recovered or is requested again" if some_written_back else "is lost and requested again"
         for line in damaged[:FEW_DAMAGED]:
             notify(f"{line}; what it held {result}")
@@ -244,13 +248,13 @@ class JournaledStore:
             )
 
     def clear_damage(self) -> None:
-        """Reset the count of damaged lines: the sources were read completely since."""
+        """Reset the count of damaged lines. Call it after all sources were read again completely."""
         if lost := self.store.damaged_lines:
             self.keep([records.mended(lost)])
 
     def keep(self, records: Sequence[Record]) -> None:
-        """Append the records to the journal, then insert all that the store lacks; for records outside a run's flow of
-        calls. An interrupted run or call may have left the journal ahead of the store."""
+        """Append the records to the journal, then insert into the store every journal record that it lacks, since an
+        interrupted run may have left it behind. For records that don't come from a run's calls."""
         self.journal.append(records)
         catch_up(self.store, self.paths.journal, self.rubrics, other_process_bytes=math.inf)
 
@@ -272,7 +276,8 @@ def _changed_tags(store: Store, tags: Mapping[str, Tags]) -> list[str]:
 
 
 def _reply_digests(reader: Reader, names: Sequence[str]) -> dict[str, str]:
-    """Return a digest of how each reply of these `stage/identity` is read, by item key."""
+    """Return, by item key, a digest of the text, ratings or failure parsed from each reply of these models and judges
+    (`stage/identity`)."""
     rows = reader._query(
         "SELECT key, digest FROM (SELECT key, text_id AS digest, 'completion' AS stage, identity FROM completions "
         "UNION ALL SELECT key, sha256(to_json(ratings)::VARCHAR), 'judgement', identity FROM judgements UNION ALL "

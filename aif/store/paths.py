@@ -62,7 +62,8 @@ def check_old_location(store: Path, named: Path) -> None:
 
 
 def _how_to_move(old: StorePaths, store: Path) -> str:
-    """Explain how to move a store's files; files of other owners with the same names stay."""
+    """Return a message with the command that moves the `old` store's files to the folder of `store`. The command
+    overwrites no file."""
     to = shlex.quote(str(store.parent))
     return (
         f"{store}: no store here yet, but there is one at {old.store}. A relative `store` is now relative to the "

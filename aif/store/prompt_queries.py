@@ -12,8 +12,8 @@ from aif.store.query import Queries
 
 @dataclass(frozen=True, slots=True)
 class StoredPrompt:
-    """A prompt with its material, and the JSON text of its row's other columns (`meta`). `source` is None if the
-    pipeline no longer selects the prompt."""
+    """A prompt, and `meta`, the JSON text of the columns of its row that the pipeline doesn't use. `source` is None if
+    the pipeline no longer selects the prompt."""
 
     prompt: Prompt
     meta: str
@@ -104,16 +104,17 @@ class PromptQueries(Queries):
         return dict(self._rows("SELECT key, model FROM slots WHERE prompt_id = ?", [prompt_id]))
 
     def completion_texts(self, prompt_id: str) -> dict[str, str]:
-        """Return the texts of all stored completions of the prompt by key, also those no longer planned."""
+        """Return the texts of all stored completions of the prompt by completion key, also those no longer planned."""
         return dict(self._rows("SELECT key, text FROM completions WHERE prompt_id = ?", [prompt_id]))
 
     def planned_texts(self, prompt_id: str) -> dict[str, str]:
-        """Return the texts of the prompt's planned completions that exist, by key."""
+        """Return the texts of the prompt's planned completions by completion key, without those not yet stored."""
         query = "SELECT c.key, c.text FROM slots s JOIN completions c ON s.key = c.key WHERE s.prompt_id = ?"
         return dict(self._rows(query, [prompt_id]))
 
     def score_sources(self, prompt_id: str) -> dict[str, str]:
-        """Return the source of each provided score of the prompt, whose scale the score is on, by completion key."""
+        """Return, by completion key, the source of each provided score of the prompt. Scores of different sources are
+        on different scales."""
         return dict(
             self._rows("SELECT key, source FROM carried WHERE prompt_id = ? AND source IS NOT NULL", [prompt_id])
         )

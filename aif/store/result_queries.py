@@ -54,8 +54,8 @@ class ScoredCompletion:
 
 @dataclass(frozen=True, slots=True)
 class CompletionResult:
-    """A planned completion with its result. `text` and `finish` are None if it is missing; `kind` is then the reason,
-    if it failed. `principle` is a digest of the principle's text."""
+    """A planned completion with its result. `text` and `finish` are None without an answer; `kind` says why, if it
+    failed. `principle` is a digest of the principle's text."""
 
     key: str
     model: str
@@ -129,7 +129,7 @@ class ResultReader(Reader):
 
     def scores(self, aspects: Mapping[str, float], judges: Mapping[str, float]) -> RatingColumns:
         """Return the mean rating of each completion of the prompts without pending judgements: a row for each
-        completion, a column for each judge and aspect. Both are given by name with their weights.
+        completion, a column for each judge and aspect. `aspects` and `judges` map names to weights.
 
         Ratings of a judge's passes are averaged; a rating is missing if any pass found the aspect not applicable.
         """
@@ -139,8 +139,8 @@ class ResultReader(Reader):
     def scores_in_parts(
         self, aspects: Mapping[str, float], judges: Mapping[str, float], all_pairs: bool
     ) -> Iterator[RatingColumns]:
-        """Yield `scores` in parts, in order: whole prompts with some 100,000 completions in all, or with `all_pairs`
-        some 500,000 pairs of completions."""
+        """Yield what `scores` returns in parts of whole prompts: about 100,000 completions each, or with `all_pairs`
+        about 500,000 pairs of completions."""
         return (_scores(part, aspects, judges) for part in self._rated(aspects, judges, all_pairs))
 
     def _rated(self, aspects: Iterable[str], judges: Iterable[str], all_pairs: bool) -> Iterator[pa.Table]:
@@ -228,7 +228,8 @@ class ResultReader(Reader):
                 yield rows, {id: as_messages(turns) for id, turns in messages.items()}, texts
 
     def _pages(self, rows: list[dict[str, Any]], columns: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
-        """Split rows into pages whose texts fit into memory."""
+        """Split rows into pages whose texts fit into memory: those of the row's prompt and of the completions whose
+        keys are in `columns`."""
         prompts = self._column("prompts", "bytes", [row["prompt_id"] for row in rows])
         bytes = prompts | self._column("completions", "bytes", [row[column] for row in rows for column in columns])
         return batched(rows, lambda row: sum(bytes[row[side]] for side in ("prompt_id", *columns)), len(rows))
@@ -246,8 +247,8 @@ class ResultReader(Reader):
         )
 
     def completions_with_texts(self, scored: pa.Table, batch: int) -> Iterator[list[ScoredCompletion]]:
-        """Yield rows of `scored_completions`, or of such a table with a column `label`, with their texts, at most
-        `batch` at a time, in the table's order."""
+        """Yield the rows of `scored` with their texts, at most `batch` at a time, in the table's order. `scored` is a
+        table from `scored_completions`, to which a column `label` may be added."""
         columns = [name for name in scored.column_names if name not in ("text_id", "truncated", "scale")]
         for rows, messages, texts in self._with_texts(scored.select(columns), batch, "completion"):
             yield [
@@ -264,8 +265,8 @@ class ResultReader(Reader):
         )
 
     def prompt_results(self, selected: pa.Table, batch: int) -> Iterator[list[PromptResult]]:
-        """Yield the prompts of `selected_ids` with all their results, at most `batch` at a time, in the table's
-        order."""
+        """Yield the prompts with all their results, at most `batch` at a time, in the order of `selected`, a table
+        from `selected_ids`."""
         for start in range(0, selected.num_rows, batch):
             rows = selected.slice(start, batch).to_pylist()
             bytes = dict(self._rows(_BYTES, [[row["prompt_id"] for row in rows]]))
@@ -296,8 +297,8 @@ class ResultReader(Reader):
         return grouped
 
     def test_threshold(self, asked: int) -> float | None:
-        """Return the share of prompt hashes, 0 to 1, fixed as the test split when a test size of `asked` prompts was
-        first exported; None before."""
+        """Return the hash threshold of the test split, from 0 to 1, that was fixed when a test size of `asked` prompts
+        was first exported; None before."""
         rows = self._rows("SELECT threshold FROM splits WHERE asked = ? ORDER BY rowid LIMIT 1", [asked])
         return float(rows[0][0]) if rows else None
 

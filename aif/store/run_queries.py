@@ -88,7 +88,7 @@ class RunQueries(Queries):
     def already_gathered(
         self, ids: Sequence[str], keys: Sequence[str]
     ) -> tuple[set[str], dict[str, tuple[float | None, str | None]]]:
-        """Return what the selection being built already holds: those of the prompt `ids`, and of the provided
+        """Return those of the prompt `ids` that are already in the selection being built, and those of the provided
         completions' `keys`, each with its score and the source of the score."""
         prompts = self._rows("SELECT prompt_id FROM incoming WHERE prompt_id IN (SELECT unnest(?))", [list(ids)])
         query = "SELECT key, score, source FROM incoming_carried WHERE key IN (SELECT unnest(?))"
@@ -124,7 +124,7 @@ class RunQueries(Queries):
             yield [(position, Prompt(id, as_messages(messages[id]), source)) for position, id, source, _ in page]
 
     def _selection_pages(self, batch: int, condition: str = "true") -> Iterator[list[tuple[int, str, str, int]]]:
-        """Yield pages of (position, prompt id, source, bytes)."""
+        """Yield pages of the selected prompts, in order, as (position, prompt id, source, size in bytes)."""
         count = self._rows("SELECT count(*) FROM selection")[0][0]
         for start in range(0, count, batch):
             rows = self._rows(
@@ -211,7 +211,8 @@ class RunQueries(Queries):
         return int(self._rows("SELECT coalesce(max(seq), 0) FROM todo WHERE model = ?", [model])[0][0])
 
     def last_judgeable_prompt(self) -> int:
-        """Return the number (`seq`) of the last prompt that is judgeable by now, 0 if none."""
+        """Return the number (`seq`) of the last prompt in the list of judgeable prompts (see `Store.add_judgeable`); 0
+        if none."""
         return int(self._rows("SELECT coalesce(max(seq), 0) FROM ready")[0][0])
 
     def judgeable_prompts(self, after: int, limit: int) -> list[JudgeablePrompt]:
@@ -242,14 +243,14 @@ class RunQueries(Queries):
         return self._completion_texts(self._completion_rows(positions))
 
     def _prompt_rows(self, positions: Sequence[int]) -> list[tuple[Any, ...]]:
-        """Return (position, prompt id, source, bytes)."""
+        """Return the selected prompts at these positions as (position, prompt id, source, size in bytes)."""
         return self._rows(
             f"SELECT position, prompt_id, source, bytes FROM selection JOIN prompts USING (prompt_id) WHERE {_AMONG}",
             _among(positions),
         )
 
     def _completion_rows(self, positions: Sequence[int]) -> list[tuple[Any, ...]]:
-        """Return (position, key, bytes) of the planned completions that exist."""
+        """Return the stored planned completions of the prompts at these positions as (position, key, size in bytes)."""
         return self._rows(
             f"SELECT position, key, bytes FROM slots JOIN completions USING (key) WHERE {_AMONG}", _among(positions)
         )
@@ -288,7 +289,7 @@ class RunQueries(Queries):
         return needs
 
     def judgeable_limit(self, prompts: int) -> int:
-        """Return the position after the first `prompts` prompts that can be judged; 0 if none can."""
+        """Return the position just after the first `prompts` prompts that can be judged; 0 if none can."""
         first = "SELECT DISTINCT position FROM needed ORDER BY position LIMIT ?"
         return int(self._rows(f"SELECT coalesce(max(position) + 1, 0) FROM ({first})", [prompts])[0][0])
 
@@ -305,8 +306,8 @@ class RunQueries(Queries):
     # --- comparing with another store ---------------------------------------------------------------------------------
 
     def missing_rows(self, table: str, keys: str, rows: "pa.Table") -> list[int]:
-        """Return the numbers (column `row`) of those rows of another store's table whose key is not in this store's.
-        `keys` names the key's columns. A key that is NULL is ignored."""
+        """Return the numbers (column `row`) of those `rows` of another store's table whose key is not in this store's
+        `table`. `keys` names the key's columns. Rows with a NULL key are ignored."""
         self._db.register("theirs", rows)
         missing = self._rows(
             f"SELECT row FROM theirs ANTI JOIN {table} USING ({keys}) WHERE ({keys}) IS NOT NULL ORDER BY row"

@@ -48,8 +48,8 @@ class SetAsideStore(Queries):
         return table.to_pylist() if table is not None else []
 
     def columns(self, name: str, columns: str, page: int = 16_384) -> "Iterator[pa.Table]":
-        """Yield pages of a table's `columns` with the number of each row (`row`). Of a page with damage, all rows are
-        yielded but those that DuckDB reads together with the damaged ones."""
+        """Yield pages of a table's `columns` with the number of each row (`row`). Left out are damaged rows, and those
+        that DuckDB can only read together with them."""
         for last in self.rows(f"SELECT max(rowid) AS last FROM {name}"):
             for start in range(0, (last["last"] or 0) + 1, page):
                 yield from self._columns_between(name, columns, start, start + page)
@@ -93,8 +93,11 @@ def free_path(path: Path, suffix: str) -> Path:
 
 
 def set_aside(path: Path, suffix: str = ".aside") -> Path:
-    """Rename a store and its write-ahead log to unused paths, since they may hold what no other file does; return the
-    store's new path. The log is first: after a kill in between, its name shows which store it belongs to."""
+    """Rename a store and its write-ahead log to unused paths, since they may hold records that the journal lacks.
+
+    Return the store's new path. The log is renamed first: if the process is killed before it renames the store,
+    `restore_log` finds the log by its name.
+    """
     renames = planned_renames(path, suffix)
     for file, new_path in renames:
         if os.path.lexists(file):
@@ -122,7 +125,9 @@ def asides(path: Path, end: str = "") -> list[Path]:
 
 
 def delete_aside(path: Path) -> None:
-    """Delete a store that was set aside, once the journal holds all its records. The log is first: alone, it would be
-    taken by `restore_log`."""
+    """Delete a store that was set aside, once the journal holds all its records.
+
+    The log is deleted first: `restore_log` would give a log without its store to the current store.
+    """
     for name in reversed(store_files(path)):
         name.unlink(missing_ok=True)
