@@ -132,9 +132,9 @@ class Section(BaseModel):
 class CompletionColumns(Section):
     """Where a source's rows hold completions (`prompts.completions`).
 
-    `field` is a column: a list of objects (`text`, `model` and `score` are keys of each), a list of texts (`model` and
-    `score` are columns with lists of the same length), or a single text (they are columns; rows with the same prompt
-    are joined). With `score` no judge is needed.
+    `field` names a column in one of three layouts. A list of objects: `text`, `model` and `score` are keys of each.
+    A list of texts: `model` and `score` are columns with lists of the same length. A single text: `model` and `score`
+    are columns with single values, and rows with the same prompt are joined. With `score` no judge is needed.
     """
 
     field: NonEmpty
@@ -166,8 +166,11 @@ class Source(Section):
 
     @property
     def scale(self) -> str:
-        """Name of the scale of this source's scores: `source` if it is given, else the file or dataset (the default
-        name of two sources may be the same). Scores on different scales are not compared."""
+        """Name of the scale of this source's scores: `source` if the pipeline file gives it, else the file or dataset
+        with its config. Scores on different scales are not compared.
+
+        The default of `source` doesn't serve, since two sources may have the same.
+        """
         if "source" in self.model_fields_set:
             return self.source
         return " ".join(filter(None, (self.file, self.hub, self.config)))

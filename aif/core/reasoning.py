@@ -259,7 +259,8 @@ def _text_end(content: str, start: int) -> int:
 
 
 def _finditer(pattern: re.Pattern[str], content: str) -> Iterator[re.Match[str]]:
-    """Yield the same as `pattern.finditer`, 20 times as fast: `re` doesn't see that all branches begin as in _BEGIN."""
+    """Yield what `pattern.finditer` yields, 20 times as fast. Every match starts with a match of _BEGIN, so only these
+    positions are tried."""
     end = 0
     # 0.2 µs for 1,200 characters; searching without it takes 7
     likely = "<" in content or "◁" in content or "THINK]" in content or "[BEGIN FINAL" in content

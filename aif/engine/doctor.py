@@ -139,8 +139,8 @@ async def _check_launches(pipeline: Pipeline) -> AsyncIterator[Check]:
 
 
 async def _check_context_windows(pipeline: Pipeline, rubric: Rubric) -> list[Check]:
-    """Return which models and judges have requests that don't fit, of the first prompts of each source. Completions are
-    assumed to be as long as max_tokens allows, since there may be none yet."""
+    """Return a check for each model and judge whose context window is too small for some request, judged by the first
+    prompts of each source. Completions are assumed to be as long as max_tokens allows, since there may be none yet."""
     endpoints, prompts, checks = declared_endpoints(pipeline), list[Prompt](), list[Check]()
     windows = await known_windows(endpoints, {})
     for source in pipeline.prompts if windows else ():
@@ -156,7 +156,8 @@ async def _check_context_windows(pipeline: Pipeline, rubric: Rubric) -> list[Che
 
 
 def _sizes(pipeline: Pipeline, rubric: Rubric, endpoint: Model | Judge, prompts: list[Prompt]) -> Iterator[float]:
-    """Yield the tokens of each request about these prompts, with its reply."""
+    """Yield the tokens of every request that the model or judge would get for these prompts, its longest reply
+    included."""
     longest = max((pipeline.sampling(model).max_tokens for model in pipeline.models.values()), default=0)
     for prompt in prompts:
         texts = sorted((carried.text for carried in prompt.provided), key=len)

@@ -141,7 +141,7 @@ class Estimate:
 
     @property
     def stored(self) -> int:
-        """Number of answers that are already stored and still wanted; they cost nothing."""
+        """Number of answers that the pipeline needs and the store already has; they cost nothing."""
         return sum(line.stored for line in self.lines)
 
     @property

@@ -103,22 +103,22 @@ def try_rubric(
         try:
             prepare(judging, journaled, current, tell, reread=False)
             with Reader.of(journaled.store) as reader:
-                reach = reader.judgeable_limit(limit)
-            if not reach:
+                end = reader.judgeable_limit(limit)
+            if not end:
                 raise BadInput(f"{pipeline.store}: no prompt has all its completions yet; `aif run` makes them")
-            before = _ratings(judging, current, journaled.store, reach)
+            before = _ratings(judging, current, journaled.store, end)
             prepare(judging, journaled, rubric, tell, reread=False)
-            cost = _cost(judging, rubric, journaled.store, reach)
+            cost = _cost(judging, rubric, journaled.store, end)
             if cost.requests and not agreed and not consent(cost):
                 return None
             agreed = True
             judges_only = judging.model_copy(update={"models": {}})
             calling = asyncio.run(
-                call_endpoints(judges_only, journaled, rubric, display, tell, reach, policy or RetryPolicy(), stop)
+                call_endpoints(judges_only, journaled, rubric, display, tell, end, policy or RetryPolicy(), stop)
             )
-            after = _ratings(judging, rubric, journaled.store, reach)
+            after = _ratings(judging, rubric, journaled.store, end)
             with Reader.of(journaled.store) as reader:
-                failures = reader.unrated_judgements(reach)
+                failures = reader.unrated_judgements(end)
         finally:
             prepare(pipeline, journaled, current, tell, reread=False)
         return TrialResult((current.sheet.name, rubric.sheet.name), before, after, failures, calling)
@@ -146,8 +146,8 @@ def _score(pipeline: Pipeline, rubric: Rubric) -> ScoreName:
     return pipeline.pairs.score if pipeline.pairs.score in scores else scores[0]
 
 
-def _cost(pipeline: Pipeline, rubric: Rubric, store: Store, reach: int) -> TrialCost:
-    store.list_pending(reach)
+def _cost(pipeline: Pipeline, rubric: Rubric, store: Store, end: int) -> TrialCost:
+    store.list_pending(end)
     requests = input_tokens = output_tokens = 0
     usd: float | None = 0.0
     with Reader.of(store) as reader:
@@ -175,12 +175,12 @@ def _input_tokens(request: Request) -> int:
     return (sum(len(message.content) for message in request.messages) + schema) // 4
 
 
-def _ratings(pipeline: Pipeline, rubric: Rubric, store: Store, reach: int) -> Ratings:
-    """Return the ratings by a rubric of completions of the first prompts; an aspect rated by several judges has the
-    mean of their ratings."""
+def _ratings(pipeline: Pipeline, rubric: Rubric, store: Store, end: int) -> Ratings:
+    """Return the ratings that a rubric gave to the completions of the selected prompts before position `end`. An aspect
+    rated by several judges has the mean of their ratings."""
     with ResultReader.of(store) as reader:
         scores = scores_of(pipeline, rubric, reader)
-        within = reader.prompt_ids_before(reach)
+        within = reader.prompt_ids_before(end)
     by = _score(pipeline, rubric)
     means = compute_scores(scores, PromptRows.from_columns(scores), by, pipeline.pairs.missing).means
     rated: dict[str, dict[str, RatedCompletion]] = {prompt_id: {} for prompt_id in within}

@@ -327,10 +327,8 @@ def _histogram(chosen: Floats, rejected: Floats, scale: tuple[float, float]) -> 
 
 
 def _step(span: float) -> float:
-    """Return the width of a bin: 1, 2 or 5 times a power of ten, the widest for at least MIN_BINS bins.
-
-    It is 0.5 for scores from 1 to 5, and 1 for 1 to 10.
-    """
+    """Return the bin width of a histogram over `span`: the largest number of the form 1, 2 or 5 times a power of ten
+    that gives at least MIN_BINS bins. It is 0.5 for scores from 1 to 5, and 1 for 1 to 10."""
     power: float = 10.0 ** np.floor(np.log10(span / MIN_BINS))
     return max(step for step in (power, 2 * power, 5 * power) if span / step >= MIN_BINS - TOLERANCE)
 

@@ -118,7 +118,7 @@ def _shown(ask: RubricRequest) -> int:
 
 
 def _syntax_errors(folder: Path) -> Iterator[str]:
-    """Yield syntax errors in a folder's templates, which are not rendered if its rubric.yaml is broken."""
+    """Yield the syntax errors of a folder's templates. Needed if a broken rubric.yaml prevents rendering them."""
     for path in sorted(folder.iterdir()):
         if path.suffix not in {".md", ".j2"} or path.name == "README.md":
             continue
@@ -135,7 +135,7 @@ def _syntax_errors(folder: Path) -> Iterator[str]:
 
 @dataclass(frozen=True, slots=True)
 class _CheckedRubric:
-    """A rubric without errors, and the text of its rubric.yaml for the places of warnings."""
+    """A rubric without errors, and its parsed rubric.yaml with line numbers, to locate warnings."""
 
     rubric: Rubric
     text: located_yaml.YamlDocument

@@ -61,7 +61,8 @@ def check_access(model: str, revision: str | None) -> None:
 
 
 def print_files(model: str, revision: str | None) -> None:
-    """Print the model's commit and each file's digest as JSON; if the Hub can't be reached, the folder in the cache.
+    """Print as JSON the model's commit and the digest of each file (`files`), or, if the Hub can't be reached, the
+    commit and folder of the copy in the Hub's cache (`folder`).
 
     A digest is sha256 for files in LFS and git's blob id for others, as in the cache's file names. Raises
     huggingface_hub's errors and OSError.

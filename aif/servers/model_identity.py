@@ -83,10 +83,9 @@ def identify_models(
 ) -> list[ModelChange]:
     """Set the identity (`served`) of each launched model and judge. Return the changes to journal before any call.
 
-    `past` are the journal's records of kind `model`. With `tell`, which commands that call models pass, the identity is
-    that of the files as they are now; without it, or if they are not available, that of the last record. If the
-    pipeline declares another model or other arguments since then, and the files are not available, the identity is
-    unknown.
+    `past` are the journal's records of kind `model`. With `tell`, which commands that call models pass, the identity
+    comes from the current files. Without it, or if the files are not available, it comes from the last record; it is
+    unknown if the pipeline has declared another model or other arguments since that record.
     """
     rows = sorted(past, key=lambda row: row["n"])
     entries: list[tuple[Stage, Model | Judge]] = [
@@ -162,7 +161,7 @@ def _current_content(
 def _content(
     endpoint: LaunchedEndpoint, environ: Mapping[str, str], same: Any, tell: Callable[[str], None], over: Event
 ) -> tuple[dict[str, str], str] | None:
-    """Return the content that identifies a model, files with digests and arguments with values, and the Hub's commit.
+    """Return what identifies a model (each file with its digest, each argument with its value) and the Hub's commit.
 
     The commit is empty for a folder. `same` is a record with the same declaration, or None. If its commit is still the
     current one, its file digests are used: a cache without links has fewer files than the Hub lists.
@@ -196,19 +195,17 @@ def _content(
 
 
 def _hub_listing(endpoint: LaunchedEndpoint, environ: Mapping[str, str]) -> Any:
-    """Return what `download.py --files` prints: the commit, and the files' digests or the folder in the cache.
-
-    None if the model is neither on the Hub nor in the cache.
-    """
+    """Return the JSON that `download.py --files` prints: `commit` with `files` (digest by name), or with `folder` if
+    only the Hub's cache has the model. None if neither has it."""
     words = download_command(endpoint, "--files")
     result = subprocess.run(words, env=dict(environ), capture_output=True, check=False)  # noqa: S603
     return orjson.loads(result.stdout.rsplit(b"\n", 2)[-2]) if result.returncode == 0 else None
 
 
 def identity_arguments(args: Iterable[str]) -> dict[str, str]:
-    """Return the arguments that count for a model's identity, each with its value (of a repeated one the last).
+    """Return the arguments that are part of a model's identity, each with its value; for a repeated argument the last.
 
-    Unknown arguments count too. Their values may be secret, so a digest stands for each.
+    Unknown arguments are included. Their values may be secret, so a digest stands for each.
     """
     given = {
         name: _normalize_json(value)

@@ -1,4 +1,4 @@
-"""Faults injected between client and provider: which call gets one, and the response it makes. Pure."""
+"""Inject faults between client and provider: choose which call gets a fault, and make the faulty response. Pure."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace

@@ -17,9 +17,9 @@ class SimulatedModels:
     """The models that the simulator serves: `models` by name with their quality, `judges` by name with their noise.
 
     Quality goes from 0 to 1 and decides how well a model writes. Noise is the standard deviation of a judge's ratings
-    as a share of the scale. Every name can do both: undeclared qualities are 0.2 to 0.9 by a hash of seed and name,
-    undeclared noise is 0.1. With `open`, names that are declared nowhere are served too. Raises BadInput for values
-    outside 0 to 1.
+    as a share of the scale. A judge can also write completions, and a model judge: a quality that isn't given is 0.2 to
+    0.9 by a hash of seed and name, a noise that isn't given is 0.1. With `open`, any other name is served too. Raises
+    BadInput for values outside 0 to 1.
     """
 
     models: Mapping[str, float]

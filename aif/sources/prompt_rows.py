@@ -317,8 +317,11 @@ def _is_completion_object(value: Any, entry: CompletionColumns) -> bool:
 
 
 def _list_in_cell(value: str, model: Any, key: str) -> Any:
-    """Return the parsed list if a text is a JSON list of completions, else the text: a completion may itself be JSON,
-    and is taken as such if the row names a single model. `key` is the key of a completion's text in objects."""
+    """Return the list of completions if the text holds one as JSON, else the text, which is then one completion.
+
+    A completion may itself be a JSON list: it is taken as one completion if the row names a single model. `key` is the
+    key of a completion's text in objects.
+    """
     parsed = _json_list(value)
     if not isinstance(parsed, list):
         return value
@@ -331,8 +334,8 @@ def _is_text(value: Any) -> bool:
 
 
 def _parallel_list(value: Any, texts: Sequence[Any], name: str | None, field: str, where: str) -> list[Any]:
-    """Return the list of column `name`. Raises BadInput if it is no list or not as long as `texts`, the list of column
-    `field`."""
+    """Return `value`, the content of column `name`, as a list of models or scores, one for each of the completions
+    `texts` in column `field`. Raises BadInput if it is no list or of another length."""
     parsed = _json_list(value)
     if not isinstance(parsed, list) or len(parsed) != len(texts):
         actual = f"a list of {len(parsed)}" if isinstance(parsed, list) else json_type(parsed)

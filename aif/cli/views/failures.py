@@ -1,4 +1,4 @@
-"""What `aif failures` prints, also at the end of a run and in `aif status`: a group a kind, with a fix."""
+"""What `aif failures` prints, also at the end of a run and in `aif status`: failures by kind, each with a fix."""
 
 from collections.abc import Sequence
 
@@ -11,8 +11,10 @@ from aif.engine.advice import NEXT_STEPS, fix
 
 
 def print_failures(console: Console, failures: Sequence[FailureGroup]) -> None:
-    """Print failures, retried calls and pending items, one entry for endpoints that fail alike. Retried calls are apart
-    from failures: their items may have an answer by now."""
+    """Print three lists: permanent failures, failed calls that were retried, and pending completions and judgements.
+
+    Endpoints with the same failure share an entry. A retried call may have an answer by now.
+    """
     retried = [failing for failing in failures if failing.verdict == "again"]
     failed = [failing for failing in failures if failing.kind and failing not in retried]
     pending = [failing for failing in failures if not failing.kind]

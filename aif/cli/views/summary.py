@@ -25,8 +25,10 @@ from aif.store.report_queries import ItemCounts, PromptCounts, Tally
 
 
 def print_status(console: Console, reader: Reader, budget: float | None = None) -> None:
-    """Print items by model and judge, then a run's summary, but without mean ratings by aspect: they would take 2 s of
-    CPU for 64,000 prompts."""
+    """Print the counts of completions and judgements per model and judge, then the summary of results.
+
+    Mean ratings by aspect are left out: they would take 2 s of CPU for 64,000 prompts.
+    """
     balance = reader.item_counts()
     print_items(console, balance)
     _print_results(console, reader, balance, reader.standings(), "", budget)
@@ -150,7 +152,7 @@ def _leaderboard(rows: list[dict[str, Any]], aspects: list[str], wide: bool, sid
 
 
 def _named(name: str) -> Text:
-    """A name for a column that may be narrowed: cut with … there, not wrapped."""
+    """Return a name for a table cell that is cut with … in a narrow column, not wrapped."""
     return Text(escape_controls(name), "cyan", no_wrap=True, overflow="ellipsis")
 
 
@@ -189,7 +191,7 @@ def _spend(rows: list[dict[str, Any]]) -> Table:
 
 
 def print_items(console: Console, balance: ItemCounts) -> None:
-    """Print the items of each model and judge: wanted, answered, failed, pending."""
+    """Print how many completions of each model and judgements of each judge are wanted, answered, failed, pending."""
     grid = _grid("Items")
     for name in ("", "", "wanted", "answered", "failed", "pending"):
         grid.add_column(name, justify="right" if name else "left")
