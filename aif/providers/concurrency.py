@@ -47,8 +47,9 @@ class ItemHistory:
 
     `first_failed` is the number of its first failed call, by class of failure; `size` its request's length in
     characters; `blame` whose fault its last failure was. `sampled`: it was taken from elsewhere in the queue to find
-    out who is at fault. `limited_at`: the numbers of answers and of rate-limited items at its first 429. `may_split`:
-    it is split if it is too long, or is such a part, so an overflow says nothing about other items.
+    out who is at fault. `limited_at`: how many calls were answered and how many items got a 429, at its first 429.
+    `may_split`: it is split if it exceeds the context window, or is a part of a split item, so its overflow says
+    nothing about other items.
     """
 
     first_failed: dict[FailureClass, int] = field(default_factory=dict)
@@ -238,7 +239,8 @@ class ConcurrencyLimiter:
         return blame
 
     def _opens(self, permit: Permit) -> bool:
-        """Return whether a reply ends the pause. After a 429 only the probe's does: earlier calls are answered, too."""
+        """Return whether a reply ends the pause. After a 429 only the probe's reply does, since calls sent before the
+        pause are answered, too."""
         if self._paused == "failing":
             return not any(self._failing.values())
         return permit.probe or self._paused == "not answering"
@@ -348,7 +350,7 @@ class ConcurrencyLimiter:
         return self._newest_answered > permit.item.first_failed.setdefault(failure, permit.n)
 
     def _back_off(self, reason: PauseReason, asked_s: float, now: float) -> None:
-        """Pause, or lengthen the pause. Calls sent before it belong to an earlier episode."""
+        """Pause, or lengthen the pause, and start a new episode: calls sent before belong to an earlier one."""
         self._paused = reason
         self._probing = False
         self._episode += 1

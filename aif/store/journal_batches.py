@@ -77,8 +77,8 @@ def parse_record(record: Record, rubrics: Rubrics) -> Entry:
 
 
 def _with_shown(record: Record, old_text_ids: dict[str, str]) -> Record:
-    """Add `shown` to a judgement's record that lacks it, if texts it was shown are split differently now: a completion
-    with the same key may be recorded again later with the old text."""
+    """Add `shown`, the text_ids that the judge was shown, to a judgement's record that lacks it, if one of the texts is
+    split differently now. A completion with the same key may be recorded again later with the old text."""
     item = record["item"]
     if "shown" in item or old_text_ids.keys().isdisjoint(item.get("completions", ())):
         return record

@@ -108,8 +108,8 @@ def _calls(old_store: SetAsideStore, reader: Reader, rows: list[Row], retried: b
 def _last_failures(
     old_store: SetAsideStore, reader: Reader, keys: list[str], retried: bool
 ) -> dict[tuple[str, datetime], Row]:
-    """Return the old store's rows of table `failed` for these items, by key and start of the last call; without items
-    for which the reader's store has a failed call that the old store does not know, since that call is later."""
+    """Return the old store's rows of table `failed` for the items `keys`, by key and start of the last call. Items with
+    a failed call that only the reader's store has are left out, since that call is later."""
     ours = {(row["key"], row["started"]) for row in _matching(reader._query, "failed", "key", keys)}
     known = {
         (row["key"], row["started"]) for row in _matching(old_store.rows, "calls", "key", [key for key, _ in ours])
