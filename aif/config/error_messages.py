@@ -1,6 +1,6 @@
 """Turn pydantic's errors into messages for the author of the file: what is wrong with which key, and what to do.
 
-`unknown_key_message` suggests the right key for a typo or for another tool's word; the words are in `_SYNONYMS`.
+`unknown_key_message` suggests the right key for a typo, or for a name that other tools use (`_SYNONYMS`).
 """
 
 import difflib
@@ -14,15 +14,15 @@ from aif.config.located_yaml import KeyPath, Problem, YamlDocument
 
 _SECRET_KEYS = frozenset(("key", "apikey", "token", "hf_token", "auth_token", "access_token", "secret", "password"))
 
-# Settings that only some providers know; they belong into extra_body.
+# Settings that only some providers know; they belong in extra_body.
 _BODY_KEYS = (
     "stop top_k min_p typical_p repetition_penalty presence_penalty frequency_penalty length_penalty logit_bias "
     "stop_token_ids chat_template_kwargs enable_thinking thinking thinking_budget guided_json logprobs safety_settings "
     "stop_sequences do_sample reasoning_format include_reasoning disable_reasoning safe_prompt prompt_mode verbosity "
     "context_length_exceeded_behavior transforms plugins num_ctx"
 )
-# The right key for words of other tools. A word that is added here leads to the key, unless it is in _SECRET_KEYS or
-# _BODY_KEYS or begins like a system prompt: unknown_key_message checks these first.
+# Keys of aif, each with the names that other tools use for it. A name in _SECRET_KEYS or _BODY_KEYS, or one that begins
+# like a system prompt, has no effect here: unknown_key_message checks these first.
 _SYNONYMS: Mapping[str, str] = {
     word: key
     for key, words in {
@@ -50,8 +50,8 @@ _SYNONYMS: Mapping[str, str] = {
 
 
 class ConflictError(ValueError):
-    """Raised by a validator if keys of a mapping contradict each other. The keys of its `problems` are relative to the
-    mapping; `validation_problems` reports each of them."""
+    """Raised by a validator if keys of a mapping contradict each other. `problems` describe the conflicts; their key
+    paths start at that mapping."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         super().__init__("; ".join(problem.text for problem in problems))
@@ -59,10 +59,10 @@ class ConflictError(ValueError):
 
 
 def validation_problems(
-    error: ValidationError, text: YamlDocument, unknown: Callable[[KeyPath], str]
+    error: ValidationError, document: YamlDocument, unknown: Callable[[KeyPath], str]
 ) -> Iterator[Problem]:
-    """Yield a problem for each error of a ValidationError. `text` is the validated document; `unknown` returns the
-    message for an unknown key."""
+    """Yield a `Problem` for each of pydantic's errors, without those that only follow from another. `document` is the
+    validated YAML, from which numbers are quoted as written; `unknown` returns the message for an unknown key."""
     details = error.errors(include_url=False)
     for detail in details:
         keys = tuple(key for key in detail["loc"] if key != "[key]")
@@ -76,12 +76,12 @@ def validation_problems(
         elif detail["type"] == "extra_forbidden":
             yield Problem(keys, unknown(keys))
         else:
-            yield Problem(keys, _message(detail, text.location_of(keys).written))
+            yield Problem(keys, _message(detail, document.location_of(keys).written))
 
 
 def format_value(value: Any, written: str | None = None) -> str:
-    """Return a value for a message, as it is written in the file; texts are cut to 60 characters. `written` is the
-    spelling of a number in the file."""
+    """Format a value for an error message: strings are cut to 60 characters, the content of lists and mappings is left
+    out. `written` is the spelling of a number in the file, which is shown if given."""
     if isinstance(value, str):
         return repr(value if len(value) <= 60 else value[:57] + "...")
     if value is None:
@@ -94,8 +94,9 @@ def format_value(value: Any, written: str | None = None) -> str:
 
 
 def unknown_key_message(key: str, known: Sequence[str]) -> str:
-    """Return the message for a key that is not in `known`, with a suggestion: the key that another tool's word means
-    (`_SYNONYMS`), or the known key with the most similar spelling."""
+    """Return the error message for a key that isn't in `known`. It suggests the known key that other tools call by that
+    name (`_SYNONYMS`) or whose spelling is most similar; API keys, system prompts and settings for `extra_body` have
+    messages of their own."""
     plain = key.lower().replace("-", "_")
     if plain in _SECRET_KEYS or plain.endswith("api_key"):
         return (
@@ -114,7 +115,8 @@ def unknown_key_message(key: str, known: Sequence[str]) -> str:
 
 
 def _is_consequence(detail: ErrorDetails, details: Sequence[ErrorDetails]) -> bool:
-    """Return whether an error only follows from another that is reported anyway."""
+    """Return whether an error needs no message, since another error causes it: a list is too short only because its
+    entries are invalid, or a default can't be computed from an invalid key."""
     keys = detail["loc"]
     below = any(other["loc"][: len(keys)] == keys and len(other["loc"]) > len(keys) for other in details)
     return detail["type"] == "default_factory_not_called" or (detail["type"] == "too_short" and below)

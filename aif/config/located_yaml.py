@@ -55,9 +55,9 @@ class YamlDocument:
     def assign(self, assignment: str) -> None:
         """Apply a `--set KEY=VALUE` option.
 
-        KEY is dotted. Names may contain dots: at each level the longest existing key that matches is used. `*` stands
-        for every entry, a number for an entry of a list, from 0. VALUE is YAML. Missing keys are created. Raises
-        BadInput.
+        KEY is dotted, VALUE is YAML. In KEY, `*` selects every entry of a mapping or list, and a number an entry of a
+        list, from 0. A name in the file may itself contain dots: at each level the longest existing key that matches is
+        used. Missing keys are created. Raises BadInput.
         """
         key, equals, written = assignment.partition("=")
         if not equals or not all(key.split(".")):
@@ -85,8 +85,8 @@ class YamlDocument:
 
 
 def parse_yaml(text: str, place: Callable[[int], str]) -> YamlDocument:
-    """Parse a YAML text. `place` returns the name of a line (from 1) for locations and errors. Raises BadInput if the
-    text isn't YAML."""
+    """Parse a YAML text. `place` converts a line number (from 1) to the place that errors name, such as `file:line`.
+    Raises BadInput if the text isn't YAML."""
     document = YamlDocument(None, {(): Location(place(1))})
     try:
         loader = _Loader(text)
@@ -110,10 +110,10 @@ def parse_yaml(text: str, place: Callable[[int], str]) -> YamlDocument:
 
 
 class _Loader(yaml.SafeLoader):
-    """A YAML loader whose rules for the type of a plain scalar are changed below."""
+    """PyYAML's safe loader with surrogate pairs joined. The code below it changes what counts as a number or a date."""
 
     def compose_scalar_node(self, anchor: Any) -> yaml.ScalarNode:
-        """Join the two escapes of a surrogate pair, as JSON writes characters beyond 16 bits, to one character."""
+        """Join surrogate pairs in a scalar: JSON writes a character beyond U+FFFF as two escapes."""
         node = super().compose_scalar_node(anchor)
         try:
             node.value = node.value.encode("utf-16", "surrogatepass").decode("utf-16")
@@ -191,7 +191,8 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.012345
 
 
 def _targets(data: Any, names: list[str], at: KeyPath, origin: str) -> Iterator[KeyPath]:
-    """Yield the keys that a dotted path means in `data`, also if they don't exist yet."""
+    """Yield the key path of each value in `data` that a dotted path, split into `names`, selects; a value may not exist
+    yet. `at` is the key path of `data` itself."""
     if not names:
         yield at
     elif names[0] == "*":

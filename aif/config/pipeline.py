@@ -71,7 +71,7 @@ class Pipeline(Section):
 
     @property
     def declared_store(self) -> Path:
-        """Path of the store as the file gives it, or the default path; unresolved."""
+        """Path of the store as written in the file, or the default path; relative paths are not resolved."""
         return self._declared_store or self.store
 
     @property
@@ -91,7 +91,8 @@ class Pipeline(Section):
 
     @property
     def public_yaml(self) -> str:
-        """`yaml_text` as it may be published: without hosts, variables of keys, headers and folders."""
+        """`yaml_text` for publication: without addresses, headers, query parameters, names of environment variables,
+        and the folders of paths."""
         data = yaml.safe_load(self._yaml_text)
         data.pop("store", None)
         for entry in (*data.get("models", {}).values(), *data.get("judges", {}).values()):
@@ -115,17 +116,19 @@ class Pipeline(Section):
 
     @property
     def has_scores(self) -> bool:
-        """Whether every source brings completions with scores, so that there is no judge."""
+        """Whether the rows of every source hold completions with scores. Then no model and no judge is called."""
         return all(source.completions and source.completions.score for source in self.prompts)
 
     @property
     def reasoning_tags(self) -> dict[str, Tags]:
-        """The `reasoning_tags` of each model and judge, keyed by `stage/identity` with the declared identity."""
+        """The `reasoning_tags` setting of each model and judge, with keys such as `completion/IDENTITY` and
+        `judgement/IDENTITY` (`declared_identity`)."""
         models = {f"completion/{model.declared_identity}": model.reasoning_tags for model in self.models.values()}
         return models | {f"judgement/{judge.declared_identity}": judge.reasoning_tags for judge in self.judges.values()}
 
     def sampling(self, model: Model) -> Sampling:
-        """Return the sampling settings of a model of the pool: its own, else those of `completions`."""
+        """Return the sampling settings of a model of the pool: its own, else those of `completions`, of which
+        temperature and top_p are left out for a model that refuses them."""
         own, default = model.model_fields_set, self.completions
         takes = model.takes_temperature
         return Sampling(
@@ -158,8 +161,7 @@ class Pipeline(Section):
         return any(source.completions for source in self.prompts)
 
     def _missing_entries(self) -> Iterator[Problem]:
-        """Check that models and judges are given exactly if they are needed: models unless all rows bring completions,
-        judges unless these have scores."""
+        """Yield a problem if models or judges are missing, or given although all rows hold completions with scores."""
         if not self.models and not all(source.completions for source in self.prompts):
             yield Problem(
                 ("models",),
@@ -176,7 +178,8 @@ class Pipeline(Section):
                 )
 
     def _mixed_scores(self) -> Iterator[Problem]:
-        """Check that all sources have scores or none, and that scores on different scales have no common bounds."""
+        """Yield a problem if only some sources have scores, or if bounds of `export.kto` apply to scores on several
+        scales."""
         for n, source in enumerate(self.prompts):
             if source.completions and source.completions.score and not self.has_scores:
                 yield Problem(
@@ -193,11 +196,11 @@ class Pipeline(Section):
 
     @property
     def score_scales(self) -> set[str]:
-        """Names of the scales of scores that come with the sources; empty if judges rate."""
+        """Names of the scales of the sources' scores (`Source.scale`); empty if judges rate."""
         return {source.scale for source in self.prompts} if self.has_scores else set()
 
     def _unknown_prices(self) -> Iterator[Problem]:
-        """Check that every price is known if there is a budget."""
+        """Yield a problem for each model or judge without a known price, if there is a budget."""
         if self.budget_usd is None:
             return
         for kind, entries in (("models", self.models), ("judges", self.judges)):
@@ -230,8 +233,8 @@ class Pipeline(Section):
             )
 
     def _different_tags(self) -> Iterator[Problem]:
-        """Check that entries of the same model have the same `reasoning_tags`: replies are stored by the model's
-        identity."""
+        """Yield a problem if entries for the same model have different `reasoning_tags`. Replies are stored under the
+        model's identity, so all replies of a model are split by the same tags."""
         for kind, entries in (("models", self.models), ("judges", self.judges)):
             first: dict[str, Model | Judge] = {}
             for name, entry in entries.items():
@@ -266,8 +269,9 @@ class Pipeline(Section):
 def load(path: Path, sets: Sequence[str] = ()) -> Pipeline:
     """Read a pipeline file and apply `--set KEY=VALUE` options to it (see `YamlDocument.assign`).
 
-    A relative path is searched in the working directory, then among the files that aif ships. A shipped file and a pipe
-    have their store in the working directory. Raises BadInput with all errors of the file.
+    A relative path is searched in the working directory, then among the files that ship with aif. A relative `store` in
+    a shipped file, or in a file read from a pipe, is resolved from the working directory. Raises BadInput with all
+    errors of the file.
     """
     file = resources.find_resource(str(path), None, "", "pipeline file")
     no_own_folder = resources.is_shipped(str(path), file) or not file.is_file()
@@ -282,7 +286,7 @@ def load(path: Path, sets: Sequence[str] = ()) -> Pipeline:
 
 def parse(text: str, path: Path, sets: Sequence[str] = (), home: Path | None = None) -> Pipeline:
     """Parse the text of a pipeline file like `load`. `path` is the file's path; a relative `store` is resolved from
-    `home`, by default the folder that belongs to `path`."""
+    `home`, by default the folder that `_home` returns."""
     label = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
     document = located_yaml.parse_yaml(text, lambda line: f"{label}:{line}")
     for assignment in sets:
@@ -349,11 +353,11 @@ def _unknown_key(keys: KeyPath) -> str:
 
 
 def api_key(endpoint: DeclaredEndpoint, environ: Mapping[str, str]) -> str | None:
-    """Return the API key for an endpoint: from the variable `api_key_env`, or for a provider's own address from
-    OPENAI_API_KEY or ANTHROPIC_API_KEY.
+    """Return the API key for an endpoint; None if it needs none.
 
-    None if no key is needed: a server at a `base_url` gets no key except by `api_key_env`. Raises BadInput with the
-    variable's name if a needed key is missing or unusable.
+    The key is in the environment variable that `api_key_env` names. Without `api_key_env` a server at a `base_url` gets
+    no key, and a provider's own address gets OPENAI_API_KEY or ANTHROPIC_API_KEY. Raises BadInput with the variable's
+    name if a needed key is missing or unusable.
     """
     variable = endpoint.api_key_env
     if variable is None:

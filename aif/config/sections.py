@@ -81,8 +81,8 @@ _TWO_SLASHES = re.compile(r"[^/]*/[^/]*/")
 def publishable_name(name: str, hub: bool = False) -> str:
     """Return a model's or dataset's name as it may be published: a path is cut to its last part.
 
-    With `hub`, the name is a folder or a name on the Hub; the Hub's names never have two slashes. Otherwise it is a
-    server's name for its model, which may have them.
+    `hub`: the name is on the Hub or a local folder, so one with two slashes is a path. Otherwise it is a server's name
+    for its model, which may have two slashes.
     """
     if _PATH.match(name) or (hub and _TWO_SLASHES.match(name)):
         return PurePosixPath(name.replace("\\", "/")).name
@@ -104,8 +104,8 @@ def matches_option(argument: str, options: Iterable[str]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class ServedContent:
-    """What the server of a launched model loads: the `digest` of its files and settings ("" if unknown), whether that
-    differs from what was first served under the model's name (`other`), and the `commit` on the Hub."""
+    """What the server of a launched model loads. `digest`: of its files and settings ("" if unknown); `other`: whether
+    these differ from the first ones seen under the model's name; `commit`: on the Hub."""
 
     digest: str
     other: bool = False
@@ -118,8 +118,8 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     def conflicts(self) -> Iterator[Problem]:
-        """Yield a problem for each contradiction between keys whose own values are valid. The problems' keys are
-        relative to this mapping."""
+        """Yield a problem for each contradiction between keys that are valid one by one. The problems' key paths start
+        at this mapping."""
         yield from ()
 
     @model_validator(mode="after")
@@ -130,11 +130,14 @@ class Section(BaseModel):
 
 
 class CompletionColumns(Section):
-    """Where a source's rows hold completions (`prompts.completions`).
+    """Names of the columns of a source's rows that hold completions (`prompts.completions`). If every source names a
+    `score`, no judge is needed.
 
-    `field` names a column in one of three layouts. A list of objects: `text`, `model` and `score` are keys of each.
-    A list of texts: `model` and `score` are columns with lists of the same length. A single text: `model` and `score`
-    are columns with single values, and rows with the same prompt are joined. With `score` no judge is needed.
+    The column `field` may hold:
+
+    - a list of objects: `text`, `model` and `score` are keys of each;
+    - a list of texts: `model` and `score` are columns with lists of the same length (or one model for all);
+    - a single text: `model` and `score` are columns with single values, and rows with the same prompt are joined.
     """
 
     field: NonEmpty
@@ -146,10 +149,10 @@ class CompletionColumns(Section):
 class Source(Section):
     """An entry of `prompts`: a file or a Hub dataset (or a local folder of a dataset), and how its rows are read.
 
-    `material` maps a slot of the rubric to the column with the text that the judge sees beside the conversation.
+    `material` maps slots of the rubric to columns with additional text for the judge, such as a reference answer.
     """
 
-    # part of a source's fingerprint, by the names of its fields
+    # the names of these fields are part of a source's fingerprint
 
     file: NonEmpty | None = None
     hub: NonEmpty | None = None
@@ -166,11 +169,8 @@ class Source(Section):
 
     @property
     def scale(self) -> str:
-        """Name of the scale of this source's scores: `source` if the pipeline file gives it, else the file or dataset
-        with its config. Scores on different scales are not compared.
-
-        The default of `source` doesn't serve, since two sources may have the same.
-        """
+        """Name of the scale of this source's scores; scores on different scales are not compared. It is `source` if
+        that is given, else the path or dataset, since two sources may have the same default for `source`."""
         if "source" in self.model_fields_set:
             return self.source
         return " ".join(filter(None, (self.file, self.hub, self.config)))
@@ -249,12 +249,12 @@ class Price(Rates):
 
 
 class Launch(Section):
-    """vLLM servers that aif starts, monitors and stops for a model: `replicas` servers with `gpus` GPUs each (or a
-    CPU).
+    """vLLM servers that aif starts, monitors and stops for a model: `replicas` servers with `gpus` GPUs each. Without
+    `replicas` it is one server, and more on idle GPUs. On a machine without GPUs one server runs on the CPU.
 
-    Without `replicas`, idle GPUs get more servers. `python` is an interpreter with vLLM, by default aif's own; `args`
-    are passed to vLLM unchanged; `env` is added to the server's environment. `ready_s` is the time to start, counted
-    from when the model's files are downloaded.
+    `python` is an interpreter with vLLM, by default aif's own; `args` are passed to vLLM unchanged; `env` is added to
+    the server's environment. `ready_s` limits the seconds that a start takes, counted from when the model's files are
+    downloaded.
     """
 
     model: NonEmpty
@@ -279,10 +279,10 @@ class Launch(Section):
 
 
 class DeclaredEndpoint(Section):
-    """What models of the pool (`Model`) and judges (`Judge`) have in common: where and how they are called.
+    """Base of `Model` and `Judge`: where a model is served and how it is called.
 
-    `base_url` may be a text or a list in the file; here it is a tuple, empty for the provider's own address. `terms` is
-    the licence of the model's output, for the dataset card.
+    In the file `base_url` is a text or a list; here it is a tuple, empty for the provider's own address. `terms` is the
+    licence of the model's output, for the dataset card.
     """
 
     provider: Provider
@@ -331,13 +331,13 @@ class DeclaredEndpoint(Section):
 
     @property
     def digest_suffix(self) -> str:
-        """Suffix of the identity if a launched model's server loads other files than those first served under its name;
-        else empty."""
+        """Suffix of `identity` for a launched model whose server loads other files than the first ones seen under its
+        name; else empty."""
         return f"{DIGEST_SUFFIX}{self._served.digest[:12] or '?'}" if self._served and self._served.other else ""
 
     @property
     def identity(self) -> str:
-        """Identity of the model, part of the keys of its completions or judgements."""
+        """Identity of the model, on which the keys of its completions and judgements depend."""
         return self.declared_identity + self.digest_suffix
 
     @property
@@ -347,8 +347,8 @@ class DeclaredEndpoint(Section):
 
     @property
     def takes_temperature(self) -> bool:
-        """Whether `completions.temperature` and `top_p` are sent to the model. Reasoning models and Anthropic refuse
-        them."""
+        """Whether the model accepts `temperature` and `top_p`. OpenAI's reasoning models and Anthropic's API refuse
+        them, so defaults are not sent there."""
         if self.provider in ("openai", "simulator"):
             return self.reasoning_effort is None and not REASONING_MODELS.match(self.served_name)
         return self.provider != "anthropic"
@@ -368,16 +368,16 @@ class DeclaredEndpoint(Section):
 
     @property
     def api_dialect(self) -> Dialect:
-        """Which dialect of the API the server speaks: `openai` if the host is OpenAI's or Azure's, else `compatible`,
-        if the file doesn't say."""
+        """The dialect of the API: `dialect` if it is given, else `openai` if provider openai calls a host of OpenAI's
+        or Azure's, else `compatible`."""
         if self.dialect or self.provider != "openai":
             return self.dialect or "compatible"
         return "openai" if all(map(is_openai_host, self.base_url)) else "compatible"
 
     @property
     def unpriced(self) -> bool:
-        """Whether the cost of a call is unknown: no price is given for it (or for its `service_tier`), and the server
-        is a provider's or not on a private network."""
+        """Whether the cost of a call is unknown: `price` lacks the `service_tier`, or there is no `price` and the model
+        is not on the user's own servers (provider openai or anthropic, or a host outside private networks)."""
         if self.price is not None:
             return self.price.rates_for(self.service_tier) is None
         return self.provider in _PAID or not all(map(is_private_host, self.base_url))
@@ -389,8 +389,8 @@ class DeclaredEndpoint(Section):
         return self.max_cost(1, 1) == 0
 
     def cost(self, usage: Usage | None, served: str | None = None) -> float | None:
-        """Return the cost of a call in USD by its usage and the service tier that `served` it. None if price or usage
-        is unknown; 0 for a server of the user's own without a price."""
+        """Return the cost of a call in USD. `served` is the service tier that the server reports, if any. None if price
+        or usage is unknown; 0 on the user's own servers if no price is given."""
         if self.price is None:
             return None if self.unpriced else 0.0
         if self.service_tier is None:  # servers have different names for the default tier
@@ -400,8 +400,8 @@ class DeclaredEndpoint(Section):
         return rates.cost(usage) if usage and rates else None
 
     def max_cost(self, input: int, output: int) -> float | None:
-        """Return the most that a call with at most `input` and `output` tokens can cost, in USD, by its service tier or
-        the default tier, which a provider may use instead. None if the price is unknown."""
+        """Return the most that a call with at most `input` and `output` tokens can cost, in USD; None if the price is
+        unknown. Of `service_tier` and the default tier the dearer counts, since a provider may use either."""
         if self.price is None or self.unpriced:
             return None if self.unpriced else 0.0
         rates = (self.price, self.price.rates_for(self.service_tier) or self.price)
@@ -466,8 +466,8 @@ def _timeout_s(values: Mapping[str, Any], default: float) -> float:
 
 
 class Model(DeclaredEndpoint):
-    """A model of the pool. Its sampling settings override those of `completions`; null is not sent. `system` says how
-    system turns are sent (see `planning.plan.sent_messages`)."""
+    """A model of the pool. Its sampling settings override those of `completions`; a temperature or top_p of null is not
+    sent. `system`: how system turns are sent (see `planning.plan.sent_messages`). `quality`: for provider simulator."""
 
     system: Literal["role", "fold_into_user", "none"] = "role"
     samples: Count = 1
@@ -493,9 +493,9 @@ class Model(DeclaredEndpoint):
 
 
 class Judge(DeclaredEndpoint):
-    """A model that rates completions. `reply`: whether it replies in JSON by a schema or in text that is parsed.
-    `weight`: its weight in the mean of several judges. `on_overflow`: whether the completions of a prompt are rated one
-    by one if together they exceed its context window."""
+    """A model that rates completions. `reply`: JSON by a schema, or text that is parsed. `weight`: in the mean over
+    several judges. `on_overflow`: if a prompt's completions together exceed the context window, rate them one by one
+    (`single`) or fail. `noise`: for provider simulator."""
 
     reply: Literal["schema", "text"] = "schema"
     on_overflow: Literal["single", "fail"] = "fail"
@@ -550,7 +550,8 @@ class Pairs(Section):
 
 
 class KtoLabels(Section):
-    """Which completions the `kto` format labels desirable: by the side of their pair, or by bounds of their score."""
+    """Which completions the `kto` format labels desirable and undesirable. Rule `pairs`: the chosen and the rejected
+    ones. Rule `scores`: those with a score of at least `desirable`, and of at most `undesirable`."""
 
     rule: Literal["pairs", "scores"] = "pairs"
     desirable: float | None = None
@@ -570,8 +571,8 @@ class KtoLabels(Section):
 
 
 class Export(Section):
-    """What an export writes. `test_size` is a count of prompts (int) or a share of them (float). If a smaller share of
-    the prompts than `completeness` is complete, `incomplete` says whether to warn or to refuse."""
+    """What an export writes. `test_size` is the number of test prompts (int) or their share (float). `completeness` is
+    the share of prompts that should be complete; if fewer are, `incomplete` says whether to warn or to refuse."""
 
     formats: Annotated[tuple[Format, ...], Field(strict=False, min_length=1)] = ("trl", "h4")
     test_size: TestSize = 0

@@ -40,10 +40,11 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RequestSize:
-    """Tokens of one request of a rubric for four completions, without the prompt and its completions.
+    """The tokens that one of a rubric's requests takes for a prompt with four completions, not counting the prompt and
+    the completions themselves.
 
-    `role`, `request_text` and `schema` are the same for every prompt; `max_reply` is the longest reply. `calls` is the
-    number of such requests per prompt.
+    `role`, `request_text` and `schema` are sent in every call; `max_reply` is the longest possible reply. `calls` is
+    the number of such requests per prompt.
     """
 
     request: str
@@ -56,7 +57,7 @@ class RequestSize:
 
     @property
     def fixed(self) -> int:
-        """Tokens sent in each call whatever the prompt."""
+        """Tokens that every call sends, whatever the prompt."""
         return self.role + self.request_text + self.schema
 
 
@@ -118,7 +119,8 @@ def _shown(ask: RubricRequest) -> int:
 
 
 def _syntax_errors(folder: Path) -> Iterator[str]:
-    """Yield the syntax errors of a folder's templates. Needed if a broken rubric.yaml prevents rendering them."""
+    """Yield the syntax errors in a folder's templates. This works even if rubric.yaml is invalid, so that nothing can
+    be rendered."""
     for path in sorted(folder.iterdir()):
         if path.suffix not in {".md", ".j2"} or path.name == "README.md":
             continue
@@ -135,13 +137,13 @@ def _syntax_errors(folder: Path) -> Iterator[str]:
 
 @dataclass(frozen=True, slots=True)
 class _CheckedRubric:
-    """A rubric without errors, and its parsed rubric.yaml with line numbers, to locate warnings."""
+    """A rubric without errors, and its parsed rubric.yaml, which has the line numbers for warnings."""
 
     rubric: Rubric
-    text: located_yaml.YamlDocument
+    document: located_yaml.YamlDocument
 
     def at(self, *keys: str | int, problem: str) -> str:
-        return describe_problem(self.text, Problem(keys, problem))
+        return describe_problem(self.document, Problem(keys, problem))
 
     def in_file(self, name: str, problem: str) -> str:
         return f"{self.rubric.where}/{name}: {problem}"
@@ -153,7 +155,7 @@ class _CheckedRubric:
         return self.rubric.request_text_with(request, _shown(self.rubric.sheet.requests[request]), reply)
 
     def templates(self) -> dict[str, tuple[str, ...]]:
-        """Return the variables of each template that rubric.yaml names."""
+        """Return the names of the variables that each template may use, by the template's file name."""
         asks = {ask.template: ("aspects", "n", "reply") for _, ask in self.requests()}
         return {self.rubric.sheet.role: (), **asks}
 
@@ -168,7 +170,7 @@ def _missing_reply_instruction(checked: _CheckedRubric) -> Iterator[str]:
 
 
 def _never_shown(checked: _CheckedRubric) -> Iterator[str]:
-    """Report aspects that a request's text doesn't mention, and parts of aspects that it leaves out."""
+    """Yield warnings of aspects that a request's text doesn't mention, and of their parts that it doesn't print."""
     for request, ask in checked.requests():
         text = _plain(checked.request_text(request))
         for name in ask.aspects:

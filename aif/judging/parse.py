@@ -1,8 +1,8 @@
 """Parse a judge's reply into ratings, or say why it can't be parsed. Pure, and safe for hostile text.
 
-A reply is parsed completely or not at all. It must contain every completion number exactly once, every aspect, and for
-each a rating on the aspect's scale, which is a whole number: "4" becomes 4.0 (see `_rating`), but "4.5" is refused.
-Nothing is guessed, rounded, clipped or filled in.
+A reply is parsed completely or not at all. It must contain every completion number exactly once and, for each, a rating
+of every aspect. A rating is a whole number on the aspect's scale ("4" becomes 4.0, but "4.5" is refused), or N/A where
+the aspect allows it. Nothing is guessed, rounded, clipped or filled in.
 """
 
 import re
@@ -21,9 +21,10 @@ class Unparseable(Exception):
 def parse_reply(
     rubric: Rubric, request: str, completions: Sequence[str], text: str, form: ReplyForm
 ) -> tuple[Rating, ...]:
-    """Return the ratings in the reply `text`, for each completion and aspect.
+    """Return the ratings in a judge's reply `text`, one for each completion and aspect.
 
-    `completions` are the keys in the order shown to the judge; `form` is the form it had to use. Raises Unparseable.
+    `completions` are the keys in the order shown to the judge; `form` is the form of reply that it was asked for.
+    Raises Unparseable.
     """
     names = rubric.sheet.requests[request].aspects
     aspects = {name: rubric.sheet.aspects[name] for name in names}
@@ -50,7 +51,8 @@ Fields = Mapping[tuple[int, str], Mapping[str, Any]]
 
 
 def _rating(completion: str, name: str, aspect: Aspect, fields: Mapping[str, Any]) -> Rating:
-    """Return one rating from the fields of a reply. Here the judge's "4" becomes the number 4.0."""
+    """Return the rating of one completion for one aspect, in which "4" has become 4.0. `fields` are the reply's values
+    for it. Raises Unparseable."""
     word, rationale = fields.get("rating"), fields.get("rationale")
     if type(word) is not str or word not in aspect.ratings:
         word = _normalize_rating(word, aspect)
@@ -64,9 +66,9 @@ def _rating(completion: str, name: str, aspect: Aspect, fields: Mapping[str, Any
 
 
 def _normalize_rating(rating: Any, aspect: Aspect) -> str:
-    """Return the rating of the scale that another spelling means: 4, " 4 ", "n/a", or "4/5" on a scale to 5.
+    """Return a rating in the spelling of `aspect.ratings`: "4" for 4, " 4 ", or "4/5" on a scale to 5; "N/A" for "n/a".
 
-    Raises Unparseable for all others, such as "4.5" (the scale has whole numbers only) or "9/10" on a scale to 5.
+    Raises Unparseable for everything else, such as "4.5" (the scale has whole numbers only) or "9/10" on a scale to 5.
     """
     if isinstance(rating, int) and not isinstance(rating, bool):
         rating = str(rating)
@@ -204,7 +206,7 @@ def _parse_text(text: str, n: int, aspects: tuple[str, ...]) -> Fields:
             raise Unparseable(f"completion {number}: {line.strip()[:40]!r} is given besides the rating")
     if missing := [i for i in range(1, n + 1) if (i, aspects[0]) not in fields]:
         raise Unparseable(f"completion {missing[0]} is missing")
-    return {place: _like_json(lines, f"completion {place[0]}, {place[1]}") for place, lines in fields.items()}
+    return {place: _json_values(lines, f"completion {place[0]}, {place[1]}") for place, lines in fields.items()}
 
 
 def _aspect(name: str | None, aspects: tuple[str, ...], number: int) -> str:
@@ -218,8 +220,8 @@ def _aspect(name: str | None, aspects: tuple[str, ...], number: int) -> str:
     return aspect
 
 
-def _like_json(fields: Mapping[str, Sequence[str]], where: str) -> dict[str, Any]:
-    """Convert the lines of text fields to the values that a JSON reply has: a list of numbers, a bare rating."""
+def _json_values(fields: Mapping[str, Sequence[str]], where: str) -> dict[str, Any]:
+    """Convert text fields, as lists of lines, to the values of a JSON reply: `types` to numbers, the rest to text."""
     values: dict[str, Any] = {word: "\n".join(lines).strip() for word, lines in fields.items()}
     if (types := values.get("types")) is not None:
         words = [word.strip() for word in types.strip(" []*.").split(",")]

@@ -12,16 +12,16 @@ from aif.planning.plan import SystemMode, sent_messages
 from aif.providers.base import CallError, Kind, Request
 from aif.providers.retry import RetryPolicy
 
-# Tokens that a provider adds: per turn its marks and role (OpenAI's 4 tokens, ChatML's 5), and once the instructions of
-# a template or for a schema (346 tokens where Anthropic's describe tools, the most known).
+# Upper bounds of the tokens that a provider adds. FRAME: per turn, for its delimiters and role (OpenAI 4, ChatML 5).
+# TEMPLATE: once, for instructions of a chat template or about a schema (the most known: 346, Anthropic's about tools).
 FRAME, TEMPLATE = 16, 512
-MAX_ROOM = 4  # a truncated judgement gets twice the tokens each time, up to this multiple of its max_tokens
+MAX_TOKEN_FACTOR = 4  # a truncated judgement gets twice the tokens each time, up to this multiple of its max_tokens
 
 
 def completion_request(
     prompt: Prompt, principle: Principle | None, system: SystemMode, sampling: Sampling, seed: int
 ) -> Request:
-    """Return the request to a model of the pool for one slot."""
+    """Return the request to a model of the pool for one completion of a prompt."""
     return Request(
         sent_messages(prompt, principle, system),
         sampling.max_tokens,
@@ -36,7 +36,8 @@ def completion_request(
 def judging_request(
     rubric: Rubric, request: str, prompt: Prompt, texts: Sequence[str], judge: Judge, seed: int
 ) -> Request:
-    """Return one request of a rubric to a judge, about completions with these texts in this order."""
+    """Return the request that asks a judge to rate completions. `request` names one of the rubric's requests; `texts`
+    are the completions in the order shown to the judge."""
     rendered = render(rubric, request, prompt, texts, judge.reply)
     sampling = judge.sampling
     return Request(
@@ -64,20 +65,21 @@ def resampled_request(request: Request, resamples: int, failure: CallError | Non
     """
     if failure is None:
         return request
-    room = _token_factor(resamples) if failure.kind == Kind.TRUNCATED else 1
+    factor = _token_factor(resamples) if failure.kind == Kind.TRUNCATED else 1
     seed = None if request.seed is None else (request.seed + resamples) % 2**31
-    return replace(request, seed=seed, max_tokens=request.max_tokens * room)
+    return replace(request, seed=seed, max_tokens=request.max_tokens * factor)
 
 
 def _token_factor(resamples: int) -> int:
     """Return the factor by which max_tokens grows for a truncated judgement after this many unusable replies."""
-    return min(MAX_ROOM, 1 << resamples)
+    return min(MAX_TOKEN_FACTOR, 1 << resamples)
 
 
 def max_billed_replies(stage: Stage) -> tuple[int, int]:
-    """Return how many unusable replies an item may be billed for, and their total length as a multiple of max_tokens.
+    """Return how many replies an item can be billed for in a run, and their total length as a multiple of max_tokens.
 
-    A judgement may be truncated each time, and then gets more tokens. Calls that fail without a reply don't count.
+    All but the last are unusable. A judgement that is truncated gets more tokens each time. Failures without a reply
+    are not counted.
     """
     times = RetryPolicy().resamples
     return times, sum(map(_token_factor, range(times))) if stage == "judgement" else times

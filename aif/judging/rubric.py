@@ -32,7 +32,7 @@ Mode = Literal["listwise", "single"]
 """Whether a request shows all completions of a prompt at once, or one."""
 ScoreName = Literal["mean", "overall"]
 
-LAYOUT = 1  # raised when the same rubric renders to other messages
+LAYOUT = 1  # incremented when the messages rendered from a rubric change
 NOT_APPLICABLE = "N/A"
 MAX_RATING = 100  # each rating of a scale is listed in the reply schema
 
@@ -90,14 +90,16 @@ class Aspect(StrictModel):
 
 
 class Material(StrictModel):
-    """Additional text of a prompt that is shown to the judge: its heading, and a note on how to use it."""
+    """An entry of `material`: a text that a prompt may have in addition, shown to the judge. `title` is its heading,
+    `note` explains to the judge how to use it."""
 
     title: str = Field(min_length=1)
     note: str = ""
 
 
 class RubricRequest(StrictModel):
-    """One request to the judge: its aspects, and whether it shows all completions or one."""
+    """One of the requests to a judge for each prompt: its template, the aspects to rate, and whether a call shows all
+    completions (`listwise`) or one (`single`)."""
 
     mode: Mode = "listwise"
     template: str
@@ -231,13 +233,13 @@ class Rubric:
                     else "; it has no variables here"
                 )
                 why += _PUT_BEFORE
-            raise BadInput(f"{self._line(error, name)}: can't be rendered: {why}") from error
+            raise BadInput(f"{self._error_place(error, name)}: can't be rendered: {why}") from error
         if printed := _OBJECT.search(text):
             raise BadInput(f"{self.where}/{name}: prints {printed[0]}; is `| join` missing, or the () of a call?")
         return text
 
-    def _line(self, error: Exception, name: str) -> str:
-        """Return the file of a template and, where the error knows it, the line."""
+    def _error_place(self, error: Exception, name: str) -> str:
+        """Return the place of an error in a template: its file and, if the error has it, the line."""
         lines = [
             (at.filename, at.lineno) for at in traceback.extract_tb(error.__traceback__) if at.filename in self.files
         ]
@@ -252,7 +254,8 @@ class Rubric:
         return self._render_template(self.sheet.role)
 
     def request_text(self, request: str, n: int, form: ReplyForm) -> str:
-        """Return the end of the message for `n` completions: the text of this request alone, after the shared part."""
+        """Return the last part of the user message for `n` completions: this request's own text, which follows the
+        conversation and the completions."""
         if (text := self._texts.get((request, n, form))) is None:
             text = self.request_text_with(request, n, reply_instruction(self, request, n, form))
             self._texts[request, n, form] = text
@@ -274,11 +277,13 @@ class Rubric:
         return [self.sheet.aspects[a.aspects[0]] for a in others if a.mode == ask.mode and len(a.aspects) == 1]
 
     def schema(self, request: str, n: int) -> dict[str, Any]:
-        """Return the JSON Schema of a reply: by completion number, an object with rationale, then rating.
+        """Return the JSON Schema of a reply: an object whose keys are the completions' numbers, each with a rationale
+        and then a rating.
 
-        A request for several aspects has such an object for each aspect, under its name. Requests for one aspect each
-        in the same mode share a schema that allows the ratings of any of them, and `parse_reply` checks the aspect's
-        own: providers put the schema before the messages, so a different one would break the shared prefix.
+        If a request has several aspects, each completion has an object with these for each aspect. Requests of the same
+        mode with one aspect each share a schema, which allows the ratings of all their aspects; `parse_reply` checks
+        those of the aspect. Providers put the schema before the messages, so different schemas would prevent caching of
+        the shared prefix.
         """
         if (request, n) not in self._schemas:
             names = self.sheet.requests[request].aspects
@@ -290,7 +295,7 @@ class Rubric:
         return self._schemas[request, n]
 
     def material_of(self, prompt: Prompt) -> dict[str, dict[str, str]] | None:
-        """Return title, note and text of the prompt's material by slot, in the rubric's order.
+        """Return the prompt's material as title, note and text by slot, in the rubric's order.
 
         None if the prompt fills no slot of this rubric.
         """
@@ -309,7 +314,8 @@ class Rubric:
 
     @property
     def ranges_differ(self) -> bool:
-        """Whether the aspects in the mean have different scales, so that ratings count as fractions of their scale."""
+        """Whether aspects with a weight have different scales. The mean then uses each rating as a share of its
+        scale."""
         return len({aspect.scale for aspect in self.sheet.aspects.values() if aspect.weight > 0}) > 1
 
     def scores(self) -> tuple[ScoreName, ...]:
@@ -419,19 +425,22 @@ IMPORTED_SCORES = Rubric(
 
 @dataclass(frozen=True, slots=True)
 class RenderedRequest:
-    """The messages of a judging request. `shared`: leading characters of the last one that other requests repeat."""
+    """The messages of a judging request. Other requests about the prompt have the same first `shared` characters in the
+    last message, so that providers can cache them."""
 
     messages: tuple[Message, ...]
     shared: int
 
 
 def shown_order(prompt_id: str, keys: Sequence[str], judge_pass: int) -> tuple[str, ...]:
-    """Return the completions' keys in the order shown to the judge: by a hash, so that it doesn't reveal the model."""
+    """Return the completions' keys in the order shown to the judge, sorted by a hash, so that the order doesn't reveal
+    which model wrote which."""
     return tuple(sorted(keys, key=lambda key: fraction("order", judge_pass, prompt_id, key)))
 
 
 def fence_mark(texts: Sequence[str]) -> str:
-    """Return twelve hex digits that occur in none of the texts, so that no text can imitate a fence with them."""
+    """Return twelve hex digits that occur in none of the texts. They stand in the lines before and after each text
+    shown to the judge, so that no text can imitate such a line."""
     seed = hashlib.sha256("\x1f".join(texts).encode("utf-8", "surrogatepass")).hexdigest()
     while any(seed[:12] in text for text in texts):
         seed = hashlib.sha256(seed.encode()).hexdigest()
@@ -441,7 +450,7 @@ def fence_mark(texts: Sequence[str]) -> str:
 def render(
     rubric: Rubric, request: str, prompt: Prompt, completions: Sequence[str], form: ReplyForm
 ) -> RenderedRequest:
-    """Return the messages of one request about the texts of these completions, numbered in this order."""
+    """Return the messages of one of the rubric's requests. `completions` are texts, numbered from 1 in this order."""
     slots = rubric.material_of(prompt) or {}
     texts = [*(m.content for m in prompt.messages), *(slot["text"] for slot in slots.values()), *completions]
     fence = fence_mark(texts)
@@ -465,7 +474,7 @@ def render(
 
 
 def spec_digest(rubric: Rubric, request: str, n: int, form: ReplyForm, settings: Mapping[str, Any]) -> str:
-    """Return the digest of all that is sent to a judge besides prompt and completions: texts, schema, settings."""
+    """Return the digest of everything sent to a judge except prompt and completions: texts, schema, settings."""
     return digest(
         {
             "layout": LAYOUT,
@@ -491,7 +500,8 @@ def judgement_key(
     """Return the identity of a judgement.
 
     It depends on the completions' keys in the order shown, the judge, the pass, the `spec_digest` and the
-    `Rubric.material_digest`. `texts` distinguish it from a judgement that was shown other texts of these completions.
+    `Rubric.material_digest`. `texts` are ids of the completions' texts, given only for a judgement that replaces an
+    outdated one.
     """
     sent = {"completions": list(completions), "judge": judge, "pass": judge_pass, "spec": spec, "material": material}
     return digest({"v": 1, **sent, **({"texts": list(texts)} if texts else {})})[:KEY_LENGTH]

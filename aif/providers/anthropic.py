@@ -16,7 +16,7 @@ API_VERSION = "2026-10-21"
 
 
 class AnthropicChat:
-    """A model of Anthropic (`base_url` None), or of a server with the same API (its URL with or without `/v1`).
+    """Client for a model of Anthropic (`base_url` None), or of a compatible server (its URL with or without `/v1`).
 
     The API key is one of the headers in `options`. `timeout_s` bounds the whole call, from connecting to the last byte;
     `limit` bounds the calls in flight (0: no limit).
@@ -66,7 +66,7 @@ class AnthropicChat:
         await self._client.close()
 
     async def _post(self, body: bytes) -> Response:
-        """Post the body and return the response, whatever its status. Bytes in and out, as in openai.py."""
+        """Post the body and return the response, whatever its status. The SDK doesn't parse it, as in openai.py."""
         try:
             async with deadline(self._timeout_s, self._url, self._options.secrets, anthropic.APIConnectionError):
                 answer = await self._client.post("/v1/messages", content=body, cast_to=httpx2.Response)

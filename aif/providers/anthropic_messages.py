@@ -17,9 +17,9 @@ from aif.providers.base import DEFAULT_OPTIONS, Options, Reply, Request
 def request_body(request: Request, model: str, options: Options = DEFAULT_OPTIONS) -> dict[str, Any]:
     """Return the JSON body of a request.
 
-    Seed, temperature and top_p are left out, since the API refuses them. It accepts turns of the same role in a row,
-    and conversations that start with the assistant. The part of the last message that is shared with other requests
-    becomes a block that ends in a cache breakpoint.
+    Seed, temperature and top_p are left out, since the API refuses them. The API accepts turns of the same role in a
+    row, and conversations that start with the assistant. The part of the last message that other requests share becomes
+    a block that ends in a cache breakpoint.
     """
     *before, last = (message for message in request.messages if message.role != "system")
     sent: dict[str, Any] = {
@@ -39,7 +39,7 @@ def request_body(request: Request, model: str, options: Options = DEFAULT_OPTION
 
 
 def sent_settings(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings in a request body, without messages and system prompt; of the output format only the type.
+    """Return the settings in a request body: all but messages and system prompt; the output format is cut to its type.
 
     `cache_control` is added if there is a cache breakpoint.
     """
@@ -52,10 +52,10 @@ def sent_settings(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_reply(data: Any, sent: Mapping[str, Any], tags: Tags = "auto") -> Reply:
-    """Return the Reply in a parsed message; `sent` are the settings to record in it.
+    """Return the `Reply` in a parsed response body; `sent` are the settings to record in it.
 
-    Raises CallError, with the usage that was reported: the error in the body if there is one, BAD_REPLY if the body is
-    no message, and the errors of `chat_completions.require_usable`.
+    Raises CallError, with the usage that was reported: for an error that the body reports, with BAD_REPLY if the body
+    is no message, and like `chat_completions.require_usable`.
     """
     if not isinstance(data, dict):
         raise chat_completions.reported_error(data) or chat_completions.bad_reply(

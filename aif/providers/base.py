@@ -1,4 +1,4 @@
-"""What the engine and every provider agree on: a request, a reply, and the kinds of error.
+"""The interface between the engine and the clients of providers: a request, a reply, and the kinds of error.
 
 A client (vllm.py, openai.py, anthropic.py) makes one attempt and classifies its failure. It never retries: retry.py
 decides whether a failed item is retried.
@@ -25,8 +25,8 @@ Measure = Literal["requests", "tokens", "input", "output"]
 class Request:
     """A request to a model, in no provider's format.
 
-    `schema` is a JSON Schema the reply must follow; `extra` is a JSON object of settings sent unchanged. `shared` is
-    how many leading characters of the last message other requests repeat: providers with explicit prompt caching get a
+    `schema` is a JSON Schema the reply must follow; `extra` is a JSON object of settings sent unchanged. Other requests
+    start with the same first `shared` characters of the last message: providers with explicit prompt caching get a
     cache breakpoint there. Fields that are None are not sent.
     """
 
@@ -52,7 +52,7 @@ class Options:
 
     `dialect` selects the names of settings and the form of schemas (see `chat_completions.request_body`); `omit` names
     settings not to send. `headers` and `query` are added to each request; `secrets` are the values in them that must
-    never be shown. `tags` are the marks that enclose the model's reasoning.
+    never be shown. `tags` are the tags around the model's reasoning.
     """
 
     dialect: Dialect = "compatible"
@@ -81,7 +81,7 @@ class Quota:
 
     @property
     def per_second(self) -> float:
-        """The rate to keep over the next minute: what remains, plus what is refilled meanwhile."""
+        """The rate that the limit allows over the next minute: what remains, plus what is refilled in that time."""
         used = self.limit - self.remaining
         return self.remaining / 60.0 + (used / self.reset_s if used and self.reset_s else self.limit / 60.0)
 
@@ -90,10 +90,10 @@ class Quota:
 class Reply:
     """A model's reply, with its reasoning split from its text.
 
-    `received` holds content and reasoning exactly as the server sent them, where splitting changed either; `mark` is an
-    example of a doubtful split: text that may be a reasoning tag (see core/reasoning.py). `sent` are the settings of
-    the request (without messages and schema), `served` what the server reports about itself (model, fingerprint,
-    request id), `quotas` the rate limits it reports.
+    `received` holds content and reasoning exactly as the server sent them, if splitting changed either; `mark` quotes
+    text that looks like a reasoning tag, if it is doubtful whether it is one (see core/reasoning.py). `sent` are the
+    settings of the request (without messages and schema), `served` what the server reports about itself (model,
+    fingerprint, request id), `quotas` the rate limits it reports.
 
     `finish` is None only in a CallError whose body gave no finish reason. An unknown finish reason becomes "length",
     with the server's word under UNKNOWN_FINISH in `served`.
@@ -124,15 +124,15 @@ class Kind(StrEnum):
     TIMEOUT = "timeout"
     CONNECTION = "connection"
     BAD_REPLY = "bad_reply"  # HTML, broken JSON, no choices: the response is no chat completion
-    # another sample is drawn a few times, then the item has failed permanently
+    # another sample is requested a few times, then the item has failed permanently
     EMPTY = "empty"
     UNREADABLE = "unreadable"  # a judge's reply could not be parsed as ratings
     TRUNCATED = "truncated"  # a judgement reached its token limit
     CACHED = "cached"  # a gateway with a cache returned the reply to another request
     # always the item's failure, never the endpoint's
     BLOCKED = "blocked"  # the provider's content filter or refusal
-    # the item's failure if other items are answered, else no request of this shape passes: a setting, a length, a
-    # chat template
+    # the item's failure if other items are answered, else that of all requests: for a setting, a length, or a chat
+    # template
     CONTEXT_OVERFLOW = "context_overflow"
     BAD_REQUEST = "bad_request"
     # the item's failure if other items are answered (a firewall sends 403, too), else the endpoint's until it is fixed
@@ -153,11 +153,11 @@ UNBILLED = REQUEST_ERRORS | ACCESS_ERRORS | {Kind.RATE_LIMITED}
 class CallError(Exception):
     """A call that gave no usable reply, with the `kind` of failure. The message never contains a key.
 
-    `retry_after` is the wait the server asked for, in seconds; `quotas` the rate limits it reported. `reply` is what
-    was received and billed even so (an unparseable judgement, an empty completion, the usage in a broken body); `raw`
-    the first 2,000 characters of a body that was no reply. `unsent`: there was no connection, so nothing was sent.
-    `explicit`: the server's message or code names the kind, not the HTTP status alone. `busy`: its message says that it
-    is loading, overloaded or restarting, so it exists and may recover.
+    `retry_after` is the wait the server asked for, in seconds; `quotas` the rate limits it reported. `reply` is an
+    unusable reply, which may be billed: an unparseable judgement, an empty completion, the usage in a broken body.
+    `raw` holds the first 2,000 characters of a body that was no reply. `unsent`: no connection was made, so nothing was
+    sent. `explicit`: the server's message or code names the kind, not the HTTP status alone. `busy`: the message says
+    that the server is loading, overloaded or restarting, so it exists and may recover.
     """
 
     def __init__(
@@ -186,9 +186,9 @@ class CallError(Exception):
 
     @property
     def resamplable(self) -> bool:
-        """Whether another sample may succeed at once: a reply was written and billed, but it is unusable.
+        """Whether another sample may succeed at once: the model's reply was billed, but it is unusable.
 
-        Not so for an aborted reply that the server itself reports as an error (`explicit`): it may be in trouble.
+        False for an aborted reply that the server itself reports as an error (`explicit`): it may be in trouble.
         """
         counted = self.reply is not None and self.reply.usage is not None and self.reply.usage.output > 0
         return self.kind in RESAMPLED or (self.kind is Kind.BAD_REPLY and counted and not self.explicit)

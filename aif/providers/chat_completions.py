@@ -102,7 +102,7 @@ def extra_settings(request: Request, options: Options) -> dict[str, Any]:
 
 
 def sent_settings(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings in a request body, without its messages; of the response format only the type."""
+    """Return the settings in a request body: all but the messages, with the response format cut to its type."""
     settings = {name: value for name, value in body.items() if name not in ("messages", "response_format")}
     if "response_format" in body:
         settings["response_format"] = body["response_format"]["type"]
@@ -125,10 +125,10 @@ def _parse_body(content: bytes) -> Any:
 
 
 def _gather_stream(text: str) -> Any:
-    """Return the reply in a stream of events, which some servers send without being asked to.
+    """Return the body that a stream of events stands for; None if the stream is incomplete, or the text is no stream.
 
-    That is a complete reply, an error, or a reply put together from its pieces. None for an incomplete stream, or other
-    text.
+    Some servers stream without being asked to. The body is an error or a complete reply in the stream, or a reply put
+    together from its pieces.
     """
     events = [line.removeprefix("data:").strip() for line in text.splitlines() if line.strip()]
     if len(events) < 2 or events.pop() != "[DONE]":
@@ -159,13 +159,13 @@ _parse_unique = make_decoder(_repeated_key)
 
 
 def read_reply(data: Any, sent: Mapping[str, Any], tags: Tags = "auto") -> Reply:
-    """Return the Reply in a parsed chat completion; `sent` are the settings to record in it.
+    """Return the `Reply` in a parsed chat completion; `sent` are the settings to record in it.
 
-    The text is the model's, except that reasoning and end-of-turn marks are removed (core/reasoning.py) and lone
+    The text is the model's, except that reasoning and end-of-turn tokens are removed (core/reasoning.py) and lone
     surrogates become U+FFFD.
 
-    Raises CallError, with the usage that was reported: the error in the body if there is one, BAD_REPLY if the body is
-    no chat completion, and the errors of `require_usable`.
+    Raises CallError, with the usage that was reported: for an error that the body reports, with BAD_REPLY if the body
+    is no chat completion, and like `require_usable`.
     """
     if not isinstance(data, dict):
         raise reported_error(data) or bad_reply(f"The answer is {json_type(data)}, not a chat completion.")
@@ -244,10 +244,10 @@ def parse_response(
     read: ParseBody = read_reply,
     check: CheckDuplicate = lambda data, content: None,
 ) -> Reply:
-    """Return the reply in an HTTP response: `read` parses it, and `check` first sees whether it was delivered before.
+    """Return the reply in an HTTP response. `check` detects a reply that was delivered before, `read` parses the body.
 
-    Raises CallError: that of `classify` for a status other than 2xx, else those of `check` and `read`. The secrets
-    `keys` are redacted from replies and errors alike.
+    Raises the CallError of `classify` for a status other than 2xx, else those of `check` and `read`. The secrets `keys`
+    are redacted from replies and errors alike.
     """
     headers = {name.lower(): value for name, value in headers.items()}
     content = remove_keys(content, *keys)
@@ -277,7 +277,7 @@ def _parse_reply(
 
 
 def bad_reply(why: str, reply: Reply | None = None) -> CallError:
-    """Return the error for a body that is no reply, with the part of a reply that could be read."""
+    """Return a CallError(BAD_REPLY) with the message `why`. `reply` has the parts of the body that could be read."""
     return CallError(Kind.BAD_REPLY, why, reply=reply)
 
 
@@ -302,7 +302,8 @@ def _choice(data: Mapping[str, Any], reply: Reply) -> tuple[dict[str, Any], dict
 
 
 def reported_error(data: Any, reply: Reply | None = None) -> CallError | None:
-    """Return the error that a body reports in place of a reply, if any, with the part of a reply that could be read."""
+    """Return the error that a parsed body reports in place of a reply; None if it reports none. `reply`, with the parts
+    of the body that could be read, is attached to the error."""
     error = error_in_body(data) if isinstance(data, dict | list) else None
     if error is not None:
         error.reply = reply
@@ -317,8 +318,8 @@ def _minimax_error(base_resp: Any) -> Any:
 def with_finish_reason(reason: Any, reply: Reply) -> Reply:
     """Return the reply with the server's finish reason translated by the table _FINISH_REASONS.
 
-    A missing or unknown reason leaves open whether the text is complete: `finish` becomes "length", and the reason is
-    stored in `served`. Raises CallError(BAD_REPLY) for a reason that means an error, so that the call is retried.
+    A missing or unknown reason counts as "length", since the text may be incomplete, and is stored in `served`. Raises
+    CallError(BAD_REPLY) for a reason that means an error, so that the call is retried.
     """
     word = replace_surrogates(reason).strip() if isinstance(reason, str) else ""
     finish = _FINISH.get(word) or _FINISH.get(_PREFIX.sub("", re.sub("[^a-z]+", "_", word.lower())))
@@ -369,7 +370,8 @@ def consistent_usage(usage: Usage, total: int | None = None) -> Usage | None:
     """Return usage in which cached tokens are part of the input and reasoning tokens part of the output.
 
     Some servers report cached tokens in addition to the input, and reasoning in addition to the output or in the total
-    only (xAI, Gemini). In doubt the larger count holds. None if the input is 0 or a count is impossible.
+    only (xAI, Gemini). If the numbers allow both readings, the larger count is used. None if the input is 0 or a count
+    is impossible.
     """
     input, output = usage.input, usage.output
     if usage.cached + usage.written > input:

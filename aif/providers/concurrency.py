@@ -2,21 +2,23 @@
 
 Pure: the caller passes the time, in seconds of any clock.
 
-Who is at fault follows from what other items get, never from a status alone:
+A status alone never shows who is at fault; the results of other items do:
 
-- Another item was sent after this one first failed, and was answered: the item is at fault.
-- Three different items (or all, if there are fewer) fail alike and none is answered in between: the endpoint is at
-  fault. After a transient error it is paused and retried; a refusal, or an error that no request of this shape can
-  avoid, ends it. A firewall's page looks like a refusal, and similar rows are often neighbours: unless the server's own
-  words name the error, an item from elsewhere in the queue is tried before the endpoint is ended.
+- The item is at fault if a call that was sent after the item first failed has been answered.
+- The endpoint is at fault if three different items (or all, if there are fewer) fail alike and none is answered in
+  between. After transient errors it is paused and retried. After refusals, or errors that no request of this shape can
+  avoid, it gets no more calls. Before that an item from elsewhere in the queue is tried, since a firewall's page looks
+  like a refusal, and neighbouring rows are often similar; unless the server itself names the key, the account or the
+  model as the cause.
 - Otherwise it is not known yet.
 
-A limiter is open, with a window of calls that may be in flight, or paused. After a backoff one call is sent as a probe:
-if it is answered the limiter opens, else it backs off for longer.
+A limiter is either open, with a window (the most calls in flight), or paused. After a backoff one call is sent as a
+probe: if it is answered the limiter opens, else it backs off for longer.
 
-The window follows TCP. A 429 reduces it to four fifths of the calls in flight, once for all calls sent before it. After
-a backoff it starts at a quarter and grows by one call per answer up to its former size, then by a twentieth a round.
-Server errors and timeouts pause growth for a round and don't reduce it: fewer calls would not avoid them.
+The window follows TCP. A 429 sets its target to four fifths of the calls in flight, once for all calls sent before it.
+After a backoff the window starts at a quarter of the target and grows by one call per answer up to the target, then by
+a twentieth a round. Server errors and timeouts pause growth for a round and don't change the target: fewer calls would
+not avoid them.
 """
 
 import math
@@ -30,10 +32,11 @@ from aif.providers.retry import Blame, RetryPolicy
 SHRINK, REOPEN, GROWTH = 0.8, 0.25, 0.05
 ENOUGH_ITEMS = 3  # different items that fail alike, for the endpoint to be at fault
 ENOUGH_UNUSABLE = 20  # if every other reply of a judge is unparseable, 20 in a row are one in a million
-# The wait that a server asks for is believed. If it keeps asking for a second, backoffs still grow to this.
+# A server's own wait is respected. If it asks for one second again and again, backoffs still grow to this.
 MAX_HINTED_BACKOFF_S = 8.0
 MAX_SAMPLED_ITEMS = 5  # items from elsewhere in the queue tried before an endpoint is ended, at most
-# Where one call in ten gets a 429, a small enough item gets six in a row once in 100,000 times.
+# An item is at fault for its 429s only if more than RARE calls are answered for each limited item: where one call in
+# ten gets a 429, a small enough item gets six in a row once in 100,000 times. TRUST bounds `_trust`.
 RARE, TRUST = 9, 2
 
 PauseReason = Literal["rate limited", "not answering", "failing"]
@@ -43,13 +46,12 @@ FailureClass = Literal["transient", "access", "request", "unusable"]
 
 @dataclass(slots=True, eq=False)
 class ItemHistory:
-    """What the concurrency limiter remembers about one item (a completion or judgement) over all its calls.
+    """The results of an item (a completion or judgement) over all its calls, as the concurrency limiter needs them.
 
-    `first_failed` is the number of its first failed call, by class of failure; `size` its request's length in
-    characters; `blame` whose fault its last failure was. `sampled`: it was taken from elsewhere in the queue to find
-    out who is at fault. `limited_at`: how many calls were answered and how many items got a 429, at its first 429.
-    `may_split`: it is split if it exceeds the context window, or is a part of a split item, so its overflow says
-    nothing about other items.
+    `first_failed` is the number of its first failed call, by class of failure; `size` the length of its request in
+    characters; `blame` who was at fault for its last failure. `sampled`: it was taken from elsewhere in the queue to
+    find out who is at fault. `limited_at`: how many answers and rate-limited items there were at the call that got its
+    first 429. `may_split`: its judge has `on_overflow: single`, so a context overflow says nothing about other items.
     """
 
     first_failed: dict[FailureClass, int] = field(default_factory=dict)
@@ -62,10 +64,10 @@ class ItemHistory:
 
 @dataclass(frozen=True, slots=True)
 class OtherItems:
-    """Whether there are enough other items in the queue to find out if an item or the endpoint is at fault.
+    """How many other items there are, to find out whether an item or the endpoint is at fault.
 
-    `enough` different items must fail alike for the endpoint to be at fault. `too_few`: there are fewer items than
-    that. `more_coming`: some items have not been sent yet.
+    The endpoint is at fault if `enough` different items fail alike. `too_few`: there are not enough items for that.
+    `more_coming`: some items have not been sent yet.
     """
 
     enough: int = ENOUGH_ITEMS
@@ -80,8 +82,8 @@ MANY_OTHERS = OtherItems()
 class Permit:
     """Permission to make one call, as returned by `ConcurrencyLimiter.enter`.
 
-    `n` is the call's number, from 1. `answers`, `limits` and `episode` count, at the time it was sent, answered calls,
-    items that got a 429, and pauses. `probe`: the call tests whether a paused endpoint answers again.
+    `n` is the call's number, from 1. `answers`, `limits` and `episode` are the numbers of answers, of rate-limited
+    items, and of pauses or resets before it. `probe`: the call tests whether a paused endpoint answers again.
     """
 
     item: ItemHistory
@@ -93,10 +95,10 @@ class Permit:
 
 
 class ConcurrencyLimiter:
-    """Limits the calls in flight to one endpoint, adapting between 1 and `most`, and pauses an endpoint that fails.
+    """Limits the calls in flight to one endpoint, to between 1 and `most`, and pauses an endpoint that fails.
 
-    `jitter` draws from [0, 1). `usable`: an earlier reply of the endpoint was usable. `in_flight` counts calls;
-    `given_up` is the message that ends the endpoint, once no further call is worth making.
+    `jitter` returns a random number in [0, 1). `usable`: an earlier reply of the endpoint was usable. `in_flight` is
+    the number of calls in flight; `given_up` is the reason why the endpoint should get no more calls, or None.
     """
 
     def __init__(self, most: int, policy: RetryPolicy, jitter: Callable[[], float], usable: bool = False) -> None:
@@ -106,21 +108,21 @@ class ConcurrencyLimiter:
         self._policy = policy
         self._jitter = jitter
         self._usable = usable
-        self._window = self._fast_until = float(most)  # below `_fast_until` the window grows by a call an answer
+        self._window = self._fast_until = float(most)  # below `_fast_until`, the target, it grows by a call an answer
         self._growth_pause = 0.0  # answers until the window grows again
         self._sent = self._answers = self._limits = 0  # `_limits`: items that got a 429
         self._newest_answered = 0  # the highest number of an answered call
-        self._trust = 0  # raised if items are answered after a 429, lowered if they get more: then it is their fault
-        self._reached = False
+        self._trust = 0  # raised if items are answered after a 429, lowered if they are at fault for it
+        self._reached = False  # it gave a reply, said that it is busy, or asked to wait
         self._episode = 0
-        self._outage = 0  # the episode that the last outage began
+        self._outage = 0  # the episode that began with the last outage
         self._paused: PauseReason | None = None
         self._probing = False
         self._backoffs = 0  # consecutive
         self._backoff_until = 0.0
         self._failing_since: float | None = None
         self._last_kind: Kind | None = None
-        self._disproved = 0  # suspected refusals that an item from elsewhere disproved
+        self._disproved = 0  # times that a suspicion was disproved by a probe
         self._longest_answered = 0  # characters
         self._failing: dict[FailureClass, set[ItemHistory]] = {
             "transient": set(),
@@ -136,16 +138,17 @@ class ConcurrencyLimiter:
 
     @property
     def probing(self) -> bool:
-        """Whether the next call tests if the endpoint answers again. It should be for an item that didn't just fail."""
+        """Whether the endpoint is paused, so that the next call tests whether it answers again. That call should be for
+        an item that didn't just fail."""
         return self._paused is not None
 
     @property
     def fault_unclear(self) -> bool:
-        """Whether several items fail alike, so that an item from elsewhere in the queue could show who is at fault."""
+        """Whether several items fail alike, so that an item from elsewhere in the queue should be tried to see why."""
         return any(len(items) > 1 for items in self._failing.values())
 
     def wait(self, now: float) -> float:
-        """Return the seconds until a call may be sent; infinity if that depends on a call in flight."""
+        """Return the seconds until a call may be sent; infinity if a call in flight has to end first."""
         if self._paused is None:
             return 0.0 if self.in_flight < self.window else math.inf
         if self._probing or (self._paused == "failing" and self.in_flight):
@@ -168,7 +171,8 @@ class ConcurrencyLimiter:
     def record_result(
         self, permit: Permit, error: CallError | None, now: float, others: OtherItems = MANY_OTHERS
     ) -> None:
-        """Adapt to the result of a call, and set its item's `blame`. Call it before `leave`."""
+        """Adapt to a call's result (`error` None: it was usable), and set its item's `blame`. Call it before
+        `leave`."""
         if error is None or error.resamplable or error.kind is Kind.BLOCKED:
             permit.item.blame = self._replied(permit, error, now, others)
             return
@@ -239,8 +243,8 @@ class ConcurrencyLimiter:
         return blame
 
     def _opens(self, permit: Permit) -> bool:
-        """Return whether a reply ends the pause. After a 429 only the probe's reply does, since calls sent before the
-        pause are answered, too."""
+        """Return whether a reply ends the pause. After a 429 only a reply to the probe does, since earlier calls are
+        answered in spite of the limit."""
         if self._paused == "failing":
             return not any(self._failing.values())
         return permit.probe or self._paused == "not answering"
@@ -248,8 +252,8 @@ class ConcurrencyLimiter:
     def _unusable_reply(self, permit: Permit, error: CallError, now: float, others: OtherItems) -> Blame:
         """Return who is at fault for a reply that is empty, unparseable or blocked by a filter.
 
-        The endpoint is ended after 20 different items (ENOUGH_UNUSABLE) in a row without a usable reply. If it never
-        gave a usable reply and no filter blocks, 3 (ENOUGH_ITEMS) are enough, since each costs money.
+        Too many in a row end the endpoint: ENOUGH_ITEMS if it never gave a usable reply, since each one costs;
+        ENOUGH_UNUSABLE if it did, or if a filter blocks.
         """
         alike, blocked = self._failing["unusable"], error.kind is Kind.BLOCKED
         alike.add(permit.item)
@@ -266,10 +270,8 @@ class ConcurrencyLimiter:
         return "endpoint"
 
     def _needs_sample(self, alike: set[ItemHistory], more: bool, now: float) -> bool:
-        """Return whether an item from elsewhere in the queue must be tried first: the failed ones may be adjacent.
-
-        Until then calls are sent one at a time.
-        """
+        """Return whether an item from elsewhere in the queue must be tried before the endpoint is ended, since the
+        items that failed may be similar neighbours. If so, calls are sent one at a time."""
         wanted = min(MAX_SAMPLED_ITEMS, 1 + self._usable + self._disproved) if more else 0
         if sum(item.sampled for item in alike) >= wanted:
             return False
@@ -294,8 +296,8 @@ class ConcurrencyLimiter:
     def _rate_limited(self, permit: Permit, asked_s: float, now: float, others: OtherItems) -> Blame:
         """Return who is at fault for a 429. Back off, unless the fault is probably the item's.
 
-        If an item gets a second 429 while other items are answered and hardly any are limited, its request is larger
-        than the limit allows at any time: the item is at fault, and the others continue.
+        If an item gets another 429 while other items are answered and hardly any are limited, its request is larger
+        than the limit ever allows: the item is at fault, and the others continue.
         """
         item, items_fault = permit.item, self._is_items_fault(permit, "transient")
         self._limits += item.limited_at is None
@@ -320,8 +322,8 @@ class ConcurrencyLimiter:
     def _failed(self, permit: Permit, asked_s: float, now: float, enough: int) -> Blame:
         """Return who is at fault for a transient failure other than a 429; pause the endpoint if enough items fail.
 
-        An item that fails while others are answered is at fault, even during an outage: otherwise an item that always
-        hangs could be retried forever.
+        If other items are answered, the failure is no sign of an outage. During an outage the item may be at fault,
+        too: otherwise an item that always times out could be retried forever.
         """
         items_fault = self._is_items_fault(permit, "transient")
         if permit.episode < self._outage:
@@ -340,17 +342,17 @@ class ConcurrencyLimiter:
             return "unknown"
         self._back_off("not answering", asked_s, now)
         self._outage = self._episode
-        return "unknown"  # until a probe shows it
+        return "unknown"  # until a probe fails, too
 
     def _is_items_fault(self, permit: Permit, failure: FailureClass) -> bool:
-        """Return whether a call was answered that was sent after this item's first failed call.
+        """Return whether any call sent after this item's first failed call has been answered.
 
         Answers to earlier calls prove nothing: an endpoint that fails now may still answer those.
         """
         return self._newest_answered > permit.item.first_failed.setdefault(failure, permit.n)
 
     def _back_off(self, reason: PauseReason, asked_s: float, now: float) -> None:
-        """Pause, or lengthen the pause, and start a new episode: calls sent before belong to an earlier one."""
+        """Pause, or lengthen the pause. A new episode begins, so that results of earlier calls can be recognised."""
         self._paused = reason
         self._probing = False
         self._episode += 1

@@ -1,9 +1,9 @@
-"""Detect a response that is delivered twice, to two requests: remember recent replies by id.
+"""Detect a response that is delivered to two requests: remember recent replies by id.
 
-A response that comes twice on a connection (from a proxy that repeats itself) is taken as the answer to the next
-request on it, and from then on every answer there is one request late. HTTP/1.1 can't show that, but the reply can: its
-id and all its bytes equal those of another request's reply. A gateway whose cache ignores the seed also sends the same
-reply to two requests, but over any connection; it is recognised because the duplicate comes again on new connections.
+If a proxy sends a response twice on a connection, the client takes the second one for the answer to its next request,
+and every later answer on that connection is one request late. HTTP/1.1 can't show that, but the reply can: its id and
+all its bytes equal those of another request's reply. A gateway with a cache that ignores the seed sends the same reply
+again, too, over any connection.
 """
 
 from collections import OrderedDict
@@ -15,7 +15,7 @@ REMEMBERED = 1024  # replies: more than are in flight, since a second delivery f
 
 
 class Misdelivered(CallError):
-    """The reply belongs to another request. Connections that were open then must be closed: their replies are late."""
+    """The reply belongs to another request. Open connections must be closed: their next replies may be late, too."""
 
     def __init__(self) -> None:
         message = "The response to another request was delivered a second time; all connections are reopened."
@@ -43,10 +43,11 @@ class DuplicateDetector:
         self._is_cached = False
 
     def check(self, request: bytes, messages: bytes, data: Any, content: bytes) -> None:
-        """Remember the reply to a request, usable or not: `data` is its parsed `content`.
+        """Remember the reply to a request, usable or not: `data` is its parsed `content`, `messages` are the request's.
 
-        Raises Misdelivered if it was already delivered to another request. Raises CallError(CACHED) if it comes a third
-        time, over new connections, or a second time from a gateway known to cache.
+        Raises Misdelivered if the reply was already delivered to another request. Raises CallError(CACHED) if it is
+        delivered a third time, although connections were reopened, or if a gateway known to cache repeats it for the
+        same messages.
         """
         id = data.get("id") if isinstance(data, dict) and not data.get("error") else None  # errors may be identical
         if not id or not isinstance(id, str):

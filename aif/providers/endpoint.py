@@ -30,13 +30,14 @@ def _set() -> asyncio.Event:
 class Endpoint:
     """A model or judge that is called during a run.
 
-    `cost` gives the price of a call in USD from its usage and service tier, `max_cost` the most that a request can
-    cost; both are None without a known price, and 0 for servers of one's own. `paid` calls count against the budget.
+    `cost` returns the price of a call in USD from its usage and service tier, `max_cost` the most that a request can
+    cost; both return None if the price is unknown, and 0 for the user's own servers. `paid`: calls count against the
+    budget.
 
-    `refused` is the message that ended the endpoint; `halt` is set then, and when the run stops. For servers that aif
-    launches, `up` is set while one answers, `wanted` once a call needs one, `done` when no more calls will come;
-    `server_status` is what the servers do meanwhile, such as "starting". `others` tells whether other items can show
-    who is at fault for an error.
+    `halt` is set when no more calls are to be made: the run stops, or the endpoint is given up, with the message
+    `refused`. For servers that aif launches, `up` is set while a server is ready, `wanted` once a call needs one,
+    `done` when no more calls will come; `server_status` is what the servers do meanwhile, such as "starting". `others`
+    returns which other items can show who is at fault for an error.
     """
 
     name: str
@@ -77,15 +78,15 @@ class Endpoint:
         return self.limiter.in_flight
 
     def waiting_text(self) -> str | None:
-        """What the endpoint or its servers wait for at present; None while calls are made, and once it is halted."""
+        """Return what the endpoint waits for: its servers, or the end of a pause. None if it waits for neither."""
         return self.server_status or (None if self.halt.is_set() else self.limiter.waiting_text(self.clock()))
 
     @asynccontextmanager
     async def attempt(self, request: Request, item: ItemHistory) -> AsyncIterator["Attempt"]:
         """Wait until a server is up and the limits allow a call, then yield the `Attempt` that makes it.
 
-        The call is in flight until the block ends. Its result adapts the limits, and `item.blame` then says whose fault
-        a failure was. Raises Halted if the endpoint makes no further calls.
+        The call is in flight until the block ends. Its result adapts the limits; after a failure `item.blame` says who
+        is at fault. Raises Halted if the endpoint makes no further calls.
         """
         cost = self.rate_limiter.cost(request.chars, request.max_tokens)
         attempt = Attempt(self.client, request)
@@ -175,7 +176,7 @@ class Endpoint:
 
 @dataclass(slots=True)
 class Attempt:
-    """One call to an endpoint, within its limits."""
+    """One call to an endpoint, which its limits allow now. `reply` is set when it arrives."""
 
     client: ChatModel
     request: Request

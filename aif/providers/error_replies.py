@@ -16,10 +16,10 @@ from aif.providers.base import TRANSIENT, CallError, Kind
 from aif.providers.limit_headers import format_wait, quotas, retry_after, wait_in_text
 
 MAX_MESSAGE_CHARS = 300  # of a server's own words in a message
-_MAX_SEARCHED = 8000  # characters searched: the rest quotes the request
+_MAX_SEARCHED = 8000  # characters; what follows them quotes the request
 _MAX_DEPTH = 16
 
-# JSON keys under which servers put error messages, codes, and objects with either of them.
+# JSON keys of error messages, of codes, and of objects that contain either.
 _WORDS = frozenset(
     {"message", "msg", "status_msg", "detail", "details", "error", "errors", "error_msg", "error_message", "raw"}
     | {"errormessage", "errmsg", "error_description", "description", "title", "fault", "faultstring", "cause"}
@@ -35,7 +35,7 @@ _TRANSIENT_STATUSES = frozenset({408, 409, 423, 424, 425, 498, 499})  # besides 
 
 
 class _Rule(NamedTuple):
-    """An error whose text matches `pattern` is of this kind. `busy`: the server exists and may recover."""
+    """Gives errors whose text matches `pattern` their `kind`. `busy`: such a server exists and may recover."""
 
     kind: Kind
     pattern: re.Pattern[str]
@@ -209,7 +209,8 @@ _PATH_NOT_FOUND = re.compile(
 
 
 class _ErrorText(NamedTuple):
-    """A server's message, its codes, the HTTP status among these (0: none), and whether the body is a web page."""
+    """The content of an error response: the server's message, its codes, the HTTP status among these (0: none), and
+    whether the body is a web page."""
 
     message: str
     codes: tuple[str, ...]
@@ -230,8 +231,7 @@ def classify(status: int, headers: Mapping[str, str], text: str, *, keys: Sequen
 def error_in_body(data: Any) -> CallError | None:
     """Return the error reported in a parsed body of status 200; None if it reports none.
 
-    The error may be in a field of another name than `error`, in a list, or in a choice of the completion: OpenRouter,
-    MiniMax (`base_resp`), LM Studio and gateways do that.
+    The names of its fields vary (OpenRouter, LM Studio, gateways; MiniMax's `base_resp`), and it may be in a list.
     """
     reported = _error_text_of(data, "")
     error = _error(200, {}, reported, "", ())
@@ -302,7 +302,7 @@ def _error_text(text: str) -> _ErrorText:
 
 
 def _error_text_of(data: Any, text: str) -> _ErrorText:
-    """Return the messages and codes in a parsed body; its `text` as the message if it has neither."""
+    """Return the messages and codes in a parsed body. If it has neither, the message is the unparsed body `text`."""
     values = list(_walk(data, 0, "error" if isinstance(data, str | list) else ""))
     codes = tuple(dict.fromkeys(replace_surrogates(value) for is_code, value in values if is_code))
     message = "; ".join(
@@ -312,23 +312,23 @@ def _error_text_of(data: Any, text: str) -> _ErrorText:
     return _ErrorText(message or ("" if codes else replace_surrogates(text)), codes, status)
 
 
-def _walk(data: Any, depth: int, under: str) -> Iterator[tuple[bool, str]]:
-    """Yield the codes and messages in parsed JSON, outermost first, as (whether it is a code, value)."""
+def _walk(data: Any, depth: int, key: str) -> Iterator[tuple[bool, str]]:
+    """Yield (whether it is a code, value) for each code and message in the parsed JSON `data`, outermost first."""
     if depth > _MAX_DEPTH:
         return
-    if isinstance(data, str) and under in _WORDS:
-        inner = _json(data)
-        yield from _walk(inner, depth + 1, under) if inner is not None else [(False, data)]
+    if isinstance(data, str) and key in _WORDS:
+        inner = _json(data)  # gateways put another server's error into a text
+        yield from _walk(inner, depth + 1, key) if inner is not None else [(False, data)]
     elif isinstance(data, list):
         for item in data[:20]:
-            yield from _walk(item, depth + 1, under)
+            yield from _walk(item, depth + 1, key)
     elif isinstance(data, dict):
         location = data.get("loc")  # FastAPI's
         field = ".".join(map(str, location)) + ": " if isinstance(location, list) else ""
         for name, value in data.items():
             lower = str(name).lower()
             if lower in _CODES and isinstance(value, str | int) and not isinstance(value, bool):
-                yield True, f"{'base_resp_' if under == 'base_resp' else ''}{value}"
+                yield True, f"{'base_resp_' if key == 'base_resp' else ''}{value}"
             elif lower == "retrydelay" and isinstance(value, str):  # Google
                 yield False, f"retry in {value}"
             elif field and lower == "msg":
@@ -338,7 +338,7 @@ def _walk(data: Any, depth: int, under: str) -> Iterator[tuple[bool, str]]:
 
 
 def _json(text: str) -> Any:
-    """Return the parsed JSON object or list in a text, or None. Gateways put the inner error into a string."""
+    """Return the JSON object or list that a text consists of; None for any other text."""
     if text.lstrip()[:1] not in ("{", "["):
         return None
     try:
@@ -348,14 +348,14 @@ def _json(text: str) -> Any:
 
 
 def _searchable(reported: _ErrorText) -> str:
-    """Return codes and message in the form that the patterns search."""
+    """Return codes and message as the text that _RULES search."""
     codes = (f"={re.sub(r'[^a-z0-9]', '', code.lower())}" for code in reported.codes)
     own_words = _QUOTED.split(reported.message[:_MAX_SEARCHED].lower(), maxsplit=1)[0]
     return f"{' '.join(codes)[:_MAX_SEARCHED]}\n{' '.join(own_words.replace('=', '= ').split())}"
 
 
 def _kind(status: int, reported: _ErrorText) -> tuple[Kind, bool, bool]:
-    """Return the kind of failure, whether message or codes name it explicitly, and whether they say "busy"."""
+    """Return `kind`, `explicit` and `busy` of the CallError for a server's error."""
     text = _searchable(reported)
     if reported.is_page:
         tls = "http request was sent to https" in text  # nginx
@@ -398,7 +398,7 @@ def _status_allows(kind: Kind, status: int, text: str) -> bool:
 
 
 def _is_long_limit(text: str) -> bool:
-    """Return whether a limit is per day or longer: by a code, or by the period that the message names first."""
+    """Return whether a limit is per day or longer: a code says so, or the first period in the message is that long."""
     codes, _, message = text.partition("\n")
     if _DAY.search(codes):
         return True

@@ -24,7 +24,7 @@ TIMEOUT = httpx2.Timeout(None, connect=CONNECT_S)  # no read timeout: `deadline`
 KEEPALIVE_S = 4.0  # many servers close after 5 s: a request sent at that moment is lost, yet billed
 # No connection was made, so nothing was sent.
 _UNSENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
-# Of a decompressed body: 64 bytes for each of 131,072 tokens. 64 endless replies at once take half a gigabyte.
+# Limit of a decompressed body: 64 bytes for each of 131,072 tokens. 64 endless replies at once take half a gigabyte.
 MAX_BYTES = 8 * 2**20
 _NEEDED = frozenset(
     {b"accept", b"accept-encoding", b"connection", b"content-length", b"content-type", b"host", b"user-agent"}
@@ -32,9 +32,9 @@ _NEEDED = frozenset(
 
 
 def make_http_client(
-    client: Callable[..., httpx2.AsyncClient], url: str, *, limit: int, headers: Mapping[str, str]
+    client_class: Callable[..., httpx2.AsyncClient], url: str, *, limit: int, headers: Mapping[str, str]
 ) -> httpx2.AsyncClient:
-    """Create an HTTP client of an SDK's class `client`, with at most `limit` connections (0: no limit).
+    """Create the HTTP client for an SDK, of the SDK's own class, with at most `limit` connections (0: no limit).
 
     It sends `headers` and those that HTTP needs, and drops any others that the SDK adds: an SDK takes some, even a key,
     from the environment.
@@ -47,7 +47,7 @@ def make_http_client(
         needed = [(name, value) for name, value in request.headers.raw if name.lower() in needed_only]
         request.headers = httpx2.Headers([*needed, *ours])  # all at once: setting them singly takes 30 µs
 
-    return client(
+    return client_class(
         limits=httpx2.Limits(max_connections=limit, keepalive_expiry=KEEPALIVE_S),
         event_hooks={"request": [strip], "response": [_read_limited]},
         follow_redirects=False,
@@ -70,7 +70,7 @@ async def read_body(pieces: AsyncIterator[bytes]) -> bytes:
 
 
 async def _read_limited(response: httpx2.Response) -> None:
-    """Read the body before the client does, since the client would buffer an endless one."""
+    """Read a response's body up to MAX_BYTES. The SDK's own client would buffer an endless body."""
     async with aclosing(response.aiter_bytes()) as pieces:
         response._content = await read_body(pieces)
 
@@ -91,8 +91,8 @@ async def post_request(
 ) -> Reply:
     """Send a request's body with `post` and return the reply.
 
-    `sent` are the settings to record in the reply, `keys` the secrets to redact. Raises CallError; if the reply was
-    delivered before, `reconnect` is called first, since open connections would stay one reply late.
+    `sent` are the settings to record in the reply, `keys` the secrets to redact. Raises CallError. If the reply was
+    delivered before, `reconnect` is called first, since later replies on open connections would be for other requests.
     """
     content_sent = orjson.dumps(body)
     status, headers, content = await post(content_sent)
@@ -131,10 +131,10 @@ async def deadline(
 
 
 def _connection_error(error: Exception, url: str, keys: Sequence[str]) -> CallError:
-    """Classify a connection that failed or broke.
+    """Return the CallError for a connection that failed or broke.
 
-    SDKs wrap the error, and report a refused connection as a timeout: the innermost cause with a message says what
-    happened. A CallError of ours may be wrapped as such a cause.
+    SDKs wrap the error, and report a refused connection as a timeout, so the innermost cause with a message is used. If
+    a cause is a CallError of aif's own, that is returned.
     """
     causes = list(_causes(error))
     if ours := next((cause for cause in causes if isinstance(cause, CallError)), None):

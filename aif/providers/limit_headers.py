@@ -55,12 +55,12 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         return None
 
 
-def wait_in_text(words: str) -> float | None:
+def wait_in_text(message: str) -> float | None:
     """Return the seconds that an error message asks to wait, or None.
 
     LiteLLM: "Try again in 60 seconds"; Google: "retry in 45.5s"; OpenAI and Groq: "try again in 9m38.016s".
     """
-    match = _WAIT.search(words.lower())
+    match = _WAIT.search(message.lower())
     return sum(float(number) * _UNITS[unit] for number, unit in re.findall(_PART, match[1])) if match else None
 
 
@@ -94,7 +94,8 @@ def _number(text: str) -> float | None:
 
 
 def _reset_s(text: str, date: str | None) -> float | None:
-    """Parse a number of seconds, a span, or a date, which counts from the response's own `date`."""
+    """Return the seconds until a limit resets, from a number of seconds, a span such as "6m0s", or a date, which is
+    compared to the response's own `date`. None if that isn't possible."""
     seconds = _number(text)
     if seconds is None and text and (match := _SPAN.fullmatch(text)):
         seconds = sum(float(value) * _UNITS[unit] for unit, value in match.groupdict("0").items())

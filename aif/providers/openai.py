@@ -14,7 +14,7 @@ BASE_URL = "https://api.openai.com/v1"
 
 
 class OpenAIChat:
-    """A model of OpenAI (`base_url` None), or of a server with the same API (its URL including `/v1`).
+    """Client for a model of OpenAI (`base_url` None), or of a compatible server (its URL including `/v1`).
 
     The API key is one of the headers in `options`. `timeout_s` bounds the whole call, from connecting to the last byte;
     `limit` bounds the calls in flight (0: no limit).
@@ -63,8 +63,8 @@ class OpenAIChat:
     async def _post(self, body: bytes) -> Response:
         """Post the body and return the response, whatever its status.
 
-        Bytes in and out: if the SDK parsed the response, it would return an HTML page as a reply, and raise no error of
-        its own for broken JSON.
+        The SDK doesn't parse the response: it would return an HTML page as a reply, and raise no error of its own for
+        broken JSON.
         """
         try:
             async with deadline(self._timeout_s, self._url, self._options.secrets, openai.APIConnectionError):

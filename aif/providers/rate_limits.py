@@ -17,35 +17,36 @@ MINUTE_S = 61.0
 BELIEVED_S = 600.0
 SLOWEST_S = 1.0  # headers delay a request by no more than this: slower limits are enforced by 429s and backoff
 _EPSILON_S = 1e-6
-_CHARS, _TOKENS = 20_000, 5_000  # 4 characters a token, until as many again are counted
+_CHARS, _TOKENS = 20_000, 5_000  # first estimate, 4 characters a token; weighs as much as this many counted ones
 
 
 @dataclass(frozen=True, slots=True)
 class RequestCost:
     """What a request counts against rate limits.
 
-    `prompt` tokens are estimated from its `chars`; `room` is the most tokens that the reply may have.
+    `prompt` is the number of tokens estimated from its `chars`; `max_reply` is the most tokens that the reply may have.
     """
 
     chars: int
     prompt: int
-    room: int
+    max_reply: int
 
     def amount(self, measure: Measure) -> int:
-        """Return how much the request uses of a limit: 1 of a limit on requests, its tokens of a limit on tokens."""
-        counted = {"requests": 1, "tokens": self.prompt + self.room, "input": self.prompt, "output": self.room}
-        return counted[measure]
+        """Return the amount that counts against a limit of this measure."""
+        prompt, reply = self.prompt, self.max_reply
+        return {"requests": 1, "tokens": prompt + reply, "input": prompt, "output": reply}[measure]
 
 
 class RateLimiter:
     """Decides when the next request may be sent, by requests and tokens per minute.
 
-    A configured limit is exact: within any 60 s no more requests and tokens are sent, spread evenly, and at most one
-    second's worth (always one request) is caught up after idling. A request larger than a minute's tokens is sent
-    alone, and the next one waits accordingly. A limit of None is learned from the provider's response headers.
+    A configured limit holds in every 60 s. Requests are spread evenly; after idling at most one second's share of the
+    limit (always one request) is sent at once. A request larger than a minute's tokens is sent alone, and the next one
+    waits for longer. A limit of None is learned from the provider's response headers.
 
-    A request counts with its prompt and its `max_tokens`, as OpenAI counts; unused output tokens are not refunded. The
-    ratio of tokens to characters is learned from the usage in replies; underestimates are charged when a reply arrives.
+    A request counts with its prompt and its max_tokens, as OpenAI counts; tokens that the reply didn't use are not
+    given back. Prompt tokens are estimated by the ratio of tokens to characters in earlier replies; what was
+    underestimated is counted when the reply arrives.
     """
 
     def __init__(self, requests_per_minute: float | None, tokens_per_minute: float | None) -> None:
@@ -58,9 +59,9 @@ class RateLimiter:
         self._believed_until = float("-inf")
         self._chars, self._tokens = _CHARS, _TOKENS
 
-    def cost(self, chars: int, room: int) -> RequestCost:
-        """Return the cost of a request with this many characters whose reply may have `room` tokens."""
-        return RequestCost(chars, -(-chars * self._tokens // self._chars), room)
+    def cost(self, chars: int, max_reply: int) -> RequestCost:
+        """Return the cost of a request with this many characters whose reply may have up to `max_reply` tokens."""
+        return RequestCost(chars, -(-chars * self._tokens // self._chars), max_reply)
 
     def wait(self, cost: RequestCost, now: float) -> float:
         """Return the seconds until the request may be sent, if no other is sent before it."""
@@ -72,19 +73,19 @@ class RateLimiter:
             limit.take(cost.amount(measure), now)
 
     def record_prompt_tokens(self, cost: RequestCost, tokens: int, now: float) -> None:
-        """Record how many prompt tokens the provider counted for a request, and charge what was underestimated."""
+        """Record how many prompt tokens the provider counted for a request, and count those missing in the estimate."""
         self._chars, self._tokens = self._chars + cost.chars, self._tokens + tokens
         if tokens > cost.prompt and (limit := self._configured.get("tokens")):
             limit.take(tokens - cost.prompt, now)
 
     def learn(self, quotas: Iterable[Quota]) -> None:
-        """Record the limits in a response's headers, where none is configured."""
+        """Record the limits that a response's headers report, unless a limit is configured."""
         for quota in quotas:
             if ("requests" if quota.measure == "requests" else "tokens") not in self._configured:
                 self._learned.setdefault(quota.measure, _LearnedLimit()).quota = quota
 
     def record_limit_hit(self, now: float) -> None:
-        """Record that a request got a 429: the learned limits are believed for a while."""
+        """Record that a request got a 429. For BELIEVED_S seconds limits learned from headers are applied."""
         if now >= self._believed_until:
             for limit in self._learned.values():
                 limit.until = now
@@ -104,7 +105,7 @@ class _ConfiguredLimit:
 
     def __init__(self, per_minute: float) -> None:
         self._per_minute = per_minute
-        self._until = float("-inf")  # when all that was sent has used up its time share
+        self._until = float("-inf")  # when requests sent so far have used up their share of time
         self._sent: deque[tuple[float, int]] = deque()  # (time, amount) within the last minute
         self._sum = 0
 
@@ -125,10 +126,10 @@ class _ConfiguredLimit:
 
 
 class _LearnedLimit:
-    """A limit learned from response headers: the reported remainder and the refill may be used up within a minute.
+    """A limit learned from headers: a minute may use what remains, plus what is refilled in that time.
 
-    The refill rate follows from the reported time until the quota is full. The time span in the header's name is
-    ignored: some providers report a daily limit under the name of a per-minute limit.
+    The refill rate follows from the reported time until the quota is full again. So the time span that the header's
+    name suggests doesn't matter: some providers report a daily limit under the name of a per-minute one.
     """
 
     def __init__(self) -> None:

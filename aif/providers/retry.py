@@ -1,17 +1,19 @@
 """Decide whether a failed call is retried, once concurrency.py has decided who is at fault.
 
-The endpoint is at fault: retried without counting as an attempt, since the concurrency limiter does the waiting. If the
-endpoint refused, the item stays pending.
+If the endpoint is at fault, the item is retried, and the call doesn't count as an attempt, since the concurrency
+limiter does the waiting. If the endpoint refused the call, the item stays pending.
 
-The item is at fault: up to 6 attempts, with waits that double from 1 s to 60 s, half of each random, and never shorter
-than the server asked for, unless that exceeds 60 s. The item has failed permanently after six attempts, three of them
-with the same error; after three equal errors if they are not transient.
+If the item is at fault, it gets up to 6 attempts, with waits that double from 1 s to 60 s, half of each random, and are
+never shorter than the server asked for, unless that exceeds 60 s. The item has failed permanently after three equal
+errors; if they are transient, after six attempts, three of them with the same error; at once if the server names the
+request's own length or turns. It stays pending if an account's quota is exhausted, or a 429 says that the request is
+within the limit.
 
-Not known: the same attempts, but the item stays pending afterwards. If there are too few other items to find out, it is
-retried for 60 s only.
+If it is not known who is at fault, the item gets the same attempts, but stays pending afterwards. If there are too few
+other items to find out, it is retried for 60 s only, and has failed at a context overflow that the server names.
 
-Errors that another sample may avoid (empty, unparseable, truncated, or a broken reply with output tokens) are retried
-at once, up to 3 times in all. What the provider's filter blocks is not retried.
+Replies that another sample may avoid (empty, unparseable, truncated, or broken with output tokens) are requested again
+at once, up to 3 times in all. A request that the provider's filter blocks is not retried.
 """
 
 import re
@@ -36,9 +38,10 @@ _LIMIT_AND_REQUESTED = re.compile(r"\blimit:? (\d{1,12})\b.{0,40}\brequested:? (
 class RetryPolicy:
     """How often and how long to retry. Counts include the first attempt; waits are in seconds.
 
-    `attempts` bounds an item's calls, `resamples` those for another sample. An item has failed permanently when
-    `same_failures` of its attempts end with the same error. An endpoint is given up if no call is answered for
-    `outage_s`, or for `silent_s` if it never responded in this run.
+    `attempts` bounds an item's failed calls, `resamples` its unusable replies. An item has failed permanently when
+    `same_failures` of its calls end with the same error (transient ones: after all `attempts`). An endpoint is given up
+    if no call is answered for `outage_s`; for `silent_s` if in this run it never replied, said it is busy, or asked to
+    wait.
     """
 
     attempts: int = 6
@@ -50,14 +53,14 @@ class RetryPolicy:
     outage_s: float = 1800.0
 
     def backoff(self, failures: int, jitter: float) -> float:
-        """Return the seconds to wait after this many consecutive failures; `jitter` in [0, 1) sets half of them."""
+        """Return the seconds to wait after this many consecutive failures; `jitter` in [0, 1) varies the upper half."""
         doubled = min(self.longest_wait_s, self.first_wait_s * 2.0 ** min(failures - 1, 60))
         return doubled * (0.5 + 0.5 * jitter)
 
 
 @dataclass(slots=True)
 class RetryState:
-    """The failures of one item so far. `n` counts attempts begun; `wait_s` is the wait before the next one."""
+    """The failures of one item so far. `n` is the number of attempts begun, `wait_s` the wait before the next one."""
 
     n: int = 0
     counted: int = 0  # failures that count as attempts
@@ -72,7 +75,7 @@ class RetryState:
     ) -> Verdict:
         """Record one more failure and return what happens to the item.
 
-        `too_few`: there are too few other items to find out who is at fault, and none was answered since.
+        `too_few`: there are too few other items to find out who is at fault.
         """
         self.wait_s = 0.0
         self.since = now if self.since is None else self.since
@@ -103,6 +106,6 @@ class RetryState:
 
 
 def _fits_limit(error: CallError) -> bool:
-    """Return whether a 429 says that the request is within its limit, only not now: "Limit 30000, … Requested 9000"."""
+    """Return whether a 429 says that the request alone doesn't exceed the limit: "Limit 30000, … Requested 9000"."""
     match = _LIMIT_AND_REQUESTED.search(error.message) if error.kind is Kind.RATE_LIMITED else None
     return match is not None and int(match[2]) <= int(match[1])

@@ -19,10 +19,10 @@ HUNG_CALLS = 3
 
 
 class VllmChat:
-    """A model served at one or several URLs.
+    """Client for a model served at one or several URLs.
 
     `urls` without a path get `/v1`. `timeout_s` bounds the whole call, from connecting to the last byte; `limit` bounds
-    the calls in flight over all servers (0: no limit). `clock` is in seconds, by default the event loop's.
+    the calls in flight over all servers (0: no limit). `clock` returns seconds, by default the event loop's.
     """
 
     def __init__(
@@ -114,8 +114,8 @@ class VllmChat:
     def _pick(self) -> "_Server":
         """Return the server with the fewest calls in flight that isn't backing off, else the next to be retried.
 
-        Ties go round robin. After its backoff a server gets one call, and more once that is answered: a server that
-        hangs would otherwise get as many calls as the others, each lasting until its timeout.
+        Ties go round robin. After its backoff a server gets one call, and further calls once that is answered: a server
+        that hangs would otherwise get as many calls as the others, each lasting until its timeout.
         """
         if not self._servers:
             raise CallError(Kind.CONNECTION, f"No server of {self._model} is up.", unsent=True)
@@ -143,14 +143,14 @@ class _Server:
 
     @property
     def is_probed(self) -> bool:
-        """Whether a call in flight tests if the server answers again."""
+        """Whether its last call failed and a call is in flight, which tests whether it answers again."""
         return self.failures > 0 and self.in_flight > 0
 
     def record(self, failed: Kind | None, now: float) -> None:
         """Record the result of a call: the kind of failure, or None.
 
-        After a transient error or an access error (another server may work) it backs off for 1, 2, 4, … 30 s. Failures
-        during the backoff belong to earlier calls and are ignored.
+        After a transient error other than a 429, or an access error (another server may work), it backs off for 1, 2,
+        4, … 30 s. Failures during the backoff belong to earlier calls and are ignored.
         """
         if failed is Kind.TIMEOUT:
             self.timeouts += 1

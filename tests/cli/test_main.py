@@ -110,7 +110,7 @@ def test_a_store_that_cant_be_written_names_its_key(typed: Typed, tmp_path: Path
     code, _, err = typed("run", path)
     assert code == Exit.BAD_INPUT
     assert "runs/test: can't be written to: " in err
-    assert "name another place by `store:`" in err
+    assert "fix its permissions, or set `store:` to another path" in err
     assert "FAIL disk" in typed("doctor", path)[1]
 
 
@@ -180,7 +180,7 @@ def test_a_run_is_told_and_its_prompts_can_be_shown(typed: Typed, tmp_path: Path
 
     code, _, err = typed("show", path, "zzz")
     assert code == Exit.BAD_INPUT
-    assert "no prompt 'zzz'" in err
+    assert "no prompt starts with 'zzz'; use the dataset's prompt_id column" in err
 
 
 def refusing(name: str, fault: Fault) -> Callable[[Arrival], InjectedFault | None]:
@@ -197,12 +197,10 @@ def test_after_a_run_everything_without_an_answer_is_told_with_its_last_cause(
     assert code == Exit.REFUSED
     with Reader.open(load(path).store) as reader:
         assert reader._query("SELECT count(*) AS n FROM calls WHERE endpoint = 'tiny'")[0]["n"] < 12
-    refused = (
-        r"unauthorized: 12 \(takes no more calls until this is fixed\)\n    tiny\n    HTTP 401: .+\n    → set the key"
-    )
+    refused = r"unauthorized: 12 \(no more calls until this is fixed\)\n    tiny\n    HTTP 401: .+\n    → set the key"
     for told in (summary, typed("failures", path)[1], typed("status", path)[1]):
         assert re.search(refused, told), told
-        assert "waiting for pending: 12\n    judge\n" in told
+        assert "waiting for pending completions: 12\n    judge\n" in told
         assert "nothing failed" not in told
     code, told, _ = typed("failures", path, "--set", "seed=5")
     assert "nothing failed" not in told
@@ -215,7 +213,7 @@ def test_a_run_with_failures_says_how_many_items_are_unanswered(
     code, out, err = typed("run", path)
     assert code == Exit.FAILURES
     assert err.endswith(f"finished with failures: 2 of 10 unanswered; see `aif failures {path}`\n")
-    assert "blocked: 2 (waits for --retry-failed)\n    judge\n" in out
+    assert "blocked: 2 (retry with --retry-failed)\n    judge\n" in out
 
 
 def test_what_was_not_reached_is_told_as_not_asked_yet(
@@ -225,9 +223,9 @@ def test_what_was_not_reached_is_told_as_not_asked_yet(
     code, summary, _ = typed("run", path, "--limit", "2")
     assert code == Exit.DONE
     for told in (summary, typed("failures", path)[1]):
-        assert re.search(r"not asked yet: 16\n    (\w+ 4(, )?){4}\n", told), told
+        assert re.search(r"not sent yet: 16\n    (\w+ 4(, )?){4}\n", told), told
         assert all(f"{name} 4" in told for name in POOL)
-        assert "waiting for pending: 4\n    judge\n" in told
+        assert "waiting for pending completions: 4\n    judge\n" in told
         assert "nothing failed" not in told
     assert typed("run", path)[0] == Exit.DONE
     assert typed("failures", path)[1] == "nothing failed\n"
@@ -333,7 +331,7 @@ def test_who_holds_the_store_is_told_to_whoever_wants_it(
             code, out, err = typed(command, path)
             assert (code, out) == (Exit.LOCKED, "")
             assert f"held by process {os.getpid()} on {socket.gethostname()}" in err
-            assert "`aif status` and `aif failures` answer meanwhile" in err
+            assert "`aif status` and `aif failures` work meanwhile" in err
     assert served.stats()["calls"] == calls
 
 
@@ -390,9 +388,7 @@ def test_a_refusal_is_told_by_failures_with_its_mend(
     assert code == Exit.REFUSED
     assert "stopped; fix this and rerun `aif run" in err
     _, out, _ = typed("failures", path)
-    assert (
-        "unauthorized: 12 (takes no more calls until this is mended)\n    large 3, medium 3, small 3, tiny 3\n" in out
-    )
+    assert "unauthorized: 12 (no more calls until this is fixed)\n    large 3, medium 3, small 3, tiny 3\n" in out
 
 
 def test_a_port_that_is_taken_is_told_in_a_line(typed: Typed, serve: Callable[..., Served]) -> None:

@@ -89,7 +89,7 @@ def test_what_fits_is_rated_together_beside_what_does_not(tmp_path: Path, serve:
         assert reader.judged_singly() == {"judge": 4}
     assert "judged alone: all completions together exceed the judge's context window" in console.file.getvalue()  # type: ignore[attr-defined]
     exported = card_of(pipeline, tmp_path / "out")
-    assert "judge was asked about one completion at a time for 4 prompts" in " ".join(exported.split())
+    assert "judge judged one completion at a time for 4 prompts" in " ".join(exported.split())
 
 
 def test_a_failure_of_before_is_mended_by_the_key_and_going_back_loses_nothing(tmp_path: Path, serve: Serve) -> None:

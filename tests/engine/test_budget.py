@@ -354,7 +354,9 @@ def test_a_run_stops_at_its_budget_and_resumes_with_a_higher_one(tmp_path: Path,
     assert aif("run", path).returncode == Exit.BUDGET
     assert bill.calls == before, "no call is made with the same budget"
     estimate = aif("estimate", path)
-    assert f"that is more than the ${0.12 - bill.usd:.4f} left of budget_usd" in estimate.stdout
+    assert (
+        f"this is more than the ${0.12 - bill.usd:.4f} left of budget_usd, where the run would stop" in estimate.stdout
+    )
 
     pipeline, higher = run(path, "budget_usd=1")
     assert not higher.incomplete

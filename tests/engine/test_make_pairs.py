@@ -344,11 +344,11 @@ def test_pairs_are_the_same_in_parts_of_any_size(
         parts.append(1)
         return rated(self, *arguments)
 
-    monkeypatch.setattr(ResultReader, "_rated_among", counted)
+    monkeypatch.setattr(ResultReader, "_rated_between", counted)
     with journaled:
         for looked_at, completions in ((10**9, 10**9), (33, 10**9), (10**9, 5), (1, 1)):
             monkeypatch.setattr(result_queries, "PAIRS_AT_ONCE", looked_at)
-            monkeypatch.setattr(result_queries, "AT_ONCE", completions)
+            monkeypatch.setattr(result_queries, "COMPLETIONS_AT_ONCE", completions)
             parts.clear()
             counts = make_pairs(pipeline, rubric, journaled.store)
             with ResultReader.of(journaled.store) as reader:

@@ -177,7 +177,7 @@ def test_pages_are_cut_by_bytes_wherever_prompts_are_read_or_stored(
 def test_long_prompts_are_paged_to_fit_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """1,200 prompts of 50,000 characters are 60 MB: stored, planned and read with 48 MB for DuckDB."""
     monkeypatch.setitem(SETTINGS, "memory_limit", "48MB")
-    monkeypatch.setattr(connection, "AMPLE", "48MB")
+    monkeypatch.setattr(connection, "MOST_MEMORY", "48MB")
     monkeypatch.setattr(batching, "MAX_BATCH_BYTES", 2**20)
     rows(tmp_path / "a.jsonl", *(f"{n} {'word ' * 10_000}" for n in range(1200)))
     rows(tmp_path / "b.jsonl")

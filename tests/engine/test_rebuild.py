@@ -18,7 +18,10 @@ from tests.support.serving import Served
 
 @pytest.mark.parametrize(
     ("trouble", "expected"),
-    [(StoreOutOfMemory("no room"), "it gets"), (StoreDamaged("s: block 3"), "s: block 3; it is made again")],
+    [
+        (StoreOutOfMemory("no room"), "the store needs more memory than its limit; trying again with 1GB"),
+        (StoreDamaged("s: block 3"), "s: block 3; rebuilding it from the journal"),
+    ],
 )
 def test_a_rebuild_recovers_from_store_errors_like_every_command(
     tmp_path: Path, serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch, trouble: Exception, expected: str

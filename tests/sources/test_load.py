@@ -382,8 +382,8 @@ from aif.core.errors import AifError
 from aif.sources.load import read_prompts, source_fingerprint
 
 def opened():
-    with hub.opened("org/there") as api:
-        hub.look(api, "org/there")
+    with hub.hub_client("org/there") as api:
+        hub.find_dataset(api, "org/there")
 
 source = Source(hub="org/there")
 for ask in (lambda: source_fingerprint(source, base=None), lambda: list(read_prompts(source, base=None)), opened):

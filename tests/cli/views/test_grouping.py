@@ -43,11 +43,11 @@ def test_failures_that_are_alike_are_one_group() -> None:
     screen = io.StringIO()
     print_failures(Console(width=80, file=screen), [*alike, failing("a", "", 4, "", "pending")])
     lines = screen.getvalue().splitlines()
-    assert lines[1:3] == ["Failures", "timeout: 78 (waits for --retry-failed)"]
+    assert lines[1:3] == ["Failures", "timeout: 78 (retry with --retry-failed)"]
     assert lines[3] == f"    {', '.join(f'{name} {n + 1}' for n, name in enumerate(NAMES))}"
     assert lines[4] == "    for example: model-0: nothing in 0 s"
     assert lines[5].startswith("    → ")
-    assert lines[7:] == ["Pending", "not asked yet: 4", "    a"]
+    assert lines[7:] == ["Pending", "not sent yet: 4", "    a"]
 
 
 def test_nothing_is_printed_without_failures() -> None:

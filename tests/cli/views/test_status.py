@@ -86,17 +86,17 @@ def test_a_run_is_told_with_progress_rate_spend_eta_and_what_failed(held: StoreP
     assert said.count("$1.75") == 1
     for part in ("40/100", "2.5", "30/100", "$0.2500", "$1.50"):
         assert part in said
-    assert "blocked: 1 (waits with --retry-failed)\n    able\n    the filter refused it\n    → " in said
-    assert "timeout: 2 (asked again by the next run)\n    strict\n    nothing in 120 s\n    → " in said
+    assert "blocked: 1 (retry with --retry-failed)\n    able\n    the filter refused it\n    → " in said
+    assert "timeout: 2 (retried by the next run)\n    strict\n    nothing in 120 s\n    → " in said
     failures = printed(print_running_failures, held)
-    assert "blocked: 1 (waits for --retry-failed)\n    able\n" in failures
+    assert "blocked: 1 (retry with --retry-failed)\n    able\n" in failures
     assert "40/100" not in failures
     assert "last progress" not in said + failures
     made_again = FailureGroup("completion", "able", "rate_limited", "again", 3, "slow down", "p")
     keep(held, replace(_now(), failures=(made_again, *SNAPSHOT.failures)))
     without, again = printed(print_running_failures, held).split("Failed calls that were retried")
     assert "slow down" not in without, "its item may be answered by now"
-    assert "rate_limited: 3 (made again in this run)\n    able\n" in again
+    assert "rate_limited: 3 (retried in this run)\n    able\n" in again
 
 
 def test_nothing_failed_is_said_of_a_run_that_has_nothing_left_to_answer(held: StorePaths) -> None:

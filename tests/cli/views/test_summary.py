@@ -146,7 +146,7 @@ def test_status_summary_and_card_say_the_same(tmp_path: Path) -> None:
     for row in ("able completions 5 4 1 0", "poor completions 5 4 0 1", "strict judgements 5 3 1 1"):
         assert row in re.sub(r"[ |]+", " ", status)
         assert row in re.sub(r"[ |]+", " ", card)
-    assert "blocked: 3 (waits with --retry-failed)\n    able 1, fair 1, strict 1\n" in status
+    assert "blocked: 3 (retry with --retry-failed)\n    able 1, fair 1, strict 1\n" in status
 
 
 def test_what_has_no_price_is_told_as_unknown_never_as_nothing(tmp_path: Path) -> None:
