@@ -29,7 +29,7 @@ PAGES = sorted(
         "Makefile",
     )
     for path in ROOT.glob(pattern)
-    if path.is_file() and path.name != "CHANGELOG.md"
+    if path.is_file()
 )
 
 # Each phrase with the words to use instead.
