@@ -35,8 +35,8 @@ from aif.store.result_queries import ResultReader
 
 @dataclass(frozen=True, slots=True)
 class TrialCost:
-    """The estimated requests, tokens and dollars of a rubric trial; `usd` is None without a price, `left` is the budget
-    left.
+    """The estimated requests, tokens and dollars of a rubric trial. `usd` is None if a price is unknown; `left` is the
+    rest of the budget in USD, None without a budget.
 
     Assumes four characters per token, the longest replies the rubric allows, no provider cache and no retries.
     """
@@ -84,9 +84,10 @@ def try_rubric(
     judge: str | None = None,
     policy: RetryPolicy | None = None,
 ) -> TrialResult | None:
-    """Have the pipeline's judges (or only `judge`) rate the first `limit` complete prompts by `rubric`.
+    """Have the pipeline's judges (or only `judge`) rate completions by `rubric`, for the first `limit` prompts that can
+    be judged.
 
-    `consent` is given the cost; if it returns False, nothing is sent and the result is None. Raises AifError if
+    `consent` is called with the cost; if it returns False, nothing is sent and the result is None. Raises AifError if
     pipeline, store or rubric can't be used.
     """
 
@@ -103,22 +104,22 @@ def try_rubric(
         try:
             prepare(judging, journaled, current, tell, reread=False)
             with Reader.of(journaled.store) as reader:
-                reach = reader.judgeable_limit(limit)
-            if not reach:
+                end = reader.judgeable_limit(limit)
+            if not end:
                 raise BadInput(f"{pipeline.store}: no prompt has all its completions yet; `aif run` makes them")
-            before = _ratings(judging, current, journaled.store, reach)
+            before = _ratings(judging, current, journaled.store, end)
             prepare(judging, journaled, rubric, tell, reread=False)
-            cost = _cost(judging, rubric, journaled.store, reach)
+            cost = _cost(judging, rubric, journaled.store, end)
             if cost.requests and not agreed and not consent(cost):
                 return None
             agreed = True
             judges_only = judging.model_copy(update={"models": {}})
             calling = asyncio.run(
-                call_endpoints(judges_only, journaled, rubric, display, tell, reach, policy or RetryPolicy(), stop)
+                call_endpoints(judges_only, journaled, rubric, display, tell, end, policy or RetryPolicy(), stop)
             )
-            after = _ratings(judging, rubric, journaled.store, reach)
+            after = _ratings(judging, rubric, journaled.store, end)
             with Reader.of(journaled.store) as reader:
-                failures = reader.unrated_judgements(reach)
+                failures = reader.unrated_judgements(end)
         finally:
             prepare(pipeline, journaled, current, tell, reread=False)
         return TrialResult((current.sheet.name, rubric.sheet.name), before, after, failures, calling)
@@ -127,7 +128,8 @@ def try_rubric(
 
 
 def _with_judges(pipeline: Pipeline, judge: str | None) -> Pipeline:
-    """Return the pipeline with only `judge`, or all its judges if None. Raises BadInput if there is none, or no key."""
+    """Return the pipeline with only `judge`, or all its judges if None. Raises BadInput if there is no such judge, or
+    the API key of one is missing."""
     names = ", ".join(pipeline.judges)
     if not names:
         raise BadInput(f"{pipeline.path}: the pipeline has no judge; add one under judges")
@@ -146,8 +148,8 @@ def _score(pipeline: Pipeline, rubric: Rubric) -> ScoreName:
     return pipeline.pairs.score if pipeline.pairs.score in scores else scores[0]
 
 
-def _cost(pipeline: Pipeline, rubric: Rubric, store: Store, reach: int) -> TrialCost:
-    store.list_pending(reach)
+def _cost(pipeline: Pipeline, rubric: Rubric, store: Store, end: int) -> TrialCost:
+    store.list_pending(end)
     requests = input_tokens = output_tokens = 0
     usd: float | None = 0.0
     with Reader.of(store) as reader:
@@ -175,12 +177,12 @@ def _input_tokens(request: Request) -> int:
     return (sum(len(message.content) for message in request.messages) + schema) // 4
 
 
-def _ratings(pipeline: Pipeline, rubric: Rubric, store: Store, reach: int) -> Ratings:
-    """Return the ratings by a rubric of completions of the first prompts; an aspect rated by several judges has the
-    mean of their ratings."""
+def _ratings(pipeline: Pipeline, rubric: Rubric, store: Store, end: int) -> Ratings:
+    """Return the stored ratings by `rubric` of the prompts before position `end`. The rating of an aspect is the mean
+    over the judges."""
     with ResultReader.of(store) as reader:
         scores = scores_of(pipeline, rubric, reader)
-        within = reader.prompt_ids_before(reach)
+        within = reader.prompt_ids_before(end)
     by = _score(pipeline, rubric)
     means = compute_scores(scores, PromptRows.from_columns(scores), by, pipeline.pairs.missing).means
     rated: dict[str, dict[str, RatedCompletion]] = {prompt_id: {} for prompt_id in within}
@@ -196,7 +198,7 @@ def _ratings(pipeline: Pipeline, rubric: Rubric, store: Store, reach: int) -> Ra
 
 
 def _mean(values: Iterable[float]) -> float:
-    """Return the mean without NaNs; NaN if there is nothing else."""
+    """Return the mean of the values that are not NaN; NaN if there are none."""
     known = [value for value in values if not isnan(value)]
     return sum(known) / len(known) if known else nan
 
@@ -209,7 +211,7 @@ ScorePairs = Sequence[tuple[float, float]]  # a prompt's completions: old and ne
 def kendall(prompts: Iterable[ScorePairs]) -> float | None:
     """Return Kendall's tau-b between old and new scores, over pairs of completions of the same prompt.
 
-    1: the same order; -1: the reverse order; 0: unrelated. None if either has no two different scores.
+    1: the same order; -1: the reverse order; 0: unrelated. None if all old scores of each prompt are tied, or all new.
     """
     agreed = first = second = 0
     for both in prompts:
@@ -250,7 +252,7 @@ def aspects_of(ratings: Ratings) -> tuple[str, ...]:
 
 
 def means_by_model(ratings: Ratings, among: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Return by model the mean rating of each aspect, and the mean score under "", over the prompts `among`."""
+    """Return the mean rating of each aspect by model, over the prompts with ids `among`; key "" has the mean score."""
     values: dict[str, dict[str, list[float]]] = {}
     for prompt_id in among:
         for rated in ratings.get(prompt_id, {}).values():

@@ -1,9 +1,9 @@
 """The queue of one endpoint: decides which item is sent next.
 
-New items come from a pager, in order. Items to retry come before new ones; while the endpoint answers nothing, new ones
-come first. An item that is backing off gives its slot to the next item. Neighbouring rows tend to fail alike, so while
-it is unclear whether the item or the endpoint is at fault, the next item is a distant one: drawn at random from the
-pending items that the pager has not reached.
+New items come from a pager (orchestrator.py), in order. Items to retry are sent before new ones, but while the endpoint
+is paused (rate limited or failing), a new item tests whether it answers again. An item that is backing off gives its
+slot to the next item. Neighbouring rows tend to fail alike, so while it is unclear whether items or the endpoint are at
+fault, a *distant* item is sent next: one drawn at random from the pending items that the pager has not reached.
 """
 
 import asyncio
@@ -29,11 +29,11 @@ MAX_DISTANT = 2  # distant items waiting for their first attempt
 
 @dataclass(slots=True, eq=False)
 class QueueItem(Generic[T]):
-    """One item of work. `make` builds its job when its turn comes: building a page of requests at once would stall all
-    calls.
+    """One completion or judgement in the queue. `make` builds its job when it is sent: building a page of requests at
+    once would stall all calls.
 
-    `then` has the items to send after it, one by one (judgements with the same prefix). `caller` and `course` hold its
-    failures so far.
+    `then` builds the items to send after it, one by one (judgements with the same prefix). `caller` and `course` hold
+    its failures so far, for the concurrency limiter and for retries.
     """
 
     make: Callable[[], T]
@@ -51,14 +51,14 @@ class QueueItem(Generic[T]):
 
     @property
     def size(self) -> int:
-        """Number of items, itself and those after it."""
+        """Number of items: this one and those in `then`."""
         return 1 + len(self.then)
 
 
 class WorkQueue(asyncio.Queue["QueueItem[T] | None"]):
     """The items of one endpoint that are ready to be sent. `get` returns the next one, or None when all are finished.
 
-    `draw_distant` returns a pending item that the pager has not reached yet, or None.
+    `draw_distant` returns a random pending item that the pager has not reached yet, or None.
     """
 
     def __init__(self, endpoint: Endpoint, draw_distant: Callable[[], Awaitable[QueueItem[T] | None]]) -> None:
@@ -67,7 +67,7 @@ class WorkQueue(asyncio.Queue["QueueItem[T] | None"]):
         self._draw_distant = draw_distant
         self._added = self._unfinished = 0  # numbers of items
         self._distant = 0  # distant items whose first attempt has not ended
-        self._distant_owed = False  # none could be drawn: the next new item stands in for it
+        self._distant_owed = False  # none could be drawn: the next new item counts as distant
         self._closed = False
         self._room = asyncio.Event()
         endpoint.others = self.others
@@ -138,8 +138,7 @@ class WorkQueue(asyncio.Queue["QueueItem[T] | None"]):
     # --- for the workers ----------------------------------------------------------------------------------------------
 
     def others(self, error: CallError) -> OtherItems:
-        """Return how many other items can be tried to find out whether an error is the item's or the endpoint's
-        fault."""
+        """Return whether the queue has enough other items to tell if an item or the endpoint caused this error."""
         if not self._closed:
             return MANY_OTHERS
         more = bool(self._new)
@@ -147,15 +146,13 @@ class WorkQueue(asyncio.Queue["QueueItem[T] | None"]):
             return OtherItems(min(ENOUGH_ITEMS, self._unfinished), more_coming=more)
         if not self._endpoint.answered:
             # with few items nothing tells a limit of the endpoint from a limit that only this item exceeds
-            # with too few items, a limit that one item alone meets can't be told from the endpoint's
             limited = error.kind is Kind.RATE_LIMITED and self._added < ENOUGH_ITEMS
             enough = ENOUGH_ITEMS if limited else min(ENOUGH_ITEMS, self._added)
             return OtherItems(enough, too_few=limited, more_coming=more)
         return OtherItems(too_few=self._unfinished < ENOUGH_ITEMS, more_coming=more)
 
     def attempted(self, item: QueueItem[T]) -> None:
-        """Note that an attempt of the item has ended: if it was drawn at random, it counts as any other from then
-        on."""
+        """Note that an attempt of the item has ended. A distant item then makes room for another distant one."""
         if item.distant:
             item.distant = False
             self._distant -= 1
@@ -167,12 +164,13 @@ class WorkQueue(asyncio.Queue["QueueItem[T] | None"]):
         return QueueItem(item.then[0], item.then[1:]) if item.then else None
 
     def drop(self, item: QueueItem[T]) -> None:
-        """Remove an item, and those to send after it, without sending them."""
+        """Remove an item, and those in its `then`, without sending them."""
         self._count(-item.size)
         self._notify_room()
 
     async def take_distant(self) -> QueueItem[T] | None:
-        """Return a pending item drawn at random, far from the current ones if possible; None if there is none."""
+        """Return a random pending item that the pager has not reached, else a random one in the queue. None if there is
+        none, or if MAX_DISTANT such items wait for the end of their first attempt."""
         if self._distant >= MAX_DISTANT:
             return None
         self._distant += 1
@@ -196,20 +194,19 @@ class WorkQueue(asyncio.Queue["QueueItem[T] | None"]):
 async def run_workers(
     endpoint: Endpoint,
     queue: WorkQueue[T],
-    page: Callable[[], Awaitable[None]],
+    fill: Callable[[], Awaitable[None]],
     attempt: Callable[[QueueItem[T]], Awaitable[Verdict | None]],
 ) -> None:
     """Send the items of one endpoint with as many workers as calls may be in flight, until all are finished or it is
     halted.
 
-    `page` adds all items to the queue, and returns when there are no more. `attempt` makes one call for an item and
-    returns what becomes of it, or None if no call was made. While the endpoint's servers start, workers wait with their
-    items.
+    `fill` adds all items to the queue, and returns when there are no more. `attempt` makes one call for an item and
+    returns what happens to it, or None if no call was made. It waits while the endpoint's servers start.
     """
     async with asyncio.TaskGroup() as group:
         for _ in range(endpoint.concurrency):
             group.create_task(_work(endpoint, queue, attempt, group))
-        await page()
+        await fill()
         queue.close()
     endpoint.done.set()
 
