@@ -1,14 +1,14 @@
-"""The budget: a call reserves what it may cost before it is sent, and settles what it did cost afterwards. No I/O.
+"""The budget: the most that a call can cost is reserved before it is sent; its actual cost counts afterwards. No I/O.
 
-A call reserves its *bound*, the most it can cost. When it ends, its actual cost counts; if that is unknown (a timeout,
-a broken reply), its bound counts. A call is sent only if counted spend + the bounds of calls in flight + its own bound
-stay within the cap. So 64 calls in flight can't pass budget_usd: counted spend never exceeds the cap, and the
-provider's bill never exceeds counted spend.
+The most that a call can cost is its *bound*. If the actual cost is unknown (a timeout, a broken reply), the bound
+counts. A call is sent only if counted spend + the bounds of calls in flight + its own bound stay within the cap. So 64
+calls in flight can't pass budget_usd: counted spend never exceeds the cap, and the provider's bill never exceeds
+counted spend.
 
-To hold after a crash too, a run journals a *ceiling* before it spends up to it: counted spend never exceeds a ceiling
-that is synced to disk. For a run that crashed, its last ceiling counts as spent. The ceiling is raised in blocks, ahead
-of need, so that calls seldom wait for a sync. A crash also counts that headroom, so it is only a quarter of what is in
-flight.
+This holds after a crash too, because counted spend never exceeds the *ceiling*: an amount that a run writes to its
+journal, and syncs to disk, before it spends up to it. If a run crashes, its last ceiling counts as spent. The ceiling
+is raised in blocks, ahead of need, so that calls seldom wait for a sync. Since a crash counts this headroom as spent,
+the headroom is only a quarter of the bounds of calls in flight or waiting.
 """
 
 import asyncio
@@ -19,8 +19,8 @@ from math import inf
 
 from aif.core.types import Spent
 
-# Headroom of a ceiling, as a share of what is in flight. Calls cost about a fifth of their bound, so with 16 in flight
-# a block serves 10 calls, and with 64 40: more than end within a sync (0.1 s) at 400 a second.
+# Headroom of a ceiling, as a share of the bounds in flight. Calls cost about a fifth of their bound, so with 16 in
+# flight a block serves 10 calls, and with 64 in flight 40 calls: more than end within a sync (0.1 s) at 400 a second.
 AHEAD = 0.25
 
 
@@ -35,8 +35,11 @@ class BudgetShortfall:
 
 @dataclass
 class Account:
-    """The spend of one run in USD: known costs, upper bounds of calls whose cost is unknown or that are in flight, and
-    the ceiling, the spend that is allowed by the journal so far."""
+    """The spend of one run in USD: `known` costs, and bounds of calls whose cost is `unknown` or that are `in_flight`.
+
+    `limit` is the most that the run may spend; `ceiling` the most that the journal allows so far. `calls` is the
+    number of calls in flight.
+    """
 
     limit: float = inf
     known: float = 0.0
@@ -54,8 +57,7 @@ class Account:
         return self.counted + self.in_flight + bound <= self.ceiling  # which is never above the limit
 
     def never_covers(self, bound: float) -> bool:
-        """Return whether a call that costs at most `bound` exceeds the limit even if all calls in flight turn out
-        free."""
+        """Return whether a call of at most `bound` may exceed the limit even if all calls in flight turn out free."""
         return self.counted + bound > self.limit
 
     def send(self, bound: float) -> None:
@@ -73,8 +75,11 @@ class Account:
             self.known += usd
 
     def next_ceiling(self, requested: float, waiting: float) -> float | None:
-        """Return the ceiling to journal next, in USD; None while the last one, `requested`, leaves enough room.
-        `waiting` is the most that the calls waiting to be sent can cost."""
+        """Return the next ceiling to write to the journal, in USD; None while the current one leaves enough headroom.
+
+        `requested` is the last ceiling written, synced or not; `waiting` the most that the calls waiting to be sent can
+        cost.
+        """
         ahead = AHEAD * (self.in_flight + waiting)
         used = self.counted + self.in_flight + waiting
         wanted = min(self.limit, used + ahead)
@@ -91,8 +96,8 @@ class _Reservation:
 class Budget:
     """Admits calls in the order they arrive, so that cheap calls can't overtake an expensive one forever.
 
-    `cap` is in USD and covers all that the store ever spent, including `before`, the spend before this run; None sets
-    no limit. `write` journals a ceiling, with its number from 1; once it is on disk, the caller calls `synced`.
+    `cap` limits all spend of the store in USD, including `before`, the spend before this run; None: no limit.
+    `write(n, ceiling)` writes the run's n-th ceiling to the journal; once it is on disk, the caller calls `synced`.
     """
 
     cap: float | None
@@ -124,7 +129,8 @@ class Budget:
 
     async def reserve(self, bound: float) -> bool:
         """Reserve `bound` USD for one call. Return True when the call may be sent, False if the budget can't cover it
-        any more or the run stops. Waits while calls in flight may still turn out cheaper than their bounds."""
+        any more or the run stops. Waits while calls in flight may turn out cheaper than their bounds, and until a high
+        enough ceiling is synced."""
         if self._stopped or not bound:
             return not self._stopped
         reservation = _Reservation(bound, asyncio.get_running_loop().create_future())
@@ -142,13 +148,13 @@ class Budget:
             await self._raise_ceiling()
 
     def synced(self, ceiling: float) -> None:
-        """Note that a ceiling passed to `write` is on disk, and admit calls up to it. The highest ceiling counts: if
-        the disk is slow, a later one may come first."""
+        """Note that a ceiling passed to `write` is on disk, and admit calls up to it. Ceilings may be noted in any
+        order: the highest counts."""
         self.account.ceiling = max(self.account.ceiling, ceiling)
         self._admit()
 
     def stop(self) -> None:
-        """Refuse all calls from now on, those that wait too."""
+        """Refuse all calls from now on, including those that wait in `reserve`."""
         self._stopped = True
         for reservation in self._queue:
             if not reservation.granted.done():
@@ -157,7 +163,7 @@ class Budget:
         self._waiting = 0.0
 
     async def close(self) -> None:
-        """Journal the final spend as the last ceiling, once no call is in flight."""
+        """Write the final spend to the journal as the last ceiling; call it when no call is in flight."""
         if self._blocks:
             await self._write(self.account.counted)
 

@@ -57,8 +57,8 @@ def _endpoint(model: Model | Judge, stage: Stage, client: ChatModel, policy: Ret
 
 
 def _bound(model: Model | Judge) -> Callable[[Request], float | None]:
-    """Return a function that gives the most a request can cost in USD. Without a price it doesn't measure the
-    request."""
+    """Return a function that gives the most a request can cost in USD, None if the price is unknown. Without `price` in
+    the pipeline file the result is the same for all requests, so they need not be measured."""
     if model.price is None:
         flat = model.max_cost(0, 0)
         return lambda request: flat

@@ -46,7 +46,7 @@ def declared_endpoints(pipeline: Pipeline) -> dict[Key, Model | Judge]:
 async def known_windows(
     endpoints: Mapping[Key, DeclaredEndpoint], from_errors: Mapping[Key, int | None]
 ) -> dict[Key, int]:
-    """Return the context windows that are known, in tokens; asks the servers for the windows that aren't declared.
+    """Return the known context windows in tokens. Requests the servers' lists of models for those not declared.
 
     `from_errors` has the windows that earlier error messages stated.
     """

@@ -117,8 +117,8 @@ def _with_keys(pipeline: Pipeline) -> Pipeline:
 
 
 async def _check_launches(pipeline: Pipeline) -> AsyncIterator[Check]:
-    """Check whether the servers that aif would launch could be launched, without launching them: that takes minutes and
-    a download of tens of GB for each model. `aif run --limit 1` tries it."""
+    """Check that vLLM, the models and GPUs are there for the servers that `aif run` would launch. Launches none: that
+    takes minutes and a download of tens of GB for each model. `aif run --limit 1` tries it."""
     try:
         keys = [
             *(("completion", name) for name in pipeline.models),
@@ -139,8 +139,8 @@ async def _check_launches(pipeline: Pipeline) -> AsyncIterator[Check]:
 
 
 async def _check_context_windows(pipeline: Pipeline, rubric: Rubric) -> list[Check]:
-    """Return a check for each model and judge whose context window is too small for some request, judged by the first
-    prompts of each source. Completions are assumed to be as long as max_tokens allows, since there may be none yet."""
+    """Return a check for each model and judge whose context window is too small for a request about the first prompts
+    of each source. Judges are assumed to be shown completions of max_tokens, if none came with the prompt."""
     endpoints, prompts, checks = declared_endpoints(pipeline), list[Prompt](), list[Check]()
     windows = await known_windows(endpoints, {})
     for source in pipeline.prompts if windows else ():
@@ -156,8 +156,8 @@ async def _check_context_windows(pipeline: Pipeline, rubric: Rubric) -> list[Che
 
 
 def _sizes(pipeline: Pipeline, rubric: Rubric, endpoint: Model | Judge, prompts: list[Prompt]) -> Iterator[float]:
-    """Yield the tokens of every request that the model or judge would get for these prompts, its longest reply
-    included."""
+    """Yield the tokens of each request to `endpoint` about these prompts, including its reply. Of the requests for
+    single completions only the longest counts."""
     longest = max((pipeline.sampling(model).max_tokens for model in pipeline.models.values()), default=0)
     for prompt in prompts:
         texts = sorted((carried.text for carried in prompt.provided), key=len)

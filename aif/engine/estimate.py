@@ -64,8 +64,9 @@ class ReplyLength:
 class ContextOverflow:
     """How many requests to one model or judge don't fit its context window together with their `max_tokens`.
 
-    `over` of `total` requests don't fit `window` tokens. `awaited`: judgements of pending completions are counted too.
-    `apart`: the judge then rates one completion at a time (`on_overflow: single`).
+    `over` of `total` requests don't fit `window` tokens. `awaited`: some requests will show completions that are still
+    pending, whose length is estimated. `apart`: the judge rates the completions of such a request one at a time
+    (`on_overflow: single`).
     """
 
     stage: Stage
@@ -79,12 +80,12 @@ class ContextOverflow:
 
 @dataclass(frozen=True, slots=True)
 class EndpointWork:
-    """The calls that one model or judge still has to make, and what is measured about them. Sizes are means per call.
+    """The pending calls of one model or judge, and what its earlier calls measured. Sizes are means per call.
 
-    `tally`: items by state; judgements are counted as if every pending completion succeeded.
-    `sent`: bytes of a request, without pending completions.
-    `awaited`: pending completions that a judge's request will show, by model.
-    `limit_tokens`: tokens of a call as a limit per minute counts them.
+    `tally`: items by state; a judge's as if every pending completion succeeded.
+    `sent`: bytes of a request, without the texts of completions that are still pending.
+    `awaited`: how many pending completions of each model a judge's request will show.
+    `limit_tokens`: tokens of a request as a tokens-per-minute limit counts them, without pending completions.
     `tries`: calls per answer. `cached`, `written`: shares of the input read from and written to a provider's cache.
     `seconds`: time per call; None if it was not measured.
     """
@@ -106,10 +107,11 @@ class EndpointWork:
 
 @dataclass(frozen=True, slots=True)
 class EstimateLine:
-    """The estimate for one model or judge. `stored` answers cost nothing more; `failed` items are not requested again.
+    """The estimate for one model or judge: the totals of its pending calls.
 
-    `usd` is None if the price is unknown. `seconds` is None if neither a measurement nor a limit gives it; `at_least`
-    is set if only its limits do.
+    `calls`: items to request, without retries. `stored`: items answered already. `failed`: items that failed
+    permanently, which are not requested again. `usd` is None if the price is unknown. `seconds` is None if no call was
+    measured and no limit per minute is declared; `at_least`: no call was measured, so it may take longer.
     """
 
     stage: Stage
@@ -127,8 +129,8 @@ class EstimateLine:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """The estimate for a run, a line per model and judge. `spent` is the store's spend so far; `budget` in USD covers
-    both."""
+    """The estimate for a run, a line per model and judge. `spent` is the store's spend before it; `budget` is the limit
+    in USD for both together."""
 
     lines: tuple[EstimateLine, ...]
     overflows: tuple[ContextOverflow, ...] = ()
@@ -141,7 +143,7 @@ class Estimate:
 
     @property
     def stored(self) -> int:
-        """Number of answers that the pipeline needs and the store already has; they cost nothing."""
+        """Number of completions and judgements of the current plan that are answered already; they cost nothing."""
         return sum(line.stored for line in self.lines)
 
     @property
@@ -226,8 +228,8 @@ def _line(work: EndpointWork, endpoint: DeclaredEndpoint, replies: Mapping[str, 
 
 
 def _usd(work: EndpointWork, endpoint: DeclaredEndpoint, input: Span, output: Span) -> Span | None:
-    """Return the cost. Its maximum prices all input at the dearest rate: none is read from a cache, all may be
-    written."""
+    """Return the cost in USD, None if the price is unknown. The maximum prices all input at the highest of the rates
+    for plain, cached and cache-written tokens."""
     parts = {"cached": round(input.expected * work.cached), "written": round(input.expected * work.written)}
     expected = endpoint.cost(Usage(round(input.expected), round(output.expected), **parts))
     most = endpoint.max_cost(round(input.most), round(output.most))
@@ -268,7 +270,8 @@ def judgement_length(
 ) -> ReplyLength:
     """Return the mean length of a judge's replies to `requests`, pairs of request name and number of completions shown.
 
-    A request with measured replies takes their tokens per completion, any other the length its rubric allows.
+    The length is that of earlier replies to the same request, per completion shown. Without any, it follows from the
+    rubric's rationale lengths, or is max_tokens if the judge is a reasoning model.
     """
     if not requests:
         return ReplyLength(ZERO, ZERO, "")

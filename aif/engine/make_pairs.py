@@ -28,7 +28,8 @@ def make_pairs(pipeline: Pipeline, rubric: Rubric, store: Store) -> dict[str, in
 
     Uses the ratings that the current rubric and judges gave to the current plan's completions. Returns the number of
     prompts by outcome, for every outcome of ALL_OUTCOMES; they add up to the number selected. Raises BadInput if the
-    rubric doesn't give the policy's score, or if scores of several sources can't be told apart.
+    rubric doesn't give the policy's score, or if scores come from several sources and the store lacks the source of
+    some.
     """
     set_judging_specs(pipeline, rubric, store)
     policy, outcomes = policy_of(pipeline, rubric), Counter[str]()
@@ -57,7 +58,8 @@ def make_pairs(pipeline: Pipeline, rubric: Rubric, store: Store) -> dict[str, in
 
 
 def _paired(pipeline: Pipeline, rubric: Rubric, reader: ResultReader, policy: PairPolicy) -> Iterator[PairingResult]:
-    """Yield pairs in parts, to save memory: 800,000 completions take 747 MB, and took 1,255 MB at once."""
+    """Yield the pairs of a part of the prompts at a time, to save memory: 800,000 completions take 747 MB in parts, and
+    1,255 MB at once."""
     all_pairs = policy.name in ("all", "on_policy")
     parts = reader.scores_in_parts(*_weights(pipeline, rubric), all_pairs)
     return pair_prompts_by_part((_ranged(scores, rubric) for scores in parts), policy)
@@ -73,7 +75,7 @@ def _ranged(scores: RatingColumns, rubric: Rubric) -> RatingColumns:
 
 
 def _weights(pipeline: Pipeline, rubric: Rubric) -> tuple[dict[str, float], dict[str, float]]:
-    """Return the weights by aspect and by judge."""
+    """Return the weights by aspect (of the rubric) and by judge (of the pipeline)."""
     aspects = {name: aspect.weight for name, aspect in rubric.sheet.aspects.items()}
     judges = {name: judge.weight for name, judge in pipeline.judges.items()}
     return aspects, judges or {PROVIDED_JUDGE: 1.0}

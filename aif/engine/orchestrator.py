@@ -55,8 +55,9 @@ class Observer(Protocol):
 class Job:
     """One completion or judgement to request.
 
-    `request` builds the request for a number of unusable replies so far and the last of their errors. `read` parses the
-    reply. `place` is (position of the prompt, slot). `parts` gives the items that replace one too long for the context.
+    `request(n, error)` builds the request to send after `n` unusable replies, the last with `error`. `read` parses the
+    reply: ratings, or None for a completion. `place` is (position of the prompt, slot), None for a judgement. `parts`
+    returns the single-completion judgements that replace a judgement that exceeds the context window.
     """
 
     item: records.CallItem
@@ -64,7 +65,7 @@ class Job:
     read: Callable[[Reply], tuple[Rating, ...] | None]
     place: tuple[int, int] | None = None
     parts: Callable[[], Awaitable[list[QueueItem["Job"]]]] | None = None
-    apart: bool = False  # replaced by parts if too long, or is such a part: its overflow says nothing of other items
+    apart: bool = False  # replaced by `parts` on overflow, or is a part: an overflow says nothing about other items
 
 
 @dataclass
@@ -141,13 +142,13 @@ class Orchestrator:
     async def _serve(self, endpoint: Endpoint, pager: "_Pager") -> None:
         queue = WorkQueue(endpoint, lambda: self._guarded(pager.draw_distant()))
 
-        async def page() -> None:
+        async def fill() -> None:
             await self._guarded(pager.fill(queue))
 
-        await run_workers(endpoint, queue, page, partial(self._attempt, endpoint, queue))
+        await run_workers(endpoint, queue, fill, partial(self._attempt, endpoint, queue))
 
     async def _guarded(self, query: Awaitable[T]) -> T | None:
-        """Await a query of the store; if the store fails, return None and let the run end."""
+        """Await a query of the store. If the store fails, record the error, which ends the run, and return None."""
         try:
             return await query
         except (StoreDamaged, StoreOutOfMemory, OSError) as error:
@@ -155,7 +156,8 @@ class Orchestrator:
             return None
 
     async def _attempt(self, endpoint: Endpoint, queue: WorkQueue[Job], item: QueueItem[Job]) -> Verdict | None:
-        """Make one call for an item and record it. Return what becomes of the item, None if no call was to be made."""
+        """Make one call for an item and record it. Return what happens to the item; None if no call was made, because
+        the endpoint or the budget admits none."""
         clock = asyncio.get_running_loop().time
         job, state = item.job, item.retry_state
         call, error, parts = _Call(), None, None
@@ -188,8 +190,8 @@ class Orchestrator:
         return "failed"
 
     async def _reserve(self, endpoint: Endpoint, bound: float) -> None:
-        """Reserve a call in the budget. Raises Halted if it may not be made; stops the run once the budget covers no
-        call of any paid endpoint."""
+        """Reserve a call in the budget. Raises Halted if it may not be made. Stops the endpoint after MAX_UNCOVERED
+        refusals in a row, and the run once every paid endpoint is stopped or done."""
         reserved = await self._budget.reserve(bound)
         if reserved and not endpoint.halt.is_set():
             endpoint.uncovered = 0
@@ -265,8 +267,8 @@ class Orchestrator:
     # --- judgements ---------------------------------------------------------------------------------------------------
 
     def group_by_prefix(self, needs: Iterable[PendingJudgement]) -> Iterable[list[PendingJudgement]]:
-        """Group judgements whose requests share a prefix, to be sent one after another. A provider caches a prefix once
-        the first reply has begun; sent at the same time, each request would pay for all of it."""
+        """Group judgements whose requests share a prefix, to be sent one after another. A provider has a prefix in its
+        cache once the first reply has begun; if sent at the same time, each request would pay the full price."""
         groups: dict[Any, list[PendingJudgement]] = {}
         for need in needs:
             prefix = need.judge_pass, self.rubric.sheet.requests[need.request].mode, need.answers
@@ -274,7 +276,7 @@ class Orchestrator:
         return groups.values()
 
     def judgement_job(self, ready: JudgeablePrompt, need: PendingJudgement) -> Job:
-        """Return the job for a pending judgement of a prompt that is ready."""
+        """Return the job for a pending judgement of a prompt whose completions are ready."""
         judge = self.pipeline.judges[need.judge]
         shown = shown_order(ready.prompt.prompt_id, need.answers, need.judge_pass)
         texts = [ready.texts[k] for k in shown]
@@ -308,8 +310,8 @@ class Orchestrator:
         return Job(item, partial(resampled_request, request), ratings, parts=parts, apart=apart)
 
     async def _one_by_one(self, ready: JudgeablePrompt, need: PendingJudgement) -> list[QueueItem[Job]]:
-        """Return judgements of one completion each, in place of a judgement of all that exceeds the context window;
-        without those that are answered already."""
+        """Return the single-completion judgements that replace a judgement of all completions, which exceeds the
+        context window. Judgements that are final already (answered, or failed permanently) are left out."""
         spec = judging_spec(self.rubric, need.request, 1, self.pipeline.judges[need.judge])
         request = need.identity, need.judge_pass, spec, need.material
         ids = {key: [text_id(ready.texts[key])] for key in need.answers}
@@ -377,7 +379,8 @@ class _Pager:
         raise NotImplementedError
 
     def _draw(self, last: int) -> int | None:
-        """Draw the sequence number of an item that `fill` has not reached, up to `last`; None after eight tries."""
+        """Return the random `seq` of an item that `fill` has not reached and that was not drawn before, `last` at most;
+        None if eight tries give none."""
         for _ in range(8):
             if last > self._after and (seq := random.randint(self._after + 1, last)) not in self._drawn:
                 self._drawn.add(seq)

@@ -60,7 +60,8 @@ def policy_text(policy: "PairPolicy") -> str:
 
 
 def reasoning_mark_text(marked: ReasoningMarks) -> str:
-    """Return a sentence on completions that seem to have leftover reasoning tags, or were cut at a doubtful tag."""
+    """Return a sentence on texts with possible reasoning tags: left in the text, cut at a tag that may be a quotation,
+    or cut at max_tokens maybe within the reasoning."""
     if not marked.model:
         prompts = counted(marked.completions, "prompt")
         return f"{prompts} with what looks like a reasoning mark in an earlier answer, which judges are shown"

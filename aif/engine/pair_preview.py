@@ -15,8 +15,8 @@ from aif.store.result_queries import ResultReader
 
 @dataclass(frozen=True, slots=True)
 class PairPreview:
-    """What a policy would make: the number of prompts by outcome, and the pairs. `lengths` has the characters of every
-    completion, by its row in the scores."""
+    """The pairs that a policy would make, and the number of prompts by outcome. `lengths` has the characters of every
+    completion; `paired.chosen` and `paired.rejected` index it."""
 
     policy: PairPolicy
     outcomes: Mapping[str, int]
@@ -44,7 +44,8 @@ def preview(pipeline: Pipeline, reader: ResultReader) -> PairPreview:
 
 
 def differing(first: PairPreview, second: PairPreview) -> list[tuple[str, int]]:
-    """Count prompts by how the pairs of two policies differ. A prompt's pairs are compared all together."""
+    """Count prompts by how the pairs of two policies differ, as (difference in words, number of prompts). A prompt has
+    the same pairs if all of them are the same."""
     firsts, seconds = _pairs_by_prompt(first), _pairs_by_prompt(second)
     both = firsts.keys() & seconds.keys()
     same = {prompt for prompt in both if firsts[prompt] == seconds[prompt]}
@@ -59,7 +60,7 @@ def differing(first: PairPreview, second: PairPreview) -> list[tuple[str, int]]:
 
 
 def _pairs_by_prompt(previewed: PairPreview) -> dict[str, set[tuple[str, str]]]:
-    """Keys of chosen and rejected completions by prompt."""
+    """Return the pairs of each prompt, as keys of (chosen, rejected) completions."""
     pairs: dict[str, set[tuple[str, str]]] = {}
     table = previewed.paired.preferences()
     columns = (table[name].to_pylist() for name in ("prompt_id", "chosen", "rejected"))

@@ -54,7 +54,7 @@ def principles_of(pipeline: Pipeline) -> Principles | None:
 
 
 def pool_of(pipeline: Pipeline) -> list[PoolModel]:
-    """Return the pipeline's models, in the form that the plan draws from."""
+    """Return the pipeline's models as `plan_slots` takes them."""
     return [
         PoolModel(
             name, model.declared_identity, pipeline.sampling(model), model.samples, model.system, model.digest_suffix
@@ -63,13 +63,13 @@ def pool_of(pipeline: Pipeline) -> list[PoolModel]:
     ]
 
 
-def specs_of(pipeline: Pipeline, rubric: Rubric, carried: Iterable[int]) -> list[JudgingSpec]:
-    """Return the requests that each judge gets, for every number of completions a prompt may have.
+def specs_of(pipeline: Pipeline, rubric: Rubric, provided_sizes: Iterable[int]) -> list[JudgingSpec]:
+    """Return the requests that each judge gets about a prompt, for every number of completions that a prompt may have.
 
-    `carried` are the numbers of completions that prompts bring with them.
+    `provided_sizes` are these numbers for prompts that came with completions in their source.
     """
     least, most = pipeline.completions.min_completions, pipeline.completions.per_prompt
-    sizes = sorted({*(n for n in carried if n >= least), *(range(least, most + 1) if pipeline.models else ())})
+    sizes = sorted({*(n for n in provided_sizes if n >= least), *(range(least, most + 1) if pipeline.models else ())})
     if pipeline.has_scores:
         return [
             JudgingSpec(PROVIDED_JUDGE, PROVIDED_JUDGE, 0, PROVIDED_JUDGE, True, n, least, PROVIDED_JUDGE)
@@ -91,8 +91,9 @@ def prepare(
 ) -> list[Record]:
     """Update journal and store to the pipeline file and its sources. Calls no model.
 
-    Without `reread`, prompts are those in the journal, wherever their sources are now, and the models of launched
-    servers count as unchanged. Returns records of these models, to be journaled before the first call.
+    Without `reread`, the prompts in the journal are used without looking at the sources, and the models that aif
+    launches count as unchanged. Returns records of which files launched models load, to be added to the journal before
+    the first call.
     """
     principles = principles_of(pipeline)
     with Reader.of(journaled.store) as reader:
@@ -133,8 +134,8 @@ def _report_changed_models(
 
 
 def _report_outdated(pipeline: Pipeline, store: "Store", tell: Callable[[str], None]) -> None:
-    """Report which judgements are requested again because reasoning tags are parsed differently now, so that judges
-    were shown other texts; and the most they can cost, at a token per byte."""
+    """Report how many judgements are requested again, and the most they can cost, at a token per byte. They are
+    outdated: with the current reasoning tags, the judges would be shown other texts."""
     with Reader.of(store) as reader:
         for name, judgements, sent in reader.outdated_judgements():
             judge = pipeline.judges[name]
@@ -150,9 +151,9 @@ def _report_outdated(pipeline: Pipeline, store: "Store", tell: Callable[[str], N
 
 
 def set_judging_specs(pipeline: Pipeline, rubric: Rubric, store: "Store") -> None:
-    """Store the judging requests that the rubric and the judges imply.
+    """Store which judging requests each prompt needs (see specs_of).
 
-    Raises BadInput if the pipeline uses scores of its rows in place of judges, and no row has any.
+    Raises BadInput if the pipeline takes scores from its rows instead of judges, and no row has a score.
     """
     with Reader.of(store) as reader:
         sizes = reader.provided_sizes()
@@ -165,7 +166,8 @@ def set_judging_specs(pipeline: Pipeline, rubric: Rubric, store: "Store") -> Non
 
 
 def _store_materials(pipeline: Pipeline, journaled: "JournaledStore", rubric: Rubric, fingerprint: str) -> None:
-    """Store the material that judges are shown with each prompt, once by digest, and which prompt has which."""
+    """Store the material that judges are shown with a prompt, such as a reference answer: each text once, by its
+    digest, and the digest for each prompt. Raises BadInput if the rubric has no slot for it."""
     slots = {slot for source in pipeline.prompts for slot in source.material}
     if unknown := sorted(slots - rubric.sheet.material.keys()):
         known = ", ".join(rubric.sheet.material) or "none"
@@ -233,13 +235,13 @@ def _plan(
     pool, per_prompt = pool_of(pipeline), pipeline.completions.per_prompt
     texts = {text: digest(text) for texts in principles.pools.values() for text in texts} if principles else {}
     for batch in reader.selected_prompts():
-        carried = reader.provided_completions([prompt.prompt_id for _, prompt in batch])
+        provided = reader.provided_completions([prompt.prompt_id for _, prompt in batch])
         yield [
             (position, slot, texts[slot.principle.text] if slot.principle else None)
             for position, prompt in batch
             for slot in (
-                provided_slots(prompt.prompt_id, carried[prompt.prompt_id])
-                if prompt.prompt_id in carried
+                provided_slots(prompt.prompt_id, provided[prompt.prompt_id])
+                if prompt.prompt_id in provided
                 else plan_slots(prompt, pool, per_prompt, principles, pipeline.seed)
             )
         ]

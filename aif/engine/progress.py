@@ -35,8 +35,8 @@ DISPLAY_CLOSED = (OSError, SystemExit)
 class EndpointState:
     """Progress of one model or judge, in items. A judge's `wanted` assumes that all pending completions succeed.
 
-    `later`: to retry in the next run. `rate`: items finished per second. `usd` is None without a price. `refused`: why
-    it takes no more calls. `doing`: what it does instead of answering, such as starting or waiting for a rate limit.
+    `later`: items to retry in the next run. `rate`: items finished per second. `usd` is None if the price is unknown.
+    `refused`: why it takes no more calls. `doing`: why it answers nothing now, such as starting or a rate limit.
     """
 
     name: str
@@ -61,8 +61,9 @@ class EndpointState:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The state of a running run, with a line per model and judge. `eta_s` is None while there is no rate.
+    """The state of a running run, with a line per model and judge.
 
+    `eta_s` are the seconds left; None if nothing is left, or if some model or judge with items left has no rate yet.
     `spent` is the store's spend in USD, all runs together; `budget` is in USD too. `failures` counts this run's errors,
     retried calls included, and items that failed permanently before it.
     """
@@ -221,7 +222,8 @@ class NoDisplay:
 
 
 async def show_progress(tracker: ProgressTracker, display: Display, file: Path, ended: asyncio.Event) -> None:
-    """Update display and progress file until `ended` is set; if the display is closed, the file alone."""
+    """Update display and progress file until `ended` is set, then remove the file. If the display is closed, update
+    the file alone."""
     try:
         with display.drawing() as draw:
             await _tick(lambda: draw(tracker.snapshot()), display.every_s, tracker, file, ended)

@@ -27,11 +27,12 @@ MAX_REPORTED = 5  # rows of each kind of problem that are printed
 
 
 def update_prompts(pipeline: Pipeline, journaled: "JournaledStore", tell: Callable[[str], None], reread: bool) -> str:
-    """Read the sources if they changed since they were last read completely. Return a fingerprint of what was read.
+    """Read the sources if they changed since they were last read to the end. Return a fingerprint of what was read.
 
-    Sources are also read again if the journal lost a line to damage, since it may have held prompts, and if it is
-    unknown from which source scores came. Without `reread`, sources that were read before are not looked at again.
-    Sources that can't be reached now, but were read as declared, stay as they are in the journal.
+    They are also read again if lines of the journal are damaged, which may have been prompts, or if the source of some
+    scores is not stored. Otherwise, without `reread`, they are not checked for changes. If a source can't be reached,
+    the prompts in the journal are used, unless `prompts` in the pipeline file has changed since. Raises BadInput if
+    there are none, or if no row can be used.
     """
     with Reader.of(journaled.store) as reader:
         lost = journaled.store.damaged_lines or has_unsourced_scores(pipeline, reader)
@@ -84,7 +85,8 @@ def has_unsourced_scores(pipeline: Pipeline, reader: Reader) -> bool:
 
 
 class _Collision(Exception):
-    """Two different prompts have the same id: a prompt's text may be equal to another's turns as JSON."""
+    """Two different prompts have the same id. A prompt of one turn has the id of a conversation if its text is the JSON
+    of that conversation's turns."""
 
     def __init__(self, prompt: Prompt) -> None:
         super().__init__(prompt.prompt_id)
@@ -104,10 +106,10 @@ def _pages(
     tell: Callable[[str], None],
     has_models: bool,
 ) -> Iterator[list[Record]]:
-    """Yield journal records, a page of rows at a time, and add up rows by (source, reason) in `counts`.
+    """Yield the journal records of PAGE rows at a time, and count the rows by (source, reason) in `counts`.
 
-    A prompt that was read before counts as a duplicate, or as gathered if its row brings new completions: these are
-    added to the first prompt, from whichever file. Without models, a prompt without completions is left out.
+    A row whose prompt was read before counts as "duplicate", or as "gathered" if it has new completions, which are
+    added to that prompt, whichever file it came from. Without models, prompts without completions are left out.
     """
     start = reported = alike = rescored = 0
     seen: dict[int, str] = {}
@@ -152,11 +154,11 @@ def _normalized(prompt: Prompt) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Page:
-    """What a page of rows adds to the selection and to the store.
+    """What a page of rows adds to the selection (the prompts that the pipeline uses now) and to the store.
 
-    `selected`: prompts new to the selection, with their source. `prompts`: those that the store doesn't have.
-    `carried`: completions new to the selection, as (prompt id, key, score, scale). `completions`: those that the store
-    doesn't have. `rescored`: a message for each completion that comes again with another score.
+    `selected`: prompts to add to the selection, with their source. `carried`: provided completions to add to it, as
+    (prompt id, key, score, scale). `prompts` and `completions`: those of them that the store doesn't have yet.
+    `rescored`: a message for each completion that is in another row with another score.
     """
 
     selected: list[tuple[str, Prompt]]
@@ -202,7 +204,8 @@ class _Page:
     def _new(
         self, source: str, prompt: Prompt, keys: Sequence[str], gathered: dict[str, tuple[float | None, str | None]]
     ) -> list[tuple[str, ProvidedCompletion]]:
-        """Return the completions of a row that were not read before. A completion keeps its first score."""
+        """Return the row's completions that are not in `gathered`, and add them to it. If a completion in it has
+        another score in this row, report that in `rescored`; the first score is used."""
         new = []
         for key, completion in zip(keys, _row_completions(prompt), strict=True):
             if key not in gathered:
@@ -233,13 +236,12 @@ def _row_completions(prompt: Prompt) -> tuple[ProvidedCompletion, ...]:
 
 
 def _stored_form(prompt: Prompt) -> tuple[str, str | None, int]:
-    """Return meta, material and number of turns of a prompt as the store has them."""
+    """Return meta, material and number of turns of a prompt in the form in which the store has them."""
     material = orjson.dumps(dict(prompt.material)).decode() if prompt.material else None
     return orjson.dumps(dict(prompt.meta)).decode(), material, len(prompt.messages)
 
 
 def _size(row: tuple[str, Prompt | Skipped]) -> int:
-    """Return the size of a row in bytes."""
     prompt = row[1]
     if isinstance(prompt, Skipped):
         return 0

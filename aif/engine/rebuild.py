@@ -15,7 +15,8 @@ from aif.store.reader import Reader
 
 @dataclass(frozen=True, slots=True)
 class RebuildResult:
-    """Number of calls applied, and of judgements whose ratings are unchanged, changed, new or gone after re-parsing."""
+    """Number of calls in the rebuilt store, and of judgements whose ratings are the same as before, differ, are new, or
+    are gone because the reply can't be parsed any more."""
 
     calls: int
     seconds: float
@@ -26,7 +27,7 @@ class RebuildResult:
 
 
 def rebuild(pipeline: Pipeline, tell: Callable[[str], None]) -> RebuildResult:
-    """Rebuild the store from the journal and from what only the old store has, re-parse every reply, and make pairs.
+    """Rebuild the store from the journal and the records that only the old store has, re-parse replies, make pairs.
 
     Raises BadInput if there is neither journal nor store.
     """

@@ -35,8 +35,8 @@ from aif.store.result_queries import ResultReader
 
 @dataclass(frozen=True, slots=True)
 class TrialCost:
-    """The estimated requests, tokens and dollars of a rubric trial; `usd` is None without a price, `left` is the budget
-    left.
+    """The estimated requests, tokens and dollars of a rubric trial. `usd` is None if a price is unknown; `left` is the
+    rest of the budget in USD, None without a budget.
 
     Assumes four characters per token, the longest replies the rubric allows, no provider cache and no retries.
     """
@@ -84,9 +84,10 @@ def try_rubric(
     judge: str | None = None,
     policy: RetryPolicy | None = None,
 ) -> TrialResult | None:
-    """Have the pipeline's judges (or only `judge`) rate the first `limit` complete prompts by `rubric`.
+    """Have the pipeline's judges (or only `judge`) rate completions by `rubric`, for the first `limit` prompts that can
+    be judged.
 
-    `consent` is given the cost; if it returns False, nothing is sent and the result is None. Raises AifError if
+    `consent` is called with the cost; if it returns False, nothing is sent and the result is None. Raises AifError if
     pipeline, store or rubric can't be used.
     """
 
@@ -127,7 +128,8 @@ def try_rubric(
 
 
 def _with_judges(pipeline: Pipeline, judge: str | None) -> Pipeline:
-    """Return the pipeline with only `judge`, or all its judges if None. Raises BadInput if there is none, or no key."""
+    """Return the pipeline with only `judge`, or all its judges if None. Raises BadInput if there is no such judge, or
+    the API key of one is missing."""
     names = ", ".join(pipeline.judges)
     if not names:
         raise BadInput(f"{pipeline.path}: the pipeline has no judge; add one under judges")
@@ -176,8 +178,8 @@ def _input_tokens(request: Request) -> int:
 
 
 def _ratings(pipeline: Pipeline, rubric: Rubric, store: Store, end: int) -> Ratings:
-    """Return the ratings that a rubric gave to the completions of the selected prompts before position `end`. An aspect
-    rated by several judges has the mean of their ratings."""
+    """Return the stored ratings by `rubric` of the prompts before position `end`. The rating of an aspect is the mean
+    over the judges."""
     with ResultReader.of(store) as reader:
         scores = scores_of(pipeline, rubric, reader)
         within = reader.prompt_ids_before(end)
@@ -196,7 +198,7 @@ def _ratings(pipeline: Pipeline, rubric: Rubric, store: Store, end: int) -> Rati
 
 
 def _mean(values: Iterable[float]) -> float:
-    """Return the mean without NaNs; NaN if there is nothing else."""
+    """Return the mean of the values that are not NaN; NaN if there are none."""
     known = [value for value in values if not isnan(value)]
     return sum(known) / len(known) if known else nan
 
@@ -209,7 +211,7 @@ ScorePairs = Sequence[tuple[float, float]]  # a prompt's completions: old and ne
 def kendall(prompts: Iterable[ScorePairs]) -> float | None:
     """Return Kendall's tau-b between old and new scores, over pairs of completions of the same prompt.
 
-    1: the same order; -1: the reverse order; 0: unrelated. None if either has no two different scores.
+    1: the same order; -1: the reverse order; 0: unrelated. None if all old scores of each prompt are tied, or all new.
     """
     agreed = first = second = 0
     for both in prompts:
@@ -250,7 +252,7 @@ def aspects_of(ratings: Ratings) -> tuple[str, ...]:
 
 
 def means_by_model(ratings: Ratings, among: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Return by model the mean rating of each aspect, and the mean score under "", over the prompts `among`."""
+    """Return the mean rating of each aspect by model, over the prompts with ids `among`; key "" has the mean score."""
     values: dict[str, dict[str, list[float]]] = {}
     for prompt_id in among:
         for rated in ratings.get(prompt_id, {}).values():

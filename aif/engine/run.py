@@ -38,10 +38,10 @@ OTHER_FILES = 256  # open files besides connections of calls: store, journal, lo
 
 @dataclass(frozen=True, slots=True)
 class CallingResult:
-    """How the calls of a run ended. `stopped`: by a person, the budget or an error, before all was done.
+    """How the calls of a run ended. `stopped`: by a person, the budget or an error, maybe before all was done.
 
-    `refused`: by endpoint that takes no more calls, the reason and the fix. `budget_shortfall`: set if the budget
-    refused calls. `retry_after_s`: by endpoint with pending items, the seconds for which it asked for no calls.
+    `refused`: endpoints that take no more calls, each with the reason and the fix. `budget_shortfall`: set if the
+    budget refused calls. `retry_after_s`: endpoints that asked for a pause, with the seconds that are left of it.
     """
 
     stopped: bool
@@ -52,7 +52,7 @@ class CallingResult:
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """How a run ended: its calls, prompts by outcome of pairing, and items by model and judge."""
+    """How a run ended: its calls, prompt counts by pairing outcome, and item counts by (stage, model or judge)."""
 
     calling: CallingResult
     outcomes: dict[str, int]
@@ -61,13 +61,13 @@ class RunResult:
 
     @property
     def incomplete(self) -> bool:
-        """Whether a completion or judgement has no answer."""
+        """Whether a completion or judgement within the run's limit has no answer."""
         return any(tally.answered < tally.wanted for tally in self.tallies.values())
 
 
 @dataclass
 class StopRequest:
-    """Whether a person has asked the run to stop. Outlives a restart of the run on a rebuilt store."""
+    """Whether a person has asked the run to stop. Kept when the run starts over on a rebuilt store."""
 
     stopped: bool = False
 
@@ -118,7 +118,7 @@ def run_pipeline(
 def report_programs_and_secrets(pipeline: Pipeline, tell: Callable[[str], None]) -> None:
     """Report which programs a pipeline starts and which secrets it sends over an unsafe connection.
 
-    Raises BadInput if the pipeline file belongs to another user and does either.
+    Raises BadInput if another user may have written the pipeline file and it starts programs or sends any secrets.
     """
     check_owner(pipeline)
     for line in (*programs_run(pipeline), *secret_destinations(pipeline, unsafe=True)):
@@ -193,10 +193,10 @@ def _pending(pipeline: Pipeline, tallies: dict[EndpointKey, Tally]) -> set[Endpo
 
 @contextmanager
 def _signals(orchestrator: Orchestrator, display: Display, stop: StopRequest) -> Iterator[None]:
-    """Handle Ctrl-C and SIGTERM: the first finishes calls in flight, the second leaves at once.
+    """Handle Ctrl-C and SIGTERM: the first lets calls in flight finish, the second cancels them.
 
-    SIGHUP (the terminal closes; it comes from the shell and from the system) finishes calls in flight too, and does not
-    count as the first. Neither does a run that stops by itself (its budget, a full disk).
+    SIGHUP lets calls in flight finish too, however often it comes: a closed terminal sends it twice, by the shell and
+    the system. After a SIGHUP, or a stop by the budget or a full disk, the next Ctrl-C is still the first.
     """
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None

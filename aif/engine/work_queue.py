@@ -1,9 +1,9 @@
 """The queue of one endpoint: decides which item is sent next.
 
-New items come in order from the orchestrator, in pages. Items to retry come before new ones; while the endpoint answers
-nothing, new ones come first. An item that is backing off gives its slot to the next item. Neighbouring rows tend to
-fail alike, so while it is unclear whether the item or the endpoint is at fault, the next item is a distant one: drawn
-at random from the pending items that have not been added yet.
+New items come from a pager (orchestrator.py), in order. Items to retry are sent before new ones, but while the endpoint
+is paused (rate limited or failing), a new item tests whether it answers again. An item that is backing off gives its
+slot to the next item. Neighbouring rows tend to fail alike, so while it is unclear whether items or the endpoint are at
+fault, a *distant* item is sent next: one drawn at random from the pending items that the pager has not reached.
 """
 
 import asyncio
@@ -29,11 +29,11 @@ MAX_DISTANT = 2  # distant items waiting for their first attempt
 
 @dataclass(slots=True, eq=False)
 class QueueItem(Generic[T]):
-    """A completion or judgement to request. `make` builds its job just before it is sent, since building many requests
-    at once would stall all calls.
+    """One completion or judgement in the queue. `make` builds its job when it is sent: building a page of requests at
+    once would stall all calls.
 
-    `following` are the jobs of the items to send after it, one at a time: judgements with the same prompt prefix, for
-    the provider's cache. `history` and `retry_state` hold its failures so far: who is at fault, when to retry.
+    `then` builds the items to send after it, one by one (judgements with the same prefix). `caller` and `course` hold
+    its failures so far, for the concurrency limiter and for retries.
     """
 
     make: Callable[[], T]
@@ -51,14 +51,14 @@ class QueueItem(Generic[T]):
 
     @property
     def size(self) -> int:
-        """Number of items, itself and those after it."""
-        return 1 + len(self.following)
+        """Number of items: this one and those in `then`."""
+        return 1 + len(self.then)
 
 
 class WorkQueue(asyncio.Queue["QueueItem[T] | None"]):
     """The items of one endpoint that are ready to be sent. `get` returns the next item, or None when all are finished.
 
-    `draw_distant` returns a random pending item that has not been added yet, or None if there is none.
+    `draw_distant` returns a random pending item that the pager has not reached yet, or None.
     """
 
     def __init__(self, endpoint: Endpoint, draw_distant: Callable[[], Awaitable[QueueItem[T] | None]]) -> None:
@@ -67,7 +67,7 @@ class WorkQueue(asyncio.Queue["QueueItem[T] | None"]):
         self._draw_distant = draw_distant
         self._added = self._unfinished = 0  # numbers of items
         self._distant = 0  # distant items whose first attempt has not ended
-        self._distant_owed = False  # none could be drawn: the next new item stands in for it
+        self._distant_owed = False  # none could be drawn: the next new item counts as distant
         self._closed = False
         self._room = asyncio.Event()
         endpoint.others = self.others
@@ -138,8 +138,7 @@ class WorkQueue(asyncio.Queue["QueueItem[T] | None"]):
     # --- for the workers ----------------------------------------------------------------------------------------------
 
     def others(self, error: CallError) -> OtherItems:
-        """Return how many other items can be tried to find out whether an error is the item's or the endpoint's
-        fault."""
+        """Return whether the queue has enough other items to tell if an item or the endpoint caused this error."""
         if not self._closed:
             return MANY_OTHERS
         more = bool(self._new)
@@ -153,7 +152,7 @@ class WorkQueue(asyncio.Queue["QueueItem[T] | None"]):
         return OtherItems(too_few=self._unfinished < ENOUGH_ITEMS, more_coming=more)
 
     def attempted(self, item: QueueItem[T]) -> None:
-        """Note that an attempt of the item has ended. A distant item counts as an ordinary one from then on."""
+        """Note that an attempt of the item has ended. A distant item then makes room for another distant one."""
         if item.distant:
             item.distant = False
             self._distant -= 1
@@ -165,13 +164,13 @@ class WorkQueue(asyncio.Queue["QueueItem[T] | None"]):
         return QueueItem(item.following[0], item.following[1:]) if item.following else None
 
     def drop(self, item: QueueItem[T]) -> None:
-        """Remove an item, and those to send after it, without sending them."""
+        """Remove an item, and those in its `then`, without sending them."""
         self._count(-item.size)
         self._notify_room()
 
     async def take_distant(self) -> QueueItem[T] | None:
-        """Return a pending item drawn at random, not a neighbour of the current ones if possible; None if there is
-        none."""
+        """Return a random pending item that the pager has not reached, else a random one in the queue. None if there is
+        none, or if MAX_DISTANT such items wait for the end of their first attempt."""
         if self._distant >= MAX_DISTANT:
             return None
         self._distant += 1
@@ -195,20 +194,19 @@ class WorkQueue(asyncio.Queue["QueueItem[T] | None"]):
 async def run_workers(
     endpoint: Endpoint,
     queue: WorkQueue[T],
-    add_items: Callable[[], Awaitable[None]],
+    fill: Callable[[], Awaitable[None]],
     attempt: Callable[[QueueItem[T]], Awaitable[Verdict | None]],
 ) -> None:
     """Send the items of one endpoint with as many workers as calls may be in flight, until all are finished or it is
     halted.
 
-    `add_items` adds all items to the queue, in pages, and returns when there are no more. `attempt` makes one call for
-    an item and returns whether it is answered, retried, failed or pending, or None if no call was made. While the
-    endpoint's servers start, workers wait with their items.
+    `fill` adds all items to the queue, and returns when there are no more. `attempt` makes one call for an item and
+    returns what happens to it, or None if no call was made. It waits while the endpoint's servers start.
     """
     async with asyncio.TaskGroup() as group:
         for _ in range(endpoint.concurrency):
             group.create_task(_work(endpoint, queue, attempt, group))
-        await add_items()
+        await fill()
         queue.close()
     endpoint.done.set()
 

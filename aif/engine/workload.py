@@ -42,7 +42,7 @@ Messages = Sequence[Message]
 
 
 def prepare_and_estimate(pipeline: Pipeline, limit: int | None, tell: Callable[[str], None]) -> Estimate:
-    """Read new prompts, plan completions, and estimate a run. `limit`: of the first prompts only."""
+    """Read new prompts, plan completions, and estimate a run of all prompts, or of the first `limit`."""
     rubric = rubric_of(pipeline)
 
     def with_store(journaled: JournaledStore) -> Estimate:
@@ -54,7 +54,7 @@ def prepare_and_estimate(pipeline: Pipeline, limit: int | None, tell: Callable[[
 
 
 def estimate_run(pipeline: Pipeline, rubric: Rubric, reader: EstimateReader, limit: int | None) -> Estimate:
-    """Estimate a run over a store that is prepared for it (see prepare.py). `limit`: of the first prompts only."""
+    """Estimate a run of all prompts, or of the first `limit`, in a store that is prepared for it (see prepare.py)."""
     tallies = reader.tallies(limit)
     endpoints = declared_endpoints(pipeline)
     pending = {key: endpoint for key, endpoint in endpoints.items() if key in tallies and tallies[key].pending}
@@ -75,7 +75,7 @@ def estimate_run(pipeline: Pipeline, rubric: Rubric, reader: EstimateReader, lim
 
 
 def _shown_tokens(reply: ReplyLength) -> float:
-    """Return the length of a pending completion that a judge will be shown: as measured, else the longest allowed."""
+    """Return how many tokens of a pending completion a judge will be shown: as measured, else as many as allowed."""
     return reply.shown.expected if reply.measured else reply.shown.most
 
 
@@ -99,8 +99,8 @@ def _model_work(
 
 
 def context_tokens(request: Request, rate: TokenRate, completion_tokens: float = 0.0) -> float:
-    """Return the tokens that a request, its reply of `max_tokens`, and `completion_tokens` of pending completions
-    need."""
+    """Return the tokens of a request with its longest reply (`max_tokens`). `completion_tokens` are added for pending
+    completions that it will show."""
     return _bytes(request.messages) * rate.tokens.expected + completion_tokens + request.max_tokens
 
 
@@ -180,8 +180,8 @@ def _work(
 def _rate(
     endpoint: DeclaredEndpoint, answered: Sequence[tuple[Messages, int]], requests: Sequence[Request]
 ) -> TokenRate:
-    """Return tokens per byte: measured on this store's calls, else by the model's tokenizer if present, else
-    assumed."""
+    """Return tokens per byte, as measured on the `answered` calls (messages, input tokens). Without any, from the
+    model's tokenizer if it is on this machine, else an assumed rate."""
     if answered:
         input_tokens = sum(n for _, n in answered)
         return _measured_rate(input_tokens, (sent for sent, _ in answered), f"measured on {len(answered):,} calls")

@@ -55,12 +55,12 @@ class Writer:
         self._incoming: asyncio.Queue[Entry | None] = asyncio.Queue(QUEUED)
         self._synced: asyncio.Queue[Synced | None] = asyncio.Queue(64)
         self._syncing: list[Entry | None] = []  # taken from the queue, and not known to be synced
-        self._unwritten: list[Entry] = []  # did not fit on the disk; tried again at the end
+        self._unwritten: list[Entry] = []  # the journal could not be written; tried again at the end
         self._error: Exception | None = None
         self._written = self._settled = 0  # numbers of entries: passed to write(), and of these stored or failed
         self._bytes = 0  # of entries that are not settled
         self._progress = asyncio.Event()
-        self._hurry = asyncio.Event()  # somebody waits until all is in the store
+        self._hurry = asyncio.Event()  # set while `flush` or `close` waits until all is in the store
 
     async def write(self, entry: Entry) -> None:
         """Queue an entry for the journal; waits while the disk is behind."""
@@ -71,7 +71,7 @@ class Writer:
         self._written += 1
 
     async def flush(self) -> None:
-        """Wait until every entry written so far is in the store."""
+        """Wait until every entry passed to `write` so far is in the store, or can't be written because of an error."""
         wanted = self._written
         self._hurry.set()
         try:
@@ -85,12 +85,13 @@ class Writer:
         await self._progress.wait()
 
     async def close(self) -> None:
-        """Let `run` return once every entry is in the store."""
+        """Let `run` return once it has written every entry."""
         self._hurry.set()
         await self._incoming.put(None)
 
     def fail(self, error: Exception) -> None:
-        """Stop using the store or the disk after an error: entries still go to the journal, then `run` raises it."""
+        """Note an error of store or disk, which `run` raises at its end. Nothing more is written to the store; entries
+        still go to the journal, as far as the disk allows."""
         self._error = self._error or error
         self._on_error()
 
@@ -117,8 +118,8 @@ class Writer:
     def _journal_rest(self) -> None:
         """Journal every remaining entry, however the run ends; the store catches up when it is next opened.
 
-        Some may be in the journal twice then, and are applied once. If the disk is full, as many as fit are written;
-        the others are lost, like calls in flight.
+        An entry may then be in the journal twice; the store applies it once. If the disk is full, as many as fit are
+        written; the others are lost, like calls in flight.
         """
         remaining = (*self._unwritten, *self._syncing, *_drain(self._incoming))
         rest = [entry.record for entry in remaining if entry is not None]
@@ -186,7 +187,7 @@ class Writer:
         self._progress.set()
 
     async def _until(self, due: float) -> None:
-        """Wait until `due`, or until somebody waits for the store."""
+        """Wait until `due`; return at once while `flush` or `close` waits for the store."""
         with suppress(TimeoutError):
             async with asyncio.timeout_at(due):
                 await self._hurry.wait()

@@ -1,9 +1,9 @@
 """Select single completions for export: the best of each prompt (SFT), and desirable or undesirable ones (KTO). Pure.
 
-Columns in, columns out, as in pairs.py: no text, no I/O. The table `scored` has a row per completion with a score, the
-rows of a prompt together: prompt_id, source, completion (key), text_id (digest of the text), model, score, truncated,
-scale (if scores came with the completions: whose scale it is). The table `paired` has a row per pair: prompt_id,
-chosen, rejected (keys).
+Columns in, columns out, as in pairs.py: no text, no I/O. The table `scored` has a row per completion with a score, and
+the rows of a prompt are adjacent: prompt_id, source, completion (key), text_id (digest of the text), model, score,
+truncated, scale (the name of the score's scale, only if the score came with the completion). The table `paired` has a
+row per pair: prompt_id, chosen, rejected (keys).
 """
 
 from collections import Counter
@@ -50,10 +50,10 @@ class LabelCounts:
 
 
 def best_completions(scored: pa.Table, seed: int) -> pa.Table:
-    """Return the row of each prompt's best completion that isn't truncated; prompts without one have no row.
+    """Return the row of each prompt's best completion that isn't truncated; prompts with only truncated ones have none.
 
-    Ties are broken by a seeded draw, as for pairs; scores on different scales count as ties. A pair's chosen completion
-    may be another one: `on_policy`, caps and length ratios may exclude the best.
+    Ties are broken by a seeded draw, as for pairs; if a prompt has several scales, the best of each count as tied. A
+    pair's chosen completion may be another one: `on_policy`, caps and length ratios may exclude the best.
     """
     best = [
         _best_row(rows, seed)
@@ -82,11 +82,11 @@ def _numbered_rows(scored: pa.Table) -> Iterator[dict[str, Any]]:
 
 
 def label_completions(scored: pa.Table, paired: pa.Table, rule: KtoLabels) -> LabelledRows:
-    """Label completions as desirable or not, by the pipeline's rule.
+    """Label completions as desirable or undesirable, by the pipeline's rule.
 
     Rule `pairs`: chosen completions are desirable, rejected ones undesirable. Rule `scores`: a score of at least
-    `desirable` is desirable, of at most `undesirable` undesirable. Truncated completions are never desirable, and a
-    text of a prompt that would be both gets no label. Labelled and unlabelled rows add up to those of `scored`.
+    `desirable` is desirable, one of at most `undesirable` is undesirable. Truncated completions are never desirable. A
+    text gets no label if it would get both in one prompt. Labelled and unlabelled rows add up to those of `scored`.
     """
     decided = list(_by_pairs(scored, paired) if rule.rule == "pairs" else _by_scores(scored, rule))
     texts = list(zip(*(scored.column(name).to_pylist() for name in ("prompt_id", "text_id")), strict=True))
@@ -127,7 +127,8 @@ def _by_scores(scored: pa.Table, rule: KtoLabels) -> Iterator[_Decision]:
 
 
 def balancing_weight(desirable: int, undesirable: int) -> tuple[str, float, float] | None:
-    """Return which of TRL's two weights balances these numbers of completions, and the lowest and highest value.
+    """Return the KTOConfig weight that balances these numbers of completions, `desirable_weight` or
+    `undesirable_weight`, with the lowest and the highest value that does.
 
     None if they are balanced already, or if one label is missing, so that no weight helps.
     """

@@ -1,7 +1,8 @@
 """Decide which completions of each prompt form pairs, or why none do. Pure: no text, no I/O, no model.
 
-Two completions of a prompt are a candidate pair if their scores are on one scale, one is higher and not truncated, and
-the policy's limits hold for both (`_find_candidates`, which also records why a prompt has no candidate, such as a tie).
+Two completions of a prompt are a candidate pair if their scores are on one scale, the one with the higher score is not
+truncated, and the policy's margin, model and length limits hold (`_find_candidates`, which also records why a prompt
+has no candidate, such as a tie).
 The policy then selects from the candidates (`_apply_policy`). Choices among equals are drawn by sha256 of (seed, role,
 prompt, completion). So a prompt's result depends neither on the order of its rows nor on other prompts, except for
 `max_per_model`, which counts all pairs.
@@ -37,7 +38,7 @@ from aif.pairing.scores import (
 # Why a prompt has no pair, in the order of display. If several apply, the first that _find_candidates records counts.
 REASONS = (
     "too_few",  # fewer than two completions
-    "unrated",  # fewer than min_completions of them are rated
+    "unrated",  # some have no rating, and fewer than min_completions have (on_policy: or none of policy.model's)
     "missing_aspect",  # policy.missing is "drop", and a completion lacks a rating
     "no_common_aspect",  # no judge rated an aspect for every completion
     "no_such_model",  # on_policy: no completion is by policy.model
@@ -60,10 +61,10 @@ class PairPolicy:
     """How pairs are selected; `pair_prompts` describes the policies by `name`.
 
     `score`: the weighted mean of the aspects, or the aspect `overall` alone. `missing`: if a rating is missing, leave
-    its aspect out, or drop the prompt. `min_margin` is in points of the score, or a fraction if `shares` (aspects with
-    different ranges). `max_length_ratio`: characters of the longer text per character of the shorter. `model`: for
-    `on_policy`, the model on one side of every pair. `min_completions`: rated completions needed if others have no
-    rating. The fields are stored as JSON.
+    its aspect out for the prompt, or drop the prompt. `min_margin`: the least difference of the two scores.
+    `shares`: aspects differ in range, so scores (and `min_margin`) are fractions from 0 to 1. `max_length_ratio`:
+    characters of the longer text per character of the shorter. `model`: for `on_policy`, the model on one side of every
+    pair. `min_completions`: if some completions have no rating, how many must have one. The fields are stored as JSON.
     """
 
     name: Literal["best_vs_random", "best_vs_worst", "all", "on_policy"]
@@ -83,9 +84,9 @@ class PairPolicy:
 class PairingResult:
     """The outcome of every prompt, and all pairs.
 
-    Per prompt, in the order of the input: `outcome`, "paired" or one of REASONS. Per pair, prompt by prompt: `n`, from
-    0 within the prompt, and the row numbers `chosen` and `rejected`. `columns` are the names of the columns of
-    `scored.used`.
+    Per prompt, in the order of the input: `outcome`, "paired" or one of REASONS. Per pair, prompt by prompt: `n`, its
+    number within the prompt, from 0, and the row numbers of its completions, `chosen` and `rejected`. `columns` names
+    the columns of `scored.used`: aspect, or judge/aspect if there are several judges.
     """
 
     rows: PromptRows
@@ -110,11 +111,8 @@ class PairingResult:
         return np.where(several, np.fmax.reduce(scores, axis=1) - np.fmin.reduce(scores, axis=1), np.nan)
 
     def outcomes(self) -> pa.Table:
-        """Return the table of outcomes: a row per prompt.
-
-        `aspects` lists the aspects that count for its score, as judge/aspect if there are several judges; `unrated` is
-        the number of completions left out.
-        """
+        """Return the table of outcomes, a row per prompt: prompt_id, outcome, aspects (those whose ratings count, named
+        as in `columns`), unrated (the number of completions left out because they have no rating)."""
         used = self.scored.used
         offsets = np.concatenate(([0], np.cumsum(used.sum(axis=1)))).astype(np.int32)
         names = pa.array(self.columns, pa.string()).take(pa.array(np.nonzero(used)[1]))
@@ -123,7 +121,7 @@ class PairingResult:
         return pa.table({**columns, "unrated": self.rows.count_per_prompt(self.scored.unrated)})
 
     def preferences(self) -> pa.Table:
-        """Return the table of preferences: a row per pair."""
+        """Return the table of preferences, a row per pair: prompt, keys and scores of chosen and rejected."""
         keys, means = self.rows.completions, self.scored.means
         return pa.table(
             {
@@ -137,13 +135,13 @@ class PairingResult:
         )
 
     def scores(self) -> pa.Table:
-        """Return the table of scores: a row per completion that has a score."""
+        """Return the table of scores, a row per completion that has one, with the spread between judges."""
         means, spread = self.scored.means, pa.array(self.spread, from_pandas=True)
         table = pa.table({"completion": self.rows.completions, "score": means, "spread": spread})
         return table.filter(pa.array(~np.isnan(means)))
 
     def judge_scores(self) -> pa.Table:
-        """Return the table of scores by judge: a row per completion and judge that counts for its score."""
+        """Return the table of scores by judge, a row per completion and judge whose ratings count for it."""
         rows, judges = np.nonzero(~np.isnan(self.scored.judge_means))
         return pa.table(
             {
@@ -163,16 +161,17 @@ def count_outcomes(paired: PairingResult) -> dict[str, int]:
 def pair_prompts(columns: RatingColumns, policy: PairPolicy) -> PairingResult:
     """Select the pairs of every prompt.
 
-    In each pair, chosen is not truncated and has a higher score than rejected, by at least `min_margin`; rejected has a
-    different text, within `max_length_ratio`, and may be truncated. Both scores are on one scale.
+    In each pair, the score of chosen is higher than that of rejected by at least `min_margin`, on the same scale; the
+    texts differ, and their lengths are within `max_length_ratio`. Rejected may be truncated, chosen may not.
 
     `best_vs_random` and `best_vs_worst` make one pair: the best completion that isn't truncated, against a random one
     or the worst one of those allowed. `all` makes every pair, or the `max_pairs_per_prompt` with the widest margins.
     `on_policy` makes one pair with `model` on one side: the best that can be chosen, against a random one. Ties are
-    drawn. With `max_per_model`, pairs are visited in random order and kept while chosen's model was chosen, and
-    rejected's model was rejected, fewer times.
+    drawn. With `max_per_model`, the pairs of all prompts are visited in random order, and a pair is dropped if its
+    chosen model has been chosen, or its rejected model rejected, that often already.
 
-    If a prompt has several scales, each has its own best, worst and widest margin, and these count as ties.
+    If a prompt has several scales, the best completions of each scale count as tied, and so do the worst and the
+    widest margins.
 
     Raises BadInput if these aspects don't give the policy's score, ValueError if columns don't fit.
     """
@@ -181,7 +180,7 @@ def pair_prompts(columns: RatingColumns, policy: PairPolicy) -> PairingResult:
 
 
 def pair_prompts_by_part(parts: Iterable[RatingColumns], policy: PairPolicy) -> Iterator[PairingResult]:
-    """Select the pairs as `pair_prompts`, for prompts that come in parts, to save memory.
+    """Do the same as `pair_prompts` for prompts that come in parts, to save memory. Yields a result per part.
 
     One part is in memory at a time, except with `max_per_model`, which needs the results of all parts.
     """
@@ -190,7 +189,6 @@ def pair_prompts_by_part(parts: Iterable[RatingColumns], policy: PairPolicy) -> 
 
 
 def _pair_without_cap(columns: RatingColumns, policy: PairPolicy) -> PairingResult:
-    """Select the pairs, ignoring `max_per_model`."""
     if not policy.min_margin >= 0:
         raise ValueError(f"min_margin must be at least 0, not {policy.min_margin}")
     rows = PromptRows.from_columns(columns)
@@ -217,9 +215,9 @@ def _pair_without_cap(columns: RatingColumns, policy: PairPolicy) -> PairingResu
 
 @dataclass(frozen=True, slots=True)
 class _Pairs:
-    """Pairs of rows of the same prompt, by row number; `high` has the higher score.
+    """Pairs of rows of the same prompt: row `high` has a higher score than row `low`.
 
-    `row_prompt` is the prompt of each row; `prompts` is how many there are.
+    `row_prompt` is the index of the prompt of each row; `prompts` is the number of prompts.
     """
 
     high: Ints
@@ -229,17 +227,17 @@ class _Pairs:
 
     @classmethod
     def with_lower(cls, rows: PromptRows, selected: Ints, means: Floats) -> "_Pairs":
-        """Return the pairs of each selected row with every lower row of its group."""
+        """Return the pairs of each selected row, as `high`, with every row of its group that has a lower score."""
         return cls._ordered(rows, means, *cls._all_of_prompt(rows, selected))
 
     @classmethod
     def with_higher(cls, rows: PromptRows, selected: Ints, means: Floats) -> "_Pairs":
-        """Return the pairs of each selected row with every higher row of its group."""
+        """Return the pairs of each selected row, as `low`, with every row of its group that has a higher score."""
         return cls._ordered(rows, means, *reversed(cls._all_of_prompt(rows, selected)))
 
     @staticmethod
     def _all_of_prompt(rows: PromptRows, selected: Ints) -> tuple[Ints, Ints]:
-        """Return each selected row, repeated, beside every row of its prompt."""
+        """Return two arrays with all pairs of a selected row (first) and a row of its prompt (second)."""
         sizes = rows.sizes[rows.prompt[selected]]
         repeated = np.repeat(selected, sizes)
         starts = np.cumsum(sizes) - sizes
@@ -256,7 +254,7 @@ class _Pairs:
         return _Pairs(high, low, self.row_prompt, self.prompts)
 
     def only(self, selected: Bools | Ints) -> "_Pairs":
-        """Return some of the pairs, by mask or by index."""
+        """Return the pairs that a mask or indices select."""
         return _Pairs(self.high[selected], self.low[selected], self.row_prompt, self.prompts)
 
     @property
@@ -281,7 +279,7 @@ class _PromptOutcomes:
     codes: Ints
 
     def record(self, reason: str, prompts: Bools) -> None:
-        """Set the reason for these prompts, unless they have one."""
+        """Set the reason for the prompts in this mask that have none yet."""
         self.codes[prompts & (self.codes == 0)] = OUTCOMES.index(reason)
 
 
@@ -290,12 +288,12 @@ def _find_candidates(
 ) -> _Pairs:
     """Return the pairs that the policy may select, and record in `outcomes` why a prompt has none: a tie, the margin, …
 
-    A prompt's highest and lowest score show whether any two are far enough apart. Pairs are built only from rows that
-    may be chosen: all pairs of 8,000 completions would take 1.4 GB.
+    Whether any two scores are far enough apart follows from a group's highest and lowest score. Then pairs are built
+    only for rows that may be chosen: all pairs of 8,000 completions would take 1.4 GB.
     """
     every = np.ones(len(means), dtype=bool)
     rated = ~np.isnan(means)
-    own, complete = every, ~columns.truncated & rated  # own: the rows of which one must be in each pair
+    own, complete = every, ~columns.truncated & rated  # own: at least one row of each pair must be one of these
     if policy.name == "on_policy":
         own = np.array([name == policy.model for name in rows.models.to_pylist()], dtype=bool)[rows.model]
         outcomes.record("no_such_model", ~rows.any_per_prompt(own))
@@ -334,7 +332,8 @@ def _find_candidates(
 
 
 def _groups_with_pair(rows: PromptRows, means: Floats, sides: Sequence[tuple[Bools, Bools]], margin: float) -> Bools:
-    """Return per group whether a row of the first side is above a row of the second, by at least `margin`."""
+    """Return per group whether, for any two masks in `sides`, a row of the first has a higher score than a row of the
+    second, by at least `margin`."""
     result = np.zeros(len(rows.firsts), dtype=bool)
     for highs, lows in sides:
         top, low = rows.reduce_groups(np.fmax, highs, means), rows.reduce_groups(np.fmin, lows, means)
@@ -343,7 +342,7 @@ def _groups_with_pair(rows: PromptRows, means: Floats, sides: Sequence[tuple[Boo
 
 
 def _within_memory(selected: Ints, rows: PromptRows) -> Ints:
-    """Return the selected rows. Raises BadInput if the pairs of one prompt would be too many for memory."""
+    """Return `selected` unchanged. Raises BadInput if its rows are in more than MAX_CANDIDATES pairs of one prompt."""
     pairs = np.bincount(rows.prompt[selected], minlength=len(rows.starts)) * rows.sizes
     if (most := int(pairs.max(initial=0))) > MAX_CANDIDATES:
         raise BadInput(
@@ -379,7 +378,7 @@ def _as_mask(selected: Ints, rows: PromptRows) -> Bools:
 def _widest_first(pairs: _Pairs, rows: PromptRows, means: Floats, seed: int) -> Ints:
     """Return the order of pairs by prompt, then from the widest margin down, with equal margins in random order.
 
-    If a prompt has several scales, the widest margins of each count as equal, and so do the second widest, and so on.
+    If a prompt has several scales, the widest margins of all scales count as equal, so do the second widest, and so on.
     """
     high, low, group = means[pairs.high], means[pairs.low], rows.group[pairs.high]
     margin, size = high - low, tolerance(high, low)
@@ -399,7 +398,8 @@ def _widest_first(pairs: _Pairs, rows: PromptRows, means: Floats, seed: int) -> 
 
 
 def _apply_model_cap(parts: Sequence[PairingResult], cap: int, seed: int) -> Iterator[PairingResult]:
-    """Drop pairs so that no model is chosen, and none is rejected, more than `cap` times over all parts."""
+    """Visit the pairs of all parts in random order, and drop a pair if its chosen model has been chosen, or its
+    rejected model rejected, `cap` times already."""
     drawn = np.concatenate([_cap_draws(part, seed) for part in parts])
     numbers: dict[str, int] = {}
     chosen, rejected = map(np.concatenate, zip(*(_models(part, numbers) for part in parts), strict=True))
@@ -424,14 +424,15 @@ def _cap_draws(part: PairingResult, seed: int) -> Floats:
 
 
 def _models(part: PairingResult, numbers: dict[str, int]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Return per pair the models of chosen and rejected as integers; `numbers` assigns them over all parts."""
+    """Return per pair the models of chosen and rejected as integers. `numbers` maps model names to these integers; new
+    names are added to it."""
     names = [numbers.setdefault(name, len(numbers)) for name in part.rows.models.to_pylist()]
     model = np.array(names, dtype=np.int32)[part.rows.model]
     return model[part.chosen], model[part.rejected]
 
 
 def _keep_pairs(part: PairingResult, selected: Bools) -> PairingResult:
-    """Return the result with only these pairs; a prompt that loses all its pairs ends as model_cap."""
+    """Return the result with only these pairs; a prompt that loses all its pairs gets the outcome "model_cap"."""
     pairs = _Pairs(part.chosen, part.rejected, part.rows.prompt, len(part.rows.starts)).only(selected)
     none_left = pc.and_(pc.equal(part.outcome, "paired"), pa.array(~pairs.has_pair()))
     outcome = pc.if_else(none_left, "model_cap", part.outcome)

@@ -1,8 +1,7 @@
 """Compute the score of each completion from columns of ratings, overall and by judge. Pure: no text, no I/O, no model.
 
-All completions of a prompt are scored over the same ratings: a judge's ratings of an aspect count for a prompt only if
-that judge rated the aspect for all its completions. A completion without any rating is left out, and the others are
-compared.
+Scores of the same prompt are comparable, because a judge's ratings of an aspect count for a prompt only if that judge
+rated the aspect for all its completions. Completions without any rating are left out first.
 """
 
 from collections.abc import Iterable, Sequence
@@ -30,14 +29,14 @@ class RatingColumns:
     """The ratings of all fully judged prompts: a row per completion, a column per judge and aspect.
 
     The rows of a prompt are adjacent. `prompt_ids`, `completions` (unique keys), `models` (names in the pool) and
-    `text_ids` (digests of the texts) have a string per row: Arrow arrays or lists, without nulls. `lengths` are the
-    texts' characters; `truncated` marks texts that reached max_tokens.
+    `text_ids` (digests of the texts) have a string per row: Arrow arrays or lists, without nulls. `lengths` are in
+    characters; `truncated` marks completions that reached max_tokens.
 
     `ratings` (rows x columns) is NaN where a rating is not_applicable or missing. `aspects`, `judges`, `weights` (of
-    aspects, at least 0) and `judge_weights` (above 0) describe the columns; aspects of weight 0 are not in the mean.
-    `ranges` has each column's lowest and highest rating; if empty, all are equal.
+    aspects, at least 0) and `judge_weights` (above 0) have an entry per column; aspects of weight 0 are not in the
+    mean. `ranges` has each column's lowest and highest possible rating; empty if all columns have the same.
 
-    `scales` has a string per row: only scores with the same one may be compared. None: all may.
+    `scales` names the scale of each row's scores; only scores on the same scale are compared. None: all are on one.
     """
 
     prompt_ids: Any
@@ -62,11 +61,12 @@ def tolerance(score: Any, other: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class PromptRows:
-    """The rows of RatingColumns, grouped by prompt and with integers for ids, for array operations.
+    """The rows of RatingColumns with integers in place of ids, for array operations by prompt.
 
-    Per row: the numbers of its `prompt`, `text`, `model` and `group`, where a group is the rows of one prompt on one
-    scale. Per prompt: its first row (`starts`) and number of rows (`sizes`). `order` sorts rows by group, and `firsts`
-    are the groups' first positions in that order.
+    A group is the rows of one prompt whose scores are on one scale. Per row: its key in `completions`, and the integers
+    `prompt`, `text`, `model` and `group`; `prompt` and `model` are indices into `prompt_ids` and `models`, which are
+    distinct. Per prompt: its first row (`starts`) and number of rows (`sizes`). `order` has the row numbers sorted by
+    group; `firsts` has the position in `order` where each group begins.
     """
 
     prompt_ids: pa.Array
@@ -113,31 +113,32 @@ class PromptRows:
         return cls(ids, completions, names, prompt, _numbered(texts)[1], model, starts, sizes, group, order, firsts)
 
     def any_per_prompt(self, rows: Bools) -> Bools:
-        """Return per prompt whether any of its rows is true, for each column if there are several."""
+        """Return per prompt whether the mask `rows` is true for any of its rows; column by column if it is 2-D."""
         result: Bools = np.logical_or.reduceat(rows, self.starts, axis=0)
         return result
 
     def reduce_groups(self, function: np.ufunc, rows: Bools, means: Floats, otherwise: float = np.nan) -> Floats:
-        """Return per group a reduction, such as np.fmax, of the means of these rows; other rows count `otherwise`."""
+        """Reduce the means of each group to one value by `function`, such as np.fmax. Rows that are not in the mask
+        `rows` have the value `otherwise` instead of their mean."""
         result: Floats = function.reduceat(np.where(rows, means, otherwise)[self.order], self.firsts)
         return result
 
     def any_group(self, groups: Bools) -> Bools:
-        """Return per prompt whether any of its groups is true."""
+        """Return per prompt whether the mask `groups` is true for any of its groups."""
         return self.any_per_prompt(groups[self.group])
 
     def count_per_prompt(self, rows: Bools) -> Ints:
-        """Return per prompt how many of its rows are true."""
+        """Return per prompt the number of its rows that are in the mask `rows`."""
         return np.bincount(self.prompt, rows, len(self.starts)).astype(np.int64)
 
     def highest(self, rows: Bools, means: Floats) -> Bools:
-        """Return which of these rows have the highest mean among those of their group; ties included."""
+        """Return a mask of the rows with the highest mean of their group, ties included, among those in `rows`."""
         top = self.reduce_groups(np.maximum, rows, means, -np.inf)[self.group]
         result: Bools = rows & (means >= top - tolerance(means, top))
         return result
 
     def draw_one(self, candidates: Bools, seed: int, role: str) -> Ints:
-        """Return per prompt one of its candidate rows, drawn by hash if there are several; -1 if there is none."""
+        """Return per prompt the number of a row in the mask `candidates`, drawn by hash if there are several, or -1."""
         rows = np.flatnonzero(candidates)
         prompt = self.prompt[rows]
         several = np.bincount(prompt, minlength=len(self.starts))[prompt] > 1
@@ -150,7 +151,7 @@ class PromptRows:
         return chosen
 
     def draw(self, seed: int, role: str, *sides: Ints) -> list[float]:
-        """Return a pseudo-random number in [0, 1) for each of these rows, or for each pair of rows if two are given.
+        """Return a pseudo-random number in [0, 1) per row number in `sides`, or per pair of rows if `sides` are two.
 
         It is a hash of seed, role, prompt and completions. In batches, since the keys of 2,000,000 pairs take 500 MB.
         """
@@ -164,7 +165,7 @@ class PromptRows:
 
 
 def _strings(column: Any) -> pa.Array:
-    """Convert a column of strings to one Arrow array."""
+    """Convert a column of strings to one Arrow array. Raises ValueError if it has nulls."""
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
     array = pc.cast(column, pa.string()) if isinstance(column, pa.Array) else pa.array(column, pa.string())
@@ -184,11 +185,12 @@ def _numbered(names: pa.Array) -> tuple[pa.Array, Ints]:
 
 @dataclass(frozen=True, slots=True)
 class CompletionScores:
-    """The score of every row: `means`, and by judge `judge_means` (rows x `judges`). NaN if no rating counts for it.
+    """The score of every completion, `means`, and its score by each judge, `judge_means` (rows x `judges`); NaN if no
+    rating counts.
 
-    `used` (prompts x columns) marks the ratings that count. `incomplete` (prompts): a rating is missing, and `missing`
-    is "drop". `unrated` (rows): a completion without ratings that is left out; `too_few_rated` (prompts): the others
-    are too few to compare.
+    The others are masks. `used` (prompts x columns): the ratings that count. `incomplete` (prompts): dropped because a
+    rating is missing. `unrated` (rows): completions without any rating, though others of the prompt have some.
+    `too_few_rated` (prompts): these others are too few to compare.
     """
 
     used: Bools
@@ -207,12 +209,13 @@ def compute_scores(
     missing: Literal["leave_out", "drop"],
     least: int = 2,
 ) -> CompletionScores:
-    """Return each completion's score: the weighted mean over the aspects, or the aspect `overall` alone.
+    """Return each completion's score: the weighted mean over the aspects, or the aspect `overall` alone (`by`).
 
     An aspect's value is the weighted mean over the judges whose ratings of it count. If the aspects differ in range,
-    each counts as a fraction of its range, from 0 to 1: else one from 0 to 40 would outweigh three from 1 to 5.
-    `missing`: if a rating is missing, leave its aspect out for the prompt, or drop the prompt. Completions without any
-    rating are left out if at least `least` others are rated.
+    each counts as a fraction of its range, from 0 to 1: otherwise one from 0 to 40 would outweigh three from 1 to 5.
+    `missing`: if a judge's rating of an aspect is missing, ignore that judge's ratings of the aspect for the whole
+    prompt, or drop the prompt. Completions without any rating are left out; if fewer than `least` others (or 2) are
+    rated, no completion of the prompt has a score.
 
     Raises BadInput if these aspects don't give this score, ValueError if columns and weights don't fit.
     """
@@ -251,7 +254,7 @@ def _columns_of(names: Sequence[str]) -> dict[str, list[int]]:
 
 
 def _mean(rows: int, columns: Iterable[tuple[Floats, float]]) -> Floats:
-    """Return per row the weighted mean of the columns that are not NaN; NaN if all are.
+    """Return per row the weighted mean over the (column, weight) pairs whose value is not NaN; NaN if all are.
 
     Summed column by column, so that equal ratings give equal bits in every row.
     """
@@ -265,7 +268,7 @@ def _mean(rows: int, columns: Iterable[tuple[Floats, float]]) -> Floats:
 
 
 def _weights(columns: RatingColumns, by: Literal["mean", "overall"]) -> Floats:
-    """Return the weight of each column's aspect in the score, 0 if it doesn't count."""
+    """Return the weight of each column's aspect in the score, 0 if it isn't part of it. Raises as compute_scores."""
     _check(columns.aspects, columns.weights, "weights", all(0 <= weight < np.inf for weight in columns.weights))
     _check(columns.judges, columns.judge_weights, "judge_weights", all(0 < w < np.inf for w in columns.judge_weights))
     if len(set(zip(columns.aspects, columns.judges, strict=True))) != len(columns.aspects):

@@ -1,11 +1,13 @@
-"""Decide which completions a prompt gets: prompt and seed -> slots. Pure.
+"""Plan the completions of a prompt: by which models, with which principles and sampling seeds. Pure.
 
-For each prompt, the pool's models are ranked by a hash of (seed, prompt, model, sample); the best `per_prompt` get a
-slot. So a model that is added to the pool replaces at most one slot of a prompt for each of its samples; all other
-slots, of earlier prompts too, keep their model, principle, sampling seed and key. Principle and sampling seed are drawn
-from the same tuple, never from the slot's number. If a model is in the pool with several settings, the settings of all
-but the first (sorted by sampling settings, then system) are added to the tuple: else the entries would be drawn
-together, with the same principle and seed. A new entry that sorts before the old one takes over its slots.
+A slot is one planned completion. The candidates for a prompt's slots are all samples of all models in the pool. Each
+has a draw key, (seed, prompt, model, sample); hashes of it give the candidate's rank, principle and sampling seed. The
+`per_prompt` candidates with the lowest hashes get the slots. So a model that is added to the pool replaces at most one
+completion of a prompt for each of its samples; all others keep their model, principle, seed and key.
+
+If a model is in the pool with several settings, the draw keys of all but the first entry (sorted by sampling settings,
+then `system`) contain the settings: otherwise all these entries would get the same rank, principle and seed. A new
+entry that sorts first takes over the slots of the entry that was first.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,11 +41,11 @@ REPEATED_MODEL_VERSION = 2  # the same for pools that have a model with several 
 
 @dataclass(frozen=True, slots=True)
 class PoolModel:
-    """What planning needs to know of a model in the pool: no host, no price.
+    """A model of the pool, with the settings that plans depend on (host and price are not among them).
 
-    `identity` is the identity that the pipeline file declares; draws depend on it. `other` is the identity's suffix if
-    the server loads other files than those first served under the name; draws don't depend on it. `system` says how
-    system turns are sent, `samples` how many slots of a prompt the model may fill.
+    `identity`: the identity that the pipeline file declares. `other`: a suffix of it if the server loads other files
+    than those first served under the name; it changes completion keys, but no draws. `samples`: how many completions of
+    one prompt the model may write. `system`: how system turns are sent (see sent_messages).
     """
 
     # plan_digest() hashes these fields by name
@@ -57,7 +59,7 @@ class PoolModel:
 
     @property
     def settings_digest(self) -> str:
-        """Digest of the settings that tell two entries of the same model apart."""
+        """Digest of `sampling` and `system`, which tell two entries of the same model apart."""
         return digest([self.sampling.identity, self.system])
 
 
@@ -93,8 +95,8 @@ class Principles:
         return cls(pools, sources, _probabilities(content.get("default"), pools, f"{where}: default"))
 
     def draw(self, source: str, *parts: str | int) -> Principle:
-        """Draw the principle for a completion of a prompt of `source`. The draw depends on `parts` alone, not on the
-        order of the pools in the file."""
+        """Draw the principle for a completion of a prompt of `source`, by hashes of `parts` (the draw key). The order
+        of pools and texts in the file doesn't matter."""
         shares = sorted((pool, share) for pool, share in self.sources.get(source, self.default).items() if share > 0)
         point, bounds = fraction(*parts, "pool"), accumulate(share for _, share in shares)
         # by rounding, the last bound may be below 1 and the point above it
@@ -177,7 +179,7 @@ def provided_key(prompt_id: str, completion: ProvidedCompletion) -> str:
 
 
 def provided_slots(prompt_id: str, completions: Sequence[tuple[str, str]]) -> tuple[Slot, ...]:
-    """Return the slots of a prompt that came with its completions, one for each (key, model identity)."""
+    """Return the slots of a prompt that came with completions: one for each, given as (key, model identity)."""
     return tuple(
         Slot(key, prompt_id, n, identity.removeprefix(provided_identity("")), identity, 0, 0, None)
         for n, (key, identity) in enumerate(completions)
@@ -187,12 +189,8 @@ def provided_slots(prompt_id: str, completions: Sequence[tuple[str, str]]) -> tu
 def plan_slots(
     prompt: Prompt, pool: Sequence[PoolModel], per_prompt: int, principles: Principles | None, seed: int
 ) -> tuple[Slot, ...]:
-    """Return the `per_prompt` slots of a prompt, best rank first. The order of the pool doesn't matter.
-
-    Of 10 models a prompt gets those with the lowest hashes of (seed, prompt, model, sample). An 11th model of another
-    identity takes at most one slot of a prompt (per sample of it); no other slot changes. Raises BadInput if the pool
-    has too few models and samples.
-    """
+    """Return the `per_prompt` slots of a prompt, lowest hash first (see the module). The order of the pool doesn't
+    matter. Raises BadInput if the models have fewer than `per_prompt` samples in all."""
     candidates: list[tuple[PoolModel, int, DrawKey]] = [
         (model, sample, (seed, prompt.prompt_id, model.identity, sample, *settings))
         for model, settings in _with_settings(tuple(pool))
@@ -206,8 +204,8 @@ def plan_slots(
 
 @lru_cache(maxsize=8)
 def _with_settings(pool: tuple[PoolModel, ...]) -> list[tuple[PoolModel, tuple[str, ...]]]:
-    """Return each model with the settings that it adds to its draw key: none for the first entry of an identity, sorted
-    by sampling settings and system. So its completions stay if another entry is added that sorts after it."""
+    """Return each model with the settings that are part of its draw key: none for the first entry of each identity
+    (sorted by sampling settings, then `system`), so that its draws stay the same when an entry is added after it."""
     first: dict[str, PoolModel] = {}
     for model in sorted(pool, key=lambda entry: (repr(entry.sampling), entry.system)):
         first.setdefault(model.identity, model)
@@ -233,8 +231,8 @@ def _slot(prompt: Prompt, n: int, model: PoolModel, sample: int, key: DrawKey, p
 
 
 def plan_digest(pool: Sequence[PoolModel], per_prompt: int, principles: Principles | None, seed: int) -> str:
-    """Return a digest of everything besides the prompt that `plan_slots` depends on. While it stays the same, slots
-    that were planned before are still right."""
+    """Return a digest of everything besides the prompt that `plan_slots` depends on. While it is unchanged, stored
+    slots are still valid."""
     return digest(
         {
             "v": REPEATED_MODEL_VERSION
