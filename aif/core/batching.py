@@ -1,8 +1,7 @@
-"""Batches limited by their number of rows and by their bytes. Pure.
+"""Split rows into batches that are limited in bytes as well as in number of rows. Pure.
 
-Prompts and completions are never read, held or written in batches limited by rows alone: 2,000 prompts may be 4 MB or
-4 GB. DuckDB reads a column 2,048 rows at a time, so a query for texts first finds out which rows it needs (see
-`KEYS_PER_QUERY`).
+All reading and writing of prompts and completions uses such batches: 2,000 prompts may be 4 MB or 4 GB. Texts are
+queried by key, KEYS_PER_QUERY at a time; in other queries DuckDB reads a column 2,048 rows at a time.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -31,5 +30,5 @@ def batched(items: Iterable[T], size: Callable[[T], int], rows: int) -> Iterator
 
 
 def utf8_size(*texts: str | None) -> int:
-    """Return the bytes of the texts in UTF-8 together; None counts as empty."""
+    """Return the total size of the texts in UTF-8, in bytes; None counts as empty."""
     return sum(len(text.encode()) for text in texts if text)

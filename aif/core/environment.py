@@ -1,4 +1,4 @@
-"""The environment variables of this process; no other module reads them."""
+"""The environment variables of this process, as `ENVIRON`; other modules import it in place of `os.environ`."""
 
 import os
 

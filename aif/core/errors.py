@@ -1,10 +1,10 @@
 """The errors that aif shows to a user, each with its exit code.
 
-    AifError                     shown as one line, never as a traceback; the user can fix it
+    AifError                     shown as its message, never as a traceback; the user can fix it
       BadInput              2    a pipeline file, a rubric, a source or an argument can't be used
       NotStarted            2    the user did not confirm the cost
       Incomplete            3    an export has to be more complete than it can be now
-      StoreLocked           6    another run holds the store
+      StoreLocked           6    another process has the store open
       StoreOutOfMemory      8    the store needs more memory than it may use
       StoreDamaged          7    the store can't be read; it can be rebuilt from the journal
       JournalDamaged        7    the journal can't be read, and nothing can replace it
@@ -45,7 +45,7 @@ class AifError(Exception):
 
 
 class BadInput(AifError):
-    """Input of the user can't be used. The message names the place and the fix."""
+    """The user's input can't be used. The message names the place and the fix."""
 
     exit = Exit.BAD_INPUT
 
@@ -64,7 +64,7 @@ class Incomplete(AifError):
 
 
 class StoreLocked(AifError):
-    """Another process holds the store's lock. The message names the process."""
+    """Another process has the store open or holds its lock. The message names the process."""
 
     exit = Exit.LOCKED
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-PRIVATE_UMASK = 0o077  # a umask, not a mode for each file: DuckDB creates its log again at every checkpoint
+PRIVATE_UMASK = 0o077  # not a mode for each file: DuckDB creates its write-ahead log again at every checkpoint
 USER_UMASK = os.umask(PRIVATE_UMASK)  # a umask can only be read by setting it
 os.umask(USER_UMASK)
 
@@ -23,10 +23,11 @@ def user_umask() -> Iterator[None]:
 
 
 def untrusted_writer(file: Path) -> str | None:
-    """Return why somebody other than the user may have written `file`, as text for a message; None if nobody may have.
+    """Return why a file can't be trusted, as text for a message: another user owns it, or everybody may write to it.
+    Return None if it can be trusted.
 
-    The user, root and the owner of aif's own code are trusted, and so is a pipe. Root trusts every owner: in a
-    container a mounted folder belongs to a user outside. Mode 0777 proves nothing: on a disk without permissions
+    Trusted owners are the user, root and the owner of aif's own code. Root trusts every owner, since in a container a
+    mounted folder belongs to a user of the host. Pipes are trusted, and so is mode 0777: on a disk without permissions
     (Windows disks in WSL or Docker) all files have it and chmod can't change it.
     """
     if not file.is_file():

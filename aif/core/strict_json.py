@@ -1,4 +1,4 @@
-"""Parse JSON as models and servers write it, without guessing. Pure."""
+"""Parse JSON of models, servers and data files, which deviates from the standard in known ways. Pure."""
 
 import json
 import re
@@ -27,9 +27,10 @@ def make_decoder(
 ) -> Callable[[str], Any]:
     """Return a function that parses a JSON text.
 
-    The function raises `duplicate_error(name)` if an object has the same key twice, since it is unknown which value is
-    meant. NaN and Infinity become `constant(name)` if `constant` is given. Strings may hold raw control characters:
-    vLLM's structured output sometimes lets a tab through. Raises ValueError or RecursionError for anything but JSON.
+    It raises `duplicate_error(key)` if an object has the same key twice, since it is unknown which value is meant. The
+    words NaN, Infinity and -Infinity become `constant(word)` if `constant` is given, else floats. Strings may hold raw
+    control characters: vLLM's structured output sometimes lets a tab through. Raises ValueError or RecursionError for
+    anything but JSON.
     """
 
     def check_unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

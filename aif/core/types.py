@@ -18,9 +18,9 @@ import orjson
 Role = Literal["system", "user", "assistant"]
 Stage = Literal["completion", "judgement"]
 
-# Begins the suffix of a model's identity when its server loads other files than those first served under the name.
+# Starts a suffix of a model's identity, for a server that loads other files than those first served under this name.
 DIGEST_SUFFIX = "+sha256:"
-PROVIDED_JUDGE = "carried"  # stands in records as the judge of scores that came with the completions
+PROVIDED_JUDGE = "carried"  # the judge's name in records and tables, for scores that came with provided completions
 
 KEY_LENGTH = 32  # hex digits of a key: 128 bits, so 10^9 keys don't collide by chance
 
@@ -78,15 +78,15 @@ _FILLERS = frozenset("\u115f\u1160\u2800\u3164\uffa0")  # invisible, though Unic
 
 
 def is_blank(text: str) -> bool:
-    """Return whether a text has no visible character: only white space, controls, zero-width and direction marks. (To
-    `str.strip` a zero-width space is text; a model trained on it learns an empty answer.)"""
+    """Return whether a text has no visible character: only white space, controls, zero-width and direction marks.
+    (`str.strip` keeps a zero-width space; a model trained on one learns to give empty answers.)"""
     return all(unicodedata.category(char) in _INVISIBLE or char in _FILLERS for char in text.strip())
 
 
 @dataclass(frozen=True, slots=True)
 class ProvidedCompletion:
-    """A completion that came with its prompt in a source row, not from the pool: the model that wrote it, its text, and
-    its score if the row has one. `scale` names the scale of the score (see `Source.scale`)."""
+    """A completion that a source row brings with its prompt, in place of one by a model of the pool: its author
+    (`model`), its text, and its score if the row has one. `scale` names the scale of the score (see `Source.scale`)."""
 
     model: str
     text: str
@@ -109,11 +109,11 @@ class BadRow:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A conversation that models complete: its turns (the last is the user's) and its source's name.
+    """A conversation that models complete: its turns (the last is the user's) and the name of its source.
 
-    `meta` holds the row's unused columns. `material` holds texts for the judge beside the conversation, by the rubric's
-    slot (a reference answer, …). `provided` are completions that the row brings; `rescored` are further copies of them
-    with another score. `where` is the place of the row (`file:line`).
+    `meta` holds the row's unused columns. `material` holds texts that a judge sees beside the conversation (a reference
+    answer, …), by the name of their slot in the rubric. `provided` are completions that the row brings; `rescored` are
+    repetitions of these with another score. `where` is the place of the row (`file:line`).
     """
 
     prompt_id: str
@@ -136,8 +136,8 @@ class Principle:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How a model is sampled. None is not sent, so the server's default applies. `extra` is `extra_body` as JSON with
-    sorted keys."""
+    """How a model is sampled. A setting that is None is not sent, so the server's default applies. `extra` is
+    `extra_body` as JSON with sorted keys."""
 
     # planning sorts pools by repr(): its version changes if the class, a field or their order does
 
@@ -149,8 +149,8 @@ class Sampling:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The settings as they enter a completion's or judgement's key. Settings that later versions added are left out
-        when they are not set, so that older keys stay the same."""
+        """The settings that are part of a completion's or judgement's key. Settings that later versions of aif added
+        are left out unless they are set, so that older keys stay the same."""
         settings: dict[str, Any] = {
             "max_tokens": self.max_tokens,
             "temperature": self.temperature,
@@ -164,8 +164,8 @@ class Sampling:
 class Slot:
     """A planned completion: which model answers which prompt, with which principle and sampling seed.
 
-    `key` is the completion's id, `slot` its number within the prompt, `identity` the model's identity; `sample` counts
-    the completions that one model gives to one prompt.
+    `key` is the completion's id, `slot` its number within the prompt, `identity` the model's identity. `sample` numbers
+    the completions by the same model for the same prompt.
     """
 
     key: str
@@ -180,8 +180,8 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of one call as the server counted them. Of `input`, `cached` tokens were read from the prefix cache and
-    `written` tokens were written to it; of `output`, `reasoning` tokens are reasoning."""
+    """Token counts of one call, as reported by the server. `input` includes `cached` (read from the prompt cache) and
+    `written` (written to it); `output` includes `reasoning`."""
 
     input: int
     output: int
@@ -194,8 +194,8 @@ RatingState = Literal["rated", "not_applicable"]
 
 
 class Rating(NamedTuple):
-    """A judge's rating of one completion in one aspect. `score` is None exactly if the state is not_applicable; `types`
-    are the numbers of the kinds of error that the judge named.
+    """A judge's rating of one completion in one aspect. `score` is None exactly if the state is not_applicable. `types`
+    are the numbers of the aspect's types (such as kinds of error) that the judge named.
 
     A NamedTuple, since a judgement of four completions has 16 of them: it is made in a third of a dataclass's time.
     """
@@ -210,11 +210,12 @@ class Rating(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class FailureGroup:
-    """Unanswered completions or judgements of one model or judge, grouped by kind of failure, with an example.
+    """Unanswered completions or judgements of one model or judge (`endpoint`) with the same kind of failure and
+    verdict: their number (`items`), and of one of them the error message (`example`) and the prompt.
 
-    `kind` is an `aif.providers.base.Kind`, or empty for items that are not called yet. `verdict`: `failed`
-    (permanent), `later` (retried by the next run), `refused` (by the provider), `pending` (not called yet), `waiting`
-    (a judgement whose completions are pending); during a run also `again` (a call that is retried).
+    `kind` is an `aif.providers.base.Kind`, or empty for items that were never requested. `verdict`: `failed`
+    (permanent), `later` (retried by the next run), `refused` (by the provider), `pending` (not requested yet),
+    `waiting` (a judgement whose completions are pending); during a run also `again` (a call that is retried).
     """
 
     stage: str
@@ -228,11 +229,12 @@ class FailureGroup:
 
 @dataclass(frozen=True, slots=True)
 class JudgingSpec:
-    """A request to a judge about `n` completions at once, as the current rubric and pipeline want it.
+    """A request of the current rubric (`request` is its name there) to a judge of the pipeline, about `n` completions.
 
-    It applies to prompts with at least `least` completions. `judge_pass` numbers repeated ratings by one judge. `spec`
-    is the digest of everything that is sent besides the texts; `instead` is the `spec` of the request about a single
-    completion that replaces this one if it doesn't fit into the judge's context window.
+    A listwise request shows a judge all completions of a prompt together, and applies to prompts with exactly `n`. Any
+    other request shows one at a time (`n` is 1), and applies to prompts with at least `least`. `judge_pass` numbers
+    repeated ratings by one judge. `spec` is the digest of everything sent besides the texts. `instead`, if set, is the
+    `spec` of the request about one completion that replaces this one if it exceeds the judge's context window.
     """
 
     judge: str
@@ -248,9 +250,9 @@ class JudgingSpec:
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """What calls cost, in USD. `known` is certain; `unknown` is the most that calls with an unknown cost may add: those
-    that ended without usage, and those in flight when a run crashed. `unpriced` counts calls without a price; they are
-    in neither sum."""
+    """The cost of calls in USD. `known` is certain. `unknown` is the most that calls of unknown cost may add: calls
+    that ended without usage, and calls in flight when a run crashed. `unpriced` is the number of calls without a price;
+    neither sum includes them."""
 
     known: float = 0.0
     unknown: float = 0.0

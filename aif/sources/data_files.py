@@ -55,8 +55,8 @@ def bad_input_on_os_error(path: Path) -> Iterator[None]:
 
 
 def _lines(path: Path, file: BinaryIO, cr: bool = False) -> Iterator[str]:
-    """Yield a file's lines. A lone CR ends a line if `cr` is given or if it ends the first line (files of old Macs);
-    elsewhere it may be text."""
+    """Yield a file's lines. If `cr` is set, or if a lone CR ends the first line (files of old Macs), each lone CR ends
+    a line; otherwise a CR is part of the text."""
     number = 0
     for n, line in enumerate(file):
         if n == 0:
@@ -158,8 +158,8 @@ def _parquet(path: Path, file: BinaryIO) -> Iterator[tuple[str, dict[str, Any]]]
 
 
 def arrow_row(row: Any) -> dict[str, Any]:
-    """Return the columns of an Arrow table or batch with a single row. A value that Python can't represent (a date
-    after 9999, a text that is not UTF-8) becomes a `BadRow`, so that it costs nothing in a column that isn't used."""
+    """Return the only row of an Arrow table or batch, as a dict of its columns. A value that Python can't represent (a
+    date after 9999, a text that is not UTF-8) becomes a `BadRow`, so that it matters only in a column that is used."""
     return {name: _cell(column) for name, column in zip(row.schema.names, row.columns, strict=True)}
 
 
@@ -179,7 +179,7 @@ def _has_json(type: Any) -> bool:
 
 
 def _parse_json(value: Any, type: Any) -> Any:
-    """Return a value with its JSON parts parsed. `datasets` stores lists of objects with different keys as JSON."""
+    """Parse the JSON in a value of this Arrow type. `datasets` stores lists of objects with different keys as JSON."""
     import pyarrow as pa
 
     if value is None:

@@ -1,6 +1,6 @@
 """Read a source (a file or a Hub dataset) as `Prompt`s, row by row, in order.
 
-The caller finds duplicates.
+Repeated prompts are yielded each time; the caller removes duplicates.
 """
 
 import os
@@ -22,12 +22,12 @@ from aif.sources.prompt_rows import Skipped, read_row
 
 
 def read_prompts(source: Source, *, base: Path | None) -> Iterator[Prompt | Skipped]:
-    """Yield the prompts of a source up to its `limit`, and a `Skipped` for each row and completion that is left out
+    """Yield the prompts of a source up to its `limit`, and a `Skipped` for each row or completion that is left out
     (`prompt_rows` decides that; `aif.engine.read_prompts` counts them).
 
-    The limit counts prompts, not skipped rows; consecutive rows with a completion each of the same prompt count once.
-    `base` is the folder where relative paths are searched first. Raises BadInput with the row's place if a row or the
-    source can't be read.
+    The limit counts prompts, not skipped rows. Consecutive rows with the same prompt, each with another completion,
+    count as one prompt. `base` is the folder where relative paths are searched first. Raises BadInput with the row's
+    place if a row or the source can't be read.
     """
     rows = data_files.read_rows(_file(source.file, base)) if source.file else _hub_rows(source, base)
     count, last = 0, None
@@ -73,8 +73,8 @@ def _file(name: str, base: Path | None) -> Path:
 
 
 def local_folder(name: str, base: Path | None) -> Path | None:
-    """Return the local folder that a dataset name means; None if there is none and the name is a dataset on the Hub.
-    Raises BadInput if the name is a file."""
+    """Return the local folder of this name, searched in `base` and then in the working directory; None if there is
+    none, so that the name is a dataset on the Hub. Raises BadInput if it is the name of a file."""
     places = ([] if base is None else [base]) + [Path.cwd()]
     with _hub_errors(name):
         candidates = [place.absolute() / Path(name).expanduser() for place in places]
@@ -92,12 +92,12 @@ def _hub_rows(source: Source, base: Path | None) -> Iterator[tuple[str, Any]]:
     name = source.hub or ""
     folder = local_folder(name, base)
     label = f"{folder or name} {source.split}"
-    # datasets treats a path with these as a pattern: for `x*` it also read the folder `x1`, for `x[1]` nothing
+    # datasets treats a path with these as a pattern: for `x*` it also reads the folder `x1`, for `x[1]` nothing
     is_pattern = any(sign in str(folder) for sign in ("*", "?", "[", "::"))
     alternative = "each of its files as file:" if folder else "a folder with its files as hub:"
     with ExitStack() as stack:
         with _hub_errors(label, alternative):
-            path = stack.enter_context(_linked(folder)) if folder and is_pattern else folder
+            path = stack.enter_context(_folder_of_links(folder)) if folder and is_pattern else folder
             # as Arrow tables: no image is decoded, and a date that Python can't represent raises nothing
             iterator = enumerate(_dataset(source, path, label).with_format("arrow"))
         while True:
@@ -109,8 +109,8 @@ def _hub_rows(source: Source, base: Path | None) -> Iterator[tuple[str, Any]]:
 
 
 @contextmanager
-def _linked(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder with links to the folder's files. (datasets resolves a link to the folder itself.)"""
+def _folder_of_links(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder of links to the folder's files. (`datasets` resolves a link to the folder itself.)"""
     with TemporaryDirectory() as parent:
         yield Path(copytree(folder, Path(parent) / "data", copy_function=os.symlink))
 
@@ -138,7 +138,7 @@ def _commit(name: str, revision: str | None) -> str:
 
 
 def _token() -> str | None:
-    """Return the token that the Hub receives, so that it can be removed from messages."""
+    """Return the token that is sent to the Hub, so that it can be removed from messages."""
     from huggingface_hub import get_token
 
     with suppress(Exception):  # the login can't be read or renewed: then no token was sent

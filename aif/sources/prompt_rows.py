@@ -1,9 +1,8 @@
-"""Turn a row of a source into a prompt with the completions and material that it brings, or a reason to skip it.
+"""Turn a row of a source into a prompt, with the completions and texts for the judge that it brings, or skip it.
 
-This is where it is decided that a row is no prompt: `_parse_turns` and `_why_no_prompt` return a `Skipped` or a reason
-(empty, too long, no user turn, a conversation of an unknown shape). `aif.engine.read_prompts` counts the skipped rows.
-A row that contradicts the pipeline file (a missing column, another type) raises BadInput, before anything is
-spent. No I/O.
+`_parse_turns` and `_why_no_prompt` decide which rows are skipped, and give the reason (empty, too long, no user turn, a
+conversation of an unknown shape). `aif.engine.read_prompts` counts the skipped rows. A row that contradicts the
+pipeline file (a missing column, another type) raises BadInput, before anything is spent. No I/O.
 """
 
 import re
@@ -23,9 +22,9 @@ from aif.core.types import BadRow, Message, Prompt, ProvidedCompletion, Role, is
 
 Reason = Literal["empty", "too_long", "no_user_turn", "bad_row", "empty_completion"]
 
-META_BYTES = 4000  # of a column's JSON; a longer column is no note on the prompt but another text
+META_BYTES = 4000  # of a column's JSON; a longer one is probably a text, not a note on the prompt
 META_ROW_BYTES = 8 * META_BYTES  # of all such columns of a row
-MAX_SCORE = 1e300  # the difference of two scores and the sum of a million are still finite
+MAX_SCORE = 1e300  # so that the difference of two scores and the sum of a million are finite
 
 _ROLES: Mapping[Any, Role] = {
     "system": "system",
@@ -59,8 +58,8 @@ class Skipped:
 
 
 def read_row(row: Any, source: Source, where: str) -> list[Prompt | Skipped]:
-    """Return what a row gives: a `Skipped` for each completion that is left out, then the prompt; or a single `Skipped`
-    for the row. `where` is the row's place.
+    """Parse a row. Return a `Skipped` for each completion that is left out, then the prompt; or a single `Skipped` for
+    the whole row. `where` is the row's place.
 
     Raises BadInput if the row contradicts the source's settings in the pipeline file.
     """
@@ -113,8 +112,8 @@ def _used_columns(source: Source) -> list[str]:
 
 
 def _column(row: Mapping[str, Any], name: str, setting: str, where: str, kind: str = "column") -> Any:
-    """Return the value of a column. Raises BadInput if it is missing; the message names the `setting` of the pipeline
-    file that names the column."""
+    """Return the value of the column (or key, see `kind`) `name`. Raises BadInput if it is missing; the message says
+    which `setting` of the pipeline file to correct."""
     if name not in row:
         present = replace_surrogates(", ".join(map(str, row))) or "none"
         raise BadInput(
@@ -124,8 +123,8 @@ def _column(row: Mapping[str, Any], name: str, setting: str, where: str, kind: s
 
 
 def _json_list(value: Any) -> Any:
-    """Return the parsed list if a value is a text with a JSON list, the only lists that CSV has. A text with a single
-    JSON turn gives a list of one; any other value is returned as it is. Raises DuplicateKeyError."""
+    """Parse a text that is a JSON list, as in CSV files, which have no other lists. A text that is a single turn in
+    JSON becomes a list with this turn; any other value is returned unchanged. Raises DuplicateKeyError."""
     if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
         return value
     try:
@@ -196,7 +195,7 @@ def _unparsed_conversation(text: str) -> str | None:
 
 
 def _are_turns(value: Any) -> TypeGuard[list[dict[str, Any]]]:
-    """Return whether a value is a list of objects with the keys of a turn, whatever they hold."""
+    """Return whether a value is a list of objects with the keys of a turn; their values are not checked."""
     return isinstance(value, list) and bool(value) and all(isinstance(item, dict) and _is_turn(item) for item in value)
 
 
@@ -226,7 +225,7 @@ def _message(turn: Any) -> Message | str:
 
 
 def _why_no_prompt(turns: tuple[Message, ...], max_chars: int) -> tuple[Reason, str] | None:
-    """Return the reason and a detail if well-formed turns can't be a prompt, else None."""
+    """Return why well-formed turns can't be a prompt (a reason, and a detail for the message); None if they can."""
     if any(turn.role == "system" for turn in turns[1:]):
         return "bad_row", "a system turn that is not the first"
     if turns[-1].role != "user":
@@ -241,7 +240,8 @@ def _why_no_prompt(turns: tuple[Message, ...], max_chars: int) -> tuple[Reason, 
 
 
 def _material(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> dict[str, str]:
-    """Return the material by slot: a text, or the texts of a list (one for each turn) joined by blank lines."""
+    """Return the texts that the judge sees beside the conversation, by slot of the rubric. `columns` maps each slot to
+    its column, which holds a text or a list of texts (one for each turn) that are joined by blank lines."""
     material = {}
     for slot, name in columns.items():
         value = _column(row, name, f"material.{slot}", where)
@@ -259,8 +259,8 @@ def _material(row: Mapping[str, Any], columns: Mapping[str, str], where: str) ->
 
 
 def _meta(row: Mapping[str, Any], used: set[str]) -> dict[str, Any]:
-    """Return the unused columns as plain JSON values. Left out: values that JSON can't hold, long ones (META_BYTES),
-    and those for which the columns before them leave no room (META_ROW_BYTES)."""
+    """Return the unused columns as plain JSON values, without values that JSON can't hold, values longer than
+    META_BYTES, and values with which the row would exceed META_ROW_BYTES."""
     meta, room = {}, META_ROW_BYTES
     for name, value in row.items():
         if name in used or not isinstance(name, str) or isinstance(value, BadRow) or name != replace_surrogates(name):
@@ -317,11 +317,8 @@ def _is_completion_object(value: Any, entry: CompletionColumns) -> bool:
 
 
 def _list_in_cell(value: str, model: Any, key: str) -> Any:
-    """Return the list of completions if the text holds one as JSON, else the text, which is then one completion.
-
-    A completion may itself be a JSON list: it is taken as one completion if the row names a single model. `key` is the
-    key of a completion's text in objects.
-    """
+    """Parse a text that is a JSON list of completions; return any other text unchanged. A list without turns, and
+    without objects that have `key`, is itself one completion if the row names a single model."""
     parsed = _json_list(value)
     if not isinstance(parsed, list):
         return value

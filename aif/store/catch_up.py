@@ -27,7 +27,7 @@ from aif.store.journal_batches import JournalBatch, Rubrics, read_batches
 if TYPE_CHECKING:  # the second process needs no DuckDB
     from aif.store.database import Store
 
-OTHER_PROCESS_BYTES = 32 * 2**20  # from here on a second process is worth the 0.5 s that its start takes
+OTHER_PROCESS_BYTES = 32 * 2**20  # with more to read, a second process saves more than the 0.5 s that its start takes
 
 
 def catch_up(
@@ -35,8 +35,8 @@ def catch_up(
 ) -> tuple[int, list[Damage]]:
     """Insert into the store all records of the journal in `folder` that it lacks.
 
-    Return the number of records read and the damaged lines met. If at least `other_process_bytes` of journal are
-    missing, a second process reads them.
+    Return the number of records read and the damaged lines met. If at least `other_process_bytes` bytes have to be
+    read, a second process reads them.
     """
     start = store.position
     if ahead(folder, start) < other_process_bytes:
@@ -56,7 +56,7 @@ def _apply(store: "Store", batches: Generator[JournalBatch]) -> tuple[int, list[
 
 
 def _read_in_process(folder: Path, start: Position, rubrics: Rubrics) -> Generator[JournalBatch]:
-    """Like `read_batches`, in a second process; in this one if no process can be started."""
+    """Yield the batches of `read_batches`, read by a second process, or by this one if no other can be started."""
     try:
         process, pipe = _start(folder, start)
     except OSError:
@@ -75,10 +75,10 @@ def _read_in_process(folder: Path, start: Position, rubrics: Rubrics) -> Generat
 
 
 def _start(folder: Path, start: Position) -> tuple[subprocess.Popen[bytes], BinaryIO]:
-    """Start a process that runs `main`; return it with the pipe it writes to.
+    """Start a process that runs `main`. Return the process and the read end of the pipe to which it writes.
 
-    The pipe is not its stdout, which any module may print to. It uses this process's module path, and its own process
-    group, since Ctrl-C is handled here.
+    The pipe is not its stdout, since any module may print to that. The process gets this one's module path, and a
+    process group of its own, since Ctrl-C is handled here.
     """
     read_end, write_end = os.pipe()
     pipe = open(read_end, "rb")  # noqa: PTH123, SIM115 - closed by the caller
@@ -105,7 +105,7 @@ def _start(folder: Path, start: Position) -> tuple[subprocess.Popen[bytes], Bina
 
 
 def _receive(process: subprocess.Popen[bytes], pipe: BinaryIO, folder: Path) -> Any:
-    """Return the next object that the process sent. Raise AifError if the process died."""
+    """Return the next object that the second process sent. Raises AifError if that process died."""
     try:
         return pickle.load(pipe)  # noqa: S301 - our own
     except Exception as error:
@@ -118,7 +118,8 @@ def _receive(process: subprocess.Popen[bytes], pipe: BinaryIO, folder: Path) -> 
 
 
 def main(folder: str, segment: str, offset: str, pipe: str) -> None:
-    """Run in the second process: write batches to the pipe, then what changed in `Rubrics`, or the exception raised."""
+    """Run in the second process: write the batches to the pipe, then the fields of `Rubrics` that reading changed, or
+    the exception that it raised."""
     gc.disable()  # records hold no cycles
     with suppress(BrokenPipeError, EOFError), open(int(pipe), "wb") as out:  # noqa: PTH123 - the reader has gone
         rubrics = Rubrics(*pickle.load(sys.stdin.buffer))  # noqa: S301 - our own

@@ -1,4 +1,4 @@
-"""Open the store's DuckDB file, and translate DuckDB's errors about files and memory into aif's."""
+"""Open the store's DuckDB file, and turn DuckDB's errors about files and memory into aif's own."""
 
 import os
 import re
@@ -35,7 +35,7 @@ SETTINGS: dict[str, str | bool | int | float | list[str]] = {
 _NO_ZSTD = "SET disabled_compression_methods = 'zstd'"
 
 REBUILD_MEMORY = "500MB"  # the memory limit during a rebuild: with 1GB a rebuild takes 1.3 GB in all
-MOST_MEMORY = "1GB"  # the limit after another was too low
+MOST_MEMORY = "1GB"  # the limit to which a query that runs out of memory raises it
 
 
 def connect(path: Path, read_only: bool = False) -> duckdb.DuckDBPyConnection:
@@ -57,13 +57,14 @@ def connect(path: Path, read_only: bool = False) -> duckdb.DuckDBPyConnection:
         raise memory_error(path) from error
     except duckdb.Error as error:
         if "Could not set lock" in str(error):
-            raise StoreLocked(_open_elsewhere(path, str(error))) from error
+            raise StoreLocked(_locked_message(path, str(error))) from error
         raise file_error(path, "DuckDB can't open it", error) from error
     return db
 
 
-def _open_elsewhere(path: Path, message: str) -> str:
-    """Name the process that has the file open: aif's writer, or the program named in DuckDB's message."""
+def _locked_message(path: Path, message: str) -> str:
+    """Return the message for a store file that another process has open. It names aif's writer, or else the program
+    that DuckDB's message names."""
     lock = StorePaths(path).lock
     if is_held(lock) and not ((note := read_note(lock)) and note.mine):
         return busy_message(path, holder_text(lock))
@@ -72,14 +73,14 @@ def _open_elsewhere(path: Path, message: str) -> str:
     return f"{path}: {program} has it open"
 
 
-# DuckDB's exceptions when a file is not what it wrote. A flipped byte shows only when its block is read, as the base
-# class `duckdb.Error` itself (2.0).
+# DuckDB's exceptions for a damaged file. A flipped byte shows only when its block is read; DuckDB 2.0 then raises the
+# base class `duckdb.Error` itself.
 DAMAGE = (duckdb.IOException, duckdb.InternalException, duckdb.FatalException, duckdb.SerializationException)
 
 
 def _disk_full(error: duckdb.Error, path: Path) -> OSError | None:
-    """Return an OSError if DuckDB's error is about a full disk, which only its message tells: it is a
-    TransactionException in a commit and a FatalException in a checkpoint."""
+    """Return an OSError if DuckDB's error is about a full disk, else None. Only the error's message shows that: its
+    class is TransactionException in a commit and FatalException in a checkpoint."""
     return next((OSError(n, os.strerror(n), str(path)) for n in DISK_FULL if os.strerror(n) in str(error)), None)
 
 
@@ -88,12 +89,12 @@ def file_error(path: Path, message: str, error: duckdb.Error) -> Exception:
     return _disk_full(error, path) or StoreDamaged(f"{path}: {message} ({str(error).splitlines()[0]})")
 
 
-_NO_MEMORY = ("Out of Memory Error", "bad allocation")  # the latter when the system gives none
+_NO_MEMORY = ("Out of Memory Error", "bad allocation")  # the latter if the system has none left
 
 
 @contextmanager
 def larger_memory_limit() -> Iterator[None]:
-    """Give stores that are opened in this context DuckDB's largest memory limit."""
+    """Inside this context, open stores with the largest memory limit (MOST_MEMORY) for DuckDB."""
     before, SETTINGS["memory_limit"] = SETTINGS["memory_limit"], MOST_MEMORY
     try:
         yield
@@ -113,7 +114,7 @@ def memory_error(path: Path) -> StoreOutOfMemory:
 def translated_errors(path: Path) -> Iterator[None]:
     """Turn DuckDB's errors about damage, a full disk and memory into StoreDamaged, OSError and StoreOutOfMemory.
 
-    Its error for an interrupt becomes KeyboardInterrupt; other errors pass unchanged.
+    An interrupted query raises KeyboardInterrupt; other errors pass unchanged.
     """
     try:
         yield
@@ -131,7 +132,7 @@ def translated_errors(path: Path) -> Iterator[None]:
 
 
 def with_more_memory(db: duckdb.DuckDBPyConnection, path: Path, query: Callable[[], T]) -> T:
-    """Return `query()`. If it runs out of memory, raise the connection's memory limit for good and try once more.
+    """Return `query()`. If it runs out of memory, raise the connection's memory limit permanently and try once more.
 
     Raises StoreOutOfMemory if that fails too, or if the connection is in a transaction that can't continue.
     """
@@ -159,5 +160,5 @@ def check_version(db: duckdb.DuckDBPyConnection, path: Path) -> None:
 
 
 def limit_condition(limit: int | None) -> str:
-    """Return the SQL condition that a row's prompt is among the first `limit` selected ones; None is all of them."""
+    """Return an SQL condition on column `position` for the rows of the first `limit` selected prompts (None: all)."""
     return "true" if limit is None else f"position < {limit}"

@@ -32,8 +32,8 @@ from aif.store.journal import Position
 from aif.store.records import Record
 from aif.store.set_aside import restore_log, set_aside, store_files
 
-# How rows are inserted, if not by INSERT OR IGNORE, which keeps an existing answer. The latest row of a prompt or
-# failure replaces the former; table `settled` has no key.
+# The SQL verb that inserts rows, by table. The default, INSERT OR IGNORE, keeps an existing answer. The last row of a
+# prompt or failure replaces earlier ones; table `settled` has no key.
 _VERBS = {"prompts": "INSERT OR REPLACE", "failed": "INSERT OR REPLACE", "settled": "INSERT"}
 
 
@@ -46,7 +46,8 @@ class Store:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Open the store, or create an empty one. Raises StoreDamaged if it can't be read or has another version."""
+        """Open the store, or create an empty one. Raises StoreDamaged if it can't be read or has another version, and
+        StoreLocked if another process has it open."""
         path.parent.mkdir(parents=True, exist_ok=True)
         _, log = store_files(path)
         restore_log(path)
@@ -80,34 +81,33 @@ class Store:
 
     @property
     def position(self) -> Position:
-        """The position in the journal up to which its records are in the store."""
+        """The position in the journal up to which the journal's records are in the store."""
         with translated_errors(self.path):
             (row,) = self._db.execute('SELECT segment, "offset" FROM about').fetchall()
         return Position(*row)
 
     @property
     def damaged_lines(self) -> int:
-        """The number of damaged journal lines not recovered since the sources were last read completely. A prompt, a
-        page or a provided completion may have been among them."""
+        """The number of damaged journal lines that were not recovered since the sources were last read completely.
+        Prompts, provided completions or parts of the selection may be missing because of them."""
         with translated_errors(self.path):
             (row,) = self._db.execute("SELECT damaged FROM about").fetchall()
         return int(row[0])
 
     @contextmanager
     def more_memory(self) -> Iterator[None]:
-        """Raise DuckDB's memory limit in this context, for a rebuild, when nothing else needs memory: 1,000,000 calls
-        take 53 s with 1 GB, in place of 66 s with 320 MB."""
+        """Raise DuckDB's memory limit to REBUILD_MEMORY in this context, while a long journal is inserted and nothing
+        else needs memory. (1,000,000 calls take 66 s with 320 MB and 53 s with 1 GB.)"""
         if SETTINGS["memory_limit"] != MOST_MEMORY:
             self._db.execute(f"SET memory_limit = '{REBUILD_MEMORY}'")
         try:
             yield
         finally:
-            with suppress(duckdb.Error):  # it fails if keys of some 4,000,000 calls need more until a checkpoint
+            with suppress(duckdb.Error):  # keys of some 4,000,000 calls need more memory until a checkpoint
                 self._db.execute(f"SET memory_limit = '{SETTINGS['memory_limit']}'")
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        """Commit at the end of the context, or roll back on any error."""
         with translated_errors(self.path):
             self._db.begin()
             try:
@@ -119,10 +119,10 @@ class Store:
                 raise
 
     def apply(self, steps: Sequence[Step], position: Position, damaged: int = 0) -> None:
-        """Apply steps (see `ingest.steps`) in one transaction, and store `position`, up to which the journal is now
-        applied. An existing answer is never replaced.
+        """Apply the steps of a batch of journal records in one transaction; `position` is the journal position after
+        them. An existing answer is never replaced.
 
-        `damaged` is the number of damaged journal lines among those that the steps were made from.
+        `damaged` is the number of damaged lines in the batch.
         """
 
         def apply_all() -> None:
@@ -152,8 +152,9 @@ class Store:
             )
 
     def insert(self, name: str, rows: pa.Table, verb: str = "INSERT") -> None:
-        """Insert Arrow rows into a table by column name. DuckDB finds `rows` by the variable's name: registered as a
-        view, they would stay in memory until the transaction ends (350 MB for 2,480,000 pairs)."""
+        """Insert Arrow rows into a table by column name; `verb` may be INSERT OR REPLACE or INSERT OR IGNORE. The query
+        names the variable `rows`: registered as a view, they would stay in memory until the transaction ends (350 MB
+        for 2,480,000 pairs)."""
         self._db.execute(f"{verb} INTO {name} BY NAME SELECT * FROM rows")
 
     def _apply_record(self, record: Record) -> None:
@@ -209,11 +210,8 @@ class Store:
         self.set_mark("sources", record["fingerprint"])
 
     def _insert_provided_scores(self) -> None:
-        """Insert a judgement for each prompt with provided completions, with their scores as ratings.
-
-        Does nothing if no completion has a score. Otherwise a prompt without scores gets a judgement without ratings,
-        since no judge will rate it.
-        """
+        """Insert the scores of provided completions as ratings: a judgement for each prompt with provided completions,
+        or none if no prompt has scores. A prompt without scores gets no ratings, since no judge will rate it."""
         # a judge may have this name too, but its judgements have calls
         self._db.execute("DELETE FROM judgements WHERE identity = ? AND call_id IS NULL", [PROVIDED_JUDGE])
         self._db.execute(
@@ -229,7 +227,7 @@ class Store:
     # --- the plan and the current run ---------------------------------------------------------------------------------
 
     def set_mark(self, name: str, value: str) -> None:
-        """Store a named value, mostly a digest of the inputs that something in the store was computed from."""
+        """Store a value under a name. Most are digests, which show later whether the inputs of a table changed."""
         self._db.execute("INSERT OR REPLACE INTO marks VALUES (?, ?)", [name, value])
 
     def get_mark(self, name: str) -> str | None:
@@ -239,9 +237,9 @@ class Store:
         return rows[0][0] if rows else None
 
     def compare_texts(self) -> None:
-        """Check whether a completion is missing, or differs from the text that a judge was shown. If so, a judgement
-        from now on counts only for the texts it was made from. A run can't cause that: it never replaces a
-        completion."""
+        """Check whether a completion that a judge was shown is now missing or has another text. If so, a judgement
+        counts from now on only if its completions have the texts that the judge saw. A run never causes that: it
+        replaces no completion."""
         if self.get_mark("texts"):
             return
         shown = " UNION ALL ".join(
@@ -257,8 +255,8 @@ class Store:
                 self.set_mark("texts", "compared")
 
     def replace_slots(self, batches: Iterable[Sequence[tuple[int, Slot, str | None]]], mark: str) -> None:
-        """Replace the plan by these slots, as (position of the prompt, slot, digest of its principle). `mark` is a
-        digest of the plan's inputs."""
+        """Replace the plan by these slots, given as (position of the prompt, slot, digest of its principle's text).
+        `mark` is a digest of the plan's inputs, stored with it."""
         with self._transaction():
             self._db.execute("DELETE FROM slots")
             for batch in batches:
@@ -286,8 +284,8 @@ class Store:
             self.insert("specs", arrow_table("specs", rows))
 
     def set_materials(self, batches: Iterable[Sequence[tuple[str, str]]], mark: str) -> None:
-        """Store the material that the current rubric shows a judge, as (prompt_id, digest of the text). `mark` is a
-        digest of what it depends on."""
+        """Store which text the current rubric shows judges beside each conversation, given as (prompt_id, digest of the
+        text). `mark` is a digest of the inputs of this list."""
         with self._transaction():
             self._db.execute("DELETE FROM materials")
             for batch in batches:
@@ -296,8 +294,8 @@ class Store:
             self.set_mark("materials", mark)
 
     def list_pending(self, limit: int | None) -> None:
-        """List the work of a run in tables: pending slots, and prompts with pending judgements whose completions are
-        final. `limit` restricts it to the first prompts."""
+        """Fill the tables with a run's work: `todo` (pending slots), `ready` (prompts whose completions are final and
+        that have pending judgements) and `settled` (slots answered or failed). `limit`: of the first prompts only."""
         condition = limit_condition(limit)
         with self._transaction():
             self._db.execute("DELETE FROM settled; DELETE FROM todo; DELETE FROM ready")
@@ -316,8 +314,8 @@ class Store:
             )
 
     def add_judgeable(self, positions: Sequence[int], per_prompt: int, min_completions: int) -> None:
-        """List as judgeable those of the prompts at these positions whose `per_prompt` slots are now all answered or
-        failed, at least `min_completions` of them answered."""
+        """Add prompts to the table `ready`: those at these positions that by now have all `per_prompt` slots answered
+        or failed, and at least `min_completions` answered."""
         with translated_errors(self.path):
             self._db.register("touched", pa.table({"position": pa.array(positions, pa.int64())}))
             self._db.execute(
@@ -330,7 +328,8 @@ class Store:
             self._db.unregister("touched")
 
     def replace_outcomes(self, parts: Iterable[Mapping[str, pa.Table]], policy: str) -> None:
-        """Replace outcomes, pairs and scores by these rows (by table), and record the policy (JSON) that made them."""
+        """Replace the tables of outcomes, pairs and scores. Each part maps table names to rows. `policy` (JSON) is the
+        pair policy that made them, stored with them."""
         with self._transaction():
             self._db.execute(
                 "DELETE FROM outcomes; DELETE FROM preferences; DELETE FROM scores; DELETE FROM judge_scores"
@@ -342,8 +341,8 @@ class Store:
 
 
 def _create(path: Path) -> None:
-    """Create an empty store under another name, and rename it when complete: an incomplete one, left without a journal
-    by a kill or a full disk, would be taken for a foreign file."""
+    """Create an empty store. It has another name until it is complete: an incomplete file that a kill or a full disk
+    leaves, without a journal beside it, would be taken for another program's."""
     new = path.with_name(path.name + ".new")
     for file in (*store_files(new), *store_files(path)):
         file.unlink(missing_ok=True)

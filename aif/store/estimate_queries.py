@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class CompletionCall:
-    """A completion request, pending or answered. If answered, `system` is how the system message was sent, and `tokens`
-    the request's input tokens."""
+    """A completion request, pending or answered. `system` is how the system message was sent and `tokens` the request's
+    input tokens; both are None if it is pending."""
 
     prompt: Prompt
     principle: str | None
@@ -29,7 +29,7 @@ class CompletionCall:
 
 @dataclass(frozen=True, slots=True)
 class PlannedJudgement:
-    """A pending judgement: the texts of the completions that exist, and the models of those still pending
+    """A pending judgement: the texts of its answered completions, and the models of those that are still pending
     (`awaited`)."""
 
     prompt: Prompt
@@ -40,7 +40,8 @@ class PlannedJudgement:
 
 @dataclass(frozen=True, slots=True)
 class AnsweredJudgement:
-    """An answered judgement as it was requested: the texts shown, the rubric's digest, and the input tokens."""
+    """An answered judgement with the request that was made: the texts shown, the rubric's digest, the form of the reply
+    and the number of input tokens."""
 
     prompt: Prompt
     request: str
@@ -52,10 +53,10 @@ class AnsweredJudgement:
 
 @dataclass(frozen=True, slots=True)
 class ReplyUsage:
-    """Total tokens and seconds of the calls that reported their tokens.
+    """Totals of tokens and seconds over the calls that reported token counts.
 
-    `calls` calls answered `items` items and showed judges `shown` completions in all. `cached` and `written` are tokens
-    read from and written to a prompt cache.
+    `calls` is the number of these calls, `items` of the completions or judgements that they answered, `shown` of the
+    completions that the judgements rated. `cached` and `written` are tokens read from and written to a prompt cache.
     """
 
     items: int
@@ -82,8 +83,8 @@ class EstimateReader(Reader):
 
     @classmethod
     def of(cls, store: "Store", retry_failed: bool = False) -> Self:
-        """Connect to a store open for writing. With `retry_failed`, permanent failures count as pending, as after
-        `--retry-failed`: a temporary view, which only this connection sees, hides the table `failed` from all views."""
+        """Connect to a store that this process has open for writing. With `retry_failed`, permanent failures count as
+        pending for this connection, as after `--retry-failed`: a temporary view hides the table `failed`."""
         reader = super().of(store)
         if retry_failed:
             ((database,),) = reader._rows("SELECT format('\"{}\"', current_database())")
@@ -92,22 +93,22 @@ class EstimateReader(Reader):
         return reader
 
     def slots_to_ask(self, model: str, limit: int | None, most: int) -> list[CompletionCall]:
-        """Return an even sample of at most `most` of the model's pending completions."""
+        """Return at most `most` of a model's pending completions, evenly spread over the first `limit` prompts."""
         rows = self._rows(
             f"SELECT s.position, x.content, NULL, NULL FROM (SELECT * FROM slot_states WHERE model = ? "
-            f"AND state IN ('pending', 'later') AND {limit_condition(limit)} {_spread('position, slot')}) s "
+            f"AND state IN ('pending', 'later') AND {limit_condition(limit)} {_even_sample('position, slot')}) s "
             f"LEFT JOIN texts x ON x.digest = s.principle",
             [model, most],
         )
         return self._completion_calls(rows)
 
     def slots_asked(self, identity: str, most: int) -> list[CompletionCall]:
-        """Return an even sample of at most `most` answered completions of the selected prompts, by model identity."""
+        """Return at most `most` of a model's answered completions (with known input tokens), evenly spread."""
         rows = self._rows(
             f"SELECT s.position, x.content, s.system, s.input_tokens FROM ("
             f"SELECT e.position, c.principle, c.system, k.input_tokens FROM completions c "
             f"JOIN calls k ON c.call_id = k.id JOIN selection e ON c.prompt_id = e.prompt_id "
-            f"WHERE c.identity = ? AND k.input_tokens IS NOT NULL {_spread('e.position, c.key')}) s "
+            f"WHERE c.identity = ? AND k.input_tokens IS NOT NULL {_even_sample('e.position, c.key')}) s "
             f"LEFT JOIN texts x ON x.digest = s.principle",
             [identity, most],
         )
@@ -121,10 +122,10 @@ class EstimateReader(Reader):
         ]
 
     def judgements_to_ask(self, judge: str, limit: int | None, most: int) -> list[PlannedJudgement]:
-        """Return an even sample of at most `most` of the judge's pending judgements, over requests and prompts."""
+        """Return at most `most` of a judge's pending judgements of the first `limit` prompts, evenly spread."""
         rows = self._rows(
             f"SELECT position, request, answers FROM foreseen WHERE judge = ? AND state IN ('pending', 'later') "
-            f"AND {limit_condition(limit)} {_spread('request, position, answers')}",
+            f"AND {limit_condition(limit)} {_even_sample('request, position, answers')}",
             [judge, most],
         )
         positions = list({position for position, *_ in rows})
@@ -141,12 +142,12 @@ class EstimateReader(Reader):
         ]
 
     def judgements_asked(self, identity: str, most: int) -> list[AnsweredJudgement]:
-        """Return an even sample of at most `most` answered judgements of the selected prompts, with any rubric, by the
-        judge's identity."""
+        """Return at most `most` of a judge's answered judgements (by any rubric, with known input tokens), evenly
+        spread."""
         rows = self._rows(
             f"SELECT e.position, j.request, j.completions, j.rubric, j.form, k.input_tokens, j.shown FROM judgements j "
             f"JOIN calls k ON j.call_id = k.id JOIN selection e ON j.prompt_id = e.prompt_id "
-            f"WHERE j.identity = ? AND k.input_tokens IS NOT NULL {_spread('j.request, e.position, j.key')}",
+            f"WHERE j.identity = ? AND k.input_tokens IS NOT NULL {_even_sample('j.request, e.position, j.key')}",
             [identity, most],
         )
         prompts = self._prompts_at(list({position for position, *_ in rows}))
@@ -160,7 +161,7 @@ class EstimateReader(Reader):
         ]
 
     def overflow_message(self, stage: str, endpoint: str) -> str:
-        """Return the last error of a model or judge about a request beyond its context window; empty if none."""
+        """Return the message of the last call that exceeded a model's or judge's context window; empty if none did."""
         rows = self._rows(
             "SELECT message FROM calls WHERE stage = ? AND endpoint = ? AND kind = 'context_overflow' "
             "ORDER BY rowid DESC LIMIT 1",
@@ -169,7 +170,7 @@ class EstimateReader(Reader):
         return rows[0][0] or "" if rows else ""
 
     def completion_usage(self, identity: str, max_tokens: int) -> ReplyUsage:
-        """Return the usage of a model's completions that were requested with this `max_tokens`."""
+        """Return the total usage of a model's completions whose requests had this `max_tokens`."""
         rows = self._rows(
             f"SELECT count(DISTINCT c.key), 0, {_USED} FROM calls k JOIN completions c ON k.key = c.key "
             f"WHERE c.identity = ? AND k.output_tokens IS NOT NULL "
@@ -179,7 +180,7 @@ class EstimateReader(Reader):
         return ReplyUsage(*rows[0])
 
     def judgement_usage(self, judge: str) -> dict[str, ReplyUsage]:
-        """Return the usage of a judge's judgements with the current rubric, by the rubric's request."""
+        """Return the total usage of a judge's judgements by the current rubric, by name of the rubric's request."""
         rows = self._rows(
             f"SELECT p.request, count(*) FILTER (k.id = j.call_id), "
             f"coalesce(sum(len(j.completions)) FILTER (k.id = j.call_id), 0)::BIGINT, {_USED} "
@@ -193,6 +194,6 @@ class EstimateReader(Reader):
         return {request: ReplyUsage(*used) for request, *used in rows}
 
 
-def _spread(order: str) -> str:
-    """Return an SQL clause that keeps an even sample of the rows in this order, at most as many as its parameter."""
+def _even_sample(order: str) -> str:
+    """Return an SQL clause that samples rows evenly in this order; its parameter is the largest number of rows."""
     return f"QUALIFY (row_number() OVER (ORDER BY {order}) - 1) % ((count(*) OVER () - 1) // ? + 1) = 0"

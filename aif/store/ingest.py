@@ -73,10 +73,11 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Entry:
-    """A journal record, and what the store needs in addition.
+    """A journal record with values that the store or a run needs and the record lacks.
 
-    `ratings` are parsed from a judge's reply; None if it can't be parsed. `place` is the (position, slot) of a
-    completion of the current run. `parts` is the number of items that replace this one, if it was split.
+    `ratings` are parsed from a judge's reply; None if the reply can't be parsed or the record is of another kind.
+    `place` is the (position, slot) of a completion of the current run. `parts` is the number of judgements of single
+    completions that replace this judgement because it exceeded the context window.
     """
 
     record: Record
@@ -86,7 +87,7 @@ class Entry:
 
     @cached_property
     def bytes(self) -> int:
-        """Size of the call's reply in UTF-8, in bytes. Cached: it is used four times."""
+        """The size of the call's reply in UTF-8. Cached, since four steps need it before the reply is in the store."""
         return utf8_size(
             *(self.record.get(name) for name in ("text", "reasoning", "raw")), *self.record.get("said", ())
         )
@@ -94,7 +95,8 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class RowBatch:
-    """Rows to insert, by table, with the keys of the answered and of the failed items among them."""
+    """Arrow rows to insert, by table. `answered` and `failed` are the keys of the completions and judgements that these
+    rows answer or report as failed."""
 
     tables: dict[str, pa.Table]
     answered: list[str]
@@ -105,8 +107,8 @@ Step = RowBatch | Record
 
 
 def steps(entries: Iterable[Entry]) -> list[Step]:
-    """Turn entries into steps for `Store.apply`, in order: batches of rows, and between them the records whose effect
-    depends on earlier rows (`page`, `selected`, `retry`, ...)."""
+    """Turn entries into steps for `Store.apply`. A step is a batch of rows, or a record that is applied on its own
+    because its effect depends on all earlier rows (`page`, `selected`, `retry`, ...)."""
     steps: list[Step] = []
     rows = _Rows()
     for entry in entries:
@@ -122,7 +124,7 @@ def steps(entries: Iterable[Entry]) -> list[Step]:
 
 
 def arrow_table(name: str, rows: Sequence[dict[str, Any]]) -> pa.Table:
-    """Return rows of a store's table as an Arrow table. Columns missing in a row are NULL."""
+    """Convert rows of the store's table `name` to an Arrow table. Columns missing in a row are NULL."""
     columns = COLUMNS[name]
     return pa.Table.from_arrays([_column(rows, column) for column in columns], schema=columns)
 
@@ -133,8 +135,8 @@ def _column(rows: Sequence[dict[str, Any]], column: pa.Field) -> pa.Array:
 
 
 def _ratings(rows: Sequence[Sequence[Rating]]) -> pa.Array:
-    """Return ratings as an Arrow array, built column by column: a judgement with 16 ratings takes 22 µs with all its
-    columns, in place of 57 µs with a dict for each rating."""
+    """Convert each judgement's ratings to an item of an Arrow list array, column by column: a row of table `judgements`
+    with 16 ratings takes 22 µs, and 57 µs with a dict for each rating."""
     ends, flat = [0], list[Rating]()
     for ratings in rows:
         flat += ratings
@@ -146,7 +148,7 @@ def _ratings(rows: Sequence[Sequence[Rating]]) -> pa.Array:
 
 @dataclass
 class _Rows:
-    """Collects rows by table, in order. A later row of a prompt or failure replaces the former one with its key."""
+    """Collects rows by table, in order. Of tables `prompts` and `failed` only the last row of each key is kept."""
 
     tables: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: {name: [] for name in COLUMNS})
     last: dict[str, dict[str, dict[str, Any]]] = field(default_factory=lambda: {"prompts": {}, "failed": {}})
@@ -187,7 +189,7 @@ class _Rows:
                 **{name: r[name] for name in _CALL},
                 "run": r["id"].rpartition("-")[0],
                 "bound": r.get("bound"),
-                "raw": r["raw"] if answered else _raw(r),
+                "raw": r["raw"] if answered else _unusable_reply(r),
                 "sent": _json(r["sent"]),
                 "served": _json(r["served"]),
                 **{f"{part}_tokens": usage.get(part) for part in ("input", "cached", "output", "reasoning")},
@@ -228,7 +230,7 @@ class _Rows:
                 "material": item.get("material"),
                 "judge": r["endpoint"],
                 "answers": sorted(item["completions"]),
-                "shown": _shown(item),
+                "shown": _shown_text_ids(item),
                 "ratings": ratings,
                 "call_id": r["id"],
                 "said": _json(r["said"]) if "said" in r else None,
@@ -246,31 +248,31 @@ class _Rows:
         row["verdict"] = "failed" if r["verdict"] == "failed" else "later"
         row["kind"] = r["kind"] or "unreadable"
         row["message"] = r["message"] or "an earlier version could parse this reply; the current parser can't"
-        row["raw"] = _raw(r)
+        row["raw"] = _unusable_reply(r)
         if r["stage"] == "judgement":
             row |= {name: item[name] for name in ("pass", "request", "spec")} | {"material": item.get("material")}
-            row |= {"answers": sorted(item["completions"]), "shown": _shown(item)}
+            row |= {"answers": sorted(item["completions"]), "shown": _shown_text_ids(item)}
         self.last["failed"][r["key"]] = row
 
 
 _CALL = ("id", "stage", "key", "prompt_id", "endpoint", "n", "started", "seconds", "verdict", "kind", "message", "usd")
 
 
-def _raw(r: Record) -> str | None:
-    """Return the complete reply that could not be used, even if all of it is reasoning."""
+def _unusable_reply(r: Record) -> str | None:
+    """Return the reply of a call without an answer as it was received, even if all of it is reasoning."""
     raw: str | None = r["said"][0] if r["raw"] is None and "said" in r else r["raw"]
     return r["text"] if raw is None else raw
 
 
-def _shown(item: dict[str, Any]) -> list[str] | None:
-    """Return the text_ids a judge was shown, in the order of the sorted keys; None if the record has none."""
+def _shown_text_ids(item: dict[str, Any]) -> list[str] | None:
+    """Return the text_ids of the completions that a judge was shown, sorted by key; None if the record has none."""
     return (
         [text for _, text in sorted(zip(item["completions"], item["shown"], strict=True))] if "shown" in item else None
     )
 
 
 def _text_facts(text: str, reasoning: str | None = None) -> dict[str, Any]:
-    """Return columns with facts about a text that queries need without reading the text."""
+    """Return a text's id, length and size, as columns that save queries from reading the text."""
     return {"text_id": text_id(text), "chars": len(text), "bytes": utf8_size(text, reasoning)}
 
 

@@ -5,9 +5,9 @@ from it. Its record types (records.py) are the only format that later versions m
 
     feedback.journal/000001.jsonl     8 hex digits of the line's CRC-32, a space, a JSON object, a newline
 
-Each object holds under `at` where its line was written: [segment, byte]. A line found elsewhere is a copy if the same
-line is also there, or was read before (a segment restored under another number, lines duplicated); copies are skipped,
-so no record is applied twice.
+Each object has a key `at`, the place where its line was written: [segment, byte]. A line at another place is a copy (of
+a segment restored under another number, or a repeated line) if the original is still at its place or the same line was
+read before. Copies are skipped, so no record is applied twice.
 """
 
 import os
@@ -44,7 +44,7 @@ START = Position(1, 0)
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """A damaged line of the journal: its record is lost, and what it held is requested again."""
+    """A damaged line of the journal. What its record held is requested again, unless an old store still has it."""
 
     path: Path
     offset: int
@@ -76,7 +76,7 @@ def encode(record: dict[str, Any]) -> bytes:
 
 
 def decode(line: bytes) -> dict[str, Any] | str:
-    """Return a line's record, or as text the reason why it can't be read."""
+    """Return the record in a line; if it can't be read, the reason as a str."""
     if not line.endswith(b"\n"):
         return "the line is incomplete"
     body = line[9:-1]
@@ -94,7 +94,7 @@ def _lines(records: Sequence[dict[str, Any]], start: Position) -> bytes:
 
 
 def replay(folder: Path, start: Position = START) -> Iterator[tuple[Position, dict[str, Any] | Damage]]:
-    """Yield every record after `start` once, with the position after it; for damaged lines, a Damage instead."""
+    """Yield every record after `start`, or a `Damage` for a damaged line, with the position after it; skip copies."""
     copied: set[tuple[Position, bytes]] = set()
     for number in segments(folder):
         if number < start.segment:
@@ -120,7 +120,8 @@ def replay(folder: Path, start: Position = START) -> Iterator[tuple[Position, di
 
 
 def _records(line: bytes, offset: int) -> Iterator[tuple[dict[str, Any] | str, int, int]]:
-    """Yield each record of a line, or the reason why it can't be read, with its first byte and the byte after it.
+    """Yield the records in a line, each with the offset of its first byte and the offset after its last; in place of a
+    record that can't be read, a str with the reason.
 
     A line holds several records if newlines between them are damaged, as by a program that writes \\r for \\n. (Text
     inside a record never looks like the start of one: its quotes are escaped.)
@@ -137,19 +138,19 @@ def _records(line: bytes, offset: int) -> Iterator[tuple[dict[str, Any] | str, i
 
 
 def _decode_without_end(line: bytes) -> dict[str, Any] | str:
-    """Decode a line whatever follows its JSON object."""
+    """Decode a line, ignoring everything after its last `}`."""
     return decode(line[: line.rfind(b"}") + 1] + b"\n")
 
 
 def ends_at(folder: Path, end: Position) -> bool:
-    """Return whether a line ends at this position. If not, a store that stopped there read another journal."""
+    """Return whether a line of the journal ends at this position. If not, a store that is up to date to this position
+    was built from another journal."""
     with segment(folder, end.segment).open("rb") as file:
         file.seek(max(0, end.offset - 1))
         return not end.offset or file.read(1) == b"\n"
 
 
 def _line_is_at(folder: Path, at: Position, line: bytes) -> bool:
-    """Return whether the journal holds exactly this line at that position."""
     path = segment(folder, at.segment)
     if not path.exists():
         return False
@@ -199,12 +200,13 @@ class Journal:
 
     @property
     def emptied(self) -> list[Path]:
-        """Empty segments before the last one: their records were moved away or are lost."""
+        """The segments before the last one that are empty: their records were moved to other files or are lost."""
         paths = (segment(self.folder, n) for n in segments(self.folder) if n < self.position.segment)
         return [path for path in paths if not path.stat().st_size]
 
     def mark_emptied(self) -> None:
-        """Write an invalid line into each emptied segment, so that it is counted and reported as damage once."""
+        """Write an invalid line into each emptied segment. It counts as one damaged line, and the segment isn't empty
+        when the journal is opened again."""
         for path in self.emptied:
             path.write_bytes(b"emptied\n")
 
@@ -233,11 +235,11 @@ class Journal:
         return self.position
 
     def close(self) -> None:
-        """Close the file; remove an empty journal, whose folder would be taken for one to rebuild a store from."""
+        """Close the file. Remove an empty journal, so that no store is rebuilt from its folder."""
         os.close(self._file)
         if self.position == START:
             segment(self.folder, START.segment).unlink()
-            with suppress(OSError):  # other files are in it
+            with suppress(OSError):  # not empty
                 self.folder.rmdir()
 
     def _next_segment(self) -> None:
@@ -256,8 +258,8 @@ class Journal:
 
 
 def _is_incomplete(path: Path, at: int) -> bool:
-    """Return whether the file's end from byte `at` is what a crash leaves: the start of one line, or zero bytes. Other
-    bytes (complete records without newlines, a foreign text) stay in the file and count as damage."""
+    """Return whether the bytes from `at` to the end of the file are the rest of an interrupted write: the start of one
+    line, or zero bytes. Other bytes (complete records without newlines, foreign text) stay and count as damage."""
     with path.open("rb") as file:
         file.seek(at)
         rest = file.read()

@@ -16,17 +16,17 @@ from aif.store.ingest import Entry, Step, steps
 from aif.store.journal import Damage, Position
 from aif.store.records import Record
 
-RECORDS = 2000  # in a batch, which is one transaction, at most
+RECORDS = 2000  # at most, in a batch, which is applied in one transaction
 
 
 @dataclass
 class Rubrics:
-    """The rubrics and reasoning tags that journalled replies are parsed with.
+    """The rubrics and reasoning tags with which the replies in the journal are parsed.
 
-    `files` are the files of each rubric by digest, `loaded` the rubrics made of them. `lost` are digests of rubrics
-    that replies need and that are missing or invalid. `tags` are the reasoning tags by `stage/identity`, if they differ
-    from the default ones. `old_text_ids`, by completion key, are the text_ids of completions that an earlier version
-    recorded with a text that is split differently now.
+    `files` holds the files of each rubric by its digest, `loaded` the rubrics made from them. `lost` are digests of
+    rubrics that replies need and that are missing or invalid. `tags` are the reasoning tags by `stage/identity`,
+    without those that are `auto`. `old_text_ids` has the recorded text_id, by key, of completions whose reply the
+    current tags split into another text.
     """
 
     files: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -49,14 +49,14 @@ class Rubrics:
 
 
 def parse_record(record: Record, rubrics: Rubrics) -> Entry:
-    """Return the record with the ratings parsed from it, if it is a judge's reply. A rubric's record is added to
-    `rubrics`."""
+    """Turn a record into an `Entry`: split its reply into text and reasoning, and parse the ratings if it is a judge's
+    reply. A rubric in the record is added to `rubrics`."""
     if record["t"] == "text" and record["kind"] == "rubric":
         rubrics.files[record["digest"]] = record["content"]
     if record["t"] != "call":
         return Entry(record)
     if record["stage"] == "judgement":
-        record = _with_shown(record, rubrics.old_text_ids)
+        record = _with_shown_text_ids(record, rubrics.old_text_ids)
     if record["text"] is None:
         return Entry(record)
     author = f"{record['stage']}/{record['identity'].partition(DIGEST_SUFFIX)[0]}"
@@ -65,7 +65,7 @@ def parse_record(record: Record, rubrics: Rubrics) -> Entry:
         if "was" in record and text_id(record["was"]) != text_id(record["text"]):
             rubrics.old_text_ids.setdefault(record["key"], text_id(record["was"]))
         return Entry(record)
-    if record["kind"] not in (None, "unreadable"):  # truncated or blocked: even if it can be parsed, it is no judgement
+    if record["kind"] not in (None, "unreadable"):  # truncated or blocked: not a judgement, even if it can be parsed
         return Entry(record)
     item = record["item"]
     if (rubric := rubrics.get(item["rubric"])) is None:
@@ -76,9 +76,9 @@ def parse_record(record: Record, rubrics: Rubrics) -> Entry:
         return Entry(record)
 
 
-def _with_shown(record: Record, old_text_ids: dict[str, str]) -> Record:
-    """Add `shown`, the text_ids that the judge was shown, to a judgement's record that lacks it, if one of the texts is
-    split differently now. A completion with the same key may be recorded again later with the old text."""
+def _with_shown_text_ids(record: Record, old_text_ids: dict[str, str]) -> Record:
+    """Add `shown`, the text_ids of the texts that the judge saw, to a judgement's record that lacks it, if the current
+    tags split one of these texts differently. Without it the judgement would count for the new texts."""
     item = record["item"]
     if "shown" in item or old_text_ids.keys().isdisjoint(item.get("completions", ())):
         return record
@@ -86,10 +86,11 @@ def _with_shown(record: Record, old_text_ids: dict[str, str]) -> Record:
 
 
 def _split_again(record: Record, tags: Tags) -> Record:
-    """Split a call's reply into text and reasoning with the current tags.
+    """Split a call's reply into text and reasoning again, with the current tags.
 
-    If that differs from a record of an earlier version, which cut nothing, `said` holds the reply as received and `was`
-    the recorded text. A completion left without text becomes an empty reply; an empty one that has text is an answer.
+    If the text differs from the recorded one and the record lacks the reply as received, since the version that wrote
+    it cut nothing, `said` is added with that reply and `was` with the recorded text. A completion that is left without
+    text becomes a failure, and one that failed as empty but now has text becomes an answer.
     """
     if record["kind"] not in (None, Kind.EMPTY, Kind.UNREADABLE):
         return record
@@ -111,11 +112,8 @@ def _split_again(record: Record, tags: Tags) -> Record:
 
 @dataclass(frozen=True, slots=True)
 class JournalBatch:
-    """Up to RECORDS journal records, as steps (row batches and records) that `Store.apply` takes.
-
-    `position` is the position in the journal after the batch; `records` is the number of readable records; `damaged`
-    are the damaged lines.
-    """
+    """At most `RECORDS` journal records, turned into steps for `Store.apply`. `position` is the journal position after
+    them; `damaged` are the damaged lines among them."""
 
     position: Position
     records: int
@@ -124,7 +122,7 @@ class JournalBatch:
 
 
 def read_batches(folder: Path, start: Position, rubrics: Rubrics) -> Generator[JournalBatch]:
-    """Yield the journal after `start` in batches. Rubrics found there are added to `rubrics`."""
+    """Yield the records of the journal after `start` in batches. Rubrics among them are added to `rubrics`."""
     for page in batched(_with_sizes(folder, start), lambda line: line[2], RECORDS):
         entries = [parse_record(record, rubrics) for _, record, _ in page if not isinstance(record, Damage)]
         damaged = [record for _, record, _ in page if isinstance(record, Damage)]

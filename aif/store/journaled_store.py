@@ -3,7 +3,7 @@
 After a kill between the two, or a crash, the next command that opens the store recovers: it takes the lock, removes an
 incomplete last line, and inserts the records that the store lacks (catch_up.py). A store that is missing, damaged, of
 another version, or made from another journal is set aside and rebuilt from the journal. Records that only the old store
-has are written back to the journal (salvage.py), then the old store is deleted.
+has are written back to the journal (salvage.py); then the old store is deleted.
 """
 
 import math
@@ -34,8 +34,8 @@ from aif.store.reader import Reader
 from aif.store.records import Record
 from aif.store.set_aside import SetAsideStore, asides, delete_aside, free_path, planned_renames, set_aside
 
-READER_WAIT_S = 5  # how long a reader of the store is waited for
-FEW_DAMAGED = 5  # damaged lines up to which what they held is requested again without asking the user
+READER_WAIT_S = 5  # how long to wait for a process that reads the store
+FEW_DAMAGED = 5  # with at most this many damaged lines, what they held is just requested again
 
 T = TypeVar("T")
 
@@ -45,7 +45,7 @@ Notify = Callable[[str], None]
 class JournaledStore:
     """A store and its journal, open for writing by this process, which holds their lock. Close it to release both.
 
-    `keep` stores records. `rubrics` are those that journalled replies are parsed with.
+    `keep` writes records to both. `rubrics` are those with which replies in the journal are parsed.
     """
 
     def __init__(
@@ -68,9 +68,9 @@ class JournaledStore:
     ) -> Self:
         """Open the store at `path` for writing, and recover from crashes and damage.
 
-        `notify` gets a line for each problem found. `rubric` is the pipeline's, for a journal that lost it. `rebuild`
-        builds a new store from the journal in any case. `tags` are the pipeline's reasoning tags (`Pipeline.tags`): if
-        they changed since replies were read, the store is rebuilt with them.
+        `notify` gets a line for each problem found. `rubric` is the pipeline's, used if the journal lost it. `rebuild`
+        builds a new store from the journal in any case. `tags` are the pipeline's (`Pipeline.reasoning_tags`): if they
+        changed since replies were parsed, the store is rebuilt with them.
 
         Raises StoreLocked if another process has the lock, JournalDamaged if records are lost that the user should
         restore first, BadInput if `path` can't be a store.
@@ -144,17 +144,17 @@ class JournaledStore:
         rebuild: bool = False,
         tags: Mapping[str, Tags] = MappingProxyType({}),
     ) -> T:
-        """Open the store, and return `work(journaled_store)`. The other arguments are those of `open`.
+        """Open the store and return `work(journaled_store)`; if the store is damaged, rebuild it and try once more.
 
-        Damage in a store file shows only when the damaged block is read, in any thread. The store is then rebuilt from
-        the journal, and `work` runs once more, on what is stored by then; a second failure is raised. It also runs
-        again, with a larger memory limit, if DuckDB ran out of memory.
+        Damage in a store file shows only when the damaged block is read, in any thread. The second `work` finds what
+        the first one stored; a second failure is raised. `work` also runs again, with a larger memory limit, if DuckDB
+        ran out of memory. The other arguments are those of `open`.
         """
         try:
             with cls.open(path, notify, rubric, rebuild, tags) as journaled:
                 return work(journaled)
         except (StoreDamaged, StoreOutOfMemory, BaseExceptionGroup) as error:
-            if (trouble := _store_trouble(error)) is None:
+            if (trouble := _store_error(error)) is None:
                 raise
         if isinstance(trouble, StoreOutOfMemory):
             notify(f"{path}: the store needs more memory than its limit; trying again with {MOST_MEMORY}")
@@ -176,12 +176,9 @@ class JournaledStore:
         self._resources.close()
 
     def _write_back(self, aside: Path, end: Position, damaged: Sequence[Damage], notify: Notify) -> None:
-        """Write the records that only a set-aside store has back to the journal and the current store. Then delete the
-        set-aside store, or rename it if part of it can't be read.
-
-        `end` is the end of the journal before this; a set-aside store that reaches it also has the newest selection of
-        prompts. `damaged` are the damaged lines of the journal.
-        """
+        """Write the records that only a set-aside store has back to the journal. Delete that store if all of it could
+        be read. `end` is where the journal ended when it was opened, `damaged` are its damaged lines. Raises
+        JournalDamaged if the store belongs to another pipeline."""
         written = 0
         try:
             old_store = SetAsideStore.open(aside)
@@ -192,7 +189,7 @@ class JournaledStore:
                 self._write_back(aside, end, damaged, notify)
             return
         with old_store, Reader.of(self.store) as reader:
-            if calls := _foreign_calls(old_store, reader, len(damaged)):
+            if calls := _calls_of_other_pipeline(old_store, reader, len(damaged)):
                 raise JournalDamaged(
                     f"{aside}: holds {calls:,} calls, and no run of them is in {self.paths.journal}: one of the two "
                     "belongs to another pipeline; move it there"
@@ -212,7 +209,7 @@ class JournaledStore:
             if reached < max((Position(int(line.path.stem), line.offset + 1) for line in damaged), default=START):
                 recovered = min(written, recovered - 1)
             elif reached < end or old_store.torn:
-                recovered -= 1  # the selection is not recovered: one is left, so that the sources are read again
+                recovered -= 1  # one stays: the selection is not recovered, so the next run reads the sources
             if recovered > 0:
                 self.keep([records.mended(recovered)])
         if written:
@@ -228,7 +225,8 @@ class JournaledStore:
         return any(isinstance(record, dict) and record["t"] == "retry" for _, record in replayed)
 
     def _report_damage(self, damaged: Sequence[Damage], some_written_back: bool, notify: Notify) -> None:
-        """Report damaged lines. Raises JournalDamaged if more than FEW_DAMAGED of them are not recovered."""
+        """Report damaged lines and missing rubrics. Raises JournalDamaged if the records of more than FEW_DAMAGED lines
+        were not recovered from an old store."""
         result = "was recovered or is requested again" if some_written_back else "is lost and requested again"
         for line in damaged[:FEW_DAMAGED]:
             notify(f"{line}; what it held {result}")
@@ -248,19 +246,19 @@ class JournaledStore:
             )
 
     def clear_damage(self) -> None:
-        """Reset the count of damaged lines. Call it after all sources were read again completely."""
+        """Set the count of damaged lines to 0, since the sources were read completely and no prompt is missing."""
         if lost := self.store.damaged_lines:
             self.keep([records.mended(lost)])
 
     def keep(self, records: Sequence[Record]) -> None:
-        """Append the records to the journal, then insert into the store every journal record that it lacks, since an
-        interrupted run may have left it behind. For records that don't come from a run's calls."""
+        """Append records to the journal, then insert into the store all that it lacks: it may be behind after an
+        interrupted run or call. (The calls of a run are stored by its writer instead.)"""
         self.journal.append(records)
         catch_up(self.store, self.paths.journal, self.rubrics, other_process_bytes=math.inf)
 
 
-def _store_trouble(error: BaseException) -> StoreDamaged | StoreOutOfMemory | None:
-    """Return the store's error in an exception or group; None if the group holds other errors too."""
+def _store_error(error: BaseException) -> StoreDamaged | StoreOutOfMemory | None:
+    """Return the store's error in an exception or exception group; None if the group also holds other errors."""
     while isinstance(error, BaseExceptionGroup):
         if error.split((StoreDamaged, StoreOutOfMemory))[1] is not None:
             return None
@@ -269,15 +267,15 @@ def _store_trouble(error: BaseException) -> StoreDamaged | StoreOutOfMemory | No
 
 
 def _changed_tags(store: Store, tags: Mapping[str, Tags]) -> list[str]:
-    """Return the names (`stage/identity`) whose reasoning tags differ from those that the store was read with."""
+    """Return the models and judges, as `stage/identity`, whose reasoning tags changed since the replies were parsed."""
     stored = store.get_mark("tags")
     old, new = reasoning.merge_tags(stored, {}), reasoning.merge_tags(stored, tags)
     return [name for name in old.keys() | new.keys() if old.get(name) != new.get(name)]
 
 
 def _reply_digests(reader: Reader, names: Sequence[str]) -> dict[str, str]:
-    """Return, by item key, a digest of the text, ratings or failure parsed from each reply of these models and judges
-    (`stage/identity`)."""
+    """Return what the replies of these models and judges (as `stage/identity`) were parsed to, as a digest or a kind of
+    failure, by the key of the completion or judgement."""
     rows = reader._query(
         "SELECT key, digest FROM (SELECT key, text_id AS digest, 'completion' AS stage, identity FROM completions "
         "UNION ALL SELECT key, sha256(to_json(ratings)::VARCHAR), 'judgement', identity FROM judgements UNION ALL "
@@ -293,7 +291,7 @@ def _damaged_lines(folder: Path) -> list[Damage]:
 
 
 def _rubric_files(aside: Path) -> dict[str, dict[str, str]]:
-    """Return the files of the rubrics in a set-aside store, by digest; empty if it can't be read."""
+    """Return the files of the rubrics in a set-aside store, by rubric digest; empty if the store can't be read."""
     try:
         with SetAsideStore.open(aside) as old_store:
             rows = old_store.rows("SELECT digest, content FROM texts WHERE kind = 'rubric'")
@@ -302,9 +300,10 @@ def _rubric_files(aside: Path) -> dict[str, dict[str, str]]:
     return {row["digest"]: orjson.loads(row["content"]) for row in rows}
 
 
-def _foreign_calls(old_store: SetAsideStore, reader: Reader, damaged: int) -> int:
-    """Return the number of calls in a set-aside store that is another pipeline's, else 0: their cost would be counted
-    here. It is another's if the reader's store knows none of its runs, and `damaged` lines can't explain that."""
+def _calls_of_other_pipeline(old_store: SetAsideStore, reader: Reader, damaged: int) -> int:
+    """Return the number of calls in a set-aside store that belongs to another pipeline, whose cost must not be counted
+    here; 0 if it doesn't. A store belongs to another pipeline if it has no run in common with the reader's store and
+    more calls than `damaged` lines can explain."""
     runs = "SELECT run, count(*) AS n FROM calls GROUP BY run"
     theirs, ours = ({row["run"]: row["n"] for row in rows} for rows in (old_store.rows(runs), reader._query(runs)))
     calls: int = sum(theirs.values())
@@ -318,8 +317,8 @@ def _rename_unreadable(aside: Path) -> str:
 
 
 def _usable_store(paths: StorePaths, opened: Journal, notify: Notify, rebuild: bool) -> tuple[Store, bool]:
-    """Return the existing store and True; or if it is missing, damaged or doesn't fit the journal, an empty one to be
-    built from the journal, and False.
+    """Open the existing store and return it with True. If it is missing, damaged or doesn't fit the journal, return an
+    empty store, to be filled from the journal, with False.
 
     Only aif's stores are set aside: a file that can't be read and has no journal may be another program's.
     """
@@ -362,7 +361,7 @@ def _usable_store(paths: StorePaths, opened: Journal, notify: Notify, rebuild: b
 
 
 def _open_store(path: Path, notify: Notify) -> Store:
-    """Open the store; wait some seconds for a process that reads it, such as `aif status`."""
+    """Open the store. If another process has it open, such as `aif status`, wait for it up to READER_WAIT_S seconds."""
 
     def notify_once(attempt: RetryCallState) -> None:
         if attempt.attempt_number == 1 and attempt.outcome is not None:

@@ -22,13 +22,13 @@ RETRY_S = (0.0, 0.01, 0.03, 0.06)
 
 
 def folder_error(folder: Path, error: OSError, how: str) -> BadInput:
-    """Return the exception for a store's folder that can't be `how`: "read" or "written to"."""
+    """Return the exception for a store's folder that can't be accessed. `how` is "read" or "written to"."""
     return BadInput(f"{folder}: can't be {how}: {error.strerror}; fix its permissions, or set `store:` to another path")
 
 
 @dataclass(frozen=True, slots=True)
 class LockNote:
-    """What the process that holds a lock writes into the lock file about itself."""
+    """A note in a lock file about the process that holds the lock."""
 
     pid: int
     host: str
@@ -37,12 +37,13 @@ class LockNote:
 
     @property
     def mine(self) -> bool:
-        """Whether this process wrote it."""
+        """Whether this process wrote the note."""
         return (self.pid, self.host) == (os.getpid(), socket.gethostname())
 
     @property
     def stale(self) -> bool:
-        """Whether its writer has ended, so that another process holds the lock. False for other hosts: not known."""
+        """Whether the process that wrote the note has ended, so that the note doesn't describe the lock's holder. False
+        for a process on another host, about which nothing is known."""
         if self.host != socket.gethostname():
             return False
         try:
@@ -113,13 +114,13 @@ def _no_locks(path: Path, error: OSError) -> BadInput:
 
 
 def redacted_command(words: Sequence[str]) -> str:
-    """Return a command line without the values it sets (`name=…`): one may be a key in the wrong place."""
+    """Return a command line without the values of arguments like `name=value`: a user may have put an API key there."""
     return " ".join(re.sub("=.*", "=…", word, flags=re.DOTALL) if "=" in word else shlex.quote(word) for word in words)
 
 
 def is_held(path: Path) -> bool:
-    """Return whether a process holds the lock. On a folder shared between machines only this machine's processes are
-    seen, unless its file system shares locks."""
+    """Return whether a process holds the lock. On a network folder, processes of other machines are seen only if its
+    file system shares locks."""
     if not path.exists():
         return False
     with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""The files that belong to a store, and a check for a store left where earlier versions looked for it."""
+"""The files that belong to a store, and a check for a store where earlier versions put it."""
 
 import re
 import shlex
@@ -23,7 +23,7 @@ class StorePaths:
 
     @property
     def any(self) -> bool:
-        """Whether a run was here: there is a store, a journal to rebuild it from, or a store that was set aside."""
+        """Whether there is a store, a journal to rebuild it from, or a store that was set aside."""
         aside = f"{escape(self.store.name)}.aside*"
         return self.store.exists() or self.journal.exists() or any(self.store.parent.glob(aside))
 
@@ -44,11 +44,11 @@ class StorePaths:
 
 
 def check_old_location(store: Path, named: Path) -> None:
-    """Raise BadInput, with the command that moves it, if the store is where earlier versions put it.
+    """Raise BadInput if there is no store at `store` but one where earlier versions put it. The message has the command
+    that moves it. If it were overlooked, everything would be paid for again.
 
-    `named` is the path in the pipeline file, which is now relative to that file and was relative to the working
-    directory; `store` is what it resolves to. An old store must not be missed: all of it would be paid for again.
-    Raises StoreLocked if a process writes to the old store.
+    `named` is the path in the pipeline file. Now it is relative to that file, which gives `store`; earlier versions
+    took it as relative to the working directory. Raises StoreLocked if a process writes to the old store.
     """
     old = StorePaths(Path.cwd() / named)
     try:
@@ -62,8 +62,7 @@ def check_old_location(store: Path, named: Path) -> None:
 
 
 def _how_to_move(old: StorePaths, store: Path) -> str:
-    """Return a message with the command that moves the `old` store's files to the folder of `store`. The command
-    overwrites no file."""
+    """Return a message with the commands that move a store's files. They overwrite no file."""
     to = shlex.quote(str(store.parent))
     return (
         f"{store}: no store here yet, but there is one at {old.store}. A relative `store` is now relative to the "

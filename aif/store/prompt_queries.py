@@ -12,8 +12,8 @@ from aif.store.query import Queries
 
 @dataclass(frozen=True, slots=True)
 class StoredPrompt:
-    """A prompt, and `meta`, the JSON text of the columns of its row that the pipeline doesn't use. `source` is None if
-    the pipeline no longer selects the prompt."""
+    """A prompt with its material. `meta` is the JSON text of its row's other columns; `source` is None if the pipeline
+    no longer selects the prompt."""
 
     prompt: Prompt
     meta: str
@@ -31,8 +31,8 @@ class Dissent:
 
 @dataclass(frozen=True, slots=True)
 class PairKeys:
-    """A pair: its number `n` (from 0 within the prompt), the keys and scores of its completions, and the judges that
-    would reverse it."""
+    """A preference pair without texts: its number `n` (from 0 within the prompt), the keys and scores of its
+    completions, and the judges that prefer the rejected one (`dissents`)."""
 
     n: int
     chosen: str
@@ -80,7 +80,7 @@ class PromptQueries(Queries):
         return StoredPrompt(Prompt(prompt_id, as_messages(messages), source or "", material=slots), meta, source)
 
     def outcome(self, prompt_id: str) -> PromptOutcome | None:
-        """Return the prompt's outcome; None if pairs were not made since it was selected."""
+        """Return the prompt's outcome; None if no pairs were made after the prompt was selected."""
         rows = self._rows("SELECT outcome, aspects, unrated FROM outcomes WHERE prompt_id = ?", [prompt_id])
         return PromptOutcome(rows[0][0], tuple(rows[0][1] or ()), rows[0][2] or 0) if rows else None
 
@@ -113,8 +113,8 @@ class PromptQueries(Queries):
         return dict(self._rows(query, [prompt_id]))
 
     def score_sources(self, prompt_id: str) -> dict[str, str]:
-        """Return, by completion key, the source of each provided score of the prompt. Scores of different sources are
-        on different scales."""
+        """Return the name of the scale (see `Source.scale`) of each provided score of the prompt, by completion key;
+        without scores whose scale is unknown."""
         return dict(
             self._rows("SELECT key, source FROM carried WHERE prompt_id = ? AND source IS NOT NULL", [prompt_id])
         )

@@ -1,4 +1,4 @@
-"""A read-only connection to the store, with the ways to run SQL that its subclasses share."""
+"""A read-only connection to the store, and methods for SQL queries that its subclasses use."""
 
 from collections.abc import Iterable, Sequence
 from itertools import islice
@@ -28,7 +28,7 @@ def _dictionary_encoded(rows: "pa.Table") -> "pa.Table":
     def encoded(column: "pa.ChunkedArray") -> "pa.ChunkedArray | pa.Array":
         if pa.types.is_string(column.type):
             return column.dictionary_encode()
-        # copied: else it keeps the whole buffer from DuckDB, texts included
+        # copied, since a view would keep DuckDB's whole buffer in memory, texts included
         return pa.array(column.to_numpy().copy(), column.type)
 
     return pa.table({name: encoded(rows[name]) for name in rows.column_names})
@@ -50,7 +50,8 @@ class Queries:
     def open(cls, path: Path) -> Self:
         """Open a store that no process writes to.
 
-        Raises BadInput if there is none, StoreDamaged if it can't be read or is missing beside its journal.
+        Raises BadInput if there is none, StoreDamaged if it can't be read or is missing beside its journal, StoreLocked
+        if another process has it open for writing.
         """
         if not path.exists() and StorePaths(path).journal.exists():
             raise StoreDamaged(f"{path}: the store is missing")
@@ -96,8 +97,8 @@ class Queries:
         return table
 
     def _arrow_by_number(self, query: str) -> "pa.Table":
-        """Return the rows as an Arrow table whose texts are dictionary-encoded: 2,500,000 pairs take 0.1 GB in place of
-        0.6. Only text columns may hold NULLs."""
+        """Return the rows as an Arrow table with dictionary-encoded text columns: 2,500,000 pairs take 0.1 GB in place
+        of 0.6. Only text columns may hold NULLs."""
         import pyarrow as pa
 
         def run() -> list[pa.Table]:
@@ -108,20 +109,20 @@ class Queries:
         return pa.concat_tables(with_more_memory(self._db, self._path, run)).unify_dictionaries()
 
     def _column(self, table: str, column: str, keys: Iterable[str]) -> dict[str, Any]:
-        """Return a column's values by the table's key, for the given keys that exist. DuckDB reads only their rows."""
+        """Return the values of a column by primary key, for the `keys` that exist. DuckDB reads only their rows."""
         key, values, remaining = _KEY[table], dict[str, Any](), iter(dict.fromkeys(keys))
         while page := list(islice(remaining, KEYS_PER_QUERY)):
             values |= self._rows(f"SELECT {key}, {column} FROM {table} WHERE {key} IN (SELECT unnest(?))", [page])
         return values
 
     def texts(self, kind: str) -> dict[str, Any]:
-        """Return all stored texts of a kind (`principle`, `rubric`, `material`, `model`) by digest."""
+        """Return all stored texts of a kind (`principle`, `rubric`, `material`, `model`), parsed, by digest."""
         return {
             digest: orjson.loads(text)
             for digest, text in self._rows("SELECT digest, content FROM texts WHERE kind = ?", [kind])
         }
 
     def get_mark(self, name: str) -> str | None:
-        """Return the value stored under this name by `Store.set_mark`."""
+        """Return the value stored under this name by `Store.set_mark`; None if there is none."""
         rows = self._rows("SELECT value FROM marks WHERE name = ?", [name])
         return str(rows[0][0]) if rows else None

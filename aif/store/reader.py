@@ -6,4 +6,4 @@ from aif.store.run_queries import RunQueries
 
 
 class Reader(RunQueries, ReportQueries, PromptQueries):
-    """A read-only connection to a store with the queries of a run, of reports, and on one prompt."""
+    """A read-only connection to a store, with the queries for runs, for reports, and about a single prompt."""

@@ -1,30 +1,31 @@
 """The record types of the journal, one JSON object a line. Each function here builds a record of one type.
 
-Every record has `t`, its type, and `v`, that type's version. These shapes are a promise: later versions read them.
+Every record has `t`, its type, and `v`, that type's version. Later versions of aif must be able to read these formats.
 
     prompt     a prompt as its source holds it: prompt_id, messages, meta, material
     carried    a completion provided with its prompt: key, prompt_id, model, text
-    page       some of the prompts that the sources hold now, in order: start (position of the first),
-               rows [[prompt_id, source]]; and their provided completions: carried [[prompt_id, key, score]], with the
-               source whose scale each score is on: sources
-    selected   the end of the pages: fingerprint of the sources, counts [[source, reason, rows]]
+    page       a part of the selection (the prompts that the sources hold now, in order): start (position of its first
+               prompt), rows [[prompt_id, source]]; and the completions provided with these prompts:
+               carried [[prompt_id, key, score]], sources (the name of each score's scale)
+    selected   the end of the selection's pages: fingerprint of the sources, counts [[source, reason, rows]]
     text       a text that other records name by digest: kind (principle, rubric, material, model), content
     call       one call to an endpoint, whatever its result
-    reserve    from here on the spend counted in a run stays below this ceiling: run, n (from 1; the highest of a run
-               is valid), usd. A run that ends in order lowers it to its counted spend; of a crashed run it counts
+    reserve    a ceiling of the spend counted in a run, written before the spend reaches it: run, n (from 1; the
+               highest of a run is valid), usd. If the run crashes, its ceiling counts as spent; a run that ends
+               normally lowers it to its counted spend
     retry      from here on, permanent failures are pending again (`--retry-failed`)
-    split      the threshold computed for a test size: asked, threshold
-    mended     this number of the damaged lines before it were recovered: lines
+    split      the share of prompts in the test split, computed for a test size: asked, threshold
+    mended     the number of damaged lines before this record that were recovered: lines
 
 A call holds: id, stage, key, prompt_id, endpoint, identity, n, started, seconds, verdict, kind, message, raw, usage,
 usd, sent, served, text, reasoning, finish; if usd is unknown, bound is the most it can be, if that is known. The id is
 the run's id, a hyphen and a number. If reasoning was cut out of the text, `said` holds [the content as received, the
-reasoning received apart from it]; `mark` is what looks like a reasoning tag (see core/reasoning.py). `item` holds what
-its stage needs besides:
+reasoning received in a separate field]; `mark` is text that looks like a reasoning tag (see core/reasoning.py). `item`
+holds what only calls of this stage have:
     completion: sample, seed, principle (digest), system
     judgement:  pass, request, rubric (digest), spec, material (digest or null), form, completions (keys in the order
                 shown), shown (text_id of each; without it, the texts as the completions' records hold them)
-A call written back from a store has in `item` what the store knew: nothing if the item never got a result.
+In a call written back from a set-aside store, `item` is empty if its completion or judgement never got a result.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -61,8 +62,8 @@ def carried(key: str, prompt_id: str, completion: ProvidedCompletion) -> Record:
 
 
 def page(start: int, rows: Iterable[tuple[str, str]], carried: Iterable[Sequence[Any]] = ()) -> Record:
-    """Build a page of the selection. `rows` are (prompt_id, source); `carried` are the provided completions as
-    (prompt_id, key, score), or with the source whose scale the score is on as a fourth value."""
+    """Build the record of a page of the selection. `rows` are (prompt_id, source). `carried` are the provided
+    completions as (prompt_id, key, score) or (prompt_id, key, score, name of the score's scale)."""
     provided = [list(row) for row in carried]
     sources = [row.pop() if len(row) > 3 else None for row in provided]
     return {
@@ -102,7 +103,7 @@ def mended(lines: int) -> Record:
 
 @dataclass(frozen=True, slots=True)
 class CallItem:
-    """The completion or judgement that a call is for, as the journal records it; `details` becomes `item`."""
+    """The completion or judgement that a call is for. `details` is the record's `item`, which depends on the stage."""
 
     stage: Stage
     key: str

@@ -21,17 +21,17 @@ from aif.store.run_queries import OUTDATED
 if TYPE_CHECKING:  # it loads numpy, 0.2 s of CPU, which `aif status` does not need
     from aif.pairing.pairs import PairPolicy
 
-# Reasons in table `intake` that count other things than rows left out.
+# Reasons in table `intake` that count something else than rows (see `PromptCounts`).
 SIDE_COUNTS = ("empty_completion", "rescored", "alike")
 
 
 @dataclass(frozen=True, slots=True)
 class ReasoningMarks:
-    """Completions of a model that contain what looks like reasoning tags, counted by `kind`, with an example.
+    """A count of a model's completions that contain what looks like reasoning tags, for one `kind`, with an example.
 
     `left`: a tag is still in the text. `cut`: reasoning was cut at a tag that the reply may only mention. `whole`: the
     text ends at max_tokens and may be all reasoning, since other completions of the model contain reasoning. An empty
-    `model` stands for prompts with a tag `left` in an earlier assistant turn. `example` is a piece of one, as received.
+    `model` stands for prompts with a tag `left` in an earlier assistant turn. `example` is an excerpt from one of them.
     """
 
     model: str
@@ -43,7 +43,7 @@ class ReasoningMarks:
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """The item counts of one model or judge, by state. `wanted` is their sum with those never requested."""
+    """Numbers of a model's completions or a judge's judgements, by state; `wanted` is the total of all states."""
 
     wanted: int
     answered: int
@@ -52,16 +52,16 @@ class Tally:
 
     @property
     def pending(self) -> int:
-        """Items never requested, and those to be retried."""
+        """The number of items that were never requested or will be retried."""
         return self.wanted - self.answered - self.failed
 
 
 @dataclass(frozen=True, slots=True)
 class ItemCounts:
-    """The counts of all items that the pipeline wants now, by model and judge (`tallies`), and of prompts.
+    """The number of items that the pipeline wants now, by stage and model or judge (`tallies`), and of prompts.
 
-    Judgements are counted as if every pending completion will be answered. `slots` is the number of prompts by planned
-    completions each; `complete` is the number of prompts with no item missing; `missing` groups the missing items.
+    Judgements are counted as if every pending completion will be answered. `slots` maps a number of planned completions
+    to the number of prompts that have it. `complete` counts the prompts without missing items; `missing` has these.
     """
 
     prompts: int
@@ -72,7 +72,7 @@ class ItemCounts:
 
     @property
     def completeness(self) -> float:
-        """The share of selected prompts, 0 to 1, with every planned completion and every wanted judgement."""
+        """The share (0 to 1) of selected prompts that have every planned completion and every wanted judgement."""
         return self.complete / self.prompts if self.prompts else 1.0
 
     def total(self, *stages: str) -> Tally:
@@ -83,18 +83,19 @@ class ItemCounts:
 
     @property
     def unplanned(self) -> int:
-        """The number of selected prompts without planned completions yet, and so without items."""
+        """The number of selected prompts for which no completions are planned yet."""
         return self.prompts - sum(self.slots.values())
 
 
 @dataclass(frozen=True, slots=True)
 class PromptCounts:
-    """Counts that account for every row read: `intake` by reason (selected, or why left out), and for every selected
-    prompt: `outcomes` (paired, or why not).
+    """The number of rows read by reason (`intake`: selected, or why left out), and of selected prompts by outcome
+    (`outcomes`: paired, or why not). Every row and every prompt is counted once.
 
     `pairs` is the number of pairs. `empty` counts provided completions without text, which were left out; `rescored`
-    scores that replaced another score, or none; `alike` prompts that differ from an earlier one only in spaces or
-    Unicode form; `unrated` completions left out of pairs because they have no rating.
+    scores that were ignored, since the same completion came earlier with another score or none; `alike` prompts that
+    differ from an earlier one only in spaces or Unicode form; `unrated` completions not paired since they have no
+    rating.
     """
 
     intake: dict[str, int]
@@ -113,8 +114,8 @@ class PromptCounts:
 
 @dataclass(frozen=True, slots=True)
 class UnratedJudgements:
-    """The number of a judge's judgements without ratings for one reason: `kind` of failure, or "not asked"; with the
-    error message of one as example."""
+    """The number (`items`) of a judge's judgements without ratings for one reason (`kind`): a kind of failure, or "not
+    asked". `example` is the error message of one of them."""
 
     endpoint: str
     kind: str
@@ -126,9 +127,10 @@ class ReportQueries(Queries):
     """Queries for summaries and reports."""
 
     def tallies(self, limit: int | None = None) -> dict[tuple[str, str], Tally]:
-        """Return the tallies by (stage, model or judge), for the prompts before position `limit`.
+        """Return the tallies by (stage, model or judge), for the prompts before position `limit`, or for all.
 
-        Stage `carried` is completions provided with prompts, by author. Judgements of pending completions count.
+        The stage `carried` has the completions provided with prompts, by author. Judgements are counted as if every
+        pending completion will be answered.
         """
         rows = self._rows(
             f"SELECT stage, endpoint, count(*), count(*) FILTER (state = 'answered'), "
@@ -138,7 +140,8 @@ class ReportQueries(Queries):
         return {(stage, endpoint): Tally(*counts) for stage, endpoint, *counts in rows}
 
     def item_counts(self) -> ItemCounts:
-        """Count all items. It takes 0.25 s of CPU for 64,000 prompts, twice that if items are missing."""
+        """Count all completions and judgements that the pipeline wants. It takes 0.25 s of CPU for 64,000 prompts,
+        twice that if items are missing."""
         prompts = self._rows("SELECT count(*) FROM selection")[0][0]
         slots = dict(
             self._rows(
@@ -165,7 +168,7 @@ class ReportQueries(Queries):
         )
 
     def permanent_failures(self) -> list[FailureGroup]:
-        """Return the permanently failed items by kind, most first."""
+        """Return the permanently failed items, grouped by model or judge and kind of failure, largest group first."""
         # the view takes 1 s for 1,000,000 items, even if none failed
         any_failed = self._rows("SELECT 1 FROM failed WHERE verdict = 'failed' LIMIT 1")
         return self._missing("verdict = 'failed'") if any_failed else []
@@ -178,8 +181,8 @@ class ReportQueries(Queries):
         return [FailureGroup(*row) for row in rows]
 
     def unknown_endings(self) -> list[tuple[str, int, str]]:
-        """Return (endpoint, replies, finish reason) for finish reasons that aif does not know. Such
-        completions count as cut at max_tokens; such judgements are parsed like any other."""
+        """Return (endpoint, number of replies, finish reason) for each finish reason that aif does not know. Such
+        completions count as truncated at max_tokens; such judgements are parsed like any other."""
         word = f"json_extract_string(served, '$.{UNKNOWN_FINISH}')"
         return self._rows(
             f"SELECT endpoint, count(*), {word} FROM calls WHERE verdict = 'answered' AND contains(served::VARCHAR, ?) "
@@ -204,15 +207,16 @@ class ReportQueries(Queries):
         ]
 
     def _beginning(self, key: str) -> str:
-        """Return the first 60 characters of a completion. (In the query above, 2,048 texts of 200 kB would be read.)"""
+        """Return the first 60 characters of a completion. (Selecting them in the query of `reasoning_marks` would read
+        2,048 texts of 200 kB.)"""
         rows = self._rows(
             "SELECT regexp_replace(left(text, 60), '\\s+', ' ', 'g') FROM completions WHERE key = ?", [key]
         )
         return str(rows[0][0])
 
     def outdated_judgements(self) -> list[tuple[str, int, int]]:
-        """Return (judge, judgements, estimated input tokens) for pending judgements of completions whose texts the
-        judge saw differently before."""
+        """Return (judge, number of judgements, estimated input tokens) for pending judgements of completions that the
+        judge has already judged with other texts."""
         if not self.get_mark("texts"):
             return []  # almost always: the query takes 0.25 s for 64,000 prompts
         return self._rows(
@@ -237,12 +241,12 @@ class ReportQueries(Queries):
         )
 
     def spent(self) -> Spent:
-        """Return the cost of all calls ever made, and the most that crashed runs may have cost besides."""
+        """Return the cost of all calls ever made, with the most that crashed runs may have spent on calls in flight."""
         (row,) = self._rows("SELECT known, unknown, unpriced FROM spent")
         return Spent(*row)
 
     def prompt_counts(self) -> PromptCounts:
-        """Count every row read and every selected prompt once, by outcome. Prompts without an outcome yet are
+        """Count the rows read by reason and the selected prompts by outcome. Prompts without an outcome yet are
         `pending`."""
         intake = dict(self._rows("SELECT reason, sum(rows)::BIGINT FROM intake GROUP BY reason ORDER BY reason"))
         side_counts = [intake.pop(name, 0) for name in SIDE_COUNTS]
@@ -259,7 +263,8 @@ class ReportQueries(Queries):
         return PromptCounts(intake, outcomes, pairs, *side_counts, *unrated[0])
 
     def replies_digest(self) -> tuple[int, int, int]:
-        """Return the number of calls, the number of judgements, and a hash of all ratings."""
+        """Return the number of calls, the number of judgements, and a hash of all ratings, for a digest that shows
+        whether an export is out of date."""
         (row,) = self._rows(
             "SELECT (SELECT count(*) FROM calls), count(*), coalesce(bit_xor(hash(key, ratings)), 0) FROM judgements"
         )
@@ -288,7 +293,7 @@ class ReportQueries(Queries):
         return self._query("FROM leaderboard")
 
     def score_agreement(self) -> list[dict[str, Any]]:
-        """Return the rows of view `score_agreement`: how far the scores of each two judges agree."""
+        """Return the rows of view `score_agreement`: for every two judges, how far their scores agree."""
         return self._query("FROM score_agreement")
 
     def spend(self) -> list[dict[str, Any]]:
@@ -316,8 +321,8 @@ class ReportQueries(Queries):
         return dict(self._rows("SELECT key, sha256(to_json(ratings)::VARCHAR) FROM judgements"))
 
     def unrated_judgements(self, limit: int) -> list[UnratedJudgements]:
-        """Count the judgements without ratings of the prompts before position `limit`, except those that wait for
-        completions."""
+        """Count the judgements without ratings of the prompts before position `limit`, by judge and reason. Judgements
+        whose completions are pending are left out."""
         rows = self._rows(
             "SELECT endpoint, coalesce(kind, 'not asked') AS kind, count(*) AS items, coalesce(min(message), '') "
             "AS example FROM items WHERE stage = 'judgement' AND state <> 'answered' AND NOT waits AND position < ? "
@@ -327,5 +332,5 @@ class ReportQueries(Queries):
         return [UnratedJudgements(*row) for row in rows]
 
     def journal_position(self) -> Position:
-        """Return the position in the journal up to which its records are in the store."""
+        """Return the position in the journal up to which the journal's records are in the store."""
         return Position(*self._rows('SELECT segment, "offset" FROM about')[0])

@@ -1,4 +1,4 @@
-"""Queries for pairing and datasets: ratings to score, pairs and completions with texts, prompts with all results."""
+"""Queries for pairing and datasets: mean ratings, pairs and scored completions with texts, prompts with all results."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ from aif.core.types import PROVIDED_JUDGE, Message, Rating, as_messages
 from aif.pairing.scores import RatingColumns
 from aif.store.reader import Reader
 
-# Completions that are scored and paired at a time, and pairs of them that a policy compares. 200,000 prompts with four
-# completions don't fit into 512 MB of DuckDB's memory; pairing them took 1,255 MB at once, and takes 825 MB by 200,000
-# completions and 747 MB by 100,000.
+# Completions that are scored and paired at a time, and pairs of them that are compared. 200,000 prompts with four
+# completions don't fit into 512 MB of DuckDB's memory; pairing them took 1,255 MB at once, and takes 825 MB in parts of
+# 200,000 completions and 747 MB in parts of 100,000.
 COMPLETIONS_AT_ONCE = 100_000
 PAIRS_AT_ONCE = 500_000
 
@@ -54,8 +54,8 @@ class ScoredCompletion:
 
 @dataclass(frozen=True, slots=True)
 class CompletionResult:
-    """A planned completion with its result. `text` and `finish` are None without an answer; `kind` says why, if it
-    failed. `principle` is a digest of the principle's text."""
+    """A planned completion and its result. `text` and `finish` are None unless it is answered; `kind` is the kind of
+    failure if it failed. `principle` is a digest of the principle's text."""
 
     key: str
     model: str
@@ -69,8 +69,8 @@ class CompletionResult:
 
 @dataclass(frozen=True, slots=True)
 class JudgementResult:
-    """A wanted judgement of some completions (`answers`, sorted keys) with its result. `key` is None if it was never
-    requested; `text` is the judge's reply, also an unparseable one; `shown` are the keys in the order shown."""
+    """A judgement that the pipeline wants, of the completions `answers` (sorted keys), and its result. `key` is None if
+    it was never requested; `text` is the judge's reply, even if unparseable; `shown` are keys in the order shown."""
 
     key: str | None
     judge: str
@@ -105,8 +105,8 @@ class ResultReader(Reader):
     """A `Reader` with the queries for pairing and datasets."""
 
     def unpaired_prompts(self) -> pa.Table:
-        """Return (prompt_id, outcome) of the prompts that can't be paired; outcome is pending, too_few_completions or
-        judgement_failed."""
+        """Return (prompt_id, outcome) of the prompts that can't be paired now. The outcome is pending,
+        too_few_completions or judgement_failed."""
         return self._arrow(
             """
             WITH judged AS (
@@ -128,10 +128,10 @@ class ResultReader(Reader):
         )
 
     def scores(self, aspects: Mapping[str, float], judges: Mapping[str, float]) -> RatingColumns:
-        """Return the mean rating of each completion of the prompts without pending judgements: a row for each
-        completion, a column for each judge and aspect. `aspects` and `judges` map names to weights.
+        """Return the mean ratings of completions: a row for each completion, a column for each judge and aspect.
+        Prompts with pending judgements are left out. `aspects` and `judges` map names to weights.
 
-        Ratings of a judge's passes are averaged; a rating is missing if any pass found the aspect not applicable.
+        The mean is over a judge's passes; it is missing if any pass found the aspect not applicable.
         """
         parts = list(self._rated(aspects, judges, all_pairs=False))
         return _scores(pa.concat_tables(parts), aspects, judges)
@@ -139,8 +139,8 @@ class ResultReader(Reader):
     def scores_in_parts(
         self, aspects: Mapping[str, float], judges: Mapping[str, float], all_pairs: bool
     ) -> Iterator[RatingColumns]:
-        """Yield what `scores` returns in parts of whole prompts: about 100,000 completions each, or with `all_pairs`
-        about 500,000 pairs of completions."""
+        """Yield the result of `scores` in parts, in order. A part has whole prompts with about 100,000 completions, or
+        with fewer if `all_pairs` is set and they form about 500,000 pairs."""
         return (_scores(part, aspects, judges) for part in self._rated(aspects, judges, all_pairs))
 
     def _rated(self, aspects: Iterable[str], judges: Iterable[str], all_pairs: bool) -> Iterator[pa.Table]:
@@ -155,8 +155,8 @@ class ResultReader(Reader):
             yield self._rated_between(columns, *((int(group[0]), int(group[-1])) if len(group) else (0, -1)))
 
     def _rated_between(self, columns: Sequence[tuple[str, str]], first: int, last: int) -> pa.Table:
-        """Return the completions of the prompts at positions `first` to `last`, with a column `mean0`, `mean1`, ... for
-        each judge and aspect."""
+        """Return the completions of the prompts at positions `first` to `last` with their mean ratings, in columns
+        `mean0`, `mean1`, ...: one for each (judge, aspect) in `columns`."""
         means = [_MEAN.format(n=n) for n in range(len(columns))]
         names = {
             f"{letter}{n}": name for n, pair in enumerate(columns) for letter, name in zip("ja", pair, strict=True)
@@ -202,7 +202,7 @@ class ResultReader(Reader):
     def pairs_with_texts(self, pairs: pa.Table, batch: int) -> Iterator[list[Pair]]:
         """Yield rows of `pair_keys` with their texts, at most `batch` at a time, in the table's order.
 
-        Texts are fetched by key, page by page: sorting 64,000 rows of 10 KB runs out of memory (see
+        Texts are fetched by key for each batch: sorting 64,000 rows of 10 KB runs out of memory (see
         `selected_prompts`).
         """
         for rows, messages, texts in self._with_texts(pairs, batch, "chosen", "rejected"):
@@ -219,8 +219,8 @@ class ResultReader(Reader):
             ]
 
     def _with_texts(self, table: pa.Table, batch: int, *columns: str) -> Iterator[_Page]:
-        """Yield pages of rows, with their prompts' messages by id, and by key the texts of the completions whose keys
-        are in these columns."""
+        """Yield the table's rows in pages. With each page come the messages of its prompts by prompt_id, and the texts
+        of its completions by key; `columns` are the table's columns of completion keys."""
         for start in range(0, table.num_rows, batch):
             for rows in self._pages(table.slice(start, batch).to_pylist(), columns):
                 messages = self._column("prompts", "messages", [row["prompt_id"] for row in rows])
@@ -236,7 +236,7 @@ class ResultReader(Reader):
 
     def scored_completions(self) -> pa.Table:
         """Return all completions with a score, ordered by prompt_id and slot: prompt_id, source, completion (key),
-        text_id, model, score, truncated, scale (the source of a provided score)."""
+        text_id, model, score, truncated, scale (the name of a provided score's scale)."""
         return self._arrow(
             "SELECT s.prompt_id, e.source, s.key AS completion, c.text_id, s.model, x.score, "
             "c.finish IS NOT DISTINCT FROM 'length' AS truncated, a.source AS scale "
@@ -259,7 +259,7 @@ class ResultReader(Reader):
             ]
 
     def selected_ids(self) -> pa.Table:
-        """Return (prompt_id, source) of all selected prompts not lost to damage, ordered by prompt_id."""
+        """Return (prompt_id, source) of all selected prompts with an undamaged record, ordered by prompt_id."""
         return self._arrow(
             "SELECT prompt_id, source FROM selection SEMI JOIN prompts USING (prompt_id) ORDER BY prompt_id"
         )
@@ -297,8 +297,8 @@ class ResultReader(Reader):
         return grouped
 
     def test_threshold(self, asked: int) -> float | None:
-        """Return the hash threshold of the test split, from 0 to 1, that was fixed when a test size of `asked` prompts
-        was first exported; None before."""
+        """Return the share of prompts (0 to 1) in the test split, as fixed by the first export with a test size of
+        `asked` prompts; None before such an export."""
         rows = self._rows("SELECT threshold FROM splits WHERE asked = ? ORDER BY rowid LIMIT 1", [asked])
         return float(rows[0][0]) if rows else None
 
@@ -328,7 +328,7 @@ LEFT JOIN scores x ON s.key = x.completion
 WHERE s.prompt_id IN (SELECT unnest(?)) ORDER BY s.prompt_id, s.slot
 """
 
-# A reply that could not be used is the judge's own only for these kinds; else it may be an error page.
+# A failed call's raw reply comes from the judge only for these kinds of failure; for others it may be an error page.
 _VERDICTS = """
 SELECT d.prompt_id, coalesce(d.judgement, f.key) AS key, d.judge, d.pass AS judge_pass, d.request, d.answers, d.state,
        f.kind, coalesce(j.text, f.raw) AS text, j.completions AS shown, j.ratings
@@ -357,7 +357,7 @@ def _judgement_result(row: Mapping[str, Any]) -> JudgementResult:
 
 
 def _columns(aspects: Iterable[str], judges: Iterable[str]) -> list[tuple[str, str]]:
-    """Return the columns of `RatingColumns` as (judge, aspect)."""
+    """Return the judge and aspect of each rating column of `RatingColumns`, in order."""
     return list(product(judges, aspects))
 
 

@@ -1,4 +1,4 @@
-"""Queries of a run: which prompts are selected, what is pending, and the texts that models and judges are sent."""
+"""Queries of a run: selected prompts, pending work, and the texts to send to models and judges."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -14,12 +14,12 @@ from aif.store.query import Queries
 if TYPE_CHECKING:  # it takes 0.2 s of CPU, which `aif status` does not need
     import pyarrow as pa
 
-LOST = "lost"  # stands for the unknown author of a completion that is missing
+LOST = "lost"  # the author's name for a provided completion whose record is lost
 
-# Prompts of a page have close positions: with the bounds, DuckDB skips most of a table.
+# The positions of a page are close to each other: given their bounds, DuckDB skips most of a table.
 _AMONG = "position IN (SELECT unnest($positions)) AND position BETWEEN $first AND $last"
 
-# Joins a needed judgement (d) with stored ones (o) of the same completions that were shown other texts of theirs.
+# Joins a needed but unanswered judgement (d) with the stored ones (o) of the same completions: these saw other texts.
 OUTDATED = (
     "o.prompt_id = d.prompt_id AND o.spec = d.spec AND o.identity = d.identity AND o.pass = d.pass "
     "AND o.answers = d.answers AND o.material IS NOT DISTINCT FROM d.material"
@@ -34,7 +34,7 @@ def _among(positions: Sequence[int]) -> dict[str, Any]:
 class PendingSlot:
     """A completion to request: its slot, its prompt, and the text of its principle, if any.
 
-    `seq` numbers the pending slots of a model, `position` is the prompt's in the selection. `slot.principle` is unset.
+    `seq` numbers the pending slots of a model; `position` is the prompt's in the selection. `slot.principle` is None.
     """
 
     seq: int
@@ -46,10 +46,10 @@ class PendingSlot:
 
 @dataclass(frozen=True, slots=True)
 class PendingJudgement:
-    """A judgement to request: the judge, its pass, the rubric's request, and the completions (sorted keys).
+    """A judgement to request: the judge, its pass, the rubric's request, and the completions (`answers`, sorted keys).
 
-    `spec` is a digest of the request's fixed part, `material` of the material shown. `outdated` means that the judge
-    already judged other texts of these completions.
+    `spec` is a digest of the request's fixed part, `material` a digest of the texts shown beside the conversation.
+    `outdated` means that the judge already judged these completions, but with other texts.
     """
 
     judge: str
@@ -66,7 +66,7 @@ class PendingJudgement:
 class JudgeablePrompt:
     """A prompt whose completions are final: their texts by key, and the judgements still pending (`needs`).
 
-    `seq` numbers judgeable prompts in the order in which they became so.
+    `seq` numbers such prompts, in the order in which their completions became final.
     """
 
     seq: int
@@ -81,33 +81,33 @@ class RunQueries(Queries):
     # --- reading the sources ------------------------------------------------------------------------------------------
 
     def known_prompts(self, ids: Sequence[str]) -> dict[str, tuple[str, str | None, int]]:
-        """Return meta (JSON), material (JSON or None) and number of messages by id, for those of `ids` that exist."""
+        """Return (meta in JSON, material in JSON or None, number of messages) by id, for the `ids` that are stored."""
         columns = [self._column("prompts", column, ids) for column in ("meta", "material", "len(messages)")]
         return {prompt_id: tuple(column[prompt_id] for column in columns) for prompt_id in columns[0]}
 
     def already_gathered(
         self, ids: Sequence[str], keys: Sequence[str]
     ) -> tuple[set[str], dict[str, tuple[float | None, str | None]]]:
-        """Return those of the prompt `ids` that are already in the selection being built, and those of the provided
-        completions' `keys`, each with its score and the source of the score."""
+        """Return which of the prompt `ids` and of the provided completions' `keys` are already in the selection that is
+        being built; completions with their score and the name of its scale."""
         prompts = self._rows("SELECT prompt_id FROM incoming WHERE prompt_id IN (SELECT unnest(?))", [list(ids)])
         query = "SELECT key, score, source FROM incoming_carried WHERE key IN (SELECT unnest(?))"
         return {row[0] for row in prompts}, {key: (*score,) for key, *score in self._rows(query, [list(keys)])}
 
     def provided_counts(self, ids: Sequence[str]) -> dict[str, int]:
-        """Return the number of provided completions by prompt id in the selection being built."""
+        """Return the number of provided completions by prompt id, in the selection that is being built."""
         query = (
             "SELECT prompt_id, count(*) FROM incoming_carried WHERE prompt_id IN (SELECT unnest(?)) GROUP BY prompt_id"
         )
         return dict(self._rows(query, [list(ids)]))
 
     def stored_completions(self, keys: Sequence[str]) -> set[str]:
-        """Return those of these completion keys that the store holds."""
+        """Return the subset of these completion keys that the store holds."""
         rows = self._rows("SELECT key FROM completions WHERE key IN (SELECT unnest(?))", [list(keys)])
         return {row[0] for row in rows}
 
     def stored_digests(self, kind: str, among: Sequence[str]) -> set[str]:
-        """Return those of these digests for which the store holds a text of this kind."""
+        """Return the subset of these digests for which the store holds a text of this kind."""
         query = "SELECT digest FROM texts WHERE kind = ? AND digest IN (SELECT unnest(?))"
         return {row[0] for row in self._rows(query, [kind, list(among)])}
 
@@ -124,7 +124,8 @@ class RunQueries(Queries):
             yield [(position, Prompt(id, as_messages(messages[id]), source)) for position, id, source, _ in page]
 
     def _selection_pages(self, batch: int, condition: str = "true") -> Iterator[list[tuple[int, str, str, int]]]:
-        """Yield pages of the selected prompts, in order, as (position, prompt id, source, size in bytes)."""
+        """Yield the selected prompts in pages of (position, prompt id, source, bytes), in order. `condition` is an SQL
+        condition on the prompt's row (`p`)."""
         count = self._rows("SELECT count(*) FROM selection")[0][0]
         for start in range(0, count, batch):
             rows = self._rows(
@@ -140,14 +141,14 @@ class RunQueries(Queries):
         return [row[0] for row in self._rows("SELECT prompt_id FROM selection WHERE position < ?", [limit])]
 
     def prompts_with_material(self, batch: int = 2000) -> Iterator[list[Prompt]]:
-        """Yield pages of the selected prompts that have material, without their messages."""
+        """Yield pages of the selected prompts that have texts for the judge (material), without their messages."""
         for page in self._selection_pages(batch, "p.material IS NOT NULL"):
             material = self._column("prompts", "material", [id for _, id, _, _ in page])
             yield [Prompt(id, (), "", material=orjson.loads(material[id])) for _, id, _, _ in page]
 
     def provided_completions(self, prompt_ids: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
-        """Return the completions provided with these prompts, in order, as (key, identity) by prompt id. The identity
-        of a completion whose record was damaged is that of the author `LOST`."""
+        """Return the completions provided with these prompts as (key, identity), in order, by prompt id. If the record
+        of a completion was damaged, its identity is made from the name `LOST`."""
         provided: dict[str, list[tuple[str, str]]] = {}
         for prompt_id, key, identity in self._rows(
             "SELECT a.prompt_id, a.key, coalesce(c.identity, ?) "
@@ -159,31 +160,30 @@ class RunQueries(Queries):
         return provided
 
     def provided_sizes(self) -> list[int]:
-        """Return the distinct numbers of completions that prompts came with, in order."""
+        """Return the numbers of provided completions that prompts have, each number once, in ascending order."""
         return [
             row[0] for row in self._rows("SELECT DISTINCT count(*) AS n FROM carried GROUP BY prompt_id ORDER BY n")
         ]
 
     def any_provided_score(self) -> bool:
-        """Return whether any provided completion has a score, or no completions were provided."""
+        """Return whether any provided completion has a score; also true if there are no provided completions."""
         return bool(self._rows("SELECT count(score) > 0 OR count(*) = 0 FROM carried")[0][0])
 
     def any_score_without_source(self) -> bool:
-        """Return whether the source of some provided score, and so its scale, is unknown: earlier versions stored
-        none."""
+        """Return whether the scale of some provided score is unknown, since an earlier version of aif stored it."""
         query = "SELECT count(*) > 0 FROM carried WHERE score IS NOT NULL AND source IS NULL"
         return bool(self._rows(query)[0][0])
 
     def judging_specs(self) -> set[JudgingSpec]:
-        """Return the judging requests last set by `Store.set_judging_specs`."""
+        """Return the judging requests that `Store.set_judging_specs` stored."""
         rows = self._rows("SELECT judge, identity, pass, request, listwise, n, least, spec, instead FROM specs")
         return {JudgingSpec(*row) for row in rows}
 
     # --- pending work -------------------------------------------------------------------------------------------------
 
     def pending_slots(self, model: str, after: int, limit: int) -> list[PendingSlot]:
-        """Return the model's next pending slots, numbered from `after` + 1: at most `limit`, fewer if their prompts are
-        long, none only at the end. `Store.list_pending` listed them at the run's start."""
+        """Return the model's pending slots with a `seq` above `after`: at most `limit`, and fewer if their prompts are
+        long. An empty list means that there are no more. `Store.list_pending` lists them when a run starts."""
         rows = self._rows(
             "SELECT t.seq, s.position, s.slot, s.key, s.identity, s.sample, s.seed, s.prompt_id, e.source, "
             "s.principle, p.bytes "
@@ -216,8 +216,8 @@ class RunQueries(Queries):
         return int(self._rows("SELECT coalesce(max(seq), 0) FROM ready")[0][0])
 
     def judgeable_prompts(self, after: int, limit: int) -> list[JudgeablePrompt]:
-        """Return the next judgeable prompts, numbered from `after` + 1: at most `limit`, fewer if their texts are long,
-        none only at the end."""
+        """Return the judgeable prompts with a `seq` above `after`: at most `limit`, and fewer if their texts are long.
+        An empty list means that there are no more."""
         rows = self._rows(
             "SELECT seq, position FROM ready WHERE seq > ? AND seq <= ? ORDER BY seq", [after, after + limit]
         )
@@ -243,20 +243,20 @@ class RunQueries(Queries):
         return self._completion_texts(self._completion_rows(positions))
 
     def _prompt_rows(self, positions: Sequence[int]) -> list[tuple[Any, ...]]:
-        """Return the selected prompts at these positions as (position, prompt id, source, size in bytes)."""
+        """Return (position, prompt id, source, bytes) of the selected prompts at these positions."""
         return self._rows(
             f"SELECT position, prompt_id, source, bytes FROM selection JOIN prompts USING (prompt_id) WHERE {_AMONG}",
             _among(positions),
         )
 
     def _completion_rows(self, positions: Sequence[int]) -> list[tuple[Any, ...]]:
-        """Return the stored planned completions of the prompts at these positions as (position, key, size in bytes)."""
+        """Return (position, key, bytes) of the answered completions of the prompts at these positions."""
         return self._rows(
             f"SELECT position, key, bytes FROM slots JOIN completions USING (key) WHERE {_AMONG}", _among(positions)
         )
 
     def _prompts(self, rows: Sequence[tuple[Any, ...]]) -> dict[int, Prompt]:
-        """Return the prompts of `_prompt_rows` with their material, by position."""
+        """Turn rows of `_prompt_rows` into prompts with their messages and material, by position."""
         prompts: dict[int, Prompt] = {}
         for page in batched(rows, lambda row: row[-1], KEYS_PER_QUERY):
             ids = [id for _, id, *_ in page]
@@ -267,7 +267,7 @@ class RunQueries(Queries):
         return prompts
 
     def _completion_texts(self, rows: Sequence[tuple[Any, ...]]) -> dict[int, dict[str, str]]:
-        """Return the texts of `_completion_rows` by position and key."""
+        """Return the texts of the completions in rows of `_completion_rows`, by position and key."""
         by_position: dict[int, dict[str, str]] = {}
         for page in batched(rows, lambda row: row[-1], KEYS_PER_QUERY):
             texts = self._column("completions", "text", [key for _, key, _ in page])
@@ -289,13 +289,12 @@ class RunQueries(Queries):
         return needs
 
     def judgeable_limit(self, prompts: int) -> int:
-        """Return the position just after the first `prompts` prompts that can be judged; 0 if none can."""
+        """Return the position after the last of the first `prompts` prompts that can be judged; 0 if none can."""
         first = "SELECT DISTINCT position FROM needed ORDER BY position LIMIT ?"
         return int(self._rows(f"SELECT coalesce(max(position) + 1, 0) FROM ({first})", [prompts])[0][0])
 
     def finished_judgements(self, keys: Sequence[str]) -> dict[str, tuple[bool, list[str] | None]]:
-        """Return, for those of these judgement keys that are final, whether each was answered (else it failed
-        permanently) and the text_ids it was shown."""
+        """Return (answered or not, text_ids shown) by key, for judgements that are answered or failed permanently."""
         rows = self._rows(
             "SELECT key, true, shown FROM judgements WHERE key IN (SELECT unnest($keys)) UNION ALL "
             "SELECT key, false, shown FROM failed WHERE key IN (SELECT unnest($keys)) AND verdict = 'failed'",
@@ -306,8 +305,8 @@ class RunQueries(Queries):
     # --- comparing with another store ---------------------------------------------------------------------------------
 
     def missing_rows(self, table: str, keys: str, rows: "pa.Table") -> list[int]:
-        """Return the numbers (column `row`) of those `rows` of another store's table whose key is not in this store's
-        `table`. `keys` names the key's columns. Rows with a NULL key are ignored."""
+        """Compare rows of another store with this store's `table`. Return the numbers (column `row`) of those whose
+        key, the columns `keys`, is not in the table; rows with a NULL in the key are ignored."""
         self._db.register("theirs", rows)
         missing = self._rows(
             f"SELECT row FROM theirs ANTI JOIN {table} USING ({keys}) WHERE ({keys}) IS NOT NULL ORDER BY row"

@@ -1,7 +1,7 @@
-"""Turn what a set-aside store holds, and the current store lacks, back into records for the journal.
+"""Turn rows that a set-aside store has and the current store lacks back into records for the journal.
 
-A store has everything of a call but: a judge's reasoning and finish reason, the text of a second answer to an item, and
-the `item` of a call whose item never got a result.
+The rows of a store hold everything of a call except a judge's reasoning and finish reason, the text of a second answer
+to an item, and the `item` of a call whose item never got a result.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ from aif.store.reader import Reader
 from aif.store.records import Record
 from aif.store.set_aside import SetAsideStore
 
-ROWS_AT_ONCE = 40  # prompts of 400,000 Chinese characters are 48 MB, and several times that while being converted
+ROWS_AT_ONCE = 40  # 40 prompts of 400,000 Chinese characters are 48 MB, and several times that while being converted
 PAGE = 2000  # prompts
 
 Row = dict[str, Any]
@@ -37,23 +37,23 @@ _USAGE = {"input": "input", "output": "output", "cached": "cached", "reasoning":
 
 
 def missing_records(old_store: SetAsideStore, reader: Reader, retried: bool = False) -> Iterator[list[Record]]:
-    """Yield batches of the records that the reader's store lacks.
+    """Yield batches of records of everything that the reader's store lacks.
 
-    Store each batch before taking the next: answers are searched after calls, some of whose rows may be damaged.
-    `retried` says that `--retry-failed` was used since the old store was last written.
+    Store each batch before taking the next: after the calls come answers whose call is still missing then, since its
+    row is damaged. `retried` says that `--retry-failed` was used since the old store was last written.
     """
     for name, (keys, record_of) in _SIMPLE_TABLES.items():
         for rows in _missing_rows(old_store, reader, name, keys, name, keys):
             yield [record_of(row) for row in rows]
     for rows in _missing_rows(old_store, reader, "calls", "id", "calls", "id"):
-        yield _calls(old_store, reader, rows, retried)
+        yield _call_records(old_store, reader, rows, retried)
     provided_key = "CASE WHEN call_id IS NULL THEN key END AS key"
     for rows in _missing_rows(old_store, reader, "completions", provided_key, "completions", "key"):
         yield [records.carried(row["key"], row["prompt_id"], _provided(row)) for row in rows]
-    # compared by their calls: with the current parser, an answer may be none
+    # compared by call: the current parser may find no answer in the same reply
     for stage in ("completion", "judgement"):
         for rows in _missing_rows(old_store, reader, f"{stage}s", "call_id AS id", "calls", "id"):
-            yield _calls_of(old_store, stage, rows)
+            yield _answer_records(old_store, stage, rows)
 
 
 def selection_records(old_store: SetAsideStore) -> Iterator[list[Record]]:
@@ -72,16 +72,14 @@ def selection_records(old_store: SetAsideStore) -> Iterator[list[Record]]:
 
 
 def _missing_rows(
-    old_store: SetAsideStore, reader: Reader, old_table: str, old_key: str, table: str, key: str
+    old_store: SetAsideStore, reader: Reader, name: str, columns: str, ours: str, keys: str
 ) -> Iterator[list[Row]]:
-    """Yield, in batches, the rows of `old_table` in the old store whose key is missing in the reader's `table`.
-
-    `old_key` and `key` name the columns of the key in each.
-    """
-    for rows in old_store.columns(old_table, old_key):
-        numbers = reader.missing_rows(table, key, rows)
-        for n in range(0, len(numbers), ROWS_AT_ONCE):
-            yield old_store.rows_at(old_table, numbers[n : n + ROWS_AT_ONCE])
+    """Yield the rows of the old store's table `name` whose key is not in the reader's table `ours`. `columns` is the
+    key in the old store (SQL), `keys` in the reader's table."""
+    for rows in old_store.columns(name, columns):
+        lacking = reader.missing_rows(ours, keys, rows)
+        for n in range(0, len(lacking), ROWS_AT_ONCE):
+            yield old_store.rows_at(name, lacking[n : n + ROWS_AT_ONCE])
 
 
 def _prompt(row: Row) -> Prompt:
@@ -93,8 +91,8 @@ def _provided(row: Row) -> ProvidedCompletion:
     return ProvidedCompletion(row["identity"].removeprefix(provided_identity("")), row["text"])
 
 
-def _calls(old_store: SetAsideStore, reader: Reader, rows: list[Row], retried: bool) -> list[Record]:
-    """Return the records of these calls, each with its answer, or with its item's state if it was the last call."""
+def _call_records(old_store: SetAsideStore, reader: Reader, rows: list[Row], retried: bool) -> list[Record]:
+    """Return the records of these calls, each with the fields of its answer, or of the failure that it caused."""
     ids, keys = [row["id"] for row in rows], [row["key"] for row in rows]
     answers = {
         row["call_id"]: row
@@ -102,14 +100,15 @@ def _calls(old_store: SetAsideStore, reader: Reader, rows: list[Row], retried: b
         for row in _matching(old_store.rows, name, "call_id", ids)
     }
     failures = _last_failures(old_store, reader, keys, retried)
-    return [_call(row, answers.get(row["id"]) or failures.get((row["key"], row["started"]), {})) for row in rows]
+    return [_call_record(row, answers.get(row["id"]) or failures.get((row["key"], row["started"]), {})) for row in rows]
 
 
 def _last_failures(
     old_store: SetAsideStore, reader: Reader, keys: list[str], retried: bool
 ) -> dict[tuple[str, datetime], Row]:
-    """Return the old store's rows of table `failed` for the items `keys`, by key and start of the last call. Items with
-    a failed call that only the reader's store has are left out, since that call is later."""
+    """Return the old store's rows of table `failed` for these items, by key and start of the item's last call. An item
+    is left out if its last failed call in the reader's store is later: one that the old store lacks. With `retried`,
+    the failures are not permanent any more."""
     ours = {(row["key"], row["started"]) for row in _matching(reader._query, "failed", "key", keys)}
     known = {
         (row["key"], row["started"]) for row in _matching(old_store.rows, "calls", "key", [key for key, _ in ours])
@@ -120,14 +119,14 @@ def _last_failures(
     return {(row["key"], row["started"]): row | changes for row in rows if row["key"] not in later}
 
 
-def _calls_of(old_store: SetAsideStore, stage: str, answers: list[Row]) -> list[Record]:
-    """Return the records of the calls of these answers. If a call's row can't be read, its record is made from the
-    answer alone, and its cost is unknown."""
+def _answer_records(old_store: SetAsideStore, stage: str, answers: list[Row]) -> list[Record]:
+    """Return the call record of each answer. If the call's row can't be read, the record is made from the answer alone,
+    and its cost is unknown."""
     calls = {
         row["id"]: row for row in _matching(old_store.rows, "calls", "id", [answer["call_id"] for answer in answers])
     }
     return [
-        _call(
+        _call_record(
             calls.get(answer["call_id"])
             or answer
             | {"id": answer["call_id"], "stage": stage, "endpoint": answer.get("judge"), "verdict": "answered"},
@@ -141,10 +140,10 @@ def _matching(query: Callable[[str, list[Any]], list[Row]], name: str, key: str,
     return query(f"SELECT * FROM {name} WHERE {key} IN (SELECT unnest(?))", [values]) if values else []
 
 
-def _call(row: Row, result: Row) -> Record:
+def _call_record(row: Row, result: Row) -> Record:
     """Build a call's record from its row and its answer's or failure's row (empty if it has none)."""
     item: Row = {name: result.get(name) for name in _ITEM[row["stage"]]} if result else {}
-    if "answers" in result:  # of a failed judgement the order is unknown
+    if "answers" in result:  # a failed judgement's row doesn't have the order shown
         item["completions"] = result.get("completions") or result["answers"]
         if result.get("shown"):
             shown = dict(zip(result["answers"], result["shown"], strict=True))

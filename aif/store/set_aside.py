@@ -1,5 +1,5 @@
-"""Stores that were set aside: renamed because they can't be used, and kept because they may hold records that the
-journal lacks. They are read as far as possible, then deleted."""
+"""Stores that were set aside: renamed because they can't be used, and not deleted at once because they may hold records
+that the journal lacks."""
 
 import os
 import re
@@ -17,14 +17,14 @@ from aif.store.query import Queries
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# DuckDB reads this many rows together or not at all. Trying rows one by one took 24 s for one damaged block.
+# If one row can't be read, DuckDB reads none of this many rows. Trying them one by one took 24 s for a damaged block.
 _ROWS_TOGETHER = 2048
 
 
 class SetAsideStore(Queries):
-    """A store that was set aside, of any version and with any damage. Queries return what can be read.
+    """A store that was set aside, of any version and with any damage. Queries return only what can be read.
 
-    `torn` is true once a query failed: part of the store can't be read.
+    `torn` becomes true when a query fails, since part of the store can't be read.
     """
 
     torn = False
@@ -48,8 +48,8 @@ class SetAsideStore(Queries):
         return table.to_pylist() if table is not None else []
 
     def columns(self, name: str, columns: str, page: int = 16_384) -> "Iterator[pa.Table]":
-        """Yield pages of a table's `columns` with the number of each row (`row`). Left out are damaged rows, and those
-        that DuckDB can only read together with them."""
+        """Yield a table's `columns` in pages, with the number of each row (`row`). Damaged rows are left out, with the
+        other rows that DuckDB can only read together with them."""
         for last in self.rows(f"SELECT max(rowid) AS last FROM {name}"):
             for start in range(0, (last["last"] or 0) + 1, page):
                 yield from self._columns_between(name, columns, start, start + page)
@@ -64,7 +64,7 @@ class SetAsideStore(Queries):
             yield from self._columns_between(name, columns, half, end)
 
     def rows_at(self, name: str, numbers: list[int]) -> list[dict[str, Any]]:
-        """Return whole rows of a table by their numbers, in order, without those that can't be read."""
+        """Return the rows of a table with these numbers, with all columns, in order. Unreadable rows are left out."""
         first, last = min(numbers), max(numbers)
         query = (
             f"SELECT * FROM {name} WHERE rowid IN (SELECT unnest($n)) AND rowid BETWEEN $first AND $last ORDER BY rowid"
@@ -85,19 +85,16 @@ def store_files(path: Path) -> tuple[Path, Path]:
 
 
 def free_path(path: Path, suffix: str) -> Path:
-    """Return an unused path for the file under another suffix, with a number if needed; its log's path is unused
-    too."""
+    """Return `path` with another suffix, and with a number if needed, such that neither this path nor that of its
+    write-ahead log exists."""
     name = re.sub(r"\.aside\d*$", "", path.name) + suffix
     paths = (path.with_name(f"{name}{n or ''}") for n in chain([0], count(2)))
     return next(path for path in paths if not any(map(os.path.lexists, store_files(path))))
 
 
 def set_aside(path: Path, suffix: str = ".aside") -> Path:
-    """Rename a store and its write-ahead log to unused paths, since they may hold records that the journal lacks.
-
-    Return the store's new path. The log is renamed first: if the process is killed before it renames the store,
-    `restore_log` finds the log by its name.
-    """
+    """Rename a store and its write-ahead log to unused paths, since they may hold records that nothing else has; return
+    the new path. The log is renamed first: after a kill in between, its name shows which store it belongs to."""
     renames = planned_renames(path, suffix)
     for file, new_path in renames:
         if os.path.lexists(file):
@@ -119,15 +116,13 @@ def restore_log(path: Path) -> None:
 
 
 def asides(path: Path, end: str = "") -> list[Path]:
-    """Return the stores (or with `end` ".wal", the logs) that were set aside from this path and not yet deleted."""
+    """Return the stores set aside from this path that still exist, or with `end` ".wal" their write-ahead logs."""
     name = re.compile(re.escape(path.name + ".aside") + r"\d*" + re.escape(end))
     return sorted(file for file in path.parent.iterdir() if name.fullmatch(file.name))
 
 
 def delete_aside(path: Path) -> None:
-    """Delete a store that was set aside, once the journal holds all its records.
-
-    The log is deleted first: `restore_log` would give a log without its store to the current store.
-    """
+    """Delete a set-aside store whose records are all in the journal. Its write-ahead log is deleted first: a log that
+    is left alone would be restored by `restore_log`."""
     for name in reversed(store_files(path)):
         name.unlink(missing_ok=True)
