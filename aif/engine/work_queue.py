@@ -52,7 +52,7 @@ class QueueItem(Generic[T]):
     @property
     def size(self) -> int:
         """Number of items: this one and those in `then`."""
-        return 1 + len(self.then)
+        return 1 + len(self.following)
 
 
 class WorkQueue(asyncio.Queue["QueueItem[T] | None"]):
