@@ -32,8 +32,8 @@ class QueueItem(Generic[T]):
     """One completion or judgement in the queue. `make` builds its job when it is sent: building a page of requests at
     once would stall all calls.
 
-    `then` builds the items to send after it, one by one (judgements with the same prefix). `caller` and `course` hold
-    its failures so far, for the concurrency limiter and for retries.
+    `following` builds the items to send after it, one by one (judgements with the same prefix). `history` and
+    `retry_state` hold its failures so far, for the concurrency limiter and for retries.
     """
 
     make: Callable[[], T]
@@ -51,7 +51,7 @@ class QueueItem(Generic[T]):
 
     @property
     def size(self) -> int:
-        """Number of items: this one and those in `then`."""
+        """Number of items: this one and those in `following`."""
         return 1 + len(self.following)
 
 
@@ -164,7 +164,7 @@ class WorkQueue(asyncio.Queue["QueueItem[T] | None"]):
         return QueueItem(item.following[0], item.following[1:]) if item.following else None
 
     def drop(self, item: QueueItem[T]) -> None:
-        """Remove an item, and those in its `then`, without sending them."""
+        """Remove an item, and those in its `following`, without sending them."""
         self._count(-item.size)
         self._notify_room()
 
