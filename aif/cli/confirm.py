@@ -46,10 +46,7 @@ def confirm_trial(cost: str, *, free: bool, yes: bool) -> bool:
         return True
     if not sys.stdin.isatty():
         raise BadInput("no terminal to confirm the cost; pass --yes")
-    try:
-        return typer.confirm("Continue?", err=True)
-    except typer.Abort:
-        return False
+    return _confirmed("Continue?", err=True)
 
 
 def confirm_upload(question: str, *, yes: bool) -> bool:
@@ -58,7 +55,15 @@ def confirm_upload(question: str, *, yes: bool) -> bool:
         return True
     if not sys.stdin.isatty():
         raise BadInput("nothing was sent: no terminal to confirm the upload; pass --yes")
-    return typer.confirm(f"\n{question}")
+    return _confirmed(f"\n{question}")
+
+
+def _confirmed(question: str, *, err: bool = False) -> bool:
+    try:
+        return typer.confirm(question, err=err)
+    except typer.Abort:  # Ctrl-C or the end of the input
+        print_message("")
+        return False
 
 
 def _is_interactive() -> bool:
@@ -66,13 +71,12 @@ def _is_interactive() -> bool:
 
 
 def _ask_to_start() -> None:
-    """Raise NotStarted unless the answer is yes; at Ctrl-C, end the line and raise KeyboardInterrupt."""
+    """Raise NotStarted unless the answer is yes; KeyboardInterrupt says the same at Ctrl-C."""
     try:
         answer = err.input("Continue? [y/N] ", markup=False)
     except EOFError:
         answer = ""
     except KeyboardInterrupt:
-        err.print("\nnot started; no model was called")
-        raise
+        raise KeyboardInterrupt("not started; no model was called") from None
     if answer.strip().lower() not in ("y", "yes"):
         raise NotStarted("not started; no model was called. --yes skips this question, --limit N runs fewer prompts")

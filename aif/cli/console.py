@@ -55,6 +55,12 @@ def print_text(console: Console, text: str, style: str = "", *, label: str = "",
         console.print(line, soft_wrap=True)
 
 
+def can_redraw(console: Console) -> bool:
+    """Return whether lines can be drawn over: not in a dumb terminal, nor in a file or CI log, which rich takes for a
+    terminal if FORCE_COLOR is set."""
+    return console.is_interactive and console.file.isatty()
+
+
 def print_message(text: str) -> None:
     """Print a message to standard error."""
     print_text(err, text)

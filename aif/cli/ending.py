@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from aif.cli.console import print_message
+from aif.cli.views.grouping import grouped
 from aif.core.errors import BudgetReached, Exit, ProviderRefused
 
 if TYPE_CHECKING:
@@ -43,7 +44,10 @@ def exit_if_cut_short(command: str, calling: "CallingResult") -> None:
             raise BudgetReached(message)
         print_message(message)
     if calling.refused:
-        causes = "\n".join(f"  {name}: {cause}" for name, cause in calling.refused.items())
+        causes = "\n".join(
+            f"  {', '.join(names)}: {'for example: ' if len(names) > 1 else ''}{cause}"
+            for cause, names in grouped(calling.refused.items()).items()
+        )
         raise ProviderRefused(f"stopped; fix this and rerun `{command}`:\n{causes}")
     if calling.stopped:
         print_message(f"stopped; all answers are stored; `{command}` resumes")

@@ -39,9 +39,10 @@ class _Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would end Python's shutdown with a traceback
-            print_message("\naif: interrupted; nothing stored was lost, and the same command resumes")
+            happened = str(interrupt) or "interrupted; nothing stored was lost, and the same command resumes"
+            print_message(f"\naif: {happened}")
             raise typer.Exit(Exit.INTERRUPTED) from None
 
 

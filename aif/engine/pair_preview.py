@@ -27,8 +27,11 @@ class PairPreview:
 def preview(pipeline: Pipeline, reader: ResultReader) -> PairPreview:
     """Return the pairs that the pipeline's policy would make of the store's ratings. Writes nothing.
 
-    Raises BadInput if the store was last updated with a pipeline that differs in more than `pairs` and judges' weights.
+    Raises BadInput if the store has no prompts, or was last updated with a pipeline that differs in more than `pairs`
+    and judges' weights.
     """
+    if reader.get_mark("sources") is None:
+        raise BadInput(f"the store has no prompts yet; `aif run {pipeline.path}` reads them first")
     rubric = rubric_of(pipeline)
     if not is_prepared(pipeline, rubric, reader):
         raise BadInput(

@@ -214,7 +214,7 @@ def _signals(orchestrator: Orchestrator, display: Display, stop: StopRequest) ->
         interrupted = True
         finish()
         in_flight = sum(endpoint.in_flight for endpoint in orchestrator.endpoints)
-        display.print_line(f"stopping: waiting for {counted(in_flight, 'call')} in flight (again to leave at once)")
+        display.print_line(f"stopping: waiting for {counted(in_flight, 'call')} in flight (Ctrl-C again stops at once)")
 
     handlers = {signal.SIGINT: interrupt, signal.SIGTERM: interrupt, signal.SIGHUP: finish}
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # by nohup

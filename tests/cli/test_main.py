@@ -269,6 +269,21 @@ def test_policies_are_compared_over_the_ratings_there_are(
     assert served.stats()["calls"] == calls
 
 
+def test_without_prompts_pairs_names_the_command_that_reads_them(
+    typed: Typed, tmp_path: Path, serve: Callable[..., Served]
+) -> None:
+    path = write(tmp_path, serve(), count=1)
+    prompts = tmp_path / "prompts.jsonl"
+    rows = prompts.read_text()
+    prompts.write_text("")
+    assert typed("run", path)[0] == Exit.BAD_INPUT
+    code, _, err = typed("pairs", path)
+    assert code == Exit.BAD_INPUT
+    assert f"the store has no prompts yet; `aif run {path}` reads them first" in err
+    prompts.write_text(rows)
+    assert typed("run", path)[0] == Exit.DONE
+
+
 def test_several_pairs_and_judges_are_told(typed: Typed, tmp_path: Path, serve: Callable[..., Served]) -> None:
     served = serve(cast=SimulatedModels(POOL, {"judge": 0.0, "wild": 0.9}))
     judge = {"provider": "openai", "base_url": served.base_url}

@@ -177,6 +177,9 @@ def test_a_torn_file_is_ignored(tmp_path: Path, torn: str) -> None:
 class Closed(io.StringIO):
     """The output of a terminal that was closed."""
 
+    def isatty(self) -> bool:
+        return True
+
     def write(self, _: str) -> int:
         raise OSError(errno.EIO, "Input/output error")
 
@@ -224,13 +227,52 @@ def test_long_names_and_messages_leave_room_for_the_figures(clock: Clock, width:
     lines = console.export_text().splitlines()
 
     heads = ("done", "per s", "in flight", "failed", "USD", *(("in", "out") if width == 140 else ()))
-    assert all(f" {head} " in lines[2] for head in heads)
+    assert all(f" {head} " in lines[3] for head in heads)
     assert lines[0].startswith(" 0 of 128,000 (0.0%) ")
     assert lines[0].rstrip().endswith(" elapsed 0:00, ETA ?")
     assert "────────" in next(line for line in lines if "0/64,000" in line), "bars also at 80 columns"
     assert sum("0/64,000" in line for line in lines) == 2
-    assert lines[-1].startswith(" judge: refused: HTTP 401: what the provider")
+    assert lines[2].startswith(" judge: refused: HTTP 401: what the provider"), "above what a low terminal cuts off"
     assert all(len(line) <= width for line in lines)
+
+
+@pytest.mark.parametrize("width", [60, 40, 30])
+def test_a_narrow_terminal_shows_names_and_drops_figures(clock: Clock, width: int) -> None:
+    names = [f"model-{n:02}" for n in range(12)]
+    endpoints = [endpoint(name, "completion") for name in names]
+    tracker = ProgressTracker(endpoints, {("completion", name): Tally(900, 0, 0, 0) for name in names}, clock=clock)
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(progress_table(tracker.snapshot(), width))
+    text = console.export_text()
+
+    assert all(name in text for name in names)
+    assert "0/900" in text
+    assert "…" not in text
+    assert ("in flight" in text) == (width == 60)
+
+
+class Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("file", "environ", "live"),
+    [
+        (Screen(), {"TERM": "xterm"}, True),
+        (Screen(), {"TERM": "dumb"}, False),
+        (io.StringIO(), {"TERM": "xterm", "FORCE_COLOR": "1"}, False),
+    ],
+)
+def test_progress_is_redrawn_only_where_lines_can_be(
+    tracker: ProgressTracker, file: io.StringIO, environ: dict[str, str], live: bool
+) -> None:
+    terminal = Terminal(Console(file=file, highlight=False, _environ=environ))
+    with terminal.drawing() as draw:
+        draw(tracker.snapshot())
+    assert ("\x1b[?25l" in file.getvalue()) == live
+    assert ("elapsed 0:00, ETA ? · 20 of 200 (10.0%) ·" in file.getvalue()) != live
+    assert (terminal.every_s < 1) == live
 
 
 def test_control_characters_in_messages_are_not_printed() -> None:

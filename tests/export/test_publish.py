@@ -247,7 +247,7 @@ def test_without_a_terminal_nothing_is_sent_without_yes(desk: Desk) -> None:
     assert desk.hub.writes() == []
 
 
-@pytest.mark.parametrize(("answer", "code"), [("n", Exit.INTERRUPTED), ("y", Exit.DONE)])
+@pytest.mark.parametrize(("answer", "code"), [("n", Exit.INTERRUPTED), ("\x04", Exit.INTERRUPTED), ("y", Exit.DONE)])
 def test_at_a_terminal_it_asks(desk: Desk, answer: str, code: Exit) -> None:
     keyboard, terminal = os.openpty()
     with os.fdopen(keyboard, "w") as keys, os.fdopen(terminal) as stdin:
@@ -257,7 +257,7 @@ def test_at_a_terminal_it_asks(desk: Desk, answer: str, code: Exit) -> None:
         said, _ = process.communicate(timeout=60)
     assert process.returncode == code, said
     assert re.search(r"Send 7 files \([\d.]+ [kM]B\), in one commit to the private dataset team/pairs\?", said)
-    assert (desk.hub.writes() == []) == (answer == "n")
+    assert (desk.hub.writes() == []) == (answer != "y")
 
 
 RUN = Manifest(

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from aif.cli.console import print_text
+from aif.cli.views.grouping import Name
 from aif.core import formatting
 from aif.core.formatting import counted, describe_spending, dollars
 from aif.engine.estimate import Estimate, EstimateLine, Span, overflow_text
@@ -86,8 +86,7 @@ def _table(estimate: Estimate, wide: bool) -> Table:
 
     for line in estimate.lines:
         cells = figures(line, _dollars(line.usd), line.at_least) if line.calls else ()
-        label = Text(line.name, "cyan", no_wrap=True, overflow="ellipsis")
-        grid.add_row(label, f"{line.calls:,}", f"{line.stored:,}", *cells)
+        grid.add_row(Name(line.name, "cyan"), f"{line.calls:,}", f"{line.stored:,}", *cells)
     usd = f"{'≥ ' if estimate.unpriced else ''}{_dollars(estimate.usd)}"
     cells = figures(estimate, usd, estimate.at_least)
     grid.add_row("all", f"{estimate.calls:,}", f"{estimate.stored:,}", *cells, style="bold")

@@ -2,6 +2,14 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from rich.cells import cell_len, set_cell_size
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
+from rich.text import Text
+
+from aif.core.formatting import escape_controls
 
 SHOWN_NAMES = 2
 NAME_WIDTH = 24
@@ -19,7 +27,10 @@ def grouped(messages: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
     groups: dict[str, tuple[str, list[str]]] = {}
     for name, message in messages:
         groups.setdefault(pattern(message, name), (message, []))[1].append(name)
-    return dict(groups.values())
+    merged: dict[str, list[str]] = {}  # a name that is a word of the message makes a pattern of its own
+    for message, names in groups.values():
+        merged.setdefault(message, []).extend(names)
+    return merged
 
 
 def few(names: Sequence[str]) -> str:
@@ -28,5 +39,29 @@ def few(names: Sequence[str]) -> str:
     return f"{shown} and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else shown
 
 
-def shortened(name: str) -> str:
-    return name if len(name) <= NAME_WIDTH else f"{name[: NAME_WIDTH - 1]}…"
+def shortened(name: str, width: int = NAME_WIDTH) -> str:
+    """Cut a name to `width` columns: first its organization, then its middle, since similar names often differ at the
+    end: `…/Mistral-7B-In…ct-v0.2`."""
+    if cell_len(name) <= width:
+        return name
+    _, slash, model = name.rpartition("/")
+    short = f"…/{model}" if slash and model else name
+    if cell_len(short) <= width:
+        return short
+    first = 2 * width // 3
+    start, end = set_cell_size(short, first), set_cell_size(short[::-1], max(0, width - first - 1))[::-1]
+    return f"{start.strip()}…{end.strip()}"
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """The name of an endpoint in a column of a table, shortened where the column is narrower."""
+
+    text: str
+    style: str
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield Text(shortened(escape_controls(self.text), options.max_width), self.style, no_wrap=True, overflow="crop")
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(1, cell_len(escape_controls(self.text)))

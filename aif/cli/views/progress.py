@@ -3,19 +3,21 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from aif.cli.console import print_text
-from aif.cli.views.grouping import few, grouped
+from aif.cli.console import can_redraw, print_text
+from aif.cli.views.grouping import Name, few, grouped
 from aif.core.formatting import compact, describe_spending, dollars, duration
 from aif.engine.progress import EndpointState, Snapshot
 
 LINE_EVERY_S = 10.0
-WIDE = 100  # columns from which tokens are shown for each model; below, only their sum
+BARS_FROM = 72  # columns from which each model has a bar
+# A figure -> the columns from which it is shown for each model, so that names stay readable in a narrow terminal.
+FIGURES_FROM = {"done": 0, "per s": BARS_FROM, "in flight": 50, "failed": 0, "in": 100, "out": 100, "USD": 50}
 REFRESH_PER_S = 4
 
 
@@ -36,32 +38,36 @@ def progress_line(snapshot: Snapshot) -> str:
 
 
 def progress_table(snapshot: Snapshot, width: int) -> Group:
-    """Return a snapshot as a table of `width` columns: the whole run first, then a row for each model and judge, then
-    what they do instead of answering."""
-    wide = width >= WIDE
+    """Return a snapshot as a table of `width` columns: the whole run first, then what models and judges do instead of
+    answering, then a row for each. What doesn't fit the terminal's height is cut at the end."""
     grid = Table(box=None, padding=(0, 1))
-    heads = ("", "", "done", "per s", "in flight", "failed", *(("in", "out") if wide else ()), "USD")
+    shown = [head for head, columns in FIGURES_FROM.items() if width >= columns]
+    heads = ("", *[""] * (width >= BARS_FROM), *shown)
     for n, head in enumerate(heads):
         # only the names may be narrowed
-        grid.add_column(head, justify="left" if n < 2 else "right", no_wrap=n > 0)
+        grid.add_column(head, justify="left" if not head else "right", no_wrap=n > 0)
     for state in snapshot.lines:
-        grid.add_row(
-            Text(state.name, "cyan" if state.stage == "completion" else "magenta", no_wrap=True, overflow="ellipsis"),
-            _bar(_ended(state), state.wanted, 16 if width >= 120 else 8),
-            f"{state.answered:,}/{state.wanted:,}",
-            f"{state.rate:.1f}",
-            str(state.in_flight),
-            Text(f"{_failed(state):,}", style="red" if _failed(state) else "dim"),
-            *((compact(state.input_tokens), compact(state.output_tokens)) if wide else ()),
-            dollars(state.usd),
-        )
+        figures: dict[str, str | Text] = {
+            "done": f"{state.answered:,}/{state.wanted:,}",
+            "per s": f"{state.rate:.1f}",
+            "in flight": str(state.in_flight),
+            "failed": Text(f"{_failed(state):,}", style="red" if _failed(state) else "dim"),
+            "in": compact(state.input_tokens),
+            "out": compact(state.output_tokens),
+            "USD": dollars(state.usd),
+        }
+        bar = [_bar(_ended(state), state.wanted, 16 if width >= 120 else 8)] if width >= BARS_FROM else []
+        name = Name(state.name, "cyan" if state.stage == "completion" else "magenta")
+        grid.add_row(name, *bar, *(figures[head] for head in shown))
     spend = Padding(Text(_spend(snapshot), "dim"), (0, 1))
-    return Group(_overall_row(snapshot, width), spend, grid, *_notes(snapshot))
+    return Group(_overall_row(snapshot, width), spend, *_notes(snapshot), grid)
 
 
-def _overall_row(snapshot: Snapshot, width: int) -> Table:
+def _overall_row(snapshot: Snapshot, width: int) -> RenderableType:
     states, overall, times = snapshot.lines, _overall(snapshot), _times(snapshot)
-    bar_width = max(8, min(40, width - len(overall) - len(times) - 6))
+    bar_width = min(40, width - len(overall) - len(times) - 6)
+    if bar_width < 8:
+        return Padding(Text.assemble((overall, "bold"), f", {times}"), (0, 1))
     row = Table.grid(padding=(0, 1))
     bar = _bar(sum(map(_ended, states)), sum(state.wanted for state in states), bar_width)
     row.add_row("", Text(overall, "bold"), bar, Text(times))
@@ -69,7 +75,7 @@ def _overall_row(snapshot: Snapshot, width: int) -> Table:
 
 
 def _notes(snapshot: Snapshot) -> Iterator[Text]:
-    """What endpoints do instead of answering, below the table, so that a long message narrows no column."""
+    """What endpoints do instead of answering, outside the table, so that a long message narrows no column."""
     refusals = grouped((state.name, state.refused) for state in snapshot.lines if state.refused)
     for activity, names in _activities(snapshot).items():
         yield Text(f" {few(names)}: {activity}", "yellow", no_wrap=True, overflow="ellipsis")
@@ -123,7 +129,8 @@ class Terminal:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self.every_s = 1 / REFRESH_PER_S if console.is_terminal else LINE_EVERY_S
+        self._live = can_redraw(console)
+        self.every_s = 1 / REFRESH_PER_S if self._live else LINE_EVERY_S
 
     def print_line(self, words: str) -> None:
         """Print a line of text."""
@@ -132,7 +139,7 @@ class Terminal:
     @contextmanager
     def drawing(self) -> Iterator[Callable[[Snapshot], None]]:
         """Yield a function that draws a snapshot: over the last one in a terminal, else as a new line."""
-        if not self._console.is_terminal:
+        if not self._live:
             yield lambda snapshot: self._console.print(progress_line(snapshot), soft_wrap=True, markup=False)
             return
         with Live(console=self._console, refresh_per_second=REFRESH_PER_S, transient=True) as live:

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from aif.cli.console import print_text
 from aif.cli.views.failures import print_failures
+from aif.cli.views.grouping import Name, shortened
 from aif.core.formatting import counted, describe_spending, dollars, escape_controls, plural
 from aif.engine.outcome_text import (
     OUTCOME_TEXTS,
@@ -72,7 +73,7 @@ def _print_results(
         print_leaderboard(console, leaderboard)
     agreement = reader.score_agreement()
     if agreement:
-        console.print(_agreement(agreement))
+        console.print(_agreement(agreement, console.width))
         disputed = f"{reader.disputed_pairs():,} of {counted(prompts.pairs, 'pair')}"
         print_text(console, f"{disputed}: at least one judge prefers the rejected answer")
     for judge, n in reader.judged_singly().items():
@@ -142,30 +143,27 @@ def _leaderboard(rows: list[dict[str, Any]], aspects: list[str], wide: bool, sid
         name = f"{row['model']} (carried)" if row["carried"] else row["model"]
         rated = (_number(means.get(aspect)) for aspect in aspects)
         if not sides:
-            grid.add_row(_named(name), *rated)
+            grid.add_row(Name(name, "cyan"), *rated)
             continue
         grid.add_row(
-            _named(name), f"{row['completions']:,}{cut}", _number(row["mean_score"]), *rated,
+            Name(name, "cyan"), f"{row['completions']:,}{cut}", _number(row["mean_score"]), *rated,
             f"{row['chosen'] or 0:,}", f"{row['rejected'] or 0:,}", _number(row["mean_tokens"], 0),
         )  # fmt: skip
     return grid
 
 
-def _named(name: str) -> Text:
-    """Return a name for a table cell that is cut with … in a narrow column, not wrapped."""
-    return Text(escape_controls(name), "cyan", no_wrap=True, overflow="ellipsis")
-
-
-def _agreement(rows: list[dict[str, Any]]) -> Table:
+def _agreement(rows: list[dict[str, Any]], width: int) -> Table:
     grid = _grid("\nJudges, by their scores")
     grid.add_column("")
-    for name in ("completions", "mean difference", "correlation"):
+    heads = ("completions", "mean difference", "correlation")
+    for name in heads:
         grid.add_column(name, justify="right", no_wrap=True)
+    room = (width - sum(len(head) + 2 for head in heads) - 4) // 2
     for row in rows:
+        names = ", ".join(shortened(escape_controls(row[judge]), room) for judge in ("judge", "other"))
         grid.add_row(
-            _named(f"{row['judge']}, {row['other']}"), f"{row['completions']:,}",
-            _number(row["difference"]), _number(row["correlation"]),
-        )  # fmt: skip
+            Text(names, "cyan"), f"{row['completions']:,}", _number(row["difference"]), _number(row["correlation"])
+        )
     return grid
 
 
@@ -184,7 +182,7 @@ def _spend(rows: list[dict[str, Any]]) -> Table:
         parts += [f"{counted(row['unpriced'], 'call')} unknown"] if row["unpriced"] and parts else []
         usd = " + ".join(parts) or "unknown"
         grid.add_row(
-            _named(row["endpoint"]), f"{row['calls']:,}",
+            Name(row["endpoint"], "cyan"), f"{row['calls']:,}",
             *(f"{row[name] or 0:,}" for name in ("input_tokens", "cached_tokens", "output_tokens")), usd,
         )  # fmt: skip
     return grid
@@ -196,7 +194,7 @@ def print_items(console: Console, balance: ItemCounts) -> None:
     for name in ("", "", "wanted", "answered", "failed", "pending"):
         grid.add_column(name, justify="right" if name else "left")
     for (stage, name), tally in balance.tallies.items():
-        grid.add_row(_named(name), STAGE_NAMES[stage], *(f"{n:,}" for n in tally_counts(tally)))
+        grid.add_row(Name(name, "cyan"), STAGE_NAMES[stage], *(f"{n:,}" for n in tally_counts(tally)))
     console.print(grid)
 
 

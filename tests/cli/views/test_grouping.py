@@ -2,10 +2,12 @@
 
 import io
 
+from rich.cells import cell_len
 from rich.console import Console
+from rich.table import Table
 
 from aif.cli.views.failures import group_failures, print_failures
-from aif.cli.views.grouping import few, grouped, pattern
+from aif.cli.views.grouping import Name, few, grouped, pattern, shortened
 from aif.core.types import FailureGroup
 
 NAMES = [f"model-{n}" for n in range(12)]
@@ -25,11 +27,32 @@ def test_names_are_few_and_short() -> None:
     assert few(["a"]) == "a"
     assert few(["a", "b"]) == "a, b"
     assert few(NAMES) == "model-0, model-1 and 10 more"
-    assert few(["meta-llama/Llama-3.3-70B-Instruct-Turbo"]) == "meta-llama/Llama-3.3-70…"
+    assert few(["meta-llama/Llama-3.3-70B-Instruct-Turbo"]) == "…/Llama-3.3-70B-…t-Turbo"
     assert grouped([("a", "asks again in 1 s"), ("b", "starting"), ("c", "asks again in 2 s")]) == {
         "asks again in 1 s": ["a", "c"],
         "starting": ["b"],
     }
+
+
+def test_a_name_that_is_a_word_of_the_message_is_kept() -> None:
+    alike = [("large", "no key for this model"), ("model", "no key for this model"), ("key", "starting")]
+    assert grouped(alike) == {"no key for this model": ["large", "model"], "starting": ["key"]}
+
+
+def test_names_that_differ_at_their_ends_stay_apart_in_a_narrow_column() -> None:
+    assert shortened("mistralai/Mistral-7B-Instruct-v0.1") == "…/Mistral-7B-Ins…ct-v0.1"
+    assert shortened("mistralai/Mistral-7B-Instruct-v0.2") == "…/Mistral-7B-Ins…ct-v0.2"
+    assert shortened("an-organization/small-model") == "…/small-model"
+    assert shortened("漢字" * 20, 11) == "漢字漢…字"
+    for width in range(1, 40):
+        assert cell_len(shortened("模型/" + "漢字" * 20, width)) <= width
+    grid = Table(box=None, padding=0)
+    grid.add_column(width=24)
+    for version in (1, 2):
+        grid.add_row(Name(f"mistralai/Mistral-7B-Instruct-v0.{version}\x1b", ""))
+    screen = io.StringIO()
+    Console(width=80, file=screen).print(grid)
+    assert screen.getvalue().split() == ["…/Mistral-7B-Ins…t-v0.1␛", "…/Mistral-7B-Ins…t-v0.2␛"]
 
 
 def test_failures_that_are_alike_are_one_group() -> None:
