@@ -1,4 +1,4 @@
-"""A run's progress, drawn: a live table in a terminal, a log line every few seconds elsewhere."""
+"""Show the progress of a run: a live table in a terminal, elsewhere a log line every 10 s."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ from aif.core.formatting import compact, describe_spending, dollars, duration
 from aif.engine.progress import EndpointState, Snapshot
 
 LINE_EVERY_S = 10.0
-WIDE = 100  # columns from which tokens are shown for each model; below, only their sum
+WIDE = 100  # columns; a narrower table shows only the sum of tokens, not those of each model
 REFRESH_PER_S = 4
 
 
@@ -29,15 +29,17 @@ def progress_line(snapshot: Snapshot) -> str:
         rate = sum(state.rate for state in states)
         parts.append(f"{noun} {answered:,}/{wanted:,} ({rate:.1f}/s{f', {failed:,} failed' if failed else ''})")
     parts.append(_spend(snapshot))
-    parts += [f"{few(names)}: {activity}" for activity, names in _activities(snapshot).items()]
+    parts += [f"{few(names)}: {activity}" for activity, names in _names_by_activity(snapshot).items()]
     if refused := [state.name for state in snapshot.lines if state.refused]:
         parts.append(f"{few(refused)}: refused")
     return " · ".join(parts)
 
 
 def progress_table(snapshot: Snapshot, width: int) -> Group:
-    """Return a snapshot as a table of `width` columns: the whole run first, then a row for each model and judge, then
-    what they do instead of answering."""
+    """Return a snapshot as a table for a terminal of `width` columns: the whole run, then each model and judge.
+
+    Below it, a line for each reason why models or judges answer nothing now, such as a pause or a refusal.
+    """
     wide = width >= WIDE
     grid = Table(box=None, padding=(0, 1))
     heads = ("", "", "done", "per s", "in flight", "failed", *(("in", "out") if wide else ()), "USD")
@@ -56,7 +58,7 @@ def progress_table(snapshot: Snapshot, width: int) -> Group:
             dollars(state.usd),
         )
     spend = Padding(Text(_spend(snapshot), "dim"), (0, 1))
-    return Group(_overall_row(snapshot, width), spend, grid, *_notes(snapshot))
+    return Group(_overall_row(snapshot, width), spend, grid, *_waits_and_refusals(snapshot))
 
 
 def _overall_row(snapshot: Snapshot, width: int) -> Table:
@@ -68,17 +70,17 @@ def _overall_row(snapshot: Snapshot, width: int) -> Table:
     return row
 
 
-def _notes(snapshot: Snapshot) -> Iterator[Text]:
-    """What endpoints do instead of answering, below the table, so that a long message narrows no column."""
+def _waits_and_refusals(snapshot: Snapshot) -> Iterator[Text]:
+    """Yield a line for each reason why endpoints answer nothing now; a column of these would narrow the others."""
     refusals = grouped((state.name, state.refused) for state in snapshot.lines if state.refused)
-    for activity, names in _activities(snapshot).items():
+    for activity, names in _names_by_activity(snapshot).items():
         yield Text(f" {few(names)}: {activity}", "yellow", no_wrap=True, overflow="ellipsis")
     for refusal, names in refusals.items():
         yield Text(f" {few(names)}: refused: {refusal}", "red", no_wrap=True, overflow="ellipsis")
 
 
-def _activities(snapshot: Snapshot) -> dict[str, list[str]]:
-    """What endpoints do instead of answering -> their names."""
+def _names_by_activity(snapshot: Snapshot) -> dict[str, list[str]]:
+    """Return the names of the endpoints that are starting or waiting, by a text that says which."""
     return grouped((state.name, state.doing) for state in snapshot.lines if state.doing and not state.refused)
 
 
@@ -93,7 +95,10 @@ def _times(snapshot: Snapshot) -> str:
 
 
 def _spend(snapshot: Snapshot) -> str:
-    """The spend of the store against its budget, if there is one or not all is known, else of this run; and tokens."""
+    """Return the money and tokens spent.
+
+    With a budget or calls of unknown cost, the money is that of all runs of this store; else of this run.
+    """
     tokens = (sum(getattr(state, name) for state in snapshot.lines) for name in ("input_tokens", "output_tokens"))
     tokens_in, tokens_out = map(compact, tokens)
     unpriced = [state.name for state in snapshot.lines if state.usd is None]
@@ -112,14 +117,14 @@ def _failed(state: EndpointState) -> int:
 
 
 def _bar(ended: int, wanted: int, width: int) -> Text:
-    """A bar that can be read without colors, too, unlike rich's."""
+    """Return a progress bar that is readable without colors, which rich's own bar isn't."""
     halves = min(2 * width, 2 * width * ended // max(1, wanted))
     full = "━" * (halves // 2) + "╸" * (halves % 2)
     return Text(full, "green").append("─" * (width - len(full)), "dim")
 
 
 class Terminal:
-    """The Screen of a run on a console: a live table in a terminal, else a log line every 10 s."""
+    """The Display (engine/progress.py) of a run on a console: a live table in a terminal, else log lines."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -131,7 +136,7 @@ class Terminal:
 
     @contextmanager
     def drawing(self) -> Iterator[Callable[[Snapshot], None]]:
-        """Yield a function that draws a snapshot: over the last one in a terminal, else as a new line."""
+        """Yield a function that prints a snapshot. In a terminal it replaces the last one, elsewhere it adds a line."""
         if not self._console.is_terminal:
             yield lambda snapshot: self._console.print(progress_line(snapshot), soft_wrap=True, markup=False)
             return

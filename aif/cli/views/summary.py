@@ -1,4 +1,4 @@
-"""What `aif run` prints at its end, and `aif status` of a store that no run holds."""
+"""Print the results in a store: at the end of `aif run`, and in `aif status` while no run holds the store."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -25,8 +25,10 @@ from aif.store.report_queries import ItemCounts, PromptCounts, Tally
 
 
 def print_status(console: Console, reader: Reader, budget: float | None = None) -> None:
-    """Print items by model and judge, then a run's summary, but without mean ratings by aspect: they would take 2 s of
-    CPU for 64,000 prompts."""
+    """Print the number of items by model and judge, then the results. `budget` is in USD.
+
+    Mean ratings by aspect are left out, since they would take 2 s of CPU for 64,000 prompts.
+    """
     balance = reader.item_counts()
     print_items(console, balance)
     _print_results(console, reader, balance, reader.standings(), "", budget)
@@ -35,7 +37,10 @@ def print_status(console: Console, reader: Reader, budget: float | None = None) 
 
 
 def print_summary(console: Console, reader: Reader, seconds: float, budget: float | None = None) -> None:
-    """Print a run's prompt counts, models, judges' agreement, tokens and spend (USD, as is `budget`), failures."""
+    """Print a run's results: prompts, pairs, models, agreement of judges, tokens, cost, failures.
+
+    `seconds` is how long the run took, `budget` is in USD.
+    """
     balance = reader.item_counts()
     _print_results(console, reader, balance, reader.leaderboard(), f" in {seconds:.1f} s", budget)
     print_failures(console, balance.missing)
@@ -114,8 +119,10 @@ def _prompt_counts(prompts: PromptCounts) -> Table:
 
 
 def print_leaderboard(console: Console, rows: list[dict[str, Any]]) -> None:
-    """Print models by score: in one table if it fits, with aspects shortened if they must be, else in two tables, so
-    that names are not cut."""
+    """Print the models, best mean score first.
+
+    If the table is too wide for the terminal, aspects are shortened; if that isn't enough, they get a second table.
+    """
     aspects = sorted({name for row in rows for name in row.get("aspects") or {}})
     for wide in (True, False):
         grid = _leaderboard(rows, aspects, wide, sides=True)
@@ -140,17 +147,17 @@ def _leaderboard(rows: list[dict[str, Any]], aspects: list[str], wide: bool, sid
         name = f"{row['model']} (carried)" if row["carried"] else row["model"]
         rated = (_number(means.get(aspect)) for aspect in aspects)
         if not sides:
-            grid.add_row(_named(name), *rated)
+            grid.add_row(_name_cell(name), *rated)
             continue
         grid.add_row(
-            _named(name), f"{row['completions']:,}{cut}", _number(row["mean_score"]), *rated,
+            _name_cell(name), f"{row['completions']:,}{cut}", _number(row["mean_score"]), *rated,
             f"{row['chosen'] or 0:,}", f"{row['rejected'] or 0:,}", _number(row["mean_tokens"], 0),
         )  # fmt: skip
     return grid
 
 
-def _named(name: str) -> Text:
-    """A name for a column that may be narrowed: cut with … there, not wrapped."""
+def _name_cell(name: str) -> Text:
+    """Return a table cell with a name, which is cut with … if the column is too narrow."""
     return Text(escape_controls(name), "cyan", no_wrap=True, overflow="ellipsis")
 
 
@@ -161,7 +168,7 @@ def _agreement(rows: list[dict[str, Any]]) -> Table:
         grid.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         grid.add_row(
-            _named(f"{row['judge']}, {row['other']}"), f"{row['completions']:,}",
+            _name_cell(f"{row['judge']}, {row['other']}"), f"{row['completions']:,}",
             _number(row["difference"]), _number(row["correlation"]),
         )  # fmt: skip
     return grid
@@ -182,24 +189,24 @@ def _spend(rows: list[dict[str, Any]]) -> Table:
         parts += [f"{counted(row['unpriced'], 'call')} unknown"] if row["unpriced"] and parts else []
         usd = " + ".join(parts) or "unknown"
         grid.add_row(
-            _named(row["endpoint"]), f"{row['calls']:,}",
+            _name_cell(row["endpoint"]), f"{row['calls']:,}",
             *(f"{row[name] or 0:,}" for name in ("input_tokens", "cached_tokens", "output_tokens")), usd,
         )  # fmt: skip
     return grid
 
 
 def print_items(console: Console, balance: ItemCounts) -> None:
-    """Print the items of each model and judge: wanted, answered, failed, pending."""
+    """Print how many completions or judgements of each model and judge are wanted, answered, failed and pending."""
     grid = _grid("Items")
     for name in ("", "", "wanted", "answered", "failed", "pending"):
         grid.add_column(name, justify="right" if name else "left")
     for (stage, name), tally in balance.tallies.items():
-        grid.add_row(_named(name), STAGE_NAMES[stage], *(f"{n:,}" for n in tally_counts(tally)))
+        grid.add_row(_name_cell(name), STAGE_NAMES[stage], *(f"{n:,}" for n in tally_counts(tally)))
     console.print(grid)
 
 
 def print_files(console: Console, store: Path) -> None:
-    """Print where store and journal are."""
+    """Print the paths of the store and the journal."""
     console.print("\n[bold]Files[/bold]")
     for path, meaning in (
         (store, "the store (DuckDB): views leaderboard, ratings, pairs, spend, failures"),
@@ -210,8 +217,10 @@ def print_files(console: Console, store: Path) -> None:
 
 
 def print_next_steps(console: Console, program: str, arguments: str, tallies: Collection[Tally], example: str) -> None:
-    """Print the commands that make sense next. `program` and `arguments` are how the user called the run; `example` is
-    a prompt with a pair, or empty."""
+    """Print the commands to run next. `program` and `arguments` are those of the run, as the user typed them.
+
+    `example` is the id of a prompt with a pair, or empty.
+    """
     pending, failed = (sum(getattr(tally, name) for tally in tallies) for name in ("pending", "failed"))
     steps = []
     if pending:
