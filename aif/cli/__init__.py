@@ -1,4 +1,4 @@
-"""The command line: commands/ has one module a command, views/ what each prints, main.py the app and its exit codes.
+"""The command line: commands/ parses the arguments of each command, views/ prints its results, main.py runs the app.
 
-Whatever a user of the library needs is in the packages below: this one parses arguments, asks for confirmation, prints.
+It only parses arguments, asks for confirmation and prints; all other functions are in the packages below.
 """

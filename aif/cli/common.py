@@ -1,4 +1,4 @@
-"""What the commands share: their common arguments, loading a pipeline, and quoting a command for the user to type."""
+"""What several commands need: common arguments, loading a pipeline, and quoting a command for the user to copy."""
 
 import re
 import shlex
@@ -33,7 +33,10 @@ def load(file: Path, sets: list[str] | None) -> "Pipeline":
 
 
 def load_unlocked(file: Path, sets: list[str] | None) -> "Pipeline":
-    """Load a pipeline. Raises StoreLocked if a process holds its store, before anything heavy is imported."""
+    """Load a pipeline file with its overrides. Raises StoreLocked if another process holds its store.
+
+    A command calls this before its slow imports, so that a locked store is reported at once.
+    """
     from aif.store.lock import busy_message, holder_text, is_held
     from aif.store.paths import StorePaths
 
@@ -45,23 +48,23 @@ def load_unlocked(file: Path, sets: list[str] | None) -> "Pipeline":
 
 
 def arguments(file: Path, sets: list[str] | None) -> str:
-    """Return a pipeline file and its `--set` overrides as shell words, for a command that the user can type."""
+    """Return a pipeline file and its `--set` overrides as quoted shell words, for commands that aif prints."""
     return shlex.join([str(file), *repeated("--set", sets)])
 
 
 def repeated(option: str, values: list[str] | None) -> list[str]:
-    """Return the shell words of an option that is given once for each value."""
+    """Return an option once before each of its values: ["--set", "a=1", "--set", "b=2"]."""
     return [word for value in values or [] for word in (option, value)]
 
 
 def command_name() -> str:
-    """Return how this program was called, so that the user can type the commands it prints."""
+    """Return the first word of commands that aif prints: `aif`, or its path if PATH has another or none."""
     program = Path(sys.argv[0])
     return "aif" if which("aif") == str(program.absolute()) or program.name != "aif" else str(program)
 
 
 def new_name(folder: Path) -> str:
-    """Return a pipeline's or rubric's name made from its new folder's. Raises BadInput if the folder isn't empty."""
+    """Return a name for the pipeline or rubric to create in `folder`. Raises BadInput if the folder isn't empty."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BadInput(f"{folder} is not empty; name a new folder")
     return re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name).strip("-.") or "demo"

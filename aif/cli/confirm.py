@@ -13,8 +13,10 @@ if TYPE_CHECKING:
 
 
 def confirm_run(estimate: "Estimate", confirm_usd: float, *, yes: bool) -> None:
-    """Print what a run would cost; ask for confirmation if that is unknown or more than `confirm_usd`. Without a
-    terminal the run starts, as batch jobs need. Raises NotStarted if the answer is no."""
+    """Print what a run would cost, and ask for confirmation if the cost is unknown or above `confirm_usd`.
+
+    Without a terminal it doesn't ask, so that batch jobs start. Raises NotStarted if the answer is no.
+    """
     from aif.cli.views.estimate import print_estimate, print_estimate_line
 
     expensive = bool(estimate.unpriced) or estimate.usd.expected > confirm_usd
@@ -26,8 +28,10 @@ def confirm_run(estimate: "Estimate", confirm_usd: float, *, yes: bool) -> None:
 
 
 def confirm_probe(probe: str, estimate: "Estimate", *, yes: bool) -> None:
-    """Print what a probe would cost, after `probe`, its name; ask for confirmation unless it is free. Raises BadInput
-    without a terminal."""
+    """Print what a probe would cost, and ask for confirmation unless it is free. `probe` is its name, printed first.
+
+    Raises NotStarted if the answer is no, BadInput if there is no terminal to ask on.
+    """
     from aif.cli.views.estimate import print_estimate_line
 
     print_estimate_line(err, estimate, f"{probe}: ")
@@ -39,8 +43,10 @@ def confirm_probe(probe: str, estimate: "Estimate", *, yes: bool) -> None:
 
 
 def confirm_trial(cost: str, *, free: bool, yes: bool) -> bool:
-    """Print what a rubric's trial would cost, and ask for confirmation unless it is free. Return whether to start.
-    Raises BadInput without a terminal."""
+    """Print what trying a rubric would cost, and ask for confirmation unless it is free. Return whether to start.
+
+    Raises BadInput if there is no terminal to ask on.
+    """
     print_message(cost)
     if yes or free:
         return True
@@ -50,7 +56,7 @@ def confirm_trial(cost: str, *, free: bool, yes: bool) -> bool:
 
 
 def confirm_upload(question: str, *, yes: bool) -> bool:
-    """Ask before anything is uploaded. Return whether to send it. Raises BadInput without a terminal."""
+    """Ask the user to confirm an upload. Return whether to send it. Raises BadInput without a terminal to ask on."""
     if yes:
         return True
     if not sys.stdin.isatty():

@@ -1,4 +1,4 @@
-"""Where the commands print: standard output and standard error, wrapped for a terminal and safe against closed ones."""
+"""Print to standard output and standard error: wrap lines in a terminal, and ignore a closed terminal or pipe."""
 
 import errno
 import os
@@ -13,9 +13,11 @@ from rich.text import Text
 
 
 class SafeConsole(Console):
-    """A console that goes quiet once its terminal or pipe is closed, so that the command still ends in order with its
-    own exit code (rich would exit at a broken pipe and doesn't know a closed terminal). Control characters in text
-    from servers and files are shown, not obeyed."""
+    """A rich console that prints nothing more once its terminal or pipe is closed.
+
+    So the command still ends with its own exit code; rich would exit at a broken pipe, and raise at a closed terminal.
+    Control characters are escaped, since texts of servers and files may contain them.
+    """
 
     def print(self, *objects: Any, **options: Any) -> None:
         from aif.core.formatting import escape_controls
@@ -42,8 +44,10 @@ err = SafeConsole(stderr=True, highlight=False)
 
 
 def print_text(console: Console, text: str, style: str = "", *, label: str = "", verbatim: bool = False) -> None:
-    """Print `text` without markup, after `label`; `style` is the label's if there is one. In a terminal, lines break at
-    spaces unless the text is `verbatim`; elsewhere they stay whole. A closed screen raises nothing."""
+    """Print `label` and `text` without markup. `style` applies to the label, or to the text if there is no label.
+
+    In a terminal, long lines are wrapped unless the text is `verbatim`. A closed terminal or pipe raises no error.
+    """
     from aif.core.formatting import escape_controls
 
     printed = escape_controls(label + text)
@@ -67,8 +71,10 @@ def print_message(text: str) -> None:
 
 
 def wrap(text: str, width: int, hang: int = 0) -> str:
-    """Break lines longer than `width` columns at spaces, and continue them at the line's own indentation plus `hang`.
-    Words longer than a line and commands in backticks stay unbroken, so that they can be copied."""
+    """Wrap lines longer than `width` columns. Continuation lines keep the line's indentation, plus `hang` spaces.
+
+    Commands in backticks and words longer than a line are not broken, so that they can be copied.
+    """
     return "\n".join(part for line in text.split("\n") for part in _wrapped(line, width, hang))
 
 

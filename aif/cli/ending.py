@@ -14,8 +14,10 @@ if TYPE_CHECKING:
 
 
 def exit_with_outcome(arguments: str, ended: "RunResult") -> None:
-    """Print how a run ended and exit with its exit code; return if every item has an answer. `arguments` are the
-    pipeline file and overrides as the user typed them, for the commands in the messages."""
+    """Print how a run ended and exit with its exit code; return if every completion and judgement is there.
+
+    `arguments` are the pipeline file and overrides as the user typed them, for the commands in the messages.
+    """
 
     exit_if_cut_short(f"aif run {arguments}", ended.calling)
     if ended.incomplete:

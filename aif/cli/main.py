@@ -1,4 +1,4 @@
-"""The `aif` command: its commands, and how an error becomes a line and an exit code."""
+"""The `aif` program: it registers the commands, and turns an error into a one-line message and an exit code."""
 
 import asyncio
 import gc
@@ -34,7 +34,7 @@ GC_THRESHOLDS = 20_000, 20, 20
 
 
 class _Commands(TyperGroup):
-    """Reports Ctrl-C, SIGTERM and SIGHUP where a command doesn't do so itself."""
+    """All commands. At Ctrl-C, SIGTERM or SIGHUP, it prints a message and exits if the command itself doesn't."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -97,21 +97,21 @@ def main() -> None:
     try:
         app()
     except Exception as raised:
-        sys.exit(_exit_code(_first(raised)))
+        sys.exit(_exit_code(_first_in_groups(raised)))
     except asyncio.CancelledError:
         print_message("aif: stopped at once; the answers so far are stored, and the same command resumes")
         sys.exit(Exit.INTERRUPTED)
 
 
-def _first(error: BaseException) -> BaseException:
-    """The first error of a group, which may hold groups."""
+def _first_in_groups(error: BaseException) -> BaseException:
+    """Return the first error in an exception group, which may be nested; any other error as it is."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
 
 
 def _exit_code(error: BaseException) -> int:
-    """Print an error and return its exit code; raise what is a bug."""
+    """Print an error that the user can fix and return its exit code. Raise any other error again: it is a bug."""
     if isinstance(error, AifError):
         print_message(f"aif: {error}")
         return int(error.exit)

@@ -1,4 +1,4 @@
-"""A pipeline's store as the commands open it: to read, also while a run holds it, or prepared for an export."""
+"""Open a pipeline's store for a command: to read, to show a run that holds it, or up to date for an export."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -26,7 +26,10 @@ AnyReader = TypeVar("AnyReader", bound="Reader")
 def open_store(
     kind: "type[AnyReader]", pipeline: "Pipeline", file: Path, sets: list[str] | None
 ) -> "Iterator[AnyReader]":
-    """Open a store to read. Raises StoreLocked if a run holds it; StoreDamaged names the command that rebuilds it."""
+    """Open a pipeline's store with the reader class `kind`.
+
+    Raises StoreLocked if a run holds the store, or StoreDamaged with the command that rebuilds it.
+    """
     from aif.store.paths import StorePaths
 
     try:
@@ -47,8 +50,10 @@ def open_or_print_running(
     sets: list[str] | None,
     print_running: "Callable[[Console, RunningProcess], None]",
 ) -> "Iterator[Reader | None]":
-    """Open a store to read; print a message if it was last updated with another version of the pipeline. While a run
-    holds the store, print that run with `print_running` and yield None."""
+    """Yield a reader of the store; if a run holds the store, print that run with `print_running` and yield None.
+
+    Prints a message if the store was last updated with another version of the pipeline.
+    """
     from aif.cli.running import running_process
 
     if running := running_process(pipeline.store):
@@ -71,7 +76,7 @@ def open_or_print_running(
 
 
 def report_if_behind(pipeline: "Pipeline", reader: "Reader") -> bool:
-    """Print a message if the journal has answers that the store lacks, as after a killed run. Return whether it has."""
+    """Return whether the journal has answers that the store lacks, as after a killed run; print a message if so."""
     from aif.store.journal import Damage, replay
     from aif.store.paths import StorePaths
 
@@ -84,7 +89,10 @@ def report_if_behind(pipeline: "Pipeline", reader: "Reader") -> bool:
 
 
 def report_if_outdated(pipeline: "Pipeline", reader: "Reader", arguments: str) -> None:
-    """Print a message if the store was last updated with another version of the pipeline, or by a killed trial."""
+    """Print a message if the store has no prompts yet, or was last updated with another version of the pipeline.
+
+    An `aif rubric try` that was killed leaves the store updated with another rubric.
+    """
     from aif.engine.prepare import is_prepared, rubric_of
 
     if reader.get_mark("sources") is None:
@@ -102,8 +110,10 @@ def report_if_outdated(pipeline: "Pipeline", reader: "Reader", arguments: str) -
 
 
 def with_prepared_store(pipeline: "Pipeline", arguments: str, work: "Callable[[Rubric, JournaledStore], T]") -> "T":
-    """Open a store to write, update it to the pipeline without reading the sources again, and return what `work` makes
-    of it. Raises BadInput if there is no store yet."""
+    """Open the store to write, update it to the current pipeline, call `work` with it and return the result.
+
+    Prompts come from the store; the sources are not read again. Raises BadInput if there is no store yet.
+    """
     from aif.engine.prepare import prepare, rubric_of
     from aif.store.journaled_store import JournaledStore
     from aif.store.paths import StorePaths

@@ -1,4 +1,4 @@
-"""A run seen from another process: who holds the store, and the progress it last wrote beside it."""
+"""Read the state of a run in another process: which process holds the store, and the progress it last wrote."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,8 +13,11 @@ SILENT_S = 10 * FILE_EVERY_S  # a run that wrote nothing for longer is reported 
 
 @dataclass(frozen=True, slots=True)
 class RunningProcess:
-    """The process that holds a store's lock: who it is (`holder`, a sentence), the progress it last wrote (None if it
-    calls no model now), and for how many seconds it wrote nothing (`silent_s`, None if it wrote recently)."""
+    """The process that holds a store's lock, described by `holder`, a sentence.
+
+    `snapshot` is the progress it last wrote, None if it calls no model now. `silent_s` is the age of that progress in
+    seconds, None if it is recent.
+    """
 
     store: Path
     holder: str
@@ -33,7 +36,7 @@ def running_process(store: Path) -> RunningProcess | None:
 
 
 def _own_snapshot(places: StorePaths) -> Snapshot | None:
-    """Read the progress file; None if an earlier process left it (the one that took the lock is about to remove it)."""
+    """Return the progress of the process that holds the lock; None if the progress file is of an earlier process."""
     snapshot, note = read_snapshot(places.progress), read_note(places.lock)
     if snapshot and note and (snapshot.pid, snapshot.host) != (note.pid, note.host):
         return None
@@ -41,6 +44,9 @@ def _own_snapshot(places: StorePaths) -> Snapshot | None:
 
 
 def dead_run(store: Path) -> Snapshot | None:
-    """Return the last progress of a run that died: its file is there although nobody holds the store. If the store is
-    on a shared folder, that run may be alive on another machine."""
+    """Return the last progress of a run that died; None if the last run ended in order.
+
+    Call it while no process holds the store: a progress file is then left from a run that was killed, or belongs to a
+    run on another machine whose lock isn't visible here.
+    """
     return read_snapshot(StorePaths(store).progress)

@@ -1,5 +1,5 @@
 """Datasets: their formats, data files and card, and their publication on the Hub.
 
 A format's rows and columns are in `formats` and `ultrafeedback`; `dataset` writes an export, `publish` sends it.
-Writes a folder completely or not at all. Calls no model.
+An export folder is written completely or not at all. Calls no model.
 """

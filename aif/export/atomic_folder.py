@@ -1,6 +1,6 @@
-"""Write a folder atomically: it is made beside its place, synced, and moved there when it is complete.
+"""Write a folder atomically: write it under a temporary name beside its destination, sync it, and rename it.
 
-An existing folder is replaced only if it is an export of aif, by its run.json.
+An existing folder is replaced only if its run.json says that it is an export of aif.
 """
 
 import os
@@ -29,10 +29,10 @@ def check_destination(out: Path) -> None:
 
 @contextmanager
 def replace_folder(out: Path) -> Iterator[Path]:
-    """Yield an empty folder `.<out>.aif-partial` to write to, which replaces `out` when the block succeeds.
+    """Yield an empty folder `.<out>.aif-partial` to write to; it replaces `out` when the block succeeds.
 
-    Raises BadInput if the system refuses to write, but OSError if the disk is full; then the partial folder is removed,
-    to free its space.
+    Raises OSError if the disk is full, after it has deleted the partial folder to free its space; BadInput if the
+    system refuses to write for another reason.
     """
     partial = _sibling(out, "partial")
     try:
@@ -57,7 +57,10 @@ def _sibling(out: Path, word: str) -> Path:
 
 
 def _move_into_place(partial: Path, out: Path) -> None:
-    """Move the new folder to its name. After a kill between the two moves the next export restores the old folder."""
+    """Rename the old folder away, `partial` to `out`, and delete the old one.
+
+    If aif is killed between the two renames, the next export restores the old folder (`check_destination`).
+    """
     replaced = _sibling(out, "replaced")
     if replaced.exists():
         shutil.rmtree(replaced)

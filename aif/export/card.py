@@ -1,7 +1,7 @@
-"""The dataset card, README.md on the Hub: what a dataset contains, how it is made and what it cost. Pure.
+"""The dataset card, README.md on the Hub: what a dataset contains, how it is made and what it cost.
 
-Everything but one marked section depends on the store and the pipeline alone. The card has no host, path or key:
-endpoints are shown by name and declared identity, and a path by its last part.
+One section, between two HTML comments (MARKS), has times and spend; all else depends on the store and the pipeline
+alone. The card has no host, path or key: endpoints are shown by name and model, a path by its last part.
 """
 
 import re
@@ -36,7 +36,7 @@ from aif.pairing.labels import LabelCounts, balancing_weight
 from aif.pairing.scores import TOLERANCE, Floats
 from aif.store.report_queries import ItemCounts, PromptCounts, ReasoningMarks
 
-# The tags, each with the configs that it is for; None: every dataset has the tag.
+# The card's tags, each with the configs that give it; None: every dataset has the tag.
 TAGS: Mapping[str, Collection[str] | None] = {
     "rlaif": None,
     "preference": None,
@@ -66,12 +66,13 @@ MARKS = ("<!-- run:begin -->", "<!-- run:end -->")
 class CardFacts:
     """The values that a card shows.
 
-    `rows` and `files` are by config and split; `sources` are (name, prompts, pairs), largest first. `chosen` and
-    `rejected` are the scores of each pair, and `disputed` counts pairs whose rejected side some judge prefers.
-    `leaderboard`, `agreement` and `spend` are rows of the views leaderboard, score_agreement and spend. `sample` is a
-    row of the default config, `calls` the times of the first and the last call, and `labels` the counts of config
-    `kto`. `apart` counts, by judge, prompts judged one completion at a time because they didn't fit together. `marks`
-    lists texts that seem to contain reasoning.
+    `rows` (counts) and `files` (paths) are by config and split; `sources` are (name, prompts, pairs), largest first.
+    `chosen` and `rejected` are the two scores of each pair. `leaderboard`, `agreement` and `spend` are rows of the
+    store's views leaderboard, score_agreement and spend. `disputed` is the number of pairs whose rejected completion
+    is preferred by some judge. `sample` is a row of the default config; `calls` are the times of the first and last
+    call. `labels` are counts for the config `kto`. `apart` is the number of prompts, by judge, whose completions were
+    judged one at a time because together they exceed the judge's context window. `marks` counts completions that seem
+    to contain reasoning.
     """
 
     pipeline: Pipeline
@@ -137,7 +138,7 @@ def render_card(facts: CardFacts) -> str:
         aspects=[name for name in facts.rubric.sheet.aspects if any(name in row["aspects"] for row in leaderboard)],
         leaderboard=leaderboard,
         spent=_total_spend(facts.spend),
-        sample=_json(facts.sample),
+        sample=_sample_json(facts.sample),
         reasons=UNLABELLED,
         marks=MARKS,
     )
@@ -163,7 +164,7 @@ def endpoints_without_terms(pipeline: Pipeline) -> list[str]:
 
 
 def default_config(rows: Collection[str]) -> str:
-    """Return the config that load_dataset gives when none is named."""
+    """Return the config that `load_dataset` loads if the user names none: `trl` if it has rows, else the first."""
     return "trl" if "trl" in rows else next(iter(rows))
 
 
@@ -234,7 +235,10 @@ def code_block(text: str, language: str = "") -> str:
 
 
 def public_identity(endpoint: DeclaredEndpoint) -> str:
-    """Return a model's identity without local folders; for a launched model with a digest of its files."""
+    """Return which model an endpoint is, without paths of this machine, for the card.
+
+    If aif started its servers, a digest of the model's files and settings is added.
+    """
     launched = endpoint.model is None and endpoint.launch is not None
     name = publishable_name(endpoint.served_name, hub=launched)
     identity = endpoint.declared_identity.replace(endpoint.served_name, name, 1)
@@ -242,8 +246,8 @@ def public_identity(endpoint: DeclaredEndpoint) -> str:
     return f"{identity} (sha256:{served.digest[:12]})" if served and served.digest else identity
 
 
-def _json(row: Mapping[str, Any]) -> str:
-    """Return a row as JSON without HTML comments, so it can't imitate the marks of the run's section."""
+def _sample_json(row: Mapping[str, Any]) -> str:
+    """Return a row as JSON with `<!--` escaped, so that a text in it can't pass for one of the card's MARKS."""
     text = orjson.dumps(row, option=orjson.OPT_INDENT_2).decode()
     return text.replace("<!--", "\\u003c!--")
 
@@ -263,7 +267,7 @@ def _usd(row: Mapping[str, Any]) -> str:
 
 
 def _count_lines(prompt_counts: PromptCounts) -> list[tuple[str, str]]:
-    """Return (amount, description) lines that add up: rows read to prompts, prompts to pairs."""
+    """Return lines (amount, description) of a sum: rows read, minus rows left out = prompts, and so on to pairs."""
     intake, outcomes = prompt_counts.intake, prompt_counts.outcomes
     left_out = [(f"− {rows:,}", reason) for reason, rows in intake.items() if reason != "selected" and rows]
     dropped = [
@@ -293,7 +297,10 @@ def _sources(sources: Sequence[tuple[str, int, int]]) -> list[tuple[str, int, in
 
 
 def _scale(facts: CardFacts) -> tuple[float, float]:
-    """Return the lowest and highest possible score; for scores from the prompts' sources, those that occur."""
+    """Return the lowest and highest possible score by the rubric.
+
+    If the scores came with the prompts, return the lowest rejected and the highest chosen score.
+    """
     if facts.pipeline.has_scores:
         return float(facts.rejected.min()), float(facts.chosen.max())
     aspects = facts.rubric.sheet.aspects
@@ -334,7 +341,7 @@ def _step(span: float) -> float:
 
 
 def _draw_bar(n: int, most: int) -> str:
-    """Return a bar with a resolution of an eighth of a character; at least that for any count above 0."""
+    """Return a bar of length n / most * BAR_WIDTH, in eighths of a character; not empty if n is above 0."""
     eighths = max(round(8 * BAR_WIDTH * n / most), 1) if n else 0
     return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
 

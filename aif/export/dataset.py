@@ -40,8 +40,8 @@ from aif.store.journaled_store import JournaledStore
 from aif.store.report_queries import SIDE_COUNTS, ItemCounts, PromptCounts
 from aif.store.result_queries import ResultReader
 
-WHOLE_GROUP = 500  # prompts with all that is known of each: about 40 KB; 0.5 s to fetch, of 4,000 prompts as of 16,000
-SAMPLED = 200  # the card shows the shortest of the first rows, of this many
+WHOLE_GROUP = 500  # prompts with all texts: 40 KB each; 0.5 s to fetch, whether the store has 4,000 or 16,000
+SAMPLED = 200  # first rows, of which the card shows the shortest
 
 Tell = Callable[[str], None]
 
@@ -69,9 +69,10 @@ def export(
 ) -> ExportResult:
     """Make pairs and write the pipeline's formats to the folder `out`, in place of an older export.
 
-    A format without rows is left out, and `tell` says so. Raises Incomplete if too much is missing and the pipeline
-    refuses that; BadInput if there are no rows, `out` holds something else, or `test_size` exceeds the prompts. The
-    partial folder of a failed export, `.<out>.aif-partial`, stays until the next export.
+    A format without rows is left out and reported by `tell`. Raises Incomplete if the dataset is less complete than
+    `export.completeness` and `export.incomplete` is `refuse`; BadInput if there are no rows, `out` holds something
+    else, or `test_size` leaves no prompt to train on. The partial folder of a failed export, `.<out>.aif-partial`,
+    stays until the next export.
     """
     out = out.resolve()
     check_destination(out)
@@ -100,7 +101,7 @@ def export(
 def _rows_by_kind(
     pipeline: Pipeline, rubric: Rubric, reader: ResultReader, paired: pa.Table
 ) -> dict[RowKind, DatasetRows]:
-    """Return what the rows of the pipeline's formats are made from: pairs, completions and prompts, by kind of row."""
+    """Return by kind of row the pairs, completions or prompts that become rows of the pipeline's formats."""
     wanted = {row_kind(config) for config in pipeline.export.formats}
     by_kind: dict[RowKind, DatasetRows] = {"pairs": DatasetRows(paired, reader.pairs_with_texts)}
     if "prompts" in wanted:
@@ -116,7 +117,7 @@ def _rows_by_kind(
 def _fetch_annotated(
     pipeline: Pipeline, rubric: Rubric, reader: ResultReader
 ) -> Callable[[pa.Table, int], Iterator[list[AnnotatedPrompt]]]:
-    """Return the function that fetches prompts with all their completions, ratings and judgements, in batches."""
+    """Return a function that yields prompts in batches, with all their completions, ratings and judgements."""
     drawn = principles_of(pipeline)
     pools = drawn.pools.items() if drawn else ()
     principles = {digest(text): Principle(pool, text) for pool, texts in pools for text in texts}
@@ -178,17 +179,18 @@ def _split(
     by_kind: Mapping[RowKind, DatasetRows],
     tell: Tell,
 ) -> Parts:
-    """Split the rows of each kind into train and test; an empty part is left out.
+    """Split the rows of each kind into train and test. An empty test part is left out.
 
-    A prompt is in the same part in every format: in test if its draw is below the held-out share.
+    A prompt is in test if its number by `_split_numbers` is below the test share, so in the same part in every format.
+    Raises BadInput if the train part is empty.
     """
-    draws = _draws(by_kind[row_kind(default_config(formats))].index)
-    share = _test_share(pipeline, journaled, reader, draws, tell)
+    numbers = _split_numbers(by_kind[row_kind(default_config(formats))].index)
+    share = _test_share(pipeline, journaled, reader, numbers, tell)
     parts: dict[RowKind, dict[Part, pa.Table]] = {}
     for config in formats:
         kind, index = row_kind(config), by_kind[row_kind(config)].index
-        kind_draws = _draws(index)
-        test_prompts = pa.array([prompt_id for prompt_id, draw in kind_draws.items() if draw < share], pa.string())
+        kind_numbers = _split_numbers(index)
+        test_prompts = pa.array([prompt for prompt, number in kind_numbers.items() if number < share], pa.string())
         ids = index.column("prompt_id").dictionary_encode().combine_chunks()  # look up each prompt, not each pair
         held_out = pc.is_in(ids.dictionary, value_set=test_prompts).take(ids.indices)
         test = index.filter(held_out)
@@ -198,16 +200,16 @@ def _split(
         }
         if not split["train"].num_rows:
             raise BadInput(
-                f"{pipeline.path}: export.test_size: all {len(kind_draws):,} prompts of {config} fall into the test "
+                f"{pipeline.path}: export.test_size: all {len(kind_numbers):,} prompts of {config} fall into the test "
                 "split; ask for fewer, or for 0"
             )
         parts[kind] = {part: rows for part, rows in split.items() if rows.num_rows}
-    _tell_test_size(pipeline, sum(draw < share for draw in draws.values()), len(draws), tell)
+    _tell_test_size(pipeline, sum(number < share for number in numbers.values()), len(numbers), tell)
     return parts
 
 
-def _draws(index: pa.Table) -> dict[str, float]:
-    """Return a number from 0 to 1 for each prompt, a hash of its id, which decides its split."""
+def _split_numbers(index: pa.Table) -> dict[str, float]:
+    """Return by prompt id a number from 0 to 1, a hash of the id, that decides between train and test."""
     return {prompt_id: fraction("split", prompt_id) for prompt_id in pc.unique(index.column("prompt_id")).to_pylist()}
 
 
@@ -223,27 +225,27 @@ def _tell_test_size(pipeline: Pipeline, test: int, prompts: int, tell: Tell) -> 
 
 
 def _test_share(
-    pipeline: Pipeline, journaled: JournaledStore, reader: ResultReader, draws: Mapping[str, float], tell: Tell
+    pipeline: Pipeline, journaled: JournaledStore, reader: ResultReader, numbers: Mapping[str, float], tell: Tell
 ) -> float:
-    """Return the share of draws that is held out as the test part.
+    """Return the share of prompts in the test split, 0 to 1. `numbers` are those of the default config's prompts.
 
-    A `test_size` that is a count is turned into a share once, and journalled: the share that holds out this many of the
-    default config's prompts, including pending ones. So a prompt in test stays there as the store grows.
+    If `test_size` is a count, the first export converts it to a share of the default config's prompts and the pending
+    ones, and records it in the journal. Later exports use that share, so that no prompt moves from test to train.
     """
     asked = pipeline.export.test_size
     if isinstance(asked, float) or asked == 0:
         return float(asked)
     if (fixed := reader.test_threshold(asked)) is not None:
         return fixed
-    pending = [fraction("split", prompt_id) for prompt_id in reader.pending_prompt_ids() if prompt_id not in draws]
-    if asked >= len(draws) + len(pending):
+    pending = [fraction("split", prompt_id) for prompt_id in reader.pending_prompt_ids() if prompt_id not in numbers]
+    if asked >= len(numbers) + len(pending):
         raise BadInput(
-            f"{pipeline.path}: export.test_size: {asked:,} can't be held out of {counted(len(draws), 'prompt')}; "
+            f"{pipeline.path}: export.test_size: {asked:,} can't be held out of {counted(len(numbers), 'prompt')}; "
             "lower it, or give a share such as 0.05"
         )
-    threshold = sorted([*draws.values(), *pending])[asked]
+    threshold = sorted([*numbers.values(), *pending])[asked]
     journaled.keep([records.split(asked, threshold)])
-    prompts = counted(len(draws), "prompt") + (f" and {len(pending):,} that are pending" if pending else "")
+    prompts = counted(len(numbers), "prompt") + (f" and {len(pending):,} that are pending" if pending else "")
     tell(
         f"test split: fixed at {threshold:.2%} of all prompts, which is {asked:,} of {prompts}; it grows with the "
         "number of prompts, and no prompt moves from it into train"
@@ -322,7 +324,7 @@ def _describe(
 
 
 def _sample(folder: Path, files: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
-    """Return the shortest of the first rows of the default config, for the card."""
+    """Return the shortest of the default config's first SAMPLED rows, as the card's example."""
     rows = parquet.read_rows(folder / next(iter(files[default_config(files)].values())))
     first = [row for row, _ in zip(rows, range(SAMPLED), strict=False)]
     return min(first, key=lambda row: len(orjson.dumps(row)))

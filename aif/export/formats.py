@@ -1,9 +1,9 @@
 """The export formats: the columns of each, how its rows are made from pairs and completions, and its splits. Pure.
 
 `trl` is for TRL's DPOTrainer, `reward` for its RewardTrainer, `kto` for its KTOTrainer, `sft` for its SFTTrainer. `h4`
-has the columns and splits of ultrafeedback_binarized; DPOTrainer raises on it as it is, so it is a config of its own.
-`ultrafeedback` (ultrafeedback.py) has all completions with their ratings. No prompt contains a principle, since the
-completions of a prompt had different ones.
+has the columns and splits of ultrafeedback_binarized, which DPOTrainer can't read without conversion. `ultrafeedback`
+(ultrafeedback.py) has all completions with their ratings. Prompts are exported without the principle that a model was
+given, since each completion of a prompt may have had another.
 
 To add a column to `trl`: add it to `_TRL_SCHEMA` and `_trl` here, to data/schemas/trl.schema.json (every row is checked
 against it), and to the table in docs/formats.md (a test compares them). A value that `Pair` lacks comes from
@@ -82,7 +82,7 @@ def _first_user_turn(turns: Turns) -> str | None:
 
 
 def _pair_faults(row: Row) -> Iterator[str]:
-    """Yield what is wrong with a pair in any layout, whether `prompt` is a list of turns, a text or missing."""
+    """Yield what is wrong with a row of any pair format; `prompt` may be a list of turns, a text or missing."""
     chosen, rejected = row["chosen"], row["rejected"]
     if chosen[-1]["content"] == rejected[-1]["content"]:
         yield "chosen and rejected have the same text"
@@ -110,7 +110,7 @@ def _h4_faults(row: Row) -> Iterator[str]:
 
 
 def _h4_gen_faults(row: Row) -> Iterator[str]:
-    """Yield the faults of an `h4` row whose `messages` end with the turn to be answered."""
+    """Yield what is wrong with a row of the splits `*_gen` of `h4`, whose `messages` have no answer at the end."""
     return _h4_faults(row | {"messages": [*row["messages"], row["chosen"][-1]]})
 
 
@@ -198,13 +198,13 @@ FORMATS: Mapping[str, Splits] = {
 
 
 def row_kind(config: str) -> RowKind:
-    """Return what the rows of a format are made from: pairs, best completions, labelled completions, or prompts."""
+    """Return the kind of value that rows of a format are made from, such as pairs or labelled completions."""
     _, layout = next(iter(FORMATS[config].values()))
     return layout.kind
 
 
 def file_path(config: str, split: str, digest: str = "") -> str:
-    """Return the path of a split's only file within the dataset, as the Hub names it, with a digest of its content."""
+    """Return the path of a split's Parquet file in the dataset's folder; `digest` becomes a part of its name."""
     return f"{config}/{split}-00000-of-00001{digest and '-'}{digest}.parquet"
 
 

@@ -1,7 +1,7 @@
-"""A dataset on the Hub, and a client whose errors are one-line messages.
+"""Read datasets on the Hugging Face Hub, with a client whose errors become one-line messages.
 
-The Hub is the one of HF_ENDPOINT, if set. The token is huggingface_hub's, from HF_TOKEN or `hf auth login`; it is in no
-message.
+The environment variable HF_ENDPOINT may name another Hub. The token comes from HF_TOKEN or `hf auth login`; it is
+removed from all messages.
 """
 
 import hashlib
@@ -73,7 +73,7 @@ def file_sha256(path: Path) -> str:
 def hub_client(repo: str) -> Iterator[HfApi]:
     """Yield the Hub's client, with the user's token.
 
-    Any error in the block becomes ProviderRefused if the Hub refuses the token, else BadInput.
+    Any error in the block becomes ProviderRefused if the Hub answers 401 or 403, else BadInput.
     """
     if repo.count("/") != 1:
         raise BadInput(f"--repo {repo}: expected ORG/NAME, such as my-team/my-pairs")
@@ -126,7 +126,7 @@ def _http_error(status: int, message: str, api: HfApi, repo: str) -> AifError:
 
 
 def _token_owner(api: HfApi) -> str:
-    """Return the token's role, owner and organisations in brackets; empty if the Hub doesn't say."""
+    """Return " (this is a … token of …)" with the token's role, owner and organisations; empty if they are unknown."""
     try:
         owner = api.whoami()
         names = ", ".join(str(org["name"]) for org in owner["orgs"]) or "none"

@@ -1,4 +1,4 @@
-"""A layout: the columns of a data file, the function that makes its rows, and the checks on a row. Pure."""
+"""A layout: the columns of a data file, the function that makes its rows, and the checks on a row."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,11 +22,11 @@ TURNS = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The columns (`schema`) of a data file, and the function `row` that makes a row from a value of its `kind`.
+    """The columns (`schema`) of a data file, and the function `row` that makes a row.
 
-    A row is made from a Pair ("pairs"), a ScoredCompletion ("best", "labels") or an AnnotatedPrompt ("prompts"). Two
-    checks apply to it: the JSON Schema `data/schemas/<name>.schema.json`, and `faults`, which yields what a JSON
-    Schema can't express, such as relations between columns.
+    `kind` says what `row` takes: a Pair ("pairs"), a ScoredCompletion ("best", "labels") or an AnnotatedPrompt
+    ("prompts"). A row is checked by the JSON Schema `data/schemas/<name>.schema.json`, and by `faults`, which yields
+    the faults that a JSON Schema can't express, such as relations between columns.
     """
 
     name: str
@@ -52,7 +52,7 @@ def _validator(layout: str) -> Callable[[Row], Any]:
 
 
 def arrow_schema(**types: pa.DataType) -> pa.Schema:
-    """Return an Arrow schema with these columns, in order. `pa.struct` accepts it as its fields."""
+    """Return an Arrow schema with these columns, in order. For a nested column, pass it to `pa.struct`."""
     return pa.schema(list(types.items()))
 
 
@@ -62,6 +62,6 @@ def assistant_turn(text: str) -> dict[str, str]:
 
 
 def last_turn_faults(turns: Turns) -> Iterator[str]:
-    """Yield a fault if the turns of a prompt don't end with the user's."""
+    """Yield a fault if the last turn of a prompt isn't the user's."""
     if turns[-1]["role"] != "user":
         yield "the turn that is answered is not the user's"

@@ -12,7 +12,7 @@ from aif.core.types import digest
 from aif.store.reader import Reader
 from aif.store.report_queries import PromptCounts
 
-_SORTED = orjson.OPT_SORT_KEYS  # as in `records.digest`
+_SORTED = orjson.OPT_SORT_KEYS  # as in `core.types.digest`
 MANIFEST = "run.json"
 MARKER = (
     "made_by",
@@ -23,7 +23,7 @@ MARKER = (
 class Manifest(BaseModel):
     """The content of run.json. `rows` (counts) and `files` (paths) are by config and split.
 
-    `state` is the `store_state` at the time of the export; `digest` covers all other keys.
+    `state` is a digest of the store at the time of the export (`store_state`). `digest` is that of all other keys.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -39,7 +39,7 @@ class Manifest(BaseModel):
 
     @property
     def paths(self) -> list[str]:
-        """The data files, relative to the dataset's folder."""
+        """The paths of the data files, relative to the dataset's folder."""
         return [path for splits in self.files.values() for path in splits.values()]
 
 
@@ -61,7 +61,7 @@ def is_export(folder: Path) -> bool:
 
 
 def parse(data: bytes) -> Manifest | None:
-    """Return a run.json as this version writes it; None if it is something else."""
+    """Parse a run.json written by this version of aif; None if it is of another version or something else."""
     try:
         return Manifest.model_validate_json(data)
     except ValidationError:
@@ -69,7 +69,7 @@ def parse(data: bytes) -> Manifest | None:
 
 
 def with_digest(run: dict[str, Any]) -> dict[str, Any]:
-    """Return the content of a run.json with a digest of all other keys, which reveals edits by hand."""
+    """Return the content of a run.json with a digest of all other keys, which reveals later edits."""
     rest = {key: value for key, value in run.items() if key != "digest"}
     return {**rest, "digest": digest(rest)}
 

@@ -15,17 +15,17 @@ from aif.core.file_permissions import user_umask
 from aif.export.formats import FORMATS, Part, file_path
 from aif.export.layout import Layout, RowKind
 
-ROW_GROUP = 2000  # rows, at most, within a page (core/batching.py): the Hub's viewer reads a whole row group
+ROW_GROUP = 2000  # rows, at most, since the Hub's viewer reads a whole row group; fewer if texts are long (batching.py)
 
 Parts = Mapping[RowKind, Mapping[Part, pa.Table]]
 
 
 @dataclass(frozen=True, slots=True)
 class DatasetRows:
-    """All pairs, completions or prompts that rows of one kind are made from.
+    """All pairs, completions or prompts that become rows, one row each.
 
-    `index` has them without their texts, with a column `prompt_id`. `fetch` yields the values for a part of the index,
-    texts included, `batch` at a time. `left_out` counts what has no row, by reason.
+    `index` has a row for each, with `prompt_id` but without texts. `fetch` takes a part of the index and a batch size,
+    and yields lists of values with their texts. `left_out` counts completions that get no row, by reason.
     """
 
     index: pa.Table
@@ -39,7 +39,7 @@ def write_files(
 ) -> dict[str, dict[str, int]]:
     """Write all data files of the formats. Return the number of rows by config and split.
 
-    Rows are in the order of a hash, so whoever reads in order gets a mix of all sources, and new rows move no others.
+    Rows are sorted by a hash, so that any part of a file has rows of all sources and new rows don't reorder the others.
     """
     rows = {
         config: {
@@ -62,7 +62,7 @@ def write_files(
 
 
 def _fill(files: Sequence[tuple[Layout, Path]], batches: Iterator[list[Any]], row_group: int) -> None:
-    """Write the same values to several files, each in its layout, batch by batch."""
+    """Write the same values to all files, each in its own layout, batch by batch."""
     layouts = {layout.name: layout for layout, _ in files}
     with ExitStack() as stack:
         writers = [(layout.name, stack.enter_context(_writer(path, layout))) for layout, path in files]
@@ -81,7 +81,7 @@ def _writer(path: Path, layout: Layout) -> pq.ParquetWriter:
 
 
 def check_files(folder: Path, rows: Mapping[str, Mapping[str, int]]) -> None:
-    """Read every file back and check each row and their number. Raises AifError, since a wrong row is a bug in aif."""
+    """Read every file back and check each row and the number of rows. Raises AifError for a fault, a bug in aif."""
     for config, splits in rows.items():
         for split, wanted in splits.items():
             name, (_, layout) = file_path(config, split), FORMATS[config][split]
@@ -98,7 +98,7 @@ def name_by_content(folder: Path, rows: Mapping[str, Mapping[str, int]]) -> dict
     """Add the digest of its content to each file's name. Return the paths by config and split.
 
     `datasets.load_dataset` on a folder caches by the folder's name and the card's metadata, not by the files' content
-    (seen in 5.2). With names that stay the same it would load the former export, or another run's.
+    (seen in 5.2). With names that stay the same it would load an earlier export from its cache, or another run's.
     """
     paths: dict[str, dict[str, str]] = {}
     for config, splits in rows.items():

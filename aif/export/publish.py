@@ -1,6 +1,6 @@
-"""Publish an export on the Hub in one commit: plan the changes and compare by content first, then send them.
+"""Publish an export on the Hub in one commit: compare its files with those on the Hub, then send what differs.
 
-A commit on the Hub is atomic. So after any interruption the same command resumes, and sends nothing if nothing is new.
+A commit is atomic, so after an interruption the same command resumes; it sends nothing if nothing has changed.
 Nothing else in aif writes to the Hub.
 """
 
@@ -52,10 +52,10 @@ class FileChange:
 
 @dataclass(frozen=True, slots=True)
 class LoadedExport:
-    """An export as read before the user is asked: its run.json, and the bytes of its metadata files.
+    """An export read from its folder: its run.json, and the content of its metadata files by path.
 
-    These bytes are sent, so another export made meanwhile changes nothing. Data files are checked by the digest in
-    their names.
+    It is read before the user confirms, and this content is sent even if another export replaces the folder meanwhile.
+    Data files are read when they are sent, and checked by the digest in their names.
     """
 
     run: Manifest
@@ -64,10 +64,11 @@ class LoadedExport:
 
 @dataclass(frozen=True, slots=True)
 class PublishPlan:
-    """What publishing would do.
+    """The changes that publishing an export would make on the Hub.
 
-    `head` is the commit on the Hub that was compared with, None if the dataset is new. `replaced_pipeline` is the
-    pipeline of the export that is there now. `restricted` names the sources that not everyone may see, and why.
+    `head` is the dataset's commit on the Hub that the export was compared with, None if the dataset is new. `texts` are
+    the metadata files by path. `replaced_pipeline` is the name of the pipeline whose export is on the Hub now.
+    `restricted` names the pipeline's sources on the Hub that are private or gated, each with the reason.
     """
 
     pipeline: Pipeline
@@ -90,7 +91,7 @@ class PublishPlan:
         return [file for file in self.files if file.change == "removed"]
 
 
-# --- what there is to publish -----------------------------------------------------------------------------------------
+# --- the export to publish --------------------------------------------------------------------------------------------
 
 
 def load_export(
@@ -137,7 +138,7 @@ def _read_export(folder: Path, command: str) -> LoadedExport:
 
 
 def _matches_name(folder: Path, path: str) -> bool:
-    """Return whether a data file is there with the content that the digest in its name says."""
+    """Return whether a data file exists and its content has the digest in its name."""
     expected = content_digest(path)
     return bool(expected and (folder / path).is_file() and hub.file_sha256(folder / path).startswith(expected))
 
@@ -154,8 +155,8 @@ def _changed_keys(before: str, now: str) -> list[str]:
 def plan_publish(pipeline: Pipeline, folder: Path, loaded: LoadedExport, repo: str, public: bool) -> PublishPlan:
     """Compare an export with the dataset on the Hub. Sends nothing.
 
-    Raises BadInput if `repo` has the other visibility or holds something that isn't an aif export, and the errors of
-    `hub.hub_client`.
+    Raises BadInput if `repo` is private and `public` is true or the reverse, or if it isn't an export of aif; and the
+    errors of `hub.hub_client`.
     """
     run, texts, former, replaced_pipeline = loaded.run, loaded.texts, set[str](), None
     with hub.hub_client(repo) as api:
@@ -178,7 +179,7 @@ def _compare(local: Path | bytes, path: str, remote: RepoFile | None) -> FileCha
 
 
 def _restricted_sources(api: HfApi, pipeline: Pipeline) -> Iterator[str]:
-    """Yield the pipeline's datasets on the Hub that not everyone may see, each with the reason."""
+    """Yield the pipeline's source datasets on the Hub that are private, gated or not visible, each with the reason."""
     names = dict.fromkeys(source.hub for source in pipeline.prompts if source.hub)
     for name in (name for name in names if not local_folder(name, pipeline.folder)):
         try:
@@ -204,9 +205,9 @@ def _check_visibility(repo: str, dataset: HubDataset, public: bool) -> None:
 
 
 def _former_export(api: HfApi, repo: str, dataset: HubDataset) -> tuple[set[str], str | None]:
-    """Return the data files and the pipeline of the export on the Hub. Raises BadInput if it is something else.
+    """Return the data files and the pipeline's name of the export on the Hub. Raises BadInput if it isn't an export.
 
-    A dataset with nothing but a card without text counts as empty: the Hub's form for a new dataset makes one.
+    A dataset with only a blank card counts as empty, since a dataset created on the Hub's website has one.
     """
     if MANIFEST in dataset.files:
         run = parse_any_version(hub.download_file(api, repo, dataset, MANIFEST))
@@ -220,7 +221,7 @@ def _former_export(api: HfApi, repo: str, dataset: HubDataset) -> tuple[set[str]
 
 
 def _listed_files(files: object) -> set[str]:
-    """Return the data files in a run.json's `files`, which anyone may have edited: only paths that aif would make."""
+    """Return the data files in a run.json's `files`; paths that aif wouldn't make are left out, as it may be edited."""
     configs = files.values() if isinstance(files, dict) else ()
     paths = [path for splits in configs if isinstance(splits, dict) for path in splits.values()]
     return {path for path in paths if isinstance(path, str) and content_digest(path)}
@@ -237,8 +238,8 @@ def _is_blank(card: bytes) -> bool:
 def send_plan(plan: PublishPlan, tell: Callable[[str], None], bars: bool = False) -> str:
     """Create the dataset if it is new, and commit all changes of the plan at once. Return the commit's hash.
 
-    The Hub refuses the commit if the dataset has changed since the plan was made. Raises BadInput if the Hub differs
-    from the plan, and the errors of `hub.hub_client`. `bars` shows huggingface_hub's progress bars.
+    The Hub refuses the commit if the dataset has changed since the plan was made. `bars` shows progress bars.
+    Raises BadInput if a data file or the dataset isn't as planned, and the errors of `hub.hub_client`.
     """
     if not bars:
         disable_progress_bars()
@@ -261,7 +262,7 @@ def send_plan(plan: PublishPlan, tell: Callable[[str], None], bars: bool = False
 
 
 def _addition(plan: PublishPlan, path: str) -> CommitOperationAdd:
-    """Return the upload of a file. Raises BadInput if a data file has changed or is gone since the plan was made."""
+    """Return the operation that uploads a file. Raises BadInput if a data file has changed since the plan was made."""
     if path not in plan.texts and not _matches_name(plan.folder, path):
         raise BadInput(f"{plan.folder}: {path} has changed since it was shown, so nothing was sent; {hub.RERUN}")
     return CommitOperationAdd(path, plan.texts.get(path, plan.folder / path))

@@ -1,9 +1,9 @@
 """The `ultrafeedback` format: a row is a prompt with all its completions, ratings and judgements. Pure.
 
-The layout is openbmb/UltraFeedback's (arXiv:2310.01377), with columns for what it leaves open: whether there is a
-completion, whether it was truncated, and whether there is a rating and by which judge. openbmb has a struct with a
-field for each aspect; here `annotations` is a list of judge and aspect, so that the columns fit every rubric and any
-number of judges. A rating is a number or null, never a text such as "N/A".
+The layout is openbmb/UltraFeedback's (arXiv:2310.01377), with more columns: whether a completion is missing or
+truncated, whether a rating is missing, and by which judge it is. openbmb's `annotations` is a struct with a field for
+each aspect; here it is a list with an entry for each judge and aspect, so that it fits all rubrics and any number of
+judges. A rating is a number or null, never a text such as "N/A".
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +23,7 @@ NOT_ASKED = "not_asked"  # a `reason`, beside the kinds of failure
 
 @dataclass(frozen=True, slots=True)
 class AnnotatedPrompt:
-    """A prompt with its completions and judgements, the aspects of each request, and the principles by digest."""
+    """A prompt with its completions and judgements (`whole`), the aspects of each request, and principles by digest."""
 
     whole: PromptResult
     aspects: Mapping[str, Sequence[str]]
@@ -42,8 +42,8 @@ def _row(prompt: AnnotatedPrompt) -> Row:
             _completion(answer, prompt.principles.get(answer.principle or ""), annotations.get(answer.key, []))
             for answer in whole.answers
         ],
-        "correct_answers": _texts(whole.meta.get("correct_answers")),
-        "incorrect_answers": _texts(whole.meta.get("incorrect_answers")),
+        "correct_answers": _reference_answers(whole.meta.get("correct_answers")),
+        "incorrect_answers": _reference_answers(whole.meta.get("incorrect_answers")),
         "material": [{"slot": slot, "text": text} for slot, text in whole.material.items()],
         "judgements": [_judgement(verdict) for verdict in whole.verdicts if verdict.key],
         "prompt_id": whole.prompt_id,
@@ -70,12 +70,12 @@ def _completion(answer: CompletionResult, principle: Principle | None, annotatio
 
 
 def _state(state: str) -> str:
-    """Return the state as exported: what will be retried ("later") is pending, as is what was not asked yet."""
+    """Return a completion's or judgement's state as exported. "later", a failure that is retried, becomes "pending"."""
     return "pending" if state == "later" else state
 
 
 def _annotations(verdicts: Sequence[JudgementResult], aspects: Mapping[str, Sequence[str]]) -> dict[str, list[Row]]:
-    """Return each completion's annotations, by its key: one for each judge and aspect, with or without a rating."""
+    """Return the annotations by completion key: one for each judge, pass and aspect, even if it has no rating."""
     rows: dict[str, list[Row]] = {}
     for verdict in verdicts:
         ratings = {(rating.completion, rating.aspect): rating for rating in verdict.ratings}
@@ -112,7 +112,7 @@ def _judgement(verdict: JudgementResult) -> Row:
 
 
 def _fine_grained(annotations: Sequence[Row]) -> float | None:
-    """Return the mean over all rated aspects but the overall one, each first averaged over its judges."""
+    """Return the mean of the aspects' mean ratings over judges, without the aspect "overall"; None without ratings."""
     rated: dict[str, list[float]] = {}
     for row in annotations:
         if row["state"] == "rated" and row["aspect"] != OVERALL:
@@ -124,8 +124,8 @@ def _mean(numbers: Sequence[float]) -> float | None:
     return fmean(numbers) if numbers else None
 
 
-def _texts(value: Any) -> list[str]:
-    """Return a prompt's reference answers, a text or a list, as a list; openbmb writes ["None"] for none."""
+def _reference_answers(value: Any) -> list[str]:
+    """Return reference answers, given as one text or a list, as a list. openbmb writes ["None"] for none."""
     values = value if isinstance(value, list) else [value]
     return [text for text in values if isinstance(text, str) and text != "None"]
 

@@ -1,6 +1,6 @@
-"""vLLM servers that aif starts, one package for their whole life.
+"""vLLM servers that aif starts: place them on GPUs, download models, start, watch, restart and stop them.
 
-`placement` assigns GPUs, `command` builds the command line, `download` fetches the model, `model_identity` says which
-model the files are, `fleet` starts, watches and restarts servers. `guard` is a process beside each server that ends it
-when aif dies, even by kill -9. May start processes and read model files; calls no model beyond a health check.
+`placement` assigns GPUs, `command` builds the command line, `download` downloads the model, `model_identity` identifies
+it by its files, `fleet` starts, watches and restarts servers. `guard` is a process that runs each server and ends it
+when aif dies, even by kill -9. May start processes and read model files; sends servers nothing but health checks.
 """

@@ -1,4 +1,4 @@
-"""The command, environment and GPUs that a vLLM server starts with, and checks that find problems before it starts."""
+"""Build the command line and environment of a vLLM server, and check before its start whether it can run."""
 
 import asyncio
 import json
@@ -63,14 +63,14 @@ class LaunchedEndpoint:
 
     @property
     def revision(self) -> str | None:
-        """The revision to serve: the Hub's commit whose files identified the model, else the declared revision."""
+        """The revision to serve: the commit at which the model was identified, else that of the pipeline file."""
         return (self.entry.served.commit if self.entry.served else "") or self.entry.revision
 
 
 def adapter_path(entry: Model | Judge) -> str | None:
-    """Return the path of the LoRA adapter that calls are made to: the one in `--lora-modules` with the model's name.
+    """Return the path of the LoRA adapter that is called: the one in `--lora-modules` with the model's name.
 
-    None if calls are made to the base model.
+    None if the base model is called.
     """
     assert entry.launch
     for word in parse_arguments(entry.launch.args).get("--lora-modules", "").split("\0"):
@@ -99,7 +99,7 @@ def launched_endpoints(pipeline: Pipeline, keys: Collection[EndpointKey]) -> lis
 
 
 def parse_arguments(args: Iterable[str]) -> dict[str, str]:
-    """Return vLLM's options by name, each with its value; several values are joined by NUL."""
+    """Return vLLM's options by name, each with its value; several values of an option are joined by NUL."""
     options, name = dict[str, list[str]](), ""
     for word in args:
         if re.match(r"-\D", word):
@@ -164,7 +164,7 @@ def server_environment(
     variables |= dict.fromkeys(NO_TELEMETRY, "1")
     if tuple(gpus) != CPU:
         if "CUDA_VISIBLE_DEVICES" not in environ:
-            variables["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # nvidia-smi's order, which the numbers are of
+            variables["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # the GPU numbers are in nvidia-smi's order
         variables["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     return variables | endpoint.launch.env
 
@@ -181,7 +181,7 @@ def secret_variables(pipeline: Pipeline) -> set[str]:
 
 
 def programs_run(pipeline: Pipeline) -> Iterator[str]:
-    """Yield a line for each program (`launch.python`) that the pipeline names."""
+    """Yield a line for each program that the pipeline would run (`launch.python`)."""
     launches = (entry.launch for entry in (*pipeline.models.values(), *pipeline.judges.values()) if entry.launch)
     for program in dict.fromkeys(_python(launch, pipeline) for launch in launches if launch.python):
         yield f"launch.python runs {program}"

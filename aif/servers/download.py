@@ -2,12 +2,12 @@
 
     python -P download.py [--check | --files] MODEL REVISION
 
-An empty REVISION is the default one. `--check` only tries to download the model's configuration; `--files` prints the
-commit and the files' digests as JSON. Other output is for a person: what is downloaded, or in the last line why it
-failed. Exit code 0 or 1.
+An empty REVISION means the default revision. `--check` only tries to download the model's configuration; `--files`
+prints the commit and the files' digests as JSON. Other output is for the user: what is downloaded; the last line says
+why it failed. Exit code 0, or 1 for a failure.
 
 It is a process of its own so that it has the server's environment (HF_TOKEN, HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE) and
-can be killed at any moment; the next one continues with the files that are there.
+can be killed at any moment; the next download continues with the files that are there.
 """
 
 import json

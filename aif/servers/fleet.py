@@ -1,8 +1,8 @@
-"""Start, watch, restart and stop the vLLM servers of a run, shift by shift.
+"""Start, watch, restart and stop the vLLM servers of a run. A shift is a set of servers that run at the same time.
 
-Each server runs under a guard (guard.py), which ends it when aif dies. An endpoint's servers are up from the start of
-its shift until the endpoint is `done`; its client gets the URLs of those that are up. A server that fails affects its
-own endpoint alone.
+Each server runs under a guard (guard.py), which ends it when aif dies. The servers of an endpoint (a model or judge)
+run from the start of its shift until it has no more calls to make. Its client gets the URLs of those that are ready. A
+server that fails affects only its own endpoint.
 """
 
 import asyncio
@@ -49,7 +49,7 @@ GUARD = [sys.executable, "-I", "-S", str(Path(__file__).with_name("guard.py"))]
 # 20 s between choosing and listening. vLLM's own processes use ports of the same block (VLLM_PORT).
 FIRST_PORT, LAST_PORT, BLOCK = 17_000, 32_000, 40
 
-# Of a server that logs without end (328 MB in 4 s were seen) the first and the last bytes of the log are kept.
+# A server may log without end (328 MB in 4 s were seen), so only the first and the last bytes of a log are kept.
 LOG_KEPT = 10 * 2**20
 LOG_END = 2**16  # bytes at a log's end that are searched for the error; each call is a line there
 
@@ -65,11 +65,11 @@ _OTHER_FILES = "its model's files have changed since the run was planned; `aif r
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Intervals of watching and restarting servers, in seconds.
+    """Intervals for watching and restarting servers, in seconds.
 
     A starting server is checked every `poll_s`, a running one every `check_s`; it is ended if it fails all checks for
-    `hung_s`. A server that dies is restarted after each of `restart_after_s` in turn, then given up; after `steady_s`
-    of service the restarts start from the first again.
+    `hung_s`. A server that fails after it was ready is restarted, first after `restart_after_s[0]` seconds, next after
+    `[1]`, and so on, then given up. If it ran for `steady_s`, the count of its restarts begins again.
     """
 
     poll_s: float = 0.5
@@ -105,7 +105,7 @@ class Fleet:
         tell: Callable[[str], None],
         environ: Mapping[str, str] = ENVIRON,
     ) -> Self:
-        """Plan the servers of the endpoints in `pending`; starts none.
+        """Plan the servers of the endpoints with pending calls (`pending`), and check that they can start. Starts none.
 
         Raises BadInput for a server that can't start: no vLLM, no such folder, too few GPUs.
         """
@@ -119,7 +119,7 @@ class Fleet:
         return cls(pipeline, launched, endpoints, shifts, logs, tell, environ)
 
     def __post_init__(self) -> None:
-        """Multiply each endpoint's default concurrency by its number of servers, and stop endpoints without work."""
+        """Multiply default concurrencies by the number of servers, and stop endpoints whose servers aren't needed."""
         placements = [server for shift in self.shifts for server in shift]
         servers = Counter(server.key for server in placements)
         logs = self._log_files(placements)
@@ -137,7 +137,7 @@ class Fleet:
                 endpoint.stop()
 
     def _log_files(self, placements: Sequence[Placement]) -> list[Path]:
-        """Return a log file for each server, named after its endpoint as far as file names allow."""
+        """Return a log file for each server: its endpoint's name, without special characters, and a number."""
         count: Counter[str] = Counter()
         logs = []
         for server in placements:
@@ -180,7 +180,7 @@ class _EndpointServers:
         return [placement for placement, _ in self._servers]
 
     async def serve(self) -> None:
-        """Keep the servers up until the endpoint is done."""
+        """Keep the servers running until the endpoint is done."""
         async with asyncio.TaskGroup() as group:
             keeping = group.create_task(self._keep_all_up())
             await self.endpoint.done.wait()
@@ -188,7 +188,7 @@ class _EndpointServers:
         self.endpoint.server_status = None
 
     async def _keep_all_up(self) -> None:
-        """Download the model and keep all servers up. If all have been given up, refuse the endpoint's calls."""
+        """Download the model and keep all servers running. Once all are given up, let no more calls be made."""
         try:
             why = await self._download()
         except OSError as error:
@@ -200,7 +200,7 @@ class _EndpointServers:
         self.endpoint.refuse(why)
 
     async def _download(self) -> str | None:
-        """Download the model's files, before the clock of `ready_s` starts. Return why it failed, None if it didn't."""
+        """Download the model's files, in time that doesn't count for `ready_s`. Return an error message, or None."""
         if self._launched.is_folder:
             return None
         self.endpoint.server_status = "fetching"
@@ -216,7 +216,7 @@ class _EndpointServers:
         return None if process.returncode == 0 else last or f"its model's files can't be downloaded; see {log_file}"
 
     async def _keep_up(self, placement: Placement, log: Path) -> str:
-        """Keep one server up, restarting it when it fails. Return why it is given up in the end."""
+        """Run one server and restart it when it fails, until it is given up. Return the reason."""
         clock, timings = asyncio.get_running_loop().time, self._fleet.timings
         waits: list[float] | None = None  # before the next restarts; a server that was never up gets none
         while True:
@@ -247,17 +247,17 @@ class _EndpointServers:
 
     async def _check_files(self) -> None:
         """Raise ServerNotReady if the model's files have changed since the run was planned."""
-        over = Event()
+        cancelled = Event()
         try:
-            if await asyncio.to_thread(loads_other_files, self._launched, over):
+            if await asyncio.to_thread(loads_other_files, self._launched, cancelled):
                 raise ServerNotReady(_OTHER_FILES)
         except BadInput as error:
             raise ServerNotReady(str(error)) from error
         finally:
-            over.set()  # a cancelled run must not wait until hundreds of GB are read
+            cancelled.set()  # a cancelled run must not wait until hundreds of GB are read
 
     async def _watch(self, server: "_Server") -> str:
-        """Return why a server serves no longer: it ended, or it hangs and must be ended."""
+        """Wait until a server ends or hangs. Return a message that says which, and how."""
         clock, timings = asyncio.get_running_loop().time, self._fleet.timings
         healthy_at = clock()
         async with aiohttp.ClientSession() as session:
@@ -271,7 +271,7 @@ class _EndpointServers:
         return server.describe_end()
 
     def _set_urls(self, urls: list[str]) -> None:
-        """Set the URLs that the client calls; without any, calls wait."""
+        """Set the URLs that the client calls. While there are none, calls wait."""
         self._urls = urls
         self._client.set_urls(urls)
         self.endpoint.server_status = None if urls else "stopping" if self.endpoint.done.is_set() else "starting"
@@ -307,7 +307,7 @@ class ServerNotReady(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Server:
-    """A server process and its log; `log_start` is where this start begins in the log, in bytes."""
+    """A server process, its port and its log. `log_start` is the byte of the log where its own output begins."""
 
     process: Process
     port: int
@@ -339,7 +339,7 @@ class _Server:
             return False
 
     async def ended_within(self, seconds: float) -> bool:
-        """Wait up to `seconds` and return whether the server has ended; truncate its log each second."""
+        """Wait up to `seconds` and return whether the server has ended. Truncates a long log each second."""
         ending = asyncio.create_task(self.process.wait())
         try:
             for step in (*[1.0] * int(seconds), seconds % 1):
@@ -379,7 +379,7 @@ class _Server:
 def error_in_log(lines: Sequence[str]) -> str:
     """Return the last error in a log with its indented continuation lines, at most 500 characters.
 
-    Without an error it is the last line. Errors that only refer to an earlier one don't count.
+    If there is no error, return the last line. Errors that only refer to an earlier error are skipped.
     """
     bare = [text for line in lines if (text := _PREFIX.sub("", _COLOUR.sub("", line)).rstrip())]
     errors = [n for n, line in enumerate(bare) if _is_error(line)]
@@ -402,7 +402,7 @@ async def _guarded(
 ) -> AsyncIterator[Process]:
     """Run a command under a guard, which ends all its processes when the block ends or aif dies.
 
-    The guard has a session of its own, so a Ctrl-C reaches aif alone.
+    The guard runs in its own session, so a Ctrl-C reaches only aif.
     """
     process = await asyncio.create_subprocess_exec(
         *GUARD, f"{GRACE_S}", *words, stdin=PIPE, stdout=stdout, stderr=stderr, env=environ, start_new_session=True,
@@ -430,7 +430,7 @@ def _open_log(log: Path, header: str) -> IO[bytes]:
 
 
 def _truncate_log(log: Path) -> None:
-    """Remove the middle of a log above 3 * LOG_KEPT bytes. Its server, which appends, continues at the new end."""
+    """Remove the middle of a log longer than 3 * LOG_KEPT bytes, also while its server appends to it."""
     if not log.exists() or log.stat().st_size <= 3 * LOG_KEPT:
         return
     with log.open("r+b") as file:
@@ -443,7 +443,7 @@ def _truncate_log(log: Path) -> None:
 
 
 def _log_header(words: Sequence[str], launched: LaunchedEndpoint, placement: Placement) -> str:
-    """Return the GPUs and the command, without the values of `launch.args`, which may be secret."""
+    """Return the GPUs and the command for the log, without the values of `launch.args`, which may be secret."""
     extra = len(launched.launch.args)
     own = words[: len(words) - extra]
     flags = [word.partition("=")[0] for word in words[len(words) - extra :] if word.startswith("-")]

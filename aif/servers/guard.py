@@ -1,4 +1,4 @@
-"""The guard: a small process that runs one server as its child and ends all of it when aif dies, even by kill -9.
+"""The guard: a process that runs a server and ends it with all its child processes if aif dies, even by kill -9.
 
 Run by path as `python -I -S guard.py GRACE_SECONDS COMMAND…`, so that no PYTHONPATH and no module of aif can affect it;
 standard library only. Its stdin is a pipe that aif holds open. When the pipe closes (aif ended, crashed or was
@@ -8,10 +8,10 @@ started, and after the grace period SIGKILL. Its exit code is the command's, as 
 vLLM needs this: its engine and worker processes survive the server when it is killed. Four things reach them:
 - the command's process group, which vLLM's processes stay in;
 - on Linux the guard is a child subreaper: a process that leaves the group and loses its parent becomes the guard's
-  child, so /proc shows all that is left. On other systems the group has to do;
+  child, and is found in /proc. On other systems only the group is signalled;
 - the witness, a fork of the guard that kills the group if the guard itself is killed. If the witness is killed first,
   the guard starts another;
-- on Linux the command has a parent-death signal, for the moment before there is a witness.
+- on Linux the command gets SIGKILL if the guard dies (PR_SET_PDEATHSIG), which matters until the witness runs.
 """
 
 import ctypes
@@ -95,7 +95,10 @@ def _start_witness(group: int) -> tuple[int, int]:
 
 
 def _end_all(group: int, witness: tuple[int, int], ended: dict[int, int], grace_s: float) -> None:
-    """End everything that the command started: SIGTERM, then SIGKILL after the grace period; then the witness."""
+    """End all processes of the command: SIGTERM, then SIGKILL after `grace_s` seconds. Then let the witness end.
+
+    `witness` is its pid and pipe; `ended` collects wait statuses by pid (see `_reap`).
+    """
     pid, writer = witness
     _signal_group(group, signal.SIGTERM)
     if not _all_ended(group, pid, ended, time.monotonic() + grace_s):
@@ -109,7 +112,7 @@ def _end_all(group: int, witness: tuple[int, int], ended: dict[int, int], grace_
 
 
 def _all_ended(group: int, witness: int, ended: dict[int, int], deadline: float) -> bool:
-    """Wait until nothing of the command is left, or the deadline (of time.monotonic). Return whether nothing is."""
+    """Return True once all processes of the command have ended, False at `deadline` (of time.monotonic)."""
     while True:
         _reap(ended)
         if not (_descendants() - {witness}) and not _signal_group(group, 0):
@@ -128,7 +131,7 @@ def _reap(ended: dict[int, int]) -> dict[int, int]:
 
 
 def _descendants() -> set[int]:
-    """Return the pids of all processes below this one, by /proc; none on systems without it."""
+    """Return the pids of all descendants of this process, from /proc; none on systems other than Linux."""
     if not LINUX:
         return set()
     children: dict[int, list[int]] = {}
@@ -150,7 +153,7 @@ def _descendants() -> set[int]:
 
 
 def _signal_group(group: int, number: int) -> bool:
-    """Send a signal to the process group (0 sends none). Return whether the group has a process to receive it."""
+    """Send a signal to all processes of the group. Return whether it has any; `number` 0 only asks that."""
     try:
         os.killpg(group, number)
     except (ProcessLookupError, PermissionError):  # macOS gives the latter for a group of zombies

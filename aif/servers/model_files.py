@@ -1,4 +1,4 @@
-"""Digests of the files that a launched server loads, with a cache, so that a file is read once as long as it stays.
+"""Digests of the files that a launched server loads, with a cache, so that an unchanged file isn't read again.
 
 The cache is `aif/files.json` in the user's cache folder. It may be lost or damaged at any time: files are read again.
 """
@@ -39,8 +39,7 @@ _SETTLED_S = 2.0  # a file younger than this may still change within the same ti
 
 
 def loaded_files(names: Collection[str], args: Collection[str]) -> list[str]:
-    """Return the names of those files in a model's folder that vLLM loads. `args` are its options; some make it load
-    more."""
+    """Return which of the files in a model's folder vLLM loads when it is started with the options `args`."""
 
     def match(*patterns: str) -> list[str]:
         return [name for name in names if any(fnmatch(name, pattern) for pattern in patterns)]
@@ -53,10 +52,13 @@ def loaded_files(names: Collection[str], args: Collection[str]) -> list[str]:
     return sorted((safetensors if safetensors and "--load-format" not in args else weights) | others | code)
 
 
-def file_digests(paths: Mapping[str, Path], model: str, tell: Callable[[str], None], over: Event) -> dict[str, str]:
-    """Return the digest of each file, under the keys of `paths`. A file that hasn't changed isn't read again.
+def file_digests(
+    paths: Mapping[str, Path], model: str, tell: Callable[[str], None], cancelled: Event
+) -> dict[str, str]:
+    """Return the digest of each file, by the keys of `paths`. A file that hasn't changed isn't read again.
 
-    `model` names the model in messages. Setting `over` stops the reading. Raises BadInput if a file can't be read.
+    `model` names the model in messages. Set `cancelled` in another thread to stop the reading, with BadInput; that is
+    also raised if a file can't be read.
     """
     try:
         resolved = {key: path.resolve() for key, path in paths.items()}
@@ -65,7 +67,7 @@ def file_digests(paths: Mapping[str, Path], model: str, tell: Callable[[str], No
         new = [path for path, stamp in stamps.items() if cached.get(str(path), [])[:-1] != stamp]
         if (size := sum(stamps[path][0] for path in new)) > _SLOW:
             tell(f"{model}: reading {size / 1e9:.1f} GB of files, to identify the model by their content")
-        read = dict(zip(new, _read_all(new, over), strict=True))
+        read = dict(zip(new, _read_all(new, cancelled), strict=True))
         settled = {
             str(path): [*stamps[path], sha256]
             for path, sha256 in read.items()
@@ -87,7 +89,7 @@ def _is_hub_blob(path: Path) -> bool:
 
 
 def _stamp(path: Path) -> list[int]:
-    """Return size, mtime and ctime (ns), which tell whether a file has changed.
+    """Return a file's size, mtime and ctime (in ns); if they are the same later, the file hasn't changed.
 
     Checkpoints of one model have the same size, and copies may have the same mtime; the ctime can't be set.
     """
@@ -95,21 +97,21 @@ def _stamp(path: Path) -> list[int]:
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
 
 
-def _read_all(paths: Sequence[Path], over: Event) -> list[str]:
-    """Return the sha256 of each file, read in parallel. Ctrl-C stops it; so does `over`, with OSError."""
+def _read_all(paths: Sequence[Path], cancelled: Event) -> list[str]:
+    """Return the sha256 of each file, read in parallel. Raises OSError if `cancelled` is set; Ctrl-C stops it too."""
     with ThreadPoolExecutor() as pool:
         try:
-            return list(pool.map(_sha256, paths, repeat(over)))
+            return list(pool.map(_sha256, paths, repeat(cancelled)))
         finally:
-            over.set()
+            cancelled.set()
 
 
-def _sha256(path: Path, over: Event) -> str:
+def _sha256(path: Path, cancelled: Event) -> str:
     sha256 = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
         while block := file.read(_BLOCK):
             sha256.update(block)
-            if over.is_set():
+            if cancelled.is_set():
                 raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED), str(path))
     return sha256.hexdigest()
 
@@ -130,9 +132,9 @@ def _read_cache() -> dict[str, list[Any]]:
 
 
 def _write_cache(new: Mapping[str, list[Any]]) -> None:
-    """Add rows to the cache and drop those of deleted files.
+    """Add rows to the cache, and remove those of deleted files. Does nothing if the cache can't be written.
 
-    Does nothing if it can't be written. Another process that writes at the same time may drop these rows again.
+    If two processes write at the same time, the rows of one may be lost; their files are then read again.
     """
     if not (file := _cache_file()).is_absolute():
         return

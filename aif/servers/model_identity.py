@@ -1,9 +1,8 @@
-"""Which model a launched server loads, identified by content: another checkpoint under the same name is another model.
+"""Identify the model that a launched server loads by its content, so that another checkpoint counts as another model.
 
-The first content seen under a name keeps the plain name as its identity, so completions from before are still valid.
-Any other content is another model: the identity includes a digest of its files and arguments. Restoring the files
-restores the identity. Each change is recorded in the journal (a text of kind `model`), so that commands that call no
-model don't need its files.
+The content is the files and arguments that affect the output. The first content under a name has that name as its
+identity; any other content has the name and a digest. If the old files come back, so does the old identity. Each change
+is recorded in the journal (a text of kind `model`), so that commands that call no model don't need its files.
 """
 
 import os
@@ -66,10 +65,10 @@ _RUNTIME_OPTIONS = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class ModelChange:
-    """A launched model or judge whose content is new, or not the one that was recorded last.
+    """A launched model or judge whose content differs from the one that the journal recorded last, or is the first.
 
-    `record` must be journalled before the model is called. `changes` says how the content differs from the last one,
-    and is empty if there was none.
+    `record` must be written to the journal before the model is called. `changes` describes the difference; empty for
+    the first content.
     """
 
     stage: Stage
@@ -83,9 +82,9 @@ def identify_models(
 ) -> list[ModelChange]:
     """Set the identity (`served`) of each launched model and judge. Return the changes to journal before any call.
 
-    `past` are the journal's records of kind `model`. With `tell`, which commands that call models pass, the identity
-    comes from the current files. Without it, or if the files are not available, it comes from the last record; it is
-    unknown if the pipeline has declared another model or other arguments since that record.
+    `past` are the journal's records of kind `model`. Commands that call models pass `tell`; the identity is then that
+    of the current files. Without `tell`, or if the files aren't available, it is that of the last record with the same
+    declared model and arguments. If no record matches and the files aren't available, it is unknown.
     """
     rows = sorted(past, key=lambda row: row["n"])
     entries: list[tuple[Stage, Model | Judge]] = [
@@ -103,15 +102,16 @@ def identify_models(
 def _identify(
     pipeline: Pipeline, stage: Stage, entry: Model | Judge, rows: list[Any], tell: Callable[[str], None] | None
 ) -> ModelChange | None:
-    """Set the identity of one entry. `rows` are the records of its declared name, oldest first."""
+    """Set the identity of one model or judge. `rows` are the records under its declared identity, oldest first."""
     assert entry.launch
     own = [row for row in rows if row["endpoint"] == entry.name] or rows
     declared = [entry.launch.model, adapter_path(entry), identity_arguments(entry.launch.args)]
-    same = next((row for row in reversed(own) if row["declared"] == declared), None)
-    now = _current_content(pipeline, stage, entry, same, tell) if tell or (rows and not same) else None
-    content, commit = now or ((same["parts"], same["commit"]) if same else ({}, ""))
+    recorded = next((row for row in reversed(own) if row["declared"] == declared), None)
+    now = _current_content(pipeline, stage, entry, recorded, tell) if tell or (rows and not recorded) else None
+    content, commit = now or ((recorded["parts"], recorded["commit"]) if recorded else ({}, ""))
     first = [row["parts"] for row in rows if row["n"] == 0]
-    entry._served = ServedContent(digest(content) if now or same else "", bool(rows) and content not in first, commit)
+    known = digest(content) if now or recorded else ""
+    entry._served = ServedContent(known, bool(rows) and content not in first, commit)
     if not (now and tell) or (own and own[-1]["parts"] == content):
         return None
     before = own[-1]["parts"] if own else {}
@@ -129,25 +129,24 @@ def _identify(
     return ModelChange(stage, entry, record, _describe_changes(before, content) if own else "")
 
 
-def loads_other_files(endpoint: LaunchedEndpoint, over: Event) -> bool:
-    """Return whether a folder's files have changed since the run was planned, or were unknown then.
+def loads_other_files(endpoint: LaunchedEndpoint, cancelled: Event) -> bool:
+    """Return whether a model's files have changed since the run was planned, or could not be identified then.
 
-    A commit on the Hub never changes. Setting `over` stops the reading of files.
+    Only folders are read again, since a commit on the Hub never changes. Set `cancelled` in another thread to stop.
     """
     served = endpoint.entry.served
     if served is None or (served.digest and not endpoint.is_folder):
         return False
     if not served.digest:
         return True
-    now = _content(endpoint, {}, None, lambda line: None, over)
+    now = _content(endpoint, {}, None, lambda line: None, cancelled)
     return now is not None and digest(now[0]) != served.digest
 
 
 def _current_content(
-    pipeline: Pipeline, stage: Stage, entry: Model | Judge, same: Any, tell: Callable[[str], None] | None
+    pipeline: Pipeline, stage: Stage, entry: Model | Judge, recorded: Any, tell: Callable[[str], None] | None
 ) -> tuple[dict[str, str], str] | None:
-    """Return the files and arguments that a server would load now, and the Hub's commit; None if they are not
-    available."""
+    """Return `_content` of a model or judge; None if its files aren't available. The Hub is asked only with `tell`."""
     try:
         (endpoint,) = launched_endpoints(pipeline, [(stage, entry.name)])
     except BadInput:  # reported when a server is to be started, which may never be
@@ -155,18 +154,18 @@ def _current_content(
     if not endpoint.is_folder and not tell:  # without calls to come, the Hub isn't asked
         return None
     environ = server_environment(endpoint, ENVIRON, secret_variables(pipeline))
-    return _content(endpoint, environ, same, tell or (lambda line: None), Event())
+    return _content(endpoint, environ, recorded, tell or (lambda line: None), Event())
 
 
 def _content(
-    endpoint: LaunchedEndpoint, environ: Mapping[str, str], same: Any, tell: Callable[[str], None], over: Event
+    endpoint: LaunchedEndpoint, environ: Mapping[str, str], recorded: Any, tell: Callable[[str], None], cancelled: Event
 ) -> tuple[dict[str, str], str] | None:
-    """Return what identifies a model (each file with its digest, each argument with its value) and the Hub's commit.
+    """Return the content that identifies a model (digests by file, values by argument), and its commit on the Hub.
 
-    The commit is empty for a folder. `same` is a record with the same declaration, or None. If its commit is still the
-    current one, its file digests are used: a cache without links has fewer files than the Hub lists.
+    The commit is empty for a folder. `recorded` is the last record of the same model and arguments, or None. If it has
+    the same commit, its digests are used, since the cache may have fewer files than the Hub lists.
     """
-    args, commit, recorded = identity_arguments(endpoint.launch.args), "", dict[str, str]()
+    args, commit, digests = identity_arguments(endpoint.launch.args), "", dict[str, str]()
     named = [name for name, value in args.items() if os.path.isdir(value)]  # noqa: PTH112 - the value may be too long
     folders = {f"{name} ": args.pop(name) for name in named}
     if path := adapter_path(endpoint.entry):
@@ -178,10 +177,10 @@ def _content(
         folders[""] = endpoint.model
     elif listing := _hub_listing(endpoint, environ):
         commit = listing["commit"]
-        if same and same["commit"] == commit:
-            recorded = {name: value for name, value in same["parts"].items() if not re.match("-|adapter ", name)}
+        if recorded and recorded["commit"] == commit:
+            digests = {name: value for name, value in recorded["parts"].items() if not re.match("-|adapter ", name)}
         elif "files" in listing:
-            recorded = {name: listing["files"][name] for name in loaded_files(listing["files"], args)}
+            digests = {name: listing["files"][name] for name in loaded_files(listing["files"], args)}
         else:
             folders[""] = listing["folder"]
     else:
@@ -191,7 +190,7 @@ def _content(
         files = (path for pattern in ("*", f"{TEMPLATES}*") for path in Path(folder).glob(pattern))
         by_name = {path.relative_to(folder).as_posix(): path for path in files if path.is_file()}
         paths |= {prefix + name: by_name[name] for name in loaded_files(by_name, args)}
-    return args | recorded | file_digests(paths, endpoint.entry.name, tell, over), commit
+    return args | digests | file_digests(paths, endpoint.entry.name, tell, cancelled), commit
 
 
 def _hub_listing(endpoint: LaunchedEndpoint, environ: Mapping[str, str]) -> Any:
@@ -203,9 +202,10 @@ def _hub_listing(endpoint: LaunchedEndpoint, environ: Mapping[str, str]) -> Any:
 
 
 def identity_arguments(args: Iterable[str]) -> dict[str, str]:
-    """Return the arguments that are part of a model's identity, each with its value; for a repeated argument the last.
+    """Return by name the values of the arguments that are part of a model's identity: all that may affect its output.
 
-    Unknown arguments are included. Their values may be secret, so a digest stands for each.
+    If an argument is repeated, its last value counts. The value of an unknown argument, which may be secret, is
+    replaced by its digest.
     """
     given = {
         name: _normalize_json(value)
@@ -218,7 +218,7 @@ def identity_arguments(args: Iterable[str]) -> dict[str, str]:
 
 
 def _normalize_json(value: str) -> str:
-    """Return JSON objects and lists with sorted keys and without spaces, other values as they are."""
+    """Return a JSON object or list with sorted keys and without spaces; any other value as it is."""
     try:
         return orjson.dumps(orjson.loads(value), option=orjson.OPT_SORT_KEYS).decode() if value[:1] in "{[" else value
     except orjson.JSONDecodeError:
@@ -226,7 +226,7 @@ def _normalize_json(value: str) -> str:
 
 
 def base_option(name: str) -> str:
-    """Return an option's name without a `no-` prefix and without a JSON key (`--hf-overrides.key`)."""
+    """Return an option's name without `no-` and JSON key, such as `--hf-overrides` for `--hf-overrides.key`."""
     return name.partition(".")[0].replace("--no-", "--", 1)
 
 

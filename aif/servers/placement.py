@@ -1,8 +1,8 @@
-"""Which servers run on which GPUs, and when. Pure.
+"""Plan which servers run on which GPUs, and when. Pure.
 
-Servers that run at the same time are a shift. All servers share one shift if they fit, so that judging overlaps with
-completing. Else models come first, in as few shifts as first-fit (largest first) gives, then judges in shifts of their
-own. An endpoint is up in one shift only, until all its work is done, so a model's weights are loaded once.
+A shift is a set of servers that run at the same time. If all servers fit on the GPUs, there is one shift, and judging
+overlaps with completing. Else models come first, packed into shifts by first-fit (largest first), then judges in shifts
+of their own. An endpoint runs in one shift until all its calls are made, so a model's weights are loaded once.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,9 +18,9 @@ EndpointKey = tuple[str, str]  # stage and name
 
 @dataclass(frozen=True, slots=True)
 class GpuRequest:
-    """What a launched model or judge asks for: `gpus` for each server, and `replicas`, the number of its servers.
+    """The number of GPUs for each server of a launched model or judge (`gpus`), and of its servers (`replicas`).
 
-    With `replicas` None it gets one server, and more on idle GPUs.
+    If `replicas` is None, it gets one server, and more on GPUs that would be idle.
     """
 
     stage: Stage
@@ -57,8 +57,8 @@ Shift = tuple[Placement, ...]  # the servers that run at the same time
 def plan_shifts(requests: Sequence[GpuRequest], gpus: Sequence[str]) -> tuple[Shift, ...]:
     """Plan which servers run at the same time (a shift), and in which order. `gpus` are the machine's GPUs, or `CPU`.
 
-    Idle GPUs of a shift get more servers of its endpoints without `replicas`, evenly. Raises BadInput for an endpoint
-    that needs more GPUs than there are.
+    GPUs that a shift leaves idle get more servers, spread evenly over its endpoints whose `replicas` is None. Raises
+    BadInput for an endpoint that needs more GPUs than there are.
     """
     for request in requests:
         if request.min_gpus > len(gpus):

@@ -1,4 +1,4 @@
-"""A stand-in for every provider, on loopback: models that write, judges that rate, and injected faults.
+"""Simulate the providers on a loopback server: models that write, judges that rate, and injected faults.
 
 The quickstart and the tests use it; it answers as the real APIs do and knows nothing of a run. A model has a `quality`
 from 0 to 1, which decides how well its completions are written (completions.py). A judge sees only the texts that it

@@ -53,7 +53,7 @@ class Prefix:
 
 
 class Messages:
-    """The Messages endpoint. Its only state is the prompt cache, whose entries never expire."""
+    """The endpoint /v1/messages. Its only state is the prompt cache, whose entries never expire."""
 
     def __init__(self, models: SimulatedModels, max_model_len: int) -> None:
         self._models = models
@@ -61,10 +61,10 @@ class Messages:
         self._cached: set[str] = set()
 
     def begin(self, body: Any) -> Callable[[], dict[str, Any]]:
-        """Read the cache for a request and return the function that makes its reply. Raises RefusedError.
+        """Look a request's prefixes up in the cache, and return a function that makes the reply. Raises RefusedError.
 
-        The reply writes the cache. So requests that are in flight together all pay for writing their common prefix, as
-        with the real API.
+        Its prefixes are cached when the reply is made. So requests that are in flight together all pay for writing
+        their common prefix, as with the real API.
         """
         request, prefixes = _parse_request(body)
         read = max((prefix.tokens for prefix in prefixes if prefix.digest in self._cached), default=0)
@@ -183,7 +183,10 @@ def _schema(config: Any) -> Mapping[str, Any] | None:
 
 
 def _prefixes(body: Mapping[str, Any]) -> list[Prefix]:
-    """Return the prefix before each cache breakpoint, shortest first, without those too short to be cached."""
+    """Return the prefix before each cache breakpoint, shortest first, without those too short to be cached.
+
+    Raises RefusedError if there are too many breakpoints.
+    """
     before: list[Any] = [body["model"], body.get("output_config")]
     prefixes, tokens, breakpoints = [], 0, 0
     for row in ({"role": "system", "content": body.get("system") or []}, *body["messages"]):

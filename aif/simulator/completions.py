@@ -30,7 +30,7 @@ def write_completion(messages: Sequence[Message], quality: float, rng_seed: int)
 
 
 class _Placeholders(dict[str, str]):
-    """The values of a pattern's placeholders, made when the pattern asks for them (for `str.format_map`)."""
+    """The values of a pattern's placeholders, for `str.format_map`. A value is chosen when it is first used."""
 
     def __init__(self, writer: "_Writer") -> None:
         super().__init__()
@@ -51,10 +51,9 @@ class _Placeholders(dict[str, str]):
 
 
 class _Writer:
-    """Fills sentence patterns for one text of quality `level`.
+    """Makes the sentences of one text of quality `level` by filling patterns with phrases of the prompt.
 
-    Uses the prompt's phrases in turn (the more of them, the higher the level), and no pattern of a bank twice before
-    all are used.
+    At a higher level it uses more of the prompt's phrases. It uses all patterns of a list before it repeats one.
     """
 
     def __init__(self, rng: Random, level: float, phrase_list: Sequence[str]) -> None:
@@ -76,7 +75,7 @@ class _Writer:
         return text[0].upper() + text[1:]
 
     def draw(self, patterns: Sequence[str]) -> str:
-        """Return a sentence from a random pattern of the bank, an unused one as long as there is one."""
+        """Return a random pattern filled in: one not used yet, until all are used."""
         unused = self._unused.get(id(patterns))
         if not unused:
             unused = self._unused[id(patterns)] = self.rng.sample(patterns, len(patterns))
@@ -115,8 +114,10 @@ def _write_answer(writer: _Writer, form: AnswerForm, question: str, system: str)
 
 
 def _parts(writer: _Writer, form: AnswerForm, system: str) -> list[str]:
-    """Return opening, body sentences and closing. A share of them equal to the quality is good, the rest weak or
-    repeated."""
+    """Return the opening, the body's sentences and the closing.
+
+    The share of good sentences is about the text's quality; the others are weak or repeat an earlier one.
+    """
     n_parts = writer.rng.randint(*_SENTENCES[form]) + 2
     if writer.chance(0.25 * (1 - writer.level)):
         n_parts = max(2, n_parts // 3)

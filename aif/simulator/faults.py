@@ -1,4 +1,4 @@
-"""Inject faults between client and provider: choose which call gets a fault, and make the faulty response. Pure."""
+"""Inject faults into calls: choose which call gets a fault, and make the faulty response."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -61,7 +61,7 @@ class InjectedFault:
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A call at the moment it arrives: the model, and `key`, the digest of its body.
+    """A call that has just arrived. `key` is the digest of its body.
 
     `nth` counts the arrivals of this body and `number` all calls, both from 1; `at` is in seconds of the event loop's
     clock.
@@ -79,7 +79,7 @@ ChooseFault = Callable[[Arrival], InjectedFault | None]
 
 @dataclass(frozen=True, slots=True)
 class Faults:
-    """Choose a fault for a share of the calls: `rates` is the share of each kind.
+    """Choose a fault for some of the calls: `rates` is the share of calls that get each kind, 0 to 1.
 
     The choice is a hash of the body and of how often it has arrived, so calls get the same faults in any order. With
     `lasting` the body alone decides, so a retry gets the same fault again. Raises BadInput if the shares exceed 1.
@@ -110,7 +110,11 @@ class Faults:
 
 @dataclass(frozen=True, slots=True)
 class RawResponse:
-    """A response as sent; `cut` sends half the body, `repeat_after_s` sends it twice, `drip_s` byte by byte."""
+    """A response and how to send it.
+
+    `cut` sends half the body and closes the connection. `repeat_after_s` sends the response again after these seconds,
+    if not None. `drip_s` is the pause after each byte; 0 sends the body at once.
+    """
 
     body: bytes
     status: int = 200
@@ -133,9 +137,9 @@ _REFUSED: Mapping[Fault, tuple[int, str, str | None]] = {
 
 
 def raise_refusal(injected: InjectedFault | None, echo: str, api: ModuleType) -> None:
-    """Raise RefusedError if the injected fault is an error status; `api` may have its own reply for QUOTA.
+    """Raise RefusedError if the injected fault is an error status. `api` is the module of the API in use.
 
-    `echo` is the key that the client sent; the message repeats it, as real servers have been seen to do.
+    `echo` is the API key that the client sent. The message repeats it, as some real servers do.
     """
     if injected is None or injected.fault not in _REFUSED:
         return
@@ -152,9 +156,9 @@ def _retry_after(value: str) -> str:
 
 
 def raw_response(reply: dict[str, Any], injected: InjectedFault | None, echo: str, api: ModuleType) -> RawResponse:
-    """Return the response for a reply, changed by the injected fault.
+    """Return the HTTP response for a reply, changed by the injected fault if there is one.
 
-    `api` is the module of the API in use, with its `replace_text`. `echo` is the key that the client sent.
+    `api` is the module of the API in use, `echo` the API key that the client sent.
     """
     fault = injected.fault if injected else None
     match fault:

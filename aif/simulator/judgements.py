@@ -2,8 +2,8 @@
 
 The judge sees the request's messages alone: neither a model's name nor its quality. It estimates a completion's quality
 from the text, by comparing its words with the prompt's (and with a reference answer's, if one is shown), adds Gaussian
-noise, and maps the sum to the rating's scale. Texts in a request are fenced by a nonce; only the first nonce of the
-message counts, so a completion can't pass for a fence.
+noise, and maps the sum to the rating's scale. Each text in a request stands between two lines with the same nonce (a
+fence). Only the message's first nonce counts, so a completion can't contain a fence.
 """
 
 import re
@@ -83,7 +83,7 @@ class PromptTask:
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """What a judge measures in a completion, each from 0 to 1. "Per sentence" counts cue phrases."""
+    """What a judge measures in a completion. "Per sentence" is the number of cue phrases / sentences, at most 1."""
 
     coverage: float  # share of the prompt's key terms that occur
     on_topic: float  # share of sentences with a key term
@@ -99,8 +99,10 @@ class Features:
 
 @dataclass(frozen=True, slots=True)
 class JudgingRequest:
-    """A parsed judging request: the user's turns, the completions by number, `outside`, the text outside all fences,
-    and the reference answer, empty if none is shown. Other material is ignored."""
+    """A parsed judging request: the user's turns, the completions by number, and the reference answer, if any.
+
+    `outside` is the text that is not between fences: the instructions. Other fenced texts are ignored.
+    """
 
     turns: tuple[str, ...]
     completions: Mapping[int, str]
@@ -109,7 +111,7 @@ class JudgingRequest:
 
 
 def parse_request(messages: Sequence[Message]) -> JudgingRequest | None:
-    """Parse the last message as a judging request; None if it has no numbered completions, so is none."""
+    """Parse the last message as a judging request. Return None if it isn't one: it has no numbered completions."""
     if not messages or messages[-1].role != "user":
         return None
     content = messages[-1].content
@@ -137,7 +139,7 @@ def parse_request(messages: Sequence[Message]) -> JudgingRequest | None:
 
 
 def write_judgement(messages: Sequence[Message], schema: Mapping[str, Any] | None, noise: float, seed: int) -> str:
-    """Return a judge's reply: a JSON instance of `schema`, or without one text in the form that the message states.
+    """Return a judge's reply: JSON that fits `schema`; without a schema, text in the form that the message asks for.
 
     `noise` is the standard deviation of each rating around the estimated quality, as a share of the scale. Raises
     ValueError if the messages are no judging request.
@@ -218,7 +220,7 @@ class _JudgeReply:
         self._features: dict[int, Features] = {}
 
     def text(self) -> str:
-        """Return the reply as text: for each completion, a block of the lines of the request's form."""
+        """Return the reply as text: for each completion, the lines that the request asks for, filled in."""
         form = list(_FORM_LINE.finditer(self._request.outside)) or list(_FORM_LINE.finditer(_PLAIN_FORM))
         return "\n\n".join(self._block(form, number) for number in self._request.completions)
 
@@ -237,10 +239,10 @@ class _JudgeReply:
         return "\n".join(rows)
 
     def instance(self, schema: Mapping[str, Any], root: Mapping[str, Any], number: int | None = None) -> Any:
-        """Return a value that is valid under a JSON schema, with ratings where the schema has them.
+        """Return a value that is valid by a JSON schema, with ratings of the completions.
 
-        `number` is the completion that a rating is about; a property whose name is a number sets it for the values
-        below.
+        `root` is the schema that `$ref` refers to. `number` is the completion that is rated; the value of a property
+        whose name is a number, such as "2", is about that completion.
         """
         schema = _resolve(schema, root)
         if "const" in schema:
@@ -268,7 +270,7 @@ class _JudgeReply:
         return False if kind == "boolean" else None
 
     def _rated_object(self, properties: Mapping[str, Any], root: Mapping[str, Any], number: int) -> dict[str, Any]:
-        """Return an object with a rating of a completion; its types and rationale agree with the rating."""
+        """Return an object with the rating of a completion, and fault types and a rationale that fit it."""
         value = self._draw_value(number)
         rated: dict[str, Any] = {}
         for name, subschema in properties.items():
@@ -305,7 +307,7 @@ class _JudgeReply:
         return min(1.0, max(0.0, self._rng.gauss(estimate_quality(self._task, self._features_of(number)), self._noise)))
 
     def _rating(self, schema: Mapping[str, Any], value: float) -> Any:
-        """Return the schema's option (or number) nearest to `value`, mapped from 0..1 to the scale; never N/A."""
+        """Return the rating for `value`, from 0 to 1: the nearest number that the schema allows. Never N/A."""
         if "enum" not in schema:
             low, high = schema.get("minimum", 1), schema.get("maximum", 5)
             return round(low + value * (high - low))
@@ -317,8 +319,10 @@ class _JudgeReply:
         return numbers[min(scale, key=lambda number: abs(number - target))]
 
     def _pick_types(self, options: Sequence[Any], value: float, least: int, most: int) -> list[Any]:
-        """Return the fault types found, in the order of the options: none for a good completion, up to two for a
-        bad one."""
+        """Return randomly chosen fault types, in the order of the options: two if `value` is low, none if it is high.
+
+        `least` and `most` bound their number.
+        """
         options = [option for option in options if option in self._listed_types] or options
         wanted = 0 if value > 0.65 else 1 if value > 0.35 else 2
         count = min(len(options), max(least, min(most, wanted)))

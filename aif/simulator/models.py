@@ -1,4 +1,4 @@
-"""The simulated models and judges, and the text of their replies, whichever API the request came by. Pure."""
+"""The simulated models and judges, and the text of their replies, the same for all APIs. Pure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ class SimulatedModels:
     """The models that the simulator serves: `models` by name with their quality, `judges` by name with their noise.
 
     Quality goes from 0 to 1 and decides how well a model writes. Noise is the standard deviation of a judge's ratings
-    as a share of the scale. A judge can also write completions, and a model judge: a quality that isn't given is 0.2 to
-    0.9 by a hash of seed and name, a noise that isn't given is 0.1. With `open`, any other name is served too. Raises
+    as a share of the scale. A model can also judge, with a noise of 0.1; a judge can also write, with a quality from
+    0.2 to 0.9 by a hash of seed and name. With `open`, all other names are served too, by the same defaults. Raises
     BadInput for values outside 0 to 1.
     """
 
@@ -47,8 +47,7 @@ class SimulatedModels:
 
 
 class RefusedError(Exception):
-    """The request gets an error reply with this HTTP status, message and headers. Each API module makes the body from
-    it."""
+    """A request is answered with an error: HTTP status, message and headers. Each API has its own body for it."""
 
     def __init__(
         self,
@@ -100,7 +99,7 @@ def number_field(
 ) -> Any:
     """Return the number `name` of a request body, or `default` if it is absent or null.
 
-    Raises RefusedError (400) if it is no number from `low` to `high`, or with `whole` no integer.
+    Raises RefusedError (400) if it isn't a number from `low` to `high`, or if `whole` is set and it isn't an integer.
     """
     value = body.get(name)
     if value is None:

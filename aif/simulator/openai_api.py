@@ -1,5 +1,4 @@
-"""Chat completions as vLLM and OpenAI answer them. Pure: the same body gets the same bytes, on any machine, in any
-order."""
+"""Answer chat completion requests like vLLM and OpenAI. Pure: the same body gets the same bytes on any machine."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -105,7 +104,7 @@ def _parse_request(body: Any) -> ModelRequest:
 
 
 def _check_reasoning(model: str, body: Mapping[str, Any]) -> None:
-    """Raise RefusedError for sampling settings that OpenAI's reasoning models refuse: any but the default."""
+    """Raise RefusedError if a reasoning model of OpenAI is called with a temperature or top_p other than 1."""
     for name in ("temperature", "top_p"):
         if REASONING_MODELS.match(model) and body.get(name) not in (None, 1):
             raise RefusedError(

@@ -1,4 +1,4 @@
-"""Limits on requests and tokens per minute, enforced as providers do. Pure: the caller passes the time."""
+"""Limits on requests and tokens per minute, enforced as by the providers. The caller passes the time, in seconds."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -6,9 +6,10 @@ from aif.simulator.models import RefusedError
 
 
 class RateLimitBuckets:
-    """The rate limits of one model: token buckets for its requests and its tokens, each with `burst_s` seconds' worth.
+    """The rate limits of one model: a token bucket for requests and another for tokens. None is no limit.
 
-    A refused request counts as a request too, as it does at the providers. A limit of None is no limit.
+    A full bucket holds what the limit allows in `burst_s` seconds. A refused request counts as a request too, as with
+    the real providers.
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class RateLimitBuckets:
             bucket.take(amounts[name], now)
 
     def headers(self, now: float, anthropic: bool) -> dict[str, str]:
-        """Return the response headers that report what is left, in OpenAI's or Anthropic's form."""
+        """Return the response headers with limit, remaining amount and reset, in OpenAI's or Anthropic's form."""
         headers: dict[str, str] = {}
         for name, bucket in self._buckets.items():
             left, full_in = bucket.left(now), bucket.wait(bucket.size, now)

@@ -1,4 +1,4 @@
-"""The simulator's HTTP server on loopback: the APIs' paths, latency, rate limits, faults, the API key, statistics."""
+"""The simulator's HTTP server, with latency, rate limits, injected faults, API key check and statistics."""
 
 import asyncio
 import hmac
@@ -31,11 +31,11 @@ Begin = Callable[[Any], Callable[[], dict[str, Any]]]  # takes a body when it ar
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One finished call, as passed to `Simulator(on_call=…)`.
+    """A finished call, passed to the callback `on_call` of a `Simulator`.
 
     `key` is the digest of its body; `nth` counts the arrivals of that body, `number` all calls, both from 1. `began`
-    and `ended` are seconds of the event loop's clock. `status` is None if nothing was sent; `sent` is whether all of
-    the response was; `usage` is what is billed, None if nothing.
+    and `ended` are seconds of the event loop's clock. `status` is None if nothing was sent; `sent` says whether the
+    whole response was sent; `usage` is what is billed, None if nothing.
     """
 
     model: str
@@ -95,12 +95,12 @@ class Simulator:
 
     Chat completions are at /v1/chat/completions, Anthropic's Messages at /v1/messages. `port` 0 picks a free port.
     `latency_s` is the delay before each reply. `require_key` is the API key that /v1 accepts, as a bearer token or, for
-    Messages, as `x-api-key`. `max_model_len` is the context window of every model, in tokens. The rate limits hold for
-    each model, with bursts of `burst_s` seconds' worth. `faults` chooses the fault of each call; it may be replaced
-    while the server runs. `on_call` is called after each call.
+    Messages, as `x-api-key`. `max_model_len` is the context window of every model, in tokens. The rate limits are for
+    each model; a burst may use up what they allow in `burst_s` seconds. `faults` chooses the fault of each call; it may
+    be replaced while the server runs. `on_call` is called after each call.
 
-    GET /stats returns `calls` (all), `refused` (error replies), `faults` by kind, and of the answered calls `by_model`,
-    `tokens` billed and `requests`: the number of distinct bodies, and how many of them were answered more than once.
+    GET /stats counts `calls`, `refused` (error replies), `faults` by kind, calls `in_flight` and their `peak`; of the
+    answered calls `by_model`, `tokens` billed, and `requests`: distinct bodies, and those answered more than once.
     """
 
     def __init__(
@@ -168,7 +168,7 @@ class Simulator:
     async def _check_and_route(
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
-        """Check the API key of every request, and turn errors into the API's error body."""
+        """Check the API key of a request under /v1, call its handler, and turn errors into the API's error replies."""
         shape = anthropic_api.error if request.path == anthropic_api.PATH else openai_api.error
         try:
             if self._key is not None and request.path.startswith("/v1/"):
@@ -318,12 +318,12 @@ def _model_name(body: Any) -> str:
 
 
 def _sent_key(request: web.Request) -> str:
-    """Return the credentials that the client sent, as in its header."""
+    """Return the value of the header in which the client sent its API key."""
     return request.headers.get("Authorization", "") or request.headers.get("x-api-key", "")
 
 
 def _tokens_at_most(body: Any) -> int:
-    """Return the tokens of the prompt plus max_tokens: what a rate limit counts when a request arrives."""
+    """Return the tokens that count for a rate limit when a request arrives: the prompt's plus max_tokens."""
     if not isinstance(body, dict) or not isinstance(body.get("messages"), list):
         return 0
     turns = [{"content": body.get("system")}, *(turn for turn in body["messages"] if isinstance(turn, dict))]

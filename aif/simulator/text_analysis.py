@@ -1,6 +1,6 @@
 """Text analysis by regular expressions: tokens, sentences, and what a prompt is about.
 
-The simulated models (completions.py) and judges (judgements.py) share it, and nothing else.
+Simulated models (completions.py) and judges (judgements.py) both use it; they share no other code.
 """
 
 import re
@@ -98,7 +98,7 @@ def stem(word: str) -> str:
 
 
 def key_phrases(turns: Sequence[str]) -> tuple[str, ...]:
-    """Return what the user's turns are about: up to ten phrases of one to three words, in order of appearance.
+    """Return what the user's turns are about: up to ten phrases of one to three words.
 
     They come from the last turn, and from earlier turns while there are fewer than three. Unlikely subjects (the verb
     that opens an instruction, participles, adverbs) are used only if there are too few others. Empty only for a
@@ -140,7 +140,10 @@ def _head_and_tail(text: str) -> str:
 
 
 def _phrases(turn: str, likely_only: bool) -> list[str]:
-    """Return the most frequent phrases of a turn, in order of appearance; optionally of likely subjects only."""
+    """Return the most frequent phrases of a turn, in order of appearance.
+
+    With `likely_only` they have no unlikely subjects (see `key_phrases`).
+    """
     counts: Counter[str] = Counter()
     spelling: dict[str, str] = {}
     for run in _runs(_head_and_tail(turn), likely_only):
@@ -153,7 +156,7 @@ def _phrases(turn: str, likely_only: bool) -> list[str]:
 
 
 def _runs(text: str, likely_only: bool) -> list[list[str]]:
-    """Return the runs of content words that have no stop word or punctuation between them."""
+    """Return the sequences of content words with no stop word or punctuation between them."""
     runs: list[list[str]] = [[]]
     previous = "."  # the last word; "." at the start of a sentence
     for match in _WORD_OR_BREAK.finditer(text):

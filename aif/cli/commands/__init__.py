@@ -1,4 +1,4 @@
-"""One module a command: it loads the pipeline, calls the engine, and hands the results to a view to print.
+"""The commands, one module for each: load the pipeline, call the engine, and print the results with a view.
 
 Heavy imports stay inside the functions, so that `aif --help` and `aif status` start fast.
 """

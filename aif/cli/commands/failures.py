@@ -1,4 +1,4 @@
-"""`aif failures`: what has no answer, by kind."""
+"""`aif failures`: list failed and pending completions and judgements by kind."""
 
 from aif.cli.common import File, Sets, load
 from aif.cli.console import out, print_text

@@ -1,4 +1,4 @@
-"""`aif init`: a folder to start from."""
+"""`aif init`: create a folder with an example pipeline and prompts."""
 
 import shlex
 from pathlib import Path

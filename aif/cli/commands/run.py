@@ -43,7 +43,10 @@ def run(
 def _consent(
     pipeline: "Pipeline", limit: int | None, retry_failed: bool, yes: bool
 ) -> "Callable[[JournaledStore, Rubric], None]":
-    """Return the callback of a run that prints what it will spend, and asks for confirmation if that is a lot."""
+    """Return the function that the run calls before it spends: it prints an estimate and may ask for confirmation.
+
+    It does nothing if all models and judges are free or nothing is pending.
+    """
 
     def consent(journaled: "JournaledStore", rubric: "Rubric") -> None:
         if all(endpoint.is_free for endpoint in (*pipeline.models.values(), *pipeline.judges.values())):

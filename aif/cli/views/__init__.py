@@ -1,4 +1,4 @@
-"""What the commands print: one module a command, drawn with rich from values that other packages computed.
+"""Print the results of the commands with rich. Each module has the output of one command or a part that several share.
 
-A view decides nothing and opens no file. `show`, `summary` and `rubric` query the store's Reader.
+The values are computed by other packages; `show`, `summary` and `rubric` query the store's Reader.
 """

@@ -7,6 +7,6 @@ from aif.engine.doctor import Check
 
 
 def print_finding(console: Console, check: Check) -> None:
-    """Print one check as ok or FAIL, with its text."""
+    """Print the result of one check: ok or FAIL, and its text."""
     label, style = ("ok   ", "green") if check.ok else ("FAIL ", "red")
     print_text(console, f"{check.subject}: {check.text}", style, label=label)

@@ -49,7 +49,7 @@ def print_estimate_line(console: Console, estimate: Estimate, prefix: str = "") 
 
 
 def compact(tokens: float) -> str:
-    """Return a number of tokens in few letters: 950, 12.3k, 4.5M."""
+    """Return a number of tokens in short form: 950, 12.3k, 4.5M."""
     return formatting.compact(round(tokens))
 
 
@@ -72,7 +72,7 @@ def _over_budget(estimate: Estimate) -> str:
 
 
 def _table(estimate: Estimate, wide: bool) -> Table:
-    """A table of the estimate by model and judge; without `wide`, tokens have no upper bound beside the expectation."""
+    """Return a table with a row for each model and judge. Without `wide` it leaves out the upper bounds of tokens."""
     grid = Table(box=None, padding=(0, 2, 0, 0), show_edge=False)
     grid.add_column("")
     for name in ("calls", "stored", "tokens in", "out", "USD", "time"):

@@ -35,7 +35,7 @@ def print_exported(console: Console, exported: ExportResult) -> None:
 
 
 def print_plan(console: Console, plan: PublishPlan) -> None:
-    """Print the files that would be uploaded, to which dataset, and warnings to read before."""
+    """Print the target dataset on the Hub, the files that would be uploaded, and warnings."""
     kind = "public" if plan.public else "private"
     state = f"now at commit {plan.head[:12]}" if plan.head else "new"
     console.print(f"\n[bold]{escape(plan.repo)}[/bold]  {kind} dataset at {ENDPOINT}, {state}\n", soft_wrap=True)
@@ -55,7 +55,7 @@ def print_plan(console: Console, plan: PublishPlan) -> None:
 
 
 def question(plan: PublishPlan) -> str:
-    """Return the question to confirm before anything is sent."""
+    """Return the question that asks the user to confirm an upload."""
     size = decimal(sum(file.size for file in plan.sent))
     removed = f", remove {len(plan.removed)}" if plan.removed else ""
     kind = "public" if plan.public else "private"
@@ -63,7 +63,7 @@ def question(plan: PublishPlan) -> str:
 
 
 def print_published(console: Console, plan: PublishPlan, revision: str) -> None:
-    """Print the commit and how to load it."""
+    """Print the commit on the Hub and how to load the dataset from it."""
     config = default_config(plan.run.rows)
     console.print(f"\nrevision  {revision}", soft_wrap=True, markup=False)
     console.print(f"page      {ENDPOINT}/datasets/{plan.repo}", soft_wrap=True, markup=False)

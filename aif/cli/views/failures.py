@@ -1,4 +1,4 @@
-"""What `aif failures` prints, also at the end of a run and in `aif status`: failures by kind, each with a fix."""
+"""Print failures grouped by kind, each with a fix: in `aif failures`, `aif status` and at the end of a run."""
 
 from collections.abc import Sequence
 
@@ -11,9 +11,9 @@ from aif.engine.advice import NEXT_STEPS, fix
 
 
 def print_failures(console: Console, failures: Sequence[FailureGroup]) -> None:
-    """Print three lists: permanent failures, failed calls that were retried, and pending completions and judgements.
+    """Print failures, calls that were retried, and pending items. Endpoints with the same failure share an entry.
 
-    Endpoints with the same failure share an entry. A retried call may have an answer by now.
+    Retried calls have their own heading, since later calls may have succeeded.
     """
     retried = [failing for failing in failures if failing.verdict == "again"]
     failed = [failing for failing in failures if failing.kind and failing not in retried]
@@ -26,7 +26,7 @@ def print_failures(console: Console, failures: Sequence[FailureGroup]) -> None:
 
 
 def group_failures(failures: Sequence[FailureGroup]) -> list[list[FailureGroup]]:
-    """Group failures with the same kind, verdict, fix and message pattern; the group with the most items is first."""
+    """Group failures that have the same kind, `verdict`, fix and message pattern; the largest group is first."""
     groups: dict[tuple[str, ...], list[FailureGroup]] = {}
     for failing in failures:
         kind, text = failing.kind, failing.example

@@ -1,4 +1,4 @@
-"""Group messages that differ only in names and numbers, so that a problem many endpoints share takes one line."""
+"""Group messages that differ only in names and numbers, so that a problem of many endpoints is printed once."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -16,14 +16,16 @@ NAME_WIDTH = 24
 
 
 def pattern(message: str, name: str = "") -> str:
-    """Replace in an error message what differs between endpoints by #: the endpoint's `name`, and words that are not
-    all letters (numbers, ids, URLs, quoted names). Messages with the same pattern have the same cause."""
+    """Return an error message with # for the endpoint's `name` and for each word that isn't all letters (ids, URLs).
+
+    Messages with the same pattern have the same cause.
+    """
     words = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", "#", message).split() if name else message.split()
     return " ".join(word if word.strip(".,:;!?()[]").isalpha() else "#" for word in words)
 
 
 def grouped(messages: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    """Group (endpoint, message) pairs by the pattern of the message; return the first message of each -> endpoints."""
+    """Group (endpoint, message) pairs by the message's pattern. Return the endpoints by their group's first message."""
     groups: dict[str, tuple[str, list[str]]] = {}
     for name, message in messages:
         groups.setdefault(pattern(message, name), (message, []))[1].append(name)

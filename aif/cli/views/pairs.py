@@ -16,14 +16,17 @@ Rows = list[tuple[str, list[str]]]
 
 
 def print_preview(console: Console, first: PairPreview, second: PairPreview | None, versus: Sequence[str]) -> None:
-    """Print one policy's pairs, or two in columns and how they differ. `versus` are the second's overrides."""
+    """Print statistics of the pairs of one policy, or of two in columns with their differences.
+
+    `versus` are the `--versus` overrides that make the second policy.
+    """
     shown = [first, second] if second else [first]
     heads = ["as configured", ", ".join(versus)] if second else [""]
     for head, previewed in zip(heads, shown, strict=True):
         policy = previewed.policy
         print_text(console, f"{f'{head} ({policy.name})' if head else policy.name}: {policy_text(policy)}")
     _print_table(console, "Prompts", heads, _outcomes(shown))
-    _print_table(console, "Pairs", heads, _numbers(shown))
+    _print_table(console, "Pairs", heads, _pair_statistics(shown))
     _print_table(console, "Models, chosen / rejected", heads, _models(shown))
     if second:
         rows = [(words, [f"{n:,}"]) for words, n in differing(first, second)]
@@ -50,8 +53,8 @@ def _outcomes(shown: Sequence[PairPreview]) -> Rows:
     return [*rows, ("all", [f"{sum(each.outcomes.values()):,}" for each in shown])]
 
 
-def _numbers(shown: Sequence[PairPreview]) -> Rows:
-    """Margins in points of the score, lengths in characters."""
+def _pair_statistics(shown: Sequence[PairPreview]) -> Rows:
+    """Return rows with the number of pairs, their score margins, and their text lengths in characters."""
 
     def row(name: str, number: Callable[[PairPreview], str]) -> tuple[str, list[str]]:
         return name, [number(each) if each.paired.n.size else "–" for each in shown]
@@ -76,7 +79,7 @@ def _lengths(each: PairPreview) -> tuple[Ints, Ints]:
 
 
 def _ratio(chosen: Ints, rejected: Ints) -> float:
-    """The geometric mean of chosen / rejected."""
+    """Return the geometric mean of chosen / rejected."""
     ratios: Floats = np.log(np.maximum(chosen, 1) / np.maximum(rejected, 1))
     return float(np.exp(ratios.mean()))
 
@@ -88,7 +91,7 @@ def _models(shown: Sequence[PairPreview]) -> Rows:
 
 
 def _counts_by_model(each: PairPreview) -> dict[str, str]:
-    """How often each model is chosen and rejected."""
+    """Return by model how often it is chosen and rejected: "12 (30.0%) / 3 (7.5%)"."""
     rows, pairs = each.paired.rows, max(each.paired.n.size, 1)
     counts = [
         np.bincount(rows.model[side], minlength=len(rows.models)) for side in (each.paired.chosen, each.paired.rejected)

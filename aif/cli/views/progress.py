@@ -1,4 +1,4 @@
-"""A run's progress, drawn: a live table in a terminal, a log line every few seconds elsewhere."""
+"""Show the progress of a run: a live table in a terminal, elsewhere a log line every 10 s."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,7 +31,7 @@ def progress_line(snapshot: Snapshot) -> str:
         rate = sum(state.rate for state in states)
         parts.append(f"{noun} {answered:,}/{wanted:,} ({rate:.1f}/s{f', {failed:,} failed' if failed else ''})")
     parts.append(_spend(snapshot))
-    parts += [f"{few(names)}: {activity}" for activity, names in _activities(snapshot).items()]
+    parts += [f"{few(names)}: {activity}" for activity, names in _names_by_activity(snapshot).items()]
     if refused := [state.name for state in snapshot.lines if state.refused]:
         parts.append(f"{few(refused)}: refused")
     return " · ".join(parts)
@@ -77,14 +77,14 @@ def _overall_row(snapshot: Snapshot, width: int) -> RenderableType:
 def _notes(snapshot: Snapshot) -> Iterator[Text]:
     """What endpoints do instead of answering, outside the table, so that a long message narrows no column."""
     refusals = grouped((state.name, state.refused) for state in snapshot.lines if state.refused)
-    for activity, names in _activities(snapshot).items():
+    for activity, names in _names_by_activity(snapshot).items():
         yield Text(f" {few(names)}: {activity}", "yellow", no_wrap=True, overflow="ellipsis")
     for refusal, names in refusals.items():
         yield Text(f" {few(names)}: refused: {refusal}", "red", no_wrap=True, overflow="ellipsis")
 
 
-def _activities(snapshot: Snapshot) -> dict[str, list[str]]:
-    """What endpoints do instead of answering -> their names."""
+def _names_by_activity(snapshot: Snapshot) -> dict[str, list[str]]:
+    """Return the names of the endpoints that are starting or waiting, by a text that says which."""
     return grouped((state.name, state.doing) for state in snapshot.lines if state.doing and not state.refused)
 
 
@@ -99,7 +99,10 @@ def _times(snapshot: Snapshot) -> str:
 
 
 def _spend(snapshot: Snapshot) -> str:
-    """The spend of the store against its budget, if there is one or not all is known, else of this run; and tokens."""
+    """Return the money and tokens spent.
+
+    With a budget or calls of unknown cost, the money is that of all runs of this store; else of this run.
+    """
     tokens = (sum(getattr(state, name) for state in snapshot.lines) for name in ("input_tokens", "output_tokens"))
     tokens_in, tokens_out = map(compact, tokens)
     unpriced = [state.name for state in snapshot.lines if state.usd is None]
@@ -118,14 +121,14 @@ def _failed(state: EndpointState) -> int:
 
 
 def _bar(ended: int, wanted: int, width: int) -> Text:
-    """A bar that can be read without colors, too, unlike rich's."""
+    """Return a progress bar that is readable without colors, which rich's own bar isn't."""
     halves = min(2 * width, 2 * width * ended // max(1, wanted))
     full = "━" * (halves // 2) + "╸" * (halves % 2)
     return Text(full, "green").append("─" * (width - len(full)), "dim")
 
 
 class Terminal:
-    """The Screen of a run on a console: a live table in a terminal, else a log line every 10 s."""
+    """The Display (engine/progress.py) of a run on a console: a live table in a terminal, else log lines."""
 
     def __init__(self, console: Console) -> None:
         self._console = console

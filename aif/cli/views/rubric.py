@@ -35,7 +35,7 @@ _COMPLETIONS = (
 
 
 def print_rubric(console: Console, rubric: Rubric) -> None:
-    """Print a rubric's aspects with scale and weight, and its requests with their mode."""
+    """Print a rubric's aspects, each with its scale, weight, question and request, and the scores it can give."""
     sheet = rubric.sheet
     print_text(console, sheet.description, "bold", label=f"{sheet.name}  ")
     print_text(console, f"digest {rubric.digest}\n")
@@ -61,7 +61,10 @@ def print_messages(console: Console, messages: Sequence[Message]) -> None:
 
 
 def print_rendered(console: Console, rubric: Rubric, form: ReplyForm, store: Path | None, prefix: str | None) -> None:
-    """Print every request's messages and schema, for the stored prompt whose id starts with `prefix`, or an example."""
+    """Print the messages and schema of each request to a judge.
+
+    They are about the stored prompt whose id starts with `prefix`, or about an example if there is no `store`.
+    """
     prompt, texts = _stored(store, prefix) if store and prefix else (_EXAMPLE, list(_COMPLETIONS))
     for request, ask in rubric.sheet.requests.items():
         shown = texts if ask.mode == "listwise" else texts[:1]
@@ -111,7 +114,7 @@ SHOWN = 20  # prompts with a row each
 
 
 def print_trial(console: Console, tried: TrialResult) -> None:
-    """Print old and new ratings side by side, by model and by prompt, and how far they agree."""
+    """Print the scores of the old and the new rubric side by side, by model and by prompt, and how far they agree."""
     old, new = tried.names
     rated, both_rated = len(tried.after), [prompt_id for prompt_id in tried.after if prompt_id in tried.before]
     console.print(f"\n[bold]{counted(rated, 'prompt')} rated by {new}, {len(both_rated):,} of them by {old} too[/bold]")
@@ -136,7 +139,10 @@ def print_trial(console: Console, tried: TrialResult) -> None:
 
 
 def _by_model(tried: TrialResult, prompts: Sequence[str]) -> Table:
-    """Means by model of the score and of the aspects that both rubrics have, best new score first."""
+    """Return a table of each model's old and new mean score, and mean rating of the aspects that both rubrics have.
+
+    Models with the best new score come first.
+    """
     means = [means_by_model(ratings, prompts) for ratings in (tried.before, tried.after)]
     shared = [name for name in aspects_of(tried.after) if name in aspects_of(tried.before)]
     grid = Table(box=None, padding=(0, 2, 0, 0))

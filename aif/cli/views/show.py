@@ -22,7 +22,7 @@ from aif.store.reader import Reader
 
 
 def print_prompt(console: Console, reader: Reader, prefix: str) -> None:
-    """Print everything about the prompt whose id starts with `prefix`. Raises BadInput if there is none or several."""
+    """Print everything about the prompt whose id starts with `prefix`. Raises BadInput if none or several match."""
     prompt_id = reader.find_prompt_id(prefix)
     stored = reader.prompt(prompt_id)
     prompt = stored.prompt
@@ -35,8 +35,8 @@ def print_prompt(console: Console, reader: Reader, prefix: str) -> None:
     _print_judgements(console, reader, prompt, names)
 
 
-def _points(score: float) -> str:
-    """A score with enough digits to tell it from others: some are likelihoods."""
+def _format_score(score: float) -> str:
+    """Return a score with 3 decimals, or in 6 digits if it is tiny or huge, as a likelihood may be."""
     return f"{score:.3f}" if 0.001 <= abs(score) < 1e6 or not score else f"{score:.6g}"
 
 
@@ -65,7 +65,7 @@ def _print_outcome(console: Console, reader: Reader, prompt_id: str, selected: b
             console.print(f"[bold]pair {pair.n + 1} of {len(pairs)}")
         sides = (("chosen", pair.chosen, pair.score_chosen), ("rejected", pair.rejected, pair.score_rejected))
         for side, key, score in sides:
-            print_text(console, f"{side:<8} {models.get(key, 'a former model')}, score {_points(score)} ({key})")
+            print_text(console, f"{side:<8} {models.get(key, 'a former model')}, score {_format_score(score)} ({key})")
         for dissent in pair.dissents:
             scores = f"{dissent.score_chosen:.3f} < {dissent.score_rejected:.3f}"
             print_text(console, f"but      {dissent.judge} prefers the rejected answer: {scores}")
@@ -77,7 +77,10 @@ def _print_outcome(console: Console, reader: Reader, prompt_id: str, selected: b
 def _print_completions(
     console: Console, reader: Reader, prompt: Prompt, principles: Mapping[str, str]
 ) -> dict[str, str]:
-    """Print the completions. Return a name for each by key: its model, with the key if the model wrote several."""
+    """Print the completions of a prompt. Return by completion key the name to print: the model's.
+
+    If the model has several completions of the prompt, the start of the key is added.
+    """
     slots = reader.slots_with_calls(prompt.prompt_id)
     written = Counter(slot["model"] for slot in slots)
     names = {
@@ -85,7 +88,7 @@ def _print_completions(
         for slot in slots
     }
     for slot in slots:
-        score = f", score {_points(slot['score'])}" if slot["score"] is not None else ""
+        score = f", score {_format_score(slot['score'])}" if slot["score"] is not None else ""
         console.print(_head(f"completion {slot['key']}"))
         print_text(console, f"by {slot['model']}: {slot['state']}{score}", "bold")
         if slot["finish"] == "length":
@@ -134,7 +137,7 @@ def _print_judgements(console: Console, reader: Reader, prompt: Prompt, names: M
     rubrics = Rubrics()
     for row in reader.judgements_with_calls(prompt.prompt_id):
         if row["identity"] == PROVIDED_JUDGE:
-            _print_carried_scores(console, reader, row, names)
+            _print_source_scores(console, reader, row, names)
             continue
         rubrics.files[row["rubric"]] = orjson.loads(row["files"])
         rubric = rubrics.get(row["rubric"])
@@ -169,8 +172,11 @@ def _print_judgements(console: Console, reader: Reader, prompt: Prompt, names: M
             print_text(console, failure["raw"], verbatim=True)
 
 
-def _print_carried_scores(console: Console, reader: Reader, row: Mapping[str, Any], names: Mapping[str, str]) -> None:
-    """Print scores that came with the prompt, with their sources if there are several: these are never compared."""
+def _print_source_scores(console: Console, reader: Reader, row: Mapping[str, Any], names: Mapping[str, str]) -> None:
+    """Print the scores that came with the prompt's completions from its source.
+
+    If several sources have the prompt, each score is printed with its source; pairs don't compare across sources.
+    """
     console.print(_head("scores that came with the completions"))
     sources = reader.score_sources(row["prompt_id"])
     for rating in row["ratings"]:

@@ -14,7 +14,7 @@ from aif.engine.progress import Snapshot
 
 
 def print_running(console: Console, running: RunningProcess) -> None:
-    """Print who holds the store, how far it is, and its failures."""
+    """Print which process holds the store, the progress of its run, and its failures."""
     print_text(console, f"{running.store}: {running.holder}")
     if running.snapshot is None:
         print_text(console, "it calls no model now, so there is no progress to show; try again once it has ended")
@@ -25,7 +25,7 @@ def print_running(console: Console, running: RunningProcess) -> None:
 
 
 def print_running_failures(console: Console, running: RunningProcess) -> None:
-    """Print who holds the store, its failures so far, and what is unanswered yet."""
+    """Print which process holds the store, its failures so far, and how many calls are pending for each endpoint."""
     print_text(console, f"{running.store}: {running.holder}")
     if running.snapshot is None:
         print_text(console, "it calls no model now; try again once it has ended")
@@ -45,7 +45,7 @@ def print_running_failures(console: Console, running: RunningProcess) -> None:
 
 
 def print_dead_run(console: Console, left: Snapshot) -> None:
-    """Print that a run died and that the next one resumes; a run on another machine may be alive."""
+    """Print that a run was killed and that `aif run` resumes it, or that it may still run on another machine."""
     answered = sum(state.answered for state in left.lines)
     last = (
         f"the run that began {left.started} (process {left.pid} on {left.host}) last wrote its progress "

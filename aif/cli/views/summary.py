@@ -1,4 +1,4 @@
-"""What `aif run` prints at its end, and `aif status` of a store that no run holds."""
+"""Print the results in a store: at the end of `aif run`, and in `aif status` while no run holds the store."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -38,7 +38,10 @@ def print_status(console: Console, reader: Reader, budget: float | None = None) 
 
 
 def print_summary(console: Console, reader: Reader, seconds: float, budget: float | None = None) -> None:
-    """Print a run's prompt counts, models, judges' agreement, tokens and spend (USD, as is `budget`), failures."""
+    """Print a run's results: prompts, pairs, models, agreement of judges, tokens, cost, failures.
+
+    `seconds` is how long the run took, `budget` is in USD.
+    """
     balance = reader.item_counts()
     _print_results(console, reader, balance, reader.leaderboard(), f" in {seconds:.1f} s", budget)
     print_failures(console, balance.missing)
@@ -117,8 +120,10 @@ def _prompt_counts(prompts: PromptCounts) -> Table:
 
 
 def print_leaderboard(console: Console, rows: list[dict[str, Any]]) -> None:
-    """Print models by score: in one table if it fits, with aspects shortened if they must be, else in two tables, so
-    that names are not cut."""
+    """Print the models, best mean score first.
+
+    If the table is too wide for the terminal, aspects are shortened; if that isn't enough, they get a second table.
+    """
     aspects = sorted({name for row in rows for name in row.get("aspects") or {}})
     for wide in (True, False):
         grid = _leaderboard(rows, aspects, wide, sides=True)
@@ -199,7 +204,7 @@ def print_items(console: Console, balance: ItemCounts) -> None:
 
 
 def print_files(console: Console, store: Path) -> None:
-    """Print where store and journal are."""
+    """Print the paths of the store and the journal."""
     console.print("\n[bold]Files[/bold]")
     for path, meaning in (
         (store, "the store (DuckDB): views leaderboard, ratings, pairs, spend, failures"),
@@ -210,8 +215,10 @@ def print_files(console: Console, store: Path) -> None:
 
 
 def print_next_steps(console: Console, program: str, arguments: str, tallies: Collection[Tally], example: str) -> None:
-    """Print the commands that make sense next. `program` and `arguments` are how the user called the run; `example` is
-    a prompt with a pair, or empty."""
+    """Print the commands to run next. `program` and `arguments` are those of the run, as the user typed them.
+
+    `example` is the id of a prompt with a pair, or empty.
+    """
     pending, failed = (sum(getattr(tally, name) for tally in tallies) for name in ("pending", "failed"))
     steps = []
     if pending:
