@@ -76,10 +76,11 @@ def _token_factor(resamples: int) -> int:
 
 
 def max_billed_replies(stage: Stage) -> tuple[int, int]:
-    """Return how many replies an item can be billed for in a run, and their total length as a multiple of max_tokens.
+    """Return the most replies that an item can be billed for in a run, and their greatest total length as a multiple of
+    max_tokens.
 
-    All but the last are unusable. A judgement that is truncated gets more tokens each time. Failures without a reply
-    are not counted.
+    An item is called again while its replies are unusable; a truncated judgement gets more tokens each time. Failed
+    calls without a reply are not counted.
     """
     times = RetryPolicy().resamples
     return times, sum(map(_token_factor, range(times))) if stage == "judgement" else times

@@ -277,13 +277,12 @@ class Rubric:
         return [self.sheet.aspects[a.aspects[0]] for a in others if a.mode == ask.mode and len(a.aspects) == 1]
 
     def schema(self, request: str, n: int) -> dict[str, Any]:
-        """Return the JSON Schema of a reply: an object whose keys are the completions' numbers, each with a rationale
-        and then a rating.
+        """Return the JSON Schema of a reply to the request named `request` about `n` completions.
 
-        If a request has several aspects, each completion has an object with these for each aspect. Requests of the same
-        mode with one aspect each share a schema, which allows the ratings of all their aspects; `parse_reply` checks
-        those of the aspect. Providers put the schema before the messages, so different schemas would prevent caching of
-        the shared prefix.
+        A reply is an object whose keys are the completions' numbers, each with a rationale and then a rating; for a
+        request with several aspects, with these for each aspect. All requests of one mode with a single aspect have the
+        same schema, which allows every rating of any of these aspects; `parse_reply` then checks the rating by the
+        aspect. Providers put the schema before the messages, so different schemas would prevent caching of the prefix.
         """
         if (request, n) not in self._schemas:
             names = self.sheet.requests[request].aspects

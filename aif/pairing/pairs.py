@@ -332,8 +332,8 @@ def _find_candidates(
 
 
 def _groups_with_pair(rows: PromptRows, means: Floats, sides: Sequence[tuple[Bools, Bools]], margin: float) -> Bools:
-    """Return per group whether, for any two masks in `sides`, a row of the first has a higher score than a row of the
-    second, by at least `margin`."""
+    """Return per group whether it has a pair: for some (chosen, rejected) masks in `sides`, a row in the first mask has
+    a higher mean than a row in the second, by at least `margin`."""
     result = np.zeros(len(rows.firsts), dtype=bool)
     for highs, lows in sides:
         top, low = rows.reduce_groups(np.fmax, highs, means), rows.reduce_groups(np.fmin, lows, means)

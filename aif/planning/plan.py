@@ -179,7 +179,10 @@ def provided_key(prompt_id: str, completion: ProvidedCompletion) -> str:
 
 
 def provided_slots(prompt_id: str, completions: Sequence[tuple[str, str]]) -> tuple[Slot, ...]:
-    """Return the slots of a prompt that came with completions: one for each, given as (key, model identity)."""
+    """Return the slots of a prompt whose completions came with it, one per completion, in place of planned slots.
+
+    `completions` are (key, model identity).
+    """
     return tuple(
         Slot(key, prompt_id, n, identity.removeprefix(provided_identity("")), identity, 0, 0, None)
         for n, (key, identity) in enumerate(completions)

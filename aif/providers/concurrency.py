@@ -345,9 +345,8 @@ class ConcurrencyLimiter:
         return "unknown"  # until a probe fails, too
 
     def _is_items_fault(self, permit: Permit, failure: FailureClass) -> bool:
-        """Return whether any call sent after this item's first failed call has been answered.
-
-        Answers to earlier calls prove nothing: an endpoint that fails now may still answer those.
+        """Return whether the item is at fault, not the endpoint: a call sent after the item's first failure of this class
+        has been answered, so the endpoint works. Answers to calls sent earlier prove nothing.
         """
         return self._newest_answered > permit.item.first_failed.setdefault(failure, permit.n)
 

@@ -2,8 +2,8 @@
 
 If a proxy sends a response twice on a connection, the client takes the second one for the answer to its next request,
 and every later answer on that connection is one request late. HTTP/1.1 can't show that, but the reply can: its id and
-all its bytes equal those of another request's reply. A gateway with a cache that ignores the seed sends the same reply
-again, too, over any connection.
+all its bytes equal those of another request's reply. The same check detects a gateway whose cache ignores the seed: it
+repeats a reply on any connection.
 """
 
 from collections import OrderedDict

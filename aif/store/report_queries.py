@@ -191,7 +191,7 @@ class ReportQueries(Queries):
         )
 
     def reasoning_marks(self) -> list[ReasoningMarks]:
-        """Count the planned completions and selected prompts that contain what looks like reasoning tags."""
+        """Return how many completions of each model, and how many prompts, contain what looks like reasoning tags."""
         rows = self._rows(
             "SELECT s.model, split_part(coalesce(mark, 'whole'), ': ', 1) AS kind, count(*), min(s.prompt_id), "
             "min_by(mark, s.prompt_id), min_by(s.key, s.prompt_id) FROM slots s JOIN completions c ON s.key = c.key "

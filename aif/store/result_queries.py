@@ -357,7 +357,7 @@ def _judgement_result(row: Mapping[str, Any]) -> JudgementResult:
 
 
 def _columns(aspects: Iterable[str], judges: Iterable[str]) -> list[tuple[str, str]]:
-    """Return the judge and aspect of each rating column of `RatingColumns`, in order."""
+    """Return (judge, aspect) of each column of `RatingColumns.ratings`, in order: for each judge, every aspect."""
     return list(product(judges, aspects))
 
 

@@ -137,7 +137,7 @@ class RunQueries(Queries):
             yield from batched(rows, lambda row: row[3], batch)
 
     def prompt_ids_before(self, limit: int) -> list[str]:
-        """Return the ids of the selected prompts before position `limit`."""
+        """Return the ids of the first `limit` selected prompts."""
         return [row[0] for row in self._rows("SELECT prompt_id FROM selection WHERE position < ?", [limit])]
 
     def prompts_with_material(self, batch: int = 2000) -> Iterator[list[Prompt]]:
