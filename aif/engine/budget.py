@@ -1,9 +1,9 @@
 """The budget: the most that a call can cost is reserved before it is sent; its actual cost counts afterwards. No I/O.
 
 The most that a call can cost is its *bound*. If the actual cost is unknown (a timeout, a broken reply), the bound
-counts. A call is sent only if counted spend + the bounds of calls in flight + its own bound stay within the cap. So 64
-calls in flight can't pass budget_usd: counted spend never exceeds the cap, and the provider's bill never exceeds
-counted spend.
+counts. A call is sent only if counted spend + the bounds of calls in flight + its own bound stay within the cap,
+budget_usd. So counted spend never exceeds the cap, however many calls are in flight, and in the end the provider's bill
+is no higher than counted spend.
 
 This holds after a crash too, because counted spend never exceeds the *ceiling*: an amount that a run writes to its
 journal, and syncs to disk, before it spends up to it. If a run crashes, its last ceiling counts as spent. The ceiling
@@ -26,7 +26,8 @@ AHEAD = 0.25
 
 @dataclass(frozen=True, slots=True)
 class BudgetShortfall:
-    """The budget refused calls. `bound` is the most that the cheapest of them could cost; all figures are in USD."""
+    """Why the budget refused calls: the budget, the spend so far, and the most (`bound`) that the cheapest refused call
+    could cost, all in USD."""
 
     budget: float
     spent: Spent
@@ -37,8 +38,8 @@ class BudgetShortfall:
 class Account:
     """The spend of one run in USD: `known` costs, and bounds of calls whose cost is `unknown` or that are `in_flight`.
 
-    `limit` is the most that the run may spend; `ceiling` the most that the journal allows so far. `calls` is the
-    number of calls in flight.
+    `limit` is the most that the run may spend: what earlier runs left of the budget. `ceiling` is the most that it may
+    spend so far, as the journal on disk says. `calls` is the number of calls in flight.
     """
 
     limit: float = inf
@@ -53,11 +54,13 @@ class Account:
         return self.known + self.unknown
 
     def covers(self, bound: float) -> bool:
-        """Return whether a call that costs at most `bound` may be sent now."""
+        """Return whether a call that costs at most `bound` USD may be sent now: even if it and all calls in flight cost
+        their bounds, spend stays within the ceiling."""
         return self.counted + self.in_flight + bound <= self.ceiling  # which is never above the limit
 
     def never_covers(self, bound: float) -> bool:
-        """Return whether a call of at most `bound` may exceed the limit even if all calls in flight turn out free."""
+        """Return whether a call can't be sent any more in this run, because its `bound` (USD) exceeds what the limit
+        leaves even if all calls in flight turn out free."""
         return self.counted + bound > self.limit
 
     def send(self, bound: float) -> None:
@@ -77,8 +80,8 @@ class Account:
     def next_ceiling(self, requested: float, waiting: float) -> float | None:
         """Return the next ceiling to write to the journal, in USD; None while the current one leaves enough headroom.
 
-        `requested` is the last ceiling written, synced or not; `waiting` the most that the calls waiting to be sent can
-        cost.
+        `requested` is the last ceiling written, synced or not; `waiting` is the sum of the bounds of calls that wait to
+        be sent.
         """
         ahead = AHEAD * (self.in_flight + waiting)
         used = self.counted + self.in_flight + waiting
@@ -94,10 +97,11 @@ class _Reservation:
 
 @dataclass
 class Budget:
-    """Admits calls in the order they arrive, so that cheap calls can't overtake an expensive one forever.
+    """Limits what a run spends: a call is sent only after the most that it can cost is reserved. Calls are admitted in
+    the order they arrive, so that cheap calls can't overtake an expensive one forever.
 
     `cap` limits all spend of the store in USD, including `before`, the spend before this run; None: no limit.
-    `write(n, ceiling)` writes the run's n-th ceiling to the journal; once it is on disk, the caller calls `synced`.
+    `write(n, ceiling)` writes the run's n-th ceiling to the journal; `synced` must be called once it is on disk.
     """
 
     cap: float | None
@@ -128,9 +132,9 @@ class Budget:
         return BudgetShortfall(self.cap, self.spent, self._lowest_refused)
 
     async def reserve(self, bound: float) -> bool:
-        """Reserve `bound` USD for one call. Return True when the call may be sent, False if the budget can't cover it
-        any more or the run stops. Waits while calls in flight may turn out cheaper than their bounds, and until a high
-        enough ceiling is synced."""
+        """Reserve `bound` USD, the most that a call can cost. Return True when the call may be sent, False if the
+        budget can't cover it any more or the run stops. Waits while the budget covers the call only if calls in flight
+        turn out cheaper than their bounds, and until a high enough ceiling is on disk."""
         if self._stopped or not bound:
             return not self._stopped
         reservation = _Reservation(bound, asyncio.get_running_loop().create_future())
@@ -148,8 +152,8 @@ class Budget:
             await self._raise_ceiling()
 
     def synced(self, ceiling: float) -> None:
-        """Note that a ceiling passed to `write` is on disk, and admit calls up to it. Ceilings may be noted in any
-        order: the highest counts."""
+        """Note that a ceiling passed to `write` is on disk, and admit waiting calls that fit within it. Ceilings may be
+        noted in any order: the highest counts."""
         self.account.ceiling = max(self.account.ceiling, ceiling)
         self._admit()
 
@@ -163,7 +167,8 @@ class Budget:
         self._waiting = 0.0
 
     async def close(self) -> None:
-        """Write the final spend to the journal as the last ceiling; call it when no call is in flight."""
+        """Write the final spend to the journal as the last ceiling, so that unused headroom doesn't count as spent;
+        call it when no call is in flight."""
         if self._blocks:
             await self._write(self.account.counted)
 

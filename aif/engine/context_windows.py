@@ -1,4 +1,4 @@
-"""The context window of each model and judge, in tokens, prompt and reply together.
+"""Find the context window of each model and judge: the most tokens that prompt and reply may have together.
 
 It is taken from the pipeline file, else from the server's list of models, else from an earlier error of the server.
 """
@@ -46,9 +46,10 @@ def declared_endpoints(pipeline: Pipeline) -> dict[Key, Model | Judge]:
 async def known_windows(
     endpoints: Mapping[Key, DeclaredEndpoint], from_errors: Mapping[Key, int | None]
 ) -> dict[Key, int]:
-    """Return the known context windows in tokens. Requests the servers' lists of models for those not declared.
+    """Return the context windows that are known, in tokens, by (stage, name).
 
-    `from_errors` has the windows that earlier error messages stated.
+    If the pipeline file declares none for a model or judge, its server's list of models is requested. `from_errors` has
+    the windows that earlier error messages stated; they are used last.
     """
     undeclared = {_server(e): e for e in endpoints.values() if e.context_window is None and e.base_url}
     lists = dict(zip(undeclared, await asyncio.gather(*map(_model_list, undeclared.values())), strict=True))
@@ -79,8 +80,8 @@ async def _model_list(endpoint: DeclaredEndpoint) -> Any:
 
 
 def listed_window(data: Any, model: str) -> int | None:
-    """Return the context window of `model` in a server's list of models. If the list has one entry, its name doesn't
-    matter: llama.cpp serves one model under any name."""
+    """Return the context window of `model` in `data`, a server's parsed list of models; None if it isn't there. If the
+    list has a single entry, that entry counts whatever its name: llama.cpp serves one model under any name."""
     rows = data.get("data") if isinstance(data, dict) else data
     models = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
     named = [row for row in models if row.get("id") == model] or (models if len(models) == 1 else [])

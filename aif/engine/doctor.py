@@ -139,8 +139,9 @@ async def _check_launches(pipeline: Pipeline) -> AsyncIterator[Check]:
 
 
 async def _check_context_windows(pipeline: Pipeline, rubric: Rubric) -> list[Check]:
-    """Return a check for each model and judge whose context window is too small for a request about the first prompts
-    of each source. Judges are assumed to be shown completions of max_tokens, if none came with the prompt."""
+    """Return a warning (a check that counts as passed) for each model and judge whose context window is too small for
+    some request about the first FIRST prompts of a source. Completions that didn't come with the prompt are assumed to
+    have max_tokens."""
     endpoints, prompts, checks = declared_endpoints(pipeline), list[Prompt](), list[Check]()
     windows = await known_windows(endpoints, {})
     for source in pipeline.prompts if windows else ():
@@ -156,8 +157,8 @@ async def _check_context_windows(pipeline: Pipeline, rubric: Rubric) -> list[Che
 
 
 def _sizes(pipeline: Pipeline, rubric: Rubric, endpoint: Model | Judge, prompts: list[Prompt]) -> Iterator[float]:
-    """Yield the tokens of each request to `endpoint` about these prompts, including its reply. Of the requests for
-    single completions only the longest counts."""
+    """Yield the tokens of each request to `endpoint` about these prompts, including its longest reply (max_tokens). If
+    a judge rates completions one at a time, only the request for a prompt's longest completion counts."""
     longest = max((pipeline.sampling(model).max_tokens for model in pipeline.models.values()), default=0)
     for prompt in prompts:
         texts = sorted((carried.text for carried in prompt.provided), key=len)

@@ -52,7 +52,7 @@ UNMEASURED = TokenRate(Span(1 / BYTES_A_TOKEN, 1 / FEWEST_BYTES_A_TOKEN), f"{BYT
 @dataclass(frozen=True, slots=True)
 class ReplyLength:
     """Tokens of one reply. `shown` is the part that a judge is shown: all but the reasoning. `basis` says in words
-    where the figures come from."""
+    where the figures come from; `measured` is true if they come from a model's earlier completions."""
 
     tokens: Span
     shown: Span
@@ -82,9 +82,9 @@ class ContextOverflow:
 class EndpointWork:
     """The pending calls of one model or judge, and what its earlier calls measured. Sizes are means per call.
 
-    `tally`: items by state; a judge's as if every pending completion succeeded.
+    `tally`: its completions or judgements by state; judgements count as if every pending completion will be answered.
     `sent`: bytes of a request, without the texts of completions that are still pending.
-    `awaited`: how many pending completions of each model a judge's request will show.
+    `awaited`: how many of these pending completions a judge's request will show, by model.
     `limit_tokens`: tokens of a request as a tokens-per-minute limit counts them, without pending completions.
     `tries`: calls per answer. `cached`, `written`: shares of the input read from and written to a provider's cache.
     `seconds`: time per call; None if it was not measured.
@@ -109,9 +109,10 @@ class EndpointWork:
 class EstimateLine:
     """The estimate for one model or judge: the totals of its pending calls.
 
-    `calls`: items to request, without retries. `stored`: items answered already. `failed`: items that failed
-    permanently, which are not requested again. `usd` is None if the price is unknown. `seconds` is None if no call was
-    measured and no limit per minute is declared; `at_least`: no call was measured, so it may take longer.
+    `calls`: completions or judgements to request, each counted once. `stored`: those answered already. `failed`: those
+    that failed permanently, which are not requested again. `input` and `output` are tokens, with retries. `usd` is None
+    if the price is unknown. `seconds` is None if no call was measured and no limit per minute is declared; `at_least`:
+    no call was measured, so it may take longer. `basis` says in words where the figures come from.
     """
 
     stage: Stage
@@ -129,8 +130,8 @@ class EstimateLine:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """The estimate for a run, a line per model and judge. `spent` is the store's spend before it; `budget` is the limit
-    in USD for both together."""
+    """The estimate for a run, with a line per model and judge. `spent` is the store's spend before the run; `budget` is
+    the limit in USD for that and the run together, None without a limit."""
 
     lines: tuple[EstimateLine, ...]
     overflows: tuple[ContextOverflow, ...] = ()
@@ -160,7 +161,7 @@ class Estimate:
 
     @property
     def usd(self) -> Span:
-        """Dollars of the models and judges whose price is known."""
+        """Estimated cost of the run in USD, without the models and judges whose price is unknown."""
         return _sum(line.usd for line in self.lines if line.usd is not None)
 
     @property
@@ -171,12 +172,13 @@ class Estimate:
 
     @property
     def seconds(self) -> float | None:
-        """Time of the slowest model or judge, since all work in parallel; None if no time is known."""
+        """Estimated seconds of the run: those of the slowest model or judge, since all work in parallel; None if no
+        time is known."""
         return max((line.seconds for line in self.lines if line.calls and line.seconds is not None), default=None)
 
     @property
     def at_least(self) -> bool:
-        """Whether some model's or judge's time is not measured, so that `seconds` is a lower bound."""
+        """Whether `seconds` is a lower bound, because no call of some model or judge was measured."""
         return any(line.at_least for line in self.lines if line.calls)
 
 
@@ -185,7 +187,8 @@ def _sum(spans: Iterable[Span]) -> Span:
 
 
 def estimate_cost(works: Sequence[EndpointWork], endpoints: Mapping[tuple[Stage, str], DeclaredEndpoint]) -> Estimate:
-    """Return tokens, dollars and time of the pending calls, by the prices and limits that `endpoints` declare."""
+    """Return the estimate of tokens, dollars and time of the pending calls in `works`, by the prices and limits that
+    `endpoints` declare. Spend and budget are left out."""
     replies = {work.name: work.reply for work in works if work.stage == "completion"}
     lines = tuple(_line(work, endpoints[work.stage, work.name], replies) for work in works)
     return Estimate(lines, tuple(work.overflow for work in works if work.overflow))
@@ -199,9 +202,11 @@ def context_overflow(
     total: int,
     awaited: bool = False,
 ) -> ContextOverflow | None:
-    """Return how many of `total` requests exceed a context window of `window` tokens; None if all fit or it is unknown.
+    """Return how many of `total` requests exceed a context window of `window` tokens; None if all fit, or the window is
+    unknown.
 
-    `sizes` are the tokens of a sample of these requests, with their replies.
+    `sizes` are the tokens of a sample of these requests, each with its longest reply; the share that exceeds the window
+    is applied to `total`. `awaited`: see ContextOverflow.
     """
     over = sum(size > window for size in sizes) if window else 0
     if not window or not over:
@@ -228,8 +233,8 @@ def _line(work: EndpointWork, endpoint: DeclaredEndpoint, replies: Mapping[str, 
 
 
 def _usd(work: EndpointWork, endpoint: DeclaredEndpoint, input: Span, output: Span) -> Span | None:
-    """Return the cost in USD, None if the price is unknown. The maximum prices all input at the highest of the rates
-    for plain, cached and cache-written tokens."""
+    """Return the cost in USD, None if the price is unknown. The maximum assumes the highest of the prices for plain,
+    cached and cache-written input for all input tokens."""
     parts = {"cached": round(input.expected * work.cached), "written": round(input.expected * work.written)}
     expected = endpoint.cost(Usage(round(input.expected), round(output.expected), **parts))
     most = endpoint.max_cost(round(input.most), round(output.most))
@@ -237,7 +242,9 @@ def _usd(work: EndpointWork, endpoint: DeclaredEndpoint, input: Span, output: Sp
 
 
 def _seconds(work: EndpointWork, endpoint: DeclaredEndpoint, pending: int, completion_tokens: float) -> float | None:
-    """Return the time of the calls at full concurrency, but no less than the limits per minute allow."""
+    """Return the seconds that the calls take at full concurrency, or those that the limits per minute require if that
+    is longer; None if neither is known. `completion_tokens` is the mean length of the pending completions that a
+    request will show."""
     times = []
     if work.seconds is not None:
         times.append(pending * work.tries * work.seconds / min(endpoint.concurrency, pending))
@@ -252,8 +259,8 @@ def _seconds(work: EndpointWork, endpoint: DeclaredEndpoint, pending: int, compl
 
 
 def completion_length(model: Model, max_tokens: int, measured: ReplyUsage | None) -> ReplyLength:
-    """Return the length of a model's completions, as measured with this `max_tokens`; if not measured, a typical
-    one."""
+    """Return the length of a model's completions: the mean of its earlier completions with this `max_tokens`, whose
+    totals `measured` has. Without any, a typical length, or `max_tokens` for a reasoning model."""
     if measured and measured.items:
         # reasoning is billed, but no judge is shown it
         tokens = measured.output / measured.calls
@@ -270,8 +277,9 @@ def judgement_length(
 ) -> ReplyLength:
     """Return the mean length of a judge's replies to `requests`, pairs of request name and number of completions shown.
 
-    The length is that of earlier replies to the same request, per completion shown. Without any, it follows from the
-    rubric's rationale lengths, or is max_tokens if the judge is a reasoning model.
+    Where earlier replies to a request were measured (`measured`, by request name), their tokens per completion shown
+    are used. Else the length follows from the rubric's rationale lengths, or is max_tokens if the judge is a reasoning
+    model.
     """
     if not requests:
         return ReplyLength(ZERO, ZERO, "")

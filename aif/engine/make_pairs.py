@@ -24,7 +24,8 @@ ALL_OUTCOMES = (*OUTCOMES, *UNPAIRED)
 
 
 def make_pairs(pipeline: Pipeline, rubric: Rubric, store: Store) -> dict[str, int]:
-    """Store an outcome for every selected prompt, with its pairs and the scores of its completions.
+    """Make the pairs of all selected prompts. Store them with the scores of completions, and for every prompt its
+    outcome: "paired", or the reason why it has no pair.
 
     Uses the ratings that the current rubric and judges gave to the current plan's completions. Returns the number of
     prompts by outcome, for every outcome of ALL_OUTCOMES; they add up to the number selected. Raises BadInput if the
@@ -58,8 +59,8 @@ def make_pairs(pipeline: Pipeline, rubric: Rubric, store: Store) -> dict[str, in
 
 
 def _paired(pipeline: Pipeline, rubric: Rubric, reader: ResultReader, policy: PairPolicy) -> Iterator[PairingResult]:
-    """Yield the pairs of a part of the prompts at a time, to save memory: 800,000 completions take 747 MB in parts, and
-    1,255 MB at once."""
+    """Yield the pairing results of one part of the prompts after another, to save memory: 800,000 completions take 747
+    MB in parts, and 1,255 MB at once."""
     all_pairs = policy.name in ("all", "on_policy")
     parts = reader.scores_in_parts(*_weights(pipeline, rubric), all_pairs)
     return pair_prompts_by_part((_ranged(scores, rubric) for scores in parts), policy)

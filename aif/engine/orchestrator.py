@@ -47,17 +47,18 @@ class Observer(Protocol):
     """Receives the calls of a run as they end."""
 
     def on_calls(self, entries: Sequence[Entry]) -> None:
-        """Handle calls that have ended and are synced to disk."""
+        """Handle calls that have ended and whose journal records are synced to disk."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One completion or judgement to request.
+    """One completion or judgement to request. `item` is what its journal record says about it.
 
     `request(n, error)` builds the request to send after `n` unusable replies, the last with `error`. `read` parses the
-    reply: ratings, or None for a completion. `place` is (position of the prompt, slot), None for a judgement. `parts`
-    returns the single-completion judgements that replace a judgement that exceeds the context window.
+    reply: ratings, or None for a completion. `place` is (position of its prompt in the selection, number of the
+    completion within the prompt); None for a judgement. `parts`, if set, returns the single-completion judgements that
+    replace this judgement if it exceeds the context window. `apart`: its judge does so (`on_overflow: single`).
     """
 
     item: records.CallItem
@@ -70,10 +71,11 @@ class Job:
 
 @dataclass
 class Orchestrator:
-    """Makes all calls of one run. `stop()` lets calls in flight finish, then ends it.
+    """Makes all calls of one run. After `stop()` no new call is made, and the run ends when those in flight have
+    finished.
 
-    `spent` is the store's spend before the run. `limit` restricts the run to the first prompts. Afterwards,
-    `budget_shortfall` says whether the budget refused calls.
+    `spent` is the store's spend before the run. `limit` restricts the run to the first `limit` prompts; None: all.
+    Afterwards, `budget_shortfall` says whether the budget refused calls.
     """
 
     pipeline: Pipeline
@@ -156,8 +158,9 @@ class Orchestrator:
             return None
 
     async def _attempt(self, endpoint: Endpoint, queue: WorkQueue[Job], item: QueueItem[Job]) -> Verdict | None:
-        """Make one call for an item and record it. Return what happens to the item; None if no call was made, because
-        the endpoint or the budget admits none."""
+        """Make one call for an item of `queue` and record it. Return what happens to the item; None if no call was
+        made, because the endpoint or the budget admits none. If a judgement exceeds the context window and judgements
+        of single completions replace it, these are added to the queue."""
         clock = asyncio.get_running_loop().time
         job, state = item.job, item.retry_state
         call, error, parts = _Call(), None, None
@@ -190,8 +193,9 @@ class Orchestrator:
         return "failed"
 
     async def _reserve(self, endpoint: Endpoint, bound: float) -> None:
-        """Reserve a call in the budget. Raises Halted if it may not be made. Stops the endpoint after MAX_UNCOVERED
-        refusals in a row, and the run once every paid endpoint is stopped or done."""
+        """Reserve `bound` USD, the most that a call can cost, in the budget. Raises Halted if the call may not be made.
+        Stops the endpoint after MAX_UNCOVERED refusals in a row, and the run once every paid endpoint is stopped or
+        done."""
         reserved = await self._budget.reserve(bound)
         if reserved and not endpoint.halt.is_set():
             endpoint.uncovered = 0
@@ -245,7 +249,8 @@ class Orchestrator:
         await self._writer.write(Entry(record, call.ratings if not error else None, item.job.place, parts))
 
     async def query(self, read: Callable[..., T], *args: Any) -> T:
-        """Query the store in the reader's thread."""
+        """Return `read(*args)`, a query of the store, called in the reader's thread so that calls continue
+        meanwhile."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, read, *args)
 
     # --- completions --------------------------------------------------------------------------------------------------
@@ -267,8 +272,9 @@ class Orchestrator:
     # --- judgements ---------------------------------------------------------------------------------------------------
 
     def group_by_prefix(self, needs: Iterable[PendingJudgement]) -> Iterable[list[PendingJudgement]]:
-        """Group judgements whose requests share a prefix, to be sent one after another. A provider has a prefix in its
-        cache once the first reply has begun; if sent at the same time, each request would pay the full price."""
+        """Group judgements whose requests share a prefix; the requests of a group are to be sent one after another. A
+        provider has a prefix in its cache once the first reply has begun: if all were sent at the same time, each would
+        pay the full price."""
         groups: dict[Any, list[PendingJudgement]] = {}
         for need in needs:
             prefix = need.judge_pass, self.rubric.sheet.requests[need.request].mode, need.answers
@@ -310,8 +316,8 @@ class Orchestrator:
         return Job(item, partial(resampled_request, request), ratings, parts=parts, apart=apart)
 
     async def _one_by_one(self, ready: JudgeablePrompt, need: PendingJudgement) -> list[QueueItem[Job]]:
-        """Return the single-completion judgements that replace a judgement of all completions, which exceeds the
-        context window. Judgements that are final already (answered, or failed permanently) are left out."""
+        """Return the single-completion judgements that replace a judgement of all completions (`need`) whose request
+        exceeds the context window. Judgements that are final already (answered, or failed permanently) are left out."""
         spec = judging_spec(self.rubric, need.request, 1, self.pipeline.judges[need.judge])
         request = need.identity, need.judge_pass, spec, need.material
         ids = {key: [text_id(ready.texts[key])] for key in need.answers}
@@ -335,8 +341,8 @@ def slot_request(pipeline: Pipeline, todo: PendingSlot) -> Request:
 
 @contextmanager
 def _frozen_heap() -> Iterator[None]:
-    """Exclude the ~500,000 objects that imports allocated from garbage collection; each full pass over them would stall
-    all calls for 0.1 s."""
+    """During the `with` block, exclude the objects that exist already (about 500,000, from imports) from garbage
+    collection: each full pass over them would stall all calls for 0.1 s."""
     gc.collect()
     gc.freeze()
     try:
@@ -352,7 +358,7 @@ async def _wait(tasks: list[asyncio.Task[None]]) -> None:
 
 @dataclass
 class _Call:
-    """One attempt and its result. `bound` is the most it can cost in USD; None without a price."""
+    """One attempt and its result. `bound` is the most it can cost in USD; None if the price is unknown."""
 
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
     seconds: float = 0.0
@@ -371,16 +377,17 @@ class _Pager:
         self._drawn: set[int] = set()  # seqs beyond it that were drawn
 
     async def fill(self, queue: WorkQueue[Job]) -> None:
-        """Add all pending items in order, as the queue has room."""
+        """Add all pending items in the store's order (`seq`), as the queue has room. Those that were drawn before are
+        left out."""
         raise NotImplementedError
 
     async def draw_distant(self) -> QueueItem[Job] | None:
-        """Return a random pending item that `fill` has not reached; None if there is none."""
+        """Return a random pending item that `fill` has not reached yet, to send it early; None if none is found."""
         raise NotImplementedError
 
     def _draw(self, last: int) -> int | None:
-        """Return the random `seq` of an item that `fill` has not reached and that was not drawn before, `last` at most;
-        None if eight tries give none."""
+        """Return a random `seq` (an item's number in the store's list of pending items) up to `last` that `fill` has
+        not reached and that was not drawn before; None if eight random numbers give none."""
         for _ in range(8):
             if last > self._after and (seq := random.randint(self._after + 1, last)) not in self._drawn:
                 self._drawn.add(seq)

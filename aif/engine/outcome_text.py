@@ -1,4 +1,4 @@
-"""The text for a store's results: prompts by outcome, completion and judgement counts, what is missing. No I/O."""
+"""Texts about a store's results: prompts by outcome, completion and judgement counts, what is missing. No I/O."""
 
 from typing import TYPE_CHECKING
 
@@ -60,8 +60,12 @@ def policy_text(policy: "PairPolicy") -> str:
 
 
 def reasoning_mark_text(marked: ReasoningMarks) -> str:
-    """Return a sentence on texts with possible reasoning tags: left in the text, cut at a tag that may be a quotation,
-    or cut at max_tokens maybe within the reasoning."""
+    """Return a sentence on completions of a model whose reasoning may not have been removed correctly: a tag is left in
+    the text, the text was cut at a tag that the reply may only quote, or it ends at max_tokens, maybe within the
+    reasoning.
+
+    If `marked` has no model, the sentence is on prompts with a tag left in an earlier assistant turn.
+    """
     if not marked.model:
         prompts = counted(marked.completions, "prompt")
         return f"{prompts} with what looks like a reasoning mark in an earlier answer, which judges are shown"
@@ -77,8 +81,8 @@ def reasoning_mark_text(marked: ReasoningMarks) -> str:
 
 
 def row_notes(rows: PromptCounts) -> list[tuple[int, str]]:
-    """Return (count, text) notes on rows that are used but have something unusual, such as a completion without
-    text."""
+    """Return (count, text) for each oddity that `rows` counts, such as completions left out because they have no text,
+    or prompts that are almost alike. Counts of 0 are omitted."""
     notes = [
         (rows.empty, "completions left out: no text"),
         (rows.rescored, "completions scored again, with another score; the first score is used"),
@@ -108,7 +112,7 @@ def tally_counts(tally: Tally) -> tuple[int, int, int, int]:
 
 def balance_lines(balance: ItemCounts) -> list[str]:
     """Return one line for completions and one for judgements, such as "20 completions = 17 answered + 2 failed + 1
-    pending", and one for complete prompts."""
+    pending", one for prompts that are not planned yet, if any, and one for complete prompts."""
     times = " + ".join(f"{counted(prompts, 'prompt')} × {n:,}" for n, prompts in balance.slots.items())
     lines = []
     for noun, stages in (("completion", ("carried", "completion")), ("judgement", ("judgement",))):
@@ -127,8 +131,8 @@ def unplanned_text(balance: ItemCounts) -> str:
 
 
 def shortfall_lines(balance: ItemCounts, least: float, typed: str) -> list[str]:
-    """Return lines that list what is missing, and the commands that complete it, if the share of complete prompts is
-    below `least`; else no lines. `typed` is the pipeline file as typed in a command."""
+    """Return lines that list what is missing, and the commands that complete it, if the share of complete prompts (0 to
+    1) is below `least`; else no lines. `typed` is the pipeline file's path as the user typed it."""
     if balance.completeness >= least:
         return []
     lines = [f"{completeness_text(balance)}; export.completeness is {least:.4g}. Missing:"]

@@ -15,8 +15,8 @@ from aif.store.result_queries import ResultReader
 
 @dataclass(frozen=True, slots=True)
 class PairPreview:
-    """The pairs that a policy would make, and the number of prompts by outcome. `lengths` has the characters of every
-    completion; `paired.chosen` and `paired.rejected` index it."""
+    """The pairs that a policy would make, and the number of prompts by outcome. `lengths` has each completion's number
+    of characters; `paired.chosen` and `paired.rejected` are indices into it."""
 
     policy: PairPolicy
     outcomes: Mapping[str, int]
@@ -47,8 +47,9 @@ def preview(pipeline: Pipeline, reader: ResultReader) -> PairPreview:
 
 
 def differing(first: PairPreview, second: PairPreview) -> list[tuple[str, int]]:
-    """Count prompts by how the pairs of two policies differ, as (difference in words, number of prompts). A prompt has
-    the same pairs if all of them are the same."""
+    """Return how many prompts get the same or different pairs from two policies, as (difference in words, number of
+    prompts): from "same pairs" to pairs with only one of the policies. Prompts that get no pair from either are not
+    counted."""
     firsts, seconds = _pairs_by_prompt(first), _pairs_by_prompt(second)
     both = firsts.keys() & seconds.keys()
     same = {prompt for prompt in both if firsts[prompt] == seconds[prompt]}
@@ -63,7 +64,8 @@ def differing(first: PairPreview, second: PairPreview) -> list[tuple[str, int]]:
 
 
 def _pairs_by_prompt(previewed: PairPreview) -> dict[str, set[tuple[str, str]]]:
-    """Return the pairs of each prompt, as keys of (chosen, rejected) completions."""
+    """Return by prompt id the set of its pairs, as (chosen, rejected) completion keys; prompts without pairs are
+    missing."""
     pairs: dict[str, set[tuple[str, str]]] = {}
     table = previewed.paired.preferences()
     columns = (table[name].to_pylist() for name in ("prompt_id", "chosen", "rejected"))

@@ -25,7 +25,8 @@ if TYPE_CHECKING:  # callers that only read a store need neither
 
 
 def rubric_of(pipeline: Pipeline) -> Rubric:
-    """Load the pipeline's rubric. Raises BadInput if it doesn't give the score that pairs are made by."""
+    """Return the pipeline's rubric, or IMPORTED_SCORES if scores come with the prompts' completions. Raises BadInput if
+    it doesn't give the score that pairs are made by."""
     if pipeline.has_scores:
         return IMPORTED_SCORES
     rubric = load(find_resource(pipeline.rubric, pipeline.folder, "prompts/rubrics", "rubric"))
@@ -64,7 +65,8 @@ def pool_of(pipeline: Pipeline) -> list[PoolModel]:
 
 
 def specs_of(pipeline: Pipeline, rubric: Rubric, provided_sizes: Iterable[int]) -> list[JudgingSpec]:
-    """Return the requests that each judge gets about a prompt, for every number of completions that a prompt may have.
+    """Return the judging requests of a pipeline: every request of the rubric, for every judge. A request that shows all
+    completions together is included once for each number of completions that a prompt may have.
 
     `provided_sizes` are these numbers for prompts that came with completions in their source.
     """
@@ -89,7 +91,7 @@ def specs_of(pipeline: Pipeline, rubric: Rubric, provided_sizes: Iterable[int]) 
 def prepare(
     pipeline: Pipeline, journaled: "JournaledStore", rubric: Rubric, tell: Callable[[str], None], reread: bool = True
 ) -> list[Record]:
-    """Update journal and store to the pipeline file and its sources. Calls no model.
+    """Update journal and store so that they match the pipeline file and its sources. Calls no model.
 
     Without `reread`, the prompts in the journal are used without looking at the sources, and the models that aif
     launches count as unchanged. Returns records of which files launched models load, to be added to the journal before
@@ -134,8 +136,8 @@ def _report_changed_models(
 
 
 def _report_outdated(pipeline: Pipeline, store: "Store", tell: Callable[[str], None]) -> None:
-    """Report how many judgements are requested again, and the most they can cost, at a token per byte. They are
-    outdated: with the current reasoning tags, the judges would be shown other texts."""
+    """Report how many judgements are outdated and requested again, and the most they can cost, assuming a token per
+    byte. They are outdated because the judges would be shown other texts with the current reasoning tags."""
     with Reader.of(store) as reader:
         for name, judgements, sent in reader.outdated_judgements():
             judge = pipeline.judges[name]
@@ -167,7 +169,8 @@ def set_judging_specs(pipeline: Pipeline, rubric: Rubric, store: "Store") -> Non
 
 def _store_materials(pipeline: Pipeline, journaled: "JournaledStore", rubric: Rubric, fingerprint: str) -> None:
     """Store the material that judges are shown with a prompt, such as a reference answer: each text once, by its
-    digest, and the digest for each prompt. Raises BadInput if the rubric has no slot for it."""
+    digest, and the digest for each prompt. Does nothing if the prompts (`fingerprint`) and the rubric's kinds of
+    material are unchanged. Raises BadInput if a source has a kind of material that the rubric doesn't use."""
     slots = {slot for source in pipeline.prompts for slot in source.material}
     if unknown := sorted(slots - rubric.sheet.material.keys()):
         known = ", ".join(rubric.sheet.material) or "none"
@@ -197,7 +200,8 @@ def _materials_mark(rubric: Rubric, fingerprint: str) -> str:
 
 
 def is_prepared(pipeline: Pipeline, rubric: Rubric, reader: Reader) -> bool:
-    """Return whether the store's plan and judging requests are those of this pipeline, over the prompts it has."""
+    """Return whether the store's planned completions and judging requests are those that this pipeline gives for the
+    prompts in the store."""
     model_identity.identify_models(pipeline, reader.texts("model").values())
     fingerprint = reader.get_mark("sources") or ""
     marks = {

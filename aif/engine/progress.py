@@ -33,10 +33,12 @@ DISPLAY_CLOSED = (OSError, SystemExit)
 
 @dataclass(frozen=True, slots=True)
 class EndpointState:
-    """Progress of one model or judge, in items. A judge's `wanted` assumes that all pending completions succeed.
+    """Progress of one model or judge, counted in completions or judgements (items). A judge's `wanted` assumes that all
+    pending completions succeed.
 
-    `later`: items to retry in the next run. `rate`: items finished per second. `usd` is None if the price is unknown.
-    `refused`: why it takes no more calls. `doing`: why it answers nothing now, such as starting or a rate limit.
+    `later`: items to retry in the next run. `rate`: items finished per second, over the last WINDOW_S seconds. `usd` is
+    None if the price is unknown. `refused`: why it takes no more calls. `doing`: why it answers nothing now, such as
+    starting or a rate limit.
     """
 
     name: str
@@ -81,9 +83,10 @@ class Snapshot:
 
 
 class ProgressTracker:
-    """Counts a run's calls by model and judge, and makes snapshots of its progress. An orchestrator's Observer.
+    """Counts a run's calls by model and judge, and makes snapshots of its progress. It is the Observer of an
+    orchestrator.
 
-    `tallies`, `failures` and `spent` (USD) are the store's at the start of the run.
+    `tallies` (by stage and name), `failures` and `spent` (USD) are the store's at the start of the run.
     """
 
     def __init__(
@@ -190,7 +193,8 @@ class _Row:
                 self._recent.append((now, 1))
 
     def rate(self, now: float, began: float) -> float:
-        """Return items finished per second."""
+        """Return the items finished per second in the last WINDOW_S seconds, or since `began` if that is shorter. `now`
+        and `began` are times of the same clock, in seconds."""
         while self._recent and now - self._recent[0][0] > WINDOW_S:
             self._recent.popleft()
         return sum(n for _, n in self._recent) / max(0.5, min(WINDOW_S, now - began))

@@ -27,12 +27,13 @@ MAX_REPORTED = 5  # rows of each kind of problem that are printed
 
 
 def update_prompts(pipeline: Pipeline, journaled: "JournaledStore", tell: Callable[[str], None], reread: bool) -> str:
-    """Read the sources if they changed since they were last read to the end. Return a fingerprint of what was read.
+    """Read the sources if they changed since they were last read to the end. Return a fingerprint of what was read: it
+    changes with the sources' settings and content.
 
-    They are also read again if lines of the journal are damaged, which may have been prompts, or if the source of some
-    scores is not stored. Otherwise, without `reread`, they are not checked for changes. If a source can't be reached,
-    the prompts in the journal are used, unless `prompts` in the pipeline file has changed since. Raises BadInput if
-    there are none, or if no row can be used.
+    They are also read again if damaged lines of the journal may have been prompts, or if the source of some scores is
+    not stored. Otherwise, without `reread`, they are not checked for changes. If a source can't be reached, the prompts
+    in the journal are used. Raises BadInput if the journal has none, or (with `reread`) `prompts` in the pipeline file
+    has changed since they were read; also if no row can be used, or two different prompts have the same id.
     """
     with Reader.of(journaled.store) as reader:
         lost = journaled.store.damaged_lines or has_unsourced_scores(pipeline, reader)
@@ -80,13 +81,14 @@ def update_prompts(pipeline: Pipeline, journaled: "JournaledStore", tell: Callab
 
 
 def has_unsourced_scores(pipeline: Pipeline, reader: Reader) -> bool:
-    """Return whether the pipeline has scores of several sources, and the store doesn't know the source of some."""
+    """Return whether the source of some scores is not stored, though the pipeline has scores of several sources, which
+    must not be compared with each other."""
     return len(pipeline.score_scales) > 1 and reader.any_score_without_source()
 
 
 class _Collision(Exception):
-    """Two different prompts have the same id. A prompt of one turn has the id of a conversation if its text is the JSON
-    of that conversation's turns."""
+    """Two different prompts have the same id. This happens if the text of a one-turn prompt is the JSON of the other
+    prompt's turns, since the id is a digest of the text or of that JSON."""
 
     def __init__(self, prompt: Prompt) -> None:
         super().__init__(prompt.prompt_id)
@@ -106,7 +108,8 @@ def _pages(
     tell: Callable[[str], None],
     has_models: bool,
 ) -> Iterator[list[Record]]:
-    """Yield the journal records of PAGE rows at a time, and count the rows by (source, reason) in `counts`.
+    """Yield the journal records of at most PAGE rows at a time, and count these rows by (source, reason) in `counts`.
+    The reason is "selected", or why the row adds no prompt.
 
     A row whose prompt was read before counts as "duplicate", or as "gathered" if it has new completions, which are
     added to that prompt, whichever file it came from. Without models, prompts without completions are left out.
@@ -148,17 +151,19 @@ _FORM = "whitespace at its ends or the Unicode form of its characters"
 
 
 def _normalized(prompt: Prompt) -> int:
-    """Return a hash that ignores Unicode form and whitespace at the ends of texts."""
+    """Return a hash of a prompt's turns that is the same for prompts that differ only in Unicode form, or in whitespace
+    at the ends of texts."""
     return hash(tuple((turn.role, normalized(turn.content)) for turn in prompt.messages))
 
 
 @dataclass(frozen=True, slots=True)
 class _Page:
-    """What a page of rows adds to the selection (the prompts that the pipeline uses now) and to the store.
+    """What a page (a batch of rows) adds to the selection (the prompts that the pipeline uses now) and to the store.
 
     `selected`: prompts to add to the selection, with their source. `carried`: provided completions to add to it, as
-    (prompt id, key, score, scale). `prompts` and `completions`: those of them that the store doesn't have yet.
-    `rescored`: a message for each completion that is in another row with another score.
+    (prompt id, key, score, scale). `prompts` and `completions`: those of them to write to the store: new ones, and
+    prompts whose meta or material has changed. `rescored`: a message for each completion that an earlier row had with
+    another score. `counts`: rows by (source, reason).
     """
 
     selected: list[tuple[str, Prompt]]
@@ -204,8 +209,9 @@ class _Page:
     def _new(
         self, source: str, prompt: Prompt, keys: Sequence[str], gathered: dict[str, tuple[float | None, str | None]]
     ) -> list[tuple[str, ProvidedCompletion]]:
-        """Return the row's completions that are not in `gathered`, and add them to it. If a completion in it has
-        another score in this row, report that in `rescored`; the first score is used."""
+        """Return the row's completions that are not in `gathered`, with their keys, and add them to it. `keys` are the
+        keys of all its completions; `gathered` has the (score, scale) of earlier rows' completions by key. If such a
+        completion has another score in this row, that is reported in `rescored`; the first score is used."""
         new = []
         for key, completion in zip(keys, _row_completions(prompt), strict=True):
             if key not in gathered:
@@ -222,7 +228,7 @@ class _Page:
         return new
 
     def records(self, start: int) -> list[Record]:
-        """Return the journal records of the page; `start` is the position of its first prompt."""
+        """Return the journal records of the page. `start` is the position of its first prompt in the selection."""
         rows = [(prompt.prompt_id, prompt.source) for _, prompt in self.selected]
         return [
             *(records.prompt(prompt) for prompt in self.prompts),
@@ -236,7 +242,8 @@ def _row_completions(prompt: Prompt) -> tuple[ProvidedCompletion, ...]:
 
 
 def _stored_form(prompt: Prompt) -> tuple[str, str | None, int]:
-    """Return meta, material and number of turns of a prompt in the form in which the store has them."""
+    """Return meta, material (both as JSON) and number of turns of a prompt, as the store has them, to compare with
+    these."""
     material = orjson.dumps(dict(prompt.material)).decode() if prompt.material else None
     return orjson.dumps(dict(prompt.meta)).decode(), material, len(prompt.messages)
 

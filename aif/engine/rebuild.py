@@ -15,8 +15,8 @@ from aif.store.reader import Reader
 
 @dataclass(frozen=True, slots=True)
 class RebuildResult:
-    """Number of calls in the rebuilt store, and of judgements whose ratings are the same as before, differ, are new, or
-    are gone because the reply can't be parsed any more."""
+    """What a rebuild found: the number of calls in the rebuilt store, and of judgements by how their ratings compare
+    with the old store's: equal (`unchanged`), different, new, or gone because the reply can't be parsed any more."""
 
     calls: int
     seconds: float

@@ -50,7 +50,7 @@ class TrialCost:
 
 @dataclass(frozen=True, slots=True)
 class RatedCompletion:
-    """A completion's score and ratings by aspect under one rubric; NaN where a rating is missing."""
+    """A completion's score, and its rating by aspect, under one rubric; NaN where a rating is missing."""
 
     model: str
     score: float
@@ -62,9 +62,11 @@ Ratings = Mapping[str, Mapping[str, RatedCompletion]]  # by prompt id and comple
 
 @dataclass(frozen=True, slots=True)
 class TrialResult:
-    """The result of a trial: ratings by the pipeline's rubric (`before`) and by the tried rubric (`after`).
+    """The result of a trial: ratings by the pipeline's rubric (`before`) and by the tried rubric (`after`), by prompt
+    id and completion key.
 
-    `names` are the two rubrics. `failures` counts unanswered judgements by judge and error kind, with an example.
+    `names` are the names of the two rubrics. `failures` counts unanswered judgements by judge and error kind, with an
+    example.
     """
 
     names: tuple[str, str]
@@ -84,11 +86,11 @@ def try_rubric(
     judge: str | None = None,
     policy: RetryPolicy | None = None,
 ) -> TrialResult | None:
-    """Have the pipeline's judges (or only `judge`) rate completions by `rubric`, for the first `limit` prompts that can
-    be judged.
+    """Have the pipeline's judges (or only `judge`) rate completions by `rubric`, and return these ratings together with
+    those by the pipeline's own rubric. Takes the first `limit` prompts whose completions are ready to be judged.
 
-    `consent` is called with the cost; if it returns False, nothing is sent and the result is None. Raises AifError if
-    pipeline, store or rubric can't be used.
+    If anything is to be requested, `consent` is called with the cost; if it returns False, nothing is sent and the
+    result is None. Raises AifError if pipeline, store or rubric can't be used.
     """
 
     tell = display.print_line
@@ -142,7 +144,8 @@ def _with_judges(pipeline: Pipeline, judge: str | None) -> Pipeline:
 
 
 def _score(pipeline: Pipeline, rubric: Rubric) -> ScoreName:
-    """Return the score to compare completions by: the pipeline's if the rubric gives it, else the rubric's first."""
+    """Return the score to compare completions by: the pipeline's if the rubric gives it, else the first that the rubric
+    gives. Raises BadInput if it gives none."""
     if not (scores := rubric.scores()):
         raise BadInput(f"{rubric.where}: gives no score; give an aspect a weight above 0, or name one `overall`")
     return pipeline.pairs.score if pipeline.pairs.score in scores else scores[0]
@@ -178,8 +181,8 @@ def _input_tokens(request: Request) -> int:
 
 
 def _ratings(pipeline: Pipeline, rubric: Rubric, store: Store, end: int) -> Ratings:
-    """Return the stored ratings by `rubric` of the prompts before position `end`. The rating of an aspect is the mean
-    over the judges."""
+    """Return the stored ratings by `rubric` of the first `end` selected prompts, by prompt id and completion key. The
+    rating of an aspect is the mean over the judges."""
     with ResultReader.of(store) as reader:
         scores = scores_of(pipeline, rubric, reader)
         within = reader.prompt_ids_before(end)
@@ -211,7 +214,8 @@ ScorePairs = Sequence[tuple[float, float]]  # a prompt's completions: old and ne
 def kendall(prompts: Iterable[ScorePairs]) -> float | None:
     """Return Kendall's tau-b between old and new scores, over pairs of completions of the same prompt.
 
-    1: the same order; -1: the reverse order; 0: unrelated. None if all old scores of each prompt are tied, or all new.
+    1: the same order; -1: the reverse order; 0: unrelated. None if within each prompt all old scores are tied, or
+    within each prompt all new ones.
     """
     agreed = first = second = 0
     for both in prompts:
@@ -227,7 +231,8 @@ def _sign(a: float, b: float) -> int:
 
 
 def count_changed_best(prompts: Iterable[ScorePairs]) -> int:
-    """Return the number of prompts where no completion is best (or tied for best) by both old and new score."""
+    """Return the number of prompts whose best completion changed: none is best, or tied for best, by both old and new
+    score."""
     return sum(not _best([old for old, _ in both]) & _best([new for _, new in both]) for both in prompts)
 
 
@@ -252,7 +257,8 @@ def aspects_of(ratings: Ratings) -> tuple[str, ...]:
 
 
 def means_by_model(ratings: Ratings, among: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Return the mean rating of each aspect by model, over the prompts with ids `among`; key "" has the mean score."""
+    """Return for each model its mean rating of each aspect, and under the key "" its mean score, over the prompts whose
+    ids are in `among`."""
     values: dict[str, dict[str, list[float]]] = {}
     for prompt_id in among:
         for rated in ratings.get(prompt_id, {}).values():
@@ -262,7 +268,8 @@ def means_by_model(ratings: Ratings, among: Sequence[str]) -> dict[str, dict[str
 
 
 def cost_text(cost: TrialCost) -> str:
-    """Return a line with the number of requests, tokens and dollars of a trial."""
+    """Return a line with the number of requests, tokens and dollars of a trial, and what is left of the budget if that
+    is too little."""
     usd = "price unknown" if cost.usd is None else f"about {dollars(cost.usd)}"
     tokens = f"about {cost.input_tokens:,} tokens in and {cost.output_tokens:,} out"
     short = cost.left is not None and (cost.usd or 0.0) > cost.left

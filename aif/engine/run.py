@@ -38,7 +38,7 @@ OTHER_FILES = 256  # open files besides connections of calls: store, journal, lo
 
 @dataclass(frozen=True, slots=True)
 class CallingResult:
-    """How the calls of a run ended. `stopped`: by a person, the budget or an error, maybe before all was done.
+    """How the calls of a run ended. `stopped`: a person, the budget or an error stopped it, maybe before all was done.
 
     `refused`: endpoints that take no more calls, each with the reason and the fix. `budget_shortfall`: set if the
     budget refused calls. `retry_after_s`: endpoints that asked for a pause, with the seconds that are left of it.
@@ -52,7 +52,9 @@ class CallingResult:
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """How a run ended: its calls, prompt counts by pairing outcome, and item counts by (stage, model or judge)."""
+    """How a run ended: its calls (`calling`), how many prompts have each pairing outcome (`outcomes`), and how many
+    completions or judgements of each (stage, model or judge) are in each state (`tallies`). `seconds` is its
+    duration."""
 
     calling: CallingResult
     outcomes: dict[str, int]
@@ -61,13 +63,14 @@ class RunResult:
 
     @property
     def incomplete(self) -> bool:
-        """Whether a completion or judgement within the run's limit has no answer."""
+        """Whether a wanted completion or judgement has no answer, among the prompts that the run was limited to."""
         return any(tally.answered < tally.wanted for tally in self.tallies.values())
 
 
 @dataclass
 class StopRequest:
-    """Whether a person has asked the run to stop. Kept when the run starts over on a rebuilt store."""
+    """Whether a person has asked the run to stop. This is kept if the run starts over on a rebuilt store, so that no
+    new call is made."""
 
     stopped: bool = False
 
@@ -83,8 +86,9 @@ def run_pipeline(
 ) -> RunResult:
     """Make all pending calls of a pipeline, then its pairs, in its store.
 
-    `limit` restricts the calls to the first prompts. `consent` is called once all is prepared and before the first
-    call; an exception it raises ends the run. Raises AifError if the pipeline, its sources or its store can't be used.
+    `limit` restricts the calls to the first `limit` prompts. `retry_failed` requests permanently failed items again.
+    `consent` is called once all is prepared and before the first call; an exception it raises ends the run. Raises
+    AifError if the pipeline, its sources or its store can't be used.
     """
     began = time.monotonic()
 
@@ -135,7 +139,10 @@ async def call_endpoints(
     policy: RetryPolicy,
     stop: StopRequest,
 ) -> CallingResult:
-    """Make every pending call of a prepared store: start servers, show progress, handle Ctrl-C."""
+    """Make every pending call of a prepared store: start servers, show progress, handle Ctrl-C.
+
+    `limit` restricts the calls to the first `limit` prompts. If `stop` is set already, no call is made.
+    """
     async with open_endpoints(pipeline, policy=policy) as endpoints:
         with Reader.of(journaled.store) as reader:
             all_tallies = reader.tallies()
@@ -172,8 +179,8 @@ def _refusal(endpoint: Endpoint) -> str:
 
 
 def _raise_file_limit(endpoints: Sequence[Endpoint], tell: Callable[[str], None]) -> None:
-    """Allow a connection for every call in flight: many systems limit a process to 256 or 1,024 open files by
-    default."""
+    """Raise this process's limit of open files, as far as allowed, so that every call in flight can have a connection:
+    many systems allow 256 or 1,024 files by default. If that isn't enough, a warning goes to `tell`."""
     wanted = sum(endpoint.concurrency for endpoint in endpoints) + OTHER_FILES
     limit, maximum = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limit == resource.RLIM_INFINITY or limit >= wanted:
@@ -185,7 +192,8 @@ def _raise_file_limit(endpoints: Sequence[Endpoint], tell: Callable[[str], None]
 
 
 def _pending(pipeline: Pipeline, tallies: dict[EndpointKey, Tally]) -> set[EndpointKey]:
-    """Return the models and judges with pending items; every judge, if completions are pending."""
+    """Return the (stage, name) of the models and judges with pending items. If completions are pending, every judge is
+    included, since it will have judgements."""
     pending = {key for key, tally in tallies.items() if tally.pending}
     generating = any(stage == "completion" for stage, _ in pending)
     return pending | {("judgement", name) for name in pipeline.judges if generating}
@@ -193,10 +201,11 @@ def _pending(pipeline: Pipeline, tallies: dict[EndpointKey, Tally]) -> set[Endpo
 
 @contextmanager
 def _signals(orchestrator: Orchestrator, display: Display, stop: StopRequest) -> Iterator[None]:
-    """Handle Ctrl-C and SIGTERM: the first lets calls in flight finish, the second cancels them.
+    """During the `with` block, handle Ctrl-C and SIGTERM: the first lets calls in flight finish, the second cancels
+    them.
 
     SIGHUP lets calls in flight finish too, however often it comes: a closed terminal sends it twice, by the shell and
-    the system. After a SIGHUP, or a stop by the budget or a full disk, the next Ctrl-C is still the first.
+    the system. After a SIGHUP, or a stop by the budget or a full disk, the next Ctrl-C counts as the first.
     """
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None

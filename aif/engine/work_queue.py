@@ -1,9 +1,10 @@
 """The queue of one endpoint: decides which item is sent next.
 
-New items come from a pager (orchestrator.py), in order. Items to retry are sent before new ones, but while the endpoint
-is paused (rate limited or failing), a new item tests whether it answers again. An item that is backing off gives its
-slot to the next item. Neighbouring rows tend to fail alike, so while it is unclear whether items or the endpoint are at
-fault, a *distant* item is sent next: one drawn at random from the pending items that the pager has not reached.
+New items come from a pager (orchestrator.py), in the store's order. Items to retry are sent before new ones, but while
+the endpoint is paused (rate limited or failing), a new item tests whether it answers again. While an item waits before
+its retry, its worker sends the next item. Neighbouring rows tend to fail alike, so while it is unclear whether items or
+the endpoint are at fault, a *distant* item is sent next: one drawn at random from the pending items that the pager has
+not reached.
 """
 
 import asyncio
@@ -29,11 +30,12 @@ MAX_DISTANT = 2  # distant items waiting for their first attempt
 
 @dataclass(slots=True, eq=False)
 class QueueItem(Generic[T]):
-    """One completion or judgement in the queue. `make` builds its job when it is sent: building a page of requests at
-    once would stall all calls.
+    """One completion or judgement in the queue. `make` builds its job, with the request, only when it is sent: building
+    the requests of hundreds of items at once would stall all calls.
 
-    `following` builds the items to send after it, one by one (judgements with the same prefix). `history` and
-    `retry_state` hold its failures so far, for the concurrency limiter and for retries.
+    `following` are functions that build the jobs to send after it, one after another (judgements whose requests share a
+    prefix). `history` and `retry_state` hold its failures so far, for the concurrency limiter and for retries.
+    `distant`: it counts as a distant item (see the module) whose first attempt has not ended.
     """
 
     make: Callable[[], T]
@@ -51,7 +53,7 @@ class QueueItem(Generic[T]):
 
     @property
     def size(self) -> int:
-        """Number of items: this one and those in `following`."""
+        """Number of items that this one stands for: itself and those in `following`."""
         return 1 + len(self.following)
 
 
@@ -113,7 +115,8 @@ class WorkQueue(asyncio.Queue["QueueItem[T] | None"]):
             self.put_nowait(item)
 
     async def wait_for_room(self) -> None:
-        """Wait until the queue runs low on new items."""
+        """Wait until the queue is low on new items, and few enough of the items begun are unfinished, so that more may
+        be added."""
         self._room.clear()
         self._notify_room()
         await self._room.wait()
@@ -138,7 +141,8 @@ class WorkQueue(asyncio.Queue["QueueItem[T] | None"]):
     # --- for the workers ----------------------------------------------------------------------------------------------
 
     def others(self, error: CallError) -> OtherItems:
-        """Return whether the queue has enough other items to tell if an item or the endpoint caused this error."""
+        """Return whether there are enough other items to tell if an item or the endpoint caused this error, and how
+        many of them must fail alike to show that it is the endpoint."""
         if not self._closed:
             return MANY_OTHERS
         more = bool(self._new)
@@ -152,7 +156,8 @@ class WorkQueue(asyncio.Queue["QueueItem[T] | None"]):
         return OtherItems(too_few=self._unfinished < ENOUGH_ITEMS, more_coming=more)
 
     def attempted(self, item: QueueItem[T]) -> None:
-        """Note that an attempt of the item has ended. A distant item then makes room for another distant one."""
+        """Note that an attempt of the item has ended. If the item was distant, another distant item may then be taken:
+        at most MAX_DISTANT have a first attempt that has not ended."""
         if item.distant:
             item.distant = False
             self._distant -= 1
@@ -197,11 +202,11 @@ async def run_workers(
     fill: Callable[[], Awaitable[None]],
     attempt: Callable[[QueueItem[T]], Awaitable[Verdict | None]],
 ) -> None:
-    """Send the items of one endpoint with as many workers as calls may be in flight, until all are finished or it is
-    halted.
+    """Send the items of one endpoint with as many workers as calls may be in flight, until all items are finished or
+    the endpoint is halted.
 
-    `fill` adds all items to the queue, and returns when there are no more. `attempt` makes one call for an item and
-    returns what happens to it, or None if no call was made. It waits while the endpoint's servers start.
+    `fill` adds all items to the queue, and returns when there are no more. `attempt` makes one call for an item, once a
+    server is up, and returns what happens to the item, or None if no call was made.
     """
     async with asyncio.TaskGroup() as group:
         for _ in range(endpoint.concurrency):

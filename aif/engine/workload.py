@@ -75,7 +75,8 @@ def estimate_run(pipeline: Pipeline, rubric: Rubric, reader: EstimateReader, lim
 
 
 def _shown_tokens(reply: ReplyLength) -> float:
-    """Return how many tokens of a pending completion a judge will be shown: as measured, else as many as allowed."""
+    """Return how many tokens of a pending completion to expect in a judging request: the measured mean, else the most
+    allowed."""
     return reply.shown.expected if reply.measured else reply.shown.most
 
 
@@ -99,8 +100,8 @@ def _model_work(
 
 
 def context_tokens(request: Request, rate: TokenRate, completion_tokens: float = 0.0) -> float:
-    """Return the tokens of a request with its longest reply (`max_tokens`). `completion_tokens` are added for pending
-    completions that it will show."""
+    """Return the tokens of a request with its longest reply (`max_tokens`). `completion_tokens` is added for the
+    pending completions that a judging request will show and doesn't contain yet."""
     return _bytes(request.messages) * rate.tokens.expected + completion_tokens + request.max_tokens
 
 
@@ -134,7 +135,8 @@ def _judge_work(
 
 
 def _answered_judgements(rubric: Rubric, reader: EstimateReader, judge: Judge) -> list[tuple[Messages, int]]:
-    """Return (messages, input tokens) of answered judging requests, each with the rubric it was sent with."""
+    """Return (messages, input tokens) of a judge's answered judging requests, at most MEASURED. Each is built with the
+    rubric it was sent with, `rubric` or an earlier one."""
     calls = reader.judgements_asked(judge.identity, MEASURED)
     rubrics = Rubrics(loaded={rubric.digest: rubric})
     if any(call.rubric != rubric.digest for call in calls):
@@ -180,8 +182,8 @@ def _work(
 def _rate(
     endpoint: DeclaredEndpoint, answered: Sequence[tuple[Messages, int]], requests: Sequence[Request]
 ) -> TokenRate:
-    """Return tokens per byte, as measured on the `answered` calls (messages, input tokens). Without any, from the
-    model's tokenizer if it is on this machine, else an assumed rate."""
+    """Return tokens per byte, as measured on the `answered` calls (messages, input tokens). Without any, the model's
+    tokenizer counts the tokens of `requests` if it is on this machine; else the rate is assumed."""
     if answered:
         input_tokens = sum(n for _, n in answered)
         return _measured_rate(input_tokens, (sent for sent, _ in answered), f"measured on {len(answered):,} calls")

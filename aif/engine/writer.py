@@ -187,13 +187,15 @@ class Writer:
         self._progress.set()
 
     async def _until(self, due: float) -> None:
-        """Wait until `due`; return at once while `flush` or `close` waits for the store."""
+        """Wait until the event loop's clock reads `due`; return at once while `flush` or `close` waits for the
+        store."""
         with suppress(TimeoutError):
             async with asyncio.timeout_at(due):
                 await self._hurry.wait()
 
     def _store(self, entries: list[Entry], position: Position) -> bool:
-        """Apply entries to the store. Return whether prompts may have become ready to be judged."""
+        """Apply entries to the store. `position` is the end of these entries in the journal. Return whether prompts may
+        have become ready to be judged."""
         self._journaled.store.apply(steps(entries), position)
         positions = sorted({entry.place[0] for entry in entries if entry.place})
         if positions:

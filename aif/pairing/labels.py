@@ -43,7 +43,8 @@ class LabelledRows:
 
 @dataclass(frozen=True, slots=True)
 class LabelCounts:
-    """Numbers of completions by split and label (desirable, undesirable), and of unlabelled ones by reason."""
+    """Numbers of completions by the dataset's split and by label (desirable, undesirable), and of unlabelled ones by
+    reason."""
 
     labels: Mapping[str, Mapping[str, int]]
     left_out: Mapping[str, int]
@@ -127,8 +128,8 @@ def _by_scores(scored: pa.Table, rule: KtoLabels) -> Iterator[_Decision]:
 
 
 def balancing_weight(desirable: int, undesirable: int) -> tuple[str, float, float] | None:
-    """Return the KTOConfig weight that balances these numbers of completions, `desirable_weight` or
-    `undesirable_weight`, with the lowest and the highest value that does.
+    """Return (name, lowest, highest): which KTOConfig weight, `desirable_weight` or `undesirable_weight`, balances
+    these numbers of completions, and the range of its values that do.
 
     None if they are balanced already, or if one label is missing, so that no weight helps.
     """

@@ -61,10 +61,11 @@ class PairPolicy:
     """How pairs are selected; `pair_prompts` describes the policies by `name`.
 
     `score`: the weighted mean of the aspects, or the aspect `overall` alone. `missing`: if a rating is missing, leave
-    its aspect out for the prompt, or drop the prompt. `min_margin`: the least difference of the two scores.
-    `shares`: aspects differ in range, so scores (and `min_margin`) are fractions from 0 to 1. `max_length_ratio`:
-    characters of the longer text per character of the shorter. `model`: for `on_policy`, the model on one side of every
-    pair. `min_completions`: if some completions have no rating, how many must have one. The fields are stored as JSON.
+    its aspect out for the prompt, or drop the prompt. `min_margin`: the least difference of the two scores. `shares`:
+    aspects differ in range, so scores (and `min_margin`) are fractions from 0 to 1. `max_length_ratio`: the most
+    characters of the longer text per character of the shorter. `max_per_model`: how often a model may be chosen, and
+    how often rejected, in all pairs. `model`: for `on_policy`, the model on one side of every pair. `min_completions`:
+    if some completions have no rating, how many must have one. The fields are stored as JSON.
     """
 
     name: Literal["best_vs_random", "best_vs_worst", "all", "on_policy"]
@@ -227,17 +228,20 @@ class _Pairs:
 
     @classmethod
     def with_lower(cls, rows: PromptRows, selected: Ints, means: Floats) -> "_Pairs":
-        """Return the pairs of each selected row, as `high`, with every row of its group that has a lower score."""
+        """Return the pairs of each selected row, as `high`, with every row of its group (same prompt, same scale) that
+        has a lower score (`means`)."""
         return cls._ordered(rows, means, *cls._all_of_prompt(rows, selected))
 
     @classmethod
     def with_higher(cls, rows: PromptRows, selected: Ints, means: Floats) -> "_Pairs":
-        """Return the pairs of each selected row, as `low`, with every row of its group that has a higher score."""
+        """Return the pairs of each selected row, as `low`, with every row of its group (same prompt, same scale) that
+        has a higher score (`means`)."""
         return cls._ordered(rows, means, *reversed(cls._all_of_prompt(rows, selected)))
 
     @staticmethod
     def _all_of_prompt(rows: PromptRows, selected: Ints) -> tuple[Ints, Ints]:
-        """Return two arrays with all pairs of a selected row (first) and a row of its prompt (second)."""
+        """Return two arrays of row numbers that hold all combinations of a selected row (first array) and a row of its
+        prompt (second array), itself included."""
         sizes = rows.sizes[rows.prompt[selected]]
         repeated = np.repeat(selected, sizes)
         starts = np.cumsum(sizes) - sizes
@@ -288,8 +292,9 @@ def _find_candidates(
 ) -> _Pairs:
     """Return the pairs that the policy may select, and record in `outcomes` why a prompt has none: a tie, the margin, …
 
-    Whether any two scores are far enough apart follows from a group's highest and lowest score. Then pairs are built
-    only for rows that may be chosen: all pairs of 8,000 completions would take 1.4 GB.
+    The highest and lowest score of a group (a prompt's completions on one scale) show whether any two scores are far
+    enough apart. Pairs are built for such groups alone, and only for rows that may be chosen: all pairs of 8,000
+    completions would take 1.4 GB.
     """
     every = np.ones(len(means), dtype=bool)
     rated = ~np.isnan(means)
@@ -332,8 +337,11 @@ def _find_candidates(
 
 
 def _groups_with_pair(rows: PromptRows, means: Floats, sides: Sequence[tuple[Bools, Bools]], margin: float) -> Bools:
-    """Return per group whether it has a pair: for some (chosen, rejected) masks in `sides`, a row in the first mask has
-    a higher mean than a row in the second, by at least `margin`."""
+    """Return per group (a prompt's completions on one scale) whether it has a pair with a margin of at least `margin`.
+
+    Each entry of `sides` is two masks: which rows may be chosen, and which may be rejected. A group has a pair if by
+    some entry one of its rows may be chosen over another that has a lower mean.
+    """
     result = np.zeros(len(rows.firsts), dtype=bool)
     for highs, lows in sides:
         top, low = rows.reduce_groups(np.fmax, highs, means), rows.reduce_groups(np.fmin, lows, means)
@@ -342,7 +350,8 @@ def _groups_with_pair(rows: PromptRows, means: Floats, sides: Sequence[tuple[Boo
 
 
 def _within_memory(selected: Ints, rows: PromptRows) -> Ints:
-    """Return `selected` unchanged. Raises BadInput if its rows are in more than MAX_CANDIDATES pairs of one prompt."""
+    """Return `selected` unchanged. Raises BadInput if the selected rows of a prompt would form more than MAX_CANDIDATES
+    pairs with all rows of that prompt, too many for memory."""
     pairs = np.bincount(rows.prompt[selected], minlength=len(rows.starts)) * rows.sizes
     if (most := int(pairs.max(initial=0))) > MAX_CANDIDATES:
         raise BadInput(
@@ -376,7 +385,8 @@ def _as_mask(selected: Ints, rows: PromptRows) -> Bools:
 
 
 def _widest_first(pairs: _Pairs, rows: PromptRows, means: Floats, seed: int) -> Ints:
-    """Return the order of pairs by prompt, then from the widest margin down, with equal margins in random order.
+    """Return the indices of the pairs, sorted by prompt, then from the widest margin down, with equal margins in random
+    order.
 
     If a prompt has several scales, the widest margins of all scales count as equal, so do the second widest, and so on.
     """
@@ -398,8 +408,8 @@ def _widest_first(pairs: _Pairs, rows: PromptRows, means: Floats, seed: int) -> 
 
 
 def _apply_model_cap(parts: Sequence[PairingResult], cap: int, seed: int) -> Iterator[PairingResult]:
-    """Visit the pairs of all parts in random order, and drop a pair if its chosen model has been chosen, or its
-    rejected model rejected, `cap` times already."""
+    """Return each part without the pairs beyond the cap: the pairs of all parts are visited in random order, and a pair
+    is dropped if its chosen model has been chosen, or its rejected model rejected, `cap` times already."""
     drawn = np.concatenate([_cap_draws(part, seed) for part in parts])
     numbers: dict[str, int] = {}
     chosen, rejected = map(np.concatenate, zip(*(_models(part, numbers) for part in parts), strict=True))
@@ -432,7 +442,8 @@ def _models(part: PairingResult, numbers: dict[str, int]) -> tuple[NDArray[np.in
 
 
 def _keep_pairs(part: PairingResult, selected: Bools) -> PairingResult:
-    """Return the result with only these pairs; a prompt that loses all its pairs gets the outcome "model_cap"."""
+    """Return the result with only the pairs in the mask `selected`; a prompt that loses all its pairs gets the outcome
+    "model_cap"."""
     pairs = _Pairs(part.chosen, part.rejected, part.rows.prompt, len(part.rows.starts)).only(selected)
     none_left = pc.and_(pc.equal(part.outcome, "paired"), pa.array(~pairs.has_pair()))
     outcome = pc.if_else(none_left, "model_cap", part.outcome)

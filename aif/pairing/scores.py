@@ -64,9 +64,9 @@ class PromptRows:
     """The rows of RatingColumns with integers in place of ids, for array operations by prompt.
 
     A group is the rows of one prompt whose scores are on one scale. Per row: its key in `completions`, and the integers
-    `prompt`, `text`, `model` and `group`; `prompt` and `model` are indices into `prompt_ids` and `models`, which are
-    distinct. Per prompt: its first row (`starts`) and number of rows (`sizes`). `order` has the row numbers sorted by
-    group; `firsts` has the position in `order` where each group begins.
+    `prompt`, `text`, `model` and `group`; `prompt` and `model` are indices into `prompt_ids` and `models`, which have
+    each value once. Per prompt: its first row (`starts`) and number of rows (`sizes`). `order` has the row numbers
+    sorted by group; `firsts` has the position in `order` where each group begins.
     """
 
     prompt_ids: pa.Array
@@ -83,7 +83,8 @@ class PromptRows:
 
     @classmethod
     def from_columns(cls, columns: RatingColumns) -> "PromptRows":
-        """Group the rows. Raises ValueError if columns differ in length or have nulls, or a prompt's rows are apart."""
+        """Group the rows. Raises ValueError if columns differ in length or have nulls, if a completion key occurs
+        twice, if a prompt's rows are not adjacent, or if `truncated` isn't boolean."""
         prompts, completions, models, texts = map(
             _strings, (columns.prompt_ids, columns.completions, columns.models, columns.text_ids)
         )
@@ -138,7 +139,8 @@ class PromptRows:
         return result
 
     def draw_one(self, candidates: Bools, seed: int, role: str) -> Ints:
-        """Return per prompt the number of a row in the mask `candidates`, drawn by hash if there are several, or -1."""
+        """Return per prompt the row number of a row in the mask `candidates`, drawn by hash if there are several; -1 if
+        there is none. `role` says what the row is drawn for, such as "chosen"; it is part of the hash."""
         rows = np.flatnonzero(candidates)
         prompt = self.prompt[rows]
         several = np.bincount(prompt, minlength=len(self.starts))[prompt] > 1
@@ -151,9 +153,11 @@ class PromptRows:
         return chosen
 
     def draw(self, seed: int, role: str, *sides: Ints) -> list[float]:
-        """Return a pseudo-random number in [0, 1) per row number in `sides`, or per pair of rows if `sides` are two.
+        """Return a pseudo-random number in [0, 1) for each row number in `sides`, or for each pair of rows if `sides`
+        are two arrays.
 
-        It is a hash of seed, role, prompt and completions. In batches, since the keys of 2,000,000 pairs take 500 MB.
+        It is a hash of seed, role (what the draw is for, such as "chosen"), prompt and completions. Computed in
+        batches, since the keys of 2,000,000 pairs take 500 MB.
         """
         numbers: list[float] = []
         for start in range(0, len(sides[0]), DRAW_BATCH):
@@ -190,7 +194,7 @@ class CompletionScores:
 
     The others are masks. `used` (prompts x columns): the ratings that count. `incomplete` (prompts): dropped because a
     rating is missing. `unrated` (rows): completions without any rating, though others of the prompt have some.
-    `too_few_rated` (prompts): these others are too few to compare.
+    `too_few_rated` (prompts): dropped because some completions are unrated and too few are rated.
     """
 
     used: Bools
@@ -214,8 +218,8 @@ def compute_scores(
     An aspect's value is the weighted mean over the judges whose ratings of it count. If the aspects differ in range,
     each counts as a fraction of its range, from 0 to 1: otherwise one from 0 to 40 would outweigh three from 1 to 5.
     `missing`: if a judge's rating of an aspect is missing, ignore that judge's ratings of the aspect for the whole
-    prompt, or drop the prompt. Completions without any rating are left out; if fewer than `least` others (or 2) are
-    rated, no completion of the prompt has a score.
+    prompt, or drop the prompt. Completions without any rating are left out first; if that leaves fewer than `least` (or
+    2), no completion of the prompt has a score.
 
     Raises BadInput if these aspects don't give this score, ValueError if columns and weights don't fit.
     """
@@ -284,7 +288,8 @@ def _weights(columns: RatingColumns, by: Literal["mean", "overall"]) -> Floats:
 
 
 def _check(names: Sequence[str], weights: Sequence[float], field: str, valid: bool) -> None:
-    """Raise ValueError unless each name has exactly one weight and the weights are `valid`."""
+    """Raise ValueError unless there is a weight for each name, the same wherever a name is repeated, and `valid` is
+    true (the caller checks the values). `field` is the name of the weights in the message."""
     fit = len(weights) == len(names) and len(set(zip(names, weights, strict=True))) == len(set(names))
     if not fit or not valid:
         raise ValueError(

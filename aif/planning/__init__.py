@@ -1,4 +1,4 @@
 """Which completions a prompt gets: by which models, with which seeds and principles.
 
-Pure: prompt and pool in, slots out.
+Pure: prompt and pool in, slots (planned completions) out.
 """

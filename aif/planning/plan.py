@@ -43,9 +43,10 @@ REPEATED_MODEL_VERSION = 2  # the same for pools that have a model with several 
 class PoolModel:
     """A model of the pool, with the settings that plans depend on (host and price are not among them).
 
-    `identity`: the identity that the pipeline file declares. `other`: a suffix of it if the server loads other files
-    than those first served under the name; it changes completion keys, but no draws. `samples`: how many completions of
-    one prompt the model may write. `system`: how system turns are sent (see sent_messages).
+    `identity`: the model's identity as the pipeline file declares it. `other`: a suffix of the identity if the server
+    loads other files than those first served under the name, else empty; it changes completion keys, but not what is
+    drawn for a completion. `samples`: how many completions of one prompt the model may write. `system`: how system
+    turns are sent (see sent_messages).
     """
 
     # plan_digest() hashes these fields by name
@@ -78,7 +79,8 @@ class Principles:
 
     @classmethod
     def parse(cls, data: Any, where: str) -> "Principles":
-        """Check the content of a principles file. `where` is the file's name for errors. Raises BadInput."""
+        """Return the principles in `data`, the parsed content of a principles file. Raises BadInput if it is invalid,
+        with `where` as the file's name."""
         content = _mapping(data, where)
         if unknown := [key for key in content if key not in _FILE_KEYS]:
             raise BadInput(f"{where}: {unknown_key_message(unknown[0], _FILE_KEYS)}")
@@ -141,7 +143,8 @@ def sent_messages(prompt: Prompt, principle: Principle | None, system: SystemMod
     """Return the turns that are sent to a model: the prompt's, with its system turn and the principle joined.
 
     `system` says where these go: `role` sends them as a system turn; `fold_into_user` puts them before the first user
-    turn, for chat templates that refuse a system turn; `none` drops the principle and folds the prompt's system turn.
+    turn, for chat templates that refuse a system turn; `none` drops the principle, and puts the prompt's own system
+    turn before the first user turn.
     """
     own = prompt.messages[0].content if prompt.messages[0].role == "system" else None
     turns = prompt.messages[1:] if own is not None else prompt.messages
@@ -179,10 +182,8 @@ def provided_key(prompt_id: str, completion: ProvidedCompletion) -> str:
 
 
 def provided_slots(prompt_id: str, completions: Sequence[tuple[str, str]]) -> tuple[Slot, ...]:
-    """Return the slots of a prompt whose completions came with it, one per completion, in place of planned slots.
-
-    `completions` are (key, model identity).
-    """
+    """Return the slots of a prompt whose completions came with it: one slot per completion, in the given order, instead
+    of planned ones. `completions` has the (key, model identity) of each."""
     return tuple(
         Slot(key, prompt_id, n, identity.removeprefix(provided_identity("")), identity, 0, 0, None)
         for n, (key, identity) in enumerate(completions)
@@ -192,8 +193,9 @@ def provided_slots(prompt_id: str, completions: Sequence[tuple[str, str]]) -> tu
 def plan_slots(
     prompt: Prompt, pool: Sequence[PoolModel], per_prompt: int, principles: Principles | None, seed: int
 ) -> tuple[Slot, ...]:
-    """Return the `per_prompt` slots of a prompt, lowest hash first (see the module). The order of the pool doesn't
-    matter. Raises BadInput if the models have fewer than `per_prompt` samples in all."""
+    """Plan the completions of a prompt: return `per_prompt` slots, for the candidates with the lowest hashes, lowest
+    first (see the module). The order of the pool doesn't matter. Raises BadInput if the models have fewer than
+    `per_prompt` samples in all."""
     candidates: list[tuple[PoolModel, int, DrawKey]] = [
         (model, sample, (seed, prompt.prompt_id, model.identity, sample, *settings))
         for model, settings in _with_settings(tuple(pool))
@@ -207,8 +209,9 @@ def plan_slots(
 
 @lru_cache(maxsize=8)
 def _with_settings(pool: tuple[PoolModel, ...]) -> list[tuple[PoolModel, tuple[str, ...]]]:
-    """Return each model with the settings that are part of its draw key: none for the first entry of each identity
-    (sorted by sampling settings, then `system`), so that its draws stay the same when an entry is added after it."""
+    """Return each entry of the pool with the settings that are part of its draw key: none for the first entry of each
+    identity (sorted by sampling settings, then `system`), so that its draws stay the same when an entry is added after
+    it; a digest of its settings for the others."""
     first: dict[str, PoolModel] = {}
     for model in sorted(pool, key=lambda entry: (repr(entry.sampling), entry.system)):
         first.setdefault(model.identity, model)
