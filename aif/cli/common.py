@@ -23,7 +23,8 @@ Yes = Annotated[bool, typer.Option("--yes", help="Spend without asking for confi
 
 
 def load(file: Path, sets: list[str] | None) -> "Pipeline":
-    """Load a pipeline file with its overrides. Raises BadInput if an earlier version of aif put its store elsewhere."""
+    """Load a pipeline file with its overrides. Raises BadInput if its store doesn't exist but there is one at the path
+    where earlier versions of aif put it."""
     from aif.config import pipeline
     from aif.store.paths import check_old_location
 
@@ -58,13 +59,15 @@ def repeated(option: str, values: list[str] | None) -> list[str]:
 
 
 def command_name() -> str:
-    """Return the first word of commands that aif prints: `aif`, or its path if PATH has another or none."""
+    """Return the first word of the commands that aif prints for the user: `aif`, or this program's path if the shell
+    would find another `aif` or none in PATH."""
     program = Path(sys.argv[0])
     return "aif" if which("aif") == str(program.absolute()) or program.name != "aif" else str(program)
 
 
 def new_name(folder: Path) -> str:
-    """Return a name for the pipeline or rubric to create in `folder`. Raises BadInput if the folder isn't empty."""
+    """Return the name of the pipeline or rubric to create in `folder`: the folder's name, with - for special
+    characters. Raises BadInput if the folder isn't empty."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BadInput(f"{folder} is not empty; name a new folder")
     return re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name).strip("-.") or "demo"

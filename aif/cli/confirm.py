@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def confirm_run(estimate: "Estimate", confirm_usd: float, *, yes: bool) -> None:
     """Print what a run would cost, and ask for confirmation if the cost is unknown or above `confirm_usd`.
 
-    Without a terminal it doesn't ask, so that batch jobs start. Raises NotStarted if the answer is no.
+    It doesn't ask with `yes`, nor without a terminal, so that batch jobs start. Raises NotStarted if the answer is no.
     """
     from aif.cli.views.estimate import print_estimate, print_estimate_line
 
@@ -28,9 +28,10 @@ def confirm_run(estimate: "Estimate", confirm_usd: float, *, yes: bool) -> None:
 
 
 def confirm_probe(probe: str, estimate: "Estimate", *, yes: bool) -> None:
-    """Print what a probe would cost, and ask for confirmation unless it is free. `probe` is its name, printed first.
+    """Print what a probe (a few prompts run to measure costs) would cost, and ask for confirmation unless it is free.
 
-    Raises NotStarted if the answer is no, BadInput if there is no terminal to ask on.
+    `probe` is its name, printed first; `yes` skips the question. Raises NotStarted if the answer is no, BadInput if
+    there is no terminal to ask on.
     """
     from aif.cli.views.estimate import print_estimate_line
 
@@ -43,9 +44,9 @@ def confirm_probe(probe: str, estimate: "Estimate", *, yes: bool) -> None:
 
 
 def confirm_trial(cost: str, *, free: bool, yes: bool) -> bool:
-    """Print what trying a rubric would cost, and ask for confirmation unless it is free. Return whether to start.
+    """Print `cost`, the text on what trying a rubric costs, and ask for confirmation. Return whether to start.
 
-    Raises BadInput if there is no terminal to ask on.
+    It doesn't ask if the trial is `free` or with `yes`. Raises BadInput if there is no terminal to ask on.
     """
     print_message(cost)
     if yes or free:
@@ -56,7 +57,8 @@ def confirm_trial(cost: str, *, free: bool, yes: bool) -> bool:
 
 
 def confirm_upload(question: str, *, yes: bool) -> bool:
-    """Ask the user to confirm an upload. Return whether to send it. Raises BadInput without a terminal to ask on."""
+    """Ask the user to confirm an upload, unless `yes`. Return whether to send it. Raises BadInput if there is no
+    terminal to ask on."""
     if yes:
         return True
     if not sys.stdin.isatty():
@@ -77,7 +79,8 @@ def _is_interactive() -> bool:
 
 
 def _ask_to_start() -> None:
-    """Raise NotStarted unless the answer is yes; KeyboardInterrupt says the same at Ctrl-C."""
+    """Ask whether to start. Raises NotStarted unless the answer is yes; at Ctrl-C, KeyboardInterrupt with a message
+    that nothing was started."""
     try:
         answer = err.input("Continue? [y/N] ", markup=False)
     except EOFError:

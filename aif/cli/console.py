@@ -15,8 +15,8 @@ from rich.text import Text
 class SafeConsole(Console):
     """A rich console that prints nothing more once its terminal or pipe is closed.
 
-    So the command still ends with its own exit code; rich would exit at a broken pipe, and raise at a closed terminal.
-    Control characters are escaped, since texts of servers and files may contain them.
+    With rich alone, a broken pipe would end the program, and a closed terminal would raise; so the command still ends
+    with its own exit code. Control characters are escaped, since texts of servers and files may contain them.
     """
 
     def print(self, *objects: Any, **options: Any) -> None:
@@ -60,8 +60,8 @@ def print_text(console: Console, text: str, style: str = "", *, label: str = "",
 
 
 def can_redraw(console: Console) -> bool:
-    """Return whether lines can be drawn over: not in a dumb terminal, nor in a file or CI log, which rich takes for a
-    terminal if FORCE_COLOR is set."""
+    """Return whether printed lines can be drawn over: true only in a terminal that isn't dumb. False for a file or CI
+    log, even if FORCE_COLOR makes rich take it for a terminal."""
     return console.is_interactive and console.file.isatty()
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def exit_with_outcome(arguments: str, ended: "RunResult") -> None:
-    """Print how a run ended and exit with its exit code; return if every completion and judgement is there.
+    """Print how a run ended and exit with its exit code; return if every completion and judgement has an answer.
 
     `arguments` are the pipeline file and overrides as the user typed them, for the commands in the messages.
     """
@@ -36,8 +36,8 @@ def exit_with_outcome(arguments: str, ended: "RunResult") -> None:
 
 
 def exit_if_cut_short(command: str, calling: "CallingResult") -> None:
-    """Exit with a message and code if the budget was reached, a provider refuses all calls, or a person stopped the
-    run; return otherwise. `command` is the one that resumes it."""
+    """Print why a run ended early and exit with a code: the budget was reached, a provider refuses all calls, or a
+    person stopped it. Return if none of these happened. `command` is the one that resumes the run."""
     from aif.engine.outcome_text import budget_reached_text
 
     if calling.budget_shortfall:

@@ -34,7 +34,8 @@ GC_THRESHOLDS = 20_000, 20, 20
 
 
 class _Commands(TyperGroup):
-    """All commands. At Ctrl-C, SIGTERM or SIGHUP, it prints a message and exits if the command itself doesn't."""
+    """The group of all commands. If Ctrl-C, SIGTERM or SIGHUP interrupts a command that doesn't handle it, print a
+    message and exit."""
 
     def invoke(self, ctx: Any) -> Any:
         try:

@@ -1,4 +1,5 @@
-"""Open a pipeline's store for a command: to read, to show a run that holds it, or up to date for an export."""
+"""Open a pipeline's store for a command: to read it; to read it or, if a run holds it, print that run; or to update it
+to the pipeline file and export."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -50,9 +51,9 @@ def open_or_print_running(
     sets: list[str] | None,
     print_running: "Callable[[Console, RunningProcess], None]",
 ) -> "Iterator[Reader | None]":
-    """Yield a reader of the store; if a run holds the store, print that run with `print_running` and yield None.
+    """Yield a reader of the store; if another process holds the store, call `print_running` with it and yield None.
 
-    Prints a message if the store was last updated with another version of the pipeline.
+    Prints a message if the store has no prompts, or was last updated with another version of the pipeline.
     """
     from aif.cli.running import running_process
 
@@ -76,7 +77,8 @@ def open_or_print_running(
 
 
 def report_if_behind(pipeline: "Pipeline", reader: "Reader") -> bool:
-    """Return whether the journal has answers that the store lacks, as after a killed run; print a message if so."""
+    """Return whether the journal has answers that the store lacks, as after a killed run. If so, also print a
+    message."""
     from aif.store.journal import Damage, replay
     from aif.store.paths import StorePaths
 
@@ -91,7 +93,8 @@ def report_if_behind(pipeline: "Pipeline", reader: "Reader") -> bool:
 def report_if_outdated(pipeline: "Pipeline", reader: "Reader", arguments: str) -> None:
     """Print a message if the store has no prompts yet, or was last updated with another version of the pipeline.
 
-    An `aif rubric try` that was killed leaves the store updated with another rubric.
+    The latter is also so after an `aif rubric try` was killed, which leaves the store updated with the tried rubric.
+    `arguments` are the pipeline file and overrides, for the commands in the message.
     """
     from aif.engine.prepare import is_prepared, rubric_of
 
@@ -110,9 +113,11 @@ def report_if_outdated(pipeline: "Pipeline", reader: "Reader", arguments: str) -
 
 
 def with_prepared_store(pipeline: "Pipeline", arguments: str, work: "Callable[[Rubric, JournaledStore], T]") -> "T":
-    """Open the store to write, update it to the current pipeline, call `work` with it and return the result.
+    """Open the store to write, update it to the current pipeline, call `work` with the rubric and the store, and return
+    its result.
 
-    Prompts come from the store; the sources are not read again. Raises BadInput if there is no store yet.
+    Prompts come from the store; the sources are not read again. `arguments` are for the command in the message of
+    BadInput, which is raised if there is no store yet.
     """
     from aif.engine.prepare import prepare, rubric_of
     from aif.store.journaled_store import JournaledStore

@@ -13,10 +13,10 @@ SILENT_S = 10 * FILE_EVERY_S  # a run that wrote nothing for longer is reported 
 
 @dataclass(frozen=True, slots=True)
 class RunningProcess:
-    """The process that holds a store's lock, described by `holder`, a sentence.
+    """The process that holds a store's lock. `holder` is a sentence that describes it.
 
     `snapshot` is the progress it last wrote, None if it calls no model now. `silent_s` is the age of that progress in
-    seconds, None if it is recent.
+    seconds if it is so old that the process may hang, else None.
     """
 
     store: Path
@@ -36,7 +36,8 @@ def running_process(store: Path) -> RunningProcess | None:
 
 
 def _own_snapshot(places: StorePaths) -> Snapshot | None:
-    """Return the progress of the process that holds the lock; None if the progress file is of an earlier process."""
+    """Return the progress that the process holding the lock last wrote; None if there is none, or only that of an
+    earlier process."""
     snapshot, note = read_snapshot(places.progress), read_note(places.lock)
     if snapshot and note and (snapshot.pid, snapshot.host) != (note.pid, note.host):
         return None
@@ -46,7 +47,7 @@ def _own_snapshot(places: StorePaths) -> Snapshot | None:
 def dead_run(store: Path) -> Snapshot | None:
     """Return the last progress of a run that died; None if the last run ended in order.
 
-    Call it while no process holds the store: a progress file is then left from a run that was killed, or belongs to a
+    Call it while no process holds the store: if there is a progress file then, a killed run left it, or it belongs to a
     run on another machine whose lock isn't visible here.
     """
     return read_snapshot(StorePaths(store).progress)

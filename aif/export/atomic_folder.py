@@ -17,7 +17,7 @@ from aif.export.manifest import is_export
 def check_destination(out: Path) -> None:
     """Raise BadInput if `out` exists and is neither an export nor an empty folder.
 
-    If an earlier export was killed while it replaced `out`, restore the old folder first.
+    If `out` is missing because an earlier export was killed while it replaced it, move the old folder back to `out`.
     """
     if not out.exists():
         if (replaced := _sibling(out, "replaced")).exists():  # killed between the two moves of `_move_into_place`
@@ -29,10 +29,11 @@ def check_destination(out: Path) -> None:
 
 @contextmanager
 def replace_folder(out: Path) -> Iterator[Path]:
-    """Yield an empty folder `.<out>.aif-partial` to write to; it replaces `out` when the block succeeds.
+    """Yield an empty folder `.<out>.aif-partial` to write to. It is renamed to `out` when the block ends without an
+    error.
 
-    Raises OSError if the disk is full, after it has deleted the partial folder to free its space; BadInput if the
-    system refuses to write for another reason.
+    Raises OSError if the disk is full, after deleting the partial folder to free its space; BadInput if the system
+    refuses to write for another reason.
     """
     partial = _sibling(out, "partial")
     try:
@@ -57,7 +58,7 @@ def _sibling(out: Path, word: str) -> Path:
 
 
 def _move_into_place(partial: Path, out: Path) -> None:
-    """Rename the old folder away, `partial` to `out`, and delete the old one.
+    """Rename the old folder `out` to another name, rename `partial` to `out`, and delete the old one.
 
     If aif is killed between the two renames, the next export restores the old folder (`check_destination`).
     """

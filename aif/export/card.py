@@ -66,13 +66,14 @@ MARKS = ("<!-- run:begin -->", "<!-- run:end -->")
 class CardFacts:
     """The values that a card shows.
 
-    `rows` (counts) and `files` (paths) are by config and split; `sources` are (name, prompts, pairs), largest first.
-    `chosen` and `rejected` are the two scores of each pair. `leaderboard`, `agreement` and `spend` are rows of the
-    store's views leaderboard, score_agreement and spend. `disputed` is the number of pairs whose rejected completion
-    is preferred by some judge. `sample` is a row of the default config; `calls` are the times of the first and last
-    call. `labels` are counts for the config `kto`. `apart` is the number of prompts, by judge, whose completions were
-    judged one at a time because together they exceed the judge's context window. `marks` counts completions that seem
-    to contain reasoning.
+    `rows` (counts) and `files` (paths) are by config and split; `sources` are (name, number of prompts, number of
+    pairs), largest first. `chosen` and `rejected` have an element for each pair: the score of its chosen and of its
+    rejected completion. `leaderboard`, `agreement` and `spend` are rows of the store's views leaderboard,
+    score_agreement and spend. `disputed` is the number of pairs whose rejected completion is preferred by some judge.
+    `sample` is a row of the default config; `made` is the time of the export, `calls` are the times of the first and
+    last call. `labels` are counts for the config `kto`, None without it. `apart` is, by judge, the number of prompts
+    whose completions were judged one at a time because together they exceed the judge's context window. `marks` counts
+    completions that seem to contain reasoning.
     """
 
     pipeline: Pipeline
@@ -235,7 +236,8 @@ def code_block(text: str, language: str = "") -> str:
 
 
 def public_identity(endpoint: DeclaredEndpoint) -> str:
-    """Return which model an endpoint is, without paths of this machine, for the card.
+    """Return a text for the card that identifies an endpoint's model, such as its name and revision, without paths of
+    this machine.
 
     If aif started its servers, a digest of the model's files and settings is added.
     """
@@ -267,7 +269,8 @@ def _usd(row: Mapping[str, Any]) -> str:
 
 
 def _count_lines(prompt_counts: PromptCounts) -> list[tuple[str, str]]:
-    """Return lines (amount, description) of a sum: rows read, minus rows left out = prompts, and so on to pairs."""
+    """Return how rows become pairs, as lines (amount, description) of a sum: rows read, minus rows left out for each
+    reason, equals prompts, and so on to pairs."""
     intake, outcomes = prompt_counts.intake, prompt_counts.outcomes
     left_out = [(f"− {rows:,}", reason) for reason, rows in intake.items() if reason != "selected" and rows]
     dropped = [
@@ -297,9 +300,9 @@ def _sources(sources: Sequence[tuple[str, int, int]]) -> list[tuple[str, int, in
 
 
 def _scale(facts: CardFacts) -> tuple[float, float]:
-    """Return the lowest and highest possible score by the rubric.
+    """Return the lowest and the highest score that the rubric can give, for the histogram's axis.
 
-    If the scores came with the prompts, return the lowest rejected and the highest chosen score.
+    If scores came with the prompts, their scale is unknown: return the lowest rejected and the highest chosen score.
     """
     if facts.pipeline.has_scores:
         return float(facts.rejected.min()), float(facts.chosen.max())
@@ -313,9 +316,9 @@ def _scale(facts: CardFacts) -> tuple[float, float]:
 
 
 def _histogram(chosen: Floats, rejected: Floats, scale: tuple[float, float]) -> str:
-    """Return a text histogram with two bars a line, for chosen and rejected.
+    """Return a histogram as text: a line for each bin, with a bar for chosen and a bar for rejected scores.
 
-    A bin includes its lower edge; the last bin includes its upper edge too.
+    `scale` is the lowest and the highest score. A score on the edge of two bins counts in the upper one.
     """
     low, high = scale
     step = _step(high - low) if high - low > np.finfo(float).tiny else high - low
@@ -334,14 +337,15 @@ def _histogram(chosen: Floats, rejected: Floats, scale: tuple[float, float]) -> 
 
 
 def _step(span: float) -> float:
-    """Return the bin width of a histogram over `span`: the largest number of the form 1, 2 or 5 times a power of ten
-    that gives at least MIN_BINS bins. It is 0.5 for scores from 1 to 5, and 1 for 1 to 10."""
+    """Return the bin width of a histogram for scores that span `span`: the largest 1, 2 or 5 times a power of ten that
+    gives at least MIN_BINS bins. It is 0.5 for scores from 1 to 5, and 1 for 1 to 10."""
     power: float = 10.0 ** np.floor(np.log10(span / MIN_BINS))
     return max(step for step in (power, 2 * power, 5 * power) if span / step >= MIN_BINS - TOLERANCE)
 
 
 def _draw_bar(n: int, most: int) -> str:
-    """Return a bar of length n / most * BAR_WIDTH, in eighths of a character; not empty if n is above 0."""
+    """Return a bar for the count `n`; the largest count, `most`, has BAR_WIDTH characters. It is drawn in eighths of a
+    character, and not empty if `n` is above 0."""
     eighths = max(round(8 * BAR_WIDTH * n / most), 1) if n else 0
     return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
 
@@ -353,7 +357,8 @@ def _margin_statistics(margins: Floats) -> dict[str, float]:
 
 
 def _total_spend(spend: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the sums over all endpoints; `usd` is None if no endpoint has a known price."""
+    """Return the sums of calls, tokens and USD over all endpoints, by the names of the view `spend`. `usd` is None if
+    no endpoint has a known price."""
     priced = [row["usd"] for row in spend if row["usd"] is not None]
     names = ("calls", "answered", "input_tokens", "cached_tokens", "output_tokens", "unknown", "unpriced")
     return {name: sum(row.get(name) or 0 for row in spend) for name in names} | {"usd": sum(priced) if priced else None}

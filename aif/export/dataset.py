@@ -48,9 +48,9 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class ExportResult:
-    """A written export: its folder, rows by config and split, and the number of prompts by outcome.
+    """A written export: its folder, the number of rows by config and split, and the number of prompts by outcome.
 
-    `shortfall` says in words what is missing if the dataset is less complete than `export.completeness`.
+    If the dataset is less complete than `export.completeness`, `shortfall` are lines that say what is missing.
     """
 
     path: Path
@@ -71,8 +71,8 @@ def export(
 
     A format without rows is left out and reported by `tell`. Raises Incomplete if the dataset is less complete than
     `export.completeness` and `export.incomplete` is `refuse`; BadInput if there are no rows, `out` holds something
-    else, or `test_size` leaves no prompt to train on. The partial folder of a failed export, `.<out>.aif-partial`,
-    stays until the next export.
+    else, or `test_size` leaves no prompt to train on. A failed export leaves its partial folder, `.<out>.aif-partial`,
+    until the next export, unless the disk is full.
     """
     out = out.resolve()
     check_destination(out)
@@ -101,7 +101,8 @@ def export(
 def _rows_by_kind(
     pipeline: Pipeline, rubric: Rubric, reader: ResultReader, paired: pa.Table
 ) -> dict[RowKind, DatasetRows]:
-    """Return by kind of row the pairs, completions or prompts that become rows of the pipeline's formats."""
+    """Return the pairs, completions or prompts that the rows of the pipeline's formats are made from, by kind of row.
+    Pairs are always there."""
     wanted = {row_kind(config) for config in pipeline.export.formats}
     by_kind: dict[RowKind, DatasetRows] = {"pairs": DatasetRows(paired, reader.pairs_with_texts)}
     if "prompts" in wanted:
@@ -117,7 +118,8 @@ def _rows_by_kind(
 def _fetch_annotated(
     pipeline: Pipeline, rubric: Rubric, reader: ResultReader
 ) -> Callable[[pa.Table, int], Iterator[list[AnnotatedPrompt]]]:
-    """Return a function that yields prompts in batches, with all their completions, ratings and judgements."""
+    """Return a function that takes a table of prompt ids and a batch size, and yields these prompts in batches, with
+    all their completions, ratings and judgements."""
     drawn = principles_of(pipeline)
     pools = drawn.pools.items() if drawn else ()
     principles = {digest(text): Principle(pool, text) for pool, texts in pools for text in texts}
@@ -133,7 +135,8 @@ def _fetch_annotated(
 def _formats_with_rows(
     pipeline: Pipeline, by_kind: Mapping[RowKind, DatasetRows], prompt_counts: PromptCounts, tell: Tell
 ) -> tuple[str, ...]:
-    """Return the pipeline's formats that have rows; report the others. Raises BadInput if none has."""
+    """Return the pipeline's formats that have rows; report each of the others with `tell`, and why. Raises BadInput if
+    no format has rows."""
     formats = tuple(config for config in pipeline.export.formats if by_kind[row_kind(config)].index.num_rows)
     outcomes = ", ".join(f"{outcome} {n:,}" for outcome, n in prompt_counts.outcomes.items())
     why: dict[RowKind, str] = {
@@ -179,10 +182,10 @@ def _split(
     by_kind: Mapping[RowKind, DatasetRows],
     tell: Tell,
 ) -> Parts:
-    """Split the rows of each kind into train and test. An empty test part is left out.
+    """Split the rows of each kind into train and test. Return them by kind and part; an empty test part is left out.
 
-    A prompt is in test if its number by `_split_numbers` is below the test share, so in the same part in every format.
-    Raises BadInput if the train part is empty.
+    A prompt is in test if its number by `_split_numbers` is below the test share. The number depends on the prompt's id
+    alone, so a prompt is in the same part in every format. Raises BadInput if a train part is empty.
     """
     numbers = _split_numbers(by_kind[row_kind(default_config(formats))].index)
     share = _test_share(pipeline, journaled, reader, numbers, tell)
@@ -209,7 +212,8 @@ def _split(
 
 
 def _split_numbers(index: pa.Table) -> dict[str, float]:
-    """Return by prompt id a number from 0 to 1, a hash of the id, that decides between train and test."""
+    """Return for each prompt id a number from 0 to 1, a hash of the id. Whether it is below the test share decides
+    between test and train."""
     return {prompt_id: fraction("split", prompt_id) for prompt_id in pc.unique(index.column("prompt_id")).to_pylist()}
 
 
@@ -227,10 +231,12 @@ def _tell_test_size(pipeline: Pipeline, test: int, prompts: int, tell: Tell) -> 
 def _test_share(
     pipeline: Pipeline, journaled: JournaledStore, reader: ResultReader, numbers: Mapping[str, float], tell: Tell
 ) -> float:
-    """Return the share of prompts in the test split, 0 to 1. `numbers` are those of the default config's prompts.
+    """Return the share of prompts in the test split, 0 to 1. `numbers` are the split numbers of the default config's
+    prompts.
 
-    If `test_size` is a count, the first export converts it to a share of the default config's prompts and the pending
-    ones, and records it in the journal. Later exports use that share, so that no prompt moves from test to train.
+    If `test_size` is a count, the first export converts it to a share of these prompts plus the prompts still pending,
+    and records that share in the journal. Later exports use it, so that no prompt moves from test to train. Raises
+    BadInput if there are too few prompts.
     """
     asked = pipeline.export.test_size
     if isinstance(asked, float) or asked == 0:
@@ -269,7 +275,7 @@ def _describe(
     labels: LabelCounts | None,
     made: datetime,
 ) -> None:
-    """Write README.md (the card), pipeline.yaml and run.json."""
+    """Write the files that describe an export to `folder`: README.md (the card), pipeline.yaml and run.json."""
     spend = reader.spend()
     calls = reader.call_period()
     facts = CardFacts(
@@ -324,7 +330,7 @@ def _describe(
 
 
 def _sample(folder: Path, files: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
-    """Return the shortest of the default config's first SAMPLED rows, as the card's example."""
+    """Return the example row for the card: the shortest of the default config's first SAMPLED (200) rows."""
     rows = parquet.read_rows(folder / next(iter(files[default_config(files)].values())))
     first = [row for row, _ in zip(rows, range(SAMPLED), strict=False)]
     return min(first, key=lambda row: len(orjson.dumps(row)))

@@ -82,7 +82,8 @@ def _first_user_turn(turns: Turns) -> str | None:
 
 
 def _pair_faults(row: Row) -> Iterator[str]:
-    """Yield what is wrong with a row of any pair format; `prompt` may be a list of turns, a text or missing."""
+    """Yield what is wrong with a row of any pair format. Its `prompt` may be a list of turns, a text, or missing, by
+    the format."""
     chosen, rejected = row["chosen"], row["rejected"]
     if chosen[-1]["content"] == rejected[-1]["content"]:
         yield "chosen and rejected have the same text"
@@ -110,7 +111,8 @@ def _h4_faults(row: Row) -> Iterator[str]:
 
 
 def _h4_gen_faults(row: Row) -> Iterator[str]:
-    """Yield what is wrong with a row of the splits `*_gen` of `h4`, whose `messages` have no answer at the end."""
+    """Yield what is wrong with a row of `h4`'s splits `train_gen` and `test_gen`, whose `messages` are the prompt's
+    turns without an answer."""
     return _h4_faults(row | {"messages": [*row["messages"], row["chosen"][-1]]})
 
 
@@ -198,13 +200,14 @@ FORMATS: Mapping[str, Splits] = {
 
 
 def row_kind(config: str) -> RowKind:
-    """Return the kind of value that rows of a format are made from, such as pairs or labelled completions."""
+    """Return what the rows of a format are made from: pairs, best completions, labelled completions, or prompts."""
     _, layout = next(iter(FORMATS[config].values()))
     return layout.kind
 
 
 def file_path(config: str, split: str, digest: str = "") -> str:
-    """Return the path of a split's Parquet file in the dataset's folder; `digest` becomes a part of its name."""
+    """Return the path of a split's Parquet file, relative to the dataset's folder. `digest`, if given, becomes a part
+    of its name."""
     return f"{config}/{split}-00000-of-00001{digest and '-'}{digest}.parquet"
 
 
@@ -212,6 +215,7 @@ _DATA_FILE = re.compile(r"[a-z0-9_]+/[a-z0-9_]+-00000-of-00001-([0-9a-f]{16})\.p
 
 
 def content_digest(path: str) -> str | None:
-    """Return the digest in a data file's name; None for a path that `file_path` doesn't make."""
+    """Return the digest (of the content) in a data file's name; None if the path isn't one that `file_path` makes with
+    a digest."""
     match = _DATA_FILE.fullmatch(path)
     return match[1] if match else None

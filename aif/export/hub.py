@@ -49,12 +49,13 @@ def find_dataset(api: HfApi, repo: str) -> HubDataset | None:
 
 
 def download_file(api: HfApi, repo: str, dataset: HubDataset, path: str) -> bytes:
-    """Return the content of a small file of the dataset."""
+    """Return the content of the file `path` of the dataset, at the commit `dataset.head`. For small files."""
     return Path(api.hf_hub_download(repo, path, repo_type="dataset", revision=dataset.head)).read_bytes()
 
 
 def has_same_content(local: Path | bytes, remote: RepoFile) -> bool:
-    """Return whether a local file equals one on the Hub, by size and digest; downloads nothing."""
+    """Return whether a local file, given by path or content, equals one on the Hub, by size and digest. Downloads
+    nothing."""
     if (len(local) if isinstance(local, bytes) else local.stat().st_size) != remote.size:
         return False
     if remote.lfs is not None:
@@ -73,7 +74,8 @@ def file_sha256(path: Path) -> str:
 def hub_client(repo: str) -> Iterator[HfApi]:
     """Yield the Hub's client, with the user's token.
 
-    Any error in the block becomes ProviderRefused if the Hub answers 401 or 403, else BadInput.
+    Raises BadInput if there is no token, or `repo` isn't ORG/NAME. Any other error than aif's own in the block becomes
+    ProviderRefused if the Hub answers 401 or 403, else BadInput.
     """
     if repo.count("/") != 1:
         raise BadInput(f"--repo {repo}: expected ORG/NAME, such as my-team/my-pairs")
@@ -126,7 +128,8 @@ def _http_error(status: int, message: str, api: HfApi, repo: str) -> AifError:
 
 
 def _token_owner(api: HfApi) -> str:
-    """Return " (this is a … token of …)" with the token's role, owner and organisations; empty if they are unknown."""
+    """Return a text for an error message, " (this is a … token of …)", with the token's role, owner and organisations;
+    empty if they are unknown."""
     try:
         owner = api.whoami()
         names = ", ".join(str(org["name"]) for org in owner["orgs"]) or "none"

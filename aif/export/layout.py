@@ -36,7 +36,7 @@ class Layout:
     faults: Callable[[Row], Iterator[str]]
 
     def check(self, row: Row) -> str | None:
-        """Return what is wrong with a row of this layout; None if nothing is."""
+        """Return the first fault of a row of this layout, None if it has none."""
         try:
             _validator(self.name)(row)
         except fastjsonschema.JsonSchemaValueException as error:
@@ -52,7 +52,8 @@ def _validator(layout: str) -> Callable[[Row], Any]:
 
 
 def arrow_schema(**types: pa.DataType) -> pa.Schema:
-    """Return an Arrow schema with these columns, in order. For a nested column, pass it to `pa.struct`."""
+    """Return an Arrow schema with these columns, in this order. `pa.struct(schema)` makes the type of a nested column
+    from it."""
     return pa.schema(list(types.items()))
 
 
@@ -62,6 +63,6 @@ def assistant_turn(text: str) -> dict[str, str]:
 
 
 def last_turn_faults(turns: Turns) -> Iterator[str]:
-    """Yield a fault if the last turn of a prompt isn't the user's."""
+    """Yield a fault if the last of a prompt's turns isn't the user's."""
     if turns[-1]["role"] != "user":
         yield "the turn that is answered is not the user's"

@@ -23,7 +23,8 @@ MARKER = (
 class Manifest(BaseModel):
     """The content of run.json. `rows` (counts) and `files` (paths) are by config and split.
 
-    `state` is a digest of the store at the time of the export (`store_state`). `digest` is that of all other keys.
+    `state` is a digest of the store at the time of the export (`store_state`). `digest` is a digest of all other keys
+    of run.json.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -69,16 +70,17 @@ def parse(data: bytes) -> Manifest | None:
 
 
 def with_digest(run: dict[str, Any]) -> dict[str, Any]:
-    """Return the content of a run.json with a digest of all other keys, which reveals later edits."""
+    """Return the content of a run.json with the key `digest` added: a digest of all other keys, which reveals later
+    edits."""
     rest = {key: value for key, value in run.items() if key != "digest"}
     return {**rest, "digest": digest(rest)}
 
 
 def store_state(reader: Reader, prompt_counts: PromptCounts, paired: pa.Table) -> str:
-    """Return a digest of the store that changes whenever an export of it would.
+    """Return a digest of the store that changes whenever the data files of an export would.
 
-    It covers the sources and their rows, the plan, the calls and how their replies were parsed, the pairs, and the
-    outcomes of all prompts.
+    It covers the sources and the plan, the rows read by outcome, the number of calls, the ratings, the pairs
+    (`paired`), and the number of prompts by outcome.
     """
     head = orjson.dumps(
         [reader.get_mark("plan"), *reader.replies_digest(), prompt_counts.intake, prompt_counts.outcomes],

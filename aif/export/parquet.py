@@ -22,10 +22,11 @@ Parts = Mapping[RowKind, Mapping[Part, pa.Table]]
 
 @dataclass(frozen=True, slots=True)
 class DatasetRows:
-    """All pairs, completions or prompts that become rows, one row each.
+    """All values of one kind (pairs, completions or prompts) that become rows, a row for each.
 
-    `index` has a row for each, with `prompt_id` but without texts. `fetch` takes a part of the index and a batch size,
-    and yields lists of values with their texts. `left_out` counts completions that get no row, by reason.
+    `index` is a table of them with `prompt_id` but without texts. `fetch` takes a part of that table and a batch size,
+    and yields them with their texts, in lists of at most that size; `batch` is the size to use. `left_out` counts
+    completions that get no row, by reason.
     """
 
     index: pa.Table
@@ -37,9 +38,10 @@ class DatasetRows:
 def write_files(
     formats: Sequence[str], by_kind: Mapping[RowKind, DatasetRows], parts: Parts, folder: Path
 ) -> dict[str, dict[str, int]]:
-    """Write all data files of the formats. Return the number of rows by config and split.
+    """Write all data files of the formats to `folder`. Return the number of rows by config and split.
 
-    Rows are sorted by a hash, so that any part of a file has rows of all sources and new rows don't reorder the others.
+    Rows are in the order of prompt ids, which are hashes, so that any part of a file has rows of all sources, and new
+    rows don't reorder the others.
     """
     rows = {
         config: {
@@ -62,7 +64,8 @@ def write_files(
 
 
 def _fill(files: Sequence[tuple[Layout, Path]], batches: Iterator[list[Any]], row_group: int) -> None:
-    """Write the same values to all files, each in its own layout, batch by batch."""
+    """Write the same values (pairs, completions or prompts) to all `files`, to each as rows of its own layout.
+    `row_group` is the maximum of rows in a Parquet row group."""
     layouts = {layout.name: layout for layout, _ in files}
     with ExitStack() as stack:
         writers = [(layout.name, stack.enter_context(_writer(path, layout))) for layout, path in files]
@@ -81,7 +84,8 @@ def _writer(path: Path, layout: Layout) -> pq.ParquetWriter:
 
 
 def check_files(folder: Path, rows: Mapping[str, Mapping[str, int]]) -> None:
-    """Read every file back and check each row and the number of rows. Raises AifError for a fault, a bug in aif."""
+    """Read every data file back, and check each row, and the number of rows against `rows` (by config and split).
+    Raises AifError if one is wrong, which is a bug in aif."""
     for config, splits in rows.items():
         for split, wanted in splits.items():
             name, (_, layout) = file_path(config, split), FORMATS[config][split]
@@ -95,10 +99,10 @@ def check_files(folder: Path, rows: Mapping[str, Mapping[str, int]]) -> None:
 
 
 def name_by_content(folder: Path, rows: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, str]]:
-    """Add the digest of its content to each file's name. Return the paths by config and split.
+    """Rename each data file: add a digest of its content to its name. Return the new paths by config and split.
 
     `datasets.load_dataset` on a folder caches by the folder's name and the card's metadata, not by the files' content
-    (seen in 5.2). With names that stay the same it would load an earlier export from its cache, or another run's.
+    (seen in 5.2). If names stayed the same, it could load an earlier export, or another run's, from its cache.
     """
     paths: dict[str, dict[str, str]] = {}
     for config, splits in rows.items():
@@ -112,7 +116,7 @@ def name_by_content(folder: Path, rows: Mapping[str, Mapping[str, int]]) -> dict
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a data file, read in batches of 500."""
+    """Yield the rows of a data file, one by one. It is read in batches of at most 500 rows."""
     with pq.ParquetFile(path) as file:
         for group in range(file.num_row_groups):  # else a batch may span row groups, each as long as a page allows
             for batch in file.iter_batches(batch_size=500, row_groups=[group]):

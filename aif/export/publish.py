@@ -97,9 +97,10 @@ class PublishPlan:
 def load_export(
     pipeline: Pipeline, rubric: Rubric, journaled: JournaledStore, folder: Path, command: str
 ) -> LoadedExport:
-    """Read the export in `folder`, which must be what `aif export` would write now. Calls no model.
+    """Read the export in `folder`, and check that it is what `aif export` would write now. Calls no model.
 
-    Raises BadInput if it is out of date or damaged; the message names `command`, which exports again.
+    Makes the pairs in the store again to compare. Raises BadInput if the export is out of date or damaged; the message
+    names `command`, which exports again.
     """
     loaded = _read_export(folder, command)
     run = loaded.run
@@ -116,7 +117,8 @@ def load_export(
 
 
 def _read_export(folder: Path, command: str) -> LoadedExport:
-    """Read an export and check that all its files are there, unchanged since they were written."""
+    """Read an export and check that all its files are there and unchanged. Raises BadInput if not, with `command`,
+    which exports again."""
     try:
         data = (folder / MANIFEST).read_bytes()
     except OSError:
@@ -138,13 +140,13 @@ def _read_export(folder: Path, command: str) -> LoadedExport:
 
 
 def _matches_name(folder: Path, path: str) -> bool:
-    """Return whether a data file exists and its content has the digest in its name."""
+    """Return whether the data file `path` exists in `folder`, and its content has the digest that is in its name."""
     expected = content_digest(path)
     return bool(expected and (folder / path).is_file() and hub.file_sha256(folder / path).startswith(expected))
 
 
 def _changed_keys(before: str, now: str) -> list[str]:
-    """Return the top-level keys that differ between two pipeline files."""
+    """Return the names of the top-level keys whose values differ between two pipeline files, given as YAML."""
     old, new = yaml.safe_load(before), yaml.safe_load(now)
     return [key for key in {**old, **new} if old.get(key) != new.get(key)]
 
@@ -153,10 +155,10 @@ def _changed_keys(before: str, now: str) -> list[str]:
 
 
 def plan_publish(pipeline: Pipeline, folder: Path, loaded: LoadedExport, repo: str, public: bool) -> PublishPlan:
-    """Compare an export with the dataset on the Hub. Sends nothing.
+    """Compare an export with the dataset `repo` on the Hub, and return the changes to make there. Sends nothing.
 
-    Raises BadInput if `repo` is private and `public` is true or the reverse, or if it isn't an export of aif; and the
-    errors of `hub.hub_client`.
+    Raises BadInput if the dataset exists and isn't an export of aif, or is public without `public`, or private with it;
+    and the errors of `hub.hub_client`.
     """
     run, texts, former, replaced_pipeline = loaded.run, loaded.texts, set[str](), None
     with hub.hub_client(repo) as api:
@@ -179,7 +181,8 @@ def _compare(local: Path | bytes, path: str, remote: RepoFile | None) -> FileCha
 
 
 def _restricted_sources(api: HfApi, pipeline: Pipeline) -> Iterator[str]:
-    """Yield the pipeline's source datasets on the Hub that are private, gated or not visible, each with the reason."""
+    """Yield a text for each source dataset of the pipeline on the Hub that is private, gated or not visible: its name
+    and which of these it is."""
     names = dict.fromkeys(source.hub for source in pipeline.prompts if source.hub)
     for name in (name for name in names if not local_folder(name, pipeline.folder)):
         try:
@@ -205,9 +208,10 @@ def _check_visibility(repo: str, dataset: HubDataset, public: bool) -> None:
 
 
 def _former_export(api: HfApi, repo: str, dataset: HubDataset) -> tuple[set[str], str | None]:
-    """Return the data files and the pipeline's name of the export on the Hub. Raises BadInput if it isn't an export.
+    """Return the data files of the export that the dataset on the Hub holds now, and its pipeline's name.
 
-    A dataset with only a blank card counts as empty, since a dataset created on the Hub's website has one.
+    Return no files and None if the dataset is empty, or has only a blank card, as one created on the Hub's website has.
+    Raises BadInput if it holds anything else.
     """
     if MANIFEST in dataset.files:
         run = parse_any_version(hub.download_file(api, repo, dataset, MANIFEST))
@@ -221,7 +225,8 @@ def _former_export(api: HfApi, repo: str, dataset: HubDataset) -> tuple[set[str]
 
 
 def _listed_files(files: object) -> set[str]:
-    """Return the data files in a run.json's `files`; paths that aif wouldn't make are left out, as it may be edited."""
+    """Return the paths of the data files in a run.json's `files`. Paths that aif wouldn't make are left out, since
+    somebody may have edited the file."""
     configs = files.values() if isinstance(files, dict) else ()
     paths = [path for splits in configs if isinstance(splits, dict) for path in splits.values()]
     return {path for path in paths if isinstance(path, str) and content_digest(path)}
@@ -238,8 +243,8 @@ def _is_blank(card: bytes) -> bool:
 def send_plan(plan: PublishPlan, tell: Callable[[str], None], bars: bool = False) -> str:
     """Create the dataset if it is new, and commit all changes of the plan at once. Return the commit's hash.
 
-    The Hub refuses the commit if the dataset has changed since the plan was made. `bars` shows progress bars.
-    Raises BadInput if a data file or the dataset isn't as planned, and the errors of `hub.hub_client`.
+    The Hub refuses the commit if the dataset has changed since the plan was made. `tell` prints a line; `bars` shows
+    progress bars. Raises BadInput if a data file or the dataset isn't as planned, and the errors of `hub.hub_client`.
     """
     if not bars:
         disable_progress_bars()
@@ -262,16 +267,18 @@ def send_plan(plan: PublishPlan, tell: Callable[[str], None], bars: bool = False
 
 
 def _addition(plan: PublishPlan, path: str) -> CommitOperationAdd:
-    """Return the operation that uploads a file. Raises BadInput if a data file has changed since the plan was made."""
+    """Return the commit operation that uploads the file `path`. Raises BadInput if it is a data file that has changed
+    since the plan was made."""
     if path not in plan.texts and not _matches_name(plan.folder, path):
         raise BadInput(f"{plan.folder}: {path} has changed since it was shown, so nothing was sent; {hub.RERUN}")
     return CommitOperationAdd(path, plan.texts.get(path, plan.folder / path))
 
 
 def _current_dataset(api: HfApi, plan: PublishPlan) -> HubDataset:
-    """Return the dataset as it is now. Raises BadInput if it is gone or has the wrong visibility.
+    """Return the dataset as it is on the Hub now. Raises BadInput if it is gone, or public though planned as private,
+    or the reverse.
 
-    An organisation's settings may have created it public, or somebody may have made it public during the upload.
+    An organisation's settings may make a new dataset public, or somebody may have changed it during the upload.
     """
     dataset = hub.find_dataset(api, plan.repo)
     if dataset is None:
@@ -281,7 +288,8 @@ def _current_dataset(api: HfApi, plan: PublishPlan) -> HubDataset:
 
 
 def _first_commit(plan: PublishPlan, dataset: HubDataset) -> str:
-    """Return the first commit of a dataset created a moment ago. Raises BadInput if somebody else added files."""
+    """Return the hash of the newest commit of a dataset created a moment ago. Raises BadInput if somebody else has
+    added files to it."""
     if dataset.files.keys() - {".gitattributes"}:
         raise BadInput(f"{plan.repo}: somebody else has put files there meanwhile; {hub.RERUN}")
     return dataset.head
@@ -289,7 +297,8 @@ def _first_commit(plan: PublishPlan, dataset: HubDataset) -> str:
 
 @contextmanager
 def _report_warnings(tell: Callable[[str], None]) -> Iterator[None]:
-    """Report warnings of huggingface_hub, such as those on the card's metadata, each as one line."""
+    """Collect huggingface_hub's warnings in the block, such as those on the card's metadata, and then report each as
+    one line with `tell`."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield
@@ -301,7 +310,8 @@ def _report_warnings(tell: Callable[[str], None]) -> Iterator[None]:
 
 @contextmanager
 def _exit_on_interrupt(tell: Callable[[str], None]) -> Iterator[None]:
-    """Make Ctrl-C exit at once. huggingface_hub's threads would first finish the upload of each file in flight."""
+    """In the block, make Ctrl-C exit the program at once. Else huggingface_hub's threads would first finish the upload
+    of each file in flight."""
 
     def leave(signum: int, frame: object) -> None:
         tell(f"\nstopped. A commit is made completely or not at all; {hub.RERUN}")

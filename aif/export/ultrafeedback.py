@@ -23,7 +23,8 @@ NOT_ASKED = "not_asked"  # a `reason`, beside the kinds of failure
 
 @dataclass(frozen=True, slots=True)
 class AnnotatedPrompt:
-    """A prompt with its completions and judgements (`whole`), the aspects of each request, and principles by digest."""
+    """A prompt with its completions and judgements (`whole`), the names of the aspects by request, and the principles
+    (system prompts given to models) by digest."""
 
     whole: PromptResult
     aspects: Mapping[str, Sequence[str]]
@@ -70,12 +71,14 @@ def _completion(answer: CompletionResult, principle: Principle | None, annotatio
 
 
 def _state(state: str) -> str:
-    """Return a completion's or judgement's state as exported. "later", a failure that is retried, becomes "pending"."""
+    """Return the state of a completion or judgement as it is exported: "later" (failed, and to be retried) becomes
+    "pending"; others stay."""
     return "pending" if state == "later" else state
 
 
 def _annotations(verdicts: Sequence[JudgementResult], aspects: Mapping[str, Sequence[str]]) -> dict[str, list[Row]]:
-    """Return the annotations by completion key: one for each judge, pass and aspect, even if it has no rating."""
+    """Return the annotations of each completion, by its key: one for each judge, pass (repeated judging) and aspect,
+    also where there is no rating. `aspects` are by request."""
     rows: dict[str, list[Row]] = {}
     for verdict in verdicts:
         ratings = {(rating.completion, rating.aspect): rating for rating in verdict.ratings}
@@ -112,7 +115,8 @@ def _judgement(verdict: JudgementResult) -> Row:
 
 
 def _fine_grained(annotations: Sequence[Row]) -> float | None:
-    """Return the mean of the aspects' mean ratings over judges, without the aspect "overall"; None without ratings."""
+    """Average the ratings of each aspect except "overall" over judges, and return the mean of these averages. None if
+    there is no rating."""
     rated: dict[str, list[float]] = {}
     for row in annotations:
         if row["state"] == "rated" and row["aspect"] != OVERALL:
@@ -125,7 +129,8 @@ def _mean(numbers: Sequence[float]) -> float | None:
 
 
 def _reference_answers(value: Any) -> list[str]:
-    """Return reference answers, given as one text or a list, as a list. openbmb writes ["None"] for none."""
+    """Return the reference answers of a prompt as a list; `value` may be one text or a list. "None" is left out:
+    openbmb writes ["None"] if there are none."""
     values = value if isinstance(value, list) else [value]
     return [text for text in values if isinstance(text, str) and text != "None"]
 

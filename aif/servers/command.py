@@ -38,7 +38,7 @@ _HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH")  # gated m
 
 @dataclass(frozen=True, slots=True)
 class LaunchedEndpoint:
-    """A model or judge of the pipeline file whose entry has `launch`, so that aif starts its servers.
+    """A model or judge whose entry (in the pipeline file) has `launch`, so that aif starts its servers.
 
     `model` is a folder's absolute path or a name on the Hub; `python` is the interpreter that runs vLLM.
     """
@@ -63,14 +63,16 @@ class LaunchedEndpoint:
 
     @property
     def revision(self) -> str | None:
-        """The revision to serve: the commit at which the model was identified, else that of the pipeline file."""
+        """The model's revision to serve: the commit at which aif identified it, else the pipeline file's `revision`, if
+        any."""
         return (self.entry.served.commit if self.entry.served else "") or self.entry.revision
 
 
 def adapter_path(entry: Model | Judge) -> str | None:
-    """Return the path of the LoRA adapter that is called: the one in `--lora-modules` with the model's name.
+    """Return the path, or the name on the Hub, of the LoRA adapter that calls use: the adapter in vLLM's option
+    `--lora-modules` that has the model's name.
 
-    None if the base model is called.
+    None if there is no such adapter, so that calls use the base model.
     """
     assert entry.launch
     for word in parse_arguments(entry.launch.args).get("--lora-modules", "").split("\0"):
@@ -99,7 +101,8 @@ def launched_endpoints(pipeline: Pipeline, keys: Collection[EndpointKey]) -> lis
 
 
 def parse_arguments(args: Iterable[str]) -> dict[str, str]:
-    """Return vLLM's options by name, each with its value; several values of an option are joined by NUL."""
+    """Return the values of vLLM's options, by option name. An option without a value has an empty text; several values
+    are joined by NUL."""
     options, name = dict[str, list[str]](), ""
     for word in args:
         if re.match(r"-\D", word):
@@ -154,10 +157,10 @@ def server_command(endpoint: LaunchedEndpoint, port: int) -> list[str]:
 def server_environment(
     endpoint: LaunchedEndpoint, environ: Mapping[str, str], secrets: Collection[str], gpus: Sequence[str] = CPU
 ) -> dict[str, str]:
-    """Return `environ` for a server: without API keys, without telemetry, and with its GPUs.
+    """Return the environment for a server: `environ` without API keys, without telemetry, and with `gpus` visible.
 
-    `secrets` names more variables to leave out. HF_TOKEN stays, since gated models need it. Values in `launch.env` win,
-    so telemetry can be turned on there.
+    `secrets` are names of more variables to leave out. HF_TOKEN stays, since gated models need it. Values in
+    `launch.env` win, so telemetry can be turned on there.
     """
     variables = {name: value for name, value in environ.items() if name in _HUB_TOKENS or not _is_secret(name, secrets)}
     variables["VLLM_HTTP_TIMEOUT_KEEP_ALIVE"] = "60"  # the default, 5 s, closes connections in use on busy cores
@@ -174,21 +177,22 @@ def _is_secret(name: str, secrets: Collection[str]) -> bool:
 
 
 def secret_variables(pipeline: Pipeline) -> set[str]:
-    """Return the names of the environment variables that the pipeline takes keys and headers from."""
+    """Return the names of the environment variables from which the pipeline takes API keys and secret headers."""
     return {
         name for entry in (*pipeline.models.values(), *pipeline.judges.values()) for name in entry.environment_variables
     }
 
 
 def programs_run(pipeline: Pipeline) -> Iterator[str]:
-    """Yield a line for each program that the pipeline would run (`launch.python`)."""
+    """Yield a line for each program named in the pipeline file that a run would start (`launch.python`)."""
     launches = (entry.launch for entry in (*pipeline.models.values(), *pipeline.judges.values()) if entry.launch)
     for program in dict.fromkeys(_python(launch, pipeline) for launch in launches if launch.python):
         yield f"launch.python runs {program}"
 
 
 def secret_destinations(pipeline: Pipeline, unsafe: bool = False) -> Iterator[str]:
-    """Yield a line for each URL that gets secret variables; with `unsafe`, only those that get them unencrypted."""
+    """Yield a line for each URL to which values of secret environment variables are sent; with `unsafe`, only if they
+    are sent there unencrypted over a public network."""
     for entry in (*pipeline.models.values(), *pipeline.judges.values()):
         for url in entry.base_url if entry.environment_variables else ():
             host = urlsplit(url).netloc.rpartition("@")[2]
@@ -200,7 +204,7 @@ def secret_destinations(pipeline: Pipeline, unsafe: bool = False) -> Iterator[st
 
 
 def check_owner(pipeline: Pipeline) -> None:
-    """Raise BadInput if another user may have written a pipeline file that runs programs or sends secrets."""
+    """Raise BadInput if the pipeline file starts programs or sends secrets, and another user may have written it."""
     entries = (*pipeline.models.values(), *pipeline.judges.values())
     starts = [f"{entry.name}: starts servers" for entry in entries if entry.launch]
     if (why := untrusted_writer(pipeline.path)) and (
@@ -212,7 +216,8 @@ def check_owner(pipeline: Pipeline) -> None:
 
 
 def available_gpus(environ: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the GPUs in CUDA_VISIBLE_DEVICES, else all that nvidia-smi lists; `CPU` if there is none.
+    """Return the ids of the GPUs in CUDA_VISIBLE_DEVICES; if it isn't set, of all that nvidia-smi lists. The constant
+    `CPU` if there are none.
 
     Raises BadInput if nvidia-smi is there but fails.
     """
@@ -238,7 +243,8 @@ def available_gpus(environ: Mapping[str, str]) -> tuple[str, ...]:
 
 
 async def vllm_problem(endpoint: LaunchedEndpoint, environ: Mapping[str, str]) -> str | None:
-    """Return what to do if the endpoint's Python has no vLLM; None if it has. Doesn't import vLLM, which is slow."""
+    """Return a message if the endpoint's Python can't be run or has no vLLM, with the fix; None if it has. Doesn't
+    import vLLM, which is slow."""
     words = [endpoint.python, "-c", _HAS_VLLM]
     try:
         result = await asyncio.to_thread(subprocess.run, words, env=dict(environ), capture_output=True, timeout=60)
@@ -254,7 +260,8 @@ async def vllm_problem(endpoint: LaunchedEndpoint, environ: Mapping[str, str]) -
 
 
 async def download_problem(endpoint: LaunchedEndpoint, environ: Mapping[str, str]) -> str | None:
-    """Return why a model's files can't be downloaded, None if they can. Tries it with the smallest file."""
+    """Return why a model's files can't be downloaded; None if they can, or it is a folder. Tries it by downloading the
+    smallest file."""
     if endpoint.is_folder:
         return None
     words = download_command(endpoint, "--check")

@@ -51,7 +51,8 @@ def download(model: str, revision: str | None) -> None:
 
 
 def check_access(model: str, revision: str | None) -> None:
-    """Download the model's smallest file, its configuration. Raises huggingface_hub's errors and OSError."""
+    """Check that the model can be downloaded, by downloading its smallest file, the configuration. Raises
+    huggingface_hub's errors and OSError if not."""
     try:
         hf_hub_download(model, "config.json", revision=revision)
     except LocalEntryNotFoundError:
@@ -61,11 +62,11 @@ def check_access(model: str, revision: str | None) -> None:
 
 
 def print_files(model: str, revision: str | None) -> None:
-    """Print as JSON the model's commit and the digest of each file (`files`), or, if the Hub can't be reached, the
-    commit and folder of the copy in the Hub's cache (`folder`).
+    """Print a JSON object: the model's `commit` and its `files` on the Hub, with the digest of each. If the Hub can't
+    be reached: the `commit` and the `folder` of the copy in the Hub's cache.
 
     A digest is sha256 for files in LFS and git's blob id for others, as in the cache's file names. Raises
-    huggingface_hub's errors and OSError.
+    huggingface_hub's errors and OSError if the model is in neither.
     """
     # a dry run would do, but it makes the cache point to the newest commit, which is missing there when offline
     try:
@@ -80,7 +81,7 @@ def print_files(model: str, revision: str | None) -> None:
 
 
 def explain(error: Exception, model: str, revision: str | None) -> str:
-    """Return one line on why the files are not available, and how to fix it."""
+    """Return one line that says why the model's files are not available and, where it is known, how to fix it."""
     match error:
         case GatedRepoError():
             return (

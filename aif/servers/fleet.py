@@ -67,9 +67,10 @@ _OTHER_FILES = "its model's files have changed since the run was planned; `aif r
 class Timings:
     """Intervals for watching and restarting servers, in seconds.
 
-    A starting server is checked every `poll_s`, a running one every `check_s`; it is ended if it fails all checks for
-    `hung_s`. A server that fails after it was ready is restarted, first after `restart_after_s[0]` seconds, next after
-    `[1]`, and so on, then given up. If it ran for `steady_s`, the count of its restarts begins again.
+    A starting server is checked every `poll_s`, a running one every `check_s`. A running one that fails all checks for
+    `hung_s` is ended. A server that fails after it was ready is restarted, first after `restart_after_s[0]` seconds,
+    next after `[1]`, and so on; when the list is used up, it is given up. If it ran for `steady_s` before it failed,
+    the list begins again.
     """
 
     poll_s: float = 0.5
@@ -81,9 +82,10 @@ class Timings:
 
 @dataclass
 class Fleet:
-    """All vLLM servers of one run, for the endpoints that have work.
+    """All vLLM servers of one run, for the endpoints (models and judges) that have work.
 
-    `logs` is the folder of the servers' logs; `tell` prints a line for the user.
+    `launched` are the endpoints whose servers aif starts, `endpoints` all of the run. `logs` is the folder of the
+    servers' logs; `tell` prints a line for the user; `environ` are the environment variables that servers start from.
     """
 
     pipeline: Pipeline
@@ -105,9 +107,10 @@ class Fleet:
         tell: Callable[[str], None],
         environ: Mapping[str, str] = ENVIRON,
     ) -> Self:
-        """Plan the servers of the endpoints with pending calls (`pending`), and check that they can start. Starts none.
+        """Plan the servers of the endpoints that have pending calls (`pending`, by stage and name), and check that they
+        can start. Starts none.
 
-        Raises BadInput for a server that can't start: no vLLM, no such folder, too few GPUs.
+        Raises BadInput if a server can't start: no vLLM, no such folder, too few GPUs.
         """
         launched = launched_endpoints(pipeline, pending)
         requests = [endpoint.gpu_request for endpoint in launched]
@@ -119,7 +122,8 @@ class Fleet:
         return cls(pipeline, launched, endpoints, shifts, logs, tell, environ)
 
     def __post_init__(self) -> None:
-        """Multiply default concurrencies by the number of servers, and stop endpoints whose servers aren't needed."""
+        """Prepare the endpoints: multiply a concurrency that the user hasn't set by the number of servers; stop
+        endpoints that aif would launch but that have no pending calls."""
         placements = [server for shift in self.shifts for server in shift]
         servers = Counter(server.key for server in placements)
         logs = self._log_files(placements)
@@ -137,7 +141,8 @@ class Fleet:
                 endpoint.stop()
 
     def _log_files(self, placements: Sequence[Placement]) -> list[Path]:
-        """Return a log file for each server: its endpoint's name, without special characters, and a number."""
+        """Return the path of a log file for each server, in the order of `placements`: its endpoint's name, without
+        special characters, and a number."""
         count: Counter[str] = Counter()
         logs = []
         for server in placements:
@@ -147,8 +152,8 @@ class Fleet:
         return logs
 
     async def run(self) -> None:
-        """Run the shifts in order. Each starts its servers when a call needs them, and stops them when its endpoints
-        are done."""
+        """Run the shifts (sets of servers that run at the same time) one after the other. A shift starts its servers
+        when a call needs them, and stops them when their endpoints are done."""
         for number, shift in enumerate(self.shifts, 1):
             all_servers = [self._servers[key] for key in dict.fromkeys(server.key for server in shift)]
             await _wait_until_needed([servers.endpoint for servers in all_servers])
@@ -188,7 +193,8 @@ class _EndpointServers:
         self.endpoint.server_status = None
 
     async def _keep_all_up(self) -> None:
-        """Download the model and keep all servers running. Once all are given up, let no more calls be made."""
+        """Download the model, and keep all servers of the endpoint running. Once all servers are given up, or the
+        download fails, the endpoint takes no more calls."""
         try:
             why = await self._download()
         except OSError as error:
@@ -200,7 +206,8 @@ class _EndpointServers:
         self.endpoint.refuse(why)
 
     async def _download(self) -> str | None:
-        """Download the model's files, in time that doesn't count for `ready_s`. Return an error message, or None."""
+        """Download the model's files. Return an error message, None if all is well. The time doesn't count for
+        `launch.ready_s`, the limit on a server's start."""
         if self._launched.is_folder:
             return None
         self.endpoint.server_status = "fetching"
@@ -216,7 +223,8 @@ class _EndpointServers:
         return None if process.returncode == 0 else last or f"its model's files can't be downloaded; see {log_file}"
 
     async def _keep_up(self, placement: Placement, log: Path) -> str:
-        """Run one server and restart it when it fails, until it is given up. Return the reason."""
+        """Run one server, and restart it when it fails, until it is given up. Return why. A server that was never ready
+        isn't restarted."""
         clock, timings = asyncio.get_running_loop().time, self._fleet.timings
         waits: list[float] | None = None  # before the next restarts; a server that was never up gets none
         while True:
@@ -246,7 +254,8 @@ class _EndpointServers:
             await asyncio.sleep(wait_s)
 
     async def _check_files(self) -> None:
-        """Raise ServerNotReady if the model's files have changed since the run was planned."""
+        """Raise ServerNotReady if the model's files aren't those that were identified when the run was planned, or
+        can't be read."""
         cancelled = Event()
         try:
             if await asyncio.to_thread(loads_other_files, self._launched, cancelled):
@@ -257,7 +266,8 @@ class _EndpointServers:
             cancelled.set()  # a cancelled run must not wait until hundreds of GB are read
 
     async def _watch(self, server: "_Server") -> str:
-        """Wait until a server ends or hangs. Return a message that says which, and how."""
+        """Wait until a running server ends or hangs. Return a message that says which of the two, and the last error in
+        its log."""
         clock, timings = asyncio.get_running_loop().time, self._fleet.timings
         healthy_at = clock()
         async with aiohttp.ClientSession() as session:
@@ -271,7 +281,7 @@ class _EndpointServers:
         return server.describe_end()
 
     def _set_urls(self, urls: list[str]) -> None:
-        """Set the URLs that the client calls. While there are none, calls wait."""
+        """Set the URLs of the ready servers, to which the client sends calls. While there are none, calls wait."""
         self._urls = urls
         self._client.set_urls(urls)
         self.endpoint.server_status = None if urls else "stopping" if self.endpoint.done.is_set() else "starting"
@@ -282,7 +292,7 @@ class _EndpointServers:
 
     @asynccontextmanager
     async def _server(self, placement: Placement, log: Path) -> "AsyncIterator[_Server]":
-        """Start a server; it is ended when the block ends."""
+        """Start a server on the GPUs of `placement`, and yield it. It is ended when the block ends."""
         self.endpoint.server_status = None if self._urls else "starting"
         lock, port = _reserve_ports()
         with closing(lock):
@@ -302,12 +312,13 @@ class _EndpointServers:
 
 
 class ServerNotReady(Exception):
-    """A server ended before it was ready, or wasn't ready in time; the message says why and names the log."""
+    """Raised if a server ended before it was ready, or wasn't ready in time. The message says why and names the log."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Server:
-    """A server process, its port and its log. `log_start` is the byte of the log where its own output begins."""
+    """A server process, its port and its log. `log_start` is the offset, in bytes, at which its own output begins in
+    the log."""
 
     process: Process
     port: int
@@ -339,7 +350,8 @@ class _Server:
             return False
 
     async def ended_within(self, seconds: float) -> bool:
-        """Wait up to `seconds` and return whether the server has ended. Truncates a long log each second."""
+        """Wait until the server ends, at most `seconds`. Return whether it has ended. Meanwhile, truncate its log each
+        second if it is too long."""
         ending = asyncio.create_task(self.process.wait())
         try:
             for step in (*[1.0] * int(seconds), seconds % 1):
@@ -377,9 +389,9 @@ class _Server:
 
 
 def error_in_log(lines: Sequence[str]) -> str:
-    """Return the last error in a log with its indented continuation lines, at most 500 characters.
+    """Return the last error in a log and the indented lines that follow it, as one line of at most 500 characters.
 
-    If there is no error, return the last line. Errors that only refer to an earlier error are skipped.
+    Errors that only refer to an earlier error are skipped. If there is no error, return the last line.
     """
     bare = [text for line in lines if (text := _PREFIX.sub("", _COLOUR.sub("", line)).rstrip())]
     errors = [n for n, line in enumerate(bare) if _is_error(line)]
@@ -417,7 +429,7 @@ async def _guarded(
 
 
 def _open_log(log: Path, header: str) -> IO[bytes]:
-    """Open a log for appending and write a header line with the time."""
+    """Open a log for appending, and write a line with the time and `header`."""
     log.parent.mkdir(parents=True, exist_ok=True)
     out = log.open("ab", buffering=0)
     try:
@@ -430,7 +442,8 @@ def _open_log(log: Path, header: str) -> IO[bytes]:
 
 
 def _truncate_log(log: Path) -> None:
-    """Remove the middle of a log longer than 3 * LOG_KEPT bytes, also while its server appends to it."""
+    """If a log is longer than 3 * LOG_KEPT bytes, keep only its first and its last LOG_KEPT bytes. Its server may
+    append to it meanwhile."""
     if not log.exists() or log.stat().st_size <= 3 * LOG_KEPT:
         return
     with log.open("r+b") as file:
@@ -443,7 +456,8 @@ def _truncate_log(log: Path) -> None:
 
 
 def _log_header(words: Sequence[str], launched: LaunchedEndpoint, placement: Placement) -> str:
-    """Return the GPUs and the command for the log, without the values of `launch.args`, which may be secret."""
+    """Return a server's GPUs and command line (`words`), for the log. Of `launch.args` it has the options' names alone,
+    since values may be secret."""
     extra = len(launched.launch.args)
     own = words[: len(words) - extra]
     flags = [word.partition("=")[0] for word in words[len(words) - extra :] if word.startswith("-")]
@@ -451,10 +465,11 @@ def _log_header(words: Sequence[str], launched: LaunchedEndpoint, placement: Pla
 
 
 def _reserve_ports() -> tuple[socket.socket, int]:
-    """Reserve a free block of ports. Return the socket that holds the reservation, and the port for a server.
+    """Reserve a free block of ports for a server. Return the socket that holds the reservation until it is closed, and
+    the server's port.
 
     The socket is bound to the block's first port, so that no other aif takes the block; the server gets the next port,
-    and the rest for its own processes.
+    and the rest is for its own processes. Raises ServerNotReady if no block is free.
     """
     for first in range(FIRST_PORT, LAST_PORT, BLOCK):
         lock = socket.socket()
@@ -471,9 +486,9 @@ def _reserve_ports() -> tuple[socket.socket, int]:
 
 
 async def _wait_until_needed(endpoints: Sequence[Endpoint]) -> None:
-    """Wait until a call of any endpoint waits for a server, or all endpoints are done.
+    """Wait until a call of any of the endpoints waits for a server, or all endpoints are done.
 
-    A judge whose prompts all failed is done without a call, so no server is started for it.
+    The latter may come first: a judge whose prompts all failed is done without a call, so no server is started for it.
     """
 
     async def all_done() -> None:

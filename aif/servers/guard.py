@@ -30,7 +30,8 @@ LINUX = sys.platform == "linux"
 
 
 def main(grace_s: float, command: list[str]) -> int:
-    """Run `command` until it ends or the pipe on stdin closes, end all its processes, and return the exit code."""
+    """Run `command` until it ends, the pipe on stdin closes or a stop signal comes. Then end all its processes (SIGKILL
+    after at most `grace_s` seconds), and return its exit code."""
     if LINUX:
         _prctl(PR_SET_CHILD_SUBREAPER, 1)
     group = _start(command)
@@ -76,9 +77,10 @@ def _start(command: list[str]) -> int:
 
 
 def _start_witness(group: int) -> tuple[int, int]:
-    """Fork the witness, which kills the group if the guard dies without writing to the pipe between them.
+    """Fork the witness: a process that kills the group (of the command) if the guard dies.
 
-    Return the witness's pid and the guard's end of the pipe.
+    It reads from a pipe to the guard: if the pipe closes before anything is written, the guard has died. Return the
+    witness's pid and the guard's end of the pipe.
     """
     reader, writer = os.pipe()
     pid = os.fork()
@@ -95,9 +97,10 @@ def _start_witness(group: int) -> tuple[int, int]:
 
 
 def _end_all(group: int, witness: tuple[int, int], ended: dict[int, int], grace_s: float) -> None:
-    """End all processes of the command: SIGTERM, then SIGKILL after `grace_s` seconds. Then let the witness end.
+    """End all processes of the command, by SIGTERM, and after `grace_s` seconds by SIGKILL. Then let the witness end.
 
-    `witness` is its pid and pipe; `ended` collects wait statuses by pid (see `_reap`).
+    `group` is the command's process group; `witness` is the witness's pid and the pipe to it; `ended` collects wait
+    statuses by pid (see `_reap`). It returns LAST_S seconds after SIGKILL even if a process can't be ended.
     """
     pid, writer = witness
     _signal_group(group, signal.SIGTERM)
@@ -112,7 +115,8 @@ def _end_all(group: int, witness: tuple[int, int], ended: dict[int, int], grace_
 
 
 def _all_ended(group: int, witness: int, ended: dict[int, int], deadline: float) -> bool:
-    """Return True once all processes of the command have ended, False at `deadline` (of time.monotonic)."""
+    """Wait until all processes of the command have ended. Return True then, or False at `deadline` (by time.monotonic).
+    `group` is their process group; the process `witness` isn't waited for."""
     while True:
         _reap(ended)
         if not (_descendants() - {witness}) and not _signal_group(group, 0):
@@ -123,7 +127,8 @@ def _all_ended(group: int, witness: int, ended: dict[int, int], deadline: float)
 
 
 def _reap(ended: dict[int, int]) -> dict[int, int]:
-    """Collect the wait statuses of ended children, adopted orphans included, into `ended` by pid, and return it."""
+    """Collect the wait statuses of children that have ended, also of adopted orphans: add them to `ended` by pid, and
+    return it. Doesn't wait."""
     with suppress(ChildProcessError):
         while (child := os.waitpid(-1, os.WNOHANG))[0]:
             ended[child[0]] = child[1]
@@ -153,7 +158,8 @@ def _descendants() -> set[int]:
 
 
 def _signal_group(group: int, number: int) -> bool:
-    """Send a signal to all processes of the group. Return whether it has any; `number` 0 only asks that."""
+    """Send the signal `number` to all processes of the group; 0 sends none. Return whether the group has any
+    process."""
     try:
         os.killpg(group, number)
     except (ProcessLookupError, PermissionError):  # macOS gives the latter for a group of zombies
@@ -171,7 +177,8 @@ def _prctl(option: int, value: int) -> None:
 
 
 def _shell_code(status: int | None) -> int:
-    """Return a wait status as a shell's exit code: 128 + the signal for a killed process."""
+    """Convert a wait status to an exit code as shells report it: 128 + the signal for a killed process. None, an
+    unknown status, gives 0."""
     if status is None:
         return 0
     code = os.waitstatus_to_exitcode(status)

@@ -39,7 +39,8 @@ _SETTLED_S = 2.0  # a file younger than this may still change within the same ti
 
 
 def loaded_files(names: Collection[str], args: Collection[str]) -> list[str]:
-    """Return which of the files in a model's folder vLLM loads when it is started with the options `args`."""
+    """Return which of the files `names` (paths in a model's folder) vLLM loads when it is started with the options
+    `args`, sorted."""
 
     def match(*patterns: str) -> list[str]:
         return [name for name in names if any(fnmatch(name, pattern) for pattern in patterns)]
@@ -55,10 +56,11 @@ def loaded_files(names: Collection[str], args: Collection[str]) -> list[str]:
 def file_digests(
     paths: Mapping[str, Path], model: str, tell: Callable[[str], None], cancelled: Event
 ) -> dict[str, str]:
-    """Return the digest of each file, by the keys of `paths`. A file that hasn't changed isn't read again.
+    """Return the digest of each file, by the keys of `paths`. A file that hasn't changed since an earlier call isn't
+    read again.
 
-    `model` names the model in messages. Set `cancelled` in another thread to stop the reading, with BadInput; that is
-    also raised if a file can't be read.
+    A digest is sha256, or the name of a file in the Hub's cache. `model` names the model in messages. To stop the
+    reading, set `cancelled` in another thread. Raises BadInput if stopped, or if a file can't be read.
     """
     try:
         resolved = {key: path.resolve() for key, path in paths.items()}
@@ -82,14 +84,15 @@ def file_digests(
 
 
 def _is_hub_blob(path: Path) -> bool:
-    """Return whether a file is in the Hub's cache, which names files by their digest."""
+    """Return whether a file is in the Hub's cache. Its name is then its digest, so it need not be read."""
     return (
         path.parent.name == "blobs" and (path.parents[1] / "snapshots").is_dir() and bool(DIGEST.fullmatch(path.name))
     )
 
 
 def _stamp(path: Path) -> list[int]:
-    """Return a file's size, mtime and ctime (in ns); if they are the same later, the file hasn't changed.
+    """Return a file's size, mtime and ctime (times in ns). As long as they are the same, its content is taken as
+    unchanged.
 
     Checkpoints of one model have the same size, and copies may have the same mtime; the ctime can't be set.
     """
@@ -98,7 +101,8 @@ def _stamp(path: Path) -> list[int]:
 
 
 def _read_all(paths: Sequence[Path], cancelled: Event) -> list[str]:
-    """Return the sha256 of each file, read in parallel. Raises OSError if `cancelled` is set; Ctrl-C stops it too."""
+    """Return the sha256 of each file, in the order of `paths`; files are read in parallel. Raises OSError if
+    `cancelled` is set, or a file can't be read. Ctrl-C stops the threads."""
     with ThreadPoolExecutor() as pool:
         try:
             return list(pool.map(_sha256, paths, repeat(cancelled)))
@@ -122,7 +126,8 @@ def _cache_file() -> Path:
 
 
 def _read_cache() -> dict[str, list[Any]]:
-    """Return the cached stamps and sha256 by path; empty if the cache is missing or damaged."""
+    """Return the cached rows by path: the values of `_stamp`, then the sha256. Empty if the cache is missing or
+    damaged."""
     try:
         content = orjson.loads(_cache_file().read_bytes())
     except (OSError, orjson.JSONDecodeError):
@@ -132,7 +137,8 @@ def _read_cache() -> dict[str, list[Any]]:
 
 
 def _write_cache(new: Mapping[str, list[Any]]) -> None:
-    """Add rows to the cache, and remove those of deleted files. Does nothing if the cache can't be written.
+    """Add the rows `new` (see `_read_cache`) to the cache, and remove those of deleted files. Does nothing if the cache
+    can't be written.
 
     If two processes write at the same time, the rows of one may be lost; their files are then read again.
     """

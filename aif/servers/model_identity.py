@@ -1,8 +1,9 @@
 """Identify the model that a launched server loads by its content, so that another checkpoint counts as another model.
 
-The content is the files and arguments that affect the output. The first content under a name has that name as its
-identity; any other content has the name and a digest. If the old files come back, so does the old identity. Each change
-is recorded in the journal (a text of kind `model`), so that commands that call no model don't need its files.
+The content is the files and arguments that affect the output. The first content seen under a model's name has the name
+alone as its identity; any other content has the name and a digest. If the old files come back, so does the old
+identity. Each change is recorded in the journal (a text of kind `model`), so that commands that call no model don't
+need the files.
 """
 
 import os
@@ -65,10 +66,10 @@ _RUNTIME_OPTIONS = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class ModelChange:
-    """A launched model or judge whose content differs from the one that the journal recorded last, or is the first.
+    """A launched model or judge whose content is not the one that the journal recorded last, or that has no record yet.
 
-    `record` must be written to the journal before the model is called. `changes` describes the difference; empty for
-    the first content.
+    `record` is to be written to the journal before the model is called. `changes` describes the differences; it is
+    empty if there is no record yet.
     """
 
     stage: Stage
@@ -80,11 +81,13 @@ class ModelChange:
 def identify_models(
     pipeline: Pipeline, past: Iterable[Any], tell: Callable[[str], None] | None = None
 ) -> list[ModelChange]:
-    """Set the identity (`served`) of each launched model and judge. Return the changes to journal before any call.
+    """Set the identity (`served`) of each launched model and judge. Return the changes to write to the journal before
+    any call.
 
-    `past` are the journal's records of kind `model`. Commands that call models pass `tell`; the identity is then that
-    of the current files. Without `tell`, or if the files aren't available, it is that of the last record with the same
-    declared model and arguments. If no record matches and the files aren't available, it is unknown.
+    `past` are the journal's records of kind `model`. Commands that call models pass `tell`, which prints a line; the
+    identity is then that of the current files. Without `tell`, or if the files aren't available, it is that of the last
+    record with the same declared model and arguments. If there are only other records, a local folder is read even
+    without `tell`. Else the identity is unknown.
     """
     rows = sorted(past, key=lambda row: row["n"])
     entries: list[tuple[Stage, Model | Judge]] = [
@@ -102,7 +105,8 @@ def identify_models(
 def _identify(
     pipeline: Pipeline, stage: Stage, entry: Model | Judge, rows: list[Any], tell: Callable[[str], None] | None
 ) -> ModelChange | None:
-    """Set the identity of one model or judge. `rows` are the records under its declared identity, oldest first."""
+    """Set the identity of one model or judge, and return the change, if any, for the journal. `rows` are the records
+    under its declared identity, oldest first."""
     assert entry.launch
     own = [row for row in rows if row["endpoint"] == entry.name] or rows
     declared = [entry.launch.model, adapter_path(entry), identity_arguments(entry.launch.args)]
@@ -130,9 +134,10 @@ def _identify(
 
 
 def loads_other_files(endpoint: LaunchedEndpoint, cancelled: Event) -> bool:
-    """Return whether a model's files have changed since the run was planned, or could not be identified then.
+    """Return whether a model's server may load other files than those that were identified when the run was planned.
 
-    Only folders are read again, since a commit on the Hub never changes. Set `cancelled` in another thread to stop.
+    True also if they could not be identified then. Only local folders are read again, since a commit on the Hub never
+    changes. Set `cancelled` in another thread to stop the reading.
     """
     served = endpoint.entry.served
     if served is None or (served.digest and not endpoint.is_folder):
@@ -146,7 +151,8 @@ def loads_other_files(endpoint: LaunchedEndpoint, cancelled: Event) -> bool:
 def _current_content(
     pipeline: Pipeline, stage: Stage, entry: Model | Judge, recorded: Any, tell: Callable[[str], None] | None
 ) -> tuple[dict[str, str], str] | None:
-    """Return `_content` of a model or judge; None if its files aren't available. The Hub is asked only with `tell`."""
+    """Return the content of a model or judge and its commit, as `_content` does; None if its files aren't available.
+    The Hub is asked only if there is `tell`."""
     try:
         (endpoint,) = launched_endpoints(pipeline, [(stage, entry.name)])
     except BadInput:  # reported when a server is to be started, which may never be
@@ -160,10 +166,11 @@ def _current_content(
 def _content(
     endpoint: LaunchedEndpoint, environ: Mapping[str, str], recorded: Any, tell: Callable[[str], None], cancelled: Event
 ) -> tuple[dict[str, str], str] | None:
-    """Return the content that identifies a model (digests by file, values by argument), and its commit on the Hub.
+    """Return the content that identifies a model (digests by file, values by argument), and its commit on the Hub. None
+    if neither the Hub nor its cache has the model.
 
-    The commit is empty for a folder. `recorded` is the last record of the same model and arguments, or None. If it has
-    the same commit, its digests are used, since the cache may have fewer files than the Hub lists.
+    The commit is empty for a local folder. `recorded` is the last record of the same model and arguments, or None. If
+    it has the same commit, its digests are used, since the cache may have fewer files than the Hub lists.
     """
     args, commit, digests = identity_arguments(endpoint.launch.args), "", dict[str, str]()
     named = [name for name, value in args.items() if os.path.isdir(value)]  # noqa: PTH112 - the value may be too long
@@ -194,18 +201,19 @@ def _content(
 
 
 def _hub_listing(endpoint: LaunchedEndpoint, environ: Mapping[str, str]) -> Any:
-    """Return the JSON that `download.py --files` prints: `commit` with `files` (digest by name), or with `folder` if
-    only the Hub's cache has the model. None if neither has it."""
+    """Return the JSON object that `download.py --files` prints: `commit` and `files` (digest by name); or `commit` and
+    `folder` if only the Hub's cache has the model. None if neither has it."""
     words = download_command(endpoint, "--files")
     result = subprocess.run(words, env=dict(environ), capture_output=True, check=False)  # noqa: S603
     return orjson.loads(result.stdout.rsplit(b"\n", 2)[-2]) if result.returncode == 0 else None
 
 
 def identity_arguments(args: Iterable[str]) -> dict[str, str]:
-    """Return by name the values of the arguments that are part of a model's identity: all that may affect its output.
+    """Return the arguments that are part of a model's identity, values by name: all but those known not to affect its
+    output.
 
-    If an argument is repeated, its last value counts. The value of an unknown argument, which may be secret, is
-    replaced by its digest.
+    The value of an argument that aif doesn't know, which may be secret, is replaced by its digest. If an argument is
+    repeated, its last value counts.
     """
     given = {
         name: _normalize_json(value)
@@ -226,12 +234,14 @@ def _normalize_json(value: str) -> str:
 
 
 def base_option(name: str) -> str:
-    """Return an option's name without `no-` and JSON key, such as `--hf-overrides` for `--hf-overrides.key`."""
+    """Return an option's name without a leading `no-` and without a JSON key: `--hf-overrides` for
+    `--hf-overrides.key`."""
     return name.partition(".")[0].replace("--no-", "--", 1)
 
 
 def _describe_changes(before: Content, now: Content) -> str:
-    """Return the first three differences, each with its value before and now, and the number of others."""
+    """Return a text with the first three differences in order of name, each with its value before and now, and the
+    number of further ones."""
     names = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
     changes = [f"{name} ({_shorten(name, before)} → {_shorten(name, now)})" for name in names[:3]]
     return ", ".join(changes) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -18,7 +18,8 @@ EndpointKey = tuple[str, str]  # stage and name
 
 @dataclass(frozen=True, slots=True)
 class GpuRequest:
-    """The number of GPUs for each server of a launched model or judge (`gpus`), and of its servers (`replicas`).
+    """What a launched model or judge asks for: `gpus` is the number of GPUs for each of its servers, `replicas` the
+    number of servers.
 
     If `replicas` is None, it gets one server, and more on GPUs that would be idle.
     """
@@ -34,13 +35,13 @@ class GpuRequest:
 
     @property
     def min_gpus(self) -> int:
-        """The fewest GPUs that all its servers need together."""
+        """The number of GPUs for all its servers together; for one server if `replicas` is None."""
         return self.gpus * (self.replicas or 1)
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """One server: the endpoint that it serves, and the GPUs that it runs on."""
+    """A server to start: the endpoint (by stage and name) that it serves, and the ids of the GPUs that it runs on."""
 
     stage: Stage
     name: str
@@ -55,10 +56,11 @@ Shift = tuple[Placement, ...]  # the servers that run at the same time
 
 
 def plan_shifts(requests: Sequence[GpuRequest], gpus: Sequence[str]) -> tuple[Shift, ...]:
-    """Plan which servers run at the same time (a shift), and in which order. `gpus` are the machine's GPUs, or `CPU`.
+    """Return the shifts in the order to run them: the servers of one shift run at the same time. `gpus` are the ids of
+    the machine's GPUs, or the constant `CPU`.
 
-    GPUs that a shift leaves idle get more servers, spread evenly over its endpoints whose `replicas` is None. Raises
-    BadInput for an endpoint that needs more GPUs than there are.
+    On GPUs that would be idle in a shift, more servers are planned, spread evenly over those of its endpoints whose
+    `replicas` is None. Raises BadInput if an endpoint needs more GPUs than there are.
     """
     for request in requests:
         if request.min_gpus > len(gpus):
@@ -74,7 +76,8 @@ def plan_shifts(requests: Sequence[GpuRequest], gpus: Sequence[str]) -> tuple[Sh
 
 
 def describe_shift(shift: Shift) -> str:
-    """Return which servers run where, such as "small on GPU 0, GPU 1; large on GPU 2+3"."""
+    """Return a text that says which servers of a shift run on which GPUs: "small on GPU 0, GPU 1; large on GPU 2+3"
+    (two servers with one GPU each, one with two)."""
     devices: dict[str, list[str]] = {}
     for server in shift:
         devices.setdefault(server.name, []).append("the CPU" if server.gpus == CPU else f"GPU {'+'.join(server.gpus)}")
@@ -92,7 +95,8 @@ def _too_big(request: GpuRequest, gpus: Sequence[str]) -> str:
 
 
 def _first_fit(requests: Iterable[GpuRequest], size: int) -> list[list[GpuRequest]]:
-    """Put each request, largest first, into the first shift that has room for it."""
+    """Pack the requests into shifts that need at most `size` GPUs each: each request, largest first, joins the first
+    shift that has room for it, else begins another."""
     shifts: list[list[GpuRequest]] = []
     for request in sorted(requests, key=lambda request: -request.min_gpus):
         for shift in shifts:
@@ -105,7 +109,8 @@ def _first_fit(requests: Iterable[GpuRequest], size: int) -> list[list[GpuReques
 
 
 def _place(shift: Sequence[GpuRequest], gpus: Sequence[str]) -> Shift:
-    """Assign GPUs to the servers of a shift, and idle GPUs to more servers."""
+    """Return the servers of a shift with their GPUs. Idle GPUs go to more servers of endpoints whose `replicas` is
+    None."""
     servers = {request.key: request.replicas or 1 for request in shift}
     idle = len(gpus) - sum(request.min_gpus for request in shift)
     while growing := [request for request in shift if request.replicas is None and request.gpus <= idle]:

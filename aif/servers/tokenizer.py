@@ -1,4 +1,4 @@
-"""The tokenizer of a model that vLLM serves, if it is on this machine."""
+"""The tokenizer of a model that vLLM serves, if its files are on this machine."""
 
 import os
 from pathlib import Path

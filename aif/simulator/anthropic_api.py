@@ -39,7 +39,7 @@ QUOTA = (400, "Your credit balance is too low to access the Anthropic API. Pleas
 
 
 def error(refused: RefusedError) -> dict[str, Any]:
-    """Return the body of an error reply."""
+    """Return the JSON body of an error reply, in this API's form."""
     kind = "invalid_request_error" if refused.status < 500 else "api_error"
     return {"type": "error", "error": {"type": _TYPES.get(refused.status, kind), "message": str(refused)}}
 
@@ -61,10 +61,11 @@ class Messages:
         self._cached: set[str] = set()
 
     def begin(self, body: Any) -> Callable[[], dict[str, Any]]:
-        """Look a request's prefixes up in the cache, and return a function that makes the reply. Raises RefusedError.
+        """Look up in the cache which prefixes of a request are there, and return a function that makes the reply.
+        Raises RefusedError.
 
-        Its prefixes are cached when the reply is made. So requests that are in flight together all pay for writing
-        their common prefix, as with the real API.
+        The request's prefixes are added to the cache when the reply is made. So requests that are in flight together
+        all pay for writing their common prefix, as with the real API.
         """
         request, prefixes = _parse_request(body)
         read = max((prefix.tokens for prefix in prefixes if prefix.digest in self._cached), default=0)
@@ -84,7 +85,8 @@ class Messages:
 
 
 def answer(models: SimulatedModels, request: ModelRequest, id: str, max_model_len: int) -> dict[str, Any]:
-    """Return the reply to a parsed request; its `usage` ignores the cache. Raises RefusedError for an error reply."""
+    """Return the reply (as JSON values) to a parsed request. Its `usage` counts all input as not cached. Raises
+    RefusedError if the reply is an error."""
     if not models.serves(request.model):
         raise RefusedError(404, f"model: {request.model}")
     room = max_model_len - request.tokens
@@ -108,7 +110,8 @@ def answer(models: SimulatedModels, request: ModelRequest, id: str, max_model_le
 def replace_text(
     reply: Mapping[str, Any], rewrite: Callable[[str], str], finish: Finish | None = None
 ) -> dict[str, Any]:
-    """Return the reply with `rewrite` applied to its text, and another finish reason if `finish` is given."""
+    """Return the reply with its text replaced by `rewrite(text)`, and with the finish reason `finish` in this API's
+    words, if given."""
     text = rewrite("".join(block["text"] for block in reply["content"]))
     reason = {"stop": "end_turn", "length": "max_tokens", None: reply["stop_reason"]}.get(finish, finish)
     return {**reply, "content": [{"type": "text", "text": text}] if text else [], "stop_reason": reason}
@@ -183,7 +186,8 @@ def _schema(config: Any) -> Mapping[str, Any] | None:
 
 
 def _prefixes(body: Mapping[str, Any]) -> list[Prefix]:
-    """Return the prefix before each cache breakpoint, shortest first, without those too short to be cached.
+    """Return the prefix of a request before each cache breakpoint, shortest first; those too short to be cached are
+    left out.
 
     Raises RefusedError if there are too many breakpoints.
     """

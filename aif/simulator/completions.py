@@ -30,7 +30,8 @@ def write_completion(messages: Sequence[Message], quality: float, rng_seed: int)
 
 
 class _Placeholders(dict[str, str]):
-    """The values of a pattern's placeholders, for `str.format_map`. A value is chosen when it is first used."""
+    """The values of the placeholders in one pattern, for `str.format_map`. A value is chosen when its placeholder is
+    first met."""
 
     def __init__(self, writer: "_Writer") -> None:
         super().__init__()
@@ -51,7 +52,8 @@ class _Placeholders(dict[str, str]):
 
 
 class _Writer:
-    """Makes the sentences of one text of quality `level` by filling patterns with phrases of the prompt.
+    """Makes the sentences of one text of quality `level` (0 to 1), by filling sentence patterns with phrases of the
+    prompt.
 
     At a higher level it uses more of the prompt's phrases. It uses all patterns of a list before it repeats one.
     """
@@ -75,7 +77,7 @@ class _Writer:
         return text[0].upper() + text[1:]
 
     def draw(self, patterns: Sequence[str]) -> str:
-        """Return a random pattern filled in: one not used yet, until all are used."""
+        """Return a sentence made from a random one of `patterns`: one not used yet, until all are used."""
         unused = self._unused.get(id(patterns))
         if not unused:
             unused = self._unused[id(patterns)] = self.rng.sample(patterns, len(patterns))
@@ -114,7 +116,7 @@ def _write_answer(writer: _Writer, form: AnswerForm, question: str, system: str)
 
 
 def _parts(writer: _Writer, form: AnswerForm, system: str) -> list[str]:
-    """Return the opening, the body's sentences and the closing.
+    """Return the parts of an answer: the opening, the sentences of the body, and the closing, which may be empty.
 
     The share of good sentences is about the text's quality; the others are weak or repeat an earlier one.
     """

@@ -49,8 +49,9 @@ class Fault(StrEnum):
 class InjectedFault:
     """A fault for one call, with its parameters.
 
-    `retry_after` is the header as sent; "date:120" gives the HTTP date in 120 s, None leaves the header out. `seconds`
-    is the delay of HANG, LATE, DRIP and DUPLICATE; `text` is the reply of SAYS.
+    `retry_after` is the value of the Retry-After header, for faults that are an error status; "date:120" sends the HTTP
+    date in 120 s, None no header. `seconds` is the delay of HANG, LATE, DRIP and DUPLICATE. `text` is the reply's text
+    for SAYS.
     """
 
     fault: Fault
@@ -63,8 +64,8 @@ class InjectedFault:
 class Arrival:
     """A call that has just arrived. `key` is the digest of its body.
 
-    `nth` counts the arrivals of this body and `number` all calls, both from 1; `at` is in seconds of the event loop's
-    clock.
+    `nth` says how often this body has arrived so far, `number` how many calls have arrived, this one included. `at` is
+    the time by the event loop's clock, in seconds.
     """
 
     model: str
@@ -79,10 +80,12 @@ ChooseFault = Callable[[Arrival], InjectedFault | None]
 
 @dataclass(frozen=True, slots=True)
 class Faults:
-    """Choose a fault for some of the calls: `rates` is the share of calls that get each kind, 0 to 1.
+    """Choose a fault for some of the calls. `rates` has for each kind of fault the share of calls that get it, 0 to 1.
 
-    The choice is a hash of the body and of how often it has arrived, so calls get the same faults in any order. With
-    `lasting` the body alone decides, so a retry gets the same fault again. Raises BadInput if the shares exceed 1.
+    The choice is a hash of `seed`, the call's body and how often the body has arrived, so calls get the same faults in
+    any order. With `lasting`, it is a hash of `seed` and body alone, so a retry gets the same fault again.
+    `retry_after` are values of the header to choose from, `seconds` the delays by kind. Raises BadInput if a share is
+    negative or their sum exceeds 1.
     """
 
     rates: Mapping[Fault, float]
@@ -112,8 +115,8 @@ class Faults:
 class RawResponse:
     """A response and how to send it.
 
-    `cut` sends half the body and closes the connection. `repeat_after_s` sends the response again after these seconds,
-    if not None. `drip_s` is the pause after each byte; 0 sends the body at once.
+    With `cut`, half the body is sent and the connection is closed. If `repeat_after_s` isn't None, the response is sent
+    a second time, after that many seconds. `drip_s` is the pause after each byte, in seconds; 0 sends the body at once.
     """
 
     body: bytes
@@ -137,9 +140,10 @@ _REFUSED: Mapping[Fault, tuple[int, str, str | None]] = {
 
 
 def raise_refusal(injected: InjectedFault | None, echo: str, api: ModuleType) -> None:
-    """Raise RefusedError if the injected fault is an error status. `api` is the module of the API in use.
+    """Raise RefusedError if there is an injected fault that is an error status; else do nothing.
 
-    `echo` is the API key that the client sent. The message repeats it, as some real servers do.
+    `echo` is the API key that the client sent; the error's message repeats it, as some real servers do. `api` is the
+    module of the API in use.
     """
     if injected is None or injected.fault not in _REFUSED:
         return
@@ -156,9 +160,9 @@ def _retry_after(value: str) -> str:
 
 
 def raw_response(reply: dict[str, Any], injected: InjectedFault | None, echo: str, api: ModuleType) -> RawResponse:
-    """Return the HTTP response for a reply, changed by the injected fault if there is one.
+    """Return the HTTP response that sends `reply`, changed by the injected fault if there is one.
 
-    `api` is the module of the API in use, `echo` the API key that the client sent.
+    `echo` is the API key that the client sent, which the HTML page repeats. `api` is the module of the API in use.
     """
     fault = injected.fault if injected else None
     match fault:

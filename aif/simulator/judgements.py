@@ -67,7 +67,8 @@ MAX_RATIONALE = 400  # characters; a schema's own maxLength holds where it is le
 
 @dataclass(frozen=True, slots=True)
 class PromptTask:
-    """What a prompt asks for: the stems of its key terms, the form of answer, and whether a model should decline."""
+    """What a prompt asks for: the stems of its key terms, the form of answer (such as a list), and whether a model
+    should decline because it is harmful."""
 
     terms: frozenset[str]
     form: AnswerForm
@@ -75,7 +76,8 @@ class PromptTask:
 
     @classmethod
     def from_turns(cls, turns: Sequence[str], reference: str = "") -> "PromptTask":
-        """Make the task from the user's turns; the key terms of a reference answer are added."""
+        """Make the task from the user's turns, oldest first. If there is a reference answer, its key terms are
+        added."""
         last = turns[-1] if turns else ""
         named = key_terms(key_phrases(turns)) | key_terms(key_phrases([reference] if reference else []))
         return cls(named, answer_form(last), is_harmful(last))
@@ -83,7 +85,11 @@ class PromptTask:
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """What a judge measures in a completion. "Per sentence" is the number of cue phrases / sentences, at most 1."""
+    """What a judge measures in a completion: `declined`, and numbers from 0 to 1.
+
+    `filler`, `overclaim` and `specific` are the number of cue phrases per sentence (for `specific`, of numerals as
+    well), at most 1.
+    """
 
     coverage: float  # share of the prompt's key terms that occur
     on_topic: float  # share of sentences with a key term
@@ -99,9 +105,11 @@ class Features:
 
 @dataclass(frozen=True, slots=True)
 class JudgingRequest:
-    """A parsed judging request: the user's turns, the completions by number, and the reference answer, if any.
+    """A parsed judging request: the user's turns, the completions by number, and the reference answer, empty if there
+    is none.
 
-    `outside` is the text that is not between fences: the instructions. Other fenced texts are ignored.
+    `outside` is the text outside the fences (marker lines around each quoted text): the instructions to the judge.
+    Fenced texts of other kinds are ignored.
     """
 
     turns: tuple[str, ...]
@@ -111,7 +119,8 @@ class JudgingRequest:
 
 
 def parse_request(messages: Sequence[Message]) -> JudgingRequest | None:
-    """Parse the last message as a judging request. Return None if it isn't one: it has no numbered completions."""
+    """Parse the last message as a judging request. Return None if it has no numbered completions, so that it isn't
+    one."""
     if not messages or messages[-1].role != "user":
         return None
     content = messages[-1].content
@@ -141,8 +150,8 @@ def parse_request(messages: Sequence[Message]) -> JudgingRequest | None:
 def write_judgement(messages: Sequence[Message], schema: Mapping[str, Any] | None, noise: float, seed: int) -> str:
     """Return a judge's reply: JSON that fits `schema`; without a schema, text in the form that the message asks for.
 
-    `noise` is the standard deviation of each rating around the estimated quality, as a share of the scale. Raises
-    ValueError if the messages are no judging request.
+    `noise` is the standard deviation of a rating around the one that the estimated quality gives, as a share of the
+    scale. Raises ValueError if the messages are no judging request.
     """
     request = parse_request(messages)
     if request is None:
@@ -154,7 +163,8 @@ def write_judgement(messages: Sequence[Message], schema: Mapping[str, Any] | Non
 
 
 def minimal_instance(schema: Mapping[str, Any]) -> str:
-    """Return a minimal JSON instance of a schema, for a request that isn't a judging request."""
+    """Return JSON text with the fewest values that are valid by `schema`, as the reply to a request that isn't a
+    judging request."""
     return orjson.dumps(_JudgeReply(JudgingRequest((), {}, ""), 0.0, Random(0)).instance(schema, schema)).decode()
 
 
@@ -207,7 +217,7 @@ def estimate_quality(task: PromptTask, features: Features) -> float:
 
 
 class _JudgeReply:
-    """One reply of a judge. It measures each completion once, and draws new noise for every rating."""
+    """Makes one reply of a judge. It measures each completion once, and draws new noise for every rating."""
 
     def __init__(self, request: JudgingRequest, noise: float, rng: Random) -> None:
         self._request = request
@@ -239,10 +249,10 @@ class _JudgeReply:
         return "\n".join(rows)
 
     def instance(self, schema: Mapping[str, Any], root: Mapping[str, Any], number: int | None = None) -> Any:
-        """Return a value that is valid by a JSON schema, with ratings of the completions.
+        """Return a value that is valid by a JSON schema, with ratings of the completions where it asks for them.
 
-        `root` is the schema that `$ref` refers to. `number` is the completion that is rated; the value of a property
-        whose name is a number, such as "2", is about that completion.
+        `root` is the whole schema, to which `$ref` refers. `number` is the completion that the value is about, None if
+        it isn't known yet: a property whose name is a number, such as "2", is about that completion.
         """
         schema = _resolve(schema, root)
         if "const" in schema:
@@ -270,7 +280,8 @@ class _JudgeReply:
         return False if kind == "boolean" else None
 
     def _rated_object(self, properties: Mapping[str, Any], root: Mapping[str, Any], number: int) -> dict[str, Any]:
-        """Return an object with the rating of a completion, and fault types and a rationale that fit it."""
+        """Return a value for each of an object's `properties`: a rating of the completion `number`, and fault types and
+        a rationale that fit the rating."""
         value = self._draw_value(number)
         rated: dict[str, Any] = {}
         for name, subschema in properties.items():
@@ -303,11 +314,12 @@ class _JudgeReply:
         return self._features[number]
 
     def _draw_value(self, number: int) -> float:
-        """Return the estimated quality plus noise, clipped to 0..1."""
+        """Return the estimated quality of the completion `number` plus random noise, clipped to 0..1."""
         return min(1.0, max(0.0, self._rng.gauss(estimate_quality(self._task, self._features_of(number)), self._noise)))
 
     def _rating(self, schema: Mapping[str, Any], value: float) -> Any:
-        """Return the rating for `value`, from 0 to 1: the nearest number that the schema allows. Never N/A."""
+        """Return the rating for `value`, a quality from 0 to 1 that is mapped to the scale: the nearest number that the
+        schema allows. Never N/A, if there are numbers."""
         if "enum" not in schema:
             low, high = schema.get("minimum", 1), schema.get("maximum", 5)
             return round(low + value * (high - low))
@@ -319,9 +331,10 @@ class _JudgeReply:
         return numbers[min(scale, key=lambda number: abs(number - target))]
 
     def _pick_types(self, options: Sequence[Any], value: float, least: int, most: int) -> list[Any]:
-        """Return randomly chosen fault types, in the order of the options: two if `value` is low, none if it is high.
+        """Return randomly chosen fault types, in the order of `options`: two if the quality `value` is low, one if it
+        is average, none if it is high.
 
-        `least` and `most` bound their number.
+        `least` and `most` are the bounds on how many there are.
         """
         options = [option for option in options if option in self._listed_types] or options
         wanted = 0 if value > 0.65 else 1 if value > 0.35 else 2
@@ -353,7 +366,8 @@ def _joined(parts: Sequence[str]) -> str:
 
 
 def _resolve(schema: Mapping[str, Any], root: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Follow `$ref` references, and take the first of several alternatives."""
+    """Return the schema that a schema stands for: follow `$ref` references into `root`, and take the first of several
+    alternatives (`anyOf`)."""
     while True:
         if "$ref" in schema:
             target: Any = root
@@ -375,6 +389,6 @@ def _is_number(option: Any) -> bool:
 
 
 def _bounded(text: str, schema: Mapping[str, Any]) -> str:
-    """Return the text cut or padded to the schema's minLength and maxLength."""
+    """Return the text cut to the schema's maxLength (at most MAX_RATIONALE), and padded with dots to its minLength."""
     limit = min(MAX_RATIONALE, schema.get("maxLength", MAX_RATIONALE))
     return text[:limit].ljust(schema.get("minLength", 0), ".")

@@ -16,10 +16,10 @@ MESSAGE_OVERHEAD = 4  # tokens that a chat template adds around each message
 class SimulatedModels:
     """The models that the simulator serves: `models` by name with their quality, `judges` by name with their noise.
 
-    Quality goes from 0 to 1 and decides how well a model writes. Noise is the standard deviation of a judge's ratings
-    as a share of the scale. A model can also judge, with a noise of 0.1; a judge can also write, with a quality from
-    0.2 to 0.9 by a hash of seed and name. With `open`, all other names are served too, by the same defaults. Raises
-    BadInput for values outside 0 to 1.
+    Quality goes from 0 to 1 and decides how well a model writes. Noise, also from 0 to 1, is the standard deviation of
+    a judge's ratings as a share of the scale. A model can also judge, with a noise of 0.1; a judge can also write, with
+    a quality from 0.2 to 0.9 by a hash of seed and name. With `open`, all other names are served as well, with these
+    values. Raises BadInput for values outside 0 to 1.
     """
 
     models: Mapping[str, float]
@@ -42,12 +42,13 @@ class SimulatedModels:
         return self.models.get(name, 0.2 + 0.7 * fraction(self.seed, name))
 
     def noise(self, name: str) -> float:
-        """Return the standard deviation of the ratings of `name`, as a share of the scale."""
+        """Return the noise with which `name` judges: the standard deviation of its ratings, as a share of the scale."""
         return self.judges.get(name, 0.1)
 
 
 class RefusedError(Exception):
-    """A request is answered with an error: HTTP status, message and headers. Each API has its own body for it."""
+    """Raised if a request is to be answered with an error: HTTP status, message and headers. Each API has its own body
+    for it; only OpenAI's has `code` and `param`."""
 
     def __init__(
         self,
@@ -69,7 +70,7 @@ class RefusedError(Exception):
 class ModelRequest:
     """A parsed and validated request, the same for all APIs.
 
-    `settings` are the sampling settings; they seed the reply's random draw, together with messages and model.
+    `settings` are the sampling settings. Together with messages and model, they seed the random choices in the reply.
     """
 
     model: str
@@ -80,12 +81,13 @@ class ModelRequest:
 
     @property
     def tokens(self) -> int:
-        """The number of tokens in the prompt."""
+        """The number of tokens in the prompt, with those that a chat template adds."""
         return sum(MESSAGE_OVERHEAD + count_tokens(message.content) for message in self.messages)
 
 
 def reply_text(models: SimulatedModels, request: ModelRequest) -> str:
-    """Return the full text of the reply: a judgement if the messages are a judging request, else a completion."""
+    """Return the full text of the reply, before max_tokens: a judgement for a judging request; minimal JSON for any
+    other request with a schema; else a completion."""
     seed = int(digest([models.seed, request.model, request.settings])[:16], 16)
     if judgements.parse_request(request.messages) is not None:
         return judgements.write_judgement(request.messages, request.schema, models.noise(request.model), seed)
@@ -97,9 +99,9 @@ def reply_text(models: SimulatedModels, request: ModelRequest) -> str:
 def number_field(
     body: Mapping[str, Any], name: str, low: int, high: int, whole: bool = False, default: Any = None
 ) -> Any:
-    """Return the number `name` of a request body, or `default` if it is absent or null.
+    """Return the number under the key `name` of a request body, or `default` if it is absent or null.
 
-    Raises RefusedError (400) if it isn't a number from `low` to `high`, or if `whole` is set and it isn't an integer.
+    Raises RefusedError (400) if it isn't a number (with `whole`, an integer) from `low` to `high`.
     """
     value = body.get(name)
     if value is None:
@@ -111,7 +113,8 @@ def number_field(
 
 
 def content_text(content: Any) -> str | None:
-    """Return the text of a message's `content`, a string or a list of text parts; None if any part is not text."""
+    """Return the text of a message's `content`, which is a string or a list of text parts. None if it is something
+    else, or a part is not text."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list):

@@ -15,7 +15,8 @@ _NOT_SERVED = ("stream", "tools", "functions", "logprobs", "stop", "logit_bias")
 
 
 def answer(models: SimulatedModels, body: Any, max_model_len: int = 32768) -> dict[str, Any]:
-    """Return the reply to a chat completion request as JSON values. Raises RefusedError for an error reply."""
+    """Return the reply to a chat completion request, as JSON values. Raises RefusedError if the reply is an error.
+    `max_model_len` is the context window in tokens."""
     request = _parse_request(body)
     if not models.serves(request.model):
         raise RefusedError(404, f"The model `{request.model}` does not exist.", code="model_not_found", param="model")
@@ -46,7 +47,7 @@ def answer(models: SimulatedModels, body: Any, max_model_len: int = 32768) -> di
 
 
 def error(refused: RefusedError) -> dict[str, Any]:
-    """Return the body of an error reply."""
+    """Return the JSON body of an error reply, in this API's form."""
     kind = "server_error" if refused.status >= 500 else "invalid_request_error"
     return {"error": {"message": str(refused), "type": kind, "param": refused.param, "code": refused.code}}
 
@@ -54,7 +55,8 @@ def error(refused: RefusedError) -> dict[str, Any]:
 def replace_text(
     reply: Mapping[str, Any], rewrite: Callable[[str], str], finish: Finish | None = None
 ) -> dict[str, Any]:
-    """Return the reply with `rewrite` applied to its text, and another finish reason if `finish` is given."""
+    """Return the reply with its text replaced by `rewrite(text)`, and with the finish reason `finish` in this API's
+    words, if given."""
     (choice,) = reply["choices"]
     message = choice["message"] | {"content": rewrite(choice["message"]["content"])}
     if finish == "refusal":
@@ -64,7 +66,8 @@ def replace_text(
 
 
 def _reply_limit(prompt_tokens: int, max_tokens: int | None, max_model_len: int) -> int:
-    """Return the most tokens the reply may have. Raises RefusedError if the context window is too small."""
+    """Return the maximum number of tokens in the reply. Raises RefusedError if prompt and `max_tokens` together exceed
+    the context window (`max_model_len`)."""
     asked = max_tokens if max_tokens is not None else 1
     if prompt_tokens + asked > max_model_len:
         raise RefusedError(
@@ -104,7 +107,8 @@ def _parse_request(body: Any) -> ModelRequest:
 
 
 def _check_reasoning(model: str, body: Mapping[str, Any]) -> None:
-    """Raise RefusedError if a reasoning model of OpenAI is called with a temperature or top_p other than 1."""
+    """Raise RefusedError if a reasoning model of OpenAI is called with a temperature or top_p other than 1, or any
+    model with a `reasoning_effort` that isn't text."""
     for name in ("temperature", "top_p"):
         if REASONING_MODELS.match(model) and body.get(name) not in (None, 1):
             raise RefusedError(

@@ -6,10 +6,10 @@ from aif.simulator.models import RefusedError
 
 
 class RateLimitBuckets:
-    """The rate limits of one model: a token bucket for requests and another for tokens. None is no limit.
+    """The rate limits of one model: a token bucket for requests and another for tokens. A limit of None is no limit.
 
-    A full bucket holds what the limit allows in `burst_s` seconds. A refused request counts as a request too, as with
-    the real providers.
+    A full bucket holds what the limit allows in `burst_s` seconds. A refused request counts against the limit on
+    requests, as with the real providers.
     """
 
     def __init__(
@@ -22,7 +22,8 @@ class RateLimitBuckets:
         }
 
     def take(self, tokens: int, now: float) -> None:
-        """Count a request of `tokens` (prompt and max_tokens). Raises RefusedError (429) if it exceeds a limit."""
+        """Count a request against the limits. `tokens` are its prompt's plus max_tokens; `now` is in seconds. Raises
+        RefusedError (429) if a limit is exceeded."""
         amounts = {"requests": 1, "tokens": tokens}
         waits = {name: bucket.wait(amounts[name], now) for name, bucket in self._buckets.items()}
         if exceeded := [name for name, wait in waits.items() if wait > 0]:
@@ -39,7 +40,8 @@ class RateLimitBuckets:
             bucket.take(amounts[name], now)
 
     def headers(self, now: float, anthropic: bool) -> dict[str, str]:
-        """Return the response headers with limit, remaining amount and reset, in OpenAI's or Anthropic's form."""
+        """Return the response headers for each limit: the limit, what remains of it and when it is full again. They are
+        in Anthropic's form if `anthropic`, else in OpenAI's."""
         headers: dict[str, str] = {}
         for name, bucket in self._buckets.items():
             left, full_in = bucket.left(now), bucket.wait(bucket.size, now)
@@ -54,7 +56,7 @@ class RateLimitBuckets:
 
 
 class _Bucket:
-    """A token bucket: holds `size` at most and refills at `per_minute`."""
+    """A token bucket: it holds at most `size`, begins full, and refills by `per_minute`."""
 
     def __init__(self, per_minute: float, burst_s: float) -> None:
         self.per_minute = per_minute
@@ -67,7 +69,8 @@ class _Bucket:
         return self.size if elapsed == float("inf") else min(self.size, self._left + elapsed * self.per_minute / 60)
 
     def wait(self, amount: float, now: float) -> float:
-        """Return the seconds until `amount` is available; an amount above `size` waits for a full bucket."""
+        """Return the seconds from `now` until `amount` is available, 0 if it is. An amount above `size` waits for a
+        full bucket."""
         return max(0.0, (min(amount, self.size) - self.left(now)) * 60 / self.per_minute)
 
     def take(self, amount: float, now: float) -> None:

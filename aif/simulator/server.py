@@ -33,9 +33,10 @@ Begin = Callable[[Any], Callable[[], dict[str, Any]]]  # takes a body when it ar
 class Call:
     """A finished call, passed to the callback `on_call` of a `Simulator`.
 
-    `key` is the digest of its body; `nth` counts the arrivals of that body, `number` all calls, both from 1. `began`
-    and `ended` are seconds of the event loop's clock. `status` is None if nothing was sent; `sent` says whether the
-    whole response was sent; `usage` is what is billed, None if nothing.
+    `key` is the digest of its body; `nth` says how often that body had arrived when the call ended; `number` numbers
+    calls from 1 in order of arrival. `began` and `ended` are times by the event loop's clock, in seconds. `status` is
+    None if no response was sent; `sent` says whether the whole response was sent; `usage` is what is billed, None if
+    nothing.
     """
 
     model: str
@@ -52,7 +53,7 @@ class Call:
 
 @dataclass(slots=True)
 class _Stats:
-    """The counts that GET /stats reports."""
+    """The counts that GET /stats reports (see `Simulator`). `input` and `output` are billed tokens."""
 
     calls: int = 0
     refused: int = 0
@@ -168,7 +169,8 @@ class Simulator:
     async def _check_and_route(
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
-        """Check the API key of a request under /v1, call its handler, and turn errors into the API's error replies."""
+        """Handle a request: check the API key if it is under /v1, call its handler, and turn errors into error replies
+        in the API's form."""
         shape = anthropic_api.error if request.path == anthropic_api.PATH else openai_api.error
         try:
             if self._key is not None and request.path.startswith("/v1/"):
@@ -183,7 +185,8 @@ class Simulator:
             return _json(shape(RefusedError(error.status, why)), error.status)
 
     def _handler(self, begin: Begin, api: ModuleType) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
-        """Return a request handler that counts calls, applies rate limits, faults and latency, and sends the reply."""
+        """Return a request handler that counts the call, applies rate limits, faults and latency, and sends the reply.
+        `begin` takes the body and returns a function that makes the reply; `api` is the module of the API."""
         stats, clock = self._stats, asyncio.get_running_loop().time
 
         async def handle(request: web.Request) -> web.StreamResponse:
@@ -235,7 +238,8 @@ class Simulator:
         return injected
 
     def _admit(self, model: str, body: Any, api: ModuleType, now: float) -> dict[str, str]:
-        """Count a request against its model's rate limits and return the rate-limit headers. Raises RefusedError."""
+        """Count a request against its model's rate limits, and return the rate-limit headers for its response. Raises
+        RefusedError if it exceeds a limit."""
         if not self._limited:
             return {}
         limiter = self._limiters.setdefault(model, self._new_limiter())
@@ -318,12 +322,13 @@ def _model_name(body: Any) -> str:
 
 
 def _sent_key(request: web.Request) -> str:
-    """Return the value of the header in which the client sent its API key."""
+    """Return the header value in which the client sent its API key, such as `Bearer KEY`; empty if there is none."""
     return request.headers.get("Authorization", "") or request.headers.get("x-api-key", "")
 
 
 def _tokens_at_most(body: Any) -> int:
-    """Return the tokens that count for a rate limit when a request arrives: the prompt's plus max_tokens."""
+    """Return how many tokens a request counts for the rate limit when it arrives, before its reply is known: the
+    prompt's plus max_tokens."""
     if not isinstance(body, dict) or not isinstance(body.get("messages"), list):
         return 0
     turns = [{"content": body.get("system")}, *(turn for turn in body["messages"] if isinstance(turn, dict))]

@@ -66,12 +66,13 @@ _HEAD, _TAIL = 1200, 600  # characters read of a long turn: the question is usua
 
 
 def count_tokens(text: str) -> int:
-    """Return the number of tokens: each punctuation mark, and each piece of up to six letters of a word."""
+    """Return the number of tokens in a text. A token is a punctuation mark, or a piece of up to six characters of a
+    word."""
     return len(_TOKEN.findall(text))
 
 
 def truncate(text: str, limit: int) -> tuple[str, int, bool]:
-    """Truncate a text to `limit` tokens. Return the text, its number of tokens, and whether it was cut."""
+    """Cut a text to at most `limit` tokens. Return the text, its number of tokens, and whether it was cut."""
     ends = [match.end() for match in _TOKEN.finditer(text)]
     if len(ends) <= limit:
         return text, len(ends), False
@@ -84,7 +85,7 @@ def words(text: str) -> list[str]:
 
 
 def sentences(text: str) -> list[str]:
-    """Return the sentences and list items of a text, in order, without those of a single word."""
+    """Return the sentences and list items of a text, in order. Those of a single word are left out."""
     return [part for part in _SENTENCE.split(text) if part.count(" ")]
 
 
@@ -100,9 +101,9 @@ def stem(word: str) -> str:
 def key_phrases(turns: Sequence[str]) -> tuple[str, ...]:
     """Return what the user's turns are about: up to ten phrases of one to three words.
 
-    They come from the last turn, and from earlier turns while there are fewer than three. Unlikely subjects (the verb
-    that opens an instruction, participles, adverbs) are used only if there are too few others. Empty only for a
-    text without words.
+    They come from the last turn; if it gives fewer than three, from earlier turns as well. Unlikely subjects (the verb
+    that opens an instruction, participles, adverbs) are used only if there are fewer than three other phrases. Empty
+    only if the last turn has no words.
     """
     phrases: dict[str, str] = {}
     for likely_only in (True, False):
@@ -130,7 +131,8 @@ def answer_form(text: str) -> AnswerForm:
 
 
 def is_harmful(text: str) -> bool:
-    """Return whether a user's turn asks for something that a model should decline, by a list of cue words."""
+    """Return whether a user's turn asks for something that a model should decline: it has a cue word for harm and one
+    for a request."""
     text = _head_and_tail(text)
     return bool(_HARM.search(text) and _REQUEST.search(text))
 
@@ -140,9 +142,9 @@ def _head_and_tail(text: str) -> str:
 
 
 def _phrases(turn: str, likely_only: bool) -> list[str]:
-    """Return the most frequent phrases of a turn, in order of appearance.
+    """Return the most frequent phrases of a turn, at most PHRASES, in order of appearance.
 
-    With `likely_only` they have no unlikely subjects (see `key_phrases`).
+    With `likely_only`, words that are unlikely subjects (see `key_phrases`) are left out.
     """
     counts: Counter[str] = Counter()
     spelling: dict[str, str] = {}
@@ -156,7 +158,8 @@ def _phrases(turn: str, likely_only: bool) -> list[str]:
 
 
 def _runs(text: str, likely_only: bool) -> list[list[str]]:
-    """Return the sequences of content words with no stop word or punctuation between them."""
+    """Return the sequences of content words in a text that have no stop word or punctuation between them. With
+    `likely_only`, unlikely subjects (see `key_phrases`) end a sequence too."""
     runs: list[list[str]] = [[]]
     previous = "."  # the last word; "." at the start of a sentence
     for match in _WORD_OR_BREAK.finditer(text):

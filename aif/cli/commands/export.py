@@ -1,5 +1,5 @@
-"""`aif export`: bring the store up to date with journal and pipeline (`with_prepared_store`), then make pairs and write
-them as a dataset with its card (`aif.export.dataset.export`)."""
+"""`aif export`: bring the store up to date with the journal and the pipeline file (`with_prepared_store`), then make
+pairs and write them as a dataset with its card (`aif.export.dataset.export`)."""
 
 from pathlib import Path
 from typing import Annotated

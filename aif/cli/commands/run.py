@@ -45,7 +45,8 @@ def _consent(
 ) -> "Callable[[JournaledStore, Rubric], None]":
     """Return the function that the run calls before it spends: it prints an estimate and may ask for confirmation.
 
-    It does nothing if all models and judges are free or nothing is pending.
+    The returned function does nothing if all models and judges are free or no call is pending. `yes` skips the
+    question.
     """
 
     def consent(journaled: "JournaledStore", rubric: "Rubric") -> None:

@@ -54,7 +54,8 @@ def simulate(
 
 
 def _numbers(values: list[str] | None, option: str) -> dict[str, float]:
-    """Parse the values of an option given as NAME=NUMBER."""
+    """Parse the values of an option, each given as NAME=NUMBER, to numbers by name. `option` names it in the error,
+    BadInput."""
     numbers = {}
     for value in values or []:
         name, _, number = value.rpartition("=")

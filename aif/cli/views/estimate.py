@@ -42,8 +42,8 @@ def print_estimate(console: Console, estimate: Estimate) -> None:
 
 
 def print_estimate_line(console: Console, estimate: Estimate, prefix: str = "") -> None:
-    """Print an estimate in one line after `prefix`, for logs, and a line for each model or judge whose context window
-    is too short."""
+    """Print an estimate as one line, for logs, with `prefix` before it. Then print a line for each model or judge whose
+    context window is too short."""
     for sentence in (prefix + _sentence(estimate), *map(overflow_text, estimate.overflows)):
         print_text(console, sentence)
 
@@ -72,7 +72,8 @@ def _over_budget(estimate: Estimate) -> str:
 
 
 def _table(estimate: Estimate, wide: bool) -> Table:
-    """Return a table with a row for each model and judge. Without `wide` it leaves out the upper bounds of tokens."""
+    """Return a table with a row for each model and judge and their sum. Without `wide`, tokens are the expected numbers
+    alone, without their upper bounds."""
     grid = Table(box=None, padding=(0, 2, 0, 0), show_edge=False)
     grid.add_column("")
     for name in ("calls", "stored", "tokens in", "out", "USD", "time"):

@@ -11,9 +11,9 @@ from aif.engine.advice import NEXT_STEPS, fix
 
 
 def print_failures(console: Console, failures: Sequence[FailureGroup]) -> None:
-    """Print failures, calls that were retried, and pending items. Endpoints with the same failure share an entry.
+    """Print failures, calls that were retried, and pending items, under a heading for each.
 
-    Retried calls have their own heading, since later calls may have succeeded.
+    Endpoints with the same failure share an entry. Retried calls are apart, since later calls may have succeeded.
     """
     retried = [failing for failing in failures if failing.verdict == "again"]
     failed = [failing for failing in failures if failing.kind and failing not in retried]
@@ -26,7 +26,8 @@ def print_failures(console: Console, failures: Sequence[FailureGroup]) -> None:
 
 
 def group_failures(failures: Sequence[FailureGroup]) -> list[list[FailureGroup]]:
-    """Group failures that have the same kind, `verdict`, fix and message pattern; the largest group is first."""
+    """Group failures that have the same kind, fix, message pattern and `verdict` (whether and when they are retried).
+    The group with the most items comes first."""
     groups: dict[tuple[str, ...], list[FailureGroup]] = {}
     for failing in failures:
         kind, text = failing.kind, failing.example

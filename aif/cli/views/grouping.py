@@ -16,16 +16,18 @@ NAME_WIDTH = 24
 
 
 def pattern(message: str, name: str = "") -> str:
-    """Return an error message with # for the endpoint's `name` and for each word that isn't all letters (ids, URLs).
+    """Return an error message with # in place of the endpoint's `name` and of each word that isn't all letters (ids,
+    URLs).
 
-    Messages with the same pattern have the same cause.
+    Messages with the same pattern are taken to have the same cause.
     """
     words = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", "#", message).split() if name else message.split()
     return " ".join(word if word.strip(".,:;!?()[]").isalpha() else "#" for word in words)
 
 
 def grouped(messages: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    """Group (endpoint, message) pairs by the message's pattern. Return the endpoints by their group's first message."""
+    """Group (endpoint, message) pairs by the message's pattern. Return a dict from the first message of each group to
+    its endpoints' names."""
     groups: dict[str, tuple[str, list[str]]] = {}
     for name, message in messages:
         groups.setdefault(pattern(message, name), (message, []))[1].append(name)
@@ -42,8 +44,8 @@ def few(names: Sequence[str]) -> str:
 
 
 def shortened(name: str, width: int = NAME_WIDTH) -> str:
-    """Cut a name to `width` columns: first its organization, then its middle, since similar names often differ at the
-    end: `…/Mistral-7B-In…ct-v0.2`."""
+    """Shorten a name to `width` columns, such as `…/Mistral-7B-In…ct-v0.2`: leave out its organization and, if that
+    isn't enough, a part of its middle, since similar names often differ at the end."""
     if cell_len(name) <= width:
         return name
     _, slash, model = name.rpartition("/")
@@ -57,7 +59,7 @@ def shortened(name: str, width: int = NAME_WIDTH) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """The name of an endpoint in a column of a table, shortened where the column is narrower."""
+    """The name of an endpoint as a table cell, shortened if its column is narrower. `style` is rich's."""
 
     text: str
     style: str

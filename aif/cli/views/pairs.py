@@ -16,9 +16,9 @@ Rows = list[tuple[str, list[str]]]
 
 
 def print_preview(console: Console, first: PairPreview, second: PairPreview | None, versus: Sequence[str]) -> None:
-    """Print statistics of the pairs of one policy, or of two in columns with their differences.
+    """Print statistics of the pairs of one policy; or of two, side by side, and how many prompts differ.
 
-    `versus` are the `--versus` overrides that make the second policy.
+    `second` is None for one policy; `versus` are the `--versus` overrides that make the second policy.
     """
     shown = [first, second] if second else [first]
     heads = ["as configured", ", ".join(versus)] if second else [""]
@@ -54,7 +54,8 @@ def _outcomes(shown: Sequence[PairPreview]) -> Rows:
 
 
 def _pair_statistics(shown: Sequence[PairPreview]) -> Rows:
-    """Return rows with the number of pairs, their score margins, and their text lengths in characters."""
+    """Return table rows (name, a cell for each preview) with the number of pairs, their score margins, and the lengths
+    of their texts in characters."""
 
     def row(name: str, number: Callable[[PairPreview], str]) -> tuple[str, list[str]]:
         return name, [number(each) if each.paired.n.size else "–" for each in shown]
@@ -79,7 +80,8 @@ def _lengths(each: PairPreview) -> tuple[Ints, Ints]:
 
 
 def _ratio(chosen: Ints, rejected: Ints) -> float:
-    """Return the geometric mean of chosen / rejected."""
+    """Return the geometric mean over the pairs of the length of chosen / the length of rejected. An empty text counts
+    as 1 character."""
     ratios: Floats = np.log(np.maximum(chosen, 1) / np.maximum(rejected, 1))
     return float(np.exp(ratios.mean()))
 
@@ -91,7 +93,7 @@ def _models(shown: Sequence[PairPreview]) -> Rows:
 
 
 def _counts_by_model(each: PairPreview) -> dict[str, str]:
-    """Return by model how often it is chosen and rejected: "12 (30.0%) / 3 (7.5%)"."""
+    """Return by model how often it is chosen and rejected, with the share of all pairs: "12 (30.0%) / 3 (7.5%)"."""
     rows, pairs = each.paired.rows, max(each.paired.n.size, 1)
     counts = [
         np.bincount(rows.model[side], minlength=len(rows.models)) for side in (each.paired.chosen, each.paired.rejected)

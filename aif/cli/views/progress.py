@@ -38,8 +38,9 @@ def progress_line(snapshot: Snapshot) -> str:
 
 
 def progress_table(snapshot: Snapshot, width: int) -> Group:
-    """Return a snapshot as a table of `width` columns: the whole run first, then what models and judges do instead of
-    answering, then a row for each. What doesn't fit the terminal's height is cut at the end."""
+    """Return a snapshot as a table for a terminal of `width` columns: the whole run, then a line for models and judges
+    that wait or are refused, then a row for each model and judge. The last rows are cut off if the terminal isn't high
+    enough."""
     grid = Table(box=None, padding=(0, 1))
     shown = [head for head, columns in FIGURES_FROM.items() if width >= columns]
     heads = ("", *[""] * (width >= BARS_FROM), *shown)
@@ -75,7 +76,8 @@ def _overall_row(snapshot: Snapshot, width: int) -> RenderableType:
 
 
 def _notes(snapshot: Snapshot) -> Iterator[Text]:
-    """What endpoints do instead of answering, outside the table, so that a long message narrows no column."""
+    """Yield a line for each thing that endpoints do instead of answering. Lines stand above the table, so that a long
+    message narrows no column."""
     refusals = grouped((state.name, state.refused) for state in snapshot.lines if state.refused)
     for activity, names in _names_by_activity(snapshot).items():
         yield Text(f" {few(names)}: {activity}", "yellow", no_wrap=True, overflow="ellipsis")
@@ -84,7 +86,8 @@ def _notes(snapshot: Snapshot) -> Iterator[Text]:
 
 
 def _names_by_activity(snapshot: Snapshot) -> dict[str, list[str]]:
-    """Return the names of the endpoints that are starting or waiting, by a text that says which."""
+    """Return the names of the endpoints that answer nothing now, by the text of what they do instead, such as
+    starting."""
     return grouped((state.name, state.doing) for state in snapshot.lines if state.doing and not state.refused)
 
 
@@ -99,9 +102,9 @@ def _times(snapshot: Snapshot) -> str:
 
 
 def _spend(snapshot: Snapshot) -> str:
-    """Return the money and tokens spent.
+    """Return the money and the tokens spent, as text. Tokens are those of this run.
 
-    With a budget or calls of unknown cost, the money is that of all runs of this store; else of this run.
+    The money is that of this run; or, with a budget or if calls have an unknown cost, of all runs of this store.
     """
     tokens = (sum(getattr(state, name) for state in snapshot.lines) for name in ("input_tokens", "output_tokens"))
     tokens_in, tokens_out = map(compact, tokens)
@@ -121,14 +124,16 @@ def _failed(state: EndpointState) -> int:
 
 
 def _bar(ended: int, wanted: int, width: int) -> Text:
-    """Return a progress bar that is readable without colors, which rich's own bar isn't."""
+    """Return a progress bar of `width` columns for `ended` of `wanted` items. It is readable without colors, which
+    rich's own bar isn't."""
     halves = min(2 * width, 2 * width * ended // max(1, wanted))
     full = "━" * (halves // 2) + "╸" * (halves % 2)
     return Text(full, "green").append("─" * (width - len(full)), "dim")
 
 
 class Terminal:
-    """The Display (engine/progress.py) of a run on a console: a live table in a terminal, else log lines."""
+    """The Display (the protocol in engine/progress.py) that shows a run on a console: as a live table in a terminal,
+    else as log lines."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -141,7 +146,7 @@ class Terminal:
 
     @contextmanager
     def drawing(self) -> Iterator[Callable[[Snapshot], None]]:
-        """Yield a function that draws a snapshot: over the last one in a terminal, else as a new line."""
+        """Yield a function that draws a snapshot: in a terminal over the one before, elsewhere as a new line."""
         if not self._live:
             yield lambda snapshot: self._console.print(progress_line(snapshot), soft_wrap=True, markup=False)
             return

@@ -7,8 +7,8 @@ from aif.engine.rebuild import RebuildResult
 
 
 def print_rebuilt(console: Console, rebuilt: RebuildResult, done: str) -> None:
-    """Print how many calls were read, and how many judgements changed. `done` is a sentence with {} for the number
-    of calls."""
+    """Print how many calls were read from the journal, and how many judgements changed. `done` is the first sentence,
+    with {} in place of the number of calls."""
     print_text(console, f"{done.format(f'{rebuilt.calls:,}')} in {rebuilt.seconds:.1f} s; no model was called")
     if not rebuilt.unchanged + rebuilt.changed + rebuilt.no_longer_readable:
         print_text(

@@ -35,7 +35,8 @@ _COMPLETIONS = (
 
 
 def print_rubric(console: Console, rubric: Rubric) -> None:
-    """Print a rubric's aspects, each with its scale, weight, question and request, and the scores it can give."""
+    """Print a rubric's aspects, each with its scale, weight, question and the request that asks for it; then the names
+    of the scores that pairs can be made by."""
     sheet = rubric.sheet
     print_text(console, sheet.description, "bold", label=f"{sheet.name}  ")
     print_text(console, f"digest {rubric.digest}\n")
@@ -61,9 +62,9 @@ def print_messages(console: Console, messages: Sequence[Message]) -> None:
 
 
 def print_rendered(console: Console, rubric: Rubric, form: ReplyForm, store: Path | None, prefix: str | None) -> None:
-    """Print the messages and schema of each request to a judge.
+    """Print the messages and the schema of each request that a judge gets by this rubric. `form`: schema or text.
 
-    They are about the stored prompt whose id starts with `prefix`, or about an example if there is no `store`.
+    They are about the prompt in `store` whose id starts with `prefix`, or about an example if one of the two is None.
     """
     prompt, texts = _stored(store, prefix) if store and prefix else (_EXAMPLE, list(_COMPLETIONS))
     for request, ask in rubric.sheet.requests.items():
@@ -89,7 +90,8 @@ def _stored(store: Path, prefix: str) -> tuple[Prompt, list[str]]:
 
 
 def print_lint(console: Console, findings: list[Finding], rubric: Rubric | None) -> None:
-    """Print a line for each finding, then the tokens of each request."""
+    """Print a line for each error or warning, then a table of the tokens that each request costs. `rubric` is None if
+    it can't be loaded; then there is no table."""
     for error, text in findings:
         label, style = ("error   ", "red") if error else ("warning ", "yellow")
         print_text(console, text, style, label=label)
@@ -114,7 +116,8 @@ SHOWN = 20  # prompts with a row each
 
 
 def print_trial(console: Console, tried: TrialResult) -> None:
-    """Print the scores of the old and the new rubric side by side, by model and by prompt, and how far they agree."""
+    """Print the scores by the old and by the tried rubric side by side, by model and by prompt, and how far they agree.
+    Then print judgements that failed."""
     old, new = tried.names
     rated, both_rated = len(tried.after), [prompt_id for prompt_id in tried.after if prompt_id in tried.before]
     console.print(f"\n[bold]{counted(rated, 'prompt')} rated by {new}, {len(both_rated):,} of them by {old} too[/bold]")
@@ -139,9 +142,10 @@ def print_trial(console: Console, tried: TrialResult) -> None:
 
 
 def _by_model(tried: TrialResult, prompts: Sequence[str]) -> Table:
-    """Return a table of each model's old and new mean score, and mean rating of the aspects that both rubrics have.
+    """Return a table with a row for each model: its mean score over `prompts` and its mean rating in each aspect that
+    both rubrics have, as old → new.
 
-    Models with the best new score come first.
+    The model with the best new score comes first.
     """
     means = [means_by_model(ratings, prompts) for ratings in (tried.before, tried.after)]
     shared = [name for name in aspects_of(tried.after) if name in aspects_of(tried.before)]

@@ -36,7 +36,7 @@ def print_prompt(console: Console, reader: Reader, prefix: str) -> None:
 
 
 def _format_score(score: float) -> str:
-    """Return a score with 3 decimals, or in 6 digits if it is tiny or huge, as a likelihood may be."""
+    """Return a score with 3 decimals; with 6 significant digits if it is tiny or huge, as a likelihood may be."""
     return f"{score:.3f}" if 0.001 <= abs(score) < 1e6 or not score else f"{score:.6g}"
 
 
@@ -77,9 +77,9 @@ def _print_outcome(console: Console, reader: Reader, prompt_id: str, selected: b
 def _print_completions(
     console: Console, reader: Reader, prompt: Prompt, principles: Mapping[str, str]
 ) -> dict[str, str]:
-    """Print the completions of a prompt. Return by completion key the name to print: the model's.
+    """Print the completions of a prompt. Return the name under which each was printed, by completion key.
 
-    If the model has several completions of the prompt, the start of the key is added.
+    That is its model's name, followed by the start of the key if the model has several completions of the prompt.
     """
     slots = reader.slots_with_calls(prompt.prompt_id)
     written = Counter(slot["model"] for slot in slots)
@@ -173,9 +173,10 @@ def _print_judgements(console: Console, reader: Reader, prompt: Prompt, names: M
 
 
 def _print_source_scores(console: Console, reader: Reader, row: Mapping[str, Any], names: Mapping[str, str]) -> None:
-    """Print the scores that came with the prompt's completions from its source.
+    """Print the scores that came with the prompt's completions from its source. `row` is their judgement in the store.
 
-    If several sources have the prompt, each score is printed with its source; pairs don't compare across sources.
+    If several sources have the prompt, each score is printed with its source, since scores of different sources aren't
+    compared to make pairs. `names` are the completions' names by key.
     """
     console.print(_head("scores that came with the completions"))
     sources = reader.score_sources(row["prompt_id"])

@@ -45,7 +45,8 @@ def print_running_failures(console: Console, running: RunningProcess) -> None:
 
 
 def print_dead_run(console: Console, left: Snapshot) -> None:
-    """Print that a run was killed and that `aif run` resumes it, or that it may still run on another machine."""
+    """Print the last progress (`left`) of a run that no longer holds the store: it was killed, and `aif run` resumes
+    it; or, if it ran on another machine, it may still run there."""
     answered = sum(state.answered for state in left.lines)
     last = (
         f"the run that began {left.started} (process {left.pid} on {left.host}) last wrote its progress "

@@ -26,9 +26,9 @@ from aif.store.report_queries import ItemCounts, PromptCounts, Tally
 
 
 def print_status(console: Console, reader: Reader, budget: float | None = None) -> None:
-    """Print the counts of completions and judgements per model and judge, then the summary of results.
+    """Print the counts of completions and judgements per model and judge, then results as in `print_summary`.
 
-    Mean ratings by aspect are left out: they would take 2 s of CPU for 64,000 prompts.
+    `budget` is in USD. Mean ratings by aspect are left out: they would take 2 s of CPU for 64,000 prompts.
     """
     balance = reader.item_counts()
     print_items(console, balance)
@@ -40,7 +40,7 @@ def print_status(console: Console, reader: Reader, budget: float | None = None) 
 def print_summary(console: Console, reader: Reader, seconds: float, budget: float | None = None) -> None:
     """Print a run's results: prompts, pairs, models, agreement of judges, tokens, cost, failures.
 
-    `seconds` is how long the run took, `budget` is in USD.
+    `seconds` is how long the run took, `budget` is in USD, None if there is none.
     """
     balance = reader.item_counts()
     _print_results(console, reader, balance, reader.leaderboard(), f" in {seconds:.1f} s", budget)
@@ -52,7 +52,8 @@ def print_summary(console: Console, reader: Reader, seconds: float, budget: floa
 
 
 def print_reasoning_marks(console: Console, reader: Reader) -> None:
-    """Print how many completions of each model may contain reasoning by mistake, with an example."""
+    """Print a line for each model some of whose completions may contain reasoning by mistake: how many, with an
+    example."""
     for mark in reader.reasoning_marks():
         print_text(console, f"{reasoning_mark_text(mark)}, as in {mark.prompt_id[:12]}: {mark.example}")
 
@@ -120,9 +121,10 @@ def _prompt_counts(prompts: PromptCounts) -> Table:
 
 
 def print_leaderboard(console: Console, rows: list[dict[str, Any]]) -> None:
-    """Print the models, best mean score first.
+    """Print a table of models, in the order of `rows`: best mean score first.
 
-    If the table is too wide for the terminal, aspects are shortened; if that isn't enough, they get a second table.
+    If it is too wide for the terminal, the names of aspects are shortened; if that isn't enough, aspects get a second
+    table.
     """
     aspects = sorted({name for row in rows for name in row.get("aspects") or {}})
     for wide in (True, False):
@@ -217,7 +219,8 @@ def print_files(console: Console, store: Path) -> None:
 def print_next_steps(console: Console, program: str, arguments: str, tallies: Collection[Tally], example: str) -> None:
     """Print the commands to run next. `program` and `arguments` are those of the run, as the user typed them.
 
-    `example` is the id of a prompt with a pair, or empty.
+    `tallies` are the run's counts per model and judge, which decide on the commands. `example` is the id of a prompt
+    with a pair, empty if there is none.
     """
     pending, failed = (sum(getattr(tally, name) for tally in tallies) for name in ("pending", "failed"))
     steps = []
