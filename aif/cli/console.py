@@ -1,5 +1,6 @@
 """Print to standard output and standard error: wrap lines in a terminal, and ignore a closed terminal or pipe."""
 
+import codecs
 import errno
 import os
 import re
@@ -57,6 +58,20 @@ def print_text(console: Console, text: str, style: str = "", *, label: str = "",
     line.stylize(style, 0, len(label) or len(printed))
     with suppress(OSError, SystemExit):  # rich exits at a broken pipe
         console.print(line, soft_wrap=True)
+
+
+# For terminals that can't show these; any other such character becomes a question mark.
+ASCII = {"━": "=", "╸": "-", "─": "-", "…": "...", "×": "x", "→": "->", "·": "|", "–": "-", "≥": ">="}
+NEAREST = "aif.nearest"  # the name of the error handler for a stream's encoding
+
+
+def _nearest(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(ASCII.get(sign, "?") for sign in error.object[error.start : error.end]), error.end
+
+
+codecs.register_error(NEAREST, _nearest)
 
 
 def can_redraw(console: Console) -> bool:

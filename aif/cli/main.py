@@ -24,7 +24,7 @@ from aif.cli.commands.run import run
 from aif.cli.commands.show import show
 from aif.cli.commands.simulate import simulate
 from aif.cli.commands.status import status
-from aif.cli.console import out, print_message
+from aif.cli.console import NEAREST, out, print_message
 from aif.core.errors import DISK_FULL, AifError, Exit
 from aif.core.file_permissions import PRIVATE_UMASK
 
@@ -91,7 +91,7 @@ def main() -> None:
     os.umask(PRIVATE_UMASK)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # characters that the terminal can't show are replaced
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(errors=NEAREST)
     for stop in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(stop) is signal.SIG_DFL:  # nohup ignores SIGHUP
             signal.signal(stop, signal.default_int_handler)

@@ -33,6 +33,7 @@ def open_store(
     """
     from aif.store.paths import StorePaths
 
+    _check_store_exists(pipeline, arguments(file, sets))
     try:
         with kind.open(pipeline.store) as reader:
             yield reader
@@ -121,10 +122,8 @@ def with_prepared_store(pipeline: "Pipeline", arguments: str, work: "Callable[[R
     """
     from aif.engine.prepare import prepare, rubric_of
     from aif.store.journaled_store import JournaledStore
-    from aif.store.paths import StorePaths
 
-    if not StorePaths(pipeline.store).any:
-        raise BadInput(f"{pipeline.store}: no store here yet; `aif run {arguments}` makes it")
+    _check_store_exists(pipeline, arguments)
     rubric = rubric_of(pipeline)
 
     def prepared(journaled: JournaledStore) -> "T":
@@ -132,3 +131,10 @@ def with_prepared_store(pipeline: "Pipeline", arguments: str, work: "Callable[[R
         return work(rubric, journaled)
 
     return JournaledStore.use(pipeline.store, print_message, rubric, prepared, tags=pipeline.reasoning_tags)
+
+
+def _check_store_exists(pipeline: "Pipeline", arguments: str) -> None:
+    from aif.store.paths import StorePaths
+
+    if not StorePaths(pipeline.store).any:
+        raise BadInput(f"{pipeline.store}: no store here yet; `aif run {arguments}` makes it")

@@ -38,7 +38,8 @@ def make_pairs(pipeline: Pipeline, rubric: Rubric, store: Store) -> dict[str, in
         if has_unsourced_scores(pipeline, reader):
             raise BadInput(
                 f"{pipeline.path}: an older version of aif read the scores and did not store the source of each, and "
-                "scores of two sources can't be compared; put the sources back, and `aif run` reads them again"
+                f"scores of two sources can't be compared; put the sources back, and `aif run {pipeline.path}` reads "
+                "them again"
             )
 
         def parts() -> Iterator[dict[str, pa.Table]]:

@@ -108,7 +108,8 @@ def try_rubric(
             with Reader.of(journaled.store) as reader:
                 end = reader.judgeable_limit(limit)
             if not end:
-                raise BadInput(f"{pipeline.store}: no prompt has all its completions yet; `aif run` makes them")
+                missing = f"{pipeline.store}: no prompt has all its completions yet"
+                raise BadInput(f"{missing}; `aif run {pipeline.path}` makes them")
             before = _ratings(judging, current, journaled.store, end)
             prepare(judging, journaled, rubric, tell, reread=False)
             cost = _cost(judging, rubric, journaled.store, end)

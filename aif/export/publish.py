@@ -340,4 +340,5 @@ def publish_warnings(plan: PublishPlan) -> Iterator[str]:
     if names := endpoints_without_terms(plan.pipeline):
         yield f"licence of model outputs not stated for: {', '.join(names)} (set `terms` of each)"
     if pending := plan.run.prompt_counts.outcomes.get("pending", 0):
-        yield f"{pending:,} of {plan.run.prompt_counts.selected:,} prompts are pending: `aif run` continues with them"
+        of_all = f"{pending:,} of {plan.run.prompt_counts.selected:,} prompts"
+        yield f"{of_all} are pending: `aif run {plan.pipeline.path}` continues with them"

@@ -345,8 +345,10 @@ class ConcurrencyLimiter:
         return "unknown"  # until a probe fails, too
 
     def _is_items_fault(self, permit: Permit, failure: FailureClass) -> bool:
-        """Return whether the item is at fault, not the endpoint: a call sent after the item's first failure of this class
-        has been answered, so the endpoint works. Answers to calls sent earlier prove nothing.
+        """Return whether the item is at fault, not the endpoint.
+
+        The endpoint works if it has answered a call that was sent after the item's first failure of this class. Answers
+        to calls sent earlier prove nothing.
         """
         return self._newest_answered > permit.item.first_failed.setdefault(failure, permit.n)
 

@@ -115,7 +115,7 @@ class PromptCounts:
 @dataclass(frozen=True, slots=True)
 class UnratedJudgements:
     """The number (`items`) of a judge's judgements without ratings for one reason (`kind`): a kind of failure, or "not
-    asked". `example` is the error message of one of them."""
+    sent yet". `example` is the error message of one of them, empty if none was sent."""
 
     endpoint: str
     kind: str
@@ -324,7 +324,7 @@ class ReportQueries(Queries):
         """Count the judgements without ratings of the prompts before position `limit`, by judge and reason. Judgements
         whose completions are pending are left out."""
         rows = self._rows(
-            "SELECT endpoint, coalesce(kind, 'not asked') AS kind, count(*) AS items, coalesce(min(message), '') "
+            "SELECT endpoint, coalesce(kind, 'not sent yet') AS kind, count(*) AS items, coalesce(min(message), '') "
             "AS example FROM items WHERE stage = 'judgement' AND state <> 'answered' AND NOT waits AND position < ? "
             "GROUP BY ALL ORDER BY ALL",
             [limit],

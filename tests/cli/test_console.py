@@ -48,11 +48,11 @@ def test_what_a_server_says_moves_no_cursor() -> None:
 
 
 def test_what_a_terminal_can_t_show_is_replaced() -> None:
-    said = "from aif.cli import main as cli; cli.app = lambda: cli.out.print('→ „é“'); cli.main()"
+    said = "from aif.cli import main as cli; cli.app = lambda: cli.out.print('→ „é“ 2 × 3 ━━╸──'); cli.main()"
     environ = {**os.environ, "PYTHONIOENCODING": "latin-1"}
     ended = subprocess.run([sys.executable, "-c", said], env=environ, capture_output=True)
 
-    assert ended.stdout == "? ?é?\n".encode("latin-1")
+    assert ended.stdout == "-> ?é? 2 × 3 ==---\n".encode("latin-1")
     assert not ended.stderr
 
 

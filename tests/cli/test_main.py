@@ -253,7 +253,9 @@ def test_policies_are_compared_over_the_ratings_there_are(
 ) -> None:
     served = serve()
     path = write(tmp_path, served, count=6)
-    assert typed("pairs", path)[0] == Exit.BAD_INPUT
+    code, _, err = typed("pairs", path)
+    assert code == Exit.BAD_INPUT
+    assert f"no store here yet; `aif run {path}` makes it" in err
     typed("run", path)
     calls = served.stats()["calls"]
     code, out, _ = typed("pairs", path, "--versus", "pairs.policy=all", "--versus", "pairs.max_pairs_per_prompt=2")

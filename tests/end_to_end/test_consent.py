@@ -160,6 +160,13 @@ def test_a_probe_is_asked_for_and_all_it_asked_is_kept(tmp_path: Path, serve: Se
     assert served.stats()["requests"] == {"distinct": 20, "repeated": 0}
 
 
+def test_a_probe_that_is_cut_short_names_the_probe_to_repeat(tmp_path: Path, serve: Serve) -> None:
+    path = priced(tmp_path, serve(require_key="sesame"))
+    ended = aif("estimate", path, "--probe", "2", "--yes")
+    assert ended.returncode == Exit.REFUSED
+    assert f"stopped; fix this and rerun `aif estimate {path} --probe 2`:" in ended.stderr
+
+
 def test_a_probe_of_ones_own_models_is_not_asked_for(tmp_path: Path, serve: Serve) -> None:
     served = serve()
     models = {name: {"provider": "vllm", "base_url": served.base_url} for name in (*POOL, "judge")}

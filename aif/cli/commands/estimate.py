@@ -6,7 +6,7 @@ import typer
 
 from aif.cli.common import File, Sets, Yes, arguments, load_unlocked
 from aif.cli.console import err, out, print_message
-from aif.cli.ending import exit_with_outcome
+from aif.cli.ending import exit_if_cut_short
 
 
 def estimate(
@@ -36,8 +36,7 @@ def estimate(
         if probe_cost.calls:
             confirm_probe(name, probe_cost, yes=yes)
             ended = run_pipeline(loaded, Terminal(err), limit=first)
-            if ended.calling.stopped or ended.calling.refused or ended.calling.budget_shortfall:
-                exit_with_outcome(arguments(pipeline, sets), ended)
+            exit_if_cut_short(f"aif estimate {arguments(pipeline, sets)} --probe {first}", ended.calling)
         else:
             print_message(f"{name}: nothing to call")
     print_estimate(out, prepare_and_estimate(loaded, limit, print_message))

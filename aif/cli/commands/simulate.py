@@ -16,7 +16,7 @@ def simulate(
     ] = None,
     judge: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option(metavar="NAME=NOISE", help="A judge and its noise, 0 or more."),
+        typer.Option(metavar="NAME=NOISE", help="A judge and its noise, 0 to 1."),
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")] = 8000,

@@ -1,6 +1,6 @@
 """`aif status`: how far a run is, from its progress file during a run, else from the store."""
 
-from aif.cli.common import File, Sets, load
+from aif.cli.common import File, Sets, arguments, load
 from aif.cli.console import err, out
 from aif.cli.open_store import open_or_print_running, report_if_behind
 
@@ -16,6 +16,6 @@ def status(pipeline: File, sets: Sets = None) -> None:
             from aif.cli.views.summary import print_status
 
             if left := dead_run(loaded.store):
-                print_dead_run(err, left)
+                print_dead_run(err, left, arguments(pipeline, sets))
             report_if_behind(loaded, reader)
             print_status(out, reader, loaded.budget_usd)

@@ -113,4 +113,4 @@ def _time(seconds: float | None, at_least: bool) -> str:
 def _failed(estimate: Estimate) -> str:
     if not estimate.failed:
         return ""
-    return f"; {estimate.failed:,} permanent failures are not counted (`aif run --retry-failed` retries them)"
+    return f"; {estimate.failed:,} permanent failures are not counted (retry with --retry-failed)"

@@ -138,7 +138,8 @@ def print_trial(console: Console, tried: TrialResult) -> None:
             console, f"agreement on the order of a prompt's completions (Kendall's tau-b, 1 is the same): {value}"
         )
     for row in tried.failures:
-        print_text(console, f"{row.endpoint}: {row.kind}, {row.items} without a rating: {row.example}")
+        example = f": {row.example}" if row.example else ""
+        print_text(console, f"{row.endpoint}: {row.kind}, {row.items} without a rating{example}")
 
 
 def _by_model(tried: TrialResult, prompts: Sequence[str]) -> Table:

@@ -44,9 +44,9 @@ def print_running_failures(console: Console, running: RunningProcess) -> None:
         print_text(console, f"no more calls to {', '.join(names)}: {refused}")
 
 
-def print_dead_run(console: Console, left: Snapshot) -> None:
-    """Print the last progress (`left`) of a run that no longer holds the store: it was killed, and `aif run` resumes
-    it; or, if it ran on another machine, it may still run there."""
+def print_dead_run(console: Console, left: Snapshot, arguments: str) -> None:
+    """Print that a run was killed and that `aif run` with these arguments resumes it, or that it may still run on
+    another machine."""
     answered = sum(state.answered for state in left.lines)
     last = (
         f"the run that began {left.started} (process {left.pid} on {left.host}) last wrote its progress "
@@ -54,8 +54,8 @@ def print_dead_run(console: Console, left: Snapshot) -> None:
     )
     if left.host == socket.gethostname():
         then = (
-            "It no longer holds the store: it was killed or crashed. Its answers are in the journal; the next "
-            "`aif run` adds those that the store lacks, and resumes"
+            "It no longer holds the store: it was killed or crashed. Its answers are in the journal; "
+            f"`aif run {arguments}` adds those that the store lacks, and resumes"
         )
     else:
         then = "It may still be running there: this machine may not see locks on a shared folder"

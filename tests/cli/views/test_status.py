@@ -72,7 +72,7 @@ def printed(print_run: Callable[[Console, RunningProcess], None], places: StoreP
 def printed_dead(places: StorePaths) -> str:
     screen = io.StringIO()
     if left := dead_run(places.store):
-        print_dead_run(Console(width=100, file=screen), left)
+        print_dead_run(Console(width=100, file=screen), left, "a.yaml")
     return screen.getvalue()
 
 
@@ -142,6 +142,7 @@ def test_of_a_run_that_was_killed_is_said_just_that(places: StorePaths) -> None:
     assert printed(print_running, places) == printed(print_running_failures, places) == ""
     said = printed_dead(places)
     assert f"(process {os.getpid()} on {socket.gethostname()}) last wrote its progress " in said
+    assert "`aif run a.yaml` adds those that the store lacks" in said
     assert "with 70 answers" in said
     assert "it was killed" in said
 
