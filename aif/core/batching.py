@@ -1,7 +1,8 @@
 """Split rows into batches that are limited in bytes as well as in number of rows. Pure.
 
 All reading and writing of prompts and completions uses such batches: 2,000 prompts may be 4 MB or 4 GB. Texts are
-queried by key, KEYS_PER_QUERY at a time; in other queries DuckDB reads a column 2,048 rows at a time.
+queried by key, at most KEYS_PER_QUERY keys at a time: DuckDB then reads only these rows. In other queries it reads a
+column in blocks of 2,048 rows, which is 400 MB of texts of 200 KB.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -14,8 +15,8 @@ T = TypeVar("T")
 
 
 def batched(items: Iterable[T], size: Callable[[T], int], rows: int) -> Iterator[list[T]]:
-    """Yield the items in order, in lists of at most `rows` items and MAX_BATCH_BYTES bytes. `size` returns the bytes of
-    an item; an item above the limit is a batch by itself."""
+    """Yield the items in order, in lists of at most `rows` items and at most MAX_BATCH_BYTES (16 MiB) in total.
+    `size(item)` is an item's size in bytes; an item above the maximum is a list by itself."""
     batch: list[T] = []
     batch_bytes = 0
     for item in items:

@@ -1,4 +1,5 @@
-"""The environment variables of this process, as `ENVIRON`; other modules import it in place of `os.environ`."""
+"""The environment variables of this process, as `ENVIRON`. No other module reads `os.environ`; `make lint` checks
+that."""
 
 import os
 

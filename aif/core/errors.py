@@ -76,7 +76,7 @@ class StoreDamaged(AifError):
 
 
 class StoreOutOfMemory(AifError):
-    """DuckDB has too little memory. The message says which settings make its data smaller."""
+    """DuckDB, in which the store is kept, ran out of memory. The message says which settings make the data smaller."""
 
     exit = Exit.DISK
 

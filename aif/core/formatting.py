@@ -47,8 +47,8 @@ def duration(seconds: float | None) -> str:
 
 
 def describe_spending(spent: Spent, budget: float | None) -> str:
-    """Return a sentence on what a store has spent and what is left of the budget; empty if there is no budget and every
-    cost is known."""
+    """Return a sentence on what all runs with a store have spent and what is left of the budget; empty if there is no
+    budget and every cost is known."""
     if budget is None and not spent.unknown:
         return ""
     unknown = f", of which up to {dollars(spent.unknown)} unknown" if spent.unknown else ""

@@ -13,10 +13,11 @@ _KEYLIKE = re.compile(r"(\bBearer\s+)(?!\[key\])[^\s\"',;<>]+|(?<![\w-])sk-[\w*.
 
 
 def remove_keys(content: bytes, *keys: str) -> bytes:
-    """Return a response body with the keys replaced, also where they are escaped (JSON, URL, HTML) or encoded (base64,
-    hex).
+    """Return a response body with `[key]` in place of the keys, also where they are escaped (JSON, URL, HTML) or
+    encoded (base64, hex).
 
-    A key of fewer than MIN_KEY_LENGTH characters is no secret and stays: the body may be a completion.
+    A key of fewer than MIN_KEY_LENGTH (8) characters stays: it is no secret (`EMPTY`), and a completion may contain
+    that word.
     """
     for form in (form for key in keys if len(key) >= MIN_KEY_LENGTH for form in _key_patterns(key)[1]):
         content = form.sub(PLACEHOLDER.encode(), content)
@@ -24,7 +25,8 @@ def remove_keys(content: bytes, *keys: str) -> bytes:
 
 
 def redact(text: str, *keys: str) -> str:
-    """Return an error message with the keys replaced in all their forms, and everything else that looks like a key."""
+    """Return an error message with `[key]` in place of the keys, also escaped or encoded, and in place of everything
+    else that looks like a key (`sk-…`, `Bearer …`)."""
     for key in keys:
         if key in ("", "none"):  # placeholders for servers without keys
             continue
@@ -35,9 +37,9 @@ def redact(text: str, *keys: str) -> str:
 
 @lru_cache(maxsize=64)
 def _key_patterns(key: str) -> tuple[tuple[re.Pattern[str], ...], tuple[re.Pattern[bytes], ...]]:
-    """Return the patterns that find a key in texts, and the same for bytes: the first pattern matches the key with any
-    of its characters escaped, the second the key in base64 or hex. Both begin with literals, so that a search without a
-    match is fast: 40 µs for a body of 2 kB."""
+    """Return two pairs of patterns that find a key: one pair for texts, one for bytes. The first of a pair matches the
+    key with any of its characters escaped, the second the key in base64 or hex. Both begin with literals, so that a
+    search without a match is fast: 40 µs for a body of 2 kB."""
     escaped = "".join(map(_character_pattern, key))
     encoded = "|".join(map(re.escape, _encoded(key.encode())))
     return tuple(map(re.compile, (escaped, encoded))), tuple(re.compile(form.encode()) for form in (escaped, encoded))
@@ -52,8 +54,8 @@ def _character_pattern(char: str) -> str:
 
 
 def _encoded(key: bytes) -> list[str]:
-    """Return the key in hex and in base64. Base64 encodes it in three ways, by its offset in the encoded text; each
-    form leaves out the characters that also depend on the key's neighbours."""
+    """Return the key in hex and in base64. Base64 encodes it in three ways, by its offset in the data that is encoded;
+    each form leaves out the characters that also depend on the bytes beside the key."""
     forms = {key.hex(), key.hex().upper()}
     for offset in range(3):
         encoded = base64.b64encode(bytes(offset) + key)

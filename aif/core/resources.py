@@ -21,7 +21,7 @@ def shipped(*parts: str) -> Path:
 
 def is_shipped(name: str, path: Path) -> bool:
     """Return whether `path`, which `find_resource` found for `name`, is a file that aif ships and not the user's. In a
-    checkout it counts as shipped if `name` is its path from the root, but not from the working directory."""
+    checkout it counts as shipped if `name` leads to it from the checkout's root, but not from the working directory."""
     by_name = not Path(name).is_absolute() and path == shipped() / name and path != Path.cwd() / name
     return by_name or path.is_relative_to(_PACKAGE / "_resources")
 
@@ -29,9 +29,9 @@ def is_shipped(name: str, path: Path) -> bool:
 def find_resource(name: str, base: Path | None, shipped_under: str | None, kind: str) -> Path:
     """Return the file or folder that a pipeline file means by `name`.
 
-    A name of letters, digits, `_` and `-` alone is taken from the shipped folder `shipped_under` ("prompts/rubrics") if
-    it is there. Any other relative name is searched in `base` (the pipeline file's folder), then in the working
-    directory, then in `shipped_under`. If `shipped_under` is "", a name that begins with a shipped folder ("prompts/…")
+    A name of letters, digits, `_` and `-` alone is first looked up in the shipped folder `shipped_under`
+    ("prompts/rubrics"). A relative name is then searched in `base` (the pipeline file's folder), in the working
+    directory, and in `shipped_under`. If `shipped_under` is "", a name that begins with a shipped folder ("prompts/…")
     is searched there; if it is None, no shipped folder is searched. `kind` ("rubric") is used in errors. Raises
     BadInput with every searched path.
     """

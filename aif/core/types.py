@@ -32,7 +32,7 @@ def digest(value: Any) -> str:
 
 def text_id(text: str) -> str:
     """Return a digest (32 hex digits) of a text. Texts that differ only in white space at their ends or in their
-    Unicode form (NFC, NFD) have the same."""
+    Unicode form (NFC, NFD) have the same digest."""
     return digest(normalized(text))[:KEY_LENGTH]
 
 
@@ -95,8 +95,8 @@ class ProvidedCompletion:
 
 
 def provided_identity(model: str) -> str:
-    """Return the model identity of completions that came with their prompt. It differs from the identity of the same
-    model in the pool."""
+    """Return the model identity that stands for the author `model` of completions that came with their prompt. It
+    differs from the identity of a model of that name in the pool."""
     return f"carried/{model}"
 
 
@@ -112,8 +112,8 @@ class Prompt:
     """A conversation that models complete: its turns (the last is the user's) and the name of its source.
 
     `meta` holds the row's unused columns. `material` holds texts that a judge sees beside the conversation (a reference
-    answer, …), by the name of their slot in the rubric. `provided` are completions that the row brings; `rescored` are
-    repetitions of these with another score. `where` is the place of the row (`file:line`).
+    answer, …), by the name of their slot (placeholder) in the rubric. `provided` are completions that the row brings;
+    `rescored` are repetitions of these with another score. `where` is the place of the row (`file:line`).
     """
 
     prompt_id: str
@@ -136,8 +136,8 @@ class Principle:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How a model is sampled. A setting that is None is not sent, so the server's default applies. `extra` is
-    `extra_body` as JSON with sorted keys."""
+    """How a model is sampled. A setting that is None is not sent, so the server's default applies. `extra` holds other
+    request parameters (the setting `extra_body`) as JSON with sorted keys."""
 
     # planning sorts pools by repr(): its version changes if the class, a field or their order does
 
@@ -165,7 +165,7 @@ class Slot:
     """A planned completion: which model answers which prompt, with which principle and sampling seed.
 
     `key` is the completion's id, `slot` its number within the prompt, `identity` the model's identity. `sample` numbers
-    the completions by the same model for the same prompt.
+    the completions by the same model for the same prompt. Both numbers begin at 0.
     """
 
     key: str
@@ -210,8 +210,9 @@ class Rating(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class FailureGroup:
-    """Unanswered completions or judgements of one model or judge (`endpoint`) with the same kind of failure and
-    verdict: their number (`items`), and of one of them the error message (`example`) and the prompt.
+    """The number (`items`) of unanswered completions or judgements of one model or judge (`endpoint`) with the same
+    kind of failure and verdict. `example` is the error message of one of them, `prompt_id` the prompt of one, perhaps
+    of another.
 
     `kind` is an `aif.providers.base.Kind`, or empty for items that were never requested. `verdict`: `failed`
     (permanent), `later` (retried by the next run), `refused` (by the provider), `pending` (not requested yet),
@@ -231,10 +232,11 @@ class FailureGroup:
 class JudgingSpec:
     """A request of the current rubric (`request` is its name there) to a judge of the pipeline, about `n` completions.
 
-    A listwise request shows a judge all completions of a prompt together, and applies to prompts with exactly `n`. Any
-    other request shows one at a time (`n` is 1), and applies to prompts with at least `least`. `judge_pass` numbers
-    repeated ratings by one judge. `spec` is the digest of everything sent besides the texts. `instead`, if set, is the
-    `spec` of the request about one completion that replaces this one if it exceeds the judge's context window.
+    A listwise request shows a judge all completions of a prompt together, and applies to prompts with exactly `n` of
+    them. Any other request shows one at a time (`n` is 1), and applies to prompts with at least `least` completions.
+    `judge_pass` numbers repeated ratings by one judge. `spec` is the digest of everything sent besides the texts.
+    `instead`, if set, is the `spec` of the request about single completions that replaces a listwise request that
+    exceeds the judge's context window.
     """
 
     judge: str
@@ -260,7 +262,7 @@ class Spent:
 
     @property
     def counted(self) -> float:
-        """The amount that counts against a budget."""
+        """The amount that counts against a budget: the sum of `known` and `unknown`."""
         return self.known + self.unknown
 
     def left(self, budget: float) -> float:

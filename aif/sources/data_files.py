@@ -27,7 +27,8 @@ csv.field_size_limit(
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """Yield the place of each row of a file and the row, a dict of its columns. Raises BadInput.
+    """Yield each row of a file as (its place, the row as a dict of its columns). Raises BadInput if the file can't be
+    read or parsed.
 
     The place is `file:line`, or `file row N` (from 0) for Parquet. A JSONL row may be any JSON value; CSV cells are
     texts, and the first line names the columns. A row or cell that can't be read while the rest of the file can is a
@@ -38,7 +39,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def file_sha256(path: Path) -> str:
-    """Return the sha256 of a file's bytes in hex. Raises BadInput."""
+    """Return the sha256 of a file's bytes in hex. Raises BadInput if the file can't be read."""
     with bad_input_on_os_error(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -112,7 +113,7 @@ def _csv(path: Path, file: BinaryIO) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def _records(path: Path, lines: Iterable[str]) -> Iterator[tuple[str, Sequence[str]]]:
-    """Yield the place where each record begins, and its cells. Blank lines are skipped."""
+    """Yield each record of a CSV file as (the place where it begins, its cells). Blank lines are skipped."""
     reader = csv.reader(lines, strict=True)
     while True:
         where = f"{path}:{reader.line_num + 1}"
@@ -179,7 +180,8 @@ def _has_json(type: Any) -> bool:
 
 
 def _parse_json(value: Any, type: Any) -> Any:
-    """Parse the JSON in a value of this Arrow type. `datasets` stores lists of objects with different keys as JSON."""
+    """Return a value of an Arrow column of type `type`, with the JSON texts in it parsed. (The library `datasets`
+    stores lists of objects with different keys as JSON.)"""
     import pyarrow as pa
 
     if value is None:

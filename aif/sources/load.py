@@ -110,7 +110,8 @@ def _hub_rows(source: Source, base: Path | None) -> Iterator[tuple[str, Any]]:
 
 @contextmanager
 def _folder_of_links(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder of links to the folder's files. (`datasets` resolves a link to the folder itself.)"""
+    """Yield a temporary folder of links to the files in `folder`, for a folder whose name `datasets` would take for a
+    pattern. (A link to the folder itself would not help: `datasets` resolves it.)"""
     with TemporaryDirectory() as parent:
         yield Path(copytree(folder, Path(parent) / "data", copy_function=os.symlink))
 
@@ -148,7 +149,8 @@ def _token() -> str | None:
 
 @contextmanager
 def _hub_errors(label: str, alternative: str = "a folder with its files as hub:") -> Iterator[None]:
-    """Turn every error raised inside this context into BadInput that names the dataset `label`.
+    """Turn every error raised inside this context into BadInput that names the dataset `label` and advises to give
+    `alternative` in its place.
 
     What datasets, huggingface_hub, httpx2 and pyarrow raise for names, networks, permissions and broken files has no
     common base class.

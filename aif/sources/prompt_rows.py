@@ -1,8 +1,9 @@
 """Turn a row of a source into a prompt, with the completions and texts for the judge that it brings, or skip it.
 
-`_parse_turns` and `_why_no_prompt` decide which rows are skipped, and give the reason (empty, too long, no user turn, a
-conversation of an unknown shape). `aif.engine.read_prompts` counts the skipped rows. A row that contradicts the
-pipeline file (a missing column, another type) raises BadInput, before anything is spent. No I/O.
+A row is skipped, with the reason, if a used cell can't be read, or if its conversation is empty, too long, without a
+user turn at its end, or of an unknown shape (see `_parse_turns` and `_why_no_prompt`). `aif.engine.read_prompts` counts
+the skipped rows. A row that contradicts the pipeline file (a missing column, another type) raises BadInput, before
+anything is spent. No I/O.
 """
 
 import re
@@ -123,7 +124,7 @@ def _column(row: Mapping[str, Any], name: str, setting: str, where: str, kind: s
 
 
 def _json_list(value: Any) -> Any:
-    """Parse a text that is a JSON list, as in CSV files, which have no other lists. A text that is a single turn in
+    """Return the list in a text that is a JSON list: CSV files have no other lists. A text that is a single turn in
     JSON becomes a list with this turn; any other value is returned unchanged. Raises DuplicateKeyError."""
     if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
         return value
@@ -141,8 +142,9 @@ def _json_list(value: Any) -> Any:
 
 
 def _parse_turns(value: Any, field: str, where: str) -> tuple[Message, ...] | Skipped:
-    """Parse the value of the prompt column into turns, without assistant turns at the end. Return a `Skipped` if it is
-    a conversation of an unknown shape. Raises BadInput if it is neither a text nor a list."""
+    """Parse the value of the prompt column `field` into turns, without assistant turns at the end. Return a `Skipped`
+    if it is null, is a conversation of an unknown shape, or has nothing but assistant turns. Raises BadInput if it is
+    neither a text nor a list."""
     if value is None:
         return Skipped("empty", where, f"{field!r} is null")
     if isinstance(value, str):
@@ -259,8 +261,9 @@ def _material(row: Mapping[str, Any], columns: Mapping[str, str], where: str) ->
 
 
 def _meta(row: Mapping[str, Any], used: set[str]) -> dict[str, Any]:
-    """Return the unused columns as plain JSON values, without values that JSON can't hold, values longer than
-    META_BYTES, and values with which the row would exceed META_ROW_BYTES."""
+    """Return the columns of a row that are not in `used`, as plain JSON values. Left out are values that JSON can't
+    hold, values of more than META_BYTES (4,000) bytes, and values that would bring the row above META_ROW_BYTES
+    (32,000)."""
     meta, room = {}, META_ROW_BYTES
     for name, value in row.items():
         if name in used or not isinstance(name, str) or isinstance(value, BadRow) or name != replace_surrogates(name):
@@ -317,8 +320,9 @@ def _is_completion_object(value: Any, entry: CompletionColumns) -> bool:
 
 
 def _list_in_cell(value: str, model: Any, key: str) -> Any:
-    """Parse a text that is a JSON list of completions; return any other text unchanged. A list without turns, and
-    without objects that have `key`, is itself one completion if the row names a single model."""
+    """Return the list in a text that is a JSON list of completions; return any other text unchanged. If the row names a
+    single `model`, a list of anything but turns or objects with `key` is itself that model's completion, and
+    unchanged."""
     parsed = _json_list(value)
     if not isinstance(parsed, list):
         return value
@@ -392,7 +396,7 @@ def _completion_text(value: Any, where: str) -> str:
 
 def _score(value: Any, where: str) -> float | None:
     """Return a score as a finite number; it may be given as text (as always in CSV). None for null, a blank text, and
-    NaN, which tables of numbers use for null."""
+    NaN, which tables of numbers use for null. Raises BadInput for anything else, and beyond MAX_SCORE (1e300)."""
     if isinstance(value, str):
         text = value.strip()
         value = None if not text else float(text) if _NUMBER.fullmatch(text) else value

@@ -33,7 +33,8 @@ OTHER_PROCESS_BYTES = 32 * 2**20  # with more to read, a second process saves mo
 def catch_up(
     store: "Store", folder: Path, rubrics: Rubrics, other_process_bytes: float = OTHER_PROCESS_BYTES
 ) -> tuple[int, list[Damage]]:
-    """Insert into the store all records of the journal in `folder` that it lacks.
+    """Insert into the store all records of the journal in `folder` that it lacks, with judges' replies parsed by
+    `rubrics`.
 
     Return the number of records read and the damaged lines met. If at least `other_process_bytes` bytes have to be
     read, a second process reads them.

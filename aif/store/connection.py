@@ -63,8 +63,8 @@ def connect(path: Path, read_only: bool = False) -> duckdb.DuckDBPyConnection:
 
 
 def _locked_message(path: Path, message: str) -> str:
-    """Return the message for a store file that another process has open. It names aif's writer, or else the program
-    that DuckDB's message names."""
+    """Return aif's message for a store file that another process has open; `message` is DuckDB's. It names the aif
+    process that writes to the store, or else the program that DuckDB's message names."""
     lock = StorePaths(path).lock
     if is_held(lock) and not ((note := read_note(lock)) and note.mine):
         return busy_message(path, holder_text(lock))
@@ -94,7 +94,7 @@ _NO_MEMORY = ("Out of Memory Error", "bad allocation")  # the latter if the syst
 
 @contextmanager
 def larger_memory_limit() -> Iterator[None]:
-    """Inside this context, open stores with the largest memory limit (MOST_MEMORY) for DuckDB."""
+    """Inside this context, open stores with the largest memory limit for DuckDB (MOST_MEMORY, 1 GB)."""
     before, SETTINGS["memory_limit"] = SETTINGS["memory_limit"], MOST_MEMORY
     try:
         yield
@@ -132,7 +132,8 @@ def translated_errors(path: Path) -> Iterator[None]:
 
 
 def with_more_memory(db: duckdb.DuckDBPyConnection, path: Path, query: Callable[[], T]) -> T:
-    """Return `query()`. If it runs out of memory, raise the connection's memory limit permanently and try once more.
+    """Return `query()`. If it runs out of memory, raise the connection's memory limit permanently to MOST_MEMORY (1 GB)
+    and try once more.
 
     Raises StoreOutOfMemory if that fails too, or if the connection is in a transaction that can't continue.
     """
@@ -149,7 +150,8 @@ def with_more_memory(db: duckdb.DuckDBPyConnection, path: Path, query: Callable[
 
 
 def check_version(db: duckdb.DuckDBPyConnection, path: Path) -> None:
-    """Raise StoreDamaged if the file is not an aif store, or has another schema version."""
+    """Raise StoreDamaged if the file that `db` has open is not an aif store, or has another schema version. `path` is
+    named in the message."""
     try:
         rows = db.execute("SELECT schema_version FROM about").fetchall()
     except duckdb.Error as error:

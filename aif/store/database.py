@@ -1,7 +1,8 @@
-"""Write the store: the journal's records as tables, the plan, and the list of what is pending.
+"""Write the store: the journal's records as tables, the plan (which models complete which prompts), and the list of
+what is pending.
 
 `Store` writes on one connection that only one thread uses at a time; a `Reader` (reader.py) has its own. DuckDB 2.0
-raises if threads share a connection, and fails at commit if two insert the same key.
+raises if threads share a connection, and fails at commit if two connections insert the same key.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -46,8 +47,8 @@ class Store:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Open the store, or create an empty one. Raises StoreDamaged if it can't be read or has another version, and
-        StoreLocked if another process has it open."""
+        """Open the store, or create an empty one. Raises StoreDamaged if it can't be read or has another schema
+        version, and StoreLocked if another process has it open."""
         path.parent.mkdir(parents=True, exist_ok=True)
         _, log = store_files(path)
         restore_log(path)
@@ -88,16 +89,16 @@ class Store:
 
     @property
     def damaged_lines(self) -> int:
-        """The number of damaged journal lines that were not recovered since the sources were last read completely.
-        Prompts, provided completions or parts of the selection may be missing because of them."""
+        """The number of damaged journal lines whose records were not recovered. Prompts, provided completions or parts
+        of the selection may be missing because of them. Reading the sources completely sets the number to 0."""
         with translated_errors(self.path):
             (row,) = self._db.execute("SELECT damaged FROM about").fetchall()
         return int(row[0])
 
     @contextmanager
     def more_memory(self) -> Iterator[None]:
-        """Raise DuckDB's memory limit to REBUILD_MEMORY in this context, while a long journal is inserted and nothing
-        else needs memory. (1,000,000 calls take 66 s with 320 MB and 53 s with 1 GB.)"""
+        """Raise DuckDB's memory limit to REBUILD_MEMORY (500 MB) in this context, while a long journal is inserted and
+        nothing else needs memory. (1,000,000 calls take 66 s with 320 MB and 53 s with 1 GB.)"""
         if SETTINGS["memory_limit"] != MOST_MEMORY:
             self._db.execute(f"SET memory_limit = '{REBUILD_MEMORY}'")
         try:
@@ -153,8 +154,8 @@ class Store:
 
     def insert(self, name: str, rows: pa.Table, verb: str = "INSERT") -> None:
         """Insert Arrow rows into a table by column name; `verb` may be INSERT OR REPLACE or INSERT OR IGNORE. The query
-        names the variable `rows`: registered as a view, they would stay in memory until the transaction ends (350 MB
-        for 2,480,000 pairs)."""
+        refers to the Python variable `rows`: rows registered as a view would stay in memory until the transaction ends
+        (350 MB for 2,480,000 pairs)."""
         self._db.execute(f"{verb} INTO {name} BY NAME SELECT * FROM rows")
 
     def _apply_record(self, record: Record) -> None:
@@ -210,8 +211,9 @@ class Store:
         self.set_mark("sources", record["fingerprint"])
 
     def _insert_provided_scores(self) -> None:
-        """Insert the scores of provided completions as ratings: a judgement for each prompt with provided completions,
-        or none if no prompt has scores. A prompt without scores gets no ratings, since no judge will rate it."""
+        """Insert the scores that came with provided completions as if a judge had given them: a judgement for each
+        prompt with provided completions, with a rating for each score. If a prompt has no scores, its judgement has no
+        ratings: no judge will rate it. If no prompt has any, nothing is inserted."""
         # a judge may have this name too, but its judgements have calls
         self._db.execute("DELETE FROM judgements WHERE identity = ? AND call_id IS NULL", [PROVIDED_JUDGE])
         self._db.execute(
@@ -227,7 +229,8 @@ class Store:
     # --- the plan and the current run ---------------------------------------------------------------------------------
 
     def set_mark(self, name: str, value: str) -> None:
-        """Store a value under a name. Most are digests, which show later whether the inputs of a table changed."""
+        """Store a value (a mark) under a name, in place of an earlier one. Most are digests of what a table was made
+        from, which show later whether that changed."""
         self._db.execute("INSERT OR REPLACE INTO marks VALUES (?, ?)", [name, value])
 
     def get_mark(self, name: str) -> str | None:
@@ -237,9 +240,9 @@ class Store:
         return rows[0][0] if rows else None
 
     def compare_texts(self) -> None:
-        """Check whether a completion that a judge was shown is now missing or has another text. If so, a judgement
-        counts from now on only if its completions have the texts that the judge saw. A run never causes that: it
-        replaces no completion."""
+        """Compare the texts that judges were shown with the completions as they are now. If any completion is missing
+        or has another text, a judgement counts from now on only if its completions have the texts that the judge saw. A
+        run never causes that: it replaces no completion."""
         if self.get_mark("texts"):
             return
         shown = " UNION ALL ".join(
@@ -255,8 +258,8 @@ class Store:
                 self.set_mark("texts", "compared")
 
     def replace_slots(self, batches: Iterable[Sequence[tuple[int, Slot, str | None]]], mark: str) -> None:
-        """Replace the plan by these slots, given as (position of the prompt, slot, digest of its principle's text).
-        `mark` is a digest of the plan's inputs, stored with it."""
+        """Replace the plan. `batches` hold, for each planned completion, (position of its prompt in the selection, its
+        slot, digest of its principle's text or None). `mark` is a digest of the plan's inputs, stored with it."""
         with self._transaction():
             self._db.execute("DELETE FROM slots")
             for batch in batches:
@@ -271,7 +274,7 @@ class Store:
             self.set_mark("plan", mark)
 
     def set_judging_specs(self, specs: Sequence[JudgingSpec]) -> None:
-        """Store the judging requests that the current rubric and judges imply."""
+        """Replace the stored judging requests by `specs`, those that the current rubric and judges imply."""
         rows = [
             {
                 "judge": s.judge, "identity": s.identity, "pass": s.judge_pass, "request": s.request,
@@ -284,8 +287,9 @@ class Store:
             self.insert("specs", arrow_table("specs", rows))
 
     def set_materials(self, batches: Iterable[Sequence[tuple[str, str]]], mark: str) -> None:
-        """Store which text the current rubric shows judges beside each conversation, given as (prompt_id, digest of the
-        text). `mark` is a digest of the inputs of this list."""
+        """Replace the list of texts that the current rubric shows judges beside the conversations. `batches` hold
+        (prompt_id, digest of the text) for each prompt with such a text. `mark` is a digest of the list's inputs,
+        stored with it."""
         with self._transaction():
             self._db.execute("DELETE FROM materials")
             for batch in batches:
@@ -294,8 +298,9 @@ class Store:
             self.set_mark("materials", mark)
 
     def list_pending(self, limit: int | None) -> None:
-        """Fill the tables with a run's work: `todo` (pending slots), `ready` (prompts whose completions are final and
-        that have pending judgements) and `settled` (slots answered or failed). `limit`: of the first prompts only."""
+        """Fill the tables that list a run's work, for the first `limit` selected prompts only (None: all): `todo`
+        (pending slots, which are planned completions), `ready` (prompts with pending judgements whose completions are
+        all answered or failed) and `settled` (slots answered or failed)."""
         condition = limit_condition(limit)
         with self._transaction():
             self._db.execute("DELETE FROM settled; DELETE FROM todo; DELETE FROM ready")
@@ -314,8 +319,9 @@ class Store:
             )
 
     def add_judgeable(self, positions: Sequence[int], per_prompt: int, min_completions: int) -> None:
-        """Add prompts to the table `ready`: those at these positions that by now have all `per_prompt` slots answered
-        or failed, and at least `min_completions` answered."""
+        """Add to table `ready` the prompts that can now be judged: of those at `positions` in the selection, the ones
+        whose `per_prompt` slots (planned completions) are all answered or failed, with at least `min_completions`
+        answered."""
         with translated_errors(self.path):
             self._db.register("touched", pa.table({"position": pa.array(positions, pa.int64())}))
             self._db.execute(
@@ -328,8 +334,8 @@ class Store:
             self._db.unregister("touched")
 
     def replace_outcomes(self, parts: Iterable[Mapping[str, pa.Table]], policy: str) -> None:
-        """Replace the tables of outcomes, pairs and scores. Each part maps table names to rows. `policy` (JSON) is the
-        pair policy that made them, stored with them."""
+        """Replace the tables of outcomes, pairs and scores. Each part maps names of these tables to rows. `policy`
+        (JSON) is the pair policy that made them, stored with them."""
         with self._transaction():
             self._db.execute(
                 "DELETE FROM outcomes; DELETE FROM preferences; DELETE FROM scores; DELETE FROM judge_scores"
@@ -341,8 +347,8 @@ class Store:
 
 
 def _create(path: Path) -> None:
-    """Create an empty store. It has another name until it is complete: an incomplete file that a kill or a full disk
-    leaves, without a journal beside it, would be taken for another program's."""
+    """Create an empty store. The file has another name until it is complete: if a kill or a full disk left it
+    incomplete under this name, without a journal beside it, it would be taken for another program's."""
     new = path.with_name(path.name + ".new")
     for file in (*store_files(new), *store_files(path)):
         file.unlink(missing_ok=True)

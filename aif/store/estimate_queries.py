@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class CompletionCall:
-    """A completion request, pending or answered. `system` is how the system message was sent and `tokens` the request's
-    input tokens; both are None if it is pending."""
+    """A completion request, pending or answered, with the text of its principle, if any. `system` is how the system
+    message was sent and `tokens` the number of input tokens; both are None if the request is pending."""
 
     prompt: Prompt
     principle: str | None
@@ -29,8 +29,8 @@ class CompletionCall:
 
 @dataclass(frozen=True, slots=True)
 class PlannedJudgement:
-    """A pending judgement: the texts of its answered completions, and the models of those that are still pending
-    (`awaited`)."""
+    """A pending judgement: the name of the rubric's request, the texts of its answered completions, and the models of
+    its completions that are still pending (`awaited`)."""
 
     prompt: Prompt
     request: str
@@ -40,8 +40,8 @@ class PlannedJudgement:
 
 @dataclass(frozen=True, slots=True)
 class AnsweredJudgement:
-    """An answered judgement with the request that was made: the texts shown, the rubric's digest, the form of the reply
-    and the number of input tokens."""
+    """An answered judgement: the name of the rubric's request, the texts shown, the rubric's digest, the form of the
+    reply and the number of input tokens."""
 
     prompt: Prompt
     request: str
@@ -56,7 +56,8 @@ class ReplyUsage:
     """Totals of tokens and seconds over the calls that reported token counts.
 
     `calls` is the number of these calls, `items` of the completions or judgements that they answered, `shown` of the
-    completions that the judgements rated. `cached` and `written` are tokens read from and written to a prompt cache.
+    completions that the judgements rated. `input` includes the tokens read from a prompt cache (`cached`) and those
+    written to it (`written`); `output` includes those of reasoning.
     """
 
     items: int
@@ -93,7 +94,8 @@ class EstimateReader(Reader):
         return reader
 
     def slots_to_ask(self, model: str, limit: int | None, most: int) -> list[CompletionCall]:
-        """Return at most `most` of a model's pending completions, evenly spread over the first `limit` prompts."""
+        """Return the requests for a sample of a model's pending completions: at most `most`, evenly spread over the
+        first `limit` selected prompts (None: over all)."""
         rows = self._rows(
             f"SELECT s.position, x.content, NULL, NULL FROM (SELECT * FROM slot_states WHERE model = ? "
             f"AND state IN ('pending', 'later') AND {limit_condition(limit)} {_even_sample('position, slot')}) s "
@@ -103,7 +105,8 @@ class EstimateReader(Reader):
         return self._completion_calls(rows)
 
     def slots_asked(self, identity: str, most: int) -> list[CompletionCall]:
-        """Return at most `most` of a model's answered completions (with known input tokens), evenly spread."""
+        """Return the requests for a sample of the answered completions of the model with this identity: at most `most`,
+        with known input tokens, evenly spread over the selected prompts."""
         rows = self._rows(
             f"SELECT s.position, x.content, s.system, s.input_tokens FROM ("
             f"SELECT e.position, c.principle, c.system, k.input_tokens FROM completions c "
@@ -122,7 +125,8 @@ class EstimateReader(Reader):
         ]
 
     def judgements_to_ask(self, judge: str, limit: int | None, most: int) -> list[PlannedJudgement]:
-        """Return at most `most` of a judge's pending judgements of the first `limit` prompts, evenly spread."""
+        """Return a sample of a judge's pending judgements: at most `most`, evenly spread over the first `limit`
+        selected prompts (None: over all) and the kinds of request."""
         rows = self._rows(
             f"SELECT position, request, answers FROM foreseen WHERE judge = ? AND state IN ('pending', 'later') "
             f"AND {limit_condition(limit)} {_even_sample('request, position, answers')}",
@@ -142,8 +146,9 @@ class EstimateReader(Reader):
         ]
 
     def judgements_asked(self, identity: str, most: int) -> list[AnsweredJudgement]:
-        """Return at most `most` of a judge's answered judgements (by any rubric, with known input tokens), evenly
-        spread."""
+        """Return a sample of the answered judgements of the judge with this identity, by any rubric: at most `most`,
+        with known input tokens, evenly spread over the selected prompts and the kinds of request. Judgements of texts
+        that the store no longer has are left out."""
         rows = self._rows(
             f"SELECT e.position, j.request, j.completions, j.rubric, j.form, k.input_tokens, j.shown FROM judgements j "
             f"JOIN calls k ON j.call_id = k.id JOIN selection e ON j.prompt_id = e.prompt_id "
@@ -161,7 +166,8 @@ class EstimateReader(Reader):
         ]
 
     def overflow_message(self, stage: str, endpoint: str) -> str:
-        """Return the message of the last call that exceeded a model's or judge's context window; empty if none did."""
+        """Return the error message of the last call that exceeded the context window of `endpoint`, a model or judge;
+        empty if none did."""
         rows = self._rows(
             "SELECT message FROM calls WHERE stage = ? AND endpoint = ? AND kind = 'context_overflow' "
             "ORDER BY rowid DESC LIMIT 1",
@@ -170,7 +176,8 @@ class EstimateReader(Reader):
         return rows[0][0] or "" if rows else ""
 
     def completion_usage(self, identity: str, max_tokens: int) -> ReplyUsage:
-        """Return the total usage of a model's completions whose requests had this `max_tokens`."""
+        """Return the total usage of the calls with this `max_tokens` for answered completions of the model with this
+        identity."""
         rows = self._rows(
             f"SELECT count(DISTINCT c.key), 0, {_USED} FROM calls k JOIN completions c ON k.key = c.key "
             f"WHERE c.identity = ? AND k.output_tokens IS NOT NULL "
@@ -180,7 +187,8 @@ class EstimateReader(Reader):
         return ReplyUsage(*rows[0])
 
     def judgement_usage(self, judge: str) -> dict[str, ReplyUsage]:
-        """Return the total usage of a judge's judgements by the current rubric, by name of the rubric's request."""
+        """Return the total usage of the calls for a judge's answered judgements by the current rubric, by the name of
+        the rubric's request."""
         rows = self._rows(
             f"SELECT p.request, count(*) FILTER (k.id = j.call_id), "
             f"coalesce(sum(len(j.completions)) FILTER (k.id = j.call_id), 0)::BIGINT, {_USED} "
@@ -195,5 +203,6 @@ class EstimateReader(Reader):
 
 
 def _even_sample(order: str) -> str:
-    """Return an SQL clause that samples rows evenly in this order; its parameter is the largest number of rows."""
+    """Return an SQL clause that keeps an even sample of the rows in this `order` (SQL). Its parameter is the largest
+    number of rows to keep."""
     return f"QUALIFY (row_number() OVER (ORDER BY {order}) - 1) % ((count(*) OVER () - 1) // ? + 1) = 0"

@@ -55,12 +55,12 @@ class Damage:
 
 
 def segment(folder: Path, number: int) -> Path:
-    """Return the path of a segment file."""
+    """Return the path of the segment file with this number."""
     return folder / f"{number:06d}.jsonl"
 
 
 def segments(folder: Path) -> list[int]:
-    """Return the numbers of the existing segments in order."""
+    """Return the numbers of the existing segments in ascending order."""
     return sorted(int(path.stem) for path in folder.glob("[0-9]*.jsonl") if re.fullmatch("[0-9]{6,}", path.stem))
 
 
@@ -94,7 +94,8 @@ def _lines(records: Sequence[dict[str, Any]], start: Position) -> bytes:
 
 
 def replay(folder: Path, start: Position = START) -> Iterator[tuple[Position, dict[str, Any] | Damage]]:
-    """Yield every record after `start`, or a `Damage` for a damaged line, with the position after it; skip copies."""
+    """Yield each record after `start`, in the order written, as (position after it, record). In place of a record that
+    can't be read comes a `Damage`. Copies of records are skipped."""
     copied: set[tuple[Position, bytes]] = set()
     for number in segments(folder):
         if number < start.segment:
@@ -200,13 +201,13 @@ class Journal:
 
     @property
     def emptied(self) -> list[Path]:
-        """The segments before the last one that are empty: their records were moved to other files or are lost."""
+        """The paths of empty segments, except the last segment. Their records were moved to other files or are lost."""
         paths = (segment(self.folder, n) for n in segments(self.folder) if n < self.position.segment)
         return [path for path in paths if not path.stat().st_size]
 
     def mark_emptied(self) -> None:
-        """Write an invalid line into each emptied segment. It counts as one damaged line, and the segment isn't empty
-        when the journal is opened again."""
+        """Write an invalid line into each emptied segment, so that it counts as one damaged line now, and is no longer
+        empty when the journal is opened again."""
         for path in self.emptied:
             path.write_bytes(b"emptied\n")
 
@@ -268,7 +269,8 @@ def _is_incomplete(path: Path, at: int) -> bool:
 
 
 def _complete_bytes(path: Path, block: int = 1 << 16) -> int:
-    """Return the length of a file up to and including its last newline."""
+    """Return the length of a file up to and including its last newline. It is read from the end, `block` bytes at a
+    time."""
     with path.open("rb") as file:
         end = file.seek(0, os.SEEK_END)
         while end > 0:

@@ -25,8 +25,8 @@ class Rubrics:
 
     `files` holds the files of each rubric by its digest, `loaded` the rubrics made from them. `lost` are digests of
     rubrics that replies need and that are missing or invalid. `tags` are the reasoning tags by `stage/identity`,
-    without those that are `auto`. `old_text_ids` has the recorded text_id, by key, of completions whose reply the
-    current tags split into another text.
+    without those that are `auto`. `old_text_ids` is for completions whose reply the current tags split into another
+    text than the recorded one: it maps their keys to the text_id (digest) of the recorded text.
     """
 
     files: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -36,8 +36,8 @@ class Rubrics:
     old_text_ids: dict[str, str] = field(default_factory=dict)
 
     def get(self, digest: str) -> Rubric | None:
-        """Return the rubric. If its record was damaged, or this version can't load it, return None and add it to
-        `lost`."""
+        """Return the rubric with this digest. If its record was damaged, or this version can't load it, return None and
+        add the digest to `lost`."""
         if digest not in self.loaded and digest in self.files:
             try:
                 self.loaded[digest] = Rubric.from_files(self.files[digest], f"rubric {digest[:12]}")
@@ -77,8 +77,9 @@ def parse_record(record: Record, rubrics: Rubrics) -> Entry:
 
 
 def _with_shown_text_ids(record: Record, old_text_ids: dict[str, str]) -> Record:
-    """Add `shown`, the text_ids of the texts that the judge saw, to a judgement's record that lacks it, if the current
-    tags split one of these texts differently. Without it the judgement would count for the new texts."""
+    """Return a judgement's record, with `shown` added if it lacks that and the current tags give one of its completions
+    another text than the judge saw. `shown` holds the text_ids of the texts that the judge saw; without it the
+    judgement would count for the new texts."""
     item = record["item"]
     if "shown" in item or old_text_ids.keys().isdisjoint(item.get("completions", ())):
         return record
@@ -86,7 +87,7 @@ def _with_shown_text_ids(record: Record, old_text_ids: dict[str, str]) -> Record
 
 
 def _split_again(record: Record, tags: Tags) -> Record:
-    """Split a call's reply into text and reasoning again, with the current tags.
+    """Return a call's record with its reply split into text and reasoning again, with the current tags.
 
     If the text differs from the recorded one and the record lacks the reply as received, since the version that wrote
     it cut nothing, `said` is added with that reply and `was` with the recorded text. A completion that is left without
@@ -112,8 +113,8 @@ def _split_again(record: Record, tags: Tags) -> Record:
 
 @dataclass(frozen=True, slots=True)
 class JournalBatch:
-    """At most `RECORDS` journal records, turned into steps for `Store.apply`. `position` is the journal position after
-    them; `damaged` are the damaged lines among them."""
+    """The journal's next records, at most RECORDS (2,000), turned into steps for `Store.apply`. `position` is the
+    journal position after them, `records` their number; `damaged` are the damaged lines among them."""
 
     position: Position
     records: int

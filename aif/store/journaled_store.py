@@ -176,9 +176,9 @@ class JournaledStore:
         self._resources.close()
 
     def _write_back(self, aside: Path, end: Position, damaged: Sequence[Damage], notify: Notify) -> None:
-        """Write the records that only a set-aside store has back to the journal. Delete that store if all of it could
-        be read. `end` is where the journal ended when it was opened, `damaged` are its damaged lines. Raises
-        JournalDamaged if the store belongs to another pipeline."""
+        """Write to the journal the records that only the set-aside store at `aside` has, and delete that store if all
+        of it could be read. `end` is where the journal ended when it was opened, `damaged` are the journal's damaged
+        lines. Raises JournalDamaged if the store belongs to another pipeline."""
         written = 0
         try:
             old_store = SetAsideStore.open(aside)
@@ -225,8 +225,8 @@ class JournaledStore:
         return any(isinstance(record, dict) and record["t"] == "retry" for _, record in replayed)
 
     def _report_damage(self, damaged: Sequence[Damage], some_written_back: bool, notify: Notify) -> None:
-        """Report damaged lines and missing rubrics. Raises JournalDamaged if the records of more than FEW_DAMAGED lines
-        were not recovered from an old store."""
+        """Report damaged lines and missing rubrics. `some_written_back`: there were old stores to recover records from.
+        Raises JournalDamaged if the records of more than FEW_DAMAGED (5) lines were not recovered."""
         result = "was recovered or is requested again" if some_written_back else "is lost and requested again"
         for line in damaged[:FEW_DAMAGED]:
             notify(f"{line}; what it held {result}")
@@ -246,7 +246,8 @@ class JournaledStore:
             )
 
     def clear_damage(self) -> None:
-        """Set the count of damaged lines to 0, since the sources were read completely and no prompt is missing."""
+        """Set the count of damaged lines to 0. It is called when the sources were read completely, so that no prompt is
+        missing."""
         if lost := self.store.damaged_lines:
             self.keep([records.mended(lost)])
 
@@ -258,7 +259,8 @@ class JournaledStore:
 
 
 def _store_error(error: BaseException) -> StoreDamaged | StoreOutOfMemory | None:
-    """Return the store's error in an exception or exception group; None if the group also holds other errors."""
+    """Return `error` if it is StoreDamaged or StoreOutOfMemory, or the first error of an exception group of nothing but
+    these; else None."""
     while isinstance(error, BaseExceptionGroup):
         if error.split((StoreDamaged, StoreOutOfMemory))[1] is not None:
             return None
@@ -274,8 +276,8 @@ def _changed_tags(store: Store, tags: Mapping[str, Tags]) -> list[str]:
 
 
 def _reply_digests(reader: Reader, names: Sequence[str]) -> dict[str, str]:
-    """Return what the replies of these models and judges (as `stage/identity`) were parsed to, as a digest or a kind of
-    failure, by the key of the completion or judgement."""
+    """Return what the replies of these models and judges (as `stage/identity`) were parsed to, by the key of the
+    completion or judgement: a digest of the text or ratings, or the kind of failure if they couldn't be used."""
     rows = reader._query(
         "SELECT key, digest FROM (SELECT key, text_id AS digest, 'completion' AS stage, identity FROM completions "
         "UNION ALL SELECT key, sha256(to_json(ratings)::VARCHAR), 'judgement', identity FROM judgements UNION ALL "
@@ -301,9 +303,9 @@ def _rubric_files(aside: Path) -> dict[str, dict[str, str]]:
 
 
 def _calls_of_other_pipeline(old_store: SetAsideStore, reader: Reader, damaged: int) -> int:
-    """Return the number of calls in a set-aside store that belongs to another pipeline, whose cost must not be counted
-    here; 0 if it doesn't. A store belongs to another pipeline if it has no run in common with the reader's store and
-    more calls than `damaged` lines can explain."""
+    """Return the number of calls in a set-aside store if it belongs to another pipeline, whose cost must not be counted
+    here, else 0. It does if none of its runs is in the reader's store, which has others, and it has more calls than
+    `damaged`, a number of lines, can explain."""
     runs = "SELECT run, count(*) AS n FROM calls GROUP BY run"
     theirs, ours = ({row["run"]: row["n"] for row in rows} for rows in (old_store.rows(runs), reader._query(runs)))
     calls: int = sum(theirs.values())
@@ -317,10 +319,11 @@ def _rename_unreadable(aside: Path) -> str:
 
 
 def _usable_store(paths: StorePaths, opened: Journal, notify: Notify, rebuild: bool) -> tuple[Store, bool]:
-    """Open the existing store and return it with True. If it is missing, damaged or doesn't fit the journal, return an
-    empty store, to be filled from the journal, with False.
+    """Open the existing store and return it with True. If it is missing, damaged or doesn't fit the journal, set it
+    aside and return an empty store, to be filled from the journal, with False.
 
-    Only aif's stores are set aside: a file that can't be read and has no journal may be another program's.
+    Raises BadInput if the file can't be read and has no journal: it may be another program's, and only aif's stores are
+    set aside.
     """
     path, empty = paths.store, opened.position == START
     if path.is_dir():

@@ -152,5 +152,6 @@ def holder_text(path: Path) -> str:
 
 
 def busy_message(store: Path, holder: str) -> str:
-    """Return the message for a command that needs a store which another process writes to."""
+    """Return the message for a command that needs a store which another process writes to; `holder` describes that
+    process (see `holder_text`)."""
     return f"{store}: {holder}; wait for it or stop it; `aif status` and `aif failures` work meanwhile"

@@ -62,7 +62,7 @@ def check_old_location(store: Path, named: Path) -> None:
 
 
 def _how_to_move(old: StorePaths, store: Path) -> str:
-    """Return a message with the commands that move a store's files. They overwrite no file."""
+    """Return a message with the commands that move a store's files to `store`. The commands overwrite no file."""
     to = shlex.quote(str(store.parent))
     return (
         f"{store}: no store here yet, but there is one at {old.store}. A relative `store` is now relative to the "

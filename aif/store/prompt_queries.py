@@ -12,8 +12,8 @@ from aif.store.query import Queries
 
 @dataclass(frozen=True, slots=True)
 class StoredPrompt:
-    """A prompt with its material. `meta` is the JSON text of its row's other columns; `source` is None if the pipeline
-    no longer selects the prompt."""
+    """A prompt with its material (texts shown to judges beside the conversation). `meta` is the JSON text of its row's
+    other columns; `source` is None if the pipeline no longer selects the prompt."""
 
     prompt: Prompt
     meta: str
@@ -108,7 +108,8 @@ class PromptQueries(Queries):
         return dict(self._rows("SELECT key, text FROM completions WHERE prompt_id = ?", [prompt_id]))
 
     def planned_texts(self, prompt_id: str) -> dict[str, str]:
-        """Return the texts of the prompt's planned completions by completion key, without those not yet stored."""
+        """Return the texts of the prompt's planned completions by completion key. Completions that are not stored yet
+        are left out."""
         query = "SELECT c.key, c.text FROM slots s JOIN completions c ON s.key = c.key WHERE s.prompt_id = ?"
         return dict(self._rows(query, [prompt_id]))
 
@@ -120,19 +121,20 @@ class PromptQueries(Queries):
         )
 
     def slots_with_calls(self, prompt_id: str) -> list[dict[str, Any]]:
-        """Return a row for each planned completion of the prompt: the columns of view `slot_states`, the completion
-        (text, reasoning, finish, system), its scores (score, spread, by_judge), its call (sent, served, seconds, n,
-        input_tokens, output_tokens, usd), and `raw`, a received reply that could not be used."""
+        """Return a row for each planned completion of the prompt, in their order: the columns of view `slot_states`,
+        the completion (text, reasoning, finish, system), its scores (score, spread, by_judge), its call (sent, served,
+        seconds, n, input_tokens, output_tokens, usd), and `raw`, a received reply that could not be used."""
         return self._query(_SLOTS, [prompt_id])
 
     def judgements_with_calls(self, prompt_id: str) -> list[dict[str, Any]]:
-        """Return a row for each answered judgement of the prompt that the pipeline wants: the columns of table
-        `judgements`, its call (as in `slots_with_calls`), and as JSON its rubric's files (`files`) and the material
-        shown (`shown_material`)."""
+        """Return a row for each answered judgement of the prompt that the pipeline wants, ordered by judge, pass and
+        request: the columns of table `judgements`, its call (as in `slots_with_calls`), and as JSON its rubric's files
+        (`files`) and the material shown (`shown_material`)."""
         return self._query(_JUDGEMENTS, [prompt_id])
 
     def failed_judgements(self, prompt_id: str) -> list[dict[str, Any]]:
-        """Return a row for each failed judgement of the prompt: the columns of table `failed` and the judge's name."""
+        """Return a row for each unanswered judgement of the prompt whose last call failed, permanently or not: the
+        columns of table `failed` and the judge's name."""
         query = "SELECT f.*, d.judge FROM failed f JOIN needed d ON d.failure = f.key WHERE d.prompt_id = ?"
         return self._query(query, [prompt_id])
 

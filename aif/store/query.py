@@ -77,7 +77,7 @@ class Queries:
         self.close()
 
     def _query(self, query: str, parameters: Sequence[Any] = ()) -> list[dict[str, Any]]:
-        """Return the rows as dicts."""
+        """Run an SQL query and return its rows as dicts, by column name."""
 
         def run() -> list[dict[str, Any]]:
             rows = self._db.execute(query, parameters)
@@ -87,18 +87,19 @@ class Queries:
         return with_more_memory(self._db, self._path, run)
 
     def _rows(self, query: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> list[tuple[Any, ...]]:
-        """Return the rows as tuples."""
+        """Run an SQL query and return its rows as tuples."""
         return with_more_memory(self._db, self._path, lambda: self._db.execute(query, parameters).fetchall())
 
     def _arrow(self, query: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> "pa.Table":
-        """Return the rows as an Arrow table."""
+        """Run an SQL query and return its rows as an Arrow table."""
         table = with_more_memory(self._db, self._path, lambda: self._db.sql(query, params=parameters).to_arrow_table())
         assert table is not None
         return table
 
     def _arrow_by_number(self, query: str) -> "pa.Table":
-        """Return the rows as an Arrow table with dictionary-encoded text columns: 2,500,000 pairs take 0.1 GB in place
-        of 0.6. Only text columns may hold NULLs."""
+        """Run an SQL query and return its rows as an Arrow table with dictionary-encoded text columns, which store a
+        text once and refer to it by number: 2,500,000 pairs take 0.1 GB in place of 0.6. Only text columns may hold
+        NULLs."""
         import pyarrow as pa
 
         def run() -> list[pa.Table]:

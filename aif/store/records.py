@@ -62,8 +62,9 @@ def carried(key: str, prompt_id: str, completion: ProvidedCompletion) -> Record:
 
 
 def page(start: int, rows: Iterable[tuple[str, str]], carried: Iterable[Sequence[Any]] = ()) -> Record:
-    """Build the record of a page of the selection. `rows` are (prompt_id, source). `carried` are the provided
-    completions as (prompt_id, key, score) or (prompt_id, key, score, name of the score's scale)."""
+    """Build the record of a page: a part of the selection (the prompts that the sources hold now) that begins at
+    position `start`. `rows` are (prompt_id, source). `carried` are the completions provided with these prompts, as
+    (prompt_id, key, score) or (prompt_id, key, score, name of the score's scale)."""
     provided = [list(row) for row in carried]
     sources = [row.pop() if len(row) > 3 else None for row in provided]
     return {
@@ -128,7 +129,8 @@ def call(
 ) -> Record:
     """Build the record of one call, with the whole reply even if it could not be used.
 
-    `usd` is the cost, None if unknown; `bound` is then the most it can have cost. `n` counts the attempts at the item.
+    `usd` is the cost, None if unknown; `bound` is then the most it can have cost. `n` is the number of this attempt at
+    the item in its run, from 1.
     """
     received = reply or (error.reply if error else None)
     return {

@@ -27,11 +27,12 @@ SIDE_COUNTS = ("empty_completion", "rescored", "alike")
 
 @dataclass(frozen=True, slots=True)
 class ReasoningMarks:
-    """A count of a model's completions that contain what looks like reasoning tags, for one `kind`, with an example.
+    """The number of a model's completions that contain what looks like reasoning tags, for one `kind`, with an example.
 
     `left`: a tag is still in the text. `cut`: reasoning was cut at a tag that the reply may only mention. `whole`: the
     text ends at max_tokens and may be all reasoning, since other completions of the model contain reasoning. An empty
-    `model` stands for prompts with a tag `left` in an earlier assistant turn. `example` is an excerpt from one of them.
+    `model` stands for prompts with a tag `left` in an earlier assistant turn. `example` is an excerpt from one of the
+    completions or prompts, and `prompt_id` its prompt.
     """
 
     model: str
@@ -43,7 +44,8 @@ class ReasoningMarks:
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """Numbers of a model's completions or a judge's judgements, by state; `wanted` is the total of all states."""
+    """Numbers of a model's completions or a judge's judgements, by state: `failed` is permanent, `later` is retried by
+    the next run; `wanted` is the total of all states."""
 
     wanted: int
     answered: int
@@ -52,7 +54,7 @@ class Tally:
 
     @property
     def pending(self) -> int:
-        """The number of items that were never requested or will be retried."""
+        """The number of items that were never requested, or failed and will be retried."""
         return self.wanted - self.answered - self.failed
 
 
@@ -61,7 +63,8 @@ class ItemCounts:
     """The number of items that the pipeline wants now, by stage and model or judge (`tallies`), and of prompts.
 
     Judgements are counted as if every pending completion will be answered. `slots` maps a number of planned completions
-    to the number of prompts that have it. `complete` counts the prompts without missing items; `missing` has these.
+    to the number of prompts that have it. `complete` counts the prompts of which all items are answered; `missing` are
+    the items that are not, by the reason.
     """
 
     prompts: int
@@ -114,8 +117,8 @@ class PromptCounts:
 
 @dataclass(frozen=True, slots=True)
 class UnratedJudgements:
-    """The number (`items`) of a judge's judgements without ratings for one reason (`kind`): a kind of failure, or "not
-    sent yet". `example` is the error message of one of them, empty if none was sent."""
+    """The number (`items`) of judgements by a judge (`endpoint`) that have no ratings for the same reason (`kind`): a
+    kind of failure, or "not asked". `example` is the error message of one of them."""
 
     endpoint: str
     kind: str
@@ -127,7 +130,7 @@ class ReportQueries(Queries):
     """Queries for summaries and reports."""
 
     def tallies(self, limit: int | None = None) -> dict[tuple[str, str], Tally]:
-        """Return the tallies by (stage, model or judge), for the prompts before position `limit`, or for all.
+        """Return the tallies by (stage, model or judge), for the first `limit` selected prompts (None: for all).
 
         The stage `carried` has the completions provided with prompts, by author. Judgements are counted as if every
         pending completion will be answered.
@@ -191,7 +194,8 @@ class ReportQueries(Queries):
         )
 
     def reasoning_marks(self) -> list[ReasoningMarks]:
-        """Return how many completions of each model, and how many prompts, contain what looks like reasoning tags."""
+        """Return how many completions contain what looks like reasoning tags, for each model and kind (see
+        `ReasoningMarks`), and how many prompts do."""
         rows = self._rows(
             "SELECT s.model, split_part(coalesce(mark, 'whole'), ': ', 1) AS kind, count(*), min(s.prompt_id), "
             "min_by(mark, s.prompt_id), min_by(s.key, s.prompt_id) FROM slots s JOIN completions c ON s.key = c.key "
@@ -207,16 +211,16 @@ class ReportQueries(Queries):
         ]
 
     def _beginning(self, key: str) -> str:
-        """Return the first 60 characters of a completion. (Selecting them in the query of `reasoning_marks` would read
-        2,048 texts of 200 kB.)"""
+        """Return the first 60 characters of a completion, as one line. (Selecting them in the query of
+        `reasoning_marks` would read 2,048 texts of 200 kB.)"""
         rows = self._rows(
             "SELECT regexp_replace(left(text, 60), '\\s+', ' ', 'g') FROM completions WHERE key = ?", [key]
         )
         return str(rows[0][0])
 
     def outdated_judgements(self) -> list[tuple[str, int, int]]:
-        """Return (judge, number of judgements, estimated input tokens) for pending judgements of completions that the
-        judge has already judged with other texts."""
+        """Return (judge, number of judgements, estimated input tokens) for each judge with pending judgements of
+        completions that it has already judged when they had other texts."""
         if not self.get_mark("texts"):
             return []  # almost always: the query takes 0.25 s for 64,000 prompts
         return self._rows(
@@ -263,8 +267,8 @@ class ReportQueries(Queries):
         return PromptCounts(intake, outcomes, pairs, *side_counts, *unrated[0])
 
     def replies_digest(self) -> tuple[int, int, int]:
-        """Return the number of calls, the number of judgements, and a hash of all ratings, for a digest that shows
-        whether an export is out of date."""
+        """Return numbers that change when replies are added or parsed differently: of calls, of judgements, and a hash
+        of all ratings. A digest of them shows whether an export is out of date."""
         (row,) = self._rows(
             "SELECT (SELECT count(*) FROM calls), count(*), coalesce(bit_xor(hash(key, ratings)), 0) FROM judgements"
         )
@@ -284,7 +288,8 @@ class ReportQueries(Queries):
         return int(self._rows("SELECT count(DISTINCT (prompt_id, n)) FROM dissent")[0][0])
 
     def standings(self) -> list[dict[str, Any]]:
-        """Return the rows of view `standings`: completions, mean score and pairs by model, best first."""
+        """Return the rows of view `standings`: the completions, mean score and pairs of each model, best model
+        first."""
         return self._query("FROM standings")
 
     def leaderboard(self) -> list[dict[str, Any]]:
@@ -321,8 +326,8 @@ class ReportQueries(Queries):
         return dict(self._rows("SELECT key, sha256(to_json(ratings)::VARCHAR) FROM judgements"))
 
     def unrated_judgements(self, limit: int) -> list[UnratedJudgements]:
-        """Count the judgements without ratings of the prompts before position `limit`, by judge and reason. Judgements
-        whose completions are pending are left out."""
+        """Return the numbers of judgements without ratings, one for each judge and reason, for the first `limit`
+        selected prompts. Judgements whose completions are pending are left out."""
         rows = self._rows(
             "SELECT endpoint, coalesce(kind, 'not sent yet') AS kind, count(*) AS items, coalesce(min(message), '') "
             "AS example FROM items WHERE stage = 'judgement' AND state <> 'answered' AND NOT waits AND position < ? "

@@ -41,7 +41,8 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class ScoredCompletion:
-    """A prompt with one of its completions, the model's name and the score; `label` is the KTO label, if it has one."""
+    """A prompt with one of its completions, the model's name and the score. `label` is the KTO label (True: desirable),
+    None for other formats."""
 
     prompt_id: str
     source: str
@@ -55,7 +56,7 @@ class ScoredCompletion:
 @dataclass(frozen=True, slots=True)
 class CompletionResult:
     """A planned completion and its result. `text` and `finish` are None unless it is answered; `kind` is the kind of
-    failure if it failed. `principle` is a digest of the principle's text."""
+    the last failure if it is not answered. `principle` is a digest of the principle's text."""
 
     key: str
     model: str
@@ -69,8 +70,9 @@ class CompletionResult:
 
 @dataclass(frozen=True, slots=True)
 class JudgementResult:
-    """A judgement that the pipeline wants, of the completions `answers` (sorted keys), and its result. `key` is None if
-    it was never requested; `text` is the judge's reply, even if unparseable; `shown` are keys in the order shown."""
+    """A judgement that the pipeline wants, of the completions `answers` (sorted keys), and its result. `request` is the
+    name of the rubric's request. `key` is None if it was never requested; `text` is the judge's reply, even if
+    unparseable; `shown` are keys in the order shown."""
 
     key: str | None
     judge: str
@@ -86,8 +88,8 @@ class JudgementResult:
 
 @dataclass(frozen=True, slots=True)
 class PromptResult:
-    """A prompt with its metadata, its material, and all planned completions (`answers`) and wanted judgements
-    (`verdicts`) with their results."""
+    """A prompt with its metadata, its material (texts shown to judges beside the conversation), and all planned
+    completions (`answers`) and wanted judgements (`verdicts`) with their results."""
 
     prompt_id: str
     source: str
@@ -105,8 +107,8 @@ class ResultReader(Reader):
     """A `Reader` with the queries for pairing and datasets."""
 
     def unpaired_prompts(self) -> pa.Table:
-        """Return (prompt_id, outcome) of the prompts that can't be paired now. The outcome is pending,
-        too_few_completions or judgement_failed."""
+        """Return (prompt_id, outcome) of the selected prompts that can't be paired now, in the selection's order. The
+        outcome is pending, too_few_completions or judgement_failed."""
         return self._arrow(
             """
             WITH judged AS (
@@ -129,7 +131,8 @@ class ResultReader(Reader):
 
     def scores(self, aspects: Mapping[str, float], judges: Mapping[str, float]) -> RatingColumns:
         """Return the mean ratings of completions: a row for each completion, a column for each judge and aspect.
-        Prompts with pending judgements are left out. `aspects` and `judges` map names to weights.
+        Prompts with pending judgements, or without any answered judgement, are left out. `aspects` and `judges` map
+        names to weights.
 
         The mean is over a judge's passes; it is missing if any pass found the aspect not applicable.
         """
@@ -139,8 +142,9 @@ class ResultReader(Reader):
     def scores_in_parts(
         self, aspects: Mapping[str, float], judges: Mapping[str, float], all_pairs: bool
     ) -> Iterator[RatingColumns]:
-        """Yield the result of `scores` in parts, in order. A part has whole prompts with about 100,000 completions, or
-        with fewer if `all_pairs` is set and they form about 500,000 pairs."""
+        """Yield the result of `scores` in parts, in the selection's order. A part has whole prompts with about 100,000
+        completions, or with fewer if `all_pairs` is set (all pairs of a prompt's completions are compared) and they
+        form about 500,000 pairs."""
         return (_scores(part, aspects, judges) for part in self._rated(aspects, judges, all_pairs))
 
     def _rated(self, aspects: Iterable[str], judges: Iterable[str], all_pairs: bool) -> Iterator[pa.Table]:
@@ -200,7 +204,8 @@ class ResultReader(Reader):
         return pairs.take(pa.array(np.lexsort((pairs.column("n").to_numpy(), ranks))))
 
     def pairs_with_texts(self, pairs: pa.Table, batch: int) -> Iterator[list[Pair]]:
-        """Yield rows of `pair_keys` with their texts, at most `batch` at a time, in the table's order.
+        """Yield the pairs of a table from `pair_keys` with their texts, at most `batch` at a time, in the table's
+        order.
 
         Texts are fetched by key for each batch: sorting 64,000 rows of 10 KB runs out of memory (see
         `selected_prompts`).
@@ -219,8 +224,9 @@ class ResultReader(Reader):
             ]
 
     def _with_texts(self, table: pa.Table, batch: int, *columns: str) -> Iterator[_Page]:
-        """Yield the table's rows in pages. With each page come the messages of its prompts by prompt_id, and the texts
-        of its completions by key; `columns` are the table's columns of completion keys."""
+        """Yield the table's rows in pages of at most `batch`. With each page come the messages of its prompts by
+        prompt_id, and the texts of its completions by key. `columns` name the table's columns that hold completion
+        keys."""
         for start in range(0, table.num_rows, batch):
             for rows in self._pages(table.slice(start, batch).to_pylist(), columns):
                 messages = self._column("prompts", "messages", [row["prompt_id"] for row in rows])
@@ -228,8 +234,8 @@ class ResultReader(Reader):
                 yield rows, {id: as_messages(turns) for id, turns in messages.items()}, texts
 
     def _pages(self, rows: list[dict[str, Any]], columns: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
-        """Split rows into pages whose texts fit into memory: those of the row's prompt and of the completions whose
-        keys are in `columns`."""
+        """Split rows into lists whose texts fit into memory. A row's texts are its prompt and the completions whose
+        keys are in its `columns`."""
         prompts = self._column("prompts", "bytes", [row["prompt_id"] for row in rows])
         bytes = prompts | self._column("completions", "bytes", [row[column] for row in rows for column in columns])
         return batched(rows, lambda row: sum(bytes[row[side]] for side in ("prompt_id", *columns)), len(rows))
@@ -259,7 +265,8 @@ class ResultReader(Reader):
             ]
 
     def selected_ids(self) -> pa.Table:
-        """Return (prompt_id, source) of all selected prompts with an undamaged record, ordered by prompt_id."""
+        """Return (prompt_id, source) of all selected prompts, ordered by prompt_id, without prompts whose record was
+        damaged."""
         return self._arrow(
             "SELECT prompt_id, source FROM selection SEMI JOIN prompts USING (prompt_id) ORDER BY prompt_id"
         )

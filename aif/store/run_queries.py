@@ -32,9 +32,10 @@ def _among(positions: Sequence[int]) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class PendingSlot:
-    """A completion to request: its slot, its prompt, and the text of its principle, if any.
+    """A completion to request: its slot (the planned completion), its prompt, and the text of its principle, if any.
 
-    `seq` numbers the pending slots of a model; `position` is the prompt's in the selection. `slot.principle` is None.
+    `seq` numbers the pending slots of a model; `position` is the prompt's in the selection. `slot.principle` is None:
+    the text is in `principle`.
     """
 
     seq: int
@@ -46,7 +47,8 @@ class PendingSlot:
 
 @dataclass(frozen=True, slots=True)
 class PendingJudgement:
-    """A judgement to request: the judge, its pass, the rubric's request, and the completions (`answers`, sorted keys).
+    """A judgement to request: the judge, its pass, the name of the rubric's request, and the completions (`answers`,
+    sorted keys).
 
     `spec` is a digest of the request's fixed part, `material` a digest of the texts shown beside the conversation.
     `outdated` means that the judge already judged these completions, but with other texts.
@@ -64,9 +66,10 @@ class PendingJudgement:
 
 @dataclass(frozen=True, slots=True)
 class JudgeablePrompt:
-    """A prompt whose completions are final: their texts by key, and the judgements still pending (`needs`).
+    """A prompt whose completions are all answered or failed: the texts of the answered ones by key, and the judgements
+    still pending (`needs`).
 
-    `seq` numbers such prompts, in the order in which their completions became final.
+    `seq` numbers such prompts, in the order in which they became ready to be judged.
     """
 
     seq: int
@@ -88,14 +91,16 @@ class RunQueries(Queries):
     def already_gathered(
         self, ids: Sequence[str], keys: Sequence[str]
     ) -> tuple[set[str], dict[str, tuple[float | None, str | None]]]:
-        """Return which of the prompt `ids` and of the provided completions' `keys` are already in the selection that is
-        being built; completions with their score and the name of its scale."""
+        """Return what the selection that is being built already has: the set of those of the prompt `ids`, and for
+        those of the provided completions `keys` the (score, name of the score's scale) by key, both None without a
+        score."""
         prompts = self._rows("SELECT prompt_id FROM incoming WHERE prompt_id IN (SELECT unnest(?))", [list(ids)])
         query = "SELECT key, score, source FROM incoming_carried WHERE key IN (SELECT unnest(?))"
         return {row[0] for row in prompts}, {key: (*score,) for key, *score in self._rows(query, [list(keys)])}
 
     def provided_counts(self, ids: Sequence[str]) -> dict[str, int]:
-        """Return the number of provided completions by prompt id, in the selection that is being built."""
+        """Return how many provided completions each of these prompts has in the selection that is being built, by
+        prompt id. Prompts without any are left out."""
         query = (
             "SELECT prompt_id, count(*) FROM incoming_carried WHERE prompt_id IN (SELECT unnest(?)) GROUP BY prompt_id"
         )
@@ -107,14 +112,16 @@ class RunQueries(Queries):
         return {row[0] for row in rows}
 
     def stored_digests(self, kind: str, among: Sequence[str]) -> set[str]:
-        """Return the subset of these digests for which the store holds a text of this kind."""
+        """Return the subset of the digests `among` for which the store holds a text of this kind (`principle`,
+        `rubric`, ...)."""
         query = "SELECT digest FROM texts WHERE kind = ? AND digest IN (SELECT unnest(?))"
         return {row[0] for row in self._rows(query, [kind, list(among)])}
 
     # --- the selection and the plan -----------------------------------------------------------------------------------
 
     def selected_prompts(self, batch: int = 2000) -> Iterator[list[tuple[int, Prompt]]]:
-        """Yield pages of the selected prompts with their positions, in order, without meta, material or completions.
+        """Yield the selected prompts with their positions, in the selection's order, in lists of at most `batch`. The
+        prompts come without meta, material or completions.
 
         Texts are fetched by key: sorting 30,000 prompts of 19 KB at once runs out of memory, since DuckDB's sort does
         not spill lists of structs.
@@ -124,8 +131,8 @@ class RunQueries(Queries):
             yield [(position, Prompt(id, as_messages(messages[id]), source)) for position, id, source, _ in page]
 
     def _selection_pages(self, batch: int, condition: str = "true") -> Iterator[list[tuple[int, str, str, int]]]:
-        """Yield the selected prompts in pages of (position, prompt id, source, bytes), in order. `condition` is an SQL
-        condition on the prompt's row (`p`)."""
+        """Yield the selected prompts as (position, prompt id, source, bytes), in the selection's order, in lists of at
+        most `batch`. `condition` is an SQL condition on the prompt's row (`p`)."""
         count = self._rows("SELECT count(*) FROM selection")[0][0]
         for start in range(0, count, batch):
             rows = self._rows(
@@ -141,14 +148,15 @@ class RunQueries(Queries):
         return [row[0] for row in self._rows("SELECT prompt_id FROM selection WHERE position < ?", [limit])]
 
     def prompts_with_material(self, batch: int = 2000) -> Iterator[list[Prompt]]:
-        """Yield pages of the selected prompts that have texts for the judge (material), without their messages."""
+        """Yield the selected prompts that have texts for the judge (material), without their messages, in lists of at
+        most `batch`."""
         for page in self._selection_pages(batch, "p.material IS NOT NULL"):
             material = self._column("prompts", "material", [id for _, id, _, _ in page])
             yield [Prompt(id, (), "", material=orjson.loads(material[id])) for _, id, _, _ in page]
 
     def provided_completions(self, prompt_ids: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
-        """Return the completions provided with these prompts as (key, identity), in order, by prompt id. If the record
-        of a completion was damaged, its identity is made from the name `LOST`."""
+        """Return, by prompt id, the (key, identity) of each completion provided with the prompt, in the source's order.
+        If the record of a completion was damaged, its identity is made from the name LOST."""
         provided: dict[str, list[tuple[str, str]]] = {}
         for prompt_id, key, identity in self._rows(
             "SELECT a.prompt_id, a.key, coalesce(c.identity, ?) "
@@ -160,7 +168,7 @@ class RunQueries(Queries):
         return provided
 
     def provided_sizes(self) -> list[int]:
-        """Return the numbers of provided completions that prompts have, each number once, in ascending order."""
+        """Return how many provided completions prompts have: each number that occurs, once, in ascending order."""
         return [
             row[0] for row in self._rows("SELECT DISTINCT count(*) AS n FROM carried GROUP BY prompt_id ORDER BY n")
         ]
@@ -170,7 +178,7 @@ class RunQueries(Queries):
         return bool(self._rows("SELECT count(score) > 0 OR count(*) = 0 FROM carried")[0][0])
 
     def any_score_without_source(self) -> bool:
-        """Return whether the scale of some provided score is unknown, since an earlier version of aif stored it."""
+        """Return whether any provided score lacks the name of its scale, since an earlier version of aif stored it."""
         query = "SELECT count(*) > 0 FROM carried WHERE score IS NOT NULL AND source IS NULL"
         return bool(self._rows(query)[0][0])
 
@@ -182,8 +190,9 @@ class RunQueries(Queries):
     # --- pending work -------------------------------------------------------------------------------------------------
 
     def pending_slots(self, model: str, after: int, limit: int) -> list[PendingSlot]:
-        """Return the model's pending slots with a `seq` above `after`: at most `limit`, and fewer if their prompts are
-        long. An empty list means that there are no more. `Store.list_pending` lists them when a run starts."""
+        """Return the model's pending slots (completions to request) with a `seq` above `after`, in the order of `seq`:
+        at most `limit`, and fewer if their prompts are long. An empty list means that there are no more.
+        `Store.list_pending` lists them when a run starts."""
         rows = self._rows(
             "SELECT t.seq, s.position, s.slot, s.key, s.identity, s.sample, s.seed, s.prompt_id, e.source, "
             "s.principle, p.bytes "
@@ -216,8 +225,8 @@ class RunQueries(Queries):
         return int(self._rows("SELECT coalesce(max(seq), 0) FROM ready")[0][0])
 
     def judgeable_prompts(self, after: int, limit: int) -> list[JudgeablePrompt]:
-        """Return the judgeable prompts with a `seq` above `after`: at most `limit`, and fewer if their texts are long.
-        An empty list means that there are no more."""
+        """Return the judgeable prompts with a `seq` above `after`, in the order of `seq`: at most `limit`, and fewer if
+        their texts are long. An empty list means that there are no more."""
         rows = self._rows(
             "SELECT seq, position FROM ready WHERE seq > ? AND seq <= ? ORDER BY seq", [after, after + limit]
         )
@@ -289,12 +298,14 @@ class RunQueries(Queries):
         return needs
 
     def judgeable_limit(self, prompts: int) -> int:
-        """Return the position after the last of the first `prompts` prompts that can be judged; 0 if none can."""
+        """Return how many prompts of the selection, from its beginning, include `prompts` prompts that can be judged
+        (or all of these if there are fewer); 0 if none can."""
         first = "SELECT DISTINCT position FROM needed ORDER BY position LIMIT ?"
         return int(self._rows(f"SELECT coalesce(max(position) + 1, 0) FROM ({first})", [prompts])[0][0])
 
     def finished_judgements(self, keys: Sequence[str]) -> dict[str, tuple[bool, list[str] | None]]:
-        """Return (answered or not, text_ids shown) by key, for judgements that are answered or failed permanently."""
+        """Return (whether it is answered, text_ids shown) by key, for judgements that are answered or failed
+        permanently. A text_id is a digest; the list is None if the record has none."""
         rows = self._rows(
             "SELECT key, true, shown FROM judgements WHERE key IN (SELECT unnest($keys)) UNION ALL "
             "SELECT key, false, shown FROM failed WHERE key IN (SELECT unnest($keys)) AND verdict = 'failed'",
@@ -305,8 +316,8 @@ class RunQueries(Queries):
     # --- comparing with another store ---------------------------------------------------------------------------------
 
     def missing_rows(self, table: str, keys: str, rows: "pa.Table") -> list[int]:
-        """Compare rows of another store with this store's `table`. Return the numbers (column `row`) of those whose
-        key, the columns `keys`, is not in the table; rows with a NULL in the key are ignored."""
+        """Return the numbers (column `row`) of those `rows` of another store whose key is not in this store's `table`.
+        The key is the columns `keys`, as in SQL; rows with a NULL in the key are ignored."""
         self._db.register("theirs", rows)
         missing = self._rows(
             f"SELECT row FROM theirs ANTI JOIN {table} USING ({keys}) WHERE ({keys}) IS NOT NULL ORDER BY row"

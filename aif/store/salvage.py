@@ -39,8 +39,9 @@ _USAGE = {"input": "input", "output": "output", "cached": "cached", "reasoning":
 def missing_records(old_store: SetAsideStore, reader: Reader, retried: bool = False) -> Iterator[list[Record]]:
     """Yield batches of records of everything that the reader's store lacks.
 
-    Store each batch before taking the next: after the calls come answers whose call is still missing then, since its
-    row is damaged. `retried` says that `--retry-failed` was used since the old store was last written.
+    Store each batch before taking the next: after the calls come the answers whose call the reader's store still lacks,
+    because the call's row in the old store is damaged. `retried` says that `--retry-failed` was used since the old
+    store was last written.
     """
     for name, (keys, record_of) in _SIMPLE_TABLES.items():
         for rows in _missing_rows(old_store, reader, name, keys, name, keys):
@@ -74,8 +75,8 @@ def selection_records(old_store: SetAsideStore) -> Iterator[list[Record]]:
 def _missing_rows(
     old_store: SetAsideStore, reader: Reader, name: str, columns: str, ours: str, keys: str
 ) -> Iterator[list[Row]]:
-    """Yield the rows of the old store's table `name` whose key is not in the reader's table `ours`. `columns` is the
-    key in the old store (SQL), `keys` in the reader's table."""
+    """Yield, in batches, the rows of the old store's table `name` whose key is not in the reader's table `ours`.
+    `columns` is the key in the old store (SQL), `keys` in the reader's table."""
     for rows in old_store.columns(name, columns):
         lacking = reader.missing_rows(ours, keys, rows)
         for n in range(0, len(lacking), ROWS_AT_ONCE):
@@ -106,9 +107,9 @@ def _call_records(old_store: SetAsideStore, reader: Reader, rows: list[Row], ret
 def _last_failures(
     old_store: SetAsideStore, reader: Reader, keys: list[str], retried: bool
 ) -> dict[tuple[str, datetime], Row]:
-    """Return the old store's rows of table `failed` for these items, by key and start of the item's last call. An item
-    is left out if its last failed call in the reader's store is later: one that the old store lacks. With `retried`,
-    the failures are not permanent any more."""
+    """Return the old store's rows of table `failed` for the items `keys`, by key and start of the failed call. An item
+    is left out if the reader's store has a later failure of it, which is one that the old store lacks. With `retried`,
+    the failures are no longer permanent."""
     ours = {(row["key"], row["started"]) for row in _matching(reader._query, "failed", "key", keys)}
     known = {
         (row["key"], row["started"]) for row in _matching(old_store.rows, "calls", "key", [key for key, _ in ours])
@@ -120,8 +121,8 @@ def _last_failures(
 
 
 def _answer_records(old_store: SetAsideStore, stage: str, answers: list[Row]) -> list[Record]:
-    """Return the call record of each answer. If the call's row can't be read, the record is made from the answer alone,
-    and its cost is unknown."""
+    """Return the call record of each of these answers. If the call's row can't be read, the record is made from the
+    answer alone, and its cost is unknown."""
     calls = {
         row["id"]: row for row in _matching(old_store.rows, "calls", "id", [answer["call_id"] for answer in answers])
     }

@@ -48,8 +48,8 @@ class SetAsideStore(Queries):
         return table.to_pylist() if table is not None else []
 
     def columns(self, name: str, columns: str, page: int = 16_384) -> "Iterator[pa.Table]":
-        """Yield a table's `columns` in pages, with the number of each row (`row`). Damaged rows are left out, with the
-        other rows that DuckDB can only read together with them."""
+        """Yield the `columns` (SQL) of a table in Arrow tables of at most `page` rows, with the number of each row
+        (`row`). Damaged rows are left out, with the other rows that DuckDB can only read together with them."""
         for last in self.rows(f"SELECT max(rowid) AS last FROM {name}"):
             for start in range(0, (last["last"] or 0) + 1, page):
                 yield from self._columns_between(name, columns, start, start + page)
@@ -64,7 +64,8 @@ class SetAsideStore(Queries):
             yield from self._columns_between(name, columns, half, end)
 
     def rows_at(self, name: str, numbers: list[int]) -> list[dict[str, Any]]:
-        """Return the rows of a table with these numbers, with all columns, in order. Unreadable rows are left out."""
+        """Return the rows of a table with these numbers (column `row` of `columns`), with all columns, in the order of
+        the numbers. Unreadable rows are left out."""
         first, last = min(numbers), max(numbers)
         query = (
             f"SELECT * FROM {name} WHERE rowid IN (SELECT unnest($n)) AND rowid BETWEEN $first AND $last ORDER BY rowid"
@@ -85,8 +86,8 @@ def store_files(path: Path) -> tuple[Path, Path]:
 
 
 def free_path(path: Path, suffix: str) -> Path:
-    """Return `path` with another suffix, and with a number if needed, such that neither this path nor that of its
-    write-ahead log exists."""
+    """Return `path` with `suffix` added (in place of an `.aside`), and with a number if needed, such that neither this
+    path nor that of its write-ahead log exists."""
     name = re.sub(r"\.aside\d*$", "", path.name) + suffix
     paths = (path.with_name(f"{name}{n or ''}") for n in chain([0], count(2)))
     return next(path for path in paths if not any(map(os.path.lexists, store_files(path))))
@@ -103,7 +104,7 @@ def set_aside(path: Path, suffix: str = ".aside") -> Path:
 
 
 def planned_renames(path: Path, suffix: str = ".aside") -> list[tuple[Path, Path]]:
-    """Return the renames of `set_aside`, in order."""
+    """Return the renames that `set_aside` makes, as (path, new path), in order: the write-ahead log, then the store."""
     return list(zip(reversed(store_files(path)), reversed(store_files(free_path(path, suffix))), strict=True))
 
 
@@ -116,7 +117,8 @@ def restore_log(path: Path) -> None:
 
 
 def asides(path: Path, end: str = "") -> list[Path]:
-    """Return the stores set aside from this path that still exist, or with `end` ".wal" their write-ahead logs."""
+    """Return the stores set aside from this path that still exist, sorted by name, or with `end` ".wal" their
+    write-ahead logs."""
     name = re.compile(re.escape(path.name + ".aside") + r"\d*" + re.escape(end))
     return sorted(file for file in path.parent.iterdir() if name.fullmatch(file.name))
 
