@@ -50,8 +50,8 @@ _SYNONYMS: Mapping[str, str] = {
 
 
 class ConflictError(ValueError):
-    """Raised by a validator if keys of a mapping contradict each other. `problems` describe the conflicts; their key
-    paths start at that mapping."""
+    """Raised by a validator if keys of a mapping contradict each other. `problems` has an entry for each conflict; the
+    key paths in them start at that mapping, not at the top of the file."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         super().__init__("; ".join(problem.text for problem in problems))
@@ -61,8 +61,9 @@ class ConflictError(ValueError):
 def validation_problems(
     error: ValidationError, document: YamlDocument, unknown: Callable[[KeyPath], str]
 ) -> Iterator[Problem]:
-    """Yield a `Problem` for each of pydantic's errors, without those that only follow from another. `document` is the
-    validated YAML, from which numbers are quoted as written; `unknown` returns the message for an unknown key."""
+    """Yield a `Problem` for each of pydantic's errors, except errors that only follow from another. `document` is the
+    validated YAML: numbers are quoted as they are written there. `unknown` gets the key path of an unknown key and
+    returns its message."""
     details = error.errors(include_url=False)
     for detail in details:
         keys = tuple(key for key in detail["loc"] if key != "[key]")
@@ -94,9 +95,9 @@ def format_value(value: Any, written: str | None = None) -> str:
 
 
 def unknown_key_message(key: str, known: Sequence[str]) -> str:
-    """Return the error message for a key that isn't in `known`. It suggests the known key that other tools call by that
-    name (`_SYNONYMS`) or whose spelling is most similar; API keys, system prompts and settings for `extra_body` have
-    messages of their own."""
+    """Return the error message for a key that isn't among the `known` keys of its section. It suggests the known key
+    for which `key` is another tool's name (`_SYNONYMS`), else the one with the most similar spelling. API keys, system
+    prompts and settings for `extra_body` have messages of their own."""
     plain = key.lower().replace("-", "_")
     if plain in _SECRET_KEYS or plain.endswith("api_key"):
         return (
@@ -115,8 +116,9 @@ def unknown_key_message(key: str, known: Sequence[str]) -> str:
 
 
 def _is_consequence(detail: ErrorDetails, details: Sequence[ErrorDetails]) -> bool:
-    """Return whether an error needs no message, since another error causes it: a list is too short only because its
-    entries are invalid, or a default can't be computed from an invalid key."""
+    """Return whether an error (`detail`) only follows from another of the errors (`details`), so that it needs no
+    message: a list is too short because its entries are invalid, or a default can't be computed because a key is
+    invalid."""
     keys = detail["loc"]
     below = any(other["loc"][: len(keys)] == keys and len(other["loc"]) > len(keys) for other in details)
     return detail["type"] == "default_factory_not_called" or (detail["type"] == "too_short" and below)

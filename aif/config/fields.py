@@ -84,7 +84,8 @@ def is_openai_host(url: str) -> bool:
 
 
 def _address(host: str) -> IPv4Address | IPv6Address:
-    """Parse an IP address in any notation: 10.0.0.1, 10.1, 167772161. Raises ValueError if the host is a name."""
+    """Parse an IP address in any notation, such as 10.0.0.1, 10.1 or 167772161. An IPv6 address that stands for an IPv4
+    address becomes the latter. Raises ValueError if the host is a name."""
     try:
         address = ip_address(host)
     except ValueError:
@@ -124,7 +125,7 @@ def _as_path(value: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class FromEnvironment:
-    """A value that is read from an environment variable; `variable` is its name."""
+    """The value of a header, to be read from the environment variable called `variable`."""
 
     variable: str
 

@@ -19,7 +19,8 @@ KeyPath = tuple[str | int, ...]
 
 
 class Problem(NamedTuple):
-    """An error in the document: the keys that lead to the value, and a message with the fix."""
+    """An error in the document: `keys` lead from the top to the wrong value; `text` says what is wrong and how to fix
+    it."""
 
     keys: KeyPath
     text: str
@@ -39,25 +40,27 @@ def dotted(keys: KeyPath) -> str:
 
 @dataclass(slots=True)
 class YamlDocument:
-    """A parsed YAML text: its data, the location of each value by its keys, and the problems of parsing."""
+    """A parsed YAML text: its data, the location of each value by key path, and the problems that were found in
+    parsing, such as duplicate keys."""
 
     data: Any
     locations: dict[KeyPath, Location] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
     def location_of(self, keys: KeyPath) -> Location:
-        """Return the location of a value; if it doesn't exist, that of the nearest mapping or list around it."""
+        """Return the location of the value at this key path; if there is none, the place of the nearest mapping or list
+        around it."""
         if keys in self.locations:
             return self.locations[keys]
         nearest = next((keys[:n] for n in range(len(keys), -1, -1) if keys[:n] in self.locations), ())
         return Location(self.locations[nearest].where)
 
     def assign(self, assignment: str) -> None:
-        """Apply a `--set KEY=VALUE` option.
+        """Change the document's data by a `--set KEY=VALUE` option.
 
-        KEY is dotted, VALUE is YAML. In KEY, `*` selects every entry of a mapping or list, and a number an entry of a
-        list, from 0. A name in the file may itself contain dots: at each level the longest existing key that matches is
-        used. Missing keys are created. Raises BadInput.
+        KEY is dotted, VALUE is YAML. In KEY, `*` selects every entry of a mapping or list, and a number selects an
+        entry of a list, counted from 0. A name in the file may itself contain dots: at each level the longest existing
+        key that matches is used. Missing keys are created. Raises BadInput.
         """
         key, equals, written = assignment.partition("=")
         if not equals or not all(key.split(".")):
@@ -86,7 +89,7 @@ class YamlDocument:
 
 def parse_yaml(text: str, place: Callable[[int], str]) -> YamlDocument:
     """Parse a YAML text. `place` converts a line number (from 1) to the place that errors name, such as `file:line`.
-    Raises BadInput if the text isn't YAML."""
+    Raises BadInput if the text isn't YAML; other errors, such as duplicate keys, become the document's `problems`."""
     document = YamlDocument(None, {(): Location(place(1))})
     try:
         loader = _Loader(text)
@@ -110,10 +113,12 @@ def parse_yaml(text: str, place: Callable[[int], str]) -> YamlDocument:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader with surrogate pairs joined. The code below it changes what counts as a number or a date."""
+    """PyYAML's safe loader, except that it joins surrogate pairs. Statements further down in this module change what it
+    takes for a number or a date."""
 
     def compose_scalar_node(self, anchor: Any) -> yaml.ScalarNode:
-        """Join surrogate pairs in a scalar: JSON writes a character beyond U+FFFF as two escapes."""
+        """Compose a single value, with its surrogate pairs joined: JSON writes a character beyond U+FFFF as two
+        escapes. Raises MarkedYAMLError for half a pair."""
         node = super().compose_scalar_node(anchor)
         try:
             node.value = node.value.encode("utf-16", "surrogatepass").decode("utf-16")
@@ -124,7 +129,8 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Builder:
-    """Builds data from YAML nodes, and adds locations and problems to the document."""
+    """Builds Python data from YAML nodes, and adds the location of each value and the problems to `document`. `place`
+    converts a line number to a location."""
 
     def __init__(self, loader: _Loader, place: Callable[[int], str], document: YamlDocument) -> None:
         self._loader = loader
@@ -191,8 +197,9 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.012345
 
 
 def _targets(data: Any, names: list[str], at: KeyPath, origin: str) -> Iterator[KeyPath]:
-    """Yield the key path of each value in `data` that a dotted path, split into `names`, selects; a value may not exist
-    yet. `at` is the key path of `data` itself."""
+    """Yield the key path of each value in `data` that the dotted key of a `--set` option, split at its dots into
+    `names`, selects; the value need not exist yet. `at` is the key path of `data` itself; `origin` names the option in
+    errors. Raises BadInput if nothing can be selected."""
     if not names:
         yield at
     elif names[0] == "*":

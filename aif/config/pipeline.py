@@ -48,8 +48,8 @@ from aif.providers.base import Options
 
 
 class Pipeline(Section):
-    """A checked pipeline file. `parse` resolves a relative `store`; other relative paths are resolved where they are
-    used (`resources.find_resource`)."""
+    """A checked pipeline file. A relative `store` has been resolved by `parse`; other relative paths are resolved only
+    where they are used (`resources.find_resource`)."""
 
     name: RunName
     seed: int = 0
@@ -91,8 +91,8 @@ class Pipeline(Section):
 
     @property
     def public_yaml(self) -> str:
-        """`yaml_text` for publication: without addresses, headers, query parameters, names of environment variables,
-        and the folders of paths."""
+        """`yaml_text` for publication: without the store, addresses, headers, query parameters and names of environment
+        variables. Of other paths only the last part is left, and of `launch` only model, gpus and max_model_len."""
         data = yaml.safe_load(self._yaml_text)
         data.pop("store", None)
         for entry in (*data.get("models", {}).values(), *data.get("judges", {}).values()):
@@ -121,14 +121,14 @@ class Pipeline(Section):
 
     @property
     def reasoning_tags(self) -> dict[str, Tags]:
-        """The `reasoning_tags` setting of each model and judge, with keys such as `completion/IDENTITY` and
-        `judgement/IDENTITY` (`declared_identity`)."""
+        """The `reasoning_tags` setting of every model and judge. The keys are `completion/IDENTITY` for models and
+        `judgement/IDENTITY` for judges, where IDENTITY is `declared_identity`."""
         models = {f"completion/{model.declared_identity}": model.reasoning_tags for model in self.models.values()}
         return models | {f"judgement/{judge.declared_identity}": judge.reasoning_tags for judge in self.judges.values()}
 
     def sampling(self, model: Model) -> Sampling:
-        """Return the sampling settings of a model of the pool: its own, else those of `completions`, of which
-        temperature and top_p are left out for a model that refuses them."""
+        """Return the sampling settings of a model of the pool: its own, else those of `completions`. A temperature or
+        top_p of `completions` is not used for a model that refuses these settings."""
         own, default = model.model_fields_set, self.completions
         takes = model.takes_temperature
         return Sampling(
@@ -161,7 +161,8 @@ class Pipeline(Section):
         return any(source.completions for source in self.prompts)
 
     def _missing_entries(self) -> Iterator[Problem]:
-        """Yield a problem if models or judges are missing, or given although all rows hold completions with scores."""
+        """Yield a problem if `models` or `judges` is missing but needed, and for each that is given although all rows
+        hold completions with scores, so that nothing is generated or rated."""
         if not self.models and not all(source.completions for source in self.prompts):
             yield Problem(
                 ("models",),
@@ -178,8 +179,8 @@ class Pipeline(Section):
                 )
 
     def _mixed_scores(self) -> Iterator[Problem]:
-        """Yield a problem if only some sources have scores, or if bounds of `export.kto` apply to scores on several
-        scales."""
+        """Yield a problem for each source with scores if others have none, and a problem if the bounds of `export.kto`
+        would apply to scores on several scales."""
         for n, source in enumerate(self.prompts):
             if source.completions and source.completions.score and not self.has_scores:
                 yield Problem(
@@ -233,8 +234,9 @@ class Pipeline(Section):
             )
 
     def _different_tags(self) -> Iterator[Problem]:
-        """Yield a problem if entries for the same model have different `reasoning_tags`. Replies are stored under the
-        model's identity, so all replies of a model are split by the same tags."""
+        """Yield a problem for each entry whose `reasoning_tags` differ from those of an earlier entry for the same
+        model. Replies are stored under the model's identity, so all replies of a model must be split by the same
+        tags."""
         for kind, entries in (("models", self.models), ("judges", self.judges)):
             first: dict[str, Model | Judge] = {}
             for name, entry in entries.items():
@@ -267,11 +269,11 @@ class Pipeline(Section):
 
 
 def load(path: Path, sets: Sequence[str] = ()) -> Pipeline:
-    """Read a pipeline file and apply `--set KEY=VALUE` options to it (see `YamlDocument.assign`).
+    """Read a pipeline file and apply `--set KEY=VALUE` options (`sets`) to it, as `YamlDocument.assign` does.
 
-    A relative path is searched in the working directory, then among the files that ship with aif. A relative `store` in
-    a shipped file, or in a file read from a pipe, is resolved from the working directory. Raises BadInput with all
-    errors of the file.
+    A relative `path` is searched in the working directory, then among the files that ship with aif. A relative `store`
+    in a shipped file, or in a file read from a pipe, is resolved from the working directory; in any other file, from
+    the folder that `_home` returns. Raises BadInput with all errors of the file.
     """
     file = resources.find_resource(str(path), None, "", "pipeline file")
     no_own_folder = resources.is_shipped(str(path), file) or not file.is_file()
@@ -285,8 +287,9 @@ def load(path: Path, sets: Sequence[str] = ()) -> Pipeline:
 
 
 def parse(text: str, path: Path, sets: Sequence[str] = (), home: Path | None = None) -> Pipeline:
-    """Parse the text of a pipeline file like `load`. `path` is the file's path; a relative `store` is resolved from
-    `home`, by default the folder that `_home` returns."""
+    """Parse the text of a pipeline file and apply the `--set` options `sets`. `path` is the file's path; a relative
+    `store` is resolved from `home`, by default the folder that `_home` returns. Raises BadInput with all errors of the
+    file."""
     label = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
     document = located_yaml.parse_yaml(text, lambda line: f"{label}:{line}")
     for assignment in sets:
@@ -318,7 +321,8 @@ def _home(file: Path) -> Path:
 
 
 def _resolved_store(declared: Path, home: Path) -> Path:
-    """Return the path of the store; relative to the working directory if it is inside, so that messages are short."""
+    """Return the path of the store, resolved from `home` if it is declared as a relative path. It is then made relative
+    to the working directory if it is inside, so that messages are short."""
     store, cwd = home / declared, Path.cwd()
     return store.relative_to(cwd) if not declared.is_absolute() and store.is_relative_to(cwd) else store
 

@@ -79,10 +79,11 @@ _TWO_SLASHES = re.compile(r"[^/]*/[^/]*/")
 
 
 def publishable_name(name: str, hub: bool = False) -> str:
-    """Return a model's or dataset's name as it may be published: a path is cut to its last part.
+    """Return a model's or dataset's name as it may be published: if it is a path on somebody's machine, only its last
+    part.
 
-    `hub`: the name is on the Hub or a local folder, so one with two slashes is a path. Otherwise it is a server's name
-    for its model, which may have two slashes.
+    With `hub`, `name` is a name on the Hub or a local folder, so a name with two slashes is a path. Otherwise it is a
+    server's name for its model, which may have two slashes.
     """
     if _PATH.match(name) or (hub and _TWO_SLASHES.match(name)):
         return PurePosixPath(name.replace("\\", "/")).name
@@ -104,8 +105,9 @@ def matches_option(argument: str, options: Iterable[str]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class ServedContent:
-    """What the server of a launched model loads. `digest`: of its files and settings ("" if unknown); `other`: whether
-    these differ from the first ones seen under the model's name; `commit`: on the Hub."""
+    """The model files that the server of a launched model loads. `digest` is a digest of these files and the server's
+    settings ("" if unknown); `other` says whether they differ from the first ones seen under the model's name; `commit`
+    is the files' commit on the Hub."""
 
     digest: str
     other: bool = False
@@ -130,12 +132,12 @@ class Section(BaseModel):
 
 
 class CompletionColumns(Section):
-    """Names of the columns of a source's rows that hold completions (`prompts.completions`). If every source names a
-    `score`, no judge is needed.
+    """Where a source's rows hold completions (`prompts.completions`): the names of the columns or keys with the texts,
+    models and scores. If every source names a `score`, no judge is needed.
 
     The column `field` may hold:
 
-    - a list of objects: `text`, `model` and `score` are keys of each;
+    - a list of objects: `text`, `model` and `score` are keys of each object;
     - a list of texts: `model` and `score` are columns with lists of the same length (or one model for all);
     - a single text: `model` and `score` are columns with single values, and rows with the same prompt are joined.
     """
@@ -147,9 +149,11 @@ class CompletionColumns(Section):
 
 
 class Source(Section):
-    """An entry of `prompts`: a file or a Hub dataset (or a local folder of a dataset), and how its rows are read.
+    """An entry of `prompts`: a file, or a dataset on the Hub or in a local folder (`hub`), and how its rows are read.
 
-    `material` maps slots of the rubric to columns with additional text for the judge, such as a reference answer.
+    `field` is the column with the prompt. `limit` is the most prompts to read; prompts of more than `max_chars`
+    characters are left out. `material` names columns with additional text for the judge, such as a reference answer,
+    each by its key in the rubric's `material`.
     """
 
     # the names of these fields are part of a source's fingerprint
@@ -169,8 +173,8 @@ class Source(Section):
 
     @property
     def scale(self) -> str:
-        """Name of the scale of this source's scores; scores on different scales are not compared. It is `source` if
-        that is given, else the path or dataset, since two sources may have the same default for `source`."""
+        """Name of the scale of this source's scores; scores on different scales are not compared. It is `source` if the
+        file gives that key, else the path or dataset, since two sources may have the same default for `source`."""
         if "source" in self.model_fields_set:
             return self.source
         return " ".join(filter(None, (self.file, self.hub, self.config)))
@@ -199,7 +203,8 @@ def _source_name(file: str | None, hub: str | None) -> str:
 
 
 class Completions(Section):
-    """How many completions a prompt gets, and sampling settings that a model may override."""
+    """How many completions a prompt gets (`per_prompt`), the fewest with which it is judged if the others failed
+    permanently (`min_completions`), and sampling settings that a model may override."""
 
     per_prompt: AtLeastTwo = 4
     min_completions: AtLeastTwo = 2
@@ -239,22 +244,23 @@ class Rates(Section):
 
 
 class Price(Rates):
-    """A model's prices; `tiers` has the prices of service tiers other than the default."""
+    """A model's prices at the default service tier; `tiers` has those of other service tiers, by the tier's name."""
 
     tiers: dict[NonEmpty, Rates] = Field(default_factory=dict)
 
     def rates_for(self, tier: str | None) -> Rates | None:
-        """Return the prices of a service tier; None if they are unknown."""
+        """Return the prices of a service tier (None: the default tier); None if they are unknown."""
         return self if tier in _DEFAULT_TIERS else self.tiers.get(tier or "")
 
 
 class Launch(Section):
-    """vLLM servers that aif starts, monitors and stops for a model: `replicas` servers with `gpus` GPUs each. Without
-    `replicas` it is one server, and more on idle GPUs. On a machine without GPUs one server runs on the CPU.
+    """vLLM servers that aif starts, monitors and stops for a model: `replicas` servers with `gpus` GPUs each. If
+    `replicas` is None, there is one server, and more if GPUs would be idle. On a machine without GPUs one server runs
+    on the CPU.
 
-    `python` is an interpreter with vLLM, by default aif's own; `args` are passed to vLLM unchanged; `env` is added to
-    the server's environment. `ready_s` limits the seconds that a start takes, counted from when the model's files are
-    downloaded.
+    `python` is the path of an interpreter that has vLLM, by default aif's own; `args` are passed to vLLM unchanged;
+    `env` is added to the server's environment. `ready_s` is the most seconds that a server may take to start after the
+    model's files are downloaded.
     """
 
     model: NonEmpty
@@ -281,8 +287,8 @@ class Launch(Section):
 class DeclaredEndpoint(Section):
     """Base of `Model` and `Judge`: where a model is served and how it is called.
 
-    In the file `base_url` is a text or a list; here it is a tuple, empty for the provider's own address. `terms` is the
-    licence of the model's output, for the dataset card.
+    In the file `base_url` is a text or a list; here it is a tuple of URLs, empty for the provider's own address.
+    `terms` is the licence of the model's output, which the dataset card states.
     """
 
     provider: Provider
@@ -316,7 +322,8 @@ class DeclaredEndpoint(Section):
 
     @property
     def served_name(self) -> str:
-        """The server's name for the model: `model`, else the launched model, else the entry's key."""
+        """The model's name in requests to the server: `model`, else `launch.model`, else the entry's key in the
+        pipeline file."""
         return self.model or (self.launch.model if self.launch else self._name)
 
     @property
@@ -326,18 +333,20 @@ class DeclaredEndpoint(Section):
 
     @property
     def declared_identity(self) -> str:
-        """Identity of the model as the pipeline file declares it: name and revision. The host is no part of it."""
+        """Identity of the model as far as the pipeline file gives it: the model's name and revision. The host is not
+        part of it, so a model may move to another server."""
         return f"{self.served_name}@{self.revision}" if self.revision else self.served_name
 
     @property
     def digest_suffix(self) -> str:
-        """Suffix of `identity` for a launched model whose server loads other files than the first ones seen under its
-        name; else empty."""
+        """What `identity` adds to `declared_identity`: a digest of the files and settings that a launched server loads,
+        if they differ from the first ones seen under the model's name; else empty."""
         return f"{DIGEST_SUFFIX}{self._served.digest[:12] or '?'}" if self._served and self._served.other else ""
 
     @property
     def identity(self) -> str:
-        """Identity of the model, on which the keys of its completions and judgements depend."""
+        """Identity of the model: `declared_identity` and `digest_suffix`. The keys of its completions and judgements
+        are computed from it, so a model with another identity is called again."""
         return self.declared_identity + self.digest_suffix
 
     @property
@@ -348,7 +357,7 @@ class DeclaredEndpoint(Section):
     @property
     def takes_temperature(self) -> bool:
         """Whether the model accepts `temperature` and `top_p`. OpenAI's reasoning models and Anthropic's API refuse
-        them, so defaults are not sent there."""
+        them, so these settings are sent there only if the model's own entry gives them."""
         if self.provider in ("openai", "simulator"):
             return self.reasoning_effort is None and not REASONING_MODELS.match(self.served_name)
         return self.provider != "anthropic"
@@ -368,16 +377,16 @@ class DeclaredEndpoint(Section):
 
     @property
     def api_dialect(self) -> Dialect:
-        """The dialect of the API: `dialect` if it is given, else `openai` if provider openai calls a host of OpenAI's
-        or Azure's, else `compatible`."""
+        """The dialect of the API: `dialect` if the file gives it; else `openai` for provider openai at OpenAI's own
+        address or at hosts of OpenAI or Azure; else `compatible`."""
         if self.dialect or self.provider != "openai":
             return self.dialect or "compatible"
         return "openai" if all(map(is_openai_host, self.base_url)) else "compatible"
 
     @property
     def unpriced(self) -> bool:
-        """Whether the cost of a call is unknown: `price` lacks the `service_tier`, or there is no `price` and the model
-        is not on the user's own servers (provider openai or anthropic, or a host outside private networks)."""
+        """Whether the cost of a call is unknown. It is if `price` lacks the `service_tier`, or if there is no `price`
+        and the server may be somebody else's: provider openai or anthropic, or a host outside private networks."""
         if self.price is not None:
             return self.price.rates_for(self.service_tier) is None
         return self.provider in _PAID or not all(map(is_private_host, self.base_url))
@@ -389,8 +398,8 @@ class DeclaredEndpoint(Section):
         return self.max_cost(1, 1) == 0
 
     def cost(self, usage: Usage | None, served: str | None = None) -> float | None:
-        """Return the cost of a call in USD. `served` is the service tier that the server reports, if any. None if price
-        or usage is unknown; 0 on the user's own servers if no price is given."""
+        """Return the cost of a call in USD; None if price or usage is unknown, and 0 on the user's own servers if no
+        price is given. `served` is the service tier that the server reports for the call, if it does."""
         if self.price is None:
             return None if self.unpriced else 0.0
         if self.service_tier is None:  # servers have different names for the default tier
@@ -400,8 +409,9 @@ class DeclaredEndpoint(Section):
         return rates.cost(usage) if usage and rates else None
 
     def max_cost(self, input: int, output: int) -> float | None:
-        """Return the most that a call with at most `input` and `output` tokens can cost, in USD; None if the price is
-        unknown. Of `service_tier` and the default tier the dearer counts, since a provider may use either."""
+        """Return the most, in USD, that a call with at most `input` prompt tokens and `output` reply tokens can cost;
+        None if the price is unknown. The dearer of `service_tier` and the default tier counts, since a provider may use
+        either."""
         if self.price is None or self.unpriced:
             return None if self.unpriced else 0.0
         rates = (self.price, self.price.rates_for(self.service_tier) or self.price)
@@ -409,7 +419,8 @@ class DeclaredEndpoint(Section):
 
     @property
     def environment_variables(self) -> list[str]:
-        """Names of the environment variables with the entry's API key and header values."""
+        """Names of the environment variables that the entry gives for its API key (`api_key_env`) and for values of
+        headers."""
         headers = [value.variable for value in self.extra_headers.values() if isinstance(value, FromEnvironment)]
         return [*([self.api_key_env] if self.api_key_env else []), *headers]
 
@@ -466,8 +477,9 @@ def _timeout_s(values: Mapping[str, Any], default: float) -> float:
 
 
 class Model(DeclaredEndpoint):
-    """A model of the pool. Its sampling settings override those of `completions`; a temperature or top_p of null is not
-    sent. `system`: how system turns are sent (see `planning.plan.sent_messages`). `quality`: for provider simulator."""
+    """A model of the pool. `samples` is the most completions of one prompt that it may give. Its sampling settings
+    override those of `completions`; a temperature or top_p of null is not sent. `system` says how system turns are sent
+    (see `planning.plan.sent_messages`). `quality` (0 to 1) is for provider simulator only."""
 
     system: Literal["role", "fold_into_user", "none"] = "role"
     samples: Count = 1
@@ -493,9 +505,9 @@ class Model(DeclaredEndpoint):
 
 
 class Judge(DeclaredEndpoint):
-    """A model that rates completions. `reply`: JSON by a schema, or text that is parsed. `weight`: in the mean over
-    several judges. `on_overflow`: if a prompt's completions together exceed the context window, rate them one by one
-    (`single`) or fail. `noise`: for provider simulator."""
+    """A model that rates completions. It replies in JSON by a schema, or in text that is parsed (`reply`).
+    `on_overflow`: if a prompt's completions together exceed the context window, rate them one by one (`single`) or
+    fail. `weight` is its weight in the mean over several judges. `noise` is for provider simulator only."""
 
     reply: Literal["schema", "text"] = "schema"
     on_overflow: Literal["single", "fail"] = "fail"
@@ -514,7 +526,7 @@ class Judge(DeclaredEndpoint):
 
     @property
     def sampling(self) -> Sampling:
-        """Sampling settings of a judgement."""
+        """Sampling settings of the judge's requests."""
         is_sent = self.takes_temperature or "temperature" in self.model_fields_set
         temperature = self.temperature if is_sent else None
         return Sampling(self.max_tokens, temperature, self.top_p, self.reasoning_effort, self.extra_body_json)
@@ -528,8 +540,10 @@ AnyEndpoint = TypeVar("AnyEndpoint", Model, Judge)
 
 
 class Pairs(Section):
-    """How pairs of a chosen and a rejected completion are made from ratings. `model`: for policy `on_policy`, the model
-    that is on one side of every pair."""
+    """How pairs of a chosen and a rejected completion are made from ratings. `model` is only for policy `on_policy`:
+    the model whose completion is on one side of every pair. `min_margin` is the least difference of the two scores;
+    `missing` says what happens if a completion has no rating of an aspect; `max_length_ratio` compares characters,
+    longer to shorter."""
 
     policy: Literal["best_vs_random", "best_vs_worst", "all", "on_policy"] = "best_vs_random"
     model: Name | None = None
@@ -571,8 +585,9 @@ class KtoLabels(Section):
 
 
 class Export(Section):
-    """What an export writes. `test_size` is the number of test prompts (int) or their share (float). `completeness` is
-    the share of prompts that should be complete; if fewer are, `incomplete` says whether to warn or to refuse."""
+    """What an export writes. `test_size` is the number of prompts in the test split (int) or their share (float).
+    `completeness` is the share of prompts that should be complete; if fewer are, `incomplete` says whether to warn or
+    to refuse the export."""
 
     formats: Annotated[tuple[Format, ...], Field(strict=False, min_length=1)] = ("trl", "h4")
     test_size: TestSize = 0

@@ -1,4 +1,4 @@
-"""Check a rubric folder for errors and for unwise choices, each with its place and its fix.
+"""Check a rubric folder for errors, and for legal but unwise choices; each finding names its place and its fix.
 
 Reading the folder is the only I/O here. Tokens are estimated at four characters each, as providers do.
 """
@@ -32,7 +32,8 @@ _MODELS = re.compile(
 
 
 class Finding(NamedTuple):
-    """One problem in a rubric folder, with its place and fix. An `error` makes the rubric unusable."""
+    """A problem in a rubric folder; `text` gives its place and fix. An `error` makes the rubric unusable; otherwise it
+    is a warning."""
 
     error: bool
     text: str
@@ -40,11 +41,11 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RequestSize:
-    """The tokens that one of a rubric's requests takes for a prompt with four completions, not counting the prompt and
-    the completions themselves.
+    """How many tokens one of a rubric's requests takes for a prompt with four completions, without the prompt and the
+    completions themselves.
 
-    `role`, `request_text` and `schema` are sent in every call; `max_reply` is the longest possible reply. `calls` is
-    the number of such requests per prompt.
+    `request` is the request's name. `role`, `request_text` and `schema` are sent in every call; `max_reply` is the
+    longest possible reply. `calls` is the number of calls per prompt: 4 if each shows a single completion, else 1.
     """
 
     request: str
@@ -57,12 +58,13 @@ class RequestSize:
 
     @property
     def fixed(self) -> int:
-        """Tokens that every call sends, whatever the prompt."""
+        """Tokens that every call of this request sends besides the prompt and the completions."""
         return self.role + self.request_text + self.schema
 
 
 def lint(folder: Path) -> tuple[list[Finding], Rubric | None]:
-    """Return the problems of a rubric folder, errors and warnings, and the rubric unless there are errors."""
+    """Return the problems of a rubric folder, and the rubric. If there are errors, these are the only problems
+    returned, and the rubric is None; otherwise the problems are warnings."""
     try:
         files = read_files(folder)
         rubric = Rubric.from_files(files, str(folder))
@@ -80,7 +82,7 @@ def lint(folder: Path) -> tuple[list[Finding], Rubric | None]:
 
 
 def request_sizes(rubric: Rubric) -> list[RequestSize]:
-    """Return the size of each request of a rubric."""
+    """Return the size of each request of a rubric, in the order of rubric.yaml."""
     return [_size(rubric, name, ask) for name, ask in rubric.sheet.requests.items()]
 
 
@@ -98,7 +100,8 @@ def _size(rubric: Rubric, name: str, ask: RubricRequest) -> RequestSize:
 
 
 def longest_reply(rubric: Rubric, request: str, n: int) -> int:
-    """Return the tokens of a reply about `n` completions in which every rationale has its full length."""
+    """Return the estimated tokens of the longest reply to the request named `request` about `n` completions: each of
+    its rationales has the greatest length allowed."""
     names = rubric.sheet.requests[request].aspects
     leaves = {name: _longest_leaf(rubric.sheet.aspects[name]) for name in names}
     each = leaves if len(names) > 1 else leaves[names[0]]
@@ -170,7 +173,8 @@ def _missing_reply_instruction(checked: _CheckedRubric) -> Iterator[str]:
 
 
 def _never_shown(checked: _CheckedRubric) -> Iterator[str]:
-    """Yield warnings of aspects that a request's text doesn't mention, and of their parts that it doesn't print."""
+    """Yield a warning for each aspect that the text of its request doesn't mention, and for each of an aspect's parts
+    (guidance, levels, types) that this text doesn't print: the judge would never see them."""
     for request, ask in checked.requests():
         text = _plain(checked.request_text(request))
         for name in ask.aspects:

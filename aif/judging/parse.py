@@ -21,10 +21,11 @@ class Unparseable(Exception):
 def parse_reply(
     rubric: Rubric, request: str, completions: Sequence[str], text: str, form: ReplyForm
 ) -> tuple[Rating, ...]:
-    """Return the ratings in a judge's reply `text`, one for each completion and aspect.
+    """Return the ratings in a judge's reply `text`: for each completion, in the order shown to the judge, a rating of
+    each aspect.
 
-    `completions` are the keys in the order shown to the judge; `form` is the form of reply that it was asked for.
-    Raises Unparseable.
+    `request` names one of the rubric's requests. `completions` are the completions' keys in that order; `form` is the
+    form of reply that the judge was asked for. Raises Unparseable.
     """
     names = rubric.sheet.requests[request].aspects
     aspects = {name: rubric.sheet.aspects[name] for name in names}
@@ -51,8 +52,8 @@ Fields = Mapping[tuple[int, str], Mapping[str, Any]]
 
 
 def _rating(completion: str, name: str, aspect: Aspect, fields: Mapping[str, Any]) -> Rating:
-    """Return the rating of one completion for one aspect, in which "4" has become 4.0. `fields` are the reply's values
-    for it. Raises Unparseable."""
+    """Return the rating of a completion (its key) for the aspect called `name`, with the score as a number: "4" becomes
+    4.0. `fields` are the reply's values for it: rating, rationale and perhaps types. Raises Unparseable."""
     word, rationale = fields.get("rating"), fields.get("rationale")
     if type(word) is not str or word not in aspect.ratings:
         word = _normalize_rating(word, aspect)
@@ -66,7 +67,8 @@ def _rating(completion: str, name: str, aspect: Aspect, fields: Mapping[str, Any
 
 
 def _normalize_rating(rating: Any, aspect: Aspect) -> str:
-    """Return a rating in the spelling of `aspect.ratings`: "4" for 4, " 4 ", or "4/5" on a scale to 5; "N/A" for "n/a".
+    """Return a judge's rating in the spelling of `aspect.ratings`: "4" for the number 4, for " 4 ", and for "4/5" on a
+    scale to 5; "N/A" for "n/a".
 
     Raises Unparseable for everything else, such as "4.5" (the scale has whole numbers only) or "9/10" on a scale to 5.
     """
@@ -173,7 +175,9 @@ _LINE_END = re.compile("\r\n|[\n\r\x85\u2028\u2029]")
 
 
 def _parse_text(text: str, n: int, aspects: tuple[str, ...]) -> Fields:
-    """Parse blocks headed `Completion N` with lines `Label: …` or `Label (aspect): …`. Rationales may span lines."""
+    """Return the fields of a reply in text form, by completion number and aspect. For each of the `n` completions the
+    text has a block that is headed `Completion N`, with lines such as `Rating: …` or, if there are several `aspects`,
+    `Rating (honesty): …`. A rationale may span lines. Raises Unparseable."""
     fields: dict[tuple[int, str], dict[str, list[str]]] = {}  # the lines of each field
     number: int | None = None
     running: list[str] | None = None
@@ -221,7 +225,8 @@ def _aspect(name: str | None, aspects: tuple[str, ...], number: int) -> str:
 
 
 def _json_values(fields: Mapping[str, Sequence[str]], where: str) -> dict[str, Any]:
-    """Convert text fields, as lists of lines, to the values of a JSON reply: `types` to numbers, the rest to text."""
+    """Return the fields of a text reply as a JSON reply would have them: `types` as a list of numbers, the rest as
+    text. `fields` has the lines of each field by its label; `where` is the place for errors. Raises Unparseable."""
     values: dict[str, Any] = {word: "\n".join(lines).strip() for word, lines in fields.items()}
     if (types := values.get("types")) is not None:
         words = [word.strip() for word in types.strip(" []*.").split(",")]

@@ -21,7 +21,8 @@ MAX_TOKEN_FACTOR = 4  # a truncated judgement gets twice the tokens each time, u
 def completion_request(
     prompt: Prompt, principle: Principle | None, system: SystemMode, sampling: Sampling, seed: int
 ) -> Request:
-    """Return the request to a model of the pool for one completion of a prompt."""
+    """Return the request to a model of the pool for one completion of a prompt. `system` says how the system turn and
+    the principle are sent (see `planning.plan.sent_messages`)."""
     return Request(
         sent_messages(prompt, principle, system),
         sampling.max_tokens,
@@ -36,8 +37,8 @@ def completion_request(
 def judging_request(
     rubric: Rubric, request: str, prompt: Prompt, texts: Sequence[str], judge: Judge, seed: int
 ) -> Request:
-    """Return the request that asks a judge to rate completions. `request` names one of the rubric's requests; `texts`
-    are the completions in the order shown to the judge."""
+    """Return the request that asks a judge to rate completions. `request` is the name of one of the rubric's requests;
+    `texts` are the completions in the order shown to the judge."""
     rendered = render(rubric, request, prompt, texts, judge.reply)
     sampling = judge.sampling
     return Request(
@@ -54,14 +55,17 @@ def judging_request(
 
 
 def judging_spec(rubric: Rubric, request: str, n: int, judge: Judge) -> str:
-    """Return the digest of all that a judging request for `n` completions sends besides prompt and completions."""
+    """Return the digest of everything that the rubric's request named `request` sends to a judge about `n` completions,
+    except the prompt and the completions."""
     return spec_digest(rubric, request, n, judge.reply, judge.sampling.identity)
 
 
 def resampled_request(request: Request, resamples: int, failure: CallError | None) -> Request:
-    """Return the request to send after `resamples` unusable replies, the last of which is `failure`.
+    """Return the request to send after `resamples` unusable replies; `failure` is the last of them, or None if there
+    was none: then the request is unchanged.
 
-    It has a new seed, and more tokens if a judgement was truncated. It is unchanged if `failure` is None.
+    Otherwise it has a new seed (unless it is sent without a seed) and, if the last reply was a truncated judgement, a
+    larger max_tokens.
     """
     if failure is None:
         return request
@@ -71,27 +75,30 @@ def resampled_request(request: Request, resamples: int, failure: CallError | Non
 
 
 def _token_factor(resamples: int) -> int:
-    """Return the factor by which max_tokens grows for a truncated judgement after this many unusable replies."""
+    """Return the factor that max_tokens is multiplied by after this many unusable replies, if the last of them was a
+    truncated judgement: 2 after the first, then 4, which is the most. It is 1 after none."""
     return min(MAX_TOKEN_FACTOR, 1 << resamples)
 
 
 def max_billed_replies(stage: Stage) -> tuple[int, int]:
-    """Return the most replies that an item can be billed for in a run, and their greatest total length as a multiple of
-    max_tokens.
+    """Return the most replies that an item (a completion or judgement) can be billed for in a run, and the most tokens
+    that these can have together, as a multiple of max_tokens.
 
-    An item is called again while its replies are unusable; a truncated judgement gets more tokens each time. Failed
-    calls without a reply are not counted.
+    An item is requested again while its replies are unusable, up to a limit; a truncated judgement gets more tokens
+    each time. Failed calls without a reply are not counted.
     """
     times = RetryPolicy().resamples
     return times, sum(map(_token_factor, range(times))) if stage == "judgement" else times
 
 
 def estimate_tokens(request: Request) -> int:
-    """Return the tokens of a request as providers estimate them: 4 characters per token, plus `max_tokens`."""
+    """Return the tokens of a request as providers estimate them for their rate limits: its characters divided by 4,
+    plus `max_tokens`."""
     return request.chars // 4 + request.max_tokens
 
 
 def max_input_tokens(request: Request) -> int:
-    """Return an upper bound of a request's input tokens: no tokenizer makes more than one token per byte."""
+    """Return an upper bound of a request's input tokens: no tokenizer makes more than one token per byte, and some
+    tokens are added for what a provider puts around the messages."""
     texts = sum(FRAME + len(message.content.encode()) for message in request.messages)
     return TEMPLATE + texts + (len(orjson.dumps(request.schema)) if request.schema else 0)

@@ -2,10 +2,10 @@
 
 Replies are parsed in parse.py. Reading the folder is the only I/O here.
 
-A rubric is a folder anyone can copy: `rubric.yaml` (aspects, scales, weights, requests) and Jinja templates. The part
-that the requests of a prompt share (the judge's role, the conversation, the completions) comes first and the request's
-own text last, so that providers can cache the shared prefix. Only that text is rendered from a template, and it gets no
-completion: judged text never passes through Jinja.
+A rubric is a folder that anyone can copy: `rubric.yaml` (aspects, scales, weights, requests) and Jinja templates. The
+part that all requests about a prompt share (the judge's role, the conversation, the completions) comes first and each
+request's own text last, so that providers can cache the shared prefix. Only the role and that last text are rendered
+from templates, which get no completion: judged text never passes through Jinja.
 """
 
 import hashlib
@@ -61,7 +61,9 @@ class StrictModel(BaseModel):
 
 
 class Aspect(StrictModel):
-    """One aspect that completions are rated for, such as honesty."""
+    """An aspect that completions are rated for, such as honesty. `levels` says what ratings on the `scale` (lowest,
+    highest) mean; `types` are numbered faults or merits that the judge lists with its rating. `weight` is the weight in
+    the mean score; `rationale_chars` the longest rationale in characters."""
 
     title: str
     question: str = ""
@@ -84,22 +86,23 @@ class Aspect(StrictModel):
 
     @cached_property
     def ratings(self) -> tuple[str, ...]:
-        """The ratings a judge may give, as text: each whole number of the scale, lowest first, and perhaps N/A."""
+        """The ratings that a judge may give, as text: each whole number of the scale, lowest first, then "N/A" if the
+        aspect allows it."""
         numbers = tuple(str(n) for n in range(self.scale[0], self.scale[1] + 1))
         return (*numbers, NOT_APPLICABLE) if self.not_applicable else numbers
 
 
 class Material(StrictModel):
-    """An entry of `material`: a text that a prompt may have in addition, shown to the judge. `title` is its heading,
-    `note` explains to the judge how to use it."""
+    """A kind of text that prompts may have besides the conversation, such as a reference answer, and that the judge is
+    shown. `title` is its heading; `note` explains to the judge how to use it."""
 
     title: str = Field(min_length=1)
     note: str = ""
 
 
 class RubricRequest(StrictModel):
-    """One of the requests to a judge for each prompt: its template, the aspects to rate, and whether a call shows all
-    completions (`listwise`) or one (`single`)."""
+    """One of the requests that a judge gets for each prompt: its template, the aspects to rate, and whether a call
+    shows all completions (`listwise`) or a single one (`single`)."""
 
     mode: Mode = "listwise"
     template: str
@@ -107,7 +110,7 @@ class RubricRequest(StrictModel):
 
 
 class Sheet(StrictModel):
-    """The content of rubric.yaml."""
+    """The content of rubric.yaml. `role` is the name of the template for the judge's system message."""
 
     name: str
     description: str = ""
@@ -132,7 +135,8 @@ _OBJECT = re.compile(r"<[^<>]{1,200} at 0x[0-9a-fA-F]+>")  # how Jinja prints an
 
 @dataclass(frozen=True)
 class Rubric:
-    """A rubric: the files of its folder, and rubric.yaml parsed as `sheet`. `where` is the folder's name in errors."""
+    """A rubric: the texts of its files by name, and rubric.yaml parsed as `sheet`. `where` is the folder's path as
+    errors name it."""
 
     files: Mapping[str, str]
     sheet: Sheet
@@ -142,9 +146,10 @@ class Rubric:
 
     @classmethod
     def from_files(cls, files: Mapping[str, str], where: str) -> "Rubric":
-        """Return the rubric with these files (name to text), after checking it and rendering each template once.
+        """Return the rubric with these files (name to text), after checking it and rendering its templates for two
+        completions.
 
-        Raises BadInput.
+        Raises BadInput with all errors that were found.
         """
         if "rubric.yaml" not in files:
             raise BadInput(f"{where}: no rubric.yaml in this folder")
@@ -165,7 +170,8 @@ class Rubric:
         return rubric
 
     def _inconsistencies(self) -> Iterator[Problem]:
-        """Yield mismatches between aspects and requests, and between template names and files."""
+        """Yield a problem for each aspect that isn't in exactly one request, for each unknown aspect in a request, and
+        for each template whose file is missing."""
         known, asked = ", ".join(self.sheet.aspects), set[str]()
         for name, ask in self.sheet.requests.items():
             at: KeyPath = ("requests", name, "aspects")
@@ -186,7 +192,8 @@ class Rubric:
                 yield Problem(keys, f"no file {name}; the folder has {present}; correct the name, or add the file")
 
     def render_errors(self, counts: Iterable[int]) -> Iterator[str]:
-        """Render all templates for each of these numbers of completions, and yield each error once."""
+        """Render all templates for each number of completions in `counts`, and yield the error messages, each different
+        message once."""
         reported: set[str] = set()
         for render in (lambda: self.role, *self._request_texts(counts)):
             try:
@@ -204,7 +211,7 @@ class Rubric:
 
     @cached_property
     def digest(self) -> str:
-        """The digest of the rubric's files."""
+        """The digest of the rubric's files, which changes with their names and texts."""
         return digest(self.files)
 
     @cached_property
@@ -220,7 +227,8 @@ class Rubric:
         return templates
 
     def _render_template(self, name: str, **variables: Any) -> str:
-        """Render a template. `variables` must be plain data: the sandbox doesn't guard objects with methods."""
+        """Return the text that the template file `name` gives with these variables. They must be plain data: the
+        sandbox doesn't guard objects with methods. Raises BadInput."""
         try:
             text = self._templates.get_template(name).render(variables).strip()
             text.encode()
@@ -239,7 +247,8 @@ class Rubric:
         return text
 
     def _error_place(self, error: Exception, name: str) -> str:
-        """Return the place of an error in a template: its file and, if the error has it, the line."""
+        """Return the place of an error in rendering the template `name`: the file, which may be one that it includes,
+        and the line if the error has it."""
         lines = [
             (at.filename, at.lineno) for at in traceback.extract_tb(error.__traceback__) if at.filename in self.files
         ]
@@ -254,22 +263,23 @@ class Rubric:
         return self._render_template(self.sheet.role)
 
     def request_text(self, request: str, n: int, form: ReplyForm) -> str:
-        """Return the last part of the user message for `n` completions: this request's own text, which follows the
-        conversation and the completions."""
+        """Return the text of the rubric's request named `request` about `n` completions. It is the last part of the
+        user message, after the conversation and the completions."""
         if (text := self._texts.get((request, n, form))) is None:
             text = self.request_text_with(request, n, reply_instruction(self, request, n, form))
             self._texts[request, n, form] = text
         return text
 
     def request_text_with(self, request: str, n: int, reply: str) -> str:
-        """Return `request_text` with `reply` as the instruction on how to reply."""
+        """Return what `request_text` returns, but with `reply` as the instruction on how to reply."""
         ask = self.sheet.requests[request]
         # a weight is part of no identity, so no template may show it to a judge
         aspects = {name: self.sheet.aspects[name].model_dump(exclude={"weight"}) for name in ask.aspects}
         return self._render_template(ask.template, aspects=aspects, n=n, reply=reply)
 
     def _schema_aspects(self, request: str) -> list[Aspect]:
-        """Return the aspects of all requests that share this request's schema."""
+        """Return the aspects of all requests that have the same reply schema as the request named `request`, its own
+        included."""
         ask = self.sheet.requests[request]
         if len(ask.aspects) > 1:
             return [self.sheet.aspects[name] for name in ask.aspects]
@@ -279,10 +289,11 @@ class Rubric:
     def schema(self, request: str, n: int) -> dict[str, Any]:
         """Return the JSON Schema of a reply to the request named `request` about `n` completions.
 
-        A reply is an object whose keys are the completions' numbers, each with a rationale and then a rating; for a
-        request with several aspects, with these for each aspect. All requests of one mode with a single aspect have the
-        same schema, which allows every rating of any of these aspects; `parse_reply` then checks the rating by the
-        aspect. Providers put the schema before the messages, so different schemas would prevent caching of the prefix.
+        A reply is an object whose keys are the completions' numbers. Each value is an object with a rationale and then
+        a rating; or, if the request has several aspects, an object with such an object under each aspect's name. All
+        requests of one mode that have a single aspect share a schema, which allows every rating of any of these
+        aspects; `parse_reply` then checks the rating by its own aspect. Providers put the schema before the messages,
+        so different schemas would prevent caching of the prefix.
         """
         if (request, n) not in self._schemas:
             names = self.sheet.requests[request].aspects
@@ -294,31 +305,35 @@ class Rubric:
         return self._schemas[request, n]
 
     def material_of(self, prompt: Prompt) -> dict[str, dict[str, str]] | None:
-        """Return the prompt's material as title, note and text by slot, in the rubric's order.
+        """Return the texts that the prompt has for entries of the rubric's `material`, in the rubric's order: by the
+        entry's key, its title, its note and the prompt's text.
 
-        None if the prompt fills no slot of this rubric.
+        None if the prompt has no text for any entry.
         """
         slots = self.sheet.material.items()
         filled = {slot: text for slot, _ in slots if (text := prompt.material.get(slot, "")).strip()}
         return {slot: kind.model_dump() | {"text": filled[slot]} for slot, kind in slots if slot in filled} or None
 
     def material_digest(self, prompt: Prompt) -> str | None:
-        """Return the digest of `material_of`, which is part of a judgement's identity; None without material."""
+        """Return the digest of what `material_of` returns, which is part of a judgement's key; None if the prompt has
+        no material."""
         shown = self.material_of(prompt)
         return digest(list(shown.items()))[:KEY_LENGTH] if shown else None
 
     def shares_prefix(self, request: str) -> bool:
-        """Return whether another request starts with the same schema and messages, so that a prompt cache helps."""
+        """Return whether another of the rubric's requests about the same prompt begins with the same schema and text,
+        so that a prompt cache helps."""
         return len(self.sheet.requests[request].aspects) == 1 and len(self._schema_aspects(request)) > 1
 
     @property
     def ranges_differ(self) -> bool:
-        """Whether aspects with a weight have different scales. The mean then uses each rating as a share of its
-        scale."""
+        """Whether the aspects with a weight above 0 have different scales. If so, each rating counts in the mean as a
+        share of its scale, from 0 to 1."""
         return len({aspect.scale for aspect in self.sheet.aspects.values() if aspect.weight > 0}) > 1
 
     def scores(self) -> tuple[ScoreName, ...]:
-        """Return the scores that pairs can be made by: the weighted mean, and `overall` if there is such an aspect."""
+        """Return the names of the scores that pairs can be made by: "mean" (the weighted mean) if an aspect has a
+        weight above 0, and "overall" if there is an aspect of that name."""
         aspects = self.sheet.aspects
         mean: tuple[ScoreName, ...] = ("mean",) if any(aspect.weight > 0 for aspect in aspects.values()) else ()
         return (*mean, "overall") if "overall" in aspects else mean
@@ -345,7 +360,8 @@ def _leaf(aspects: Sequence[Aspect]) -> dict[str, Any]:
 
 
 def reply_instruction(rubric: Rubric, request: str, n: int, form: ReplyForm) -> str:
-    """Return the instruction on how to reply, which templates print as `{{ reply }}`."""
+    """Return the instruction to the judge on the form of its reply about `n` completions. A template prints it as
+    `reply`."""
     ask = rubric.sheet.requests[request]
     several = len(ask.aspects) > 1
     numbers = f"1 to {n}" if n > 1 else "1"
@@ -424,16 +440,17 @@ IMPORTED_SCORES = Rubric(
 
 @dataclass(frozen=True, slots=True)
 class RenderedRequest:
-    """The messages of a judging request. Other requests about the prompt have the same first `shared` characters in the
-    last message, so that providers can cache them."""
+    """The messages of a judging request. The first `shared` characters of the last message are the same in the rubric's
+    other requests about these completions, so that providers can cache them."""
 
     messages: tuple[Message, ...]
     shared: int
 
 
 def shown_order(prompt_id: str, keys: Sequence[str], judge_pass: int) -> tuple[str, ...]:
-    """Return the completions' keys in the order shown to the judge, sorted by a hash, so that the order doesn't reveal
-    which model wrote which."""
+    """Return the completions' keys in the order shown to the judge. They are sorted by a hash of prompt, key and
+    `judge_pass` (the number of the repetition, if a judge rates the same completions repeatedly), so that the order is
+    the same in every run and doesn't reveal which model wrote which."""
     return tuple(sorted(keys, key=lambda key: fraction("order", judge_pass, prompt_id, key)))
 
 
@@ -449,7 +466,8 @@ def fence_mark(texts: Sequence[str]) -> str:
 def render(
     rubric: Rubric, request: str, prompt: Prompt, completions: Sequence[str], form: ReplyForm
 ) -> RenderedRequest:
-    """Return the messages of one of the rubric's requests. `completions` are texts, numbered from 1 in this order."""
+    """Return the messages of the rubric's request named `request`. `completions` are texts; the judge sees them
+    numbered from 1 in this order."""
     slots = rubric.material_of(prompt) or {}
     texts = [*(m.content for m in prompt.messages), *(slot["text"] for slot in slots.values()), *completions]
     fence = fence_mark(texts)
@@ -473,7 +491,8 @@ def render(
 
 
 def spec_digest(rubric: Rubric, request: str, n: int, form: ReplyForm, settings: Mapping[str, Any]) -> str:
-    """Return the digest of everything sent to a judge except prompt and completions: texts, schema, settings."""
+    """Return the digest of everything that is sent to a judge for the rubric's request named `request` about `n`
+    completions, except the prompt and the completions: texts, schema and `settings` (the judge's sampling)."""
     return digest(
         {
             "layout": LAYOUT,
@@ -496,11 +515,12 @@ def judgement_key(
     material: str | None,
     texts: Sequence[str] = (),
 ) -> str:
-    """Return the identity of a judgement.
+    """Return the key of a judgement, by which it is stored and found again.
 
-    It depends on the completions' keys in the order shown, the judge, the pass, the `spec_digest` and the
-    `Rubric.material_digest`. `texts` are ids of the completions' texts, given only for a judgement that replaces an
-    outdated one.
+    It is a digest of the completions' keys in the order shown, the judge's identity, the number of its pass (a judge
+    may rate the same completions repeatedly), the `spec_digest` and the `Rubric.material_digest`. `texts` are ids of
+    the completions' texts, given only if an earlier judgement of these completions is outdated because they had other
+    texts.
     """
     sent = {"completions": list(completions), "judge": judge, "pass": judge_pass, "spec": spec, "material": material}
     return digest({"v": 1, **sent, **({"texts": list(texts)} if texts else {})})[:KEY_LENGTH]

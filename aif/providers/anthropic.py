@@ -16,10 +16,10 @@ API_VERSION = "2026-10-21"
 
 
 class AnthropicChat:
-    """Client for a model of Anthropic (`base_url` None), or of a compatible server (its URL with or without `/v1`).
+    """Client for one model, at Anthropic (`base_url` None) or on a compatible server (its URL with or without `/v1`).
 
-    The API key is one of the headers in `options`. `timeout_s` bounds the whole call, from connecting to the last byte;
-    `limit` bounds the calls in flight (0: no limit).
+    The API key is one of the headers in `options`. `timeout_s` is the most seconds that a whole call may take, from
+    connecting to the last byte; `limit` is the most calls in flight (0: no limit).
     """
 
     def __init__(

@@ -15,11 +15,11 @@ from aif.providers.base import DEFAULT_OPTIONS, Options, Reply, Request
 
 
 def request_body(request: Request, model: str, options: Options = DEFAULT_OPTIONS) -> dict[str, Any]:
-    """Return the JSON body of a request.
+    """Return the JSON body of a request to `model`.
 
-    Seed, temperature and top_p are left out, since the API refuses them. The API accepts turns of the same role in a
-    row, and conversations that start with the assistant. The part of the last message that other requests share becomes
-    a block that ends in a cache breakpoint.
+    Seed, temperature and top_p are left out, since the API refuses them. The turns stay as they are: the API accepts
+    turns of the same role in a row, and conversations that start with the assistant. The first part of the last message
+    that other requests share (`request.shared`) becomes a block that ends in a cache breakpoint.
     """
     *before, last = (message for message in request.messages if message.role != "system")
     sent: dict[str, Any] = {
@@ -39,9 +39,10 @@ def request_body(request: Request, model: str, options: Options = DEFAULT_OPTION
 
 
 def sent_settings(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings in a request body: all but messages and system prompt; the output format is cut to its type.
+    """Return the settings in a request body, to be recorded: everything but the messages and the system prompt. Of the
+    output format only its type is kept, without the schema.
 
-    `cache_control` is added if there is a cache breakpoint.
+    `cache_control` is added if the body has a cache breakpoint.
     """
     settings = {name: value for name, value in body.items() if name not in ("messages", "system")}
     if "format" in settings.get("output_config", {}):
@@ -52,10 +53,11 @@ def sent_settings(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_reply(data: Any, sent: Mapping[str, Any], tags: Tags = "auto") -> Reply:
-    """Return the `Reply` in a parsed response body; `sent` are the settings to record in it.
+    """Return the `Reply` in a parsed response body; `sent` are the settings to record in it, `tags` the model's
+    reasoning tags.
 
-    Raises CallError, with the usage that was reported: for an error that the body reports, with BAD_REPLY if the body
-    is no message, and like `chat_completions.require_usable`.
+    Raises CallError, with the usage that was reported: for an error in the body, with BAD_REPLY if the body is no
+    message, and for a refusal or a blank text (`chat_completions.require_usable`).
     """
     if not isinstance(data, dict):
         raise chat_completions.reported_error(data) or chat_completions.bad_reply(
@@ -74,7 +76,8 @@ def read_reply(data: Any, sent: Mapping[str, Any], tags: Tags = "auto") -> Reply
 
 
 def _content(message: Message, shared: int) -> str | list[dict[str, Any]]:
-    """Return a message's content, split after its first `shared` characters if these are to be cached."""
+    """Return a message's content; if `shared` isn't 0, as blocks, of which the first has `shared` characters and is to
+    be cached."""
     if not shared:
         return message.content
     head, tail = message.content[:shared], message.content[shared:]
@@ -83,7 +86,7 @@ def _content(message: Message, shared: int) -> str | list[dict[str, Any]]:
 
 
 def _refusal_reason(details: Any) -> str:
-    """Return the category and explanation of a refusal."""
+    """Return the category and explanation of a refusal as a text; empty if there are none."""
     if not isinstance(details, dict):
         return ""
     parts = (details.get("category"), details.get("explanation"))
@@ -98,7 +101,8 @@ def _served(data: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _usage(data: Any) -> Usage | None:
-    """Return the token counts that the server reports. Its `input_tokens` exclude cache reads and writes."""
+    """Return the token counts that the server reports; None if it reports none. The API's `input_tokens` exclude tokens
+    read from and written to the cache, so these are added to the input."""
     if not isinstance(data, dict) or (plain := chat_completions.token_count(data, "input_tokens")) is None:
         return None
     cached = chat_completions.token_count(data, "cache_read_input_tokens") or 0

@@ -25,9 +25,9 @@ Measure = Literal["requests", "tokens", "input", "output"]
 class Request:
     """A request to a model, in no provider's format.
 
-    `schema` is a JSON Schema the reply must follow; `extra` is a JSON object of settings sent unchanged. Other requests
-    start with the same first `shared` characters of the last message: providers with explicit prompt caching get a
-    cache breakpoint there. Fields that are None are not sent.
+    `schema` is a JSON Schema that the reply must follow; `extra` is a JSON object of settings that are sent unchanged.
+    The first `shared` characters of the last message are the same in other requests: for providers with explicit prompt
+    caching, a cache breakpoint follows them. Fields that are None are not sent.
     """
 
     messages: tuple[Message, ...]
@@ -48,11 +48,11 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Settings of one endpoint that apply to every request sent to it, and are part of no completion's identity.
+    """Settings that apply to every request sent to an endpoint. They are not part of any completion's identity.
 
     `dialect` selects the names of settings and the form of schemas (see `chat_completions.request_body`); `omit` names
-    settings not to send. `headers` and `query` are added to each request; `secrets` are the values in them that must
-    never be shown. `tags` are the tags around the model's reasoning.
+    settings that are not sent. `headers` and `query` are added to each request; `secrets` are API keys and header
+    values that must never be shown. `tags` are the tags around the model's reasoning.
     """
 
     dialect: Dialect = "compatible"
@@ -69,7 +69,8 @@ DEFAULT_OPTIONS = Options()
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """One rate limit as response headers report it: the limit, how much remains, and seconds until it is full again.
+    """One rate limit as response headers report it. `measure` is what it counts; `limit` and `remaining` are amounts of
+    that; `reset_s` is the seconds until all of the limit is available again.
 
     Only a hint: some servers report nonsense.
     """
@@ -81,7 +82,8 @@ class Quota:
 
     @property
     def per_second(self) -> float:
-        """The rate that the limit allows over the next minute: what remains, plus what is refilled in that time."""
+        """The requests or tokens per second that the limit allows on average over the next minute: what remains, plus
+        what is refilled in that time."""
         used = self.limit - self.remaining
         return self.remaining / 60.0 + (used / self.reset_s if used and self.reset_s else self.limit / 60.0)
 
@@ -90,13 +92,13 @@ class Quota:
 class Reply:
     """A model's reply, with its reasoning split from its text.
 
-    `received` holds content and reasoning exactly as the server sent them, if splitting changed either; `mark` quotes
-    text that looks like a reasoning tag, if it is doubtful whether it is one (see core/reasoning.py). `sent` are the
-    settings of the request (without messages and schema), `served` what the server reports about itself (model,
-    fingerprint, request id), `quotas` the rate limits it reports.
+    `received` is the content and the reasoning exactly as the server sent them, if splitting changed either; `mark`
+    quotes a part of the text that may be a reasoning tag, if that is doubtful (see core/reasoning.py). `sent` are the
+    settings of the request, without messages and schema; `served` is what the server reports about itself (model,
+    fingerprint, request id); `quotas` are the rate limits it reports.
 
-    `finish` is None only in a CallError whose body gave no finish reason. An unknown finish reason becomes "length",
-    with the server's word under UNKNOWN_FINISH in `served`.
+    `finish` is None only in a CallError's reply, if no finish reason was read from the body. An unknown or missing
+    finish reason becomes "length", and `served` holds the server's word for it under UNKNOWN_FINISH.
     """
 
     text: str
@@ -151,13 +153,13 @@ UNBILLED = REQUEST_ERRORS | ACCESS_ERRORS | {Kind.RATE_LIMITED}
 
 
 class CallError(Exception):
-    """A call that gave no usable reply, with the `kind` of failure. The message never contains a key.
+    """A call that gave no usable reply. `kind` says why. The message never contains an API key.
 
-    `retry_after` is the wait the server asked for, in seconds; `quotas` the rate limits it reported. `reply` is an
-    unusable reply, which may be billed: an unparseable judgement, an empty completion, the usage in a broken body.
+    `retry_after` is the wait in seconds that the server asked for; `quotas` are the rate limits it reported. `reply` is
+    the unusable reply, which may be billed: an unparseable judgement, an empty completion, the usage in a broken body.
     `raw` holds the first 2,000 characters of a body that was no reply. `unsent`: no connection was made, so nothing was
-    sent. `explicit`: the server's message or code names the kind, not the HTTP status alone. `busy`: the message says
-    that the server is loading, overloaded or restarting, so it exists and may recover.
+    sent. `explicit`: the server's message or code names the kind; otherwise only the HTTP status does. `busy`: the
+    message says that the server is loading, overloaded or restarting, so it exists and may recover.
     """
 
     def __init__(
@@ -186,25 +188,28 @@ class CallError(Exception):
 
     @property
     def resamplable(self) -> bool:
-        """Whether another sample may succeed at once: the model's reply was billed, but it is unusable.
+        """Whether another sample may succeed at once: the model replied, but the reply is unusable, such as an empty
+        text or a broken body that reports output tokens.
 
-        False for an aborted reply that the server itself reports as an error (`explicit`): it may be in trouble.
+        False for a broken reply that the server itself reports as an error (`explicit`): the server may be in trouble.
         """
         counted = self.reply is not None and self.reply.usage is not None and self.reply.usage.output > 0
         return self.kind in RESAMPLED or (self.kind is Kind.BAD_REPLY and counted and not self.explicit)
 
     @property
     def unbilled(self) -> bool:
-        """Whether the call costs nothing. An error whose body reports usage counts as billed."""
+        """Whether the call is known to cost nothing: it was not sent, or it was refused. A call whose body reports
+        usage counts as billed, and so does one that may have been processed, such as after a timeout."""
         counted = self.reply is not None and self.reply.usage is not None
         return self.unsent or (self.kind in UNBILLED and not counted)
 
 
 class ChatModel(Protocol):
-    """A client for one model of one provider. Safe for concurrent use within one event loop."""
+    """A client for one model of one provider. It may be used by many tasks of one event loop at the same time."""
 
     async def ask(self, request: Request) -> Reply:
-        """Send the request once, without retries. Raises CallError for every failure outside this process."""
+        """Send the request once, without retries, and return the reply. Raises CallError for every failure outside this
+        process."""
         ...
 
     async def aclose(self) -> None:

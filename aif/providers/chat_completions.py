@@ -74,10 +74,11 @@ _REASONING_KEYS = ("reasoning_content", "reasoning", "thinking", "reasoning_deta
 
 
 def request_body(request: Request, model: str, options: Options = DEFAULT_OPTIONS) -> dict[str, Any]:
-    """Return the JSON body of a request, without settings that are None.
+    """Return the JSON body of a request to `model`, without settings that are None.
 
-    Dialect "openai" sends `max_completion_tokens`, which all OpenAI models accept, and a schema without bounds;
-    "compatible" sends `max_tokens`, which all other servers accept, and the schema unchanged.
+    With dialect "openai" the token limit is sent as `max_completion_tokens`, which all OpenAI models accept, and a
+    schema without bounds such as maxLength. With "compatible" it is sent as `max_tokens`, which all other servers
+    accept, and the schema unchanged.
     """
     strict = options.dialect == "openai"
     limit = "max_completion_tokens" if strict else "max_tokens"
@@ -102,7 +103,8 @@ def extra_settings(request: Request, options: Options) -> dict[str, Any]:
 
 
 def sent_settings(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings in a request body: all but the messages, with the response format cut to its type."""
+    """Return the settings in a request body, to be recorded: everything but the messages. Of the response format only
+    its type is kept, without the schema."""
     settings = {name: value for name, value in body.items() if name not in ("messages", "response_format")}
     if "response_format" in body:
         settings["response_format"] = body["response_format"]["type"]
@@ -110,7 +112,8 @@ def sent_settings(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _parse_body(content: bytes) -> Any:
-    """Parse the JSON of a body. A repeated key is an error: with two contents, neither is known to be the reply.
+    """Return the parsed JSON of a body, or what `_gather_stream` makes of it if it is a stream. A repeated key is an
+    error: if an object has two contents, neither is known to be the reply.
 
     Only the json module can detect that (15 µs for 8 kB, orjson 3). Raises CallError(BAD_REPLY).
     """
@@ -125,10 +128,11 @@ def _parse_body(content: bytes) -> Any:
 
 
 def _gather_stream(text: str) -> Any:
-    """Return the body that a stream of events stands for; None if the stream is incomplete, or the text is no stream.
+    """Return the body that a stream of events (server-sent events, one chunk each) stands for; None if the stream is
+    incomplete, or the text is no stream.
 
-    Some servers stream without being asked to. The body is an error or a complete reply in the stream, or a reply put
-    together from its pieces.
+    Some servers stream without being asked to. The body is an error or a complete reply in the stream, or a reply
+    joined from its chunks.
     """
     events = [line.removeprefix("data:").strip() for line in text.splitlines() if line.strip()]
     if len(events) < 2 or events.pop() != "[DONE]":
@@ -159,13 +163,14 @@ _parse_unique = make_decoder(_repeated_key)
 
 
 def read_reply(data: Any, sent: Mapping[str, Any], tags: Tags = "auto") -> Reply:
-    """Return the `Reply` in a parsed chat completion; `sent` are the settings to record in it.
+    """Return the `Reply` in a parsed chat completion; `sent` are the settings to record in it, `tags` the model's
+    reasoning tags.
 
     The text is the model's, except that reasoning and end-of-turn tokens are removed (core/reasoning.py) and lone
     surrogates become U+FFFD.
 
-    Raises CallError, with the usage that was reported: for an error that the body reports, with BAD_REPLY if the body
-    is no chat completion, and like `require_usable`.
+    Raises CallError, with the usage that was reported: for an error in the body, with BAD_REPLY if the body is no chat
+    completion, and for a refusal or a blank text (`require_usable`).
     """
     if not isinstance(data, dict):
         raise reported_error(data) or bad_reply(f"The answer is {json_type(data)}, not a chat completion.")
@@ -183,10 +188,10 @@ def read_reply(data: Any, sent: Mapping[str, Any], tags: Tags = "auto") -> Reply
 
 
 def text_and_reasoning(content: Any, reply: Reply) -> tuple[str, str]:
-    """Return the text and the reasoning in a message's content: a string, or a list of typed parts.
+    """Return the text and the reasoning in a message's content, which is a string or a list of typed parts.
 
-    Parts without text (images, redacted reasoning) are skipped. Raises CallError(BAD_REPLY), with the incomplete
-    `reply`, for anything else.
+    Parts without text (images, redacted reasoning) are skipped. Raises CallError(BAD_REPLY) for any other content;
+    `reply`, which has what was read before, is attached to the error.
     """
     if content is None or isinstance(content, str):
         return content or "", ""
@@ -206,10 +211,8 @@ def text_and_reasoning(content: Any, reply: Reply) -> tuple[str, str]:
 
 
 def reasoning_text(reasoning: Any) -> str:
-    """Return the reasoning as one text: it may be a string, or parts with their text under various keys.
-
-    Such parts come from Mistral, OpenRouter and Anthropic.
-    """
+    """Return the reasoning as one text; empty if there is none. `reasoning` is a string, or parts with their text under
+    various keys, as Mistral, OpenRouter and Anthropic send them."""
     if isinstance(reasoning, dict):
         keys = ("thinking", "text", "summary")
         return next((text for key in keys if (text := reasoning_text(reasoning.get(key)))), "")
@@ -244,10 +247,11 @@ def parse_response(
     read: ParseBody = read_reply,
     check: CheckDuplicate = lambda data, content: None,
 ) -> Reply:
-    """Return the reply in an HTTP response. `check` detects a reply that was delivered before, `read` parses the body.
+    """Return the reply in an HTTP response. `read` parses the body; `sent` are the settings to record in the reply.
+    `check` raises an error if the reply was delivered before.
 
-    Raises the CallError of `classify` for a status other than 2xx, else those of `check` and `read`. The secrets `keys`
-    are redacted from replies and errors alike.
+    Raises the CallError that `classify` returns if the status isn't 2xx, else those of `check` and `read`. The secrets
+    `keys` are redacted from replies and errors alike.
     """
     headers = {name.lower(): value for name, value in headers.items()}
     content = remove_keys(content, *keys)
@@ -282,12 +286,13 @@ def bad_reply(why: str, reply: Reply | None = None) -> CallError:
 
 
 def text_fields(data: Mapping[str, Any], *names: str) -> dict[str, str]:
-    """Return the fields of these names whose values are strings."""
+    """Return those of the fields called `names` in `data` whose values are strings."""
     return {name: replace_surrogates(value) for name in names if isinstance(value := data.get(name), str)}
 
 
 def _choice(data: Mapping[str, Any], reply: Reply) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the only choice and its message. Raises CallError."""
+    """Return the only choice in a chat completion, and its message. Raises CallError, with `reply` attached, if there
+    isn't exactly one."""
     choices = data.get("choices")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
         raise reported_error(data, reply) or bad_reply("The answer has no choices.", reply)
@@ -302,8 +307,8 @@ def _choice(data: Mapping[str, Any], reply: Reply) -> tuple[dict[str, Any], dict
 
 
 def reported_error(data: Any, reply: Reply | None = None) -> CallError | None:
-    """Return the error that a parsed body reports in place of a reply; None if it reports none. `reply`, with the parts
-    of the body that could be read, is attached to the error."""
+    """Return the error that a parsed body reports in place of a reply; None if it reports none. `reply`, which has the
+    parts of the body that could be read, is attached to the error."""
     error = error_in_body(data) if isinstance(data, dict | list) else None
     if error is not None:
         error.reply = reply
@@ -311,15 +316,16 @@ def reported_error(data: Any, reply: Reply | None = None) -> CallError | None:
 
 
 def _minimax_error(base_resp: Any) -> Any:
-    """Return MiniMax's own status field if it reports an error."""
+    """Return MiniMax's own status field, `base_resp`, in an object if it reports an error; else None."""
     return {"base_resp": base_resp} if isinstance(base_resp, dict) and base_resp.get("status_code") else None
 
 
 def with_finish_reason(reason: Any, reply: Reply) -> Reply:
-    """Return the reply with the server's finish reason translated by the table _FINISH_REASONS.
+    """Return the reply with its `finish`: the server's finish reason, translated by the table _FINISH_REASONS.
 
-    A missing or unknown reason counts as "length", since the text may be incomplete, and is stored in `served`. Raises
-    CallError(BAD_REPLY) for a reason that means an error, so that the call is retried.
+    A missing or unknown reason counts as "length", since the text may be incomplete; `served` then holds the server's
+    word, or that it gave none. Raises CallError(BAD_REPLY) for a reason that means an error, so that the call is
+    retried.
     """
     word = replace_surrogates(reason).strip() if isinstance(reason, str) else ""
     finish = _FINISH.get(word) or _FINISH.get(_PREFIX.sub("", re.sub("[^a-z]+", "_", word.lower())))
@@ -333,9 +339,10 @@ def with_finish_reason(reason: Any, reply: Reply) -> Reply:
 
 
 def with_content(reply: Reply, content: str, reasoning: str, tags: Tags) -> Reply:
-    """Return the reply with its content split into text and reasoning, by the model's reasoning `tags`.
+    """Return the reply with the text and the reasoning of a message. `content` and `reasoning` are as the server sent
+    them; reasoning between the model's `tags` is cut out of the content.
 
-    If a non-empty reply reports usage with 0 output tokens, the usage is wrong and becomes None.
+    If the reply isn't empty but its usage reports 0 output tokens, the usage is wrong and becomes None.
     """
     content, reasoning = replace_surrogates(content), replace_surrogates(reasoning)
     parts = split_reasoning(content, reasoning, tags)
@@ -367,11 +374,12 @@ def _usage(data: Any) -> Usage | None:
 
 
 def consistent_usage(usage: Usage, total: int | None = None) -> Usage | None:
-    """Return usage in which cached tokens are part of the input and reasoning tokens part of the output.
+    """Return usage in which cached tokens are included in the input and reasoning tokens in the output. `total` is the
+    total that the server reports, if it does.
 
-    Some servers report cached tokens in addition to the input, and reasoning in addition to the output or in the total
-    only (xAI, Gemini). If the numbers allow both readings, the larger count is used. None if the input is 0 or a count
-    is impossible.
+    Some servers report cached tokens in addition to the input, and reasoning tokens in addition to the output or only
+    in the total (xAI, Gemini). If the numbers allow both readings, the larger count is used. None if the input is 0 or
+    a count is impossible.
     """
     input, output = usage.input, usage.output
     if usage.cached + usage.written > input:
@@ -392,7 +400,8 @@ def token_count(data: Any, name: str) -> int | None:
 
 
 def without_bounds(schema: Any) -> Any:
-    """Return a JSON Schema without bounds such as maxLength. Properties that have such a name stay."""
+    """Return a JSON Schema without keywords that set bounds, such as maxLength. A property that happens to have such a
+    name stays."""
     if isinstance(schema, list):
         return [without_bounds(part) for part in schema]
     if not isinstance(schema, Mapping):

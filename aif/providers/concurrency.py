@@ -12,13 +12,14 @@ A status alone never shows who is at fault; the results of other items do:
   model as the cause.
 - Otherwise it is not known yet.
 
-A limiter is either open, with a window (the most calls in flight), or paused. After a backoff one call is sent as a
-probe: if it is answered the limiter opens, else it backs off for longer.
+A limiter is either open, with a window (the most calls in flight), or paused. After a pause one call is sent as a
+probe: if it is answered the limiter opens, else the next pause is longer.
 
-The window follows TCP. A 429 sets its target to four fifths of the calls in flight, once for all calls sent before it.
-After a backoff the window starts at a quarter of the target and grows by one call per answer up to the target, then by
-a twentieth a round. Server errors and timeouts pause growth for a round and don't change the target: fewer calls would
-not avoid them.
+The window follows TCP. A 429 sets its target to four fifths of the calls in flight (of half the window, if that is
+more), once for all calls sent before it. After the pause the window starts at a quarter of the target. It grows by one
+call per answer up to the target, then by a twentieth, or by one call if that is more, per round (as many answers as the
+window is large). Server errors and timeouts stop growth for a round and don't change the target: fewer calls would not
+avoid them.
 """
 
 import math
@@ -48,10 +49,11 @@ FailureClass = Literal["transient", "access", "request", "unusable"]
 class ItemHistory:
     """The results of an item (a completion or judgement) over all its calls, as the concurrency limiter needs them.
 
-    `first_failed` is the number of its first failed call, by class of failure; `size` the length of its request in
-    characters; `blame` who was at fault for its last failure. `sampled`: it was taken from elsewhere in the queue to
-    find out who is at fault. `limited_at`: how many answers and rate-limited items there were at the call that got its
-    first 429. `may_split`: its judge has `on_overflow: single`, so a context overflow says nothing about other items.
+    `first_failed` is the number of its first failed call, by class of failure; `size` is the length of its request in
+    characters; `blame` says who was at fault for its last failure. `sampled`: it was taken from elsewhere in the queue
+    to find out who is at fault. `limited_at` is the endpoint's number of answers, and of rate-limited items, when the
+    call was sent that got the item's first 429 since its last reply. `may_split`: its judge has `on_overflow: single`,
+    so a context overflow says nothing about other items.
     """
 
     first_failed: dict[FailureClass, int] = field(default_factory=dict)
@@ -64,9 +66,9 @@ class ItemHistory:
 
 @dataclass(frozen=True, slots=True)
 class OtherItems:
-    """How many other items there are, to find out whether an item or the endpoint is at fault.
+    """Whether an endpoint has enough other items to find out if an item or the endpoint is at fault for a failure.
 
-    The endpoint is at fault if `enough` different items fail alike. `too_few`: there are not enough items for that.
+    If `enough` different items fail alike, the endpoint is at fault. `too_few`: there are fewer items than that takes.
     `more_coming`: some items have not been sent yet.
     """
 
@@ -82,8 +84,9 @@ MANY_OTHERS = OtherItems()
 class Permit:
     """Permission to make one call, as returned by `ConcurrencyLimiter.enter`.
 
-    `n` is the call's number, from 1. `answers`, `limits` and `episode` are the numbers of answers, of rate-limited
-    items, and of pauses or resets before it. `probe`: the call tests whether a paused endpoint answers again.
+    `n` is the call's number at this endpoint, from 1. The limiter's counts when the call was sent: `answers` received,
+    items that got a 429 (`limits`), and pauses or resets so far (`episode`). `probe`: the call tests whether a paused
+    endpoint answers again.
     """
 
     item: ItemHistory
@@ -98,7 +101,7 @@ class ConcurrencyLimiter:
     """Limits the calls in flight to one endpoint, to between 1 and `most`, and pauses an endpoint that fails.
 
     `jitter` returns a random number in [0, 1). `usable`: an earlier reply of the endpoint was usable. `in_flight` is
-    the number of calls in flight; `given_up` is the reason why the endpoint should get no more calls, or None.
+    the number of calls in flight. `given_up` is None, or the reason why the endpoint should get no more calls.
     """
 
     def __init__(self, most: int, policy: RetryPolicy, jitter: Callable[[], float], usable: bool = False) -> None:
@@ -133,22 +136,24 @@ class ConcurrencyLimiter:
 
     @property
     def window(self) -> int:
-        """Calls that may be in flight while the limiter is open."""
+        """The most calls that may be in flight while the limiter is open (not paused); at least 1."""
         return max(1, int(self._window))
 
     @property
     def probing(self) -> bool:
-        """Whether the endpoint is paused, so that the next call tests whether it answers again. That call should be for
-        an item that didn't just fail."""
+        """Whether the next call is a probe: the endpoint is paused, and that call tests whether it answers again. The
+        call should be for an item that didn't just fail."""
         return self._paused is not None
 
     @property
     def fault_unclear(self) -> bool:
-        """Whether several items fail alike, so that an item from elsewhere in the queue should be tried to see why."""
+        """Whether it is unclear who is at fault: several items failed alike, so an item from elsewhere in the queue
+        should be tried next."""
         return any(len(items) > 1 for items in self._failing.values())
 
     def wait(self, now: float) -> float:
-        """Return the seconds until a call may be sent; infinity if a call in flight has to end first."""
+        """Return the seconds until a call may be sent: 0 if it may be sent now, infinity if a call in flight has to end
+        first."""
         if self._paused is None:
             return 0.0 if self.in_flight < self.window else math.inf
         if self._probing or (self._paused == "failing" and self.in_flight):
@@ -156,14 +161,14 @@ class ConcurrencyLimiter:
         return max(0.0, self._backoff_until - now)
 
     def enter(self, item: ItemHistory) -> Permit:
-        """Record that a call is sent. Only valid while `wait` is 0."""
+        """Record that a call for this item is sent, and return its permit. Only valid while `wait` returns 0."""
         self.in_flight += 1
         self._probing = self._paused is not None
         self._sent += 1
         return Permit(item, self._sent, self._answers, self._limits, self._episode, self._probing)
 
     def leave(self, permit: Permit) -> None:
-        """Record that a call is over, or was not made after all."""
+        """Record that a permit's call is over, or was not made after all. Call it once for each permit."""
         self.in_flight -= 1
         if permit.probe and permit.episode == self._episode:  # the probe gave no result
             self._probing = False
@@ -171,8 +176,8 @@ class ConcurrencyLimiter:
     def record_result(
         self, permit: Permit, error: CallError | None, now: float, others: OtherItems = MANY_OTHERS
     ) -> None:
-        """Adapt to a call's result (`error` None: it was usable), and set its item's `blame`. Call it before
-        `leave`."""
+        """Adapt window and pauses to a call's result, set its item's `blame`, and set `given_up` if the endpoint should
+        get no more calls. `error` is None if the reply was usable. Call it before `leave`."""
         if error is None or error.resamplable or error.kind is Kind.BLOCKED:
             permit.item.blame = self._replied(permit, error, now, others)
             return
@@ -194,7 +199,7 @@ class ConcurrencyLimiter:
             self.given_up = f"no call was answered for {took}; last error: {error.kind}: {error.message}"
 
     def reset(self) -> None:
-        """Forget all failures, because the endpoint has a newly started server."""
+        """Forget all failures and open the limiter, because the endpoint has a newly started server."""
         self._failing_since = None
         self._episode += 1
         self._outage = self._episode
@@ -213,7 +218,7 @@ class ConcurrencyLimiter:
     # --- replies ------------------------------------------------------------------------------------------------------
 
     def _replied(self, permit: Permit, error: CallError | None, now: float, others: OtherItems) -> Blame:
-        """Record a reply, and return who is at fault if it is unusable (`error`).
+        """Record a reply, usable (`error` None) or not, and return who is at fault if it is unusable.
 
         Even an unusable reply shows that the endpoint accepts requests.
         """
@@ -243,8 +248,9 @@ class ConcurrencyLimiter:
         return blame
 
     def _opens(self, permit: Permit) -> bool:
-        """Return whether a reply ends the pause. After a 429 only a reply to the probe does, since earlier calls are
-        answered in spite of the limit."""
+        """Return whether a reply to this permit's call ends the pause. After a 429 only a reply to the probe does,
+        since calls sent earlier are answered in spite of the limit; after an outage any reply does. If the pause is for
+        items that failed alike, it ends once replies show that the endpoint isn't at fault for any of them."""
         if self._paused == "failing":
             return not any(self._failing.values())
         return permit.probe or self._paused == "not answering"
@@ -252,8 +258,8 @@ class ConcurrencyLimiter:
     def _unusable_reply(self, permit: Permit, error: CallError, now: float, others: OtherItems) -> Blame:
         """Return who is at fault for a reply that is empty, unparseable or blocked by a filter.
 
-        Too many in a row end the endpoint: ENOUGH_ITEMS if it never gave a usable reply, since each one costs;
-        ENOUGH_UNUSABLE if it did, or if a filter blocks.
+        The endpoint is given up after too many such replies in a row: ENOUGH_ITEMS if it never gave a usable reply,
+        since each costs; ENOUGH_UNUSABLE if it did, or if a filter blocks.
         """
         alike, blocked = self._failing["unusable"], error.kind is Kind.BLOCKED
         alike.add(permit.item)
@@ -270,8 +276,9 @@ class ConcurrencyLimiter:
         return "endpoint"
 
     def _needs_sample(self, alike: set[ItemHistory], more: bool, now: float) -> bool:
-        """Return whether an item from elsewhere in the queue must be tried before the endpoint is ended, since the
-        items that failed may be similar neighbours. If so, calls are sent one at a time."""
+        """Return whether an item from elsewhere in the queue must be tried before the endpoint is given up, since the
+        items that failed (`alike`) may be similar neighbours. If so, calls are sent one at a time from now on. `more`:
+        there are items that have not been sent."""
         wanted = min(MAX_SAMPLED_ITEMS, 1 + self._usable + self._disproved) if more else 0
         if sum(item.sampled for item in alike) >= wanted:
             return False
@@ -279,7 +286,8 @@ class ConcurrencyLimiter:
         return True
 
     def _suspect(self, now: float) -> None:
-        """Send calls one at a time, until it is known whether the endpoint is at fault."""
+        """Pause the endpoint, unless it is paused already, so that calls are sent one at a time until it is known who
+        is at fault."""
         if self._paused is None:
             self._paused, self._backoff_until = "failing", now
             self._episode += 1
@@ -294,9 +302,10 @@ class ConcurrencyLimiter:
     # --- transient failures -------------------------------------------------------------------------------------------
 
     def _rate_limited(self, permit: Permit, asked_s: float, now: float, others: OtherItems) -> Blame:
-        """Return who is at fault for a 429. Back off, unless the fault is probably the item's.
+        """Return who is at fault for a 429, and pause the endpoint unless the fault is probably the item's. `asked_s`
+        is the wait in seconds that the server asked for, or 0.
 
-        If an item gets another 429 while other items are answered and hardly any are limited, its request is larger
+        If an item gets another 429 while many other items are answered and hardly any get a 429, its request is larger
         than the limit ever allows: the item is at fault, and the others continue.
         """
         item, items_fault = permit.item, self._is_items_fault(permit, "transient")
@@ -320,10 +329,11 @@ class ConcurrencyLimiter:
         return "unknown" if others.too_few and not alike else "endpoint"
 
     def _failed(self, permit: Permit, asked_s: float, now: float, enough: int) -> Blame:
-        """Return who is at fault for a transient failure other than a 429; pause the endpoint if enough items fail.
+        """Return who is at fault for a transient failure other than a 429, and pause the endpoint if `enough` different
+        items fail. `asked_s` is the wait in seconds that the server asked for, or 0.
 
-        If other items are answered, the failure is no sign of an outage. During an outage the item may be at fault,
-        too: otherwise an item that always times out could be retried forever.
+        A failure while other items are answered is no sign of an outage. Even during an outage a failure may count as
+        the item's: otherwise an item that always times out could be retried forever.
         """
         items_fault = self._is_items_fault(permit, "transient")
         if permit.episode < self._outage:
@@ -345,15 +355,13 @@ class ConcurrencyLimiter:
         return "unknown"  # until a probe fails, too
 
     def _is_items_fault(self, permit: Permit, failure: FailureClass) -> bool:
-        """Return whether the item is at fault, not the endpoint.
-
-        The endpoint works if it has answered a call that was sent after the item's first failure of this class. Answers
-        to calls sent earlier prove nothing.
-        """
+        """Return whether the item is at fault, not the endpoint: a call sent after the item's first failure of this
+        class has been answered, so the endpoint works. Answers to calls sent earlier prove nothing."""
         return self._newest_answered > permit.item.first_failed.setdefault(failure, permit.n)
 
     def _back_off(self, reason: PauseReason, asked_s: float, now: float) -> None:
-        """Pause, or lengthen the pause. A new episode begins, so that results of earlier calls can be recognised."""
+        """Pause the endpoint, or lengthen its pause, by a wait that grows with each backoff in a row and is at least
+        `asked_s` seconds. `_episode` is incremented, so that results of calls sent before can be recognised."""
         self._paused = reason
         self._probing = False
         self._episode += 1
@@ -373,10 +381,11 @@ class ConcurrencyLimiter:
     # --- permanent failures -------------------------------------------------------------------------------------------
 
     def _refused(self, permit: Permit, error: CallError, now: float, others: OtherItems) -> Blame:
-        """Return who is at fault for an access error or a request error; end the endpoint once enough items fail alike.
+        """Return who is at fault for an access error or a request error; give the endpoint up once enough items fail
+        alike.
 
-        If the server's message names the key, the account or the model as the cause, no item from elsewhere in the
-        queue is tried first.
+        Before that an item from elsewhere in the queue is tried, unless the server's message names the key, the account
+        or the model as the cause.
         """
         failure: FailureClass = "access" if error.kind in ACCESS_ERRORS else "request"
         # rows may be sorted by length: an item longer than all answered ones is at fault if the server says so

@@ -1,7 +1,7 @@
 """Detect a response that is delivered to two requests: remember recent replies by id.
 
-If a proxy sends a response twice on a connection, the client takes the second one for the answer to its next request,
-and every later answer on that connection is one request late. HTTP/1.1 can't show that, but the reply can: its id and
+If a proxy sends a response twice on a connection, the client takes the second for the answer to its next request, and
+every later answer on that connection goes to the wrong request. HTTP/1.1 can't show that, but the reply can: its id and
 all its bytes equal those of another request's reply. The same check detects a gateway whose cache ignores the seed: it
 repeats a reply on any connection.
 """
@@ -15,7 +15,8 @@ REMEMBERED = 1024  # replies: more than are in flight, since a second delivery f
 
 
 class Misdelivered(CallError):
-    """The reply belongs to another request. Open connections must be closed: their next replies may be late, too."""
+    """Raised for a reply that belongs to another request. Open connections must be closed, since their next replies may
+    belong to other requests as well."""
 
     def __init__(self) -> None:
         message = "The response to another request was delivered a second time; all connections are reopened."
@@ -23,7 +24,8 @@ class Misdelivered(CallError):
 
 
 class _Delivery(NamedTuple):
-    """Hashes of a request, of its messages alone, and of the response."""
+    """A delivered response, as hashes: of its request's body, of the messages alone in that body, and of the response's
+    body."""
 
     request: int
     messages: int
@@ -31,7 +33,7 @@ class _Delivery(NamedTuple):
 
 
 class DuplicateDetector:
-    """Remembers a client's recent replies, to detect one that is delivered twice.
+    """Remembers a client's recent replies (1,024 of them), to detect a reply that is delivered twice.
 
     Servers that give all replies the same id are not checked.
     """
@@ -43,7 +45,8 @@ class DuplicateDetector:
         self._is_cached = False
 
     def check(self, request: bytes, messages: bytes, data: Any, content: bytes) -> None:
-        """Remember the reply to a request, usable or not: `data` is its parsed `content`, `messages` are the request's.
+        """Remember a reply, usable or not: `content` is its body, `data` that body parsed; `request` is the body of its
+        request, `messages` are the messages in that.
 
         Raises Misdelivered if the reply was already delivered to another request. Raises CallError(CACHED) if it is
         delivered a third time, although connections were reopened, or if a gateway known to cache repeats it for the

@@ -17,7 +17,7 @@ from aif.providers.retry import RetryPolicy, RetryState, Verdict
 
 
 class Halted(Exception):
-    """The endpoint makes no further calls; the item stays pending."""
+    """Raised if an endpoint makes no further calls in this run; the item that needed a call stays pending."""
 
 
 def _set() -> asyncio.Event:
@@ -30,14 +30,15 @@ def _set() -> asyncio.Event:
 class Endpoint:
     """A model or judge that is called during a run.
 
-    `cost` returns the price of a call in USD from its usage and service tier, `max_cost` the most that a request can
+    `cost` returns the cost of a call in USD from its usage and service tier, `max_cost` the most that a request can
     cost; both return None if the price is unknown, and 0 for the user's own servers. `paid`: calls count against the
     budget.
 
-    `halt` is set when no more calls are to be made: the run stops, or the endpoint is given up, with the message
-    `refused`. For servers that aif launches, `up` is set while a server is ready, `wanted` once a call needs one,
-    `done` when no more calls will come; `server_status` is what the servers do meanwhile, such as "starting". `others`
-    returns which other items can show who is at fault for an error.
+    `halt` is set when no more calls are to be made, because the run stops or the endpoint is given up; `refused` is
+    then the reason for giving it up. For servers that aif launches, `up` is set while a server is ready, `wanted` once
+    a call needs a server, `done` when no more calls will come; `server_status` is what the servers are doing while no
+    call can be made, such as "starting". `others` returns for an error whether there are enough other items to tell who
+    is at fault.
     """
 
     name: str
@@ -78,15 +79,17 @@ class Endpoint:
         return self.limiter.in_flight
 
     def waiting_text(self) -> str | None:
-        """Return what the endpoint waits for: its servers, or the end of a pause. None if it waits for neither."""
+        """Return what the endpoint waits for, as progress lines show it: its servers, or the end of a pause. None if it
+        waits for neither."""
         return self.server_status or (None if self.halt.is_set() else self.limiter.waiting_text(self.clock()))
 
     @asynccontextmanager
     async def attempt(self, request: Request, item: ItemHistory) -> AsyncIterator["Attempt"]:
-        """Wait until a server is up and the limits allow a call, then yield the `Attempt` that makes it.
+        """Wait until a server is up and the limits allow a call, then yield the `Attempt` that makes the call. An async
+        context manager.
 
-        The call is in flight until the block ends. Its result adapts the limits; after a failure `item.blame` says who
-        is at fault. Raises Halted if the endpoint makes no further calls.
+        The call is in flight until the block ends. The limits adapt to its result; after a CallError `item.blame` says
+        who is at fault. Raises Halted if the endpoint makes no further calls.
         """
         cost = self.rate_limiter.cost(request.chars, request.max_tokens)
         attempt = Attempt(self.client, request)
@@ -124,7 +127,8 @@ class Endpoint:
         raise Halted
 
     def verdict(self, error: CallError, item: ItemHistory, state: RetryState) -> Verdict:
-        """Return what happens to an item whose call failed with `error`; call it after its `attempt` block."""
+        """Return what happens to an item whose call failed with `error`: whether it is retried, has failed permanently,
+        or stays pending (see `retry.Verdict`). Call it after the item's `attempt` block."""
         now = self.clock()
         too_few = self.others(error).too_few
         verdict = state.verdict(error, item.blame, self.policy, now, self.jitter(), too_few)
@@ -146,7 +150,8 @@ class Endpoint:
             self.refuse(self.limiter.given_up)
 
     def refuse(self, why: str) -> None:
-        """End the endpoint for this run; `why` is shown to the user."""
+        """Make no further calls to the endpoint in this run, for the reason `why`, which is shown to the user. Only the
+        first reason is kept."""
         self.refused = self.refused or why
         self.stop()
 
@@ -157,7 +162,7 @@ class Endpoint:
         self._changed.set()
 
     async def ready(self) -> bool:
-        """Wait until a server is up. Return False if no further call is to be made."""
+        """Wait until a server is up, and return True; return False if no further call is to be made."""
         self.wanted.set()
         if not self.up.is_set() and not self.halt.is_set():
             await self.up.wait()
@@ -165,7 +170,7 @@ class Endpoint:
         return not self.halt.is_set()
 
     async def sleep(self, seconds: float) -> bool:
-        """Sleep; return False at once if the endpoint is halted."""
+        """Sleep for these seconds and return True; return False as soon as the endpoint is halted."""
         try:
             async with asyncio.timeout(seconds):
                 await self.halt.wait()

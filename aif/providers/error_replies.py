@@ -35,7 +35,8 @@ _TRANSIENT_STATUSES = frozenset({408, 409, 423, 424, 425, 498, 499})  # besides 
 
 
 class _Rule(NamedTuple):
-    """Gives errors whose text matches `pattern` their `kind`. `busy`: such a server exists and may recover."""
+    """A rule for server errors: an error whose text matches `pattern` is of this `kind`. `busy`: such an error shows
+    that the server exists and may recover."""
 
     kind: Kind
     pattern: re.Pattern[str]
@@ -209,8 +210,8 @@ _PATH_NOT_FOUND = re.compile(
 
 
 class _ErrorText(NamedTuple):
-    """The content of an error response: the server's message, its codes, the HTTP status among these (0: none), and
-    whether the body is a web page."""
+    """The content of an error response: the server's message and codes, the first HTTP error status among the codes (0:
+    none), and whether the body is a web page."""
 
     message: str
     codes: tuple[str, ...]
@@ -219,7 +220,7 @@ class _ErrorText(NamedTuple):
 
 
 def classify(status: int, headers: Mapping[str, str], text: str, *, keys: Sequence[str] = ()) -> CallError:
-    """Return the CallError for an HTTP error response with the body `text`.
+    """Return the CallError for an HTTP response that is an error or a redirect; `text` is its body.
 
     `headers` have names in lower case; `keys` are secrets to redact.
     """
@@ -288,7 +289,8 @@ def _hint(kind: Kind, reported: _ErrorText, wait_s: float | None) -> str:
 
 
 def _redirect(status: int, target: str, raw: str) -> CallError:
-    """Return the error for a redirect. It isn't followed: a key is sent only to the host that the pipeline names."""
+    """Return the error for a redirect to `target`; `raw` is the body. aif follows no redirect: a key is sent only to
+    the host that the pipeline names."""
     base = next((target.removesuffix(end) for end in _PATHS if target.endswith(end)), "")
     fix = f"set base_url to {base}" if base else "no API is at base_url"
     return CallError(Kind.WRONG_URL, f"HTTP {status} to {shorten(target) or 'nowhere'}: {fix}", raw=raw, explicit=True)
@@ -302,7 +304,8 @@ def _error_text(text: str) -> _ErrorText:
 
 
 def _error_text_of(data: Any, text: str) -> _ErrorText:
-    """Return the messages and codes in a parsed body. If it has neither, the message is the unparsed body `text`."""
+    """Return the messages and codes in the parsed body `data`. If it has neither, the message is the unparsed body
+    `text`."""
     values = list(_walk(data, 0, "error" if isinstance(data, str | list) else ""))
     codes = tuple(dict.fromkeys(replace_surrogates(value) for is_code, value in values if is_code))
     message = "; ".join(
@@ -313,7 +316,8 @@ def _error_text_of(data: Any, text: str) -> _ErrorText:
 
 
 def _walk(data: Any, depth: int, key: str) -> Iterator[tuple[bool, str]]:
-    """Yield (whether it is a code, value) for each code and message in the parsed JSON `data`, outermost first."""
+    """Yield each code (True, code) and each message (False, message) in the parsed JSON `data`, outermost first. `key`
+    is the key that `data` is the value of, `depth` the number of levels around it."""
     if depth > _MAX_DEPTH:
         return
     if isinstance(data, str) and key in _WORDS:
@@ -348,14 +352,15 @@ def _json(text: str) -> Any:
 
 
 def _searchable(reported: _ErrorText) -> str:
-    """Return codes and message as the text that _RULES search."""
+    """Return an error's codes and message in the form that the patterns of _RULES search: codes in the first line, each
+    as "=code", the message in the second."""
     codes = (f"={re.sub(r'[^a-z0-9]', '', code.lower())}" for code in reported.codes)
     own_words = _QUOTED.split(reported.message[:_MAX_SEARCHED].lower(), maxsplit=1)[0]
     return f"{' '.join(codes)[:_MAX_SEARCHED]}\n{' '.join(own_words.replace('=', '= ').split())}"
 
 
 def _kind(status: int, reported: _ErrorText) -> tuple[Kind, bool, bool]:
-    """Return `kind`, `explicit` and `busy` of the CallError for a server's error."""
+    """Return the values `kind`, `explicit` and `busy` for the CallError of a server's error."""
     text = _searchable(reported)
     if reported.is_page:
         tls = "http request was sent to https" in text  # nginx
@@ -388,7 +393,8 @@ def _kind(status: int, reported: _ErrorText) -> tuple[Kind, bool, bool]:
 
 
 def _status_allows(kind: Kind, status: int, text: str) -> bool:
-    """Return whether an error of this kind may have this HTTP status."""
+    """Return whether an error with this HTTP status may be of this kind, so that a rule's words alone don't decide.
+    `text` is the searchable text of the error."""
     if kind is Kind.RATE_LIMITED:
         return status not in (401, 402, 404, 413) and status < 500
     if kind in (Kind.UNAUTHORIZED, Kind.UNKNOWN_MODEL, Kind.WRONG_URL):
@@ -398,7 +404,8 @@ def _status_allows(kind: Kind, status: int, text: str) -> bool:
 
 
 def _is_long_limit(text: str) -> bool:
-    """Return whether a limit is per day or longer: a code says so, or the first period in the message is that long."""
+    """Return whether an error is about a limit per day or longer: a code says so, or the first period that the message
+    names is that long."""
     codes, _, message = text.partition("\n")
     if _DAY.search(codes):
         return True
@@ -414,7 +421,8 @@ def _rejects_max_tokens(text: str) -> bool:
 
 
 def _exceeds_rate_limit(text: str) -> bool:
-    """Return whether a request is larger than the whole limit per minute, not only than what remains of it."""
+    """Return whether the error says that the request is larger than the whole limit per minute, so that waiting can't
+    help."""
     numbers = _LIMIT_AND_REQUESTED.search(text)
     return int(numbers[2]) > int(numbers[1]) if numbers else "request too large for" in text
 

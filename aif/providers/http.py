@@ -34,10 +34,11 @@ _NEEDED = frozenset(
 def make_http_client(
     client_class: Callable[..., httpx2.AsyncClient], url: str, *, limit: int, headers: Mapping[str, str]
 ) -> httpx2.AsyncClient:
-    """Create the HTTP client for an SDK, of the SDK's own class, with at most `limit` connections (0: no limit).
+    """Create the HTTP client for an SDK that calls `url`. `client_class` is the SDK's own class of HTTP client; `limit`
+    is the most connections (0: no limit).
 
-    It sends `headers` and those that HTTP needs, and drops any others that the SDK adds: an SDK takes some, even a key,
-    from the environment.
+    The client sends `headers` and those that HTTP needs, and drops any others that the SDK adds: an SDK takes some,
+    even a key, from the environment.
     """
 
     ours = httpx2.Headers(headers).raw
@@ -70,7 +71,8 @@ async def read_body(pieces: AsyncIterator[bytes]) -> bytes:
 
 
 async def _read_limited(response: httpx2.Response) -> None:
-    """Read a response's body up to MAX_BYTES. The SDK's own client would buffer an endless body."""
+    """Read a response's body, at most MAX_BYTES of it, before the SDK does: the SDK's own client would buffer an
+    endless body. Raises CallError(BAD_REPLY) for a longer body."""
     async with aclosing(response.aiter_bytes()) as pieces:
         response._content = await read_body(pieces)
 
@@ -89,10 +91,11 @@ async def post_request(
     keys: Sequence[str],
     read: chat_completions.ParseBody = chat_completions.read_reply,
 ) -> Reply:
-    """Send a request's body with `post` and return the reply.
+    """Send a request's body once, with `post`, and return the reply.
 
-    `sent` are the settings to record in the reply, `keys` the secrets to redact. Raises CallError. If the reply was
-    delivered before, `reconnect` is called first, since later replies on open connections would be for other requests.
+    `sent` are the settings to record in the reply, `keys` the secrets to redact; `read` parses the reply's body. Raises
+    CallError. If the reply was already delivered to another request, `reconnect` is called first, since open
+    connections may deliver more replies to wrong requests.
     """
     content_sent = orjson.dumps(body)
     status, headers, content = await post(content_sent)
@@ -108,11 +111,11 @@ async def post_request(
 async def deadline(
     seconds: float, url: str, keys: Sequence[str], unconnected: type[Exception] = aiohttp.ClientError
 ) -> AsyncIterator[None]:
-    """Limit a whole call, from connecting to the last byte, to this many seconds.
+    """Limit the block, a whole call from connecting to the last byte, to this many seconds. An async context manager.
 
     The timeouts of aiohttp and the SDKs are per read: a server that sends a byte now and then never exceeds them.
     Raises CallError of kind TIMEOUT or CONNECTION; `unconnected` is the client's own class of connection errors. The
-    message is redacted and the error has no cause attached, since clients quote what a server sent.
+    error's message has the secrets `keys` redacted and no cause is attached, since clients quote what a server sent.
     """
     try:
         async with asyncio.timeout(seconds):
@@ -131,10 +134,10 @@ async def deadline(
 
 
 def _connection_error(error: Exception, url: str, keys: Sequence[str]) -> CallError:
-    """Return the CallError for a connection that failed or broke.
+    """Return the CallError for a call to `url` whose connection failed or broke.
 
-    SDKs wrap the error, and report a refused connection as a timeout, so the innermost cause with a message is used. If
-    a cause is a CallError of aif's own, that is returned.
+    SDKs wrap the error, and report a refused connection as a timeout, so the message is that of the innermost cause
+    that has a message. If a cause is a CallError of aif's own, that is returned.
     """
     causes = list(_causes(error))
     if ours := next((cause for cause in causes if isinstance(cause, CallError)), None):

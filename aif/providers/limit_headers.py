@@ -37,9 +37,10 @@ _LONGEST_S = 32 * 86400.0  # longer values are dates, not spans
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds that the headers ask to wait, at least 0; None if they don't say or can't be parsed.
+    """Return the seconds, at least 0, that the headers ask to wait; None if they don't ask or can't be parsed.
 
-    A date counts from the response's own Date header, since the clocks may differ. Without that it is ignored.
+    If the header is a date, the seconds are counted from the response's own Date header, since the clocks may differ;
+    without a Date header it is ignored.
     """
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         try:
@@ -65,7 +66,7 @@ def wait_in_text(message: str) -> float | None:
 
 
 def format_wait(seconds: float) -> str:
-    """Return a wait as "9 min" or "3 h 20 min"."""
+    """Return a wait as text in whole minutes, rounded up: "9 min" or "3 h 20 min"."""
     minutes = math.ceil(seconds / 60)
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
 
@@ -94,8 +95,8 @@ def _number(text: str) -> float | None:
 
 
 def _reset_s(text: str, date: str | None) -> float | None:
-    """Return the seconds until a limit resets, from a number of seconds, a span such as "6m0s", or a date, which is
-    compared to the response's own `date`. None if that isn't possible."""
+    """Return the seconds, at least 0, until a limit resets. `text` is a number of seconds, a span such as "6m0s", or a
+    date, which is compared to the response's own `date`. None for anything else, and for more than 32 days."""
     seconds = _number(text)
     if seconds is None and text and (match := _SPAN.fullmatch(text)):
         seconds = sum(float(value) * _UNITS[unit] for unit, value in match.groupdict("0").items())

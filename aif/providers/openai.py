@@ -14,10 +14,10 @@ BASE_URL = "https://api.openai.com/v1"
 
 
 class OpenAIChat:
-    """Client for a model of OpenAI (`base_url` None), or of a compatible server (its URL including `/v1`).
+    """Client for one model, at OpenAI (`base_url` None) or on a compatible server (its URL including `/v1`).
 
-    The API key is one of the headers in `options`. `timeout_s` bounds the whole call, from connecting to the last byte;
-    `limit` bounds the calls in flight (0: no limit).
+    The API key is one of the headers in `options`. `timeout_s` is the most seconds that a whole call may take, from
+    connecting to the last byte; `limit` is the most calls in flight (0: no limit).
     """
 
     def __init__(

@@ -22,9 +22,10 @@ _CHARS, _TOKENS = 20_000, 5_000  # first estimate, 4 characters a token; weighs 
 
 @dataclass(frozen=True, slots=True)
 class RequestCost:
-    """What a request counts against rate limits.
+    """What a request counts against rate limits, besides counting as one request.
 
-    `prompt` is the number of tokens estimated from its `chars`; `max_reply` is the most tokens that the reply may have.
+    `prompt` is the number of prompt tokens, estimated from its `chars` characters; `max_reply` is the most tokens that
+    the reply may have.
     """
 
     chars: int
@@ -32,21 +33,23 @@ class RequestCost:
     max_reply: int
 
     def amount(self, measure: Measure) -> int:
-        """Return the amount that counts against a limit of this measure."""
+        """Return how much the request counts against a limit of this measure: 1 for requests, else a number of
+        tokens."""
         prompt, reply = self.prompt, self.max_reply
         return {"requests": 1, "tokens": prompt + reply, "input": prompt, "output": reply}[measure]
 
 
 class RateLimiter:
-    """Decides when the next request may be sent, by requests and tokens per minute.
+    """Decides when the next request to an endpoint may be sent, by its limits of requests and tokens per minute.
 
-    A configured limit holds in every 60 s. Requests are spread evenly; after idling at most one second's share of the
-    limit (always one request) is sent at once. A request larger than a minute's tokens is sent alone, and the next one
-    waits for longer. A limit of None is learned from the provider's response headers.
+    A configured limit is never exceeded within any 60 s. Requests are spread evenly; after idling, at most one second's
+    share of the limit is sent at once, but always at least one request. A request with more tokens than a minute allows
+    is sent alone, and the next request waits for longer. A limit of None is learned from the provider's response
+    headers.
 
     A request counts with its prompt and its max_tokens, as OpenAI counts; tokens that the reply didn't use are not
-    given back. Prompt tokens are estimated by the ratio of tokens to characters in earlier replies; what was
-    underestimated is counted when the reply arrives.
+    given back. Prompt tokens are estimated by the ratio of tokens to characters in earlier requests; if the estimate
+    was too low, the difference is counted when the reply arrives.
     """
 
     def __init__(self, requests_per_minute: float | None, tokens_per_minute: float | None) -> None:
@@ -60,7 +63,7 @@ class RateLimiter:
         self._chars, self._tokens = _CHARS, _TOKENS
 
     def cost(self, chars: int, max_reply: int) -> RequestCost:
-        """Return the cost of a request with this many characters whose reply may have up to `max_reply` tokens."""
+        """Return what a request with this many characters counts, if its reply may have up to `max_reply` tokens."""
         return RequestCost(chars, -(-chars * self._tokens // self._chars), max_reply)
 
     def wait(self, cost: RequestCost, now: float) -> float:
@@ -73,19 +76,22 @@ class RateLimiter:
             limit.take(cost.amount(measure), now)
 
     def record_prompt_tokens(self, cost: RequestCost, tokens: int, now: float) -> None:
-        """Record how many prompt tokens the provider counted for a request, and count those missing in the estimate."""
+        """Record how many prompt tokens (`tokens`) the provider counted for a request, so that estimates improve. If
+        the estimate in `cost` was too low, count the difference against a configured limit."""
         self._chars, self._tokens = self._chars + cost.chars, self._tokens + tokens
         if tokens > cost.prompt and (limit := self._configured.get("tokens")):
             limit.take(tokens - cost.prompt, now)
 
     def learn(self, quotas: Iterable[Quota]) -> None:
-        """Record the limits that a response's headers report, unless a limit is configured."""
+        """Record the rate limits that a response's headers report. Those of requests are ignored if a limit of requests
+        is configured, and those of tokens likewise. They are applied only after a 429 (`record_limit_hit`)."""
         for quota in quotas:
             if ("requests" if quota.measure == "requests" else "tokens") not in self._configured:
                 self._learned.setdefault(quota.measure, _LearnedLimit()).quota = quota
 
     def record_limit_hit(self, now: float) -> None:
-        """Record that a request got a 429. For BELIEVED_S seconds limits learned from headers are applied."""
+        """Record that a request got a 429. For the next BELIEVED_S seconds the limits learned from headers are
+        applied."""
         if now >= self._believed_until:
             for limit in self._learned.values():
                 limit.until = now
@@ -98,9 +104,9 @@ class RateLimiter:
 
 
 class _ConfiguredLimit:
-    """A limit per minute that is never exceeded within any 60 s.
+    """A limit per minute of requests or tokens that is never exceeded within any 60 s.
 
-    Requests are spaced evenly; one also waits if those of the last minute leave no room for it.
+    Requests are spaced evenly. A request also waits if those sent in the last minute leave no room for it.
     """
 
     def __init__(self, per_minute: float) -> None:
@@ -126,10 +132,10 @@ class _ConfiguredLimit:
 
 
 class _LearnedLimit:
-    """A limit learned from headers: a minute may use what remains, plus what is refilled in that time.
+    """A limit learned from headers: in a minute as much may be sent as remains, plus what is refilled in that time.
 
-    The refill rate follows from the reported time until the quota is full again. So the time span that the header's
-    name suggests doesn't matter: some providers report a daily limit under the name of a per-minute one.
+    The refill rate follows from the reported time until the limit is fully available again. So the period that the
+    header's name suggests doesn't matter: some providers report a daily limit under the name of a per-minute limit.
     """
 
     def __init__(self) -> None:

@@ -3,17 +3,18 @@
 If the endpoint is at fault, the item is retried, and the call doesn't count as an attempt, since the concurrency
 limiter does the waiting. If the endpoint refused the call, the item stays pending.
 
-If the item is at fault, it gets up to 6 attempts, with waits that double from 1 s to 60 s, half of each random, and are
-never shorter than the server asked for, unless that exceeds 60 s. The item has failed permanently after three equal
-errors; if they are transient, after six attempts, three of them with the same error; at once if the server names the
-request's own length or turns. It stays pending if an account's quota is exhausted, or a 429 says that the request is
-within the limit.
+If the item is at fault, it gets up to 6 attempts. The waits between them double from 1 s up to 60 s, and each is a
+random 50 to 100 % of that. A wait is at least as long as the server asked for, but never longer than 60 s. The item has
+failed permanently after three equal errors; if they are transient, after six attempts, three of them with the same
+error; at once if the server names the request's own length or turns. It stays pending after its attempts if an
+account's quota is exhausted, or if a 429 says that the request is within the limit.
 
 If it is not known who is at fault, the item gets the same attempts, but stays pending afterwards. If there are too few
-other items to find out, it is retried for 60 s only, and has failed at a context overflow that the server names.
+other items to find out, it is retried for 60 s only, and has failed permanently at a context overflow that the server
+names.
 
-Replies that another sample may avoid (empty, unparseable, truncated, or broken with output tokens) are requested again
-at once, up to 3 times in all. A request that the provider's filter blocks is not retried.
+Unusable replies where another sample may be usable (empty, unparseable, truncated, or broken with output tokens) are
+requested again at once, up to 3 times in all. A request that the provider's filter blocks is not retried.
 """
 
 import re
@@ -38,10 +39,10 @@ _LIMIT_AND_REQUESTED = re.compile(r"\blimit:? (\d{1,12})\b.{0,40}\brequested:? (
 class RetryPolicy:
     """How often and how long to retry. Counts include the first attempt; waits are in seconds.
 
-    `attempts` bounds an item's failed calls, `resamples` its unusable replies. An item has failed permanently when
-    `same_failures` of its calls end with the same error (transient ones: after all `attempts`). An endpoint is given up
-    if no call is answered for `outage_s`; for `silent_s` if in this run it never replied, said it is busy, or asked to
-    wait.
+    `attempts` is the most failed calls of an item, `resamples` the most unusable replies. An item that is at fault has
+    failed permanently when `same_failures` of its calls end with the same error (a transient error: only after all
+    `attempts`). An endpoint is given up if no call is answered for `outage_s`; or already after `silent_s` if in this
+    run it has never replied, never said that it is busy, and never asked to wait.
     """
 
     attempts: int = 6
@@ -53,14 +54,16 @@ class RetryPolicy:
     outage_s: float = 1800.0
 
     def backoff(self, failures: int, jitter: float) -> float:
-        """Return the seconds to wait after this many consecutive failures; `jitter` in [0, 1) varies the upper half."""
+        """Return the seconds to wait after this many consecutive failures: `first_wait_s`, doubled with each further
+        failure up to `longest_wait_s`, of which 50 to 100 % by `jitter` (in [0, 1))."""
         doubled = min(self.longest_wait_s, self.first_wait_s * 2.0 ** min(failures - 1, 60))
         return doubled * (0.5 + 0.5 * jitter)
 
 
 @dataclass(slots=True)
 class RetryState:
-    """The failures of one item so far. `n` is the number of attempts begun, `wait_s` the wait before the next one."""
+    """The failures of one item so far. `n` is the number of attempts begun, `wait_s` the seconds to wait before the
+    next."""
 
     n: int = 0
     counted: int = 0  # failures that count as attempts
@@ -73,9 +76,11 @@ class RetryState:
     def verdict(
         self, error: CallError, blame: Blame, policy: RetryPolicy, now: float, jitter: float, too_few: bool = False
     ) -> Verdict:
-        """Record one more failure and return what happens to the item.
+        """Record a failure and return what happens to the item: whether it is retried, has failed permanently, or stays
+        pending (see `Verdict`). If it is retried, `wait_s` is set.
 
-        `too_few`: there are too few other items to find out who is at fault.
+        `blame` says who is at fault; `too_few`: there are too few other items to find out. `now` is in seconds of any
+        clock.
         """
         self.wait_s = 0.0
         self.since = now if self.since is None else self.since
@@ -106,6 +111,7 @@ class RetryState:
 
 
 def _fits_limit(error: CallError) -> bool:
-    """Return whether a 429 says that the request alone doesn't exceed the limit: "Limit 30000, … Requested 9000"."""
+    """Return whether a 429 says that the request by itself is within the limit, as in "Limit 30000, … Requested
+    9000"."""
     match = _LIMIT_AND_REQUESTED.search(error.message) if error.kind is Kind.RATE_LIMITED else None
     return match is not None and int(match[2]) <= int(match[1])

@@ -1,4 +1,5 @@
-"""Client for vLLM and compatible servers, over aiohttp: one session, calls balanced over several servers."""
+"""Client for vLLM and compatible servers, over aiohttp. The calls of a client share a session and are balanced over its
+servers."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -21,8 +22,9 @@ HUNG_CALLS = 3
 class VllmChat:
     """Client for a model served at one or several URLs.
 
-    `urls` without a path get `/v1`. `timeout_s` bounds the whole call, from connecting to the last byte; `limit` bounds
-    the calls in flight over all servers (0: no limit). `clock` returns seconds, by default the event loop's.
+    `urls` without a path get `/v1`. `timeout_s` is the most seconds that a whole call may take, from connecting to the
+    last byte; `limit` is the most calls in flight over all servers (0: no limit). `clock` returns the time in seconds,
+    by default the event loop's.
     """
 
     def __init__(
@@ -52,9 +54,10 @@ class VllmChat:
         self._servers = [known.get(url) or _Server(url, proxy_of(url)) for url in wanted]
 
     def hangs(self, url: str) -> bool:
-        """Return whether a server accepts calls but answers none.
+        """Return whether the server at this URL accepts calls but answers none.
 
-        That is: several consecutive calls timed out, and nothing was received within the last `timeout_s`.
+        That is: at least HUNG_CALLS consecutive calls timed out, and no response was received within the last
+        `timeout_s`.
         """
         return any(
             server.hangs(self._now(), self._timeout_s)
@@ -63,7 +66,7 @@ class VllmChat:
         )
 
     async def ask(self, request: Request) -> Reply:
-        """Send the request once, to the server with the fewest calls in flight. Raises CallError."""
+        """Send the request once, to the server that `_pick` selects, and return the reply. Raises CallError."""
         body, secrets = chat_completions.request_body(request, self._model, self._options), self._options.secrets
         server = self._pick()
         server.in_flight += 1
@@ -112,7 +115,8 @@ class VllmChat:
         return self._session
 
     def _pick(self) -> "_Server":
-        """Return the server with the fewest calls in flight that isn't backing off, else the next to be retried.
+        """Return the server for the next call: of those that aren't backing off, the one with the fewest calls in
+        flight; if all are, the server whose backoff ends first. Raises CallError if there is no server.
 
         Ties go round robin. After its backoff a server gets one call, and further calls once that is answered: a server
         that hangs would otherwise get as many calls as the others, each lasting until its timeout.
@@ -131,7 +135,8 @@ class VllmChat:
 
 @dataclass(slots=True, eq=False)
 class _Server:
-    """One server and its state."""
+    """One server and its state. `failures` counts failed calls since its last usable reply, `timeouts` those since its
+    last response. Times are in seconds by the client's clock."""
 
     url: str
     proxy: str | None = None
@@ -143,14 +148,15 @@ class _Server:
 
     @property
     def is_probed(self) -> bool:
-        """Whether its last call failed and a call is in flight, which tests whether it answers again."""
+        """Whether a call in flight tests if the server answers again, since its last call failed."""
         return self.failures > 0 and self.in_flight > 0
 
     def record(self, failed: Kind | None, now: float) -> None:
         """Record the result of a call: the kind of failure, or None.
 
-        After a transient error other than a 429, or an access error (another server may work), it backs off for 1, 2,
-        4, … 30 s. Failures during the backoff belong to earlier calls and are ignored.
+        After a transient error other than a 429, and after an access error (another server may work), the server backs
+        off: for 1 s, then 2, 4, … up to 30 s. Failures that arrive during a backoff belong to earlier calls and don't
+        lengthen it.
         """
         if failed is Kind.TIMEOUT:
             self.timeouts += 1
@@ -167,7 +173,8 @@ class _Server:
 
 
 def normalize_base_url(url: str) -> str:
-    """Return a base URL without a trailing slash, and with `/v1` if it has no path. Raises BadInput."""
+    """Return a base URL without a trailing slash, and with `/v1` if it has no path. Raises BadInput if it isn't an
+    http:// or https:// URL."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise BadInput(f"base_url {url!r} isn't an http:// or https:// URL.")
