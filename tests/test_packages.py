@@ -33,6 +33,14 @@ def test_a_module_loads_no_heavy_library_that_it_does_not_need(module: str, allo
     assert set(found) <= set(allowed)
 
 
+def test_the_command_line_starts_without_the_packages_below() -> None:
+    """`aif --help` takes 0.18 s of CPU; `aif.core.types` alone would add 0.02 s."""
+    asked = "import sys, aif.cli.main; print(*(name for name in sys.modules if name.startswith('aif.')))"
+    loaded = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True).stdout.split()
+    light = {"aif.core", "aif.core.errors", "aif.core.file_permissions"}
+    assert [name for name in loaded if not name.startswith("aif.cli") and name not in light] == []
+
+
 # --- SQL --------------------------------------------------------------------------------------------------------------
 
 _SQL = re.compile(

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 import typer
 
 from aif.cli.console import print_message
-from aif.cli.views.grouping import grouped
 from aif.core.errors import BudgetReached, Exit, ProviderRefused
 
 if TYPE_CHECKING:
@@ -18,13 +17,12 @@ def exit_with_outcome(arguments: str, ended: "RunResult") -> None:
 
     `arguments` are the pipeline file and overrides as the user typed them, for the commands in the messages.
     """
+    from aif.core.formatting import duration
 
     exit_if_cut_short(f"aif run {arguments}", ended.calling)
     if ended.incomplete:
         tallies = ended.tallies.values()
         wanted, answered = sum(tally.wanted for tally in tallies), sum(tally.answered for tally in tallies)
-        from aif.core.formatting import duration
-
         pauses = "".join(
             f"; {name} asked for a pause of {duration(s)}" for name, s in ended.calling.retry_after_s.items()
         )
@@ -38,6 +36,7 @@ def exit_with_outcome(arguments: str, ended: "RunResult") -> None:
 def exit_if_cut_short(command: str, calling: "CallingResult") -> None:
     """Print why a run ended early and exit with a code: the budget was reached, a provider refuses all calls, or a
     person stopped it. Return if none of these happened. `command` is the one that resumes the run."""
+    from aif.cli.views.grouping import grouped
     from aif.engine.outcome_text import budget_reached_text
 
     if calling.budget_shortfall:
