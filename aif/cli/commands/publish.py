@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from aif.cli.common import File, Sets, arguments, load_unlocked, repeated
-from aif.cli.console import err, out, print_message
+from aif.cli.console import can_redraw, err, out, print_message
 from aif.cli.open_store import with_prepared_store
 from aif.core.errors import Exit
 
@@ -45,4 +45,4 @@ def publish(
     if not confirm_upload(question(plan), yes=yes):
         err.print("nothing was sent")
         raise typer.Exit(Exit.INTERRUPTED)
-    print_published(out, plan, send_plan(plan, print_message, bars=err.is_terminal))
+    print_published(out, plan, send_plan(plan, print_message, bars=can_redraw(err)))
