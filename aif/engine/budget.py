@@ -5,10 +5,10 @@ counts. A call is sent only if counted spend + the bounds of calls in flight + i
 budget_usd. So counted spend never exceeds the cap, however many calls are in flight, and in the end the provider's bill
 is no higher than counted spend.
 
-This holds after a crash too, because counted spend never exceeds the *ceiling*: an amount that a run writes to its
-journal, and syncs to disk, before it spends up to it. If a run crashes, its last ceiling counts as spent. The ceiling
-is raised in blocks, ahead of need, so that calls seldom wait for a sync. Since a crash counts this headroom as spent,
-the headroom is only a quarter of the bounds of calls in flight or waiting.
+This holds after a crash too. A run's *ceiling* is the most that it may spend so far. The run writes each ceiling to its
+journal, and syncs it to disk, before it spends up to that amount. If a run crashes, its last ceiling counts as spent.
+The ceiling is raised in blocks, ahead of need, so that calls seldom wait for a sync. But a crash counts the unused part
+of the ceiling (the headroom) as spent; so the headroom is only a quarter of the bounds of calls in flight or waiting.
 """
 
 import asyncio
@@ -36,10 +36,11 @@ class BudgetShortfall:
 
 @dataclass
 class Account:
-    """The spend of one run in USD: `known` costs, and bounds of calls whose cost is `unknown` or that are `in_flight`.
+    """The spend of one run in USD: `known` costs, bounds of ended calls whose cost is `unknown`, and bounds of calls
+    `in_flight`.
 
     `limit` is the most that the run may spend: what earlier runs left of the budget. `ceiling` is the most that it may
-    spend so far, as the journal on disk says. `calls` is the number of calls in flight.
+    spend so far: the amount that its journal on disk states. `calls` is the number of calls in flight.
     """
 
     limit: float = inf
@@ -59,8 +60,8 @@ class Account:
         return self.counted + self.in_flight + bound <= self.ceiling  # which is never above the limit
 
     def never_covers(self, bound: float) -> bool:
-        """Return whether a call can't be sent any more in this run, because its `bound` (USD) exceeds what the limit
-        leaves even if all calls in flight turn out free."""
+        """Return whether a call can't be sent any more in this run: its `bound` (USD) exceeds what is left of the
+        limit, even if all calls in flight turn out free."""
         return self.counted + bound > self.limit
 
     def send(self, bound: float) -> None:
@@ -78,9 +79,10 @@ class Account:
             self.known += usd
 
     def next_ceiling(self, requested: float, waiting: float) -> float | None:
-        """Return the next ceiling to write to the journal, in USD; None while the current one leaves enough headroom.
+        """Return the next ceiling (the most that the run may spend so far, USD) to write to the journal; None while the
+        last one leaves enough headroom.
 
-        `requested` is the last ceiling written, synced or not; `waiting` is the sum of the bounds of calls that wait to
+        `requested` is the last ceiling written, synced or not. `waiting` is the sum of the bounds of calls that wait to
         be sent.
         """
         ahead = AHEAD * (self.in_flight + waiting)
@@ -100,8 +102,9 @@ class Budget:
     """Limits what a run spends: a call is sent only after the most that it can cost is reserved. Calls are admitted in
     the order they arrive, so that cheap calls can't overtake an expensive one forever.
 
-    `cap` limits all spend of the store in USD, including `before`, the spend before this run; None: no limit.
-    `write(n, ceiling)` writes the run's n-th ceiling to the journal; `synced` must be called once it is on disk.
+    `cap` limits all spend of the store in USD, including `before`, the spend before this run; None: no limit. `write(n,
+    ceiling)` writes the run's n-th ceiling (see the module) to the journal. `synced` must be called once that ceiling
+    is on disk.
     """
 
     cap: float | None
@@ -133,8 +136,11 @@ class Budget:
 
     async def reserve(self, bound: float) -> bool:
         """Reserve `bound` USD, the most that a call can cost. Return True when the call may be sent, False if the
-        budget can't cover it any more or the run stops. Waits while the budget covers the call only if calls in flight
-        turn out cheaper than their bounds, and until a high enough ceiling is on disk."""
+        budget can't cover it any more or the run stops.
+
+        If the budget covers the call only when calls in flight turn out cheaper than their bounds, waits for these
+        calls to end. Also waits until a high enough ceiling is on disk.
+        """
         if self._stopped or not bound:
             return not self._stopped
         reservation = _Reservation(bound, asyncio.get_running_loop().create_future())
@@ -145,7 +151,8 @@ class Budget:
         return await reservation.granted
 
     async def settle(self, bound: float, usd: float | None) -> None:
-        """Count what a reserved call did cost in USD, None if unknown, and release the rest of its bound."""
+        """Count the actual cost (`usd`) of a call that has ended, and release its reserved `bound`. If `usd` is None,
+        the cost is unknown and the bound counts."""
         if bound:
             self.account.settle(bound, usd)
             self._admit()
@@ -167,8 +174,8 @@ class Budget:
         self._waiting = 0.0
 
     async def close(self) -> None:
-        """Write the final spend to the journal as the last ceiling, so that unused headroom doesn't count as spent;
-        call it when no call is in flight."""
+        """Write the actual spend to the journal as the run's last ceiling, so that unused headroom doesn't count as
+        spent. Call it when no call is in flight."""
         if self._blocks:
             await self._write(self.account.counted)
 

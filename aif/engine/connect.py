@@ -21,8 +21,9 @@ async def open_endpoints(
 ) -> AsyncIterator[list[Endpoint]]:
     """Yield an endpoint for every model and judge of a pipeline; starts the simulator if one is declared.
 
-    `environ` holds the API keys. Clients connect at their first call. A model with `launch` has no server yet:
-    servers/fleet.py starts it. At the end of the `async with` block all clients are closed.
+    `environ` holds the API keys. `policy` says when failed calls are retried; None: the default policy. Clients connect
+    at their first call. A model with `launch` has no server yet: servers/fleet.py starts it. At the end of the `async
+    with` block all clients are closed.
     """
     async with AsyncExitStack() as stack:
         simulator = await _simulator(pipeline, stack)
@@ -59,7 +60,7 @@ def _endpoint(model: Model | Judge, stage: Stage, client: ChatModel, policy: Ret
 
 def _bound(model: Model | Judge) -> Callable[[Request], float | None]:
     """Return a function that gives the most a request can cost in USD, or None if the price is unknown. If the pipeline
-    file has no `price`, it gives the same for every request (0 or None), without measuring the request."""
+    file has no `price`, that function returns the same value (0 or None) for every request, without measuring it."""
     if model.price is None:
         flat = model.max_cost(0, 0)
         return lambda request: flat

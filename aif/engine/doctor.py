@@ -107,7 +107,7 @@ def _missing_key(endpoint: DeclaredEndpoint) -> str | None:
 
 
 def _with_keys(pipeline: Pipeline) -> Pipeline:
-    """Return the pipeline with only the models and judges whose key is set."""
+    """Return the pipeline without the models and judges whose API key is missing."""
     return pipeline.model_copy(
         update={
             "models": {name: model for name, model in pipeline.models.items() if not _missing_key(model)},
@@ -117,8 +117,8 @@ def _with_keys(pipeline: Pipeline) -> Pipeline:
 
 
 async def _check_launches(pipeline: Pipeline) -> AsyncIterator[Check]:
-    """Check that vLLM, the models and GPUs are there for the servers that `aif run` would launch. Launches none: that
-    takes minutes and a download of tens of GB for each model. `aif run --limit 1` tries it."""
+    """Check that vLLM, the models and GPUs are there for the servers that `aif run` would launch. Starts no server:
+    that takes minutes and a download of tens of GB for each model. `aif run --limit 1` tests a real start."""
     try:
         keys = [
             *(("completion", name) for name in pipeline.models),
@@ -140,8 +140,8 @@ async def _check_launches(pipeline: Pipeline) -> AsyncIterator[Check]:
 
 async def _check_context_windows(pipeline: Pipeline, rubric: Rubric) -> list[Check]:
     """Return a warning (a check that counts as passed) for each model and judge whose context window is too small for
-    some request about the first FIRST prompts of a source. Completions that didn't come with the prompt are assumed to
-    have max_tokens."""
+    some request. Only requests about the first FIRST rows of each source are measured. Completions that models are yet
+    to write count as max_tokens long."""
     endpoints, prompts, checks = declared_endpoints(pipeline), list[Prompt](), list[Check]()
     windows = await known_windows(endpoints, {})
     for source in pipeline.prompts if windows else ():
@@ -157,8 +157,9 @@ async def _check_context_windows(pipeline: Pipeline, rubric: Rubric) -> list[Che
 
 
 def _sizes(pipeline: Pipeline, rubric: Rubric, endpoint: Model | Judge, prompts: list[Prompt]) -> Iterator[float]:
-    """Yield the tokens of each request to `endpoint` about these prompts, including its longest reply (max_tokens). If
-    a judge rates completions one at a time, only the request for a prompt's longest completion counts."""
+    """Yield the size in tokens of each request to `endpoint` about these prompts, including the longest reply
+    (max_tokens). For a judge that rates completions one at a time, only the request for a prompt's longest completion
+    is measured."""
     longest = max((pipeline.sampling(model).max_tokens for model in pipeline.models.values()), default=0)
     for prompt in prompts:
         texts = sorted((carried.text for carried in prompt.provided), key=len)

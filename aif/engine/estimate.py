@@ -65,7 +65,7 @@ class ContextOverflow:
     """How many requests to one model or judge don't fit its context window together with their `max_tokens`.
 
     `over` of `total` requests don't fit `window` tokens. `awaited`: some requests will show completions that are still
-    pending, whose length is estimated. `apart`: the judge rates the completions of such a request one at a time
+    pending, whose length is estimated. `apart`: if a request doesn't fit, the judge rates its completions one at a time
     (`on_overflow: single`).
     """
 
@@ -83,11 +83,11 @@ class EndpointWork:
     """The pending calls of one model or judge, and what its earlier calls measured. Sizes are means per call.
 
     `tally`: its completions or judgements by state; judgements count as if every pending completion will be answered.
-    `sent`: bytes of a request, without the texts of completions that are still pending.
-    `awaited`: how many of these pending completions a judge's request will show, by model.
-    `limit_tokens`: tokens of a request as a tokens-per-minute limit counts them, without pending completions.
-    `tries`: calls per answer. `cached`, `written`: shares of the input read from and written to a provider's cache.
-    `seconds`: time per call; None if it was not measured.
+    `sent`: bytes of a request, without the texts of completions that are still pending. `awaited`: by model, how many
+    pending completions a judge's request will show. `rate`: tokens per byte. `limit_tokens`: tokens of a request as a
+    tokens-per-minute limit counts them, without pending completions. `tries`: calls per answer. `cached`, `written`:
+    shares of the input read from and written to a provider's cache. `seconds`: time per call; None if it was not
+    measured.
     """
 
     stage: Stage
@@ -111,8 +111,8 @@ class EstimateLine:
 
     `calls`: completions or judgements to request, each counted once. `stored`: those answered already. `failed`: those
     that failed permanently, which are not requested again. `input` and `output` are tokens, with retries. `usd` is None
-    if the price is unknown. `seconds` is None if no call was measured and no limit per minute is declared; `at_least`:
-    no call was measured, so it may take longer. `basis` says in words where the figures come from.
+    if the price is unknown. `seconds` is None if no call was measured and no limit per minute is declared. `at_least`:
+    no call was measured, so `seconds` may be too low. `basis` says in words where the figures come from.
     """
 
     stage: Stage
@@ -131,7 +131,7 @@ class EstimateLine:
 @dataclass(frozen=True, slots=True)
 class Estimate:
     """The estimate for a run, with a line per model and judge. `spent` is the store's spend before the run; `budget` is
-    the limit in USD for that and the run together, None without a limit."""
+    the limit in USD for `spent` and the run together, None without a limit."""
 
     lines: tuple[EstimateLine, ...]
     overflows: tuple[ContextOverflow, ...] = ()
@@ -233,8 +233,8 @@ def _line(work: EndpointWork, endpoint: DeclaredEndpoint, replies: Mapping[str, 
 
 
 def _usd(work: EndpointWork, endpoint: DeclaredEndpoint, input: Span, output: Span) -> Span | None:
-    """Return the cost in USD, None if the price is unknown. The maximum assumes the highest of the prices for plain,
-    cached and cache-written input for all input tokens."""
+    """Return the cost in USD of `input` and `output` tokens, None if the price is unknown. The maximum takes the
+    highest of the prices for plain, cached and cache-written input, for all input tokens."""
     parts = {"cached": round(input.expected * work.cached), "written": round(input.expected * work.written)}
     expected = endpoint.cost(Usage(round(input.expected), round(output.expected), **parts))
     most = endpoint.max_cost(round(input.most), round(output.most))
@@ -242,8 +242,8 @@ def _usd(work: EndpointWork, endpoint: DeclaredEndpoint, input: Span, output: Sp
 
 
 def _seconds(work: EndpointWork, endpoint: DeclaredEndpoint, pending: int, completion_tokens: float) -> float | None:
-    """Return the seconds that the calls take at full concurrency, or those that the limits per minute require if that
-    is longer; None if neither is known. `completion_tokens` is the mean length of the pending completions that a
+    """Return the seconds that `pending` calls take: at full concurrency, or by the limits per minute, whichever is
+    longer; None if neither is known. `completion_tokens` is the expected total length of the pending completions that a
     request will show."""
     times = []
     if work.seconds is not None:
@@ -259,8 +259,9 @@ def _seconds(work: EndpointWork, endpoint: DeclaredEndpoint, pending: int, compl
 
 
 def completion_length(model: Model, max_tokens: int, measured: ReplyUsage | None) -> ReplyLength:
-    """Return the length of a model's completions: the mean of its earlier completions with this `max_tokens`, whose
-    totals `measured` has. Without any, a typical length, or `max_tokens` for a reasoning model."""
+    """Return the length of a model's completions: the mean of its earlier completions with this `max_tokens`.
+    `measured` has the totals of these. Without any, a typical length is assumed, or `max_tokens` for a reasoning
+    model."""
     if measured and measured.items:
         # reasoning is billed, but no judge is shown it
         tokens = measured.output / measured.calls
@@ -275,11 +276,11 @@ def completion_length(model: Model, max_tokens: int, measured: ReplyUsage | None
 def judgement_length(
     rubric: Rubric, judge: Judge, requests: Sequence[tuple[str, int]], measured: Mapping[str, ReplyUsage]
 ) -> ReplyLength:
-    """Return the mean length of a judge's replies to `requests`, pairs of request name and number of completions shown.
+    """Return the mean length of a judge's replies to `requests`, which are (request name, number of completions shown).
 
-    Where earlier replies to a request were measured (`measured`, by request name), their tokens per completion shown
-    are used. Else the length follows from the rubric's rationale lengths, or is max_tokens if the judge is a reasoning
-    model.
+    `measured` has, by request name, the totals of earlier replies; their tokens per completion shown are used. For a
+    request without earlier replies, the length follows from the rubric's rationale lengths, or is max_tokens if the
+    judge is a reasoning model.
     """
     if not requests:
         return ReplyLength(ZERO, ZERO, "")

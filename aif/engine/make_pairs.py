@@ -24,8 +24,8 @@ ALL_OUTCOMES = (*OUTCOMES, *UNPAIRED)
 
 
 def make_pairs(pipeline: Pipeline, rubric: Rubric, store: Store) -> dict[str, int]:
-    """Make the pairs of all selected prompts. Store them with the scores of completions, and for every prompt its
-    outcome: "paired", or the reason why it has no pair.
+    """Make the pairs of all selected prompts and store them. Also stores the scores of completions, and for every
+    prompt its outcome: "paired", or the reason why it has no pair.
 
     Uses the ratings that the current rubric and judges gave to the current plan's completions. Returns the number of
     prompts by outcome, for every outcome of ALL_OUTCOMES; they add up to the number selected. Raises BadInput if the
@@ -60,8 +60,8 @@ def make_pairs(pipeline: Pipeline, rubric: Rubric, store: Store) -> dict[str, in
 
 
 def _paired(pipeline: Pipeline, rubric: Rubric, reader: ResultReader, policy: PairPolicy) -> Iterator[PairingResult]:
-    """Yield the pairing results of one part of the prompts after another, to save memory: 800,000 completions take 747
-    MB in parts, and 1,255 MB at once."""
+    """Pair the prompts in parts, and yield the result of each part. This saves memory: 800,000 completions take 747 MB
+    in parts, and 1,255 MB at once."""
     all_pairs = policy.name in ("all", "on_policy")
     parts = reader.scores_in_parts(*_weights(pipeline, rubric), all_pairs)
     return pair_prompts_by_part((_ranged(scores, rubric) for scores in parts), policy)

@@ -55,10 +55,13 @@ class Observer(Protocol):
 class Job:
     """One completion or judgement to request. `item` is what its journal record says about it.
 
-    `request(n, error)` builds the request to send after `n` unusable replies, the last with `error`. `read` parses the
-    reply: ratings, or None for a completion. `place` is (position of its prompt in the selection, number of the
-    completion within the prompt); None for a judgement. `parts`, if set, returns the single-completion judgements that
-    replace this judgement if it exceeds the context window. `apart`: its judge does so (`on_overflow: single`).
+    `request(n, error)` builds the request to send after `n` unusable replies, the last of which caused `error`. `read`
+    parses the reply: ratings, or None for a completion. `place`, for a completion, is (position of its prompt in the
+    selection, number of the completion within the prompt).
+
+    With `on_overflow: single`, a judgement of several completions that exceeds the context window is replaced by
+    judgements of one completion each. `parts` returns these; None if the job can't be replaced. `apart` marks all
+    judgements by such a judge: their overflow says nothing about other items.
     """
 
     item: records.CallItem
@@ -159,8 +162,8 @@ class Orchestrator:
 
     async def _attempt(self, endpoint: Endpoint, queue: WorkQueue[Job], item: QueueItem[Job]) -> Verdict | None:
         """Make one call for an item of `queue` and record it. Return what happens to the item; None if no call was
-        made, because the endpoint or the budget admits none. If a judgement exceeds the context window and judgements
-        of single completions replace it, these are added to the queue."""
+        made, because the endpoint is stopped or the budget refused the call. If a judgement exceeds the context window,
+        the judgements of single completions that replace it, if any, are added to the queue."""
         clock = asyncio.get_running_loop().time
         job, state = item.job, item.retry_state
         call, error, parts = _Call(), None, None
@@ -377,8 +380,8 @@ class _Pager:
         self._drawn: set[int] = set()  # seqs beyond it that were drawn
 
     async def fill(self, queue: WorkQueue[Job]) -> None:
-        """Add all pending items in the store's order (`seq`), as the queue has room. Those that were drawn before are
-        left out."""
+        """Add all pending items in the store's order (`seq`), whenever the queue has room. Items that `draw_distant`
+        has returned already are left out."""
         raise NotImplementedError
 
     async def draw_distant(self) -> QueueItem[Job] | None:
@@ -386,8 +389,9 @@ class _Pager:
         raise NotImplementedError
 
     def _draw(self, last: int) -> int | None:
-        """Return a random `seq` (an item's number in the store's list of pending items) up to `last` that `fill` has
-        not reached and that was not drawn before; None if eight random numbers give none."""
+        """Return a random `seq` that `fill` has not reached and that was not drawn before; None if eight random numbers
+        up to `last` give none. A `seq` is the number of a pending completion, or of a prompt that is ready to be
+        judged, in the store's list of these."""
         for _ in range(8):
             if last > self._after and (seq := random.randint(self._after + 1, last)) not in self._drawn:
                 self._drawn.add(seq)

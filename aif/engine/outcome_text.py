@@ -60,11 +60,11 @@ def policy_text(policy: "PairPolicy") -> str:
 
 
 def reasoning_mark_text(marked: ReasoningMarks) -> str:
-    """Return a sentence on completions of a model whose reasoning may not have been removed correctly: a tag is left in
-    the text, the text was cut at a tag that the reply may only quote, or it ends at max_tokens, maybe within the
-    reasoning.
+    """Return a sentence that says for how many completions of a model the reasoning may not have been removed
+    correctly: a tag is left in the text, the text was cut at a tag that the reply may only quote, or the reply ends at
+    max_tokens, maybe within the reasoning.
 
-    If `marked` has no model, the sentence is on prompts with a tag left in an earlier assistant turn.
+    If `marked` has no model, it counts prompts with a tag left in an earlier assistant turn.
     """
     if not marked.model:
         prompts = counted(marked.completions, "prompt")
@@ -93,7 +93,8 @@ def row_notes(rows: PromptCounts) -> list[tuple[int, str]]:
 
 
 def budget_reached_text(shortfall: BudgetShortfall, command: str) -> str:
-    """Return a sentence that says how much was spent, what the next call may cost, and how `command` resumes."""
+    """Return a sentence that says how much was spent, what the next call may cost, and that `command` resumes the
+    run."""
     resume = f"raise budget_usd, and `{command}` resumes"
     if shortfall.bound > shortfall.budget:
         return (
@@ -106,13 +107,13 @@ def budget_reached_text(shortfall: BudgetShortfall, command: str) -> str:
 
 
 def tally_counts(tally: Tally) -> tuple[int, int, int, int]:
-    """Return (wanted, answered, failed, pending); the last three add up to the first."""
+    """Return (wanted, answered, failed, pending) of a tally; the last three add up to the first."""
     return tally.wanted, tally.answered, tally.failed, tally.pending
 
 
 def balance_lines(balance: ItemCounts) -> list[str]:
-    """Return one line for completions and one for judgements, such as "20 completions = 17 answered + 2 failed + 1
-    pending", one for prompts that are not planned yet, if any, and one for complete prompts."""
+    """Return lines that count the items of a store: completions, judgements, prompts that are not planned yet (if any),
+    and complete prompts. Example: "20 completions = 17 answered + 2 failed + 1 pending"."""
     times = " + ".join(f"{counted(prompts, 'prompt')} × {n:,}" for n, prompts in balance.slots.items())
     lines = []
     for noun, stages in (("completion", ("carried", "completion")), ("judgement", ("judgement",))):
@@ -126,13 +127,14 @@ def balance_lines(balance: ItemCounts) -> list[str]:
 
 
 def unplanned_text(balance: ItemCounts) -> str:
-    """Return a sentence on prompts that have no planned completions yet and so are missing from the other counts."""
+    """Return a sentence that says how many prompts have no planned completions yet and so are missing from the other
+    counts."""
     return f"{counted(balance.unplanned, 'prompt')} not planned yet: the next run plans them first"
 
 
 def shortfall_lines(balance: ItemCounts, least: float, typed: str) -> list[str]:
-    """Return lines that list what is missing, and the commands that complete it, if the share of complete prompts (0 to
-    1) is below `least`; else no lines. `typed` is the pipeline file's path as the user typed it."""
+    """Return lines that list what is missing, and the commands that complete it; none if the share of complete prompts
+    (0 to 1) is at least `least`. `typed` is the pipeline file's path as the user typed it."""
     if balance.completeness >= least:
         return []
     lines = [f"{completeness_text(balance)}; export.completeness is {least:.4g}. Missing:"]

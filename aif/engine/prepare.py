@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # callers that only read a store need neither
 
 def rubric_of(pipeline: Pipeline) -> Rubric:
     """Return the pipeline's rubric, or IMPORTED_SCORES if scores come with the prompts' completions. Raises BadInput if
-    it doesn't give the score that pairs are made by."""
+    the rubric doesn't give the score that pairs are made by."""
     if pipeline.has_scores:
         return IMPORTED_SCORES
     rubric = load(find_resource(pipeline.rubric, pipeline.folder, "prompts/rubrics", "rubric"))
@@ -68,7 +68,8 @@ def specs_of(pipeline: Pipeline, rubric: Rubric, provided_sizes: Iterable[int]) 
     """Return the judging requests of a pipeline: every request of the rubric, for every judge. A request that shows all
     completions together is included once for each number of completions that a prompt may have.
 
-    `provided_sizes` are these numbers for prompts that came with completions in their source.
+    `provided_sizes` has the numbers of completions of those prompts whose completions came with them. If the pipeline
+    takes scores from its rows, there is one request for each number of completions, without a judge.
     """
     least, most = pipeline.completions.min_completions, pipeline.completions.per_prompt
     sizes = sorted({*(n for n in provided_sizes if n >= least), *(range(least, most + 1) if pipeline.models else ())})
@@ -94,8 +95,8 @@ def prepare(
     """Update journal and store so that they match the pipeline file and its sources. Calls no model.
 
     Without `reread`, the prompts in the journal are used without looking at the sources, and the models that aif
-    launches count as unchanged. Returns records of which files launched models load, to be added to the journal before
-    the first call.
+    launches count as unchanged. `tell` is called with each message for the user. Returns journal records that say which
+    files the launched models load; they must be added to the journal before the first call.
     """
     principles = principles_of(pipeline)
     with Reader.of(journaled.store) as reader:
@@ -136,8 +137,9 @@ def _report_changed_models(
 
 
 def _report_outdated(pipeline: Pipeline, store: "Store", tell: Callable[[str], None]) -> None:
-    """Report how many judgements are outdated and requested again, and the most they can cost, assuming a token per
-    byte. They are outdated because the judges would be shown other texts with the current reasoning tags."""
+    """Report for each judge how many of its judgements are outdated and will be requested again, and the most that
+    these requests can cost (without retries, assuming one token per byte). A judgement is outdated if, with the current
+    reasoning tags, its judge would be shown other texts."""
     with Reader.of(store) as reader:
         for name, judgements, sent in reader.outdated_judgements():
             judge = pipeline.judges[name]
@@ -168,9 +170,10 @@ def set_judging_specs(pipeline: Pipeline, rubric: Rubric, store: "Store") -> Non
 
 
 def _store_materials(pipeline: Pipeline, journaled: "JournaledStore", rubric: Rubric, fingerprint: str) -> None:
-    """Store the material that judges are shown with a prompt, such as a reference answer: each text once, by its
-    digest, and the digest for each prompt. Does nothing if the prompts (`fingerprint`) and the rubric's kinds of
-    material are unchanged. Raises BadInput if a source has a kind of material that the rubric doesn't use."""
+    """Store the material that judges are shown with a prompt, such as a reference answer. Each text is stored once, by
+    its digest; each prompt refers to its material's digest. Does nothing if neither the prompts (`fingerprint`) nor the
+    rubric's kinds of material have changed. Raises BadInput if a source has a kind of material that the rubric doesn't
+    use."""
     slots = {slot for source in pipeline.prompts for slot in source.material}
     if unknown := sorted(slots - rubric.sheet.material.keys()):
         known = ", ".join(rubric.sheet.material) or "none"

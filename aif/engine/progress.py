@@ -37,8 +37,8 @@ class EndpointState:
     pending completions succeed.
 
     `later`: items to retry in the next run. `rate`: items finished per second, over the last WINDOW_S seconds. `usd` is
-    None if the price is unknown. `refused`: why it takes no more calls. `doing`: why it answers nothing now, such as
-    starting or a rate limit.
+    None if the price is unknown. `refused`: why the model or judge takes no more calls in this run. `doing`: why it
+    answers nothing at the moment, such as starting or a rate limit.
     """
 
     name: str

@@ -30,10 +30,13 @@ def update_prompts(pipeline: Pipeline, journaled: "JournaledStore", tell: Callab
     """Read the sources if they changed since they were last read to the end. Return a fingerprint of what was read: it
     changes with the sources' settings and content.
 
-    They are also read again if damaged lines of the journal may have been prompts, or if the source of some scores is
-    not stored. Otherwise, without `reread`, they are not checked for changes. If a source can't be reached, the prompts
-    in the journal are used. Raises BadInput if the journal has none, or (with `reread`) `prompts` in the pipeline file
-    has changed since they were read; also if no row can be used, or two different prompts have the same id.
+    The sources are also read again if damaged lines of the journal may have been prompts, or if the store lacks the
+    source of some scores. In all other cases, without `reread`, they are not checked for changes. If a source can't be
+    reached, the prompts in the journal are used.
+
+    Raises BadInput if a source can't be reached and the sources were never read to the end, or (with `reread`) the
+    sources' settings have changed since. Also raised if no row can be used, if one prompt has more than MAX_CARRIED
+    completions, or if two different prompts have the same id.
     """
     with Reader.of(journaled.store) as reader:
         lost = journaled.store.damaged_lines or has_unsourced_scores(pipeline, reader)
@@ -111,8 +114,9 @@ def _pages(
     """Yield the journal records of at most PAGE rows at a time, and count these rows by (source, reason) in `counts`.
     The reason is "selected", or why the row adds no prompt.
 
-    A row whose prompt was read before counts as "duplicate", or as "gathered" if it has new completions, which are
-    added to that prompt, whichever file it came from. Without models, prompts without completions are left out.
+    A row whose prompt was read before, from this or another source, counts as "duplicate". If it has new completions,
+    it counts as "gathered" instead, and they are added to that prompt. If the pipeline has no models (`has_models` is
+    false), prompts without completions are left out.
     """
     start = reported = alike = rescored = 0
     seen: dict[int, str] = {}
@@ -160,10 +164,14 @@ def _normalized(prompt: Prompt) -> int:
 class _Page:
     """What a page (a batch of rows) adds to the selection (the prompts that the pipeline uses now) and to the store.
 
-    `selected`: prompts to add to the selection, with their source. `carried`: provided completions to add to it, as
-    (prompt id, key, score, scale). `prompts` and `completions`: those of them to write to the store: new ones, and
-    prompts whose meta or material has changed. `rescored`: a message for each completion that an earlier row had with
-    another score. `counts`: rows by (source, reason).
+    `selected`: prompts to add to the selection, with their source. `carried`: completions that came with prompts, to
+    add to the selection, as (prompt id, key, score, scale).
+
+    `prompts`: the selected prompts to write to the store, because they are new or their meta or material has changed.
+    `completions`: the completions to write to the store, because they are new.
+
+    `rescored`: a message for each completion that an earlier row had with another score. `counts`: rows by (source,
+    reason).
     """
 
     selected: list[tuple[str, Prompt]]
@@ -209,9 +217,13 @@ class _Page:
     def _new(
         self, source: str, prompt: Prompt, keys: Sequence[str], gathered: dict[str, tuple[float | None, str | None]]
     ) -> list[tuple[str, ProvidedCompletion]]:
-        """Return the row's completions that are not in `gathered`, with their keys, and add them to it. `keys` are the
-        keys of all its completions; `gathered` has the (score, scale) of earlier rows' completions by key. If such a
-        completion has another score in this row, that is reported in `rescored`; the first score is used."""
+        """Return (key, completion) for each completion of the row that no earlier row had, and add them to `gathered`.
+        `keys` are the keys of all completions of the row. `gathered` has, by key, the (score, scale) of the completions
+        of earlier rows.
+
+        If an earlier row had the same completion with another score, a message is added to the page's `rescored`, and
+        the earlier score is used.
+        """
         new = []
         for key, completion in zip(keys, _row_completions(prompt), strict=True):
             if key not in gathered:
@@ -242,8 +254,8 @@ def _row_completions(prompt: Prompt) -> tuple[ProvidedCompletion, ...]:
 
 
 def _stored_form(prompt: Prompt) -> tuple[str, str | None, int]:
-    """Return meta, material (both as JSON) and number of turns of a prompt, as the store has them, to compare with
-    these."""
+    """Return (meta, material, number of turns) of a prompt in the form in which the store holds them, so that they can
+    be compared. Meta and material are JSON."""
     material = orjson.dumps(dict(prompt.material)).decode() if prompt.material else None
     return orjson.dumps(dict(prompt.meta)).decode(), material, len(prompt.messages)
 

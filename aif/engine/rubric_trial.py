@@ -1,4 +1,4 @@
-"""Try a rubric on stored completions: run the judges alone, then compare old and new ratings.
+"""Try a rubric on stored completions: call only the judges, then compare old and new ratings.
 
 The judgements are stored like those of any run, so a pipeline that switches to the rubric reuses them and pays nothing
 again. Afterwards the store again has the pipeline's own judging requests and pairs.
@@ -66,7 +66,7 @@ class TrialResult:
     id and completion key.
 
     `names` are the names of the two rubrics. `failures` counts unanswered judgements by judge and error kind, with an
-    example.
+    example. `calling` says how the calls of the trial ended.
     """
 
     names: tuple[str, str]
@@ -90,7 +90,8 @@ def try_rubric(
     those by the pipeline's own rubric. Takes the first `limit` prompts whose completions are ready to be judged.
 
     If anything is to be requested, `consent` is called with the cost; if it returns False, nothing is sent and the
-    result is None. Raises AifError if pipeline, store or rubric can't be used.
+    result is None. `policy` says when failed calls are retried; None: the default policy. Raises AifError if pipeline,
+    store or rubric can't be used.
     """
 
     tell = display.print_line
@@ -132,7 +133,7 @@ def try_rubric(
 
 def _with_judges(pipeline: Pipeline, judge: str | None) -> Pipeline:
     """Return the pipeline with only `judge`, or all its judges if None. Raises BadInput if there is no such judge, or
-    the API key of one is missing."""
+    if a judge's API key is missing."""
     names = ", ".join(pipeline.judges)
     if not names:
         raise BadInput(f"{pipeline.path}: the pipeline has no judge; add one under judges")
@@ -213,7 +214,8 @@ ScorePairs = Sequence[tuple[float, float]]  # a prompt's completions: old and ne
 
 
 def kendall(prompts: Iterable[ScorePairs]) -> float | None:
-    """Return Kendall's tau-b between old and new scores, over pairs of completions of the same prompt.
+    """Return Kendall's tau-b between old and new scores, over pairs of completions of the same prompt. `prompts` has
+    for each prompt the (old, new) scores of its completions.
 
     1: the same order; -1: the reverse order; 0: unrelated. None if within each prompt all old scores are tied, or
     within each prompt all new ones.
@@ -232,8 +234,8 @@ def _sign(a: float, b: float) -> int:
 
 
 def count_changed_best(prompts: Iterable[ScorePairs]) -> int:
-    """Return the number of prompts whose best completion changed: none is best, or tied for best, by both old and new
-    score."""
+    """Return the number of prompts whose best completion changed: no completion is best, or tied for best, by both old
+    and new score. `prompts` has for each prompt the (old, new) scores of its completions."""
     return sum(not _best([old for old, _ in both]) & _best([new for _, new in both]) for both in prompts)
 
 

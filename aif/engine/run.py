@@ -69,8 +69,8 @@ class RunResult:
 
 @dataclass
 class StopRequest:
-    """Whether a person has asked the run to stop. This is kept if the run starts over on a rebuilt store, so that no
-    new call is made."""
+    """Whether a person has asked the run to stop. If the run starts over on a rebuilt store, the request still holds,
+    so that no new call is made."""
 
     stopped: bool = False
 
@@ -84,11 +84,12 @@ def run_pipeline(
     policy: RetryPolicy | None = None,
     consent: Callable[[JournaledStore, Rubric], None] | None = None,
 ) -> RunResult:
-    """Make all pending calls of a pipeline, then its pairs, in its store.
+    """Make all pending calls of a pipeline, then its preference pairs; the results go to the pipeline's store.
 
     `limit` restricts the calls to the first `limit` prompts. `retry_failed` requests permanently failed items again.
-    `consent` is called once all is prepared and before the first call; an exception it raises ends the run. Raises
-    AifError if the pipeline, its sources or its store can't be used.
+    `policy` says when failed calls are retried; None: the default policy. `consent` is called once all is prepared and
+    before the first call; an exception it raises ends the run. Raises AifError if the pipeline, its sources or its
+    store can't be used.
     """
     began = time.monotonic()
 
@@ -139,7 +140,8 @@ async def call_endpoints(
     policy: RetryPolicy,
     stop: StopRequest,
 ) -> CallingResult:
-    """Make every pending call of a prepared store: start servers, show progress, handle Ctrl-C.
+    """Make every pending call of a prepared store, and return how the calls ended. Starts servers, shows progress,
+    handles Ctrl-C.
 
     `limit` restricts the calls to the first `limit` prompts. If `stop` is set already, no call is made.
     """

@@ -53,7 +53,7 @@ class QueueItem(Generic[T]):
 
     @property
     def size(self) -> int:
-        """Number of items that this one stands for: itself and those in `following`."""
+        """Number of items: this item and those in `following`."""
         return 1 + len(self.following)
 
 
@@ -115,8 +115,8 @@ class WorkQueue(asyncio.Queue["QueueItem[T] | None"]):
             self.put_nowait(item)
 
     async def wait_for_room(self) -> None:
-        """Wait until the queue is low on new items, and few enough of the items begun are unfinished, so that more may
-        be added."""
+        """Wait until more items may be added: few new items are left in the queue, and few of the items taken from it
+        are unfinished."""
         self._room.clear()
         self._notify_room()
         await self._room.wait()
@@ -141,8 +141,8 @@ class WorkQueue(asyncio.Queue["QueueItem[T] | None"]):
     # --- for the workers ----------------------------------------------------------------------------------------------
 
     def others(self, error: CallError) -> OtherItems:
-        """Return whether there are enough other items to tell if an item or the endpoint caused this error, and how
-        many of them must fail alike to show that it is the endpoint."""
+        """Return whether the endpoint has enough other items to tell if an item or the endpoint caused this error, and
+        how many different items must fail alike to show that the endpoint did."""
         if not self._closed:
             return MANY_OTHERS
         more = bool(self._new)
@@ -156,8 +156,8 @@ class WorkQueue(asyncio.Queue["QueueItem[T] | None"]):
         return OtherItems(too_few=self._unfinished < ENOUGH_ITEMS, more_coming=more)
 
     def attempted(self, item: QueueItem[T]) -> None:
-        """Note that an attempt of the item has ended. If the item was distant, another distant item may then be taken:
-        at most MAX_DISTANT have a first attempt that has not ended."""
+        """Note that an attempt of the item has ended. If it was the first attempt of a distant item (see the module),
+        another distant item may be taken: at most MAX_DISTANT are in their first attempt at a time."""
         if item.distant:
             item.distant = False
             self._distant -= 1
@@ -174,8 +174,8 @@ class WorkQueue(asyncio.Queue["QueueItem[T] | None"]):
         self._notify_room()
 
     async def take_distant(self) -> QueueItem[T] | None:
-        """Return a random pending item that the pager has not reached, else a random one in the queue. None if there is
-        none, or if MAX_DISTANT such items wait for the end of their first attempt."""
+        """Remove and return a distant item: a random pending item that the pager has not reached, else a random new one
+        in the queue. None if there is neither, or if MAX_DISTANT distant items have not ended their first attempt."""
         if self._distant >= MAX_DISTANT:
             return None
         self._distant += 1
@@ -205,8 +205,8 @@ async def run_workers(
     """Send the items of one endpoint with as many workers as calls may be in flight, until all items are finished or
     the endpoint is halted.
 
-    `fill` adds all items to the queue, and returns when there are no more. `attempt` makes one call for an item, once a
-    server is up, and returns what happens to the item, or None if no call was made.
+    `fill` adds all items to the queue, and returns when there are no more. `attempt` waits for the endpoint's server,
+    makes one call for an item, and returns what happens to the item; None if no call was made.
     """
     async with asyncio.TaskGroup() as group:
         for _ in range(endpoint.concurrency):

@@ -42,7 +42,8 @@ Messages = Sequence[Message]
 
 
 def prepare_and_estimate(pipeline: Pipeline, limit: int | None, tell: Callable[[str], None]) -> Estimate:
-    """Read new prompts, plan completions, and estimate a run of all prompts, or of the first `limit`."""
+    """Read new prompts, plan completions, and return the estimate for a run of all prompts, or of the first `limit`.
+    `tell` is called with each message for the user."""
     rubric = rubric_of(pipeline)
 
     def with_store(journaled: JournaledStore) -> Estimate:
@@ -182,8 +183,8 @@ def _work(
 def _rate(
     endpoint: DeclaredEndpoint, answered: Sequence[tuple[Messages, int]], requests: Sequence[Request]
 ) -> TokenRate:
-    """Return tokens per byte, as measured on the `answered` calls (messages, input tokens). Without any, the model's
-    tokenizer counts the tokens of `requests` if it is on this machine; else the rate is assumed."""
+    """Return tokens per byte, as measured on `answered`: (messages, input tokens) of earlier calls. Without any, the
+    model's tokenizer counts the tokens of `requests` if it is on this machine; else the rate is assumed."""
     if answered:
         input_tokens = sum(n for _, n in answered)
         return _measured_rate(input_tokens, (sent for sent, _ in answered), f"measured on {len(answered):,} calls")

@@ -1,9 +1,9 @@
 """Select single completions for export: the best of each prompt (SFT), and desirable or undesirable ones (KTO). Pure.
 
-Columns in, columns out, as in pairs.py: no text, no I/O. The table `scored` has a row per completion with a score, and
-the rows of a prompt are adjacent: prompt_id, source, completion (key), text_id (digest of the text), model, score,
-truncated, scale (the name of the score's scale, only if the score came with the completion). The table `paired` has a
-row per pair: prompt_id, chosen, rejected (keys).
+Columns in, columns out, as in pairs.py: no text, no I/O. The table `scored` has a row per completion with a score; the
+rows of a prompt are adjacent. Its columns: prompt_id, source, completion (key), text_id (digest of the text), model,
+score, truncated, scale (the name of the score's scale, only if the score came with the completion). The table `paired`
+has a row per pair. Its columns: prompt_id, chosen, rejected (keys of completions).
 """
 
 from collections import Counter
@@ -31,10 +31,11 @@ REASONS = (
 
 @dataclass(frozen=True, slots=True)
 class LabelledRows:
-    """The labelled rows of `scored`, with `label` (true: desirable), and the count of unlabelled rows by reason.
+    """The result of `label_completions`. `rows`: the rows of `scored` that got a label, with the column `label` (true:
+    desirable). `left_out`: how many rows got no label, by the reason why (see REASONS).
 
-    Rows are sorted by completion key, so that two of the same prompt are rarely adjacent. KTO needs that: TRL estimates
-    the KL term by pairing each prompt with the next row's completion.
+    Rows are sorted by completion key (a digest), so that two completions of the same prompt are rarely adjacent. KTO
+    needs that: TRL estimates the KL term by pairing each prompt with the next row's completion.
     """
 
     rows: pa.Table
@@ -43,8 +44,9 @@ class LabelledRows:
 
 @dataclass(frozen=True, slots=True)
 class LabelCounts:
-    """Numbers of completions by the dataset's split and by label (desirable, undesirable), and of unlabelled ones by
-    reason."""
+    """Numbers of completions with and without a label. `labels`: the number of completions by the dataset's split and
+    by label (desirable, undesirable). `left_out`: the number of completions without a label, by the reason why (see
+    REASONS)."""
 
     labels: Mapping[str, Mapping[str, int]]
     left_out: Mapping[str, int]
@@ -53,8 +55,9 @@ class LabelCounts:
 def best_completions(scored: pa.Table, seed: int) -> pa.Table:
     """Return the row of each prompt's best completion that isn't truncated; prompts with only truncated ones have none.
 
-    Ties are broken by a seeded draw, as for pairs; if a prompt has several scales, the best of each count as tied. A
-    pair's chosen completion may be another one: `on_policy`, caps and length ratios may exclude the best.
+    Ties are broken by a seeded draw, as for pairs. If a prompt's scores are on several scales, the best completions of
+    all scales count as tied. A pair's chosen completion may be another one: `on_policy`, caps and length ratios may
+    exclude the best.
     """
     best = [
         _best_row(rows, seed)
@@ -74,7 +77,7 @@ def _best_row(rows: Sequence[Mapping[str, Any]], seed: int) -> int:
 
 
 def _numbered_rows(scored: pa.Table) -> Iterator[dict[str, Any]]:
-    """Yield the rows with their row number `n`, holding one batch at a time."""
+    """Yield each row as a dict, with its row number as `n`. Holds one batch of rows in memory at a time."""
     n = 0
     for batch in scored.to_batches(max_chunksize=10_000):
         for row in batch.to_pylist():
@@ -85,9 +88,10 @@ def _numbered_rows(scored: pa.Table) -> Iterator[dict[str, Any]]:
 def label_completions(scored: pa.Table, paired: pa.Table, rule: KtoLabels) -> LabelledRows:
     """Label completions as desirable or undesirable, by the pipeline's rule.
 
-    Rule `pairs`: chosen completions are desirable, rejected ones undesirable. Rule `scores`: a score of at least
-    `desirable` is desirable, one of at most `undesirable` is undesirable. Truncated completions are never desirable. A
-    text gets no label if it would get both in one prompt. Labelled and unlabelled rows add up to those of `scored`.
+    Rule `pairs`: chosen completions are desirable, rejected ones undesirable. Rule `scores`: a completion is desirable
+    if its score is at least `desirable`, and undesirable if its score is at most `undesirable`; if it would be
+    desirable but is truncated, it gets no label. A text that would get both labels in one prompt gets none. Labelled
+    and unlabelled rows add up to the rows of `scored`.
     """
     decided = list(_by_pairs(scored, paired) if rule.rule == "pairs" else _by_scores(scored, rule))
     texts = list(zip(*(scored.column(name).to_pylist() for name in ("prompt_id", "text_id")), strict=True))
@@ -128,8 +132,8 @@ def _by_scores(scored: pa.Table, rule: KtoLabels) -> Iterator[_Decision]:
 
 
 def balancing_weight(desirable: int, undesirable: int) -> tuple[str, float, float] | None:
-    """Return (name, lowest, highest): which KTOConfig weight, `desirable_weight` or `undesirable_weight`, balances
-    these numbers of completions, and the range of its values that do.
+    """Return which weight of TRL's KTOConfig to set, and to what, so that these numbers of completions are balanced:
+    ("desirable_weight" or "undesirable_weight", lowest value, highest value).
 
     None if they are balanced already, or if one label is missing, so that no weight helps.
     """

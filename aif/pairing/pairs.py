@@ -228,20 +228,20 @@ class _Pairs:
 
     @classmethod
     def with_lower(cls, rows: PromptRows, selected: Ints, means: Floats) -> "_Pairs":
-        """Return the pairs of each selected row, as `high`, with every row of its group (same prompt, same scale) that
-        has a lower score (`means`)."""
+        """Return all pairs of a selected row (`high`) and a row with a lower score (`low`) of the same group, that is,
+        of the same prompt and scale. `means` has each row's score."""
         return cls._ordered(rows, means, *cls._all_of_prompt(rows, selected))
 
     @classmethod
     def with_higher(cls, rows: PromptRows, selected: Ints, means: Floats) -> "_Pairs":
-        """Return the pairs of each selected row, as `low`, with every row of its group (same prompt, same scale) that
-        has a higher score (`means`)."""
+        """Return all pairs of a selected row (`low`) and a row with a higher score (`high`) of the same group, that is,
+        of the same prompt and scale. `means` has each row's score."""
         return cls._ordered(rows, means, *reversed(cls._all_of_prompt(rows, selected)))
 
     @staticmethod
     def _all_of_prompt(rows: PromptRows, selected: Ints) -> tuple[Ints, Ints]:
-        """Return two arrays of row numbers that hold all combinations of a selected row (first array) and a row of its
-        prompt (second array), itself included."""
+        """Return each selected row combined with every row of its prompt, itself included, as two arrays of row
+        numbers: the selected rows, and the rows they are combined with."""
         sizes = rows.sizes[rows.prompt[selected]]
         repeated = np.repeat(selected, sizes)
         starts = np.cumsum(sizes) - sizes
@@ -283,7 +283,7 @@ class _PromptOutcomes:
     codes: Ints
 
     def record(self, reason: str, prompts: Bools) -> None:
-        """Set the reason for the prompts in this mask that have none yet."""
+        """Set the reason for those prompts in the mask `prompts` that have no reason yet."""
         self.codes[prompts & (self.codes == 0)] = OUTCOMES.index(reason)
 
 
@@ -292,9 +292,9 @@ def _find_candidates(
 ) -> _Pairs:
     """Return the pairs that the policy may select, and record in `outcomes` why a prompt has none: a tie, the margin, …
 
-    The highest and lowest score of a group (a prompt's completions on one scale) show whether any two scores are far
-    enough apart. Pairs are built for such groups alone, and only for rows that may be chosen: all pairs of 8,000
-    completions would take 1.4 GB.
+    The highest and lowest score of a group (a prompt's completions on one scale) show whether any two of its scores are
+    far enough apart. Pairs are built only for groups with two such scores, and only for rows that may be chosen: all
+    pairs of 8,000 completions would take 1.4 GB.
     """
     every = np.ones(len(means), dtype=bool)
     rated = ~np.isnan(means)
@@ -337,10 +337,11 @@ def _find_candidates(
 
 
 def _groups_with_pair(rows: PromptRows, means: Floats, sides: Sequence[tuple[Bools, Bools]], margin: float) -> Bools:
-    """Return per group (a prompt's completions on one scale) whether it has a pair with a margin of at least `margin`.
+    """Return per group (a prompt's completions on one scale) whether it has a pair with a margin above 0 and of at
+    least `margin`.
 
-    Each entry of `sides` is two masks: which rows may be chosen, and which may be rejected. A group has a pair if by
-    some entry one of its rows may be chosen over another that has a lower mean.
+    Each entry of `sides` has two masks of rows: those that may be chosen, and those that may be rejected. A group has a
+    pair if any entry allows one. `means` has each row's score.
     """
     result = np.zeros(len(rows.firsts), dtype=bool)
     for highs, lows in sides:
@@ -388,7 +389,8 @@ def _widest_first(pairs: _Pairs, rows: PromptRows, means: Floats, seed: int) -> 
     """Return the indices of the pairs, sorted by prompt, then from the widest margin down, with equal margins in random
     order.
 
-    If a prompt has several scales, the widest margins of all scales count as equal, so do the second widest, and so on.
+    If a prompt has several scales, the widest margin of each scale counts as equal, then the second widest of each, and
+    so on.
     """
     high, low, group = means[pairs.high], means[pairs.low], rows.group[pairs.high]
     margin, size = high - low, tolerance(high, low)
@@ -408,7 +410,7 @@ def _widest_first(pairs: _Pairs, rows: PromptRows, means: Floats, seed: int) -> 
 
 
 def _apply_model_cap(parts: Sequence[PairingResult], cap: int, seed: int) -> Iterator[PairingResult]:
-    """Return each part without the pairs beyond the cap: the pairs of all parts are visited in random order, and a pair
+    """Yield each part without the pairs beyond the cap: the pairs of all parts are visited in random order, and a pair
     is dropped if its chosen model has been chosen, or its rejected model rejected, `cap` times already."""
     drawn = np.concatenate([_cap_draws(part, seed) for part in parts])
     numbers: dict[str, int] = {}

@@ -83,8 +83,9 @@ class PromptRows:
 
     @classmethod
     def from_columns(cls, columns: RatingColumns) -> "PromptRows":
-        """Group the rows. Raises ValueError if columns differ in length or have nulls, if a completion key occurs
-        twice, if a prompt's rows are not adjacent, or if `truncated` isn't boolean."""
+        """Return the rows of `columns`, grouped by prompt and scale. Raises ValueError if columns differ in length or
+        have nulls, if a completion key occurs twice, if a prompt's rows are not adjacent, or if `truncated` isn't
+        boolean."""
         prompts, completions, models, texts = map(
             _strings, (columns.prompt_ids, columns.completions, columns.models, columns.text_ids)
         )
@@ -114,7 +115,8 @@ class PromptRows:
         return cls(ids, completions, names, prompt, _numbered(texts)[1], model, starts, sizes, group, order, firsts)
 
     def any_per_prompt(self, rows: Bools) -> Bools:
-        """Return per prompt whether the mask `rows` is true for any of its rows; column by column if it is 2-D."""
+        """Return per prompt whether the mask `rows` is true for any of its rows. If the mask has two dimensions (rows x
+        columns), so has the result (prompts x columns)."""
         result: Bools = np.logical_or.reduceat(rows, self.starts, axis=0)
         return result
 
@@ -192,7 +194,7 @@ class CompletionScores:
     """The score of every completion, `means`, and its score by each judge, `judge_means` (rows x `judges`); NaN if no
     rating counts.
 
-    The others are masks. `used` (prompts x columns): the ratings that count. `incomplete` (prompts): dropped because a
+    Four fields are masks. `used` (prompts x columns): the ratings that count. `incomplete` (prompts): dropped because a
     rating is missing. `unrated` (rows): completions without any rating, though others of the prompt have some.
     `too_few_rated` (prompts): dropped because some completions are unrated and too few are rated.
     """
@@ -216,10 +218,10 @@ def compute_scores(
     """Return each completion's score: the weighted mean over the aspects, or the aspect `overall` alone (`by`).
 
     An aspect's value is the weighted mean over the judges whose ratings of it count. If the aspects differ in range,
-    each counts as a fraction of its range, from 0 to 1: otherwise one from 0 to 40 would outweigh three from 1 to 5.
-    `missing`: if a judge's rating of an aspect is missing, ignore that judge's ratings of the aspect for the whole
-    prompt, or drop the prompt. Completions without any rating are left out first; if that leaves fewer than `least` (or
-    2), no completion of the prompt has a score.
+    each counts as a fraction of its range, from 0 to 1: otherwise an aspect rated from 0 to 40 would outweigh three
+    rated from 1 to 5. `missing`: if a judge's rating of an aspect is missing, ignore that judge's ratings of the aspect
+    for the whole prompt, or drop the prompt. Completions without any rating are left out first; if that leaves fewer
+    than the larger of `least` and 2, no completion of the prompt has a score.
 
     Raises BadInput if these aspects don't give this score, ValueError if columns and weights don't fit.
     """
@@ -258,7 +260,8 @@ def _columns_of(names: Sequence[str]) -> dict[str, list[int]]:
 
 
 def _mean(rows: int, columns: Iterable[tuple[Floats, float]]) -> Floats:
-    """Return per row the weighted mean over the (column, weight) pairs whose value is not NaN; NaN if all are.
+    """Return per row the weighted mean of the values that are not NaN; NaN if all are. `columns` has (values of a
+    column, weight of the column).
 
     Summed column by column, so that equal ratings give equal bits in every row.
     """
@@ -272,7 +275,8 @@ def _mean(rows: int, columns: Iterable[tuple[Floats, float]]) -> Floats:
 
 
 def _weights(columns: RatingColumns, by: Literal["mean", "overall"]) -> Floats:
-    """Return the weight of each column's aspect in the score, 0 if it isn't part of it. Raises as compute_scores."""
+    """Return per column the weight of its aspect in the score, 0 if the score doesn't use the aspect. Raises the same
+    errors as compute_scores."""
     _check(columns.aspects, columns.weights, "weights", all(0 <= weight < np.inf for weight in columns.weights))
     _check(columns.judges, columns.judge_weights, "judge_weights", all(0 < w < np.inf for w in columns.judge_weights))
     if len(set(zip(columns.aspects, columns.judges, strict=True))) != len(columns.aspects):
@@ -288,8 +292,8 @@ def _weights(columns: RatingColumns, by: Literal["mean", "overall"]) -> Floats:
 
 
 def _check(names: Sequence[str], weights: Sequence[float], field: str, valid: bool) -> None:
-    """Raise ValueError unless there is a weight for each name, the same wherever a name is repeated, and `valid` is
-    true (the caller checks the values). `field` is the name of the weights in the message."""
+    """Raise ValueError unless there is a weight for each name, and equal names have equal weights. Also raises it if
+    `valid` is false: the caller has checked the values. `field` is what the message calls the weights."""
     fit = len(weights) == len(names) and len(set(zip(names, weights, strict=True))) == len(set(names))
     if not fit or not valid:
         raise ValueError(

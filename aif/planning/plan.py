@@ -140,11 +140,12 @@ def _probabilities(value: Any, pools: Mapping[str, Any], where: str) -> dict[str
 
 
 def sent_messages(prompt: Prompt, principle: Principle | None, system: SystemMode) -> tuple[Message, ...]:
-    """Return the turns that are sent to a model: the prompt's, with its system turn and the principle joined.
+    """Return the turns that are sent to a model: the prompt's, with the principle joined to the prompt's own system
+    turn.
 
-    `system` says where these go: `role` sends them as a system turn; `fold_into_user` puts them before the first user
-    turn, for chat templates that refuse a system turn; `none` drops the principle, and puts the prompt's own system
-    turn before the first user turn.
+    `system` says where the joined text goes: `role` sends it as a system turn; `fold_into_user` puts it before the
+    first user turn, for chat templates that refuse a system turn. `none` drops the principle, and puts the prompt's own
+    system turn before the first user turn.
     """
     own = prompt.messages[0].content if prompt.messages[0].role == "system" else None
     turns = prompt.messages[1:] if own is not None else prompt.messages
@@ -182,8 +183,8 @@ def provided_key(prompt_id: str, completion: ProvidedCompletion) -> str:
 
 
 def provided_slots(prompt_id: str, completions: Sequence[tuple[str, str]]) -> tuple[Slot, ...]:
-    """Return the slots of a prompt whose completions came with it: one slot per completion, in the given order, instead
-    of planned ones. `completions` has the (key, model identity) of each."""
+    """Return a slot for each completion that came with a prompt, in the given order; such a prompt gets no planned
+    completions. `completions` has the (key, model identity) of each."""
     return tuple(
         Slot(key, prompt_id, n, identity.removeprefix(provided_identity("")), identity, 0, 0, None)
         for n, (key, identity) in enumerate(completions)
@@ -209,9 +210,9 @@ def plan_slots(
 
 @lru_cache(maxsize=8)
 def _with_settings(pool: tuple[PoolModel, ...]) -> list[tuple[PoolModel, tuple[str, ...]]]:
-    """Return each entry of the pool with the settings that are part of its draw key: none for the first entry of each
-    identity (sorted by sampling settings, then `system`), so that its draws stay the same when an entry is added after
-    it; a digest of its settings for the others."""
+    """Return each entry of the pool with the settings that are part of its draw key (see the module): a digest of its
+    settings, or nothing for the first entry of each identity (sorted by sampling settings, then `system`). So the draws
+    of the first entry stay the same when an entry is added after it."""
     first: dict[str, PoolModel] = {}
     for model in sorted(pool, key=lambda entry: (repr(entry.sampling), entry.system)):
         first.setdefault(model.identity, model)
