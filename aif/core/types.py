@@ -62,7 +62,7 @@ def as_messages(rows: Sequence[Mapping[str, Any]]) -> tuple[Message, ...]:
 
 def prompt_id(messages: Sequence[Message]) -> str:
     """Return the id of a prompt: for a single user turn the sha256 of its text (the convention of
-    ultrafeedback_binarized), else that of the messages as canonical JSON."""
+    ultrafeedback_binarized), else the sha256 of the messages as canonical JSON."""
     if len(messages) == 1 and messages[0].role == "user":
         return hashlib.sha256(messages[0].content.encode()).hexdigest()
     return digest(as_dicts(messages))
@@ -211,8 +211,8 @@ class Rating(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class FailureGroup:
     """The number (`items`) of unanswered completions or judgements of one model or judge (`endpoint`) with the same
-    kind of failure and verdict. `example` is the error message of one of them, `prompt_id` the prompt of one, perhaps
-    of another.
+    kind of failure and verdict. `example` is the error message of one of them; `prompt_id` is the prompt of one of
+    them, but not always of the same one.
 
     `kind` is an `aif.providers.base.Kind`, or empty for items that were never requested. `verdict`: `failed`
     (permanent), `later` (retried by the next run), `refused` (by the provider), `pending` (not requested yet),
@@ -234,9 +234,9 @@ class JudgingSpec:
 
     A listwise request shows a judge all completions of a prompt together, and applies to prompts with exactly `n` of
     them. Any other request shows one at a time (`n` is 1), and applies to prompts with at least `least` completions.
-    `judge_pass` numbers repeated ratings by one judge. `spec` is the digest of everything sent besides the texts.
-    `instead`, if set, is the `spec` of the request about single completions that replaces a listwise request that
-    exceeds the judge's context window.
+    `judge_pass` numbers repeated ratings by one judge. `spec` is the digest of everything sent besides the texts. If a
+    listwise request exceeds the judge's context window, a request about single completions may replace it; `instead` is
+    the `spec` of that request, if there is one.
     """
 
     judge: str

@@ -160,7 +160,8 @@ def _parquet(path: Path, file: BinaryIO) -> Iterator[tuple[str, dict[str, Any]]]
 
 def arrow_row(row: Any) -> dict[str, Any]:
     """Return the only row of an Arrow table or batch, as a dict of its columns. A value that Python can't represent (a
-    date after 9999, a text that is not UTF-8) becomes a `BadRow`, so that it matters only in a column that is used."""
+    date after 9999, a text that is not UTF-8) becomes a `BadRow`, so that the row can be used if the pipeline doesn't
+    use that column."""
     return {name: _cell(column) for name, column in zip(row.schema.names, row.columns, strict=True)}
 
 

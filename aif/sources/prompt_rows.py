@@ -113,8 +113,9 @@ def _used_columns(source: Source) -> list[str]:
 
 
 def _column(row: Mapping[str, Any], name: str, setting: str, where: str, kind: str = "column") -> Any:
-    """Return the value of the column (or key, see `kind`) `name`. Raises BadInput if it is missing; the message says
-    which `setting` of the pipeline file to correct."""
+    """Return the value that a row has under `name`. Raises BadInput if the row lacks it; the message says which
+    `setting` of the pipeline file to correct. `kind` is the message's word for what is missing: "column", or "key" of
+    an object."""
     if name not in row:
         present = replace_surrogates(", ".join(map(str, row))) or "none"
         raise BadInput(
@@ -124,8 +125,9 @@ def _column(row: Mapping[str, Any], name: str, setting: str, where: str, kind: s
 
 
 def _json_list(value: Any) -> Any:
-    """Return the list in a text that is a JSON list: CSV files have no other lists. A text that is a single turn in
-    JSON becomes a list with this turn; any other value is returned unchanged. Raises DuplicateKeyError."""
+    """Return the parsed list if the value is a text that holds a JSON list (CSV files have no other lists). A text that
+    holds a single turn in JSON becomes a list with this turn; any other value is returned unchanged. Raises
+    DuplicateKeyError."""
     if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
         return value
     try:
@@ -197,7 +199,8 @@ def _unparsed_conversation(text: str) -> str | None:
 
 
 def _are_turns(value: Any) -> TypeGuard[list[dict[str, Any]]]:
-    """Return whether a value is a list of objects with the keys of a turn; their values are not checked."""
+    """Return whether a value is a list, not empty, of objects with the keys of a turn; the values of these keys are not
+    checked."""
     return isinstance(value, list) and bool(value) and all(isinstance(item, dict) and _is_turn(item) for item in value)
 
 
@@ -320,9 +323,11 @@ def _is_completion_object(value: Any, entry: CompletionColumns) -> bool:
 
 
 def _list_in_cell(value: str, model: Any, key: str) -> Any:
-    """Return the list in a text that is a JSON list of completions; return any other text unchanged. If the row names a
-    single `model`, a list of anything but turns or objects with `key` is itself that model's completion, and
-    unchanged."""
+    """Return the parsed list if a cell's text is a JSON list of completions, else the text unchanged.
+
+    `model` is the cell of the model's name. If it names a single model, only a list of turns, or of objects with `key`,
+    counts as a list of completions: any other JSON list is the answer of that model.
+    """
     parsed = _json_list(value)
     if not isinstance(parsed, list):
         return value

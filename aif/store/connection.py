@@ -63,8 +63,8 @@ def connect(path: Path, read_only: bool = False) -> duckdb.DuckDBPyConnection:
 
 
 def _locked_message(path: Path, message: str) -> str:
-    """Return aif's message for a store file that another process has open; `message` is DuckDB's. It names the aif
-    process that writes to the store, or else the program that DuckDB's message names."""
+    """Return aif's message for a store file that another process has open. The message names the aif process that
+    writes to the store; if there is none, it names the program in `message`, which is DuckDB's."""
     lock = StorePaths(path).lock
     if is_held(lock) and not ((note := read_note(lock)) and note.mine):
         return busy_message(path, holder_text(lock))
@@ -79,8 +79,8 @@ DAMAGE = (duckdb.IOException, duckdb.InternalException, duckdb.FatalException, d
 
 
 def _disk_full(error: duckdb.Error, path: Path) -> OSError | None:
-    """Return an OSError if DuckDB's error is about a full disk, else None. Only the error's message shows that: its
-    class is TransactionException in a commit and FatalException in a checkpoint."""
+    """Return an OSError if DuckDB's error is about a full disk, else None. Only the text of DuckDB's error shows that:
+    the class of the error is TransactionException in a commit and FatalException in a checkpoint."""
     return next((OSError(n, os.strerror(n), str(path)) for n in DISK_FULL if os.strerror(n) in str(error)), None)
 
 

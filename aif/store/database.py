@@ -212,8 +212,8 @@ class Store:
 
     def _insert_provided_scores(self) -> None:
         """Insert the scores that came with provided completions as if a judge had given them: a judgement for each
-        prompt with provided completions, with a rating for each score. If a prompt has no scores, its judgement has no
-        ratings: no judge will rate it. If no prompt has any, nothing is inserted."""
+        prompt with provided completions, with a rating for each score. The judgement of a prompt without scores has no
+        ratings: no judge will rate that prompt. If no prompt has a score, nothing is inserted."""
         # a judge may have this name too, but its judgements have calls
         self._db.execute("DELETE FROM judgements WHERE identity = ? AND call_id IS NULL", [PROVIDED_JUDGE])
         self._db.execute(
@@ -229,8 +229,8 @@ class Store:
     # --- the plan and the current run ---------------------------------------------------------------------------------
 
     def set_mark(self, name: str, value: str) -> None:
-        """Store a value (a mark) under a name, in place of an earlier one. Most are digests of what a table was made
-        from, which show later whether that changed."""
+        """Store a value (a mark) under a name, in place of an earlier one. Most marks are digests of what a table was
+        made from: they show later whether the table is out of date."""
         self._db.execute("INSERT OR REPLACE INTO marks VALUES (?, ?)", [name, value])
 
     def get_mark(self, name: str) -> str | None:
@@ -242,7 +242,7 @@ class Store:
     def compare_texts(self) -> None:
         """Compare the texts that judges were shown with the completions as they are now. If any completion is missing
         or has another text, a judgement counts from now on only if its completions have the texts that the judge saw. A
-        run never causes that: it replaces no completion."""
+        run never causes such a difference: it replaces no completion."""
         if self.get_mark("texts"):
             return
         shown = " UNION ALL ".join(
@@ -347,8 +347,8 @@ class Store:
 
 
 def _create(path: Path) -> None:
-    """Create an empty store. The file has another name until it is complete: if a kill or a full disk left it
-    incomplete under this name, without a journal beside it, it would be taken for another program's."""
+    """Create an empty store. The file has another name until it is complete: an incomplete file under its final name,
+    left by a kill or a full disk without a journal beside it, would be taken for another program's."""
     new = path.with_name(path.name + ".new")
     for file in (*store_files(new), *store_files(path)):
         file.unlink(missing_ok=True)

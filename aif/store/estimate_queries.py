@@ -55,9 +55,9 @@ class AnsweredJudgement:
 class ReplyUsage:
     """Totals of tokens and seconds over the calls that reported token counts.
 
-    `calls` is the number of these calls, `items` of the completions or judgements that they answered, `shown` of the
-    completions that the judgements rated. `input` includes the tokens read from a prompt cache (`cached`) and those
-    written to it (`written`); `output` includes those of reasoning.
+    `calls` is the number of these calls. `items` is the number of completions or judgements that they answered, `shown`
+    the number of completions that these judgements rated. `input` includes the tokens read from a prompt cache
+    (`cached`) and those written to it (`written`); `output` includes the tokens of reasoning (`reasoning`).
     """
 
     items: int
@@ -187,8 +187,8 @@ class EstimateReader(Reader):
         return ReplyUsage(*rows[0])
 
     def judgement_usage(self, judge: str) -> dict[str, ReplyUsage]:
-        """Return the total usage of the calls for a judge's answered judgements by the current rubric, by the name of
-        the rubric's request."""
+        """Return, for each request of the current rubric (by its name there), the total usage of the calls for the
+        judge's answered judgements."""
         rows = self._rows(
             f"SELECT p.request, count(*) FILTER (k.id = j.call_id), "
             f"coalesce(sum(len(j.completions)) FILTER (k.id = j.call_id), 0)::BIGINT, {_USED} "

@@ -73,12 +73,12 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Entry:
-    """A journal record with values that the store or a run needs and the record lacks.
+    """A journal record, with values that the record lacks and that the store or a run needs.
 
     `ratings` are parsed from a judge's reply; None if the reply can't be parsed or the record is of another kind.
-    `place` is, for a completion of the current run, the position of its prompt in the selection and its number within
-    the prompt. `parts` is the number of judgements of single completions that replace this judgement because it
-    exceeded the context window.
+    `place` is set for a completion of the current run: (position of its prompt in the selection, its number within the
+    prompt). `parts` is set for a judgement that exceeded the context window: the number of judgements of single
+    completions that replace it.
     """
 
     record: Record
@@ -260,15 +260,15 @@ _CALL = ("id", "stage", "key", "prompt_id", "endpoint", "n", "started", "seconds
 
 
 def _unusable_reply(r: Record) -> str | None:
-    """Return the reply, as received, of a call without a usable answer, even if all of it is reasoning; None if there
-    is none."""
+    """Return the reply, as received, of a call whose answer can't be used, even if the reply is all reasoning; None if
+    no reply was received."""
     raw: str | None = r["said"][0] if r["raw"] is None and "said" in r else r["raw"]
     return r["text"] if raw is None else raw
 
 
 def _shown_text_ids(item: dict[str, Any]) -> list[str] | None:
     """Return the text_ids (digests) of the texts that a judge was shown, in the order of their completions' sorted
-    keys; None if the record has none. `item` is the record's."""
+    keys; None if the record doesn't have them. `item` is the field `item` of the judgement's record."""
     return (
         [text for _, text in sorted(zip(item["completions"], item["shown"], strict=True))] if "shown" in item else None
     )

@@ -25,8 +25,8 @@ class Rubrics:
 
     `files` holds the files of each rubric by its digest, `loaded` the rubrics made from them. `lost` are digests of
     rubrics that replies need and that are missing or invalid. `tags` are the reasoning tags by `stage/identity`,
-    without those that are `auto`. `old_text_ids` is for completions whose reply the current tags split into another
-    text than the recorded one: it maps their keys to the text_id (digest) of the recorded text.
+    without those that are `auto`. `old_text_ids` maps keys of completions to the text_id (digest) of the text in their
+    record; it has only the completions to which the current tags give another text.
     """
 
     files: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -77,9 +77,9 @@ def parse_record(record: Record, rubrics: Rubrics) -> Entry:
 
 
 def _with_shown_text_ids(record: Record, old_text_ids: dict[str, str]) -> Record:
-    """Return a judgement's record, with `shown` added if it lacks that and the current tags give one of its completions
-    another text than the judge saw. `shown` holds the text_ids of the texts that the judge saw; without it the
-    judgement would count for the new texts."""
+    """Return a judgement's record with `shown`, the text_ids (digests) of the texts that the judge saw. `shown` is
+    added if the record lacks it and the current tags give one of the completions another text than the judge saw:
+    without `shown`, the judgement would count for the new texts."""
     item = record["item"]
     if "shown" in item or old_text_ids.keys().isdisjoint(item.get("completions", ())):
         return record
@@ -89,9 +89,9 @@ def _with_shown_text_ids(record: Record, old_text_ids: dict[str, str]) -> Record
 def _split_again(record: Record, tags: Tags) -> Record:
     """Return a call's record with its reply split into text and reasoning again, with the current tags.
 
-    If the text differs from the recorded one and the record lacks the reply as received, since the version that wrote
-    it cut nothing, `said` is added with that reply and `was` with the recorded text. A completion that is left without
-    text becomes a failure, and one that failed as empty but now has text becomes an answer.
+    A record from whose reply nothing was cut has no `said` (the reply as received). If the text of such a record
+    changes, `said` is added, and `was` with the recorded text. A completion that is left without text becomes a
+    failure; a completion that failed as empty but now has text becomes an answer.
     """
     if record["kind"] not in (None, Kind.EMPTY, Kind.UNREADABLE):
         return record

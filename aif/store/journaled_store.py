@@ -45,7 +45,8 @@ Notify = Callable[[str], None]
 class JournaledStore:
     """A store and its journal, open for writing by this process, which holds their lock. Close it to release both.
 
-    `keep` writes records to both. `rubrics` are those with which replies in the journal are parsed.
+    `keep` writes records to both. `rubrics` holds the rubrics and reasoning tags with which replies in the journal are
+    parsed.
     """
 
     def __init__(
@@ -225,8 +226,8 @@ class JournaledStore:
         return any(isinstance(record, dict) and record["t"] == "retry" for _, record in replayed)
 
     def _report_damage(self, damaged: Sequence[Damage], some_written_back: bool, notify: Notify) -> None:
-        """Report damaged lines and missing rubrics. `some_written_back`: there were old stores to recover records from.
-        Raises JournalDamaged if the records of more than FEW_DAMAGED (5) lines were not recovered."""
+        """Report damaged lines and missing rubrics. `some_written_back` says whether there were old stores to recover
+        records from. Raises JournalDamaged if the records of more than FEW_DAMAGED (5) lines were not recovered."""
         result = "was recovered or is requested again" if some_written_back else "is lost and requested again"
         for line in damaged[:FEW_DAMAGED]:
             notify(f"{line}; what it held {result}")
@@ -259,8 +260,8 @@ class JournaledStore:
 
 
 def _store_error(error: BaseException) -> StoreDamaged | StoreOutOfMemory | None:
-    """Return `error` if it is StoreDamaged or StoreOutOfMemory, or the first error of an exception group of nothing but
-    these; else None."""
+    """Return `error` if it is StoreDamaged or StoreOutOfMemory. If it is an exception group that holds nothing but
+    these, return the first; else None."""
     while isinstance(error, BaseExceptionGroup):
         if error.split((StoreDamaged, StoreOutOfMemory))[1] is not None:
             return None
@@ -303,9 +304,12 @@ def _rubric_files(aside: Path) -> dict[str, dict[str, str]]:
 
 
 def _calls_of_other_pipeline(old_store: SetAsideStore, reader: Reader, damaged: int) -> int:
-    """Return the number of calls in a set-aside store if it belongs to another pipeline, whose cost must not be counted
-    here, else 0. It does if none of its runs is in the reader's store, which has others, and it has more calls than
-    `damaged`, a number of lines, can explain."""
+    """Return the number of calls in a set-aside store if it belongs to another pipeline, else 0: the cost of another
+    pipeline's calls must not be counted here.
+
+    It counts as another pipeline's if the reader's store has runs, but none of the old store's, and if the old store
+    has more calls than the journal has damaged lines (`damaged`).
+    """
     runs = "SELECT run, count(*) AS n FROM calls GROUP BY run"
     theirs, ours = ({row["run"]: row["n"] for row in rows} for rows in (old_store.rows(runs), reader._query(runs)))
     calls: int = sum(theirs.values())
@@ -313,14 +317,15 @@ def _calls_of_other_pipeline(old_store: SetAsideStore, reader: Reader, damaged: 
 
 
 def _rename_unreadable(aside: Path) -> str:
-    """Rename a store that can't be read; return the end of a message that says so."""
+    """Rename a store that can't be read, so that it is kept; return the words that report the new name, as the end of a
+    message."""
     renamed = set_aside(aside, ".unreadable")
     return f"it may hold records that the journal lacks, so it was renamed to {renamed}"
 
 
 def _usable_store(paths: StorePaths, opened: Journal, notify: Notify, rebuild: bool) -> tuple[Store, bool]:
-    """Open the existing store and return it with True. If it is missing, damaged or doesn't fit the journal, set it
-    aside and return an empty store, to be filled from the journal, with False.
+    """Return (an open store, whether it is the existing one). A store that is damaged or doesn't fit the journal is set
+    aside; then, or if the store is missing, the open store is empty, to be filled from the journal.
 
     Raises BadInput if the file can't be read and has no journal: it may be another program's, and only aif's stores are
     set aside.

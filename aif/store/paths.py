@@ -45,10 +45,10 @@ class StorePaths:
 
 def check_old_location(store: Path, named: Path) -> None:
     """Raise BadInput if there is no store at `store` but one where earlier versions put it. The message has the command
-    that moves it. If it were overlooked, everything would be paid for again.
+    that moves the old store. If that store were overlooked, everything would be paid for again.
 
-    `named` is the path in the pipeline file. Now it is relative to that file, which gives `store`; earlier versions
-    took it as relative to the working directory. Raises StoreLocked if a process writes to the old store.
+    `named` is the path in the pipeline file. If it is relative, `store` is that path from the pipeline file's folder;
+    earlier versions took it from the working directory. Raises StoreLocked if a process writes to the old store.
     """
     old = StorePaths(Path.cwd() / named)
     try:

@@ -12,8 +12,8 @@ from aif.store.query import Queries
 
 @dataclass(frozen=True, slots=True)
 class StoredPrompt:
-    """A prompt with its material (texts shown to judges beside the conversation). `meta` is the JSON text of its row's
-    other columns; `source` is None if the pipeline no longer selects the prompt."""
+    """A prompt with its material (texts shown to judges beside the conversation). `meta` holds the unused columns of
+    its source row, as JSON text; `source` is None if the pipeline no longer selects the prompt."""
 
     prompt: Prompt
     meta: str
@@ -22,7 +22,7 @@ class StoredPrompt:
 
 @dataclass(frozen=True, slots=True)
 class Dissent:
-    """A judge that scores a pair's rejected completion above its chosen one, with its own two scores."""
+    """A judge that scores the rejected completion of a pair above the chosen one. Both scores are this judge's."""
 
     judge: str
     score_chosen: float
@@ -44,8 +44,8 @@ class PairKeys:
 
 @dataclass(frozen=True, slots=True)
 class PromptOutcome:
-    """The result of pairing a prompt: `paired` or the reason why not, the aspects in its scores, and the number of
-    completions left out because they have no rating."""
+    """The result of pairing a prompt: `outcome` is `paired` or the reason why not, `aspects` are the aspects that its
+    completions' scores are made of, `unrated` is the number of completions left out because they have no rating."""
 
     outcome: str
     aspects: tuple[str, ...]
@@ -80,7 +80,7 @@ class PromptQueries(Queries):
         return StoredPrompt(Prompt(prompt_id, as_messages(messages), source or "", material=slots), meta, source)
 
     def outcome(self, prompt_id: str) -> PromptOutcome | None:
-        """Return the prompt's outcome; None if no pairs were made after the prompt was selected."""
+        """Return the prompt's outcome; None if pairing has not run since the prompt was selected."""
         rows = self._rows("SELECT outcome, aspects, unrated FROM outcomes WHERE prompt_id = ?", [prompt_id])
         return PromptOutcome(rows[0][0], tuple(rows[0][1] or ()), rows[0][2] or 0) if rows else None
 
@@ -104,7 +104,8 @@ class PromptQueries(Queries):
         return dict(self._rows("SELECT key, model FROM slots WHERE prompt_id = ?", [prompt_id]))
 
     def completion_texts(self, prompt_id: str) -> dict[str, str]:
-        """Return the texts of all stored completions of the prompt by completion key, also those no longer planned."""
+        """Return the texts of all stored completions of the prompt, by completion key. Completions that are no longer
+        planned are included."""
         return dict(self._rows("SELECT key, text FROM completions WHERE prompt_id = ?", [prompt_id]))
 
     def planned_texts(self, prompt_id: str) -> dict[str, str]:
@@ -114,14 +115,14 @@ class PromptQueries(Queries):
         return dict(self._rows(query, [prompt_id]))
 
     def score_sources(self, prompt_id: str) -> dict[str, str]:
-        """Return the name of the scale (see `Source.scale`) of each provided score of the prompt, by completion key;
-        without scores whose scale is unknown."""
+        """Return the name of the scale (see `Source.scale`) of each score that came with a completion of the prompt, by
+        completion key. Scores whose scale is unknown are left out."""
         return dict(
             self._rows("SELECT key, source FROM carried WHERE prompt_id = ? AND source IS NOT NULL", [prompt_id])
         )
 
     def slots_with_calls(self, prompt_id: str) -> list[dict[str, Any]]:
-        """Return a row for each planned completion of the prompt, in their order: the columns of view `slot_states`,
+        """Return a row for each planned completion of the prompt, ordered by number: the columns of view `slot_states`,
         the completion (text, reasoning, finish, system), its scores (score, spread, by_judge), its call (sent, served,
         seconds, n, input_tokens, output_tokens, usd), and `raw`, a received reply that could not be used."""
         return self._query(_SLOTS, [prompt_id])
@@ -133,7 +134,7 @@ class PromptQueries(Queries):
         return self._query(_JUDGEMENTS, [prompt_id])
 
     def failed_judgements(self, prompt_id: str) -> list[dict[str, Any]]:
-        """Return a row for each unanswered judgement of the prompt whose last call failed, permanently or not: the
+        """Return a row for each of the prompt's unanswered judgements whose last call failed, permanently or not: the
         columns of table `failed` and the judge's name."""
         query = "SELECT f.*, d.judge FROM failed f JOIN needed d ON d.failure = f.key WHERE d.prompt_id = ?"
         return self._query(query, [prompt_id])

@@ -50,8 +50,8 @@ class Queries:
     def open(cls, path: Path) -> Self:
         """Open a store that no process writes to.
 
-        Raises BadInput if there is none, StoreDamaged if it can't be read or is missing beside its journal, StoreLocked
-        if another process has it open for writing.
+        Raises BadInput if there is none, StoreDamaged if it can't be read or if only its journal exists, StoreLocked if
+        another process has it open for writing.
         """
         if not path.exists() and StorePaths(path).journal.exists():
             raise StoreDamaged(f"{path}: the store is missing")
@@ -110,14 +110,16 @@ class Queries:
         return pa.concat_tables(with_more_memory(self._db, self._path, run)).unify_dictionaries()
 
     def _column(self, table: str, column: str, keys: Iterable[str]) -> dict[str, Any]:
-        """Return the values of a column by primary key, for the `keys` that exist. DuckDB reads only their rows."""
+        """Return the values of a column by primary key, for those of the `keys` that exist. DuckDB reads only the rows
+        with these keys."""
         key, values, remaining = _KEY[table], dict[str, Any](), iter(dict.fromkeys(keys))
         while page := list(islice(remaining, KEYS_PER_QUERY)):
             values |= self._rows(f"SELECT {key}, {column} FROM {table} WHERE {key} IN (SELECT unnest(?))", [page])
         return values
 
     def texts(self, kind: str) -> dict[str, Any]:
-        """Return all stored texts of a kind (`principle`, `rubric`, `material`, `model`), parsed, by digest."""
+        """Return all stored texts of a kind (`principle`, `rubric`, `material`, `model`) by digest, each parsed from
+        JSON."""
         return {
             digest: orjson.loads(text)
             for digest, text in self._rows("SELECT digest, content FROM texts WHERE kind = ?", [kind])

@@ -129,8 +129,8 @@ def call(
 ) -> Record:
     """Build the record of one call, with the whole reply even if it could not be used.
 
-    `usd` is the cost, None if unknown; `bound` is then the most it can have cost. `n` is the number of this attempt at
-    the item in its run, from 1.
+    `usd` is the cost, None if unknown; `bound` is then the most that the call can have cost. `n` numbers the calls for
+    this item (completion or judgement) in its run, from 1.
     """
     received = reply or (error.reply if error else None)
     return {

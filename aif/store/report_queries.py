@@ -27,7 +27,8 @@ SIDE_COUNTS = ("empty_completion", "rescored", "alike")
 
 @dataclass(frozen=True, slots=True)
 class ReasoningMarks:
-    """The number of a model's completions that contain what looks like reasoning tags, for one `kind`, with an example.
+    """How many completions of a model may be split wrongly into reasoning and answer, for one `kind` of sign, with an
+    example.
 
     `left`: a tag is still in the text. `cut`: reasoning was cut at a tag that the reply may only mention. `whole`: the
     text ends at max_tokens and may be all reasoning, since other completions of the model contain reasoning. An empty
@@ -60,11 +61,12 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class ItemCounts:
-    """The number of items that the pipeline wants now, by stage and model or judge (`tallies`), and of prompts.
+    """The number of completions and judgements (items) that the pipeline wants now, by stage and model or judge
+    (`tallies`), and the number of selected `prompts`.
 
     Judgements are counted as if every pending completion will be answered. `slots` maps a number of planned completions
-    to the number of prompts that have it. `complete` counts the prompts of which all items are answered; `missing` are
-    the items that are not, by the reason.
+    to the number of prompts that have it. `complete` is the number of prompts of which all items are answered.
+    `missing` are the unanswered items, grouped by the reason.
     """
 
     prompts: int
@@ -79,7 +81,8 @@ class ItemCounts:
         return self.complete / self.prompts if self.prompts else 1.0
 
     def total(self, *stages: str) -> Tally:
-        """Return the sum of the tallies of these stages (`carried`, `completion`, `judgement`)."""
+        """Return the sum of the tallies of these stages: `carried` (completions provided with prompts), `completion`,
+        `judgement`."""
         tallies = [tally for (stage, _), tally in self.tallies.items() if stage in stages]
         names = ("wanted", "answered", "failed", "later")
         return Tally(*(sum(getattr(tally, name) for tally in tallies) for name in names))
@@ -92,8 +95,9 @@ class ItemCounts:
 
 @dataclass(frozen=True, slots=True)
 class PromptCounts:
-    """The number of rows read by reason (`intake`: selected, or why left out), and of selected prompts by outcome
-    (`outcomes`: paired, or why not). Every row and every prompt is counted once.
+    """What became of the rows read and of the selected prompts. `intake` has the number of rows by result (`selected`,
+    or the reason why left out), `outcomes` the number of selected prompts by outcome (`paired`, or the reason why not).
+    Each row and each prompt is counted once.
 
     `pairs` is the number of pairs. `empty` counts provided completions without text, which were left out; `rescored`
     scores that were ignored, since the same completion came earlier with another score or none; `alike` prompts that
@@ -118,7 +122,7 @@ class PromptCounts:
 @dataclass(frozen=True, slots=True)
 class UnratedJudgements:
     """The number (`items`) of judgements by a judge (`endpoint`) that have no ratings for the same reason (`kind`): a
-    kind of failure, or "not asked". `example` is the error message of one of them."""
+    kind of failure, or "not sent yet". `example` is the error message of one of them."""
 
     endpoint: str
     kind: str
@@ -130,7 +134,8 @@ class ReportQueries(Queries):
     """Queries for summaries and reports."""
 
     def tallies(self, limit: int | None = None) -> dict[tuple[str, str], Tally]:
-        """Return the tallies by (stage, model or judge), for the first `limit` selected prompts (None: for all).
+        """Count the wanted completions and judgements by state (see `Tally`), for each (stage, model or judge), in the
+        first `limit` selected prompts (None: in all).
 
         The stage `carried` has the completions provided with prompts, by author. Judgements are counted as if every
         pending completion will be answered.
@@ -143,8 +148,8 @@ class ReportQueries(Queries):
         return {(stage, endpoint): Tally(*counts) for stage, endpoint, *counts in rows}
 
     def item_counts(self) -> ItemCounts:
-        """Count all completions and judgements that the pipeline wants. It takes 0.25 s of CPU for 64,000 prompts,
-        twice that if items are missing."""
+        """Count all completions and judgements that the pipeline wants. It takes 0.25 s of CPU for 64,000 prompts, and
+        twice that if any is unanswered."""
         prompts = self._rows("SELECT count(*) FROM selection")[0][0]
         slots = dict(
             self._rows(
@@ -171,7 +176,8 @@ class ReportQueries(Queries):
         )
 
     def permanent_failures(self) -> list[FailureGroup]:
-        """Return the permanently failed items, grouped by model or judge and kind of failure, largest group first."""
+        """Return the completions and judgements that failed permanently, grouped by model or judge and kind of failure,
+        largest group first."""
         # the view takes 1 s for 1,000,000 items, even if none failed
         any_failed = self._rows("SELECT 1 FROM failed WHERE verdict = 'failed' LIMIT 1")
         return self._missing("verdict = 'failed'") if any_failed else []
@@ -184,8 +190,9 @@ class ReportQueries(Queries):
         return [FailureGroup(*row) for row in rows]
 
     def unknown_endings(self) -> list[tuple[str, int, str]]:
-        """Return (endpoint, number of replies, finish reason) for each finish reason that aif does not know. Such
-        completions count as truncated at max_tokens; such judgements are parsed like any other."""
+        """Return (endpoint, number of replies, finish reason) for each finish reason that aif does not know. A
+        completion with such a reason counts as truncated at max_tokens; a judgement with it is parsed like any
+        other."""
         word = f"json_extract_string(served, '$.{UNKNOWN_FINISH}')"
         return self._rows(
             f"SELECT endpoint, count(*), {word} FROM calls WHERE verdict = 'answered' AND contains(served::VARCHAR, ?) "
@@ -194,8 +201,8 @@ class ReportQueries(Queries):
         )
 
     def reasoning_marks(self) -> list[ReasoningMarks]:
-        """Return how many completions contain what looks like reasoning tags, for each model and kind (see
-        `ReasoningMarks`), and how many prompts do."""
+        """Return how many completions may be split wrongly into reasoning and answer, for each model and kind of sign,
+        and how many prompts have a tag in an earlier assistant turn (see `ReasoningMarks`)."""
         rows = self._rows(
             "SELECT s.model, split_part(coalesce(mark, 'whole'), ': ', 1) AS kind, count(*), min(s.prompt_id), "
             "min_by(mark, s.prompt_id), min_by(s.key, s.prompt_id) FROM slots s JOIN completions c ON s.key = c.key "
@@ -233,8 +240,8 @@ class ReportQueries(Queries):
         )
 
     def judged_singly(self) -> dict[str, int]:
-        """Return, by judge, the number of prompts judged one completion at a time because all together exceed the
-        judge's context window."""
+        """Return, by judge, the number of prompts whose completions were judged one at a time, because all of them
+        together exceed the judge's context window."""
         if not self._rows("SELECT 1 FROM specs WHERE instead IS NOT NULL LIMIT 1"):
             return {}  # the query takes 0.1 s for 64,000 prompts
         return dict(
@@ -245,13 +252,14 @@ class ReportQueries(Queries):
         )
 
     def spent(self) -> Spent:
-        """Return the cost of all calls ever made, with the most that crashed runs may have spent on calls in flight."""
+        """Return the cost of all calls ever made. `unknown` includes the most that crashed runs may have spent on calls
+        in flight."""
         (row,) = self._rows("SELECT known, unknown, unpriced FROM spent")
         return Spent(*row)
 
     def prompt_counts(self) -> PromptCounts:
-        """Count the rows read by reason and the selected prompts by outcome. Prompts without an outcome yet are
-        `pending`."""
+        """Count the rows read by result (selected, or the reason why left out), and the selected prompts by outcome.
+        Prompts without an outcome yet are `pending`."""
         intake = dict(self._rows("SELECT reason, sum(rows)::BIGINT FROM intake GROUP BY reason ORDER BY reason"))
         side_counts = [intake.pop(name, 0) for name in SIDE_COUNTS]
         outcomes = dict(
@@ -267,8 +275,9 @@ class ReportQueries(Queries):
         return PromptCounts(intake, outcomes, pairs, *side_counts, *unrated[0])
 
     def replies_digest(self) -> tuple[int, int, int]:
-        """Return numbers that change when replies are added or parsed differently: of calls, of judgements, and a hash
-        of all ratings. A digest of them shows whether an export is out of date."""
+        """Return three numbers that change when replies are added or parsed differently: the number of calls, the
+        number of judgements, and a hash of all ratings. An export holds a digest made from these, which shows whether
+        the export is out of date."""
         (row,) = self._rows(
             "SELECT (SELECT count(*) FROM calls), count(*), coalesce(bit_xor(hash(key, ratings)), 0) FROM judgements"
         )
@@ -326,8 +335,8 @@ class ReportQueries(Queries):
         return dict(self._rows("SELECT key, sha256(to_json(ratings)::VARCHAR) FROM judgements"))
 
     def unrated_judgements(self, limit: int) -> list[UnratedJudgements]:
-        """Return the numbers of judgements without ratings, one for each judge and reason, for the first `limit`
-        selected prompts. Judgements whose completions are pending are left out."""
+        """Return, for each judge and reason, the number of judgements without ratings in the first `limit` selected
+        prompts. Judgements whose completions are pending are left out."""
         rows = self._rows(
             "SELECT endpoint, coalesce(kind, 'not sent yet') AS kind, count(*) AS items, coalesce(min(message), '') "
             "AS example FROM items WHERE stage = 'judgement' AND state <> 'answered' AND NOT waits AND position < ? "

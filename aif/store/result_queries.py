@@ -70,9 +70,9 @@ class CompletionResult:
 
 @dataclass(frozen=True, slots=True)
 class JudgementResult:
-    """A judgement that the pipeline wants, of the completions `answers` (sorted keys), and its result. `request` is the
-    name of the rubric's request. `key` is None if it was never requested; `text` is the judge's reply, even if
-    unparseable; `shown` are keys in the order shown."""
+    """A judgement that the pipeline wants, and its result. `answers` are the completions to judge (sorted keys),
+    `request` is the name of the rubric's request. `key` is None if the judgement was never requested; `text` is the
+    judge's reply, even if unparseable; `shown` are the completions' keys in the order in which the judge saw them."""
 
     key: str | None
     judge: str
@@ -142,9 +142,9 @@ class ResultReader(Reader):
     def scores_in_parts(
         self, aspects: Mapping[str, float], judges: Mapping[str, float], all_pairs: bool
     ) -> Iterator[RatingColumns]:
-        """Yield the result of `scores` in parts, in the selection's order. A part has whole prompts with about 100,000
-        completions, or with fewer if `all_pairs` is set (all pairs of a prompt's completions are compared) and they
-        form about 500,000 pairs."""
+        """Yield the result of `scores` in parts, in the selection's order. A part has whole prompts, with about 100,000
+        completions. With `all_pairs`, which says that all pairs of a prompt's completions will be compared, a part also
+        ends at about 500,000 pairs."""
         return (_scores(part, aspects, judges) for part in self._rated(aspects, judges, all_pairs))
 
     def _rated(self, aspects: Iterable[str], judges: Iterable[str], all_pairs: bool) -> Iterator[pa.Table]:
@@ -160,7 +160,8 @@ class ResultReader(Reader):
 
     def _rated_between(self, columns: Sequence[tuple[str, str]], first: int, last: int) -> pa.Table:
         """Return the completions of the prompts at positions `first` to `last` with their mean ratings, in columns
-        `mean0`, `mean1`, ...: one for each (judge, aspect) in `columns`."""
+        `mean0`, `mean1`, ...: one for each (judge, aspect) in `columns`. The prompts that `scores` leaves out are left
+        out."""
         means = [_MEAN.format(n=n) for n in range(len(columns))]
         names = {
             f"{letter}{n}": name for n, pair in enumerate(columns) for letter, name in zip("ja", pair, strict=True)
@@ -224,8 +225,8 @@ class ResultReader(Reader):
             ]
 
     def _with_texts(self, table: pa.Table, batch: int, *columns: str) -> Iterator[_Page]:
-        """Yield the table's rows in pages of at most `batch`. With each page come the messages of its prompts by
-        prompt_id, and the texts of its completions by key. `columns` name the table's columns that hold completion
+        """Yield the table's rows in lists of at most `batch`, each as (rows, messages of the rows' prompts by
+        prompt_id, texts of the rows' completions by key). `columns` name the table's columns that hold completion
         keys."""
         for start in range(0, table.num_rows, batch):
             for rows in self._pages(table.slice(start, batch).to_pylist(), columns):

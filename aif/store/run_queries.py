@@ -34,8 +34,8 @@ def _among(positions: Sequence[int]) -> dict[str, Any]:
 class PendingSlot:
     """A completion to request: its slot (the planned completion), its prompt, and the text of its principle, if any.
 
-    `seq` numbers the pending slots of a model; `position` is the prompt's in the selection. `slot.principle` is None:
-    the text is in `principle`.
+    `seq` numbers the pending slots of a model; `position` is the position of the prompt in the selection.
+    `slot.principle` is None: the text is in `principle`.
     """
 
     seq: int
@@ -91,9 +91,9 @@ class RunQueries(Queries):
     def already_gathered(
         self, ids: Sequence[str], keys: Sequence[str]
     ) -> tuple[set[str], dict[str, tuple[float | None, str | None]]]:
-        """Return what the selection that is being built already has: the set of those of the prompt `ids`, and for
-        those of the provided completions `keys` the (score, name of the score's scale) by key, both None without a
-        score."""
+        """Return what the selection that is being built already holds of the prompt `ids` and of the completion `keys`
+        (of provided completions): the set of these prompts, and by key the (score, name of the score's scale) of these
+        completions, which is (None, None) for a completion without a score."""
         prompts = self._rows("SELECT prompt_id FROM incoming WHERE prompt_id IN (SELECT unnest(?))", [list(ids)])
         query = "SELECT key, score, source FROM incoming_carried WHERE key IN (SELECT unnest(?))"
         return {row[0] for row in prompts}, {key: (*score,) for key, *score in self._rows(query, [list(keys)])}
@@ -131,8 +131,8 @@ class RunQueries(Queries):
             yield [(position, Prompt(id, as_messages(messages[id]), source)) for position, id, source, _ in page]
 
     def _selection_pages(self, batch: int, condition: str = "true") -> Iterator[list[tuple[int, str, str, int]]]:
-        """Yield the selected prompts as (position, prompt id, source, bytes), in the selection's order, in lists of at
-        most `batch`. `condition` is an SQL condition on the prompt's row (`p`)."""
+        """Yield the selected prompts as (position, prompt id, source, size in bytes), in the selection's order, in
+        lists of at most `batch`. `condition` is an SQL condition on the row of table `prompts` (`p`)."""
         count = self._rows("SELECT count(*) FROM selection")[0][0]
         for start in range(0, count, batch):
             rows = self._rows(
@@ -156,7 +156,7 @@ class RunQueries(Queries):
 
     def provided_completions(self, prompt_ids: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
         """Return, by prompt id, the (key, identity) of each completion provided with the prompt, in the source's order.
-        If the record of a completion was damaged, its identity is made from the name LOST."""
+        If the record of a completion was damaged, its identity is that of an author named LOST ("lost")."""
         provided: dict[str, list[tuple[str, str]]] = {}
         for prompt_id, key, identity in self._rows(
             "SELECT a.prompt_id, a.key, coalesce(c.identity, ?) "
@@ -168,7 +168,8 @@ class RunQueries(Queries):
         return provided
 
     def provided_sizes(self) -> list[int]:
-        """Return how many provided completions prompts have: each number that occurs, once, in ascending order."""
+        """Return the different numbers of provided completions that prompts have, in ascending order. Prompts without
+        provided completions don't count."""
         return [
             row[0] for row in self._rows("SELECT DISTINCT count(*) AS n FROM carried GROUP BY prompt_id ORDER BY n")
         ]
@@ -178,7 +179,8 @@ class RunQueries(Queries):
         return bool(self._rows("SELECT count(score) > 0 OR count(*) = 0 FROM carried")[0][0])
 
     def any_score_without_source(self) -> bool:
-        """Return whether any provided score lacks the name of its scale, since an earlier version of aif stored it."""
+        """Return whether any provided score lacks the name of its scale. Only scores stored by an earlier version of
+        aif do."""
         query = "SELECT count(*) > 0 FROM carried WHERE score IS NOT NULL AND source IS NULL"
         return bool(self._rows(query)[0][0])
 
@@ -191,8 +193,8 @@ class RunQueries(Queries):
 
     def pending_slots(self, model: str, after: int, limit: int) -> list[PendingSlot]:
         """Return the model's pending slots (completions to request) with a `seq` above `after`, in the order of `seq`:
-        at most `limit`, and fewer if their prompts are long. An empty list means that there are no more.
-        `Store.list_pending` lists them when a run starts."""
+        at most `limit`, and fewer if their prompts are long. An empty list means that there are no more. When a run
+        starts, `Store.list_pending` lists the pending slots and gives each its `seq`."""
         rows = self._rows(
             "SELECT t.seq, s.position, s.slot, s.key, s.identity, s.sample, s.seed, s.prompt_id, e.source, "
             "s.principle, p.bytes "
@@ -298,14 +300,15 @@ class RunQueries(Queries):
         return needs
 
     def judgeable_limit(self, prompts: int) -> int:
-        """Return how many prompts of the selection, from its beginning, include `prompts` prompts that can be judged
-        (or all of these if there are fewer); 0 if none can."""
+        """Return how many prompts to take from the beginning of the selection to have `prompts` of them that can be
+        judged. If there are fewer, the number includes all that can be judged; 0 if none can."""
         first = "SELECT DISTINCT position FROM needed ORDER BY position LIMIT ?"
         return int(self._rows(f"SELECT coalesce(max(position) + 1, 0) FROM ({first})", [prompts])[0][0])
 
     def finished_judgements(self, keys: Sequence[str]) -> dict[str, tuple[bool, list[str] | None]]:
-        """Return (whether it is answered, text_ids shown) by key, for judgements that are answered or failed
-        permanently. A text_id is a digest; the list is None if the record has none."""
+        """Return (whether it is answered, text_ids shown) for each of the judgements `keys` that is answered or failed
+        permanently, by key. The text_ids are digests of the texts that the judge was shown; None if the judgement's
+        record lacks them."""
         rows = self._rows(
             "SELECT key, true, shown FROM judgements WHERE key IN (SELECT unnest($keys)) UNION ALL "
             "SELECT key, false, shown FROM failed WHERE key IN (SELECT unnest($keys)) AND verdict = 'failed'",
@@ -317,7 +320,7 @@ class RunQueries(Queries):
 
     def missing_rows(self, table: str, keys: str, rows: "pa.Table") -> list[int]:
         """Return the numbers (column `row`) of those `rows` of another store whose key is not in this store's `table`.
-        The key is the columns `keys`, as in SQL; rows with a NULL in the key are ignored."""
+        `keys` names the columns of the key, separated by commas; rows with a NULL in the key are ignored."""
         self._db.register("theirs", rows)
         missing = self._rows(
             f"SELECT row FROM theirs ANTI JOIN {table} USING ({keys}) WHERE ({keys}) IS NOT NULL ORDER BY row"

@@ -1,4 +1,4 @@
-"""Turn rows that a set-aside store has and the current store lacks back into records for the journal.
+"""Rebuild journal records from the rows that a set-aside store (set_aside.py) has and the current store lacks.
 
 The rows of a store hold everything of a call except a judge's reasoning and finish reason, the text of a second answer
 to an item, and the `item` of a call whose item never got a result.
@@ -37,11 +37,11 @@ _USAGE = {"input": "input", "output": "output", "cached": "cached", "reasoning":
 
 
 def missing_records(old_store: SetAsideStore, reader: Reader, retried: bool = False) -> Iterator[list[Record]]:
-    """Yield batches of records of everything that the reader's store lacks.
+    """Yield, in batches, records of everything that the old store has and the reader's store lacks.
 
-    Store each batch before taking the next: after the calls come the answers whose call the reader's store still lacks,
-    because the call's row in the old store is damaged. `retried` says that `--retry-failed` was used since the old
-    store was last written.
+    Store each batch before taking the next. Calls are yielded before answers: the answers yielded are those whose call
+    is still not in the reader's store, because the call's row in the old store is damaged. `retried` says that
+    `--retry-failed` was used since the old store was last written.
     """
     for name, (keys, record_of) in _SIMPLE_TABLES.items():
         for rows in _missing_rows(old_store, reader, name, keys, name, keys):
@@ -93,7 +93,8 @@ def _provided(row: Row) -> ProvidedCompletion:
 
 
 def _call_records(old_store: SetAsideStore, reader: Reader, rows: list[Row], retried: bool) -> list[Record]:
-    """Return the records of these calls, each with the fields of its answer, or of the failure that it caused."""
+    """Return the records of the calls in `rows`, each with the fields of its answer, or of the failure that it caused.
+    For `retried` see `missing_records`."""
     ids, keys = [row["id"] for row in rows], [row["key"] for row in rows]
     answers = {
         row["call_id"]: row
@@ -107,9 +108,9 @@ def _call_records(old_store: SetAsideStore, reader: Reader, rows: list[Row], ret
 def _last_failures(
     old_store: SetAsideStore, reader: Reader, keys: list[str], retried: bool
 ) -> dict[tuple[str, datetime], Row]:
-    """Return the old store's rows of table `failed` for the items `keys`, by key and start of the failed call. An item
-    is left out if the reader's store has a later failure of it, which is one that the old store lacks. With `retried`,
-    the failures are no longer permanent."""
+    """Return the old store's rows of table `failed` for the completions and judgements `keys`, by key and start of the
+    failed call. A row is left out if the reader's store has a later failure for the key, from a call that the old store
+    lacks. With `retried` (see `missing_records`), the failures are no longer permanent."""
     ours = {(row["key"], row["started"]) for row in _matching(reader._query, "failed", "key", keys)}
     known = {
         (row["key"], row["started"]) for row in _matching(old_store.rows, "calls", "key", [key for key, _ in ours])

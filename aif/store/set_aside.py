@@ -24,7 +24,7 @@ _ROWS_TOGETHER = 2048
 class SetAsideStore(Queries):
     """A store that was set aside, of any version and with any damage. Queries return only what can be read.
 
-    `torn` becomes true when a query fails, since part of the store can't be read.
+    `torn` becomes true when a query fails: part of the store can't be read.
     """
 
     torn = False
@@ -95,7 +95,8 @@ def free_path(path: Path, suffix: str) -> Path:
 
 def set_aside(path: Path, suffix: str = ".aside") -> Path:
     """Rename a store and its write-ahead log to unused paths, since they may hold records that nothing else has; return
-    the new path. The log is renamed first: after a kill in between, its name shows which store it belongs to."""
+    the store's new path. The log is renamed first: after a kill between the two, the log's name shows which store it
+    belongs to."""
     renames = planned_renames(path, suffix)
     for file, new_path in renames:
         if os.path.lexists(file):
@@ -117,8 +118,8 @@ def restore_log(path: Path) -> None:
 
 
 def asides(path: Path, end: str = "") -> list[Path]:
-    """Return the stores set aside from this path that still exist, sorted by name, or with `end` ".wal" their
-    write-ahead logs."""
+    """Return the stores set aside from this path that still exist, sorted by name. With `end` ".wal", return their
+    write-ahead logs instead."""
     name = re.compile(re.escape(path.name + ".aside") + r"\d*" + re.escape(end))
     return sorted(file for file in path.parent.iterdir() if name.fullmatch(file.name))
 
