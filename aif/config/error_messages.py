@@ -50,8 +50,8 @@ _SYNONYMS: Mapping[str, str] = {
 
 
 class ConflictError(ValueError):
-    """Raised by a validator if keys of a mapping contradict each other. `problems` has an entry for each conflict; the
-    key paths in them start at that mapping, not at the top of the file."""
+    """Raised by a validator if keys of a mapping contradict each other. `problems` has an entry for each conflict. The
+    key path of each problem starts at that mapping, not at the top of the file."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         super().__init__("; ".join(problem.text for problem in problems))
@@ -81,8 +81,8 @@ def validation_problems(
 
 
 def format_value(value: Any, written: str | None = None) -> str:
-    """Format a value for an error message: strings are cut to 60 characters, the content of lists and mappings is left
-    out. `written` is the spelling of a number in the file, which is shown if given."""
+    """Format a value for an error message. A string is cut to 60 characters; of a list or mapping only the type is
+    shown. A number is shown as it is `written` in the file, if that is given."""
     if isinstance(value, str):
         return repr(value if len(value) <= 60 else value[:57] + "...")
     if value is None:
@@ -95,9 +95,10 @@ def format_value(value: Any, written: str | None = None) -> str:
 
 
 def unknown_key_message(key: str, known: Sequence[str]) -> str:
-    """Return the error message for a key that isn't among the `known` keys of its section. It suggests the known key
-    for which `key` is another tool's name (`_SYNONYMS`), else the one with the most similar spelling. API keys, system
-    prompts and settings for `extra_body` have messages of their own."""
+    """Return the error message for a key that isn't among the `known` keys of its section. The message suggests the
+    known key that is called `key` in another tool (`_SYNONYMS`), or else the known key with the most similar spelling.
+    If `key` is a name for an API key, a system prompt or a setting of `extra_body`, the message says where that goes
+    instead."""
     plain = key.lower().replace("-", "_")
     if plain in _SECRET_KEYS or plain.endswith("api_key"):
         return (

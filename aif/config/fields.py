@@ -84,8 +84,8 @@ def is_openai_host(url: str) -> bool:
 
 
 def _address(host: str) -> IPv4Address | IPv6Address:
-    """Parse an IP address in any notation, such as 10.0.0.1, 10.1 or 167772161. An IPv6 address that stands for an IPv4
-    address becomes the latter. Raises ValueError if the host is a name."""
+    """Parse an IP address in any notation, such as 10.0.0.1, 10.1 or 167772161. Return an IPv4 address for an IPv6
+    address that stands for one. Raises ValueError if the host is a name."""
     try:
         address = ip_address(host)
     except ValueError:
@@ -138,7 +138,7 @@ _RESERVED_HEADERS = frozenset(
 
 
 def is_auth_header(name: str) -> bool:
-    """Return whether a header holds an API key."""
+    """Return whether the header called `name` is one that holds an API key, such as Authorization."""
     return name.lower() in _KEY_HEADERS
 
 

@@ -113,8 +113,8 @@ def parse_yaml(text: str, place: Callable[[int], str]) -> YamlDocument:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, except that it joins surrogate pairs. Statements further down in this module change what it
-    takes for a number or a date."""
+    """PyYAML's safe loader, except that it joins surrogate pairs. Statements further down in this module change which
+    texts the loader converts to numbers or dates."""
 
     def compose_scalar_node(self, anchor: Any) -> yaml.ScalarNode:
         """Compose a single value, with its surrogate pairs joined: JSON writes a character beyond U+FFFF as two
@@ -129,8 +129,8 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Builder:
-    """Builds Python data from YAML nodes, and adds the location of each value and the problems to `document`. `place`
-    converts a line number to a location."""
+    """Builds Python data from YAML nodes. Adds to `document` the location of each value, and each problem found.
+    `place` converts a line number to a location."""
 
     def __init__(self, loader: _Loader, place: Callable[[int], str], document: YamlDocument) -> None:
         self._loader = loader
@@ -197,9 +197,9 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.012345
 
 
 def _targets(data: Any, names: list[str], at: KeyPath, origin: str) -> Iterator[KeyPath]:
-    """Yield the key path of each value in `data` that the dotted key of a `--set` option, split at its dots into
-    `names`, selects; the value need not exist yet. `at` is the key path of `data` itself; `origin` names the option in
-    errors. Raises BadInput if nothing can be selected."""
+    """Yield the key path of each value in `data` that a `--set` option selects. A selected value need not exist yet.
+    `names` is the option's dotted key, split at its dots; `at` is the key path of `data` itself; `origin` names the
+    option in errors. Raises BadInput if nothing can be selected."""
     if not names:
         yield at
     elif names[0] == "*":

@@ -161,8 +161,9 @@ class Pipeline(Section):
         return any(source.completions for source in self.prompts)
 
     def _missing_entries(self) -> Iterator[Problem]:
-        """Yield a problem if `models` or `judges` is missing but needed, and for each that is given although all rows
-        hold completions with scores, so that nothing is generated or rated."""
+        """Yield a problem if `models` or `judges` is missing but needed. Also yield a problem for each of these two
+        sections that isn't needed, because all rows hold completions with scores and so nothing is generated or
+        rated."""
         if not self.models and not all(source.completions for source in self.prompts):
             yield Problem(
                 ("models",),
@@ -179,8 +180,8 @@ class Pipeline(Section):
                 )
 
     def _mixed_scores(self) -> Iterator[Problem]:
-        """Yield a problem for each source with scores if others have none, and a problem if the bounds of `export.kto`
-        would apply to scores on several scales."""
+        """Yield a problem for each source with scores if another source has none. Also yield a problem if the bounds of
+        `export.kto` would apply to scores on several scales."""
         for n, source in enumerate(self.prompts):
             if source.completions and source.completions.score and not self.has_scores:
                 yield Problem(
@@ -321,8 +322,8 @@ def _home(file: Path) -> Path:
 
 
 def _resolved_store(declared: Path, home: Path) -> Path:
-    """Return the path of the store, resolved from `home` if it is declared as a relative path. It is then made relative
-    to the working directory if it is inside, so that messages are short."""
+    """Return the path of the store. A `declared` path that is relative is resolved from `home`; if the result is inside
+    the working directory, it is returned relative to the working directory, so that messages are short."""
     store, cwd = home / declared, Path.cwd()
     return store.relative_to(cwd) if not declared.is_absolute() and store.is_relative_to(cwd) else store
 

@@ -91,8 +91,8 @@ def publishable_name(name: str, hub: bool = False) -> str:
 
 
 def option_name(argument: str) -> str:
-    """Return the option of a command-line argument for vLLM, without its value. `_` becomes `-`: vLLM treats
-    `--api_key` and `--api-key` alike."""
+    """Return the option's name in a command-line argument for vLLM: `--port` for `--port=8000`. `_` becomes `-`, since
+    vLLM treats `--api_key` and `--api-key` alike."""
     return argument.partition("=")[0].replace("_", "-")
 
 
@@ -105,9 +105,9 @@ def matches_option(argument: str, options: Iterable[str]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class ServedContent:
-    """The model files that the server of a launched model loads. `digest` is a digest of these files and the server's
-    settings ("" if unknown); `other` says whether they differ from the first ones seen under the model's name; `commit`
-    is the files' commit on the Hub."""
+    """Identifies the model files that the server of a launched model loads. `digest` is a digest of these files and the
+    server's settings ("" if unknown). `other` says whether files or settings differ from the first that were seen under
+    the model's name. `commit` is the files' commit on the Hub."""
 
     digest: str
     other: bool = False
@@ -132,7 +132,7 @@ class Section(BaseModel):
 
 
 class CompletionColumns(Section):
-    """Where a source's rows hold completions (`prompts.completions`): the names of the columns or keys with the texts,
+    """Names of the columns or keys that hold completions in a source's rows (`prompts.completions`): their texts,
     models and scores. If every source names a `score`, no judge is needed.
 
     The column `field` may hold:
@@ -152,8 +152,8 @@ class Source(Section):
     """An entry of `prompts`: a file, or a dataset on the Hub or in a local folder (`hub`), and how its rows are read.
 
     `field` is the column with the prompt. `limit` is the most prompts to read; prompts of more than `max_chars`
-    characters are left out. `material` names columns with additional text for the judge, such as a reference answer,
-    each by its key in the rubric's `material`.
+    characters are left out. `material` maps keys of the rubric's `material` to columns that hold additional text for
+    the judge, such as a reference answer.
     """
 
     # the names of these fields are part of a source's fingerprint
@@ -203,8 +203,9 @@ def _source_name(file: str | None, hub: str | None) -> str:
 
 
 class Completions(Section):
-    """How many completions a prompt gets (`per_prompt`), the fewest with which it is judged if the others failed
-    permanently (`min_completions`), and sampling settings that a model may override."""
+    """How the completions of a prompt are made. `per_prompt` is their number. If some of them fail permanently, the
+    prompt is judged only if at least `min_completions` are left. The other keys are sampling settings that a model may
+    override."""
 
     per_prompt: AtLeastTwo = 4
     min_completions: AtLeastTwo = 2
@@ -339,8 +340,8 @@ class DeclaredEndpoint(Section):
 
     @property
     def digest_suffix(self) -> str:
-        """What `identity` adds to `declared_identity`: a digest of the files and settings that a launched server loads,
-        if they differ from the first ones seen under the model's name; else empty."""
+        """The part of `identity` after `declared_identity`: a digest of the files and settings that a launched server
+        loads, if these differ from the first that were seen under the model's name; else empty."""
         return f"{DIGEST_SUFFIX}{self._served.digest[:12] or '?'}" if self._served and self._served.other else ""
 
     @property
@@ -385,8 +386,8 @@ class DeclaredEndpoint(Section):
 
     @property
     def unpriced(self) -> bool:
-        """Whether the cost of a call is unknown. It is if `price` lacks the `service_tier`, or if there is no `price`
-        and the server may be somebody else's: provider openai or anthropic, or a host outside private networks."""
+        """Whether the cost of a call is unknown: `price` lacks the `service_tier`; or there is no `price` and the
+        server may be somebody else's (provider openai or anthropic, or a host outside private networks)."""
         if self.price is not None:
             return self.price.rates_for(self.service_tier) is None
         return self.provider in _PAID or not all(map(is_private_host, self.base_url))
@@ -398,8 +399,9 @@ class DeclaredEndpoint(Section):
         return self.max_cost(1, 1) == 0
 
     def cost(self, usage: Usage | None, served: str | None = None) -> float | None:
-        """Return the cost of a call in USD; None if price or usage is unknown, and 0 on the user's own servers if no
-        price is given. `served` is the service tier that the server reports for the call, if it does."""
+        """Return the cost of a call in USD; None if price or usage is unknown. If no price is given, calls to the
+        user's own servers cost 0. `served` is the service tier that the server reports for the call (None: it reports
+        none)."""
         if self.price is None:
             return None if self.unpriced else 0.0
         if self.service_tier is None:  # servers have different names for the default tier
@@ -541,9 +543,12 @@ AnyEndpoint = TypeVar("AnyEndpoint", Model, Judge)
 
 class Pairs(Section):
     """How pairs of a chosen and a rejected completion are made from ratings. `model` is only for policy `on_policy`:
-    the model whose completion is on one side of every pair. `min_margin` is the least difference of the two scores;
-    `missing` says what happens if a completion has no rating of an aspect; `max_length_ratio` compares characters,
-    longer to shorter."""
+    the model whose completion is on one side of every pair. `min_margin` is the least difference of the two scores.
+    `max_length_ratio` compares characters, longer to shorter.
+
+    `missing` is for a prompt with a completion that lacks a judge's rating of an aspect: leave this judge's ratings of
+    this aspect out of the prompt's scores (`leave_out`), or make no pair of the prompt (`drop`).
+    """
 
     policy: Literal["best_vs_random", "best_vs_worst", "all", "on_policy"] = "best_vs_random"
     model: Name | None = None
@@ -564,8 +569,9 @@ class Pairs(Section):
 
 
 class KtoLabels(Section):
-    """Which completions the `kto` format labels desirable and undesirable. Rule `pairs`: the chosen and the rejected
-    ones. Rule `scores`: those with a score of at least `desirable`, and of at most `undesirable`."""
+    """Which completions the `kto` format labels desirable and undesirable. Rule `pairs`: chosen completions are
+    desirable, rejected ones undesirable. Rule `scores`: a completion is desirable from a score of `desirable` upwards,
+    and undesirable from a score of `undesirable` downwards."""
 
     rule: Literal["pairs", "scores"] = "pairs"
     desirable: float | None = None

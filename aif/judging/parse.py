@@ -52,8 +52,9 @@ Fields = Mapping[tuple[int, str], Mapping[str, Any]]
 
 
 def _rating(completion: str, name: str, aspect: Aspect, fields: Mapping[str, Any]) -> Rating:
-    """Return the rating of a completion (its key) for the aspect called `name`, with the score as a number: "4" becomes
-    4.0. `fields` are the reply's values for it: rating, rationale and perhaps types. Raises Unparseable."""
+    """Return the rating of a completion (given by its key) for the aspect called `name`, with the score as a number:
+    "4" becomes 4.0. `fields` are the reply's values for this completion and aspect: rating, rationale and perhaps
+    types. Raises Unparseable."""
     word, rationale = fields.get("rating"), fields.get("rationale")
     if type(word) is not str or word not in aspect.ratings:
         word = _normalize_rating(word, aspect)
@@ -225,8 +226,9 @@ def _aspect(name: str | None, aspects: tuple[str, ...], number: int) -> str:
 
 
 def _json_values(fields: Mapping[str, Sequence[str]], where: str) -> dict[str, Any]:
-    """Return the fields of a text reply as a JSON reply would have them: `types` as a list of numbers, the rest as
-    text. `fields` has the lines of each field by its label; `where` is the place for errors. Raises Unparseable."""
+    """Return the fields of a text reply as a JSON reply would have them: `types` as a list of numbers, the others as
+    text. `fields` maps each field's label to its lines of text; `where` is the place that errors name. Raises
+    Unparseable."""
     values: dict[str, Any] = {word: "\n".join(lines).strip() for word, lines in fields.items()}
     if (types := values.get("types")) is not None:
         words = [word.strip() for word in types.strip(" []*.").split(",")]

@@ -55,17 +55,17 @@ def judging_request(
 
 
 def judging_spec(rubric: Rubric, request: str, n: int, judge: Judge) -> str:
-    """Return the digest of everything that the rubric's request named `request` sends to a judge about `n` completions,
-    except the prompt and the completions."""
+    """Return the digest of what a judge is sent in the rubric's request named `request` about `n` completions. The
+    prompt and the completions themselves are not part of the digest."""
     return spec_digest(rubric, request, n, judge.reply, judge.sampling.identity)
 
 
 def resampled_request(request: Request, resamples: int, failure: CallError | None) -> Request:
-    """Return the request to send after `resamples` unusable replies; `failure` is the last of them, or None if there
-    was none: then the request is unchanged.
+    """Return the changed request to send after `resamples` unusable replies: with a new seed (unless it is sent without
+    a seed) and, if the last reply was a truncated judgement, with a larger max_tokens.
 
-    Otherwise it has a new seed (unless it is sent without a seed) and, if the last reply was a truncated judgement, a
-    larger max_tokens.
+    `failure` is the error of the last unusable reply. If it is None there was no such reply, and the request is
+    returned unchanged.
     """
     if failure is None:
         return request
@@ -75,17 +75,17 @@ def resampled_request(request: Request, resamples: int, failure: CallError | Non
 
 
 def _token_factor(resamples: int) -> int:
-    """Return the factor that max_tokens is multiplied by after this many unusable replies, if the last of them was a
-    truncated judgement: 2 after the first, then 4, which is the most. It is 1 after none."""
+    """Return the factor that max_tokens is multiplied by after `resamples` unusable replies, of which the last was a
+    truncated judgement: 1 after no reply, 2 after the first, and at most 4."""
     return min(MAX_TOKEN_FACTOR, 1 << resamples)
 
 
 def max_billed_replies(stage: Stage) -> tuple[int, int]:
-    """Return the most replies that an item (a completion or judgement) can be billed for in a run, and the most tokens
-    that these can have together, as a multiple of max_tokens.
+    """Return two maxima for an item (a completion or judgement) in a run: the number of replies that can be billed, and
+    the tokens of all these replies together, as a multiple of max_tokens.
 
-    An item is requested again while its replies are unusable, up to a limit; a truncated judgement gets more tokens
-    each time. Failed calls without a reply are not counted.
+    An item is requested again while its replies are unusable, up to a limit. After a truncated judgement the next
+    request has a larger max_tokens. Failed calls without a reply are not counted.
     """
     times = RetryPolicy().resamples
     return times, sum(map(_token_factor, range(times))) if stage == "judgement" else times
@@ -98,7 +98,7 @@ def estimate_tokens(request: Request) -> int:
 
 
 def max_input_tokens(request: Request) -> int:
-    """Return an upper bound of a request's input tokens: no tokenizer makes more than one token per byte, and some
-    tokens are added for what a provider puts around the messages."""
+    """Return an upper bound of a request's input tokens: one for each byte, since no tokenizer makes more, and some for
+    what a provider puts around the messages."""
     texts = sum(FRAME + len(message.content.encode()) for message in request.messages)
     return TEMPLATE + texts + (len(orjson.dumps(request.schema)) if request.schema else 0)

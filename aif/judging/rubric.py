@@ -247,8 +247,8 @@ class Rubric:
         return text
 
     def _error_place(self, error: Exception, name: str) -> str:
-        """Return the place of an error in rendering the template `name`: the file, which may be one that it includes,
-        and the line if the error has it."""
+        """Return the place of an error that occurred while the template `name` was rendered. The place is the file,
+        either this template or one that it includes, with the line number if the error has one."""
         lines = [
             (at.filename, at.lineno) for at in traceback.extract_tb(error.__traceback__) if at.filename in self.files
         ]
@@ -289,9 +289,11 @@ class Rubric:
     def schema(self, request: str, n: int) -> dict[str, Any]:
         """Return the JSON Schema of a reply to the request named `request` about `n` completions.
 
-        A reply is an object whose keys are the completions' numbers. Each value is an object with a rationale and then
-        a rating; or, if the request has several aspects, an object with such an object under each aspect's name. All
-        requests of one mode that have a single aspect share a schema, which allows every rating of any of these
+        A reply is an object whose keys are the completions' numbers. If the request has a single aspect, each value is
+        an object with a rationale and then a rating. If it has several, each value has such an object under each
+        aspect's name.
+
+        All requests of one mode that have a single aspect share a schema, which allows every rating of any of these
         aspects; `parse_reply` then checks the rating by its own aspect. Providers put the schema before the messages,
         so different schemas would prevent caching of the prefix.
         """
@@ -305,8 +307,9 @@ class Rubric:
         return self._schemas[request, n]
 
     def material_of(self, prompt: Prompt) -> dict[str, dict[str, str]] | None:
-        """Return the texts that the prompt has for entries of the rubric's `material`, in the rubric's order: by the
-        entry's key, its title, its note and the prompt's text.
+        """Return the prompt's texts for the rubric's `material`, in the rubric's order. Keys are those of `material`;
+        each value has the entry's `title` and `note`, and the prompt's text as `text`. Entries without a text in this
+        prompt are left out.
 
         None if the prompt has no text for any entry.
         """
@@ -360,8 +363,8 @@ def _leaf(aspects: Sequence[Aspect]) -> dict[str, Any]:
 
 
 def reply_instruction(rubric: Rubric, request: str, n: int, form: ReplyForm) -> str:
-    """Return the instruction to the judge on the form of its reply about `n` completions. A template prints it as
-    `reply`."""
+    """Return the instruction that tells the judge the form of its reply about `n` completions. Templates print it with
+    the variable `reply`."""
     ask = rubric.sheet.requests[request]
     several = len(ask.aspects) > 1
     numbers = f"1 to {n}" if n > 1 else "1"
@@ -448,15 +451,15 @@ class RenderedRequest:
 
 
 def shown_order(prompt_id: str, keys: Sequence[str], judge_pass: int) -> tuple[str, ...]:
-    """Return the completions' keys in the order shown to the judge. They are sorted by a hash of prompt, key and
-    `judge_pass` (the number of the repetition, if a judge rates the same completions repeatedly), so that the order is
-    the same in every run and doesn't reveal which model wrote which."""
+    """Return the completions' keys in the order in which the judge is shown the completions. They are sorted by a hash
+    of prompt, key and `judge_pass` (the number of the repetition, if a judge rates the same completions repeatedly). So
+    the order is the same in every run, and doesn't reveal which model wrote which completion."""
     return tuple(sorted(keys, key=lambda key: fraction("order", judge_pass, prompt_id, key)))
 
 
 def fence_mark(texts: Sequence[str]) -> str:
-    """Return twelve hex digits that occur in none of the texts. They stand in the lines before and after each text
-    shown to the judge, so that no text can imitate such a line."""
+    """Return a text of twelve hex digits that occurs in none of `texts`. It is put into the lines before and after each
+    text that the judge is shown, so that no text can imitate such a line."""
     seed = hashlib.sha256("\x1f".join(texts).encode("utf-8", "surrogatepass")).hexdigest()
     while any(seed[:12] in text for text in texts):
         seed = hashlib.sha256(seed.encode()).hexdigest()
@@ -491,8 +494,9 @@ def render(
 
 
 def spec_digest(rubric: Rubric, request: str, n: int, form: ReplyForm, settings: Mapping[str, Any]) -> str:
-    """Return the digest of everything that is sent to a judge for the rubric's request named `request` about `n`
-    completions, except the prompt and the completions: texts, schema and `settings` (the judge's sampling)."""
+    """Return the digest of what a judge is sent in the rubric's request named `request` about `n` completions: texts,
+    schema and `settings` (the judge's sampling). The prompt and the completions themselves are not part of the
+    digest."""
     return digest(
         {
             "layout": LAYOUT,
@@ -517,10 +521,10 @@ def judgement_key(
 ) -> str:
     """Return the key of a judgement, by which it is stored and found again.
 
-    It is a digest of the completions' keys in the order shown, the judge's identity, the number of its pass (a judge
-    may rate the same completions repeatedly), the `spec_digest` and the `Rubric.material_digest`. `texts` are ids of
-    the completions' texts, given only if an earlier judgement of these completions is outdated because they had other
-    texts.
+    It is a digest of: the completions' keys in the order shown; the judge's identity; `judge_pass`, the number of the
+    repetition (a judge may rate the same completions repeatedly); the `spec_digest`; and the `Rubric.material_digest`.
+    `texts` are ids of the completions' texts. They are given only if an earlier judgement of these completions is
+    outdated because a completion's text has changed since.
     """
     sent = {"completions": list(completions), "judge": judge, "pass": judge_pass, "spec": spec, "material": material}
     return digest({"v": 1, **sent, **({"texts": list(texts)} if texts else {})})[:KEY_LENGTH]

@@ -66,7 +66,8 @@ class AnthropicChat:
         await self._client.close()
 
     async def _post(self, body: bytes) -> Response:
-        """Post the body and return the response, whatever its status. The SDK doesn't parse it, as in openai.py."""
+        """Post the body and return the response, whatever its status. The SDK doesn't parse the response, for the
+        reason given in `OpenAIChat._post`."""
         try:
             async with deadline(self._timeout_s, self._url, self._options.secrets, anthropic.APIConnectionError):
                 answer = await self._client.post("/v1/messages", content=body, cast_to=httpx2.Response)

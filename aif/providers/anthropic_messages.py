@@ -18,8 +18,8 @@ def request_body(request: Request, model: str, options: Options = DEFAULT_OPTION
     """Return the JSON body of a request to `model`.
 
     Seed, temperature and top_p are left out, since the API refuses them. The turns stay as they are: the API accepts
-    turns of the same role in a row, and conversations that start with the assistant. The first part of the last message
-    that other requests share (`request.shared`) becomes a block that ends in a cache breakpoint.
+    turns of the same role in a row, and conversations that start with the assistant. The first `request.shared`
+    characters of the last message, which other requests share, become a block that ends in a cache breakpoint.
     """
     *before, last = (message for message in request.messages if message.role != "system")
     sent: dict[str, Any] = {
@@ -56,8 +56,8 @@ def read_reply(data: Any, sent: Mapping[str, Any], tags: Tags = "auto") -> Reply
     """Return the `Reply` in a parsed response body; `sent` are the settings to record in it, `tags` the model's
     reasoning tags.
 
-    Raises CallError, with the usage that was reported: for an error in the body, with BAD_REPLY if the body is no
-    message, and for a refusal or a blank text (`chat_completions.require_usable`).
+    Raises CallError if the body reports an error, if it is no message (BAD_REPLY), or if the reply is a refusal or
+    blank (`chat_completions.require_usable`). The error carries the usage that the body reports.
     """
     if not isinstance(data, dict):
         raise chat_completions.reported_error(data) or chat_completions.bad_reply(
@@ -76,8 +76,8 @@ def read_reply(data: Any, sent: Mapping[str, Any], tags: Tags = "auto") -> Reply
 
 
 def _content(message: Message, shared: int) -> str | list[dict[str, Any]]:
-    """Return a message's content; if `shared` isn't 0, as blocks, of which the first has `shared` characters and is to
-    be cached."""
+    """Return a message's content for the request body. If `shared` is 0 this is a string, else a list of blocks: the
+    first `shared` characters are a block that the API is asked to cache, the rest is another."""
     if not shared:
         return message.content
     head, tail = message.content[:shared], message.content[shared:]

@@ -69,8 +69,8 @@ DEFAULT_OPTIONS = Options()
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """One rate limit as response headers report it. `measure` is what it counts; `limit` and `remaining` are amounts of
-    that; `reset_s` is the seconds until all of the limit is available again.
+    """One rate limit as response headers report it. `measure` says what is counted, such as requests or tokens, and
+    `limit` and `remaining` are such counts. `reset_s` is the seconds until all of the limit is available again.
 
     Only a hint: some servers report nonsense.
     """
@@ -82,8 +82,8 @@ class Quota:
 
     @property
     def per_second(self) -> float:
-        """The requests or tokens per second that the limit allows on average over the next minute: what remains, plus
-        what is refilled in that time."""
+        """The requests or tokens per second that the limit allows on average over the next minute: the sum of what
+        remains now and what is refilled within the minute, divided by 60."""
         used = self.limit - self.remaining
         return self.remaining / 60.0 + (used / self.reset_s if used and self.reset_s else self.limit / 60.0)
 
@@ -97,8 +97,9 @@ class Reply:
     settings of the request, without messages and schema; `served` is what the server reports about itself (model,
     fingerprint, request id); `quotas` are the rate limits it reports.
 
-    `finish` is None only in a CallError's reply, if no finish reason was read from the body. An unknown or missing
-    finish reason becomes "length", and `served` holds the server's word for it under UNKNOWN_FINISH.
+    `finish` is None only in the reply of a CallError that was raised before the finish reason was read. If the server
+    sends no finish reason or an unknown one, `finish` is "length", and `served` has the server's word under
+    UNKNOWN_FINISH.
     """
 
     text: str
@@ -198,8 +199,8 @@ class CallError(Exception):
 
     @property
     def unbilled(self) -> bool:
-        """Whether the call is known to cost nothing: it was not sent, or it was refused. A call whose body reports
-        usage counts as billed, and so does one that may have been processed, such as after a timeout."""
+        """Whether the call is known to cost nothing: it was not sent, or it was refused. A call counts as billed if its
+        body reports usage, or if the server may have processed it, such as after a timeout."""
         counted = self.reply is not None and self.reply.usage is not None
         return self.unsent or (self.kind in UNBILLED and not counted)
 

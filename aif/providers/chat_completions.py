@@ -76,9 +76,9 @@ _REASONING_KEYS = ("reasoning_content", "reasoning", "thinking", "reasoning_deta
 def request_body(request: Request, model: str, options: Options = DEFAULT_OPTIONS) -> dict[str, Any]:
     """Return the JSON body of a request to `model`, without settings that are None.
 
-    With dialect "openai" the token limit is sent as `max_completion_tokens`, which all OpenAI models accept, and a
-    schema without bounds such as maxLength. With "compatible" it is sent as `max_tokens`, which all other servers
-    accept, and the schema unchanged.
+    With dialect "openai" the token limit is called `max_completion_tokens`, which all OpenAI models accept, and bounds
+    such as maxLength are removed from the schema. With "compatible" the token limit is called `max_tokens`, which all
+    other servers accept, and the schema is unchanged.
     """
     strict = options.dialect == "openai"
     limit = "max_completion_tokens" if strict else "max_tokens"
@@ -112,10 +112,11 @@ def sent_settings(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _parse_body(content: bytes) -> Any:
-    """Return the parsed JSON of a body, or what `_gather_stream` makes of it if it is a stream. A repeated key is an
-    error: if an object has two contents, neither is known to be the reply.
+    """Return the parsed JSON of a response body; for a body that is a stream, return what `_gather_stream` joins from
+    it.
 
-    Only the json module can detect that (15 µs for 8 kB, orjson 3). Raises CallError(BAD_REPLY).
+    A key that is repeated in an object is an error: with two contents, neither is known to be the reply. Only the json
+    module can detect repeated keys (it takes 15 µs for 8 kB, orjson 3 µs). Raises CallError(BAD_REPLY).
     """
     try:
         # JSON is sent as UTF-8 (RFC 8259); json would also accept UTF-16, in which no key was redacted
@@ -128,11 +129,11 @@ def _parse_body(content: bytes) -> Any:
 
 
 def _gather_stream(text: str) -> Any:
-    """Return the body that a stream of events (server-sent events, one chunk each) stands for; None if the stream is
-    incomplete, or the text is no stream.
+    """Return the complete body that a stream of server-sent events contains; None if the stream is incomplete, or if
+    `text` is no stream. Some servers stream without being asked to.
 
-    Some servers stream without being asked to. The body is an error or a complete reply in the stream, or a reply
-    joined from its chunks.
+    If an event is an error, it is the body. If the events are chunks of a reply, the body is joined from them;
+    otherwise the last event is the body.
     """
     events = [line.removeprefix("data:").strip() for line in text.splitlines() if line.strip()]
     if len(events) < 2 or events.pop() != "[DONE]":
@@ -169,8 +170,8 @@ def read_reply(data: Any, sent: Mapping[str, Any], tags: Tags = "auto") -> Reply
     The text is the model's, except that reasoning and end-of-turn tokens are removed (core/reasoning.py) and lone
     surrogates become U+FFFD.
 
-    Raises CallError, with the usage that was reported: for an error in the body, with BAD_REPLY if the body is no chat
-    completion, and for a refusal or a blank text (`require_usable`).
+    Raises CallError if the body reports an error, if it is no chat completion (BAD_REPLY), or if the reply is a refusal
+    or blank (`require_usable`). The error carries the usage that the body reports.
     """
     if not isinstance(data, dict):
         raise reported_error(data) or bad_reply(f"The answer is {json_type(data)}, not a chat completion.")
@@ -190,8 +191,8 @@ def read_reply(data: Any, sent: Mapping[str, Any], tags: Tags = "auto") -> Reply
 def text_and_reasoning(content: Any, reply: Reply) -> tuple[str, str]:
     """Return the text and the reasoning in a message's content, which is a string or a list of typed parts.
 
-    Parts without text (images, redacted reasoning) are skipped. Raises CallError(BAD_REPLY) for any other content;
-    `reply`, which has what was read before, is attached to the error.
+    Parts without text (images, redacted reasoning) are skipped. Raises CallError(BAD_REPLY) for any other content.
+    `reply` holds what was read from the body so far, and is attached to the error.
     """
     if content is None or isinstance(content, str):
         return content or "", ""
@@ -248,10 +249,10 @@ def parse_response(
     check: CheckDuplicate = lambda data, content: None,
 ) -> Reply:
     """Return the reply in an HTTP response. `read` parses the body; `sent` are the settings to record in the reply.
-    `check` raises an error if the reply was delivered before.
+    `check` raises a CallError if the reply was delivered before.
 
-    Raises the CallError that `classify` returns if the status isn't 2xx, else those of `check` and `read`. The secrets
-    `keys` are redacted from replies and errors alike.
+    If the status isn't 2xx, raises the CallError that `classify` returns. Otherwise raises the CallErrors of `check`
+    and `read`, and BAD_REPLY if the body isn't JSON. The secrets `keys` are redacted from replies and errors alike.
     """
     headers = {name.lower(): value for name, value in headers.items()}
     content = remove_keys(content, *keys)
@@ -286,7 +287,7 @@ def bad_reply(why: str, reply: Reply | None = None) -> CallError:
 
 
 def text_fields(data: Mapping[str, Any], *names: str) -> dict[str, str]:
-    """Return those of the fields called `names` in `data` whose values are strings."""
+    """Return the fields of `data` with these `names`, without fields that are missing or no string."""
     return {name: replace_surrogates(value) for name in names if isinstance(value := data.get(name), str)}
 
 
@@ -316,7 +317,8 @@ def reported_error(data: Any, reply: Reply | None = None) -> CallError | None:
 
 
 def _minimax_error(base_resp: Any) -> Any:
-    """Return MiniMax's own status field, `base_resp`, in an object if it reports an error; else None."""
+    """Return the object `{"base_resp": base_resp}` if MiniMax's own status field, `base_resp`, reports an error; else
+    None."""
     return {"base_resp": base_resp} if isinstance(base_resp, dict) and base_resp.get("status_code") else None
 
 
@@ -374,12 +376,11 @@ def _usage(data: Any) -> Usage | None:
 
 
 def consistent_usage(usage: Usage, total: int | None = None) -> Usage | None:
-    """Return usage in which cached tokens are included in the input and reasoning tokens in the output. `total` is the
-    total that the server reports, if it does.
+    """Return `usage`, corrected so that input includes cached tokens and output includes reasoning tokens; None if the
+    input is 0 or a count is impossible. `total` is the total that the server reports (None: it reports none).
 
     Some servers report cached tokens in addition to the input, and reasoning tokens in addition to the output or only
-    in the total (xAI, Gemini). If the numbers allow both readings, the larger count is used. None if the input is 0 or
-    a count is impossible.
+    in the total (xAI, Gemini). If the numbers allow both readings, the larger count is used.
     """
     input, output = usage.input, usage.output
     if usage.cached + usage.written > input:
@@ -394,7 +395,7 @@ def consistent_usage(usage: Usage, total: int | None = None) -> Usage | None:
 
 
 def token_count(data: Any, name: str) -> int | None:
-    """Return the token count under `name`; None if it is missing or no valid count."""
+    """Return the token count in the field `name` of `data`; None if it is missing or no valid count."""
     value = data.get(name) if isinstance(data, dict) else None
     return value if type(value) is int and 0 <= value < MAX_TOKENS else None
 

@@ -4,22 +4,22 @@ Pure: the caller passes the time, in seconds of any clock.
 
 A status alone never shows who is at fault; the results of other items do:
 
-- The item is at fault if a call that was sent after the item first failed has been answered.
+- The item is at fault if the endpoint has answered a call that was sent later than the item's first failed call.
 - The endpoint is at fault if three different items (or all, if there are fewer) fail alike and none is answered in
   between. After transient errors it is paused and retried. After refusals, or errors that no request of this shape can
-  avoid, it gets no more calls. Before that an item from elsewhere in the queue is tried, since a firewall's page looks
-  like a refusal, and neighbouring rows are often similar; unless the server itself names the key, the account or the
-  model as the cause.
+  avoid, it gets no more calls. But first an item from elsewhere in the queue is tried, since a firewall's page looks
+  like a refusal, and neighbouring rows are often similar. No such item is tried if the server itself names the key, the
+  account or the model as the cause.
 - Otherwise it is not known yet.
 
 A limiter is either open, with a window (the most calls in flight), or paused. After a pause one call is sent as a
 probe: if it is answered the limiter opens, else the next pause is longer.
 
-The window follows TCP. A 429 sets its target to four fifths of the calls in flight (of half the window, if that is
-more), once for all calls sent before it. After the pause the window starts at a quarter of the target. It grows by one
-call per answer up to the target, then by a twentieth, or by one call if that is more, per round (as many answers as the
-window is large). Server errors and timeouts stop growth for a round and don't change the target: fewer calls would not
-avoid them.
+The window follows TCP. A 429 sets a target for it: four fifths of the calls in flight, or of half the window if that is
+more. The target is set once for all calls sent before the pause. After the pause the window starts at a quarter of the
+target, and grows by one call per answer up to the target. Beyond the target it grows by a twentieth per round (as many
+answers as the window is large), or by one call if that is more. Server errors and timeouts stop growth for a round and
+don't change the target: fewer calls would not avoid them.
 """
 
 import math
@@ -50,10 +50,12 @@ class ItemHistory:
     """The results of an item (a completion or judgement) over all its calls, as the concurrency limiter needs them.
 
     `first_failed` is the number of its first failed call, by class of failure; `size` is the length of its request in
-    characters; `blame` says who was at fault for its last failure. `sampled`: it was taken from elsewhere in the queue
-    to find out who is at fault. `limited_at` is the endpoint's number of answers, and of rate-limited items, when the
-    call was sent that got the item's first 429 since its last reply. `may_split`: its judge has `on_overflow: single`,
-    so a context overflow says nothing about other items.
+    characters; `blame` says who was at fault for its last failure. `sampled`: the item was taken from elsewhere in the
+    queue to find out who is at fault. `may_split`: the item is a judgement whose judge has `on_overflow: single`, so a
+    context overflow says nothing about other items.
+
+    `limited_at` is set by the item's first 429, until the item gets a reply. It has two counts of the endpoint, from
+    when the call with that 429 was sent: calls answered, and items that got a 429.
     """
 
     first_failed: dict[FailureClass, int] = field(default_factory=dict)
@@ -68,8 +70,8 @@ class ItemHistory:
 class OtherItems:
     """Whether an endpoint has enough other items to find out if an item or the endpoint is at fault for a failure.
 
-    If `enough` different items fail alike, the endpoint is at fault. `too_few`: there are fewer items than that takes.
-    `more_coming`: some items have not been sent yet.
+    If `enough` different items fail alike, the endpoint is at fault. `too_few`: the endpoint has too few items to find
+    out. `more_coming`: some items have not been sent yet.
     """
 
     enough: int = ENOUGH_ITEMS
@@ -84,9 +86,9 @@ MANY_OTHERS = OtherItems()
 class Permit:
     """Permission to make one call, as returned by `ConcurrencyLimiter.enter`.
 
-    `n` is the call's number at this endpoint, from 1. The limiter's counts when the call was sent: `answers` received,
-    items that got a 429 (`limits`), and pauses or resets so far (`episode`). `probe`: the call tests whether a paused
-    endpoint answers again.
+    `n` is the call's number at this endpoint, from 1. Three fields are the limiter's counts from before the call was
+    sent: `answers` received, items that got a 429 (`limits`), and pauses or resets so far (`episode`). `probe`: the
+    call tests whether a paused endpoint answers again.
     """
 
     item: ItemHistory
@@ -218,7 +220,8 @@ class ConcurrencyLimiter:
     # --- replies ------------------------------------------------------------------------------------------------------
 
     def _replied(self, permit: Permit, error: CallError | None, now: float, others: OtherItems) -> Blame:
-        """Record a reply, usable (`error` None) or not, and return who is at fault if it is unusable.
+        """Record a reply, which may be unusable (`error`) or usable (None). Return who is at fault for an unusable
+        reply, and "item" for a usable one.
 
         Even an unusable reply shows that the endpoint accepts requests.
         """
@@ -249,8 +252,8 @@ class ConcurrencyLimiter:
 
     def _opens(self, permit: Permit) -> bool:
         """Return whether a reply to this permit's call ends the pause. After a 429 only a reply to the probe does,
-        since calls sent earlier are answered in spite of the limit; after an outage any reply does. If the pause is for
-        items that failed alike, it ends once replies show that the endpoint isn't at fault for any of them."""
+        since calls sent earlier are answered in spite of the limit; after an outage any reply does. A pause because
+        items failed alike ends when replies have shown that the endpoint isn't at fault for any of these items."""
         if self._paused == "failing":
             return not any(self._failing.values())
         return permit.probe or self._paused == "not answering"
@@ -276,9 +279,9 @@ class ConcurrencyLimiter:
         return "endpoint"
 
     def _needs_sample(self, alike: set[ItemHistory], more: bool, now: float) -> bool:
-        """Return whether an item from elsewhere in the queue must be tried before the endpoint is given up, since the
-        items that failed (`alike`) may be similar neighbours. If so, calls are sent one at a time from now on. `more`:
-        there are items that have not been sent."""
+        """Return whether an item from elsewhere in the queue must be tried before the endpoint is given up: the items
+        that failed (`alike`) may be similar neighbours. If True, calls are sent one at a time from now on. `more`: some
+        items have not been sent yet."""
         wanted = min(MAX_SAMPLED_ITEMS, 1 + self._usable + self._disproved) if more else 0
         if sum(item.sampled for item in alike) >= wanted:
             return False
@@ -355,13 +358,14 @@ class ConcurrencyLimiter:
         return "unknown"  # until a probe fails, too
 
     def _is_items_fault(self, permit: Permit, failure: FailureClass) -> bool:
-        """Return whether the item is at fault, not the endpoint: a call sent after the item's first failure of this
-        class has been answered, so the endpoint works. Answers to calls sent earlier prove nothing."""
+        """Return whether the item is at fault, not the endpoint: the endpoint works, since it has answered a call that
+        was sent later than the item's first failed call of this class. Answers to calls sent earlier prove nothing."""
         return self._newest_answered > permit.item.first_failed.setdefault(failure, permit.n)
 
     def _back_off(self, reason: PauseReason, asked_s: float, now: float) -> None:
-        """Pause the endpoint, or lengthen its pause, by a wait that grows with each backoff in a row and is at least
-        `asked_s` seconds. `_episode` is incremented, so that results of calls sent before can be recognised."""
+        """Pause the endpoint, or lengthen its pause. The wait grows with each backoff in a row and is at least
+        `asked_s` seconds. `_episode` (the number of pauses) is incremented, so that results of calls that were sent
+        before the pause are recognised."""
         self._paused = reason
         self._probing = False
         self._episode += 1
@@ -384,8 +388,8 @@ class ConcurrencyLimiter:
         """Return who is at fault for an access error or a request error; give the endpoint up once enough items fail
         alike.
 
-        Before that an item from elsewhere in the queue is tried, unless the server's message names the key, the account
-        or the model as the cause.
+        Before the endpoint is given up, an item from elsewhere in the queue is tried, unless the server's message names
+        the key, the account or the model as the cause.
         """
         failure: FailureClass = "access" if error.kind in ACCESS_ERRORS else "request"
         # rows may be sorted by length: an item longer than all answered ones is at fault if the server says so

@@ -2,8 +2,8 @@
 
 If a proxy sends a response twice on a connection, the client takes the second for the answer to its next request, and
 every later answer on that connection goes to the wrong request. HTTP/1.1 can't show that, but the reply can: its id and
-all its bytes equal those of another request's reply. The same check detects a gateway whose cache ignores the seed: it
-repeats a reply on any connection.
+all its bytes equal those of another request's reply. The same check detects a gateway whose cache ignores the seed:
+such a gateway repeats a reply on any connection.
 """
 
 from collections import OrderedDict
@@ -24,8 +24,8 @@ class Misdelivered(CallError):
 
 
 class _Delivery(NamedTuple):
-    """A delivered response, as hashes: of its request's body, of the messages alone in that body, and of the response's
-    body."""
+    """A delivered response, as three hashes: of the request's body, of only the messages in the request, and of the
+    response's body."""
 
     request: int
     messages: int
@@ -45,12 +45,12 @@ class DuplicateDetector:
         self._is_cached = False
 
     def check(self, request: bytes, messages: bytes, data: Any, content: bytes) -> None:
-        """Remember a reply, usable or not: `content` is its body, `data` that body parsed; `request` is the body of its
-        request, `messages` are the messages in that.
+        """Remember a reply, usable or not. `content` is the reply's body and `data` the same body parsed; `request` is
+        the body of its request and `messages` the messages in the request.
 
-        Raises Misdelivered if the reply was already delivered to another request. Raises CallError(CACHED) if it is
-        delivered a third time, although connections were reopened, or if a gateway known to cache repeats it for the
-        same messages.
+        Raises Misdelivered if the reply was already delivered to another request. Raises CallError(CACHED) if the reply
+        is delivered a third time, although connections were reopened, or if a gateway known to cache repeats the reply
+        for the same messages.
         """
         id = data.get("id") if isinstance(data, dict) and not data.get("error") else None  # errors may be identical
         if not id or not isinstance(id, str):

@@ -34,11 +34,11 @@ class Endpoint:
     cost; both return None if the price is unknown, and 0 for the user's own servers. `paid`: calls count against the
     budget.
 
-    `halt` is set when no more calls are to be made, because the run stops or the endpoint is given up; `refused` is
-    then the reason for giving it up. For servers that aif launches, `up` is set while a server is ready, `wanted` once
-    a call needs a server, `done` when no more calls will come; `server_status` is what the servers are doing while no
-    call can be made, such as "starting". `others` returns for an error whether there are enough other items to tell who
-    is at fault.
+    `halt` is set when no more calls are to be made, because the run stops or the endpoint is given up. `refused` is the
+    reason for giving it up, else None. For servers that aif launches, `up` is set while a server is ready, `wanted`
+    once a call needs a server, `done` when no more calls will come; `server_status` is what the servers are doing while
+    no call can be made, such as "starting". `others(error)` returns whether there are enough other items to tell who is
+    at fault for the error.
     """
 
     name: str
@@ -181,7 +181,7 @@ class Endpoint:
 
 @dataclass(slots=True)
 class Attempt:
-    """One call to an endpoint, which its limits allow now. `reply` is set when it arrives."""
+    """One call to an endpoint, whose limits allow it now. `reply` is set when the reply arrives."""
 
     client: ChatModel
     request: Request

@@ -232,7 +232,8 @@ def classify(status: int, headers: Mapping[str, str], text: str, *, keys: Sequen
 def error_in_body(data: Any) -> CallError | None:
     """Return the error reported in a parsed body of status 200; None if it reports none.
 
-    The names of its fields vary (OpenRouter, LM Studio, gateways; MiniMax's `base_resp`), and it may be in a list.
+    The names of the error's fields vary (OpenRouter, LM Studio, gateways; MiniMax's `base_resp`), and the error may be
+    in a list.
     """
     reported = _error_text_of(data, "")
     error = _error(200, {}, reported, "", ())
@@ -316,8 +317,8 @@ def _error_text_of(data: Any, text: str) -> _ErrorText:
 
 
 def _walk(data: Any, depth: int, key: str) -> Iterator[tuple[bool, str]]:
-    """Yield each code (True, code) and each message (False, message) in the parsed JSON `data`, outermost first. `key`
-    is the key that `data` is the value of, `depth` the number of levels around it."""
+    """Yield each code, as (True, code), and each message, as (False, message), in the parsed JSON `data`, outermost
+    first. `key` is the key under which `data` stands in the body; `depth` is the number of levels above `data`."""
     if depth > _MAX_DEPTH:
         return
     if isinstance(data, str) and key in _WORDS:
@@ -393,8 +394,8 @@ def _kind(status: int, reported: _ErrorText) -> tuple[Kind, bool, bool]:
 
 
 def _status_allows(kind: Kind, status: int, text: str) -> bool:
-    """Return whether an error with this HTTP status may be of this kind, so that a rule's words alone don't decide.
-    `text` is the searchable text of the error."""
+    """Return whether an error with this HTTP status can be of this kind. It is asked about the kind that a rule's words
+    suggest, since words alone mislead. `text` is the searchable text of the error."""
     if kind is Kind.RATE_LIMITED:
         return status not in (401, 402, 404, 413) and status < 500
     if kind in (Kind.UNAUTHORIZED, Kind.UNKNOWN_MODEL, Kind.WRONG_URL):

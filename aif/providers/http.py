@@ -37,8 +37,8 @@ def make_http_client(
     """Create the HTTP client for an SDK that calls `url`. `client_class` is the SDK's own class of HTTP client; `limit`
     is the most connections (0: no limit).
 
-    The client sends `headers` and those that HTTP needs, and drops any others that the SDK adds: an SDK takes some,
-    even a key, from the environment.
+    The client sends only `headers` and the headers that HTTP needs. It drops all others that the SDK adds, since an SDK
+    takes headers, even a key, from environment variables.
     """
 
     ours = httpx2.Headers(headers).raw
@@ -57,7 +57,7 @@ def make_http_client(
 
 
 async def read_body(pieces: AsyncIterator[bytes]) -> bytes:
-    """Join the decompressed pieces of a body. Raises CallError(BAD_REPLY) if it exceeds MAX_BYTES."""
+    """Join the decompressed pieces of a body. Raises CallError(BAD_REPLY) if the body exceeds MAX_BYTES."""
     read: list[bytes] = []
     size = 0
     async for piece in pieces:
@@ -115,7 +115,8 @@ async def deadline(
 
     The timeouts of aiohttp and the SDKs are per read: a server that sends a byte now and then never exceeds them.
     Raises CallError of kind TIMEOUT or CONNECTION; `unconnected` is the client's own class of connection errors. The
-    error's message has the secrets `keys` redacted and no cause is attached, since clients quote what a server sent.
+    secrets `keys` are redacted from the error's message. The error has no cause attached, since a client's error may
+    quote what a server sent.
     """
     try:
         async with asyncio.timeout(seconds):
@@ -134,10 +135,11 @@ async def deadline(
 
 
 def _connection_error(error: Exception, url: str, keys: Sequence[str]) -> CallError:
-    """Return the CallError for a call to `url` whose connection failed or broke.
+    """Return the CallError for a call to `url` whose connection failed or broke. If `error` has a CallError of aif's
+    own among its causes, that CallError is returned.
 
-    SDKs wrap the error, and report a refused connection as a timeout, so the message is that of the innermost cause
-    that has a message. If a cause is a CallError of aif's own, that is returned.
+    Otherwise the message is taken from the innermost cause that has one: SDKs wrap the error, and report a refused
+    connection as a timeout.
     """
     causes = list(_causes(error))
     if ours := next((cause for cause in causes if isinstance(cause, CallError)), None):
@@ -154,7 +156,7 @@ def _connection_error(error: Exception, url: str, keys: Sequence[str]) -> CallEr
 def _message_of(error: BaseException) -> str:
     """Return an error's message on one line.
 
-    For a refused or broken connection it is the operating system's, since clients add misleading details
+    For a refused or broken connection the operating system's message is returned, since clients add misleading details
     (`ssl:default` where no TLS is used).
     """
     cause = getattr(error, "os_error", error)
@@ -167,9 +169,10 @@ def _host(url: str) -> str:
 
 
 def proxy_of(url: str) -> str | None:
-    """Return the proxy that the environment sets for `url` (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY), if any.
+    """Return the proxy that the environment sets for `url` (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY); None if
+    there is none.
 
-    Loopback addresses never have one.
+    Loopback addresses never have a proxy.
     """
     parts, proxies = urlsplit(url), getproxies_environment()
     if _loopback(url) or proxy_bypass(parts.netloc):

@@ -96,7 +96,8 @@ def _number(text: str) -> float | None:
 
 def _reset_s(text: str, date: str | None) -> float | None:
     """Return the seconds, at least 0, until a limit resets. `text` is a number of seconds, a span such as "6m0s", or a
-    date, which is compared to the response's own `date`. None for anything else, and for more than 32 days."""
+    date. A date is compared to `date`, the response's own Date header. None for any other text, and for more than 32
+    days."""
     seconds = _number(text)
     if seconds is None and text and (match := _SPAN.fullmatch(text)):
         seconds = sum(float(value) * _UNITS[unit] for unit, value in match.groupdict("0").items())

@@ -22,7 +22,7 @@ _CHARS, _TOKENS = 20_000, 5_000  # first estimate, 4 characters a token; weighs 
 
 @dataclass(frozen=True, slots=True)
 class RequestCost:
-    """What a request counts against rate limits, besides counting as one request.
+    """The tokens that a request counts against rate limits; it also counts as one request.
 
     `prompt` is the number of prompt tokens, estimated from its `chars` characters; `max_reply` is the most tokens that
     the reply may have.
@@ -63,7 +63,8 @@ class RateLimiter:
         self._chars, self._tokens = _CHARS, _TOKENS
 
     def cost(self, chars: int, max_reply: int) -> RequestCost:
-        """Return what a request with this many characters counts, if its reply may have up to `max_reply` tokens."""
+        """Return what a request with this many characters counts against the rate limits, if its reply may have up to
+        `max_reply` tokens."""
         return RequestCost(chars, -(-chars * self._tokens // self._chars), max_reply)
 
     def wait(self, cost: RequestCost, now: float) -> float:
@@ -83,8 +84,9 @@ class RateLimiter:
             limit.take(tokens - cost.prompt, now)
 
     def learn(self, quotas: Iterable[Quota]) -> None:
-        """Record the rate limits that a response's headers report. Those of requests are ignored if a limit of requests
-        is configured, and those of tokens likewise. They are applied only after a 429 (`record_limit_hit`)."""
+        """Record the rate limits that a response's headers report. A reported limit of requests is ignored if a limit
+        of requests is configured; the same holds for tokens. Recorded limits are applied only after a 429
+        (`record_limit_hit`)."""
         for quota in quotas:
             if ("requests" if quota.measure == "requests" else "tokens") not in self._configured:
                 self._learned.setdefault(quota.measure, _LearnedLimit()).quota = quota
@@ -132,10 +134,11 @@ class _ConfiguredLimit:
 
 
 class _LearnedLimit:
-    """A limit learned from headers: in a minute as much may be sent as remains, plus what is refilled in that time.
+    """A limit learned from headers. In a minute it allows what remains by the headers, plus what is refilled in that
+    time.
 
-    The refill rate follows from the reported time until the limit is fully available again. So the period that the
-    header's name suggests doesn't matter: some providers report a daily limit under the name of a per-minute limit.
+    The refill rate follows from the reported time until the limit is fully available again. The period in the header's
+    name is not used, since some providers report a daily limit under the name of a per-minute limit.
     """
 
     def __init__(self) -> None:

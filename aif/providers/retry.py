@@ -3,11 +3,15 @@
 If the endpoint is at fault, the item is retried, and the call doesn't count as an attempt, since the concurrency
 limiter does the waiting. If the endpoint refused the call, the item stays pending.
 
-If the item is at fault, it gets up to 6 attempts. The waits between them double from 1 s up to 60 s, and each is a
-random 50 to 100 % of that. A wait is at least as long as the server asked for, but never longer than 60 s. The item has
-failed permanently after three equal errors; if they are transient, after six attempts, three of them with the same
-error; at once if the server names the request's own length or turns. It stays pending after its attempts if an
-account's quota is exhausted, or if a 429 says that the request is within the limit.
+If the item is at fault, it gets up to 6 attempts. The time between attempts doubles from 1 s up to 60 s; the wait is a
+random share of that time, from 50 to 100 %. A wait is at least as long as the server asked for, but never longer than
+60 s. When the item has failed permanently depends on the error:
+
+- The server names the request's own length or turns: at once.
+- Any other error that isn't transient: when three errors were equal.
+- A transient error: after six attempts, if three errors were equal.
+- An account's quota is exhausted, or a 429 says that the request is within the limit: never; the item stays pending
+  after its attempts.
 
 If it is not known who is at fault, the item gets the same attempts, but stays pending afterwards. If there are too few
 other items to find out, it is retried for 60 s only, and has failed permanently at a context overflow that the server
@@ -55,15 +59,17 @@ class RetryPolicy:
 
     def backoff(self, failures: int, jitter: float) -> float:
         """Return the seconds to wait after this many consecutive failures: `first_wait_s`, doubled with each further
-        failure up to `longest_wait_s`, of which 50 to 100 % by `jitter` (in [0, 1))."""
+        failure up to `longest_wait_s`, then multiplied by a random factor. The factor grows with `jitter` (in [0, 1))
+        from 0.5 to 1."""
         doubled = min(self.longest_wait_s, self.first_wait_s * 2.0 ** min(failures - 1, 60))
         return doubled * (0.5 + 0.5 * jitter)
 
 
 @dataclass(slots=True)
 class RetryState:
-    """The failures of one item so far. `n` is the number of attempts begun, `wait_s` the seconds to wait before the
-    next."""
+    """The failures of one item so far. `n` is the number of attempts begun, `counted` the failures that count as
+    attempts, `resampled` the unusable replies. `since` is the time of the first failure, `wait_s` the seconds to wait
+    before the next attempt."""
 
     n: int = 0
     counted: int = 0  # failures that count as attempts

@@ -1,5 +1,5 @@
-"""Client for vLLM and compatible servers, over aiohttp. The calls of a client share a session and are balanced over its
-servers."""
+"""Client for vLLM and compatible servers, over aiohttp. The calls of a client share a connection pool and are balanced
+over the client's servers."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -56,7 +56,7 @@ class VllmChat:
     def hangs(self, url: str) -> bool:
         """Return whether the server at this URL accepts calls but answers none.
 
-        That is: at least HUNG_CALLS consecutive calls timed out, and no response was received within the last
+        It hangs if at least HUNG_CALLS consecutive calls timed out, and no response was received within the last
         `timeout_s`.
         """
         return any(
@@ -115,8 +115,9 @@ class VllmChat:
         return self._session
 
     def _pick(self) -> "_Server":
-        """Return the server for the next call: of those that aren't backing off, the one with the fewest calls in
-        flight; if all are, the server whose backoff ends first. Raises CallError if there is no server.
+        """Return the server for the next call: the server with the fewest calls in flight among those that aren't
+        backing off. If all are backing off, return the server whose backoff ends first. Raises CallError if there is no
+        server.
 
         Ties go round robin. After its backoff a server gets one call, and further calls once that is answered: a server
         that hangs would otherwise get as many calls as the others, each lasting until its timeout.
@@ -135,8 +136,8 @@ class VllmChat:
 
 @dataclass(slots=True, eq=False)
 class _Server:
-    """One server and its state. `failures` counts failed calls since its last usable reply, `timeouts` those since its
-    last response. Times are in seconds by the client's clock."""
+    """One server and its state. `failures` counts consecutive backoffs (0 after a usable reply), `timeouts` the calls
+    that timed out since its last response. Times are in seconds by the client's clock."""
 
     url: str
     proxy: str | None = None
@@ -148,7 +149,7 @@ class _Server:
 
     @property
     def is_probed(self) -> bool:
-        """Whether a call in flight tests if the server answers again, since its last call failed."""
+        """Whether the server's last call failed and a call in flight now tests whether it answers again."""
         return self.failures > 0 and self.in_flight > 0
 
     def record(self, failed: Kind | None, now: float) -> None:
