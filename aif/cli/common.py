@@ -23,8 +23,9 @@ Yes = Annotated[bool, typer.Option("--yes", help="Spend without asking for confi
 
 
 def load(file: Path, sets: list[str] | None) -> "Pipeline":
-    """Load a pipeline file with its overrides. Raises BadInput if its store doesn't exist but there is one at the path
-    where earlier versions of aif put it."""
+    """Load a pipeline file with its overrides (`sets`, the values of `--set`). Raises BadInput if the file or an
+    override is invalid, or if the only store is at the path that earlier versions of aif used; StoreLocked if a process
+    writes to that store."""
     from aif.config import pipeline
     from aif.store.paths import check_old_location
 
@@ -59,8 +60,8 @@ def repeated(option: str, values: list[str] | None) -> list[str]:
 
 
 def command_name() -> str:
-    """Return the first word of the commands that aif prints for the user: `aif`, or this program's path if the shell
-    would find another `aif` or none in PATH."""
+    """Return the first word of the commands that aif prints for the user to type: `aif`, or the path of this `aif` if
+    the shell would find another one, or none, in PATH."""
     program = Path(sys.argv[0])
     return "aif" if which("aif") == str(program.absolute()) or program.name != "aif" else str(program)
 

@@ -14,10 +14,11 @@ from rich.text import Text
 
 
 class SafeConsole(Console):
-    """A rich console that prints nothing more once its terminal or pipe is closed.
+    """A rich console that prints nothing more once its terminal or pipe is closed, so that the command still ends with
+    its own exit code.
 
-    With rich alone, a broken pipe would end the program, and a closed terminal would raise; so the command still ends
-    with its own exit code. Control characters are escaped, since texts of servers and files may contain them.
+    With rich alone, a broken pipe would end the program, and a closed terminal would raise an error. Control characters
+    are escaped, since texts of servers and files may contain them.
     """
 
     def print(self, *objects: Any, **options: Any) -> None:

@@ -34,8 +34,8 @@ GC_THRESHOLDS = 20_000, 20, 20
 
 
 class _Commands(TyperGroup):
-    """The group of all commands. If Ctrl-C, SIGTERM or SIGHUP interrupts a command that doesn't handle it, print a
-    message and exit."""
+    """The group of all commands. It prints a message and exits if Ctrl-C, SIGTERM or SIGHUP interrupts a command that
+    doesn't handle this itself."""
 
     def invoke(self, ctx: Any) -> Any:
         try:

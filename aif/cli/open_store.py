@@ -1,5 +1,5 @@
-"""Open a pipeline's store for a command: to read it; to read it or, if a run holds it, print that run; or to update it
-to the pipeline file and export."""
+"""Open a pipeline's store for a command, in one of three ways: to read it; to read it, or print the state of the
+process that holds it; or to write to it, after updating it to the pipeline file."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -27,9 +27,10 @@ AnyReader = TypeVar("AnyReader", bound="Reader")
 def open_store(
     kind: "type[AnyReader]", pipeline: "Pipeline", file: Path, sets: list[str] | None
 ) -> "Iterator[AnyReader]":
-    """Open a pipeline's store with the reader class `kind`.
+    """Open a pipeline's store to read, and yield a reader of the class `kind`.
 
-    Raises StoreLocked if a run holds the store, or StoreDamaged with the command that rebuilds it.
+    Raises BadInput if there is no store, StoreLocked if another process holds it, and StoreDamaged, with the command
+    that rebuilds it. `file` and `sets` are the pipeline file and overrides, for the commands in messages.
     """
     from aif.store.paths import StorePaths
 
@@ -52,9 +53,11 @@ def open_or_print_running(
     sets: list[str] | None,
     print_running: "Callable[[Console, RunningProcess], None]",
 ) -> "Iterator[Reader | None]":
-    """Yield a reader of the store; if another process holds the store, call `print_running` with it and yield None.
+    """Yield a reader of the store. If another process holds the store, call `print_running` with the console and that
+    process instead, and yield None.
 
-    Prints a message if the store has no prompts, or was last updated with another version of the pipeline.
+    Prints a message if the store has no prompts, or was last updated with another version of the pipeline. `file` and
+    `sets` are the pipeline file and overrides, for the commands in messages.
     """
     from aif.cli.running import running_process
 
@@ -94,7 +97,7 @@ def report_if_behind(pipeline: "Pipeline", reader: "Reader") -> bool:
 def report_if_outdated(pipeline: "Pipeline", reader: "Reader", arguments: str) -> None:
     """Print a message if the store has no prompts yet, or was last updated with another version of the pipeline.
 
-    The latter is also so after an `aif rubric try` was killed, which leaves the store updated with the tried rubric.
+    A killed `aif rubric try` leads to the second message, since it leaves the store updated with the tried rubric.
     `arguments` are the pipeline file and overrides, for the commands in the message.
     """
     from aif.engine.prepare import is_prepared, rubric_of
@@ -117,8 +120,8 @@ def with_prepared_store(pipeline: "Pipeline", arguments: str, work: "Callable[[R
     """Open the store to write, update it to the current pipeline, call `work` with the rubric and the store, and return
     its result.
 
-    Prompts come from the store; the sources are not read again. `arguments` are for the command in the message of
-    BadInput, which is raised if there is no store yet.
+    Prompts come from the store; the sources are not read again. Raises BadInput if there is no store yet; `arguments`
+    are the pipeline file and overrides, for the command in its message.
     """
     from aif.engine.prepare import prepare, rubric_of
     from aif.store.journaled_store import JournaledStore

@@ -17,7 +17,7 @@ from aif.export.manifest import is_export
 def check_destination(out: Path) -> None:
     """Raise BadInput if `out` exists and is neither an export nor an empty folder.
 
-    If `out` is missing because an earlier export was killed while it replaced it, move the old folder back to `out`.
+    If an earlier export was killed while it replaced `out`, `out` may be missing: then move the old folder back to it.
     """
     if not out.exists():
         if (replaced := _sibling(out, "replaced")).exists():  # killed between the two moves of `_move_into_place`

@@ -73,7 +73,7 @@ class CardFacts:
     `sample` is a row of the default config; `made` is the time of the export, `calls` are the times of the first and
     last call. `labels` are counts for the config `kto`, None without it. `apart` is, by judge, the number of prompts
     whose completions were judged one at a time because together they exceed the judge's context window. `marks` counts
-    completions that seem to contain reasoning.
+    completions whose reasoning may not have been removed correctly, and prompts with a reasoning tag.
     """
 
     pipeline: Pipeline

@@ -70,9 +70,9 @@ def export(
     """Make pairs and write the pipeline's formats to the folder `out`, in place of an older export.
 
     A format without rows is left out and reported by `tell`. Raises Incomplete if the dataset is less complete than
-    `export.completeness` and `export.incomplete` is `refuse`; BadInput if there are no rows, `out` holds something
-    else, or `test_size` leaves no prompt to train on. A failed export leaves its partial folder, `.<out>.aif-partial`,
-    until the next export, unless the disk is full.
+    `export.completeness` and `export.incomplete` is `refuse`. Raises BadInput if there are no rows, if `out` holds
+    something else than an export, or if `test_size` leaves no prompt to train on. A failed export leaves its partial
+    folder, `.<out>.aif-partial`, until the next export, unless the disk is full.
     """
     out = out.resolve()
     check_destination(out)
@@ -102,7 +102,7 @@ def _rows_by_kind(
     pipeline: Pipeline, rubric: Rubric, reader: ResultReader, paired: pa.Table
 ) -> dict[RowKind, DatasetRows]:
     """Return the pairs, completions or prompts that the rows of the pipeline's formats are made from, by kind of row.
-    Pairs are always there."""
+    Pairs (`paired`) are included even if no format needs them."""
     wanted = {row_kind(config) for config in pipeline.export.formats}
     by_kind: dict[RowKind, DatasetRows] = {"pairs": DatasetRows(paired, reader.pairs_with_texts)}
     if "prompts" in wanted:
@@ -231,12 +231,12 @@ def _tell_test_size(pipeline: Pipeline, test: int, prompts: int, tell: Tell) -> 
 def _test_share(
     pipeline: Pipeline, journaled: JournaledStore, reader: ResultReader, numbers: Mapping[str, float], tell: Tell
 ) -> float:
-    """Return the share of prompts in the test split, 0 to 1. `numbers` are the split numbers of the default config's
-    prompts.
+    """Return the share of prompts in the test split, 0 to 1. `numbers` are the numbers by `_split_numbers` of the
+    default config's prompts, by prompt id.
 
-    If `test_size` is a count, the first export converts it to a share of these prompts plus the prompts still pending,
-    and records that share in the journal. Later exports use it, so that no prompt moves from test to train. Raises
-    BadInput if there are too few prompts.
+    If `test_size` is a count, the first export chooses the share that puts this count of prompts into test, out of the
+    prompts in `numbers` and the pending ones together. It records the share in the journal for later exports, so that
+    no prompt moves from test to train. Raises BadInput if there are too few prompts.
     """
     asked = pipeline.export.test_size
     if isinstance(asked, float) or asked == 0:
@@ -275,7 +275,11 @@ def _describe(
     labels: LabelCounts | None,
     made: datetime,
 ) -> None:
-    """Write the files that describe an export to `folder`: README.md (the card), pipeline.yaml and run.json."""
+    """Write the files that describe an export to `folder`: README.md (the card), pipeline.yaml and run.json.
+
+    `rows` (counts) and `files` (paths) are by config and split. `paired` are the pairs, `labels` counts for the format
+    `kto`, None without it. `made` is the time of the export.
+    """
     spend = reader.spend()
     calls = reader.call_period()
     facts = CardFacts(

@@ -82,8 +82,8 @@ def _first_user_turn(turns: Turns) -> str | None:
 
 
 def _pair_faults(row: Row) -> Iterator[str]:
-    """Yield what is wrong with a row of any pair format. Its `prompt` may be a list of turns, a text, or missing, by
-    the format."""
+    """Yield what is wrong with a row of any pair format. Depending on the format, its `prompt` is a list of turns, a
+    text, or missing."""
     chosen, rejected = row["chosen"], row["rejected"]
     if chosen[-1]["content"] == rejected[-1]["content"]:
         yield "chosen and rejected have the same text"

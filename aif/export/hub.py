@@ -74,8 +74,8 @@ def file_sha256(path: Path) -> str:
 def hub_client(repo: str) -> Iterator[HfApi]:
     """Yield the Hub's client, with the user's token.
 
-    Raises BadInput if there is no token, or `repo` isn't ORG/NAME. Any other error than aif's own in the block becomes
-    ProviderRefused if the Hub answers 401 or 403, else BadInput.
+    Raises BadInput if there is no token, or `repo` isn't ORG/NAME. An error in the block is raised as ProviderRefused
+    if the Hub answers 401 or 403, else as BadInput; aif's own errors stay as they are.
     """
     if repo.count("/") != 1:
         raise BadInput(f"--repo {repo}: expected ORG/NAME, such as my-team/my-pairs")

@@ -52,8 +52,8 @@ def _validator(layout: str) -> Callable[[Row], Any]:
 
 
 def arrow_schema(**types: pa.DataType) -> pa.Schema:
-    """Return an Arrow schema with these columns, in this order. `pa.struct(schema)` makes the type of a nested column
-    from it."""
+    """Return an Arrow schema with a column for each keyword argument, in their order. For a nested column, pass
+    `pa.struct(schema)` as its type, where `schema` is one that this function returned."""
     return pa.schema(list(types.items()))
 
 

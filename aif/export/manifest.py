@@ -79,8 +79,8 @@ def with_digest(run: dict[str, Any]) -> dict[str, Any]:
 def store_state(reader: Reader, prompt_counts: PromptCounts, paired: pa.Table) -> str:
     """Return a digest of the store that changes whenever the data files of an export would.
 
-    It covers the sources and the plan, the rows read by outcome, the number of calls, the ratings, the pairs
-    (`paired`), and the number of prompts by outcome.
+    It covers the sources and the plan, the number of source rows for each outcome (selected, or a reason why left out),
+    the number of calls, the ratings, the pairs (`paired`), and the number of prompts for each outcome.
     """
     head = orjson.dumps(
         [reader.get_mark("plan"), *reader.replies_digest(), prompt_counts.intake, prompt_counts.outcomes],

@@ -22,11 +22,11 @@ Parts = Mapping[RowKind, Mapping[Part, pa.Table]]
 
 @dataclass(frozen=True, slots=True)
 class DatasetRows:
-    """All values of one kind (pairs, completions or prompts) that become rows, a row for each.
+    """The pairs, completions or prompts that are exported as rows: all of one kind, each as one row.
 
-    `index` is a table of them with `prompt_id` but without texts. `fetch` takes a part of that table and a batch size,
-    and yields them with their texts, in lists of at most that size; `batch` is the size to use. `left_out` counts
-    completions that get no row, by reason.
+    `index` is a table with a row for each of them: it has `prompt_id`, but no texts. `fetch` takes a part of `index`
+    and a batch size, and yields the items with their texts, in lists of at most that size. `batch` is the size to use.
+    `left_out` is the number of completions that get no row, for each reason.
     """
 
     index: pa.Table

@@ -99,8 +99,8 @@ def load_export(
 ) -> LoadedExport:
     """Read the export in `folder`, and check that it is what `aif export` would write now. Calls no model.
 
-    Makes the pairs in the store again to compare. Raises BadInput if the export is out of date or damaged; the message
-    names `command`, which exports again.
+    To compare, it makes the pairs in the store again. Raises BadInput if the export is out of date or damaged; the
+    message names `command`, the command that exports again.
     """
     loaded = _read_export(folder, command)
     run = loaded.run
@@ -157,8 +157,8 @@ def _changed_keys(before: str, now: str) -> list[str]:
 def plan_publish(pipeline: Pipeline, folder: Path, loaded: LoadedExport, repo: str, public: bool) -> PublishPlan:
     """Compare an export with the dataset `repo` on the Hub, and return the changes to make there. Sends nothing.
 
-    Raises BadInput if the dataset exists and isn't an export of aif, or is public without `public`, or private with it;
-    and the errors of `hub.hub_client`.
+    Raises BadInput if the dataset exists and isn't an export of aif, or is private while `public` is True, or public
+    while it is False. Raises the errors of `hub.hub_client` as well.
     """
     run, texts, former, replaced_pipeline = loaded.run, loaded.texts, set[str](), None
     with hub.hub_client(repo) as api:
@@ -208,10 +208,11 @@ def _check_visibility(repo: str, dataset: HubDataset, public: bool) -> None:
 
 
 def _former_export(api: HfApi, repo: str, dataset: HubDataset) -> tuple[set[str], str | None]:
-    """Return the data files of the export that the dataset on the Hub holds now, and its pipeline's name.
+    """Return the data files of the export that the dataset on the Hub holds now, and the name of that export's
+    pipeline.
 
-    Return no files and None if the dataset is empty, or has only a blank card, as one created on the Hub's website has.
-    Raises BadInput if it holds anything else.
+    Return no files and None if the dataset is empty. A dataset with only a blank card, such as the Hub's website
+    creates, counts as empty. Raises BadInput if it holds anything else.
     """
     if MANIFEST in dataset.files:
         run = parse_any_version(hub.download_file(api, repo, dataset, MANIFEST))
@@ -275,8 +276,8 @@ def _addition(plan: PublishPlan, path: str) -> CommitOperationAdd:
 
 
 def _current_dataset(api: HfApi, plan: PublishPlan) -> HubDataset:
-    """Return the dataset as it is on the Hub now. Raises BadInput if it is gone, or public though planned as private,
-    or the reverse.
+    """Return the dataset as it is on the Hub now. Raises BadInput if it can't be found, or if it is public but planned
+    as private, or private but planned as public.
 
     An organisation's settings may make a new dataset public, or somebody may have changed it during the upload.
     """

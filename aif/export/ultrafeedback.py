@@ -1,7 +1,7 @@
 """The `ultrafeedback` format: a row is a prompt with all its completions, ratings and judgements. Pure.
 
 The layout is openbmb/UltraFeedback's (arXiv:2310.01377), with more columns: whether a completion is missing or
-truncated, whether a rating is missing, and by which judge it is. openbmb's `annotations` is a struct with a field for
+truncated, whether a rating is missing, and which judge gave it. openbmb's `annotations` is a struct with a field for
 each aspect; here it is a list with an entry for each judge and aspect, so that it fits all rubrics and any number of
 judges. A rating is a number or null, never a text such as "N/A".
 """

@@ -243,8 +243,8 @@ def available_gpus(environ: Mapping[str, str]) -> tuple[str, ...]:
 
 
 async def vllm_problem(endpoint: LaunchedEndpoint, environ: Mapping[str, str]) -> str | None:
-    """Return a message if the endpoint's Python can't be run or has no vLLM, with the fix; None if it has. Doesn't
-    import vLLM, which is slow."""
+    """Return a message, with the fix, if the endpoint's Python can't be run or has no vLLM; None if vLLM is there.
+    Doesn't import vLLM, which is slow."""
     words = [endpoint.python, "-c", _HAS_VLLM]
     try:
         result = await asyncio.to_thread(subprocess.run, words, env=dict(environ), capture_output=True, timeout=60)
@@ -260,8 +260,8 @@ async def vllm_problem(endpoint: LaunchedEndpoint, environ: Mapping[str, str]) -
 
 
 async def download_problem(endpoint: LaunchedEndpoint, environ: Mapping[str, str]) -> str | None:
-    """Return why a model's files can't be downloaded; None if they can, or it is a folder. Tries it by downloading the
-    smallest file."""
+    """Return why a model's files can't be downloaded; None if they can, or if the model is a local folder. To find out,
+    it downloads the smallest file."""
     if endpoint.is_folder:
         return None
     words = download_command(endpoint, "--check")

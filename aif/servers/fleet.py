@@ -69,8 +69,8 @@ class Timings:
 
     A starting server is checked every `poll_s`, a running one every `check_s`. A running one that fails all checks for
     `hung_s` is ended. A server that fails after it was ready is restarted, first after `restart_after_s[0]` seconds,
-    next after `[1]`, and so on; when the list is used up, it is given up. If it ran for `steady_s` before it failed,
-    the list begins again.
+    next after `[1]`, and so on; if it fails after the last of these restarts, it is given up. A server that ran for
+    `steady_s` before it failed gets all these restarts again.
     """
 
     poll_s: float = 0.5
@@ -84,8 +84,9 @@ class Timings:
 class Fleet:
     """All vLLM servers of one run, for the endpoints (models and judges) that have work.
 
-    `launched` are the endpoints whose servers aif starts, `endpoints` all of the run. `logs` is the folder of the
-    servers' logs; `tell` prints a line for the user; `environ` are the environment variables that servers start from.
+    `launched` are the endpoints whose servers aif starts, `endpoints` all of the run. `shifts` are the sets of servers
+    that run at the same time, in the order to run them. `logs` is the folder of the servers' logs; `tell` prints a line
+    for the user; `environ` are the environment variables that servers start from.
     """
 
     pipeline: Pipeline
@@ -122,8 +123,8 @@ class Fleet:
         return cls(pipeline, launched, endpoints, shifts, logs, tell, environ)
 
     def __post_init__(self) -> None:
-        """Prepare the endpoints: multiply a concurrency that the user hasn't set by the number of servers; stop
-        endpoints that aif would launch but that have no pending calls."""
+        """Prepare the endpoints: if the user hasn't set an endpoint's concurrency, multiply the default by its number
+        of servers; stop endpoints that aif would launch but that have no pending calls."""
         placements = [server for shift in self.shifts for server in shift]
         servers = Counter(server.key for server in placements)
         logs = self._log_files(placements)
@@ -223,8 +224,8 @@ class _EndpointServers:
         return None if process.returncode == 0 else last or f"its model's files can't be downloaded; see {log_file}"
 
     async def _keep_up(self, placement: Placement, log: Path) -> str:
-        """Run one server, and restart it when it fails, until it is given up. Return why. A server that was never ready
-        isn't restarted."""
+        """Run one server, and restart it when it fails, until it is given up. Return why it last failed. A server that
+        was never ready isn't restarted."""
         clock, timings = asyncio.get_running_loop().time, self._fleet.timings
         waits: list[float] | None = None  # before the next restarts; a server that was never up gets none
         while True:
@@ -488,7 +489,7 @@ def _reserve_ports() -> tuple[socket.socket, int]:
 async def _wait_until_needed(endpoints: Sequence[Endpoint]) -> None:
     """Wait until a call of any of the endpoints waits for a server, or all endpoints are done.
 
-    The latter may come first: a judge whose prompts all failed is done without a call, so no server is started for it.
+    Endpoints may be done without a call, such as a judge whose prompts all failed. Then no server is started for them.
     """
 
     async def all_done() -> None:

@@ -100,7 +100,8 @@ def _end_all(group: int, witness: tuple[int, int], ended: dict[int, int], grace_
     """End all processes of the command, by SIGTERM, and after `grace_s` seconds by SIGKILL. Then let the witness end.
 
     `group` is the command's process group; `witness` is the witness's pid and the pipe to it; `ended` collects wait
-    statuses by pid (see `_reap`). It returns LAST_S seconds after SIGKILL even if a process can't be ended.
+    statuses by pid (see `_reap`). If a process can't be ended, the function gives up LAST_S (20) seconds after it
+    begins to send SIGKILL.
     """
     pid, writer = witness
     _signal_group(group, signal.SIGTERM)

@@ -59,8 +59,8 @@ def file_digests(
     """Return the digest of each file, by the keys of `paths`. A file that hasn't changed since an earlier call isn't
     read again.
 
-    A digest is sha256, or the name of a file in the Hub's cache. `model` names the model in messages. To stop the
-    reading, set `cancelled` in another thread. Raises BadInput if stopped, or if a file can't be read.
+    A digest is a file's sha256 or, if it is in the Hub's cache, its name there. `model` names the model in messages. To
+    stop the reading, set `cancelled` in another thread. Raises BadInput if stopped, or if a file can't be read.
     """
     try:
         resolved = {key: path.resolve() for key, path in paths.items()}

@@ -84,10 +84,14 @@ def identify_models(
     """Set the identity (`served`) of each launched model and judge. Return the changes to write to the journal before
     any call.
 
-    `past` are the journal's records of kind `model`. Commands that call models pass `tell`, which prints a line; the
-    identity is then that of the current files. Without `tell`, or if the files aren't available, it is that of the last
-    record with the same declared model and arguments. If there are only other records, a local folder is read even
-    without `tell`. Else the identity is unknown.
+    `past` are the journal's records of kind `model`. Commands that call models pass `tell`, which prints a line; other
+    commands leave it out. The identity comes from the first of these that is available:
+
+    - with `tell`: the current files;
+    - the last record with the same declared model and arguments;
+    - if this name has only other records: the current files of a local folder.
+
+    If none is available, the identity is unknown.
     """
     rows = sorted(past, key=lambda row: row["n"])
     entries: list[tuple[Stage, Model | Judge]] = [
@@ -106,7 +110,7 @@ def _identify(
     pipeline: Pipeline, stage: Stage, entry: Model | Judge, rows: list[Any], tell: Callable[[str], None] | None
 ) -> ModelChange | None:
     """Set the identity of one model or judge, and return the change, if any, for the journal. `rows` are the records
-    under its declared identity, oldest first."""
+    under its declared identity (the name and revision in the pipeline file), oldest first."""
     assert entry.launch
     own = [row for row in rows if row["endpoint"] == entry.name] or rows
     declared = [entry.launch.model, adapter_path(entry), identity_arguments(entry.launch.args)]
@@ -151,8 +155,11 @@ def loads_other_files(endpoint: LaunchedEndpoint, cancelled: Event) -> bool:
 def _current_content(
     pipeline: Pipeline, stage: Stage, entry: Model | Judge, recorded: Any, tell: Callable[[str], None] | None
 ) -> tuple[dict[str, str], str] | None:
-    """Return the content of a model or judge and its commit, as `_content` does; None if its files aren't available.
-    The Hub is asked only if there is `tell`."""
+    """Return the content and the commit of a model or judge, as `_content` does; None if its files aren't available or
+    its settings can't work. The Hub is asked only if `tell` is given.
+
+    `recorded` is the last record of the same model and arguments, or None.
+    """
     try:
         (endpoint,) = launched_endpoints(pipeline, [(stage, entry.name)])
     except BadInput:  # reported when a server is to be started, which may never be
@@ -170,7 +177,8 @@ def _content(
     if neither the Hub nor its cache has the model.
 
     The commit is empty for a local folder. `recorded` is the last record of the same model and arguments, or None. If
-    it has the same commit, its digests are used, since the cache may have fewer files than the Hub lists.
+    the commit is the recorded one, the recorded digests are used, since the cache may have fewer files than the Hub
+    lists. To stop the reading of files, set `cancelled` in another thread.
     """
     args, commit, digests = identity_arguments(endpoint.launch.args), "", dict[str, str]()
     named = [name for name, value in args.items() if os.path.isdir(value)]  # noqa: PTH112 - the value may be too long

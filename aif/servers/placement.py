@@ -56,11 +56,11 @@ Shift = tuple[Placement, ...]  # the servers that run at the same time
 
 
 def plan_shifts(requests: Sequence[GpuRequest], gpus: Sequence[str]) -> tuple[Shift, ...]:
-    """Return the shifts in the order to run them: the servers of one shift run at the same time. `gpus` are the ids of
-    the machine's GPUs, or the constant `CPU`.
+    """Return the shifts (sets of servers that run at the same time) in the order to run them. `gpus` are the ids of the
+    machine's GPUs, or the constant `CPU`.
 
-    On GPUs that would be idle in a shift, more servers are planned, spread evenly over those of its endpoints whose
-    `replicas` is None. Raises BadInput if an endpoint needs more GPUs than there are.
+    If a shift leaves GPUs idle, its endpoints whose `replicas` is None get more servers there, as evenly as possible.
+    Raises BadInput if an endpoint needs more GPUs than there are.
     """
     for request in requests:
         if request.min_gpus > len(gpus):
@@ -109,8 +109,8 @@ def _first_fit(requests: Iterable[GpuRequest], size: int) -> list[list[GpuReques
 
 
 def _place(shift: Sequence[GpuRequest], gpus: Sequence[str]) -> Shift:
-    """Return the servers of a shift with their GPUs. Idle GPUs go to more servers of endpoints whose `replicas` is
-    None."""
+    """Return the servers of a shift with their GPUs. Idle GPUs are used for more servers of the endpoints whose
+    `replicas` is None."""
     servers = {request.key: request.replicas or 1 for request in shift}
     idle = len(gpus) - sum(request.min_gpus for request in shift)
     while growing := [request for request in shift if request.replicas is None and request.gpus <= idle]:

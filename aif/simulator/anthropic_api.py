@@ -61,8 +61,8 @@ class Messages:
         self._cached: set[str] = set()
 
     def begin(self, body: Any) -> Callable[[], dict[str, Any]]:
-        """Look up in the cache which prefixes of a request are there, and return a function that makes the reply.
-        Raises RefusedError.
+        """Look up which prefixes of a request are in the prompt cache, and return a function that makes the reply.
+        Raises RefusedError if the request is invalid.
 
         The request's prefixes are added to the cache when the reply is made. So requests that are in flight together
         all pay for writing their common prefix, as with the real API.

@@ -118,7 +118,8 @@ def _write_answer(writer: _Writer, form: AnswerForm, question: str, system: str)
 def _parts(writer: _Writer, form: AnswerForm, system: str) -> list[str]:
     """Return the parts of an answer: the opening, the sentences of the body, and the closing, which may be empty.
 
-    The share of good sentences is about the text's quality; the others are weak or repeat an earlier one.
+    The share of good sentences is about equal to the quality (`writer.level`); the other sentences are weak, or repeat
+    an earlier one.
     """
     n_parts = writer.rng.randint(*_SENTENCES[form]) + 2
     if writer.chance(0.25 * (1 - writer.level)):

@@ -64,8 +64,8 @@ class InjectedFault:
 class Arrival:
     """A call that has just arrived. `key` is the digest of its body.
 
-    `nth` says how often this body has arrived so far, `number` how many calls have arrived, this one included. `at` is
-    the time by the event loop's clock, in seconds.
+    `nth` counts the calls with this body so far, `number` all calls so far; both include this call. `at` is the time of
+    arrival by the event loop's clock, in seconds.
     """
 
     model: str
@@ -162,7 +162,8 @@ def _retry_after(value: str) -> str:
 def raw_response(reply: dict[str, Any], injected: InjectedFault | None, echo: str, api: ModuleType) -> RawResponse:
     """Return the HTTP response that sends `reply`, changed by the injected fault if there is one.
 
-    `echo` is the API key that the client sent, which the HTML page repeats. `api` is the module of the API in use.
+    `echo` is the API key that the client sent; the web page that Fault.HTML sends as a response repeats it. `api` is
+    the module of the API in use.
     """
     fault = injected.fault if injected else None
     match fault:

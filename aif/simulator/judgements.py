@@ -85,10 +85,11 @@ class PromptTask:
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """What a judge measures in a completion: `declined`, and numbers from 0 to 1.
+    """What a judge measures in a completion: numbers from 0 to 1, and `declined`, whether the completion refuses the
+    task.
 
-    `filler`, `overclaim` and `specific` are the number of cue phrases per sentence (for `specific`, of numerals as
-    well), at most 1.
+    `filler`, `overclaim` and `specific` are the number of such phrases per sentence, at most 1; `specific` counts
+    numerals as well. `length` is 1 from 70 words on, `shaped` is 1 for the form of answer that the prompt asks for.
     """
 
     coverage: float  # share of the prompt's key terms that occur
@@ -119,8 +120,8 @@ class JudgingRequest:
 
 
 def parse_request(messages: Sequence[Message]) -> JudgingRequest | None:
-    """Parse the last message as a judging request. Return None if it has no numbered completions, so that it isn't
-    one."""
+    """Parse the last message as a judging request. Return None if it isn't one: it has no numbered completions, or
+    isn't the user's."""
     if not messages or messages[-1].role != "user":
         return None
     content = messages[-1].content
@@ -150,8 +151,8 @@ def parse_request(messages: Sequence[Message]) -> JudgingRequest | None:
 def write_judgement(messages: Sequence[Message], schema: Mapping[str, Any] | None, noise: float, seed: int) -> str:
     """Return a judge's reply: JSON that fits `schema`; without a schema, text in the form that the message asks for.
 
-    `noise` is the standard deviation of a rating around the one that the estimated quality gives, as a share of the
-    scale. Raises ValueError if the messages are no judging request.
+    A rating is the completion's estimated quality plus random noise, mapped to the scale. `noise` is the standard
+    deviation of that noise, as a share of the scale. Raises ValueError if the messages are no judging request.
     """
     request = parse_request(messages)
     if request is None:
@@ -249,7 +250,8 @@ class _JudgeReply:
         return "\n".join(rows)
 
     def instance(self, schema: Mapping[str, Any], root: Mapping[str, Any], number: int | None = None) -> Any:
-        """Return a value that is valid by a JSON schema, with ratings of the completions where it asks for them.
+        """Return a value that is valid by a JSON schema. An object that is about a completion and has a property
+        `rating` gets a rating of it.
 
         `root` is the whole schema, to which `$ref` refers. `number` is the completion that the value is about, None if
         it isn't known yet: a property whose name is a number, such as "2", is about that completion.

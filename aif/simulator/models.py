@@ -17,9 +17,9 @@ class SimulatedModels:
     """The models that the simulator serves: `models` by name with their quality, `judges` by name with their noise.
 
     Quality goes from 0 to 1 and decides how well a model writes. Noise, also from 0 to 1, is the standard deviation of
-    a judge's ratings as a share of the scale. A model can also judge, with a noise of 0.1; a judge can also write, with
-    a quality from 0.2 to 0.9 by a hash of seed and name. With `open`, all other names are served as well, with these
-    values. Raises BadInput for values outside 0 to 1.
+    a judge's ratings as a share of the scale. A model can also judge, with a noise of 0.1. A judge can also write, with
+    a quality from 0.2 to 0.9 by a hash of seed and name. With `open`, any other name is served as well, with a noise of
+    0.1 and a quality by that hash. Raises BadInput for values outside 0 to 1.
     """
 
     models: Mapping[str, float]

@@ -22,8 +22,8 @@ class RateLimitBuckets:
         }
 
     def take(self, tokens: int, now: float) -> None:
-        """Count a request against the limits. `tokens` are its prompt's plus max_tokens; `now` is in seconds. Raises
-        RefusedError (429) if a limit is exceeded."""
+        """Count a request against the limits. `tokens` is the number of tokens in its prompt plus max_tokens; `now` is
+        in seconds. Raises RefusedError (429) if a limit is exceeded."""
         amounts = {"requests": 1, "tokens": tokens}
         waits = {name: bucket.wait(amounts[name], now) for name, bucket in self._buckets.items()}
         if exceeded := [name for name, wait in waits.items() if wait > 0]:

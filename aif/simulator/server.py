@@ -53,7 +53,8 @@ class Call:
 
 @dataclass(slots=True)
 class _Stats:
-    """The counts that GET /stats reports (see `Simulator`). `input` and `output` are billed tokens."""
+    """The counts that GET /stats reports (see `Simulator`). `input` and `output` are billed tokens. `received` and
+    `answered` count the calls for each body, by the body's digest."""
 
     calls: int = 0
     refused: int = 0
@@ -100,8 +101,9 @@ class Simulator:
     each model; a burst may use up what they allow in `burst_s` seconds. `faults` chooses the fault of each call; it may
     be replaced while the server runs. `on_call` is called after each call.
 
-    GET /stats counts `calls`, `refused` (error replies), `faults` by kind, calls `in_flight` and their `peak`; of the
-    answered calls `by_model`, `tokens` billed, and `requests`: distinct bodies, and those answered more than once.
+    GET /stats counts `calls`, `refused` (error replies), `faults` by kind, calls `in_flight` and their `peak`. For
+    answered calls alone, it has the number `by_model`, the billed `tokens`, and `requests`: the numbers of distinct
+    bodies, and of bodies that were answered more than once.
     """
 
     def __init__(

@@ -142,7 +142,7 @@ def _head_and_tail(text: str) -> str:
 
 
 def _phrases(turn: str, likely_only: bool) -> list[str]:
-    """Return the most frequent phrases of a turn, at most PHRASES, in order of appearance.
+    """Return the most frequent phrases of a turn, at most PHRASES (10), in order of appearance.
 
     With `likely_only`, words that are unlikely subjects (see `key_phrases`) are left out.
     """

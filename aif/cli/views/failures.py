@@ -13,7 +13,8 @@ from aif.engine.advice import NEXT_STEPS, fix
 def print_failures(console: Console, failures: Sequence[FailureGroup]) -> None:
     """Print failures, calls that were retried, and pending items, under a heading for each.
 
-    Endpoints with the same failure share an entry. Retried calls are apart, since later calls may have succeeded.
+    Endpoints with the same failure share an entry. Retried calls have a heading of their own, since later calls for the
+    same items may have succeeded.
     """
     retried = [failing for failing in failures if failing.verdict == "again"]
     failed = [failing for failing in failures if failing.kind and failing not in retried]

@@ -93,7 +93,8 @@ def _models(shown: Sequence[PairPreview]) -> Rows:
 
 
 def _counts_by_model(each: PairPreview) -> dict[str, str]:
-    """Return by model how often it is chosen and rejected, with the share of all pairs: "12 (30.0%) / 3 (7.5%)"."""
+    """Return a text for each model: how often it is chosen / rejected, with the shares of all pairs, such as "12
+    (30.0%) / 3 (7.5%)"."""
     rows, pairs = each.paired.rows, max(each.paired.n.size, 1)
     counts = [
         np.bincount(rows.model[side], minlength=len(rows.models)) for side in (each.paired.chosen, each.paired.rejected)

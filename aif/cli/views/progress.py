@@ -76,8 +76,11 @@ def _overall_row(snapshot: Snapshot, width: int) -> RenderableType:
 
 
 def _notes(snapshot: Snapshot) -> Iterator[Text]:
-    """Yield a line for each thing that endpoints do instead of answering. Lines stand above the table, so that a long
-    message narrows no column."""
+    """Yield lines on the endpoints that don't answer now: one for each activity, such as starting, and one for each
+    reason why calls are refused. A line begins with the names of its endpoints.
+
+    The lines are printed above the table, since a long message in the table would narrow its columns.
+    """
     refusals = grouped((state.name, state.refused) for state in snapshot.lines if state.refused)
     for activity, names in _names_by_activity(snapshot).items():
         yield Text(f" {few(names)}: {activity}", "yellow", no_wrap=True, overflow="ellipsis")
@@ -86,8 +89,8 @@ def _notes(snapshot: Snapshot) -> Iterator[Text]:
 
 
 def _names_by_activity(snapshot: Snapshot) -> dict[str, list[str]]:
-    """Return the names of the endpoints that answer nothing now, by the text of what they do instead, such as
-    starting."""
+    """Return the names of the endpoints that don't answer now, by a text on what they do instead, such as "starting".
+    Endpoints that are refused are left out."""
     return grouped((state.name, state.doing) for state in snapshot.lines if state.doing and not state.refused)
 
 
@@ -102,9 +105,10 @@ def _times(snapshot: Snapshot) -> str:
 
 
 def _spend(snapshot: Snapshot) -> str:
-    """Return the money and the tokens spent, as text. Tokens are those of this run.
+    """Return the money and the tokens spent, as text. The tokens are those of this run.
 
-    The money is that of this run; or, with a budget or if calls have an unknown cost, of all runs of this store.
+    The money is that of this run as well; but if there is a budget, or calls have an unknown cost, it is that of all
+    runs with this store.
     """
     tokens = (sum(getattr(state, name) for state in snapshot.lines) for name in ("input_tokens", "output_tokens"))
     tokens_in, tokens_out = map(compact, tokens)

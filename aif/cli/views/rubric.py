@@ -62,9 +62,11 @@ def print_messages(console: Console, messages: Sequence[Message]) -> None:
 
 
 def print_rendered(console: Console, rubric: Rubric, form: ReplyForm, store: Path | None, prefix: str | None) -> None:
-    """Print the messages and the schema of each request that a judge gets by this rubric. `form`: schema or text.
+    """Print the messages and the schema of each request that a judge gets by this rubric. `form` says how the reply is
+    requested: schema or text.
 
-    They are about the prompt in `store` whose id starts with `prefix`, or about an example if one of the two is None.
+    The requests are about the prompt in `store` whose id starts with `prefix`. If either is None, they are about an
+    example.
     """
     prompt, texts = _stored(store, prefix) if store and prefix else (_EXAMPLE, list(_COMPLETIONS))
     for request, ask in rubric.sheet.requests.items():

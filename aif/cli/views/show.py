@@ -77,9 +77,10 @@ def _print_outcome(console: Console, reader: Reader, prompt_id: str, selected: b
 def _print_completions(
     console: Console, reader: Reader, prompt: Prompt, principles: Mapping[str, str]
 ) -> dict[str, str]:
-    """Print the completions of a prompt. Return the name under which each was printed, by completion key.
+    """Print the completions of a prompt. Return the display name of each, by completion key.
 
-    That is its model's name, followed by the start of the key if the model has several completions of the prompt.
+    The display name is that of the model. If the model has several completions of the prompt, the start of the key is
+    added.
     """
     slots = reader.slots_with_calls(prompt.prompt_id)
     written = Counter(slot["model"] for slot in slots)
@@ -173,9 +174,10 @@ def _print_judgements(console: Console, reader: Reader, prompt: Prompt, names: M
 
 
 def _print_source_scores(console: Console, reader: Reader, row: Mapping[str, Any], names: Mapping[str, str]) -> None:
-    """Print the scores that came with the prompt's completions from its source. `row` is their judgement in the store.
+    """Print the scores that came from the source, together with the prompt's completions. `row` is the stored judgement
+    that holds them as ratings.
 
-    If several sources have the prompt, each score is printed with its source, since scores of different sources aren't
+    If the prompt is in several sources, each score is printed with its source, since scores of different sources aren't
     compared to make pairs. `names` are the completions' names by key.
     """
     console.print(_head("scores that came with the completions"))

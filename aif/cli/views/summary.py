@@ -52,8 +52,9 @@ def print_summary(console: Console, reader: Reader, seconds: float, budget: floa
 
 
 def print_reasoning_marks(console: Console, reader: Reader) -> None:
-    """Print a line for each model some of whose completions may contain reasoning by mistake: how many, with an
-    example."""
+    """Warn of reasoning that may not have been removed correctly. Print a line for each model and kind of problem: how
+    many completions have it, with an example. Another line is for prompts with a reasoning tag in an earlier assistant
+    turn."""
     for mark in reader.reasoning_marks():
         print_text(console, f"{reasoning_mark_text(mark)}, as in {mark.prompt_id[:12]}: {mark.example}")
 
@@ -217,10 +218,11 @@ def print_files(console: Console, store: Path) -> None:
 
 
 def print_next_steps(console: Console, program: str, arguments: str, tallies: Collection[Tally], example: str) -> None:
-    """Print the commands to run next. `program` and `arguments` are those of the run, as the user typed them.
+    """Print the commands to run next. Each begins with `program`, such as `aif`; `arguments` are the run's pipeline
+    file and overrides.
 
-    `tallies` are the run's counts per model and judge, which decide on the commands. `example` is the id of a prompt
-    with a pair, empty if there is none.
+    `tallies` are the run's counts per model and judge; they decide which commands are printed. `example` is the id of a
+    prompt with a pair, empty if there is none.
     """
     pending, failed = (sum(getattr(tally, name) for tally in tallies) for name in ("pending", "failed"))
     steps = []
