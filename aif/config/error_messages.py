@@ -62,8 +62,8 @@ def validation_problems(
     error: ValidationError, document: YamlDocument, unknown: Callable[[KeyPath], str]
 ) -> Iterator[Problem]:
     """Yield a `Problem` for each of pydantic's errors, except errors that only follow from another. `document` is the
-    validated YAML: numbers are quoted as they are written there. `unknown` gets the key path of an unknown key and
-    returns its message."""
+    YAML that was validated; messages show a number as it is written there. `unknown` gets the key path of an unknown
+    key and returns its message."""
     details = error.errors(include_url=False)
     for detail in details:
         keys = tuple(key for key in detail["loc"] if key != "[key]")
@@ -81,8 +81,8 @@ def validation_problems(
 
 
 def format_value(value: Any, written: str | None = None) -> str:
-    """Format a value for an error message. A string is cut to 60 characters; of a list or mapping only the type is
-    shown. A number is shown as it is `written` in the file, if that is given."""
+    """Format a value for an error message. A string is cut to 60 characters; a list or mapping is shown by its type
+    alone. For any other value, `written` is its spelling in the file, which is shown if it is given."""
     if isinstance(value, str):
         return repr(value if len(value) <= 60 else value[:57] + "...")
     if value is None:
@@ -96,8 +96,8 @@ def format_value(value: Any, written: str | None = None) -> str:
 
 def unknown_key_message(key: str, known: Sequence[str]) -> str:
     """Return the error message for a key that isn't among the `known` keys of its section. The message suggests the
-    known key that is called `key` in another tool (`_SYNONYMS`), or else the known key with the most similar spelling.
-    If `key` is a name for an API key, a system prompt or a setting of `extra_body`, the message says where that goes
+    known key that other tools call `key` (`_SYNONYMS`), else the known key with the most similar spelling. For a key
+    that looks like an API key, a system prompt or a setting of `extra_body`, the message says where to put the value
     instead."""
     plain = key.lower().replace("-", "_")
     if plain in _SECRET_KEYS or plain.endswith("api_key"):

@@ -84,8 +84,8 @@ def is_openai_host(url: str) -> bool:
 
 
 def _address(host: str) -> IPv4Address | IPv6Address:
-    """Parse an IP address in any notation, such as 10.0.0.1, 10.1 or 167772161. Return an IPv4 address for an IPv6
-    address that stands for one. Raises ValueError if the host is a name."""
+    """Parse an IP address in any notation, such as 10.0.0.1, 10.1 or 167772161. An IPv4-mapped IPv6 address is returned
+    as its IPv4 address. Raises ValueError if the host is a name."""
     try:
         address = ip_address(host)
     except ValueError:

@@ -27,7 +27,8 @@ class Problem(NamedTuple):
 
 
 class Location(NamedTuple):
-    """Where a value comes from (`file:line` or `--set KEY`) and, for a scalar, how it is written."""
+    """Where a value comes from: `where` is `file:line` or `--set KEY`. `written` is a scalar's text in the YAML, before
+    its conversion; None for a list or mapping."""
 
     where: str
     written: str | None = None
@@ -48,8 +49,8 @@ class YamlDocument:
     problems: list[Problem] = field(default_factory=list)
 
     def location_of(self, keys: KeyPath) -> Location:
-        """Return the location of the value at this key path; if there is none, the place of the nearest mapping or list
-        around it."""
+        """Return the location of the value at this key path. For a value without a location, return the place of the
+        nearest mapping or list around it, with `written` None."""
         if keys in self.locations:
             return self.locations[keys]
         nearest = next((keys[:n] for n in range(len(keys), -1, -1) if keys[:n] in self.locations), ())
@@ -197,9 +198,9 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.012345
 
 
 def _targets(data: Any, names: list[str], at: KeyPath, origin: str) -> Iterator[KeyPath]:
-    """Yield the key path of each value in `data` that a `--set` option selects. A selected value need not exist yet.
-    `names` is the option's dotted key, split at its dots; `at` is the key path of `data` itself; `origin` names the
-    option in errors. Raises BadInput if nothing can be selected."""
+    """Yield each key path that a `--set` option sets, whether or not a value exists there yet. `names` is the option's
+    dotted key, split at its dots; `at` is the key path of `data` in the document; `origin` names the option in errors.
+    Raises BadInput if the key leads nowhere, such as past the end of a list."""
     if not names:
         yield at
     elif names[0] == "*":

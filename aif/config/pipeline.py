@@ -81,7 +81,7 @@ class Pipeline(Section):
 
     @property
     def folder(self) -> Path:
-        """Folder of the pipeline file, where relative paths in it are searched first."""
+        """Folder of the pipeline file. Relative paths in the file are searched here first."""
         return self._path.parent
 
     @property
@@ -92,7 +92,7 @@ class Pipeline(Section):
     @property
     def public_yaml(self) -> str:
         """`yaml_text` for publication: without the store, addresses, headers, query parameters and names of environment
-        variables. Of other paths only the last part is left, and of `launch` only model, gpus and max_model_len."""
+        variables. Any other path is cut to its last part. `launch` keeps only model, gpus and max_model_len."""
         data = yaml.safe_load(self._yaml_text)
         data.pop("store", None)
         for entry in (*data.get("models", {}).values(), *data.get("judges", {}).values()):
@@ -127,8 +127,9 @@ class Pipeline(Section):
         return models | {f"judgement/{judge.declared_identity}": judge.reasoning_tags for judge in self.judges.values()}
 
     def sampling(self, model: Model) -> Sampling:
-        """Return the sampling settings of a model of the pool: its own, else those of `completions`. A temperature or
-        top_p of `completions` is not used for a model that refuses these settings."""
+        """Return the sampling settings of a model of the pool. For max_tokens, temperature and top_p that the model's
+        entry doesn't give, those of `completions` are used. A model that refuses temperature and top_p gets them only
+        from its own entry."""
         own, default = model.model_fields_set, self.completions
         takes = model.takes_temperature
         return Sampling(
@@ -161,9 +162,8 @@ class Pipeline(Section):
         return any(source.completions for source in self.prompts)
 
     def _missing_entries(self) -> Iterator[Problem]:
-        """Yield a problem if `models` or `judges` is missing but needed. Also yield a problem for each of these two
-        sections that isn't needed, because all rows hold completions with scores and so nothing is generated or
-        rated."""
+        """Yield a problem if `models` or `judges` is missing but needed. If all rows hold completions with scores,
+        neither is needed: then yield a problem for each that is given."""
         if not self.models and not all(source.completions for source in self.prompts):
             yield Problem(
                 ("models",),

@@ -79,11 +79,10 @@ _TWO_SLASHES = re.compile(r"[^/]*/[^/]*/")
 
 
 def publishable_name(name: str, hub: bool = False) -> str:
-    """Return a model's or dataset's name as it may be published: if it is a path on somebody's machine, only its last
-    part.
+    """Return a model's or dataset's name as it may be published. A path on somebody's machine is cut to its last part.
 
-    With `hub`, `name` is a name on the Hub or a local folder, so a name with two slashes is a path. Otherwise it is a
-    server's name for its model, which may have two slashes.
+    With `hub`, a name with two slashes is a path too, since a name on the Hub has at most one. Without `hub`, `name` is
+    a server's name for its model, which may have two.
     """
     if _PATH.match(name) or (hub and _TWO_SLASHES.match(name)):
         return PurePosixPath(name.replace("\\", "/")).name
@@ -106,8 +105,8 @@ def matches_option(argument: str, options: Iterable[str]) -> bool:
 @dataclass(frozen=True, slots=True)
 class ServedContent:
     """Identifies the model files that the server of a launched model loads. `digest` is a digest of these files and the
-    server's settings ("" if unknown). `other` says whether files or settings differ from the first that were seen under
-    the model's name. `commit` is the files' commit on the Hub."""
+    server's settings ("" if unknown). `other` is True if they differ from the files and settings first seen under the
+    model's name. `commit` is the files' commit on the Hub."""
 
     digest: str
     other: bool = False
@@ -256,8 +255,8 @@ class Price(Rates):
 
 class Launch(Section):
     """vLLM servers that aif starts, monitors and stops for a model: `replicas` servers with `gpus` GPUs each. If
-    `replicas` is None, there is one server, and more if GPUs would be idle. On a machine without GPUs one server runs
-    on the CPU.
+    `replicas` is None, there is at least one server, and there are more if GPUs would otherwise be idle. On a machine
+    without GPUs one server runs on the CPU.
 
     `python` is the path of an interpreter that has vLLM, by default aif's own; `args` are passed to vLLM unchanged;
     `env` is added to the server's environment. `ready_s` is the most seconds that a server may take to start after the
@@ -329,7 +328,8 @@ class DeclaredEndpoint(Section):
 
     @property
     def served(self) -> ServedContent | None:
-        """What the server of a launched model loads, set by `servers/model_identity.py`; None for other models."""
+        """Return what is known of the files and settings that a launched model's server loads. None if aif doesn't
+        launch the model, or if `servers/model_identity.py` has not set it yet."""
         return self._served
 
     @property
@@ -340,8 +340,8 @@ class DeclaredEndpoint(Section):
 
     @property
     def digest_suffix(self) -> str:
-        """The part of `identity` after `declared_identity`: a digest of the files and settings that a launched server
-        loads, if these differ from the first that were seen under the model's name; else empty."""
+        """Suffix of `identity` that tells apart different files or settings under one model name. It is empty for those
+        first seen under the name, and for models that aif doesn't launch; else it contains their digest."""
         return f"{DIGEST_SUFFIX}{self._served.digest[:12] or '?'}" if self._served and self._served.other else ""
 
     @property
@@ -378,8 +378,8 @@ class DeclaredEndpoint(Section):
 
     @property
     def api_dialect(self) -> Dialect:
-        """The dialect of the API: `dialect` if the file gives it; else `openai` for provider openai at OpenAI's own
-        address or at hosts of OpenAI or Azure; else `compatible`."""
+        """The dialect of the API: `dialect` if the file gives it. Otherwise it is `openai` for provider openai if
+        `base_url` is empty or all its hosts are OpenAI's or Azure's. In all other cases it is `compatible`."""
         if self.dialect or self.provider != "openai":
             return self.dialect or "compatible"
         return "openai" if all(map(is_openai_host, self.base_url)) else "compatible"
@@ -543,11 +543,13 @@ AnyEndpoint = TypeVar("AnyEndpoint", Model, Judge)
 
 class Pairs(Section):
     """How pairs of a chosen and a rejected completion are made from ratings. `model` is only for policy `on_policy`:
-    the model whose completion is on one side of every pair. `min_margin` is the least difference of the two scores.
-    `max_length_ratio` compares characters, longer to shorter.
+    the model whose completion is on one side of every pair. `score` is the weighted mean of the aspects, or the aspect
+    `overall` alone. `min_margin` is the least difference of the two scores. `max_length_ratio` is the most characters
+    of the longer text per character of the shorter. `max_per_model` is how often a model may be chosen, and how often
+    rejected.
 
-    `missing` is for a prompt with a completion that lacks a judge's rating of an aspect: leave this judge's ratings of
-    this aspect out of the prompt's scores (`leave_out`), or make no pair of the prompt (`drop`).
+    `missing` applies if a judge's rating of an aspect is N/A or missing for a completion. `leave_out`: the scores of
+    the prompt ignore this judge's ratings of this aspect. `drop`: no pair is made of the prompt.
     """
 
     policy: Literal["best_vs_random", "best_vs_worst", "all", "on_policy"] = "best_vs_random"

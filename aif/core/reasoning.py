@@ -123,8 +123,8 @@ def split_reasoning(content: str, thoughts: str = "", tags: Tags = "auto") -> Sp
 
 
 def merge_tags(stored: str | None, given: Mapping[str, Tags]) -> dict[str, Tags]:
-    """Return the reasoning tags of each model and judge, by `stage/identity`: the entries of `stored` (a JSON object),
-    with those of `given` added or in their place. Entries with `auto`, the default, are left out."""
+    """Return the reasoning tags of each model and judge, by `stage/identity`. They are the entries of `stored` (a JSON
+    object; None if there are none), updated with those of `given`. Entries with `auto`, the default, are left out."""
     merged = orjson.loads(stored or "{}") | orjson.loads(orjson.dumps(dict(given)))
     return {name: tags for name, tags in merged.items() if tags != "auto"}
 
@@ -181,10 +181,10 @@ def _reasoning_block(content: str, tags: list[_Tag], at: int) -> tuple[int, _Tag
 
 
 def _closing_tag(content: str, ends: list[_Tag], in_code: list[_Tag]) -> _Tag | None:
-    """Return the tag that closes a block of reasoning; None if no tag does. It is the first of the closing tags outside
-    code (`ends`) that the text does not just mention, or the last of `ends` if all are mentioned. If `ends` is empty,
-    it may be a tag in code (`in_code`): after reasoning that leaves a code fence open, the rest of the reply looks like
-    code."""
+    """Return the tag that closes a block of reasoning; None if no tag does. `ends` are the closing tags outside code.
+    The first that `_not_mentioned` returns closes the block; if it returns none, the last of `ends` does. If `ends` is
+    empty, the last of `in_code` (closing tags in code) may close it: after reasoning that leaves a code fence open, the
+    rest of the reply looks like code."""
     if ends:
         return next(iter(_not_mentioned(content, ends)), ends[-1])
     if in_code and (_alone_on_line(content, in_code[-1]) or _code_spans(content[in_code[-1].end :])[1] is None):
@@ -198,7 +198,7 @@ def _alone_on_line(content: str, tag: _Tag) -> bool:
 
 def _not_mentioned(content: str, ends: list[_Tag]) -> list[_Tag]:
     """Return the tags of `ends` that the text does not just mention. Tags after which a sentence may continue are left
-    out too, unless only such tags remain."""
+    out too, if any other tag remains."""
     tags = [tag for tag in ends if not tag.mentioned]
     return [tag for tag in tags if not _sentence_continues(content, tag)] or tags
 
@@ -215,8 +215,8 @@ def _sentence_continues(content: str, tag: _Tag) -> bool:
 
 
 def _within_sentence(content: str, start: int, end: int) -> bool:
-    """Return whether the tag at `start:end` is used like a word of a sentence: with spaces around it (or letters of a
-    script without capitals, such as Chinese), and with no sentence ending before or beginning after it."""
+    """Return whether the tag at `start:end` is used like a word within a sentence. No sentence ends before it or begins
+    after it. On both sides it has a space, or text in a script without capitals, such as Chinese."""
     before, after = content[max(0, start - 9) : start], content[end : end + 9]
     last, begin = before.rstrip(" \t")[-1:], after.lstrip(" \t")[:1]
     if not begin.isalpha() or begin.isupper() or not (last.isalnum() or last in tuple(",，、،")):
@@ -245,8 +245,8 @@ def _cut_between(content: str, opens: re.Pattern[str], closes: re.Pattern[str]) 
 
 
 def _text_end(content: str, start: int) -> int:
-    """Return the offset where the answer that begins at `start` ends: before the end-of-turn tokens at the end of the
-    reply. A token stays if the text mentions it, if it is in code, or if it is the `</s>` of HTML's strikethrough."""
+    """Return the end offset of the answer that begins at `start`, without end-of-turn tokens at the end of the reply. A
+    token stays if the text mentions it, if it is in code, or if it is the `</s>` of HTML's strikethrough."""
     end = at = len(content)
     struck = cache(lambda: re.search("<[sS][ >]", content) is not None)
     while True:

@@ -16,8 +16,8 @@ def remove_keys(content: bytes, *keys: str) -> bytes:
     """Return a response body with `[key]` in place of the keys, also where they are escaped (JSON, URL, HTML) or
     encoded (base64, hex).
 
-    A key of fewer than MIN_KEY_LENGTH (8) characters stays: it is no secret (`EMPTY`), and a completion may contain
-    that word.
+    A key of fewer than MIN_KEY_LENGTH (8) characters stays. It is no secret, but a word such as `EMPTY` that a
+    completion may contain.
     """
     for form in (form for key in keys if len(key) >= MIN_KEY_LENGTH for form in _key_patterns(key)[1]):
         content = form.sub(PLACEHOLDER.encode(), content)
@@ -54,8 +54,8 @@ def _character_pattern(char: str) -> str:
 
 
 def _encoded(key: bytes) -> list[str]:
-    """Return the key in hex and in base64. Base64 encodes it in three ways, by its offset in the data that is encoded;
-    each form leaves out the characters that also depend on the bytes beside the key."""
+    """Return the key in hex and in base64. Base64 has three forms of it, by the key's offset in the data. Each form
+    leaves out the characters at its ends that also encode neighbouring bytes."""
     forms = {key.hex(), key.hex().upper()}
     for offset in range(3):
         encoded = base64.b64encode(bytes(offset) + key)

@@ -20,8 +20,8 @@ def shipped(*parts: str) -> Path:
 
 
 def is_shipped(name: str, path: Path) -> bool:
-    """Return whether `path`, which `find_resource` found for `name`, is a file that aif ships and not the user's. In a
-    checkout it counts as shipped if `name` leads to it from the checkout's root, but not from the working directory."""
+    """Return whether aif ships the file at `path`, which `find_resource` found for `name`. In a checkout, a file found
+    relative to the working directory is the user's; a file found only relative to the checkout's root is shipped."""
     by_name = not Path(name).is_absolute() and path == shipped() / name and path != Path.cwd() / name
     return by_name or path.is_relative_to(_PACKAGE / "_resources")
 

@@ -1,7 +1,7 @@
 """The values that packages pass to each other, and how each gets its id. Frozen; no I/O.
 
-An id is a digest of content (sha256 of canonical JSON), so the same request has the same key on every machine. Whatever
-can't change a reply (host, timeouts, concurrency, prices, weights, policies) is in no id.
+An id is a digest of content (sha256 of canonical JSON), so the same request has the same key on every machine. Settings
+that can't change a reply (host, timeouts, concurrency, prices, weights, policies) are not part of any id.
 
 The fields of `Sampling`, `Usage`, `FailureGroup`, `JudgingSpec` and `Spent` are part of identities, journal records,
 `progress.json` or the store's tables, by name or by repr: renaming one changes those.
@@ -79,7 +79,8 @@ _FILLERS = frozenset("\u115f\u1160\u2800\u3164\uffa0")  # invisible, though Unic
 
 def is_blank(text: str) -> bool:
     """Return whether a text has no visible character: only white space, controls, zero-width and direction marks.
-    (`str.strip` keeps a zero-width space; a model trained on one learns to give empty answers.)"""
+    (`str.strip` keeps zero-width spaces; a model trained on answers that hold nothing else learns to give empty
+    answers.)"""
     return all(unicodedata.category(char) in _INVISIBLE or char in _FILLERS for char in text.strip())
 
 
@@ -112,8 +113,9 @@ class Prompt:
     """A conversation that models complete: its turns (the last is the user's) and the name of its source.
 
     `meta` holds the row's unused columns. `material` holds texts that a judge sees beside the conversation (a reference
-    answer, …), by the name of their slot (placeholder) in the rubric. `provided` are completions that the row brings;
-    `rescored` are repetitions of these with another score. `where` is the place of the row (`file:line`).
+    answer, …), by the name of their slot (placeholder) in the rubric. `provided` are completions that the row brings.
+    `rescored` are completions that the row repeats with a different score. `where` is the place of the row
+    (`file:line`).
     """
 
     prompt_id: str
@@ -197,7 +199,7 @@ class Rating(NamedTuple):
     """A judge's rating of one completion in one aspect. `score` is None exactly if the state is not_applicable. `types`
     are the numbers of the aspect's types (such as kinds of error) that the judge named.
 
-    A NamedTuple, since a judgement of four completions has 16 of them: it is made in a third of a dataclass's time.
+    Creating a NamedTuple takes a third of the time of a dataclass; a judgement of four completions has 16 ratings.
     """
 
     completion: str
@@ -210,9 +212,9 @@ class Rating(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class FailureGroup:
-    """The number (`items`) of unanswered completions or judgements of one model or judge (`endpoint`) with the same
-    kind of failure and verdict. `example` is the error message of one of them; `prompt_id` is the prompt of one of
-    them, but not always of the same one.
+    """Unanswered completions or judgements of one model or judge (`endpoint`) with the same kind of failure and
+    verdict. `items` is their number. `example` is the error message of one item and `prompt_id` the prompt of one item;
+    the two items may differ.
 
     `kind` is an `aif.providers.base.Kind`, or empty for items that were never requested. `verdict`: `failed`
     (permanent), `later` (retried by the next run), `refused` (by the provider), `pending` (not requested yet),

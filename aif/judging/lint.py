@@ -122,8 +122,8 @@ def _shown(ask: RubricRequest) -> int:
 
 
 def _syntax_errors(folder: Path) -> Iterator[str]:
-    """Yield the syntax errors in a folder's templates. This works even if rubric.yaml is invalid, so that nothing can
-    be rendered."""
+    """Yield the syntax errors in a folder's templates. The templates are parsed but not rendered, so rubric.yaml may be
+    invalid."""
     for path in sorted(folder.iterdir()):
         if path.suffix not in {".md", ".j2"} or path.name == "README.md":
             continue
@@ -173,8 +173,8 @@ def _missing_reply_instruction(checked: _CheckedRubric) -> Iterator[str]:
 
 
 def _never_shown(checked: _CheckedRubric) -> Iterator[str]:
-    """Yield a warning for each aspect that the text of its request doesn't mention, and for each of an aspect's parts
-    (guidance, levels, types) that this text doesn't print: the judge would never see them."""
+    """Yield a warning for each aspect that the text of its request doesn't mention. For every other aspect, yield a
+    warning for each part (guidance, levels, types) that the text lacks. The judge would never see what it lacks."""
     for request, ask in checked.requests():
         text = _plain(checked.request_text(request))
         for name in ask.aspects:

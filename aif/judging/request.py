@@ -55,8 +55,8 @@ def judging_request(
 
 
 def judging_spec(rubric: Rubric, request: str, n: int, judge: Judge) -> str:
-    """Return the digest of what a judge is sent in the rubric's request named `request` about `n` completions. The
-    prompt and the completions themselves are not part of the digest."""
+    """Return the digest of everything that a judge is sent in a request, except the prompt and the completions.
+    `request` is the name of one of the rubric's requests; `n` is the number of completions."""
     return spec_digest(rubric, request, n, judge.reply, judge.sampling.identity)
 
 
@@ -75,8 +75,8 @@ def resampled_request(request: Request, resamples: int, failure: CallError | Non
 
 
 def _token_factor(resamples: int) -> int:
-    """Return the factor that max_tokens is multiplied by after `resamples` unusable replies, of which the last was a
-    truncated judgement: 1 after no reply, 2 after the first, and at most 4."""
+    """Return the factor for max_tokens after `resamples` unusable replies, if the last was a truncated judgement. It
+    doubles with each reply, from 1 (`resamples` is 0) to at most 4."""
     return min(MAX_TOKEN_FACTOR, 1 << resamples)
 
 

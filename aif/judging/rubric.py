@@ -62,8 +62,9 @@ class StrictModel(BaseModel):
 
 class Aspect(StrictModel):
     """An aspect that completions are rated for, such as honesty. `levels` says what ratings on the `scale` (lowest,
-    highest) mean; `types` are numbered faults or merits that the judge lists with its rating. `weight` is the weight in
-    the mean score; `rationale_chars` the longest rationale in characters."""
+    highest) mean; `types` are numbered faults or merits that the judge lists with its rating. `not_applicable` tells
+    the judge when to answer N/A (None: never). `weight` is the weight in the mean score; `rationale_chars` the longest
+    rationale in characters."""
 
     title: str
     question: str = ""
@@ -278,8 +279,7 @@ class Rubric:
         return self._render_template(ask.template, aspects=aspects, n=n, reply=reply)
 
     def _schema_aspects(self, request: str) -> list[Aspect]:
-        """Return the aspects of all requests that have the same reply schema as the request named `request`, its own
-        included."""
+        """Return the aspects of the request named `request`, and of every other request with the same reply schema."""
         ask = self.sheet.requests[request]
         if len(ask.aspects) > 1:
             return [self.sheet.aspects[name] for name in ask.aspects]
@@ -318,8 +318,8 @@ class Rubric:
         return {slot: kind.model_dump() | {"text": filled[slot]} for slot, kind in slots if slot in filled} or None
 
     def material_digest(self, prompt: Prompt) -> str | None:
-        """Return the digest of what `material_of` returns, which is part of a judgement's key; None if the prompt has
-        no material."""
+        """Return the digest of what `material_of` returns; None if the prompt has no material. The digest is part of a
+        judgement's key."""
         shown = self.material_of(prompt)
         return digest(list(shown.items()))[:KEY_LENGTH] if shown else None
 
@@ -494,9 +494,9 @@ def render(
 
 
 def spec_digest(rubric: Rubric, request: str, n: int, form: ReplyForm, settings: Mapping[str, Any]) -> str:
-    """Return the digest of what a judge is sent in the rubric's request named `request` about `n` completions: texts,
-    schema and `settings` (the judge's sampling). The prompt and the completions themselves are not part of the
-    digest."""
+    """Return the digest of everything that a judge is sent in a request, except the prompt and the completions.
+    `request` is the name of one of the rubric's requests; `n` is the number of completions; `settings` are the judge's
+    sampling settings."""
     return digest(
         {
             "layout": LAYOUT,
