@@ -23,9 +23,11 @@ Yes = Annotated[bool, typer.Option("--yes", help="Spend without asking for confi
 
 
 def load(file: Path, sets: list[str] | None) -> "Pipeline":
-    """Load a pipeline file with its overrides (`sets`, the values of `--set`). Raises BadInput if the file or an
-    override is invalid, or if the only store is at the path that earlier versions of aif used; StoreLocked if a process
-    writes to that store."""
+    """Load a pipeline file with the values of `--set` (`sets`). Raises BadInput if the file or a value is invalid.
+
+    If the only store is where earlier versions of aif put it, it raises BadInput, or StoreLocked if a process
+    writes to that store.
+    """
     from aif.config import pipeline
     from aif.store.paths import check_old_location
 
@@ -60,8 +62,10 @@ def repeated(option: str, values: list[str] | None) -> list[str]:
 
 
 def command_name() -> str:
-    """Return the first word of the commands that aif prints for the user to type: `aif`, or the path of this `aif` if
-    the shell would find another one, or none, in PATH."""
+    """Return the program's name for commands that the user can copy: `aif`, or a path to the running `aif`.
+
+    It is a path if PATH has no `aif`, or a different one.
+    """
     program = Path(sys.argv[0])
     return "aif" if which("aif") == str(program.absolute()) or program.name != "aif" else str(program)
 

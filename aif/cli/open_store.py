@@ -1,5 +1,7 @@
-"""Open a pipeline's store for a command, in one of three ways: to read it; to read it, or print the state of the
-process that holds it; or to write to it, after updating it to the pipeline file."""
+"""Open a pipeline's store for a command: to read it (`open_store`), or to update and write it (`with_prepared_store`).
+
+`open_or_print_running` reads it too, but if another process holds the store, it prints the state of that process.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -29,8 +31,8 @@ def open_store(
 ) -> "Iterator[AnyReader]":
     """Open a pipeline's store to read, and yield a reader of the class `kind`.
 
-    Raises BadInput if there is no store, StoreLocked if another process holds it, and StoreDamaged, with the command
-    that rebuilds it. `file` and `sets` are the pipeline file and overrides, for the commands in messages.
+    Raises BadInput if there is no store, StoreLocked if another process holds it, StoreDamaged if it is damaged. `file`
+    and `sets` are the pipeline file and overrides, for the commands in messages.
     """
     from aif.store.paths import StorePaths
 
@@ -97,8 +99,8 @@ def report_if_behind(pipeline: "Pipeline", reader: "Reader") -> bool:
 def report_if_outdated(pipeline: "Pipeline", reader: "Reader", arguments: str) -> None:
     """Print a message if the store has no prompts yet, or was last updated with another version of the pipeline.
 
-    A killed `aif rubric try` leads to the second message, since it leaves the store updated with the tried rubric.
-    `arguments` are the pipeline file and overrides, for the commands in the message.
+    A killed `aif rubric try` also leaves another version: the store is then updated with the tried rubric. `arguments`
+    are the pipeline file and overrides, for the command in the message.
     """
     from aif.engine.prepare import is_prepared, rubric_of
 
@@ -117,11 +119,11 @@ def report_if_outdated(pipeline: "Pipeline", reader: "Reader", arguments: str) -
 
 
 def with_prepared_store(pipeline: "Pipeline", arguments: str, work: "Callable[[Rubric, JournaledStore], T]") -> "T":
-    """Open the store to write, update it to the current pipeline, call `work` with the rubric and the store, and return
-    its result.
+    """Update the store to the current pipeline, then call `work` with the rubric and the store. Return what `work`
+    returns.
 
-    Prompts come from the store; the sources are not read again. Raises BadInput if there is no store yet; `arguments`
-    are the pipeline file and overrides, for the command in its message.
+    Prompts come from the store; the sources are not read again. Raises BadInput if there is no store yet. `arguments`
+    are the pipeline file and overrides, for the command in that error's message.
     """
     from aif.engine.prepare import prepare, rubric_of
     from aif.store.journaled_store import JournaledStore

@@ -36,8 +36,7 @@ def running_process(store: Path) -> RunningProcess | None:
 
 
 def _own_snapshot(places: StorePaths) -> Snapshot | None:
-    """Return the progress that the process holding the lock last wrote; None if there is none, or only that of an
-    earlier process."""
+    """Return the last progress written by the process that holds the store's lock; None if it has written none."""
     snapshot, note = read_snapshot(places.progress), read_note(places.lock)
     if snapshot and note and (snapshot.pid, snapshot.host) != (note.pid, note.host):
         return None
@@ -45,9 +44,9 @@ def _own_snapshot(places: StorePaths) -> Snapshot | None:
 
 
 def dead_run(store: Path) -> Snapshot | None:
-    """Return the last progress of a run that died; None if the last run ended in order.
+    """Return the last progress of a run that died; None if the last run ended normally.
 
-    Call it while no process holds the store: if there is a progress file then, a killed run left it, or it belongs to a
+    Call it while no process holds the store. A progress file that exists then was left by a killed run, or belongs to a
     run on another machine whose lock isn't visible here.
     """
     return read_snapshot(StorePaths(store).progress)

@@ -1,7 +1,7 @@
 """The dataset card, README.md on the Hub: what a dataset contains, how it is made and what it cost.
 
-One section, between two HTML comments (MARKS), has times and spend; all else depends on the store and the pipeline
-alone. The card has no host, path or key: endpoints are shown by name and model, a path by its last part.
+Times and spend are in one section, between two HTML comments (MARKS). All else depends on the store and the pipeline
+alone. The card has no host, full path or key: it shows the name and model of an endpoint, and the last part of a path.
 """
 
 import re
@@ -64,16 +64,20 @@ MARKS = ("<!-- run:begin -->", "<!-- run:end -->")
 
 @dataclass(frozen=True, slots=True)
 class CardFacts:
-    """The values that a card shows.
+    """The values that a card shows. `rows` (counts) and `files` (paths) are by config and split.
 
-    `rows` (counts) and `files` (paths) are by config and split; `sources` are (name, number of prompts, number of
-    pairs), largest first. `chosen` and `rejected` have an element for each pair: the score of its chosen and of its
-    rejected completion. `leaderboard`, `agreement` and `spend` are rows of the store's views leaderboard,
-    score_agreement and spend. `disputed` is the number of pairs whose rejected completion is preferred by some judge.
-    `sample` is a row of the default config; `made` is the time of the export, `calls` are the times of the first and
-    last call. `labels` are counts for the config `kto`, None without it. `apart` is, by judge, the number of prompts
-    whose completions were judged one at a time because together they exceed the judge's context window. `marks` counts
-    completions whose reasoning may not have been removed correctly, and prompts with a reasoning tag.
+    - `prompt_counts`, `balance`: counts of rows and prompts; of completions and judgements
+    - `sources`: (name, number of prompts, number of pairs), largest first
+    - `chosen`, `rejected`: the scores of each pair's chosen and rejected completion
+    - `leaderboard`, `agreement`, `spend`: rows of the store's views leaderboard, score_agreement and spend
+    - `disputed`: the number of pairs in which at least one judge prefers the rejected completion
+    - `sample`: a row of the default config
+    - `made`, `calls`: the time of the export; the times of the first and last call
+    - `labels`: counts for the config `kto`, None without it
+    - `apart`: the number of prompts for each judge that rated completions one at a time, since all of them together
+      exceed its context window
+    - `marks`: counts of completions whose reasoning may not have been removed correctly, and of prompts with a
+      reasoning tag
     """
 
     pipeline: Pipeline
@@ -165,7 +169,8 @@ def endpoints_without_terms(pipeline: Pipeline) -> list[str]:
 
 
 def default_config(rows: Collection[str]) -> str:
-    """Return the config that `load_dataset` loads if the user names none: `trl` if it has rows, else the first."""
+    """Return the config that `load_dataset` loads if the user names none: `trl` if it is in `rows`, else the first.
+    `rows` has the names of the configs that have rows."""
     return "trl" if "trl" in rows else next(iter(rows))
 
 
@@ -337,8 +342,10 @@ def _histogram(chosen: Floats, rejected: Floats, scale: tuple[float, float]) -> 
 
 
 def _step(span: float) -> float:
-    """Return the bin width of a histogram for scores that span `span`: the largest 1, 2 or 5 times a power of ten that
-    gives at least MIN_BINS bins. It is 0.5 for scores from 1 to 5, and 1 for 1 to 10."""
+    """Return the bin width of a histogram of scores: 1, 2 or 5 times a power of ten. `span` is the axis's length.
+
+    It is the largest such width that gives at least MIN_BINS bins: 0.5 for scores from 1 to 5, and 1 for 1 to 10.
+    """
     power: float = 10.0 ** np.floor(np.log10(span / MIN_BINS))
     return max(step for step in (power, 2 * power, 5 * power) if span / step >= MIN_BINS - TOLERANCE)
 
@@ -357,8 +364,8 @@ def _margin_statistics(margins: Floats) -> dict[str, float]:
 
 
 def _total_spend(spend: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the sums of calls, tokens and USD over all endpoints, by the names of the view `spend`. `usd` is None if
-    no endpoint has a known price."""
+    """Return the sums of calls, tokens and USD over all endpoints, by column of the view `spend`. `usd` is None if no
+    endpoint has a known price."""
     priced = [row["usd"] for row in spend if row["usd"] is not None]
     names = ("calls", "answered", "input_tokens", "cached_tokens", "output_tokens", "unknown", "unpriced")
     return {name: sum(row.get(name) or 0 for row in spend) for name in names} | {"usd": sum(priced) if priced else None}

@@ -101,8 +101,8 @@ def export(
 def _rows_by_kind(
     pipeline: Pipeline, rubric: Rubric, reader: ResultReader, paired: pa.Table
 ) -> dict[RowKind, DatasetRows]:
-    """Return the pairs, completions or prompts that the rows of the pipeline's formats are made from, by kind of row.
-    Pairs (`paired`) are included even if no format needs them."""
+    """Return the rows to export for each kind of row that the pipeline's formats need. The kind "pairs" (from `paired`)
+    is always included."""
     wanted = {row_kind(config) for config in pipeline.export.formats}
     by_kind: dict[RowKind, DatasetRows] = {"pairs": DatasetRows(paired, reader.pairs_with_texts)}
     if "prompts" in wanted:
@@ -231,8 +231,7 @@ def _tell_test_size(pipeline: Pipeline, test: int, prompts: int, tell: Tell) -> 
 def _test_share(
     pipeline: Pipeline, journaled: JournaledStore, reader: ResultReader, numbers: Mapping[str, float], tell: Tell
 ) -> float:
-    """Return the share of prompts in the test split, 0 to 1. `numbers` are the numbers by `_split_numbers` of the
-    default config's prompts, by prompt id.
+    """Return the share of prompts in the test split, 0 to 1. `numbers` is `_split_numbers` for the default config.
 
     If `test_size` is a count, the first export chooses the share that puts this count of prompts into test, out of the
     prompts in `numbers` and the pending ones together. It records the share in the journal for later exports, so that

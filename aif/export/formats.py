@@ -6,8 +6,8 @@ has the columns and splits of ultrafeedback_binarized, which DPOTrainer can't re
 given, since each completion of a prompt may have had another.
 
 To add a column to `trl`: add it to `_TRL_SCHEMA` and `_trl` here, to data/schemas/trl.schema.json (every row is checked
-against it), and to the table in docs/formats.md (a test compares them). A value that `Pair` lacks comes from
-store/result_queries.py (`Pair`, `pairs_with_texts`).
+against it), and to the table in docs/formats.md (a test compares them). If `Pair` lacks the value, add it to
+`Pair` and `pairs_with_texts` in store/result_queries.py.
 """
 
 import re
@@ -215,7 +215,6 @@ _DATA_FILE = re.compile(r"[a-z0-9_]+/[a-z0-9_]+-00000-of-00001-([0-9a-f]{16})\.p
 
 
 def content_digest(path: str) -> str | None:
-    """Return the digest (of the content) in a data file's name; None if the path isn't one that `file_path` makes with
-    a digest."""
+    """Return the content digest in a data file's path; None if `path` is of another file or has no digest."""
     match = _DATA_FILE.fullmatch(path)
     return match[1] if match else None

@@ -128,8 +128,8 @@ def _http_error(status: int, message: str, api: HfApi, repo: str) -> AifError:
 
 
 def _token_owner(api: HfApi) -> str:
-    """Return a text for an error message, " (this is a … token of …)", with the token's role, owner and organisations;
-    empty if they are unknown."""
+    """Return the token's role, owner and organisations as text in parentheses, for an error message; empty if they are
+    unknown."""
     try:
         owner = api.whoami()
         names = ", ".join(str(org["name"]) for org in owner["orgs"]) or "none"

@@ -22,10 +22,10 @@ Parts = Mapping[RowKind, Mapping[Part, pa.Table]]
 
 @dataclass(frozen=True, slots=True)
 class DatasetRows:
-    """The pairs, completions or prompts that are exported as rows: all of one kind, each as one row.
+    """The rows to export, all made from one kind of element: pairs, completions or prompts.
 
-    `index` is a table with a row for each of them: it has `prompt_id`, but no texts. `fetch` takes a part of `index`
-    and a batch size, and yields the items with their texts, in lists of at most that size. `batch` is the size to use.
+    `index` is a table with `prompt_id`, but no texts, and a row for each element. `fetch` takes a part of `index` and a
+    batch size, and yields lists of the elements with their texts. `batch` is the batch size to pass to `fetch`.
     `left_out` is the number of completions that get no row, for each reason.
     """
 
@@ -40,8 +40,8 @@ def write_files(
 ) -> dict[str, dict[str, int]]:
     """Write all data files of the formats to `folder`. Return the number of rows by config and split.
 
-    Rows are in the order of prompt ids, which are hashes, so that any part of a file has rows of all sources, and new
-    rows don't reorder the others.
+    `parts` says which rows go to train and to test; `by_kind` fetches their texts. Rows are ordered by prompt id, a
+    hash. So any part of a file has rows of all sources, and new rows don't reorder the others.
     """
     rows = {
         config: {
@@ -64,8 +64,10 @@ def write_files(
 
 
 def _fill(files: Sequence[tuple[Layout, Path]], batches: Iterator[list[Any]], row_group: int) -> None:
-    """Write the same values (pairs, completions or prompts) to all `files`, to each as rows of its own layout.
-    `row_group` is the maximum of rows in a Parquet row group."""
+    """Write the same pairs, completions or prompts to all `files`. Each file gets rows of its own layout.
+
+    `row_group` is the maximum number of rows in a Parquet row group.
+    """
     layouts = {layout.name: layout for layout, _ in files}
     with ExitStack() as stack:
         writers = [(layout.name, stack.enter_context(_writer(path, layout))) for layout, path in files]

@@ -117,8 +117,8 @@ def load_export(
 
 
 def _read_export(folder: Path, command: str) -> LoadedExport:
-    """Read an export and check that all its files are there and unchanged. Raises BadInput if not, with `command`,
-    which exports again."""
+    """Read an export. Raises BadInput if it is incomplete, changed or of another version of aif. The message names
+    `command`, the command that exports again."""
     try:
         data = (folder / MANIFEST).read_bytes()
     except OSError:
@@ -157,8 +157,8 @@ def _changed_keys(before: str, now: str) -> list[str]:
 def plan_publish(pipeline: Pipeline, folder: Path, loaded: LoadedExport, repo: str, public: bool) -> PublishPlan:
     """Compare an export with the dataset `repo` on the Hub, and return the changes to make there. Sends nothing.
 
-    Raises BadInput if the dataset exists and isn't an export of aif, or is private while `public` is True, or public
-    while it is False. Raises the errors of `hub.hub_client` as well.
+    Raises BadInput if the dataset exists and is neither empty nor an export of aif, or if its visibility differs from
+    `public`. Raises the errors of `hub.hub_client` as well.
     """
     run, texts, former, replaced_pipeline = loaded.run, loaded.texts, set[str](), None
     with hub.hub_client(repo) as api:
@@ -181,8 +181,7 @@ def _compare(local: Path | bytes, path: str, remote: RepoFile | None) -> FileCha
 
 
 def _restricted_sources(api: HfApi, pipeline: Pipeline) -> Iterator[str]:
-    """Yield a text for each source dataset of the pipeline on the Hub that is private, gated or not visible: its name
-    and which of these it is."""
+    """Yield the name of each of the pipeline's Hub datasets that is private, gated or not visible, with the reason."""
     names = dict.fromkeys(source.hub for source in pipeline.prompts if source.hub)
     for name in (name for name in names if not local_folder(name, pipeline.folder)):
         try:

@@ -77,8 +77,10 @@ def _state(state: str) -> str:
 
 
 def _annotations(verdicts: Sequence[JudgementResult], aspects: Mapping[str, Sequence[str]]) -> dict[str, list[Row]]:
-    """Return the annotations of each completion, by its key: one for each judge, pass (repeated judging) and aspect,
-    also where there is no rating. `aspects` are by request."""
+    """Return the annotations of each completion, by its key: one for each judge, aspect and pass, rated or not.
+
+    A judge that judges a completion repeatedly has several passes. `aspects` are the names of aspects by request.
+    """
     rows: dict[str, list[Row]] = {}
     for verdict in verdicts:
         ratings = {(rating.completion, rating.aspect): rating for rating in verdict.ratings}

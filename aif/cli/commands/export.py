@@ -1,5 +1,4 @@
-"""`aif export`: bring the store up to date with the journal and the pipeline file (`with_prepared_store`), then make
-pairs and write them as a dataset with its card (`aif.export.dataset.export`)."""
+"""`aif export`: update the store from the journal and the pipeline file, make pairs, write a dataset with its card."""
 
 from pathlib import Path
 from typing import Annotated

@@ -43,7 +43,7 @@ def run(
 def _consent(
     pipeline: "Pipeline", limit: int | None, retry_failed: bool, yes: bool
 ) -> "Callable[[JournaledStore, Rubric], None]":
-    """Return the function that the run calls before it spends: it prints an estimate and may ask for confirmation.
+    """Return a function that prints an estimate and may ask for confirmation. The run calls it before it spends money.
 
     The returned function does nothing if all models and judges are free or no call is pending. `yes` skips the
     question.

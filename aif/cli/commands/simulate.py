@@ -54,8 +54,8 @@ def simulate(
 
 
 def _numbers(values: list[str] | None, option: str) -> dict[str, float]:
-    """Parse the values of an option, each given as NAME=NUMBER, to numbers by name. `option` names it in the error,
-    BadInput."""
+    """Parse option values, each NAME=NUMBER, to a dict from name to number. Raises BadInput if a value is invalid.
+    `option` is the option's name, for the message."""
     numbers = {}
     for value in values or []:
         name, _, number = value.rpartition("=")

@@ -72,8 +72,8 @@ def _over_budget(estimate: Estimate) -> str:
 
 
 def _table(estimate: Estimate, wide: bool) -> Table:
-    """Return a table with a row for each model and judge and their sum. Without `wide`, tokens are the expected numbers
-    alone, without their upper bounds."""
+    """Return a table with a row for each model and judge, and a row of totals. With `wide`, token numbers
+    include their upper bounds."""
     grid = Table(box=None, padding=(0, 2, 0, 0), show_edge=False)
     grid.add_column("")
     for name in ("calls", "stored", "tokens in", "out", "USD", "time"):

@@ -59,7 +59,7 @@ def shortened(name: str, width: int = NAME_WIDTH) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """The name of an endpoint as a table cell, shortened if its column is narrower. `style` is rich's."""
+    """A table cell with an endpoint's name, shortened if it is wider than its column. `style` is a rich style."""
 
     text: str
     style: str

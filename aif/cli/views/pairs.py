@@ -16,9 +16,10 @@ Rows = list[tuple[str, list[str]]]
 
 
 def print_preview(console: Console, first: PairPreview, second: PairPreview | None, versus: Sequence[str]) -> None:
-    """Print statistics of the pairs of one policy; or of two, side by side, and how many prompts differ.
+    """Print statistics of the pairs of one policy, or of two policies side by side.
 
-    `second` is None for one policy; `versus` are the `--versus` overrides that make the second policy.
+    For two policies, also print how many prompts get the same pairs and how many get different ones. `second` is None
+    for one policy; `versus` are the `--versus` overrides that make the second policy.
     """
     shown = [first, second] if second else [first]
     heads = ["as configured", ", ".join(versus)] if second else [""]
@@ -80,8 +81,8 @@ def _lengths(each: PairPreview) -> tuple[Ints, Ints]:
 
 
 def _ratio(chosen: Ints, rejected: Ints) -> float:
-    """Return the geometric mean over the pairs of the length of chosen / the length of rejected. An empty text counts
-    as 1 character."""
+    """Return the geometric mean of the ratios of chosen to rejected length. The arguments are each pair's lengths in
+    characters; a length of 0 counts as 1."""
     ratios: Floats = np.log(np.maximum(chosen, 1) / np.maximum(rejected, 1))
     return float(np.exp(ratios.mean()))
 

@@ -38,9 +38,11 @@ def progress_line(snapshot: Snapshot) -> str:
 
 
 def progress_table(snapshot: Snapshot, width: int) -> Group:
-    """Return a snapshot as a table for a terminal of `width` columns: the whole run, then a line for models and judges
-    that wait or are refused, then a row for each model and judge. The last rows are cut off if the terminal isn't high
-    enough."""
+    """Return a snapshot as a table for a terminal of `width` columns.
+
+    It shows the whole run, then notes on endpoints that don't answer now, then a row for each model and judge. The last
+    rows are cut off if the terminal isn't high enough.
+    """
     grid = Table(box=None, padding=(0, 1))
     shown = [head for head, columns in FIGURES_FROM.items() if width >= columns]
     heads = ("", *[""] * (width >= BARS_FROM), *shown)
@@ -89,8 +91,8 @@ def _notes(snapshot: Snapshot) -> Iterator[Text]:
 
 
 def _names_by_activity(snapshot: Snapshot) -> dict[str, list[str]]:
-    """Return the names of the endpoints that don't answer now, by a text on what they do instead, such as "starting".
-    Endpoints that are refused are left out."""
+    """Return the names of the endpoints that don't answer now, by activity, such as "starting". Refused endpoints
+    are left out."""
     return grouped((state.name, state.doing) for state in snapshot.lines if state.doing and not state.refused)
 
 
@@ -105,10 +107,9 @@ def _times(snapshot: Snapshot) -> str:
 
 
 def _spend(snapshot: Snapshot) -> str:
-    """Return the money and the tokens spent, as text. The tokens are those of this run.
+    """Return the money and the tokens that this run has spent, as text.
 
-    The money is that of this run as well; but if there is a budget, or calls have an unknown cost, it is that of all
-    runs with this store.
+    If there is a budget, or calls have an unknown cost, the money is what all runs with this store have spent.
     """
     tokens = (sum(getattr(state, name) for state in snapshot.lines) for name in ("input_tokens", "output_tokens"))
     tokens_in, tokens_out = map(compact, tokens)

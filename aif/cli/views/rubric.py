@@ -35,8 +35,10 @@ _COMPLETIONS = (
 
 
 def print_rubric(console: Console, rubric: Rubric) -> None:
-    """Print a rubric's aspects, each with its scale, weight, question and the request that asks for it; then the names
-    of the scores that pairs can be made by."""
+    """Print a rubric's description, aspects, material, and the names of its scores that can be used to make pairs.
+
+    Each aspect has its scale, weight, question and the request that asks for it.
+    """
     sheet = rubric.sheet
     print_text(console, sheet.description, "bold", label=f"{sheet.name}  ")
     print_text(console, f"digest {rubric.digest}\n")
@@ -62,11 +64,11 @@ def print_messages(console: Console, messages: Sequence[Message]) -> None:
 
 
 def print_rendered(console: Console, rubric: Rubric, form: ReplyForm, store: Path | None, prefix: str | None) -> None:
-    """Print the messages and the schema of each request that a judge gets by this rubric. `form` says how the reply is
-    requested: schema or text.
+    """Print the messages that a judge gets for each request of a rubric. With the `form` "schema", also print the
+    reply's JSON schema.
 
-    The requests are about the prompt in `store` whose id starts with `prefix`. If either is None, they are about an
-    example.
+    The messages are about the prompt in `store` whose id starts with `prefix`. If `store` or `prefix` is None, they are
+    about an example prompt.
     """
     prompt, texts = _stored(store, prefix) if store and prefix else (_EXAMPLE, list(_COMPLETIONS))
     for request, ask in rubric.sheet.requests.items():

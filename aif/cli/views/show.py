@@ -77,10 +77,10 @@ def _print_outcome(console: Console, reader: Reader, prompt_id: str, selected: b
 def _print_completions(
     console: Console, reader: Reader, prompt: Prompt, principles: Mapping[str, str]
 ) -> dict[str, str]:
-    """Print the completions of a prompt. Return the display name of each, by completion key.
+    """Print the completions of a prompt. Return their display names by completion key.
 
-    The display name is that of the model. If the model has several completions of the prompt, the start of the key is
-    added.
+    A display name is the model's name. If the model has several completions of the prompt, the start of the key is
+    added. `principles` are the texts of principles by digest.
     """
     slots = reader.slots_with_calls(prompt.prompt_id)
     written = Counter(slot["model"] for slot in slots)
@@ -174,8 +174,8 @@ def _print_judgements(console: Console, reader: Reader, prompt: Prompt, names: M
 
 
 def _print_source_scores(console: Console, reader: Reader, row: Mapping[str, Any], names: Mapping[str, str]) -> None:
-    """Print the scores that came from the source, together with the prompt's completions. `row` is the stored judgement
-    that holds them as ratings.
+    """Print the scores that a source provided for a prompt's completions. `row` is the stored judgement that holds them
+    as ratings.
 
     If the prompt is in several sources, each score is printed with its source, since scores of different sources aren't
     compared to make pairs. `names` are the completions' names by key.

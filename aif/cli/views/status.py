@@ -45,8 +45,10 @@ def print_running_failures(console: Console, running: RunningProcess) -> None:
 
 
 def print_dead_run(console: Console, left: Snapshot, arguments: str) -> None:
-    """Print that a run was killed and that `aif run` with these arguments resumes it, or that it may still run on
-    another machine."""
+    """Print that a run was killed and how to resume it, or that it may still run on another machine.
+
+    `left` is the run's last progress; `arguments` are those of the `aif run` that resumes it.
+    """
     answered = sum(state.answered for state in left.lines)
     last = (
         f"the run that began {left.started} (process {left.pid} on {left.host}) last wrote its progress "

@@ -52,9 +52,11 @@ def print_summary(console: Console, reader: Reader, seconds: float, budget: floa
 
 
 def print_reasoning_marks(console: Console, reader: Reader) -> None:
-    """Warn of reasoning that may not have been removed correctly. Print a line for each model and kind of problem: how
-    many completions have it, with an example. Another line is for prompts with a reasoning tag in an earlier assistant
-    turn."""
+    """Print warnings about completions whose reasoning may not have been removed correctly.
+
+    Each line has a model, a kind of problem, the number of completions and an example. Another line counts prompts
+    with a reasoning tag in an earlier assistant turn, if there are any.
+    """
     for mark in reader.reasoning_marks():
         print_text(console, f"{reasoning_mark_text(mark)}, as in {mark.prompt_id[:12]}: {mark.example}")
 
