@@ -1,5 +1,5 @@
 """Runs a pipeline: prepares prompts and judging requests, calls models and judges, stores their replies, makes pairs.
-Also what precedes a run: its cost estimate and checks of its setup (doctor).
+Also estimates a run's cost and checks its setup (doctor) beforehand.
 
 Prints nothing: progress goes to a Display as frozen snapshots.
 """

@@ -26,8 +26,8 @@ AHEAD = 0.25
 
 @dataclass(frozen=True, slots=True)
 class BudgetShortfall:
-    """Why the budget refused calls: the budget, the spend so far, and the most (`bound`) that the cheapest refused call
-    could cost, all in USD."""
+    """Why the budget refused calls, in USD. `spent` is the spend so far; `bound` is the most that the cheapest refused
+    call can cost."""
 
     budget: float
     spent: Spent
@@ -39,8 +39,8 @@ class Account:
     """The spend of one run in USD: `known` costs, bounds of ended calls whose cost is `unknown`, and bounds of calls
     `in_flight`.
 
-    `limit` is the most that the run may spend: what earlier runs left of the budget. `ceiling` is the most that it may
-    spend so far: the amount that its journal on disk states. `calls` is the number of calls in flight.
+    `limit` is the most that the run may spend: what earlier runs left of the budget. `ceiling` is the part of
+    `limit` that the journal on disk already lets it spend. `calls` is the number of calls in flight.
     """
 
     limit: float = inf
@@ -55,8 +55,8 @@ class Account:
         return self.known + self.unknown
 
     def covers(self, bound: float) -> bool:
-        """Return whether a call that costs at most `bound` USD may be sent now: even if it and all calls in flight cost
-        their bounds, spend stays within the ceiling."""
+        """Return whether a call that costs at most `bound` USD may be sent now. Together, the spend, `bound` and the
+        bounds of calls in flight must not exceed `ceiling`."""
         return self.counted + self.in_flight + bound <= self.ceiling  # which is never above the limit
 
     def never_covers(self, bound: float) -> bool:
@@ -79,8 +79,7 @@ class Account:
             self.known += usd
 
     def next_ceiling(self, requested: float, waiting: float) -> float | None:
-        """Return the next ceiling (the most that the run may spend so far, USD) to write to the journal; None while the
-        last one leaves enough headroom.
+        """Return the next ceiling (USD, see Account) to write to the journal; None if `requested` is still high enough.
 
         `requested` is the last ceiling written, synced or not. `waiting` is the sum of the bounds of calls that wait to
         be sent.

@@ -19,7 +19,7 @@ from aif.providers.retry import RetryPolicy
 async def open_endpoints(
     pipeline: Pipeline, environ: Mapping[str, str] = ENVIRON, policy: RetryPolicy | None = None
 ) -> AsyncIterator[list[Endpoint]]:
-    """Yield an endpoint for every model and judge of a pipeline; starts the simulator if one is declared.
+    """Yield one list, with an endpoint for every model and judge of a pipeline. Starts the simulator if it is used.
 
     `environ` holds the API keys. `policy` says when failed calls are retried; None: the default policy. Clients connect
     at their first call. A model with `launch` has no server yet: servers/fleet.py starts it. At the end of the `async
@@ -59,8 +59,8 @@ def _endpoint(model: Model | Judge, stage: Stage, client: ChatModel, policy: Ret
 
 
 def _bound(model: Model | Judge) -> Callable[[Request], float | None]:
-    """Return a function that gives the most a request can cost in USD, or None if the price is unknown. If the pipeline
-    file has no `price`, that function returns the same value (0 or None) for every request, without measuring it."""
+    """Return a function from a request to the most that it can cost in USD; None: unknown. Without a `price` in the
+    pipeline file, the function returns 0 if calls are free, else None."""
     if model.price is None:
         flat = model.max_cost(0, 0)
         return lambda request: flat

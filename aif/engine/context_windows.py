@@ -49,7 +49,7 @@ async def known_windows(
     """Return the context windows that are known, in tokens, by (stage, name).
 
     If the pipeline file declares none for a model or judge, its server's list of models is requested. `from_errors` has
-    the windows that earlier error messages stated; they are used last.
+    the windows that earlier error messages stated (None: none did); they are used last.
     """
     undeclared = {_server(e): e for e in endpoints.values() if e.context_window is None and e.base_url}
     lists = dict(zip(undeclared, await asyncio.gather(*map(_model_list, undeclared.values())), strict=True))

@@ -80,14 +80,14 @@ class ContextOverflow:
 
 @dataclass(frozen=True, slots=True)
 class EndpointWork:
-    """The pending calls of one model or judge, and what its earlier calls measured. Sizes are means per call.
+    """The pending calls of one model or judge, with measurements of its earlier calls. Sizes are means per call.
 
     `tally`: its completions or judgements by state; judgements count as if every pending completion will be answered.
     `sent`: bytes of a request, without the texts of completions that are still pending. `awaited`: by model, how many
-    pending completions a judge's request will show. `rate`: tokens per byte. `limit_tokens`: tokens of a request as a
-    tokens-per-minute limit counts them, without pending completions. `tries`: calls per answer. `cached`, `written`:
-    shares of the input read from and written to a provider's cache. `seconds`: time per call; None if it was not
-    measured.
+    pending completions a judge's request will show. `rate`: tokens per byte. `limit_tokens`: tokens of a request
+    that count towards a tokens-per-minute limit, without pending completions. `tries`: calls per answer. `cached`,
+    `written`: shares of the input read from and written to a provider's cache. `seconds`: time per call; None if it was
+    not measured.
     """
 
     stage: Stage
@@ -260,8 +260,8 @@ def _seconds(work: EndpointWork, endpoint: DeclaredEndpoint, pending: int, compl
 
 def completion_length(model: Model, max_tokens: int, measured: ReplyUsage | None) -> ReplyLength:
     """Return the length of a model's completions: the mean of its earlier completions with this `max_tokens`.
-    `measured` has the totals of these. Without any, a typical length is assumed, or `max_tokens` for a reasoning
-    model."""
+    `measured` has the totals of those earlier completions. If there are none, a typical length is assumed; for a
+    reasoning model, `max_tokens`."""
     if measured and measured.items:
         # reasoning is billed, but no judge is shown it
         tokens = measured.output / measured.calls

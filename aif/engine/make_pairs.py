@@ -29,8 +29,7 @@ def make_pairs(pipeline: Pipeline, rubric: Rubric, store: Store) -> dict[str, in
 
     Uses the ratings that the current rubric and judges gave to the current plan's completions. Returns the number of
     prompts by outcome, for every outcome of ALL_OUTCOMES; they add up to the number selected. Raises BadInput if the
-    rubric doesn't give the policy's score, or if scores come from several sources and the store lacks the source of
-    some.
+    rubric doesn't give the score that the policy uses, or if has_unsourced_scores is true.
     """
     set_judging_specs(pipeline, rubric, store)
     policy, outcomes = policy_of(pipeline, rubric), Counter[str]()

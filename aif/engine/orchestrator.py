@@ -60,8 +60,8 @@ class Job:
     selection, number of the completion within the prompt).
 
     With `on_overflow: single`, a judgement of several completions that exceeds the context window is replaced by
-    judgements of one completion each. `parts` returns these; None if the job can't be replaced. `apart` marks all
-    judgements by such a judge: their overflow says nothing about other items.
+    judgements of one completion each. `parts` returns these; None if the job can't be replaced. `apart`: the judge
+    has this setting, so the overflow of one judgement says nothing about other items.
     """
 
     item: records.CallItem
@@ -162,8 +162,8 @@ class Orchestrator:
 
     async def _attempt(self, endpoint: Endpoint, queue: WorkQueue[Job], item: QueueItem[Job]) -> Verdict | None:
         """Make one call for an item of `queue` and record it. Return what happens to the item; None if no call was
-        made, because the endpoint is stopped or the budget refused the call. If a judgement exceeds the context window,
-        the judgements of single completions that replace it, if any, are added to the queue."""
+        made, because the endpoint is stopped or the budget refused the call. A judgement that exceeds the context
+        window may be replaced (see Job.parts): the new judgements are added to the queue."""
         clock = asyncio.get_running_loop().time
         job, state = item.job, item.retry_state
         call, error, parts = _Call(), None, None
@@ -319,7 +319,7 @@ class Orchestrator:
         return Job(item, partial(resampled_request, request), ratings, parts=parts, apart=apart)
 
     async def _one_by_one(self, ready: JudgeablePrompt, need: PendingJudgement) -> list[QueueItem[Job]]:
-        """Return the single-completion judgements that replace a judgement of all completions (`need`) whose request
+        """Return judgements of one completion each. They replace `need`, a judgement of several completions that
         exceeds the context window. Judgements that are final already (answered, or failed permanently) are left out."""
         spec = judging_spec(self.rubric, need.request, 1, self.pipeline.judges[need.judge])
         request = need.identity, need.judge_pass, spec, need.material
@@ -389,9 +389,9 @@ class _Pager:
         raise NotImplementedError
 
     def _draw(self, last: int) -> int | None:
-        """Return a random `seq` that `fill` has not reached and that was not drawn before; None if eight random numbers
-        up to `last` give none. A `seq` is the number of a pending completion, or of a prompt that is ready to be
-        judged, in the store's list of these."""
+        """Return a random `seq` up to `last` that was not drawn before and that `fill` has not reached; None if eight
+        tries find none. By `seq` the store numbers a model's pending completions, and the prompts that are ready to be
+        judged."""
         for _ in range(8):
             if last > self._after and (seq := random.randint(self._after + 1, last)) not in self._drawn:
                 self._drawn.add(seq)

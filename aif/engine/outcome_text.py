@@ -60,11 +60,11 @@ def policy_text(policy: "PairPolicy") -> str:
 
 
 def reasoning_mark_text(marked: ReasoningMarks) -> str:
-    """Return a sentence that says for how many completions of a model the reasoning may not have been removed
-    correctly: a tag is left in the text, the text was cut at a tag that the reply may only quote, or the reply ends at
-    max_tokens, maybe within the reasoning.
+    """Return a sentence that says in how many completions of a model reasoning may be removed wrongly, and why.
 
-    If `marked` has no model, it counts prompts with a tag left in an earlier assistant turn.
+    The reasons: a reasoning tag is left in the text; the text was cut at a tag that may be only a quotation; the reply
+    ends at max_tokens and may be all reasoning. If `marked.model` is "", the sentence counts prompts that have a tag
+    left in an earlier assistant turn.
     """
     if not marked.model:
         prompts = counted(marked.completions, "prompt")

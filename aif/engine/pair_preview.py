@@ -47,9 +47,9 @@ def preview(pipeline: Pipeline, reader: ResultReader) -> PairPreview:
 
 
 def differing(first: PairPreview, second: PairPreview) -> list[tuple[str, int]]:
-    """Return how many prompts get the same or different pairs from two policies, as (difference in words, number of
-    prompts): from "same pairs" to pairs with only one of the policies. Prompts that get no pair from either are not
-    counted."""
+    """Compare the pairs of two policies. Return (result in words, number of prompts) for each result: same pairs, same
+    chosen but different rejected, different chosen, pairs only with the first policy, pairs only with the second.
+    Prompts without pairs by either policy are not counted."""
     firsts, seconds = _pairs_by_prompt(first), _pairs_by_prompt(second)
     both = firsts.keys() & seconds.keys()
     same = {prompt for prompt in both if firsts[prompt] == seconds[prompt]}
@@ -64,8 +64,8 @@ def differing(first: PairPreview, second: PairPreview) -> list[tuple[str, int]]:
 
 
 def _pairs_by_prompt(previewed: PairPreview) -> dict[str, set[tuple[str, str]]]:
-    """Return by prompt id the set of its pairs, as (chosen, rejected) completion keys; prompts without pairs are
-    missing."""
+    """Return the pairs of each prompt, by prompt id, as (chosen, rejected) completion keys. Prompts without pairs are
+    left out."""
     pairs: dict[str, set[tuple[str, str]]] = {}
     table = previewed.paired.preferences()
     columns = (table[name].to_pylist() for name in ("prompt_id", "chosen", "rejected"))

@@ -68,8 +68,9 @@ def specs_of(pipeline: Pipeline, rubric: Rubric, provided_sizes: Iterable[int]) 
     """Return the judging requests of a pipeline: every request of the rubric, for every judge. A request that shows all
     completions together is included once for each number of completions that a prompt may have.
 
-    `provided_sizes` has the numbers of completions of those prompts whose completions came with them. If the pipeline
-    takes scores from its rows, there is one request for each number of completions, without a judge.
+    `provided_sizes` lists the different numbers of provided completions (those that came with the rows) per prompt. If
+    the rows give scores too, no judge is called. Then the list has one entry for each number of completions; it stands
+    for these scores, and its judge is PROVIDED_JUDGE.
     """
     least, most = pipeline.completions.min_completions, pipeline.completions.per_prompt
     sizes = sorted({*(n for n in provided_sizes if n >= least), *(range(least, most + 1) if pipeline.models else ())})
@@ -118,7 +119,7 @@ def prepare(
 def _report_changed_models(
     changed: Sequence[model_identity.ModelChange], journaled: "JournaledStore", tell: Callable[[str], None]
 ) -> None:
-    """Report which models have changed on disk, how, and how many calls are pending now."""
+    """Report how each of these models has changed on disk, and how many calls are pending in the whole run."""
     with Reader.of(journaled.store) as reader:
         tallies = reader.tallies()
     for seen in changed:

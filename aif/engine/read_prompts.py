@@ -30,13 +30,13 @@ def update_prompts(pipeline: Pipeline, journaled: "JournaledStore", tell: Callab
     """Read the sources if they changed since they were last read to the end. Return a fingerprint of what was read: it
     changes with the sources' settings and content.
 
-    The sources are also read again if damaged lines of the journal may have been prompts, or if the store lacks the
-    source of some scores. In all other cases, without `reread`, they are not checked for changes. If a source can't be
-    reached, the prompts in the journal are used.
+    Without `reread`, sources that were read to the end before are not checked for changes. But in any case they are
+    read again if damaged lines of the journal may have been prompts, or if some scores don't say their scale (see
+    has_unsourced_scores).
 
-    Raises BadInput if a source can't be reached and the sources were never read to the end, or (with `reread`) the
-    sources' settings have changed since. Also raised if no row can be used, if one prompt has more than MAX_CARRIED
-    completions, or if two different prompts have the same id.
+    If a source can't be reached, the prompts in the journal are used. But BadInput is raised if the sources were never
+    read to the end, or if `reread` is set and their settings have changed. It is also raised if no row can be used, if
+    one prompt has more than MAX_CARRIED completions, or if two different prompts have the same id.
     """
     with Reader.of(journaled.store) as reader:
         lost = journaled.store.damaged_lines or has_unsourced_scores(pipeline, reader)
@@ -84,8 +84,8 @@ def update_prompts(pipeline: Pipeline, journaled: "JournaledStore", tell: Callab
 
 
 def has_unsourced_scores(pipeline: Pipeline, reader: Reader) -> bool:
-    """Return whether the source of some scores is not stored, though the pipeline has scores of several sources, which
-    must not be compared with each other."""
+    """Return whether the sources' scores are on several scales, and for some stored scores the scale is not stored.
+    Scores on different scales must not be compared."""
     return len(pipeline.score_scales) > 1 and reader.any_score_without_source()
 
 
@@ -165,10 +165,11 @@ class _Page:
     """What a page (a batch of rows) adds to the selection (the prompts that the pipeline uses now) and to the store.
 
     `selected`: prompts to add to the selection, with their source. `carried`: completions that came with prompts, to
-    add to the selection, as (prompt id, key, score, scale).
+    add to the selection, as (prompt id, completion key, score, name of the score's scale).
 
     `prompts`: the selected prompts to write to the store, because they are new or their meta or material has changed.
-    `completions`: the completions to write to the store, because they are new.
+    `completions`: the completions to write to the store, because they are new, as (completion key, prompt id,
+    completion).
 
     `rescored`: a message for each completion that an earlier row had with another score. `counts`: rows by (source,
     reason).

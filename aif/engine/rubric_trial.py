@@ -234,8 +234,8 @@ def _sign(a: float, b: float) -> int:
 
 
 def count_changed_best(prompts: Iterable[ScorePairs]) -> int:
-    """Return the number of prompts whose best completion changed: no completion is best, or tied for best, by both old
-    and new score. `prompts` has for each prompt the (old, new) scores of its completions."""
+    """Return the number of prompts whose best completion changed: none of its completions has both the highest old and
+    the highest new score. `prompts` has for each prompt the (old, new) scores of its completions."""
     return sum(not _best([old for old, _ in both]) & _best([new for _, new in both]) for both in prompts)
 
 

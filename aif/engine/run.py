@@ -63,7 +63,7 @@ class RunResult:
 
     @property
     def incomplete(self) -> bool:
-        """Whether a wanted completion or judgement has no answer, among the prompts that the run was limited to."""
+        """Whether any completion or judgement for the run's prompts has no answer."""
         return any(tally.answered < tally.wanted for tally in self.tallies.values())
 
 

@@ -30,11 +30,11 @@ MAX_DISTANT = 2  # distant items waiting for their first attempt
 
 @dataclass(slots=True, eq=False)
 class QueueItem(Generic[T]):
-    """One completion or judgement in the queue. `make` builds its job, with the request, only when it is sent: building
-    the requests of hundreds of items at once would stall all calls.
+    """One completion or judgement in the queue. `make` builds the job (with the request) only when the item is sent:
+    building hundreds of requests at once would stall all calls.
 
     `following` are functions that build the jobs to send after it, one after another (judgements whose requests share a
-    prefix). `history` and `retry_state` hold its failures so far, for the concurrency limiter and for retries.
+    prefix). `history` (for the concurrency limiter) and `retry_state` (for retries) hold the item's failures so far.
     `distant`: it counts as a distant item (see the module) whose first attempt has not ended.
     """
 
@@ -141,8 +141,8 @@ class WorkQueue(asyncio.Queue["QueueItem[T] | None"]):
     # --- for the workers ----------------------------------------------------------------------------------------------
 
     def others(self, error: CallError) -> OtherItems:
-        """Return whether the endpoint has enough other items to tell if an item or the endpoint caused this error, and
-        how many different items must fail alike to show that the endpoint did."""
+        """Return whether the endpoint has enough other items to tell if an item or the endpoint caused `error`. If
+        `enough` different items fail alike, the endpoint did."""
         if not self._closed:
             return MANY_OTHERS
         more = bool(self._new)

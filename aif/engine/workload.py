@@ -1,4 +1,4 @@
-"""Read from the store what estimate.py needs: pending calls, and what past calls measured. Calls no model."""
+"""Read from the store what estimate.py needs: pending calls, and measurements of past calls. Calls no model."""
 
 import asyncio
 from collections import Counter
