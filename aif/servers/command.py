@@ -69,10 +69,10 @@ class LaunchedEndpoint:
 
 
 def adapter_path(entry: Model | Judge) -> str | None:
-    """Return the path, or the name on the Hub, of the LoRA adapter that calls use: the adapter in vLLM's option
-    `--lora-modules` that has the model's name.
+    """Return the path, or the name on the Hub, of the LoRA adapter that a model's calls use.
 
-    None if there is no such adapter, so that calls use the base model.
+    It is the adapter in vLLM's option `--lora-modules` that has the model's name. None if there is none: calls then use
+    the base model.
     """
     assert entry.launch
     for word in parse_arguments(entry.launch.args).get("--lora-modules", "").split("\0"):
@@ -102,7 +102,7 @@ def launched_endpoints(pipeline: Pipeline, keys: Collection[EndpointKey]) -> lis
 
 def parse_arguments(args: Iterable[str]) -> dict[str, str]:
     """Return the values of vLLM's options, by option name. An option without a value has an empty text; several values
-    are joined by NUL."""
+    of an option are joined by NUL. If an option is repeated, the last one counts."""
     options, name = dict[str, list[str]](), ""
     for word in args:
         if re.match(r"-\D", word):
@@ -184,15 +184,15 @@ def secret_variables(pipeline: Pipeline) -> set[str]:
 
 
 def programs_run(pipeline: Pipeline) -> Iterator[str]:
-    """Yield a line for each program named in the pipeline file that a run would start (`launch.python`)."""
+    """Yield a line of text for each program that the pipeline file tells a run to start (`launch.python`)."""
     launches = (entry.launch for entry in (*pipeline.models.values(), *pipeline.judges.values()) if entry.launch)
     for program in dict.fromkeys(_python(launch, pipeline) for launch in launches if launch.python):
         yield f"launch.python runs {program}"
 
 
 def secret_destinations(pipeline: Pipeline, unsafe: bool = False) -> Iterator[str]:
-    """Yield a line for each URL to which values of secret environment variables are sent; with `unsafe`, only if they
-    are sent there unencrypted over a public network."""
+    """Yield a line of text for each URL to which values of secret environment variables are sent. With `unsafe`, only
+    URLs that are reached unencrypted over a public network have a line."""
     for entry in (*pipeline.models.values(), *pipeline.judges.values()):
         for url in entry.base_url if entry.environment_variables else ():
             host = urlsplit(url).netloc.rpartition("@")[2]

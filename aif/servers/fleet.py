@@ -1,8 +1,8 @@
 """Start, watch, restart and stop the vLLM servers of a run. A shift is a set of servers that run at the same time.
 
 Each server runs under a guard (guard.py), which ends it when aif dies. The servers of an endpoint (a model or judge)
-run from the start of its shift until it has no more calls to make. Its client gets the URLs of those that are ready. A
-server that fails affects only its own endpoint.
+run from the start of their shift until the endpoint has no more calls to make. The endpoint's client gets the URLs of
+the servers that are ready. A server that fails affects only its own endpoint.
 """
 
 import asyncio
@@ -84,9 +84,9 @@ class Timings:
 class Fleet:
     """All vLLM servers of one run, for the endpoints (models and judges) that have work.
 
-    `launched` are the endpoints whose servers aif starts, `endpoints` all of the run. `shifts` are the sets of servers
-    that run at the same time, in the order to run them. `logs` is the folder of the servers' logs; `tell` prints a line
-    for the user; `environ` are the environment variables that servers start from.
+    `launched` are the endpoints whose servers aif starts; `endpoints` are all endpoints of the run. `shifts` are the
+    sets of servers that run at the same time, in the order to run them. `logs` is the folder of the servers' logs;
+    `tell` prints a line for the user; `environ` are aif's environment variables, from which each server's are made.
     """
 
     pipeline: Pipeline
@@ -111,7 +111,7 @@ class Fleet:
         """Plan the servers of the endpoints that have pending calls (`pending`, by stage and name), and check that they
         can start. Starts none.
 
-        Raises BadInput if a server can't start: no vLLM, no such folder, too few GPUs.
+        Raises BadInput if a server can't start: vLLM or the model's folder is missing, or there are too few GPUs.
         """
         launched = launched_endpoints(pipeline, pending)
         requests = [endpoint.gpu_request for endpoint in launched]
@@ -123,8 +123,9 @@ class Fleet:
         return cls(pipeline, launched, endpoints, shifts, logs, tell, environ)
 
     def __post_init__(self) -> None:
-        """Prepare the endpoints: if the user hasn't set an endpoint's concurrency, multiply the default by its number
-        of servers; stop endpoints that aif would launch but that have no pending calls."""
+        """Prepare the endpoints for calls. An endpoint's concurrency, unless the user has set it, is the default times
+        the number of the endpoint's servers. An endpoint that has `launch` but no pending calls is stopped: it makes no
+        calls."""
         placements = [server for shift in self.shifts for server in shift]
         servers = Counter(server.key for server in placements)
         logs = self._log_files(placements)
@@ -413,9 +414,10 @@ def _is_error(line: str) -> bool:
 async def _guarded(
     words: Sequence[str], environ: Mapping[str, str], *, stdout: int | IO[bytes], stderr: int | IO[bytes]
 ) -> AsyncIterator[Process]:
-    """Run a command under a guard, which ends all its processes when the block ends or aif dies.
+    """Run a command under a guard, and yield the guard's process.
 
-    The guard runs in its own session, so a Ctrl-C reaches only aif.
+    The guard ends all processes of the command when the block ends or aif dies. It runs in its own session, so a Ctrl-C
+    reaches only aif.
     """
     process = await asyncio.create_subprocess_exec(
         *GUARD, f"{GRACE_S}", *words, stdin=PIPE, stdout=stdout, stderr=stderr, env=environ, start_new_session=True,
@@ -457,8 +459,8 @@ def _truncate_log(log: Path) -> None:
 
 
 def _log_header(words: Sequence[str], launched: LaunchedEndpoint, placement: Placement) -> str:
-    """Return a server's GPUs and command line (`words`), for the log. Of `launch.args` it has the options' names alone,
-    since values may be secret."""
+    """Return a text for the log with a server's GPUs and command line (`words`). Values of the options in `launch.args`
+    are left out, since they may be secret."""
     extra = len(launched.launch.args)
     own = words[: len(words) - extra]
     flags = [word.partition("=")[0] for word in words[len(words) - extra :] if word.startswith("-")]

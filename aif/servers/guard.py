@@ -1,9 +1,10 @@
 """The guard: a process that runs a server and ends it with all its child processes if aif dies, even by kill -9.
 
 Run by path as `python -I -S guard.py GRACE_SECONDS COMMAND…`, so that no PYTHONPATH and no module of aif can affect it;
-standard library only. Its stdin is a pipe that aif holds open. When the pipe closes (aif ended, crashed or was
-killed), on SIGTERM, or when the command ends by itself, the guard sends SIGTERM to everything that the command
-started, and after the grace period SIGKILL. Its exit code is the command's, as a shell reports it (128 + signal).
+standard library only. Its stdin is a pipe that aif holds open; the pipe closes when aif ends, crashes or is killed. The
+guard ends everything that the command started, by SIGTERM, and after the grace period by SIGKILL. It does so when the
+pipe closes, on SIGTERM, SIGINT or SIGHUP, and when the command ends by itself. Its exit code is the command's, as a
+shell reports it (128 + signal).
 
 vLLM needs this: its engine and worker processes survive the server when it is killed. Four things reach them:
 - the command's process group, which vLLM's processes stay in;

@@ -39,8 +39,8 @@ _SETTLED_S = 2.0  # a file younger than this may still change within the same ti
 
 
 def loaded_files(names: Collection[str], args: Collection[str]) -> list[str]:
-    """Return which of the files `names` (paths in a model's folder) vLLM loads when it is started with the options
-    `args`, sorted."""
+    """Return the files that vLLM loads when it is started with the options `args`, sorted by name. `names` are the
+    files to choose from, as paths in the model's folder."""
 
     def match(*patterns: str) -> list[str]:
         return [name for name in names if any(fnmatch(name, pattern) for pattern in patterns)]

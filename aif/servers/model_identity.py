@@ -1,9 +1,9 @@
-"""Identify the model that a launched server loads by its content, so that another checkpoint counts as another model.
+"""Give each launched model an identity that depends on its content, so that another checkpoint is another model.
 
 The content is the files and arguments that affect the output. The first content seen under a model's name has the name
 alone as its identity; any other content has the name and a digest. If the old files come back, so does the old
-identity. Each change is recorded in the journal (a text of kind `model`), so that commands that call no model don't
-need the files.
+identity. Each change is recorded in the journal (a record of kind `model`). So commands that call no model don't need
+the files.
 """
 
 import os
@@ -66,10 +66,11 @@ _RUNTIME_OPTIONS = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class ModelChange:
-    """A launched model or judge whose content is not the one that the journal recorded last, or that has no record yet.
+    """A launched model or judge that needs a new record: its content has changed, or it has no record yet.
 
-    `record` is to be written to the journal before the model is called. `changes` describes the differences; it is
-    empty if there is no record yet.
+    The content is the digests of the model's files and the values of its arguments. `record` is to be written to the
+    journal before the model is called. `changes` describes the differences from the last record; it is empty if there
+    is no record yet.
     """
 
     stage: Stage
@@ -89,7 +90,7 @@ def identify_models(
 
     - with `tell`: the current files;
     - the last record with the same declared model and arguments;
-    - if this name has only other records: the current files of a local folder.
+    - if the model has records, but no such record: the current files of a local folder.
 
     If none is available, the identity is unknown.
     """

@@ -1,4 +1,7 @@
-"""Anthropic's Messages API, version 2026-10-21, with its prompt cache, which decides what input tokens cost."""
+"""Answer requests like Anthropic's Messages API (version 2026-10-21), with its prompt cache.
+
+A reply's `usage` says how many input tokens were read from the cache, and how many were written to it.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -53,7 +56,7 @@ class Prefix:
 
 
 class Messages:
-    """The endpoint /v1/messages. Its only state is the prompt cache, whose entries never expire."""
+    """Answers the requests to /v1/messages. Its only state is the prompt cache; cached prefixes never expire."""
 
     def __init__(self, models: SimulatedModels, max_model_len: int) -> None:
         self._models = models
@@ -85,8 +88,8 @@ class Messages:
 
 
 def answer(models: SimulatedModels, request: ModelRequest, id: str, max_model_len: int) -> dict[str, Any]:
-    """Return the reply (as JSON values) to a parsed request. Its `usage` counts all input as not cached. Raises
-    RefusedError if the reply is an error."""
+    """Return the reply to a parsed request, as JSON values; its `usage` counts all input as not cached. `id` is the
+    reply's id, `max_model_len` the context window in tokens. Raises RefusedError if the reply is an error."""
     if not models.serves(request.model):
         raise RefusedError(404, f"model: {request.model}")
     room = max_model_len - request.tokens

@@ -119,7 +119,7 @@ def _parts(writer: _Writer, form: AnswerForm, system: str) -> list[str]:
     """Return the parts of an answer: the opening, the sentences of the body, and the closing, which may be empty.
 
     The share of good sentences is about equal to the quality (`writer.level`); the other sentences are weak, or repeat
-    an earlier one.
+    an earlier one. A good opening may reflect `system`, the system prompt.
     """
     n_parts = writer.rng.randint(*_SENTENCES[form]) + 2
     if writer.chance(0.25 * (1 - writer.level)):

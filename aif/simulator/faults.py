@@ -49,9 +49,9 @@ class Fault(StrEnum):
 class InjectedFault:
     """A fault for one call, with its parameters.
 
-    `retry_after` is the value of the Retry-After header, for faults that are an error status; "date:120" sends the HTTP
-    date in 120 s, None no header. `seconds` is the delay of HANG, LATE, DRIP and DUPLICATE. `text` is the reply's text
-    for SAYS.
+    `retry_after` is the value of the Retry-After header, for faults that are an error status. "date:120" stands for the
+    HTTP date 120 s from now; None sends no header. `seconds` is the delay of HANG, LATE, DRIP and DUPLICATE. `text` is
+    the reply's text for SAYS.
     """
 
     fault: Fault

@@ -67,8 +67,8 @@ MAX_RATIONALE = 400  # characters; a schema's own maxLength holds where it is le
 
 @dataclass(frozen=True, slots=True)
 class PromptTask:
-    """What a prompt asks for: the stems of its key terms, the form of answer (such as a list), and whether a model
-    should decline because it is harmful."""
+    """What a prompt asks for: the stems of its key terms, the form of answer (such as a list), and whether the prompt
+    is harmful, so that a model should decline."""
 
     terms: frozenset[str]
     form: AnswerForm
@@ -88,8 +88,10 @@ class Features:
     """What a judge measures in a completion: numbers from 0 to 1, and `declined`, whether the completion refuses the
     task.
 
-    `filler`, `overclaim` and `specific` are the number of such phrases per sentence, at most 1; `specific` counts
-    numerals as well. `length` is 1 from 70 words on, `shaped` is 1 for the form of answer that the prompt asks for.
+    `coverage` is the share of the prompt's key terms that occur, `on_topic` the share of sentences with a key term,
+    `repeated` the share of sentences that repeat an earlier one. `hedged` is 1 if any statement is hedged. `filler`,
+    `overclaim` and `specific` are the number of such phrases per sentence, at most 1; `specific` counts numerals as
+    well. `length` is 1 from 70 words on, `shaped` is 1 for the form of answer that the prompt asks for.
     """
 
     coverage: float  # share of the prompt's key terms that occur
@@ -164,8 +166,8 @@ def write_judgement(messages: Sequence[Message], schema: Mapping[str, Any] | Non
 
 
 def minimal_instance(schema: Mapping[str, Any]) -> str:
-    """Return JSON text with the fewest values that are valid by `schema`, as the reply to a request that isn't a
-    judging request."""
+    """Return JSON text that fits `schema`, with as few values as possible. It answers requests that aren't judging
+    requests."""
     return orjson.dumps(_JudgeReply(JudgingRequest((), {}, ""), 0.0, Random(0)).instance(schema, schema)).decode()
 
 
@@ -250,11 +252,11 @@ class _JudgeReply:
         return "\n".join(rows)
 
     def instance(self, schema: Mapping[str, Any], root: Mapping[str, Any], number: int | None = None) -> Any:
-        """Return a value that is valid by a JSON schema. An object that is about a completion and has a property
-        `rating` gets a rating of it.
+        """Return a value that fits a JSON schema. An object with a property `rating` gets a rating of the completion
+        `number`.
 
-        `root` is the whole schema, to which `$ref` refers. `number` is the completion that the value is about, None if
-        it isn't known yet: a property whose name is a number, such as "2", is about that completion.
+        `root` is the whole schema, to which `$ref` refers. `number` is None outside the part of the reply that is about
+        one completion. A property with a number as its name, such as "2", is about the completion 2.
         """
         schema = _resolve(schema, root)
         if "const" in schema:
@@ -282,8 +284,8 @@ class _JudgeReply:
         return False if kind == "boolean" else None
 
     def _rated_object(self, properties: Mapping[str, Any], root: Mapping[str, Any], number: int) -> dict[str, Any]:
-        """Return a value for each of an object's `properties`: a rating of the completion `number`, and fault types and
-        a rationale that fit the rating."""
+        """Return a value for each of an object's `properties`: a rating of the completion `number`, and a rationale and
+        rubric types (numbered faults or merits) that fit the rating."""
         value = self._draw_value(number)
         rated: dict[str, Any] = {}
         for name, subschema in properties.items():
@@ -320,8 +322,8 @@ class _JudgeReply:
         return min(1.0, max(0.0, self._rng.gauss(estimate_quality(self._task, self._features_of(number)), self._noise)))
 
     def _rating(self, schema: Mapping[str, Any], value: float) -> Any:
-        """Return the rating for `value`, a quality from 0 to 1 that is mapped to the scale: the nearest number that the
-        schema allows. Never N/A, if there are numbers."""
+        """Map the quality `value` (0 to 1) to the scale, and return the nearest number that the schema allows. N/A is
+        returned only if the schema allows no number."""
         if "enum" not in schema:
             low, high = schema.get("minimum", 1), schema.get("maximum", 5)
             return round(low + value * (high - low))
@@ -333,10 +335,10 @@ class _JudgeReply:
         return numbers[min(scale, key=lambda number: abs(number - target))]
 
     def _pick_types(self, options: Sequence[Any], value: float, least: int, most: int) -> list[Any]:
-        """Return randomly chosen fault types, in the order of `options`: two if the quality `value` is low, one if it
-        is average, none if it is high.
+        """Return randomly chosen types of the rubric (numbered faults or merits), in the order of `options`: two if the
+        quality `value` is low, one if it is average, none if it is high.
 
-        `least` and `most` are the bounds on how many there are.
+        At least `least` and at most `most` types are returned.
         """
         options = [option for option in options if option in self._listed_types] or options
         wanted = 0 if value > 0.65 else 1 if value > 0.35 else 2
@@ -368,8 +370,8 @@ def _joined(parts: Sequence[str]) -> str:
 
 
 def _resolve(schema: Mapping[str, Any], root: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the schema that a schema stands for: follow `$ref` references into `root`, and take the first of several
-    alternatives (`anyOf`)."""
+    """Follow a schema's `$ref` references into `root`, take the first schema of `anyOf`, `oneOf` or `allOf`, and return
+    the result."""
     while True:
         if "$ref" in schema:
             target: Any = root

@@ -86,8 +86,8 @@ class ModelRequest:
 
 
 def reply_text(models: SimulatedModels, request: ModelRequest) -> str:
-    """Return the full text of the reply, before max_tokens: a judgement for a judging request; minimal JSON for any
-    other request with a schema; else a completion."""
+    """Return the full text of the reply, not yet cut at max_tokens: a judgement for a judging request; minimal JSON for
+    any other request with a schema; else a completion."""
     seed = int(digest([models.seed, request.model, request.settings])[:16], 16)
     if judgements.parse_request(request.messages) is not None:
         return judgements.write_judgement(request.messages, request.schema, models.noise(request.model), seed)

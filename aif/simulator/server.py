@@ -101,9 +101,9 @@ class Simulator:
     each model; a burst may use up what they allow in `burst_s` seconds. `faults` chooses the fault of each call; it may
     be replaced while the server runs. `on_call` is called after each call.
 
-    GET /stats counts `calls`, `refused` (error replies), `faults` by kind, calls `in_flight` and their `peak`. For
-    answered calls alone, it has the number `by_model`, the billed `tokens`, and `requests`: the numbers of distinct
-    bodies, and of bodies that were answered more than once.
+    GET /stats counts `calls`, `refused` (error replies), `faults` by kind, calls `in_flight` and their `peak`. Three
+    counts are of answered calls alone: the calls `by_model`, the billed `tokens`, and `requests`, which has the numbers
+    of distinct bodies and of bodies that were answered more than once.
     """
 
     def __init__(
@@ -329,8 +329,8 @@ def _sent_key(request: web.Request) -> str:
 
 
 def _tokens_at_most(body: Any) -> int:
-    """Return how many tokens a request counts for the rate limit when it arrives, before its reply is known: the
-    prompt's plus max_tokens."""
+    """Return the number of tokens to count for a request against the rate limit: the prompt's plus max_tokens. The
+    reply's length isn't known when the request arrives."""
     if not isinstance(body, dict) or not isinstance(body.get("messages"), list):
         return 0
     turns = [{"content": body.get("system")}, *(turn for turn in body["messages"] if isinstance(turn, dict))]

@@ -31,8 +31,8 @@ def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
     read or parsed.
 
     The place is `file:line`, or `file row N` (from 0) for Parquet. A JSONL row may be any JSON value; CSV cells are
-    texts, and the first line names the columns. A row or cell that can't be read while the rest of the file can is a
-    `BadRow`.
+    texts, and the first line names the columns. If only single rows or cells can't be read, a `BadRow` replaces
+    each of them.
     """
     with bad_input_on_os_error(path), path.open("rb") as file:
         yield from _READERS[path.suffix.lower()](path, file)

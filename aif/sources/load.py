@@ -152,8 +152,8 @@ def _hub_errors(label: str, alternative: str = "a folder with its files as hub:"
     """Turn every error raised inside this context into BadInput that names the dataset `label` and advises to give
     `alternative` in its place.
 
-    What datasets, huggingface_hub, httpx2 and pyarrow raise for names, networks, permissions and broken files has no
-    common base class.
+    The errors that datasets, huggingface_hub, httpx2 and pyarrow raise for names, networks, permissions and broken
+    files have no common base class.
     """
     try:
         with user_umask():

@@ -1,4 +1,4 @@
-"""Turn a row of a source into a prompt, with the completions and texts for the judge that it brings, or skip it.
+"""Turn a row of a source, with its completions and its texts for the judge, into a prompt, or skip the row.
 
 A row is skipped, with the reason, if a used cell can't be read, or if its conversation is empty, too long, without a
 user turn at its end, or of an unknown shape (see `_parse_turns` and `_why_no_prompt`). `aif.engine.read_prompts` counts
@@ -127,7 +127,7 @@ def _column(row: Mapping[str, Any], name: str, setting: str, where: str, kind: s
 def _json_list(value: Any) -> Any:
     """Return the parsed list if the value is a text that holds a JSON list (CSV files have no other lists). A text that
     holds a single turn in JSON becomes a list with this turn; any other value is returned unchanged. Raises
-    DuplicateKeyError."""
+    DuplicateKeyError if an object in the JSON has a key twice."""
     if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
         return value
     try:
@@ -184,8 +184,8 @@ def _hh_turns(text: str) -> list[dict[str, str]] | str:
 
 
 def _unparsed_conversation(text: str) -> str | None:
-    """Return a description of the text if it holds a conversation in a shape that aif doesn't parse, and how to write
-    it instead; None for any other text."""
+    """Return a message if the text holds a conversation in a shape that aif doesn't parse, else None. The message names
+    the shape and says how to write the conversation instead."""
     if _PYTHON_TEXTS.fullmatch(text) or ((match := _PYTHON_OBJECTS.fullmatch(text)) and _is_turn_key(match[1])):
         return "a list as Python prints it; write it as JSON"
     labels = list(_LABEL.finditer(text)) if "assistant" in text.lower() else []
@@ -245,8 +245,11 @@ def _why_no_prompt(turns: tuple[Message, ...], max_chars: int) -> tuple[Reason, 
 
 
 def _material(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> dict[str, str]:
-    """Return the texts that the judge sees beside the conversation, by slot of the rubric. `columns` maps each slot to
-    its column, which holds a text or a list of texts (one for each turn) that are joined by blank lines."""
+    """Return the texts that the judge sees beside the conversation, by the name of their placeholder in the rubric.
+
+    `columns` maps each name to a column, which holds a text or a list of texts (one for each turn). The texts of a list
+    are joined by blank lines.
+    """
     material = {}
     for slot, name in columns.items():
         value = _column(row, name, f"material.{slot}", where)
@@ -325,8 +328,9 @@ def _is_completion_object(value: Any, entry: CompletionColumns) -> bool:
 def _list_in_cell(value: str, model: Any, key: str) -> Any:
     """Return the parsed list if a cell's text is a JSON list of completions, else the text unchanged.
 
-    `model` is the cell of the model's name. If it names a single model, only a list of turns, or of objects with `key`,
-    counts as a list of completions: any other JSON list is the answer of that model.
+    `model` is the value in the row's column of model names, `key` the key of a completion's text in an object. If
+    `model` is a single name, only a list of turns, or of objects with `key`, counts as a list of completions. Any other
+    JSON list is then the answer of that model.
     """
     parsed = _json_list(value)
     if not isinstance(parsed, list):
