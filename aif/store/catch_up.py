@@ -33,7 +33,7 @@ OTHER_PROCESS_BYTES = 32 * 2**20  # with more to read, a second process saves mo
 def catch_up(
     store: "Store", folder: Path, rubrics: Rubrics, other_process_bytes: float = OTHER_PROCESS_BYTES
 ) -> tuple[int, list[Damage]]:
-    """Insert into the store all records of the journal in `folder` that it lacks, with judges' replies parsed by
+    """Insert into the store every record of the journal in `folder` that the store lacks. Judges' replies are parsed by
     `rubrics`.
 
     Return the number of records read and the damaged lines met. If at least `other_process_bytes` bytes have to be
@@ -57,7 +57,8 @@ def _apply(store: "Store", batches: Generator[JournalBatch]) -> tuple[int, list[
 
 
 def _read_in_process(folder: Path, start: Position, rubrics: Rubrics) -> Generator[JournalBatch]:
-    """Yield the batches of `read_batches`, read by a second process, or by this one if no other can be started."""
+    """Yield the journal's batches after `start` from a second process. If none can be started, this process reads
+    them."""
     try:
         process, pipe = _start(folder, start)
     except OSError:
@@ -78,8 +79,8 @@ def _read_in_process(folder: Path, start: Position, rubrics: Rubrics) -> Generat
 def _start(folder: Path, start: Position) -> tuple[subprocess.Popen[bytes], BinaryIO]:
     """Start a process that runs `main`. Return the process and the read end of the pipe to which it writes.
 
-    The pipe is not its stdout, since any module may print to that. The process gets this one's module path, and a
-    process group of its own, since Ctrl-C is handled here.
+    The pipe is not the process's stdout, since any module may print to that. The process imports modules from the same
+    paths as this one. It has a process group of its own, since this process handles Ctrl-C.
     """
     read_end, write_end = os.pipe()
     pipe = open(read_end, "rb")  # noqa: PTH123, SIM115 - closed by the caller
@@ -119,8 +120,8 @@ def _receive(process: subprocess.Popen[bytes], pipe: BinaryIO, folder: Path) -> 
 
 
 def main(folder: str, segment: str, offset: str, pipe: str) -> None:
-    """Run in the second process: write the batches to the pipe, then the fields of `Rubrics` that reading changed, or
-    the exception that it raised."""
+    """Read the journal from (`segment`, `offset`) in the second process, and write its batches to the file descriptor
+    `pipe`. Last comes a tuple of the fields that reading changed in `Rubrics`, or an exception if reading failed."""
     gc.disable()  # records hold no cycles
     with suppress(BrokenPipeError, EOFError), open(int(pipe), "wb") as out:  # noqa: PTH123 - the reader has gone
         rubrics = Rubrics(*pickle.load(sys.stdin.buffer))  # noqa: S301 - our own

@@ -63,8 +63,8 @@ def connect(path: Path, read_only: bool = False) -> duckdb.DuckDBPyConnection:
 
 
 def _locked_message(path: Path, message: str) -> str:
-    """Return aif's message for a store file that another process has open. The message names the aif process that
-    writes to the store; if there is none, it names the program in `message`, which is DuckDB's."""
+    """Return aif's message for a store file that another process has open. It names the aif process that writes to the
+    store. If there is none, it names the program that DuckDB's error message (`message`) names."""
     lock = StorePaths(path).lock
     if is_held(lock) and not ((note := read_note(lock)) and note.mine):
         return busy_message(path, holder_text(lock))
@@ -85,7 +85,8 @@ def _disk_full(error: duckdb.Error, path: Path) -> OSError | None:
 
 
 def file_error(path: Path, message: str, error: duckdb.Error) -> Exception:
-    """Translate a DuckDB error about a file: OSError for a full disk, else StoreDamaged with `message`."""
+    """Return the exception for a DuckDB error about a file: OSError for a full disk, else StoreDamaged with
+    `message`."""
     return _disk_full(error, path) or StoreDamaged(f"{path}: {message} ({str(error).splitlines()[0]})")
 
 
@@ -94,7 +95,7 @@ _NO_MEMORY = ("Out of Memory Error", "bad allocation")  # the latter if the syst
 
 @contextmanager
 def larger_memory_limit() -> Iterator[None]:
-    """Inside this context, open stores with the largest memory limit for DuckDB (MOST_MEMORY, 1 GB)."""
+    """Give stores that are opened inside this context the largest memory limit for DuckDB (MOST_MEMORY, 1 GB)."""
     before, SETTINGS["memory_limit"] = SETTINGS["memory_limit"], MOST_MEMORY
     try:
         yield

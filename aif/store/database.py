@@ -211,9 +211,9 @@ class Store:
         self.set_mark("sources", record["fingerprint"])
 
     def _insert_provided_scores(self) -> None:
-        """Insert the scores that came with provided completions as if a judge had given them: a judgement for each
-        prompt with provided completions, with a rating for each score. The judgement of a prompt without scores has no
-        ratings: no judge will rate that prompt. If no prompt has a score, nothing is inserted."""
+        """Insert the scores that came with provided completions as ratings, as if a judge had given them. If there are
+        any, every prompt with provided completions gets a judgement. It has no ratings if the prompt has no scores: no
+        judge will rate that prompt."""
         # a judge may have this name too, but its judgements have calls
         self._db.execute("DELETE FROM judgements WHERE identity = ? AND call_id IS NULL", [PROVIDED_JUDGE])
         self._db.execute(
@@ -240,9 +240,9 @@ class Store:
         return rows[0][0] if rows else None
 
     def compare_texts(self) -> None:
-        """Compare the texts that judges were shown with the completions as they are now. If any completion is missing
-        or has another text, a judgement counts from now on only if its completions have the texts that the judge saw. A
-        run never causes such a difference: it replaces no completion."""
+        """Check whether the texts that judges were shown are still the texts of the completions. If a text differs or
+        is missing, a judgement counts from now on only if all texts shown are the present ones. A run can't cause this:
+        it replaces no completion."""
         if self.get_mark("texts"):
             return
         shown = " UNION ALL ".join(
@@ -274,7 +274,7 @@ class Store:
             self.set_mark("plan", mark)
 
     def set_judging_specs(self, specs: Sequence[JudgingSpec]) -> None:
-        """Replace the stored judging requests by `specs`, those that the current rubric and judges imply."""
+        """Replace the stored judging requests by `specs`. These follow from the current rubric and judges."""
         rows = [
             {
                 "judge": s.judge, "identity": s.identity, "pass": s.judge_pass, "request": s.request,
@@ -319,9 +319,9 @@ class Store:
             )
 
     def add_judgeable(self, positions: Sequence[int], per_prompt: int, min_completions: int) -> None:
-        """Add to table `ready` the prompts that can now be judged: of those at `positions` in the selection, the ones
-        whose `per_prompt` slots (planned completions) are all answered or failed, with at least `min_completions`
-        answered."""
+        """Add the prompts at `positions` (in the selection) that can now be judged to table `ready`. A prompt can be
+        judged if all its `per_prompt` slots (planned completions) are answered or failed, and at least
+        `min_completions` are answered."""
         with translated_errors(self.path):
             self._db.register("touched", pa.table({"position": pa.array(positions, pa.int64())}))
             self._db.execute(
@@ -347,8 +347,8 @@ class Store:
 
 
 def _create(path: Path) -> None:
-    """Create an empty store. The file has another name until it is complete: an incomplete file under its final name,
-    left by a kill or a full disk without a journal beside it, would be taken for another program's."""
+    """Create an empty store under a temporary name, and rename it once it is complete. If a kill or a full disk left an
+    incomplete file under the final name, and no journal beside it, aif would take the file for another program's."""
     new = path.with_name(path.name + ".new")
     for file in (*store_files(new), *store_files(path)):
         file.unlink(missing_ok=True)

@@ -176,8 +176,8 @@ class EstimateReader(Reader):
         return rows[0][0] or "" if rows else ""
 
     def completion_usage(self, identity: str, max_tokens: int) -> ReplyUsage:
-        """Return the total usage of the calls with this `max_tokens` for answered completions of the model with this
-        identity."""
+        """Return the total usage for the answered completions of the model with this identity. Only calls sent with
+        this `max_tokens` count."""
         rows = self._rows(
             f"SELECT count(DISTINCT c.key), 0, {_USED} FROM calls k JOIN completions c ON k.key = c.key "
             f"WHERE c.identity = ? AND k.output_tokens IS NOT NULL "
@@ -187,8 +187,7 @@ class EstimateReader(Reader):
         return ReplyUsage(*rows[0])
 
     def judgement_usage(self, judge: str) -> dict[str, ReplyUsage]:
-        """Return, for each request of the current rubric (by its name there), the total usage of the calls for the
-        judge's answered judgements."""
+        """Return the total usage for the judge's answered judgements, by name of the current rubric's request."""
         rows = self._rows(
             f"SELECT p.request, count(*) FILTER (k.id = j.call_id), "
             f"coalesce(sum(len(j.completions)) FILTER (k.id = j.call_id), 0)::BIGINT, {_USED} "

@@ -136,8 +136,8 @@ def _column(rows: Sequence[dict[str, Any]], column: pa.Field) -> pa.Array:
 
 
 def _ratings(rows: Sequence[Sequence[Rating]]) -> pa.Array:
-    """Convert each judgement's ratings to an item of an Arrow list array, column by column: a row of table `judgements`
-    with 16 ratings takes 22 µs, and 57 µs with a dict for each rating."""
+    """Return an Arrow array with a list of ratings for each judgement. It is built column by column: a row of table
+    `judgements` with 16 ratings takes 22 µs, and 57 µs with a dict for each rating."""
     ends, flat = [0], list[Rating]()
     for ratings in rows:
         flat += ratings
@@ -149,7 +149,8 @@ def _ratings(rows: Sequence[Sequence[Rating]]) -> pa.Array:
 
 @dataclass
 class _Rows:
-    """Collects rows by table, in order. Of tables `prompts` and `failed` only the last row of each key is kept."""
+    """Collects rows by table, in order. Tables `prompts` and `failed` (in `last`) keep only the last row of each
+    key."""
 
     tables: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: {name: [] for name in COLUMNS})
     last: dict[str, dict[str, dict[str, Any]]] = field(default_factory=lambda: {"prompts": {}, "failed": {}})
@@ -260,8 +261,8 @@ _CALL = ("id", "stage", "key", "prompt_id", "endpoint", "n", "started", "seconds
 
 
 def _unusable_reply(r: Record) -> str | None:
-    """Return the reply, as received, of a call whose answer can't be used, even if the reply is all reasoning; None if
-    no reply was received."""
+    """Return the reply, as received, of a call without a usable answer; None if no reply was received. A reply that is
+    all reasoning is returned too."""
     raw: str | None = r["said"][0] if r["raw"] is None and "said" in r else r["raw"]
     return r["text"] if raw is None else raw
 
@@ -275,7 +276,8 @@ def _shown_text_ids(item: dict[str, Any]) -> list[str] | None:
 
 
 def _text_facts(text: str, reasoning: str | None = None) -> dict[str, Any]:
-    """Return a text's id, length and size, as columns that save queries from reading the text."""
+    """Return columns with a text's id, its length in characters, and its size in bytes (with its `reasoning`). They
+    save queries from reading the text."""
     return {"text_id": text_id(text), "chars": len(text), "bytes": utf8_size(text, reasoning)}
 
 

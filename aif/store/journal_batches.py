@@ -24,9 +24,9 @@ class Rubrics:
     """The rubrics and reasoning tags with which the replies in the journal are parsed.
 
     `files` holds the files of each rubric by its digest, `loaded` the rubrics made from them. `lost` are digests of
-    rubrics that replies need and that are missing or invalid. `tags` are the reasoning tags by `stage/identity`,
-    without those that are `auto`. `old_text_ids` maps keys of completions to the text_id (digest) of the text in their
-    record; it has only the completions to which the current tags give another text.
+    rubrics that replies need and that are missing or invalid. `tags` are the reasoning tags by `stage/identity`; models
+    and judges with the default, `auto`, are left out. `old_text_ids` has the completions to which the current tags give
+    a new text: by key, the text_id (digest) of the text in their record.
     """
 
     files: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -77,9 +77,9 @@ def parse_record(record: Record, rubrics: Rubrics) -> Entry:
 
 
 def _with_shown_text_ids(record: Record, old_text_ids: dict[str, str]) -> Record:
-    """Return a judgement's record with `shown`, the text_ids (digests) of the texts that the judge saw. `shown` is
-    added if the record lacks it and the current tags give one of the completions another text than the judge saw:
-    without `shown`, the judgement would count for the new texts."""
+    """Return a judgement's record, with `shown` added if the current tags give one of its completions a new text.
+    `shown` has the text_ids (digests) of the texts that the judge saw; an added one has "" for completions without a
+    new text. Without `shown`, the judgement would count for the new text."""
     item = record["item"]
     if "shown" in item or old_text_ids.keys().isdisjoint(item.get("completions", ())):
         return record
@@ -89,9 +89,9 @@ def _with_shown_text_ids(record: Record, old_text_ids: dict[str, str]) -> Record
 def _split_again(record: Record, tags: Tags) -> Record:
     """Return a call's record with its reply split into text and reasoning again, with the current tags.
 
-    A record from whose reply nothing was cut has no `said` (the reply as received). If the text of such a record
-    changes, `said` is added, and `was` with the recorded text. A completion that is left without text becomes a
-    failure; a completion that failed as empty but now has text becomes an answer.
+    If nothing was cut from the reply, the record has no `said` (the reply as received). If the text of such a record
+    changes, `said` and `was` (the recorded text) are added. A completion that is left without text becomes a failure; a
+    completion that failed as empty but now has text becomes an answer.
     """
     if record["kind"] not in (None, Kind.EMPTY, Kind.UNREADABLE):
         return record

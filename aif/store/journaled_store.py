@@ -226,8 +226,9 @@ class JournaledStore:
         return any(isinstance(record, dict) and record["t"] == "retry" for _, record in replayed)
 
     def _report_damage(self, damaged: Sequence[Damage], some_written_back: bool, notify: Notify) -> None:
-        """Report damaged lines and missing rubrics. `some_written_back` says whether there were old stores to recover
-        records from. Raises JournalDamaged if the records of more than FEW_DAMAGED (5) lines were not recovered."""
+        """Report damaged lines and missing rubrics. `some_written_back` says whether there were old stores, from which
+        records may have been recovered. Raises JournalDamaged if the records of more than FEW_DAMAGED (5) lines were
+        not recovered."""
         result = "was recovered or is requested again" if some_written_back else "is lost and requested again"
         for line in damaged[:FEW_DAMAGED]:
             notify(f"{line}; what it held {result}")
@@ -253,8 +254,8 @@ class JournaledStore:
             self.keep([records.mended(lost)])
 
     def keep(self, records: Sequence[Record]) -> None:
-        """Append records to the journal, then insert into the store all that it lacks: it may be behind after an
-        interrupted run or call. (The calls of a run are stored by its writer instead.)"""
+        """Append records to the journal, then insert into the store every journal record that the store lacks. After an
+        interruption it may lack earlier records too. (The calls of a run are stored by its writer instead.)"""
         self.journal.append(records)
         catch_up(self.store, self.paths.journal, self.rubrics, other_process_bytes=math.inf)
 
@@ -277,8 +278,9 @@ def _changed_tags(store: Store, tags: Mapping[str, Tags]) -> list[str]:
 
 
 def _reply_digests(reader: Reader, names: Sequence[str]) -> dict[str, str]:
-    """Return what the replies of these models and judges (as `stage/identity`) were parsed to, by the key of the
-    completion or judgement: a digest of the text or ratings, or the kind of failure if they couldn't be used."""
+    """Return a digest of each parsed reply of these models and judges, by key of the completion or judgement. `names`
+    are `stage/identity`. The digest is of the text or ratings; a reply that couldn't be used has its kind of failure
+    instead."""
     rows = reader._query(
         "SELECT key, digest FROM (SELECT key, text_id AS digest, 'completion' AS stage, identity FROM completions "
         "UNION ALL SELECT key, sha256(to_json(ratings)::VARCHAR), 'judgement', identity FROM judgements UNION ALL "
@@ -304,11 +306,11 @@ def _rubric_files(aside: Path) -> dict[str, dict[str, str]]:
 
 
 def _calls_of_other_pipeline(old_store: SetAsideStore, reader: Reader, damaged: int) -> int:
-    """Return the number of calls in a set-aside store if it belongs to another pipeline, else 0: the cost of another
+    """Return the number of calls in a set-aside store if it belongs to another pipeline, else 0. The cost of another
     pipeline's calls must not be counted here.
 
-    It counts as another pipeline's if the reader's store has runs, but none of the old store's, and if the old store
-    has more calls than the journal has damaged lines (`damaged`).
+    The old store belongs to another pipeline if the reader's store has runs, the two stores have no run in common, and
+    the old store has more calls than the journal has damaged lines (`damaged`).
     """
     runs = "SELECT run, count(*) AS n FROM calls GROUP BY run"
     theirs, ours = ({row["run"]: row["n"] for row in rows} for rows in (old_store.rows(runs), reader._query(runs)))
@@ -324,11 +326,12 @@ def _rename_unreadable(aside: Path) -> str:
 
 
 def _usable_store(paths: StorePaths, opened: Journal, notify: Notify, rebuild: bool) -> tuple[Store, bool]:
-    """Return (an open store, whether it is the existing one). A store that is damaged or doesn't fit the journal is set
-    aside; then, or if the store is missing, the open store is empty, to be filled from the journal.
+    """Return (an open store, whether it is the existing one). The existing store is used if it fits the journal
+    (`opened`) and lacks few records. Otherwise, or with `rebuild`, it is set aside and the open store is empty, to be
+    filled from the journal.
 
-    Raises BadInput if the file can't be read and has no journal: it may be another program's, and only aif's stores are
-    set aside.
+    Raises BadInput if the store's path is a folder, or an unreadable file without a journal: it may be another
+    program's.
     """
     path, empty = paths.store, opened.position == START
     if path.is_dir():

@@ -122,9 +122,10 @@ class PromptQueries(Queries):
         )
 
     def slots_with_calls(self, prompt_id: str) -> list[dict[str, Any]]:
-        """Return a row for each planned completion of the prompt, ordered by number: the columns of view `slot_states`,
-        the completion (text, reasoning, finish, system), its scores (score, spread, by_judge), its call (sent, served,
-        seconds, n, input_tokens, output_tokens, usd), and `raw`, a received reply that could not be used."""
+        """Return a row for each planned completion of the prompt, ordered by number. Its columns are those of view
+        `slot_states`, of the completion (text, reasoning, finish, system), of its scores (score, spread, and by_judge
+        as one text), and of its call (sent, served, seconds, n, input_tokens, output_tokens, usd). `n` numbers the
+        calls for the completion in a run. `raw` is a received reply that could not be used."""
         return self._query(_SLOTS, [prompt_id])
 
     def judgements_with_calls(self, prompt_id: str) -> list[dict[str, Any]]:

@@ -10,9 +10,9 @@ Every record has `t`, its type, and `v`, that type's version. Later versions of 
     selected   the end of the selection's pages: fingerprint of the sources, counts [[source, reason, rows]]
     text       a text that other records name by digest: kind (principle, rubric, material, model), content
     call       one call to an endpoint, whatever its result
-    reserve    a ceiling of the spend counted in a run, written before the spend reaches it: run, n (from 1; the
-               highest of a run is valid), usd. If the run crashes, its ceiling counts as spent; a run that ends
-               normally lowers it to its counted spend
+    reserve    a ceiling (the most that a run may spend so far), written before the spend reaches it: run, n (from 1),
+               usd. The ceiling with a run's highest n is valid, and counts as spent if the run crashes. A run that
+               ends normally writes its counted spend as its last ceiling
     retry      from here on, permanent failures are pending again (`--retry-failed`)
     split      the share of prompts in the test split, computed for a test size: asked, threshold
     mended     the number of damaged lines before this record that were recovered: lines

@@ -1,7 +1,7 @@
 """Queries for summaries and reports: progress, failures, spend, models, pairs.
 
-An item is a completion or judgement that the pipeline wants. It is answered, failed (permanently), later (failed, and
-retried by the next run) or pending.
+An item is a completion or judgement that the pipeline wants. Its state is answered, failed (permanently), later
+(failed, and retried by the next run) or pending (no result yet). `Tally.pending` counts the last two states.
 """
 
 from collections import Counter
@@ -27,13 +27,13 @@ SIDE_COUNTS = ("empty_completion", "rescored", "alike")
 
 @dataclass(frozen=True, slots=True)
 class ReasoningMarks:
-    """How many completions of a model may be split wrongly into reasoning and answer, for one `kind` of sign, with an
-    example.
+    """Completions of a model that may be split wrongly into reasoning and answer: their number, with an example. `kind`
+    says which sign they show.
 
     `left`: a tag is still in the text. `cut`: reasoning was cut at a tag that the reply may only mention. `whole`: the
-    text ends at max_tokens and may be all reasoning, since other completions of the model contain reasoning. An empty
-    `model` stands for prompts with a tag `left` in an earlier assistant turn. `example` is an excerpt from one of the
-    completions or prompts, and `prompt_id` its prompt.
+    text ends at max_tokens and may be all reasoning, since other completions of the model contain reasoning. If `model`
+    is empty, prompts are counted instead: those with a tag `left` in an earlier assistant turn. `example` is an excerpt
+    from one of the completions or prompts, and `prompt_id` its prompt.
     """
 
     model: str
@@ -55,18 +55,17 @@ class Tally:
 
     @property
     def pending(self) -> int:
-        """The number of items that were never requested, or failed and will be retried."""
+        """The number of items that are to be requested: those in state `later`, and those without any result yet."""
         return self.wanted - self.answered - self.failed
 
 
 @dataclass(frozen=True, slots=True)
 class ItemCounts:
-    """The number of completions and judgements (items) that the pipeline wants now, by stage and model or judge
-    (`tallies`), and the number of selected `prompts`.
+    """Counts of selected prompts, and of the completions and judgements (items) that the pipeline wants now.
 
-    Judgements are counted as if every pending completion will be answered. `slots` maps a number of planned completions
-    to the number of prompts that have it. `complete` is the number of prompts of which all items are answered.
-    `missing` are the unanswered items, grouped by the reason.
+    `tallies` counts items by (stage, model or judge), as if every pending completion will be answered. `slots` has the
+    number of prompts by their number of planned completions. `complete` is the number of prompts with all items
+    answered. `missing` are the unanswered items, grouped by the reason.
     """
 
     prompts: int
@@ -95,14 +94,14 @@ class ItemCounts:
 
 @dataclass(frozen=True, slots=True)
 class PromptCounts:
-    """What became of the rows read and of the selected prompts. `intake` has the number of rows by result (`selected`,
-    or the reason why left out), `outcomes` the number of selected prompts by outcome (`paired`, or the reason why not).
-    Each row and each prompt is counted once.
+    """Counts of the rows read and of the selected prompts, by result. `intake` has the number of rows by result
+    (`selected`, or the reason why left out), `outcomes` the number of selected prompts by outcome (`paired`, or the
+    reason why not). Each row and each prompt is counted once.
 
-    `pairs` is the number of pairs. `empty` counts provided completions without text, which were left out; `rescored`
-    scores that were ignored, since the same completion came earlier with another score or none; `alike` prompts that
-    differ from an earlier one only in spaces or Unicode form; `unrated` completions not paired since they have no
-    rating.
+    `pairs` is the number of pairs. `empty` counts provided completions that were left out because they have no text.
+    `rescored` counts scores that were ignored because the same completion came earlier with another score, another
+    scale or no score. `alike` counts prompts that differ from an earlier one only in spaces or Unicode form. `unrated`
+    counts completions that were not paired because they have no rating.
     """
 
     intake: dict[str, int]

@@ -143,8 +143,8 @@ class ResultReader(Reader):
         self, aspects: Mapping[str, float], judges: Mapping[str, float], all_pairs: bool
     ) -> Iterator[RatingColumns]:
         """Yield the result of `scores` in parts, in the selection's order. A part has whole prompts, with about 100,000
-        completions. With `all_pairs`, which says that all pairs of a prompt's completions will be compared, a part also
-        ends at about 500,000 pairs."""
+        completions. `all_pairs` says that all pairs of a prompt's completions will be compared; a part then also ends
+        at about 500,000 pairs."""
         return (_scores(part, aspects, judges) for part in self._rated(aspects, judges, all_pairs))
 
     def _rated(self, aspects: Iterable[str], judges: Iterable[str], all_pairs: bool) -> Iterator[pa.Table]:
@@ -225,8 +225,8 @@ class ResultReader(Reader):
             ]
 
     def _with_texts(self, table: pa.Table, batch: int, *columns: str) -> Iterator[_Page]:
-        """Yield the table's rows in lists of at most `batch`, each as (rows, messages of the rows' prompts by
-        prompt_id, texts of the rows' completions by key). `columns` name the table's columns that hold completion
+        """Yield the table's rows with their texts, at most `batch` rows at a time. Each item is (rows, prompts'
+        messages by prompt_id, completions' texts by key). `columns` name the table's columns that hold completion
         keys."""
         for start in range(0, table.num_rows, batch):
             for rows in self._pages(table.slice(start, batch).to_pylist(), columns):

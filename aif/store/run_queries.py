@@ -91,9 +91,9 @@ class RunQueries(Queries):
     def already_gathered(
         self, ids: Sequence[str], keys: Sequence[str]
     ) -> tuple[set[str], dict[str, tuple[float | None, str | None]]]:
-        """Return what the selection that is being built already holds of the prompt `ids` and of the completion `keys`
-        (of provided completions): the set of these prompts, and by key the (score, name of the score's scale) of these
-        completions, which is (None, None) for a completion without a score."""
+        """Return which of these prompts and provided completions the selection that is being built already has. The
+        result is (ids of these prompts, scores of these completions by key). A score is (score, name of its scale), or
+        (None, None) if the completion has none."""
         prompts = self._rows("SELECT prompt_id FROM incoming WHERE prompt_id IN (SELECT unnest(?))", [list(ids)])
         query = "SELECT key, score, source FROM incoming_carried WHERE key IN (SELECT unnest(?))"
         return {row[0] for row in prompts}, {key: (*score,) for key, *score in self._rows(query, [list(keys)])}
@@ -156,7 +156,7 @@ class RunQueries(Queries):
 
     def provided_completions(self, prompt_ids: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
         """Return, by prompt id, the (key, identity) of each completion provided with the prompt, in the source's order.
-        If the record of a completion was damaged, its identity is that of an author named LOST ("lost")."""
+        If a completion's record was damaged, its author is unknown and is named LOST ("lost") in the identity."""
         provided: dict[str, list[tuple[str, str]]] = {}
         for prompt_id, key, identity in self._rows(
             "SELECT a.prompt_id, a.key, coalesce(c.identity, ?) "
@@ -218,12 +218,11 @@ class RunQueries(Queries):
         ]
 
     def last_pending_slot(self, model: str) -> int:
-        """Return the number (`seq`) of the model's last pending slot, 0 if none."""
+        """Return the highest `seq` of the model's pending slots, 0 if none."""
         return int(self._rows("SELECT coalesce(max(seq), 0) FROM todo WHERE model = ?", [model])[0][0])
 
     def last_judgeable_prompt(self) -> int:
-        """Return the number (`seq`) of the last prompt in the list of judgeable prompts (see `Store.add_judgeable`); 0
-        if none."""
+        """Return the highest `seq` of the judgeable prompts (see `Store.add_judgeable`), 0 if none."""
         return int(self._rows("SELECT coalesce(max(seq), 0) FROM ready")[0][0])
 
     def judgeable_prompts(self, after: int, limit: int) -> list[JudgeablePrompt]:
@@ -300,15 +299,15 @@ class RunQueries(Queries):
         return needs
 
     def judgeable_limit(self, prompts: int) -> int:
-        """Return how many prompts to take from the beginning of the selection to have `prompts` of them that can be
-        judged. If there are fewer, the number includes all that can be judged; 0 if none can."""
+        """Return the smallest n such that `prompts` of the first n selected prompts can be judged. If fewer can be
+        judged in all, the first n prompts include all of them; n is 0 if none can."""
         first = "SELECT DISTINCT position FROM needed ORDER BY position LIMIT ?"
         return int(self._rows(f"SELECT coalesce(max(position) + 1, 0) FROM ({first})", [prompts])[0][0])
 
     def finished_judgements(self, keys: Sequence[str]) -> dict[str, tuple[bool, list[str] | None]]:
-        """Return (whether it is answered, text_ids shown) for each of the judgements `keys` that is answered or failed
-        permanently, by key. The text_ids are digests of the texts that the judge was shown; None if the judgement's
-        record lacks them."""
+        """Return, by key, (answered, text_ids) of those judgements `keys` that are answered or failed permanently.
+        `answered` is False if the judgement failed. The text_ids are digests of the texts that the judge was shown;
+        None if the judgement's record lacks them."""
         rows = self._rows(
             "SELECT key, true, shown FROM judgements WHERE key IN (SELECT unnest($keys)) UNION ALL "
             "SELECT key, false, shown FROM failed WHERE key IN (SELECT unnest($keys)) AND verdict = 'failed'",
@@ -319,8 +318,9 @@ class RunQueries(Queries):
     # --- comparing with another store ---------------------------------------------------------------------------------
 
     def missing_rows(self, table: str, keys: str, rows: "pa.Table") -> list[int]:
-        """Return the numbers (column `row`) of those `rows` of another store whose key is not in this store's `table`.
-        `keys` names the columns of the key, separated by commas; rows with a NULL in the key are ignored."""
+        """Return the row numbers (column `row`) of the `rows` of another store that this store's `table` lacks. Rows
+        are compared by key: `keys` names its columns, separated by commas. If the key is one column, rows with NULL in
+        it are ignored."""
         self._db.register("theirs", rows)
         missing = self._rows(
             f"SELECT row FROM theirs ANTI JOIN {table} USING ({keys}) WHERE ({keys}) IS NOT NULL ORDER BY row"

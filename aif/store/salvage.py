@@ -39,8 +39,8 @@ _USAGE = {"input": "input", "output": "output", "cached": "cached", "reasoning":
 def missing_records(old_store: SetAsideStore, reader: Reader, retried: bool = False) -> Iterator[list[Record]]:
     """Yield, in batches, records of everything that the old store has and the reader's store lacks.
 
-    Store each batch before taking the next. Calls are yielded before answers: the answers yielded are those whose call
-    is still not in the reader's store, because the call's row in the old store is damaged. `retried` says that
+    Store each batch before taking the next. Calls are yielded before answers. An answer is yielded only if its call is
+    still not in the reader's store then: the call's row in the old store is damaged. `retried` says that
     `--retry-failed` was used since the old store was last written.
     """
     for name, (keys, record_of) in _SIMPLE_TABLES.items():
@@ -75,8 +75,8 @@ def selection_records(old_store: SetAsideStore) -> Iterator[list[Record]]:
 def _missing_rows(
     old_store: SetAsideStore, reader: Reader, name: str, columns: str, ours: str, keys: str
 ) -> Iterator[list[Row]]:
-    """Yield, in batches, the rows of the old store's table `name` whose key is not in the reader's table `ours`.
-    `columns` is the key in the old store (SQL), `keys` in the reader's table."""
+    """Yield, in batches, the rows of the old store's table `name` that the reader's table `ours` lacks. Rows are
+    compared by key: `columns` is the key in the old store (SQL), `keys` in the reader's table."""
     for rows in old_store.columns(name, columns):
         lacking = reader.missing_rows(ours, keys, rows)
         for n in range(0, len(lacking), ROWS_AT_ONCE):
@@ -108,9 +108,9 @@ def _call_records(old_store: SetAsideStore, reader: Reader, rows: list[Row], ret
 def _last_failures(
     old_store: SetAsideStore, reader: Reader, keys: list[str], retried: bool
 ) -> dict[tuple[str, datetime], Row]:
-    """Return the old store's rows of table `failed` for the completions and judgements `keys`, by key and start of the
-    failed call. A row is left out if the reader's store has a later failure for the key, from a call that the old store
-    lacks. With `retried` (see `missing_records`), the failures are no longer permanent."""
+    """Return the old store's rows of table `failed` for these `keys`, by (key, start of the failed call). A row is left
+    out if the reader's store has a failure of the key from a call that the old store lacks: that failure is later. With
+    `retried` (see `missing_records`), the failures are no longer permanent."""
     ours = {(row["key"], row["started"]) for row in _matching(reader._query, "failed", "key", keys)}
     known = {
         (row["key"], row["started"]) for row in _matching(old_store.rows, "calls", "key", [key for key, _ in ours])

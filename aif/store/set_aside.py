@@ -86,8 +86,8 @@ def store_files(path: Path) -> tuple[Path, Path]:
 
 
 def free_path(path: Path, suffix: str) -> Path:
-    """Return `path` with `suffix` added (in place of an `.aside`), and with a number if needed, such that neither this
-    path nor that of its write-ahead log exists."""
+    """Return an unused path: `path` with `suffix` added. An `.aside` at the end of `path` is replaced by `suffix`. A
+    number is added if the path, or the path of its write-ahead log, is in use."""
     name = re.sub(r"\.aside\d*$", "", path.name) + suffix
     paths = (path.with_name(f"{name}{n or ''}") for n in chain([0], count(2)))
     return next(path for path in paths if not any(map(os.path.lexists, store_files(path))))
