@@ -53,7 +53,8 @@ class LabelCounts:
 
 
 def best_completions(scored: pa.Table, seed: int) -> pa.Table:
-    """Return the row of each prompt's best completion that isn't truncated; prompts with only truncated ones have none.
+    """Return the row of each prompt's best completion that isn't truncated. A prompt with only truncated completions
+    has no row.
 
     Ties are broken by a seeded draw, as for pairs. If a prompt's scores are on several scales, the best completions of
     all scales count as tied. A pair's chosen completion may be another one: `on_policy`, caps and length ratios may
@@ -88,10 +89,10 @@ def _numbered_rows(scored: pa.Table) -> Iterator[dict[str, Any]]:
 def label_completions(scored: pa.Table, paired: pa.Table, rule: KtoLabels) -> LabelledRows:
     """Label completions as desirable or undesirable, by the pipeline's rule.
 
-    Rule `pairs`: chosen completions are desirable, rejected ones undesirable. Rule `scores`: a completion is desirable
-    if its score is at least `desirable`, and undesirable if its score is at most `undesirable`; if it would be
-    desirable but is truncated, it gets no label. A text that would get both labels in one prompt gets none. Labelled
-    and unlabelled rows add up to the rows of `scored`.
+    Rule `pairs`: chosen completions are desirable, rejected ones undesirable. Rule `scores`: scores of at least
+    `rule.desirable` are desirable, scores of at most `rule.undesirable` undesirable. A completion that would be
+    desirable by its score, but is truncated, gets no label. A text that would get both labels in one prompt gets none.
+    Labelled and unlabelled rows add up to the rows of `scored`.
     """
     decided = list(_by_pairs(scored, paired) if rule.rule == "pairs" else _by_scores(scored, rule))
     texts = list(zip(*(scored.column(name).to_pylist() for name in ("prompt_id", "text_id")), strict=True))
@@ -132,10 +133,11 @@ def _by_scores(scored: pa.Table, rule: KtoLabels) -> Iterator[_Decision]:
 
 
 def balancing_weight(desirable: int, undesirable: int) -> tuple[str, float, float] | None:
-    """Return which weight of TRL's KTOConfig to set, and to what, so that these numbers of completions are balanced:
-    ("desirable_weight" or "undesirable_weight", lowest value, highest value).
+    """Return the weight of TRL's KTOConfig that balances these numbers of completions, as (name, lowest value, highest
+    value).
 
-    None if they are balanced already, or if one label is missing, so that no weight helps.
+    The name is "desirable_weight" or "undesirable_weight". None if the numbers are balanced already, or if one label is
+    missing, so that no weight helps.
     """
     low, high = BALANCED
     if not desirable or not undesirable or low <= desirable / undesirable <= high:

@@ -1,11 +1,11 @@
 """Decide which completions of each prompt form pairs, or why none do. Pure: no text, no I/O, no model.
 
-Two completions of a prompt are a candidate pair if their scores are on one scale, the one with the higher score is not
-truncated, and the policy's margin, model and length limits hold (`_find_candidates`, which also records why a prompt
-has no candidate, such as a tie).
-The policy then selects from the candidates (`_apply_policy`). Choices among equals are drawn by sha256 of (seed, role,
-prompt, completion). So a prompt's result depends neither on the order of its rows nor on other prompts, except for
-`max_per_model`, which counts all pairs.
+`_find_candidates` returns each prompt's candidate pairs, or records why it has none, such as a tie. In a candidate
+pair, the texts differ, the scores are on one scale, and the completion with the higher score is not truncated. The pair
+also keeps to the policy's margin, model and length limits. `_apply_policy` then selects from the candidates.
+
+Choices among equals are drawn by sha256 of (seed, role, prompt, completion). So a prompt's result depends neither on
+the order of its rows nor on other prompts, except for `max_per_model`, which counts all pairs.
 
 A new outcome is added to REASONS here, with its text in engine/outcome_text.py.
 """
@@ -60,12 +60,13 @@ MAX_CANDIDATES = 4_000_000  # ordered pairs of one prompt: 2,000 completions wit
 class PairPolicy:
     """How pairs are selected; `pair_prompts` describes the policies by `name`.
 
-    `score`: the weighted mean of the aspects, or the aspect `overall` alone. `missing`: if a rating is missing, leave
-    its aspect out for the prompt, or drop the prompt. `min_margin`: the least difference of the two scores. `shares`:
-    aspects differ in range, so scores (and `min_margin`) are fractions from 0 to 1. `max_length_ratio`: the most
-    characters of the longer text per character of the shorter. `max_per_model`: how often a model may be chosen, and
-    how often rejected, in all pairs. `model`: for `on_policy`, the model on one side of every pair. `min_completions`:
-    if some completions have no rating, how many must have one. The fields are stored as JSON.
+    `score`: the weighted mean of the aspects, or the aspect `overall` alone. `missing`: if a judge's rating of an
+    aspect is missing, leave out that judge's ratings of it for the prompt, or drop the prompt. `min_margin`: the least
+    difference of the two scores. `shares`: true if aspects differ in range; scores and `min_margin` are then fractions
+    from 0 to 1. `max_length_ratio`: the highest allowed ratio of the longer text's characters to the shorter's.
+    `max_per_model`: how often a model may be chosen, and how often rejected, in all pairs. `model`: for `on_policy`,
+    the model on one side of every pair. `max_pairs_per_prompt`: for `all`. `min_completions`: if some completions have
+    no rating, how many must have one. The fields are stored as JSON.
     """
 
     name: Literal["best_vs_random", "best_vs_worst", "all", "on_policy"]
@@ -85,9 +86,10 @@ class PairPolicy:
 class PairingResult:
     """The outcome of every prompt, and all pairs.
 
-    Per prompt, in the order of the input: `outcome`, "paired" or one of REASONS. Per pair, prompt by prompt: `n`, its
-    number within the prompt, from 0, and the row numbers of its completions, `chosen` and `rejected`. `columns` names
-    the columns of `scored.used`: aspect, or judge/aspect if there are several judges.
+    `outcome` has an entry per prompt, in the order of the input: "paired" or one of REASONS. `n`, `chosen` and
+    `rejected` have an entry per pair, prompt by prompt: its number within the prompt (from 0), and the row numbers of
+    its two completions. `columns` names the columns of ratings: aspect, or judge/aspect if there are several judges.
+    `scored` has the scores of the completions in `rows`.
     """
 
     rows: PromptRows
@@ -142,7 +144,8 @@ class PairingResult:
         return table.filter(pa.array(~np.isnan(means)))
 
     def judge_scores(self) -> pa.Table:
-        """Return the table of scores by judge, a row per completion and judge whose ratings count for it."""
+        """Return the table of scores by judge. It has a row for each completion and judge, if ratings of the judge
+        count for the completion."""
         rows, judges = np.nonzero(~np.isnan(self.scored.judge_means))
         return pa.table(
             {
@@ -165,16 +168,17 @@ def pair_prompts(columns: RatingColumns, policy: PairPolicy) -> PairingResult:
     In each pair, the score of chosen is higher than that of rejected by at least `min_margin`, on the same scale; the
     texts differ, and their lengths are within `max_length_ratio`. Rejected may be truncated, chosen may not.
 
-    `best_vs_random` and `best_vs_worst` make one pair: the best completion that isn't truncated, against a random one
-    or the worst one of those allowed. `all` makes every pair, or the `max_pairs_per_prompt` with the widest margins.
-    `on_policy` makes one pair with `model` on one side: the best that can be chosen, against a random one. Ties are
-    drawn. With `max_per_model`, the pairs of all prompts are visited in random order, and a pair is dropped if its
-    chosen model has been chosen, or its rejected model rejected, that often already.
+    `best_vs_random` and `best_vs_worst` make one pair: the best completion that isn't truncated, against a random or
+    the worst completion that may be rejected. `all` makes every pair, or the `max_pairs_per_prompt` with the widest
+    margins. `on_policy` makes one pair with `model` on one side: the best completion that may be chosen, against a
+    random one. Ties are broken by a seeded draw. If a prompt has several scales, the best completions of each scale
+    count as tied. The same holds for the worst completions, and for the widest margins.
 
-    If a prompt has several scales, the best completions of each scale count as tied, and so do the worst and the
-    widest margins.
+    With `max_per_model`, the pairs of all prompts are visited in random order. A pair is dropped if its chosen model
+    has already been chosen that often, or its rejected model has already been rejected that often.
 
-    Raises BadInput if these aspects don't give the policy's score, ValueError if columns don't fit.
+    Raises BadInput if the aspects don't give the policy's score, ValueError if `columns` are inconsistent or
+    `min_margin` is negative.
     """
     (paired,) = pair_prompts_by_part([columns], policy)
     return paired
@@ -228,20 +232,24 @@ class _Pairs:
 
     @classmethod
     def with_lower(cls, rows: PromptRows, selected: Ints, means: Floats) -> "_Pairs":
-        """Return all pairs of a selected row (`high`) and a row with a lower score (`low`) of the same group, that is,
-        of the same prompt and scale. `means` has each row's score."""
+        """Pair each selected row, as `high`, with every row of its group that has a lower score, as `low`.
+
+        A group is the rows of one prompt on one scale. `means` has each row's score.
+        """
         return cls._ordered(rows, means, *cls._all_of_prompt(rows, selected))
 
     @classmethod
     def with_higher(cls, rows: PromptRows, selected: Ints, means: Floats) -> "_Pairs":
-        """Return all pairs of a selected row (`low`) and a row with a higher score (`high`) of the same group, that is,
-        of the same prompt and scale. `means` has each row's score."""
+        """Pair each selected row, as `low`, with every row of its group that has a higher score, as `high`.
+
+        A group is the rows of one prompt on one scale. `means` has each row's score.
+        """
         return cls._ordered(rows, means, *reversed(cls._all_of_prompt(rows, selected)))
 
     @staticmethod
     def _all_of_prompt(rows: PromptRows, selected: Ints) -> tuple[Ints, Ints]:
-        """Return each selected row combined with every row of its prompt, itself included, as two arrays of row
-        numbers: the selected rows, and the rows they are combined with."""
+        """Combine each selected row with every row of its prompt, itself included. Return the row numbers of all
+        combinations as two arrays: first the selected rows, then the other rows."""
         sizes = rows.sizes[rows.prompt[selected]]
         repeated = np.repeat(selected, sizes)
         starts = np.cumsum(sizes) - sizes
@@ -292,9 +300,9 @@ def _find_candidates(
 ) -> _Pairs:
     """Return the pairs that the policy may select, and record in `outcomes` why a prompt has none: a tie, the margin, …
 
-    The highest and lowest score of a group (a prompt's completions on one scale) show whether any two of its scores are
-    far enough apart. Pairs are built only for groups with two such scores, and only for rows that may be chosen: all
-    pairs of 8,000 completions would take 1.4 GB.
+    All pairs of 8,000 completions would take 1.4 GB. So pairs are built only in groups (a prompt's completions on one
+    scale) where the highest and lowest score are far enough apart. For `best_vs_random` and `best_vs_worst`, only the
+    pairs of the best row are built.
     """
     every = np.ones(len(means), dtype=bool)
     rated = ~np.isnan(means)
@@ -337,11 +345,10 @@ def _find_candidates(
 
 
 def _groups_with_pair(rows: PromptRows, means: Floats, sides: Sequence[tuple[Bools, Bools]], margin: float) -> Bools:
-    """Return per group (a prompt's completions on one scale) whether it has a pair with a margin above 0 and of at
-    least `margin`.
+    """Return per group whether it has a pair of different scores with a margin of at least `margin`.
 
-    Each entry of `sides` has two masks of rows: those that may be chosen, and those that may be rejected. A group has a
-    pair if any entry allows one. `means` has each row's score.
+    A group is a prompt's completions on one scale. Each entry of `sides` has two masks of rows: those that may be
+    chosen, and those that may be rejected. A pair is valid if it fits at least one entry. `means` has each row's score.
     """
     result = np.zeros(len(rows.firsts), dtype=bool)
     for highs, lows in sides:
@@ -351,8 +358,8 @@ def _groups_with_pair(rows: PromptRows, means: Floats, sides: Sequence[tuple[Boo
 
 
 def _within_memory(selected: Ints, rows: PromptRows) -> Ints:
-    """Return `selected` unchanged. Raises BadInput if the selected rows of a prompt would form more than MAX_CANDIDATES
-    pairs with all rows of that prompt, too many for memory."""
+    """Return `selected` unchanged. Raises BadInput if pairing a prompt's selected rows with all its rows would give
+    more than MAX_CANDIDATES pairs."""
     pairs = np.bincount(rows.prompt[selected], minlength=len(rows.starts)) * rows.sizes
     if (most := int(pairs.max(initial=0))) > MAX_CANDIDATES:
         raise BadInput(
@@ -386,11 +393,11 @@ def _as_mask(selected: Ints, rows: PromptRows) -> Bools:
 
 
 def _widest_first(pairs: _Pairs, rows: PromptRows, means: Floats, seed: int) -> Ints:
-    """Return the indices of the pairs, sorted by prompt, then from the widest margin down, with equal margins in random
+    """Return the indices of the pairs, sorted by prompt, then by margin, widest first. Equal margins are in random
     order.
 
-    If a prompt has several scales, the widest margin of each scale counts as equal, then the second widest of each, and
-    so on.
+    If a prompt has several scales, margins are ranked within each scale. Margins of the same rank, such as the widest
+    of each scale, count as equal.
     """
     high, low, group = means[pairs.high], means[pairs.low], rows.group[pairs.high]
     margin, size = high - low, tolerance(high, low)
@@ -410,8 +417,11 @@ def _widest_first(pairs: _Pairs, rows: PromptRows, means: Floats, seed: int) -> 
 
 
 def _apply_model_cap(parts: Sequence[PairingResult], cap: int, seed: int) -> Iterator[PairingResult]:
-    """Yield each part without the pairs beyond the cap: the pairs of all parts are visited in random order, and a pair
-    is dropped if its chosen model has been chosen, or its rejected model rejected, `cap` times already."""
+    """Yield each part without the pairs beyond the cap.
+
+    The pairs of all parts are visited in random order. A pair is dropped if its chosen model has already been chosen
+    `cap` times, or its rejected model has already been rejected `cap` times.
+    """
     drawn = np.concatenate([_cap_draws(part, seed) for part in parts])
     numbers: dict[str, int] = {}
     chosen, rejected = map(np.concatenate, zip(*(_models(part, numbers) for part in parts), strict=True))

@@ -1,7 +1,7 @@
 """Compute the score of each completion from columns of ratings, overall and by judge. Pure: no text, no I/O, no model.
 
-Scores of the same prompt are comparable, because a judge's ratings of an aspect count for a prompt only if that judge
-rated the aspect for all its completions. Completions without any rating are left out first.
+Scores of the same prompt are comparable. A judge's ratings of an aspect count for a prompt only if the judge rated that
+aspect for all completions of the prompt. Before that, completions without any rating are left out.
 """
 
 from collections.abc import Iterable, Sequence
@@ -63,10 +63,11 @@ def tolerance(score: Any, other: Any) -> Any:
 class PromptRows:
     """The rows of RatingColumns with integers in place of ids, for array operations by prompt.
 
-    A group is the rows of one prompt whose scores are on one scale. Per row: its key in `completions`, and the integers
-    `prompt`, `text`, `model` and `group`; `prompt` and `model` are indices into `prompt_ids` and `models`, which have
-    each value once. Per prompt: its first row (`starts`) and number of rows (`sizes`). `order` has the row numbers
-    sorted by group; `firsts` has the position in `order` where each group begins.
+    A group is the rows of one prompt whose scores are on one scale. Per row: its key in `completions`, and four
+    integers. `prompt` and `model` are indices into `prompt_ids` and `models`, which have no duplicates. `text` is equal
+    for equal texts, `group` for rows of the same group. Per prompt: its first row (`starts`) and number of rows
+    (`sizes`). `order` has the row numbers sorted by group; `firsts` has the position in `order` where each group
+    begins.
     """
 
     prompt_ids: pa.Array
@@ -135,7 +136,8 @@ class PromptRows:
         return np.bincount(self.prompt, rows, len(self.starts)).astype(np.int64)
 
     def highest(self, rows: Bools, means: Floats) -> Bools:
-        """Return a mask of the rows with the highest mean of their group, ties included, among those in `rows`."""
+        """Return a mask of the rows with the highest mean of their group, ties included. Rows that are not in the mask
+        `rows` are ignored."""
         top = self.reduce_groups(np.maximum, rows, means, -np.inf)[self.group]
         result: Bools = rows & (means >= top - tolerance(means, top))
         return result
@@ -219,9 +221,11 @@ def compute_scores(
 
     An aspect's value is the weighted mean over the judges whose ratings of it count. If the aspects differ in range,
     each counts as a fraction of its range, from 0 to 1: otherwise an aspect rated from 0 to 40 would outweigh three
-    rated from 1 to 5. `missing`: if a judge's rating of an aspect is missing, ignore that judge's ratings of the aspect
-    for the whole prompt, or drop the prompt. Completions without any rating are left out first; if that leaves fewer
-    than the larger of `least` and 2, no completion of the prompt has a score.
+    rated from 1 to 5.
+
+    Completions without any rating are left out first. If this leaves fewer than `least` completions, or fewer than 2,
+    no completion of the prompt has a score. `missing`: if a judge's rating of an aspect is still missing, ignore that
+    judge's ratings of the aspect for the whole prompt, or drop the prompt.
 
     Raises BadInput if these aspects don't give this score, ValueError if columns and weights don't fit.
     """
@@ -292,8 +296,8 @@ def _weights(columns: RatingColumns, by: Literal["mean", "overall"]) -> Floats:
 
 
 def _check(names: Sequence[str], weights: Sequence[float], field: str, valid: bool) -> None:
-    """Raise ValueError unless there is a weight for each name, and equal names have equal weights. Also raises it if
-    `valid` is false: the caller has checked the values. `field` is what the message calls the weights."""
+    """Raise ValueError unless there is a weight for each name, and equal names have equal weights. Also raise it if
+    `valid`, the result of the caller's own check of the weights, is false. The message calls the weights `field`."""
     fit = len(weights) == len(names) and len(set(zip(names, weights, strict=True))) == len(set(names))
     if not fit or not valid:
         raise ValueError(

@@ -1,13 +1,14 @@
 """Plan the completions of a prompt: by which models, with which principles and sampling seeds. Pure.
 
 A slot is one planned completion. The candidates for a prompt's slots are all samples of all models in the pool. Each
-has a draw key, (seed, prompt, model, sample); hashes of it give the candidate's rank, principle and sampling seed. The
-`per_prompt` candidates with the lowest hashes get the slots. So a model that is added to the pool replaces at most one
-completion of a prompt for each of its samples; all others keep their model, principle, seed and key.
+candidate has a draw key, (seed, prompt, model, sample). Hashes of the draw key give its rank, principle and sampling
+seed. The `per_prompt` candidates with the lowest ranks get the slots. So each sample of a model that is added to the
+pool replaces at most one completion of a prompt; all others keep their model, principle, seed and key.
 
-If a model is in the pool with several settings, the draw keys of all but the first entry (sorted by sampling settings,
-then `system`) contain the settings: otherwise all these entries would get the same rank, principle and seed. A new
-entry that sorts first takes over the slots of the entry that was first.
+A model may be in the pool several times, with different settings. Then the draw keys of all but its first entry also
+contain the settings, since equal draw keys would give equal ranks, principles and seeds. The entries are sorted by
+sampling settings, then by `system`. If a new entry becomes the first, it gets the draw key without settings, and so the
+slots of the former first entry.
 """
 
 from collections.abc import Mapping, Sequence
@@ -44,7 +45,7 @@ class PoolModel:
     """A model of the pool, with the settings that plans depend on (host and price are not among them).
 
     `identity`: the model's identity as the pipeline file declares it. `other`: a suffix of the identity if the server
-    loads other files than those first served under the name, else empty; it changes completion keys, but not what is
+    now loads other files than it first served under the name; else empty. It changes completion keys, but not what is
     drawn for a completion. `samples`: how many completions of one prompt the model may write. `system`: how system
     turns are sent (see sent_messages).
     """
@@ -194,9 +195,12 @@ def provided_slots(prompt_id: str, completions: Sequence[tuple[str, str]]) -> tu
 def plan_slots(
     prompt: Prompt, pool: Sequence[PoolModel], per_prompt: int, principles: Principles | None, seed: int
 ) -> tuple[Slot, ...]:
-    """Plan the completions of a prompt: return `per_prompt` slots, for the candidates with the lowest hashes, lowest
-    first (see the module). The order of the pool doesn't matter. Raises BadInput if the models have fewer than
-    `per_prompt` samples in all."""
+    """Plan the completions of a prompt, and return their slots, `per_prompt` in number.
+
+    The candidates are all samples of all models; those with the lowest hashes get the slots, lowest first (see the
+    module). The order of the pool doesn't matter. Raises BadInput if the models have fewer than `per_prompt` samples in
+    all.
+    """
     candidates: list[tuple[PoolModel, int, DrawKey]] = [
         (model, sample, (seed, prompt.prompt_id, model.identity, sample, *settings))
         for model, settings in _with_settings(tuple(pool))
@@ -210,9 +214,11 @@ def plan_slots(
 
 @lru_cache(maxsize=8)
 def _with_settings(pool: tuple[PoolModel, ...]) -> list[tuple[PoolModel, tuple[str, ...]]]:
-    """Return each entry of the pool with the settings that are part of its draw key (see the module): a digest of its
-    settings, or nothing for the first entry of each identity (sorted by sampling settings, then `system`). So the draws
-    of the first entry stay the same when an entry is added after it."""
+    """Return each entry of the pool with what its settings add to its draw key (see the module).
+
+    This is nothing for the first entry of each identity (sorted by sampling settings, then `system`), and a digest of
+    the settings for the others. So the draws of the first entry stay the same when an entry is added after it.
+    """
     first: dict[str, PoolModel] = {}
     for model in sorted(pool, key=lambda entry: (repr(entry.sampling), entry.system)):
         first.setdefault(model.identity, model)

@@ -1,4 +1,4 @@
-"""Calling models: a client for each API, what replies and errors mean, retries, concurrency, rate limits.
+"""Call models: a client for each API, what replies and errors mean, retries, concurrency, rate limits.
 
-Knows requests and replies. Knows no prompt, no rubric and no store.
+It deals with requests and replies only: nothing here depends on rubrics, pipelines or the store.
 """

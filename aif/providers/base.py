@@ -69,8 +69,8 @@ DEFAULT_OPTIONS = Options()
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """One rate limit as response headers report it. `measure` says what is counted, such as requests or tokens, and
-    `limit` and `remaining` are such counts. `reset_s` is the seconds until all of the limit is available again.
+    """One rate limit as response headers report it. `measure` says what is counted, such as requests or tokens. `limit`
+    is how many are allowed, `remaining` how many are left; all are available again in `reset_s` seconds.
 
     Only a hint: some servers report nonsense.
     """
@@ -92,14 +92,14 @@ class Quota:
 class Reply:
     """A model's reply, with its reasoning split from its text.
 
-    `received` is the content and the reasoning exactly as the server sent them, if splitting changed either; `mark`
-    quotes a part of the text that may be a reasoning tag, if that is doubtful (see core/reasoning.py). `sent` are the
-    settings of the request, without messages and schema; `served` is what the server reports about itself (model,
-    fingerprint, request id); `quotas` are the rate limits it reports.
+    `received` is the content and the reasoning as the server sent them; None if splitting changed neither. `mark`
+    quotes a part of the text that is possibly a reasoning tag; None if there is none (see core/reasoning.py). `sent`
+    are the settings of the request, without messages and schema; `served` is what the server reports about itself
+    (model, fingerprint, request id); `quotas` are the rate limits it reports.
 
-    `finish` is None only in the reply of a CallError that was raised before the finish reason was read. If the server
-    sends no finish reason or an unknown one, `finish` is "length", and `served` has the server's word under
-    UNKNOWN_FINISH.
+    If the server sends no finish reason or an unknown one, `finish` is "length", and `served` has the server's word
+    under UNKNOWN_FINISH. `finish` is None only in a reply that is attached to a CallError, if the call failed before
+    the finish reason was read.
     """
 
     text: str
@@ -209,8 +209,8 @@ class ChatModel(Protocol):
     """A client for one model of one provider. It may be used by many tasks of one event loop at the same time."""
 
     async def ask(self, request: Request) -> Reply:
-        """Send the request once, without retries, and return the reply. Raises CallError for every failure outside this
-        process."""
+        """Send the request once, without retries, and return the reply. Raises CallError if the connection or the
+        provider fails, or if the reply is unusable."""
         ...
 
     async def aclose(self) -> None:

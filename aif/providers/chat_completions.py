@@ -112,11 +112,10 @@ def sent_settings(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _parse_body(content: bytes) -> Any:
-    """Return the parsed JSON of a response body; for a body that is a stream, return what `_gather_stream` joins from
-    it.
+    """Return the parsed JSON of a response body. A body that is a stream of events is joined first (`_gather_stream`).
 
-    A key that is repeated in an object is an error: with two contents, neither is known to be the reply. Only the json
-    module can detect repeated keys (it takes 15 µs for 8 kB, orjson 3 µs). Raises CallError(BAD_REPLY).
+    Raises CallError(BAD_REPLY) for any other body, and if an object has a key twice: with two contents, it is unclear
+    which is the reply. Only the json module can detect repeated keys (it takes 15 µs for 8 kB, orjson 3 µs).
     """
     try:
         # JSON is sent as UTF-8 (RFC 8259); json would also accept UTF-16, in which no key was redacted
@@ -251,8 +250,9 @@ def parse_response(
     """Return the reply in an HTTP response. `read` parses the body; `sent` are the settings to record in the reply.
     `check` raises a CallError if the reply was delivered before.
 
-    If the status isn't 2xx, raises the CallError that `classify` returns. Otherwise raises the CallErrors of `check`
-    and `read`, and BAD_REPLY if the body isn't JSON. The secrets `keys` are redacted from replies and errors alike.
+    If the status isn't 2xx, raises the CallError that `classify` returns. If the body isn't JSON, raises
+    CallError(BAD_REPLY). CallErrors of `check` and `read` are passed on. The secrets `keys` are redacted from replies
+    and errors alike.
     """
     headers = {name.lower(): value for name, value in headers.items()}
     content = remove_keys(content, *keys)
@@ -325,9 +325,9 @@ def _minimax_error(base_resp: Any) -> Any:
 def with_finish_reason(reason: Any, reply: Reply) -> Reply:
     """Return the reply with its `finish`: the server's finish reason, translated by the table _FINISH_REASONS.
 
-    A missing or unknown reason counts as "length", since the text may be incomplete; `served` then holds the server's
-    word, or that it gave none. Raises CallError(BAD_REPLY) for a reason that means an error, so that the call is
-    retried.
+    A missing or unknown reason counts as "length", since the text may be incomplete. `served` then has the server's
+    word under UNKNOWN_FINISH (NO_FINISH_REASON if it is missing). Raises CallError(BAD_REPLY) for a reason that means
+    an error, so that the call is retried.
     """
     word = replace_surrogates(reason).strip() if isinstance(reason, str) else ""
     finish = _FINISH.get(word) or _FINISH.get(_PREFIX.sub("", re.sub("[^a-z]+", "_", word.lower())))
@@ -376,11 +376,12 @@ def _usage(data: Any) -> Usage | None:
 
 
 def consistent_usage(usage: Usage, total: int | None = None) -> Usage | None:
-    """Return `usage`, corrected so that input includes cached tokens and output includes reasoning tokens; None if the
+    """Return `usage`, corrected so that input includes cached tokens and output includes reasoning tokens. None if the
     input is 0 or a count is impossible. `total` is the total that the server reports (None: it reports none).
 
     Some servers report cached tokens in addition to the input, and reasoning tokens in addition to the output or only
-    in the total (xAI, Gemini). If the numbers allow both readings, the larger count is used.
+    in the total (xAI, Gemini). Cached tokens are added to the input only if they exceed it. If the total exceeds input
+    plus output, the rest is added to the output; else reasoning tokens are added only if they exceed the output.
     """
     input, output = usage.input, usage.output
     if usage.cached + usage.written > input:

@@ -5,21 +5,22 @@ Pure: the caller passes the time, in seconds of any clock.
 A status alone never shows who is at fault; the results of other items do:
 
 - The item is at fault if the endpoint has answered a call that was sent later than the item's first failed call.
-- The endpoint is at fault if three different items (or all, if there are fewer) fail alike and none is answered in
-  between. After transient errors it is paused and retried. After refusals, or errors that no request of this shape can
-  avoid, it gets no more calls. But first an item from elsewhere in the queue is tried, since a firewall's page looks
-  like a refusal, and neighbouring rows are often similar. No such item is tried if the server itself names the key, the
+- The endpoint is at fault if three different items fail alike and none is answered in between. If there are fewer than
+  three items, all of them must fail. One item is enough if the server says that it is busy, and usually for a 429.
+  After transient errors the endpoint is paused and retried. After refusals, or errors that every request would get, it
+  gets no more calls. But first an item from elsewhere in the queue is tried, since a firewall's page looks like a
+  refusal, and neighbouring rows are often similar. No such item is tried if the server itself names the key, the
   account or the model as the cause.
 - Otherwise it is not known yet.
 
 A limiter is either open, with a window (the most calls in flight), or paused. After a pause one call is sent as a
 probe: if it is answered the limiter opens, else the next pause is longer.
 
-The window follows TCP. A 429 sets a target for it: four fifths of the calls in flight, or of half the window if that is
-more. The target is set once for all calls sent before the pause. After the pause the window starts at a quarter of the
-target, and grows by one call per answer up to the target. Beyond the target it grows by a twentieth per round (as many
-answers as the window is large), or by one call if that is more. Server errors and timeouts stop growth for a round and
-don't change the target: fewer calls would not avoid them.
+The window follows TCP. A 429 sets a target for it: four fifths of the calls in flight, counted as at least half the
+window. Calls sent before the pause don't change the target again. After the pause the window starts at a quarter of the
+target, and grows by one call per answer up to the target. Beyond the target it grows by a twentieth per round, but by
+at least one call; a round is as many answers as the window is large. Server errors and timeouts stop growth for a round
+and don't change the target: fewer calls would not avoid them.
 """
 
 import math
@@ -49,13 +50,13 @@ FailureClass = Literal["transient", "access", "request", "unusable"]
 class ItemHistory:
     """The results of an item (a completion or judgement) over all its calls, as the concurrency limiter needs them.
 
-    `first_failed` is the number of its first failed call, by class of failure; `size` is the length of its request in
-    characters; `blame` says who was at fault for its last failure. `sampled`: the item was taken from elsewhere in the
-    queue to find out who is at fault. `may_split`: the item is a judgement whose judge has `on_overflow: single`, so a
-    context overflow says nothing about other items.
+    `first_failed` has, by class of failure, the number of the first call that failed so. `size` is the length of its
+    request in characters; `blame` says who was at fault for its last failure. `sampled`: the item was taken from
+    elsewhere in the queue to find out who is at fault. `may_split`: the item is a judgement whose judge has
+    `on_overflow: single`, so a context overflow says nothing about other items.
 
-    `limited_at` is set by the item's first 429, until the item gets a reply. It has two counts of the endpoint, from
-    when the call with that 429 was sent: calls answered, and items that got a 429.
+    `limited_at` is set by the item's first 429, and is None again once the item gets a reply. It has two counts of the
+    endpoint from the time when that call was sent: calls answered, and items that got a 429 (this item included).
     """
 
     first_failed: dict[FailureClass, int] = field(default_factory=dict)
@@ -68,10 +69,10 @@ class ItemHistory:
 
 @dataclass(frozen=True, slots=True)
 class OtherItems:
-    """Whether an endpoint has enough other items to find out if an item or the endpoint is at fault for a failure.
+    """What an endpoint's other items can show about a failure: whether the item or the endpoint is at fault.
 
-    If `enough` different items fail alike, the endpoint is at fault. `too_few`: the endpoint has too few items to find
-    out. `more_coming`: some items have not been sent yet.
+    The endpoint is at fault if `enough` different items fail alike. `too_few`: the endpoint has so few items that the
+    fault can't be found out. `more_coming`: some items have not been sent yet.
     """
 
     enough: int = ENOUGH_ITEMS
@@ -86,8 +87,8 @@ MANY_OTHERS = OtherItems()
 class Permit:
     """Permission to make one call, as returned by `ConcurrencyLimiter.enter`.
 
-    `n` is the call's number at this endpoint, from 1. Three fields are the limiter's counts from before the call was
-    sent: `answers` received, items that got a 429 (`limits`), and pauses or resets so far (`episode`). `probe`: the
+    `n` is the call's number at this endpoint, from 1. Three fields are counts from the time when the call was sent:
+    `answers` is the calls answered, `limits` the items that got a 429, `episode` the pauses and resets. `probe`: the
     call tests whether a paused endpoint answers again.
     """
 
@@ -251,9 +252,12 @@ class ConcurrencyLimiter:
         return blame
 
     def _opens(self, permit: Permit) -> bool:
-        """Return whether a reply to this permit's call ends the pause. After a 429 only a reply to the probe does,
-        since calls sent earlier are answered in spite of the limit; after an outage any reply does. A pause because
-        items failed alike ends when replies have shown that the endpoint isn't at fault for any of these items."""
+        """Return whether a reply to this permit's call ends the pause.
+
+        After an outage any reply does. After a 429 only a reply to the probe does, since calls sent earlier are
+        answered in spite of the limit. If the endpoint is paused because items failed alike, the pause ends when
+        replies have shown that the endpoint isn't at fault for any of these items.
+        """
         if self._paused == "failing":
             return not any(self._failing.values())
         return permit.probe or self._paused == "not answering"
@@ -261,8 +265,8 @@ class ConcurrencyLimiter:
     def _unusable_reply(self, permit: Permit, error: CallError, now: float, others: OtherItems) -> Blame:
         """Return who is at fault for a reply that is empty, unparseable or blocked by a filter.
 
-        The endpoint is given up after too many such replies in a row: ENOUGH_ITEMS if it never gave a usable reply,
-        since each costs; ENOUGH_UNUSABLE if it did, or if a filter blocks.
+        The endpoint is given up after such replies to too many items in a row. The number is ENOUGH_UNUSABLE if it has
+        given a usable reply, or if a filter blocks. Otherwise it is ENOUGH_ITEMS, since each reply costs money.
         """
         alike, blocked = self._failing["unusable"], error.kind is Kind.BLOCKED
         alike.add(permit.item)

@@ -45,12 +45,14 @@ class DuplicateDetector:
         self._is_cached = False
 
     def check(self, request: bytes, messages: bytes, data: Any, content: bytes) -> None:
-        """Remember a reply, usable or not. `content` is the reply's body and `data` the same body parsed; `request` is
-        the body of its request and `messages` the messages in the request.
+        """Check that a reply was not delivered to another request before, and remember it.
 
-        Raises Misdelivered if the reply was already delivered to another request. Raises CallError(CACHED) if the reply
-        is delivered a third time, although connections were reopened, or if a gateway known to cache repeats the reply
-        for the same messages.
+        `content` is the reply's body and `data` the same body parsed; `request` is the body of its request and
+        `messages` the messages in the request. Errors and replies without an id are not checked.
+
+        Raises Misdelivered when a reply is repeated for the first time. Raises CallError(CACHED) when it is repeated
+        again, although connections were reopened: then a gateway caches replies. From then on, a reply that is repeated
+        for the same messages raises CallError(CACHED) at once.
         """
         id = data.get("id") if isinstance(data, dict) and not data.get("error") else None  # errors may be identical
         if not id or not isinstance(id, str):

@@ -36,9 +36,9 @@ class Endpoint:
 
     `halt` is set when no more calls are to be made, because the run stops or the endpoint is given up. `refused` is the
     reason for giving it up, else None. For servers that aif launches, `up` is set while a server is ready, `wanted`
-    once a call needs a server, `done` when no more calls will come; `server_status` is what the servers are doing while
-    no call can be made, such as "starting". `others(error)` returns whether there are enough other items to tell who is
-    at fault for the error.
+    once a call needs a server, `done` when no more calls will come. While none of these servers is ready,
+    `server_status` says why, such as "starting"; else it is None. `others(error)` returns what other items can show
+    about who is at fault for the error.
     """
 
     name: str

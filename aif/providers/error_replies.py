@@ -394,8 +394,11 @@ def _kind(status: int, reported: _ErrorText) -> tuple[Kind, bool, bool]:
 
 
 def _status_allows(kind: Kind, status: int, text: str) -> bool:
-    """Return whether an error with this HTTP status can be of this kind. It is asked about the kind that a rule's words
-    suggest, since words alone mislead. `text` is the searchable text of the error."""
+    """Return whether an error with this HTTP status can be of this kind.
+
+    `kind` is what the words of the error suggest. They may mislead, so the status must allow it, too. `text` is the
+    searchable text of the error.
+    """
     if kind is Kind.RATE_LIMITED:
         return status not in (401, 402, 404, 413) and status < 500
     if kind in (Kind.UNAUTHORIZED, Kind.UNKNOWN_MODEL, Kind.WRONG_URL):
@@ -415,7 +418,7 @@ def _is_long_limit(text: str) -> bool:
 
 
 def _rejects_max_tokens(text: str) -> bool:
-    """Return whether max_tokens itself is refused, whatever the prompt."""
+    """Return whether the error says that max_tokens is out of range by itself, not together with the prompt."""
     message = text.partition("\n")[2]
     name = _MAX_TOKENS.search(message)
     return name is not None and _OUT_OF_RANGE.search(message, name.end()) is not None and not _PROMPT.search(message)

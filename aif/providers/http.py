@@ -91,10 +91,10 @@ async def post_request(
     keys: Sequence[str],
     read: chat_completions.ParseBody = chat_completions.read_reply,
 ) -> Reply:
-    """Send a request's body once, with `post`, and return the reply.
+    """Send a request's body once, with `post`, and return the reply. Raises CallError.
 
-    `sent` are the settings to record in the reply, `keys` the secrets to redact; `read` parses the reply's body. Raises
-    CallError. If the reply was already delivered to another request, `reconnect` is called first, since open
+    `sent` are the settings to record in the reply, `keys` the secrets to redact; `read` parses the reply's body. If the
+    reply was already delivered to another request, `reconnect` is called before the error is raised, since open
     connections may deliver more replies to wrong requests.
     """
     content_sent = orjson.dumps(body)
@@ -111,12 +111,13 @@ async def post_request(
 async def deadline(
     seconds: float, url: str, keys: Sequence[str], unconnected: type[Exception] = aiohttp.ClientError
 ) -> AsyncIterator[None]:
-    """Limit the block, a whole call from connecting to the last byte, to this many seconds. An async context manager.
+    """Limit the time of a whole call, from connecting to the last byte. An async context manager; its block makes the
+    call.
 
     The timeouts of aiohttp and the SDKs are per read: a server that sends a byte now and then never exceeds them.
     Raises CallError of kind TIMEOUT or CONNECTION; `unconnected` is the client's own class of connection errors. The
-    secrets `keys` are redacted from the error's message. The error has no cause attached, since a client's error may
-    quote what a server sent.
+    secrets `keys` are redacted from the error's message. The client's own error is not attached as `__cause__`, since
+    it may quote what a server sent.
     """
     try:
         async with asyncio.timeout(seconds):

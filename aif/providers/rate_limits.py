@@ -134,8 +134,8 @@ class _ConfiguredLimit:
 
 
 class _LearnedLimit:
-    """A limit learned from headers. In a minute it allows what remains by the headers, plus what is refilled in that
-    time.
+    """A limit learned from headers. In a minute it allows what remains, as the headers report, plus what is refilled in
+    a minute.
 
     The refill rate follows from the reported time until the limit is fully available again. The period in the header's
     name is not used, since some providers report a daily limit under the name of a per-minute limit.

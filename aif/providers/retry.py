@@ -5,17 +5,17 @@ limiter does the waiting. If the endpoint refused the call, the item stays pendi
 
 If the item is at fault, it gets up to 6 attempts. The time between attempts doubles from 1 s up to 60 s; the wait is a
 random share of that time, from 50 to 100 %. A wait is at least as long as the server asked for, but never longer than
-60 s. When the item has failed permanently depends on the error:
+60 s. The error decides when the item has failed permanently:
 
 - The server names the request's own length or turns: at once.
-- Any other error that isn't transient: when three errors were equal.
-- A transient error: after six attempts, if three errors were equal.
+- Any other error that isn't transient: once three attempts ended with the same error.
+- A transient error: after six attempts, if three of them ended with the same error.
 - An account's quota is exhausted, or a 429 says that the request is within the limit: never; the item stays pending
   after its attempts.
 
 If it is not known who is at fault, the item gets the same attempts, but stays pending afterwards. If there are too few
-other items to find out, it is retried for 60 s only, and has failed permanently at a context overflow that the server
-names.
+other items to find out, it is retried for 60 s only. In this case, a context overflow that the server names is a
+permanent failure.
 
 Unusable replies where another sample may be usable (empty, unparseable, truncated, or broken with output tokens) are
 requested again at once, up to 3 times in all. A request that the provider's filter blocks is not retried.
@@ -44,9 +44,11 @@ class RetryPolicy:
     """How often and how long to retry. Counts include the first attempt; waits are in seconds.
 
     `attempts` is the most failed calls of an item, `resamples` the most unusable replies. An item that is at fault has
-    failed permanently when `same_failures` of its calls end with the same error (a transient error: only after all
-    `attempts`). An endpoint is given up if no call is answered for `outage_s`; or already after `silent_s` if in this
-    run it has never replied, never said that it is busy, and never asked to wait.
+    failed permanently when `same_failures` of its calls ended with the same error. If the error is transient, all
+    `attempts` are made first.
+
+    An endpoint is given up if no call is answered for `outage_s`. For an endpoint that in this run has never replied,
+    said that it is busy, or asked to wait, the time is `silent_s`.
     """
 
     attempts: int = 6

@@ -136,8 +136,8 @@ class VllmChat:
 
 @dataclass(slots=True, eq=False)
 class _Server:
-    """One server and its state. `failures` counts consecutive backoffs (0 after a usable reply), `timeouts` the calls
-    that timed out since its last response. Times are in seconds by the client's clock."""
+    """One server and its state. `failures` is the number of its backoffs since its last usable reply, `timeouts` the
+    number of calls that timed out since its last response. Times are in seconds by the client's clock."""
 
     url: str
     proxy: str | None = None
