@@ -301,7 +301,7 @@ def test_a_journal_that_tells_no_source_of_scores_has_them_read_again(tmp_path: 
         with Reader.of(journaled.store) as reader:
             assert reader.any_score_without_source()
     (tmp_path / "b.jsonl").rename(tmp_path / "gone.jsonl")
-    told = r"did not store the source of each.*put the sources back, and `aif run` reads them again"
+    told = r"did not store the source of each.*put the sources back, and `aif run \S*pipeline\.yaml` reads them again"
     with pytest.raises(BadInput, match=told):
         run(path)
     (tmp_path / "gone.jsonl").rename(tmp_path / "b.jsonl")
