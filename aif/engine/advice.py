@@ -97,8 +97,8 @@ _BY_MESSAGE: tuple[tuple[str, str, str], ...] = (
 
 
 def fix(kind: str, message: str) -> str:
-    """Return the suggested fix for a failed call; "" if there is none. `kind` is its error kind (see Kind), `message`
-    what the server said."""
+    """Return the suggested fix for a failed call; "" if there is none. `kind` is a value of `providers.base.Kind`, such
+    as "timeout"; `message` is what the server said."""
     matches = (text for of, pattern, text in _BY_MESSAGE if of == kind and re.search(pattern, message, re.IGNORECASE))
     return next(matches, FIXES.get(kind, ""))
 

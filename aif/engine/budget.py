@@ -1,14 +1,21 @@
 """The budget: the most that a call can cost is reserved before it is sent; its actual cost counts afterwards. No I/O.
 
-The most that a call can cost is its *bound*. If the actual cost is unknown (a timeout, a broken reply), the bound
-counts. A call is sent only if counted spend + the bounds of calls in flight + its own bound stay within the cap,
-budget_usd. So counted spend never exceeds the cap, however many calls are in flight, and in the end the provider's bill
-is no higher than counted spend.
+- The *bound* of a call is the most that it can cost.
+- *Counted spend* is the sum of the actual costs of ended calls. If an actual cost is unknown (a timeout, a broken
+  reply), the bound counts instead.
+- The *cap* is the pipeline's `budget_usd`.
 
-This holds after a crash too. A run's *ceiling* is the most that it may spend so far. The run writes each ceiling to its
-journal, and syncs it to disk, before it spends up to that amount. If a run crashes, its last ceiling counts as spent.
-The ceiling is raised in blocks, ahead of need, so that calls seldom wait for a sync. But a crash counts the unused part
-of the ceiling (the headroom) as spent; so the headroom is only a quarter of the bounds of calls in flight or waiting.
+A call is sent only if counted spend + the bounds of calls in flight + its own bound stay within the cap. So counted
+spend never exceeds the cap, however many calls are in flight. The provider's bill is no higher than counted spend.
+
+A crash loses the actual costs of calls in flight. So the journal says in advance how much a run may spend:
+
+- A *ceiling* is an amount in USD that the run writes to its journal. The run spends up to a ceiling only after the
+  journal is synced to disk.
+- If the run crashes, its last ceiling counts as its spend, even if the run spent less.
+- A new ceiling is written before the old one is reached, so that calls seldom wait for a sync.
+- The *headroom* of a ceiling is the part beyond counted spend and the bounds of calls in flight or waiting. A crash
+  counts the headroom as spent, so it is small: a quarter of these bounds.
 """
 
 import asyncio
@@ -26,8 +33,12 @@ AHEAD = 0.25
 
 @dataclass(frozen=True, slots=True)
 class BudgetShortfall:
-    """Why the budget refused calls, in USD. `spent` is the spend so far; `bound` is the most that the cheapest refused
-    call can cost."""
+    """Why the budget refused calls.
+
+    budget: the limit of the store's spend, in USD.
+    spent: the store's spend so far.
+    bound: the most that the cheapest refused call can cost, in USD.
+    """
 
     budget: float
     spent: Spent
@@ -36,11 +47,14 @@ class BudgetShortfall:
 
 @dataclass
 class Account:
-    """The spend of one run in USD: `known` costs, bounds of ended calls whose cost is `unknown`, and bounds of calls
-    `in_flight`.
+    """The spend of one run, in USD.
 
-    `limit` is the most that the run may spend: what earlier runs left of the budget. `ceiling` is the part of
-    `limit` that the journal on disk already lets it spend. `calls` is the number of calls in flight.
+    limit: the most that the run may spend: what earlier runs left of the budget; infinite without a budget.
+    known: the sum of the known costs of ended calls.
+    unknown: the sum of the bounds (the most a call can cost) of ended calls whose cost is unknown.
+    in_flight: the sum of the bounds of calls in flight.
+    calls: the number of calls in flight whose bound is above 0.
+    ceiling: the amount that the journal on disk already lets the run spend; at most `limit`.
     """
 
     limit: float = inf
@@ -79,10 +93,11 @@ class Account:
             self.known += usd
 
     def next_ceiling(self, requested: float, waiting: float) -> float | None:
-        """Return the next ceiling (USD, see Account) to write to the journal; None if `requested` is still high enough.
+        """Return the next ceiling in USD to write to the journal; None if `requested` is still high enough. The run may
+        spend up to a ceiling once the journal with it is synced to disk.
 
-        `requested` is the last ceiling written, synced or not. `waiting` is the sum of the bounds of calls that wait to
-        be sent.
+        requested: the last ceiling that was written to the journal, whether it is synced or not.
+        waiting: the sum of the bounds of calls that wait to be sent; a bound is the most that a call can cost.
         """
         ahead = AHEAD * (self.in_flight + waiting)
         used = self.counted + self.in_flight + waiting
@@ -101,9 +116,12 @@ class Budget:
     """Limits what a run spends: a call is sent only after the most that it can cost is reserved. Calls are admitted in
     the order they arrive, so that cheap calls can't overtake an expensive one forever.
 
-    `cap` limits all spend of the store in USD, including `before`, the spend before this run; None: no limit. `write(n,
-    ceiling)` writes the run's n-th ceiling (see the module) to the journal. `synced` must be called once that ceiling
-    is on disk.
+    cap: the limit in USD for all spend of the store, earlier runs included; None: no limit.
+    before: the store's spend before this run.
+    write: called as `write(n, ceiling)`; writes the run's n-th ceiling to the journal.
+
+    A ceiling is an amount in USD. The run may spend up to a ceiling once `synced` has been called with it, which says
+    that it is on disk.
     """
 
     cap: float | None

@@ -46,10 +46,12 @@ def declared_endpoints(pipeline: Pipeline) -> dict[Key, Model | Judge]:
 async def known_windows(
     endpoints: Mapping[Key, DeclaredEndpoint], from_errors: Mapping[Key, int | None]
 ) -> dict[Key, int]:
-    """Return the context windows that are known, in tokens, by (stage, name).
+    """Return the context windows that are known, in tokens, by (stage, name). The window of a model or judge comes from
+    the first of these that states it:
 
-    If the pipeline file declares none for a model or judge, its server's list of models is requested. `from_errors` has
-    the windows that earlier error messages stated (None: none did); they are used last.
+    - the pipeline file;
+    - the list of models that the server returns;
+    - `from_errors`: windows stated in earlier error messages of the server (None: none did).
     """
     undeclared = {_server(e): e for e in endpoints.values() if e.context_window is None and e.base_url}
     lists = dict(zip(undeclared, await asyncio.gather(*map(_model_list, undeclared.values())), strict=True))

@@ -50,7 +50,12 @@ _COMPLETIONS = ("It can press the reset button of a small device.", "Paper clips
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """The result of one check: what was checked, whether it passed, and the finding or the fix in words."""
+    """The result of one check.
+
+    subject: what was checked, such as a model's name.
+    ok: whether the check passed.
+    text: the finding in words; if the check failed, also the fix.
+    """
 
     subject: str
     ok: bool

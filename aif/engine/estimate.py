@@ -51,8 +51,13 @@ UNMEASURED = TokenRate(Span(1 / BYTES_A_TOKEN, 1 / FEWEST_BYTES_A_TOKEN), f"{BYT
 
 @dataclass(frozen=True, slots=True)
 class ReplyLength:
-    """Tokens of one reply. `shown` is the part that a judge is shown: all but the reasoning. `basis` says in words
-    where the figures come from; `measured` is true if they come from a model's earlier completions."""
+    """The length of one reply: the mean, and the most.
+
+    tokens: all tokens of the reply, reasoning included.
+    shown: the tokens that a judge is shown: all but the reasoning.
+    basis: where the figures come from, in words.
+    measured: whether the figures come from a model's earlier completions.
+    """
 
     tokens: Span
     shown: Span
@@ -64,9 +69,11 @@ class ReplyLength:
 class ContextOverflow:
     """How many requests to one model or judge don't fit its context window together with their `max_tokens`.
 
-    `over` of `total` requests don't fit `window` tokens. `awaited`: some requests will show completions that are still
-    pending, whose length is estimated. `apart`: if a request doesn't fit, the judge rates its completions one at a time
-    (`on_overflow: single`).
+    over: the number of requests that don't fit, as estimated from a sample.
+    total: the number of all these requests.
+    window: the context window in tokens.
+    awaited: whether some requests will show completions that are still pending, whose length is estimated.
+    apart: whether the judge rates the completions of a request that doesn't fit one at a time (`on_overflow: single`).
     """
 
     stage: Stage
@@ -80,14 +87,19 @@ class ContextOverflow:
 
 @dataclass(frozen=True, slots=True)
 class EndpointWork:
-    """The pending calls of one model or judge, with measurements of its earlier calls. Sizes are means per call.
+    """The pending calls of one model or judge, with measurements of its earlier calls.
 
-    `tally`: its completions or judgements by state; judgements count as if every pending completion will be answered.
-    `sent`: bytes of a request, without the texts of completions that are still pending. `awaited`: by model, how many
-    pending completions a judge's request will show. `rate`: tokens per byte. `limit_tokens`: tokens of a request
-    that count towards a tokens-per-minute limit, without pending completions. `tries`: calls per answer. `cached`,
-    `written`: shares of the input read from and written to a provider's cache. `seconds`: time per call; None if it was
-    not measured.
+    tally: the numbers of its completions or judgements by state, as if every pending completion will be answered.
+    sent: mean bytes of a request's messages, without the texts of completions that are still pending.
+    awaited: by model, the mean number of its pending completions that one request to the judge will show.
+    rate: tokens per byte of a request.
+    reply: the mean length of a reply.
+    limit_tokens: mean tokens of a request that count towards a tokens-per-minute limit, without pending completions.
+    tries: mean number of calls until an item is answered.
+    cached: the share (0 to 1) of input tokens that is read from a provider's prompt cache.
+    written: the share (0 to 1) of input tokens that is written to a provider's prompt cache.
+    seconds: mean seconds of a call; None if no call was measured.
+    overflow: how many requests exceed the context window; None if all fit or the window is unknown.
     """
 
     stage: Stage
@@ -109,10 +121,15 @@ class EndpointWork:
 class EstimateLine:
     """The estimate for one model or judge: the totals of its pending calls.
 
-    `calls`: completions or judgements to request, each counted once. `stored`: those answered already. `failed`: those
-    that failed permanently, which are not requested again. `input` and `output` are tokens, with retries. `usd` is None
-    if the price is unknown. `seconds` is None if no call was measured and no limit per minute is declared. `at_least`:
-    no call was measured, so `seconds` may be too low. `basis` says in words where the figures come from.
+    calls: completions or judgements to request; retries don't count.
+    stored: completions or judgements that are answered already.
+    failed: completions or judgements that failed permanently and are not requested again.
+    input: input tokens, retries included.
+    output: output tokens, retries included.
+    usd: cost in USD; None if the price is unknown.
+    seconds: duration of the calls; None if no call was measured and no limit per minute is declared.
+    at_least: whether `seconds` may be too low, because no call was measured.
+    basis: where the figures come from, in words.
     """
 
     stage: Stage
@@ -130,8 +147,13 @@ class EstimateLine:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """The estimate for a run, with a line per model and judge. `spent` is the store's spend before the run; `budget` is
-    the limit in USD for `spent` and the run together, None without a limit."""
+    """The estimate for a run.
+
+    lines: one entry per model and judge.
+    overflows: the models and judges for which some requests exceed the context window.
+    spent: the store's spend before the run.
+    budget: the limit in USD for all spend of the store, this run included; None without a limit.
+    """
 
     lines: tuple[EstimateLine, ...]
     overflows: tuple[ContextOverflow, ...] = ()
@@ -205,8 +227,9 @@ def context_overflow(
     """Return how many of `total` requests exceed a context window of `window` tokens; None if all fit, or the window is
     unknown.
 
-    `sizes` are the tokens of a sample of these requests, each with its longest reply; the share that exceeds the window
-    is applied to `total`. `awaited`: see ContextOverflow.
+    sizes: tokens of each request in a sample, with the longest reply. The share of the sample that exceeds the window
+        is applied to `total`.
+    awaited: whether some requests will show completions that are still pending, so that their sizes are estimated.
     """
     over = sum(size > window for size in sizes) if window else 0
     if not window or not over:
@@ -276,11 +299,13 @@ def completion_length(model: Model, max_tokens: int, measured: ReplyUsage | None
 def judgement_length(
     rubric: Rubric, judge: Judge, requests: Sequence[tuple[str, int]], measured: Mapping[str, ReplyUsage]
 ) -> ReplyLength:
-    """Return the mean length of a judge's replies to `requests`, which are (request name, number of completions shown).
+    """Return the mean length of a judge's replies.
 
-    `measured` has, by request name, the totals of earlier replies; their tokens per completion shown are used. For a
-    request without earlier replies, the length follows from the rubric's rationale lengths, or is max_tokens if the
-    judge is a reasoning model.
+    requests: the replies to estimate, as (name of the rubric's request, number of completions shown).
+    measured: by name of the request, the totals of earlier replies. The mean tokens per completion shown are used.
+
+    For a request without earlier replies, the length follows from the rubric's rationale lengths. If the judge is a
+    reasoning model, the length is max_tokens instead.
     """
     if not requests:
         return ReplyLength(ZERO, ZERO, "")

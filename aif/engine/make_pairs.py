@@ -28,8 +28,13 @@ def make_pairs(pipeline: Pipeline, rubric: Rubric, store: Store) -> dict[str, in
     prompt its outcome: "paired", or the reason why it has no pair.
 
     Uses the ratings that the current rubric and judges gave to the current plan's completions. Returns the number of
-    prompts by outcome, for every outcome of ALL_OUTCOMES; they add up to the number selected. Raises BadInput if the
-    rubric doesn't give the score that the policy uses, or if has_unsourced_scores is true.
+    prompts by outcome, for every outcome of ALL_OUTCOMES; they add up to the number selected.
+
+    Raises BadInput in two cases:
+
+    - The policy pairs by a score that the rubric doesn't give, such as `overall` without an aspect of that name.
+    - The sources have scores that must not be compared with each other, and for some stored scores the source is
+      unknown.
     """
     set_judging_specs(pipeline, rubric, store)
     policy, outcomes = policy_of(pipeline, rubric), Counter[str]()

@@ -1,8 +1,13 @@
 """The orchestrator: calls all models and judges in parallel for what is pending in the store.
 
-Each model and judge has a pager, which moves its pending items from the store into a queue (work_queue.py), and as many
-workers as calls may be in flight. Every attempt goes to the one writer (writer.py), which also notices prompts that
-have become ready to be judged. A failed call is recorded for its item; a programming error ends the run.
+An *item* is one completion or judgement to make. An *endpoint* is a model or judge. Each endpoint has:
+
+- a *pager*, which moves pending items from the store into a queue, page by page;
+- a queue (work_queue.py), which decides the item that is sent next;
+- workers, as many as calls may be in flight, which send the items of the queue.
+
+The one writer (writer.py) records every call. The writer also notices prompts that have become ready to be judged. A
+failed call is recorded for its item; a programming error ends the run.
 """
 
 import asyncio
@@ -53,15 +58,16 @@ class Observer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One completion or judgement to request. `item` is what its journal record says about it.
+    """One completion or judgement to request.
 
-    `request(n, error)` builds the request to send after `n` unusable replies, the last of which caused `error`. `read`
-    parses the reply: ratings, or None for a completion. `place`, for a completion, is (position of its prompt in the
-    selection, number of the completion within the prompt).
-
-    With `on_overflow: single`, a judgement of several completions that exceeds the context window is replaced by
-    judgements of one completion each. `parts` returns these; None if the job can't be replaced. `apart`: the judge
-    has this setting, so the overflow of one judgement says nothing about other items.
+    item: identifies it in the journal: stage, key, prompt, model or judge, and details such as the sampling seed.
+    request: called as `request(n, error)` after `n` unusable replies, the last of which caused `error`. Returns the
+        request to send next.
+    read: parses the reply; returns its ratings, or None for a completion.
+    place: for a completion, (position of its prompt in the selection, its number within the prompt); else None.
+    parts: returns the judgements of one completion each that replace a judgement of several completions, if it exceeds
+        the context window. None if the job can't be replaced.
+    apart: whether the judge has `on_overflow: single`. Then an overflow of this job says nothing about other items.
     """
 
     item: records.CallItem
@@ -75,10 +81,12 @@ class Job:
 @dataclass
 class Orchestrator:
     """Makes all calls of one run. After `stop()` no new call is made, and the run ends when those in flight have
-    finished.
+    finished. Afterwards, `budget_shortfall` says whether the budget refused calls.
 
-    `spent` is the store's spend before the run. `limit` restricts the run to the first `limit` prompts; None: all.
-    Afterwards, `budget_shortfall` says whether the budget refused calls.
+    endpoints: the models and judges to call.
+    observer: receives each call once its journal record is on disk.
+    spent: the store's spend before the run.
+    limit: calls are made for the first `limit` prompts only; None: for all.
     """
 
     pipeline: Pipeline
@@ -162,8 +170,11 @@ class Orchestrator:
 
     async def _attempt(self, endpoint: Endpoint, queue: WorkQueue[Job], item: QueueItem[Job]) -> Verdict | None:
         """Make one call for an item of `queue` and record it. Return what happens to the item; None if no call was
-        made, because the endpoint is stopped or the budget refused the call. A judgement that exceeds the context
-        window may be replaced (see Job.parts): the new judgements are added to the queue."""
+        made, because the endpoint is stopped or the budget refused the call.
+
+        A judgement of several completions that exceeds the context window may be replaced by judgements of one
+        completion each, which are added to the queue.
+        """
         clock = asyncio.get_running_loop().time
         job, state = item.job, item.retry_state
         call, error, parts = _Call(), None, None
@@ -275,9 +286,12 @@ class Orchestrator:
     # --- judgements ---------------------------------------------------------------------------------------------------
 
     def group_by_prefix(self, needs: Iterable[PendingJudgement]) -> Iterable[list[PendingJudgement]]:
-        """Group judgements whose requests share a prefix; the requests of a group are to be sent one after another. A
-        provider has a prefix in its cache once the first reply has begun: if all were sent at the same time, each would
-        pay the full price."""
+        """Group the judgements of one prompt whose requests begin with the same text (the prefix). The requests of a
+        group are to be sent one after another.
+
+        A provider has a prefix in its cache once the first reply has begun. Requests sent at the same time would each
+        pay the full price for the prefix.
+        """
         groups: dict[Any, list[PendingJudgement]] = {}
         for need in needs:
             prefix = need.judge_pass, self.rubric.sheet.requests[need.request].mode, need.answers
@@ -361,7 +375,14 @@ async def _wait(tasks: list[asyncio.Task[None]]) -> None:
 
 @dataclass
 class _Call:
-    """One attempt and its result. `bound` is the most it can cost in USD; None if the price is unknown."""
+    """One attempt and its result.
+
+    started: time at which the request was sent.
+    seconds: time until the reply or the error.
+    bound: the most that the call can cost in USD; None if the price is unknown.
+    reply: the reply; None if the call failed.
+    ratings: the ratings that a judge's reply gives; None for a completion or if the reply can't be parsed.
+    """
 
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
     seconds: float = 0.0
@@ -390,8 +411,11 @@ class _Pager:
 
     def _draw(self, last: int) -> int | None:
         """Return a random `seq` up to `last` that was not drawn before and that `fill` has not reached; None if eight
-        tries find none. By `seq` the store numbers a model's pending completions, and the prompts that are ready to be
-        judged."""
+        tries find none.
+
+        A `seq` is a number that the store gives, from 1, to each pending completion of a model, or to each prompt that
+        is ready to be judged.
+        """
         for _ in range(8):
             if last > self._after and (seq := random.randint(self._after + 1, last)) not in self._drawn:
                 self._drawn.add(seq)

@@ -15,8 +15,13 @@ from aif.store.result_queries import ResultReader
 
 @dataclass(frozen=True, slots=True)
 class PairPreview:
-    """The pairs that a policy would make, and the number of prompts by outcome. `lengths` has each completion's number
-    of characters; `paired.chosen` and `paired.rejected` are indices into it."""
+    """The pairs that a policy would make.
+
+    policy: the rules by which pairs are made.
+    outcomes: the number of prompts by outcome: "paired", or the reason why a prompt has no pair.
+    paired: the pairs; `paired.chosen` and `paired.rejected` are indices into `lengths`.
+    lengths: each completion's number of characters.
+    """
 
     policy: PairPolicy
     outcomes: Mapping[str, int]
@@ -47,9 +52,16 @@ def preview(pipeline: Pipeline, reader: ResultReader) -> PairPreview:
 
 
 def differing(first: PairPreview, second: PairPreview) -> list[tuple[str, int]]:
-    """Compare the pairs of two policies. Return (result in words, number of prompts) for each result: same pairs, same
-    chosen but different rejected, different chosen, pairs only with the first policy, pairs only with the second.
-    Prompts without pairs by either policy are not counted."""
+    """Compare the pairs of two policies. Return (result in words, number of prompts) for each of these results:
+
+    - same pairs
+    - same chosen, different rejected
+    - different chosen
+    - pairs only with the first policy
+    - pairs only with the second policy
+
+    Prompts without pairs by either policy are not counted.
+    """
     firsts, seconds = _pairs_by_prompt(first), _pairs_by_prompt(second)
     both = firsts.keys() & seconds.keys()
     same = {prompt for prompt in both if firsts[prompt] == seconds[prompt]}

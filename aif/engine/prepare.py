@@ -55,7 +55,7 @@ def principles_of(pipeline: Pipeline) -> Principles | None:
 
 
 def pool_of(pipeline: Pipeline) -> list[PoolModel]:
-    """Return the pipeline's models as `plan_slots` takes them."""
+    """Return the models that write completions, with the settings on which the plan of completions depends."""
     return [
         PoolModel(
             name, model.declared_identity, pipeline.sampling(model), model.samples, model.system, model.digest_suffix
@@ -68,9 +68,11 @@ def specs_of(pipeline: Pipeline, rubric: Rubric, provided_sizes: Iterable[int]) 
     """Return the judging requests of a pipeline: every request of the rubric, for every judge. A request that shows all
     completions together is included once for each number of completions that a prompt may have.
 
-    `provided_sizes` lists the different numbers of provided completions (those that came with the rows) per prompt. If
-    the rows give scores too, no judge is called. Then the list has one entry for each number of completions; it stands
-    for these scores, and its judge is PROVIDED_JUDGE.
+    *Provided* completions and scores came with the rows of a source. `provided_sizes` lists the different numbers of
+    provided completions per prompt.
+
+    If the rows give scores too, no judge is called. Then the list has one entry for each number of completions. The
+    entry stands for the provided scores, and its judge is PROVIDED_JUDGE.
     """
     least, most = pipeline.completions.min_completions, pipeline.completions.per_prompt
     sizes = sorted({*(n for n in provided_sizes if n >= least), *(range(least, most + 1) if pipeline.models else ())})
@@ -95,9 +97,12 @@ def prepare(
 ) -> list[Record]:
     """Update journal and store so that they match the pipeline file and its sources. Calls no model.
 
-    Without `reread`, the prompts in the journal are used without looking at the sources, and the models that aif
-    launches count as unchanged. `tell` is called with each message for the user. Returns journal records that say which
-    files the launched models load; they must be added to the journal before the first call.
+    tell: called with each message for the user.
+    reread: whether to look for changes of the sources and of the files of models that aif launches. If false, the
+        prompts in the journal are used, and those models count as unchanged.
+
+    Returns journal records that say which files the launched models load. They must be added to the journal before the
+    first call.
     """
     principles = principles_of(pipeline)
     with Reader.of(journaled.store) as reader:
@@ -156,7 +161,7 @@ def _report_outdated(pipeline: Pipeline, store: "Store", tell: Callable[[str], N
 
 
 def set_judging_specs(pipeline: Pipeline, rubric: Rubric, store: "Store") -> None:
-    """Store which judging requests each prompt needs (see specs_of).
+    """Store which judging requests each prompt needs: those of every judge, by the number of the prompt's completions.
 
     Raises BadInput if the pipeline takes scores from its rows instead of judges, and no row has a score.
     """

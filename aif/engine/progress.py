@@ -33,12 +33,19 @@ DISPLAY_CLOSED = (OSError, SystemExit)
 
 @dataclass(frozen=True, slots=True)
 class EndpointState:
-    """Progress of one model or judge, counted in completions or judgements (items). A judge's `wanted` assumes that all
-    pending completions succeed.
+    """Progress of one model or judge. An item is one of its completions or judgements.
 
-    `later`: items to retry in the next run. `rate`: items finished per second, over the last WINDOW_S seconds. `usd` is
-    None if the price is unknown. `refused`: why the model or judge takes no more calls in this run. `doing`: why it
-    answers nothing at the moment, such as starting or a rate limit.
+    wanted: items in all; a judge's number assumes that all pending completions succeed.
+    answered: items with a usable reply, those of earlier runs included.
+    failed: items that failed permanently, in this run or an earlier one.
+    later: items that this run gave up and the next run retries.
+    in_flight: calls in flight.
+    rate: items finished per second, over the last WINDOW_S seconds.
+    input_tokens: tokens of this run's requests.
+    output_tokens: tokens of this run's replies.
+    usd: the known cost of this run's calls; None if the price is unknown.
+    refused: why the model or judge takes no more calls in this run; None if it takes them.
+    doing: why it answers nothing at the moment, such as starting or a rate limit; None if there is no such reason.
     """
 
     name: str
@@ -63,11 +70,19 @@ class EndpointState:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The state of a running run, with a line per model and judge.
+    """The state of a running run.
 
-    `eta_s` are the seconds left; None if nothing is left, or if some model or judge with items left has no rate yet.
-    `spent` is the store's spend in USD, all runs together; `budget` is in USD too. `failures` counts this run's errors,
-    retried calls included, and items that failed permanently before it.
+    pid: the process that runs it.
+    host: the name of that process's machine.
+    started: ISO time (UTC) at which the run started.
+    updated: ISO time (UTC) of this snapshot.
+    elapsed_s: seconds since the start.
+    eta_s: seconds left; None if nothing is left, or if a model or judge that isn't stopped has items left and no rate
+        yet.
+    spent: the store's spend in USD, all runs together.
+    budget: the limit of the store's spend, in USD; None without a limit.
+    lines: one entry per model and judge.
+    failures: numbers of this run's failed calls, retried ones included, and of items that failed permanently before it.
     """
 
     pid: int
@@ -86,7 +101,11 @@ class ProgressTracker:
     """Counts a run's calls by model and judge, and makes snapshots of its progress. It is the Observer of an
     orchestrator.
 
-    `tallies` (by stage and name), `failures` and `spent` (USD) are the store's at the start of the run.
+    tallies: by (stage, name), the numbers of completions or judgements by state when the run starts.
+    failures: the failures in the store when the run starts.
+    clock: returns the time in seconds.
+    spent: the store's spend when the run starts.
+    budget: the limit of the store's spend, in USD; None without a limit.
     """
 
     def __init__(

@@ -30,13 +30,20 @@ def update_prompts(pipeline: Pipeline, journaled: "JournaledStore", tell: Callab
     """Read the sources if they changed since they were last read to the end. Return a fingerprint of what was read: it
     changes with the sources' settings and content.
 
-    Without `reread`, sources that were read to the end before are not checked for changes. But in any case they are
-    read again if damaged lines of the journal may have been prompts, or if some scores don't say their scale (see
-    has_unsourced_scores).
+    Without `reread`, sources that were read to the end before are not checked for changes. In two cases the sources are
+    read again in any case:
 
-    If a source can't be reached, the prompts in the journal are used. But BadInput is raised if the sources were never
-    read to the end, or if `reread` is set and their settings have changed. It is also raised if no row can be used, if
-    one prompt has more than MAX_CARRIED completions, or if two different prompts have the same id.
+    - Damaged lines of the journal may have been prompts.
+    - The sources have scores that must not be compared with each other, and for some stored scores the source is
+      unknown.
+
+    If a source can't be reached, the prompts in the journal are used. Raises BadInput in these cases:
+
+    - A source can't be reached, and the sources were never read to the end.
+    - A source can't be reached, `reread` is set, and the sources' settings have changed.
+    - No row can be used.
+    - One prompt has more than MAX_CARRIED completions.
+    - Two different prompts have the same id.
     """
     with Reader.of(journaled.store) as reader:
         lost = journaled.store.damaged_lines or has_unsourced_scores(pipeline, reader)
@@ -85,7 +92,9 @@ def update_prompts(pipeline: Pipeline, journaled: "JournaledStore", tell: Callab
 
 def has_unsourced_scores(pipeline: Pipeline, reader: Reader) -> bool:
     """Return whether the sources' scores are on several scales, and for some stored scores the scale is not stored.
-    Scores on different scales must not be compared."""
+
+    A *scale* is the scores that may be compared with each other: those of one source, or of sources with the same name.
+    """
     return len(pipeline.score_scales) > 1 and reader.any_score_without_source()
 
 
@@ -162,17 +171,16 @@ def _normalized(prompt: Prompt) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Page:
-    """What a page (a batch of rows) adds to the selection (the prompts that the pipeline uses now) and to the store.
+    """What a batch of rows adds to the store and to the selection (the prompts that the pipeline uses now).
 
-    `selected`: prompts to add to the selection, with their source. `carried`: completions that came with prompts, to
-    add to the selection, as (prompt id, completion key, score, name of the score's scale).
-
-    `prompts`: the selected prompts to write to the store, because they are new or their meta or material has changed.
-    `completions`: the completions to write to the store, because they are new, as (completion key, prompt id,
-    completion).
-
-    `rescored`: a message for each completion that an earlier row had with another score. `counts`: rows by (source,
-    reason).
+    selected: prompts to add to the selection, as (source, prompt).
+    prompts: the selected prompts to write to the store, because they are new or their meta or material has changed.
+    carried: completions that came with prompts, to add to the selection, as (prompt id, completion key, score, name of
+        the score's scale).
+    completions: the completions to write to the store, because they are new, as (completion key, prompt id,
+        completion).
+    rescored: a message for each completion that an earlier row had with another score.
+    counts: number of rows by (source, reason). The reason is "selected", or why the row adds no prompt.
     """
 
     selected: list[tuple[str, Prompt]]
@@ -218,9 +226,11 @@ class _Page:
     def _new(
         self, source: str, prompt: Prompt, keys: Sequence[str], gathered: dict[str, tuple[float | None, str | None]]
     ) -> list[tuple[str, ProvidedCompletion]]:
-        """Return (key, completion) for each completion of the row that no earlier row had, and add them to `gathered`.
-        `keys` are the keys of all completions of the row. `gathered` has, by key, the (score, scale) of the completions
-        of earlier rows.
+        """Return (key, completion) for each completion of the row that no earlier row had.
+
+        source: name of the row's source.
+        keys: the keys of all completions of the row.
+        gathered: by key, the (score, name of the scale) of the completions of earlier rows. The new ones are added.
 
         If an earlier row had the same completion with another score, a message is added to the page's `rescored`, and
         the earlier score is used.

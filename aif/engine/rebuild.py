@@ -15,8 +15,15 @@ from aif.store.reader import Reader
 
 @dataclass(frozen=True, slots=True)
 class RebuildResult:
-    """What a rebuild found: the number of calls in the rebuilt store, and of judgements by how their ratings compare
-    with the old store's: equal (`unchanged`), different, new, or gone because the reply can't be parsed any more."""
+    """What a rebuild found. The judgements are counted by how their ratings compare with those in the old store.
+
+    calls: number of calls in the rebuilt store.
+    seconds: duration of the rebuild.
+    unchanged: judgements with the same ratings as before.
+    changed: judgements with other ratings than before.
+    newly_readable: judgements that have ratings now, and had none before.
+    no_longer_readable: judgements that had ratings before, and have none now, such as replies that can't be parsed now.
+    """
 
     calls: int
     seconds: float
@@ -27,7 +34,10 @@ class RebuildResult:
 
 
 def rebuild(pipeline: Pipeline, tell: Callable[[str], None]) -> RebuildResult:
-    """Rebuild the store from the journal and the records that only the old store has, re-parse replies, make pairs.
+    """Set the store aside, rebuild it from the journal, parse every judge's reply again, and make the pairs.
+
+    The journal may lack records that the old store has, because lines of the journal were damaged or lost. These
+    records are written back to the journal and added to the new store.
 
     Raises BadInput if there is neither journal nor store.
     """

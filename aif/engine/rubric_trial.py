@@ -35,10 +35,13 @@ from aif.store.result_queries import ResultReader
 
 @dataclass(frozen=True, slots=True)
 class TrialCost:
-    """The estimated requests, tokens and dollars of a rubric trial. `usd` is None if a price is unknown; `left` is the
-    rest of the budget in USD, None without a budget.
+    """The estimated cost of a rubric trial.
 
-    Assumes four characters per token, the longest replies the rubric allows, no provider cache and no retries.
+    requests: number of requests to judges.
+    input_tokens: their tokens, by four characters per token.
+    output_tokens: tokens of their replies, if each is as long as the rubric allows.
+    usd: cost in USD without provider cache and retries; None if a price is unknown.
+    left: the rest of the budget in USD; None without a budget.
     """
 
     requests: int
@@ -50,7 +53,12 @@ class TrialCost:
 
 @dataclass(frozen=True, slots=True)
 class RatedCompletion:
-    """A completion's score, and its rating by aspect, under one rubric; NaN where a rating is missing."""
+    """What a completion got under one rubric.
+
+    model: the model that wrote it.
+    score: its score; NaN if there is none.
+    aspects: its rating by aspect, the mean over the judges; NaN where a rating is missing.
+    """
 
     model: str
     score: float
@@ -62,11 +70,13 @@ Ratings = Mapping[str, Mapping[str, RatedCompletion]]  # by prompt id and comple
 
 @dataclass(frozen=True, slots=True)
 class TrialResult:
-    """The result of a trial: ratings by the pipeline's rubric (`before`) and by the tried rubric (`after`), by prompt
-    id and completion key.
+    """The result of a trial of a rubric.
 
-    `names` are the names of the two rubrics. `failures` counts unanswered judgements by judge and error kind, with an
-    example. `calling` says how the calls of the trial ended.
+    names: the names of the pipeline's rubric and the tried rubric.
+    before: ratings by the pipeline's rubric, by prompt id and completion key.
+    after: ratings by the tried rubric, by prompt id and completion key.
+    failures: numbers of unanswered judgements by judge and error kind, with an example of each.
+    calling: how the calls of the trial ended.
     """
 
     names: tuple[str, str]
@@ -86,12 +96,16 @@ def try_rubric(
     judge: str | None = None,
     policy: RetryPolicy | None = None,
 ) -> TrialResult | None:
-    """Have the pipeline's judges (or only `judge`) rate completions by `rubric`, and return these ratings together with
-    those by the pipeline's own rubric. Takes the first `limit` prompts whose completions are ready to be judged.
+    """Have the pipeline's judges rate completions by `rubric`. Return these ratings together with those by the
+    pipeline's own rubric.
 
-    If anything is to be requested, `consent` is called with the cost; if it returns False, nothing is sent and the
-    result is None. `policy` says when failed calls are retried; None: the default policy. Raises AifError if pipeline,
-    store or rubric can't be used.
+    consent: called with the cost before anything is requested. If it returns False, nothing is sent and None is
+        returned.
+    limit: only the first `limit` prompts whose completions are ready to be judged are rated.
+    judge: the only judge to call; None: all judges.
+    policy: when failed calls are retried; None: the default policy.
+
+    Raises AifError if pipeline, store or rubric can't be used.
     """
 
     tell = display.print_line

@@ -38,10 +38,12 @@ OTHER_FILES = 256  # open files besides connections of calls: store, journal, lo
 
 @dataclass(frozen=True, slots=True)
 class CallingResult:
-    """How the calls of a run ended. `stopped`: a person, the budget or an error stopped it, maybe before all was done.
+    """How the calls of a run ended.
 
-    `refused`: endpoints that take no more calls, each with the reason and the fix. `budget_shortfall`: set if the
-    budget refused calls. `retry_after_s`: endpoints that asked for a pause, with the seconds that are left of it.
+    stopped: whether a person, the budget or an error stopped the calls, maybe before all were made.
+    refused: the models and judges that take no more calls, by name, each with the reason and the fix.
+    budget_shortfall: what was spent and what the next call may cost, if the budget refused calls; else None.
+    retry_after_s: the models and judges that asked for a pause, by name, each with the seconds left of the pause.
     """
 
     stopped: bool
@@ -52,9 +54,13 @@ class CallingResult:
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """How a run ended: its calls (`calling`), how many prompts have each pairing outcome (`outcomes`), and how many
-    completions or judgements of each (stage, model or judge) are in each state (`tallies`). `seconds` is its
-    duration."""
+    """How a run ended.
+
+    calling: how its calls ended.
+    outcomes: the number of prompts by outcome: "paired", or the reason why a prompt has no pair.
+    tallies: by (stage, model or judge), the numbers of its completions or judgements by state.
+    seconds: the run's duration.
+    """
 
     calling: CallingResult
     outcomes: dict[str, int]
@@ -86,10 +92,12 @@ def run_pipeline(
 ) -> RunResult:
     """Make all pending calls of a pipeline, then its preference pairs; the results go to the pipeline's store.
 
-    `limit` restricts the calls to the first `limit` prompts. `retry_failed` requests permanently failed items again.
-    `policy` says when failed calls are retried; None: the default policy. `consent` is called once all is prepared and
-    before the first call; an exception it raises ends the run. Raises AifError if the pipeline, its sources or its
-    store can't be used.
+    limit: calls are made for the first `limit` prompts only; None: for all.
+    retry_failed: whether permanently failed items are requested again.
+    policy: when failed calls are retried; None: the default policy.
+    consent: called once all is prepared and before the first call; an exception that it raises ends the run.
+
+    Raises AifError if the pipeline, its sources or its store can't be used.
     """
     began = time.monotonic()
 

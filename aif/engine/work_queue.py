@@ -1,10 +1,16 @@
 """The queue of one endpoint: decides which item is sent next.
 
-New items come from a pager (orchestrator.py), in the store's order. Items to retry are sent before new ones, but while
-the endpoint is paused (rate limited or failing), a new item tests whether it answers again. While an item waits before
-its retry, its worker sends the next item. Neighbouring rows tend to fail alike, so while it is unclear whether items or
-the endpoint are at fault, a *distant* item is sent next: one drawn at random from the pending items that the pager has
-not reached.
+An *endpoint* is a model or judge; an *item* is one of its completions or judgements. A *pager* (orchestrator.py) adds
+new items in the store's order. A *worker* sends one item at a time. The rules:
+
+- Items to retry are sent before new items.
+- While the endpoint is paused (rate limited or failing), a new item is sent first, to test whether the endpoint answers
+  again.
+- While an item waits before its retry, its worker sends the next item.
+- While it is unclear whether items or the endpoint are at fault, a *distant* item is sent next.
+
+A *distant* item is drawn at random from the pending items that the pager has not reached, since neighbouring rows tend
+to fail alike. If there is none, a random new item in the queue counts as distant, or else the next new item.
 """
 
 import asyncio
@@ -30,12 +36,14 @@ MAX_DISTANT = 2  # distant items waiting for their first attempt
 
 @dataclass(slots=True, eq=False)
 class QueueItem(Generic[T]):
-    """One completion or judgement in the queue. `make` builds the job (with the request) only when the item is sent:
-    building hundreds of requests at once would stall all calls.
+    """One completion or judgement in the queue, with the judgements to send after it, if any.
 
-    `following` are functions that build the jobs to send after it, one after another (judgements whose requests share a
-    prefix). `history` (for the concurrency limiter) and `retry_state` (for retries) hold the item's failures so far.
-    `distant`: it counts as a distant item (see the module) whose first attempt has not ended.
+    make: builds the job when the item is sent, since building hundreds of requests at once would stall all calls.
+    following: functions that build the jobs to send after this one, in order; their requests begin with the same text.
+    history: the item's failures so far, as the limiter of calls in flight needs them.
+    retry_state: the item's failures so far, as the retry rules need them.
+    distant: whether it counts as a distant item, and its first attempt has not ended. A distant item is drawn at random
+        from the pending items, to find out whether items or the endpoint are at fault.
     """
 
     make: Callable[[], T]
@@ -60,7 +68,7 @@ class QueueItem(Generic[T]):
 class WorkQueue(asyncio.Queue["QueueItem[T] | None"]):
     """The items of one endpoint that are ready to be sent. `get` returns the next item, or None when all are finished.
 
-    `draw_distant` returns a random pending item that the pager has not reached yet, or None.
+    `draw_distant` returns a random pending item that is not in the queue yet; None if it finds none.
     """
 
     def __init__(self, endpoint: Endpoint, draw_distant: Callable[[], Awaitable[QueueItem[T] | None]]) -> None:
@@ -141,8 +149,8 @@ class WorkQueue(asyncio.Queue["QueueItem[T] | None"]):
     # --- for the workers ----------------------------------------------------------------------------------------------
 
     def others(self, error: CallError) -> OtherItems:
-        """Return whether the endpoint has enough other items to tell if an item or the endpoint caused `error`. If
-        `enough` different items fail alike, the endpoint did."""
+        """Return what the endpoint's other items can show: whether `error` is the fault of its item or of the endpoint.
+        The result says, for example, how many different items must fail alike to blame the endpoint."""
         if not self._closed:
             return MANY_OTHERS
         more = bool(self._new)
@@ -156,8 +164,12 @@ class WorkQueue(asyncio.Queue["QueueItem[T] | None"]):
         return OtherItems(too_few=self._unfinished < ENOUGH_ITEMS, more_coming=more)
 
     def attempted(self, item: QueueItem[T]) -> None:
-        """Note that an attempt of the item has ended. If it was the first attempt of a distant item (see the module),
-        another distant item may be taken: at most MAX_DISTANT are in their first attempt at a time."""
+        """Note that an attempt of the item has ended.
+
+        A *distant* item is drawn at random from the pending items, to find out whether items or the endpoint are at
+        fault. At most MAX_DISTANT distant items are in their first attempt. When such an attempt ends, another may be
+        taken.
+        """
         if item.distant:
             item.distant = False
             self._distant -= 1
@@ -174,8 +186,12 @@ class WorkQueue(asyncio.Queue["QueueItem[T] | None"]):
         self._notify_room()
 
     async def take_distant(self) -> QueueItem[T] | None:
-        """Remove and return a distant item: a random pending item that the pager has not reached, else a random new one
-        in the queue. None if there is neither, or if MAX_DISTANT distant items have not ended their first attempt."""
+        """Remove and return a random pending item that the pager has not reached, else a random new item in the queue.
+        The item counts as distant until its first attempt has ended.
+
+        Returns None if MAX_DISTANT items count as distant. Also returns None if there is no such item; then the next
+        new item counts as distant.
+        """
         if self._distant >= MAX_DISTANT:
             return None
         self._distant += 1

@@ -55,7 +55,8 @@ def prepare_and_estimate(pipeline: Pipeline, limit: int | None, tell: Callable[[
 
 
 def estimate_run(pipeline: Pipeline, rubric: Rubric, reader: EstimateReader, limit: int | None) -> Estimate:
-    """Estimate a run of all prompts, or of the first `limit`, in a store that is prepared for it (see prepare.py)."""
+    """Estimate a run of all prompts, or of the first `limit`. The store must be prepared: the prompts are read, the
+    completions are planned, and the judging requests are listed."""
     tallies = reader.tallies(limit)
     endpoints = declared_endpoints(pipeline)
     pending = {key: endpoint for key, endpoint in endpoints.items() if key in tallies and tallies[key].pending}

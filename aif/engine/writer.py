@@ -1,7 +1,9 @@
 """The one writer of a run: every record goes to the journal first, then in batches to the store.
 
-Two tasks run in parallel, each with a thread, so that a journal sync never waits for a store commit. Both queues are
-bounded: a slow disk slows the workers down instead of filling memory.
+An *entry* is a journal record, such as a call with its reply, plus the ratings parsed from the reply. Two tasks run in
+parallel: one writes and syncs entries to the journal, the other applies them to the store. Each has a thread, so that a
+journal sync never waits for a store commit. The queues of both are bounded: a slow disk slows the workers down instead
+of filling memory.
 """
 
 import asyncio
@@ -32,10 +34,14 @@ Synced = tuple[list[Entry], Position]
 
 
 class Writer:
-    """Writes entries to journal and store in the order they come.
+    """Writes entries to journal and store in the order they come. An entry is a journal record, such as a call with its
+    reply, plus the ratings parsed from the reply.
 
-    `on_synced` gets entries once they are on disk. `on_ready` is called when prompts may have become ready to be
-    judged. `on_error` is called when the disk is full or the store is damaged: no new call should be made then.
+    per_prompt: the number of completions planned per prompt.
+    min_completions: the lowest number of completions with which a prompt can be judged.
+    on_synced: called with entries once they are in the journal on disk.
+    on_ready: called when prompts may have become ready to be judged.
+    on_error: called when the journal or the store fails, such as on a full disk: no new call should be made then.
     """
 
     def __init__(
@@ -96,7 +102,8 @@ class Writer:
         self._on_error()
 
     async def run(self) -> None:
-        """Write entries until `close`. Raises the first error of disk or store."""
+        """Write the entries passed to `write` to the journal, then to the store, until `close` is called. Raises the
+        first error of disk or store."""
         try:
             await self._run()
         except asyncio.CancelledError:

@@ -1,9 +1,21 @@
 """Select single completions for export: the best of each prompt (SFT), and desirable or undesirable ones (KTO). Pure.
 
-Columns in, columns out, as in pairs.py: no text, no I/O. The table `scored` has a row per completion with a score; the
-rows of a prompt are adjacent. Its columns: prompt_id, source, completion (key), text_id (digest of the text), model,
-score, truncated, scale (the name of the score's scale, only if the score came with the completion). The table `paired`
-has a row per pair. Its columns: prompt_id, chosen, rejected (keys of completions).
+Columns in, columns out, as in pairs.py: no text, no I/O.
+
+The table `scored` has a row per completion with a score; the rows of a prompt are adjacent. Its columns:
+
+prompt_id, source: of the prompt.
+completion: the completion's key.
+text_id: digest of the completion's text.
+model: the model that wrote the completion.
+score: the completion's score.
+truncated: whether the completion reached max_tokens.
+scale: if the score came with the completion, the name of its scale: only scores on the same scale are comparable.
+
+The table `paired` has a row per pair. Its columns:
+
+prompt_id: of the prompt.
+chosen, rejected: the keys of the completions.
 """
 
 from collections import Counter
@@ -31,8 +43,10 @@ REASONS = (
 
 @dataclass(frozen=True, slots=True)
 class LabelledRows:
-    """The result of `label_completions`. `rows`: the rows of `scored` that got a label, with the column `label` (true:
-    desirable). `left_out`: how many rows got no label, by the reason why (see REASONS).
+    """The rows that got a label, and how many got none.
+
+    rows: the labelled completions, with their score, model and so on, and the column `label` (true: desirable).
+    left_out: the number of completions without a label, by the reason why, such as "truncated" or "in_no_pair".
 
     Rows are sorted by completion key (a digest), so that two completions of the same prompt are rarely adjacent. KTO
     needs that: TRL estimates the KL term by pairing each prompt with the next row's completion.
@@ -44,9 +58,11 @@ class LabelledRows:
 
 @dataclass(frozen=True, slots=True)
 class LabelCounts:
-    """Numbers of completions with and without a label. `labels`: the number of completions by the dataset's split and
-    by label (desirable, undesirable). `left_out`: the number of completions without a label, by the reason why (see
-    REASONS)."""
+    """Numbers of completions with and without a label.
+
+    labels: the number of completions by split of the dataset and by label (desirable, undesirable).
+    left_out: the number of completions without a label, by the reason why, such as "truncated" or "in_no_pair".
+    """
 
     labels: Mapping[str, Mapping[str, int]]
     left_out: Mapping[str, int]
@@ -56,9 +72,10 @@ def best_completions(scored: pa.Table, seed: int) -> pa.Table:
     """Return the row of each prompt's best completion that isn't truncated. A prompt with only truncated completions
     has no row.
 
-    Ties are broken by a seeded draw, as for pairs. If a prompt's scores are on several scales, the best completions of
-    all scales count as tied. A pair's chosen completion may be another one: `on_policy`, caps and length ratios may
-    exclude the best.
+    A *scale* is the scores that may be compared with each other, such as those of one source. If a prompt's scores are
+    on several scales, the best completions of all scales count as tied. Ties are broken by a seeded draw, as for pairs.
+
+    A pair's chosen completion may be another one: `on_policy`, caps and length ratios may exclude the best.
     """
     best = [
         _best_row(rows, seed)
@@ -87,11 +104,13 @@ def _numbered_rows(scored: pa.Table) -> Iterator[dict[str, Any]]:
 
 
 def label_completions(scored: pa.Table, paired: pa.Table, rule: KtoLabels) -> LabelledRows:
-    """Label completions as desirable or undesirable, by the pipeline's rule.
+    """Label completions as desirable or undesirable, by the pipeline's rule:
 
-    Rule `pairs`: chosen completions are desirable, rejected ones undesirable. Rule `scores`: scores of at least
-    `rule.desirable` are desirable, scores of at most `rule.undesirable` undesirable. A completion that would be
-    desirable by its score, but is truncated, gets no label. A text that would get both labels in one prompt gets none.
+    - Rule `pairs`: chosen completions are desirable, rejected ones undesirable.
+    - Rule `scores`: scores of at least `rule.desirable` are desirable, scores of at most `rule.undesirable`
+      undesirable. A truncated completion that would be desirable gets no label.
+    - By both rules, a text that would get both labels in one prompt gets none.
+
     Labelled and unlabelled rows add up to the rows of `scored`.
     """
     decided = list(_by_pairs(scored, paired) if rule.rule == "pairs" else _by_scores(scored, rule))

@@ -1,11 +1,18 @@
 """Decide which completions of each prompt form pairs, or why none do. Pure: no text, no I/O, no model.
 
-`_find_candidates` returns each prompt's candidate pairs, or records why it has none, such as a tie. In a candidate
-pair, the texts differ, the scores are on one scale, and the completion with the higher score is not truncated. The pair
-also keeps to the policy's margin, model and length limits. `_apply_policy` then selects from the candidates.
+A *scale* is the scores that may be compared with each other, such as those that came with one source. A *candidate* is
+a pair that may be selected:
+
+- The texts differ.
+- The scores are on one scale.
+- The completion with the higher score is not truncated.
+- The pair keeps to the policy's margin, model and length limits.
+
+`_find_candidates` returns each prompt's candidates, or records why the prompt has none, such as a tie. `_apply_policy`
+selects pairs from the candidates.
 
 Choices among equals are drawn by sha256 of (seed, role, prompt, completion). So a prompt's result depends neither on
-the order of its rows nor on other prompts, except for `max_per_model`, which counts all pairs.
+the order of its rows nor on other prompts. The exception is `max_per_model`, which counts all pairs.
 
 A new outcome is added to REASONS here, with its text in engine/outcome_text.py.
 """
@@ -58,15 +65,22 @@ MAX_CANDIDATES = 4_000_000  # ordered pairs of one prompt: 2,000 completions wit
 
 @dataclass(frozen=True, slots=True)
 class PairPolicy:
-    """How pairs are selected; `pair_prompts` describes the policies by `name`.
+    """How pairs are selected.
 
-    `score`: the weighted mean of the aspects, or the aspect `overall` alone. `missing`: if a judge's rating of an
-    aspect is missing, leave out that judge's ratings of it for the prompt, or drop the prompt. `min_margin`: the least
-    difference of the two scores. `shares`: true if aspects differ in range; scores and `min_margin` are then fractions
-    from 0 to 1. `max_length_ratio`: the highest allowed ratio of the longer text's characters to the shorter's.
-    `max_per_model`: how often a model may be chosen, and how often rejected, in all pairs. `model`: for `on_policy`,
-    the model on one side of every pair. `max_pairs_per_prompt`: for `all`. `min_completions`: if some completions have
-    no rating, how many must have one. The fields are stored as JSON.
+    name: which completions of a prompt become chosen and rejected, such as the best and a random one.
+    score: what completions are compared by: the weighted mean of the aspects, or the aspect `overall` alone.
+    min_margin: the least difference between the scores of chosen and rejected.
+    missing: if a judge's rating of an aspect is missing for a completion, leave out that judge's ratings of the aspect
+        for the whole prompt, or drop the prompt.
+    seed: for all random choices.
+    model: for `on_policy`, the model that wrote one completion of every pair; else None.
+    max_pairs_per_prompt: for `all`, the most pairs of one prompt; None: no limit.
+    max_length_ratio: the highest allowed ratio of the longer text's characters to the shorter's; None: no limit.
+    max_per_model: how often a model may be chosen, and how often rejected, in all pairs; None: no limit.
+    shares: whether aspects differ in range, so that scores and `min_margin` are fractions from 0 to 1.
+    min_completions: if some completions of a prompt have no rating, how many must have one.
+
+    The fields are stored as JSON.
     """
 
     name: Literal["best_vs_random", "best_vs_worst", "all", "on_policy"]
@@ -86,10 +100,13 @@ class PairPolicy:
 class PairingResult:
     """The outcome of every prompt, and all pairs.
 
-    `outcome` has an entry per prompt, in the order of the input: "paired" or one of REASONS. `n`, `chosen` and
-    `rejected` have an entry per pair, prompt by prompt: its number within the prompt (from 0), and the row numbers of
-    its two completions. `columns` names the columns of ratings: aspect, or judge/aspect if there are several judges.
-    `scored` has the scores of the completions in `rows`.
+    rows: the completions, a row each.
+    scored: the scores of the completions.
+    columns: names of the columns of ratings: aspect, or judge/aspect if there are several judges.
+    outcome: per prompt, in the order of the input, "paired" or one of REASONS.
+    n: per pair, its number within the prompt, from 0. The pairs of a prompt are adjacent.
+    chosen: per pair, the row number of the chosen completion.
+    rejected: per pair, the row number of the rejected completion.
     """
 
     rows: PromptRows
@@ -114,8 +131,13 @@ class PairingResult:
         return np.where(several, np.fmax.reduce(scores, axis=1) - np.fmin.reduce(scores, axis=1), np.nan)
 
     def outcomes(self) -> pa.Table:
-        """Return the table of outcomes, a row per prompt: prompt_id, outcome, aspects (those whose ratings count, named
-        as in `columns`), unrated (the number of completions left out because they have no rating)."""
+        """Return the table of outcomes, a row per prompt. Its columns:
+
+        prompt_id: the prompt's id.
+        outcome: "paired" or one of REASONS.
+        aspects: the aspects whose ratings count, each as aspect, or as judge/aspect if there are several judges.
+        unrated: the number of completions left out because they have no rating.
+        """
         used = self.scored.used
         offsets = np.concatenate(([0], np.cumsum(used.sum(axis=1)))).astype(np.int32)
         names = pa.array(self.columns, pa.string()).take(pa.array(np.nonzero(used)[1]))
@@ -165,19 +187,29 @@ def count_outcomes(paired: PairingResult) -> dict[str, int]:
 def pair_prompts(columns: RatingColumns, policy: PairPolicy) -> PairingResult:
     """Select the pairs of every prompt.
 
-    In each pair, the score of chosen is higher than that of rejected by at least `min_margin`, on the same scale; the
-    texts differ, and their lengths are within `max_length_ratio`. Rejected may be truncated, chosen may not.
+    A *scale* is the scores that may be compared with each other: judges' scores, or scores that came with one source.
+    In each pair:
 
-    `best_vs_random` and `best_vs_worst` make one pair: the best completion that isn't truncated, against a random or
-    the worst completion that may be rejected. `all` makes every pair, or the `max_pairs_per_prompt` with the widest
-    margins. `on_policy` makes one pair with `model` on one side: the best completion that may be chosen, against a
-    random one. Ties are broken by a seeded draw. If a prompt has several scales, the best completions of each scale
-    count as tied. The same holds for the worst completions, and for the widest margins.
+    - The scores are on the same scale, and that of chosen is higher by at least `min_margin`.
+    - The texts differ, and their lengths are within `max_length_ratio`.
+    - Chosen is not truncated; rejected may be truncated.
+
+    The policy selects from these pairs:
+
+    - `best_vs_random`: one pair, the best completion that isn't truncated against a random one.
+    - `best_vs_worst`: one pair, the best completion that isn't truncated against the worst one.
+    - `all`: every pair, or the `max_pairs_per_prompt` pairs with the widest margins.
+    - `on_policy`: one pair with a completion of `model` on one side. Chosen is the best completion that has such a
+      pair; rejected is random.
+
+    Ties are broken by a seeded draw. If a prompt has several scales, the best completions of each scale count as tied.
+    The same holds for the worst completions, and for the widest margins.
 
     With `max_per_model`, the pairs of all prompts are visited in random order. A pair is dropped if its chosen model
     has already been chosen that often, or its rejected model has already been rejected that often.
 
-    Raises BadInput if the aspects don't give the policy's score, ValueError if `columns` are inconsistent or
+    Raises BadInput if there is no aspect `overall` and the policy compares by it. Raises BadInput if the policy
+    compares by the mean and no aspect has a weight above 0. Raises ValueError if `columns` are inconsistent or
     `min_margin` is negative.
     """
     (paired,) = pair_prompts_by_part([columns], policy)
@@ -185,7 +217,8 @@ def pair_prompts(columns: RatingColumns, policy: PairPolicy) -> PairingResult:
 
 
 def pair_prompts_by_part(parts: Iterable[RatingColumns], policy: PairPolicy) -> Iterator[PairingResult]:
-    """Do the same as `pair_prompts` for prompts that come in parts, to save memory. Yields a result per part.
+    """Select the pairs of prompts that come in parts, to save memory. Yields a result per part, the same as
+    `pair_prompts` gives for the part; only `max_per_model` counts the pairs of all parts together.
 
     One part is in memory at a time, except with `max_per_model`, which needs the results of all parts.
     """
@@ -220,9 +253,12 @@ def _pair_without_cap(columns: RatingColumns, policy: PairPolicy) -> PairingResu
 
 @dataclass(frozen=True, slots=True)
 class _Pairs:
-    """Pairs of rows of the same prompt: row `high` has a higher score than row `low`.
+    """Pairs of rows of the same prompt.
 
-    `row_prompt` is the index of the prompt of each row; `prompts` is the number of prompts.
+    high: per pair, the number of the row with the higher score.
+    low: per pair, the number of the row with the lower score.
+    row_prompt: per row, the index of its prompt.
+    prompts: the number of prompts.
     """
 
     high: Ints
@@ -345,10 +381,12 @@ def _find_candidates(
 
 
 def _groups_with_pair(rows: PromptRows, means: Floats, sides: Sequence[tuple[Bools, Bools]], margin: float) -> Bools:
-    """Return per group whether it has a pair of different scores with a margin of at least `margin`.
+    """Return per group whether it has a pair of different scores with a margin of at least `margin`. A group is a
+    prompt's completions on one scale, so that their scores may be compared.
 
-    A group is a prompt's completions on one scale. Each entry of `sides` has two masks of rows: those that may be
-    chosen, and those that may be rejected. A pair is valid if it fits at least one entry. `means` has each row's score.
+    means: each row's score.
+    sides: (rows that may be chosen, rows that may be rejected), each a mask; a pair is valid if it fits at least one
+        entry.
     """
     result = np.zeros(len(rows.firsts), dtype=bool)
     for highs, lows in sides:

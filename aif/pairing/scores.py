@@ -1,7 +1,11 @@
 """Compute the score of each completion from columns of ratings, overall and by judge. Pure: no text, no I/O, no model.
 
-Scores of the same prompt are comparable. A judge's ratings of an aspect count for a prompt only if the judge rated that
-aspect for all completions of the prompt. Before that, completions without any rating are left out.
+The scores of a prompt's completions must be comparable. So scores are computed in this order:
+
+1. Completions without any rating are left out.
+2. A judge's ratings of an aspect count only if the judge rated the aspect for all remaining completions of the prompt.
+3. The value of an aspect is the weighted mean over the judges whose ratings count.
+4. The score is the weighted mean over the aspects, or the value of the aspect `overall`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -26,17 +30,22 @@ TOLERANCE = 1e-9  # relative to the larger score: means of equal ratings differ 
 
 @dataclass(frozen=True, slots=True)
 class RatingColumns:
-    """The ratings of all fully judged prompts: a row per completion, a column per judge and aspect.
+    """The ratings of all fully judged prompts: a row per completion, a column per judge and aspect. The rows of a
+    prompt are adjacent. Columns of strings are Arrow arrays or lists, without nulls.
 
-    The rows of a prompt are adjacent. `prompt_ids`, `completions` (unique keys), `models` (names in the pool) and
-    `text_ids` (digests of the texts) have a string per row: Arrow arrays or lists, without nulls. `lengths` are in
-    characters; `truncated` marks completions that reached max_tokens.
-
-    `ratings` (rows x columns) is NaN where a rating is not_applicable or missing. `aspects`, `judges`, `weights` (of
-    aspects, at least 0) and `judge_weights` (above 0) have an entry per column; aspects of weight 0 are not in the
-    mean. `ranges` has each column's lowest and highest possible rating; empty if all columns have the same.
-
-    `scales` names the scale of each row's scores; only scores on the same scale are compared. None: all are on one.
+    prompt_ids: per row, the prompt's id.
+    completions: per row, the completion's key; no key occurs twice.
+    models: per row, the model's name in the pool.
+    text_ids: per row, a digest of the text.
+    lengths: per row, the text's number of characters.
+    truncated: per row, whether the completion reached max_tokens.
+    ratings: rows x columns; NaN where a rating is not_applicable or missing.
+    aspects: per column, the aspect.
+    judges: per column, the judge.
+    weights: per column, the weight of the aspect, at least 0 (0: not in the mean).
+    judge_weights: per column, the weight of the judge, above 0.
+    ranges: per column, the lowest and highest possible rating; empty if all columns have the same.
+    scales: per row, a name; only scores of rows with the same name are compared. None: all are compared.
     """
 
     prompt_ids: Any
@@ -61,13 +70,20 @@ def tolerance(score: Any, other: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class PromptRows:
-    """The rows of RatingColumns with integers in place of ids, for array operations by prompt.
+    """The rows of RatingColumns (a row per completion) with integers in place of ids, for array operations by prompt. A
+    *group* is the rows of one prompt whose scores are on one scale, so that they can be compared.
 
-    A group is the rows of one prompt whose scores are on one scale. Per row: its key in `completions`, and four
-    integers. `prompt` and `model` are indices into `prompt_ids` and `models`, which have no duplicates. `text` is equal
-    for equal texts, `group` for rows of the same group. Per prompt: its first row (`starts`) and number of rows
-    (`sizes`). `order` has the row numbers sorted by group; `firsts` has the position in `order` where each group
-    begins.
+    prompt_ids: the ids of the prompts, without duplicates.
+    completions: per row, the completion's key.
+    models: the names of the models, without duplicates.
+    prompt: per row, the index of its prompt in `prompt_ids`.
+    text: per row, an integer that is equal for equal texts.
+    model: per row, the index of its model in `models`.
+    starts: per prompt, the number of its first row.
+    sizes: per prompt, its number of rows.
+    group: per row, the number of its group.
+    order: the row numbers, sorted by group.
+    firsts: per group, the position in `order` where it begins.
     """
 
     prompt_ids: pa.Array
@@ -193,12 +209,15 @@ def _numbered(names: pa.Array) -> tuple[pa.Array, Ints]:
 
 @dataclass(frozen=True, slots=True)
 class CompletionScores:
-    """The score of every completion, `means`, and its score by each judge, `judge_means` (rows x `judges`); NaN if no
-    rating counts.
+    """The score of every completion, overall and by judge. NaN stands for a score if no rating counts.
 
-    Four fields are masks. `used` (prompts x columns): the ratings that count. `incomplete` (prompts): dropped because a
-    rating is missing. `unrated` (rows): completions without any rating, though others of the prompt have some.
-    `too_few_rated` (prompts): dropped because some completions are unrated and too few are rated.
+    used: mask (prompts x columns) of the ratings that count.
+    incomplete: mask of the prompts that are dropped because a rating is missing.
+    unrated: mask of the rows of completions without any rating, though others of the prompt have some.
+    too_few_rated: mask of the prompts that are dropped because some completions are unrated and too few are rated.
+    means: per row, the completion's score.
+    judge_means: the completion's score by each judge (rows x `judges`).
+    judges: the names of the judges.
     """
 
     used: Bools
@@ -217,17 +236,20 @@ def compute_scores(
     missing: Literal["leave_out", "drop"],
     least: int = 2,
 ) -> CompletionScores:
-    """Return each completion's score: the weighted mean over the aspects, or the aspect `overall` alone (`by`).
+    """Return each completion's score. Completions without any rating have none.
+
+    by: the score is the weighted mean over the aspects, or the aspect `overall` alone.
+    missing: if a completion has ratings, but lacks a judge's rating of an aspect, ignore that judge's ratings of the
+        aspect for the whole prompt, or drop the prompt.
+    least: if some completions of a prompt have no rating, how many must have one (never fewer than 2); otherwise no
+        completion of the prompt has a score.
 
     An aspect's value is the weighted mean over the judges whose ratings of it count. If the aspects differ in range,
-    each counts as a fraction of its range, from 0 to 1: otherwise an aspect rated from 0 to 40 would outweigh three
-    rated from 1 to 5.
+    each value is a fraction of the aspect's range, from 0 to 1. Otherwise an aspect rated from 0 to 40 would outweigh
+    three rated from 1 to 5.
 
-    Completions without any rating are left out first. If this leaves fewer than `least` completions, or fewer than 2,
-    no completion of the prompt has a score. `missing`: if a judge's rating of an aspect is still missing, ignore that
-    judge's ratings of the aspect for the whole prompt, or drop the prompt.
-
-    Raises BadInput if these aspects don't give this score, ValueError if columns and weights don't fit.
+    Raises BadInput if `by` is `overall` and there is no such aspect, or `by` is `mean` and no aspect has a weight above
+    0. Raises ValueError if columns and weights don't fit.
     """
     weights = _weights(columns, by)
     lacks = np.isnan(columns.ratings) & (weights > 0)
@@ -279,8 +301,9 @@ def _mean(rows: int, columns: Iterable[tuple[Floats, float]]) -> Floats:
 
 
 def _weights(columns: RatingColumns, by: Literal["mean", "overall"]) -> Floats:
-    """Return per column the weight of its aspect in the score, 0 if the score doesn't use the aspect. Raises the same
-    errors as compute_scores."""
+    """Return per column the weight of its aspect in the score, 0 if the score doesn't use the aspect. Raises BadInput
+    if `by` is `overall` and there is no such aspect, or `by` is `mean` and no aspect has a weight above 0. Raises
+    ValueError if columns and weights don't fit."""
     _check(columns.aspects, columns.weights, "weights", all(0 <= weight < np.inf for weight in columns.weights))
     _check(columns.judges, columns.judge_weights, "judge_weights", all(0 < w < np.inf for w in columns.judge_weights))
     if len(set(zip(columns.aspects, columns.judges, strict=True))) != len(columns.aspects):

@@ -1,14 +1,21 @@
 """Plan the completions of a prompt: by which models, with which principles and sampling seeds. Pure.
 
-A slot is one planned completion. The candidates for a prompt's slots are all samples of all models in the pool. Each
-candidate has a draw key, (seed, prompt, model, sample). Hashes of the draw key give its rank, principle and sampling
-seed. The `per_prompt` candidates with the lowest ranks get the slots. So each sample of a model that is added to the
-pool replaces at most one completion of a prompt; all others keep their model, principle, seed and key.
+- A *slot* is one planned completion.
+- A *sample* of a model is one of the completions that the model may write for a prompt.
+- The *candidates* for a prompt's slots are all samples of all models in the pool.
+- The *draw key* of a candidate is (seed, prompt, model, sample). Hashes of the draw key give the candidate's rank,
+  principle and sampling seed.
 
-A model may be in the pool several times, with different settings. Then the draw keys of all but its first entry also
-contain the settings, since equal draw keys would give equal ranks, principles and seeds. The entries are sorted by
-sampling settings, then by `system`. If a new entry becomes the first, it gets the draw key without settings, and so the
-slots of the former first entry.
+The `per_prompt` candidates with the lowest ranks get the slots. So each sample of a model that is added to the pool
+replaces at most one completion of a prompt. All other completions keep their model, principle, seed and key.
+
+A model may be in the pool several times, with different settings:
+
+- The entries of a model are sorted by sampling settings, then by `system`.
+- The draw keys of all but the first entry also contain the settings. Without them, equal draw keys would give equal
+  ranks, principles and seeds.
+- If a new entry becomes the first, it gets the draw key without settings. So it gets the slots of the former first
+  entry.
 """
 
 from collections.abc import Mapping, Sequence
@@ -44,10 +51,14 @@ REPEATED_MODEL_VERSION = 2  # the same for pools that have a model with several 
 class PoolModel:
     """A model of the pool, with the settings that plans depend on (host and price are not among them).
 
-    `identity`: the model's identity as the pipeline file declares it. `other`: a suffix of the identity if the server
-    now loads other files than it first served under the name; else empty. It changes completion keys, but not what is
-    drawn for a completion. `samples`: how many completions of one prompt the model may write. `system`: how system
-    turns are sent (see sent_messages).
+    name: its name in the pipeline file.
+    identity: which model it is by the pipeline file: its name at the provider, with the revision if there is one.
+    sampling: temperature, top_p, max_tokens and so on.
+    samples: how many completions of one prompt the model may write.
+    system: whether the principle and the prompt's own system turn are sent as a system turn (`role`) or before the
+        first user turn (`fold_into_user`); `none` does the latter without the principle.
+    other: "", or a suffix of the identity if the server now loads other files than it first served under the name. It
+        changes completion keys, but not what is drawn for a completion.
     """
 
     # plan_digest() hashes these fields by name
@@ -67,9 +78,11 @@ class PoolModel:
 
 @dataclass(frozen=True, slots=True)
 class Principles:
-    """A principles file: pools of system prompts, and for each source the probability of each pool (summing to 1).
+    """The content of a principles file. A principle is a system prompt that is drawn for a completion.
 
-    `default` has the probabilities for sources that aren't in `sources`.
+    pools: lists of system prompts, by name of the list (the pool).
+    sources: by source of prompts, the probability of each pool; the probabilities sum to 1.
+    default: the probability of each pool for sources that aren't in `sources`.
     """
 
     # plan_digest() hashes these fields by name
@@ -144,9 +157,11 @@ def sent_messages(prompt: Prompt, principle: Principle | None, system: SystemMod
     """Return the turns that are sent to a model: the prompt's, with the principle joined to the prompt's own system
     turn.
 
-    `system` says where the joined text goes: `role` sends it as a system turn; `fold_into_user` puts it before the
-    first user turn, for chat templates that refuse a system turn. `none` drops the principle, and puts the prompt's own
-    system turn before the first user turn.
+    `system` says where the joined text goes:
+
+    - `role`: it is sent as a system turn.
+    - `fold_into_user`: it is put before the first user turn, for chat templates that refuse a system turn.
+    - `none`: the principle is dropped; the prompt's own system turn is put before the first user turn.
     """
     own = prompt.messages[0].content if prompt.messages[0].role == "system" else None
     turns = prompt.messages[1:] if own is not None else prompt.messages
@@ -195,11 +210,14 @@ def provided_slots(prompt_id: str, completions: Sequence[tuple[str, str]]) -> tu
 def plan_slots(
     prompt: Prompt, pool: Sequence[PoolModel], per_prompt: int, principles: Principles | None, seed: int
 ) -> tuple[Slot, ...]:
-    """Plan the completions of a prompt, and return their slots, `per_prompt` in number.
+    """Plan the completions of a prompt, and return their slots (the planned completions), `per_prompt` in number.
 
-    The candidates are all samples of all models; those with the lowest hashes get the slots, lowest first (see the
-    module). The order of the pool doesn't matter. Raises BadInput if the models have fewer than `per_prompt` samples in
-    all.
+    pool: the models that may write completions; their order doesn't matter.
+    principles: system prompts to draw from; None: no principle is drawn.
+    seed: for all draws.
+
+    The candidates are all samples of all models; those with the lowest hashes get the slots, lowest first. Raises
+    BadInput if the models have fewer than `per_prompt` samples in all.
     """
     candidates: list[tuple[PoolModel, int, DrawKey]] = [
         (model, sample, (seed, prompt.prompt_id, model.identity, sample, *settings))
@@ -214,10 +232,11 @@ def plan_slots(
 
 @lru_cache(maxsize=8)
 def _with_settings(pool: tuple[PoolModel, ...]) -> list[tuple[PoolModel, tuple[str, ...]]]:
-    """Return each entry of the pool with what its settings add to its draw key (see the module).
+    """Return each entry of the pool with what its settings add to its draw key. Hashes of a draw key decide which
+    completions are planned, and with which principle and seed.
 
-    This is nothing for the first entry of each identity (sorted by sampling settings, then `system`), and a digest of
-    the settings for the others. So the draws of the first entry stay the same when an entry is added after it.
+    The first entry of each identity (sorted by sampling settings, then `system`) adds nothing. Every other entry adds a
+    digest of its settings. So the draws of the first entry stay the same when an entry is added after it.
     """
     first: dict[str, PoolModel] = {}
     for model in sorted(pool, key=lambda entry: (repr(entry.sampling), entry.system)):
